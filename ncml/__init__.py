@@ -1,0 +1,37 @@
+"""ncml: exact likelihoods, out-of-distribution scores and pictures from a noise conditional pixel network.
+
+>>> import ncml
+>>> model = ncml.load("models/cifar10")
+>>> model.score(images)[0].bpd
+>>> model.generate(4, classes="cat", seeds=7)
+>>> model.complete(half, keep="top")
+
+This package knows no HTTP, no Redis and no RQ. Importing it imports no torch: `load` does, on first use.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from ncml.errors import InputError, ModelError, NcmlError, NotAnImage, TooLarge, TrainingError
+
+if TYPE_CHECKING:
+    from ncml.model import Model, Score, load
+
+__all__ = [
+    "InputError",
+    "Model",
+    "ModelError",
+    "NcmlError",
+    "NotAnImage",
+    "Score",
+    "TooLarge",
+    "TrainingError",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in {"Model", "Score", "load"}:
+        from ncml import model
+
+        return getattr(model, name)
+    raise AttributeError(f"module 'ncml' has no attribute {name!r}")
