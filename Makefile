@@ -1,0 +1,47 @@
+# `make serve` and `make test` do all the set-up; `make help` lists the rest.
+PYTHON ?= python3
+BIN    := .venv/bin
+READY  := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test lint bench bench-sampler bench-worker bench-service storm screenshots clean
+
+help:           ## this list
+	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "ncml needs Python 3.11 or newer; name one, for example: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+# A torch that is in .venv already is kept: pip changes nothing that fits the range.
+$(READY): pyproject.toml requirements.lock | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check -c requirements.lock -e '.[all]'
+	@touch $@
+
+serve: $(READY) ## the service, its queue and its workers on http://localhost:8000 (PORT=... for another)
+	@exec $(BIN)/ncml serve
+
+test: $(READY)  ## the whole test suite
+	$(BIN)/python -m pytest
+
+lint: $(READY)  ## ruff, pyright and the contracts between the rooms
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+bench: bench-sampler bench-worker bench-service ## every benchmark
+
+bench-sampler bench-worker bench-service: bench-%: $(READY)
+	$(BIN)/python benchmarks/$*.py
+
+storm: $(READY) ## the fault suite in its long form
+	$(BIN)/python -m pytest -m slow tests/flow
+
+screenshots: $(READY) ## pictures of the web page
+	$(BIN)/python docs/screenshots.py
+
+clean:          ## all that is built here, .venv included
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
