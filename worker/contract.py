@@ -1,0 +1,364 @@
+"""What crosses the queue: job specifications, results, states, progress, model descriptors. JSON through pydantic.
+
+Knows no RQ, no Redis, no torch and no numpy. Pictures are raw uint8 HWC RGB bytes (row-major, values 0..255) at the
+model's size; in JSON they are base64. Every model here is frozen and refuses unknown fields, so a payload of another
+version fails with a sentence instead of being half understood.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Literal, Self, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+
+MAX_IMAGES = 64
+"""The most images that one request may bring or ask for; a worker with a smaller batch works in chunks."""
+
+MAX_SEED = 2**53 - 1
+"""The largest seed: the largest integer that every JSON reader keeps exactly."""
+
+MAX_STEPS = 1000
+"""The most solver steps that one request may ask for."""
+
+
+class Lane(StrEnum):
+    """The kind of work that one engine does: quick scores never stand behind slow drawings."""
+
+    SCORE = "score"
+    GENERATE = "generate"
+
+
+class Task(StrEnum):
+    """What a job asks for."""
+
+    SCORE = "score"
+    GENERATE = "generate"
+    COMPLETE = "complete"
+
+    @property
+    def lane(self) -> Lane:
+        """The lane whose workers do this task."""
+        return Lane.SCORE if self is Task.SCORE else Lane.GENERATE
+
+
+class Priority(StrEnum):
+    """Within a lane every waiting job of a higher priority is claimed first. Members are in that order."""
+
+    HIGH = "high"
+    NORMAL = "normal"
+    LOW = "low"
+
+
+class JobStatus(StrEnum):
+    """Where a job stands; each job reaches exactly one terminal state, once."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELED = "canceled"
+    EXPIRED = "expired"
+
+    @property
+    def is_terminal(self) -> bool:
+        """True when the job will never change again."""
+        return self not in {JobStatus.QUEUED, JobStatus.RUNNING}
+
+
+def queue_name(lane: Lane, priority: Priority) -> str:
+    """The queue of a lane and a priority: `ncml:{lane}:{priority}`."""
+    return f"ncml:{lane}:{priority}"
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="strings"
+    )
+
+
+class Pixels(_Message):
+    """One picture: `data` holds height * width * 3 bytes, uint8 HWC RGB in row-major order."""
+
+    height: int = Field(ge=1, le=4096)
+    width: int = Field(ge=1, le=4096)
+    data: bytes
+
+    @model_validator(mode="after")
+    def _size(self) -> Self:
+        if len(self.data) != self.height * self.width * 3:
+            raise ValueError(
+                f"data has {len(self.data)} bytes; {self.height} x {self.width} RGB needs "
+                f"{self.height * self.width * 3}"
+            )
+        return self
+
+
+class _Job(_Message):
+    """What every job says."""
+
+    model: str = Field(min_length=1, max_length=200, description="name of the model folder")
+    version: str | None = Field(None, description="64 hex digits; None: the version being served when the job starts")
+    priority: Priority = Priority.NORMAL
+    request_id: str = Field("", max_length=200, description="the HTTP request that this job came from, for logs")
+    timeout_s: float = Field(600.0, gt=0, le=86_400, description="a job running longer fails")
+    start_within_s: float = Field(3600.0, gt=0, le=86_400, description="a job not started by then expires")
+
+
+class ScoreJob(_Job):
+    """Bits per dimension of each image."""
+
+    task: Literal[Task.SCORE] = Task.SCORE
+    images: tuple[Pixels, ...] = Field(min_length=1, max_length=MAX_IMAGES)
+    class_name: str | None = Field(None, description="None: the null class")
+    noise: float = Field(0.0, ge=0, allow_inf_nan=False, description="grey levels; 0 is the clean image")
+    map: bool = Field(False, description="also return bits/dim for each pixel")
+
+    @model_validator(mode="after")
+    def _one_shape(self) -> Self:
+        if len({(image.height, image.width) for image in self.images}) > 1:
+            raise ValueError("images differ in size; all images of one job have the model's size")
+        return self
+
+    @property
+    def n(self) -> int:
+        """How many images this job adds to a batch."""
+        return len(self.images)
+
+
+class _PictureJob(_Job):
+    """What generation and completion share. Image i of the job uses `seed + i`."""
+
+    n: int = Field(1, ge=1, le=MAX_IMAGES)
+    class_name: str | None = Field(None, description="None: no class")
+    seed: int = Field(0, ge=0, le=MAX_SEED)
+    noise: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="starting noise in grey levels; None: the model's; 0: direct"
+    )
+    steps: int | None = Field(None, ge=1, le=MAX_STEPS, description="solver steps; None: the solver's default")
+    solver: str | None = Field(None, max_length=64, description="None: the model's default solver")
+
+    @model_validator(mode="after")
+    def _seeds_fit(self) -> Self:
+        if self.seed + self.n - 1 > MAX_SEED:
+            raise ValueError(f"seed + n - 1 exceeds {MAX_SEED}; choose a smaller seed")
+        return self
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seed of each image."""
+        return tuple(range(self.seed, self.seed + self.n))
+
+
+class GenerateJob(_PictureJob):
+    """Draw n new images."""
+
+    task: Literal[Task.GENERATE] = Task.GENERATE
+
+
+class CompleteJob(_PictureJob):
+    """Fill in the unknown half of `image` (a canvas of the model's size, whose unknown half is ignored) n times."""
+
+    task: Literal[Task.COMPLETE] = Task.COMPLETE
+    image: Pixels
+    keep: Literal["top", "bottom", "left", "right"] = "top"
+
+
+PictureJob: TypeAlias = GenerateJob | CompleteJob
+Job: TypeAlias = ScoreJob | GenerateJob | CompleteJob
+JOB: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="task")])
+"""Reads and writes any job: `JOB.validate_json(text)`, `JOB.dump_json(job)`."""
+
+
+def batch_key(job: Job) -> str:
+    """What two jobs must share to be computed in one batch: task, model, version, shape and sampler settings.
+
+    Classes, seeds, priorities and pictures differ freely within a batch.
+    """
+    parts: list[object] = [job.task, job.model, job.version or "current"]
+    match job:
+        case ScoreJob():
+            parts += [job.images[0].height, job.images[0].width, job.noise, "map" if job.map else "-"]
+        case GenerateJob():
+            parts += [job.noise, job.steps, job.solver]
+        case CompleteJob():
+            parts += [job.image.height, job.image.width, job.keep, job.noise, job.steps, job.solver]
+    return "|".join("-" if part is None else str(part) for part in parts)
+
+
+class ModelRef(_Message):
+    """A model and the version that did the work."""
+
+    name: str
+    version: str
+
+
+class Timing(_Message):
+    """Where the time of a job went."""
+
+    queue_s: float = Field(description="from submission to the start of its last attempt, in seconds")
+    compute_s: float | None = Field(None, description="in the engine, in seconds; None while unfinished")
+    batch_size: int | None = Field(None, description="images in the largest batch that it was computed in")
+
+
+class Ood(_Message):
+    """The verdict of a calibrated model. `score` is higher, `p_value` smaller, for an image that belongs less."""
+
+    statistic: str
+    score: float
+    p_value: float
+    threshold: float
+    is_ood: bool
+
+
+class Score(_Message):
+    """The likelihood of one image."""
+
+    bpd: float = Field(description="bits per dimension")
+    log_likelihood: float = Field(description="nats per image")
+    ood: Ood | None = Field(None, description="None until the model is calibrated")
+    map: bytes | None = Field(None, description="height * width little-endian float32, row-major: bits/dim per pixel")
+
+
+class Pictures(_Message):
+    """n pictures that lie in a blob for a while: uint8, n * height * width * 3 bytes, NHWC, row-major."""
+
+    blob: str = Field(description="pass it to JobQueue.blob; past its time to live that returns None")
+    n: int
+    height: int
+    width: int
+
+
+class ScoreResult(_Message):
+    """The answer to a ScoreJob; `results[i]` belongs to `images[i]`."""
+
+    task: Literal[Task.SCORE] = Task.SCORE
+    model: ModelRef
+    results: tuple[Score, ...]
+    timing: Timing
+
+
+class PictureResult(_Message):
+    """The answer to a GenerateJob or a CompleteJob; picture i was drawn with `seeds[i]`."""
+
+    task: Literal[Task.GENERATE, Task.COMPLETE]
+    model: ModelRef
+    pictures: Pictures
+    seeds: tuple[int, ...]
+    timing: Timing
+
+
+Result: TypeAlias = ScoreResult | PictureResult
+RESULT: TypeAdapter[Result] = TypeAdapter(Annotated[Result, Field(discriminator="task")])
+"""Reads and writes any result."""
+
+
+class Progress(_Message):
+    """How far a running job is. For a job cut into chunks, `done` of its `n` images are already finished."""
+
+    stage: str = Field(description='"score", "noisy_sampling" or "refine"')
+    step: int
+    total: int
+    done: int = 0
+    n: int = 1
+    preview: Pictures | None = Field(None, description="the pictures as they look now; the blob is overwritten")
+
+
+class JobError(_Message):
+    """Why a job did not succeed, in one sentence for the user."""
+
+    field: str | None = Field(None, description="the parameter at fault, as the user knows it; None: none of them")
+    detail: str
+    reason: Literal["input", "model", "timeout", "canceled", "expired", "engine", "worker"]
+
+
+class JobView(_Message):
+    """What anyone may see of a job."""
+
+    id: str
+    status: JobStatus
+    task: Task
+    model: ModelRef | None = Field(description="None until the job has started, unless it asked for a version")
+    model_name: str
+    priority: Priority
+    request_id: str
+    n: int
+    created_at: float = Field(description="seconds since 1970, as are the next two")
+    started_at: float | None = None
+    ended_at: float | None = None
+    timing: Timing | None = None
+    progress: Progress | None = None
+    error: JobError | None = None
+
+
+class Event(_Message):
+    """One entry of a job's progress stream. The entry whose `status` is terminal is the last."""
+
+    id: str = Field(description="resumes the stream: pass it as `after`")
+    kind: Literal["status", "progress"]
+    status: JobStatus | None = None
+    progress: Progress | None = None
+    error: JobError | None = None
+
+
+class Preprocessing(_Message):
+    """How pictures are brought to the model's size; quoted by calibrations."""
+
+    name: str
+    version: int
+
+
+class Calibration(_Message):
+    """What the OOD verdicts of a model rest on."""
+
+    version: str = Field(description="digest of the calibration file")
+    statistic: str
+    threshold: float
+    detail: dict[str, float | str] = {}
+
+
+class ModelDescriptor(_Message):
+    """What a worker says about a model that it serves."""
+
+    name: str
+    version: str
+    height: int
+    width: int
+    classes: tuple[str, ...] = Field(description="() for a model without classes")
+    noise: float = Field(description="grey levels at T: the largest starting noise, and the default")
+    keeps: tuple[Literal["top", "bottom", "left", "right"], ...] = Field(description="halves it completes exactly")
+    solver: str = Field(description="the default solver")
+    solvers: dict[str, int] = Field(description="every solver and its default number of steps")
+    preprocessing: Preprocessing
+    calibration: Calibration | None = None
+    metrics: dict[str, float] = {}
+    card: str = Field("", description="markdown")
+
+
+class WorkerState(StrEnum):
+    """What a worker process is doing."""
+
+    LOADING = "loading"
+    IDLE = "idle"
+    BUSY = "busy"
+    DRAINING = "draining"
+
+
+class WorkerInfo(_Message):
+    """A live worker, as published in Redis with a time to live."""
+
+    name: str
+    lanes: tuple[Lane, ...]
+    state: WorkerState
+    device: str
+    max_batch: int
+    models: tuple[ModelRef, ...]
+    started_at: float
+    seen_at: float
+
+
+class QueueDepth(_Message):
+    """How much waits in one queue."""
+
+    lane: Lane
+    priority: Priority
+    depth: int
+    oldest_age_s: float = Field(description="0 for an empty queue")
