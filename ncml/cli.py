@@ -1,0 +1,380 @@
+"""The command line: one function for each command, parsed by tyro from its signature and docstring.
+
+Other rooms lend commands through the entry point group `ncml.commands`, so this module imports none of them.
+torch is imported inside commands only: `ncml --help` answers at once. Results go to standard output, progress
+and errors to standard error. A mistake of the user's is one line and exit status 2, never a traceback.
+"""
+
+import contextlib
+import difflib
+import functools
+import io
+import itertools
+import json
+import os
+import re
+import secrets
+import sys
+import time
+from collections.abc import Callable, Generator, Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from tyro.conf import Positional, arg
+
+from ncml import images
+from ncml.errors import InputError, ModelError, NcmlError
+
+if TYPE_CHECKING:
+    from ncml.model import Model
+
+BATCH = 64
+"""Pictures scored in one call of the model."""
+PATIENCE_S = 2.0
+"""What takes longer shows a progress bar."""
+MAX_SEED = 2**53 - 1
+
+ModelOption = Annotated[str, arg(aliases=("-m",), metavar="NAME|PATH")]
+ClassOption = Annotated[str | None, arg(name="class", metavar="NAME", help_behavior_hint="(default: none)")]
+NoiseOption = Annotated[float | None, arg(metavar="LEVELS", help_behavior_hint="(default: the model's)")]
+StepsOption = Annotated[int | None, arg(help_behavior_hint="(default: the solver's)")]
+SeedOption = Annotated[int | None, arg(help_behavior_hint="(default: drawn)")]
+SolverOption = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: the model's)")]
+CountOption = Annotated[int, arg(name="number", aliases=("-n",))]
+OutOption = Annotated[Path, arg(name="output", aliases=("-o",))]
+JsonOption = Annotated[bool, arg(name="json")]
+
+
+def score(
+    files: Annotated[Positional[tuple[Path, ...]], arg(metavar="FILE...", help_behavior_hint="")],
+    /,
+    *,
+    model: ModelOption = "cifar10",
+    class_: ClassOption = None,
+    noise: float = 0.0,
+    device: str = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Tell how likely pictures are under a model: exact bits per dimension and nats.
+
+    Args:
+        files: Pictures to score: PNG, JPEG, WebP, BMP, TIFF or GIF.
+        model: Name or folder of the model.
+        class_: Condition on this class.
+        noise: Noise level at which to score, in grey levels.
+        device: Where to compute: cpu, cuda or cuda:N.
+        as_json: Print JSON.
+    """
+    if not files:
+        raise InputError("files", "no picture is named: ncml score FILE...")
+    m = load(model, device)
+    rows: list[dict[str, Any]] = []
+    with progress_bar() as bar:
+        for start in range(0, len(files), BATCH):
+            some = files[start : start + BATCH]
+            stack = [images.fit(images.open_image(path, field=str(path)), m.height, m.width) for path in some]
+            scores = m.score(stack, classes=class_, noise=noise)
+            rows += [
+                {"file": str(path), "bpd": s.bpd, "log_likelihood": s.log_likelihood}
+                for path, s in zip(some, scores, strict=True)
+            ]
+            bar("score", len(rows), len(files))
+    if as_json:
+        print_json({"model": identity(m), "results": rows})
+    else:
+        for row in rows:
+            print(f"{row['bpd']:8.4f} bits/dim  {row['log_likelihood']:12.2f} nats  {row['file']}")
+
+
+def generate(
+    *,
+    output: OutOption,
+    number: CountOption = 1,
+    class_: ClassOption = None,
+    seed: SeedOption = None,
+    noise: NoiseOption = None,
+    steps: StepsOption = None,
+    solver: SolverOption = None,
+    model: ModelOption = "cifar10",
+    device: str = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Draw new pictures and write them as one PNG, a grid when there are several.
+
+    Args:
+        output: The PNG file to write.
+        number: How many pictures.
+        class_: Draw this class.
+        seed: Seed of the first picture; the i-th after it uses seed + i.
+        noise: Noise level to start from, in grey levels; 0 draws directly.
+        steps: Refinement steps.
+        solver: Refinement solver.
+        model: Name or folder of the model.
+        device: Where to compute: cpu, cuda or cuda:N.
+        as_json: Print JSON.
+    """
+    check_writable(output)
+    m = load(model, device)
+    seed = first_seed(seed, number)
+    with progress_bar() as bar:
+        pictures = m.generate(
+            number, classes=class_, seeds=seed, noise=noise, steps=steps, solver=solver, callback=step_of(bar)
+        )
+    write(pictures, output, m, seed, as_json)
+
+
+def complete(
+    file: Annotated[Positional[Path], arg(metavar="FILE")],
+    /,
+    *,
+    output: OutOption,
+    keep: Literal["top", "bottom", "left", "right"] | None = None,
+    number: CountOption = 1,
+    class_: ClassOption = None,
+    seed: SeedOption = None,
+    noise: NoiseOption = None,
+    steps: StepsOption = None,
+    solver: SolverOption = None,
+    model: ModelOption = "cifar10",
+    device: str = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Complete half a picture and write the whole as PNG, a grid when several variants are asked for.
+
+    Args:
+        file: Half a picture, or a whole one of which one half is kept.
+        output: The PNG file to write.
+        keep: The half that is known; by default what the picture says, else the top.
+        number: How many variants.
+        class_: Complete towards this class.
+        seed: Seed of the first variant; the i-th after it uses seed + i.
+        noise: Noise level to start from, in grey levels; 0 draws directly.
+        steps: Refinement steps.
+        solver: Refinement solver.
+        model: Name or folder of the model.
+        device: Where to compute: cpu, cuda or cuda:N.
+        as_json: Print JSON.
+    """
+    check_writable(output)
+    m = load(model, device)
+    canvas, known = images.half_canvas(file, m.height, m.width, keeps=m.keeps, keep=keep, field=str(file))
+    seed = first_seed(seed, number)
+    with progress_bar() as bar:
+        pictures = m.complete(
+            canvas,
+            keep=known,
+            n=number,
+            classes=class_,
+            seeds=seed,
+            noise=noise,
+            steps=steps,
+            solver=solver,
+            callback=step_of(bar),
+        )
+    write(pictures, output, m, seed, as_json, keep=known)
+
+
+def models(*, as_json: JsonOption = False) -> None:
+    """List the models that can be named: those of NCML_MODELS, of ./models, and those shipped with ncml.
+
+    Args:
+        as_json: Print JSON.
+    """
+    found = [
+        identity(m)
+        | {
+            "folder": str(folder),
+            "height": m.height,
+            "width": m.width,
+            "classes": list(m.classes),
+            "noise": m.noise,
+            "keeps": list(m.keeps),
+            "metrics": m.metrics,
+        }
+        for folder in model_folders()
+        for m in [load(str(folder), "cpu")]
+    ]
+    if as_json:
+        print_json({"models": found})
+    elif not found:
+        print("no model found in", os.pathsep.join(map(str, search_path())))
+    else:
+        for m in found:
+            measured = "  ".join(f"{name} {value:g}" for name, value in m["metrics"].items())
+            print(f"{m['name']}  {m['version'][:12]}  {m['height']}x{m['width']}  {measured}  {m['folder']}")
+            if m["classes"]:
+                print("  classes:", ", ".join(m["classes"]))
+
+
+COMMANDS: tuple[Callable[..., Any], ...] = (score, generate, complete, models)
+
+
+def search_path() -> list[Path]:
+    """Folders that hold model folders, first wins: NCML_MODELS, ./models, and the one shipped beside this package."""
+    named = [Path(part) for part in os.environ.get("NCML_MODELS", "").split(os.pathsep) if part]
+    return [*named, Path("models"), Path(__file__).resolve().parent.parent / "models"]
+
+
+def model_folders() -> list[Path]:
+    """Every model folder of the search path; of one name only the first."""
+    folders: dict[str, Path] = {}
+    for place in search_path():
+        for config in sorted(place.glob("*/config.json")):
+            folders.setdefault(config.parent.name, config.parent)
+    return list(folders.values())
+
+
+def load(model: str, device: str) -> "Model":
+    """Load a model by name or folder; raises `ModelError` with the nearest name on a typo."""
+    import ncml
+
+    known = {folder.name: folder for folder in model_folders()}
+    folder = known.get(model) or Path(model)
+    if not folder.is_dir():
+        raise ModelError(f"there is no model {model!r}{suggestion(model, list(known))}")
+    return ncml.load(folder, device=device)
+
+
+def identity(model: "Model") -> dict[str, Any]:
+    """Name and version of a model, as results quote them."""
+    return {"name": model.name, "version": model.version}
+
+
+def first_seed(seed: int | None, number: int) -> int:
+    """The seed asked for, or one drawn so that the following `number` are seeds too."""
+    return secrets.randbelow(MAX_SEED - number) if seed is None and 0 < number < MAX_SEED else seed or 0
+
+
+def check_writable(output: Path) -> None:
+    """Refuse an output before minutes are spent on it."""
+    if output.suffix.lower() != ".png":
+        raise InputError("output", f"{output} does not end in .png: pictures are written as PNG")
+    if output.is_dir() or not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
+        raise InputError("output", f"{output} cannot be written: its folder does not exist or is read-only")
+
+
+def write(pictures: Any, output: Path, model: "Model", seed: int, as_json: bool, **facts: str) -> None:
+    """Write uint8 (n, H, W, 3) as one PNG and say where, and with which seeds."""
+    output.write_bytes(images.to_png(images.grid(pictures)))
+    if as_json:
+        seeds = list(range(seed, seed + len(pictures)))
+        print_json({"model": identity(model), "file": str(output), "seeds": seeds} | facts)
+    else:
+        print(f"{output}  (seed {seed})")
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    print(json.dumps(value, indent=2))
+
+
+@contextlib.contextmanager
+def progress_bar() -> Generator[Callable[[str, int, int], None]]:
+    """A function of (stage, done, total) that draws a bar on a terminal once `PATIENCE_S` have passed."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    begun = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        bar: Progress | None = None
+        tasks: dict[str, Any] = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            nonlocal bar
+            if bar is None and time.monotonic() - begun >= PATIENCE_S:
+                bar = stack.enter_context(Progress(console=Console(stderr=True), transient=True))
+            if bar is not None:
+                if stage not in tasks:
+                    tasks[stage] = bar.add_task(stage.replace("_", " "), total=total)
+                bar.update(tasks[stage], completed=done, total=total)
+
+        yield show
+
+
+def step_of(bar: Callable[[str, int, int], None]) -> Callable[[Any], None]:
+    """The sampler's callback that feeds a progress bar."""
+    return lambda progress: bar(progress.stage, progress.step, progress.total)
+
+
+def suggestion(word: str, known: Sequence[str]) -> str:
+    """The end of a sentence that says that `word` is none of `known`."""
+    nearest = difflib.get_close_matches(word, known, n=1)
+    if nearest:
+        return f": did you mean {nearest[0]}?"
+    return f": choose from {', '.join(known)}" if known else ": none is installed"
+
+
+def parse(arguments: Sequence[str]) -> Callable[[], int | None]:
+    """The command that the arguments ask for, ready to run; raises `InputError` on a mistake, SystemExit for help."""
+    commands = {command.__name__: command for command in COMMANDS}
+    lent = {point.name: point for point in entry_points(group="ncml.commands")}
+    named = next((a for a in arguments if not a.startswith("-")), None)
+    if named is not None and named not in commands.keys() | lent.keys():
+        raise InputError("command", f"there is no command {named!r}{suggestion(named, [*commands, *lent])}")
+    if named not in commands:  # lent commands are imported only where they are shown or run
+        commands |= {name: point.load() for name, point in lent.items() if named in (None, name)}
+    app = tyro.extras.SubcommandApp()
+    for name, command in commands.items():
+        app.command(name=name)(_deferred(command))
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return app.cli(
+                prog="ncml",
+                description="Exact likelihoods and pictures from a noise conditional pixel network.",
+                args=arguments,
+                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
+            )
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise InputError("arguments", one_line(said.getvalue())) from None
+
+
+def _deferred(command: Callable[..., Any]) -> Callable[..., functools.partial[Any]]:
+    """The command with its arguments bound rather than run, so that parsing ends before work begins."""
+
+    @functools.wraps(command)
+    def bound(*args: Any, **kwargs: Any) -> functools.partial[Any]:
+        return functools.partial(command, *args, **kwargs)
+
+    return bound
+
+
+def one_line(box: str) -> str:
+    """The box that tyro draws for an error as one line: what is wrong, and the nearest spelling where it knows one."""
+    lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
+    sections = [list(part) for rule, part in itertools.groupby(lines, lambda line: not line.strip("─")) if not rule]
+    said = [" ".join(part) for part in sections if "helptext" not in part[0]]
+    return re.sub(r" in ncml .*", "", ". ".join(said))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    try:
+        return parse(sys.argv[1:] if arguments is None else arguments)() or 0
+    except NcmlError as error:
+        return _fail(str(error))
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except ModuleNotFoundError as error:
+        extra = {"torch": "worker", "safetensors": "worker", "datasets": "train"}.get(error.name or "")
+        if extra is None:
+            raise
+        return _fail(f"{error.name} is not installed: pip install 'ncml[{extra}]'")
+    except KeyboardInterrupt:
+        return 130
+
+
+def _fail(sentence: str) -> int:
+    print(f"ncml: {' '.join(sentence.split())}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
