@@ -92,13 +92,16 @@ def _die_with_parent(signum: int) -> Callable[[], None] | None:
 class Supervisor:
     """Starts the children in their order, restarts what dies, and stops all of them in reverse.
 
-    `say` gets one line for each thing worth knowing. `directory` holds the lock and the record of children.
+    `say` gets one line for each thing worth knowing. `directory` holds the record of children.
     """
 
-    def __init__(self, stages: list[list[Child]], directory: Path, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, stages: list[list[Child]], directory: Path, say: Callable[[str], None], grace_s: float = STOP_GRACE_S
+    ) -> None:
         self.stages = stages
         self.record = directory / "children.json"
         self.say = say
+        self.grace_s = grace_s
         self.stopping = threading.Event()
 
     @property
@@ -138,9 +141,12 @@ class Supervisor:
         self.stopping.set()
 
     def stop(self) -> None:
-        """Stop the stages last to first: each is asked, given `STOP_GRACE_S`, then killed with its descendants."""
+        """Stop the stages last to first: each is asked, given `grace_s`, then killed with its descendants."""
         for stage in reversed(self.stages):
-            end([psutil.Process(child.process.pid) for child in stage if child.process and child.running()])
+            end(
+                [psutil.Process(child.process.pid) for child in stage if child.process and child.running()],
+                self.grace_s,
+            )
             for child in stage:
                 if child.process:
                     child.process.wait()

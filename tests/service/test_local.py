@@ -73,8 +73,7 @@ def test_a_child_that_refuses_its_setup_ends_the_stack(tmp_path: Path) -> None:
         supervisor.tend()
 
 
-def test_stop_goes_stage_by_stage_and_leaves_no_descendant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "STOP_GRACE_S", 5.0)
+def test_stop_goes_stage_by_stage_and_leaves_no_descendant(tmp_path: Path) -> None:
     journal = tmp_path / "journal"
     polite = python(
         "import signal, sys, time\n"
@@ -88,13 +87,12 @@ def test_stop_goes_stage_by_stage_and_leaves_no_descendant(tmp_path: Path, monke
     )
     first, second = Child("first", [*polite, "1"]), Child("second", [*polite, "2"])
     third = Child("stubborn one", stubborn)
-    supervisor = Supervisor([[first], [second, third]], tmp_path, print)
+    supervisor = Supervisor([[first], [second, third]], tmp_path, print, grace_s=1.0)
     supervisor.tend()
     me = psutil.Process()
     until(lambda: len(me.children(recursive=True)) >= 4)
     family = me.children(recursive=True)
     time.sleep(1)  # signal handlers in place
-    local.end([psutil.Process(third.process.pid)], grace_s=0.5)  # type: ignore[union-attr]
     supervisor.stop()
     assert journal.read_text() == "21"
     assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
