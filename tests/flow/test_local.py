@@ -1,0 +1,145 @@
+"""`ncml serve` as a person runs it, all of it real; and what is left when it ends or is killed."""
+
+import contextlib
+import io
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx2
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+SERVE = [sys.executable, "-m", "ncml.cli", "serve", "--port", "0"]
+
+
+class Stack:
+    """One running `ncml serve`."""
+
+    def __init__(self, environment: dict[str, str], log: Path) -> None:
+        with log.open("w") as stderr:
+            self.process = subprocess.Popen(
+                SERVE,
+                env=os.environ | environment,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                start_new_session=True,
+            )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        found = re.match(r"ncml is ready on (http://localhost:\d+) ", line)
+        assert found, f"{line!r}\n{log.read_text()}"
+        self.url = found[1]
+
+    @property
+    def family(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def score(self) -> httpx2.Response:
+        picture = io.BytesIO()
+        Image.fromarray(np.full((32, 32, 3), 77, np.uint8)).save(picture, "PNG")
+        return httpx2.post(f"{self.url}/score", files={"image": ("grey.png", picture.getvalue())}, timeout=60)
+
+    def interrupt(self) -> int:
+        os.kill(self.process.pid, signal.SIGINT)
+        status = self.process.wait(40)
+        self.close()
+        return status
+
+    def close(self) -> None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in [*self.family, psutil.Process(self.process.pid)]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+        self.process.communicate()
+
+
+def until(condition: Callable[[], object], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "what was waited for did not happen"
+        time.sleep(0.05)
+
+
+def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.fixture
+def start(tmp_path: Path, model_folder: Path) -> Iterator[Callable[[], Stack]]:
+    environment = {"NCML_DATA_DIR": str(tmp_path / "state"), "NCML_MODELS": str(model_folder.parent)}
+    stacks: list[Stack] = []
+
+    def begin() -> Stack:
+        stacks.append(Stack(environment, tmp_path / f"log{len(stacks)}"))
+        return stacks[-1]
+
+    yield begin
+    for stack in stacks:
+        stack.close()
+
+
+def test_serve_answers_and_ctrl_c_leaves_nothing(start: Callable[[], Stack]) -> None:
+    stack = start()
+    family = stack.family
+    assert len(family) >= 4  # queue, service, two workers
+    answer = stack.score()
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["results"][0]["bpd"] > 0
+    assert stack.interrupt() == 0
+    assert alive(family) == []
+    with pytest.raises(httpx2.ConnectError):
+        httpx2.get(f"{stack.url}/healthz")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends the children of a killed parent at once")
+def test_a_killed_supervisor_leaves_no_orphan_and_the_next_start_works(start: Callable[[], Stack]) -> None:
+    stack = start()
+    family = stack.family
+    bpd = stack.score().json()["results"][0]["bpd"]
+    os.kill(stack.process.pid, signal.SIGKILL)
+    stack.process.wait()
+    again = start()  # at once: it waits for what is still dying
+    assert alive(family) == []
+    assert again.score().json()["results"][0]["bpd"] == bpd
+    assert again.interrupt() == 0
+
+
+def test_a_worker_that_is_killed_comes_back(start: Callable[[], Stack]) -> None:
+    stack = start()
+    victims = [p for p in stack.family if "worker" in p.cmdline() and "score" in p.cmdline()]
+    assert len(victims) == 1
+    victims[0].kill()
+    until(lambda: [p for p in stack.family if "score" in p.cmdline() and p != victims[0]])
+    assert stack.score().status_code == 200
+    assert stack.interrupt() == 0
+
+
+def refused(environment: dict[str, str], *arguments: str) -> str:
+    done = subprocess.run(
+        [*SERVE[:-2], *arguments], env=os.environ | environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+def test_what_cannot_work_is_one_sentence(tmp_path: Path) -> None:
+    environment = {"NCML_DATA_DIR": str(tmp_path)}
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"port {port} on 127.0.0.1 cannot be used" in refused(environment, "--port", str(port))
+        assert f"port {port} on 127.0.0.1 cannot be used" in refused(environment | {"PORT": str(port)})
+    assert "PORT is 'http'" in refused(environment | {"PORT": "http"})
+    assert "NCML_DATA_DIR" in refused({"NCML_DATA_DIR": "/proc/none"})
