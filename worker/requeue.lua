@@ -10,8 +10,8 @@ local lease = redis.call('ZSCORE', KEYS[1], member)
 if not lease or (ARGV[3] == '1' and tonumber(lease) > now) then return 0 end
 redis.call('ZREM', KEYS[1], member)
 redis.call('ZREM', KEYS[6], member)
-redis.call('HSET', KEYS[2], 'status', 'queued', 'start_by', now + ARGV[6])
-redis.call('HDEL', KEYS[2], 'progress')
+redis.call('HSET', KEYS[2], 'status', 'queued')
+redis.call('HDEL', KEYS[2], 'progress', 'start_by') -- it did start in time
 if ARGV[4] == '1' then redis.call('HSET', KEYS[2], 'alone', '1') end
 if ARGV[5] == '1' then redis.call('HINCRBY', KEYS[2], 'attempts', -1) end
 redis.call('XADD', KEYS[3], '*', 'event', ARGV[7])

@@ -1,0 +1,119 @@
+"""The queue against a real Valkey, without any worker."""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from worker.contract import GenerateJob, JobStatus, Lane, Pixels, Priority, ScoreJob
+from worker.queue import DuplicateJob, JobNotFound, JobQueue, QueueFull
+
+PIXELS = Pixels(height=2, width=2, data=bytes(range(12)))
+
+
+@pytest.fixture
+def queue(valkey_url: str) -> Iterator[JobQueue]:
+    with contextlib.closing(JobQueue.from_url(valkey_url)) as queue:
+        yield queue
+
+
+def test_a_submitted_job_waits_in_its_queue_and_keeps_its_specification(queue: JobQueue) -> None:
+    job = ScoreJob(model="m", images=(PIXELS,), priority=Priority.HIGH, request_id="r1")
+    job_id = queue.submit(job)
+
+    view = queue.view(job_id)
+    assert (view.status, view.task, view.model_name, view.n, view.request_id) == ("queued", "score", "m", 1, "r1")
+    assert view.timing
+    assert 0 <= view.timing.queue_s < 5
+    assert queue.spec(job_id) == job
+    assert queue.result(job_id) is None
+    assert [d.depth for d in queue.depths()] == [1, 0, 0, 0, 0, 0]
+    assert 0 <= queue.depths()[0].oldest_age_s < 5
+
+
+def test_an_id_of_ones_own_is_taken_once_by_fifty_at_a_time(queue: JobQueue) -> None:
+    def submit(_: int) -> bool:
+        try:
+            queue.submit(GenerateJob(model="m"), job_id="mine")
+        except DuplicateJob:
+            return False
+        return True
+
+    with ThreadPoolExecutor(16) as pool:
+        assert sum(pool.map(submit, range(50))) == 1
+    assert queue.depth(Lane.GENERATE) == 1
+
+
+def test_a_full_lane_takes_exactly_its_limit_and_leaves_nothing_of_the_rest(queue: JobQueue) -> None:
+    def submit(_: int) -> bool:
+        try:
+            queue.submit(GenerateJob(model="m"), limit=8)
+        except QueueFull:
+            return False
+        return True
+
+    with ThreadPoolExecutor(16) as pool:
+        assert sum(pool.map(submit, range(60))) == 8
+    assert len(queue.redis.keys("rq:job:*")) == 8
+    queue.submit(ScoreJob(model="m", images=(PIXELS,)), limit=1)  # the other lane is not full
+
+
+def test_a_queued_job_is_canceled_at_once_and_only_once(queue: JobQueue) -> None:
+    job_id = queue.submit(GenerateJob(model="m"))
+    view = queue.cancel(job_id)
+    assert view.status is JobStatus.CANCELED
+    assert view.error
+    assert view.error.reason == "canceled"
+    assert queue.depth(Lane.GENERATE) == 0
+    assert queue.cancel(job_id) == view
+    assert queue.redis.ttl(f"rq:job:{job_id}") > 0
+
+
+def test_a_job_that_nobody_starts_in_time_expires(queue: JobQueue) -> None:
+    job_id = queue.submit(GenerateJob(model="m", start_within_s=0.01))
+    view = asyncio.run(_wait(queue, job_id, 2.0))
+    assert view.status is JobStatus.EXPIRED
+    assert view.error
+    assert "in time" in view.error.detail
+
+
+@pytest.mark.parametrize("job_id", ["nothing", "a b", "../x", "*", "", "x" * 65])
+def test_unknown_and_malformed_ids_are_not_found(queue: JobQueue, job_id: str) -> None:
+    for call in (queue.view, queue.result, queue.spec, queue.cancel):
+        with pytest.raises(JobNotFound):
+            call(job_id)
+
+
+def test_the_stream_of_a_job_can_be_resumed_and_ends_with_its_last_state(queue: JobQueue) -> None:
+    job_id = queue.submit(GenerateJob(model="m"))
+
+    async def follow(after: str) -> list[tuple[str, str | None]]:
+        events = [event async for event in queue.events(job_id, after, tick_s=0.05) if event]
+        return [(event.id, event.status) for event in events]
+
+    async def main() -> None:
+        following = asyncio.create_task(follow("0"))
+        await asyncio.sleep(0.15)
+        await asyncio.to_thread(queue.cancel, job_id)
+        seen = await following
+        assert [status for _, status in seen] == ["queued", "canceled"]
+        assert await follow(seen[0][0]) == seen[1:]
+        assert [status for _, status in await follow(seen[1][0])] == ["canceled"]
+        await queue.aclose()
+
+    asyncio.run(main())
+
+
+def test_every_key_of_an_ended_job_expires(queue: JobQueue) -> None:
+    queue.cancel(queue.submit(GenerateJob(model="m")))
+    without = [key for key in queue.redis.keys("*") if queue.redis.ttl(key) < 0]
+    assert sorted(without) == [b"ncml:wake:generate", b"rq:canceled:ncml:generate:normal", b"rq:queues"]
+
+
+async def _wait(queue: JobQueue, job_id: str, timeout_s: float):
+    try:
+        return await queue.wait(job_id, timeout_s)
+    finally:
+        await queue.aclose()

@@ -1,0 +1,484 @@
+"""The queue as its users see it: submit, look up, cancel, follow. Knows RQ and Redis; no torch and no worker process.
+
+A job is an RQ job record (`rq:job:{id}`) in an RQ queue, so RQ's tools list it, but it changes state only by the
+scripts beside this file, each of which is one atomic step. Every key:
+
+    rq:job:{id}              hash: RQ's fields and ours; expires `result_ttl_s` after the job has ended
+    rq:queue:ncml:{lane}:{priority}   list: ids that wait, oldest first
+    ncml:wake:{lane}         list of at most one entry: wakes an idle worker
+    ncml:leases              sorted set: {id}:{attempt's token} by the time its lease lapses (the server's clock)
+    ncml:events:{id}         stream, capped: every change of state, and progress
+    ncml:blob:{id}, ncml:blob:{id}:preview   pictures: uint8, NHWC
+    ncml:workers             sorted set: names by the time their word lapses; ncml:worker:{name}: what each one said
+    rq:wip:*, rq:finished:*, rq:failed:*, rq:canceled:*   RQ's registries, kept for RQ's tools; nothing reads them here
+
+Scripts reach keys by name, so this needs one Redis (or Valkey) server rather than a cluster.
+"""
+
+import asyncio
+import contextlib
+import json
+import re
+import time
+import uuid
+import zlib
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import redis
+import redis.asyncio
+from pydantic import BaseModel
+from rq.job import Job as RqJob
+from rq.serializers import JSONSerializer
+
+from ncml.errors import NcmlError
+from worker.contract import (
+    JOB,
+    RESULT,
+    Event,
+    Job,
+    JobError,
+    JobStatus,
+    JobView,
+    Lane,
+    ModelDescriptor,
+    ModelRef,
+    Priority,
+    QueueDepth,
+    Result,
+    Task,
+    Timing,
+    WorkerInfo,
+    batch_key,
+    queue_name,
+)
+
+RESULT_TTL_S = 3600
+"""How long an ended job, its result and its pictures can be looked up."""
+
+EVENTS_CAP = 256
+"""Entries of a job's progress stream; older ones are dropped."""
+
+_RQ_STATUS = {
+    JobStatus.SUCCEEDED: ("finished", "finished"),
+    JobStatus.FAILED: ("failed", "failed"),
+    JobStatus.EXPIRED: ("failed", "failed"),
+    JobStatus.CANCELED: ("canceled", "canceled"),
+}
+"""RQ's word for each terminal state, and the registry that lists it."""
+
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_FIELDS = (
+    "status", "outcome", "task", "model", "version", "priority", "request_id", "n", "submitted", "started", "ended",
+    "timing", "error", "progress", "start_by", "origin",
+)  # fmt: skip
+
+
+class QueueError(NcmlError):
+    """The queue cannot do what was asked."""
+
+
+class JobNotFound(QueueError):
+    """No such job, or its time to live is over."""
+
+
+class DuplicateJob(QueueError):
+    """A job with this id exists already."""
+
+
+class QueueFull(QueueError):
+    """As many jobs wait in this lane as are allowed to."""
+
+
+class Worker(BaseModel):
+    """What a worker publishes: itself and the models it serves."""
+
+    info: WorkerInfo
+    models: tuple[ModelDescriptor, ...]
+
+
+def job_key(job_id: str) -> str:
+    """The hash of a job."""
+    return f"rq:job:{job_id}"
+
+
+def queue_key(name: str) -> str:
+    """The list of a queue."""
+    return f"rq:queue:{name}"
+
+
+def wake_key(lane: Lane) -> str:
+    """The list on which the idle workers of a lane block."""
+    return f"ncml:wake:{lane}"
+
+
+def events_key(job_id: str) -> str:
+    """The progress stream of a job."""
+    return f"ncml:events:{job_id}"
+
+
+def blob_key(job_id: str) -> str:
+    """The pictures of a job."""
+    return f"ncml:blob:{job_id}"
+
+
+LEASES = "ncml:leases"
+WORKERS = "ncml:workers"
+
+
+def worker_key(name: str) -> str:
+    """What a worker says about itself."""
+    return f"ncml:worker:{name}"
+
+
+def lane_queues(lane: Lane) -> list[str]:
+    """The queue names of a lane, highest priority first."""
+    return [queue_name(lane, priority) for priority in Priority]
+
+
+def script(client: "redis.Redis", name: str) -> Any:
+    """One of the atomic steps beside this file, callable as `step(keys=..., args=..., client=...)`."""
+    return cast(Any, client).register_script(Path(__file__).with_name(f"{name}.lua").read_text())
+
+
+def status_event(status: JobStatus, error: JobError | None = None) -> str:
+    """The stream entry for a change of state, without its id."""
+    return Event(id="", kind="status", status=status, error=error).model_dump_json(exclude={"id"}, exclude_none=True)
+
+
+class JobQueue:
+    """The queue. Methods are synchronous (call them in a thread pool), except `events` and `wait`.
+
+    All of them raise `redis.exceptions.RedisError` (`ConnectionError`, `TimeoutError`) when the server is away.
+    Thread-safe. Close it with `close()`, and with `await aclose()` as well if `events` or `wait` was used.
+    """
+
+    def __init__(self, client: "redis.Redis", *, result_ttl_s: int = RESULT_TTL_S) -> None:
+        self.redis = client
+        self.result_ttl_s = result_ttl_s
+        self._submit = script(client, "submit")
+        self._finish = script(client, "finish")
+        self._async: redis.asyncio.Redis | None = None
+
+    @classmethod
+    def from_url(cls, url: str, *, result_ttl_s: int = RESULT_TTL_S) -> "JobQueue":
+        """Connect to `redis://host:port/db`, `rediss://` or `unix:///path`. Nothing is sent yet."""
+        client = cast(Any, redis.Redis).from_url(
+            url, socket_timeout=30, socket_connect_timeout=5, health_check_interval=30
+        )
+        return cls(client, result_ttl_s=result_ttl_s)
+
+    # -- writing
+
+    def submit(self, job: Job, *, job_id: str | None = None, limit: int | None = None) -> str:
+        """Put a job in the queue of its lane and priority; returns its id.
+
+        `job_id` (letters, digits, `_`, `-`; at most 64) is the base for idempotency: `DuplicateJob` when it is taken.
+        `limit` is the most jobs that may wait in the lane: `QueueFull` beyond. Both are judged in the same atomic step.
+        """
+        job_id = job_id or uuid.uuid4().hex
+        if not _ID.fullmatch(job_id):
+            raise ValueError(f"not a job id: {job_id!r}")
+        lane = job.task.lane
+        origin = queue_name(lane, job.priority)
+        record = RqJob.create(
+            f"ncml.{job.task}",
+            args=(JOB.dump_json(job).decode(),),
+            id=job_id,
+            origin=origin,
+            timeout=max(1, round(job.timeout_s)),
+            result_ttl=self.result_ttl_s,
+            failure_ttl=self.result_ttl_s,
+            description=f"{job.task} {job.n} with {job.model}",
+            status=cast(Any, "queued"),
+            serializer=JSONSerializer,
+            connection=self.redis,
+        )
+        fields: dict[str, Any] = record.to_dict() | {
+            "status": "queued",
+            "task": job.task,
+            "model": job.model,
+            "priority": job.priority,
+            "request_id": job.request_id,
+            "n": job.n,
+            "batch_key": batch_key(job),
+        }
+        answer = self._submit(
+            keys=[job_key(job_id), events_key(job_id), wake_key(lane), queue_key(origin)]
+            + [queue_key(name) for name in lane_queues(lane)],
+            args=[
+                job_id,
+                -1 if limit is None else limit,
+                int(job.start_within_s) + self.result_ttl_s,
+                job.start_within_s,
+                status_event(JobStatus.QUEUED),
+                *(part for item in fields.items() for part in item),
+            ],
+        )
+        if answer == b"duplicate":
+            raise DuplicateJob(f"a job with the id {job_id} exists already")
+        if answer == b"full":
+            raise QueueFull(f"the {lane} lane holds {limit} waiting jobs; try again later")
+        return job_id
+
+    def cancel(self, job_id: str) -> JobView:
+        """Ask for a job to end; cancelling a job that has ended changes nothing.
+
+        A queued job is canceled at once. A running one is canceled by its worker, within a row or a solver step: the
+        returned view still says `running` then. Raises `JobNotFound`.
+        """
+        view = self.view(job_id)
+        if view.status.is_terminal:
+            return view
+        # flagged first: whoever claims it between these two steps will see that
+        pipe = self.redis.pipeline()
+        pipe.hset(job_key(job_id), "cancel", "1")
+        pipe.hexists(job_key(job_id), "status")
+        if not pipe.execute()[1]:  # it expired this moment
+            self.redis.delete(job_key(job_id))
+            raise JobNotFound(f"there is no job {job_id}, or its result has expired")
+        self._end_queued(job_id, view, JobStatus.CANCELED, JobError(reason="canceled", detail="canceled on request"))
+        return self.view(job_id)
+
+    def _end_queued(self, job_id: str, view: JobView, status: JobStatus, error: JobError) -> bool:
+        origin = queue_name(view.task.lane, view.priority)
+        return self.finish(job_id, origin, status, place=queue_key(origin), error=error)
+
+    def finish(
+        self,
+        job_id: str,
+        origin: str,
+        status: JobStatus,
+        *,
+        place: str = LEASES,
+        token: str = "",
+        lapsed: bool = False,
+        error: JobError | None = None,
+        result: Result | None = None,
+        blob: bytes = b"",
+        timing: Timing | None = None,
+        client: Any = None,
+    ) -> bool:
+        """End a job, once: True when this call was the one. For the worker, and for jobs that still wait.
+
+        `place` and `token` say where the caller believes it stands: in a queue, or leased under that token. `lapsed`
+        acts on a lease only when its time is over. `client` may be a pipeline, whose results hold the answer.
+        """
+        rq_status, registry = _RQ_STATUS[status]
+        fields: dict[str, str | bytes] = {"outcome": status}
+        if error:
+            fields["error"] = error.model_dump_json()
+        if result:
+            fields |= {"result": RESULT.dump_json(result), "version": result.model.version}
+        if timing:
+            fields["timing"] = timing.model_dump_json()
+        return bool(
+            self._finish(
+                keys=[place, job_key(job_id), events_key(job_id), blob_key(job_id), f"rq:{registry}:{origin}",
+                      f"rq:wip:{origin}"],
+                args=[job_id, token, int(lapsed), self.result_ttl_s, rq_status, status_event(status, error), blob,
+                      *(part for item in fields.items() for part in item)],
+                client=client,
+            )
+        )  # fmt: skip
+
+    # -- reading
+
+    def view(self, job_id: str) -> JobView:
+        """What there is to know of a job. Raises `JobNotFound`."""
+        if not _ID.fullmatch(job_id):
+            raise JobNotFound(f"there is no job {job_id[:64]!r}")
+        values = cast(list[bytes | None], self.redis.hmget(job_key(job_id), list(_FIELDS)))
+        h = {name: value.decode() for name, value in zip(_FIELDS, values, strict=True) if value is not None}
+        if "task" not in h or "submitted" not in h:
+            raise JobNotFound(f"there is no job {job_id}, or its result has expired")
+        status = _status(h)
+        view = JobView(
+            id=job_id,
+            status=status,
+            task=Task(h["task"]),
+            model=ModelRef(name=h["model"], version=h["version"]) if "version" in h else None,
+            model_name=h["model"],
+            priority=Priority(h["priority"]),
+            request_id=h["request_id"],
+            n=int(h["n"]),
+            created_at=float(h["submitted"]),
+            started_at=float(h["started"]) if "started" in h and status is not JobStatus.QUEUED else None,
+            ended_at=float(h["ended"]) if "ended" in h else None,
+            timing=_timing(h),
+            progress=Event.model_validate_json(_with_id(h["progress"])).progress if "progress" in h else None,
+            error=JobError.model_validate_json(h["error"]) if "error" in h else None,
+        )
+        if status is JobStatus.QUEUED and float(h.get("start_by", "inf")) < time.time():
+            error = JobError(reason="expired", detail="no worker started it in time")
+            if self._end_queued(job_id, view, JobStatus.EXPIRED, error):
+                return self.view(job_id)
+        return view
+
+    def spec(self, job_id: str) -> Job | None:
+        """The specification of a job that has not ended, None afterwards. Raises `JobNotFound`."""
+        data = cast(bytes | None, self.redis.hget(job_key(job_id), "data"))
+        if data is None:
+            raise JobNotFound(f"there is no job {job_id}")
+        return parse(data) if data else None
+
+    def result(self, job_id: str) -> Result | None:
+        """The result of a job that succeeded, None for any other state. Raises `JobNotFound`."""
+        self.view(job_id)
+        raw = cast(bytes | None, self.redis.hget(job_key(job_id), "result"))
+        return None if raw is None else RESULT.validate_json(raw)
+
+    def blob(self, key: str) -> bytes | None:
+        """The bytes behind `Pictures.blob`; None when they have expired."""
+        if not key.startswith("ncml:blob:"):
+            raise ValueError(f"not a blob: {key!r}")
+        return cast(bytes | None, self.redis.get(key))
+
+    async def events(self, job_id: str, after: str = "0", *, tick_s: float = 15.0) -> AsyncGenerator[Event | None]:
+        """Every change of state and progress after the event id `after`, ending with the terminal one.
+
+        Yields None whenever nothing happened for `tick_s` (a keep-alive, and a chance to look at the clock). Raises
+        `JobNotFound` when there is no such job. Leave it early by `await generator.aclose()`.
+        """
+        if not re.fullmatch(r"\d{1,20}(-\d{1,20})?", after):
+            raise JobNotFound(f"job {job_id[:64]!r} has no event {after[:64]!r}")
+        view = await asyncio.to_thread(self.view, job_id)
+        while True:
+            block = 1 if view.status.is_terminal else max(1, int(tick_s * 1000))
+            reply = cast(Any, await cast(Any, self._async_client()).xread({events_key(job_id): after}, block=block))
+            for entry_id, entry in _entries(reply):
+                after = entry_id.decode()
+                event = Event.model_validate_json(_with_id(entry[b"event"].decode(), after))
+                yield event
+                if event.status and event.status.is_terminal:
+                    return
+            if not reply:
+                if view.status.is_terminal:  # its entry lies before `after`, or has expired
+                    yield Event(id=after, kind="status", status=view.status, error=view.error)
+                    return
+                yield None
+                view = await asyncio.to_thread(self.view, job_id)
+
+    async def wait(self, job_id: str, timeout_s: float) -> JobView:
+        """The job once its state is terminal, or as it stands after `timeout_s`. Raises `JobNotFound`."""
+        deadline = time.monotonic() + timeout_s
+        view = await asyncio.to_thread(self.view, job_id)
+        if view.status.is_terminal or timeout_s <= 0:
+            return view
+        async with contextlib.aclosing(self.events(job_id, tick_s=min(timeout_s, 1.0))) as events:
+            async for _ in events:
+                if time.monotonic() > deadline:
+                    break
+        return await asyncio.to_thread(self.view, job_id)
+
+    def _async_client(self) -> "redis.asyncio.Redis":
+        if self._async is None:
+            pool = self.redis.connection_pool
+            kwargs = {k: v for k, v in pool.connection_kwargs.items() if k in _ASYNC_KWARGS}
+            unix, tls = "path" in pool.connection_kwargs, issubclass(pool.connection_class, redis.SSLConnection)
+            if unix:
+                kwargs["unix_socket_path"] = pool.connection_kwargs["path"]
+            self._async = redis.asyncio.Redis(**kwargs, ssl=tls)
+        return self._async
+
+    # -- the state of the whole
+
+    def ping(self) -> bool:
+        """True when the server answers."""
+        return bool(self.redis.ping())
+
+    def workers(self) -> list[WorkerInfo]:
+        """Live workers, longest-lived first."""
+        return [worker.info for worker in self._workers()]
+
+    def models(self) -> list[ModelDescriptor]:
+        """The models that live workers serve: one entry for each name and version, latest workers first."""
+        found = {(m.name, m.version): m for worker in self._workers() for m in worker.models}
+        return list(reversed(found.values()))
+
+    def lanes(self) -> dict[Lane, int]:
+        """How many live workers serve each lane. A lane at 0 has nobody to do its jobs."""
+        workers = self.workers()
+        return {lane: sum(lane in worker.lanes for worker in workers) for lane in Lane}
+
+    def _workers(self) -> list[Worker]:
+        names = cast(list[bytes], self.redis.zrangebyscore(WORKERS, time.time(), "+inf"))
+        if not names:
+            return []
+        words = cast(list[bytes | None], self.redis.mget([worker_key(name.decode()) for name in names]))
+        workers = [Worker.model_validate_json(word) for word in words if word]
+        return sorted(workers, key=lambda worker: (worker.info.started_at, worker.info.name))
+
+    def depths(self) -> list[QueueDepth]:
+        """How much waits in each queue, and since when: lanes in order, high priority first."""
+        names = [(lane, priority) for lane in Lane for priority in Priority]
+        pipe = self.redis.pipeline(transaction=False)
+        for lane, priority in names:
+            pipe.llen(queue_key(queue_name(lane, priority)))
+            pipe.lindex(queue_key(queue_name(lane, priority)), 0)
+        answers = cast(list[Any], pipe.execute())
+        pipe = self.redis.pipeline(transaction=False)
+        for oldest in answers[1::2]:
+            pipe.hget(job_key(oldest.decode() if oldest else "-"), "submitted")
+        ages = [max(0.0, time.time() - float(at)) if at else 0.0 for at in cast(list[Any], pipe.execute())]
+        return [
+            QueueDepth(lane=lane, priority=priority, depth=depth, oldest_age_s=age)
+            for (lane, priority), depth, age in zip(names, answers[0::2], ages, strict=True)
+        ]
+
+    def depth(self, lane: Lane) -> int:
+        """How many jobs wait in a lane."""
+        return sum(entry.depth for entry in self.depths() if entry.lane is lane)
+
+    def close(self) -> None:
+        """Release the connections."""
+        self.redis.close()
+
+    async def aclose(self) -> None:
+        """Release the connections of `events` and `wait`."""
+        if self._async is not None:
+            await self._async.aclose()
+
+
+_ASYNC_KWARGS = frozenset({"host", "port", "db", "username", "password", "socket_connect_timeout", "ssl_ca_certs",
+                           "ssl_cert_reqs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname"})  # fmt: skip
+
+
+def parse(data: bytes) -> Job:
+    """The job specification in an RQ job's body. Raises `ValueError` when it is not one of ours."""
+    try:
+        body = JSONSerializer.loads(zlib.decompress(data))
+        return JOB.validate_json(body[2][0])
+    except (zlib.error, UnicodeDecodeError, json.JSONDecodeError, LookupError, TypeError) as error:
+        raise ValueError("the payload is not a job of this version") from error
+
+
+def _entries(reply: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    """The entries of one stream, from either form that XREAD answers in (RESP 2: a list, RESP 3: a mapping)."""
+    if not reply:
+        return []
+    return reply[0][1] if isinstance(reply, list) else next(iter(reply.values()))[0]
+
+
+def _with_id(event: str, event_id: str = "") -> str:
+    return json.dumps({"id": event_id} | json.loads(event))
+
+
+def _status(h: dict[str, str]) -> JobStatus:
+    if h.get("outcome"):
+        return JobStatus(h["outcome"])
+    rq = {"queued": JobStatus.QUEUED, "started": JobStatus.RUNNING, "canceled": JobStatus.CANCELED}
+    return rq.get(h.get("status", ""), JobStatus.FAILED)
+
+
+def _timing(h: dict[str, str]) -> Timing:
+    if "timing" in h:
+        return Timing.model_validate_json(h["timing"])
+    until = float(h["started"]) if "started" in h and h["status"] != "queued" else float(h.get("ended", time.time()))
+    return Timing(queue_s=max(0.0, until - float(h["submitted"])))
+
+
+def in_order(lanes: Sequence[Lane]) -> list[str]:
+    """The queues of several lanes: every high-priority queue first."""
+    return [queue_name(lane, priority) for priority in Priority for lane in lanes]
