@@ -1,0 +1,251 @@
+"""Jobs and their results as clients see them: documents for JSON, and pictures as PNG, zip or npz."""
+
+import base64
+import io
+import zipfile
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import numpy as np
+from fastapi import Response
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
+
+from ncml.images import grid, to_png
+from service.negotiation import JSON, NPZ, PNG, ZIP
+from service.problems import FieldError, Problem
+from worker.contract import (
+    JobError,
+    JobStatus,
+    JobView,
+    ModelRef,
+    Ood,
+    PictureResult,
+    Priority,
+    Progress,
+    ScoreResult,
+    Task,
+    Timing,
+)
+
+SCORE_OFFERS = (JSON, NPZ)
+PICTURE_OFFERS = (PNG, JSON, ZIP, NPZ)
+
+_MODEL: JsonDict = {"name": "cifar10", "version": "9f2c61d07be3a4585e1c0f6db2a87943c5d1e08f7a6b3924d8e5f01c7b9a3d62"}
+_DONE: JsonDict = {
+    "id": "0b6a3c1e9d",
+    "status": "succeeded",
+    "model": _MODEL,
+    "timing": {"queue_s": 0.004, "compute_s": 0.021, "batch_size": 1},
+}
+_SCORE_EXAMPLE: JsonDict = {**_DONE, "results": [{"bpd": 3.42, "log_likelihood": -7282.5, "ood": None}]}
+_PICTURE_EXAMPLE: JsonDict = {**_DONE, "images": [{"seed": 7, "png": "iVBORw0KGgo..."}]}
+_JOB_EXAMPLE: JsonDict = {
+    "id": "0b6a3c1e9d",
+    "status": "running",
+    "task": "generate",
+    "model": _MODEL,
+    "n": 4,
+    "priority": "normal",
+    "created_at": "2026-01-01T12:00:00Z",
+    "started_at": "2026-01-01T12:00:01Z",
+    "ended_at": None,
+    "progress": {"stage": "noisy_sampling", "step": 12, "total": 32, "done": 0, "n": 4, "preview": None},
+    "error": None,
+    "timing": None,
+    "links": {
+        "self": "/jobs/0b6a3c1e9d",
+        "result": "/jobs/0b6a3c1e9d/result",
+        "events": "/jobs/0b6a3c1e9d/events",
+        "cancel": "/jobs/0b6a3c1e9d/cancel",
+    },
+}
+
+
+class Answer(BaseModel):
+    """What every document about a job begins with."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str = Field(description="The job's id; /jobs/{id} knows it.")
+    status: JobStatus
+
+
+class Score(BaseModel):
+    """The likelihood of one picture."""
+
+    bpd: float = Field(description="Bits per dimension: lower is likelier.")
+    log_likelihood: float = Field(description="Nats for the whole picture, after it was brought to the model's size.")
+    ood: Ood | None = Field(description="The verdict of a calibrated model; null before that.")
+    map: list[list[float]] | None = Field(
+        default=None, description="Rows of bits per dimension, a number for each pixel."
+    )
+
+
+class ScoreAnswer(Answer):
+    """The likelihoods of the pictures, in the order in which they were sent."""
+
+    model_config = ConfigDict(frozen=True, json_schema_extra={"example": _SCORE_EXAMPLE})
+
+    model: ModelRef
+    results: list[Score]
+    timing: Timing
+
+
+class Picture(BaseModel):
+    """One picture that was drawn."""
+
+    seed: int
+    png: str = Field(description="The PNG file in base64.")
+
+
+class PictureAnswer(Answer):
+    """The pictures, in the order of their seeds."""
+
+    model_config = ConfigDict(frozen=True, json_schema_extra={"example": _PICTURE_EXAMPLE})
+
+    model: ModelRef
+    images: list[Picture]
+    timing: Timing
+
+
+class ProgressAnswer(BaseModel):
+    """How far a running job is."""
+
+    stage: str = Field(description='"score", "noisy_sampling" or "refine".')
+    step: int
+    total: int
+    done: int = Field(description="Pictures of this job that are finished, where it is cut into several batches.")
+    n: int
+    preview: str | None = Field(description="Where the pictures can be seen as they look now.")
+
+
+class Links(BaseModel):
+    """Where to go from here."""
+
+    self: str
+    result: str
+    events: str
+    cancel: str
+
+
+class JobAnswer(Answer):
+    """Where a job stands."""
+
+    model_config = ConfigDict(frozen=True, json_schema_extra={"example": _JOB_EXAMPLE})
+
+    task: Task
+    model: ModelRef | None = Field(description="Null until the job has started.")
+    n: int = Field(description="Pictures in this job.")
+    priority: Priority
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    progress: ProgressAnswer | None
+    error: JobError | None
+    timing: Timing | None
+    links: Links
+
+
+def progress_answer(job_id: str, progress: Progress) -> ProgressAnswer:
+    """The document of a job's progress."""
+    return ProgressAnswer(
+        **progress.model_dump(exclude={"preview"}),
+        preview=f"/jobs/{job_id}/preview" if progress.preview else None,
+    )
+
+
+def job_answer(view: JobView) -> JobAnswer:
+    """The document of a job."""
+    base = f"/jobs/{view.id}"
+    return JobAnswer(
+        id=view.id,
+        status=view.status,
+        task=view.task,
+        model=view.model,
+        n=view.n,
+        priority=view.priority,
+        created_at=datetime.fromtimestamp(view.created_at, UTC),
+        started_at=None if view.started_at is None else datetime.fromtimestamp(view.started_at, UTC),
+        ended_at=None if view.ended_at is None else datetime.fromtimestamp(view.ended_at, UTC),
+        progress=progress_answer(view.id, view.progress) if view.progress else None,
+        error=view.error,
+        timing=view.timing,
+        links=Links(self=base, result=f"{base}/result", events=f"{base}/events", cancel=f"{base}/cancel"),
+    )
+
+
+def job_response(view: JobView, status: Literal[200, 202]) -> Response:
+    """The document of a job; 202 adds where to look and how soon."""
+    headers = {"X-Job-Id": view.id}
+    if status == 202:
+        headers |= {"Location": f"/jobs/{view.id}", "Retry-After": "1"}
+    return Response(job_answer(view).model_dump_json(), status, headers, JSON)
+
+
+def failure(view: JobView) -> Problem:
+    """What to answer for a job that ended without a result."""
+    error = view.error or JobError(field=None, detail=f"The job {view.status}.", reason="worker")
+    status = {
+        "input": 422, "model": 500, "timeout": 504, "canceled": 410, "expired": 504, "engine": 500, "worker": 500,
+    }[error.reason]  # fmt: skip
+    errors = [FieldError(field=error.field, detail=error.detail)] if error.field else []
+    return Problem(status, error.detail, kind=f"job-{error.reason}", errors=errors, headers={"X-Job-Id": view.id})
+
+
+def score_response(view: JobView, result: ScoreResult, shape: tuple[int, int], media: str) -> Response:
+    """Scores as `media`; `shape` is (height, width) of the model, for maps."""
+    headers = {"X-Job-Id": view.id}
+    maps = [None if score.map is None else np.frombuffer(score.map, "<f4").reshape(shape) for score in result.results]
+    if media == NPZ:
+        arrays: dict[str, NDArray[Any]] = {
+            "bpd": np.array([score.bpd for score in result.results]),
+            "log_likelihood": np.array([score.log_likelihood for score in result.results]),
+        }
+        drawn = [one for one in maps if one is not None]
+        if drawn:
+            arrays["map"] = np.stack(drawn)
+        return Response(_npz(arrays), 200, headers, NPZ)
+    scores = [
+        Score(
+            bpd=score.bpd,
+            log_likelihood=score.log_likelihood,
+            ood=score.ood,
+            map=None if one is None else one.astype(float).round(4).tolist(),
+        )
+        for score, one in zip(result.results, maps, strict=True)
+    ]
+    answer = ScoreAnswer(id=view.id, status=view.status, model=result.model, results=scores, timing=result.timing)
+    skipped = {"results": {"__all__": {"map"}}} if not any(one is not None for one in maps) else None
+    return Response(answer.model_dump_json(exclude=skipped), 200, headers, JSON)
+
+
+def picture_response(view: JobView, result: PictureResult, blob: bytes, media: str) -> Response:
+    """Pictures as `media`: one PNG (a grid of several), JSON with PNGs in base64, a zip of PNGs, or arrays."""
+    size = result.pictures
+    pictures = np.frombuffer(blob, np.uint8).reshape(size.n, size.height, size.width, 3)
+    headers = {"X-Job-Id": view.id, "X-Seed": str(result.seeds[0])}
+    if media == PNG:
+        return Response(to_png(grid(pictures)), 200, headers, PNG)
+    if media == NPZ:
+        return Response(_npz({"images": pictures, "seeds": np.array(result.seeds)}), 200, headers, NPZ)
+    files = [to_png(picture) for picture in pictures]
+    images = [
+        Picture(seed=seed, png=base64.b64encode(file).decode()) for seed, file in zip(result.seeds, files, strict=True)
+    ]
+    answer = PictureAnswer(id=view.id, status=view.status, model=result.model, images=images, timing=result.timing)
+    if media == JSON:
+        return Response(answer.model_dump_json(), 200, headers, JSON)
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
+        for i, (seed, file) in enumerate(zip(result.seeds, files, strict=True)):
+            archive.writestr(f"{i:02d}-seed-{seed}.png", file)
+        archive.writestr("job.json", answer.model_dump_json(exclude={"images": {"__all__": {"png"}}}))
+    return Response(out.getvalue(), 200, headers, ZIP)
+
+
+def _npz(arrays: dict[str, NDArray[Any]]) -> bytes:
+    out = io.BytesIO()
+    np.savez_compressed(out, allow_pickle=False, **arrays)
+    return out.getvalue()

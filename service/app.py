@@ -1,0 +1,77 @@
+"""The application: `create_app` puts the rooms' parts together, `from_environment` does so for a server process."""
+
+import contextlib
+import sys
+from collections.abc import AsyncGenerator
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from PIL import Image
+from pydantic import ValidationError
+from starlette.responses import RedirectResponse
+
+from service import docs, problems
+from service.asking import Desk
+from service.metrics import Metrics
+from service.middleware import Around, log_to_stderr
+from service.routes import health, jobs, models, pictures, score
+from service.settings import Settings
+from worker.queue import JobQueue
+
+_ABOUT = """Exact likelihoods, out-of-distribution scores and pictures from a noise conditional pixel network.
+
+Requests become jobs in a queue. A request waits for its job (30 s by default; `Prefer: wait=5`, or
+`Prefer: respond-async` not to wait); after that it is answered `202` with the job's `Location`.
+Errors are `application/problem+json` (RFC 9457).
+"""
+
+
+def create_app(settings: Settings, queue: JobQueue) -> FastAPI:
+    """The application on a queue. It closes the queue when it ends."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        Image.init()  # the decoders' modules are loaded before the first request
+        yield
+        await queue.aclose()
+        queue.close()
+
+    app = FastAPI(
+        title="ncml",
+        version=version("ncml"),
+        summary="How likely is this picture, and what would another look like?",
+        description=_ABOUT,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+        max_body_size=settings.max_body_bytes,
+    )
+    metrics = Metrics(queue)
+    app.state.desk = Desk(settings, queue, metrics)
+    for routes in (score, pictures, jobs, models, health):
+        app.include_router(routes.router)
+    docs.install(app)
+
+    @app.get("/", include_in_schema=False)
+    async def root() -> RedirectResponse:
+        return RedirectResponse("/docs")
+
+    problems.install(app)
+    app.add_middleware(Around, metrics=metrics, max_body_bytes=settings.max_body_bytes)
+    return app
+
+
+def from_environment() -> FastAPI:
+    """The application of this process, for `uvicorn --factory service.app:from_environment`.
+
+    Exits with status 2 and a line for each setting that cannot be.
+    """
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        for found in problems.field_errors(error.errors()):
+            print(f"ncml: NCML_{found.field.upper()}: {found.detail}", file=sys.stderr)
+        sys.exit(2)
+    log_to_stderr(settings.log_level)
+    return create_app(settings, JobQueue.from_url(settings.redis_url))

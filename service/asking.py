@@ -1,0 +1,153 @@
+"""Between the routes and the queue: which model is meant, whether anyone would do the job, and waiting for it."""
+
+import asyncio
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated, TypeVar
+
+import anyio.to_thread
+from fastapi import Depends, Request, Response
+
+from service.answers import failure, job_response, picture_response, score_response
+from service.metrics import Metrics
+from service.negotiation import patience
+from service.params import Params
+from service.problems import Problem, invalid, no_worker
+from service.settings import Settings
+from worker.contract import (
+    Job,
+    JobStatus,
+    JobView,
+    ModelDescriptor,
+    PictureResult,
+    ScoreResult,
+    Task,
+)
+from worker.queue import JobQueue, QueueFull
+
+T = TypeVar("T")
+
+
+@dataclass
+class Desk:
+    """What every route needs; one for each application."""
+
+    settings: Settings
+    queue: JobQueue
+    metrics: Metrics
+    decoding: anyio.CapacityLimiter = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.decoding = anyio.CapacityLimiter(self.settings.decode_threads)
+
+    async def model(self, params: Params, task: Task) -> tuple[ModelDescriptor, str | None]:
+        """The model that is meant, and the version if one was insisted on.
+
+        Raises the 503 `Problem` when nobody would do the task, 422 for an unknown model or class.
+        """
+
+        def look() -> tuple[int, list[ModelDescriptor]]:
+            return self.queue.lanes()[task.lane], self.queue.models()
+
+        workers, models = await anyio.to_thread.run_sync(look)
+        if not workers:
+            self.metrics.rejected.labels(reason="no-worker").inc()
+            raise no_worker(task.lane)
+        if not models:
+            self.metrics.rejected.labels(reason="no-model").inc()
+            detail = "The workers are still loading their model; try again in a few seconds."
+            raise Problem(503, detail, kind="no-model", headers={"Retry-After": "2"})
+        model, version = self.choose(models, params.model)
+        if params.class_name is not None and params.class_name not in model.classes:
+            known = f"its classes are {', '.join(model.classes)}" if model.classes else "it has no classes"
+            raise invalid("class", f"class: {model.name} knows no {params.class_name!r}; {known}.")
+        return model, version
+
+    def choose(self, models: list[ModelDescriptor], wanted: str | None) -> tuple[ModelDescriptor, str | None]:
+        """The model called `name`, `name@version` or `name@` and the beginning of one, and the full version if given.
+
+        None means the default. Of several versions of a name, the first in `models` is meant. Raises the 422 `Problem`.
+        """
+        named = wanted or self.settings.default_model or min(model.name for model in models)
+        name, at, version = named.partition("@")
+        for model in models:
+            if model.name == name and model.version.startswith(version) and (not at or len(version) >= 6):
+                return model, model.version if at else None
+        served = sorted({model.name for model in models} | {f"{model.name}@{model.version[:12]}" for model in models})
+        raise invalid("model", f"model: {named!r} is not served here; there are {', '.join(served)}.")
+
+    async def decode(self, build: Callable[[], T]) -> T:
+        """Run something that decodes pictures, off the event loop and with few beside it."""
+        return await anyio.to_thread.run_sync(build, limiter=self.decoding)
+
+    async def ask(self, request: Request, job: Job, model: ModelDescriptor, media: str) -> Response:
+        """Submit the job and answer with its result as `media`, or with 202 when that takes longer than is waited."""
+        wanted = patience(request.headers.get("prefer"), self.settings.wait_s)
+        submit = functools.partial(self.queue.submit, job, limit=self.settings.max_waiting)
+        try:
+            job_id = await anyio.to_thread.run_sync(submit)
+        except QueueFull as error:
+            self.metrics.rejected.labels(reason="queue-full").inc()
+            detail = f"{self.settings.max_waiting} jobs are waiting already; try again in a few seconds."
+            raise Problem(429, detail, kind="queue-full", headers={"Retry-After": "5"}) from error
+        self.metrics.enqueued.labels(task=job.task, model=model.name, priority=job.priority).inc()
+        view = await self.wait(request, job_id, wanted.wait_s)
+        if not view.status.is_terminal:
+            response = job_response(view, 202)
+        else:
+            response = await self.answer(view, media)
+        if wanted.applied:
+            response.headers["Preference-Applied"] = wanted.applied
+        response.headers["Vary"] = "Accept, Prefer"
+        return response
+
+    async def wait(self, request: Request, job_id: str, wait_s: float) -> JobView:
+        """The job once it has ended or `wait_s` are over; a client that hangs up before that cancels it."""
+        waiting = asyncio.ensure_future(self.queue.wait(job_id, wait_s))
+        gone = asyncio.ensure_future(_hung_up(request))
+        try:
+            await asyncio.wait({waiting, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if waiting.done():
+                return waiting.result()
+            return await anyio.to_thread.run_sync(self.queue.cancel, job_id)
+        finally:
+            waiting.cancel()
+            gone.cancel()
+
+    async def answer(self, view: JobView, media: str) -> Response:
+        """The result of a job that has ended, as `media`. Raises the `Problem` that it ended with."""
+        if view.status is not JobStatus.SUCCEEDED:
+            raise failure(view)
+        return await anyio.to_thread.run_sync(self._render, view, media)
+
+    def _render(self, view: JobView, media: str) -> Response:
+        result = self.queue.result(view.id)
+        if isinstance(result, PictureResult):
+            blob = self.queue.blob(result.pictures.blob)
+            if blob is not None:
+                return picture_response(view, result, blob, media)
+        elif result is not None:
+            return score_response(view, result, self._size(result), media)
+        raise Problem(404, f"The result of the job {view.id} has expired; ask again.", kind="result-expired")
+
+    def _size(self, result: ScoreResult) -> tuple[int, int]:
+        """(height, width) of the maps in a result."""
+        for model in self.queue.models() if any(score.map for score in result.results) else ():
+            if (model.name, model.version) == (result.model.name, result.model.version):
+                return model.height, model.width
+        return 0, 0
+
+
+async def _hung_up(request: Request) -> None:
+    """Return when the client has closed its connection; the body has been read before."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def desk(request: Request) -> Desk:
+    """The application's desk."""
+    return request.app.state.desk
+
+
+Here = Annotated[Desk, Depends(desk)]

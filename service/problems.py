@@ -1,0 +1,182 @@
+"""Every refusal in one form: `application/problem+json` (RFC 9457) with `errors` by field and the request's id."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+from redis.exceptions import RedisError
+from starlette.exceptions import HTTPException
+
+from ncml.errors import InputError, TooLarge
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class FieldError(BaseModel):
+    """One thing wrong with one field."""
+
+    field: str = Field(description="The parameter, form field or JSON member at fault.")
+    detail: str = Field(description="What is wrong with it and what would be right.")
+
+
+class ProblemDetails(BaseModel):
+    """A refusal as RFC 9457 describes it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "type": "urn:ncml:problem:invalid-input",
+                "title": "Unprocessable Content",
+                "status": 422,
+                "detail": "n is 0; it must be at least 1.",
+                "request_id": "01JDH4Z0M6V8",
+                "errors": [{"field": "n", "detail": "n is 0; it must be at least 1."}],
+            }
+        }
+    )
+
+    type: str = Field(description="A URN that names this kind of problem, or about:blank.")
+    title: str = Field(description="The status in words.")
+    status: int = Field(description="The HTTP status.")
+    detail: str = Field(description="One sentence: what happened and what to do.")
+    request_id: str = Field(description="The id of the request, as in the header X-Request-Id and the log.")
+    errors: list[FieldError] = Field(default_factory=list[FieldError], description="The fields at fault, if any are.")
+
+
+class Problem(Exception):
+    """Raised anywhere below a route to answer with a problem document.
+
+    `kind` names the sort of problem in `type`; `headers` go into the response (Retry-After, Allow, ...).
+    """
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        *,
+        kind: str | None = None,
+        errors: Sequence[FieldError] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.kind = kind
+        self.errors = list(errors)
+        self.headers = dict(headers or {})
+
+
+def invalid(field: str, detail: str) -> Problem:
+    """The 422 for one field."""
+    return Problem(422, detail, kind="invalid-input", errors=[FieldError(field=field, detail=detail)])
+
+
+def invalid_fields(errors: Sequence[FieldError]) -> Problem:
+    """The 422 for several fields; its detail is what is wrong with all of them."""
+    return Problem(422, " ".join(error.detail for error in errors), kind="invalid-input", errors=errors)
+
+
+def no_worker(lane: str) -> Problem:
+    """The 503 for a lane that nobody serves."""
+    return Problem(
+        503,
+        f"No worker of the lane {lane!r} is running; start one, or try again later.",
+        kind="no-worker",
+        headers={"Retry-After": "5"},
+    )
+
+
+def response(problem: Problem, request_id: str) -> JSONResponse:
+    """The problem document as a response."""
+    body = ProblemDetails(
+        type=f"urn:ncml:problem:{problem.kind}" if problem.kind else "about:blank",
+        title=HTTPStatus(problem.status).phrase,
+        status=problem.status,
+        detail=problem.detail,
+        request_id=request_id,
+        errors=problem.errors,
+    )
+    return JSONResponse(body.model_dump(), problem.status, problem.headers, MEDIA_TYPE)
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route in the OpenAPI document for these statuses."""
+    return {
+        status: {
+            "description": HTTPStatus(status).phrase,
+            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}},
+        }
+        for status in statuses
+    }
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of the application with a problem document."""
+
+    def answer(request: Request, problem: Problem) -> JSONResponse:
+        return response(problem, str(request.state.request_id))
+
+    async def on_problem(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, Problem)
+        return answer(request, error)
+
+    async def on_input(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, InputError)
+        errors = [FieldError(field=error.field, detail=error.detail)]
+        if isinstance(error, TooLarge):
+            return answer(request, Problem(413, error.detail, kind="too-large", errors=errors))
+        return answer(request, Problem(422, error.detail, kind="invalid-input", errors=errors))
+
+    async def on_http(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        detail = str(error.detail)
+        if error.status_code == 404:
+            detail = f"There is nothing at {request.url.path}; /docs lists what there is."
+        elif error.status_code == 405:
+            allowed = (error.headers or {}).get("Allow", "")
+            detail = f"{request.url.path} does not take {request.method}; it takes {allowed}."
+        elif error.status_code == 413:
+            detail = "The request body is larger than this service accepts; send fewer or smaller pictures."
+        return answer(request, Problem(error.status_code, detail, headers=error.headers))
+
+    async def on_validation(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        return answer(request, invalid_fields(field_errors(error.errors())))
+
+    async def on_redis(request: Request, error: Exception) -> JSONResponse:
+        log.error("the queue cannot be reached: %s", error)
+        detail = "The queue cannot be reached; try again in a few seconds."
+        return answer(request, Problem(503, detail, kind="queue-down", headers={"Retry-After": "5"}))
+
+    async def on_anything(request: Request, error: Exception) -> JSONResponse:
+        detail = "Something went wrong here; the log has it under this request's id."
+        return answer(request, Problem(500, detail))
+
+    app.add_exception_handler(Problem, on_problem)
+    app.add_exception_handler(InputError, on_input)
+    app.add_exception_handler(HTTPException, on_http)
+    app.add_exception_handler(RequestValidationError, on_validation)
+    app.add_exception_handler(RedisError, on_redis)
+    app.add_exception_handler(Exception, on_anything)
+
+
+def field_errors(errors: Sequence[Mapping[str, Any]]) -> list[FieldError]:
+    """Pydantic's errors, each as a sentence that begins with the field's name."""
+    found: list[FieldError] = []
+    for error in errors:
+        places = [str(place) for place in error["loc"] if place not in ("body", "query", "path", "header")]
+        field = ".".join(places) or "body"
+        given = error.get("input")
+        shown = f" is {given!r}" if isinstance(given, (str, int, float, bool)) and len(str(given)) <= 40 else ""
+        message = str(error["msg"]).removeprefix("Value error, ")
+        message = message[0].lower() + message[1:]
+        detail = f"{field}{shown}: {message}." if error["type"] != "missing" else f"{field} is missing."
+        found.append(FieldError(field=field, detail=detail))
+    return found

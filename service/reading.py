@@ -1,0 +1,195 @@
+"""Reads a request: parameters from the query and the body, pictures from multipart, raw bytes or JSON.
+
+`read` does it, and `documented` describes the same to the OpenAPI document.
+"""
+
+import base64
+import binascii
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import pydantic_core
+from fastapi import Request
+from pydantic import ValidationError
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+
+from service.params import Params
+from service.problems import FieldError, Problem, field_errors, invalid, invalid_fields
+
+P = TypeVar("P", bound=Params)
+
+FORM = "multipart/form-data"
+URLENCODED = "application/x-www-form-urlencoded"
+JSON = "application/json"
+
+
+@dataclass(frozen=True)
+class Upload:
+    """The bytes of one picture's file, and what the client calls it."""
+
+    field: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Asked(Generic[P]):
+    """A request that has been read: checked parameters, and pictures not yet decoded."""
+
+    params: P
+    uploads: list[Upload]
+
+
+async def read(request: Request, params: type[P], *, images: int) -> Asked[P]:
+    """Read the request as `params` and up to `images` pictures (0: it takes none).
+
+    Raises `Problem`: 400 for a body that does not parse, 415 for a media type that is not taken, 422 for parameters
+    that are unknown, given twice or out of range, and for too few or too many pictures.
+    """
+    media = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    fields: dict[str, Any] = {}
+    uploads: list[Upload] = []
+    if media in (FORM, URLENCODED):
+        fields, uploads = await _form(request, images)
+    elif media == JSON:
+        fields, uploads = _json(await request.body(), images)
+    elif media.startswith("image/") or media == "application/octet-stream":
+        uploads = [Upload("image", await request.body())]
+    elif media or await request.body():
+        taken = [FORM, JSON, "image/*"] if images else [JSON, FORM]
+        what = f"the type {media!r}" if media else "a body without a Content-Type"
+        raise Problem(415, f"This endpoint does not take {what}; send {' or '.join(taken)}.", kind="media-type")
+    if uploads and not images:
+        raise invalid("image", "image: this endpoint takes no picture; leave it out.")
+    query = _once(request.query_params.multi_items(), "the query")
+    twice = sorted(query.keys() & fields.keys())
+    if twice:
+        raise invalid(twice[0], f"{twice[0]} is in the query and in the body; give it once.")
+    try:
+        checked = params.model_validate(query | fields)
+    except ValidationError as error:
+        raise invalid_fields(_explained(error, params)) from error
+    if images and not uploads:
+        raise invalid("image", "image is missing; send the picture as a form field, as the body, or as base64 in JSON.")
+    if len(uploads) > max(images, 0):
+        wanted = "one picture" if images == 1 else f"at most {images} pictures"
+        raise invalid("image", f"image: {len(uploads)} pictures were sent; this endpoint takes {wanted}.")
+    return Asked(checked, uploads)
+
+
+def documented(params: type[Params], *, images: int) -> dict[str, Any]:
+    """The `openapi_extra` of a route that uses `read` with the same arguments."""
+    schema = params.model_json_schema(ref_template="#/components/schemas/{model}")
+    defs: dict[str, Any] = schema.get("$defs", {})
+    members: dict[str, Any] = {name: _inlined(member, defs) for name, member in schema["properties"].items()}
+    query = [
+        {"name": name, "in": "query", "required": False, "schema": member, "description": member.get("description", "")}
+        for name, member in members.items()
+    ]
+    text = {"type": "string", "contentEncoding": "base64", "description": "The picture's file in base64."}
+    file = {"type": "string", "format": "binary", "description": "The picture's file."}
+    as_json, as_form = dict(members), dict(members)
+    content: dict[str, Any] = {}
+    if images == 1:
+        as_json["image"], as_form["image"] = text, file
+    elif images:
+        as_json["image"] = {"anyOf": [text, {"type": "array", "items": text, "minItems": 1, "maxItems": images}]}
+        as_form["image"] = {"type": "array", "items": file, "minItems": 1, "maxItems": images}
+    required = {"required": ["image"]} if images else {}
+    content[JSON] = {
+        "schema": {"type": "object", "properties": as_json, "additionalProperties": False, **required},
+        "example": {"image": _PIXEL} if images else {"class": "cat", "n": 4, "seed": 7},
+    }
+    content[FORM] = {"schema": {"type": "object", "properties": as_form, "additionalProperties": False, **required}}
+    if images:
+        content["image/*"] = {"schema": {"type": "string", "format": "binary"}}
+    return {"parameters": query, "requestBody": {"required": bool(images), "content": content}}
+
+
+_PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYGD4DwABBAEAfbLI3wAAAABJRU5ErkJggg=="
+
+
+def _inlined(member: dict[str, Any], defs: Mapping[str, Any]) -> dict[str, Any]:
+    """A property's schema with references to `$defs` replaced by what they name."""
+    name = str(member.get("$ref", "")).rsplit("/", 1)[-1]
+    return {**defs[name], **{key: value for key, value in member.items() if key != "$ref"}} if name else member
+
+
+def _once(items: Iterable[tuple[str, Any]], where: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in items:
+        if name in found:
+            raise invalid(name, f"{name} is given more than once in {where}; give it once.")
+        found[name] = value
+    return found
+
+
+async def _form(request: Request, images: int) -> tuple[dict[str, Any], list[Upload]]:
+    try:
+        form = await request.form(max_files=images + 1, max_fields=32, max_part_size=4096)
+    except HTTPException as error:
+        if error.status_code != 400:
+            raise
+        raise Problem(400, f"The form cannot be read: {error.detail}", kind="malformed") from error
+    try:
+        uploads: list[Upload] = []
+        fields: list[tuple[str, Any]] = []
+        for name, value in form.multi_items():
+            if isinstance(value, UploadFile):
+                if name != "image":
+                    raise invalid(name, f"{name}: a file was sent in this field; pictures go in the field image.")
+                uploads.append(Upload("image", await value.read()))
+            elif name == "image":
+                raise invalid("image", "image: text was sent; send the picture as a file (curl -F image=@cat.png).")
+            else:
+                fields.append((name, value))
+    finally:
+        await form.close()
+    return _once(fields, "the form"), _named(uploads)
+
+
+def _json(body: bytes, images: int) -> tuple[dict[str, Any], list[Upload]]:
+    if not body:
+        return {}, []
+    try:
+        given = pydantic_core.from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise Problem(400, f"The body is not valid JSON: {error}.", kind="malformed") from error
+    if not isinstance(given, dict):
+        raise invalid("body", "The body is JSON but not an object; send {...}.")
+    fields: dict[str, Any] = {str(name): value for name, value in given.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    if "image" not in fields or not images:
+        return fields, []
+    value = fields.pop("image")
+    texts: list[Any] = list(value) if isinstance(value, list) else [value]  # pyright: ignore[reportUnknownArgumentType]
+    if len(texts) > images:
+        return fields, [Upload("image", b"")] * len(texts)
+    uploads: list[Upload] = []
+    for text in texts:
+        try:
+            if not isinstance(text, str):
+                raise TypeError
+            uploads.append(Upload("image", base64.b64decode(text.partition("base64,")[2] or text, validate=True)))
+        except (TypeError, ValueError, binascii.Error) as error:
+            raise invalid(
+                "image", "image is not base64; send the file's bytes in base64, or a list of such."
+            ) from error
+    return fields, _named(uploads)
+
+
+def _named(uploads: list[Upload]) -> list[Upload]:
+    """Several pictures get their position into their name."""
+    if len(uploads) < 2:
+        return uploads
+    return [Upload(f"image[{i}]", upload.data) for i, upload in enumerate(uploads)]
+
+
+def _explained(error: ValidationError, params: type[Params]) -> list[FieldError]:
+    known = ", ".join(field.alias or name for name, field in params.model_fields.items())
+    return [
+        FieldError(field=found.field, detail=f"{found.field} is not a parameter here; there are {known}.")
+        if raw["type"] == "extra_forbidden"
+        else found
+        for raw, found in zip(error.errors(), field_errors(error.errors()), strict=True)
+    ]

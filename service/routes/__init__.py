@@ -1,0 +1,1 @@
+"""The endpoints. A route reads, asks the queue, and answers; nothing else happens in one."""

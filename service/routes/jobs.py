@@ -1,0 +1,159 @@
+"""/jobs: where a job stands, its result, its events, and its end."""
+
+import contextlib
+from collections.abc import AsyncGenerator
+from typing import Annotated
+
+import anyio.to_thread
+import numpy as np
+from fastapi import APIRouter, Header, Path, Request, Response
+from fastapi.sse import format_sse_event
+from starlette.responses import StreamingResponse
+
+from ncml.images import grid, to_png
+from service import answers, problems
+from service.asking import Here
+from service.negotiation import JSON, NPZ, PNG, ZIP, negotiate, patience
+from service.problems import Problem, invalid
+from worker.contract import Event, Task
+from worker.queue import JobNotFound
+
+router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+JobId = Annotated[str, Path(description="The id of a job, as in X-Job-Id.", pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+
+
+@router.get(
+    "/{job_id}",
+    operation_id="get_job",
+    summary="Where a job stands",
+    response_model=answers.JobAnswer,
+    responses=problems.documented(404, 422, 503),
+)
+async def job(job_id: JobId, desk: Here) -> Response:
+    """Status, progress and links of a job; 404 when it never was or its time to live is over."""
+    view = await anyio.to_thread.run_sync(desk.queue.view, job_id)
+    return answers.job_response(view, 200)
+
+
+@router.get(
+    "/{job_id}/result",
+    operation_id="get_job_result",
+    summary="The result of a job",
+    responses={
+        200: {
+            "description": "The result, as the endpoint that made the job would have answered.",
+            "content": {
+                JSON: {"schema": {"anyOf": [
+                    {"$ref": "#/components/schemas/ScoreAnswer"}, {"$ref": "#/components/schemas/PictureAnswer"}
+                ]}},
+                PNG: _BINARY, ZIP: _BINARY, NPZ: _BINARY,
+            },
+        },
+        202: {"model": answers.JobAnswer, "description": "The job has not ended yet."},
+        **problems.documented(404, 406, 410, 422, 500, 503, 504),
+    },
+)  # fmt: skip
+async def result(job_id: JobId, request: Request, desk: Here) -> Response:
+    """The result of a job, negotiated by Accept. `Prefer: wait=N` waits for it; without it this answers at once."""
+    view = await anyio.to_thread.run_sync(desk.queue.view, job_id)
+    offers = answers.SCORE_OFFERS if view.task is Task.SCORE else answers.PICTURE_OFFERS
+    media = negotiate(request.headers.get("accept"), offers)
+    wanted = patience(request.headers.get("prefer"), desk.settings.wait_s)
+    if not view.status.is_terminal and wanted.applied:
+        view = await desk.queue.wait(job_id, wanted.wait_s)
+    response = await desk.answer(view, media) if view.status.is_terminal else answers.job_response(view, 202)
+    if wanted.applied:
+        response.headers["Preference-Applied"] = wanted.applied
+    response.headers["Vary"] = "Accept, Prefer"
+    return response
+
+
+@router.post(
+    "/{job_id}/cancel",
+    operation_id="cancel_job",
+    summary="End a job",
+    response_model=answers.JobAnswer,
+    responses=problems.documented(404, 422, 503),
+)
+async def cancel(job_id: JobId, desk: Here) -> Response:
+    """Cancel a job that waits or runs; one that has ended stays as it is. Asking twice changes nothing.
+
+    A running job ends within a moment: the answer may still say `running`.
+    """
+    return answers.job_response(await anyio.to_thread.run_sync(desk.queue.cancel, job_id), 200)
+
+
+@router.get(
+    "/{job_id}/preview",
+    operation_id="get_job_preview",
+    summary="The pictures of a running job as they look now",
+    response_class=Response,
+    responses={200: {"description": "A PNG (a grid of several).", "content": {PNG: _BINARY}},
+               **problems.documented(404, 422, 503)},
+)  # fmt: skip
+async def preview(job_id: JobId, desk: Here) -> Response:
+    """The latest preview of a running job; 404 while there is none."""
+
+    def draw() -> bytes | None:
+        progress = desk.queue.view(job_id).progress
+        shown = progress.preview if progress else None
+        blob = desk.queue.blob(shown.blob) if shown else None
+        if shown is None or blob is None:
+            return None
+        return to_png(grid(np.frombuffer(blob, np.uint8).reshape(shown.n, shown.height, shown.width, 3)))
+
+    png = await anyio.to_thread.run_sync(draw)
+    if png is None:
+        raise Problem(404, f"The job {job_id} has no preview now.", kind="no-preview")
+    return Response(png, 200, {"Cache-Control": "no-store"}, PNG)
+
+
+@router.get(
+    "/{job_id}/events",
+    operation_id="follow_job",
+    summary="What happens to a job, as it happens",
+    response_class=StreamingResponse,
+    responses={
+        200: {
+            "description": "Server-sent events named after the job's states, and `progress`; the terminal one is last.",
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        },
+        **problems.documented(404, 422, 503),
+    },
+)
+async def events(job_id: JobId, desk: Here, last_event_id: Annotated[str, Header()] = "0") -> Response:
+    """A stream of server-sent events. Send `Last-Event-ID` to go on where a dropped stream ended.
+
+    ```
+    curl -N localhost:8000/jobs/$ID/events
+    ```
+    """
+    view = await anyio.to_thread.run_sync(desk.queue.view, job_id)
+    source = desk.queue.events(view.id, last_event_id)
+    try:
+        first = await anext(source)
+    except JobNotFound as error:
+        raise invalid("Last-Event-ID", f"Last-Event-ID is {last_event_id[:64]!r}; send one of this stream.") from error
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(_stream(job_id, first, source), 200, headers, "text/event-stream")
+
+
+async def _stream(job_id: str, first: Event | None, source: AsyncGenerator[Event | None]) -> AsyncGenerator[bytes]:
+    async with contextlib.aclosing(source):
+        yield _sse(job_id, first)
+        async for event in source:
+            yield _sse(job_id, event)
+
+
+def _sse(job_id: str, event: Event | None) -> bytes:
+    """One event on the wire; a comment where nothing happened, so that proxies keep the connection."""
+    if event is None:
+        return format_sse_event(comment="keep-alive")
+    if event.progress:
+        data = answers.progress_answer(job_id, event.progress).model_dump_json()
+        return format_sse_event(event="progress", id=event.id, data_str=data)
+    return format_sse_event(
+        event=str(event.status), id=event.id, data_str=event.model_dump_json(include={"status", "error"})
+    )
