@@ -4,15 +4,15 @@
 -- then in order of arrival. A job marked `alone` is a batch of its own. Jobs too late to start are moved as well and
 -- marked, for the caller to end.
 --
--- KEYS leases, wake, then the queues in priority order
+-- KEYS leases, then the queues in priority order
 -- ARGV token, lease_s, worker, ttl, room (images), scan (jobs looked at in each queue), wanted batch key or '', event
--- returns batch key ('' when nothing more may join), then for each job {id, late, attempts, submitted, data}
+-- returns batch key ('' when nothing more may join), then for each job {id, queue, late, attempts, images, seconds waited, data}
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1e6
 local token, room, scan, want = ARGV[1], tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7]
 local claimed, taken, closed = {}, 0, false
 
-local function claim(queue, id, job, late)
+local function claim(queue, id, job, n, late)
   redis.call('LREM', queue, 1, id)
   redis.call('ZADD', KEYS[1], now + ARGV[2], id .. ':' .. token)
   redis.call('ZADD', 'rq:wip:' .. string.sub(queue, 10), '+inf', id .. ':' .. token)
@@ -24,10 +24,11 @@ local function claim(queue, id, job, late)
     redis.call('EXPIRE', 'ncml:events:' .. id, ARGV[4])
   end
   local rest = redis.call('HMGET', job, 'submitted', 'data')
-  claimed[#claimed + 1] = {id, late and 1 or 0, attempts, rest[1] or tostring(now), rest[2] or ''}
+  local waited = tostring(now - (tonumber(rest[1]) or now))
+  claimed[#claimed + 1] = {id, string.sub(queue, 10), late and 1 or 0, attempts, n, waited, rest[2] or ''}
 end
 
-for k = 3, #KEYS do
+for k = 2, #KEYS do
   for _, id in ipairs(redis.call('LRANGE', KEYS[k], 0, scan - 1)) do
     if closed then break end
     local job = 'rq:job:' .. id
@@ -36,20 +37,21 @@ for k = 3, #KEYS do
     if h[1] ~= 'queued' then
       redis.call('LREM', KEYS[k], 1, id)
     elseif h[5] and tonumber(h[5]) < now then
-      claim(KEYS[k], id, job, true)
+      claim(KEYS[k], id, job, n, true)
     elseif want == '' then
-      claim(KEYS[k], id, job, false)
+      claim(KEYS[k], id, job, n, false)
       want, taken = h[2] or '', n
       closed = alone or taken >= room
     elseif h[2] == want and not alone and taken + n <= room then
-      claim(KEYS[k], id, job, false)
+      claim(KEYS[k], id, job, n, false)
       taken = taken + n
       closed = taken >= room
     end
   end
 end
 
-for k = 3, #KEYS do -- what stays is for another worker, should one be idle
-  if redis.call('LLEN', KEYS[k]) > 0 and redis.call('LLEN', KEYS[2]) == 0 then redis.call('RPUSH', KEYS[2], 1) end
+for k = 2, #KEYS do -- what stays is for another worker, should one be idle
+  local wake = 'ncml:wake:' .. string.match(KEYS[k], 'ncml:(%a+):')
+  if redis.call('LLEN', KEYS[k]) > 0 and redis.call('LLEN', wake) == 0 then redis.call('RPUSH', wake, 1) end
 end
 return {closed and '' or want, claimed}

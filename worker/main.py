@@ -1,0 +1,76 @@
+"""`ncml worker`: one worker process and its engine."""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import ncml
+from ncml.errors import NcmlError
+from worker import logs
+from worker.contract import Lane
+from worker.engine import EngineSettings
+from worker.metrics import WorkerMetrics
+from worker.models import ModelLike
+from worker.queue import JobQueue
+from worker.worker import GpuWorker, WorkerSettings
+
+
+def load(folder: Path, *, device: str) -> ModelLike:
+    """Open a model folder, in the engine."""
+    return ncml.load(folder, device=device)
+
+
+def main(
+    *,
+    lane: tuple[Literal["score", "generate"], ...] = ("score",),
+    models: tuple[Path, ...] = (Path("models"),),
+    device: str = "cpu",
+    max_batch: int = 32,
+    window_ms: float = 10.0,
+    threads: int = 0,
+    keep_models: int = 2,
+    redis_url: str = "",
+    metrics_port: int = 0,
+    drain_s: float = 25.0,
+    hang_s: float = 120.0,
+) -> None:
+    """Compute the jobs of a lane. SIGTERM lets the running batch finish, then ends it with status 0.
+
+    Args:
+        lane: What to work on: score, generate, or both. One engine does one batch at a time, so a worker for each
+            lane keeps scores quick while pictures are drawn.
+        models: Directories that hold model folders. Where a name occurs twice, the earlier directory counts.
+        device: Where to compute: cpu, cuda, cuda:0 and so on.
+        max_batch: The most images computed at once. Halved by itself where memory does not suffice.
+        window_ms: How long a batch that is not full waits for company. A job that finds the engine idle never waits.
+        threads: CPU threads for the computation; 0 leaves the choice to PyTorch.
+        keep_models: How many models stay loaded; the least recently used one makes room.
+        redis_url: Where the queue is; by default NCML_REDIS_URL, else redis://localhost:6379/0.
+        metrics_port: Port on which Prometheus may ask; 0 for none.
+        drain_s: After SIGTERM, seconds that the running batch may take; then its jobs go back to the queue.
+        hang_s: Seconds after which an engine that reports nothing is taken for hung and replaced.
+    """
+    for name, value in (("max-batch", max_batch), ("keep-models", keep_models)):
+        if value < 1:
+            raise NcmlError(f"--{name} must be at least 1, not {value}")
+    for name, value in (("window-ms", window_ms), ("threads", threads), ("drain-s", drain_s)):
+        if value < 0:
+            raise NcmlError(f"--{name} must not be negative, not {value}")
+    logs.configure()
+    metrics = WorkerMetrics()
+    if metrics_port:
+        metrics.serve(metrics_port)
+    settings = WorkerSettings(
+        lanes=tuple(Lane(name) for name in dict.fromkeys(lane)),
+        engine=EngineSettings(
+            directories=models, load=load, device=device, threads=threads, max_batch=max_batch, keep_models=keep_models
+        ),
+        window_s=window_ms / 1000,
+        drain_s=drain_s,
+        hang_s=hang_s,
+    )
+    queue = JobQueue.from_url(redis_url or os.environ.get("NCML_REDIS_URL", "redis://localhost:6379/0"))
+    try:
+        GpuWorker(queue, settings, metrics).work()
+    finally:
+        queue.close()

@@ -1,0 +1,169 @@
+"""The models that an engine serves: found in folders, loaded on demand, replaced when their folder changes.
+
+Knows the library's front door, and neither RQ nor Redis.
+"""
+
+import contextlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from ncml.config import DEFAULT_SOLVER, SOLVERS
+from ncml.errors import ModelError, NcmlError
+from ncml.images import PREPROCESSING
+from worker.contract import ModelDescriptor, Preprocessing
+
+
+class ScoreLike(Protocol):
+    """What `Model.score` answers for each image."""
+
+    bpd: float
+    log_likelihood: float
+    map: NDArray[Any] | None
+
+
+class ModelLike(Protocol):
+    """The front door of a loaded model, as in `ncml.model.Model`."""
+
+    name: str
+    version: str
+    height: int
+    width: int
+    classes: tuple[str, ...]
+    noise: float
+    keeps: tuple[Any, ...]
+    metrics: dict[str, float]
+    card: str
+
+    def score(self, images: NDArray[Any], **options: Any) -> Sequence[ScoreLike]:
+        """Score uint8 (B, H, W, 3) images."""
+        ...
+
+    def generate(self, n: int, **options: Any) -> NDArray[Any]:
+        """Draw uint8 (n, H, W, 3) images."""
+        ...
+
+    def complete(self, images: NDArray[Any], **options: Any) -> NDArray[Any]:
+        """Complete uint8 (B, H, W, 3) canvases."""
+        ...
+
+
+Load = Callable[..., ModelLike]
+"""`load(folder, device=...)`; raises `ModelError` on a bad folder."""
+
+Stamp = tuple[tuple[str, int, int], ...]
+
+
+@dataclass
+class _Entry:
+    """A model folder, and what was last found in it."""
+
+    folder: Path
+    stamp: Stamp
+    descriptor: ModelDescriptor | None = None
+    fault: str | None = None
+
+
+class Shelf:
+    """The models under some directories. Where a name occurs twice, the earlier directory counts.
+
+    At most `keep` models stay loaded, the most recently used ones. A batch that holds a model goes on with it while
+    the shelf already hands out its successor.
+    """
+
+    def __init__(self, directories: Sequence[Path], load: Load, *, device: str, keep: int) -> None:
+        self._directories = directories
+        self._load = load
+        self._device = device
+        self._keep = keep
+        self._entries: dict[str, _Entry] = {}
+        self._loaded: OrderedDict[str, ModelLike] = OrderedDict()
+
+    @property
+    def descriptors(self) -> tuple[ModelDescriptor, ...]:
+        """The models that can be used, by name."""
+        return tuple(e.descriptor for _, e in sorted(self._entries.items()) if e.descriptor)
+
+    @property
+    def faults(self) -> dict[str, str]:
+        """Why the other folders cannot be used."""
+        return {name: e.fault for name, e in sorted(self._entries.items()) if e.fault}
+
+    def scan(self) -> bool:
+        """Look at the directories and load what is new or changed; True when anything did."""
+        found: dict[str, tuple[Path, Stamp]] = {}
+        for directory in self._directories:
+            for folder in sorted(directory.iterdir()) if directory.is_dir() else []:
+                with contextlib.suppress(FileNotFoundError):  # it vanishes while we look
+                    if folder.name not in found and (folder / "config.json").is_file():
+                        found[folder.name] = folder, _stamp(folder)
+        changed = False
+        for name in self._entries.keys() - found.keys():
+            del self._entries[name]
+            self._loaded.pop(name, None)
+            changed = True
+        for name, (folder, stamp) in found.items():
+            entry = self._entries.get(name)
+            if entry is None or (entry.folder, entry.stamp) != (folder, stamp):
+                served = entry.descriptor if entry else None
+                self._entries[name] = _Entry(folder, stamp, served)
+                self._open(name)
+                changed = True
+        return changed
+
+    def get(self, name: str, version: str | None = None) -> ModelLike:
+        """A loaded model. Raises `ModelError` when it is not here, damaged, or of another version."""
+        entry = self._entries.get(name)
+        if entry is None:
+            raise ModelError(f"there is no model {name!r} here; there are {', '.join(sorted(self._entries)) or 'none'}")
+        model = self._loaded.get(name) or self._open(name)
+        if model is None:
+            raise ModelError(f"the model {name!r} cannot be used: {entry.fault}")
+        if version is not None and model.version != version:
+            raise ModelError(f"version {version[:12]} of {name!r} is gone; the current one is {model.version[:12]}")
+        self._loaded.move_to_end(name)
+        return model
+
+    def _open(self, name: str) -> ModelLike | None:
+        """Load a folder. One that became unusable leaves what was loaded from it before in service."""
+        entry = self._entries[name]
+        try:
+            model = self._load(entry.folder, device=self._device)
+        except (NcmlError, OSError) as error:
+            entry.fault = str(error)
+            if name not in self._loaded:
+                entry.descriptor = None
+            return self._loaded.get(name)
+        entry.fault, entry.descriptor = None, describe(name, model)
+        self._loaded[name] = model
+        self._loaded.move_to_end(name)
+        while len(self._loaded) > self._keep:
+            self._loaded.popitem(last=False)
+        return model
+
+
+def describe(name: str, model: ModelLike) -> ModelDescriptor:
+    """What a worker publishes about a model."""
+    return ModelDescriptor(
+        name=name,
+        version=model.version,
+        height=model.height,
+        width=model.width,
+        classes=model.classes,
+        noise=model.noise,
+        keeps=model.keeps,
+        solver=DEFAULT_SOLVER,
+        solvers=SOLVERS,
+        preprocessing=Preprocessing.model_validate(PREPROCESSING),
+        metrics=model.metrics,
+        card=model.card,
+    )
+
+
+def _stamp(folder: Path) -> Stamp:
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
