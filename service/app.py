@@ -45,7 +45,6 @@ def create_app(settings: Settings, queue: JobQueue) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
-        max_body_size=settings.max_body_bytes,
     )
     metrics = Metrics(queue)
     app.state.desk = Desk(settings, queue, metrics)

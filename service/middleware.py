@@ -1,4 +1,4 @@
-"""Around every request: its id, its line in the log, its metrics, and the headers that protect a browser."""
+"""Around every request: its id, its line in the log, its metrics, its size, and the headers that protect a browser."""
 
 import contextvars
 import json
@@ -34,7 +34,7 @@ _HEADERS = {
 
 
 class Around:
-    """Pure ASGI middleware; the outermost one, so that nothing is answered without an id and a line in the log."""
+    """Pure ASGI middleware, the outermost one: not even a defect is answered without an id and a line in the log."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, max_body_bytes: int) -> None:
         self.app = app
@@ -46,7 +46,7 @@ class Around:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started, status = time.perf_counter(), 500
+        started, status, received = time.perf_counter(), 0, 0
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         own = given if _ID.fullmatch(given) else uuid.uuid4().hex
@@ -63,13 +63,27 @@ class Around:
                     out.setdefault(name, value)
             await send(message)
 
+        async def receive_counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self.max_body_bytes:
+                raise self.too_large()
+            return message
+
+        async def refuse(problem: Problem) -> None:
+            await response(problem, own)(scope, receive, send_with_headers)
+
         try:
             if (length := headers.get("content-length", "0")).isdecimal() and int(length) > self.max_body_bytes:
-                detail = f"The request body has {length} bytes; at most {self.max_body_bytes} are accepted."
-                refusal = response(Problem(413, detail, kind="too-large"), own)
-                await refusal(scope, receive, send_with_headers)
+                await refuse(self.too_large())
             else:
-                await self.app(scope, receive, send_with_headers)
+                await self.app(scope, receive_counted, send_with_headers)
+        except Exception:
+            log.exception("a defect")
+            if status:  # the response is under way: cutting the connection is all that is left
+                raise
+            await refuse(Problem(500, "Something went wrong here; the log has it under this request's id."))
         finally:
             seconds = time.perf_counter() - started
             route: Any = scope.get("route")
@@ -79,6 +93,11 @@ class Around:
             self.metrics.request_seconds.labels(route=path).observe(seconds)
             log.info("%s %s %s", method, path, status, extra={"seconds": round(seconds, 4)})
             request_id.reset(token)
+
+    def too_large(self) -> Problem:
+        """The 413 for a body beyond the limit."""
+        detail = f"The request body is too large: at most {self.max_body_bytes} bytes are accepted."
+        return Problem(413, detail, kind="too-large")
 
 
 class JsonLines(logging.Formatter):

@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 
 from ncml.errors import InputError, TooLarge
+from worker.queue import JobNotFound
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class ProblemDetails(BaseModel):
         json_schema_extra={
             "example": {
                 "type": "urn:ncml:problem:invalid-input",
-                "title": "Unprocessable Content",
+                "title": HTTPStatus.UNPROCESSABLE_ENTITY.phrase,
                 "status": 422,
                 "detail": "n is 0; it must be at least 1.",
                 "request_id": "01JDH4Z0M6V8",
@@ -87,7 +88,7 @@ def no_worker(lane: str) -> Problem:
     """The 503 for a lane that nobody serves."""
     return Problem(
         503,
-        f"No worker of the lane {lane!r} is running; start one, or try again later.",
+        f"No worker of the lane {lane} is running; start one, or try again later.",
         kind="no-worker",
         headers={"Retry-After": "5"},
     )
@@ -118,7 +119,7 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def install(app: FastAPI) -> None:
-    """Answer every error of the application with a problem document."""
+    """Answer what a route or the routing raises on purpose; defects are for `service.middleware`."""
 
     def answer(request: Request, problem: Problem) -> JSONResponse:
         return response(problem, str(request.state.request_id))
@@ -142,29 +143,27 @@ def install(app: FastAPI) -> None:
         elif error.status_code == 405:
             allowed = (error.headers or {}).get("Allow", "")
             detail = f"{request.url.path} does not take {request.method}; it takes {allowed}."
-        elif error.status_code == 413:
-            detail = "The request body is larger than this service accepts; send fewer or smaller pictures."
         return answer(request, Problem(error.status_code, detail, headers=error.headers))
 
     async def on_validation(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         return answer(request, invalid_fields(field_errors(error.errors())))
 
+    async def on_no_job(request: Request, error: Exception) -> JSONResponse:
+        detail = "There is no such job, or its time to live is over; ask again."
+        return answer(request, Problem(404, detail, kind="no-such-job"))
+
     async def on_redis(request: Request, error: Exception) -> JSONResponse:
         log.error("the queue cannot be reached: %s", error)
         detail = "The queue cannot be reached; try again in a few seconds."
         return answer(request, Problem(503, detail, kind="queue-down", headers={"Retry-After": "5"}))
 
-    async def on_anything(request: Request, error: Exception) -> JSONResponse:
-        detail = "Something went wrong here; the log has it under this request's id."
-        return answer(request, Problem(500, detail))
-
     app.add_exception_handler(Problem, on_problem)
     app.add_exception_handler(InputError, on_input)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(RequestValidationError, on_validation)
+    app.add_exception_handler(JobNotFound, on_no_job)
     app.add_exception_handler(RedisError, on_redis)
-    app.add_exception_handler(Exception, on_anything)
 
 
 def field_errors(errors: Sequence[Mapping[str, Any]]) -> list[FieldError]:

@@ -12,15 +12,17 @@ from starlette.responses import StreamingResponse
 
 from ncml.images import grid, to_png
 from service import answers, problems
-from service.asking import Here
+from service.asking import Desk, Here
 from service.negotiation import JSON, NPZ, PNG, ZIP, negotiate, patience
-from service.problems import Problem, invalid
+from service.problems import Problem
 from worker.contract import Event, Task
-from worker.queue import JobNotFound
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 JobId = Annotated[str, Path(description="The id of a job, as in X-Job-Id.", pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+LastEventId = Annotated[
+    str, Header(description="The id of the last event that was seen.", pattern=r"^[0-9]{1,20}(-[0-9]{1,20})?$")
+]
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 
@@ -123,7 +125,7 @@ async def preview(job_id: JobId, desk: Here) -> Response:
         **problems.documented(404, 422, 503),
     },
 )
-async def events(job_id: JobId, desk: Here, last_event_id: Annotated[str, Header()] = "0") -> Response:
+async def events(job_id: JobId, desk: Here, last_event_id: LastEventId = "0") -> Response:
     """A stream of server-sent events. Send `Last-Event-ID` to go on where a dropped stream ended.
 
     ```
@@ -131,19 +133,14 @@ async def events(job_id: JobId, desk: Here, last_event_id: Annotated[str, Header
     ```
     """
     view = await anyio.to_thread.run_sync(desk.queue.view, job_id)
-    source = desk.queue.events(view.id, last_event_id)
-    try:
-        first = await anext(source)
-    except JobNotFound as error:
-        raise invalid("Last-Event-ID", f"Last-Event-ID is {last_event_id[:64]!r}; send one of this stream.") from error
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(_stream(job_id, first, source), 200, headers, "text/event-stream")
+    return StreamingResponse(_stream(desk, view.id, last_event_id), 200, headers, "text/event-stream")
 
 
-async def _stream(job_id: str, first: Event | None, source: AsyncGenerator[Event | None]) -> AsyncGenerator[bytes]:
-    async with contextlib.aclosing(source):
-        yield _sse(job_id, first)
-        async for event in source:
+async def _stream(desk: Desk, job_id: str, after: str) -> AsyncGenerator[bytes]:
+    yield format_sse_event(comment="hello")  # the headers go out before anything happens
+    async with contextlib.aclosing(desk.queue.events(job_id, after)) as events:
+        async for event in events:
             yield _sse(job_id, event)
 
 

@@ -48,9 +48,7 @@ async def generate(request: Request, desk: Here) -> Response:
     media = negotiate(request.headers.get("accept"), answers.PICTURE_OFFERS)
     params = (await reading.read(request, GenerateParams, images=0)).params
     model, version = await desk.model(params, Task.GENERATE)
-    job = GenerateJob(
-        model=model.name, version=version, request_id=request.state.request_id, **_drawn(params, model, desk.settings)
-    )
+    job = GenerateJob(model=model.name, version=version, **_drawn(request, desk, params, model))
     return await desk.ask(request, job, model, media)
 
 

@@ -1,0 +1,246 @@
+"""A queue in this process with the methods of worker.queue.JobQueue, and the application on it."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import redis
+from starlette.testclient import TestClient
+
+from service.app import create_app
+from service.settings import Settings
+from worker.contract import (
+    CompleteJob,
+    Event,
+    GenerateJob,
+    Job,
+    JobError,
+    JobStatus,
+    JobView,
+    Lane,
+    ModelDescriptor,
+    ModelRef,
+    PictureResult,
+    Pictures,
+    Preprocessing,
+    Priority,
+    Progress,
+    QueueDepth,
+    Result,
+    Score,
+    ScoreJob,
+    ScoreResult,
+    Timing,
+    WorkerInfo,
+    WorkerState,
+)
+from worker.queue import JobNotFound, QueueFull
+
+MODEL = ModelDescriptor(
+    name="tiny",
+    version="a1" * 32,
+    height=8,
+    width=8,
+    classes=("cat", "dog"),
+    noise=10.0,
+    keeps=("top",),
+    solver="heun",
+    solvers={"heun": 10, "tweedie": 1},
+    preprocessing=Preprocessing(name="centre-crop-bicubic", version=1),
+    metrics={"test_bpd": 3.5},
+    card="# tiny",
+)
+WORKER = WorkerInfo(
+    name="w1",
+    lanes=(Lane.SCORE, Lane.GENERATE),
+    state=WorkerState.IDLE,
+    device="cpu",
+    max_batch=8,
+    models=(ModelRef(name=MODEL.name, version=MODEL.version),),
+    started_at=0,
+    seen_at=0,
+)
+TIMING = Timing(queue_s=0.001, compute_s=0.002, batch_size=1)
+
+
+@dataclass
+class FakeQueue:
+    """Each job ends `delay_s` after it was submitted, as `fails` says or with a result that shows its input.
+
+    A score's bpd is the mean of its pixels; a drawn picture is flat, of grey level seed modulo 256; a completion is
+    its canvas with 7 in the lower half.
+    """
+
+    delay_s: float = 0.0
+    fails: JobError | None = None
+    down: bool = False
+    full: bool = False
+    served: list[ModelDescriptor] = field(default_factory=lambda: [MODEL])
+    infos: list[WorkerInfo] = field(default_factory=lambda: [WORKER])
+    jobs: dict[str, tuple[Job, float]] = field(default_factory=dict)
+    canceled: set[str] = field(default_factory=set)
+    forgotten: set[str] = field(default_factory=set)
+    closed: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def _reach(self) -> None:
+        if self.down:
+            raise redis.ConnectionError("connection refused")
+
+    def submit(self, job: Job, *, job_id: str | None = None, limit: int | None = None) -> str:
+        self._reach()
+        with self.lock:
+            if self.full or (limit is not None and len(self.jobs) >= limit):
+                raise QueueFull("full")
+            job_id = job_id or f"job-{len(self.jobs)}"
+            self.jobs[job_id] = (job, time.time())
+        return job_id
+
+    def cancel(self, job_id: str) -> JobView:
+        if not self.view(job_id).status.is_terminal:
+            self.canceled.add(job_id)
+        return self.view(job_id)
+
+    def view(self, job_id: str) -> JobView:
+        self._reach()
+        if job_id not in self.jobs:
+            raise JobNotFound("no such job")
+        job, at = self.jobs[job_id]
+        over = time.time() >= at + self.delay_s
+        error = self.fails if over else None
+        status = JobStatus.SUCCEEDED if over else JobStatus.RUNNING
+        if job_id in self.canceled:
+            status, error = JobStatus.CANCELED, JobError(field=None, detail="canceled on request", reason="canceled")
+        elif error:
+            status = JobStatus.EXPIRED if error.reason == "expired" else JobStatus.FAILED
+        preview = Pictures(blob=f"ncml:blob:{job_id}:preview", n=job.n, height=8, width=8)
+        return JobView(
+            id=job_id,
+            status=status,
+            task=job.task,
+            model=ModelRef(name=MODEL.name, version=MODEL.version),
+            model_name=job.model,
+            priority=job.priority,
+            request_id=job.request_id,
+            n=job.n,
+            created_at=at,
+            started_at=at,
+            ended_at=at + self.delay_s if status.is_terminal else None,
+            timing=TIMING,
+            progress=Progress(stage="refine", step=1, total=2, n=job.n, preview=preview),
+            error=error,
+        )
+
+    def result(self, job_id: str) -> Result | None:
+        self._reach()
+        if job_id in self.forgotten:
+            return None
+        job, _ = self.jobs[job_id]
+        ref = ModelRef(name=MODEL.name, version=MODEL.version)
+        if isinstance(job, ScoreJob):
+            scores = []
+            for image in job.images:
+                pixels = np.frombuffer(image.data, np.uint8)
+                each = pixels.reshape(8, 8, 3).mean(-1).astype("<f4").tobytes() if job.map else None
+                scores.append(Score(bpd=float(pixels.mean()), log_likelihood=-1.0, map=each))
+            return ScoreResult(model=ref, results=tuple(scores), timing=TIMING)
+        pictures = Pictures(blob=f"ncml:blob:{job_id}", n=job.n, height=8, width=8)
+        return PictureResult(task=job.task, model=ref, pictures=pictures, seeds=job.seeds, timing=TIMING)
+
+    def blob(self, key: str) -> bytes | None:
+        self._reach()
+        job_id = key.split(":")[2]
+        job, _ = self.jobs[job_id]
+        if job_id in self.forgotten:
+            return None
+        if isinstance(job, CompleteJob):
+            canvas = np.frombuffer(job.image.data, np.uint8).reshape(8, 8, 3).copy()
+            canvas[4:] = 7
+            return np.stack([canvas] * job.n).tobytes()
+        assert isinstance(job, GenerateJob)
+        return np.stack([np.full((8, 8, 3), seed % 256, np.uint8) for seed in job.seeds]).tobytes()
+
+    async def wait(self, job_id: str, timeout_s: float) -> JobView:
+        deadline = time.time() + timeout_s
+        while not (view := self.view(job_id)).status.is_terminal and time.time() < deadline:
+            await asyncio.sleep(0.005)
+        return view
+
+    async def events(self, job_id: str, after: str = "0", *, tick_s: float = 15.0) -> AsyncGenerator[Event | None]:
+        if not after[0].isdigit():
+            raise JobNotFound("no such event")
+        all_of_them = [
+            Event(id="1-0", kind="status", status=JobStatus.QUEUED),
+            Event(id="2-0", kind="status", status=JobStatus.RUNNING),
+            Event(id="3-0", kind="progress", progress=self.view(job_id).progress),
+            None,
+            Event(id="4-0", kind="status", status=(await self.wait(job_id, 5)).status),
+        ]
+        for event in all_of_them:
+            if event is None or int(event.id[0]) > int(after[0]):
+                yield event
+
+    def ping(self) -> bool:
+        self._reach()
+        return True
+
+    def workers(self) -> list[WorkerInfo]:
+        self._reach()
+        return self.infos
+
+    def models(self) -> list[ModelDescriptor]:
+        self._reach()
+        return self.served
+
+    def lanes(self) -> dict[Lane, int]:
+        self._reach()
+        return {lane: sum(lane in info.lanes for info in self.infos) for lane in Lane}
+
+    def depths(self) -> list[QueueDepth]:
+        self._reach()
+        return [QueueDepth(lane=lane, priority=p, depth=3, oldest_age_s=1.5) for lane in Lane for p in Priority]
+
+    def close(self) -> None:
+        self.closed += 1
+
+    async def aclose(self) -> None:
+        self.closed += 1
+
+
+@pytest.fixture
+def queue() -> FakeQueue:
+    return FakeQueue()
+
+
+@pytest.fixture
+def new_client(queue: FakeQueue) -> Iterator[Callable[..., TestClient]]:
+    """A client of an application with other settings than the default ones."""
+    clients: list[TestClient] = []
+
+    def make(**settings: object) -> TestClient:
+        app = create_app(Settings(**settings), queue)
+        clients.append(TestClient(app, raise_server_exceptions=False).__enter__())
+        return clients[-1]
+
+    yield make
+    for client in clients:
+        client.__exit__(None, None, None)
+
+
+@pytest.fixture
+def client(new_client: Callable[..., TestClient]) -> TestClient:
+    return new_client()
+
+
+@pytest.fixture
+def worker() -> WorkerInfo:
+    return WORKER
+
+
+@pytest.fixture
+def model() -> ModelDescriptor:
+    return MODEL

@@ -1,0 +1,304 @@
+"""The three endpoints and the job resource on a queue in this process."""
+
+import base64
+import io
+import json
+import time
+import zipfile
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from ncml.images import to_png
+from worker.contract import CompleteJob, GenerateJob, JobError, Priority, ScoreJob, WorkerState
+
+
+def flat(level: int, h: int = 8, w: int = 8) -> bytes:
+    return to_png(np.full((h, w, 3), level, np.uint8))
+
+
+def part(data: bytes, name: str = "image") -> tuple[str, tuple[str, bytes, str]]:
+    return name, ("picture.png", data, "image/png")
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)))
+
+
+# /score
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"files": [part(flat(40))]},
+        {"content": flat(40), "headers": {"content-type": "image/png"}},
+        {"json": {"image": base64.b64encode(flat(40)).decode()}},
+        {"json": {"image": "data:image/png;base64," + base64.b64encode(flat(40)).decode()}},
+        {"json": {"image": [base64.b64encode(flat(40)).decode()]}},
+    ],
+    ids=["multipart", "raw", "json", "data-url", "json-list"],
+)
+def test_a_picture_is_scored_however_it_is_sent(client: TestClient, request_: dict) -> None:
+    answer = client.post("/score", **request_)
+    assert answer.status_code == 200, answer.text
+    body = answer.json()
+    assert body == {
+        "id": "job-0",
+        "status": "succeeded",
+        "model": {"name": "tiny", "version": "a1" * 32},
+        "results": [{"bpd": 40.0, "log_likelihood": -1.0, "ood": None}],
+        "timing": {"queue_s": 0.001, "compute_s": 0.002, "batch_size": 1},
+    }
+    assert answer.headers["x-job-id"] == "job-0"
+    assert "Accept" in answer.headers["vary"]
+
+
+def test_several_pictures_are_scored_in_their_order(client: TestClient) -> None:
+    answer = client.post("/score", files=[part(flat(level)) for level in (9, 3, 200)])
+    assert [score["bpd"] for score in answer.json()["results"]] == [9, 3, 200]
+
+
+def test_parameters_reach_the_job_from_query_form_and_json(client: TestClient, queue) -> None:
+    image = base64.b64encode(flat(1)).decode()
+    client.post("/score?class=cat&noise=2.5&map=1&priority=high", files=[part(flat(1))])
+    client.post("/score", files=[part(flat(1))], data={"class": "cat", "noise": "2.5", "map": "1", "priority": "high"})
+    client.post("/score", json={"image": image, "class": "cat", "noise": 2.5, "map": True, "priority": "high"})
+    jobs = [job for job, _ in queue.jobs.values()]
+    assert len(jobs) == 3
+    for job in jobs:
+        assert isinstance(job, ScoreJob)
+        assert (job.class_name, job.noise, job.map, job.priority) == ("cat", 2.5, True, Priority.HIGH)
+        assert (job.images[0].height, job.images[0].width) == (8, 8)
+
+
+def test_a_map_has_a_number_for_each_pixel(client: TestClient) -> None:
+    picture = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
+    answer = client.post("/score?map=1", files=[part(to_png(picture))])
+    assert np.allclose(answer.json()["results"][0]["map"], picture.mean(-1), atol=1e-3)
+    answer = client.post("/score?map=1", files=[part(to_png(picture))], headers={"accept": "application/x-npz"})
+    arrays = np.load(io.BytesIO(answer.content))
+    assert np.allclose(arrays["map"][0], picture.mean(-1))
+    assert arrays["bpd"].tolist() == [picture.mean()]
+
+
+# /generate
+
+
+def test_a_picture_is_drawn_as_png(client: TestClient, queue) -> None:
+    answer = client.post("/generate?class=cat&seed=77")
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"] == "image/png"
+    assert answer.headers["x-seed"] == "77"
+    assert np.array_equal(pixels(answer.content), np.full((8, 8, 3), 77))
+    job = queue.jobs["job-0"][0]
+    assert isinstance(job, GenerateJob)
+    assert (job.class_name, job.seed, job.n, job.noise, job.steps, job.solver) == ("cat", 77, 1, None, None, None)
+
+
+def test_several_pictures_are_a_grid_a_zip_json_or_arrays(client: TestClient) -> None:
+    ask = "/generate?n=3&seed=5"
+    grid = pixels(client.post(ask).content)
+    assert grid.shape == (16, 16, 3)
+    assert [grid[0, 0, 0], grid[0, 8, 0], grid[8, 0, 0], grid[8, 8, 0]] == [5, 6, 7, 0]
+    body = client.post(ask, headers={"accept": "application/json"}).json()
+    assert [image["seed"] for image in body["images"]] == [5, 6, 7]
+    assert [pixels(base64.b64decode(image["png"]))[0, 0, 0] for image in body["images"]] == [5, 6, 7]
+    archive = zipfile.ZipFile(io.BytesIO(client.post(ask, headers={"accept": "application/zip"}).content))
+    assert archive.namelist() == ["00-seed-5.png", "01-seed-6.png", "02-seed-7.png", "job.json"]
+    assert pixels(archive.read("01-seed-6.png"))[0, 0, 0] == 6
+    assert json.loads(archive.read("job.json"))["images"] == [{"seed": 5}, {"seed": 6}, {"seed": 7}]
+    arrays = np.load(io.BytesIO(client.post(ask, headers={"accept": "application/x-npz"}).content))
+    assert arrays["images"].shape == (3, 8, 8, 3)
+    assert arrays["seeds"].tolist() == [5, 6, 7]
+
+
+def test_every_setting_reaches_the_job(client: TestClient, queue) -> None:
+    settings = {"class": "dog", "n": 2, "seed": 9, "noise": 4.5, "steps": 12, "solver": "tweedie", "priority": "low"}
+    for request_ in ({"json": settings}, {"params": settings}, {"data": {k: str(v) for k, v in settings.items()}}):
+        assert client.post("/generate", **request_).status_code == 200
+    for job, _ in queue.jobs.values():
+        got = {"class": job.class_name} | {name: getattr(job, name) for name in settings if name != "class"}
+        assert got == settings
+    assert len(queue.jobs) == 3
+
+
+def test_a_seed_is_chosen_where_none_is_given(client: TestClient) -> None:
+    seeds = {client.post("/generate").headers["x-seed"] for _ in range(3)}
+    assert len(seeds) == 3
+    assert all(0 <= int(seed) < 2**53 for seed in seeds)
+
+
+# /complete
+
+
+def test_half_a_picture_is_completed(client: TestClient, queue) -> None:
+    half = np.arange(96, dtype=np.uint8).reshape(4, 8, 3)
+    answer = client.post("/complete?seed=3", files=[part(to_png(half))])
+    assert answer.status_code == 200, answer.text
+    full = pixels(answer.content)
+    assert np.array_equal(full[:4], half)
+    assert np.all(full[4:] == 7)
+    job = queue.jobs["job-0"][0]
+    assert isinstance(job, CompleteJob)
+    assert (job.keep, job.seed) == ("top", 3)
+
+
+def test_several_completions_of_one_picture(client: TestClient) -> None:
+    body = client.post("/complete?n=2&seed=3", files=[part(flat(5))], headers={"accept": "application/json"}).json()
+    assert [image["seed"] for image in body["images"]] == [3, 4]
+
+
+def test_a_half_that_the_model_cannot_complete_is_refused(client: TestClient) -> None:
+    answer = client.post("/complete?keep=left", files=[part(flat(5))])
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["field"] == "keep"
+    assert "top half is known" in answer.json()["detail"]
+
+
+# Waiting, and jobs
+
+
+def test_a_job_longer_than_the_wait_is_answered_202(client: TestClient, queue) -> None:
+    queue.delay_s = 0.5
+    answer = client.post("/generate?seed=1", headers={"prefer": "wait=0"})
+    assert answer.status_code == 202
+    assert answer.headers["location"] == "/jobs/job-0"
+    assert int(answer.headers["retry-after"]) >= 1
+    assert answer.headers["preference-applied"] == "wait=0"
+    assert answer.json()["status"] == "running"
+    assert client.get("/jobs/job-0/result").status_code == 202
+    result = client.get("/jobs/job-0/result", headers={"prefer": "wait=5"})
+    assert result.status_code == 200
+    assert result.headers["content-type"] == "image/png"
+    assert client.get("/jobs/job-0").json()["status"] == "succeeded"
+    assert client.get("/jobs/job-0/result", headers={"accept": "application/json"}).json()["images"][0]["seed"] == 1
+
+
+def test_respond_async_does_not_wait(client: TestClient, queue) -> None:
+    queue.delay_s = 60
+    started = time.monotonic()
+    answer = client.post("/score", files=[part(flat(1))], headers={"prefer": "respond-async, wait=20"})
+    assert time.monotonic() - started < 2
+    assert answer.status_code == 202
+    assert answer.headers["preference-applied"] == "respond-async"
+
+
+def test_the_operator_limits_the_wait(new_client: Callable[..., TestClient], queue) -> None:
+    queue.delay_s = 60
+    answer = new_client(wait_s=0.1).post("/generate", headers={"prefer": "wait=500"})
+    assert answer.status_code == 202
+
+
+def test_a_job_is_described_with_links_that_work(client: TestClient, queue) -> None:
+    queue.delay_s = 60
+    client.post("/generate?n=2", headers={"prefer": "respond-async", "x-request-id": "abc"})
+    body = client.get("/jobs/job-0").json()
+    assert body["task"] == "generate"
+    assert body["n"] == 2
+    assert body["progress"] == {
+        "stage": "refine", "step": 1, "total": 2, "done": 0, "n": 2, "preview": "/jobs/job-0/preview",
+    }  # fmt: skip
+    assert queue.jobs["job-0"][0].request_id == "abc"
+    assert pixels(client.get(body["progress"]["preview"]).content).shape == (8, 16, 3)
+    assert client.get(body["links"]["self"]).json()["id"] == "job-0"
+    for _ in range(2):
+        assert client.post(body["links"]["cancel"]).json()["status"] == "canceled"
+    gone = client.get(body["links"]["result"])
+    assert gone.status_code == 410
+    assert gone.json()["detail"] == "canceled on request"
+
+
+@pytest.mark.parametrize(
+    ("reason", "status"), [("input", 422), ("model", 500), ("timeout", 504), ("expired", 504), ("engine", 500)]
+)
+def test_a_job_that_fails_says_why(client: TestClient, queue, reason: str, status: int) -> None:
+    queue.fails = JobError(field="noise" if reason == "input" else None, detail="It went wrong.", reason=reason)
+    answer = client.post("/generate")
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["detail"] == "It went wrong."
+    assert answer.json()["type"] == f"urn:ncml:problem:job-{reason}"
+    assert [error["field"] for error in answer.json()["errors"]] == (["noise"] if reason == "input" else [])
+
+
+def test_an_expired_result_is_404(client: TestClient, queue) -> None:
+    client.post("/generate")
+    queue.forgotten.add("job-0")
+    assert client.get("/jobs/job-0/result").status_code == 404
+
+
+def test_events_are_streamed_and_resumed(client: TestClient, queue) -> None:
+    queue.delay_s = 0.05
+    client.post("/generate", headers={"prefer": "respond-async"})
+
+    def follow(**headers: str) -> list[tuple[str, str]]:
+        text = client.get("/jobs/job-0/events", headers=headers).text
+        blocks = [dict(line.split(": ", 1) for line in block.splitlines()) for block in text.split("\n\n") if block]
+        return [(block["id"], block["event"]) for block in blocks if "event" in block]
+
+    whole = follow()
+    assert whole == [("1-0", "queued"), ("2-0", "running"), ("3-0", "progress"), ("4-0", "succeeded")]
+    for i, (identity, _) in enumerate(whole[:-1]):
+        assert follow(**{"last-event-id": identity}) == whole[i + 1 :]
+    assert client.get("/jobs/job-0/events", headers={"last-event-id": "x"}).status_code == 422
+    assert client.get("/jobs/nothing/events").status_code == 404
+
+
+# What is served
+
+
+def test_models_are_listed_and_found(client: TestClient, model) -> None:
+    assert client.get("/models").json() == {"models": [json.loads(model.model_dump_json())]}
+    for name in ("tiny", f"tiny@{model.version}", f"tiny@{model.version[:8]}"):
+        assert client.get(f"/models/{name}").json()["classes"] == ["cat", "dog"]
+    assert client.get("/models/other").status_code == 404
+
+
+def test_a_model_is_chosen_by_name_or_version(client: TestClient, queue, model) -> None:
+    newer = model.model_copy(update={"version": "b2" * 32})
+    queue.served = [newer, model, model.model_copy(update={"name": "aaa"})]
+    for asked, name, version in [
+        (None, "aaa", None),
+        ("tiny", "tiny", None),
+        ("tiny@a1a1a1", "tiny", model.version),
+        (f"tiny@{newer.version}", "tiny", newer.version),
+    ]:
+        client.post("/generate", params={"model": asked} if asked else {})
+        job = list(queue.jobs.values())[-1][0]
+        assert (job.model, job.version) == (name, version)
+    for wrong in ("nobody", "tiny@c3c3c3", "tiny@a", "tiny@"):
+        answer = client.post("/generate", params={"model": wrong})
+        assert answer.status_code == 422
+        assert "aaa" in answer.json()["errors"][0]["detail"]
+
+
+def test_the_operator_chooses_the_default_model(new_client: Callable[..., TestClient], queue, model) -> None:
+    queue.served = [model, model.model_copy(update={"name": "aaa"})]
+    new_client(default_model="tiny").post("/generate")
+    assert queue.jobs["job-0"][0].model == "tiny"
+
+
+def test_ready_only_with_a_loaded_model_in_every_lane(new_client: Callable[..., TestClient], queue, worker) -> None:
+    client = new_client()
+    assert client.get("/readyz").json() == {"status": "ready", "lanes": {"score": 1, "generate": 1}}
+    for infos in (
+        [],
+        [worker.model_copy(update={"state": WorkerState.LOADING})],
+        [worker.model_copy(update={"models": ()})],
+        [worker.model_copy(update={"lanes": ("score",)})],
+    ):
+        queue.infos = infos
+        assert client.get("/readyz").status_code == 503
+        assert client.get("/healthz").json() == {"status": "ok"}
+    assert new_client(ready_lanes=("score",)).get("/readyz").status_code == 200
+
+
+def test_the_queue_is_closed_with_the_application(new_client: Callable[..., TestClient], queue) -> None:
+    client = new_client()
+    client.__exit__(None, None, None)
+    assert queue.closed == 2
+    client.__enter__()

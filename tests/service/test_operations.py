@@ -1,0 +1,165 @@
+"""What operators and browsers see: metrics, logs, headers, the documentation, settings, and what is not imported."""
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.testclient import TestClient
+
+from ncml.images import to_png
+from service.middleware import JsonLines, request_id
+from service.settings import Settings
+
+PICTURE = to_png(np.full((8, 8, 3), 50, np.uint8))
+
+
+def metrics(client: TestClient) -> dict[tuple[str, ...], float]:
+    text = client.get("/metrics").text
+    return {
+        (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_requests_and_jobs_are_counted(client: TestClient, queue) -> None:
+    client.post("/score", files=[("image", PICTURE)])
+    client.post("/score?priority=high", files=[("image", PICTURE)])
+    client.post("/score", files=[("image", b"x")])
+    client.get("/jobs/job-0")
+    client.get("/jobs/unknown")
+    client.get("/nowhere")
+    client.request("BREW", "/nowhere")
+    queue.infos = []
+    client.post("/generate")
+    found = metrics(client)
+    assert found["ncml_http_requests_total", "200", "POST", "/score"] == 2
+    assert found["ncml_http_requests_total", "422", "POST", "/score"] == 1
+    assert found["ncml_http_requests_total", "200", "GET", "/jobs/{job_id}"] == 1
+    assert found["ncml_http_requests_total", "404", "GET", "/jobs/{job_id}"] == 1
+    assert found["ncml_http_requests_total", "404", "GET", "unmatched"] == 1
+    assert found["ncml_http_requests_total", "404", "OTHER", "unmatched"] == 1
+    assert found["ncml_http_request_duration_seconds_count", "/score"] == 3
+    assert found["ncml_jobs_enqueued_total", "tiny", "normal", "score"] == 1
+    assert found["ncml_jobs_enqueued_total", "tiny", "high", "score"] == 1
+    assert found["ncml_jobs_rejected_total", "no-worker"] == 1
+
+
+def test_the_queue_is_measured_at_the_scrape(client: TestClient, queue, model) -> None:
+    found = metrics(client)
+    assert found[("ncml_redis_up",)] == 1
+    assert found["ncml_queue_depth", "ncml:score:high"] == 3
+    assert found["ncml_queue_oldest_age_seconds", "ncml:generate:low"] == 1.5
+    assert found["ncml_workers", "score", "idle"] == 1
+    assert found["ncml_workers", "score", "busy"] == 0
+    assert found["ncml_model_info", "tiny", model.version] == 1
+    queue.down = True
+    down = metrics(client)
+    assert down[("ncml_redis_up",)] == 0
+    assert not any(name[0] == "ncml_queue_depth" for name in down)
+
+
+def test_two_applications_count_apart(new_client: Callable[..., TestClient]) -> None:
+    one, other = new_client(), new_client()
+    one.get("/healthz")
+    assert ("ncml_http_requests_total", "200", "GET", "/healthz") not in metrics(other)
+
+
+def test_a_line_in_the_log_for_each_request(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="service"):
+        client.post("/score?class=cat", files=[("image", PICTURE)], headers={"x-request-id": "r-1"})
+    lines = [record for record in caplog.records if record.name == "service.access"]
+    assert [line.getMessage() for line in lines] == ["POST /score 200"]
+    token = request_id.set("r-1")
+    try:
+        line = json.loads(JsonLines().format(lines[0]))
+    finally:
+        request_id.reset(token)
+    assert line["request_id"] == "r-1"
+    assert line["seconds"] > 0
+    assert line["level"] == "INFO"
+
+
+def test_a_defect_is_logged_with_its_traceback(client, queue, caplog: pytest.LogCaptureFixture) -> None:
+    del queue.served
+    client.get("/models")
+    [record] = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert "AttributeError" in json.loads(JsonLines().format(record))["exception"]
+
+
+def test_every_answer_protects_the_browser(client: TestClient) -> None:
+    for path in ("/healthz", "/docs", "/nowhere", "/openapi.json"):
+        headers = client.get(path).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert "default-src 'self'" in headers["content-security-policy"]
+        assert "access-control-allow-origin" not in headers
+
+
+def test_the_documentation_needs_nothing_from_elsewhere(client: TestClient) -> None:
+    page = client.get("/docs").text
+    assert "http" not in page
+    for source in ("docs/assets/swagger-ui.css", "docs/assets/swagger-ui-bundle.js", "docs/start.js"):
+        assert source in page
+        assert client.get(f"/{source}").status_code == 200
+    assert "<script>" not in page
+    assert client.get("/", follow_redirects=False).headers["location"] == "/docs"
+
+
+def test_the_document_says_what_is_taken_and_answered(client: TestClient) -> None:
+    document = client.get("/openapi.json").json()
+    operations = {op["operationId"]: op for path in document["paths"].values() for op in path.values()}
+    assert operations.keys() == {
+        "score", "generate", "complete", "get_job", "get_job_result", "cancel_job", "get_job_preview", "follow_job",
+        "list_models", "get_model", "health", "readiness", "metrics",
+    }  # fmt: skip
+    assert {p["name"] for p in operations["generate"]["parameters"]} == {
+        "model", "class", "priority", "n", "seed", "noise", "steps", "solver",
+    }  # fmt: skip
+    assert operations["score"]["requestBody"]["content"].keys() == {
+        "application/json", "multipart/form-data", "image/*",
+    }  # fmt: skip
+    assert operations["generate"]["responses"]["200"]["content"].keys() == {
+        "application/json", "image/png", "application/zip", "application/x-npz",
+    }  # fmt: skip
+    for operation in operations.values():
+        for status, response in operation["responses"].items():
+            if int(status) >= 400:
+                assert response["content"].keys() == {"application/problem+json"}
+    text = json.dumps(document)
+    names = {ref.split('"')[0] for ref in text.split("#/components/schemas/")[1:]}
+    assert names <= document["components"]["schemas"].keys()
+    for name in ("ScoreAnswer", "PictureAnswer", "JobAnswer", "ProblemDetails"):
+        assert "example" in document["components"]["schemas"][name]
+
+
+def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NCML_WAIT_S", "5")
+    monkeypatch.setenv("NCML_READY_LANES", '["score"]')
+    settings = Settings()
+    assert settings.wait_s == 5
+    assert settings.ready_lanes == ("score",)
+
+
+def test_a_setting_out_of_range_stops_the_process_with_a_line() -> None:
+    code = "import os; os.environ['NCML_WAIT_S'] = 'soon'; from service.app import from_environment; from_environment()"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert run.stderr.startswith("ncml: NCML_WAIT_S: wait_s is 'soon': ")
+    assert run.stderr.count("\n") == 1
+
+
+def test_the_service_imports_no_torch_and_no_worker_process() -> None:
+    code = """
+import sys
+from service.app import from_environment
+app = from_environment()
+app.openapi()
+print([name for name in sys.modules if name.split(".")[0] == "torch" or name.startswith("worker.")])
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "['worker.contract', 'worker.queue']"

@@ -1,0 +1,320 @@
+"""Everything that is refused, is refused as a problem document that names the field and the remedy."""
+
+import base64
+import io
+import re
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from ncml.images import to_png
+
+PICTURE = to_png(np.full((8, 8, 3), 50, np.uint8))
+
+
+def assert_problem(answer, status: int) -> dict:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    body = answer.json()
+    assert body.keys() == {"type", "title", "status", "detail", "request_id", "errors"}
+    assert body["status"] == status
+    assert body["request_id"] == answer.headers["x-request-id"]
+    assert body["detail"].endswith(".")
+    return body
+
+
+@pytest.mark.parametrize(
+    ("path", "params", "field", "words"),
+    [
+        ("/generate", {"n": 0}, "n", "greater than or equal to 1"),
+        ("/generate", {"n": 10**9}, "n", "less than or equal to 64"),
+        ("/generate", {"n": "many"}, "n", "valid integer"),
+        ("/generate", {"n": 1.5}, "n", "valid integer"),
+        ("/generate", {"steps": -1}, "steps", "greater than or equal to 1"),
+        ("/generate", {"steps": 1001}, "steps", "less than or equal to 1000"),
+        ("/generate", {"seed": "seven"}, "seed", "valid integer"),
+        ("/generate", {"seed": -1}, "seed", "greater than or equal to 0"),
+        ("/generate", {"seed": 2**53}, "seed", "less than or equal to 9007199254740991"),
+        ("/generate", {"seed": 2**53 - 1, "n": 2}, "seed", "at most 9007199254740990"),
+        ("/generate", {"noise": -0.1}, "noise", "greater than or equal to 0"),
+        ("/generate", {"noise": 10.5}, "noise", "0 to 10 grey levels"),
+        ("/generate", {"noise": "nan"}, "noise", "greater than or equal to 0"),
+        ("/generate", {"noise": "inf"}, "noise", "finite"),
+        ("/generate", {"solver": "magic"}, "solver", "it has heun, tweedie"),
+        ("/generate", {"class": "unicorn"}, "class", "its classes are cat, dog"),
+        ("/generate", {"model": "other"}, "model", "there are tiny"),
+        ("/generate", {"priority": "urgent"}, "priority", "'high', 'normal' or 'low'"),
+        ("/generate", {"clas": "cat"}, "clas", "there are model, class, priority, n"),
+        ("/generate", {"class": ["cat", "dog"]}, "class", "more than once"),
+        ("/complete", {"keep": "middle"}, "keep", "'top', 'bottom', 'left' or 'right'"),
+        ("/complete", {"keep": "bottom"}, "keep", "top half is known"),
+        ("/score", {"noise": 11}, "noise", "0 to 10 grey levels"),
+        ("/score", {"map": "perhaps"}, "map", "valid boolean"),
+        ("/score", {"class": "unicorn"}, "class", "its classes are cat, dog"),
+        ("/score", {"n": 3}, "n", "not a parameter here"),
+    ],
+)
+def test_a_parameter_out_of_range_is_named(client, path: str, params: dict, field: str, words: str) -> None:
+    files = None if path == "/generate" else [("image", PICTURE)]
+    body = assert_problem(client.post(path, params=params, files=files), 422)
+    assert [error["field"] for error in body["errors"]] == [field]
+    assert words in body["errors"][0]["detail"]
+
+
+def test_every_field_at_fault_is_named_at_once(client) -> None:
+    body = assert_problem(client.post("/generate?n=0&steps=-1&seed=x"), 422)
+    assert {error["field"] for error in body["errors"]} == {"n", "steps", "seed"}
+
+
+def test_a_parameter_in_query_and_body_is_refused(client) -> None:
+    body = assert_problem(client.post("/generate?n=1", json={"n": 2}), 422)
+    assert body["errors"][0]["field"] == "n"
+
+
+def test_a_class_of_a_model_without_classes(client, queue, model) -> None:
+    queue.served = [model.model_copy(update={"classes": ()})]
+    assert "it has no classes" in assert_problem(client.post("/generate?class=cat"), 422)["detail"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "words"),
+    [
+        ({}, 422, "image is missing"),
+        ({"json": {}}, 422, "image is missing"),
+        ({"data": {"image": "text"}, "files": [("other", b"x")]}, 422, "image"),
+        ({"files": [("photo", PICTURE)]}, 422, "photo"),
+        ({"json": {"image": "!!!"}}, 422, "base64"),
+        ({"json": {"image": 5}}, 422, "base64"),
+        ({"json": {"image": ["", 5]}}, 422, "base64"),
+        ({"json": [1]}, 422, "not an object"),
+        ({"content": b"{", "headers": {"content-type": "application/json"}}, 400, "not valid JSON"),
+        ({"content": b"[" * 10**5, "headers": {"content-type": "application/json"}}, 400, "not valid JSON"),
+        ({"content": b'{"noise": NaN}', "headers": {"content-type": "application/json"}}, 400, "not valid JSON"),
+        ({"content": b"x", "headers": {"content-type": "text/plain"}}, 415, "text/plain"),
+        ({"content": b"x"}, 415, "without a Content-Type"),
+        ({"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400, "form"),
+        ({"content": b"x", "headers": {"content-type": "multipart/form-data; boundary=a"}}, 400, "form"),
+        ({"content": b"--a--", "headers": {"content-type": "multipart/form-data; boundary=a"}}, 422, "missing"),
+        ({"content": PICTURE[:-30], "headers": {"content-type": "image/png"}}, 422, "damaged"),
+        ({"content": b"", "headers": {"content-type": "image/png"}}, 422, "zero bytes"),
+        ({"files": [("image", PICTURE)] * 65}, 422, "at most 64 pictures"),
+        ({"files": [("image", PICTURE)] * 66}, 400, "Too many files"),
+        ({"json": {"image": ["AA=="] * 65}}, 422, "at most 64 pictures"),
+        ({"files": [("image", PICTURE), ("image", b"GIF89a")]}, 422, "image[1] is"),
+    ],
+)
+def test_a_body_that_cannot_be_read_says_why(client, request_: dict, status: int, words: str) -> None:
+    assert words in assert_problem(client.post("/score", **request_), status)["detail"]
+
+
+def test_one_picture_is_completed_at_a_time(client) -> None:
+    body = assert_problem(client.post("/complete", files=[("image", PICTURE)] * 2), 422)
+    assert "one picture" in body["detail"]
+
+
+def test_generate_takes_no_picture(client) -> None:
+    assert_problem(client.post("/generate", content=PICTURE, headers={"content-type": "image/png"}), 422)
+    assert_problem(client.post("/generate", json={"image": "AA=="}), 422)
+
+
+@pytest.mark.parametrize("size", [(16000, 16000), (8000, 8000)])
+def test_a_picture_of_too_many_pixels_is_413(client, size: tuple[int, int]) -> None:
+    out = io.BytesIO()
+    Image.new("1", size).save(out, "PNG")
+    body = assert_problem(client.post("/score", files=[("image", out.getvalue())]), 413)
+    assert body["errors"][0]["field"] == "image"
+    assert "pixels" in body["detail"]
+
+
+def test_a_file_of_too_many_bytes_is_413(new_client) -> None:
+    client = new_client(max_image_bytes=2000)
+    body = assert_problem(client.post("/score", files=[("image", PICTURE + bytes(2000))]), 413)
+    assert "at most 2000" in body["errors"][0]["detail"]
+
+
+def test_a_body_is_counted_before_and_while_it_arrives(new_client) -> None:
+    client = new_client(max_body_bytes=4096)
+
+    def without_length() -> Iterator[bytes]:
+        yield from [bytes(1024)] * 5
+
+    for path in ("/score", "/complete", "/generate", "/nowhere"):
+        assert_problem(client.post(path, content=bytes(5000)), 413)
+        assert_problem(client.post(path, files=[("image", bytes(5000))]), 413)
+    for media in ("image/png", "application/json", "multipart/form-data; boundary=a"):
+        assert_problem(client.post("/score", content=without_length(), headers={"content-type": media}), 413)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/nowhere", 404),
+        ("GET", "/jobs/unknown", 404),
+        ("GET", "/jobs/unknown/result", 404),
+        ("POST", "/jobs/unknown/cancel", 404),
+        ("GET", "/jobs/" + "x" * 65, 422),
+        ("GET", "/jobs/..%2f..", 404),
+        ("GET", "/models/unknown", 404),
+        ("GET", "/score", 405),
+        ("DELETE", "/generate", 405),
+        ("BREW", "/complete", 405),
+        ("GET", "/docs/assets/none.js", 404),
+    ],
+)
+def test_what_is_not_there_is_a_problem_too(client, method: str, path: str, status: int) -> None:
+    assert_problem(client.request(method, path), status)
+
+
+def test_accept_is_negotiated(client) -> None:
+    for accept in ("image/png", "text/html", "application/json;q=0", "image/*"):
+        body = assert_problem(client.post("/score", files=[("image", PICTURE)], headers={"accept": accept}), 406)
+        assert "application/json or application/x-npz" in body["detail"]
+    for accept, media in [
+        ("*/*", "image/png"),
+        ("", "image/png"),
+        ("image/*", "image/png"),
+        ("application/json", "application/json"),
+        ("application/*", "application/json"),
+        ("image/png;q=0.5, application/zip", "application/zip"),
+        ("text/html, */*;q=0.1", "image/png"),
+        ("*/*, image/png;q=0", "application/json"),
+        ("garbage;;q=x,,image/png", "image/png"),
+    ]:
+        assert client.post("/generate", headers={"accept": accept}).headers["content-type"] == media, accept
+
+
+def test_a_preference_that_is_no_number_is_refused(client) -> None:
+    for prefer in ("wait=soon", "wait=-1", "wait", "wait=1e3"):
+        body = assert_problem(client.post("/generate", headers={"prefer": prefer}), 422)
+        assert body["errors"][0]["field"] == "Prefer"
+    assert client.post("/generate", headers={"prefer": "return=minimal, foo"}).status_code == 200
+
+
+def test_without_a_worker_the_answer_is_503_at_once(client, queue, worker) -> None:
+    queue.infos = [worker.model_copy(update={"lanes": ("generate",)})]
+    answer = client.post("/score", files=[("image", PICTURE)])
+    assert "lane score" in assert_problem(answer, 503)["detail"]
+    assert int(answer.headers["retry-after"]) > 0
+    assert client.post("/generate").status_code == 200
+    assert len(queue.jobs) == 1
+
+
+def test_while_no_model_is_loaded_the_answer_is_503(client, queue) -> None:
+    queue.served = []
+    answer = client.post("/generate")
+    assert "loading" in assert_problem(answer, 503)["detail"]
+    assert int(answer.headers["retry-after"]) > 0
+
+
+def test_without_the_queue_the_answer_is_503(client, queue) -> None:
+    queue.down = True
+    for method, path in [("POST", "/generate"), ("GET", "/jobs/a"), ("GET", "/models"), ("GET", "/readyz")]:
+        answer = client.request(method, path)
+        assert "queue cannot be reached" in assert_problem(answer, 503)["detail"]
+        assert int(answer.headers["retry-after"]) > 0
+    assert client.get("/healthz").status_code == 200
+    assert "ncml_redis_up 0.0" in client.get("/metrics").text
+
+
+def test_a_full_queue_is_429(new_client, queue) -> None:
+    queue.delay_s = 60
+    client = new_client(max_waiting=2)
+    codes = [client.post("/generate", headers={"prefer": "respond-async"}).status_code for _ in range(2)]
+    assert codes == [202, 202]
+    answer = client.post("/generate", headers={"prefer": "respond-async"})
+    assert "2 jobs are waiting" in assert_problem(answer, 429)["detail"]
+    assert int(answer.headers["retry-after"]) > 0
+
+
+def test_a_defect_is_a_500_without_a_word_about_its_cause(client, queue) -> None:
+    del queue.served
+    body = assert_problem(client.get("/models"), 500)
+    assert "served" not in str(body)
+
+
+def test_a_request_id_is_taken_or_made(client) -> None:
+    assert client.get("/healthz", headers={"x-request-id": "abc-1.2:3"}).headers["x-request-id"] == "abc-1.2:3"
+    for bad in ("", "a b", "x" * 129, "<script>"):
+        made = client.get("/healthz", headers={"x-request-id": bad}).headers["x-request-id"]
+        assert re.fullmatch(r"[0-9a-f]{32}", made)
+
+
+# Hostile uploads: many forms of wrong, none of which may be answered 5xx.
+
+
+def hostile() -> Iterator[tuple[str, bytes]]:
+    rng = np.random.default_rng(0)
+    pictures = {
+        "PNG": {}, "JPEG": {}, "WEBP": {}, "BMP": {}, "TIFF": {}, "GIF": {}, "ICO": {}, "PPM": {}, "TGA": {}, "PCX": {},
+        "EPS": {}, "PDF": {}, "JPEG2000": {}, "SGI": {}, "DDS": {},
+    }  # fmt: skip
+    noise = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    for form in pictures:
+        out = io.BytesIO()
+        noise.save(out, form)
+        whole = out.getvalue()
+        yield f"{form}-whole", whole
+        for share in (0.02, 0.1, 0.3, 0.6, 0.95):
+            yield f"{form}-cut-{share}", whole[: int(len(whole) * share)]
+        for i in range(6):
+            broken = bytearray(whole)
+            for place in rng.integers(0, len(broken), 1 + 3 * i):
+                broken[place] = rng.integers(256)
+            yield f"{form}-changed-{i}", bytes(broken)
+        yield f"{form}-header-of-zeros", whole[:8] + bytes(len(whole))
+        yield f"{form}-twice", whole + whole
+        yield f"{form}-tail", whole + b"<script>alert(1)</script>" * 100
+    yield from {
+        "empty": b"",
+        "nul": b"\0" * 1000,
+        "text": b"this is no picture",
+        "html": b"<html><script>alert(1)</script></html>",
+        "svg": b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>",
+        "xxe": b"<!DOCTYPE a [<!ENTITY x SYSTEM 'file:///etc/passwd'>]><a>&x;</a>",
+        "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9999 9999\n(/etc/passwd) (r) file",
+        "imagetragick": b"push graphic-context\nfill 'url(https://localhost/x\"|ls \"-la)'\npop graphic-context",
+        "pickle": b"\x80\x04cos\nsystem\n(S'true'\ntR.",
+        "zip": b"PK\x03\x04" + bytes(100),
+        "gzip": b"\x1f\x8b" + bytes(100),
+        "elf": b"\x7fELF" + bytes(100),
+        "utf16": "picture".encode("utf-16"),
+        "random": rng.bytes(5000),
+    }.items()
+
+
+HOSTILE = dict(hostile())
+
+
+def test_the_corpus_is_large() -> None:
+    assert len(HOSTILE) >= 200
+
+
+@pytest.mark.parametrize("path", ["/score", "/complete"])
+def test_no_hostile_upload_is_answered_5xx(client: TestClient, path: str) -> None:
+    refused = 0
+    for name, data in HOSTILE.items():
+        for request_ in (
+            {"files": [("image", (name, data, "image/png"))]},
+            {"content": data, "headers": {"content-type": "image/png"}},
+            {"json": {"image": base64.b64encode(data).decode()}},
+        ):
+            answer = client.post(path, **request_)
+            if answer.status_code == 200:
+                continue
+            assert answer.status_code in (413, 422), (name, answer.text)
+            body = assert_problem(answer, answer.status_code)
+            assert body["errors"][0]["field"] in ("image", "keep"), name
+            refused += 1
+    assert refused > len(HOSTILE)
+
+
+def test_names_of_files_and_fields_are_not_trusted(client: TestClient) -> None:
+    for name in ("../../etc/passwd", "a\0b", "x" * 5000, "\r\nX-Evil: 1", "<script>", "画像.png"):
+        answer = client.post("/score", files=[("image", (name, PICTURE, "image/png"))])
+        assert answer.status_code < 500
+        assert "x-evil" not in answer.headers
+        assert client.post("/score", files=[(name, ("a.png", PICTURE, "image/png"))]).status_code in (400, 422)
+        assert client.post("/generate", params={name: "1"}).status_code == 422
