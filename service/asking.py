@@ -132,11 +132,14 @@ class Desk:
         raise Problem(404, f"The result of the job {view.id} has expired; ask again.", kind="result-expired")
 
     def _size(self, result: ScoreResult) -> tuple[int, int]:
-        """(height, width) of the maps in a result."""
-        for model in self.queue.models() if any(score.map for score in result.results) else ():
+        """(height, width) of the maps in a result: its model's."""
+        if not any(score.map for score in result.results):
+            return 0, 0
+        for model in self.queue.models():
             if (model.name, model.version) == (result.model.name, result.model.version):
                 return model.height, model.width
-        return 0, 0
+        gone = f"{result.model.name}@{result.model.version[:12]}"
+        raise Problem(404, f"The model {gone} is no longer served, and its maps went with it.", kind="result-expired")
 
 
 async def _hung_up(request: Request) -> None:
