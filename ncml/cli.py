@@ -26,6 +26,7 @@ from tyro.conf import Positional, arg
 
 from ncml import images
 from ncml.errors import InputError, ModelError, NcmlError
+from ncml.folders import model_folders, search_path
 
 if TYPE_CHECKING:
     from ncml.model import Model
@@ -177,7 +178,7 @@ def complete(
 
 
 def models(*, as_json: JsonOption = False) -> None:
-    """List the models that can be named: those of NCML_MODELS, of ./models, and those shipped with ncml.
+    """List the models that can be named: those in the directories of NCML_MODELS, or in ./models and shipped.
 
     Args:
         as_json: Print JSON.
@@ -193,7 +194,7 @@ def models(*, as_json: JsonOption = False) -> None:
             "keeps": list(m.keeps),
             "metrics": m.metrics,
         }
-        for folder in model_folders()
+        for folder in model_folders().values()
         for m in [load(str(folder), "cpu")]
     ]
     if as_json:
@@ -211,26 +212,11 @@ def models(*, as_json: JsonOption = False) -> None:
 COMMANDS: tuple[Callable[..., Any], ...] = (score, generate, complete, models)
 
 
-def search_path() -> list[Path]:
-    """Folders that hold model folders, first wins: NCML_MODELS, ./models, and the one shipped beside this package."""
-    named = [Path(part) for part in os.environ.get("NCML_MODELS", "").split(os.pathsep) if part]
-    return [*named, Path("models"), Path(__file__).resolve().parent.parent / "models"]
-
-
-def model_folders() -> list[Path]:
-    """Every model folder of the search path; of one name only the first."""
-    folders: dict[str, Path] = {}
-    for place in search_path():
-        for config in sorted(place.glob("*/config.json")):
-            folders.setdefault(config.parent.name, config.parent)
-    return list(folders.values())
-
-
 def load(model: str, device: str) -> "Model":
     """Load a model by name or folder; raises `ModelError` with the nearest name on a typo."""
     import ncml
 
-    known = {folder.name: folder for folder in model_folders()}
+    known = model_folders()
     folder = known.get(model) or Path(model)
     if not folder.is_dir():
         raise ModelError(f"there is no model {model!r}{suggestion(model, list(known))}")
@@ -354,7 +340,9 @@ def one_line(box: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     try:
-        return parse(sys.argv[1:] if arguments is None else arguments)() or 0
+        status = parse(sys.argv[1:] if arguments is None else arguments)() or 0
+        sys.stdout.flush()
+        return status
     except NcmlError as error:
         return _fail(str(error))
     except BrokenPipeError:  # whoever read our output has seen enough

@@ -346,8 +346,8 @@ def main(
         workers = [
             Child(
                 f"{lane} worker",
-                [sys.executable, "-m", "ncml.cli", "worker", "--lane", lane],
-                reach | {"OMP_NUM_THREADS": str(threads)},
+                [sys.executable, "-m", "ncml.cli", "worker", "--lane", lane, "--threads", str(threads)],
+                reach,
             )
             for lane, threads in zip(LANES, cores, strict=True)
         ]

@@ -2,10 +2,11 @@
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import ncml
 from ncml.errors import NcmlError
+from ncml.folders import search_path
 from worker import logs
 from worker.contract import Lane
 from worker.engine import EngineSettings
@@ -17,13 +18,13 @@ from worker.worker import GpuWorker, WorkerSettings
 
 def load(folder: Path, *, device: str) -> ModelLike:
     """Open a model folder, in the engine."""
-    return ncml.load(folder, device=device)
+    return cast(ModelLike, ncml.load(folder, device=device))
 
 
 def main(
     *,
-    lane: tuple[Literal["score", "generate"], ...] = ("score",),
-    models: tuple[Path, ...] = (Path("models"),),
+    lane: tuple[Literal["score", "generate"], ...] = ("score", "generate"),
+    models: tuple[Path, ...] = (),
     device: str = "cpu",
     max_batch: int = 32,
     window_ms: float = 10.0,
@@ -37,9 +38,10 @@ def main(
     """Compute the jobs of a lane. SIGTERM lets the running batch finish, then ends it with status 0.
 
     Args:
-        lane: What to work on: score, generate, or both. One engine does one batch at a time, so a worker for each
-            lane keeps scores quick while pictures are drawn.
-        models: Directories that hold model folders. Where a name occurs twice, the earlier directory counts.
+        lane: What to work on, by default everything. One engine does one batch at a time, so a worker for each lane
+            keeps scores quick while pictures are drawn.
+        models: Directories that hold model folders, the earlier one first where a name occurs twice; by default
+            those of NCML_MODELS, ./models, and the one shipped with ncml.
         device: Where to compute: cpu, cuda, cuda:0 and so on.
         max_batch: The most images computed at once. Halved by itself where memory does not suffice.
         window_ms: How long a batch that is not full waits for company. A job that finds the engine idle never waits.
@@ -63,7 +65,12 @@ def main(
     settings = WorkerSettings(
         lanes=tuple(Lane(name) for name in dict.fromkeys(lane)),
         engine=EngineSettings(
-            directories=models, load=load, device=device, threads=threads, max_batch=max_batch, keep_models=keep_models
+            directories=models or tuple(search_path()),
+            load=load,
+            device=device,
+            threads=threads,
+            max_batch=max_batch,
+            keep_models=keep_models,
         ),
         window_s=window_ms / 1000,
         drain_s=drain_s,
