@@ -30,8 +30,10 @@ import tyro
 from ncml.errors import NcmlError
 
 LANES = ("score", "generate")
-STOP_GRACE_S = 15.0
-"""How long children may take to finish what they are doing once they are asked to stop."""
+DRAIN_S = 10.0
+"""How long requests and batches in flight may take once a stop is asked for; then jobs go back to the queue."""
+STOP_GRACE_S = DRAIN_S + 5
+"""How long a child may take to end once it is asked to."""
 BACKOFF_S = (0.5, 30.0)
 """First and longest pause before a child that died is started again; each pause doubles the one before."""
 REFUSAL = 2
@@ -285,9 +287,15 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def uvicorn_command(host: str, port: int) -> list[str]:
-    """The HTTP service; requests that are being answered when it is stopped have 10 s to finish."""
-    flags = {"--host": host, "--port": str(port), "--timeout-graceful-shutdown": "10"}
+def worker_command(lane: str, threads: int) -> list[str]:
+    """A worker of one lane."""
+    flags = {"--lane": lane, "--threads": str(threads), "--drain-s": f"{DRAIN_S:g}"}
+    return [sys.executable, "-m", "ncml.cli", "worker", *(word for pair in flags.items() for word in pair)]
+
+
+def http_command(host: str, port: int) -> list[str]:
+    """The HTTP service."""
+    flags = {"--host": host, "--port": str(port), "--timeout-graceful-shutdown": f"{DRAIN_S:g}"}
     command = [sys.executable, "-m", "uvicorn", "--factory", "service.app:from_environment", "--no-access-log"]
     return [*command, *(word for pair in flags.items() for word in pair)]
 
@@ -346,14 +354,14 @@ def main(
         workers = [
             Child(
                 f"{lane} worker",
-                [sys.executable, "-m", "ncml.cli", "worker", "--lane", lane, "--threads", str(threads)],
+                worker_command(lane, threads),
                 reach,
             )
             for lane, threads in zip(LANES, cores, strict=True)
         ]
         http = Child(
             "service",
-            uvicorn_command(host, port),
+            http_command(host, port),
             reach,
         )
         supervisor = Supervisor([queue, [*workers, http]], directory, say)

@@ -1,0 +1,157 @@
+"""README tells the truth: its commands run here as they stand, and its settings and targets are those that exist."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+from pydantic_settings import BaseSettings
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+BUNDLED = ROOT / "models" / "cifar10"
+BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+"""(language, text) of each block of code, in order; the first is the two `make` commands."""
+
+
+def bash_lines() -> list[str]:
+    """Every shell command after the two `make` ones, without its comment."""
+    lines = [line for language, text in BLOCKS[1:] if language == "bash" for line in text.splitlines()]
+    return [re.sub(r"\s+#.*", "", line) for line in lines]
+
+
+def test_every_setting_is_documented_and_every_documented_setting_exists() -> None:
+    from service.settings import Settings
+
+    sources = [path.read_text() for room in ("ncml", "worker", "service") for path in (ROOT / room).rglob("*.py")]
+    exist = {f"NCML_{name.upper()}" for name in Settings.model_fields}
+    exist |= {name for text in sources for name in re.findall(r"\"(NCML_[A-Z_]+)\"", text)}
+    assert issubclass(Settings, BaseSettings)
+    assert Settings.model_config.get("env_prefix") == "NCML_"
+    assert len(exist) > 5
+    documented = re.findall(r"^\| `(NCML_[A-Z_]+)` \|", README, re.MULTILINE)
+    assert sorted(documented) == sorted(exist)
+
+
+def test_every_make_target_that_is_named_exists() -> None:
+    named = {target for _, target in re.findall(r"(^|`)make ([a-z-]+)", README, re.MULTILINE)}
+    assert {"serve", "test", "lint", "bench"} <= named
+    done = subprocess.run(
+        ["make", "--dry-run", *sorted(named)], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_readme_opens_with_the_two_commands() -> None:
+    assert BLOCKS[0][0] == "bash"
+    assert [re.sub(r"\s+#.*", "", line) for line in BLOCKS[0][1].splitlines()] == ["make serve", "make test"]
+    assert README.index("make serve") < 40
+
+
+needs_model = pytest.mark.skipif(not BUNDLED.is_dir(), reason="models/cifar10 is not in this checkout")
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the pictures that README's commands name, where they are run."""
+    desk = tmp_path_factory.mktemp("desk")
+    ramp = np.linspace(0, 255, 32).astype(np.uint8)
+    whole = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None, :], np.uint8(128)), axis=-1)
+    Image.fromarray(whole).save(desk / "cat.png")
+    Image.fromarray(whole[:16]).save(desk / "half.png")
+    alpha = np.where(np.arange(32) < 16, 255, 0).astype(np.uint8)[:, None, None]
+    Image.fromarray(np.concatenate([whole, np.broadcast_to(alpha, (32, 32, 1))], axis=-1)).save(desk / "cutout.png")
+    rng = np.random.default_rng(0)
+    for name in ("dark", "light"):
+        (desk / "pictures" / name).mkdir(parents=True)
+        for i in range(20):
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(desk / "pictures" / name / f"{i}.png")
+    (desk / "models").mkdir()
+    (desk / "models" / "cifar10").symlink_to(BUNDLED)
+    (desk / ".curlrc").write_text("fail-with-body\nsilent\nshow-error\nmax-time = 120\n")
+    return desk
+
+
+@pytest.fixture(scope="module")
+def port(desk: Path) -> Iterator[int]:
+    """The port on which README's first command serves; Ctrl-C ends it and must leave nothing behind."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
+    environment = os.environ | {"PORT": str(port), "NCML_DATA_DIR": str(desk / "state")}
+    with (desk / "serve.log").open("w") as log:
+        make = subprocess.Popen(
+            ["make", "serve"],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        )
+    assert make.stdout is not None
+    family: list[psutil.Process] = []
+    try:
+        line = next((line for line in make.stdout if line.startswith("ncml is ready on")), "")
+        assert f"http://localhost:{port} " in line, (desk / "serve.log").read_text()
+        family = psutil.Process(make.pid).children(recursive=True)
+        yield port
+        os.killpg(make.pid, signal.SIGINT)  # what a terminal does on Ctrl-C
+        make.wait(60)
+        assert [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
+    finally:
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        make.stdout.close()
+        make.wait(10)
+
+
+@needs_model
+@pytest.mark.timeout(600)
+def test_every_command_runs(desk: Path, port: int) -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "CURL_HOME": str(desk)}
+    commands = bash_lines()
+    assert sum("curl" in command for command in commands) >= 6
+    assert sum("ncml " in command for command in commands) >= 5
+    for command in commands:
+        begun = time.monotonic()
+        written = desk / found[1] if (found := re.search(r"-o (\S+\.png)", command)) else None
+        before = written.stat().st_mtime_ns if written and written.exists() else 0
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", command.replace("localhost:8000", f"localhost:{port}")],
+            cwd=desk,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+        print(f"{time.monotonic() - begun:6.1f} s  {command}")
+        if written:
+            assert written.stat().st_mtime_ns > before, command
+            assert Image.open(written).format == "PNG", command
+    full, cat = (np.asarray(Image.open(desk / name).convert("RGB")) for name in ("full.png", "cat.png"))
+    assert full.shape == cat.shape == (32, 32, 3)
+    assert (desk / "models" / "mine" / "config.json").exists()
+
+
+@needs_model
+@pytest.mark.timeout(300)
+def test_the_python_example_runs() -> None:
+    example = next(text for language, text in BLOCKS if language == "python")
+    done = subprocess.run(
+        [sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True, check=False, timeout=280
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"\[\d+\.\d+(, \d+\.\d+){3}\]\n", done.stdout)
