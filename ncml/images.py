@@ -31,7 +31,7 @@ Keep = Literal["top", "bottom", "left", "right"]
 
 KEEPS: tuple[Keep, ...] = ("top", "bottom", "left", "right")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
-PREPROCESSING = {"name": "centre-crop-bicubic", "version": 1}
+PREPROCESSING: dict[str, str | int] = {"name": "centre-crop-bicubic", "version": 1}
 MAX_BYTES = 16 * 2**20
 MAX_PIXELS = 2**25
 

@@ -96,11 +96,15 @@ class _Job(_Message):
     """What every job says."""
 
     model: str = Field(min_length=1, max_length=200, description="name of the model folder")
-    version: str | None = Field(None, description="64 hex digits; None: the version being served when the job starts")
+    version: str | None = Field(
+        default=None, description="64 hex digits; None: the version being served when the job starts"
+    )
     priority: Priority = Priority.NORMAL
-    request_id: str = Field("", max_length=200, description="the HTTP request that this job came from, for logs")
-    timeout_s: float = Field(600.0, gt=0, le=86_400, description="a job running longer fails")
-    start_within_s: float = Field(3600.0, gt=0, le=86_400, description="a job not started by then expires")
+    request_id: str = Field(
+        default="", max_length=200, description="the HTTP request that this job came from, for logs"
+    )
+    timeout_s: float = Field(default=600.0, gt=0, le=86_400, description="a job running longer fails")
+    start_within_s: float = Field(default=3600.0, gt=0, le=86_400, description="a job not started by then expires")
 
 
 class ScoreJob(_Job):
@@ -108,9 +112,9 @@ class ScoreJob(_Job):
 
     task: Literal[Task.SCORE] = Task.SCORE
     images: tuple[Pixels, ...] = Field(min_length=1, max_length=MAX_IMAGES)
-    class_name: str | None = Field(None, description="None: the null class")
-    noise: float = Field(0.0, ge=0, allow_inf_nan=False, description="grey levels; 0 is the clean image")
-    map: bool = Field(False, description="also return bits/dim for each pixel")
+    class_name: str | None = Field(default=None, description="None: the null class")
+    noise: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="grey levels; 0 is the clean image")
+    map: bool = Field(default=False, description="also return bits/dim for each pixel")
 
     @model_validator(mode="after")
     def _one_shape(self) -> Self:
@@ -127,14 +131,14 @@ class ScoreJob(_Job):
 class _PictureJob(_Job):
     """What generation and completion share. Image i of the job uses `seed + i`."""
 
-    n: int = Field(1, ge=1, le=MAX_IMAGES)
-    class_name: str | None = Field(None, description="None: no class")
-    seed: int = Field(0, ge=0, le=MAX_SEED)
+    n: int = Field(default=1, ge=1, le=MAX_IMAGES)
+    class_name: str | None = Field(default=None, description="None: no class")
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
     noise: float | None = Field(
         None, ge=0, allow_inf_nan=False, description="starting noise in grey levels; None: the model's; 0: direct"
     )
-    steps: int | None = Field(None, ge=1, le=MAX_STEPS, description="solver steps; None: the solver's default")
-    solver: str | None = Field(None, max_length=64, description="None: the model's default solver")
+    steps: int | None = Field(default=None, ge=1, le=MAX_STEPS, description="solver steps; None: the solver's default")
+    solver: str | None = Field(default=None, max_length=64, description="None: the model's default solver")
 
     @model_validator(mode="after")
     def _seeds_fit(self) -> Self:
@@ -195,8 +199,8 @@ class Timing(_Message):
     """Where the time of a job went."""
 
     queue_s: float = Field(description="from submission to the start of its last attempt, in seconds")
-    compute_s: float | None = Field(None, description="in the engine, in seconds; None while unfinished")
-    batch_size: int | None = Field(None, description="images in the largest batch that it was computed in")
+    compute_s: float | None = Field(default=None, description="in the engine, in seconds; None while unfinished")
+    batch_size: int | None = Field(default=None, description="images in the largest batch that it was computed in")
 
 
 class Ood(_Message):
@@ -214,8 +218,10 @@ class Score(_Message):
 
     bpd: float = Field(description="bits per dimension")
     log_likelihood: float = Field(description="nats per image")
-    ood: Ood | None = Field(None, description="None until the model is calibrated")
-    map: bytes | None = Field(None, description="height * width little-endian float32, row-major: bits/dim per pixel")
+    ood: Ood | None = Field(default=None, description="None until the model is calibrated")
+    map: bytes | None = Field(
+        default=None, description="height * width little-endian float32, row-major: bits/dim per pixel"
+    )
 
 
 class Pictures(_Message):
@@ -259,13 +265,15 @@ class Progress(_Message):
     total: int
     done: int = 0
     n: int = 1
-    preview: Pictures | None = Field(None, description="the pictures as they look now; the blob is overwritten")
+    preview: Pictures | None = Field(default=None, description="the pictures as they look now; the blob is overwritten")
 
 
 class JobError(_Message):
     """Why a job did not succeed, in one sentence for the user."""
 
-    field: str | None = Field(None, description="the parameter at fault, as the user knows it; None: none of them")
+    field: str | None = Field(
+        default=None, description="the parameter at fault, as the user knows it; None: none of them"
+    )
     detail: str
     reason: Literal["input", "model", "timeout", "canceled", "expired", "engine", "worker"]
 
@@ -330,7 +338,7 @@ class ModelDescriptor(_Message):
     preprocessing: Preprocessing
     calibration: Calibration | None = None
     metrics: dict[str, float] = {}
-    card: str = Field("", description="markdown")
+    card: str = Field(default="", description="markdown")
 
 
 class WorkerState(StrEnum):

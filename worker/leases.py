@@ -8,7 +8,7 @@ import logging
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from worker.contract import JobError, JobStatus, Lane, Result, Timing
 from worker.queue import (
@@ -78,7 +78,7 @@ class Leases:
 
     def wait(self, timeout_s: float) -> None:
         """Sleep until a job may have arrived."""
-        cast(Any, self._redis).blpop(self._wakes, timeout=timeout_s)
+        self._redis.blpop(self._wakes, timeout=timeout_s)
 
     def claim(self, room: int, want: str = "", *, scan: int = 128) -> tuple[str, list[Claim]]:
         """Take compatible jobs of up to `room` images in all; a first job larger than that comes alone.
@@ -121,7 +121,7 @@ class Leases:
                 timing=end.timing,
                 client=pipe,
             )
-        return [bool(ended) for ended in cast(list[int], pipe.execute())]
+        return [bool(ended) for ended in pipe.execute()]
 
     def give_back(
         self, claims: Iterable[Claim], *, alone: bool = False, refund: bool = False, lapsed: bool = False
@@ -139,7 +139,7 @@ class Leases:
                       status_event(JobStatus.QUEUED)],
                 client=pipe,
             )  # fmt: skip
-        return [bool(done) for done in cast(list[int], pipe.execute())][::-1]
+        return [bool(done) for done in pipe.execute()][::-1]
 
     def recover(self) -> int:
         """Take jobs from workers that fell silent; returns how many went back to their queues.
@@ -147,13 +147,13 @@ class Leases:
         Any number of workers may do this at once: each job changes hands once. A job that was lost with its worker
         twice runs alone; after `MAX_ATTEMPTS` it fails.
         """
-        seconds, micros = cast(tuple[int, int], self._redis.time())
-        members = cast(list[bytes], self._redis.zrangebyscore(LEASES, "-inf", seconds + micros / 1e6, start=0, num=256))
+        seconds, micros = self._redis.time()
+        members: list[bytes] = self._redis.zrangebyscore(LEASES, "-inf", seconds + micros / 1e6, start=0, num=256)
         again: dict[bool, list[Claim]] = {False: [], True: []}
         over: list[tuple[Claim, Ending]] = []
         for member in members:
             job_id, _, token = member.decode().rpartition(":")
-            h = cast(list[bytes | None], self._redis.hmget(job_key(job_id), ["origin", "attempts", "cancel"]))
+            h: list[bytes | None] = self._redis.hmget(job_key(job_id), ["origin", "attempts", "cancel"])
             if h[0] is None:
                 self._redis.zrem(LEASES, member)  # its record is gone: nothing to go on with
                 continue

@@ -137,9 +137,9 @@ def lane_queues(lane: Lane) -> list[str]:
     return [queue_name(lane, priority) for priority in Priority]
 
 
-def script(client: "redis.Redis", name: str) -> Any:
+def script(client: Any, name: str) -> Any:
     """One of the atomic steps beside this file, callable as `step(keys=..., args=..., client=...)`."""
-    return cast(Any, client).register_script(Path(__file__).with_name(f"{name}.lua").read_text())
+    return client.register_script(Path(__file__).with_name(f"{name}.lua").read_text())
 
 
 def status_event(status: JobStatus, error: JobError | None = None) -> str:
@@ -155,11 +155,11 @@ class JobQueue:
     """
 
     def __init__(self, client: "redis.Redis", *, result_ttl_s: int = RESULT_TTL_S) -> None:
-        self.redis = client
+        self.redis: Any = client  # redis-py's types are those of both its synchronous and asynchronous clients
         self.result_ttl_s = result_ttl_s
         self._submit = script(client, "submit")
         self._finish = script(client, "finish")
-        self._async: redis.asyncio.Redis | None = None
+        self._async: Any = None
 
     @classmethod
     def from_url(cls, url: str, *, result_ttl_s: int = RESULT_TTL_S) -> "JobQueue":
@@ -182,7 +182,7 @@ class JobQueue:
             raise ValueError(f"not a job id: {job_id!r}")
         lane = job.task.lane
         origin = queue_name(lane, job.priority)
-        record = RqJob.create(
+        record = cast(Any, RqJob).create(
             f"ncml.{job.task}",
             args=(JOB.dump_json(job).decode(),),
             id=job_id,
@@ -191,7 +191,7 @@ class JobQueue:
             result_ttl=self.result_ttl_s,
             failure_ttl=self.result_ttl_s,
             description=f"{job.task} {job.n} with {job.model}",
-            status=cast(Any, "queued"),
+            status="queued",
             serializer=JSONSerializer,
             connection=self.redis,
         )
@@ -346,7 +346,7 @@ class JobQueue:
         view = await asyncio.to_thread(self.view, job_id)
         while True:
             block = 1 if view.status.is_terminal else max(1, int(tick_s * 1000))
-            reply = cast(Any, await cast(Any, self._async_client()).xread({events_key(job_id): after}, block=block))
+            reply = await self._async_client().xread({events_key(job_id): after}, block=block)
             for entry_id, entry in _entries(reply):
                 after = entry_id.decode()
                 event = Event.model_validate_json(_with_id(entry[b"event"].decode(), after))
@@ -372,7 +372,7 @@ class JobQueue:
                     break
         return await asyncio.to_thread(self.view, job_id)
 
-    def _async_client(self) -> "redis.asyncio.Redis":
+    def _async_client(self) -> Any:
         if self._async is None:
             pool = self.redis.connection_pool
             kwargs = {k: v for k, v in pool.connection_kwargs.items() if k in _ASYNC_KWARGS}
@@ -417,11 +417,11 @@ class JobQueue:
         for lane, priority in names:
             pipe.llen(queue_key(queue_name(lane, priority)))
             pipe.lindex(queue_key(queue_name(lane, priority)), 0)
-        answers = cast(list[Any], pipe.execute())
+        answers: list[Any] = pipe.execute()
         pipe = self.redis.pipeline(transaction=False)
         for oldest in answers[1::2]:
             pipe.hget(job_key(oldest.decode() if oldest else "-"), "submitted")
-        ages = [max(0.0, time.time() - float(at)) if at else 0.0 for at in cast(list[Any], pipe.execute())]
+        ages = [max(0.0, time.time() - float(at)) if at else 0.0 for at in pipe.execute()]
         return [
             QueueDepth(lane=lane, priority=priority, depth=depth, oldest_age_s=age)
             for (lane, priority), depth, age in zip(names, answers[0::2], ages, strict=True)
@@ -448,7 +448,7 @@ _ASYNC_KWARGS = frozenset({"host", "port", "db", "username", "password", "socket
 def parse(data: bytes) -> Job:
     """The job specification in an RQ job's body. Raises `ValueError` when it is not one of ours."""
     try:
-        body = JSONSerializer.loads(zlib.decompress(data))
+        body = json.loads(zlib.decompress(data))
         return JOB.validate_json(body[2][0])
     except (zlib.error, UnicodeDecodeError, json.JSONDecodeError, LookupError, TypeError) as error:
         raise ValueError("the payload is not a job of this version") from error
@@ -458,7 +458,7 @@ def _entries(reply: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
     """The entries of one stream, from either form that XREAD answers in (RESP 2: a list, RESP 3: a mapping)."""
     if not reply:
         return []
-    return reply[0][1] if isinstance(reply, list) else next(iter(reply.values()))[0]
+    return reply[0][1] if isinstance(reply, list) else next(iter(reply.values()))[0]  # pyright: ignore[reportUnknownVariableType]
 
 
 def _with_id(event: str, event_id: str = "") -> str:

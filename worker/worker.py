@@ -7,7 +7,7 @@ RQ's in that it is done in batches by a process that lives on. Knows no torch: t
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -81,17 +81,14 @@ class GpuWorker(SimpleWorker):
     """Claims compatible jobs of its lanes in batches and sees each to its one end."""
 
     def __init__(self, queue: JobQueue, settings: WorkerSettings, metrics: WorkerMetrics | None = None) -> None:
-        super().__init__(
-            [Queue(name, connection=queue.redis, serializer=JSONSerializer) for name in in_order(settings.lanes)],
-            connection=queue.redis,
-            serializer=JSONSerializer,
-            worker_ttl=30,
-        )
+        queues = [Queue(name, connection=queue.redis, serializer=JSONSerializer) for name in in_order(settings.lanes)]
+        rq: Any = super()
+        rq.__init__(queues, connection=queue.redis, serializer=JSONSerializer, worker_ttl=30)
         self.settings = settings
         self.metrics = metrics or WorkerMetrics()
         self.leases = Leases(queue, settings.lanes, self.name, lease_s=settings.lease_s)
         self._queue = queue
-        self._client = queue.redis
+        self._client: Any = queue.redis
         self._catalogue = Catalogue((), {})
         self._engine: Engine | None = None
         self._engine_started = self._engine_due = 0.0
@@ -145,7 +142,7 @@ class GpuWorker(SimpleWorker):
         return False
 
     @contextmanager
-    def _outages(self) -> Iterator[None]:
+    def _outages(self) -> Generator[None]:
         """Outlive a server that is away: say so, and go on after a while."""
         try:
             yield
