@@ -28,6 +28,7 @@ import psutil
 import tyro
 
 from ncml.errors import NcmlError
+from ncml.folders import model_folders, search_path
 
 LANES = ("score", "generate")
 DRAIN_S = 10.0
@@ -62,15 +63,18 @@ class Child:
     due: float = 0.0  # monotonic time of the next start
     started: float = 0.0
 
-    def start(self) -> None:
-        """Start the process in a session of its own."""
-        self.process = subprocess.Popen(
-            self.command,
-            env=os.environ | self.environment,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            preexec_fn=_die_with_parent(self.orphan_signal),
-        )
+    def start(self, log: Path) -> None:
+        """Start the process in a session of its own; what it says goes to the end of `log`."""
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                self.command,
+                env=os.environ | self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_die_with_parent(self.orphan_signal),
+            )
         self.started = time.monotonic()
 
     def running(self) -> bool:
@@ -94,7 +98,8 @@ def _die_with_parent(signum: int) -> Callable[[], None] | None:
 class Supervisor:
     """Starts the children in their order, restarts what dies, and stops all of them in reverse.
 
-    `say` gets one line for each thing worth knowing. `directory` holds the record of children.
+    `say` gets one line for each thing worth knowing. `directory` holds the record of children and their logs, which
+    tell of this supervisor's time only.
     """
 
     def __init__(
@@ -102,6 +107,9 @@ class Supervisor:
     ) -> None:
         self.stages = stages
         self.record = directory / "children.json"
+        self.logs = {child.name: directory / f"{child.name.replace(' ', '-')}.log" for child in self.children}
+        for log in self.logs.values():
+            log.unlink(missing_ok=True)
         self.say = say
         self.grace_s = grace_s
         self.stopping = threading.Event()
@@ -122,20 +130,21 @@ class Supervisor:
                 self._mourn(child, child.process.returncode, now)
                 child.process = None
             if now >= child.due and not self.stopping.is_set():
-                child.start()
+                child.start(self.logs[child.name])
                 changed = True
         if changed:
             self._write_record()
 
     def _mourn(self, child: Child, status: int, now: float) -> None:
         if status == REFUSAL:
-            raise ServeError(f"the {child.name} cannot run as it is set up: see the line above")
+            last = self.logs[child.name].read_text(errors="replace").strip().rpartition("\n")[2]
+            raise ServeError(f"the {child.name} cannot run as it is set up: {last.removeprefix('ncml: ')}")
         first, longest = BACKOFF_S
         if now - child.started > longest:  # it had been well
             child.pause_s = first
         child.due = now + child.pause_s
         cause = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-        self.say(f"the {child.name} {cause}; starting it again in {child.pause_s:g} s")
+        self.say(f"the {child.name} {cause}; starting it again in {child.pause_s:g} s ({self.logs[child.name]})")
         child.pause_s = min(2 * child.pause_s, longest)
 
     def ask_to_stop(self, *_: object) -> None:
@@ -246,7 +255,6 @@ def valkey(directory: Path) -> Child:
         "maxmemory-policy": "noeviction",
         "daemonize": "no",
         "loglevel": "warning",
-        "logfile": str(directory / "valkey.log"),
     }
     command = [str(get_binary_path()), *(word for name, value in flags.items() for word in (f"--{name}", value))]
     return Child("queue", command, orphan_signal=signal.SIGTERM)  # it writes its log out before it goes
@@ -339,6 +347,8 @@ def main(
         host: Address to listen on; 0.0.0.0 opens the service to the network.
         port: Port to listen on; 0 takes any free one.
     """
+    if not model_folders():
+        raise ServeError(f"there is no model in {' or '.join(map(str, search_path()))}: train one, or set NCML_MODELS")
     directory = default_data_dir()
     port = free_port(host, default_port() if port is None else port)
     url = f"http://{'localhost' if host in {'127.0.0.1', '0.0.0.0', '::', '::1'} else host}:{port}"
@@ -368,7 +378,7 @@ def main(
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(signum, supervisor.ask_to_stop)
         shares = ", ".join(f"{lane} {n}" for lane, n in zip(LANES, cores, strict=True))
-        say(f"starting the queue, the service and the workers (cores: {shares}); data in {directory}")
+        say(f"starting the queue, the service and the workers (cores: {shares}); logs and queue in {directory}")
         try:
             watch(supervisor, url)
         finally:
@@ -376,7 +386,7 @@ def main(
             supervisor.stop()
 
 
-def watch(supervisor: Supervisor, url: str, tick_s: float = 0.1) -> None:
+def watch(supervisor: Supervisor, url: str, tick_s: float = 0.25) -> None:
     """Tend the children until the supervisor is told to stop, and say once when all is ready."""
     begun, ready, told = time.monotonic(), False, 0.0
     while not supervisor.stopping.is_set():
@@ -386,5 +396,5 @@ def watch(supervisor: Supervisor, url: str, tick_s: float = 0.1) -> None:
             print(f"ncml is ready on {url}  (API: {url}/docs, stop with Ctrl-C)", flush=True)
         elif not ready and waited - told >= 5:
             told = waited
-            say(f"waiting for the workers to load the model ({waited:.0f} s)")
+            say(f"waiting for the workers to load a model ({waited:.0f} s)")
         supervisor.stopping.wait(tick_s)

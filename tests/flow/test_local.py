@@ -124,22 +124,36 @@ def test_a_worker_that_is_killed_comes_back(start: Callable[[], Stack]) -> None:
     assert stack.interrupt() == 0
 
 
-def refused(environment: dict[str, str], *arguments: str) -> str:
+def refused(environment: dict[str, str], *arguments: str) -> list[str]:
+    """What `ncml serve` says on standard error when it will not start."""
     done = subprocess.run(
         [*SERVE[:-2], *arguments], env=os.environ | environment, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 2
     assert done.stdout == ""
-    lines = done.stderr.splitlines()
-    assert len(lines) == 1, done.stderr
-    return lines[0]
+    return done.stderr.splitlines()
 
 
 def test_what_cannot_work_is_one_sentence(tmp_path: Path) -> None:
-    environment = {"NCML_DATA_DIR": str(tmp_path)}
+    (tmp_path / "models" / "named").mkdir(parents=True)
+    (tmp_path / "models" / "named" / "config.json").touch()
+    environment = {"NCML_DATA_DIR": str(tmp_path), "NCML_MODELS": str(tmp_path / "models")}
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert f"port {port} on 127.0.0.1 cannot be used" in refused(environment, "--port", str(port))
-        assert f"port {port} on 127.0.0.1 cannot be used" in refused(environment | {"PORT": str(port)})
-    assert "PORT is 'http'" in refused(environment | {"PORT": "http"})
-    assert "NCML_DATA_DIR" in refused({"NCML_DATA_DIR": "/proc/none"})
+        for said in (refused(environment, "--port", str(port)), refused(environment | {"PORT": str(port)})):
+            assert len(said) == 1
+            assert f"port {port} on 127.0.0.1 cannot be used" in said[0]
+    (said,) = refused(environment | {"PORT": "http"})
+    assert "PORT is 'http'" in said
+    (said,) = refused(environment | {"NCML_DATA_DIR": "/proc/none"}, "--port", "0")
+    assert "NCML_DATA_DIR" in said
+    (said,) = refused(environment | {"NCML_MODELS": str(tmp_path / "nowhere")})
+    assert "there is no model in" in said
+    assert "nowhere" in said
+
+
+def test_a_setting_that_cannot_be_ends_the_start_with_its_name(tmp_path: Path, model_folder: Path) -> None:
+    environment = {"NCML_DATA_DIR": str(tmp_path), "NCML_MODELS": str(model_folder.parent), "NCML_WAIT_S": "-1"}
+    *_, said = refused(environment, "--port", "0")
+    assert said.startswith("ncml: the service cannot run as it is set up: NCML_WAIT_S: ")
+    assert not (tmp_path / "children.json").exists()
