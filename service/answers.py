@@ -190,8 +190,9 @@ def failure(view: JobView) -> Problem:
     status = {
         "input": 422, "model": 500, "timeout": 504, "canceled": 410, "expired": 504, "engine": 500, "worker": 500,
     }[error.reason]  # fmt: skip
-    errors = [FieldError(field=error.field, detail=error.detail)] if error.field else []
-    return Problem(status, error.detail, kind=f"job-{error.reason}", errors=errors, headers={"X-Job-Id": view.id})
+    detail = error.detail.rstrip(".") + "."
+    errors = [FieldError(field=error.field, detail=detail)] if error.field else []
+    return Problem(status, detail, kind=f"job-{error.reason}", errors=errors, headers={"X-Job-Id": view.id})
 
 
 def score_response(view: JobView, result: ScoreResult, shape: tuple[int, int], media: str) -> Response:

@@ -116,9 +116,12 @@ def _inlined(member: dict[str, Any], defs: Mapping[str, Any]) -> dict[str, Any]:
     return {**defs[name], **{key: value for key, value in member.items() if key != "$ref"}} if name else member
 
 
-def _once(items: Iterable[tuple[str, Any]], where: str) -> dict[str, Any]:
+def _once(items: Iterable[tuple[str, str]], where: str) -> dict[str, Any]:
+    """The fields by name; an empty one says nothing, as in a form that was not filled in."""
     found: dict[str, Any] = {}
     for name, value in items:
+        if not value:
+            continue
         if name in found:
             raise invalid(name, f"{name} is given more than once in {where}; give it once.")
         found[name] = value
@@ -134,7 +137,7 @@ async def _form(request: Request, images: int) -> tuple[dict[str, Any], list[Upl
         raise Problem(400, f"The form cannot be read: {error.detail}", kind="malformed") from error
     try:
         uploads: list[Upload] = []
-        fields: list[tuple[str, Any]] = []
+        fields: list[tuple[str, str]] = []
         for name, value in form.multi_items():
             if isinstance(value, UploadFile):
                 if name != "image":

@@ -41,7 +41,7 @@ def assert_problem(answer, status: int) -> dict:
         ("/generate", {"seed": 2**53 - 1, "n": 2}, "seed", "at most 9007199254740990"),
         ("/generate", {"noise": -0.1}, "noise", "greater than or equal to 0"),
         ("/generate", {"noise": 10.5}, "noise", "0 to 10 grey levels"),
-        ("/generate", {"noise": "nan"}, "noise", "greater than or equal to 0"),
+        ("/generate", {"noise": "nan"}, "noise", "finite"),
         ("/generate", {"noise": "inf"}, "noise", "finite"),
         ("/generate", {"solver": "magic"}, "solver", "it has heun, tweedie"),
         ("/generate", {"class": "unicorn"}, "class", "its classes are cat, dog"),
@@ -62,6 +62,12 @@ def test_a_parameter_out_of_range_is_named(client, path: str, params: dict, fiel
     body = assert_problem(client.post(path, params=params, files=files), 422)
     assert [error["field"] for error in body["errors"]] == [field]
     assert words in body["errors"][0]["detail"]
+
+
+def test_an_empty_field_says_nothing(client, queue) -> None:
+    assert client.post("/generate", data=dict.fromkeys(["class", "n", "seed", "noise", "model"], "")).status_code == 200
+    assert client.post("/complete?keep=&steps=&class=", files=[("image", PICTURE)]).status_code == 200
+    assert [job.n for job, _ in queue.jobs.values()] == [1, 1]
 
 
 def test_every_field_at_fault_is_named_at_once(client) -> None:
