@@ -1,4 +1,4 @@
-"""What every room's tests may use: a real Valkey."""
+"""What every room's tests may use: a real Valkey and a small model folder."""
 
 import contextlib
 import os
@@ -99,3 +99,18 @@ def new_valkey() -> Iterator[Callable[..., Valkey]]:
     yield start
     for server in servers:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder named `tiny`, alone in its directory: the smoke recipe (8x8, two classes), untrained."""
+    import torch
+
+    from ncml import checkpoint
+    from ncml.config import smoke
+    from ncml.network import NCPN
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    checkpoint.save(folder, NCPN(smoke()), card="# tiny\n\nUntrained, for tests.\n")
+    return folder
