@@ -1,0 +1,143 @@
+"""The mixture of logistics over a pixel's three channels: log-probability, sampling, score, and bits per dimension.
+
+Shapes: B batch, C = 3 channels, H rows, W columns, K components, P = 10 K parameters of a pixel.
+
+A pixel is one mixture index shared by the channels; within a component red is logistic, green's mean depends on red,
+blue's on red and green (PixelCNN++). Clean data (t = 0) has the mass of its grey level, with the open intervals at 0
+and 255. Noisy data (t > 0) is continuous and unbounded: its density is the interval mass without edges,
+
+    f(x) = [F(x + d) - F(x - d)] / (2 d),   d = 1/255,
+
+exactly the density of logistic + U(-d, d). Both are counted per grey level (2 d on [-1, 1]), hence in the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+PARAMETERS = 10
+"""Parameters of one component: its logit, then mean, log-scale and coefficient for each of three channels."""
+
+HALF = 1 / 255
+"""d: half a grey level on the [-1, 1] scale."""
+
+LOG_SCALE_MIN = -7.0
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A mixture read off the network's output; trailing dimensions are free."""
+
+    logit_BK: Tensor
+    mean_BKC: Tensor
+    log_scale_BKC: Tensor
+    coefficient_BKC: Tensor
+    """Green on red, blue on red, blue on green; in (-1, 1)."""
+
+
+def split(parameters: Tensor) -> Mixture:
+    """[B, P, ...] -> the mixture, with K and C as dimensions 1 and 2."""
+    K = parameters.shape[1] // PARAMETERS
+    logit, rest = parameters[:, :K], parameters[:, K:].unflatten(1, (3, K, 3))
+    return Mixture(logit, rest[:, 0], rest[:, 1].clamp(min=LOG_SCALE_MIN), torch.tanh(rest[:, 2]))
+
+
+def initial_bias(K: int) -> Tensor:
+    """The head's first bias: means spread over (-.9, .9), scales of e^-2. [P]."""
+    mean_KC = torch.linspace(-0.9, 0.9, K)[:, None].expand(K, 3)
+    return torch.cat([torch.zeros(K), mean_KC.flatten(), torch.full((3 * K,), -2.0), torch.zeros(3 * K)])
+
+
+def log_prob(x_BCHW: Tensor, parameters_BPHW: Tensor, edges_B: Tensor) -> Tensor:
+    """Log-probability of each pixel given those before it, in nats. [B, H, W].
+
+    x_BCHW: [B, 3, H, W]. parameters_BPHW: the network's output for it, fp32 or fp64.
+    edges_B: [B] bool; True for clean data (0 and 255 own everything beyond them), False for the density.
+    """
+    mixture = split(parameters_BPHW)
+    r, g, _ = x_BCHW.unbind(1)
+    c_rg, c_rb, c_gb = (c[:, :, None] for c in mixture.coefficient_BKC.unbind(2))
+    shift_BKCHW = torch.cat([torch.zeros_like(c_rg), c_rg * r[:, None, None], c_rb * r[:, None, None] + c_gb * g[:, None, None]], 2)
+    centred_BKCHW = x_BCHW[:, None] - mixture.mean_BKC - shift_BKCHW
+    inverse_scale = torch.exp(-mixture.log_scale_BKC)
+    a = (centred_BKCHW + HALF) * inverse_scale
+    b = (centred_BKCHW - HALF) * inverse_scale
+    log_below = -F.softplus(-a)  # log F(x + d)
+    log_above = -F.softplus(b)  # log (1 - F(x - d))
+    # log [F(x + d) - F(x - d)] without a difference of cdfs, so that neither value nor gradient vanishes in a tail.
+    log_mass = log_below + log_above + torch.log(-torch.expm1(-2 * HALF * inverse_scale))
+    edges = edges_B.view(-1, 1, 1, 1, 1)
+    at_0 = edges & (x_BCHW < -1 + HALF)[:, None]
+    at_255 = edges & (x_BCHW > 1 - HALF)[:, None]
+    log_mass = torch.where(at_0, log_below, torch.where(at_255, log_above, log_mass))
+    return torch.logsumexp(log_mass.sum(2) + F.log_softmax(mixture.logit_BK, 1), 1)
+
+
+@dataclass(frozen=True)
+class PixelNoise:
+    """The random draws behind one pixel of each image, standardised: sampling is a function of these."""
+
+    gumbel_BK: Tensor
+    """Gumbel noise: the component is the argmax of logit + gumbel."""
+    logistic_BC: Tensor
+    """Standard logistic noise."""
+    uniform_BC: Tensor
+    """Uniform on (-d, d); used at t > 0 only."""
+
+
+def sample(parameters_BP: Tensor, noise: PixelNoise, *, clean: bool) -> Tensor:
+    """Draw one pixel of each image from its mixture. [B, P] -> [B, 3].
+
+    At t = 0 (`clean`) values are rounded to the grid and clipped, which is exact ancestral sampling of the discretised
+    likelihood; at t > 0 they are continuous and unclipped.
+    """
+    K = parameters_BP.shape[1] // PARAMETERS
+    pick_B11 = (parameters_BP[:, :K] + noise.gumbel_BK).argmax(1)[:, None, None]
+    rest_B9 = parameters_BP[:, K:].unflatten(1, (3, K, 3)).transpose(1, 2).flatten(2)
+    chosen_B9 = rest_B9.gather(1, pick_B11.expand(-1, 1, 9))[:, 0]
+    mean_BC, log_scale_BC, coefficient_BC = chosen_B9.chunk(3, 1)
+    own_BC = mean_BC + torch.exp(log_scale_BC.clamp(min=LOG_SCALE_MIN)) * noise.logistic_BC
+    if not clean:
+        own_BC = own_BC + noise.uniform_BC
+    coefficient_BC = torch.tanh(coefficient_BC)
+    settle: Callable[[Tensor], Tensor] = to_grid if clean else lambda value: value
+    r = settle(own_BC[:, 0])
+    g = settle(own_BC[:, 1] + coefficient_BC[:, 0] * r)
+    b = settle(own_BC[:, 2] + coefficient_BC[:, 1] * r + coefficient_BC[:, 2] * g)
+    return torch.stack([r, g, b], 1)
+
+
+def to_grid(x: Tensor) -> Tensor:
+    """The nearest of the 256 grey levels, on [-1, 1]."""
+    return (((x + 1) * 127.5).round().clamp(0, 255) - 127.5) / 127.5
+
+
+def from_uint8(image: Tensor) -> Tensor:
+    """uint8 [B, H, W, 3] -> float [B, 3, H, W] in [-1, 1], channels last in memory."""
+    return (image.permute(0, 3, 1, 2).float() - 127.5) / 127.5
+
+
+def to_uint8(x_BCHW: Tensor) -> Tensor:
+    """Float [B, 3, H, W] -> uint8 [B, H, W, 3], rounded to the grid and clipped."""
+    return ((x_BCHW + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def bits_per_dim(log_prob_B: Tensor, pixels: int) -> Tensor:
+    """Nats of an image of so many pixels -> bits for each of its 3 * pixels values."""
+    return -log_prob_B / (math.log(2) * 3 * pixels)
+
+
+def score(log_density: Callable[[Tensor], Tensor], x_BCHW: Tensor) -> Tensor:
+    """s(x) = grad_x log p(x), through the target and the context alike. [B, 3, H, W], nats per unit of [-1, 1].
+
+    log_density: x -> [B] or [B, H, W] nats, without edges (also at t = 0).
+    """
+    with torch.enable_grad():
+        x_BCHW = x_BCHW.detach().requires_grad_()
+        return torch.autograd.grad(log_density(x_BCHW).sum(), x_BCHW)[0]

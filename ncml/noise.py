@@ -1,0 +1,145 @@
+"""Noising processes: x_t = alpha(t) x_0 + sigma(t) eps, eps ~ N(0, 1), on pixels in [-1, 1].
+
+VE, VP and sub-VP are the processes of Song et al., "Score-Based Generative Modeling through SDEs" (2021), used by
+NCML for small t only. t = 0 is clean data exactly: alpha(0) = 1 and sigma(0) = 0 for every process, although VE's
+sigma tends to `sigma_min` as t falls to 0. Users speak of noise in grey levels (the standard deviation sigma(t) on the
+0..255 scale); `time_of` converts.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from ncml.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ncml.config import NoiseConfig
+
+GREY_LEVEL = 1 / 127.5
+"""One step of the 0..255 scale on the [-1, 1] scale."""
+
+
+@dataclass(frozen=True)
+class VE:
+    """Variance exploding: alpha = 1, sigma = sigma_min (sigma_max / sigma_min)^t for t > 0."""
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Scale of the data at time t (any shape)."""
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Standard deviation of the noise at time t, on the [-1, 1] scale; 0 at t = 0."""
+        return torch.where(t > 0, self.sigma_min * (self.sigma_max / self.sigma_min) ** t, torch.zeros_like(t))
+
+    def drift(self, x_BCHW: Tensor, t: Tensor) -> Tensor:
+        """f(x, t) of dx = f dt + g dw."""
+        return torch.zeros_like(x_BCHW)
+
+    def diffusion_squared(self, t: Tensor) -> Tensor:
+        """g(t)^2 of dx = f dt + g dw: the derivative of sigma^2."""
+        return 2 * self.sigma(t) ** 2 * math.log(self.sigma_max / self.sigma_min)
+
+    def time_of(self, grey_levels: float) -> float:
+        """The t at which sigma is `grey_levels` on the 0..255 scale; 0 for 0."""
+        if grey_levels == 0:
+            return 0.0
+        floor = self.sigma_min / GREY_LEVEL
+        if grey_levels < floor:
+            raise InputError("noise", f"noise must be 0 or at least {floor:.3g} grey levels under this model's process")
+        return math.log(grey_levels * GREY_LEVEL / self.sigma_min) / math.log(self.sigma_max / self.sigma_min)
+
+
+@dataclass(frozen=True)
+class VP:
+    """Variance preserving: alpha = exp(-B(t) / 2), sigma^2 = 1 - alpha^2, B the integral of beta."""
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def beta(self, t: Tensor) -> Tensor:
+        """The linear schedule beta(t)."""
+        return self.beta_min + t * (self.beta_max - self.beta_min)
+
+    def integral(self, t: Tensor) -> Tensor:
+        """B(t), the integral of beta from 0 to t."""
+        return t * self.beta_min + 0.5 * t**2 * (self.beta_max - self.beta_min)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Scale of the data at time t (any shape)."""
+        return torch.exp(-0.5 * self.integral(t))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Standard deviation of the noise at time t, on the [-1, 1] scale; 0 at t = 0."""
+        return torch.sqrt(-torch.expm1(-self.integral(t)))
+
+    def drift(self, x_BCHW: Tensor, t: Tensor) -> Tensor:
+        """f(x, t) of dx = f dt + g dw."""
+        return -0.5 * self.beta(t) * x_BCHW
+
+    def diffusion_squared(self, t: Tensor) -> Tensor:
+        """g(t)^2 of dx = f dt + g dw."""
+        return self.beta(t)
+
+    def time_of(self, grey_levels: float) -> float:
+        """The t at which sigma is `grey_levels` on the 0..255 scale; 0 for 0."""
+        return self._time_of_integral(self._integral_at(grey_levels * GREY_LEVEL))
+
+    def _integral_at(self, sigma: float) -> float:
+        return -math.log1p(-(sigma**2))
+
+    def _time_of_integral(self, integral: float) -> float:
+        slope = self.beta_max - self.beta_min
+        # The stable root of slope/2 t^2 + beta_min t - integral = 0.
+        return 2 * integral / (self.beta_min + math.sqrt(self.beta_min**2 + 2 * slope * integral))
+
+
+@dataclass(frozen=True)
+class SubVP(VP):
+    """Sub-variance preserving: the drift of VP, sigma = 1 - alpha^2."""
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Standard deviation of the noise at time t, on the [-1, 1] scale; 0 at t = 0."""
+        return -torch.expm1(-self.integral(t))
+
+    def diffusion_squared(self, t: Tensor) -> Tensor:
+        """g(t)^2 of dx = f dt + g dw."""
+        return self.beta(t) * -torch.expm1(-2 * self.integral(t))
+
+    def _integral_at(self, sigma: float) -> float:
+        return -math.log1p(-sigma)
+
+
+Process = VE | VP
+"""Any noising process; SubVP is a VP."""
+
+
+def process(config: NoiseConfig) -> Process:
+    """The noising process that a configuration names."""
+    if config.process == "ve":
+        return VE(sigma_min=config.sigma_min, sigma_max=config.sigma_max)
+    kind = VP if config.process == "vp" else SubVP
+    return kind(beta_min=config.beta_min, beta_max=config.beta_max)
+
+
+def end_time(config: NoiseConfig) -> float:
+    """T, the largest time: given literally, or solved from the noise in grey levels."""
+    return process(config).time_of(config.grey_levels) if config.end_time is None else config.end_time
+
+
+def grey_levels(process: Process, t: float) -> float:
+    """The noise at time t as a standard deviation on the 0..255 scale."""
+    return float(process.sigma(torch.tensor(t, dtype=torch.float64))) / GREY_LEVEL
+
+
+def scale(value_B: Tensor, x_BCHW: Tensor) -> Tensor:
+    """One value for each item, shaped to multiply a batch of images."""
+    return value_B.to(x_BCHW).view(-1, *[1] * (x_BCHW.dim() - 1))

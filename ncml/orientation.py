@@ -1,0 +1,52 @@
+"""Four ways of laying an image before the raster scan, so that each half of it comes first in one of them.
+
+A network conditioned on the orientation has learned all four, so it completes every half exactly: the known half is a
+prefix, and the rest is drawn in order.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Keep = Literal["top", "bottom", "left", "right"]
+
+KEEPS: tuple[Keep, ...] = ("top", "bottom", "left", "right")
+"""The half that comes first in each orientation: identity, vertical flip, transpose, both."""
+
+
+def orient(x_BCHW: Tensor, orientation: int) -> Tensor:
+    """Lay images so that the half `KEEPS[orientation]` becomes the top one. [B, C, H, W] -> [B, C, H, W] or W x H."""
+    if orientation >= 2:
+        x_BCHW = x_BCHW.transpose(2, 3)
+    return x_BCHW.flip(2) if orientation % 2 else x_BCHW
+
+
+def restore(x_BCHW: Tensor, orientation: int) -> Tensor:
+    """The inverse of `orient`."""
+    if orientation % 2:
+        x_BCHW = x_BCHW.flip(2)
+    return x_BCHW.transpose(2, 3) if orientation >= 2 else x_BCHW
+
+
+def orient_each(x_BCHW: Tensor, orientation_B: Tensor) -> Tensor:
+    """Lay each image of a batch of square ones in its own orientation."""
+    x_BCHW = x_BCHW.clone()
+    for orientation in range(1, len(KEEPS)):
+        chosen = orientation_B == orientation
+        if chosen.any():
+            x_BCHW[chosen] = orient(x_BCHW[chosen], orientation)
+    return x_BCHW
+
+
+def draw(count: int, turned: float, square: bool, generator: torch.Generator) -> Tensor:
+    """Orientations for a training batch: the identity except with probability `turned`. [B] int64.
+
+    Images that are not square change shape when transposed, so a batch of them is turned as a whole.
+    """
+    draws = count if square else 1
+    orientation_B = torch.randint(1, len(KEEPS), (draws,), generator=generator)
+    orientation_B[torch.rand(draws, generator=generator) >= turned] = 0
+    return orientation_B.expand(count)

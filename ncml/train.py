@@ -1,0 +1,284 @@
+"""Noise conditional maximum likelihood (Li and Kluger, 2022, Eq. 7-8):
+
+    maximise  E_{t ~ mu} E_{x ~ p_t} log p_{theta, t}(x),
+
+mu uniform on (0, T] with a point mass at t = 0. With all of the mass at 0 this is plain maximum likelihood.
+
+Every step draws its own randomness from (seed, step), and its pictures from (seed, epoch): a run that stops and resumes
+continues as if it had never stopped. The weights that are kept are the moving average (EMA).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ncml import checkpoint, orientation
+from ncml.config import Config, TrainingConfig
+from ncml.data import Dataset
+from ncml.errors import InputError, TrainingError
+from ncml.likelihood import bits_per_dim, from_uint8, log_prob
+from ncml.network import NCPN
+from ncml.noise import end_time, scale
+
+STATE, PROGRESS = "state.safetensors", "state.json"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a training step sees."""
+
+    x_BCHW: Tensor
+    """Noised pictures, laid in their orientation."""
+    t_B: Tensor
+    class_B: Tensor
+    orientation_B: Tensor
+
+
+def draw_batch(data: Dataset, config: Config, step: int) -> Batch:
+    """The batch of a step: a function of the data, the configuration and the step alone."""
+    training, model = config.training, config.model
+    first = step * training.batch_size
+    index_B = torch.tensor([_at(first + i, len(data), training.seed) for i in range(training.batch_size)])
+    generator = torch.Generator().manual_seed(_mix(training.seed, step))
+    B = training.batch_size
+    x_BCHW = from_uint8(data.images_NHWC[index_B])
+    if training.flip:
+        mirrored_B = torch.rand(B, generator=generator) < 0.5
+        x_BCHW = torch.where(mirrored_B[:, None, None, None], x_BCHW.flip(3), x_BCHW)
+    turned = training.turned if model.orientations else 0.0
+    orientation_B = orientation.draw(B, turned, model.height == model.width, generator)
+    if model.height == model.width:
+        x_BCHW = orientation.orient_each(x_BCHW, orientation_B)
+    else:
+        x_BCHW = orientation.orient(x_BCHW, int(orientation_B[0]))
+    null_B = torch.rand(B, generator=generator) < training.null_class
+    class_B = torch.where(null_B, len(model.classes), data.labels_N[index_B])
+    return Batch(*_noised(x_BCHW, config, generator), class_B, orientation_B)
+
+
+def _noised(x_BCHW: Tensor, config: Config, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw t ~ mu and x ~ p_t."""
+    B = len(x_BCHW)
+    t_B = (1 - torch.rand(B, generator=generator)) * end_time(config.noise)
+    t_B[torch.rand(B, generator=generator) < config.training.clean_mass] = 0
+    noise_BCHW = torch.randn(x_BCHW.shape, generator=generator)
+    process = _process(config)
+    alpha_B, sigma_B = process.alpha(t_B), process.sigma(t_B)
+    return scale(alpha_B, x_BCHW) * x_BCHW + scale(sigma_B, x_BCHW) * noise_BCHW, t_B
+
+
+def loss_bits(network: torch.nn.Module, batch: Batch, *, bf16: bool) -> Tensor:
+    """-log2 p_{theta, t}(x) for each item, in bits per dimension. [B]."""
+    with torch.autocast(batch.x_BCHW.device.type, torch.bfloat16, enabled=bf16):
+        parameters_BPHW = network(batch.x_BCHW, batch.t_B, batch.class_B, batch.orientation_B)
+    log_prob_B = log_prob(batch.x_BCHW, parameters_BPHW, batch.t_B == 0).sum((1, 2))
+    return bits_per_dim(log_prob_B, batch.x_BCHW[0, 0].numel())
+
+
+@torch.inference_mode()
+def held_out_bits(network: NCPN, data: Dataset, *, batch_size: int = 64, report: Callable[[int], None] | None = None) -> float:
+    """Bits per dimension of clean pictures under the null class, each picture weighing the same."""
+    device = next(network.parameters()).device
+    total = 0.0
+    for x_NHWC in data.images_NHWC.split(batch_size):
+        x_BCHW = from_uint8(x_NHWC).to(device)
+        t_B = torch.zeros(len(x_BCHW), device=device)
+        total += float(log_prob(x_BCHW, network(x_BCHW, t_B), t_B == 0).sum(dtype=torch.float64))
+        if report is not None:
+            report(len(x_BCHW))
+    height, width = data.images_NHWC.shape[1:3]
+    return float(bits_per_dim(torch.tensor(total / len(data)), height * width))
+
+
+def learning_rate(training: TrainingConfig, images: int) -> float:
+    """Linear warm-up, constant, linear cool-down to 0 at the end of the run."""
+    left = (training.images - images) / max(1.0, training.cooldown * training.images)
+    return training.learning_rate * max(0.0, min(1.0, (images + training.batch_size) / max(1, training.warmup), left))
+
+
+class Trainer:
+    """A training run: network, moving average, optimiser and position."""
+
+    def __init__(self, config: Config, data: Dataset, *, device: str = "cpu") -> None:
+        if len(data) == 0:
+            raise InputError("data", "there is no picture to fit; give at least 8.")
+        self.config, self.data, self.device = config, data, torch.device(device)
+        torch.manual_seed(config.training.seed)
+        self.network = NCPN(config).to(self.device, memory_format=torch.channels_last)
+        self.average: AveragedModel = AveragedModel(
+            self.network, multi_avg_fn=get_ema_multi_avg_fn(config.training.ema), use_buffers=True
+        )
+        self.optimizer = torch.optim.Adam(
+            self.network.parameters(), lr=config.training.learning_rate, betas=config.training.betas, foreach=True
+        )
+        self.step = 0
+        self.seconds = 0.0
+        self.history: list[dict[str, float]] = []
+
+    @property
+    def images(self) -> int:
+        """Pictures seen so far."""
+        return self.step * self.config.training.batch_size
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has seen all that its configuration asks for."""
+        return self.images >= self.config.training.images
+
+    @property
+    def ema(self) -> NCPN:
+        """The network with averaged weights."""
+        network = self.average.module
+        assert isinstance(network, NCPN)
+        return network
+
+    def train_step(self) -> float:
+        """One step of the optimiser; returns the batch's mean loss in bits per dimension."""
+        training = self.config.training
+        torch.manual_seed(_mix(training.seed, self.step) ^ 1)  # dropout
+        batch = draw_batch(self.data, self.config, self.step)
+        batch = Batch(*(getattr(batch, field.name).to(self.device) for field in dataclasses.fields(Batch)))
+        loss = loss_bits(self.network, batch, bf16=training.precision == "bf16").mean()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), training.clip)
+        if not torch.isfinite(norm) or not torch.isfinite(loss):
+            raise TrainingError(self._diverged(float(loss)))
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(training, self.images)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.average.update_parameters(self.network)
+        self.step += 1
+        return float(loss)
+
+    def _diverged(self, loss: float) -> str:
+        bad = [n for n, p in self.network.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+        where = f", first in the gradient of {bad[0]}" if bad else ""
+        return (
+            f"training diverged at step {self.step} ({self.images} images): the loss is {loss}{where}; "
+            "resume from the last checkpoint with a lower learning rate."
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write all that an exact resume needs: safetensors and JSON."""
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {f"network.{k}": v for k, v in self.network.state_dict().items()}
+        state |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            state |= {f"optimizer.{index}.{k}": v for k, v in moments.items()}
+        state = {k: v.contiguous().clone() for k, v in state.items()}
+        checkpoint.replace_file(folder / STATE, lambda path: save_file(state, path))
+        progress = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "history": self.history,
+            "config": self.config.to_json(),
+            "digest": _digest(state),
+        }
+        checkpoint.write_json(folder / PROGRESS, progress)
+
+    def resume(self, folder: Path) -> None:
+        """Continue a saved run; TrainingError if it is another recipe's or was cut short while being written."""
+        progress = checkpoint.read_json(folder / PROGRESS)
+        if Config.from_json(progress["config"]).model != self.config.model:
+            raise TrainingError(f"{folder} holds a run of another network; give another --out or the recipe it began with.")
+        state = load_file(folder / STATE)
+        if _digest(state) != progress["digest"]:
+            raise TrainingError(f"{folder} was interrupted between two files; restore it from a copy or start anew.")
+
+        def under(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+        self.network.load_state_dict(under("network."))
+        self.average.load_state_dict(under("average."))
+        saved: dict[str, Any] = self.optimizer.state_dict()
+        for key, value in under("optimizer.").items():
+            index, moment = key.split(".")
+            saved["state"].setdefault(int(index), {})[moment] = value
+        self.optimizer.load_state_dict(saved)
+        self.step, self.seconds, self.history = progress["step"], progress["seconds"], progress["history"]
+
+
+def run(
+    trainer: Trainer,
+    state: Path,
+    *,
+    held_out: Dataset,
+    interval: int = 20_000,
+    max_seconds: float = math.inf,
+    report: Callable[[Trainer, float, float], None] | None = None,
+) -> None:
+    """Train until the run is finished or the time is up, saving and measuring every `interval` images.
+
+    report: called after every step with the trainer, a running mean of the loss in bits per dimension, and images per
+    second. KeyboardInterrupt is raised again after the state is saved.
+    """
+    begun, before, first = time.monotonic(), trainer.seconds, trainer.images
+    mean = math.nan
+
+    def save() -> None:
+        trainer.seconds = before + time.monotonic() - begun
+        trainer.history.append(
+            {
+                "images": trainer.images,
+                "seconds": round(trainer.seconds),
+                "train_bpd": round(mean, 4),
+                "held_out_bpd": round(held_out_bits(trainer.ema, held_out), 4),
+            }
+        )
+        trainer.save(state)
+
+    try:
+        while not trainer.finished and time.monotonic() - begun < max_seconds:
+            loss = trainer.train_step()
+            mean = loss if math.isnan(mean) else mean + 0.02 * (loss - mean)
+            if report is not None:
+                report(trainer, mean, (trainer.images - first) / (time.monotonic() - begun))
+            if trainer.images % interval < trainer.config.training.batch_size:
+                save()
+    except KeyboardInterrupt:
+        save()
+        raise
+    save()
+
+
+def _process(config: Config) -> Any:
+    from ncml.noise import process
+
+    return process(config.noise)
+
+
+def _at(position: int, count: int, seed: int) -> int:
+    """The picture at a position of the endless stream of shuffled epochs."""
+    return int(_order(position // count, count, seed)[position % count])
+
+
+_ORDERS: dict[tuple[int, int, int], Tensor] = {}
+
+
+def _order(epoch: int, count: int, seed: int) -> Tensor:
+    key = (epoch, count, seed)
+    if key not in _ORDERS:
+        while len(_ORDERS) >= 2:
+            del _ORDERS[next(iter(_ORDERS))]
+        _ORDERS[key] = torch.randperm(count, generator=torch.Generator().manual_seed(_mix(seed, -1 - epoch)))
+    return _ORDERS[key]
+
+
+def _mix(seed: int, step: int) -> int:
+    return (seed * 1_000_003 + step * 2) & (2**63 - 1)
+
+
+def _digest(state: dict[str, Tensor]) -> float:
+    return sum(float(v.double().sum()) for k, v in sorted(state.items()) if k.startswith("network."))
