@@ -302,7 +302,7 @@ class JobQueue:
             model_name=h["model"],
             priority=Priority(h["priority"]),
             request_id=h["request_id"],
-            n=int(h["n"]),
+            n=int(h.get("n", 1)),
             created_at=float(h["submitted"]),
             started_at=float(h["started"]) if "started" in h and status is not JobStatus.QUEUED else None,
             ended_at=float(h["ended"]) if "ended" in h else None,

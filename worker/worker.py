@@ -269,7 +269,7 @@ class GpuWorker(SimpleWorker):
                 detail = "the payload is not a job that this worker understands"
                 log.error("%s: %s", detail, error, extra={"job": claim.id})
                 endings.append((claim, Ending(JobStatus.FAILED, JobError(reason="input", detail=detail))))
-        self._end(endings, "unknown")
+        self._end(endings, {})
         if not running:
             return
         self._phase = WorkerState.BUSY
@@ -363,7 +363,7 @@ class GpuWorker(SimpleWorker):
         gone |= {claim.id for claim, _ in endings}
         if gone:
             engine.send(Drop(self._number, frozenset(gone)))
-            self._end(endings, entries[0].job.model)
+            self._end(endings, running)
             for job_id in gone:
                 del running[job_id]
 
@@ -390,7 +390,7 @@ class GpuWorker(SimpleWorker):
             first = next(iter(running.values())).job
             largest = max((outcome.batch_size for outcome in done.outcomes.values()), default=0)
             self.metrics.batch_size.labels(first.task).observe(largest)
-            self._end(endings, first.model)
+            self._end(endings, running)
 
     def _casualties(self, running: dict[str, _Running], reason: str) -> None:
         """The engine is gone: start another, and have each of its jobs computed alone, so that a bad one fails alone.
@@ -402,21 +402,21 @@ class GpuWorker(SimpleWorker):
         again = [entry.claim for entry in running.values() if entry.claim not in over]
         detail = f"the engine {reason} twice while computing it" if over else ""
         error = JobError(reason="engine", detail=detail)
-        self._end([(claim, Ending(JobStatus.FAILED, error)) for claim in over], "unknown")
+        self._end([(claim, Ending(JobStatus.FAILED, error)) for claim in over], running)
         if again:
             moved = self._insist(lambda: self.leases.give_back(again, alone=True))
             self.metrics.retries.labels("engine").inc(sum(moved))
         self._replace_engine(reason)
 
-    def _end(self, endings: Sequence[tuple[Claim, Ending]], model: str) -> None:
+    def _end(self, endings: Sequence[tuple[Claim, Ending]], running: dict[str, _Running]) -> None:
         """End jobs for good, count and log them. What was taken from us meanwhile is left alone."""
         if not endings:
             return
         ended = self._insist(lambda: self.leases.finish(endings))
         for (claim, end), done in zip(endings, ended, strict=False):
-            lane = claim.origin.split(":")[1]
-            task = end.result.task if end.result else lane
-            extra: dict[str, Any] = {"job": claim.id, "status": end.status}
+            entry = running.get(claim.id)
+            task, model = (entry.job.task, entry.job.model) if entry else ("unknown", "unknown")
+            extra: dict[str, Any] = (_names(entry) if entry else {"job": claim.id}) | {"status": end.status}
             if not done:
                 self.metrics.fenced.inc()
                 log.warning("job had been taken away; its result is dropped", extra=extra)

@@ -2,7 +2,7 @@
 
 Its folder holds a config.json with the costs; its class names decide a job's fate. A real engine process runs it.
 
-    python tests/worker/synthetic.py REDIS_URL MODELS LANE[,LANE] [FIELD=SECONDS ...]     a worker that serves such models
+    python tests/worker/synthetic.py URL MODELS LANE[,LANE] [FIELD=SECONDS ...]    a worker with such models
 """
 
 import hashlib

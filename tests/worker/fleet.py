@@ -1,0 +1,118 @@
+"""Workers as processes, and what must hold of a queue when all is done."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.worker.synthetic import HEIGHT, WIDTH
+from worker.contract import CompleteJob, GenerateJob, JobStatus, JobView, Pixels, ScoreJob
+from worker.queue import JobQueue
+
+ROOT = Path(__file__).parents[2]
+PIXELS = Pixels(height=HEIGHT, width=WIDTH, data=bytes(range(HEIGHT * WIDTH * 3)))
+
+
+def eventually(condition: Callable[[], Any], timeout_s: float = 30.0, every_s: float = 0.02) -> Any:
+    """The condition's value once it is true; fails when that takes too long."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not within {timeout_s} s"
+        time.sleep(every_s)
+    return value
+
+
+def score(**fields: Any) -> ScoreJob:
+    return ScoreJob(**{"model": "synthetic", "images": (PIXELS,)} | fields)
+
+
+def generate(**fields: Any) -> GenerateJob:
+    return GenerateJob(**{"model": "synthetic"} | fields)
+
+
+def complete(**fields: Any) -> CompleteJob:
+    return CompleteJob(**{"model": "synthetic", "image": PIXELS} | fields)
+
+
+class Fleet:
+    """A queue and the worker processes that serve it. All of them serve the models in `models`."""
+
+    def __init__(self, url: str, models: Path, log: Path) -> None:
+        self.url, self.models, self.log = url, models, log
+        self.queue = JobQueue.from_url(url)
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self, lanes: str = "score,generate", *, ready: bool = True, **options: float) -> subprocess.Popen[bytes]:
+        """A new worker; options are fields of its settings."""
+        known = {worker.name for worker in self.queue.workers() if worker.models}
+        command = [sys.executable, "tests/worker/synthetic.py", self.url, str(self.models), lanes]
+        with self.log.open("ab") as log:
+            process = subprocess.Popen(
+                [*command, *(f"{name}={value}" for name, value in options.items())],
+                cwd=ROOT, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True,
+            )  # fmt: skip
+        self.processes.append(process)
+        if ready:
+            eventually(lambda: {worker.name for worker in self.queue.workers() if worker.models} - known)
+        return process
+
+    def engine_of(self, process: subprocess.Popen[bytes]) -> int:
+        """The pid of a worker's engine."""
+        children = psutil.Process(process.pid).children()
+        return next(child.pid for child in children if "spawn_main" in " ".join(child.cmdline()))
+
+    def wait(self, ids: Iterable[str], timeout_s: float = 30.0) -> list[JobView]:
+        """The jobs once all have ended."""
+        views: dict[str, JobView] = {}
+
+        def ended() -> bool:
+            for job_id in ids:
+                if job_id not in views and (view := self.queue.view(job_id)).status.is_terminal:
+                    views[job_id] = view
+            return len(views) == len(ids)
+
+        ids = list(ids)
+        eventually(ended, timeout_s)
+        return [views[job_id] for job_id in ids]
+
+    def pictures(self, job_id: str) -> bytes:
+        """The pictures of a job that succeeded."""
+        result = self.queue.result(job_id)
+        assert result
+        assert result.task != "score"
+        blob = self.queue.blob(result.pictures.blob)
+        assert blob
+        assert len(blob) == result.pictures.n * HEIGHT * WIDTH * 3
+        return blob
+
+    def check(self, ids: Iterable[str]) -> None:
+        """Every job ended exactly once, and nothing is left anywhere."""
+        redis = self.queue.redis
+        for job_id in ids:
+            entries = [entry[b"event"] for _, entry in redis.xrange(f"ncml:events:{job_id}")]
+            terminal = [e for e in entries if any(f'"{s}"'.encode() in e for s in JobStatus if s.is_terminal)]
+            assert len(terminal) == 1, f"job {job_id} ended {len(terminal)} times"
+            assert entries[-1] == terminal[0], f"job {job_id} went on after its end"
+        assert redis.zcard("ncml:leases") == 0
+        assert [depth.depth for depth in self.queue.depths()] == [0] * 6
+        left = [key for key in redis.keys("*") if b":wip:" in key or b":intermediate" in key]
+        assert left == []
+        lasting = {key for key in redis.keys("*") if redis.ttl(key) < 0}
+        assert not {key for key in lasting if not key.startswith((b"rq:finished:", b"rq:failed:", b"rq:canceled:",
+                    b"rq:queues", b"rq:workers", b"ncml:wake:", b"ncml:workers"))}  # fmt: skip
+
+    def stop(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.send_signal(signal.SIGCONT)
+                    process.kill()
+            process.wait()
+        self.queue.close()

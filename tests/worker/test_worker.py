@@ -1,0 +1,326 @@
+"""One worker, from the outside: batches, chunks, priorities, cancellation, time limits, bad input, signals."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from tests.worker.fleet import PIXELS, Fleet, complete, eventually, generate, score
+from tests.worker.synthetic import HEIGHT, WIDTH, write_model
+from worker.contract import JobStatus, Lane, PictureResult, Pixels, Priority, ScoreResult
+from worker.queue import JobNotFound
+
+
+def test_the_three_tasks_give_what_was_asked_for(fleet: Fleet) -> None:
+    fleet.start()
+    ids = [fleet.queue.submit(job) for job in (score(map=True, noise=2.0), generate(n=3, seed=7), complete(n=2))]
+    assert [view.status for view in fleet.wait(ids)] == ["succeeded"] * 3
+
+    scored, drawn, completed = (fleet.queue.result(job_id) for job_id in ids)
+    assert isinstance(scored, ScoreResult)
+    mean = np.frombuffer(PIXELS.data, np.uint8).mean()
+    assert scored.results[0].bpd == pytest.approx(mean / 32 + 2.0)
+    assert scored.results[0].map
+    np.testing.assert_allclose(np.frombuffer(scored.results[0].map, "<f4"), np.full(HEIGHT * WIDTH, mean), rtol=1e-6)
+    assert isinstance(drawn, PictureResult)
+    assert drawn.seeds == (7, 8, 9)
+    assert drawn.model.version == fleet.queue.models()[0].version
+    assert drawn.timing.compute_s
+    assert len(fleet.pictures(ids[1])) == 3 * HEIGHT * WIDTH * 3
+    assert isinstance(completed, PictureResult)
+    half = HEIGHT // 2 * WIDTH * 3
+    assert fleet.pictures(ids[2])[:half] == PIXELS.data[:half]
+    fleet.check(ids)
+
+
+def test_compatible_jobs_share_batches_up_to_the_limit_and_others_do_not(fleet: Fleet) -> None:
+    ids = [fleet.queue.submit(score(noise=float(i % 2))) for i in range(40)]
+    fleet.start(max_batch=16)
+    sizes = [view.timing.batch_size for view in fleet.wait(ids) if view.timing]
+    assert sizes == [16] * 32 + [4] * 8  # 20 jobs of each noise
+    for job_id, i in zip(ids, range(40), strict=True):
+        result = fleet.queue.result(job_id)
+        assert isinstance(result, ScoreResult)
+        assert result.results[0].bpd == pytest.approx(95.5 / 32 + i % 2)
+    fleet.check(ids)
+
+
+def test_a_request_larger_than_a_batch_is_computed_in_chunks(fleet: Fleet) -> None:
+    fleet.start(max_batch=16)
+    large, small = fleet.queue.submit(generate(n=40, seed=100)), fleet.queue.submit(generate(seed=139))
+    views = fleet.wait([large, small])
+    assert views[0].timing
+    assert views[0].timing.batch_size == 16
+    assert fleet.pictures(large)[-HEIGHT * WIDTH * 3 :] == fleet.pictures(small)
+
+
+def test_a_picture_is_the_same_alone_and_in_any_company(fleet: Fleet) -> None:
+    fleet.start()
+    alone = fleet.queue.submit(generate(seed=3))
+    fleet.wait([alone])
+    crowd = [fleet.queue.submit(generate(seed=seed, class_name="good" if seed % 2 else None)) for seed in range(16)]
+    fleet.wait(crowd)
+    assert fleet.pictures(crowd[3]) == fleet.pictures(alone)
+    assert len({fleet.pictures(job_id) for job_id in crowd}) == 16
+
+
+def test_high_priority_overtakes_a_backlog_and_low_yields_to_it(fleet: Fleet) -> None:
+    fleet.start(max_batch=4)
+    low = fleet.queue.submit(score(priority=Priority.LOW, noise=5.0))
+    backlog = [fleet.queue.submit(score()) for _ in range(64)]
+    high = fleet.queue.submit(score(priority=Priority.HIGH, noise=1.0))
+    views = fleet.wait([high, *backlog, low])
+    ends = [view.ended_at or 0.0 for view in views]
+    assert sum(end < ends[0] for end in ends[1:65]) <= 12  # those already in hand
+    assert ends[0] < sorted(ends[1:65])[20]
+
+
+def test_a_lone_job_on_an_idle_engine_does_not_wait_for_company(fleet: Fleet) -> None:
+    write_model(fleet.models, batch_s=0.0, image_s=0.0)
+    fleet.start(window_s=1.0)
+    time.sleep(0.2)
+    for _ in range(3):
+        began = time.monotonic()
+        fleet.wait([fleet.queue.submit(score())])
+        assert time.monotonic() - began < 0.5
+
+
+def test_cancelling_one_of_a_batch_spares_the_rest_and_is_quick(fleet: Fleet) -> None:
+    write_model(fleet.models, batch_s=1.0, rows=20)
+    fleet.start()
+    first = fleet.queue.submit(generate(noise=1.0))  # keeps the engine busy while the eight gather
+    ids = [fleet.queue.submit(generate(seed=seed)) for seed in range(8)]
+    eventually(lambda: fleet.queue.view(ids[7]).progress)
+    began = time.monotonic()
+    assert fleet.queue.cancel(ids[2]).status is JobStatus.RUNNING
+    view = fleet.wait([ids[2]])[0]
+    assert time.monotonic() - began < 1.0
+    assert view.status is JobStatus.CANCELED
+    views = fleet.wait(ids)
+    assert [view.status for view in views] == ["succeeded"] * 2 + ["canceled"] + ["succeeded"] * 5
+    assert fleet.queue.result(ids[2]) is None
+    assert fleet.queue.cancel(ids[3]).status is JobStatus.SUCCEEDED
+    fleet.wait([first])
+    fleet.check([first, *ids])
+
+
+def test_a_batch_that_nobody_wants_any_more_ends_within_a_row(fleet: Fleet) -> None:
+    write_model(fleet.models, "endless", batch_s=20.0, rows=200)
+    fleet.start()
+    job_id = fleet.queue.submit(generate(model="endless"))
+    eventually(lambda: fleet.queue.view(job_id).progress)
+    fleet.queue.cancel(job_id)
+    began = time.monotonic()
+    fleet.wait([fleet.queue.submit(score())])
+    assert time.monotonic() - began < 2.0
+
+
+def test_a_job_over_its_time_fails_alone(fleet: Fleet) -> None:
+    write_model(fleet.models, batch_s=1.0, rows=40)
+    fleet.start()
+    blocker = fleet.queue.submit(generate(noise=1.0))
+    ids = [fleet.queue.submit(generate(timeout_s=0.3 if i == 1 else 60)) for i in range(5)]
+    views = fleet.wait([blocker, *ids])
+    assert [view.status for view in views] == ["succeeded"] * 2 + ["failed"] + ["succeeded"] * 3
+    error = views[2].error
+    assert error
+    assert (error.reason, error.detail) == ("timeout", "it ran for more than 0.3 s")
+    fleet.check(ids)
+
+
+def test_progress_and_previews_can_be_followed(fleet: Fleet) -> None:
+    write_model(fleet.models, batch_s=1.6, rows=16)
+    fleet.start()
+    job_id = fleet.queue.submit(generate(n=2))
+
+    async def follow() -> list:
+        try:
+            return [event async for event in fleet.queue.events(job_id) if event]
+        finally:
+            await fleet.queue.aclose()
+
+    events = asyncio.run(follow())
+    assert [event.status for event in events if event.status] == ["queued", "running", "succeeded"]
+    steps = [event.progress for event in events if event.progress]
+    assert len(steps) >= 5
+    assert [p.step for p in steps] == sorted(p.step for p in steps)
+    assert {(p.stage, p.total, p.n) for p in steps} == {("noisy_sampling", 16, 2)}
+    preview = next(p.preview for p in steps if p.preview)
+    blob = fleet.queue.blob(preview.blob)
+    assert blob
+    assert len(blob) == 2 * HEIGHT * WIDTH * 3
+    assert set(blob) < set(range(16))  # the rows it was made of
+
+
+def test_bad_input_fails_by_itself_with_a_reason(fleet: Fleet) -> None:
+    broken = write_model(fleet.models, "broken")
+    (broken / "config.json").write_text("{")
+    fleet.start()
+    queue = fleet.queue
+    garbage = queue.submit(score())
+    # these three are claimed together with the good ones below
+    bad = queue.submit(generate(class_name="bad"))
+    ids = [queue.submit(generate(seed=seed)) for seed in range(4)]
+    unknown = queue.submit(generate(model="nobody"))
+    corrupt = queue.submit(generate(model="broken"))
+    old = queue.submit(generate(version="0" * 64))
+    keep = queue.submit(complete(keep="left"))
+    views = fleet.wait([garbage, bad, unknown, corrupt, old, keep, *ids])
+    errors = [(view.error.reason, view.error.field, view.error.detail) for view in views[1:6] if view.error]
+    assert errors == [
+        ("input", "class", "this class cannot be computed"),
+        ("model", "model", "there is no model 'nobody' here; there are broken, synthetic"),
+        ("model", "model", "the model 'broken' cannot be used: broken/config.json is not JSON"),
+        ("model", "model", f"version 000000000000 of 'synthetic' is gone; the current one is {_version(fleet)[:12]}"),
+        ("input", "keep", "this model completes top only"),
+    ]
+    assert [view.status for view in views[6:]] == ["succeeded"] * 4
+
+
+@pytest.mark.parametrize("damage", ["data", "batch_key", "garbage"])
+def test_a_payload_that_does_not_parse_fails_and_the_worker_lives(fleet: Fleet, damage: str) -> None:
+    job_id = fleet.queue.submit(score())
+    good = [fleet.queue.submit(score()) for _ in range(3)]
+    match damage:
+        case "data":
+            fleet.queue.redis.hset(f"rq:job:{job_id}", "data", b"\x80\x04not json")
+        case "batch_key":
+            fleet.queue.redis.hdel(f"rq:job:{job_id}", "batch_key", "n")
+        case _:
+            fleet.queue.redis.rpush("rq:queue:ncml:score:normal", "no-such-job", b"\xff\xfe", "x" * 10_000)
+    fleet.start()
+    views = fleet.wait([job_id, *good])
+    if damage == "data":
+        assert views[0].error
+        assert views[0].error.detail == "the payload is not a job that this worker understands"
+    else:
+        assert views[0].status is JobStatus.SUCCEEDED
+    assert [view.status for view in views[1:]] == ["succeeded"] * 3
+    fleet.check([job_id, *good])
+
+
+def test_a_blob_that_expired_is_none_and_a_job_that_expired_is_not_found(fleet: Fleet) -> None:
+    fleet.start()
+    job_id = fleet.queue.submit(generate())
+    fleet.wait([job_id])
+    result = fleet.queue.result(job_id)
+    assert isinstance(result, PictureResult)
+    fleet.queue.redis.delete(result.pictures.blob)
+    assert fleet.queue.blob(result.pictures.blob) is None
+    fleet.queue.redis.delete(f"rq:job:{job_id}")
+    with pytest.raises(JobNotFound):
+        fleet.queue.result(job_id)
+
+
+def test_an_image_of_another_size_fails_alone(fleet: Fleet) -> None:
+    fleet.start()
+    tiny = Pixels(height=2, width=2, data=bytes(12))
+    odd = fleet.queue.submit(complete(image=tiny))
+    fine = fleet.queue.submit(complete())
+    assert [view.status for view in fleet.wait([odd, fine])] == ["failed", "succeeded"]
+
+
+def test_memory_that_does_not_suffice_halves_the_batch(fleet: Fleet) -> None:
+    write_model(fleet.models, batch_s=0.0, fits=5)
+    ids = [fleet.queue.submit(generate(seed=seed)) for seed in range(16)]
+    hungry = fleet.queue.submit(generate(class_name="hungry"))
+    fleet.start()
+    views = fleet.wait([*ids, hungry])
+    assert [view.status for view in views] == ["succeeded"] * 16 + ["failed"]
+    assert {view.timing.batch_size for view in views[:16] if view.timing} <= {4, 5}
+    assert views[-1].error
+    assert "memory" in views[-1].error.detail
+    assert len({fleet.pictures(job_id) for job_id in ids}) == 16
+
+
+def test_an_engine_that_hangs_is_replaced(fleet: Fleet) -> None:
+    fleet.start(hang_s=1.0)
+    stuck = fleet.queue.submit(score(class_name="stuck"))
+    fine = [fleet.queue.submit(score()) for _ in range(3)]
+    views = fleet.wait([stuck, *fine])
+    assert [view.status for view in views] == ["failed"] + ["succeeded"] * 3
+    assert views[0].error
+    assert views[0].error.detail == "the engine hung twice while computing it"
+    fleet.check([stuck, *fine])
+
+
+def test_sigterm_lets_the_batch_finish_and_claims_nothing_more(fleet: Fleet) -> None:
+    write_model(fleet.models, batch_s=1.0)
+    worker = fleet.start()
+    running = fleet.queue.submit(generate())
+    eventually(lambda: fleet.queue.view(running).status is JobStatus.RUNNING)
+    waiting = fleet.queue.submit(generate())
+    worker.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    assert worker.wait(timeout=5) == 0
+    assert time.monotonic() - began < 3
+    assert fleet.queue.view(running).status is JobStatus.SUCCEEDED
+    assert fleet.queue.view(waiting).status is JobStatus.QUEUED
+    assert fleet.queue.workers() == []
+    assert fleet.queue.lanes() == {Lane.SCORE: 0, Lane.GENERATE: 0}
+
+
+def test_a_batch_too_long_to_drain_goes_back_without_counting(fleet: Fleet) -> None:
+    write_model(fleet.models, batch_s=60.0, rows=600)
+    worker = fleet.start(drain_s=0.5)
+    ids = [fleet.queue.submit(generate(noise=float(i))) for i in range(2)]
+    eventually(lambda: fleet.queue.view(ids[0]).status is JobStatus.RUNNING)
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(timeout=5) == 0
+    assert [fleet.queue.view(job_id).status for job_id in ids] == ["queued", "queued"]
+    assert fleet.queue.redis.hget(f"rq:job:{ids[0]}", "attempts") == b"0"
+    assert fleet.queue.redis.lrange("rq:queue:ncml:generate:normal", 0, -1) == [i.encode() for i in ids]
+
+
+def test_a_model_is_swapped_while_in_use_and_every_result_names_its_version(fleet: Fleet) -> None:
+    write_model(fleet.models, batch_s=1.5, rows=15)
+    fleet.start()
+    old = _version(fleet)
+    running = fleet.queue.submit(generate(n=32))  # two chunks
+    eventually(lambda: fleet.queue.view(running).progress)
+    write_model(fleet.models, batch_s=0.01)
+    write_model(fleet.models, "another", batch_s=0.01)
+    eventually(lambda: len(fleet.queue.models()) == 2)
+    after = fleet.queue.submit(generate())
+    views = fleet.wait([running, after])
+    assert views[0].model
+    assert views[0].model.version == old
+    assert views[1].model
+    assert views[1].model.version == _version(fleet) != old
+
+
+def test_logs_are_json_and_carry_job_and_request(fleet: Fleet) -> None:
+    worker = fleet.start()
+    job_id = fleet.queue.submit(score(request_id="req-1"))
+    fleet.wait([job_id])
+    worker.send_signal(signal.SIGTERM)
+    worker.wait(timeout=5)
+    lines = [json.loads(line) for line in fleet.log.read_text().splitlines()]
+    assert [(line["message"], line.get("request")) for line in lines if line.get("job") == job_id] == [
+        ("job started", "req-1"),
+        ("job ended", "req-1"),
+    ]
+
+
+def test_the_engine_ends_with_its_worker(fleet: Fleet) -> None:
+    worker = fleet.start()
+    engine = fleet.engine_of(worker)
+    worker.kill()
+    worker.wait()
+
+    def gone() -> bool:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(engine, 0)
+            return False
+        return True
+
+    eventually(gone, 5)
+
+
+def _version(fleet: Fleet) -> str:
+    return next(model.version for model in fleet.queue.models() if model.name == "synthetic")
