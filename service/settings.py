@@ -34,6 +34,6 @@ class Settings(BaseSettings):
     ready_lanes: tuple[Lane, ...] = (Lane.SCORE, Lane.GENERATE)
     """Lanes that need a worker with a model before /readyz says yes, as a JSON list."""
     decode_threads: int = Field(default=2, ge=1)
-    """Pictures decoded at once; each may need `max_image_pixels` times 8 bytes."""
+    """Pictures decoded at once; each may need `max_image_pixels` times 12 bytes."""
     log_level: str = "INFO"
     """Level of the service's log, which has one JSON object a line."""

@@ -97,6 +97,8 @@ async def complete(request: Request, desk: Here) -> Response:
 
 def _drawn(request: Request, desk: Desk, params: PictureParams, model: ModelDescriptor) -> dict[str, Any]:
     """The fields that both jobs share, checked against the model; a seed is chosen where none was given."""
+    if params.n > desk.settings.max_images:
+        raise invalid("n", f"n is {params.n}; this service draws at most {desk.settings.max_images} at once.")
     if params.noise is not None and params.noise > model.noise:
         raise invalid("noise", f"noise is {params.noise:g}; {model.name} takes 0 to {model.noise:g} grey levels.")
     if params.solver is not None and params.solver not in model.solvers:

@@ -80,6 +80,13 @@ def test_a_parameter_in_query_and_body_is_refused(client) -> None:
     assert body["errors"][0]["field"] == "n"
 
 
+def test_the_operator_limits_the_pictures_of_a_request(new_client) -> None:
+    client = new_client(max_images=2)
+    assert client.post("/generate?n=2").status_code == 200
+    assert "at most 2" in assert_problem(client.post("/generate?n=3"), 422)["errors"][0]["detail"]
+    assert "at most 2" in assert_problem(client.post("/score", files=[("image", PICTURE)] * 3), 422)["detail"]
+
+
 def test_a_class_of_a_model_without_classes(client, queue, model) -> None:
     queue.served = [model.model_copy(update={"classes": ()})]
     assert "it has no classes" in assert_problem(client.post("/generate?class=cat"), 422)["detail"]
