@@ -1,0 +1,254 @@
+"""The library's front door: a trained model that scores, generates and completes images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from ncml import checkpoint
+from ncml.config import DEFAULT_SOLVER, SOLVERS
+from ncml.errors import InputError, ModelError
+from ncml.generate import SAMPLERS, Callback, Plan, draw
+from ncml.images import to_rgb
+from ncml.likelihood import bits_per_dim, from_uint8, log_prob
+from ncml.network import NCPN
+from ncml.noise import end_time, grey_levels, process
+from ncml.orientation import KEEPS, Keep
+
+MAX_SEED = 2**53 - 1
+MAX_STEPS = 1000
+
+Classes = str | int | None | Sequence[str | int | None]
+Images = NDArray[np.uint8] | Image.Image | Sequence[NDArray[np.uint8] | Image.Image]
+
+
+@dataclass(frozen=True)
+class Score:
+    """How likely one image is."""
+
+    bpd: float
+    """Bits per dimension; exact at noise 0. Lower is likelier."""
+    log_likelihood: float
+    """Nats of the whole image; at noise > 0 a log-density per grey level."""
+    map: NDArray[np.float32] | None = None
+    """Bits per dimension of each pixel given those before it, [H, W]; its mean is `bpd`."""
+
+
+def load(path: str | os.PathLike[str], device: str = "cpu") -> Model:
+    """Open a model folder; raises ModelError, in one sentence, if it is not one."""
+    try:
+        network, description = checkpoint.load(path, device)
+    except RuntimeError as error:
+        raise ModelError(f"{path} cannot be placed on {device!r}: {str(error).splitlines()[0]}") from error
+    return Model(Path(path).resolve(), network.requires_grad_(False), description)
+
+
+class Model:
+    """A trained NCPN: `score`, `generate` and `complete` on uint8 images."""
+
+    def __init__(self, folder: Path, network: NCPN, description: dict[str, Any]) -> None:
+        self.folder, self.network = folder, network
+        self.config = network.config
+        self.name: str = folder.name
+        self.version: str = description["version"]
+        """SHA-256 of configuration and weights, 64 hexadecimal digits."""
+        self.metrics: dict[str, float] = description.get("metrics", {})
+        self.height, self.width = self.config.model.height, self.config.model.width
+        self.classes: tuple[str, ...] = self.config.model.classes
+        self.noise: float = round(grey_levels(process(self.config.noise), end_time(self.config.noise)), 6)
+        """Grey levels at T: the largest start noise, and the default."""
+        self.keeps: tuple[Keep, ...] = KEEPS if self.config.model.orientations else KEEPS[:1]
+        """The halves that are completed exactly."""
+
+    @property
+    def card(self) -> str:
+        """The model card, Markdown."""
+        path = self.folder / checkpoint.CARD
+        return path.read_text() if path.is_file() else ""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.network.head.weight.device
+
+    def score(
+        self,
+        images: Images,
+        *,
+        classes: Classes = None,
+        noise: float = 0.0,
+        map: bool = False,
+        batch_size: int = 32,
+    ) -> list[Score]:
+        """Score images of the model's size: uint8 [B, H, W, 3], [H, W, 3], or PIL images.
+
+        classes: a name, an index or None (the null class), for all images or for each.
+        noise: grey levels at which to score. At more than 0 the image is scaled by alpha(t) but no noise is added, so
+            that scores are deterministic.
+        """
+        pixels = self._pixels(images)
+        class_B = self._class_indices(classes, len(pixels))
+        t = self._time(noise)
+        scores: list[Score] = []
+        for start in range(0, len(pixels), batch_size):
+            some = slice(start, start + batch_size)
+            scores += self._score(pixels[some], class_B[some], t, map)
+        return scores
+
+    @torch.inference_mode()
+    def _score(self, pixels: NDArray[np.uint8], class_B: torch.Tensor, t: float, with_map: bool) -> list[Score]:
+        x_BCHW = from_uint8(torch.from_numpy(pixels)).to(self.network.head.weight)
+        t_B = torch.full((len(pixels),), t, device=self.device)
+        x_BCHW = x_BCHW * process(self.config.noise).alpha(t_B)[:, None, None, None]
+        parameters_BPHW = self.network(x_BCHW, t_B, class_B.to(self.device))
+        log_prob_BHW = log_prob(x_BCHW, parameters_BPHW, t_B == 0).cpu()
+        total_B = log_prob_BHW.sum((1, 2), dtype=torch.float64)
+        bits_B = bits_per_dim(total_B, self.height * self.width)
+        map_BHW = bits_per_dim(log_prob_BHW, 1).numpy()
+        return [
+            Score(float(bits), float(total), map_HW if with_map else None)
+            for bits, total, map_HW in zip(bits_B, total_B, map_BHW, strict=True)
+        ]
+
+    def generate(
+        self,
+        n: int = 1,
+        *,
+        classes: Classes = None,
+        seeds: int | Sequence[int] = 0,
+        noise: float | None = None,
+        steps: int | None = None,
+        solver: str | None = None,
+        sampler: str | None = None,
+        callback: Callback | None = None,
+    ) -> NDArray[np.uint8]:
+        """Draw n images, uint8 [n, H, W, 3].
+
+        classes: a name, an index or None, for all images or for each.
+        seeds: 0 to 2^53 - 1; image i uses seeds + i, or its own of a sequence of n.
+        noise: start noise in grey levels; None is the model's, 0 draws directly, without refinement.
+        steps: refinement steps, the last of them Tweedie's; None is the solver's default.
+        solver: tweedie, euler-maruyama, heun or predictor-corrector.
+        sampler: naive for the reference; None for the default.
+        """
+        if n < 1:
+            raise InputError("n", f"n must be at least 1, not {n}.")
+        return self._draw(n, None, "top", classes, seeds, noise, steps, solver, sampler, callback)
+
+    def complete(
+        self,
+        images: Images,
+        *,
+        keep: str = "top",
+        n: int = 1,
+        classes: Classes = None,
+        seeds: int | Sequence[int] = 0,
+        noise: float | None = None,
+        steps: int | None = None,
+        solver: str | None = None,
+        sampler: str | None = None,
+        callback: Callback | None = None,
+    ) -> NDArray[np.uint8]:
+        """Draw the unknown half of images of the model's size, given the half `keep`; uint8 [B, H, W, 3].
+
+        With one image, n variants of it. What stands in the unknown half is ignored; known pixels come back exactly.
+        The other arguments are those of `generate`.
+        """
+        if n < 1:
+            raise InputError("n", f"n must be at least 1, not {n}.")
+        canvases = self._pixels(images)
+        if n > 1 and len(canvases) > 1:
+            raise InputError("n", "several variants are drawn of one image at a time; give one image or n=1.")
+        half = next((name for name in self.keeps if name == keep), None)
+        if half is None:
+            raise InputError("keep", f"this model completes {' or '.join(self.keeps)}, not {keep!r}.")
+        canvases = np.repeat(canvases, n, axis=0)
+        return self._draw(len(canvases), canvases, half, classes, seeds, noise, steps, solver, sampler, callback)
+
+    def _draw(
+        self,
+        n: int,
+        canvases: NDArray[np.uint8] | None,
+        keep: Keep,
+        classes: Classes,
+        seeds: int | Sequence[int],
+        noise: float | None,
+        steps: int | None,
+        solver: str | None,
+        sampler: str | None,
+        callback: Callback | None,
+    ) -> NDArray[np.uint8]:
+        noise = self.noise if noise is None else noise
+        self._time(noise)
+        solver = solver or ("tweedie" if steps == 1 else DEFAULT_SOLVER)
+        if solver not in SOLVERS:
+            raise InputError("solver", f"there is no solver {solver!r}: choose from {', '.join(SOLVERS)}.")
+        steps = SOLVERS[solver] if steps is None else steps
+        if not 1 <= steps <= MAX_STEPS:
+            raise InputError("steps", f"steps must be 1 to {MAX_STEPS}, not {steps}.")
+        if solver == "tweedie" and steps != 1:
+            raise InputError("steps", "the tweedie solver takes exactly 1 step; name another solver for more.")
+        sampler = sampler or next(iter(SAMPLERS))
+        if sampler not in SAMPLERS:
+            raise InputError("sampler", f"there is no sampler {sampler!r}: choose from {', '.join(SAMPLERS)}.")
+        plan = Plan(
+            seeds=self._seeds(seeds, n),
+            class_B=self._class_indices(classes, n),
+            noise=noise,
+            steps=steps,
+            solver=solver,
+            height=self.height,
+            width=self.width,
+            known_BCHW=None if canvases is None else from_uint8(torch.from_numpy(canvases)),
+            keep=keep,
+        )
+        return draw(self.network, plan, SAMPLERS[sampler], callback)
+
+    def _time(self, noise: float) -> float:
+        if not 0 <= noise <= self.noise:
+            raise InputError("noise", f"noise must be 0 to {self.noise:g} grey levels, not {noise:g}.")
+        return process(self.config.noise).time_of(noise)
+
+    def _seeds(self, seeds: int | Sequence[int], n: int) -> list[int]:
+        each = [seeds + i for i in range(n)] if isinstance(seeds, int) else list(seeds)
+        if len(each) != n:
+            raise InputError("seeds", f"there are {len(each)} seeds for {n} images; give one for each.")
+        if not all(0 <= seed <= MAX_SEED for seed in each):
+            raise InputError("seed", f"seeds must be whole numbers from 0 to {MAX_SEED}.")
+        return each
+
+    def _class_indices(self, classes: Classes, n: int) -> torch.Tensor:
+        each = [classes] * n if classes is None or isinstance(classes, str | int) else list(classes)
+        if len(each) != n:
+            raise InputError("classes", f"there are {len(each)} classes for {n} images; give one for each.")
+        return torch.tensor([self._class_index(name) for name in each])
+
+    def _class_index(self, name: str | int | None) -> int:
+        if name is None:
+            return len(self.classes)
+        if isinstance(name, int) and 0 <= name < len(self.classes):
+            return name
+        if isinstance(name, str) and name in self.classes:
+            return self.classes.index(name)
+        known = f"choose from {', '.join(self.classes)}." if self.classes else "this model knows no classes."
+        raise InputError("class", f"there is no class {name!r}: {known}")
+
+    def _pixels(self, images: Images) -> NDArray[np.uint8]:
+        """uint8 [B, H, W, 3], or InputError."""
+        if isinstance(images, Image.Image):
+            images = [images]
+        if not isinstance(images, np.ndarray):
+            images = np.stack([to_rgb(i) if isinstance(i, Image.Image) else i for i in images])
+        pixels = images[None] if images.ndim == 3 else images
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != (self.height, self.width, 3):
+            wanted = f"uint8 [{self.height}, {self.width}, 3]"
+            raise InputError("images", f"images must be {wanted}, not {pixels.dtype} {list(pixels.shape[1:])}.")
+        return np.ascontiguousarray(pixels)
