@@ -58,10 +58,18 @@ def main(
     for name, value in (("window-ms", window_ms), ("threads", threads), ("drain-s", drain_s)):
         if value < 0:
             raise NcmlError(f"--{name} must not be negative, not {value}")
+    url = redis_url or os.environ.get("NCML_REDIS_URL", "redis://localhost:6379/0")
+    try:
+        queue = JobQueue.from_url(url)
+    except ValueError as error:
+        raise NcmlError(f"--redis-url: {error}") from error
     logs.configure()
     metrics = WorkerMetrics()
     if metrics_port:
-        metrics.serve(metrics_port)
+        try:
+            metrics.serve(metrics_port)
+        except OSError as error:
+            raise NcmlError(f"--metrics-port {metrics_port} cannot be opened: {error.strerror}") from error
     settings = WorkerSettings(
         lanes=tuple(Lane(name) for name in dict.fromkeys(lane)),
         engine=EngineSettings(
@@ -76,7 +84,6 @@ def main(
         drain_s=drain_s,
         hang_s=hang_s,
     )
-    queue = JobQueue.from_url(redis_url or os.environ.get("NCML_REDIS_URL", "redis://localhost:6379/0"))
     try:
         GpuWorker(queue, settings, metrics).work()
     finally:

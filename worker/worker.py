@@ -5,7 +5,9 @@ RQ's in that it is done in batches by a process that lives on. Knows no torch: t
 """
 
 import logging
+import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -83,7 +85,8 @@ class GpuWorker(SimpleWorker):
     def __init__(self, queue: JobQueue, settings: WorkerSettings, metrics: WorkerMetrics | None = None) -> None:
         queues = [Queue(name, connection=queue.redis, serializer=JSONSerializer) for name in in_order(settings.lanes)]
         rq: Any = super()
-        rq.__init__(queues, connection=queue.redis, serializer=JSONSerializer, worker_ttl=30)
+        rq.__init__(queues, connection=queue.redis, serializer=JSONSerializer, worker_ttl=30, prepare_for_work=False)
+        self.hostname, self.pid = socket.gethostname(), os.getpid()
         self.settings = settings
         self.metrics = metrics or WorkerMetrics()
         self.leases = Leases(queue, settings.lanes, self.name, lease_s=settings.lease_s)

@@ -90,7 +90,7 @@ def test_workers_asked_to_stop(fleet: Fleet, jobs: int, stops: int) -> None:
         time.sleep(pick.uniform(0.05, 0.3))
         workers[i % 2].send_signal(signal.SIGTERM)
         assert workers[i % 2].wait(timeout=10) == 0
-        workers[i % 2] = fleet.start(ready=False, **LEASE)
+        workers[i % 2] = fleet.start(**LEASE)
     views = fleet.wait(ids, timeout_s=120)
     assert [view.status for view in views] == [JobStatus.SUCCEEDED] * jobs
     assert {fleet.queue.redis.hget(f"rq:job:{job_id}", "attempts") for job_id in ids} == {b"1"}

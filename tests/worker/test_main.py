@@ -1,0 +1,130 @@
+"""`ncml worker` itself, with a real model."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ncml
+from tests.conftest import free_port
+from tests.worker.fleet import eventually
+from worker.contract import CompleteJob, GenerateJob, PictureResult, Pixels, ScoreJob, ScoreResult
+from worker.queue import JobQueue
+
+COMMAND = [sys.executable, "-m", "ncml.cli", "worker"]
+
+
+@pytest.fixture
+def queue(valkey_url: str) -> Iterator[JobQueue]:
+    with contextlib.closing(JobQueue.from_url(valkey_url)) as queue:
+        yield queue
+
+
+def test_a_real_model_gives_through_the_queue_what_it_gives_in_process(
+    queue: JobQueue, valkey_url: str, model_folder: Path, tmp_path: Path
+) -> None:
+    port = free_port()
+    log = tmp_path / "log"
+    with log.open("wb") as stderr:
+        worker = subprocess.Popen(
+            [*COMMAND, "--models", str(model_folder.parent), "--metrics-port", str(port), "--threads", "1"],
+            env=os.environ | {"NCML_REDIS_URL": valkey_url},
+            stderr=stderr,
+        )
+    try:
+        descriptor = eventually(queue.models)[0]
+        model = ncml.load(model_folder)
+        assert (descriptor.name, descriptor.version) == ("tiny", model.version)
+        assert (descriptor.classes, descriptor.keeps, descriptor.noise) == (model.classes, model.keeps, model.noise)
+        assert descriptor.card.startswith("# tiny")
+
+        images = np.random.default_rng(0).integers(0, 256, (3, model.height, model.width, 3), np.uint8)
+        pixels = tuple(Pixels(height=model.height, width=model.width, data=image.tobytes()) for image in images)
+        name = model.classes[1]
+        ids = [
+            queue.submit(ScoreJob(model="tiny", images=pixels, class_name=name, noise=2.0, map=True)),
+            queue.submit(GenerateJob(model="tiny", n=2, seed=5, class_name=name, steps=2)),
+            queue.submit(GenerateJob(model="tiny", n=1, seed=6, steps=2)),
+            queue.submit(CompleteJob(model="tiny", image=pixels[0], n=2, seed=1, noise=0.0)),
+            queue.submit(GenerateJob(model="tiny", class_name="unicorn")),
+        ]
+        eventually(lambda: all(queue.view(job_id).status.is_terminal for job_id in ids), 60)
+
+        scored = queue.result(ids[0])
+        assert isinstance(scored, ScoreResult)
+        for one, wanted in zip(scored.results, model.score(images, classes=name, noise=2.0, map=True), strict=True):
+            assert one.bpd == pytest.approx(wanted.bpd, rel=1e-5)
+            assert one.map
+            assert wanted.map is not None
+            np.testing.assert_allclose(np.frombuffer(one.map, "<f4").reshape(wanted.map.shape), wanted.map, rtol=1e-3)
+        drawn = [_pictures(queue, job_id) for job_id in ids[1:4]]
+        np.testing.assert_array_equal(drawn[0], model.generate(2, classes=name, seeds=5, steps=2))
+        np.testing.assert_array_equal(drawn[1], model.generate(1, seeds=6, steps=2))
+        np.testing.assert_array_equal(drawn[2], model.complete(images[0], n=2, seeds=1, noise=0))
+        error = queue.view(ids[4]).error
+        assert error
+        assert (error.reason, error.field) == ("input", "class")
+        assert "unicorn" in error.detail
+
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as response:
+            text = response.read().decode()
+        assert 'ncml_jobs_finished_total{model="tiny",outcome="succeeded",task="generate"} 2.0' in text
+        assert 'ncml_score_bpd_count{model="tiny"} 3.0' in text
+        assert 'stage="refine"' in text
+        assert 'ncml_images_total{model="tiny",task="complete"} 2.0' in text
+    finally:
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(timeout=10) == 0
+    assert queue.workers() == []
+    assert "traceback" not in log.read_text()
+
+
+def _pictures(queue: JobQueue, job_id: str) -> np.ndarray:
+    result = queue.result(job_id)
+    assert isinstance(result, PictureResult)
+    blob = queue.blob(result.pictures.blob)
+    assert blob
+    shape = result.pictures.n, result.pictures.height, result.pictures.width, 3
+    return np.frombuffer(blob, np.uint8).reshape(shape)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--max-batch", "0"], "--max-batch must be at least 1, not 0"),
+        (["--window-ms", "-1"], "--window-ms must not be negative, not -1.0"),
+        (["--redis-url", "localhost"], "--redis-url: Redis URL must specify"),
+        (["--metrics-port", "{taken}"], "--metrics-port {taken} cannot be opened: Address already in use"),
+        (["--lane", "paint"], "'paint'"),
+    ],
+)
+def test_a_wrong_option_is_refused_in_one_line(arguments: list[str], line: str) -> None:
+    with socket.socket() as listener:
+        listener.bind(("0.0.0.0", 0))
+        listener.listen()
+        taken = str(listener.getsockname()[1])
+        command = [*COMMAND, *(argument.replace("{taken}", taken) for argument in arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert line.replace("{taken}", taken) in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_worker_waits_for_a_queue_that_is_not_there_yet() -> None:
+    command = [*COMMAND, "--redis-url", f"redis://127.0.0.1:{free_port()}/0"]
+    worker = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert worker.stderr
+    line = next(line for line in worker.stderr if "does not answer" in line)
+    assert '"level": "warning"' in line
+    assert worker.poll() is None
+    worker.terminate()
+    assert worker.wait(timeout=20) == 0
+    worker.stderr.close()
