@@ -37,7 +37,7 @@ bench-sampler bench-worker bench-service: bench-%: $(READY)
 	$(BIN)/python benchmarks/$*.py
 
 storm: $(READY) ## the fault suite in its long form
-	$(BIN)/python -m pytest -m slow tests/flow
+	$(BIN)/python -m pytest -m slow tests/storm
 
 screenshots: $(READY) ## pictures of the web page
 	$(BIN)/python docs/screenshots.py
