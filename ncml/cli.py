@@ -331,8 +331,8 @@ def _deferred(command: Callable[..., Any]) -> Callable[..., functools.partial[An
 
 def one_line(box: str) -> str:
     """The box that tyro draws for an error as one line: what is wrong, and the nearest spelling where it knows one."""
-    lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
-    sections = [list(part) for rule, part in itertools.groupby(lines, lambda line: not line.strip("─")) if not rule]
+    lines = [line.strip("│| ") for line in box.splitlines() if line.startswith(("│", "|"))]
+    sections = [list(part) for rule, part in itertools.groupby(lines, lambda line: not line.strip("─-")) if not rule]
     said = [" ".join(part) for part in sections if "helptext" not in part[0]]
     return re.sub(r" in ncml .*", "", ". ".join(said))
 

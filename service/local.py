@@ -183,12 +183,25 @@ def end(processes: list[psutil.Process], grace_s: float = STOP_GRACE_S) -> None:
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
-    psutil.wait_procs(processes, timeout=grace_s)
-    _, left = psutil.wait_procs(family, timeout=1)
-    for process in left:
+    _wait_for(processes, grace_s)
+    for process in _wait_for(family, 1):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(left, timeout=5)
+    _wait_for(family, 5)
+
+
+def _wait_for(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Those that still run after a while. A zombie has ended, though in a container without an init nobody notes it."""
+    deadline = time.monotonic() + seconds
+    while True:
+        left: list[psutil.Process] = []
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                    left.append(process)
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(0.02)
 
 
 def reap(record: Path) -> int:
@@ -206,7 +219,7 @@ def reap(record: Path) -> int:
     for pid, created in entries:
         with contextlib.suppress(psutil.NoSuchProcess):
             process = psutil.Process(pid)
-            if abs(process.create_time() - created) < 1:
+            if abs(process.create_time() - created) < 1 and process.status() != psutil.STATUS_ZOMBIE:
                 orphans.append(process)
     end(orphans)
     record.unlink()

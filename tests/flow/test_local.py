@@ -40,6 +40,14 @@ class Stack:
         assert found, f"{line!r}\n{log.read_text()}"
         self.url = found[1]
 
+    def worker(self, lane: str) -> int | None:
+        """Process id of the worker of a lane."""
+        for process in self.family:
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+                if {"worker", lane} <= set(process.cmdline()):
+                    return process.pid
+        return None
+
     @property
     def family(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
@@ -60,7 +68,8 @@ class Stack:
             for process in [*self.family, psutil.Process(self.process.pid)]:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
-        self.process.communicate()
+        self.process.wait()
+        self.process.stdout.close()  # type: ignore[union-attr]
 
 
 def until(condition: Callable[[], object], seconds: float = 20) -> None:
@@ -116,10 +125,10 @@ def test_a_killed_supervisor_leaves_no_orphan_and_the_next_start_works(start: Ca
 
 def test_a_worker_that_is_killed_comes_back(start: Callable[[], Stack]) -> None:
     stack = start()
-    victims = [p for p in stack.family if "worker" in p.cmdline() and "score" in p.cmdline()]
-    assert len(victims) == 1
-    victims[0].kill()
-    until(lambda: [p for p in stack.family if "score" in p.cmdline() and p != victims[0]])
+    victim = stack.worker("score")
+    assert victim is not None
+    os.kill(victim, signal.SIGKILL)
+    until(lambda: stack.worker("score") not in (None, victim))
     assert stack.score().status_code == 200
     assert stack.interrupt() == 0
 

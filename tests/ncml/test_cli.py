@@ -139,15 +139,31 @@ def test_models_lists_what_can_be_named(run: Run, model_folder: Path) -> None:
         (["train", "smoke", "--data", "no-such-data", "--out", "y"], "no-such-data"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2(run: Run, tmp_path: Path, arguments: list[str], said: str) -> None:
+def test_a_mistake_is_one_line_and_status_2(
+    arguments: list[str],
+    said: str,
+    tmp_path: Path,
+    model_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NCML_MODELS", str(model_folder.parent))
     (tmp_path / "text.png").write_text("hello")
     picture(tmp_path / "ok.png")
-    done = run(*arguments, *([] if "--model" in arguments or arguments[0] == "train" else ["--model", "tiny"]))
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert done.stdout == ""
-    assert said in done.stderr
-    assert done.stderr.startswith("ncml: ")
+    status = cli.main([*arguments, *([] if "--model" in arguments or arguments[0] == "train" else ["--model", "tiny"])])
+    printed, complaint = capsys.readouterr()
+    assert (status, printed) == (2, ""), complaint
+    assert said in complaint
+    assert complaint.startswith("ncml: ")
+    assert complaint.count("\n") == 1
+
+
+def test_a_mistake_leaves_the_process_with_status_2_and_no_traceback(run: Run) -> None:
+    done = run("score", "missing.png", "--model", "tiny")
+    assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
+    assert "missing.png" in done.stderr
 
 
 def test_help_is_quick_and_imports_no_torch(tmp_path: Path) -> None:
