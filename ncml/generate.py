@@ -247,6 +247,3 @@ def naive(
             x_BCHW[:, :, i, j] = sample(parameters_BP, here, clean=conditions.t == 0)
         if on_row(i + 1):
             return
-
-
-SAMPLERS: dict[str, Sampler] = {"naive": naive}

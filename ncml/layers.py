@@ -53,7 +53,11 @@ class Pointwise(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """[B, F, H, W] -> [B, G, H, W]."""
-        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.rows(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def rows(self, x_HWF: Tensor) -> Tensor:
+        """[..., F] -> [..., G]: channels last."""
+        return super().forward(x_HWF)
 
 
 class CausalConv(nn.Conv2d):

@@ -98,19 +98,33 @@ def sample(parameters_BP: Tensor, noise: PixelNoise, *, clean: bool) -> Tensor:
     likelihood; at t > 0 they are continuous and unclipped.
     """
     K = parameters_BP.shape[1] // PARAMETERS
-    pick_B11 = (parameters_BP[:, :K] + noise.gumbel_BK).argmax(1)[:, None, None]
-    rest_B9 = parameters_BP[:, K:].unflatten(1, (3, K, 3)).transpose(1, 2).flatten(2)
-    chosen_B9 = rest_B9.gather(1, pick_B11.expand(-1, 1, 9))[:, 0]
-    mean_BC, log_scale_BC, coefficient_BC = chosen_B9.chunk(3, 1)
-    own_BC = mean_BC + torch.exp(log_scale_BC.clamp(min=LOG_SCALE_MIN)) * noise.logistic_BC
-    if not clean:
-        own_BC = own_BC + noise.uniform_BC
-    coefficient_BC = torch.tanh(coefficient_BC)
-    settle: Callable[[Tensor], Tensor] = to_grid if clean else lambda value: value
-    r = settle(own_BC[:, 0])
-    g = settle(own_BC[:, 1] + coefficient_BC[:, 0] * r)
-    b = settle(own_BC[:, 2] + coefficient_BC[:, 1] * r + coefficient_BC[:, 2] * g)
-    return torch.stack([r, g, b], 1)
+    return sample_component(*by_component(parameters_BP, K), noise, clean=clean)
+
+
+def by_component(parameters_BP: Tensor, K: int) -> tuple[Tensor, Tensor]:
+    """[B, P] -> logits [B, K], and for each component its means, log-scales and coefficients side by side [B, K, 9]."""
+    return parameters_BP[:, :K], parameters_BP[:, K:].unflatten(1, (3, K, 3)).transpose(1, 2).flatten(2)
+
+
+def sample_component(logit_BK: Tensor, component_BK9: Tensor, noise: PixelNoise, *, clean: bool) -> Tensor:
+    """`sample`, from the parameters laid out by component."""
+    pick_B11 = torch.argmax(logit_BK + noise.gumbel_BK, 1)[:, None, None]
+    chosen_B9 = component_BK9.gather(1, pick_B11.expand(-1, 1, 9))[:, 0]
+    scale_BC = torch.exp(chosen_B9[:, 3:6].clamp(min=LOG_SCALE_MIN))
+    own_BC = torch.addcmul(chosen_B9[:, :3], scale_BC, noise.logistic_BC)
+    coefficient_BC = torch.tanh(chosen_B9[:, 6:])
+    x_BC = own_BC if clean else own_BC + noise.uniform_BC
+    red, green, blue = x_BC.split(1, 1)
+    c_rg, c_rb, c_gb = coefficient_BC.split(1, 1)
+    if clean:
+        red.copy_(to_grid(red))
+    green.addcmul_(c_rg, red)
+    if clean:
+        green.copy_(to_grid(green))
+    blue.addcmul_(c_rb, red).addcmul_(c_gb, green)
+    if clean:
+        blue.copy_(to_grid(blue))
+    return x_BC
 
 
 def to_grid(x: Tensor) -> Tensor:

@@ -16,8 +16,9 @@ from PIL import Image
 from ncml import checkpoint
 from ncml.config import DEFAULT_SOLVER, SOLVERS
 from ncml.errors import InputError, ModelError
-from ncml.generate import SAMPLERS, Callback, Plan, draw
+from ncml.generate import Callback, Plan, Sampler, draw, naive
 from ncml.images import to_rgb
+from ncml.incremental import incremental
 from ncml.likelihood import bits_per_dim, from_uint8, log_prob
 from ncml.network import NCPN
 from ncml.noise import end_time, grey_levels, process
@@ -25,6 +26,9 @@ from ncml.orientation import KEEPS, Keep
 
 MAX_SEED = 2**53 - 1
 MAX_STEPS = 1000
+
+SAMPLERS: dict[str, Sampler] = {"incremental": incremental, "naive": naive}
+"""The first is the default; `naive` is the reference, hundreds of times slower."""
 
 Classes = str | int | None | Sequence[str | int | None]
 Images = NDArray[np.uint8] | Image.Image | Sequence[NDArray[np.uint8] | Image.Image]
@@ -137,7 +141,7 @@ class Model:
         noise: start noise in grey levels; None is the model's, 0 draws directly, without refinement.
         steps: refinement steps, the last of them Tweedie's; None is the solver's default.
         solver: tweedie, euler-maruyama, heun or predictor-corrector.
-        sampler: naive for the reference; None for the default.
+        sampler: incremental (the default), or naive for the reference.
         """
         if n < 1:
             raise InputError("n", f"n must be at least 1, not {n}.")

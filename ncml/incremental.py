@@ -1,0 +1,564 @@
+"""The exact cached sampler: each activation of the network is computed once, in the order of the raster scan.
+
+It reads the weights of `ncml.network` and mirrors its structure, stream by stream:
+
+    for each row i        u of the whole row, at every level whose stride divides i; then, for every ul block, all that
+                          comes from the row above and from u, for the whole row at once (`prepare`)
+    for each position j   ul at every level whose stride divides i and j, from the left neighbour and itself (`step`);
+                          the head; one draw
+
+so only about a quarter of the arithmetic is left to the sequential part. Known rows are run through the network itself
+once, with hooks on its layers that fill the caches (`_Run.fill`).
+
+A picture does not depend on what shares its batch: products have a multiple of 8 rows (SLOT), and under that condition
+the rows of a product are, on a CPU, the same bits whatever the number of rows.
+
+Shapes: S slots (the batch, padded), R images of a row product, H rows, W columns, F filters, N heads, D channels of a
+head, K components. A row buffer has a column of zeros on its left, which is the convolutions' padding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ncml.generate import Conditions
+from ncml.layers import AxialAttention, CausalConv, GatedBlock
+from ncml.likelihood import PixelNoise, by_component, sample_component
+from ncml.network import CHANNELS, NCPN, Pair, Stem
+
+SLOT = 8
+"""Rows of a matrix product come in multiples of this."""
+
+
+def incremental(
+    network: NCPN,
+    x_BCHW: Tensor,
+    conditions: Conditions,
+    noise: PixelNoise,
+    *,
+    first_row: int,
+    on_row: Callable[[int], bool],
+) -> None:
+    """Draw the pixels of x from row `first_row` on, in place; a `ncml.generate.Sampler`."""
+    B, _, H, W = x_BCHW.shape
+    run = _Run(network, conditions, H, W)
+    # The levels of the network are in step again at every multiple of the largest stride.
+    filled = first_row - first_row % run.stride
+    if filled:
+        run.fill(x_BCHW[:, :, :filled], conditions)
+    draws = [_by_position(part, run.S) for part in (noise.gumbel_BK, noise.logistic_BC, noise.uniform_BC)]
+    for i in range(filled, H):
+        run.begin_row(i)
+        for j in range(W):
+            if i < first_row:
+                run.step(i, j)
+                x_SC = _pad(x_BCHW[:, :, i, j], run.S)
+            else:
+                at = PixelNoise(*(part[i * W + j] for part in draws))
+                x_SC = sample_component(*run.head(run.step(i, j)), at, clean=conditions.t == 0)
+                x_BCHW[:, :, i, j] = x_SC[:B]
+            run.put(j, x_SC)
+        if i >= first_row and on_row(i + 1):
+            return
+
+
+def _pad(x_BF: Tensor, S: int) -> Tensor:
+    return F.pad(x_BF, (0, 0, 0, S - len(x_BF)))
+
+
+def _by_position(x_BKHW: Tensor, S: int) -> Tensor:
+    """[B, K, H, W] -> [H W, S, K], so that one position's draws lie together."""
+    return _pad(x_BKHW.flatten(1), S).unflatten(1, (x_BKHW.shape[1], -1)).permute(2, 0, 1).contiguous()
+
+
+def _activate(x: Tensor) -> Tensor:
+    return F.elu_(torch.cat([x, -x], -1))
+
+
+def _gate(ab: Tensor, x: Tensor) -> Tensor:
+    return x + F.glu(ab, -1)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """[M, N, 1, D] or [M, N, W, D] on [M, N, L, D]."""
+    return torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, -1) @ v
+
+
+class _RowConv:
+    """A `CausalConv` of the u stream, a row at a time."""
+
+    def __init__(self, conv: CausalConv, R: int, W: int) -> None:
+        self.conv, self.stride = conv, conv.stride[1]
+        C = conv.in_channels
+        # Beside each other at every column: the row above and this row.
+        self.buffer = conv.weight.new_zeros(R, W + 2, 2 * C)
+        self.weight = conv.weight.permute(3, 2, 1, 0).reshape(6 * C, -1).contiguous()
+        self.windows = self.buffer.as_strided(
+            (R, W // self.stride, 6 * C), (self.buffer.stride(0), self.stride * 2 * C, 1)
+        )
+
+    def push(self, row_RWC: Tensor) -> None:
+        """Make this the current row, and the current one the row above."""
+        C = row_RWC.shape[-1]
+        self.buffer[..., :C] = self.buffer[..., C:]
+        self.buffer[:, 1:-1, C:] = row_RWC
+
+    def __call__(self, row_RWC: Tensor) -> Tensor:
+        """The convolution's output at this row, [R, W / stride, G]."""
+        self.push(row_RWC)
+        R, W, K = self.windows.shape
+        return torch.addmm(self.conv.bias, self.windows.reshape(R * W, K), self.weight).view(R, W, -1)
+
+
+class _RowAttention:
+    """`AxialAttention` of the u stream, a row at a time: the whole row, and the column's earlier rows from a cache."""
+
+    def __init__(self, attention: AxialAttention, R: int, H: int, W: int) -> None:
+        self.attention, self.rows = attention, 0
+        N = attention.heads
+        D = attention.out.out_features // N
+        self.keys, self.values = attention.out.weight.new_zeros(2, R * W, N, H, D)
+
+    def remember(self, key_MND: Tensor, value_MND: Tensor) -> None:
+        """Cache the column attention's next row, M = R W."""
+        self.keys[:, :, self.rows], self.values[:, :, self.rows] = key_MND, value_MND
+        self.rows += 1
+
+    def __call__(self, x_RWF: Tensor) -> Tensor:
+        a = self.attention
+        R, W, _ = x_RWF.shape
+        qkv = F.linear(a.norm(x_RWF).view(R * W, -1), a.project.weight, a.project.bias)
+        row, column = qkv.view(R, W, 2, 3, a.heads, -1).unbind(2)
+        row_RWF = _attend(*row.permute(2, 0, 3, 1, 4)).transpose(1, 2).reshape(R * W, -1)
+        q, k, v = column.flatten(0, 1).unbind(1)
+        self.remember(k, v)
+        seen = slice(self.rows)
+        column_RWF = _attend(q.unsqueeze(2), self.keys[:, :, seen], self.values[:, :, seen]).reshape(R * W, -1)
+        out = F.linear(torch.cat([row_RWF, column_RWF], -1), a.out.weight, a.out.bias).view_as(x_RWF)
+        return (x_RWF + out) * math.sqrt(0.5)
+
+
+class _RowBlock:
+    """A `GatedBlock` of the u stream and its attention, a row at a time."""
+
+    def __init__(self, block: GatedBlock, attention: nn.Module, embedding_SE: Tensor, R: int, H: int, W: int) -> None:
+        self.block = block
+        self.conv_in, self.conv_out = _RowConv(block.conv_in, R, W), _RowConv(block.conv_out, R, W)
+        self.condition_RF = block.condition(embedding_SE)[:R, None]
+        self.attention = _RowAttention(attention, R, H, W) if isinstance(attention, AxialAttention) else None
+
+    def __call__(self, x_RWF: Tensor, elu_RWG: Tensor, skip_RWG: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The stream and its activation -> the same, after this block."""
+        c_RWF = self.conv_in(elu_RWG) + self.condition_RF
+        if skip_RWG is not None and self.block.extra is not None:
+            c_RWF = c_RWF + self.block.extra.rows(skip_RWG)
+        x_RWF = _gate(self.conv_out(_activate(c_RWF)), x_RWF)
+        if self.attention is not None:
+            x_RWF = self.attention(x_RWF)
+        return x_RWF, _activate(x_RWF)
+
+
+class _Row:
+    """A row buffer of activations, [S, 1 + W, F], with ready-made views of every position and its left neighbour."""
+
+    def __init__(self, S: int, W: int, C: int, like: Tensor) -> None:
+        self.data = like.new_zeros(S, 1 + W, C)
+        flat = self.data.view(S, -1)
+        self.at = [flat[:, (j + 1) * C : (j + 2) * C] for j in range(W)]
+        self.window = [flat[:, j * C : (j + 2) * C] for j in range(W)]
+        """Left neighbour and position itself, side by side."""
+
+    def windows(self, R: int, stride: int = 1) -> Tensor:
+        """The windows of every `stride`-th column as one matrix, [R W / stride, 2 C]."""
+        _, columns, C = self.data.shape
+        view = self.data.as_strided(
+            (R, (columns - 1) // stride, 2 * C), (self.data.stride(0), stride * C, 1), self.data.storage_offset()
+        )
+        return view.reshape(-1, 2 * C)
+
+
+class _Activated(_Row):
+    """The concat_elu of values written one position at a time: [value, -value] is laid out, then activated in place."""
+
+    def __init__(self, S: int, W: int, F_: int, like: Tensor) -> None:
+        super().__init__(S, W, 2 * F_, like)
+        self.value = [at[:, :F_] for at in self.at]
+        self.negative = [at[:, F_:] for at in self.at]
+
+    def settle(self, j: int) -> None:
+        """Activate position j, whose value has been written."""
+        torch.neg(self.value[j], out=self.negative[j])
+        F.elu_(self.at[j])
+
+
+class _State:
+    """The ul stream at one depth: the values of a row and their activations."""
+
+    def __init__(self, S: int, W: int, F_: int, like: Tensor) -> None:
+        self.x = _Row(S, W, F_, like)
+        self.elu = _Activated(S, W, F_, like)
+
+    def settle(self, j: int) -> None:
+        """Activate position j, whose x has been written."""
+        self.elu.value[j].copy_(self.x.at[j])
+        self.elu.settle(j)
+
+
+class _PositionConv:
+    """A `CausalConv` of the ul stream: what comes from above for a whole row, then a position at a time."""
+
+    def __init__(self, conv: CausalConv, S: int, W: int) -> None:
+        C = conv.in_channels
+        above, here = conv.weight.permute(2, 3, 1, 0).reshape(2, 2 * C, -1)
+        self.conv, self.stride = conv, conv.stride[1]
+        self.above, self.here = above.contiguous(), here.contiguous()
+        self.base = conv.weight.new_zeros(S, W // self.stride, conv.out_channels)
+        self.base_at = list(self.base.unbind(1))
+
+    def prepare(self, above: _Row, R: int) -> None:
+        """Start a row, given the row above it."""
+        out = torch.addmm(self.conv.bias, above.windows(R, self.stride), self.above)
+        self.base[:R] = out.view(R, -1, out.shape[-1])
+
+
+class _PositionAttention:
+    """`AxialAttention` of the ul stream, a position at a time, with the row's and the columns' keys and values."""
+
+    def __init__(self, attention: AxialAttention, S: int, H: int, W: int) -> None:
+        self.attention = attention
+        N = attention.heads
+        D = attention.out.out_features // N
+        self.row = attention.out.weight.new_zeros(2, S, N, W, D)
+        self.column = attention.out.weight.new_zeros(2, W, S, N, H, D)
+        self.project, self.out = attention.project.weight.t(), attention.out.weight.t()
+
+    def __call__(self, x_SF: Tensor, i: int, j: int) -> None:
+        """In place."""
+        a, S = self.attention, len(x_SF)
+        qkv = torch.addmm(a.project.bias, a.norm(x_SF), self.project).view(S, 2, 3, a.heads, 1, -1)
+        self.row[:, :, :, j] = qkv[:, 0, 1:].squeeze(-2).transpose(0, 1)
+        self.column[:, j, :, :, i] = qkv[:, 1, 1:].squeeze(-2).transpose(0, 1)
+        row = _attend(qkv[:, 0, 0], *self.row[:, :, :, : j + 1])
+        column = _attend(qkv[:, 1, 0], *self.column[:, j, :, :, : i + 1])
+        both = torch.cat([row.reshape(S, -1), column.reshape(S, -1)], 1)
+        x_SF.add_(torch.addmm(a.out.bias, both, self.out)).mul_(math.sqrt(0.5))
+
+
+class _PositionBlock:
+    """A `GatedBlock` of the ul stream and its attention, a position at a time."""
+
+    def __init__(self, block: GatedBlock, attention: nn.Module, embedding_SE: Tensor, S: int, H: int, W: int) -> None:
+        assert block.extra is not None
+        self.block = block
+        self.conv_in, self.conv_out = _PositionConv(block.conv_in, S, W), _PositionConv(block.conv_out, S, W)
+        width = block.conv_in.out_channels
+        self.hidden = _Activated(S, W, width, block.conv_in.weight)
+        extra = block.extra.weight.t().contiguous()
+        self.from_u, self.from_skip = extra[: 2 * width], extra[2 * width :]
+        self.condition_SF = block.condition(embedding_SE) + block.extra.bias
+        self.attention = _PositionAttention(attention, S, H, W) if isinstance(attention, AxialAttention) else None
+
+    def prepare(self, above: _State, u_elu_RWG: Tensor) -> None:
+        """Start a row, given this block's input in the row above it and the u stream of the row itself."""
+        R, W, G = u_elu_RWG.shape
+        self.conv_in.prepare(above.elu, R)
+        self.conv_out.prepare(self.hidden, R)
+        from_u = torch.mm(u_elu_RWG.reshape(R * W, G), self.from_u)
+        self.conv_in.base[:R] += from_u.view(R, W, -1) + self.condition_SF[:R, None]
+
+    def __call__(self, before: _State, after: _State, skip: _State | None, i: int, j: int) -> None:
+        """From the state before this block to the state after it, at one position."""
+        hidden, c_SF = self.hidden, self.hidden.value[j]
+        torch.addmm(self.conv_in.base_at[j], before.elu.window[j], self.conv_in.here, out=c_SF)
+        if skip is not None:
+            c_SF.addmm_(skip.elu.at[j], self.from_skip)
+        hidden.settle(j)
+        ab = torch.addmm(self.conv_out.base_at[j], hidden.window[j], self.conv_out.here)
+        x_SF = torch.add(before.x.at[j], F.glu(ab, 1), out=after.x.at[j])
+        if self.attention is not None:
+            self.attention(x_SF, i, j)
+        after.settle(j)
+
+
+class _Level:
+    """One resolution: its blocks and states going up and down."""
+
+    def __init__(self, run: _Run, index: int, up: Iterable[Pair], down: Iterable[Pair]) -> None:
+        network, S, R = run.network, run.S, run.R
+        self.H, self.W = run.H >> index, run.W >> index
+        width = network.config.model.levels[index].width
+        like = network.head.weight
+
+        def blocks(pairs: Iterable[Pair]) -> list[tuple[_RowBlock, _PositionBlock]]:
+            return [
+                (
+                    _RowBlock(pair.u_block, pair.u_attention, run.embedding_SE, R, self.H, self.W),
+                    _PositionBlock(pair.ul_block, pair.ul_attention, run.embedding_SE, S, self.H, self.W),
+                )
+                for pair in pairs
+            ]
+
+        def state() -> _State:
+            return _State(S, self.W, width, like)
+
+        self.up, self.down = blocks(up), blocks(down)
+        self.lowest = index == len(network.up) - 1
+        self.up_states = [state() for _ in range(len(self.up) + 1)]
+        # What the level below emits for an even and for an odd row; the lowest level starts from its own last state.
+        last = self.up_states[-1]
+        self.grown = (last, last) if self.lowest else (state(), state())
+        self.down_states = [state() for _ in self.down]
+        self.u_grown: Tensor | None = None
+        if not self.lowest:
+            shrink, grow = network.shrink[index], network.grow[index]
+            self.shrink_u = _RowConv(shrink.u, R, self.W)
+            self.shrink_ul = _PositionConv(shrink.ul, S, self.W)
+            self.grow_u, self.grow_ul = grow.u, grow.ul
+            # [F, 4 G]: the four positions of a 2x2 block, row by row.
+            self.grow_ul_weight = grow.ul.weight.permute(0, 2, 3, 1).flatten(1).contiguous()
+            self.grow_ul_bias = grow.ul.bias.repeat(4)
+            # [F, 6 G]: two rows of three columns.
+            self.grow_u_weight = grow.u.weight.permute(0, 2, 3, 1).flatten(1).contiguous()
+
+    def skips(self) -> list[_State]:
+        """The states that the blocks coming down read, in their order."""
+        return list(reversed(self.up_states))[len(self.up_states) - len(self.down) :]
+
+    def down_path(self, odd: int) -> list[tuple[_State, _State]]:
+        """The states before and after each block coming down, in a row of this parity."""
+        states = [self.grown[odd], *self.down_states]
+        return list(zip(states, self.down_states, strict=False))
+
+
+class _Run:
+    """The caches of one batch and the walk over them."""
+
+    def __init__(self, network: NCPN, conditions: Conditions, H: int, W: int) -> None:
+        self.network, self.H, self.W = network, H, W
+        self.B = len(conditions.class_B)
+        self.S = -(-self.B // SLOT) * SLOT
+        self.stride = 2 ** (len(network.up) - 1)
+        # A row product has R times the level's width rows, which is a multiple of SLOT either way.
+        self.R = self.B if W // self.stride % SLOT == 0 else self.S
+        padded = [F.pad(part, (0, self.S - self.B)) for part in (conditions.class_B, conditions.orientation_B)]
+        t_S = torch.full((self.S,), conditions.t, device=padded[0].device)
+        self.embedding_SE = network.conditioning(t_S, *padded)
+        self.levels = [
+            _Level(self, index, up, down)  # type: ignore[arg-type]
+            for index, (up, down) in enumerate(zip(network.up, network.down, strict=True))
+        ]
+        self._begin_stem(network.stem)
+        # By component, as `sample_component` reads it.
+        K = network.config.model.mixtures
+        order = torch.cat([part.flatten() for part in by_component(torch.arange(10 * K)[None], K)])
+        self.head_weight = network.head.weight[order].t().contiguous()
+        self.head_bias = network.head.bias[order].contiguous()
+
+    # The stem: u reads the two rows above; ul the row above, and the left column of this row and of the one above.
+
+    def _begin_stem(self, stem: Stem) -> None:
+        like = stem.u.weight
+        C = CHANNELS + 1
+        self.stem_u = _RowConv(stem.u, self.R, self.W)
+        self.above, self.row = (like.new_zeros(self.S, self.W + 2, C) for _ in range(2))
+        """Pixels and the channel of ones, with a column of zeros on both sides."""
+        self.stem_above = stem.ul_above.weight.permute(3, 2, 1, 0).reshape(3 * C, -1).contiguous()
+        self.stem_left_up, self.stem_left = (w.t().contiguous() for w in stem.ul_left.weight[..., 0].unbind(2))
+        self.stem_base = like.new_zeros(self.S, self.W, stem.u.out_channels)
+        self.left_at = [self.row[:, j] for j in range(self.W)]
+
+    def _stem_row(self, i: int) -> Tensor:
+        """Prepare ul for row i; returns u, [R, W, F]."""
+        stem, R = self.network.stem, self.R
+        self.above, self.row = self.row, self.above
+        if i == 0:
+            self.above.zero_()
+        self.row.zero_()
+        self.row[:, 1:-1, CHANNELS] = 1
+        self.left_at = [self.row[:, j] for j in range(self.W)]
+        self.stem_base.zero_()
+        base = self.stem_base[:R]
+        above = self.above[:R]
+        if i > 0:
+            windows = above.unfold(1, 3, 1).transpose(2, 3).reshape(R * self.W, -1)
+            base += torch.addmm(stem.ul_above.bias, windows, self.stem_above).view_as(base)
+        left_up = torch.addmm(stem.ul_left.bias, above[:, :-2].reshape(R * self.W, -1), self.stem_left_up)
+        base[:, 1:] += left_up.view_as(base)[:, 1:]
+        if i == 0:
+            return torch.zeros_like(base)
+        return self.stem_u(above[:, 1:-1])
+
+    def put(self, j: int, x_SC: Tensor) -> None:
+        """Set the pixel at column j of the current row."""
+        self.row[:, j + 1, :CHANNELS] = x_SC
+
+    # A row: the u stream, and what it and the row above give to ul.
+
+    def begin_row(self, i: int) -> None:
+        """Compute u for row i and prepare ul."""
+        u = self._stem_row(i)
+        self._row(0, i, u, _activate(u))
+
+    def _row(self, index: int, i: int, x: Tensor, elu: Tensor) -> None:
+        level, odd = self.levels[index], i % 2
+        u_states = [(x, elu)]
+        for (u_block, ul_block), before in zip(level.up, level.up_states, strict=False):
+            u_states.append(u_block(*u_states[-1], None))
+            ul_block.prepare(before, u_states[-1][1])
+        x, elu = u_states[-1]
+        if not level.lowest:
+            if odd:
+                level.shrink_u.push(x)
+                assert level.u_grown is not None
+            else:
+                level.shrink_ul.prepare(level.up_states[-1].x, self.R)
+                below = level.shrink_u(x)
+                self._row(index + 1, i // 2, below, _activate(below))
+            x = level.u_grown[:, odd]  # type: ignore[index]
+            elu = _activate(x)
+        skips = list(reversed(u_states))[len(u_states) - len(level.down) :]
+        above = [level.grown[1 - odd], *level.down_states]
+        for (u_block, ul_block), state, skip in zip(level.down, above, skips, strict=False):
+            x, elu = u_block(x, elu, skip[1])
+            ul_block.prepare(state, elu)
+        if index:
+            self._grow_row(self.levels[index - 1], x)
+
+    def _grow_row(self, level: _Level, x_RWF: Tensor) -> None:
+        """Both rows that u at one row emits to the level above it: column 2J + k - 1 from J, k = 0, 1, 2."""
+        R, W, F_ = x_RWF.shape
+        six = (x_RWF.reshape(R * W, F_) @ level.grow_u_weight).view(R, W, 2, 3, -1).transpose(1, 2)
+        out = torch.zeros(R, 2, 2 * W, six.shape[-1], dtype=six.dtype, device=six.device)
+        out[:, :, 0::2] = six[:, :, :, 1]
+        out[:, :, 1::2] = six[:, :, :, 2]
+        out[:, :, 1:-1:2] += six[:, :, 1:, 0]
+        level.u_grown = out + level.grow_u.bias
+
+    # A position: the ul stream.
+
+    def step(self, i: int, j: int) -> Tensor:
+        """Compute ul at (i, j); returns the last activation, [S, 2 F]."""
+        first = self.levels[0].up_states[0]
+        x_SF = first.x.at[j]
+        if j:
+            torch.addmm(self.stem_base[:, j], self.left_at[j], self.stem_left, out=x_SF)
+        else:
+            x_SF.copy_(self.stem_base[:, 0])
+        first.settle(j)
+        return self._position(0, i, j).elu.at[j]
+
+    def _position(self, index: int, i: int, j: int) -> _State:
+        level = self.levels[index]
+        for (_, block), before, after in zip(level.up, level.up_states, level.up_states[1:], strict=False):
+            block(before, after, None, i, j)
+        if not level.lowest and i % 2 == 0 and j % 2 == 0:
+            self._descend(index, i // 2, j // 2)
+        last = level.grown[i % 2]
+        for (_, block), (before, after), skip in zip(level.down, level.down_path(i % 2), level.skips(), strict=True):
+            block(before, after, skip, i, j)
+            last = after
+        return last
+
+    def _descend(self, index: int, i: int, j: int) -> None:
+        """Shrink to position (i, j) of the level below, walk it, and grow what it emits."""
+        level, below = self.levels[index], self.levels[index + 1]
+        first = below.up_states[0]
+        window = level.up_states[-1].x.window[2 * j]
+        torch.addmm(level.shrink_ul.base_at[j], window, level.shrink_ul.here, out=first.x.at[j])
+        first.settle(j)
+        x_SF = self._position(index + 1, i, j).x.at[j]
+        block = torch.addmm(level.grow_ul_bias, x_SF, level.grow_ul_weight).chunk(4, 1)
+        for state, columns in zip(level.grown, (block[:2], block[2:]), strict=True):
+            for column, value in enumerate(columns, 2 * j):
+                state.x.at[column].copy_(value)
+                state.settle(column)
+
+    def head(self, elu_SG: Tensor) -> tuple[Tensor, Tensor]:
+        """The mixture's parameters by component: logits [S, K] and [S, K, 9]."""
+        parameters_SP = torch.addmm(self.head_bias, elu_SG, self.head_weight)
+        K = self.network.config.model.mixtures
+        return parameters_SP[:, :K], parameters_SP[:, K:].view(self.S, K, 9)
+
+    # Known rows.
+
+    def fill(self, x_BCHW: Tensor, conditions: Conditions) -> None:
+        """Fill the caches with known rows, as many as the largest stride divides, by a pass of the network."""
+        handles = []
+
+        def on_input(module: nn.Module, keep: Callable[[Tensor], None]) -> None:
+            handles.append(module.register_forward_pre_hook(lambda _, given: keep(given[0].permute(0, 2, 3, 1))))
+
+        def on_output(module: nn.Module, keep: Callable[[Tensor], None]) -> None:
+            handles.append(module.register_forward_hook(lambda _, __, result: keep(result)))
+
+        some = slice(0)
+
+        def last_row(buffer: Tensor) -> Callable[[Tensor], None]:
+            def keep(x_BHWF: Tensor) -> None:
+                buffer[some] = x_BHWF[:, -1]
+
+            return keep
+
+        for level in self.levels:
+            odd_row = level.grown[1]
+            for pairs, states in ((level.up, level.up_states), (level.down, [odd_row, *level.down_states])):
+                for (u_block, ul_block), before in zip(pairs, states, strict=False):
+                    for conv in (u_block.conv_in, u_block.conv_out):
+                        C = conv.conv.in_channels
+                        on_input(conv.conv, last_row(conv.buffer[:, 1:-1, C:]))
+                    on_input(ul_block.block.conv_in, last_row(before.elu.data[:, 1:]))
+                    on_input(ul_block.block.conv_out, last_row(ul_block.hidden.data[:, 1:]))
+                    if u_block.attention is not None:
+                        on_output(u_block.attention.attention.project, self._keep_u(u_block.attention, lambda: some))
+                    if ul_block.attention is not None:
+                        on_output(ul_block.attention.attention.project, self._keep_ul(ul_block.attention, lambda: some))
+            if not level.lowest:
+                conv = level.shrink_u
+                on_input(conv.conv, last_row(conv.buffer[:, 1:-1, conv.conv.in_channels :]))
+                on_input(level.shrink_ul.conv, last_row(level.up_states[-1].x.data[:, 1:]))
+        try:
+            # One image at a time: a whole pass chooses its kernels by the size of the batch.
+            for b in range(self.B):
+                some = slice(b, b + 1)
+                given = conditions.of(some)
+                self.network(x_BCHW[some], given.t_B, given.class_B, given.orientation_B)
+        finally:
+            for handle in handles:
+                handle.remove()
+        rows = x_BCHW.shape[2]
+        for index, level in enumerate(self.levels):
+            for u_block, _ in (*level.up, *level.down):
+                if u_block.attention is not None:
+                    u_block.attention.rows = rows >> index
+        # The two last rows of pixels: `row` becomes `above`, and the stem's own buffer holds the one before.
+        self.row[: self.B, 1:-1, :CHANNELS] = x_BCHW[:, :, -1].transpose(1, 2)
+        self.row[:, 1:-1, CHANNELS] = 1
+        if rows > 1:
+            before = self.stem_u.buffer[: self.B, 1:-1, CHANNELS + 1 :]
+            before[..., :CHANNELS] = x_BCHW[:, :, -2].transpose(1, 2)
+            before[..., CHANNELS] = 1
+
+    def _keep_u(self, attention: _RowAttention, some: Callable[[], slice]) -> Callable[[Tensor], None]:
+        def keep(qkv_BHWF: Tensor) -> None:
+            _, H, W, _ = qkv_BHWF.shape
+            N = attention.attention.heads
+            column = qkv_BHWF.chunk(2, -1)[1].unflatten(-1, (3, N, -1))  # [B, H, W, 3, N, D]
+            for cache, index in ((attention.keys, 1), (attention.values, 2)):
+                view = cache.view(-1, W, *cache.shape[1:])  # [R, W, N, H, D]
+                view[some(), :, :, :H] = column[:, :, :, index].permute(0, 2, 3, 1, 4)
+
+        return keep
+
+    def _keep_ul(self, attention: _PositionAttention, some: Callable[[], slice]) -> Callable[[Tensor], None]:
+        def keep(qkv_BHWF: Tensor) -> None:
+            H = qkv_BHWF.shape[1]
+            column = qkv_BHWF.chunk(2, -1)[1].unflatten(-1, (3, attention.attention.heads, -1))
+            for part, index in zip(attention.column, (1, 2), strict=True):  # [W, S, N, H, D]
+                part[:, some(), :, :H] = column[:, :, :, index].permute(2, 0, 3, 1, 4)
+
+        return keep
