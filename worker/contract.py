@@ -288,6 +288,7 @@ class JobView(_Message):
     model_name: str
     priority: Priority
     request_id: str
+    fingerprint: str = Field(default="", description="what the submitter said to recognise the job by")
     n: int
     created_at: float = Field(description="seconds since 1970, as are the next two")
     started_at: float | None = None

@@ -9,7 +9,7 @@ scripts beside this file, each of which is one atomic step. Every key:
     ncml:leases              sorted set: {id}:{attempt's token} by the time its lease lapses (the server's clock)
     ncml:events:{id}         stream, capped: every change of state, and progress
     ncml:blob:{id}, ncml:blob:{id}:preview   pictures: uint8, NHWC
-    ncml:workers             sorted set: names by the time their word lapses; ncml:worker:{name}: what each one said
+    ncml:workers             sorted set: names of workers; ncml:worker:{name}: the word of one, which lapses
     rq:wip:*, rq:finished:*, rq:failed:*, rq:canceled:*   RQ's registries, kept for RQ's tools; nothing reads them here
 
 Scripts reach keys by name, so this needs one Redis (or Valkey) server rather than a cluster.
@@ -71,7 +71,7 @@ _RQ_STATUS = {
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _FIELDS = (
     "status", "outcome", "task", "model", "version", "priority", "request_id", "n", "submitted", "started", "ended",
-    "timing", "error", "progress", "start_by", "origin",
+    "timing", "error", "progress", "start_by", "origin", "fingerprint",
 )  # fmt: skip
 
 
@@ -171,10 +171,11 @@ class JobQueue:
 
     # -- writing
 
-    def submit(self, job: Job, *, job_id: str | None = None, limit: int | None = None) -> str:
+    def submit(self, job: Job, *, job_id: str | None = None, limit: int | None = None, fingerprint: str = "") -> str:
         """Put a job in the queue of its lane and priority; returns its id.
 
         `job_id` (letters, digits, `_`, `-`; at most 64) is the base for idempotency: `DuplicateJob` when it is taken.
+        `fingerprint` goes into the job's view, to tell whether the job under a taken id is the same.
         `limit` is the most jobs that may wait in the lane: `QueueFull` beyond. Both are judged in the same atomic step.
         """
         job_id = job_id or uuid.uuid4().hex
@@ -203,6 +204,7 @@ class JobQueue:
             "request_id": job.request_id,
             "n": job.n,
             "batch_key": batch_key(job),
+            "fingerprint": fingerprint,
         }
         answer = self._submit(
             keys=[job_key(job_id), events_key(job_id), wake_key(lane), queue_key(origin)]
@@ -240,6 +242,12 @@ class JobQueue:
             raise JobNotFound(f"there is no job {job_id}, or its result has expired")
         self._end_queued(job_id, view, JobStatus.CANCELED, JobError(reason="canceled", detail="canceled on request"))
         return self.view(job_id)
+
+    def forget(self, job_id: str) -> None:
+        """Delete a job that has ended, its result, events and pictures. Raises `JobNotFound`; a live job is kept."""
+        if not self.view(job_id).status.is_terminal:
+            raise QueueError(f"the job {job_id} has not ended; cancel it first")
+        self.redis.delete(job_key(job_id), events_key(job_id), blob_key(job_id), f"{blob_key(job_id)}:preview")
 
     def _end_queued(self, job_id: str, view: JobView, status: JobStatus, error: JobError) -> bool:
         origin = queue_name(view.task.lane, view.priority)
@@ -302,6 +310,7 @@ class JobQueue:
             model_name=h["model"],
             priority=Priority(h["priority"]),
             request_id=h["request_id"],
+            fingerprint=h.get("fingerprint", ""),
             n=int(h.get("n", 1)),
             created_at=float(h["submitted"]),
             started_at=float(h["started"]) if "started" in h and status is not JobStatus.QUEUED else None,
@@ -310,7 +319,8 @@ class JobQueue:
             progress=Event.model_validate_json(_with_id(h["progress"])).progress if "progress" in h else None,
             error=JobError.model_validate_json(h["error"]) if "error" in h else None,
         )
-        if status is JobStatus.QUEUED and float(h.get("start_by", "inf")) < time.time():
+        start_by = float(h.get("start_by", "inf"))
+        if status is JobStatus.QUEUED and start_by < time.time() and start_by < self.redis.time()[0]:
             error = JobError(reason="expired", detail="no worker started it in time")
             if self._end_queued(job_id, view, JobStatus.EXPIRED, error):
                 return self.view(job_id)
@@ -403,9 +413,10 @@ class JobQueue:
         return {lane: sum(lane in worker.lanes for worker in workers) for lane in Lane}
 
     def _workers(self) -> list[Worker]:
-        names = cast(list[bytes], self.redis.zrangebyscore(WORKERS, time.time(), "+inf"))
+        names: list[bytes] = self.redis.zrange(WORKERS, 0, -1)
         if not names:
             return []
+        # a word lapses by the server's clock, so that of a worker's machine does not matter
         words = cast(list[bytes | None], self.redis.mget([worker_key(name.decode()) for name in names]))
         workers = [Worker.model_validate_json(word) for word in words if word]
         return sorted(workers, key=lambda worker: (worker.info.started_at, worker.info.name))

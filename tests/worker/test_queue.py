@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from worker.contract import GenerateJob, JobStatus, Lane, Pixels, Priority, ScoreJob
-from worker.queue import DuplicateJob, JobNotFound, JobQueue, QueueFull
+from worker.queue import DuplicateJob, JobNotFound, JobQueue, QueueError, QueueFull
 
 PIXELS = Pixels(height=2, width=2, data=bytes(range(12)))
 
@@ -110,6 +110,24 @@ def test_every_key_of_an_ended_job_expires(queue: JobQueue) -> None:
     queue.cancel(queue.submit(GenerateJob(model="m")))
     without = [key for key in queue.redis.keys("*") if queue.redis.ttl(key) < 0]
     assert sorted(without) == [b"ncml:wake:generate", b"rq:canceled:ncml:generate:normal", b"rq:queues"]
+
+
+def test_a_fingerprint_is_kept_in_the_view(queue: JobQueue) -> None:
+    job_id = queue.submit(GenerateJob(model="m"), fingerprint="abc")
+    queue.cancel(job_id)
+    assert queue.view(job_id).fingerprint == "abc"
+
+
+def test_an_ended_job_can_be_forgotten_and_its_id_used_again(queue: JobQueue) -> None:
+    job_id = queue.submit(GenerateJob(model="m"), job_id="mine")
+    with pytest.raises(QueueError):
+        queue.forget(job_id)
+    queue.cancel(job_id)
+    queue.forget(job_id)
+    assert [key for key in queue.redis.keys("*") if b"mine" in key] == []
+    with pytest.raises(JobNotFound):
+        queue.forget(job_id)
+    assert queue.submit(GenerateJob(model="m"), job_id="mine") == "mine"
 
 
 async def _wait(queue: JobQueue, job_id: str, timeout_s: float):
