@@ -20,6 +20,7 @@ from rq import Queue
 from rq.serializers import JSONSerializer
 from rq.suspension import is_suspended
 from rq.worker import SimpleWorker
+from rq.worker_registration import clean_worker_registry
 
 from worker.contract import (
     Event,
@@ -140,6 +141,8 @@ class GpuWorker(SimpleWorker):
     def _registered(self) -> bool:
         with self._outages():
             self.register_birth()
+            for queue in self.queues:  # those of workers that were killed
+                clean_worker_registry(queue)
             log.info("worker started", extra={"worker": self.name, "lanes": list(self.settings.lanes)})
             return True
         return False
@@ -172,7 +175,7 @@ class GpuWorker(SimpleWorker):
         )
         pipe = self._client.pipeline()
         pipe.set(worker_key(self.name), Worker(info=info, models=models).model_dump_json(), px=int(ALIVE_S * 1000))
-        pipe.zadd(WORKERS, {self.name: time.time() + ALIVE_S})
+        pipe.zadd(WORKERS, {self.name: time.time()})
         pipe.zremrangebyscore(WORKERS, "-inf", time.time() - 3600)
         self.heartbeat(pipeline=pipe)
         self.set_state("busy" if self._phase is WorkerState.BUSY else "idle", pipeline=pipe)
