@@ -48,15 +48,16 @@ def create_app(settings: Settings, queue: JobQueue) -> FastAPI:
     )
     metrics = Metrics(queue)
     app.state.desk = Desk(settings, queue, metrics)
-    for routes in (score, pictures, jobs, models, health):
-        app.include_router(routes.router)
+    routers = [module.router for module in (score, pictures, jobs, models, health)]
+    for router in routers:
+        app.include_router(router)
     docs.install(app)
 
     @app.get("/", include_in_schema=False)
     async def root() -> RedirectResponse:
         return RedirectResponse("/docs")
 
-    problems.install(app)
+    problems.install(app, [*app.routes, *(route for router in routers for route in router.routes)])
     app.add_middleware(Around, metrics=metrics, max_body_bytes=settings.max_body_bytes)
     return app
 

@@ -1,10 +1,11 @@
 """Between the routes and the queue: which model is meant, whether anyone would do the job, and waiting for it."""
 
 import asyncio
-import functools
+import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import anyio.to_thread
 from fastapi import Depends, Request, Response
@@ -14,6 +15,7 @@ from service.metrics import Metrics
 from service.negotiation import patience
 from service.params import Params
 from service.problems import Problem, invalid, no_worker
+from service.reading import Asked
 from service.settings import Settings
 from worker.contract import (
     Job,
@@ -24,7 +26,7 @@ from worker.contract import (
     ScoreResult,
     Task,
 )
-from worker.queue import JobQueue, QueueFull
+from worker.queue import DuplicateJob, JobQueue, QueueFull
 
 T = TypeVar("T")
 
@@ -81,28 +83,43 @@ class Desk:
         """Run something that decodes pictures, off the event loop and with few beside it."""
         return await anyio.to_thread.run_sync(build, limiter=self.decoding)
 
-    async def ask(self, request: Request, job: Job, model: ModelDescriptor, media: str) -> Response:
-        """Submit the job and answer with its result as `media`, or with 202 when that takes longer than is waited."""
+    async def ask(self, request: Request, asked: Asked[Any], job: Job, media: str) -> Response:
+        """Submit the job and answer with its result as `media`, or with 202 when that takes longer than is waited.
+
+        Under an Idempotency-Key that is taken, the same request is answered from the job that took it. A client that
+        hangs up cancels its job, unless it sent such a key, for then it may come back.
+        """
         wanted = patience(request.headers.get("prefer"), self.settings.wait_s)
-        submit = functools.partial(self.queue.submit, job, limit=self.settings.max_waiting)
-        try:
-            job_id = await anyio.to_thread.run_sync(submit)
-        except QueueFull as error:
-            self.metrics.rejected.labels(reason="queue-full").inc()
-            detail = f"{self.settings.max_waiting} jobs are waiting already; try again in a few seconds."
-            raise Problem(429, detail, kind="queue-full", headers={"Retry-After": "5"}) from error
-        self.metrics.enqueued.labels(task=job.task, model=model.name, priority=job.priority).inc()
-        view = await self.wait(request, job_id, wanted.wait_s)
-        if not view.status.is_terminal:
-            response = job_response(view, 202)
-        else:
-            response = await self.answer(view, media)
+        key = request.headers.get("idempotency-key")
+        job_id = await anyio.to_thread.run_sync(self._submit, job, asked, key, request.url.path)
+        view = await (self.queue.wait(job_id, wanted.wait_s) if key else self._wait(request, job_id, wanted.wait_s))
+        response = await self.answer(view, media) if view.status.is_terminal else job_response(view, 202)
         if wanted.applied:
             response.headers["Preference-Applied"] = wanted.applied
         response.headers["Vary"] = "Accept, Prefer"
         return response
 
-    async def wait(self, request: Request, job_id: str, wait_s: float) -> JobView:
+    def _submit(self, job: Job, asked: Asked[Any], key: str | None, path: str) -> str:
+        if key is not None and not re.fullmatch(r"[\x21-\x7e]{1,255}", key):
+            raise invalid("Idempotency-Key", "Idempotency-Key must be 1 to 255 visible ASCII characters.")
+        fingerprint = asked.fingerprint(path) if key else ""
+        job_id = None if key is None else "key-" + hashlib.sha256(key.encode()).hexdigest()[:40]
+        try:
+            job_id = self.queue.submit(job, job_id=job_id, limit=self.settings.max_waiting, fingerprint=fingerprint)
+        except QueueFull as error:
+            self.metrics.rejected.labels(reason="queue-full").inc()
+            detail = f"{self.settings.max_waiting} jobs are waiting already; try again in a few seconds."
+            raise Problem(429, detail, kind="queue-full", headers={"Retry-After": "5"}) from error
+        except DuplicateJob as error:
+            assert job_id is not None
+            if self.queue.view(job_id).fingerprint != fingerprint:
+                detail = "Idempotency-Key was used for another request; send a new key with a new request."
+                raise invalid("Idempotency-Key", detail) from error
+            return job_id
+        self.metrics.enqueued.labels(task=job.task, model=job.model, priority=job.priority).inc()
+        return job_id
+
+    async def _wait(self, request: Request, job_id: str, wait_s: float) -> JobView:
         """The job once it has ended or `wait_s` are over; a client that hangs up before that cancels it."""
         waiting = asyncio.ensure_future(self.queue.wait(job_id, wait_s))
         gone = asyncio.ensure_future(_hung_up(request))

@@ -101,23 +101,23 @@ class Around:
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, request id, and what `extra` brought."""
+    """One JSON object a line, as the workers write them: time (UTC), level, logger, message, request, and extras."""
 
     _KNOWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as one line."""
         line: dict[str, Any] = {
-            "time": round(record.created, 3),
-            "level": record.levelname,
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
         }
         if identity := request_id.get():
-            line["request_id"] = identity
+            line["request"] = identity
         line |= {name: value for name, value in vars(record).items() if name not in self._KNOWN}
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+            line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
 
 

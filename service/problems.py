@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Match
 
 from ncml.errors import InputError, TooLarge
 from worker.queue import JobNotFound
@@ -118,8 +119,11 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def install(app: FastAPI) -> None:
-    """Answer what a route or the routing raises on purpose; defects are for `service.middleware`."""
+def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
+    """Answer what a route or the routing raises on purpose; defects are for `service.middleware`.
+
+    `routes` are the application's endpoints.
+    """
 
     def answer(request: Request, problem: Problem) -> JSONResponse:
         return response(problem, str(request.state.request_id))
@@ -137,13 +141,13 @@ def install(app: FastAPI) -> None:
 
     async def on_http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        detail = str(error.detail)
+        detail, headers = str(error.detail), dict(error.headers or {})
         if error.status_code == 404:
             detail = f"There is nothing at {request.url.path}; /docs lists what there is."
         elif error.status_code == 405:
-            allowed = (error.headers or {}).get("Allow", "")
-            detail = f"{request.url.path} does not take {request.method}; it takes {allowed}."
-        return answer(request, Problem(error.status_code, detail, headers=error.headers))
+            headers["Allow"] = ", ".join(_methods(request, routes))
+            detail = f"{request.url.path} does not take {request.method}; it takes {headers['Allow']}."
+        return answer(request, Problem(error.status_code, detail, headers=headers))
 
     async def on_validation(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
@@ -164,6 +168,12 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, on_validation)
     app.add_exception_handler(JobNotFound, on_no_job)
     app.add_exception_handler(RedisError, on_redis)
+
+
+def _methods(request: Request, routes: Sequence[BaseRoute]) -> list[str]:
+    """What may be done at a path, by all its routes: the framework names only the first one's methods."""
+    matching = (route for route in routes if route.matches(request.scope)[0] is Match.PARTIAL)
+    return sorted({method for route in matching for method in getattr(route, "methods", None) or ()})
 
 
 def field_errors(errors: Sequence[Mapping[str, Any]]) -> list[FieldError]:

@@ -5,6 +5,7 @@
 
 import base64
 import binascii
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -39,6 +40,13 @@ class Asked(Generic[P]):
 
     params: P
     uploads: list[Upload]
+
+    def fingerprint(self, path: str) -> str:
+        """Digest of what is asked of `path`: the checked parameters and the files' bytes, not how they were sent."""
+        sha = hashlib.sha256(f"{path} {self.params.model_dump_json()}".encode())
+        for upload in self.uploads:
+            sha.update(hashlib.sha256(upload.data).digest())
+        return sha.hexdigest()
 
 
 async def read(request: Request, params: type[P], *, images: int) -> Asked[P]:
@@ -87,6 +95,10 @@ def documented(params: type[Params], *, images: int) -> dict[str, Any]:
         {"name": name, "in": "query", "required": False, "schema": member, "description": member.get("description", "")}
         for name, member in members.items()
     ]
+    headers = [
+        {"name": name, "in": "header", "required": False, "schema": {"type": "string"}, "description": description}
+        for name, description in _HEADERS.items()
+    ]
     text = {"type": "string", "contentEncoding": "base64", "description": "The picture's file in base64."}
     file = {"type": "string", "format": "binary", "description": "The picture's file."}
     as_json, as_form = dict(members), dict(members)
@@ -104,8 +116,14 @@ def documented(params: type[Params], *, images: int) -> dict[str, Any]:
     content[FORM] = {"schema": {"type": "object", "properties": as_form, "additionalProperties": False, **required}}
     if images:
         content["image/*"] = {"schema": {"type": "string", "format": "binary"}}
-    return {"parameters": query, "requestBody": {"required": bool(images), "content": content}}
+    return {"parameters": query + headers, "requestBody": {"required": bool(images), "content": content}}
 
+
+_HEADERS = {
+    "Prefer": "`wait=N` waits N seconds for the result, `respond-async` not at all (RFC 7240).",
+    "Idempotency-Key": "The same request under the same key is one job, however often it is sent.",
+    "X-Request-Id": "An id of your own for this request; it comes back and is in the logs.",
+}
 
 _PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYGD4DwABBAEAfbLI3wAAAABJRU5ErkJggg=="
 

@@ -87,6 +87,23 @@ async def cancel(job_id: JobId, desk: Here) -> Response:
     return answers.job_response(await anyio.to_thread.run_sync(desk.queue.cancel, job_id), 200)
 
 
+@router.delete(
+    "/{job_id}",
+    operation_id="delete_job",
+    summary="Forget a job",
+    status_code=204,
+    responses=problems.documented(404, 409, 422, 503),
+)
+async def delete(job_id: JobId, desk: Here) -> None:
+    """End a job if need be, and delete it with its input, result and pictures at once."""
+    await anyio.to_thread.run_sync(desk.queue.cancel, job_id)
+    if not (await desk.queue.wait(job_id, 5)).status.is_terminal:
+        raise Problem(
+            409, f"The job {job_id} is being canceled but has not ended yet; delete it again.", kind="running"
+        )
+    await anyio.to_thread.run_sync(desk.queue.forget, job_id)
+
+
 @router.get(
     "/{job_id}/preview",
     operation_id="get_job_preview",

@@ -46,10 +46,10 @@ async def generate(request: Request, desk: Here) -> Response:
     ```
     """
     media = negotiate(request.headers.get("accept"), answers.PICTURE_OFFERS)
-    params = (await reading.read(request, GenerateParams, images=0)).params
-    model, version = await desk.model(params, Task.GENERATE)
-    job = GenerateJob(model=model.name, version=version, **_drawn(request, desk, params, model))
-    return await desk.ask(request, job, model, media)
+    asked = await reading.read(request, GenerateParams, images=0)
+    model, version = await desk.model(asked.params, Task.GENERATE)
+    job = GenerateJob(model=model.name, version=version, **_drawn(request, desk, asked.params, model))
+    return await desk.ask(request, asked, job, media)
 
 
 @router.post(
@@ -92,7 +92,7 @@ async def complete(request: Request, desk: Here) -> Response:
         keep=keep,
         **_drawn(request, desk, params, model),
     )
-    return await desk.ask(request, job, model, media)
+    return await desk.ask(request, asked, job, media)
 
 
 def _drawn(request: Request, desk: Desk, params: PictureParams, model: ModelDescriptor) -> dict[str, Any]:

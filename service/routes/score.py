@@ -67,4 +67,4 @@ async def score(request: Request, desk: Here) -> Response:
         noise=params.noise,
         map=params.map,
     )
-    return await desk.ask(request, job, model, media)
+    return await desk.ask(request, asked, job, media)

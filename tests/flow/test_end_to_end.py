@@ -242,6 +242,29 @@ def test_a_client_that_hangs_up_cancels_its_job(stack: Stack) -> None:
     assert view.status is JobStatus.CANCELED
 
 
+def test_fifty_posts_with_one_key_are_one_job(stack: Stack) -> None:
+    known = set(stack.queue.redis.keys("rq:job:*"))
+
+    def ask(_: int) -> tuple[int, str, bytes]:
+        answer = stack.http.post("/generate?noise=0", headers={"idempotency-key": "fifty"})
+        return answer.status_code, answer.headers["x-job-id"], answer.content
+
+    with ThreadPoolExecutor(50) as pool:
+        answers = set(pool.map(ask, range(50)))
+    assert len(answers) == 1
+    assert answers.pop()[0] == 200
+    assert len(set(stack.queue.redis.keys("rq:job:*")) - known) == 1
+
+
+def test_a_deleted_job_leaves_nothing(stack: Stack) -> None:
+    job_id = stack.http.post("/generate?noise=0").headers["x-job-id"]
+    location = long_job(stack)
+    for path in (f"/jobs/{job_id}", location):
+        assert stack.http.delete(path).status_code == 204
+        assert stack.http.get(path).status_code == 404
+        assert [key for key in stack.queue.redis.keys("*") if path.removeprefix("/jobs/").encode() in key] == []
+
+
 def test_many_at_once_are_all_answered_rightly(stack: Stack) -> None:
     levels = list(range(0, 240, 5))
     pictures = [np.full((8, 8, 3), level, np.uint8) for level in levels]
@@ -332,7 +355,8 @@ def test_schemathesis_finds_nothing(stack: Stack, tmp_path: Path) -> None:
     command = [
         sys.executable, "-m", "schemathesis.cli", "run", f"{stack.http.base_url}/openapi.json",
         "--exclude-operation-id", "follow_job", "--exclude-checks", "positive_data_acceptance",
-        "--max-examples", "20", "--max-time", "20", "--seed", "1", "--request-timeout", "20", "--header", "Prefer: wait=1",
+        "--max-examples", "20", "--max-time", "20", "--seed", "1", "--request-timeout", "20",
+        "--header", "Prefer: wait=1",
         "--generation-database", "none", "--no-color", "--continue-on-failure",
     ]  # fmt: skip
     hooks = {"SCHEMATHESIS_HOOKS": str(Path(__file__).with_name("strategies.py"))}

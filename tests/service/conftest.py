@@ -38,7 +38,7 @@ from worker.contract import (
     WorkerInfo,
     WorkerState,
 )
-from worker.queue import JobNotFound, QueueFull
+from worker.queue import DuplicateJob, JobNotFound, QueueFull
 
 MODEL = ModelDescriptor(
     name="tiny",
@@ -84,6 +84,7 @@ class FakeQueue:
     jobs: dict[str, tuple[Job, float]] = field(default_factory=dict)
     canceled: set[str] = field(default_factory=set)
     forgotten: set[str] = field(default_factory=set)
+    fingerprints: dict[str, str] = field(default_factory=dict)
     closed: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -91,14 +92,21 @@ class FakeQueue:
         if self.down:
             raise redis.ConnectionError("connection refused")
 
-    def submit(self, job: Job, *, job_id: str | None = None, limit: int | None = None) -> str:
+    def submit(self, job: Job, *, job_id: str | None = None, limit: int | None = None, fingerprint: str = "") -> str:
         self._reach()
         with self.lock:
+            if job_id in self.jobs:
+                raise DuplicateJob("taken")
             if self.full or (limit is not None and len(self.jobs) >= limit):
                 raise QueueFull("full")
             job_id = job_id or f"job-{len(self.jobs)}"
             self.jobs[job_id] = (job, time.time())
+            self.fingerprints[job_id] = fingerprint
         return job_id
+
+    def forget(self, job_id: str) -> None:
+        assert self.view(job_id).status.is_terminal
+        del self.jobs[job_id]
 
     def cancel(self, job_id: str) -> JobView:
         if not self.view(job_id).status.is_terminal:
@@ -126,6 +134,7 @@ class FakeQueue:
             model_name=job.model,
             priority=job.priority,
             request_id=job.request_id,
+            fingerprint=self.fingerprints[job_id],
             n=job.n,
             created_at=at,
             started_at=at,

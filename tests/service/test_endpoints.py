@@ -248,6 +248,32 @@ def test_events_are_streamed_and_resumed(client: TestClient, queue) -> None:
     assert client.get("/jobs/nothing/events").status_code == 404
 
 
+def test_the_same_request_under_one_key_is_one_job(client: TestClient, queue) -> None:
+    key = {"idempotency-key": "order-1"}
+    first = client.post("/score?class=cat", files=[part(flat(9))], headers=key)
+    again = client.post("/score", files=[part(flat(9), "image")], data={"class": "cat"}, headers=key)
+    raw = {"content": flat(9), "headers": key | {"content-type": "image/png"}}
+    assert first.json() == again.json() == client.post("/score?class=cat", **raw).json()
+    assert len(queue.jobs) == 1
+    seeds = {client.post("/generate", headers={"idempotency-key": "order-2"}).headers["x-seed"] for _ in range(3)}
+    assert len(seeds) == 1
+    for path, files in (("/score?class=dog", flat(9)), ("/score?class=cat", flat(8)), ("/complete?class=cat", flat(9))):
+        answer = client.post(path, files=[part(files)], headers=key)
+        assert answer.status_code == 422
+        assert answer.json()["errors"][0]["field"] == "Idempotency-Key"
+    assert client.post("/generate", headers={"idempotency-key": "a b"}).status_code == 422
+    assert len(queue.jobs) == 2
+
+
+def test_a_deleted_job_is_gone_at_once(client: TestClient, queue) -> None:
+    queue.delay_s = 60
+    client.post("/generate", headers={"prefer": "respond-async"})
+    assert client.delete("/jobs/job-0").status_code == 204
+    for path in ("/jobs/job-0", "/jobs/job-0/result"):
+        assert client.get(path).status_code == 404
+    assert client.delete("/jobs/job-0").status_code == 404
+
+
 # What is served
 
 

@@ -80,16 +80,16 @@ def test_a_line_in_the_log_for_each_request(client: TestClient, caplog: pytest.L
         line = json.loads(JsonLines().format(lines[0]))
     finally:
         request_id.reset(token)
-    assert line["request_id"] == "r-1"
+    assert line["request"] == "r-1"
     assert line["seconds"] > 0
-    assert line["level"] == "INFO"
+    assert line["level"] == "info"
 
 
 def test_a_defect_is_logged_with_its_traceback(client, queue, caplog: pytest.LogCaptureFixture) -> None:
     del queue.served
     client.get("/models")
     [record] = [record for record in caplog.records if record.levelname == "ERROR"]
-    assert "AttributeError" in json.loads(JsonLines().format(record))["exception"]
+    assert "AttributeError" in json.loads(JsonLines().format(record))["traceback"]
 
 
 def test_every_answer_protects_the_browser(client: TestClient) -> None:
@@ -114,11 +114,13 @@ def test_the_document_says_what_is_taken_and_answered(client: TestClient) -> Non
     document = client.get("/openapi.json").json()
     operations = {op["operationId"]: op for path in document["paths"].values() for op in path.values()}
     assert operations.keys() == {
-        "score", "generate", "complete", "get_job", "get_job_result", "cancel_job", "get_job_preview", "follow_job",
+        "score", "generate", "complete", "get_job", "get_job_result", "cancel_job", "delete_job", "get_job_preview",
+        "follow_job",
         "list_models", "get_model", "health", "readiness", "metrics",
     }  # fmt: skip
     assert {p["name"] for p in operations["generate"]["parameters"]} == {
         "model", "class", "priority", "n", "seed", "noise", "steps", "solver",
+        "Prefer", "Idempotency-Key", "X-Request-Id",
     }  # fmt: skip
     assert operations["score"]["requestBody"]["content"].keys() == {
         "application/json", "multipart/form-data", "image/*",

@@ -181,6 +181,11 @@ def test_what_is_not_there_is_a_problem_too(client, method: str, path: str, stat
     assert_problem(client.request(method, path), status)
 
 
+def test_allow_names_every_method_of_a_path(client) -> None:
+    assert client.options("/jobs/job-0").headers["allow"] == "DELETE, GET"
+    assert client.get("/score").headers["allow"] == "POST"
+
+
 def test_accept_is_negotiated(client) -> None:
     for accept in ("image/png", "text/html", "application/json;q=0", "image/*"):
         body = assert_problem(client.post("/score", files=[("image", PICTURE)], headers={"accept": accept}), 406)
