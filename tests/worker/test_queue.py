@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests.conftest import Valkey
 from worker.contract import GenerateJob, JobStatus, Lane, Pixels, Priority, ScoreJob
 from worker.queue import DuplicateJob, JobNotFound, JobQueue, QueueError, QueueFull
 
@@ -104,6 +105,12 @@ def test_the_stream_of_a_job_can_be_resumed_and_ends_with_its_last_state(queue: 
         await queue.aclose()
 
     asyncio.run(main())
+
+
+def test_a_unix_socket_serves_all_of_it(valkey_server: Valkey, valkey_url: str) -> None:
+    with contextlib.closing(JobQueue.from_url(valkey_server.unix_url)) as queue:
+        job_id = queue.submit(GenerateJob(model="m", start_within_s=0.01))
+        assert asyncio.run(_wait(queue, job_id, 3.0)).status is JobStatus.EXPIRED
 
 
 def test_every_key_of_an_ended_job_expires(queue: JobQueue) -> None:

@@ -1,0 +1,142 @@
+"""The JSON that crosses the queue: a change of it shows in `contract.json`, and in review."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from worker.contract import (
+    JOB,
+    MAX_SEED,
+    RESULT,
+    CompleteJob,
+    Event,
+    GenerateJob,
+    JobError,
+    JobStatus,
+    JobView,
+    Lane,
+    ModelDescriptor,
+    ModelRef,
+    PictureResult,
+    Pictures,
+    Pixels,
+    Preprocessing,
+    Priority,
+    Progress,
+    Score,
+    ScoreJob,
+    ScoreResult,
+    Task,
+    Timing,
+    batch_key,
+    queue_name,
+)
+
+PIXELS = Pixels(height=1, width=2, data=bytes([0, 1, 2, 253, 254, 255]))
+MODEL = ModelRef(name="m", version="ab" * 32)
+TIMING = Timing(queue_s=0.25, compute_s=1.5, batch_size=3)
+
+EXAMPLES: dict[str, BaseModel] = {
+    "score": ScoreJob(
+        model="m", images=(PIXELS, PIXELS), class_name="cat", noise=2.5, map=True, priority=Priority.HIGH,
+        request_id="r",
+    ),
+    "generate": GenerateJob(model="m", version="ab" * 32, n=4, seed=7, steps=20, solver="heun", priority=Priority.LOW),
+    "complete": CompleteJob(model="m", image=PIXELS, keep="left", n=2, noise=0.0, timeout_s=30.0),
+    "score result": ScoreResult(
+        model=MODEL, timing=TIMING, results=(Score(bpd=3.5, log_likelihood=-14.5, map=b"\x00\x00`@\x00\x00`@"),)
+    ),
+    "picture result": PictureResult(
+        task=Task.GENERATE,
+        model=MODEL,
+        timing=TIMING,
+        seeds=(7, 8),
+        pictures=Pictures(blob="ncml:blob:j", n=2, height=1, width=2),
+    ),
+    "view": JobView(
+        id="j", status=JobStatus.FAILED, task=Task.SCORE, model=MODEL, model_name="m", priority=Priority.NORMAL,
+        request_id="r", n=1, created_at=1.0, started_at=2.0, ended_at=3.0, timing=TIMING,
+        progress=Progress(stage="refine", step=3, total=20, done=0, n=1),
+        error=JobError(reason="input", field="class", detail="there is no class 'x'."),
+    ),
+    "event": Event(id="1-0", kind="status", status=JobStatus.RUNNING),
+    "descriptor": ModelDescriptor(
+        name="m", version="ab" * 32, height=32, width=32, classes=("cat",), noise=10.0, keeps=("top",), solver="heun",
+        solvers={"heun": 10}, preprocessing=Preprocessing(name="p", version=1), metrics={"test_bpd": 3.5}, card="# m",
+    ),
+}  # fmt: skip
+
+
+def test_every_message_is_written_as_it_was_and_read_back() -> None:
+    golden: dict[str, Any] = json.loads(Path(__file__).with_name("contract.json").read_text())
+    assert {name: json.loads(message.model_dump_json()) for name, message in EXAMPLES.items()} == golden
+    for name, message in EXAMPLES.items():
+        assert type(message).model_validate_json(json.dumps(golden[name])) == message
+
+
+@pytest.mark.parametrize("name", ["score", "generate", "complete"])
+def test_a_job_is_read_by_its_task(name: str) -> None:
+    assert JOB.validate_json(EXAMPLES[name].model_dump_json()) == EXAMPLES[name]
+
+
+@pytest.mark.parametrize("name", ["score result", "picture result"])
+def test_a_result_is_read_by_its_task(name: str) -> None:
+    assert RESULT.validate_json(EXAMPLES[name].model_dump_json()) == EXAMPLES[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("score", {"images": []}),
+        ("score", {"images": [{"height": 1, "width": 2, "data": "AAAA"}]}),
+        ("score", {"images": [{"height": 1, "width": 1, "data": "AAAA"}] * 65}),
+        ("score", {"noise": -1}),
+        ("score", {"noise": float("inf")}),
+        ("score", {"surprise": 1}),
+        ("score", {"priority": "urgent"}),
+        ("generate", {"n": 0}),
+        ("generate", {"n": 65}),
+        ("generate", {"seed": -1}),
+        ("generate", {"seed": MAX_SEED, "n": 2}),
+        ("generate", {"steps": 0}),
+        ("generate", {"steps": 1001}),
+        ("generate", {"timeout_s": 0}),
+        ("complete", {"keep": "middle"}),
+    ],
+)
+def test_what_cannot_be_done_is_not_a_job(name: str, change: dict[str, Any]) -> None:
+    payload = EXAMPLES[name].model_dump(mode="json")
+    JOB.validate_json(json.dumps(payload))
+    with pytest.raises(ValidationError):
+        JOB.validate_json(json.dumps(payload | change))
+
+
+def test_images_of_one_job_have_one_size() -> None:
+    with pytest.raises(ValidationError, match="differ in size"):
+        ScoreJob(model="m", images=(PIXELS, Pixels(height=2, width=1, data=bytes(6))))
+
+
+def test_the_largest_seed_is_usable() -> None:
+    assert GenerateJob(model="m", seed=MAX_SEED - 1, n=2).seeds == (MAX_SEED - 1, MAX_SEED)
+
+
+def test_what_shares_a_batch_and_what_does_not() -> None:
+    job = GenerateJob(model="m", n=2, seed=1, class_name="cat")
+    same = [{"n": 5}, {"seed": 9}, {"class_name": None}, {"priority": Priority.HIGH}, {"timeout_s": 1.0}]
+    other = [{"model": "k"}, {"version": "ab"}, {"noise": 0.0}, {"steps": 3}, {"solver": "heun"}]
+    assert {batch_key(job.model_copy(update=change)) for change in same} == {batch_key(job)}
+    assert len({batch_key(job.model_copy(update=change)) for change in other} | {batch_key(job)}) == 6
+    canvas = CompleteJob(model="m", image=PIXELS)
+    assert len({batch_key(canvas.model_copy(update={"keep": keep})) for keep in ("top", "left")}) == 2
+    scoring = ScoreJob(model="m", images=(PIXELS,))
+    assert batch_key(scoring) == batch_key(scoring.model_copy(update={"images": (PIXELS, PIXELS)}))
+    assert len({batch_key(scoring.model_copy(update=change)) for change in ({}, {"map": True}, {"noise": 1.0})}) == 3
+
+
+def test_states_and_lanes() -> None:
+    assert {status for status in JobStatus if not status.is_terminal} == {"queued", "running"}
+    assert {task: task.lane for task in Task} == {"score": "score", "generate": "generate", "complete": "generate"}
+    assert queue_name(Lane.SCORE, Priority.HIGH) == "ncml:score:high"
