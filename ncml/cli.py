@@ -11,20 +11,23 @@ import functools
 import io
 import itertools
 import json
+import math
 import os
 import re
 import secrets
+import shlex
 import sys
 import time
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import tyro
 from tyro.conf import Positional, arg
 
-from ncml import images
+from ncml import config, images
 from ncml.errors import InputError, ModelError, NcmlError
 from ncml.folders import model_folders, search_path
 
@@ -35,7 +38,18 @@ BATCH = 64
 """Pictures scored in one call of the model."""
 PATIENCE_S = 2.0
 """What takes longer shows a progress bar."""
+QUIET_S = 30.0
+"""How often a line tells of progress where there is no terminal."""
 MAX_SEED = 2**53 - 1
+
+
+class Bar(Protocol):
+    """What draws progress."""
+
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Stage `stage` is `done` of `total`."""
+        ...
+
 
 ModelOption = Annotated[str, arg(aliases=("-m",), metavar="NAME|PATH")]
 ClassOption = Annotated[str | None, arg(name="class", metavar="NAME", help_behavior_hint="(default: none)")]
@@ -46,6 +60,71 @@ SolverOption = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(de
 CountOption = Annotated[int, arg(name="number", aliases=("-n",))]
 OutOption = Annotated[Path, arg(name="output", aliases=("-o",))]
 JsonOption = Annotated[bool, arg(name="json")]
+
+
+def train(
+    recipe: Annotated[Positional[str], arg(metavar="RECIPE")],
+    /,
+    *,
+    data: Annotated[str, arg(metavar="FOLDER|NAME")],
+    out: Annotated[Path, arg(metavar="FOLDER")],
+    process: Literal["vp", "ve", "sub-vp"] = "vp",
+    noise: float = 10.0,
+    objective: Literal["ncml", "mle"] = "ncml",
+    images: Annotated[int | None, arg(metavar="COUNT", help_behavior_hint="(default: the recipe's)")] = None,
+    max_minutes: Annotated[float, arg(metavar="MINUTES", help_behavior_hint="(default: no limit)")] = math.inf,
+    resume: bool = False,
+    threads: Annotated[int | None, arg(metavar="COUNT", help_behavior_hint="(default: all cores)")] = None,
+    device: str = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Train a model on your pictures and write its folder, ready to be served.
+
+    Args:
+        recipe: smoke, cifar10_small, paper_cifar10, paper_imagenet64 or paper_celeba64.
+        data: Folder of pictures (a subfolder for each class, or none), folder of parquet files, or Hub name.
+        out: Folder of the model; its name is the model's name.
+        process: Noising process.
+        noise: Largest noise, in grey levels.
+        objective: Noise conditional maximum likelihood, or plain maximum likelihood.
+        images: Pictures to see in all.
+        max_minutes: Stop after this time, save and measure.
+        resume: Go on with the run that the folder holds.
+        threads: Processor cores to use.
+        device: Where to compute: cpu, cuda or cuda:N.
+        as_json: Print JSON.
+    """
+    chosen = config.recipe(recipe)
+    for name, value in (("noise", noise), ("images", images), ("max-minutes", max_minutes), ("threads", threads)):
+        if value is not None and value <= 0:
+            raise InputError(name, f"--{name} must be more than 0, not {value}.")
+    training = replace(chosen.training, images=images or chosen.training.images)
+    chosen = replace(chosen, noise=replace(chosen.noise, process=process, grey_levels=noise), training=training)
+    if objective == "mle":
+        chosen = config.maximum_likelihood(chosen)
+
+    import torch
+
+    from ncml.fit import fit
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with progress_bar() as bar:
+        fitted = fit(
+            chosen,
+            data,
+            out,
+            command=described(sys.argv[1:], data),
+            resume=resume,
+            device=device,
+            max_seconds=60 * max_minutes,
+            bar=bar,
+        )
+    if as_json:
+        model = {"name": fitted.folder.name, "version": fitted.version}
+        print_json({"model": model, "folder": str(fitted.folder), "metrics": fitted.metrics})
+    else:
+        print(fitted.folder, *(f"{name} {value:g}" for name, value in fitted.metrics.items()), sep="  ")
 
 
 def score(
@@ -209,7 +288,13 @@ def models(*, as_json: JsonOption = False) -> None:
                 print("  classes:", ", ".join(m["classes"]))
 
 
-COMMANDS: tuple[Callable[..., Any], ...] = (score, generate, complete, models)
+COMMANDS: tuple[Callable[..., Any], ...] = (train, score, generate, complete, models)
+
+
+def described(arguments: Sequence[str], data: str) -> str:
+    """The command as a model card quotes it: whole, but for where on this machine the data lies."""
+    quoted = (f"…/{Path(a).name}" if a == data and Path(a).is_dir() else shlex.quote(a) for a in arguments)
+    return " ".join(["ncml", *quoted])
 
 
 def load(model: str, device: str) -> "Model":
@@ -257,29 +342,42 @@ def print_json(value: Any) -> None:
 
 
 @contextlib.contextmanager
-def progress_bar() -> Generator[Callable[[str, int, int], None]]:
-    """A function of (stage, done, total) that draws a bar on a terminal once `PATIENCE_S` have passed."""
-    from rich.console import Console
-    from rich.progress import Progress
+def progress_bar() -> Generator[Callable[..., None]]:
+    """A function of (stage, done, total, note = "") that draws a bar once `PATIENCE_S` have passed.
 
-    begun = time.monotonic()
+    Where standard error is no terminal, it writes a line every `QUIET_S` instead.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    begun = last = time.monotonic()
+    console = Console(stderr=True)
     with contextlib.ExitStack() as stack:
         bar: Progress | None = None
         tasks: dict[str, Any] = {}
 
-        def show(stage: str, done: int, total: int) -> None:
-            nonlocal bar
-            if bar is None and time.monotonic() - begun >= PATIENCE_S:
-                bar = stack.enter_context(Progress(console=Console(stderr=True), transient=True))
-            if bar is not None:
-                if stage not in tasks:
-                    tasks[stage] = bar.add_task(stage.replace("_", " "), total=total)
-                bar.update(tasks[stage], completed=done, total=total)
+        def show(stage: str, done: int, total: int, note: str = "") -> None:
+            nonlocal bar, last
+            now = time.monotonic()
+            if now - begun < PATIENCE_S:
+                return
+            if not console.is_terminal:
+                if now - last >= QUIET_S:
+                    last = now
+                    print(f"{stage.replace('_', ' ')} {done}/{total} {note}".rstrip(), file=sys.stderr, flush=True)
+                return
+            if bar is None:
+                columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+                described = TextColumn("{task.description}")
+                bar = stack.enter_context(Progress(described, *columns, console=console, transient=True))
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage.replace("_", " "), total=total, note=note)
+            bar.update(tasks[stage], completed=done, total=total, note=note)
 
         yield show
 
 
-def step_of(bar: Callable[[str, int, int], None]) -> Callable[[Any], None]:
+def step_of(bar: Bar) -> Callable[[Any], None]:
     """The sampler's callback that feeds a progress bar."""
     return lambda progress: bar(progress.stage, progress.step, progress.total)
 
@@ -331,8 +429,8 @@ def _deferred(command: Callable[..., Any]) -> Callable[..., functools.partial[An
 
 def one_line(box: str) -> str:
     """The box that tyro draws for an error as one line: what is wrong, and the nearest spelling where it knows one."""
-    lines = [line.strip("│| ") for line in box.splitlines() if line.startswith(("│", "|"))]
-    sections = [list(part) for rule, part in itertools.groupby(lines, lambda line: not line.strip("─-")) if not rule]
+    lines = [line.strip("│ ") for line in box.splitlines()[1:]]  # without its title; no │ where output is ASCII
+    sections = [list(part) for rule, part in itertools.groupby(lines, lambda line: not line.strip("─-╰╯")) if not rule]
     said = [" ".join(part) for part in sections if "helptext" not in part[0]]
     return re.sub(r" in ncml .*", "", ". ".join(said))
 
