@@ -123,4 +123,5 @@ def replace_file(path: Path, write: Any) -> None:
     """Write a file beside `path`, then move it there, so that a reader or a crash never sees half of it."""
     new = path.with_name(f".{path.name}.new")
     write(new)
+    new.chmod(0o644)  # safetensors makes its files private; a service may run as another user
     os.replace(new, path)

@@ -42,6 +42,10 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.images_NHWC)
 
+    def first(self, count: int) -> Dataset:
+        """The first so many pictures."""
+        return Dataset(self.images_NHWC[:count], self.labels_N[:count], self.classes, self.skipped)
+
     def part(self, name: Part) -> Dataset:
         """One of three disjoint parts by position i in the dataset's order: i mod 50 is 0-1, 2-6, or the rest (fit)."""
         position = torch.arange(len(self)) % SPLIT

@@ -11,6 +11,7 @@ continues as if it had never stopped. The weights that are kept are the moving a
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import time
 from collections.abc import Callable
@@ -19,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -29,9 +31,10 @@ from ncml.data import Dataset
 from ncml.errors import InputError, TrainingError
 from ncml.likelihood import bits_per_dim, from_uint8, log_prob
 from ncml.network import NCPN
-from ncml.noise import end_time, scale
+from ncml.noise import end_time, process, scale
 
-STATE, PROGRESS = "state.safetensors", "state.json"
+STATE = "training/state.safetensors"
+"""Where a run keeps its state, inside the model folder."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,8 @@ def _noised(x_BCHW: Tensor, config: Config, generator: torch.Generator) -> tuple
     t_B = (1 - torch.rand(B, generator=generator)) * end_time(config.noise)
     t_B[torch.rand(B, generator=generator) < config.training.clean_mass] = 0
     noise_BCHW = torch.randn(x_BCHW.shape, generator=generator)
-    process = _process(config)
-    alpha_B, sigma_B = process.alpha(t_B), process.sigma(t_B)
+    process_ = process(config.noise)
+    alpha_B, sigma_B = process_.alpha(t_B), process_.sigma(t_B)
     return scale(alpha_B, x_BCHW) * x_BCHW + scale(sigma_B, x_BCHW) * noise_BCHW, t_B
 
 
@@ -87,7 +90,9 @@ def loss_bits(network: torch.nn.Module, batch: Batch, *, bf16: bool) -> Tensor:
 
 
 @torch.inference_mode()
-def held_out_bits(network: NCPN, data: Dataset, *, batch_size: int = 64, report: Callable[[int], None] | None = None) -> float:
+def held_out_bits(
+    network: NCPN, data: Dataset, *, batch_size: int = 64, report: Callable[[int], None] | None = None
+) -> float:
     """Bits per dimension of clean pictures under the null class, each picture weighing the same."""
     device = next(network.parameters()).device
     total = 0.0
@@ -117,7 +122,7 @@ class Trainer:
         torch.manual_seed(config.training.seed)
         self.network = NCPN(config).to(self.device, memory_format=torch.channels_last)
         self.average: AveragedModel = AveragedModel(
-            self.network, multi_avg_fn=get_ema_multi_avg_fn(config.training.ema), use_buffers=True
+            self.network, multi_avg_fn=_warm_ema(config.training.ema), use_buffers=True
         )
         self.optimizer = torch.optim.Adam(
             self.network.parameters(), lr=config.training.learning_rate, betas=config.training.betas, foreach=True
@@ -151,16 +156,18 @@ class Trainer:
         batch = Batch(*(getattr(batch, field.name).to(self.device) for field in dataclasses.fields(Batch)))
         loss = loss_bits(self.network, batch, bf16=training.precision == "bf16").mean()
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), training.clip)
+        parameters = list(self.network.parameters())
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if not torch.isfinite(norm) or not torch.isfinite(loss):
-            raise TrainingError(self._diverged(float(loss)))
+            raise TrainingError(self._diverged(float(loss.detach())))
+        torch.nn.utils.clip_grads_with_norm_(parameters, training.clip, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(training, self.images)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.average.update_parameters(self.network)
         self.step += 1
-        return float(loss)
+        return float(loss.detach())
 
     def _diverged(self, loss: float) -> str:
         bad = [n for n, p in self.network.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
@@ -170,32 +177,33 @@ class Trainer:
             "resume from the last checkpoint with a lower learning rate."
         )
 
-    def save(self, folder: Path) -> None:
-        """Write all that an exact resume needs: safetensors and JSON."""
-        folder.mkdir(parents=True, exist_ok=True)
+    def save(self, path: Path) -> None:
+        """Write all that an exact resume needs into one safetensors file, whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
         state = {f"network.{k}": v for k, v in self.network.state_dict().items()}
         state |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
         for index, moments in self.optimizer.state_dict()["state"].items():
             state |= {f"optimizer.{index}.{k}": v for k, v in moments.items()}
         state = {k: v.contiguous().clone() for k, v in state.items()}
-        checkpoint.replace_file(folder / STATE, lambda path: save_file(state, path))
         progress = {
             "step": self.step,
             "seconds": self.seconds,
             "history": self.history,
             "config": self.config.to_json(),
-            "digest": _digest(state),
         }
-        checkpoint.write_json(folder / PROGRESS, progress)
+        metadata = {"progress": json.dumps(progress)}
+        checkpoint.replace_file(path, lambda new: save_file(state, new, metadata=metadata))
 
-    def resume(self, folder: Path) -> None:
-        """Continue a saved run; TrainingError if it is another recipe's or was cut short while being written."""
-        progress = checkpoint.read_json(folder / PROGRESS)
+    def resume(self, path: Path) -> None:
+        """Continue a saved run; TrainingError if the file is damaged or another network's."""
+        try:
+            with safe_open(path, "pt") as file:
+                progress = json.loads(file.metadata()["progress"])
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise TrainingError(f"{path} is not a training state that can be resumed: {error}.") from error
         if Config.from_json(progress["config"]).model != self.config.model:
-            raise TrainingError(f"{folder} holds a run of another network; give another --out or the recipe it began with.")
-        state = load_file(folder / STATE)
-        if _digest(state) != progress["digest"]:
-            raise TrainingError(f"{folder} was interrupted between two files; restore it from a copy or start anew.")
+            raise TrainingError(f"{path} is a run of another network; give another --out, or the recipe it began with.")
 
         def under(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
@@ -219,7 +227,7 @@ def run(
     max_seconds: float = math.inf,
     report: Callable[[Trainer, float, float], None] | None = None,
 ) -> None:
-    """Train until the run is finished or the time is up, saving and measuring every `interval` images.
+    """Train until the run is finished or the time is up, saving to the file `state` and measuring every so many images.
 
     report: called after every step with the trainer, a running mean of the loss in bits per dimension, and images per
     second. KeyboardInterrupt is raised again after the state is saved.
@@ -253,10 +261,14 @@ def run(
     save()
 
 
-def _process(config: Config) -> Any:
-    from ncml.noise import process
+def _warm_ema(decay: float) -> Callable[[list[Tensor], list[Tensor], Any], None]:
+    """The moving average, with a shorter memory in the first steps so that it forgets the random initial weights."""
 
-    return process(config.noise)
+    def update(average: list[Tensor], current: list[Tensor], averaged: Any) -> None:
+        n = int(averaged)
+        get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(average, current, averaged)
+
+    return update
 
 
 def _at(position: int, count: int, seed: int) -> int:
@@ -277,8 +289,5 @@ def _order(epoch: int, count: int, seed: int) -> Tensor:
 
 
 def _mix(seed: int, step: int) -> int:
+    """A generator's seed for a step; even for steps, so that seed + 1 is free for another use."""
     return (seed * 1_000_003 + step * 2) & (2**63 - 1)
-
-
-def _digest(state: dict[str, Tensor]) -> float:
-    return sum(float(v.double().sum()) for k, v in sorted(state.items()) if k.startswith("network."))
