@@ -56,6 +56,10 @@ ClassOption = Annotated[str | None, arg(name="class", metavar="NAME", help_behav
 NoiseOption = Annotated[float | None, arg(metavar="LEVELS", help_behavior_hint="(default: the model's)")]
 StepsOption = Annotated[int | None, arg(help_behavior_hint="(default: the solver's)")]
 SeedOption = Annotated[int | None, arg(help_behavior_hint="(default: drawn)")]
+SamplerOption = Annotated[
+    str | None,
+    arg(metavar="NAME", help="Sampler; naive is the slow reference.", help_behavior_hint="(default: the fast one)"),
+]
 SolverOption = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: the model's)")]
 CountOption = Annotated[int, arg(name="number", aliases=("-n",))]
 OutOption = Annotated[Path, arg(name="output", aliases=("-o",))]
@@ -107,6 +111,7 @@ def train(
 
     from ncml.fit import fit
 
+    check_device(device)
     if threads is not None:
         torch.set_num_threads(threads)
     with progress_bar() as bar:
@@ -177,6 +182,7 @@ def generate(
     noise: NoiseOption = None,
     steps: StepsOption = None,
     solver: SolverOption = None,
+    sampler: SamplerOption = None,
     model: ModelOption = "cifar10",
     device: str = "cpu",
     as_json: JsonOption = False,
@@ -200,7 +206,14 @@ def generate(
     seed = first_seed(seed, number)
     with progress_bar() as bar:
         pictures = m.generate(
-            number, classes=class_, seeds=seed, noise=noise, steps=steps, solver=solver, callback=step_of(bar)
+            number,
+            classes=class_,
+            seeds=seed,
+            noise=noise,
+            steps=steps,
+            solver=solver,
+            sampler=sampler,
+            callback=step_of(bar),
         )
     write(pictures, output, m, seed, as_json)
 
@@ -217,6 +230,7 @@ def complete(
     noise: NoiseOption = None,
     steps: StepsOption = None,
     solver: SolverOption = None,
+    sampler: SamplerOption = None,
     model: ModelOption = "cifar10",
     device: str = "cpu",
     as_json: JsonOption = False,
@@ -251,6 +265,7 @@ def complete(
             noise=noise,
             steps=steps,
             solver=solver,
+            sampler=sampler,
             callback=step_of(bar),
         )
     write(pictures, output, m, seed, as_json, keep=known)
@@ -289,6 +304,16 @@ def models(*, as_json: JsonOption = False) -> None:
 
 
 COMMANDS: tuple[Callable[..., Any], ...] = (train, score, generate, complete, models)
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not here, before pictures are read."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # a PyTorch without CUDA asserts
+        raise InputError("device", f"the device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
 
 
 def described(arguments: Sequence[str], data: str) -> str:

@@ -50,7 +50,7 @@ def load(path: str | os.PathLike[str], device: str = "cpu") -> Model:
     """Open a model folder; raises ModelError, in one sentence, if it is not one."""
     try:
         network, description = checkpoint.load(path, device)
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # a PyTorch without CUDA asserts
         raise ModelError(f"{path} cannot be placed on {device!r}: {str(error).splitlines()[0]}") from error
     return Model(Path(path).resolve(), network.requires_grad_(False), description)
 

@@ -18,20 +18,28 @@ from ncml import cli
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
+def process(folder: Path, models: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, as a person runs it."""
+    return subprocess.run(
+        [sys.executable, "-m", "ncml.cli", *arguments],
+        cwd=folder,
+        env=os.environ | {"NCML_MODELS": str(models), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
 @pytest.fixture
-def run(tmp_path: Path, model_folder: Path) -> Run:
-    environment = os.environ | {"NCML_MODELS": str(model_folder.parent), "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
+def run(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The command in this process, which has loaded torch already."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NCML_MODELS", str(model_folder.parent))
 
     def ncml(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "ncml.cli", *arguments],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=100,
-            check=False,
-        )
+        status = cli.main(arguments)
+        return subprocess.CompletedProcess(arguments, status, *capsys.readouterr())
 
     return ncml
 
@@ -43,6 +51,25 @@ def picture(path: Path, height: int = 8, width: int = 8, seed: int = 0) -> Path:
 
 def read(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path))
+
+
+def test_train_writes_a_model_that_scores_and_a_card_that_says_how(run: Run, tmp_path: Path) -> None:
+    for name in ("dark", "light"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for i in range(20):
+            picture(tmp_path / "pictures" / name / f"{i}.png", seed=i)
+    command = ("train", "smoke", "--data", "pictures", "--out", "models/mine", "--images", "128", "--threads", "1")
+    done = process(tmp_path, tmp_path / "models", *command, "--json")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["model"]["name"] == "mine"
+    assert answer["metrics"]["images_seen"] == 128
+    assert "ncml train smoke --data …/pictures --out models/mine" in (tmp_path / "models/mine/card.md").read_text()
+    scored = run("score", "pictures/dark/0.png", "--model", "models/mine", "--class", "dark", "--json")
+    assert json.loads(scored.stdout)["model"] == answer["model"]
+    again = run(*command)
+    assert again.returncode == 2
+    assert "--resume" in again.stderr
 
 
 def test_score_json_agrees_with_the_library(run: Run, tmp_path: Path, model_folder: Path) -> None:
@@ -90,6 +117,15 @@ def test_generate_without_a_seed_tells_the_one_it_drew(run: Run, tmp_path: Path,
     np.testing.assert_array_equal(read(tmp_path / "a.png"), read(tmp_path / "b.png"))
 
 
+def test_the_naive_sampler_is_the_reference(run: Run, tmp_path: Path) -> None:
+    common = ("generate", "--seed", "3", "--noise", "0", "--model", "tiny")
+    assert run(*common, "-o", "fast.png").returncode == 0
+    assert run(*common, "-o", "naive.png", "--sampler", "naive").returncode == 0
+    first = [read(tmp_path / name)[0, 0].tolist() for name in ("fast.png", "naive.png")]
+    assert first[0] == first[1]  # later pixels may part: in fp32 a rounding may flip a choice
+    assert run(*common, "-o", "no.png", "--sampler", "slow").returncode == 2
+
+
 def test_complete_keeps_the_half_that_it_was_given(run: Run, tmp_path: Path, model_folder: Path) -> None:
     whole = read(picture(tmp_path / "whole.png"))
     Image.fromarray(whole[:4]).save(tmp_path / "half.png")
@@ -135,35 +171,34 @@ def test_models_lists_what_can_be_named(run: Run, model_folder: Path) -> None:
         (["generate", "-o", "a.png", "--solver", "huen"], "heun"),
         (["complete", "ok.png", "-o", "a.png", "--keep", "middle"], "middle"),
         (["complete", "missing.png", "-o", "a.png"], "missing.png"),
+        (["score", "ok.png", "--device", "cuda:99"], "cuda:99"),
         (["train", "smok", "--data", "x", "--out", "y"], "did you mean smoke?"),
-        (["train", "smoke", "--data", "no-such-data", "--out", "y"], "no-such-data"),
+        (["train", "smoke", "--data", "empty", "--out", "y"], "no readable picture"),
+        (["train", "smoke", "--data", "./not/there", "--out", "y"], "./not/there"),
+        (["train", "smoke", "--data", "x", "--out", "y", "--device", "cuda:99"], "cuda:99"),
+        (["train", "smoke", "--data", "x", "--out", "y", "--images", "0"], "--images must be more than 0"),
+        (["train", "smoke", "--data", "x", "--out", "y", "--objective", "gan"], "gan"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2(
-    arguments: list[str],
-    said: str,
-    tmp_path: Path,
-    model_folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("NCML_MODELS", str(model_folder.parent))
+def test_a_mistake_is_one_line_and_status_2(arguments: list[str], said: str, run: Run, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "empty").mkdir()
     picture(tmp_path / "ok.png")
-    status = cli.main([*arguments, *([] if "--model" in arguments or arguments[0] == "train" else ["--model", "tiny"])])
-    printed, complaint = capsys.readouterr()
-    assert (status, printed) == (2, ""), complaint
-    assert said in complaint
-    assert complaint.startswith("ncml: ")
-    assert complaint.count("\n") == 1
-
-
-def test_a_mistake_leaves_the_process_with_status_2_and_no_traceback(run: Run) -> None:
-    done = run("score", "missing.png", "--model", "tiny")
-    assert (done.returncode, done.stdout) == (2, "")
+    done = run(*arguments, *([] if "--model" in arguments or arguments[0] == "train" else ["--model", "tiny"]))
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert said in done.stderr
+    assert done.stderr.startswith("ncml: ")
     assert done.stderr.count("\n") == 1
-    assert "missing.png" in done.stderr
+
+
+def test_a_process_of_its_own_says_the_same(tmp_path: Path, model_folder: Path) -> None:
+    mistaken = process(tmp_path, model_folder.parent, "score", "missing.png", "--model", "tiny")
+    assert (mistaken.returncode, mistaken.stdout) == (2, "")
+    assert mistaken.stderr.count("\n") == 1
+    picture(tmp_path / "a.png")
+    right = process(tmp_path, model_folder.parent, "score", "a.png", "--model", "tiny")
+    assert (right.returncode, right.stderr) == (0, "")
+    assert "a.png" in right.stdout
 
 
 def test_help_is_quick_and_imports_no_torch(tmp_path: Path) -> None:
@@ -185,10 +220,15 @@ def test_help_is_quick_and_imports_no_torch(tmp_path: Path) -> None:
 
 def test_every_option_is_known_here() -> None:
     """A changed or lost option breaks people's scripts: change this list knowingly."""
+
+    def names(text: str) -> set[str]:
+        return set(text.split())
+
     options = {
-        "score": {"model", "class_", "noise", "device", "as_json"},
-        "generate": {"output", "number", "class_", "seed", "noise", "steps", "solver", "model", "device", "as_json"},
+        "score": names("model class_ noise device as_json"),
+        "generate": names("output number class_ seed noise steps solver sampler model device as_json"),
         "models": {"as_json"},
+        "train": names("data out process noise objective images max_minutes resume threads device as_json"),
     }
     options["complete"] = options["generate"] | {"keep"}
     for command in cli.COMMANDS:
