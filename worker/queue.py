@@ -178,7 +178,7 @@ class JobQueue:
         `fingerprint` goes into the job's view, to tell whether the job under a taken id is the same.
         `limit` is the most jobs that may wait in the lane: `QueueFull` beyond. Both are judged in the same atomic step.
         """
-        job_id = job_id or uuid.uuid4().hex
+        own, job_id = job_id is None, job_id or uuid.uuid4().hex
         if not _ID.fullmatch(job_id):
             raise ValueError(f"not a job id: {job_id!r}")
         lane = job.task.lane
@@ -218,7 +218,7 @@ class JobQueue:
                 *(part for item in fields.items() for part in item),
             ],
         )
-        if answer == b"duplicate":
+        if answer == b"duplicate" and not own:  # else the answer to a first try was lost on its way
             raise DuplicateJob(f"a job with the id {job_id} exists already")
         if answer == b"full":
             raise QueueFull(f"the {lane} lane holds {limit} waiting jobs; try again later")

@@ -104,9 +104,17 @@ class Fleet:
         assert [depth.depth for depth in self.queue.depths()] == [0] * 6
         left = [key for key in redis.keys("*") if b":wip:" in key or b":intermediate" in key]
         assert left == []
-        lasting = {key for key in redis.keys("*") if redis.ttl(key) < 0}
-        assert not {key for key in lasting if not key.startswith((b"rq:finished:", b"rq:failed:", b"rq:canceled:",
-                    b"rq:queues", b"rq:workers", b"ncml:wake:", b"ncml:workers"))}  # fmt: skip
+        known = (
+            b"rq:finished:",
+            b"rq:failed:",
+            b"rq:canceled:",
+            b"rq:queues",
+            b"rq:workers",
+            b"ncml:wake:",
+            b"ncml:workers",
+        )
+        lasting = [key for key in redis.keys("*") if redis.ttl(key) == -1 and not key.startswith(known)]
+        assert lasting == []
 
     def stop(self) -> None:
         for process in self.processes:
