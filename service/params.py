@@ -25,7 +25,9 @@ class Params(BaseModel):
         description="One of the model's classes, by name. Left out: no class.",
         examples=["cat"],
     )
-    priority: Priority = Field(default=Priority.NORMAL, description="Jobs of a higher priority are started first.")
+    priority: Priority = Field(
+        default=Priority.NORMAL, description="Jobs of a higher priority start first. Left out: normal."
+    )
 
 
 class ScoreParams(Params):
@@ -35,15 +37,15 @@ class ScoreParams(Params):
         default=0.0,
         ge=0,
         allow_inf_nan=False,
-        description="Score at this noise level, in grey levels; 0 is the exact likelihood of the image itself.",
+        description="Score at this noise level, in grey levels. Left out: 0, the exact likelihood of the image.",
     )
-    map: bool = Field(default=False, description="Also return bits per dimension for each pixel.")
+    map: bool = Field(default=False, description="Also return bits per dimension for each pixel. Left out: no.")
 
 
 class PictureParams(Params):
     """What /generate and /complete share."""
 
-    n: int = Field(default=1, ge=1, le=MAX_IMAGES, description="How many pictures.", examples=[4])
+    n: int = Field(default=1, ge=1, le=MAX_IMAGES, description="How many pictures. Left out: one.", examples=[4])
     seed: int | None = Field(
         default=None,
         ge=0,

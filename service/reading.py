@@ -91,9 +91,10 @@ def documented(params: type[Params], *, images: int) -> dict[str, Any]:
     schema = params.model_json_schema(ref_template="#/components/schemas/{model}")
     defs: dict[str, Any] = schema.get("$defs", {})
     members: dict[str, Any] = {name: _inlined(member, defs) for name, member in schema["properties"].items()}
+    texts = {name: _without_null(member) for name, member in members.items()}
     query = [
-        {"name": name, "in": "query", "required": False, "schema": member, "description": member.get("description", "")}
-        for name, member in members.items()
+        {"name": name, "in": "query", "required": False, "schema": member, "description": member["description"]}
+        for name, member in texts.items()
     ]
     headers = [
         {"name": name, "in": "header", "required": False, "schema": {"type": "string"}, "description": description}
@@ -101,21 +102,21 @@ def documented(params: type[Params], *, images: int) -> dict[str, Any]:
     ]
     text = {"type": "string", "contentEncoding": "base64", "description": "The picture's file in base64."}
     file = {"type": "string", "format": "binary", "description": "The picture's file."}
-    as_json, as_form = dict(members), dict(members)
-    content: dict[str, Any] = {}
+    as_json, as_form = dict(members), dict(texts)
+    required = {"required": ["image"]} if images else {}
     if images == 1:
         as_json["image"], as_form["image"] = text, file
     elif images:
         as_json["image"] = {"anyOf": [text, {"type": "array", "items": text, "minItems": 1, "maxItems": images}]}
         as_form["image"] = {"type": "array", "items": file, "minItems": 1, "maxItems": images}
-    required = {"required": ["image"]} if images else {}
-    content[JSON] = {
+    of_json = {
         "schema": {"type": "object", "properties": as_json, "additionalProperties": False, **required},
         "example": {"image": _PIXEL} if images else {"class": "cat", "n": 4, "seed": 7},
     }
-    content[FORM] = {"schema": {"type": "object", "properties": as_form, "additionalProperties": False, **required}}
+    of_form = {"schema": {"type": "object", "properties": as_form, "additionalProperties": False, **required}}
+    content: dict[str, Any] = {JSON: of_json, FORM: of_form}
     if images:
-        content["image/*"] = {"schema": {"type": "string", "format": "binary"}}
+        content = {FORM: of_form, "image/*": {"schema": {"type": "string", "format": "binary"}}, JSON: of_json}
     return {"parameters": query + headers, "requestBody": {"required": bool(images), "content": content}}
 
 
@@ -129,9 +130,20 @@ _PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYGD4DwABBA
 
 
 def _inlined(member: dict[str, Any], defs: Mapping[str, Any]) -> dict[str, Any]:
-    """A property's schema with references to `$defs` replaced by what they name."""
+    """A property's schema with references to `$defs` replaced by what they name.
+
+    Defaults stay in the descriptions: a page that fills them in would send them in the query and in the body.
+    """
     name = str(member.get("$ref", "")).rsplit("/", 1)[-1]
-    return {**defs[name], **{key: value for key, value in member.items() if key != "$ref"}} if name else member
+    return defs.get(name, {}) | {key: value for key, value in member.items() if key not in ("$ref", "default")}
+
+
+def _without_null(member: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a field in a query or a form, which is left out rather than null."""
+    if "anyOf" not in member:
+        return member
+    [kind] = [kind for kind in member["anyOf"] if kind.get("type") != "null"]
+    return kind | {key: value for key, value in member.items() if key != "anyOf"}
 
 
 def _once(items: Iterable[tuple[str, str]], where: str) -> dict[str, Any]:
