@@ -42,7 +42,7 @@ def save(folder: Path | str, network: NCPN, *, metrics: dict[str, Any] | None = 
     return version
 
 
-def load(folder: Path | str, device: str | torch.device = "cpu") -> tuple[NCPN, dict[str, Any]]:
+def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[NCPN, dict[str, Any]]:
     """Read a model folder: the network in evaluation mode, and `config.json` as it stands.
 
     Raises ModelError, in one sentence, for a missing or damaged file, pickled weights, missing or surplus weights, a
@@ -124,4 +124,4 @@ def replace_file(path: Path, write: Any) -> None:
     new = path.with_name(f".{path.name}.new")
     write(new)
     new.chmod(0o644)  # safetensors makes its files private; a service may run as another user
-    os.replace(new, path)
+    new.replace(path)

@@ -81,7 +81,7 @@ class TrainingConfig:
     """The objective and the optimiser."""
 
     clean_mass: float = 0.25
-    """Probability of t = 0 under mu (Eq. 8 of the paper); the rest is uniform on (0, T]. 1 is plain maximum likelihood."""
+    """Probability of t = 0 under mu (Eq. 8 of the paper), the rest uniform on (0, T]; 1 is maximum likelihood."""
     null_class: float = 0.1
     """Probability that an image's class is withheld, which trains the unconditional model."""
     turned: float = 0.25
@@ -204,9 +204,7 @@ def paper_celeba64() -> Config:
 
 
 def _at_64(config: Config, recipe: str) -> Config:
-    return replace(
-        config, recipe=recipe, model=replace(config.model, height=64, width=64, classes=(), dropout=0.0)
-    )
+    return replace(config, recipe=recipe, model=replace(config.model, height=64, width=64, classes=(), dropout=0.0))
 
 
 def paper_literal(config: Config, process: Literal["ve", "vp", "sub-vp"]) -> Config:

@@ -128,7 +128,7 @@ NCPN of {parameters:,} parameters, {config.model.height}x{config.model.width}, t
 
 - Command: `{command}`
 - Trained on: {len(trainer.data):,} of {len(pictures):,} pictures (the fit part), {trainer.images:,} images seen
-- Wall time: {trainer.seconds / 3600:.2f} h on {device}, {torch.get_num_threads()} thread(s), PyTorch {torch.__version__}
+- Wall time: {trainer.seconds / 3600:.2f} h on {device}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}
 - Classes: {", ".join(config.model.classes) or "none"}
 - Orientations: {"all four: completes every half" if config.model.orientations else "identity: completes the top half"}
 - **{bpd:.4f} bits/dim** at t = 0 on {count:,} pictures of {what}, averaged weights, no class given

@@ -63,7 +63,9 @@ def log_prob(x_BCHW: Tensor, parameters_BPHW: Tensor, edges_B: Tensor) -> Tensor
     mixture = split(parameters_BPHW)
     r, g, _ = x_BCHW.unbind(1)
     c_rg, c_rb, c_gb = (c[:, :, None] for c in mixture.coefficient_BKC.unbind(2))
-    shift_BKCHW = torch.cat([torch.zeros_like(c_rg), c_rg * r[:, None, None], c_rb * r[:, None, None] + c_gb * g[:, None, None]], 2)
+    shift_BKCHW = torch.cat(
+        [torch.zeros_like(c_rg), c_rg * r[:, None, None], c_rb * r[:, None, None] + c_gb * g[:, None, None]], 2
+    )
     centred_BKCHW = x_BCHW[:, None] - mixture.mean_BKC - shift_BKCHW
     inverse_scale = torch.exp(-mixture.log_scale_BKC)
     a = (centred_BKCHW + HALF) * inverse_scale

@@ -9,6 +9,8 @@ Shapes: B batch, C = 3 channels, H rows, W columns, F filters, E embedding, P pa
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -142,12 +144,12 @@ class NCPN(nn.Module):
             nn.ModuleList(Pair(config, index, down=False) for _ in range(level.blocks))
             for index, level in enumerate(levels)
         )
-        self.shrink = nn.ModuleList(Resample(a, b, down=False) for a, b in zip(widths, widths[1:], strict=False))
+        self.shrink = nn.ModuleList(Resample(a, b, down=False) for a, b in pairwise(widths))
         self.down = nn.ModuleList(
             nn.ModuleList(Pair(config, index, down=True) for _ in range(level.blocks + (index < last)))
             for index, level in enumerate(levels)
         )
-        self.grow = nn.ModuleList(Resample(b, a, down=True) for a, b in zip(widths, widths[1:], strict=False))
+        self.grow = nn.ModuleList(Resample(b, a, down=True) for a, b in pairwise(widths))
         self.head = Pointwise(2 * widths[0], PARAMETERS * config.model.mixtures)
         with torch.no_grad():
             self.head.weight.mul_(0.1)
@@ -170,12 +172,12 @@ class NCPN(nn.Module):
             if level:
                 h = self.shrink[level - 1](h)
                 skips.append(h)
-            for pair in pairs:
+            for pair in cast(nn.ModuleList, pairs):
                 h = pair(h, embedding_BE)
                 skips.append(h)
         h = skips.pop()
         for level in reversed(range(len(self.down))):
-            for pair in self.down[level]:
+            for pair in cast(nn.ModuleList, self.down[level]):
                 h = pair(h, embedding_BE, skips.pop())
             if level:
                 h = self.grow[level - 1](h)

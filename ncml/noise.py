@@ -66,7 +66,7 @@ class VP:
     beta_max: float = 20.0
 
     def beta(self, t: Tensor) -> Tensor:
-        """The linear schedule beta(t)."""
+        """The schedule of VP and sub-VP, linear in t."""
         return self.beta_min + t * (self.beta_max - self.beta_min)
 
     def integral(self, t: Tensor) -> Tensor:

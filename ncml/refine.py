@@ -11,6 +11,7 @@ a forward and a backward pass of the network.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -30,7 +31,14 @@ class Solver(Protocol):
     """One step of the reverse diffusion, from time t to the earlier time t_next."""
 
     def __call__(
-        self, x: Tensor, t: float, t_next: float, *, process: Process, score: ScoreFunction, normal: Callable[[], Tensor]
+        self,
+        x: Tensor,
+        t: float,
+        t_next: float,
+        *,
+        process: Process,
+        score: ScoreFunction,
+        normal: Callable[[], Tensor],
     ) -> Tensor:
         """[B, 3, H, W] at t -> at t_next. `normal` draws standard normal noise shaped like x, each image its own."""
         ...
@@ -56,7 +64,7 @@ def refine(
     """
     step_of = SOLVERS[solver]
     times = torch.linspace(t, min(t, t_end), steps, dtype=torch.float64).tolist()
-    for taken, (now, after) in enumerate(zip(times, times[1:], strict=False), 1):
+    for taken, (now, after) in enumerate(pairwise(times), 1):
         if after < now:
             x_BCHW = hold(step_of(x_BCHW, now, after, process=process, score=score, normal=normal), after)
         if on_step(taken, x_BCHW):

@@ -1,8 +1,8 @@
-"""Noise conditional maximum likelihood (Li and Kluger, 2022, Eq. 7-8):
+"""Noise conditional maximum likelihood (Li and Kluger, 2022, Eq. 7-8).
 
     maximise  E_{t ~ mu} E_{x ~ p_t} log p_{theta, t}(x),
 
-mu uniform on (0, T] with a point mass at t = 0. With all of the mass at 0 this is plain maximum likelihood.
+with mu uniform on (0, T] with a point mass at t = 0. With all of the mass at 0 this is plain maximum likelihood.
 
 Every step draws its own randomness from (seed, step), and its pictures from (seed, epoch): a run that stops and resumes
 continues as if it had never stopped. The weights that are kept are the moving average (EMA).
@@ -261,10 +261,10 @@ def run(
     save()
 
 
-def _warm_ema(decay: float) -> Callable[[list[Tensor], list[Tensor], Any], None]:
+def _warm_ema(decay: float) -> Callable[[Any, Any, Any], None]:
     """The moving average, with a shorter memory in the first steps so that it forgets the random initial weights."""
 
-    def update(average: list[Tensor], current: list[Tensor], averaged: Any) -> None:
+    def update(average: Any, current: Any, averaged: Any) -> None:
         n = int(averaged)
         get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(average, current, averaged)
 
