@@ -1,0 +1,37 @@
+"""One thread, and small models to call by the front door."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import ncml
+from ncml import checkpoint
+from tests.ncml import nets
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Bits are promised for one thread count; tiny products are slower on several."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> ncml.Model:
+    """8x8, classes a and b, four orientations; random weights."""
+    folder = tmp_path_factory.mktemp("models") / "loud"
+    checkpoint.save(folder, nets.network(nets.config(), dtype=torch.float32), metrics={"test_bpd": 5.0}, card="# loud\n")
+    return ncml.load(folder)
+
+
+@pytest.fixture(scope="session")
+def plain_model(tmp_path_factory: pytest.TempPathFactory) -> ncml.Model:
+    """8x12, no classes, identity orientation only."""
+    folder = tmp_path_factory.mktemp("models") / "plain"
+    config = nets.config(((4, 1),), width=12, classes=(), orientations=False)
+    checkpoint.save(folder, nets.network(config, dtype=torch.float32))
+    return ncml.load(folder)

@@ -1,0 +1,67 @@
+"""Tiny networks: built in milliseconds, with weights large enough that every path matters."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ncml.config import Config, LevelConfig, ModelConfig, NoiseConfig, TrainingConfig
+from ncml.generate import Conditions
+from ncml.network import NCPN
+
+Levels = tuple[tuple[int, int], ...]
+
+
+def config(
+    levels: Levels = ((4, 1), (6, 1)),
+    *,
+    height: int = 8,
+    width: int = 8,
+    attention: bool = True,
+    classes: tuple[str, ...] = ("a", "b"),
+    orientations: bool = True,
+    mixtures: int = 2,
+    process: Literal["ve", "vp", "sub-vp"] = "vp",
+    training: TrainingConfig | None = None,
+) -> Config:
+    """levels: (width, blocks) of each."""
+    return Config(
+        recipe="test",
+        model=ModelConfig(
+            height=height,
+            width=width,
+            levels=tuple(LevelConfig(width=w, blocks=b, attention=attention) for w, b in levels),
+            mixtures=mixtures,
+            heads=2,
+            classes=classes,
+            orientations=orientations,
+            embedding=8,
+        ),
+        noise=NoiseConfig(process=process),
+        training=training or TrainingConfig(),
+    )
+
+
+def network(config: Config, *, dtype: torch.dtype = torch.float64, seed: int = 0, spread: float = 0.15) -> NCPN:
+    """Random weights: the initial ones are quiet by design and would hide a wrong path."""
+    torch.manual_seed(seed)
+    net = NCPN(config).to(dtype=dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
+    for parameter in net.parameters():
+        parameter.add_(spread * torch.randn_like(parameter))
+    return net
+
+
+def conditions(count: int, t: float, config: Config, *, turn: int = 0) -> Conditions:
+    """Every class in turn, the null class among them."""
+    class_B = torch.arange(count) % (len(config.model.classes) + 1)
+    return Conditions(t, class_B, torch.full((count,), turn))
+
+
+def pictures(count: int, height: int = 8, width: int = 8, *, seed: int = 0) -> Tensor:
+    """uint8 [N, H, W, 3], smooth enough to be learnt from."""
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(count, 1, 1, 3, generator=generator)
+    slope = torch.rand(count, 1, 1, 3, generator=generator) - 0.5
+    ramp = torch.linspace(-1, 1, height)[:, None, None] + torch.linspace(-1, 1, width)[:, None]
+    noise = 0.05 * torch.randn(count, height, width, 3, generator=generator)
+    return ((corner + 0.4 * slope * ramp + noise) * 255).clamp(0, 255).to(torch.uint8)
