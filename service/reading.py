@@ -91,7 +91,7 @@ def documented(params: type[Params], *, images: int) -> dict[str, Any]:
     schema = params.model_json_schema(ref_template="#/components/schemas/{model}")
     defs: dict[str, Any] = schema.get("$defs", {})
     members: dict[str, Any] = {name: _inlined(member, defs) for name, member in schema["properties"].items()}
-    texts = {name: _without_null(member) for name, member in members.items()}
+    texts = {name: _as_text(member) for name, member in members.items()}
     query = [
         {"name": name, "in": "query", "required": False, "schema": member, "description": member["description"]}
         for name, member in texts.items()
@@ -138,12 +138,15 @@ def _inlined(member: dict[str, Any], defs: Mapping[str, Any]) -> dict[str, Any]:
     return defs.get(name, {}) | {key: value for key, value in member.items() if key not in ("$ref", "default")}
 
 
-def _without_null(member: dict[str, Any]) -> dict[str, Any]:
-    """The schema of a field in a query or a form, which is left out rather than null."""
-    if "anyOf" not in member:
-        return member
-    [kind] = [kind for kind in member["anyOf"] if kind.get("type") != "null"]
-    return kind | {key: value for key, value in member.items() if key != "anyOf"}
+def _as_text(member: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a field in a query or a form: left out or empty rather than null.
+
+    Its example is empty, so that a page which fills examples in asks for nothing that was not typed.
+    """
+    kinds = [kind for kind in member.get("anyOf", [{}]) if kind.get("type") != "null"]
+    return (
+        kinds[0] | {key: value for key, value in member.items() if key not in ("anyOf", "examples")} | {"example": ""}
+    )
 
 
 def _once(items: Iterable[tuple[str, str]], where: str) -> dict[str, Any]:
@@ -169,17 +172,18 @@ async def _form(request: Request, images: int) -> tuple[dict[str, Any], list[Upl
         uploads: list[Upload] = []
         fields: list[tuple[str, str]] = []
         for name, value in form.multi_items():
-            if isinstance(value, UploadFile):
-                if name != "image":
-                    raise invalid(name, f"{name}: a file was sent in this field; pictures go in the field image.")
-                uploads.append(Upload("image", await value.read()))
-            elif name == "image":
-                raise invalid("image", "image: text was sent; send the picture as a file (curl -F image=@cat.png).")
-            else:
+            if not isinstance(value, UploadFile):
                 fields.append((name, value))
+            elif name != "image":
+                raise invalid(name, f"{name}: a file was sent in this field; pictures go in the field image.")
+            elif value.filename or value.size:  # a file field that was not filled in has neither
+                uploads.append(Upload("image", await value.read()))
     finally:
         await form.close()
-    return _once(fields, "the form"), _named(uploads)
+    once = _once(fields, "the form")
+    if "image" in once:
+        raise invalid("image", "image: text was sent; send the picture as a file (curl -F image=@cat.png).")
+    return once, _named(uploads)
 
 
 def _json(body: bytes, images: int) -> tuple[dict[str, Any], list[Upload]]:

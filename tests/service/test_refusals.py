@@ -67,7 +67,9 @@ def test_a_parameter_out_of_range_is_named(client, path: str, params: dict, fiel
 def test_an_empty_field_says_nothing(client, queue) -> None:
     assert client.post("/generate", data=dict.fromkeys(["class", "n", "seed", "noise", "model"], "")).status_code == 200
     assert client.post("/complete?keep=&steps=&class=", files=[("image", PICTURE)]).status_code == 200
-    assert [job.n for job, _ in queue.jobs.values()] == [1, 1]
+    files = [("image", ("", b"")), ("image", ("cat.png", PICTURE))]
+    assert len(client.post("/score", data={"image": ""}, files=files).json()["results"]) == 1
+    assert [job.n for job, _ in queue.jobs.values()] == [1, 1, 1]
 
 
 def test_every_field_at_fault_is_named_at_once(client) -> None:
@@ -99,6 +101,8 @@ def test_a_class_of_a_model_without_classes(client, queue, model) -> None:
         ({"json": {}}, 422, "image is missing"),
         ({"data": {"image": "text"}, "files": [("other", b"x")]}, 422, "image"),
         ({"files": [("photo", PICTURE)]}, 422, "photo"),
+        ({"data": {"image": "text", "class": "cat"}, "files": [("image", PICTURE)]}, 422, "image: text was sent"),
+        ({"files": [("image", ("cat.png", b""))]}, 422, "zero bytes"),
         ({"json": {"image": "!!!"}}, 422, "base64"),
         ({"json": {"image": 5}}, 422, "base64"),
         ({"json": {"image": ["", 5]}}, 422, "base64"),
