@@ -21,18 +21,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ncml.generate import Conditions
-from ncml.layers import AxialAttention, CausalConv, GatedBlock
+from ncml.layers import AxialAttention, CausalConv, GatedBlock, Grow
 from ncml.likelihood import PixelNoise, by_component, sample_component
-from ncml.network import CHANNELS, NCPN, Pair, Stem
+from ncml.network import CHANNELS, NCPN, Pair, Resample, Stem
 
 SLOT = 8
 """Rows of a matrix product come in multiples of this."""
+
+# The functions behind F.elu and F.glu: F's wrappers hide `out` and cost as much again as a small operation.
+elu, glu = torch._C._nn.elu, torch._C._nn.glu
 
 
 def incremental(
@@ -51,7 +55,8 @@ def incremental(
     filled = first_row - first_row % run.stride
     if filled:
         run.fill(x_BCHW[:, :, :filled], conditions)
-    draws = [_by_position(part, run.S) for part in (noise.gumbel_BK, noise.logistic_BC, noise.uniform_BC)]
+    parts = (_by_position(part, run.S) for part in (noise.gumbel_BK, noise.logistic_BC, noise.uniform_BC))
+    draws = [PixelNoise(*at) for at in zip(*parts, strict=True)]
     for i in range(filled, H):
         run.begin_row(i)
         for j in range(W):
@@ -59,10 +64,10 @@ def incremental(
                 run.step(i, j)
                 x_SC = _pad(x_BCHW[:, :, i, j], run.S)
             else:
-                at = PixelNoise(*(part[i * W + j] for part in draws))
+                at = draws[i * W + j]
                 x_SC = sample_component(*run.head(run.step(i, j)), at, clean=conditions.t == 0)
-                x_BCHW[:, :, i, j] = x_SC[:B]
             run.put(j, x_SC)
+        x_BCHW[:, :, i] = run.row[:B, 1:-1, :CHANNELS].transpose(1, 2)
         if i >= first_row and on_row(i + 1):
             return
 
@@ -81,7 +86,7 @@ def _activate(x: Tensor) -> Tensor:
 
 
 def _gate(ab: Tensor, x: Tensor) -> Tensor:
-    return x + F.glu(ab, -1)
+    return x + glu(ab, -1)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -164,7 +169,7 @@ class _RowBlock:
 
 
 class _Row:
-    """A row buffer of activations, [S, 1 + W, F], with ready-made views of every position and its left neighbour."""
+    """A row buffer, [S, 1 + W, C], with ready-made views of every position and its left neighbour."""
 
     def __init__(self, S: int, W: int, C: int, like: Tensor) -> None:
         self.data = like.new_zeros(S, 1 + W, C)
@@ -176,54 +181,55 @@ class _Row:
     def windows(self, R: int, stride: int = 1) -> Tensor:
         """The windows of every `stride`-th column as one matrix, [R W / stride, 2 C]."""
         _, columns, C = self.data.shape
-        view = self.data.as_strided(
-            (R, (columns - 1) // stride, 2 * C), (self.data.stride(0), stride * C, 1), self.data.storage_offset()
-        )
+        view = self.data.as_strided((R, (columns - 1) // stride, 2 * C), (self.data.stride(0), stride * C, 1))
         return view.reshape(-1, 2 * C)
 
 
-class _Activated(_Row):
-    """The concat_elu of values written one position at a time: [value, -value] is laid out, then activated in place."""
-
-    def __init__(self, S: int, W: int, F_: int, like: Tensor) -> None:
-        super().__init__(S, W, 2 * F_, like)
-        self.value = [at[:, :F_] for at in self.at]
-        self.negative = [at[:, F_:] for at in self.at]
-
-    def settle(self, j: int) -> None:
-        """Activate position j, whose value has been written."""
-        torch.neg(self.value[j], out=self.negative[j])
-        F.elu_(self.at[j])
-
-
 class _State:
-    """The ul stream at one depth: the values of a row and their activations."""
+    """The ul stream at one depth, a row of it: [x, -x], and the concat_elu that is their elementwise ELU.
 
-    def __init__(self, S: int, W: int, F_: int, like: Tensor) -> None:
-        self.x = _Row(S, W, F_, like)
-        self.elu = _Activated(S, W, F_, like)
+    Every product that makes an x makes its negative too: that costs less than a separate negation and copy.
+    """
 
-    def settle(self, j: int) -> None:
-        """Activate position j, whose x has been written."""
-        self.elu.value[j].copy_(self.x.at[j])
-        self.elu.settle(j)
+    def __init__(self, S: int, W: int, width: int, like: Tensor) -> None:
+        self.x, self.elu = _Row(S, W, 2 * width, like), _Row(S, W, 2 * width, like)
+        self.value = [at[:, :width] for at in self.x.at]
+        self.negative = [at[:, width:] for at in self.x.at]
+
+    def activate(self, j: int) -> None:
+        """Fill in the activation at column j, whose x has been written."""
+        elu(self.x.at[j], out=self.elu.at[j])
+
+
+def _signed(weight: Tensor) -> Tensor:
+    """Columns that yield y become columns that yield [y, -y]."""
+    return torch.cat([weight, -weight], -1).contiguous()
 
 
 class _PositionConv:
-    """A `CausalConv` of the ul stream: what comes from above for a whole row, then a position at a time."""
+    """A `CausalConv` of the ul stream: what comes from above for a whole row, then a position at a time.
 
-    def __init__(self, conv: CausalConv, S: int, W: int) -> None:
+    `outputs` turns its output channels into those that are wanted, such as [y, -y]. With `signed_input` it reads
+    [x, -x], of which the second half does not count.
+    """
+
+    def __init__(
+        self, conv: CausalConv, S: int, W: int, outputs: Callable[[Tensor], Tensor], *, signed_input: bool = False
+    ) -> None:
         C = conv.in_channels
-        above, here = conv.weight.permute(2, 3, 1, 0).reshape(2, 2 * C, -1)
-        self.conv, self.stride = conv, conv.stride[1]
-        self.above, self.here = above.contiguous(), here.contiguous()
-        self.base = conv.weight.new_zeros(S, W // self.stride, conv.out_channels)
-        self.base_at = list(self.base.unbind(1))
+        taps = conv.weight.permute(2, 3, 1, 0)  # [above and here, left and self, C, G]
+        if signed_input:
+            taps = F.pad(taps, (0, 0, 0, C))
+        self.stride = conv.stride[1]
+        self.above, self.here = outputs(taps.flatten(1, 2)).unbind(0)
+        self.bias = outputs(conv.bias)
+        self.base = conv.weight.new_zeros(S, W // self.stride, len(self.bias))
+        self.base_at = self.base.unbind(1)
 
     def prepare(self, above: _Row, R: int) -> None:
         """Start a row, given the row above it."""
-        out = torch.addmm(self.conv.bias, above.windows(R, self.stride), self.above)
-        self.base[:R] = out.view(R, -1, out.shape[-1])
+        out = torch.addmm(self.bias, above.windows(R, self.stride), self.above)
+        self.base[:R] = out.view(R, -1, len(self.bias))
 
 
 class _PositionAttention:
@@ -255,13 +261,20 @@ class _PositionBlock:
     def __init__(self, block: GatedBlock, attention: nn.Module, embedding_SE: Tensor, S: int, H: int, W: int) -> None:
         assert block.extra is not None
         self.block = block
-        self.conv_in, self.conv_out = _PositionConv(block.conv_in, S, W), _PositionConv(block.conv_out, S, W)
         width = block.conv_in.out_channels
-        self.hidden = _Activated(S, W, width, block.conv_in.weight)
-        extra = block.extra.weight.t().contiguous()
+        self.conv_in = _PositionConv(block.conv_in, S, W, _signed)
+        self.conv_out = _PositionConv(block.conv_out, S, W, self._signed_gate)
+        self.hidden = _Row(S, W, 2 * width, block.conv_in.weight)
+        extra = _signed(block.extra.weight.t())
         self.from_u, self.from_skip = extra[: 2 * width], extra[2 * width :]
-        self.condition_SF = block.condition(embedding_SE) + block.extra.bias
+        self.condition_SG = _signed(block.condition(embedding_SE) + block.extra.bias)
         self.attention = _PositionAttention(attention, S, H, W) if isinstance(attention, AxialAttention) else None
+
+    @staticmethod
+    def _signed_gate(weight: Tensor) -> Tensor:
+        """Columns that yield (a, b) become columns that yield (a, -a), (b, b): the gated value and its negative."""
+        a, b = weight.chunk(2, -1)
+        return torch.cat([a, -a, b, b], -1).contiguous()
 
     def prepare(self, above: _State, u_elu_RWG: Tensor) -> None:
         """Start a row, given this block's input in the row above it and the u stream of the row itself."""
@@ -269,20 +282,21 @@ class _PositionBlock:
         self.conv_in.prepare(above.elu, R)
         self.conv_out.prepare(self.hidden, R)
         from_u = torch.mm(u_elu_RWG.reshape(R * W, G), self.from_u)
-        self.conv_in.base[:R] += from_u.view(R, W, -1) + self.condition_SF[:R, None]
+        self.conv_in.base[:R] += from_u.view(R, W, -1) + self.condition_SG[:R, None]
 
     def __call__(self, before: _State, after: _State, skip: _State | None, i: int, j: int) -> None:
         """From the state before this block to the state after it, at one position."""
-        hidden, c_SF = self.hidden, self.hidden.value[j]
-        torch.addmm(self.conv_in.base_at[j], before.elu.window[j], self.conv_in.here, out=c_SF)
+        hidden_SG = self.hidden.at[j]
+        torch.addmm(self.conv_in.base_at[j], before.elu.window[j], self.conv_in.here, out=hidden_SG)
         if skip is not None:
-            c_SF.addmm_(skip.elu.at[j], self.from_skip)
-        hidden.settle(j)
-        ab = torch.addmm(self.conv_out.base_at[j], hidden.window[j], self.conv_out.here)
-        x_SF = torch.add(before.x.at[j], F.glu(ab, 1), out=after.x.at[j])
+            hidden_SG.addmm_(skip.elu.at[j], self.from_skip)
+        elu(hidden_SG, out=hidden_SG)
+        ab = torch.addmm(self.conv_out.base_at[j], self.hidden.window[j], self.conv_out.here)
+        torch.add(before.x.at[j], glu(ab, 1), out=after.x.at[j])
         if self.attention is not None:
-            self.attention(x_SF, i, j)
-        after.settle(j)
+            self.attention(after.value[j], i, j)
+            torch.neg(after.value[j], out=after.negative[j])
+        after.activate(j)
 
 
 class _Level:
@@ -315,24 +329,34 @@ class _Level:
         self.down_states = [state() for _ in self.down]
         self.u_grown: Tensor | None = None
         if not self.lowest:
-            shrink, grow = network.shrink[index], network.grow[index]
-            self.shrink_u = _RowConv(shrink.u, R, self.W)
-            self.shrink_ul = _PositionConv(shrink.ul, S, self.W)
-            self.grow_u, self.grow_ul = grow.u, grow.ul
-            # [F, 4 G]: the four positions of a 2x2 block, row by row.
-            self.grow_ul_weight = grow.ul.weight.permute(0, 2, 3, 1).flatten(1).contiguous()
-            self.grow_ul_bias = grow.ul.bias.repeat(4)
-            # [F, 6 G]: two rows of three columns.
-            self.grow_u_weight = grow.u.weight.permute(0, 2, 3, 1).flatten(1).contiguous()
-
-    def skips(self) -> list[_State]:
-        """The states that the blocks coming down read, in their order."""
-        return list(reversed(self.up_states))[len(self.up_states) - len(self.down) :]
-
-    def down_path(self, odd: int) -> list[tuple[_State, _State]]:
-        """The states before and after each block coming down, in a row of this parity."""
-        states = [self.grown[odd], *self.down_states]
-        return list(zip(states, self.down_states, strict=False))
+            shrink = cast(Resample, network.shrink[index])
+            self.shrink_u = _RowConv(cast(CausalConv, shrink.u), R, self.W)
+            self.shrink_module = cast(CausalConv, shrink.ul)
+            self.shrink_ul = _PositionConv(self.shrink_module, S, self.W, _signed, signed_input=True)
+            grow = cast(Resample, network.grow[index])
+            # u emits two rows of three columns, [F, 6 G].
+            u, ul = cast(Grow, grow.u), cast(Grow, grow.ul)
+            self.grow_u_weight = u.weight.permute(0, 2, 3, 1).flatten(1).contiguous()
+            self.grow_u_bias = u.bias
+            # ul emits a 2x2 block: for each of two rows, two columns of [x, -x] side by side, [F, 4 G].
+            columns = _signed(ul.weight.permute(2, 0, 3, 1)).flatten(2)
+            self.grow_ul = [weight.contiguous() for weight in columns.unbind(0)]
+            self.grow_ul_bias = _signed(ul.bias).repeat(2)
+        self.up_steps = [
+            (block, before, after)
+            for (_, block), before, after in zip(self.up, self.up_states, self.up_states[1:], strict=False)
+        ]
+        """ul blocks going up, each with the states before and after it."""
+        skips = reversed(self.up_states[: len(self.down)])
+        after = list(zip((block for _, block in self.down), self.down_states, skips, strict=True))
+        self.down_steps = [
+            [
+                (block, before, after, skip)
+                for (block, after, skip), before in zip(after, [grown, *self.down_states], strict=False)
+            ]
+            for grown in self.grown
+        ]
+        """ul blocks coming down, with the states before and after and the skip, in an even and in an odd row."""
 
 
 class _Run:
@@ -367,10 +391,11 @@ class _Run:
         self.stem_u = _RowConv(stem.u, self.R, self.W)
         self.above, self.row = (like.new_zeros(self.S, self.W + 2, C) for _ in range(2))
         """Pixels and the channel of ones, with a column of zeros on both sides."""
-        self.stem_above = stem.ul_above.weight.permute(3, 2, 1, 0).reshape(3 * C, -1).contiguous()
-        self.stem_left_up, self.stem_left = (w.t().contiguous() for w in stem.ul_left.weight[..., 0].unbind(2))
-        self.stem_base = like.new_zeros(self.S, self.W, stem.u.out_channels)
-        self.left_at = [self.row[:, j] for j in range(self.W)]
+        self.stem_above = _signed(stem.ul_above.weight.permute(3, 2, 1, 0).reshape(3 * C, -1))
+        self.stem_above_bias, self.stem_left_bias = _signed(stem.ul_above.bias), _signed(stem.ul_left.bias)
+        self.stem_left_up, self.stem_left = (_signed(w.t()) for w in stem.ul_left.weight[..., 0].unbind(2))
+        self.stem_base = like.new_zeros(self.S, self.W, 2 * stem.u.out_channels)
+        self.stem_base_at = self.stem_base.unbind(1)
 
     def _stem_row(self, i: int) -> Tensor:
         """Prepare ul for row i; returns u, [R, W, F]."""
@@ -380,22 +405,22 @@ class _Run:
             self.above.zero_()
         self.row.zero_()
         self.row[:, 1:-1, CHANNELS] = 1
-        self.left_at = [self.row[:, j] for j in range(self.W)]
+        self.pixel_at = self.row.unbind(1)
         self.stem_base.zero_()
         base = self.stem_base[:R]
         above = self.above[:R]
         if i > 0:
             windows = above.unfold(1, 3, 1).transpose(2, 3).reshape(R * self.W, -1)
-            base += torch.addmm(stem.ul_above.bias, windows, self.stem_above).view_as(base)
-        left_up = torch.addmm(stem.ul_left.bias, above[:, :-2].reshape(R * self.W, -1), self.stem_left_up)
+            base += torch.addmm(self.stem_above_bias, windows, self.stem_above).view_as(base)
+        left_up = torch.addmm(self.stem_left_bias, above[:, :-2].reshape(R * self.W, -1), self.stem_left_up)
         base[:, 1:] += left_up.view_as(base)[:, 1:]
         if i == 0:
-            return torch.zeros_like(base)
+            return base.new_zeros(R, self.W, stem.u.out_channels)
         return self.stem_u(above[:, 1:-1])
 
     def put(self, j: int, x_SC: Tensor) -> None:
         """Set the pixel at column j of the current row."""
-        self.row[:, j + 1, :CHANNELS] = x_SC
+        self.pixel_at[j + 1][:, :CHANNELS] = x_SC
 
     # A row: the u stream, and what it and the row above give to ul.
 
@@ -437,46 +462,43 @@ class _Run:
         out[:, :, 0::2] = six[:, :, :, 1]
         out[:, :, 1::2] = six[:, :, :, 2]
         out[:, :, 1:-1:2] += six[:, :, 1:, 0]
-        level.u_grown = out + level.grow_u.bias
+        level.u_grown = out + level.grow_u_bias
 
     # A position: the ul stream.
 
     def step(self, i: int, j: int) -> Tensor:
         """Compute ul at (i, j); returns the last activation, [S, 2 F]."""
         first = self.levels[0].up_states[0]
-        x_SF = first.x.at[j]
         if j:
-            torch.addmm(self.stem_base[:, j], self.left_at[j], self.stem_left, out=x_SF)
+            torch.addmm(self.stem_base_at[j], self.pixel_at[j], self.stem_left, out=first.x.at[j])
         else:
-            x_SF.copy_(self.stem_base[:, 0])
-        first.settle(j)
+            first.x.at[j].copy_(self.stem_base_at[0])
+        first.activate(j)
         return self._position(0, i, j).elu.at[j]
 
     def _position(self, index: int, i: int, j: int) -> _State:
         level = self.levels[index]
-        for (_, block), before, after in zip(level.up, level.up_states, level.up_states[1:], strict=False):
+        for block, before, after in level.up_steps:
             block(before, after, None, i, j)
         if not level.lowest and i % 2 == 0 and j % 2 == 0:
             self._descend(index, i // 2, j // 2)
         last = level.grown[i % 2]
-        for (_, block), (before, after), skip in zip(level.down, level.down_path(i % 2), level.skips(), strict=True):
+        for block, before, after, skip in level.down_steps[i % 2]:
             block(before, after, skip, i, j)
             last = after
         return last
 
     def _descend(self, index: int, i: int, j: int) -> None:
         """Shrink to position (i, j) of the level below, walk it, and grow what it emits."""
-        level, below = self.levels[index], self.levels[index + 1]
-        first = below.up_states[0]
+        level, first = self.levels[index], self.levels[index + 1].up_states[0]
         window = level.up_states[-1].x.window[2 * j]
         torch.addmm(level.shrink_ul.base_at[j], window, level.shrink_ul.here, out=first.x.at[j])
-        first.settle(j)
-        x_SF = self._position(index + 1, i, j).x.at[j]
-        block = torch.addmm(level.grow_ul_bias, x_SF, level.grow_ul_weight).chunk(4, 1)
-        for state, columns in zip(level.grown, (block[:2], block[2:]), strict=True):
-            for column, value in enumerate(columns, 2 * j):
-                state.x.at[column].copy_(value)
-                state.settle(column)
+        first.activate(j)
+        x_SF = self._position(index + 1, i, j).value[j]
+        for state, weight in zip(level.grown, level.grow_ul, strict=True):
+            both = state.x.window[2 * j + 1]
+            torch.addmm(level.grow_ul_bias, x_SF, weight, out=both)
+            elu(both, out=state.elu.window[2 * j + 1])
 
     def head(self, elu_SG: Tensor) -> tuple[Tensor, Tensor]:
         """The mixture's parameters by component: logits [S, K] and [S, K, 9]."""
@@ -520,7 +542,8 @@ class _Run:
             if not level.lowest:
                 conv = level.shrink_u
                 on_input(conv.conv, last_row(conv.buffer[:, 1:-1, conv.conv.in_channels :]))
-                on_input(level.shrink_ul.conv, last_row(level.up_states[-1].x.data[:, 1:]))
+                C = conv.conv.in_channels
+                on_input(level.shrink_module, last_row(level.up_states[-1].x.data[:, 1:, :C]))
         try:
             # One image at a time: a whole pass chooses its kernels by the size of the batch.
             for b in range(self.B):

@@ -51,6 +51,8 @@ class _ConcatELU(torch.autograd.Function):
 class Pointwise(nn.Linear):
     """A 1x1 convolution: one matrix product over all positions, which a CPU does faster than a convolution."""
 
+    bias: Tensor
+
     def forward(self, input: Tensor) -> Tensor:
         """[B, F, H, W] -> [B, G, H, W]."""
         return self.rows(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
@@ -65,6 +67,8 @@ class CausalConv(nn.Conv2d):
 
     With `kernel`, another size under the same padding rule: all rows above; columns on both sides (u) or left (ul).
     """
+
+    bias: Tensor
 
     def __init__(
         self, stream: Stream, in_channels: int, out_channels: int, *, stride: int = 1, kernel: tuple[int, int] = (0, 0)
@@ -81,6 +85,8 @@ class CausalConv(nn.Conv2d):
 
 class Grow(nn.ConvTranspose2d):
     """A transposed convolution of stride 2: each position emits two rows (u, 2x3 kernel) or a 2x2 block (ul)."""
+
+    bias: Tensor
 
     def __init__(self, stream: Stream, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, (2, 3) if stream == "u" else (2, 2), stride=2)

@@ -110,14 +110,14 @@ def by_component(parameters_BP: Tensor, K: int) -> tuple[Tensor, Tensor]:
 
 def sample_component(logit_BK: Tensor, component_BK9: Tensor, noise: PixelNoise, *, clean: bool) -> Tensor:
     """`sample`, from the parameters laid out by component."""
-    pick_B11 = torch.argmax(logit_BK + noise.gumbel_BK, 1)[:, None, None]
-    chosen_B9 = component_BK9.gather(1, pick_B11.expand(-1, 1, 9))[:, 0]
+    pick_B = torch.argmax(logit_BK + noise.gumbel_BK, 1)
+    chosen_B9 = component_BK9[torch.arange(len(pick_B), device=pick_B.device), pick_B]
     scale_BC = torch.exp(chosen_B9[:, 3:6].clamp(min=LOG_SCALE_MIN))
-    own_BC = torch.addcmul(chosen_B9[:, :3], scale_BC, noise.logistic_BC)
-    coefficient_BC = torch.tanh(chosen_B9[:, 6:])
-    x_BC = own_BC if clean else own_BC + noise.uniform_BC
-    red, green, blue = x_BC.split(1, 1)
-    c_rg, c_rb, c_gb = coefficient_BC.split(1, 1)
+    x_BC = torch.addcmul(chosen_B9[:, :3], scale_BC, noise.logistic_BC)
+    if not clean:
+        x_BC += noise.uniform_BC
+    c_rg, c_rb, c_gb = torch.tanh(chosen_B9[:, 6:, None]).unbind(1)
+    red, green, blue = x_BC.unsqueeze(2).unbind(1)
     if clean:
         red.copy_(to_grid(red))
     green.addcmul_(c_rg, red)
