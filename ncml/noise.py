@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 GREY_LEVEL = 1 / 127.5
 """One step of the 0..255 scale on the [-1, 1] scale."""
 
+ROUNDING = 1e-12
+"""What a conversion between times and grey levels may be off by."""
+
 
 @dataclass(frozen=True)
 class VE:
@@ -52,10 +55,12 @@ class VE:
         """The t at which sigma is `grey_levels` on the 0..255 scale; 0 for 0."""
         if grey_levels == 0:
             return 0.0
-        floor = self.sigma_min / GREY_LEVEL
-        if grey_levels < floor:
-            raise InputError("noise", f"noise must be 0 or at least {floor:.3g} grey levels under this model's process")
-        return math.log(grey_levels * GREY_LEVEL / self.sigma_min) / math.log(self.sigma_max / self.sigma_min)
+        ratio = grey_levels * GREY_LEVEL / self.sigma_min
+        if not ratio > 1 - ROUNDING:
+            floor = self.sigma_min / GREY_LEVEL
+            raise InputError("noise", f"noise must be 0 or at least {floor:.4g} grey levels under this process.")
+        # Never 0, which is clean data.
+        return max(ROUNDING, math.log(ratio) / math.log(self.sigma_max / self.sigma_min))
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,8 @@ class VP:
 
     def time_of(self, grey_levels: float) -> float:
         """The t at which sigma is `grey_levels` on the 0..255 scale; 0 for 0."""
+        if not 0 <= grey_levels * GREY_LEVEL < 1:
+            raise InputError("noise", f"noise must be at least 0 and less than {1 / GREY_LEVEL:g} grey levels.")
         return self._time_of_integral(self._integral_at(grey_levels * GREY_LEVEL))
 
     def _integral_at(self, sigma: float) -> float:
@@ -124,10 +131,15 @@ Process = VE | VP
 
 def process(config: NoiseConfig) -> Process:
     """The noising process that a configuration names."""
-    if config.process == "ve":
-        return VE(sigma_min=config.sigma_min, sigma_max=config.sigma_max)
-    kind = VP if config.process == "vp" else SubVP
-    return kind(beta_min=config.beta_min, beta_max=config.beta_max)
+    match config.process:
+        case "ve":
+            return VE(sigma_min=config.sigma_min, sigma_max=config.sigma_max)
+        case "vp":
+            return VP(beta_min=config.beta_min, beta_max=config.beta_max)
+        case "sub-vp":
+            return SubVP(beta_min=config.beta_min, beta_max=config.beta_max)
+        case unknown:
+            raise InputError("process", f"there is no noising process {unknown!r}: choose from ve, vp, sub-vp.")
 
 
 def end_time(config: NoiseConfig) -> float:
