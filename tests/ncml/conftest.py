@@ -1,7 +1,6 @@
 """One thread, and small models to call by the front door."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -24,7 +23,9 @@ def one_thread() -> Iterator[None]:
 def model(tmp_path_factory: pytest.TempPathFactory) -> ncml.Model:
     """8x8, classes a and b, four orientations; random weights."""
     folder = tmp_path_factory.mktemp("models") / "loud"
-    checkpoint.save(folder, nets.network(nets.config(), dtype=torch.float32), metrics={"test_bpd": 5.0}, card="# loud\n")
+    checkpoint.save(
+        folder, nets.network(nets.config(), dtype=torch.float32), metrics={"test_bpd": 5.0}, card="# loud\n"
+    )
     return ncml.load(folder)
 
 

@@ -1,4 +1,4 @@
-"""The mixture of logistics: a distribution that sums to one, that is drawn from as it says, with a gradient that is true.
+"""The mixture of logistics: its mass is one, its draws have the density it states, and its gradient is true.
 
 Seeds are fixed; a statistical test fails by chance with the probability that it states.
 """
@@ -137,7 +137,7 @@ def test_clean_draws_have_the_stated_mass() -> None:
     """Chi-square over joint colours, the edge bins among them."""
     count = 200_000
     colours = ((draws(CORNER, count, clean=True) * 127.5) + 127.5).round().long()
-    low, high = range(0, 12), range(244, 256)
+    low, high = range(12), range(244, 256)
     mass = at(cells(GREYS[:12], GREYS[244:], GREYS[:12]), CORNER, clean=True).exp().numpy()
     where = {colour: i for i, colour in enumerate(product(low, high, low))}
     found = np.bincount([where.get(tuple(c), len(where)) for c in colours.tolist()], minlength=len(where) + 1)
@@ -281,4 +281,3 @@ def test_the_score_has_its_moments_on_the_model_s_own_samples() -> None:
     error = inner.std() / math.sqrt(count)
     assert error < 1
     assert abs(inner.mean() + d) < 4 * error
-
