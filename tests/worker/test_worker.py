@@ -9,6 +9,9 @@ import time
 
 import numpy as np
 import pytest
+import rq
+from rq.job import Job as RqJob
+from rq.suspension import resume, suspend
 
 from tests.worker.fleet import PIXELS, Fleet, complete, eventually, generate, score
 from tests.worker.synthetic import HEIGHT, WIDTH, write_model
@@ -247,6 +250,37 @@ def test_an_engine_that_hangs_is_replaced(fleet: Fleet) -> None:
     assert views[0].error
     assert views[0].error.detail == "the engine hung twice while computing it"
     fleet.check([stuck, *fine])
+
+
+def test_an_engine_that_is_frozen_is_replaced_even_when_its_pipe_is_full(fleet: Fleet) -> None:
+    worker = fleet.start(hang_s=1.0, max_batch=64)
+    os.kill(fleet.engine_of(worker), signal.SIGSTOP)
+    large = Pixels(height=256, width=256, data=bytes(256 * 256 * 3))
+    ids = [fleet.queue.submit(score(images=(large,) * 4)) for _ in range(2)]  # more than a pipe holds
+    views = fleet.wait(ids)
+    assert [view.status for view in views] == ["succeeded"] * 2
+    assert fleet.queue.redis.hget(f"rq:job:{ids[0]}", "attempts") == b"2"
+    fleet.check(ids)
+
+
+def test_the_tools_of_rq_see_the_worker_and_can_suspend_it(fleet: Fleet) -> None:
+    fleet.start()
+    redis = fleet.queue.redis
+    (worker,) = rq.Worker.all(connection=redis)
+    assert worker.queue_names()[:2] == ["ncml:score:high", "ncml:generate:high"]
+    assert {queue.name for queue in rq.Queue.all(connection=redis)} == set()
+    suspend(redis)
+    time.sleep(1.5)
+    job_id = fleet.queue.submit(score())
+    time.sleep(0.5)
+    assert fleet.queue.view(job_id).status is JobStatus.QUEUED
+    record = RqJob.fetch(job_id, connection=redis, serializer="json")
+    assert (record.get_status(), record.origin, record.func_name) == ("queued", "ncml:score:normal", "ncml.score")
+    resume(redis)
+    fleet.wait([job_id])
+    record.refresh()
+    assert record.is_finished
+    assert rq.Queue("ncml:score:normal", connection=redis).finished_job_registry.get_job_ids() == [job_id]
 
 
 def test_sigterm_lets_the_batch_finish_and_claims_nothing_more(fleet: Fleet) -> None:

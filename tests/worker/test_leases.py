@@ -1,0 +1,62 @@
+"""What Redis holds stays bounded, and what a lease gives."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from worker.contract import Event, GenerateJob, JobStatus, Lane, Progress
+from worker.leases import Ending, Leases
+from worker.queue import EVENTS_CAP, JobQueue
+
+
+@pytest.fixture
+def queue(valkey_url: str) -> Iterator[JobQueue]:
+    with contextlib.closing(JobQueue.from_url(valkey_url, result_ttl_s=1)) as queue:
+        yield queue
+
+
+def test_a_progress_stream_is_capped_and_keeps_its_latest(queue: JobQueue) -> None:
+    leases = Leases(queue, [Lane.GENERATE], "w")
+    job_id = queue.submit(GenerateJob(model="m"))
+    claims = leases.claim(8)[1]
+    for step in range(EVENTS_CAP + 100):
+        progress = Progress(stage="refine", step=step, total=1000)
+        event = Event(id="", kind="progress", progress=progress).model_dump_json(exclude={"id"}, exclude_none=True)
+        assert leases.renew(claims, {job_id: event}) == ["held"]
+    assert queue.redis.xlen(f"ncml:events:{job_id}") == EVENTS_CAP
+    view = queue.view(job_id)
+    assert view.progress
+    assert view.progress.step == EVENTS_CAP + 99
+
+
+def test_an_ended_job_gives_back_its_input_and_then_everything(queue: JobQueue) -> None:
+    leases = Leases(queue, [Lane.GENERATE], "w")
+    ids = [queue.submit(GenerateJob(model="m", start_within_s=1.0)) for _ in range(20)]
+    claims = leases.claim(64)[1]
+    leases.preview(ids[0], b"abc")
+    assert leases.finish([(claim, Ending(JobStatus.SUCCEEDED, blob=b"abc")) for claim in claims]) == [True] * 20
+    assert queue.blob(f"ncml:blob:{ids[0]}") == b"abc"
+    assert queue.spec(ids[0]) is None
+    time.sleep(1.2)
+    later = queue.submit(GenerateJob(model="m"))
+    queue.cancel(later)
+    left = {key.decode() for key in queue.redis.keys("*")}
+    assert left == {
+        "rq:queues", "ncml:wake:generate", "rq:finished:ncml:generate:normal", "rq:canceled:ncml:generate:normal",
+        f"rq:job:{later}", f"ncml:events:{later}",
+    }  # fmt: skip
+    again = queue.submit(GenerateJob(model="m"))
+    assert leases.finish([(leases.claim(1)[1][0], Ending(JobStatus.SUCCEEDED))]) == [True]
+    assert queue.redis.zrange("rq:finished:ncml:generate:normal", 0, -1) == [again.encode()]
+
+
+def test_times_are_the_servers(queue: JobQueue) -> None:
+    leases = Leases(queue, [Lane.GENERATE], "w", lease_s=100)
+    queue.submit(GenerateJob(model="m"))
+    (claim,) = leases.claim(1)[1]
+    lapse = queue.redis.zscore("ncml:leases", f"{claim.id}:{claim.token}")
+    assert lapse - queue.redis.time()[0] == pytest.approx(100, abs=2)
+    assert 0 <= claim.waited_s < 2
+    assert leases.recover() == 0
