@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from worker.contract import Event, GenerateJob, JobStatus, Lane, Progress
+from worker.contract import Event, GenerateJob, JobStatus, Lane, Priority, Progress
 from worker.leases import Ending, Leases
 from worker.queue import EVENTS_CAP, JobQueue
 
@@ -60,3 +60,25 @@ def test_times_are_the_servers(queue: JobQueue) -> None:
     assert lapse - queue.redis.time()[0] == pytest.approx(100, abs=2)
     assert 0 <= claim.waited_s < 2
     assert leases.recover() == 0
+
+
+def test_a_job_that_is_to_run_alone_joins_nobody_and_is_joined_by_nobody(queue: JobQueue) -> None:
+    leases = Leases(queue, [Lane.GENERATE], "w")
+    suspect = queue.submit(GenerateJob(model="m"))
+    leases.give_back(leases.claim(8)[1], alone=True)
+    before = [queue.submit(GenerateJob(model="m", priority=Priority.HIGH)) for _ in range(2)]
+    after = queue.submit(GenerateJob(model="m"))
+
+    key, claims = leases.claim(8)
+    assert [claim.id for claim in claims] == [*before, after]
+    assert key != ""
+    assert leases.claim(5, key)[1] == []  # nor later, while they wait for company
+    key, claims = leases.claim(8)
+    assert ([claim.id for claim in claims], key) == ([suspect], "")
+
+
+def test_a_request_too_large_for_what_is_left_is_passed_over_and_comes_first_the_next_time(queue: JobQueue) -> None:
+    leases = Leases(queue, [Lane.GENERATE], "w")
+    a, large, b = (queue.submit(GenerateJob(model="m", n=n)) for n in (3, 8, 5))
+    assert [claim.id for claim in leases.claim(8)[1]] == [a, b]
+    assert [claim.id for claim in leases.claim(2)[1]] == [large]
