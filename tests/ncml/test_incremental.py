@@ -1,0 +1,180 @@
+"""The incremental sampler is the naive one, only faster: the same pictures from the same noise."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from ncml.config import Config, LevelConfig, ModelConfig, cifar10_small
+from ncml.generate import Conditions, Noise, Plan, draw, naive
+from ncml.incremental import _Run, incremental
+from ncml.likelihood import by_component
+from ncml.network import NCPN
+from ncml.noise import end_time
+from ncml.orientation import KEEPS, Keep
+from ncml.refine import SOLVERS
+from tests.ncml import nets
+
+CPU = torch.device("cpu")
+T = 0.02
+
+SHAPES = {
+    "1 level, no attention": nets.config(((4, 1),), attention=False, mixtures=1),
+    "1 level, two blocks": nets.config(((4, 2),), height=4, width=6, classes=()),
+    "1 level, odd size": nets.config(((4, 1),), height=5, width=7),
+    "2 levels": nets.config(((4, 1), (6, 1)), orientations=False),
+    "2 levels, wide, blocks below only": nets.config(((4, 0), (6, 2)), height=4, width=12),
+    "2 levels, tall, no attention": nets.config(((4, 1), (6, 1)), height=12, width=8, attention=False),
+    "3 levels, wide": nets.config(((4, 1), (6, 0), (8, 1)), width=12),
+    "3 levels, no attention": nets.config(((4, 1), (6, 1), (8, 1)), attention=False, classes=(), orientations=False),
+    "3 levels, deep": nets.config(((4, 2), (6, 1), (8, 2))),
+}
+
+
+def noise(config: Config, count: int, dtype: torch.dtype = torch.float64) -> Noise:
+    return Noise(list(range(count)), dtype=dtype, device=CPU)
+
+
+@torch.inference_mode()
+def naively(net: NCPN, given: Conditions) -> Tensor:
+    """Pictures by the naive sampler, [B, 3, H, W]."""
+    model, count = net.config.model, len(given.class_B)
+    H, W = model.height, model.width
+    x = torch.zeros(count, 3, H, W, dtype=net.head.weight.dtype)
+    draws = noise(net.config, count, x.dtype).pixels(model.mixtures, H, W)
+    naive(net, x, given, draws, first_row=0, on_row=lambda row: False)
+    return x
+
+
+@pytest.mark.parametrize("t", [0.0, T], ids=["clean", "noisy"])
+@pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
+def test_both_samplers_draw_the_same_from_every_known_prefix(config: Config, t: float) -> None:
+    """In fp64. A row that is not known starts as NaN, so that nothing is read before it is drawn."""
+    net = nets.network(config, spread=0.08)
+    given = nets.conditions(3, t, config, turn=2 * config.model.orientations)
+    expected = naively(net, given)
+    assert expected.isfinite().all()
+    _, _, H, W = expected.shape
+    draws = noise(config, 3).pixels(config.model.mixtures, H, W)
+    for first_row in range(H + 1):
+        x = torch.full_like(expected, torch.nan)
+        x[:, :, :first_row] = expected[:, :, :first_row]
+        with torch.inference_mode():
+            incremental(net, x, given, draws, first_row=first_row, on_row=lambda row: False)
+        assert torch.equal(x[:, :, :first_row], expected[:, :, :first_row])
+        assert torch.allclose(x, expected, rtol=0, atol=1e-9), f"known rows: {first_row}"
+
+
+@torch.inference_mode()
+def cached_parameters(net: NCPN, x: Tensor, given: Conditions) -> tuple[Tensor, Tensor]:
+    """What the incremental sampler computes for given pixels: logits [B, K, H, W] and the rest [B, K, 9, H, W]."""
+    count, _, H, W = x.shape
+    run = _Run(net, given, H, W)
+    found = []
+    for i in range(H):
+        run.begin_row(i)
+        for j in range(W):
+            found.append([part[:count].clone() for part in run.head(run.step(i, j))])
+            run.put(j, torch.nn.functional.pad(x[:, :, i, j], (0, 0, 0, run.S - count)))
+    logits, rest = (torch.stack(part, -1).unflatten(-1, (H, W)) for part in zip(*found, strict=True))
+    return logits, rest
+
+
+@torch.inference_mode()
+def whole_parameters(net: NCPN, x: Tensor, given: Conditions) -> tuple[Tensor, Tensor]:
+    """The same from one pass of the network."""
+    out = net(x, given.t_B, given.class_B, given.orientation_B)
+    _, _, H, W = x.shape
+    logits, rest = by_component(out.permute(0, 2, 3, 1).flatten(0, 2), net.config.model.mixtures)
+    return tuple(part.unflatten(0, (-1, H, W)).movedim((1, 2), (-2, -1)) for part in (logits, rest))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
+def test_parameters_agree_in_fp32(config: Config) -> None:
+    """Of every pixel, to 1e-5 of their size."""
+    net = nets.network(config, dtype=torch.float32)
+    given = nets.conditions(3, T, config)
+    x = torch.rand(3, 3, config.model.height, config.model.width, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for found, expected in zip(cached_parameters(net, x, given), whole_parameters(net, x, given), strict=True):
+        assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_every_weight_reaches_the_incremental_sampler() -> None:
+    """Change any weight, and both samplers change alike: a part of the network that the sampler forgot fails here."""
+    config = nets.config(((4, 1), (6, 1)), height=4, width=4)
+    net = nets.network(config)
+    given = Conditions(T, torch.tensor([1]), torch.tensor([3]))
+    x = torch.rand(1, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    before = torch.cat([part.flatten() for part in cached_parameters(net, x, given)])
+    generator = torch.Generator().manual_seed(1)
+    tensors = dict(net.named_parameters()) | dict(net.named_buffers())
+    assert len(tensors) > 100
+    for name, tensor in tensors.items():
+        kept = tensor.clone()
+        tensor.add_(0.1 * torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype))
+        found = torch.cat([part.flatten() for part in cached_parameters(net, x, given)])
+        expected = torch.cat([part.flatten() for part in whole_parameters(net, x, given)])
+        assert (found - before).abs().max() > 1e-9, name
+        assert torch.allclose(found, expected, rtol=0, atol=1e-9), name
+        tensor.copy_(kept)
+
+
+def plan(config: Config, seeds: list[int], *, noise: float, solver: str = "tweedie", keep: Keep | None = None) -> Plan:
+    """Class and canvas follow the seed, so that an image is the same wherever it stands."""
+    H, W = config.model.height, config.model.width
+    canvases = [torch.rand(3, H, W, generator=torch.Generator().manual_seed(seed)) * 2 - 1 for seed in seeds]
+    return Plan(
+        seeds=seeds,
+        class_B=torch.tensor([seed % (len(config.model.classes) + 1) for seed in seeds]),
+        noise=noise,
+        steps=1 if solver == "tweedie" else 2,
+        solver=solver,
+        height=H,
+        width=W,
+        known_BCHW=None if keep is None else torch.stack(canvases),
+        keep=keep or "top",
+    )
+
+
+HOW = (
+    [pytest.param(10.0, solver, None, id=solver) for solver in SOLVERS]
+    + [pytest.param(0.0, "tweedie", None, id="direct")]
+    + [pytest.param(10.0, "euler-maruyama", keep, id=f"complete {keep}") for keep in KEEPS]
+    + [pytest.param(0.0, "tweedie", "right", id="complete right directly")]
+)
+
+
+@pytest.mark.parametrize(("noise", "solver", "keep"), HOW)
+def test_a_picture_is_the_same_bytes_in_every_batch(noise: float, solver: str, keep: Keep | None) -> None:
+    """In fp32: alone, and among 3, 16 and 17 of other seeds and classes."""
+    config = nets.config(((6, 1), (10, 1)), height=4, mixtures=3)
+    net = nets.network(config, dtype=torch.float32)
+    whole = draw(net, plan(config, list(range(17)), noise=noise, solver=solver, keep=keep), incremental)
+    for seeds in ([0], [8], [16], [5, 16, 2], list(range(1, 17))):
+        some = draw(net, plan(config, seeds, noise=noise, solver=solver, keep=keep), incremental)
+        assert (some == whole[seeds]).all(), seeds
+
+
+@pytest.mark.parametrize("noise", [0.0, 10.0], ids=["direct", "noisy"])
+def test_batches_do_not_matter_at_the_bundled_model_s_width(noise: float) -> None:
+    """Its products are wide enough for other kernels than a tiny network's; the picture is 8x32."""
+    small = cifar10_small().model
+    model = ModelConfig(
+        height=8, width=32, levels=small.levels, mixtures=10, heads=2, classes=small.classes, orientations=True
+    )
+    config = Config(recipe="test", model=model)
+    net = nets.network(config, dtype=torch.float32, spread=0.03)
+    whole = draw(net, plan(config, list(range(17)), noise=noise), incremental)
+    for seeds in ([16], [3, 9, 0], list(range(1, 17))):
+        assert (draw(net, plan(config, seeds, noise=noise), incremental) == whole[seeds]).all(), seeds
+
+
+def test_blocks_on_every_level_may_be_left_out() -> None:
+    """The shallowest network that a configuration can ask for."""
+    levels = (LevelConfig(width=4, blocks=0), LevelConfig(width=4, blocks=0, attention=False))
+    config = Config(recipe="test", model=ModelConfig(height=4, width=4, levels=levels, mixtures=1, heads=2))
+    net = nets.network(config)
+    given = nets.conditions(2, end_time(config.noise), config)
+    x = torch.zeros(2, 3, 4, 4, dtype=torch.float64)
+    with torch.inference_mode():
+        incremental(net, x, given, noise(config, 2).pixels(1, 4, 4), first_row=0, on_row=lambda row: False)
+    assert torch.allclose(x, naively(net, given), rtol=0, atol=1e-9)
