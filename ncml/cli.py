@@ -56,6 +56,9 @@ ClassOption = Annotated[str | None, arg(name="class", metavar="NAME", help_behav
 NoiseOption = Annotated[float | None, arg(metavar="LEVELS", help_behavior_hint="(default: the model's)")]
 StepsOption = Annotated[int | None, arg(help_behavior_hint="(default: the solver's)")]
 SeedOption = Annotated[int | None, arg(help_behavior_hint="(default: drawn)")]
+ThreadsOption = Annotated[
+    int, arg(metavar="COUNT", help="Processor cores to use. Another number may round otherwise, and so draw otherwise.")
+]
 SamplerOption = Annotated[
     str | None,
     arg(metavar="NAME", help="Sampler; naive is the slow reference.", help_behavior_hint="(default: the fast one)"),
@@ -99,7 +102,7 @@ def train(
         as_json: Print JSON.
     """
     chosen = config.recipe(recipe)
-    for name, value in (("noise", noise), ("images", images), ("max-minutes", max_minutes), ("threads", threads)):
+    for name, value in (("noise", noise), ("images", images), ("max-minutes", max_minutes)):
         if value is not None and value <= 0:
             raise InputError(name, f"--{name} must be more than 0, not {value}.")
     training = replace(chosen.training, images=images or chosen.training.images)
@@ -107,13 +110,11 @@ def train(
     if objective == "mle":
         chosen = config.maximum_likelihood(chosen)
 
-    import torch
-
     from ncml.fit import fit
 
     check_device(device)
     if threads is not None:
-        torch.set_num_threads(threads)
+        use_threads(threads)
     with progress_bar() as bar:
         fitted = fit(
             chosen,
@@ -183,6 +184,7 @@ def generate(
     steps: StepsOption = None,
     solver: SolverOption = None,
     sampler: SamplerOption = None,
+    threads: ThreadsOption = 1,
     model: ModelOption = "cifar10",
     device: str = "cpu",
     as_json: JsonOption = False,
@@ -202,6 +204,7 @@ def generate(
         as_json: Print JSON.
     """
     check_writable(output)
+    use_threads(threads)
     m = load(model, device)
     seed = first_seed(seed, number)
     with progress_bar() as bar:
@@ -231,6 +234,7 @@ def complete(
     steps: StepsOption = None,
     solver: SolverOption = None,
     sampler: SamplerOption = None,
+    threads: ThreadsOption = 1,
     model: ModelOption = "cifar10",
     device: str = "cpu",
     as_json: JsonOption = False,
@@ -252,6 +256,7 @@ def complete(
         as_json: Print JSON.
     """
     check_writable(output)
+    use_threads(threads)
     m = load(model, device)
     canvas, known = images.half_canvas(file, m.height, m.width, keeps=m.keeps, keep=keep, field=str(file))
     seed = first_seed(seed, number)
@@ -304,6 +309,15 @@ def models(*, as_json: JsonOption = False) -> None:
 
 
 COMMANDS: tuple[Callable[..., Any], ...] = (train, score, generate, complete, models)
+
+
+def use_threads(count: int) -> None:
+    """Compute on so many cores."""
+    import torch
+
+    if count < 1:
+        raise InputError("threads", f"--threads must be more than 0, not {count}.")
+    torch.set_num_threads(count)
 
 
 def check_device(device: str) -> None:

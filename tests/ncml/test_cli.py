@@ -170,6 +170,7 @@ def test_models_lists_what_can_be_named(run: Run, model_folder: Path) -> None:
         (["generate", "-o", "a.png", "--steps", "-1"], "steps"),
         (["generate", "-o", "a.png", "--solver", "huen"], "heun"),
         (["complete", "ok.png", "-o", "a.png", "--keep", "middle"], "middle"),
+        (["generate", "-o", "a.png", "--threads", "0"], "--threads must be more than 0"),
         (["complete", "missing.png", "-o", "a.png"], "missing.png"),
         (["score", "ok.png", "--device", "cuda:99"], "cuda:99"),
         (["train", "smok", "--data", "x", "--out", "y"], "did you mean smoke?"),
@@ -226,7 +227,7 @@ def test_every_option_is_known_here() -> None:
 
     options = {
         "score": names("model class_ noise device as_json"),
-        "generate": names("output number class_ seed noise steps solver sampler model device as_json"),
+        "generate": names("output number class_ seed noise steps solver sampler threads model device as_json"),
         "models": {"as_json"},
         "train": names("data out process noise objective images max_minutes resume threads device as_json"),
     }
