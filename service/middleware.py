@@ -75,7 +75,8 @@ class Around:
             await response(problem, own)(scope, receive, send_with_headers)
 
         try:
-            if (length := headers.get("content-length", "0")).isdecimal() and int(length) > self.max_body_bytes:
+            length = headers.get("content-length", "0")
+            if length.isdecimal() and (len(length) > 18 or int(length) > self.max_body_bytes):
                 await refuse(self.too_large())
             else:
                 await self.app(scope, receive_counted, send_with_headers)
@@ -89,6 +90,7 @@ class Around:
             route: Any = scope.get("route")
             path = str(getattr(route, "path", "")) or "unmatched"
             method = scope["method"] if scope["method"] in _METHODS else "OTHER"
+            status = status or 499  # the client went away before it was answered
             self.metrics.requests.labels(route=path, method=method, code=status).inc()
             self.metrics.request_seconds.labels(route=path).observe(seconds)
             log.info("%s %s %s", method, path, status, extra={"seconds": round(seconds, 4)})

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import anyio.to_thread
 import pydantic_core
 from fastapi import Request
 from pydantic import ValidationError
@@ -24,6 +25,9 @@ P = TypeVar("P", bound=Params)
 FORM = "multipart/form-data"
 URLENCODED = "application/x-www-form-urlencoded"
 JSON = "application/json"
+
+_NAME_LENGTH = 64
+"""Characters of a field's name that are worth repeating to the client."""
 
 
 @dataclass(frozen=True)
@@ -58,19 +62,24 @@ async def read(request: Request, params: type[P], *, images: int) -> Asked[P]:
     media = request.headers.get("content-type", "").split(";")[0].strip().lower()
     fields: dict[str, Any] = {}
     uploads: list[Upload] = []
-    if media in (FORM, URLENCODED):
+    if media == FORM or (media == URLENCODED and not images):
         fields, uploads = await _form(request, images)
     elif media == JSON:
-        fields, uploads = _json(await request.body(), images)
+        fields, uploads = await anyio.to_thread.run_sync(_json, await request.body(), images)
     elif media.startswith("image/") or media == "application/octet-stream":
         uploads = [Upload("image", await request.body())]
     elif media or await request.body():
         taken = [FORM, JSON, "image/*"] if images else [JSON, FORM]
         what = f"the type {media!r}" if media else "a body without a Content-Type"
-        raise Problem(415, f"This endpoint does not take {what}; send {' or '.join(taken)}.", kind="media-type")
+        hint = " (curl: -F image=@cat.png, or -H 'Content-Type: image/png')" if media == URLENCODED else ""
+        raise Problem(415, f"This endpoint does not take {what}; send {' or '.join(taken)}{hint}.", kind="media-type")
     if uploads and not images:
         raise invalid("image", "image: this endpoint takes no picture; leave it out.")
     query = _once(request.query_params.multi_items(), "the query")
+    for name in query.keys() | fields.keys():
+        if len(name) > _NAME_LENGTH:
+            shown = name[:_NAME_LENGTH]
+            raise invalid(shown, f"{shown}... is not a parameter here.")
     twice = sorted(query.keys() & fields.keys())
     if twice:
         raise invalid(twice[0], f"{twice[0]} is in the query and in the body; give it once.")
@@ -156,7 +165,8 @@ def _once(items: Iterable[tuple[str, str]], where: str) -> dict[str, Any]:
         if not value:
             continue
         if name in found:
-            raise invalid(name, f"{name} is given more than once in {where}; give it once.")
+            shown = name[:_NAME_LENGTH]
+            raise invalid(shown, f"{shown} is given more than once in {where}; give it once.")
         found[name] = value
     return found
 
@@ -175,7 +185,8 @@ async def _form(request: Request, images: int) -> tuple[dict[str, Any], list[Upl
             if not isinstance(value, UploadFile):
                 fields.append((name, value))
             elif name != "image":
-                raise invalid(name, f"{name}: a file was sent in this field; pictures go in the field image.")
+                shown = name[:_NAME_LENGTH]
+                raise invalid(shown, f"{shown}: a file was sent in this field; pictures go in the field image.")
             elif value.filename or value.size:  # a file field that was not filled in has neither
                 uploads.append(Upload("image", await value.read()))
     finally:

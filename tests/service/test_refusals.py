@@ -127,6 +127,19 @@ def test_a_body_that_cannot_be_read_says_why(client, request_: dict, status: int
     assert words in assert_problem(client.post("/score", **request_), status)["detail"]
 
 
+def test_a_picture_sent_as_a_form_gets_a_hint_and_is_not_sent_back(client) -> None:
+    """What `curl --data-binary` does when it is given no type."""
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    headers = {"content-type": "application/x-www-form-urlencoded"}
+    assert (
+        "Content-Type: image/png"
+        in assert_problem(client.post("/score", content=to_png(noise), headers=headers), 415)["detail"]
+    )
+    answer = client.post("/generate", content=to_png(noise)[:2000], headers=headers)
+    assert answer.status_code in (400, 422)
+    assert len(answer.content) < 1000
+
+
 def test_one_picture_is_completed_at_a_time(client) -> None:
     body = assert_problem(client.post("/complete", files=[("image", PICTURE)] * 2), 422)
     assert "one picture" in body["detail"]
