@@ -106,12 +106,16 @@ class Noise:
 
     def pixels(self, K: int, H: int, W: int) -> PixelNoise:
         """The sampling draws of whole images: [B, K, H, W], [B, 3, H, W] and [B, 3, H, W]."""
-        uniform = self._each(lambda g: torch.rand(K + 6, H, W, generator=g, dtype=torch.float64))
-        open_ = uniform.clamp(min=2.0**-54)
-        gumbel = -torch.log(-torch.log(open_[:, :K]))
-        logistic = torch.logit(open_[:, K : K + 3])
-        spread = (2 * uniform[:, K + 3 :] - 1) * HALF
-        return PixelNoise(*(part.to(self.device, self.dtype) for part in (gumbel, logistic, spread)))
+
+        def draws(generator: torch.Generator) -> Tensor:
+            uniform = torch.rand(K + 6, H, W, generator=generator, dtype=torch.float64)
+            open_ = uniform.clamp(min=2.0**-54)
+            gumbel = -torch.log(-torch.log(open_[:K]))
+            logistic = torch.logit(open_[K : K + 3])
+            return torch.cat([gumbel, logistic, (2 * uniform[K + 3 :] - 1) * HALF])
+
+        # Each image's by itself: the last bit of a logarithm depends on the layout of the tensor that it stands in.
+        return PixelNoise(*self._each(draws).to(self.device, self.dtype).split([K, 3, 3], 1))
 
     def normal(self, H: int, W: int) -> Tensor:
         """Standard normal draws, [B, 3, H, W]."""
