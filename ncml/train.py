@@ -124,6 +124,7 @@ class Trainer:
         self.average: AveragedModel = AveragedModel(
             self.network, multi_avg_fn=_warm_ema(config.training.ema), use_buffers=True
         )
+        self.average.eval()  # it is measured and kept, never trained: no dropout
         self.optimizer = torch.optim.Adam(
             self.network.parameters(), lr=config.training.learning_rate, betas=config.training.betas, foreach=True
         )
