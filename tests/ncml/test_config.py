@@ -1,0 +1,106 @@
+"""Recipes, and what a configuration may ask for."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+import ncml
+from ncml import config
+from ncml.config import RECIPES, SOLVERS, Config, LevelConfig, ModelConfig
+from ncml.errors import InputError
+from ncml.network import NCPN
+from ncml.refine import SOLVERS as REFINERS
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_builds_a_network_of_its_size(name: str) -> None:
+    recipe = config.recipe(name)
+    assert recipe.recipe == name
+    assert parameters(recipe) > 0
+
+
+@pytest.mark.parametrize("name", ["smoke", "cifar10_small"])
+def test_small_recipes_run(name: str) -> None:
+    recipe = config.recipe(name)
+    height, width = recipe.model.height, recipe.model.width
+    with torch.inference_mode():
+        out = NCPN(recipe)(torch.zeros(1, 3, height, width), torch.zeros(1))
+    assert out.shape == (1, 10 * recipe.model.mixtures, height, width)
+    assert out.isfinite().all()
+
+
+def parameters(recipe: Config) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in NCPN(recipe).parameters())
+
+
+def test_the_paper_s_network_has_73_million_parameters() -> None:
+    assert parameters(config.paper_cifar10()) == pytest.approx(73e6, rel=0.05)
+
+
+def test_the_bundled_model_fits_16_mib() -> None:
+    assert 4 * parameters(config.cifar10_small()) < 16 * 2**20
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_configuration_survives_json(name: str) -> None:
+    recipe = config.recipe(name)
+    assert Config.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "levels"), [(30, 32, 3), (32, 31, 2), (2, 4, 3), (0, 0, 1), (8, 8, 0)], ids=str
+)
+def test_sizes_that_do_not_halve_evenly_are_refused(height: int, width: int, levels: int) -> None:
+    with pytest.raises(InputError) as refused:
+        ModelConfig(height=height, width=width, levels=(LevelConfig(width=8, blocks=1),) * levels, heads=2)
+    assert refused.value.field == "size"
+    if levels:
+        assert f"multiples of {2 ** (levels - 1)}, not {height}x{width}" in refused.value.detail
+
+
+def test_heads_must_divide_the_width_where_there_is_attention() -> None:
+    plain, attending = (LevelConfig(width=9, blocks=1, attention=attention) for attention in (False, True))
+    ModelConfig(levels=(plain,), heads=2)
+    with pytest.raises(InputError, match="the 2 heads must divide") as refused:
+        ModelConfig(levels=(plain, attending), heads=2)
+    assert refused.value.field == "heads"
+
+
+def test_a_misspelt_recipe_is_answered_with_the_nearest() -> None:
+    with pytest.raises(InputError, match="did you mean cifar10_small") as refused:
+        config.recipe("cifar10-smal")
+    assert refused.value.field == "recipe"
+    with pytest.raises(InputError, match="choose from smoke, cifar10_small, paper_cifar10"):
+        config.recipe("zebra")
+
+
+def test_maximum_likelihood_changes_the_objective_alone() -> None:
+    recipe = config.smoke()
+    plain = config.maximum_likelihood(recipe)
+    assert plain.training.clean_mass == 1
+    assert replace(plain, training=recipe.training) == recipe
+
+
+def test_solvers_are_those_that_exist() -> None:
+    assert SOLVERS.keys() == REFINERS.keys()
+    assert config.DEFAULT_SOLVER in SOLVERS
+
+
+def test_the_public_names_are_these() -> None:
+    assert ncml.__all__ == [
+        "InputError", "Model", "ModelError", "NcmlError", "NotAnImage", "Score", "TooLarge", "TrainingError", "load",
+    ]  # fmt: skip
+    assert all(hasattr(ncml, name) for name in ncml.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'lod'"):
+        ncml.lod  # noqa: B018
+
+
+@pytest.mark.parametrize("module", ["ncml", "ncml.images", "ncml.config", "ncml.folders", "ncml.cli"])
+def test_importing_needs_no_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
