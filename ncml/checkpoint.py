@@ -46,7 +46,7 @@ def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
     """Read a model folder: the network in evaluation mode, and `config.json` as it stands.
 
     Raises ModelError, in one sentence, for a missing or damaged file, pickled weights, missing or surplus weights, a
-    wrong shape, weights that are not finite, or weights that are not those the version names.
+    wrong shape or type, weights that are not finite, or weights that are not those the version names.
     """
     folder = Path(folder)
     description = read_json(folder / CONFIG)
@@ -56,7 +56,7 @@ def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
         config = Config.from_json(description["config"])
         with torch.device("meta"):
             network = NCPN(config)
-    except (KeyError, TypeError, ValueError, NcmlError) as error:
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, NcmlError) as error:
         raise ModelError(f"{folder / CONFIG} does not describe a model: {error}.") from error
     state = _read_weights(folder)
     _check(folder / WEIGHTS, network.state_dict(), state)
@@ -97,6 +97,8 @@ def _check(path: Path, expected: dict[str, Tensor], state: dict[str, Tensor]) ->
         if tensor.shape != expected[name].shape:
             shape, wanted = tuple(tensor.shape), tuple(expected[name].shape)
             raise ModelError(f"{path}: the weight {name} has shape {shape} instead of {wanted}.")
+        if tensor.dtype != expected[name].dtype:
+            raise ModelError(f"{path}: the weight {name} is {tensor.dtype} instead of {expected[name].dtype}.")
         if not torch.isfinite(tensor).all():
             raise ModelError(f"{path}: the weight {name} has values that are not finite.")
 
