@@ -4,7 +4,7 @@ BIN    := .venv/bin
 READY  := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint bench bench-sampler bench-worker bench-service storm screenshots clean
+.PHONY: help serve test lint bench bench-sampler bench-worker bench-service storm clean
 
 help:           ## this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST)
@@ -38,9 +38,6 @@ bench-sampler bench-worker bench-service: bench-%: $(READY)
 
 storm: $(READY) ## the fault suite in its long form
 	$(BIN)/python -m pytest -m slow tests/storm
-
-screenshots: $(READY) ## pictures of the web page
-	$(BIN)/python docs/screenshots.py
 
 clean:          ## all that is built here, .venv included
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
