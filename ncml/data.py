@@ -93,12 +93,20 @@ def _from_datasets(source: str, height: int, width: int, split: str, report: Rep
     table = found[split]
     picture = _column(source, table.features, ("img", "image"), datasets.Image, "picture")
     label = next((name for name in ("label", "labels", "fine_label") if name in table.features), None)
-    names = getattr(table.features[label], "names", None) if label else None
-    labels = table[label] if label else [0] * len(table)
-    classes = tuple(names or (str(i) for i in range(max(labels, default=-1) + 1))) if label else ()
+    labels, classes = _labels(source, table, label) if label else ([0] * len(table), ())
     raw = table.cast_column(picture, datasets.Image(decode=False))
     rows = ((row[picture]["bytes"] or row[picture]["path"], value) for row, value in zip(raw, labels, strict=True))
     return _decode(source, rows, len(table), classes, height, width, report)
+
+
+def _labels(source: str, table: Any, label: str) -> tuple[list[int], tuple[str, ...]]:
+    """Class indices and names: the names that the dataset gives, or else its distinct labels in their order."""
+    values = list(table[label])
+    names = getattr(table.features[label], "names", None)
+    index = dict(enumerate(range(len(names)))) if names else {v: i for i, v in enumerate(sorted(set(values) - {None}))}
+    if not index.keys() >= set(values):
+        raise InputError("data", f"{source!r} has pictures without a label; leave them out, or drop the column {label}.")
+    return [index[value] for value in values], tuple(names or map(str, index))
 
 
 def _column(source: str, features: Any, names: tuple[str, ...], kind: type, what: str) -> str:
