@@ -33,7 +33,7 @@ def main(
     redis_url: str = "",
     metrics_port: int = 0,
     drain_s: float = 25.0,
-    hang_s: float = 120.0,
+    hang_s: float = 300.0,
 ) -> None:
     """Compute the jobs of a lane. SIGTERM lets the running batch finish, then ends it with status 0.
 

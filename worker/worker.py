@@ -66,7 +66,7 @@ class WorkerSettings:
     """How long a batch that is not full waits for company, unless the engine was idle."""
     drain_s: float = 25.0
     """How long a running batch may go on after SIGTERM; then its jobs go back to their queues."""
-    hang_s: float = 120.0
+    hang_s: float = 300.0
     """How long the engine may be silent during a batch, or while loading, before it is killed."""
     lease_s: float = LEASE_S
 
