@@ -63,7 +63,7 @@ def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
     if digest(config, state) != description.get("version"):
         raise ModelError(f"{folder}: the weights are not those that config.json was written for; copy the folder anew.")
     network.load_state_dict(state, assign=True)
-    return network.to(device=device, memory_format=torch.channels_last).eval(), description
+    return network.to(device).channels_last().eval(), description
 
 
 def digest(config: Config, state: dict[str, Tensor]) -> str:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -85,7 +85,7 @@ def _from_datasets(source: str, height: int, width: int, split: str, report: Rep
     import datasets
 
     try:
-        found = datasets.load_dataset(source)
+        found = cast(dict[str, Any], datasets.load_dataset(source))
     except Exception as error:  # the library raises its own, the Hub's and the operating system's errors
         raise InputError("data", f"{source!r} is neither a folder nor a dataset that can be loaded: {error}") from error
     if split not in found:
@@ -105,7 +105,9 @@ def _labels(source: str, table: Any, label: str) -> tuple[list[int], tuple[str, 
     names = getattr(table.features[label], "names", None)
     index = dict(enumerate(range(len(names)))) if names else {v: i for i, v in enumerate(sorted(set(values) - {None}))}
     if not index.keys() >= set(values):
-        raise InputError("data", f"{source!r} has pictures without a label; leave them out, or drop the column {label}.")
+        raise InputError(
+            "data", f"{source!r} has pictures without a label; leave them out, or drop the column {label}."
+        )
     return [index[value] for value in values], tuple(names or map(str, index))
 
 

@@ -56,7 +56,7 @@ class Conditions:
         """The time of each image."""
         return torch.full(self.class_B.shape, self.t, device=self.class_B.device)
 
-    def of(self, member_B: Tensor | slice) -> Conditions:
+    def of(self, member_B: list[int] | slice) -> Conditions:
         """The conditions of some members."""
         return Conditions(self.t, self.class_B[member_B], self.orientation_B[member_B])
 
@@ -160,7 +160,7 @@ def draw(network: NCPN, plan: Plan, sampler: Sampler, callback: Callback | None 
             steps=plan.steps,
             solver=plan.solver,
             process=process_,
-            score=score_function(network, conditions),
+            score=score_function(network, conditions, plan.dropped),
             normal=lambda: noise.normal(H, W),
             hold=hold,
             on_step=lambda step, x: report("refine", step, plan.steps, x),
@@ -171,13 +171,15 @@ def draw(network: NCPN, plan: Plan, sampler: Sampler, callback: Callback | None 
     return pictures
 
 
-def score_function(network: NCPN, conditions: Conditions) -> Callable[[Tensor, float], Tensor]:
-    """(x_BCHW, t) -> s(x, t), [B, 3, H, W]: the gradient of the log-density without edges.
+def score_function(
+    network: NCPN, conditions: Conditions, dropped: Collection[int] = ()
+) -> Callable[[Tensor, float], Tensor]:
+    """(x_BCHW, t) -> s(x, t), [B, 3, H, W]: the gradient of the log-density without edges; 0 for dropped members.
 
     On a CPU each image is evaluated by itself: libraries choose kernels by batch size, and the last bits of a gradient
     would tell what else was in the batch.
     """
-    size = 1 if network.head.weight.device.type == "cpu" else None
+    on_cpu = network.head.weight.device.type == "cpu"
 
     def density(x_BCHW: Tensor, given: Conditions) -> Tensor:
         parameters_BPHW = network(x_BCHW, given.t_B, given.class_B, given.orientation_B)
@@ -185,12 +187,12 @@ def score_function(network: NCPN, conditions: Conditions) -> Callable[[Tensor, f
 
     def score(x_BCHW: Tensor, t: float) -> Tensor:
         at = replace(conditions, t=t)
-        parts = []
-        for start in range(0, len(x_BCHW), size or len(x_BCHW)):
-            some = slice(start, start + (size or len(x_BCHW)))
+        wanted = [b for b in range(len(x_BCHW)) if b not in dropped]
+        s_BCHW = torch.zeros_like(x_BCHW)
+        for some in [[b] for b in wanted] if on_cpu else [wanted]:
             given = at.of(some)
-            parts.append(gradient(lambda x, given=given: density(x, given), x_BCHW[some]))
-        return torch.cat(parts)
+            s_BCHW[some] = gradient(lambda x, given=given: density(x, given), x_BCHW[some])
+        return s_BCHW
 
     return score
 

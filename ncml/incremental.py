@@ -20,8 +20,8 @@ head, K components. A row buffer has a column of zeros on its left, which is the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import cast
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,8 +35,9 @@ from ncml.network import CHANNELS, NCPN, Pair, Resample, Stem
 SLOT = 8
 """Rows of a matrix product come in multiples of this."""
 
-# The functions behind F.elu and F.glu: F's wrappers hide `out` and cost as much again as a small operation.
-elu, glu = torch._C._nn.elu, torch._C._nn.glu
+# What F.elu and F.glu call: F's wrappers hide `out`, and cost as much again as a small operation does.
+_nn: Any = torch._C._nn  # pyright: ignore[reportAttributeAccessIssue]
+elu, glu = _nn.elu, _nn.glu
 
 
 def incremental(
@@ -102,6 +103,7 @@ class _RowConv:
         C = conv.in_channels
         # Beside each other at every column: the row above and this row.
         self.buffer = conv.weight.new_zeros(R, W + 2, 2 * C)
+        self.current = self.buffer[:, 1:-1, C:]
         self.weight = conv.weight.permute(3, 2, 1, 0).reshape(6 * C, -1).contiguous()
         self.windows = self.buffer.as_strided(
             (R, W // self.stride, 6 * C), (self.buffer.stride(0), self.stride * 2 * C, 1)
@@ -111,13 +113,13 @@ class _RowConv:
         """Make this the current row, and the current one the row above."""
         C = row_RWC.shape[-1]
         self.buffer[..., :C] = self.buffer[..., C:]
-        self.buffer[:, 1:-1, C:] = row_RWC
+        self.current.copy_(row_RWC)
 
     def __call__(self, row_RWC: Tensor) -> Tensor:
         """The convolution's output at this row, [R, W / stride, G]."""
         self.push(row_RWC)
         R, W, K = self.windows.shape
-        return torch.addmm(self.conv.bias, self.windows.reshape(R * W, K), self.weight).view(R, W, -1)
+        return torch.addmm(cast(Tensor, self.conv.bias), self.windows.reshape(R * W, K), self.weight).view(R, W, -1)
 
 
 class _RowAttention:
@@ -127,12 +129,8 @@ class _RowAttention:
         self.attention, self.rows = attention, 0
         N = attention.heads
         D = attention.out.out_features // N
-        self.keys, self.values = attention.out.weight.new_zeros(2, R * W, N, H, D)
-
-    def remember(self, key_MND: Tensor, value_MND: Tensor) -> None:
-        """Cache the column attention's next row, M = R W."""
-        self.keys[:, :, self.rows], self.values[:, :, self.rows] = key_MND, value_MND
-        self.rows += 1
+        self.column = attention.out.weight.new_zeros(2, R * W, N, H, D)
+        """Keys and values of every column's earlier rows."""
 
     def __call__(self, x_RWF: Tensor) -> Tensor:
         a = self.attention
@@ -140,10 +138,10 @@ class _RowAttention:
         qkv = F.linear(a.norm(x_RWF).view(R * W, -1), a.project.weight, a.project.bias)
         row, column = qkv.view(R, W, 2, 3, a.heads, -1).unbind(2)
         row_RWF = _attend(*row.permute(2, 0, 3, 1, 4)).transpose(1, 2).reshape(R * W, -1)
-        q, k, v = column.flatten(0, 1).unbind(1)
-        self.remember(k, v)
-        seen = slice(self.rows)
-        column_RWF = _attend(q.unsqueeze(2), self.keys[:, :, seen], self.values[:, :, seen]).reshape(R * W, -1)
+        qkv = column.flatten(0, 1)  # [R W, 3, N, D]
+        self.column[:, :, :, self.rows] = qkv[:, 1:].transpose(0, 1)
+        self.rows += 1
+        column_RWF = _attend(qkv[:, 0].unsqueeze(2), *self.column[:, :, :, : self.rows]).reshape(R * W, -1)
         out = F.linear(torch.cat([row_RWF, column_RWF], -1), a.out.weight, a.out.bias).view_as(x_RWF)
         return (x_RWF + out) * math.sqrt(0.5)
 
@@ -222,7 +220,7 @@ class _PositionConv:
             taps = F.pad(taps, (0, 0, 0, C))
         self.stride = conv.stride[1]
         self.above, self.here = outputs(taps.flatten(1, 2)).unbind(0)
-        self.bias = outputs(conv.bias)
+        self.bias = outputs(cast(Tensor, conv.bias))
         self.base = conv.weight.new_zeros(S, W // self.stride, len(self.bias))
         self.base_at = self.base.unbind(1)
 
@@ -337,11 +335,11 @@ class _Level:
             # u emits two rows of three columns, [F, 6 G].
             u, ul = cast(Grow, grow.u), cast(Grow, grow.ul)
             self.grow_u_weight = u.weight.permute(0, 2, 3, 1).flatten(1).contiguous()
-            self.grow_u_bias = u.bias
+            self.grow_u_bias = cast(Tensor, u.bias)
             # ul emits a 2x2 block: for each of two rows, two columns of [x, -x] side by side, [F, 4 G].
             columns = _signed(ul.weight.permute(2, 0, 3, 1)).flatten(2)
             self.grow_ul = [weight.contiguous() for weight in columns.unbind(0)]
-            self.grow_ul_bias = _signed(ul.bias).repeat(2)
+            self.grow_ul_bias = _signed(cast(Tensor, ul.bias)).repeat(2)
         self.up_steps = [
             (block, before, after)
             for (_, block), before, after in zip(self.up, self.up_states, self.up_states[1:], strict=False)
@@ -392,7 +390,9 @@ class _Run:
         self.above, self.row = (like.new_zeros(self.S, self.W + 2, C) for _ in range(2))
         """Pixels and the channel of ones, with a column of zeros on both sides."""
         self.stem_above = _signed(stem.ul_above.weight.permute(3, 2, 1, 0).reshape(3 * C, -1))
-        self.stem_above_bias, self.stem_left_bias = _signed(stem.ul_above.bias), _signed(stem.ul_left.bias)
+        self.stem_above_bias, self.stem_left_bias = (
+            _signed(cast(Tensor, conv.bias)) for conv in (stem.ul_above, stem.ul_left)
+        )
         self.stem_left_up, self.stem_left = (_signed(w.t()) for w in stem.ul_left.weight[..., 0].unbind(2))
         self.stem_base = like.new_zeros(self.S, self.W, 2 * stem.u.out_channels)
         self.stem_base_at = self.stem_base.unbind(1)
@@ -510,78 +510,73 @@ class _Run:
 
     def fill(self, x_BCHW: Tensor, conditions: Conditions) -> None:
         """Fill the caches with known rows, as many as the largest stride divides, by a pass of the network."""
-        handles = []
-
-        def on_input(module: nn.Module, keep: Callable[[Tensor], None]) -> None:
-            handles.append(module.register_forward_pre_hook(lambda _, given: keep(given[0].permute(0, 2, 3, 1))))
-
-        def on_output(module: nn.Module, keep: Callable[[Tensor], None]) -> None:
-            handles.append(module.register_forward_hook(lambda _, __, result: keep(result)))
-
-        some = slice(0)
-
-        def last_row(buffer: Tensor) -> Callable[[Tensor], None]:
-            def keep(x_BHWF: Tensor) -> None:
-                buffer[some] = x_BHWF[:, -1]
-
-            return keep
-
-        for level in self.levels:
-            odd_row = level.grown[1]
-            for pairs, states in ((level.up, level.up_states), (level.down, [odd_row, *level.down_states])):
-                for (u_block, ul_block), before in zip(pairs, states, strict=False):
-                    for conv in (u_block.conv_in, u_block.conv_out):
-                        C = conv.conv.in_channels
-                        on_input(conv.conv, last_row(conv.buffer[:, 1:-1, C:]))
-                    on_input(ul_block.block.conv_in, last_row(before.elu.data[:, 1:]))
-                    on_input(ul_block.block.conv_out, last_row(ul_block.hidden.data[:, 1:]))
-                    if u_block.attention is not None:
-                        on_output(u_block.attention.attention.project, self._keep_u(u_block.attention, lambda: some))
-                    if ul_block.attention is not None:
-                        on_output(ul_block.attention.attention.project, self._keep_ul(ul_block.attention, lambda: some))
-            if not level.lowest:
-                conv = level.shrink_u
-                on_input(conv.conv, last_row(conv.buffer[:, 1:-1, conv.conv.in_channels :]))
-                C = conv.conv.in_channels
-                on_input(level.shrink_module, last_row(level.up_states[-1].x.data[:, 1:, :C]))
-        try:
-            # One image at a time: a whole pass chooses its kernels by the size of the batch.
-            for b in range(self.B):
-                some = slice(b, b + 1)
-                given = conditions.of(some)
-                self.network(x_BCHW[some], given.t_B, given.class_B, given.orientation_B)
-        finally:
-            for handle in handles:
-                handle.remove()
+        keepers = list(self._keepers())
+        # One image at a time: a whole pass chooses its kernels by the size of the batch.
+        for b in range(self.B):
+            one = slice(b, b + 1)
+            given = conditions.of(one)
+            hooks = [
+                module.register_forward_hook(
+                    lambda _, inputs, output, keep=keep: keep(one, inputs[0], output)  # noqa: B023 - removed below
+                )
+                for module, keep in keepers
+            ]
+            self.network(x_BCHW[one], given.t_B, given.class_B, given.orientation_B)
+            for hook in hooks:
+                hook.remove()
         rows = x_BCHW.shape[2]
         for index, level in enumerate(self.levels):
             for u_block, _ in (*level.up, *level.down):
                 if u_block.attention is not None:
                     u_block.attention.rows = rows >> index
-        # The two last rows of pixels: `row` becomes `above`, and the stem's own buffer holds the one before.
-        self.row[: self.B, 1:-1, :CHANNELS] = x_BCHW[:, :, -1].transpose(1, 2)
-        self.row[:, 1:-1, CHANNELS] = 1
+        # The last row of pixels becomes the row above; the stem's u holds the one before it.
+        self._set_pixels(self.row[:, 1:-1], x_BCHW[:, :, -1])
         if rows > 1:
-            before = self.stem_u.buffer[: self.B, 1:-1, CHANNELS + 1 :]
-            before[..., :CHANNELS] = x_BCHW[:, :, -2].transpose(1, 2)
-            before[..., CHANNELS] = 1
+            self._set_pixels(self.stem_u.buffer[:, 1:-1, CHANNELS + 1 :], x_BCHW[:, :, -2])
 
-    def _keep_u(self, attention: _RowAttention, some: Callable[[], slice]) -> Callable[[Tensor], None]:
-        def keep(qkv_BHWF: Tensor) -> None:
-            _, H, W, _ = qkv_BHWF.shape
-            N = attention.attention.heads
-            column = qkv_BHWF.chunk(2, -1)[1].unflatten(-1, (3, N, -1))  # [B, H, W, 3, N, D]
-            for cache, index in ((attention.keys, 1), (attention.values, 2)):
-                view = cache.view(-1, W, *cache.shape[1:])  # [R, W, N, H, D]
-                view[some(), :, :, :H] = column[:, :, :, index].permute(0, 2, 3, 1, 4)
+    def _set_pixels(self, row_SWC: Tensor, x_BCW: Tensor) -> None:
+        row_SWC[: self.B, :, :CHANNELS] = x_BCW.transpose(1, 2)
+        row_SWC[..., CHANNELS] = 1
 
-        return keep
+    def _keepers(self) -> Iterator[tuple[nn.Module, Keeper]]:
+        """Each layer of the network whose input or output a cache holds, and what keeps it."""
+        for level in self.levels:
+            for blocks, states in ((level.up, level.up_states), (level.down, [level.grown[1], *level.down_states])):
+                for (u_block, ul_block), before in zip(blocks, states, strict=False):
+                    yield u_block.conv_in.conv, _last_row(u_block.conv_in.current)
+                    yield u_block.conv_out.conv, _last_row(u_block.conv_out.current)
+                    yield ul_block.block.conv_in, _last_row(before.elu.data[:, 1:])
+                    yield ul_block.block.conv_out, _last_row(ul_block.hidden.data[:, 1:])
+                    if u_block.attention is not None:
+                        by_row = u_block.attention.column.unflatten(1, (self.R, -1))  # [2, R, W, N, H, D]
+                        yield u_block.attention.attention.project, _columns(by_row)
+                    if ul_block.attention is not None:
+                        yield ul_block.attention.attention.project, _columns(ul_block.attention.column.transpose(1, 2))
+            if not level.lowest:
+                C = level.shrink_u.conv.in_channels
+                yield level.shrink_u.conv, _last_row(level.shrink_u.current)
+                yield level.shrink_module, _last_row(level.up_states[-1].x.data[:, 1:, :C])
 
-    def _keep_ul(self, attention: _PositionAttention, some: Callable[[], slice]) -> Callable[[Tensor], None]:
-        def keep(qkv_BHWF: Tensor) -> None:
-            H = qkv_BHWF.shape[1]
-            column = qkv_BHWF.chunk(2, -1)[1].unflatten(-1, (3, attention.attention.heads, -1))
-            for part, index in zip(attention.column, (1, 2), strict=True):  # [W, S, N, H, D]
-                part[:, some(), :, :H] = column[:, :, :, index].permute(2, 0, 3, 1, 4)
 
-        return keep
+Keeper = Callable[[slice, Tensor, Tensor], None]
+"""(images of the batch, a layer's input, its output)."""
+
+
+def _last_row(row_SWF: Tensor) -> Keeper:
+    """Keeps the last row of the input."""
+
+    def keep(images: slice, x_BFHW: Tensor, _: Tensor) -> None:
+        row_SWF[images] = x_BFHW[:, :, -1].transpose(1, 2)
+
+    return keep
+
+
+def _columns(cache_2SWNHD: Tensor) -> Keeper:
+    """Keeps the keys and values of column attention from the output of its projection."""
+
+    def keep(images: slice, _: Tensor, qkv_BHWF: Tensor) -> None:
+        N, H = cache_2SWNHD.shape[3], qkv_BHWF.shape[1]
+        kv = qkv_BHWF.chunk(2, -1)[1].unflatten(-1, (3, N, -1))[:, :, :, 1:]  # [B, H, W, 2, N, D]
+        cache_2SWNHD[:, images, :, :, :H] = kv.permute(3, 0, 2, 4, 1, 5)
+
+    return keep

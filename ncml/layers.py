@@ -68,8 +68,6 @@ class CausalConv(nn.Conv2d):
     With `kernel`, another size under the same padding rule: all rows above; columns on both sides (u) or left (ul).
     """
 
-    bias: Tensor
-
     def __init__(
         self, stream: Stream, in_channels: int, out_channels: int, *, stride: int = 1, kernel: tuple[int, int] = (0, 0)
     ) -> None:
@@ -85,8 +83,6 @@ class CausalConv(nn.Conv2d):
 
 class Grow(nn.ConvTranspose2d):
     """A transposed convolution of stride 2: each position emits two rows (u, 2x3 kernel) or a 2x2 block (ul)."""
-
-    bias: Tensor
 
     def __init__(self, stream: Stream, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, (2, 3) if stream == "u" else (2, 2), stride=2)

@@ -151,7 +151,7 @@ class Model:
         self,
         images: Images,
         *,
-        keep: str = "top",
+        keep: Keep = "top",
         n: int = 1,
         classes: Classes = None,
         seeds: int | Sequence[int] = 0,
@@ -171,11 +171,10 @@ class Model:
         canvases = self._pixels(images)
         if n > 1 and len(canvases) > 1:
             raise InputError("n", "several variants are drawn of one image at a time; give one image or n=1.")
-        half = next((name for name in self.keeps if name == keep), None)
-        if half is None:
+        if keep not in self.keeps:
             raise InputError("keep", f"this model completes {' or '.join(self.keeps)}, not {keep!r}.")
         canvases = np.repeat(canvases, n, axis=0)
-        return self._draw(len(canvases), canvases, half, classes, seeds, noise, steps, solver, sampler, callback)
+        return self._draw(len(canvases), canvases, keep, classes, seeds, noise, steps, solver, sampler, callback)
 
     def _draw(
         self,

@@ -155,6 +155,10 @@ class NCPN(nn.Module):
             self.head.weight.mul_(0.1)
             self.head.bias.copy_(initial_bias(config.model.mixtures))
 
+    def channels_last(self) -> NCPN:
+        """This network with its convolutions laid out for channels-last images, which is faster everywhere."""
+        return self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
     def forward(
         self, x_BCHW: Tensor, t_B: Tensor, class_B: Tensor | None = None, orientation_B: Tensor | None = None
     ) -> Tensor:

@@ -120,7 +120,7 @@ class Trainer:
             raise InputError("data", "there is no picture to fit; give at least 8.")
         self.config, self.data, self.device = config, data, torch.device(device)
         torch.manual_seed(config.training.seed)
-        self.network = NCPN(config).to(self.device, memory_format=torch.channels_last)
+        self.network = NCPN(config).to(self.device).channels_last()
         self.average: AveragedModel = AveragedModel(
             self.network, multi_avg_fn=_warm_ema(config.training.ema), use_buffers=True
         )
