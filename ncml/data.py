@@ -103,11 +103,9 @@ def _labels(source: str, table: Any, label: str) -> tuple[list[int], tuple[str, 
     """Class indices and names: the names that the dataset gives, or else its distinct labels in their order."""
     values = list(table[label])
     names = getattr(table.features[label], "names", None)
-    index = dict(enumerate(range(len(names)))) if names else {v: i for i, v in enumerate(sorted(set(values) - {None}))}
+    index = {value: i for i, value in enumerate(range(len(names)) if names else sorted(set(values) - {None}))}
     if not index.keys() >= set(values):
-        raise InputError(
-            "data", f"{source!r} has pictures without a label; leave them out, or drop the column {label}."
-        )
+        raise InputError("data", f"{source!r} has pictures without a {label}; leave them out, or drop that column.")
     return [index[value] for value in values], tuple(names or map(str, index))
 
 
