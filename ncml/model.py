@@ -221,15 +221,15 @@ class Model:
         return process(self.config.noise).time_of(noise)
 
     def _seeds(self, seeds: int | Sequence[int], n: int) -> list[int]:
-        each = [seeds + i for i in range(n)] if isinstance(seeds, int) else list(seeds)
+        each = [seeds + i for i in range(n)] if isinstance(seeds, int | np.integer) else list(seeds)
         if len(each) != n:
             raise InputError("seeds", f"there are {len(each)} seeds for {n} images; give one for each.")
-        if not all(0 <= seed <= MAX_SEED for seed in each):
+        if not all(isinstance(seed, int | np.integer) and 0 <= seed <= MAX_SEED for seed in each):
             raise InputError("seed", f"seeds must be whole numbers from 0 to {MAX_SEED}.")
-        return each
+        return [int(seed) for seed in each]
 
     def _class_indices(self, classes: Classes, n: int) -> torch.Tensor:
-        each = [classes] * n if classes is None or isinstance(classes, str | int) else list(classes)
+        each = [classes] * n if classes is None or isinstance(classes, str | int | np.integer) else list(classes)
         if len(each) != n:
             raise InputError("classes", f"there are {len(each)} classes for {n} images; give one for each.")
         return torch.tensor([self._class_index(name) for name in each])
@@ -237,8 +237,8 @@ class Model:
     def _class_index(self, name: str | int | None) -> int:
         if name is None:
             return len(self.classes)
-        if isinstance(name, int) and 0 <= name < len(self.classes):
-            return name
+        if isinstance(name, int | np.integer) and 0 <= name < len(self.classes):
+            return int(name)
         if isinstance(name, str) and name in self.classes:
             return self.classes.index(name)
         known = f"choose from {', '.join(self.classes)}." if self.classes else "this model knows no classes."
@@ -246,12 +246,12 @@ class Model:
 
     def _pixels(self, images: Images) -> NDArray[np.uint8]:
         """uint8 [B, H, W, 3], or InputError."""
-        if isinstance(images, Image.Image):
-            images = [images]
-        if not isinstance(images, np.ndarray):
-            images = np.stack([to_rgb(i) if isinstance(i, Image.Image) else i for i in images])
-        pixels = images[None] if images.ndim == 3 else images
-        if pixels.dtype != np.uint8 or pixels.shape[1:] != (self.height, self.width, 3):
-            wanted = f"uint8 [{self.height}, {self.width}, 3]"
-            raise InputError("images", f"images must be {wanted}, not {pixels.dtype} {list(pixels.shape[1:])}.")
-        return np.ascontiguousarray(pixels)
+        one = isinstance(images, Image.Image) or (isinstance(images, np.ndarray) and images.ndim < 4)
+        each = [to_rgb(i) if isinstance(i, Image.Image) else np.asarray(i) for i in ([images] if one else images)]
+        for pixels in each:
+            if pixels.dtype != np.uint8 or pixels.shape != (self.height, self.width, 3):
+                wanted = f"uint8 [{self.height}, {self.width}, 3]"
+                raise InputError("images", f"images must be {wanted}, not {pixels.dtype} {list(pixels.shape)}.")
+        if not each:
+            raise InputError("images", "there is no image; give at least one.")
+        return np.stack(each)
