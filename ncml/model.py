@@ -246,8 +246,9 @@ class Model:
 
     def _pixels(self, images: Images) -> NDArray[np.uint8]:
         """uint8 [B, H, W, 3], or InputError."""
-        one = isinstance(images, Image.Image) or (isinstance(images, np.ndarray) and images.ndim < 4)
-        each = [to_rgb(i) if isinstance(i, Image.Image) else np.asarray(i) for i in ([images] if one else images)]
+        if isinstance(images, Image.Image) or (isinstance(images, np.ndarray) and images.ndim < 4):
+            images = [images]
+        each = [to_rgb(i) if isinstance(i, Image.Image) else np.asarray(i) for i in images]
         for pixels in each:
             if pixels.dtype != np.uint8 or pixels.shape != (self.height, self.width, 3):
                 wanted = f"uint8 [{self.height}, {self.width}, 3]"
