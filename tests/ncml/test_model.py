@@ -1,0 +1,195 @@
+"""The front door: scores that are right, and every mistake answered in a sentence."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import ncml
+from ncml.errors import InputError
+from ncml.likelihood import LOG_SCALE_MIN, split
+from ncml.model import SAMPLERS
+from tests.ncml import nets
+
+PICTURES = nets.pictures(5).numpy()
+
+
+def direct_nats(model: ncml.Model, image: np.ndarray, label: int) -> np.ndarray:
+    """log2 p of every pixel by differences of cdfs in fp64, pixel by pixel: [H, W] nats."""
+    net = model.network
+    x = (torch.from_numpy(image).double().permute(2, 0, 1)[None] - 127.5) / 127.5
+    with torch.inference_mode():
+        out = net(x.float(), torch.zeros(1), torch.tensor([label])).double()
+    mixture = split(out)
+    nats = np.zeros(image.shape[:2])
+    for i, j in np.ndindex(*nats.shape):
+        r, g, b = x[0, :, i, j].tolist()
+        total = 0.0
+        for k, weight in enumerate(torch.softmax(mixture.logit_BK[0, :, i, j], 0).tolist()):
+            mean = mixture.mean_BKC[0, k, :, i, j].tolist()
+            scale = mixture.log_scale_BKC[0, k, :, i, j].clamp(min=LOG_SCALE_MIN).exp().tolist()
+            c = mixture.coefficient_BKC[0, k, :, i, j].tolist()
+            centres = (mean[0], mean[1] + c[0] * r, mean[2] + c[1] * r + c[2] * g)
+            product = weight
+            for value, grey, centre, s in zip((r, g, b), image[i, j].tolist(), centres, scale, strict=True):
+                upper = 1.0 if grey == 255 else 1 / (1 + math.exp(-(value + 1 / 255 - centre) / s))
+                lower = 0.0 if grey == 0 else 1 / (1 + math.exp(-(value - 1 / 255 - centre) / s))
+                product *= upper - lower
+            total += product
+        nats[i, j] = math.log(total)
+    return nats
+
+
+@pytest.mark.parametrize(("classes", "label"), [(None, 2), ("b", 1), (0, 0)])
+def test_a_score_is_the_likelihood_computed_by_hand(model: ncml.Model, classes: str | int | None, label: int) -> None:
+    image = PICTURES[0].copy()
+    image[0, 0], image[3, 4] = 0, 255
+    (score,) = model.score(image, classes=classes, map=True)
+    nats = direct_nats(model, image, label)
+    assert score.log_likelihood == pytest.approx(nats.sum(), rel=1e-4)
+    assert score.bpd == pytest.approx(-nats.sum() / (math.log(2) * 8 * 8 * 3), rel=1e-4)
+    assert score.map is not None
+    assert score.map.dtype == np.float32
+    assert np.allclose(score.map, -nats / (3 * math.log(2)), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("noise", [0.0, 4.0])
+def test_the_map_s_mean_is_the_score(model: ncml.Model, noise: float) -> None:
+    for score in model.score(PICTURES, noise=noise, map=True):
+        assert score.map is not None
+        assert score.map.shape == (8, 8)
+        assert score.map.mean() == pytest.approx(score.bpd, rel=1e-5)
+        assert score.bpd == pytest.approx(-score.log_likelihood / (192 * math.log(2)))
+
+
+def test_scores_are_deterministic_and_differ_by_what_is_asked(model: ncml.Model) -> None:
+    asked = [{}, {"noise": 2.0}, {"noise": 10.0}, {"classes": "a"}, {"classes": 1}]
+    scores = [[score.bpd for score in model.score(PICTURES, **how)] for how in asked]
+    assert scores == [[score.bpd for score in model.score(PICTURES, **how)] for how in asked]
+    assert len({tuple(score) for score in scores}) == len(asked)
+    assert model.score(PICTURES[:1])[0].map is None
+
+
+def test_large_sets_are_scored_in_batches(model: ncml.Model) -> None:
+    whole = [score.bpd for score in model.score(PICTURES, classes=["a", "b", None, 0, 1])]
+    parts = [score.bpd for score in model.score(PICTURES, classes=["a", "b", None, 0, 1], batch_size=2)]
+    assert parts == pytest.approx(whole, rel=1e-5)
+
+
+def test_images_come_as_arrays_and_as_pictures(model: ncml.Model) -> None:
+    expected = [score.bpd for score in model.score(PICTURES[:2])]
+    as_pil = [Image.fromarray(picture) for picture in PICTURES[:2]]
+    for given in (list(PICTURES[:2]), as_pil, [as_pil[0], PICTURES[1]], PICTURES[:2][:, :, ::-1][:, :, ::-1]):
+        assert [score.bpd for score in model.score(given)] == expected
+    assert model.score(as_pil[0])[0].bpd == pytest.approx(expected[0], rel=1e-5)
+    grey = Image.fromarray(PICTURES[0, :, :, 0])
+    assert model.score(grey)[0].bpd == model.score(np.stack([PICTURES[0, :, :, 0]] * 3, -1))[0].bpd
+
+
+def test_a_model_tells_what_it_is(model: ncml.Model, plain_model: ncml.Model) -> None:
+    assert (model.name, model.height, model.width) == ("loud", 8, 8)
+    assert model.classes == ("a", "b")
+    assert model.noise == 10
+    assert model.keeps == ("top", "bottom", "left", "right")
+    assert model.metrics == {"test_bpd": 5.0}
+    assert model.card == "# loud\n"
+    assert (plain_model.width, plain_model.classes, plain_model.keeps) == (12, (), ("top",))
+
+
+def test_seeds_count_up_and_may_be_listed(model: ncml.Model) -> None:
+    first = model.generate(3, seeds=7, steps=1)
+    assert first.shape == (3, 8, 8, 3)
+    assert first.dtype == np.uint8
+    assert np.array_equal(first, model.generate(3, seeds=[7, 8, 9], steps=1))
+    assert np.array_equal(first[1:2], model.generate(seeds=8, steps=1))
+    assert not np.array_equal(first[0], first[1])
+    assert model.generate(seeds=2**53 - 1, steps=1).shape == (1, 8, 8, 3)
+
+
+def test_classes_noise_and_solvers_make_other_pictures(model: ncml.Model) -> None:
+    asked: list[dict] = [
+        {}, {"classes": "a"}, {"classes": "b"}, {"noise": 0}, {"noise": 5}, {"solver": "heun", "steps": 3},
+        {"steps": 1}, {"solver": "predictor-corrector", "steps": 3}, {"steps": 4},
+    ]  # fmt: skip
+    pictures = [model.generate(2, **({"steps": 2} | how)).tobytes() for how in asked]
+    assert len(set(pictures)) == len(asked)
+    assert model.generate(2, steps=1).tobytes() == model.generate(2, solver="tweedie").tobytes()
+    assert model.generate(2, classes=["a", 1]).tobytes() == model.generate(2, classes=[0, "b"]).tobytes()
+
+
+def test_a_model_that_is_not_square_draws_and_completes(plain_model: ncml.Model) -> None:
+    assert plain_model.generate(2, steps=2).shape == (2, 8, 12, 3)
+    canvas = nets.pictures(1, 8, 12).numpy()
+    found = plain_model.complete(canvas, n=3, steps=2)
+    assert (found[:, :4] == canvas[:, :4]).all()
+
+
+def test_the_default_sampler_is_the_fast_one(model: ncml.Model) -> None:
+    assert next(iter(SAMPLERS)) == "incremental"
+    assert model.generate(seeds=3, noise=0, sampler="incremental").shape == (1, 8, 8, 3)
+
+
+MISTAKES: list[tuple[str, Callable[[ncml.Model], object], str]] = [
+    ("images", lambda m: m.score(PICTURES.astype(np.float32)), r"uint8 \[8, 8, 3\], not float32"),
+    ("images", lambda m: m.score(PICTURES[:, :4]), r"not uint8 \[4, 8, 3\]"),
+    ("images", lambda m: m.score(PICTURES[0, :, :, 0]), "not uint8"),
+    ("images", lambda m: m.score(Image.new("RGB", (9, 8))), r"not uint8 \[8, 9, 3\]"),
+    ("images", lambda m: m.score([PICTURES[0], PICTURES[0, :4]]), "uint8"),
+    ("images", lambda m: m.score([]), "image"),
+    ("images", lambda m: m.complete(PICTURES[:0]), "image"),
+    ("class", lambda m: m.score(PICTURES, classes="zebra"), "no class 'zebra': choose from a, b"),
+    ("class", lambda m: m.generate(classes=2), "no class 2: choose from a, b"),
+    ("class", lambda m: m.generate(classes=-1), "no class -1"),
+    ("classes", lambda m: m.generate(3, classes=["a", "b"]), "2 classes for 3 images"),
+    ("n", lambda m: m.generate(0), "at least 1, not 0"),
+    ("n", lambda m: m.complete(PICTURES[:1], n=-1), "at least 1, not -1"),
+    ("n", lambda m: m.complete(PICTURES[:2], n=2), "one image"),
+    ("seed", lambda m: m.generate(2, seeds=[1, 1.5]), "whole numbers"),
+    ("seed", lambda m: m.generate(seeds=-1), "from 0 to 9007199254740991"),
+    ("seed", lambda m: m.generate(2, seeds=2**53 - 1), "from 0 to 9007199254740991"),
+    ("seeds", lambda m: m.generate(2, seeds=[1]), "1 seeds for 2 images"),
+    ("noise", lambda m: m.score(PICTURES, noise=-1), "0 to 10 grey levels, not -1"),
+    ("noise", lambda m: m.score(PICTURES, noise=math.nan), "0 to 10 grey levels"),
+    ("noise", lambda m: m.generate(noise=10.1), "0 to 10 grey levels, not 10.1"),
+    ("steps", lambda m: m.generate(steps=0), "1 to 1000, not 0"),
+    ("steps", lambda m: m.generate(steps=1001), "1 to 1000, not 1001"),
+    ("steps", lambda m: m.generate(steps=2, solver="tweedie"), "exactly 1 step"),
+    ("solver", lambda m: m.generate(solver="ddim"), "choose from tweedie, euler-maruyama, heun, predictor-corrector"),
+    ("sampler", lambda m: m.generate(sampler="slow"), "choose from incremental, naive"),
+    ("keep", lambda m: m.complete(PICTURES, keep="middle"), "top or bottom or left or right, not 'middle'"),
+]
+
+
+@pytest.mark.parametrize(("field", "mistake", "said"), MISTAKES)
+def test_a_mistake_is_named(model: ncml.Model, field: str, mistake: Callable[[ncml.Model], object], said: str) -> None:
+    with pytest.raises(InputError, match=said) as refused:
+        mistake(model)
+    assert refused.value.field == field
+    assert "\n" not in refused.value.detail
+
+
+def test_what_this_model_cannot_do_is_said(plain_model: ncml.Model) -> None:
+    canvas = nets.pictures(1, 8, 12).numpy()
+    with pytest.raises(InputError, match="this model completes top, not 'left'"):
+        plain_model.complete(canvas, keep="left")
+    with pytest.raises(InputError, match="this model knows no classes"):
+        plain_model.generate(classes="cat")
+
+
+def test_a_device_that_is_not_there_is_said(model: ncml.Model) -> None:
+    with pytest.raises(ncml.ModelError, match="cannot be placed on 'abacus'"):
+        ncml.load(model.folder, device="abacus")
+
+
+def test_numpy_numbers_are_numbers(model: ncml.Model) -> None:
+    pictures = model.generate(2, seeds=np.int64(3), classes=np.int64(1), steps=1)  # type: ignore[arg-type]
+    assert np.array_equal(pictures, model.generate(2, seeds=3, classes=1, steps=1))
+
+
+def test_a_relative_folder_has_its_name(model: ncml.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(model.folder)
+    assert ncml.load(Path()).name == "loud"
