@@ -439,10 +439,11 @@ class GpuWorker(SimpleWorker):
     def _insist(self, step: Callable[[], list[bool]]) -> list[bool]:
         """Do a step once the server answers. Past the lease there is no point: the jobs are anyone's by then."""
         deadline = time.monotonic() + 2 * self.settings.lease_s
-        while time.monotonic() < deadline:
+        while True:
             with self._outages():
                 return step()
-        return []
+            if time.monotonic() > min(deadline, (self._stop_at or deadline) + 1.0):
+                return []
 
 
 def _result(entry: _Running, outcome: Outcome, model: ModelRef, timing: Timing) -> tuple[Result, bytes]:
