@@ -139,7 +139,10 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path(__file__).parents[1] / "models" / "cifar10")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
-    model = ncml.load(arguments.model)
+    try:
+        model = ncml.load(arguments.model)
+    except ncml.ModelError as error:
+        parser.error(str(error))
     server = Valkey()
     server.start()
     try:
