@@ -5,7 +5,8 @@
 1. Jobs a second at batch sizes 1, 4, 16 and 32 with a synthetic engine of 50 ms a batch and 2 ms an image.
    Goal: batch 16 at least 9 times batch 1 (10.1 is what the engine's own times allow).
 2. Scores through the queue, one image a job, against the same model scoring the same images in this process in batches
-   of the same size, both on one thread. Goal: at least 0.9.
+   of the same size, both on one thread, in short turns; the best turn of each counts. Goal: at least 0.9. The share of
+   the time that the engine spent computing does not depend on what else the machine does, so it is given beside it.
 3. Latency of a score while 64 images are being generated, against idle, one thread for each lane.
    Goal: 95th percentile at most 3 times.
 """
@@ -89,6 +90,7 @@ def throughput(queue: JobQueue, url: str, folder: Path, model: Model, rounds: in
     ]
     queued: list[float] = []
     direct: list[float] = []
+    shares: list[float] = []  # of the time from the first submission to the last result
     with real_worker(queue, url, folder, "score"):
         span(queue, [queue.submit(job) for job in jobs[:BATCH]])  # warm
         model.score(images[:BATCH])
@@ -98,9 +100,13 @@ def throughput(queue: JobQueue, url: str, folder: Path, model: Model, rounds: in
                 model.score(images[at : at + BATCH])
             direct.append(n / (time.monotonic() - began))
             began = time.monotonic()
-            span(queue, [queue.submit(job) for job in jobs])
-            queued.append(n / (time.monotonic() - began))
-    return {"in_process": max(direct), "through_queue": max(queued)}
+            ids = [queue.submit(job) for job in jobs]
+            span(queue, ids)
+            took = time.monotonic() - began
+            queued.append(n / took)
+            batches = {view.timing.compute_s or 0 for view in map(queue.view, ids) if view.timing}
+            shares.append(sum(batches) / took)
+    return {"in_process": max(direct), "through_queue": max(queued), "engine_busy": statistics.median(shares)}
 
 
 def latency(queue: JobQueue, url: str, folder: Path, model: Model, samples: int = 60) -> dict[str, float]:
@@ -165,7 +171,10 @@ def main() -> None:
         return
     print("synthetic engine, jobs/s:", "  ".join(f"batch {size}: {rate:.1f}" for size, rate in rates.items()))
     print(f"  batch 16 / batch 1: {ratios['batch_16_over_1']:.2f}   (goal: at least 9)")
-    print(f"scores of {arguments.model.name}, images/s:", "  ".join(f"{k}: {v:.1f}" for k, v in through.items()))
+    print(
+        f"scores of {arguments.model.name}, images/s: in process: {through['in_process']:.1f}"
+        f"  through the queue: {through['through_queue']:.1f}  (engine busy {through['engine_busy']:.1%} of the time)"
+    )
     print(f"  through the queue / in process: {ratios['queue_over_in_process']:.3f}   (goal: at least 0.9)")
     print("latency of a score, ms:", "  ".join(f"{k[:-2]}: {1000 * v:.1f}" for k, v in wait.items()))
     print(f"  p95 while 64 images are drawn / idle: {ratios['busy_over_idle_p95']:.2f}   (goal: at most 3)")
