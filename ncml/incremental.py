@@ -137,7 +137,8 @@ class _RowAttention:
         R, W, _ = x_RWF.shape
         qkv = F.linear(a.norm(x_RWF).view(R * W, -1), a.project.weight, a.project.bias)
         row, column = qkv.view(R, W, 2, 3, a.heads, -1).unbind(2)
-        row_RWF = _attend(*row.permute(2, 0, 3, 1, 4)).transpose(1, 2).reshape(R * W, -1)
+        # Contiguous, because a lone image's strides would choose another kernel than a batch's.
+        row_RWF = _attend(*row.permute(2, 0, 3, 1, 4).contiguous()).transpose(1, 2).reshape(R * W, -1)
         qkv = column.flatten(0, 1)  # [R W, 3, N, D]
         self.column[:, :, :, self.rows] = qkv[:, 1:].transpose(0, 1)
         self.rows += 1
