@@ -492,7 +492,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if extra is None:
             raise
         return _fail(f"{error.name} is not installed: pip install 'ncml[{extra}]'")
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        print(f"ncml: {stop or 'stopped'}", file=sys.stderr)
         return 130
 
 

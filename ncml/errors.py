@@ -1,11 +1,11 @@
 """What the library says when it cannot do what was asked: one sentence that names the field and the remedy.
 
-    NcmlError
-    ├── InputError        the request or the picture is at fault
-    │   ├── TooLarge      more bytes, pixels or images than allowed
-    │   └── NotAnImage    not a picture in a format that is read here
-    ├── ModelError        a model folder cannot be used
-    └── TrainingError     a training run cannot go on
+NcmlError
+├── InputError        the request or the picture is at fault
+│   ├── TooLarge      more bytes, pixels or images than allowed
+│   └── NotAnImage    not a picture in a format that is read here
+├── ModelError        a model folder cannot be used
+└── TrainingError     a training run cannot go on
 """
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ncml import checkpoint
-from ncml.config import DEFAULT_SOLVER, SOLVERS
+from ncml.config import DEFAULT_SOLVER, SOLVERS, STEPPED_SOLVER
 from ncml.errors import InputError, ModelError
 from ncml.generate import Callback, Plan, Sampler, draw, naive
 from ncml.images import to_rgb
@@ -140,7 +140,8 @@ class Model:
         seeds: 0 to 2^53 - 1; image i uses seeds + i, or its own of a sequence of n.
         noise: start noise in grey levels; None is the model's, 0 draws directly, without refinement.
         steps: refinement steps, the last of them Tweedie's; None is the solver's default.
-        solver: tweedie, euler-maruyama, heun or predictor-corrector.
+        solver: tweedie, euler-maruyama, heun or predictor-corrector; None is tweedie, or euler-maruyama for several
+            steps.
         sampler: incremental (the default), or naive for the reference.
         """
         if n < 1:
@@ -191,7 +192,9 @@ class Model:
     ) -> NDArray[np.uint8]:
         noise = self.noise if noise is None else noise
         self._time(noise)
-        solver = solver or ("tweedie" if steps == 1 else DEFAULT_SOLVER)
+        if steps is not None and steps != int(steps):
+            raise InputError("steps", f"steps must be a whole number, not {steps}.")
+        solver = solver or (DEFAULT_SOLVER if steps in (None, 1) else STEPPED_SOLVER)
         if solver not in SOLVERS:
             raise InputError("solver", f"there is no solver {solver!r}: choose from {', '.join(SOLVERS)}.")
         steps = SOLVERS[solver] if steps is None else steps

@@ -106,7 +106,7 @@ def heun(
 def predictor_corrector(
     x: Tensor, t: float, t_next: float, *, process: Process, score: ScoreFunction, normal: Callable[[], Tensor]
 ) -> Tensor:
-    """A reverse SDE step, then a step of Langevin dynamics at t_next."""
+    """A reverse SDE step, then a step of Langevin dynamics at t_next, scaled by alpha(t_next) (near 1 at small t)."""
     x = euler_maruyama(x, t, t_next, process=process, score=score, normal=normal)
     s, z = score(x, t_next), normal()
     ratio_B = z.flatten(1).norm(dim=1) / s.flatten(1).norm(dim=1)

@@ -10,11 +10,14 @@ continues as if it had never stopped. The weights that are kept are the moving a
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -171,8 +174,10 @@ class Trainer:
         return float(loss.detach())
 
     def _diverged(self, loss: float) -> str:
-        bad = [n for n, p in self.network.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
-        where = f", first in the gradient of {bad[0]}" if bad else ""
+        named = list(self.network.named_parameters())
+        bad = [f"the weight {n} is" for n, p in named if not p.isfinite().all()]
+        bad += [f"the gradient of {n} is" for n, p in named if p.grad is not None and not p.grad.isfinite().all()]
+        where = f" and {bad[0]} not finite" if bad else ""
         return (
             f"training diverged at step {self.step} ({self.images} images): the loss is {loss}{where}; "
             "resume from the last checkpoint with a lower learning rate."
@@ -203,12 +208,33 @@ class Trainer:
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise TrainingError(f"{path} is not a training state that can be resumed: {error}.") from error
-        if Config.from_json(progress["config"]).model != self.config.model:
-            raise TrainingError(f"{path} is a run of another network; give another --out, or the recipe it began with.")
+        self._check_same_run(path, progress["config"])
 
         def under(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
+        try:
+            self._load(under, progress)
+        except (KeyError, IndexError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise TrainingError(f"{path} does not fit the run that it names: {reason}.") from error
+
+    def _check_same_run(self, path: Path, saved: dict[str, Any]) -> None:
+        """A run may be made longer or shorter; everything else about it stays."""
+        try:
+            began = Config.from_json(saved)
+        except (KeyError, TypeError, ValueError) as error:
+            raise TrainingError(f"{path} was written by another version, whose configuration is not known.") from error
+        for part in ("model", "noise", "training"):
+            then, now = getattr(began, part), getattr(self.config, part)
+            for name in (field.name for field in dataclasses.fields(now)):
+                if name != "images" and getattr(then, name) != getattr(now, name):
+                    raise TrainingError(
+                        f"{path} is a run with {part} {name} {getattr(then, name)!r}, not {getattr(now, name)!r}; "
+                        "resume with the options it began with, or give another --out."
+                    )
+
+    def _load(self, under: Callable[[str], dict[str, Tensor]], progress: dict[str, Any]) -> None:
         self.network.load_state_dict(under("network."))
         self.average.load_state_dict(under("average."))
         saved: dict[str, Any] = self.optimizer.state_dict()
@@ -231,7 +257,7 @@ def run(
     """Train until the run is finished or the time is up, saving to the file `state` and measuring every so many images.
 
     report: called after every step with the trainer, a running mean of the loss in bits per dimension, and images per
-    second. KeyboardInterrupt is raised again after the state is saved.
+    second. SIGINT and SIGTERM end the step that runs, and raise KeyboardInterrupt after the state is saved.
     """
     begun, before, first = time.monotonic(), trainer.seconds, trainer.images
     mean = math.nan
@@ -248,18 +274,37 @@ def run(
         )
         trainer.save(state)
 
-    try:
-        while not trainer.finished and time.monotonic() - begun < max_seconds:
+    saved = trainer.step
+    with _signals() as asked:
+        while not (trainer.finished or asked or time.monotonic() - begun >= max_seconds):
             loss = trainer.train_step()
             mean = loss if math.isnan(mean) else mean + 0.02 * (loss - mean)
             if report is not None:
                 report(trainer, mean, (trainer.images - first) / (time.monotonic() - begun))
             if trainer.images % interval < trainer.config.training.batch_size:
                 save()
-    except KeyboardInterrupt:
-        save()
-        raise
-    save()
+                saved = trainer.step
+        if saved != trainer.step:
+            save()
+    if asked:
+        raise KeyboardInterrupt(
+            f"stopped after {trainer.images} images, all saved; the same command with --resume goes on"
+        )
+
+
+@contextlib.contextmanager
+def _signals() -> Generator[list[int]]:
+    """A list of the stop signals that have come in, which is all that they do meanwhile: no step is cut in two."""
+    asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # only there can handlers be set
+        yield asked
+        return
+    before = {number: signal.signal(number, lambda n, _: asked.append(n)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _warm_ema(decay: float) -> Callable[[Any, Any, Any], None]:
@@ -290,5 +335,5 @@ def _order(epoch: int, count: int, seed: int) -> Tensor:
 
 
 def _mix(seed: int, step: int) -> int:
-    """A generator's seed for a step; even for steps, so that seed + 1 is free for another use."""
+    """A generator's seed for a step; seeds of two steps differ by 2 or more, so that one between is free."""
     return (seed * 1_000_003 + step * 2) & (2**63 - 1)
