@@ -90,12 +90,13 @@ def test_stop_goes_stage_by_stage_and_leaves_no_descendant(tmp_path: Path) -> No
     third = Child("stubborn one", stubborn)
     supervisor = Supervisor([[first], [second, third]], tmp_path, print, grace_s=1.0)
     supervisor.tend()
-    me = psutil.Process()
-    until(lambda: len(me.children(recursive=True)) >= 4)
-    family = me.children(recursive=True)
+    parents = [psutil.Process(child.process.pid) for child in supervisor.children if child.process]
+    until(parents[-1].children)
+    family = [*parents, *parents[-1].children()]
     time.sleep(1)  # signal handlers in place
     supervisor.stop()
     assert journal.read_text() == "21"
+    assert len(family) == 4
     assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
     assert not (tmp_path / "children.json").exists()
 
