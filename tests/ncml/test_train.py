@@ -220,7 +220,9 @@ def test_divergence_is_reported_by_step_and_parameter() -> None:
     kept = {k: v.clone() for k, v in state(trainer).items()}
     with torch.no_grad():
         weight[0, 0] = math.nan
-    with pytest.raises(TrainingError, match=r"diverged at step 1 \(16 images\).*the weight head.weight is not finite") as found:
+    with pytest.raises(
+        TrainingError, match=r"diverged at step 1 \(16 images\).*the weight head.weight is not finite"
+    ) as found:
         trainer.train_step()
     assert "lower learning rate" in str(found.value)
     assert trainer.step == 1
