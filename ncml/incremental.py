@@ -92,7 +92,7 @@ def _gate(ab: Tensor, x: Tensor) -> Tensor:
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """[M, N, 1, D] or [M, N, W, D] on [M, N, L, D]."""
-    return torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, -1) @ v
+    return F.scaled_dot_product_attention(q, k, v)
 
 
 class _RowConv:
@@ -185,10 +185,7 @@ class _Row:
 
 
 class _State:
-    """The ul stream at one depth, a row of it: [x, -x], and the concat_elu that is their elementwise ELU.
-
-    Every product that makes an x makes its negative too: that costs less than a separate negation and copy.
-    """
+    """The ul stream at one depth, a row of it: [x, -x], and the concat_elu that is their elementwise ELU."""
 
     def __init__(self, S: int, W: int, width: int, like: Tensor) -> None:
         self.x, self.elu = _Row(S, W, 2 * width, like), _Row(S, W, 2 * width, like)
@@ -196,7 +193,8 @@ class _State:
         self.negative = [at[:, width:] for at in self.x.at]
 
     def activate(self, j: int) -> None:
-        """Fill in the activation at column j, whose x has been written."""
+        """Fill in the rest at column j, of which the value has been written."""
+        torch.neg(self.value[j], out=self.negative[j])
         elu(self.x.at[j], out=self.elu.at[j])
 
 
@@ -208,20 +206,17 @@ def _signed(weight: Tensor) -> Tensor:
 class _PositionConv:
     """A `CausalConv` of the ul stream: what comes from above for a whole row, then a position at a time.
 
-    `outputs` turns its output channels into those that are wanted, such as [y, -y]. With `signed_input` it reads
-    [x, -x], of which the second half does not count.
+    With `signed_input` it reads [x, -x], of which the second half does not count.
     """
 
-    def __init__(
-        self, conv: CausalConv, S: int, W: int, outputs: Callable[[Tensor], Tensor], *, signed_input: bool = False
-    ) -> None:
+    def __init__(self, conv: CausalConv, S: int, W: int, *, signed_input: bool = False) -> None:
         C = conv.in_channels
         taps = conv.weight.permute(2, 3, 1, 0)  # [above and here, left and self, C, G]
         if signed_input:
             taps = F.pad(taps, (0, 0, 0, C))
         self.stride = conv.stride[1]
-        self.above, self.here = outputs(taps.flatten(1, 2)).unbind(0)
-        self.bias = outputs(cast(Tensor, conv.bias))
+        self.above, self.here = taps.flatten(1, 2).contiguous().unbind(0)
+        self.bias = cast(Tensor, conv.bias)
         self.base = conv.weight.new_zeros(S, W // self.stride, len(self.bias))
         self.base_at = self.base.unbind(1)
 
@@ -261,19 +256,14 @@ class _PositionBlock:
         assert block.extra is not None
         self.block = block
         width = block.conv_in.out_channels
-        self.conv_in = _PositionConv(block.conv_in, S, W, _signed)
-        self.conv_out = _PositionConv(block.conv_out, S, W, self._signed_gate)
+        self.conv_in, self.conv_out = _PositionConv(block.conv_in, S, W), _PositionConv(block.conv_out, S, W)
         self.hidden = _Row(S, W, 2 * width, block.conv_in.weight)
-        extra = _signed(block.extra.weight.t())
+        self.hidden_value = [at[:, :width] for at in self.hidden.at]
+        self.hidden_negative = [at[:, width:] for at in self.hidden.at]
+        extra = block.extra.weight.t().contiguous()
         self.from_u, self.from_skip = extra[: 2 * width], extra[2 * width :]
-        self.condition_SG = _signed(block.condition(embedding_SE) + block.extra.bias)
+        self.condition_SF = block.condition(embedding_SE) + block.extra.bias
         self.attention = _PositionAttention(attention, S, H, W) if isinstance(attention, AxialAttention) else None
-
-    @staticmethod
-    def _signed_gate(weight: Tensor) -> Tensor:
-        """Columns that yield (a, b) become columns that yield (a, -a), (b, b): the gated value and its negative."""
-        a, b = weight.chunk(2, -1)
-        return torch.cat([a, -a, b, b], -1).contiguous()
 
     def prepare(self, above: _State, u_elu_RWG: Tensor) -> None:
         """Start a row, given this block's input in the row above it and the u stream of the row itself."""
@@ -281,20 +271,20 @@ class _PositionBlock:
         self.conv_in.prepare(above.elu, R)
         self.conv_out.prepare(self.hidden, R)
         from_u = torch.mm(u_elu_RWG.reshape(R * W, G), self.from_u)
-        self.conv_in.base[:R] += from_u.view(R, W, -1) + self.condition_SG[:R, None]
+        self.conv_in.base[:R] += from_u.view(R, W, -1) + self.condition_SF[:R, None]
 
     def __call__(self, before: _State, after: _State, skip: _State | None, i: int, j: int) -> None:
         """From the state before this block to the state after it, at one position."""
-        hidden_SG = self.hidden.at[j]
-        torch.addmm(self.conv_in.base_at[j], before.elu.window[j], self.conv_in.here, out=hidden_SG)
+        c_SF, hidden_SG = self.hidden_value[j], self.hidden.at[j]
+        torch.addmm(self.conv_in.base_at[j], before.elu.window[j], self.conv_in.here, out=c_SF)
         if skip is not None:
-            hidden_SG.addmm_(skip.elu.at[j], self.from_skip)
+            c_SF.addmm_(skip.elu.at[j], self.from_skip)
+        torch.neg(c_SF, out=self.hidden_negative[j])
         elu(hidden_SG, out=hidden_SG)
         ab = torch.addmm(self.conv_out.base_at[j], self.hidden.window[j], self.conv_out.here)
-        torch.add(before.x.at[j], glu(ab, 1), out=after.x.at[j])
+        x_SF = torch.add(before.value[j], glu(ab, 1), out=after.value[j])
         if self.attention is not None:
-            self.attention(after.value[j], i, j)
-            torch.neg(after.value[j], out=after.negative[j])
+            self.attention(x_SF, i, j)
         after.activate(j)
 
 
@@ -331,7 +321,7 @@ class _Level:
             shrink = cast(Resample, network.shrink[index])
             self.shrink_u = _RowConv(cast(CausalConv, shrink.u), R, self.W)
             self.shrink_module = cast(CausalConv, shrink.ul)
-            self.shrink_ul = _PositionConv(self.shrink_module, S, self.W, _signed, signed_input=True)
+            self.shrink_ul = _PositionConv(self.shrink_module, S, self.W, signed_input=True)
             grow = cast(Resample, network.grow[index])
             # u emits two rows of three columns, [F, 6 G].
             u, ul = cast(Grow, grow.u), cast(Grow, grow.ul)
@@ -390,12 +380,9 @@ class _Run:
         self.stem_u = _RowConv(stem.u, self.R, self.W)
         self.above, self.row = (like.new_zeros(self.S, self.W + 2, C) for _ in range(2))
         """Pixels and the channel of ones, with a column of zeros on both sides."""
-        self.stem_above = _signed(stem.ul_above.weight.permute(3, 2, 1, 0).reshape(3 * C, -1))
-        self.stem_above_bias, self.stem_left_bias = (
-            _signed(cast(Tensor, conv.bias)) for conv in (stem.ul_above, stem.ul_left)
-        )
-        self.stem_left_up, self.stem_left = (_signed(w.t()) for w in stem.ul_left.weight[..., 0].unbind(2))
-        self.stem_base = like.new_zeros(self.S, self.W, 2 * stem.u.out_channels)
+        self.stem_above = stem.ul_above.weight.permute(3, 2, 1, 0).reshape(3 * C, -1).contiguous()
+        self.stem_left_up, self.stem_left = (w.t().contiguous() for w in stem.ul_left.weight[..., 0].unbind(2))
+        self.stem_base = like.new_zeros(self.S, self.W, stem.u.out_channels)
         self.stem_base_at = self.stem_base.unbind(1)
 
     def _stem_row(self, i: int) -> Tensor:
@@ -412,11 +399,12 @@ class _Run:
         above = self.above[:R]
         if i > 0:
             windows = above.unfold(1, 3, 1).transpose(2, 3).reshape(R * self.W, -1)
-            base += torch.addmm(self.stem_above_bias, windows, self.stem_above).view_as(base)
-        left_up = torch.addmm(self.stem_left_bias, above[:, :-2].reshape(R * self.W, -1), self.stem_left_up)
+            base += torch.addmm(cast(Tensor, stem.ul_above.bias), windows, self.stem_above).view_as(base)
+        left = above[:, :-2].reshape(R * self.W, -1)
+        left_up = torch.addmm(cast(Tensor, stem.ul_left.bias), left, self.stem_left_up)
         base[:, 1:] += left_up.view_as(base)[:, 1:]
         if i == 0:
-            return base.new_zeros(R, self.W, stem.u.out_channels)
+            return torch.zeros_like(base)
         return self.stem_u(above[:, 1:-1])
 
     def put(self, j: int, x_SC: Tensor) -> None:
@@ -471,9 +459,9 @@ class _Run:
         """Compute ul at (i, j); returns the last activation, [S, 2 F]."""
         first = self.levels[0].up_states[0]
         if j:
-            torch.addmm(self.stem_base_at[j], self.pixel_at[j], self.stem_left, out=first.x.at[j])
+            torch.addmm(self.stem_base_at[j], self.pixel_at[j], self.stem_left, out=first.value[j])
         else:
-            first.x.at[j].copy_(self.stem_base_at[0])
+            first.value[j].copy_(self.stem_base_at[0])
         first.activate(j)
         return self._position(0, i, j).elu.at[j]
 
@@ -493,7 +481,7 @@ class _Run:
         """Shrink to position (i, j) of the level below, walk it, and grow what it emits."""
         level, first = self.levels[index], self.levels[index + 1].up_states[0]
         window = level.up_states[-1].x.window[2 * j]
-        torch.addmm(level.shrink_ul.base_at[j], window, level.shrink_ul.here, out=first.x.at[j])
+        torch.addmm(level.shrink_ul.base_at[j], window, level.shrink_ul.here, out=first.value[j])
         first.activate(j)
         x_SF = self._position(index + 1, i, j).value[j]
         for state, weight in zip(level.grown, level.grow_ul, strict=True):
