@@ -28,7 +28,7 @@ def concat_elu(x_BFHW: Tensor) -> Tensor:
 
 def _concat_elu(x: Tensor) -> Tensor:
     # One exponential serves both halves; exp2 is vectorised where exp may be a slow library call.
-    below = torch.exp2(x.abs() * -LOG2_E) - 1
+    below = x.abs().mul_(-LOG2_E).exp2_().sub_(1)
     return torch.cat([torch.maximum(x, below), torch.maximum(-x, below)], 1)
 
 
