@@ -25,6 +25,7 @@ import ncml
 from ncml.config import SOLVERS, paper_cifar10
 from ncml.generate import Conditions, Noise, naive, score_function
 from ncml.incremental import incremental
+from ncml.memory import reuse_freed_memory
 from ncml.network import NCPN
 from ncml.noise import end_time, process
 from ncml.refine import refine
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    reuse_freed_memory()
     network = ncml.load(options.model).network
     results: dict[str, Any] = {"model": options.model, "threads": options.threads, "torch": torch.__version__}
     say(f"{options.model}, fp32, {options.threads} thread(s), PyTorch {torch.__version__}")

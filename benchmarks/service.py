@@ -33,6 +33,7 @@ import psutil
 
 import ncml
 from ncml.images import fit, open_image, to_png
+from ncml.memory import reuse_freed_memory
 from ncml.model import Model
 from tests.conftest import Valkey
 
@@ -161,6 +162,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path(__file__).parents[1] / "models" / "cifar10")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
+    reuse_freed_memory()  # as the engine does
     model = ncml.load(arguments.model)
     rng = np.random.default_rng(0)
     files = [to_png(rng.integers(0, 256, (model.height, model.width, 3), np.uint8)) for _ in range(8 * BATCH)]

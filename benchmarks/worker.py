@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 
 import ncml
+from ncml.memory import reuse_freed_memory
 from ncml.model import Model
 from tests.conftest import Valkey
 from tests.worker.fleet import Fleet, eventually, score
@@ -146,6 +147,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     try:
+        reuse_freed_memory()  # as the engine does
         model = ncml.load(arguments.model)
     except ncml.ModelError as error:
         parser.error(str(error))

@@ -14,6 +14,7 @@ import torch
 from ncml import checkpoint, data
 from ncml.config import Config
 from ncml.errors import InputError, TrainingError
+from ncml.memory import reuse_freed_memory
 from ncml.noise import end_time, grey_levels, process
 from ncml.train import STATE, Trainer, held_out_bits, run
 
@@ -50,6 +51,7 @@ def fit(
     The parts calibration-fit and calibration-rank (`ncml.data`) are never trained on. A dataset with a test split is
     measured on it, any other on calibration-fit.
     """
+    reuse_freed_memory()
     state = out / STATE
     if state.exists() and not resume:
         raise InputError("out", f"{out} holds a training run already; add --resume to go on, or give another folder.")

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ncml.errors import InputError, ModelError
+from ncml.memory import reuse_freed_memory
 from worker import logs
 from worker.contract import (
     CompleteJob,
@@ -222,6 +223,7 @@ def main(pipe: Connection, settings: EngineSettings) -> None:
     for signum in (signal.SIGINT, signal.SIGTERM):  # those are for the worker, which lets the batch finish
         signal.signal(signum, signal.SIG_IGN)
     logs.configure()
+    reuse_freed_memory()
     if settings.threads:
         os.environ["OMP_NUM_THREADS"] = str(settings.threads)  # read when torch is imported, by the first load
     shelf = Shelf(settings.directories, settings.load, device=settings.device, keep=settings.keep_models)
