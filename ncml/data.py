@@ -84,10 +84,12 @@ def _from_datasets(source: str, height: int, width: int, split: str, report: Rep
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     import datasets
 
+    if not Path(source).is_dir():
+        _ask_hub(source)
     try:
         found = cast(dict[str, Any], datasets.load_dataset(source))
     except Exception as error:  # the library raises its own, the Hub's and the operating system's errors
-        raise InputError("data", f"{source!r} is neither a folder nor a dataset that can be loaded: {error}") from error
+        raise InputError("data", f"the dataset {source!r} cannot be loaded: {error}") from error
     if split not in found:
         raise InputError("data", f"{source!r} has no split {split!r}, only {', '.join(found)}.")
     table = found[split]
@@ -97,6 +99,27 @@ def _from_datasets(source: str, height: int, width: int, split: str, report: Rep
     raw = table.cast_column(picture, datasets.Image(decode=False))
     rows = ((row[picture]["bytes"] or row[picture]["path"], value) for row, value in zip(raw, labels, strict=True))
     return _decode(source, rows, len(table), classes, height, width, report)
+
+
+def _ask_hub(name: str) -> None:
+    """Refuse what the Hub cannot give, after asking it once: loading would retry for half a minute first."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    no_folder = f"there is no folder {name!r}"
+    try:
+        huggingface_hub.HfApi().dataset_info(name, timeout=10)
+    except errors.OfflineModeIsEnabled:
+        pass  # the Hub's cache may hold a copy
+    except errors.HFValidationError as error:
+        raise InputError("data", f"{no_folder}, and no dataset on the Hugging Face Hub can have that name.") from error
+    except errors.HfHubHTTPError as error:
+        raise InputError("data", f"{no_folder}, and the Hugging Face Hub refuses that name: {error}") from error
+    except Exception as error:  # whatever the HTTP client in use raises
+        offline = "with HF_HUB_OFFLINE=1 a copy in its cache is used"
+        raise InputError(
+            "data", f"{no_folder}, and the Hugging Face Hub cannot be reached ({error}); {offline}."
+        ) from error
 
 
 def _labels(source: str, table: Any, label: str) -> tuple[list[int], tuple[str, ...]]:

@@ -99,7 +99,7 @@ def test_a_table_without_pictures_is_refused(tmp_path: Path) -> None:
 
 def test_a_broken_table_is_refused(tmp_path: Path) -> None:
     (tmp_path / "train.parquet").write_bytes(b"PAR1")
-    with pytest.raises(InputError, match="can be loaded") as refused:
+    with pytest.raises(InputError, match="cannot be loaded") as refused:
         data.load(str(tmp_path), 8, 8)
     assert refused.value.field == "data"
 
