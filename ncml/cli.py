@@ -41,6 +41,8 @@ PATIENCE_S = 2.0
 QUIET_S = 30.0
 """How often a line tells of progress where there is no terminal."""
 MAX_SEED = 2**53 - 1
+MAX_THREADS = 256
+"""Far beyond this OpenMP ends the process without a word of ours."""
 
 
 class Bar(Protocol):
@@ -103,7 +105,7 @@ def train(
     """
     chosen = config.recipe(recipe)
     for name, value in (("noise", noise), ("images", images), ("max-minutes", max_minutes)):
-        if value is not None and value <= 0:
+        if value is not None and not value > 0:  # NaN included
             raise InputError(name, f"--{name} must be more than 0, not {value}.")
     training = replace(chosen.training, images=images or chosen.training.images)
     chosen = replace(chosen, noise=replace(chosen.noise, process=process, grey_levels=noise), training=training)
@@ -315,8 +317,8 @@ def use_threads(count: int) -> None:
     """Compute on so many cores."""
     import torch
 
-    if count < 1:
-        raise InputError("threads", f"--threads must be more than 0, not {count}.")
+    if not 1 <= count <= MAX_THREADS:
+        raise InputError("threads", f"--threads must be 1 to {MAX_THREADS}, not {count}.")
     torch.set_num_threads(count)
 
 
@@ -471,7 +473,8 @@ def one_line(box: str) -> str:
     lines = [line.strip("│ ") for line in box.splitlines()[1:]]  # without its title; no │ where output is ASCII
     sections = [list(part) for rule, part in itertools.groupby(lines, lambda line: not line.strip("─-╰╯")) if not rule]
     said = [" ".join(part) for part in sections if "helptext" not in part[0]]
-    return re.sub(r" in ncml .*", "", ". ".join(said))
+    # Leaving an option out is not one of the values to choose from.
+    return re.sub(r" in ncml .*|'None', |, 'None'", "", ". ".join(said)).replace("..", ".")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

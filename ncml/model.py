@@ -26,6 +26,8 @@ from ncml.orientation import KEEPS, Keep
 
 MAX_SEED = 2**53 - 1
 MAX_STEPS = 1000
+MAX_IMAGES = 1024
+"""Images drawn in one call: they are drawn together, and each holds some megabytes while that lasts."""
 
 SAMPLERS: dict[str, Sampler] = {"incremental": incremental, "naive": naive}
 """The first is the default; `naive` is the reference, hundreds of times slower."""
@@ -53,6 +55,11 @@ def load(path: str | os.PathLike[str], device: str = "cpu") -> Model:
     except (RuntimeError, AssertionError) as error:  # a PyTorch without CUDA asserts
         raise ModelError(f"{path} cannot be placed on {device!r}: {str(error).splitlines()[0]}") from error
     return Model(Path(path).resolve(), network.requires_grad_(False), description)
+
+
+def _check_count(n: int) -> None:
+    if not 1 <= n <= MAX_IMAGES:
+        raise InputError("n", f"n must be 1 to {MAX_IMAGES}, not {n}.")
 
 
 class Model:
@@ -134,7 +141,7 @@ class Model:
         sampler: str | None = None,
         callback: Callback | None = None,
     ) -> NDArray[np.uint8]:
-        """Draw n images, uint8 [n, H, W, 3].
+        """Draw n images, 1 to 1024, uint8 [n, H, W, 3].
 
         classes: a name, an index or None, for all images or for each.
         seeds: 0 to 2^53 - 1; image i uses seeds + i, or its own of a sequence of n.
@@ -144,8 +151,7 @@ class Model:
             steps.
         sampler: incremental (the default), or naive for the reference.
         """
-        if n < 1:
-            raise InputError("n", f"n must be at least 1, not {n}.")
+        _check_count(n)
         return self._draw(n, None, "top", classes, seeds, noise, steps, solver, sampler, callback)
 
     def complete(
@@ -167,8 +173,7 @@ class Model:
         With one image, n variants of it. What stands in the unknown half is ignored; known pixels come back exactly.
         The other arguments are those of `generate`.
         """
-        if n < 1:
-            raise InputError("n", f"n must be at least 1, not {n}.")
+        _check_count(n)
         canvases = self._pixels(images)
         if n > 1 and len(canvases) > 1:
             raise InputError("n", "several variants are drawn of one image at a time; give one image or n=1.")

@@ -169,13 +169,16 @@ def test_models_lists_what_can_be_named(run: Run, model_folder: Path) -> None:
         (["generate", "-o", "a.png", "--seed", "-3"], "seed"),
         (["generate", "-o", "a.png", "--steps", "-1"], "steps"),
         (["generate", "-o", "a.png", "--solver", "huen"], "heun"),
+        (["generate", "-n", "1000000000", "-o", "a.png"], "n must be 1 to 1024"),
         (["complete", "ok.png", "-o", "a.png", "--keep", "middle"], "middle"),
-        (["generate", "-o", "a.png", "--threads", "0"], "--threads must be more than 0"),
-        (["complete", "missing.png", "-o", "a.png"], "missing.png"),
+        (["generate", "-o", "a.png", "--threads", "0"], "--threads must be 1 to 256"),
+        (["generate", "-o", "a.png", "--threads", "1000000000"], "--threads must be 1 to 256"),
+        (["complete", "missing.png", "-o", "a.png"], "ncml: missing.png cannot be read"),
         (["score", "ok.png", "--device", "cuda:99"], "cuda:99"),
         (["train", "smok", "--data", "x", "--out", "y"], "did you mean smoke?"),
         (["train", "smoke", "--data", "empty", "--out", "y"], "no readable picture"),
-        (["train", "smoke", "--data", "./not/there", "--out", "y"], "./not/there"),
+        (["train", "smoke", "--data", "./not/there", "--out", "y"], "there is no folder './not/there'"),
+        (["train", "smoke", "--data", "x", "--out", "y", "--noise", "nan"], "--noise must be more than 0"),
         (["train", "smoke", "--data", "x", "--out", "y", "--device", "cuda:99"], "cuda:99"),
         (["train", "smoke", "--data", "x", "--out", "y", "--images", "0"], "--images must be more than 0"),
         (["train", "smoke", "--data", "x", "--out", "y", "--objective", "gan"], "gan"),
@@ -189,6 +192,27 @@ def test_a_mistake_is_one_line_and_status_2(arguments: list[str], said: str, run
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert said in done.stderr
     assert done.stderr.startswith("ncml: ")
+    assert done.stderr.count("\n") == 1
+    assert "None" not in done.stderr
+
+
+def test_a_hub_out_of_reach_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing listens on port 9; the library that reads datasets would try six times and print each."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    done = process(tmp_path, tmp_path, "train", "smoke", "--data", "some/pictures", "--out", "y")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(
+        "ncml: there is no folder 'some/pictures', and the Hugging Face Hub cannot be reached"
+    )
+    assert done.stderr.count("\n") == 1
+
+
+def test_without_the_hub_a_name_is_looked_up_in_its_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    done = process(tmp_path, tmp_path, "train", "smoke", "--data", "some/pictures", "--out", "y")
+    assert done.returncode == 2
+    assert "'some/pictures' cannot be loaded" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
