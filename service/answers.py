@@ -195,9 +195,10 @@ def failure(view: JobView) -> Problem:
     return Problem(status, detail, kind=f"job-{error.reason}", errors=errors, headers={"X-Job-Id": view.id})
 
 
-def score_response(view: JobView, result: ScoreResult, shape: tuple[int, int], media: str) -> Response:
-    """Scores as `media`; `shape` is (height, width) of the model, for maps."""
+def score_response(view: JobView, result: ScoreResult, media: str) -> Response:
+    """Scores as `media`."""
     headers = {"X-Job-Id": view.id}
+    shape = result.height, result.width
     maps = [None if score.map is None else np.frombuffer(score.map, "<f4").reshape(shape) for score in result.results]
     if media == NPZ:
         arrays: dict[str, NDArray[Any]] = {

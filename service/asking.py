@@ -23,7 +23,6 @@ from worker.contract import (
     JobView,
     ModelDescriptor,
     PictureResult,
-    ScoreResult,
     Task,
 )
 from worker.queue import DuplicateJob, JobQueue, QueueFull
@@ -145,18 +144,8 @@ class Desk:
             if blob is not None:
                 return picture_response(view, result, blob, media)
         elif result is not None:
-            return score_response(view, result, self._size(result), media)
+            return score_response(view, result, media)
         raise Problem(404, f"The result of the job {view.id} has expired; ask again.", kind="result-expired")
-
-    def _size(self, result: ScoreResult) -> tuple[int, int]:
-        """(height, width) of the maps in a result: its model's."""
-        if not any(score.map for score in result.results):
-            return 0, 0
-        for model in self.queue.models():
-            if (model.name, model.version) == (result.model.name, result.model.version):
-                return model.height, model.width
-        gone = f"{result.model.name}@{result.model.version[:12]}"
-        raise Problem(404, f"The model {gone} is no longer served, and its maps went with it.", kind="result-expired")
 
 
 async def _hung_up(request: Request) -> None:

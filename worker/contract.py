@@ -234,10 +234,12 @@ class Pictures(_Message):
 
 
 class ScoreResult(_Message):
-    """The answer to a ScoreJob; `results[i]` belongs to `images[i]`."""
+    """The answer to a ScoreJob; `results[i]` belongs to `images[i]`, and maps have this height and width."""
 
     task: Literal[Task.SCORE] = Task.SCORE
     model: ModelRef
+    height: int
+    width: int
     results: tuple[Score, ...]
     timing: Timing
 

@@ -449,7 +449,9 @@ class GpuWorker(SimpleWorker):
 def _result(entry: _Running, outcome: Outcome, model: ModelRef, timing: Timing) -> tuple[Result, bytes]:
     job = entry.job
     if isinstance(job, ScoreJob):
-        return ScoreResult(model=model, results=tuple(outcome.scores), timing=timing), b""
+        size = job.images[0]
+        scores = tuple(outcome.scores)
+        return ScoreResult(model=model, height=size.height, width=size.width, results=scores, timing=timing), b""
     height, width = outcome.size
     pictures = Pictures(blob=blob_key(entry.claim.id), n=job.n, height=height, width=width)
     result = PictureResult(task=job.task, model=model, pictures=pictures, seeds=job.seeds, timing=timing)

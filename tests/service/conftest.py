@@ -156,7 +156,7 @@ class FakeQueue:
                 pixels = np.frombuffer(image.data, np.uint8)
                 each = pixels.reshape(8, 8, 3).mean(-1).astype("<f4").tobytes() if job.map else None
                 scores.append(Score(bpd=float(pixels.mean()), log_likelihood=-1.0, map=each))
-            return ScoreResult(model=ref, results=tuple(scores), timing=TIMING)
+            return ScoreResult(model=ref, height=8, width=8, results=tuple(scores), timing=TIMING)
         pictures = Pictures(blob=f"ncml:blob:{job_id}", n=job.n, height=8, width=8)
         return PictureResult(task=job.task, model=ref, pictures=pictures, seeds=job.seeds, timing=TIMING)
 

@@ -47,7 +47,8 @@ EXAMPLES: dict[str, BaseModel] = {
     "generate": GenerateJob(model="m", version="ab" * 32, n=4, seed=7, steps=20, solver="heun", priority=Priority.LOW),
     "complete": CompleteJob(model="m", image=PIXELS, keep="left", n=2, noise=0.0, timeout_s=30.0),
     "score result": ScoreResult(
-        model=MODEL, timing=TIMING, results=(Score(bpd=3.5, log_likelihood=-14.5, map=b"\x00\x00`@\x00\x00`@"),)
+        model=MODEL, timing=TIMING, height=1, width=2,
+        results=(Score(bpd=3.5, log_likelihood=-14.5, map=b"\x00\x00`@\x00\x00`@"),),
     ),
     "picture result": PictureResult(
         task=Task.GENERATE,

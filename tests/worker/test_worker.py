@@ -29,6 +29,7 @@ def test_the_three_tasks_give_what_was_asked_for(fleet: Fleet) -> None:
     mean = np.frombuffer(PIXELS.data, np.uint8).mean()
     assert scored.results[0].bpd == pytest.approx(mean / 32 + 2.0)
     assert scored.results[0].map
+    assert (scored.height, scored.width) == (HEIGHT, WIDTH)
     np.testing.assert_allclose(np.frombuffer(scored.results[0].map, "<f4"), np.full(HEIGHT * WIDTH, mean), rtol=1e-6)
     assert isinstance(drawn, PictureResult)
     assert drawn.seeds == (7, 8, 9)
