@@ -18,6 +18,7 @@ Scripts reach keys by name, so this needs one Redis (or Valkey) server rather th
 import asyncio
 import contextlib
 import json
+import logging
 import re
 import time
 import uuid
@@ -28,7 +29,7 @@ from typing import Any, cast
 
 import redis
 import redis.asyncio
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
@@ -67,6 +68,8 @@ _RQ_STATUS = {
     JobStatus.CANCELED: ("canceled", "canceled"),
 }
 """RQ's word for each terminal state, and the registry that lists it."""
+
+log = logging.getLogger("ncml.queue")
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _FIELDS = (
@@ -418,7 +421,13 @@ class JobQueue:
             return []
         # a word lapses by the server's clock, so that of a worker's machine does not matter
         words = cast(list[bytes | None], self.redis.mget([worker_key(name.decode()) for name in names]))
-        workers = [Worker.model_validate_json(word) for word in words if word]
+        workers: list[Worker] = []
+        for name, word in zip(names, words, strict=True):
+            try:
+                if word:
+                    workers.append(Worker.model_validate_json(word))
+            except ValidationError:  # during an upgrade there may be both
+                log.warning("a worker of another version is passed over", extra={"worker": name.decode()})
         return sorted(workers, key=lambda worker: (worker.info.started_at, worker.info.name))
 
     def depths(self) -> list[QueueDepth]:

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.conftest import Valkey
-from worker.contract import GenerateJob, JobStatus, Lane, Pixels, Priority, ScoreJob
-from worker.queue import DuplicateJob, JobNotFound, JobQueue, QueueError, QueueFull
+from worker.contract import GenerateJob, JobStatus, Lane, Pixels, Priority, ScoreJob, WorkerInfo, WorkerState
+from worker.queue import WORKERS, DuplicateJob, JobNotFound, JobQueue, QueueError, QueueFull, Worker, worker_key
 
 PIXELS = Pixels(height=2, width=2, data=bytes(range(12)))
 
@@ -135,6 +135,20 @@ def test_an_ended_job_can_be_forgotten_and_its_id_used_again(queue: JobQueue) ->
     with pytest.raises(JobNotFound):
         queue.forget(job_id)
     assert queue.submit(GenerateJob(model="m"), job_id="mine") == "mine"
+
+
+def test_a_worker_of_another_version_is_passed_over(queue: JobQueue, caplog: pytest.LogCaptureFixture) -> None:
+    known = Worker(
+        info=WorkerInfo(name="a", lanes=(Lane.SCORE,), state=WorkerState.IDLE, device="cpu", max_batch=1, models=(),
+                        started_at=0, seen_at=0),
+        models=(),
+    )  # fmt: skip
+    queue.redis.zadd(WORKERS, {"a": 1, "b": 2})
+    queue.redis.set(worker_key("a"), known.model_dump_json())
+    queue.redis.set(worker_key("b"), '{"info": {"surprise": 1}, "models": []}')
+    assert queue.workers() == [known.info]
+    assert queue.lanes() == {Lane.SCORE: 1, Lane.GENERATE: 0}
+    assert "passed over" in caplog.text
 
 
 async def _wait(queue: JobQueue, job_id: str, timeout_s: float):
