@@ -67,7 +67,8 @@ class PictureParams(Params):
     solver: str | None = Field(
         default=None,
         max_length=64,
-        description="Refinement solver, one of the model's. Left out: the model's default.",
+        description="Refinement solver, one of the model's. Left out: the `solver` that /models tells, or its "
+        "`stepped_solver` where several steps are asked for.",
     )
 
 

@@ -138,7 +138,7 @@ class _PictureJob(_Job):
         None, ge=0, allow_inf_nan=False, description="starting noise in grey levels; None: the model's; 0: direct"
     )
     steps: int | None = Field(default=None, ge=1, le=MAX_STEPS, description="solver steps; None: the solver's default")
-    solver: str | None = Field(default=None, max_length=64, description="None: the model's default solver")
+    solver: str | None = Field(default=None, max_length=64, description="None: the model's default for `steps`")
 
     @model_validator(mode="after")
     def _seeds_fit(self) -> Self:
@@ -337,6 +337,7 @@ class ModelDescriptor(_Message):
     noise: float = Field(description="grey levels at T: the largest starting noise, and the default")
     keeps: tuple[Literal["top", "bottom", "left", "right"], ...] = Field(description="halves it completes exactly")
     solver: str = Field(description="the default solver")
+    stepped_solver: str = Field(description="the default solver for more than one step")
     solvers: dict[str, int] = Field(description="every solver and its default number of steps")
     preprocessing: Preprocessing
     calibration: Calibration | None = None

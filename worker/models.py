@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from ncml.config import DEFAULT_SOLVER, SOLVERS
+from ncml.config import DEFAULT_SOLVER, SOLVERS, STEPPED_SOLVER
 from ncml.errors import ModelError, NcmlError
 from ncml.images import PREPROCESSING
 from worker.contract import ModelDescriptor, Preprocessing
@@ -157,6 +157,7 @@ def describe(name: str, model: ModelLike) -> ModelDescriptor:
         noise=model.noise,
         keeps=model.keeps,
         solver=DEFAULT_SOLVER,
+        stepped_solver=STEPPED_SOLVER,
         solvers=SOLVERS,
         preprocessing=Preprocessing.model_validate(PREPROCESSING),
         metrics=model.metrics,

@@ -314,6 +314,19 @@ def test_the_model_refuses_what_it_does_not_know(stack: Stack) -> None:
     assert answer.status_code == 422
     assert "dark, light" in answer.json()["detail"]
     assert stack.http.get("/models/tiny").json()["classes"] == ["dark", "light"]
+    answer = stack.http.post("/generate?solver=tweedie&steps=3")
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["field"] == "steps"
+
+
+def test_the_solver_left_out_is_the_one_that_models_tells(stack: Stack) -> None:
+    told = stack.http.get("/models/tiny").json()
+    for steps, solver in ((1, told["solver"]), (3, told["stepped_solver"])):
+        left_out = stack.http.post(f"/generate?seed=1&steps={steps}")
+        assert left_out.status_code == 200, left_out.text
+        named = stack.http.post(f"/generate?seed=1&steps={steps}&solver={solver}")
+        assert np.array_equal(pixels(left_out.content), pixels(named.content))
+    assert told["solvers"][told["solver"]] == 1
 
 
 def test_metrics_tell_of_the_queue_and_the_workers(stack: Stack) -> None:

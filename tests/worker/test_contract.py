@@ -66,7 +66,8 @@ EXAMPLES: dict[str, BaseModel] = {
     "event": Event(id="1-0", kind="status", status=JobStatus.RUNNING),
     "descriptor": ModelDescriptor(
         name="m", version="ab" * 32, height=32, width=32, classes=("cat",), noise=10.0, keeps=("top",), solver="heun",
-        solvers={"heun": 10}, preprocessing=Preprocessing(name="p", version=1), metrics={"test_bpd": 3.5}, card="# m",
+        stepped_solver="heun", solvers={"heun": 10}, preprocessing=Preprocessing(name="p", version=1),
+        metrics={"test_bpd": 3.5}, card="# m",
     ),
 }  # fmt: skip
 
