@@ -110,10 +110,10 @@ def by_component(parameters_BP: Tensor, K: int) -> tuple[Tensor, Tensor]:
 
 def sample_component(logit_BK: Tensor, component_BK9: Tensor, noise: PixelNoise, *, clean: bool) -> Tensor:
     """`sample`, from the parameters laid out by component."""
-    pick_B = torch.argmax(logit_BK + noise.gumbel_BK, 1)
-    chosen_B9 = component_BK9[torch.arange(len(pick_B), device=pick_B.device), pick_B]
+    pick_B = torch.argmax(wide(logit_BK) + noise.gumbel_BK, 1)
+    chosen_B9 = wide(component_BK9[torch.arange(len(pick_B), device=pick_B.device), pick_B])
     scale_BC = torch.exp(chosen_B9[:, 3:6].clamp(min=LOG_SCALE_MIN))
-    x_BC = torch.addcmul(chosen_B9[:, :3], scale_BC, noise.logistic_BC)
+    x_BC = torch.addcmul(chosen_B9[:, :3], scale_BC, wide(noise.logistic_BC))
     if not clean:
         x_BC += noise.uniform_BC
     c_rg, c_rb, c_gb = torch.tanh(chosen_B9[:, 6:, None]).unbind(1)
@@ -129,9 +129,14 @@ def sample_component(logit_BK: Tensor, component_BK9: Tensor, noise: PixelNoise,
     return x_BC
 
 
+def wide(x: Tensor) -> Tensor:
+    """In fp32 at least: bf16 holds every grey level, but arithmetic on it loses some."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def to_grid(x: Tensor) -> Tensor:
-    """The nearest of the 256 grey levels, on [-1, 1]."""
-    return (((x + 1) * 127.5).round().clamp(0, 255) - 127.5) / 127.5
+    """The nearest of the 256 grey levels, on [-1, 1], in fp32 at least."""
+    return (((wide(x) + 1) * 127.5).round().clamp(0, 255) - 127.5) / 127.5
 
 
 def from_uint8(image: Tensor) -> Tensor:
@@ -141,7 +146,7 @@ def from_uint8(image: Tensor) -> Tensor:
 
 def to_uint8(x_BCHW: Tensor) -> Tensor:
     """Float [B, 3, H, W] -> uint8 [B, H, W, 3], rounded to the grid and clipped."""
-    return ((x_BCHW + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+    return ((wide(x_BCHW) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def bits_per_dim(log_prob_B: Tensor, pixels: int) -> Tensor:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ncml.config import Config
 from ncml.layers import Activations, AxialAttention, CausalConv, FourierFeatures, GatedBlock, Grow, Pointwise, Stream
-from ncml.likelihood import PARAMETERS, initial_bias
+from ncml.likelihood import PARAMETERS, initial_bias, wide
 from ncml.noise import GREY_LEVEL, process
 
 CHANNELS = 3
@@ -186,4 +186,4 @@ class NCPN(nn.Module):
             if level:
                 h = self.grow[level - 1](h)
         with torch.autocast(x_BCHW.device.type, enabled=False):
-            return self.head(h.ul.elu.to(self.head.weight.dtype))
+            return wide(self.head(h.ul.elu.to(self.head.weight.dtype)))

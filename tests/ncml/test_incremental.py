@@ -1,15 +1,18 @@
 """The incremental sampler is the naive one, only faster: the same pictures from the same noise."""
 
+from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ncml.config import Config, LevelConfig, ModelConfig, cifar10_small
 from ncml.generate import Conditions, Noise, Plan, draw, naive
 from ncml.incremental import _Run, incremental
-from ncml.likelihood import by_component
+from ncml.layers import CausalConv, Grow
+from ncml.likelihood import by_component, from_uint8, to_uint8
 from ncml.network import NCPN
 from ncml.noise import end_time
 from ncml.orientation import KEEPS, Keep
@@ -98,6 +101,93 @@ def test_parameters_agree_in_fp32(config: Config) -> None:
     x = torch.rand(3, 3, config.model.height, config.model.width, generator=torch.Generator().manual_seed(0)) * 2 - 1
     for found, expected in zip(cached_parameters(net, x, given), whole_parameters(net, x, given), strict=True):
         assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+def cached_inputs(run: _Run, i: int) -> Iterator[tuple[nn.Module, int, Tensor]]:
+    """After pixel row i: layers of the network, a row of their level, and what the caches hold of their input there."""
+    net = run.network
+    for index, level in enumerate(run.levels):
+        if i % 2**index:
+            continue  # this level stood still
+        row = i >> index
+        grown = level.grown[row % 2]
+        for blocks, before in ((level.up, level.up_states), (level.down, [grown, *level.down_states])):
+            for (u_block, ul_block), state in zip(blocks, before, strict=False):
+                yield u_block.block.conv_in, row, u_block.conv_in.current
+                yield u_block.block.conv_out, row, u_block.conv_out.current
+                yield ul_block.block.conv_in, row, state.elu.data[:, 1:]
+                yield ul_block.block.conv_out, row, ul_block.hidden.data[:, 1:]
+        last = level.down_states[-1] if level.down else grown
+        if index:
+            yield net.grow[index - 1].ul, row, last.x.data[:, 1:].chunk(2, -1)[0]  # type: ignore[union-attr]
+        else:
+            yield net.head, row, last.elu.data[:, 1:]
+        if not level.lowest:
+            yield level.shrink_u.conv, row, level.shrink_u.current
+            yield level.shrink_module, row, level.up_states[-1].x.data[:, 1:].chunk(2, -1)[0]
+
+
+@pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
+@torch.inference_mode()
+def test_every_layer_agrees_in_fp32(config: Config) -> None:
+    """What each layer of both streams reads, to 1e-5 of its size, so that a difference is named where it begins."""
+    net = nets.network(config, dtype=torch.float32)
+    given = nets.conditions(3, T, config)
+    H, W = config.model.height, config.model.width
+    x = torch.rand(3, 3, H, W, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    read: dict[nn.Module, Tensor] = {}
+    in_stem = set(net.stem.children())
+    layers = {m for m in net.modules() if isinstance(m, CausalConv) and m not in in_stem}
+    layers |= {m for m in net.modules() if isinstance(m, Grow) and m.stream == "ul"} | {net.head}
+    for layer in layers:
+        layer.register_forward_hook(lambda module, inputs, _: read.update({module: inputs[0]}))
+    net(x, given.t_B, given.class_B, given.orientation_B)
+
+    run = _Run(net, given, H, W)
+    compared: set[nn.Module] = set()
+    for i in range(H):
+        run.begin_row(i)
+        for j in range(W):
+            run.step(i, j)
+            run.put(j, torch.nn.functional.pad(x[:, :, i, j], (0, 0, 0, run.S - 3)))
+        for layer, row, found in cached_inputs(run, i):
+            expected = read[layer][:, :, row].transpose(1, 2)
+            names = [name for name, module in net.named_modules() if module is layer]
+            assert torch.allclose(found[:3], expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max())), (names, row)
+            compared.add(layer)
+    assert compared == layers
+
+
+@pytest.mark.parametrize("t", [0.0, T], ids=["clean", "noisy"])
+def test_bf16_on_a_cpu(t: float) -> None:
+    """A network in bf16 is drawn from too: near what fp32 computes, and exact where pixels are known."""
+    config = nets.config(((8, 1), (8, 1)))
+    exact = nets.network(config, dtype=torch.float32)
+    net = deepcopy(exact).bfloat16()
+    given = nets.conditions(3, t, config)
+    image = torch.randint(0, 256, (3, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    x = from_uint8(image)
+    for found, expected in zip(
+        cached_parameters(net, x.bfloat16(), given), whole_parameters(exact, x, given), strict=True
+    ):
+        assert (found - expected).abs().max() < 0.05 * expected.abs().max()
+    drawn = x.bfloat16()
+    drawn[:, :, 4:] = torch.nan
+    with torch.inference_mode():
+        draws = noise(config, 3, torch.bfloat16).pixels(config.model.mixtures, 8, 8)
+        incremental(net, drawn, given, draws, first_row=4, on_row=lambda row: False)
+    assert drawn.isfinite().all()
+    assert torch.equal(to_uint8(drawn)[:, :4], image[:, :4])
+
+
+@pytest.mark.parametrize("noise", [0.0, 10.0], ids=["direct", "refined"])
+def test_known_pixels_come_back_exactly_in_bf16(noise: float) -> None:
+    config = nets.config(height=4, width=64)
+    net = nets.network(config, dtype=torch.bfloat16)
+    image = torch.arange(256, dtype=torch.uint8).view(1, 4, 64, 1).expand(1, 4, 64, 3)
+    for flipped in (image, image.flip(1)):  # every grey level is in one of the upper halves
+        given = replace(plan(config, [0], noise=noise), known_BCHW=from_uint8(flipped))
+        assert torch.equal(torch.from_numpy(draw(net, given, incremental))[:, :2], flipped[:, :2])
 
 
 def test_every_weight_reaches_the_incremental_sampler() -> None:
