@@ -107,7 +107,7 @@ class Desk:
             job_id = self.queue.submit(job, job_id=job_id, limit=self.settings.max_waiting, fingerprint=fingerprint)
         except QueueFull as error:
             self.metrics.rejected.labels(reason="queue-full").inc()
-            detail = f"{self.settings.max_waiting} jobs are waiting already; try again in a few seconds."
+            detail = str(error)[0].upper() + str(error)[1:] + "."
             raise Problem(429, detail, kind="queue-full", headers={"Retry-After": "5"}) from error
         except DuplicateJob as error:
             assert job_id is not None

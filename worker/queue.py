@@ -91,7 +91,7 @@ class DuplicateJob(QueueError):
 
 
 class QueueFull(QueueError):
-    """As many jobs wait in this lane as are allowed to."""
+    """As many jobs wait in this lane as are allowed to, or the server's memory is three quarters full."""
 
 
 class Worker(BaseModel):
@@ -179,7 +179,8 @@ class JobQueue:
 
         `job_id` (letters, digits, `_`, `-`; at most 64) is the base for idempotency: `DuplicateJob` when it is taken.
         `fingerprint` goes into the job's view, to tell whether the job under a taken id is the same.
-        `limit` is the most jobs that may wait in the lane: `QueueFull` beyond. Both are judged in the same atomic step.
+        `limit` is the most jobs that may wait in the lane: `QueueFull` beyond, and when the server's `maxmemory` is
+        nearly reached. All are judged in the same atomic step.
         """
         own, job_id = job_id is None, job_id or uuid.uuid4().hex
         if not _ID.fullmatch(job_id):
@@ -224,7 +225,9 @@ class JobQueue:
         if answer == b"duplicate" and not own:  # else the answer to a first try was lost on its way
             raise DuplicateJob(f"a job with the id {job_id} exists already")
         if answer == b"full":
-            raise QueueFull(f"the {lane} lane holds {limit} waiting jobs; try again later")
+            raise QueueFull(f"{limit} jobs are waiting in the {lane} lane already; try again in a few seconds")
+        if answer == b"memory":
+            raise QueueFull("the queue is short of memory until earlier results expire; try again later")
         return job_id
 
     def cancel(self, job_id: str) -> JobView:

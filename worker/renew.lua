@@ -1,4 +1,6 @@
+#!lua flags=allow-oom
 -- Keeps the leases of running jobs, publishes their progress, and says what became of them.
+-- Done even when the server is out of memory (the other scripts begin by taking something away, which lets them too).
 -- KEYS leases; ARGV lease_s, ttl, cap (entries in a progress stream), then id, token, event or '' for each job
 -- returns for each job 'held', 'canceled' (its owner should end it) or 'lost' (it is somebody else's now)
 local time = redis.call('TIME')

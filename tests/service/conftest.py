@@ -99,7 +99,7 @@ class FakeQueue:
             if job_id in self.jobs:
                 raise DuplicateJob("taken")
             if self.full or (limit is not None and len(self.jobs) >= limit):
-                raise QueueFull("full")
+                raise QueueFull(f"{limit} jobs are waiting")
             job_id = job_id or f"job-{len(self.jobs)}"
             self.jobs[job_id] = (job, time.time())
             self.fingerprints[job_id] = fingerprint

@@ -8,7 +8,7 @@ import pytest
 
 from worker.contract import Event, GenerateJob, JobStatus, Lane, Priority, Progress
 from worker.leases import Ending, Leases
-from worker.queue import EVENTS_CAP, JobQueue
+from worker.queue import EVENTS_CAP, JobQueue, QueueFull
 
 
 @pytest.fixture
@@ -60,6 +60,27 @@ def test_times_are_the_servers(queue: JobQueue) -> None:
     assert lapse - queue.redis.time()[0] == pytest.approx(100, abs=2)
     assert 0 <= claim.waited_s < 2
     assert leases.recover() == 0
+
+
+def test_a_server_short_of_memory_takes_no_new_job_and_ends_the_others(queue: JobQueue) -> None:
+    ids = [queue.submit(GenerateJob(model="m"), job_id=name) for name in ("kept", "waits")]
+    leases = Leases(queue, [Lane.GENERATE], "a")
+    _, claims = leases.claim(1)
+    used = queue.redis.info("memory")["used_memory"]
+    try:
+        queue.redis.config_set("maxmemory", int(used / 0.85))
+        with pytest.raises(QueueFull, match="short of memory"):
+            queue.submit(GenerateJob(model="m"))
+        queue.cancel(ids[1])
+        queue.redis.config_set("maxmemory", used // 2)  # results of jobs that were taken earlier may go beyond
+        assert leases.renew(claims, {ids[0]: '{"kind": "progress"}'}) == ["held"]
+        assert leases.give_back(claims) == [True]
+        _, claims = leases.claim(1)
+        assert leases.finish([(claims[0], Ending(JobStatus.SUCCEEDED, blob=bytes(1000)))]) == [True]
+    finally:
+        queue.redis.config_set("maxmemory", 0)
+    assert [queue.view(job_id).status for job_id in ids] == ["succeeded", "canceled"]
+    assert len(queue.redis.keys("rq:job:*")) == 2
 
 
 def test_a_job_that_is_to_run_alone_joins_nobody_and_is_joined_by_nobody(queue: JobQueue) -> None:
