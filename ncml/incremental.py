@@ -7,7 +7,18 @@ It reads the weights of `ncml.network` and mirrors its structure, stream by stre
     for each position j   ul at every level whose stride divides i and j, from the left neighbour and itself (`step`);
                           the head; one draw
 
-so only about a quarter of the arithmetic is left to the sequential part. Known rows are run through the network itself
+Of three levels, these move at the positions of a picture (level l where 2^l divides row and column):
+
+    row 0   012 0 01 0 012 0 01 0       at (i, j): up the blocks of level 0;
+    row 1   0   0 0  0 0   0 0  0                  where i and j are even, shrink to (i/2, j/2) of level 1, the same
+    row 2   01  0 01 0 01  0 01 0                  there, and grow its position to a 2x2 block;
+    row 3   0   0 0  0 0   0 0  0                  down the blocks of level 0
+
+The block's upper row waits in `grown[0]`, the lower one in `grown[1]`: row i starts down from `grown[i % 2]`, and has
+`grown[1 - i % 2]`, not yet overwritten, as the row above. (At the lowest level both are the last state going up.)
+A shrinking convolution reads an even row and the odd one above it, which u remembers by `push`.
+
+Only about a quarter of the arithmetic is left to the sequential part. Known rows are run through the network itself
 once, with hooks on its layers that fill the caches (`_Run.fill`).
 
 A picture does not depend on what shares its batch: products have a multiple of 8 rows (SLOT), and under that condition
