@@ -5,6 +5,7 @@ Everything is decoded once and kept as uint8. Every picture goes through the pre
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -101,8 +102,12 @@ def _from_datasets(source: str, height: int, width: int, split: str, report: Rep
     return _decode(source, rows, len(table), classes, height, width, report)
 
 
+@functools.cache
 def _ask_hub(name: str) -> None:
-    """Refuse what the Hub cannot give, after asking it once: loading would retry for half a minute first."""
+    """Refuse what the Hub cannot give, after asking it once: loading would retry for half a minute first.
+
+    A name that it gave is not asked for again: a test split comes out of the cache, hours after the train split.
+    """
     import huggingface_hub
     from huggingface_hub import errors
 
