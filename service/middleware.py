@@ -1,7 +1,6 @@
 """Around every request: its id, its line in the log, its metrics, its size, and the headers that protect a browser."""
 
 import contextvars
-import json
 import logging
 import re
 import time
@@ -13,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.metrics import Metrics
 from service.problems import Problem, response
+from worker.logs import JsonFormatter, configure
 
 log = logging.getLogger("service.access")
 
@@ -102,32 +102,19 @@ class Around:
         return Problem(413, detail, kind="too-large")
 
 
-class JsonLines(logging.Formatter):
-    """One JSON object a line, as the workers write them: time (UTC), level, logger, message, request, and extras."""
-
-    _KNOWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
+class JsonLines(JsonFormatter):
+    """The lines that the workers write, with the id of the request in hand."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as one line."""
-        line: dict[str, Any] = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
         if identity := request_id.get():
-            line["request"] = identity
-        line |= {name: value for name, value in vars(record).items() if name not in self._KNOWN}
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+            record.request = identity
+        return super().format(record)
 
 
 def log_to_stderr(level: str) -> None:
     """Send the log of this process to standard error as JSON lines."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonLines())
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    configure(level, JsonLines())
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logger = logging.getLogger(name)
         logger.handlers.clear()

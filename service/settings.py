@@ -1,5 +1,7 @@
 """What an operator may set. Every field is read from the environment variable NCML_<NAME>."""
 
+from typing import Literal
+
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -35,5 +37,5 @@ class Settings(BaseSettings):
     """Lanes that need a worker with a model before /readyz says yes, as a JSON list."""
     decode_threads: int = Field(default=2, ge=1)
     """Pictures decoded at once; each may need `max_image_pixels` times 12 bytes."""
-    log_level: str = "INFO"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
     """Level of the service's log, which has one JSON object a line."""

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -147,11 +148,13 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     assert settings.ready_lanes == ("score",)
 
 
-def test_a_setting_out_of_range_stops_the_process_with_a_line() -> None:
-    code = "import os; os.environ['NCML_WAIT_S'] = 'soon'; from service.app import from_environment; from_environment()"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize(("name", "value"), [("WAIT_S", "soon"), ("LOG_LEVEL", "loud")])
+def test_a_setting_out_of_range_stops_the_process_with_a_line(name: str, value: str) -> None:
+    code = "from service.app import from_environment; from_environment()"
+    environment = os.environ | {f"NCML_{name}": value}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
     assert run.returncode == 2
-    assert run.stderr.startswith("ncml: NCML_WAIT_S: wait_s is 'soon': ")
+    assert run.stderr.startswith(f"ncml: NCML_{name}: {name.lower()} is {value!r}: ")
     assert run.stderr.count("\n") == 1
 
 
@@ -161,7 +164,7 @@ import sys
 from service.app import from_environment
 app = from_environment()
 app.openapi()
-print([name for name in sys.modules if name.split(".")[0] == "torch" or name.startswith("worker.")])
+print(sorted(name for name in sys.modules if name.split(".")[0] == "torch" or name.startswith("worker.")))
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "['worker.contract', 'worker.queue']"
+    assert run.stdout.strip() == "['worker.contract', 'worker.logs', 'worker.queue']"
