@@ -1,5 +1,6 @@
 """`ncml worker`: one worker process and its engine."""
 
+import math
 import os
 from pathlib import Path
 from typing import Literal, cast
@@ -56,8 +57,12 @@ def main(
         if value < 1:
             raise NcmlError(f"--{name} must be at least 1, not {value}")
     for name, value in (("window-ms", window_ms), ("threads", threads), ("drain-s", drain_s)):
-        if value < 0:
-            raise NcmlError(f"--{name} must not be negative, not {value}")
+        if not 0 <= value < math.inf:
+            raise NcmlError(f"--{name} must be a number from 0 on, not {value}")
+    if not hang_s > 0:
+        raise NcmlError(f"--hang-s must be more than 0, not {hang_s}")
+    if not 0 <= metrics_port < 2**16:
+        raise NcmlError(f"--metrics-port must be 0 to 65535, not {metrics_port}")
     url = redis_url or os.environ.get("NCML_REDIS_URL", "redis://localhost:6379/0")
     try:
         queue = JobQueue.from_url(url)

@@ -53,6 +53,9 @@ ALIVE_S = 10.0
 TICK_S = 0.1
 """How often leases are renewed, progress is published and cancellations are looked for while a batch runs."""
 
+COMPLAIN_S = 10.0
+"""How often the log says that the queue is away, while it is."""
+
 log = logging.getLogger("ncml.worker")
 
 
@@ -100,7 +103,7 @@ class GpuWorker(SimpleWorker):
         self._stop_at: float | None = None
         self._since = time.time()
         self._phase = WorkerState.LOADING
-        self._beat_at = 0.0
+        self._beat_at = self._complain_at = 0.0
         self._number = 0
         self._idle = True
 
@@ -149,11 +152,13 @@ class GpuWorker(SimpleWorker):
 
     @contextmanager
     def _outages(self) -> Generator[None]:
-        """Outlive a server that is away: say so, and go on after a while."""
+        """Outlive a server that is away: say so now and then, and go on after a while."""
         try:
             yield
         except redis.exceptions.RedisError as error:
-            log.warning("the queue does not answer: %s", error)
+            if time.monotonic() >= self._complain_at:
+                self._complain_at = time.monotonic() + COMPLAIN_S
+                log.warning("the queue does not answer: %s", error)
             time.sleep(0.2)
 
     def _beat(self, *, force: bool = False) -> None:

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,7 +101,10 @@ def _pictures(queue: JobQueue, job_id: str) -> np.ndarray:
     ("arguments", "line"),
     [
         (["--max-batch", "0"], "--max-batch must be at least 1, not 0"),
-        (["--window-ms", "-1"], "--window-ms must not be negative, not -1.0"),
+        (["--window-ms", "-1"], "--window-ms must be a number from 0 on, not -1.0"),
+        (["--drain-s", "nan"], "--drain-s must be a number from 0 on, not nan"),
+        (["--hang-s", "0"], "--hang-s must be more than 0, not 0.0"),
+        (["--metrics-port", "70000"], "--metrics-port must be 0 to 65535, not 70000"),
         (["--redis-url", "localhost"], "--redis-url: Redis URL must specify"),
         (["--metrics-port", "{taken}"], "--metrics-port {taken} cannot be opened: Address already in use"),
         (["--lane", "paint"], "'paint'"),
@@ -125,6 +129,9 @@ def test_a_worker_waits_for_a_queue_that_is_not_there_yet() -> None:
     line = next(line for line in worker.stderr if "does not answer" in line)
     assert '"level": "warning"' in line
     assert worker.poll() is None
+    time.sleep(1)  # some five tries
     worker.terminate()
+    rest = worker.stderr.read()
     assert worker.wait(timeout=20) == 0
+    assert "does not answer" not in rest
     worker.stderr.close()
