@@ -166,7 +166,6 @@ class CompleteJob(_PictureJob):
     keep: Literal["top", "bottom", "left", "right"] = "top"
 
 
-PictureJob: TypeAlias = GenerateJob | CompleteJob
 Job: TypeAlias = ScoreJob | GenerateJob | CompleteJob
 JOB: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="task")])
 """Reads and writes any job: `JOB.validate_json(text)`, `JOB.dump_json(job)`."""

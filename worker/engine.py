@@ -99,14 +99,13 @@ class Step:
 
 @dataclass
 class Outcome:
-    """What became of one job: scores, or pictures (uint8 NHWC bytes), or an error, or nothing when it was dropped."""
+    """What became of one job: scores, or pictures (uint8 NHWC bytes), or an error; nothing when it was dropped."""
 
     model: ModelRef | None = None
     scores: list[Score] = field(default_factory=list[Score])
     pictures: list[bytes] = field(default_factory=list[bytes])
     size: tuple[int, int] = (0, 0)
     error: JobError | None = None
-    dropped: bool = False
     batch_size: int = 0
 
 
@@ -256,6 +255,7 @@ class _Runner:
 
     def run(self, batch: Batch) -> Done:
         """Compute a batch. A failure that could be any one member's is pinned down by computing each alone."""
+        self._dropped = set[str]()
         self._begin(batch)
         try:
             self._compute(batch.jobs)
@@ -275,7 +275,7 @@ class _Runner:
                     except Exception as own:
                         self._fail({job_id: job}, own)
         for job_id in self._dropped & batch.jobs.keys():
-            self._outcomes[job_id] = Outcome(dropped=True)
+            self._outcomes[job_id] = Outcome()
         seconds = time.monotonic() - self._began
         return Done(batch.number, self._outcomes, seconds, dict(self._stages), _memory(self._device))
 
@@ -283,7 +283,6 @@ class _Runner:
         self._number = batch.number
         self._outcomes = {job_id: Outcome() for job_id in batch.jobs}
         self._done = dict.fromkeys(batch.jobs, 0)
-        self._dropped = set[str]()
         self._stages: dict[str, float] = {}
         self._began = self._marked = time.monotonic()
         self._reported = self._previewed = time.monotonic()
