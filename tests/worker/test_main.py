@@ -80,6 +80,7 @@ def test_a_real_model_gives_through_the_queue_what_it_gives_in_process(
         assert 'ncml_jobs_finished_total{model="tiny",outcome="succeeded",task="generate"} 2.0' in text
         assert 'ncml_score_bpd_count{model="tiny"} 3.0' in text
         assert 'stage="refine"' in text
+        assert 'ncml_worker_state{state="loading"} 0.0' in text  # what docker-compose.yml looks for
         assert 'ncml_images_total{model="tiny",task="complete"} 2.0' in text
     finally:
         worker.send_signal(signal.SIGTERM)
