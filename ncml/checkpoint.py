@@ -57,7 +57,10 @@ def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
         with torch.device("meta"):
             network = NCPN(config)
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, NcmlError) as error:
-        raise ModelError(f"{folder / CONFIG} does not describe a model: {error}.") from error
+        raise ModelError(f"{folder / CONFIG} does not describe a model: {str(error).rstrip('.')}.") from error
+    metrics = description.setdefault("metrics", {})
+    if not isinstance(metrics, dict) or not all(type(value) in (int, float) for value in metrics.values()):
+        raise ModelError(f"{folder / CONFIG}: metrics must give each name a number.")
     state = _read_weights(folder)
     _check(folder / WEIGHTS, network.state_dict(), state)
     if digest(config, state) != description.get("version"):

@@ -71,7 +71,7 @@ class Model:
         self.name: str = folder.name
         self.version: str = description["version"]
         """SHA-256 of configuration and weights, 64 hexadecimal digits."""
-        self.metrics: dict[str, float] = description.get("metrics", {})
+        self.metrics: dict[str, float] = description["metrics"]
         self.height, self.width = self.config.model.height, self.config.model.width
         self.classes: tuple[str, ...] = self.config.model.classes
         self.noise: float = round(grey_levels(process(self.config.noise), end_time(self.config.noise)), 6)

@@ -162,6 +162,13 @@ def test_a_configuration_that_makes_no_sense_is_refused(folder: Path, change: Ca
     assert "does not describe a model" in refused(folder)
 
 
+@pytest.mark.parametrize("metrics", [3, None, ["test_bpd"], {"test_bpd": "low"}, {"test_bpd": True}])
+def test_metrics_are_numbers(folder: Path, metrics: object) -> None:
+    """They are printed and announced as such."""
+    describe(folder, lambda d: d.update(metrics=metrics))
+    assert "metrics must give each name a number" in refused(folder)
+
+
 def test_another_format_is_refused(folder: Path) -> None:
     describe(folder, lambda d: d.update(format=2))
     assert "format 2 is not 1" in refused(folder)
