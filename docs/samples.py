@@ -25,7 +25,8 @@ def save(pictures: np.ndarray, columns: int, name: str) -> None:
 def main() -> None:
     """Sixteen pictures of each class, not chosen; and ten seeds drawn in four ways."""
     model = ncml.load(HERE.parent / "models" / "cifar10")
-    save(np.concatenate([model.generate(16, classes=name, seeds=0) for name in model.classes]), 16, "samples.png")
+    classes = [model.generate(16, classes=name, seeds=16 * i) for i, name in enumerate(model.classes)]
+    save(np.concatenate(classes), 16, "samples.png")
     ways = [{"noise": 0.0}, {"solver": "tweedie"}, {"solver": "euler-maruyama"}, {"solver": "heun"}]
     rows = [model.generate(10, classes=list(range(10)), seeds=100, **way) for way in ways]
     save(np.concatenate(rows), 10, "refinement.png")

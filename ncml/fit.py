@@ -106,6 +106,16 @@ def _measured_on(source: str, height: int, width: int, held_out: data.Dataset) -
         return held_out, "calibration-fit"
 
 
+def _processor() -> str:
+    """The processor's name, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
 def card_of(
     trainer: Trainer, command: str, pictures: data.Dataset, metrics: dict[str, float], what: str, count: int
 ) -> str:
@@ -114,8 +124,7 @@ def card_of(
     noise = grey_levels(process(config.noise), end_time(config.noise))
     parameters = sum(p.numel() for p in trainer.network.parameters())
     bpd = next(value for name, value in metrics.items() if name.endswith("bpd"))
-    processor = platform.processor() or platform.machine()
-    device = torch.cuda.get_device_name() if trainer.device.type == "cuda" else processor
+    device = torch.cuda.get_device_name() if trainer.device.type == "cuda" else _processor()
     curve = "\n".join(
         f"| {row['images']:,.0f} | {row['train_bpd']:.3f} | {row['held_out_bpd']:.3f} |" for row in trainer.history
     )
