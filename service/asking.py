@@ -58,7 +58,7 @@ class Desk:
         if not models:
             self.metrics.rejected.labels(reason="no-model").inc()
             detail = "The workers are still loading their model; try again in a few seconds."
-            raise Problem(503, detail, kind="no-model", headers={"Retry-After": "2"})
+            raise Problem(503, detail, kind="no-model")
         model, version = self.choose(models, params.model)
         if params.class_name is not None and params.class_name not in model.classes:
             known = f"its classes are {', '.join(model.classes)}" if model.classes else "it has no classes"
@@ -108,7 +108,7 @@ class Desk:
         except QueueFull as error:
             self.metrics.rejected.labels(reason="queue-full").inc()
             detail = str(error)[0].upper() + str(error)[1:] + "."
-            raise Problem(429, detail, kind="queue-full", headers={"Retry-After": "5"}) from error
+            raise Problem(429, detail, kind="queue-full") from error
         except DuplicateJob as error:
             assert job_id is not None
             if self.queue.view(job_id).fingerprint != fingerprint:

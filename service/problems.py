@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 
+RETRY_AFTER_S = 5
+"""When to come back to a service that is full or not there yet, in seconds."""
+
 
 class FieldError(BaseModel):
     """One thing wrong with one field."""
@@ -55,7 +58,7 @@ class ProblemDetails(BaseModel):
 class Problem(Exception):
     """Raised anywhere below a route to answer with a problem document.
 
-    `kind` names the sort of problem in `type`; `headers` go into the response (Retry-After, Allow, ...).
+    `kind` names the sort of problem in `type`; `headers` go into the response. 429 and 503 say when to come back.
     """
 
     def __init__(
@@ -73,6 +76,8 @@ class Problem(Exception):
         self.kind = kind
         self.errors = list(errors)
         self.headers = dict(headers or {})
+        if status in (429, 503):
+            self.headers.setdefault("Retry-After", str(RETRY_AFTER_S))
 
 
 def invalid(field: str, detail: str) -> Problem:
@@ -87,12 +92,7 @@ def invalid_fields(errors: Sequence[FieldError]) -> Problem:
 
 def no_worker(lane: str) -> Problem:
     """The 503 for a lane that nobody serves."""
-    return Problem(
-        503,
-        f"No worker of the lane {lane} is running; start one, or try again later.",
-        kind="no-worker",
-        headers={"Retry-After": "5"},
-    )
+    return Problem(503, f"No worker of the lane {lane} is running; start one, or try again later.", kind="no-worker")
 
 
 def response(problem: Problem, request_id: str) -> JSONResponse:
@@ -160,7 +160,7 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
     async def on_redis(request: Request, error: Exception) -> JSONResponse:
         log.error("the queue cannot be reached: %s", error)
         detail = "The queue cannot be reached; try again in a few seconds."
-        return answer(request, Problem(503, detail, kind="queue-down", headers={"Retry-After": "5"}))
+        return answer(request, Problem(503, detail, kind="queue-down"))
 
     app.add_exception_handler(Problem, on_problem)
     app.add_exception_handler(InputError, on_input)

@@ -43,7 +43,7 @@ async def readyz(desk: Here) -> Readiness:
     missing = [lane for lane, count in lanes.items() if not count]
     if missing:
         detail = f"No worker with a loaded model serves the lane {' or '.join(missing)} yet."
-        raise Problem(503, detail, kind="not-ready", headers={"Retry-After": "2"})
+        raise Problem(503, detail, kind="not-ready")
     return Readiness(lanes=lanes)
 
 

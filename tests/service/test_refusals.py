@@ -11,6 +11,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from ncml.images import to_png
+from service.problems import RETRY_AFTER_S
 
 PICTURE = to_png(np.full((8, 8, 3), 50, np.uint8))
 
@@ -23,6 +24,7 @@ def assert_problem(answer, status: int) -> dict:
     assert body["status"] == status
     assert body["request_id"] == answer.headers["x-request-id"]
     assert body["detail"].endswith(".")
+    assert answer.headers.get("retry-after") == (str(RETRY_AFTER_S) if status in (429, 503) else None)
     return body
 
 
@@ -232,7 +234,6 @@ def test_without_a_worker_the_answer_is_503_at_once(client, queue, worker) -> No
     queue.infos = [worker.model_copy(update={"lanes": ("generate",)})]
     answer = client.post("/score", files=[("image", PICTURE)])
     assert "lane score" in assert_problem(answer, 503)["detail"]
-    assert int(answer.headers["retry-after"]) > 0
     assert client.post("/generate").status_code == 200
     assert len(queue.jobs) == 1
 
@@ -241,7 +242,6 @@ def test_while_no_model_is_loaded_the_answer_is_503(client, queue) -> None:
     queue.served = []
     answer = client.post("/generate")
     assert "loading" in assert_problem(answer, 503)["detail"]
-    assert int(answer.headers["retry-after"]) > 0
 
 
 def test_without_the_queue_the_answer_is_503(client, queue) -> None:
@@ -249,8 +249,7 @@ def test_without_the_queue_the_answer_is_503(client, queue) -> None:
     for method, path in [("POST", "/generate"), ("GET", "/jobs/a"), ("GET", "/models"), ("GET", "/readyz")]:
         answer = client.request(method, path)
         assert "queue cannot be reached" in assert_problem(answer, 503)["detail"]
-        assert int(answer.headers["retry-after"]) > 0
-    assert client.get("/healthz").status_code == 200
+        assert client.get("/healthz").status_code == 200
     assert "ncml_redis_up 0.0" in client.get("/metrics").text
 
 
@@ -261,7 +260,6 @@ def test_a_full_queue_is_429(new_client, queue) -> None:
     assert codes == [202, 202]
     answer = client.post("/generate", headers={"prefer": "respond-async"})
     assert "2 jobs are waiting" in assert_problem(answer, 429)["detail"]
-    assert int(answer.headers["retry-after"]) > 0
 
 
 def test_a_defect_is_a_500_without_a_word_about_its_cause(client, queue) -> None:
