@@ -313,7 +313,8 @@ class GpuWorker(SimpleWorker):
                     heard = now
                     self._note(running, message)
                 case Catalogue():
-                    self._publish(message)
+                    with self._outages():
+                        self._publish(message)
                     self._phase = WorkerState.BUSY
                 case _:
                     pass
