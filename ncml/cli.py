@@ -65,7 +65,13 @@ SamplerOption = Annotated[
     str | None,
     arg(metavar="NAME", help="Sampler; naive is the slow reference.", help_behavior_hint="(default: the fast one)"),
 ]
-SolverOption = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: the model's)")]
+SolverOption = Annotated[
+    str | None,
+    arg(
+        metavar="NAME",
+        help_behavior_hint=f"(default: {config.DEFAULT_SOLVER}; {config.STEPPED_SOLVER} for several steps)",
+    ),
+]
 CountOption = Annotated[int, arg(name="number", aliases=("-n",))]
 OutOption = Annotated[Path, arg(name="output", aliases=("-o",))]
 JsonOption = Annotated[bool, arg(name="json")]
@@ -200,7 +206,7 @@ def generate(
         seed: Seed of the first picture; the i-th after it uses seed + i.
         noise: Noise level to start from, in grey levels; 0 draws directly.
         steps: Refinement steps.
-        solver: Refinement solver.
+        solver: tweedie, euler-maruyama, heun or predictor-corrector.
         model: Name or folder of the model.
         device: Where to compute: cpu, cuda or cuda:N.
         as_json: Print JSON.
@@ -252,7 +258,7 @@ def complete(
         seed: Seed of the first variant; the i-th after it uses seed + i.
         noise: Noise level to start from, in grey levels; 0 draws directly.
         steps: Refinement steps.
-        solver: Refinement solver.
+        solver: tweedie, euler-maruyama, heun or predictor-corrector.
         model: Name or folder of the model.
         device: Where to compute: cpu, cuda or cuda:N.
         as_json: Print JSON.

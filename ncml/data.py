@@ -66,6 +66,8 @@ def load(source: str, height: int, width: int, *, split: str = "train", report: 
     report: called with pictures done and in all.
     """
     folder = Path(source)
+    if folder.is_file():
+        raise InputError("data", f"{source} is a file; give the folder that it is in.")
     if folder.is_dir() and not any(folder.rglob("*.parquet")):
         return _from_pictures(folder, height, width, report)
     return _from_datasets(source, height, width, split, report)

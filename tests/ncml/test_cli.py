@@ -178,6 +178,7 @@ def test_models_lists_what_can_be_named(run: Run, model_folder: Path) -> None:
         (["train", "smok", "--data", "x", "--out", "y"], "did you mean smoke?"),
         (["train", "smoke", "--data", "empty", "--out", "y"], "no readable picture"),
         (["train", "smoke", "--data", "./not/there", "--out", "y"], "there is no folder './not/there'"),
+        (["train", "smoke", "--data", "ok.png", "--out", "y"], "ok.png is a file; give the folder that it is in"),
         (["train", "smoke", "--data", "x", "--out", "y", "--noise", "nan"], "--noise must be more than 0"),
         (["train", "smoke", "--data", "x", "--out", "y", "--device", "cuda:99"], "cuda:99"),
         (["train", "smoke", "--data", "x", "--out", "y", "--images", "0"], "--images must be more than 0"),
