@@ -16,7 +16,7 @@ from service.metrics import Metrics
 from service.middleware import Around, log_to_stderr
 from service.routes import health, jobs, models, pictures, score
 from service.settings import Settings
-from worker.queue import JobQueue
+from worker.queue import JobQueue, QueueError
 
 _ABOUT = """Exact likelihoods, out-of-distribution scores and pictures from a noise conditional pixel network.
 
@@ -73,5 +73,10 @@ def from_environment() -> FastAPI:
         for found in problems.field_errors(error.errors()):
             print(f"ncml: NCML_{found.field.upper()}: {found.detail}", file=sys.stderr)
         sys.exit(2)
+    try:
+        queue = JobQueue.from_url(settings.redis_url)
+    except QueueError as error:
+        print(f"ncml: NCML_REDIS_URL: {error}", file=sys.stderr)
+        sys.exit(2)
     log_to_stderr(settings.log_level)
-    return create_app(settings, JobQueue.from_url(settings.redis_url))
+    return create_app(settings, queue)

@@ -13,7 +13,7 @@ from worker.contract import Lane
 from worker.engine import EngineSettings
 from worker.metrics import WorkerMetrics
 from worker.models import ModelLike
-from worker.queue import JobQueue
+from worker.queue import JobQueue, QueueError
 from worker.worker import GpuWorker, WorkerSettings
 
 
@@ -66,8 +66,8 @@ def main(
     url = redis_url or os.environ.get("NCML_REDIS_URL", "redis://localhost:6379/0")
     try:
         queue = JobQueue.from_url(url)
-    except ValueError as error:
-        raise NcmlError(f"--redis-url: {error}") from error
+    except QueueError as error:
+        raise NcmlError(f"{'--redis-url' if redis_url else 'NCML_REDIS_URL'}: {error}") from error
     logs.configure()
     metrics = WorkerMetrics()
     if metrics_port:

@@ -166,10 +166,19 @@ class JobQueue:
 
     @classmethod
     def from_url(cls, url: str, *, result_ttl_s: int = RESULT_TTL_S) -> "JobQueue":
-        """Connect to `redis://host:port/db`, `rediss://` or `unix:///path`. Nothing is sent yet."""
-        client = cast(Any, redis.Redis).from_url(
-            url, socket_timeout=30, socket_connect_timeout=5, health_check_interval=30
-        )
+        """Connect to `redis://host:port/db`, `rediss://` or `unix:///path`. Nothing is sent yet.
+
+        Raises `QueueError` for another kind of address.
+        """
+        try:
+            client = cast(Any, redis.Redis).from_url(
+                url, socket_timeout=30, socket_connect_timeout=5, health_check_interval=30
+            )
+        except ValueError:  # its words may quote a part of the password
+            raise QueueError(
+                "this is not the address of a queue; give redis://[user:password@]host:port/number (special characters "
+                "in the password as %-escapes), rediss://... or unix:///path"
+            ) from None
         return cls(client, result_ttl_s=result_ttl_s)
 
     # -- writing

@@ -158,6 +158,18 @@ def test_a_setting_out_of_range_stops_the_process_with_a_line(name: str, value: 
     assert run.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("url", ["localhost", "redis://user:pass#word@host:6379/0"])
+def test_an_address_of_no_queue_stops_the_process_with_a_line_that_tells_no_password(url: str) -> None:
+    code = "from service.app import from_environment; from_environment()"
+    environment = os.environ | {"NCML_REDIS_URL": url}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert run.returncode == 2
+    assert run.stderr.startswith("ncml: NCML_REDIS_URL: ")
+    assert run.stderr.count("\n") == 1
+    assert "pass#" not in run.stderr
+    assert "'pass'" not in run.stderr
+
+
 def test_the_service_imports_no_torch_and_no_worker_process() -> None:
     code = """
 import sys

@@ -106,7 +106,7 @@ def _pictures(queue: JobQueue, job_id: str) -> np.ndarray:
         (["--drain-s", "nan"], "--drain-s must be a number from 0 on, not nan"),
         (["--hang-s", "0"], "--hang-s must be more than 0, not 0.0"),
         (["--metrics-port", "70000"], "--metrics-port must be 0 to 65535, not 70000"),
-        (["--redis-url", "localhost"], "--redis-url: Redis URL must specify"),
+        (["--redis-url", "localhost"], "--redis-url: this is not the address of a queue"),
         (["--metrics-port", "{taken}"], "--metrics-port {taken} cannot be opened: Address already in use"),
         (["--lane", "paint"], "'paint'"),
     ],
