@@ -124,11 +124,10 @@ class GatedBlock(nn.Module):
 
     def forward(self, h: Activations, extra_BGHW: Tensor | None, embedding_BE: Tensor) -> Tensor:
         """[B, F, H, W] -> the same; `extra` is the activated other stream and skip, at the same resolution."""
-        c_BFHW = self.conv_in(h.elu) + self.condition(embedding_BE)[:, :, None, None]
+        c_BFHW = self.conv_in(h.elu).add_(self.condition(embedding_BE)[:, :, None, None])
         if self.extra is not None and extra_BGHW is not None:
-            c_BFHW = c_BFHW + self.extra(extra_BGHW)
-        a_BFHW, b_BFHW = self.conv_out(self.dropout(concat_elu(c_BFHW))).chunk(2, 1)
-        return h.x + a_BFHW * torch.sigmoid(b_BFHW)
+            c_BFHW.add_(self.extra(extra_BGHW))
+        return h.x + F.glu(self.conv_out(self.dropout(concat_elu(c_BFHW))), 1)
 
 
 class AxialAttention(nn.Module):
