@@ -164,10 +164,10 @@ def peak(model: str, threads: int, batch: int) -> float:
 
 
 def memory(model: str, threads: int) -> float:
-    """MiB that each image of a batch adds, from processes that sample 8 and 64."""
+    """MiB that each image of a batch adds, from processes that sample 64 and 512."""
     with multiprocessing.get_context("spawn").Pool(2, maxtasksperchild=1) as pool:
-        few, many = pool.starmap(peak, [(model, threads, 8), (model, threads, 64)], chunksize=1)
-    return (many - few) / 56
+        few, many = pool.starmap(peak, [(model, threads, 64), (model, threads, 512)], chunksize=1)
+    return (many - few) / 448
 
 
 if __name__ == "__main__":

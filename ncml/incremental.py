@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ncml.generate import Conditions
-from ncml.layers import AxialAttention, CausalConv, GatedBlock, Grow
+from ncml.layers import AxialAttention, CausalConv, GatedBlock, Grow, plain_concat_elu
 from ncml.likelihood import PixelNoise, by_component, sample_component
 from ncml.network import CHANNELS, NCPN, Pair, Resample, Stem
 
@@ -94,7 +94,7 @@ def _by_position(x_BKHW: Tensor, S: int) -> Tensor:
 
 
 def _activate(x: Tensor) -> Tensor:
-    return F.elu_(torch.cat([x, -x], -1))
+    return plain_concat_elu(x, -1)
 
 
 def _gate(ab: Tensor, x: Tensor) -> Tensor:

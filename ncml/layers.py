@@ -23,13 +23,14 @@ LOG2_E = math.log2(math.e)
 
 def concat_elu(x_BFHW: Tensor) -> Tensor:
     """ELU of x and of -x side by side: twice the channels (dimension 1)."""
-    return _ConcatELU.apply(x_BFHW) if torch.is_grad_enabled() else _concat_elu(x_BFHW)
+    return _ConcatELU.apply(x_BFHW) if torch.is_grad_enabled() else plain_concat_elu(x_BFHW)
 
 
-def _concat_elu(x: Tensor) -> Tensor:
+def plain_concat_elu(x: Tensor, dim: int = 1) -> Tensor:
+    """`concat_elu` along any dimension, without a gradient."""
     # One exponential serves both halves; exp2 is vectorised where exp may be a slow library call.
     below = x.abs().mul_(-LOG2_E).exp2_().sub_(1)
-    return torch.cat([torch.maximum(x, below), torch.maximum(-x, below)], 1)
+    return torch.cat([torch.maximum(x, below), torch.maximum(-x, below)], dim)
 
 
 class _ConcatELU(torch.autograd.Function):
@@ -37,7 +38,7 @@ class _ConcatELU(torch.autograd.Function):
     # dominate a small network on a CPU.
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        y = _concat_elu(x)
+        y = plain_concat_elu(x)
         ctx.save_for_backward(y)
         return y
 
