@@ -71,6 +71,7 @@ def incremental(
     draws = [PixelNoise(*at) for at in zip(*parts, strict=True)]
     for i in range(filled, H):
         run.begin_row(i)
+        row: list[Tensor] = []
         for j in range(W):
             if i < first_row:
                 run.step(i, j)
@@ -79,7 +80,8 @@ def incremental(
                 at = draws[i * W + j]
                 x_SC = sample_component(*run.head(run.step(i, j)), at, clean=conditions.t == 0)
             run.put(j, x_SC)
-        x_BCHW[:, :, i] = run.row[:B, 1:-1, :CHANNELS].transpose(1, 2)
+            row.append(x_SC)
+        x_BCHW[:, :, i] = torch.stack(row, -1)[:B]
         if i >= first_row and on_row(i + 1):
             return
 
@@ -420,7 +422,7 @@ class _Run:
 
     def put(self, j: int, x_SC: Tensor) -> None:
         """Set the pixel at column j of the current row."""
-        self.pixel_at[j + 1][:, :CHANNELS] = x_SC
+        self.pixel_at[j + 1][:, :CHANNELS] = self.network.context(x_SC)
 
     # A row: the u stream, and what it and the row above give to ul.
 
@@ -535,7 +537,7 @@ class _Run:
             self._set_pixels(self.stem_u.buffer[:, 1:-1, CHANNELS + 1 :], x_BCHW[:, :, -2])
 
     def _set_pixels(self, row_SWC: Tensor, x_BCW: Tensor) -> None:
-        row_SWC[: self.B, :, :CHANNELS] = x_BCW.transpose(1, 2)
+        row_SWC[: self.B, :, :CHANNELS] = self.network.context(x_BCW).transpose(1, 2)
         row_SWC[..., CHANNELS] = 1
 
     def _keepers(self) -> Iterator[tuple[nn.Module, Keeper]]:

@@ -19,10 +19,13 @@ from torch.nn import functional as F
 from ncml.config import Config
 from ncml.layers import Activations, AxialAttention, CausalConv, FourierFeatures, GatedBlock, Grow, Pointwise, Stream
 from ncml.likelihood import PARAMETERS, initial_bias, wide
-from ncml.noise import GREY_LEVEL, process
+from ncml.noise import GREY_LEVEL, end_time, grey_levels, process
 
 CHANNELS = 3
 ORIENTATIONS = 4
+
+REACH = 4.0
+"""Standard deviations of the largest noise that pixels may lie outside [-1, 1]; fewer than 1 in 15,000 lie further."""
 
 
 def shift_down(x_BFHW: Tensor) -> Tensor:
@@ -138,6 +141,7 @@ class NCPN(nn.Module):
         levels = config.model.levels
         widths = [level.width for level in levels]
         last = len(levels) - 1
+        self.reach = 1 + REACH * grey_levels(process(config.noise), end_time(config.noise)) * GREY_LEVEL
         self.conditioning = Conditioning(config)
         self.stem = Stem(widths[0])
         self.up = nn.ModuleList(
@@ -155,6 +159,14 @@ class NCPN(nn.Module):
             self.head.weight.mul_(0.1)
             self.head.bias.copy_(initial_bias(config.model.mixtures))
 
+    def context(self, x_BCHW: Tensor) -> Tensor:
+        """Pixels as the network reads them: held within what noised data reaches, of any shape.
+
+        The densities stay exact and unbounded, for only what they are conditioned on is held. Without this, one stray
+        draw at t > 0 sends the network beyond all that it was trained on, and the picture to infinity.
+        """
+        return x_BCHW.clamp(-self.reach, self.reach)
+
     def channels_last(self) -> NCPN:
         """This network with its convolutions laid out for channels-last images, which is faster everywhere."""
         return self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -170,7 +182,7 @@ class NCPN(nn.Module):
         Returns [B, P, H, W] in fp32 at least, read by `ncml.likelihood`.
         """
         embedding_BE = self.conditioning(t_B, class_B, orientation_B)
-        h = self.stem(x_BCHW)
+        h = self.stem(self.context(x_BCHW))
         skips = [h]
         for level, pairs in enumerate(self.up):
             if level:

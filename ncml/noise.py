@@ -149,7 +149,7 @@ def end_time(config: NoiseConfig) -> float:
 
 def grey_levels(process: Process, t: float) -> float:
     """The noise at time t as a standard deviation on the 0..255 scale."""
-    return float(process.sigma(torch.tensor(t, dtype=torch.float64))) / GREY_LEVEL
+    return float(process.sigma(torch.tensor(t, dtype=torch.float64, device="cpu"))) / GREY_LEVEL
 
 
 def scale(value_B: Tensor, x_BCHW: Tensor) -> Tensor:

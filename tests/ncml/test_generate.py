@@ -173,3 +173,14 @@ def test_the_score_of_an_image_does_not_depend_on_its_batch(count: int) -> None:
     given = nets.conditions(8, 0.0, config)
     whole = score_function(net, given)(x, 0.01)
     assert torch.equal(score_function(net, given.of(slice(2, 2 + count)))(x[2 : 2 + count], 0.01), whole[2 : 2 + count])
+
+
+def test_a_stray_draw_stays_one_stray_draw() -> None:
+    """What lies beyond the reach of noised data is read as lying at its edge, by network and sampler alike."""
+    network = nets.network(nets.config())
+    inside = torch.rand(1, 3, 8, 8, dtype=torch.float64) * 2 - 1
+    far, edge = inside.clone(), inside.clone()
+    far[0, 0, 2, 3], edge[0, 0, 2, 3] = 1e6, network.reach
+    t, orientation = torch.tensor([0.01]), torch.tensor([0])
+    assert 1.3 < network.reach < 1.32
+    assert torch.equal(network(far, t, None, orientation), network(edge, t, None, orientation))
