@@ -1,0 +1,38 @@
+"""`ncml models`."""
+
+import os
+
+from ncml.folders import model_folders, search_path
+from ncml.terminal import JsonOption, identity, load, print_json
+
+
+def models(*, as_json: JsonOption = False) -> None:
+    """List the models that can be named: those in the directories of NCML_MODELS, or in ./models and shipped.
+
+    Args:
+        as_json: Print JSON.
+    """
+    found = [
+        identity(m)
+        | {
+            "folder": str(folder),
+            "height": m.height,
+            "width": m.width,
+            "classes": list(m.classes),
+            "noise": m.noise,
+            "keeps": list(m.keeps),
+            "metrics": m.metrics,
+        }
+        for folder in model_folders().values()
+        for m in [load(str(folder), "cpu")]
+    ]
+    if as_json:
+        print_json({"models": found})
+    elif not found:
+        print("no model found in", os.pathsep.join(map(str, search_path())))
+    else:
+        for m in found:
+            measured = "  ".join(f"{name} {value:g}" for name, value in m["metrics"].items())
+            print(f"{m['name']}  {m['version'][:12]}  {m['height']}x{m['width']}  {measured}  {m['folder']}")
+            if m["classes"]:
+                print("  classes:", ", ".join(m["classes"]))
