@@ -50,6 +50,9 @@ SLOT = 8
 _nn: Any = torch._C._nn  # pyright: ignore[reportAttributeAccessIssue]
 elu, glu = _nn.elu, _nn.glu
 
+Chooser = Callable[[int, int, Tensor, Tensor], Tensor]
+"""(row, column, logits [S, K], components [S, K, 9] as `sample_component` reads them) -> the pixels there, [S, 3]."""
+
 
 def incremental(
     network: NCPN,
@@ -61,14 +64,32 @@ def incremental(
     on_row: Callable[[int], bool],
 ) -> None:
     """Draw the pixels of x from row `first_row` on, in place; a `ncml.generate.Sampler`."""
+    S, W = _slots(len(x_BCHW)), x_BCHW.shape[3]
+    parts = (_by_position(part, S) for part in (noise.gumbel_BK, noise.logistic_BC, noise.uniform_BC))
+    draws = [PixelNoise(*at) for at in zip(*parts, strict=True)]
+
+    def choose(i: int, j: int, logit_SK: Tensor, component_SK9: Tensor) -> Tensor:
+        return sample_component(logit_SK, component_SK9, draws[i * W + j], clean=conditions.t == 0)
+
+    walk(network, x_BCHW, conditions, choose, first_row=first_row, on_row=on_row)
+
+
+def walk(
+    network: NCPN,
+    x_BCHW: Tensor,
+    conditions: Conditions,
+    choose: Chooser,
+    *,
+    first_row: int = 0,
+    on_row: Callable[[int], bool] = lambda row: False,
+) -> None:
+    """Visit the pixels of x from row `first_row` on, in place, each set to what `choose` makes of its mixture."""
     B, _, H, W = x_BCHW.shape
     run = _Run(network, conditions, H, W)
     # The levels of the network are in step again at every multiple of the largest stride.
     filled = first_row - first_row % run.stride
     if filled:
         run.fill(x_BCHW[:, :, :filled], conditions)
-    parts = (_by_position(part, run.S) for part in (noise.gumbel_BK, noise.logistic_BC, noise.uniform_BC))
-    draws = [PixelNoise(*at) for at in zip(*parts, strict=True)]
     for i in range(filled, H):
         run.begin_row(i)
         row: list[Tensor] = []
@@ -77,13 +98,16 @@ def incremental(
                 run.step(i, j)
                 x_SC = _pad(x_BCHW[:, :, i, j], run.S)
             else:
-                at = draws[i * W + j]
-                x_SC = sample_component(*run.head(run.step(i, j)), at, clean=conditions.t == 0)
+                x_SC = choose(i, j, *run.head(run.step(i, j)))
             run.put(j, x_SC)
             row.append(x_SC)
         x_BCHW[:, :, i] = torch.stack(row, -1)[:B]
         if i >= first_row and on_row(i + 1):
             return
+
+
+def _slots(B: int) -> int:
+    return -(-B // SLOT) * SLOT
 
 
 def _pad(x_BF: Tensor, S: int) -> Tensor:
@@ -367,7 +391,7 @@ class _Run:
     def __init__(self, network: NCPN, conditions: Conditions, H: int, W: int) -> None:
         self.network, self.H, self.W = network, H, W
         self.B = len(conditions.class_B)
-        self.S = -(-self.B // SLOT) * SLOT
+        self.S = _slots(self.B)
         self.stride = 2 ** (len(network.up) - 1)
         # A row product has R times the level's width rows, which is a multiple of SLOT either way.
         self.R = self.B if W // self.stride % SLOT == 0 else self.S
