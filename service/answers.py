@@ -3,6 +3,7 @@
 import base64
 import io
 import zipfile
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ from worker.contract import (
     Task,
     Timing,
 )
+from worker.contract import Score as ImageScore
 
 SCORE_OFFERS = (JSON, NPZ)
 PICTURE_OFFERS = (PNG, JSON, ZIP, NPZ)
@@ -39,7 +41,16 @@ _DONE: JsonDict = {
     "model": _MODEL,
     "timing": {"queue_s": 0.004, "compute_s": 0.021, "batch_size": 1},
 }
-_SCORE_EXAMPLE: JsonDict = {**_DONE, "results": [{"bpd": 3.42, "log_likelihood": -7282.5, "ood": None}]}
+_SCORE_EXAMPLE: JsonDict = {
+    **_DONE,
+    "results": [
+        {
+            "bpd": 3.42,
+            "log_likelihood": -7282.5,
+            "ood": {"statistic": "multiscale", "score": 0.31, "p_value": 0.42, "threshold": 1.9, "is_ood": False},
+        }
+    ],
+}
 _PICTURE_EXAMPLE: JsonDict = {**_DONE, "images": [{"seed": 7, "png": "iVBORw0KGgo..."}]}
 _JOB_EXAMPLE: JsonDict = {
     "id": "0b6a3c1e9d",
@@ -72,12 +83,21 @@ class Answer(BaseModel):
     status: JobStatus
 
 
+class Sanity(BaseModel):
+    """The picture against itself with every least significant bit flipped."""
+
+    flipped_bpd: float = Field(description="Bits per dimension of the picture with flipped bits.")
+    delta_bpd: float = Field(description="How many more those are: above 0 for a sound likelihood of a natural image.")
+
+
 class Score(BaseModel):
-    """The likelihood of one picture."""
+    """The likelihood of one picture. What was not asked for is left out."""
 
     bpd: float = Field(description="Bits per dimension: lower is likelier.")
     log_likelihood: float = Field(description="Nats for the whole picture, after it was brought to the model's size.")
-    ood: Ood | None = Field(description="The verdict of a calibrated model; null before that.")
+    ood: Ood | None = Field(description="The verdict; null with ood=0, and for a model that is not calibrated.")
+    statistics: dict[str, float] | None = Field(default=None, description="By name; higher belongs less.")
+    sanity: Sanity | None = None
     map: list[list[float]] | None = Field(
         default=None, description="Rows of bits per dimension, a number for each pixel."
     )
@@ -201,26 +221,46 @@ def score_response(view: JobView, result: ScoreResult, media: str) -> Response:
     shape = result.height, result.width
     maps = [None if score.map is None else np.frombuffer(score.map, "<f4").reshape(shape) for score in result.results]
     if media == NPZ:
-        arrays: dict[str, NDArray[Any]] = {
-            "bpd": np.array([score.bpd for score in result.results]),
-            "log_likelihood": np.array([score.log_likelihood for score in result.results]),
-        }
-        drawn = [one for one in maps if one is not None]
-        if drawn:
-            arrays["map"] = np.stack(drawn)
-        return Response(_npz(arrays), 200, headers, NPZ)
+        return Response(_npz(_score_arrays(result.results, maps)), 200, headers, NPZ)
     scores = [
         Score(
             bpd=score.bpd,
             log_likelihood=score.log_likelihood,
             ood=score.ood,
+            statistics=score.statistics or None,
+            sanity=None
+            if score.flipped_bpd is None
+            else Sanity(flipped_bpd=score.flipped_bpd, delta_bpd=score.flipped_bpd - score.bpd),
             map=None if one is None else one.astype(float).round(4).tolist(),
         )
         for score, one in zip(result.results, maps, strict=True)
     ]
     answer = ScoreAnswer(id=view.id, status=view.status, model=result.model, results=scores, timing=result.timing)
-    skipped = {"results": {"__all__": {"map"}}} if not any(one is not None for one in maps) else None
-    return Response(answer.model_dump_json(exclude=skipped), 200, headers, JSON)
+    asked = {name for name in ("statistics", "sanity", "map") if any(getattr(score, name) for score in scores)}
+    left_out = {"results": {"__all__": {"statistics", "sanity", "map"} - asked}}
+    return Response(answer.model_dump_json(exclude=left_out), 200, headers, JSON)
+
+
+def _score_arrays(results: Sequence[ImageScore], maps: Sequence[NDArray[Any] | None]) -> dict[str, NDArray[Any]]:
+    """A row for each picture: bpd, log_likelihood, and what else was asked for."""
+    arrays: dict[str, NDArray[Any]] = {
+        "bpd": np.array([score.bpd for score in results]),
+        "log_likelihood": np.array([score.log_likelihood for score in results]),
+    }
+    verdicts = [score.ood for score in results if score.ood]
+    if verdicts:
+        arrays["ood_score"] = np.array([verdict.score for verdict in verdicts])
+        arrays["p_value"] = np.array([verdict.p_value for verdict in verdicts])
+        arrays["is_ood"] = np.array([verdict.is_ood for verdict in verdicts])
+    for name in results[0].statistics:
+        arrays[f"statistic_{name}"] = np.array([score.statistics[name] for score in results])
+    flipped = [score.flipped_bpd for score in results if score.flipped_bpd is not None]
+    if flipped:
+        arrays["flipped_bpd"] = np.array(flipped)
+    drawn = [one for one in maps if one is not None]
+    if drawn:
+        arrays["map"] = np.stack(drawn)
+    return arrays
 
 
 def picture_response(view: JobView, result: PictureResult, blob: bytes, media: str) -> Response:

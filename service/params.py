@@ -40,6 +40,27 @@ class ScoreParams(Params):
         description="Score at this noise level, in grey levels. Left out: 0, the exact likelihood of the image.",
     )
     map: bool = Field(default=False, description="Also return bits per dimension for each pixel. Left out: no.")
+    ood: bool = Field(
+        default=True,
+        description="Whether a calibrated model also says if the picture belongs to what it was trained on. Left out: "
+        "yes; 0: bits per dimension alone, which takes one pass of the network.",
+    )
+    statistic: str | None = Field(
+        default=None,
+        max_length=64,
+        description="The statistic that gives the verdict, one of the calibration's. Left out: its default.",
+    )
+    statistics: str | None = Field(
+        default=None,
+        max_length=1000,
+        description="Statistics to return besides: `all`, or names separated by commas. Left out: none.",
+        examples=["all"],
+    )
+    sanity: bool = Field(
+        default=False,
+        description="Also score the picture with the least significant bit of every value flipped: a likelihood that "
+        "is sound tells the two apart. Left out: no.",
+    )
 
 
 class PictureParams(Params):

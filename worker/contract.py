@@ -115,6 +115,10 @@ class ScoreJob(_Job):
     class_name: str | None = Field(default=None, description="None: the null class")
     noise: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="grey levels; 0 is the clean image")
     map: bool = Field(default=False, description="also return bits/dim for each pixel")
+    ood: bool = Field(default=True, description="also give a verdict, if the model is calibrated; False: one pass")
+    statistic: str | None = Field(default=None, description="which one gives the verdict; None: the calibration's")
+    statistics: tuple[str, ...] | Literal["all"] = Field(default=(), description="those to return by name")
+    sanity: bool = Field(default=False, description="also score the image with every least significant bit flipped")
 
     @model_validator(mode="after")
     def _one_shape(self) -> Self:
@@ -179,7 +183,9 @@ def batch_key(job: Job) -> str:
     parts: list[object] = [job.task, job.model, job.version or "current"]
     match job:
         case ScoreJob():
-            parts += [job.images[0].height, job.images[0].width, job.noise, "map" if job.map else "-"]
+            statistics = job.statistics if job.statistics == "all" else ",".join(sorted(set(job.statistics)))
+            parts += [job.images[0].height, job.images[0].width, job.noise, int(job.map), int(job.ood), job.statistic]
+            parts += [statistics, int(job.sanity)]
         case GenerateJob():
             parts += [job.noise, job.steps, job.solver]
         case CompleteJob():
@@ -217,7 +223,9 @@ class Score(_Message):
 
     bpd: float = Field(description="bits per dimension")
     log_likelihood: float = Field(description="nats per image")
-    ood: Ood | None = Field(default=None, description="None until the model is calibrated")
+    ood: Ood | None = Field(default=None, description="None where it was not wanted or the model is not calibrated")
+    statistics: dict[str, float] = Field(default={}, description="those that were asked for, by name")
+    flipped_bpd: float | None = Field(default=None, description="bits/dim with every least significant bit flipped")
     map: bytes | None = Field(
         default=None, description="height * width little-endian float32, row-major: bits/dim per pixel"
     )
@@ -316,13 +324,26 @@ class Preprocessing(_Message):
     version: int
 
 
+class Histogram(_Message):
+    """How often a statistic fell between each two neighbouring edges."""
+
+    edges: tuple[float, ...] = Field(description="ascending, one more than there are counts")
+    counts: tuple[int, ...]
+
+
 class Calibration(_Message):
     """What the OOD verdicts of a model rest on."""
 
-    version: str = Field(description="digest of the calibration file")
-    statistic: str
-    threshold: float
-    detail: dict[str, float | str] = {}
+    version: str = Field(description="digest of the calibration, 64 hex digits")
+    statistic: str = Field(description="the one that gives the verdict unless another is asked for")
+    false_positive_rate: float = Field(description="the share of in-distribution images that a verdict calls OOD")
+    threshold: float = Field(description="of that statistic: a higher score is OOD")
+    thresholds: dict[str, float] = Field(description="of every statistic")
+    n_fit: int = Field(description="held-out images that the statistics were fitted to")
+    n_rank: int = Field(description="other held-out images, among which an image is ranked")
+    smallest_p: float = Field(description="the smallest p-value that there can be, 1 / (n_rank + 1)")
+    preprocessing: str = Field(description="the rules by which its images were brought to the model's size")
+    histograms: dict[str, Histogram] = Field(description="of some statistics over the images of the ranking")
 
 
 class ModelDescriptor(_Message):
@@ -337,7 +358,7 @@ class ModelDescriptor(_Message):
     keeps: tuple[Literal["top", "bottom", "left", "right"], ...] = Field(description="halves it completes exactly")
     solver: str = Field(description="the default solver")
     stepped_solver: str = Field(description="the default solver for more than one step")
-    solvers: dict[str, int] = Field(description="every solver and its default number of steps")
+    solvers: dict[str, int] = Field(description="every solver and its default number of steps; 1: it takes no other")
     preprocessing: Preprocessing
     calibration: Calibration | None = None
     metrics: dict[str, float] = {}

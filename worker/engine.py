@@ -11,7 +11,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -30,11 +30,12 @@ from worker.contract import (
     JobError,
     ModelDescriptor,
     ModelRef,
+    Ood,
     Pixels,
     Score,
     ScoreJob,
 )
-from worker.models import Load, ModelLike, Shelf
+from worker.models import Load, ModelLike, ScoreLike, Shelf
 
 RESCAN_S = 2.0
 """How often an idle engine looks whether a model folder has changed."""
@@ -86,15 +87,19 @@ class Catalogue:
     memory_bytes: int = 0
 
 
+Previews = dict[str, tuple[int, int, int, bytes]]
+"""The pictures of some jobs as they look now: how many, height, width, and uint8 NHWC bytes."""
+
+
 @dataclass(frozen=True)
 class Step:
-    """How far a batch is; `previews` holds uint8 NHWC bytes for some of its jobs, `done` finished images of each."""
+    """How far a batch is; `previews` shows some of its jobs, `done` counts finished images of each."""
 
     stage: str
     step: int
     total: int
     done: dict[str, int]
-    previews: dict[str, tuple[int, int, int, bytes]] = field(default_factory=dict[str, tuple[int, int, int, bytes]])
+    previews: Previews = field(default_factory=dict[str, tuple[int, int, int, bytes]])
 
 
 @dataclass
@@ -217,6 +222,10 @@ class _Abandoned(Exception):
     """The worker is gone."""
 
 
+class _Unwanted(Exception):
+    """Nobody waits for any job of the batch."""
+
+
 def main(pipe: Connection, settings: EngineSettings) -> None:
     """The child process: load, then serve batches until the pipe ends."""
     for signum in (signal.SIGINT, signal.SIGTERM):  # those are for the worker, which lets the batch finish
@@ -261,6 +270,8 @@ class _Runner:
             self._compute(batch.jobs)
         except _Abandoned:
             raise
+        except _Unwanted:
+            pass
         except Exception as error:
             if len(batch.jobs) == 1 or isinstance(error, ModelError):
                 self._fail(batch.jobs, error)
@@ -336,16 +347,21 @@ class _Runner:
                 images = np.stack(
                     [_array(cast(ScoreJob, m).images[r.index]) for m, r in zip(members, rows, strict=True)]
                 )
-                scores = model.score(images, classes=_some(classes), noise=job.noise, map=job.map)
+                scores = model.score(
+                    images,
+                    classes=_some(classes),
+                    noise=job.noise,
+                    map=job.map,
+                    ood=job.ood,
+                    statistic=job.statistic,
+                    statistics=job.statistics,
+                    sanity=job.sanity,
+                    batch_size=len(images),
+                    callback=self._scored(jobs),
+                )
                 self._spend("score")
                 for row, score in zip(rows, scores, strict=True):
-                    self._outcomes[row.id].scores.append(
-                        Score(
-                            bpd=float(score.bpd),
-                            log_likelihood=float(score.log_likelihood),
-                            map=None if score.map is None else np.asarray(score.map, "<f4").tobytes(),
-                        )
-                    )
+                    self._outcomes[row.id].scores.append(_score(score))
             case GenerateJob() | CompleteJob() as job:
                 options: dict[str, Any] = {
                     "classes": _some(classes),
@@ -367,21 +383,33 @@ class _Runner:
             outcome = self._outcomes[row.id]
             outcome.batch_size = max(outcome.batch_size, len(rows))
 
+    def _scored(self, jobs: Mapping[str, Job]) -> Callable[[int, int], None]:
+        def callback(done: int, total: int) -> None:
+            self._report("score", done, total)
+            if self._dropped >= jobs.keys():
+                raise _Unwanted
+
+        return callback
+
     def _callback(self, rows: list[_Row]) -> Callable[[Progress], Collection[int]]:
         def callback(progress: Progress) -> Collection[int]:
-            self._spend(progress.stage)
-            self._listen()
-            now = time.monotonic()
-            if now - self._reported >= PROGRESS_S:
-                self._reported = now
-                previews: dict[str, tuple[int, int, int, bytes]] = {}
-                if now - self._previewed >= PREVIEW_S:
-                    self._previewed = now
-                    previews = dict(_by_job(rows, progress.preview()))
-                self._pipe.send(Step(progress.stage, progress.step, progress.total, dict(self._done), previews))
+            self._report(progress.stage, progress.step, progress.total, lambda: _by_job(rows, progress.preview()))
             return [i for i, row in enumerate(rows) if row.id in self._dropped]
 
         return callback
+
+    def _report(self, stage: str, step: int, total: int, look: Callable[[], Previews] | None = None) -> None:
+        """Note the time, hear what is no longer wanted, and say now and then how far the batch is."""
+        self._spend(stage)
+        self._listen()
+        now = time.monotonic()
+        if now - self._reported >= PROGRESS_S:
+            self._reported = now
+            previews: Previews = {}
+            if look and now - self._previewed >= PREVIEW_S:
+                self._previewed = now
+                previews = look()
+            self._pipe.send(Step(stage, step, total, dict(self._done), previews))
 
     def _listen(self) -> None:
         """Take note of what is no longer wanted."""
@@ -399,10 +427,32 @@ class _Runner:
         self._marked = now
 
 
-def _by_job(rows: Sequence[_Row], pictures: NDArray[Any]) -> Iterator[tuple[str, tuple[int, int, int, bytes]]]:
+def _by_job(rows: Sequence[_Row], pictures: NDArray[Any]) -> Previews:
+    previews: Previews = {}
     for job_id in dict.fromkeys(row.id for row in rows):
         own = pictures[[i for i, row in enumerate(rows) if row.id == job_id]]
-        yield job_id, (own.shape[0], own.shape[1], own.shape[2], np.ascontiguousarray(own).tobytes())
+        previews[job_id] = (own.shape[0], own.shape[1], own.shape[2], np.ascontiguousarray(own).tobytes())
+    return previews
+
+
+def _score(score: ScoreLike) -> Score:
+    verdict = score.ood
+    return Score(
+        bpd=float(score.bpd),
+        log_likelihood=float(score.log_likelihood),
+        ood=None
+        if verdict is None
+        else Ood(
+            statistic=verdict.statistic,
+            score=float(verdict.score),
+            p_value=float(verdict.p_value),
+            threshold=float(verdict.threshold),
+            is_ood=bool(verdict.is_ood),
+        ),
+        statistics={name: float(value) for name, value in score.statistics.items()},
+        flipped_bpd=None if score.flipped_bpd is None else float(score.flipped_bpd),
+        map=None if score.map is None else np.asarray(score.map, "<f4").tobytes(),
+    )
 
 
 def _array(pixels: Pixels) -> NDArray[np.uint8]:

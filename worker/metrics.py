@@ -1,6 +1,10 @@
 """What a worker counts, for Prometheus. Each worker serves its own port."""
 
+from collections.abc import Sequence
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from worker.contract import Score, ScoreJob
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
@@ -44,9 +48,27 @@ class WorkerMetrics:
         )
         self.gpu_memory = Gauge("ncml_gpu_memory_bytes", "Held by the engine on its device.", registry=registry)
         self.score_bpd = Histogram(
-            "ncml_score_bpd", "Bits per dimension of the images scored.", ["model"],
+            "ncml_score_bpd", "Bits per dimension of the images scored, without noise.", ["model"],
             buckets=(0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 5.5, 6, 7, 8, 10, 12), registry=registry,
         )  # fmt: skip
+
+        self.ood_verdicts = Counter(
+            "ncml_ood_verdicts_total", "Verdicts: in, or out of the distribution.", ["model", "verdict"],
+            registry=registry,
+        )  # fmt: skip
+        self.ood_p_value = Histogram(
+            "ncml_ood_p_value", "p-values of the verdicts: uniform for images like the training ones.", ["model"],
+            buckets=(0.001, 0.005, 0.01, 0.02, 0.05, *(n / 10 for n in range(1, 11))), registry=registry,
+        )  # fmt: skip
+
+    def count_scores(self, job: ScoreJob, scores: Sequence[Score]) -> None:
+        """What the scores of a job say about the pictures that come in."""
+        for score in scores:
+            if job.noise == 0:
+                self.score_bpd.labels(job.model).observe(score.bpd)
+            if score.ood:
+                self.ood_verdicts.labels(job.model, "out" if score.ood.is_ood else "in").inc()
+                self.ood_p_value.labels(job.model).observe(score.ood.p_value)
 
     def serve(self, port: int) -> None:
         """Answer scrapes on every interface, from a thread."""

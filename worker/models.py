@@ -5,7 +5,7 @@ Knows the library's front door, and neither RQ nor Redis.
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +15,17 @@ from numpy.typing import NDArray
 from ncml.config import DEFAULT_SOLVER, SOLVERS, STEPPED_SOLVER
 from ncml.errors import ModelError, NcmlError
 from ncml.images import PREPROCESSING
-from worker.contract import ModelDescriptor, Preprocessing
+from worker.contract import Calibration, Histogram, ModelDescriptor, Preprocessing
+
+
+class OodLike(Protocol):
+    """The verdict on an image."""
+
+    statistic: str
+    score: float
+    p_value: float
+    threshold: float
+    is_ood: bool
 
 
 class ScoreLike(Protocol):
@@ -24,6 +34,30 @@ class ScoreLike(Protocol):
     bpd: float
     log_likelihood: float
     map: NDArray[Any] | None
+    ood: OodLike | None
+    statistics: Mapping[str, float]
+    flipped_bpd: float | None
+
+
+class HistogramLike(Protocol):
+    """Counts between edges."""
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+class CalibrationLike(Protocol):
+    """What the verdicts of a model rest on, as in `ncml.ood.Calibration`."""
+
+    version: str
+    statistic: str
+    false_positive_rate: float
+    thresholds: Mapping[str, float]
+    n_fit: int
+    n_rank: int
+    smallest_p: float
+    preprocessing: str
+    histograms: Mapping[str, HistogramLike]
 
 
 class ModelLike(Protocol):
@@ -38,6 +72,7 @@ class ModelLike(Protocol):
     keeps: tuple[Any, ...]
     metrics: dict[str, float]
     card: str
+    calibration: CalibrationLike | None
 
     def score(self, images: NDArray[Any], **options: Any) -> Sequence[ScoreLike]:
         """Score uint8 (B, H, W, 3) images."""
@@ -160,8 +195,27 @@ def describe(name: str, model: ModelLike) -> ModelDescriptor:
         stepped_solver=STEPPED_SOLVER,
         solvers=SOLVERS,
         preprocessing=Preprocessing.model_validate(PREPROCESSING),
+        calibration=_calibration(model.calibration) if model.calibration else None,
         metrics=model.metrics,
         card=model.card,
+    )
+
+
+def _calibration(found: CalibrationLike) -> Calibration:
+    return Calibration(
+        version=found.version,
+        statistic=found.statistic,
+        false_positive_rate=found.false_positive_rate,
+        threshold=found.thresholds[found.statistic],
+        thresholds=dict(found.thresholds),
+        n_fit=found.n_fit,
+        n_rank=found.n_rank,
+        smallest_p=found.smallest_p,
+        preprocessing=found.preprocessing,
+        histograms={
+            name: Histogram(edges=histogram.edges, counts=histogram.counts)
+            for name, histogram in found.histograms.items()
+        },
     )
 
 

@@ -396,8 +396,8 @@ class GpuWorker(SimpleWorker):
             result, blob = _result(entry, outcome, outcome.model, timing)
             endings.append((entry.claim, Ending(JobStatus.SUCCEEDED, None, result, blob, timing)))
             self.metrics.images.labels(entry.job.task, entry.job.model).inc(entry.job.n)
-            for score in outcome.scores:
-                self.metrics.score_bpd.labels(entry.job.model).observe(score.bpd)
+            if isinstance(entry.job, ScoreJob):
+                self.metrics.count_scores(entry.job, outcome.scores)
         if endings:
             first = next(iter(running.values())).job
             largest = max((outcome.batch_size for outcome in done.outcomes.values()), default=0)

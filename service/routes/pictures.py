@@ -104,6 +104,10 @@ def _drawn(request: Request, desk: Desk, params: PictureParams, model: ModelDesc
     if params.solver is not None and params.solver not in model.solvers:
         known = ", ".join(model.solvers)
         raise invalid("solver", f"solver: {model.name} has no {params.solver!r}; it has {known}.")
+    solver = params.solver or (model.solver if params.steps in (None, 1) else model.stepped_solver)
+    if model.solvers[solver] == 1 and params.steps not in (None, 1):
+        others = " or ".join(name for name, steps in model.solvers.items() if steps > 1)
+        raise invalid("steps", f"steps is {params.steps}; {solver} takes exactly 1: leave steps out, or name {others}.")
     last = MAX_SEED - params.n + 1
     seed = secrets.randbelow(last + 1) if params.seed is None else params.seed
     if seed > last:

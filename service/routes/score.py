@@ -1,5 +1,7 @@
 """POST /score: how likely a picture is."""
 
+from typing import Literal
+
 from fastapi import APIRouter, Request, Response
 
 from ncml.images import fit, open_image
@@ -9,7 +11,7 @@ from service.negotiation import JSON, NPZ, negotiate
 from service.params import ScoreParams
 from service.problems import invalid
 from service.reading import Upload
-from worker.contract import MAX_IMAGES, Pixels, ScoreJob, Task
+from worker.contract import MAX_IMAGES, ModelDescriptor, Pixels, ScoreJob, Task
 
 router = APIRouter(tags=["pictures"])
 
@@ -32,18 +34,23 @@ router = APIRouter(tags=["pictures"])
 async def score(request: Request, desk: Here) -> Response:
     """Bits per dimension and log-likelihood of one or several pictures, each brought to the model's size.
 
+    A calibrated model also says for each whether it belongs to what the model was trained on: `ood` holds a p-value,
+    small for a picture that does not. The verdict is always reached under the conditions of the calibration, whatever
+    `class` and `noise` say about the likelihood.
+
     ```
     curl -F image=@cat.png localhost:8000/score
     curl -F image=@cat.png -F image=@dog.png -F class=cat localhost:8000/score
-    curl --data-binary @cat.png -H 'Content-Type: image/png' localhost:8000/score?map=1
+    curl --data-binary @cat.png -H 'Content-Type: image/png' 'localhost:8000/score?map=1'
+    curl -F image=@cat.png -F statistics=all -F sanity=1 localhost:8000/score
+    curl -F image=@cat.png 'localhost:8000/score?ood=0'
     ```
     """
     media = negotiate(request.headers.get("accept"), answers.SCORE_OFFERS)
     asked = await reading.read(request, ScoreParams, images=desk.settings.max_images)
     params = asked.params
     model, version = await desk.model(params, Task.SCORE)
-    if params.noise > model.noise:
-        raise invalid("noise", f"noise is {params.noise:g}; {model.name} takes 0 to {model.noise:g} grey levels.")
+    statistics = _wanted(params, model)
 
     def pixels(upload: Upload) -> Pixels:
         image = open_image(
@@ -66,5 +73,29 @@ async def score(request: Request, desk: Here) -> Response:
         class_name=params.class_name,
         noise=params.noise,
         map=params.map,
+        ood=params.ood,
+        statistic=params.statistic,
+        statistics=statistics,
+        sanity=params.sanity,
     )
     return await desk.ask(request, asked, job, media)
+
+
+def _wanted(params: ScoreParams, model: ModelDescriptor) -> tuple[str, ...] | Literal["all"]:
+    """The statistics to return, once all that is asked for is known to be possible."""
+    if params.noise > model.noise:
+        raise invalid("noise", f"noise is {params.noise:g}; {model.name} takes 0 to {model.noise:g} grey levels.")
+    if params.sanity and params.noise:
+        raise invalid("sanity", "sanity: flipped bits are scored without noise; leave noise or sanity out.")
+    names = tuple(dict.fromkeys(name.strip() for name in (params.statistics or "").split(",") if name.strip()))
+    for field, wanted in (("statistic", params.statistic), *(("statistics", name) for name in names)):
+        if wanted is None:
+            continue
+        if not params.ood:
+            raise invalid(field, f"{field}: ood=0 asks for bits per dimension alone; leave one of the two out.")
+        if model.calibration is None:
+            raise invalid(field, f"{field}: {model.name} is not calibrated; leave {field} out, or calibrate it.")
+        known = model.calibration.thresholds
+        if wanted not in known and not (field == "statistics" and names == ("all",)):
+            raise invalid(field, f"{field}: {model.name} has no {wanted!r}; it has {', '.join(known)}.")
+    return "all" if names == ("all",) else names

@@ -14,9 +14,11 @@ from starlette.testclient import TestClient
 from service.app import create_app
 from service.settings import Settings
 from worker.contract import (
+    Calibration,
     CompleteJob,
     Event,
     GenerateJob,
+    Histogram,
     Job,
     JobError,
     JobStatus,
@@ -24,6 +26,7 @@ from worker.contract import (
     Lane,
     ModelDescriptor,
     ModelRef,
+    Ood,
     PictureResult,
     Pictures,
     Preprocessing,
@@ -52,6 +55,18 @@ MODEL = ModelDescriptor(
     stepped_solver="heun",
     solvers={"heun": 10, "tweedie": 1},
     preprocessing=Preprocessing(name="centre-crop-bicubic", version=1),
+    calibration=Calibration(
+        version="c0" * 32,
+        statistic="multiscale",
+        false_positive_rate=0.05,
+        threshold=100,
+        thresholds={"multiscale": 100, "bpd": 50},
+        n_fit=20,
+        n_rank=99,
+        smallest_p=0.01,
+        preprocessing="centre-crop-bicubic v1",
+        histograms={"bpd": Histogram(edges=(0, 50, 100), counts=(60, 39))},
+    ),
     metrics={"test_bpd": 3.5},
     card="# tiny",
 )
@@ -68,12 +83,20 @@ WORKER = WorkerInfo(
 TIMING = Timing(queue_s=0.001, compute_s=0.002, batch_size=1)
 
 
+def _verdict(job: ScoreJob, score: float) -> Ood | None:
+    if not job.ood or not MODEL.calibration:
+        return None
+    name = job.statistic or MODEL.calibration.statistic
+    threshold = MODEL.calibration.thresholds[name]
+    return Ood(statistic=name, score=score, p_value=0.5, threshold=threshold, is_ood=score > threshold)
+
+
 @dataclass
 class FakeQueue:
     """Each job ends `delay_s` after it was submitted, as `fails` says or with a result that shows its input.
 
-    A score's bpd is the mean of its pixels; a drawn picture is flat, of grey level seed modulo 256; a completion is
-    its canvas with 7 in the lower half.
+    A score's bpd is the mean of its pixels, and so is every statistic; with flipped bits it is 1 more. A drawn picture
+    is flat, of grey level seed modulo 256; a completion is its canvas with 7 in the lower half.
     """
 
     delay_s: float = 0.0
@@ -156,7 +179,18 @@ class FakeQueue:
             for image in job.images:
                 pixels = np.frombuffer(image.data, np.uint8)
                 each = pixels.reshape(8, 8, 3).mean(-1).astype("<f4").tobytes() if job.map else None
-                scores.append(Score(bpd=float(pixels.mean()), log_likelihood=-1.0, map=each))
+                mean = float(pixels.mean())
+                names = ("multiscale", "bpd") if job.statistics == "all" else job.statistics
+                scores.append(
+                    Score(
+                        bpd=mean,
+                        log_likelihood=-1.0,
+                        map=each,
+                        ood=_verdict(job, mean),
+                        statistics=dict.fromkeys(names, mean),
+                        flipped_bpd=mean + 1 if job.sanity else None,
+                    )
+                )
             return ScoreResult(model=ref, height=8, width=8, results=tuple(scores), timing=TIMING)
         pictures = Pictures(blob=f"ncml:blob:{job_id}", n=job.n, height=8, width=8)
         return PictureResult(task=job.task, model=ref, pictures=pictures, seeds=job.seeds, timing=TIMING)

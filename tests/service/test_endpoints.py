@@ -46,11 +46,12 @@ def test_a_picture_is_scored_however_it_is_sent(client: TestClient, request_: di
     answer = client.post("/score", **request_)
     assert answer.status_code == 200, answer.text
     body = answer.json()
+    verdict = {"statistic": "multiscale", "score": 40.0, "p_value": 0.5, "threshold": 100.0, "is_ood": False}
     assert body == {
         "id": "job-0",
         "status": "succeeded",
         "model": {"name": "tiny", "version": "a1" * 32},
-        "results": [{"bpd": 40.0, "log_likelihood": -1.0, "ood": None}],
+        "results": [{"bpd": 40.0, "log_likelihood": -1.0, "ood": verdict}],
         "timing": {"queue_s": 0.001, "compute_s": 0.002, "batch_size": 1},
     }
     assert answer.headers["x-job-id"] == "job-0"
@@ -88,6 +89,35 @@ def test_a_map_has_a_number_for_each_pixel(client: TestClient, queue) -> None:
     assert arrays["bpd"].tolist() == [picture.mean()]
 
 
+def test_verdicts_statistics_and_the_sanity_test_are_told_when_asked_for(client: TestClient) -> None:
+    files = [part(flat(40)), part(flat(120))]
+    [dark, light] = client.post("/score?statistics=all&sanity=1", files=files).json()["results"]
+    assert light["ood"] == {
+        "statistic": "multiscale", "score": 120, "p_value": 0.5, "threshold": 100, "is_ood": True,
+    }  # fmt: skip
+    assert dark["statistics"] == {"multiscale": 40, "bpd": 40}
+    assert dark["sanity"] == {"flipped_bpd": 41, "delta_bpd": 1}
+    assert "map" not in dark
+    [other] = client.post("/score?statistic=bpd&statistics=bpd, multiscale", files=files[:1]).json()["results"]
+    assert (other["ood"]["statistic"], other["ood"]["threshold"]) == ("bpd", 50)
+    assert other["statistics"] == {"multiscale": 40, "bpd": 40}
+    [bare] = client.post("/score?ood=0", files=files[:1]).json()["results"]
+    assert bare == {"bpd": 40, "log_likelihood": -1, "ood": None}
+    ask = "/score?statistics=bpd&sanity=1"
+    arrays = np.load(io.BytesIO(client.post(ask, files=files, headers={"accept": "application/x-npz"}).content))
+    assert arrays["is_ood"].tolist() == [False, True]
+    assert arrays["p_value"].tolist() == [0.5, 0.5]
+    assert arrays["ood_score"].tolist() == arrays["statistic_bpd"].tolist() == [40, 120]
+    assert arrays["flipped_bpd"].tolist() == [41, 121]
+
+
+def test_models_tell_what_their_verdicts_rest_on(client: TestClient) -> None:
+    calibration = client.get("/models/tiny").json()["calibration"]
+    assert calibration["thresholds"] == {"multiscale": 100, "bpd": 50}
+    assert calibration["threshold"] == calibration["thresholds"][calibration["statistic"]]
+    assert calibration["histograms"] == {"bpd": {"edges": [0, 50, 100], "counts": [60, 39]}}
+
+
 # /generate
 
 
@@ -120,7 +150,7 @@ def test_several_pictures_are_a_grid_a_zip_json_or_arrays(client: TestClient) ->
 
 
 def test_every_setting_reaches_the_job(client: TestClient, queue) -> None:
-    settings = {"class": "dog", "n": 2, "seed": 9, "noise": 4.5, "steps": 12, "solver": "tweedie", "priority": "low"}
+    settings = {"class": "dog", "n": 2, "seed": 9, "noise": 4.5, "steps": 12, "solver": "heun", "priority": "low"}
     for request_ in ({"json": settings}, {"params": settings}, {"data": {k: str(v) for k, v in settings.items()}}):
         assert client.post("/generate", **request_).status_code == 200
     for job, _ in queue.jobs.values():

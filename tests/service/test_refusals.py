@@ -57,6 +57,14 @@ def assert_problem(answer, status: int) -> dict:
         ("/score", {"map": "perhaps"}, "map", "valid boolean"),
         ("/score", {"class": "unicorn"}, "class", "its classes are cat, dog"),
         ("/score", {"n": 3}, "n", "not a parameter here"),
+        ("/score", {"statistic": "luck"}, "statistic", "it has multiscale, bpd"),
+        ("/score", {"statistics": "bpd,luck"}, "statistics", "no 'luck'; it has multiscale, bpd"),
+        ("/score", {"statistics": "all,bpd"}, "statistics", "no 'all'"),
+        ("/score", {"statistic": "bpd", "ood": 0}, "statistic", "leave one of the two out"),
+        ("/score", {"statistics": "all", "ood": 0}, "statistics", "leave one of the two out"),
+        ("/score", {"sanity": 1, "noise": 2}, "sanity", "leave noise or sanity out"),
+        ("/generate", {"solver": "tweedie", "steps": 2}, "steps", "takes exactly 1"),
+        ("/complete", {"solver": "tweedie", "steps": 2}, "steps", "takes exactly 1"),
     ],
 )
 def test_a_parameter_out_of_range_is_named(client, path: str, params: dict, field: str, words: str) -> None:
@@ -94,6 +102,15 @@ def test_the_operator_limits_the_pictures_of_a_request(new_client) -> None:
 def test_a_class_of_a_model_without_classes(client, queue, model) -> None:
     queue.served = [model.model_copy(update={"classes": ()})]
     assert "it has no classes" in assert_problem(client.post("/generate?class=cat"), 422)["detail"]
+
+
+def test_statistics_of_a_model_that_is_not_calibrated(client, queue, model) -> None:
+    queue.served = [model.model_copy(update={"calibration": None})]
+    for name in ("statistic", "statistics"):
+        body = assert_problem(client.post(f"/score?{name}=bpd", files=[("image", PICTURE)]), 422)
+        assert body["errors"][0]["field"] == name
+        assert "not calibrated" in body["detail"]
+    assert client.post("/score", files=[("image", PICTURE)]).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,47 @@ HEIGHT = WIDTH = 8
 
 
 @dataclass
+class Ood:
+    statistic: str
+    score: float
+    p_value: float
+    threshold: float
+    is_ood: bool
+
+
+@dataclass
 class Score:
     bpd: float
     log_likelihood: float
     map: np.ndarray | None
+    ood: Ood | None
+    statistics: dict[str, float]
+    flipped_bpd: float | None
+
+
+@dataclass
+class Histogram:
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+@dataclass
+class Calibration:
+    """By it a picture whose mean is above 128 does not belong; its p-value falls from 1 to 0.01 with the mean."""
+
+    version: str = "c0" * 32
+    statistic: str = "mean"
+    false_positive_rate: float = 0.5
+    thresholds: dict[str, float] = field(default_factory=lambda: {"mean": 128.0, "bpd": 4.0})
+    n_fit: int = 20
+    n_rank: int = 99
+    smallest_p: float = 0.01
+    preprocessing: str = "centre-crop-bicubic v1"
+    histograms: dict[str, Histogram] = field(default_factory=lambda: {"bpd": Histogram((0.0, 4.0, 8.0), (50, 49))})
+
+    def judge(self, statistic: str, value: float) -> Ood:
+        p_value = max(self.smallest_p, 1 - value / 255)
+        return Ood(statistic, value, p_value, self.thresholds[statistic], value > self.thresholds[statistic])
 
 
 @dataclass
@@ -60,6 +97,7 @@ class SyntheticModel:
         self.rows, self.fits = config.get("rows", 10), config.get("fits", 10**6)
         self.metrics = {"test_bpd": 3.5}
         self.card = f"# {self.name}"
+        self.calibration = Calibration() if config.get("calibrated", True) else None
         self.seen: list[int] = []
 
     def _meet(self, n: int, classes: Sequence[str | None] | None) -> None:
@@ -89,11 +127,43 @@ class SyntheticModel:
         return dropped
 
     def score(
-        self, images: np.ndarray, *, classes: Sequence[str | None] | None = None, noise: float = 0.0, map: bool = False
+        self,
+        images: np.ndarray,
+        *,
+        classes: Sequence[str | None] | None,
+        noise: float,
+        map: bool,
+        ood: bool,
+        statistic: str | None,
+        statistics: Sequence[str] | str,
+        sanity: bool,
+        batch_size: int,
+        callback: Callable[[int, int], None],
     ) -> list[Score]:
-        self._work(len(images), classes, None)
-        means = images.reshape(len(images), -1).mean(1)
-        return [Score(m / 32 + noise, -m, np.full((HEIGHT, WIDTH), m, np.float32) if map else None) for m in means]
+        n = len(images)
+        assert n <= batch_size
+        self._meet(n, classes)
+        slow = 20 if classes and "slow" in classes else 1
+        for row in range(self.rows):
+            time.sleep(slow * (self.batch_s + self.image_s * n) / self.rows)
+            callback(n * (row + 1) // self.rows, n)
+        scores: list[Score] = []
+        for mean in images.reshape(n, -1).mean(1):
+            found = {"mean": mean, "bpd": mean / 32}
+            judge = self.calibration if ood else None
+            scores.append(
+                Score(
+                    bpd=mean / 32 + noise,
+                    log_likelihood=-mean,
+                    map=np.full((HEIGHT, WIDTH), mean, np.float32) if map else None,
+                    ood=judge.judge(statistic or judge.statistic, found[statistic or judge.statistic])
+                    if judge
+                    else None,
+                    statistics=found if statistics == "all" else {name: found[name] for name in statistics},
+                    flipped_bpd=mean / 32 + 0.5 if sanity else None,
+                )
+            )
+        return scores
 
     def generate(self, n: int, **options: Any) -> np.ndarray:
         dropped = self._work(n, options["classes"], options["callback"])
@@ -118,7 +188,9 @@ def load(folder: Path, *, device: str) -> SyntheticModel:
 
 
 def write_model(directory: Path, name: str = "synthetic", **config: Any) -> Path:
-    """Make a model folder: batch_s, image_s (seconds), rows (callbacks a batch), fits (images that memory holds)."""
+    """Make a model folder: batch_s, image_s (seconds), rows (callbacks a batch), fits (images that memory holds),
+    calibrated.
+    """
     folder = directory / name
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / "config.tmp"
@@ -131,6 +203,7 @@ def serve(url: str, models: str, lanes: str, *options: str) -> None:
     from worker import logs
     from worker.contract import Lane
     from worker.engine import EngineSettings
+    from worker.metrics import WorkerMetrics
     from worker.queue import JobQueue
     from worker.worker import GpuWorker, WorkerSettings
 
@@ -138,8 +211,11 @@ def serve(url: str, models: str, lanes: str, *options: str) -> None:
     given = {name: float(value) for name, _, value in (option.partition("=") for option in options)}
     engine = EngineSettings(directories=(Path(models),), load=load, max_batch=int(given.pop("max_batch", 16)))
     settings = WorkerSettings(lanes=tuple(map(Lane, lanes.split(","))), engine=engine)
+    metrics = WorkerMetrics()
+    if port := int(given.pop("metrics_port", 0)):
+        metrics.serve(port)
     queue = JobQueue.from_url(url)
-    GpuWorker(queue, replace(settings, **given)).work()
+    GpuWorker(queue, replace(settings, **given), metrics).work()
     queue.close()
 
 

@@ -11,15 +11,18 @@ from worker.contract import (
     JOB,
     MAX_SEED,
     RESULT,
+    Calibration,
     CompleteJob,
     Event,
     GenerateJob,
+    Histogram,
     JobError,
     JobStatus,
     JobView,
     Lane,
     ModelDescriptor,
     ModelRef,
+    Ood,
     PictureResult,
     Pictures,
     Pixels,
@@ -42,13 +45,19 @@ TIMING = Timing(queue_s=0.25, compute_s=1.5, batch_size=3)
 EXAMPLES: dict[str, BaseModel] = {
     "score": ScoreJob(
         model="m", images=(PIXELS, PIXELS), class_name="cat", noise=2.5, map=True, priority=Priority.HIGH,
-        request_id="r",
+        request_id="r", statistic="multiscale", statistics=("bpd", "multiscale"),
     ),
+    "bare score": ScoreJob(model="m", images=(PIXELS,), ood=False, sanity=True),
     "generate": GenerateJob(model="m", version="ab" * 32, n=4, seed=7, steps=20, solver="heun", priority=Priority.LOW),
     "complete": CompleteJob(model="m", image=PIXELS, keep="left", n=2, noise=0.0, timeout_s=30.0),
     "score result": ScoreResult(
         model=MODEL, timing=TIMING, height=1, width=2,
-        results=(Score(bpd=3.5, log_likelihood=-14.5, map=b"\x00\x00`@\x00\x00`@"),),
+        results=(
+            Score(
+                bpd=3.5, log_likelihood=-14.5, map=b"\x00\x00`@\x00\x00`@", statistics={"bpd": 3.5}, flipped_bpd=3.75,
+                ood=Ood(statistic="multiscale", score=2.5, p_value=0.0625, threshold=3.0, is_ood=False),
+            ),
+        ),
     ),
     "picture result": PictureResult(
         task=Task.GENERATE,
@@ -68,6 +77,11 @@ EXAMPLES: dict[str, BaseModel] = {
         name="m", version="ab" * 32, height=32, width=32, classes=("cat",), noise=10.0, keeps=("top",), solver="heun",
         stepped_solver="heun", solvers={"heun": 10}, preprocessing=Preprocessing(name="p", version=1),
         metrics={"test_bpd": 3.5}, card="# m",
+        calibration=Calibration(
+            version="cd" * 32, statistic="bpd", false_positive_rate=0.05, threshold=4.5, thresholds={"bpd": 4.5},
+            n_fit=2, n_rank=3, smallest_p=0.25, preprocessing="p v1",
+            histograms={"bpd": Histogram(edges=(3.0, 4.0, 5.0), counts=(1, 2))},
+        ),
     ),
 }  # fmt: skip
 
@@ -79,7 +93,7 @@ def test_every_message_is_written_as_it_was_and_read_back() -> None:
         assert type(message).model_validate_json(json.dumps(golden[name])) == message
 
 
-@pytest.mark.parametrize("name", ["score", "generate", "complete"])
+@pytest.mark.parametrize("name", ["score", "bare score", "generate", "complete"])
 def test_a_job_is_read_by_its_task(name: str) -> None:
     assert JOB.validate_json(EXAMPLES[name].model_dump_json()) == EXAMPLES[name]
 
@@ -135,7 +149,13 @@ def test_what_shares_a_batch_and_what_does_not() -> None:
     assert len({batch_key(canvas.model_copy(update={"keep": keep})) for keep in ("top", "left")}) == 2
     scoring = ScoreJob(model="m", images=(PIXELS,))
     assert batch_key(scoring) == batch_key(scoring.model_copy(update={"images": (PIXELS, PIXELS)}))
-    assert len({batch_key(scoring.model_copy(update=change)) for change in ({}, {"map": True}, {"noise": 1.0})}) == 3
+    other = [
+        {"map": True}, {"noise": 1.0}, {"ood": False}, {"statistic": "bpd"}, {"statistics": "all"},
+        {"statistics": ("bpd",)}, {"sanity": True},
+    ]  # fmt: skip
+    assert len({batch_key(scoring.model_copy(update=change)) for change in ({}, *other)}) == 8
+    same = ("a", "b"), ("b", "a", "a")
+    assert len({batch_key(scoring.model_copy(update={"statistics": names})) for names in same}) == 1
 
 
 def test_states_and_lanes() -> None:

@@ -56,6 +56,7 @@ def test_a_real_model_gives_through_the_queue_what_it_gives_in_process(
             queue.submit(GenerateJob(model="tiny", n=1, seed=6, steps=2)),
             queue.submit(CompleteJob(model="tiny", image=pixels[0], n=2, seed=1, noise=0.0)),
             queue.submit(GenerateJob(model="tiny", class_name="unicorn")),
+            queue.submit(ScoreJob(model="tiny", images=pixels)),
         ]
         eventually(lambda: all(queue.view(job_id).status.is_terminal for job_id in ids), 60)
 

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+import urllib.request
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ import rq
 from rq.job import Job as RqJob
 from rq.suspension import resume, suspend
 
+from tests.conftest import free_port
 from tests.worker.fleet import PIXELS, Fleet, complete, eventually, generate, score
 from tests.worker.synthetic import HEIGHT, WIDTH, write_model
-from worker.contract import JobStatus, Lane, PictureResult, Pixels, Priority, ScoreResult
+from worker.contract import JobStatus, Lane, Ood, PictureResult, Pixels, Priority, ScoreResult
 from worker.queue import JobNotFound
 
 
@@ -40,6 +42,74 @@ def test_the_three_tasks_give_what_was_asked_for(fleet: Fleet) -> None:
     half = HEIGHT // 2 * WIDTH * 3
     assert fleet.pictures(ids[2])[:half] == PIXELS.data[:half]
     fleet.check(ids)
+
+
+def test_a_calibrated_model_gives_verdicts_statistics_and_the_sanity_test(fleet: Fleet) -> None:
+    light = Pixels(height=HEIGHT, width=WIDTH, data=bytes([200]) * len(PIXELS.data))
+    dark = Pixels(height=HEIGHT, width=WIDTH, data=bytes([51]) * len(PIXELS.data))
+    both = (dark, light)
+    port = free_port()
+    fleet.start(metrics_port=port)
+    ids = [
+        fleet.queue.submit(job)
+        for job in (
+            score(images=both),
+            score(images=both, statistic="bpd", statistics="all", sanity=True),
+            score(images=both, statistics=("bpd",)),
+            score(images=both, ood=False, noise=1.0),
+        )
+    ]
+    assert [view.status for view in fleet.wait(ids)] == ["succeeded"] * 4
+    usual, full, named, bare = ([*fleet.queue.result(job_id).results] for job_id in ids)  # type: ignore[union-attr]
+    verdicts = [score.ood for score in usual]
+    assert verdicts == [
+        Ood(statistic="mean", score=51, p_value=0.8, threshold=128, is_ood=False),
+        Ood(statistic="mean", score=200, p_value=1 - 200 / 255, threshold=128, is_ood=True),
+    ]
+    assert (usual[0].statistics, usual[0].flipped_bpd) == ({}, None)
+    assert full[1].ood == Ood(statistic="bpd", score=6.25, p_value=1 - 6.25 / 255, threshold=4, is_ood=True)
+    assert full[1].statistics == {"mean": 200, "bpd": 6.25}
+    assert full[1].flipped_bpd == 6.75
+    assert named[0].statistics == {"bpd": pytest.approx(51 / 32)}
+    assert [(score.ood, score.statistics) for score in bare] == [(None, {}), (None, {})]
+    (model,) = fleet.queue.models()
+    assert model.calibration
+    assert (model.calibration.statistic, model.calibration.threshold) == ("mean", 128)
+    assert model.calibration.histograms["bpd"].counts == (50, 49)
+
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as response:
+        lines = response.read().decode().splitlines()
+    assert 'ncml_ood_verdicts_total{model="synthetic",verdict="in"} 3.0' in lines
+    assert 'ncml_ood_verdicts_total{model="synthetic",verdict="out"} 3.0' in lines
+    assert 'ncml_ood_p_value_count{model="synthetic"} 6.0' in lines
+    assert 'ncml_ood_p_value_bucket{le="0.3",model="synthetic"} 2.0' in lines
+    assert 'ncml_score_bpd_count{model="synthetic"} 6.0' in lines  # those under noise are another quantity
+
+
+def test_a_model_that_is_not_calibrated_gives_no_verdict(fleet: Fleet) -> None:
+    write_model(fleet.models, calibrated=False)
+    fleet.start()
+    job_id = fleet.queue.submit(score())
+    fleet.wait([job_id])
+    result = fleet.queue.result(job_id)
+    assert isinstance(result, ScoreResult)
+    assert result.results[0].ood is None
+    assert fleet.queue.models()[0].calibration is None
+
+
+def test_a_long_score_says_how_far_it_is_and_ends_when_nobody_wants_it(fleet: Fleet) -> None:
+    write_model(fleet.models, batch_s=0.6, image_s=0.0, rows=30)
+    fleet.start()
+    job_id = fleet.queue.submit(score(class_name="slow", images=(PIXELS,) * 10))
+    progress = eventually(lambda: fleet.queue.view(job_id).progress)
+    assert (progress.stage, progress.total, progress.n) == ("score", 10, 10)
+    began = time.monotonic()
+    fleet.queue.cancel(job_id)
+    other = fleet.queue.submit(score(noise=1.0))
+    views = fleet.wait([job_id, other])
+    assert [view.status for view in views] == [JobStatus.CANCELED, JobStatus.SUCCEEDED]
+    assert time.monotonic() - began < 6  # of the 12 s that it would have taken
+    assert "failed" not in fleet.log.read_text()
 
 
 def test_compatible_jobs_share_batches_up_to_the_limit_and_others_do_not(fleet: Fleet) -> None:
