@@ -25,8 +25,15 @@ COMMANDS = {
     "score": "ncml.commands.score:score",
     "generate": "ncml.commands.draw:generate",
     "complete": "ncml.commands.draw:complete",
+    "compress": "ncml.commands.compress:compress",
+    "decompress": "ncml.commands.compress:decompress",
     "models": "ncml.commands.models:models",
 }
+
+EXTRAS = {"torch": "worker", "safetensors": "worker"} | {
+    name: "train" for name in ("datasets", "constriction", "sklearn", "matplotlib", "efficientnet_lite_pytorch")
+}
+"""Which extra of this package brings what may not be installed."""
 
 
 def commands() -> dict[str, str]:
@@ -92,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except ModuleNotFoundError as error:
-        extra = {"torch": "worker", "safetensors": "worker", "datasets": "train"}.get(error.name or "")
+        extra = EXTRAS.get(error.name or "")
         if extra is None:
             raise
         return _fail(f"{error.name} is not installed: pip install 'ncml[{extra}]'")
