@@ -175,6 +175,25 @@ def cifar10_small() -> Config:
     )
 
 
+def cifar10_tiny() -> Config:
+    """For comparisons that need many runs, as the paper's family of objectives does: four times as fast to train.
+
+    Above the lowest resolution, 4x4, it has only the blocks that come down, and no attention.
+    """
+    widths = (16, 24, 48, 64)
+    return Config(
+        recipe="cifar10_tiny",
+        model=ModelConfig(
+            levels=tuple(LevelConfig(width=w, blocks=int(w == 64), attention=w == 64) for w in widths),
+            mixtures=4,
+            heads=1,
+            classes=CIFAR10_CLASSES,
+            embedding=64,
+        ),
+        training=TrainingConfig(images=200_000, precision="bf16"),
+    )
+
+
 def paper_cifar10() -> Config:
     """The paper's NCPN for CIFAR-10 (Appendix A.2): PixelCNN++'s hyperparameters with axial attention, about 73M."""
     return Config(
@@ -226,7 +245,8 @@ def maximum_likelihood(config: Config) -> Config:
 
 
 RECIPES: dict[str, Callable[[], Config]] = {
-    recipe.__name__: recipe for recipe in (smoke, cifar10_small, paper_cifar10, paper_imagenet64, paper_celeba64)
+    recipe.__name__: recipe
+    for recipe in (smoke, cifar10_tiny, cifar10_small, paper_cifar10, paper_imagenet64, paper_celeba64)
 }
 
 

@@ -15,8 +15,11 @@ from ncml import checkpoint, data
 from ncml.config import Config
 from ncml.errors import InputError, TrainingError
 from ncml.memory import reuse_freed_memory
+from ncml.model import Model
+from ncml.network import NCPN
 from ncml.noise import end_time, grey_levels, process
 from ncml.train import STATE, Trainer, held_out_bits, run
+from ncml.transfer import start_from
 
 MONITORED = 500
 """Held-out pictures that measure a run as it goes."""
@@ -41,6 +44,7 @@ def fit(
     *,
     command: str,
     resume: bool = False,
+    init_from: Model | None = None,
     device: str = "cpu",
     max_seconds: float = math.inf,
     interval: int = 20_000,
@@ -50,6 +54,8 @@ def fit(
 
     The parts calibration-fit and calibration-rank (`ncml.data`) are never trained on. A dataset with a test split is
     measured on it, any other on calibration-fit.
+
+    init_from: the model whose weights a new run begins with (`ncml.transfer`).
     """
     reuse_freed_memory()
     state = out / STATE
@@ -65,7 +71,12 @@ def fit(
     part, held_out = pictures.part("fit"), pictures.part("calibration-fit")
     if not len(part) or not len(held_out):
         raise InputError("data", f"{source} has {len(pictures)} pictures; 8 are the least that can be split.")
-    trainer = Trainer(config, part, device=device)
+
+    def start(network: NCPN) -> None:
+        if init_from is not None and not resume:
+            start_from(network, init_from.network, init_from.name)
+
+    trainer = Trainer(config, part, device=device, start=start)
     if resume:
         trainer.resume(state)
 

@@ -118,12 +118,22 @@ def learning_rate(training: TrainingConfig, images: int) -> float:
 class Trainer:
     """A training run: network, moving average, optimiser and position."""
 
-    def __init__(self, config: Config, data: Dataset, *, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        config: Config,
+        data: Dataset,
+        *,
+        device: str = "cpu",
+        start: Callable[[NCPN], None] = lambda network: None,
+    ) -> None:
+        """start: what may replace the random weights that a network begins with, in place."""
         if len(data) == 0:
             raise InputError("data", "there is no picture to fit; give at least 8.")
         self.config, self.data, self.device = config, data, torch.device(device)
         torch.manual_seed(config.training.seed)
-        self.network = NCPN(config).to(self.device).channels_last()
+        network = NCPN(config)
+        start(network)
+        self.network = network.to(self.device).channels_last()
         self.average: AveragedModel = AveragedModel(
             self.network, multi_avg_fn=_warm_ema(config.training.ema), use_buffers=True
         )

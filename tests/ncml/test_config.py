@@ -23,7 +23,7 @@ def test_every_recipe_builds_a_network_of_its_size(name: str) -> None:
     assert parameters(recipe) > 0
 
 
-@pytest.mark.parametrize("name", ["smoke", "cifar10_small"])
+@pytest.mark.parametrize("name", ["smoke", "cifar10_tiny", "cifar10_small"])
 def test_small_recipes_run(name: str) -> None:
     recipe = config.recipe(name)
     height, width = recipe.model.height, recipe.model.width
@@ -75,7 +75,7 @@ def test_a_misspelt_recipe_is_answered_with_the_nearest() -> None:
     with pytest.raises(InputError, match="did you mean cifar10_small") as refused:
         config.recipe("cifar10-smal")
     assert refused.value.field == "recipe"
-    with pytest.raises(InputError, match="choose from smoke, cifar10_small, paper_cifar10"):
+    with pytest.raises(InputError, match="choose from smoke, cifar10_tiny, cifar10_small"):
         config.recipe("zebra")
 
 
