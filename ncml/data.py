@@ -39,13 +39,15 @@ class Dataset:
     """Class names in the order of the labels; () where the source has no classes."""
     skipped: int = 0
     """Pictures that could not be read."""
+    resized: int = 0
+    """Pictures that had another size."""
 
     def __len__(self) -> int:
         return len(self.images_NHWC)
 
     def first(self, count: int) -> Dataset:
         """The first so many pictures."""
-        return Dataset(self.images_NHWC[:count], self.labels_N[:count], self.classes, self.skipped)
+        return Dataset(self.images_NHWC[:count], self.labels_N[:count], self.classes, self.skipped, self.resized)
 
     def part(self, name: Part) -> Dataset:
         """One of three disjoint parts by position i in the dataset's order: i mod 50 is 0-1, 2-6, or the rest (fit)."""
@@ -55,7 +57,7 @@ class Dataset:
             "calibration-rank": (position >= 2) & (position < 7),
             "fit": position >= 7,
         }[name]
-        return Dataset(self.images_NHWC[chosen], self.labels_N[chosen], self.classes, self.skipped)
+        return Dataset(self.images_NHWC[chosen], self.labels_N[chosen], self.classes, self.skipped, self.resized)
 
 
 def load(source: str, height: int, width: int, *, split: str = "train", report: Report | None = None) -> Dataset:
@@ -157,17 +159,19 @@ def _decode(
 ) -> Dataset:
     pixels = np.empty((count, height, width, 3), np.uint8)
     labels = np.empty(count, np.int64)
-    kept = skipped = 0
+    kept = skipped = resized = 0
     for data, label in rows:
         try:
-            pixels[kept] = images.fit(images.open_image(data, field="data"), height, width)
+            picture = images.open_image(data, field="data")
+            pixels[kept] = images.fit(picture, height, width)
         except (NotAnImage, TooLarge):
             skipped += 1
         else:
             labels[kept] = label
+            resized += picture.shape[:2] != (height, width)
             kept += 1
         if report is not None and (kept + skipped) % 256 == 0:
             report(kept + skipped, count)
     if not kept:
         raise InputError("data", f"{source!r} holds no readable picture ({skipped} files could not be read).")
-    return Dataset(torch.from_numpy(pixels[:kept]), torch.from_numpy(labels[:kept]), classes, skipped)
+    return Dataset(torch.from_numpy(pixels[:kept]), torch.from_numpy(labels[:kept]), classes, skipped, resized)
