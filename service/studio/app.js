@@ -1,0 +1,133 @@
+// The studio: views by the address's fragment, the pulse of the service, the API key, and pictures dropped anywhere.
+
+import { key } from "./api.js";
+import { catalogue } from "./catalogue.js";
+import * as complete from "./complete.js";
+import * as generate from "./generate.js";
+import * as models from "./models.js";
+import * as score from "./score.js";
+import * as trajectory from "./trajectory.js";
+import { announce, button, dialog, failure, h, uid } from "./ui.js";
+
+const PULSE_MS = 5000;
+const modules = { score, generate, complete, trajectory, models };
+const views = {};
+const notice = document.getElementById("notice");
+const pulse = document.getElementById("pulse");
+const select = document.getElementById("model");
+
+for (const [name, module] of Object.entries(modules)) {
+  views[name] = { host: document.getElementById(`view-${name}`) };
+  Object.assign(views[name], module.mount(views[name].host, { hand }));
+}
+
+/** Give a picture to a view, and go there. */
+function hand(name, file) {
+  location.hash = name;
+  views[name].take([file]);
+}
+
+function route(moved) {
+  const fragment = location.hash.slice(1);
+  if (fragment === "content") return;
+  const name = fragment in views ? fragment : "score";
+  for (const [other, { host }] of Object.entries(views)) host.hidden = other !== name;
+  for (const link of document.querySelectorAll(".tabs a")) {
+    if (link.getAttribute("href") === `#${name}`) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  const title = views[name].host.querySelector("h1");
+  document.title = `${title.textContent} · ncml studio`;
+  if (!moved) return;
+  scrollTo(0, 0);
+  title.focus({ preventScroll: true });
+}
+addEventListener("hashchange", () => route(true));
+route(false);
+
+// -- the service's pulse
+
+async function beat() {
+  let error = null;
+  try {
+    const state = await models.metrics();
+    const [workers, waiting] = models.summary(state);
+    views.models.pulse(state);
+    stand(workers ? `${workers} worker${workers === 1 ? "" : "s"} · ${waiting} waiting` : "no worker", workers);
+    await catalogue.load();
+    if (!catalogue.models.length) error = Object.assign(new Error("The workers are still loading their model."), { remedy: "This page goes on by itself as soon as one is ready." });
+  } catch (found) {
+    error = found;
+    stand(error.status === 401 ? "API key needed" : "not reachable", false);
+    if (error.status !== 401) views.models.pulse(error);
+  }
+  tell(error);
+}
+
+function stand(text, well) {
+  pulse.className = `pulse ${well ? "well" : "ill"}`;
+  pulse.lastChild.textContent = text;
+}
+
+let told = "";
+function tell(error) {
+  const text = error ? error.message : "";
+  if (text === told) return;
+  told = text;
+  notice.replaceChildren(...(error ? [failure(error, error.status === 401 ? undefined : beat)] : []));
+}
+
+async function live() {
+  for (;;) {
+    if (!document.hidden) await beat();
+    await new Promise((done) => setTimeout(done, catalogue.models.length ? PULSE_MS : 1500));
+  }
+}
+live();
+
+catalogue.addEventListener("change", () => {
+  select.replaceChildren(...catalogue.models.map(({ name }) => h("option", { value: name }, name)));
+  select.value = catalogue.current?.name ?? "";
+  select.parentElement.hidden = catalogue.models.length < 2;
+});
+select.addEventListener("change", () => catalogue.choose(select.value));
+
+// -- the key
+
+document.getElementById("key").addEventListener("click", () => {
+  const id = uid();
+  const input = h("input", { type: "password", id, autocomplete: "off", value: key.get(), class: "mono" });
+  const shown = dialog("API key", h("form", { class: "stack", onsubmit: (event) => { event.preventDefault(); keep(input.value.trim()); } },
+    h("div", { class: "field" }, h("label", { for: id }, "Key"), input,
+      h("p", { class: "hint" }, "Kept in this tab only, until it is closed; sent to this service and nowhere else. A service without keys needs none.")),
+    h("div", { class: "row start" }, h("button", { type: "submit", class: "primary" }, "Use it"), button("Forget it", () => keep("")))));
+  input.focus();
+  function keep(value) {
+    key.set(value);
+    shown.close();
+    announce(value ? "The key is used from now on" : "The key is forgotten");
+    beat();
+  }
+});
+
+// -- pictures from anywhere on the page
+
+function arrived(files) {
+  const pictures = [...files].filter((file) => file.type.startsWith("image/") || /\.(tiff?|bmp|webp)$/i.test(file.name));
+  if (!pictures.length) {
+    if (files.length) tell(Object.assign(new Error(`${files[0].name} is not a picture.`), { remedy: "Choose a PNG, JPEG, WebP, BMP, TIFF or GIF file." }));
+    return;
+  }
+  const here = Object.keys(views).find((name) => !views[name].host.hidden);
+  const name = views[here].take ? here : "score";
+  if (name !== here) location.hash = name;
+  views[name].take(pictures);
+}
+addEventListener("dragover", (event) => event.preventDefault());
+addEventListener("drop", (event) => {
+  event.preventDefault();
+  arrived(event.dataTransfer.files);
+});
+addEventListener("paste", (event) => {
+  if (event.clipboardData.files.length) arrived(event.clipboardData.files);
+});

@@ -1,0 +1,175 @@
+// One drawing from its job to its pictures: live rows, progress, cancel, a gallery with downloads and curl lines.
+
+import { address, ask, cancel, curl, follow, preview, quoted, result } from "./api.js";
+import { spoken } from "./controls.js";
+import { jobs } from "./catalogue.js";
+import { canvas, cells, decoded } from "./picture.js";
+import { announce, button, copier, dialog, failure, h, plural, save, seconds } from "./ui.js";
+
+/** The curl line that draws picture `i` of a run again, alone. */
+export function line(record, i) {
+  const { n: _, seed, ...asked } = record.asked;
+  const words = new URLSearchParams({ ...asked, seed: seed + i });
+  const out = ["-o", quoted(fileName(record, i))];
+  const target = quoted(`${address()}/${record.task}?${String(words).replaceAll("%40", "@").replaceAll("+", "%20")}`);
+  if (record.task === "complete") return curl("-F", quoted(`image=@${record.file}`), target, ...out);
+  return curl("-X POST", target, ...out);
+}
+
+const fileName = (record, i) => `${record.task === "complete" ? "completed" : (record.asked.class ?? "picture")}-${record.asked.seed + i}.png`;
+
+const stageWords = {
+  noisy_sampling: (p) => `Sampling row ${p.step} of ${p.total}`,
+  refine: (p) => `Refining, step ${p.step} of ${p.total}`,
+};
+
+/** Where along the whole a drawing is, 0 to 1: rows first, then steps, chunk by chunk. */
+function fraction(progress, asked) {
+  const within = progress.step / progress.total;
+  const part = asked.noise ? (progress.stage === "refine" ? 0.5 + within / 2 : within / 2) : within;
+  return (progress.done + (progress.n - progress.done) * part) / progress.n;
+}
+
+/**
+ * Show a run in `host`, first. `record` is what the session keeps: id, view, task, asked, size [width, height], keep.
+ * `use(action, picture)` is called for what the rest of the page does with a picture.
+ */
+export function run(record, host, { before = [], again, use }) {
+  const { asked, size: [width, height] } = record;
+  const status = h("p", { class: "hint grow" }, "Waiting in the queue");
+  const bar = h("progress", { max: 1, value: 0, "aria-label": "Progress" });
+  const stop = button("Cancel", async () => {
+    stop.disabled = true;
+    try {
+      await cancel(record.id);
+    } catch (error) {
+      stop.disabled = false;
+      foot.replaceChildren(failure(error));
+    }
+  }, "small");
+  const actions = h("div", { class: "row" }, stop);
+  const tiles = Array.from({ length: asked.n }, (_, i) => tile(i));
+  const foot = h("div");
+  const self = h("article", { class: "run", "aria-label": `Drawing with seed ${asked.seed}`, "data-job": record.id },
+    h("header", { class: "row" }, h("div", {}, h("h2", {}, record.title), h("p", { class: "hint" }, spoken(asked))), actions),
+    h("div", { class: "row progress" }, status, bar),
+    h("ol", { class: `cells ${asked.n > 16 ? "many" : ""}` }, ...before, ...tiles.map((one) => one.el)), foot);
+  host.prepend(self);
+  watch();
+  return self;
+
+  function tile(i) {
+    const [face, context] = canvas(width, height);
+    const open = h("button", { type: "button", class: "cell wait", disabled: true, "aria-label": `Picture with seed ${asked.seed + i}, not drawn yet` }, face);
+    return { el: h("li", {}, open, h("span", { class: "seed mono" }, asked.seed + i)), open, face, context };
+  }
+
+  async function watch() {
+    try {
+      const end = await follow(record.id, (event) => (event.progress ? step(event.progress) : stand(event.status)));
+      if (end.status === "succeeded") await finish();
+      else over(end.status === "canceled" ? new Error("Canceled.") : new Error(end.error?.detail ?? `The job ${end.status}.`), end.status === "canceled");
+    } catch (error) {
+      if (error.status === 404) error.message = "This job is no longer known: the service keeps results for an hour.";
+      over(error);
+    }
+  }
+
+  function stand(state) {
+    if (state === "queued") status.textContent = "Waiting in the queue";
+    if (state === "running") status.textContent = "Started";
+  }
+
+  function step(progress) {
+    const chunk = progress.done ? ` (${progress.done} of ${progress.n} done)` : "";
+    status.textContent = (stageWords[progress.stage] ?? String)(progress) + chunk;
+    bar.value = fraction(progress, asked);
+    if (progress.preview) show(progress);
+  }
+
+  async function show(progress) {
+    const bitmap = await preview(record.id).catch(() => null); // the next one will do
+    if (!bitmap || self.dataset.done) return;
+    cells(bitmap, width, height, asked.n - progress.done).forEach((cell, k) => {
+      const { context, open } = tiles[progress.done + k];
+      const drawn = progress.stage === "noisy_sampling" ? progress.step / progress.total : 1;
+      context.clearRect(0, 0, width, height);
+      context.putImageData(cell, 0, 0, ...known(record.keep ?? "top", drawn));
+      open.classList.remove("wait");
+      open.classList.toggle("noisy", progress.stage === "refine");
+    });
+  }
+
+  /** [x, y, w, h] of what is drawn when a part of the lines is, from the kept side on. */
+  function known(keep, part) {
+    const [w, h] = keep === "top" || keep === "bottom" ? [width, Math.round(part * height)] : [Math.round(part * width), height];
+    return [keep === "right" ? width - w : 0, keep === "bottom" ? height - h : 0, w, h];
+  }
+
+  async function finish() {
+    const answer = await result(record.id);
+    self.dataset.done = "true";
+    answer.images.forEach(({ seed, png }, i) => {
+      const src = `data:image/png;base64,${png}`;
+      const { open } = tiles[i];
+      open.replaceChildren(h("img", { src, alt: "", width, height }));
+      open.className = "cell";
+      open.disabled = false;
+      open.setAttribute("aria-label", `Picture with seed ${seed}: look closer`);
+      open.addEventListener("click", () => closer({ record, i, seed, png }, use));
+    });
+    const { compute_s, queue_s, batch_size } = answer.timing;
+    status.textContent = `Drawn in ${seconds(compute_s)} after ${seconds(queue_s)} in the queue${batch_size > asked.n ? `, in a batch of ${batch_size}` : ""}`;
+    bar.remove();
+    const fetched = (type, name) => async () => {
+      try {
+        save(await (await ask(`jobs/${record.id}/result`, { headers: { Accept: type } })).blob(), name);
+      } catch (error) {
+        foot.replaceChildren(failure(error));
+      }
+    };
+    actions.replaceChildren(
+      button("PNG", fetched("image/png", `${record.task}-${asked.seed}.png`), "small"),
+      button("Zip", fetched("application/zip", `${record.task}-${asked.seed}.zip`), "small"),
+      button("Settings", () => again(record), "small"), remover());
+    announce(`${plural(asked.n, "picture")} drawn`);
+  }
+
+  function over(error, calm = false) {
+    self.dataset.done = "true";
+    bar.remove();
+    status.remove();
+    for (const { open } of tiles) open.classList.remove("wait");
+    foot.replaceChildren(calm ? h("p", { class: "hint" }, "Canceled. What had been drawn until then is shown.") : failure(error));
+    announce(calm ? "Canceled" : error.message);
+    actions.replaceChildren(button("Settings", () => again(record), "small"), remover());
+  }
+
+  function remover() {
+    return button("Remove", () => {
+      jobs.remove(record.id);
+      self.remove();
+      host.dispatchEvent(new Event("removed"));
+    }, "small");
+  }
+}
+
+/** A picture by itself: large, with its seed, its curl line and what can be done with it. */
+function closer({ record, i, seed, png }, use) {
+  const text = line(record, i);
+  const act = (name) => button({ seed: "Use this seed", score: "Score it", complete: "Complete it" }[name], () => {
+    const file = new File([decoded(png)], fileName(record, i), { type: "image/png" });
+    shown.close();
+    use(name, { file, seed });
+  }, "small");
+  const shown = dialog(`Seed ${seed}`,
+    h("div", { class: "closer" }, h("img", { class: "pixels", src, alt: `Picture with seed ${seed}` }),
+      h("div", { class: "stack" },
+        h("p", {}, spoken({ ...record.asked, seed })),
+        h("div", { class: "row start" }, copier("Copy seed", () => String(seed), "small"),
+          h("a", { class: "button small", href: src, download: fileName(record, i) }, "Download PNG"),
+          ...["seed", "score", "complete"].map(act)),
+        h("p", { class: "strong" }, "The same picture from a terminal"),
+        record.task === "complete" && h("p", { class: "hint" }, `Run it where ${record.file} lies.`),
+        h("pre", { class: "curl", tabindex: 0, "aria-label": "curl line" }, text), h("div", {}, copier("Copy curl", () => text, "small")))));
+}

@@ -1,0 +1,291 @@
+// Score: from files to exact likelihoods, verdicts and maps.
+
+import { Refusal, address, cancel, curl, follow, json, quoted, result, submit } from "./api.js";
+import { catalogue, jobs, reference } from "./catalogue.js";
+import { histogram } from "./chart.js";
+import { grey } from "./controls.js";
+import { CARDS, card, cropped, exact, fit, heat, heatmap, open } from "./picture.js";
+import { announce, button, chips, copier, dropzone, empty, failure, h, plural, slider, uid } from "./ui.js";
+
+const MOST = 64;
+
+export function mount(host) {
+  let waiting = []; // files that were chosen and not sent: {file, seen, look}
+  let readings = []; // pictures that were scored, newest first
+  let chosen = null;
+
+  const queue = h("ul", { class: "waiting" });
+  const send = button("Score", score, "primary");
+  const trouble = h("div");
+  const running = h("div");
+  const stage = h("div", { class: "stage" });
+  const strip = h("ul", { class: "strip", "aria-label": "Scored pictures" });
+  const reading = h("div");
+  const classId = uid();
+  const classes = h("select", { id: classId });
+  const noise = slider({ label: "Noise level", min: 0, max: 10, step: 0.5, value: 0, words: grey, hint: "None: the exact likelihood of the picture." });
+  const samples = h("div", { class: "row start" }, ...Object.keys(CARDS).map((name) => button(name, async () => {
+    if (catalogue.current) take([await card(name, catalogue.current.width, catalogue.current.height)]);
+    else trouble.replaceChildren(failure(new Refusal("No model is served yet.")));
+  }, "small")));
+
+  host.append(h("div", { class: "bench" },
+    h("div", { class: "controls stack" },
+      dropzone({ title: "Drop, paste or pick pictures", text: "PNG, JPEG, WebP, BMP, TIFF or GIF, of any size", multiple: true, onfiles: take }),
+      queue,
+      h("details", {}, h("summary", {}, "Score under conditions"),
+        h("div", { class: "field" }, h("label", { for: classId }, "Class"), classes), noise.el,
+        h("p", { class: "hint" }, "The verdict always uses the conditions of the calibration.")),
+      h("div", { class: "row start" }, send, button("Clear", () => { waiting = []; list(); }, "clear")),
+      trouble,
+      h("div", { class: "field" }, h("p", { class: "hint" }, "Or try a test card:"), samples)),
+    stage));
+  stage.append(running, reading, strip);
+
+  catalogue.addEventListener("change", adopt);
+  adopt();
+  list();
+  draw();
+  for (const record of jobs.of("score")) watch(record);
+
+  return { take };
+
+  function adopt() {
+    const model = catalogue.current;
+    if (!model) return;
+    classes.replaceChildren(h("option", { value: "" }, "none"), ...model.classes.map((name) => h("option", { value: name }, name)));
+    noise.limit(model.noise);
+    for (const one of waiting) one.look();
+    draw();
+  }
+
+  /** Files from a drop, the clipboard, the dialog or another view. */
+  function take(files) {
+    trouble.replaceChildren();
+    const room = MOST - waiting.length;
+    if (files.length > room) trouble.replaceChildren(failure(new Refusal(`${plural(files.length, "picture")} are more than fit.`, { remedy: `${MOST} can be scored at once; the first ${room} were taken.` })));
+    for (const file of files.slice(0, room)) {
+      const holder = h("span", { class: "look" }, h("span", { class: "hint" }, "reading"));
+      const one = { file, seen: null, look: () => look(one, holder) };
+      one.el = h("li", {}, holder, h("span", { class: "name", title: file.name }, file.name || "pasted picture"),
+        h("button", { type: "button", class: "quiet", "aria-label": `Leave out ${file.name}`, onclick: () => { waiting = waiting.filter((other) => other !== one); list(); } }, "×"));
+      waiting.push(one);
+      one.look();
+    }
+    list();
+    if (files.length) announce(`${plural(waiting.length, "picture")} ready to be scored`);
+  }
+
+  /** The crop and what the model will see of it; a file that the browser cannot open may still be one for the service. */
+  async function look(one, holder) {
+    const model = catalogue.current;
+    if (!model) return;
+    try {
+      const bitmap = await open(one.file);
+      one.seen = fit(bitmap, model.width, model.height);
+      holder.replaceChildren(cropped(bitmap, model.width, model.height), h("span", { "aria-hidden": "true" }, "→"), exact(one.seen, "What the model sees: the centre of the picture at the model’s size"));
+    } catch {
+      one.seen = null;
+      holder.replaceChildren(h("span", { class: "hint" }, "This browser cannot show this file; the service may be able to read it."));
+    }
+  }
+
+  function list() {
+    queue.replaceChildren(...waiting.map((one) => one.el));
+    queue.hidden = !waiting.length;
+    send.disabled = !waiting.length;
+    send.textContent = waiting.length ? `Score ${plural(waiting.length, "picture")}` : "Score";
+    send.nextSibling.hidden = !waiting.length;
+  }
+
+  async function score() {
+    const sent = waiting;
+    send.disabled = true;
+    trouble.replaceChildren();
+    try {
+      const model = catalogue.need();
+      const form = new FormData();
+      for (const { file } of sent) form.append("image", file, file.name || "picture.png");
+      form.set("map", "1");
+      form.set("model", reference(model));
+      if (classes.value) form.set("class", classes.value);
+      if (noise.value) form.set("noise", noise.value);
+      const job = await submit("score", form);
+      waiting = waiting.filter((one) => !sent.includes(one));
+      const conditions = { class: classes.value || undefined, noise: noise.value || undefined };
+      const record = { id: job.id, view: "score", model: model.name, conditions, pictures: sent.map(({ file, seen }) => ({ name: file.name || "pasted picture", seen: seen && exact(seen, "").toDataURL() })) };
+      jobs.add(record);
+      watch(record, sent.map(({ file }) => file));
+    } catch (error) {
+      trouble.replaceChildren(failure(error));
+    }
+    list();
+  }
+
+  /** Follow a scoring to its readings; `files` are at hand unless the page was loaded again. */
+  async function watch(record, files = []) {
+    const words = h("p", { class: "grow" }, `Scoring ${plural(record.pictures.length, "picture")}: waiting in the queue`);
+    const stop = button("Cancel", async () => {
+      stop.disabled = true;
+      await cancel(record.id).catch((error) => words.replaceChildren(error.message));
+    }, "small");
+    const note = h("div", { class: "run row", "data-job": record.id }, words, h("progress", { "aria-label": "Progress" }), stop);
+    running.append(note);
+    draw();
+    try {
+      const end = await follow(record.id, ({ status }) => { if (status === "running") words.textContent = `Scoring ${plural(record.pictures.length, "picture")}`; });
+      if (end.status === "canceled") {
+        jobs.remove(record.id);
+        announce("Canceled");
+        note.remove();
+      } else if (end.status !== "succeeded") throw new Error(end.error?.detail ?? `The job ${end.status}.`);
+      else {
+        const answer = await result(record.id);
+        const found = answer.results.map((score, i) => ({ ...record.pictures[i], id: `${record.id}/${i}`, score, file: files[i], model: answer.model, conditions: record.conditions }));
+        readings = [...found, ...readings];
+        note.remove();
+        choose(found[0]);
+        announce(`${plural(found.length, "picture")} scored: ${found[0].name}, ${found[0].score.bpd.toFixed(2)} bits per dimension`);
+      }
+    } catch (error) {
+      jobs.remove(record.id);
+      if (error.status === 404 && !files.length) note.remove(); // from before a reload, and past its time
+      else note.replaceChildren(failure(error), button("Dismiss", () => { note.remove(); draw(); }, "small"));
+    }
+    draw();
+  }
+
+  function choose(one) {
+    chosen = one;
+    draw();
+  }
+
+  function draw() {
+    strip.hidden = readings.length < 2;
+    strip.replaceChildren(...readings.map((one) => h("li", {},
+      h("button", { type: "button", class: `tile ${verdict(one.score).kind}`, "aria-pressed": String(one === chosen), onclick: () => choose(one) },
+        one.seen ? h("img", { src: one.seen, alt: "", class: "pixels" }) : h("span", { class: "blank" }),
+        h("span", { class: "mono" }, one.score.bpd.toFixed(2)), h("span", { class: "name" }, one.name)))));
+    if (chosen) reading.replaceChildren(show(chosen));
+    else if (!running.children.length) {
+      reading.replaceChildren(empty("Nothing scored yet", "Choose pictures, look at the crop that the model will see, and score them. A flat grey and pure noise show the two ends of the scale."));
+    } else reading.replaceChildren();
+  }
+}
+
+/** What a score means, in words. */
+export function verdict({ ood }) {
+  if (!ood) return { kind: "unknown", title: "Not calibrated", text: "This model has no calibration, so there is no verdict: only bits per dimension, which alone do not tell whether a picture belongs." };
+  const share = 100 * ood.p_value;
+  const percent = share < 0.1 ? share.toFixed(2) : share < 10 ? share.toFixed(1) : share.toFixed(0);
+  const how = `Of the held-out pictures ${percent} % look at least as unusual`;
+  return ood.is_ood
+    ? { kind: "out", title: "Does not belong", text: `${how}: fewer than the model’s threshold allows.` }
+    : { kind: "in", title: "Belongs", text: `${how}: nothing out of the ordinary.` };
+}
+
+function show(one) {
+  const { score } = one;
+  const { kind, title, text } = verdict(score);
+  const served = catalogue.models.find((model) => model.name === one.model.name);
+  const calibration = score.ood && served?.calibration;
+  return h("article", { class: "reading" },
+    h("header", {}, h("h2", {}, one.name), h("p", { class: "hint" }, [`${one.model.name} ${one.model.version.slice(0, 12)}`, one.conditions.class && `class ${one.conditions.class}`, one.conditions.noise && `at ${grey(one.conditions.noise)}`].filter(Boolean).join(" · "))),
+    map(one),
+    h("div", { class: "facts" },
+      h("p", { class: "big" }, h("span", { class: "mono" }, score.bpd.toFixed(2)), " bits/dim"),
+      h("p", { class: "hint" }, `${score.log_likelihood.toLocaleString("en", { maximumFractionDigits: 0 })} nats for the whole picture.`,
+        served?.metrics.test_bpd && ` Test pictures of ${served.name} take ${served.metrics.test_bpd.toFixed(2)} bits/dim on average.`),
+      h("div", { class: `verdict ${kind}` }, h("p", { class: "strong" }, title), h("p", {}, text), score.ood && h("p", { class: "mono" }, `p = ${score.ood.p_value.toPrecision(2)}`)),
+      calibration && placed(one, calibration),
+      flip(one),
+      line(one)));
+}
+
+/** The p-value, and bits/dim, each on its histogram of held-out pictures. */
+function placed({ score }, calibration) {
+  const { statistic } = score.ood;
+  const holder = h("div");
+  const names = [statistic, "bpd"].filter((name, i, all) => calibration.histograms?.[name] && all.indexOf(name) === i);
+  if (!names.length) return null;
+  const tabs = chips({ legend: `Among ${calibration.n_rank.toLocaleString("en")} held-out pictures`, options: names.map((name) => [name, name === "bpd" ? "bits/dim" : name]), value: names[0], kind: "chips small", onchange: draw });
+  function draw(name) {
+    const own = name === statistic;
+    const value = own ? score.ood.score : score.bpd;
+    const words = own ? `${name}: this picture at ${value.toPrecision(3)}, threshold ${score.ood.threshold.toPrecision(3)}, p = ${score.ood.p_value.toPrecision(2)}` : `Bits per dimension: this picture at ${value.toFixed(2)}`;
+    holder.replaceChildren(histogram(calibration.histograms[name], { value, threshold: own ? score.ood.threshold : undefined, words, tail: own }),
+      h("p", { class: "hint" }, own ? `Shaded: as unusual or more, p = ${score.ood.p_value.toPrecision(2)}. Less than ${calibration.smallest_p.toPrecision(1)} cannot be told with so many pictures.` : "Likelihood alone: simple pictures lie far to the left and need not belong."));
+  }
+  draw(names[0]);
+  return h("div", { class: "placed" }, tabs.el, holder);
+}
+
+/** The picture with its map on it; the slider fades one into the other. */
+function map({ seen, score, name }) {
+  const holder = h("div", { class: "over" });
+  if (seen) holder.append(h("img", { src: seen, alt: `What the model saw of ${name}`, class: "pixels" }));
+  if (!score.map) return holder;
+  const flat = score.map.flat().sort((a, b) => a - b);
+  const at = (part) => flat[Math.round(part * (flat.length - 1))];
+  const [low, high] = [Math.min(0, at(0.02)), at(0.98)];
+  const layer = exact(heatmap(score.map, low, high), `Bits per dimension of each pixel, from ${at(0).toFixed(1)} to ${at(1).toFixed(1)}`);
+  holder.append(layer);
+  const value = h("output", { class: "mono" }, " ");
+  holder.addEventListener("pointermove", (event) => {
+    const box = layer.getBoundingClientRect();
+    const [i, j] = [Math.floor(((event.clientX - box.left) / box.width) * layer.width), Math.floor(((event.clientY - box.top) / box.height) * layer.height)];
+    const bits = score.map[j]?.[i];
+    if (bits !== undefined) value.textContent = `row ${j + 1}, column ${i + 1}: ${bits.toFixed(2)} bits/dim`;
+  });
+  const fade = slider({ label: "Map over picture", min: 0, max: 100, value: seen ? 60 : 100, words: (v) => `${v} %`, oninput: blend });
+  function blend() { layer.style.opacity = fade.value / 100; }
+  blend();
+  const scale = h("canvas", { width: 64, height: 1, "aria-hidden": "true" });
+  const context = scale.getContext("2d");
+  for (let i = 0; i < 64; i += 1) {
+    context.fillStyle = `rgb(${heat(i / 63).map(Math.round)})`;
+    context.fillRect(i, 0, 1, 1);
+  }
+  return h("div", { class: "stack map" }, holder, fade.el,
+    h("div", { class: "scale" }, h("span", { class: "mono" }, low.toFixed(1)), scale, h("span", { class: "mono" }, high.toFixed(1))),
+    h("p", { class: "hint" }, "Bits per dimension of each pixel, given those before it: bright pixels surprised. ", value));
+}
+
+/** The paper's sanity test: every least significant bit flipped. */
+function flip({ file, score, model, name }) {
+  const holder = h("div", { class: "flip" });
+  const ask = h("div", { class: "row" }, h("p", { class: "hint grow" }, "Flip every least significant bit: invisible to an eye, and told by a likelihood that is exact."),
+    button("Flip the last bits", test, "small"));
+  if (file) holder.append(ask);
+  else holder.append(h("p", { class: "hint" }, "To flip its last bits, choose the picture again: a page that was loaded anew no longer has the file."));
+  return holder;
+
+  async function test() {
+    holder.replaceChildren(h("p", { class: "hint" }, "Scoring the flipped picture"), h("progress", { "aria-label": "Progress" }));
+    try {
+      const form = new FormData();
+      form.append("image", file, name);
+      form.set("sanity", "1");
+      form.set("model", `${model.name}@${model.version.slice(0, 12)}`);
+      const job = await submit("score", form);
+      const end = await follow(job.id, () => {});
+      if (end.status !== "succeeded") throw new Error(end.error?.detail ?? `The job ${end.status}.`);
+      const [{ bpd, sanity }] = (await json(`jobs/${job.id}/result`)).results;
+      const change = sanity.flipped_bpd - bpd;
+      holder.replaceChildren(h("p", { class: "strong" }, "Last bits flipped"),
+        h("p", { class: "mono" }, `${bpd.toFixed(3)} → ${sanity.flipped_bpd.toFixed(3)} bits/dim (${change < 0 ? "−" : "+"}${Math.abs(change).toFixed(3)})`),
+        h("p", { class: "hint" }, change > 0.0005 ? "The flipped picture is less likely: the model knows even its last bits." : change < -0.0005 ? "The flipped picture is likelier, which happens where last bits carry no structure." : "No difference: the last bits of this picture carry nothing that the model knows."));
+      announce(`Flipped: ${sanity.flipped_bpd.toFixed(3)} bits per dimension instead of ${bpd.toFixed(3)}`);
+    } catch (error) {
+      holder.replaceChildren(failure(error, test));
+    }
+  }
+}
+
+function line({ name, model, conditions }) {
+  const words = new URLSearchParams({ model: `${model.name}@${model.version.slice(0, 12)}`, map: "1" });
+  if (conditions.class) words.set("class", conditions.class);
+  if (conditions.noise) words.set("noise", conditions.noise);
+  const text = curl("-F", quoted(`image=@${name}`), quoted(`${address()}/score?${String(words).replaceAll("%40", "@").replaceAll("+", "%20")}`));
+  return h("details", {}, h("summary", {}, "From a terminal"), h("pre", { class: "curl", tabindex: 0, "aria-label": "curl line" }, text), copier("Copy curl", () => text, "small"));
+}

@@ -1,0 +1,221 @@
+// Trajectory: a drawing's way from its first row to the refined picture, to be scrubbed through.
+
+import { cancel, follow, preview, result, submit } from "./api.js";
+import { catalogue, jobs } from "./catalogue.js";
+import { settings, spoken } from "./controls.js";
+import { canvas, cells, decoded, exact, open } from "./picture.js";
+import { announce, button, empty, failure, h, plural, slider } from "./ui.js";
+
+const AMPLIFIED = 8; // times that a difference is enlarged to be seen
+const THUMBS = 9;
+
+export function mount(host) {
+  const drawing = settings({ few: 4, most: 9, steps: 12, trajectory: true });
+  const trouble = h("div");
+  const start = h("button", { type: "submit", class: "primary" }, "Trace");
+  const form = h("form", { class: "controls stack", onsubmit: (event) => { event.preventDefault(); trace(); } }, drawing.el, start, trouble);
+  const nothing = empty("Nothing traced yet", "Trace a few pictures, then scrub from the first row through the noisy sample to the refined end.");
+  const stage = h("div", { class: "stage" }, nothing);
+  host.append(h("div", { class: "bench" }, form, stage));
+  const last = jobs.of("trajectory").at(-1);
+  if (last) show(last);
+
+  async function trace() {
+    trouble.replaceChildren();
+    start.disabled = true;
+    try {
+      const model = catalogue.need();
+      const asked = drawing.read();
+      const job = await submit("generate", asked);
+      for (const former of jobs.of("trajectory")) {
+        jobs.remove(former.id);
+        stage.querySelector(`[data-job="${former.id}"]`)?.dispatchEvent(new Event("leave"));
+      }
+      const record = { id: job.id, view: "trajectory", asked, size: [model.width, model.height], born: Date.now() };
+      jobs.add(record);
+      drawing.seed.next();
+      show(record);
+    } catch (error) {
+      trouble.replaceChildren(failure(error));
+    }
+    start.disabled = false;
+  }
+
+  function show(record) {
+    const { asked, size: [width, height] } = record;
+    const columns = Math.ceil(Math.sqrt(asked.n));
+    const rows = Math.ceil(asked.n / columns);
+    const frames = []; // {stage, step, total, images}
+    let over = false;
+    let newest = null;
+
+    const [face, ink] = canvas(columns * width, rows * height);
+    const [rest, restInk] = canvas(columns * width, rows * height);
+    for (const [element, label] of [[face, "The pictures at this moment"], [rest, "What is still to be removed"]]) {
+      element.className = "pixels";
+      element.setAttribute("role", "img");
+      element.setAttribute("aria-label", label);
+    }
+    const restFigure = h("figure", { hidden: true }, rest, h("figcaption", { class: "hint" }, `What refinement has yet to remove, ${AMPLIFIED} times enlarged`));
+    const scrub = slider({ label: "Moment", min: 0, max: 0, value: 0, words: (i) => moment(frames[i]), oninput: () => { pause(); paint(); } });
+    scrub.enable(false);
+    let timer = null;
+    const play = button("Play", () => (timer ? pause() : begin()), "small");
+    play.disabled = true;
+    const status = h("p", { class: "hint grow" }, "Waiting in the queue");
+    const bar = h("progress", { max: 1, value: 0, "aria-label": "Progress" });
+    const stop = button("Cancel", async () => {
+      stop.disabled = true;
+      await cancel(record.id).catch((error) => foot.replaceChildren(failure(error)));
+    }, "small");
+    const thumbs = h("ul", { class: "thumbs", "aria-hidden": "true" });
+    const note = h("p", { class: "hint" });
+    const foot = h("div");
+    const self = h("article", { class: "run trace", "data-job": record.id },
+      h("header", { class: "row" }, h("div", {}, h("h2", {}, asked.class ? `${asked.n} × ${asked.class}` : plural(asked.n, "picture")), h("p", { class: "hint" }, spoken(asked))),
+        h("div", { class: "row" }, button("Settings", () => drawing.write(asked), "small"), stop)),
+      h("div", { class: "row progress" }, status, bar),
+      h("div", { class: "pair" }, h("figure", {}, face, h("figcaption", { class: "hint" }, "The pictures at this moment")), restFigure),
+      h("div", { class: "row" }, play, scrub.el), thumbs, note, foot);
+    self.addEventListener("leave", () => {
+      pause();
+      if (!over) cancel(record.id).catch(() => announce("The former trace goes on")); // nobody looks at it any more
+      over = true;
+      self.remove();
+    });
+    nothing.hidden = true;
+    stage.append(self);
+    watch();
+
+    async function watch() {
+      try {
+        const end = await follow(record.id, ({ status: state, progress }) => {
+          if (state === "running") status.textContent = "Started";
+          if (!progress) return;
+          status.textContent = `${moment(progress)} of ${progress.total}`;
+          bar.value = (progress.stage === "refine" ? 0.3 : 0) + (progress.stage === "refine" ? 0.7 : 0.3) * (progress.step / progress.total);
+          if (progress.preview) look(progress);
+        });
+        if (over) return;
+        over = true;
+        stop.remove();
+        bar.remove();
+        if (end.status === "succeeded") await finish();
+        else if (end.status === "canceled") {
+          status.textContent = "Canceled. What was seen until then can be scrubbed through.";
+          announce("Canceled");
+          ready();
+        } else throw new Error(end.error?.detail ?? `The job ${end.status}.`);
+      } catch (error) {
+        stop.remove();
+        bar.remove();
+        status.textContent = "";
+        if (error.status === 404) {
+          jobs.remove(record.id);
+          error.message = "This trace is no longer known: the service keeps results for an hour.";
+        }
+        foot.replaceChildren(failure(error));
+      }
+    }
+
+    /** Take the preview of a moment; of moments that come while one is fetched only the newest counts. */
+    async function look(progress) {
+      const busy = newest !== null;
+      newest = progress;
+      if (busy) return;
+      while (newest) {
+        const seen = newest;
+        const bitmap = await preview(record.id).catch(() => null); // the next one will do
+        if (bitmap && !over && newest === seen) add({ ...seen, images: blank(cells(bitmap, width, height, asked.n), seen) });
+        if (newest === seen) newest = null;
+      }
+    }
+
+    function blank(images, { stage: name, step, total }) {
+      const from = name === "noisy_sampling" ? Math.round((step / total) * height) : height;
+      for (const image of images) image.data.fill(0, 4 * width * from);
+      return images;
+    }
+
+    function add(frame) {
+      frames.push(frame);
+      scrub.limit(frames.length - 1);
+      scrub.value = frames.length - 1;
+      paint();
+    }
+
+    async function finish() {
+      const answer = await result(record.id);
+      const images = await Promise.all(answer.images.map(async ({ png }) => {
+        const bitmap = await open(decoded(png));
+        const [, context] = canvas(width, height);
+        context.drawImage(bitmap, 0, 0);
+        return context.getImageData(0, 0, width, height);
+      }));
+      const steps = frames.filter((frame) => frame.stage === "refine").length;
+      while (frames.at(-1)?.stage === "refine" && frames.at(-1).step === frames.at(-1).total) frames.pop();
+      add({ stage: "end", images });
+      status.textContent = "Traced";
+      note.textContent = frames.length === 1
+        ? "Only the end is known: the trace was made before this page was loaded, or too fast to be watched. Its seed gives the same trace again."
+        : `Shown are the service’s own previews: ${plural(frames.length - 1 - steps, "moment")} of the sampling and ${steps} of ${asked.steps} refinement steps were seen, then the finished ${asked.n === 1 ? "picture" : "pictures"}.`;
+      restFigure.hidden = frames.length === 1;
+      announce("Traced: scrub through it with the slider");
+      ready();
+    }
+
+    function ready() {
+      scrub.enable(frames.length > 1);
+      play.disabled = frames.length < 2;
+      const every = Math.max(1, (frames.length - 1) / (THUMBS - 1));
+      const shown = [...new Set(Array.from({ length: Math.min(THUMBS, frames.length) }, (_, i) => Math.round(i * every)))].filter((i) => i < frames.length);
+      thumbs.replaceChildren(...shown.map((i) => h("li", { onclick: () => { pause(); scrub.value = i; paint(); } }, exact(frames[i].images[0], ""))));
+      paint();
+    }
+
+    function begin() {
+      if (scrub.value >= frames.length - 1) scrub.value = 0;
+      play.textContent = "Pause";
+      paint();
+      timer = setInterval(() => {
+        scrub.value += 1;
+        paint();
+        if (scrub.value >= frames.length - 1) pause();
+      }, Math.max(80, Math.min(300, 5000 / frames.length)));
+    }
+
+    function pause() {
+      clearInterval(timer);
+      timer = null;
+      play.textContent = "Play";
+    }
+
+    function paint() {
+      const frame = frames[scrub.value];
+      if (!frame) return;
+      const end = frames.at(-1).stage === "end" ? frames.at(-1).images : null;
+      ink.clearRect(0, 0, face.width, face.height);
+      restInk.clearRect(0, 0, rest.width, rest.height);
+      frame.images.forEach((image, i) => {
+        const place = [(i % columns) * width, Math.floor(i / columns) * height];
+        ink.putImageData(image, ...place);
+        if (!end?.[i]) return;
+        const difference = new ImageData(width, height);
+        for (let at = 0; at < image.data.length; at += 4) {
+          for (let c = 0; c < 3; c += 1) difference.data[at + c] = 128 + AMPLIFIED * (image.data[at + c] - end[i].data[at + c]);
+          difference.data[at + 3] = image.data[at + 3];
+        }
+        restInk.putImageData(difference, ...place);
+      });
+      restFigure.hidden = !end || frames.length === 1;
+    }
+  }
+}
+
+/** What a moment is called. */
+function moment(frame) {
+  if (!frame) return "";
+  if (frame.stage === "end") return "Refined picture";
+  if (frame.stage === "refine") return `Refinement, step ${frame.step}`;
+  return frame.step === frame.total ? "Noisy sample" : `Sampling, row ${frame.step}`;
+}

@@ -1,0 +1,148 @@
+// Building blocks of the page. Knows no service: only elements, words and the pointer.
+
+const DRAWN = new Set(["svg", "path", "rect", "line", "g", "text"]);
+let count = 0;
+
+/** An id that no other element has. */
+export const uid = () => `u${++count}`;
+
+/** An element: `on…` members are listeners, others attributes; null, undefined and false are left out. */
+export function h(tag, given = {}, ...children) {
+  const element = DRAWN.has(tag) ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
+  for (const [name, value] of Object.entries(given)) {
+    if (value === undefined || value === null || value === false) continue;
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else element.setAttribute(name, value === true ? "" : value);
+  }
+  element.append(...children.flat(Infinity).filter((child) => child !== undefined && child !== null && child !== false));
+  return element;
+}
+
+/** Say something to whoever cannot see the page change. */
+export function announce(text) {
+  document.getElementById("live").textContent = text;
+}
+
+export function button(label, onclick, kind = "") {
+  return h("button", { type: "button", class: kind, onclick }, label);
+}
+
+/** A button that puts `text()` on the clipboard and says so. */
+export function copier(label, text, kind = "quiet") {
+  const self = button(label, async () => {
+    self.textContent = (await copy(text())) ? "Copied" : "Select and copy it";
+    announce(self.textContent);
+    setTimeout(() => (self.textContent = label), 1600);
+  }, kind);
+  return self;
+}
+
+async function copy(text) {
+  if (navigator.clipboard) {
+    try {
+      await navigator.clipboard.writeText(text);
+      return true;
+    } catch {
+      return false; // the browser's user said no
+    }
+  }
+  const area = h("textarea", { class: "unseen" }); // pages served over plain HTTP have no clipboard
+  area.value = text;
+  document.body.append(area);
+  area.select();
+  const done = document.execCommand("copy");
+  area.remove();
+  return done;
+}
+
+/** A labelled slider that shows its value in words. */
+export function slider({ label, min, max, step = 1, value, words = String, hint, oninput }) {
+  const id = uid();
+  const shown = h("output", { for: id });
+  const hintId = hint && uid();
+  const input = h("input", { type: "range", id, min, max, step, value, "aria-describedby": hintId, oninput: () => { show(); oninput?.(); } });
+  const self = {
+    input,
+    el: h("div", { class: "field" }, h("div", { class: "row" }, h("label", { for: id }, label), shown), input,
+      hint && h("p", { class: "hint", id: hintId }, hint)),
+    get value() { return Number(input.value); },
+    set value(next) { input.value = next; show(); },
+    limit(max) { input.max = max; show(); },
+    enable(on) { input.disabled = !on; show(); },
+  };
+  function show() {
+    const text = words(self.value);
+    shown.textContent = text;
+    input.setAttribute("aria-valuetext", text);
+    const span = Number(input.max) - Number(input.min);
+    input.style.setProperty("--fill", span > 0 ? (self.value - Number(input.min)) / span : 1);
+  }
+  show();
+  return self;
+}
+
+/** One of a few, as chips: radio buttons underneath. `options` are [value, label] pairs. */
+export function chips({ legend, options, value, onchange, kind = "chips" }) {
+  const name = uid();
+  const holder = h("div", { class: kind });
+  const self = {
+    el: h("fieldset", { class: "field" }, h("legend", {}, legend), holder),
+    get value() { return holder.querySelector("input:checked")?.value ?? ""; },
+    set value(next) {
+      const input = [...holder.querySelectorAll("input")].find((one) => one.value === String(next) && !one.disabled);
+      if (input) input.checked = true;
+    },
+    offer(list, chosen) {
+      holder.replaceChildren(...list.map(([key, label, off]) =>
+        h("label", {}, h("input", { type: "radio", name, value: key, checked: key === chosen, disabled: off, onchange: () => onchange?.(key) }), h("span", {}, label))));
+    },
+  };
+  self.offer(options, value);
+  return self;
+}
+
+/** A sentence about what went wrong, what to do about it, and a button that does it where there is one. */
+export function failure(error, retry) {
+  return h("div", { class: "failure", role: "alert" }, h("p", {}, error.message), error.remedy && h("p", {}, error.remedy),
+    h("div", { class: "row start" },
+      error.status === 401 && button("Enter an API key", () => document.getElementById("key").click(), "small"),
+      retry && button("Try again", retry, "small")));
+}
+
+/** What a place says while there is nothing in it. */
+export function empty(title, text, ...more) {
+  return h("div", { class: "empty" }, h("p", { class: "strong" }, title), h("p", {}, text), ...more);
+}
+
+export function save(blob, name) {
+  const url = URL.createObjectURL(blob);
+  h("a", { href: url, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 10_000);
+}
+
+/** A dialog that closes by its button, by Escape and by a click beside it; it leaves nothing behind. */
+export function dialog(title, ...content) {
+  const id = uid();
+  const self = h("dialog", { "aria-labelledby": id, onclose: () => self.remove(), onclick: (event) => event.target === self && self.close() },
+    h("div", { class: "sheet" }, h("header", { class: "row" }, h("h2", { id }, title), button("Close", () => self.close(), "quiet")), ...content));
+  document.body.append(self);
+  self.showModal();
+  return self;
+}
+
+/** A place to drop, paste or pick pictures. */
+export function dropzone({ title, text, multiple, onfiles }) {
+  const input = h("input", { type: "file", accept: "image/*,.tif,.tiff", multiple, class: "unseen", onchange: () => { onfiles([...input.files]); input.value = ""; } });
+  const zone = h("label", { class: "drop" }, input,
+    h("svg", { viewBox: "0 0 24 24", "aria-hidden": "true" }, h("path", { d: "M12 16V5m-4 4l4-4 4 4M5 15v4h14v-4" })),
+    h("span", { class: "strong" }, title), h("span", { class: "hint" }, text));
+  for (const [name, over] of [["dragenter", true], ["dragover", true], ["dragleave", false], ["drop", false]]) {
+    zone.addEventListener(name, () => zone.classList.toggle("over", over));
+  }
+  return zone;
+}
+
+/** A word with its article's number: `plural(2, "picture")` is "2 pictures". */
+export const plural = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
+
+export const seconds = (s) => (s < 1 ? `${Math.round(1000 * s)} ms` : s < 90 ? `${s.toFixed(s < 10 ? 1 : 0)} s` : `${Math.round(s / 60)} min`);
