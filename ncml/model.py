@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,16 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from ncml import checkpoint
+from ncml import checkpoint, ood
 from ncml.config import DEFAULT_SOLVER, SOLVERS, STEPPED_SOLVER
 from ncml.errors import InputError, ModelError
 from ncml.generate import Callback, Plan, Sampler, draw, naive
 from ncml.images import to_rgb
 from ncml.incremental import incremental
-from ncml.likelihood import bits_per_dim, from_uint8, log_prob
+from ncml.likelihood import bits_per_dim, from_uint8
 from ncml.network import NCPN
 from ncml.noise import end_time, grey_levels, process
+from ncml.ood import Calibration, Look, Ood
 from ncml.orientation import KEEPS, Keep
 
 MAX_SEED = 2**53 - 1
@@ -46,6 +47,12 @@ class Score:
     """Nats of the whole image; at noise > 0 a log-density per grey level."""
     map: NDArray[np.float32] | None = None
     """Bits per dimension of each pixel given those before it, [H, W]; its mean is `bpd`."""
+    ood: Ood | None = None
+    """The verdict; None where it was not asked for or the model is not calibrated."""
+    statistics: dict[str, float] = field(default_factory=dict)
+    """The statistics asked for, by name; higher is more out-of-distribution."""
+    flipped_bpd: float | None = None
+    """Bits per dimension with the lowest bit of every value flipped (`sanity`)."""
 
 
 def load(path: str | os.PathLike[str], device: str = "cpu") -> Model:
@@ -78,6 +85,21 @@ class Model:
         """Grey levels at T: the largest start noise, and the default."""
         self.keeps: tuple[Keep, ...] = KEEPS if self.config.model.orientations else KEEPS[:1]
         """The halves that are completed exactly."""
+        self.statistics = ood.catalogue(self.config)
+        """The out-of-distribution statistics by name."""
+        self.calibration: Calibration | None = None
+        """What turns statistics into p-values; None where `uncalibrated` says why."""
+        self.uncalibrated = "this model is not calibrated: run ncml calibrate."
+        self.read_calibration()
+
+    def read_calibration(self) -> None:
+        """Read `calibration.json` anew; one that was made for something else is told in `uncalibrated`, not used."""
+        self.calibration = None
+        if (self.folder / checkpoint.CALIBRATION).is_file():
+            try:
+                self.calibration = Calibration.read(self.folder, self.version, self.config)
+            except ModelError as error:
+                self.uncalibrated = str(error)
 
     @property
     def card(self) -> str:
@@ -97,36 +119,88 @@ class Model:
         classes: Classes = None,
         noise: float = 0.0,
         map: bool = False,
+        ood: bool = True,
+        statistic: str | None = None,
+        statistics: str | Sequence[str] = (),
+        sanity: bool = False,
         batch_size: int = 32,
+        callback: Callable[[int, int], None] | None = None,
     ) -> list[Score]:
         """Score images of the model's size: uint8 [B, H, W, 3], [H, W, 3], or PIL images.
 
         classes: a name, an index or None (the null class), for all images or for each.
         noise: grey levels at which to score. At more than 0 the image is scaled by alpha(t) but no noise is added, so
             that scores are deterministic.
+        ood: say whether each image belongs, where the model is calibrated. Statistics have conditions of their own: no
+            class and the noise levels of `ncml.ood`, whatever is asked for above. False is one pass of the network.
+        statistic: the one that gives the verdict; None is the calibration's.
+        statistics: names of statistics to return, or "all"; without a calibration "all" are those that need none.
+        sanity: score each image once more with the lowest bit of every value flipped.
+        callback: called with images done and in all.
         """
         pixels = self._pixels(images)
         class_B = self._class_indices(classes, len(pixels))
         t = self._time(noise)
+        verdict, asked = self._asked(ood, statistic, statistics)
         scores: list[Score] = []
         for start in range(0, len(pixels), batch_size):
             some = slice(start, start + batch_size)
-            scores += self._score(pixels[some], class_B[some], t, map)
+            scores += self._score(pixels[some], class_B[some], t, map, verdict, asked, sanity)
+            if callback is not None:
+                callback(len(scores), len(pixels))
         return scores
 
-    @torch.inference_mode()
-    def _score(self, pixels: NDArray[np.uint8], class_B: torch.Tensor, t: float, with_map: bool) -> list[Score]:
-        x_BCHW = from_uint8(torch.from_numpy(pixels)).to(self.network.head.weight)
-        t_B = torch.full((len(pixels),), t, device=self.device)
-        x_BCHW = x_BCHW * process(self.config.noise).alpha(t_B)[:, None, None, None]
-        parameters_BPHW = self.network(x_BCHW, t_B, class_B.to(self.device))
-        log_prob_BHW = log_prob(x_BCHW, parameters_BPHW, t_B == 0).cpu()
+    def _asked(self, ood_: bool, verdict: str | None, names: str | Sequence[str]) -> tuple[str | None, tuple[str, ...]]:
+        """The statistic that gives the verdict, if there is to be one, and those to return."""
+        known = self.statistics
+        if verdict is not None:
+            ood.chosen(verdict, known)
+        asked = ood.chosen(names, known)
+        if self.calibration is None:
+            if names == "all":
+                asked = tuple(name for name in asked if not known[name].fitted)
+            for name in asked if verdict is None else (*asked, verdict):
+                if known[name].fitted or name == verdict:
+                    raise InputError("statistic", f"{name} cannot be judged: {self.uncalibrated}")
+            return None, asked
+        return (verdict or self.calibration.statistic) if ood_ else None, asked
+
+    def _score(
+        self,
+        pixels: NDArray[np.uint8],
+        class_B: torch.Tensor,
+        t: float,
+        with_map: bool,
+        verdict: str | None,
+        asked: tuple[str, ...],
+        sanity: bool,
+    ) -> list[Score]:
+        null = bool((class_B == len(self.classes)).all())
+        wanted = asked if verdict is None else (*asked, verdict)
+        columns, clean = ood.measure(self.network, pixels, ood.columns_for(wanted, self.statistics))
+        seen: Look = clean if clean is not None and null and t == 0 else ood.look(self.network, pixels, t, (), class_B)
+        log_prob_BHW = seen.log_prob_BHW.cpu()
         total_B = log_prob_BHW.sum((1, 2), dtype=torch.float64)
-        bits_B = bits_per_dim(total_B, self.height * self.width)
+        bits_B = bits_per_dim(total_B, self.height * self.width).tolist()
         map_BHW = bits_per_dim(log_prob_BHW, 1).numpy()
+        fit = self.calibration.fit if self.calibration is not None else None
+        values = {name: self.statistics[name].of(columns, fit) for name in wanted}
+        verdicts: Sequence[Ood | None] = [None] * len(pixels)
+        if verdict is not None and self.calibration is not None:
+            verdicts = self.calibration.verdicts(verdict, values[verdict])
+        flipped: list[float] | list[None] = [None] * len(pixels)
+        if sanity:
+            flipped = ood.measure(self.network, pixels ^ np.uint8(1), ["bits_0"])[0]["bits_0"].tolist()
         return [
-            Score(float(bits), float(total), map_HW if with_map else None)
-            for bits, total, map_HW in zip(bits_B, total_B, map_BHW, strict=True)
+            Score(
+                bits_B[i],
+                float(total_B[i]),
+                map_BHW[i] if with_map else None,
+                verdicts[i],
+                {name: float(values[name][i]) for name in asked},
+                flipped[i],
+            )
+            for i in range(len(pixels))
         ]
 
     def generate(
