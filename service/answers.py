@@ -59,6 +59,8 @@ _JOB_EXAMPLE: JsonDict = {
     "model": _MODEL,
     "n": 4,
     "priority": "normal",
+    "position": None,
+    "request_id": "5f0c1a7be2d94c38",
     "created_at": "2026-01-01T12:00:00Z",
     "started_at": "2026-01-01T12:00:01Z",
     "ended_at": None,
@@ -159,6 +161,8 @@ class JobAnswer(Answer):
     model: ModelRef | None = Field(description="Null until the job has started.")
     n: int = Field(description="Pictures in this job.")
     priority: Priority
+    position: int | None = Field(description="Jobs of its lane that come before it; null once it does not wait.")
+    request_id: str = Field(description="The id of the request that made it, as in the logs.")
     created_at: datetime
     started_at: datetime | None
     ended_at: datetime | None
@@ -176,8 +180,8 @@ def progress_answer(job_id: str, progress: Progress) -> ProgressAnswer:
     )
 
 
-def job_answer(view: JobView) -> JobAnswer:
-    """The document of a job."""
+def job_answer(view: JobView, position: int | None) -> JobAnswer:
+    """The document of a job, and of its place in the queue."""
     base = f"/jobs/{view.id}"
     return JobAnswer(
         id=view.id,
@@ -186,6 +190,8 @@ def job_answer(view: JobView) -> JobAnswer:
         model=view.model,
         n=view.n,
         priority=view.priority,
+        position=position,
+        request_id=view.request_id,
         created_at=datetime.fromtimestamp(view.created_at, UTC),
         started_at=None if view.started_at is None else datetime.fromtimestamp(view.started_at, UTC),
         ended_at=None if view.ended_at is None else datetime.fromtimestamp(view.ended_at, UTC),
@@ -196,12 +202,12 @@ def job_answer(view: JobView) -> JobAnswer:
     )
 
 
-def job_response(view: JobView, status: Literal[200, 202]) -> Response:
+def job_response(view: JobView, position: int | None, retry_after_s: int, status: Literal[200, 202]) -> Response:
     """The document of a job; 202 adds where to look and how soon."""
     headers = {"X-Job-Id": view.id}
     if status == 202:
-        headers |= {"Location": f"/jobs/{view.id}", "Retry-After": "1"}
-    return Response(job_answer(view).model_dump_json(), status, headers, JSON)
+        headers |= {"Location": f"/jobs/{view.id}", "Retry-After": str(retry_after_s)}
+    return Response(job_answer(view, position).model_dump_json(), status, headers, JSON)
 
 
 def failure(view: JobView) -> Problem:

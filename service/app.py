@@ -5,13 +5,15 @@ import sys
 from collections.abc import AsyncGenerator
 from importlib.metadata import version
 
-from fastapi import FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from PIL import Image
 from pydantic import ValidationError
-from starlette.responses import RedirectResponse
+from starlette.middleware.cors import CORSMiddleware
 
-from service import docs, problems
+from service import docs, page, problems
+from service.admission import Admission, Quota
 from service.asking import Desk
+from service.keys import KeyRing, KeysError
 from service.metrics import Metrics
 from service.middleware import Around, log_to_stderr
 from service.routes import health, jobs, models, pictures, score
@@ -24,6 +26,13 @@ Requests become jobs in a queue. A request waits for its job (30 s by default; `
 `Prefer: respond-async` not to wait); after that it is answered `202` with the job's `Location`.
 Errors are `application/problem+json` (RFC 9457).
 """
+
+
+EXPOSED = (
+    "Location", "Retry-After", "X-Job-Id", "X-Seed", "X-Request-Id", "Preference-Applied", "RateLimit",
+    "RateLimit-Policy", "WWW-Authenticate",
+)  # fmt: skip
+"""Headers of a response that scripts of other origins may read."""
 
 
 def create_app(settings: Settings, queue: JobQueue) -> FastAPI:
@@ -48,16 +57,24 @@ def create_app(settings: Settings, queue: JobQueue) -> FastAPI:
     )
     metrics = Metrics(queue)
     app.state.desk = Desk(settings, queue, metrics)
-    routers = [module.router for module in (score, pictures, jobs, models, health)]
-    for router in routers:
-        app.include_router(router)
+    admission = [Depends(Admission(KeyRing(settings.api_keys_file), metrics))] if settings.api_keys_file else []
+    quota = [Depends(Quota(settings.redis_url, settings.rate_limit, metrics))] if settings.rate_limit else []
+    routers: list[APIRouter] = []
+    for modules, guards in (((score, pictures), admission + quota), ((jobs, models), admission), ((health,), [])):
+        for module in modules:
+            app.include_router(module.router, dependencies=guards)
+            routers.append(module.router)
     docs.install(app)
-
-    @app.get("/", include_in_schema=False)
-    async def root() -> RedirectResponse:
-        return RedirectResponse("/docs")
-
+    page.install(app)
     problems.install(app, [*app.routes, *(route for router in routers for route in router.routes)])
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=EXPOSED,
+        )
     app.add_middleware(Around, metrics=metrics, max_body_bytes=settings.max_body_bytes)
     return app
 
@@ -79,4 +96,8 @@ def from_environment() -> FastAPI:
         print(f"ncml: NCML_REDIS_URL: {error}", file=sys.stderr)
         sys.exit(2)
     log_to_stderr(settings.log_level)
-    return create_app(settings, queue)
+    try:
+        return create_app(settings, queue)
+    except KeysError as error:
+        print(f"ncml: NCML_API_KEYS_FILE: {error}", file=sys.stderr)
+        sys.exit(2)

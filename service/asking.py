@@ -2,10 +2,11 @@
 
 import asyncio
 import hashlib
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import anyio.to_thread
 from fastapi import Depends, Request, Response
@@ -14,18 +15,19 @@ from service.answers import failure, job_response, picture_response, score_respo
 from service.metrics import Metrics
 from service.negotiation import patience
 from service.params import Params
-from service.problems import Problem, invalid, no_worker
+from service.problems import RETRY_AFTER_S, Problem, invalid, no_worker
 from service.reading import Asked
 from service.settings import Settings
 from worker.contract import (
     Job,
     JobStatus,
     JobView,
+    Lane,
     ModelDescriptor,
     PictureResult,
     Task,
 )
-from worker.queue import DuplicateJob, JobQueue, QueueFull
+from worker.queue import DuplicateJob, JobNotFound, JobQueue, QueueFull
 
 T = TypeVar("T")
 
@@ -90,25 +92,30 @@ class Desk:
         """
         wanted = patience(request.headers.get("prefer"), self.settings.wait_s)
         key = request.headers.get("idempotency-key")
-        job_id = await anyio.to_thread.run_sync(self._submit, job, asked, key, request.url.path)
+        owner = str(request.state.owner)
+        job_id = await anyio.to_thread.run_sync(self._submit, job, asked, key, request.url.path, owner)
         view = await (self.queue.wait(job_id, wanted.wait_s) if key else self._wait(request, job_id, wanted.wait_s))
-        response = await self.answer(view, media) if view.status.is_terminal else job_response(view, 202)
+        response = await self.answer(view, media) if view.status.is_terminal else await self.describe(view, 202)
         if wanted.applied:
             response.headers["Preference-Applied"] = wanted.applied
         response.headers["Vary"] = "Accept, Prefer"
         return response
 
-    def _submit(self, job: Job, asked: Asked[Any], key: str | None, path: str) -> str:
+    def _submit(self, job: Job, asked: Asked[Any], key: str | None, path: str, owner: str) -> str:
         if key is not None and not re.fullmatch(r"[\x21-\x7e]{1,255}", key):
             raise invalid("Idempotency-Key", "Idempotency-Key must be 1 to 255 visible ASCII characters.")
         fingerprint = asked.fingerprint(path) if key else ""
-        job_id = None if key is None else "key-" + hashlib.sha256(key.encode()).hexdigest()[:40]
+        job_id = None if key is None else "key-" + hashlib.sha256(f"{owner} {key}".encode()).hexdigest()[:40]
         try:
-            job_id = self.queue.submit(job, job_id=job_id, limit=self.settings.max_waiting, fingerprint=fingerprint)
+            job_id = self.queue.submit(
+                job, job_id=job_id, limit=self.settings.max_waiting, fingerprint=fingerprint, owner=owner
+            )
         except QueueFull as error:
             self.metrics.rejected.labels(reason="queue-full").inc()
             detail = str(error)[0].upper() + str(error)[1:] + "."
-            raise Problem(429, detail, kind="queue-full") from error
+            lane = job.task.lane
+            pause = self._seconds_for(lane, self.queue.depth(lane) / 2)  # half of what waits will have been done
+            raise Problem(429, detail, kind="queue-full", headers={"Retry-After": str(pause)}) from error
         except DuplicateJob as error:
             assert job_id is not None
             if self.queue.view(job_id).fingerprint != fingerprint:
@@ -117,6 +124,28 @@ class Desk:
             return job_id
         self.metrics.enqueued.labels(task=job.task, model=job.model, priority=job.priority).inc()
         return job_id
+
+    def _seconds_for(self, lane: Lane, jobs: float) -> int:
+        """How long the lane's workers take for so many jobs, at the pace that they measured; 1 to 3600."""
+        pace = self.queue.pace(lane)
+        return min(max(math.ceil(jobs / pace), 1), 3600) if pace else RETRY_AFTER_S
+
+    async def view(self, request: Request, job_id: str) -> JobView:
+        """A job of this client. Raises `JobNotFound` for another's as for none."""
+        view = await anyio.to_thread.run_sync(self.queue.view, job_id)
+        if view.owner != request.state.owner:
+            raise JobNotFound(f"there is no job {job_id} of this client")
+        return view
+
+    async def describe(self, view: JobView, status: Literal[200, 202]) -> Response:
+        """The document of a job; 202 says where to look and, by its place in the queue, how soon."""
+
+        def look() -> tuple[int | None, int]:
+            position = self.queue.position(view)
+            return position, 1 if position is None else self._seconds_for(view.task.lane, position + 1)
+
+        position, pause = await anyio.to_thread.run_sync(look)
+        return job_response(view, position, pause, status)
 
     async def _wait(self, request: Request, job_id: str, wait_s: float) -> JobView:
         """The job once it has ended or `wait_s` are over; a client that hangs up before that cancels it."""

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
 
 RETRY_AFTER_S = 5
-"""When to come back to a service that is full or not there yet, in seconds."""
+"""When to come back, in seconds, to a service whose pace is not known or which is not there yet."""
 
 
 class FieldError(BaseModel):

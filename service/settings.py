@@ -1,9 +1,12 @@
 """What an operator may set. Every field is read from the environment variable NCML_<NAME>."""
 
-from typing import Literal
+import re
+from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from limits import RateLimitItem, parse_many
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from worker.contract import Lane
 
@@ -11,7 +14,7 @@ from worker.contract import Lane
 class Settings(BaseSettings):
     """Settings of the service; a value out of range stops it at its start with a sentence."""
 
-    model_config = SettingsConfigDict(env_prefix="NCML_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="NCML_", extra="ignore", frozen=True, arbitrary_types_allowed=True)
 
     redis_url: str = "redis://localhost:6379/0"
     """The Valkey or Redis that carries the queue."""
@@ -33,9 +36,33 @@ class Settings(BaseSettings):
     """Seconds that a job may run before it fails."""
     default_model: str = ""
     """The model of a request that names none; empty: the first by name."""
+    api_keys_file: Path | None = None
+    """A file of `name:digest` lines, as `ncml key NAME` makes them; left out: whoever reaches the service may ask."""
+    rate_limit: Annotated[tuple[RateLimitItem, ...], NoDecode] = ()
+    """Requests for work that a client (the owner of a key, else an address) may make, as `60/minute; 1000/day`."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins of other sites whose pages may ask, as a JSON list such as ["https://example.org"]."""
     ready_lanes: tuple[Lane, ...] = (Lane.SCORE, Lane.GENERATE)
     """Lanes that need a worker with a model before /readyz says yes, as a JSON list."""
     decode_threads: int = Field(default=2, ge=1)
     """Pictures decoded at once; each may need `max_image_pixels` times 12 bytes."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
     """Level of the service's log, which has one JSON object a line."""
+
+    @field_validator("rate_limit", mode="before")
+    @classmethod
+    def _limits(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            return tuple(parse_many(value)) if value.strip() else ()
+        except ValueError:
+            raise ValueError("it must be like 60/minute, or several such separated by semicolons") from None
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if not re.fullmatch(r"https?://[^/*?#\s]+", origin):
+                raise ValueError(f"{origin!r} is no origin; it must be like https://example.org")
+        return value

@@ -298,6 +298,7 @@ class JobView(_Message):
     priority: Priority
     request_id: str
     fingerprint: str = Field(default="", description="what the submitter said to recognise the job by")
+    owner: str = Field(default="", description="whom the submitter said that the job belongs to")
     n: int
     created_at: float = Field(description="seconds since 1970, as are the next two")
     started_at: float | None = None
@@ -385,6 +386,7 @@ class WorkerInfo(_Message):
     models: tuple[ModelRef, ...]
     started_at: float
     seen_at: float
+    pace: dict[Lane, float] = Field(default={}, description="jobs a second of each lane, while it works on them")
 
 
 class QueueDepth(_Message):

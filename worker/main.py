@@ -3,7 +3,7 @@
 import math
 import os
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import ncml
 from ncml.errors import NcmlError
@@ -19,22 +19,7 @@ from worker.worker import GpuWorker, WorkerSettings
 
 def load(folder: Path, *, device: str) -> ModelLike:
     """Open a model folder, in the engine."""
-    model = ncml.load(folder, device=device)
-    return cast(ModelLike, model) if hasattr(model, "calibration") else _uncalibrated(model)
-
-
-def _uncalibrated(model: Any) -> ModelLike:
-    # until ncml.model has the parameters of a calibrated model
-    bare = model.score
-
-    def score(images: Any, *, classes: Any, noise: float, map: bool, **_: Any) -> list[Any]:
-        scores = bare(images, classes=classes, noise=noise, map=map)
-        for one in scores:
-            one.__dict__.update(ood=None, statistics={}, flipped_bpd=None)
-        return scores
-
-    model.calibration, model.score = None, score
-    return model
+    return cast(ModelLike, ncml.load(folder, device=device))
 
 
 def main(

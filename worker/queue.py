@@ -74,7 +74,7 @@ log = logging.getLogger("ncml.queue")
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _FIELDS = (
     "status", "outcome", "task", "model", "version", "priority", "request_id", "n", "submitted", "started", "ended",
-    "timing", "error", "progress", "start_by", "origin", "fingerprint",
+    "timing", "error", "progress", "start_by", "origin", "fingerprint", "owner",
 )  # fmt: skip
 
 
@@ -183,11 +183,20 @@ class JobQueue:
 
     # -- writing
 
-    def submit(self, job: Job, *, job_id: str | None = None, limit: int | None = None, fingerprint: str = "") -> str:
+    def submit(
+        self,
+        job: Job,
+        *,
+        job_id: str | None = None,
+        limit: int | None = None,
+        fingerprint: str = "",
+        owner: str = "",
+    ) -> str:
         """Put a job in the queue of its lane and priority; returns its id.
 
         `job_id` (letters, digits, `_`, `-`; at most 64) is the base for idempotency: `DuplicateJob` when it is taken.
-        `fingerprint` goes into the job's view, to tell whether the job under a taken id is the same.
+        `fingerprint` goes into the job's view, to tell whether the job under a taken id is the same, and so does
+        `owner`, to tell whose it is.
         `limit` is the most jobs that may wait in the lane: `QueueFull` beyond, and when the server's `maxmemory` is
         nearly reached. All are judged in the same atomic step.
         """
@@ -218,6 +227,7 @@ class JobQueue:
             "n": job.n,
             "batch_key": batch_key(job),
             "fingerprint": fingerprint,
+            "owner": owner,
         }
         answer = self._submit(
             keys=[job_key(job_id), events_key(job_id), wake_key(lane), queue_key(origin)]
@@ -326,6 +336,7 @@ class JobQueue:
             priority=Priority(h["priority"]),
             request_id=h["request_id"],
             fingerprint=h.get("fingerprint", ""),
+            owner=h.get("owner", ""),
             n=int(h.get("n", 1)),
             created_at=float(h["submitted"]),
             started_at=float(h["started"]) if "started" in h and status is not JobStatus.QUEUED else None,
@@ -340,6 +351,22 @@ class JobQueue:
             if self._end_queued(job_id, view, JobStatus.EXPIRED, error):
                 return self.view(job_id)
         return view
+
+    def position(self, view: JobView) -> int | None:
+        """How many jobs of its lane come before a queued one; None for one that does not wait (any more).
+
+        Several of them may share a batch with it.
+        """
+        if view.status is not JobStatus.QUEUED:
+            return None
+        pipe = self.redis.pipeline(transaction=False)
+        for priority in Priority:
+            if priority is view.priority:
+                break
+            pipe.llen(queue_key(queue_name(view.task.lane, priority)))
+        pipe.lpos(queue_key(queue_name(view.task.lane, view.priority)), view.id)
+        *before, own = pipe.execute()
+        return None if own is None else sum(before) + own
 
     def spec(self, job_id: str) -> Job | None:
         """The specification of a job that has not ended, None afterwards. Raises `JobNotFound`."""
@@ -462,6 +489,10 @@ class JobQueue:
     def depth(self, lane: Lane) -> int:
         """How many jobs wait in a lane."""
         return sum(entry.depth for entry in self.depths() if entry.lane is lane)
+
+    def pace(self, lane: Lane) -> float:
+        """Jobs a second that the lane's live workers do together, by what each has measured; 0 while none has."""
+        return sum(worker.pace.get(lane, 0.0) for worker in self.workers())
 
     def close(self) -> None:
         """Release the connections."""

@@ -75,6 +75,23 @@ class WorkerSettings:
 
 
 @dataclass
+class _Pace:
+    """Jobs a second of a lane while it is worked on: of the latest batches, each counting 0.8 of the one after it."""
+
+    jobs: float = 0.0
+    seconds: float = 0.0
+
+    def note(self, jobs: int, seconds: float) -> None:
+        """Count a batch."""
+        self.jobs, self.seconds = 0.8 * self.jobs + jobs, 0.8 * self.seconds + seconds
+
+    @property
+    def rate(self) -> float:
+        """Jobs a second."""
+        return self.jobs / self.seconds
+
+
+@dataclass
 class _Running:
     """A job in the engine, and what its followers have yet to be told."""
 
@@ -106,6 +123,7 @@ class GpuWorker(SimpleWorker):
         self._beat_at = self._complain_at = 0.0
         self._number = 0
         self._idle = True
+        self._paces: dict[Lane, _Pace] = {}
 
     # -- the life of the worker
 
@@ -177,6 +195,7 @@ class GpuWorker(SimpleWorker):
             models=tuple(ModelRef(name=m.name, version=m.version) for m in models),
             started_at=self._since,
             seen_at=time.time(),
+            pace={lane: pace.rate for lane, pace in self._paces.items()},
         )
         pipe = self._client.pipeline()
         pipe.set(worker_key(self.name), Worker(info=info, models=models).model_dump_json(), px=int(ALIVE_S * 1000))
@@ -294,6 +313,7 @@ class GpuWorker(SimpleWorker):
 
     def _compute(self, engine: Engine, running: dict[str, _Running]) -> None:
         self._number += 1
+        lane, jobs = next(iter(running.values())).job.task.lane, len(running)
         for entry in running.values():
             log.info("job started", extra=_names(entry) | {"batch": self._number, "attempt": entry.claim.attempts})
         engine.send(Batch(self._number, {job_id: entry.job for job_id, entry in running.items()}))
@@ -308,6 +328,7 @@ class GpuWorker(SimpleWorker):
             match message:
                 case Done() if message.number == self._number:
                     self._conclude(running, message)
+                    self._paces.setdefault(lane, _Pace()).note(jobs, time.monotonic() - began)
                     return
                 case Step():
                     heard = now

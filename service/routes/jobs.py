@@ -31,12 +31,18 @@ _BINARY = {"schema": {"type": "string", "format": "binary"}}
     operation_id="get_job",
     summary="Where a job stands",
     response_model=answers.JobAnswer,
-    responses=problems.documented(404, 422, 503),
+    responses=problems.documented(401, 404, 422, 503),
 )
-async def job(job_id: JobId, desk: Here) -> Response:
-    """Status, progress and links of a job; 404 when it never was or its time to live is over."""
-    view = await anyio.to_thread.run_sync(desk.queue.view, job_id)
-    return answers.job_response(view, 200)
+async def job(job_id: JobId, request: Request, desk: Here) -> Response:
+    """Status, place in the queue, progress and links of a job.
+
+    404 when it never was, its time to live is over, or another key made it.
+
+    ```
+    curl localhost:8000/jobs/$ID
+    ```
+    """
+    return await desk.describe(await desk.view(request, job_id), 200)
 
 
 @router.get(
@@ -54,18 +60,24 @@ async def job(job_id: JobId, desk: Here) -> Response:
             },
         },
         202: {"model": answers.JobAnswer, "description": "The job has not ended yet."},
-        **problems.documented(404, 406, 410, 422, 500, 503, 504),
+        **problems.documented(401, 404, 406, 410, 422, 500, 503, 504),
     },
 )  # fmt: skip
 async def result(job_id: JobId, request: Request, desk: Here) -> Response:
-    """The result of a job, negotiated by Accept. `Prefer: wait=N` waits for it; without it this answers at once."""
-    view = await anyio.to_thread.run_sync(desk.queue.view, job_id)
+    """The result of a job, negotiated by Accept. `Prefer: wait=N` waits for it; without it this answers at once.
+
+    ```
+    curl -H 'Prefer: wait=20' localhost:8000/jobs/$ID/result -o picture.png
+    curl -H 'Accept: application/zip' localhost:8000/jobs/$ID/result -o pictures.zip
+    ```
+    """
+    view = await desk.view(request, job_id)
     offers = answers.SCORE_OFFERS if view.task is Task.SCORE else answers.PICTURE_OFFERS
     media = negotiate(request.headers.get("accept"), offers)
     wanted = patience(request.headers.get("prefer"), desk.settings.wait_s)
     if not view.status.is_terminal and wanted.applied:
         view = await desk.queue.wait(job_id, wanted.wait_s)
-    response = await desk.answer(view, media) if view.status.is_terminal else answers.job_response(view, 202)
+    response = await desk.answer(view, media) if view.status.is_terminal else await desk.describe(view, 202)
     if wanted.applied:
         response.headers["Preference-Applied"] = wanted.applied
     response.headers["Vary"] = "Accept, Prefer"
@@ -77,14 +89,19 @@ async def result(job_id: JobId, request: Request, desk: Here) -> Response:
     operation_id="cancel_job",
     summary="End a job",
     response_model=answers.JobAnswer,
-    responses=problems.documented(404, 422, 503),
+    responses=problems.documented(401, 404, 422, 503),
 )
-async def cancel(job_id: JobId, desk: Here) -> Response:
+async def cancel(job_id: JobId, request: Request, desk: Here) -> Response:
     """Cancel a job that waits or runs; one that has ended stays as it is. Asking twice changes nothing.
 
     A running job ends within a moment: the answer may still say `running`.
+
+    ```
+    curl -X POST localhost:8000/jobs/$ID/cancel
+    ```
     """
-    return answers.job_response(await anyio.to_thread.run_sync(desk.queue.cancel, job_id), 200)
+    await desk.view(request, job_id)
+    return await desk.describe(await anyio.to_thread.run_sync(desk.queue.cancel, job_id), 200)
 
 
 @router.delete(
@@ -92,10 +109,16 @@ async def cancel(job_id: JobId, desk: Here) -> Response:
     operation_id="delete_job",
     summary="Forget a job",
     status_code=204,
-    responses=problems.documented(404, 409, 422, 503),
+    responses=problems.documented(401, 404, 409, 422, 503),
 )
-async def delete(job_id: JobId, desk: Here) -> None:
-    """End a job if need be, and delete it with its input, result and pictures at once."""
+async def delete(job_id: JobId, request: Request, desk: Here) -> None:
+    """End a job if need be, and delete it with its input, result and pictures at once.
+
+    ```
+    curl -X DELETE localhost:8000/jobs/$ID
+    ```
+    """
+    await desk.view(request, job_id)
     await anyio.to_thread.run_sync(desk.queue.cancel, job_id)
     if not (await desk.queue.wait(job_id, 5)).status.is_terminal:
         raise Problem(
@@ -110,14 +133,19 @@ async def delete(job_id: JobId, desk: Here) -> None:
     summary="The pictures of a running job as they look now",
     response_class=Response,
     responses={200: {"description": "A PNG (a grid of several).", "content": {PNG: _BINARY}},
-               **problems.documented(404, 422, 503)},
+               **problems.documented(401, 404, 422, 503)},
 )  # fmt: skip
-async def preview(job_id: JobId, desk: Here) -> Response:
-    """The latest preview of a running job; 404 while there is none."""
+async def preview(job_id: JobId, request: Request, desk: Here) -> Response:
+    """The latest preview of a running job; 404 while there is none.
+
+    ```
+    curl localhost:8000/jobs/$ID/preview -o now.png
+    ```
+    """
+    progress = (await desk.view(request, job_id)).progress
+    shown = progress.preview if progress else None
 
     def draw() -> bytes | None:
-        progress = desk.queue.view(job_id).progress
-        shown = progress.preview if progress else None
         blob = desk.queue.blob(shown.blob) if shown else None
         if shown is None or blob is None:
             return None
@@ -139,17 +167,17 @@ async def preview(job_id: JobId, desk: Here) -> Response:
             "description": "Server-sent events named after the job's states, and `progress`; the terminal one is last.",
             "content": {"text/event-stream": {"schema": {"type": "string"}}},
         },
-        **problems.documented(404, 422, 503),
+        **problems.documented(401, 404, 422, 503),
     },
 )
-async def events(job_id: JobId, desk: Here, last_event_id: LastEventId = "0") -> Response:
+async def events(job_id: JobId, request: Request, desk: Here, last_event_id: LastEventId = "0") -> Response:
     """A stream of server-sent events. Send `Last-Event-ID` to go on where a dropped stream ended.
 
     ```
     curl -N localhost:8000/jobs/$ID/events
     ```
     """
-    view = await anyio.to_thread.run_sync(desk.queue.view, job_id)
+    view = await desk.view(request, job_id)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(_stream(desk, view.id, last_event_id), 200, headers, "text/event-stream")
 

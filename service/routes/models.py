@@ -20,7 +20,9 @@ class Models(BaseModel):
     models: list[ModelDescriptor]
 
 
-@router.get("", operation_id="list_models", summary="The models that are served", responses=problems.documented(503))
+@router.get(
+    "", operation_id="list_models", summary="The models that are served", responses=problems.documented(401, 503)
+)
 async def models(desk: Here) -> Models:
     """Name, version, size, classes, default settings and metrics of every model, and its card."""
     served = await anyio.to_thread.run_sync(desk.queue.models)
@@ -31,7 +33,7 @@ async def models(desk: Here) -> Models:
     "/{name}",
     operation_id="get_model",
     summary="One model",
-    responses=problems.documented(404, 422, 503),
+    responses=problems.documented(401, 404, 422, 503),
 )
 async def model(
     name: Annotated[str, Path(description="`name`, or `name@version`.", max_length=200)], desk: Here

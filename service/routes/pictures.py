@@ -25,7 +25,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
         "headers": {"X-Seed": _SEED},
     },
     202: {"model": answers.JobAnswer, "description": "Not done within the wait: look at Location later."},
-    **problems.documented(400, 406, 410, 413, 415, 422, 429, 500, 503, 504),
+    **problems.documented(400, 401, 406, 410, 413, 415, 422, 429, 500, 503, 504),
 }
 
 

@@ -27,7 +27,7 @@ router = APIRouter(tags=["pictures"])
             "content": {NPZ: {"schema": {"type": "string", "format": "binary"}}, JSON: {}},
         },
         202: {"model": answers.JobAnswer, "description": "Not done within the wait: look at Location later."},
-        **problems.documented(400, 406, 410, 413, 415, 422, 429, 500, 503, 504),
+        **problems.documented(400, 401, 406, 410, 413, 415, 422, 429, 500, 503, 504),
     },
     openapi_extra=reading.documented(ScoreParams, images=MAX_IMAGES),
 )

@@ -109,6 +109,9 @@ class FakeQueue:
     canceled: set[str] = field(default_factory=set)
     forgotten: set[str] = field(default_factory=set)
     fingerprints: dict[str, str] = field(default_factory=dict)
+    owners: dict[str, str] = field(default_factory=dict)
+    waits: bool = False
+    rate: float = 0.0
     closed: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -116,7 +119,15 @@ class FakeQueue:
         if self.down:
             raise redis.ConnectionError("connection refused")
 
-    def submit(self, job: Job, *, job_id: str | None = None, limit: int | None = None, fingerprint: str = "") -> str:
+    def submit(
+        self,
+        job: Job,
+        *,
+        job_id: str | None = None,
+        limit: int | None = None,
+        fingerprint: str = "",
+        owner: str = "",
+    ) -> str:
         self._reach()
         with self.lock:
             if job_id in self.jobs:
@@ -126,6 +137,7 @@ class FakeQueue:
             job_id = job_id or f"job-{len(self.jobs)}"
             self.jobs[job_id] = (job, time.time())
             self.fingerprints[job_id] = fingerprint
+            self.owners[job_id] = owner
         return job_id
 
     def forget(self, job_id: str) -> None:
@@ -144,7 +156,7 @@ class FakeQueue:
         job, at = self.jobs[job_id]
         over = time.time() >= at + self.delay_s
         error = self.fails if over else None
-        status = JobStatus.SUCCEEDED if over else JobStatus.RUNNING
+        status = JobStatus.SUCCEEDED if over else JobStatus.QUEUED if self.waits else JobStatus.RUNNING
         if job_id in self.canceled:
             status, error = JobStatus.CANCELED, JobError(field=None, detail="canceled on request", reason="canceled")
         elif error:
@@ -159,6 +171,7 @@ class FakeQueue:
             priority=job.priority,
             request_id=job.request_id,
             fingerprint=self.fingerprints[job_id],
+            owner=self.owners[job_id],
             n=job.n,
             created_at=at,
             started_at=at,
@@ -247,6 +260,16 @@ class FakeQueue:
     def depths(self) -> list[QueueDepth]:
         self._reach()
         return [QueueDepth(lane=lane, priority=p, depth=3, oldest_age_s=1.5) for lane in Lane for p in Priority]
+
+    def depth(self, lane: Lane) -> int:
+        return len(self.jobs)
+
+    def position(self, view: JobView) -> int | None:
+        self._reach()
+        return list(self.jobs).index(view.id) if view.status is JobStatus.QUEUED else None
+
+    def pace(self, lane: Lane) -> float:
+        return self.rate
 
     def close(self) -> None:
         self.closed += 1

@@ -211,6 +211,17 @@ def test_a_job_longer_than_the_wait_is_answered_202(client: TestClient, queue) -
     assert client.get("/jobs/job-0/result", headers={"accept": "application/json"}).json()["images"][0]["seed"] == 1
 
 
+def test_a_job_that_waits_tells_its_place_and_when_to_look_again(client: TestClient, queue) -> None:
+    queue.delay_s, queue.waits, queue.rate = 60, True, 0.5
+    answers = [client.post("/generate", headers={"prefer": "respond-async"}) for _ in range(3)]
+    assert [answer.json()["position"] for answer in answers] == [0, 1, 2]
+    assert [answer.headers["retry-after"] for answer in answers] == ["2", "4", "6"]
+    assert client.get("/jobs/job-2").json()["position"] == 2
+    queue.waits = False
+    assert client.get("/jobs/job-2").json()["position"] is None
+    assert client.get("/jobs/job-2/result").headers["retry-after"] == "1"
+
+
 def test_respond_async_does_not_wait(client: TestClient, queue) -> None:
     queue.delay_s = 60
     started = time.monotonic()
@@ -235,7 +246,7 @@ def test_a_job_is_described_with_links_that_work(client: TestClient, queue) -> N
     assert body["progress"] == {
         "stage": "refine", "step": 1, "total": 2, "done": 0, "n": 2, "preview": "/jobs/job-0/preview",
     }  # fmt: skip
-    assert queue.jobs["job-0"][0].request_id == "abc"
+    assert queue.jobs["job-0"][0].request_id == body["request_id"] == "abc"
     assert pixels(client.get(body["progress"]["preview"]).content).shape == (8, 16, 3)
     assert client.get(body["links"]["self"]).json()["id"] == "job-0"
     for _ in range(2):

@@ -24,7 +24,7 @@ def assert_problem(answer, status: int) -> dict:
     assert body["status"] == status
     assert body["request_id"] == answer.headers["x-request-id"]
     assert body["detail"].endswith(".")
-    assert answer.headers.get("retry-after") == (str(RETRY_AFTER_S) if status in (429, 503) else None)
+    assert ("retry-after" in answer.headers) == (status in (429, 503))
     return body
 
 
@@ -275,8 +275,13 @@ def test_a_full_queue_is_429(new_client, queue) -> None:
     client = new_client(max_waiting=2)
     codes = [client.post("/generate", headers={"prefer": "respond-async"}).status_code for _ in range(2)]
     assert codes == [202, 202]
-    answer = client.post("/generate", headers={"prefer": "respond-async"})
-    assert "2 jobs are waiting" in assert_problem(answer, 429)["detail"]
+    for rate, seconds in ((0, RETRY_AFTER_S), (0.05, 20), (0.0001, 3600), (100, 1)):
+        queue.rate = rate
+        answer = client.post("/generate", headers={"prefer": "respond-async"})
+        body = assert_problem(answer, 429)
+        assert "2 jobs are waiting" in body["detail"]
+        assert body["type"] == "urn:ncml:problem:queue-full"
+        assert answer.headers["retry-after"] == str(seconds), "half of what waits will have been done by then"
 
 
 def test_a_defect_is_a_500_without_a_word_about_its_cause(client, queue) -> None:

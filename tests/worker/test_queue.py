@@ -61,6 +61,40 @@ def test_a_full_lane_takes_exactly_its_limit_and_leaves_nothing_of_the_rest(queu
     queue.submit(ScoreJob(model="m", images=(PIXELS,)), limit=1)  # the other lane is not full
 
 
+def test_a_job_knows_how_many_come_before_it(queue: JobQueue) -> None:
+    low, first, second = (
+        queue.submit(GenerateJob(model="m", priority=priority))
+        for priority in (Priority.LOW, Priority.NORMAL, Priority.NORMAL)
+    )
+    queue.submit(ScoreJob(model="m", images=(PIXELS,), priority=Priority.HIGH))  # of another lane
+    assert [queue.position(queue.view(job_id)) for job_id in (first, second, low)] == [0, 1, 2]
+    high = queue.submit(GenerateJob(model="m", priority=Priority.HIGH))
+    assert [queue.position(queue.view(job_id)) for job_id in (high, first, second, low)] == [0, 1, 2, 3]
+    view = queue.view(first)
+    queue.cancel(first)
+    assert queue.position(view) is None  # it left the queue after it was looked at
+    assert queue.position(queue.view(first)) is None
+    assert queue.position(queue.view(low)) == 2
+
+
+def test_a_job_keeps_whose_it_is(queue: JobQueue) -> None:
+    assert queue.view(queue.submit(GenerateJob(model="m"), owner="ann")).owner == "ann"
+    assert queue.view(queue.submit(GenerateJob(model="m"))).owner == ""
+
+
+def test_the_pace_of_a_lane_is_what_its_workers_measured(queue: JobQueue) -> None:
+    assert queue.pace(Lane.SCORE) == 0
+    for name, pace in (("a", {Lane.SCORE: 2.0}), ("b", {Lane.SCORE: 3.0, Lane.GENERATE: 0.5}), ("c", {})):
+        info = WorkerInfo(
+            name=name, lanes=tuple(Lane), state=WorkerState.IDLE, device="cpu", max_batch=8, models=(), started_at=0,
+            seen_at=0, pace=pace,
+        )  # fmt: skip
+        queue.redis.set(worker_key(name), Worker(info=info, models=()).model_dump_json())
+        queue.redis.zadd(WORKERS, {name: 0})
+    assert queue.pace(Lane.SCORE) == 5
+    assert queue.pace(Lane.GENERATE) == 0.5
+
+
 def test_a_queued_job_is_canceled_at_once_and_only_once(queue: JobQueue) -> None:
     job_id = queue.submit(GenerateJob(model="m"))
     view = queue.cancel(job_id)

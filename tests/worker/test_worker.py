@@ -154,6 +154,16 @@ def test_high_priority_overtakes_a_backlog_and_low_yields_to_it(fleet: Fleet) ->
     assert ends[0] < sorted(ends[1:65])[20]
 
 
+def test_a_worker_measures_its_pace(fleet: Fleet) -> None:
+    write_model(fleet.models, batch_s=0.2, image_s=0.0)
+    fleet.start(max_batch=4)
+    fleet.wait([fleet.queue.submit(score()) for _ in range(24)])
+    pace = eventually(lambda: fleet.queue.pace(Lane.SCORE))
+    eventually(lambda: 10 < fleet.queue.pace(Lane.SCORE) <= 20)  # 4 in 0.2 s, and what surrounds them
+    assert pace > 0
+    assert fleet.queue.pace(Lane.GENERATE) == 0
+
+
 def test_a_lone_job_on_an_idle_engine_does_not_wait_for_company(fleet: Fleet) -> None:
     write_model(fleet.models, batch_s=0.0, image_s=0.0)
     fleet.start(window_s=1.0)
