@@ -6,48 +6,71 @@ Everything is decoded once and kept as uint8. Every picture goes through the pre
 from __future__ import annotations
 
 import functools
+import hashlib
+import itertools
+import json
 import os
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from ncml import images
-from ncml.errors import InputError, NotAnImage, TooLarge
+from ncml import checkpoint, images
+from ncml.errors import InputError
+from ncml.inventory import Inventory
 
 Part = Literal["fit", "calibration-fit", "calibration-rank"]
 
 SPLIT = 50
 """Of every 50 pictures, in the dataset's order, the first 2 are calibration-fit and the next 5 calibration-rank."""
 
+SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"))
+"""Names of pictures end like this; only used to tell a stray picture from a stray file."""
+
+AT_ONCE = 256
+"""Pictures whose files are in memory at once."""
+
 Report = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Pictures of one size in memory."""
+    """Pictures of one size, in memory or mapped from a file."""
 
-    images_NHWC: Tensor
-    """uint8 [N, H, W, 3]."""
+    store_NHWC: Tensor
+    """uint8 [S, H, W, 3]: of these the dataset is `rows_N`, or all."""
     labels_N: Tensor
     """int64 [N]; 0 where there are no classes."""
     classes: tuple[str, ...]
     """Class names in the order of the labels; () where the source has no classes."""
-    skipped: int = 0
-    """Pictures that could not be read."""
-    resized: int = 0
-    """Pictures that had another size."""
+    inventory: Inventory = field(default_factory=Inventory)
+    """What the source was found to hold."""
+    rows_N: Tensor | None = None
+    """int64 [N]: where in the store each picture lies."""
 
     def __len__(self) -> int:
-        return len(self.images_NHWC)
+        return len(self.labels_N)
+
+    @property
+    def images_NHWC(self) -> Tensor:
+        """The pictures, uint8 [N, H, W, 3]; of a part, a copy in memory."""
+        return self.store_NHWC if self.rows_N is None else self.store_NHWC[self.rows_N]
+
+    def take(self, index_N: Tensor) -> Dataset:
+        """The pictures at these positions, none of which is copied."""
+        rows_N = index_N if self.rows_N is None else self.rows_N[index_N]
+        return Dataset(self.store_NHWC, self.labels_N[index_N], self.classes, self.inventory, rows_N)
 
     def first(self, count: int) -> Dataset:
         """The first so many pictures."""
-        return Dataset(self.images_NHWC[:count], self.labels_N[:count], self.classes, self.skipped, self.resized)
+        return self.take(torch.arange(min(count, len(self))))
 
     def part(self, name: Part) -> Dataset:
         """One of three disjoint parts by position i in the dataset's order: i mod 50 is 0-1, 2-6, or the rest (fit)."""
@@ -57,35 +80,86 @@ class Dataset:
             "calibration-rank": (position >= 2) & (position < 7),
             "fit": position >= 7,
         }[name]
-        return Dataset(self.images_NHWC[chosen], self.labels_N[chosen], self.classes, self.skipped, self.resized)
+        return self.take(chosen.nonzero().flatten())
 
 
-def load(source: str, height: int, width: int, *, split: str = "train", report: Report | None = None) -> Dataset:
+def load(
+    source: str,
+    height: int,
+    width: int,
+    *,
+    split: str = "train",
+    keep: Path | None = None,
+    report: Report = lambda done, total: None,
+) -> Dataset:
     """Read a dataset at the given size.
 
     source: a folder of pictures (with a subfolder for each class, or none), a folder of parquet files, or a Hub name.
     split: which split of a parquet folder or Hub dataset.
+    keep: folder for the decoded pictures, which are then mapped instead of held in memory; what it holds already is
+        used, unless the source has changed. Processes that share a disk share it, once one of them has filled it.
     report: called with pictures done and in all.
     """
     folder = Path(source)
     if folder.is_file():
         raise InputError("data", f"{source} is a file; give the folder that it is in.")
     if folder.is_dir() and not any(folder.rglob("*.parquet")):
-        return _from_pictures(folder, height, width, report)
-    return _from_datasets(source, height, width, split, report)
+        found = _from_pictures(folder)
+    else:
+        found = _from_datasets(source, split)
+    if keep is None:
+        pixels_NHWC = np.empty((found.count, height, width, 3), np.uint8)
+        return _decode(found, pixels_NHWC, report)
+    kept = _Kept(keep, [found.identity, height, width, split, images.PREPROCESSING])
+    return kept.dataset() or kept.fill(found, height, width, report)
 
 
-def _from_pictures(folder: Path, height: int, width: int, report: Report | None) -> Dataset:
+@dataclass(frozen=True)
+class _Row:
+    name: str
+    data: bytes | Path
+    label: int
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A dataset before it is decoded."""
+
+    name: str
+    count: int
+    classes: tuple[str, ...]
+    rows: Iterable[_Row]
+    identity: str
+    """Another one when the pictures are others."""
+    unreadable: tuple[str, ...] = ()
+    """Files that cannot be pictures."""
+
+
+def _from_pictures(folder: Path) -> _Source:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     classes = tuple(sorted({path.relative_to(folder).parts[0] for path in files if path.parent != folder}))
-    if classes and any(path.parent == folder for path in files):
+    outside = [path for path in files if path.parent == folder] if classes else []
+    if any(path.suffix.lower() in SUFFIXES for path in outside):
         raise InputError("data", f"{folder} has pictures both in class folders and outside them; use one of the two.")
     index = {name: i for i, name in enumerate(classes)}
-    rows = ((path, index[path.relative_to(folder).parts[0]] if classes else 0) for path in files)
-    return _decode(str(folder), rows, len(files), classes, height, width, report)
+    inside = [path for path in files if path not in set(outside)]
+    rows = (
+        _Row(str(path.relative_to(folder)), path, index[path.relative_to(folder).parts[0]] if classes else 0)
+        for path in inside
+    )
+    return _Source(str(folder), len(inside), classes, rows, _listing(files), tuple(path.name for path in outside))
 
 
-def _from_datasets(source: str, height: int, width: int, split: str, report: Report | None) -> Dataset:
+def _listing(files: Sequence[Path]) -> str:
+    """A digest of files by name, size and time of change."""
+    sha = hashlib.sha256()
+    for path in files:
+        stat = path.stat()
+        sha.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return sha.hexdigest()
+
+
+def _from_datasets(source: str, split: str) -> _Source:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     import datasets
 
@@ -102,8 +176,12 @@ def _from_datasets(source: str, height: int, width: int, split: str, report: Rep
     label = next((name for name in ("label", "labels", "fine_label") if name in table.features), None)
     labels, classes = _labels(source, table, label) if label else ([0] * len(table), ())
     raw = table.cast_column(picture, datasets.Image(decode=False))
-    rows = ((row[picture]["bytes"] or row[picture]["path"], value) for row, value in zip(raw, labels, strict=True))
-    return _decode(source, rows, len(table), classes, height, width, report)
+    rows = (
+        _Row(cell["path"] or f"row {i}", cell["bytes"] or Path(cell["path"]), label)
+        for i, (cell, label) in enumerate(zip((row[picture] for row in raw), labels, strict=True))
+    )
+    # The library's fingerprint of a table follows the names, sizes and times of its files.
+    return _Source(source, len(table), classes, rows, str(table._fingerprint))
 
 
 @functools.cache
@@ -148,30 +226,102 @@ def _column(source: str, features: Any, names: tuple[str, ...], kind: type, what
     raise InputError("data", f"{source!r} has no column of {what}s, only {', '.join(features)}.")
 
 
-def _decode(
-    source: str,
-    rows: Iterable[tuple[Any, int]],
-    count: int,
-    classes: tuple[str, ...],
-    height: int,
-    width: int,
-    report: Report | None,
-) -> Dataset:
-    pixels = np.empty((count, height, width, 3), np.uint8)
-    labels = np.empty(count, np.int64)
-    kept = skipped = resized = 0
-    for data, label in rows:
-        try:
-            picture = images.open_image(data, field="data")
-            pixels[kept] = images.fit(picture, height, width)
-        except (NotAnImage, TooLarge):
-            skipped += 1
+def _decode(source: _Source, pixels_NHWC: NDArray[np.uint8], report: Report) -> Dataset:
+    """Decode into an array with a place for each row; those that cannot be read leave none empty between others."""
+    count, height, width, _ = pixels_NHWC.shape
+    labels: list[int] = []
+    unreadable = list(source.unreadable)
+    sizes: Counter[str] = Counter()
+    seen: set[bytes] = set()
+    enlarged = 0
+    for row, decoded in _decoded(source.rows, height, width):
+        if decoded is None:
+            unreadable.append(row.name)
         else:
-            labels[kept] = label
-            resized += picture.shape[:2] != (height, width)
-            kept += 1
-        if report is not None and (kept + skipped) % 256 == 0:
-            report(kept + skipped, count)
-    if not kept:
-        raise InputError("data", f"{source!r} holds no readable picture ({skipped} files could not be read).")
-    return Dataset(torch.from_numpy(pixels[:kept]), torch.from_numpy(labels[:kept]), classes, skipped, resized)
+            picture, (rows, columns) = decoded
+            pixels_NHWC[len(labels)] = picture
+            labels.append(row.label)
+            sizes[f"{columns}x{rows}"] += 1
+            enlarged += rows < height or columns < width
+            seen.add(hashlib.blake2b(picture.tobytes(), digest_size=16).digest())
+        done = len(labels) + len(unreadable) - len(source.unreadable)
+        if done % AT_ONCE == 0:
+            report(done, count)
+    if not labels:
+        raise InputError(
+            "data", f"{source.name!r} holds no readable picture ({len(unreadable)} files could not be read)."
+        )
+    by_class = np.bincount(labels, minlength=len(source.classes)).tolist() if source.classes else []
+    inventory = Inventory(
+        files=len(labels) + len(unreadable),
+        sizes=sizes,
+        enlarged=enlarged,
+        copies=len(labels) - len(seen),
+        unreadable=unreadable,
+        classes=dict(zip(source.classes, by_class, strict=bool(source.classes))),
+    )
+    return Dataset(torch.from_numpy(pixels_NHWC[: len(labels)]), torch.tensor(labels), source.classes, inventory)
+
+
+def _decoded(
+    rows: Iterable[_Row], height: int, width: int
+) -> Iterator[tuple[_Row, tuple[NDArray[np.uint8], tuple[int, ...]] | None]]:
+    """Each row in order, with its picture and the size that it had, or None; by as many threads as PyTorch has."""
+
+    def decode(row: _Row) -> tuple[NDArray[np.uint8], tuple[int, ...]] | None:
+        try:
+            picture = images.open_image(row.data, field="data")
+        except InputError:
+            return None
+        return images.fit(picture, height, width), picture.shape[:2]
+
+    rows = iter(rows)
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        while some := list(itertools.islice(rows, AT_ONCE)):
+            yield from zip(some, pool.map(decode, some), strict=True)
+
+
+class _Kept:
+    """A folder that holds decoded pictures, whole once it has its description."""
+
+    def __init__(self, folder: Path, identity: Sequence[object]) -> None:
+        self.pixels, self.labels, self.description = (
+            folder / name for name in ("pictures.npy", "labels.npy", "description.json")
+        )
+        self.identity = json.loads(json.dumps(identity))
+
+    def dataset(self) -> Dataset | None:
+        """What the folder holds, if it is this dataset."""
+        try:
+            found = json.loads(self.description.read_text())
+            if found["identity"] != self.identity:
+                return None
+            labels_N = torch.from_numpy(np.load(self.labels))
+            # Copy on write, and nothing writes: PyTorch warns of arrays that it may not write to.
+            pixels_NHWC = np.load(self.pixels, mmap_mode="c")[: len(labels_N)]
+            inventory = Inventory.from_json(found["inventory"])
+            return Dataset(torch.from_numpy(pixels_NHWC), labels_N, tuple(found["classes"]), inventory)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None  # nothing there, or not whole: it is decoded anew
+
+    def fill(self, source: _Source, height: int, width: int, report: Report) -> Dataset:
+        """Decode into the folder, and map it from there."""
+        self.pixels.parent.mkdir(parents=True, exist_ok=True)
+        self.description.unlink(missing_ok=True)
+        try:
+            shape = (source.count, height, width, 3)
+            pixels_NHWC = np.lib.format.open_memmap(self.pixels, "w+", np.uint8, shape)
+            with self.pixels.open("r+b") as file:  # a full disk is an error now, and a crash once the pages are written
+                os.posix_fallocate(file.fileno(), 0, self.pixels.stat().st_size)
+        except OSError as error:
+            size = source.count * height * width * 3 / 2**30
+            raise InputError(
+                "out",
+                f"{self.pixels.parent} has no room for {size:.1f} GiB of decoded pictures ({error.strerror}): "
+                "free some, or give --out on another disk.",
+            ) from error
+        found = _decode(source, pixels_NHWC, report)
+        np.save(self.labels, found.labels_N.numpy())
+        described = {"identity": self.identity, "classes": found.classes, "inventory": found.inventory.to_json()}
+        checkpoint.write_json(self.description, described)
+        return self.dataset() or found

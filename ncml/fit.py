@@ -4,25 +4,44 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from ncml import checkpoint, data
+from ncml import checkpoint, data, ood
 from ncml.config import Config
 from ncml.errors import InputError, TrainingError
+from ncml.generate import Plan, draw
+from ncml.images import grid, to_png
+from ncml.incremental import incremental
+from ncml.inventory import counted
 from ncml.memory import reuse_freed_memory
 from ncml.model import Model
+from ncml.model import load as load_model
 from ncml.network import NCPN
 from ncml.noise import end_time, grey_levels, process
-from ncml.train import STATE, Trainer, held_out_bits, run
+from ncml.parallel import Team
+from ncml.track import TensorBoard, Tracker
+from ncml.train import ALONE, PLAIN, STATE, Execution, Trainer, held_out_bits, run
 from ncml.transfer import start_from
 
 MONITORED = 500
 """Held-out pictures that measure a run as it goes."""
+
+DRAWN = 16
+"""Pictures drawn at every interval, from the same seeds each time."""
+
+LOGGED = 50
+"""Steps from one line of figures to the next."""
+
+MARGIN = 0.9
+"""Share of the time given that training is planned to take; machines slow down, and measuring takes time too."""
 
 Bar = Callable[[str, int, int, str], None]
 """(stage, done, total, note): what a progress bar shows."""
@@ -35,6 +54,7 @@ class Fitted:
     folder: Path
     version: str
     metrics: dict[str, float]
+    calibrated: bool
 
 
 def fit(
@@ -43,21 +63,97 @@ def fit(
     out: Path,
     *,
     command: str,
+    images: int | None = None,
     resume: bool = False,
     init_from: Model | None = None,
-    device: str = "cpu",
+    team: Team = ALONE,
+    execution: Execution = PLAIN,
     max_seconds: float = math.inf,
     interval: int = 20_000,
+    trackers: Sequence[Callable[[Path, Config], Tracker]] = (),
+    say: Callable[[str], None] = lambda line: None,
     bar: Bar = lambda stage, done, total, note: None,
-) -> Fitted:
-    """Train a model on the fit part of a dataset and write its folder, with what was measured in its card.
+) -> Fitted | None:
+    """Train a model on the fit part of a dataset, write its folder with what was measured in its card, calibrate it.
 
     The parts calibration-fit and calibration-rank (`ncml.data`) are never trained on. A dataset with a test split is
-    measured on it, any other on calibration-fit.
+    measured on it, any other on calibration-fit. Only the first process of a team returns what came of it.
 
+    images: how many the run sees in all. None is what it was begun with, or what fits into `max_seconds`, or the
+        recipe's. The learning rate falls to 0 by then.
     init_from: the model whose weights a new run begins with (`ncml.transfer`).
+    trackers: makers of further trackers, called with the run's folder and the configuration.
+    say: is told a line at a time what was found and what is going to happen.
     """
     reuse_freed_memory()
+    state, run_folder = out / STATE, (out / STATE).parent
+    _check_folder(out, resume)
+    height, width = config.model.height, config.model.width
+
+    def reading(done: int, total: int) -> None:
+        bar("read", done, total, "")
+
+    if not team.first:
+        team.wait()  # until the first has decoded the pictures
+    pictures = data.load(source, height, width, keep=run_folder / "pictures", report=reading)
+    if team.first:
+        team.wait()
+    config = replace(config, model=replace(config.model, classes=pictures.classes))
+    part, held_out = pictures.part("fit"), pictures.part("calibration-fit")
+    for line in pictures.inventory.lines(height, width):
+        say(line)
+    if not len(part) or not len(held_out):
+        raise InputError("data", f"{source} holds {counted(len(pictures), 'picture')}; 8 are the least to split.")
+
+    def start(network: NCPN) -> None:
+        if init_from is not None and not resume:
+            start_from(network, init_from.network, init_from.name)
+
+    trainer = Trainer(config, part, start=start, team=team, execution=execution)
+    if resume:
+        trainer.resume(state, images=images)
+    elif images is not None:
+        trainer.set_images(images)
+    seconds = trainer.rehearse() / config.training.batch_size
+    if images is None and not resume and max_seconds < math.inf:
+        fitting = int(team.total(MARGIN * max_seconds / seconds if team.first else 0.0))
+        trainer.set_images(max(config.training.batch_size, min(fitting, trainer.config.training.images)))
+    say(f"{len(part):,} to fit, {len(pictures) - len(part):,} held out for measuring and calibrating")
+    say(_plan(trainer, seconds, max_seconds))
+    watch = _Watch(trainer, run_folder, trackers, bar) if team.first else None
+    try:
+        run(
+            trainer,
+            state,
+            held_out=held_out.first(MONITORED),
+            interval=interval,
+            max_seconds=max_seconds,
+            report=watch.step if watch else lambda trainer, mean, rate: None,
+            measured=watch.interval if watch else lambda trainer: None,
+        )
+    finally:
+        if watch:
+            watch.close()
+    measured, what = _measured_on(source, height, width, held_out, run_folder, team)
+    done = 0
+
+    def measuring(count: int) -> None:
+        nonlocal done
+        done += count * team.size
+        bar("measure", min(done, len(measured)), len(measured), "")
+
+    key = "test_bpd" if what == "test" else "held_out_bpd"
+    bits = held_out_bits(trainer.ema, measured, team=team, report=measuring)
+    if not team.first:
+        return None
+    metrics = {key: round(bits, 4), "images_seen": trainer.images}
+    card = card_of(trainer, command, pictures, metrics, what, len(measured))
+    version = checkpoint.save(out, trainer.ema, metrics=metrics, card=card)
+    return Fitted(out, version, metrics, _calibrate(out, pictures, team.device, say, bar))
+
+
+def _check_folder(out: Path, resume: bool) -> None:
+    """Refuse a folder that holds something else, before anything is read."""
     state = out / STATE
     if state.exists() and not resume:
         raise InputError("out", f"{out} holds a training run already; add --resume to go on, or give another folder.")
@@ -65,56 +161,126 @@ def fit(
         raise InputError("out", f"{out} holds a finished model already; give another folder.")
     if resume and not state.exists():
         raise InputError("resume", f"{out} holds no training run to resume; leave --resume out to start one.")
-    height, width = config.model.height, config.model.width
-    pictures = data.load(source, height, width, report=lambda done, total: bar("read", done, total, ""))
-    config = replace(config, model=replace(config.model, classes=pictures.classes))
-    part, held_out = pictures.part("fit"), pictures.part("calibration-fit")
-    if not len(part) or not len(held_out):
-        raise InputError("data", f"{source} has {len(pictures)} pictures; 8 are the least that can be split.")
+    try:
+        state.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError("out", f"{out} cannot be a folder: {error.strerror}.") from error
 
-    def start(network: NCPN) -> None:
-        if init_from is not None and not resume:
-            start_from(network, init_from.network, init_from.name)
 
-    trainer = Trainer(config, part, device=device, start=start)
-    if resume:
-        trainer.resume(state)
+def _plan(trainer: Trainer, seconds: float, max_seconds: float) -> str:
+    """What is going to be computed, and how long that takes."""
+    training = trainer.config.training
+    left = training.images - trainer.images
+    parameters = sum(p.numel() for p in trainer.network.parameters())
+    where = counted(trainer.team.size, "process", "processes") if trainer.team.size > 1 else str(trainer.device)
+    told = f"{trainer.config.recipe}, {parameters:,} parameters, {training.precision} on {where}: "
+    if left <= 0:
+        return told + f"the run is finished after {trainer.images:,} images; --max-images makes it longer"
+    needed = left * seconds
+    told += f"{left:,} images at {1 / seconds:,.3g} a second take about {duration(needed)}"
+    if needed > max_seconds:
+        return told + f"; it stops after {duration(max_seconds)}, and --resume goes on"
+    return told + time.strftime(", until %H:%M on %d %B", time.localtime(time.time() + needed))
 
-    def report(trainer: Trainer, mean: float, rate: float) -> None:
+
+def duration(seconds: float) -> str:
+    """45 s, 12 min, 3 h 20 min or 5 days 3 h."""
+    minutes, hours = round(seconds / 60), round(seconds / 3600)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if minutes < 100:
+        return f"{minutes} min"
+    if hours < 48:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{hours // 24:,} days {hours % 24} h"
+
+
+class _Watch:
+    """Tells the progress bar and the trackers of a run, and draws pictures with it."""
+
+    def __init__(
+        self, trainer: Trainer, folder: Path, trackers: Sequence[Callable[[Path, Config], Tracker]], bar: Bar
+    ) -> None:
+        self.bar = bar
+        self.samples = folder / "samples"
+        self.samples.mkdir(exist_ok=True)
+        self.trackers: list[Tracker] = [TensorBoard(folder / "tensorboard", trainer.images)]
+        self.trackers += [make(folder, trainer.config) for make in trackers]
+
+    def step(self, trainer: Trainer, mean: float, rate: float) -> None:
         last = f", held-out {trainer.history[-1]['held_out_bpd']:.3f}" if trainer.history else ""
-        note = f"{mean:.3f} bits/dim{last}, {rate:.0f} images/s"
-        bar("train", trainer.images, config.training.images, note)
+        total = trainer.config.training.images
+        self.bar("train", min(trainer.images, total), total, f"{mean:.3f} bits/dim{last}, {rate:.3g} images/s")
+        if trainer.step % LOGGED == 0:
+            values = {
+                "train/bits_per_dim": mean,
+                "train/gradient_norm": float(trainer.norm),
+                "train/learning_rate": trainer.optimizer.param_groups[0]["lr"],
+                "train/images_per_second": rate,
+            }
+            for tracker in self.trackers:
+                tracker.scalars(trainer.images, values)
 
-    run(
-        trainer,
-        state,
-        held_out=held_out.first(MONITORED),
-        interval=interval,
-        max_seconds=max_seconds,
-        report=report,
+    def interval(self, trainer: Trainer) -> None:
+        picture = grid(sample(trainer.ema, DRAWN))
+        checkpoint.replace_file(
+            self.samples / f"{trainer.images:010d}.png", lambda new: new.write_bytes(to_png(picture))
+        )
+        for tracker in self.trackers:
+            tracker.scalars(trainer.images, {"held_out/bits_per_dim": trainer.history[-1]["held_out_bpd"]})
+            tracker.picture(trainer.images, "samples", picture)
+
+    def close(self) -> None:
+        for tracker in self.trackers:
+            tracker.close()
+
+
+def sample(network: NCPN, count: int) -> NDArray[np.uint8]:
+    """Pictures with the seeds 0, 1, ..., of each class in turn and of none, uint8 [count, H, W, 3].
+
+    They begin at the most noise that the network was trained with and take one Tweedie step; at none, for one that was
+    trained by maximum likelihood.
+    """
+    config = network.config
+    most = grey_levels(process(config.noise), end_time(config.noise))
+    plan = Plan(
+        seeds=list(range(count)),
+        class_B=torch.arange(count) % (len(config.model.classes) + 1),
+        noise=0.0 if config.training.clean_mass == 1 else most,
+        steps=1,
+        solver="tweedie",
+        height=config.model.height,
+        width=config.model.width,
     )
-    measured, what = _measured_on(source, height, width, held_out)
-    done = 0
-
-    def measuring(count: int) -> None:
-        nonlocal done
-        done += count
-        bar("measure", done, len(measured), "")
-
-    key = "test_bpd" if what == "test" else "held_out_bpd"
-    metrics = {key: round(held_out_bits(trainer.ema, measured, report=measuring), 4), "images_seen": trainer.images}
-    card = card_of(trainer, command, pictures, metrics, what, len(measured))
-    version = checkpoint.save(out, trainer.ema, metrics=metrics, card=card)
-    return Fitted(out, version, metrics)
+    return draw(network, plan, incremental)
 
 
-def _measured_on(source: str, height: int, width: int, held_out: data.Dataset) -> tuple[data.Dataset, str]:
+def _calibrate(out: Path, pictures: data.Dataset, device: str, say: Callable[[str], None], bar: Bar) -> bool:
+    """Calibrate the model that was written, where there are pictures enough."""
+    held_out, ranked = pictures.part("calibration-fit"), pictures.part("calibration-rank")
+    model = load_model(out, device)
+    try:
+        ood.calibrate(model, held_out.images_NHWC, ranked.images_NHWC, bar=bar).save(out)
+    except InputError as error:
+        say(f"not calibrated, so `ncml score` gives no p-values: {error}")
+        return False
+    return True
+
+
+def _measured_on(
+    source: str, height: int, width: int, held_out: data.Dataset, folder: Path, team: Team
+) -> tuple[data.Dataset, str]:
     if Path(source).is_dir() and not any(Path(source).rglob("*.parquet")):
         return held_out, "calibration-fit"
+    if not team.first:
+        team.wait()
     try:
-        return data.load(source, height, width, split="test"), "test"
+        return data.load(source, height, width, split="test", keep=folder / "test"), "test"
     except InputError:
         return held_out, "calibration-fit"
+    finally:
+        if team.first:
+            team.wait()
 
 
 def _processor() -> str:
@@ -135,6 +301,7 @@ def card_of(
     noise = grey_levels(process(config.noise), end_time(config.noise))
     parameters = sum(p.numel() for p in trainer.network.parameters())
     bpd = next(value for name, value in metrics.items() if name.endswith("bpd"))
+    threads = counted(torch.get_num_threads(), "thread")
     device = torch.cuda.get_device_name() if trainer.device.type == "cuda" else _processor()
     curve = "\n".join(
         f"| {row['images']:,.0f} | {row['train_bpd']:.3f} | {row['held_out_bpd']:.3f} |" for row in trainer.history
@@ -150,7 +317,7 @@ NCPN of {parameters:,} parameters, {config.model.height}x{config.model.width}, t
 
 - Command: `{command}`
 - Trained on: {len(trainer.data):,} of {len(pictures):,} pictures (the fit part), {trainer.images:,} images seen
-- Wall time: {trainer.seconds / 3600:.2f} h on {device}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}
+- Wall time: {duration(trainer.seconds)} on {device}, {threads}, PyTorch {torch.__version__}
 - Classes: {", ".join(config.model.classes) or "none"}
 - Orientations: {"all four: completes every half" if config.model.orientations else "identity: completes the top half"}
 - **{bpd:.4f} bits/dim** at t = 0 on {count:,} pictures of {what}, averaged weights, no class given

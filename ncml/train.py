@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +28,24 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.checkpoint import checkpoint as checkpointed
 
 from ncml import checkpoint, orientation
 from ncml.config import Config, TrainingConfig
 from ncml.data import Dataset
 from ncml.errors import InputError, TrainingError
 from ncml.likelihood import bits_per_dim, from_uint8, log_prob
-from ncml.network import NCPN
-from ncml.noise import end_time, process, scale
+from ncml.network import NCPN, Pair
+from ncml.noise import end_time, grey_levels, process, scale
+from ncml.parallel import Team, apart
 
 STATE = "training/state.safetensors"
 """Where a run keeps its state, inside the model folder."""
+
+SAVE_SECONDS = 600.0
+"""The state is saved at least this often."""
+
+ALONE = Team()
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,32 @@ class Batch:
     t_B: Tensor
     class_B: Tensor
     orientation_B: Tensor
+    index_B: Tensor
+    """Where in the dataset each picture lies."""
+
+    def of(self, some: slice) -> Batch:
+        """Some items of the batch."""
+        return Batch(*(getattr(self, field.name)[some] for field in dataclasses.fields(self)))
+
+    def to(self, device: str | torch.device) -> Batch:
+        """The batch on another device."""
+        return Batch(*(getattr(self, field.name).to(device) for field in dataclasses.fields(self)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How a run is computed; what it computes is the same up to rounding."""
+
+    pieces: int = 1
+    """Each process takes its share of a batch in so many pieces and adds their gradients up: less memory."""
+    recompute: bool = False
+    """Activations between the network's blocks alone are kept, the rest computed again: much less memory, a third
+    more arithmetic."""
+    compile: bool = False
+    """Network and likelihood are compiled first, which takes minutes and a C++ compiler."""
+
+
+PLAIN = Execution()
 
 
 def draw_batch(data: Dataset, config: Config, step: int) -> Batch:
@@ -58,7 +92,8 @@ def draw_batch(data: Dataset, config: Config, step: int) -> Batch:
     index_B = torch.tensor([_at(first + i, len(data), training.seed) for i in range(training.batch_size)])
     generator = torch.Generator().manual_seed(_mix(training.seed, step))
     B = training.batch_size
-    x_BCHW = from_uint8(data.images_NHWC[index_B])
+    drawn = data.take(index_B)
+    x_BCHW = from_uint8(drawn.images_NHWC)
     if training.flip:
         mirrored_B = torch.rand(B, generator=generator) < 0.5
         x_BCHW = torch.where(mirrored_B[:, None, None, None], x_BCHW.flip(3), x_BCHW)
@@ -69,8 +104,8 @@ def draw_batch(data: Dataset, config: Config, step: int) -> Batch:
     else:
         x_BCHW = orientation.orient(x_BCHW, int(orientation_B[0]))
     null_B = torch.rand(B, generator=generator) < training.null_class
-    class_B = torch.where(null_B, len(model.classes), data.labels_N[index_B])
-    return Batch(*_noised(x_BCHW, config, generator), class_B, orientation_B)
+    class_B = torch.where(null_B, len(model.classes), drawn.labels_N)
+    return Batch(*_noised(x_BCHW, config, generator), class_B, orientation_B, index_B)
 
 
 def _noised(x_BCHW: Tensor, config: Config, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -94,25 +129,35 @@ def loss_bits(network: torch.nn.Module, batch: Batch, *, bf16: bool) -> Tensor:
 
 @torch.inference_mode()
 def held_out_bits(
-    network: NCPN, data: Dataset, *, batch_size: int = 64, report: Callable[[int], None] | None = None
+    network: NCPN,
+    data: Dataset,
+    *,
+    batch_size: int = 64,
+    team: Team = ALONE,
+    report: Callable[[int], None] | None = None,
 ) -> float:
-    """Bits per dimension of clean pictures under the null class, each picture weighing the same."""
+    """Bits per dimension of clean pictures under the null class, each picture weighing the same.
+
+    The processes of a team take every n-th picture each, and all get the answer. report: called with pictures done by
+    this process since the last call.
+    """
     device = next(network.parameters()).device
     total = 0.0
-    for x_NHWC in data.images_NHWC.split(batch_size):
-        x_BCHW = from_uint8(x_NHWC).to(device)
+    for index_B in torch.arange(len(data))[team.share(len(data))].split(batch_size):
+        x_BCHW = from_uint8(data.take(index_B).images_NHWC).to(device)
         t_B = torch.zeros(len(x_BCHW), device=device)
         total += float(log_prob(x_BCHW, network(x_BCHW, t_B), t_B == 0).sum(dtype=torch.float64))
         if report is not None:
             report(len(x_BCHW))
-    height, width = data.images_NHWC.shape[1:3]
-    return float(bits_per_dim(torch.tensor(total / len(data)), height * width))
+    height, width = data.store_NHWC.shape[1:3]
+    return float(bits_per_dim(torch.tensor(team.total(total) / len(data)), height * width))
 
 
 def learning_rate(training: TrainingConfig, images: int) -> float:
-    """Linear warm-up, constant, linear cool-down to 0 at the end of the run."""
+    """Linear warm-up, over a fifth of the run at most; constant; linear cool-down to 0 at its end."""
+    warmup = max(1.0, min(training.warmup, training.images / 5))
     left = (training.images - images) / max(1.0, training.cooldown * training.images)
-    return training.learning_rate * max(0.0, min(1.0, (images + training.batch_size) / max(1, training.warmup), left))
+    return training.learning_rate * max(0.0, min(1.0, (images + training.batch_size) / warmup, left))
 
 
 class Trainer:
@@ -123,13 +168,21 @@ class Trainer:
         config: Config,
         data: Dataset,
         *,
-        device: str = "cpu",
         start: Callable[[NCPN], None] = lambda network: None,
+        team: Team = ALONE,
+        execution: Execution = PLAIN,
     ) -> None:
         """start: what may replace the random weights that a network begins with, in place."""
         if len(data) == 0:
             raise InputError("data", "there is no picture to fit; give at least 8.")
-        self.config, self.data, self.device = config, data, torch.device(device)
+        if execution.pieces < 1 or config.training.batch_size % (team.size * execution.pieces):
+            raise InputError(
+                "batch-size",
+                f"a batch of {config.training.batch_size} pictures cannot be cut into {execution.pieces} pieces for "
+                f"each of {team.size} processes; choose a batch size that they divide.",
+            )
+        self.config, self.data, self.team, self.execution = config, data, team, execution
+        self.device = torch.device(team.device)
         torch.manual_seed(config.training.seed)
         network = NCPN(config)
         start(network)
@@ -141,6 +194,11 @@ class Trainer:
         self.optimizer = torch.optim.Adam(
             self.network.parameters(), lr=config.training.learning_rate, betas=config.training.betas, foreach=True
         )
+        if execution.recompute:  # after the average has been copied, which needs no gradient
+            for pair in (module for module in self.network.modules() if isinstance(module, Pair)):
+                pair.forward = functools.partial(checkpointed, pair.forward, use_reentrant=False)
+        self.parallel = team.joined(self.network)
+        self.loss = torch.compile(loss_bits) if execution.compile else loss_bits
         self.step = 0
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []
@@ -162,35 +220,68 @@ class Trainer:
         assert isinstance(network, NCPN)
         return network
 
+    def set_images(self, images: int) -> None:
+        """Make the run longer or shorter."""
+        config = replace(self.config, training=replace(self.config.training, images=images))
+        self.config = self.network.config = self.ema.config = config
+
     def train_step(self) -> float:
         """One step of the optimiser; returns the batch's mean loss in bits per dimension."""
         training = self.config.training
-        torch.manual_seed(_mix(training.seed, self.step) ^ 1)  # dropout
-        batch = draw_batch(self.data, self.config, self.step)
-        batch = Batch(*(getattr(batch, field.name).to(self.device) for field in dataclasses.fields(Batch)))
-        loss = loss_bits(self.network, batch, bf16=training.precision == "bf16").mean()
-        loss.backward()
+        loss_B, batch = self._gradients()
+        loss = self.team.total(loss_B.mean()) / self.team.size
         parameters = list(self.network.parameters())
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if not torch.isfinite(norm) or not torch.isfinite(loss):
-            raise TrainingError(self._diverged(float(loss.detach())))
-        torch.nn.utils.clip_grads_with_norm_(parameters, training.clip, norm)
+        self.norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if not math.isfinite(loss) or not torch.isfinite(self.norm):
+            raise TrainingError(self._diverged(loss_B, batch))
+        torch.nn.utils.clip_grads_with_norm_(parameters, training.clip, self.norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(training, self.images)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.average.update_parameters(self.network)
         self.step += 1
-        return float(loss.detach())
+        return loss
 
-    def _diverged(self, loss: float) -> str:
+    def rehearse(self) -> float:
+        """Seconds that a step takes, measured without taking one."""
+        begun = 0.0
+        for _ in range(2):  # the first makes kernels ready
+            begun = time.perf_counter()
+            self._gradients()
+            self.optimizer.zero_grad()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+        return self.team.total(time.perf_counter() - begun) / self.team.size
+
+    def _gradients(self) -> tuple[Tensor, Batch]:
+        """The loss of each item of this process's share of the batch, whose gradients are left in the parameters."""
+        training, pieces = self.config.training, self.execution.pieces
+        torch.manual_seed(_mix(training.seed + (self.team.rank << 32), self.step) ^ 1)  # dropout
+        batch = draw_batch(self.data, self.config, self.step)
+        batch = batch.of(self.team.share(training.batch_size)).to(self.device)
+        losses: list[Tensor] = []
+        for piece in range(pieces):
+            with apart(self.parallel, piece < pieces - 1):
+                some = batch.of(slice(piece, None, pieces)) if pieces > 1 else batch
+                loss_B = self.loss(self.parallel, some, bf16=training.precision == "bf16")
+                (loss_B.mean() / pieces).backward()
+            losses.append(loss_B.detach())
+        return torch.stack(losses, 1).flatten(), batch
+
+    def _diverged(self, loss_B: Tensor, batch: Batch) -> str:
         named = list(self.network.named_parameters())
         bad = [f"the weight {n} is" for n, p in named if not p.isfinite().all()]
         bad += [f"the gradient of {n} is" for n, p in named if p.grad is not None and not p.grad.isfinite().all()]
         where = f" and {bad[0]} not finite" if bad else ""
+        lost = (~loss_B.isfinite()).nonzero().flatten()
+        first = int(lost[0]) if len(lost) else int(loss_B.argmax())
+        noise = grey_levels(process(self.config.noise), float(batch.t_B[first]))
         return (
-            f"training diverged at step {self.step} ({self.images} images): the loss is {loss}{where}; "
-            "resume from the last checkpoint with a lower learning rate."
+            f"training diverged at step {self.step} ({self.images} images): {len(lost)} of the batch's {len(loss_B)} "
+            f"losses are not finite, the worst is {float(loss_B[first]):.4g} bits/dim of picture "
+            f"{int(batch.index_B[first])} of the fit part at {noise:.3g} grey levels of noise{where}; "
+            "the last state that was saved is whole: --resume with a lower --learning-rate."
         )
 
     def save(self, path: Path) -> None:
@@ -208,10 +299,19 @@ class Trainer:
             "config": self.config.to_json(),
         }
         metadata = {"progress": json.dumps(progress)}
-        checkpoint.replace_file(path, lambda new: save_file(state, new, metadata=metadata))
+        try:
+            checkpoint.replace_file(path, lambda new: save_file(state, new, metadata=metadata))
+        except (OSError, SafetensorError) as error:
+            raise TrainingError(
+                f"the run cannot be saved to {path} after {self.images} images ({error}): what was saved before is "
+                "whole; see that there is room, and add --resume."
+            ) from error
 
-    def resume(self, path: Path) -> None:
-        """Continue a saved run; TrainingError if the file is damaged or another network's."""
+    def resume(self, path: Path, *, images: int | None = None) -> None:
+        """Continue a saved run; TrainingError if the file is damaged or another network's.
+
+        images: how long the run is now; None leaves it as it was.
+        """
         try:
             with safe_open(path, "pt") as file:
                 progress = json.loads(file.metadata()["progress"])
@@ -223,6 +323,7 @@ class Trainer:
         def under(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
+        self.set_images(images or progress["config"]["training"]["images"])
         try:
             self._load(under, progress)
         except (KeyError, IndexError, ValueError, RuntimeError) as error:
@@ -230,7 +331,7 @@ class Trainer:
             raise TrainingError(f"{path} does not fit the run that it names: {reason}.") from error
 
     def _check_same_run(self, path: Path, saved: dict[str, Any]) -> None:
-        """A run may be made longer or shorter; everything else about it stays."""
+        """A run may be made longer or shorter or learn at another rate; everything else about it stays."""
         try:
             began = Config.from_json(saved)
         except (KeyError, TypeError, ValueError) as error:
@@ -238,7 +339,7 @@ class Trainer:
         for part in ("model", "noise", "training"):
             then, now = getattr(began, part), getattr(self.config, part)
             for name in (field.name for field in dataclasses.fields(now)):
-                if name != "images" and getattr(then, name) != getattr(now, name):
+                if name not in ("images", "learning_rate") and getattr(then, name) != getattr(now, name):
                     raise TrainingError(
                         f"{path} is a run with {part} {name} {getattr(then, name)!r}, not {getattr(now, name)!r}; "
                         "resume with the options it began with, or give another --out."
@@ -262,41 +363,52 @@ def run(
     held_out: Dataset,
     interval: int = 20_000,
     max_seconds: float = math.inf,
-    report: Callable[[Trainer, float, float], None] | None = None,
+    report: Callable[[Trainer, float, float], None] = lambda trainer, mean, rate: None,
+    measured: Callable[[Trainer], None] = lambda trainer: None,
 ) -> None:
     """Train until the run is finished or the time is up, saving to the file `state` and measuring every so many images.
 
+    Where that takes longer than `SAVE_SECONDS` it is saved in between, too, so that no crash costs more.
+
     report: called after every step with the trainer, a running mean of the loss in bits per dimension, and images per
-    second. SIGINT and SIGTERM end the step that runs, and raise KeyboardInterrupt after the state is saved.
+    second. measured: called when a line has been added to the trainer's history. SIGINT and SIGTERM end the step that
+    runs, and raise KeyboardInterrupt after the state is saved.
     """
+    team = trainer.team
     begun, before, first = time.monotonic(), trainer.seconds, trainer.images
-    mean = math.nan
+    mean, saved, saved_at = math.nan, trainer.step, begun
 
     def save() -> None:
+        nonlocal saved, saved_at
         trainer.seconds = before + time.monotonic() - begun
+        if team.first:
+            trainer.save(state)
+        saved, saved_at = trainer.step, time.monotonic()
+
+    def measure() -> None:
         trainer.history.append(
             {
                 "images": trainer.images,
-                "seconds": round(trainer.seconds),
+                "seconds": round(before + time.monotonic() - begun),
                 "train_bpd": round(mean, 4),
-                "held_out_bpd": round(held_out_bits(trainer.ema, held_out), 4),
+                "held_out_bpd": round(held_out_bits(trainer.ema, held_out, team=team), 4),
             }
         )
-        trainer.save(state)
+        save()
+        measured(trainer)
 
-    saved = trainer.step
     with _signals() as asked:
-        while not (trainer.finished or asked or time.monotonic() - begun >= max_seconds):
+        while not trainer.finished and not team.any(bool(asked) or time.monotonic() - begun >= max_seconds):
             loss = trainer.train_step()
             mean = loss if math.isnan(mean) else mean + 0.02 * (loss - mean)
-            if report is not None:
-                report(trainer, mean, (trainer.images - first) / (time.monotonic() - begun))
+            report(trainer, mean, (trainer.images - first) / (time.monotonic() - begun))
             if trainer.images % interval < trainer.config.training.batch_size:
+                measure()
+            elif time.monotonic() - saved_at >= SAVE_SECONDS:
                 save()
-                saved = trainer.step
-        if saved != trainer.step:
-            save()
-    if asked:
+        if trainer.images != (trainer.history[-1]["images"] if trainer.history else first):
+            measure()
+    if team.any(bool(asked)):
         raise KeyboardInterrupt(
             f"stopped after {trainer.images} images, all saved; the same command with --resume goes on"
         )

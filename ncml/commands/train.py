@@ -1,6 +1,7 @@
 """`ncml train`."""
 
 import math
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -21,39 +22,74 @@ def train(
     *,
     data: Annotated[str, arg(metavar="FOLDER|NAME")],
     out: Annotated[Path, arg(metavar="FOLDER")],
+    size: Annotated[str | None, arg(metavar="N|HxW", help_behavior_hint="(default: the recipe's)")] = None,
     process: Literal["vp", "ve", "sub-vp"] = "vp",
     noise: float | Literal["paper"] = 10.0,
     objective: Literal["ncml", "mle"] = "ncml",
-    images: Annotated[int | None, arg(metavar="COUNT", help_behavior_hint="(default: the recipe's)")] = None,
-    max_minutes: Annotated[float, arg(metavar="MINUTES", help_behavior_hint="(default: no limit)")] = math.inf,
+    max_images: Annotated[
+        int | None,
+        arg(
+            aliases=("--images",),
+            metavar="COUNT",
+            help_behavior_hint="(default: what fits the time, or the recipe's)",
+        ),
+    ] = None,
+    max_time: Annotated[str | None, arg(metavar="TIME", help_behavior_hint="(default: no limit)")] = None,
+    batch_size: Annotated[int | None, arg(metavar="COUNT", help_behavior_hint="(default: the recipe's)")] = None,
+    learning_rate: Annotated[float | None, arg(metavar="RATE", help_behavior_hint="(default: the recipe's)")] = None,
     init_from: Annotated[str | None, arg(metavar="NAME|PATH", help_behavior_hint="(default: random weights)")] = None,
     resume: bool = False,
+    interval: Annotated[int, arg(metavar="COUNT")] = 20_000,
+    tracker: Annotated[str | None, arg(metavar="MODULE:FUNCTION", help_behavior_hint="(default: none)")] = None,
     threads: Annotated[int | None, arg(metavar="COUNT", help_behavior_hint="(default: all cores)")] = None,
     device: str = "cpu",
+    accumulate: Annotated[int, arg(metavar="PIECES")] = 1,
+    recompute: bool = False,
+    compile: bool = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a model on your pictures and write its folder, ready to be served.
+    """Train a model on your pictures and write its folder, measured, calibrated and ready to be served.
+
+    Under torchrun the processes share the work, and compute what one would.
 
     Args:
         recipe: smoke, cifar10_tiny, cifar10_small, paper_cifar10, paper_imagenet64 or paper_celeba64.
         data: Folder of pictures (a subfolder for each class, or none), folder of parquet files, or Hub name.
         out: Folder of the model; its name is the model's name.
+        size: Height and width that pictures are brought to.
         process: Noising process.
         noise: Largest noise, in grey levels, or paper: the end time that the paper prints for the process.
         objective: Noise conditional maximum likelihood, or plain maximum likelihood.
-        images: Pictures to see in all.
-        max_minutes: Stop after this time, save and measure.
+        max_images: Pictures to see in all, by which the learning rate has fallen to 0.
+        max_time: Stop after this time, such as 90s, 45m or 12h, save and measure.
+        batch_size: Pictures of a step, over all processes.
+        learning_rate: Largest step of the optimiser.
         init_from: Model whose weights to begin with.
         resume: Go on with the run that the folder holds.
-        threads: Processor cores to use.
+        interval: Pictures seen from one measurement, sample grid and saved state to the next.
+        tracker: What follows the run beside TensorBoard: a function of (folder, config) as ncml.track describes.
+        threads: Processor cores to use, in each process.
         device: Where to compute: cpu, cuda or cuda:N.
+        accumulate: Pieces of a batch that are computed one after the other, which saves memory.
+        recompute: Compute activations twice rather than keep them, which saves more.
+        compile: Compile the network first, with torch.compile.
         as_json: Print JSON.
     """
     chosen = config.recipe(recipe)
-    for name, value in (("noise", noise), ("images", images), ("max-minutes", max_minutes)):
+    given = {"noise": noise, "max-images": max_images, "batch-size": batch_size}
+    given |= {"learning-rate": learning_rate, "interval": interval, "accumulate": accumulate}
+    for name, value in given.items():
         if isinstance(value, int | float) and not value > 0:  # NaN included
             raise InputError(name, f"--{name} must be more than 0, not {value}.")
-    training = replace(chosen.training, images=images or chosen.training.images)
+    seconds = math.inf if max_time is None else duration(max_time)
+    if size is not None:
+        height, width = height_and_width(size)
+        chosen = replace(chosen, model=replace(chosen.model, height=height, width=width))
+    training = replace(
+        chosen.training,
+        batch_size=batch_size or chosen.training.batch_size,
+        learning_rate=learning_rate or chosen.training.learning_rate,
+    )
     chosen = replace(chosen, training=training)
     if noise == "paper":
         chosen = config.paper_literal(chosen, process)
@@ -62,28 +98,57 @@ def train(
     if objective == "mle":
         chosen = config.maximum_likelihood(chosen)
 
+    from ncml import track
     from ncml.fit import fit
+    from ncml.parallel import team
+    from ncml.train import Execution
 
     check_device(device)
     if threads is not None:
         use_threads(threads)
-    with progress_bar() as bar:
+    trackers = [] if tracker is None else [track.named(tracker)]
+    with team(device) as members, progress_bar() as bar:
         fitted = fit(
             chosen,
             data,
             out,
             command=described(sys.argv[1:], data, init_from),
+            images=max_images,
             resume=resume,
-            init_from=None if init_from is None else load(init_from, device),
-            device=device,
-            max_seconds=60 * max_minutes,
-            bar=bar,
+            init_from=None if init_from is None else load(init_from, "cpu"),
+            team=members,
+            execution=Execution(pieces=accumulate, recompute=recompute, compile=compile),
+            max_seconds=seconds,
+            interval=interval,
+            trackers=trackers,
+            say=(lambda line: print(line, file=sys.stderr, flush=True)) if members.first else lambda line: None,
+            bar=bar if members.first else lambda stage, done, total, note="": None,
         )
+    if fitted is None:
+        return
     if as_json:
         model = {"name": fitted.folder.name, "version": fitted.version}
-        print_json({"model": model, "folder": str(fitted.folder), "metrics": fitted.metrics})
+        found = {"metrics": fitted.metrics, "calibrated": fitted.calibrated}
+        print_json({"model": model, "folder": str(fitted.folder)} | found)
     else:
         print(fitted.folder, *(f"{name} {value:g}" for name, value in fitted.metrics.items()), sep="  ")
+
+
+def duration(text: str) -> float:
+    """Seconds of a time such as 90s, 45m, 12h or 2d."""
+    matched = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
+    seconds = float(matched[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[matched[2]] if matched else 0.0
+    if not seconds:
+        raise InputError("max-time", f"--max-time must be a time such as 90s, 45m, 12h or 2d, not {text!r}.")
+    return seconds
+
+
+def height_and_width(text: str) -> tuple[int, int]:
+    """Of a size such as 32 or 48x64."""
+    matched = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+    if not matched:
+        raise InputError("size", f"--size must be a height and a width such as 32 or 48x64, not {text!r}.")
+    return int(matched[1]), int(matched[2] or matched[1])
 
 
 def described(arguments: Sequence[str], data: str, init_from: str | None) -> str:

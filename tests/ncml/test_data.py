@@ -12,6 +12,7 @@ from PIL import Image
 from ncml import data, images
 from ncml.data import Dataset
 from ncml.errors import InputError
+from ncml.inventory import Inventory
 from tests.ncml import nets
 
 
@@ -124,7 +125,7 @@ def test_pictures_without_class_folders(tmp_path: Path) -> None:
     (tmp_path / ".hidden").write_text("not a picture, and not looked at")
     found = data.load(str(tmp_path), 8, 8)
     assert found.classes == ()
-    assert found.skipped == 0
+    assert found.inventory.unreadable == []
     assert len(found) == 3
 
 
@@ -146,7 +147,8 @@ def test_files_that_cannot_be_read_are_skipped_and_counted(tmp_path: Path) -> No
     (tmp_path / "9.png").write_bytes(whole)
     found = data.load(str(tmp_path), 8, 8)
     assert len(found) == 2
-    assert found.skipped == 3
+    assert found.inventory.unreadable == ["1.png", "2.png", "notes.txt"]
+    assert found.inventory.copies == 1
     assert torch.equal(found.images_NHWC[0], found.images_NHWC[1])
 
 
@@ -184,7 +186,7 @@ def test_the_three_parts_are_disjoint_and_have_the_stated_sizes() -> None:
 
 
 def test_the_first_so_many() -> None:
-    whole = Dataset(nets.pictures(4), torch.arange(4), ("a", "b", "c", "d"), skipped=2)
+    whole = Dataset(nets.pictures(4), torch.arange(4), ("a", "b", "c", "d"), Inventory(files=4))
     some = whole.first(3)
     assert len(some) == 3
-    assert (some.classes, some.skipped) == (whole.classes, 2)
+    assert (some.classes, some.inventory) == (whole.classes, whole.inventory)

@@ -162,9 +162,13 @@ def test_another_run_is_not_resumed(tmp_path: Path, other: Config, said: str) ->
 
 def test_a_run_can_be_made_longer(tmp_path: Path) -> None:
     Trainer(SMOKE, dataset()).save(tmp_path / "state.safetensors")
-    longer = Trainer(replace(SMOKE, training=replace(SMOKE.training, images=1024)), dataset())
-    longer.resume(tmp_path / "state.safetensors")
-    assert longer.config.training.images == 1024
+    longer = Trainer(SMOKE, dataset())
+    longer.resume(tmp_path / "state.safetensors", images=1024)
+    assert longer.config.training.images == longer.ema.config.training.images == 1024
+    longer.save(tmp_path / "state.safetensors")
+    again = Trainer(SMOKE, dataset())
+    again.resume(tmp_path / "state.safetensors")
+    assert again.config.training.images == 1024
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -224,7 +228,7 @@ def test_divergence_is_reported_by_step_and_parameter() -> None:
         TrainingError, match=r"diverged at step 1 \(16 images\).*the weight head.weight is not finite"
     ) as found:
         trainer.train_step()
-    assert "lower learning rate" in str(found.value)
+    assert "with a lower --learning-rate" in str(found.value)
     assert trainer.step == 1
     unchanged = {k: v for k, v in state(trainer).items() if k != name}
     assert all(torch.equal(v, kept[k]) for k, v in unchanged.items())
