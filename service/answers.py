@@ -41,7 +41,7 @@ _DONE: JsonDict = {
     "model": _MODEL,
     "timing": {"queue_s": 0.004, "compute_s": 0.021, "batch_size": 1},
 }
-_SCORE_EXAMPLE: JsonDict = {
+SCORE_EXAMPLE: JsonDict = {
     **_DONE,
     "results": [
         {
@@ -51,7 +51,7 @@ _SCORE_EXAMPLE: JsonDict = {
         }
     ],
 }
-_PICTURE_EXAMPLE: JsonDict = {**_DONE, "images": [{"seed": 7, "png": "iVBORw0KGgo..."}]}
+PICTURE_EXAMPLE: JsonDict = {**_DONE, "images": [{"seed": 7, "png": "iVBORw0KGgo..."}]}
 _JOB_EXAMPLE: JsonDict = {
     "id": "0b6a3c1e9d",
     "status": "running",
@@ -108,7 +108,7 @@ class Score(BaseModel):
 class ScoreAnswer(Answer):
     """The likelihoods of the pictures, in the order in which they were sent."""
 
-    model_config = ConfigDict(frozen=True, json_schema_extra={"example": _SCORE_EXAMPLE})
+    model_config = ConfigDict(frozen=True, json_schema_extra={"example": SCORE_EXAMPLE})
 
     model: ModelRef
     results: list[Score]
@@ -125,7 +125,7 @@ class Picture(BaseModel):
 class PictureAnswer(Answer):
     """The pictures, in the order of their seeds."""
 
-    model_config = ConfigDict(frozen=True, json_schema_extra={"example": _PICTURE_EXAMPLE})
+    model_config = ConfigDict(frozen=True, json_schema_extra={"example": PICTURE_EXAMPLE})
 
     model: ModelRef
     images: list[Picture]
@@ -170,6 +170,17 @@ class JobAnswer(Answer):
     error: JobError | None
     timing: Timing | None
     links: Links
+
+
+ACCEPTED: dict[str, Any] = {
+    "model": JobAnswer,
+    "description": "Not done within the wait: look at Location later.",
+    "headers": {
+        "Location": {"description": "Where the job is.", "schema": {"type": "string"}},
+        "Retry-After": {"description": "Seconds after which to look.", "schema": {"type": "integer"}},
+    },
+}
+"""The 202 of the OpenAPI document."""
 
 
 def progress_answer(job_id: str, progress: Progress) -> ProgressAnswer:

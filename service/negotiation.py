@@ -11,6 +11,9 @@ PNG = "image/png"
 ZIP = "application/zip"
 NPZ = "application/x-npz"
 
+BINARY = {"schema": {"type": "string", "format": "binary"}, "example": "(the bytes of the file)"}
+"""A file in the OpenAPI document."""
+
 
 def negotiate(accept: str | None, offers: Sequence[str]) -> str:
     """The offer that `accept` likes best; among equals the first. Raises the 406 `Problem` when none will do."""

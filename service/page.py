@@ -1,4 +1,4 @@
-"""/: the studio. Its files lie in `studio/` as the browser gets them: nothing is built, nothing is fetched elsewhere."""
+"""/: the studio. Its files lie in `studio/` as a browser gets them: nothing is built, nothing is fetched elsewhere."""
 
 import os
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Every refusal in one form: `application/problem+json` (RFC 9457) with `errors` by field and the request's id."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -22,6 +22,9 @@ MEDIA_TYPE = "application/problem+json"
 
 RETRY_AFTER_S = 5
 """When to come back, in seconds, to a service whose pace is not known or which is not there yet."""
+
+
+_RETRY_AFTER = {"description": "Seconds after which to come back.", "schema": {"type": "integer"}}
 
 
 class FieldError(BaseModel):
@@ -97,7 +100,11 @@ def no_worker(lane: str) -> Problem:
 
 def response(problem: Problem, request_id: str) -> JSONResponse:
     """The problem document as a response."""
-    body = ProblemDetails(
+    return JSONResponse(_document(problem, request_id).model_dump(), problem.status, problem.headers, MEDIA_TYPE)
+
+
+def _document(problem: Problem, request_id: str) -> ProblemDetails:
+    return ProblemDetails(
         type=f"urn:ncml:problem:{problem.kind}" if problem.kind else "about:blank",
         title=HTTPStatus(problem.status).phrase,
         status=problem.status,
@@ -105,15 +112,79 @@ def response(problem: Problem, request_id: str) -> JSONResponse:
         request_id=request_id,
         errors=problem.errors,
     )
-    return JSONResponse(body.model_dump(), problem.status, problem.headers, MEDIA_TYPE)
 
 
-def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route in the OpenAPI document for these statuses."""
+_EXAMPLES: dict[int, dict[str | None, str]] = {
+    400: {"malformed": "The body is not valid JSON: expected value at line 1 column 1."},
+    401: {"unauthorized": "An API key is needed; send yours as Authorization: Bearer KEY, or as X-API-Key."},
+    404: {
+        "no-such-job": "There is no such job, or its time to live is over; ask again.",
+        "result-expired": "The result of the job 0b6a3c1e9d has expired; ask again.",
+        "no-preview": "The job 0b6a3c1e9d has no preview now.",
+        "no-such-model": "model: 'mnist' is not served here; there are cifar10, cifar10@9f2c61d07be3.",
+    },
+    406: {"media-type": "Accept asks for 'text/html'; this is offered as application/json or application/x-npz."},
+    409: {"running": "The job 0b6a3c1e9d is being canceled but has not ended yet; delete it again."},
+    410: {"job-canceled": "canceled on request."},
+    413: {"too-large": "image is 16000 x 16000 pixels; at most 33554432 pixels are accepted, so make it smaller."},
+    415: {"media-type": "This endpoint does not take the type 'text/plain'; send multipart/form-data or image/*."},
+    422: {
+        "invalid-input": "n is 0: input should be greater than or equal to 1.",
+        "job-input": "there is no class 'x'.",
+    },
+    429: {
+        "queue-full": "512 jobs are waiting in the score lane already; try again in a few seconds.",
+        "quota-exceeded": "The quota of 60 requests a minute is used up; come back later.",
+    },
+    500: {
+        "job-engine": "the engine died twice while computing it.",
+        "job-model": "there is no model 'mnist' here; there are cifar10.",
+        None: "Something went wrong here; the log has it under this request's id.",
+    },
+    503: {
+        "no-worker": "No worker of the lane score is running; start one, or try again later.",
+        "no-model": "The workers are still loading their model; try again in a few seconds.",
+        "not-ready": "No worker with a loaded model serves the lane generate yet.",
+        "queue-down": "The queue cannot be reached; try again in a few seconds.",
+    },
+    504: {
+        "job-timeout": "it ran for more than 600 s.",
+        "job-expired": "no worker started it in time.",
+    },
+}
+"""The kinds of problem behind each status, each with what it may say."""
+
+OF_WORK = (400, 401, 404, 406, 410, 413, 415, 422, 429, 500, 503, 504)
+KINDS_OF_WORK = ("result-expired", "no-worker", "no-model", "queue-down")
+"""The refusals of the routes that make jobs; of 404 and 503 these kinds."""
+
+_FIELDS = {"too-large": "image", "invalid-input": "n", "job-input": "class"}
+
+
+def documented(*statuses: int, kinds: Collection[str] = ()) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route in the OpenAPI document for these statuses, with examples of their kinds.
+
+    `kinds` are the only ones of a status that a route has, where it does not have them all.
+    """
+
+    def example(status: int, kind: str | None, detail: str) -> dict[str, Any]:
+        errors = [FieldError(field=_FIELDS[kind], detail=detail)] if kind in _FIELDS else []
+        return _document(Problem(status, detail, kind=kind, errors=errors), "5f0c1a7be2d94c38").model_dump()
+
+    def examples(status: int) -> dict[str, Any]:
+        known = _EXAMPLES[status]
+        chosen = {kind: known[kind] for kind in known if kind in kinds} or known
+        return {
+            kind or "defect": {"summary": detail, "value": example(status, kind, detail)}
+            for kind, detail in chosen.items()
+        }
+
+    content = {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}
     return {
         status: {
             "description": HTTPStatus(status).phrase,
-            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}},
+            "content": {MEDIA_TYPE: content | {"examples": examples(status)}},
+            **({"headers": {"Retry-After": _RETRY_AFTER}} if status in (429, 503) else {}),
         }
         for status in statuses
     }

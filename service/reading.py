@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
+from service.negotiation import BINARY
 from service.params import Params
 from service.problems import FieldError, Problem, field_errors, invalid, invalid_fields
 
@@ -118,14 +119,18 @@ def documented(params: type[Params], *, images: int) -> dict[str, Any]:
     elif images:
         as_json["image"] = {"anyOf": [text, {"type": "array", "items": text, "minItems": 1, "maxItems": images}]}
         as_form["image"] = {"type": "array", "items": file, "minItems": 1, "maxItems": images}
+    example: dict[str, Any] = {"image": _PIXEL} if images else {"class": "cat", "n": 4, "seed": 7}
     of_json = {
         "schema": {"type": "object", "properties": as_json, "additionalProperties": False, **required},
-        "example": {"image": _PIXEL} if images else {"class": "cat", "n": 4, "seed": 7},
+        "example": example,
     }
-    of_form = {"schema": {"type": "object", "properties": as_form, "additionalProperties": False, **required}}
+    of_form = {
+        "schema": {"type": "object", "properties": as_form, "additionalProperties": False, **required},
+        "example": {"image": "(the bytes of the file)", "class": "cat"} if images else example,
+    }
     content: dict[str, Any] = {JSON: of_json, FORM: of_form}
     if images:
-        content = {FORM: of_form, "image/*": {"schema": {"type": "string", "format": "binary"}}, JSON: of_json}
+        content = {FORM: of_form, "image/*": BINARY, JSON: of_json}
     return {"parameters": query + headers, "requestBody": {"required": bool(images), "content": content}}
 
 

@@ -3,7 +3,7 @@
 import anyio.to_thread
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from service import problems
 from service.asking import Here
@@ -13,14 +13,24 @@ from worker.contract import WorkerState
 router = APIRouter(tags=["operations"])
 
 
+_METRICS = """# HELP ncml_queue_depth Jobs that wait.
+# TYPE ncml_queue_depth gauge
+ncml_queue_depth{queue="ncml:score:normal"} 3.0
+"""
+
+
 class Health(BaseModel):
     """The process answers."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"status": "ok"}})
 
     status: str = "ok"
 
 
 class Readiness(BaseModel):
     """Requests would be served."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"status": "ready", "lanes": {"score": 1, "generate": 1}}})
 
     status: str = "ready"
     lanes: dict[str, int]
@@ -29,14 +39,24 @@ class Readiness(BaseModel):
 
 @router.get("/healthz", operation_id="health", summary="Does the process live?")
 async def healthz() -> Health:
-    """Answers whenever the process does; it asks nobody else."""
+    """Answers whenever the process does; it asks nobody else.
+
+    ```
+    curl localhost:8000/healthz
+    ```
+    """
     return Health()
 
 
 @router.get("/readyz", operation_id="readiness", summary="Would a request be served?",
-            responses=problems.documented(503))  # fmt: skip
+            responses=problems.documented(503, kinds=("not-ready", "queue-down")))  # fmt: skip
 async def readyz(desk: Here) -> Readiness:
-    """200 when the queue is reachable and every lane of NCML_READY_LANES has a worker that has loaded a model."""
+    """200 when the queue is reachable and every lane of NCML_READY_LANES has a worker that has loaded a model.
+
+    ```
+    curl localhost:8000/readyz
+    ```
+    """
     workers = await anyio.to_thread.run_sync(desk.queue.workers)
     ready = [info for info in workers if info.state is not WorkerState.LOADING and info.models]
     lanes = {str(lane): sum(lane in info.lanes for info in ready) for lane in desk.settings.ready_lanes}
@@ -47,9 +67,19 @@ async def readyz(desk: Here) -> Readiness:
     return Readiness(lanes=lanes)
 
 
-@router.get("/metrics", operation_id="metrics", summary="Prometheus metrics", response_class=Response,
-            responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}})  # fmt: skip
+@router.get(
+    "/metrics",
+    operation_id="metrics",
+    summary="Prometheus metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}, "example": _METRICS}}}},
+)
 async def metrics(desk: Here) -> Response:
-    """Everything counted here and found in the queue now, in the Prometheus text format."""
+    """Everything counted here and found in the queue now, in the Prometheus text format.
+
+    ```
+    curl localhost:8000/metrics
+    ```
+    """
     body = await anyio.to_thread.run_sync(desk.metrics.exposition)
     return Response(body, headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -13,7 +13,7 @@ from starlette.responses import StreamingResponse
 from ncml.images import grid, to_png
 from service import answers, problems
 from service.asking import Desk, Here
-from service.negotiation import JSON, NPZ, PNG, ZIP, negotiate, patience
+from service.negotiation import BINARY, JSON, NPZ, PNG, ZIP, negotiate, patience
 from service.problems import Problem
 from worker.contract import Event, Task
 
@@ -23,7 +23,26 @@ JobId = Annotated[str, Path(description="The id of a job, as in X-Job-Id.", patt
 LastEventId = Annotated[
     str, Header(description="The id of the last event that was seen.", pattern=r"^[0-9]{1,20}(-[0-9]{1,20})?$")
 ]
-_BINARY = {"schema": {"type": "string", "format": "binary"}}
+
+_KINDS = ("no-such-job", "invalid-input", "queue-down")
+_EVENTS = """: hello
+
+event: queued
+id: 1767268800000-0
+data: {"status":"queued","error":null}
+
+event: running
+id: 1767268800012-0
+data: {"status":"running","error":null}
+
+event: progress
+id: 1767268800115-0
+data: {"stage":"noisy_sampling","step":12,"total":32,"done":0,"n":4,"preview":"/jobs/0b6a3c1e9d/preview"}
+
+event: succeeded
+id: 1767268801310-0
+data: {"status":"succeeded","error":null}
+"""
 
 
 @router.get(
@@ -31,7 +50,7 @@ _BINARY = {"schema": {"type": "string", "format": "binary"}}
     operation_id="get_job",
     summary="Where a job stands",
     response_model=answers.JobAnswer,
-    responses=problems.documented(401, 404, 422, 503),
+    responses=problems.documented(401, 404, 422, 503, kinds=_KINDS),
 )
 async def job(job_id: JobId, request: Request, desk: Here) -> Response:
     """Status, place in the queue, progress and links of a job.
@@ -53,14 +72,19 @@ async def job(job_id: JobId, request: Request, desk: Here) -> Response:
         200: {
             "description": "The result, as the endpoint that made the job would have answered.",
             "content": {
-                JSON: {"schema": {"anyOf": [
-                    {"$ref": "#/components/schemas/ScoreAnswer"}, {"$ref": "#/components/schemas/PictureAnswer"}
-                ]}},
-                PNG: _BINARY, ZIP: _BINARY, NPZ: _BINARY,
+                JSON: {
+                    "schema": {"anyOf": [
+                        {"$ref": "#/components/schemas/ScoreAnswer"}, {"$ref": "#/components/schemas/PictureAnswer"}
+                    ]},
+                    "examples": {
+                        "score": {"value": answers.SCORE_EXAMPLE}, "pictures": {"value": answers.PICTURE_EXAMPLE}
+                    },
+                },
+                PNG: BINARY, ZIP: BINARY, NPZ: BINARY,
             },
         },
-        202: {"model": answers.JobAnswer, "description": "The job has not ended yet."},
-        **problems.documented(401, 404, 406, 410, 422, 500, 503, 504),
+        202: answers.ACCEPTED,
+        **problems.documented(401, 404, 406, 410, 422, 500, 503, 504, kinds=(*_KINDS, "result-expired", "job-input")),
     },
 )  # fmt: skip
 async def result(job_id: JobId, request: Request, desk: Here) -> Response:
@@ -89,7 +113,7 @@ async def result(job_id: JobId, request: Request, desk: Here) -> Response:
     operation_id="cancel_job",
     summary="End a job",
     response_model=answers.JobAnswer,
-    responses=problems.documented(401, 404, 422, 503),
+    responses=problems.documented(401, 404, 422, 503, kinds=_KINDS),
 )
 async def cancel(job_id: JobId, request: Request, desk: Here) -> Response:
     """Cancel a job that waits or runs; one that has ended stays as it is. Asking twice changes nothing.
@@ -109,7 +133,7 @@ async def cancel(job_id: JobId, request: Request, desk: Here) -> Response:
     operation_id="delete_job",
     summary="Forget a job",
     status_code=204,
-    responses=problems.documented(401, 404, 409, 422, 503),
+    responses=problems.documented(401, 404, 409, 422, 503, kinds=_KINDS),
 )
 async def delete(job_id: JobId, request: Request, desk: Here) -> None:
     """End a job if need be, and delete it with its input, result and pictures at once.
@@ -132,8 +156,8 @@ async def delete(job_id: JobId, request: Request, desk: Here) -> None:
     operation_id="get_job_preview",
     summary="The pictures of a running job as they look now",
     response_class=Response,
-    responses={200: {"description": "A PNG (a grid of several).", "content": {PNG: _BINARY}},
-               **problems.documented(401, 404, 422, 503)},
+    responses={200: {"description": "A PNG (a grid of several).", "content": {PNG: BINARY}},
+               **problems.documented(401, 404, 422, 503, kinds=(*_KINDS, "no-preview"))},
 )  # fmt: skip
 async def preview(job_id: JobId, request: Request, desk: Here) -> Response:
     """The latest preview of a running job; 404 while there is none.
@@ -165,9 +189,9 @@ async def preview(job_id: JobId, request: Request, desk: Here) -> Response:
     responses={
         200: {
             "description": "Server-sent events named after the job's states, and `progress`; the terminal one is last.",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "content": {"text/event-stream": {"schema": {"type": "string"}, "example": _EVENTS}},
         },
-        **problems.documented(401, 404, 422, 503),
+        **problems.documented(401, 404, 422, 503, kinds=_KINDS),
     },
 )
 async def events(job_id: JobId, request: Request, desk: Here, last_event_id: LastEventId = "0") -> Response:
@@ -175,6 +199,7 @@ async def events(job_id: JobId, request: Request, desk: Here, last_event_id: Las
 
     ```
     curl -N localhost:8000/jobs/$ID/events
+    curl -N -H 'Last-Event-ID: 1767268800115-0' localhost:8000/jobs/$ID/events
     ```
     """
     view = await desk.view(request, job_id)

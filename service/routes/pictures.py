@@ -8,24 +8,23 @@ from fastapi import APIRouter, Request, Response
 from ncml.images import half_canvas
 from service import answers, problems, reading
 from service.asking import Desk, Here
-from service.negotiation import JSON, NPZ, PNG, ZIP, negotiate
+from service.negotiation import BINARY, JSON, NPZ, PNG, ZIP, negotiate
 from service.params import CompleteParams, GenerateParams, PictureParams
 from service.problems import invalid
 from worker.contract import MAX_SEED, CompleteJob, GenerateJob, ModelDescriptor, Pixels, Task
 
 router = APIRouter(tags=["pictures"])
 
-_BINARY = {"schema": {"type": "string", "format": "binary"}}
 _SEED = {"description": "The seed of the first picture; the next has the next.", "schema": {"type": "integer"}}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "model": answers.PictureAnswer,
         "description": "The pictures: a PNG (a grid of several), or as Accept asks.",
-        "content": {PNG: _BINARY, ZIP: _BINARY, NPZ: _BINARY, JSON: {}},
+        "content": {PNG: BINARY, ZIP: BINARY, NPZ: BINARY, JSON: {}},
         "headers": {"X-Seed": _SEED},
     },
-    202: {"model": answers.JobAnswer, "description": "Not done within the wait: look at Location later."},
-    **problems.documented(400, 401, 406, 410, 413, 415, 422, 429, 500, 503, 504),
+    202: answers.ACCEPTED,
+    **problems.documented(*problems.OF_WORK, kinds=problems.KINDS_OF_WORK),
 }
 
 

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 from ncml.images import fit, open_image
 from service import answers, problems, reading
 from service.asking import Here
-from service.negotiation import JSON, NPZ, negotiate
+from service.negotiation import BINARY, JSON, NPZ, negotiate
 from service.params import ScoreParams
 from service.problems import invalid
 from service.reading import Upload
@@ -24,10 +24,10 @@ router = APIRouter(tags=["pictures"])
         200: {
             "model": answers.ScoreAnswer,
             "description": "The scores, in the order of the pictures.",
-            "content": {NPZ: {"schema": {"type": "string", "format": "binary"}}, JSON: {}},
+            "content": {NPZ: BINARY, JSON: {}},
         },
-        202: {"model": answers.JobAnswer, "description": "Not done within the wait: look at Location later."},
-        **problems.documented(400, 401, 406, 410, 413, 415, 422, 429, 500, 503, 504),
+        202: answers.ACCEPTED,
+        **problems.documented(*problems.OF_WORK, kinds=problems.KINDS_OF_WORK),
     },
     openapi_extra=reading.documented(ScoreParams, images=MAX_IMAGES),
 )
@@ -85,8 +85,9 @@ def _wanted(params: ScoreParams, model: ModelDescriptor) -> tuple[str, ...] | Li
     """The statistics to return, once all that is asked for is known to be possible."""
     if params.noise > model.noise:
         raise invalid("noise", f"noise is {params.noise:g}; {model.name} takes 0 to {model.noise:g} grey levels.")
-    if params.sanity and params.noise:
-        raise invalid("sanity", "sanity: flipped bits are scored without noise; leave noise or sanity out.")
+    if params.sanity and (params.noise or params.class_name):
+        detail = "sanity: flipped bits are scored without noise and class; leave those out, or sanity."
+        raise invalid("sanity", detail)
     names = tuple(dict.fromkeys(name.strip() for name in (params.statistics or "").split(",") if name.strip()))
     for field, wanted in (("statistic", params.statistic), *(("statistics", name) for name in names)):
         if wanted is None:

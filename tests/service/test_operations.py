@@ -136,6 +136,19 @@ def test_the_document_says_what_is_taken_and_answered(client: TestClient) -> Non
             if int(status) >= 400:
                 assert response["content"].keys() == {"application/problem+json"}
     text = json.dumps(document)
+    for operation in operations.values():
+        assert "curl " in operation["description"], operation["operationId"]
+        contents = [operation.get("requestBody", {}), *operation["responses"].values()]
+        for media, body in (
+            (media, body) for content in contents for media, body in content.get("content", {}).items()
+        ):
+            name = body["schema"].get("$ref", "").rsplit("/", 1)[-1]
+            whole = document["components"]["schemas"].get(name, {})
+            assert "example" in body or "examples" in body or "example" in whole, (operation["operationId"], media)
+            if media == "application/problem+json":
+                examples = [example["value"] for example in body["examples"].values()]
+                assert len({example["type"] for example in examples}) == len(examples)
+                assert len({example["status"] for example in examples}) == 1
     names = {ref.split('"')[0] for ref in text.split("#/components/schemas/")[1:]}
     assert names <= document["components"]["schemas"].keys()
     for name in ("ScoreAnswer", "PictureAnswer", "JobAnswer", "ProblemDetails"):
