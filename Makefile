@@ -4,7 +4,7 @@ BIN    := .venv/bin
 READY  := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint bench bench-sampler bench-worker bench-service storm clean
+.PHONY: help serve test lint bench bench-sampler bench-worker bench-service storm audit clean
 
 help:           ## this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST)
@@ -38,6 +38,12 @@ bench-sampler bench-worker bench-service: bench-%: $(READY)
 
 storm: $(READY) ## the fault suite in its long form
 	$(BIN)/python -m pytest -m slow tests/storm
+
+audit: $(READY) ## the installed packages against known vulnerabilities; says so where those cannot be reached
+	@test -x .venv/audit/bin/pip-audit || { $(BIN)/python -m venv .venv/audit && \
+	  .venv/audit/bin/python -m pip install -q --disable-pip-version-check 'pip-audit>=2.9'; } || \
+	  { echo "audit: skipped, pip-audit cannot be installed"; exit 0; }; \
+	.venv/audit/bin/python .ci/audit.py "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
 clean:          ## all that is built here, .venv included
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
