@@ -22,17 +22,20 @@ from ncml.terminal import suggestion
 
 COMMANDS = {
     "train": "ncml.commands.train:train",
+    "calibrate": "ncml.commands.calibrate:calibrate",
     "score": "ncml.commands.score:score",
+    "drift": "ncml.commands.drift:drift",
     "generate": "ncml.commands.draw:generate",
     "complete": "ncml.commands.draw:complete",
+    "evaluate": "ncml.commands.evaluate:evaluate",
     "compress": "ncml.commands.compress:compress",
     "decompress": "ncml.commands.compress:decompress",
     "models": "ncml.commands.models:models",
 }
 
-EXTRAS = {"torch": "worker", "safetensors": "worker"} | {
-    name: "train" for name in ("datasets", "constriction", "sklearn", "matplotlib", "efficientnet_lite_pytorch")
-}
+EXTRAS = {"torch": "worker", "safetensors": "worker"} | dict.fromkeys(
+    ("datasets", "pyarrow", "constriction", "sklearn", "scipy", "matplotlib", "efficientnet_lite_pytorch"), "train"
+)
 """Which extra of this package brings what may not be installed."""
 
 

