@@ -30,6 +30,7 @@ function hand(name, file) {
 function route(moved) {
   const fragment = location.hash.slice(1);
   if (fragment === "content") return;
+  document.querySelector("dialog")?.close();
   const name = fragment in views ? fragment : "score";
   for (const [other, { host }] of Object.entries(views)) host.hidden = other !== name;
   for (const link of document.querySelectorAll(".tabs a")) {

@@ -12,7 +12,7 @@ const HALVES = ["top", "bottom", "left", "right"];
 
 export function mount(host, { hand }) {
   let picture = null; // {file, seen, halves, said}: halves that can be kept; `said` when the picture itself says which
-  const drawing = settings({ few: 4, most: 16, count: "Variants" });
+  const drawing = settings({ few: 4, most: 16, count: "Variants", aside: true });
   const half = chips({ legend: "Keep this half", options: [], value: "top", onchange: paint });
   const [pad, ink] = canvas(SIDE, SIDE);
   pad.className = "pad";
@@ -28,7 +28,8 @@ export function mount(host, { hand }) {
   const nothing = empty("No picture yet", "Choose one to the left, or press “Complete it” on a picture that was drawn.");
   const form = h("form", { class: "controls stack", onsubmit: (event) => { event.preventDefault(); complete(); } },
     dropzone({ title: "Drop, paste or pick a picture", text: "Whole, or just a half: half as high or half as wide", onfiles: take }),
-    chosen, drawing.el, start, trouble, h("div", { class: "field" }, h("p", { class: "hint" }, "Or try a test card:"), samples));
+    h("div", { class: "field" }, h("p", { class: "hint" }, "Or try a test card:"), samples),
+    chosen, drawing.el, start, trouble);
   host.append(h("div", { class: "bench" }, form, h("div", { class: "stage" }, nothing, runs)));
   runs.addEventListener("removed", tidy);
   for (const record of jobs.of("complete")) show(record);

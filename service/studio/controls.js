@@ -31,9 +31,9 @@ function seedField() {
 
 /**
  * Class, number, seed, noise, steps and solver. `most` pictures; `few` is the number to begin with; `trajectory` leaves
- * out what has no trajectory.
+ * out what has no trajectory; `aside` puts the class among what is rarely set.
  */
-export function settings({ most = 64, few = 8, steps: firstSteps = 1, trajectory = false, count = "Pictures" }) {
+export function settings({ most = 64, few = 8, steps: firstSteps = 1, trajectory = false, count = "Pictures", aside = false }) {
   const classes = chips({ legend: "Class", options: [["", "any"]], value: "" });
   const number = slider({ label: count, min: 1, max: most, value: few });
   const seed = seedField();
@@ -43,7 +43,7 @@ export function settings({ most = 64, few = 8, steps: firstSteps = 1, trajectory
   const id = uid();
   const solver = h("select", { id, onchange: tell });
   const solverHint = h("p", { class: "hint" });
-  const more = h("details", {}, h("summary", {}, "Noise, steps and solver"), noise.el, steps.el,
+  const more = h("details", {}, h("summary", {}, aside ? "Class, noise, steps and solver" : "Noise, steps and solver"), aside && classes.el, noise.el, steps.el,
     h("div", { class: "field" }, h("label", { for: id }, "Solver"), solver, solverHint));
   more.open = trajectory;
 
@@ -67,13 +67,14 @@ export function settings({ most = 64, few = 8, steps: firstSteps = 1, trajectory
     noise.value = model().noise;
     const solvers = Object.keys(model().solvers).filter((name) => !(trajectory && name === "tweedie"));
     solver.replaceChildren(h("option", { value: "" }, "automatic"), ...solvers.map((name) => h("option", { value: name }, name)));
+    if (trajectory && solvers.includes("heun")) solver.value = "heun"; // adds no noise on its way, so that each moment follows from the last
     tell();
   }
   catalogue.addEventListener("change", adopt);
   adopt();
 
   return {
-    el: h("div", { class: "stack" }, classes.el, number.el, seed.el, more),
+    el: h("div", { class: "stack" }, !aside && classes.el, number.el, seed.el, more),
     seed,
     /** What to ask for, everything said: the same words give the same picture under later defaults, too. */
     read() {

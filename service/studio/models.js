@@ -116,11 +116,11 @@ function samples(model) {
 
   async function begin() {
     holder.replaceChildren(h("p", { class: "hint" }, "Asking"));
-    const asked = model.classes.length ? model.classes.map((name) => ({ class: name, n: EACH })) : [{ n: 16 }];
+    const asked = model.classes.length ? model.classes.map((name, i) => ({ class: name, n: EACH, seed: EACH * i })) : [{ n: 16, seed: 0 }];
     const records = [];
     try {
       for (const one of asked) {
-        const job = await submit("generate", { ...one, model: reference(model), seed: 0, priority: "low" });
+        const job = await submit("generate", { ...one, model: reference(model), priority: "low" });
         records.push({ id: job.id, view: "samples", model: reference(model), label: one.class ?? model.name });
         jobs.add(records.at(-1));
       }

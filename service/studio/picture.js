@@ -103,6 +103,7 @@ export function cropped(bitmap, width, height, side = 240) {
   context.globalAlpha = 1;
   context.drawImage(bitmap, x / scale, y / scale, boxW / scale, boxH / scale, x, y, boxW, boxH);
   element.setAttribute("aria-hidden", "true");
+  if (Math.max(w, h) <= 64) element.className = "pixels";
   return element;
 }
 

@@ -53,7 +53,7 @@ export function run(record, host, { before = [], again, use }) {
   const self = h("article", { class: "run", "aria-label": `Drawing with seed ${asked.seed}`, "data-job": record.id },
     h("header", { class: "row" }, h("div", {}, h("h2", {}, record.title), h("p", { class: "hint" }, spoken(asked))), actions),
     h("div", { class: "row progress" }, status, bar),
-    h("ol", { class: `cells ${asked.n > 16 ? "many" : ""}` }, ...before, ...tiles.map((one) => one.el)), foot);
+    h("ol", { class: `cells ${asked.n > 16 ? "many" : asked.n < 6 ? "few" : ""}` }, ...before, ...tiles.map((one) => one.el)), foot);
   host.prepend(self);
   watch();
   return self;
@@ -156,6 +156,7 @@ export function run(record, host, { before = [], again, use }) {
 
 /** A picture by itself: large, with its seed, its curl line and what can be done with it. */
 function closer({ record, i, seed, png }, use) {
+  const src = `data:image/png;base64,${png}`;
   const text = line(record, i);
   const act = (name) => button({ seed: "Use this seed", score: "Score it", complete: "Complete it" }[name], () => {
     const file = new File([decoded(png)], fileName(record, i), { type: "image/png" });

@@ -32,13 +32,13 @@ export function mount(host) {
   host.append(h("div", { class: "bench" },
     h("div", { class: "controls stack" },
       dropzone({ title: "Drop, paste or pick pictures", text: "PNG, JPEG, WebP, BMP, TIFF or GIF, of any size", multiple: true, onfiles: take }),
+      h("div", { class: "field" }, h("p", { class: "hint" }, "Or try a test card:"), samples),
       queue,
       h("details", {}, h("summary", {}, "Score under conditions"),
         h("div", { class: "field" }, h("label", { for: classId }, "Class"), classes), noise.el,
         h("p", { class: "hint" }, "The verdict always uses the conditions of the calibration.")),
       h("div", { class: "row start" }, send, button("Clear", () => { waiting = []; list(); }, "clear")),
-      trouble,
-      h("div", { class: "field" }, h("p", { class: "hint" }, "Or try a test card:"), samples)),
+      trouble),
     stage));
   stage.append(running, reading, strip);
 
@@ -194,7 +194,7 @@ function show(one) {
     map(one),
     h("div", { class: "facts" },
       h("p", { class: "big" }, h("span", { class: "mono" }, score.bpd.toFixed(2)), " bits/dim"),
-      h("p", { class: "hint" }, `${score.log_likelihood.toLocaleString("en", { maximumFractionDigits: 0 })} nats for the whole picture.`,
+      h("p", { class: "hint" }, `${score.log_likelihood.toLocaleString("en", { maximumFractionDigits: 0 }).replace("-", "−")} nats for the whole picture.`,
         served?.metrics.test_bpd && ` Test pictures of ${served.name} take ${served.metrics.test_bpd.toFixed(2)} bits/dim on average.`),
       h("div", { class: `verdict ${kind}` }, h("p", { class: "strong" }, title), h("p", {}, text), score.ood && h("p", { class: "mono" }, `p = ${score.ood.p_value.toPrecision(2)}`)),
       calibration && placed(one, calibration),
@@ -237,7 +237,7 @@ function map({ seen, score, name }) {
     const bits = score.map[j]?.[i];
     if (bits !== undefined) value.textContent = `row ${j + 1}, column ${i + 1}: ${bits.toFixed(2)} bits/dim`;
   });
-  const fade = slider({ label: "Map over picture", min: 0, max: 100, value: seen ? 60 : 100, words: (v) => `${v} %`, oninput: blend });
+  const fade = slider({ label: "Map over picture", min: 0, max: 100, value: seen ? 50 : 100, words: (v) => `${v} %`, oninput: blend });
   function blend() { layer.style.opacity = fade.value / 100; }
   blend();
   const scale = h("canvas", { width: 64, height: 1, "aria-hidden": "true" });
