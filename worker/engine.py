@@ -403,10 +403,11 @@ class _Runner:
         self._spend(stage)
         self._listen()
         now = time.monotonic()
-        if now - self._reported >= PROGRESS_S:
+        over = look is not None and step == total  # a noisy sample can be seen only now, so the clock does not count
+        if over or now - self._reported >= PROGRESS_S:
             self._reported = now
             previews: Previews = {}
-            if look and now - self._previewed >= PREVIEW_S:
+            if look and (over or now - self._previewed >= PREVIEW_S):
                 self._previewed = now
                 previews = look()
             self._pipe.send(Step(stage, step, total, dict(self._done), previews))
