@@ -58,6 +58,56 @@ def test_a_picture_is_scored_however_it_is_sent(client: TestClient, request_: di
     assert "Accept" in answer.headers["vary"]
 
 
+def saved(picture: Image.Image, form: str, **options: object) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, form, **options)
+    return out.getvalue()
+
+
+def usual_pictures() -> dict[str, tuple[bytes, np.ndarray]]:
+    """The kinds of file that people have, each with the 8 x 8 pixels that it stands for."""
+    ramp = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    grey, rgb = Image.fromarray(ramp), np.stack([ramp, ramp + 50, ramp + 100], -1)
+    threes = np.stack([ramp] * 3, -1)
+    colour = Image.fromarray(rgb)
+    clear = Image.fromarray(np.concatenate([rgb, np.where(ramp < 32, 255, 0)[..., None].astype(np.uint8)], -1))
+    on_white = np.where((ramp < 32)[..., None], rgb, 255).astype(np.uint8)
+    rotated = Image.Exif()
+    rotated[0x0112] = 6  # the camera was turned: a quarter turn clockwise shows it upright
+    cmyk = np.zeros((8, 8, 4), np.uint8)
+    cmyk[..., 3] = 255 - ramp
+    other = Image.fromarray(255 - rgb)
+    return {
+        "grey": (saved(grey, "PNG"), threes),
+        "alpha": (saved(clear, "PNG"), on_white),
+        "palette": (saved(grey.convert("P"), "PNG"), threes),
+        "palette with transparency": (saved(grey.convert("P"), "PNG", transparency=5),
+                                      np.where((ramp == 5)[..., None], 255, threes).astype(np.uint8)),
+        "one bit": (saved(Image.fromarray(ramp % 2 * 255).convert("1"), "PNG"),
+                    np.stack([ramp % 2 * 255] * 3, -1).astype(np.uint8)),
+        "16 bits": (saved(Image.fromarray(ramp.astype(np.uint16) * 257), "PNG"), threes),
+        "cmyk": (saved(Image.fromarray(cmyk, "CMYK"), "TIFF"), threes),
+        "turned by EXIF": (saved(colour, "PNG", exif=rotated), np.rot90(rgb, -1)),
+        "animated gif": (saved(grey, "GIF", save_all=True, append_images=[other.convert("L")]), threes),
+        "animated png": (saved(colour, "PNG", save_all=True, append_images=[other]), rgb),
+        "animated webp": (saved(colour, "WEBP", save_all=True, append_images=[other], lossless=True), rgb),
+        "webp": (saved(colour, "WEBP", lossless=True), rgb),
+        "bmp": (saved(colour, "BMP"), rgb),
+        "tiff": (saved(colour, "TIFF"), rgb),
+        "tiff of several pages": (saved(colour, "TIFF", save_all=True, append_images=[other]), rgb),
+        "gif": (saved(grey, "GIF"), threes),
+        "jpeg": (saved(Image.fromarray(np.full((8, 8, 3), 77, np.uint8)), "JPEG"), np.full((8, 8, 3), 77)),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", usual_pictures())
+def test_the_files_that_people_have_become_the_documented_pixels(client: TestClient, queue, name: str) -> None:
+    file, wanted = usual_pictures()[name]
+    assert client.post("/score", files=[part(file)]).status_code == 200
+    got = np.frombuffer(queue.jobs["job-0"][0].images[0].data, np.uint8).reshape(8, 8, 3)
+    assert np.array_equal(got, wanted)
+
+
 def test_several_pictures_are_scored_in_their_order(client: TestClient) -> None:
     answer = client.post("/score", files=[part(flat(level)) for level in (9, 3, 200)])
     assert [score["bpd"] for score in answer.json()["results"]] == [9, 3, 200]
