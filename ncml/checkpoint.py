@@ -21,14 +21,16 @@ from ncml.errors import ModelError, NcmlError
 from ncml.network import NCPN
 
 FORMAT = 1
-WEIGHTS, CONFIG, CARD, CALIBRATION = "model.safetensors", "config.json", "card.md", "calibration.json"
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "card.md"
+CALIBRATION, TILES = "calibration.json", "calibration-tiles.json"
 
 
 def save(folder: Path | str, network: NCPN, *, metrics: dict[str, Any] | None = None, card: str = "") -> str:
     """Write a model folder, each file whole or not at all; returns the version. Other weights' calibration goes."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CALIBRATION).unlink(missing_ok=True)
+    for calibration in (CALIBRATION, TILES):
+        (folder / calibration).unlink(missing_ok=True)
     state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     replace_file(folder / WEIGHTS, lambda path: save_file(state, path))
     version = digest(network.config, state)

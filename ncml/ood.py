@@ -194,13 +194,26 @@ class Gaussian:
 
     @classmethod
     def fitted(cls, columns: Columns) -> Gaussian:
-        """The sample mean, and the inverse of the sample covariance with a ridge that keeps it invertible."""
+        """The sample mean, and the inverse of the sample covariance with a ridge that keeps it invertible.
+
+        Raises `InputError` for fewer than 20 images.
+        """
+        count = len(next(iter(columns.values())))
+        if count < LEAST_FIT:
+            raise InputError(
+                "data", f"{count} images cannot fit the statistics: give at least {LEAST_FIT} that do not rank."
+            )
         x_NM = np.stack(list(columns.values()), 1)
         deviation_M = np.maximum(x_NM.std(0), 1e-6)
         correlation_MM = np.atleast_2d(np.cov((x_NM / deviation_M).T))
         ridge = RIDGE * np.eye(len(deviation_M))
         precision_MM = np.linalg.inv(correlation_MM + ridge) / np.outer(deviation_M, deviation_M)
         return cls(tuple(columns), tuple(x_NM.mean(0).tolist()), tuple(map(tuple, precision_MM.tolist())))
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> Gaussian:
+        """The inverse of `dataclasses.asdict`."""
+        return cls(tuple(stored["columns"]), tuple(stored["mean"]), tuple(map(tuple, stored["precision"])))
 
     def distance(self, columns: Columns) -> Floats:
         """The Mahalanobis distance sqrt((v - m)' S^-1 (v - m)) of each image, [N]."""
@@ -358,7 +371,7 @@ class Calibration:
     @functools.cached_property
     def version(self) -> str:
         """SHA-256 of all that a verdict depends on, 64 hexadecimal digits."""
-        return hashlib.sha256(json.dumps(self._content(), sort_keys=True).encode()).hexdigest()
+        return digest(self._content())
 
     def p_values(self, statistic: str, scores: Floats) -> Floats:
         """Conformal p-values of scores, [N]."""
@@ -387,27 +400,15 @@ class Calibration:
 
     def save(self, folder: Path) -> None:
         """Write `calibration.json` into the model folder."""
-        text = json.dumps({"version": self.version} | self._content())
-        checkpoint.replace_file(folder / checkpoint.CALIBRATION, lambda new: new.write_text(text + "\n"))
+        write_bound(folder / checkpoint.CALIBRATION, self._content())
 
     @classmethod
     def read(cls, folder: Path, model_version: str, config: Config) -> Calibration:
         """Read `calibration.json`; raises `ModelError`, in one sentence, if it is damaged or for something else."""
         path = folder / checkpoint.CALIBRATION
-        stored = checkpoint.read_json(path)
-        remedy = "run ncml calibrate again"
-        if stored.get("format") != FORMAT:
-            raise ModelError(f"{path} has format {stored.get('format')!r}, not {FORMAT}: {remedy}.")
-        if stored.get("model_version") != model_version:
-            raise ModelError(f"{path} was made for another version of this model: {remedy}.")
-        if stored.get("preprocessing") != PREPROCESSING:
-            raise ModelError(f"{path} was made under the preprocessing {stored.get('preprocessing')!r}: {remedy}.")
+        stored = read_bound(path, model_version)
         try:
-            gaussian = stored["fit"]["gaussian"]
-            precision = tuple(map(tuple, gaussian["precision"]))
-            fit = Fit(
-                stored["fit"]["typical_bpd"], Gaussian(tuple(gaussian["columns"]), tuple(gaussian["mean"]), precision)
-            )
+            fit = Fit(stored["fit"]["typical_bpd"], Gaussian.from_json(stored["fit"]["gaussian"]))
             found = cls(
                 model_version,
                 catalogue(config),
@@ -418,15 +419,40 @@ class Calibration:
                 stored["statistic"],
                 tuple(stored["tolerate"]),
             )
-            if found.version != stored["version"]:
-                raise ValueError("it was changed after it was written")
             found.thresholds  # noqa: B018 (computes every statistic: what is missing is missed here)
         except (AttributeError, LookupError, TypeError, ValueError) as error:
-            raise ModelError(f"{path} is damaged ({str(error).rstrip('.')}): {remedy}.") from error
+            raise ModelError(f"{path} is damaged ({str(error).rstrip('.')}): {REMEDY}.") from error
         return found
 
 
 FORMAT = 1
+REMEDY = "calibrate the model again"
+
+
+def digest(content: dict[str, Any]) -> str:
+    """The version of a calibration: SHA-256 of its content, 64 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def write_bound(path: Path, content: dict[str, Any]) -> None:
+    """Write what is bound to a model's version, with a digest of its own, whole or not at all."""
+    text = json.dumps({"version": digest(content)} | content)
+    checkpoint.replace_file(path, lambda new: new.write_text(text + "\n"))
+
+
+def read_bound(path: Path, model_version: str) -> dict[str, Any]:
+    """Read what `write_bound` wrote; raises `ModelError` where it is not for this model, or was changed since."""
+    stored = checkpoint.read_json(path)
+    if stored.get("format") != FORMAT:
+        raise ModelError(f"{path} has format {stored.get('format')!r}, not {FORMAT}: {REMEDY}.")
+    if stored.get("model_version") != model_version:
+        raise ModelError(f"{path} was made for another version of this model: {REMEDY}.")
+    if stored.get("preprocessing") != PREPROCESSING:
+        raise ModelError(f"{path} was made under the preprocessing {stored.get('preprocessing')!r}: {REMEDY}.")
+    if stored.pop("version", None) != digest(stored):
+        raise ModelError(f"{path} was changed after it was written: {REMEDY}.")
+    return stored
+
 
 Bar = Callable[[str, int, int, str], None]
 """(stage, done, total, note): what a progress bar shows."""
@@ -449,10 +475,6 @@ def calibrate(
     Raises `InputError` where there are too few images: 20 to fit, and 1 / false_positive_rate - 1 to rank.
     """
     fit_pixels, rank_pixels = (np.asarray(some, np.uint8) for some in (fit_images, rank_images))
-    if len(fit_pixels) < LEAST_FIT:
-        raise InputError(
-            "data", f"{len(fit_pixels)} images cannot fit the statistics: give at least {LEAST_FIT} that do not rank."
-        )
     conformal.threshold(np.zeros(len(rank_pixels)), false_positive_rate)
     statistics = catalogue(model.config)
 

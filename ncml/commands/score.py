@@ -1,54 +1,327 @@
 """`ncml score`."""
 
+import itertools
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tyro.conf import Positional, arg
 
-from ncml import images
-from ncml.errors import InputError
+from ncml import conformal, heat, images
+from ncml.errors import InputError, NotAnImage, TooLarge
+from ncml.listing import listed
+from ncml.table import Table
 from ncml.terminal import ClassOption, JsonOption, ModelOption, identity, load, print_json, progress_bar
 
+if TYPE_CHECKING:
+    from ncml.model import Model
+    from ncml.tiles import TileCalibration
+
 BATCH = 64
-"""Pictures scored in one call of the model."""
+"""Pictures read and scored in one call of the model."""
+
+TOLD = 5
+"""Unreadable files that are named one by one."""
+
+BRIGHTEST = 8.0
+"""Bits per dimension that a map shows brightest: what a pixel costs that is not predicted at all."""
+
+MAP_SIDE = 256
+"""Pixels to which the map of a small picture is enlarged, at least."""
+
+TEXTS = ("file", "statistic", "model", "calibration", "error")
+PLAIN = ("file", "bpd", "log_likelihood", "statistic", "score", "p_value", "is_ood")
+TILED = ("file", "score", "p_value", "is_ood", "left", "top", "width", "height", "tiles")
+
+Row = dict[str, Any]
+Pixels = NDArray[np.uint8]
+
+
+@dataclass
+class Skipped:
+    """Files that could not be read: counted, the first few told."""
+
+    count: int = 0
+    told: list[str] = field(default_factory=list)
+
+    def add(self, path: Path, error: InputError) -> Row:
+        """Remember one; returns its row."""
+        self.count += 1
+        if self.count <= TOLD:
+            self.told.append(str(error))
+        return {"file": str(path), "error": str(error)}
 
 
 def score(
-    files: Annotated[Positional[tuple[Path, ...]], arg(metavar="FILE...", help_behavior_hint="")],
+    files: Annotated[Positional[tuple[Path, ...]], arg(metavar="FILE|FOLDER...", help_behavior_hint="")],
     /,
     *,
     model: ModelOption = "cifar10",
+    output: Annotated[Path | None, arg(aliases=("-o",), metavar="FILE", help_behavior_hint="(default: none)")] = None,
     class_: ClassOption = None,
     noise: float = 0.0,
+    statistic: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: the calibration's)")] = None,
+    statistics: Annotated[str, arg(metavar="NAME,...|all", help_behavior_hint="(default: none)")] = "",
+    fdr: Annotated[float | None, arg(metavar="RATE", help_behavior_hint="(default: none)")] = None,
+    map_: Annotated[Path | None, arg(name="map", metavar="FOLDER", help_behavior_hint="(default: none)")] = None,
+    tile: bool = False,
+    tile_size: Annotated[int | None, arg(metavar="PIXELS", help_behavior_hint="(default: the calibration's)")] = None,
+    only_bpd: bool = False,
     device: str = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Tell how likely pictures are under a model: exact bits per dimension and nats.
+    """Tell how likely pictures are under a model, exactly, and whether they belong to what it was calibrated on.
+
+    Folders are scored with all that is in them. A file that is no readable picture is skipped and counted.
 
     Args:
-        files: Pictures to score: PNG, JPEG, WebP, BMP, TIFF or GIF.
+        files: Pictures, or folders of them: PNG, JPEG, WebP, BMP, TIFF or GIF.
         model: Name or folder of the model.
-        class_: Condition on this class.
-        noise: Noise level at which to score, in grey levels.
+        output: Table to write, .csv or .parquet. The same command again goes on where it was cut off.
+        class_: Condition on this class (bits/dim only; verdicts have conditions of their own).
+        noise: Noise level at which to score, in grey levels (bits/dim only).
+        statistic: The statistic that gives the verdict.
+        statistics: Further statistics to tell, by name.
+        fdr: Among all these pictures, mark those that are out-of-distribution, at most this share of them wrongly.
+        map_: Folder for a heat map (PNG and npz) of each picture.
+        tile: Score pictures larger than the model in overlapping tiles, and judge each by its worst one.
+        tile_size: Side of a tile in pixels, where tiles are not calibrated.
+        only_bpd: Bits/dim alone: one pass of the network, no verdict.
         device: Where to compute: cpu, cuda or cuda:N.
         as_json: Print JSON.
     """
     if not files:
         raise InputError("files", "no picture is named: ncml score FILE...")
+    if fdr is not None:
+        conformal.largest_discovery(np.empty(0), fdr)  # says at once what is wrong with a rate
     m = load(model, device)
-    rows: list[dict[str, Any]] = []
-    with progress_bar() as bar:
-        for start in range(0, len(files), BATCH):
-            some = files[start : start + BATCH]
-            stack = [images.fit(images.open_image(path, field=str(path)), m.height, m.width) for path in some]
-            scores = m.score(stack, classes=class_, noise=noise)
-            rows += [
-                {"file": str(path), "bpd": s.bpd, "log_likelihood": s.log_likelihood}
-                for path, s in zip(some, scores, strict=True)
-            ]
-            bar("score", len(rows), len(files))
-    if as_json:
-        print_json({"model": identity(m), "results": rows})
+    skipped = Skipped()
+    calibration: TileCalibration | None = None
+    if tile:
+        if class_ is not None or noise or statistics or statistic or only_bpd:
+            raise InputError("tile", "with --tile pictures are judged by their worst tile: leave other options out.")
+        calibration = _tile_calibration(m, tile_size)
+        work, columns, bound = _tiles(m, calibration, tile_size, map_, skipped), TILED, calibration
     else:
-        for row in rows:
-            print(f"{row['bpd']:8.4f} bits/dim  {row['log_likelihood']:12.2f} nats  {row['file']}")
+        if tile_size is not None:
+            raise InputError("tile-size", "--tile-size is for --tile; leave it out or add that.")
+        names: tuple[str, ...] = ()
+        if statistics:
+            from ncml import ood
+
+            names = ood.chosen("all" if statistics == "all" else statistics.split(","), m.statistics)
+            if statistics == "all" and m.calibration is None:
+                names = tuple(name for name in names if not m.statistics[name].fitted)
+        asked = {"classes": class_, "noise": noise, "statistic": statistic, "statistics": names, "ood": not only_bpd}
+        work, columns, bound = _pictures(m, asked, map_, skipped), (*PLAIN, *names), m.calibration
+    if fdr is not None and (bound is None or only_bpd):
+        raise InputError("fdr", f"--fdr needs p-values: {m.uncalibrated if bound is None else 'leave --only-bpd out.'}")
+    same = {"model": m.version[:12], "calibration": "" if bound is None or only_bpd else bound.version[:12]}
+    limit = None if bound is None or only_bpd else bound.false_positive_rate
+    if output is None:
+        rows = _in_memory(files, work, show=None if as_json or fdr is not None else _shown(tile))
+        p = np.array([row["p_value"] for row in rows if row.get("p_value") is not None])
+        cut = conformal.largest_discovery(p, fdr) if fdr is not None else None
+        if cut is not None:
+            for row in rows:
+                row["discovery"] = bool(row["p_value"] <= cut)
+                if not as_json:
+                    _shown(tile)(row)
+        told: dict[str, Any] = {"results": rows}
+        count, flagged = len(rows), sum(bool(row.get("is_ood")) for row in rows)
+    else:
+        table = _written(output, files, work, columns, same)
+        p = np.array(table.numbers("p_value"))
+        cut = conformal.largest_discovery(p, fdr) if fdr is not None else None
+        count, flagged = len(table.numbers("score" if tile else "bpd")), int(sum(table.numbers("is_ood")))
+        skipped.count = table.done - count
+        if not count:
+            table.part.unlink()
+            raise InputError("files", skipped.told[0] if skipped.told else "no picture could be read.")
+        table.finish({} if cut is None else {"discovery": lambda row: _marked(row, cut)})
+        told = {"output": str(output)}
+    told |= {"pictures": count, "skipped": skipped.count}
+    if limit is not None:
+        told |= {"flagged": flagged, "false_positive_rate": limit}
+    if cut is not None:
+        told |= {"discoveries": int((p <= cut).sum()), "fdr": fdr, "largest_p": cut if cut >= 0 else None}
+    if as_json:
+        print_json({"model": identity(m), **({"uncalibrated": m.uncalibrated} if bound is None else {}), **told})
+    elif output is not None or count > 1:
+        print(_summary(told), file=sys.stdout if output is not None else sys.stderr)
+    if bound is None and not only_bpd and not as_json:
+        print(f"ncml: no verdicts: {m.uncalibrated}", file=sys.stderr)
+    if skipped.count and not as_json:
+        for said in skipped.told:
+            print(f"ncml: skipped: {said}", file=sys.stderr)
+        files_are = "file was" if skipped.count == 1 else "files were"
+        print(f"ncml: {skipped.count} {files_are} skipped as unreadable", file=sys.stderr)
+
+
+def _tile_calibration(m: "Model", tile_size: int | None) -> "TileCalibration | None":
+    from ncml.checkpoint import TILES
+    from ncml.tiles import Cut, TileCalibration
+
+    if not (m.folder / TILES).is_file():
+        return None
+    found = TileCalibration.read(m.folder, m.version)
+    if tile_size is not None and Cut.of(m, tile_size) != found.cut:
+        raise InputError("tile-size", f"tiles were calibrated at {found.cut.width} x {found.cut.height} pixels.")
+    return found
+
+
+Work = Callable[[list[Path]], list[Row]]
+"""Scores some files: a row for each, in their order."""
+
+
+def _pictures(m: "Model", asked: dict[str, Any], maps: Path | None, skipped: Skipped) -> Work:
+    def work(paths: list[Path]) -> list[Row]:
+        rows: list[Row] = []
+        stack: list[Pixels] = []
+        of: list[Row] = []
+        for path in paths:
+            row: Row = {"file": str(path)}
+            try:
+                stack.append(images.fit(images.open_image(path, field=str(path)), m.height, m.width))
+            except (NotAnImage, TooLarge) as error:
+                row = skipped.add(path, error)
+            else:
+                of.append(row)
+            rows.append(row)
+        for row, pixels, scored in zip(
+            of, stack, m.score(stack, map=maps is not None, **asked) if stack else [], strict=True
+        ):
+            row |= {"bpd": scored.bpd, "log_likelihood": scored.log_likelihood}
+            if scored.ood is not None:
+                row |= {
+                    "statistic": scored.ood.statistic,
+                    "score": scored.ood.score,
+                    "p_value": scored.ood.p_value,
+                    "is_ood": scored.ood.is_ood,
+                }
+            row |= scored.statistics
+            if maps is not None and scored.map is not None:
+                times = -(-MAP_SIDE // min(pixels.shape[:2]))
+                picture = heat.heat(scored.map, 0, BRIGHTEST).repeat(times, 0).repeat(times, 1)
+                heat.save(maps / _inside(Path(row["file"])), picture, scored.map)
+        return rows
+
+    return work
+
+
+def _tiles(
+    m: "Model", calibration: "TileCalibration | None", side: int | None, maps: Path | None, skipped: Skipped
+) -> Work:
+    from ncml import tiles
+
+    def work(paths: list[Path]) -> list[Row]:
+        rows: list[Row] = []
+        for path in paths:
+            try:
+                picture = images.open_image(path, field=str(path))
+                with progress_bar() as bar:
+                    found = tiles.scan(
+                        m, picture, calibration, side=side, report=lambda done, total: bar("tiles", done, total)
+                    )
+            except InputError as error:
+                rows.append(skipped.add(path, error))
+                continue
+            row = dict(zip(("left", "top", "width", "height"), found.box, strict=True))
+            row |= {"score": found.score, "p_value": found.p_value, "is_ood": found.is_ood, "tiles": found.tiles}
+            rows.append({"file": str(path)} | row)
+            if maps is not None:
+                low, high = float(found.map.min()), found.threshold or float(found.map.max())
+                drawn = heat.overlay(picture, found.map, low, high)
+                heat.save(maps / _inside(path), heat.frame(drawn, found.box), found.map)
+        return rows
+
+    return work
+
+
+def _inside(path: Path) -> Path:
+    """A path that stays below the folder it is joined to."""
+    return Path(*(part for part in path.parts if part not in ("..", path.anchor)))
+
+
+def _batches(paths: Iterable[Path]) -> Iterator[list[Path]]:
+    paths = iter(paths)
+    while some := list(itertools.islice(paths, BATCH)):
+        yield some
+
+
+def _in_memory(files: tuple[Path, ...], work: Work, show: Callable[[Row], None] | None) -> list[Row]:
+    paths = list(listed(files))
+    rows: list[Row] = []
+    first: str | None = None
+    done = 0
+    with progress_bar() as bar:
+        for some in _batches(paths):
+            for row in work(some):
+                if "error" in row:
+                    first = first or row["error"]
+                    continue
+                rows.append(row)
+                if show is not None:
+                    show(row)
+            done += len(some)
+            bar("score", done, len(paths))
+    if not rows:
+        raise InputError("files", first or f"there is no picture in {', '.join(map(str, files))}.")
+    return rows
+
+
+def _written(
+    output: Path, files: tuple[Path, ...], work: Work, columns: tuple[str, ...], same: dict[str, str]
+) -> Table:
+    """The table with a row for every file, those of an earlier run included."""
+    total = sum(1 for _ in listed(files))
+    if not total:
+        raise InputError("files", f"there is no picture in {', '.join(map(str, files))}.")
+    table = Table(output, (*columns, *same, "error"), texts=TEXTS, same=same)
+    paths = listed(files)
+    before = list(itertools.islice(paths, table.done - 1, table.done)) if table.done else []
+    if [str(path) for path in before] != [table.last] * bool(table.done):
+        raise InputError("output", f"{table.part} was started on other files: remove it, or give another --output.")
+    with progress_bar() as bar:
+        for some in _batches(paths):
+            table.add(_cells(row) for row in work(some))
+            table.done += len(some)
+            bar("score", table.done, total)
+    return table
+
+
+def _cells(row: Row) -> Row:
+    return {k: int(v) if isinstance(v, bool) else "" if v is None else v for k, v in row.items()}
+
+
+def _marked(row: dict[str, str], cut: float) -> str:
+    return str(int(float(row["p_value"]) <= cut)) if row["p_value"] else ""
+
+
+def _shown(tile: bool) -> Callable[[Row], None]:
+    def show(row: Row) -> None:
+        verdict = ""
+        if row.get("p_value") is not None:
+            verdict = f"  p {row['p_value']:.4f} {'OOD' if row['is_ood'] else '   '}"
+        if "discovery" in row:
+            verdict += " *" if row["discovery"] else "  "
+        if tile:
+            place = f"{row['width']}x{row['height']}+{row['left']}+{row['top']}"
+            print(f"worst tile {row['score']:8.3f} at {place:20}{verdict}  {row['file']}")
+        else:
+            print(f"{row['bpd']:8.4f} bits/dim  {row['log_likelihood']:12.2f} nats{verdict}  {row['file']}")
+
+    return show
+
+
+def _summary(told: dict[str, Any]) -> str:
+    said = f"{told['pictures']} pictures"
+    if "flagged" in told:
+        said += f", {told['flagged']} flagged ({told['false_positive_rate']:.0%} are expected of pictures that belong)"
+    if "discoveries" in told:
+        said += f", {told['discoveries']} discoveries at a false discovery rate of {told['fdr']:g}"
+    return said + (f": {told['output']}" if "output" in told else "")

@@ -1,0 +1,48 @@
+"""Maps of numbers as pictures: dark for low, bright for high. Knows no torch."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ncml.errors import InputError
+from ncml.images import to_png
+
+_STOPS = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], np.float32)
+"""Five colours of matplotlib's inferno, evenly spaced: brightness rises evenly, also for the colour-blind."""
+
+
+def heat(map_HW: NDArray[np.floating], low: float, high: float) -> NDArray[np.uint8]:
+    """Colours from `low` (black) to `high` (pale yellow), clipped; uint8 [H, W, 3]."""
+    ramp = np.linspace(0, 1, 256)
+    table = np.stack([np.interp(ramp, np.linspace(0, 1, len(_STOPS)), channel) for channel in _STOPS.T], 1)
+    level_HW = (map_HW - low) / max(high - low, 1e-12)
+    return np.rint(table).astype(np.uint8)[np.rint(level_HW.clip(0, 1) * 255).astype(np.uint8)]
+
+
+def overlay(picture_HWC: NDArray[np.uint8], map_HW: NDArray[np.floating], low: float, high: float) -> NDArray[np.uint8]:
+    """The heat over the picture in grey, half and half; uint8 [H, W, 3]."""
+    grey_HW1 = picture_HWC.mean(2, keepdims=True, dtype=np.float32) / 2
+    return np.rint(grey_HW1 + heat(map_HW, low, high) / 2).astype(np.uint8)
+
+
+def frame(picture_HWC: NDArray[np.uint8], box: tuple[int, int, int, int]) -> NDArray[np.uint8]:
+    """A copy with a red frame inside the box (left, top, width, height)."""
+    left, top, width, height = box
+    thick = max(1, round(min(picture_HWC.shape[:2]) / 200))
+    framed = picture_HWC.copy()
+    inside = framed[top : top + height, left : left + width]
+    kept = inside[thick:-thick, thick:-thick].copy()
+    inside[:] = (255, 32, 32)
+    inside[thick:-thick, thick:-thick] = kept
+    return framed
+
+
+def save(path: Path, picture_HWC: NDArray[np.uint8], map_HW: NDArray[np.floating]) -> None:
+    """Write `path` + .png and `path` + .npz (array `map`, float32 [H, W]), making the folder they are in."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_name(path.name + ".png").write_bytes(to_png(picture_HWC))
+        np.savez_compressed(path.with_name(path.name + ".npz"), map=map_HW.astype(np.float32))
+    except OSError as error:
+        raise InputError("map", f"{path} cannot be written: {error.strerror}.") from error

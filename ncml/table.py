@@ -1,0 +1,130 @@
+"""A table of results, written row by row: what is done stays done when a run is cut off. Knows no torch.
+
+Rows go to `NAME.part`; `finish` makes it the table under its own name, CSV or, by its suffix, Parquet. Memory does not
+grow with the number of rows.
+"""
+
+import array
+import csv
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ncml.errors import InputError
+
+SUFFIXES = (".csv", ".parquet")
+BLOCK = 10_000
+"""Rows that Parquet is written in at once."""
+
+Row = dict[str, str]
+
+
+class Table:
+    """One table on disk; columns that are not named in `texts` hold numbers, and an empty cell nothing."""
+
+    def __init__(self, path: Path, columns: Sequence[str], *, texts: Iterable[str], same: Mapping[str, str]) -> None:
+        """Open or take up again.
+
+        same: columns that hold one value in every row, such as the model; rows with another are not added to.
+        Raises `InputError` for another suffix, a place that cannot be written, or a part that holds something else.
+        """
+        if path.suffix not in SUFFIXES:
+            raise InputError("output", f"{path} must end in .csv or .parquet.")
+        self.path, self.columns, self.texts, self.same = path, list(columns), set(texts), dict(same)
+        self.part = path.with_name(path.name + ".part")
+        self.done, self.last = 0, ""
+        """Rows there already, and the first cell of the last of them."""
+        try:
+            if self.part.exists():
+                self._take_up()
+            else:
+                with self.part.open("w", newline="") as file:
+                    csv.writer(file).writerow(self.columns)
+        except OSError as error:
+            raise InputError("output", f"{path} cannot be written: {error.strerror}.") from error
+
+    def _take_up(self) -> None:
+        with self.part.open("rb+") as file:  # a run that was killed may have left half a row
+            end = file.seek(0, os.SEEK_END)
+            while end and not _ends_line(file, end):
+                end -= 1
+            file.truncate(end)
+        started = InputError(
+            "output", f"{self.part} was started by another command or model: remove it, or give another --output."
+        )
+        with self.part.open(newline="") as file:
+            if next(csv.reader(file), None) != self.columns:
+                raise started
+        for row in self.rows():
+            if any(row[name] != value for name, value in self.same.items()):
+                raise started
+            self.done, self.last = self.done + 1, row[self.columns[0]]
+
+    def rows(self) -> Iterator[Row]:
+        """The rows so far, as text."""
+        with self.part.open(newline="") as file:
+            yield from csv.DictReader(file)
+
+    def numbers(self, column: str) -> "array.array[float]":
+        """One column, without its empty cells: 8 bytes a row."""
+        return array.array("d", (float(row[column]) for row in self.rows() if row[column]))
+
+    def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append rows; they are on disk when this returns. What a row leaves out is empty."""
+        with self.part.open("a", newline="") as file:
+            csv.DictWriter(file, self.columns, restval="").writerows(self.same | dict(row) for row in rows)
+
+    def finish(self, added: Mapping[str, Callable[[Row], str]] = {}) -> None:
+        """Write the table under its own name, with further columns of numbers made of each row."""
+        new = self.path.with_name(f".{self.path.name}.new")
+        write = _write_parquet if self.path.suffix == ".parquet" else _write_csv
+        columns = [*self.columns, *added]
+        write(new, columns, self.texts, (row | {n: make(row) for n, make in added.items()} for row in self.rows()))
+        new.replace(self.path)
+        self.part.unlink()
+
+
+def _ends_line(file: Any, end: int) -> bool:
+    file.seek(end - 1)
+    return file.read(1) == b"\n"
+
+
+def _write_csv(path: Path, columns: list[str], _: set[str], rows: Iterable[Row]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _write_parquet(path: Path, columns: list[str], texts: set[str], rows: Iterable[Row]) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    schema = pyarrow.schema([(n, pyarrow.string() if n in texts else pyarrow.float64()) for n in columns])
+    block: list[dict[str, Any]] = []
+    with parquet.ParquetWriter(path, schema) as writer:
+        for row in rows:
+            block.append({n: (v if n in texts else float(v)) if v else None for n, v in row.items()})
+            if len(block) == BLOCK:
+                writer.write_table(pyarrow.Table.from_pylist(block, schema))
+                block.clear()
+        writer.write_table(pyarrow.Table.from_pylist(block, schema))
+
+
+def read(path: Path, columns: Sequence[str]) -> Iterator[Row]:
+    """Some columns of a finished table, row by row, as text; raises `InputError` where it is none."""
+    try:
+        if path.suffix == ".parquet":
+            from pyarrow import parquet
+
+            for batch in parquet.ParquetFile(path).iter_batches(columns=list(columns)):
+                for row in batch.to_pylist():
+                    yield {name: "" if row[name] is None else str(row[name]) for name in columns}
+        else:
+            with path.open(newline="") as file:
+                yield from ({name: row[name] for name in columns} for row in csv.DictReader(file))
+    except (KeyError, ValueError, UnicodeDecodeError) as error:
+        raise InputError(
+            "table", f"{path} is no table of ncml score --output: it lacks {' or '.join(columns)}."
+        ) from error

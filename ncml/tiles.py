@@ -1,0 +1,248 @@
+"""Pictures larger than the model: scored in overlapping tiles, judged by their worst one.
+
+A tile's score is the Mahalanobis distance of `ncml.ood`'s multiscale measurements from those of tiles of good pictures.
+A picture's score is the largest of its tiles', and its p-value the rank of that among the largest scores of other whole
+good pictures. (Tiles of one picture are too many and too much alike to be tested one by one: corrected for their
+number, nothing would ever be found.) Memory does not grow with the number of tiles.
+
+Shapes: H rows and W columns of the picture; B tiles of the model's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ncml import checkpoint, conformal, images, ood
+from ncml.conformal import Floats
+from ncml.errors import InputError, ModelError
+
+if TYPE_CHECKING:
+    from ncml.model import Model
+
+FIT_TILES = 4000
+"""Tiles that fit the Gaussian, at most: taken evenly from the pictures that fit it."""
+
+Box = tuple[int, int, int, int]
+"""(left, top, width, height) in pixels of the picture."""
+
+Picture = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How pictures are cut: tiles of `height` x `width` pixels, each half over the next, and flush with every edge."""
+
+    height: int
+    width: int
+
+    @classmethod
+    def of(cls, model: Model, side: int | None = None) -> Cut:
+        """Tiles of `side` pixels (the shorter, if the model is not square), resized to the model's size; None is it."""
+        least = min(model.height, model.width)
+        side = least if side is None else side
+        if side < least:
+            raise InputError("tile-size", f"a tile has at least the model's {least} pixels, not {side}.")
+        return cls(round(side * model.height / least), round(side * model.width / least))
+
+    def corners(self, picture_HWC: Picture) -> list[tuple[int, int]]:
+        """(top, left) of every tile, in raster order; raises `InputError` for a picture smaller than a tile."""
+        H, W = picture_HWC.shape[:2]
+        if self.height > H or self.width > W:
+            raise InputError(
+                "image",
+                f"a picture of {W} x {H} pixels is smaller than a tile of {self.width} x {self.height}: "
+                "score it without tiles.",
+            )
+        return [(top, left) for top in _starts(H, self.height) for left in _starts(W, self.width)]
+
+
+def _starts(length: int, side: int) -> list[int]:
+    return [*range(0, length - side, max(1, side // 2)), length - side]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A whole picture, judged by its tiles."""
+
+    score: float
+    """The largest of the tiles' scores."""
+    p_value: float | None
+    """Its rank among good pictures; None where tiles are not calibrated."""
+    threshold: float | None
+    is_ood: bool | None
+    box: Box
+    """The tile with the largest score."""
+    tiles: int
+    map: NDArray[np.float32]
+    """The tiles' scores blended where they overlap, [H, W]; a tile counts most at its centre."""
+
+
+Report = Callable[[int, int], None]
+"""Called with tiles done and in all."""
+
+
+def scan(
+    model: Model,
+    picture_HWC: Picture,
+    calibration: TileCalibration | None = None,
+    *,
+    side: int | None = None,
+    batch_size: int = 32,
+    report: Report = lambda done, total: None,
+) -> Scan:
+    """Score a picture in tiles, uint8 [H, W, 3], no side smaller than a tile.
+
+    calibration: of tiles; without one there is no p-value, and tiles are measured against the model's own calibration.
+    side: of a tile in pixels where there is no calibration of tiles, which has its own.
+    """
+    if calibration is not None:
+        cut, gaussian = calibration.cut, calibration.gaussian
+    elif model.calibration is not None:
+        cut, gaussian = Cut.of(model, side), model.calibration.fit.gaussian
+    else:
+        raise InputError("tile", f"tiles cannot be scored: {model.uncalibrated}")
+    H, W = picture_HWC.shape[:2]
+    window_hw = np.outer(_ramp(cut.height), _ramp(cut.width)).astype(np.float32)
+    blended_HW = np.zeros((H, W), np.float32)
+    worst, box, done = -np.inf, (0, 0, cut.width, cut.height), 0
+    corners = cut.corners(picture_HWC)
+    for some, columns in _measured(model, picture_HWC, cut, corners, batch_size):
+        for (top, left), score in zip(some, gaussian.distance(columns).tolist(), strict=True):
+            blended_HW[top : top + cut.height, left : left + cut.width] += score * window_hw
+            if score > worst:
+                worst, box = score, (left, top, cut.width, cut.height)
+        done += len(some)
+        report(done, len(corners))
+    # The sum of the windows is the product of a sum over rows and one over columns.
+    blended_HW /= _covered(H, cut.height)[:, None]
+    blended_HW /= _covered(W, cut.width)
+    if calibration is None:
+        return Scan(worst, None, None, None, box, len(corners), blended_HW)
+    p = float(conformal.p_values(worst, calibration.ranked))
+    limit = calibration.threshold
+    return Scan(worst, p, limit, worst > limit, box, len(corners), blended_HW)
+
+
+def _measured(
+    model: Model, picture_HWC: Picture, cut: Cut, corners: list[tuple[int, int]], batch_size: int
+) -> Iterator[tuple[list[tuple[int, int]], ood.Columns]]:
+    """The multiscale measurements of the tiles at these corners, batch by batch."""
+    for start in range(0, len(corners), batch_size):
+        some = corners[start : start + batch_size]
+        cuts = [picture_HWC[top : top + cut.height, left : left + cut.width] for top, left in some]
+        tiles_BHWC = np.stack([images.fit(tile, model.height, model.width) for tile in cuts])
+        yield some, ood.measure(model.network, tiles_BHWC, model.statistics["multiscale"].needs)[0]
+
+
+def _ramp(side: int) -> Floats:
+    """Rising to the middle and falling again, never 0."""
+    return 1 - np.abs(np.arange(side) + 0.5 - side / 2) / (side / 2) * (1 - 1 / side)
+
+
+def _covered(length: int, side: int) -> NDArray[np.float32]:
+    total = np.zeros(length, np.float32)
+    for start in _starts(length, side):
+        total[start : start + side] += _ramp(side)
+    return total
+
+
+@dataclass(frozen=True)
+class TileCalibration:
+    """What whole good pictures say about their tiles; bound to one version of the model and of preprocessing."""
+
+    model_version: str
+    cut: Cut
+    gaussian: ood.Gaussian
+    ranked: Floats
+    """The largest tile's score of each ranking picture, ascending."""
+    n_fit: int
+    """Pictures that gave tiles to the Gaussian."""
+    false_positive_rate: float = 0.05
+    preprocessing: str = ood.PREPROCESSING
+    version: str = field(init=False)
+    """SHA-256 of all of it, 64 hexadecimal digits."""
+    threshold: float = field(init=False)
+    """A picture whose worst tile scores above it is out-of-distribution at the false-positive rate."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "version", ood.digest(self._content()))
+        object.__setattr__(self, "threshold", conformal.threshold(self.ranked, self.false_positive_rate))
+
+    @property
+    def n_rank(self) -> int:
+        """Ranking pictures."""
+        return len(self.ranked)
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            "format": ood.FORMAT,
+            "model_version": self.model_version,
+            "preprocessing": self.preprocessing,
+            "false_positive_rate": self.false_positive_rate,
+            "cut": [self.cut.height, self.cut.width],
+            "n_fit": self.n_fit,
+            "gaussian": asdict(self.gaussian),
+            "ranked": self.ranked.tolist(),
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write `calibration-tiles.json` into the model folder."""
+        ood.write_bound(folder / checkpoint.TILES, self._content())
+
+    @classmethod
+    def read(cls, folder: Path, model_version: str) -> TileCalibration:
+        """Read `calibration-tiles.json`; raises `ModelError` if it is missing, damaged or for something else."""
+        path = folder / checkpoint.TILES
+        stored = ood.read_bound(path, model_version)
+        try:
+            return cls(
+                model_version,
+                Cut(*stored["cut"]),
+                ood.Gaussian.from_json(stored["gaussian"]),
+                np.array(stored["ranked"], np.float64),
+                stored["n_fit"],
+                stored["false_positive_rate"],
+            )
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise ModelError(f"{path} is damaged ({str(error).rstrip('.')}): {ood.REMEDY}.") from error
+
+
+def calibrate(
+    model: Model,
+    fit_pictures: list[Callable[[], Picture]],
+    rank_pictures: list[Callable[[], Picture]],
+    *,
+    side: int | None = None,
+    false_positive_rate: float = 0.05,
+    batch_size: int = 32,
+    bar: ood.Bar = lambda stage, done, total, note: None,
+) -> TileCalibration:
+    """Calibrate tiles on whole good pictures, each opened when its turn comes: one list fits, the other ranks.
+
+    Raises `InputError` for fewer pictures than the false-positive rate needs, or fewer tiles than the Gaussian needs.
+    """
+    conformal.threshold(np.zeros(len(rank_pictures)), false_positive_rate)
+    cut = Cut.of(model, side)
+    parts: list[ood.Columns] = []
+    share = max(1, FIT_TILES // max(1, len(fit_pictures)))
+    for index, opened in enumerate(fit_pictures):
+        picture_HWC = opened()
+        corners = cut.corners(picture_HWC)
+        taken = corners[:: -(-len(corners) // share)]
+        parts += [columns for _, columns in _measured(model, picture_HWC, cut, taken, batch_size)]
+        bar("fit", index + 1, len(fit_pictures), "pictures")
+    names = model.statistics["multiscale"].needs
+    joined = {name: np.concatenate([part[name] for part in parts]) if parts else np.empty(0) for name in names}
+    gaussian = ood.Gaussian.fitted(joined)
+    unranked = TileCalibration(model.version, cut, gaussian, np.zeros(len(rank_pictures)), 0, false_positive_rate)
+    scores: list[float] = []
+    for index, opened in enumerate(rank_pictures):
+        scores.append(float(f"{scan(model, opened(), unranked, batch_size=batch_size).score:.7g}"))
+        bar("rank", index + 1, len(rank_pictures), "pictures")
+    return TileCalibration(model.version, cut, gaussian, np.sort(scores), len(fit_pictures), false_positive_rate)
