@@ -53,9 +53,10 @@ def main() -> None:
             say(f"batch {batch:2}: {row_text(row)}   goal {GOALS[batch]:g}")
         results["growth_per_pixel_32_to_64"] = growth(network)
         say(f"cost per pixel, 64x64 over 32x32, batch 1: {results['growth_per_pixel_32_to_64']:.2f}   goal 1.15")
-    results["refinement"] = refinement(network)
-    for name, value in results["refinement"].items():
-        say(f"refinement, {name}: {value:.1f} forward passes")
+    results["refinement"] = {batch: refinement(network, batch) for batch in (1, 8)}
+    for batch, figures in results["refinement"].items():
+        for name, value in figures.items():
+            say(f"refinement, batch {batch}, {name}: {value:.1f} forward passes of the batch")
     if not options.quick:
         with torch.inference_mode():
             seconds = timed(lambda: sample(network, 1, sampler=naive))
@@ -126,7 +127,7 @@ def growth(network: NCPN) -> float:
     return statistics.median(turn[0] for turn in turns) / statistics.median(turn[1] for turn in turns) / 4
 
 
-def refinement(network: NCPN, batch: int = 8) -> dict[str, float]:
+def refinement(network: NCPN, batch: int) -> dict[str, float]:
     """A score evaluation, and each solver at its default steps, in forward passes of the same batch."""
     x_BCHW, given = sample(network, batch), conditions(network, batch)
     score = score_function(network, given)

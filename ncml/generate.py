@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ncml.likelihood import HALF, PixelNoise, log_prob, sample, to_grid, to_uint8
+from ncml.likelihood import HALF, PixelNoise, log_prob, sample, to_grid, to_uint8, wide
 from ncml.likelihood import score as gradient
 from ncml.network import NCPN
 from ncml.noise import GREY_LEVEL, VE, end_time, process
@@ -115,7 +115,7 @@ class Noise:
             return torch.cat([gumbel, logistic, (2 * uniform[K + 3 :] - 1) * HALF])
 
         # Each image's by itself: the last bit of a logarithm depends on the layout of the tensor that it stands in.
-        return PixelNoise(*self._each(draws).to(self.device, self.dtype).split([K, 3, 3], 1))
+        return PixelNoise(*wide(self._each(draws).to(self.device, self.dtype)).split([K, 3, 3], 1))
 
     def normal(self, H: int, W: int) -> Tensor:
         """Standard normal draws, [B, 3, H, W]."""

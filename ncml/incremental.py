@@ -40,7 +40,7 @@ from torch.nn import functional as F
 
 from ncml.generate import Conditions
 from ncml.layers import AxialAttention, CausalConv, GatedBlock, Grow, plain_concat_elu
-from ncml.likelihood import PixelNoise, by_component, sample_component
+from ncml.likelihood import PixelNoise, by_component, sample_component, wide
 from ncml.network import CHANNELS, NCPN, Pair, Resample, Stem
 
 SLOT = 8
@@ -528,7 +528,7 @@ class _Run:
 
     def head(self, elu_SG: Tensor) -> tuple[Tensor, Tensor]:
         """The mixture's parameters by component: logits [S, K] and [S, K, 9]."""
-        parameters_SP = torch.addmm(self.head_bias, elu_SG, self.head_weight)
+        parameters_SP = wide(torch.addmm(self.head_bias, elu_SG, self.head_weight))
         K = self.network.config.model.mixtures
         return parameters_SP[:, :K], parameters_SP[:, K:].view(self.S, K, 9)
 

@@ -110,14 +110,14 @@ def by_component(parameters_BP: Tensor, K: int) -> tuple[Tensor, Tensor]:
 
 def sample_component(logit_BK: Tensor, component_BK9: Tensor, noise: PixelNoise, *, clean: bool) -> Tensor:
     """`sample`, from the parameters laid out by component."""
-    pick_B = torch.argmax(wide(logit_BK) + noise.gumbel_BK, 1)
-    chosen_B9 = wide(component_BK9[torch.arange(len(pick_B), device=pick_B.device), pick_B])
-    scale_BC = torch.exp(chosen_B9[:, 3:6].clamp(min=LOG_SCALE_MIN))
-    x_BC = torch.addcmul(chosen_B9[:, :3], scale_BC, wide(noise.logistic_BC))
+    pick_B1 = (logit_BK + noise.gumbel_BK).argmax(1, keepdim=True)
+    chosen_B9 = component_BK9.gather(1, pick_B1[..., None].expand(-1, 1, 9)).squeeze(1)
+    mean_BC, log_scale_BC, coefficient_BC = chosen_B9.split(3, 1)
+    x_BC = torch.addcmul(mean_BC, log_scale_BC.clamp(min=LOG_SCALE_MIN).exp_(), noise.logistic_BC)
     if not clean:
         x_BC += noise.uniform_BC
-    c_rg, c_rb, c_gb = torch.tanh(chosen_B9[:, 6:, None]).unbind(1)
-    red, green, blue = x_BC.unsqueeze(2).unbind(1)
+    c_rg, c_rb, c_gb = coefficient_BC.tanh().split(1, 1)
+    red, green, blue = x_BC.split(1, 1)
     if clean:
         red.copy_(to_grid(red))
     green.addcmul_(c_rg, red)
