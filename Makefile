@@ -4,7 +4,7 @@ BIN    := .venv/bin
 READY  := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint bench bench-sampler bench-worker bench-service storm audit clean
+.PHONY: help serve test lint bench bench-sampler bench-worker bench-service storm compose-test audit clean
 
 help:           ## this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ bench-sampler bench-worker bench-service: bench-%: $(READY)
 
 storm: $(READY) ## the fault suite in its long form
 	$(BIN)/python -m pytest -m slow tests/storm
+
+compose-test: $(READY) ## the containers on a real Docker engine; skips, with the reason, where none can run
+	$(BIN)/python -m pytest -m slow -s tests/deploy
 
 audit: $(READY) ## the installed packages against known vulnerabilities; says so where those cannot be reached
 	@test -x .venv/audit/bin/pip-audit || { $(BIN)/python -m venv .venv/audit && \

@@ -1,0 +1,184 @@
+"""The compose files and the Dockerfile, read: what they start, as whom, and that every name in them exists."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml
+
+from ncml.cli import parse
+from service.settings import Settings
+from tests.deploy.engine import run, works
+from tests.deploy.files import COMPOSE, DOCKERFILE, ROOT, base_images, compose
+
+SERVICES = compose()["services"]
+OURS = ["service", "train", "worker-generate", "worker-score"]
+OVERRIDES = sorted((ROOT / "docker").glob("compose.*.yml"))
+DOCKER = DOCKERFILE.read_text()
+
+
+def stage(name: str) -> str:
+    """The part of the Dockerfile that makes a target."""
+    found = re.search(rf"^FROM \S+ AS {name}\n(.*?)(?=^FROM |\Z)", DOCKER, re.MULTILINE | re.DOTALL)
+    assert found
+    return found[1]
+
+
+def instruction(name: str, keyword: str) -> list[str]:
+    """A JSON-form instruction of a stage."""
+    found = re.search(rf"^{keyword} (\[.*?\])$", stage(name), re.MULTILINE | re.DOTALL)
+    return yaml.safe_load(found[1].replace("\\\n", "")) if found else []
+
+
+def filled(command: list[str]) -> list[str]:
+    """A command with the defaults of its variables."""
+    return [re.sub(r"\$\{\w+:-(\w*)\}", r"\1", word) for word in command]
+
+
+def ncml(arguments: list[str]) -> None:
+    """Parse a command of the worker's image; nothing is run."""
+    assert arguments[0] == "ncml"
+    if "--help" in arguments:
+        with pytest.raises(SystemExit) as end:
+            parse(arguments[1:])
+        assert not end.value.code
+    else:
+        assert callable(parse(arguments[1:]))
+
+
+def uvicorn(arguments: list[str]) -> None:
+    """Parse a command of the service's image; nothing is run."""
+    from uvicorn.main import main
+
+    assert arguments[0] == "uvicorn"
+    assert isinstance(main.make_context("uvicorn", arguments[1:]), click.Context)
+
+
+def test_base_images_are_pinned_to_a_release() -> None:
+    images = base_images(()) + base_images(("monitoring",))
+    assert len(images) == 4
+    for image in images:
+        assert re.fullmatch(r"[\w/]+:v?\d+\.\d+\.\d+(-[\w-]+)?", image), image
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_container_is_locked(name: str) -> None:
+    spec = SERVICES[name]
+    assert spec["read_only"] is True
+    assert spec["cap_drop"] == ["ALL"]
+    assert spec["security_opt"] == ["no-new-privileges:true"]
+    assert not spec.keys() & {"privileged", "cap_add", "network_mode", "pid", "devices", "userns_mode"}
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_container_runs_as_somebody_else_than_root(name: str) -> None:
+    spec = SERVICES[name]
+    if "build" in spec:
+        users = re.findall(r"^USER (\S+)$", stage(spec["build"]["target"]), re.MULTILINE)
+        assert users == ["10001"]  # a number, so that Kubernetes can check it
+    elif name == "grafana":  # its image sets 472
+        assert "user" not in spec
+    else:
+        assert spec["user"] not in {"root", "0"}
+
+
+def test_one_port_is_open_by_default_and_only_to_this_host() -> None:
+    opened = {name: spec["ports"] for name, spec in SERVICES.items() if "ports" in spec and "profiles" not in spec}
+    assert opened == {"service": ["127.0.0.1:${PORT:-8000}:8000"]}
+    for spec in SERVICES.values():
+        assert all(port.startswith("127.0.0.1:") for port in spec.get("ports", ()))
+
+
+@pytest.mark.parametrize("name", [name for name in SERVICES if name != "train"])
+def test_every_lasting_container_is_watched_and_started_again(name: str) -> None:
+    spec = SERVICES[name]
+    assert spec["restart"] == "unless-stopped"
+    test = spec["healthcheck"]["test"] if "healthcheck" in spec else None
+    if test is None:
+        assert re.search(r"^HEALTHCHECK .*\n +CMD \[", stage(spec["build"]["target"]), re.MULTILINE)
+    else:
+        assert test[0] == "CMD"
+        if "python" in test:
+            compile(test[-1], name, "exec")
+
+
+def environment(spec: dict[str, Any]) -> dict[str, str]:
+    return {name: value for name, value in spec.get("environment", {}).items() if name.startswith("NCML_")}
+
+
+def test_every_variable_is_read_by_somebody() -> None:
+    settings = {f"NCML_{name.upper()}" for name in Settings.model_fields}
+    sources = [path.read_text() for room in ("ncml", "worker") for path in (ROOT / room).rglob("*.py")]
+    elsewhere = {name for text in sources for name in re.findall(r"\"(NCML_[A-Z_]+)\"", text)}
+    for path in (COMPOSE, *OVERRIDES):
+        for name, spec in compose(path)["services"].items():
+            assert environment(spec).keys() <= (settings if name == "service" else elsewhere), (path.name, name)
+    assert environment(SERVICES["service"]).keys() == environment(SERVICES["worker-score"]).keys() == {"NCML_REDIS_URL"}
+    image = dict(re.findall(r"(\w+)=(\S+)", re.findall(r"^ENV (.*)$", stage("worker"), re.MULTILINE)[0]))
+    assert "NCML_MODELS" in elsewhere
+    assert image["NCML_MODELS"].split(":") == ["/app/models", "/models"]  # those shipped come first
+
+
+def test_every_command_is_understood() -> None:
+    uvicorn(instruction("service", "CMD"))
+    entrypoint = instruction("worker", "ENTRYPOINT")
+    ncml(entrypoint + instruction("worker", "CMD"))
+    seen = 0
+    for path in (COMPOSE, ROOT / "docker" / "compose.gpu.yml"):
+        for name, spec in compose(path)["services"].items():
+            if name in OURS and ("command" in spec or "entrypoint" in spec):
+                command = spec.get("command", SERVICES[name]["command"])
+                ncml(filled(spec.get("entrypoint", entrypoint) + command))
+                seen += 1
+    assert seen == 6
+
+
+def test_models_are_written_by_training_and_read_by_workers() -> None:
+    assert "models:/models" in SERVICES["train"]["volumes"]
+    for lane in ("score", "generate"):
+        assert SERVICES[f"worker-{lane}"]["volumes"] == ["models:/models:ro"]
+    assert "models" not in str(SERVICES["service"])
+
+
+def test_overrides_change_what_is_there() -> None:
+    assert [path.name for path in OVERRIDES] == ["compose.gpu.yml", "compose.hosts.yml", "compose.keys.yml"]
+    for path in OVERRIDES:
+        assert compose(path)["services"].keys() <= SERVICES.keys()
+
+
+@pytest.mark.parametrize("arguments", ["", *(path.name for path in OVERRIDES)])
+def test_compose_itself_accepts_the_files(arguments: str, tmp_path: Path) -> None:
+    if not works(["docker", "compose", "version"]):
+        pytest.skip("the command `docker compose` is missing")
+    files = [COMPOSE, *(path for path in OVERRIDES if path.name == arguments)]
+    given = {"NCML_REDIS_PASSWORD": "secret", "NCML_QUEUE_ADDRESS": "192.0.2.1"}
+    command = ["docker", "compose", *(word for path in files for word in ("-f", path)), "--profile", "*", "config"]
+    said = yaml.safe_load(run([*command], env=os.environ | given, cwd=ROOT))
+    assert said["services"].keys() == SERVICES.keys()
+    assert said["services"]["worker-score"]["environment"]["NCML_REDIS_URL"] == "redis://:secret@valkey:6379/0"
+    image = "ncml-worker:cuda" if arguments == "compose.gpu.yml" else "ncml-worker"
+    assert {said["services"][name]["image"] for name in OURS[1:]} == {image}
+
+
+def test_a_queue_for_other_hosts_is_not_opened_without_a_password() -> None:
+    if not works(["docker", "compose", "version"]):
+        pytest.skip("the command `docker compose` is missing")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("NCML_")}
+    environment["NCML_QUEUE_ADDRESS"] = "192.0.2.1"
+    hosts = ROOT / "docker" / "compose.hosts.yml"
+    command = ["docker", "compose", "-f", COMPOSE, "-f", hosts, "config"]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode
+    assert "needs a password" in done.stderr
+
+
+def test_what_is_secret_or_large_stays_out_of_the_images() -> None:
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    assert ignored[0] == "*"
+    copied = {word for line in re.findall(r"^COPY (.*) \S+$", DOCKER, re.MULTILINE) for word in line.split()}
+    assert {line.removeprefix("!") for line in ignored if line.startswith("!")} == copied
+    assert {"/ncml.env", ".env", "/api-keys"} <= set((ROOT / ".gitignore").read_text().split())

@@ -1,0 +1,271 @@
+"""`make compose-test`: the compose file on a real engine, from the build to a trained model that is served.
+
+Skipped, with the reason, where no engine can run. Where base images were stand-ins, the last lines say so.
+"""
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+import yaml
+from numpy.typing import NDArray
+from PIL import Image
+
+from tests.conftest import free_port
+from tests.deploy.engine import ROOT, Engine, NoEngine, engine, run, works
+from tests.deploy.files import COMPOSE, base_images, expressions
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+
+
+def until(condition: Callable[[], Any], seconds: float = 90) -> Any:
+    """What `condition` says once it is true."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "what was waited for did not happen"
+        time.sleep(0.5)
+    return found
+
+
+def pixels(path: Path) -> NDArray[np.uint8]:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+class Stack:
+    """The compose file, brought up under a name of its own."""
+
+    def __init__(self, engine: Engine, folder: Path) -> None:
+        self.engine = engine
+        self.port = free_port()
+        self.name = f"ncml-test-{uuid.uuid4().hex[:8]}"
+        self.url = f"http://127.0.0.1:{self.port}"
+        (folder / "pictures").mkdir()
+        self.environment = os.environ | engine.environment | {"PORT": str(self.port), "NCML_DATA": f"{folder}/pictures"}
+        # What this host asks for and a real one does not: the cores that the tests may use, and, where the engine has
+        # no network of its own, the host's for building.
+        cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+        services = yaml.safe_load(COMPOSE.read_text())["services"]
+        here = {
+            name: {"cpuset": cores} | ({"build": {"network": "host"}} if "build" in spec else {})
+            for name, spec in services.items()
+        }
+        override = folder / "here.yml"
+        override.write_text(yaml.safe_dump({"services": here}))
+        self.command = [
+            "docker",
+            "compose",
+            "-p",
+            self.name,
+            "--project-directory",
+            ROOT,
+            "-f",
+            COMPOSE,
+            "-f",
+            override,
+        ]
+
+    def compose(self, *arguments: str, timeout: float = 180) -> str:
+        return run([*self.command, *arguments], timeout=timeout, env=self.environment)
+
+    def containers(self, *services: str) -> list[str]:
+        return self.compose("ps", "--quiet", *services).split()
+
+    def python(self, service: str, code: str) -> str:
+        return self.compose("exec", "-T", service, "python", "-c", code)
+
+    def ready(self) -> bool:
+        with contextlib.suppress(httpx2.TransportError):
+            return httpx2.get(f"{self.url}/readyz", timeout=5).status_code == 200
+        return False
+
+    def score(self, picture: Path, model: str = "") -> dict[str, Any]:
+        query = {"model": model} if model else {}
+        answer = httpx2.post(f"{self.url}/score", params=query, files={"image": picture.read_bytes()}, timeout=60)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures for README's requests, readable by the containers' user."""
+    desk = tmp_path_factory.mktemp("desk")
+    for folder in (desk, *desk.parents):
+        if folder.owner() == desk.owner() and folder != Path("/tmp"):
+            folder.chmod(0o755)
+    ramp = np.linspace(0, 255, 32).astype(np.uint8)
+    whole = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None, :], np.uint8(128)), axis=-1)
+    Image.fromarray(whole).save(desk / "cat.png")
+    Image.fromarray(whole[:16]).save(desk / "half.png")
+    return desk
+
+
+@pytest.fixture(scope="module")
+def stack(desk: Path) -> Iterator[Stack]:
+    """The stack, up and ready; everything that it made is removed."""
+    try:
+        with engine() as found:
+            for image in base_images(profiles=()):
+                found.provide(image)
+            stack = Stack(found, desk)
+            try:
+                stack.compose("build", timeout=2400)
+                stack.compose("up", "--detach", "--wait", timeout=600)
+                until(stack.ready)
+                yield stack
+            finally:
+                subprocess.run(
+                    [*stack.command, "--profile", "*", "down", "--volumes", "--timeout", "5"],
+                    env=stack.environment, capture_output=True, check=False, timeout=180,
+                )  # fmt: skip
+                if found.stand_ins:
+                    print(f"\nRun on stand-ins, made here, for {', '.join(found.stand_ins)}.")
+    except NoEngine as reason:
+        pytest.skip(str(reason))
+
+
+def test_the_three_requests_of_the_readme(stack: Stack, desk: Path) -> None:
+    block = re.search(r"## Three requests\s+```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert block
+    lines = block[1].splitlines()
+    assert len(lines) == 3
+    for line in lines:
+        command = line.replace("curl ", "curl -sS --fail-with-body ")
+        command = command.replace("localhost:8000", f"127.0.0.1:{stack.port}")
+        said = run(["bash", "-c", command], cwd=desk, timeout=120)
+        if "/score" in line:
+            assert json.loads(said)["results"][0]["bpd"] > 0
+    full, half, cat = (pixels(desk / name) for name in ("full.png", "half.png", "cat.png"))
+    assert np.array_equal(full[:16], half)
+    assert full.shape == cat.shape == (32, 32, 3)
+
+
+def test_every_container_is_locked_and_healthy(stack: Stack) -> None:
+    said = json.loads(stack.engine.docker("inspect", *stack.containers()))
+    assert len(said) == 4
+    for container in said:
+        name, host = container["Name"], container["HostConfig"]
+        assert container["State"]["Health"]["Status"] == "healthy", name
+        assert host["ReadonlyRootfs"], name
+        assert host["CapDrop"] == ["ALL"], name
+        assert "no-new-privileges:true" in host["SecurityOpt"], name
+        assert container["Config"]["User"] not in {"", "0", "root"}, name
+    published = [binding for c in said for ports in c["NetworkSettings"]["Ports"].values() for binding in ports or ()]
+    assert published == [{"HostIp": "127.0.0.1", "HostPort": str(stack.port)}]
+    for service in ("service", "worker-score"):
+        assert stack.python(service, "import os; print(os.getuid())").strip() == "10001"
+        told = stack.python(service, "try: open('/app/x', 'w')\nexcept OSError as error: print(error.strerror)")
+        assert told.strip() == "Read-only file system"
+    absent = "from importlib.util import find_spec; print(find_spec('torch') is None)"
+    assert stack.python("service", absent).strip() == "True"
+
+
+def test_a_killed_worker_comes_back_and_nothing_is_lost(stack: Stack, desk: Path) -> None:
+    before = stack.score(desk / "cat.png")["results"]
+    asked = httpx2.post(f"{stack.url}/generate?n=4&seed=1", headers={"Prefer": "respond-async"}, timeout=30)
+    assert asked.status_code == 202, asked.text
+    job = f"{stack.url}/jobs/{asked.json()['id']}"
+    until(lambda: httpx2.get(job, timeout=10).json()["status"] == "running", 30)
+    (victim,) = stack.containers("worker-generate")
+    begun = json.loads(stack.engine.docker("inspect", victim))[0]["State"]["StartedAt"]
+    # As the kernel would, not as an operator: what `docker kill` has ended stays so.
+    stack.python("worker-generate", "import os; os.kill(int(open('/proc/1/task/1/children').read().split()[0]), 9)")
+    until(lambda: json.loads(stack.engine.docker("inspect", victim))[0]["State"]["StartedAt"] > begun)
+    assert until(lambda: (view := httpx2.get(job, timeout=10).json())["status"] == "succeeded" and view, 180)
+    until(stack.ready)
+    assert stack.score(desk / "cat.png")["results"] == before
+
+
+def test_a_lane_is_scaled_to_two(stack: Stack) -> None:
+    stack.compose("up", "--detach", "--wait", "--scale", "worker-score=2", timeout=300)
+    assert len(stack.containers("worker-score")) == 2
+    assert until(lambda: httpx2.get(f"{stack.url}/readyz", timeout=5).json()["lanes"]["score"] == 2)
+
+
+def test_valkey_is_restarted_and_keeps_what_waited(stack: Stack) -> None:
+    asked = [
+        httpx2.post(f"{stack.url}/generate?seed={seed}", headers={"Prefer": "respond-async"}, timeout=30).json()["id"]
+        for seed in range(6)
+    ]
+    time.sleep(1.5)  # the append-only file is written out every second
+    stack.compose("kill", "--signal", "SIGKILL", "valkey")
+    stack.compose("up", "--detach", "--wait", "valkey", timeout=120)
+
+    def ended() -> bool:
+        with contextlib.suppress(httpx2.TransportError, KeyError):
+            views = [httpx2.get(f"{stack.url}/jobs/{one}", timeout=10).json()["status"] for one in asked]
+            assert "failed" not in views
+            return views == ["succeeded"] * len(asked)
+        return False
+
+    until(ended, 240)
+    until(stack.ready)
+
+
+def test_a_trained_model_is_served(stack: Stack, desk: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("dark", "light"):
+        (desk / "pictures" / name).mkdir()
+        for i in range(20):
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(desk / "pictures" / name / f"{i}.png")
+    said = stack.compose(
+        "run", "--rm", "-T", "train", "smoke", "--data", "/data", "--out", "/models/mine", "--json", timeout=600
+    )
+    trained = json.loads(said[said.index("{") :])
+    served = until(lambda: [m for m in httpx2.get(f"{stack.url}/models").json()["models"] if m["name"] == "mine"], 120)
+    assert served[0]["version"] == trained["model"]["version"]
+    assert stack.score(desk / "pictures" / "dark" / "0.png", "mine")["model"]["version"] == served[0]["version"]
+    assert {m["name"] for m in httpx2.get(f"{stack.url}/models").json()["models"]} == {"cifar10", "mine"}
+
+
+def test_prometheus_sees_every_container(stack: Stack, desk: Path) -> None:
+    try:
+        for image in base_images(profiles=("monitoring",)):
+            if "prometheus" in image:
+                stack.engine.provide(image)
+    except NoEngine as reason:
+        pytest.skip(str(reason))
+    stack.score(desk / "cat.png")
+    stack.compose("--profile", "monitoring", "up", "--detach", "--wait", "prometheus", timeout=120)
+
+    def ask(path: str, **query: str) -> Any:
+        """What Prometheus answers; it listens inside only, so the service's container asks."""
+        address = str(httpx2.URL(f"http://prometheus:9090/api/v1/{path}", params=query))
+        code = f"from urllib.request import urlopen; print(urlopen({address!r}).read().decode())"
+        return json.loads(stack.python("service", code))["data"]
+
+    targets = until(
+        lambda: len(up := [t for t in ask("targets")["activeTargets"] if t["health"] == "up"]) == 4 and up, 60
+    )
+    assert sorted(target["labels"]["job"] for target in targets) == ["ncml-service", *3 * ["ncml-worker"]]
+    rules = [rule for group in ask("rules")["groups"] for rule in group["rules"]]
+    assert len(rules) > 5
+    time.sleep(25)  # a rate needs two samples
+    for expression in expressions():
+        assert ask("query", query=expression)["resultType"] == "vector", expression
+    assert [rule["name"] for rule in rules if rule["health"] not in {"ok", "unknown"}] == []
+    assert float(ask("query", query="sum(ncml_score_bpd_count)")["result"][0]["value"][1]) >= 1
+
+
+def test_grafana_shows_the_dashboard(stack: Stack) -> None:
+    (image,) = [image for image in base_images(profiles=("monitoring",)) if "grafana" in image]
+    if not works(["docker", "image", "inspect", image], stack.engine.environment):
+        try:
+            stack.engine.provide(image)
+        except NoEngine as reason:
+            pytest.skip(str(reason))
+    port = free_port()
+    stack.environment["GRAFANA_PORT"] = str(port)
+    stack.compose("--profile", "monitoring", "up", "--detach", "--wait", "grafana", timeout=120)
+    found = httpx2.get(f"http://127.0.0.1:{port}/api/dashboards/uid/ncml", timeout=10).json()
+    assert found["dashboard"]["title"] == "ncml"

