@@ -388,7 +388,7 @@ class JobQueue:
         return cast(bytes | None, self.redis.get(key))
 
     async def events(self, job_id: str, after: str = "0", *, tick_s: float = 15.0) -> AsyncGenerator[Event | None]:
-        """Every change of state and progress after the event id `after`, ending with the terminal one.
+        """Every change of state and progress after the event id `after`, ending with the terminal one; none after that.
 
         Yields None whenever nothing happened for `tick_s` (a keep-alive, and a chance to look at the clock). Raises
         `JobNotFound` when there is no such job. Leave it early by `await generator.aclose()`.
@@ -406,8 +406,9 @@ class JobQueue:
                 if event.status and event.status.is_terminal:
                     return
             if not reply:
-                if view.status.is_terminal:  # its entry lies before `after`, or has expired
-                    yield Event(id=after, kind="status", status=view.status, error=view.error)
+                if view.status.is_terminal:
+                    if not await self._async_client().exists(events_key(job_id)):  # the stream has expired
+                        yield Event(id=after, kind="status", status=view.status, error=view.error)
                     return
                 yield None
                 view = await asyncio.to_thread(self.view, job_id)

@@ -12,7 +12,7 @@ from starlette.responses import StreamingResponse
 
 from ncml.images import grid, to_png
 from service import answers, problems
-from service.asking import Desk, Here
+from service.asking import Here
 from service.negotiation import BINARY, JSON, NPZ, PNG, ZIP, negotiate, patience
 from service.problems import Problem
 from worker.contract import Event, Task
@@ -187,6 +187,7 @@ async def preview(job_id: JobId, request: Request, desk: Here) -> Response:
     summary="What happens to a job, as it happens",
     response_class=StreamingResponse,
     responses={
+        204: {"description": "The event named by Last-Event-ID was the last one."},
         200: {
             "description": "Server-sent events named after the job's states, and `progress`; the terminal one is last.",
             "content": {"text/event-stream": {"schema": {"type": "string"}, "example": _EVENTS}},
@@ -204,12 +205,26 @@ async def events(job_id: JobId, request: Request, desk: Here, last_event_id: Las
     """
     view = await desk.view(request, job_id)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(_stream(desk, view.id, last_event_id), 200, headers, "text/event-stream")
+    events = desk.queue.events(job_id, last_event_id)
+    first = await _next(events) if view.status.is_terminal else None
+    if view.status.is_terminal and first is None:
+        return Response(status_code=204)  # all has been told: a browser's EventSource comes back no more
+    return StreamingResponse(_stream(job_id, first, events), 200, headers, "text/event-stream")
 
 
-async def _stream(desk: Desk, job_id: str, after: str) -> AsyncGenerator[bytes]:
+async def _next(events: AsyncGenerator[Event | None]) -> Event | None:
+    """The next thing that happened; None once all is told."""
+    async for event in events:
+        if event:
+            return event
+    return None
+
+
+async def _stream(job_id: str, first: Event | None, events: AsyncGenerator[Event | None]) -> AsyncGenerator[bytes]:
     yield format_sse_event(comment="hello")  # the headers go out before anything happens
-    async with contextlib.aclosing(desk.queue.events(job_id, after)) as events:
+    async with contextlib.aclosing(events):
+        if first:
+            yield _sse(job_id, first)
         async for event in events:
             yield _sse(job_id, event)
 

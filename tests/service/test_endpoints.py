@@ -338,6 +338,7 @@ def test_events_are_streamed_and_resumed(client: TestClient, queue) -> None:
     assert whole == [("1-0", "queued"), ("2-0", "running"), ("3-0", "progress"), ("4-0", "succeeded")]
     for i, (identity, _) in enumerate(whole[:-1]):
         assert follow(**{"last-event-id": identity}) == whole[i + 1 :]
+    assert client.get("/jobs/job-0/events", headers={"last-event-id": whole[-1][0]}).status_code == 204
     assert client.get("/jobs/job-0/events", headers={"last-event-id": "x"}).status_code == 422
     assert client.get("/jobs/nothing/events").status_code == 404
 

@@ -322,14 +322,13 @@ def test_no_hostile_upload_is_answered_5xx(client: TestClient, path: str) -> Non
             {"content": data, "headers": {"content-type": "image/png"}},
             {"json": {"image": base64.b64encode(data).decode()}},
         )
-        for request_ in ways if path == "/score" else ways[i % 3 : i % 3 + 1]:
-            answer = client.post(path, **request_)
-            if answer.status_code == 200:
-                continue
-            assert answer.status_code in (413, 422), (name, answer.text)
-            body = assert_problem(answer, answer.status_code)
-            assert body["errors"][0]["field"] in ("image", "keep"), name
-            refused += 1
+        answer = client.post(path, **ways[(i + len(path)) % 3])  # another way for each path
+        if answer.status_code == 200:
+            continue
+        assert answer.status_code in (413, 422), (name, answer.text)
+        body = assert_problem(answer, answer.status_code)
+        assert body["errors"][0]["field"] in ("image", "keep"), name
+        refused += 1
     assert refused > len(HOSTILE) / 2
 
 

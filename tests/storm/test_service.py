@@ -1,0 +1,312 @@
+"""The service under load, hostile uploads, dropped streams and long use, with a real queue and real workers.
+
+The short form runs with the other tests; the long form is `pytest -m slow tests/storm`.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+import numpy as np
+import psutil
+import pytest
+
+from ncml.images import to_png
+from tests.conftest import free_port
+from tests.service.hostile import corpus
+from tests.worker.fleet import Fleet, eventually
+from tests.worker.synthetic import write_model
+
+MIB = 2**20
+SLOW = [pytest.mark.slow, pytest.mark.timeout(900)]
+PICTURES = [to_png(np.full((8, 8, 3), level, np.uint8)) for level in range(256)]
+
+
+@dataclass
+class Service:
+    """A service process on the fleet's queue."""
+
+    port: int
+    process: psutil.Process
+    log: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def client(self, **options: object) -> httpx2.Client:
+        return httpx2.Client(base_url=self.url, timeout=60, **options)
+
+
+@pytest.fixture
+def fleet(valkey_url: str, tmp_path: Path) -> Iterator[Fleet]:
+    write_model(tmp_path / "models", batch_s=0.05, image_s=0.001)
+    fleet = Fleet(valkey_url, tmp_path / "models", tmp_path / "worker.log")
+    yield fleet
+    fleet.stop()
+
+
+@pytest.fixture
+def serve(valkey_url: str, tmp_path: Path) -> Iterator[Callable[..., Service]]:
+    """Start a service with settings of the test's own, once workers serve both lanes."""
+    with contextlib.ExitStack() as stack:
+
+        def start(**settings: object) -> Service:
+            port, log = free_port(), tmp_path / "service.log"
+            command = [
+                sys.executable,
+                "-m",
+                "uvicorn",
+                "--factory",
+                "service.app:from_environment",
+                "--port",
+                str(port),
+            ]
+            environment = {f"NCML_{name.upper()}": str(value) for name, value in settings.items()}
+            with log.open("wb") as out:
+                process = subprocess.Popen(
+                    command, env=os.environ | {"NCML_REDIS_URL": valkey_url} | environment, stderr=out
+                )
+            stack.callback(process.wait, 40)
+            stack.callback(process.terminate)
+            service = Service(port, psutil.Process(process.pid), log)
+
+            def ready() -> bool:
+                with contextlib.suppress(httpx2.TransportError):
+                    return httpx2.get(f"{service.url}/readyz").status_code == 200
+                return False
+
+            eventually(ready)
+            return service
+
+        yield start
+
+
+class Peak:
+    """The most memory that a process had, in bytes, sampled while this is open."""
+
+    def __init__(self, process: psutil.Process) -> None:
+        self.process, self.over = process, threading.Event()
+        self.before = self.most = process.memory_info().rss
+
+    def __enter__(self) -> "Peak":
+        self.thread = threading.Thread(target=self._sample)
+        self.thread.start()
+        return self
+
+    def _sample(self) -> None:
+        while not self.over.wait(0.02):
+            self.most = max(self.most, self.process.memory_info().rss)
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self.thread.join()
+
+    @property
+    def growth(self) -> int:
+        return self.most - self.before
+
+
+def quantile(values: list[float], percent: int) -> float:
+    return statistics.quantiles(values, n=100)[percent - 1]
+
+
+# Overload
+
+
+@pytest.mark.parametrize("rounds", [1, pytest.param(10, marks=SLOW)])
+def test_what_is_too_much_is_refused_and_all_else_is_done(
+    fleet: Fleet, serve: Callable[..., Service], rounds: int, record_property: Callable[[str, object], None]
+) -> None:
+    """500 requests from 100 clients at a queue of 64: each is accepted and done, or told when to come back."""
+    write_model(fleet.models, batch_s=0.2, image_s=0.0)
+    fleet.start(max_batch=16)
+    service = serve(max_waiting=64)
+
+    async def ask(http: httpx2.AsyncClient, turn: asyncio.Semaphore, i: int) -> tuple[int, str]:
+        headers = {"prefer": "respond-async"} if i % 2 else {}
+        async with turn:
+            answer = await http.post("/score", files={"image": PICTURES[i % 256]}, headers=headers)
+        if answer.status_code == 429:
+            assert answer.json()["type"] == "urn:ncml:problem:queue-full"
+            assert 1 <= int(answer.headers["retry-after"]) <= 60
+        if answer.status_code == 200:
+            assert answer.json()["results"][0]["bpd"] == (i % 256) / 32
+        return answer.status_code, answer.headers.get("x-job-id", "")
+
+    async def storm() -> list[tuple[int, str]]:
+        limits = httpx2.Limits(max_connections=100)
+        async with httpx2.AsyncClient(base_url=service.url, timeout=60, limits=limits) as http:
+            turn = asyncio.Semaphore(100)
+            return list(await asyncio.gather(*(ask(http, turn, i) for i in range(500))))
+
+    with service.client() as http:
+        http.post("/score", files={"image": PICTURES[0]})
+    pinging = [sys.executable, "tests/storm/pinger.py", "127.0.0.1", str(service.port), "/healthz", "0.02"]
+    pinger = subprocess.Popen(pinging, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with Peak(service.process) as memory:
+        for _ in range(rounds):
+            answers = asyncio.run(storm())
+            codes = Counter(code for code, _ in answers)
+            assert codes[200] + codes[202] + codes[429] == 500, codes
+            assert codes[429] > 0, "it was not too much"
+            accepted = [job_id for code, job_id in answers if code != 429]
+            assert {view.status for view in fleet.wait(accepted, 60)} == {"succeeded"}
+    health = json.loads(pinger.communicate("")[0])
+    record_property("healthz_p99_s", quantile(health, 99))
+    print(f"{codes}, /healthz p50 {quantile(health, 50) * 1e3:.1f} ms, p99 {quantile(health, 99) * 1e3:.1f} ms of "
+          f"{len(health)}, memory +{memory.growth / MIB:.1f} MiB")  # fmt: skip
+    assert memory.growth < 100 * MIB
+    assert quantile(health, 99) < 1.0  # goal on a machine with a core to spare: 0.1
+    fleet.check(accepted)
+
+
+# Streams
+
+
+def test_a_stream_that_is_dropped_again_and_again_misses_and_repeats_nothing(
+    fleet: Fleet, serve: Callable[..., Service]
+) -> None:
+    write_model(fleet.models, batch_s=5.0, image_s=0.0, rows=100)
+    fleet.start()
+    service = serve()
+
+    def follow(path: str, seen: list[tuple[str, str]], events: int | None = None) -> bool:
+        """Read so many events, or all; True when the stream ended by itself."""
+        headers = {"last-event-id": seen[-1][0]} if seen else {}
+        with service.client() as http, http.stream("GET", path, headers=headers) as stream:
+            name = ""
+            for line in stream.iter_lines():
+                if line.startswith("event: "):
+                    name = line.removeprefix("event: ")
+                elif line.startswith("id: "):
+                    seen.append((line.removeprefix("id: "), name))
+                    events = None if events is None else events - 1
+                    if events == 0:
+                        return False
+        return True
+
+    with service.client() as http:
+        submitted = http.post("/generate", headers={"prefer": "respond-async"})
+    path = f"{submitted.headers['location']}/events"
+
+    def drop(seed: int) -> tuple[list[tuple[str, str]], int]:
+        pick, seen, drops = random.Random(seed), [], 0
+        while not follow(path, seen, pick.randint(1, 4)):
+            drops += 1
+            time.sleep(pick.uniform(0, 0.3))
+        return seen, drops
+
+    whole: list[tuple[str, str]] = []
+    with ThreadPoolExecutor(4) as pool:
+        undisturbed = pool.submit(follow, path, whole)
+        dropped = list(pool.map(drop, range(3)))
+        assert undisturbed.result()
+    names = [name for _, name in whole]
+    assert names[:2] == ["queued", "running"]
+    assert names[-1] == "succeeded"
+    assert names[2:-1] == ["progress"] * (len(names) - 3)
+    assert len(names) > 20
+    for seen, drops in dropped:
+        assert drops >= 3
+        assert [*dict.fromkeys(seen)] == seen == whole
+    again: list[tuple[str, str]] = []
+    assert follow(path, again)  # long after
+    assert again == whole
+    with service.client() as http:
+        assert http.get(path, headers={"last-event-id": whole[-1][0]}).status_code == 204
+
+
+# Hostile uploads
+
+
+def test_hostile_uploads_hang_nothing_and_cost_no_memory(fleet: Fleet, serve: Callable[..., Service]) -> None:
+    fleet.start()
+    service = serve()
+    with service.client() as http:
+        for name in ("PNG-whole", "TIFF-whole", "WEBP-whole"):
+            http.post("/score", files={"image": corpus()[name]})  # decoders are loaded
+        with Peak(service.process) as memory:
+            for name, data in corpus().items():
+                began = time.monotonic()
+                answer = http.post("/score", files={"image": data})
+                assert answer.status_code in (200, 413, 422), (name, answer.text)
+                assert time.monotonic() - began < 10, name
+    assert memory.growth < 150 * MIB
+    assert '"level": "error"' not in service.log.read_text()
+
+
+# Who asked
+
+
+def test_the_id_of_a_request_is_carried_to_the_job_the_worker_and_the_logs(
+    fleet: Fleet, serve: Callable[..., Service]
+) -> None:
+    fleet.start()
+    service = serve()
+    with service.client(headers={"x-request-id": "order-7"}) as http:
+        answer = http.post("/score?class=hungry", files={"image": PICTURES[3]})
+        assert answer.json()["request_id"] == answer.headers["x-request-id"] == "order-7"
+        job_id = answer.headers["x-job-id"]
+        assert http.get(f"/jobs/{job_id}", headers={"x-request-id": "look"}).json()["request_id"] == "order-7"
+    served = [json.loads(line) for line in service.log.read_text().splitlines() if line.startswith("{")]
+    assert [line["message"] for line in served if line.get("request") == "order-7"] == ["POST /score 500"]
+    worked = [json.loads(line) for line in fleet.log.read_text().splitlines()]
+    about = [line["message"] for line in worked if line.get("job") == job_id and line.get("request") == "order-7"]
+    assert about == ["job started", "job ended"]
+
+
+# Long use
+
+
+@pytest.mark.parametrize("scores", [pytest.param(5000, marks=SLOW)])
+def test_memory_is_flat_in_every_process(
+    valkey_server, valkey_url: str, model_folder: Path, tmp_path: Path, serve: Callable[..., Service], scores: int
+) -> None:
+    """5,000 scores by a real model, each forgotten by its client; the first 1,000 fill caches and arenas."""
+    command = [sys.executable, "-m", "ncml.cli", "worker", "--models", str(model_folder.parent), "--threads", "1"]
+    with (tmp_path / "worker.log").open("wb") as log:
+        worker = subprocess.Popen(command, env=os.environ | {"NCML_REDIS_URL": valkey_url}, stderr=log)
+    try:
+        service = serve()
+        engine = next(
+            child for child in psutil.Process(worker.pid).children() if "spawn_main" in " ".join(child.cmdline())
+        )
+        processes = {
+            "service": service.process, "worker": psutil.Process(worker.pid), "engine": engine,
+            "queue": psutil.Process(valkey_server.process.pid),
+        }  # fmt: skip
+
+        with service.client(limits=httpx2.Limits(max_connections=8)) as http, ThreadPoolExecutor(8) as pool:
+
+            def ask(i: int) -> None:
+                answer = http.post("/score?map=1", files={"image": PICTURES[i % 256]})
+                assert answer.status_code == 200, answer.text
+                assert http.delete(f"/jobs/{answer.headers['x-job-id']}").status_code == 204
+
+            def used() -> dict[str, float]:
+                return {name: process.memory_info().rss / MIB for name, process in processes.items()}
+
+            list(pool.map(ask, range(1000)))
+            before = used()
+            list(pool.map(ask, range(1000, 1000 + scores)))
+            after = used()
+        grown = {name: round(after[name] - before[name], 1) for name in processes}
+        print(f"MiB after 1,000 scores {before}; grown by {grown} after {scores} more")
+        assert max(grown.values()) < 16, (before, grown)
+    finally:
+        worker.terminate()
+        worker.wait(40)
