@@ -1,0 +1,124 @@
+"""Everything that docs/operate.md names exists: commands, files, variables, metrics, endpoints, targets."""
+
+import os
+import re
+import shlex
+import subprocess
+
+import pytest
+import yaml
+
+from ncml.cli import commands
+from service.app import create_app
+from service.settings import Settings
+from tests.deploy.engine import works
+from tests.deploy.files import COMPOSE, ROOT, compose
+from tests.deploy.test_compose import OVERRIDES
+from worker.main import main as worker
+from worker.queue import JobQueue
+
+TEXT = (ROOT / "docs" / "operate.md").read_text()
+QUOTED = re.findall(r"`([^`\n]+)`", TEXT)
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+LINES = [re.sub(r"\s{2,}#.*", "", line) for language, block in BLOCKS if not language for line in block.splitlines()]
+VARIABLES = {name for path in (COMPOSE, *OVERRIDES) for name in re.findall(r"\$\{(\w+)", path.read_text())}
+SERVICES = compose()["services"]
+
+
+def shell(first: str) -> list[list[str]]:
+    """Commands that begin with a word, of blocks and of sentences, split; variables before them left out."""
+    found = [re.sub(r"^(\w+=\S+ )+", "", line) for line in (*LINES, *QUOTED)]
+    return [shlex.split(line) for line in found if line.startswith(f"{first} ")]
+
+
+def test_every_variable_of_the_compose_files_is_explained_and_none_other() -> None:
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", TEXT, re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"`([A-Z_]+)`", row)} == VARIABLES
+
+
+def test_every_setting_exists() -> None:
+    settings = {f"NCML_{name.upper()}" for name in Settings.model_fields} | {"NCML_NAME", "NCML_MODELS"}
+    assert set(re.findall(r"\bNCML_[A-Z_]+", TEXT)) <= settings | VARIABLES
+
+
+def test_every_file_exists() -> None:
+    named = [
+        word for text in (*QUOTED, *LINES) for word in re.findall(r"(?<![\w/.-])(?:docker|tests|docs)/[\w./-]+", text)
+    ]
+    named += re.findall(r"\b(docker-compose\.yml|CHANGELOG\.md)\b", TEXT)
+    assert len(named) > 10
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_every_service_profile_and_volume_exists() -> None:
+    profiles = {profile for spec in SERVICES.values() for profile in spec.get("profiles", ())}
+    assert set(re.findall(r"profile[s]? `(\w+)`|--profile (\w+)", TEXT)) <= {(p, "") for p in profiles} | {
+        ("", p) for p in profiles
+    }
+    for name in re.findall(r"[Vv]olume `(\w+)`", TEXT):
+        assert name in compose()["volumes"]
+    for words in shell("docker"):
+        if words[1] == "compose":
+            operands = [w for w in words if w in SERVICES or re.fullmatch(r"worker-\w+(=\d+)?", w)]
+            assert {operand.partition("=")[0] for operand in operands} <= SERVICES.keys()
+
+
+def test_every_command_of_compose_is_one() -> None:
+    if not works(["docker", "compose", "version"]):
+        pytest.skip("the command `docker compose` is missing")
+    given = os.environ | {"NCML_REDIS_PASSWORD": "secret", "NCML_QUEUE_ADDRESS": "192.0.2.1"}
+    seen = 0
+    for words in shell("docker"):
+        if words[1] == "compose":
+            # Its own word for "understood" is --help after the options; nothing is started.
+            done = subprocess.run(
+                [*words, "--help"] if "run" not in words else [*words[: words.index("train")], "--help"],
+                cwd=ROOT, env=given, capture_output=True, text=True, check=False, timeout=60,
+            )  # fmt: skip
+            assert done.returncode == 0, f"{' '.join(words)}\n{done.stderr}"
+            seen += 1
+    assert seen > 8
+
+
+def test_every_command_of_ncml_and_its_options_exist() -> None:
+    called = shell("ncml")
+    assert {words[1] for words in called} == {"train", "key", "worker"}
+    assert {words[1] for words in called} <= commands().keys()
+    options = set(re.findall(r"`--([a-z-]+)`", TEXT)) - {"index-url"}
+    assert {name.replace("-", "_") for name in options} <= worker.__kwdefaults__.keys()
+
+
+def test_every_metric_and_endpoint_exists() -> None:
+    sources = "\n".join(path.read_text() for room in ("worker", "service") for path in (ROOT / room).glob("*.py"))
+    named = set(re.findall(r"`(ncml_\w+)`", TEXT))
+    assert named
+    assert [name for name in named if f'"{name}"' not in sources] == []
+    paths = create_app(Settings(), JobQueue.from_url("redis://localhost")).openapi()["paths"]
+    assert set(re.findall(r"`(/\w+z|/metrics)`", TEXT)) == {"/healthz", "/readyz", "/metrics"}
+    assert {"/healthz", "/readyz", "/metrics"} <= paths.keys()
+
+
+def test_every_target_of_make_exists() -> None:
+    targets = set(re.findall(r"`make ([a-z-]+)`", TEXT))
+    makefile = (ROOT / "Makefile").read_text()
+    assert targets
+    assert [target for target in targets if not re.search(rf"^(.* )?{target}( .*)?:", makefile, re.MULTILINE)] == []
+
+
+def test_manifests_in_the_text_are_those_of_the_folder() -> None:
+    (block,) = [block for language, block in BLOCKS if language == "yaml"]
+    example = yaml.safe_load(block)
+    for path in example["resources"] + example["components"]:
+        assert (ROOT / path.removeprefix("ncml/") / "kustomization.yaml").exists()
+    base = yaml.safe_load((ROOT / "docker" / "k8s" / "base" / "kustomization.yaml").read_text())
+    assert [image["name"] for image in example["images"]] == [image["name"] for image in base["images"]]
+
+
+def test_figures_are_those_of_the_code() -> None:
+    from worker.queue import RESULT_TTL_S
+    from worker.worker import WorkerSettings
+
+    assert WorkerSettings.__dataclass_fields__["lease_s"].default == 15
+    assert RESULT_TTL_S == 3600
+    assert worker.__kwdefaults__["max_batch"] == 32
+    assert worker.__kwdefaults__["drain_s"] == 25
