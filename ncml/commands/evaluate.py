@@ -14,7 +14,10 @@ def evaluate(
     /,
     *,
     data: Annotated[str, arg(metavar="FOLDER|NAME[:SPLIT]")],
-    model: Annotated[UseAppendAction[tuple[str, ...]], arg(aliases=("-m",), metavar="NAME|PATH")] = ("cifar10",),
+    model: Annotated[
+        UseAppendAction[tuple[str, ...]],
+        arg(aliases=("-m",), metavar="NAME|PATH", help_behavior_hint="(default: cifar10)"),
+    ] = (),
     ood: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="FOLDER|NAME[:SPLIT]", help_behavior_hint="")] = (),
     limit: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="[KIND=]COUNT", help_behavior_hint="")] = (),
     out: Annotated[Path, arg(metavar="FOLDER")] = Path("evaluation"),
@@ -34,8 +37,8 @@ def evaluate(
         model: Name or folder of a model; repeat it for several, a column or curve each.
         ood: Another data set; repeat it for several. Constant and uniform pictures are always measured, too.
         limit: Most pictures of each set, of all kinds or of one as in fid=2000; repeat it for several. Without it
-            likelihood and fid take 10000, ood and sanity 1000, robustness 500; sweep, the samples for each number of steps
-            and start noise that fid compares, are 256.
+            likelihood and fid take 10000, ood and sanity 1000, robustness 500; sweep, the samples for each number of
+            steps and start noise that fid compares, are 256.
         out: Folder for the report and all that was measured.
         device: Where to compute: cpu, cuda or cuda:N.
         as_json: Print JSON instead of tables.
@@ -47,7 +50,7 @@ def evaluate(
     from ncml.memory import reuse_freed_memory
 
     limits = run.limits(limit)
-    models = run.labelled([load(name, device) for name in dict.fromkeys(model)])
+    models = run.labelled([load(name, device) for name in dict.fromkeys(model or ("cifar10",))])
     reuse_freed_memory()
 
     def shown(section: Section) -> None:

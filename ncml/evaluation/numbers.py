@@ -5,7 +5,7 @@ Shapes: N and M images. Scores are higher for what is more out-of-distribution.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,52 +36,40 @@ class Measured:
 
 
 def bootstrap(
-    statistic: Callable[..., float], *sizes: int, resamples: int = RESAMPLES_OF_CURVES, seed: int = 0
-) -> Measured:
-    """A statistic of images given by their indices, one array for each set, and its percentile bootstrap interval."""
-    rng = np.random.default_rng(seed)
-    drawn = [statistic(*(rng.integers(size, size=size) for size in sizes)) for _ in range(resamples)]
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Measured(float(statistic(*map(np.arange, sizes))), float(low), float(high), sum(sizes))
+    statistic: Callable[..., Sequence[float]], *sizes: int, resamples: int = RESAMPLES_OF_CURVES
+) -> list[Measured]:
+    """Statistics of images given by their indices, one array for each set, with percentile bootstrap intervals."""
+    rng = np.random.default_rng(0)
+    drawn = np.array([statistic(*(rng.integers(size, size=size) for size in sizes)) for _ in range(resamples)])
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    values = statistic(*map(np.arange, sizes))
+    return [Measured(float(v), float(a), float(b), sum(sizes)) for v, a, b in zip(values, low, high, strict=True)]
 
 
 def mean(values_N: Floats) -> Measured:
     """The mean over images."""
-    return bootstrap(lambda index: float(values_N[index].mean()), len(values_N), resamples=RESAMPLES)
+    return bootstrap(lambda index: (float(values_N[index].mean()),), len(values_N), resamples=RESAMPLES)[0]
 
 
-def auroc(inside_N: Floats, outside_M: Floats) -> float:
-    """Area under the ROC curve: how often the second set's image scores higher, of a pair with one of each."""
+RATES = ("auroc", "aupr", "fpr95")
+
+
+def rates(inside_N: Floats, outside_M: Floats) -> tuple[float, float, float]:
+    """AUROC, AUPR and FPR95 of scores of in-distribution and other images.
+
+    AUROC: how often, of a pair with one of each, the other image scores higher. AUPR: average precision, other images
+    being positive. FPR95: the share of in-distribution images that are flagged where 95 % of the others are.
+    """
     from sklearn import metrics
 
-    return float(metrics.roc_auc_score(*_labelled(inside_N, outside_M)))
-
-
-def aupr(inside_N: Floats, outside_M: Floats) -> float:
-    """Average precision, out-of-distribution images being the positive ones."""
-    from sklearn import metrics
-
-    return float(metrics.average_precision_score(*_labelled(inside_N, outside_M)))
-
-
-def fpr95(inside_N: Floats, outside_M: Floats) -> float:
-    """The share of in-distribution images that are flagged where 95 % of the others are."""
-    from sklearn import metrics
-
-    false, true, _ = metrics.roc_curve(*_labelled(inside_N, outside_M))
-    return float(false[np.searchsorted(true, 0.95)])
-
-
-def _labelled(inside_N: Floats, outside_M: Floats) -> tuple[Floats, Floats]:
-    return np.repeat([0.0, 1.0], [len(inside_N), len(outside_M)]), np.concatenate([inside_N, outside_M])
-
-
-DETECTION: dict[str, Callable[[Floats, Floats], float]] = {"auroc": auroc, "aupr": aupr, "fpr95": fpr95}
+    truth = np.repeat([0, 1], [len(inside_N), len(outside_M)])
+    scores = np.concatenate([inside_N, outside_M])
+    false, true, _ = metrics.roc_curve(truth, scores)
+    average_precision = float(metrics.average_precision_score(truth, scores))
+    return float(metrics.auc(false, true)), average_precision, float(false[np.searchsorted(true, 0.95)])
 
 
 def detection(inside_N: Floats, outside_M: Floats) -> dict[str, Measured]:
-    """AUROC, AUPR and FPR95, both sets resampled."""
-    return {
-        name: bootstrap(lambda i, j, rate=rate: rate(inside_N[i], outside_M[j]), len(inside_N), len(outside_M))
-        for name, rate in DETECTION.items()
-    }
+    """`RATES`, both sets resampled."""
+    found = bootstrap(lambda i, j: rates(inside_N[i], outside_M[j]), len(inside_N), len(outside_M))
+    return dict(zip(RATES, found, strict=True))

@@ -84,7 +84,7 @@ class Detection:
         def every(read: Callable[[Measured], Any]) -> dict[str, Any]:
             return {
                 rate: {name: {s: read(r[rate]) for s, r in by.items()} for name, by in self.rates.items()}
-                for rate in numbers.DETECTION
+                for rate in numbers.RATES
             }
 
         return {
@@ -117,14 +117,14 @@ def ood(context: Context) -> Section:
     notes = context.notes
     for label, model in context.models.items():
         if model.calibration is None:
-            notes.append(f"{label} is not calibrated and was left out: run ncml calibrate first.")
+            notes.append(f"{label} was left out: {model.uncalibrated}")
             continue
         inside = context.test(model, "ood")
         outside, problems = sets(context, model)
         notes += [note for note in (*problems, *(note for each in outside for note in each.notes)) if note not in notes]
         found[label] = detection(context, model, model.calibration, inside, outside)
     if not found:
-        raise InputError("model", "no model here is calibrated: run ncml calibrate first.")
+        raise InputError("model", " ".join(f"{label}: {model.uncalibrated}" for label, model in context.models.items()))
     text = [
         "AUROC (area under the ROC curve), AUPR (average precision, out-of-distribution being positive) and FPR95 (the "
         "share of in-distribution images that are flagged where 95 % of the others are). Every statistic is higher for "

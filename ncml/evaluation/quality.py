@@ -118,12 +118,12 @@ def kernel(a_NF: Features, b_MF: Features) -> Measured:
         off_diagonal = count @ k @ count - (count**2 * k.diagonal()).sum()
         return float(off_diagonal / (count.sum() ** 2 - (count**2).sum()))
 
-    def distance(i: Indices, j: Indices) -> float:
+    def distance(i: Indices, j: Indices) -> tuple[float]:
         count_a, count_b = (np.bincount(index, minlength=len(k)).astype(float) for index, k in ((i, k_aa), (j, k_bb)))
         between = float(count_a @ k_ab @ count_b) / (count_a.sum() * count_b.sum())
-        return within(k_aa, count_a) + within(k_bb, count_b) - 2 * between
+        return (within(k_aa, count_a) + within(k_bb, count_b) - 2 * between,)
 
-    return numbers.bootstrap(distance, len(a_NF), len(b_MF))
+    return numbers.bootstrap(distance, len(a_NF), len(b_MF))[0]
 
 
 def drawn(context: Context, model: Model, n: int, **way: Any) -> NDArray[np.uint8]:
@@ -231,9 +231,7 @@ def fid(context: Context) -> Section:
             " **This is not FID**: Inception's weights could not be had here, and no published number is comparable, "
             "so none is printed."
         )
-    caption = (
-        f"{kd} of {SWEPT} or fewer samples against start noise (left) and refinement steps (right); lower is better."
-    )
+    caption = f"{kd} of samples against start noise (left) and refinement steps (right); lower is better."
     return Section(
         kind="fid",
         title="Sample quality" if name != "FID" else "Table 1: FID",

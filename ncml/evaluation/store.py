@@ -75,8 +75,8 @@ def _length(columns: Columns) -> int:
 def _read(path: Path) -> Columns:
     """What is stored; nothing where there is none, or where it is damaged and has to be measured again."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            columns = {name: file[name] for name in file.files}
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            columns = {name: stored[name] for name in stored.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
         return {}
     return columns if len({len(values) for values in columns.values()}) == 1 else {}
