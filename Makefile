@@ -4,7 +4,7 @@ BIN    := .venv/bin
 READY  := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint bench bench-sampler bench-worker bench-service storm compose-test audit clean
+.PHONY: help serve test lint bench bench-sampler bench-train bench-worker bench-service storm compose-test audit clean
 
 help:           ## this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST)
@@ -31,9 +31,9 @@ lint: $(READY)  ## ruff, pyright and the contracts between the rooms
 	$(BIN)/lint-imports
 	$(BIN)/pyright
 
-bench: bench-sampler bench-worker bench-service ## every benchmark
+bench: bench-sampler bench-train bench-worker bench-service ## every benchmark
 
-bench-sampler bench-worker bench-service: bench-%: $(READY)
+bench-sampler bench-train bench-worker bench-service: bench-%: $(READY)
 	$(BIN)/python benchmarks/$*.py
 
 storm: $(READY) ## the fault suite in its long form

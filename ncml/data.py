@@ -301,7 +301,7 @@ class _Kept:
             pixels_NHWC = np.load(self.pixels, mmap_mode="c")[: len(labels_N)]
             inventory = Inventory.from_json(found["inventory"])
             return Dataset(torch.from_numpy(pixels_NHWC), labels_N, tuple(found["classes"]), inventory)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, EOFError, ValueError, KeyError, TypeError):
             return None  # nothing there, or not whole: it is decoded anew
 
     def fill(self, source: _Source, height: int, width: int, report: Report) -> Dataset:

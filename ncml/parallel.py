@@ -56,10 +56,7 @@ class Team:
 
     def joined(self, network: nn.Module) -> nn.Module:
         """The network with gradients that are averaged over the processes."""
-        if self.size == 1:
-            return network
-        # Its only buffer is constant, so there is none to keep equal.
-        return DistributedDataParallel(network, broadcast_buffers=False)
+        return network if self.size == 1 else DistributedDataParallel(network)
 
 
 @contextlib.contextmanager
