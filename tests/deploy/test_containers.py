@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx2
 import numpy as np
@@ -218,9 +219,8 @@ def test_a_trained_model_is_served(stack: Stack, desk: Path) -> None:
         (desk / "pictures" / name).mkdir()
         for i in range(20):
             Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(desk / "pictures" / name / f"{i}.png")
-    said = stack.compose(
-        "run", "--rm", "-T", "train", "smoke", "--data", "/data", "--out", "/models/mine", "--json", timeout=600
-    )
+    asked = ["smoke", "--data", "/data", "--out", "/models/mine", "--images", "64", "--threads", "1", "--json"]
+    said = stack.compose("run", "--rm", "-T", "train", *asked, timeout=600)
     trained = json.loads(said[said.index("{") :])
     served = until(lambda: [m for m in httpx2.get(f"{stack.url}/models").json()["models"] if m["name"] == "mine"], 120)
     assert served[0]["version"] == trained["model"]["version"]
@@ -238,23 +238,29 @@ def test_prometheus_sees_every_container(stack: Stack, desk: Path) -> None:
     stack.score(desk / "cat.png")
     stack.compose("--profile", "monitoring", "up", "--detach", "--wait", "prometheus", timeout=120)
 
-    def ask(path: str, **query: str) -> Any:
+    def ask(*paths: str) -> list[Any]:
         """What Prometheus answers; it listens inside only, so the service's container asks."""
-        address = str(httpx2.URL(f"http://prometheus:9090/api/v1/{path}", params=query))
-        code = f"from urllib.request import urlopen; print(urlopen({address!r}).read().decode())"
-        return json.loads(stack.python("service", code))["data"]
+        addresses = [f"http://prometheus:9090/api/v1/{path}" for path in paths]
+        code = "import json\nfrom urllib.request import urlopen\n"
+        code += f"print(json.dumps([json.load(urlopen(address))['data'] for address in {addresses!r}]))"
+        return json.loads(stack.python("service", code))
 
-    targets = until(
-        lambda: len(up := [t for t in ask("targets")["activeTargets"] if t["health"] == "up"]) == 4 and up, 60
-    )
-    assert sorted(target["labels"]["job"] for target in targets) == ["ncml-service", *3 * ["ncml-worker"]]
-    rules = [rule for group in ask("rules")["groups"] for rule in group["rules"]]
-    assert len(rules) > 5
+    def up() -> list[str]:
+        targets = ask("targets")[0]["activeTargets"]
+        return sorted(target["labels"]["job"] for target in targets if target["health"] == "up")
+
+    workers = len(stack.containers("worker-score", "worker-generate"))
+    until(lambda: up() == ["ncml-service", *workers * ["ncml-worker"]], 60)
     time.sleep(25)  # a rate needs two samples
-    for expression in expressions():
-        assert ask("query", query=expression)["resultType"] == "vector", expression
-    assert [rule["name"] for rule in rules if rule["health"] not in {"ok", "unknown"}] == []
-    assert float(ask("query", query="sum(ncml_score_bpd_count)")["result"][0]["value"][1]) >= 1
+    counted = "sum(ncml_score_bpd_count)"
+    asked = [f"query?query={quote(expression)}" for expression in (*expressions(), counted)]
+    *answers, count = ask(*asked)
+    assert {answer["resultType"] for answer in answers} == {"vector"}
+    assert sum(bool(answer["result"]) for answer in answers) > len(answers) / 2
+    assert float(count["result"][0]["value"][1]) >= 1
+    rules = [rule for group in ask("rules")[0]["groups"] for rule in group["rules"]]
+    assert len(rules) > 5
+    assert [rule["name"] for rule in rules if rule["health"] != "ok"] == []
 
 
 def test_grafana_shows_the_dashboard(stack: Stack) -> None:
