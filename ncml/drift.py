@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -73,8 +74,10 @@ def compare(
 def _shift(scored: Floats, ranked: Floats) -> Shift:
     from scipy import stats
 
-    ks, p = stats.ks_2samp(scored, ranked, method="asymp")
-    return Shift(float(ks), float(p), stability(scored, ranked), float(scored.mean()), float(ranked.mean()))
+    test: Any = stats.ks_2samp(scored, ranked, method="asymp")
+    return Shift(
+        float(test.statistic), float(test.pvalue), stability(scored, ranked), float(scored.mean()), float(ranked.mean())
+    )
 
 
 def stability(scored: Floats, ranked: Floats) -> float:
