@@ -335,10 +335,9 @@ class Calibration:
     """What held-out images say about a model's statistics; bound to one version of the model and of preprocessing."""
 
     model_version: str
-    statistics: Mapping[str, Statistic]
     fit: Fit
-    ranking: Columns
-    """Measurements of the ranking images: p-values are ranks among what these give."""
+    ranked: Mapping[str, Floats]
+    """Scores of the ranking images by statistic, ascending: p-values are ranks among these."""
     n_fit: int
     false_positive_rate: float = 0.05
     statistic: str = DEFAULT
@@ -348,17 +347,12 @@ class Calibration:
     @property
     def n_rank(self) -> int:
         """Ranking images."""
-        return len(next(iter(self.ranking.values())))
+        return len(self.ranked[self.statistic])
 
     @property
     def smallest_p(self) -> float:
         """The smallest p-value that there can be: 1 / (n_rank + 1)."""
         return 1 / (self.n_rank + 1)
-
-    @functools.cached_property
-    def ranked(self) -> dict[str, Floats]:
-        """Scores of the ranking images by statistic, ascending."""
-        return {name: np.sort(statistic.of(self.ranking, self.fit)) for name, statistic in self.statistics.items()}
 
     @functools.cached_property
     def thresholds(self) -> dict[str, float]:
@@ -404,7 +398,7 @@ class Calibration:
             "tolerate": list(self.tolerate),
             "n_fit": self.n_fit,
             "fit": asdict(self.fit),
-            "ranking": {name: values.tolist() for name, values in self.ranking.items()},
+            "ranked": {name: values.tolist() for name, values in self.ranked.items()},
         }
 
     def save(self, folder: Path) -> None:
@@ -417,21 +411,17 @@ class Calibration:
         path = folder / checkpoint.CALIBRATION
         stored = read_bound(path, model_version)
         try:
-            fit = Fit(stored["fit"]["typical_bpd"], Gaussian.from_json(stored["fit"]["gaussian"]))
-            found = cls(
+            return cls(
                 model_version,
-                catalogue(config),
-                fit,
-                {name: np.array(values, np.float64) for name, values in stored["ranking"].items()},
+                Fit(stored["fit"]["typical_bpd"], Gaussian.from_json(stored["fit"]["gaussian"])),
+                {name: np.array(stored["ranked"][name], np.float64) for name in catalogue(config)},
                 stored["n_fit"],
                 stored["false_positive_rate"],
                 stored["statistic"],
                 tuple(stored["tolerate"]),
             )
-            found.thresholds  # noqa: B018 (computes every statistic: what is missing is missed here)
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise ModelError(f"{path} is damaged ({str(error).rstrip('.')}): {REMEDY}.") from error
-        return found
 
 
 FORMAT = 1
@@ -505,8 +495,10 @@ def calibrate(
     gaussian = Gaussian.fitted({name: fit_columns[name] for name in statistics["multiscale"].needs})
     fit = Fit(float(fit_columns["bits_0"].mean()), gaussian)
     ranking = measured("rank", rank_pixels, columns_for(statistics, statistics), seed=2**20)
-    # Seven digits are more than rounding leaves of fp32, and keep the file small.
-    rounded = {name: np.array([float(f"{value:.7g}") for value in values]) for name, values in ranking.items()}
-    return Calibration(
-        model.version, statistics, fit, rounded, len(fit_pixels), false_positive_rate, tolerate=tuple(tolerate)
-    )
+    ranked = {name: np.sort(rounded(statistic.of(ranking, fit))) for name, statistic in statistics.items()}
+    return Calibration(model.version, fit, ranked, len(fit_pixels), false_positive_rate, tolerate=tuple(tolerate))
+
+
+def rounded(scores: Floats) -> Floats:
+    """Six digits, which keeps files small; more would be the rounding of fp32."""
+    return np.array([float(f"{score:.6g}") for score in scores])

@@ -243,6 +243,8 @@ def calibrate(
     unranked = TileCalibration(model.version, cut, gaussian, np.zeros(len(rank_pictures)), 0, false_positive_rate)
     scores: list[float] = []
     for index, opened in enumerate(rank_pictures):
-        scores.append(float(f"{scan(model, opened(), unranked, batch_size=batch_size).score:.7g}"))
+        scores.append(scan(model, opened(), unranked, batch_size=batch_size).score)
         bar("rank", index + 1, len(rank_pictures), "pictures")
-    return TileCalibration(model.version, cut, gaussian, np.sort(scores), len(fit_pictures), false_positive_rate)
+    return TileCalibration(
+        model.version, cut, gaussian, np.sort(ood.rounded(np.array(scores))), len(fit_pictures), false_positive_rate
+    )

@@ -247,7 +247,7 @@ def edited(folder: Path, **changed: object) -> None:
         ({"preprocessing": "stretch v9"}, "under the preprocessing 'stretch v9'"),
         ({"format": 9}, "format 9"),
         ({"false_positive_rate": 0.5}, "changed after it was written"),
-        ({"ranking": {}}, "changed after it was written"),
+        ({"ranked": {}}, "changed after it was written"),
     ],
 )
 def test_a_calibration_for_something_else_is_not_used(calibrated: ncml.Model, changed: dict, said: str) -> None:
@@ -272,7 +272,7 @@ def test_a_damaged_calibration_is_said(calibrated: ncml.Model, content: str) -> 
 def test_a_well_signed_calibration_that_lacks_something_is_damaged(calibrated: ncml.Model) -> None:
     path = calibrated.folder / checkpoint.CALIBRATION
     stored = json.loads(path.read_text())
-    del stored["version"], stored["ranking"]["bits_0"]
+    del stored["version"], stored["ranked"]["llr"]
     ood.write_bound(path, stored)
     assert "is damaged" in ncml.load(calibrated.folder).uncalibrated
 
