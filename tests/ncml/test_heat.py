@@ -1,0 +1,41 @@
+"""Maps as pictures."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ncml import heat, images
+from ncml.errors import InputError
+
+
+def test_brightness_rises_with_the_number() -> None:
+    ramp = np.linspace(-1, 2, 300)[None]
+    brightness = heat.heat(ramp, 0, 1).astype(float).sum(2)[0]
+    assert (np.diff(brightness) >= -8).all()  # two neighbouring colours may round apart
+    assert brightness[0] < 10
+    assert brightness[-1] > 600
+    assert np.array_equal(brightness[:100], np.full(100, brightness[0]))
+    assert heat.heat(np.ones((2, 3)), 1, 1).shape == (2, 3, 3)
+
+
+def test_a_frame_surrounds_its_box_and_changes_nothing_else() -> None:
+    picture = np.full((20, 30, 3), 100, np.uint8)
+    framed = heat.frame(picture, (5, 4, 10, 8))
+    changed = (framed != picture).any(2)
+    assert changed.sum() == 2 * 10 + 2 * 6
+    assert changed[4, 5]
+    assert changed[11, 14]
+    assert not changed[5:11, 6:14].any()
+    assert (picture == 100).all()
+
+
+def test_a_map_is_saved_twice(tmp_path: Path) -> None:
+    numbers = np.arange(12, dtype=np.float32).reshape(3, 4)
+    picture = heat.overlay(np.full((3, 4, 3), 200, np.uint8), numbers, 0, 11)
+    heat.save(tmp_path / "deep" / "a.jpg", picture, numbers)
+    assert np.array_equal(images.open_image(tmp_path / "deep" / "a.jpg.png"), picture)
+    assert np.array_equal(np.load(tmp_path / "deep" / "a.jpg.npz")["map"], numbers)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be written"):
+        heat.save(tmp_path / "file" / "a.jpg", picture, numbers)
