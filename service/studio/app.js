@@ -52,9 +52,9 @@ async function beat() {
   let error = null;
   try {
     const state = await models.metrics();
-    const [workers, waiting] = models.summary(state);
+    const { idle, waiting } = models.summary(state);
     views.models.pulse(state);
-    stand(workers ? `${workers} worker${workers === 1 ? "" : "s"} · ${waiting} waiting` : "no worker", workers);
+    stand(idle.length ? `no worker for ${idle.join(" or ")}` : `ready · ${waiting} waiting`, !idle.length);
     await catalogue.load();
     if (!catalogue.models.length) error = Object.assign(new Error("The workers are still loading their model."), { remedy: "This page goes on by itself as soon as one is ready." });
   } catch (found) {

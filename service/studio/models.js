@@ -41,8 +41,13 @@ export async function metrics() {
 
 const total = (samples = []) => samples.reduce((sum, { value }) => sum + value, 0);
 
-/** [workers, jobs waiting] over all lanes. */
-export const summary = (state) => [total(state.get("ncml_workers")), total(state.get("ncml_queue_depth"))];
+/** The lanes that nobody works on, and how many jobs wait. */
+export function summary(state) {
+  const workers = state.get("ncml_workers") ?? [];
+  const lanes = [...new Set(workers.map(({ labels }) => labels.lane))];
+  const idle = lanes.filter((lane) => !total(workers.filter(({ labels }) => labels.lane === lane)));
+  return { idle, waiting: total(state.get("ncml_queue_depth")) };
+}
 
 function table(caption, heads, rows) {
   return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption }, h("table", {}, h("caption", {}, caption), h("thead", {}, h("tr", {}, ...heads.map((head) => h("th", { scope: "col" }, head)))),

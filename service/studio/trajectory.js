@@ -152,13 +152,13 @@ export function mount(host) {
         context.drawImage(bitmap, 0, 0);
         return context.getImageData(0, 0, width, height);
       }));
+      if (frames.at(-1)?.stage === "refine" && frames.at(-1).step === frames.at(-1).total) frames.pop(); // the same, not yet rounded
       const steps = frames.filter((frame) => frame.stage === "refine").length;
-      while (frames.at(-1)?.stage === "refine" && frames.at(-1).step === frames.at(-1).total) frames.pop();
       add({ stage: "end", images });
       status.textContent = "Traced";
       note.textContent = frames.length === 1
         ? "Only the end is known: the trace was made before this page was loaded, or too fast to be watched. Its seed gives the same trace again."
-        : `Shown are the service’s own previews: ${plural(frames.length - 1 - steps, "moment")} of the sampling and ${steps} of ${asked.steps} refinement steps were seen, then the finished ${asked.n === 1 ? "picture" : "pictures"}.`;
+        : `Shown are the service’s own previews: ${plural(frames.length - 1 - steps, "moment")} of the sampling and ${steps + 1} of ${asked.steps} refinement steps, of which the last is the finished picture.`;
       restFigure.hidden = frames.length === 1;
       announce("Traced: scrub through it with the slider");
       ready();

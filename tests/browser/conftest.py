@@ -1,0 +1,175 @@
+"""A real browser before a real service: Valkey, a worker, small models, and an installed Chromium.
+
+Without a browser these tests are skipped, except where CI is set: there they must run.
+"""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import httpx2
+import numpy as np
+import pytest
+import redis
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
+
+ARGS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+KEY = "ncml_of-the-browser-tests"
+
+expect.set_options(timeout=30_000)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if CHROMIUM or os.environ.get("CI"):
+        return
+    skip = pytest.mark.skip(reason="no chromium is installed: apt-get install chromium")
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(skip)
+
+
+@dataclass(frozen=True)
+class Site:
+    """Two services on one queue: one that is open, one that wants a key."""
+
+    url: str
+    guarded_url: str
+    http: httpx2.Client
+
+
+@pytest.fixture(scope="session")
+def models(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny` (8x8), calibrated; and `wide` (32x32, a long name for a class), large enough to be watched."""
+    import torch
+
+    import ncml
+    from ncml import checkpoint
+    from ncml.config import smoke
+    from ncml.network import NCPN
+    from ncml.ood import calibrate
+
+    directory = tmp_path_factory.mktemp("studio-models")
+    shutil.copytree(model_folder, directory / "tiny")
+    model = ncml.load(directory / "tiny")
+    pictures = np.random.default_rng(0).integers(96, 160, (60, 8, 8, 3), np.uint8)
+    calibrate(model, pictures[:20], pictures[20:]).save(model.folder)
+    torch.manual_seed(1)
+    config = smoke()
+    classes = ("dark", "a class whose name is much longer than any button")
+    wide = replace(config, model=replace(config.model, height=32, width=32, classes=classes))
+    checkpoint.save(
+        directory / "wide",
+        NCPN(wide),
+        card="# wide\n\n- **Untrained**: `for tests`\n\n| a | b |\n|---|---|\n| 1 | 2 |\n",
+    )
+    return directory
+
+
+@pytest.fixture(scope="session")
+def site(valkey_server, models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("site")
+    made = subprocess.run(
+        [sys.executable, "-c", f"from service.keys import digest; print('browser:' + digest({KEY!r}))"],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    (folder / "keys").write_text(made.stdout)
+    ports = _free_ports(2)
+    serve = [sys.executable, "-m", "uvicorn", "--factory", "service.app:from_environment", "--port"]
+    guard = {"NCML_API_KEYS_FILE": str(folder / "keys")}
+    worker = [sys.executable, "-m", "ncml.cli", "worker", "--models", str(models), "--threads", "1", "--drain-s", "1"]
+    environment = os.environ | {
+        "NCML_REDIS_URL": valkey_server.url.replace("/0", "/1"),
+        "NCML_MAX_IMAGES": "32",
+        "OMP_NUM_THREADS": "1",
+    }
+    with contextlib.closing(redis.Redis.from_url(environment["NCML_REDIS_URL"])) as client:
+        client.flushdb()
+    with (folder / "log").open("w") as log, contextlib.ExitStack() as stack:
+        for command, more in [(worker, {}), ([*serve, str(ports[0])], {}), ([*serve, str(ports[1])], guard)]:
+            process = subprocess.Popen(command, env=environment | more, stdout=log, stderr=log)
+            stack.callback(process.wait, 20)
+            stack.callback(process.terminate)
+        http = stack.enter_context(httpx2.Client(base_url=f"http://127.0.0.1:{ports[0]}", timeout=30))
+        deadline = time.monotonic() + 60
+        while not _ready(http) or not _ready(http, f"http://127.0.0.1:{ports[1]}"):
+            assert time.monotonic() < deadline, (folder / "log").read_text()[-3000:]
+            time.sleep(0.1)
+        yield Site(f"http://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}", http)
+
+
+def _free_ports(n: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(n)]
+        return [probe.getsockname()[1] for probe in probes]
+
+
+def _ready(http: httpx2.Client, base: str = "") -> bool:
+    with contextlib.suppress(httpx2.TransportError):
+        return http.get(f"{base}/readyz").status_code == 200
+    return False
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    assert CHROMIUM, "CI is set, but no chromium is installed"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGS))
+        yield browser
+        browser.close()
+
+
+class Tab:
+    """Opens pages that may not complain: whatever the browser's console says is an error, unless it is foreseen."""
+
+    def __init__(self, browser: Browser) -> None:
+        self.browser = browser
+        self.contexts: list[BrowserContext] = []
+        self.complaints: list[str] = []
+        self.foreseen: list[str] = []
+
+    def open(self, url: str, **options) -> Page:
+        context = self.browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
+        self.contexts.append(context)
+        page = context.new_page()
+        page.on("console", self._heard)
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.goto(url)
+        return page
+
+    def _heard(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            self.complaints.append(message.text)
+
+
+@pytest.fixture
+def tab(browser: Browser) -> Iterator[Tab]:
+    tab = Tab(browser)
+    yield tab
+    for context in tab.contexts:
+        context.close()
+    unforeseen = [text for text in tab.complaints if not any(part in text for part in tab.foreseen)]
+    assert unforeseen == []
+
+
+@pytest.fixture
+def studio(site: Site, tab: Tab) -> Callable[..., Page]:
+    """`studio("generate")`: that view of a fresh tab, with the model `tiny` unless another is named."""
+
+    def open_view(view: str = "score", model: str = "tiny", **options) -> Page:
+        page = tab.open(f"{site.url}/#{view}", **options)
+        expect(page.locator("#pulse")).to_contain_text("ready")
+        page.select_option("#model", model)
+        return page
+
+    return open_view

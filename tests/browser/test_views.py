@@ -1,0 +1,336 @@
+"""Each view does what it is for, and says what to do when it cannot."""
+
+import base64
+import io
+import re
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Page, expect
+
+from ncml.images import fit, to_png
+
+NUMBER = re.compile(r"^\d+\.\d\d$")
+REFUSED = "Failed to load resource"  # Chromium says so of every answer that is no success
+
+
+def upload(page: Page, view: str, *files: Path) -> None:
+    page.locator(f"#view-{view} input[type=file]").set_input_files(files)
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    """Larger than the model's pictures, wider than high, with a name that needs quoting."""
+    ramp = np.linspace(0, 255, 90).astype(np.uint8)
+    picture = np.stack(np.broadcast_arrays(ramp[None, :], ramp[:60, None], np.uint8(90)), axis=-1)
+    Image.fromarray(picture).save(tmp_path / "it's a photo.png")
+    return tmp_path / "it's a photo.png"
+
+
+def draw(page: Page, view: str, **values: int) -> None:
+    """Set sliders by their label's first word and press the view's button."""
+    form = page.locator(f"#view-{view} form")
+    for name, value in values.items():
+        form.get_by_label(re.compile(f"^{name}", re.IGNORECASE)).fill(str(value))
+    form.locator("button[type=submit]").click()
+
+
+# Score
+
+
+def test_a_picture_is_scored_placed_and_mapped(studio, photo: Path) -> None:
+    page = studio("score")
+    upload(page, "score", photo)
+    expect(page.locator(".waiting canvas")).to_have_count(2)  # the crop, and what the model sees
+    page.get_by_role("button", name="Score 1 picture").click()
+    reading = page.locator(".reading")
+    expect(reading.locator(".big .mono")).to_have_text(NUMBER)
+    expect(reading.locator(".verdict .strong")).to_have_text(re.compile("^(Belongs|Does not belong)$"))
+    expect(reading.locator(".verdict")).to_contain_text("p = ")
+    expect(reading.locator(".chart .here").first).to_be_attached()
+    expect(reading.locator(".chart .within, .chart .beyond")).not_to_have_count(0)
+    layer = reading.locator(".over canvas")
+    for share in (0, 40, 100):
+        page.get_by_label("Map over picture").fill(str(share))
+        assert layer.evaluate("e => getComputedStyle(e).opacity") == f"{share / 100:g}"
+    colours = layer.evaluate("e => new Set(e.getContext('2d').getImageData(0, 0, 8, 8).data).size")
+    assert colours > 8
+    page.get_by_role("button", name="Flip the last bits").click()
+    expect(reading.locator(".flip .mono")).to_have_text(
+        re.compile(r"^\d+\.\d{3} → \d+\.\d{3} bits/dim \([−+]\d+\.\d{3}\)$")
+    )
+    reading.locator("summary").click()
+    assert f"-F 'image=@it'\\''s a photo.png'" in (reading.locator(".curl").text_content() or "")
+
+
+def test_several_pictures_are_told_apart(studio) -> None:
+    page = studio("score")
+    for name in ("flat grey", "noise", "stripes"):
+        page.locator("#view-score").get_by_role("button", name=name, exact=True).click()
+    page.get_by_role("button", name="Leave out stripes.png").click()
+    page.get_by_role("button", name="Score 2 pictures").click()
+    expect(page.locator(".strip .tile")).to_have_count(2)
+    page.locator(".tile", has_text="noise.png").click()
+    expect(page.locator(".reading h2")).to_have_text("noise.png")
+    expect(page.locator(".tile[aria-pressed=true]")).to_contain_text("noise.png")
+
+
+def test_a_model_without_calibration_gives_no_verdict(studio) -> None:
+    page = studio("score", model="wide")
+    page.locator("#view-score").get_by_role("button", name="gradient").click()
+    page.get_by_role("button", name="Score 1 picture").click()
+    expect(page.locator(".verdict .strong")).to_have_text("Not calibrated")
+    expect(page.locator(".reading .chart")).to_have_count(0)
+
+
+def test_a_file_that_is_no_picture_is_refused_in_a_sentence(studio, tab, tmp_path: Path) -> None:
+    tab.foreseen = [REFUSED]
+    (tmp_path / "broken.png").write_bytes(b"not a picture")
+    page = studio("score")
+    upload(page, "score", tmp_path / "broken.png")
+    expect(page.locator(".waiting")).to_contain_text("cannot show this file")
+    page.get_by_role("button", name="Score 1 picture").click()
+    expect(page.get_by_role("alert").filter(has_text="image")).to_contain_text("send a PNG, JPEG")
+    expect(page.get_by_role("button", name="Score 1 picture")).to_be_enabled()  # the choice is not lost
+
+
+def test_pictures_are_taken_from_the_clipboard_and_from_a_drop(studio) -> None:
+    page = studio("score")
+    for kind, holder in (("paste", "clipboardData"), ("drop", "dataTransfer")):
+        page.evaluate(
+            """async ([kind, holder]) => {
+                const { card } = await import("/studio/picture.js");
+                const data = new DataTransfer();
+                data.items.add(await card("gradient", 8, 8));
+                const event = new Event(kind, { cancelable: true });
+                Object.defineProperty(event, holder, { value: data });
+                dispatchEvent(event);
+            }""",
+            [kind, holder],
+        )
+    expect(page.get_by_role("button", name="Score 2 pictures")).to_be_enabled()
+
+
+def test_the_preview_is_what_the_service_makes_of_the_file(studio) -> None:
+    page = studio("score")
+    rng = np.random.default_rng(7)
+    for width, height in [(8, 8), (61, 33), (5, 9), (120, 90)]:
+        picture = rng.integers(0, 256, (height, width, 3), np.uint8)
+        shown = page.evaluate(
+            """async (png) => {
+                const { decoded, fit, open } = await import("/studio/picture.js");
+                return [...fit(await open(decoded(png)), 8, 8).data];
+            }""",
+            base64.b64encode(to_png(picture)).decode(),
+        )
+        seen = np.array(shown, np.uint8).reshape(8, 8, 4)[..., :3]
+        assert np.abs(seen.astype(int) - fit(picture, 8, 8)).max() <= 1
+
+
+# Generate
+
+
+def test_rows_appear_and_the_gallery_has_everything(studio, site) -> None:
+    page = studio("generate", model="wide")
+    page.get_by_label("dark").check()
+    seed = int(page.get_by_label("Seed", exact=True).input_value())
+    draw(page, "generate", pictures=6)
+    run = page.locator("article.run")
+    expect(run).to_contain_text("Sampling row")
+    page.wait_for_function(
+        """() => [...document.querySelectorAll(".cell canvas")].some((face) => {
+            const { data } = face.getContext("2d").getImageData(0, 0, 1, face.height);
+            return data[3] === 255 && data[data.length - 1] === 0;  // the first row is there, the last is not
+        })"""
+    )
+    expect(run).to_contain_text("Drawn in", timeout=60_000)
+    expect(run.locator(".cell img")).to_have_count(6)
+    run.locator(".cell").nth(2).click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text(f"Seed {seed + 2}")
+    line = dialog.locator(".curl").text_content() or ""
+    path = re.fullmatch(rf"curl -X POST '{site.url}(/generate\?\S+)' -o dark-{seed + 2}\.png", line)
+    assert path, line
+    with page.expect_download() as download:
+        dialog.get_by_role("link", name="Download PNG").click()
+    assert Path(download.value.path()).read_bytes() == site.http.post(path[1]).content  # the line tells the truth
+    dialog.get_by_role("button", name="Use this seed").click()
+    expect(page.get_by_label("Seed", exact=True)).to_have_value(str(seed + 2))
+    with page.expect_download() as download:
+        run.get_by_role("button", name="Zip").click()
+    names = zipfile.ZipFile(download.value.path()).namelist()
+    assert f"02-seed-{seed + 2}.png" in names
+    with page.expect_download() as download:
+        run.get_by_role("button", name="PNG").click()
+    assert Image.open(io.BytesIO(Path(download.value.path()).read_bytes())).size == (96, 64)
+
+
+def test_a_picture_goes_on_to_the_other_views(studio) -> None:
+    page = studio("generate")
+    draw(page, "generate", pictures=1)
+    cell = page.locator("#view-generate .cell:enabled")
+    cell.click()
+    page.get_by_role("button", name="Score it").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("How likely is this picture?")
+    page.get_by_role("button", name="Score 1 picture").click()
+    expect(page.locator(".reading h2")).to_have_text(re.compile(r"^picture-\d+\.png$"))
+    page.get_by_role("link", name="Generate").click()
+    cell.click()
+    page.get_by_role("button", name="Complete it").click()
+    expect(page.locator("#view-complete .pad")).to_have_attribute("aria-label", re.compile("its top half is kept"))
+
+
+def test_too_many_pictures_are_refused_and_may_be_made_fewer(studio, tab) -> None:
+    tab.foreseen = [REFUSED]
+    page = studio("generate")
+    draw(page, "generate", pictures=64)
+    expect(page.locator("#view-generate .failure")).to_contain_text("at most 32 at once")
+    draw(page, "generate", pictures=2)
+    expect(page.locator("#view-generate .cell img")).to_have_count(2)
+    expect(page.locator("#view-generate .failure")).to_have_count(0)
+
+
+def test_the_same_settings_give_the_same_picture(studio) -> None:
+    page = studio("generate")
+    page.locator("#view-generate summary").click()
+    draw(page, "generate", pictures=1, refinement=4)
+    expect(page.locator("article.run .cell img")).to_have_count(1)
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_role("button", name="Draw").click()
+    images = page.locator("article.run .cell img")
+    expect(images).to_have_count(2)
+    assert images.nth(0).get_attribute("src") == images.nth(1).get_attribute("src")
+
+
+# Complete
+
+
+@pytest.mark.parametrize("half", ["right", "top"])
+def test_the_kept_half_is_drawn_or_chosen_and_variants_stand_beside_it(studio, photo: Path, half: str) -> None:
+    page = studio("complete")
+    upload(page, "complete", photo)
+    if half == "top":
+        page.get_by_label("bottom").check()
+        page.get_by_label("top").check()
+    else:
+        box = page.locator(".pad").bounding_box()
+        assert box
+        page.mouse.move(box["x"] + 0.8 * box["width"], box["y"] + 20)
+        page.mouse.down()
+        page.mouse.move(box["x"] + 0.75 * box["width"], box["y"] + 0.9 * box["height"], steps=5)
+        page.mouse.up()
+    expect(page.get_by_label(half)).to_be_checked()
+    draw(page, "complete", variants=3)
+    run = page.locator("#view-complete article.run")
+    expect(run.locator(".source")).to_contain_text(f"{half} kept")
+    expect(run.locator("button.cell img")).to_have_count(3)
+    same = page.evaluate(
+        """async () => {
+            const { open, canvas } = await import("/studio/picture.js");
+            const pixels = [...document.querySelectorAll(".run .cell img")].map((image) => {
+                const [, context] = canvas(8, 8);
+                context.drawImage(image, 0, 0);
+                return [...context.getImageData(0, 0, 8, 8).data];
+            });
+            const different = (i) => pixels[0].findIndex((value, at) => Math.abs(value - pixels[i][at]) > 1);
+            return pixels.slice(1).map((_, i) => different(i + 1));
+        }"""
+    )
+    first = 8 * 4 * 4 if half == "top" else 0  # where the unknown half begins
+    assert all(at >= first for at in same)
+
+
+def test_a_picture_whose_unknown_part_is_no_half_is_refused(studio, tab, tmp_path: Path) -> None:
+    tab.foreseen = [REFUSED]
+    speckled = np.random.default_rng(0).integers(0, 256, (16, 16, 4), np.uint8)
+    Image.fromarray(speckled).save(tmp_path / "speckled.png")
+    page = studio("complete")
+    upload(page, "complete", tmp_path / "speckled.png")
+    expect(page.locator("#view-complete")).to_contain_text("partly transparent")
+    draw(page, "complete", variants=1)
+    expect(page.locator("#view-complete .failure")).to_contain_text("half opaque")
+
+
+# Trajectory
+
+
+def test_a_trace_is_scrubbed_from_its_rows_to_its_end(studio) -> None:
+    page = studio("trajectory", model="wide")
+    draw(page, "trajectory", pictures=4, refinement=6)
+    trace = page.locator("article.trace")
+    expect(trace).to_contain_text("refinement steps", timeout=60_000)
+    moment = trace.get_by_label("Moment")
+    last = int(moment.get_attribute("max") or 0)
+    assert last >= 2
+    seen = []
+    for at in range(last + 1):
+        moment.fill(str(at))
+        seen.append(moment.get_attribute("aria-valuetext") or "")
+    assert "Noisy sample" in seen
+    assert seen[-1] == "Refined picture"
+    assert sum(name.startswith("Refinement") for name in seen) >= 1
+    rest = (
+        "c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.every((v, i) => i % 4 === 3 || v === 128)"
+    )
+    figure = trace.locator("figure canvas").nth(1)
+    assert figure.evaluate(rest)  # at the end nothing is left to remove
+    moment.fill(str(seen.index("Noisy sample")))
+    assert not figure.evaluate(rest)
+    trace.get_by_role("button", name="Play").click()
+    expect(trace.get_by_role("button", name="Play")).to_be_visible()
+    expect(moment).to_have_attribute("aria-valuetext", "Refined picture")
+
+
+def test_a_trace_with_an_impossible_seed_is_refused(studio, tab) -> None:
+    tab.foreseen = [REFUSED]
+    page = studio("trajectory")
+    page.locator("#view-trajectory").get_by_label("Seed", exact=True).fill(str(2**53 - 1))
+    draw(page, "trajectory", pictures=4)
+    expect(page.locator("#view-trajectory .failure")).to_contain_text("it must be at most")
+
+
+def test_a_canceled_trace_says_so(studio) -> None:
+    page = studio("trajectory", model="wide")
+    draw(page, "trajectory", pictures=9, refinement=32)
+    trace = page.locator("article.trace")
+    expect(trace).to_contain_text("Refinement, step", timeout=60_000)
+    trace.get_by_role("button", name="Cancel").click()
+    expect(trace).to_contain_text("Canceled")
+
+
+# Models and health
+
+
+def test_models_and_health_are_told(studio) -> None:
+    page = studio("models")
+    view = page.locator("#view-models")
+    expect(view.get_by_role("table", name="Queues and workers")).to_contain_text("score")
+    expect(view.get_by_role("table", name="Answers since the service started")).to_contain_text("/models")
+    tiny, wide = (
+        view.locator("article.card").filter(has_text="8 × 8"),
+        view.locator("article.card").filter(has_text="32 × 32"),
+    )
+    expect(tiny).to_contain_text("ranked among 40 others")
+    expect(tiny.locator(".chart")).to_be_visible()
+    expect(wide).to_contain_text("Not calibrated")
+    wide.locator("summary").click()
+    expect(wide.locator(".prose strong")).to_have_text("Untrained")
+    expect(wide.locator(".prose td").first).to_have_text("1")
+    tiny.get_by_role("button", name="Draw 4 of each class").click()
+    expect(tiny.locator(".faces img")).to_have_count(8)
+    expect(tiny).to_contain_text("not chosen")
+
+
+def test_a_service_that_is_away_is_told_and_found_again(studio, tab) -> None:
+    tab.foreseen = [REFUSED]
+    page = studio("models")
+    page.context.set_offline(True)
+    expect(page.locator("#pulse")).to_have_text("not reachable")
+    expect(page.locator("#notice")).to_contain_text("Check that it is running")
+    page.context.set_offline(False)
+    page.locator("#notice").get_by_role("button", name="Try again").click()
+    expect(page.locator("#pulse")).to_contain_text("ready")
+    expect(page.locator("#notice .failure")).to_have_count(0)
