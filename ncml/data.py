@@ -107,6 +107,8 @@ def load(
         found = _from_pictures(folder)
     else:
         found = _from_datasets(source, split)
+    if not found.count:
+        raise _nothing_in(found, found.unreadable)
     if keep is None:
         pixels_NHWC = np.empty((found.count, height, width, 3), np.uint8)
         return _decode(found, pixels_NHWC, report)
@@ -261,6 +263,11 @@ def _decode(source: _Source, pixels_NHWC: NDArray[np.uint8], report: Report) -> 
         classes=dict(zip(source.classes, by_class, strict=bool(source.classes))),
     )
     return Dataset(torch.from_numpy(pixels_NHWC[: len(labels)]), torch.tensor(labels), source.classes, inventory)
+
+
+def _nothing_in(source: _Source, unreadable: Sequence[str]) -> InputError:
+    some = f"{len(unreadable)} files could not be read"
+    return InputError("data", f"{source.name!r} holds no readable picture ({some}).")
 
 
 def _decoded(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -134,7 +135,27 @@ def fit(
     finally:
         if watch:
             watch.close()
-    measured, what = _measured_on(source, height, width, held_out, run_folder, team)
+    try:
+        return _finish(trainer, source, pictures, out, command, say, bar)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(
+            f"stopped before the model was measured; all {trainer.images} images are saved, and the same command with "
+            "--resume goes on"
+        ) from stop
+
+
+def _finish(
+    trainer: Trainer,
+    source: str,
+    pictures: data.Dataset,
+    out: Path,
+    command: str,
+    say: Callable[[str], None],
+    bar: Bar,
+) -> Fitted | None:
+    """Measure a trained network, write its folder, calibrate it."""
+    team = trainer.team
+    measured, what = _measured_on(source, pictures, out, team)
     done = 0
 
     def measuring(count: int) -> None:
@@ -161,10 +182,9 @@ def _check_folder(out: Path, resume: bool) -> None:
         raise InputError("out", f"{out} holds a finished model already; give another folder.")
     if resume and not state.exists():
         raise InputError("resume", f"{out} holds no training run to resume; leave --resume out to start one.")
-    try:
-        state.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError("out", f"{out} cannot be a folder: {error.strerror}.") from error
+    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise InputError("out", f"{out} cannot be written: {nearest} is no folder, or not yours to write to.")
 
 
 def _plan(trainer: Trainer, seconds: float, max_seconds: float) -> str:
@@ -267,15 +287,15 @@ def _calibrate(out: Path, pictures: data.Dataset, device: str, say: Callable[[st
     return True
 
 
-def _measured_on(
-    source: str, height: int, width: int, held_out: data.Dataset, folder: Path, team: Team
-) -> tuple[data.Dataset, str]:
+def _measured_on(source: str, pictures: data.Dataset, out: Path, team: Team) -> tuple[data.Dataset, str]:
+    held_out = pictures.part("calibration-fit")
     if Path(source).is_dir() and not any(Path(source).rglob("*.parquet")):
         return held_out, "calibration-fit"
+    height, width = pictures.store_NHWC.shape[1:3]
     if not team.first:
         team.wait()
     try:
-        return data.load(source, height, width, split="test", keep=folder / "test"), "test"
+        return data.load(source, height, width, split="test", keep=(out / STATE).with_name("test")), "test"
     except InputError:
         return held_out, "calibration-fit"
     finally:

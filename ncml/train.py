@@ -363,12 +363,13 @@ def run(
     held_out: Dataset,
     interval: int = 20_000,
     max_seconds: float = math.inf,
+    save_seconds: float = SAVE_SECONDS,
     report: Callable[[Trainer, float, float], None] = lambda trainer, mean, rate: None,
     measured: Callable[[Trainer], None] = lambda trainer: None,
 ) -> None:
     """Train until the run is finished or the time is up, saving to the file `state` and measuring every so many images.
 
-    Where that takes longer than `SAVE_SECONDS` it is saved in between, too, so that no crash costs more.
+    Where that takes longer than `save_seconds` it is saved in between, too, so that no crash costs more.
 
     report: called after every step with the trainer, a running mean of the loss in bits per dimension, and images per
     second. measured: called when a line has been added to the trainer's history. SIGINT and SIGTERM end the step that
@@ -404,7 +405,7 @@ def run(
             report(trainer, mean, (trainer.images - first) / (time.monotonic() - begun))
             if trainer.images % interval < trainer.config.training.batch_size:
                 measure()
-            elif time.monotonic() - saved_at >= SAVE_SECONDS:
+            elif time.monotonic() - saved_at >= save_seconds:
                 save()
         if trainer.images != (trainer.history[-1]["images"] if trainer.history else first):
             measure()

@@ -183,7 +183,13 @@ def test_models_lists_what_can_be_named(run: Run, model_folder: Path) -> None:
         (["train", "smoke", "--data", "ok.png", "--out", "y"], "ok.png is a file; give the folder that it is in"),
         (["train", "smoke", "--data", "x", "--out", "y", "--noise", "nan"], "--noise must be more than 0"),
         (["train", "smoke", "--data", "x", "--out", "y", "--device", "cuda:99"], "cuda:99"),
-        (["train", "smoke", "--data", "x", "--out", "y", "--images", "0"], "--images must be more than 0"),
+        (["train", "smoke", "--data", "x", "--out", "y", "--images", "0"], "--max-images must be more than 0"),
+        (["train", "smoke", "--data", "x", "--out", "y", "--max-time", "45"], "such as 90s, 45m, 12h or 2d, not '45'"),
+        (["train", "smoke", "--data", "x", "--out", "y", "--size", "big"], "such as 32 or 48x64, not 'big'"),
+        (["train", "smoke", "--data", "x", "--out", "y", "--size", "30"], "must be multiples of 4, not 30x30"),
+        (["train", "smoke", "--data", "x", "--out", "y", "--init-from", "tinny"], "did you mean tiny?"),
+        (["train", "smoke", "--data", "x", "--out", "y", "--tracker", "nothing.at:all"], "no tracker 'nothing.at:all'"),
+        (["train", "smoke", "--data", "x", "--out", "tiny"], "tiny holds a finished model already"),
         (["train", "smoke", "--data", "x", "--out", "y", "--objective", "gan"], "gan"),
     ],
 )
@@ -191,6 +197,8 @@ def test_a_mistake_is_one_line_and_status_2(arguments: list[str], said: str, run
     (tmp_path / "text.png").write_text("hello")
     (tmp_path / "empty").mkdir()
     picture(tmp_path / "ok.png")
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "config.json").write_text("{}")
     done = run(*arguments, *([] if "--model" in arguments or arguments[0] == "train" else ["--model", "tiny"]))
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert said in done.stderr

@@ -151,8 +151,8 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path, model_fol
     (tmp_path / "file").write_text("x")
     for out, said in (
         (model_folder, "holds a finished model already"),
-        (tmp_path / "file", "cannot be a folder"),
-        (tmp_path / "file" / "mine", "cannot be a folder"),
+        (tmp_path / "file", "cannot be written: .*file is no folder"),
+        (tmp_path / "file" / "mine", "cannot be written: .*file is no folder"),
     ):
         with pytest.raises(InputError, match=said) as refused:
             train("nowhere", out)

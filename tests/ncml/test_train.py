@@ -17,7 +17,7 @@ from ncml.errors import InputError, TrainingError
 from ncml.likelihood import bits_per_dim, from_uint8, log_prob
 from ncml.network import NCPN
 from ncml.noise import end_time
-from ncml.train import Trainer, draw_batch, held_out_bits, learning_rate, loss_bits, run
+from ncml.train import Execution, Trainer, draw_batch, held_out_bits, learning_rate, loss_bits, run
 from tests.ncml import nets
 
 SMOKE = replace(smoke(), training=replace(smoke().training, batch_size=16, images=512, warmup=64))
@@ -249,3 +249,66 @@ def test_a_run_needs_pictures() -> None:
     with pytest.raises(InputError) as refused:
         Trainer(SMOKE, dataset().first(0))
     assert refused.value.field == "data"
+
+
+@pytest.mark.parametrize("execution", [Execution(pieces=4), Execution(recompute=True)], ids=["pieces", "recompute"])
+def test_less_memory_makes_no_difference(execution: Execution) -> None:
+    """Losses of several steps, and so gradients, are the same up to rounding."""
+    plain, other = Trainer(SMOKE, dataset()), Trainer(SMOKE, dataset(), execution=execution)
+    for _ in range(3):
+        assert other.train_step() == pytest.approx(plain.train_step(), abs=1e-4)
+    for name, tensor in state(plain).items():
+        assert torch.allclose(state(other)[name], tensor, atol=2e-4), name
+
+
+def test_activations_are_computed_again_where_that_is_asked_for() -> None:
+    """What the forward pass saves for the backward pass is much less."""
+
+    def saved(execution: Execution) -> int:
+        trainer, total = Trainer(SMOKE, dataset(), execution=execution), 0
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal total
+            total += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = loss_bits(trainer.network, draw_batch(dataset(), SMOKE, 0), bf16=False)
+        assert loss.isfinite().all()
+        return total
+
+    assert saved(Execution(recompute=True)) < 0.7 * saved(Execution())
+
+
+@pytest.mark.slow
+def test_a_compiled_step_computes_the_same() -> None:
+    plain, other = Trainer(SMOKE, dataset()), Trainer(SMOKE, dataset(), execution=Execution(compile=True))
+    for _ in range(3):
+        assert other.train_step() == pytest.approx(plain.train_step(), abs=1e-3)
+
+
+def test_a_rehearsal_leaves_the_run_as_it_is() -> None:
+    rehearsed, plain = Trainer(SMOKE, dataset()), Trainer(SMOKE, dataset())
+    assert rehearsed.rehearse() > 0
+    assert rehearsed.train_step() == plain.train_step()
+    assert all(torch.equal(tensor, state(plain)[name]) for name, tensor in state(rehearsed).items())
+
+
+def test_short_runs_warm_up_over_a_fifth() -> None:
+    training = TrainingConfig(images=100, batch_size=10, warmup=20_000, learning_rate=1.0)
+    assert [learning_rate(training, images) for images in (0, 10, 20)] == [0.5, 1.0, 1.0]
+
+
+def test_a_long_interval_is_saved_in_between(tmp_path: Path) -> None:
+    trainer, path = Trainer(SMOKE, dataset()), tmp_path / "state.safetensors"
+    seen: list[bool] = []
+    run(
+        trainer,
+        path,
+        held_out=dataset(),
+        interval=10_000,
+        save_seconds=0.0,
+        report=lambda trainer, mean, rate: seen.append(path.exists()),
+    )
+    assert seen == [False] + [True] * 31
+    assert [row["images"] for row in trainer.history] == [512]
