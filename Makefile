@@ -4,7 +4,7 @@ BIN    := .venv/bin
 READY  := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint bench bench-sampler bench-train bench-worker bench-service storm compose-test audit clean
+.PHONY: help serve test lint bench bench-sampler bench-train bench-worker bench-service storm compose-test audit screenshots clean
 
 help:           ## this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ audit: $(READY) ## the installed packages against known vulnerabilities; says so
 	  .venv/audit/bin/python -m pip install -q --disable-pip-version-check 'pip-audit>=2.9'; } || \
 	  { echo "audit: skipped, pip-audit cannot be installed"; exit 0; }; \
 	.venv/audit/bin/python .ci/audit.py "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+
+screenshots: $(READY) ## docs/screenshots anew: every view of the studio with the bundled model (needs chromium)
+	$(BIN)/python docs/screenshots.py
 
 clean:          ## all that is built here, .venv included
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis

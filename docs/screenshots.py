@@ -1,0 +1,135 @@
+"""Draw docs/screenshots: every view of the studio, at work with the bundled model: `make screenshots`.
+
+Needs an installed Chromium. Seeds are fixed, so that pictures change only with the model and the page.
+"""
+
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+
+HERE = Path(__file__).parent
+OUT = HERE / "screenshots"
+DESKTOP = {"viewport": {"width": 1280, "height": 900}}
+PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
+SLOW = 300_000  # milliseconds that a drawing may take
+Save = Callable[[str], None]
+
+
+@contextmanager
+def service() -> Iterator[str]:
+    """`ncml serve` with the bundled model on a free port; yields its address."""
+    with tempfile.TemporaryDirectory(prefix="ncml-") as state:
+        environment = os.environ | {"NCML_DATA_DIR": state, "NCML_MODELS": str(HERE.parent / "models")}
+        command = [sys.executable, "-m", "ncml.cli", "serve", "--port", "0"]
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        try:
+            assert process.stdout
+            line = next((line for line in process.stdout if line.startswith("ncml is ready on")), "")
+            if not line:
+                sys.exit("ncml serve did not start")
+            yield line.split()[4]
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def go(page: Page, view: str) -> None:
+    """Open a view by its tab."""
+    page.locator(f'.tabs a[href="#{view}"]').click()
+    page.evaluate("scrollTo(0, 0)")
+
+
+def begin(page: Page, view: str, seed: int, **values: int) -> None:
+    """Set the seed and sliders, by their label's first word, and press the view's button."""
+    form = page.locator(f"#view-{view} form")
+    form.get_by_label("Seed", exact=True).fill(str(seed))
+    for name, value in values.items():
+        form.get_by_label(name.capitalize()).first.fill(str(value))
+    form.locator("button[type=submit]").click()
+
+
+def show(page: Page, view: str) -> None:
+    """On a small screen the result lies below the controls: bring it up."""
+    result = page.locator(f"#view-{view} article").first
+    if (page.viewport_size or {"width": 0})["width"] < 760:
+        result.evaluate("e => scrollTo(0, e.getBoundingClientRect().top + scrollY - 12)")
+    page.mouse.move(0, 0)
+
+
+def tour(page: Page, save: Save) -> None:
+    """Work through every view and save each."""
+    go(page, "generate")
+    page.locator("#view-generate").get_by_label("ship", exact=True).check()
+    begin(page, "generate", 7, pictures=12)
+    drawn = page.locator("#view-generate .cell:enabled")
+    drawn.nth(11).wait_for(timeout=SLOW)
+    show(page, "generate")
+    save("generate")
+    drawn.nth(3).click()
+    save("picture")
+    page.get_by_role("button", name="Score it").click()
+    for name in ("flat grey", "gradient", "stripes", "noise"):
+        page.locator("#view-score").get_by_role("button", name=name, exact=True).click()
+    page.get_by_role("button", name="Score 5 pictures").click()
+    page.locator(".strip .tile").nth(4).wait_for(timeout=SLOW)
+    page.get_by_role("button", name="Flip the last bits").click()
+    page.locator(".flip .mono").wait_for(timeout=SLOW)
+    show(page, "score")
+    save("score")
+    go(page, "generate")
+    drawn.nth(0).click()
+    page.get_by_role("button", name="Complete it").click()
+    begin(page, "complete", 11, variants=4)
+    page.locator("#view-complete .cell:enabled").nth(3).wait_for(timeout=SLOW)
+    show(page, "complete")
+    save("complete")
+    go(page, "trajectory")
+    begin(page, "trajectory", 21, pictures=4)
+    page.get_by_text("Shown are the service").wait_for(timeout=SLOW)
+    moment = page.get_by_label("Moment")
+    moment.fill(str(round(0.4 * int(moment.get_attribute("max") or 0))))
+    show(page, "trajectory")
+    save("trajectory")
+    go(page, "models")
+    page.get_by_role("button", name="Draw 4 of each class").click()
+    page.get_by_text("not chosen").wait_for(timeout=SLOW)
+    save("models")
+
+
+def main() -> None:
+    """Two screens, each in light and dark."""
+    browser_path = shutil.which("chromium") or shutil.which("google-chrome")
+    if not browser_path:
+        sys.exit("no chromium is installed: apt-get install chromium")
+    OUT.mkdir(exist_ok=True)
+    with service() as url, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox", "--disable-gpu"])
+        for screen, options in (("desktop", DESKTOP), ("phone", PHONE)):
+            page = browser.new_context(**options, reduced_motion="reduce").new_page()
+            page.goto(url)
+            page.locator("#pulse.well").wait_for()
+
+            def save(name: str, page: Page = page, screen: str = screen) -> None:
+                for scheme in ("light", "dark"):
+                    page.emulate_media(color_scheme=scheme)
+                    picture = Image.open(io.BytesIO(page.screenshot()))
+                    path = OUT / f"{name}-{screen}-{scheme}.png"
+                    picture.convert("RGB").quantize(192, dither=Image.Dither.NONE).save(path, optimize=True)
+                    print(path)
+                page.emulate_media(color_scheme="light")
+
+            tour(page, save)
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
