@@ -15,10 +15,10 @@ from worker.queue import (
     EVENTS_CAP,
     LEASES,
     JobQueue,
-    blob_key,
     events_key,
     in_order,
     job_key,
+    preview_key,
     queue_key,
     script,
     status_event,
@@ -177,6 +177,6 @@ class Leases:
 
     def preview(self, job_id: str, pictures: bytes) -> str:
         """Keep pictures as a job's preview for a while, in place of the one before; returns the blob's key."""
-        key = f"{blob_key(job_id)}:preview"
+        key = preview_key(job_id)
         self._redis.set(key, pictures, ex=self.queue.result_ttl_s)
         return key

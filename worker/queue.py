@@ -126,6 +126,11 @@ def blob_key(job_id: str) -> str:
     return f"ncml:blob:{job_id}"
 
 
+def preview_key(job_id: str) -> str:
+    """The pictures of a running job as they were last seen."""
+    return f"{blob_key(job_id)}:preview"
+
+
 LEASES = "ncml:leases"
 WORKERS = "ncml:workers"
 
@@ -272,7 +277,7 @@ class JobQueue:
         """Delete a job that has ended, its result, events and pictures. Raises `JobNotFound`; a live job is kept."""
         if not self.view(job_id).status.is_terminal:
             raise QueueError(f"the job {job_id} has not ended; cancel it first")
-        self.redis.delete(job_key(job_id), events_key(job_id), blob_key(job_id), f"{blob_key(job_id)}:preview")
+        self.redis.delete(job_key(job_id), events_key(job_id), blob_key(job_id), preview_key(job_id))
 
     def _end_queued(self, job_id: str, view: JobView, status: JobStatus, error: JobError) -> bool:
         origin = queue_name(view.task.lane, view.priority)

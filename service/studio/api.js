@@ -93,6 +93,10 @@ export async function follow(id, onevent) {
     for (let failures = 0; ; ) {
       try {
         const response = await ask(`jobs/${id}/events`, { headers: { "Last-Event-ID": last } });
+        if (response.status === 204) { // it has ended, and all was told
+          const { status, error } = await json(`jobs/${id}`);
+          return { status, error };
+        }
         for await (const event of messages(response.body)) {
           failures = 0;
           last = event.id || last;

@@ -13,6 +13,13 @@ VIEWS = ("score", "generate", "complete", "trajectory", "models")
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 
 
+def pictures(page: Page, n: int, view: str = "generate") -> None:
+    """Set how many pictures a view draws, and begin."""
+    form = page.locator(f"#view-{view} form")
+    form.get_by_label("Pictures").fill(str(n))
+    form.locator("button[type=submit]").click()
+
+
 def long_drawing(page: Page, wait: bool = True) -> str:
     """Begin a drawing that takes many seconds; returns its job."""
     form = page.locator("#view-generate form")
@@ -38,8 +45,7 @@ def test_a_drawing_is_canceled(studio, site) -> None:
 
 def test_a_reload_finds_running_and_finished_jobs_again(studio) -> None:
     page = studio("generate")
-    page.get_by_label("Pictures").fill("2")
-    page.get_by_role("button", name="Draw").click()
+    pictures(page, 2)
     expect(page.locator(".cell img")).to_have_count(2)
     page.select_option("#model", "wide")
     job = long_drawing(page)
@@ -72,8 +78,8 @@ def test_nothing_blocks_while_many_drawings_run(studio, site) -> None:
     page.get_by_role("link", name="Models").click()
     expect(page.locator("#view-models .health")).to_contain_text("busy")
     page.get_by_role("link", name="Generate").click()
-    for button in page.get_by_role("button", name="Cancel").all():
-        button.click()
+    for job in ids:
+        page.locator(f'article.run[data-job="{job}"]').get_by_role("button", name="Cancel").click()
     expect(page.locator("article.run").filter(has_text="Canceled.")).to_have_count(7)
     assert {site.http.get(f"/jobs/{job}").json()["status"] for job in ids} == {"canceled"}
 
@@ -87,8 +93,7 @@ def test_a_service_with_keys_asks_for_one_and_works_with_it(site, tab) -> None:
     page.get_by_role("button", name="Use it").click()
     expect(page.locator("#pulse")).to_contain_text("ready")
     expect(page.locator("#notice .failure")).to_have_count(0)
-    page.get_by_label("Pictures").fill("2")
-    page.get_by_role("button", name="Draw").click()  # submits, follows events, fetches previews and results
+    pictures(page, 2)  # submits, follows events, fetches previews and results
     expect(page.locator(".cell img")).to_have_count(2)
     page.locator(".cell").first.click()
     line = page.locator(".curl").text_content() or ""
@@ -124,15 +129,14 @@ def test_everything_is_reached_by_the_keyboard(studio) -> None:
     tab_to(fade)
     page.keyboard.press("ArrowRight")
     expect(fade).to_have_value("51")
-    page.locator("body").press("Home")
     page.reload()
     tab_to(page.get_by_role("link", name="Generate"))
     page.keyboard.press("Enter")
     expect(page.get_by_role("heading", name="Draw new pictures")).to_be_focused()
     tab_to(page.locator("#view-generate .chips input:checked"))
     page.keyboard.press("ArrowRight")
-    expect(page.get_by_label("dark")).to_be_checked()
-    tab_to(page.get_by_label("Pictures"))
+    expect(page.locator("#view-generate").get_by_label("dark")).to_be_checked()
+    tab_to(page.locator("#view-generate").get_by_label("Pictures"))
     page.keyboard.press("Home")
     tab_to(page.get_by_role("button", name="Draw"))
     page.keyboard.press("Enter")
@@ -158,8 +162,7 @@ def test_a_phone_shows_every_view_without_scrolling_sideways(studio) -> None:
         expect(link).to_be_in_viewport(ratio=1)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.locator('.tabs a[href="#generate"]').tap()
-    page.get_by_label("Pictures").fill("3")
-    page.get_by_role("button", name="Draw").tap()
+    pictures(page, 3)
     expect(page.locator("#view-generate .cell img")).to_have_count(3, timeout=60_000)
     page.locator("#view-generate .cell").first.tap()
     expect(page.get_by_role("button", name="Copy curl")).to_be_visible()
@@ -190,11 +193,9 @@ def test_axe_finds_nothing_serious(studio, scheme: str) -> None:
     page.get_by_role("button", name="Score 2 pictures").click()
     expect(page.locator(".strip .tile")).to_have_count(2)
     check("score, read")
-    for view, count in (("generate", "Pictures"), ("trajectory", "Pictures")):
+    for view in ("generate", "trajectory"):
         page.goto(page.url.split("#")[0] + f"#{view}")
-        form = page.locator(f"#view-{view} form")
-        form.get_by_label(count).fill("2")
-        form.locator("button[type=submit]").click()
+        pictures(page, 2, view)
         expect(page.locator(f"#view-{view} article.run")).to_contain_text(re.compile("Drawn in|previews|Only the end"))
         check(view)
     page.locator('.tabs a[href="#generate"]').click()

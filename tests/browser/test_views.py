@@ -63,7 +63,7 @@ def test_a_picture_is_scored_placed_and_mapped(studio, photo: Path) -> None:
         re.compile(r"^\d+\.\d{3} → \d+\.\d{3} bits/dim \([−+]\d+\.\d{3}\)$")
     )
     reading.locator("summary").click()
-    assert f"-F 'image=@it'\\''s a photo.png'" in (reading.locator(".curl").text_content() or "")
+    assert "-F 'image=@it'\\''s a photo.png'" in (reading.locator(".curl").text_content() or "")
 
 
 def test_several_pictures_are_told_apart(studio) -> None:
@@ -135,8 +135,8 @@ def test_the_preview_is_what_the_service_makes_of_the_file(studio) -> None:
 
 def test_rows_appear_and_the_gallery_has_everything(studio, site) -> None:
     page = studio("generate", model="wide")
-    page.get_by_label("dark").check()
-    seed = int(page.get_by_label("Seed", exact=True).input_value())
+    page.locator("#view-generate").get_by_label("dark").check()
+    seed = int(page.locator("#view-generate").get_by_label("Seed", exact=True).input_value())
     draw(page, "generate", pictures=6)
     run = page.locator("article.run")
     expect(run).to_contain_text("Sampling row")
@@ -158,7 +158,7 @@ def test_rows_appear_and_the_gallery_has_everything(studio, site) -> None:
         dialog.get_by_role("link", name="Download PNG").click()
     assert Path(download.value.path()).read_bytes() == site.http.post(path[1]).content  # the line tells the truth
     dialog.get_by_role("button", name="Use this seed").click()
-    expect(page.get_by_label("Seed", exact=True)).to_have_value(str(seed + 2))
+    expect(page.locator("#view-generate").get_by_label("Seed", exact=True)).to_have_value(str(seed + 2))
     with page.expect_download() as download:
         run.get_by_role("button", name="Zip").click()
     names = zipfile.ZipFile(download.value.path()).namelist()
@@ -213,8 +213,8 @@ def test_the_kept_half_is_drawn_or_chosen_and_variants_stand_beside_it(studio, p
     page = studio("complete")
     upload(page, "complete", photo)
     if half == "top":
-        page.get_by_label("bottom").check()
-        page.get_by_label("top").check()
+        page.locator("#view-complete").get_by_label("bottom").check()
+        page.locator("#view-complete").get_by_label("top").check()
     else:
         box = page.locator(".pad").bounding_box()
         assert box
@@ -222,7 +222,7 @@ def test_the_kept_half_is_drawn_or_chosen_and_variants_stand_beside_it(studio, p
         page.mouse.down()
         page.mouse.move(box["x"] + 0.75 * box["width"], box["y"] + 0.9 * box["height"], steps=5)
         page.mouse.up()
-    expect(page.get_by_label(half)).to_be_checked()
+    expect(page.locator("#view-complete").get_by_label(half)).to_be_checked()
     draw(page, "complete", variants=3)
     run = page.locator("#view-complete article.run")
     expect(run.locator(".source")).to_contain_text(f"{half} kept")
