@@ -202,3 +202,6 @@ def _started(folder: Path) -> Iterator[dict[str, str]]:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
             process.wait(60)
+        mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+        for left in [mount for mount in reversed(mounts) if mount.startswith(f"{folder}/")]:
+            run(["umount", "--lazy", left])

@@ -116,11 +116,14 @@ def stack(desk: Path) -> Iterator[Stack]:
     """The stack, up and ready; everything that it made is removed."""
     try:
         with engine() as found:
+            print("\nhaving base images", flush=True)
             for image in base_images(profiles=()):
                 found.provide(image)
             stack = Stack(found, desk)
             try:
+                print("building the images", flush=True)
                 stack.compose("build", timeout=2400)
+                print("starting the containers", flush=True)
                 stack.compose("up", "--detach", "--wait", timeout=600)
                 until(stack.ready)
                 yield stack

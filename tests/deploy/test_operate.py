@@ -1,11 +1,13 @@
 """Everything that docs/operate.md names exists: commands, files, variables, metrics, endpoints, targets."""
 
+import inspect
 import os
 import re
 import shlex
 import subprocess
 
 import pytest
+import uvicorn
 import yaml
 
 from ncml.cli import commands
@@ -112,6 +114,11 @@ def test_manifests_in_the_text_are_those_of_the_folder() -> None:
         assert (ROOT / path.removeprefix("ncml/") / "kustomization.yaml").exists()
     base = yaml.safe_load((ROOT / "docker" / "k8s" / "base" / "kustomization.yaml").read_text())
     assert [image["name"] for image in example["images"]] == [image["name"] for image in base["images"]]
+
+
+def test_the_variable_of_uvicorn_is_read_by_it() -> None:
+    assert "`FORWARDED_ALLOW_IPS`" in TEXT
+    assert "FORWARDED_ALLOW_IPS" in inspect.getsource(uvicorn.config)
 
 
 def test_figures_are_those_of_the_code() -> None:
