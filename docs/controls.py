@@ -42,6 +42,21 @@ CONTENT: dict[str, Change] = {
 }
 
 
+ALIKE = {
+    "airplane": (404, 895),
+    "automobile": (436, 468, 511, 627, 656, 661, 751, 779, 817),
+    "bird": (*range(7, 25), *range(80, 101), *range(127, 147)),
+    "cat": range(281, 286),
+    "deer": (351, 352, 353),
+    "dog": range(151, 269),
+    "frog": (30, 31, 32),
+    "horse": (339,),
+    "ship": (403, 510, 628, 724),
+    "truck": (555, 569, 675, 717, 734, 864, 867),
+}
+"""ImageNet's classes that show a class of CIFAR-10."""
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -84,7 +99,10 @@ def main() -> None:
         "uniform": lambda: rng.integers(0, 256, shape).astype(np.uint8),
     }
     for source in asked.ood:
-        others[source.rstrip("/").rsplit("/")[-1]] = lambda source=source: load(source, model, asked.limit)
+        name = source.rstrip("/").rsplit("/")[-1]
+        others[name] = lambda source=source: load(source, model, asked.limit)
+        if name.startswith("imagenet1k"):
+            others[f"{name}, the classes of CIFAR-10"] = lambda source=source: alike(source, model, asked.limit)
     table("other images", others)
 
 
@@ -92,6 +110,13 @@ def load(source: str, model: ncml.Model, limit: int) -> NDArray[np.uint8]:
     """Test images of a set, evenly spaced."""
     found = data.load(source, model.height, model.width, split="test").images_NHWC.numpy()
     return found[:: max(1, len(found) // limit)][:limit]
+
+
+def alike(source: str, model: ncml.Model, limit: int) -> NDArray[np.uint8]:
+    """The pictures of ImageNet whose class is one of CIFAR-10's."""
+    found = data.load(source, model.height, model.width, split="test")
+    wanted = np.isin(found.labels_N.numpy(), [label for labels in ALIKE.values() for label in labels])
+    return found.images_NHWC.numpy()[wanted][:limit]
 
 
 def changed(pictures: NDArray[np.uint8], change: Change) -> Picture:

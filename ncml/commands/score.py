@@ -123,14 +123,15 @@ def score(
     same = {"model": m.version[:12], "calibration": "" if bound is None or only_bpd else bound.version[:12]}
     limit = None if bound is None or only_bpd else bound.false_positive_rate
     if output is None:
-        rows = _in_memory(files, work, show=None if as_json or fdr is not None else _shown(tile))
+        show = _shown(columns, tile)
+        rows = _in_memory(files, work, show=None if as_json or fdr is not None else show)
         p = np.array([row["p_value"] for row in rows if row.get("p_value") is not None])
         cut = conformal.largest_discovery(p, fdr) if fdr is not None else None
         if cut is not None:
             for row in rows:
                 row["discovery"] = bool(row["p_value"] <= cut)
                 if not as_json:
-                    _shown(tile)(row)
+                    show(row)
         told: dict[str, Any] = {"results": rows}
         count, flagged = len(rows), sum(bool(row.get("is_ood")) for row in rows)
     else:
@@ -302,7 +303,7 @@ def _marked(row: dict[str, str], cut: float) -> str:
     return str(int(float(row["p_value"]) <= cut)) if row["p_value"] else ""
 
 
-def _shown(tile: bool) -> Callable[[Row], None]:
+def _shown(columns: tuple[str, ...], tile: bool) -> Callable[[Row], None]:
     def show(row: Row) -> None:
         verdict = ""
         if row.get("p_value") is not None:
@@ -313,7 +314,8 @@ def _shown(tile: bool) -> Callable[[Row], None]:
             place = f"{row['width']}x{row['height']}+{row['left']}+{row['top']}"
             print(f"worst tile {row['score']:8.3f} at {place:20}{verdict}  {row['file']}")
         else:
-            print(f"{row['bpd']:8.4f} bits/dim  {row['log_likelihood']:12.2f} nats{verdict}  {row['file']}")
+            further = "".join(f"  {name} {row[name]:.6g}" for name in columns[len(PLAIN) :])
+            print(f"{row['bpd']:8.4f} bits/dim  {row['log_likelihood']:12.2f} nats{verdict}{further}  {row['file']}")
 
     return show
 
