@@ -1,7 +1,7 @@
 """The paper's tables and figures, measured on model folders: what `ncml evaluate` does.
 
     published    the paper's own numbers, printed beside ours and marked as such
-    pictures     the data sets: read, thinned to a limit, or generated
+    pictures     the data sets: read at the size of a model, or generated
     store        rows measured so far, on disk, so that an evaluation resumes
     numbers      means and detection rates with bootstrap intervals
     report       tables and figures as Markdown, CSV, PNG and JSON

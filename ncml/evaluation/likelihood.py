@@ -123,12 +123,12 @@ def sanity(context: Context) -> Section:
         marginal = seven_bit_marginal(context, model, pictures)
         gap = numbers.mean(half - marginal - 1)
         checks.append((label, numbers.mean(marginal), numbers.mean(marginal + 1), numbers.mean(half), gap))
-        coded = pictures.thinned(CODED)
+        coded = pictures.first(CODED)
         size, exact = compressed(context, model, coded)
         expected = float(flipped_bits(context, model, coded, 0).mean())
         ratio = size / expected
         sizes.append((label, str(len(coded)), expected, size, f"{100 * (ratio - 1):+.2f} %", "yes" if exact else "NO"))
-        figures.append(_figure_2(context, model, label, pictures.thinned(SHOWN)))
+        figures.append(_figure_2(context, model, label, pictures.first(SHOWN)))
         results[label] = {
             "bpd_half": numbers.mean(half).to_json(),
             "seven_bit_marginal": numbers.mean(marginal).to_json(),
@@ -187,7 +187,8 @@ def compressed(context: Context, model: Model, pictures: Pictures) -> tuple[floa
         _, decoded = compress.decompress(model, archive, report)
         return {"bytes": np.array([len(archive)]), "exact": np.array([np.array_equal(pixels, decoded)])}
 
-    found = context.store.rows("compression", {"model": model.version, "data": pictures.digest}, 1, measure)
+    what = {"model": model.version, "data": pictures.digest, "n": len(pictures)}
+    found = context.store.rows("compression", what, 1, measure)
     return 8 * float(found["bytes"][0]) / pictures.pixels_NHWC.size, bool(found["exact"][0])
 
 

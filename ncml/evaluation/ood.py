@@ -114,7 +114,7 @@ def detection(
 def ood(context: Context) -> Section:
     """Detection rates of every statistic on every set, for each model that is calibrated."""
     found: dict[str, Detection] = {}
-    notes = context.notes
+    notes: list[str] = []
     for label, model in context.models.items():
         if model.calibration is None:
             notes.append(f"{label} was left out: {model.uncalibrated}")
@@ -139,7 +139,7 @@ def ood(context: Context) -> Section:
         tables=[_table_2(context.data_name, found), _table_4(found), _decisions(found)],
         figures=[_figure(label, each) for label, each in found.items()],
         results={label: each.to_json() for label, each in found.items()},
-        notes=notes,
+        notes=[*context.notes, *notes],
     )
 
 

@@ -1,8 +1,11 @@
-"""The pictures that models are evaluated on: read at the model's size, thinned evenly to a limit, or generated."""
+"""The pictures that models are evaluated on: read at the model's size, or generated.
+
+A set is shuffled once, in one way, so that its first n are a fair sample of it (it may be sorted by class), and what
+was measured of them counts when more are asked for.
+"""
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,24 +30,17 @@ class Pictures:
 
     name: str
     pixels_NHWC: NDArray[np.uint8]
-    labels_N: NDArray[np.int64]
-    classes: tuple[str, ...] = ()
+    digest: str
+    """Of the whole set, of which these are the first."""
     notes: tuple[str, ...] = ()
     """What a reader must know of them, a sentence each."""
 
     def __len__(self) -> int:
         return len(self.pixels_NHWC)
 
-    @functools.cached_property
-    def digest(self) -> str:
-        """Of the pixels in their order."""
-        return hashlib.sha256(self.pixels_NHWC.tobytes()).hexdigest()[:16]
-
-    def thinned(self, limit: int) -> Pictures:
-        """At most so many, evenly over the set, which may be sorted by class."""
-        n = min(limit, len(self))
-        index_N = np.arange(n) * len(self) // n
-        return replace(self, pixels_NHWC=self.pixels_NHWC[index_N], labels_N=self.labels_N[index_N])
+    def first(self, n: int) -> Pictures:
+        """The first n, or all if there are fewer."""
+        return replace(self, pixels_NHWC=self.pixels_NHWC[:n])
 
 
 def load(
@@ -78,7 +74,7 @@ def load(
     )
     name = Path(source).name
     notes = tuple(f"{name}: {sentence}." for count, sentence in said if count)
-    return Pictures(name, pixels_NHWC, found.labels_N.numpy(), found.classes, notes)
+    return _shuffled(name, pixels_NHWC, notes)
 
 
 def generated(name: str, n: int, height: int, width: int) -> Pictures:
@@ -86,4 +82,9 @@ def generated(name: str, n: int, height: int, width: int) -> Pictures:
     rng = np.random.default_rng((SEED, GENERATED.index(name)))
     shape = (n, 1, 1, 3) if name == "constant" else (n, height, width, 3)
     pixels_NHWC = np.broadcast_to(rng.integers(256, size=shape, dtype=np.uint8), (n, height, width, 3)).copy()
-    return Pictures(name, pixels_NHWC, np.zeros(n, np.int64))
+    return _shuffled(name, pixels_NHWC)
+
+
+def _shuffled(name: str, pixels_NHWC: NDArray[np.uint8], notes: tuple[str, ...] = ()) -> Pictures:
+    pixels_NHWC = pixels_NHWC[np.random.default_rng(SEED).permutation(len(pixels_NHWC))]
+    return Pictures(name, pixels_NHWC, hashlib.sha256(pixels_NHWC.tobytes()).hexdigest()[:16], notes)

@@ -189,10 +189,12 @@ def fid(context: Context) -> Section:
 
         try:
             train = context.pictures(context.data, model, "fid", split="train")
+            if train.digest == test.digest:
+                raise InputError("data", f"{context.data_name} has no other split than the one measured on.")
             floor = compare("floor", features_of(context, {"data": train.digest}, train.pixels_NHWC))
             rows.append((f"{context.data_name} train (the floor)", OURS, str(len(train)), *floor))
         except InputError as error:
-            notes.append(f"There is no floor: {error}")
+            notes.append(f"There is no floor to compare with: {error}")
         for way, arguments in ways(model).items():
             pixels = drawn(context, model, n, **arguments)
             features = features_of(context, {"samples": model.version, **arguments}, pixels)

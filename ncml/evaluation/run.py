@@ -60,12 +60,12 @@ class Context:
         return found
 
     def pictures(self, source: str, model: Model, kind: str, *, split: str = "test") -> Pictures:
-        """A set at the model's size, thinned to the kind's limit. It is read once."""
+        """A set at the model's size, as many as the kind's limit. It is read once."""
         key = (source, model.height, model.width, split)
         if key not in self.read:
             report = lambda done, total: self.store.bar(f"read {Path(source).name}", done, total)  # noqa: E731
             self.read[key] = pictures.load(source, model.height, model.width, split=split, report=report)
-        return self.read[key].thinned(self.limits[kind])
+        return self.read[key].first(self.limits[kind])
 
 
 Kind = Callable[[Context], Section]

@@ -70,7 +70,7 @@ def completions(context: Context) -> Figure:
     Columns are images; a model has a row for each of its ways to complete them. Models of the first one's size only.
     """
     first = next(iter(context.models.values()))
-    pictures = context.test(first, "samples").thinned(COMPLETED)
+    pictures = context.test(first, "samples").first(COMPLETED)
     original = pictures.pixels_NHWC
     masked = original.copy()
     masked[:, first.height // 2 :] = GREY

@@ -139,11 +139,14 @@ def test_a_measurement_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
     assert measured == [(0, 3), (0, 3)]
 
 
-def test_a_limit_thins_evenly() -> None:
-    whole = pictures.generated("constant", 10, 4, 4)
-    np.testing.assert_array_equal(whole.thinned(5).pixels_NHWC, whole.pixels_NHWC[::2])
-    assert len(whole.thinned(50)) == 10
-    assert whole.thinned(5).digest != whole.digest
+def test_a_sorted_set_is_shuffled_in_one_way(tmp_path: Path) -> None:
+    greys = np.broadcast_to(np.arange(60, dtype=np.uint8)[:, None, None, None], (60, 8, 8, 3))
+    folder = str(save(tmp_path / "sorted", greys))
+    found, again = (pictures.load(folder, 8, 8) for _ in range(2))
+    assert found.first(20).pixels_NHWC[:, 0, 0, 0].mean() == pytest.approx(29.5, abs=12)
+    np.testing.assert_array_equal(found.first(20).pixels_NHWC, again.pixels_NHWC[:20])
+    assert found.first(20).digest == again.digest
+    assert sorted(found.first(100).pixels_NHWC[:, 0, 0, 0]) == list(range(60))
 
 
 def test_generated_sets_are_what_they_are_called() -> None:
@@ -209,6 +212,7 @@ def evaluate(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch, caps
     return command
 
 
+@pytest.mark.timeout(300)
 def test_all_fills_a_folder_and_resumes(evaluate: Run, tmp_path: Path) -> None:
     small = ("--limit", "16", "--limit", "sweep=4", "--ood", "noise", "--model", "mine", "--json")
     done = evaluate("all", *small)
@@ -226,6 +230,7 @@ def test_all_fills_a_folder_and_resumes(evaluate: Run, tmp_path: Path) -> None:
     assert low <= answer["ood"]["auroc"]["noise"]["multiscale"] <= high
     assert answer["ood"]["n"] == {"cifar10": 16, "noise": 15, "constant": 16, "uniform": 16}
     assert answer["fid"]["measured"]["noisy, refined (Tweedie)"]["n"] == 16
+    assert "no floor" in " ".join(answer["fid"]["notes"])  # a folder of pictures has no splits
     out = tmp_path / "out"
     report = (out / "report.md").read_text()
     for title in ("Table 1", "Figure 2", "Figure 4", "Table 2", "Table 4", "Figures 1 and 5", "published"):
