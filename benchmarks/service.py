@@ -1,5 +1,7 @@
 """What HTTP and the queue add to a score, measured side by side in one run: one thread for the model on both sides.
 
+Scored is without a verdict, one pass of the network: with one the model takes longer, and all else weighs less.
+
     python benchmarks/service.py [--model FOLDER] [--json]
 
 1. Latency of POST /score for one picture on an idle machine, against reading and scoring the same file in this process,
@@ -76,12 +78,12 @@ def stack(url: str, folder: Path, log: Path) -> Iterator[tuple[httpx2.Client, ps
 
 
 def score(http: httpx2.Client, model: Model, file: bytes) -> None:
-    answer = http.post(f"/score?model={model.name}", files={"image": file})
+    answer = http.post(f"/score?model={model.name}&ood=0", files={"image": file})
     assert answer.status_code == 200, answer.text
 
 
 def directly(model: Model, files: list[bytes]) -> None:
-    model.score(np.stack([fit(open_image(file), model.height, model.width) for file in files]))
+    model.score(np.stack([fit(open_image(file), model.height, model.width) for file in files]), ood=False)
 
 
 def latency(http: httpx2.Client, model: Model, file: bytes, samples: int = 300) -> dict[str, float]:

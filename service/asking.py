@@ -49,11 +49,7 @@ class Desk:
 
         Raises the 503 `Problem` when nobody would do the task, 422 for an unknown model or class.
         """
-
-        def look() -> tuple[int, list[ModelDescriptor]]:
-            return self.queue.lanes()[task.lane], self.queue.models()
-
-        workers, models = await anyio.to_thread.run_sync(look)
+        workers, models = await anyio.to_thread.run_sync(self.queue.service, task.lane)
         if not workers:
             self.metrics.rejected.labels(reason="no-worker").inc()
             raise no_worker(task.lane)

@@ -307,7 +307,8 @@ class _Runner:
             case _ if _is_out_of_memory(error):
                 reason = JobError(reason="engine", detail="one image does not fit in the memory of this device")
             case _:
-                log.error("job %s failed", ", ".join(jobs), exc_info=error)
+                ids = {"job": ", ".join(jobs), "request": ", ".join(job.request_id for job in jobs.values())}
+                log.error("the computation failed", exc_info=error, extra=ids)
                 detail = f"the computation failed: {type(error).__name__}: {error}".splitlines()[0][:300]
                 reason = JobError(reason="engine", detail=detail)
         for job_id in jobs:

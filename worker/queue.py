@@ -168,6 +168,7 @@ class JobQueue:
         self._submit = script(client, "submit")
         self._finish = script(client, "finish")
         self._async: Any = None
+        self._heard: dict[bytes, Worker | None] = {}  # what workers say, which is seldom new, as it was last read
 
     @classmethod
     def from_url(cls, url: str, *, result_ttl_s: int = RESULT_TTL_S) -> "JobQueue":
@@ -382,8 +383,9 @@ class JobQueue:
 
     def result(self, job_id: str) -> Result | None:
         """The result of a job that succeeded, None for any other state. Raises `JobNotFound`."""
-        self.view(job_id)
-        raw = cast(bytes | None, self.redis.hget(job_key(job_id), "result"))
+        task, raw = cast(list[bytes | None], self.redis.hmget(job_key(job_id), ["task", "result"]))
+        if task is None:
+            raise JobNotFound(f"there is no job {job_id[:64]!r}, or its result has expired")
         return None if raw is None else RESULT.validate_json(raw)
 
     def blob(self, key: str) -> bytes | None:
@@ -400,10 +402,9 @@ class JobQueue:
         """
         if not re.fullmatch(r"\d{1,20}(-\d{1,20})?", after):
             raise JobNotFound(f"job {job_id[:64]!r} has no event {after[:64]!r}")
-        view = await asyncio.to_thread(self.view, job_id)
+        alive, tick = False, max(1, int(tick_s * 1000))  # a job of which there is an entry needs no other look
         while True:
-            block = 1 if view.status.is_terminal else max(1, int(tick_s * 1000))
-            reply = await self._async_client().xread({events_key(job_id): after}, block=block)
+            reply = await self._async_client().xread({events_key(job_id): after}, block=tick if alive else 1)
             for entry_id, entry in _entries(reply):
                 after = entry_id.decode()
                 event = Event.model_validate_json(_with_id(entry[b"event"].decode(), after))
@@ -411,23 +412,23 @@ class JobQueue:
                 if event.status and event.status.is_terminal:
                     return
             if not reply:
-                if view.status.is_terminal:
+                if alive:
+                    yield None
+                view = await asyncio.to_thread(self.view, job_id)
+                if view.status.is_terminal and not await self._async_client().xread({events_key(job_id): after}):
                     if not await self._async_client().exists(events_key(job_id)):  # the stream has expired
                         yield Event(id=after, kind="status", status=view.status, error=view.error)
                     return
-                yield None
-                view = await asyncio.to_thread(self.view, job_id)
+            alive = True
 
     async def wait(self, job_id: str, timeout_s: float) -> JobView:
         """The job once its state is terminal, or as it stands after `timeout_s`. Raises `JobNotFound`."""
         deadline = time.monotonic() + timeout_s
-        view = await asyncio.to_thread(self.view, job_id)
-        if view.status.is_terminal or timeout_s <= 0:
-            return view
-        async with contextlib.aclosing(self.events(job_id, tick_s=min(timeout_s, 1.0))) as events:
-            async for _ in events:
-                if time.monotonic() > deadline:
-                    break
+        if timeout_s > 0:
+            async with contextlib.aclosing(self.events(job_id, tick_s=min(timeout_s, 1.0))) as events:
+                async for _ in events:
+                    if time.monotonic() > deadline:
+                        break
         return await asyncio.to_thread(self.view, job_id)
 
     def _async_client(self) -> Any:
@@ -452,13 +453,17 @@ class JobQueue:
 
     def models(self) -> list[ModelDescriptor]:
         """The models that live workers serve: one entry for each name and version, latest workers first."""
-        found = {(m.name, m.version): m for worker in self._workers() for m in worker.models}
-        return list(reversed(found.values()))
+        return _models(self._workers())
 
     def lanes(self) -> dict[Lane, int]:
         """How many live workers serve each lane. A lane at 0 has nobody to do its jobs."""
         workers = self.workers()
         return {lane: sum(lane in worker.lanes for worker in workers) for lane in Lane}
+
+    def service(self, lane: Lane) -> tuple[int, list[ModelDescriptor]]:
+        """Both at once: how many live workers serve a lane, and the models that live workers serve."""
+        workers = self._workers()
+        return sum(lane in worker.info.lanes for worker in workers), _models(workers)
 
     def _workers(self) -> list[Worker]:
         names: list[bytes] = self.redis.zrange(WORKERS, 0, -1)
@@ -466,13 +471,9 @@ class JobQueue:
             return []
         # a word lapses by the server's clock, so that of a worker's machine does not matter
         words = cast(list[bytes | None], self.redis.mget([worker_key(name.decode()) for name in names]))
-        workers: list[Worker] = []
-        for name, word in zip(names, words, strict=True):
-            try:
-                if word:
-                    workers.append(Worker.model_validate_json(word))
-            except ValidationError:  # during an upgrade there may be both
-                log.warning("a worker of another version is passed over", extra={"worker": name.decode()})
+        heard = self._heard
+        self._heard = {word: heard[word] if word in heard else _heard(word) for word in words if word}
+        workers = [worker for worker in self._heard.values() if worker]
         return sorted(workers, key=lambda worker: (worker.info.started_at, worker.info.name))
 
     def depths(self) -> list[QueueDepth]:
@@ -512,6 +513,20 @@ class JobQueue:
 
 _ASYNC_KWARGS = frozenset({"host", "port", "db", "username", "password", "socket_connect_timeout", "ssl_ca_certs",
                            "ssl_cert_reqs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname"})  # fmt: skip
+
+
+def _heard(word: bytes) -> Worker | None:
+    """What a worker says; None from one of another version, as there may be during an upgrade."""
+    try:
+        return Worker.model_validate_json(word)
+    except ValidationError:
+        log.warning("a worker of another version is passed over")
+        return None
+
+
+def _models(workers: Sequence[Worker]) -> list[ModelDescriptor]:
+    found = {(model.name, model.version): model for worker in workers for model in worker.models}
+    return list(reversed(found.values()))
 
 
 def parse(data: bytes) -> Job:

@@ -66,7 +66,7 @@ class WorkerSettings:
     lanes: tuple[Lane, ...]
     engine: EngineSettings
     window_s: float = 0.01
-    """How long a batch that is not full waits for company, unless the engine was idle."""
+    """How long a batch that is not full waits for company (a third of it once none comes), if the engine was busy."""
     drain_s: float = 25.0
     """How long a running batch may go on after SIGTERM; then its jobs go back to their queues."""
     hang_s: float = 300.0
@@ -98,6 +98,7 @@ class _Running:
     claim: Claim
     job: Job
     progress: str = ""
+    preview: Pictures | None = None  # the last one there was: not every report brings another
 
 
 class GpuWorker(SimpleWorker):
@@ -276,12 +277,18 @@ class GpuWorker(SimpleWorker):
     def _top_up(self, key: str, claims: list[Claim]) -> None:
         began = time.monotonic()
         room = self.settings.engine.max_batch - sum(claim.images for claim in claims)
-        while key and room > 0 and time.monotonic() - began < self.settings.window_s and self._stop_at is None:
+        came = began
+        while key and room > 0 and self._stop_at is None:
+            now = time.monotonic()
+            if now - began > self.settings.window_s or now - came > self.settings.window_s / 3:
+                break  # nobody comes any more, while the engine stands idle
             key, more = self.leases.claim(room, key)
             claims += more
             room -= sum(claim.images for claim in more)
-            if not more:
-                time.sleep(0.002)
+            if more:
+                came = time.monotonic()
+            else:
+                time.sleep(min(0.001, self.settings.window_s / 10))
         self.metrics.batch_wait_seconds.observe(time.monotonic() - began)
 
     def _run(self, engine: Engine, claims: list[Claim]) -> None:
@@ -354,19 +361,18 @@ class GpuWorker(SimpleWorker):
     def _note(self, running: dict[str, _Running], step: Step) -> None:
         """Make an event of a report, for each job that it is about."""
         for job_id, entry in running.items():
-            preview = None
             if job_id in step.previews:
                 n, height, width, pictures = step.previews[job_id]
                 with self._outages():
                     blob = self.leases.preview(job_id, pictures)
-                    preview = Pictures(blob=blob, n=n, height=height, width=width)
+                    entry.preview = Pictures(blob=blob, n=n, height=height, width=width)
             progress = Progress(
                 stage=step.stage,
                 step=step.step,
                 total=step.total,
                 done=step.done[job_id],
                 n=entry.job.n,
-                preview=preview,
+                preview=entry.preview,
             )
             event = Event(id="", kind="progress", progress=progress)
             entry.progress = event.model_dump_json(exclude={"id"}, exclude_none=True)

@@ -16,7 +16,6 @@ from service.asking import Here
 from service.negotiation import BINARY, JSON, NPZ, PNG, ZIP, negotiate, patience
 from service.problems import Problem
 from worker.contract import Event, Task
-from worker.queue import preview_key
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
@@ -167,15 +166,14 @@ async def preview(job_id: JobId, request: Request, desk: Here) -> Response:
     curl localhost:8000/jobs/$ID/preview -o now.png
     ```
     """
-    name = (await desk.view(request, job_id)).model_name
+    progress = (await desk.view(request, job_id)).progress
+    shown = progress.preview if progress else None
 
     def draw() -> bytes | None:
-        # Not every report of progress brings a preview: the last one that came stays until the next.
-        blob = desk.queue.blob(preview_key(job_id))
-        model = next((model for model in desk.queue.models() if model.name == name), None)
-        if blob is None or model is None:
+        blob = desk.queue.blob(shown.blob) if shown else None
+        if shown is None or blob is None:
             return None
-        return to_png(grid(np.frombuffer(blob, np.uint8).reshape(-1, model.height, model.width, 3)))
+        return to_png(grid(np.frombuffer(blob, np.uint8).reshape(-1, shown.height, shown.width, 3)))
 
     png = await anyio.to_thread.run_sync(draw)
     if png is None:

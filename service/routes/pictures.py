@@ -41,7 +41,7 @@ async def generate(request: Request, desk: Here) -> Response:
     ```
     curl -X POST 'localhost:8000/generate?class=cat' -o cat.png
     curl -X POST 'localhost:8000/generate?n=16&seed=7' -H 'Accept: application/zip' -o pictures.zip
-    curl --json '{"class": "ship", "n": 4, "solver": "heun"}' localhost:8000/generate -o ships.png
+    curl --json '{"class": "ship", "n": 4}' -H 'Accept: image/png' localhost:8000/generate -o ships.png
     ```
     """
     media = negotiate(request.headers.get("accept"), answers.PICTURE_OFFERS)

@@ -253,9 +253,9 @@ class FakeQueue:
         self._reach()
         return self.served
 
-    def lanes(self) -> dict[Lane, int]:
+    def service(self, lane: Lane) -> tuple[int, list[ModelDescriptor]]:
         self._reach()
-        return {lane: sum(lane in info.lanes for info in self.infos) for lane in Lane}
+        return sum(lane in info.lanes for info in self.infos), self.served
 
     def depths(self) -> list[QueueDepth]:
         self._reach()

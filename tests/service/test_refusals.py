@@ -322,7 +322,7 @@ def test_no_hostile_upload_is_answered_5xx(client: TestClient, path: str) -> Non
             {"content": data, "headers": {"content-type": "image/png"}},
             {"json": {"image": base64.b64encode(data).decode()}},
         )
-        answer = client.post(path, **ways[(i + len(path)) % 3])  # another way for each path
+        answer = client.post(path, **ways[(i + (path == "/score")) % 3])  # another way for each path
         if answer.status_code == 200:
             continue
         assert answer.status_code in (413, 422), (name, answer.text)

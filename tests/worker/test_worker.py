@@ -241,6 +241,20 @@ def test_progress_and_previews_can_be_followed(fleet: Fleet) -> None:
     assert set(blob) < set(range(16))  # the rows it was made of
 
 
+def test_a_preview_stays_until_the_next(fleet: Fleet) -> None:
+    write_model(fleet.models, batch_s=2.0, image_s=0.0, rows=20)
+    fleet.start()
+    job_id = fleet.queue.submit(generate())
+    eventually(lambda: (progress := fleet.queue.view(job_id).progress) and progress.preview)
+    seen = set()
+    while not (view := fleet.queue.view(job_id)).status.is_terminal:
+        assert view.progress
+        assert view.progress.preview
+        seen.add(view.progress.step)
+        time.sleep(0.02)
+    assert len(seen) > 5
+
+
 def test_bad_input_fails_by_itself_with_a_reason(fleet: Fleet) -> None:
     broken = write_model(fleet.models, "broken")
     (broken / "config.json").write_text("{")
