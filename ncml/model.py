@@ -24,6 +24,7 @@ from ncml.network import NCPN
 from ncml.noise import end_time, grey_levels, process
 from ncml.ood import Calibration, Look, Ood
 from ncml.orientation import KEEPS, Keep
+from ncml.tiles import Scan, TileCalibration, scan
 
 MAX_SEED = 2**53 - 1
 MAX_STEPS = 1000
@@ -202,6 +203,28 @@ class Model:
             )
             for i in range(len(pixels))
         ]
+
+    @property
+    def tiles(self) -> TileCalibration | None:
+        """The calibration of whole pictures by their tiles, if there is one; ModelError where it cannot be used."""
+        known = (self.folder / checkpoint.TILES).is_file()
+        return TileCalibration.read(self.folder, self.version) if known else None
+
+    def scan(
+        self,
+        picture: NDArray[np.uint8],
+        *,
+        side: int | None = None,
+        batch_size: int = 32,
+        callback: Callable[[int, int], None] | None = None,
+    ) -> Scan:
+        """Score a picture of any size, uint8 [H, W, 3], in overlapping tiles, and judge it by its worst one.
+
+        side: of a tile in pixels; None is the calibration's, or the model's size. Without a calibration of tiles
+            (`ncml calibrate --tile`) there is a map, but no p-value.
+        callback: called with tiles done and in all.
+        """
+        return scan(self, picture, self.tiles, side=side, batch_size=batch_size, report=callback)
 
     def generate(
         self,

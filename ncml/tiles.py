@@ -94,14 +94,19 @@ def scan(
     *,
     side: int | None = None,
     batch_size: int = 32,
-    report: Report = lambda done, total: None,
+    report: Report | None = None,
 ) -> Scan:
     """Score a picture in tiles, uint8 [H, W, 3], no side smaller than a tile.
 
     calibration: of tiles; without one there is no p-value, and tiles are measured against the model's own calibration.
-    side: of a tile in pixels where there is no calibration of tiles, which has its own.
+    side: of a tile in pixels; None is the calibration's, or the model's size.
     """
     if calibration is not None:
+        if side is not None and Cut.of(model, side) != calibration.cut:
+            size = f"{calibration.cut.width} x {calibration.cut.height}"
+            raise InputError(
+                "tile-size", f"tiles were calibrated at {size} pixels; leave their size out, or calibrate."
+            )
         cut, gaussian = calibration.cut, calibration.gaussian
     elif model.calibration is not None:
         cut, gaussian = Cut.of(model, side), model.calibration.fit.gaussian
@@ -118,7 +123,8 @@ def scan(
             if score > worst:
                 worst, box = score, (left, top, cut.width, cut.height)
         done += len(some)
-        report(done, len(corners))
+        if report is not None:
+            report(done, len(corners))
     # The sum of the windows is the product of a sum over rows and one over columns.
     blended_HW /= _covered(H, cut.height)[:, None]
     blended_HW /= _covered(W, cut.width)

@@ -19,7 +19,6 @@ from ncml.terminal import ClassOption, JsonOption, ModelOption, identity, load, 
 
 if TYPE_CHECKING:
     from ncml.model import Model
-    from ncml.tiles import TileCalibration
 
 BATCH = 64
 """Pictures read and scored in one call of the model."""
@@ -99,80 +98,51 @@ def score(
     if fdr is not None:
         conformal.largest_discovery(np.empty(0), fdr)  # says at once what is wrong with a rate
     m = load(model, device)
-    skipped = Skipped()
-    calibration: TileCalibration | None = None
     if tile:
         if class_ is not None or noise or statistics or statistic or only_bpd:
             raise InputError("tile", "with --tile pictures are judged by their worst tile: leave other options out.")
-        calibration = _tile_calibration(m, tile_size)
-        work, columns, bound = _tiles(m, calibration, tile_size, map_, skipped), TILED, calibration
+        names, bound = (), m.tiles
     else:
         if tile_size is not None:
             raise InputError("tile-size", "--tile-size is for --tile; leave it out or add that.")
-        names: tuple[str, ...] = ()
-        if statistics:
-            from ncml import ood
-
-            names = ood.chosen("all" if statistics == "all" else statistics.split(","), m.statistics)
-            if statistics == "all" and m.calibration is None:
-                names = tuple(name for name in names if not m.statistics[name].fitted)
-        asked = {"classes": class_, "noise": noise, "statistic": statistic, "statistics": names, "ood": not only_bpd}
-        work, columns, bound = _pictures(m, asked, map_, skipped), (*PLAIN, *names), m.calibration
-    if fdr is not None and (bound is None or only_bpd):
-        raise InputError("fdr", f"--fdr needs p-values: {m.uncalibrated if bound is None else 'leave --only-bpd out.'}")
-    same = {"model": m.version[:12], "calibration": "" if bound is None or only_bpd else bound.version[:12]}
-    limit = None if bound is None or only_bpd else bound.false_positive_rate
+        names, bound = _names(m, statistics), None if only_bpd else m.calibration
+    if fdr is not None and bound is None:
+        raise InputError("fdr", f"--fdr needs p-values: {'leave --only-bpd out.' if only_bpd else m.uncalibrated}")
+    skipped = Skipped()
+    asked = {"classes": class_, "noise": noise, "statistic": statistic, "statistics": names, "ood": not only_bpd}
+    work = _tiles(m, tile_size, map_, skipped) if tile else _pictures(m, asked, map_, skipped)
+    columns = TILED if tile else (*PLAIN, *names)
+    told: Row
     if output is None:
-        show = _shown(columns, tile)
-        rows = _in_memory(files, work, show=None if as_json or fdr is not None else show)
-        p = np.array([row["p_value"] for row in rows if row.get("p_value") is not None])
-        cut = conformal.largest_discovery(p, fdr) if fdr is not None else None
-        if cut is not None:
-            for row in rows:
-                row["discovery"] = bool(row["p_value"] <= cut)
-                if not as_json:
-                    show(row)
-        told: dict[str, Any] = {"results": rows}
-        count, flagged = len(rows), sum(bool(row.get("is_ood")) for row in rows)
+        told = _in_memory(files, work, fdr, None if as_json else _shown(columns, tile))
     else:
-        table = _written(output, files, work, columns, same)
-        p = np.array(table.numbers("p_value"))
-        cut = conformal.largest_discovery(p, fdr) if fdr is not None else None
-        count, flagged = len(table.numbers("score" if tile else "bpd")), int(sum(table.numbers("is_ood")))
-        skipped.count = table.done - count
-        if not count:
-            table.part.unlink()
-            raise InputError("files", skipped.told[0] if skipped.told else "no picture could be read.")
-        table.finish({} if cut is None else {"discovery": lambda row: _marked(row, cut)})
-        told = {"output": str(output)}
-    told |= {"pictures": count, "skipped": skipped.count}
-    if limit is not None:
-        told |= {"flagged": flagged, "false_positive_rate": limit}
-    if cut is not None:
-        told |= {"discoveries": int((p <= cut).sum()), "fdr": fdr, "largest_p": cut if cut >= 0 else None}
+        same = {"model": m.version[:12], "calibration": "" if bound is None else bound.version[:12]}
+        told = _on_disk(output, files, work, fdr, columns, same, skipped)
+    if bound is not None:
+        told["false_positive_rate"] = bound.false_positive_rate
     if as_json:
         print_json({"model": identity(m), **({"uncalibrated": m.uncalibrated} if bound is None else {}), **told})
-    elif output is not None or count > 1:
-        print(_summary(told), file=sys.stdout if output is not None else sys.stderr)
-    if bound is None and not only_bpd and not as_json:
+        return
+    if output is not None or told["pictures"] > 1:
+        print(_summary(told), file=sys.stderr if output is None else sys.stdout)
+    if bound is None and not only_bpd:
         print(f"ncml: no verdicts: {m.uncalibrated}", file=sys.stderr)
-    if skipped.count and not as_json:
-        for said in skipped.told:
-            print(f"ncml: skipped: {said}", file=sys.stderr)
-        files_are = "file was" if skipped.count == 1 else "files were"
-        print(f"ncml: {skipped.count} {files_are} skipped as unreadable", file=sys.stderr)
+    for said in skipped.told:
+        print(f"ncml: skipped: {said}", file=sys.stderr)
+    if told["skipped"]:
+        files_are = "file was" if told["skipped"] == 1 else "files were"
+        print(f"ncml: {told['skipped']} {files_are} skipped as unreadable", file=sys.stderr)
 
 
-def _tile_calibration(m: "Model", tile_size: int | None) -> "TileCalibration | None":
-    from ncml.checkpoint import TILES
-    from ncml.tiles import Cut, TileCalibration
+def _names(m: "Model", statistics: str) -> tuple[str, ...]:
+    """The statistics to tell; "all" are those that can be computed."""
+    from ncml import ood
 
-    if not (m.folder / TILES).is_file():
-        return None
-    found = TileCalibration.read(m.folder, m.version)
-    if tile_size is not None and Cut.of(m, tile_size) != found.cut:
-        raise InputError("tile-size", f"tiles were calibrated at {found.cut.width} x {found.cut.height} pixels.")
-    return found
+    if not statistics:
+        return ()
+    names = ood.chosen("all" if statistics == "all" else statistics.split(","), m.statistics)
+    judged = statistics != "all" or m.calibration is not None
+    return tuple(name for name in names if judged or not m.statistics[name].fitted)
 
 
 Work = Callable[[list[Path]], list[Row]]
@@ -214,21 +184,17 @@ def _pictures(m: "Model", asked: dict[str, Any], maps: Path | None, skipped: Ski
     return work
 
 
-def _tiles(
-    m: "Model", calibration: "TileCalibration | None", side: int | None, maps: Path | None, skipped: Skipped
-) -> Work:
-    from ncml import tiles
-
+def _tiles(m: "Model", side: int | None, maps: Path | None, skipped: Skipped) -> Work:
     def work(paths: list[Path]) -> list[Row]:
         rows: list[Row] = []
         for path in paths:
             try:
                 picture = images.open_image(path, field=str(path))
                 with progress_bar() as bar:
-                    found = tiles.scan(
-                        m, picture, calibration, side=side, report=lambda done, total: bar("tiles", done, total)
-                    )
+                    found = m.scan(picture, side=side, callback=lambda done, total: bar("tiles", done, total))
             except InputError as error:
+                if error.field in ("tile", "tile-size"):
+                    raise
                 rows.append(skipped.add(path, error))
                 continue
             row = dict(zip(("left", "top", "width", "height"), found.box, strict=True))
@@ -254,34 +220,48 @@ def _batches(paths: Iterable[Path]) -> Iterator[list[Path]]:
         yield some
 
 
-def _in_memory(files: tuple[Path, ...], work: Work, show: Callable[[Row], None] | None) -> list[Row]:
+def _in_memory(files: tuple[Path, ...], work: Work, fdr: float | None, show: Callable[[Row], None] | None) -> Row:
+    """Score and show; the rows and what is to be told of them."""
     paths = list(listed(files))
     rows: list[Row] = []
-    first: str | None = None
     done = 0
     with progress_bar() as bar:
         for some in _batches(paths):
-            for row in work(some):
-                if "error" in row:
-                    first = first or row["error"]
-                    continue
-                rows.append(row)
-                if show is not None:
+            fresh = work(some)
+            rows += fresh
+            if show is not None and fdr is None:
+                for row in fresh:
                     show(row)
             done += len(some)
             bar("score", done, len(paths))
-    if not rows:
-        raise InputError("files", first or f"there is no picture in {', '.join(map(str, files))}.")
-    return rows
+    read = [row for row in rows if "error" not in row]
+    if not read:
+        raise InputError("files", rows[0]["error"] if rows else _nothing_in(files))
+    told: Row = {"results": read, "pictures": len(read), "skipped": len(rows) - len(read)}
+    told["flagged"] = sum(bool(row.get("is_ood")) for row in read)
+    if fdr is not None:
+        p = np.array([row["p_value"] for row in read])
+        for row, discovered in zip(read, conformal.discoveries(p, fdr).tolist(), strict=True):
+            row["discovery"] = discovered
+            if show is not None:
+                show(row)
+        told |= {"fdr": fdr, "discoveries": sum(row["discovery"] for row in read)}
+    return told
 
 
-def _written(
-    output: Path, files: tuple[Path, ...], work: Work, columns: tuple[str, ...], same: dict[str, str]
-) -> Table:
-    """The table with a row for every file, those of an earlier run included."""
+def _on_disk(
+    output: Path,
+    files: tuple[Path, ...],
+    work: Work,
+    fdr: float | None,
+    columns: tuple[str, ...],
+    same: dict[str, str],
+    skipped: Skipped,
+) -> Row:
+    """Write a row for every file, go on where an earlier run ended; what is to be told of the table."""
     total = sum(1 for _ in listed(files))
     if not total:
-        raise InputError("files", f"there is no picture in {', '.join(map(str, files))}.")
+        raise InputError("files", _nothing_in(files))
     table = Table(output, (*columns, *same, "error"), texts=TEXTS, same=same)
     paths = listed(files)
     before = list(itertools.islice(paths, table.done - 1, table.done)) if table.done else []
@@ -292,19 +272,33 @@ def _written(
             table.add(_cells(row) for row in work(some))
             table.done += len(some)
             bar("score", table.done, total)
-    return table
+    count = len(table.numbers("score" if "tiles" in columns else "bpd"))
+    if not count:
+        table.part.unlink()
+        raise InputError("files", skipped.told[0] if skipped.told else "no picture could be read.")
+    told = {"output": str(output), "pictures": count, "skipped": table.done - count}
+    told["flagged"] = int(sum(table.numbers("is_ood")))
+    if fdr is None:
+        table.finish()
+        return told
+    p = np.array(table.numbers("p_value"))
+    largest = conformal.largest_discovery(p, fdr)
+    table.finish({"discovery": lambda row: str(int(float(row["p_value"]) <= largest)) if row["p_value"] else ""})
+    return told | {"fdr": fdr, "discoveries": int((p <= largest).sum())}
+
+
+def _nothing_in(files: tuple[Path, ...]) -> str:
+    return f"there is no picture in {', '.join(map(str, files))}."
 
 
 def _cells(row: Row) -> Row:
     return {k: int(v) if isinstance(v, bool) else "" if v is None else v for k, v in row.items()}
 
 
-def _marked(row: dict[str, str], cut: float) -> str:
-    return str(int(float(row["p_value"]) <= cut)) if row["p_value"] else ""
-
-
 def _shown(columns: tuple[str, ...], tile: bool) -> Callable[[Row], None]:
     def show(row: Row) -> None:
+        if "error" in row:
+            return
         verdict = ""
         if row.get("p_value") is not None:
             verdict = f"  p {row['p_value']:.4f} {'OOD' if row['is_ood'] else '   '}"
@@ -322,7 +316,7 @@ def _shown(columns: tuple[str, ...], tile: bool) -> Callable[[Row], None]:
 
 def _summary(told: dict[str, Any]) -> str:
     said = f"{told['pictures']} pictures"
-    if "flagged" in told:
+    if "false_positive_rate" in told:
         said += f", {told['flagged']} flagged ({told['false_positive_rate']:.0%} are expected of pictures that belong)"
     if "discoveries" in told:
         said += f", {told['discoveries']} discoveries at a false discovery rate of {told['fdr']:g}"
