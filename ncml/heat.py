@@ -12,6 +12,10 @@ _STOPS = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252,
 """Five colours of matplotlib's inferno, evenly spaced: brightness rises evenly, also for the colour-blind."""
 
 
+BAND = 256
+"""Rows that are drawn at once."""
+
+
 def heat(map_HW: NDArray[np.floating], low: float, high: float) -> NDArray[np.uint8]:
     """Colours from `low` (black) to `high` (pale yellow), clipped; uint8 [H, W, 3]."""
     ramp = np.linspace(0, 1, 256)
@@ -22,8 +26,12 @@ def heat(map_HW: NDArray[np.floating], low: float, high: float) -> NDArray[np.ui
 
 def overlay(picture_HWC: NDArray[np.uint8], map_HW: NDArray[np.floating], low: float, high: float) -> NDArray[np.uint8]:
     """The heat over the picture in grey, half and half; uint8 [H, W, 3]."""
-    grey_HW1 = picture_HWC.mean(2, keepdims=True, dtype=np.float32) / 2
-    return np.rint(grey_HW1 + heat(map_HW, low, high) / 2).astype(np.uint8)
+    drawn_HWC = np.empty_like(picture_HWC)
+    for top in range(0, len(picture_HWC), BAND):  # in bands, for the sake of memory
+        rows = slice(top, top + BAND)
+        grey_HW1 = picture_HWC[rows].mean(2, keepdims=True, dtype=np.float32) / 2
+        drawn_HWC[rows] = np.rint(grey_HW1 + heat(map_HW[rows], low, high) / 2)
+    return drawn_HWC
 
 
 def frame(picture_HWC: NDArray[np.uint8], box: tuple[int, int, int, int]) -> NDArray[np.uint8]:
@@ -43,6 +51,6 @@ def save(path: Path, picture_HWC: NDArray[np.uint8], map_HW: NDArray[np.floating
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.with_name(path.name + ".png").write_bytes(to_png(picture_HWC))
-        np.savez_compressed(path.with_name(path.name + ".npz"), map=map_HW.astype(np.float32))
+        np.savez_compressed(path.with_name(path.name + ".npz"), map=map_HW.astype(np.float32, copy=False))
     except OSError as error:
         raise InputError("map", f"{path} cannot be written: {error.strerror}.") from error

@@ -101,13 +101,13 @@ def score(
     if tile:
         if class_ is not None or noise or statistics or statistic or only_bpd:
             raise InputError("tile", "with --tile pictures are judged by their worst tile: leave other options out.")
-        names, bound = (), m.tiles
+        names, bound, why = (), m.tiles, "tiles are not calibrated: run ncml calibrate --tile."
     else:
         if tile_size is not None:
             raise InputError("tile-size", "--tile-size is for --tile; leave it out or add that.")
-        names, bound = _names(m, statistics), None if only_bpd else m.calibration
+        names, bound, why = _names(m, statistics), None if only_bpd else m.calibration, m.uncalibrated
     if fdr is not None and bound is None:
-        raise InputError("fdr", f"--fdr needs p-values: {'leave --only-bpd out.' if only_bpd else m.uncalibrated}")
+        raise InputError("fdr", f"--fdr needs p-values: {'leave --only-bpd out.' if only_bpd else why}")
     skipped = Skipped()
     asked = {"classes": class_, "noise": noise, "statistic": statistic, "statistics": names, "ood": not only_bpd}
     work = _tiles(m, tile_size, map_, skipped) if tile else _pictures(m, asked, map_, skipped)
@@ -121,12 +121,12 @@ def score(
     if bound is not None:
         told["false_positive_rate"] = bound.false_positive_rate
     if as_json:
-        print_json({"model": identity(m), **({"uncalibrated": m.uncalibrated} if bound is None else {}), **told})
+        print_json({"model": identity(m), **({"uncalibrated": why} if bound is None else {}), **told})
         return
     if output is not None or told["pictures"] > 1:
         print(_summary(told), file=sys.stderr if output is None else sys.stdout)
     if bound is None and not only_bpd:
-        print(f"ncml: no verdicts: {m.uncalibrated}", file=sys.stderr)
+        print(f"ncml: no verdicts: {why}", file=sys.stderr)
     for said in skipped.told:
         print(f"ncml: skipped: {said}", file=sys.stderr)
     if told["skipped"]:
