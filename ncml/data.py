@@ -72,6 +72,11 @@ class Dataset:
         """The first so many pictures."""
         return self.take(torch.arange(min(count, len(self))))
 
+    def spread(self, count: int) -> Dataset:
+        """So many pictures evenly spaced, or all."""
+        n = min(count, len(self))
+        return self.take(torch.arange(n) * len(self) // max(1, n))
+
     def part(self, name: Part) -> Dataset:
         """One of three disjoint parts by position i in the dataset's order: i mod 50 is 0-1, 2-6, or the rest (fit)."""
         position = torch.arange(len(self)) % SPLIT
@@ -103,7 +108,7 @@ def load(
     folder = Path(source)
     if folder.is_file():
         raise InputError("data", f"{source} is a file; give the folder that it is in.")
-    if folder.is_dir() and not any(folder.rglob("*.parquet")):
+    if of_pictures(source):
         found = _from_pictures(folder)
     else:
         found = _from_datasets(source, split)
@@ -114,6 +119,11 @@ def load(
         return _decode(found, pixels_NHWC, report)
     kept = _Kept(keep, [found.identity, height, width, split, images.PREPROCESSING])
     return kept.dataset() or kept.fill(found, height, width, report)
+
+
+def of_pictures(source: str) -> bool:
+    """Whether a source is a folder of pictures: it has no splits, and its pictures come class by class."""
+    return Path(source).is_dir() and not any(Path(source).rglob("*.parquet"))
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,9 @@ from ncml.transfer import start_from
 MONITORED = 500
 """Held-out pictures that measure a run as it goes."""
 
+CALIBRATED = (2_000, 5_000)
+"""Pictures that fit the statistics, and that rank, at most: as many as CIFAR-10 has."""
+
 DRAWN = 16
 """Pictures drawn at every interval, from the same seeds each time."""
 
@@ -126,7 +129,7 @@ def fit(
         run(
             trainer,
             state,
-            held_out=held_out.first(MONITORED),
+            held_out=(held_out.spread if data.of_pictures(source) else held_out.first)(MONITORED),
             interval=interval,
             max_seconds=max_seconds,
             report=watch.step if watch else lambda trainer, mean, rate: None,
@@ -277,7 +280,8 @@ def sample(network: NCPN, count: int) -> NDArray[np.uint8]:
 
 def _calibrate(out: Path, pictures: data.Dataset, device: str, say: Callable[[str], None], bar: Bar) -> bool:
     """Calibrate the model that was written, where there are pictures enough."""
-    held_out, ranked = pictures.part("calibration-fit"), pictures.part("calibration-rank")
+    held_out = pictures.part("calibration-fit").spread(CALIBRATED[0])
+    ranked = pictures.part("calibration-rank").spread(CALIBRATED[1])
     model = load_model(out, device)
     try:
         ood.calibrate(model, held_out.images_NHWC, ranked.images_NHWC, bar=bar).save(out)
@@ -289,7 +293,7 @@ def _calibrate(out: Path, pictures: data.Dataset, device: str, say: Callable[[st
 
 def _measured_on(source: str, pictures: data.Dataset, out: Path, team: Team) -> tuple[data.Dataset, str]:
     held_out = pictures.part("calibration-fit")
-    if Path(source).is_dir() and not any(Path(source).rglob("*.parquet")):
+    if data.of_pictures(source):
         return held_out, "calibration-fit"
     height, width = pictures.store_NHWC.shape[1:3]
     if not team.first:

@@ -33,6 +33,9 @@ LIMITS = {
 """Most images of a set that each kind takes unless `--limit` says otherwise. For fid these are also the samples drawn;
 sweep are the samples for each point of quality against steps and start noise."""
 
+LEAST = 8
+"""Images of which a bootstrap still draws different ones."""
+
 
 @dataclass
 class Context:
@@ -65,7 +68,12 @@ class Context:
         if key not in self.read:
             report = lambda done, total: self.store.bar(f"read {Path(source).name}", done, total)  # noqa: E731
             self.read[key] = pictures.load(source, model.height, model.width, split=split, report=report)
-        return self.read[key].first(self.limits[kind])
+        found = self.read[key]
+        if len(found) < LEAST:
+            raise InputError(
+                "data", f"{source} has {len(found)} pictures; {LEAST} are the least that can be measured on."
+            )
+        return found.first(self.limits[kind])
 
 
 Kind = Callable[[Context], Section]
@@ -85,10 +93,9 @@ def limits(given: Sequence[str]) -> dict[str, int]:
     found = dict(LIMITS)
     for option in sorted(given, key=lambda option: "=" in option):
         kind, equals, count = option.rpartition("=")
-        if not count.isdecimal() or int(count) < 2 or (equals and kind not in LIMITS):
-            raise InputError(
-                "limit", f"--limit {option} is neither a number above 1 nor KIND=NUMBER; kinds are {', '.join(LIMITS)}."
-            )
+        if not count.isdecimal() or int(count) < LEAST or (equals and kind not in LIMITS):
+            wanted = f"{LEAST} or more, for all kinds or as KIND=COUNT for one of {', '.join(LIMITS)}"
+            raise InputError("limit", f"--limit {option} is not understood: give {wanted}.")
         found |= {kind: int(count)} if equals else {name: min(value, int(count)) for name, value in found.items()}
     return found
 

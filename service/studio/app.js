@@ -86,7 +86,7 @@ async function live() {
 }
 live();
 
-catalogue.addEventListener("change", () => {
+catalogue.addEventListener("list", () => {
   select.replaceChildren(...catalogue.models.map(({ name }) => h("option", { value: name }, name)));
   select.value = catalogue.current?.name ?? "";
   select.parentElement.hidden = catalogue.models.length < 2;

@@ -5,18 +5,22 @@ import { Refusal, json } from "./api.js";
 const JOBS = "ncml.jobs";
 const KEPT = 48; // jobs remembered for each browser tab
 
-/** The models that are served; `current` is the one that the views use. A "change" event tells of another. */
+/** The models that are served; `current` is the one that the views use. "list" tells of other models, "change" of another current one. */
 class Catalogue extends EventTarget {
   models = [];
   current = null;
+  listed = "";
 
   async load() {
     const { models } = await json("models");
     this.models = models;
     const name = this.current?.name ?? sessionStorage.getItem("ncml.model");
     const next = models.find((model) => model.name === name) ?? models[0] ?? null;
-    const changed = next?.version !== this.current?.version || next?.calibration?.version !== this.current?.calibration?.version;
+    const changed = mark(next) !== mark(this.current);
+    const listed = models.map(mark).join();
     this.current = next;
+    if (listed !== this.listed) this.dispatchEvent(new Event("list"));
+    this.listed = listed;
     if (changed) this.dispatchEvent(new Event("change"));
   }
 
@@ -32,6 +36,9 @@ class Catalogue extends EventTarget {
     this.dispatchEvent(new Event("change"));
   }
 }
+
+/** What tells a model from its successor. */
+const mark = (model) => model && `${model.name} ${model.version} ${model.calibration?.version}`;
 
 export const catalogue = new Catalogue();
 

@@ -11,7 +11,7 @@ export function mount(host) {
   const health = h("div", { class: "health" });
   const cards = h("div", { class: "cards" });
   host.append(h("h2", {}, "Health"), health, h("h2", {}, "Models"), cards);
-  catalogue.addEventListener("change", list);
+  catalogue.addEventListener("list", list);
   list();
   return { pulse };
 

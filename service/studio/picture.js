@@ -128,14 +128,15 @@ export async function card(name, width, height) {
   return new File([await toBlob(exact(image, name))], `${name.replace(" ", "-")}.png`, { type: "image/png" });
 }
 
-/** The cells of a grid of `n` pictures of a size; cells that are black all over hold none. */
+/** The cells of a grid of at most `n` pictures of a size; black ones at its end are none. */
 export function cells(bitmap, width, height, n) {
   const columns = bitmap.width / width;
   const [, context] = canvas(bitmap.width, bitmap.height);
   context.drawImage(bitmap, 0, 0);
-  return Array.from({ length: Math.min(n, columns * (bitmap.height / height)) }, (_, i) =>
-    context.getImageData((i % columns) * width, Math.floor(i / columns) * height, width, height))
-    .filter((cell) => cell.data.some((value, at) => at % 4 !== 3 && value));
+  const all = Array.from({ length: Math.min(n, columns * (bitmap.height / height)) }, (_, i) =>
+    context.getImageData((i % columns) * width, Math.floor(i / columns) * height, width, height));
+  const drawn = (cell) => cell.data.some((value, at) => at % 4 !== 3 && value);
+  return all.slice(0, all.findLastIndex(drawn) + 1);
 }
 
 // Inferno by a polynomial of degree six (Matt Zucker, public domain).

@@ -31,7 +31,7 @@ export function mount(host) {
         jobs.remove(former.id);
         stage.querySelector(`[data-job="${former.id}"]`)?.dispatchEvent(new Event("leave"));
       }
-      const record = { id: job.id, view: "trajectory", asked, size: [model.width, model.height], born: Date.now() };
+      const record = { id: job.id, view: "trajectory", asked, size: [model.width, model.height] };
       jobs.add(record);
       drawing.seed.next();
       show(record);

@@ -52,29 +52,15 @@ class Stack:
         self.name = f"ncml-test-{uuid.uuid4().hex[:8]}"
         self.url = f"http://127.0.0.1:{self.port}"
         (folder / "pictures").mkdir()
-        self.environment = os.environ | engine.environment | {"PORT": str(self.port), "NCML_DATA": f"{folder}/pictures"}
-        # What this host asks for and a real one does not: the cores that the tests may use, and, where the engine has
-        # no network of its own, the host's for building.
-        cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+        told = {name: value for name, value in os.environ.items() if not name.startswith("NCML_")}
+        self.environment = told | engine.environment | {"PORT": str(self.port), "NCML_DATA": f"{folder}/pictures"}
+        # An engine without a network of its own builds in the host's.
         services = yaml.safe_load(COMPOSE.read_text())["services"]
-        here = {
-            name: {"cpuset": cores} | ({"build": {"network": "host"}} if "build" in spec else {})
-            for name, spec in services.items()
-        }
+        built = {name: {"build": {"network": "host"}} for name, spec in services.items() if "build" in spec}
         override = folder / "here.yml"
-        override.write_text(yaml.safe_dump({"services": here}))
-        self.command = [
-            "docker",
-            "compose",
-            "-p",
-            self.name,
-            "--project-directory",
-            ROOT,
-            "-f",
-            COMPOSE,
-            "-f",
-            override,
-        ]
+        override.write_text(yaml.safe_dump({"services": built}))
+        files = ["--env-file", os.devnull, "-f", COMPOSE, "-f", override]
+        self.command = ["docker", "compose", "-p", self.name, "--project-directory", ROOT, *files]
 
     def compose(self, *arguments: str, timeout: float = 180) -> str:
         return run([*self.command, *arguments], timeout=timeout, env=self.environment)

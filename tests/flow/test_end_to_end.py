@@ -64,7 +64,7 @@ def service(port: int) -> list[str]:
     return [sys.executable, "-m", "uvicorn", "--factory", "service.app:from_environment", "--port", str(port)]
 
 
-def until(http: httpx2.Client, path: str, status: int, seconds: float = 60) -> None:
+def until(http: httpx2.Client, path: str, status: int, seconds: float = 100) -> None:
     deadline = time.monotonic() + seconds
     while True:
         with contextlib.suppress(httpx2.TransportError):

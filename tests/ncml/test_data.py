@@ -190,3 +190,10 @@ def test_the_first_so_many() -> None:
     some = whole.first(3)
     assert len(some) == 3
     assert (some.classes, some.inventory) == (whole.classes, whole.inventory)
+
+
+def test_pictures_evenly_spaced() -> None:
+    whole = Dataset(nets.pictures(7), torch.arange(7), ("a",) * 7)
+    assert whole.spread(3).labels_N.tolist() == [0, 2, 4]
+    assert whole.part("fit").spread(9).labels_N.tolist() == []
+    assert whole.spread(9).labels_N.tolist() == list(range(7))
