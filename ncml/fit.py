@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from ncml.model import load as load_model
 from ncml.network import NCPN
 from ncml.noise import end_time, grey_levels, process
 from ncml.parallel import Team
+from ncml.provenance import duration, machine
 from ncml.track import TensorBoard, Tracker
 from ncml.train import ALONE, PLAIN, STATE, Execution, Trainer, held_out_bits, run
 from ncml.transfer import start_from
@@ -206,18 +206,6 @@ def _plan(trainer: Trainer, seconds: float, max_seconds: float) -> str:
     return told + time.strftime(", until %H:%M on %d %B", time.localtime(time.time() + needed))
 
 
-def duration(seconds: float) -> str:
-    """45 s, 12 min, 3 h 20 min or 5 days 3 h."""
-    minutes, hours = round(seconds / 60), round(seconds / 3600)
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if minutes < 100:
-        return f"{minutes} min"
-    if hours < 48:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{hours // 24:,} days {hours % 24} h"
-
-
 class _Watch:
     """Tells the progress bar and the trackers of a run, and draws pictures with it."""
 
@@ -307,16 +295,6 @@ def _measured_on(source: str, pictures: data.Dataset, out: Path, team: Team) -> 
             team.wait()
 
 
-def _processor() -> str:
-    """The processor's name, as far as the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
-
-
 def card_of(
     trainer: Trainer, command: str, pictures: data.Dataset, metrics: dict[str, float], what: str, count: int
 ) -> str:
@@ -325,8 +303,6 @@ def card_of(
     noise = grey_levels(process(config.noise), end_time(config.noise))
     parameters = sum(p.numel() for p in trainer.network.parameters())
     bpd = next(value for name, value in metrics.items() if name.endswith("bpd"))
-    threads = counted(torch.get_num_threads(), "thread")
-    device = torch.cuda.get_device_name() if trainer.device.type == "cuda" else _processor()
     curve = "\n".join(
         f"| {row['images']:,.0f} | {row['train_bpd']:.3f} | {row['held_out_bpd']:.3f} |" for row in trainer.history
     )
@@ -341,7 +317,7 @@ NCPN of {parameters:,} parameters, {config.model.height}x{config.model.width}, t
 
 - Command: `{command}`
 - Trained on: {len(trainer.data):,} of {len(pictures):,} pictures (the fit part), {trainer.images:,} images seen
-- Wall time: {duration(trainer.seconds)} on {device}, {threads}, PyTorch {torch.__version__}
+- Wall time: {duration(trainer.seconds)} on {machine(trainer.device)}
 - Classes: {", ".join(config.model.classes) or "none"}
 - Orientations: {"all four: completes every half" if config.model.orientations else "identity: completes the top half"}
 - **{bpd:.4f} bits/dim** at t = 0 on {count:,} pictures of {what}, averaged weights, no class given

@@ -1,5 +1,6 @@
 """`ncml evaluate`."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -37,8 +38,8 @@ def evaluate(
         model: Name or folder of a model; repeat it for several, a column or curve each.
         ood: Another data set; repeat it for several. Constant and uniform pictures are always measured, too.
         limit: Most pictures of each set, of all kinds or of one as in fid=2000; repeat it for several. Without it
-            likelihood and fid take 10000, ood and sanity 1000, robustness 500; sweep, the samples for each number of
-            steps and start noise that fid compares, are 256.
+            likelihood and fid take 10000, ood and sanity 1000, robustness 500; sweep and solvers, the samples for each
+            number of steps, start noise and solver that fid compares, are 256.
         out: Folder for the report and all that was measured.
         device: Where to compute: cpu, cuda or cuda:N.
         as_json: Print JSON instead of tables.
@@ -48,7 +49,9 @@ def evaluate(
     from ncml.evaluation.report import Section
     from ncml.evaluation.store import Store
     from ncml.memory import reuse_freed_memory
+    from ncml.provenance import command
 
+    wanted = command(sys.argv[1:], [data, *ood, *model])
     limits = run.limits(limit)
     models = run.labelled([load(name, device) for name in dict.fromkeys(model or ("cifar10",))])
     reuse_freed_memory()
@@ -65,7 +68,7 @@ def evaluate(
     kinds = list(run.KINDS) if kind == "all" else [kind]
     with progress_bar() as bar:
         context = run.Context(models, data, ood, Store(out / "measured", bar), limits)
-        found = run.evaluate(kinds, context, out, shown)
+        found = run.evaluate(kinds, context, out, shown, command=wanted)
     if as_json:
         print_json(found if kind == "all" else found[kind])
     else:

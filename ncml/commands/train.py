@@ -2,9 +2,7 @@
 
 import math
 import re
-import shlex
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -101,6 +99,7 @@ def train(
     from ncml import track
     from ncml.fit import fit
     from ncml.parallel import team
+    from ncml.provenance import command
     from ncml.train import Execution
 
     check_device(device)
@@ -112,7 +111,7 @@ def train(
             chosen,
             data,
             out,
-            command=described(sys.argv[1:], data, init_from),
+            command=command(sys.argv[1:], [data] if init_from is None else [data, init_from]),
             images=max_images,
             resume=resume,
             init_from=None if init_from is None else load(init_from, "cpu"),
@@ -149,10 +148,3 @@ def height_and_width(text: str) -> tuple[int, int]:
     if not matched:
         raise InputError("size", f"--size must be a height and a width such as 32 or 48x64, not {text!r}.")
     return int(matched[1]), int(matched[2] or matched[1])
-
-
-def described(arguments: Sequence[str], data: str, init_from: str | None) -> str:
-    """The command as a model card quotes it: whole, but for where on this machine data and models lie."""
-    hidden = {path for path in (data, init_from) if path is not None and Path(path).is_dir()}
-    quoted = (f"…/{Path(a).name}" if a in hidden else shlex.quote(a) for a in arguments)
-    return " ".join(["ncml", *quoted])

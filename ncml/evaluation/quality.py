@@ -20,12 +20,16 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from ncml.config import DEFAULT_SOLVER, SOLVERS, STEPPED_SOLVER
 from ncml.errors import InputError
 from ncml.evaluation import numbers, published
 from ncml.evaluation.numbers import Floats, Indices, Measured
 from ncml.evaluation.report import OURS, PUBLISHED, Cell, Figure, Section, Table, plots
+from ncml.evaluation.samples import noisy
+from ncml.inventory import counted
 
 if TYPE_CHECKING:
+    from ncml.evaluation.pictures import Pictures
     from ncml.evaluation.run import Context
     from ncml.model import Model
 
@@ -151,81 +155,148 @@ def features_of(context: Context, what: dict[str, Any], pixels_NHWC: NDArray[np.
 def ways(model: Model) -> dict[str, dict[str, Any]]:
     """How samples are drawn for the headline: directly, and noisy and refined by the default solver."""
     direct = {"direct (t = 0)": {"noise": 0.0}}
-    if model.config.training.clean_mass == 1:
+    if not noisy(model):
         return direct
     return direct | {"noisy, refined (Tweedie)": {"noise": model.noise}}
 
 
 def sweep(model: Model) -> dict[str, list[tuple[float, dict[str, Any]]]]:
     """By curve, its points: start noise under one Tweedie step, and steps of the reverse SDE from the largest noise."""
-    if model.config.training.clean_mass == 1:
+    if not noisy(model):
         return {}
     noises = [round(fraction * model.noise, 6) for fraction in (0.0, 0.25, 0.5, 1.0)]
     steps: list[tuple[float, dict[str, Any]]] = [(1, {"noise": model.noise})]
-    steps += [(n, {"noise": model.noise, "solver": "euler-maruyama", "steps": n}) for n in (2, 5, 10)]
+    steps += [(n, _solved(model, STEPPED_SOLVER, n)) for n in (2, 5, 10)]
     return {"start noise": [(noise, {"noise": noise}) for noise in noises], "steps": steps}
 
 
+def solvers(model: Model) -> dict[str, dict[str, Any]]:
+    """Every solver at its default number of steps, from the largest noise, after drawing directly."""
+    if not noisy(model):
+        return {}
+    refined = {
+        f"{solver}, {counted(steps, 'step')}": _solved(model, solver, steps) for solver, steps in SOLVERS.items()
+    }
+    return {"direct (t = 0)": {"noise": 0.0}} | refined
+
+
+def _solved(model: Model, solver: str, steps: int) -> dict[str, Any]:
+    # The default is left unsaid, so that its samples are those of the headline.
+    return {"noise": model.noise} | ({} if solver == DEFAULT_SOLVER else {"solver": solver, "steps": steps})
+
+
+@dataclass(frozen=True)
+class Near:
+    """How near so many images come to the test images; lower is nearer."""
+
+    n: int
+    frechet: float
+    kernel: Measured
+
+    @classmethod
+    def of(cls, features_NF: Features, test_MF: Features) -> Near:
+        """Of images and test images by their features."""
+        return cls(len(features_NF), frechet(features_NF, test_MF), kernel(features_NF, test_MF))
+
+    def cells(self) -> tuple[Cell, ...]:
+        """For a table."""
+        return str(self.n), self.frechet, self.kernel
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {"n": self.n, "frechet": self.frechet, "kernel": self.kernel.to_json()}
+
+
+class Judge:
+    """Compares samples of one model with the test images, both by their features."""
+
+    def __init__(self, context: Context, model: Model) -> None:
+        self.context, self.model = context, model
+        test = context.test(model, "fid")
+        self.n = len(test)
+        self.test_MF = features_of(context, {"data": test.digest}, test.pixels_NHWC)
+        self.train: Pictures | None = None
+        self.no_floor = f"{context.data_name} has no other split than the one measured on."
+        """Why there is nothing to compare with, where there is no `train`."""
+        try:
+            train = context.pictures(context.data, model, "fid", split="train")
+        except InputError as error:
+            self.no_floor = str(error)
+        else:
+            self.train = None if train.digest == test.digest else train
+
+    def floor(self, n: int) -> Near | None:
+        """Of training images, where the data set has some that are not the test images."""
+        if self.train is None:
+            return None
+        features_NF = features_of(self.context, {"data": self.train.digest}, self.train.pixels_NHWC)
+        return Near.of(features_NF[:n], self.test_MF)
+
+    def samples(self, n: int, way: dict[str, Any]) -> Near:
+        """Of n samples drawn in a way of `Model.generate`."""
+        pixels = drawn(self.context, self.model, n, **way)
+        features_NF = features_of(self.context, {"samples": self.model.version, **way}, pixels)
+        return Near.of(features_NF[:n], self.test_MF)
+
+
 def fid(context: Context) -> Section:
-    """FID or FD of samples beside the floor, and quality against refinement steps and start noise."""
-    network = extractor()
-    name = network.distance
+    """FID or FD of samples beside the floor; every solver; quality against refinement steps and start noise."""
+    name = extractor().distance
     kd = name.replace("FID", "KID").replace("FD", "KD")
-    rows: list[tuple[Cell, ...]] = []
+    headline: list[tuple[Cell, ...]] = []
+    solved: list[tuple[Cell, ...]] = []
     swept: list[tuple[Cell, ...]] = []
     results: dict[str, dict[str, Any]] = {}
     notes = list(context.notes)
     plot, axes = plots(8, 3.2, 1, 2)
     for label, model in context.models.items():
-        test = context.test(model, "fid")
-        n = len(test)
-        known = features_of(context, {"data": test.digest}, test.pixels_NHWC)
-        found: dict[str, dict[str, Any]] = {}
+        judge = Judge(context, model)
+        few, fewer = (min(judge.n, context.limits[limit]) for limit in ("solvers", "sweep"))
 
-        def compare(what: str, features: Features, known: Features = known, found: Any = found) -> tuple[Cell, ...]:
-            distance, near = frechet(features, known), kernel(features, known)
-            found[what] = {"frechet": distance, "kernel": near.to_json(), "n": len(features)}
-            return distance, near
+        def compare(
+            rows: list[tuple[Cell, ...]],
+            n: int,
+            named: dict[str, dict[str, Any]],
+            judge: Judge = judge,
+            label: str = label,
+        ) -> dict[str, Any]:
+            """Rows of a table, and their JSON, for the floor and for each way of drawing."""
+            floor = judge.floor(n)
+            found = {} if floor is None else {"floor": floor}
+            found |= {way: judge.samples(n, arguments) for way, arguments in named.items()}
+            rows += [
+                (f"{context.data_name} train (the floor)" if way == "floor" else f"{label}, {way}", OURS, *near.cells())
+                for way, near in found.items()
+            ]
+            return {way: near.to_json() for way, near in found.items()}
 
-        try:
-            train = context.pictures(context.data, model, "fid", split="train")
-            if train.digest == test.digest:
-                raise InputError("data", f"{context.data_name} has no other split than the one measured on.")
-            floor = compare("floor", features_of(context, {"data": train.digest}, train.pixels_NHWC))
-            rows.append((f"{context.data_name} train (the floor)", OURS, str(len(train)), *floor))
-        except InputError as error:
-            notes.append(f"There is no floor to compare with: {error}")
-        for way, arguments in ways(model).items():
-            pixels = drawn(context, model, n, **arguments)
-            features = features_of(context, {"samples": model.version, **arguments}, pixels)
-            rows.append((f"{label}, {way}", OURS, str(n), *compare(way, features)))
-        few = min(n, context.limits["sweep"])
-        curves: dict[str, list[dict[str, Any]]] = {}
+        results[label] = {"distance": name, "n": judge.n, "measured": compare(headline, judge.n, ways(model))}
+        if judge.train is None:
+            notes.append(f"There is no floor to compare with: {judge.no_floor}")
+        if noisy(model):
+            results[label]["solvers"] = compare(solved, few, solvers(model))
+        results[label]["sweep"] = {}
         for axis, (curve, points) in zip(axes, sweep(model).items(), strict=False):
-            measured: list[Measured] = []
-            for at, arguments in points:
-                pixels = drawn(context, model, few, **arguments)
-                features = features_of(context, {"samples": model.version, **arguments}, pixels)
-                measured.append(kernel(features[:few], known))
-                swept.append((label, curve, f"{at:g}", str(few), measured[-1]))
-            curves[curve] = [{"at": at, **m.to_json()} for (at, _), m in zip(points, measured, strict=True)]
             at = [at for at, _ in points]
+            measured = [judge.samples(fewer, arguments).kernel for _, arguments in points]
+            swept += [(label, curve, f"{x:g}", str(fewer), m) for x, m in zip(at, measured, strict=True)]
+            results[label]["sweep"][curve] = [{"at": x, **m.to_json()} for x, m in zip(at, measured, strict=True)]
             (line,) = axis.plot(at, [m.value for m in measured], marker="o", ms=4, label=label)
             axis.fill_between(
                 at, [m.low for m in measured], [m.high for m in measured], alpha=0.2, color=line.get_color()
             )
-        results[label] = {"distance": name, "n": n, "measured": found, "sweep": curves}
     axes[0].set(xlabel="start noise, grey levels (one Tweedie step)", ylabel=kd, ylim=(0, None))
     axes[1].set(xlabel="refinement steps from the largest noise", ylim=(0, None))
     axes[0].legend(fontsize=8, frameon=False)
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
+    headline, solved = list(dict.fromkeys(headline)), list(dict.fromkeys(solved))  # models of one size share the floor
     if name == "FID" and published.is_cifar10(context.data_name):
-        rows += [(model, PUBLISHED, "50000", f"{value:.2f}", None) for model, value in published.FID.items()]
+        headline += [(model, PUBLISHED, "50000", f"{value:.2f}", None) for model, value in published.FID.items()]
     explained = (
         f"Both distances are those of features of {name}, from the same test images. "
         "The floor is the distance of as many training images: no model can be asked to come nearer. "
-        "FD depends on the number of images, so it compares only within this table. "
+        "FD depends on the number of images, so it compares only within one table. "
         "KD is the unbiased squared MMD with a cubic kernel, with a 95 % bootstrap interval."
     )
     if name != "FID":
@@ -234,17 +305,19 @@ def fid(context: Context) -> Section:
             "so none is printed."
         )
     caption = f"{kd} of samples against start noise (left) and refinement steps (right); lower is better."
+    header = ("samples", "source", "images", name, kd)
     return Section(
         kind="fid",
         title="Sample quality" if name != "FID" else "Table 1: FID",
         text=[explained],
         tables=[
-            Table("quality", "Distance of samples from test images", ("samples", "source", "images", name, kd), rows),
+            Table("quality", "Distance of samples from test images", header, headline),
+            Table("quality_solvers", "Every solver at its default steps, from the largest noise", header, solved),
             Table(
                 "quality_sweep", "Quality against start noise and steps", ("model", "curve", "at", "images", kd), swept
             ),
         ],
         figures=[Figure("quality_sweep", caption, plot)],
         results=results,
-        notes=notes,
+        notes=list(dict.fromkeys(notes)),
     )

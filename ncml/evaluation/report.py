@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,11 +112,12 @@ class Section:
     notes: Sequence[str] = ()
     """What was left out or changed, a sentence each."""
 
-    def write(self, folder: Path) -> None:
-        """KIND.md, and a file for each table and figure."""
+    def write(self, folder: Path, made: Mapping[str, str]) -> None:
+        """KIND.md, and a file for each table and figure; `made` is how it was measured, shown under the title."""
         for part in (*self.tables, *self.figures):
             part.write(folder)
-        parts = [f"## {self.title}\n", *(f"{paragraph}\n" for paragraph in self.text)]
+        told = f"`{made['command']}`  \n{made['machine']}; {made['date']}; this part took {made['took']}\n"
+        parts = [f"## {self.title}\n", told, *(f"{paragraph}\n" for paragraph in self.text)]
         parts += [f"> {note}\n" for note in self.notes]
         parts += [table.markdown() for table in self.tables]
         parts += [f"![{figure.caption}]({figure.name}.png)\n\n*{figure.caption}*\n" for figure in self.figures]

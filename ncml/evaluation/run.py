@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from ncml.evaluation.robustness import robustness
 from ncml.evaluation.samples import samples
 from ncml.evaluation.store import Store
 from ncml.model import Model
+from ncml.provenance import duration, machine
 
 LIMITS = {
     "likelihood": 10_000,
@@ -29,9 +32,10 @@ LIMITS = {
     "samples": 10_000,
     "fid": 10_000,
     "sweep": 256,
+    "solvers": 256,
 }
 """Most images of a set that each kind takes unless `--limit` says otherwise. For fid these are also the samples drawn;
-sweep are the samples for each point of quality against steps and start noise."""
+sweep are the samples for each point of quality against steps and start noise, solvers those of each solver."""
 
 LEAST = 8
 """Images of which a bootstrap still draws different ones."""
@@ -109,22 +113,30 @@ def labelled(models: Sequence[Model]) -> dict[str, Model]:
     }
 
 
-def evaluate(kinds: Sequence[str], context: Context, out: Path, shown: Callable[[Section], None]) -> dict[str, Any]:
+def evaluate(
+    kinds: Sequence[str], context: Context, out: Path, shown: Callable[[Section], None], *, command: str
+) -> dict[str, Any]:
     """Run kinds of evaluation in their order, write each to the folder as it ends, and return their JSON by kind.
 
     Where several are asked for, one that cannot be done is told in its section, and the others go on.
+
+    command: what a reader types to measure the same.
     """
     out.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {}
     for kind in kinds:
+        begun, spared = time.monotonic(), context.store.spared
         try:
             section = KINDS[kind](context)
         except InputError as error:
             if len(kinds) == 1:
                 raise
             section = Section(kind, kind.capitalize(), [f"Not measured: {error}"])
-        section.write(out)
-        found[kind] = as_json(section, context)
+        device = next(iter(context.models.values())).device
+        made = {"command": command, "machine": machine(device), "date": date.today().isoformat()}
+        made["took"] = duration(time.monotonic() - begun + context.store.spared - spared)
+        section.write(out, made)
+        found[kind] = as_json(section, context) | {"made": made}
         checkpoint.write_json(out / f"{kind}.json", found[kind])
         parts = [path.read_text() for path in (out / f"{name}.md" for name in KINDS) if path.is_file()]
         (out / "report.md").write_text("# Evaluation\n\n" + "\n".join(parts))

@@ -19,6 +19,9 @@ from ncml.terminal import Bar
 Columns = dict[str, NDArray[Any]]
 """Arrays of one length: a row for each image."""
 
+SECONDS = "seconds"
+"""The column that is kept beside those of a measurement: what each row took."""
+
 EVERY_S = 10.0
 """How often rows are written while they are measured."""
 
@@ -28,6 +31,8 @@ class Store:
 
     def __init__(self, folder: Path, bar: Bar) -> None:
         self.folder, self.bar = folder, bar
+        self.spared = 0.0
+        """Seconds that it took to measure the rows which had not to be measured again."""
 
     def rows(
         self, stage: str, what: Mapping[str, Any], n: int, measure: Callable[[int, int], Columns], *, chunk: int = 32
@@ -42,10 +47,15 @@ class Store:
         path = self.folder / f"{stage.replace(' ', '_')}-{digest}.npz"
         columns = _read(path)
         done = written = _length(columns)
+        if done:
+            self.spared += float(columns[SECONDS][:n].sum())
         last = time.monotonic()
         try:
             while done < n:
+                begun = time.monotonic()
                 new = measure(done, min(done + chunk, n))
+                rows = _length(new)
+                new = new | {SECONDS: np.full(rows, (time.monotonic() - begun) / rows)}
                 columns = {name: np.concatenate([columns[name], more]) for name, more in new.items()} if done else new
                 done = _length(columns)
                 self.bar(stage, done, n)
@@ -55,7 +65,7 @@ class Store:
         finally:
             if done > written:
                 self._write(path, columns)
-        return {name: values[:n] for name, values in columns.items()}
+        return {name: values[:n] for name, values in columns.items() if name != SECONDS}
 
     def _write(self, path: Path, columns: Columns) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -79,4 +89,4 @@ def _read(path: Path) -> Columns:
             columns = {name: stored[name] for name in stored.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
         return {}
-    return columns if len({len(values) for values in columns.values()}) == 1 else {}
+    return columns if SECONDS in columns and len({len(values) for values in columns.values()}) == 1 else {}

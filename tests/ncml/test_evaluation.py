@@ -4,8 +4,11 @@ import csv
 import itertools
 import json
 import subprocess
+import time
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +18,7 @@ from scipy import linalg
 
 import ncml
 from ncml import checkpoint, cli, ood
-from ncml.config import maximum_likelihood
+from ncml.config import SOLVERS, maximum_likelihood
 from ncml.evaluation import numbers, pictures, quality, run
 from ncml.evaluation.likelihood import bits, flip, seven_bit_bits
 from ncml.evaluation.store import Store
@@ -117,6 +120,7 @@ def test_a_measurement_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
         if len(measured) == 2:
             raise KeyboardInterrupt
         measured.append((start, stop))
+        time.sleep(0.01 * (stop - start))
         return {"square": np.arange(start, stop) ** 2}
 
     def ask(n: int, key: int = 0) -> np.ndarray:
@@ -128,6 +132,7 @@ def test_a_measurement_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
     measured.clear()
     np.testing.assert_array_equal(ask(12), np.arange(12) ** 2)
     assert measured == [(8, 12)]
+    assert store.spared >= 0.08  # what the first eight took
     np.testing.assert_array_equal(ask(5), np.arange(5) ** 2)
     np.testing.assert_array_equal(ask(14), np.arange(14) ** 2)
     assert measured == [(8, 12), (12, 14)]
@@ -212,9 +217,26 @@ def evaluate(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch, caps
     return command
 
 
+def without_made(answer: dict[str, Any]) -> dict[str, Any]:
+    assert "PyTorch" in answer["made"]["machine"]
+    return {name: value for name, value in answer.items() if name != "made"}
+
+
 @pytest.mark.timeout(300)
 def test_all_fills_a_folder_and_resumes(evaluate: Run, tmp_path: Path) -> None:
-    small = ("--limit", "16", "--limit", "sweep=8", "--ood", "noise", "--model", "mine", "--json")
+    small = (
+        "--limit",
+        "16",
+        "--limit",
+        "sweep=8",
+        "--limit",
+        "solvers=8",
+        "--ood",
+        "noise",
+        "--model",
+        "mine",
+        "--json",
+    )
     done = evaluate("all", *small)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
@@ -230,20 +252,28 @@ def test_all_fills_a_folder_and_resumes(evaluate: Run, tmp_path: Path) -> None:
     assert low <= answer["ood"]["auroc"]["noise"]["multiscale"] <= high
     assert answer["ood"]["n"] == {"cifar10": 16, "noise": 15, "constant": 16, "uniform": 16}
     assert answer["fid"]["measured"]["noisy, refined (Tweedie)"]["n"] == 16
+    compared = answer["fid"]["solvers"]
+    solved = [f"{solver}, {steps} step{'s'[: steps > 1]}" for solver, steps in SOLVERS.items()]
+    assert {way: near["n"] for way, near in compared.items()} == dict.fromkeys(("direct (t = 0)", *solved), 8)
+    assert compared["tweedie, 1 step"]["kernel"]["value"] == answer["fid"]["sweep"]["steps"][0]["value"]
     assert "no floor" in " ".join(answer["fid"]["notes"])  # a folder of pictures has no splits
     out = tmp_path / "out"
     report = (out / "report.md").read_text()
+    made = answer["likelihood"]["made"]
+    assert made["date"] == date.today().isoformat()
+    assert f"{made['machine']}; {made['date']}; this part took {made['took']}" in report
     for title in ("Table 1", "Figure 2", "Figure 4", "Table 2", "Table 4", "Figures 1 and 5", "published"):
         assert title in report
     for file in (line.split("](")[1].rstrip(")") for line in report.splitlines() if line.startswith("![")):
-        assert Image.open(out / file).size[0] > 100
+        with Image.open(out / file) as picture:
+            assert picture.size[0] > 100
     rows = list(csv.DictReader((out / "likelihood.csv").read_text().splitlines()))
     assert rows[0]["model"] == "mine"
     assert float(rows[0]["pi = 0"]) == pytest.approx(bpd["0"]["value"], abs=1e-5)
     assert {row["source"] for row in rows[1:]} == {"published"}
     measured = {path: path.stat().st_mtime_ns for path in (out / "measured").glob("*.npz")}
     again = evaluate("likelihood", *small)
-    assert json.loads(again.stdout) == answer["likelihood"]
+    assert without_made(json.loads(again.stdout)) == without_made(answer["likelihood"])
     assert {path: path.stat().st_mtime_ns for path in (out / "measured").glob("*.npz")} == measured
 
 
