@@ -24,6 +24,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import PurePath
@@ -83,8 +84,10 @@ def compress(
     wanted = (model.height, model.width, 3)
     if pixels_NHWC.dtype != np.uint8 or pixels_NHWC.shape[1:] != wanted or not len(pixels_NHWC):
         raise InputError("files", f"only uint8 pictures of {model.width} x {model.height} pixels can be coded.")
-    if len(set(names)) != len(pixels_NHWC) or not all(map(_is_name, names)):
-        raise InputError("files", "every picture needs a file name of its own, without a folder.")
+    if len(names) != len(pixels_NHWC) or not all(map(_is_name, names)):
+        raise InputError("files", "every picture needs a file name, without a folder.")
+    if twice := next((name for name, count in Counter(names).items() if count > 1), None):
+        raise InputError("files", f"two pictures are named {twice!r}: every one needs a file name of its own.")
     streams = [
         _encode(model, pixels_NHWC[some], _part(report, some.start, len(pixels_NHWC), model.height))
         for some in _groups(len(pixels_NHWC))

@@ -6,7 +6,6 @@ scores that give p-values (whose ranks the p-values are). Knows no torch.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +59,8 @@ def compare(
     bpd: Floats, score: Floats, p_value: Floats, ranked_bpd: Floats, ranked_score: Floats, rate: float, alpha: float
 ) -> Drift:
     """Compare scored images with ranking images. Raises `InputError` for fewer than 20 scored images."""
+    from scipy import stats
+
     if not 0 < alpha < 1:
         raise InputError("alpha", f"alpha is more than 0 and less than 1, not {alpha:g}.")
     n = len(bpd)
@@ -67,8 +68,9 @@ def compare(
         raise InputError("files", f"{n} scored pictures say nothing about drift: give at least {LEAST}.")
     of_bpd, of_score = _shift(bpd, ranked_bpd), _shift(score, ranked_score)
     drifted = any(shift.ks_p < alpha / 2 and shift.psi >= MOVED for shift in (of_bpd, of_score))
-    flagged = float((p_value <= rate).mean())
-    return Drift(n, flagged, *_wilson(flagged, n), rate, of_bpd, of_score, drifted)
+    flagged = int((p_value <= rate).sum())
+    interval: Any = stats.binomtest(flagged, n).proportion_ci(method="wilson")
+    return Drift(n, flagged / n, float(interval.low), float(interval.high), rate, of_bpd, of_score, drifted)
 
 
 def _shift(scored: Floats, ranked: Floats) -> Shift:
@@ -90,12 +92,6 @@ def stability(scored: Floats, ranked: Floats) -> float:
 
     p, q = shares(ranked), shares(scored)
     return float(((q - p) * np.log(q / p)).sum())
-
-
-def _wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def plot(path: Path, bpd: Floats, p_value: Floats, ranked_bpd: Floats, drift: Drift, name: str) -> None:

@@ -8,11 +8,12 @@ from tyro.conf import Positional, arg
 from ncml import images
 from ncml.commands.draw import ThreadsOption
 from ncml.errors import InputError
+from ncml.listing import listed
 from ncml.terminal import JsonOption, ModelOption, identity, load, print_json, progress_bar, use_threads
 
 
 def compress(
-    files: Annotated[Positional[tuple[Path, ...]], arg(metavar="FILE...", help_behavior_hint="")],
+    files: Annotated[Positional[tuple[Path, ...]], arg(metavar="FILE|FOLDER...", help_behavior_hint="")],
     /,
     *,
     output: Annotated[Path, arg(name="output", aliases=("-o",))],
@@ -24,7 +25,7 @@ def compress(
     """Compress pictures of the model's size losslessly into one archive, in the bits that the model gives them.
 
     Args:
-        files: Pictures of exactly the model's size: PNG, JPEG, WebP, BMP, TIFF or GIF.
+        files: Pictures of exactly the model's size, or folders of them: PNG, JPEG, WebP, BMP, TIFF or GIF.
         output: The archive to write.
         model: Name or folder of the model; only the same model decompresses the archive.
         device: Where to compute: cpu, cuda or cuda:N.
@@ -32,26 +33,27 @@ def compress(
     """
     from ncml import compress as coder
 
-    if not files:
+    paths = list(listed(files))
+    if not paths:
         raise InputError("files", "no picture is named: ncml compress FILE... -o ARCHIVE")
     if output.is_dir() or not output.parent.is_dir():
-        raise InputError("output", f"{output} cannot be written: it is a folder, or in one that does not exist")
+        raise InputError("output", f"{output} cannot be written: it is a folder, or in one that does not exist.")
     use_threads(threads)
     m = load(model, device)
     import numpy as np
 
-    pictures = [images.open_image(path, field=str(path)) for path in files]
-    for path, picture in zip(files, pictures, strict=True):
+    pictures = [images.open_image(path, field=str(path)) for path in paths]
+    for path, picture in zip(paths, pictures, strict=True):
         height, width, _ = picture.shape
         if (height, width) != (m.height, m.width):
             raise InputError(
                 "files",
-                f"{path} is {width} x {height} pixels, and {m.name} codes {m.width} x {m.height} alone: resize it "
-                "first, or leave it out",
+                f"{path} is {width} x {height} pixels, and {m.name} codes only {m.width} x {m.height}: resize it "
+                "first, or leave it out.",
             )
     with progress_bar() as bar:
         archive = coder.compress(
-            m, np.stack(pictures), [path.stem for path in files], lambda done, total: bar("compress", done, total)
+            m, np.stack(pictures), [path.stem for path in paths], lambda done, total: bar("compress", done, total)
         )
     output.write_bytes(archive)
     values = len(pictures) * 3 * m.height * m.width
@@ -83,12 +85,17 @@ def decompress(
     """
     from ncml import compress as coder
 
-    data = archive.read_bytes()
+    try:
+        data = archive.read_bytes()
+    except OSError as error:
+        raise InputError("archive", f"{archive} cannot be read: {error.strerror}.") from error
     header, _ = coder.read(data)
+    if output.is_file():
+        raise InputError("output", f"{output} is a file: give a folder.")
     files = [output / f"{name}.png" for name in header.names]
     for path in files:
         if path.exists():
-            raise InputError("output", f"{path} exists already: give another folder")
+            raise InputError("output", f"{path} exists already: give another folder.")
     m = load(model, device)
     with progress_bar() as bar:
         _, pictures = coder.decompress(m, data, lambda done, total: bar("decompress", done, total))

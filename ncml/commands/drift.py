@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 from tyro.conf import Positional, arg
 
-from ncml import images, table
-from ncml.errors import InputError, ModelError, NotAnImage, TooLarge
+from ncml import table
+from ncml.commands.rows import Skipped, batches, of_pictures
+from ncml.errors import InputError, ModelError
 from ncml.listing import listed
 from ncml.terminal import JsonOption, ModelOption, identity, load, print_json, progress_bar
 
 if TYPE_CHECKING:
     from ncml.model import Model
 
-BATCH = 64
 COLUMNS = ("model", "calibration", "statistic", "bpd", "score", "p_value")
 
 Scored = tuple[float, float, float]
@@ -51,11 +51,8 @@ def drift(
     if m.calibration is None:
         raise ModelError(f"drift is measured against a calibration, but {m.uncalibrated}")
     tables = [path for path in files if path.suffix in table.SUFFIXES]
-    rows = list(_stored(m, tables))
-    skipped = 0
-    if pictures := [path for path in files if path not in tables]:
-        found, skipped = _scored(m, pictures)
-        rows += found
+    skipped = Skipped()
+    rows = [*_stored(m, tables), *_scored(m, [path for path in files if path not in tables], skipped)]
     if not rows:
         raise InputError("files", f"there is no scored picture in {', '.join(map(str, files))}.")
     bpd, score, p_value = np.array(rows, np.float64).T
@@ -67,7 +64,7 @@ def drift(
         measure.plot(plot, bpd, p_value, ranked["bpd"], compared, m.name)
     if as_json:
         calibration = m.calibration.version
-        print_json({"model": identity(m), "calibration": calibration, "skipped": skipped} | asdict(compared))
+        print_json({"model": identity(m), "calibration": calibration, "skipped": skipped.count} | asdict(compared))
     else:
         for name, shift in (("bits/dim", compared.bpd), (m.calibration.statistic, compared.score)):
             moved = f"mean {shift.mean:.4g} (calibrated {shift.calibrated_mean:.4g})"
@@ -77,6 +74,7 @@ def drift(
             f"{'flagged':12} {compared.flagged:.1%} of {compared.images} ({interval}); expected {compared.expected:.1%}"
         )
         print("drifted" if compared.drifted else "no drift found")
+        skipped.tell(skipped.count)
     return int(compared.drifted)
 
 
@@ -91,19 +89,12 @@ def _stored(m: "Model", tables: list[Path]) -> Iterator[Scored]:
             yield float(row["bpd"]), float(row["score"]), float(row["p_value"])
 
 
-def _scored(m: "Model", pictures: list[Path]) -> tuple[list[Scored], int]:
-    rows: list[Scored] = []
-    skipped = 0
+def _scored(m: "Model", pictures: list[Path], skipped: Skipped) -> Iterator[Scored]:
     paths = list(listed(pictures))
+    work = of_pictures(m, {}, None, skipped)
+    done = 0
     with progress_bar() as bar:
-        for start in range(0, len(paths), BATCH):
-            stack = []
-            for path in paths[start : start + BATCH]:
-                try:
-                    stack.append(images.fit(images.open_image(path, field=str(path)), m.height, m.width))
-                except (NotAnImage, TooLarge):
-                    skipped += 1
-            scores = m.score(stack) if stack else []
-            rows += [(s.bpd, s.ood.score, s.ood.p_value) for s in scores if s.ood is not None]
-            bar("score", min(start + BATCH, len(paths)), len(paths))
-    return rows, skipped
+        for some in batches(paths):
+            yield from ((row["bpd"], row["score"], row["p_value"]) for row in work(some) if "error" not in row)
+            done += len(some)
+            bar("score", done, len(paths))

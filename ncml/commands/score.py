@@ -2,17 +2,16 @@
 
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tyro.conf import Positional, arg
 
-from ncml import conformal, heat, images
-from ncml.errors import InputError, NotAnImage, TooLarge
+from ncml import conformal
+from ncml.commands.rows import Row, Skipped, Work, batches, of_pictures, of_tiles
+from ncml.errors import InputError
 from ncml.listing import listed
 from ncml.table import Table
 from ncml.terminal import ClassOption, JsonOption, ModelOption, identity, load, print_json, progress_bar
@@ -20,39 +19,9 @@ from ncml.terminal import ClassOption, JsonOption, ModelOption, identity, load, 
 if TYPE_CHECKING:
     from ncml.model import Model
 
-BATCH = 64
-"""Pictures read and scored in one call of the model."""
-
-TOLD = 5
-"""Unreadable files that are named one by one."""
-
-BRIGHTEST = 8.0
-"""Bits per dimension that a map shows brightest: what a pixel costs that is not predicted at all."""
-
-MAP_SIDE = 256
-"""Pixels to which the map of a small picture is enlarged, at least."""
-
 TEXTS = ("file", "statistic", "model", "calibration", "error")
 PLAIN = ("file", "bpd", "log_likelihood", "statistic", "score", "p_value", "is_ood")
 TILED = ("file", "score", "p_value", "is_ood", "left", "top", "width", "height", "tiles")
-
-Row = dict[str, Any]
-Pixels = NDArray[np.uint8]
-
-
-@dataclass
-class Skipped:
-    """Files that could not be read: counted, the first few told."""
-
-    count: int = 0
-    told: list[str] = field(default_factory=list)
-
-    def add(self, path: Path, error: InputError) -> Row:
-        """Remember one; returns its row."""
-        self.count += 1
-        if self.count <= TOLD:
-            self.told.append(str(error))
-        return {"file": str(path), "error": str(error)}
 
 
 def score(
@@ -110,7 +79,7 @@ def score(
         raise InputError("fdr", f"--fdr needs p-values: {'leave --only-bpd out.' if only_bpd else why}")
     skipped = Skipped()
     asked = {"classes": class_, "noise": noise, "statistic": statistic, "statistics": names, "ood": not only_bpd}
-    work = _tiles(m, tile_size, map_, skipped) if tile else _pictures(m, asked, map_, skipped)
+    work = of_tiles(m, tile_size, map_, skipped) if tile else of_pictures(m, asked, map_, skipped)
     columns = TILED if tile else (*PLAIN, *names)
     told: Row
     if output is None:
@@ -127,11 +96,7 @@ def score(
         print(_summary(told), file=sys.stderr if output is None else sys.stdout)
     if bound is None and not only_bpd:
         print(f"ncml: no verdicts: {why}", file=sys.stderr)
-    for said in skipped.told:
-        print(f"ncml: skipped: {said}", file=sys.stderr)
-    if told["skipped"]:
-        files_are = "file was" if told["skipped"] == 1 else "files were"
-        print(f"ncml: {told['skipped']} {files_are} skipped as unreadable", file=sys.stderr)
+    skipped.tell(told["skipped"])
 
 
 def _names(m: "Model", statistics: str) -> tuple[str, ...]:
@@ -145,88 +110,13 @@ def _names(m: "Model", statistics: str) -> tuple[str, ...]:
     return tuple(name for name in names if judged or not m.statistics[name].fitted)
 
 
-Work = Callable[[list[Path]], list[Row]]
-"""Scores some files: a row for each, in their order."""
-
-
-def _pictures(m: "Model", asked: dict[str, Any], maps: Path | None, skipped: Skipped) -> Work:
-    def work(paths: list[Path]) -> list[Row]:
-        rows: list[Row] = []
-        stack: list[Pixels] = []
-        of: list[Row] = []
-        for path in paths:
-            row: Row = {"file": str(path)}
-            try:
-                stack.append(images.fit(images.open_image(path, field=str(path)), m.height, m.width))
-            except (NotAnImage, TooLarge) as error:
-                row = skipped.add(path, error)
-            else:
-                of.append(row)
-            rows.append(row)
-        for row, pixels, scored in zip(
-            of, stack, m.score(stack, map=maps is not None, **asked) if stack else [], strict=True
-        ):
-            row |= {"bpd": scored.bpd, "log_likelihood": scored.log_likelihood}
-            if scored.ood is not None:
-                row |= {
-                    "statistic": scored.ood.statistic,
-                    "score": scored.ood.score,
-                    "p_value": scored.ood.p_value,
-                    "is_ood": scored.ood.is_ood,
-                }
-            row |= scored.statistics
-            if maps is not None and scored.map is not None:
-                times = -(-MAP_SIDE // min(pixels.shape[:2]))
-                picture = heat.heat(scored.map, 0, BRIGHTEST).repeat(times, 0).repeat(times, 1)
-                heat.save(maps / _inside(Path(row["file"])), picture, scored.map)
-        return rows
-
-    return work
-
-
-def _tiles(m: "Model", side: int | None, maps: Path | None, skipped: Skipped) -> Work:
-    def work(paths: list[Path]) -> list[Row]:
-        rows: list[Row] = []
-        for path in paths:
-            try:
-                picture = images.open_image(path, field=str(path))
-                with progress_bar() as bar:
-                    found = m.scan(picture, side=side, callback=lambda done, total: bar("tiles", done, total))
-            except InputError as error:
-                if error.field in ("tile", "tile-size"):
-                    raise
-                rows.append(skipped.add(path, error))
-                continue
-            row = dict(zip(("left", "top", "width", "height"), found.box, strict=True))
-            row |= {"score": found.score, "p_value": found.p_value, "is_ood": found.is_ood, "tiles": found.tiles}
-            rows.append({"file": str(path)} | row)
-            if maps is not None:
-                low, high = float(found.map.min()), found.threshold or float(found.map.max())
-                drawn = heat.overlay(picture, found.map, low, high)
-                heat.save(maps / _inside(path), heat.frame(drawn, found.box), found.map)
-        return rows
-
-    return work
-
-
-def _inside(path: Path) -> Path:
-    """A path that stays below the folder it is joined to."""
-    return Path(*(part for part in path.parts if part not in ("..", path.anchor)))
-
-
-def _batches(paths: Iterable[Path]) -> Iterator[list[Path]]:
-    paths = iter(paths)
-    while some := list(itertools.islice(paths, BATCH)):
-        yield some
-
-
 def _in_memory(files: tuple[Path, ...], work: Work, fdr: float | None, show: Callable[[Row], None] | None) -> Row:
     """Score and show; the rows and what is to be told of them."""
     paths = list(listed(files))
     rows: list[Row] = []
     done = 0
     with progress_bar() as bar:
-        for some in _batches(paths):
+        for some in batches(paths):
             fresh = work(some)
             rows += fresh
             if show is not None and fdr is None:
@@ -268,7 +158,7 @@ def _on_disk(
     if [str(path) for path in before] != [table.last] * bool(table.done):
         raise InputError("output", f"{table.part} was started on other files: remove it, or give another --output.")
     with progress_bar() as bar:
-        for some in _batches(paths):
+        for some in batches(paths):
             table.add(_cells(row) for row in work(some))
             table.done += len(some)
             bar("score", table.done, total)

@@ -105,9 +105,10 @@ def run(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, cap
 
 
 def test_the_commands_give_every_file_back(run: Run, tmp_path: Path, pixels: np.ndarray) -> None:
-    for i in range(3):
-        Image.fromarray(pixels[i]).save(tmp_path / f"{i}.png")
-    done = run("compress", "0.png", "1.png", "2.png", "-o", "three.ncml", "--model", "tiny", "--json")
+    (tmp_path / "more").mkdir()
+    for i, name in enumerate(("0.png", "more/1.png", "more/2.png")):
+        Image.fromarray(pixels[i]).save(tmp_path / name)
+    done = run("compress", "0.png", "more", "-o", "three.ncml", "--model", "tiny", "--json")
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert answer["pictures"] == 3
@@ -124,14 +125,20 @@ def test_the_commands_refuse_in_a_sentence(run: Run, tmp_path: Path, pixels: np.
     Image.fromarray(pixels[0]).save(tmp_path / "a.png")
     Image.fromarray(pixels[0][:4]).save(tmp_path / "small.png")
     (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "empty").mkdir()
+    assert run("compress", "a.png", "-o", "good.ncml", "--model", "tiny").returncode == 0
     for arguments, said in [
         (("compress", "-o", "x.ncml"), "no picture is named"),
+        (("compress", "none.png", "-o", "x.ncml"), "none.png cannot be read"),
+        (("compress", "empty", "-o", "x.ncml"), "no picture is named"),
         (("compress", "a.png", "small.png", "-o", "x.ncml"), "small.png is 8 x 4 pixels"),
         (("compress", "text.png", "-o", "x.ncml"), "not an image"),
-        (("compress", "a.png", "a.png", "-o", "x.ncml"), "file name of its own"),
+        (("compress", "a.png", "a.png", "-o", "x.ncml"), "two pictures are named 'a'"),
         (("compress", "a.png", "-o", "missing/x.ncml"), "cannot be written"),
         (("decompress", "a.png", "-o", "out"), "no archive"),
-        (("decompress", "none.ncml", "-o", "out"), "No such file"),
+        (("decompress", "none.ncml", "-o", "out"), "none.ncml cannot be read: No such file"),
+        (("decompress", "empty", "-o", "out"), "empty cannot be read: Is a directory"),
+        (("decompress", "good.ncml", "-o", "a.png"), "a.png is a file: give a folder"),
     ]:
         done = run(*arguments, "--model", "tiny")
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done

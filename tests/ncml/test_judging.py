@@ -154,6 +154,22 @@ def test_a_run_that_was_cut_off_goes_on(calibrated: Run, tmp_path: Path) -> None
     assert "was started on other files" in done.stderr
 
 
+def test_a_run_survives_whatever_file_it_meets(calibrated: Run, tmp_path: Path) -> None:
+    write(tmp_path / "new", 4, 2)
+    (tmp_path / "new" / "000.png").write_bytes(b"")
+    (tmp_path / "new" / "001.png").unlink()
+    (tmp_path / "new" / "001.png").symlink_to("nowhere.png")
+    whole = (tmp_path / "new" / "002.png").read_bytes()
+    (tmp_path / "new" / "002.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "new" / "004.txt").write_text("notes")
+    done = calibrated("score", "new", "--model", "loud")
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[-1] for line in done.stdout.splitlines()] == ["new/003.png"]
+    for name in ("000.png", "001.png", "002.png", "004.txt"):
+        assert f"ncml: skipped: new/{name}" in done.stderr
+    assert done.stderr.endswith("4 files were skipped as unreadable\n")
+
+
 def test_json_has_everything(calibrated: Run, tmp_path: Path) -> None:
     write(tmp_path / "new", 3, 2)
     done = calibrated("score", "new", "--model", "loud", "--statistics", "all", "--statistic", "llr", "--json")
@@ -246,6 +262,8 @@ def test_whole_pictures_are_judged_by_their_tiles(run: Run, tmp_path: Path) -> N
     assert run(*asked, "--output", "t.csv").returncode == 0
     assert [row["is_ood"] for row in rows(tmp_path / "t.csv")] == [str(int(f)) for f in flagged]
     assert "p 0.0476 OOD  new/001.png" in run(*asked).stdout
+    write(tmp_path / "new" / "tiny", 1, 1, (6, 6))
+    assert "skipped: new/tiny/000.png: a picture of 6 x 6 pixels is smaller than a tile" in run(*asked).stderr
     other = run(*asked, "--tile-size", "16")
     assert "tiles were calibrated at 8 x 8 pixels" in other.stderr
 
@@ -265,6 +283,13 @@ def test_drift_is_told_by_the_exit_status(calibrated: Run, tmp_path: Path) -> No
     assert done.returncode == 1
     assert told["drifted"] is True
     assert (told["images"], told["flagged"]) == (40, 1.0)
+
+
+def test_drift_counts_what_it_could_not_read(calibrated: Run, tmp_path: Path) -> None:
+    write(tmp_path / "new", 21, 7)
+    (tmp_path / "new" / "junk.png").write_text("junk")
+    assert calibrated("drift", "new", "--model", "loud").stderr.endswith("1 file was skipped as unreadable\n")
+    assert json.loads(calibrated("drift", "new", "--model", "loud", "--json").stdout)["skipped"] == 1
 
 
 def test_a_table_of_another_calibration_is_refused(calibrated: Run, tmp_path: Path) -> None:
