@@ -154,7 +154,7 @@ def _from_pictures(folder: Path) -> _Source:
     if any(path.suffix.lower() in SUFFIXES for path in outside):
         raise InputError("data", f"{folder} has pictures both in class folders and outside them; use one of the two.")
     index = {name: i for i, name in enumerate(classes)}
-    inside = [path for path in files if path not in set(outside)]
+    inside = [path for path in files if path.parent != folder] if classes else files
     rows = (
         _Row(str(path.relative_to(folder)), path, index[path.relative_to(folder).parts[0]] if classes else 0)
         for path in inside
