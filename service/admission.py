@@ -72,14 +72,16 @@ class Quota:
         refused = next((limit for limit in self._limits if not self._counters.hit(limit, client)), None)
         standings = [(limit, self._counters.get_window_stats(limit, client)) for limit in self._limits]
         now = time.time()
-        resets = {limit: max(1, math.ceil(standing.reset_time - now)) for limit, standing in standings}
+        # 0 is what the library says in the very moment in which a window begins
+        resets = {limit: math.ceil(standing.reset_time - now) or limit.get_expiry() for limit, standing in standings}
         policies = (f'"{_name(limit)}";q={limit.amount};w={limit.get_expiry()}' for limit in self._limits)
         left = (f'"{_name(limit)}";r={standing.remaining};t={resets[limit]}' for limit, standing in standings)
         headers = {"RateLimit-Policy": ", ".join(policies), "RateLimit": ", ".join(left)}
         if refused:
             self._metrics.rejected.labels(reason="quota").inc()
-            detail = f"The quota of {refused.amount} requests a {_name(refused)} is used up; come back later."
             headers["Retry-After"] = str(resets[refused])
+            used_up = f"The quota of {refused.amount} requests a {_name(refused)} is used up"
+            detail = f"{used_up}; ask again in {resets[refused]} s."
             raise Problem(429, detail, kind="quota-exceeded", headers=headers)
         return headers
 

@@ -15,7 +15,7 @@ from pydantic.config import JsonDict
 
 from ncml.images import grid, to_png
 from service.negotiation import JSON, NPZ, PNG, ZIP
-from service.problems import FieldError, Problem
+from service.problems import FieldError, Problem, sentence
 from worker.contract import (
     JobError,
     JobStatus,
@@ -158,7 +158,9 @@ class JobAnswer(Answer):
     model_config = ConfigDict(frozen=True, json_schema_extra={"example": _JOB_EXAMPLE})
 
     task: Task
-    model: ModelRef | None = Field(description="Null until the job has started.")
+    model: ModelRef | None = Field(
+        description="Null until the version is known: with the result, unless it was asked for."
+    )
     n: int = Field(description="Pictures in this job.")
     priority: Priority
     position: int | None = Field(description="Jobs of its lane that come before it; null once it does not wait.")
@@ -223,11 +225,12 @@ def job_response(view: JobView, position: int | None, retry_after_s: int, status
 
 def failure(view: JobView) -> Problem:
     """What to answer for a job that ended without a result."""
-    error = view.error or JobError(field=None, detail=f"The job {view.status}.", reason="worker")
+    error = view.error or JobError(field=None, detail=f"the job {view.status}", reason="worker")
     status = {
         "input": 422, "model": 500, "timeout": 504, "canceled": 410, "expired": 504, "engine": 500, "worker": 500,
     }[error.reason]  # fmt: skip
-    detail = error.detail.rstrip(".") + "."
+    named = error.field and error.detail.startswith(error.field)  # a field keeps its own spelling
+    detail = f"{error.detail.rstrip('.')}." if named else sentence(error.detail)
     errors = [FieldError(field=error.field, detail=detail)] if error.field else []
     return Problem(status, detail, kind=f"job-{error.reason}", errors=errors, headers={"X-Job-Id": view.id})
 

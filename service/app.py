@@ -88,7 +88,7 @@ def from_environment() -> FastAPI:
         settings = Settings()
     except ValidationError as error:
         for found in problems.field_errors(error.errors()):
-            print(f"ncml: NCML_{found.field.upper()}: {found.detail}", file=sys.stderr)
+            print(f"ncml: NCML_{found.field.upper()}{found.detail.removeprefix(found.field)}", file=sys.stderr)
         sys.exit(2)
     try:
         queue = JobQueue.from_url(settings.redis_url)

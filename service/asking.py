@@ -15,7 +15,7 @@ from service.answers import failure, job_response, picture_response, score_respo
 from service.metrics import Metrics
 from service.negotiation import patience
 from service.params import Params
-from service.problems import RETRY_AFTER_S, Problem, invalid, no_worker
+from service.problems import RETRY_AFTER_S, Problem, invalid, no_worker, sentence
 from service.reading import Asked
 from service.settings import Settings
 from worker.contract import (
@@ -108,9 +108,9 @@ class Desk:
             )
         except QueueFull as error:
             self.metrics.rejected.labels(reason="queue-full").inc()
-            detail = str(error)[0].upper() + str(error)[1:] + "."
             lane = job.task.lane
             pause = self._seconds_for(lane, self.queue.depth(lane) / 2)  # half of what waits will have been done
+            detail = sentence(f"{error}; ask again in {pause} s")
             raise Problem(429, detail, kind="queue-full", headers={"Retry-After": str(pause)}) from error
         except DuplicateJob as error:
             assert job_id is not None

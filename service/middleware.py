@@ -8,6 +8,7 @@ import uuid
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.metrics import Metrics
@@ -47,6 +48,9 @@ class Around:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        asked = scope["method"]
+        if asked == "HEAD":  # a GET, of whose answer the server sends the head alone
+            scope = {**scope, "method": "GET"}
         started, status, received = time.perf_counter(), 0, 0
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
@@ -82,6 +86,8 @@ class Around:
                 await refuse(self.too_large())
             else:
                 await self.app(scope, receive_counted, send_with_headers)
+        except ClientDisconnect:
+            pass  # in the middle of its body: there is nobody to answer
         except Exception:
             log.exception("a defect")
             if status:  # the response is under way: cutting the connection is all that is left
@@ -91,7 +97,7 @@ class Around:
             seconds = time.perf_counter() - started
             route: Any = scope.get("route")
             path = str(getattr(route, "path", "")) or "unmatched"
-            method = scope["method"] if scope["method"] in _METHODS else "OTHER"
+            method = asked if asked in _METHODS else "OTHER"
             status = status or 499  # the client went away before it was answered
             self.metrics.requests.labels(route=path, method=method, code=status).inc()
             self.metrics.request_seconds.labels(route=path).observe(seconds)
@@ -101,7 +107,8 @@ class Around:
 
     def too_large(self) -> Problem:
         """The 413 for a body beyond the limit."""
-        detail = f"The request body is too large: at most {self.max_body_bytes} bytes are accepted."
+        most = f"at most {self.max_body_bytes} bytes are accepted"
+        detail = f"The request body is too large: {most}; send fewer pictures at once, or smaller ones."
         return Problem(413, detail, kind="too-large")
 
 

@@ -83,6 +83,11 @@ class Problem(Exception):
             self.headers.setdefault("Retry-After", str(RETRY_AFTER_S))
 
 
+def sentence(words: str) -> str:
+    """What another room says of a fault, as a sentence of its own."""
+    return words[0].upper() + words[1:].rstrip(".") + "."
+
+
 def invalid(field: str, detail: str) -> Problem:
     """The 422 for one field."""
     return Problem(422, detail, kind="invalid-input", errors=[FieldError(field=field, detail=detail)])
@@ -125,20 +130,20 @@ _EXAMPLES: dict[int, dict[str | None, str]] = {
     },
     406: {"media-type": "Accept asks for 'text/html'; this is offered as application/json or application/x-npz."},
     409: {"running": "The job 0b6a3c1e9d is being canceled but has not ended yet; delete it again."},
-    410: {"job-canceled": "canceled on request."},
+    410: {"job-canceled": "The job was canceled on request."},
     413: {"too-large": "image is 16000 x 16000 pixels; at most 33554432 pixels are accepted, so make it smaller."},
     415: {"media-type": "This endpoint does not take the type 'text/plain'; send multipart/form-data or image/*."},
     422: {
-        "invalid-input": "n is 0: input should be greater than or equal to 1.",
-        "job-input": "there is no class 'x'.",
+        "invalid-input": "n is 0; it must be at least 1.",
+        "job-input": "class: there is no class 'x'; the classes are cat, dog.",
     },
     429: {
-        "queue-full": "512 jobs are waiting in the score lane already; try again in a few seconds.",
-        "quota-exceeded": "The quota of 60 requests a minute is used up; come back later.",
+        "queue-full": "512 jobs are waiting in the score lane already; ask again in 12 s.",
+        "quota-exceeded": "The quota of 60 requests a minute is used up; ask again in 20 s.",
     },
     500: {
-        "job-engine": "the engine died twice while computing it.",
-        "job-model": "there is no model 'mnist' here; there are cifar10.",
+        "job-engine": "The engine died twice while computing the job.",
+        "job-model": "There is no model 'mnist' here; there are cifar10.",
         None: "Something went wrong here; the log has it under this request's id.",
     },
     503: {
@@ -148,8 +153,8 @@ _EXAMPLES: dict[int, dict[str | None, str]] = {
         "queue-down": "The queue cannot be reached; try again in a few seconds.",
     },
     504: {
-        "job-timeout": "it ran for more than 600 s.",
-        "job-expired": "no worker started it in time.",
+        "job-timeout": "The job ran for more than 600 s; ask for less in one request.",
+        "job-expired": "No worker started the job in time; ask again later.",
     },
 }
 """The kinds of problem behind each status, each with what it may say."""
@@ -244,7 +249,24 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
 def _methods(request: Request, routes: Sequence[BaseRoute]) -> list[str]:
     """What may be done at a path, by all its routes: the framework names only the first one's methods."""
     matching = (route for route in routes if route.matches(request.scope)[0] is Match.PARTIAL)
-    return sorted({method for route in matching for method in getattr(route, "methods", None) or ()})
+    methods = {method for route in matching for method in getattr(route, "methods", None) or ()}
+    return sorted(methods | {"HEAD"} if "GET" in methods else methods)
+
+
+_RULES = {
+    "greater_than_equal": "it must be at least {ge:g}",
+    "greater_than": "it must be more than {gt:g}",
+    "less_than_equal": "it must be at most {le:.16g}",
+    **dict.fromkeys(("int_parsing", "int_parsing_size", "int_type", "int_from_float"), "it must be a whole number"),
+    **dict.fromkeys(("float_parsing", "float_type"), "it must be a number"),
+    "finite_number": "it must be a finite number",
+    **dict.fromkeys(("bool_parsing", "bool_type"), "it must be 1 or 0"),
+    **dict.fromkeys(("enum", "literal_error"), "it must be {expected}"),
+    "string_type": "it must be text",
+    "string_too_long": "it must have at most {max_length} characters",
+    "string_pattern_mismatch": "it must match {pattern}",
+}
+"""What is right, by pydantic's name for what is wrong; for others pydantic's own words are used."""
 
 
 def field_errors(errors: Sequence[Mapping[str, Any]]) -> list[FieldError]:
@@ -254,9 +276,11 @@ def field_errors(errors: Sequence[Mapping[str, Any]]) -> list[FieldError]:
         places = [str(place) for place in error["loc"] if place not in ("body", "query", "path", "header")]
         field = ".".join(places) or "body"
         given = error.get("input")
-        shown = f" is {given!r}" if isinstance(given, (str, int, float, bool)) and len(str(given)) <= 40 else ""
-        message = str(error["msg"]).removeprefix("Value error, ")
-        message = message[0].lower() + message[1:]
-        detail = f"{field}{shown}: {message}." if error["type"] != "missing" else f"{field} is missing."
-        found.append(FieldError(field=field, detail=detail))
+        shown = f" is {given!r};" if isinstance(given, (str, int, float, bool)) and len(str(given)) <= 40 else ":"
+        if rule := _RULES.get(error["type"]):
+            words = rule.format_map(error.get("ctx", {}))
+        else:
+            words = str(error["msg"]).removeprefix("Value error, ")
+            words = words[0].lower() + words[1:]
+        found.append(FieldError(field=field, detail=f"{field}{shown} {words}."))
     return found

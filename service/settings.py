@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
+import pydantic_core
 from limits import RateLimitItem, parse_many
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -40,9 +41,9 @@ class Settings(BaseSettings):
     """A file of `name:digest` lines, as `ncml key NAME` makes them; left out: whoever reaches the service may ask."""
     rate_limit: Annotated[tuple[RateLimitItem, ...], NoDecode] = ()
     """Requests for work that a client (the owner of a key, else an address) may make, as `60/minute; 1000/day`."""
-    cors_origins: tuple[str, ...] = ()
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     """Origins of other sites whose pages may ask, as a JSON list such as ["https://example.org"]."""
-    ready_lanes: tuple[Lane, ...] = (Lane.SCORE, Lane.GENERATE)
+    ready_lanes: Annotated[tuple[Lane, ...], NoDecode] = (Lane.SCORE, Lane.GENERATE)
     """Lanes that need a worker with a model before /readyz says yes, as a JSON list."""
     decode_threads: int = Field(default=2, ge=1)
     """Pictures decoded at once; each may need `max_image_pixels` times 12 bytes."""
@@ -59,10 +60,20 @@ class Settings(BaseSettings):
         except ValueError:
             raise ValueError("it must be like 60/minute, or several such separated by semicolons") from None
 
+    @field_validator("cors_origins", "ready_lanes", mode="before")
+    @classmethod
+    def _list(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            return pydantic_core.from_json(value)
+        except ValueError:
+            raise ValueError('it must be a JSON list such as ["one", "another"]') from None
+
     @field_validator("cors_origins")
     @classmethod
     def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for origin in value:
             if not re.fullmatch(r"https?://[^/*?#\s]+", origin):
-                raise ValueError(f"{origin!r} is no origin; it must be like https://example.org")
+                raise ValueError(f"each origin must be like https://example.org, which {origin!r} is not")
         return value

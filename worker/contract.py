@@ -293,7 +293,7 @@ class JobView(_Message):
     id: str
     status: JobStatus
     task: Task
-    model: ModelRef | None = Field(description="None until the job has started, unless it asked for a version")
+    model: ModelRef | None = Field(description="None until the result is there, unless a version was asked for")
     model_name: str
     priority: Priority
     request_id: str

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from worker.contract import JobError, JobStatus, Lane, Result, Timing
 from worker.queue import (
+    CANCELED,
     EVENTS_CAP,
     LEASES,
     JobQueue,
@@ -159,10 +160,9 @@ class Leases:
                 continue
             claim = Claim(job_id, token, h[0].decode(), int(h[1] or 1))
             if h[2]:
-                error = JobError(reason="canceled", detail="canceled on request")
-                over.append((claim, Ending(JobStatus.CANCELED, error)))
+                over.append((claim, Ending(JobStatus.CANCELED, CANCELED)))
             elif claim.attempts >= MAX_ATTEMPTS:
-                detail = f"its worker vanished {claim.attempts} times while computing it"
+                detail = f"the worker vanished {claim.attempts} times while computing the job"
                 over.append((claim, Ending(JobStatus.FAILED, JobError(reason="worker", detail=detail))))
             else:
                 again[claim.attempts >= 2].append(claim)

@@ -69,6 +69,9 @@ _RQ_STATUS = {
 }
 """RQ's word for each terminal state, and the registry that lists it."""
 
+CANCELED = JobError(reason="canceled", detail="the job was canceled on request")
+EXPIRED = JobError(reason="expired", detail="no worker started the job in time; ask again later")
+
 log = logging.getLogger("ncml.queue")
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -235,6 +238,8 @@ class JobQueue:
             "fingerprint": fingerprint,
             "owner": owner,
         }
+        if job.version:
+            fields["version"] = job.version
         answer = self._submit(
             keys=[job_key(job_id), events_key(job_id), wake_key(lane), queue_key(origin)]
             + [queue_key(name) for name in lane_queues(lane)],
@@ -250,9 +255,9 @@ class JobQueue:
         if answer == b"duplicate" and not own:  # else the answer to a first try was lost on its way
             raise DuplicateJob(f"a job with the id {job_id} exists already")
         if answer == b"full":
-            raise QueueFull(f"{limit} jobs are waiting in the {lane} lane already; try again in a few seconds")
+            raise QueueFull(f"{limit} jobs are waiting in the {lane} lane already")
         if answer == b"memory":
-            raise QueueFull("the queue is short of memory until earlier results expire; try again later")
+            raise QueueFull("the queue is short of memory until earlier results expire")
         return job_id
 
     def cancel(self, job_id: str) -> JobView:
@@ -271,7 +276,7 @@ class JobQueue:
         if not pipe.execute()[1]:  # it expired this moment
             self.redis.delete(job_key(job_id))
             raise JobNotFound(f"there is no job {job_id}, or its result has expired")
-        self._end_queued(job_id, view, JobStatus.CANCELED, JobError(reason="canceled", detail="canceled on request"))
+        self._end_queued(job_id, view, JobStatus.CANCELED, CANCELED)
         return self.view(job_id)
 
     def forget(self, job_id: str) -> None:
@@ -352,10 +357,9 @@ class JobQueue:
             error=JobError.model_validate_json(h["error"]) if "error" in h else None,
         )
         start_by = float(h.get("start_by", "inf"))
-        if status is JobStatus.QUEUED and start_by < time.time() and start_by < self.redis.time()[0]:
-            error = JobError(reason="expired", detail="no worker started it in time")
-            if self._end_queued(job_id, view, JobStatus.EXPIRED, error):
-                return self.view(job_id)
+        late = status is JobStatus.QUEUED and start_by < time.time() and start_by < self.redis.time()[0]
+        if late and self._end_queued(job_id, view, JobStatus.EXPIRED, EXPIRED):
+            return self.view(job_id)
         return view
 
     def position(self, view: JobView) -> int | None:

@@ -42,7 +42,7 @@ from worker.contract import (
 from worker.engine import Batch, Catalogue, Done, Drop, Engine, EngineDied, EngineSettings, Outcome, Step
 from worker.leases import LEASE_S, Claim, Ending, Leases
 from worker.metrics import WorkerMetrics
-from worker.queue import WORKERS, JobQueue, Worker, blob_key, in_order, parse, worker_key
+from worker.queue import CANCELED, EXPIRED, WORKERS, JobQueue, Worker, blob_key, in_order, parse, worker_key
 
 BEAT_S = 2.0
 """How often a worker says that it lives, and looks for jobs of others that do not."""
@@ -297,8 +297,7 @@ class GpuWorker(SimpleWorker):
         endings: list[tuple[Claim, Ending]] = []
         for claim in claims:
             if claim.late:
-                error = JobError(reason="expired", detail="no worker started it in time")
-                endings.append((claim, Ending(JobStatus.EXPIRED, error)))
+                endings.append((claim, Ending(JobStatus.EXPIRED, EXPIRED)))
                 continue
             try:
                 running[claim.id] = _Running(claim, parse(claim.data))
@@ -394,10 +393,10 @@ class GpuWorker(SimpleWorker):
                 self.metrics.fenced.inc()
                 gone.add(entry.claim.id)
             elif standing == "canceled":
-                error = JobError(reason="canceled", detail="canceled on request")
-                endings.append((entry.claim, Ending(JobStatus.CANCELED, error, timing=timing)))
+                endings.append((entry.claim, Ending(JobStatus.CANCELED, CANCELED, timing=timing)))
             elif elapsed_s > entry.job.timeout_s:
-                error = JobError(reason="timeout", detail=f"it ran for more than {entry.job.timeout_s:g} s")
+                detail = f"the job ran for more than {entry.job.timeout_s:g} s; ask for less in one request"
+                error = JobError(reason="timeout", detail=detail)
                 endings.append((entry.claim, Ending(JobStatus.FAILED, error, timing=timing)))
         gone |= {claim.id for claim, _ in endings}
         if gone:
@@ -439,7 +438,7 @@ class GpuWorker(SimpleWorker):
         alone = len(running) == 1
         over = [entry.claim for entry in running.values() if alone and entry.claim.attempts >= 2]
         again = [entry.claim for entry in running.values() if entry.claim not in over]
-        detail = f"the engine {reason} twice while computing it" if over else ""
+        detail = f"the engine {reason} twice while computing the job" if over else ""
         error = JobError(reason="engine", detail=detail)
         self._end([(claim, Ending(JobStatus.FAILED, error)) for claim in over], running)
         if again:

@@ -27,10 +27,10 @@ const REMEDIES = {
 
 /** A request that was not answered as wished: `message` says why, `remedy` what to do. */
 export class Refusal extends Error {
-  constructor(message, { status = 0, remedy, id = "", after = 0 } = {}) {
+  constructor(message, { status = 0, remedy, id = "", after = 0, calm = false } = {}) {
     super(message);
     this.status = status;
-    this.after = after;
+    this.calm = calm;
     this.remedy = remedy ?? REMEDIES[status] ?? "Try again.";
     if (status >= 500 && id) this.remedy += ` Request ${id}.`;
     else if (after > 1) this.remedy += ` The service suggests ${after} s.`;
@@ -69,14 +69,22 @@ export function submit(path, body) {
 export const cancel = (id) => json(`jobs/${id}/cancel`, { method: "POST" });
 export const result = (id) => json(`jobs/${id}/result`);
 
-/** The pictures of a running job as they look now, as an ImageBitmap; null when it has none any more. */
-export async function preview(id) {
-  try {
-    return await createImageBitmap(await (await ask(`jobs/${id}/preview`)).blob());
-  } catch (error) {
-    if (error.status === 404) return null;
-    throw error;
-  }
+/**
+ * Fetches a running job's pictures as they look now: call what this returns at each progress, and `onpreview(bitmap,
+ * progress)` follows. One at a time: of moments that come while a picture is under way only the newest counts.
+ */
+export function previews(id, onpreview) {
+  let newest = null;
+  return async (progress) => {
+    const busy = newest !== null;
+    newest = progress;
+    while (!busy && newest) {
+      const seen = newest;
+      const bitmap = await ask(`jobs/${id}/preview`).then((response) => response.blob()).then(createImageBitmap).catch(() => null); // the next one will do
+      if (bitmap) onpreview(bitmap, seen);
+      if (newest === seen) newest = null;
+    }
+  };
 }
 
 export const TERMINAL = new Set(["succeeded", "failed", "canceled", "expired"]);

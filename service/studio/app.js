@@ -1,6 +1,6 @@
 // The studio: views by the address's fragment, the pulse of the service, the API key, and pictures dropped anywhere.
 
-import { key } from "./api.js";
+import { Refusal, key } from "./api.js";
 import { catalogue } from "./catalogue.js";
 import * as complete from "./complete.js";
 import * as generate from "./generate.js";
@@ -10,6 +10,7 @@ import * as trajectory from "./trajectory.js";
 import { announce, button, dialog, failure, h, uid } from "./ui.js";
 
 const PULSE_MS = 5000;
+const WORK = { score: "scores", generate: "draws" };
 const modules = { score, generate, complete, trajectory, models };
 const views = {};
 const notice = document.getElementById("notice");
@@ -54,9 +55,14 @@ async function beat() {
     const state = await models.metrics();
     const { idle, waiting } = models.summary(state);
     views.models.pulse(state);
-    stand(idle.length ? `no worker for ${idle.join(" or ")}` : `ready · ${waiting} waiting`, !idle.length);
     await catalogue.load();
-    if (!catalogue.models.length) error = Object.assign(new Error("The workers are still loading their model."), { remedy: "This page goes on by itself as soon as one is ready." });
+    if (!catalogue.models.length) {
+      stand("no model yet", false);
+      error = new Refusal("No model is served yet: the workers are loading theirs.", { remedy: "This page goes on by itself as soon as one is ready.", calm: true });
+    } else if (idle.length) {
+      stand(`no worker for ${idle.join(" or ")}`, false);
+      error = new Refusal(`No worker ${idle.map((lane) => WORK[lane] ?? lane).join(" or ")} at the moment.`, { remedy: "Start one, or ask whoever runs the service; this page notices by itself.", calm: true });
+    } else stand(`ready · ${waiting} waiting`, true);
   } catch (found) {
     error = found;
     stand(error.status === 401 ? "API key needed" : "not reachable", false);
@@ -75,7 +81,7 @@ function tell(error) {
   const text = error ? error.message : "";
   if (text === told) return;
   told = text;
-  notice.replaceChildren(...(error ? [failure(error, error.status === 401 ? undefined : beat)] : []));
+  notice.replaceChildren(...(error ? [failure(error, error.calm || error.status === 401 ? undefined : beat)] : []));
 }
 
 async function live() {
@@ -116,7 +122,7 @@ document.getElementById("key").addEventListener("click", () => {
 function arrived(files) {
   const pictures = [...files].filter((file) => file.type.startsWith("image/") || /\.(tiff?|bmp|webp)$/i.test(file.name));
   if (!pictures.length) {
-    if (files.length) tell(Object.assign(new Error(`${files[0].name} is not a picture.`), { remedy: "Choose a PNG, JPEG, WebP, BMP, TIFF or GIF file." }));
+    if (files.length) tell(new Refusal(`${files[0].name} is not a picture.`, { remedy: "Choose a PNG, JPEG, WebP, BMP, TIFF or GIF file." }));
     return;
   }
   const here = Object.keys(views).find((name) => !views[name].host.hidden);

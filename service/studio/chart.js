@@ -2,7 +2,7 @@
 
 import { h } from "./ui.js";
 
-const [WIDTH, HEIGHT, BASE] = [560, 150, 122];
+const [TOP, BASE, HEIGHT] = [40, 132, 156]; // of the bars and of the whole, in CSS pixels
 
 /** At most `most` round numbers between two. */
 function ticks(low, high, most = 6) {
@@ -14,29 +14,39 @@ function ticks(low, high, most = 6) {
 }
 
 /** A histogram {edges, counts} with `value` on it, what lies beyond it shaded, and the threshold where there is one. */
-export function histogram({ edges, counts }, { value, threshold, words, tail = true }) {
+export function histogram(counted, { words, ...marks }) {
+  const chart = h("svg", { class: "chart", height: HEIGHT, role: "img", "aria-label": words });
+  // Drawn for the width that it gets, so that its words keep their size on a phone.
+  new ResizeObserver(([{ contentRect: { width } }]) => width && chart.replaceChildren(...bars(counted, marks, width))).observe(chart);
+  return chart;
+}
+
+function bars({ edges, counts }, { value, threshold, tail = true }, width) {
   const [low, high] = [edges[0], edges.at(-1)];
-  const x = (number) => 8 + ((WIDTH - 16) * (number - low)) / (high - low || 1);
+  const x = (number) => 2 + ((width - 4) * (number - low)) / (high - low || 1);
   const tallest = Math.max(...counts);
   const inside = value === undefined ? undefined : Math.min(high, Math.max(low, value));
-  const bars = counts.map((count, i) => {
-    const top = BASE - (96 * count) / tallest;
-    return h("rect", { x: x(edges[i]) + 0.5, y: top, width: Math.max(0.5, x(edges[i + 1]) - x(edges[i]) - 1), height: BASE - top,
-      class: tail && inside !== undefined && edges[i] >= inside ? "beyond" : "within" });
+  const shaded = tail && inside !== undefined;
+  const parts = shaded ? [h("rect", { x: x(inside), y: TOP - 8, width: x(high) - x(inside), height: BASE - TOP + 8, class: "tail" })] : [];
+  counts.forEach((count, i) => {
+    const top = BASE - ((BASE - TOP) * count) / tallest;
+    parts.push(h("rect", { x: x(edges[i]) + 0.5, y: top, width: Math.max(0.5, x(edges[i + 1]) - x(edges[i]) - 1), height: BASE - top,
+      class: shaded && edges[i] >= inside ? "beyond" : "within" }));
   });
-  const marker = inside === undefined ? [] : [
-    h("line", { x1: x(inside), x2: x(inside), y1: 14, y2: BASE, class: "here" }),
-    h("text", { x: x(inside), y: 10, "text-anchor": inside < low + 0.15 * (high - low) ? "start" : inside > high - 0.15 * (high - low) ? "end" : "middle", class: "here" },
-      value === inside ? "this picture" : value > high ? "this picture, beyond the scale →" : "← this picture, beyond the scale"),
-  ];
-  const limit = threshold !== undefined && threshold > low && threshold < high ? [
-    h("line", { x1: x(threshold), x2: x(threshold), y1: 26, y2: BASE, class: "limit" }),
-    h("text", { x: x(threshold) + 4, y: 32, class: "limit" }, "threshold"),
-  ] : [];
-  const axis = ticks(low, high).map((number) => [
-    h("line", { x1: x(number), x2: x(number), y1: BASE, y2: BASE + 4, class: "axis" }),
-    h("text", { x: x(number), y: BASE + 18, "text-anchor": "middle", class: "axis" }, String(number)),
-  ]);
-  return h("svg", { class: "chart", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": words },
-    bars, h("line", { x1: 8, x2: WIDTH - 8, y1: BASE, y2: BASE, class: "axis" }), axis, limit, marker);
+  parts.push(h("line", { x1: x(low), x2: x(high), y1: BASE, y2: BASE, class: "axis" }));
+  for (const number of ticks(low, high, width < 360 ? 4 : 6)) {
+    parts.push(h("text", { x: x(number), y: BASE + 18, "text-anchor": "middle", class: "axis" }, String(number)));
+  }
+  if (threshold > low && threshold < high) {
+    const left = inside !== undefined && inside >= threshold; // its word keeps clear of the picture's line
+    parts.push(h("line", { x1: x(threshold), x2: x(threshold), y1: TOP - 8, y2: BASE, class: "limit" }),
+      h("text", { x: x(threshold) + (left ? -5 : 5), y: TOP, "text-anchor": left ? "end" : "start", class: "limit" }, "threshold"));
+  }
+  if (inside !== undefined) {
+    const part = (inside - low) / (high - low || 1);
+    parts.push(h("line", { x1: x(inside), x2: x(inside), y1: 22, y2: BASE, class: "here" }),
+      h("text", { x: x(inside), y: 14, "text-anchor": part < 0.2 ? "start" : part > 0.8 ? "end" : "middle", class: "here" },
+        value === inside ? "this picture" : value > high ? "this picture, beyond the scale" : "this picture, below the scale"));
+  }
+  return parts;
 }

@@ -5,15 +5,16 @@ import { catalogue, jobs } from "./catalogue.js";
 import { settings } from "./controls.js";
 import { CARDS, canvas, card, exact, fit, open } from "./picture.js";
 import { run } from "./run.js";
-import { announce, button, chips, dropzone, empty, failure, h, plural } from "./ui.js";
+import { announce, button, chips, dropzone, empty, failure, h, plural, reveal } from "./ui.js";
 
-const SIDE = 320; // of the pad, in CSS pixels
+const SIDE = 320; // of the pad, in CSS pixels: its width; its height follows the model's pictures
 const HALVES = ["top", "bottom", "left", "right"];
 
 export function mount(host, { hand }) {
   let picture = null; // {file, seen, halves, said}: halves that can be kept; `said` when the picture itself says which
   const drawing = settings({ few: 4, most: 16, count: "Variants", aside: true });
   const half = chips({ legend: "Keep this half", options: [], value: "top", onchange: paint });
+  let early = null; // a file that came before a model did
   const [pad, ink] = canvas(SIDE, SIDE);
   pad.className = "pad";
   pad.setAttribute("role", "img");
@@ -23,9 +24,14 @@ export function mount(host, { hand }) {
   const runs = h("div", { class: "runs" });
   const start = h("button", { type: "submit", class: "primary", disabled: true }, "Complete");
   const samples = h("div", { class: "row start" }, ...Object.keys(CARDS).filter((name) => name !== "noise").map((name) => button(name, async () => {
-    if (catalogue.current) take([await card(name, catalogue.current.width, catalogue.current.height)]);
+    try {
+      const { width, height } = catalogue.need();
+      await take([await card(name, width, height)]);
+    } catch (error) {
+      trouble.replaceChildren(failure(error));
+    }
   }, "small")));
-  const nothing = empty("No picture yet", "Choose one to the left, or press “Complete it” on a picture that was drawn.");
+  const nothing = empty("Nothing completed yet", "Choose a picture and the half to keep, or press “Complete it” on one that was drawn. The endings appear here side by side.");
   const form = h("form", { class: "controls stack", onsubmit: (event) => { event.preventDefault(); complete(); } },
     dropzone({ title: "Drop, paste or pick a picture", text: "Whole, or just a half: half as high or half as wide", onfiles: take }),
     h("div", { class: "field" }, h("p", { class: "hint" }, "Or try a test card:"), samples),
@@ -34,7 +40,7 @@ export function mount(host, { hand }) {
   runs.addEventListener("removed", tidy);
   for (const record of jobs.of("complete")) show(record);
   tidy();
-  catalogue.addEventListener("change", () => picture && take([picture.file]));
+  catalogue.addEventListener("change", () => take([early ?? picture?.file]));
   strokes();
 
   return { take };
@@ -45,7 +51,9 @@ export function mount(host, { hand }) {
 
   async function take([file]) {
     const model = catalogue.current;
+    early = model ? null : file;
     if (!file || !model) return;
+    pad.height = Math.round((SIDE * model.height) / model.width);
     trouble.replaceChildren();
     const can = HALVES.filter((name) => model.keeps.includes(name));
     try {
@@ -77,27 +85,32 @@ export function mount(host, { hand }) {
     return false;
   }
 
-  /** [x, y, w, h] of a half of a square. */
-  function area(name, side) {
-    const middle = side / 2;
-    return { top: [0, 0, side, middle], bottom: [0, middle, side, middle], left: [0, 0, middle, side], right: [middle, 0, middle, side] }[name];
+  /** [x, y, w, h] of a half of a box. */
+  function area(name, { width, height }) {
+    const [w, h_] = [width / 2, height / 2];
+    return { top: [0, 0, width, h_], bottom: [0, h_, width, h_], left: [0, 0, w, height], right: [w, 0, w, height] }[name];
+  }
+
+  /** What was sent, at the model's size: a half lies where it belongs. */
+  function sent(keep, width, height) {
+    const [whole, context] = canvas(width, height);
+    context.drawImage(exact(picture.seen, ""), ...(picture.part ? area(keep, whole) : [0, 0]));
+    return whole.toDataURL();
   }
 
   function paint(stroke = []) {
     if (!picture) return;
     const keep = half.value || "top";
     ink.imageSmoothingEnabled = false;
-    ink.clearRect(0, 0, SIDE, SIDE);
+    ink.clearRect(0, 0, pad.width, pad.height);
     if (picture.seen) {
       const source = exact(picture.seen, "");
-      if (picture.part) ink.drawImage(source, ...area(keep, SIDE));
+      if (picture.part) ink.drawImage(source, ...area(keep, pad));
       else {
         ink.globalAlpha = picture.said ? 1 : 0.16;
-        ink.drawImage(source, 0, 0, SIDE, SIDE);
+        ink.drawImage(source, 0, 0, pad.width, pad.height);
         ink.globalAlpha = 1;
-        const [x, y, w, h_] = area(keep, SIDE);
-        const scale = picture.seen.width / SIDE;
-        if (!picture.said) ink.drawImage(source, x * scale, y * scale, w * scale, h_ * scale, x, y, w, h_);
+        if (!picture.said) ink.drawImage(source, ...area(keep, source), ...area(keep, pad));
       }
     }
     pad.setAttribute("aria-label", picture.said ? `${picture.file.name}; its opaque half is kept` : `${picture.file.name}; its ${keep} half is kept`);
@@ -117,7 +130,7 @@ export function mount(host, { hand }) {
     let stroke = null;
     const at = (event) => {
       const box = pad.getBoundingClientRect();
-      return [((event.clientX - box.left) / box.width) * SIDE, ((event.clientY - box.top) / box.height) * SIDE];
+      return [((event.clientX - box.left) / box.width) * pad.width, ((event.clientY - box.top) / box.height) * pad.height];
     };
     pad.addEventListener("pointerdown", (event) => {
       if (!picture || picture.said) return;
@@ -136,8 +149,8 @@ export function mount(host, { hand }) {
         const span = (values) => Math.max(...values) - Math.min(...values);
         const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
         const flat = span(xs) >= span(ys);
-        const order = flat ? [mean(ys) < SIDE / 2 ? "top" : "bottom", mean(xs) < SIDE / 2 ? "left" : "right"] : [mean(xs) < SIDE / 2 ? "left" : "right", mean(ys) < SIDE / 2 ? "top" : "bottom"];
-        const wanted = order.find((name) => picture.halves.includes(name));
+        const [rows, columns] = [mean(ys) < pad.height / 2 ? "top" : "bottom", mean(xs) < pad.width / 2 ? "left" : "right"];
+        const wanted = (flat ? [rows, columns] : [columns, rows]).find((name) => picture.halves.includes(name));
         stroke = null;
         if (wanted) {
           half.value = wanted;
@@ -151,12 +164,13 @@ export function mount(host, { hand }) {
   function show(record) {
     const { source, keep, size: [width, height] } = record;
     const original = source && h("li", { class: "source" }, h("span", { class: `cell kept-${keep ?? "said"}` }, h("img", { src: source, width, height, alt: `The picture that was sent; ${keep ?? "its opaque"} half kept` })), h("span", { class: "seed" }, keep ? `${keep} kept` : "as sent"));
-    run(record, runs, {
+    const shown = run(record, runs, {
       before: original ? [original] : [],
       again: (former) => drawing.write(former.asked),
       use: (action, { file, seed }) => (action === "seed" ? drawing.seed.reuse(seed) : action === "complete" ? take([file]) : hand(action, file)),
     });
     tidy();
+    return shown;
   }
 
   async function complete() {
@@ -170,11 +184,11 @@ export function mount(host, { hand }) {
       body.append("image", picture.file, picture.file.name || "picture.png");
       for (const [name, value] of Object.entries(asked)) body.set(name, value);
       const job = await submit("complete", body);
-      const record = { id: job.id, view: "complete", task: "complete", asked, keep, file: picture.file.name || "picture.png", source: picture.seen && !picture.part ? exact(picture.seen, "").toDataURL() : undefined,
+      const record = { id: job.id, view: "complete", task: "complete", asked, keep, file: picture.file.name || "picture.png", source: picture.seen ? sent(keep, model.width, model.height) : undefined,
         size: [model.width, model.height], title: `${plural(asked.n, "variant")} of ${picture.file.name || "a pasted picture"}` };
       jobs.add(record);
       drawing.seed.next();
-      show(record);
+      reveal(show(record));
     } catch (error) {
       trouble.replaceChildren(failure(error));
     }

@@ -1,7 +1,7 @@
 // The settings of a drawing, which three views share.
 
 import { catalogue } from "./catalogue.js";
-import { announce, chips, copier, button, h, slider, uid } from "./ui.js";
+import { announce, chips, copier, button, h, plural, slider, uid } from "./ui.js";
 
 export const grey = (value) => (value === 0 ? "none" : `${value} grey level${value === 1 ? "" : "s"}`);
 const randomSeed = () => Math.floor(Math.random() * 1e6);
@@ -96,8 +96,8 @@ export function settings({ most = 64, few = 8, steps: firstSteps = 1, trajectory
   };
 }
 
-/** The settings of a drawing in a line. */
+/** The settings of a drawing in a line; its class where there is one. */
 export function spoken(asked) {
-  const refined = asked.noise ? [grey(asked.noise), `${asked.steps} × ${asked.solver}`] : ["direct, no noise"];
-  return [asked.class ?? "any class", `seed ${asked.seed}`, ...refined].join(" · ");
+  const refined = asked.noise ? [`from ${grey(asked.noise)}`, `${plural(asked.steps, "step")} of ${asked.solver}`] : ["sampled directly"];
+  return [asked.class, `seed ${asked.seed}`, ...refined].filter(Boolean).join(" · ");
 }

@@ -4,7 +4,7 @@ import { submit } from "./api.js";
 import { catalogue, jobs } from "./catalogue.js";
 import { settings } from "./controls.js";
 import { run } from "./run.js";
-import { empty, failure, h, plural } from "./ui.js";
+import { empty, failure, h, plural, reveal } from "./ui.js";
 
 export function mount(host, { hand }) {
   const drawing = settings({});
@@ -23,11 +23,12 @@ export function mount(host, { hand }) {
   }
 
   function show(record) {
-    run(record, runs, {
+    const shown = run(record, runs, {
       again: (former) => drawing.write(former.asked),
       use: (action, { file, seed }) => (action === "seed" ? drawing.seed.reuse(seed) : hand(action, file)),
     });
     tidy();
+    return shown;
   }
 
   async function draw() {
@@ -40,7 +41,7 @@ export function mount(host, { hand }) {
       const record = { id: job.id, view: "generate", task: "generate", asked, size: [model.width, model.height], title: asked.class ? `${asked.n} × ${asked.class}` : plural(asked.n, "picture") };
       jobs.add(record);
       drawing.seed.next();
-      show(record);
+      reveal(show(record));
     } catch (error) {
       trouble.replaceChildren(failure(error));
     }

@@ -22,7 +22,7 @@ export function mount(host) {
 
   /** Show what the metrics say; an error where they could not be read. */
   function pulse(state) {
-    if (state instanceof Error) health.replaceChildren(failure(state));
+    if (state instanceof Error) health.replaceChildren(h("p", { class: "hint" }, "Not known while the service does not answer."));
     else health.replaceChildren(lanes(state), latency(state));
   }
 }
@@ -91,7 +91,7 @@ function card(model) {
     ["Classes", model.classes.join(", ") || "none"],
     ["Completes", model.keeps.join(", ") || "nothing"],
     ["Start noise", `up to ${model.noise} grey levels`],
-    ["Solvers", Object.entries(model.solvers).map(([name, steps]) => `${name} (${steps})`).join(", ")],
+    ["Solvers", Object.entries(model.solvers).map(([name, steps]) => `${name} (${plural(steps, "step")})`).join(", ")],
     ...Object.entries(measured).map(([name, value]) => [name.replaceAll("_", " ").replace("bpd", "bits/dim"), h("span", { class: "mono" }, value.toLocaleString("en", { maximumFractionDigits: 4 }))]),
     ["Preprocessing", typeof model.preprocessing === "string" ? model.preprocessing : `${model.preprocessing.name} v${model.preprocessing.version}`],
   ];

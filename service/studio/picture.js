@@ -139,6 +139,21 @@ export function cells(bitmap, width, height, n) {
   return all.slice(0, all.findLastIndex(drawn) + 1);
 }
 
+/** How much of a cell is drawn, [x, y, w, h], when lines come from the side `keep` on: what is not drawn yet is plain grey. */
+export function drawn({ data, width, height }, keep = "top") {
+  const drawnAt = (x, y) => [0, 1, 2].some((c) => data[4 * (y * width + x) + c] !== 128);
+  const across = keep === "left" || keep === "right";
+  const [lines, length] = across ? [width, height] : [height, width];
+  const back = keep === "bottom" || keep === "right";
+  let n = lines;
+  for (; n > 0; n -= 1) {
+    const line = back ? lines - n : n - 1;
+    if (Array.from({ length }, (_, k) => k).some((k) => (across ? drawnAt(line, k) : drawnAt(k, line)))) break;
+  }
+  const from = back ? lines - n : 0;
+  return across ? [from, 0, n, height] : [0, from, width, n];
+}
+
 // Inferno by a polynomial of degree six (Matt Zucker, public domain).
 const INFERNO = [
   [0.00022, 0.00165, -0.01948], [0.10651, 0.56396, 3.93271], [11.60249, -3.97285, -15.94239], [-41.70399, 17.43639, 44.35414],

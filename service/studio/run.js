@@ -1,10 +1,10 @@
 // One drawing from its job to its pictures: live rows, progress, cancel, a gallery with downloads and curl lines.
 
-import { address, ask, cancel, curl, follow, preview, quoted, result } from "./api.js";
+import { address, ask, cancel, curl, follow, previews, quoted, result } from "./api.js";
 import { spoken } from "./controls.js";
 import { jobs } from "./catalogue.js";
-import { canvas, cells, decoded } from "./picture.js";
-import { announce, button, copier, dialog, failure, h, plural, save, seconds } from "./ui.js";
+import { canvas, cells, decoded, drawn } from "./picture.js";
+import { announce, button, copier, dialog, failure, h, plural, save, seconds, terminal } from "./ui.js";
 
 /** The curl line that draws picture `i` of a run again, alone. */
 export function line(record, i) {
@@ -30,6 +30,9 @@ function fraction(progress, asked) {
   return (progress.done + (progress.n - progress.done) * part) / progress.n;
 }
 
+/** Columns for `n` tiles, `most` at most, so that rows are as equal as can be. */
+const columns = (n, most) => Math.ceil(n / Math.ceil(n / most));
+
 /**
  * Show a run in `host`, first. `record` is what the session keeps: id, view, task, asked, size [width, height], keep.
  * `use(action, picture)` is called for what the rest of the page does with a picture.
@@ -50,10 +53,15 @@ export function run(record, host, { before = [], again, use }) {
   const actions = h("div", { class: "row" }, stop);
   const tiles = Array.from({ length: asked.n }, (_, i) => tile(i));
   const foot = h("div");
+  const shown = tiles.length + before.length;
+  const list = h("ol", { class: shown > 16 ? "cells many" : "cells" }, ...before, ...tiles.map((one) => one.el));
+  list.style.setProperty("--wide", columns(shown, shown > 16 ? 10 : 6));
+  list.style.setProperty("--narrow", columns(shown, shown > 16 ? 5 : 4));
+  const look = previews(record.id, show);
   const self = h("article", { class: "run", "aria-label": `Drawing with seed ${asked.seed}`, "data-job": record.id },
-    h("header", { class: "row" }, h("div", {}, h("h2", {}, record.title), h("p", { class: "hint" }, spoken(asked))), actions),
+    h("header", { class: "row" }, h("div", {}, h("h2", {}, record.title), h("p", { class: "hint" }, spoken({ ...asked, class: undefined }))), actions),
     h("div", { class: "row progress" }, status, bar),
-    h("ol", { class: `cells ${asked.n > 16 ? "many" : asked.n < 6 ? "few" : ""}` }, ...before, ...tiles.map((one) => one.el)), foot);
+    list, foot);
   host.prepend(self);
   watch();
   return self;
@@ -84,26 +92,17 @@ export function run(record, host, { before = [], again, use }) {
     const chunk = progress.done ? ` (${progress.done} of ${progress.n} done)` : "";
     status.textContent = (stageWords[progress.stage] ?? String)(progress) + chunk;
     bar.value = fraction(progress, asked);
-    if (progress.preview) show(progress);
+    if (progress.preview) look(progress);
   }
 
-  async function show(progress) {
-    const bitmap = await preview(record.id).catch(() => null); // the next one will do
-    if (!bitmap || self.dataset.done) return;
+  function show(bitmap, progress) {
+    if (self.dataset.done) return;
     cells(bitmap, width, height, asked.n - progress.done).forEach((cell, k) => {
       const { context, open } = tiles[progress.done + k];
-      const drawn = progress.stage === "noisy_sampling" ? progress.step / progress.total : 1;
       context.clearRect(0, 0, width, height);
-      context.putImageData(cell, 0, 0, ...known(record.keep ?? "top", drawn));
+      context.putImageData(cell, 0, 0, ...drawn(cell, record.keep));
       open.classList.remove("wait");
-      open.classList.toggle("noisy", progress.stage === "refine");
     });
-  }
-
-  /** [x, y, w, h] of what is drawn when a part of the lines is, from the kept side on. */
-  function known(keep, part) {
-    const [w, h] = keep === "top" || keep === "bottom" ? [width, Math.round(part * height)] : [Math.round(part * width), height];
-    return [keep === "right" ? width - w : 0, keep === "bottom" ? height - h : 0, w, h];
   }
 
   async function finish() {
@@ -129,20 +128,23 @@ export function run(record, host, { before = [], again, use }) {
       }
     };
     actions.replaceChildren(
-      button("PNG", fetched("image/png", `${record.task}-${asked.seed}.png`), "small"),
+      button(asked.n > 1 ? "PNG grid" : "PNG", fetched("image/png", `${record.task}-${asked.seed}.png`), "small"),
       button("Zip", fetched("application/zip", `${record.task}-${asked.seed}.zip`), "small"),
-      button("Settings", () => again(record), "small"), remover());
+      button("Reuse settings", () => again(record), "small"), remover());
     announce(`${plural(asked.n, "picture")} drawn`);
   }
 
   function over(error, calm = false) {
     self.dataset.done = "true";
     bar.remove();
-    status.remove();
     for (const { open } of tiles) open.classList.remove("wait");
-    foot.replaceChildren(calm ? h("p", { class: "hint" }, "Canceled. What had been drawn until then is shown.") : failure(error));
+    if (calm) status.textContent = "Canceled. What had been drawn until then is shown.";
+    else {
+      status.remove();
+      foot.replaceChildren(failure(error));
+    }
     announce(calm ? "Canceled" : error.message);
-    actions.replaceChildren(button("Settings", () => again(record), "small"), remover());
+    actions.replaceChildren(button("Reuse settings", () => again(record), "small"), remover());
   }
 
   function remover() {
@@ -157,7 +159,6 @@ export function run(record, host, { before = [], again, use }) {
 /** A picture by itself: large, with its seed, its curl line and what can be done with it. */
 function closer({ record, i, seed, png }, use) {
   const src = `data:image/png;base64,${png}`;
-  const text = line(record, i);
   const act = (name) => button({ seed: "Use this seed", score: "Score it", complete: "Complete it" }[name], () => {
     const file = new File([decoded(png)], fileName(record, i), { type: "image/png" });
     shown.close();
@@ -172,5 +173,5 @@ function closer({ record, i, seed, png }, use) {
           ...["seed", "score", "complete"].map(act)),
         h("p", { class: "strong" }, "The same picture from a terminal"),
         record.task === "complete" && h("p", { class: "hint" }, `Run it where ${record.file} lies.`),
-        h("pre", { class: "curl", tabindex: 0, "aria-label": "curl line" }, text), h("div", {}, copier("Copy curl", () => text, "small")))));
+        terminal(line(record, i)))));
 }

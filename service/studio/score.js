@@ -5,7 +5,7 @@ import { catalogue, jobs, reference } from "./catalogue.js";
 import { histogram } from "./chart.js";
 import { grey } from "./controls.js";
 import { CARDS, card, cropped, exact, fit, heat, heatmap, open } from "./picture.js";
-import { announce, button, chips, copier, dropzone, empty, failure, h, plural, slider, uid } from "./ui.js";
+import { announce, button, chips, dropzone, empty, failure, h, plural, reveal, slider, terminal, uid } from "./ui.js";
 
 const MOST = 64;
 
@@ -25,8 +25,12 @@ export function mount(host) {
   const classes = h("select", { id: classId });
   const noise = slider({ label: "Noise level", min: 0, max: 10, step: 0.5, value: 0, words: grey, hint: "None: the exact likelihood of the picture." });
   const samples = h("div", { class: "row start" }, ...Object.keys(CARDS).map((name) => button(name, async () => {
-    if (catalogue.current) take([await card(name, catalogue.current.width, catalogue.current.height)]);
-    else trouble.replaceChildren(failure(new Refusal("No model is served yet.")));
+    try {
+      const { width, height } = catalogue.need();
+      take([await card(name, width, height)]);
+    } catch (error) {
+      trouble.replaceChildren(failure(error));
+    }
   }, "small")));
 
   host.append(h("div", { class: "bench" },
@@ -37,10 +41,10 @@ export function mount(host) {
       h("details", {}, h("summary", {}, "Score under conditions"),
         h("div", { class: "field" }, h("label", { for: classId }, "Class"), classes), noise.el,
         h("p", { class: "hint" }, "The verdict always uses the conditions of the calibration.")),
-      h("div", { class: "row start" }, send, button("Clear", () => { waiting = []; list(); }, "clear")),
+      h("div", { class: "row send" }, send, button("Clear", () => { waiting = []; list(); }, "clear")),
       trouble),
     stage));
-  stage.append(running, reading, strip);
+  stage.append(running, strip, reading);
 
   catalogue.addEventListener("change", adopt);
   adopt();
@@ -68,7 +72,7 @@ export function mount(host) {
       const holder = h("span", { class: "look" }, h("span", { class: "hint" }, "reading"));
       const one = { file, seen: null, look: () => look(one, holder) };
       one.el = h("li", {}, holder, h("span", { class: "name", title: file.name }, file.name || "pasted picture"),
-        h("button", { type: "button", class: "quiet", "aria-label": `Leave out ${file.name}`, onclick: () => { waiting = waiting.filter((other) => other !== one); list(); } }, "×"));
+        h("button", { type: "button", class: "quiet out", "aria-label": `Leave out ${file.name}`, onclick: () => { waiting = waiting.filter((other) => other !== one); list(); } }, "×"));
       waiting.push(one);
       one.look();
     }
@@ -116,10 +120,18 @@ export function mount(host) {
       const record = { id: job.id, view: "score", model: model.name, conditions, pictures: sent.map(({ file, seen }) => ({ name: file.name || "pasted picture", seen: seen && exact(seen, "").toDataURL() })) };
       jobs.add(record);
       watch(record, sent.map(({ file }) => file));
+      reveal(stage);
     } catch (error) {
+      error.message = error.message.replace(/\bimage\[(\d+)\]|^image(?= )/g, (_, i) => blame(sent[i ?? 0]));
       trouble.replaceChildren(failure(error));
     }
     list();
+  }
+
+  /** Mark a picture that was refused; returns its name, which says more than its number. */
+  function blame({ el, file }) {
+    el.classList.add("bad");
+    return file.name || "The pasted picture";
   }
 
   /** Follow a scoring to its readings; `files` are at hand unless the page was loaded again. */
@@ -160,12 +172,20 @@ export function mount(host) {
     draw();
   }
 
+  function press(one) {
+    choose(one);
+    strip.querySelector("[aria-pressed=true]").focus({ preventScroll: true }); // in place of the tile that was pressed
+  }
+
   function draw() {
     strip.hidden = readings.length < 2;
-    strip.replaceChildren(...readings.map((one) => h("li", {},
-      h("button", { type: "button", class: `tile ${verdict(one.score).kind}`, "aria-pressed": String(one === chosen), onclick: () => choose(one) },
+    strip.replaceChildren(...readings.map((one) => {
+      const { kind, title } = verdict(one);
+      return h("li", {}, h("button", { type: "button", class: `tile ${kind}`, title: `${one.name}: ${title.toLowerCase()}`, "aria-pressed": String(one === chosen), onclick: () => press(one) },
         one.seen ? h("img", { src: one.seen, alt: "", class: "pixels" }) : h("span", { class: "blank" }),
-        h("span", { class: "mono" }, one.score.bpd.toFixed(2)), h("span", { class: "name" }, one.name)))));
+        h("span", { class: "row" }, h("span", { class: "mono" }, one.score.bpd.toFixed(2)), h("span", { "aria-hidden": "true" }, { in: "✓", out: "✕" }[kind])),
+        h("span", { class: "name" }, one.name), h("span", { class: "unseen" }, title)));
+    }));
     if (chosen) reading.replaceChildren(show(chosen));
     else if (!running.children.length) {
       reading.replaceChildren(empty("Nothing scored yet", "Choose pictures, look at the crop that the model will see, and score them. A flat grey and pure noise show the two ends of the scale."));
@@ -173,22 +193,33 @@ export function mount(host) {
   }
 }
 
+/** The served model's calibration that a picture was ranked by, as long as it is still the same. */
+function calibration({ score: { ood }, model }) {
+  const served = catalogue.models.find(({ name, version }) => name === model.name && version === model.version);
+  return (ood && served?.calibration) || null;
+}
+
 /** What a score means, in words. */
-export function verdict({ ood }) {
+function verdict(one) {
+  const { ood } = one.score;
   if (!ood) return { kind: "unknown", title: "Not calibrated", text: "This model has no calibration, so there is no verdict: only bits per dimension, which alone do not tell whether a picture belongs." };
   const share = 100 * ood.p_value;
   const percent = share < 0.1 ? share.toFixed(2) : share < 10 ? share.toFixed(1) : share.toFixed(0);
-  const how = `Of the held-out pictures ${percent} % look at least as unusual`;
+  const { n_rank: ranked, false_positive_rate: rate } = calibration(one) ?? {};
+  const beyond = Math.round(ood.p_value * (ranked + 1)) - 1; // the picture itself counts, too, in p
+  const how = !ranked ? `Of the held-out pictures ${percent} % look at least as unusual`
+    : beyond ? `${beyond.toLocaleString("en")} of the ${ranked.toLocaleString("en")} held-out pictures look at least as unusual`
+      : `None of the ${ranked.toLocaleString("en")} held-out pictures looks as unusual`;
   return ood.is_ood
-    ? { kind: "out", title: "Does not belong", text: `${how}: fewer than the model’s threshold allows.` }
+    ? { kind: "out", title: "Does not belong", text: `${how}${rate ? `; with fewer than ${(100 * rate).toFixed(0)} % a picture counts as foreign` : ""}.` }
     : { kind: "in", title: "Belongs", text: `${how}: nothing out of the ordinary.` };
 }
 
 function show(one) {
   const { score } = one;
-  const { kind, title, text } = verdict(score);
+  const { kind, title, text } = verdict(one);
   const served = catalogue.models.find((model) => model.name === one.model.name);
-  const calibration = score.ood && served?.calibration;
+  const ranks = calibration(one);
   return h("article", { class: "reading" },
     h("header", {}, h("h2", {}, one.name), h("p", { class: "hint" }, [`${one.model.name} ${one.model.version.slice(0, 12)}`, one.conditions.class && `class ${one.conditions.class}`, one.conditions.noise && `at ${grey(one.conditions.noise)}`].filter(Boolean).join(" · "))),
     map(one),
@@ -197,24 +228,24 @@ function show(one) {
       h("p", { class: "hint" }, `${score.log_likelihood.toLocaleString("en", { maximumFractionDigits: 0 }).replace("-", "−")} nats for the whole picture.`,
         served?.metrics.test_bpd && ` Test pictures of ${served.name} take ${served.metrics.test_bpd.toFixed(2)} bits/dim on average.`),
       h("div", { class: `verdict ${kind}` }, h("p", { class: "strong" }, title), h("p", {}, text), score.ood && h("p", { class: "mono" }, `p = ${score.ood.p_value.toPrecision(2)}`)),
-      calibration && placed(one, calibration),
+      ranks && placed(one, ranks),
       flip(one),
       line(one)));
 }
 
 /** The p-value, and bits/dim, each on its histogram of held-out pictures. */
-function placed({ score }, calibration) {
+function placed({ score }, { histograms, n_rank: ranked, smallest_p: smallest }) {
   const { statistic } = score.ood;
   const holder = h("div");
-  const names = [statistic, "bpd"].filter((name, i, all) => calibration.histograms?.[name] && all.indexOf(name) === i);
+  const names = [statistic, "bpd"].filter((name, i, all) => histograms?.[name] && all.indexOf(name) === i);
   if (!names.length) return null;
-  const tabs = chips({ legend: `Among ${calibration.n_rank.toLocaleString("en")} held-out pictures`, options: names.map((name) => [name, name === "bpd" ? "bits/dim" : name]), value: names[0], kind: "chips small", onchange: draw });
+  const tabs = chips({ legend: `Among ${ranked.toLocaleString("en")} held-out pictures`, options: names.map((name) => [name, name === "bpd" ? "bits/dim" : name]), value: names[0], kind: "chips small", onchange: draw });
   function draw(name) {
     const own = name === statistic;
     const value = own ? score.ood.score : score.bpd;
     const words = own ? `${name}: this picture at ${value.toPrecision(3)}, threshold ${score.ood.threshold.toPrecision(3)}, p = ${score.ood.p_value.toPrecision(2)}` : `Bits per dimension: this picture at ${value.toFixed(2)}`;
-    holder.replaceChildren(histogram(calibration.histograms[name], { value, threshold: own ? score.ood.threshold : undefined, words, tail: own }),
-      h("p", { class: "hint" }, own ? `Shaded: as unusual or more, p = ${score.ood.p_value.toPrecision(2)}. Less than ${calibration.smallest_p.toPrecision(1)} cannot be told with so many pictures.` : "Likelihood alone: simple pictures lie far to the left and need not belong."));
+    holder.replaceChildren(histogram(histograms[name], { value, threshold: own ? score.ood.threshold : undefined, words, tail: own }),
+      h("p", { class: "hint" }, own ? `Shaded: as unusual or more. p can be ${smallest.toPrecision(1)} at the least with so many pictures.` : "Likelihood alone: simple pictures lie far to the left and need not belong."));
   }
   draw(names[0]);
   return h("div", { class: "placed" }, tabs.el, holder);
@@ -287,5 +318,5 @@ function line({ name, model, conditions }) {
   if (conditions.class) words.set("class", conditions.class);
   if (conditions.noise) words.set("noise", conditions.noise);
   const text = curl("-F", quoted(`image=@${name}`), quoted(`${address()}/score?${String(words).replaceAll("%40", "@").replaceAll("+", "%20")}`));
-  return h("details", {}, h("summary", {}, "From a terminal"), h("pre", { class: "curl", tabindex: 0, "aria-label": "curl line" }, text), copier("Copy curl", () => text, "small"));
+  return h("details", {}, h("summary", {}, "From a terminal"), terminal(text));
 }

@@ -1,10 +1,10 @@
 // Trajectory: a drawing's way from its first row to the refined picture, to be scrubbed through.
 
-import { cancel, follow, preview, result, submit } from "./api.js";
+import { cancel, follow, previews, result, submit } from "./api.js";
 import { catalogue, jobs } from "./catalogue.js";
 import { settings, spoken } from "./controls.js";
-import { canvas, cells, decoded, exact, open } from "./picture.js";
-import { announce, button, empty, failure, h, plural, slider } from "./ui.js";
+import { canvas, cells, decoded, drawn, exact, open } from "./picture.js";
+import { announce, button, empty, failure, h, plural, reveal, slider } from "./ui.js";
 
 const AMPLIFIED = 8; // times that a difference is enlarged to be seen
 const THUMBS = 9;
@@ -34,7 +34,7 @@ export function mount(host) {
       const record = { id: job.id, view: "trajectory", asked, size: [model.width, model.height] };
       jobs.add(record);
       drawing.seed.next();
-      show(record);
+      reveal(show(record));
     } catch (error) {
       trouble.replaceChildren(failure(error));
     }
@@ -47,7 +47,6 @@ export function mount(host) {
     const rows = Math.ceil(asked.n / columns);
     const frames = []; // {stage, step, total, images}
     let over = false;
-    let newest = null;
 
     const [face, ink] = canvas(columns * width, rows * height);
     const [rest, restInk] = canvas(columns * width, rows * height);
@@ -56,7 +55,8 @@ export function mount(host) {
       element.setAttribute("role", "img");
       element.setAttribute("aria-label", label);
     }
-    const restFigure = h("figure", { hidden: true }, rest, h("figcaption", { class: "hint" }, `What refinement has yet to remove, ${AMPLIFIED} times enlarged`));
+    const restWords = h("figcaption", { class: "hint" }, "What is still to be removed is known at the end");
+    const look = previews(record.id, glimpse);
     const scrub = slider({ label: "Moment", min: 0, max: 0, value: 0, words: (i) => moment(frames[i]), oninput: () => { pause(); paint(); } });
     scrub.enable(false);
     let timer = null;
@@ -72,10 +72,10 @@ export function mount(host) {
     const note = h("p", { class: "hint" });
     const foot = h("div");
     const self = h("article", { class: "run trace", "data-job": record.id },
-      h("header", { class: "row" }, h("div", {}, h("h2", {}, asked.class ? `${asked.n} × ${asked.class}` : plural(asked.n, "picture")), h("p", { class: "hint" }, spoken(asked))),
-        h("div", { class: "row" }, button("Settings", () => drawing.write(asked), "small"), stop)),
+      h("header", { class: "row" }, h("div", {}, h("h2", {}, asked.class ? `${asked.n} × ${asked.class}` : plural(asked.n, "picture")), h("p", { class: "hint" }, spoken({ ...asked, class: undefined }))),
+        h("div", { class: "row" }, button("Reuse settings", () => drawing.write(asked), "small"), stop)),
       h("div", { class: "row progress" }, status, bar),
-      h("div", { class: "pair" }, h("figure", {}, face, h("figcaption", { class: "hint" }, "The pictures at this moment")), restFigure),
+      h("div", { class: "pair" }, h("figure", {}, face, h("figcaption", { class: "hint" }, "The pictures at this moment")), h("figure", {}, rest, restWords)),
       h("div", { class: "row" }, play, scrub.el), thumbs, note, foot);
     self.addEventListener("leave", () => {
       pause();
@@ -86,6 +86,7 @@ export function mount(host) {
     nothing.hidden = true;
     stage.append(self);
     watch();
+    return self;
 
     async function watch() {
       try {
@@ -103,6 +104,7 @@ export function mount(host) {
         if (end.status === "succeeded") await finish();
         else if (end.status === "canceled") {
           status.textContent = "Canceled. What was seen until then can be scrubbed through.";
+          restWords.textContent = "What was still to be removed is not known";
           announce("Canceled");
           ready();
         } else throw new Error(end.error?.detail ?? `The job ${end.status}.`);
@@ -118,23 +120,15 @@ export function mount(host) {
       }
     }
 
-    /** Take the preview of a moment; of moments that come while one is fetched only the newest counts. */
-    async function look(progress) {
-      const busy = newest !== null;
-      newest = progress;
-      if (busy) return;
-      while (newest) {
-        const seen = newest;
-        const bitmap = await preview(record.id).catch(() => null); // the next one will do
-        if (bitmap && !over && newest === seen) add({ ...seen, images: blank(cells(bitmap, width, height, asked.n), seen) });
-        if (newest === seen) newest = null;
-      }
-    }
-
-    function blank(images, { stage: name, step, total }) {
-      const from = name === "noisy_sampling" ? Math.round((step / total) * height) : height;
-      for (const image of images) image.data.fill(0, 4 * width * from);
-      return images;
+    /** Take a preview: several moments may share one, and the rows that it shows are those that were drawn by then. */
+    function glimpse(bitmap, { stage: name, step, total }) {
+      const images = cells(bitmap, width, height, asked.n);
+      const last = frames.at(-1);
+      if (over || (last && images.every(({ data }, i) => data.every((level, at) => level === last.whole[i].data[at])))) return;
+      const rows = Math.max(...images.map((image) => drawn(image)[3]));
+      const whole = images.map(({ data }) => new ImageData(data.slice(), width, height));
+      for (const image of images) image.data.fill(0, 4 * width * rows);
+      add({ stage: name, step: name === "noisy_sampling" ? rows : step, total, images, whole });
     }
 
     function add(frame) {
@@ -159,7 +153,7 @@ export function mount(host) {
       note.textContent = frames.length === 1
         ? "Only the end is known: the trace was made before this page was loaded, or too fast to be watched. Its seed gives the same trace again."
         : `Shown are the service’s own previews: ${plural(frames.length - 1 - steps, "moment")} of the sampling and ${steps + 1} of ${asked.steps} refinement steps, of which the last is the finished picture.`;
-      restFigure.hidden = frames.length === 1;
+      restWords.textContent = `What is still to be removed, ${AMPLIFIED} times enlarged`;
       announce("Traced: scrub through it with the slider");
       ready();
     }
@@ -207,7 +201,6 @@ export function mount(host) {
         }
         restInk.putImageData(difference, ...place);
       });
-      restFigure.hidden = !end || frames.length === 1;
     }
   }
 }

@@ -101,9 +101,9 @@ export function chips({ legend, options, value, onchange, kind = "chips" }) {
   return self;
 }
 
-/** A sentence about what went wrong, what to do about it, and a button that does it where there is one. */
+/** A sentence about what went wrong, what to do about it, and a button that does it where there is one; calm where all that is needed is patience. */
 export function failure(error, retry) {
-  return h("div", { class: "failure", role: "alert" }, h("p", {}, error.message), error.remedy && h("p", {}, error.remedy),
+  return h("div", { class: error.calm ? "failure calm" : "failure", role: error.calm ? "status" : "alert" }, h("p", {}, error.message), error.remedy && h("p", {}, error.remedy),
     h("div", { class: "row start" },
       error.status === 401 && button("Enter an API key", () => document.getElementById("key").click(), "small"),
       retry && button("Try again", retry, "small")));
@@ -112,6 +112,19 @@ export function failure(error, retry) {
 /** What a place says while there is nothing in it. */
 export function empty(title, text, ...more) {
   return h("div", { class: "empty" }, h("p", { class: "strong" }, title), h("p", {}, text), ...more);
+}
+
+/** A line for a terminal, which may break after a parameter, and a button that copies it. */
+export function terminal(text) {
+  const parts = text.split(/(?<=[?&])/).flatMap((part) => [part, h("wbr")]);
+  return [h("pre", { class: "curl", tabindex: 0, "aria-label": "curl line" }, parts), h("div", {}, copier("Copy curl", () => text, "small"))];
+}
+
+/** Bring what has just begun into sight, unless its beginning is there already. */
+export function reveal(element) {
+  const { top } = element.getBoundingClientRect();
+  if (top >= 0 && top < innerHeight - 200) return;
+  element.scrollIntoView({ behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
 }
 
 export function save(blob, name) {

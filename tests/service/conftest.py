@@ -41,7 +41,7 @@ from worker.contract import (
     WorkerInfo,
     WorkerState,
 )
-from worker.queue import DuplicateJob, JobNotFound, QueueFull
+from worker.queue import CANCELED, DuplicateJob, JobNotFound, QueueFull
 
 MODEL = ModelDescriptor(
     name="tiny",
@@ -158,7 +158,7 @@ class FakeQueue:
         error = self.fails if over else None
         status = JobStatus.SUCCEEDED if over else JobStatus.QUEUED if self.waits else JobStatus.RUNNING
         if job_id in self.canceled:
-            status, error = JobStatus.CANCELED, JobError(field=None, detail="canceled on request", reason="canceled")
+            status, error = JobStatus.CANCELED, CANCELED
         elif error:
             status = JobStatus.EXPIRED if error.reason == "expired" else JobStatus.FAILED
         preview = Pictures(blob=f"ncml:blob:{job_id}:preview", n=job.n, height=8, width=8)

@@ -303,7 +303,7 @@ def test_a_job_is_described_with_links_that_work(client: TestClient, queue) -> N
         assert client.post(body["links"]["cancel"]).json()["status"] == "canceled"
     gone = client.get(body["links"]["result"])
     assert gone.status_code == 410
-    assert gone.json()["detail"] == "canceled on request."
+    assert gone.json()["detail"] == "The job was canceled on request."
 
 
 @pytest.mark.parametrize(

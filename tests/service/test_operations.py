@@ -1,5 +1,6 @@
 """What operators and browsers see: metrics, logs, headers, the documentation, settings, and what is not imported."""
 
+import asyncio
 import json
 import logging
 import os
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
+from starlette.types import Message
 
 from ncml.images import to_png
 from service.middleware import JsonLines, request_id
@@ -93,6 +95,35 @@ def test_a_defect_is_logged_with_its_traceback(client, queue, caplog: pytest.Log
     assert "AttributeError" in json.loads(JsonLines().format(record))["traceback"]
 
 
+@pytest.mark.parametrize("media", ["image/png", "application/json", "multipart/form-data; boundary=x"])
+def test_a_client_that_goes_away_while_it_sends_is_no_defect(
+    client: TestClient, caplog: pytest.LogCaptureFixture, media: str
+) -> None:
+    messages = iter([{"type": "http.request", "body": b"--x", "more_body": True}, {"type": "http.disconnect"}])
+    headers = [(b"content-type", media.encode())]
+    scope = {"type": "http", "method": "POST", "path": "/score", "query_string": b"", "headers": headers}
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return next(messages)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    asyncio.run(client.app(scope, receive, send))
+    assert sent == []
+    assert metrics(client)["ncml_http_requests_total", "499", "POST", "/score"] == 1
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_the_head_of_an_answer_can_be_asked_for_alone(client: TestClient) -> None:
+    for path in ("/", "/healthz", "/readyz", "/models", "/docs", "/jobs/unknown"):
+        head, whole = client.head(path), client.get(path)
+        assert head.status_code == whole.status_code, path
+        assert head.headers["content-length"] == whole.headers["content-length"], path
+    assert metrics(client)["ncml_http_requests_total", "200", "HEAD", "/healthz"] == 1
+
+
 def test_every_answer_protects_the_browser(client: TestClient) -> None:
     for path in ("/healthz", "/docs", "/nowhere", "/openapi.json"):
         headers = client.get(path).headers
@@ -166,11 +197,15 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("WAIT_S", "soon", "wait_s is 'soon': "),
-        ("LOG_LEVEL", "loud", "log_level is 'loud': "),
-        ("RATE_LIMIT", "often", "rate_limit is 'often': it must be like 60/minute"),
-        ("CORS_ORIGINS", '["*"]', "cors_origins: '*' is no origin"),
-        ("API_KEYS_FILE", "/nowhere/keys", "/nowhere/keys cannot be read: No such file"),
+        ("WAIT_S", "soon", " is 'soon'; it must be a number."),
+        ("WAIT_S", "601", " is '601'; it must be at most 600."),
+        ("LOG_LEVEL", "loud", " is 'loud'; it must be 'DEBUG', "),
+        ("RATE_LIMIT", "often", " is 'often'; it must be like 60/minute"),
+        ("CORS_ORIGINS", '["http://*{ge}"]', " is '[\"http://*{ge}\"]'; each origin must be like https://"),
+        ("CORS_ORIGINS", "https://example.org", " is 'https://example.org'; it must be a JSON list"),
+        ("READY_LANES", "score", " is 'score'; it must be a JSON list"),
+        ("READY_LANES", '["draw"]', ".0 is 'draw'; it must be 'score' or 'generate'."),
+        ("API_KEYS_FILE", "/nowhere/keys", ": /nowhere/keys cannot be read: No such file"),
     ],
 )
 def test_a_setting_out_of_range_stops_the_process_with_a_line(name: str, value: str, words: str) -> None:
@@ -178,7 +213,7 @@ def test_a_setting_out_of_range_stops_the_process_with_a_line(name: str, value: 
     environment = os.environ | {f"NCML_{name}": value}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
     assert run.returncode == 2
-    assert run.stderr.startswith(f"ncml: NCML_{name}: {words}")
+    assert run.stderr.startswith(f"ncml: NCML_{name}{words}")
     assert run.stderr.count("\n") == 1
 
 

@@ -32,17 +32,17 @@ def assert_problem(answer, status: int) -> dict:
 @pytest.mark.parametrize(
     ("path", "params", "field", "words"),
     [
-        ("/generate", {"n": 0}, "n", "greater than or equal to 1"),
-        ("/generate", {"n": 10**9}, "n", "less than or equal to 64"),
-        ("/generate", {"n": "many"}, "n", "valid integer"),
-        ("/generate", {"n": 1.5}, "n", "valid integer"),
-        ("/generate", {"steps": -1}, "steps", "greater than or equal to 1"),
-        ("/generate", {"steps": 1001}, "steps", "less than or equal to 1000"),
-        ("/generate", {"seed": "seven"}, "seed", "valid integer"),
-        ("/generate", {"seed": -1}, "seed", "greater than or equal to 0"),
-        ("/generate", {"seed": 2**53}, "seed", "less than or equal to 9007199254740991"),
+        ("/generate", {"n": 0}, "n", "at least 1"),
+        ("/generate", {"n": 10**9}, "n", "at most 64"),
+        ("/generate", {"n": "many"}, "n", "whole number"),
+        ("/generate", {"n": 1.5}, "n", "whole number"),
+        ("/generate", {"steps": -1}, "steps", "at least 1"),
+        ("/generate", {"steps": 1001}, "steps", "at most 1000"),
+        ("/generate", {"seed": "seven"}, "seed", "whole number"),
+        ("/generate", {"seed": -1}, "seed", "at least 0"),
+        ("/generate", {"seed": 2**53}, "seed", "at most 9007199254740991"),
         ("/generate", {"seed": 2**53 - 1, "n": 2}, "seed", "at most 9007199254740990"),
-        ("/generate", {"noise": -0.1}, "noise", "greater than or equal to 0"),
+        ("/generate", {"noise": -0.1}, "noise", "at least 0"),
         ("/generate", {"noise": 10.5}, "noise", "0 to 10 grey levels"),
         ("/generate", {"noise": "nan"}, "noise", "finite"),
         ("/generate", {"noise": "inf"}, "noise", "finite"),
@@ -55,7 +55,7 @@ def assert_problem(answer, status: int) -> dict:
         ("/complete", {"keep": "middle"}, "keep", "'top', 'bottom', 'left' or 'right'"),
         ("/complete", {"keep": "bottom"}, "keep", "top half is known"),
         ("/score", {"noise": 11}, "noise", "0 to 10 grey levels"),
-        ("/score", {"map": "perhaps"}, "map", "valid boolean"),
+        ("/score", {"map": "perhaps"}, "map", "it must be 1 or 0"),
         ("/score", {"class": "unicorn"}, "class", "its classes are cat, dog"),
         ("/score", {"n": 3}, "n", "not a parameter here"),
         ("/score", {"statistic": "luck"}, "statistic", "it has multiscale, bpd"),
@@ -220,8 +220,9 @@ def test_what_is_not_there_is_a_problem_too(client, method: str, path: str, stat
 
 
 def test_allow_names_every_method_of_a_path(client) -> None:
-    assert client.options("/jobs/job-0").headers["allow"] == "DELETE, GET"
+    assert client.options("/jobs/job-0").headers["allow"] == "DELETE, GET, HEAD"
     assert client.get("/score").headers["allow"] == "POST"
+    assert client.head("/score").headers["allow"] == "POST"
 
 
 def test_accept_is_negotiated(client) -> None:

@@ -114,7 +114,7 @@ def test_a_poisonous_job_fails_alone(fleet: Fleet, rounds: int) -> None:
         assert failed == [i % 8]
         error = views[i % 8].error
         assert error
-        assert error.detail == "the engine died twice while computing it"
+        assert error.detail == "the engine died twice while computing the job"
         fleet.check(ids)
 
 

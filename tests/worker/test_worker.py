@@ -213,7 +213,7 @@ def test_a_job_over_its_time_fails_alone(fleet: Fleet) -> None:
     assert [view.status for view in views] == ["succeeded"] * 2 + ["failed"] + ["succeeded"] * 3
     error = views[2].error
     assert error
-    assert (error.reason, error.detail) == ("timeout", "it ran for more than 0.3 s")
+    assert (error.reason, error.detail) == ("timeout", "the job ran for more than 0.3 s; ask for less in one request")
     fleet.check(ids)
 
 
@@ -343,7 +343,7 @@ def test_an_engine_that_hangs_is_replaced(fleet: Fleet) -> None:
     views = fleet.wait([stuck, *fine])
     assert [view.status for view in views] == ["failed"] + ["succeeded"] * 3
     assert views[0].error
-    assert views[0].error.detail == "the engine hung twice while computing it"
+    assert views[0].error.detail == "the engine hung twice while computing the job"
     fleet.check([stuck, *fine])
 
 
