@@ -1,6 +1,7 @@
 """Bodies that schemathesis cannot make by itself: pictures, for the OpenAPI document's `image/*` and binary strings."""
 
 import io
+from typing import Any
 
 import numpy as np
 import schemathesis
@@ -19,3 +20,11 @@ PICTURES = st.builds(
 )
 schemathesis.openapi.media_type("image/*", PICTURES)
 schemathesis.openapi.format("binary", PICTURES)
+
+
+@schemathesis.hook
+def before_load_schema(context: schemathesis.HookContext, raw_schema: dict[str, Any]) -> None:
+    """Leave out the example of an `image/*` body: it is words for a reader, where bytes would have to be sent."""
+    for path in raw_schema["paths"].values():
+        for operation in path.values():
+            operation.get("requestBody", {}).get("content", {}).get("image/*", {}).pop("example", None)
