@@ -164,5 +164,5 @@ def test_what_cannot_work_is_one_sentence(tmp_path: Path) -> None:
 def test_a_setting_that_cannot_be_ends_the_start_with_its_name(tmp_path: Path, model_folder: Path) -> None:
     environment = {"NCML_DATA_DIR": str(tmp_path), "NCML_MODELS": str(model_folder.parent), "NCML_WAIT_S": "-1"}
     *_, said = refused(environment, "--port", "0")
-    assert said.startswith("ncml: the service cannot run as it is set up: NCML_WAIT_S: ")
+    assert said.startswith("ncml: the service cannot run as it is set up: NCML_WAIT_S is '-1'; ")
     assert not (tmp_path / "children.json").exists()
