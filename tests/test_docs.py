@@ -1,39 +1,108 @@
-"""docs/ tells the truth: what it links, runs or sets exists. (README's commands are run by test_readme.)"""
+"""docs/ tells the truth: what it links, runs or sets exists. (test_readme runs the commands of the quick start.)"""
 
 import functools
+import json
 import re
 import shlex
 import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
-from service.params import CompleteParams, GenerateParams, ScoreParams
+from ncml.cli import commands
+from service.app import create_app
 from service.settings import Settings
+from worker.queue import JobQueue
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = sorted((ROOT / "docs").rglob("*.md"))
-PARAMS = {"/score": ScoreParams, "/generate": GenerateParams, "/complete": CompleteParams}
-GUIDE = ROOT / "docs" / "quick-start.md"
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+WRITTEN = [page for page in PAGES if page.parent == DOCS]
+"""The pages that people write; those of docs/report are written by `ncml evaluate`."""
+OPERATE = DOCS / "operate.md"
+"""What it names is checked by tests/deploy."""
+PROGRAMS = ("curl", "make", "ncml", "python", "torchrun")
+FOREIGN = {"--logdir", "--nproc-per-node"}
+"""Options that pages name of programs that are not ours."""
+
+by_page = pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.name)
 
 
-def commands(page: Path) -> list[str]:
-    """The lines of the page's bash blocks, joined where they go on, without comments."""
-    blocks = re.findall(r"^```bash\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line for line in (re.sub(r"(^|\s)#.*", "", line).strip() for line in lines) if line]
+def lines(page: Path) -> list[list[str]]:
+    """The commands of a page, in words: of its blocks, joined where they go on, and of its sentences.
+
+    A block marked as bash has nothing but commands; of others, and of sentences, those of PROGRAMS count.
+    """
+    text = page.read_text().replace("\\\n", " ")
+    found: list[list[str]] = []
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        bare = [re.sub(r"(^|\s)#.*", "", line) for line in block.splitlines()]
+        calls = [shlex.split(re.sub(r"^(NCML_\w+=\S+ )+", "", line)) for line in bare if _is_command(line, language)]
+        found += [words for words in calls if words]
+    quoted = re.findall(r"`((?:make|ncml|python) [^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
+    return found + [shlex.split(command) for command in quoted]
+
+
+def _is_command(line: str, language: str) -> bool:
+    return language == "bash" or (not language and bool(re.match(rf"(NCML_\w+=\S+ )*({'|'.join(PROGRAMS)}) ", line)))
 
 
 @functools.cache
-def help_of(*command: str) -> str:
+def options(command: str) -> set[str]:
+    """The options of one of ncml's commands, from its own help."""
     done = subprocess.run(
-        [sys.executable, "-m", "ncml.cli", *command, "--help"], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-m", "ncml.cli", command, "--help"], capture_output=True, text=True, check=True, timeout=60
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", done.stdout))
+
+
+@functools.cache
+def operations() -> dict[str, Any]:
+    """The paths of the service's own OpenAPI document."""
+    return create_app(Settings(), JobQueue.from_url("redis://localhost")).openapi()["paths"]
+
+
+def check_curl(words: list[str]) -> None:
+    """The operation exists, and takes the parameters that are given."""
+    address = urlsplit(next(f"//{word}" for word in words if word.startswith("localhost:8000")))
+    given = {name for name, _ in parse_qsl(address.query, strict_parsing=bool(address.query))}
+    method = "get"
+    for flag, value in pairwise(words):
+        if flag == "-F":
+            given.add(value.partition("=")[0])
+        if flag == "--json":
+            given |= json.loads(re.sub(r"\$\(.*\)", "", value)).keys()
+        if flag in ("-F", "--json", "--data-binary"):
+            method = "post"
+    method = next((value.lower() for flag, value in pairwise(words) if flag == "-X"), method)
+    matching = [path for path in operations() if re.fullmatch(re.sub(r"{\w+}", r"[^/]+", path), address.path)]
+    assert matching, f"no such path: {address.path}"
+    assert method in operations()[matching[0]], f"{matching[0]} has no {method}"
+    known = {parameter["name"] for parameter in operations()[matching[0]][method].get("parameters", [])}
+    assert given <= known | {"image"}
+
+
+def check(words: list[str]) -> None:
+    """A command exists, with its options; fails for programs that nobody here knows."""
+    match words:
+        case ["make", *targets]:
+            done = subprocess.run(["make", "-n", *targets], cwd=ROOT, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+        case ["torchrun", *_] if "ncml.cli" in words:
+            check(["ncml", *words[words.index("ncml.cli") + 1 :]])
+        case ["ncml", command, *rest]:
+            assert command in commands()
+            assert {word for word in rest if word.startswith("-")} <= options(command)
+        case ["curl", *_]:
+            check_curl(words)
+        case ["python", script]:
+            assert (ROOT / script).is_file()
+        case _:
+            pytest.fail("an unknown command")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -44,39 +113,41 @@ def test_what_a_page_links_is_there(page: Path) -> None:
 
 
 def test_the_index_links_every_page_of_its_folder() -> None:
-    linked = re.findall(r"\]\(([\w/-]+\.md)\)", (ROOT / "docs" / "README.md").read_text())
-    assert {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"} <= set(linked)
+    linked = re.findall(r"\]\(([\w/-]+\.md)\)", (DOCS / "README.md").read_text())
+    assert {page.name for page in WRITTEN} - {"README.md"} <= set(linked)
 
 
-def test_every_command_of_the_quick_start_exists() -> None:
-    lines = commands(GUIDE)
-    assert len(lines) >= 10
-    for line in lines:
-        words = shlex.split(line)
-        match words[0]:
-            case "make":
-                assert (
-                    subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, check=False).returncode
-                    == 0
-                ), line
-            case "ncml":
-                shown = help_of(words[1])
-                for flag in [word for word in words[2:] if word.startswith("-")]:
-                    assert re.search(rf"(?<![\w-]){re.escape(flag)}(?![\w-])", shown), line
-            case "curl":
-                address = urlsplit(next(f"//{word}" for word in words if word.startswith("localhost:8000")))
-                given = {name for name, _ in parse_qsl(address.query, strict_parsing=bool(address.query))}
-                given |= {pair.split("=")[0] for flag, pair in pairwise(words) if flag == "-F"}
-                fields = PARAMS[address.path].model_fields
-                known = {field.alias or name for name, field in fields.items()} | {"image"}
-                assert given <= known, line
-            case other:
-                pytest.fail(f"unknown command: {other}")
+@by_page
+def test_every_command_exists(page: Path) -> None:
+    called = [] if page == OPERATE else lines(page)
+    assert called or page.name not in ("api.md", "quick-start.md", "training.md", "ood.md")
+    for words in called:
+        try:
+            check(words)
+        except AssertionError as error:
+            raise AssertionError(f"{shlex.join(words)}: {error}") from None
 
 
-def test_every_setting_that_is_named_exists() -> None:
+@by_page
+def test_every_option_that_is_named_exists(page: Path) -> None:
+    named = {
+        flag for code in re.findall(r"`([^`\n]+)`", page.read_text()) for flag in re.findall(r"(?<!\S)--[a-z-]+", code)
+    }
+    exist = set[str]().union(*map(options, commands())) if named and page != OPERATE else named
+    assert named <= exist | FOREIGN
+
+
+@by_page
+def test_every_setting_that_is_named_exists(page: Path) -> None:
     sources = [path.read_text() for room in ("ncml", "worker", "service") for path in (ROOT / room).rglob("*.py")]
     exist = {f"NCML_{name.upper()}" for name in Settings.model_fields}
     exist |= {name for text in sources for name in re.findall(r"\"(NCML_[A-Z_]+)\"", text)}
-    named = set(re.findall(r"`(NCML_[A-Z_]+)`", GUIDE.read_text() + (ROOT / "docs" / "README.md").read_text()))
-    assert named <= exist
+    named = set(re.findall(r"\bNCML_[A-Z_]+", page.read_text()))
+    assert page == OPERATE or named <= exist
+
+
+def test_the_api_tells_every_parameter_of_a_score() -> None:
+    (table,) = re.findall(r"^\| Parameter \|.*?\n\n", (DOCS / "api.md").read_text(), re.MULTILINE | re.DOTALL)
+    headers = {"Prefer", "Idempotency-Key", "X-Request-Id"}
+    taken = {parameter["name"] for parameter in operations()["/score"]["post"]["parameters"]}
+    assert set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) == taken - headers

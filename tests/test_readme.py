@@ -1,8 +1,13 @@
-"""README tells the truth: its commands run here as they stand, and its settings and targets are those that exist."""
+"""README tells the truth: its commands run here as they stand, and its settings and targets are those that exist.
+
+The commands of the quick start run here, too: before the same service.
+"""
 
 import contextlib
+import csv
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,13 +25,17 @@ from pydantic_settings import BaseSettings
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 BUNDLED = ROOT / "models" / "cifar10"
-BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-"""(language, text) of each block of code, in order; the first is the two `make` commands."""
+GUIDE = (ROOT / "docs" / "quick-start.md").read_text()
 
 
-def bash_lines() -> list[str]:
-    """Every shell command after the two `make` ones, without its comment."""
-    lines = [line for language, text in BLOCKS[1:] if language == "bash" for line in text.splitlines()]
+def blocks(page: str) -> list[tuple[str, str]]:
+    """(language, text) of each block of code, in order; the first one starts the service."""
+    return re.findall(r"^```(bash|python)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+
+
+def bash_lines(page: str) -> list[str]:
+    """Every shell command after those of the first block, without its comment."""
+    lines = [line for language, text in blocks(page)[1:] if language == "bash" for line in text.splitlines()]
     return [re.sub(r"\s+#.*", "", line) for line in lines]
 
 
@@ -53,8 +62,9 @@ def test_every_make_target_that_is_named_exists() -> None:
 
 
 def test_readme_opens_with_the_two_commands() -> None:
-    assert BLOCKS[0][0] == "bash"
-    assert [re.sub(r"\s+#.*", "", line) for line in BLOCKS[0][1].splitlines()] == ["make serve", "make test"]
+    language, text = blocks(README)[0]
+    assert language == "bash"
+    assert [re.sub(r"\s+#.*", "", line) for line in text.splitlines()] == ["make serve", "make test"]
     assert README.index("make serve") < 40
 
 
@@ -65,7 +75,7 @@ needs_model = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the pictures that README's commands name, where they are run."""
+    """A folder with the pictures that the commands name, where they are run."""
     desk = tmp_path_factory.mktemp("desk")
     ramp = np.linspace(0, 255, 32).astype(np.uint8)
     whole = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None, :], np.uint8(128)), axis=-1)
@@ -118,17 +128,15 @@ def port(desk: Path) -> Iterator[int]:
         make.wait(10)
 
 
-@needs_model
-@pytest.mark.timeout(600)
-def test_every_command_runs(desk: Path, port: int) -> None:
+def run(page: str, desk: Path, port: int) -> list[str]:
+    """Run each command of a page; fails with the first that does, or that leaves no file where it says."""
+    shutil.rmtree(desk / "models" / "mine", ignore_errors=True)  # both pages train a model of that name
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "CURL_HOME": str(desk), "OMP_NUM_THREADS": "1"}
-    commands = bash_lines()
-    assert sum("curl" in command for command in commands) >= 6
-    assert sum("ncml " in command for command in commands) >= 5
+    commands = bash_lines(page)
     for command in commands:
         begun = time.monotonic()
-        written = desk / found[1] if (found := re.search(r"-o (\S+\.png)", command)) else None
+        written = desk / found[1] if (found := re.search(r"-o (\S+)", command)) else None
         before = written.stat().st_mtime_ns if written and written.exists() else 0
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", command.replace("localhost:8000", f"localhost:{port}")],
@@ -142,17 +150,37 @@ def test_every_command_runs(desk: Path, port: int) -> None:
         print(f"{time.monotonic() - begun:6.1f} s  {command}")
         if written:
             assert written.stat().st_mtime_ns > before, command
-            with Image.open(written) as image:
-                assert image.format == "PNG", command
+            if written.suffix == ".png":
+                with Image.open(written) as image:
+                    assert image.format == "PNG", command
+    assert (desk / "models" / "mine" / "config.json").exists()
+    return commands
+
+
+@needs_model
+@pytest.mark.timeout(600)
+def test_every_command_runs(desk: Path, port: int) -> None:
+    commands = run(README, desk, port)
+    assert sum("curl" in command for command in commands) >= 6
+    assert sum("ncml " in command for command in commands) >= 5
     full, cat = (np.asarray(Image.open(desk / name).convert("RGB")) for name in ("full.png", "cat.png"))
     assert full.shape == cat.shape == (32, 32, 3)
-    assert (desk / "models" / "mine" / "config.json").exists()
+
+
+@needs_model
+@pytest.mark.timeout(600)
+def test_every_command_of_the_quick_start_runs(desk: Path, port: int) -> None:
+    commands = run(GUIDE, desk, port)
+    assert blocks(GUIDE)[0] == ("bash", "make serve\n")  # which `port` has done
+    assert {command.split()[0] for command in commands} == {"curl", "ncml"}
+    with (desk / "scores.csv").open(newline="") as table:
+        assert len(list(csv.DictReader(table))) == 40
 
 
 @needs_model
 @pytest.mark.timeout(300)
 def test_the_python_example_runs() -> None:
-    example = next(text for language, text in BLOCKS if language == "python")
+    example = next(text for language, text in blocks(README) if language == "python")
     done = subprocess.run(
         [sys.executable, "-c", example],
         cwd=ROOT,

@@ -13,12 +13,22 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx2
 import numpy as np
 import pytest
 import redis
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Page,
+    Request,
+    Response,
+    expect,
+    sync_playwright,
+)
 
 ARGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -27,7 +37,7 @@ ARGS = (
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 KEY = "ncml_of-the-browser-tests"
 
-expect.set_options(timeout=30_000)
+expect.set_options(timeout=60_000)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -55,9 +65,9 @@ def models(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
     import ncml
     from ncml import checkpoint
+    from ncml.calibration import calibrate
     from ncml.config import smoke
     from ncml.network import NCPN
-    from ncml.ood import calibrate
 
     directory = tmp_path_factory.mktemp("studio-models")
     shutil.copytree(model_folder, directory / "tiny")
@@ -88,6 +98,7 @@ def site(valkey_server, models: Path, tmp_path_factory: pytest.TempPathFactory) 
     serve = [sys.executable, "-m", "uvicorn", "--factory", "service.app:from_environment", "--port"]
     guard = {"NCML_API_KEYS_FILE": str(folder / "keys")}
     worker = [sys.executable, "-m", "ncml.cli", "worker", "--models", str(models), "--threads", "1", "--drain-s", "1"]
+    scores, draws = ([*worker, "--lane", lane] for lane in ("score", "generate"))
     environment = os.environ | {
         "NCML_REDIS_URL": valkey_server.url.replace("/0", "/1"),
         "NCML_MAX_IMAGES": "32",
@@ -96,7 +107,12 @@ def site(valkey_server, models: Path, tmp_path_factory: pytest.TempPathFactory) 
     with contextlib.closing(redis.Redis.from_url(environment["NCML_REDIS_URL"])) as client:
         client.flushdb()
     with (folder / "log").open("w") as log, contextlib.ExitStack() as stack:
-        for command, more in [(worker, {}), ([*serve, str(ports[0])], {}), ([*serve, str(ports[1])], guard)]:
+        for command, more in [
+            (scores, {}),
+            (draws, {}),
+            ([*serve, str(ports[0])], {}),
+            ([*serve, str(ports[1])], guard),
+        ]:
             process = subprocess.Popen(command, env=environment | more, stdout=log, stderr=log)
             stack.callback(process.wait, 20)
             stack.callback(process.terminate)
@@ -130,20 +146,33 @@ def browser() -> Iterator[Browser]:
 
 
 class Tab:
-    """Opens pages that may not complain: whatever the browser's console says is an error, unless it is foreseen."""
+    """Opens pages that may neither complain nor leave their origin.
+
+    Whatever the browser's console says is an error, unless it is foreseen.
+    """
 
     def __init__(self, browser: Browser) -> None:
         self.browser = browser
         self.contexts: list[BrowserContext] = []
         self.complaints: list[str] = []
         self.foreseen: list[str] = []
+        self.abroad: list[str] = []
 
-    def open(self, url: str, **options) -> Page:
+    def open(self, url: str, answered: Callable[[Response], None] = lambda _: None, **options) -> Page:
         context = self.browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
         self.contexts.append(context)
         page = context.new_page()
         page.on("console", self._heard)
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        origin = urlsplit(url).netloc
+
+        def asked(request: Request) -> None:
+            address = urlsplit(request.url)
+            if address.scheme not in ("data", "blob") and address.netloc != origin:
+                self.abroad.append(request.url)
+
+        page.on("request", asked)
+        page.on("response", answered)
         page.goto(url)
         return page
 
@@ -160,6 +189,7 @@ def tab(browser: Browser) -> Iterator[Tab]:
         context.close()
     unforeseen = [text for text in tab.complaints if not any(part in text for part in tab.foreseen)]
     assert unforeseen == []
+    assert tab.abroad == []
 
 
 @pytest.fixture

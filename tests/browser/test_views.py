@@ -66,6 +66,22 @@ def test_a_picture_is_scored_placed_and_mapped(studio, photo: Path) -> None:
     assert "-F 'image=@it'\\''s a photo.png'" in (reading.locator(".curl").text_content() or "")
 
 
+def test_a_scoring_is_canceled(studio, site) -> None:
+    page = studio("score")
+    held = []
+    page.route("**/jobs/*/events", lambda route: held.append(route))  # nothing is heard of the job, as if it took long
+    page.locator("#view-score").get_by_role("button", name="stripes").click()
+    page.get_by_role("button", name="Score 1 picture").click()
+    running = page.locator("#view-score .run")
+    job = running.get_attribute("data-job")
+    expect(running).to_contain_text("Scoring 1 picture")
+    with page.expect_response(f"**/jobs/{job}/cancel"):
+        running.get_by_role("button", name="Cancel").click()
+    held[0].continue_()
+    expect(running).to_have_count(0)
+    assert site.http.get(f"/jobs/{job}").json()["status"] in ("canceled", "succeeded")  # too late to be canceled
+
+
 def test_several_pictures_are_told_apart(studio) -> None:
     page = studio("score")
     for name in ("flat grey", "noise", "stripes"):
@@ -93,8 +109,17 @@ def test_a_file_that_is_no_picture_is_refused_in_a_sentence(studio, tab, tmp_pat
     upload(page, "score", tmp_path / "broken.png")
     expect(page.locator(".waiting")).to_contain_text("cannot show this file")
     page.get_by_role("button", name="Score 1 picture").click()
-    expect(page.get_by_role("alert").filter(has_text="image")).to_contain_text("send a PNG, JPEG")
+    refusal = page.get_by_role("alert")
+    expect(refusal).to_contain_text("broken.png is not an image")
+    expect(refusal).to_contain_text("send a PNG, JPEG")
     expect(page.get_by_role("button", name="Score 1 picture")).to_be_enabled()  # the choice is not lost
+    for name in ("flat grey", "stripes"):
+        page.locator("#view-score").get_by_role("button", name=name).click()
+    upload(page, "score", tmp_path / "broken.png")
+    page.get_by_role("button", name="Leave out broken.png").first.click()
+    page.get_by_role("button", name="Score 3 pictures").click()
+    expect(page.locator(".waiting .bad")).to_contain_text("broken.png")  # the third, not the first two
+    expect(refusal).to_contain_text("broken.png is not an image")
 
 
 def test_pictures_are_taken_from_the_clipboard_and_from_a_drop(studio) -> None:
@@ -128,6 +153,38 @@ def test_the_preview_is_what_the_service_makes_of_the_file(studio) -> None:
         )
         seen = np.array(shown, np.uint8).reshape(8, 8, 4)[..., :3]
         assert np.abs(seen.astype(int) - fit(picture, 8, 8)).max() <= 1
+
+
+@pytest.mark.parametrize("keep", ["top", "bottom", "left", "right"])
+def test_only_what_is_drawn_is_shown(studio, keep: str) -> None:
+    """Previews come now and then, progress often: the picture itself says how far it is."""
+    page = studio("generate")
+    boxes = page.evaluate(
+        """async (keep) => {
+            const { drawn } = await import("/studio/picture.js");
+            const at = { top: (x, y) => y, bottom: (x, y) => 5 - y, left: (x) => x, right: (x) => 7 - x }[keep];
+            return [0, 1, 3].map((n) => {
+                const cell = new ImageData(8, 6);
+                for (let y = 0; y < 6; y += 1) {
+                    for (let x = 0; x < 8; x += 1) {
+                        const level = at(x, y) < n ? [128, 127, 128] : [128, 128, 128];
+                        cell.data.set([...level, 255], 4 * (8 * y + x));
+                    }
+                }
+                return drawn(cell, keep);
+            });
+        }""",
+        keep,
+    )
+    assert (
+        boxes
+        == {
+            "top": [[0, 0, 8, 0], [0, 0, 8, 1], [0, 0, 8, 3]],
+            "bottom": [[0, 6, 8, 0], [0, 5, 8, 1], [0, 3, 8, 3]],
+            "left": [[0, 0, 0, 6], [0, 0, 1, 6], [0, 0, 3, 6]],
+            "right": [[8, 0, 0, 6], [7, 0, 1, 6], [5, 0, 3, 6]],
+        }[keep]
+    )
 
 
 # Generate
@@ -213,8 +270,8 @@ def test_the_kept_half_is_drawn_or_chosen_and_variants_stand_beside_it(studio, p
     page = studio("complete")
     upload(page, "complete", photo)
     if half == "top":
-        page.locator("#view-complete").get_by_label("bottom").check()
-        page.locator("#view-complete").get_by_label("top").check()
+        page.locator("#view-complete").get_by_role("radio", name="bottom").check()
+        page.locator("#view-complete").get_by_role("radio", name="top").check()
     else:
         box = page.locator(".pad").bounding_box()
         assert box
@@ -222,7 +279,7 @@ def test_the_kept_half_is_drawn_or_chosen_and_variants_stand_beside_it(studio, p
         page.mouse.down()
         page.mouse.move(box["x"] + 0.75 * box["width"], box["y"] + 0.9 * box["height"], steps=5)
         page.mouse.up()
-    expect(page.locator("#view-complete").get_by_label(half)).to_be_checked()
+    expect(page.locator("#view-complete").get_by_role("radio", name=half)).to_be_checked()
     draw(page, "complete", variants=3)
     run = page.locator("#view-complete article.run")
     expect(run.locator(".source")).to_contain_text(f"{half} kept")
@@ -254,6 +311,18 @@ def test_a_picture_whose_unknown_part_is_no_half_is_refused(studio, tab, tmp_pat
     expect(page.locator("#view-complete .failure")).to_contain_text("half opaque")
 
 
+def test_a_picture_that_comes_before_the_models_is_not_lost(studio, photo: Path) -> None:
+    page = studio("complete")
+    held = []
+    page.route("**/models", lambda route: held.append(route))
+    with page.expect_request("**/models"):
+        page.reload()
+    upload(page, "complete", photo)
+    expect(page.locator(".pad")).to_be_hidden()
+    held[0].continue_()
+    expect(page.locator(".pad")).to_be_visible()
+
+
 # Trajectory
 
 
@@ -262,7 +331,7 @@ def test_a_trace_is_scrubbed_from_its_rows_to_its_end(studio) -> None:
     draw(page, "trajectory", pictures=4, refinement=6)
     trace = page.locator("article.trace")
     expect(trace).to_contain_text("refinement steps", timeout=60_000)
-    moment = trace.get_by_label("Moment")
+    moment = trace.get_by_role("slider", name="Moment")
     last = int(moment.get_attribute("max") or 0)
     assert last >= 2
     seen = []
