@@ -23,8 +23,9 @@ from sklearn.metrics import roc_auc_score
 
 import ncml
 from ncml import changes, data, images, ood
+from ncml.calibration import Calibration
 from ncml.changes import Change, Picture
-from ncml.ood import Calibration, Columns
+from ncml.ood import Columns
 
 PROCESSING: dict[str, Change] = {
     **{f"JPEG, quality {quality}": changes.jpeg(quality) for quality in (95, 75, 50)},

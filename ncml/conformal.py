@@ -13,6 +13,11 @@ from ncml.errors import InputError
 Floats = NDArray[np.float64]
 
 
+def ranked(scores: ArrayLike) -> Floats:
+    """Calibration scores as they are kept: ascending, to six digits; more would be the rounding of fp32."""
+    return np.sort([float(f"{score:.6g}") for score in np.asarray(scores, np.float64)])
+
+
 def p_values(scores: ArrayLike, ranked: Floats) -> Floats:
     """Conformal p-values, (1 + #{calibration scores >= s}) / (n + 1) for each score s.
 

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ncml import checkpoint, data, ood
+from ncml import checkpoint, data
+from ncml.calibration import Bar, calibrate
 from ncml.config import Config
 from ncml.errors import InputError, TrainingError
 from ncml.generate import Plan, draw
@@ -46,9 +47,6 @@ LOGGED = 50
 
 MARGIN = 0.9
 """Share of the time given that training is planned to take; machines slow down, and measuring takes time too."""
-
-Bar = Callable[[str, int, int, str], None]
-"""(stage, done, total, note): what a progress bar shows."""
 
 
 @dataclass(frozen=True)
@@ -272,7 +270,7 @@ def _calibrate(out: Path, pictures: data.Dataset, device: str, say: Callable[[st
     ranked = pictures.part("calibration-rank").spread(CALIBRATED[1])
     model = load_model(out, device)
     try:
-        ood.calibrate(model, held_out.images_NHWC, ranked.images_NHWC, bar=bar).save(out)
+        calibrate(model, held_out.images_NHWC, ranked.images_NHWC, bar=bar).save(out)
     except InputError as error:
         say(f"not calibrated, so `ncml score` gives no p-values: {error}")
         return False

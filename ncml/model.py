@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ncml import checkpoint, ood
+from ncml.calibration import Calibration, Ood
 from ncml.config import DEFAULT_SOLVER, SOLVERS, STEPPED_SOLVER
 from ncml.errors import InputError, ModelError
 from ncml.generate import Callback, Plan, Sampler, draw, naive
@@ -22,7 +23,7 @@ from ncml.incremental import incremental
 from ncml.likelihood import bits_per_dim, from_uint8
 from ncml.network import NCPN
 from ncml.noise import end_time, grey_levels, process
-from ncml.ood import Calibration, Look, Ood
+from ncml.ood import Look
 from ncml.orientation import KEEPS, Keep
 from ncml.tiles import Scan, TileCalibration, scan
 

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ncml import checkpoint, conformal, images, ood
+from ncml import bound, checkpoint, conformal, images, ood
+from ncml.calibration import Bar
 from ncml.conformal import Floats
 from ncml.errors import InputError, ModelError
 
@@ -170,14 +171,14 @@ class TileCalibration:
     n_fit: int
     """Pictures that gave tiles to the Gaussian."""
     false_positive_rate: float = 0.05
-    preprocessing: str = ood.PREPROCESSING
+    preprocessing: str = bound.PREPROCESSING
     version: str = field(init=False)
     """SHA-256 of all of it, 64 hexadecimal digits."""
     threshold: float = field(init=False)
     """A picture whose worst tile scores above it is out-of-distribution at the false-positive rate."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "version", ood.digest(self._content()))
+        object.__setattr__(self, "version", bound.digest(self._content()))
         object.__setattr__(self, "threshold", conformal.threshold(self.ranked, self.false_positive_rate))
 
     @property
@@ -187,7 +188,7 @@ class TileCalibration:
 
     def _content(self) -> dict[str, Any]:
         return {
-            "format": ood.FORMAT,
+            "format": bound.FORMAT,
             "model_version": self.model_version,
             "preprocessing": self.preprocessing,
             "false_positive_rate": self.false_positive_rate,
@@ -199,13 +200,13 @@ class TileCalibration:
 
     def save(self, folder: Path) -> None:
         """Write `calibration-tiles.json` into the model folder."""
-        ood.write_bound(folder / checkpoint.TILES, self._content())
+        bound.write(folder / checkpoint.TILES, self._content())
 
     @classmethod
     def read(cls, folder: Path, model_version: str) -> TileCalibration:
         """Read `calibration-tiles.json`; raises `ModelError` if it is missing, damaged or for something else."""
         path = folder / checkpoint.TILES
-        stored = ood.read_bound(path, model_version)
+        stored = bound.read(path, model_version)
         try:
             return cls(
                 model_version,
@@ -216,7 +217,7 @@ class TileCalibration:
                 stored["false_positive_rate"],
             )
         except (AttributeError, LookupError, TypeError, ValueError) as error:
-            raise ModelError(f"{path} is damaged ({str(error).rstrip('.')}): {ood.REMEDY}.") from error
+            raise ModelError(f"{path} is damaged ({str(error).rstrip('.')}): {bound.REMEDY}.") from error
 
 
 def calibrate(
@@ -227,7 +228,7 @@ def calibrate(
     side: int | None = None,
     false_positive_rate: float = 0.05,
     batch_size: int = 32,
-    bar: ood.Bar = lambda stage, done, total, note: None,
+    bar: Bar = lambda stage, done, total, note: None,
 ) -> TileCalibration:
     """Calibrate tiles on whole good pictures, each opened when its turn comes: one list fits, the other ranks.
 
@@ -252,5 +253,5 @@ def calibrate(
         scores.append(scan(model, opened(), unranked, batch_size=batch_size).score)
         bar("rank", index + 1, len(rank_pictures), "pictures")
     return TileCalibration(
-        model.version, cut, gaussian, np.sort(ood.rounded(np.array(scores))), len(fit_pictures), false_positive_rate
+        model.version, cut, gaussian, conformal.ranked(scores), len(fit_pictures), false_positive_rate
     )

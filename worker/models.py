@@ -47,7 +47,7 @@ class HistogramLike(Protocol):
 
 
 class CalibrationLike(Protocol):
-    """What the verdicts of a model rest on, as in `ncml.ood.Calibration`."""
+    """What the verdicts of a model rest on, as in `ncml.calibration.Calibration`."""
 
     version: str
     statistic: str

@@ -84,7 +84,7 @@ def _pictures(
 ) -> dict[str, Any]:
     import torch
 
-    from ncml import data, ood
+    from ncml import calibration, data
 
     with progress_bar() as bar:
         found = data.load(source, m.height, m.width, split=split, report=lambda done, total: bar("read", done, total))
@@ -95,7 +95,7 @@ def _pictures(
             parts = found.part("calibration-fit"), found.part("calibration-rank")
         fit, rank = (part.first(limit or len(part)).images_NHWC for part in parts)
         try:
-            made = ood.calibrate(m, fit, rank, false_positive_rate=rate, tolerate=tolerate, bar=bar)
+            made = calibration.calibrate(m, fit, rank, false_positive_rate=rate, tolerate=tolerate, bar=bar)
         except InputError as error:
             if error.field != "data" or unseen:
                 raise

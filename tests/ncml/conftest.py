@@ -1,12 +1,15 @@
 """One thread, and small models to call by the front door."""
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 import ncml
 from ncml import checkpoint
+from ncml.calibration import Calibration, calibrate
 from tests.ncml import nets
 
 
@@ -35,4 +38,19 @@ def plain_model(tmp_path_factory: pytest.TempPathFactory) -> ncml.Model:
     folder = tmp_path_factory.mktemp("models") / "plain"
     config = nets.config(((4, 1),), width=12, classes=(), orientations=False)
     checkpoint.save(folder, nets.network(config, dtype=torch.float32))
+    return ncml.load(folder)
+
+
+@pytest.fixture(scope="session")
+def calibration(model: ncml.Model) -> Calibration:
+    """Of `model`, fitted on 30 pictures and ranked by 60."""
+    return calibrate(model, nets.FIT, nets.RANK)
+
+
+@pytest.fixture
+def calibrated(model: ncml.Model, calibration: Calibration, tmp_path: Path) -> ncml.Model:
+    """A copy of `model` in a folder of its own, with its calibration."""
+    folder = tmp_path / "loud"
+    shutil.copytree(model.folder, folder)
+    calibration.save(folder)
     return ncml.load(folder)

@@ -65,3 +65,7 @@ def pictures(count: int, height: int = 8, width: int = 8, *, seed: int = 0) -> T
     ramp = torch.linspace(-1, 1, height)[:, None, None] + torch.linspace(-1, 1, width)[:, None]
     noise = 0.05 * torch.randn(count, height, width, 3, generator=generator)
     return ((corner + 0.4 * slope * ramp + noise) * 255).clamp(0, 255).to(torch.uint8)
+
+
+FIT, RANK, NEW = (pictures(n, seed=seed).numpy() for n, seed in ((30, 1), (60, 2), (6, 3)))
+"""Pictures that fit statistics, that rank, and that are new; uint8 [N, 8, 8, 3]."""

@@ -17,7 +17,8 @@ from PIL import Image
 from scipy import linalg
 
 import ncml
-from ncml import checkpoint, cli, ood
+from ncml import checkpoint, cli
+from ncml.calibration import calibrate
 from ncml.config import SOLVERS, maximum_likelihood
 from ncml.evaluation import numbers, pictures, quality, run
 from ncml.evaluation.likelihood import bits, flip, seven_bit_bits
@@ -199,7 +200,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint.save(folder / "mine", nets.network(config, dtype=torch.float32))
     checkpoint.save(folder / "mle", nets.network(maximum_likelihood(config), dtype=torch.float32, seed=1))
     held_out = nets.pictures(80, seed=5)
-    ood.calibrate(ncml.load(folder / "mine"), held_out[:40], held_out[40:]).save(folder / "mine")
+    calibrate(ncml.load(folder / "mine"), held_out[:40], held_out[40:]).save(folder / "mine")
     return folder
 
 

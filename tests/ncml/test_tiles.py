@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ncml
-from ncml import checkpoint, ood, tiles
+from ncml import bound, checkpoint, ood, tiles
+from ncml.calibration import calibrate
 from ncml.errors import InputError, ModelError
 from tests.ncml import nets
 
@@ -121,7 +122,7 @@ def test_without_any_calibration_that_is_said(model: ncml.Model) -> None:
 
 def test_the_model_s_own_calibration_gives_a_map_but_no_verdict(model: ncml.Model, tmp_path: Path) -> None:
     shutil.copytree(model.folder, tmp_path / "loud")
-    ood.calibrate(model, nets.pictures(30).numpy(), nets.pictures(30, seed=1).numpy()).save(tmp_path / "loud")
+    calibrate(model, nets.pictures(30).numpy(), nets.pictures(30, seed=1).numpy()).save(tmp_path / "loud")
     found = tiles.scan(ncml.load(tmp_path / "loud"), picture(1))
     assert (found.p_value, found.threshold, found.is_ood) == (None, None, None)
     assert found.score > 0
@@ -146,6 +147,6 @@ def test_a_calibration_of_tiles_is_bound_to_its_model(calibrated: ncml.Model, tm
     with pytest.raises(ModelError, match="changed after it was written"):
         tiles.TileCalibration.read(tmp_path, calibrated.version)
     del stored["version"], stored["cut"]
-    ood.write_bound(path, stored)
+    bound.write(path, stored)
     with pytest.raises(ModelError, match="is damaged"):
         tiles.TileCalibration.read(tmp_path, calibrated.version)
