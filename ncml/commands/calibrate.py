@@ -9,7 +9,7 @@ from tyro.conf import arg
 
 from ncml import images
 from ncml.changes import TOLERANCES, Tolerance
-from ncml.errors import InputError, NotAnImage, TooLarge
+from ncml.errors import InputError
 from ncml.listing import listed
 from ncml.terminal import JsonOption, ModelOption, identity, load, print_json, progress_bar, suggestion
 
@@ -127,15 +127,18 @@ def _tiles(m: "Model", folder: Path, side: int | None, rate: float, limit: int |
     with progress_bar() as bar:
         files = list(listed([folder]))
         for index, path in enumerate(files):
+            bar("read", index, len(files))
             opened = partial(images.open_image, path, field=str(path))
             try:
-                cut.corners(opened())
-                readable.append(opened)
-            except (NotAnImage, TooLarge):
+                picture = opened()
+            except InputError:
                 skipped += 1
+                continue
+            try:
+                cut.corners(picture)
             except InputError as error:
                 raise InputError("data", f"{path}: {error.detail}") from error
-            bar("read", index + 1, len(files))
+            readable.append(opened)
         fit = [one for i, one in enumerate(readable) if i % SPLIT < FIT][:limit]
         rank = [one for i, one in enumerate(readable) if i % SPLIT >= FIT][:limit]
         made = tiles.calibrate(m, fit, rank, side=side, false_positive_rate=rate, bar=bar)

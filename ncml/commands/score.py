@@ -19,8 +19,8 @@ from ncml.terminal import ClassOption, JsonOption, ModelOption, identity, load, 
 if TYPE_CHECKING:
     from ncml.model import Model
 
-TEXTS = ("file", "statistic", "model", "calibration", "error")
-PLAIN = ("file", "bpd", "log_likelihood", "statistic", "score", "p_value", "is_ood")
+TEXTS = ("file", "model", "calibration", "statistic", "class", "error")
+PLAIN = ("file", "bpd", "log_likelihood", "score", "p_value", "is_ood")
 TILED = ("file", "score", "p_value", "is_ood", "left", "top", "width", "height", "tiles")
 
 
@@ -71,10 +71,12 @@ def score(
         if class_ is not None or noise or statistics or statistic or only_bpd:
             raise InputError("tile", "with --tile pictures are judged by their worst tile: leave other options out.")
         names, bound, why = (), m.tiles, "tiles are not calibrated: run ncml calibrate --tile."
+        judge = "worst tile"
     else:
         if tile_size is not None:
             raise InputError("tile-size", "--tile-size is for --tile; leave it out or add that.")
         names, bound, why = _names(m, statistics), None if only_bpd else m.calibration, m.uncalibrated
+        judge = "" if bound is None else statistic or bound.statistic
     if fdr is not None and bound is None:
         raise InputError("fdr", f"--fdr needs p-values: {'leave --only-bpd out.' if only_bpd else why}")
     skipped = Skipped()
@@ -85,7 +87,9 @@ def score(
     if output is None:
         told = _in_memory(files, work, fdr, None if as_json else _shown(columns, tile))
     else:
-        same = {"model": m.version[:12], "calibration": "" if bound is None else bound.version[:12]}
+        same = {"model": m.version[:12], "calibration": "" if bound is None else bound.version[:12], "statistic": judge}
+        conditions = {"class": class_, "noise": noise, "tile_size": tile_size}
+        same |= {name: str(value) for name, value in conditions.items() if value}
         told = _on_disk(output, files, work, fdr, columns, same, skipped)
     if bound is not None:
         told["false_positive_rate"] = bound.false_positive_rate
@@ -207,7 +211,8 @@ def _shown(columns: tuple[str, ...], tile: bool) -> Callable[[Row], None]:
 def _summary(told: dict[str, Any]) -> str:
     said = f"{told['pictures']} pictures"
     if "false_positive_rate" in told:
-        said += f", {told['flagged']} flagged ({told['false_positive_rate']:.0%} are expected of pictures that belong)"
+        expected = f"{100 * told['false_positive_rate']:g}% are expected of pictures that belong"
+        said += f", {told['flagged']} flagged ({expected})"
     if "discoveries" in told:
         said += f", {told['discoveries']} discoveries at a false discovery rate of {told['fdr']:g}"
     return said + (f": {told['output']}" if "output" in told else "")

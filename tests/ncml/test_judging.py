@@ -148,6 +148,10 @@ def test_a_run_that_was_cut_off_goes_on(calibrated: Run, tmp_path: Path) -> None
     assert table[1]["bpd"] == "123.0"  # what was there was not computed again
     assert [row["file"] for row in table] == [line.split(",")[0] for line in lines[1:]]
     (tmp_path / "t.csv.part").write_text("".join(marked))
+    for other in (["--statistic", "llr"], ["--noise", "2"], ["--class", "a"], ["--only-bpd"], ["--statistics", "llr"]):
+        done = calibrated(*asked, *other)
+        assert done.returncode == 2, other
+        assert "was started by another command or model" in done.stderr
     (tmp_path / "new" / "000a.png").write_bytes((tmp_path / "new" / "000.png").read_bytes())
     done = calibrated(*asked)
     assert done.returncode == 2
@@ -246,11 +250,12 @@ def test_whole_pictures_are_judged_by_their_tiles(run: Run, tmp_path: Path) -> N
     write(tmp_path / "good", 28, 3, (24, 20))
     write(tmp_path / "new", 3, 2, (24, 20))
     (tmp_path / "good" / "junk.png").write_text("junk")
+    (tmp_path / "good" / "lost.png").symlink_to("nowhere.png")
     broken = images.open_image(tmp_path / "new" / "001.png")
     broken[6:, 6:] = 255 * np.random.default_rng(0).integers(0, 2, (18, 14, 3))
     Image.fromarray(broken).save(tmp_path / "new" / "001.png")
     made = run("calibrate", "--model", "loud", "--data", "good", "--tile")
-    assert "fitted on 8 pictures by their tiles, ranked by 20  (1 could not be read)" in made.stdout, made.stderr
+    assert "fitted on 8 pictures by their tiles, ranked by 20  (2 could not be read)" in made.stdout, made.stderr
     asked = ("score", "new", "--model", "loud", "--tile")
     told = json.loads(run(*asked, "--json", "--map", "maps").stdout)
     flagged = [row["is_ood"] for row in told["results"]]
