@@ -21,8 +21,13 @@ A shrinking convolution reads an even row and the odd one above it, which u reme
 Only about a quarter of the arithmetic is left to the sequential part. Known rows are run through the network itself
 once, with hooks on its layers that fill the caches (`_Run.fill`).
 
-A picture does not depend on what shares its batch: products have a multiple of 8 rows (SLOT), and under that condition
-the rows of a product are, on a CPU, the same bits whatever the number of rows.
+A picture does not depend on what shares its batch, to the bit, on a CPU and for any number of threads. What was found
+to be needed for that (Intel and AMD with AVX-512, oneMKL):
+
+    products              a multiple of SLOT rows; a right factor stored by rows, not transposed; sums of at most DEPTH
+                          terms, since longer ones are split by the number of rows
+    elementwise           whole vectors for each image, on one thread (`_pieces`): remainders may round otherwise
+    conditioning          SLOT images at a time (`_by_slots`), known rows one at a time (`_Run.fill`)
 
 Shapes: S slots (the batch, padded), R images of a row product, H rows, W columns, F filters, N heads, D channels of a
 head, K components. A row buffer has a column of zeros on its left, which is the convolutions' padding.
@@ -31,7 +36,7 @@ head, K components. A row buffer has a column of zeros on its left, which is the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -45,6 +50,15 @@ from ncml.network import CHANNELS, NCPN, Pair, Resample, Stem
 
 SLOT = 8
 """Rows of a matrix product come in multiples of this."""
+
+DEPTH = 384
+"""Terms that a matrix product sums at most; longer sums are several products."""
+
+ONE_THREAD = 32768
+"""Elements up to which PyTorch computes an elementwise operation on one thread."""
+
+VECTOR = 32
+"""Elements that it computes at a time, at most."""
 
 # What F.elu and F.glu call: F's wrappers hide `out`, and cost as much again as a small operation does.
 _nn: Any = torch._C._nn  # pyright: ignore[reportAttributeAccessIssue]
@@ -114,17 +128,46 @@ def _pad(x_BF: Tensor, S: int) -> Tensor:
     return F.pad(x_BF, (0, 0, 0, S - len(x_BF)))
 
 
+def _by_slots(module: nn.Module, *inputs_S: Tensor) -> Tensor:
+    """What a module of the network makes of its inputs, SLOT rows at a time."""
+    return torch.cat([module(*some) for some in zip(*(part.split(SLOT) for part in inputs_S), strict=True)])
+
+
+def _factor(linear: nn.Linear) -> Tensor:
+    """A linear layer's weight as the right factor of a product."""
+    return linear.weight.t().contiguous()
+
+
+def _product(base: Tensor, x: Sequence[Tensor], factor: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
+    """base + x @ factor, both of them in parts of DEPTH: x [M, K] by column, factor [K, G] by row."""
+    out = torch.addmm(base, x[0], factor[0], out=out)
+    for some, rows in zip(x[1:], factor[1:], strict=True):
+        out.addmm_(some, rows)
+    return out
+
+
 def _by_position(x_BKHW: Tensor, S: int) -> Tensor:
     """[B, K, H, W] -> [H W, S, K], so that one position's draws lie together."""
     return _pad(x_BKHW.flatten(1), S).unflatten(1, (x_BKHW.shape[1], -1)).permute(2, 0, 1).contiguous()
 
 
-def _activate(x: Tensor) -> Tensor:
-    return plain_concat_elu(x, -1)
+def _activate(x_RWF: Tensor) -> Tensor:
+    return torch.cat([plain_concat_elu(some, -1) for some in _pieces(x_RWF)])
 
 
-def _gate(ab: Tensor, x: Tensor) -> Tensor:
-    return x + glu(ab, -1)
+def _gate(ab_RWG: Tensor, x_RWF: Tensor) -> Tensor:
+    return x_RWF + torch.cat([glu(some, -1) for some in _pieces(ab_RWG)])
+
+
+def _pieces(x_RWF: Tensor) -> Sequence[Tensor]:
+    """Images that one thread computes.
+
+    Where threads share an elementwise operation, the elements at the ends of their parts are not computed as vectors,
+    which may round otherwise; and where these ends lie depends on the size of the whole.
+    """
+    if torch.get_num_threads() == 1 or x_RWF.numel() <= ONE_THREAD:
+        return (x_RWF,)
+    return x_RWF.split(max(1, ONE_THREAD // x_RWF[0].numel()))
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -141,7 +184,7 @@ class _RowConv:
         # Beside each other at every column: the row above and this row.
         self.buffer = conv.weight.new_zeros(R, W + 2, 2 * C)
         self.current = self.buffer[:, 1:-1, C:]
-        self.weight = conv.weight.permute(3, 2, 1, 0).reshape(6 * C, -1).contiguous()
+        self.weight = conv.weight.permute(3, 2, 1, 0).reshape(6 * C, -1).contiguous().split(DEPTH)
         self.windows = self.buffer.as_strided(
             (R, W // self.stride, 6 * C), (self.buffer.stride(0), self.stride * 2 * C, 1)
         )
@@ -156,7 +199,8 @@ class _RowConv:
         """The convolution's output at this row, [R, W / stride, G]."""
         self.push(row_RWC)
         R, W, K = self.windows.shape
-        return torch.addmm(cast(Tensor, self.conv.bias), self.windows.reshape(R * W, K), self.weight).view(R, W, -1)
+        windows = self.windows.reshape(R * W, K).split(DEPTH, 1)
+        return _product(cast(Tensor, self.conv.bias), windows, self.weight).view(R, W, -1)
 
 
 class _RowAttention:
@@ -168,11 +212,12 @@ class _RowAttention:
         D = attention.out.out_features // N
         self.column = attention.out.weight.new_zeros(2, R * W, N, H, D)
         """Keys and values of every column's earlier rows."""
+        self.project, self.out = _factor(attention.project), _factor(attention.out)
 
     def __call__(self, x_RWF: Tensor) -> Tensor:
         a = self.attention
         R, W, _ = x_RWF.shape
-        qkv = F.linear(a.norm(x_RWF).view(R * W, -1), a.project.weight, a.project.bias)
+        qkv = torch.addmm(a.project.bias, a.norm(x_RWF).view(R * W, -1), self.project)
         row, column = qkv.view(R, W, 2, 3, a.heads, -1).unbind(2)
         # Contiguous, because a lone image's strides would choose another kernel than a batch's.
         row_RWF = _attend(*row.permute(2, 0, 3, 1, 4).contiguous()).transpose(1, 2).reshape(R * W, -1)
@@ -180,7 +225,7 @@ class _RowAttention:
         self.column[:, :, :, self.rows] = qkv[:, 1:].transpose(0, 1)
         self.rows += 1
         column_RWF = _attend(qkv[:, 0].unsqueeze(2), *self.column[:, :, :, : self.rows]).reshape(R * W, -1)
-        out = F.linear(torch.cat([row_RWF, column_RWF], -1), a.out.weight, a.out.bias).view_as(x_RWF)
+        out = torch.addmm(a.out.bias, torch.cat([row_RWF, column_RWF], -1), self.out).view_as(x_RWF)
         return (x_RWF + out) * math.sqrt(0.5)
 
 
@@ -190,14 +235,15 @@ class _RowBlock:
     def __init__(self, block: GatedBlock, attention: nn.Module, embedding_SE: Tensor, R: int, H: int, W: int) -> None:
         self.block = block
         self.conv_in, self.conv_out = _RowConv(block.conv_in, R, W), _RowConv(block.conv_out, R, W)
-        self.condition_RF = block.condition(embedding_SE)[:R, None]
+        self.condition_RF = _by_slots(block.condition, embedding_SE)[:R, None]
+        self.extra = None if block.extra is None else _factor(block.extra)
         self.attention = _RowAttention(attention, R, H, W) if isinstance(attention, AxialAttention) else None
 
     def __call__(self, x_RWF: Tensor, elu_RWG: Tensor, skip_RWG: Tensor | None) -> tuple[Tensor, Tensor]:
         """The stream and its activation -> the same, after this block."""
         c_RWF = self.conv_in(elu_RWG) + self.condition_RF
-        if skip_RWG is not None and self.block.extra is not None:
-            c_RWF = c_RWF + self.block.extra.rows(skip_RWG)
+        if skip_RWG is not None and self.block.extra is not None and self.extra is not None:
+            c_RWF += torch.addmm(self.block.extra.bias, skip_RWG.flatten(0, 1), self.extra).view_as(c_RWF)
         x_RWF = _gate(self.conv_out(_activate(c_RWF)), x_RWF)
         if self.attention is not None:
             x_RWF = self.attention(x_RWF)
@@ -213,6 +259,7 @@ class _Row:
         self.at = [flat[:, (j + 1) * C : (j + 2) * C] for j in range(W)]
         self.window = [flat[:, j * C : (j + 2) * C] for j in range(W)]
         """Left neighbour and position itself, side by side."""
+        self.window_parts = [window.split(DEPTH, 1) for window in self.window]
 
     def windows(self, R: int, stride: int = 1) -> Tensor:
         """The windows of every `stride`-th column as one matrix, [R W / stride, 2 C]."""
@@ -252,14 +299,14 @@ class _PositionConv:
         if signed_input:
             taps = F.pad(taps, (0, 0, 0, C))
         self.stride = conv.stride[1]
-        self.above, self.here = taps.flatten(1, 2).contiguous().unbind(0)
+        self.above, self.here = (row.split(DEPTH) for row in taps.flatten(1, 2).contiguous())
         self.bias = cast(Tensor, conv.bias)
         self.base = conv.weight.new_zeros(S, W // self.stride, len(self.bias))
         self.base_at = self.base.unbind(1)
 
     def prepare(self, above: _Row, R: int) -> None:
         """Start a row, given the row above it."""
-        out = torch.addmm(self.bias, above.windows(R, self.stride), self.above)
+        out = _product(self.bias, above.windows(R, self.stride).split(DEPTH, 1), self.above)
         self.base[:R] = out.view(R, -1, len(self.bias))
 
 
@@ -272,7 +319,7 @@ class _PositionAttention:
         D = attention.out.out_features // N
         self.row = attention.out.weight.new_zeros(2, S, N, W, D)
         self.column = attention.out.weight.new_zeros(2, W, S, N, H, D)
-        self.project, self.out = attention.project.weight.t(), attention.out.weight.t()
+        self.project, self.out = _factor(attention.project), _factor(attention.out)
 
     def __call__(self, x_SF: Tensor, i: int, j: int) -> None:
         """In place."""
@@ -297,9 +344,9 @@ class _PositionBlock:
         self.hidden = _Row(S, W, 2 * width, block.conv_in.weight)
         self.hidden_value = [at[:, :width] for at in self.hidden.at]
         self.hidden_negative = [at[:, width:] for at in self.hidden.at]
-        extra = block.extra.weight.t().contiguous()
+        extra = _factor(block.extra)
         self.from_u, self.from_skip = extra[: 2 * width], extra[2 * width :]
-        self.condition_SF = block.condition(embedding_SE) + block.extra.bias
+        self.condition_SF = _by_slots(block.condition, embedding_SE) + block.extra.bias
         self.attention = _PositionAttention(attention, S, H, W) if isinstance(attention, AxialAttention) else None
 
     def prepare(self, above: _State, u_elu_RWG: Tensor) -> None:
@@ -313,12 +360,12 @@ class _PositionBlock:
     def __call__(self, before: _State, after: _State, skip: _State | None, i: int, j: int) -> None:
         """From the state before this block to the state after it, at one position."""
         c_SF, hidden_SG = self.hidden_value[j], self.hidden.at[j]
-        torch.addmm(self.conv_in.base_at[j], before.elu.window[j], self.conv_in.here, out=c_SF)
+        _product(self.conv_in.base_at[j], before.elu.window_parts[j], self.conv_in.here, c_SF)
         if skip is not None:
             c_SF.addmm_(skip.elu.at[j], self.from_skip)
         torch.neg(c_SF, out=self.hidden_negative[j])
         elu(hidden_SG, out=hidden_SG)
-        ab = torch.addmm(self.conv_out.base_at[j], self.hidden.window[j], self.conv_out.here)
+        ab = _product(self.conv_out.base_at[j], self.hidden.window_parts[j], self.conv_out.here)
         x_SF = torch.add(before.value[j], glu(ab, 1), out=after.value[j])
         if self.attention is not None:
             self.attention(x_SF, i, j)
@@ -393,11 +440,13 @@ class _Run:
         self.B = len(conditions.class_B)
         self.S = _slots(self.B)
         self.stride = 2 ** (len(network.up) - 1)
-        # A row product has R times the level's width rows, which is a multiple of SLOT either way.
-        self.R = self.B if W // self.stride % SLOT == 0 else self.S
+        # Row products are padded only where an image's row is not a multiple of SLOT, or not of whole vectors.
+        rows = [(W >> index, level.width) for index, level in enumerate(network.config.model.levels)]
+        whole = all(columns % SLOT == 0 and columns * width % VECTOR == 0 for columns, width in rows)
+        self.R = self.B if whole else self.S
         padded = [F.pad(part, (0, self.S - self.B)) for part in (conditions.class_B, conditions.orientation_B)]
         t_S = torch.full((self.S,), conditions.t, device=padded[0].device)
-        self.embedding_SE = network.conditioning(t_S, *padded)
+        self.embedding_SE = _by_slots(network.conditioning, t_S, *padded)
         self.levels = [
             _Level(self, index, up, down)  # type: ignore[arg-type]
             for index, (up, down) in enumerate(zip(network.up, network.down, strict=True))
@@ -517,8 +566,8 @@ class _Run:
     def _descend(self, index: int, i: int, j: int) -> None:
         """Shrink to position (i, j) of the level below, walk it, and grow what it emits."""
         level, first = self.levels[index], self.levels[index + 1].up_states[0]
-        window = level.up_states[-1].x.window[2 * j]
-        torch.addmm(level.shrink_ul.base_at[j], window, level.shrink_ul.here, out=first.value[j])
+        window = level.up_states[-1].x.window_parts[2 * j]
+        _product(level.shrink_ul.base_at[j], window, level.shrink_ul.here, first.value[j])
         first.activate(j)
         x_SF = self._position(index + 1, i, j).value[j]
         for state, weight in zip(level.grown, level.grow_ul, strict=True):

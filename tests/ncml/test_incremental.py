@@ -246,17 +246,38 @@ def test_a_picture_is_the_same_bytes_in_every_batch(noise: float, solver: str, k
         assert (some == whole[seeds]).all(), seeds
 
 
-def bundled(height: int, width: int) -> Config:
+def bundled(height: int, width: int, **changed: object) -> Config:
     """The bundled model's network for small pictures; its products are wide enough for other kernels."""
     model = cifar10_small().model
-    return Config(recipe="test", model=replace(model, height=height, width=width))
+    return Config(recipe="test", model=replace(model, height=height, width=width, **changed))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+WIDE = bundled(4, 32, levels=(LevelConfig(width=160, blocks=1),))
+"""As wide as the paper's: sums long enough, and rows large enough, to be shared among threads."""
 
 
 @pytest.mark.parametrize(
-    "config", [nets.config(((6, 1), (10, 1))), bundled(4, 32), bundled(4, 12)], ids=["tiny", "bundled", "bundled, odd"]
+    ("config", "threads"),
+    [
+        pytest.param(nets.config(((6, 1), (10, 1))), 1, id="tiny"),
+        pytest.param(bundled(4, 32), 1, id="bundled"),
+        pytest.param(bundled(4, 32), 2, id="bundled, 2 threads"),
+        pytest.param(bundled(4, 12), 1, id="bundled, odd"),
+        pytest.param(WIDE, 1, id="wide"),
+        pytest.param(WIDE, 3, id="wide, 3 threads"),
+    ],
+    indirect=["threads"],
 )
 @pytest.mark.parametrize("first_row", [0, 2])
-def test_samples_are_the_same_bits_in_every_batch(config: Config, first_row: int) -> None:
+def test_samples_are_the_same_bits_in_every_batch(config: Config, threads: None, first_row: int) -> None:
     """In fp32 at t > 0, before rounding to grey levels could hide a difference. One seed for each image."""
     net = nets.network(config, dtype=torch.float32, spread=0.03)
     H, W = config.model.height, config.model.width
