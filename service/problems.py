@@ -144,6 +144,7 @@ _EXAMPLES: dict[int, dict[str | None, str]] = {
     500: {
         "job-engine": "The engine died twice while computing the job.",
         "job-model": "There is no model 'mnist' here; there are cifar10.",
+        "job-worker": "The worker vanished 5 times while computing the job.",
         None: "Something went wrong here; the log has it under this request's id.",
     },
     503: {

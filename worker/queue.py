@@ -515,8 +515,11 @@ class JobQueue:
             await self._async.aclose()
 
 
-_ASYNC_KWARGS = frozenset({"host", "port", "db", "username", "password", "socket_connect_timeout", "ssl_ca_certs",
-                           "ssl_cert_reqs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname"})  # fmt: skip
+_ASYNC_KWARGS = frozenset({
+    "host", "port", "db", "username", "password", "socket_timeout", "socket_connect_timeout", "ssl_ca_certs",
+    "ssl_cert_reqs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname",
+})  # fmt: skip
+"""What both kinds of client are told alike. The timeout is longer than `events` blocks, which redis-py's own is not."""
 
 
 def _heard(word: bytes) -> Worker | None:

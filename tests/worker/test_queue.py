@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -192,3 +193,21 @@ async def _wait(queue: JobQueue, job_id: str, timeout_s: float):
         return await queue.wait(job_id, timeout_s)
     finally:
         await queue.aclose()
+
+
+def test_a_stream_in_which_nothing_happens_says_so_each_tick(queue: JobQueue) -> None:
+    """The tick is longer than the time that redis-py gives an answer unless it is told otherwise, 5 s."""
+    job_id = queue.submit(GenerateJob(model="m"))
+
+    async def look() -> list[float]:
+        began, ticks = time.monotonic(), list[float]()
+        async with contextlib.aclosing(queue.events(job_id, tick_s=5.5)) as events:
+            async for event in events:
+                if event is None:
+                    ticks.append(time.monotonic() - began)
+                    break
+        await queue.aclose()
+        return ticks
+
+    [tick] = asyncio.run(look())
+    assert 5 < tick < 30
