@@ -12,14 +12,16 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import FilePayload, Page, sync_playwright
 
 HERE = Path(__file__).parent
 OUT = HERE / "screenshots"
-DESKTOP = {"viewport": {"width": 1280, "height": 900}}
+DESKTOP = {"viewport": {"width": 1280, "height": 960}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
+ADDRESS = "http://localhost:8000"  # what the page's curl lines say, whatever port is free
 SLOW = 300_000  # milliseconds that a drawing may take
 Save = Callable[[str], None]
 
@@ -58,15 +60,36 @@ def begin(page: Page, view: str, seed: int, **values: int) -> None:
 
 
 def show(page: Page, view: str) -> None:
-    """On a small screen the result lies below the controls: bring it up."""
-    result = page.locator(f"#view-{view} article").first
-    if (page.viewport_size or {"width": 0})["width"] < 760:
-        result.evaluate("e => scrollTo(0, e.getBoundingClientRect().top + scrollY - 12)")
-    page.mouse.move(0, 0)
+    """The whole view; on a small screen its result, which lies below the controls."""
+    small = (page.viewport_size or {"width": 0})["width"] < 760
+    page.locator(f"#view-{view} .stage" if small and view != "models" else "body").evaluate(
+        "e => scrollTo(0, e.getBoundingClientRect().top + scrollY - 12)"
+    )
+
+
+def wide_cat() -> FilePayload:
+    """A photograph that is wider than high, so that there is something to crop."""
+    buffer = io.BytesIO()
+    with Image.open(HERE / "cat.jpg") as picture:
+        picture.crop((0, 20, 300, 260)).save(buffer, "PNG")
+    return FilePayload(name="cat.png", mimeType="image/png", buffer=buffer.getvalue())
 
 
 def tour(page: Page, save: Save) -> None:
     """Work through every view and save each."""
+    page.locator("#view-score input[type=file]").set_input_files(wide_cat())
+    page.locator(".waiting canvas").nth(1).wait_for()
+    save("crop")
+    page.locator("#view-score input[type=file]").set_input_files(HERE / "brick.png")
+    for name in ("flat grey", "gradient", "stripes", "noise"):
+        page.locator("#view-score").get_by_role("button", name=name, exact=True).click()
+    page.locator(".waiting canvas").nth(11).wait_for()
+    page.get_by_role("button", name="Score 6 pictures").click()
+    page.locator(".strip .tile").nth(5).wait_for(timeout=SLOW)
+    page.get_by_role("button", name="Flip the last bits").click()
+    page.locator(".flip .mono").wait_for(timeout=SLOW)
+    show(page, "score")
+    save("score")
     go(page, "generate")
     page.locator("#view-generate").get_by_label("ship", exact=True).check()
     begin(page, "generate", 7, pictures=12)
@@ -76,32 +99,27 @@ def tour(page: Page, save: Save) -> None:
     save("generate")
     drawn.nth(3).click()
     save("picture")
-    page.get_by_role("button", name="Score it").click()
-    for name in ("flat grey", "gradient", "stripes", "noise"):
-        page.locator("#view-score").get_by_role("button", name=name, exact=True).click()
-    page.get_by_role("button", name="Score 5 pictures").click()
-    page.locator(".strip .tile").nth(4).wait_for(timeout=SLOW)
-    page.get_by_role("button", name="Flip the last bits").click()
-    page.locator(".flip .mono").wait_for(timeout=SLOW)
-    show(page, "score")
-    save("score")
-    go(page, "generate")
-    drawn.nth(0).click()
-    page.get_by_role("button", name="Complete it").click()
-    begin(page, "complete", 11, variants=4)
-    page.locator("#view-complete .cell:enabled").nth(3).wait_for(timeout=SLOW)
+    page.keyboard.press("Escape")
+    go(page, "complete")
+    page.locator("#view-complete input[type=file]").set_input_files(wide_cat())
+    begin(page, "complete", 11, variants=5)
+    page.locator("#view-complete .cell:enabled").nth(4).wait_for(timeout=SLOW)
     show(page, "complete")
     save("complete")
     go(page, "trajectory")
     begin(page, "trajectory", 21, pictures=4)
     page.get_by_text("Shown are the service").wait_for(timeout=SLOW)
-    moment = page.get_by_label("Moment")
-    moment.fill(str(round(0.4 * int(moment.get_attribute("max") or 0))))
+    moment = page.get_by_role("slider", name="Moment")
+    for at in range(int(moment.get_attribute("max") or 0)):
+        moment.fill(str(at))
+        if moment.get_attribute("aria-valuetext") == "Noisy sample":
+            break
     show(page, "trajectory")
     save("trajectory")
     go(page, "models")
     page.get_by_role("button", name="Draw 4 of each class").click()
     page.get_by_text("not chosen").wait_for(timeout=SLOW)
+    show(page, "models")
     save("models")
 
 
@@ -112,18 +130,22 @@ def main() -> None:
         sys.exit("no chromium is installed: apt-get install chromium")
     OUT.mkdir(exist_ok=True)
     with service() as url, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox", "--disable-gpu"])
+        shown = f"--host-resolver-rules=MAP {urlsplit(ADDRESS).netloc} 127.0.0.1:{urlsplit(url).port}"
+        browser = playwright.chromium.launch(
+            executable_path=browser_path, args=["--no-sandbox", "--disable-gpu", shown]
+        )
         for screen, options in (("desktop", DESKTOP), ("phone", PHONE)):
             page = browser.new_context(**options, reduced_motion="reduce").new_page()
-            page.goto(url)
+            page.goto(ADDRESS)
             page.locator("#pulse.well").wait_for()
 
             def save(name: str, page: Page = page, screen: str = screen) -> None:
+                page.mouse.move(0, 0)
                 for scheme in ("light", "dark"):
                     page.emulate_media(color_scheme=scheme)
                     picture = Image.open(io.BytesIO(page.screenshot()))
                     path = OUT / f"{name}-{screen}-{scheme}.png"
-                    picture.convert("RGB").quantize(192, dither=Image.Dither.NONE).save(path, optimize=True)
+                    picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
                     print(path)
                 page.emulate_media(color_scheme="light")
 

@@ -4,9 +4,9 @@ import { h } from "./ui.js";
 
 const [TOP, BASE, HEIGHT] = [40, 132, 156]; // of the bars and of the whole, in CSS pixels
 
-/** At most `most` round numbers between two. */
-function ticks(low, high, most = 6) {
-  const rough = (high - low) / most;
+/** About six round numbers between two. */
+function ticks(low, high) {
+  const rough = (high - low) / 6;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = power * [1, 2, 5, 10].find((times) => times * power >= rough);
   const first = Math.ceil(low / step);
@@ -34,7 +34,7 @@ function bars({ edges, counts }, { value, threshold, tail = true }, width) {
       class: shaded && edges[i] >= inside ? "beyond" : "within" }));
   });
   parts.push(h("line", { x1: x(low), x2: x(high), y1: BASE, y2: BASE, class: "axis" }));
-  for (const number of ticks(low, high, width < 360 ? 4 : 6)) {
+  for (const number of ticks(low, high)) {
     parts.push(h("text", { x: x(number), y: BASE + 18, "text-anchor": "middle", class: "axis" }, String(number)));
   }
   if (threshold > low && threshold < high) {

@@ -70,7 +70,7 @@ function latency(state) {
   const routes = [...new Set(buckets.map(({ labels }) => labels.route))].filter((route) => /^\/(score|generate|complete|jobs\/\{job_id\}\/result|models)$/.test(route));
   const rows = routes.map((route) => {
     const own = buckets.filter(({ labels }) => labels.route === route).map(({ labels, value }) => [labels.le === "+Inf" ? Infinity : Number(labels.le), value]);
-    return [route, own.at(-1)[1].toLocaleString("en"), quantile(own, 0.5), quantile(own, 0.95)];
+    return [route.replace("{job_id}", "…"), own.at(-1)[1].toLocaleString("en"), quantile(own, 0.5), quantile(own, 0.95)];
   });
   if (!rows.length) return h("div", {}, empty("No request yet", "Latencies appear with the first requests."));
   return table("Answers since the service started", ["Route", "Requests", "Half within", "95 % within"], rows);

@@ -128,7 +128,7 @@ export function run(record, host, { before = [], again, use }) {
       }
     };
     actions.replaceChildren(
-      button(asked.n > 1 ? "PNG grid" : "PNG", fetched("image/png", `${record.task}-${asked.seed}.png`), "small"),
+      button("PNG", fetched("image/png", `${record.task}-${asked.seed}.png`), "small"),
       button("Zip", fetched("application/zip", `${record.task}-${asked.seed}.zip`), "small"),
       button("Reuse settings", () => again(record), "small"), remover());
     announce(`${plural(asked.n, "picture")} drawn`);

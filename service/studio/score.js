@@ -222,12 +222,13 @@ function show(one) {
   const ranks = calibration(one);
   return h("article", { class: "reading" },
     h("header", {}, h("h2", {}, one.name), h("p", { class: "hint" }, [`${one.model.name} ${one.model.version.slice(0, 12)}`, one.conditions.class && `class ${one.conditions.class}`, one.conditions.noise && `at ${grey(one.conditions.noise)}`].filter(Boolean).join(" · "))),
-    map(one),
     h("div", { class: "facts" },
       h("p", { class: "big" }, h("span", { class: "mono" }, score.bpd.toFixed(2)), " bits/dim"),
       h("p", { class: "hint" }, `${score.log_likelihood.toLocaleString("en", { maximumFractionDigits: 0 }).replace("-", "−")} nats for the whole picture.`,
         served?.metrics.test_bpd && ` Test pictures of ${served.name} take ${served.metrics.test_bpd.toFixed(2)} bits/dim on average.`),
-      h("div", { class: `verdict ${kind}` }, h("p", { class: "strong" }, title), h("p", {}, text), score.ood && h("p", { class: "mono" }, `p = ${score.ood.p_value.toPrecision(2)}`)),
+      h("div", { class: `verdict ${kind}` }, h("p", { class: "strong" }, title), h("p", {}, text), score.ood && h("p", { class: "mono" }, `p = ${score.ood.p_value.toPrecision(2)}`))),
+    map(one),
+    h("div", { class: "facts" },
       ranks && placed(one, ranks),
       flip(one),
       line(one)));
