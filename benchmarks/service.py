@@ -108,7 +108,7 @@ def latency(http: httpx2.Client, model: Model, file: bytes, samples: int = 300) 
     }  # fmt: skip
 
 
-def throughput(http: httpx2.Client, model: Model, files: list[bytes], rounds: int = 4) -> dict[str, float]:
+def throughput(http: httpx2.Client, model: Model, files: list[bytes], rounds: int = 3) -> dict[str, float]:
     """Pictures a second over HTTP and in this process, in turn; the best round of each counts."""
     over_http: list[float] = []
     in_process: list[float] = []
@@ -167,7 +167,7 @@ def main() -> None:
     reuse_freed_memory()  # as the engine does
     model = ncml.load(arguments.model)
     rng = np.random.default_rng(0)
-    files = [to_png(rng.integers(0, 256, (model.height, model.width, 3), np.uint8)) for _ in range(8 * BATCH)]
+    files = [to_png(rng.integers(0, 256, (model.height, model.width, 3), np.uint8)) for _ in range(16 * BATCH)]
     server = Valkey()
     server.start()
     try:

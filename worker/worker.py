@@ -66,7 +66,10 @@ class WorkerSettings:
     lanes: tuple[Lane, ...]
     engine: EngineSettings
     window_s: float = 0.01
-    """How long a batch that is not full waits for company (a third of it once none comes), if the engine was busy."""
+    """How long a batch less than half full waits for company (a third of it once none comes), if the engine was busy.
+
+    A fuller one is worth starting: whoever comes meanwhile is the next one.
+    """
     drain_s: float = 25.0
     """How long a running batch may go on after SIGTERM; then its jobs go back to their queues."""
     hang_s: float = 300.0
@@ -278,7 +281,7 @@ class GpuWorker(SimpleWorker):
         began = time.monotonic()
         room = self.settings.engine.max_batch - sum(claim.images for claim in claims)
         came = began
-        while key and room > 0 and self._stop_at is None:
+        while key and room > self.settings.engine.max_batch // 2 and self._stop_at is None:
             now = time.monotonic()
             if now - began > self.settings.window_s or now - came > self.settings.window_s / 3:
                 break  # nobody comes any more, while the engine stands idle

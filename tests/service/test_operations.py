@@ -4,9 +4,11 @@ import asyncio
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -184,6 +186,45 @@ def test_the_document_says_what_is_taken_and_answered(client: TestClient) -> Non
     assert names <= document["components"]["schemas"].keys()
     for name in ("ScoreAnswer", "PictureAnswer", "JobAnswer", "ProblemDetails"):
         assert "example" in document["components"]["schemas"][name]
+
+
+API = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+
+
+def rows(heading: str) -> list[list[str]]:
+    """The cells of the table in docs/api.md whose first row begins with a heading."""
+    (table,) = re.findall(rf"^\| {heading} \|.*\n\|[-|]+\n((?:\|.*\n)+)", API, re.MULTILINE)
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines()]
+
+
+def test_the_api_page_tells_every_kind_of_problem(client: TestClient) -> None:
+    told = {
+        (int(status), f"urn:ncml:problem:{kind}")
+        for statuses, kinds, _ in rows("Status")
+        for status in statuses.split(", ")
+        for kind in re.findall(r"`([a-z-]+)`", kinds)
+    }
+    document = client.get("/openapi.json").json()
+    operations = [operation for path in document["paths"].values() for operation in path.values()]
+    refusals = [
+        response["content"]["application/problem+json"]["examples"].values()
+        for operation in operations
+        for status, response in operation["responses"].items()
+        if int(status) >= 400
+    ]
+    examples = {(one["value"]["status"], one["value"]["type"]) for refusal in refusals for one in refusal}
+    assert told == examples - {(500, "about:blank")}
+    assert client.post("/generate?n=0").json()["detail"] in API
+
+
+def test_the_api_page_tells_the_limits_as_they_are() -> None:
+    told = {name: value for name, value, _ in rows("Setting")}
+    assert len(told) == 8
+    for name, value in told.items():
+        number, _, unit = value.partition(" ")
+        base, _, power = number.partition("^")
+        default = Settings.model_fields[name.strip("`").removeprefix("NCML_").lower()].default
+        assert int(base) ** int(power or 1) * {"": 1, "MiB": 2**20}[unit] == default, name
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
