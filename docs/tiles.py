@@ -3,6 +3,7 @@
     python docs/tiles.py
 
 28 good pictures are random cuts of the left half of docs/brick.png; the wall to be judged is cut from its right half.
+brick.png is scikit-image's, CC0.
 """
 
 import shutil

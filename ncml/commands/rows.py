@@ -58,7 +58,7 @@ class Skipped:
         for said in self.told:
             print(f"ncml: skipped: {said}", file=sys.stderr)
         if count:
-            print(f"ncml: {count} {'file was' if count == 1 else 'files were'} skipped as unreadable", file=sys.stderr)
+            print(f"ncml: {count} {'file was' if count == 1 else 'files were'} skipped", file=sys.stderr)
 
 
 def batches(paths: Iterable[Path]) -> Iterator[list[Path]]:
