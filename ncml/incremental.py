@@ -26,7 +26,7 @@ to be needed for that (Intel and AMD with AVX-512, oneMKL):
 
     products              a multiple of SLOT rows; a right factor stored by rows, not transposed; sums of at most DEPTH
                           terms, since longer ones are split by the number of rows
-    elementwise           whole vectors for each image, on one thread (`_pieces`): remainders may round otherwise
+    elementwise           whole vectors for each image, on one thread (`_on_one_thread`): remainders may round otherwise
     conditioning          SLOT images at a time (`_by_slots`), known rows one at a time (`_Run.fill`)
 
 Shapes: S slots (the batch, padded), R images of a row product, H rows, W columns, F filters, N heads, D channels of a
@@ -139,10 +139,10 @@ def _factor(linear: nn.Linear) -> Tensor:
 
 
 def _product(base: Tensor, x: Sequence[Tensor], factor: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
-    """base + x @ factor, both of them in parts of DEPTH: x [M, K] by column, factor [K, G] by row."""
+    """The sum of `base` and x @ factor, both in parts of DEPTH: x [M, K] by column, factor [K, G] by row."""
     out = torch.addmm(base, x[0], factor[0], out=out)
-    for some, rows in zip(x[1:], factor[1:], strict=True):
-        out.addmm_(some, rows)
+    for part in range(1, len(factor)):
+        out.addmm_(x[part], factor[part])
     return out
 
 
@@ -152,22 +152,22 @@ def _by_position(x_BKHW: Tensor, S: int) -> Tensor:
 
 
 def _activate(x_RWF: Tensor) -> Tensor:
-    return torch.cat([plain_concat_elu(some, -1) for some in _pieces(x_RWF)])
+    return _on_one_thread(lambda some: plain_concat_elu(some, -1), x_RWF)
 
 
 def _gate(ab_RWG: Tensor, x_RWF: Tensor) -> Tensor:
-    return x_RWF + torch.cat([glu(some, -1) for some in _pieces(ab_RWG)])
+    return x_RWF + _on_one_thread(lambda some: glu(some, -1), ab_RWG)
 
 
-def _pieces(x_RWF: Tensor) -> Sequence[Tensor]:
-    """Images that one thread computes.
+def _on_one_thread(elementwise: Callable[[Tensor], Tensor], x_RWF: Tensor) -> Tensor:
+    """Apply an operation to so few images at a time that threads do not share it.
 
-    Where threads share an elementwise operation, the elements at the ends of their parts are not computed as vectors,
-    which may round otherwise; and where these ends lie depends on the size of the whole.
+    The elements at the ends of a thread's part are not computed as vectors, which may round otherwise; and where these
+    ends lie depends on the size of the whole.
     """
     if torch.get_num_threads() == 1 or x_RWF.numel() <= ONE_THREAD:
-        return (x_RWF,)
-    return x_RWF.split(max(1, ONE_THREAD // x_RWF[0].numel()))
+        return elementwise(x_RWF)
+    return torch.cat([elementwise(some) for some in x_RWF.split(max(1, ONE_THREAD // x_RWF[0].numel()))])
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -255,11 +255,16 @@ class _Row:
 
     def __init__(self, S: int, W: int, C: int, like: Tensor) -> None:
         self.data = like.new_zeros(S, 1 + W, C)
-        flat = self.data.view(S, -1)
-        self.at = [flat[:, (j + 1) * C : (j + 2) * C] for j in range(W)]
-        self.window = [flat[:, j * C : (j + 2) * C] for j in range(W)]
+        self.at = self.data[:, 1:].unbind(1)
+        windows_SWG = self.data.view(S, -1).unfold(1, 2 * C, C)
+        self.window = windows_SWG.unbind(1)
         """Left neighbour and position itself, side by side."""
-        self.window_parts = [window.split(DEPTH, 1) for window in self.window]
+        self.parts = list(zip(*(part.unbind(1) for part in windows_SWG.split(DEPTH, 2)), strict=True))
+        """The same, in parts of DEPTH."""
+
+    def channels(self, start: int, end: int) -> Sequence[Tensor]:
+        """Some channels of every position."""
+        return self.data[:, 1:, start:end].unbind(1)
 
     def windows(self, R: int, stride: int = 1) -> Tensor:
         """The windows of every `stride`-th column as one matrix, [R W / stride, 2 C]."""
@@ -273,8 +278,7 @@ class _State:
 
     def __init__(self, S: int, W: int, width: int, like: Tensor) -> None:
         self.x, self.elu = _Row(S, W, 2 * width, like), _Row(S, W, 2 * width, like)
-        self.value = [at[:, :width] for at in self.x.at]
-        self.negative = [at[:, width:] for at in self.x.at]
+        self.value, self.negative = self.x.channels(0, width), self.x.channels(width, 2 * width)
 
     def activate(self, j: int) -> None:
         """Fill in the rest at column j, of which the value has been written."""
@@ -342,8 +346,7 @@ class _PositionBlock:
         width = block.conv_in.out_channels
         self.conv_in, self.conv_out = _PositionConv(block.conv_in, S, W), _PositionConv(block.conv_out, S, W)
         self.hidden = _Row(S, W, 2 * width, block.conv_in.weight)
-        self.hidden_value = [at[:, :width] for at in self.hidden.at]
-        self.hidden_negative = [at[:, width:] for at in self.hidden.at]
+        self.value, self.negative = self.hidden.channels(0, width), self.hidden.channels(width, 2 * width)
         extra = _factor(block.extra)
         self.from_u, self.from_skip = extra[: 2 * width], extra[2 * width :]
         self.condition_SF = _by_slots(block.condition, embedding_SE) + block.extra.bias
@@ -359,13 +362,13 @@ class _PositionBlock:
 
     def __call__(self, before: _State, after: _State, skip: _State | None, i: int, j: int) -> None:
         """From the state before this block to the state after it, at one position."""
-        c_SF, hidden_SG = self.hidden_value[j], self.hidden.at[j]
-        _product(self.conv_in.base_at[j], before.elu.window_parts[j], self.conv_in.here, c_SF)
+        c_SF, hidden_SG = self.value[j], self.hidden.at[j]
+        _product(self.conv_in.base_at[j], before.elu.parts[j], self.conv_in.here, c_SF)
         if skip is not None:
             c_SF.addmm_(skip.elu.at[j], self.from_skip)
-        torch.neg(c_SF, out=self.hidden_negative[j])
+        torch.neg(c_SF, out=self.negative[j])
         elu(hidden_SG, out=hidden_SG)
-        ab = _product(self.conv_out.base_at[j], self.hidden.window_parts[j], self.conv_out.here)
+        ab = _product(self.conv_out.base_at[j], self.hidden.parts[j], self.conv_out.here)
         x_SF = torch.add(before.value[j], glu(ab, 1), out=after.value[j])
         if self.attention is not None:
             self.attention(x_SF, i, j)
@@ -479,7 +482,7 @@ class _Run:
             self.above.zero_()
         self.row.zero_()
         self.row[:, 1:-1, CHANNELS] = 1
-        self.pixel_at = self.row.unbind(1)
+        self.pixel_at, self.colour_at = self.row.unbind(1), self.row[:, 1:-1, :CHANNELS].unbind(1)
         self.stem_base.zero_()
         base = self.stem_base[:R]
         above = self.above[:R]
@@ -495,7 +498,7 @@ class _Run:
 
     def put(self, j: int, x_SC: Tensor) -> None:
         """Set the pixel at column j of the current row."""
-        self.pixel_at[j + 1][:, :CHANNELS] = self.network.context(x_SC)
+        self.colour_at[j].copy_(self.network.context(x_SC))
 
     # A row: the u stream, and what it and the row above give to ul.
 
@@ -566,7 +569,7 @@ class _Run:
     def _descend(self, index: int, i: int, j: int) -> None:
         """Shrink to position (i, j) of the level below, walk it, and grow what it emits."""
         level, first = self.levels[index], self.levels[index + 1].up_states[0]
-        window = level.up_states[-1].x.window_parts[2 * j]
+        window = level.up_states[-1].x.parts[2 * j]
         _product(level.shrink_ul.base_at[j], window, level.shrink_ul.here, first.value[j])
         first.activate(j)
         x_SF = self._position(index + 1, i, j).value[j]
@@ -579,7 +582,8 @@ class _Run:
         """The mixture's parameters by component: logits [S, K] and [S, K, 9]."""
         parameters_SP = wide(torch.addmm(self.head_bias, elu_SG, self.head_weight))
         K = self.network.config.model.mixtures
-        return parameters_SP[:, :K], parameters_SP[:, K:].view(self.S, K, 9)
+        logit_SK, rest = parameters_SP.split_with_sizes((K, 9 * K), 1)
+        return logit_SK, rest.view(self.S, K, 9)
 
     # Known rows.
 

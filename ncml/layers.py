@@ -45,7 +45,7 @@ class _ConcatELU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
         (y,) = ctx.saved_tensors
-        positive, negative = (grad_outputs[0] * (y.clamp(max=0) + 1)).chunk(2, 1)
+        positive, negative = y.clamp(max=0).add_(1).mul_(grad_outputs[0]).chunk(2, 1)
         return positive - negative
 
 

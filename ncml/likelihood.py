@@ -110,20 +110,21 @@ def by_component(parameters_BP: Tensor, K: int) -> tuple[Tensor, Tensor]:
 
 def sample_component(logit_BK: Tensor, component_BK9: Tensor, noise: PixelNoise, *, clean: bool) -> Tensor:
     """`sample`, from the parameters laid out by component."""
-    pick_B1 = (logit_BK + noise.gumbel_BK).argmax(1, keepdim=True)
-    chosen_B9 = component_BK9.gather(1, pick_B1[..., None].expand(-1, 1, 9)).squeeze(1)
+    pick_B = (logit_BK + noise.gumbel_BK).argmax(1)
+    chosen_B9 = component_BK9.gather(1, pick_B.view(-1, 1, 1).expand(-1, 1, 9)).squeeze(1)
     mean_BC, log_scale_BC, coefficient_BC = chosen_B9.split(3, 1)
-    x_BC = torch.addcmul(mean_BC, log_scale_BC.clamp(min=LOG_SCALE_MIN).exp_(), noise.logistic_BC)
+    x_BC = torch.addcmul(mean_BC, log_scale_BC.clamp_(min=LOG_SCALE_MIN).exp_(), noise.logistic_BC)
     if not clean:
         x_BC += noise.uniform_BC
-    c_rg, c_rb, c_gb = coefficient_BC.tanh().split(1, 1)
-    red, green, blue = x_BC.split(1, 1)
+    on_red_B2, on_green_B1 = coefficient_BC.tanh_().split_with_sizes((2, 1), 1)
+    red, rest = x_BC.split_with_sizes((1, 2), 1)
+    green, blue = rest.split_with_sizes((1, 1), 1)
     if clean:
         red.copy_(to_grid(red))
-    green.addcmul_(c_rg, red)
+    rest.addcmul_(on_red_B2, red)
     if clean:
         green.copy_(to_grid(green))
-    blue.addcmul_(c_rb, red).addcmul_(c_gb, green)
+    blue.addcmul_(on_green_B1, green)
     if clean:
         blue.copy_(to_grid(blue))
     return x_BC
@@ -136,7 +137,7 @@ def wide(x: Tensor) -> Tensor:
 
 def to_grid(x: Tensor) -> Tensor:
     """The nearest of the 256 grey levels, on [-1, 1], in fp32 at least."""
-    return (((wide(x) + 1) * 127.5).round().clamp(0, 255) - 127.5) / 127.5
+    return (wide(x) + 1).mul_(127.5).round_().clamp_(0, 255).sub_(127.5).div_(127.5)
 
 
 def from_uint8(image: Tensor) -> Tensor:
