@@ -117,7 +117,7 @@ def site(valkey_server, models: Path, tmp_path_factory: pytest.TempPathFactory) 
             stack.callback(process.wait, 20)
             stack.callback(process.terminate)
         http = stack.enter_context(httpx2.Client(base_url=f"http://127.0.0.1:{ports[0]}", timeout=30))
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 110
         while not _ready(http) or not _ready(http, f"http://127.0.0.1:{ports[1]}"):
             assert time.monotonic() < deadline, (folder / "log").read_text()[-3000:]
             time.sleep(0.1)

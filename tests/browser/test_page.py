@@ -120,6 +120,7 @@ def test_a_service_with_keys_asks_for_one_and_works_with_it(site, tab) -> None:
 
 def test_everything_is_reached_by_the_keyboard(studio) -> None:
     page = studio("score")
+    page.on("filechooser", lambda _: None)  # the browser needs a moment to hand these over
     page.locator("body").press("Tab")
     expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
 
