@@ -1,6 +1,7 @@
 """Statistics by their equations."""
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from tests.ncml import nets
 from tests.ncml.nets import FIT, NEW, RANK
 
 D = 8 * 8 * 3
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def by_hand(model: ncml.Model, level: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -127,3 +129,10 @@ def test_maximum_likelihood_is_judged_at_t_0_alone(tmp_path: Path) -> None:
     assert model.statistics["multiscale"].needs == ("bits_0", "direct_0", "fine_0", "coarse_0")
     found = calibrate(model, FIT, RANK)
     assert found.thresholds.keys() == model.statistics.keys()
+
+
+def test_the_page_tells_every_statistic_of_the_bundled_model() -> None:
+    (table,) = re.findall(r"^\| Statistic \|.*?\n\n", (ROOT / "docs" / "ood.md").read_text(), re.MULTILINE | re.DOTALL)
+    told = re.findall(r"^\| ([^|]+) \|", table, re.MULTILINE)
+    named = {name for cell in told for name in re.findall(r"`(\w[\w.]*)`", cell)}
+    assert named == ood.catalogue(ncml.load(ROOT / "models" / "cifar10").config).keys()
