@@ -52,7 +52,10 @@ SLOT = 8
 """Rows of a matrix product come in multiples of this."""
 
 DEPTH = 384
-"""Terms that a matrix product sums at most; longer sums are several products."""
+"""Terms that a convolution's product sums at most; longer sums are several products.
+
+Products over the channels of one position are not split: these are as long only in levels wider than 192.
+"""
 
 ONE_THREAD = 32768
 """Elements up to which PyTorch computes an elementwise operation on one thread."""

@@ -284,7 +284,7 @@ def test_samples_are_the_same_bits_in_every_batch(config: Config, threads: None,
 
     def sample(members: list[int]) -> Tensor:
         chosen = torch.tensor(members)
-        given = nets.conditions(17, T, config).of(chosen)
+        given = nets.conditions(17, T, config).of(members)
         draws = Noise(members, dtype=torch.float32, device=CPU).pixels(config.model.mixtures, H, W)
         x = torch.rand(17, 3, H, W, generator=torch.Generator().manual_seed(0))[chosen] * 2 - 1
         with torch.inference_mode():
