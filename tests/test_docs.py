@@ -99,8 +99,9 @@ def check(words: list[str]) -> None:
             assert {word for word in rest if word.startswith("-")} <= options(command)
         case ["curl", *_]:
             check_curl(words)
-        case ["python", script]:
-            assert (ROOT / script).is_file()
+        case ["python", script, *rest]:
+            text = (ROOT / script).read_text()
+            assert [word for word in rest if word.startswith("-") and f'"{word}"' not in text] == []
         case _:
             pytest.fail("an unknown command")
 
