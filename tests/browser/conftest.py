@@ -136,8 +136,9 @@ def _ready(http: httpx2.Client, base: str = "") -> bool:
     return False
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """For a module alone: Playwright keeps an event loop running in this thread, in which no other can be run."""
     assert CHROMIUM, "CI is set, but no chromium is installed"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGS))
