@@ -41,7 +41,7 @@ RESCAN_S = 2.0
 """How often an idle engine looks whether a model folder has changed."""
 
 PROGRESS_S = 0.1
-PREVIEW_S = 0.5
+PREVIEW_S = 0.2
 """The least time between two reports, and between two that carry a preview."""
 
 log = logging.getLogger("ncml.engine")

@@ -60,13 +60,13 @@ class Site:
 
 @pytest.fixture(scope="session")
 def models(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`tiny` (8x8), calibrated; and `wide` (32x32, a long name for a class), large enough to be watched."""
+    """`tiny` (8x8), calibrated; and `wide` (32x32, a long name for a class), slow enough to be watched."""
     import torch
 
     import ncml
     from ncml import checkpoint
     from ncml.calibration import calibrate
-    from ncml.config import smoke
+    from ncml.config import LevelConfig, smoke
     from ncml.network import NCPN
 
     directory = tmp_path_factory.mktemp("studio-models")
@@ -77,7 +77,8 @@ def models(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     torch.manual_seed(1)
     config = smoke()
     classes = ("dark", "a class whose name is much longer than any button")
-    wide = replace(config, model=replace(config.model, height=32, width=32, classes=classes))
+    levels = tuple(LevelConfig(width=8, blocks=blocks) for blocks in (5, 0, 1))
+    wide = replace(config, model=replace(config.model, height=32, width=32, levels=levels, classes=classes))
     checkpoint.save(
         directory / "wide",
         NCPN(wide),
