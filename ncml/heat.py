@@ -1,5 +1,6 @@
 """Maps of numbers as pictures: dark for low, bright for high. Knows no torch."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,23 +16,48 @@ _STOPS = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252,
 BAND = 256
 """Rows that are drawn at once."""
 
+BRIGHTEST = 8.0
+"""Bits per dimension that a map of pixels shows brightest: what a pixel costs that is not predicted at all."""
+
+SIDE = 256
+"""Pixels to which the map of a small picture is enlarged, at least."""
+
 
 def heat(map_HW: NDArray[np.floating], low: float, high: float) -> NDArray[np.uint8]:
     """Colours from `low` (black) to `high` (pale yellow), clipped; uint8 [H, W, 3]."""
     ramp = np.linspace(0, 1, 256)
     table = np.stack([np.interp(ramp, np.linspace(0, 1, len(_STOPS)), channel) for channel in _STOPS.T], 1)
-    level_HW = (map_HW - low) / max(high - low, 1e-12)
-    return np.rint(table).astype(np.uint8)[np.rint(level_HW.clip(0, 1) * 255).astype(np.uint8)]
+    colours = np.rint(table).astype(np.uint8)
+    drawn_HWC = np.empty((*map_HW.shape, 3), np.uint8)
+    for rows in _bands(map_HW):
+        level_HW = (map_HW[rows] - low) / max(high - low, 1e-12)
+        drawn_HWC[rows] = colours[np.rint(level_HW.clip(0, 1) * 255).astype(np.uint8)]
+    return drawn_HWC
+
+
+def of_pixels(map_HW: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """The map of a picture's bits per dimension, from 0 to `BRIGHTEST`, enlarged so that it can be seen."""
+    times = -(-SIDE // min(map_HW.shape))
+    return heat(map_HW, 0, BRIGHTEST).repeat(times, 0).repeat(times, 1)
+
+
+def limits(map_HW: NDArray[np.floating], threshold: float | None) -> tuple[float, float]:
+    """The scores between which a map of tiles is drawn: from its lowest to what is flagged, or else to its highest."""
+    return float(map_HW.min()), threshold or float(map_HW.max())
 
 
 def overlay(picture_HWC: NDArray[np.uint8], map_HW: NDArray[np.floating], low: float, high: float) -> NDArray[np.uint8]:
     """The heat over the picture in grey, half and half; uint8 [H, W, 3]."""
     drawn_HWC = np.empty_like(picture_HWC)
-    for top in range(0, len(picture_HWC), BAND):  # in bands, for the sake of memory
-        rows = slice(top, top + BAND)
+    for rows in _bands(map_HW):
         grey_HW1 = picture_HWC[rows].mean(2, keepdims=True, dtype=np.float32) / 2
         drawn_HWC[rows] = np.rint(grey_HW1 + heat(map_HW[rows], low, high) / 2)
     return drawn_HWC
+
+
+def _bands(map_HW: NDArray[np.floating]) -> Iterator[slice]:
+    """All rows, some at a time, for the sake of memory."""
+    return (slice(top, top + BAND) for top in range(0, len(map_HW), BAND))
 
 
 def frame(picture_HWC: NDArray[np.uint8], box: tuple[int, int, int, int]) -> NDArray[np.uint8]:

@@ -5,13 +5,14 @@ A picture's score is the largest of its tiles', and its p-value the rank of that
 good pictures. (Tiles of one picture are too many and too much alike to be tested one by one: corrected for their
 number, nothing would ever be found.) Memory does not grow with the number of tiles.
 
-Shapes: H rows and W columns of the picture; B tiles of the model's size.
+Shapes: H rows and W columns of the picture; R rows and C columns of tiles; B tiles of the model's size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from ncml import bound, checkpoint, conformal, images, ood
 from ncml.calibration import Bar
 from ncml.conformal import Floats
 from ncml.errors import InputError, ModelError
+from ncml.tiling import Box, Cut, Scores, blend
 
 if TYPE_CHECKING:
     from ncml.model import Model
@@ -29,42 +31,7 @@ if TYPE_CHECKING:
 FIT_TILES = 4000
 """Tiles that fit the Gaussian, at most: taken evenly from the pictures that fit it."""
 
-Box = tuple[int, int, int, int]
-"""(left, top, width, height) in pixels of the picture."""
-
 Picture = NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Cut:
-    """How pictures are cut: tiles of `height` x `width` pixels, each half over the next, and flush with every edge."""
-
-    height: int
-    width: int
-
-    @classmethod
-    def of(cls, model: Model, side: int | None = None) -> Cut:
-        """Tiles of `side` pixels (the shorter, if the model is not square), resized to the model's size; None is it."""
-        least = min(model.height, model.width)
-        side = least if side is None else side
-        if side < least:
-            raise InputError("tile-size", f"a tile has at least the model's {least} pixels, not {side}.")
-        return cls(round(side * model.height / least), round(side * model.width / least))
-
-    def corners(self, picture_HWC: Picture) -> list[tuple[int, int]]:
-        """(top, left) of every tile, in raster order; raises `InputError` for a picture smaller than a tile."""
-        H, W = picture_HWC.shape[:2]
-        if self.height > H or self.width > W:
-            raise InputError(
-                "image",
-                f"a picture of {W} x {H} pixels is smaller than a tile of {self.width} x {self.height}: "
-                "score it without tiles.",
-            )
-        return [(top, left) for top in _starts(H, self.height) for left in _starts(W, self.width)]
-
-
-def _starts(length: int, side: int) -> list[int]:
-    return [*range(0, length - side, max(1, side // 2)), length - side]
 
 
 @dataclass(frozen=True)
@@ -79,9 +46,22 @@ class Scan:
     is_ood: bool | None
     box: Box
     """The tile with the largest score."""
-    tiles: int
-    map: NDArray[np.float32]
-    """The tiles' scores blended where they overlap, [H, W]; a tile counts most at its centre."""
+    grid: Scores
+    """The score of each tile, [R, C]."""
+    height: int
+    """Of the picture."""
+    width: int
+
+    @property
+    def tiles(self) -> int:
+        """How many there are."""
+        return self.grid.size
+
+    @cached_property
+    def map(self) -> Scores:
+        """The tiles' scores blended where they overlap, [H, W]; a tile counts most at its centre."""
+        _, _, width, height = self.box
+        return blend(self.grid, Cut(height, width), self.height, self.width)
 
 
 Report = Callable[[int, int], None]
@@ -103,60 +83,41 @@ def scan(
     side: of a tile in pixels; None is the calibration's, or the model's size.
     """
     if calibration is not None:
-        if side is not None and Cut.of(model, side) != calibration.cut:
-            size = f"{calibration.cut.width} x {calibration.cut.height}"
-            raise InputError(
-                "tile-size", f"tiles were calibrated at {size} pixels; leave their size out, or calibrate."
-            )
-        cut, gaussian = calibration.cut, calibration.gaussian
+        gaussian = calibration.gaussian
     elif model.calibration is not None:
-        cut, gaussian = Cut.of(model, side), model.calibration.fit.gaussian
+        gaussian = model.calibration.fit.gaussian
     else:
         raise InputError("tile", f"tiles cannot be scored: {model.uncalibrated}")
+    cut = Cut.asked(model.height, model.width, side, calibration.cut if calibration else None)
     H, W = picture_HWC.shape[:2]
-    window_hw = np.outer(_ramp(cut.height), _ramp(cut.width)).astype(np.float32)
-    blended_HW = np.zeros((H, W), np.float32)
-    worst, box, done = -np.inf, (0, 0, cut.width, cut.height), 0
-    corners = cut.corners(picture_HWC)
-    for some, columns in _measured(model, picture_HWC, cut, corners, batch_size):
-        for (top, left), score in zip(some, gaussian.distance(columns).tolist(), strict=True):
-            blended_HW[top : top + cut.height, left : left + cut.width] += score * window_hw
-            if score > worst:
-                worst, box = score, (left, top, cut.width, cut.height)
+    corners = cut.corners(H, W)
+    scores, done = np.empty(len(corners)), 0
+    for columns in _measured(model, picture_HWC, cut, corners, batch_size):
+        some = gaussian.distance(columns)
+        scores[done : done + len(some)] = some
         done += len(some)
         if report is not None:
             report(done, len(corners))
-    # The sum of the windows is the product of a sum over rows and one over columns.
-    blended_HW /= _covered(H, cut.height)[:, None]
-    blended_HW /= _covered(W, cut.width)
-    if calibration is None:
-        return Scan(worst, None, None, None, box, len(corners), blended_HW)
-    p = float(conformal.p_values(worst, calibration.ranked))
-    limit = calibration.threshold
-    return Scan(worst, p, limit, worst > limit, box, len(corners), blended_HW)
+    at = int(scores.argmax())
+    worst, (top, left) = float(scores[at]), corners[at]
+    p = limit = flagged = None
+    if calibration is not None:
+        p = float(conformal.p_values(worst, calibration.ranked))
+        limit = calibration.threshold
+        flagged = worst > limit
+    grid_RC = scores.astype(np.float32).reshape(cut.grid(H, W))
+    return Scan(worst, p, limit, flagged, (left, top, cut.width, cut.height), grid_RC, H, W)
 
 
 def _measured(
     model: Model, picture_HWC: Picture, cut: Cut, corners: list[tuple[int, int]], batch_size: int
-) -> Iterator[tuple[list[tuple[int, int]], ood.Columns]]:
+) -> Iterator[ood.Columns]:
     """The multiscale measurements of the tiles at these corners, batch by batch."""
     for start in range(0, len(corners), batch_size):
         some = corners[start : start + batch_size]
         cuts = [picture_HWC[top : top + cut.height, left : left + cut.width] for top, left in some]
         tiles_BHWC = np.stack([images.fit(tile, model.height, model.width) for tile in cuts])
-        yield some, ood.measure(model.network, tiles_BHWC, model.statistics["multiscale"].needs)[0]
-
-
-def _ramp(side: int) -> Floats:
-    """Rising to the middle and falling again, never 0."""
-    return 1 - np.abs(np.arange(side) + 0.5 - side / 2) / (side / 2) * (1 - 1 / side)
-
-
-def _covered(length: int, side: int) -> NDArray[np.float32]:
-    total = np.zeros(length, np.float32)
-    for start in _starts(length, side):
-        total[start : start + side] += _ramp(side)
-    return total
+        yield ood.measure(model.network, tiles_BHWC, model.statistics["multiscale"].needs)[0]
 
 
 @dataclass(frozen=True)
@@ -185,6 +146,11 @@ class TileCalibration:
     def n_rank(self) -> int:
         """Ranking pictures."""
         return len(self.ranked)
+
+    @property
+    def smallest_p(self) -> float:
+        """The smallest p-value there can be."""
+        return 1 / (self.n_rank + 1)
 
     def _content(self) -> dict[str, Any]:
         return {
@@ -235,14 +201,14 @@ def calibrate(
     Raises `InputError` for fewer pictures than the false-positive rate needs, or fewer tiles than the Gaussian needs.
     """
     conformal.threshold(np.zeros(len(rank_pictures)), false_positive_rate)
-    cut = Cut.of(model, side)
+    cut = Cut.of(model.height, model.width, side)
     parts: list[ood.Columns] = []
     share = max(1, FIT_TILES // max(1, len(fit_pictures)))
     for index, opened in enumerate(fit_pictures):
         picture_HWC = opened()
-        corners = cut.corners(picture_HWC)
+        corners = cut.corners(*picture_HWC.shape[:2])
         taken = corners[:: -(-len(corners) // share)]
-        parts += [columns for _, columns in _measured(model, picture_HWC, cut, taken, batch_size)]
+        parts += _measured(model, picture_HWC, cut, taken, batch_size)
         bar("fit", index + 1, len(fit_pictures), "pictures")
     names = model.statistics["multiscale"].needs
     joined = {name: np.concatenate([part[name] for part in parts]) if parts else np.empty(0) for name in names}

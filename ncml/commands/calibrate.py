@@ -118,12 +118,13 @@ def _pictures(
 
 def _tiles(m: "Model", folder: Path, side: int | None, rate: float, limit: int | None) -> dict[str, Any]:
     from ncml import tiles
+    from ncml.tiling import Cut
 
     if not folder.is_dir():
         raise InputError("data", f"{folder} is no folder; tiles are calibrated on a folder of whole good pictures.")
     readable: list[Callable[[], Any]] = []
     skipped = 0
-    cut = tiles.Cut.of(m, side)
+    cut = Cut.of(m.height, m.width, side)
     with progress_bar() as bar:
         files = list(listed([folder]))
         for index, path in enumerate(files):
@@ -135,7 +136,7 @@ def _tiles(m: "Model", folder: Path, side: int | None, rate: float, limit: int |
                 skipped += 1
                 continue
             try:
-                cut.corners(picture)
+                cut.grid(*picture.shape[:2])
             except InputError as error:
                 raise InputError("data", f"{path}: {error.detail}") from error
             readable.append(opened)
@@ -151,7 +152,7 @@ def _tiles(m: "Model", folder: Path, side: int | None, rate: float, limit: int |
         "tile": [made.cut.height, made.cut.width],
         "n_fit": made.n_fit,
         "n_rank": made.n_rank,
-        "smallest_p": 1 / (made.n_rank + 1),
+        "smallest_p": made.smallest_p,
         "skipped": skipped,
     }
 

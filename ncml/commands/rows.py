@@ -26,12 +26,6 @@ BATCH = 64
 TOLD = 5
 """Unreadable files that are named one by one."""
 
-BRIGHTEST = 8.0
-"""Bits per dimension that a map shows brightest: what a pixel costs that is not predicted at all."""
-
-MAP_SIDE = 256
-"""Pixels to which the map of a small picture is enlarged, at least."""
-
 Row = dict[str, Any]
 """What is known of one file, by column; `error` alone where it could not be read."""
 
@@ -95,9 +89,7 @@ def of_pictures(m: "Model", asked: dict[str, Any], maps: Path | None, skipped: S
                 }
             row |= scored.statistics
             if maps is not None and scored.map is not None:
-                times = -(-MAP_SIDE // min(scored.map.shape))
-                drawn = heat.heat(scored.map, 0, BRIGHTEST).repeat(times, 0).repeat(times, 1)
-                heat.save(maps / _inside(Path(row["file"])), drawn, scored.map)
+                heat.save(maps / _inside(Path(row["file"])), heat.of_pixels(scored.map), scored.map)
         return rows
 
     return work
@@ -114,7 +106,7 @@ def of_tiles(m: "Model", side: int | None, maps: Path | None, skipped: Skipped) 
                 with progress_bar() as bar:
                     found = m.scan(picture, side=side, callback=lambda done, total: bar("tiles", done, total))
             except InputError as error:
-                if error.field in ("tile", "tile-size"):
+                if error.field in ("tile", "tile_size"):
                     raise
                 said = f"{path}: {error}" if error.field == "image" else str(error)
                 rows.append(skipped.add(path, said))
@@ -124,8 +116,7 @@ def of_tiles(m: "Model", side: int | None, maps: Path | None, skipped: Skipped) 
             row |= {"score": found.score, "p_value": found.p_value, "is_ood": found.is_ood, "tiles": found.tiles}
             rows.append(row)
             if maps is not None:
-                low, high = float(found.map.min()), found.threshold or float(found.map.max())
-                drawn = heat.overlay(picture, found.map, low, high)
+                drawn = heat.overlay(picture, found.map, *heat.limits(found.map, found.threshold))
                 heat.save(maps / _inside(path), heat.frame(drawn, found.box), found.map)
         return rows
 

@@ -74,7 +74,7 @@ def score(
         judge = "worst tile"
     else:
         if tile_size is not None:
-            raise InputError("tile-size", "--tile-size is for --tile; leave it out or add that.")
+            raise InputError("tile_size", "--tile-size is for --tile; leave it out or add that.")
         names, bound, why = _names(m, statistics), None if only_bpd else m.calibration, m.uncalibrated
         judge = "" if bound is None else statistic or bound.statistic
     if fdr is not None and bound is None:

@@ -19,6 +19,20 @@ def test_brightness_rises_with_the_number() -> None:
     assert heat.heat(np.ones((2, 3)), 1, 1).shape == (2, 3, 3)
 
 
+def test_a_map_taller_than_a_band_is_drawn_throughout() -> None:
+    tall = np.linspace(0, 1, 2 * heat.BAND + 3)[:, None]
+    assert np.array_equal(heat.heat(tall, 0, 1)[:, 0], heat.heat(tall.T, 0, 1)[0])
+
+
+def test_a_map_of_pixels_is_enlarged_and_one_of_tiles_bright_where_it_is_flagged() -> None:
+    pixels = np.array([[0, heat.BRIGHTEST], [9, 4]])
+    drawn = heat.of_pixels(pixels)
+    assert drawn.shape == (heat.SIDE, heat.SIDE, 3)
+    assert np.array_equal(drawn[:: heat.SIDE // 2, :: heat.SIDE // 2], heat.heat(pixels, 0, heat.BRIGHTEST))
+    assert heat.limits(pixels, 7.5) == (0, 7.5)
+    assert heat.limits(pixels, None) == (0, 9)
+
+
 def test_a_frame_surrounds_its_box_and_changes_nothing_else() -> None:
     picture = np.full((20, 30, 3), 100, np.uint8)
     framed = heat.frame(picture, (5, 4, 10, 8))

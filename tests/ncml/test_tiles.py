@@ -1,4 +1,4 @@
-"""Large pictures: tiles that cover, maps that blend, and p-values of whole pictures."""
+"""Large pictures: scores of tiles, and p-values of whole pictures."""
 
 import json
 import shutil
@@ -6,8 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import ncml
 from ncml import bound, checkpoint, ood, tiles
@@ -36,22 +34,10 @@ def read(model: ncml.Model) -> tiles.TileCalibration:
     return tiles.TileCalibration.read(model.folder, model.version)
 
 
-@given(st.integers(8, 60), st.integers(8, 60), st.integers(4, 8), st.integers(4, 8))
-def test_tiles_cover_every_pixel_and_lie_inside(H: int, W: int, height: int, width: int) -> None:
-    corners = tiles.Cut(height, width).corners(np.empty((H, W, 3), np.uint8))
-    covered = np.zeros((H, W), int)
-    for top, left in corners:
-        assert 0 <= top <= H - height
-        assert 0 <= left <= W - width
-        covered[top : top + height, left : left + width] += 1
-    assert covered.min() >= 1
-    assert len(set(corners)) == len(corners)
-
-
 def test_a_scan_is_its_tiles(calibrated: ncml.Model) -> None:
     calibration, image = read(calibrated), picture(50)
     found = tiles.scan(calibrated, image, calibration)
-    corners = calibration.cut.corners(image)
+    corners = calibration.cut.corners(*image.shape[:2])
     cuts = np.stack([image[top : top + 8, left : left + 8] for top, left in corners])
     names = calibrated.statistics["multiscale"].needs
     score = calibration.gaussian.distance(ood.measure(calibrated.network, cuts, names)[0])
@@ -59,14 +45,11 @@ def test_a_scan_is_its_tiles(calibrated: ncml.Model) -> None:
     assert found.tiles == len(corners) == 20
     assert found.score == pytest.approx(score[worst], rel=1e-4)
     assert found.box == (corners[worst][1], corners[worst][0], 8, 8)
+    assert found.grid.ravel() == pytest.approx(score, rel=1e-4)
+    assert found.grid.shape == (5, 4)
     assert found.map.shape == image.shape[:2]
     assert score.min() * 0.999 <= found.map.min() <= found.map.max() <= score.max() * 1.001
     assert found.map[0, 0] == pytest.approx(score[0], rel=1e-4)  # a corner has one tile
-
-
-def test_a_map_of_equal_tiles_is_level(calibrated: ncml.Model) -> None:
-    found = tiles.scan(calibrated, np.full((25, 19, 3), 90, np.uint8), read(calibrated))
-    assert found.map == pytest.approx(np.full((25, 19), found.score), rel=1e-3)
 
 
 def test_a_defect_is_found_where_it_is(calibrated: ncml.Model) -> None:
@@ -99,14 +82,6 @@ def test_tiles_of_another_size_are_resized(model: ncml.Model) -> None:
     )
     found = tiles.scan(model, picture(60), made)
     assert found.box[2:] == (16, 16)
-    assert tiles.Cut.of(model, 16) == tiles.Cut(16, 16)
-    with pytest.raises(InputError, match="at least the model's 8 pixels, not 4"):
-        tiles.Cut.of(model, 4)
-
-
-def test_a_tile_has_the_model_s_aspect(plain_model: ncml.Model) -> None:
-    assert tiles.Cut.of(plain_model) == tiles.Cut(8, 12)
-    assert tiles.Cut.of(plain_model, 16) == tiles.Cut(16, 24)
 
 
 def test_progress_is_told(calibrated: ncml.Model) -> None:
