@@ -37,6 +37,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -44,8 +45,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ncml.generate import Conditions
-from ncml.layers import AxialAttention, CausalConv, GatedBlock, Grow, plain_concat_elu
-from ncml.likelihood import PixelNoise, by_component, sample_component, wide
+from ncml.layers import AxialAttention, CausalConv, GatedBlock, Grow
+from ncml.likelihood import Draw, PixelNoise, by_component, wide
 from ncml.network import CHANNELS, NCPN, Pair, Resample, Stem
 
 SLOT = 8
@@ -65,10 +66,13 @@ VECTOR = 32
 
 # What F.elu and F.glu call: F's wrappers hide `out`, and cost as much again as a small operation does.
 _nn: Any = torch._C._nn  # pyright: ignore[reportAttributeAccessIssue]
-elu, glu = _nn.elu, _nn.glu
+elu, elu_, glu = _nn.elu, _nn.elu_, _nn.glu
 
 Chooser = Callable[[int, int, Tensor, Tensor], Tensor]
-"""(row, column, logits [S, K], components [S, K, 9] as `sample_component` reads them) -> the pixels there, [S, 3]."""
+"""(row, column, logits [B, K], components [B, K, 9] as `Draw` reads them) -> the pixels there, [B, 3].
+
+All four may be overwritten in the next row.
+"""
 
 
 def incremental(
@@ -81,12 +85,13 @@ def incremental(
     on_row: Callable[[int], bool],
 ) -> None:
     """Draw the pixels of x from row `first_row` on, in place; a `ncml.generate.Sampler`."""
-    S, W = _slots(len(x_BCHW)), x_BCHW.shape[3]
-    parts = (_by_position(part, S) for part in (noise.gumbel_BK, noise.logistic_BC, noise.uniform_BC))
+    W = x_BCHW.shape[3]
+    parts = (_by_position(part) for part in (noise.gumbel_BK, noise.logistic_BC, noise.uniform_BC))
     draws = [PixelNoise(*at) for at in zip(*parts, strict=True)]
+    draw = Draw(len(x_BCHW), network.config.model.mixtures, W, network.head.weight, clean=conditions.t == 0)
 
-    def choose(i: int, j: int, logit_SK: Tensor, component_SK9: Tensor) -> Tensor:
-        return sample_component(logit_SK, component_SK9, draws[i * W + j], clean=conditions.t == 0)
+    def choose(i: int, j: int, logit_BK: Tensor, component_BK9: Tensor) -> Tensor:
+        return draw(j, logit_BK, component_BK9, draws[i * W + j])
 
     walk(network, x_BCHW, conditions, choose, first_row=first_row, on_row=on_row)
 
@@ -101,7 +106,7 @@ def walk(
     on_row: Callable[[int], bool] = lambda row: False,
 ) -> None:
     """Visit the pixels of x from row `first_row` on, in place, each set to what `choose` makes of its mixture."""
-    B, _, H, W = x_BCHW.shape
+    _, _, H, W = x_BCHW.shape
     run = _Run(network, conditions, H, W)
     # The levels of the network are in step again at every multiple of the largest stride.
     filled = first_row - first_row % run.stride
@@ -111,24 +116,16 @@ def walk(
         run.begin_row(i)
         row: list[Tensor] = []
         for j in range(W):
-            if i < first_row:
-                run.step(i, j)
-                x_SC = _pad(x_BCHW[:, :, i, j], run.S)
-            else:
-                x_SC = choose(i, j, *run.head(run.step(i, j)))
-            run.put(j, x_SC)
-            row.append(x_SC)
-        x_BCHW[:, :, i] = torch.stack(row, -1)[:B]
+            elu_SG = run.step(i, j)
+            row.append(x_BCHW[:, :, i, j] if i < first_row else choose(i, j, *run.head(j, elu_SG)))
+            run.put(j, row[j])
+        x_BCHW[:, :, i] = torch.stack(row, -1)
         if i >= first_row and on_row(i + 1):
             return
 
 
 def _slots(B: int) -> int:
     return -(-B // SLOT) * SLOT
-
-
-def _pad(x_BF: Tensor, S: int) -> Tensor:
-    return F.pad(x_BF, (0, 0, 0, S - len(x_BF)))
 
 
 def _by_slots(module: nn.Module, *inputs_S: Tensor) -> Tensor:
@@ -141,21 +138,21 @@ def _factor(linear: nn.Linear) -> Tensor:
     return linear.weight.t().contiguous()
 
 
-def _product(base: Tensor, x: Sequence[Tensor], factor: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
-    """The sum of `base` and x @ factor, both in parts of DEPTH: x [M, K] by column, factor [K, G] by row."""
-    out = torch.addmm(base, x[0], factor[0], out=out)
+def _product(bias: Tensor, x: Sequence[Tensor], factor: Sequence[Tensor]) -> Tensor:
+    """The sum of `bias` and x @ factor, both in parts of DEPTH: x [M, K] by column, factor [K, G] by row."""
+    out = torch.addmm(bias, x[0], factor[0])
     for part in range(1, len(factor)):
         out.addmm_(x[part], factor[part])
     return out
 
 
-def _by_position(x_BKHW: Tensor, S: int) -> Tensor:
-    """[B, K, H, W] -> [H W, S, K], so that one position's draws lie together."""
-    return _pad(x_BKHW.flatten(1), S).unflatten(1, (x_BKHW.shape[1], -1)).permute(2, 0, 1).contiguous()
+def _by_position(x_BKHW: Tensor) -> Tensor:
+    """[B, K, H, W] -> [H W, B, K], so that one position's draws lie together."""
+    return x_BKHW.flatten(2).permute(2, 0, 1).contiguous()
 
 
 def _activate(x_RWF: Tensor) -> Tensor:
-    return _on_one_thread(lambda some: plain_concat_elu(some, -1), x_RWF)
+    return _on_one_thread(lambda some: elu_(torch.cat([some, -some], -1)), x_RWF)
 
 
 def _gate(ab_RWG: Tensor, x_RWF: Tensor) -> Tensor:
@@ -186,6 +183,7 @@ class _RowConv:
         C = conv.in_channels
         # Beside each other at every column: the row above and this row.
         self.buffer = conv.weight.new_zeros(R, W + 2, 2 * C)
+        self.both_rows = self.buffer.split(C, 2)
         self.current = self.buffer[:, 1:-1, C:]
         self.weight = conv.weight.permute(3, 2, 1, 0).reshape(6 * C, -1).contiguous().split(DEPTH)
         self.windows = self.buffer.as_strided(
@@ -194,8 +192,8 @@ class _RowConv:
 
     def push(self, row_RWC: Tensor) -> None:
         """Make this the current row, and the current one the row above."""
-        C = row_RWC.shape[-1]
-        self.buffer[..., :C] = self.buffer[..., C:]
+        above, current = self.both_rows
+        above.copy_(current)
         self.current.copy_(row_RWC)
 
     def __call__(self, row_RWC: Tensor) -> Tensor:
@@ -239,14 +237,17 @@ class _RowBlock:
         self.block = block
         self.conv_in, self.conv_out = _RowConv(block.conv_in, R, W), _RowConv(block.conv_out, R, W)
         self.condition_RF = _by_slots(block.condition, embedding_SE)[:R, None]
-        self.extra = None if block.extra is None else _factor(block.extra)
+        self.extra = None
+        if block.extra is not None:
+            self.extra = _factor(block.extra)
+            self.condition_RF = self.condition_RF + block.extra.bias
         self.attention = _RowAttention(attention, R, H, W) if isinstance(attention, AxialAttention) else None
 
     def __call__(self, x_RWF: Tensor, elu_RWG: Tensor, skip_RWG: Tensor | None) -> tuple[Tensor, Tensor]:
         """The stream and its activation -> the same, after this block."""
-        c_RWF = self.conv_in(elu_RWG) + self.condition_RF
-        if skip_RWG is not None and self.block.extra is not None and self.extra is not None:
-            c_RWF += torch.addmm(self.block.extra.bias, skip_RWG.flatten(0, 1), self.extra).view_as(c_RWF)
+        c_RWF = self.conv_in(elu_RWG).add_(self.condition_RF)
+        if skip_RWG is not None and self.extra is not None:
+            c_RWF.flatten(0, 1).addmm_(skip_RWG.flatten(0, 1), self.extra)
         x_RWF = _gate(self.conv_out(_activate(c_RWF)), x_RWF)
         if self.attention is not None:
             x_RWF = self.attention(x_RWF)
@@ -254,34 +255,76 @@ class _RowBlock:
 
 
 class _Row:
-    """A row buffer, [S, 1 + W, C], with ready-made views of every position and its left neighbour."""
+    """A row buffer, [S, 1 + W, C], and views of every position that are made once, when first needed.
 
-    def __init__(self, S: int, W: int, C: int, like: Tensor) -> None:
+    Products read and write all slots. The rest is done for R images only, so that other slots stay 0.
+    """
+
+    def __init__(self, S: int, R: int, W: int, C: int, like: Tensor) -> None:
+        self.R = R
         self.data = like.new_zeros(S, 1 + W, C)
-        self.at = self.data[:, 1:].unbind(1)
-        windows_SWG = self.data.view(S, -1).unfold(1, 2 * C, C)
-        self.window = windows_SWG.unbind(1)
-        """Left neighbour and position itself, side by side."""
-        self.parts = list(zip(*(part.unbind(1) for part in windows_SWG.split(DEPTH, 2)), strict=True))
-        """The same, in parts of DEPTH."""
 
-    def channels(self, start: int, end: int) -> Sequence[Tensor]:
-        """Some channels of every position."""
-        return self.data[:, 1:, start:end].unbind(1)
+    @cached_property
+    def slots(self) -> Sequence[Tensor]:
+        """[S, C]."""
+        return self.data[:, 1:].unbind(1)
 
-    def windows(self, R: int, stride: int = 1) -> Tensor:
-        """The windows of every `stride`-th column as one matrix, [R W / stride, 2 C]."""
+    @cached_property
+    def at(self) -> Sequence[Tensor]:
+        """[R, C]."""
+        return self.channels(0, self.data.shape[2])[: self.R].unbind(1)
+
+    @cached_property
+    def parts(self) -> Sequence[Sequence[Tensor]]:
+        """Left neighbour and position itself, side by side, in parts of DEPTH: [S, 2 C] in all."""
+        return list(zip(*(part.unbind(1) for part in self._windows_SWG.split(DEPTH, 2)), strict=True))
+
+    @cached_property
+    def pairs(self) -> Sequence[Tensor]:
+        """Left neighbour and position itself, side by side: [S, 2 C]."""
+        return self._windows_SWG.unbind(1)
+
+    @property
+    def _windows_SWG(self) -> Tensor:
+        S, _, C = self.data.shape
+        return self.data.view(S, -1).unfold(1, 2 * C, C)
+
+    def channels(self, start: int, end: int) -> Tensor:
+        """A view of some channels of every position, [S, W, end - start]."""
+        return self.data[:, 1:, start:end]
+
+    def matrix(self, stride: int = 1) -> Tensor:
+        """Left neighbour and position itself of every `stride`-th column as one matrix, [R W / stride, 2 C]."""
         _, columns, C = self.data.shape
-        view = self.data.as_strided((R, (columns - 1) // stride, 2 * C), (self.data.stride(0), stride * C, 1))
+        view = self.data.as_strided((self.R, (columns - 1) // stride, 2 * C), (self.data.stride(0), stride * C, 1))
         return view.reshape(-1, 2 * C)
+
+
+class _Pixels:
+    """A row of pixels as the stem reads them: colours and a channel of ones, and a column of zeros on both sides."""
+
+    def __init__(self, data_SWC: Tensor, B: int) -> None:
+        self.data = data_SWC
+        self.left = data_SWC.unbind(1)
+        """The left neighbour of every position, [S, 4]."""
+        self.colour = data_SWC[:B, 1:-1, :CHANNELS].unbind(1)
+        """[B, 3]."""
+        self.ones = data_SWC[:B, 1:-1, CHANNELS]
 
 
 class _State:
     """The ul stream at one depth, a row of it: [x, -x], and the concat_elu that is their elementwise ELU."""
 
-    def __init__(self, S: int, W: int, width: int, like: Tensor) -> None:
-        self.x, self.elu = _Row(S, W, 2 * width, like), _Row(S, W, 2 * width, like)
-        self.value, self.negative = self.x.channels(0, width), self.x.channels(width, 2 * width)
+    def __init__(self, S: int, R: int, W: int, width: int, like: Tensor) -> None:
+        self.x, self.elu = _Row(S, R, W, 2 * width, like), _Row(S, R, W, 2 * width, like)
+        self.values_SWF = self.x.channels(0, width)
+        self.value = self.values_SWF[:R].unbind(1)
+        self.negative = self.x.channels(width, 2 * width)[:R].unbind(1)
+
+    @cached_property
+    def slots(self) -> Sequence[Tensor]:
+        """The values with all slots, [S, F]."""
+        return self.values_SWF.unbind(1)
 
     def activate(self, j: int) -> None:
         """Fill in the rest at column j, of which the value has been written."""
@@ -294,13 +337,24 @@ def _signed(weight: Tensor) -> Tensor:
     return torch.cat([weight, -weight], -1).contiguous()
 
 
+class _Sums:
+    """Where a row of products is summed: what is known of all positions first, the rest at each position's turn."""
+
+    def __init__(self, out_SWG: Tensor, R: int) -> None:
+        self.known_RWG, self.slots = out_SWG[:R], out_SWG.unbind(1)
+
+    def begin(self, known_RWG: Tensor) -> None:
+        """Start a row."""
+        self.known_RWG.copy_(known_RWG)
+
+
 class _PositionConv:
     """A `CausalConv` of the ul stream: what comes from above for a whole row, then a position at a time.
 
-    With `signed_input` it reads [x, -x], of which the second half does not count.
+    With `signed_input` it reads [x, -x], of which the second half does not count. `out` is where its output goes.
     """
 
-    def __init__(self, conv: CausalConv, S: int, W: int, *, signed_input: bool = False) -> None:
+    def __init__(self, conv: CausalConv, out_SWG: Tensor, R: int, *, signed_input: bool = False) -> None:
         C = conv.in_channels
         taps = conv.weight.permute(2, 3, 1, 0)  # [above and here, left and self, C, G]
         if signed_input:
@@ -308,80 +362,96 @@ class _PositionConv:
         self.stride = conv.stride[1]
         self.above, self.here = (row.split(DEPTH) for row in taps.flatten(1, 2).contiguous())
         self.bias = cast(Tensor, conv.bias)
-        self.base = conv.weight.new_zeros(S, W // self.stride, len(self.bias))
-        self.base_at = self.base.unbind(1)
+        self.out = _Sums(out_SWG, R)
 
-    def prepare(self, above: _Row, R: int) -> None:
-        """Start a row, given the row above it."""
-        out = _product(self.bias, above.windows(R, self.stride).split(DEPTH, 1), self.above)
-        self.base[:R] = out.view(R, -1, len(self.bias))
+    def prepare(self, above: _Row, more_RWG: Tensor | None = None) -> None:
+        """Start a row, given the row above it (and more that is added)."""
+        out = _product(self.bias, above.matrix(self.stride).split(DEPTH, 1), self.above)
+        out_RWG = out.view_as(self.out.known_RWG)
+        self.out.begin(out_RWG if more_RWG is None else out_RWG.add_(more_RWG))
+
+    def __call__(self, j: int, x: Sequence[Tensor]) -> None:
+        """Complete column j, given its left neighbour and itself in parts of DEPTH."""
+        out_SG = self.out.slots[j]
+        for x_SK, factor_KG in zip(x, self.here, strict=True):
+            out_SG.addmm_(x_SK, factor_KG)
 
 
 class _PositionAttention:
     """`AxialAttention` of the ul stream, a position at a time, with the row's and the columns' keys and values."""
 
-    def __init__(self, attention: AxialAttention, S: int, H: int, W: int) -> None:
+    def __init__(self, attention: AxialAttention, S: int, R: int, H: int, W: int) -> None:
         self.attention = attention
-        N = attention.heads
-        D = attention.out.out_features // N
-        self.row = attention.out.weight.new_zeros(2, S, N, W, D)
-        self.column = attention.out.weight.new_zeros(2, W, S, N, H, D)
+        like, N = attention.out.weight, attention.heads
+        F_ = attention.out.out_features
+        D = F_ // N
+        self.column = like.new_zeros(2, W, R, N, H, D)
+        self.column_at = self.column.unbind(1)
+        row = like.new_zeros(2, R, N, W, D)
+        self.row_at = row.unbind(3)
+        self.row_until = [row[:, :, :, : j + 1].unbind(0) for j in range(W)]
+        self.qkv_SG, self.both_SG = like.new_zeros(S, 6 * F_), like.new_zeros(S, 2 * F_)
+        of_row, of_column = self.qkv_SG[:R].view(R, 2, 3, N, 1, D).unbind(1)
+        self.row_query, self.column_query = of_row[:, 0], of_column[:, 0]
+        self.row_kv, self.column_kv = (part[:, 1:].squeeze(-2).transpose(0, 1) for part in (of_row, of_column))
+        self.both_RG = self.both_SG[:R]
         self.project, self.out = _factor(attention.project), _factor(attention.out)
 
     def __call__(self, x_SF: Tensor, i: int, j: int) -> None:
         """In place."""
-        a, S = self.attention, len(x_SF)
-        qkv = torch.addmm(a.project.bias, a.norm(x_SF), self.project).view(S, 2, 3, a.heads, 1, -1)
-        self.row[:, :, :, j] = qkv[:, 0, 1:].squeeze(-2).transpose(0, 1)
-        self.column[:, j, :, :, i] = qkv[:, 1, 1:].squeeze(-2).transpose(0, 1)
-        row = _attend(qkv[:, 0, 0], *self.row[:, :, :, : j + 1])
-        column = _attend(qkv[:, 1, 0], *self.column[:, j, :, :, : i + 1])
-        both = torch.cat([row.reshape(S, -1), column.reshape(S, -1)], 1)
-        x_SF.add_(torch.addmm(a.out.bias, both, self.out)).mul_(math.sqrt(0.5))
+        a, column = self.attention, self.column_at[j]
+        torch.addmm(a.project.bias, a.norm(x_SF), self.project, out=self.qkv_SG)
+        self.row_at[j].copy_(self.row_kv)
+        column[:, :, :, i] = self.column_kv
+        from_row = _attend(self.row_query, *self.row_until[j])
+        from_column = _attend(self.column_query, *column[:, :, :, : i + 1])
+        torch.cat([from_row.flatten(1), from_column.flatten(1)], 1, out=self.both_RG)
+        x_SF.add_(torch.addmm(a.out.bias, self.both_SG, self.out)).mul_(math.sqrt(0.5))
 
 
 class _PositionBlock:
     """A `GatedBlock` of the ul stream and its attention, a position at a time."""
 
-    def __init__(self, block: GatedBlock, attention: nn.Module, embedding_SE: Tensor, S: int, H: int, W: int) -> None:
+    def __init__(
+        self, block: GatedBlock, attention: nn.Module, embedding_SE: Tensor, S: int, R: int, H: int, W: int
+    ) -> None:
         assert block.extra is not None
         self.block = block
         width = block.conv_in.out_channels
-        self.conv_in, self.conv_out = _PositionConv(block.conv_in, S, W), _PositionConv(block.conv_out, S, W)
-        self.hidden = _Row(S, W, 2 * width, block.conv_in.weight)
-        self.value, self.negative = self.hidden.channels(0, width), self.hidden.channels(width, 2 * width)
+        like = block.conv_in.weight
+        self.hidden, gated_SWG = _State(S, R, W, width, like), like.new_zeros(S, W, 2 * width)
+        self.conv_in = _PositionConv(block.conv_in, self.hidden.values_SWF, R)
+        self.conv_out = _PositionConv(block.conv_out, gated_SWG, R)
+        self.linear, self.gate = (half.unbind(1) for half in gated_SWG[:R].chunk(2, 2))
         extra = _factor(block.extra)
         self.from_u, self.from_skip = extra[: 2 * width], extra[2 * width :]
         self.condition_SF = _by_slots(block.condition, embedding_SE) + block.extra.bias
-        self.attention = _PositionAttention(attention, S, H, W) if isinstance(attention, AxialAttention) else None
+        self.attention = _PositionAttention(attention, S, R, H, W) if isinstance(attention, AxialAttention) else None
 
     def prepare(self, above: _State, u_elu_RWG: Tensor) -> None:
         """Start a row, given this block's input in the row above it and the u stream of the row itself."""
         R, W, G = u_elu_RWG.shape
-        self.conv_in.prepare(above.elu, R)
-        self.conv_out.prepare(self.hidden, R)
-        from_u = torch.mm(u_elu_RWG.reshape(R * W, G), self.from_u)
-        self.conv_in.base[:R] += from_u.view(R, W, -1) + self.condition_SF[:R, None]
+        self.conv_out.prepare(self.hidden.elu)
+        from_u = torch.mm(u_elu_RWG.reshape(R * W, G), self.from_u).view(R, W, -1)
+        self.conv_in.prepare(above.elu, from_u.add_(self.condition_SF[:R, None]))
 
     def __call__(self, before: _State, after: _State, skip: _State | None, i: int, j: int) -> None:
         """From the state before this block to the state after it, at one position."""
-        c_SF, hidden_SG = self.value[j], self.hidden.at[j]
-        _product(self.conv_in.base_at[j], before.elu.parts[j], self.conv_in.here, c_SF)
+        self.conv_in(j, before.elu.parts[j])
         if skip is not None:
-            c_SF.addmm_(skip.elu.at[j], self.from_skip)
-        torch.neg(c_SF, out=self.negative[j])
-        elu(hidden_SG, out=hidden_SG)
-        ab = _product(self.conv_out.base_at[j], self.hidden.parts[j], self.conv_out.here)
-        x_SF = torch.add(before.value[j], glu(ab, 1), out=after.value[j])
+            self.hidden.slots[j].addmm_(skip.elu.slots[j], self.from_skip)
+        self.hidden.activate(j)
+        self.conv_out(j, self.hidden.elu.parts[j])
+        torch.addcmul(before.value[j], self.linear[j], self.gate[j].sigmoid_(), out=after.value[j])
         if self.attention is not None:
-            self.attention(x_SF, i, j)
+            self.attention(after.slots[j], i, j)
         after.activate(j)
 
 
 class _Level:
-    """One resolution: its blocks and states going up and down."""
+    """One resolution: its blocks and states going up and down, and the way to the level below and back."""
 
-    def __init__(self, run: _Run, index: int, up: Iterable[Pair], down: Iterable[Pair]) -> None:
+    def __init__(self, run: _Run, index: int, up: Iterable[Pair], down: Iterable[Pair], below: _Level | None) -> None:
         network, S, R = run.network, run.S, run.R
         self.H, self.W = run.H >> index, run.W >> index
         width = network.config.model.levels[index].width
@@ -391,27 +461,27 @@ class _Level:
             return [
                 (
                     _RowBlock(pair.u_block, pair.u_attention, run.embedding_SE, R, self.H, self.W),
-                    _PositionBlock(pair.ul_block, pair.ul_attention, run.embedding_SE, S, self.H, self.W),
+                    _PositionBlock(pair.ul_block, pair.ul_attention, run.embedding_SE, S, R, self.H, self.W),
                 )
                 for pair in pairs
             ]
 
         def state() -> _State:
-            return _State(S, self.W, width, like)
+            return _State(S, R, self.W, width, like)
 
         self.up, self.down = blocks(up), blocks(down)
-        self.lowest = index == len(network.up) - 1
         self.up_states = [state() for _ in range(len(self.up) + 1)]
         # What the level below emits for an even and for an odd row; the lowest level starts from its own last state.
         last = self.up_states[-1]
-        self.grown = (last, last) if self.lowest else (state(), state())
+        self.grown = (last, last) if below is None else (state(), state())
         self.down_states = [state() for _ in self.down]
         self.u_grown: Tensor | None = None
-        if not self.lowest:
+        self.below = below
+        if below is not None:
             shrink = cast(Resample, network.shrink[index])
             self.shrink_u = _RowConv(cast(CausalConv, shrink.u), R, self.W)
             self.shrink_module = cast(CausalConv, shrink.ul)
-            self.shrink_ul = _PositionConv(self.shrink_module, S, self.W, signed_input=True)
+            self.shrink_ul = _PositionConv(self.shrink_module, below.up_states[0].values_SWF, R, signed_input=True)
             grow = cast(Resample, network.grow[index])
             # u emits two rows of three columns, [F, 6 G].
             u, ul = cast(Grow, grow.u), cast(Grow, grow.ul)
@@ -453,16 +523,21 @@ class _Run:
         padded = [F.pad(part, (0, self.S - self.B)) for part in (conditions.class_B, conditions.orientation_B)]
         t_S = torch.full((self.S,), conditions.t, device=padded[0].device)
         self.embedding_SE = _by_slots(network.conditioning, t_S, *padded)
-        self.levels = [
-            _Level(self, index, up, down)  # type: ignore[arg-type]
-            for index, (up, down) in enumerate(zip(network.up, network.down, strict=True))
-        ]
+        self.levels: list[_Level] = []
+        for index in reversed(range(len(network.up))):
+            pairs = cast(Iterable[Pair], network.up[index]), cast(Iterable[Pair], network.down[index])
+            self.levels.insert(0, _Level(self, index, *pairs, self.levels[0] if self.levels else None))
         self._begin_stem(network.stem)
-        # By component, as `sample_component` reads it.
+        # By component, as `Draw` reads it.
         K = network.config.model.mixtures
         order = torch.cat([part.flatten() for part in by_component(torch.arange(10 * K)[None], K)])
         self.head_weight = network.head.weight[order].t().contiguous()
         self.head_bias = network.head.bias[order].contiguous()
+        parameters_SWP = self.head_bias.new_zeros(self.S, W, 10 * K)
+        self.parameters = _Sums(parameters_SWP, self.B)
+        logit_BWK, rest = parameters_SWP[: self.B].split_with_sizes((K, 9 * K), 2)
+        self.logit, self.component = logit_BWK.unbind(1), rest.unflatten(2, (K, 9)).unbind(1)
+        self.is_wide = wide(parameters_SWP) is parameters_SWP
 
     # The stem: u reads the two rows above; ul the row above, and the left column of this row and of the one above.
 
@@ -470,45 +545,38 @@ class _Run:
         like = stem.u.weight
         C = CHANNELS + 1
         self.stem_u = _RowConv(stem.u, self.R, self.W)
-        self.above, self.row = (like.new_zeros(self.S, self.W + 2, C) for _ in range(2))
-        """Pixels and the channel of ones, with a column of zeros on both sides."""
+        self.above, self.row = (_Pixels(like.new_zeros(self.S, self.W + 2, C), self.B) for _ in range(2))
         self.stem_above = stem.ul_above.weight.permute(3, 2, 1, 0).reshape(3 * C, -1).contiguous()
         self.stem_left_up, self.stem_left = (w.t().contiguous() for w in stem.ul_left.weight[..., 0].unbind(2))
-        self.stem_base = like.new_zeros(self.S, self.W, stem.u.out_channels)
-        self.stem_base_at = self.stem_base.unbind(1)
+        self.stem_ul = _Sums(self.levels[0].up_states[0].values_SWF, self.R)
 
-    def _stem_row(self, i: int) -> Tensor:
-        """Prepare ul for row i; returns u, [R, W, F]."""
+    def _stem_row(self, i: int) -> tuple[Tensor, Tensor]:
+        """At row i: u, and what ul gets from above and from the left of that. [R, W, F] each."""
         stem, R = self.network.stem, self.R
         self.above, self.row = self.row, self.above
-        if i == 0:
-            self.above.zero_()
-        self.row.zero_()
-        self.row[:, 1:-1, CHANNELS] = 1
-        self.pixel_at, self.colour_at = self.row.unbind(1), self.row[:, 1:-1, :CHANNELS].unbind(1)
-        self.stem_base.zero_()
-        base = self.stem_base[:R]
-        above = self.above[:R]
-        if i > 0:
-            windows = above.unfold(1, 3, 1).transpose(2, 3).reshape(R * self.W, -1)
-            base += torch.addmm(cast(Tensor, stem.ul_above.bias), windows, self.stem_above).view_as(base)
+        self.row.ones.fill_(1)
+        above = self.above.data[:R]
         left = above[:, :-2].reshape(R * self.W, -1)
-        left_up = torch.addmm(cast(Tensor, stem.ul_left.bias), left, self.stem_left_up)
-        base[:, 1:] += left_up.view_as(base)[:, 1:]
+        ul_RWF = torch.addmm(cast(Tensor, stem.ul_left.bias), left, self.stem_left_up).view(R, self.W, -1)
+        ul_RWF[:, 0] = 0  # the shift to the right
         if i == 0:
-            return torch.zeros_like(base)
-        return self.stem_u(above[:, 1:-1])
+            return torch.zeros_like(ul_RWF), ul_RWF
+        windows = above.unfold(1, 3, 1).transpose(2, 3).reshape(R * self.W, -1)
+        ul_RWF += torch.addmm(cast(Tensor, stem.ul_above.bias), windows, self.stem_above).view_as(ul_RWF)
+        return self.stem_u(above[:, 1:-1]), ul_RWF
 
-    def put(self, j: int, x_SC: Tensor) -> None:
+    def put(self, j: int, x_BC: Tensor) -> None:
         """Set the pixel at column j of the current row."""
-        self.colour_at[j].copy_(self.network.context(x_SC))
+        self.row.colour[j].copy_(self.network.context(x_BC))
 
     # A row: the u stream, and what it and the row above give to ul.
 
     def begin_row(self, i: int) -> None:
         """Compute u for row i and prepare ul."""
-        u = self._stem_row(i)
+        u, ul = self._stem_row(i)
         self._row(0, i, u, _activate(u))
+        self.stem_ul.begin(ul)
+        self.parameters.begin(self.head_bias)
 
     def _row(self, index: int, i: int, x: Tensor, elu: Tensor) -> None:
         level, odd = self.levels[index], i % 2
@@ -517,14 +585,14 @@ class _Run:
             u_states.append(u_block(*u_states[-1], None))
             ul_block.prepare(before, u_states[-1][1])
         x, elu = u_states[-1]
-        if not level.lowest:
+        if level.below is not None:
             if odd:
                 level.shrink_u.push(x)
                 assert level.u_grown is not None
             else:
-                level.shrink_ul.prepare(level.up_states[-1].x, self.R)
                 below = level.shrink_u(x)
                 self._row(index + 1, i // 2, below, _activate(below))
+                level.shrink_ul.prepare(level.up_states[-1].x)
             x = level.u_grown[:, odd]  # type: ignore[index]
             elu = _activate(x)
         skips = list(reversed(u_states))[len(u_states) - len(level.down) :]
@@ -550,18 +618,15 @@ class _Run:
     def step(self, i: int, j: int) -> Tensor:
         """Compute ul at (i, j); returns the last activation, [S, 2 F]."""
         first = self.levels[0].up_states[0]
-        if j:
-            torch.addmm(self.stem_base_at[j], self.pixel_at[j], self.stem_left, out=first.value[j])
-        else:
-            first.value[j].copy_(self.stem_base_at[0])
+        self.stem_ul.slots[j].addmm_(self.row.left[j], self.stem_left)
         first.activate(j)
-        return self._position(0, i, j).elu.at[j]
+        return self._position(0, i, j).elu.slots[j]
 
     def _position(self, index: int, i: int, j: int) -> _State:
         level = self.levels[index]
         for block, before, after in level.up_steps:
             block(before, after, None, i, j)
-        if not level.lowest and i % 2 == 0 and j % 2 == 0:
+        if level.below is not None and i % 2 == 0 and j % 2 == 0:
             self._descend(index, i // 2, j // 2)
         last = level.grown[i % 2]
         for block, before, after, skip in level.down_steps[i % 2]:
@@ -572,21 +637,18 @@ class _Run:
     def _descend(self, index: int, i: int, j: int) -> None:
         """Shrink to position (i, j) of the level below, walk it, and grow what it emits."""
         level, first = self.levels[index], self.levels[index + 1].up_states[0]
-        window = level.up_states[-1].x.parts[2 * j]
-        _product(level.shrink_ul.base_at[j], window, level.shrink_ul.here, first.value[j])
+        level.shrink_ul(j, level.up_states[-1].x.parts[2 * j])
         first.activate(j)
-        x_SF = self._position(index + 1, i, j).value[j]
+        x_SF = self._position(index + 1, i, j).slots[j]
         for state, weight in zip(level.grown, level.grow_ul, strict=True):
-            both = state.x.window[2 * j + 1]
-            torch.addmm(level.grow_ul_bias, x_SF, weight, out=both)
-            elu(both, out=state.elu.window[2 * j + 1])
+            torch.addmm(level.grow_ul_bias, x_SF, weight, out=state.x.pairs[2 * j + 1])
+            elu(state.x.pairs[2 * j + 1], out=state.elu.pairs[2 * j + 1])
 
-    def head(self, elu_SG: Tensor) -> tuple[Tensor, Tensor]:
-        """The mixture's parameters by component: logits [S, K] and [S, K, 9]."""
-        parameters_SP = wide(torch.addmm(self.head_bias, elu_SG, self.head_weight))
-        K = self.network.config.model.mixtures
-        logit_SK, rest = parameters_SP.split_with_sizes((K, 9 * K), 1)
-        return logit_SK, rest.view(self.S, K, 9)
+    def head(self, j: int, elu_SG: Tensor) -> tuple[Tensor, Tensor]:
+        """The mixture's parameters at column j by component: logits [B, K] and [B, K, 9]."""
+        self.parameters.slots[j].addmm_(elu_SG, self.head_weight)
+        logit_BK, component_BK9 = self.logit[j], self.component[j]
+        return (logit_BK, component_BK9) if self.is_wide else (wide(logit_BK), wide(component_BK9))
 
     # Known rows.
 
@@ -612,7 +674,7 @@ class _Run:
                 if u_block.attention is not None:
                     u_block.attention.rows = rows >> index
         # The last row of pixels becomes the row above; the stem's u holds the one before it.
-        self._set_pixels(self.row[:, 1:-1], x_BCHW[:, :, -1])
+        self._set_pixels(self.row.data[:, 1:-1], x_BCHW[:, :, -1])
         if rows > 1:
             self._set_pixels(self.stem_u.buffer[:, 1:-1, CHANNELS + 1 :], x_BCHW[:, :, -2])
 
@@ -628,13 +690,13 @@ class _Run:
                     yield u_block.conv_in.conv, _last_row(u_block.conv_in.current)
                     yield u_block.conv_out.conv, _last_row(u_block.conv_out.current)
                     yield ul_block.block.conv_in, _last_row(before.elu.data[:, 1:])
-                    yield ul_block.block.conv_out, _last_row(ul_block.hidden.data[:, 1:])
+                    yield ul_block.block.conv_out, _last_row(ul_block.hidden.elu.data[:, 1:])
                     if u_block.attention is not None:
                         by_row = u_block.attention.column.unflatten(1, (self.R, -1))  # [2, R, W, N, H, D]
                         yield u_block.attention.attention.project, _columns(by_row)
                     if ul_block.attention is not None:
                         yield ul_block.attention.attention.project, _columns(ul_block.attention.column.transpose(1, 2))
-            if not level.lowest:
+            if level.below is not None:
                 C = level.shrink_u.conv.in_channels
                 yield level.shrink_u.conv, _last_row(level.shrink_u.current)
                 yield level.shrink_module, _last_row(level.up_states[-1].x.data[:, 1:, :C])

@@ -99,8 +99,9 @@ def sample(parameters_BP: Tensor, noise: PixelNoise, *, clean: bool) -> Tensor:
     At t = 0 (`clean`) values are rounded to the grid and clipped, which is exact ancestral sampling of the discretised
     likelihood; at t > 0 they are continuous and unclipped.
     """
-    K = parameters_BP.shape[1] // PARAMETERS
-    return sample_component(*by_component(parameters_BP, K), noise, clean=clean)
+    B, P = parameters_BP.shape
+    K = P // PARAMETERS
+    return Draw(B, K, 1, parameters_BP, clean=clean)(0, *by_component(parameters_BP, K), noise)
 
 
 def by_component(parameters_BP: Tensor, K: int) -> tuple[Tensor, Tensor]:
@@ -108,26 +109,47 @@ def by_component(parameters_BP: Tensor, K: int) -> tuple[Tensor, Tensor]:
     return parameters_BP[:, :K], parameters_BP[:, K:].unflatten(1, (3, K, 3)).transpose(1, 2).flatten(2)
 
 
-def sample_component(logit_BK: Tensor, component_BK9: Tensor, noise: PixelNoise, *, clean: bool) -> Tensor:
-    """`sample`, from the parameters laid out by component."""
-    pick_B = (logit_BK + noise.gumbel_BK).argmax(1)
-    chosen_B9 = component_BK9.gather(1, pick_B.view(-1, 1, 1).expand(-1, 1, 9)).squeeze(1)
-    mean_BC, log_scale_BC, coefficient_BC = chosen_B9.split(3, 1)
-    x_BC = torch.addcmul(mean_BC, log_scale_BC.clamp_(min=LOG_SCALE_MIN).exp_(), noise.logistic_BC)
-    if not clean:
-        x_BC += noise.uniform_BC
-    on_red_B2, on_green_B1 = coefficient_BC.tanh_().split_with_sizes((2, 1), 1)
-    red, rest = x_BC.split_with_sizes((1, 2), 1)
-    green, blue = rest.split_with_sizes((1, 1), 1)
-    if clean:
+class Draw:
+    """`sample`, from the parameters laid out by component, for the W positions of a row one after another.
+
+    Its results and intermediates lie in buffers with ready-made views, for a single image's time goes into starting
+    operations and making views.
+    """
+
+    def __init__(self, B: int, K: int, W: int, like: Tensor, *, clean: bool) -> None:
+        self.clean = clean
+        like = wide(like)
+        self.perturbed_BK = like.new_empty(B, K)
+        self.pick_B1 = torch.empty(B, 1, dtype=torch.long, device=like.device)
+        self.index_B19 = self.pick_B1[:, :, None].expand(-1, -1, 9)
+        self.chosen_B19 = like.new_empty(B, 1, 9)
+        self.mean_BC, self.log_scale_BC, self.coefficient_BC = self.chosen_B19[:, 0].split(3, 1)
+        self.on_red_B2, self.on_green_B1 = self.coefficient_BC.split_with_sizes((2, 1), 1)
+        row_BWC = like.new_empty(B, W, 3)
+        parts = (row_BWC, *row_BWC.split(1, 2), row_BWC[:, :, 1:])
+        self.at = list(zip(*(part.unbind(1) for part in parts), strict=True))
+        """Of every position: all channels; red, green, blue; green and blue."""
+
+    def __call__(self, j: int, logit_BK: Tensor, component_BK9: Tensor, noise: PixelNoise) -> Tensor:
+        """The pixels at column j, [B, 3]; the next row overwrites them."""
+        x_BC, red, green, blue, rest = self.at[j]
+        torch.add(logit_BK, noise.gumbel_BK, out=self.perturbed_BK)
+        torch.argmax(self.perturbed_BK, 1, keepdim=True, out=self.pick_B1)
+        torch.gather(component_BK9, 1, self.index_B19, out=self.chosen_B19)
+        scale_BC = self.log_scale_BC.clamp_(min=LOG_SCALE_MIN).exp_()
+        torch.addcmul(self.mean_BC, scale_BC, noise.logistic_BC, out=x_BC)
+        self.coefficient_BC.tanh_()
+        if not self.clean:
+            x_BC.add_(noise.uniform_BC)
+            rest.addcmul_(self.on_red_B2, red)
+            blue.addcmul_(self.on_green_B1, green)
+            return x_BC
         red.copy_(to_grid(red))
-    rest.addcmul_(on_red_B2, red)
-    if clean:
+        rest.addcmul_(self.on_red_B2, red)
         green.copy_(to_grid(green))
-    blue.addcmul_(on_green_B1, green)
-    if clean:
+        blue.addcmul_(self.on_green_B1, green)
         blue.copy_(to_grid(blue))
-    return x_BC
+        return x_BC
 
 
 def wide(x: Tensor) -> Tensor:

@@ -72,14 +72,14 @@ def test_both_samplers_draw_the_same_from_every_known_prefix(config: Config, t: 
 @torch.inference_mode()
 def cached_parameters(net: NCPN, x: Tensor, given: Conditions) -> tuple[Tensor, Tensor]:
     """What the incremental sampler computes for given pixels: logits [B, K, H, W] and the rest [B, K, 9, H, W]."""
-    count, _, H, W = x.shape
+    _, _, H, W = x.shape
     run = _Run(net, given, H, W)
     found = []
     for i in range(H):
         run.begin_row(i)
         for j in range(W):
-            found.append([part[:count].clone() for part in run.head(run.step(i, j))])
-            run.put(j, torch.nn.functional.pad(x[:, :, i, j], (0, 0, 0, run.S - count)))
+            found.append([part.clone() for part in run.head(j, run.step(i, j))])
+            run.put(j, x[:, :, i, j])
     logits, rest = (torch.stack(part, -1).unflatten(-1, (H, W)) for part in zip(*found, strict=True))
     return logits, rest
 
@@ -116,13 +116,13 @@ def cached_inputs(run: _Run, i: int) -> Iterator[tuple[nn.Module, int, Tensor]]:
                 yield u_block.block.conv_in, row, u_block.conv_in.current
                 yield u_block.block.conv_out, row, u_block.conv_out.current
                 yield ul_block.block.conv_in, row, state.elu.data[:, 1:]
-                yield ul_block.block.conv_out, row, ul_block.hidden.data[:, 1:]
+                yield ul_block.block.conv_out, row, ul_block.hidden.elu.data[:, 1:]
         last = level.down_states[-1] if level.down else grown
         if index:
             yield net.grow[index - 1].ul, row, last.x.data[:, 1:].chunk(2, -1)[0]  # type: ignore[union-attr]
         else:
             yield net.head, row, last.elu.data[:, 1:]
-        if not level.lowest:
+        if level.below is not None:
             yield level.shrink_u.conv, row, level.shrink_u.current
             yield level.shrink_module, row, level.up_states[-1].x.data[:, 1:].chunk(2, -1)[0]
 
@@ -149,7 +149,7 @@ def test_every_layer_agrees_in_fp32(config: Config) -> None:
         run.begin_row(i)
         for j in range(W):
             run.step(i, j)
-            run.put(j, torch.nn.functional.pad(x[:, :, i, j], (0, 0, 0, run.S - 3)))
+            run.put(j, x[:, :, i, j])
         for layer, row, found in cached_inputs(run, i):
             expected = read[layer][:, :, row].transpose(1, 2)
             names = [name for name, module in net.named_modules() if module is layer]
@@ -253,7 +253,7 @@ def bundled(height: int, width: int, **changed: object) -> Config:
 
 
 @pytest.fixture
-def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+def thread_count(request: pytest.FixtureRequest) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield
@@ -265,7 +265,7 @@ WIDE = bundled(4, 32, levels=(LevelConfig(width=160, blocks=1),))
 
 
 @pytest.mark.parametrize(
-    ("config", "threads"),
+    ("config", "thread_count"),
     [
         pytest.param(nets.config(((6, 1), (10, 1))), 1, id="tiny"),
         pytest.param(bundled(4, 32), 1, id="bundled"),
@@ -274,10 +274,10 @@ WIDE = bundled(4, 32, levels=(LevelConfig(width=160, blocks=1),))
         pytest.param(WIDE, 1, id="wide"),
         pytest.param(WIDE, 3, id="wide, 3 threads"),
     ],
-    indirect=["threads"],
+    indirect=["thread_count"],
 )
 @pytest.mark.parametrize("first_row", [0, 2])
-def test_samples_are_the_same_bits_in_every_batch(config: Config, threads: None, first_row: int) -> None:
+def test_samples_are_the_same_bits_in_every_batch(config: Config, thread_count: None, first_row: int) -> None:
     """In fp32 at t > 0, before rounding to grey levels could hide a difference. One seed for each image."""
     net = nets.network(config, dtype=torch.float32, spread=0.03)
     H, W = config.model.height, config.model.width
