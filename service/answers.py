@@ -13,10 +13,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
+from ncml import heat
 from ncml.images import grid, to_png
+from ncml.tiling import Cut, blend
 from service.negotiation import JSON, NPZ, PNG, ZIP
 from service.problems import FieldError, Problem, sentence
 from worker.contract import (
+    Box,
     JobError,
     JobStatus,
     JobView,
@@ -25,13 +28,14 @@ from worker.contract import (
     PictureResult,
     Priority,
     Progress,
+    ScanResult,
     ScoreResult,
     Task,
     Timing,
 )
 from worker.contract import Score as ImageScore
 
-SCORE_OFFERS = (JSON, NPZ)
+SCORE_OFFERS = (JSON, NPZ, PNG)
 PICTURE_OFFERS = (PNG, JSON, ZIP, NPZ)
 
 _MODEL: JsonDict = {"name": "cifar10", "version": "9f2c61d07be3a4585e1c0f6db2a87943c5d1e08f7a6b3924d8e5f01c7b9a3d62"}
@@ -51,6 +55,21 @@ SCORE_EXAMPLE: JsonDict = {
         }
     ],
 }
+SCAN_EXAMPLE: JsonDict = {
+    **_DONE,
+    "width": 4000,
+    "height": 3000,
+    "tile_width": 250,
+    "tile_height": 250,
+    "rows": 23,
+    "columns": 31,
+    "score": 17.9,
+    "p_value": 0.048,
+    "threshold": 10.6,
+    "is_ood": True,
+    "box": {"left": 1250, "top": 750, "width": 250, "height": 250},
+}
+SCORE_EXAMPLES: dict[str, JsonDict] = {"score": {"value": SCORE_EXAMPLE}, "in tiles": {"value": SCAN_EXAMPLE}}
 PICTURE_EXAMPLE: JsonDict = {**_DONE, "images": [{"seed": 7, "png": "iVBORw0KGgo..."}]}
 _JOB_EXAMPLE: JsonDict = {
     "id": "0b6a3c1e9d",
@@ -115,6 +134,29 @@ class ScoreAnswer(Answer):
     timing: Timing
 
 
+class ScanAnswer(Answer):
+    """A picture judged by the worst of its tiles. Where tiles are not calibrated, the verdict's parts are null."""
+
+    model_config = ConfigDict(frozen=True, json_schema_extra={"example": SCAN_EXAMPLE})
+
+    model: ModelRef
+    width: int = Field(description="Of the picture in pixels.")
+    height: int
+    tile_width: int = Field(description="Of each tile in pixels; it reaches half over the next.")
+    tile_height: int
+    rows: int = Field(description="Rows of tiles.")
+    columns: int
+    score: float = Field(description="That of the worst tile: higher belongs less.")
+    p_value: float | None = Field(
+        description="The picture's rank among whole good pictures: small for one that is not."
+    )
+    threshold: float | None = Field(description="A picture that scores above it does not belong.")
+    is_ood: bool | None
+    box: Box = Field(description="The worst tile.")
+    tiles: list[list[float]] | None = Field(default=None, description="With map=1: rows of scores, one for each tile.")
+    timing: Timing
+
+
 class Picture(BaseModel):
     """One picture that was drawn."""
 
@@ -135,7 +177,7 @@ class PictureAnswer(Answer):
 class ProgressAnswer(BaseModel):
     """How far a running job is."""
 
-    stage: str = Field(description='"score", "noisy_sampling" or "refine".')
+    stage: str = Field(description='"score", "tiles", "noisy_sampling" or "refine".')
     step: int
     total: int
     done: int = Field(description="Pictures of this job that are finished, where it is cut into several batches.")
@@ -229,19 +271,23 @@ def failure(view: JobView) -> Problem:
     status = {
         "input": 422, "model": 500, "timeout": 504, "canceled": 410, "expired": 504, "engine": 500, "worker": 500,
     }[error.reason]  # fmt: skip
-    named = error.field and error.detail.startswith(error.field)  # a field keeps its own spelling
-    detail = f"{error.detail.rstrip('.')}." if named else sentence(error.detail)
+    detail = sentence(error.detail, error.field)
     errors = [FieldError(field=error.field, detail=detail)] if error.field else []
     return Problem(status, detail, kind=f"job-{error.reason}", errors=errors, headers={"X-Job-Id": view.id})
 
 
 def score_response(view: JobView, result: ScoreResult, media: str) -> Response:
-    """Scores as `media`."""
+    """Scores as `media`: JSON, arrays, or the maps as one PNG (a grid of several)."""
     headers = {"X-Job-Id": view.id}
     shape = result.height, result.width
     maps = [None if score.map is None else np.frombuffer(score.map, "<f4").reshape(shape) for score in result.results]
     if media == NPZ:
         return Response(_npz(_score_arrays(result.results, maps)), 200, headers, NPZ)
+    if media == PNG:
+        drawn = [heat.of_pixels(one) for one in maps if one is not None]
+        if not drawn:
+            raise _no_map(view)
+        return Response(to_png(grid(drawn)), 200, headers, PNG)
     scores = [
         Score(
             bpd=score.bpd,
@@ -251,7 +297,7 @@ def score_response(view: JobView, result: ScoreResult, media: str) -> Response:
             sanity=None
             if score.flipped_bpd is None
             else Sanity(flipped_bpd=score.flipped_bpd, delta_bpd=score.flipped_bpd - score.bpd),
-            map=None if one is None else one.astype(float).round(4).tolist(),
+            map=None if one is None else _rounded(one),
         )
         for score, one in zip(result.results, maps, strict=True)
     ]
@@ -281,6 +327,50 @@ def _score_arrays(results: Sequence[ImageScore], maps: Sequence[NDArray[Any] | N
     if drawn:
         arrays["map"] = np.stack(drawn)
     return arrays
+
+
+def scan_response(view: JobView, result: ScanResult, media: str) -> Response:
+    """A scan as `media`: JSON, arrays, or the map of the tiles' scores as a PNG of the picture's own size.
+
+    For the latter two the map is made here, which takes time and memory as decoding the picture does.
+    """
+    headers = {"X-Job-Id": view.id}
+    scan = result.scan
+    box = scan.box
+    tiles = None if scan.tiles is None else np.frombuffer(scan.tiles, "<f4").reshape(scan.rows, scan.columns)
+    if media == JSON:
+        answer = ScanAnswer(
+            id=view.id,
+            status=view.status,
+            **scan.model_dump(exclude={"tiles"}),
+            model=result.model,
+            tile_width=box.width,
+            tile_height=box.height,
+            tiles=None if tiles is None else _rounded(tiles),
+            timing=result.timing,
+        )
+        return Response(answer.model_dump_json(exclude={"tiles"} if tiles is None else None), 200, headers, JSON)
+    if media == PNG:
+        if tiles is None:
+            raise _no_map(view)
+        map_HW = blend(tiles, Cut(box.height, box.width), scan.height, scan.width)
+        return Response(to_png(heat.heat(map_HW, *heat.limits(map_HW, scan.threshold))), 200, headers, PNG)
+    told = scan.model_dump(include={"score", "p_value", "threshold", "is_ood"}, exclude_none=True)
+    arrays = {name: np.array(value) for name, value in told.items()}
+    arrays["box"] = np.array([box.left, box.top, box.width, box.height])
+    if tiles is not None:
+        arrays["tiles"] = tiles
+        arrays["map"] = blend(tiles, Cut(box.height, box.width), scan.height, scan.width)
+    return Response(_npz(arrays), 200, headers, NPZ)
+
+
+def _rounded(map_HW: NDArray[Any]) -> list[list[float]]:
+    return map_HW.astype(float).round(4).tolist()
+
+
+def _no_map(view: JobView) -> Problem:
+    detail = f"The job {view.id} kept no map to draw; send the picture again with map=1, or take another form."
+    return Problem(406, detail, kind="media-type", headers={"X-Job-Id": view.id})
 
 
 def picture_response(view: JobView, result: PictureResult, blob: bytes, media: str) -> Response:

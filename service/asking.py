@@ -1,6 +1,7 @@
 """Between the routes and the queue: which model is meant, whether anyone would do the job, and waiting for it."""
 
 import asyncio
+import functools
 import hashlib
 import math
 import re
@@ -11,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import anyio.to_thread
 from fastapi import Depends, Request, Response
 
-from service.answers import failure, job_response, picture_response, score_response
+from service.answers import failure, job_response, picture_response, scan_response, score_response
 from service.metrics import Metrics
 from service.negotiation import patience
 from service.params import Params
@@ -25,6 +26,8 @@ from worker.contract import (
     Lane,
     ModelDescriptor,
     PictureResult,
+    ScanResult,
+    ScoreResult,
     Task,
 )
 from worker.queue import DuplicateJob, JobNotFound, JobQueue, QueueFull
@@ -89,7 +92,8 @@ class Desk:
         wanted = patience(request.headers.get("prefer"), self.settings.wait_s)
         key = request.headers.get("idempotency-key")
         owner = str(request.state.owner)
-        job_id = await anyio.to_thread.run_sync(self._submit, job, asked, key, request.url.path, owner)
+        submit = functools.partial(self._submit, job, asked, key, request.url.path, owner)
+        job_id = await anyio.to_thread.run_sync(submit, limiter=self._room(job.task))
         view = await (self.queue.wait(job_id, wanted.wait_s) if key else self._wait(request, job_id, wanted.wait_s))
         response = await self.answer(view, media) if view.status.is_terminal else await self.describe(view, 202)
         if wanted.applied:
@@ -160,16 +164,25 @@ class Desk:
         """The result of a job that has ended, as `media`. Raises the `Problem` that it ended with."""
         if view.status is not JobStatus.SUCCEEDED:
             raise failure(view)
-        return await anyio.to_thread.run_sync(self._render, view, media)
+        return await anyio.to_thread.run_sync(self._render, view, media, limiter=self._room(view.task))
+
+    def _room(self, task: Task) -> anyio.CapacityLimiter | None:
+        """Scans bring whole files and answer with maps as large as any picture: as few at once as are decoded."""
+        return self.decoding if task is Task.SCAN else None
 
     def _render(self, view: JobView, media: str) -> Response:
         result = self.queue.result(view.id)
-        if isinstance(result, PictureResult):
-            blob = self.queue.blob(result.pictures.blob)
-            if blob is not None:
-                return picture_response(view, result, blob, media)
-        elif result is not None:
-            return score_response(view, result, media)
+        match result:
+            case ScoreResult():
+                return score_response(view, result, media)
+            case ScanResult():
+                return scan_response(view, result, media)
+            case PictureResult():
+                blob = self.queue.blob(result.pictures.blob)
+                if blob is not None:
+                    return picture_response(view, result, blob, media)
+            case None:
+                pass
         raise Problem(404, f"The result of the job {view.id} has expired; ask again.", kind="result-expired")
 
 

@@ -39,7 +39,11 @@ class ScoreParams(Params):
         allow_inf_nan=False,
         description="Score at this noise level, in grey levels. Left out: 0, the exact likelihood of the image.",
     )
-    map: bool = Field(default=False, description="Also return bits per dimension for each pixel. Left out: no.")
+    map: bool = Field(
+        default=False,
+        description="Also return bits per dimension for each pixel, or with `tile` the score of each tile. Left out: "
+        "no; a PNG is of the map, so asking for one asks for it.",
+    )
     ood: bool = Field(
         default=True,
         description="Whether a calibrated model also says if the picture belongs to what it was trained on. Left out: "
@@ -60,6 +64,20 @@ class ScoreParams(Params):
         default=False,
         description="Also score the picture with the least significant bit of every value flipped: a likelihood that "
         "is sound tells the two apart. Left out: no.",
+    )
+    tile: bool = Field(
+        default=False,
+        description="Cut a picture larger than the model into overlapping tiles and judge it by its worst one; only "
+        "`model`, `priority`, `map` and `tile_size` go with it. Left out: no; the picture is brought to the model's "
+        "size.",
+    )
+    tile_size: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description="Pixels of a tile's shorter side, each tile being brought to the model's size; for `tile`. Left "
+        "out: the size at which tiles were calibrated, or the model's.",
+        examples=[64],
     )
 
 

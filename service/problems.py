@@ -83,9 +83,10 @@ class Problem(Exception):
             self.headers.setdefault("Retry-After", str(RETRY_AFTER_S))
 
 
-def sentence(words: str) -> str:
-    """What another room says of a fault, as a sentence of its own."""
-    return words[0].upper() + words[1:].rstrip(".") + "."
+def sentence(words: str, field: str | None = None) -> str:
+    """What another room says of a fault, as a sentence of its own; a field that it begins with keeps its spelling."""
+    named = field and words.startswith(field)
+    return (words if named else words[0].upper() + words[1:]).rstrip(".") + "."
 
 
 def invalid(field: str, detail: str) -> Problem:
@@ -211,10 +212,10 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
 
     async def on_input(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, InputError)
-        errors = [FieldError(field=error.field, detail=error.detail)]
+        problem = invalid(error.field, sentence(error.detail, error.field))
         if isinstance(error, TooLarge):
-            return answer(request, Problem(413, error.detail, kind="too-large", errors=errors))
-        return answer(request, Problem(422, error.detail, kind="invalid-input", errors=errors))
+            problem = Problem(413, problem.detail, kind="too-large", errors=problem.errors)
+        return answer(request, problem)
 
     async def on_http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)

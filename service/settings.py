@@ -29,6 +29,8 @@ class Settings(BaseSettings):
     """Pixels of one picture, known from its header before it is decoded."""
     max_images: int = Field(default=64, ge=1, le=64)
     """Pictures in one request, sent or asked for."""
+    max_tiles: int = Field(default=4096, ge=1)
+    """Tiles that one picture may be cut into."""
     max_waiting: int = Field(default=512, ge=1)
     """Jobs that may wait in one lane; a request beyond them is answered 429."""
     start_within_s: float = Field(default=600, gt=0, le=86_400)
@@ -46,7 +48,7 @@ class Settings(BaseSettings):
     ready_lanes: Annotated[tuple[Lane, ...], NoDecode] = (Lane.SCORE, Lane.GENERATE)
     """Lanes that need a worker with a model before /readyz says yes, as a JSON list."""
     decode_threads: int = Field(default=2, ge=1)
-    """Pictures decoded at once; each may need `max_image_pixels` times 12 bytes."""
+    """Pictures decoded, and maps of large ones drawn, at once; each may need `max_image_pixels` times 12 bytes."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
     """Level of the service's log, which has one JSON object a line."""
 

@@ -1,4 +1,4 @@
-"""What every room's tests may use: a real Valkey and a small model folder."""
+"""What every room's tests may use: a real Valkey, a small model folder, and one thread to compute in."""
 
 import contextlib
 import os
@@ -104,6 +104,17 @@ def new_valkey() -> Iterator[Callable[..., Valkey]]:
     yield start
     for server in servers:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def one_thread() -> Iterator[None]:
+    """One thread for what PyTorch computes in this process: tiny products are slower on several."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

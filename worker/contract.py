@@ -1,10 +1,12 @@
 """What crosses the queue: job specifications, results, states, progress, model descriptors. JSON through pydantic.
 
 Knows no RQ, no Redis, no torch and no numpy. Pictures are raw uint8 HWC RGB bytes (row-major, values 0..255) at the
-model's size; in JSON they are base64. Every model here is frozen and refuses unknown fields, so a payload of another
-version fails with a sentence instead of being half understood.
+model's size, but for one that is to be cut into tiles, which stays the file that it came as; in JSON they are base64.
+Every model here is frozen and refuses unknown fields, so a payload of another version fails with a sentence instead of
+being half understood.
 """
 
+import hashlib
 from enum import StrEnum
 from typing import Annotated, Literal, Self, TypeAlias
 
@@ -21,7 +23,7 @@ MAX_STEPS = 1000
 
 
 class Lane(StrEnum):
-    """The kind of work that one engine does: quick scores never stand behind slow drawings."""
+    """The kind of work that one engine does: quick scores never stand behind what takes long."""
 
     SCORE = "score"
     GENERATE = "generate"
@@ -31,6 +33,7 @@ class Task(StrEnum):
     """What a job asks for."""
 
     SCORE = "score"
+    SCAN = "scan"
     GENERATE = "generate"
     COMPLETE = "complete"
 
@@ -132,6 +135,22 @@ class ScoreJob(_Job):
         return len(self.images)
 
 
+class ScanJob(_Job):
+    """A picture larger than the model, judged by the worst of the overlapping tiles that it is cut into."""
+
+    task: Literal[Task.SCAN] = Task.SCAN
+    file: bytes = Field(min_length=1, description="the picture's file: its pixels would be many times as large")
+    height: int = Field(ge=1, description="of the picture in pixels, as is the width: no more of them are decoded")
+    width: int = Field(ge=1)
+    tile_size: int | None = Field(default=None, ge=1, description="the shorter side; None: calibrated, or the model's")
+    map: bool = Field(default=False, description="also return the score of each tile")
+
+    @property
+    def n(self) -> int:
+        """How many images this job adds to a batch."""
+        return 1
+
+
 class _PictureJob(_Job):
     """What generation and completion share. Image i of the job uses `seed + i`."""
 
@@ -170,7 +189,7 @@ class CompleteJob(_PictureJob):
     keep: Literal["top", "bottom", "left", "right"] = "top"
 
 
-Job: TypeAlias = ScoreJob | GenerateJob | CompleteJob
+Job: TypeAlias = ScoreJob | ScanJob | GenerateJob | CompleteJob
 JOB: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="task")])
 """Reads and writes any job: `JOB.validate_json(text)`, `JOB.dump_json(job)`."""
 
@@ -178,7 +197,7 @@ JOB: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="task")])
 def batch_key(job: Job) -> str:
     """What two jobs must share to be computed in one batch: task, model, version, shape and sampler settings.
 
-    Classes, seeds, priorities and pictures differ freely within a batch.
+    Classes, seeds, priorities and pictures differ freely within a batch, but for scans: those of one file are one.
     """
     parts: list[object] = [job.task, job.model, job.version or "current"]
     match job:
@@ -186,6 +205,8 @@ def batch_key(job: Job) -> str:
             statistics = job.statistics if job.statistics == "all" else ",".join(sorted(set(job.statistics)))
             parts += [job.images[0].height, job.images[0].width, job.noise, int(job.map), int(job.ood), job.statistic]
             parts += [statistics, int(job.sanity)]
+        case ScanJob():
+            parts += [hashlib.sha256(job.file).hexdigest(), job.tile_size]
         case GenerateJob():
             parts += [job.noise, job.steps, job.solver]
         case CompleteJob():
@@ -231,6 +252,32 @@ class Score(_Message):
     )
 
 
+class Box(_Message):
+    """A part of a picture, in pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+class Scan(_Message):
+    """A picture of this height and width, judged by its tiles. `score` is higher for one that belongs less."""
+
+    height: int
+    width: int
+    rows: int = Field(description="of tiles, as are the columns")
+    columns: int
+    score: float = Field(description="that of the worst tile")
+    p_value: float | None = Field(description="its rank among whole good pictures; None where tiles are not calibrated")
+    threshold: float | None
+    is_ood: bool | None
+    box: Box = Field(description="the worst tile; all have its size")
+    tiles: bytes | None = Field(
+        default=None, description="rows * columns little-endian float32, row-major: the score of each tile"
+    )
+
+
 class Pictures(_Message):
     """n pictures that lie in a blob for a while: uint8, n * height * width * 3 bytes, NHWC, row-major."""
 
@@ -251,6 +298,15 @@ class ScoreResult(_Message):
     timing: Timing
 
 
+class ScanResult(_Message):
+    """The answer to a ScanJob."""
+
+    task: Literal[Task.SCAN] = Task.SCAN
+    model: ModelRef
+    scan: Scan
+    timing: Timing
+
+
 class PictureResult(_Message):
     """The answer to a GenerateJob or a CompleteJob; picture i was drawn with `seeds[i]`."""
 
@@ -261,7 +317,7 @@ class PictureResult(_Message):
     timing: Timing
 
 
-Result: TypeAlias = ScoreResult | PictureResult
+Result: TypeAlias = ScoreResult | ScanResult | PictureResult
 RESULT: TypeAdapter[Result] = TypeAdapter(Annotated[Result, Field(discriminator="task")])
 """Reads and writes any result."""
 
@@ -269,7 +325,7 @@ RESULT: TypeAdapter[Result] = TypeAdapter(Annotated[Result, Field(discriminator=
 class Progress(_Message):
     """How far a running job is. For a job cut into chunks, `done` of its `n` images are already finished."""
 
-    stage: str = Field(description='"score", "noisy_sampling" or "refine"')
+    stage: str = Field(description='"score", "tiles", "noisy_sampling" or "refine"')
     step: int
     total: int
     done: int = 0
@@ -347,6 +403,19 @@ class Calibration(_Message):
     histograms: dict[str, Histogram] = Field(description="of some statistics over the images of the ranking")
 
 
+class TileCalibration(_Message):
+    """What the verdicts on pictures that are cut into tiles rest on."""
+
+    version: str = Field(description="digest of the calibration, 64 hex digits")
+    height: int = Field(description="of a tile in pixels, as is the width")
+    width: int
+    false_positive_rate: float = Field(description="the share of good pictures that a verdict calls OOD")
+    threshold: float = Field(description="a picture whose worst tile scores higher is OOD")
+    n_fit: int = Field(description="good pictures that gave tiles to fit")
+    n_rank: int = Field(description="other good pictures, among which a picture is ranked")
+    smallest_p: float = Field(description="the smallest p-value that there can be, 1 / (n_rank + 1)")
+
+
 class ModelDescriptor(_Message):
     """What a worker says about a model that it serves."""
 
@@ -362,6 +431,7 @@ class ModelDescriptor(_Message):
     solvers: dict[str, int] = Field(description="every solver and its default number of steps; 1: it takes no other")
     preprocessing: Preprocessing
     calibration: Calibration | None = None
+    tiles: TileCalibration | None = None
     metrics: dict[str, float] = {}
     card: str = Field(default="", description="markdown")
 

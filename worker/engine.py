@@ -21,9 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ncml.errors import InputError, ModelError
+from ncml.images import open_image
 from ncml.memory import reuse_freed_memory
 from worker import logs
 from worker.contract import (
+    Box,
     CompleteJob,
     GenerateJob,
     Job,
@@ -32,10 +34,12 @@ from worker.contract import (
     ModelRef,
     Ood,
     Pixels,
+    Scan,
+    ScanJob,
     Score,
     ScoreJob,
 )
-from worker.models import Load, ModelLike, ScoreLike, Shelf
+from worker.models import Load, ModelLike, ScanLike, ScoreLike, Shelf
 
 RESCAN_S = 2.0
 """How often an idle engine looks whether a model folder has changed."""
@@ -104,10 +108,11 @@ class Step:
 
 @dataclass
 class Outcome:
-    """What became of one job: scores, or pictures (uint8 NHWC bytes), or an error; nothing when it was dropped."""
+    """What became of one job: scores, a scan, pictures (uint8 NHWC bytes), or an error; nothing when it was dropped."""
 
     model: ModelRef | None = None
     scores: list[Score] = field(default_factory=list[Score])
+    scan: Scan | None = None
     pictures: list[bytes] = field(default_factory=list[bytes])
     size: tuple[int, int] = (0, 0)
     error: JobError | None = None
@@ -260,7 +265,7 @@ class _Runner:
         self._shelf = shelf
         self._device = settings.device
         self._max_batch = settings.max_batch
-        self._fits: dict[str, int] = {}  # images at a time that a model was seen to have memory for
+        self._fits: dict[str, int] = {}  # images or tiles at a time that a model was seen to have memory for
 
     def run(self, batch: Batch) -> Done:
         """Compute a batch. A failure that could be any one member's is pinned down by computing each alone."""
@@ -325,23 +330,26 @@ class _Runner:
             chunk = [row for row in rows if row.id not in self._dropped][:fits]
             if not chunk:
                 return
+            size = fits if isinstance(first, ScanJob) else len(chunk)
             try:
-                self._compute_chunk(model, jobs, chunk)
+                self._compute_chunk(model, jobs, chunk, size)
             except Exception as error:
-                if not _is_out_of_memory(error) or len(chunk) == 1:
+                if not _is_out_of_memory(error) or size == 1:
                     raise
-                self._fits[model.version] = len(chunk) // 2
-                log.warning("%d images do not fit in memory; going on with %d at a time", len(chunk), len(chunk) // 2)
+                self._fits[model.version] = size // 2
+                log.warning("%d images do not fit in memory; going on with %d at a time", size, size // 2)
                 _free(self._device)
                 continue
             for row in chunk:
                 self._done[row.id] += 1
             rows = rows[rows.index(chunk[-1]) + 1 :]
 
-    def _compute_chunk(self, model: ModelLike, jobs: dict[str, Job], rows: list[_Row]) -> None:
-        """Rows in, their results appended to the outcomes. All jobs share what `batch_key` names."""
+    def _compute_chunk(self, model: ModelLike, jobs: dict[str, Job], rows: list[_Row], size: int) -> None:
+        """Rows in, their results appended to the outcomes; `size` images or tiles are in memory at once.
+
+        All jobs share what `batch_key` names.
+        """
         members = [jobs[row.id] for row in rows]
-        classes = [job.class_name for job in members]
         self._marked = time.monotonic()
         match members[0]:
             case ScoreJob() as job:
@@ -350,22 +358,28 @@ class _Runner:
                 )
                 scores = model.score(
                     images,
-                    classes=_some(classes),
+                    classes=_classes(members),
                     noise=job.noise,
                     map=job.map,
                     ood=job.ood,
                     statistic=job.statistic,
                     statistics=job.statistics,
                     sanity=job.sanity,
-                    batch_size=len(images),
-                    callback=self._scored(jobs),
+                    batch_size=size,
+                    callback=self._counted("score", jobs),
                 )
                 self._spend("score")
                 for row, score in zip(rows, scores, strict=True):
                     self._outcomes[row.id].scores.append(_score(score))
+            case ScanJob() as job:
+                picture = open_image(job.file, max_bytes=len(job.file), max_pixels=job.height * job.width)
+                found = model.scan(picture, side=job.tile_size, batch_size=size, callback=self._counted("tiles", jobs))
+                self._spend("tiles")
+                for member, row in zip(members, rows, strict=True):
+                    self._outcomes[row.id].scan = _scan(found, cast(ScanJob, member).map)
             case GenerateJob() | CompleteJob() as job:
                 options: dict[str, Any] = {
-                    "classes": _some(classes),
+                    "classes": _classes(members),
                     "seeds": [cast(GenerateJob, m).seeds[r.index] for m, r in zip(members, rows, strict=True)],
                     "noise": job.noise,
                     "steps": job.steps,
@@ -384,9 +398,9 @@ class _Runner:
             outcome = self._outcomes[row.id]
             outcome.batch_size = max(outcome.batch_size, len(rows))
 
-    def _scored(self, jobs: Mapping[str, Job]) -> Callable[[int, int], None]:
+    def _counted(self, stage: str, jobs: Mapping[str, Job]) -> Callable[[int, int], None]:
         def callback(done: int, total: int) -> None:
-            self._report("score", done, total)
+            self._report(stage, done, total)
             if self._dropped >= jobs.keys():
                 raise _Unwanted
 
@@ -457,11 +471,29 @@ def _score(score: ScoreLike) -> Score:
     )
 
 
+def _scan(scan: ScanLike, with_tiles: bool) -> Scan:
+    left, top, width, height = scan.box
+    rows, columns = scan.grid.shape
+    return Scan(
+        height=scan.height,
+        width=scan.width,
+        rows=rows,
+        columns=columns,
+        score=float(scan.score),
+        p_value=scan.p_value,
+        threshold=scan.threshold,
+        is_ood=scan.is_ood,
+        box=Box(left=left, top=top, width=width, height=height),
+        tiles=np.asarray(scan.grid, "<f4").tobytes() if with_tiles else None,
+    )
+
+
 def _array(pixels: Pixels) -> NDArray[np.uint8]:
     return np.frombuffer(pixels.data, np.uint8).reshape(pixels.height, pixels.width, 3)
 
 
-def _some(classes: list[str | None]) -> list[str | None] | None:
+def _classes(jobs: Sequence[Job]) -> list[str | None] | None:
+    classes = [cast(ScoreJob | GenerateJob | CompleteJob, job).class_name for job in jobs]
     return classes if any(name is not None for name in classes) else None
 
 

@@ -4,6 +4,7 @@ Knows the library's front door, and neither RQ nor Redis.
 """
 
 import contextlib
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,10 @@ from numpy.typing import NDArray
 from ncml.config import DEFAULT_SOLVER, SOLVERS, STEPPED_SOLVER
 from ncml.errors import ModelError, NcmlError
 from ncml.images import PREPROCESSING
-from worker.contract import Calibration, Histogram, ModelDescriptor, Preprocessing
+from ncml.tiling import Box, Cut
+from worker.contract import Calibration, Histogram, ModelDescriptor, Preprocessing, TileCalibration
+
+log = logging.getLogger("ncml.engine")
 
 
 class OodLike(Protocol):
@@ -60,6 +64,31 @@ class CalibrationLike(Protocol):
     histograms: Mapping[str, HistogramLike]
 
 
+class ScanLike(Protocol):
+    """What `Model.scan` answers, as in `ncml.tiles.Scan`."""
+
+    score: float
+    p_value: float | None
+    threshold: float | None
+    is_ood: bool | None
+    box: Box
+    grid: NDArray[Any]
+    height: int
+    width: int
+
+
+class TileCalibrationLike(Protocol):
+    """What the verdicts on whole pictures rest on, as in `ncml.tiles.TileCalibration`."""
+
+    version: str
+    cut: Cut
+    false_positive_rate: float
+    threshold: float
+    n_fit: int
+    n_rank: int
+    smallest_p: float
+
+
 class ModelLike(Protocol):
     """The front door of a loaded model, as in `ncml.model.Model`."""
 
@@ -74,8 +103,17 @@ class ModelLike(Protocol):
     card: str
     calibration: CalibrationLike | None
 
+    @property
+    def tiles(self) -> TileCalibrationLike | None:
+        """The calibration of tiles; raises `ModelError` where there is one that cannot be used."""
+        ...
+
     def score(self, images: NDArray[Any], **options: Any) -> Sequence[ScoreLike]:
         """Score uint8 (B, H, W, 3) images."""
+        ...
+
+    def scan(self, picture: NDArray[Any], **options: Any) -> ScanLike:
+        """Score a uint8 (H, W, 3) picture in tiles."""
         ...
 
     def generate(self, n: int, **options: Any) -> NDArray[Any]:
@@ -196,6 +234,7 @@ def describe(name: str, model: ModelLike) -> ModelDescriptor:
         solvers=SOLVERS,
         preprocessing=Preprocessing.model_validate(PREPROCESSING),
         calibration=_calibration(model.calibration) if model.calibration else None,
+        tiles=_tiles(model),
         metrics=model.metrics,
         card=model.card,
     )
@@ -216,6 +255,26 @@ def _calibration(found: CalibrationLike) -> Calibration:
             name: Histogram(edges=histogram.edges, counts=histogram.counts)
             for name, histogram in found.histograms.items()
         },
+    )
+
+
+def _tiles(model: ModelLike) -> TileCalibration | None:
+    try:
+        found = model.tiles
+    except ModelError as error:  # the model serves all the same; a scan is told the reason
+        log.warning("tiles have no calibration: %s", error, extra={"model": model.name})
+        return None
+    if found is None:
+        return None
+    return TileCalibration(
+        version=found.version,
+        height=found.cut.height,
+        width=found.cut.width,
+        false_positive_rate=found.false_positive_rate,
+        threshold=found.threshold,
+        n_fit=found.n_fit,
+        n_rank=found.n_rank,
+        smallest_p=found.smallest_p,
     )
 
 

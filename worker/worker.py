@@ -33,6 +33,8 @@ from worker.contract import (
     Pictures,
     Progress,
     Result,
+    ScanJob,
+    ScanResult,
     ScoreJob,
     ScoreResult,
     Timing,
@@ -487,6 +489,9 @@ def _result(entry: _Running, outcome: Outcome, model: ModelRef, timing: Timing) 
         size = job.images[0]
         scores = tuple(outcome.scores)
         return ScoreResult(model=model, height=size.height, width=size.width, results=scores, timing=timing), b""
+    if isinstance(job, ScanJob):
+        assert outcome.scan is not None
+        return ScanResult(model=model, scan=outcome.scan, timing=timing), b""
     height, width = outcome.size
     pictures = Pictures(blob=blob_key(entry.claim.id), n=job.n, height=height, width=width)
     result = PictureResult(task=job.task, model=model, pictures=pictures, seeds=job.seeds, timing=timing)

@@ -74,11 +74,10 @@ async def job(job_id: JobId, request: Request, desk: Here) -> Response:
             "content": {
                 JSON: {
                     "schema": {"anyOf": [
-                        {"$ref": "#/components/schemas/ScoreAnswer"}, {"$ref": "#/components/schemas/PictureAnswer"}
+                        {"$ref": "#/components/schemas/ScoreAnswer"}, {"$ref": "#/components/schemas/ScanAnswer"},
+                        {"$ref": "#/components/schemas/PictureAnswer"},
                     ]},
-                    "examples": {
-                        "score": {"value": answers.SCORE_EXAMPLE}, "pictures": {"value": answers.PICTURE_EXAMPLE}
-                    },
+                    "examples": answers.SCORE_EXAMPLES | {"pictures": {"value": answers.PICTURE_EXAMPLE}},
                 },
                 PNG: BINARY, ZIP: BINARY, NPZ: BINARY,
             },
@@ -96,7 +95,7 @@ async def result(job_id: JobId, request: Request, desk: Here) -> Response:
     ```
     """
     view = await desk.view(request, job_id)
-    offers = answers.SCORE_OFFERS if view.task is Task.SCORE else answers.PICTURE_OFFERS
+    offers = answers.SCORE_OFFERS if view.task in (Task.SCORE, Task.SCAN) else answers.PICTURE_OFFERS
     media = negotiate(request.headers.get("accept"), offers)
     wanted = patience(request.headers.get("prefer"), desk.settings.wait_s)
     if not view.status.is_terminal and wanted.applied:

@@ -39,6 +39,16 @@ _EXAMPLE: dict[str, Any] = {
         "preprocessing": "centre-crop-bicubic v1",
         "histograms": {"bpd": {"edges": [2.0, 3.0, 4.0, 5.0], "counts": [700, 3600, 700]}},
     },
+    "tiles": {
+        "version": "1f7a6b5c4d3e2f100918273645546372819a0bacbdcedfe0f1e2d3c4b5a69788",
+        "height": 64,
+        "width": 64,
+        "false_positive_rate": 0.05,
+        "threshold": 10.6,
+        "n_fit": 40,
+        "n_rank": 100,
+        "smallest_p": 0.0099,
+    },
     "metrics": {"test_bpd": 3.5},
     "card": "# cifar10",
 }

@@ -5,6 +5,7 @@ import contextlib
 import io
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -23,10 +24,12 @@ import redis
 from PIL import Image
 
 import ncml
-from ncml.images import KEEPS, fit, grid, to_png
+from ncml import heat, tiles
+from ncml.images import KEEPS, fit, grid, open_image, to_png
 from worker.contract import JobStatus
 from worker.queue import JobQueue
 
+ROOT = Path(__file__).parents[2]
 SIDES = {"top": np.s_[:4], "bottom": np.s_[4:], "left": np.s_[:, :4], "right": np.s_[:, 4:]}
 
 
@@ -35,6 +38,7 @@ class Stack:
     http: httpx2.Client
     port: int
     model: ncml.Model
+    wall: ncml.Model
     queue: JobQueue
     service: psutil.Process
 
@@ -74,9 +78,30 @@ def until(http: httpx2.Client, path: str, status: int, seconds: float = 100) -> 
         time.sleep(0.05)
 
 
+BRICK = open_image(ROOT / "docs" / "brick.png")
+"""A photograph of a wall, 512 x 512 pixels: good ones are cut from its left half, and judged is its right half."""
+
+
 @pytest.fixture(scope="module")
-def stack(valkey_server, model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Both lanes and the service on a small network with random weights."""
+def models(one_thread: None, model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models whose tiles are calibrated: a small network with random weights, and the bundled one, on walls."""
+    folder = tmp_path_factory.mktemp("calibrated")
+    rng = np.random.default_rng(0)
+
+    def calibrate(name: str, source: Path, pictures: list[np.ndarray]) -> None:
+        model = ncml.load(shutil.copytree(source, folder / name))
+        opened = [lambda picture=picture: picture for picture in pictures]
+        tiles.calibrate(model, opened[:5], opened[5:]).save(model.folder)
+
+    calibrate("tiny", model_folder, [rng.integers(0, 256, (16, 12, 3), dtype=np.uint8) for _ in range(24)])
+    corners = rng.integers(0, (512 - 48, 256 - 48), (24, 2))
+    calibrate("wall", ROOT / "models" / "cifar10", [BRICK[top : top + 48, left : left + 48] for top, left in corners])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stack(valkey_server, models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Both lanes and the service."""
     with contextlib.closing(redis.Redis.from_url(valkey_server.url)) as client:
         client.flushall()
     port = free_port()
@@ -86,7 +111,7 @@ def stack(valkey_server, model_folder: Path, tmp_path_factory: pytest.TempPathFa
         "ncml.cli",
         "worker",
         "--models",
-        str(model_folder.parent),
+        str(models),
         "--threads",
         "1",
         "--lane",
@@ -99,8 +124,8 @@ def stack(valkey_server, model_folder: Path, tmp_path_factory: pytest.TempPathFa
         contextlib.closing(JobQueue.from_url(valkey_server.url)) as queue,
     ):
         until(http, "/readyz", 200)
-        model = ncml.load(model_folder)
-        yield Stack(http, port, model, queue, psutil.Process(processes[-1].pid))
+        model, wall = ncml.load(models / "tiny"), ncml.load(models / "wall")
+        yield Stack(http, port, model, wall, queue, psutil.Process(processes[-1].pid))
 
 
 @pytest.fixture
@@ -173,6 +198,42 @@ def test_a_completion_keeps_what_was_known(stack: Stack, picture: np.ndarray, ke
         assert np.array_equal(one[SIDES[keep]], half)
     assert not np.array_equal(full[0], full[1])
     assert np.array_equal(np.stack(full), stack.model.complete(picture, keep=keep, n=2, seeds=4, noise=0.0))
+
+
+def test_a_defect_in_a_wall_is_found(stack: Stack) -> None:
+    """A patch of the texture is wiped out: the service says so, and where, in every form as the library does."""
+    wall = BRICK[200:280, 300:396].copy()
+    wall[24:56, 40:80] = wall.mean((0, 1))
+    ask = {"params": {"model": "wall", "tile": 1, "map": 1}, "files": {"image": to_png(wall)}}
+    answer = stack.http.post("/score", **ask)
+    assert answer.status_code == 200, answer.text
+    body, wanted = answer.json(), stack.wall.scan(wall)
+    assert (body["width"], body["height"], body["rows"], body["columns"]) == (96, 80, 4, 5)
+    assert body["score"] == pytest.approx(wanted.score, rel=1e-4)
+    assert (body["p_value"], body["threshold"]) == pytest.approx((wanted.p_value, wanted.threshold))
+    assert body["is_ood"] is wanted.is_ood is True
+    assert tuple(body["box"].values()) == wanted.box
+    assert 40 - 32 < body["box"]["left"] < 80
+    assert 24 - 32 < body["box"]["top"] < 56
+    np.testing.assert_allclose(body["tiles"], wanted.grid, rtol=1e-3)
+    result = f"/jobs/{body['id']}/result"
+    arrays = np.load(io.BytesIO(stack.http.get(result, headers={"accept": "application/x-npz"}).content))
+    np.testing.assert_allclose(arrays["map"], wanted.map, rtol=1e-3)
+    drawn = pixels(stack.http.get(result, headers={"accept": "image/png"}).content)
+    own = heat.heat(wanted.map, *heat.limits(wanted.map, wanted.threshold))
+    assert np.abs(drawn.astype(int) - own).max() <= 4
+    told = stack.http.get("/models/wall").json()["tiles"]
+    assert (told["width"], told["n_rank"], told["version"]) == (32, 19, stack.wall.tiles.version)
+
+
+def test_a_good_wall_is_not_flagged(stack: Stack) -> None:
+    ask = {"params": {"model": "wall", "tile": 1}, "files": {"image": to_png(BRICK[200:264, 300:364])}}
+    answer = stack.http.post("/score", **ask, headers={"prefer": "respond-async"})
+    assert answer.status_code == 202
+    body = stack.http.get(f"{answer.headers['location']}/result", headers={"prefer": "wait=30"}).json()
+    assert body["is_ood"] is False
+    assert body["p_value"] > 1 / 20
+    assert "tiles" not in body
 
 
 # Jobs

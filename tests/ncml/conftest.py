@@ -1,7 +1,6 @@
 """One thread, and small models to call by the front door."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,12 +13,8 @@ from tests.ncml import nets
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Bits are promised for one thread count; tiny products are slower on several."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def threads(one_thread: None) -> None:
+    """Bits are promised for one thread count."""
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,12 @@ import pytest
 import redis
 from starlette.testclient import TestClient
 
+from ncml.images import open_image
+from ncml.tiling import Cut
 from service.app import create_app
 from service.settings import Settings
 from worker.contract import (
+    Box,
     Calibration,
     CompleteJob,
     Event,
@@ -34,9 +37,13 @@ from worker.contract import (
     Progress,
     QueueDepth,
     Result,
+    Scan,
+    ScanJob,
+    ScanResult,
     Score,
     ScoreJob,
     ScoreResult,
+    TileCalibration,
     Timing,
     WorkerInfo,
     WorkerState,
@@ -67,6 +74,16 @@ MODEL = ModelDescriptor(
         preprocessing="centre-crop-bicubic v1",
         histograms={"bpd": Histogram(edges=(0, 50, 100), counts=(60, 39))},
     ),
+    tiles=TileCalibration(
+        version="71" * 32,
+        height=8,
+        width=8,
+        false_positive_rate=0.05,
+        threshold=100,
+        n_fit=8,
+        n_rank=20,
+        smallest_p=0.048,
+    ),
     metrics={"test_bpd": 3.5},
     card="# tiny",
 )
@@ -95,7 +112,8 @@ def _verdict(job: ScoreJob, score: float) -> Ood | None:
 class FakeQueue:
     """Each job ends `delay_s` after it was submitted, as `fails` says or with a result that shows its input.
 
-    A score's bpd is the mean of its pixels, and so is every statistic; with flipped bits it is 1 more. A drawn picture
+    A score's bpd is the mean of its pixels, and so is every statistic; with flipped bits it is 1 more. A tile's score
+    is the mean of its pixels, too. A drawn picture
     is flat, of grey level seed modulo 256; a completion is its canvas with 7 in the lower half.
     """
 
@@ -205,8 +223,32 @@ class FakeQueue:
                     )
                 )
             return ScoreResult(model=ref, height=8, width=8, results=tuple(scores), timing=TIMING)
+        if isinstance(job, ScanJob):
+            return ScanResult(model=ref, scan=self._scan(job), timing=TIMING)
         pictures = Pictures(blob=f"ncml:blob:{job_id}", n=job.n, height=8, width=8)
         return PictureResult(task=job.task, model=ref, pictures=pictures, seeds=job.seeds, timing=TIMING)
+
+    def _scan(self, job: ScanJob) -> Scan:
+        picture = open_image(job.file)
+        assert picture.shape[:2] == (job.height, job.width)
+        cut = Cut.of(8, 8, job.tile_size)
+        corners = cut.corners(job.height, job.width)
+        means = [picture[top : top + cut.height, left : left + cut.width].mean() for top, left in corners]
+        top, left = corners[int(np.argmax(means))]
+        rows, columns = cut.grid(job.height, job.width)
+        known = self.served[0].tiles
+        return Scan(
+            height=job.height,
+            width=job.width,
+            rows=rows,
+            columns=columns,
+            score=max(means),
+            p_value=0.5 if known else None,
+            threshold=known.threshold if known else None,
+            is_ood=max(means) > known.threshold if known else None,
+            box=Box(left=left, top=top, width=cut.width, height=cut.height),
+            tiles=np.array(means, "<f4").tobytes() if job.map else None,
+        )
 
     def blob(self, key: str) -> bytes | None:
         self._reach()

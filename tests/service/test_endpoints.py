@@ -12,8 +12,10 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from ncml.images import to_png
-from worker.contract import CompleteJob, GenerateJob, JobError, Priority, ScoreJob, WorkerState
+from ncml import heat
+from ncml.images import grid, to_png
+from ncml.tiling import Cut, blend
+from worker.contract import CompleteJob, GenerateJob, JobError, Priority, ScanJob, ScoreJob, WorkerState
 
 
 def flat(level: int, h: int = 8, w: int = 8) -> bytes:
@@ -139,6 +141,96 @@ def test_a_map_has_a_number_for_each_pixel(client: TestClient, queue) -> None:
     assert arrays["bpd"].tolist() == [picture.mean()]
 
 
+@pytest.mark.parametrize("n", [1, 3])
+def test_maps_are_drawn_as_on_the_command_line(client: TestClient, queue, n: int) -> None:
+    maps = [np.full((8, 8), level) for level in (2, 5, 7)[:n]]
+    answer = client.post(
+        "/score", files=[part(flat(level)) for level in (2, 5, 7)[:n]], headers={"accept": "image/png"}
+    )
+    assert answer.headers["content-type"] == "image/png"
+    drawn = heat.heat(maps[0], 0, heat.BRIGHTEST).repeat(32, 0).repeat(32, 1)
+    assert np.array_equal(pixels(answer.content)[:256, :256], drawn)
+    assert np.array_equal(pixels(answer.content), grid([heat.of_pixels(one) for one in maps]))
+    again = client.get("/jobs/job-0/result", headers={"accept": "image/png"})
+    assert again.content == answer.content
+    assert "map" in client.get("/jobs/job-0/result").json()["results"][0]
+
+
+@pytest.mark.parametrize("tile", [0, 1])
+def test_a_job_that_kept_no_map_draws_none(client: TestClient, tile: int) -> None:
+    client.post(f"/score?tile={tile}", files=[part(flat(5))])
+    answer = client.get("/jobs/job-0/result", headers={"accept": "image/png"})
+    assert answer.status_code == 406
+    assert "send the picture again with map=1" in answer.json()["detail"]
+    arrays = np.load(io.BytesIO(client.get("/jobs/job-0/result", headers={"accept": "application/x-npz"}).content))
+    assert "map" not in arrays
+
+
+# /score with tile=1
+
+
+def large() -> np.ndarray:
+    """20 x 24 pixels, which make 4 x 5 tiles of 8 x 8; that at row 2, column 1 is the brightest."""
+    picture = np.random.default_rng(0).integers(0, 90, (20, 24, 3), dtype=np.uint8)
+    picture[8:16, 4:12] += 120
+    return picture
+
+
+def test_a_large_picture_is_cut_and_judged(client: TestClient, queue) -> None:
+    file = to_png(large())
+    answer = client.post("/score?tile=1", files=[part(file)])
+    assert answer.status_code == 200, answer.text
+    means = [large()[top : top + 8, left : left + 8].mean() for top, left in Cut(8, 8).corners(20, 24)]
+    body = answer.json()
+    assert body == {
+        "id": "job-0", "status": "succeeded", "model": {"name": "tiny", "version": "a1" * 32},
+        "width": 24, "height": 20, "tile_width": 8, "tile_height": 8, "rows": 4, "columns": 5,
+        "score": pytest.approx(max(means)), "p_value": 0.5, "threshold": 100, "is_ood": True,
+        "box": {"left": 4, "top": 8, "width": 8, "height": 8},
+        "timing": {"queue_s": 0.001, "compute_s": 0.002, "batch_size": 1},
+    }  # fmt: skip
+    told = client.post("/score?map=1", files=[part(file)], data={"tile": "1", "tile_size": "8"}).json()
+    assert np.array(told.pop("tiles")) == pytest.approx(np.reshape(means, (4, 5)), abs=1e-3)
+    assert told == body | {"id": "job-1"}
+    job = queue.jobs["job-1"][0]
+    assert isinstance(job, ScanJob)
+    assert (job.file, job.height, job.width, job.tile_size, job.map) == (file, 20, 24, 8, True)
+    assert (queue.jobs["job-0"][0].map, queue.jobs["job-0"][0].tile_size) == (False, None)
+    assert client.get("/jobs/job-0/result").json() == body
+    assert client.get("/jobs/job-0").json()["task"] == "scan"
+
+
+def test_the_map_of_a_large_picture_has_its_size(client: TestClient, queue) -> None:
+    ask = {"files": [part(to_png(large()))], "data": {"tile": "1"}}
+    arrays = np.load(io.BytesIO(client.post("/score", **ask, headers={"accept": "application/x-npz"}).content))
+    means = [large()[top : top + 8, left : left + 8].mean() for top, left in Cut(8, 8).corners(20, 24)]
+    tiles = np.reshape(means, (4, 5)).astype(np.float32)
+    assert np.array_equal(arrays["tiles"], tiles)
+    assert np.array_equal(arrays["map"], blend(tiles, Cut(8, 8), 20, 24))
+    assert arrays["map"].dtype == np.float32
+    assert arrays["box"].tolist() == [4, 8, 8, 8]
+    assert (arrays["p_value"], arrays["threshold"], arrays["is_ood"]) == (0.5, 100, True)
+    assert arrays["score"] == max(means)
+    drawn = client.post("/score", **ask, headers={"accept": "image/png"})
+    assert np.array_equal(pixels(drawn.content), heat.heat(arrays["map"], float(arrays["map"].min()), 100))
+
+
+def test_tiles_that_are_not_calibrated_give_no_verdict(client: TestClient, queue, model) -> None:
+    queue.served = [model.model_copy(update={"tiles": None})]
+    body = client.post("/score?tile=1&tile_size=16", files=[part(to_png(large()))]).json()
+    assert (body["tile_width"], body["rows"], body["columns"]) == (16, 2, 2)
+    assert (body["p_value"], body["threshold"], body["is_ood"]) == (None, None, None)
+    arrays = client.get("/jobs/job-0/result", headers={"accept": "application/x-npz"}).content
+    assert set(np.load(io.BytesIO(arrays))) == {"score", "box"}
+
+
+def test_the_tiles_of_a_picture_are_scored_apart_from_quick_scores(client: TestClient, queue, worker) -> None:
+    queue.infos = [worker.model_copy(update={"lanes": ("score",)})]
+    answer = client.post("/score?tile=1", files=[part(to_png(large()))])
+    assert answer.status_code == 503
+    assert "lane generate" in answer.json()["detail"]
+
+
 def test_verdicts_statistics_and_the_sanity_test_are_told_when_asked_for(client: TestClient) -> None:
     files = [part(flat(40)), part(flat(120))]
     [dark, light] = client.post("/score?statistics=all&sanity=1", files=files).json()["results"]
@@ -162,10 +254,12 @@ def test_verdicts_statistics_and_the_sanity_test_are_told_when_asked_for(client:
 
 
 def test_models_tell_what_their_verdicts_rest_on(client: TestClient) -> None:
-    calibration = client.get("/models/tiny").json()["calibration"]
+    told = client.get("/models/tiny").json()
+    calibration = told["calibration"]
     assert calibration["thresholds"] == {"multiscale": 100, "bpd": 50}
     assert calibration["threshold"] == calibration["thresholds"][calibration["statistic"]]
     assert calibration["histograms"] == {"bpd": {"edges": [0, 50, 100], "counts": [60, 39]}}
+    assert (told["tiles"]["width"], told["tiles"]["threshold"], told["tiles"]["n_rank"]) == (8, 100, 20)
 
 
 # /generate
@@ -184,9 +278,9 @@ def test_a_picture_is_drawn_as_png(client: TestClient, queue) -> None:
 
 def test_several_pictures_are_a_grid_a_zip_json_or_arrays(client: TestClient) -> None:
     ask = "/generate?n=3&seed=5"
-    grid = pixels(client.post(ask).content)
-    assert grid.shape == (16, 16, 3)
-    assert [grid[0, 0, 0], grid[0, 8, 0], grid[8, 0, 0], grid[8, 8, 0]] == [5, 6, 7, 0]
+    whole = pixels(client.post(ask).content)
+    assert whole.shape == (16, 16, 3)
+    assert [whole[0, 0, 0], whole[0, 8, 0], whole[8, 0, 0], whole[8, 8, 0]] == [5, 6, 7, 0]
     body = client.post(ask, headers={"accept": "application/json"}).json()
     assert [image["seed"] for image in body["images"]] == [5, 6, 7]
     assert [pixels(base64.b64decode(image["png"]))[0, 0, 0] for image in body["images"]] == [5, 6, 7]

@@ -65,6 +65,20 @@ def assert_problem(answer, status: int) -> dict:
         ("/score", {"statistics": "all", "ood": 0}, "statistics", "leave one of the two out"),
         ("/score", {"sanity": 1, "noise": 2}, "sanity", "without noise and class"),
         ("/score", {"sanity": 1, "class": "cat"}, "sanity", "without noise and class"),
+        ("/score", {"tile": "perhaps"}, "tile", "it must be 1 or 0"),
+        ("/score", {"tile_size": 16}, "tile_size", "tile_size is for tile=1; leave it out, or add that"),
+        ("/score", {"tile": 0, "tile_size": 16}, "tile_size", "is for tile=1"),
+        ("/score", {"tile": 1, "tile_size": 0}, "tile_size", "at least 1"),
+        ("/score", {"tile": 1, "tile_size": 10**9}, "tile_size", "at most 1000000"),
+        ("/score", {"tile": 1, "tile_size": 4}, "tile_size", "A tile has at least the model's 8 pixels, not 4"),
+        ("/score", {"tile": 1, "tile_size": 16}, "tile_size", "Tiles were calibrated at 8 x 8 pixels"),
+        ("/score", {"tile": 1, "class": "cat"}, "class", "judged by its worst tile; leave class out, or tile"),
+        ("/score", {"tile": 1, "noise": 1}, "noise", "leave noise out"),
+        ("/score", {"tile": 1, "statistic": "bpd"}, "statistic", "leave statistic out"),
+        ("/score", {"tile": 1, "statistics": "all"}, "statistics", "leave statistics out"),
+        ("/score", {"tile": 1, "sanity": 1}, "sanity", "leave sanity out"),
+        ("/score", {"tile": 1, "ood": 0}, "ood", "leave ood out"),
+        ("/generate", {"tile": 1}, "tile", "not a parameter here"),
         ("/generate", {"solver": "tweedie", "steps": 2}, "steps", "takes exactly 1"),
         ("/complete", {"solver": "tweedie", "steps": 2}, "steps", "takes exactly 1"),
     ],
@@ -113,6 +127,40 @@ def test_statistics_of_a_model_that_is_not_calibrated(client, queue, model) -> N
         assert body["errors"][0]["field"] == name
         assert "not calibrated" in body["detail"]
     assert client.post("/score", files=[("image", PICTURE)]).status_code == 200
+
+
+def test_a_picture_that_cannot_be_cut_is_refused_at_once(new_client, queue, model) -> None:
+    client = new_client(max_tiles=6, max_image_pixels=1000)
+
+    def refusal(height: int, width: int, status: int = 422, **params: object) -> dict:
+        file = to_png(np.zeros((height, width, 3), np.uint8))
+        return assert_problem(client.post("/score", params={"tile": 1, **params}, files=[("image", file)]), status)
+
+    assert client.post("/score?tile=1", files=[("image", to_png(np.zeros((12, 16, 3), np.uint8)))]).status_code == 200
+    body = refusal(12, 20)
+    assert body["errors"][0]["field"] == "image"
+    said = "image is 20 x 12 pixels, which makes 8 tiles of 8 x 8; at most 6 are scored, so send it in parts."
+    assert body["detail"] == said
+    assert "A picture of 6 x 9 pixels is smaller than a tile of 8 x 8" in refusal(9, 6)["detail"]
+    assert "at most 1000 pixels" in refusal(32, 32, 413)["detail"]
+    for files, words in (
+        ([("image", PICTURE)] * 2, "send one at a time"),
+        ([("image", PICTURE[:-30])], "damaged"),
+    ):
+        assert words in assert_problem(client.post("/score?tile=1", files=files), 422)["detail"]
+    queue.served = [model.model_copy(update={"tiles": None})]
+    body = refusal(20, 20)
+    assert body["errors"][0]["field"] == "tile_size"
+    assert body["detail"].endswith("makes 16 tiles of 8 x 8; at most 6 are scored, so give a tile_size of at least 14.")
+    params = {"tile": 1, "tile_size": 14}
+    file = to_png(np.zeros((20, 20, 3), np.uint8))
+    assert client.post("/score", params=params, files=[("image", file)]).status_code == 200
+    assert "send it in parts" in refusal(8, 100)["detail"]
+    queue.served = [model.model_copy(update={"tiles": None, "calibration": None})]
+    body = refusal(8, 8)
+    assert body["errors"][0]["field"] == "tile"
+    assert "tiny is not calibrated; leave tile out, or calibrate it" in body["detail"]
+    assert len(queue.jobs) == 2
 
 
 @pytest.mark.parametrize(
@@ -226,9 +274,9 @@ def test_allow_names_every_method_of_a_path(client) -> None:
 
 
 def test_accept_is_negotiated(client) -> None:
-    for accept in ("image/png", "text/html", "application/json;q=0", "image/*"):
+    for accept in ("text/html", "application/json;q=0", "application/zip"):
         body = assert_problem(client.post("/score", files=[("image", PICTURE)], headers={"accept": accept}), 406)
-        assert "application/json or application/x-npz" in body["detail"]
+        assert "application/json or application/x-npz or image/png" in body["detail"]
     for accept, media in [
         ("*/*", "image/png"),
         ("", "image/png"),
@@ -314,7 +362,7 @@ def test_decoders_that_nobody_needs_are_off(client: TestClient, form: str) -> No
     assert "send a PNG, JPEG, WebP, BMP, TIFF or GIF file" in body["detail"]
 
 
-@pytest.mark.parametrize("path", ["/score", "/complete"])
+@pytest.mark.parametrize("path", ["/score", "/score?tile=1", "/complete"])
 def test_no_hostile_upload_is_answered_5xx(client: TestClient, path: str) -> None:
     refused = 0
     for i, (name, data) in enumerate(HOSTILE.items()):

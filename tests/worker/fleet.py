@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 
+from ncml.images import to_png
 from tests.worker.synthetic import HEIGHT, WIDTH
-from worker.contract import CompleteJob, GenerateJob, JobStatus, JobView, Pixels, ScoreJob
+from worker.contract import CompleteJob, GenerateJob, JobStatus, JobView, PictureResult, Pixels, ScanJob, ScoreJob
 from worker.queue import JobQueue
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +33,12 @@ def eventually(condition: Callable[[], Any], timeout_s: float = 30.0, every_s: f
 
 def score(**fields: Any) -> ScoreJob:
     return ScoreJob(**{"model": "synthetic", "images": (PIXELS,)} | fields)
+
+
+def scan(picture: np.ndarray, **fields: Any) -> ScanJob:
+    """Of a uint8 (H, W, 3) picture."""
+    height, width = picture.shape[:2]
+    return ScanJob(**{"model": "synthetic", "file": to_png(picture), "height": height, "width": width} | fields)
 
 
 def generate(**fields: Any) -> GenerateJob:
@@ -85,8 +93,7 @@ class Fleet:
     def pictures(self, job_id: str) -> bytes:
         """The pictures of a job that succeeded."""
         result = self.queue.result(job_id)
-        assert result
-        assert result.task != "score"
+        assert isinstance(result, PictureResult)
         blob = self.queue.blob(result.pictures.blob)
         assert blob
         assert len(blob) == result.pictures.n * HEIGHT * WIDTH * 3

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ncml.errors import InputError, ModelError
+from ncml.tiling import Box, Cut
 
 HEIGHT = WIDTH = 8
 
@@ -68,6 +69,31 @@ class Calibration:
 
 
 @dataclass
+class TileCalibration:
+    """By it a picture does not belong when a tile's mean is above 128."""
+
+    version: str = "71" * 32
+    cut: Cut = field(default_factory=lambda: Cut(HEIGHT, WIDTH))
+    false_positive_rate: float = 0.05
+    threshold: float = 128.0
+    n_fit: int = 8
+    n_rank: int = 20
+    smallest_p: float = 1 / 21
+
+
+@dataclass
+class Scan:
+    score: float
+    p_value: float | None
+    threshold: float | None
+    is_ood: bool | None
+    box: Box
+    grid: np.ndarray
+    height: int
+    width: int
+
+
+@dataclass
 class Progress:
     stage: str
     step: int
@@ -98,7 +124,7 @@ class SyntheticModel:
         self.metrics = {"test_bpd": 3.5}
         self.card = f"# {self.name}"
         self.calibration = Calibration() if config.get("calibrated", True) else None
-        self.seen: list[int] = []
+        self.tiled = config.get("tiled", False)
 
     def _meet(self, n: int, classes: Sequence[str | None] | None) -> None:
         for name in classes or ():
@@ -165,6 +191,31 @@ class SyntheticModel:
             )
         return scores
 
+    @property
+    def tiles(self) -> TileCalibration | None:
+        if self.tiled == "damaged":
+            raise ModelError(f"{self.name}/calibration-tiles.json is damaged")
+        return TileCalibration() if self.tiled else None
+
+    def scan(
+        self, picture: np.ndarray, *, side: int | None, batch_size: int, callback: Callable[[int, int], None]
+    ) -> Scan:
+        """The mean of each tile; each batch of tiles takes `batch_s`."""
+        known = self.tiles
+        cut = Cut.asked(HEIGHT, WIDTH, side, known.cut if known else None)
+        H, W = picture.shape[:2]
+        corners = cut.corners(H, W)
+        for done in range(0, len(corners), batch_size):
+            self._meet(min(batch_size, len(corners) - done), None)
+            time.sleep(self.batch_s)
+            callback(min(done + batch_size, len(corners)), len(corners))
+        means = [picture[top : top + cut.height, left : left + cut.width].mean() for top, left in corners]
+        at = int(np.argmax(means))
+        (top, left), worst = corners[at], float(means[at])
+        judged = (0.5, known.threshold, worst > known.threshold) if known else (None, None, None)
+        grid = np.array(means, np.float32).reshape(cut.grid(H, W))
+        return Scan(worst, *judged, (left, top, cut.width, cut.height), grid, H, W)
+
     def generate(self, n: int, **options: Any) -> np.ndarray:
         dropped = self._work(n, options["classes"], options["callback"])
         return np.stack([self._picture(seed, i in dropped) for i, seed in enumerate(options["seeds"])])
@@ -189,7 +240,7 @@ def load(folder: Path, *, device: str) -> SyntheticModel:
 
 def write_model(directory: Path, name: str = "synthetic", **config: Any) -> Path:
     """Make a model folder: batch_s, image_s (seconds), rows (callbacks a batch), fits (images that memory holds),
-    calibrated.
+    calibrated, tiled (whether tiles are calibrated, or "damaged").
     """
     folder = directory / name
     folder.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ from worker.contract import (
     JOB,
     MAX_SEED,
     RESULT,
+    Box,
     Calibration,
     CompleteJob,
     Event,
@@ -29,10 +30,14 @@ from worker.contract import (
     Preprocessing,
     Priority,
     Progress,
+    Scan,
+    ScanJob,
+    ScanResult,
     Score,
     ScoreJob,
     ScoreResult,
     Task,
+    TileCalibration,
     Timing,
     batch_key,
     queue_name,
@@ -48,6 +53,7 @@ EXAMPLES: dict[str, BaseModel] = {
         request_id="r", statistic="multiscale", statistics=("bpd", "multiscale"),
     ),
     "bare score": ScoreJob(model="m", images=(PIXELS,), ood=False, sanity=True),
+    "scan": ScanJob(model="m", file=b"\x89PNG", height=3000, width=4000, tile_size=64, map=True),
     "generate": GenerateJob(model="m", version="ab" * 32, n=4, seed=7, steps=20, solver="heun", priority=Priority.LOW),
     "complete": CompleteJob(model="m", image=PIXELS, keep="left", n=2, noise=0.0, timeout_s=30.0),
     "score result": ScoreResult(
@@ -57,6 +63,13 @@ EXAMPLES: dict[str, BaseModel] = {
                 bpd=3.5, log_likelihood=-14.5, map=b"\x00\x00`@\x00\x00`@", statistics={"bpd": 3.5}, flipped_bpd=3.75,
                 ood=Ood(statistic="multiscale", score=2.5, p_value=0.0625, threshold=3.0, is_ood=False),
             ),
+        ),
+    ),
+    "scan result": ScanResult(
+        model=MODEL, timing=TIMING,
+        scan=Scan(
+            height=64, width=48, rows=3, columns=2, score=9.5, p_value=0.0625, threshold=8.0, is_ood=True,
+            box=Box(left=16, top=32, width=32, height=32), tiles=bytes(24),
         ),
     ),
     "picture result": PictureResult(
@@ -82,6 +95,10 @@ EXAMPLES: dict[str, BaseModel] = {
             n_fit=2, n_rank=3, smallest_p=0.25, preprocessing="p v1",
             histograms={"bpd": Histogram(edges=(3.0, 4.0, 5.0), counts=(1, 2))},
         ),
+        tiles=TileCalibration(
+            version="ef" * 32, height=64, width=64, false_positive_rate=0.05, threshold=8.0, n_fit=8, n_rank=20,
+            smallest_p=0.047,
+        ),
     ),
 }  # fmt: skip
 
@@ -93,12 +110,12 @@ def test_every_message_is_written_as_it_was_and_read_back() -> None:
         assert type(message).model_validate_json(json.dumps(golden[name])) == message
 
 
-@pytest.mark.parametrize("name", ["score", "bare score", "generate", "complete"])
+@pytest.mark.parametrize("name", ["score", "bare score", "scan", "generate", "complete"])
 def test_a_job_is_read_by_its_task(name: str) -> None:
     assert JOB.validate_json(EXAMPLES[name].model_dump_json()) == EXAMPLES[name]
 
 
-@pytest.mark.parametrize("name", ["score result", "picture result"])
+@pytest.mark.parametrize("name", ["score result", "scan result", "picture result"])
 def test_a_result_is_read_by_its_task(name: str) -> None:
     assert RESULT.validate_json(EXAMPLES[name].model_dump_json()) == EXAMPLES[name]
 
@@ -113,6 +130,9 @@ def test_a_result_is_read_by_its_task(name: str) -> None:
         ("score", {"noise": float("inf")}),
         ("score", {"surprise": 1}),
         ("score", {"priority": "urgent"}),
+        ("scan", {"file": ""}),
+        ("scan", {"tile_size": 0}),
+        ("scan", {"height": 0}),
         ("generate", {"n": 0}),
         ("generate", {"n": 65}),
         ("generate", {"seed": -1}),
@@ -158,7 +178,16 @@ def test_what_shares_a_batch_and_what_does_not() -> None:
     assert len({batch_key(scoring.model_copy(update={"statistics": names})) for names in same}) == 1
 
 
+def test_scans_share_a_batch_where_they_are_of_one_file() -> None:
+    job = ScanJob(model="m", file=b"a", height=8, width=8)
+    same = [{"map": True}, {"priority": Priority.LOW}, {"request_id": "r"}]
+    assert {batch_key(job.model_copy(update=change)) for change in same} == {batch_key(job)}
+    other = [{"file": b"b"}, {"tile_size": 16}, {"model": "k"}, {"version": "ab"}]
+    assert len({batch_key(job.model_copy(update=change)) for change in ({}, *other)}) == 5
+
+
 def test_states_and_lanes() -> None:
     assert {status for status in JobStatus if not status.is_terminal} == {"queued", "running"}
-    assert {task: task.lane for task in Task} == {"score": "score", "generate": "generate", "complete": "generate"}
+    lanes = {"score": "score", "scan": "generate", "generate": "generate", "complete": "generate"}
+    assert {task: task.lane for task in Task} == lanes
     assert queue_name(Lane.SCORE, Priority.HIGH) == "ncml:score:high"

@@ -14,10 +14,11 @@ import rq
 from rq.job import Job as RqJob
 from rq.suspension import resume, suspend
 
+from ncml.tiling import Cut
 from tests.conftest import free_port
-from tests.worker.fleet import PIXELS, Fleet, complete, eventually, generate, score
+from tests.worker.fleet import PIXELS, Fleet, complete, eventually, generate, scan, score
 from tests.worker.synthetic import HEIGHT, WIDTH, write_model
-from worker.contract import JobStatus, Lane, Ood, PictureResult, Pixels, Priority, ScoreResult
+from worker.contract import Box, JobStatus, Lane, Ood, PictureResult, Pixels, Priority, ScanResult, ScoreResult
 from worker.queue import JobNotFound
 
 
@@ -110,6 +111,104 @@ def test_a_long_score_says_how_far_it_is_and_ends_when_nobody_wants_it(fleet: Fl
     assert [view.status for view in views] == [JobStatus.CANCELED, JobStatus.SUCCEEDED]
     assert time.monotonic() - began < 6  # of the 12 s that it would have taken
     assert "failed" not in fleet.log.read_text()
+
+
+LARGE = np.zeros((20, 24, 3), np.uint8)
+LARGE[10:18, 4:12] = 200
+"""Of 4 x 5 tiles of 8 x 8 pixels, of which that at row 2, column 1 is the brightest."""
+
+
+def test_a_large_picture_is_judged_by_its_tiles(fleet: Fleet) -> None:
+    write_model(fleet.models, tiled=True)
+    fleet.start()
+    ids = [fleet.queue.submit(job) for job in (scan(LARGE, map=True), scan(LARGE), scan(LARGE[:8, :8]))]
+    assert [view.status for view in fleet.wait(ids)] == ["succeeded"] * 3
+    whole, bare, small = (fleet.queue.result(job_id) for job_id in ids)
+    assert isinstance(whole, ScanResult)
+    assert isinstance(bare, ScanResult)
+    assert isinstance(small, ScanResult)
+    assert whole.scan.tiles
+    assert bare.scan == whole.scan.model_copy(update={"tiles": None})
+    means = [LARGE[top : top + 8, left : left + 8].mean() for top, left in Cut(8, 8).corners(20, 24)]
+    assert np.frombuffer(whole.scan.tiles, "<f4") == pytest.approx(means)
+    assert (whole.scan.height, whole.scan.width, whole.scan.rows, whole.scan.columns) == (20, 24, 4, 5)
+    assert whole.scan.score == max(means)
+    assert whole.scan.box == Box(left=4, top=8, width=8, height=8)
+    assert (whole.scan.p_value, whole.scan.threshold, whole.scan.is_ood) == (0.5, 128, True)
+    assert (small.scan.rows, small.scan.columns, small.scan.is_ood) == (1, 1, False)
+    (model,) = fleet.queue.models()
+    assert model.tiles
+    assert (model.tiles.height, model.tiles.width, model.tiles.threshold, model.tiles.n_rank) == (8, 8, 128, 20)
+    fleet.check(ids)
+
+
+def test_scans_of_one_file_are_computed_once_and_others_apart(fleet: Fleet) -> None:
+    write_model(fleet.models, batch_s=0.2)
+    dark = np.zeros_like(LARGE)
+    ids = [fleet.queue.submit(scan(picture)) for picture in (LARGE, dark, LARGE, dark, LARGE)]
+    fleet.start(lanes="generate")
+    views = fleet.wait(ids)
+    assert [view.timing.batch_size for view in views if view.timing] == [3, 2, 3, 2, 3]
+    found = [result.scan.score for job_id in ids if isinstance(result := fleet.queue.result(job_id), ScanResult)]
+    assert found == [found[0], 0, found[0], 0, found[0]]
+    assert found[0] > 0
+
+
+def test_a_scan_that_cannot_be_says_why_and_one_without_calibration_has_no_verdict(fleet: Fleet) -> None:
+    write_model(fleet.models, "damaged", tiled="damaged")
+    fleet.start()
+    jobs = [
+        scan(LARGE),
+        scan(LARGE, tile_size=16),
+        scan(LARGE, tile_size=4),
+        scan(LARGE[:7]),
+        scan(LARGE, file=b"junk"),
+        scan(LARGE + 1, height=19),
+        scan(LARGE, model="damaged"),
+    ]
+    ids = [fleet.queue.submit(job) for job in jobs]
+    views = fleet.wait(ids)
+    for job_id, rows in zip(ids[:2], (4, 2), strict=True):
+        result = fleet.queue.result(job_id)
+        assert isinstance(result, ScanResult)
+        assert (result.scan.rows, result.scan.p_value, result.scan.is_ood) == (rows, None, None)
+    errors = [(view.error.reason, view.error.field, view.error.detail) for view in views[2:] if view.error]
+    assert [error[:2] for error in errors] == [
+        ("input", "tile_size"), ("input", "image"), ("input", "image"), ("input", "image"), ("model", "model"),
+    ]  # fmt: skip
+    for error, words in zip(
+        errors, ("8 pixels, not 4", "24 x 7", "not an image", "24 x 20", "is damaged"), strict=True
+    ):
+        assert words in error[2]
+    assert {model.name: model.tiles for model in fleet.queue.models()} == {"synthetic": None, "damaged": None}
+    assert "damaged/calibration-tiles.json is damaged" in fleet.log.read_text()
+
+
+def test_a_long_scan_says_how_far_it_is_and_ends_when_nobody_wants_it(fleet: Fleet) -> None:
+    write_model(fleet.models, batch_s=0.3)
+    fleet.start(max_batch=2)
+    job_id = fleet.queue.submit(scan(np.zeros((80, 80, 3), np.uint8)))  # 361 tiles, nearly a minute
+    progress = eventually(lambda: fleet.queue.view(job_id).progress)
+    assert (progress.stage, progress.total, progress.n) == ("tiles", 361, 1)
+    fleet.queue.cancel(job_id)
+    other = fleet.queue.submit(scan(LARGE[:8, :8]))
+    views = fleet.wait([job_id, other])
+    assert [view.status for view in views] == [JobStatus.CANCELED, JobStatus.SUCCEEDED]
+    assert "failed" not in fleet.log.read_text()
+
+
+def test_a_scan_whose_worker_is_killed_is_computed_by_another(fleet: Fleet) -> None:
+    write_model(fleet.models, batch_s=0.2)
+    worker = fleet.start(max_batch=2, lease_s=1.0)
+    job_id = fleet.queue.submit(scan(LARGE, map=True))
+    eventually(lambda: fleet.queue.view(job_id).progress)
+    worker.kill()
+    fleet.start()
+    assert [view.status for view in fleet.wait([job_id])] == ["succeeded"]
+    result = fleet.queue.result(job_id)
+    assert isinstance(result, ScanResult)
+    assert result.scan.box == Box(left=4, top=8, width=8, height=8)
+    fleet.check([job_id])
 
 
 def test_compatible_jobs_share_batches_up_to_the_limit_and_others_do_not(fleet: Fleet) -> None:
@@ -334,6 +433,14 @@ def test_memory_that_does_not_suffice_halves_the_batch(fleet: Fleet) -> None:
     assert views[-1].error
     assert "memory" in views[-1].error.detail
     assert len({fleet.pictures(job_id) for job_id in ids}) == 16
+
+
+def test_memory_that_does_not_suffice_for_tiles_halves_their_number(fleet: Fleet) -> None:
+    write_model(fleet.models, batch_s=0.0, fits=5)
+    job_id = fleet.queue.submit(scan(LARGE))
+    fleet.start(max_batch=16)
+    assert [view.status for view in fleet.wait([job_id])] == ["succeeded"]
+    assert "16 images do not fit in memory; going on with 8 at a time" in fleet.log.read_text()
 
 
 def test_an_engine_that_hangs_is_replaced(fleet: Fleet) -> None:
