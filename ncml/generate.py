@@ -183,7 +183,7 @@ def score_function(
 
     def density(x_BCHW: Tensor, given: Conditions) -> Tensor:
         parameters_BPHW = network(x_BCHW, given.t_B, given.class_B, given.orientation_B)
-        return log_prob(x_BCHW, parameters_BPHW, torch.zeros(len(x_BCHW), dtype=torch.bool, device=x_BCHW.device))
+        return log_prob(x_BCHW, parameters_BPHW, edges_B=None)
 
     def score(x_BCHW: Tensor, t: float) -> Tensor:
         at = replace(conditions, t=t)

@@ -54,11 +54,11 @@ def initial_bias(K: int) -> Tensor:
     return torch.cat([torch.zeros(K), mean_KC.flatten(), torch.full((3 * K,), -2.0), torch.zeros(3 * K)])
 
 
-def log_prob(x_BCHW: Tensor, parameters_BPHW: Tensor, edges_B: Tensor) -> Tensor:
+def log_prob(x_BCHW: Tensor, parameters_BPHW: Tensor, edges_B: Tensor | None) -> Tensor:
     """Log-probability of each pixel given those before it, in nats. [B, H, W].
 
     x_BCHW: [B, 3, H, W]. parameters_BPHW: the network's output for it, fp32 or fp64.
-    edges_B: [B] bool; True for clean data (0 and 255 own everything beyond them), False for the density.
+    edges_B: [B] bool; True for clean data (0 and 255 own everything beyond them), False for the density. None: False.
     """
     mixture = split(parameters_BPHW)
     r, g, _ = x_BCHW.unbind(1)
@@ -74,10 +74,11 @@ def log_prob(x_BCHW: Tensor, parameters_BPHW: Tensor, edges_B: Tensor) -> Tensor
     log_above = -F.softplus(b)  # log (1 - F(x - d))
     # log [F(x + d) - F(x - d)] without a difference of cdfs, so that neither value nor gradient vanishes in a tail.
     log_mass = log_below + log_above + torch.log(-torch.expm1(-2 * HALF * inverse_scale))
-    edges = edges_B.view(-1, 1, 1, 1, 1)
-    at_0 = edges & (x_BCHW < -1 + HALF)[:, None]
-    at_255 = edges & (x_BCHW > 1 - HALF)[:, None]
-    log_mass = torch.where(at_0, log_below, torch.where(at_255, log_above, log_mass))
+    if edges_B is not None:
+        edges = edges_B.view(-1, 1, 1, 1, 1)
+        at_0 = edges & (x_BCHW < -1 + HALF)[:, None]
+        at_255 = edges & (x_BCHW > 1 - HALF)[:, None]
+        log_mass = torch.where(at_0, log_below, torch.where(at_255, log_above, log_mass))
     return torch.logsumexp(log_mass.sum(2) + F.log_softmax(mixture.logit_BK, 1), 1)
 
 

@@ -102,13 +102,12 @@ def look(
     class_B = None if class_B is None else class_B.to(weight.device)
     x_BCHW = from_uint8(torch.from_numpy(pixels_BHWC)).to(weight)
     x_BCHW = x_BCHW * scale(process(network.config.noise).alpha(t_B), x_BCHW)
-    no_edges_B = torch.zeros(len(x_BCHW), dtype=torch.bool, device=weight.device)
     kept: list[Tensor] = []
 
     def density(x_BCHW: Tensor) -> Tensor:
         parameters_BPHW = network(x_BCHW, t_B, class_B)
         kept.append(parameters_BPHW.detach())
-        return log_prob(x_BCHW, parameters_BPHW, no_edges_B)
+        return log_prob(x_BCHW, parameters_BPHW, edges_B=None)
 
     measured: dict[str, Tensor] = {}
     with torch.no_grad():
@@ -122,7 +121,7 @@ def look(
             pixels = log_prob_BHW[0].numel()
             measured["bits"] = bits_per_dim(log_prob_BHW.sum((1, 2), dtype=torch.float64), pixels)
         if "direct" in kinds:
-            direct_BCHW = gradient(lambda x: log_prob(x, parameters_BPHW, no_edges_B), x_BCHW)
+            direct_BCHW = gradient(lambda x: log_prob(x, parameters_BPHW, edges_B=None), x_BCHW)
             measured["direct"] = _log_norm(direct_BCHW)
         if "fine" in kinds:
             measured["fine"] = _log_spread(log_prob_BHW)

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from ncml.config import cifar10_small, smoke
-from ncml.layers import AxialAttention, CausalConv, FourierFeatures, Grow, concat_elu
+from ncml.layers import AxialAttention, CausalConv, FourierFeatures, Grow, concat_elu, gate
 from ncml.likelihood import initial_bias, log_prob
 from ncml.network import NCPN
 from ncml.noise import end_time
@@ -23,6 +23,14 @@ def test_concat_elu_is_elu_of_both_signs_and_so_is_its_gradient() -> None:
     assert torch.allclose(found, expected, atol=1e-14)
     with torch.inference_mode():
         assert torch.allclose(concat_elu(x), twin, atol=1e-15)
+
+
+def test_the_gate_is_glu_and_so_is_its_gradient() -> None:
+    ab = torch.randn(2, 6, 3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.allclose(gate(ab), torch.nn.functional.glu(ab, 1), atol=1e-15)
+    assert torch.autograd.gradcheck(gate, (ab,))
+    with torch.no_grad():
+        assert torch.equal(gate(ab), torch.nn.functional.glu(ab, 1))
 
 
 @pytest.mark.parametrize("stream", ["u", "ul"])
