@@ -183,7 +183,7 @@ class _RowConv:
         C = conv.in_channels
         # Beside each other at every column: the row above and this row.
         self.buffer = conv.weight.new_zeros(R, W + 2, 2 * C)
-        self.both_rows = self.buffer.split(C, 2)
+        self.halves = self.buffer.split(C, 2)
         self.current = self.buffer[:, 1:-1, C:]
         self.weight = conv.weight.permute(3, 2, 1, 0).reshape(6 * C, -1).contiguous().split(DEPTH)
         self.windows = self.buffer.as_strided(
@@ -192,7 +192,7 @@ class _RowConv:
 
     def push(self, row_RWC: Tensor) -> None:
         """Make this the current row, and the current one the row above."""
-        above, current = self.both_rows
+        above, current = self.halves
         above.copy_(current)
         self.current.copy_(row_RWC)
 
@@ -234,7 +234,6 @@ class _RowBlock:
     """A `GatedBlock` of the u stream and its attention, a row at a time."""
 
     def __init__(self, block: GatedBlock, attention: nn.Module, embedding_SE: Tensor, R: int, H: int, W: int) -> None:
-        self.block = block
         self.conv_in, self.conv_out = _RowConv(block.conv_in, R, W), _RowConv(block.conv_out, R, W)
         self.condition_RF = _by_slots(block.condition, embedding_SE)[:R, None]
         self.extra = None
@@ -257,7 +256,7 @@ class _RowBlock:
 class _Row:
     """A row buffer, [S, 1 + W, C], and views of every position that are made once, when first needed.
 
-    Products read and write all slots. The rest is done for R images only, so that other slots stay 0.
+    Products read and write all slots; everything else is done for R images, so that a lone one does not pay for SLOT.
     """
 
     def __init__(self, S: int, R: int, W: int, C: int, like: Tensor) -> None:
@@ -575,6 +574,7 @@ class _Run:
         """Compute u for row i and prepare ul."""
         u, ul = self._stem_row(i)
         self._row(0, i, u, _activate(u))
+        # Last, since a level without blocks going up shrinks the row above that this overwrites. So does `_row`.
         self.stem_ul.begin(ul)
         self.parameters.begin(self.head_bias)
 

@@ -113,8 +113,8 @@ def cached_inputs(run: _Run, i: int) -> Iterator[tuple[nn.Module, int, Tensor]]:
         grown = level.grown[row % 2]
         for blocks, before in ((level.up, level.up_states), (level.down, [grown, *level.down_states])):
             for (u_block, ul_block), state in zip(blocks, before, strict=False):
-                yield u_block.block.conv_in, row, u_block.conv_in.current
-                yield u_block.block.conv_out, row, u_block.conv_out.current
+                yield u_block.conv_in.conv, row, u_block.conv_in.current
+                yield u_block.conv_out.conv, row, u_block.conv_out.current
                 yield ul_block.block.conv_in, row, state.elu.data[:, 1:]
                 yield ul_block.block.conv_out, row, ul_block.hidden.elu.data[:, 1:]
         last = level.down_states[-1] if level.down else grown
