@@ -18,7 +18,8 @@ export function centre(w, h, width, height) {
   return [Math.floor((w - boxW) / 2), Math.floor((h - boxH) / 2), boxW, boxH];
 }
 
-function halfEven(x) {
+/** The nearest whole number, as Python rounds. */
+export function halfEven(x) {
   const floor = Math.floor(x);
   return x - floor === 0.5 ? floor + (floor % 2) : Math.round(x);
 }

@@ -5,6 +5,7 @@ import { catalogue, jobs, reference } from "./catalogue.js";
 import { histogram } from "./chart.js";
 import { grey } from "./controls.js";
 import { CARDS, card, cropped, exact, fit, heat, heatmap, open } from "./picture.js";
+import { cut, mapOf, overlay } from "./tiles.js";
 import { announce, button, chips, dropzone, empty, failure, h, plural, reveal, slider, terminal, uid } from "./ui.js";
 
 const MOST = 64;
@@ -24,6 +25,7 @@ export function mount(host) {
   const classId = uid();
   const classes = h("select", { id: classId });
   const noise = slider({ label: "Noise level", min: 0, max: 10, step: 0.5, value: 0, words: grey, hint: "None: the exact likelihood of the picture." });
+  const tiled = h("input", { type: "checkbox", onchange: () => { for (const one of waiting) one.look(); } });
   const samples = h("div", { class: "row start" }, ...Object.keys(CARDS).map((name) => button(name, async () => {
     try {
       const { width, height } = catalogue.need();
@@ -38,9 +40,10 @@ export function mount(host) {
       dropzone({ title: "Drop, paste or pick pictures", text: "PNG, JPEG, WebP, BMP, TIFF or GIF, of any size", multiple: true, onfiles: take }),
       h("div", { class: "field" }, h("p", { class: "hint" }, "Or try a test card:"), samples),
       queue,
+      h("label", { class: "check" }, tiled, "In tiles (large pictures)"),
       h("details", {}, h("summary", {}, "Score under conditions"),
         h("div", { class: "field" }, h("label", { for: classId }, "Class"), classes), noise.el,
-        h("p", { class: "hint" }, "The verdict always uses the conditions of the calibration.")),
+        h("p", { class: "hint" }, "Not for tiles. The verdict always uses the conditions of the calibration.")),
       h("div", { class: "row send" }, send, button("Clear", () => { waiting = []; list(); }, "clear")),
       trouble),
     stage));
@@ -87,7 +90,9 @@ export function mount(host) {
     try {
       const bitmap = await open(one.file);
       one.seen = fit(bitmap, model.width, model.height);
-      holder.replaceChildren(cropped(bitmap, model.width, model.height), h("span", { "aria-hidden": "true" }, "→"), exact(one.seen, "What the model sees: the centre of the picture at the model’s size"));
+      one.cut = cut(model, bitmap.width, bitmap.height);
+      if (tiled.checked) holder.replaceChildren(cropped(bitmap, bitmap.width, bitmap.height), h("span", { class: "hint" }, one.cut.n ? `${plural(one.cut.n, "tile")} of ${one.cut.size.join(" × ")} pixels` : "smaller than a tile"));
+      else holder.replaceChildren(cropped(bitmap, model.width, model.height), h("span", { "aria-hidden": "true" }, "→"), exact(one.seen, "What the model sees: the centre of the picture at the model’s size"));
     } catch {
       one.seen = null;
       holder.replaceChildren(h("span", { class: "hint" }, "This browser cannot show this file; the service may be able to read it."));
@@ -103,29 +108,31 @@ export function mount(host) {
   }
 
   async function score() {
-    const sent = waiting;
     send.disabled = true;
     trouble.replaceChildren();
+    let sent = waiting;
     try {
-      const model = catalogue.need();
-      const form = new FormData();
-      for (const { file } of sent) form.append("image", file, file.name || "picture.png");
-      form.set("map", "1");
-      form.set("model", reference(model));
-      if (classes.value) form.set("class", classes.value);
-      if (noise.value) form.set("noise", noise.value);
-      const job = await submit("score", form);
-      waiting = waiting.filter((one) => !sent.includes(one));
-      const conditions = { class: classes.value || undefined, noise: noise.value || undefined };
-      const record = { id: job.id, view: "score", model: model.name, conditions, pictures: sent.map(({ file, seen }) => ({ name: file.name || "pasted picture", seen: seen && exact(seen, "").toDataURL() })) };
-      jobs.add(record);
-      watch(record, sent.map(({ file }) => file));
-      reveal(stage);
+      for (const group of tiled.checked ? waiting.map((one) => [one]) : [waiting]) await order(sent = group);
     } catch (error) {
       error.message = error.message.replace(/\bimage\[(\d+)\]|^image(?= )/g, (_, i) => blame(sent[i ?? 0]));
       trouble.replaceChildren(failure(error));
     }
     list();
+  }
+
+  /** Send pictures as one job: several, or one that is cut into tiles. */
+  async function order(sent) {
+    const model = catalogue.need();
+    const conditions = tiled.checked ? { tile: 1, tile_size: sent[0].cut?.side } : { class: classes.value || undefined, noise: noise.value || undefined };
+    const form = new FormData();
+    for (const { file } of sent) form.append("image", file, file.name || "picture.png");
+    for (const [name, value] of Object.entries({ map: 1, model: reference(model), ...conditions })) if (value) form.set(name, value);
+    const job = await submit("score", form);
+    waiting = waiting.filter((one) => !sent.includes(one));
+    const record = { id: job.id, view: "score", model: model.name, conditions, pictures: sent.map(({ file, seen }) => ({ name: file.name || "pasted picture", seen: seen && exact(seen, "").toDataURL() })) };
+    jobs.add(record);
+    watch(record, sent.map(({ file }) => file));
+    reveal(stage);
   }
 
   /** Mark a picture that was refused; returns its name, which says more than its number. */
@@ -141,11 +148,18 @@ export function mount(host) {
       stop.disabled = true;
       await cancel(record.id).catch((error) => words.replaceChildren(error.message));
     }, "small");
-    const note = h("div", { class: "run row", "data-job": record.id }, words, h("progress", { "aria-label": "Progress" }), stop);
+    const bar = h("progress", { "aria-label": "Progress" });
+    const note = h("div", { class: "run row", "data-job": record.id }, words, bar, stop);
     running.append(note);
     draw();
     try {
-      const end = await follow(record.id, ({ status }) => { if (status === "running") words.textContent = `Scoring ${plural(record.pictures.length, "picture")}`; });
+      const end = await follow(record.id, ({ status, progress }) => {
+        if (status === "running") words.textContent = `Scoring ${plural(record.pictures.length, "picture")}`;
+        if (progress?.stage === "tiles") {
+          words.textContent = `Scoring ${record.pictures[0].name}: ${progress.step} of ${plural(progress.total, "tile")}`;
+          bar.value = progress.step / progress.total;
+        }
+      });
       if (end.status === "canceled") {
         jobs.remove(record.id);
         announce("Canceled");
@@ -153,11 +167,12 @@ export function mount(host) {
       } else if (end.status !== "succeeded") throw new Error(end.error?.detail ?? `The job ${end.status}.`);
       else {
         const answer = await result(record.id);
-        const found = answer.results.map((score, i) => ({ ...record.pictures[i], id: `${record.id}/${i}`, score, file: files[i], model: answer.model, conditions: record.conditions }));
+        const map = answer.box && (await mapOf(record.id));
+        const found = (answer.results ?? [judged(answer)]).map((score, i) => ({ ...record.pictures[i], id: `${record.id}/${i}`, score, scan: answer.box && answer, map, file: files[i], model: answer.model, conditions: record.conditions }));
         readings = [...found, ...readings];
         note.remove();
         choose(found[0]);
-        announce(`${plural(found.length, "picture")} scored: ${found[0].name}, ${found[0].score.bpd.toFixed(2)} bits per dimension`);
+        announce(`${plural(found.length, "picture")} scored: ${found[0].name}, ${number(found[0])} ${map ? "in the worst tile" : "bits per dimension"}`);
       }
     } catch (error) {
       jobs.remove(record.id);
@@ -183,7 +198,7 @@ export function mount(host) {
       const { kind, title } = verdict(one);
       return h("li", {}, h("button", { type: "button", class: `tile ${kind}`, title: `${one.name}: ${title.toLowerCase()}`, "aria-pressed": String(one === chosen), onclick: () => press(one) },
         one.seen ? h("img", { src: one.seen, alt: "", class: "pixels" }) : h("span", { class: "blank" }),
-        h("span", { class: "row" }, h("span", { class: "mono" }, one.score.bpd.toFixed(2)), h("span", { "aria-hidden": "true" }, { in: "✓", out: "✕" }[kind])),
+        h("span", { class: "row" }, h("span", { class: "mono" }, number(one)), h("span", { "aria-hidden": "true" }, { in: "✓", out: "✕" }[kind])),
         h("span", { class: "name" }, one.name), h("span", { class: "unseen" }, title)));
     }));
     if (chosen) reading.replaceChildren(show(chosen));
@@ -193,15 +208,22 @@ export function mount(host) {
   }
 }
 
+/** The score of a picture that was cut into tiles: a verdict alone. */
+const judged = ({ score, p_value, threshold, is_ood }) => ({ score, ood: p_value === null ? null : { p_value, threshold, is_ood } });
+
+/** A reading's first number. */
+const number = ({ score, scan }) => (scan ? score.score : score.bpd).toFixed(2);
+
 /** The served model's calibration that a picture was ranked by, as long as it is still the same. */
-function calibration({ score: { ood }, model }) {
+function calibration({ score: { ood }, scan, model }) {
   const served = catalogue.models.find(({ name, version }) => name === model.name && version === model.version);
-  return (ood && served?.calibration) || null;
+  return (ood && served?.[scan ? "tiles" : "calibration"]) || null;
 }
 
 /** What a score means, in words. */
 function verdict(one) {
   const { ood } = one.score;
+  if (!ood && one.scan) return { kind: "unknown", title: "No verdict", text: "This model’s tiles are not calibrated (ncml calibrate --tile): the map tells where the picture is least usual, not whether it belongs." };
   if (!ood) return { kind: "unknown", title: "Not calibrated", text: "This model has no calibration, so there is no verdict: only bits per dimension, which alone do not tell whether a picture belongs." };
   const share = 100 * ood.p_value;
   const percent = share < 0.1 ? share.toFixed(2) : share < 10 ? share.toFixed(1) : share.toFixed(0);
@@ -216,21 +238,20 @@ function verdict(one) {
 }
 
 function show(one) {
-  const { score } = one;
+  const { score, scan } = one;
   const { kind, title, text } = verdict(one);
   const served = catalogue.models.find((model) => model.name === one.model.name);
   const ranks = calibration(one);
   return h("article", { class: "reading" },
     h("header", {}, h("h2", {}, one.name), h("p", { class: "hint" }, [`${one.model.name} ${one.model.version.slice(0, 12)}`, one.conditions.class && `class ${one.conditions.class}`, one.conditions.noise && `at ${grey(one.conditions.noise)}`].filter(Boolean).join(" · "))),
     h("div", { class: "facts" },
-      h("p", { class: "big" }, h("span", { class: "mono" }, score.bpd.toFixed(2)), " bits/dim"),
-      h("p", { class: "hint" }, `${score.log_likelihood.toLocaleString("en", { maximumFractionDigits: 0 }).replace("-", "−")} nats for the whole picture.`,
-        served?.metrics.test_bpd && ` Test pictures of ${served.name} take ${served.metrics.test_bpd.toFixed(2)} bits/dim on average.`),
+      h("p", { class: "big" }, h("span", { class: "mono" }, number(one)), scan ? " worst tile" : " bits/dim"),
+      h("p", { class: "hint" }, scan ? `${plural(scan.rows * scan.columns, "tile")} of ${scan.tile_width} × ${scan.tile_height} pixels, each half over the next.` : `${score.log_likelihood.toLocaleString("en", { maximumFractionDigits: 0 }).replace("-", "−")} nats for the whole picture.`,
+        !scan && served?.metrics.test_bpd && ` Test pictures of ${served.name} take ${served.metrics.test_bpd.toFixed(2)} bits/dim on average.`),
       h("div", { class: `verdict ${kind}` }, h("p", { class: "strong" }, title), h("p", {}, text), score.ood && h("p", { class: "mono" }, `p = ${score.ood.p_value.toPrecision(2)}`))),
-    map(one),
+    scan ? overlay(one) : map(one),
     h("div", { class: "facts" },
-      ranks && placed(one, ranks),
-      flip(one),
+      !scan && [ranks && placed(one, ranks), flip(one)],
       line(one)));
 }
 
@@ -316,8 +337,7 @@ function flip({ file, score, model, name }) {
 
 function line({ name, model, conditions }) {
   const words = new URLSearchParams({ model: `${model.name}@${model.version.slice(0, 12)}`, map: "1" });
-  if (conditions.class) words.set("class", conditions.class);
-  if (conditions.noise) words.set("noise", conditions.noise);
+  for (const [key, value] of Object.entries(conditions)) if (value) words.set(key, value);
   const text = curl("-F", quoted(`image=@${name}`), quoted(`${address()}/score?${String(words).replaceAll("%40", "@").replaceAll("+", "%20")}`));
   return h("details", {}, h("summary", {}, "From a terminal"), terminal(text));
 }

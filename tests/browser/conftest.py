@@ -60,11 +60,11 @@ class Site:
 
 @pytest.fixture(scope="session")
 def models(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`tiny` (8x8), calibrated; and `wide` (32x32, a long name for a class), slow enough to be watched."""
+    """`tiny` (8x8), calibrated, its tiles, too; and `wide` (32x32, a long name for a class), slow to draw."""
     import torch
 
     import ncml
-    from ncml import checkpoint
+    from ncml import checkpoint, tiles
     from ncml.calibration import calibrate
     from ncml.config import LevelConfig, smoke
     from ncml.network import NCPN
@@ -74,6 +74,8 @@ def models(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     model = ncml.load(directory / "tiny")
     pictures = np.random.default_rng(0).integers(96, 160, (60, 8, 8, 3), np.uint8)
     calibrate(model, pictures[:20], pictures[20:]).save(model.folder)
+    large = [lambda i=i: np.tile(pictures[2 * i : 2 * i + 2].reshape(16, 8, 3), (1, 2, 1)) for i in range(28)]
+    tiles.calibrate(model, large[:8], large[8:]).save(model.folder)
     torch.manual_seed(1)
     config = smoke()
     classes = ("dark", "a class whose name is much longer than any button")

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import re
 import zipfile
 from pathlib import Path
@@ -11,7 +12,9 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
+from ncml.errors import InputError
 from ncml.images import fit, to_png
+from ncml.tiling import Cut, least_side
 
 NUMBER = re.compile(r"^\d+\.\d\d$")
 REFUSED = "Failed to load resource"  # Chromium says so of every answer that is no success
@@ -66,8 +69,10 @@ def test_a_picture_is_scored_placed_and_mapped(studio, photo: Path) -> None:
     assert "-F 'image=@it'\\''s a photo.png'" in (reading.locator(".curl").text_content() or "")
 
 
-def test_a_scoring_is_canceled(studio, site) -> None:
+@pytest.mark.parametrize("tiled", [False, True])
+def test_a_scoring_is_canceled(studio, site, tiled: bool) -> None:
     page = studio("score")
+    page.get_by_label("In tiles").set_checked(tiled)
     held = []
     page.route("**/jobs/*/events", lambda route: held.append(route))  # nothing is heard of the job, as if it took long
     page.locator("#view-score").get_by_role("button", name="stripes").click()
@@ -80,6 +85,84 @@ def test_a_scoring_is_canceled(studio, site) -> None:
     held[0].continue_()
     expect(running).to_have_count(0)
     assert site.http.get(f"/jobs/{job}").json()["status"] in ("canceled", "succeeded")  # too late to be canceled
+
+
+def test_a_large_picture_is_judged_by_its_tiles(studio, photo: Path) -> None:
+    page = studio("score")
+    page.get_by_label("In tiles").check()
+    upload(page, "score", photo)
+    expect(page.locator(".waiting")).to_contain_text("308 tiles of 8 × 8 pixels")
+    page.locator("#view-score").get_by_role("button", name="flat grey").click()
+    expect(page.locator(".waiting li").nth(1)).to_contain_text("1 tile of 8 × 8 pixels")
+    page.get_by_role("button", name="Score 2 pictures").click()
+    page.locator(".tile", has_text="photo.png").click()
+    reading = page.locator(".reading")
+    expect(reading.locator("h2")).to_have_text("it's a photo.png")
+    expect(reading.locator(".big")).to_have_text(re.compile(r"^\d+\.\d\d worst tile$"))
+    expect(reading.locator(".verdict .strong")).to_have_text("Does not belong")  # a ramp, where noise was calibrated on
+    expect(reading.locator(".verdict")).to_contain_text("None of the 20 held-out pictures")
+    expect(reading.locator(".verdict")).to_contain_text("p = 0.048")
+    picture, layer = reading.locator(".over img").all()
+    for image in (picture, layer):
+        assert image.evaluate("e => [e.naturalWidth, e.naturalHeight]") == [90, 60]
+    for share in (0, 40, 100):
+        page.get_by_label("Map over picture").fill(str(share))
+        assert layer.evaluate("e => getComputedStyle(e).opacity") == f"{share / 100:g}"
+    whole, frame = reading.locator(".over").bounding_box(), reading.locator(".box").bounding_box()
+    assert whole
+    assert frame
+    assert frame["width"] == pytest.approx(whole["width"] * 8 / 90, abs=1)
+    assert whole["width"] / whole["height"] == pytest.approx(90 / 60, rel=0.02)
+    assert whole["x"] <= frame["x"] + 1
+    assert frame["y"] + frame["height"] <= whole["y"] + whole["height"] + 1
+    reading.locator("summary").click()
+    assert "tile=1" in (reading.locator(".curl").text_content() or "")
+    page.reload()
+    page.locator(".tile", has_text="photo.png").click()
+    expect(reading.locator(".over img")).to_have_count(1)  # the map; the file is no longer at hand
+
+
+def test_the_tiles_that_are_told_are_those_of_the_service(studio) -> None:
+    """Sizes and numbers as ncml.tiling has them, the size so that a thousand suffice."""
+    page = studio("score")
+    models = [(8, 8), (8, 12), (12, 8), (32, 32)]
+    pictures = [(8, 8), (90, 60), (61, 400), (1000, 750), (4000, 3000), (7, 90)]
+    for (height, width), (W, H) in itertools.product(models, pictures):
+        told = page.evaluate(
+            "async ([model, w, h]) => (await import('/studio/tiles.js')).cut(model, w, h)",
+            [{"height": height, "width": width}, W, H],
+        )
+        cut = Cut.of(height, width, told["side"])
+        assert told["size"] == [cut.width, cut.height]
+        if told["n"]:
+            assert told["n"] == np.prod(cut.grid(H, W)) <= 1024
+            assert told["side"] == least_side((height, width), (H, W), 1024)
+        else:
+            with pytest.raises(InputError, match="smaller than a tile"):
+                cut.grid(H, W)
+
+
+def test_tiles_that_cannot_be_are_refused_in_a_sentence(studio, tab, tmp_path: Path) -> None:
+    tab.foreseen = [REFUSED]
+    Image.new("RGB", (5, 9)).save(tmp_path / "thin.png")
+    page = studio("score")
+    page.get_by_label("In tiles").check()
+    upload(page, "score", tmp_path / "thin.png")
+    expect(page.locator(".waiting")).to_contain_text("smaller than a tile")
+    page.get_by_role("button", name="Score 1 picture").click()
+    refusal = page.get_by_role("alert")
+    expect(refusal).to_contain_text(
+        "A picture of 5 x 9 pixels is smaller than a tile of 8 x 8: score it without tiles."
+    )
+    page.get_by_label("In tiles").uncheck()
+    expect(page.locator(".waiting canvas")).to_have_count(2)
+    page.get_by_role("button", name="Score 1 picture").click()
+    expect(page.locator(".reading .big")).to_contain_text("bits/dim")
+    page.select_option("#model", "wide")
+    page.get_by_label("In tiles").check()
+    page.locator("#view-score").get_by_role("button", name="noise").click()
+    page.get_by_role("button", name="Score 1 picture").click()
+    expect(refusal).to_contain_text("wide is not calibrated")
 
 
 def test_several_pictures_are_told_apart(studio) -> None:
