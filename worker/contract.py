@@ -197,7 +197,7 @@ JOB: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="task")])
 def batch_key(job: Job) -> str:
     """What two jobs must share to be computed in one batch: task, model, version, shape and sampler settings.
 
-    Classes, seeds, priorities and pictures differ freely within a batch, but for scans: those of one file are one.
+    Classes, seeds, priorities and pictures differ freely within a batch, but for scans, which have one file.
     """
     parts: list[object] = [job.task, job.model, job.version or "current"]
     match job:
@@ -322,15 +322,29 @@ RESULT: TypeAdapter[Result] = TypeAdapter(Annotated[Result, Field(discriminator=
 """Reads and writes any result."""
 
 
-class Progress(_Message):
-    """How far a running job is. For a job cut into chunks, `done` of its `n` images are already finished."""
+class Moment(_Message):
+    """A moment of a running job. For a job cut into chunks, `done` of its images are already finished."""
 
     stage: str = Field(description='"score", "tiles", "noisy_sampling" or "refine"')
     step: int
     total: int
     done: int = 0
+
+
+class Progress(Moment):
+    """How far a running job of `n` images is."""
+
     n: int = 1
-    preview: Pictures | None = Field(default=None, description="the pictures as they look now; the blob is overwritten")
+    preview: bool = Field(default=False, description="whether there is a preview: see JobQueue.preview")
+
+
+class Preview(Moment):
+    """What pictures of a job looked like at a moment: those of the chunk being drawn, uint8 NHWC in `data`."""
+
+    n: int
+    height: int
+    width: int
+    data: bytes
 
 
 class JobError(_Message):

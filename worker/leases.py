@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from worker.contract import JobError, JobStatus, Lane, Result, Timing
+from worker.contract import JobError, JobStatus, Lane, Preview, Result, Timing
 from worker.queue import (
     CANCELED,
     EVENTS_CAP,
@@ -175,8 +175,6 @@ class Leases:
                     log.warning("job taken from a silent worker", extra={"job": claim.id, "attempts": claim.attempts})
         return moved
 
-    def preview(self, job_id: str, pictures: bytes) -> str:
-        """Keep pictures as a job's preview for a while, in place of the one before; returns the blob's key."""
-        key = preview_key(job_id)
-        self._redis.set(key, pictures, ex=self.queue.result_ttl_s)
-        return key
+    def preview(self, job_id: str, preview: Preview) -> None:
+        """Keep a job's preview for a while, in place of the one before."""
+        self._redis.set(preview_key(job_id), preview.model_dump_json(), ex=self.queue.result_ttl_s)

@@ -8,7 +8,8 @@ scripts beside this file, each of which is one atomic step. Every key:
     ncml:wake:{lane}         list of at most one entry: wakes an idle worker
     ncml:leases              sorted set: {id}:{attempt's token} by the time its lease lapses (the server's clock)
     ncml:events:{id}         stream, capped: every change of state, and progress
-    ncml:blob:{id}, ncml:blob:{id}:preview   pictures: uint8, NHWC
+    ncml:blob:{id}           pictures: uint8, NHWC
+    ncml:blob:{id}:preview   a Preview
     ncml:workers             sorted set: names of workers; ncml:worker:{name}: the word of one, which lapses
     rq:wip:*, rq:finished:*, rq:failed:*, rq:canceled:*   RQ's registries, kept for RQ's tools; nothing reads them here
 
@@ -45,6 +46,7 @@ from worker.contract import (
     Lane,
     ModelDescriptor,
     ModelRef,
+    Preview,
     Priority,
     QueueDepth,
     Result,
@@ -240,6 +242,8 @@ class JobQueue:
         }
         if job.version:
             fields["version"] = job.version
+        if job.task is Task.SCAN:
+            fields["alone"] = "1"  # a batch of whole files could take gigabytes, and its tiles fill one anyway
         answer = self._submit(
             keys=[job_key(job_id), events_key(job_id), wake_key(lane), queue_key(origin)]
             + [queue_key(name) for name in lane_queues(lane)],
@@ -397,6 +401,11 @@ class JobQueue:
         if not key.startswith("ncml:blob:"):
             raise ValueError(f"not a blob: {key!r}")
         return cast(bytes | None, self.redis.get(key))
+
+    def preview(self, job_id: str) -> Preview | None:
+        """What a running job's pictures looked like when they were last seen; None when that is not known."""
+        stored = cast(bytes | None, self.redis.get(preview_key(job_id)))
+        return None if stored is None else Preview.model_validate_json(stored)
 
     async def events(self, job_id: str, after: str = "0", *, tick_s: float = 15.0) -> AsyncGenerator[Event | None]:
         """Every change of state and progress after the event id `after`, ending with the terminal one; none after that.

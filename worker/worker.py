@@ -31,6 +31,7 @@ from worker.contract import (
     ModelRef,
     PictureResult,
     Pictures,
+    Preview,
     Progress,
     Result,
     ScanJob,
@@ -103,7 +104,7 @@ class _Running:
     claim: Claim
     job: Job
     progress: str = ""
-    preview: Pictures | None = None  # the last one there was: not every report brings another
+    preview: bool = False  # whether there was one: not every report brings another
 
 
 class GpuWorker(SimpleWorker):
@@ -365,19 +366,13 @@ class GpuWorker(SimpleWorker):
     def _note(self, running: dict[str, _Running], step: Step) -> None:
         """Make an event of a report, for each job that it is about."""
         for job_id, entry in running.items():
+            moment = {"stage": step.stage, "step": step.step, "total": step.total, "done": step.done[job_id]}
             if job_id in step.previews:
-                n, height, width, pictures = step.previews[job_id]
+                n, height, width, data = step.previews[job_id]
                 with self._outages():
-                    blob = self.leases.preview(job_id, pictures)
-                    entry.preview = Pictures(blob=blob, n=n, height=height, width=width)
-            progress = Progress(
-                stage=step.stage,
-                step=step.step,
-                total=step.total,
-                done=step.done[job_id],
-                n=entry.job.n,
-                preview=entry.preview,
-            )
+                    self.leases.preview(job_id, Preview(**moment, n=n, height=height, width=width, data=data))
+                    entry.preview = True
+            progress = Progress(**moment, n=entry.job.n, preview=entry.preview)
             event = Event(id="", kind="progress", progress=progress)
             entry.progress = event.model_dump_json(exclude={"id"}, exclude_none=True)
 

@@ -26,6 +26,7 @@ from worker.contract import (
     Ood,
     PictureResult,
     Pictures,
+    Preview,
     Pixels,
     Preprocessing,
     Priority,
@@ -86,6 +87,7 @@ EXAMPLES: dict[str, BaseModel] = {
         error=JobError(reason="input", field="class", detail="there is no class 'x'."),
     ),
     "event": Event(id="1-0", kind="status", status=JobStatus.RUNNING),
+    "preview": Preview(stage="refine", step=3, total=20, n=1, height=1, width=2, data=bytes(6)),
     "descriptor": ModelDescriptor(
         name="m", version="ab" * 32, height=32, width=32, classes=("cat",), noise=10.0, keeps=("top",), solver="heun",
         stepped_solver="heun", solvers={"heun": 10}, preprocessing=Preprocessing(name="p", version=1),

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from worker.contract import Event, GenerateJob, JobStatus, Lane, Priority, Progress
+from worker.contract import Event, GenerateJob, JobStatus, Lane, Preview, Priority, Progress
 from worker.leases import Ending, Leases
 from worker.queue import EVENTS_CAP, JobQueue, QueueFull
 
@@ -35,7 +35,7 @@ def test_an_ended_job_gives_back_its_input_and_then_everything(queue: JobQueue) 
     leases = Leases(queue, [Lane.GENERATE], "w")
     ids = [queue.submit(GenerateJob(model="m", start_within_s=1.0)) for _ in range(20)]
     claims = leases.claim(64)[1]
-    leases.preview(ids[0], b"abc")
+    leases.preview(ids[0], Preview(stage="refine", step=1, total=2, n=1, height=1, width=1, data=b"abc"))
     assert leases.finish([(claim, Ending(JobStatus.SUCCEEDED, blob=b"abc")) for claim in claims]) == [True] * 20
     assert queue.blob(f"ncml:blob:{ids[0]}") == b"abc"
     assert queue.spec(ids[0]) is None
