@@ -29,8 +29,8 @@ Errors are `application/problem+json` (RFC 9457).
 
 
 EXPOSED = (
-    "Location", "Retry-After", "X-Job-Id", "X-Seed", "X-Request-Id", "Preference-Applied", "RateLimit",
-    "RateLimit-Policy", "WWW-Authenticate",
+    "Location", "Retry-After", "X-Job-Id", "X-Seed", "X-Request-Id", "X-Progress", "Preference-Applied",
+    "RateLimit", "RateLimit-Policy", "WWW-Authenticate",
 )  # fmt: skip
 """Headers of a response that scripts of other origins may read."""
 

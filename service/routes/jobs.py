@@ -24,6 +24,11 @@ LastEventId = Annotated[
     str, Header(description="The id of the last event that was seen.", pattern=r"^[0-9]{1,20}(-[0-9]{1,20})?$")
 ]
 
+_MOMENT = {
+    "description": "The moment that the pictures show, as in the events: a dictionary (RFC 9651).",
+    "schema": {"type": "string"},
+    "example": "stage=noisy_sampling, step=12, total=32, done=0",
+}
 _KINDS = ("no-such-job", "invalid-input", "queue-down")
 _EVENTS = """: hello
 
@@ -155,29 +160,31 @@ async def delete(job_id: JobId, request: Request, desk: Here) -> None:
     operation_id="get_job_preview",
     summary="The pictures of a running job as they look now",
     response_class=Response,
-    responses={200: {"description": "A PNG (a grid of several).", "content": {PNG: BINARY}},
+    responses={200: {"description": "A PNG (a grid of several).", "content": {PNG: BINARY},
+                     "headers": {"X-Progress": _MOMENT}},
                **problems.documented(401, 404, 422, 503, kinds=(*_KINDS, "no-preview"))},
 )  # fmt: skip
 async def preview(job_id: JobId, request: Request, desk: Here) -> Response:
-    """The latest preview of a running job; 404 while there is none.
+    """The latest preview of a running job, and in X-Progress its moment; 404 while there is none.
 
     ```
     curl localhost:8000/jobs/$ID/preview -o now.png
     ```
     """
-    progress = (await desk.view(request, job_id)).progress
-    shown = progress.preview if progress else None
+    await desk.view(request, job_id)
 
-    def draw() -> bytes | None:
-        blob = desk.queue.blob(shown.blob) if shown else None
-        if shown is None or blob is None:
+    def draw() -> Response | None:
+        shown = desk.queue.preview(job_id)
+        if shown is None:
             return None
-        return to_png(grid(np.frombuffer(blob, np.uint8).reshape(-1, shown.height, shown.width, 3)))
+        pictures_NHWC = np.frombuffer(shown.data, np.uint8).reshape(shown.n, shown.height, shown.width, 3)
+        moment = f"stage={shown.stage}, step={shown.step}, total={shown.total}, done={shown.done}"
+        return Response(to_png(grid(pictures_NHWC)), 200, {"Cache-Control": "no-store", "X-Progress": moment}, PNG)
 
-    png = await anyio.to_thread.run_sync(draw)
-    if png is None:
+    response = await anyio.to_thread.run_sync(draw)
+    if response is None:
         raise Problem(404, f"The job {job_id} has no preview now.", kind="no-preview")
-    return Response(png, 200, {"Cache-Control": "no-store"}, PNG)
+    return response
 
 
 @router.get(

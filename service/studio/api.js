@@ -70,20 +70,25 @@ export const cancel = (id) => json(`jobs/${id}/cancel`, { method: "POST" });
 export const result = (id) => json(`jobs/${id}/result`);
 
 /**
- * Fetches a running job's pictures as they look now: call what this returns at each progress, and `onpreview(bitmap,
- * progress)` follows. One at a time: of moments that come while a picture is under way only the newest counts.
+ * Fetches a running job's pictures as they look now: call what this returns whenever there are new ones, and
+ * `onpreview(bitmap, {stage, step, total, done})` follows. One at a time: calls meanwhile are answered by the next one.
  */
 export function previews(id, onpreview) {
-  let newest = null;
-  return async (progress) => {
-    const busy = newest !== null;
-    newest = progress;
-    while (!busy && newest) {
-      const seen = newest;
-      const bitmap = await ask(`jobs/${id}/preview`).then((response) => response.blob()).then(createImageBitmap).catch(() => null); // the next one will do
-      if (bitmap) onpreview(bitmap, seen);
-      if (newest === seen) newest = null;
+  let busy = false;
+  let again = false;
+  return async () => {
+    again = true;
+    if (busy) return;
+    busy = true;
+    while (again) {
+      again = false;
+      const response = await ask(`jobs/${id}/preview`).catch(() => null); // the next one will do
+      const bitmap = await response?.blob().then(createImageBitmap).catch(() => null);
+      if (!bitmap) continue;
+      const { stage, ...numbers } = Object.fromEntries(response.headers.get("X-Progress").split(", ").map((part) => part.split("=")));
+      onpreview(bitmap, { stage, step: +numbers.step, total: +numbers.total, done: +numbers.done });
     }
+    busy = false;
   };
 }
 

@@ -140,18 +140,12 @@ export function cells(bitmap, width, height, n) {
   return all.slice(0, all.findLastIndex(drawn) + 1);
 }
 
-/** How much of a cell is drawn, [x, y, w, h], when lines come from the side `keep` on: what is not drawn yet is plain grey. */
-export function drawn({ data, width, height }, keep = "top") {
-  const drawnAt = (x, y) => [0, 1, 2].some((c) => data[4 * (y * width + x) + c] !== 128);
+/** How much of a cell is drawn at a moment, [x, y, w, h], when lines come from the side `keep` on. */
+export function drawn({ width, height }, { stage, step }, keep = "top") {
   const across = keep === "left" || keep === "right";
-  const [lines, length] = across ? [width, height] : [height, width];
-  const back = keep === "bottom" || keep === "right";
-  let n = lines;
-  for (; n > 0; n -= 1) {
-    const line = back ? lines - n : n - 1;
-    if (Array.from({ length }, (_, k) => k).some((k) => (across ? drawnAt(line, k) : drawnAt(k, line)))) break;
-  }
-  const from = back ? lines - n : 0;
+  const lines = across ? width : height;
+  const n = stage === "noisy_sampling" ? step : lines;
+  const from = keep === "bottom" || keep === "right" ? lines - n : 0;
   return across ? [from, 0, n, height] : [0, from, width, n];
 }
 

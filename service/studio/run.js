@@ -92,15 +92,15 @@ export function run(record, host, { before = [], again, use }) {
     const chunk = progress.done ? ` (${progress.done} of ${progress.n} done)` : "";
     status.textContent = (stageWords[progress.stage] ?? String)(progress) + chunk;
     bar.value = fraction(progress, asked);
-    if (progress.preview) look(progress);
+    if (progress.preview) look();
   }
 
-  function show(bitmap, progress) {
+  function show(bitmap, moment) {
     if (self.dataset.done) return;
-    cells(bitmap, width, height, asked.n - progress.done).forEach((cell, k) => {
-      const { context, open } = tiles[progress.done + k];
+    cells(bitmap, width, height, asked.n - moment.done).forEach((cell, k) => {
+      const { context, open } = tiles[moment.done + k];
       context.clearRect(0, 0, width, height);
-      context.putImageData(cell, 0, 0, ...drawn(cell, record.keep));
+      context.putImageData(cell, 0, 0, ...drawn(cell, moment, record.keep));
       open.classList.remove("wait");
     });
   }

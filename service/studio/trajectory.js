@@ -95,7 +95,7 @@ export function mount(host) {
           if (!progress) return;
           status.textContent = `${moment(progress)} of ${progress.total}`;
           bar.value = (progress.stage === "refine" ? 0.3 : 0) + (progress.stage === "refine" ? 0.7 : 0.3) * (progress.step / progress.total);
-          if (progress.preview) look(progress);
+          if (progress.preview) look();
         });
         if (over) return;
         over = true;
@@ -120,15 +120,13 @@ export function mount(host) {
       }
     }
 
-    /** Take a preview: several moments may share one, and the rows that it shows are those that were drawn by then. */
-    function glimpse(bitmap, { stage: name, step, total }) {
-      const images = cells(bitmap, width, height, asked.n);
+    /** Take a preview, unless it is the last one again. */
+    function glimpse(bitmap, moment) {
       const last = frames.at(-1);
-      if (over || (last && images.every(({ data }, i) => data.every((level, at) => level === last.whole[i].data[at])))) return;
-      const rows = Math.max(...images.map((image) => drawn(image)[3]));
-      const whole = images.map(({ data }) => new ImageData(data.slice(), width, height));
-      for (const image of images) image.data.fill(0, 4 * width * rows);
-      add({ stage: name, step: name === "noisy_sampling" ? rows : step, total, images, whole });
+      if (over || (last?.stage === moment.stage && last.step === moment.step)) return;
+      const images = cells(bitmap, width, height, asked.n);
+      for (const image of images) image.data.fill(0, 4 * width * drawn(image, moment)[3]);
+      add({ ...moment, images });
     }
 
     function add(frame) {

@@ -273,7 +273,9 @@ def test_a_running_job_shows_itself_and_is_canceled(stack: Stack) -> None:
     while not ((progress := stack.http.get(location).json()["progress"]) and progress["preview"]):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    shown = pixels(stack.http.get(progress["preview"]).content)
+    preview = stack.http.get(progress["preview"])
+    assert preview.headers["x-progress"].startswith("stage=noisy_sampling, step=")
+    shown = pixels(preview.content)
     assert shown.shape[0] % 8 == shown.shape[1] % 8 == 0
     assert shown.size > 8 * 8 * 3
     assert stack.http.get(f"{location}/result").status_code == 202

@@ -33,6 +33,7 @@ from worker.contract import (
     PictureResult,
     Pictures,
     Preprocessing,
+    Preview,
     Priority,
     Progress,
     QueueDepth,
@@ -179,7 +180,6 @@ class FakeQueue:
             status, error = JobStatus.CANCELED, CANCELED
         elif error:
             status = JobStatus.EXPIRED if error.reason == "expired" else JobStatus.FAILED
-        preview = Pictures(blob=f"ncml:blob:{job_id}:preview", n=job.n, height=8, width=8)
         return JobView(
             id=job_id,
             status=status,
@@ -195,7 +195,7 @@ class FakeQueue:
             started_at=at,
             ended_at=at + self.delay_s if status.is_terminal else None,
             timing=TIMING,
-            progress=Progress(stage="refine", step=1, total=2, n=job.n, preview=preview),
+            progress=Progress(stage="refine", step=1, total=2, n=job.n, preview=True),
             error=error,
         )
 
@@ -262,6 +262,13 @@ class FakeQueue:
             return np.stack([canvas] * job.n).tobytes()
         assert isinstance(job, GenerateJob)
         return np.stack([np.full((8, 8, 3), seed % 256, np.uint8) for seed in job.seeds]).tobytes()
+
+    def preview(self, job_id: str) -> Preview | None:
+        self._reach()
+        job, _ = self.jobs[job_id]
+        if job_id in self.forgotten:
+            return None
+        return Preview(stage="refine", step=1, total=2, n=job.n, height=8, width=8, data=bytes(job.n * 8 * 8 * 3))
 
     async def wait(self, job_id: str, timeout_s: float) -> JobView:
         deadline = time.time() + timeout_s

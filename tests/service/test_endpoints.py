@@ -391,7 +391,9 @@ def test_a_job_is_described_with_links_that_work(client: TestClient, queue) -> N
         "stage": "refine", "step": 1, "total": 2, "done": 0, "n": 2, "preview": "/jobs/job-0/preview",
     }  # fmt: skip
     assert queue.jobs["job-0"][0].request_id == body["request_id"] == "abc"
-    assert pixels(client.get(body["progress"]["preview"]).content).shape == (8, 16, 3)
+    preview = client.get(body["progress"]["preview"])
+    assert preview.headers["x-progress"] == "stage=refine, step=1, total=2, done=0"
+    assert pixels(preview.content).shape == (8, 16, 3)
     assert client.get(body["links"]["self"]).json()["id"] == "job-0"
     for _ in range(2):
         assert client.post(body["links"]["cancel"]).json()["status"] == "canceled"

@@ -219,7 +219,7 @@ def test_the_api_page_tells_every_kind_of_problem(client: TestClient) -> None:
 
 def test_the_api_page_tells_the_limits_as_they_are() -> None:
     told = {name: value for name, value, _ in rows("Setting")}
-    assert len(told) == 8
+    assert len(told) == 9
     for name, value in told.items():
         number, _, unit = value.partition(" ")
         base, _, power = number.partition("^")

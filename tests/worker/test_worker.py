@@ -347,7 +347,7 @@ def test_a_preview_tells_its_moment(fleet: Fleet) -> None:
     while not fleet.queue.view(job_id).status.is_terminal:
         if preview := fleet.queue.preview(job_id):
             assert (preview.stage, preview.total, preview.done, preview.n) == ("noisy_sampling", 20, 0, 2)
-            assert preview.data == bytes([preview.step]) * (2 * HEIGHT * WIDTH * 3)
+            assert preview.data == bytes([preview.step - 1]) * (2 * HEIGHT * WIDTH * 3)
             seen[preview.step] = preview.data
         time.sleep(0.02)
     assert len(seen) > 3
