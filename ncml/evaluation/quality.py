@@ -153,21 +153,28 @@ def features_of(context: Context, what: dict[str, Any], pixels_NHWC: NDArray[np.
 
 
 def ways(model: Model) -> dict[str, dict[str, Any]]:
-    """How samples are drawn for the headline: directly, and noisy and refined by the default solver."""
+    """How samples are drawn for the headline: directly, and from much and from little noise by the default solver."""
     direct = {"direct (t = 0)": {"noise": 0.0}}
     if not noisy(model):
         return direct
-    return direct | {"noisy, refined (Tweedie)": {"noise": model.noise}}
+    return direct | {
+        f"noisy at {noise:g} grey levels, refined (Tweedie)": {"noise": noise}
+        for noise in (model.noise, _share(model, 0.25))
+    }
 
 
 def sweep(model: Model) -> dict[str, list[tuple[float, dict[str, Any]]]]:
     """By curve, its points: start noise under one Tweedie step, and steps of the reverse SDE from the largest noise."""
     if not noisy(model):
         return {}
-    noises = [round(fraction * model.noise, 6) for fraction in (0.0, 0.25, 0.5, 1.0)]
+    noises = [_share(model, fraction) for fraction in (0.0, 0.25, 0.5, 1.0)]
     steps: list[tuple[float, dict[str, Any]]] = [(1, {"noise": model.noise})]
     steps += [(n, _solved(model, STEPPED_SOLVER, n)) for n in (2, 5, 10)]
     return {"start noise": [(noise, {"noise": noise}) for noise in noises], "steps": steps}
+
+
+def _share(model: Model, fraction: float) -> float:
+    return round(fraction * model.noise, 6)
 
 
 def solvers(model: Model) -> dict[str, dict[str, Any]]:

@@ -252,7 +252,11 @@ def test_all_fills_a_folder_and_resumes(evaluate: Run, tmp_path: Path) -> None:
     low, high = answer["ood"]["intervals"]["auroc"]["noise"]["multiscale"]
     assert low <= answer["ood"]["auroc"]["noise"]["multiscale"] <= high
     assert answer["ood"]["n"] == {"cifar10": 16, "noise": 15, "constant": 16, "uniform": 16}
-    assert answer["fid"]["measured"]["noisy, refined (Tweedie)"]["n"] == 16
+    measured = answer["fid"]["measured"]
+    assert [found["n"] for found in measured.values()] == [16] * 4
+    assert [way for way in measured if "refined" in way] == [
+        f"noisy at {noise} grey levels, refined (Tweedie)" for noise in ("10", "2.5")
+    ]
     compared = answer["fid"]["solvers"]
     solved = [f"{solver}, {steps} step{'s'[: steps > 1]}" for solver, steps in SOLVERS.items()]
     assert {way: near["n"] for way, near in compared.items()} == dict.fromkeys(("direct (t = 0)", *solved), 8)
