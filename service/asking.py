@@ -43,9 +43,12 @@ class Desk:
     queue: JobQueue
     metrics: Metrics
     decoding: anyio.CapacityLimiter = field(init=False)
+    scanning: anyio.CapacityLimiter = field(init=False)
+    """For scans, which bring whole files and answer with maps of the picture's size: one at a time, beside the rest."""
 
     def __post_init__(self) -> None:
         self.decoding = anyio.CapacityLimiter(self.settings.decode_threads)
+        self.scanning = anyio.CapacityLimiter(1)
 
     async def model(self, params: Params, task: Task) -> tuple[ModelDescriptor, str | None]:
         """The model that is meant, and the version if one was insisted on.
@@ -79,9 +82,9 @@ class Desk:
         served = sorted({model.name for model in models} | {f"{model.name}@{model.version[:12]}" for model in models})
         raise invalid("model", f"model: {named!r} is not served here; there are {', '.join(served)}.")
 
-    async def decode(self, build: Callable[[], T]) -> T:
+    async def decode(self, task: Task, build: Callable[[], T]) -> T:
         """Run something that decodes pictures, off the event loop and with few beside it."""
-        return await anyio.to_thread.run_sync(build, limiter=self.decoding)
+        return await anyio.to_thread.run_sync(build, limiter=self._room(task) or self.decoding)
 
     async def ask(self, request: Request, asked: Asked[Any], job: Job, media: str) -> Response:
         """Submit the job and answer with its result as `media`, or with 202 when that takes longer than is waited.
@@ -167,8 +170,8 @@ class Desk:
         return await anyio.to_thread.run_sync(self._render, view, media, limiter=self._room(view.task))
 
     def _room(self, task: Task) -> anyio.CapacityLimiter | None:
-        """Scans bring whole files and answer with maps as large as any picture: as few at once as are decoded."""
-        return self.decoding if task is Task.SCAN else None
+        """How many threads may do something for a task at once; None: as many as there are."""
+        return self.scanning if task is Task.SCAN else None
 
     def _render(self, view: JobView, media: str) -> Response:
         result = self.queue.result(view.id)

@@ -48,7 +48,7 @@ class Settings(BaseSettings):
     ready_lanes: Annotated[tuple[Lane, ...], NoDecode] = (Lane.SCORE, Lane.GENERATE)
     """Lanes that need a worker with a model before /readyz says yes, as a JSON list."""
     decode_threads: int = Field(default=2, ge=1)
-    """Pictures decoded, and maps of large ones drawn, at once; each may need `max_image_pixels` times 12 bytes."""
+    """Pictures decoded at once, and one for tiles beside them; each may need `max_image_pixels` times 12 bytes."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
     """Level of the service's log, which has one JSON object a line."""
 

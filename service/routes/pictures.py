@@ -74,6 +74,7 @@ async def complete(request: Request, desk: Here) -> Response:
     params, upload = asked.params, asked.uploads[0]
     model, version = await desk.model(params, Task.COMPLETE)
     canvas, keep = await desk.decode(
+        Task.COMPLETE,
         lambda: half_canvas(
             upload.data,
             model.height,
@@ -82,7 +83,7 @@ async def complete(request: Request, desk: Here) -> Response:
             keeps=model.keeps,
             max_bytes=desk.settings.max_image_bytes,
             max_pixels=desk.settings.max_image_pixels,
-        )
+        ),
     )
     job = CompleteJob(
         model=model.name,

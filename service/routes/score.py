@@ -82,7 +82,7 @@ async def score(request: Request, desk: Here) -> Response:
 
     job = ScoreJob(
         **said,
-        images=tuple([await desk.decode(lambda upload=upload: pixels(upload)) for upload in uploads]),
+        images=tuple([await desk.decode(Task.SCORE, lambda upload=upload: pixels(upload)) for upload in uploads]),
         class_name=params.class_name,
         noise=params.noise,
         map=params.map or media == PNG,
@@ -126,7 +126,7 @@ async def _size(desk: Desk, params: ScoreParams, model: ModelDescriptor, upload:
         raise invalid("tile", f"tile: {model.name} is not calibrated; leave tile out, or calibrate it.")
     calibrated = model.tiles and Cut(model.tiles.height, model.tiles.width)
     cut = Cut.asked(model.height, model.width, params.tile_size, calibrated)
-    height, width = await desk.decode(lambda: _opened(desk, upload).shape[:2])
+    height, width = await desk.decode(Task.SCAN, lambda: _opened(desk, upload).shape[:2])
     rows, columns = cut.grid(height, width)
     most = desk.settings.max_tiles
     if rows * columns > most:
