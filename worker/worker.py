@@ -366,7 +366,12 @@ class GpuWorker(SimpleWorker):
     def _note(self, running: dict[str, _Running], step: Step) -> None:
         """Make an event of a report, for each job that it is about."""
         for job_id, entry in running.items():
-            moment = {"stage": step.stage, "step": step.step, "total": step.total, "done": step.done[job_id]}
+            moment: dict[str, Any] = {
+                "stage": step.stage,
+                "step": step.step,
+                "total": step.total,
+                "done": step.done[job_id],
+            }
             if job_id in step.previews:
                 n, height, width, data = step.previews[job_id]
                 with self._outages():
