@@ -128,7 +128,7 @@ def latency(queue: JobQueue, url: str, folder: Path, model: Model, samples: int 
     with real_worker(queue, url, folder, "score"), real_worker(queue, url, folder, "generate"):
         measure()
         idle = measure()
-        drawing = queue.submit(GenerateJob(model=folder.name, n=64))
+        drawing = queue.submit(GenerateJob(model=folder.name, n=64, steps=20))
         eventually(lambda: queue.view(drawing).progress, 120)
         busy = measure()
         still = queue.view(drawing).status == "running"

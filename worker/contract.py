@@ -158,7 +158,10 @@ class _PictureJob(_Job):
     class_name: str | None = Field(default=None, description="None: no class")
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     noise: float | None = Field(
-        None, ge=0, allow_inf_nan=False, description="starting noise in grey levels; None: the model's; 0: direct"
+        default=None,
+        ge=0,
+        allow_inf_nan=False,
+        description="starting noise in grey levels; None: the model's; 0: direct",
     )
     steps: int | None = Field(default=None, ge=1, le=MAX_STEPS, description="solver steps; None: the solver's default")
     solver: str | None = Field(default=None, max_length=64, description="None: the model's default for `steps`")

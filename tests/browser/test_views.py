@@ -240,25 +240,18 @@ def test_the_preview_is_what_the_service_makes_of_the_file(studio) -> None:
 
 @pytest.mark.parametrize("keep", ["top", "bottom", "left", "right"])
 def test_only_what_is_drawn_is_shown(studio, keep: str) -> None:
-    """Previews come now and then, progress often: the picture itself says how far it is."""
+    """A preview tells how many lines of it are drawn; once they are refined, all are."""
     page = studio("generate")
-    boxes = page.evaluate(
+    boxes, refined = page.evaluate(
         """async (keep) => {
             const { drawn } = await import("/studio/picture.js");
-            const at = { top: (x, y) => y, bottom: (x, y) => 5 - y, left: (x) => x, right: (x) => 7 - x }[keep];
-            return [0, 1, 3].map((n) => {
-                const cell = new ImageData(8, 6);
-                for (let y = 0; y < 6; y += 1) {
-                    for (let x = 0; x < 8; x += 1) {
-                        const level = at(x, y) < n ? [128, 127, 128] : [128, 128, 128];
-                        cell.data.set([...level, 255], 4 * (8 * y + x));
-                    }
-                }
-                return drawn(cell, keep);
-            });
+            const cell = new ImageData(8, 6);
+            const boxes = [0, 1, 3].map((step) => drawn(cell, { stage: "noisy_sampling", step }, keep));
+            return [boxes, drawn(cell, { stage: "refine", step: 1 }, keep)];
         }""",
         keep,
     )
+    assert refined == [0, 0, 8, 6]
     assert (
         boxes
         == {
