@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import tiles
 from PIL import Image
 from playwright.sync_api import FilePayload, Page, sync_playwright
 
@@ -27,10 +28,10 @@ Save = Callable[[str], None]
 
 
 @contextmanager
-def service() -> Iterator[str]:
-    """`ncml serve` with the bundled model on a free port; yields its address."""
+def service(models: Path) -> Iterator[str]:
+    """`ncml serve` with a folder of models on a free port; yields its address."""
     with tempfile.TemporaryDirectory(prefix="ncml-") as state:
-        environment = os.environ | {"NCML_DATA_DIR": state, "NCML_MODELS": str(HERE.parent / "models")}
+        environment = os.environ | {"NCML_DATA_DIR": state, "NCML_MODELS": str(models)}
         command = [sys.executable, "-m", "ncml.cli", "serve", "--port", "0"]
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
         try:
@@ -123,13 +124,31 @@ def tour(page: Page, save: Save) -> None:
     save("models")
 
 
+def defect(page: Page, save: Save) -> None:
+    """Find the stain on the wall of docs/tiles.py."""
+    page.locator("#view-score input[type=file]").set_input_files(HERE / "stained.png")
+    page.get_by_label("In tiles (large pictures)").check()
+    page.get_by_role("button", name="Score 1 picture").click()
+    page.locator("#view-score .over.whole img").first.wait_for(timeout=SLOW)
+    show(page, "score")
+    save("tiles")
+
+
 def main() -> None:
-    """Two screens, each in light and dark."""
+    """Every view with the bundled model, and tiles with one that knows a wall."""
     browser_path = shutil.which("chromium") or shutil.which("google-chrome")
     if not browser_path:
         sys.exit("no chromium is installed: apt-get install chromium")
     OUT.mkdir(exist_ok=True)
-    with service() as url, sync_playwright() as playwright:
+    photograph(HERE.parent / "models", tour, browser_path)
+    with tempfile.TemporaryDirectory() as folder:
+        tiles.calibrated(Path(folder) / "wall")
+        photograph(Path(folder), defect, browser_path)
+
+
+def photograph(models: Path, walk: Callable[[Page, Save], None], browser_path: str) -> None:
+    """Two screens, each in light and dark."""
+    with service(models) as url, sync_playwright() as playwright:
         shown = f"--host-resolver-rules=MAP {urlsplit(ADDRESS).netloc} 127.0.0.1:{urlsplit(url).port}"
         browser = playwright.chromium.launch(
             executable_path=browser_path, args=["--no-sandbox", "--disable-gpu", shown]
@@ -149,7 +168,7 @@ def main() -> None:
                     print(path)
                 page.emulate_media(color_scheme="light")
 
-            tour(page, save)
+            walk(page, save)
         browser.close()
 
 

@@ -1,9 +1,9 @@
-"""The wall of docs/ood.md: a defect composed into a good picture, found by tiles. Writes docs/tiles.png.
+"""The wall of docs/ood.md: a defect composed into a good picture, found by tiles.
 
     python docs/tiles.py
 
 28 good pictures are random cuts of the left half of docs/brick.png; the wall to be judged is cut from its right half.
-brick.png is scikit-image's, CC0.
+brick.png is scikit-image's, CC0. Writes docs/tiles.png, and docs/stained.png to try it with.
 """
 
 import shutil
@@ -19,6 +19,7 @@ import ncml
 from ncml import heat, images, tiles
 
 HERE = Path(__file__).parent
+BRICK = HERE / "brick.png"
 SIDE = 128
 DEFECT = (150, 90, 194, 122)
 """Left, top, right, bottom of the ellipse where the bricks' texture and mortar are all but wiped out."""
@@ -26,15 +27,11 @@ DEFECT = (150, 90, 194, 122)
 
 def main() -> None:
     """Calibrate, judge and draw."""
-    brick = images.open_image(HERE / "brick.png")
-    rng = np.random.default_rng(0)
-    good = [cut(brick, rng) for _ in range(28)]
-    wall = brick[128:384, 256:]
-    stained = stain(wall, rng)
+    wall = images.open_image(BRICK)[128:384, 256:]
+    stained = stain(wall, np.random.default_rng(1))
+    Image.fromarray(stained).save(HERE / "stained.png", optimize=True)
     with tempfile.TemporaryDirectory() as folder:
-        model = ncml.load(shutil.copytree(HERE.parent / "models" / "cifar10", Path(folder) / "wall"))
-        opened: list[Callable[[], NDArray[np.uint8]]] = [lambda picture=picture: picture for picture in good]
-        made = tiles.calibrate(model, opened[:8], opened[8:])
+        model, made = calibrated(Path(folder) / "wall")
         found = {name: tiles.scan(model, picture, made) for name, picture in (("good", wall), ("stained", stained))}
     drawn = []
     for picture, scan in zip((wall, stained), found.values(), strict=True):
@@ -45,6 +42,18 @@ def main() -> None:
     for name, scan in found.items():
         print(f"{name}: worst tile {scan.score:.2f} at {scan.box}, p {scan.p_value:.3f}, flagged {scan.is_ood}")
     print(f"flagged above {made.threshold:.2f}; the defect is at {DEFECT}")
+
+
+def calibrated(folder: Path) -> tuple[ncml.Model, tiles.TileCalibration]:
+    """The bundled model in a folder of its own, with tiles calibrated on good pictures of the wall."""
+    brick = images.open_image(BRICK)
+    rng = np.random.default_rng(0)
+    good = [cut(brick, rng) for _ in range(28)]
+    opened: list[Callable[[], NDArray[np.uint8]]] = [lambda picture=picture: picture for picture in good]
+    model = ncml.load(shutil.copytree(HERE.parent / "models" / "cifar10", folder))
+    made = tiles.calibrate(model, opened[:8], opened[8:])
+    made.save(folder)
+    return model, made
 
 
 def cut(brick: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
