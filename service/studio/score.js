@@ -233,7 +233,7 @@ function verdict(one) {
     : beyond ? `${beyond.toLocaleString("en")} of the ${ranked.toLocaleString("en")} held-out pictures look at least as unusual`
       : `None of the ${ranked.toLocaleString("en")} held-out pictures looks as unusual`;
   return ood.is_ood
-    ? { kind: "out", title: "Does not belong", text: `${how}${rate ? `; below ${(100 * rate).toFixed(0)} % of them a picture counts as foreign` : ""}.` }
+    ? { kind: "out", title: "Does not belong", text: `${how}${rate ? `; below ${(100 * rate).toFixed(0)} % of them a picture counts as foreign` : ""}.` }
     : { kind: "in", title: "Belongs", text: `${how}: nothing out of the ordinary.` };
 }
 
