@@ -35,6 +35,9 @@ def train(
     max_time: Annotated[str | None, arg(metavar="TIME", help_behavior_hint="(default: no limit)")] = None,
     batch_size: Annotated[int | None, arg(metavar="COUNT", help_behavior_hint="(default: the recipe's)")] = None,
     learning_rate: Annotated[float | None, arg(metavar="RATE", help_behavior_hint="(default: the recipe's)")] = None,
+    precision: Annotated[
+        Literal["fp32", "bf16"] | None, arg(metavar="fp32|bf16", help_behavior_hint="(default: the recipe's)")
+    ] = None,
     init_from: Annotated[str | None, arg(metavar="NAME|PATH", help_behavior_hint="(default: random weights)")] = None,
     resume: bool = False,
     interval: Annotated[int, arg(metavar="COUNT")] = 20_000,
@@ -62,6 +65,7 @@ def train(
         max_time: Stop after this time, such as 90s, 45m or 12h, save and measure.
         batch_size: Pictures of a step, over all processes.
         learning_rate: Largest step of the optimiser.
+        precision: What convolutions, attention and matrix products are computed in.
         init_from: Model whose weights to begin with.
         resume: Go on with the run that the folder holds.
         interval: Pictures seen from one measurement, sample grid and saved state to the next.
@@ -87,6 +91,7 @@ def train(
         chosen.training,
         batch_size=batch_size or chosen.training.batch_size,
         learning_rate=learning_rate or chosen.training.learning_rate,
+        precision=precision or chosen.training.precision,
     )
     chosen = replace(chosen, training=training)
     if noise == "paper":

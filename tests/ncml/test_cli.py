@@ -61,8 +61,9 @@ def test_train_writes_a_model_that_scores_and_a_card_that_says_how(run: Run, tmp
         for i in range(20):
             picture(tmp_path / "pictures" / name / f"{i}.png", seed=i)
     command = ("train", "smoke", "--data", "pictures", "--out", "models/mine", "--images", "128", "--threads", "1")
-    done = process(tmp_path, tmp_path / "models", *command, "--json")
+    done = process(tmp_path, tmp_path / "models", *command, "--precision", "bf16", "--json")
     assert done.returncode == 0, done.stderr
+    assert "bf16 on cpu" in done.stderr
     answer = json.loads(done.stdout)
     assert answer["model"]["name"] == "mine"
     assert answer["metrics"]["images_seen"] == 128
