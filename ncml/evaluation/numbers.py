@@ -5,7 +5,7 @@ Shapes: N and M images. Scores are higher for what is more out-of-distribution.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,11 +39,22 @@ def bootstrap(
     statistic: Callable[..., Sequence[float]], *sizes: int, resamples: int = RESAMPLES_OF_CURVES
 ) -> list[Measured]:
     """Statistics of images given by their indices, one array for each set, with percentile bootstrap intervals."""
+    drawn = np.array([statistic(*indices) for indices in resampled(*sizes, resamples=resamples)])
+    return [between(values, sum(sizes)) for values in drawn.T]
+
+
+def resampled(*sizes: int, resamples: int = RESAMPLES_OF_CURVES) -> Iterator[tuple[Indices, ...]]:
+    """Indices of every set as it is, and then of so many bootstrap samples of it."""
+    yield tuple(map(np.arange, sizes))
     rng = np.random.default_rng(0)
-    drawn = np.array([statistic(*(rng.integers(size, size=size) for size in sizes)) for _ in range(resamples)])
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    values = statistic(*map(np.arange, sizes))
-    return [Measured(float(v), float(a), float(b), sum(sizes)) for v, a, b in zip(values, low, high, strict=True)]
+    for _ in range(resamples):
+        yield tuple(rng.integers(size, size=size) for size in sizes)
+
+
+def between(values: Floats, n: int) -> Measured:
+    """The first value, and the percentile interval of the others, which are of bootstrap samples of n images."""
+    low, high = np.quantile(values[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Measured(float(values[0]), float(low), float(high), n)
 
 
 def mean(values_N: Floats) -> Measured:

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from ncml.config import DEFAULT_SOLVER, SOLVERS, STEPPED_SOLVER
 from ncml.errors import InputError
 from ncml.evaluation import numbers, published
-from ncml.evaluation.numbers import Floats, Indices, Measured
+from ncml.evaluation.numbers import Floats, Measured
 from ncml.evaluation.report import OURS, PUBLISHED, Cell, Figure, Section, Table, plots
 from ncml.evaluation.samples import noisy
 from ncml.inventory import counted
@@ -112,22 +112,25 @@ def kernel(a_NF: Features, b_MF: Features) -> Measured:
     Binkowski et al., "Demystifying MMD GANs" (2018). Pairs of an image with itself, drawn twice or not, do not count.
     """
     dimension = a_NF.shape[1]
+    N, M = len(a_NF), len(b_MF)
+    indices = zip(*numbers.resampled(N, M), strict=True)
+    # How often each image was drawn, a row for each sample of its set: so that all samples are products of matrices.
+    counts_a, counts_b = (
+        np.array([np.bincount(index, minlength=size) for index in of_set], np.float64)
+        for of_set, size in zip(indices, (N, M), strict=True)
+    )
 
     def gram(x: Features, y: Features) -> Floats:
-        return (x.astype(np.float64) @ y.T.astype(np.float64) / dimension + 1) ** 3
+        k = x.astype(np.float64) @ y.T.astype(np.float64) / dimension + 1
+        return k * k * k
 
-    k_aa, k_bb, k_ab = gram(a_NF, a_NF), gram(b_MF, b_MF), gram(a_NF, b_MF)
+    def within(x: Features, counts: Floats) -> Floats:
+        k = gram(x, x)
+        off_diagonal = ((counts @ k) * counts).sum(1) - counts**2 @ k.diagonal()
+        return off_diagonal / (len(x) ** 2 - (counts**2).sum(1))
 
-    def within(k: Floats, count: Floats) -> float:
-        off_diagonal = count @ k @ count - (count**2 * k.diagonal()).sum()
-        return float(off_diagonal / (count.sum() ** 2 - (count**2).sum()))
-
-    def distance(i: Indices, j: Indices) -> tuple[float]:
-        count_a, count_b = (np.bincount(index, minlength=len(k)).astype(float) for index, k in ((i, k_aa), (j, k_bb)))
-        between = float(count_a @ k_ab @ count_b) / (count_a.sum() * count_b.sum())
-        return (within(k_aa, count_a) + within(k_bb, count_b) - 2 * between,)
-
-    return numbers.bootstrap(distance, len(a_NF), len(b_MF))[0]
+    across = ((counts_a @ gram(a_NF, b_MF)) * counts_b).sum(1) / (N * M)
+    return numbers.between(within(a_NF, counts_a) + within(b_MF, counts_b) - 2 * across, N + M)
 
 
 def drawn(context: Context, model: Model, n: int, **way: Any) -> NDArray[np.uint8]:
