@@ -281,6 +281,8 @@ def test_activations_are_computed_again_where_that_is_asked_for() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # it compiles for minutes
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler's own
 def test_a_compiled_step_computes_the_same() -> None:
     plain, other = Trainer(SMOKE, dataset()), Trainer(SMOKE, dataset(), execution=Execution(compile=True))
     for _ in range(3):
