@@ -350,17 +350,16 @@ def scan_response(view: JobView, result: ScanResult, media: str) -> Response:
             timing=result.timing,
         )
         return Response(answer.model_dump_json(exclude={"tiles"} if tiles is None else None), 200, headers, JSON)
+    map_HW = None if tiles is None else blend(tiles, Cut(box.height, box.width), scan.height, scan.width)
     if media == PNG:
-        if tiles is None:
+        if map_HW is None:
             raise _no_map(view)
-        map_HW = blend(tiles, Cut(box.height, box.width), scan.height, scan.width)
         return Response(to_png(heat.heat(map_HW, *heat.limits(map_HW, scan.threshold))), 200, headers, PNG)
     told = scan.model_dump(include={"score", "p_value", "threshold", "is_ood"}, exclude_none=True)
     arrays = {name: np.array(value) for name, value in told.items()}
     arrays["box"] = np.array([box.left, box.top, box.width, box.height])
-    if tiles is not None:
-        arrays["tiles"] = tiles
-        arrays["map"] = blend(tiles, Cut(box.height, box.width), scan.height, scan.width)
+    if tiles is not None and map_HW is not None:
+        arrays |= {"tiles": tiles, "map": map_HW}
     return Response(_npz(arrays), 200, headers, NPZ)
 
 

@@ -82,6 +82,17 @@ class Desk:
         served = sorted({model.name for model in models} | {f"{model.name}@{model.version[:12]}" for model in models})
         raise invalid("model", f"model: {named!r} is not served here; there are {', '.join(served)}.")
 
+    def common(self, request: Request, params: Params, model: ModelDescriptor, version: str | None) -> dict[str, Any]:
+        """The fields that jobs of every kind have."""
+        return {
+            "model": model.name,
+            "version": version,
+            "priority": params.priority,
+            "request_id": request.state.request_id,
+            "timeout_s": self.settings.job_timeout_s,
+            "start_within_s": self.settings.start_within_s,
+        }
+
     async def decode(self, task: Task, build: Callable[[], T]) -> T:
         """Run something that decodes pictures, off the event loop and with few beside it."""
         return await anyio.to_thread.run_sync(build, limiter=self._room(task) or self.decoding)

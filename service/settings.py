@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypedDict
 
 import pydantic_core
 from limits import RateLimitItem, parse_many
@@ -10,6 +10,13 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from worker.contract import Lane
+
+
+class ImageLimits(TypedDict):
+    """What a picture may have, as `ncml.images` takes it."""
+
+    max_bytes: int
+    max_pixels: int
 
 
 class Settings(BaseSettings):
@@ -51,6 +58,11 @@ class Settings(BaseSettings):
     """Pictures decoded at once, and one for tiles beside them; each may need `max_image_pixels` times 12 bytes."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
     """Level of the service's log, which has one JSON object a line."""
+
+    @property
+    def image_limits(self) -> ImageLimits:
+        """Those of one picture."""
+        return {"max_bytes": self.max_image_bytes, "max_pixels": self.max_image_pixels}
 
     @field_validator("rate_limit", mode="before")
     @classmethod

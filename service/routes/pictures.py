@@ -47,7 +47,8 @@ async def generate(request: Request, desk: Here) -> Response:
     media = negotiate(request.headers.get("accept"), answers.PICTURE_OFFERS)
     asked = await reading.read(request, GenerateParams, images=0)
     model, version = await desk.model(asked.params, Task.GENERATE)
-    job = GenerateJob(model=model.name, version=version, **_drawn(request, desk, asked.params, model))
+    common = desk.common(request, asked.params, model, version)
+    job = GenerateJob(**common, **_drawn(desk, asked.params, model))
     return await desk.ask(request, asked, job, media)
 
 
@@ -81,22 +82,20 @@ async def complete(request: Request, desk: Here) -> Response:
             model.width,
             keep=params.keep,
             keeps=model.keeps,
-            max_bytes=desk.settings.max_image_bytes,
-            max_pixels=desk.settings.max_image_pixels,
+            **desk.settings.image_limits,
         ),
     )
     job = CompleteJob(
-        model=model.name,
-        version=version,
+        **desk.common(request, params, model, version),
+        **_drawn(desk, params, model),
         image=Pixels(height=model.height, width=model.width, data=canvas.tobytes()),
         keep=keep,
-        **_drawn(request, desk, params, model),
     )
     return await desk.ask(request, asked, job, media)
 
 
-def _drawn(request: Request, desk: Desk, params: PictureParams, model: ModelDescriptor) -> dict[str, Any]:
-    """The fields that both jobs share, checked against the model; a seed is chosen where none was given."""
+def _drawn(desk: Desk, params: PictureParams, model: ModelDescriptor) -> dict[str, Any]:
+    """The fields of drawings, checked against the model; a seed is chosen where none was given."""
     if params.n > desk.settings.max_images:
         raise invalid("n", f"n is {params.n}; this service draws at most {desk.settings.max_images} at once.")
     if params.noise is not None and params.noise > model.noise:
@@ -113,10 +112,6 @@ def _drawn(request: Request, desk: Desk, params: PictureParams, model: ModelDesc
     if seed > last:
         raise invalid("seed", f"seed is {seed}; with n = {params.n} it must be at most {last}.")
     return {
-        "request_id": request.state.request_id,
-        "timeout_s": desk.settings.job_timeout_s,
-        "start_within_s": desk.settings.start_within_s,
-        "priority": params.priority,
         "n": params.n,
         "class_name": params.class_name,
         "seed": seed,

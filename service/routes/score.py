@@ -1,6 +1,6 @@
 """POST /score: how likely a picture is, and with tile=1 whether a large one has a part that does not belong."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
@@ -62,18 +62,18 @@ async def score(request: Request, desk: Here) -> Response:
     params, uploads = asked.params, asked.uploads
     _check_tiles(params, len(uploads))
     model, version = await desk.model(params, Task.SCAN if params.tile else Task.SCORE)
-    said: dict[str, Any] = {
-        "model": model.name,
-        "version": version,
-        "priority": params.priority,
-        "request_id": request.state.request_id,
-        "timeout_s": desk.settings.job_timeout_s,
-        "start_within_s": desk.settings.start_within_s,
-    }
+    common = desk.common(request, params, model, version)
     if params.tile:
         height, width = await _size(desk, params, model, uploads[0])
-        said |= {"file": uploads[0].data, "height": height, "width": width, "tile_size": params.tile_size}
-        return await desk.ask(request, asked, ScanJob(**said, map=params.map or media != JSON), media)
+        scan = ScanJob(
+            **common,
+            file=uploads[0].data,
+            height=height,
+            width=width,
+            tile_size=params.tile_size,
+            map=params.map or media != JSON,
+        )
+        return await desk.ask(request, asked, scan, media)
     statistics = _wanted(params, model)
 
     def pixels(upload: Upload) -> Pixels:
@@ -81,7 +81,7 @@ async def score(request: Request, desk: Here) -> Response:
         return Pixels(height=model.height, width=model.width, data=image.tobytes())
 
     job = ScoreJob(
-        **said,
+        **common,
         images=tuple([await desk.decode(Task.SCORE, lambda upload=upload: pixels(upload)) for upload in uploads]),
         class_name=params.class_name,
         noise=params.noise,
@@ -96,8 +96,7 @@ async def score(request: Request, desk: Here) -> Response:
 
 def _opened(desk: Desk, upload: Upload) -> NDArray[np.uint8]:
     """The picture in a file, within the service's limits."""
-    limits = {"max_bytes": desk.settings.max_image_bytes, "max_pixels": desk.settings.max_image_pixels}
-    return open_image(upload.data, field=upload.field, **limits)
+    return open_image(upload.data, field=upload.field, **desk.settings.image_limits)
 
 
 def _check_tiles(params: ScoreParams, pictures: int) -> None:

@@ -114,8 +114,8 @@ class FakeQueue:
     """Each job ends `delay_s` after it was submitted, as `fails` says or with a result that shows its input.
 
     A score's bpd is the mean of its pixels, and so is every statistic; with flipped bits it is 1 more. A tile's score
-    is the mean of its pixels, too. A drawn picture
-    is flat, of grey level seed modulo 256; a completion is its canvas with 7 in the lower half.
+    is the mean of its pixels, too. A drawn picture is flat, of grey level seed modulo 256; a completion is its canvas
+    with 7 in the lower half.
     """
 
     delay_s: float = 0.0
