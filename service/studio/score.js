@@ -6,7 +6,7 @@ import { histogram } from "./chart.js";
 import { grey } from "./controls.js";
 import { CARDS, card, cropped, exact, fit, heat, heatmap, open } from "./picture.js";
 import { cut, mapOf, overlay } from "./tiles.js";
-import { announce, button, chips, dropzone, empty, failure, h, plural, reveal, slider, terminal, uid } from "./ui.js";
+import { announce, button, chips, dropzone, empty, fader, failure, h, plural, reveal, slider, terminal, uid } from "./ui.js";
 
 const MOST = 64;
 
@@ -290,16 +290,13 @@ function map({ seen, score, name }) {
     const bits = score.map[j]?.[i];
     if (bits !== undefined) value.textContent = `row ${j + 1}, column ${i + 1}: ${bits.toFixed(2)} bits/dim`;
   });
-  const fade = slider({ label: "Map over picture", min: 0, max: 100, value: seen ? 50 : 100, words: (v) => `${v} %`, oninput: blend });
-  function blend() { layer.style.opacity = fade.value / 100; }
-  blend();
   const scale = h("canvas", { width: 64, height: 1, "aria-hidden": "true" });
   const context = scale.getContext("2d");
   for (let i = 0; i < 64; i += 1) {
     context.fillStyle = `rgb(${heat(i / 63).map(Math.round)})`;
     context.fillRect(i, 0, 1, 1);
   }
-  return h("div", { class: "stack map" }, holder, fade.el,
+  return h("div", { class: "stack map" }, holder, fader(layer, seen).el,
     h("div", { class: "scale" }, h("span", { class: "mono" }, low.toFixed(1)), scale, h("span", { class: "mono" }, high.toFixed(1))),
     h("p", { class: "hint" }, "Bits per dimension of each pixel, given those before it: bright pixels surprised. ", value));
 }

@@ -2,7 +2,7 @@
 
 import { ask } from "./api.js";
 import { halfEven } from "./picture.js";
-import { h, slider } from "./ui.js";
+import { fader, h } from "./ui.js";
 
 const MOST = 1024; // tiles of a picture, of which a core does some twenty-five a second
 
@@ -29,13 +29,11 @@ export function overlay(one) {
   const parts = { left: box.left / width, top: box.top / height, width: box.width / width, height: box.height / height };
   for (const [side, part] of Object.entries(parts)) frame.style[side] = `${100 * part}%`;
   const holder = h("div", { class: "over whole" }, layer, frame);
+  const fade = fader(layer, file);
   if (file) {
-    const picture = h("img", { src: (one.address ??= URL.createObjectURL(file)), width, height, alt: name, onerror: () => { picture.remove(); fade.value = 100; blend(); } });
+    const picture = h("img", { src: (one.address ??= URL.createObjectURL(file)), width, height, alt: name, onerror: () => { picture.remove(); fade.alone(); } });
     holder.prepend(picture);
   }
-  const fade = slider({ label: "Map over picture", min: 0, max: 100, value: file ? 50 : 100, words: (v) => `${v} %`, oninput: blend });
-  function blend() { layer.style.opacity = fade.value / 100; }
-  blend();
   return h("div", { class: "stack map" }, holder, fade.el,
     h("p", { class: "hint" }, `Framed: the worst tile, ${box.left} pixels from the left and ${box.top} from the top. `,
       threshold ? `A picture with a tile above ${threshold.toPrecision(3)} counts as foreign; the map is brightest there.` : "The map is bright where tiles are least usual."));

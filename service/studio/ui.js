@@ -81,6 +81,14 @@ export function slider({ label, min, max, step = 1, value, words = String, hint,
   return self;
 }
 
+/** A slider that fades a map, `layer`, over the picture `under` it; where there is none, the map alone is shown. */
+export function fader(layer, under) {
+  const blend = () => { layer.style.opacity = self.value / 100; };
+  const self = slider({ label: "Map over picture", min: 0, max: 100, value: under ? 50 : 100, words: (v) => `${v} %`, oninput: blend });
+  blend();
+  return { el: self.el, alone() { self.value = 100; blend(); } };
+}
+
 /** One of a few, as chips: radio buttons underneath. `options` are [value, label] pairs. */
 export function chips({ legend, options, value, onchange, kind = "chips" }) {
   const name = uid();
