@@ -350,7 +350,7 @@ class _Sums:
 class _PositionConv:
     """A `CausalConv` of the ul stream: what comes from above for a whole row, then a position at a time.
 
-    With `signed_input` it reads [x, -x], of which the second half does not count. `out` is where its output goes.
+    With `signed_input` it reads [x, -x], of which the second half does not count. Its output goes into `out_SWG`.
     """
 
     def __init__(self, conv: CausalConv, out_SWG: Tensor, R: int, *, signed_input: bool = False) -> None:
@@ -438,7 +438,7 @@ class _PositionBlock:
         """From the state before this block to the state after it, at one position."""
         self.conv_in(j, before.elu.parts[j])
         if skip is not None:
-            self.hidden.slots[j].addmm_(skip.elu.slots[j], self.from_skip)
+            self.conv_in.out.slots[j].addmm_(skip.elu.slots[j], self.from_skip)
         self.hidden.activate(j)
         self.conv_out(j, self.hidden.elu.parts[j])
         torch.addcmul(before.value[j], self.linear[j], self.gate[j].sigmoid_(), out=after.value[j])

@@ -140,16 +140,16 @@ class Draw:
         scale_BC = self.log_scale_BC.clamp_(min=LOG_SCALE_MIN).exp_()
         torch.addcmul(self.mean_BC, scale_BC, noise.logistic_BC, out=x_BC)
         self.coefficient_BC.tanh_()
-        if not self.clean:
+        if self.clean:
+            red.copy_(to_grid(red))
+        else:
             x_BC.add_(noise.uniform_BC)
-            rest.addcmul_(self.on_red_B2, red)
-            blue.addcmul_(self.on_green_B1, green)
-            return x_BC
-        red.copy_(to_grid(red))
         rest.addcmul_(self.on_red_B2, red)
-        green.copy_(to_grid(green))
+        if self.clean:
+            green.copy_(to_grid(green))
         blue.addcmul_(self.on_green_B1, green)
-        blue.copy_(to_grid(blue))
+        if self.clean:
+            blue.copy_(to_grid(blue))
         return x_BC
 
 

@@ -25,7 +25,7 @@ from ncml.errors import InputError
 from ncml.evaluation import numbers, published
 from ncml.evaluation.numbers import Floats, Measured
 from ncml.evaluation.report import OURS, PUBLISHED, Cell, Figure, Section, Table, plots
-from ncml.evaluation.samples import noisy
+from ncml.evaluation.samples import noisy, share
 from ncml.inventory import counted
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def ways(model: Model) -> dict[str, dict[str, Any]]:
         return direct
     return direct | {
         f"noisy at {noise:g} grey levels, refined (Tweedie)": {"noise": noise}
-        for noise in (model.noise, _share(model, 0.25))
+        for noise in (model.noise, share(model, 0.25))
     }
 
 
@@ -170,14 +170,10 @@ def sweep(model: Model) -> dict[str, list[tuple[float, dict[str, Any]]]]:
     """By curve, its points: start noise under one Tweedie step, and steps of the reverse SDE from the largest noise."""
     if not noisy(model):
         return {}
-    noises = [_share(model, fraction) for fraction in (0.0, 0.25, 0.5, 1.0)]
+    noises = [share(model, fraction) for fraction in (0.0, 0.25, 0.5, 1.0)]
     steps: list[tuple[float, dict[str, Any]]] = [(1, {"noise": model.noise})]
     steps += [(n, _solved(model, STEPPED_SOLVER, n)) for n in (2, 5, 10)]
     return {"start noise": [(noise, {"noise": noise}) for noise in noises], "steps": steps}
-
-
-def _share(model: Model, fraction: float) -> float:
-    return round(fraction * model.noise, 6)
 
 
 def solvers(model: Model) -> dict[str, dict[str, Any]]:

@@ -18,6 +18,7 @@ from ncml.evaluation import numbers
 from ncml.evaluation.likelihood import bits, flip
 from ncml.evaluation.pictures import SEED, Pictures
 from ncml.evaluation.report import Cell, Figure, Section, Table, plots
+from ncml.evaluation.samples import noisy, share
 from ncml.likelihood import from_uint8
 from ncml.noise import GREY_LEVEL, process, scale
 
@@ -40,8 +41,8 @@ def noised(model: Model, x_BCHW: Tensor, t: float, first: int) -> Tensor:
 
 def levels(model: Model) -> list[float]:
     """The noise levels of a model, in grey levels, as far as its process reaches them."""
-    if model.config.training.clean_mass == 1:
-        return [0.0]  # trained at t = 0 alone
+    if not noisy(model):
+        return [0.0]
 
     def reachable(level: float) -> bool:
         try:
@@ -50,7 +51,7 @@ def levels(model: Model) -> list[float]:
             return False
         return True
 
-    return [level for level in (round(fraction * model.noise, 6) for fraction in FRACTIONS) if reachable(level)]
+    return [level for level in (share(model, fraction) for fraction in FRACTIONS) if reachable(level)]
 
 
 def at_level(context: Context, model: Model, pictures: Pictures, level: float) -> dict[str, Any]:

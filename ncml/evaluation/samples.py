@@ -30,6 +30,11 @@ def noisy(model: Model) -> bool:
     return model.config.training.clean_mass < 1
 
 
+def share(model: Model, fraction: float) -> float:
+    """A fraction of the largest noise that the model knows, in grey levels."""
+    return round(fraction * model.noise, 6)
+
+
 def direct_and_refined(context: Context, model: Model, label: str) -> Figure:
     """Figures 1 and 5: the same seeds drawn directly, and at T with and without refinement."""
     rows = [("direct, t = 0", model.generate(ACROSS, noise=0.0))]
