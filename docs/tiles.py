@@ -3,7 +3,7 @@
     python docs/tiles.py
 
 28 good pictures are random cuts of the left half of docs/brick.png; the wall to be judged is cut from its right half.
-brick.png is scikit-image's, CC0. Writes docs/tiles.png, and docs/stained.png to try it with.
+brick.png is scikit-image's, CC0. Writes docs/tiles.png, and docs/stained.png for docs/screenshots.py.
 """
 
 import shutil
