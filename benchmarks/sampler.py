@@ -1,6 +1,6 @@
 """The incremental sampler against one forward pass of the same batch, side by side in one run.
 
-    python benchmarks/sampler.py [--model models/cifar10] [--threads 1] [--json FILE]
+    python benchmarks/sampler.py [--model models/cifar10] [--device cpu] [--threads 1] [--json FILE]
 
 Each figure is the median of several runs in which the two sides take turns; ratios are of medians. Nothing else should
 be running. `ratio` is keyed by batch size.
@@ -22,29 +22,35 @@ import torch
 
 import ncml
 from ncml.config import SOLVERS, paper_cifar10
-from ncml.generate import Conditions, Noise, naive, score_function
+from ncml.generate import Conditions, Noise, Sampler, naive, score_function
 from ncml.incremental import incremental
 from ncml.memory import reuse_freed_memory
 from ncml.network import NCPN
 from ncml.noise import end_time, process
+from ncml.provenance import machine
 from ncml.refine import refine
+from ncml.replay import Replay
 
 GOALS = {1: 12.0, 16: 3.0, 64: 1.5}
+
+WARM_UP = 2
+"""Drawings after which a GPU replays them."""
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="models/cifar10", help="folder of the model (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="processor cores, the same for both sides (default: 1)")
     parser.add_argument("--quick", action="store_true", help="leave out the 73M network, the naive sampler and memory")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     reuse_freed_memory()
-    network = ncml.load(options.model).network
-    results: dict[str, Any] = {"model": options.model, "threads": options.threads, "torch": torch.__version__}
-    say(f"{options.model}, fp32, {options.threads} thread(s), PyTorch {torch.__version__}")
+    network = ncml.load(options.model, options.device).network
+    results: dict[str, Any] = {"model": options.model, "machine": machine(options.device)}
+    say(f"{options.model}, fp32, {results['machine']}")
     with torch.inference_mode():
         rows = {batch: compare(network, batch, repeats=9 if batch == 1 else 5) for batch in GOALS}
         results |= {"ratio": {b: row["ratio"] for b, row in rows.items()}, "seconds": rows}
@@ -61,10 +67,11 @@ def main() -> None:
             seconds = timed(lambda: sample(network, 1, sampler=naive))
             results["naive_ratio_batch_1"] = seconds / rows[1]["forward"]
             say(f"naive sampler, batch 1 (one run): {results['naive_ratio_batch_1']:.0f} forward passes")
-            large = NCPN(paper_cifar10()).channels_last().eval().requires_grad_(False)
+            large = NCPN(paper_cifar10()).channels_last().to(options.device).eval().requires_grad_(False)
             results["paper_cifar10"] = {batch: compare(large, batch, repeats=1) for batch in (1, 8)}
             for batch, row in results["paper_cifar10"].items():
                 say(f"paper_cifar10 (73M, random weights), batch {batch}: {row_text(row)}")
+    if not options.quick and options.device == "cpu":
         results["peak_mib_per_image"] = memory(options.model, options.threads)
         say(f"peak memory for each further image: {results['peak_mib_per_image']:.1f} MiB")
     if options.json:
@@ -83,15 +90,19 @@ def row_text(row: dict[str, float]) -> str:
 
 def conditions(network: NCPN, batch: int) -> Conditions:
     """Unconditional, at the network's largest time."""
-    null = torch.full((batch,), len(network.config.model.classes))
-    return Conditions(end_time(network.config.noise), null, torch.zeros(batch, dtype=torch.long))
+    null = torch.full((batch,), len(network.config.model.classes), device=network.head.weight.device)
+    return Conditions(end_time(network.config.noise), null, torch.zeros_like(null))
 
 
-def sample(network: NCPN, batch: int, *, side: int | None = None, sampler: Any = incremental) -> torch.Tensor:
-    """One sampling run."""
-    model = network.config.model
+REPLAY = Replay()
+
+
+def sample(network: NCPN, batch: int, *, side: int | None = None, sampler: Sampler | None = None) -> torch.Tensor:
+    """One sampling run, by what a model draws with unless another sampler is given."""
+    model, device = network.config.model, network.head.weight.device
     side = side or model.height
-    x_BCHW = torch.zeros(batch, 3, side, side).contiguous(memory_format=torch.channels_last)
+    sampler = sampler or (incremental if device.type == "cpu" else REPLAY)
+    x_BCHW = torch.zeros(batch, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
     noise = Noise(list(range(batch)), dtype=x_BCHW.dtype, device=x_BCHW.device).pixels(model.mixtures, side, side)
     sampler(network, x_BCHW, conditions(network, batch), noise, first_row=0, on_row=lambda row: False)
     return x_BCHW
@@ -101,13 +112,15 @@ def timed(call: Callable[[], Any]) -> float:
     """Seconds of one call."""
     begun = time.perf_counter()
     call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - begun
 
 
 def compare(network: NCPN, batch: int, *, repeats: int) -> dict[str, float]:
     """Seconds of both sides, taking turns, and their ratio."""
     given = conditions(network, batch)
-    x_BCHW = sample(network, batch)
+    *_, x_BCHW = (sample(network, batch) for _ in range(WARM_UP))
 
     def forward() -> torch.Tensor:
         return network(x_BCHW, given.t_B, given.class_B, given.orientation_B)
@@ -122,6 +135,8 @@ def compare(network: NCPN, batch: int, *, repeats: int) -> dict[str, float]:
 def growth(network: NCPN) -> float:
     """Seconds per pixel at 64x64 over those at 32x32, batch 1."""
     side = network.config.model.height
+    for _ in range(WARM_UP):
+        sample(network, 1, side=2 * side)
     turns = [(timed(lambda: sample(network, 1, side=2 * side)), timed(lambda: sample(network, 1))) for _ in range(5)]
     return statistics.median(turn[0] for turn in turns) / statistics.median(turn[1] for turn in turns) / 4
 

@@ -19,7 +19,7 @@ The block's upper row waits in `grown[0]`, the lower one in `grown[1]`: row i st
 A shrinking convolution reads an even row and the odd one above it, which u remembers by `push`.
 
 Only about a quarter of the arithmetic is left to the sequential part. Known rows are run through the network itself
-once, with hooks on its layers that fill the caches (`_Run.fill`).
+once, with hooks on its layers that fill the caches (`_Run._know`).
 
 A picture does not depend on what shares its batch, to the bit, on a CPU and for any number of threads. What was found
 to be needed for that (Intel and AMD with AVX-512, oneMKL):
@@ -27,7 +27,7 @@ to be needed for that (Intel and AMD with AVX-512, oneMKL):
     products              a multiple of SLOT rows; a right factor stored by rows, not transposed; sums of at most DEPTH
                           terms, since longer ones are split by the number of rows
     elementwise           whole vectors for each image, on one thread (`_on_one_thread`): remainders may round otherwise
-    conditioning          SLOT images at a time (`_by_slots`), known rows one at a time (`_Run.fill`)
+    conditioning          SLOT images at a time (`_by_slots`), known rows one at a time (`_Run._know`)
 
 Shapes: S slots (the batch, padded), R images of a row product, H rows, W columns, F filters, N heads, D channels of a
 head, K components. A row buffer has a column of zeros on its left, which is the convolutions' padding.
@@ -35,6 +35,7 @@ head, K components. A row buffer has a column of zeros on its left, which is the
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
@@ -85,43 +86,65 @@ def incremental(
     on_row: Callable[[int], bool],
 ) -> None:
     """Draw the pixels of x from row `first_row` on, in place; a `ncml.generate.Sampler`."""
-    W = x_BCHW.shape[3]
-    parts = (_by_position(part) for part in (noise.gumbel_BK, noise.logistic_BC, noise.uniform_BC))
-    draws = [PixelNoise(*at) for at in zip(*parts, strict=True)]
-    draw = Draw(len(x_BCHW), network.config.model.mixtures, W, network.head.weight, clean=conditions.t == 0)
-
-    def choose(i: int, j: int, logit_BK: Tensor, component_BK9: Tensor) -> Tensor:
-        return draw(j, logit_BK, component_BK9, draws[i * W + j])
-
-    walk(network, x_BCHW, conditions, choose, first_row=first_row, on_row=on_row)
+    drawing = Drawing(network, x_BCHW, first_row=first_row, clean=conditions.t == 0)
+    drawing.begin(x_BCHW, conditions, noise)
+    drawing.finish(x_BCHW, drawing.row, on_row)
 
 
 def walk(
-    network: NCPN,
-    x_BCHW: Tensor,
-    conditions: Conditions,
-    choose: Chooser,
-    *,
-    first_row: int = 0,
-    on_row: Callable[[int], bool] = lambda row: False,
+    network: NCPN, x_BCHW: Tensor, conditions: Conditions, choose: Chooser, *, on_row: Callable[[int], bool]
 ) -> None:
-    """Visit the pixels of x from row `first_row` on, in place, each set to what `choose` makes of its mixture."""
-    _, _, H, W = x_BCHW.shape
-    run = _Run(network, conditions, H, W)
-    # The levels of the network are in step again at every multiple of the largest stride.
-    filled = first_row - first_row % run.stride
-    if filled:
-        run.fill(x_BCHW[:, :, :filled], conditions)
-    for i in range(filled, H):
-        run.begin_row(i)
-        row: list[Tensor] = []
-        for j in range(W):
-            elu_SG = run.step(i, j)
-            row.append(x_BCHW[:, :, i, j] if i < first_row else choose(i, j, *run.head(j, elu_SG)))
-            run.put(j, row[j])
-        x_BCHW[:, :, i] = torch.stack(row, -1)
-        if i >= first_row and on_row(i + 1):
+    """Visit the pixels of x, in place, each set to what `choose` makes of its mixture."""
+    B, _, H, W = x_BCHW.shape
+    run = _Run(network, B, H, W)
+    run.begin(conditions, x_BCHW[:, :, :0])
+    for i in range(H):
+        run.row(i, x_BCHW, choose)
+        if on_row(i + 1):
             return
+
+
+class Drawing:
+    """Drawings of one kind, one after another, in memory of their own: a row is the same operations on it every time.
+
+    So a row can be recorded and replayed (`ncml.replay`).
+    """
+
+    def __init__(self, network: NCPN, x_BCHW: Tensor, *, first_row: int, clean: bool) -> None:
+        """For batches like x, of which the rows before `first_row` are known; `clean` where t = 0."""
+        B, _, H, W = x_BCHW.shape
+        K, like = network.config.model.mixtures, wide(network.head.weight)
+        self.run, self.first_row = _Run(network, B, H, W), first_row
+        self.x_BCHW = torch.empty_like(x_BCHW)
+        # The levels of the network are in step again at every multiple of the largest stride.
+        self.filled = first_row - first_row % self.run.stride
+        self.rows = range(self.filled, H)
+        self.noise = [like.new_empty(H * W, B, channels) for channels in (K, 3, 3)]
+        """By position, so that one position's draws lie together."""
+        self.draws = [PixelNoise(*at) for at in zip(*self.noise, strict=True)]
+        self.draw = Draw(B, K, W, like, clean=clean)
+
+    def begin(self, x_BCHW: Tensor, conditions: Conditions, noise: PixelNoise) -> None:
+        """Start a drawing."""
+        for mine, given in zip(self.noise, (noise.gumbel_BK, noise.logistic_BC, noise.uniform_BC), strict=True):
+            mine.copy_(given.flatten(2).permute(2, 0, 1))
+        self.x_BCHW.copy_(x_BCHW)
+        self.run.begin(conditions, x_BCHW[:, :, : self.filled])
+
+    def row(self, i: int) -> None:
+        """Compute row i, after those before it."""
+        self.run.row(i, self.x_BCHW, self._choose, self.first_row)
+
+    def finish(self, x_BCHW: Tensor, row: Callable[[int], None], on_row: Callable[[int], bool]) -> None:
+        """Have all rows computed by `row`, and put them into x; `on_row` is called as `Sampler` says."""
+        for i in self.rows:
+            row(i)
+            x_BCHW[:, :, i] = self.x_BCHW[:, :, i]
+            if i >= self.first_row and on_row(i + 1):
+                return
+
+    def _choose(self, i: int, j: int, logit_BK: Tensor, component_BK9: Tensor) -> Tensor:
+        return self.draw(j, logit_BK, component_BK9, self.draws[i * self.run.W + j])
 
 
 def _slots(B: int) -> int:
@@ -144,11 +167,6 @@ def _product(bias: Tensor, x: Sequence[Tensor], factor: Sequence[Tensor]) -> Ten
     for part in range(1, len(factor)):
         out.addmm_(x[part], factor[part])
     return out
-
-
-def _by_position(x_BKHW: Tensor) -> Tensor:
-    """[B, K, H, W] -> [H W, B, K], so that one position's draws lie together."""
-    return x_BKHW.flatten(2).permute(2, 0, 1).contiguous()
 
 
 def _activate(x_RWF: Tensor) -> Tensor:
@@ -230,21 +248,33 @@ class _RowAttention:
         return (x_RWF + out) * math.sqrt(0.5)
 
 
+class _Condition:
+    """What a `GatedBlock` adds to its hidden layer everywhere: of noise, class and orientation, and a bias."""
+
+    def __init__(self, block: GatedBlock, S: int) -> None:
+        self.block = block
+        self.sum_SF = block.conv_in.weight.new_empty(S, block.conv_in.out_channels)
+
+    def begin(self, embedding_SE: Tensor) -> None:
+        """Start a drawing."""
+        self.sum_SF.copy_(_by_slots(self.block.condition, embedding_SE))
+        if self.block.extra is not None:
+            self.sum_SF.add_(self.block.extra.bias)
+
+
 class _RowBlock:
     """A `GatedBlock` of the u stream and its attention, a row at a time."""
 
-    def __init__(self, block: GatedBlock, attention: nn.Module, embedding_SE: Tensor, R: int, H: int, W: int) -> None:
+    def __init__(self, block: GatedBlock, attention: nn.Module, S: int, R: int, H: int, W: int) -> None:
         self.conv_in, self.conv_out = _RowConv(block.conv_in, R, W), _RowConv(block.conv_out, R, W)
-        self.condition_RF = _by_slots(block.condition, embedding_SE)[:R, None]
-        self.extra = None
-        if block.extra is not None:
-            self.extra = _factor(block.extra)
-            self.condition_RF = self.condition_RF + block.extra.bias
+        self.condition = _Condition(block, S)
+        self.condition_RWF = self.condition.sum_SF[:R, None]
+        self.extra = None if block.extra is None else _factor(block.extra)
         self.attention = _RowAttention(attention, R, H, W) if isinstance(attention, AxialAttention) else None
 
     def __call__(self, x_RWF: Tensor, elu_RWG: Tensor, skip_RWG: Tensor | None) -> tuple[Tensor, Tensor]:
         """The stream and its activation -> the same, after this block."""
-        c_RWF = self.conv_in(elu_RWG).add_(self.condition_RF)
+        c_RWF = self.conv_in(elu_RWG).add_(self.condition_RWF)
         if skip_RWG is not None and self.extra is not None:
             c_RWF.flatten(0, 1).addmm_(skip_RWG.flatten(0, 1), self.extra)
         x_RWF = _gate(self.conv_out(_activate(c_RWF)), x_RWF)
@@ -411,9 +441,7 @@ class _PositionAttention:
 class _PositionBlock:
     """A `GatedBlock` of the ul stream and its attention, a position at a time."""
 
-    def __init__(
-        self, block: GatedBlock, attention: nn.Module, embedding_SE: Tensor, S: int, R: int, H: int, W: int
-    ) -> None:
+    def __init__(self, block: GatedBlock, attention: nn.Module, S: int, R: int, H: int, W: int) -> None:
         assert block.extra is not None
         self.block = block
         width = block.conv_in.out_channels
@@ -424,7 +452,8 @@ class _PositionBlock:
         self.linear, self.gate = (half.unbind(1) for half in gated_SWG[:R].chunk(2, 2))
         extra = _factor(block.extra)
         self.from_u, self.from_skip = extra[: 2 * width], extra[2 * width :]
-        self.condition_SF = _by_slots(block.condition, embedding_SE) + block.extra.bias
+        self.condition = _Condition(block, S)
+        self.condition_RWF = self.condition.sum_SF[:R, None]
         self.attention = _PositionAttention(attention, S, R, H, W) if isinstance(attention, AxialAttention) else None
 
     def prepare(self, above: _State, u_elu_RWG: Tensor) -> None:
@@ -432,7 +461,7 @@ class _PositionBlock:
         R, W, G = u_elu_RWG.shape
         self.conv_out.prepare(self.hidden.elu)
         from_u = torch.mm(u_elu_RWG.reshape(R * W, G), self.from_u).view(R, W, -1)
-        self.conv_in.prepare(above.elu, from_u.add_(self.condition_SF[:R, None]))
+        self.conv_in.prepare(above.elu, from_u.add_(self.condition_RWF))
 
     def __call__(self, before: _State, after: _State, skip: _State | None, i: int, j: int) -> None:
         """From the state before this block to the state after it, at one position."""
@@ -459,8 +488,8 @@ class _Level:
         def blocks(pairs: Iterable[Pair]) -> list[tuple[_RowBlock, _PositionBlock]]:
             return [
                 (
-                    _RowBlock(pair.u_block, pair.u_attention, run.embedding_SE, R, self.H, self.W),
-                    _PositionBlock(pair.ul_block, pair.ul_attention, run.embedding_SE, S, R, self.H, self.W),
+                    _RowBlock(pair.u_block, pair.u_attention, S, R, self.H, self.W),
+                    _PositionBlock(pair.ul_block, pair.ul_attention, S, R, self.H, self.W),
                 )
                 for pair in pairs
             ]
@@ -510,18 +539,14 @@ class _Level:
 class _Run:
     """The caches of one batch and the walk over them."""
 
-    def __init__(self, network: NCPN, conditions: Conditions, H: int, W: int) -> None:
-        self.network, self.H, self.W = network, H, W
-        self.B = len(conditions.class_B)
-        self.S = _slots(self.B)
+    def __init__(self, network: NCPN, B: int, H: int, W: int) -> None:
+        self.network, self.B, self.H, self.W = network, B, H, W
+        self.S = _slots(B)
         self.stride = 2 ** (len(network.up) - 1)
         # Row products are padded only where an image's row is not a multiple of SLOT, or not of whole vectors.
         rows = [(W >> index, level.width) for index, level in enumerate(network.config.model.levels)]
         whole = all(columns % SLOT == 0 and columns * width % VECTOR == 0 for columns, width in rows)
         self.R = self.B if whole else self.S
-        padded = [F.pad(part, (0, self.S - self.B)) for part in (conditions.class_B, conditions.orientation_B)]
-        t_S = torch.full((self.S,), conditions.t, device=padded[0].device)
-        self.embedding_SE = _by_slots(network.conditioning, t_S, *padded)
         self.levels: list[_Level] = []
         for index in reversed(range(len(network.up))):
             pairs = cast(Iterable[Pair], network.up[index]), cast(Iterable[Pair], network.down[index])
@@ -538,13 +563,36 @@ class _Run:
         self.logit, self.component = logit_BWK.unbind(1), rest.unflatten(2, (K, 9)).unbind(1)
         self.is_wide = wide(parameters_SWP) is parameters_SWP
 
+    def begin(self, conditions: Conditions, known_BCHW: Tensor) -> None:
+        """Start a drawing of which these rows are known, none or as many as the largest stride divides."""
+        padded = [F.pad(part, (0, self.S - self.B)) for part in (conditions.class_B, conditions.orientation_B)]
+        t_S = torch.full((self.S,), conditions.t, device=padded[0].device)
+        embedding_SE = _by_slots(self.network.conditioning, t_S, *padded)
+        for level in self.levels:
+            for block in itertools.chain(*level.up, *level.down):
+                block.condition.begin(embedding_SE)
+        for buffer in self._row_buffers():
+            buffer.zero_()
+        self._know(known_BCHW, conditions)
+
+    def row(self, i: int, x_BCHW: Tensor, choose: Chooser, first_row: int = 0) -> None:
+        """Visit row i of x, after those before it; before `first_row` its pixels are known."""
+        self._begin_row(i)
+        pixels: list[Tensor] = []
+        for j in range(self.W):
+            elu_SG = self._step(i, j)
+            pixels.append(x_BCHW[:, :, i, j] if i < first_row else choose(i, j, *self._head(j, elu_SG)))
+            self._put(i, j, pixels[j])
+        x_BCHW[:, :, i] = torch.stack(pixels, -1)
+
     # The stem: u reads the two rows above; ul the row above, and the left column of this row and of the one above.
 
     def _begin_stem(self, stem: Stem) -> None:
         like = stem.u.weight
         C = CHANNELS + 1
         self.stem_u = _RowConv(stem.u, self.R, self.W)
-        self.above, self.row = (_Pixels(like.new_zeros(self.S, self.W + 2, C), self.B) for _ in range(2))
+        self.pixels = [_Pixels(like.new_zeros(self.S, self.W + 2, C), self.B) for _ in range(2)]
+        """Of an even and of an odd row."""
         self.stem_above = stem.ul_above.weight.permute(3, 2, 1, 0).reshape(3 * C, -1).contiguous()
         self.stem_left_up, self.stem_left = (w.t().contiguous() for w in stem.ul_left.weight[..., 0].unbind(2))
         self.stem_ul = _Sums(self.levels[0].up_states[0].values_SWF, self.R)
@@ -552,9 +600,8 @@ class _Run:
     def _stem_row(self, i: int) -> tuple[Tensor, Tensor]:
         """At row i: u, and what ul gets from above and from the left of that. [R, W, F] each."""
         stem, R = self.network.stem, self.R
-        self.above, self.row = self.row, self.above
-        self.row.ones.fill_(1)
-        above = self.above.data[:R]
+        self.pixels[i % 2].ones.fill_(1)
+        above = self.pixels[1 - i % 2].data[:R]
         left = above[:, :-2].reshape(R * self.W, -1)
         ul_RWF = torch.addmm(cast(Tensor, stem.ul_left.bias), left, self.stem_left_up).view(R, self.W, -1)
         ul_RWF[:, 0] = 0  # the shift to the right
@@ -564,13 +611,12 @@ class _Run:
         ul_RWF += torch.addmm(cast(Tensor, stem.ul_above.bias), windows, self.stem_above).view_as(ul_RWF)
         return self.stem_u(above[:, 1:-1]), ul_RWF
 
-    def put(self, j: int, x_BC: Tensor) -> None:
-        """Set the pixel at column j of the current row."""
-        self.row.colour[j].copy_(self.network.context(x_BC))
+    def _put(self, i: int, j: int, x_BC: Tensor) -> None:
+        self.pixels[i % 2].colour[j].copy_(self.network.context(x_BC))
 
     # A row: the u stream, and what it and the row above give to ul.
 
-    def begin_row(self, i: int) -> None:
+    def _begin_row(self, i: int) -> None:
         """Compute u for row i and prepare ul."""
         u, ul = self._stem_row(i)
         self._row(0, i, u, _activate(u))
@@ -615,10 +661,10 @@ class _Run:
 
     # A position: the ul stream.
 
-    def step(self, i: int, j: int) -> Tensor:
+    def _step(self, i: int, j: int) -> Tensor:
         """Compute ul at (i, j); returns the last activation, [S, 2 F]."""
         first = self.levels[0].up_states[0]
-        self.stem_ul.slots[j].addmm_(self.row.left[j], self.stem_left)
+        self.stem_ul.slots[j].addmm_(self.pixels[i % 2].left[j], self.stem_left)
         first.activate(j)
         return self._position(0, i, j).elu.slots[j]
 
@@ -644,7 +690,7 @@ class _Run:
             torch.addmm(level.grow_ul_bias, x_SF, weight, out=state.x.pairs[2 * j + 1])
             elu(state.x.pairs[2 * j + 1], out=state.elu.pairs[2 * j + 1])
 
-    def head(self, j: int, elu_SG: Tensor) -> tuple[Tensor, Tensor]:
+    def _head(self, j: int, elu_SG: Tensor) -> tuple[Tensor, Tensor]:
         """The mixture's parameters at column j by component: logits [B, K] and [B, K, 9]."""
         self.parameters.slots[j].addmm_(elu_SG, self.head_weight)
         logit_BK, component_BK9 = self.logit[j], self.component[j]
@@ -652,8 +698,15 @@ class _Run:
 
     # Known rows.
 
-    def fill(self, x_BCHW: Tensor, conditions: Conditions) -> None:
-        """Fill the caches with known rows, as many as the largest stride divides, by a pass of the network."""
+    def _know(self, x_BCHW: Tensor, conditions: Conditions) -> None:
+        """Fill the caches with known rows by a pass of the network."""
+        rows = x_BCHW.shape[2]
+        for index, level in enumerate(self.levels):
+            for u_block, _ in (*level.up, *level.down):
+                if u_block.attention is not None:
+                    u_block.attention.rows = rows >> index
+        if not rows:
+            return
         keepers = list(self._keepers())
         # One image at a time: a whole pass chooses its kernels by the size of the batch.
         for b in range(self.B):
@@ -668,19 +721,27 @@ class _Run:
             self.network(x_BCHW[one], given.t_B, given.class_B, given.orientation_B)
             for hook in hooks:
                 hook.remove()
-        rows = x_BCHW.shape[2]
-        for index, level in enumerate(self.levels):
-            for u_block, _ in (*level.up, *level.down):
-                if u_block.attention is not None:
-                    u_block.attention.rows = rows >> index
         # The last row of pixels becomes the row above; the stem's u holds the one before it.
-        self._set_pixels(self.row.data[:, 1:-1], x_BCHW[:, :, -1])
+        self._set_pixels(self.pixels[(rows - 1) % 2].data[:, 1:-1], x_BCHW[:, :, -1])
         if rows > 1:
             self._set_pixels(self.stem_u.buffer[:, 1:-1, CHANNELS + 1 :], x_BCHW[:, :, -2])
 
     def _set_pixels(self, row_SWC: Tensor, x_BCW: Tensor) -> None:
         row_SWC[: self.B, :, :CHANNELS] = self.network.context(x_BCW).transpose(1, 2)
         row_SWC[..., CHANNELS] = 1
+
+    def _row_buffers(self) -> Iterator[Tensor]:
+        """What a row finds of the row above it, which is nothing when a drawing starts."""
+        yield from (self.stem_u.buffer, *(pixels.data for pixels in self.pixels))
+        for level in self.levels:
+            states = {*level.up_states, *level.grown, *level.down_states}
+            for u_block, ul_block in (*level.up, *level.down):
+                yield from (u_block.conv_in.buffer, u_block.conv_out.buffer)
+                states.add(ul_block.hidden)
+            for state in states:
+                yield from (state.x.data, state.elu.data)
+            if level.below is not None:
+                yield level.shrink_u.buffer
 
     def _keepers(self) -> Iterator[tuple[nn.Module, Keeper]]:
         """Each layer of the network whose input or output a cache holds, and what keeps it."""

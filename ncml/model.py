@@ -25,6 +25,7 @@ from ncml.network import NCPN
 from ncml.noise import end_time, grey_levels, process
 from ncml.ood import Look
 from ncml.orientation import KEEPS, Keep
+from ncml.replay import Replay
 from ncml.tiles import Scan, TileCalibration, scan
 
 MAX_SEED = 2**53 - 1
@@ -92,6 +93,7 @@ class Model:
         self.calibration: Calibration | None = None
         """What turns statistics into p-values; None where `uncalibrated` says why."""
         self.uncalibrated = "this model is not calibrated: run ncml calibrate."
+        self._replay = Replay()
         self.read_calibration()
 
     def read_calibration(self) -> None:
@@ -319,7 +321,8 @@ class Model:
             known_BCHW=None if canvases is None else from_uint8(torch.from_numpy(canvases)),
             keep=keep,
         )
-        return draw(self.network, plan, SAMPLERS[sampler], callback)
+        on_gpu = self.device.type == "cuda" and sampler == "incremental"
+        return draw(self.network, plan, self._replay if on_gpu else SAMPLERS[sampler], callback)
 
     def _time(self, noise: float) -> float:
         if not 0 <= noise <= self.noise:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ncml.config import Config, LevelConfig, ModelConfig, cifar10_small
 from ncml.generate import Conditions, Noise, Plan, draw, naive
-from ncml.incremental import _Run, incremental
+from ncml.incremental import _Run, incremental, walk
 from ncml.layers import CausalConv, Grow
 from ncml.likelihood import by_component, from_uint8, to_uint8
 from ncml.network import NCPN
@@ -73,13 +73,13 @@ def test_both_samplers_draw_the_same_from_every_known_prefix(config: Config, t: 
 def cached_parameters(net: NCPN, x: Tensor, given: Conditions) -> tuple[Tensor, Tensor]:
     """What the incremental sampler computes for given pixels: logits [B, K, H, W] and the rest [B, K, 9, H, W]."""
     _, _, H, W = x.shape
-    run = _Run(net, given, H, W)
     found = []
-    for i in range(H):
-        run.begin_row(i)
-        for j in range(W):
-            found.append([part.clone() for part in run.head(j, run.step(i, j))])
-            run.put(j, x[:, :, i, j])
+
+    def choose(i: int, j: int, logits: Tensor, rest: Tensor) -> Tensor:
+        found.append([logits.clone(), rest.clone()])
+        return x[:, :, i, j]
+
+    walk(net, x, given, choose, on_row=lambda row: False)
     logits, rest = (torch.stack(part, -1).unflatten(-1, (H, W)) for part in zip(*found, strict=True))
     return logits, rest
 
@@ -143,13 +143,11 @@ def test_every_layer_agrees_in_fp32(config: Config) -> None:
         layer.register_forward_hook(lambda module, inputs, _: read.update({module: inputs[0]}))
     net(x, given.t_B, given.class_B, given.orientation_B)
 
-    run = _Run(net, given, H, W)
+    run = _Run(net, 3, H, W)
+    run.begin(given, x[:, :, :0])
     compared: set[nn.Module] = set()
     for i in range(H):
-        run.begin_row(i)
-        for j in range(W):
-            run.step(i, j)
-            run.put(j, x[:, :, i, j])
+        run.row(i, x, lambda i, j, *_: x[:, :, i, j])
         for layer, row, found in cached_inputs(run, i):
             expected = read[layer][:, :, row].transpose(1, 2)
             names = [name for name, module in net.named_modules() if module is layer]

@@ -1,0 +1,138 @@
+"""On a GPU: drawings of a kind that comes again are replayed from CUDA graphs, one for each row.
+
+A picture takes tens of thousands of operations, and starting one from Python takes longer than a GPU needs for it. A
+graph starts a row's operations at once; what they compute, and in what order, stays `ncml.incremental`'s.
+
+A kind's first drawing is drawn plainly. So is its second, which is then recorded and drawn once more from the record:
+only a record that yields the same pictures, to the bit, is ever used.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ncml.generate import Conditions
+from ncml.incremental import Drawing, incremental
+from ncml.likelihood import PixelNoise
+from ncml.network import NCPN
+
+log = logging.getLogger(__name__)
+
+MOST = 4
+"""Kinds of drawings that are kept recorded: each holds its caches, some megabytes for each picture of its batch."""
+
+Work = Callable[[], None]
+
+Recorder = Callable[[Work], Work]
+"""Records what a function does to memory, without doing it -> what does the same to the same memory."""
+
+Kind = tuple[NCPN, tuple[int, ...], int, bool]
+"""Network, shape of the batch, first unknown row, whether t = 0."""
+
+
+def cuda_graphs() -> Recorder:
+    """Records of one drawing: they share their memory, since they are always replayed in one order."""
+    pool = torch.cuda.graph_pool_handle()
+
+    def record(work: Work) -> Work:
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may allocate memory meanwhile.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            work()
+        return graph.replay
+
+    return record
+
+
+@dataclass(frozen=True)
+class _Record:
+    """A drawing and its rows, recorded."""
+
+    drawing: Drawing
+    rows: list[Work]
+
+    def draw(self, x_BCHW: Tensor, conditions: Conditions, noise: PixelNoise, on_row: Callable[[int], bool]) -> None:
+        """The pictures, into x, from the record."""
+        self.drawing.begin(x_BCHW, conditions, noise)
+        first = self.drawing.rows.start
+        self.drawing.finish(x_BCHW, lambda i: self.rows[i - first](), on_row)
+
+
+class Replay:
+    """A `ncml.generate.Sampler` that draws what `incremental` does. It is for weights that stay as they are."""
+
+    def __init__(self, recorders: Callable[[], Recorder] = cuda_graphs) -> None:
+        """recorders: makes the recorder of a drawing's rows."""
+        self.recorders = recorders
+        self.records: OrderedDict[Kind, _Record] = OrderedDict()
+        """The last one used comes last."""
+        self.seen: set[Kind] = set()
+        self.refused: set[Kind] = set()
+        """Kinds of which no record can be made."""
+        self.lock = threading.Lock()
+
+    def __call__(
+        self,
+        network: NCPN,
+        x_BCHW: Tensor,
+        conditions: Conditions,
+        noise: PixelNoise,
+        *,
+        first_row: int,
+        on_row: Callable[[int], bool],
+    ) -> None:
+        """Draw the pixels of x from row `first_row` on, in place."""
+        kind = (network, tuple(x_BCHW.shape), first_row, conditions.t == 0)
+        # A record is a place to draw in, so one thread draws from them at a time.
+        if not self.lock.acquire(blocking=False):
+            incremental(network, x_BCHW, conditions, noise, first_row=first_row, on_row=on_row)
+            return
+        try:
+            record = self.records.get(kind)
+            if record is not None:
+                self.records.move_to_end(kind)
+                record.draw(x_BCHW, conditions, noise, on_row)
+                return
+            rows_done = first_row
+
+            def count(row: int) -> bool:
+                nonlocal rows_done
+                rows_done = row
+                return on_row(row)
+
+            incremental(network, x_BCHW, conditions, noise, first_row=first_row, on_row=count)
+            if kind in self.seen - self.refused and rows_done == x_BCHW.shape[2]:
+                self._record(kind, x_BCHW, conditions, noise)
+            self.seen.add(kind)
+        finally:
+            self.lock.release()
+
+    def _record(self, kind: Kind, x_BCHW: Tensor, conditions: Conditions, noise: PixelNoise) -> None:
+        """Keep a record of a kind of drawing, of which x is one, if it yields x."""
+        network, _, first_row, clean = kind
+        try:
+            drawing = Drawing(network, x_BCHW, first_row=first_row, clean=clean)
+            drawing.begin(x_BCHW, conditions, noise)
+            recorder = self.recorders()
+            record = _Record(drawing, [recorder(partial(drawing.row, i)) for i in drawing.rows])
+            again_BCHW = x_BCHW.clone()
+            again_BCHW[:, :, first_row:] = 0
+            record.draw(again_BCHW, conditions, noise, lambda row: False)
+            if not torch.equal(again_BCHW, x_BCHW):
+                raise RuntimeError("its pictures differ")
+        except RuntimeError as error:
+            self.refused.add(kind)
+            why = str(error).splitlines()[0]
+            log.warning("batches of %s pictures are drawn plainly, for they cannot be recorded: %s", len(x_BCHW), why)
+            return
+        while len(self.records) >= MOST:
+            self.records.popitem(last=False)
+        self.records[kind] = record
