@@ -132,7 +132,7 @@ _EXAMPLES: dict[int, dict[str | None, str]] = {
     406: {"media-type": "Accept asks for 'text/html'; this is offered as application/json or application/x-npz."},
     409: {"running": "The job 0b6a3c1e9d is being canceled but has not ended yet; delete it again."},
     410: {"job-canceled": "The job was canceled on request."},
-    413: {"too-large": "image is 16000 x 16000 pixels; at most 33554432 pixels are accepted, so make it smaller."},
+    413: {"too-large": "image is 8000 x 8000 pixels; at most 33554432 pixels are accepted, so make it smaller first."},
     415: {"media-type": "This endpoint does not take the type 'text/plain'; send multipart/form-data or image/*."},
     422: {
         "invalid-input": "n is 0; it must be at least 1.",

@@ -39,15 +39,35 @@ def smooth(h: int, w: int) -> Pixels:
 
 def one_bit_png(width: int, height: int) -> bytes:
     """A valid PNG of any size, of one colour and a few kilobytes."""
+    packer = zlib.compressobj(9)
+    row = bytes(1 + (width + 7) // 8)
+    return png(width, height, 1, 0, b"".join(packer.compress(row) for _ in range(height)) + packer.flush())
+
+
+def png(width: int, height: int, depth: int, colour: int, packed: bytes, transparent: bytes = b"") -> bytes:
+    """A PNG of a depth and colour type, of compressed rows, and with a chunk tRNS if that is given."""
 
     def chunk(name: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
-    packer = zlib.compressobj(9)
-    row = bytes(1 + (width + 7) // 8)
-    body = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
-    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    head += chunk(b"tRNS", transparent) if transparent else b""
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+
+
+def tiff(*more: tuple[int, int, int | str], compressed: bytes = b"", order: str = "<", big: bool = False) -> bytes:
+    """A TIFF of 16 x 16 grey pixels; `more` are tags, each with a type and a number (or DATA, SIZE: of the pixels)."""
+    tags = [(256, 3, 16), (257, 3, 16), (258, 3, 8), (259, 3, 8), (262, 3, 1), *more]
+    entry, number = ("HHQ", "Q") if big else ("HHI", "I")
+    length = (16 if big else 8) + (8 if big else 2) + len(tags) * (20 if big else 12) + (8 if big else 4)
+    head = {"<": b"II", ">": b"MM"}[order] + struct.pack(order + "H", 43 if big else 42)
+    head += struct.pack(order + "HHQ", 8, 0, 16) if big else struct.pack(order + "I", 8)
+    head += struct.pack(order + ("Q" if big else "H"), len(tags))
+    for tag, kind, value in tags:
+        found = {"DATA": length, "SIZE": len(compressed)}.get(value, value) if isinstance(value, str) else value
+        packed = struct.pack(order + {3: "H", 4: "I", 16: "Q"}[kind], found)
+        head += struct.pack(order + entry, tag, kind, 1) + packed.ljust(8 if big else 4, b"\0")
+    return head + struct.pack(order + number, 0) + compressed
 
 
 images = hnp.arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40), st.just(3)))
@@ -158,13 +178,8 @@ def test_sixteen_bit_grey_keeps_the_high_byte(form: str) -> None:
 
 
 def test_sixteen_bit_colour_keeps_the_high_byte() -> None:
-    def chunk(name: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-
-    header = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)
-    data = zlib.compress(b"\0" + struct.pack(">HHH", 0x1234, 0xFFFF, 0x00FF))
-    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
-    assert open_image(png).tolist() == [[[0x12, 0xFF, 0x00]]]
+    row = zlib.compress(b"\0" + struct.pack(">HHH", 0x1234, 0xFFFF, 0x00FF))
+    assert open_image(png(1, 1, 16, 2, row)).tolist() == [[[0x12, 0xFF, 0x00]]]
 
 
 def test_float_samples_are_refused_in_a_sentence() -> None:
@@ -264,6 +279,76 @@ except ncml.TooLarge as error:
     sentence, grown = run.stdout.strip().split("|")
     assert "pixels" in sentence
     assert int(grown) < 4 * 1024 * (1 if sys.platform != "darwin" else 1024)
+
+
+ZEROS = zlib.compress(bytes(256))
+STRIP = ((273, 4, "DATA"), (278, 4, 16), (279, 4, "SIZE"))
+
+
+def tiles(*sides: tuple[int, int, int]) -> tuple[tuple[int, int, int | str], ...]:
+    return (*sides, (324, 4, "DATA"), (325, 4, "SIZE"))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_tiles_and_strips_are_read(order: str) -> None:
+    for tags in (STRIP, tiles((322, 3, 16), (323, 3, 16)), tiles((322, 4, 16), (323, 4, 16))):
+        assert open_image(tiff(*tags, compressed=ZEROS, order=order)).shape == (16, 16, 3)
+    beyond = tiff((273, 4, "DATA"), (278, 4, 2**31 - 1), (279, 4, "SIZE"), compressed=ZEROS, order=order)
+    assert open_image(beyond).shape == (16, 16, 3), "a strip ends with the picture"
+    if order == "<":
+        assert open_image(tiff(*tiles((322, 4, 16), (323, 16, 16)), compressed=ZEROS, big=True)).shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize(
+    "sides",
+    [
+        [(322, 4, 6000), (323, 4, 6000)],
+        [(322, 3, 6000), (323, 3, 6000)],
+        [(322, 4, 6000), (323, 4, 6000), (322, 4, 16), (323, 4, 16)],
+        [(322, 4, 16), (323, 4, 16), (322, 4, 6000), (323, 4, 6000)],
+        [(322, 4, 2**32 - 1), (323, 4, 2**32 - 1)],
+    ],
+)
+def test_a_tile_larger_than_a_picture_may_be_is_refused(order: str, big: bool, sides: list) -> None:
+    """Whichever of two equal tags a reader believes."""
+    file = tiff(*tiles(*sides), compressed=ZEROS, order=order, big=big)
+    with pytest.raises(TooLarge, match=r"^photo is a TIFF file in tiles of \d+ x \d+ pixels; at most .*\.$"):
+        open_image(file, field="photo")
+
+
+def test_a_file_of_very_many_strips_is_refused() -> None:
+    whole = tiff(*STRIP, compressed=ZEROS)
+    many = whole.replace(struct.pack("<HHI", 273, 4, 1), struct.pack("<HHI", 273, 4, 3_000_000))
+    with pytest.raises(TooLarge, match=r"^image is a TIFF file in 3000000 strips or tiles; at most 131072 are .*\.$"):
+        open_image(many)
+
+
+@pytest.mark.parametrize("name", ["gif", "gif-frame", "gif-disposal", "webp", "webp-lossless", "png"])
+def test_a_hostile_header_is_refused_by_its_pixels(name: str) -> None:
+    """Before anything is decoded, for that there is nothing to decode in these files goes unnoticed."""
+    frame = b"," + struct.pack("<HHHHB", 0, 0, 65535, 65535, 0) + b"\x08" + bytes(40)
+    file = {
+        "gif": b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + frame,
+        "gif-frame": b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0, 0, 0) + frame,
+        "gif-disposal": b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0, 0, 0) + b"!\xf9\x04\x08\0\0\0\0" + frame,
+        "webp": b"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0" + bytes(4) + b"\xff\xff\0" * 2,
+        "webp-lossless": b"RIFF\x1a\0\0\0WEBPVP8L\x0d\0\0\0\x2f" + struct.pack("<I", 0x0FFFFFFF) + bytes(8),
+        "png": png(65535, 65535, 8, 2, ZEROS),
+    }[name]
+    pixels = 16384 * 16384 if name == "webp-lossless" else 65536 * 65536 if name == "webp" else 65535 * 65535
+    with pytest.raises(TooLarge, match=rf"^image has {pixels} pixels; at most 33554432 pixels are accepted, so .*\.$"):
+        open_image(file)
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_a_limit_above_pillows_own_counts(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    data = encode(Image.fromarray(noise(20, 30)), form, **({"compression": "tiff_deflate"} if form == "TIFF" else {}))
+    assert open_image(data, max_pixels=600).shape == (20, 30, 3)
+    with pytest.raises(TooLarge, match=r"^image is 30 x 20 pixels; at most 599 pixels are accepted"):
+        open_image(data, max_pixels=599)
 
 
 def test_a_header_that_lies_about_its_size_is_refused() -> None:

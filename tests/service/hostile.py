@@ -81,6 +81,12 @@ def _bombs() -> Iterator[tuple[str, bytes]]:
     yield "tiff-huge", b"II*\0" + struct.pack("<I", 8) + directory + struct.pack("<I", 0)
     yield "tiff-loop", b"II*\0" + struct.pack("<I", 8) + directory + struct.pack("<I", 8)
     yield "tiff-tag-without-end", b"II*\0" + struct.pack("<I", 8) + struct.pack("<HHHII", 1, 256, 4, 2**31, 2**31)
+    tags = [
+        (256, 4, 1, 16), (257, 4, 1, 16), (258, 3, 1, 8), (259, 3, 1, 8), (262, 3, 1, 1),
+        (322, 4, 1, 2**14), (323, 4, 1, 2**14), (324, 4, 1, 122), (325, 4, 1, len(zeros)),
+    ]  # fmt: skip
+    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    yield "tiff-tile", b"II*\0" + struct.pack("<I", 8) + directory + bytes(4) + zeros
     yield "webp-16383", b"RIFF\x1a\0\0\0WEBPVP8L\x0d\0\0\0\x2f" + struct.pack("<I", 0x0FFFFFFF) + bytes(8)
     for form, options in (
         ("GIF", {}),
