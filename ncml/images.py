@@ -8,7 +8,8 @@ The rules:
 - Read are PNG, JPEG, WebP, BMP, TIFF and GIF; every other decoder of Pillow is off.
 - EXIF rotation is applied. Colour profiles are ignored: sample values are taken as sRGB.
 - Grey, palette, CMYK and YCbCr become RGB; of 16-bit samples the high byte is kept.
-- Transparency is composited on white (in `half_canvas` it marks the unknown half instead).
+- Transparency is composited on white (in `half_canvas` it marks the unknown half instead). A 16-bit RGB PNG with one
+  transparent colour is refused: its high bytes do not tell which pixels have that colour.
 - Of an animation or a multi-page file the first frame is used.
 - `fit` crops the centre to the wanted aspect and resizes by Pillow's antialiased bicubic filter; a picture that
   already has the wanted size passes unchanged.
@@ -210,9 +211,10 @@ def _decode(data: bytes | str | os.PathLike[str], field: str, max_bytes: int, ma
         )
     try:
         picture.load()
+        _settle_transparency(picture, raw, field)
         ImageOps.exif_transpose(picture, in_place=True)
         return _plain(picture)
-    except MemoryError:
+    except (MemoryError, NotAnImage):
         raise
     except Exception as error:  # as above
         raise NotAnImage(
@@ -262,13 +264,32 @@ def _check_blocks(raw: bytes, field: str, max_pixels: int) -> None:
         )
 
 
+def _settle_transparency(picture: Image.Image, raw: bytes, field: str) -> None:
+    """Bring the transparent colour of a PNG to the scale of its samples, which Pillow leaves at the file's depth."""
+    if picture.format != "PNG" or "transparency" not in picture.info:
+        return
+    depth = raw[24]
+    if picture.mode == "L" and depth < 8:
+        picture.info["transparency"] *= 255 // (2**depth - 1)
+    elif picture.mode == "RGB" and depth == 16:
+        raise NotAnImage(
+            field,
+            f"{field} is a PNG of 16 bits with one transparent colour, which 8 bits cannot tell from its neighbours; "
+            "save it again with an alpha channel or without transparency.",
+        )
+
+
 def _plain(picture: Image.Image) -> Image.Image:
     """The same picture in mode RGB, or RGBA where it has transparency."""
     if picture.mode in ("RGB", "RGBA") and not (picture.mode == "RGB" and "transparency" in picture.info):
         return picture
     if picture.mode.startswith("I;16"):
         samples = np.asarray(picture)
-        return Image.fromarray((samples >> 8).astype(np.uint8)).convert("RGB")
+        grey = Image.fromarray((samples >> 8).astype(np.uint8)).convert("RGB")
+        if "transparency" in picture.info:
+            opaque = np.where(samples == picture.info["transparency"], 0, 255)
+            grey.putalpha(Image.fromarray(opaque.astype(np.uint8)))
+        return grey
     if picture.mode in ("I", "F"):
         raise ValueError("32-bit samples have no agreed range")
     return picture.convert("RGBA" if picture.has_transparency_data else "RGB")

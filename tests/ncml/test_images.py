@@ -182,6 +182,35 @@ def test_sixteen_bit_colour_keeps_the_high_byte() -> None:
     assert open_image(png(1, 1, 16, 2, row)).tolist() == [[[0x12, 0xFF, 0x00]]]
 
 
+@pytest.mark.parametrize(
+    ("depth", "row", "clear", "seen"),
+    [
+        (1, b"\x40", 0, [255, 255]),
+        (2, b"\x60", 1, [255, 170]),
+        (4, b"\x5f", 5, [255, 255]),
+        (4, b"\x5f", 15, [85, 255]),
+        (8, b"\x05\x06", 5, [255, 6]),
+        (16, b"\x12\x34\x12\x35", 0x1234, [255, 0x12]),
+    ],
+)
+def test_a_transparent_grey_is_exactly_that_of_the_file(depth: int, row: bytes, clear: int, seen: list[int]) -> None:
+    file = png(2, 1, depth, 0, zlib.compress(b"\0" + row), struct.pack(">H", clear))
+    assert open_image(file)[0, :, 0].tolist() == seen
+
+
+def test_a_sixteen_bit_half_may_be_marked_by_its_colour() -> None:
+    rows = b"".join(b"\0" + struct.pack(">4H", *[0x8001 if y < 2 else 0x8000] * 4) for y in range(4))
+    canvas, place = half_canvas(png(4, 4, 16, 0, zlib.compress(rows), b"\x80\0"), 4, 4, keeps=KEEPS)
+    assert place == "top"
+    assert canvas[..., 0].tolist() == [[0x80] * 4] * 2 + [[0] * 4] * 2
+
+
+def test_a_transparent_colour_of_sixteen_bits_is_refused_in_a_sentence() -> None:
+    row = zlib.compress(b"\0" + struct.pack(">HHH", 1, 2, 3))
+    with pytest.raises(NotAnImage, match=r"^photo is a PNG of 16 bits .* with an alpha channel or without transp.*\.$"):
+        open_image(png(1, 1, 16, 2, row, struct.pack(">HHH", 1, 2, 3)), field="photo")
+
+
 def test_float_samples_are_refused_in_a_sentence() -> None:
     tiff = encode(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF")
     with pytest.raises(NotAnImage, match=r"^photo is a TIFF file .* save it again as an ordinary PNG or JPEG\.$"):
