@@ -237,7 +237,9 @@ def progress_answer(job_id: str, progress: Progress) -> ProgressAnswer:
 
 def job_answer(view: JobView, position: int | None) -> JobAnswer:
     """The document of a job, and of its place in the queue."""
-    base = f"/jobs/{view.id}"
+    base, progress = f"/jobs/{view.id}", view.progress
+    if progress and view.status is JobStatus.SUCCEEDED:  # the last that was heard is from before the end
+        progress = progress.model_copy(update={"step": progress.total, "done": progress.n})
     return JobAnswer(
         id=view.id,
         status=view.status,
@@ -250,7 +252,7 @@ def job_answer(view: JobView, position: int | None) -> JobAnswer:
         created_at=datetime.fromtimestamp(view.created_at, UTC),
         started_at=None if view.started_at is None else datetime.fromtimestamp(view.started_at, UTC),
         ended_at=None if view.ended_at is None else datetime.fromtimestamp(view.ended_at, UTC),
-        progress=progress_answer(view.id, view.progress) if view.progress else None,
+        progress=progress_answer(view.id, progress) if progress else None,
         error=view.error,
         timing=view.timing,
         links=Links(self=base, result=f"{base}/result", events=f"{base}/events", cancel=f"{base}/cancel"),

@@ -381,6 +381,13 @@ def test_the_operator_limits_the_wait(new_client: Callable[..., TestClient], que
     assert answer.status_code == 202
 
 
+def test_a_job_that_succeeded_is_done_with_all(client: TestClient) -> None:
+    """Whatever was last heard of it while it ran."""
+    client.post("/generate?n=2")
+    progress = client.get("/jobs/job-0").json()["progress"]
+    assert (progress["step"], progress["total"], progress["done"], progress["n"]) == (2, 2, 2, 2)
+
+
 def test_a_job_is_described_with_links_that_work(client: TestClient, queue) -> None:
     queue.delay_s = 60
     client.post("/generate?n=2", headers={"prefer": "respond-async", "x-request-id": "abc"})
