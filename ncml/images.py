@@ -126,7 +126,7 @@ def half_canvas(
             raise InputError(
                 "keep",
                 f"keep is {keep!r}, but {field} ({w} x {h} pixels) is half of a picture: keep must be {sides[0]} or "
-                f"{sides[1]}, or crop the picture to {width}:{height}.",
+                f"{sides[1]}, or crop the picture to {_aspect(width, height)}.",
             )
         place = cast(Keep, keep or sides[0])
         whole = _mirrored(to_rgb(picture), place, 2 * h if wide else h, w if wide else 2 * w)
@@ -310,6 +310,12 @@ def _side(place: Keep, cut: int) -> tuple[slice, slice]:
     """Index of what lies on the `place` side of the row or column `cut`."""
     along = slice(0, cut) if place in ("top", "left") else slice(cut, None)
     return (along, slice(None)) if place in ("top", "bottom") else (slice(None), along)
+
+
+def _aspect(width: int, height: int) -> str:
+    """The shape of pictures of a size, as one says it."""
+    part = math.gcd(width, height)
+    return "a square" if width == height else f"{width // part}:{height // part}"
 
 
 def _known_half(known: NDArray[np.bool_], field: str) -> tuple[Keep, tuple[slice, slice]]:

@@ -464,7 +464,7 @@ def test_keep_is_checked_against_the_picture_and_the_model() -> None:
         (square, "bottom", ("top",), "cannot complete a picture from its bottom half: .*the top half is known"),
         (square, None, ("left", "right"), "from its top half: .*the left or right half is known"),
         (square, None, (), "it completes none"),
-        (wide, "left", KEEPS, "keep must be top or bottom"),
+        (wide, "left", KEEPS, "keep must be top or bottom, or crop the picture to a square"),
         (tall, "top", KEEPS, "keep must be left or right"),
         (tall, None, ("top",), "from its left half"),
         (encode(Image.fromarray(rgba), "PNG"), "bottom", KEEPS, "the opaque half of image is its top"),
@@ -480,6 +480,8 @@ def test_half_of_a_model_that_is_not_square() -> None:
     assert place == "top"
     assert np.array_equal(canvas[:8], half)
     assert not canvas[8:].any()
+    with pytest.raises(InputError, match="crop the picture to 4:1"):
+        half_canvas(to_png(half), 16, 64, keep="left", keeps=KEEPS)
 
 
 # Pictures out.
