@@ -26,8 +26,8 @@ class Metrics:
         )
         self.request_seconds = Histogram(
             "ncml_http_request_duration_seconds",
-            "Seconds from a request's head to its last byte.",
-            ["route"],
+            "Seconds from a request's head to its last byte; a 202 leaves its job still to be done.",
+            ["route", "code"],
             buckets=_SECONDS,
             registry=self.registry,
         )
@@ -76,12 +76,18 @@ class _QueueState(Collector):
             depth.add_metric([name], entry.depth)
             age.add_metric([name], entry.oldest_age_s)
         workers = GaugeMetricFamily("ncml_workers", "Live workers.", labels=["lane", "state"])
+        pace = GaugeMetricFamily(
+            "ncml_lane_jobs_per_second", "What a lane's workers did lately while they worked; none before the first.",
+            labels=["lane"],
+        )  # fmt: skip
         infos = self.queue.workers()
         for lane in Lane:
+            if rate := sum(info.pace.get(lane, 0.0) for info in infos):
+                pace.add_metric([lane], rate)
             for state in WorkerState:
                 count = sum(lane in info.lanes and info.state is state for info in infos)
                 workers.add_metric([lane, state], count)
         models = GaugeMetricFamily("ncml_model_info", "Models that are served.", labels=["model", "version"])
         for model in self.queue.models():
             models.add_metric([model.name, model.version], 1)
-        return [depth, age, workers, models]
+        return [depth, age, workers, pace, models]

@@ -100,7 +100,7 @@ class Around:
             method = asked if asked in _METHODS else "OTHER"
             status = status or 499  # the client went away before it was answered
             self.metrics.requests.labels(route=path, method=method, code=status).inc()
-            self.metrics.request_seconds.labels(route=path).observe(seconds)
+            self.metrics.request_seconds.labels(route=path, code=status).observe(seconds)
             whose = {"owner": state["owner"]} if state["owner"] else {}
             log.info("%s %s %s", method, path, status, extra={"seconds": round(seconds, 4)} | whose)
             request_id.reset(token)

@@ -19,6 +19,7 @@ from starlette.types import Message
 from ncml.images import to_png
 from service.middleware import JsonLines, request_id
 from service.settings import Settings
+from worker.contract import Lane
 
 PICTURE = to_png(np.full((8, 8, 3), 50, np.uint8))
 
@@ -49,7 +50,8 @@ def test_requests_and_jobs_are_counted(client: TestClient, queue) -> None:
     assert found["ncml_http_requests_total", "404", "GET", "/jobs/{job_id}"] == 1
     assert found["ncml_http_requests_total", "404", "GET", "unmatched"] == 1
     assert found["ncml_http_requests_total", "404", "OTHER", "unmatched"] == 1
-    assert found["ncml_http_request_duration_seconds_count", "/score"] == 3
+    assert found["ncml_http_request_duration_seconds_count", "200", "/score"] == 2
+    assert found["ncml_http_request_duration_seconds_count", "422", "/score"] == 1
     assert found["ncml_jobs_enqueued_total", "tiny", "normal", "score"] == 1
     assert found["ncml_jobs_enqueued_total", "tiny", "high", "score"] == 1
     assert found["ncml_jobs_rejected_total", "no-worker"] == 1
@@ -63,6 +65,9 @@ def test_the_queue_is_measured_at_the_scrape(client: TestClient, queue, model) -
     assert found["ncml_workers", "score", "idle"] == 1
     assert found["ncml_workers", "score", "busy"] == 0
     assert found["ncml_model_info", "tiny", model.version] == 1
+    assert ("ncml_lane_jobs_per_second", "score") not in found  # nothing has been done yet
+    queue.infos = [info.model_copy(update={"pace": {Lane.GENERATE: 0.5}}) for info in 2 * queue.infos]
+    assert metrics(client)["ncml_lane_jobs_per_second", "generate"] == 1
     queue.down = True
     down = metrics(client)
     assert down[("ncml_redis_up",)] == 0
