@@ -1,6 +1,7 @@
 # `make serve` and `make test` do all the set-up; `make help` lists the rest.
 PYTHON ?= python3
 BIN    := .venv/bin
+RUNS   := .venv/.runs
 READY  := .venv/.installed
 
 .DEFAULT_GOAL := help
@@ -15,11 +16,17 @@ $(BIN)/python:
 	$(PYTHON) -m venv .venv
 
 # A torch that is in .venv already is kept: pip changes nothing that fits the range.
-$(READY): pyproject.toml requirements.lock | $(BIN)/python
-	$(BIN)/python -m pip install --disable-pip-version-check -c requirements.lock -e '.[all]'
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c requirements.lock -e
+
+$(RUNS): pyproject.toml requirements.lock | $(BIN)/python
+	$(INSTALL) '.[worker,train,local]'
 	@touch $@
 
-serve: $(READY) ## the service, its queue and its workers on http://localhost:8000 (PORT=... for another)
+$(READY): $(RUNS)
+	$(INSTALL) '.[all]'
+	@touch $@
+
+serve: $(RUNS)  ## the service, its queue and its workers on http://localhost:8000 (PORT=... for another)
 	@exec $(BIN)/ncml serve
 
 test: $(READY)  ## the whole test suite

@@ -103,8 +103,9 @@ def compare(
     sides: dict[str, Callable[[], float]] = {"plain fp32": plain_step}
     for precision in PRECISIONS:
         sides[precision] = stepper(chosen(recipe, batch, precision), options.device, Execution())
-    if options.compile:
-        sides["bf16 compiled"] = stepper(chosen(recipe, batch, "bf16"), options.device, Execution(compile=True))
+        if options.compile:
+            compiled = stepper(chosen(recipe, batch, precision), options.device, Execution(compile=True))
+            sides[f"{precision} compiled"] = compiled
     for step in sides.values():  # the first makes kernels ready
         step()
     times: dict[str, list[float]] = {name: [] for name in sides}

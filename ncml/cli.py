@@ -12,7 +12,7 @@ import pkgutil
 import re
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 from typing import Any
 
 import tyro
@@ -46,6 +46,8 @@ def commands() -> dict[str, str]:
 
 def parse(arguments: Sequence[str]) -> Callable[[], int | None]:
     """The command that the arguments ask for, ready to run; raises `InputError` on a mistake, SystemExit for help."""
+    if list(arguments) == ["--version"]:
+        return functools.partial(print, version("ncml"))
     known = commands()
     named = next((a for a in arguments if not a.startswith("-")), None)
     if named is not None and named not in known:

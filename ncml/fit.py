@@ -270,10 +270,12 @@ def _calibrate(out: Path, pictures: data.Dataset, device: str, say: Callable[[st
     ranked = pictures.part("calibration-rank").spread(CALIBRATED[1])
     model = load_model(out, device)
     try:
-        calibrate(model, held_out.images_NHWC, ranked.images_NHWC, bar=bar).save(out)
+        made = calibrate(model, held_out.images_NHWC, ranked.images_NHWC, bar=bar)
     except InputError as error:
         say(f"not calibrated, so `ncml score` gives no p-values: {error}")
         return False
+    made.save(out)
+    say(f"calibrated by {made.n_fit} and {made.n_rank} held-out pictures: the smallest p is {made.smallest_p:.2g}")
     return True
 
 

@@ -75,19 +75,14 @@ needs_model = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the pictures that the commands name, where they are run."""
+    """A folder as a clone is, with pictures of the user's own, where the commands are run."""
     desk = tmp_path_factory.mktemp("desk")
-    ramp = np.linspace(0, 255, 32).astype(np.uint8)
-    whole = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None, :], np.uint8(128)), axis=-1)
-    Image.fromarray(whole).save(desk / "cat.png")
-    Image.fromarray(whole[:16]).save(desk / "half.png")
-    alpha = np.where(np.arange(32) < 16, 255, 0).astype(np.uint8)[:, None, None]
-    Image.fromarray(np.concatenate([whole, np.broadcast_to(alpha, (32, 32, 1))], axis=-1)).save(desk / "cutout.png")
     rng = np.random.default_rng(0)
     for name in ("dark", "light"):
         (desk / "pictures" / name).mkdir(parents=True)
         for i in range(20):
             Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(desk / "pictures" / name / f"{i}.png")
+    (desk / "docs").symlink_to(ROOT / "docs")
     (desk / "models").mkdir()
     (desk / "models" / "cifar10").symlink_to(BUNDLED)
     (desk / ".curlrc").write_text("fail-with-body\nsilent\nshow-error\nmax-time = 120\n")
@@ -163,8 +158,9 @@ def test_every_command_runs(desk: Path, port: int) -> None:
     commands = run(README, desk, port)
     assert sum("curl" in command for command in commands) >= 6
     assert sum("ncml " in command for command in commands) >= 5
-    full, cat = (np.asarray(Image.open(desk / name).convert("RGB")) for name in ("full.png", "cat.png"))
-    assert full.shape == cat.shape == (32, 32, 3)
+    full, half = (np.asarray(Image.open(desk / name).convert("RGB")) for name in ("full.png", "docs/half.png"))
+    assert full.shape == (32, 32, 3)
+    assert np.array_equal(full[:16], half)
 
 
 @needs_model

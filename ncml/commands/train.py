@@ -136,6 +136,7 @@ def train(
         print_json({"model": model, "folder": str(fitted.folder)} | found)
     else:
         print(fitted.folder, *(f"{name} {value:g}" for name, value in fitted.metrics.items()), sep="  ")
+        print(f"try: ncml score PICTURE --model {fitted.folder}", file=sys.stderr)
 
 
 def duration(text: str) -> float:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,10 @@ def test_complete_keeps_the_half_that_it_was_given(run: Run, tmp_path: Path, mod
     np.testing.assert_array_equal(full[:4, :8], whole[:4])
     np.testing.assert_array_equal(full[:4, 8:], whole[:4])
     assert not np.array_equal(full[4:, :8], full[4:, 8:])
+
+
+def test_the_version_is_the_package_s(run: Run) -> None:
+    assert run("--version").stdout == f"{version('ncml')}\n"
 
 
 def test_models_lists_what_can_be_named(run: Run, model_folder: Path) -> None:

@@ -80,9 +80,10 @@ def test_a_folder_of_pictures_becomes_a_calibrated_model(tmp_path: Path) -> None
     assert (model.calibration.n_fit, model.calibration.n_rank) == (40, 100)
     assert said[0] == "1,000 pictures, of 8x8 (1,000)"
     assert said[1].startswith("2 classes: ")
-    assert said[-2] == "860 to fit, 140 held out for measuring and calibrating"
-    assert "38,006 parameters, fp32 on cpu: 1,600 images at" in said[-1]
-    assert "take about" in said[-1]
+    assert said[-3] == "860 to fit, 140 held out for measuring and calibrating"
+    assert "38,006 parameters, fp32 on cpu: 1,600 images at" in said[-2]
+    assert "take about" in said[-2]
+    assert said[-1] == "calibrated by 40 and 100 held-out pictures: the smallest p is 0.0099"
 
     run = tmp_path / "mine/training"
     grids = sorted(path.name for path in (run / "samples").iterdir())
