@@ -199,10 +199,10 @@ def test_a_transparent_grey_is_exactly_that_of_the_file(depth: int, row: bytes, 
 
 
 def test_a_sixteen_bit_half_may_be_marked_by_its_colour() -> None:
-    rows = b"".join(b"\0" + struct.pack(">4H", *[0x8001 if y < 2 else 0x8000] * 4) for y in range(4))
+    rows = b"".join(b"\0" + struct.pack(">4H", *[0x8000 if y < 2 else 0x8001] * 4) for y in range(4))
     canvas, place = half_canvas(png(4, 4, 16, 0, zlib.compress(rows), b"\x80\0"), 4, 4, keeps=KEEPS)
-    assert place == "top"
-    assert canvas[..., 0].tolist() == [[0x80] * 4] * 2 + [[0] * 4] * 2
+    assert place == "bottom"
+    assert canvas[..., 0].tolist() == [[0] * 4] * 2 + [[0x80] * 4] * 2
 
 
 def test_a_transparent_colour_of_sixteen_bits_is_refused_in_a_sentence() -> None:
