@@ -288,6 +288,8 @@ class _Runner:
                         self._compute({job_id: job})
                     except _Abandoned:
                         raise
+                    except _Unwanted:
+                        pass
                     except Exception as own:
                         self._fail({job_id: job}, own)
         for job_id in self._dropped & batch.jobs.keys():
