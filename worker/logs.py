@@ -26,8 +26,9 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure(level: int | str = logging.INFO, formatter: logging.Formatter | None = None) -> None:
-    """Send every logger of this process there."""
+    """Send every logger of this process there, and what libraries warn of."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter or JsonFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.captureWarnings(True)
     logging.getLogger("rq").setLevel(logging.WARNING)
