@@ -382,13 +382,6 @@ class JobQueue:
         *before, own = pipe.execute()
         return None if own is None else sum(before) + own
 
-    def spec(self, job_id: str) -> Job | None:
-        """The specification of a job that has not ended, None afterwards. Raises `JobNotFound`."""
-        data = cast(bytes | None, self.redis.hget(job_key(job_id), "data"))
-        if data is None:
-            raise JobNotFound(f"there is no job {job_id}")
-        return parse(data) if data else None
-
     def result(self, job_id: str) -> Result | None:
         """The result of a job that succeeded, None for any other state. Raises `JobNotFound`."""
         task, raw = cast(list[bytes | None], self.redis.hmget(job_key(job_id), ["task", "result"]))
@@ -467,11 +460,6 @@ class JobQueue:
     def models(self) -> list[ModelDescriptor]:
         """The models that live workers serve: one entry for each name and version, latest workers first."""
         return _models(self._workers())
-
-    def lanes(self) -> dict[Lane, int]:
-        """How many live workers serve each lane. A lane at 0 has nobody to do its jobs."""
-        workers = self.workers()
-        return {lane: sum(lane in worker.lanes for worker in workers) for lane in Lane}
 
     def service(self, lane: Lane) -> tuple[int, list[ModelDescriptor]]:
         """Both at once: how many live workers serve a lane, and the models that live workers serve."""

@@ -10,7 +10,18 @@ import pytest
 
 from tests.conftest import Valkey
 from worker.contract import GenerateJob, JobStatus, Lane, Pixels, Priority, ScoreJob, WorkerInfo, WorkerState
-from worker.queue import WORKERS, DuplicateJob, JobNotFound, JobQueue, QueueError, QueueFull, Worker, worker_key
+from worker.queue import (
+    WORKERS,
+    DuplicateJob,
+    JobNotFound,
+    JobQueue,
+    QueueError,
+    QueueFull,
+    Worker,
+    job_key,
+    parse,
+    worker_key,
+)
 
 PIXELS = Pixels(height=2, width=2, data=bytes(range(12)))
 
@@ -29,7 +40,7 @@ def test_a_submitted_job_waits_in_its_queue_and_keeps_its_specification(queue: J
     assert (view.status, view.task, view.model_name, view.n, view.request_id) == ("queued", "score", "m", 1, "r1")
     assert view.timing
     assert 0 <= view.timing.queue_s < 5
-    assert queue.spec(job_id) == job
+    assert parse(queue.redis.hget(job_key(job_id), "data")) == job
     assert queue.result(job_id) is None
     assert [d.depth for d in queue.depths()] == [1, 0, 0, 0, 0, 0]
     assert 0 <= queue.depths()[0].oldest_age_s < 5
@@ -117,7 +128,7 @@ def test_a_job_that_nobody_starts_in_time_expires(queue: JobQueue) -> None:
 
 @pytest.mark.parametrize("job_id", ["nothing", "a b", "../x", "*", "", "x" * 65])
 def test_unknown_and_malformed_ids_are_not_found(queue: JobQueue, job_id: str) -> None:
-    for call in (queue.view, queue.result, queue.spec, queue.cancel):
+    for call in (queue.view, queue.result, queue.cancel):
         with pytest.raises(JobNotFound):
             call(job_id)
 
@@ -184,7 +195,7 @@ def test_a_worker_of_another_version_is_passed_over(queue: JobQueue, caplog: pyt
     queue.redis.set(worker_key("a"), known.model_dump_json())
     queue.redis.set(worker_key("b"), '{"info": {"surprise": 1}, "models": []}')
     assert queue.workers() == [known.info]
-    assert queue.lanes() == {Lane.SCORE: 1, Lane.GENERATE: 0}
+    assert [queue.service(lane)[0] for lane in Lane] == [1, 0]
     assert "passed over" in caplog.text
 
 
