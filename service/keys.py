@@ -33,12 +33,18 @@ def digest(key: str) -> str:
 
 
 class KeyRing:
-    """The keys of a file, read again when it has changed. Raises `KeysError` for a file that cannot be used."""
+    """The keys of a file, read again when it has changed. Raises `KeysError` for a file that cannot be used.
+
+    Once it is in use, a file that is emptied or taken away means that no key is valid. One that cannot be read or is
+    damaged leaves the keys as they were.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._stamp = self._look()
+        self._stamp: tuple[int, int] | None = self._look()
         self._digests = _read(path)
+        if not self._digests:
+            raise KeysError(f"{path} has no key; make one with: ncml key NAME >> {path}")
 
     def owner(self, key: str) -> str | None:
         """The name that a key belongs to; None for a key that is not known. Takes as long for any."""
@@ -52,8 +58,10 @@ class KeyRing:
     def _look(self) -> tuple[int, int] | None:
         try:
             status = self._path.stat()
-        except OSError:
+        except FileNotFoundError:
             return None
+        except OSError:
+            return 0, 0
         return status.st_mtime_ns, status.st_size
 
     def _refresh(self) -> None:
@@ -62,9 +70,12 @@ class KeyRing:
             return
         self._stamp = stamp
         try:
-            self._digests = _read(self._path)
+            self._digests = _read(self._path) if stamp else {}
         except KeysError as error:
             log.error("the API keys stay as they were: %s", error)
+            return
+        if not self._digests:
+            log.error("no API key is valid now: %s", f"{self._path} has none" if stamp else f"{self._path} is gone")
 
 
 def _read(path: Path) -> dict[str, str]:
@@ -82,8 +93,6 @@ def _read(path: Path) -> dict[str, str]:
         if not match:
             raise KeysError(f"line {number} of {path} is not name:digest; make one with: ncml key NAME")
         digests[match[2]] = match[1]
-    if not digests:
-        raise KeysError(f"{path} has no key; make one with: ncml key NAME >> {path}")
     return digests
 
 

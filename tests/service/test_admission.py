@@ -102,6 +102,25 @@ def test_keys_are_read_again_when_their_file_changes(
     assert "the API keys stay as they were: line 1 of " in caplog.text
 
 
+@pytest.mark.parametrize("left", ["", "# nobody\n", None])
+def test_the_last_key_can_be_taken_away(
+    guarded: TestClient, keys: Path, caplog: pytest.LogCaptureFixture, left: str | None
+) -> None:
+    text = keys.read_text()
+    if left is None:
+        keys.unlink()
+    else:
+        keys.write_text(left)
+    for key in (ANN, BOB, ANN):
+        assert guarded.get("/models", headers=bearer(key)).status_code == 401
+    told = [record.getMessage() for record in caplog.records if record.name == "service.keys"]
+    assert told == [f"no API key is valid now: {keys} {'is gone' if left is None else 'has none'}"]
+    new = keys.with_name("new")
+    new.write_text(text)
+    new.replace(keys)  # as editors do
+    assert guarded.get("/models", headers=bearer(ANN)).status_code == 200
+
+
 def test_a_key_is_told_once_and_kept_as_a_digest(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, new_client: Callable[..., TestClient]
 ) -> None:
