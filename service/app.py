@@ -15,7 +15,7 @@ from service.admission import Admission, Quota
 from service.asking import Desk
 from service.keys import KeyRing, KeysError
 from service.metrics import Metrics
-from service.middleware import Around, log_to_stderr
+from service.middleware import Around, Guard, log_to_stderr
 from service.routes import health, jobs, models, pictures, score
 from service.settings import Settings
 from worker.queue import JobQueue, QueueError
@@ -67,6 +67,7 @@ def create_app(settings: Settings, queue: JobQueue) -> FastAPI:
     docs.install(app)
     page.install(app)
     problems.install(app, [*app.routes, *(route for router in routers for route in router.routes)])
+    app.add_middleware(Guard, max_body_bytes=settings.max_body_bytes)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -75,7 +76,7 @@ def create_app(settings: Settings, queue: JobQueue) -> FastAPI:
             allow_headers=["*"],
             expose_headers=EXPOSED,
         )
-    app.add_middleware(Around, metrics=metrics, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(Around, metrics=metrics)
     return app
 
 

@@ -36,12 +36,11 @@ _HEADERS = {
 
 
 class Around:
-    """Pure ASGI middleware, the outermost one: not even a defect is answered without an id and a line in the log."""
+    """Pure ASGI middleware, the outermost one: nothing is answered without an id and a line in the log."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app = app
         self.metrics = metrics
-        self.max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -51,9 +50,8 @@ class Around:
         asked = scope["method"]
         if asked == "HEAD":  # a GET, of whose answer the server sends the head alone
             scope = {**scope, "method": "GET"}
-        started, status, received = time.perf_counter(), 0, 0
-        headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
+        started, status = time.perf_counter(), 0
+        given = Headers(scope=scope).get("x-request-id", "")
         own = given if _ID.fullmatch(given) else uuid.uuid4().hex
         state: dict[str, Any] = scope.setdefault("state", {})  # a route's guards add to it
         state |= {"request_id": own, "owner": "", "headers": {}}
@@ -69,30 +67,8 @@ class Around:
                     out.setdefault(name, value)
             await send(message)
 
-        async def receive_counted() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self.max_body_bytes:
-                raise self.too_large()
-            return message
-
-        async def refuse(problem: Problem) -> None:
-            await response(problem, own)(scope, receive, send_with_headers)
-
         try:
-            length = headers.get("content-length", "0")
-            if length.isdecimal() and (len(length) > 18 or int(length) > self.max_body_bytes):
-                await refuse(self.too_large())
-            else:
-                await self.app(scope, receive_counted, send_with_headers)
-        except ClientDisconnect:
-            pass  # in the middle of its body: there is nobody to answer
-        except Exception:
-            log.exception("a defect")
-            if status:  # the response is under way: cutting the connection is all that is left
-                raise
-            await refuse(Problem(500, "Something went wrong here; the log has it under this request's id."))
+            await self.app(scope, receive, send_with_headers)
         finally:
             seconds = time.perf_counter() - started
             route: Any = scope.get("route")
@@ -104,6 +80,54 @@ class Around:
             whose = {"owner": state["owner"]} if state["owner"] else {}
             log.info("%s %s %s", method, path, status, extra={"seconds": round(seconds, 4)} | whose)
             request_id.reset(token)
+
+
+class Guard:
+    """Pure ASGI middleware that refuses bodies beyond the limit and answers defects.
+
+    It stands inside what lets pages of other origins read answers, so that they can read these, too.
+    """
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+        self.app = app
+        self.max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass one request on, or refuse it."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        begun, received = False, 0
+
+        async def send_noted(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        async def receive_counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self.max_body_bytes:
+                raise self.too_large()
+            return message
+
+        async def refuse(problem: Problem) -> None:
+            await response(problem, scope["state"]["request_id"])(scope, receive, send)
+
+        try:
+            length = Headers(scope=scope).get("content-length", "0")
+            if length.isdecimal() and (len(length) > 18 or int(length) > self.max_body_bytes):
+                await refuse(self.too_large())
+            else:
+                await self.app(scope, receive_counted, send_noted)
+        except ClientDisconnect:
+            pass  # in the middle of its body: there is nobody to answer
+        except Exception:
+            log.exception("a defect")
+            if begun:  # the response is under way: cutting the connection is all that is left
+                raise
+            await refuse(Problem(500, "Something went wrong here; the log has it under this request's id."))
 
     def too_large(self) -> Problem:
         """The 413 for a body beyond the limit."""

@@ -219,3 +219,18 @@ def test_pages_of_other_origins_may_ask_only_where_that_is_set(new_client: Calla
     assert opened.options("/score", headers=preflight).status_code == 200
     other = {"origin": "https://example.com"}
     assert "access-control-allow-origin" not in opened.get("/healthz", headers=other).headers
+def test_refusals_and_defects_can_be_read_by_pages_of_other_origins(
+    new_client: Callable[..., TestClient], queue
+) -> None:
+    client = new_client(cors_origins=["https://example.org"], max_body_bytes=4096)
+    del queue.served
+    headers = {"origin": "https://example.org", "x-request-id": "r-1"}
+    for answer, status in (
+        (client.post("/score", content=bytes(5000), headers=headers), 413),
+        (client.get("/models", headers=headers), 500),
+        (client.options("/score", headers=headers | {"access-control-request-method": "POST"}), 200),
+    ):
+        assert answer.status_code == status
+        assert answer.headers["access-control-allow-origin"] == "https://example.org"
+        assert answer.headers["x-request-id"] == "r-1"
+        assert answer.headers["x-content-type-options"] == "nosniff"
