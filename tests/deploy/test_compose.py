@@ -155,7 +155,7 @@ def test_compose_itself_accepts_the_files(arguments: str, tmp_path: Path) -> Non
     if not works(["docker", "compose", "version"]):
         pytest.skip("the command `docker compose` is missing")
     files = [COMPOSE, *(path for path in OVERRIDES if path.name == arguments)]
-    given = {"NCML_REDIS_PASSWORD": "secret", "NCML_QUEUE_ADDRESS": "192.0.2.1"}
+    given = {"NCML_REDIS_PASSWORD": "secret", "NCML_QUEUE_ADDRESS": "192.0.2.1", "NCML_API_KEYS": str(tmp_path)}
     command = ["docker", "compose", *(word for path in files for word in ("-f", path)), "--profile", "*", "config"]
     said = yaml.safe_load(run([*command], env=os.environ | given, cwd=ROOT))
     assert said["services"].keys() == SERVICES.keys()
@@ -174,6 +174,17 @@ def test_a_queue_for_other_hosts_is_not_opened_without_a_password() -> None:
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode
     assert "needs a password" in done.stderr
+
+
+def test_keys_are_mounted_by_their_folder() -> None:
+    """So that a file which an editor puts in the place of another is seen."""
+    service = compose(ROOT / "docker" / "compose.keys.yml")["services"]["service"]
+    (mount,) = service["volumes"]
+    assert (mount["type"], mount["read_only"], mount["bind"]) == ("bind", True, {"create_host_path": False})
+    assert service["environment"] == {"NCML_API_KEYS_FILE": f"{mount['target']}/keys"}
+    ignored = (ROOT / ".gitignore").read_text().split()
+    assert mount["source"] == "${NCML_API_KEYS:-./api-keys}"
+    assert "/api-keys" in ignored
 
 
 def test_what_is_secret_or_large_stays_out_of_the_images() -> None:
