@@ -406,7 +406,7 @@ class JobQueue:
         Yields None whenever nothing happened for `tick_s` (a keep-alive, and a chance to look at the clock). Raises
         `JobNotFound` when there is no such job. Leave it early by `await generator.aclose()`.
         """
-        if not re.fullmatch(r"\d{1,20}(-\d{1,20})?", after):
+        if not re.fullmatch(r"[0-9]{1,19}(-[0-9]{1,19})?", after):
             raise JobNotFound(f"job {job_id[:64]!r} has no event {after[:64]!r}")
         alive, tick = False, max(1, int(tick_s * 1000))  # a job of which there is an entry needs no other look
         while True:

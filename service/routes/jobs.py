@@ -21,7 +21,7 @@ router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 JobId = Annotated[str, Path(description="The id of a job, as in X-Job-Id.", pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 LastEventId = Annotated[
-    str, Header(description="The id of the last event that was seen.", pattern=r"^[0-9]{1,20}(-[0-9]{1,20})?$")
+    str, Header(description="The id of the last event that was seen.", pattern=r"^[0-9]{1,19}(-[0-9]{1,19})?$")
 ]
 
 _MOMENT = {

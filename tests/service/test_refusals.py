@@ -273,6 +273,13 @@ def test_allow_names_every_method_of_a_path(client) -> None:
     assert client.head("/score").headers["allow"] == "POST"
 
 
+@pytest.mark.parametrize("event", ["99999999999999999999", "1-99999999999999999999", "1-", "x", "-1", "1" * 5000])
+def test_an_event_that_cannot_be_is_refused(client, event: str) -> None:
+    client.post("/generate")
+    body = assert_problem(client.get("/jobs/job-0/events", headers={"last-event-id": event}), 422)
+    assert body["errors"][0]["field"] == "last-event-id"
+
+
 def test_accept_is_negotiated(client) -> None:
     for accept in ("text/html", "application/json;q=0", "application/zip"):
         body = assert_problem(client.post("/score", files=[("image", PICTURE)], headers={"accept": accept}), 406)

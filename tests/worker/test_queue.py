@@ -155,6 +155,33 @@ def test_the_stream_of_a_job_can_be_resumed_and_ends_with_its_last_state(queue: 
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("after", ["99999999999999999999", "1-99999999999999999999", "x", "", "1-", "٣"])
+def test_an_event_that_cannot_be_is_not_found(queue: JobQueue, after: str) -> None:
+    job_id = queue.submit(GenerateJob(model="m"))
+
+    async def follow(after: str) -> object:
+        try:
+            async with contextlib.aclosing(queue.events(job_id, after, tick_s=0.01)) as events:
+                return await anext(events)
+        finally:
+            await queue.aclose()
+
+    with pytest.raises(JobNotFound):
+        asyncio.run(follow(after))
+
+
+def test_the_latest_event_that_can_be_named_is_waited_for(queue: JobQueue) -> None:
+    job_id = queue.submit(GenerateJob(model="m"))
+    queue.cancel(job_id)
+
+    async def follow() -> list[object]:
+        events = [event async for event in queue.events(job_id, f"{10**19 - 1}-{10**19 - 1}")]
+        await queue.aclose()
+        return events
+
+    assert asyncio.run(follow()) == []
+
+
 def test_a_unix_socket_serves_all_of_it(valkey_server: Valkey, valkey_url: str) -> None:
     with contextlib.closing(JobQueue.from_url(valkey_server.unix_url)) as queue:
         job_id = queue.submit(GenerateJob(model="m", start_within_s=0.01))
