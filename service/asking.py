@@ -103,7 +103,7 @@ class Desk:
         Under an Idempotency-Key that is taken, the same request is answered from the job that took it. A client that
         hangs up cancels its job, unless it sent such a key, for then it may come back.
         """
-        wanted = patience(request.headers.get("prefer"), self.settings.wait_s)
+        wanted = patience(request.headers, self.settings.wait_s)
         key = request.headers.get("idempotency-key")
         owner = str(request.state.owner)
         submit = functools.partial(self._submit, job, asked, key, request.url.path, owner)

@@ -4,7 +4,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from service.problems import Problem, invalid
+from starlette.datastructures import Headers
+
+from service.problems import Problem, invalid, shown
 
 JSON = "application/json"
 PNG = "image/png"
@@ -15,9 +17,20 @@ BINARY = {"schema": {"type": "string", "format": "binary"}, "example": "(the byt
 """A file in the OpenAPI document."""
 
 
-def negotiate(accept: str | None, offers: Sequence[str]) -> str:
-    """The offer that `accept` likes best; among equals the first. Raises the 406 `Problem` when none will do."""
-    ranges = [_media_range(part) for part in (accept or "*/*").lower().split(",") if part.strip()]
+_MAX_MEMBERS = 100
+"""What one header may list; the rest says nothing."""
+
+
+def members(headers: Headers, name: str) -> list[str]:
+    """What a header lists, over all the lines that it has (RFC 9110, 5.3)."""
+    listed = ",".join(headers.getlist(name)).split(",", _MAX_MEMBERS)[:_MAX_MEMBERS]
+    return [member.strip() for member in listed if member.strip()]
+
+
+def negotiate(headers: Headers, offers: Sequence[str]) -> str:
+    """The offer that `Accept` likes best; among equals the first. Raises the 406 `Problem` when none will do."""
+    wanted = members(headers, "accept") or ["*/*"]
+    ranges = [_media_range(part.lower()) for part in wanted]
     best, best_quality = "", 0.0
     for offer in offers:
         main = offer.split("/")[0]
@@ -30,7 +43,8 @@ def negotiate(accept: str | None, offers: Sequence[str]) -> str:
         if quality > best_quality:
             best, best_quality = offer, quality
     if not best:
-        raise Problem(406, f"Accept asks for {accept!r}; this is offered as {' or '.join(offers)}.", kind="media-type")
+        asked = shown(", ".join(wanted))
+        raise Problem(406, f"Accept asks for {asked!r}; this is offered as {' or '.join(offers)}.", kind="media-type")
     return best
 
 
@@ -51,20 +65,20 @@ class Patience:
     applied: str | None
 
 
-def patience(prefer: str | None, limit_s: float) -> Patience:
-    """Read `respond-async` and `wait=N` (whole seconds); a longer wait than `limit_s` is cut to it.
+def patience(headers: Headers, limit_s: float) -> Patience:
+    """Read `respond-async` and `wait=N` (whole seconds) of `Prefer`; a longer wait than `limit_s` is cut to it.
 
     Raises the 422 `Problem` for a wait that is no number. Other preferences are ignored, as the RFC asks.
     """
     wait_s, applied = limit_s, list[str]()
-    for part in (prefer or "").split(","):
+    for part in members(headers, "prefer"):
         name, _, value = (word.strip().strip('"').lower() for word in part.split(";")[0].partition("="))
         if name == "respond-async":
             wait_s = 0.0
             applied.append("respond-async")
         elif name == "wait" and "respond-async" not in applied:
             if not re.fullmatch(r"\d{1,9}", value):
-                raise invalid("Prefer", f"Prefer: wait is {value!r}; it must be a whole number of seconds.")
+                raise invalid("Prefer", f"Prefer: wait is {shown(value)!r}; it must be a whole number of seconds.")
             wait_s = min(float(value), limit_s)
             applied.append(f"wait={wait_s:.0f}")
     return Patience(wait_s, ", ".join(applied) or None)

@@ -24,6 +24,8 @@ RETRY_AFTER_S = 5
 """When to come back, in seconds, to a service whose pace is not known or which is not there yet."""
 
 
+_SHOWN = 100
+
 _RETRY_AFTER = {"description": "Seconds after which to come back.", "schema": {"type": "integer"}}
 
 
@@ -87,6 +89,11 @@ def sentence(words: str, field: str | None = None) -> str:
     """What another room says of a fault, as a sentence of its own; a field that it begins with keeps its spelling."""
     named = field and words.startswith(field)
     return (words if named else words[0].upper() + words[1:]).rstrip(".") + "."
+
+
+def shown(text: str) -> str:
+    """What a client sent, cut to what is worth repeating to it."""
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def invalid(field: str, detail: str) -> Problem:
@@ -221,10 +228,11 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
         assert isinstance(error, HTTPException)
         detail, headers = str(error.detail), dict(error.headers or {})
         if error.status_code == 404:
-            detail = f"There is nothing at {request.url.path}; /docs lists what there is."
+            detail = f"There is nothing at {shown(request.url.path)}; /docs lists what there is."
         elif error.status_code == 405:
             headers["Allow"] = ", ".join(_methods(request, routes))
-            detail = f"{request.url.path} does not take {request.method}; it takes {headers['Allow']}."
+            path, method = shown(request.url.path), shown(request.method)
+            detail = f"{path} does not take {method}; it takes {headers['Allow']}."
         return answer(request, Problem(error.status_code, detail, headers=headers))
 
     async def on_validation(request: Request, error: Exception) -> JSONResponse:

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 
 from service.negotiation import BINARY
 from service.params import Params
-from service.problems import FieldError, Problem, field_errors, invalid, invalid_fields
+from service.problems import FieldError, Problem, field_errors, invalid, invalid_fields, shown
 
 P = TypeVar("P", bound=Params)
 
@@ -71,7 +71,7 @@ async def read(request: Request, params: type[P], *, images: int) -> Asked[P]:
         uploads = [Upload("image", await request.body())]
     elif media or await request.body():
         taken = [FORM, JSON, "image/*"] if images else [JSON, FORM]
-        what = f"the type {media!r}" if media else "a body without a Content-Type"
+        what = f"the type {shown(media)!r}" if media else "a body without a Content-Type"
         hint = " (curl: -F image=@cat.png, or -H 'Content-Type: image/png')" if media == URLENCODED else ""
         raise Problem(415, f"This endpoint does not take {what}; send {' or '.join(taken)}{hint}.", kind="media-type")
     if uploads and not images:
@@ -79,8 +79,8 @@ async def read(request: Request, params: type[P], *, images: int) -> Asked[P]:
     query = _once(request.query_params.multi_items(), "the query")
     for name in query.keys() | fields.keys():
         if len(name) > _NAME_LENGTH:
-            shown = name[:_NAME_LENGTH]
-            raise invalid(shown, f"{shown}... is not a parameter here.")
+            begun = name[:_NAME_LENGTH]
+            raise invalid(begun, f"{begun}... is not a parameter here.")
     twice = sorted(query.keys() & fields.keys())
     if twice:
         raise invalid(twice[0], f"{twice[0]} is in the query and in the body; give it once.")
@@ -170,8 +170,8 @@ def _once(items: Iterable[tuple[str, str]], where: str) -> dict[str, Any]:
         if not value:
             continue
         if name in found:
-            shown = name[:_NAME_LENGTH]
-            raise invalid(shown, f"{shown} is given more than once in {where}; give it once.")
+            begun = name[:_NAME_LENGTH]
+            raise invalid(begun, f"{begun} is given more than once in {where}; give it once.")
         found[name] = value
     return found
 
@@ -190,8 +190,8 @@ async def _form(request: Request, images: int) -> tuple[dict[str, Any], list[Upl
             if not isinstance(value, UploadFile):
                 fields.append((name, value))
             elif name != "image":
-                shown = name[:_NAME_LENGTH]
-                raise invalid(shown, f"{shown}: a file was sent in this field; pictures go in the field image.")
+                begun = name[:_NAME_LENGTH]
+                raise invalid(begun, f"{begun}: a file was sent in this field; pictures go in the field image.")
             elif value.filename or value.size:  # a file field that was not filled in has neither
                 uploads.append(Upload("image", await value.read()))
     finally:

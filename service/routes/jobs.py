@@ -101,8 +101,8 @@ async def result(job_id: JobId, request: Request, desk: Here) -> Response:
     """
     view = await desk.view(request, job_id)
     offers = answers.SCORE_OFFERS if view.task in (Task.SCORE, Task.SCAN) else answers.PICTURE_OFFERS
-    media = negotiate(request.headers.get("accept"), offers)
-    wanted = patience(request.headers.get("prefer"), desk.settings.wait_s)
+    media = negotiate(request.headers, offers)
+    wanted = patience(request.headers, desk.settings.wait_s)
     if not view.status.is_terminal and wanted.applied:
         view = await desk.queue.wait(job_id, wanted.wait_s)
     response = await desk.answer(view, media) if view.status.is_terminal else await desk.describe(view, 202)

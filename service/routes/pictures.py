@@ -44,7 +44,7 @@ async def generate(request: Request, desk: Here) -> Response:
     curl --json '{"class": "ship", "n": 4}' -H 'Accept: image/png' localhost:8000/generate -o ships.png
     ```
     """
-    media = negotiate(request.headers.get("accept"), answers.PICTURE_OFFERS)
+    media = negotiate(request.headers, answers.PICTURE_OFFERS)
     asked = await reading.read(request, GenerateParams, images=0)
     model, version = await desk.model(asked.params, Task.GENERATE)
     common = desk.common(request, asked.params, model, version)
@@ -70,7 +70,7 @@ async def complete(request: Request, desk: Here) -> Response:
     curl -F image=@whole.png -F keep=top -F n=4 localhost:8000/complete -o variants.png
     ```
     """
-    media = negotiate(request.headers.get("accept"), answers.PICTURE_OFFERS)
+    media = negotiate(request.headers, answers.PICTURE_OFFERS)
     asked = await reading.read(request, CompleteParams, images=1)
     params, upload = asked.params, asked.uploads[0]
     model, version = await desk.model(params, Task.COMPLETE)

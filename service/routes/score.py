@@ -57,7 +57,7 @@ async def score(request: Request, desk: Here) -> Response:
     curl -F image=@wall.jpg -F tile=1 -F tile_size=64 -H 'Accept: image/png' localhost:8000/score -o map.png
     ```
     """
-    media = negotiate(request.headers.get("accept"), answers.SCORE_OFFERS)
+    media = negotiate(request.headers, answers.SCORE_OFFERS)
     asked = await reading.read(request, ScoreParams, images=desk.settings.max_images)
     params, uploads = asked.params, asked.uploads
     _check_tiles(params, len(uploads))

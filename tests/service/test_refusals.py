@@ -214,6 +214,20 @@ def test_one_picture_is_completed_at_a_time(client) -> None:
     assert "one picture" in body["detail"]
 
 
+def test_what_a_client_sent_is_repeated_in_part(client) -> None:
+    long = "x" * 100_000
+    for answer, status in (
+        (client.post("/generate", headers={"accept": f"text/html, {long}"}), 406),
+        (client.post("/generate", headers={"accept": "text/html," * 10_000}), 406),
+        (client.post("/generate", headers={"prefer": f"wait={long}"}), 422),
+        (client.post("/score", content=b"x", headers={"content-type": long}), 415),
+        (client.get(f"/{long[:60_000]}"), 404),
+        (client.request("BREW" * 1000, "/score"), 405),
+    ):
+        assert_problem(answer, status)
+        assert len(answer.content) < 1000
+
+
 def test_generate_takes_no_picture(client) -> None:
     assert_problem(client.post("/generate", content=PICTURE, headers={"content-type": "image/png"}), 422)
     assert_problem(client.post("/generate", json={"image": "AA=="}), 422)
@@ -296,6 +310,27 @@ def test_accept_is_negotiated(client) -> None:
         ("garbage;;q=x,,image/png", "image/png"),
     ]:
         assert client.post("/generate", headers={"accept": accept}).headers["content-type"] == media, accept
+
+
+def test_lines_of_a_header_are_one_list(client) -> None:
+    client.post("/generate")
+    lines = [
+        ("accept", "text/html"),
+        ("accept", "application/json"),
+        ("prefer", "return=minimal"),
+        ("prefer", "wait=3"),
+    ]
+    for method, path in (
+        ("POST", "/generate"),
+        ("POST", "/complete"),
+        ("POST", "/score"),
+        ("GET", "/jobs/job-0/result"),
+    ):
+        files = [("image", PICTURE)] if path in ("/complete", "/score") else None
+        answer = client.request(method, path, files=files, headers=lines)
+        assert answer.status_code == 200, path
+        assert answer.headers["content-type"] == "application/json"
+        assert answer.headers["preference-applied"] == "wait=3"
 
 
 def test_a_preference_that_is_no_number_is_refused(client) -> None:
