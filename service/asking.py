@@ -80,7 +80,7 @@ class Desk:
             if model.name == name and model.version.startswith(version) and (not at or len(version) >= 6):
                 return model, model.version if at else None
         served = sorted({model.name for model in models} | {f"{model.name}@{model.version[:12]}" for model in models})
-        raise invalid("model", f"model: {named!r} is not served here; there are {', '.join(served)}.")
+        raise invalid("model", f"model: {named!r} is not served here; there are {', '.join(served) or 'none'}.")
 
     def common(self, request: Request, params: Params, model: ModelDescriptor, version: str | None) -> dict[str, Any]:
         """The fields that jobs of every kind have."""

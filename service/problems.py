@@ -261,6 +261,7 @@ def _methods(request: Request, routes: Sequence[BaseRoute]) -> list[str]:
     matching = (route for route in routes if route.matches(request.scope)[0] is Match.PARTIAL)
     methods = {method for route in matching for method in getattr(route, "methods", None) or ()}
     return sorted(methods | {"HEAD"} if "GET" in methods else methods)
+    methods = methods or {"GET"}  # below a mount lie files
 
 
 _RULES = {

@@ -275,6 +275,8 @@ def test_a_body_is_counted_before_and_while_it_arrives(new_client) -> None:
         ("DELETE", "/generate", 405),
         ("BREW", "/complete", 405),
         ("GET", "/docs/assets/none.js", 404),
+        ("POST", "/docs/assets/swagger-ui.css", 405),
+        ("DELETE", "/studio/studio.css", 405),
     ],
 )
 def test_what_is_not_there_is_a_problem_too(client, method: str, path: str, status: int) -> None:
@@ -285,6 +287,10 @@ def test_allow_names_every_method_of_a_path(client) -> None:
     assert client.options("/jobs/job-0").headers["allow"] == "DELETE, GET, HEAD"
     assert client.get("/score").headers["allow"] == "POST"
     assert client.head("/score").headers["allow"] == "POST"
+    for path in ("/studio/any.js", "/docs/assets/any.js"):
+        answer = client.post(path)
+        assert answer.headers["allow"] == "GET, HEAD"
+        assert answer.json()["detail"] == f"{path} does not take POST; it takes GET, HEAD."
 
 
 @pytest.mark.parametrize("event", ["99999999999999999999", "1-99999999999999999999", "1-", "x", "-1", "1" * 5000])
@@ -350,6 +356,7 @@ def test_without_a_worker_the_answer_is_503_at_once(client, queue, worker) -> No
 
 def test_while_no_model_is_loaded_the_answer_is_503(client, queue) -> None:
     queue.served = []
+    assert assert_problem(client.get("/models/x"), 404)["detail"] == "model: 'x' is not served here; there are none."
     answer = client.post("/generate")
     assert "loading" in assert_problem(answer, 503)["detail"]
 
