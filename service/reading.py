@@ -29,6 +29,9 @@ JSON = "application/json"
 
 _NAME_LENGTH = 64
 """Characters of a field's name that are worth repeating to the client."""
+_MAX_FIELDS = 32
+_MAX_FIELD_BYTES = 4096
+"""More than any endpoint has, and than any parameter takes."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ async def read(request: Request, params: type[P], *, images: int) -> Asked[P]:
         hint = " (curl: -F image=@cat.png, or -H 'Content-Type: image/png')" if media == URLENCODED else ""
         raise Problem(415, f"This endpoint does not take {what}; send {' or '.join(taken)}{hint}.", kind="media-type")
     if uploads and not images:
-        raise invalid("image", "image: this endpoint takes no picture; leave it out.")
+        raise _too_many_pictures(images)
     query = _once(request.query_params.multi_items(), "the query")
     for name in query.keys() | fields.keys():
         if len(name) > _NAME_LENGTH:
@@ -90,9 +93,8 @@ async def read(request: Request, params: type[P], *, images: int) -> Asked[P]:
         raise invalid_fields(_explained(error, params)) from error
     if images and not uploads:
         raise invalid("image", "image is missing; send the picture as a form field, as the body, or as base64 in JSON.")
-    if len(uploads) > max(images, 0):
-        wanted = "one picture" if images == 1 else f"at most {images} pictures"
-        raise invalid("image", f"image: {len(uploads)} pictures were sent; this endpoint takes {wanted}.")
+    if len(uploads) > images:
+        raise _too_many_pictures(images)
     return Asked(checked, uploads)
 
 
@@ -173,16 +175,29 @@ def _once(items: Iterable[tuple[str, str]], where: str) -> dict[str, Any]:
             begun = name[:_NAME_LENGTH]
             raise invalid(begun, f"{begun} is given more than once in {where}; give it once.")
         found[name] = value
+        if len(found) > _MAX_FIELDS:
+            raise _too_many_fields(where)
     return found
+
+
+def _too_many_fields(where: str) -> Problem:
+    return invalid("body", f"There are more than {_MAX_FIELDS} parameters in {where}; send those that you mean alone.")
+
+
+def _too_many_pictures(images: int) -> Problem:
+    if not images:
+        return invalid("image", "image: this endpoint takes no picture; leave it out.")
+    wanted = "one picture" if images == 1 else f"at most {images} pictures"
+    return invalid("image", f"image: too many pictures were sent; this endpoint takes {wanted}.")
 
 
 async def _form(request: Request, images: int) -> tuple[dict[str, Any], list[Upload]]:
     try:
-        form = await request.form(max_files=images + 1, max_fields=32, max_part_size=4096)
+        form = await request.form(max_files=images + 1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES)
     except HTTPException as error:
         if error.status_code != 400:
             raise
-        raise Problem(400, f"The form cannot be read: {error.detail}", kind="malformed") from error
+        raise _unread(str(error.detail), images) from error
     try:
         uploads: list[Upload] = []
         fields: list[tuple[str, str]] = []
@@ -202,6 +217,19 @@ async def _form(request: Request, images: int) -> tuple[dict[str, Any], list[Upl
     return once, _named(uploads)
 
 
+def _unread(fault: str, images: int) -> Problem:
+    """The refusal of a form that Starlette does not read, which says why in these words of its own."""
+    if fault.startswith("Too many files"):
+        return _too_many_pictures(images)
+    if fault.startswith("Too many fields"):
+        return _too_many_fields("the form")
+    if "exceeded maximum size" in fault:
+        hint = "; send a picture as a file (curl -F image=@cat.png)" if images else ""
+        most = f"has more than {_MAX_FIELD_BYTES} bytes, which no parameter takes"
+        return invalid("image" if images else "body", f"A text field of the form {most}{hint}.")
+    return Problem(400, f"The form cannot be read: {fault}", kind="malformed")
+
+
 def _json(body: bytes, images: int) -> tuple[dict[str, Any], list[Upload]]:
     if not body:
         return {}, []
@@ -211,6 +239,8 @@ def _json(body: bytes, images: int) -> tuple[dict[str, Any], list[Upload]]:
         raise Problem(400, f"The body is not valid JSON: {error}.", kind="malformed") from error
     if not isinstance(given, dict):
         raise invalid("body", "The body is JSON but not an object; send {...}.")
+    if len(given) > _MAX_FIELDS:  # pyright: ignore[reportUnknownArgumentType]
+        raise _too_many_fields("the body")
     fields: dict[str, Any] = {str(name): value for name, value in given.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
     if "image" not in fields or not images:
         return fields, []

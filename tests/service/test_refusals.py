@@ -187,7 +187,17 @@ def test_a_picture_that_cannot_be_cut_is_refused_at_once(new_client, queue, mode
         ({"content": PICTURE[:-30], "headers": {"content-type": "image/png"}}, 422, "damaged"),
         ({"content": b"", "headers": {"content-type": "image/png"}}, 422, "zero bytes"),
         ({"files": [("image", PICTURE)] * 65}, 422, "at most 64 pictures"),
-        ({"files": [("image", PICTURE)] * 66}, 400, "Too many files"),
+        (
+            {"files": [("image", PICTURE)] * 66},
+            422,
+            "image: too many pictures were sent; this endpoint takes at most 64",
+        ),
+        (
+            {"data": {"image": "text" * 2000}, "files": [("other", b"x")]},
+            422,
+            "send a picture as a file (curl -F image=@",
+        ),
+        ({"data": {"class": "c" * 5000}, "files": [("image", PICTURE)]}, 422, "more than 4096 bytes"),
         ({"json": {"image": ["AA=="] * 65}}, 422, "at most 64 pictures"),
         ({"files": [("image", PICTURE), ("image", b"GIF89a")]}, 422, "image[1] is"),
     ],
@@ -209,9 +219,29 @@ def test_a_picture_sent_as_a_form_gets_a_hint_and_is_not_sent_back(client) -> No
     assert len(answer.content) < 1000
 
 
-def test_one_picture_is_completed_at_a_time(client) -> None:
-    body = assert_problem(client.post("/complete", files=[("image", PICTURE)] * 2), 422)
-    assert "one picture" in body["detail"]
+@pytest.mark.parametrize("pictures", [2, 3, 66])
+def test_one_picture_is_completed_at_a_time(client, pictures: int) -> None:
+    body = assert_problem(client.post("/complete", files=[("image", PICTURE)] * pictures), 422)
+    assert body["detail"] == "image: too many pictures were sent; this endpoint takes one picture."
+    assert body["errors"][0]["field"] == "image"
+
+
+def test_more_parameters_than_any_endpoint_has_are_not_looked_at(client) -> None:
+    many = {f"a{i}": "1" for i in range(10_000)}
+    ways = (
+        ({"json": many}, "in the body"),
+        ({"params": dict(list(many.items())[:40])}, "in the query"),
+        ({"data": many}, "in the form"),
+        ({"data": many, "files": [("image", PICTURE)]}, "in the form"),
+    )
+    for path in ("/generate", "/score"):
+        for way, where in ways:
+            if path == "/score" and way.keys() == {"data"}:
+                continue
+            answer = client.post(path, **way)
+            detail = f"There are more than 32 parameters {where}; send those that you mean alone."
+            assert assert_problem(answer, 422)["detail"] == detail
+            assert len(answer.content) < 1000
 
 
 def test_what_a_client_sent_is_repeated_in_part(client) -> None:
@@ -229,6 +259,9 @@ def test_what_a_client_sent_is_repeated_in_part(client) -> None:
 
 
 def test_generate_takes_no_picture(client) -> None:
+    for pictures in (1, 2):
+        body = assert_problem(client.post("/generate", files=[("image", PICTURE)] * pictures), 422)
+        assert body["detail"] == "image: this endpoint takes no picture; leave it out."
     assert_problem(client.post("/generate", content=PICTURE, headers={"content-type": "image/png"}), 422)
     assert_problem(client.post("/generate", json={"image": "AA=="}), 422)
 
