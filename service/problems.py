@@ -160,6 +160,7 @@ _EXAMPLES: dict[int, dict[str | None, str]] = {
         "no-model": "The workers are still loading their model; try again in a few seconds.",
         "not-ready": "No worker with a loaded model serves the lane generate yet.",
         "queue-down": "The queue cannot be reached; try again in a few seconds.",
+        "no-room": "There is no room for another upload now; try again in a few seconds.",
     },
     504: {
         "job-timeout": "The job ran for more than 600 s; ask for less in one request.",
@@ -169,7 +170,7 @@ _EXAMPLES: dict[int, dict[str | None, str]] = {
 """The kinds of problem behind each status, each with what it may say."""
 
 OF_WORK = (400, 401, 404, 406, 410, 413, 415, 422, 429, 500, 503, 504)
-KINDS_OF_WORK = ("result-expired", "no-worker", "no-model", "queue-down")
+KINDS_OF_WORK = ("result-expired", "no-worker", "no-model", "queue-down", "no-room")
 """The refusals of the routes that make jobs; of 404 and 503 these kinds."""
 
 _FIELDS = {"too-large": "image", "invalid-input": "n", "job-input": "class"}
@@ -260,8 +261,8 @@ def _methods(request: Request, routes: Sequence[BaseRoute]) -> list[str]:
     """What may be done at a path, by all its routes: the framework names only the first one's methods."""
     matching = (route for route in routes if route.matches(request.scope)[0] is Match.PARTIAL)
     methods = {method for route in matching for method in getattr(route, "methods", None) or ()}
-    return sorted(methods | {"HEAD"} if "GET" in methods else methods)
     methods = methods or {"GET"}  # below a mount lie files
+    return sorted(methods | {"HEAD"} if "GET" in methods else methods)
 
 
 _RULES = {

@@ -6,6 +6,7 @@
 import base64
 import binascii
 import hashlib
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -20,6 +21,8 @@ from starlette.exceptions import HTTPException
 from service.negotiation import BINARY
 from service.params import Params
 from service.problems import FieldError, Problem, field_errors, invalid, invalid_fields, shown
+
+log = logging.getLogger(__name__)
 
 P = TypeVar("P", bound=Params)
 
@@ -198,6 +201,10 @@ async def _form(request: Request, images: int) -> tuple[dict[str, Any], list[Upl
         if error.status_code != 400:
             raise
         raise _unread(str(error.detail), images) from error
+    except OSError as error:  # files of a form are kept in the folder for temporary ones until all of it is there
+        log.error("an upload cannot be kept: %s", error)
+        detail = "There is no room for another upload now; try again in a few seconds."
+        raise Problem(503, detail, kind="no-room") from error
     try:
         uploads: list[Upload] = []
         fields: list[tuple[str, str]] = []

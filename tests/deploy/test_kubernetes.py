@@ -192,6 +192,16 @@ def test_probes_ask_what_is_answered(manifests: list[dict[str, Any]]) -> None:
     assert commands == {compose()["services"]["worker-score"]["healthcheck"]["test"][-1]}
 
 
+def test_uploads_have_room_within_the_memory_of_the_service(manifests: list[dict[str, Any]]) -> None:
+    def size(text: str) -> int:
+        return int(text[:-2]) * {"Mi": 2**20, "Gi": 2**30}[text[-2:]]
+
+    pod = pods(manifests)["ncml-service"]["spec"]
+    (room,) = [size(volume["emptyDir"]["sizeLimit"]) for volume in pod["volumes"] if volume["name"] == "tmp"]
+    assert room >= 16 * Settings().max_body_bytes
+    assert 3 * room <= size(pod["containers"][0]["resources"]["limits"]["memory"])
+
+
 def test_containers_run_what_the_compose_file_runs(manifests: list[dict[str, Any]]) -> None:
     found = dict(containers(manifests))
     assert found["valkey"]["image"] == compose()["services"]["valkey"]["image"]

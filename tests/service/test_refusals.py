@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+import tempfile
 from collections.abc import Iterator
 
 import numpy as np
@@ -256,6 +257,14 @@ def test_what_a_client_sent_is_repeated_in_part(client) -> None:
     ):
         assert_problem(answer, status)
         assert len(answer.content) < 1000
+
+
+def test_an_upload_for_which_there_is_no_room_is_503(client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    body = assert_problem(client.post("/score", files=[("image", bytes(3 * 2**20))]), 503)
+    assert body["detail"] == "There is no room for another upload now; try again in a few seconds."
+    assert body["type"] == "urn:ncml:problem:no-room"
+    assert client.post("/score", files=[("image", PICTURE)]).status_code == 200
 
 
 def test_generate_takes_no_picture(client) -> None:
