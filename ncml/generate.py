@@ -138,7 +138,8 @@ def draw(network: NCPN, plan: Plan, sampler: Sampler, callback: Callback | None 
     conditions = Conditions(t, plan.class_B.to(weight.device), torch.full((B,), turn, device=weight.device))
     noise = Noise(plan.seeds, dtype=weight.dtype, device=weight.device)
     pixel_noise = noise.pixels(network.config.model.mixtures, H, W)
-    first_row = 0 if plan.known_BCHW is None else H // 2
+    # Of an odd number of rows the half that is turned to come first is the larger one, as `ncml.images` cuts it.
+    first_row = 0 if plan.known_BCHW is None else H - H // 2 if turn % 2 else H // 2
     hold = _hold(laid_BCHW, noise, first_row, plan, network)
     x_BCHW = hold(torch.zeros_like(laid_BCHW), t)
     report = _reporter(plan, callback, turn)

@@ -35,6 +35,7 @@ head, K components. A row buffer has a column of zeros on its left, which is the
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -712,15 +713,13 @@ class _Run:
         for b in range(self.B):
             one = slice(b, b + 1)
             given = conditions.of(one)
-            hooks = [
-                module.register_forward_hook(
-                    lambda _, inputs, output, keep=keep: keep(one, inputs[0], output)  # noqa: B023 - removed below
-                )
-                for module, keep in keepers
-            ]
-            self.network(x_BCHW[one], given.t_B, given.class_B, given.orientation_B)
-            for hook in hooks:
-                hook.remove()
+            with contextlib.ExitStack() as hooks:  # which are gone even when the pass fails
+                for module, keep in keepers:
+                    hook = module.register_forward_hook(
+                        lambda _, inputs, output, keep=keep: keep(one, inputs[0], output)  # noqa: B023
+                    )
+                    hooks.callback(hook.remove)
+                self.network(x_BCHW[one], given.t_B, given.class_B, given.orientation_B)
         # The last row of pixels becomes the row above; the stem's u holds the one before it.
         self._set_pixels(self.pixels[(rows - 1) % 2].data[:, 1:-1], x_BCHW[:, :, -1])
         if rows > 1:

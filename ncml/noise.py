@@ -147,6 +147,15 @@ def end_time(config: NoiseConfig) -> float:
     return process(config).time_of(config.grey_levels) if config.end_time is None else config.end_time
 
 
+def reaches(process: Process, grey_levels: float) -> bool:
+    """Whether the process has a time of so much noise; VE has none below its least noise but 0."""
+    try:
+        process.time_of(grey_levels)
+    except InputError:
+        return False
+    return True
+
+
 def grey_levels(process: Process, t: float) -> float:
     """The noise at time t as a standard deviation on the 0..255 scale."""
     return float(process.sigma(torch.tensor(t, dtype=torch.float64, device="cpu"))) / GREY_LEVEL

@@ -40,7 +40,7 @@ from ncml.errors import InputError
 from ncml.likelihood import bits_per_dim, from_uint8, log_prob
 from ncml.likelihood import score as gradient
 from ncml.network import NCPN
-from ncml.noise import end_time, grey_levels, process, scale
+from ncml.noise import end_time, grey_levels, process, reaches, scale
 
 if TYPE_CHECKING:
     from ncml.config import Config
@@ -65,11 +65,16 @@ Columns = Mapping[str, Floats]
 
 
 def levels(config: Config) -> tuple[float, ...]:
-    """The noise levels of a model's statistics, in grey levels; 0 alone where it was trained on clean data alone."""
-    largest = grey_levels(process(config.noise), end_time(config.noise))
+    """The noise levels of a model's statistics, in grey levels, as far as its process reaches them.
+
+    0 alone where it was trained on clean data alone.
+    """
+    process_ = process(config.noise)
+    largest = grey_levels(process_, end_time(config.noise))
     if config.training.clean_mass == 1:
         return (0.0,)
-    return tuple(float(f"{fraction * largest:.6g}") for fraction in FRACTIONS)
+    shares = (float(f"{fraction * largest:.6g}") for fraction in FRACTIONS)
+    return tuple(level for level in shares if reaches(process_, level))
 
 
 def column(kind: str, level: float) -> str:

@@ -25,7 +25,7 @@ from ncml.errors import InputError
 from ncml.evaluation import numbers, published
 from ncml.evaluation.numbers import Floats, Measured
 from ncml.evaluation.report import OURS, PUBLISHED, Cell, Figure, Section, Table, plots
-from ncml.evaluation.samples import noisy, share
+from ncml.evaluation.samples import noisy, shares
 from ncml.inventory import counted
 
 if TYPE_CHECKING:
@@ -161,8 +161,7 @@ def ways(model: Model) -> dict[str, dict[str, Any]]:
     if not noisy(model):
         return direct
     return direct | {
-        f"noisy at {noise:g} grey levels, refined (Tweedie)": {"noise": noise}
-        for noise in (model.noise, share(model, 0.25))
+        f"noisy at {noise:g} grey levels, refined (Tweedie)": {"noise": noise} for noise in shares(model, (1.0, 0.25))
     }
 
 
@@ -170,7 +169,7 @@ def sweep(model: Model) -> dict[str, list[tuple[float, dict[str, Any]]]]:
     """By curve, its points: start noise under one Tweedie step, and steps of the reverse SDE from the largest noise."""
     if not noisy(model):
         return {}
-    noises = [share(model, fraction) for fraction in (0.0, 0.25, 0.5, 1.0)]
+    noises = shares(model, (0.0, 0.25, 0.5, 1.0))
     steps: list[tuple[float, dict[str, Any]]] = [(1, {"noise": model.noise})]
     steps += [(n, _solved(model, STEPPED_SOLVER, n)) for n in (2, 5, 10)]
     return {"start noise": [(noise, {"noise": noise}) for noise in noises], "steps": steps}

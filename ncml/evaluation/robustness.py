@@ -13,12 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ncml.errors import InputError
 from ncml.evaluation import numbers
 from ncml.evaluation.likelihood import bits, flip
 from ncml.evaluation.pictures import SEED, Pictures
 from ncml.evaluation.report import Cell, Figure, Section, Table, plots
-from ncml.evaluation.samples import noisy, share
+from ncml.evaluation.samples import noisy, shares
 from ncml.likelihood import from_uint8
 from ncml.noise import GREY_LEVEL, process, scale
 
@@ -41,17 +40,7 @@ def noised(model: Model, x_BCHW: Tensor, t: float, first: int) -> Tensor:
 
 def levels(model: Model) -> list[float]:
     """The noise levels of a model, in grey levels, as far as its process reaches them."""
-    if not noisy(model):
-        return [0.0]
-
-    def reachable(level: float) -> bool:
-        try:
-            process(model.config.noise).time_of(level)
-        except InputError:
-            return False
-        return True
-
-    return [level for level in (share(model, fraction) for fraction in FRACTIONS) if reachable(level)]
+    return shares(model, FRACTIONS) if noisy(model) else [0.0]
 
 
 def at_level(context: Context, model: Model, pictures: Pictures, level: float) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ncml.evaluation.report import Figure, Section, sheet
+from ncml.noise import process, reaches
 
 if TYPE_CHECKING:
     from ncml.evaluation.run import Context
@@ -30,9 +32,10 @@ def noisy(model: Model) -> bool:
     return model.config.training.clean_mass < 1
 
 
-def share(model: Model, fraction: float) -> float:
-    """A fraction of the largest noise that the model knows, in grey levels."""
-    return round(fraction * model.noise, 6)
+def shares(model: Model, fractions: Iterable[float]) -> list[float]:
+    """Fractions of the largest noise that the model knows, in grey levels, as far as its process reaches them."""
+    levels = (round(fraction * model.noise, 6) for fraction in fractions)
+    return [level for level in levels if reaches(process(model.config.noise), level)]
 
 
 def direct_and_refined(context: Context, model: Model, label: str) -> Figure:

@@ -75,6 +75,37 @@ def test_known_pixels_come_back(model: ncml.Model, keep: str, noise: float) -> N
     assert not np.array_equal(found[HALVES[unknown]], canvases[HALVES[unknown]])
 
 
+def test_the_larger_half_of_an_odd_size_comes_back_whole() -> None:
+    """As `ncml.images` cuts it: the row in the middle belongs to the bottom."""
+    config = nets.config(((4, 1),), height=7, width=7, orientations=True)
+    network = nets.network(config, dtype=torch.float32)
+    canvas = nets.pictures(1, 7, 7)
+    for keep, half in {
+        "top": np.s_[:, :3],
+        "bottom": np.s_[:, 3:],
+        "left": np.s_[:, :, :3],
+        "right": np.s_[:, :, 3:],
+    }.items():
+        plan = Plan([0], torch.zeros(1, dtype=torch.long), 0.0, 1, "tweedie", 7, 7, from_uint8(canvas), keep)  # type: ignore[arg-type]
+        found = draw(network, plan, incremental)
+        assert np.array_equal(found[half], canvas.numpy()[half]), keep
+        assert not np.array_equal(found, canvas.numpy())
+
+
+def test_a_completion_that_fails_leaves_the_model_as_it_was(model: ncml.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For example of memory: the worker goes on with the same model."""
+    expected = [score.bpd for score in model.score(nets.pictures(3).numpy())]
+
+    def fail(x: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(model.network.head, "forward", fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            model.complete(nets.pictures(2).numpy())
+    assert [score.bpd for score in model.score(nets.pictures(3).numpy())] == expected
+
+
 @pytest.mark.parametrize("solver", [name for name in SOLVERS if name != "tweedie"])
 def test_every_solver_keeps_known_pixels(model: ncml.Model, solver: str) -> None:
     canvas = nets.pictures(1).numpy()

@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,10 @@ from ncml import checkpoint, ood
 from ncml.calibration import Calibration, calibrate
 from ncml.config import maximum_likelihood
 from ncml.errors import InputError
+from ncml.evaluation import quality
 from ncml.likelihood import from_uint8, log_prob
 from ncml.noise import process
+from ncml.ood import SHAPES
 from tests.ncml import nets
 from tests.ncml.nets import FIT, NEW, RANK
 
@@ -129,6 +132,18 @@ def test_maximum_likelihood_is_judged_at_t_0_alone(tmp_path: Path) -> None:
     assert model.statistics["multiscale"].needs == ("bits_0", "direct_0", "fine_0", "coarse_0")
     found = calibrate(model, FIT, RANK)
     assert found.thresholds.keys() == model.statistics.keys()
+
+
+def test_levels_below_the_least_noise_of_a_process_are_left_out(tmp_path: Path) -> None:
+    """VE has no time of less than 1.275 grey levels, but 0."""
+    config = nets.config(process="ve")
+    config = replace(config, noise=replace(config.noise, grey_levels=4.0))
+    checkpoint.save(tmp_path / "quiet", nets.network(config, dtype=torch.float32))
+    model = ncml.load(tmp_path / "quiet")
+    assert model.statistics["multiscale"].needs == tuple(f"{kind}_{t}" for t in (0, 4) for kind in SHAPES)
+    assert calibrate(model, FIT, RANK).thresholds.keys() == model.statistics.keys()
+    assert [way["noise"] for way in quality.ways(model).values()] == [0.0, 4.0]
+    assert [level for level, _ in quality.sweep(model)["start noise"]] == [0.0, 2.0, 4.0]
 
 
 def test_the_page_tells_every_statistic_of_the_bundled_model() -> None:
