@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
+from PIL import Image
 from tyro.conf import Positional, arg
 
 from ncml import images
@@ -25,7 +26,8 @@ def compress(
     """Compress pictures of the model's size losslessly into one archive, in the bits that the model gives them.
 
     Args:
-        files: Pictures of exactly the model's size, or folders of them: PNG, JPEG, WebP, BMP, TIFF or GIF.
+        files: Pictures of exactly the model's size, or folders of them: PNG, JPEG, WebP, BMP, TIFF or GIF, of 8-bit
+            colours or grey, without transparency.
         output: The archive to write.
         model: Name or folder of the model; only the same model decompresses the archive.
         device: Where to compute: cpu, cuda or cuda:N.
@@ -51,6 +53,7 @@ def compress(
                 f"{path} is {width} x {height} pixels, and {m.name} codes only {m.width} x {m.height}: resize it "
                 "first, or leave it out.",
             )
+        _check_whole(path)
     with progress_bar() as bar:
         archive = coder.compress(
             m, np.stack(pictures), [path.stem for path in paths], lambda done, total: bar("compress", done, total)
@@ -63,6 +66,18 @@ def compress(
         print_json({"model": identity(m)} | facts)
     else:
         print(f"{output}  {len(pictures)} pictures, {len(archive):,} bytes of {values:,}: {bits:.3f} bits/dim")
+
+
+def _check_whole(path: Path) -> None:
+    """Refuse a file that holds more than its 8-bit RGB, which alone is coded."""
+    with Image.open(path) as picture:
+        for more, told in (
+            (picture.has_transparency_data, "has transparency"),
+            (getattr(picture, "n_frames", 1) > 1, "has several frames"),
+            (picture.mode not in ("1", "L", "P", "RGB") or ";16" in str(picture.tile), "is not of 8-bit RGB or grey"),
+        ):
+            if more:
+                raise InputError("files", f"{path} {told}, which would be lost: save it as plain RGB, or leave it out.")
 
 
 def decompress(

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import ncml
 from ncml import cli
 from ncml.compress import GROUP, START, compress, decompress
 from tests.ncml import nets
+from tests.ncml.test_images import png
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -119,6 +121,31 @@ def test_the_commands_give_every_file_back(run: Run, tmp_path: Path, pixels: np.
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "back" / f"{i}.png")), pixels[i])
     again = run("decompress", "three.ncml", "-o", "back", "--model", "tiny")
     assert (again.returncode, "exists already" in again.stderr) == (2, True)
+
+
+def test_what_would_not_come_back_is_not_taken(run: Run, tmp_path: Path, pixels: np.ndarray) -> None:
+    """The archive holds 8-bit RGB, so a file that holds more than that is refused."""
+    first, second = (Image.fromarray(p) for p in pixels[:2])
+    translucent = first.copy()
+    translucent.putalpha(128)
+    translucent.save(tmp_path / "alpha.png")
+    first.save(tmp_path / "moving.gif", save_all=True, append_images=[second])
+    Image.fromarray(pixels[0, :, :, 0].astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    (tmp_path / "deeper.png").write_bytes(png(8, 8, 16, 2, zlib.compress(bytes(8 * (1 + 8 * 6)))))
+    first.convert("CMYK").save(tmp_path / "ink.tif")
+    for name, told in [
+        ("alpha.png", "alpha.png has transparency"),
+        ("moving.gif", "moving.gif has several frames"),
+        ("deep.png", "deep.png is not of 8-bit RGB or grey"),
+        ("deeper.png", "deeper.png is not of 8-bit RGB or grey"),
+        ("ink.tif", "ink.tif is not of 8-bit RGB or grey"),
+    ]:
+        done = run("compress", name, "-o", "x.ncml", "--model", "tiny")
+        assert (done.returncode, told in done.stderr) == (2, True), done.stderr
+    first.convert("L").convert("1").save(tmp_path / "bits.png")
+    first.quantize(16).save(tmp_path / "palette.png")
+    done = run("compress", "bits.png", "palette.png", "-o", "x.ncml", "--model", "tiny")
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_commands_refuse_in_a_sentence(run: Run, tmp_path: Path, pixels: np.ndarray) -> None:
