@@ -37,6 +37,9 @@ SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff",
 AT_ONCE = 256
 """Pictures whose files are in memory at once."""
 
+ZEROS = 2**24
+"""Bytes written at once to take room on the disk."""
+
 Report = Callable[[int, int], None]
 
 
@@ -238,6 +241,18 @@ def _column(source: str, features: Any, names: tuple[str, ...], kind: type, what
     raise InputError("data", f"{source!r} has no column of {what}s, only {', '.join(features)}.")
 
 
+def _take_room(path: Path, start: int) -> None:
+    """Give a file of holes its blocks: a full disk is an error now, and a crash once the pages are written."""
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+            return
+        file.seek(start)  # macOS has no such call
+        for at in range(start, size, ZEROS):
+            file.write(bytes(min(ZEROS, size - at)))
+
+
 def _decode(source: _Source, pixels_NHWC: NDArray[np.uint8], report: Report) -> Dataset:
     """Decode into an array with a place for each row; those that cannot be read leave none empty between others."""
     count, height, width, _ = pixels_NHWC.shape
@@ -328,8 +343,7 @@ class _Kept:
         try:
             shape = (source.count, height, width, 3)
             pixels_NHWC = np.lib.format.open_memmap(self.pixels, "w+", np.uint8, shape)
-            with self.pixels.open("r+b") as file:  # a full disk is an error now, and a crash once the pages are written
-                os.posix_fallocate(file.fileno(), 0, self.pixels.stat().st_size)
+            _take_room(self.pixels, pixels_NHWC.offset)
         except OSError as error:
             size = source.count * height * width * 3 / 2**30
             raise InputError(

@@ -61,9 +61,12 @@ def _bands(map_HW: NDArray[np.floating]) -> Iterator[slice]:
 
 
 def frame(picture_HWC: NDArray[np.uint8], box: tuple[int, int, int, int]) -> NDArray[np.uint8]:
-    """A copy with a red frame inside the box (left, top, width, height)."""
+    """A copy with a red frame inside the box (left, top, width, height).
+
+    It is as thick as a picture of that size asks for, but leaves most of a small box to be seen.
+    """
     left, top, width, height = box
-    thick = max(1, round(min(picture_HWC.shape[:2]) / 200))
+    thick = max(1, min(round(min(picture_HWC.shape[:2]) / 200), min(width, height) // 8))
     framed = picture_HWC.copy()
     inside = framed[top : top + height, left : left + width]
     kept = inside[thick:-thick, thick:-thick].copy()

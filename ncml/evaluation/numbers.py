@@ -75,7 +75,7 @@ def rates(inside_N: Floats, outside_M: Floats) -> tuple[float, float, float]:
 
     truth = np.repeat([0, 1], [len(inside_N), len(outside_M)])
     scores = np.concatenate([inside_N, outside_M])
-    false, true, _ = metrics.roc_curve(truth, scores)
+    false, true, _ = metrics.roc_curve(truth, scores, drop_intermediate=False)  # where 95 % are flagged is such a point
     average_precision = float(metrics.average_precision_score(truth, scores))
     return float(metrics.auc(false, true)), average_precision, float(false[np.searchsorted(true, 0.95)])
 

@@ -83,6 +83,11 @@ def test_auroc_counts_pairs_and_fpr95_its_share() -> None:
     assert {name: rate.value for name, rate in perfect.items()} == {"auroc": 1, "aupr": 1, "fpr95": 0}
 
 
+def test_of_two_equal_sets_as_much_is_flagged_as_is_found() -> None:
+    same = RNG.normal(size=200)
+    assert numbers.rates(same, same) == (pytest.approx(0.5), pytest.approx(0.5, abs=0.01), 0.95)
+
+
 def test_an_interval_covers_as_often_as_it_says() -> None:
     covered = [found.low <= 2 <= found.high for found in (numbers.mean(RNG.normal(2, 3, size=100)) for _ in range(100))]
     assert 88 <= sum(covered) <= 100

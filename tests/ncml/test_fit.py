@@ -293,10 +293,24 @@ sys.exit(main(sys.argv[1:]))
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
 
 
-def test_decoded_pictures_that_do_not_fit_on_the_disk_are_told_before_they_are_read(tmp_path: Path) -> None:
+def test_where_room_cannot_be_reserved_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on macOS."""
+    monkeypatch.delattr(os, "posix_fallocate")
+    monkeypatch.setattr(data, "ZEROS", 1000)
+    source, keep = pictures(tmp_path / "photos", 20), tmp_path / "kept"
+    kept = data.load(source, 8, 8, keep=keep)
+    assert torch.equal(kept.images_NHWC, data.load(source, 8, 8).images_NHWC)
+    assert (keep / "pictures.npy").stat().st_size == 128 + 20 * 8 * 8 * 3
+
+
+@pytest.mark.parametrize("system", ["", "import os; del os.posix_fallocate"], ids=["Linux", "macOS"])
+def test_decoded_pictures_that_do_not_fit_on_the_disk_are_told_before_they_are_read(
+    tmp_path: Path, system: str
+) -> None:
     pictures(tmp_path / "photos", 50)
-    code = """
+    code = f"""
 import resource, sys
+{system}
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096,) * 2)
 from ncml.cli import main
 sys.exit(main(sys.argv[1:]))

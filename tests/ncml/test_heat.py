@@ -44,6 +44,12 @@ def test_a_frame_surrounds_its_box_and_changes_nothing_else() -> None:
     assert (picture == 100).all()
 
 
+def test_the_frame_of_a_small_tile_leaves_its_middle_to_be_seen() -> None:
+    framed = heat.frame(np.zeros((4000, 4000, 3), np.uint8), (0, 0, 32, 32))
+    assert not framed[4:28, 4:28].any()
+    assert framed[:4, :32].all()
+
+
 def test_a_map_is_saved_twice(tmp_path: Path) -> None:
     numbers = np.arange(12, dtype=np.float32).reshape(3, 4)
     picture = heat.overlay(np.full((3, 4, 3), 200, np.uint8), numbers, 0, 11)
