@@ -25,6 +25,7 @@ from torch import Tensor
 from ncml import checkpoint, images
 from ncml.errors import InputError
 from ncml.inventory import Inventory
+from ncml.listing import listed, text_of
 
 Part = Literal["fit", "calibration-fit", "calibration-rank"]
 
@@ -126,7 +127,8 @@ def load(
 
 def of_pictures(source: str) -> bool:
     """Whether a source is a folder of pictures: it has no splits, and its pictures come class by class."""
-    return Path(source).is_dir() and not any(Path(source).rglob("*.parquet"))
+    folder = Path(source)
+    return folder.is_dir() and not any(path.suffix == ".parquet" for path in listed([folder]))
 
 
 @dataclass(frozen=True)
@@ -151,18 +153,19 @@ class _Source:
 
 
 def _from_pictures(folder: Path) -> _Source:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    classes = tuple(sorted({path.relative_to(folder).parts[0] for path in files if path.parent != folder}))
+    files = sorted(path for path in listed([folder]) if path.is_file())
+    classes = sorted({path.relative_to(folder).parts[0] for path in files if path.parent != folder})
     outside = [path for path in files if path.parent == folder] if classes else []
     if any(path.suffix.lower() in SUFFIXES for path in outside):
         raise InputError("data", f"{folder} has pictures both in class folders and outside them; use one of the two.")
     index = {name: i for i, name in enumerate(classes)}
     inside = [path for path in files if path.parent != folder] if classes else files
     rows = (
-        _Row(str(path.relative_to(folder)), path, index[path.relative_to(folder).parts[0]] if classes else 0)
+        _Row(text_of(path.relative_to(folder)), path, index[path.relative_to(folder).parts[0]] if classes else 0)
         for path in inside
     )
-    return _Source(str(folder), len(inside), classes, rows, _listing(files), tuple(path.name for path in outside))
+    names, strays = (tuple(map(text_of, some)) for some in (classes, (path.name for path in outside)))
+    return _Source(str(folder), len(inside), names, rows, _listing(files), strays)
 
 
 def _listing(files: Sequence[Path]) -> str:
@@ -170,7 +173,7 @@ def _listing(files: Sequence[Path]) -> str:
     sha = hashlib.sha256()
     for path in files:
         stat = path.stat()
-        sha.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        sha.update(os.fsencode(path) + f"\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return sha.hexdigest()
 
 
@@ -192,11 +195,16 @@ def _from_datasets(source: str, split: str) -> _Source:
     labels, classes = _labels(source, table, label) if label else ([0] * len(table), ())
     raw = table.cast_column(picture, datasets.Image(decode=False))
     rows = (
-        _Row(cell["path"] or f"row {i}", cell["bytes"] or Path(cell["path"]), label)
+        _Row((cell or {}).get("path") or f"row {i}", _file(cell or {}), label)
         for i, (cell, label) in enumerate(zip((row[picture] for row in raw), labels, strict=True))
     )
     # The library's fingerprint of a table follows the names, sizes and times of its files.
     return _Source(source, len(table), classes, rows, str(table._fingerprint))
+
+
+def _file(cell: dict[str, Any]) -> bytes | Path:
+    """The file of a picture's cell; of an empty cell nothing, which is no picture."""
+    return cell.get("bytes") or (Path(cell["path"]) if cell.get("path") else b"")
 
 
 @functools.cache
@@ -227,9 +235,15 @@ def _ask_hub(name: str) -> None:
 def _labels(source: str, table: Any, label: str) -> tuple[list[int], tuple[str, ...]]:
     """Class indices and names: the names that the dataset gives, or else its distinct labels in their order."""
     values = list(table[label])
+    try:
+        distinct = set(values)
+    except TypeError as error:  # lists and records
+        raise InputError(
+            "data", f"{source!r} has several values in a {label}; give each picture one, or drop that column."
+        ) from error
     names = getattr(table.features[label], "names", None)
-    index = {value: i for i, value in enumerate(range(len(names)) if names else sorted(set(values) - {None}))}
-    if not index.keys() >= set(values):
+    index = {value: i for i, value in enumerate(range(len(names)) if names else sorted(distinct - {None}))}
+    if not index.keys() >= distinct:
         raise InputError("data", f"{source!r} has pictures without a {label}; leave them out, or drop that column.")
     return [index[value] for value in values], tuple(names or map(str, index))
 

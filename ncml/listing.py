@@ -21,6 +21,11 @@ def listed(paths: Iterable[Path]) -> Iterator[Path]:
             raise InputError(str(path), f"{path} cannot be read: there is no such file or folder.")
 
 
+def text_of(path: str | os.PathLike[str]) -> str:
+    """A path as it is told and written, which any file can hold: what is not UTF-8 in its name stands as an escape."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def _inside(folder: Path) -> Iterator[Path]:
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))

@@ -1,6 +1,7 @@
 """Datasets as users have them: parquet from the Hub, folders of pictures, and folders with something else in them."""
 
 import io
+import os
 from pathlib import Path
 
 import datasets
@@ -83,6 +84,22 @@ def test_pictures_without_a_label_are_refused(tmp_path: Path) -> None:
     assert refused.value.field == "data"
 
 
+def test_pictures_with_several_labels_are_refused(tmp_path: Path) -> None:
+    source = parquet(tmp_path / "set", [[0, 1], [1]], datasets.Sequence(datasets.Value("int64")))
+    with pytest.raises(InputError, match="several values in a label; give each picture one") as refused:
+        data.load(source, 8, 8)
+    assert refused.value.field == "data"
+
+
+def test_a_row_without_a_picture_is_skipped_and_counted(tmp_path: Path) -> None:
+    rows = {"img": [None, *pictures(2), {"bytes": b"", "path": None}], "label": [0, 1, 0, 1]}
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
+    found = data.load(str(tmp_path), 8, 8)
+    assert found.labels_N.tolist() == [1, 0]
+    assert found.inventory.unreadable == ["row 0", "row 3"]
+
+
 def test_a_split_is_named(tmp_path: Path) -> None:
     source = parquet(tmp_path / "set", [0], datasets.ClassLabel(names=["cat"]))
     parquet(tmp_path / "set", [0, 0], datasets.ClassLabel(names=["cat"]), split="test")
@@ -127,6 +144,33 @@ def test_pictures_without_class_folders(tmp_path: Path) -> None:
     assert found.classes == ()
     assert found.inventory.unreadable == []
     assert len(found) == 3
+
+
+@pytest.mark.parametrize("classes", [(), ("cat", "dog")], ids=["no classes", "classes"])
+def test_hidden_folders_are_not_looked_at(tmp_path: Path, classes: tuple[str, ...]) -> None:
+    """Notebooks and version control leave copies and tables of their own in them."""
+    for folder in (*classes, ".ipynb_checkpoints", *(f"{name}/.hidden" for name in classes)):
+        (tmp_path / folder).mkdir()
+    for i, folder in enumerate(classes or ("", "")):
+        pictures(2)[i].save(tmp_path / folder / f"{i}.png")
+    pictures(1)[0].save(tmp_path / ".ipynb_checkpoints" / "1-checkpoint.png")
+    (tmp_path / ".ipynb_checkpoints" / "t.parquet").touch()
+    found = data.load(str(tmp_path), 8, 8)
+    assert found.classes == classes
+    assert torch.equal(found.images_NHWC, nets.pictures(2))
+
+
+def test_names_need_not_be_utf_8(tmp_path: Path) -> None:
+    """Other systems and old archives leave such names."""
+    for name in (b"caf\xe9", b"tea"):
+        folder = tmp_path / os.fsdecode(name)
+        folder.mkdir()
+        pictures(1)[0].save(folder / os.fsdecode(b"\xe9.png"))
+        (folder / os.fsdecode(b"\xe9.txt")).write_text("notes")
+    found = data.load(str(tmp_path), 8, 8, keep=tmp_path.with_name("kept"))
+    assert found.classes == ("caf\\xe9", "tea")
+    assert found.inventory.unreadable == [f"{name}/\\xe9.txt" for name in found.classes]
+    assert len(found) == 2
 
 
 def test_a_folder_that_mixes_both_is_refused(tmp_path: Path) -> None:
