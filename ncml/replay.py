@@ -38,14 +38,14 @@ Kind = tuple[NCPN, tuple[int, ...], int, bool]
 """Network, shape of the batch, first unknown row, whether t = 0."""
 
 
-def cuda_graphs() -> Recorder:
+def cuda_graphs(device: torch.device) -> Recorder:
     """Records of one drawing: they share their memory, since they are always replayed in one order."""
-    pool = torch.cuda.graph_pool_handle()
+    pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
 
     def record(work: Work) -> Work:
         graph = torch.cuda.CUDAGraph()
         # Other threads may allocate memory meanwhile.
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             work()
         return graph.replay
 
@@ -69,8 +69,8 @@ class _Record:
 class Replay:
     """A `ncml.generate.Sampler` that draws what `incremental` does. It is for weights that stay as they are."""
 
-    def __init__(self, recorders: Callable[[], Recorder] = cuda_graphs) -> None:
-        """recorders: makes the recorder of a drawing's rows."""
+    def __init__(self, recorders: Callable[[torch.device], Recorder] = cuda_graphs) -> None:
+        """recorders: makes the recorder of a drawing's rows on a device."""
         self.recorders = recorders
         self.records: OrderedDict[Kind, _Record] = OrderedDict()
         """The last one used comes last."""
@@ -121,7 +121,7 @@ class Replay:
         try:
             drawing = Drawing(network, x_BCHW, first_row=first_row, clean=clean)
             drawing.begin(x_BCHW, conditions, noise)
-            recorder = self.recorders()
+            recorder = self.recorders(x_BCHW.device)
             record = _Record(drawing, [recorder(partial(drawing.row, i)) for i in drawing.rows])
             again_BCHW = x_BCHW.clone()
             again_BCHW[:, :, first_row:] = 0

@@ -39,7 +39,7 @@ class Tape(TorchDispatchMode):
                     mine.copy_(new)
 
 
-def tapes() -> Recorder:
+def tapes(device: torch.device) -> Recorder:
     """Unlike a graph's, this recorder does the work as well, so it leaves the drawing in disorder."""
 
     def record(work: Work) -> Work:
@@ -107,7 +107,7 @@ def test_a_kind_is_recorded_when_it_comes_again_and_only_the_last_few_are_kept(s
     assert [kind[1][0] for kind in replay.records] == [*range(4, MOST + 3), 1]
 
 
-def misses_a_step() -> Recorder:
+def misses_a_step(device: torch.device) -> Recorder:
     """A recorder that loses an operation of each row."""
 
     def record(work: Work) -> Work:
@@ -119,7 +119,7 @@ def misses_a_step() -> Recorder:
     return record
 
 
-def fails() -> Recorder:
+def fails(device: torch.device) -> Recorder:
     """A recorder on a device that cannot."""
 
     def record(work: Work) -> Work:
