@@ -219,6 +219,8 @@ def test_pages_of_other_origins_may_ask_only_where_that_is_set(new_client: Calla
     assert opened.options("/score", headers=preflight).status_code == 200
     other = {"origin": "https://example.com"}
     assert "access-control-allow-origin" not in opened.get("/healthz", headers=other).headers
+
+
 def test_refusals_and_defects_can_be_read_by_pages_of_other_origins(
     new_client: Callable[..., TestClient], queue
 ) -> None:
