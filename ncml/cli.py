@@ -92,6 +92,8 @@ def one_line(box: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # as standard error does: what it cannot encode stands as an escape
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = parse(sys.argv[1:] if arguments is None else arguments)() or 0
         sys.stdout.flush()

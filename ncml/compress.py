@@ -41,6 +41,7 @@ from ncml.errors import InputError
 from ncml.generate import Conditions
 from ncml.incremental import walk
 from ncml.likelihood import LOG_SCALE_MIN, from_uint8
+from ncml.listing import text_of
 from ncml.model import Model
 
 coding: Any = constriction.stream  # pyright: ignore[reportAttributeAccessIssue] - a compiled module without stubs
@@ -86,6 +87,8 @@ def compress(
         raise InputError("files", f"only uint8 pictures of {model.width} x {model.height} pixels can be coded.")
     if len(names) != len(pixels_NHWC) or not all(map(_is_name, names)):
         raise InputError("files", "every picture needs a file name, without a folder.")
+    if odd := next((name for name in names if name.encode(errors="replace").decode() != name), None):
+        raise InputError("files", f"the file name {odd!r} is not UTF-8, as names in an archive are: rename the file.")
     if twice := next((name for name, count in Counter(names).items() if count > 1), None):
         raise InputError("files", f"two pictures are named {twice!r}: every one needs a file name of its own.")
     streams = [
@@ -93,7 +96,7 @@ def compress(
         for some in _groups(len(pixels_NHWC))
     ]
     header = Header(
-        model=model.name,
+        model=text_of(model.name),
         height=model.height,
         width=model.width,
         torch=torch.__version__,

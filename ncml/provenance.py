@@ -10,13 +10,14 @@ from pathlib import Path
 import torch
 
 from ncml.inventory import counted
+from ncml.listing import text_of
 
 
 def command(arguments: Sequence[str], places: Iterable[str]) -> str:
     """An `ncml` command line, whole but for where on this machine the folders `places` lie."""
     hidden = {place for place in places if Path(place).is_dir()}
     quoted = (f"…/{Path(a).name}" if a in hidden else shlex.quote(a) for a in arguments)
-    return " ".join(["ncml", *quoted])
+    return text_of(" ".join(["ncml", *quoted]))
 
 
 def machine(device: torch.device | str) -> str:

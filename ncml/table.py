@@ -39,7 +39,7 @@ class Table:
             if self.part.exists():
                 self._take_up()
             else:
-                with self.part.open("w", newline="") as file:
+                with self.part.open("w", newline="", encoding="utf-8") as file:
                     csv.writer(file).writerow(self.columns)
         except OSError as error:
             raise InputError("output", f"{path} cannot be written: {error.strerror}.") from error
@@ -53,7 +53,7 @@ class Table:
         started = InputError(
             "output", f"{self.part} was started by another command or model: remove it, or give another --output."
         )
-        with self.part.open(newline="") as file:
+        with self.part.open(newline="", encoding="utf-8") as file:
             if next(csv.reader(file), None) != self.columns:
                 raise started
         for row in self.rows():
@@ -63,7 +63,7 @@ class Table:
 
     def rows(self) -> Iterator[Row]:
         """The rows so far, as text."""
-        with self.part.open(newline="") as file:
+        with self.part.open(newline="", encoding="utf-8") as file:
             yield from csv.DictReader(file)
 
     def numbers(self, column: str) -> "array.array[float]":
@@ -72,7 +72,7 @@ class Table:
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows; they are on disk when this returns. What a row leaves out is empty."""
-        with self.part.open("a", newline="") as file:
+        with self.part.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self.columns, restval="").writerows(self.same | dict(row) for row in rows)
 
     def finish(self, added: Mapping[str, Callable[[Row], str]] = {}) -> None:
@@ -91,7 +91,7 @@ def _ends_line(file: Any, end: int) -> bool:
 
 
 def _write_csv(path: Path, columns: list[str], _: set[str], rows: Iterable[Row]) -> None:
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
@@ -122,7 +122,7 @@ def read(path: Path, columns: Sequence[str]) -> Iterator[Row]:
                 for row in batch.to_pylist():
                     yield {name: "" if row[name] is None else str(row[name]) for name in columns}
         else:
-            with path.open(newline="") as file:
+            with path.open(newline="", encoding="utf-8") as file:
                 yield from ({name: row[name] for name in columns} for row in csv.DictReader(file))
     except (KeyError, ValueError, UnicodeDecodeError) as error:
         raise InputError(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ncml import heat, images
 from ncml.errors import InputError
+from ncml.listing import text_of
 from ncml.terminal import progress_bar
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Skipped:
         self.count += 1
         if self.count <= TOLD:
             self.told.append(error)
-        return {"file": str(path), "error": error}
+        return {"file": text_of(path), "error": error}
 
     def tell(self, count: int) -> None:
         """Say on standard error which files and how many: `count`, where an earlier run has skipped some, too."""
@@ -71,11 +72,11 @@ def of_pictures(m: "Model", asked: dict[str, Any], maps: Path | None, skipped: S
         read: list[Row] = []
         for path in paths:
             try:
-                stack.append(images.fit(images.open_image(path, field=str(path)), m.height, m.width))
+                stack.append(images.fit(images.open_image(path, field=text_of(path)), m.height, m.width))
             except InputError as error:
                 rows.append(skipped.add(path, str(error)))
             else:
-                rows.append({"file": str(path)})
+                rows.append({"file": text_of(path)})
                 read.append(rows[-1])
         scores = m.score(stack, map=maps is not None, **asked) if stack else []
         for row, scored in zip(read, scores, strict=True):
@@ -102,16 +103,16 @@ def of_tiles(m: "Model", side: int | None, maps: Path | None, skipped: Skipped) 
         rows: list[Row] = []
         for path in paths:
             try:
-                picture = images.open_image(path, field=str(path))
+                picture = images.open_image(path, field=text_of(path))
                 with progress_bar() as bar:
                     found = m.scan(picture, side=side, callback=lambda done, total: bar("tiles", done, total))
             except InputError as error:
                 if error.field in ("tile", "tile_size"):
                     raise
-                said = f"{path}: {error}" if error.field == "image" else str(error)
+                said = f"{text_of(path)}: {error}" if error.field == "image" else str(error)
                 rows.append(skipped.add(path, said))
                 continue
-            row: Row = {"file": str(path)}
+            row: Row = {"file": text_of(path)}
             row |= dict(zip(("left", "top", "width", "height"), found.box, strict=True))
             row |= {"score": found.score, "p_value": found.p_value, "is_ood": found.is_ood, "tiles": found.tiles}
             rows.append(row)

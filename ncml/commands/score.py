@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 from ncml import conformal
 from ncml.commands.rows import Row, Skipped, Work, batches, of_pictures, of_tiles
 from ncml.errors import InputError
-from ncml.listing import listed
+from ncml.listing import listed, text_of
 from ncml.table import Table
 from ncml.terminal import ClassOption, JsonOption, ModelOption, identity, load, print_json, progress_bar
 
@@ -159,7 +159,7 @@ def _on_disk(
     table = Table(output, (*columns, *same, "error"), texts=TEXTS, same=same)
     paths = listed(files)
     before = list(itertools.islice(paths, table.done - 1, table.done)) if table.done else []
-    if [str(path) for path in before] != [table.last] * bool(table.done):
+    if [text_of(path) for path in before] != [table.last] * bool(table.done):
         raise InputError("output", f"{table.part} was started on other files: remove it, or give another --output.")
     with progress_bar() as bar:
         for some in batches(paths):

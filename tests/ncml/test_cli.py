@@ -269,6 +269,12 @@ def test_every_option_of_every_command_is_explained() -> None:
             assert re.search(rf"^\s*{option.name}: ", said, re.M) or "help=" in str(option.annotation), (name, option)
 
 
+def test_what_a_terminal_cannot_encode_stands_as_an_escape(tmp_path: Path, model_folder: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    done = process(tmp_path, model_folder.parent, "generate", "--model", "tiny", "--seed", "7", "-o", name)
+    assert (done.returncode, done.stdout) == (0, "caf\\udce9.png  (seed 7)\n"), done.stderr
+
+
 def test_a_reader_that_leaves_early_is_no_error() -> None:
     piped = f"{sys.executable} -m ncml.cli models | true"
     done = subprocess.run(["/bin/bash", "-c", piped], capture_output=True, text=True, check=True, timeout=60)

@@ -1,6 +1,7 @@
 """Archives: what went in comes out, in as many bits as the model says, and nothing else is taken for one."""
 
 import json
+import os
 import subprocess
 import zlib
 from collections.abc import Callable
@@ -92,6 +93,11 @@ def test_damage_is_told_from_a_picture(model: ncml.Model, archive: bytes) -> Non
 def test_a_name_is_a_file_name(model: ncml.Model, pixels: np.ndarray, name: str) -> None:
     with pytest.raises(ncml.InputError, match="file name"):
         compress(model, pixels[:1], [name])
+
+
+def test_a_name_is_utf_8(model: ncml.Model, pixels: np.ndarray) -> None:
+    with pytest.raises(ncml.InputError, match=r"the file name 'caf\\udce9' is not UTF-8.*rename the file"):
+        compress(model, pixels[:1], [os.fsdecode(b"caf\xe9")])
 
 
 @pytest.fixture

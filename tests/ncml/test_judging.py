@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from PIL import Image
 
 import ncml
 from ncml import cli, images
+from ncml.table import read
 from tests.ncml import nets
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -172,6 +174,26 @@ def test_a_run_survives_whatever_file_it_meets(calibrated: Run, tmp_path: Path) 
     for name in ("000.png", "001.png", "002.png", "004.txt"):
         assert f"ncml: skipped: new/{name}" in done.stderr
     assert done.stderr.endswith("4 files were skipped\n")
+
+
+def test_a_name_that_is_not_utf_8_is_told_with_an_escape(calibrated: Run, tmp_path: Path) -> None:
+    write(tmp_path / "new", 2, 2)
+    (tmp_path / "new" / "000.png").rename(tmp_path / "new" / os.fsdecode(b"caf\xe9.png"))
+    (tmp_path / "new" / os.fsdecode(b"\xe9.txt")).write_text("no picture")
+    asked = ("score", "new", "--model", "loud")
+    names = ["new/001.png", "new/caf\\xe9.png", "new/\\xe9.txt"]
+    for table in ("t.csv", "t.parquet"):
+        done = calibrated(*asked, "--output", table)
+        assert done.returncode == 0, done.stderr
+        assert "skipped: new/\\xe9.txt is not an image" in done.stderr
+        assert [row["file"] for row in read(tmp_path / table, ["file"])] == names
+    done = calibrated(*asked, "--map", "maps")
+    assert [line.split()[-1] for line in done.stdout.splitlines()] == names[:2]
+    assert (tmp_path / "maps" / "new" / "caf\\xe9.png.png").is_file()
+    assert [row["file"] for row in json.loads(calibrated(*asked, "--json").stdout)["results"]] == names[:2]
+    (tmp_path / "t.csv.part").write_text((tmp_path / "t.csv").read_text())
+    assert calibrated(*asked, "--output", "t.csv").returncode == 0  # it was taken up, and nothing was left to do
+    assert calibrated("calibrate", "--model", "loud", "--data", "new", "--unseen").stderr.startswith("ncml: 2 images")
 
 
 def test_json_has_everything(calibrated: Run, tmp_path: Path) -> None:
