@@ -19,7 +19,6 @@ import io
 import math
 import os
 import re
-import struct
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal, cast
@@ -28,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from ncml import tiff
 from ncml.errors import InputError, NotAnImage, TooLarge
 
 Keep = Literal["top", "bottom", "left", "right"]
@@ -41,9 +41,6 @@ MAX_PIXELS = 2**25
 _READABLE = "PNG, JPEG, WebP, BMP, TIFF or GIF"
 _ALPHA_KNOWN = 128
 _MAX_BLOCKS = 2**17
-_TIFF = (b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0", b"MM\0+")
-_TIFF_WIDTHS = {1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4, 13: 4, 16: 8, 17: 8, 18: 8}
-"""Bytes of a whole number in a TIFF directory, by its type."""
 
 
 def open_image(
@@ -225,43 +222,19 @@ def _decode(data: bytes | str | os.PathLike[str], field: str, max_bytes: int, ma
 
 
 def _check_blocks(raw: bytes, field: str, max_pixels: int) -> None:
-    """Refuse a TIFF file whose strips and tiles cost far more than its width and height tell.
-
-    Room is made for a whole tile however small the picture is (a strip is cut to it), and uncompressed blocks are
-    listed one by one when the file is opened. Of a tag that occurs twice one reader takes the first and another the
-    last, so the largest counts.
-    """
-    if not raw.startswith(_TIFF):
+    """Refuse a TIFF file whose strips and tiles cost far more than its width and height tell."""
+    cut = tiff.blocks(raw)
+    if cut is None:
         return
-    endian, order = ("<", "little") if raw.startswith(b"II") else (">", "big")
-    big = b"+" in raw[2:4]
-    entry = struct.Struct(endian + ("HHQ8s" if big else "HHI4s"))
-    (start,) = struct.unpack_from(endian + ("Q" if big else "I"), raw, 8 if big else 4)
-    (entries,) = struct.unpack_from(endian + ("Q" if big else "H"), raw, start)
-    start += 8 if big else 2
-    whole = min(entries, (len(raw) - start) // entry.size)
-    blocks, tile = 0, {322: 0, 323: 0}
-    for tag, kind, count, value in entry.iter_unpack(raw[start : start + whole * entry.size]):
-        if tag in (273, 324):
-            blocks = max(blocks, count)
-        elif tag in tile:
-            width = _TIFF_WIDTHS.get(kind, 0)
-            if width > len(value):
-                value = raw[int.from_bytes(value, order) :]
-            tile[tag] = max(tile[tag], int.from_bytes(value[:width], order))
-    width, height = tile.values()
-    if width * height > max_pixels:
-        raise TooLarge(
-            field,
-            f"{field} is a TIFF file in tiles of {width} x {height} pixels; at most {max_pixels} pixels are accepted, "
-            "so save it again as an ordinary PNG.",
-        )
-    if blocks > _MAX_BLOCKS:
-        raise TooLarge(
-            field,
-            f"{field} is a TIFF file in {blocks} strips or tiles; at most {_MAX_BLOCKS} are accepted, so save it again "
-            "as an ordinary PNG.",
-        )
+    if cut.tile_width * cut.tile_height > max_pixels:
+        has, most = f"tiles of {cut.tile_width} x {cut.tile_height} pixels", f"{max_pixels} pixels"
+    elif cut.count > _MAX_BLOCKS:
+        has, most = f"{cut.count} strips or tiles", f"{_MAX_BLOCKS}"
+    else:
+        return
+    raise TooLarge(
+        field, f"{field} is a TIFF file in {has}; at most {most} are accepted, so save it again as an ordinary PNG."
+    )
 
 
 def _settle_transparency(picture: Image.Image, raw: bytes, field: str) -> None:
