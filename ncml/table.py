@@ -50,16 +50,28 @@ class Table:
             while end and not _ends_line(file, end):
                 end -= 1
             file.truncate(end)
-        started = InputError(
-            "output", f"{self.part} was started by another command or model: remove it, or give another --output."
-        )
+        try:
+            ours = self._count()
+        except (csv.Error, ValueError):  # no table at all, or text where a number belongs
+            ours = False
+        if not ours:
+            raise InputError(
+                "output", f"{self.part} was started by another command or model: remove it, or give another --output."
+            )
+
+    def _count(self) -> bool:
+        """Count the rows that are there; whether they are of this table."""
         with self.part.open(newline="", encoding="utf-8") as file:
             if next(csv.reader(file), None) != self.columns:
-                raise started
+                return False
         for row in self.rows():
             if any(row[name] != value for name, value in self.same.items()):
-                raise started
+                return False
+            for name in self.columns:
+                if name not in self.texts:
+                    float(row[name] or 0)
             self.done, self.last = self.done + 1, row[self.columns[0]]
+        return True
 
     def rows(self) -> Iterator[Row]:
         """The rows so far, as text."""
@@ -112,19 +124,26 @@ def _write_parquet(path: Path, columns: list[str], texts: set[str], rows: Iterab
         writer.write_table(pyarrow.Table.from_pylist(block, schema))
 
 
-def read(path: Path, columns: Sequence[str]) -> Iterator[Row]:
-    """Some columns of a finished table, row by row, as text; raises `InputError` where it is none."""
+def read(path: Path, columns: Sequence[str], *, also: Sequence[str] = ()) -> Iterator[Row]:
+    """Some columns of a finished table, row by row, as text; raises `InputError` where it is none.
+
+    also: columns that a table need not have; they are empty where it has not.
+    """
     try:
         if path.suffix == ".parquet":
             from pyarrow import parquet
 
-            for batch in parquet.ParquetFile(path).iter_batches(columns=list(columns)):
+            stored = parquet.ParquetFile(path)
+            there = [name for name in also if name in stored.schema_arrow.names]
+            for batch in stored.iter_batches(columns=[*columns, *there]):
                 for row in batch.to_pylist():
-                    yield {name: "" if row[name] is None else str(row[name]) for name in columns}
+                    cells = {name: row[name] for name in columns} | {name: row.get(name) for name in also}
+                    yield {name: "" if cell is None else str(cell) for name, cell in cells.items()}
         else:
             with path.open(newline="", encoding="utf-8") as file:
-                yield from ({name: row[name] for name in columns} for row in csv.DictReader(file))
-    except (KeyError, ValueError, UnicodeDecodeError) as error:
+                for row in csv.DictReader(file, restval=""):
+                    yield {name: row[name] for name in columns} | {name: row.get(name, "") for name in also}
+    except (KeyError, ValueError, csv.Error) as error:
         raise InputError(
             "table", f"{path} is no table of ncml score --output: it lacks {' or '.join(columns)}."
         ) from error

@@ -1,5 +1,7 @@
 """`ncml drift`."""
 
+import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from ncml.model import Model
 
 COLUMNS = ("model", "calibration", "statistic", "bpd", "score", "p_value")
+CONDITIONS = ("class", "noise")
+"""Columns of tables whose bits/dim were asked for under one of these."""
 
 Scored = tuple[float, float, float]
 """Bits per dimension, score and p-value of an image."""
@@ -81,12 +85,25 @@ def drift(
 def _stored(m: "Model", tables: list[Path]) -> Iterator[Scored]:
     wanted = (m.version[:12], m.calibration.version[:12], m.calibration.statistic) if m.calibration else ()
     for path in tables:
-        for row in table.read(path, COLUMNS):
+        for row in table.read(path, COLUMNS, also=CONDITIONS):
             if not row["p_value"]:
                 continue  # a file that could not be read
             if (row["model"], row["calibration"], row["statistic"]) != wanted:
                 raise InputError("files", f"{path} was scored by another model, calibration or statistic.")
-            yield float(row["bpd"]), float(row["score"]), float(row["p_value"])
+            if any(row[name] for name in CONDITIONS):
+                raise InputError(
+                    "files",
+                    f"{path} was scored with --class or --noise, and calibrated bits/dim are without: score the "
+                    "pictures without them.",
+                )
+            yield _number(path, row["bpd"]), _number(path, row["score"]), _number(path, row["p_value"])
+
+
+def _number(path: Path, cell: str) -> float:
+    with contextlib.suppress(ValueError):
+        if math.isfinite(number := float(cell)):
+            return number
+    raise InputError("files", f"{path} has {cell!r} where a number belongs: score the pictures anew.")
 
 
 def _scored(m: "Model", pictures: list[Path], skipped: Skipped) -> Iterator[Scored]:

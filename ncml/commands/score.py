@@ -75,7 +75,11 @@ def score(
     else:
         if tile_size is not None:
             raise InputError("tile_size", "--tile-size is for --tile; leave it out or add that.")
-        names, bound, why = _names(m, statistics), None if only_bpd else m.calibration, m.uncalibrated
+        names, bound, why = (
+            _names(m, statistics, class_ is not None or noise > 0),
+            None if only_bpd else m.calibration,
+            m.uncalibrated,
+        )
         judge = "" if bound is None else statistic or bound.statistic
     if fdr is not None and bound is None:
         raise InputError("fdr", f"--fdr needs p-values: {'leave --only-bpd out.' if only_bpd else why}")
@@ -103,15 +107,23 @@ def score(
     skipped.tell(told["skipped"])
 
 
-def _names(m: "Model", statistics: str) -> tuple[str, ...]:
-    """The statistics to tell; "all" are those that can be computed."""
+def _names(m: "Model", statistics: str, conditional: bool) -> tuple[str, ...]:
+    """The statistics to tell beside bits/dim, which are always told; "all" are those that can be computed.
+
+    conditional: bits/dim are asked for at a noise level or of a class, and so are not those of the statistic.
+    """
     from ncml import ood
 
     if not statistics:
         return ()
     names = ood.chosen("all" if statistics == "all" else statistics.split(","), m.statistics)
+    if conditional and statistics != "all" and "bpd" in names:
+        raise InputError(
+            "statistics",
+            "the statistic bpd is without --class and --noise, and the column bpd with them: leave one of them out.",
+        )
     judged = statistics != "all" or m.calibration is not None
-    return tuple(name for name in names if judged or not m.statistics[name].fitted)
+    return tuple(name for name in names if name != "bpd" and (judged or not m.statistics[name].fitted))
 
 
 def _in_memory(files: tuple[Path, ...], work: Work, fdr: float | None, show: Callable[[Row], None] | None) -> Row:

@@ -206,6 +206,26 @@ def test_json_has_everything(calibrated: Run, tmp_path: Path) -> None:
     assert told["results"][0]["score"] == told["results"][0]["llr"]
 
 
+def test_bits_per_dim_are_those_asked_for_whatever_else_is_told(calibrated: Run, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    write(tmp_path / "new", 3, 2)
+    model = ncml.load(tmp_path / "models" / "loud")
+    pixels = np.stack([images.open_image(path) for path in sorted((tmp_path / "new").iterdir())])
+    for asked, how in (([], {}), (["--noise", "5", "--class", "a"], {"noise": 5, "classes": "a"})):
+        expected = pytest.approx([score.bpd for score in model.score(pixels, **how)], rel=1e-5)
+        common = ("score", "new", "--model", "loud", "--statistics", "all", *asked)
+        told = json.loads(calibrated(*common, "--json").stdout)
+        assert [row["bpd"] for row in told["results"]] == expected
+        assert calibrated(*common, "--output", "t.parquet").returncode == 0
+        table = parquet.read_table(tmp_path / "t.parquet")
+        assert len(set(table.column_names)) == len(table.column_names)
+        assert table["bpd"].to_pylist() == expected
+        assert {"llr", "multiscale"} < set(table.column_names)
+    done = calibrated("score", "new", "--model", "loud", "--statistics", "llr,bpd", "--noise", "5")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "leave one of them out" in done.stderr
+
+
 def test_lines_tell_the_verdict(calibrated: Run, tmp_path: Path) -> None:
     write(tmp_path / "new", 2, 2)
     noise = 255 * np.random.default_rng(0).integers(0, 2, (8, 8, 3), np.uint8)
@@ -326,3 +346,26 @@ def test_a_table_of_another_calibration_is_refused(calibrated: Run, tmp_path: Pa
     done = calibrated("drift", "t.csv", "--model", "loud")
     assert done.returncode == 2
     assert "t.csv was scored by another model, calibration or statistic" in done.stderr
+
+
+@pytest.mark.parametrize("asked", [["--noise", "5"], ["--class", "a"]])
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_table_under_other_conditions_is_refused(
+    calibrated: Run, tmp_path: Path, asked: list[str], suffix: str
+) -> None:
+    write(tmp_path / "new", 22, 2)
+    assert calibrated("score", "new", "--model", "loud", "--output", f"t.{suffix}", *asked).returncode == 0
+    done = calibrated("drift", f"t.{suffix}", "--model", "loud")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert f"t.{suffix} was scored with --class or --noise" in done.stderr
+
+
+@pytest.mark.parametrize("cell", ["many", "nan"])
+def test_a_table_with_words_for_numbers_is_refused(calibrated: Run, tmp_path: Path, cell: str) -> None:
+    write(tmp_path / "new", 22, 2)
+    assert calibrated("score", "new", "--model", "loud", "--output", "t.csv").returncode == 0
+    text = (tmp_path / "t.csv").read_text()
+    (tmp_path / "t.csv").write_text(text.replace(rows(tmp_path / "t.csv")[3]["bpd"], cell))
+    done = calibrated("drift", "t.csv", "--model", "loud")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert f"t.csv has '{cell}' where a number belongs" in done.stderr

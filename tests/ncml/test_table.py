@@ -59,6 +59,24 @@ def test_another_run_s_part_is_left_alone(tmp_path: Path, how: dict) -> None:
     assert table(tmp_path / "t.csv").done == 1
 
 
+@pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n\xff", b"file,x,model\na,much,m1\n", b"f" * 200_000 + b"\n"])
+def test_what_is_no_part_is_left_alone(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "t.csv.part").write_bytes(content)
+    with pytest.raises(InputError, match="started by another command or model: remove it"):
+        table(tmp_path / "t.csv")
+
+
+def test_columns_that_a_table_need_not_have_are_empty_where_it_has_not(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow.parquet")
+    for name in ("t.csv", "t.parquet"):
+        made = table(tmp_path / name)
+        made.add([{"file": "a", "x": 1.25}])
+        made.finish()
+        assert list(read(tmp_path / name, ["x"], also=["model", "noise"])) == [
+            {"x": "1.25", "model": "m1", "noise": ""}
+        ]
+
+
 def test_parquet_has_numbers_text_and_nothing(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "t.parquet"
@@ -82,6 +100,9 @@ def test_places_and_suffixes_are_checked_at_once(tmp_path: Path) -> None:
 def test_a_table_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("a,b\n1,2\n")
     with pytest.raises(InputError, match="no table of ncml score --output: it lacks file"):
+        list(read(tmp_path / "t.csv", ["file"]))
+    (tmp_path / "t.csv").write_text("file,b\n" + "1" * 200_000 + ",2\n")  # beyond what a field may have
+    with pytest.raises(InputError, match="no table of ncml score"):
         list(read(tmp_path / "t.csv", ["file"]))
     (tmp_path / "t.parquet").write_text("a,b\n1,2\n")
     with pytest.raises(InputError, match="no table of ncml score"):
