@@ -61,7 +61,8 @@ def evaluate(
             for note in section.notes:
                 print(note)
             for table in section.tables:
-                table.show()
+                if table.rows:
+                    table.show()
             for figure in section.figures:
                 print(out / f"{figure.name}.png")
 

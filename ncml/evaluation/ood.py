@@ -39,15 +39,22 @@ def statistics(context: Context, model: Model, calibration: Calibration, found: 
     return context.store.rows(f"ood {found.name}", what, len(found), measure)
 
 
-def sets(context: Context, model: Model) -> tuple[list[Pictures], list[str]]:
-    """The out-of-distribution sets at a model's size, and a sentence for each that cannot be read."""
+def sets(context: Context, model: Model, inside: Pictures) -> tuple[list[Pictures], list[str]]:
+    """The out-of-distribution sets at a model's size, and a sentence for each that cannot be read or is no other."""
     found: list[Pictures] = []
     problems: list[str] = []
     for source in dict.fromkeys((*context.ood, *pictures.GENERATED)):
         try:
-            found.append(context.pictures(source, model, "ood"))
+            other = context.pictures(source, model, "ood")
         except InputError as error:
             problems.append(f"{source} was left out: {error}")
+            continue
+        if other.digest == inside.digest:
+            problems.append(
+                f"{source} was left out: its pictures are those of {inside.name}, from which others are told."
+            )
+        else:
+            found.append(other)
     return found, problems
 
 
@@ -120,7 +127,7 @@ def ood(context: Context) -> Section:
             notes.append(f"{label} was left out: {model.uncalibrated}")
             continue
         inside = context.test(model, "ood")
-        outside, problems = sets(context, model)
+        outside, problems = sets(context, model, inside)
         notes += [note for note in (*problems, *(note for each in outside for note in each.notes)) if note not in notes]
         found[label] = detection(context, model, model.calibration, inside, outside)
     if not found:

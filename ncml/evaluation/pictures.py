@@ -7,6 +7,7 @@ was measured of them counts when more are asked for.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ncml import data
+from ncml.listing import text_of
 
 SEED = 2022
 """Of the pictures and flips that are drawn here."""
@@ -43,19 +45,49 @@ class Pictures:
         return replace(self, pixels_NHWC=self.pixels_NHWC[:n])
 
 
+def parted(source: str) -> tuple[str, str]:
+    """A source without the split that it names, and that split; an empty one where it names none."""
+    where, colon, split = source.rpartition(":")
+    return (where, split) if colon and not Path(source).exists() else (source, "")
+
+
+def names(sources: Iterable[str]) -> dict[str, str]:
+    """What each source is called: the end of its path, as much of it as tells it from the others, and its split."""
+    spelt = {source: _spellings(source) for source in sources}
+
+    def called(source: str) -> str:
+        others = {name for other, spellings in spelt.items() if other != source for name in spellings}
+        return next((name for name in spelt[source] if name not in others), source)
+
+    return {source: text_of(called(source)) for source in spelt}
+
+
+def _spellings(source: str) -> list[str]:
+    """From the shortest to the longest."""
+    where, split = parted(source)
+    parts = Path(where).parts or (where,)
+    return ["/".join(parts[-depth:]) + f":{split}" * bool(split) for depth in range(1, len(parts) + 1)]
+
+
 def load(
-    source: str, height: int, width: int, *, split: str = "test", report: data.Report = lambda done, total: None
+    source: str,
+    height: int,
+    width: int,
+    *,
+    split: str = "",
+    name: str = "",
+    report: data.Report = lambda done, total: None,
 ) -> Pictures:
     """A set by what the user calls it: constant, uniform, or NAME|FOLDER[:SPLIT] as `ncml.data` reads it.
 
-    split: the one that is meant where the source names none; a folder of pictures has none and is read whole.
+    split: the one to read; by default that which the source names, else test. A folder of pictures has none and is read
+        whole.
+    name: what it is called; by default the end of its path and its split.
     """
     if source in GENERATED:
         return generated(source, GENERATED_COUNT, height, width)
-    where, colon, named = source.rpartition(":")
-    if colon and not Path(source).exists():
-        source, split = where, named
-    found = data.load(source, height, width, split=split, report=report)
+    where, named = parted(source)
+    found = data.load(where, height, width, split=split or named or "test", report=report)
     pixels_NHWC = found.images_NHWC.numpy()
     unreadable = len(found.inventory.unreadable)
     resized = len(found) - found.inventory.sizes[f"{width}x{height}"]
@@ -72,7 +104,7 @@ def load(
             f"{grey:,} of {len(found):,} pictures are grey, and were read as RGB with three equal channels",
         ),
     )
-    name = Path(source).name
+    name = name or names([source])[source]
     notes = tuple(f"{name}: {sentence}." for count, sentence in said if count)
     return _shuffled(name, pixels_NHWC, notes)
 

@@ -52,7 +52,7 @@ class Table:
 
     def write(self, folder: Path) -> None:
         """NAME.csv; a measured cell is spread over four columns."""
-        spread = [any(isinstance(cell, Measured) for cell in column) for column in zip(*self.rows, strict=True)]
+        spread = [any(isinstance(row[i], Measured) for row in self.rows) for i in range(len(self.header))]
         parts = ("", " low", " high", " n")
         header = [n + part for n, wide in zip(self.header, spread, strict=True) for part in (parts if wide else ("",))]
         with (folder / f"{self.name}.csv").open("w", newline="") as file:
@@ -119,7 +119,7 @@ class Section:
         told = f"`{made['command']}`  \n{made['machine']}; {made['date']}; this part took {made['took']}\n"
         parts = [f"## {self.title}\n", told, *(f"{paragraph}\n" for paragraph in self.text)]
         parts += [f"> {note}\n" for note in self.notes]
-        parts += [table.markdown() for table in self.tables]
+        parts += [table.markdown() for table in self.tables if table.rows]
         parts += [f"![{figure.caption}]({figure.name}.png)\n\n*{figure.caption}*\n" for figure in self.figures]
         (folder / f"{self.kind}.md").write_text("\n".join(parts))
 

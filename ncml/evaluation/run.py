@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,15 @@ class Context:
     """What is to be known of the in-distribution set."""
     read: dict[tuple[Any, ...], Pictures] = field(default_factory=dict)
 
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """What each set is called, by its source."""
+        return pictures.names((self.data, *self.ood, *pictures.GENERATED))
+
     @property
     def data_name(self) -> str:
         """What the in-distribution set is called."""
-        return Path(self.data).name
+        return self.names[self.data]
 
     def test(self, model: Model, kind: str) -> Pictures:
         """The in-distribution test images for a kind of evaluation, at the model's size."""
@@ -66,12 +72,16 @@ class Context:
         self.notes += [note for note in found.notes if note not in self.notes]
         return found
 
-    def pictures(self, source: str, model: Model, kind: str, *, split: str = "test") -> Pictures:
-        """A set at the model's size, as many as the kind's limit. It is read once."""
+    def pictures(self, source: str, model: Model, kind: str, *, split: str = "") -> Pictures:
+        """A set at the model's size, as many as the kind's limit. It is read once.
+
+        split: another one than the source names, or than test.
+        """
         key = (source, model.height, model.width, split)
         if key not in self.read:
-            report = lambda done, total: self.store.bar(f"read {Path(source).name}", done, total)  # noqa: E731
-            self.read[key] = pictures.load(source, model.height, model.width, split=split, report=report)
+            name = self.names[source]
+            report = lambda done, total: self.store.bar(f"read {name}", done, total)  # noqa: E731
+            self.read[key] = pictures.load(source, model.height, model.width, split=split, name=name, report=report)
         found = self.read[key]
         if len(found) < LEAST:
             raise InputError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 import zipfile
 from collections.abc import Callable, Mapping
@@ -44,7 +45,7 @@ class Store:
         written now and then, and when `measure` raises or is interrupted.
         """
         digest = hashlib.sha256(json.dumps([stage, what], sort_keys=True).encode()).hexdigest()[:16]
-        path = self.folder / f"{stage.replace(' ', '_')}-{digest}.npz"
+        path = self.folder / f"{re.sub('[ /]', '_', stage)}-{digest}.npz"
         columns = _read(path)
         done = written = _length(columns)
         if done:

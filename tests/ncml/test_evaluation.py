@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -186,6 +188,21 @@ def test_what_is_odd_about_a_set_is_said(tmp_path: Path) -> None:
         pictures.load(str(save(tmp_path / "empty", np.empty((0, 8, 8, 3), np.uint8))), 8, 8)
 
 
+def test_a_set_is_called_by_what_tells_it_from_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a:b").mkdir()
+    for sources, called in (
+        (("data/cifar10", "svhn", "uniform"), ["cifar10", "svhn", "uniform"]),
+        (("A/good", "/far/B/good", "good"), ["A/good", "B/good", "good"]),
+        (("x/cifar10:test", "x/cifar10:extra", "x/cifar10"), ["cifar10:test", "cifar10:extra", "cifar10"]),
+        (("x/a:test", "y/a:test"), ["x/a:test", "y/a:test"]),
+        (("odd/uniform", "uniform"), ["odd/uniform", "uniform"]),
+        (("a", "./a"), ["a", "./a"]),
+        ((".", "a:b", os.fsdecode(b"caf\xe9")), [".", "a:b", "caf\\xe9"]),
+    ):
+        assert list(pictures.names(sources).values()) == called
+
+
 def test_limits_are_for_all_kinds_or_for_one() -> None:
     found = run.limits(["ood=9", "700"])
     assert (found["ood"], found["likelihood"], found["robustness"]) == (9, 700, 500)
@@ -314,6 +331,48 @@ def test_what_cannot_be_read_is_told_and_the_rest_goes_on(evaluate: Run, tmp_pat
     notes = " ".join(answer["notes"])
     assert "empty was left out: 'empty' holds no readable picture" in notes
     assert "noise: 1 files could not be read" in notes
+
+
+def test_sets_of_one_name_are_told_apart(evaluate: Run, tmp_path: Path) -> None:
+    save(tmp_path / "A" / "cifar10", nets.pictures(12, seed=3).numpy())
+    save(tmp_path / "B" / "cifar10", RNG.integers(256, size=(12, 8, 8, 3), dtype=np.uint8))
+    others = ("--ood", "A/cifar10", "--ood", "B/cifar10", "--ood", "./cifar10")
+    done = evaluate("ood", "--limit", "9", "--model", "mine", *others, "--json")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert set(answer["n"]) == {"cifar10", "A/cifar10", "B/cifar10", "constant", "uniform"}
+    assert answer["data"] == "cifar10"
+    near, far = (answer["auroc"][f"{name}/cifar10"]["multiscale"] for name in "AB")
+    assert near < 0.95 < far
+    assert "./cifar10 was left out: its pictures are those of cifar10" in " ".join(answer["notes"])
+
+
+def test_the_training_split_is_read_for_the_floor_whatever_split_is_named(
+    tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    for split, seed in (("train", 1), ("test", 2)):
+        images = [Image.fromarray(picture) for picture in nets.pictures(10, seed=seed).numpy()]
+        features = datasets.Features({"img": datasets.Image()})
+        table = datasets.Dataset.from_dict({"img": images}, features=features)
+        (tmp_path / "set").mkdir(exist_ok=True)
+        table.to_parquet(tmp_path / "set" / f"{split}-00000-of-00001.parquet")
+    source = f"{tmp_path / 'set'}:test"
+    store = Store(tmp_path / "measured", lambda stage, done, total, note="": None)
+    model = ncml.load(models / "mine")
+    context = run.Context({"mine": model}, source, (), store)
+    digests = [context.pictures(source, model, "fid", split=split).digest for split in ("", "test", "train")]
+    assert digests[0] == digests[1] != digests[2]
+    assert digests[2] == pictures.load(str(tmp_path / "set"), 8, 8, split="train").digest
+
+
+@pytest.mark.filterwarnings("ignore:No artists with labels")
+def test_models_without_noise_have_no_table_of_refinement(evaluate: Run, tmp_path: Path) -> None:
+    done = evaluate("fid", "--limit", "8", "--model", "mle")
+    assert done.returncode == 0, done.stderr
+    assert "direct (t = 0)" in done.stdout
+    assert "Every solver" not in done.stdout + (tmp_path / "out" / "report.md").read_text()
+    assert (tmp_path / "out" / "quality_solvers.csv").read_text().count("\n") == 1
 
 
 def test_mistakes_are_one_line(evaluate: Run, tmp_path: Path) -> None:
