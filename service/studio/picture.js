@@ -1,5 +1,7 @@
 // Pictures in the browser: what the model will see of a file, test cards, grids of cells, and colours for numbers.
 
+import { ask } from "./api.js";
+
 /** A canvas of a size, and its context. */
 export function canvas(width, height) {
   const element = document.createElement("canvas");
@@ -113,8 +115,9 @@ export const decoded = (png) => new Blob([Uint8Array.from(atob(png), (letter) =>
 
 export const toBlob = (element) => new Promise((done) => element.toBlob(done, "image/png"));
 
-/** Small pictures that show what a likelihood is, drawn at the model's size. */
+/** Small pictures that show what a likelihood is: a photograph (Chelsea by Stefan van der Walt, CC0), and some drawn at the model's size. */
 export const CARDS = {
+  photograph: null,
   "flat grey": () => [128, 128, 128],
   gradient: (x, y) => [40 + 180 * x, 60 + 150 * y, 200 - 120 * x],
   stripes: (x, y, i) => (i % 4 < 2 ? [226, 214, 190] : [38, 66, 84]),
@@ -122,6 +125,7 @@ export const CARDS = {
 };
 
 export async function card(name, width, height) {
+  if (!CARDS[name]) return new File([await (await ask("studio/cat.jpg")).blob()], "cat.jpg", { type: "image/jpeg" });
   const image = new ImageData(width, height);
   for (let j = 0; j < height; j += 1) {
     for (let i = 0; i < width; i += 1) image.data.set([...CARDS[name](i / width, j / height, i, j), 255], 4 * (j * width + i));
