@@ -25,12 +25,11 @@ const REMEDIES = {
   504: "Try fewer pictures or fewer steps, or try again when less is waiting.",
 };
 
-/** A request that was not answered as wished: `message` says why, `remedy` what to do. */
+/** A request that was not answered as wished: `message` says why, `remedy` what to do, `fields` what was at fault. */
 export class Refusal extends Error {
-  constructor(message, { status = 0, remedy, id = "", after = 0, calm = false } = {}) {
+  constructor(message, { status = 0, remedy, id = "", after = 0, calm = false, fields = [] } = {}) {
     super(message);
-    this.status = status;
-    this.calm = calm;
+    Object.assign(this, { status, calm, fields });
     this.remedy = remedy ?? REMEDIES[status] ?? "Try again.";
     if (status >= 500 && id) this.remedy += ` Request ${id}.`;
     else if (after > 1) this.remedy += ` The service suggests ${after} s.`;
@@ -49,9 +48,8 @@ export async function ask(path, { headers = {}, ...rest } = {}) {
   }
   if (response.ok) return response;
   const after = Number(response.headers.get("retry-after")) || 0;
-  let detail = `The service answered ${response.status} ${response.statusText}.`;
-  if (response.headers.get("content-type")?.includes("json")) detail = (await response.json()).detail ?? detail;
-  throw new Refusal(detail, { status: response.status, id: response.headers.get("x-request-id"), after });
+  const { detail = `The service answered ${response.status} ${response.statusText}.`, errors = [] } = response.headers.get("content-type")?.includes("json") ? await response.json() : {};
+  throw new Refusal(detail, { status: response.status, id: response.headers.get("x-request-id"), after, fields: errors.map(({ field }) => field) });
 }
 
 export const json = async (path, options) => (await ask(path, { ...options, headers: { Accept: "application/json", ...options?.headers } })).json();

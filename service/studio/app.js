@@ -120,15 +120,11 @@ document.getElementById("key").addEventListener("click", () => {
 // -- pictures from anywhere on the page
 
 function arrived(files) {
-  const pictures = [...files].filter((file) => file.type.startsWith("image/") || /\.(tiff?|bmp|webp)$/i.test(file.name));
-  if (!pictures.length) {
-    if (files.length) tell(new Refusal(`${files[0].name} is not a picture.`, { remedy: "Choose a PNG, JPEG, WebP, BMP, TIFF or GIF file." }));
-    return;
-  }
+  if (!files.length) return;
   const here = Object.keys(views).find((name) => !views[name].host.hidden);
   const name = views[here].take ? here : "score";
   if (name !== here) location.hash = name;
-  views[name].take(pictures);
+  views[name].take([...files]);
 }
 addEventListener("dragover", (event) => event.preventDefault());
 addEventListener("drop", (event) => {
@@ -136,5 +132,5 @@ addEventListener("drop", (event) => {
   arrived(event.dataTransfer.files);
 });
 addEventListener("paste", (event) => {
-  if (event.clipboardData.files.length) arrived(event.clipboardData.files);
+  arrived(event.clipboardData.files);
 });

@@ -2,10 +2,10 @@
 
 import { submit } from "./api.js";
 import { catalogue, jobs } from "./catalogue.js";
-import { settings } from "./controls.js";
-import { CARDS, canvas, card, exact, fit, open } from "./picture.js";
+import { cards, settings } from "./controls.js";
+import { CARDS, canvas, exact, fit, open } from "./picture.js";
 import { run } from "./run.js";
-import { announce, button, chips, dropzone, empty, failure, h, plural, reveal } from "./ui.js";
+import { announce, chips, complain, dropzone, empty, h, pictures, plural, reveal } from "./ui.js";
 
 const SIDE = 320; // of the pad, in CSS pixels: its width; its height follows the model's pictures
 const HALVES = ["top", "bottom", "left", "right"];
@@ -23,24 +23,16 @@ export function mount(host, { hand }) {
   const trouble = h("div");
   const runs = h("div", { class: "runs" });
   const start = h("button", { type: "submit", class: "primary", disabled: true }, "Complete");
-  const samples = h("div", { class: "row start" }, ...Object.keys(CARDS).filter((name) => name !== "noise").map((name) => button(name, async () => {
-    try {
-      const { width, height } = catalogue.need();
-      await take([await card(name, width, height)]);
-    } catch (error) {
-      trouble.replaceChildren(failure(error));
-    }
-  }, "small")));
   const nothing = empty("Nothing completed yet", "Choose a picture and the half to keep, or press “Complete it” on one that was drawn. The endings appear here side by side.");
   const form = h("form", { class: "controls stack", onsubmit: (event) => { event.preventDefault(); complete(); } },
     dropzone({ title: "Drop, paste or pick a picture", text: "Whole, or just a half: half as high or half as wide", onfiles: take }),
-    h("div", { class: "field" }, h("p", { class: "hint" }, "Or try a test card:"), samples),
-    chosen, drawing.el, start, trouble);
+    cards(take, trouble, Object.keys(CARDS).filter((name) => name !== "noise")), trouble,
+    chosen, drawing.el, start);
   host.append(h("div", { class: "bench" }, form, h("div", { class: "stage" }, nothing, runs)));
   runs.addEventListener("removed", tidy);
   for (const record of jobs.of("complete")) show(record);
   tidy();
-  catalogue.addEventListener("change", () => take([early ?? picture?.file]));
+  catalogue.addEventListener("change", () => look(early ?? picture?.file));
   strokes();
 
   return { take };
@@ -49,12 +41,16 @@ export function mount(host, { hand }) {
     nothing.hidden = runs.children.length > 0;
   }
 
-  async function take([file]) {
+  async function take(files) {
+    const [file] = pictures(files, trouble);
+    if (file) await look(file);
+  }
+
+  async function look(file) {
     const model = catalogue.current;
     early = model ? null : file;
     if (!file || !model) return;
     pad.height = Math.round((SIDE * model.height) / model.width);
-    trouble.replaceChildren();
     const can = HALVES.filter((name) => model.keeps.includes(name));
     try {
       const bitmap = await open(file);
@@ -190,7 +186,7 @@ export function mount(host, { hand }) {
       drawing.seed.next();
       reveal(show(record));
     } catch (error) {
-      trouble.replaceChildren(failure(error));
+      complain(trouble, error);
     }
     start.disabled = false;
   }

@@ -1,10 +1,23 @@
 // The settings of a drawing, which three views share.
 
 import { catalogue } from "./catalogue.js";
-import { announce, chips, copier, button, h, plural, slider, uid } from "./ui.js";
+import { CARDS, card } from "./picture.js";
+import { announce, button, chips, complain, copier, h, plural, slider, uid } from "./ui.js";
 
 export const grey = (value) => (value === 0 ? "none" : `${value} grey level${value === 1 ? "" : "s"}`);
 const randomSeed = () => Math.floor(Math.random() * 1e6);
+
+/** Buttons that hand test cards to `take`; what goes wrong is told in `trouble`. */
+export function cards(take, trouble, names = Object.keys(CARDS)) {
+  return h("div", { class: "field" }, h("p", { class: "hint" }, "Or try a test card:"), h("div", { class: "row start" }, names.map((name) => button(name, async () => {
+    try {
+      const { width, height } = catalogue.need();
+      await take([await card(name, width, height)]);
+    } catch (error) {
+      complain(trouble, error);
+    }
+  }, "small"))));
+}
 
 /** A seed: shown, copied, drawn anew, or kept from one drawing to the next. */
 function seedField() {

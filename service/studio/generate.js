@@ -4,7 +4,7 @@ import { submit } from "./api.js";
 import { catalogue, jobs } from "./catalogue.js";
 import { settings } from "./controls.js";
 import { run } from "./run.js";
-import { empty, failure, h, plural, reveal } from "./ui.js";
+import { complain, empty, h, plural, reveal } from "./ui.js";
 
 export function mount(host, { hand }) {
   const drawing = settings({});
@@ -43,7 +43,7 @@ export function mount(host, { hand }) {
       drawing.seed.next();
       reveal(show(record));
     } catch (error) {
-      trouble.replaceChildren(failure(error));
+      complain(trouble, error);
     }
     start.disabled = false;
   }

@@ -3,10 +3,10 @@
 import { Refusal, address, cancel, curl, follow, json, quoted, result, submit } from "./api.js";
 import { catalogue, jobs, reference } from "./catalogue.js";
 import { histogram } from "./chart.js";
-import { grey } from "./controls.js";
-import { CARDS, card, cropped, exact, fit, heat, heatmap, open } from "./picture.js";
+import { cards, grey } from "./controls.js";
+import { cropped, exact, fit, heat, heatmap, open } from "./picture.js";
 import { cut, mapOf, overlay } from "./tiles.js";
-import { announce, button, chips, dropzone, empty, fader, failure, h, plural, reveal, slider, terminal, uid } from "./ui.js";
+import { announce, button, chips, complain, dropzone, empty, fader, failure, h, pictures, plural, reveal, slider, terminal, uid } from "./ui.js";
 
 const MOST = 64;
 
@@ -26,26 +26,16 @@ export function mount(host) {
   const classes = h("select", { id: classId });
   const noise = slider({ label: "Noise level", min: 0, max: 10, step: 0.5, value: 0, words: grey, hint: "None: the exact likelihood of the picture." });
   const tiled = h("input", { type: "checkbox", onchange: () => { for (const one of waiting) one.look(); } });
-  const samples = h("div", { class: "row start" }, ...Object.keys(CARDS).map((name) => button(name, async () => {
-    try {
-      const { width, height } = catalogue.need();
-      take([await card(name, width, height)]);
-    } catch (error) {
-      trouble.replaceChildren(failure(error));
-    }
-  }, "small")));
 
   host.append(h("div", { class: "bench" },
     h("div", { class: "controls stack" },
       dropzone({ title: "Drop, paste or pick pictures", text: "PNG, JPEG, WebP, BMP, TIFF or GIF, of any size", multiple: true, onfiles: take }),
-      h("div", { class: "field" }, h("p", { class: "hint" }, "Or try a test card:"), samples),
-      queue,
+      cards(take, trouble), trouble, queue,
       h("label", { class: "check" }, tiled, "In tiles (large pictures)"),
       h("details", {}, h("summary", {}, "Score under conditions"),
         h("div", { class: "field" }, h("label", { for: classId }, "Class"), classes), noise.el,
         h("p", { class: "hint" }, "Not for tiles. The verdict always uses the conditions of the calibration.")),
-      h("div", { class: "row send" }, send, button("Clear", () => { waiting = []; list(); }, "clear")),
-      trouble),
+      h("div", { class: "row send" }, send, button("Clear", () => { waiting = []; trouble.replaceChildren(); list(); }, "clear"))),
     stage));
   stage.append(running, strip, reading);
 
@@ -67,14 +57,14 @@ export function mount(host) {
   }
 
   /** Files from a drop, the clipboard, the dialog or another view. */
-  function take(files) {
-    trouble.replaceChildren();
+  function take(given) {
+    const files = pictures(given, trouble);
     const room = MOST - waiting.length;
-    if (files.length > room) trouble.replaceChildren(failure(new Refusal(`${plural(files.length, "picture")} are more than fit.`, { remedy: `${MOST} can be scored at once; the first ${room} were taken.` })));
+    if (files.length > room) complain(trouble, new Refusal(`${plural(files.length, "picture")} are more than fit.`, { remedy: `${MOST} can be scored at once; the first ${room} were taken.` }));
     for (const file of files.slice(0, room)) {
-      const holder = h("span", { class: "look" }, h("span", { class: "hint" }, "reading"));
-      const one = { file, seen: null, look: () => look(one, holder) };
-      one.el = h("li", {}, holder, h("span", { class: "name", title: file.name }, file.name || "pasted picture"),
+      const [faces, hint] = [h("span", { class: "look" }), h("span", { class: "hint" }, "reading")];
+      const one = { file, seen: null, look: () => look(one, faces, hint) };
+      one.el = h("li", {}, faces, h("span", { class: "words" }, h("span", { class: "name", title: file.name }, file.name || "pasted picture"), hint),
         h("button", { type: "button", class: "quiet out", "aria-label": `Leave out ${file.name}`, onclick: () => { waiting = waiting.filter((other) => other !== one); list(); } }, "×"));
       waiting.push(one);
       one.look();
@@ -84,18 +74,21 @@ export function mount(host) {
   }
 
   /** The crop and what the model will see of it; a file that the browser cannot open may still be one for the service. */
-  async function look(one, holder) {
+  async function look(one, faces, hint) {
     const model = catalogue.current;
     if (!model) return;
     try {
       const bitmap = await open(one.file);
+      const { width, height } = bitmap;
       one.seen = fit(bitmap, model.width, model.height);
-      one.cut = cut(model, bitmap.width, bitmap.height);
-      if (tiled.checked) holder.replaceChildren(cropped(bitmap, bitmap.width, bitmap.height), h("span", { class: "hint" }, one.cut.n ? `${plural(one.cut.n, "tile")} of ${one.cut.size.join(" × ")} pixels` : "smaller than a tile"));
-      else holder.replaceChildren(cropped(bitmap, model.width, model.height), h("span", { "aria-hidden": "true" }, "→"), exact(one.seen, "What the model sees: the centre of the picture at the model’s size"));
+      one.cut = cut(model, width, height);
+      if (tiled.checked) faces.replaceChildren(cropped(bitmap, width, height));
+      else faces.replaceChildren(cropped(bitmap, model.width, model.height), h("span", { "aria-hidden": "true" }, "→"), exact(one.seen, "What the model sees: the centre of the picture at the model’s size"));
+      hint.textContent = !tiled.checked ? `${width} × ${height} pixels` : one.cut.n ? `${plural(one.cut.n, "tile")} of ${one.cut.size.join(" × ")} pixels` : "smaller than a tile";
     } catch {
       one.seen = null;
-      holder.replaceChildren(h("span", { class: "hint" }, "This browser cannot show this file; the service may be able to read it."));
+      faces.replaceChildren();
+      hint.textContent = "This browser cannot show this file; the service may be able to read it.";
     }
   }
 
@@ -107,15 +100,34 @@ export function mount(host) {
     send.nextSibling.hidden = !waiting.length;
   }
 
+  /** Send what waits: at once, or picture by picture in tiles. What is refused of several stays; the rest goes without it. */
   async function score() {
     send.disabled = true;
     trouble.replaceChildren();
-    let sent = waiting;
+    const refused = [];
+    const before = waiting.length;
     try {
-      for (const group of tiled.checked ? waiting.map((one) => [one]) : [waiting]) await order(sent = group);
+      for (let group of tiled.checked ? waiting.map((one) => [one]) : [waiting]) {
+        while (group.length) {
+          try {
+            await order(group);
+            break;
+          } catch (error) {
+            const bad = blame(error, group);
+            refused.push(error);
+            group = group.filter((one) => one !== bad);
+          }
+        }
+      }
     } catch (error) {
-      error.message = error.message.replace(/\bimage\[(\d+)\]|^image(?= )/g, (_, i) => blame(sent[i ?? 0]));
-      trouble.replaceChildren(failure(error));
+      refused.push(error);
+    }
+    if (refused.length) {
+      const [first] = refused;
+      first.message = refused.map(({ message }) => message).join(" ");
+      const others = before - waiting.length;
+      if (others) first.remedy = `The other ${others > 1 ? `${others} pictures are` : "picture is"} scored. ${first.remedy}`;
+      complain(trouble, first);
     }
     list();
   }
@@ -135,10 +147,14 @@ export function mount(host) {
     reveal(stage);
   }
 
-  /** Mark a picture that was refused; returns its name, which says more than its number. */
-  function blame({ el, file }) {
-    el.classList.add("bad");
-    return file.name || "The pasted picture";
+  /** Mark and return the picture that was refused, and call it by its name; where none in particular was, throw on. */
+  function blame(error, sent) {
+    const found = /^image(?:\[(\d+)\])?$/.exec(error.fields?.[0]);
+    const bad = found && (found[1] ? sent[found[1]] : sent.length === 1 && sent[0]);
+    if (!bad) throw error;
+    bad.el.classList.add("bad");
+    error.message = error.message.replace(/\bimage\[\d+\]|^image(?= )/g, bad.file.name || "The pasted picture");
+    return bad;
   }
 
   /** Follow a scoring to its readings; `files` are at hand unless the page was loaded again. */

@@ -117,6 +117,20 @@ export function failure(error, retry) {
       retry && button("Try again", retry, "small")));
 }
 
+/** Say in a place what went wrong, and bring it into sight. */
+export function complain(place, error) {
+  place.replaceChildren(failure(error));
+  place.scrollIntoView({ block: "nearest", behavior: motion() });
+}
+
+/** Those of `files` that are pictures by their type or name; `place` tells which are not. */
+export function pictures(files, place) {
+  const [kept, rest] = [true, false].map((wanted) => files.filter(({ name, type }) => wanted === (type.startsWith("image/") || /\.(tiff?|bmp|webp)$/i.test(name))));
+  place.replaceChildren();
+  if (rest.length) complain(place, { message: `${rest.map(({ name }) => name).join(", ")} ${rest.length > 1 ? "are no pictures and were" : "is no picture and was"} left out.`, remedy: !kept.length && "Choose a PNG, JPEG, WebP, BMP, TIFF or GIF file.", calm: kept.length });
+  return kept;
+}
+
 /** What a place says while there is nothing in it. */
 export function empty(title, text, ...more) {
   return h("div", { class: "empty" }, h("p", { class: "strong" }, title), h("p", {}, text), ...more);
@@ -132,8 +146,13 @@ export function terminal(text) {
 export function reveal(element) {
   const { top } = element.getBoundingClientRect();
   if (top >= 0 && top < innerHeight - 200) return;
-  element.scrollIntoView({ behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
+  element.scrollIntoView({ behavior: motion() });
 }
+
+const motion = () => (matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth");
+
+/** A file's name without its ending. */
+export const stem = (name) => name.replace(/\.\w+$/, "");
 
 export function save(blob, name) {
   const url = URL.createObjectURL(blob);

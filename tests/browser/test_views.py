@@ -196,13 +196,75 @@ def test_a_file_that_is_no_picture_is_refused_in_a_sentence(studio, tab, tmp_pat
     expect(refusal).to_contain_text("broken.png is not an image")
     expect(refusal).to_contain_text("send a PNG, JPEG")
     expect(page.get_by_role("button", name="Score 1 picture")).to_be_enabled()  # the choice is not lost
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+def test_what_is_refused_of_several_holds_up_none_of_the_others(studio, tab, tmp_path: Path, tiled: bool) -> None:
+    tab.foreseen = [REFUSED]
+    page = studio("score", viewport={"width": 1440, "height": 900})
+    page.get_by_label("In tiles").set_checked(tiled)
+    for name in ("broken.png", "notes.txt", "cut.png"):
+        (tmp_path / name).write_bytes(b"not a picture")
+    upload(page, "score", tmp_path / "broken.png", tmp_path / "notes.txt")
+    expect(page.get_by_role("status").filter(has_text="notes.txt is no picture and was left out.")).to_be_in_viewport()
     for name in ("flat grey", "stripes"):
         page.locator("#view-score").get_by_role("button", name=name).click()
-    upload(page, "score", tmp_path / "broken.png")
-    page.get_by_role("button", name="Leave out broken.png").first.click()
-    page.get_by_role("button", name="Score 3 pictures").click()
-    expect(page.locator(".waiting .bad")).to_contain_text("broken.png")  # the third, not the first two
-    expect(refusal).to_contain_text("broken.png is not an image")
+    upload(page, "score", tmp_path / "cut.png")
+    page.get_by_role("button", name="Score 4 pictures").click()
+    expect(page.locator(".strip .tile")).to_have_count(2)
+    expect(page.locator(".waiting li")).to_have_count(2)
+    expect(page.locator(".waiting .bad")).to_have_text([re.compile("broken.png"), re.compile("cut.png")])
+    refusal = page.get_by_role("alert")
+    expect(refusal).to_contain_text(re.compile("broken.png is not an image.* cut.png is not an image"))
+    expect(refusal).to_contain_text("The other 2 pictures are scored.")
+    expect(refusal).to_be_in_viewport(ratio=1)
+
+
+def test_files_that_are_no_pictures_are_told_where_they_were_dropped(studio, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("hello")
+    page = studio("complete")
+    upload(page, "complete", tmp_path / "notes.txt")
+    refusal = page.get_by_role("alert")
+    expect(refusal).to_contain_text("notes.txt is no picture and was left out.")
+    expect(refusal).to_contain_text("Choose a PNG")
+    expect(page.locator(".pad")).to_be_hidden()
+    page.get_by_role("link", name="Models").click()
+    page.evaluate(
+        """() => {
+            const data = new DataTransfer();
+            data.items.add(new File(["hello"], "more.txt", { type: "text/plain" }));
+            const event = new Event("drop", { cancelable: true });
+            Object.defineProperty(event, "dataTransfer", { value: data });
+            dispatchEvent(event);
+        }"""
+    )
+    expect(page.locator("#view-score").get_by_role("alert")).to_contain_text("more.txt is no picture")
+
+
+def test_many_waiting_pictures_fade_out_below_and_all_can_be_reached(studio) -> None:
+    page = studio("score")
+    cards = page.locator(".waiting li")
+    for n in range(1, 8):
+        page.locator("#view-score").get_by_role("button", name="stripes", exact=True).click()
+        expect(cards).to_have_count(n)
+        queue = page.locator(".waiting").evaluate(
+            "e => ({ cut: e.scrollHeight > e.clientHeight, fades: getComputedStyle(e).maskImage !== 'none' })"
+        )
+        assert queue == {"cut": n > 5, "fades": n > 5}
+    page.locator(".waiting").evaluate("e => e.scrollTo(0, e.scrollHeight)")
+    end, fade = cards.last.bounding_box(), page.locator(".waiting").bounding_box()
+    assert end
+    assert fade
+    assert end["y"] + end["height"] <= fade["y"] + fade["height"] - 30  # clear of the fade
+
+
+def test_a_photograph_is_at_hand(studio) -> None:
+    page = studio("score")
+    page.locator("#view-score").get_by_role("button", name="photograph").click()
+    expect(page.locator(".waiting")).to_contain_text("128 × 128 pixels")
+    expect(page.locator(".waiting canvas")).to_have_count(2)
+    page.get_by_role("button", name="Score 1 picture").click()
+    expect(page.locator(".reading h2")).to_have_text("cat.jpg")
 
 
 def test_pictures_are_taken_from_the_clipboard_and_from_a_drop(studio) -> None:
