@@ -109,12 +109,7 @@ def tour(page: Page, save: Save) -> None:
     save("complete")
     go(page, "trajectory")
     begin(page, "trajectory", 21, pictures=4)
-    page.get_by_text("Shown are the service").wait_for(timeout=SLOW)
-    moment = page.get_by_role("slider", name="Moment")
-    for at in range(int(moment.get_attribute("max") or 0)):
-        moment.fill(str(at))
-        if moment.get_attribute("aria-valuetext") == "Noisy sample":
-            break
+    page.get_by_text("Shown are").wait_for(timeout=SLOW)
     show(page, "trajectory")
     save("trajectory")
     go(page, "models")

@@ -18,17 +18,22 @@ export function line(record, i) {
 
 const fileName = (record, i) => `${record.task === "complete" ? "completed" : (record.asked.class ?? "picture")}-${record.asked.seed + i}.png`;
 
-const stageWords = {
-  noisy_sampling: (p) => `Sampling row ${p.step} of ${p.total}`,
-  refine: (p) => `Refining, step ${p.step} of ${p.total}`,
-};
-
-/** Where along the whole a drawing is, 0 to 1: rows first, then steps, chunk by chunk. */
-function fraction(progress, asked) {
-  const within = progress.step / progress.total;
-  const part = asked.noise ? (progress.stage === "refine" ? 0.5 + within / 2 : within / 2) : within;
-  return (progress.done + (progress.n - progress.done) * part) / progress.n;
+/** Where a drawing is: what is being done, in words, and how much is behind, 0 to 1. All rows take about as long as a step. */
+export function whereabouts({ stage, step, total }, { noise, steps }) {
+  const rows = stage === "refine" ? 1 : step / total;
+  const refined = stage === "refine" ? step : 0;
+  if (!noise || rows < 1) return { words: `Sampling row ${step} of ${total}`, part: rows / (noise ? 1 + steps : 1) };
+  return { words: `Refining, step ${Math.min(refined + 1, steps)} of ${steps}`, part: (1 + refined) / (1 + steps) };
 }
+
+/** Buttons that save what a run has drawn; what goes wrong is told in `foot`. */
+export const downloads = ({ id, task, asked }, foot) => [["PNG", "image/png"], ["Zip", "application/zip"]].map(([label, type]) => button(label, async () => {
+  try {
+    save(await (await ask(`jobs/${id}/result`, { headers: { Accept: type } })).blob(), `${task}-${asked.seed}.${label.toLowerCase()}`);
+  } catch (error) {
+    foot.replaceChildren(failure(error));
+  }
+}, "small"));
 
 /** Columns for `n` tiles, `most` at most, so that rows are as equal as can be. */
 const columns = (n, most) => Math.ceil(n / Math.ceil(n / most));
@@ -57,6 +62,7 @@ export function run(record, host, { before = [], again, use }) {
   const list = h("ol", { class: shown > 16 ? "cells many" : "cells" }, ...before, ...tiles.map((one) => one.el));
   list.style.setProperty("--wide", columns(shown, shown > 16 ? 10 : 6));
   list.style.setProperty("--narrow", columns(shown, shown > 16 ? 5 : 4));
+  let together = asked.n; // pictures that are drawn at once, as soon as they have been seen
   const look = previews(record.id, show);
   const self = h("article", { class: "run", "aria-label": `Drawing with seed ${asked.seed}`, "data-job": record.id },
     h("header", { class: "row" }, h("div", {}, h("h2", {}, record.title), h("p", { class: "hint" }, spoken({ ...asked, class: undefined }))), actions),
@@ -89,15 +95,17 @@ export function run(record, host, { before = [], again, use }) {
   }
 
   function step(progress) {
-    const chunk = progress.done ? ` (${progress.done} of ${progress.n} done)` : "";
-    status.textContent = (stageWords[progress.stage] ?? String)(progress) + chunk;
-    bar.value = fraction(progress, asked);
+    const { words, part } = whereabouts(progress, asked);
+    status.textContent = progress.done ? `${words} (${progress.done} of ${progress.n} done)` : words;
+    bar.value = (progress.done + Math.min(together, progress.n - progress.done) * part) / progress.n;
     if (progress.preview) look();
   }
 
   function show(bitmap, moment) {
     if (self.dataset.done) return;
-    cells(bitmap, width, height, asked.n - moment.done).forEach((cell, k) => {
+    const now = cells(bitmap, width, height, asked.n - moment.done);
+    together = now.length;
+    now.forEach((cell, k) => {
       const { context, open } = tiles[moment.done + k];
       context.clearRect(0, 0, width, height);
       context.putImageData(cell, 0, 0, ...drawn(cell, moment, record.keep));
@@ -120,17 +128,7 @@ export function run(record, host, { before = [], again, use }) {
     const { compute_s, queue_s, batch_size } = answer.timing;
     status.textContent = `Drawn in ${seconds(compute_s)} after ${seconds(queue_s)} in the queue${batch_size > asked.n ? `, in a batch of ${batch_size}` : ""}`;
     bar.remove();
-    const fetched = (type, name) => async () => {
-      try {
-        save(await (await ask(`jobs/${record.id}/result`, { headers: { Accept: type } })).blob(), name);
-      } catch (error) {
-        foot.replaceChildren(failure(error));
-      }
-    };
-    actions.replaceChildren(
-      button("PNG", fetched("image/png", `${record.task}-${asked.seed}.png`), "small"),
-      button("Zip", fetched("application/zip", `${record.task}-${asked.seed}.zip`), "small"),
-      button("Reuse settings", () => again(record), "small"), remover());
+    actions.replaceChildren(...downloads(record, foot), button("Reuse settings", () => again(record), "small"), remover());
     announce(`${plural(asked.n, "picture")} drawn`);
   }
 

@@ -170,7 +170,7 @@ export function mount(host) {
     draw();
     try {
       const end = await follow(record.id, ({ status, progress }) => {
-        if (status === "running") words.textContent = `Scoring ${plural(record.pictures.length, "picture")}`;
+        if (status === "running") words.textContent = record.conditions.tile ? `Scoring ${record.pictures[0].name}: cutting it into tiles` : `Scoring ${plural(record.pictures.length, "picture")}`;
         if (progress?.stage === "tiles") {
           words.textContent = `Scoring ${record.pictures[0].name}: ${progress.step} of ${plural(progress.total, "tile")}`;
           bar.value = progress.step / progress.total;

@@ -4,7 +4,8 @@ import { cancel, follow, previews, result, submit } from "./api.js";
 import { catalogue, jobs } from "./catalogue.js";
 import { settings, spoken } from "./controls.js";
 import { canvas, cells, decoded, drawn, exact, open } from "./picture.js";
-import { announce, button, empty, failure, h, plural, reveal, slider } from "./ui.js";
+import { downloads, whereabouts } from "./run.js";
+import { announce, button, complain, empty, failure, h, plural, reveal, slider } from "./ui.js";
 
 const AMPLIFIED = 8; // times that a difference is enlarged to be seen
 const THUMBS = 9;
@@ -31,12 +32,12 @@ export function mount(host) {
         jobs.remove(former.id);
         stage.querySelector(`[data-job="${former.id}"]`)?.dispatchEvent(new Event("leave"));
       }
-      const record = { id: job.id, view: "trajectory", asked, size: [model.width, model.height] };
+      const record = { id: job.id, view: "trajectory", task: "generate", asked, size: [model.width, model.height] };
       jobs.add(record);
       drawing.seed.next();
       reveal(show(record));
     } catch (error) {
-      trouble.replaceChildren(failure(error));
+      complain(trouble, error);
     }
     start.disabled = false;
   }
@@ -55,7 +56,7 @@ export function mount(host) {
       element.setAttribute("role", "img");
       element.setAttribute("aria-label", label);
     }
-    const restWords = h("figcaption", { class: "hint" }, "What is still to be removed is known at the end");
+    const none = h("p", { class: "none hint" }, "Known at the end");
     const look = previews(record.id, glimpse);
     const scrub = slider({ label: "Moment", min: 0, max: 0, value: 0, words: (i) => moment(frames[i]), oninput: () => { pause(); paint(); } });
     scrub.enable(false);
@@ -68,14 +69,15 @@ export function mount(host) {
       stop.disabled = true;
       await cancel(record.id).catch((error) => foot.replaceChildren(failure(error)));
     }, "small");
+    const actions = h("div", { class: "row" }, button("Reuse settings", () => drawing.write(asked), "small"), stop);
     const thumbs = h("ul", { class: "thumbs", "aria-hidden": "true" });
     const note = h("p", { class: "hint" });
     const foot = h("div");
     const self = h("article", { class: "run trace", "data-job": record.id },
-      h("header", { class: "row" }, h("div", {}, h("h2", {}, asked.class ? `${asked.n} × ${asked.class}` : plural(asked.n, "picture")), h("p", { class: "hint" }, spoken({ ...asked, class: undefined }))),
-        h("div", { class: "row" }, button("Reuse settings", () => drawing.write(asked), "small"), stop)),
+      h("header", { class: "row" }, h("div", {}, h("h2", {}, asked.class ? `${asked.n} × ${asked.class}` : plural(asked.n, "picture")), h("p", { class: "hint" }, spoken({ ...asked, class: undefined }))), actions),
       h("div", { class: "row progress" }, status, bar),
-      h("div", { class: "pair" }, h("figure", {}, face, h("figcaption", { class: "hint" }, "The pictures at this moment")), h("figure", {}, rest, restWords)),
+      h("div", { class: "pair" }, h("figure", {}, face, h("figcaption", { class: "hint" }, "The pictures at this moment")),
+        h("figure", {}, rest, none, h("figcaption", { class: "hint" }, `What is still to be removed, ${AMPLIFIED} times enlarged`))),
       h("div", { class: "row" }, play, scrub.el), thumbs, note, foot);
     self.addEventListener("leave", () => {
       pause();
@@ -93,24 +95,22 @@ export function mount(host) {
         const end = await follow(record.id, ({ status: state, progress }) => {
           if (state === "running") status.textContent = "Started";
           if (!progress) return;
-          status.textContent = `${moment(progress)} of ${progress.total}`;
-          bar.value = (progress.stage === "refine" ? 0.3 : 0) + (progress.stage === "refine" ? 0.7 : 0.3) * (progress.step / progress.total);
+          ({ words: status.textContent, part: bar.value } = whereabouts(progress, asked));
           if (progress.preview) look();
         });
         if (over) return;
         over = true;
-        stop.remove();
-        bar.remove();
+        ended();
         if (end.status === "succeeded") await finish();
         else if (end.status === "canceled") {
           status.textContent = "Canceled. What was seen until then can be scrubbed through.";
-          restWords.textContent = "What was still to be removed is not known";
+          none.textContent = "Not known";
           announce("Canceled");
           ready();
         } else throw new Error(end.error?.detail ?? `The job ${end.status}.`);
       } catch (error) {
-        stop.remove();
-        bar.remove();
+        over = true;
+        ended();
         status.textContent = "";
         if (error.status === 404) {
           jobs.remove(record.id);
@@ -120,13 +120,34 @@ export function mount(host) {
       }
     }
 
+    function ended() {
+      bar.remove();
+      stop.replaceWith(button("Remove", () => {
+        jobs.remove(record.id);
+        pause();
+        self.remove();
+        nothing.hidden = stage.children.length > 1;
+      }, "small"));
+    }
+
     /** Take a preview, unless it is the last one again. */
     function glimpse(bitmap, moment) {
       const last = frames.at(-1);
       if (over || (last?.stage === moment.stage && last.step === moment.step)) return;
-      const images = cells(bitmap, width, height, asked.n);
-      for (const image of images) image.data.fill(0, 4 * width * drawn(image, moment)[3]);
-      add({ ...moment, images });
+      add({ ...moment, images: until(cells(bitmap, width, height, asked.n), moment) });
+    }
+
+    /** Pictures of which only so many rows are drawn as at a moment. */
+    function until(images, moment) {
+      return images.map(({ data }) => new ImageData(data.slice().fill(0, 4 * width * drawn({ width, height }, moment)[3]), width));
+    }
+
+    /** Have a frame for each row: what is drawn of a sample stays, so that the last one that was seen shows them all. */
+    function everyRow() {
+      const seen = frames.filter(({ stage }) => stage === "noisy_sampling");
+      const { images, step: rows = 0, ...rest } = seen.at(-1) ?? {};
+      frames.splice(0, seen.length, ...Array.from({ length: rows }, (_, i) => ({ ...rest, step: i + 1, images: until(images, { ...rest, step: i + 1 }) })));
+      return rows;
     }
 
     function add(frame) {
@@ -148,21 +169,27 @@ export function mount(host) {
       const steps = frames.filter((frame) => frame.stage === "refine").length;
       add({ stage: "end", images });
       status.textContent = "Traced";
+      const rows = ready();
       note.textContent = frames.length === 1
         ? "Only the end is known: the trace was made before this page was loaded, or too fast to be watched. Its seed gives the same trace again."
-        : `Shown are the service’s own previews: ${plural(frames.length - 1 - steps, "moment")} of the sampling and ${steps + 1} of ${asked.steps} refinement steps, of which the last is the finished picture.`;
-      restWords.textContent = `What is still to be removed, ${AMPLIFIED} times enlarged`;
+        : `Shown are ${rows} of ${height} rows and ${steps + 1} of ${asked.steps} refinement steps, as the service told of them; the last is the finished picture.`;
+      none.textContent = "Nothing left";
+      actions.prepend(...downloads({ task: "generate", ...record }, foot));
       announce("Traced: scrub through it with the slider");
-      ready();
     }
 
+    /** Let the moments be scrubbed through, from the noisy sample on; returns how many rows are known. */
     function ready() {
+      const rows = everyRow();
+      scrub.limit(frames.length - 1);
+      scrub.value = Math.max(0, rows - 1);
       scrub.enable(frames.length > 1);
       play.disabled = frames.length < 2;
       const every = Math.max(1, (frames.length - 1) / (THUMBS - 1));
       const shown = [...new Set(Array.from({ length: Math.min(THUMBS, frames.length) }, (_, i) => Math.round(i * every)))].filter((i) => i < frames.length);
       thumbs.replaceChildren(...shown.map((i) => h("li", { onclick: () => { pause(); scrub.value = i; paint(); } }, exact(frames[i].images[0], ""))));
       paint();
+      return rows;
     }
 
     function begin() {
@@ -186,12 +213,13 @@ export function mount(host) {
       const frame = frames[scrub.value];
       if (!frame) return;
       const end = frames.at(-1).stage === "end" ? frames.at(-1).images : null;
+      none.hidden = end !== null && frame.stage !== "end";
       ink.clearRect(0, 0, face.width, face.height);
       restInk.clearRect(0, 0, rest.width, rest.height);
       frame.images.forEach((image, i) => {
         const place = [(i % columns) * width, Math.floor(i / columns) * height];
         ink.putImageData(image, ...place);
-        if (!end?.[i]) return;
+        if (!none.hidden || !end[i]) return;
         const difference = new ImageData(width, height);
         for (let at = 0; at < image.data.length; at += 4) {
           for (let c = 0; c < 3; c += 1) difference.data[at + c] = 128 + AMPLIFIED * (image.data[at + c] - end[i].data[at + c]);

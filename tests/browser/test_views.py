@@ -24,6 +24,11 @@ def upload(page: Page, view: str, *files: Path) -> None:
     page.locator(f"#view-{view} input[type=file]").set_input_files(files)
 
 
+def size(download) -> tuple[int, int]:
+    with Image.open(download.value.path()) as picture:
+        return picture.size
+
+
 @pytest.fixture
 def photo(tmp_path: Path) -> Path:
     """Larger than the model's pictures, wider than high, with a name that needs quoting."""
@@ -363,6 +368,31 @@ def test_rows_appear_and_the_gallery_has_everything(studio, site) -> None:
     assert Image.open(io.BytesIO(Path(download.value.path()).read_bytes())).size == (96, 64)
 
 
+def test_a_drawing_tells_what_is_being_done_and_how_much_is_behind(studio) -> None:
+    page = studio("generate")
+    told = page.evaluate(
+        """async () => {
+            const { whereabouts } = await import("/studio/run.js");
+            const rows = (step) => ({ stage: "noisy_sampling", step, total: 32 });
+            const refined = (step) => ({ stage: "refine", step, total: 3 });
+            const [noisy, direct] = [{ noise: 10, steps: 3 }, { noise: 0 }];
+            return [
+                ...[rows(16), rows(32), refined(1), refined(2), refined(3)].map((moment) => [moment, noisy]),
+                ...[rows(16), rows(32)].map((moment) => [moment, direct]),
+            ].map((one) => Object.values(whereabouts(...one)));
+        }"""
+    )
+    assert told == [
+        ["Sampling row 16 of 32", 0.125],
+        ["Refining, step 1 of 3", 0.25],  # all rows are there: this is what is being done now
+        ["Refining, step 2 of 3", 0.5],
+        ["Refining, step 3 of 3", 0.75],
+        ["Refining, step 3 of 3", 1],
+        ["Sampling row 16 of 32", 0.5],
+        ["Sampling row 32 of 32", 1],
+    ]
+
+
 def test_a_picture_goes_on_to_the_other_views(studio) -> None:
     page = studio("generate")
     draw(page, "generate", pictures=1)
@@ -468,27 +498,53 @@ def test_a_trace_is_scrubbed_from_its_rows_to_its_end(studio) -> None:
     page = studio("trajectory", model="wide")
     draw(page, "trajectory", pictures=4, refinement=6)
     trace = page.locator("article.trace")
+    expect(trace.locator(".progress")).to_contain_text(re.compile(r"^(Sampling row \d+ of 32|Refining, step \d of 6)$"))
+    expect(trace).to_contain_text("Known at the end")
     expect(trace).to_contain_text("refinement steps", timeout=60_000)
     moment = trace.get_by_role("slider", name="Moment")
+    expect(moment).to_have_attribute("aria-valuetext", "Noisy sample")  # where there is most to see
     last = int(moment.get_attribute("max") or 0)
-    assert last >= 2
-    seen = []
+    pictures, rest = trace.locator("figure canvas").all()
+    inked = (
+        "c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.filter((v, i) => i % 4 === 3 && v).length"
+    )
+    seen, shown = [], []
     for at in range(last + 1):
         moment.fill(str(at))
         seen.append(moment.get_attribute("aria-valuetext") or "")
-    assert "Noisy sample" in seen
+        shown.append(pictures.evaluate(inked))
+        expect(trace.get_by_text("Nothing left")).to_be_visible(visible=at == last)
+        assert bool(rest.evaluate(inked)) == (at < last)
+    assert seen[:32] == [*(f"Sampling, row {row}" for row in range(1, 32)), "Noisy sample"]
+    assert shown[:32] == [4 * 32 * row for row in range(1, 33)]  # of each of the pictures
     assert seen[-1] == "Refined picture"
     assert sum(name.startswith("Refinement") for name in seen) >= 1
-    rest = (
-        "c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.every((v, i) => i % 4 === 3 || v === 128)"
-    )
-    figure = trace.locator("figure canvas").nth(1)
-    assert figure.evaluate(rest)  # at the end nothing is left to remove
-    moment.fill(str(seen.index("Noisy sample")))
-    assert not figure.evaluate(rest)
+    looks = trace.locator(".thumbs canvas").evaluate_all("all => all.map((canvas) => canvas.toDataURL())")
+    assert len(set(looks)) == len(looks) == 9
     trace.get_by_role("button", name="Play").click()
     expect(trace.get_by_role("button", name="Play")).to_be_visible()
     expect(moment).to_have_attribute("aria-valuetext", "Refined picture")
+
+
+def test_a_trace_is_downloaded_and_removed(studio) -> None:
+    page = studio("trajectory")
+    draw(page, "trajectory", pictures=4)
+    trace = page.locator("article.trace")
+    expect(trace).to_contain_text("Traced")
+    page.reload()
+    expect(trace).to_contain_text("Traced")
+    with page.expect_download() as download:
+        trace.get_by_role("button", name="PNG").click()
+    assert size(download) == (16, 16)
+    with page.expect_download() as download:
+        trace.get_by_role("button", name="Zip").click()
+    assert re.fullmatch(r"generate-\d+\.zip", download.value.suggested_filename)
+    trace.get_by_role("button", name="Remove").click()
+    expect(trace).to_have_count(0)
+    expect(page.get_by_text("Nothing traced yet")).to_be_visible()
+    page.reload()
+    expect(page.locator("#pulse")).to_contain_text("ready")
+    expect(trace).to_have_count(0)
 
 
 def test_a_trace_with_an_impossible_seed_is_refused(studio, tab) -> None:
@@ -506,6 +562,10 @@ def test_a_canceled_trace_says_so(studio) -> None:
     expect(trace).to_contain_text("Refinement, step", timeout=60_000)
     trace.get_by_role("button", name="Cancel").click()
     expect(trace).to_contain_text("Canceled")
+    expect(trace.get_by_role("slider", name="Moment")).to_have_attribute("aria-valuetext", "Noisy sample")
+    expect(trace).to_contain_text("Not known")
+    trace.get_by_role("button", name="Remove").click()
+    expect(trace).to_have_count(0)
 
 
 # Models and health
