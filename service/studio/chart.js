@@ -2,7 +2,7 @@
 
 import { h } from "./ui.js";
 
-const [TOP, BASE, HEIGHT] = [40, 132, 156]; // of the bars and of the whole, in CSS pixels
+const [TOP, BASE, HEIGHT] = [40, 132, 180]; // of the bars and of the whole, in CSS pixels
 
 /** About six round numbers between two. */
 function ticks(low, high) {
@@ -13,7 +13,10 @@ function ticks(low, high) {
   return Array.from({ length: Math.floor(high / step) - first + 1 }, (_, i) => Number(((first + i) * step).toPrecision(12)));
 }
 
-/** A histogram {edges, counts} with `value` on it, what lies beyond it shaded, and the threshold where there is one. */
+/** What an axis measures, and which way. */
+export const axis = (name) => (name === "bpd" ? "bits/dim: further left is likelier" : `${name} score: further right is stranger`);
+
+/** A histogram {edges, counts} over an `axis` with `value` on it, what lies beyond it shaded, and the threshold where there is one. */
 export function histogram(counted, { words, ...marks }) {
   const chart = h("svg", { class: "chart", height: HEIGHT, role: "img", "aria-label": words });
   // Drawn for the width that it gets, so that its words keep their size on a phone.
@@ -21,7 +24,7 @@ export function histogram(counted, { words, ...marks }) {
   return chart;
 }
 
-function bars({ edges, counts }, { value, threshold, tail = true }, width) {
+function bars({ edges, counts }, { axis, value, threshold, tail = true }, width) {
   const [low, high] = [edges[0], edges.at(-1)];
   const x = (number) => 2 + ((width - 4) * (number - low)) / (high - low || 1);
   const tallest = Math.max(...counts);
@@ -37,6 +40,7 @@ function bars({ edges, counts }, { value, threshold, tail = true }, width) {
   for (const number of ticks(low, high)) {
     parts.push(h("text", { x: x(number), y: BASE + 18, "text-anchor": "middle", class: "axis" }, String(number)));
   }
+  parts.push(h("text", { x: width / 2, y: BASE + 37, "text-anchor": "middle", class: "axis" }, axis));
   if (threshold > low && threshold < high) {
     const left = inside !== undefined && inside >= threshold; // its word keeps clear of the picture's line
     parts.push(h("line", { x1: x(threshold), x2: x(threshold), y1: TOP - 8, y2: BASE, class: "limit" }),

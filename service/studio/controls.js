@@ -2,7 +2,7 @@
 
 import { catalogue } from "./catalogue.js";
 import { CARDS, card } from "./picture.js";
-import { announce, button, chips, complain, copier, h, plural, slider, uid } from "./ui.js";
+import { announce, button, chips, complain, copier, h, plural, slider, uid, why } from "./ui.js";
 
 export const grey = (value) => (value === 0 ? "none" : `${value} grey level${value === 1 ? "" : "s"}`);
 const randomSeed = () => Math.floor(Math.random() * 1e6);
@@ -50,14 +50,14 @@ export function settings({ most = 64, few = 8, steps: firstSteps = 1, trajectory
   const classes = chips({ legend: "Class", options: [["", "any"]], value: "" });
   const number = slider({ label: count, min: 1, max: most, value: few });
   const seed = seedField();
-  const noise = slider({ label: "Start noise", min: trajectory ? 1 : 0, max: 10, step: 0.5, value: 10, words: grey, oninput: tell,
+  const noise = slider({ label: "Start noise", about: "grey levels", min: trajectory ? 1 : 0, max: 10, step: 0.5, value: 10, words: grey, oninput: tell,
     hint: trajectory ? undefined : "None: sampled directly, with nothing to refine." });
   const steps = slider({ label: "Refinement steps", min: trajectory ? 4 : 1, max: 32, value: firstSteps, oninput: tell });
   const id = uid();
   const solver = h("select", { id, onchange: tell });
   const solverHint = h("p", { class: "hint" });
   const more = h("details", {}, h("summary", {}, aside ? "Class, noise, steps and solver" : "Noise, steps and solver"), aside && classes.el, noise.el, steps.el,
-    h("div", { class: "field" }, h("label", { for: id }, "Solver"), solver, solverHint));
+    h("div", { class: "field" }, h("span", {}, h("label", { for: id }, "Solver"), why("tweedie")), solver, solverHint));
   more.open = trajectory;
 
   const model = () => catalogue.current;

@@ -2,8 +2,8 @@
 
 import { ask, cancel, follow, result, submit } from "./api.js";
 import { catalogue, jobs, reference } from "./catalogue.js";
-import { histogram } from "./chart.js";
-import { announce, button, empty, failure, h, plural, seconds } from "./ui.js";
+import { axis, histogram } from "./chart.js";
+import { announce, button, empty, failure, h, plural, seconds, why } from "./ui.js";
 
 const EACH = 4; // pictures of each class in a sample grid
 
@@ -105,9 +105,9 @@ function calibrated(calibration) {
   if (!calibration) return h("div", {}, h("h4", {}, "Not calibrated"), h("p", { class: "hint" }, "Scores have no verdict. ", h("code", {}, "ncml calibrate"), " measures one on held-out pictures."));
   const { statistic, threshold, histograms = {}, n_rank: ranked, n_fit: fitted, false_positive_rate: rate, smallest_p: smallest } = calibration;
   const own = histograms[statistic];
-  return h("div", {}, h("h4", {}, "Calibration"),
-    h("p", { class: "hint" }, `Statistic ${statistic}, fitted on ${plural(fitted, "picture")} and ranked among ${ranked.toLocaleString("en")} others. At most ${(100 * rate).toFixed(0)} % of pictures that belong are turned away; p is ${smallest.toPrecision(1)} at the least.`),
-    own && histogram(own, { threshold, words: `Histogram of ${statistic} over held-out pictures, threshold ${threshold.toPrecision(3)}` }));
+  return h("div", {}, h("h4", {}, "Calibration", statistic === "multiscale" && why(statistic)),
+    h("p", { class: "hint" }, `Statistic ${statistic}, fitted on ${plural(fitted, "picture")} and ranked among ${ranked.toLocaleString("en")} others. At most ${(100 * rate).toFixed(0)}\u00a0% of pictures that belong are turned away; p is ${smallest.toPrecision(1)} at the least.`),
+    own && histogram(own, { axis: axis(statistic), threshold, words: `Histogram of ${statistic} over held-out pictures, threshold ${threshold.toPrecision(3)}` }));
 }
 
 /** A grid of the model's own samples, drawn when asked for: the same seeds every time. */

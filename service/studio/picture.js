@@ -93,6 +93,14 @@ export function exact(image, label) {
   return element;
 }
 
+/** A canvas of pixels as large squares, to be looked at outside of the page. */
+export function enlarged(small, times = 16) {
+  const [large, context] = canvas(times * small.width, times * small.height);
+  context.imageSmoothingEnabled = false;
+  context.drawImage(small, 0, 0, large.width, large.height);
+  return large;
+}
+
 /** The whole picture, with what the crop leaves out dimmed. */
 export function cropped(bitmap, width, height, side = 240) {
   const scale = Math.min(1, side / Math.max(bitmap.width, bitmap.height));

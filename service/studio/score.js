@@ -2,11 +2,11 @@
 
 import { Refusal, address, cancel, curl, follow, json, quoted, result, submit } from "./api.js";
 import { catalogue, jobs, reference } from "./catalogue.js";
-import { histogram } from "./chart.js";
+import { axis, histogram } from "./chart.js";
 import { cards, grey } from "./controls.js";
-import { cropped, exact, fit, heat, heatmap, open } from "./picture.js";
+import { cropped, enlarged, exact, fit, heatmap, open, toBlob } from "./picture.js";
 import { cut, mapOf, overlay } from "./tiles.js";
-import { announce, button, chips, complain, dropzone, empty, fader, failure, h, pictures, plural, reveal, slider, terminal, uid } from "./ui.js";
+import { announce, button, chips, complain, dropzone, empty, fader, failure, h, pictures, plural, reveal, save, slider, stem, terminal, uid, why } from "./ui.js";
 
 const MOST = 64;
 
@@ -20,11 +20,13 @@ export function mount(host) {
   const trouble = h("div");
   const running = h("div");
   const stage = h("div", { class: "stage" });
+  const sum = h("p", { class: "hint" });
+  const top = h("div", { class: "row" }, sum, button("Download scores (CSV)", () => save(new Blob([table(readings)], { type: "text/csv" }), "scores.csv"), "small"));
   const strip = h("ul", { class: "strip", "aria-label": "Scored pictures" });
   const reading = h("div");
   const classId = uid();
   const classes = h("select", { id: classId });
-  const noise = slider({ label: "Noise level", min: 0, max: 10, step: 0.5, value: 0, words: grey, hint: "None: the exact likelihood of the picture." });
+  const noise = slider({ label: "Noise level", about: "grey levels", min: 0, max: 10, step: 0.5, value: 0, words: grey, hint: "None: the exact likelihood of the picture." });
   const tiled = h("input", { type: "checkbox", onchange: () => { for (const one of waiting) one.look(); } });
 
   host.append(h("div", { class: "bench" },
@@ -37,7 +39,7 @@ export function mount(host) {
         h("p", { class: "hint" }, "Not for tiles. The verdict always uses the conditions of the calibration.")),
       h("div", { class: "row send" }, send, button("Clear", () => { waiting = []; trouble.replaceChildren(); list(); }, "clear"))),
     stage));
-  stage.append(running, strip, reading);
+  stage.append(running, top, strip, reading);
 
   catalogue.addEventListener("change", adopt);
   adopt();
@@ -209,6 +211,8 @@ export function mount(host) {
   }
 
   function draw() {
+    top.hidden = !readings.length;
+    sum.textContent = `${plural(readings.length, "picture")} scored`;
     strip.hidden = readings.length < 2;
     strip.replaceChildren(...readings.map((one) => {
       const { kind, title } = verdict(one);
@@ -217,7 +221,7 @@ export function mount(host) {
         h("span", { class: "row" }, h("span", { class: "mono" }, number(one)), h("span", { "aria-hidden": "true" }, { in: "✓", out: "✕" }[kind])),
         h("span", { class: "name" }, one.name), h("span", { class: "unseen" }, title)));
     }));
-    if (chosen) reading.replaceChildren(show(chosen));
+    if (chosen) reading.replaceChildren(show(chosen, readings));
     else if (!running.children.length) {
       reading.replaceChildren(empty("Nothing scored yet", "Choose pictures, look at the crop that the model will see, and score them. A flat grey and pure noise show the two ends of the scale."));
     } else reading.replaceChildren();
@@ -242,18 +246,18 @@ function verdict(one) {
   if (!ood && one.scan) return { kind: "unknown", title: "No verdict", text: "This model’s tiles are not calibrated (ncml calibrate --tile): the map tells where the picture is least usual, not whether it belongs." };
   if (!ood) return { kind: "unknown", title: "Not calibrated", text: "This model has no calibration, so there is no verdict: only bits per dimension, which alone do not tell whether a picture belongs." };
   const share = 100 * ood.p_value;
-  const percent = share < 0.1 ? share.toFixed(2) : share < 10 ? share.toFixed(1) : share.toFixed(0);
+  const percent = `${share < 0.1 ? share.toFixed(2) : share < 10 ? share.toFixed(1) : share.toFixed(0)}\u00a0%`;
   const { n_rank: ranked, false_positive_rate: rate } = calibration(one) ?? {};
   const beyond = Math.round(ood.p_value * (ranked + 1)) - 1; // the picture itself counts, too, in p
-  const how = !ranked ? `Of the held-out pictures ${percent} % look at least as unusual`
+  const how = !ranked ? `Of the held-out pictures ${percent} look at least as unusual`
     : beyond ? `${beyond.toLocaleString("en")} of the ${ranked.toLocaleString("en")} held-out pictures look at least as unusual`
       : `None of the ${ranked.toLocaleString("en")} held-out pictures looks as unusual`;
   return ood.is_ood
-    ? { kind: "out", title: "Does not belong", text: `${how}${rate ? `; below ${(100 * rate).toFixed(0)} % of them a picture counts as foreign` : ""}.` }
+    ? { kind: "out", title: "Does not belong", text: `${how}.${rate ? ` A picture is flagged when fewer than ${(100 * rate).toFixed(0)}\u00a0% look as unusual.` : ""}` }
     : { kind: "in", title: "Belongs", text: `${how}: nothing out of the ordinary.` };
 }
 
-function show(one) {
+function show(one, all) {
   const { score, scan } = one;
   const { kind, title, text } = verdict(one);
   const served = catalogue.models.find((model) => model.name === one.model.name);
@@ -261,11 +265,11 @@ function show(one) {
   return h("article", { class: "reading" },
     h("header", {}, h("h2", {}, one.name), h("p", { class: "hint" }, [`${one.model.name} ${one.model.version.slice(0, 12)}`, one.conditions.class && `class ${one.conditions.class}`, one.conditions.noise && `at ${grey(one.conditions.noise)}`].filter(Boolean).join(" · "))),
     h("div", { class: "facts" },
-      h("p", { class: "big" }, h("span", { class: "mono" }, number(one)), scan ? " worst tile" : " bits/dim"),
+      h("p", { class: "big" }, h("span", { class: "mono" }, number(one)), scan ? " worst tile" : [" bits/dim", why("bits/dim")]),
       h("p", { class: "hint" }, scan ? `${plural(scan.rows * scan.columns, "tile")} of ${scan.tile_width} × ${scan.tile_height} pixels, each half over the next.` : `${score.log_likelihood.toLocaleString("en", { maximumFractionDigits: 0 }).replace("-", "−")} nats for the whole picture.`,
         !scan && served?.metrics.test_bpd && ` Test pictures of ${served.name} take ${served.metrics.test_bpd.toFixed(2)} bits/dim on average.`),
       h("div", { class: `verdict ${kind}` }, h("p", { class: "strong" }, title), h("p", {}, text), score.ood && h("p", { class: "mono" }, `p = ${score.ood.p_value.toPrecision(2)}`))),
-    scan ? overlay(one) : map(one),
+    scan ? overlay(one) : map(one, all),
     h("div", { class: "facts" },
       !scan && [ranks && placed(one, ranks), flip(one)],
       line(one)));
@@ -282,22 +286,25 @@ function placed({ score }, { histograms, n_rank: ranked, smallest_p: smallest })
     const own = name === statistic;
     const value = own ? score.ood.score : score.bpd;
     const words = own ? `${name}: this picture at ${value.toPrecision(3)}, threshold ${score.ood.threshold.toPrecision(3)}, p = ${score.ood.p_value.toPrecision(2)}` : `Bits per dimension: this picture at ${value.toFixed(2)}`;
-    holder.replaceChildren(histogram(histograms[name], { value, threshold: own ? score.ood.threshold : undefined, words, tail: own }),
-      h("p", { class: "hint" }, own ? `Shaded: as unusual or more. p can be ${smallest.toPrecision(1)} at the least with so many pictures.` : "Likelihood alone: simple pictures lie far to the left and need not belong."));
+    holder.replaceChildren(histogram(histograms[name], { axis: axis(name), value, threshold: own ? score.ood.threshold : undefined, words, tail: own }),
+      h("p", { class: "hint" }, own ? `${value > histograms[name].edges.at(-1) ? "" : "Shaded: as unusual or more. "}p can be ${smallest.toPrecision(1)} at the least with so many pictures.` : "Likelihood alone: simple pictures lie far to the left and need not belong."));
   }
   draw(names[0]);
+  if (names[0] === "multiscale") tabs.el.append(...why("multiscale"));
   return h("div", { class: "placed" }, tabs.el, holder);
 }
 
+let oneScale = false; // for the maps of all pictures, so that they can be compared
+
 /** The picture with its map on it; the slider fades one into the other. */
-function map({ seen, score, name }) {
+function map(one, all) {
+  const { seen, score, name } = one;
   const holder = h("div", { class: "over" });
   if (seen) holder.append(h("img", { src: seen, alt: `What the model saw of ${name}`, class: "pixels" }));
   if (!score.map) return holder;
-  const flat = score.map.flat().sort((a, b) => a - b);
-  const at = (part) => flat[Math.round(part * (flat.length - 1))];
-  const [low, high] = [Math.min(0, at(0.02)), at(0.98)];
-  const layer = exact(heatmap(score.map, low, high), `Bits per dimension of each pixel, from ${at(0).toFixed(1)} to ${at(1).toFixed(1)}`);
+  const mapped = all.filter((other) => other.score.map);
+  const [least, most] = span([one], 0);
+  const layer = exact(heatmap(score.map, least, most), `Bits per dimension of each pixel, from ${least.toFixed(1)} to ${most.toFixed(1)}`);
   holder.append(layer);
   const value = h("output", { class: "mono" }, " ");
   holder.addEventListener("pointermove", (event) => {
@@ -306,15 +313,37 @@ function map({ seen, score, name }) {
     const bits = score.map[j]?.[i];
     if (bits !== undefined) value.textContent = `row ${j + 1}, column ${i + 1}: ${bits.toFixed(2)} bits/dim`;
   });
-  const scale = h("canvas", { width: 64, height: 1, "aria-hidden": "true" });
-  const context = scale.getContext("2d");
-  for (let i = 0; i < 64; i += 1) {
-    context.fillStyle = `rgb(${heat(i / 63).map(Math.round)})`;
-    context.fillRect(i, 0, 1, 1);
-  }
-  return h("div", { class: "stack map" }, holder, fader(layer, seen).el,
-    h("div", { class: "scale" }, h("span", { class: "mono" }, low.toFixed(1)), scale, h("span", { class: "mono" }, high.toFixed(1))),
-    h("p", { class: "hint" }, "Bits per dimension of each pixel, given those before it: bright pixels surprised. ", value));
+  const scale = exact(heatmap([Array.from({ length: 64 }, (_, i) => i)], 0, 63), "The colours from low to high");
+  const ends = [h("span", { class: "mono" }), h("span", { class: "mono" })];
+  const paint = () => {
+    const [low, high] = span(oneScale ? mapped : [one]);
+    const from = Math.min(0, low);
+    layer.getContext("2d").putImageData(heatmap(score.map, from, high), 0, 0);
+    [from, high].forEach((end, i) => (ends[i].textContent = end.toFixed(1)));
+  };
+  paint();
+  return h("div", { class: "stack map" }, holder, fader(layer, seen).el, h("div", { class: "scale" }, ends[0], scale, ends[1]),
+    mapped.length > 1 && h("label", { class: "check" }, h("input", { type: "checkbox", checked: oneScale, onchange: ({ target }) => { oneScale = target.checked; paint(); } }), "One colour scale for all pictures"),
+    h("p", { class: "hint" }, "Bits per dimension of each pixel, given those before it: bright pixels surprised. ", value),
+    h("div", {}, button("Download map", async () => save(await toBlob(enlarged(layer)), `${stem(name)}-map.png`), "small")));
+}
+
+/** From where to where the bits of maps go, but for a part of the pixels at each end. */
+function span(readings, part = 0.02) {
+  const flat = readings.flatMap(({ score }) => score.map.flat()).sort((a, b) => a - b);
+  return [part, 1 - part].map((at) => flat[Math.round(at * (flat.length - 1))]);
+}
+
+const COLUMNS = ["picture", "bits_per_dim", "nats", "score", "threshold", "p_value", "belongs", "tile_left", "tile_top", "tile_width", "tile_height", "class", "noise", "model", "version"];
+
+/** What stands on the page, for a spreadsheet. */
+function table(readings) {
+  const rows = readings.map(({ name, score: { bpd, log_likelihood: nats, score: worst, ood }, scan, model, conditions }) => {
+    const { score = worst, threshold, p_value: p, is_ood: out } = ood ?? {};
+    const { left, top, width, height } = scan?.box ?? {};
+    return [name, bpd, nats, score, threshold, p, ood && (out ? "no" : "yes"), left, top, width, height, conditions.class, scan ? "" : (conditions.noise ?? 0), model.name, model.version];
+  });
+  return [COLUMNS, ...rows].map((row) => `${row.map((cell) => (/[",\r\n]/.test(cell ?? "") ? `"${cell.replaceAll('"', '""')}"` : (cell ?? ""))).join()}\r\n`).join("");
 }
 
 /** The paper's sanity test: every least significant bit flipped. */

@@ -2,7 +2,7 @@
 
 import { ask } from "./api.js";
 import { halfEven } from "./picture.js";
-import { fader, h } from "./ui.js";
+import { fader, h, stem } from "./ui.js";
 
 const MOST = 1024; // tiles of a picture, of which a core does some twenty-five a second
 
@@ -36,5 +36,6 @@ export function overlay(one) {
   }
   return h("div", { class: "stack map" }, holder, fade.el,
     h("p", { class: "hint" }, `Framed: the worst tile, ${box.left} pixels from the left and ${box.top} from the top. `,
-      threshold ? `A picture with a tile above ${threshold.toPrecision(3)} counts as foreign; the map is brightest there.` : "The map is bright where tiles are least usual."));
+      threshold ? `A picture with a tile above ${threshold.toPrecision(3)} counts as foreign; the map is brightest there.` : "The map is bright where tiles are least usual."),
+    h("div", {}, h("a", { class: "button small", href: map, download: `${stem(name)}-map.png` }, "Download map")));
 }

@@ -55,15 +55,34 @@ async function copy(text) {
   return done;
 }
 
-/** A labelled slider that shows its value in words. */
-export function slider({ label, min, max, step = 1, value, words = String, hint, oninput }) {
+const MEANINGS = {
+  "bits/dim": "Bits per dimension: what the model needs on average to write down one red, green or blue value of the picture. The fewer, the likelier the picture; a value without a model takes 8.",
+  multiscale: "How far the picture lies from held-out ones, by its bits, the pull on its pixels and the spread of its surprise, measured at three levels of noise. The higher, the stranger.",
+  "grey levels": "A colour value is one of 256 levels, from 0 to 255. Noise of 10 grey levels moves each by about 10, up or down.",
+  tweedie: "A solver brings a noisy sample back to a picture. tweedie does it in one step; heun takes several and adds no noise, euler-maruyama and predictor-corrector add some at each step.",
+};
+
+/** A question mark that tells what a word means, to the pointer and the keyboard alike. */
+export function why(word) {
+  const id = uid();
+  const told = h("span", { popover: "auto", id, class: "told" }, MEANINGS[word]);
+  const self = h("button", { type: "button", class: "why", popovertarget: id, "aria-label": `What is ${word}?`, onclick: () => {
+    const { left, bottom } = self.getBoundingClientRect();
+    told.style.left = `${scrollX + Math.max(12, Math.min(left - 20, document.documentElement.clientWidth - 332))}px`;
+    told.style.top = `${scrollY + bottom + 8}px`;
+  } }, "?");
+  return [self, told];
+}
+
+/** A labelled slider that shows its value in words. `about` is a word of it that is explained. */
+export function slider({ label, about, min, max, step = 1, value, words = String, hint, oninput }) {
   const id = uid();
   const shown = h("output", { for: id });
   const hintId = hint && uid();
   const input = h("input", { type: "range", id, min, max, step, value, "aria-describedby": hintId, oninput: () => { show(); oninput?.(); } });
   const self = {
     input,
-    el: h("div", { class: "field" }, h("div", { class: "row" }, h("label", { for: id }, label), shown), input,
+    el: h("div", { class: "field" }, h("div", { class: "row" }, h("span", {}, h("label", { for: id }, label), about && why(about)), shown), input,
       hint && h("p", { class: "hint", id: hintId }, hint)),
     get value() { return Number(input.value); },
     set value(next) { input.value = next; show(); },
@@ -84,7 +103,7 @@ export function slider({ label, min, max, step = 1, value, words = String, hint,
 /** A slider that fades a map, `layer`, over the picture `under` it; where there is none, the map alone is shown. */
 export function fader(layer, under) {
   const blend = () => { layer.style.opacity = self.value / 100; };
-  const self = slider({ label: "Map over picture", min: 0, max: 100, value: under ? 50 : 100, words: (v) => `${v} %`, oninput: blend });
+  const self = slider({ label: "Map over picture", min: 0, max: 100, value: under ? 50 : 100, words: (v) => `${v}\u00a0%`, oninput: blend });
   blend();
   return { el: self.el, alone() { self.value = 100; blend(); } };
 }

@@ -1,6 +1,7 @@
 """Each view does what it is for, and says what to do when it cannot."""
 
 import base64
+import csv
 import io
 import itertools
 import re
@@ -72,6 +73,108 @@ def test_a_picture_is_scored_placed_and_mapped(studio, photo: Path) -> None:
     )
     reading.locator("summary").click()
     assert "-F 'image=@it'\\''s a photo.png'" in (reading.locator(".curl").text_content() or "")
+
+
+def test_what_is_shaded_is_told_only_where_something_is(studio, tmp_path: Path) -> None:
+    usual = np.random.default_rng(9).integers(96, 160, (8, 8, 3), np.uint8)
+    Image.fromarray(usual).save(tmp_path / "usual.png")
+    page = studio("score")
+    upload(page, "score", tmp_path / "usual.png")
+    page.locator("#view-score").get_by_role("button", name="noise", exact=True).click()
+    page.get_by_role("button", name="Score 2 pictures").click()
+    placed = page.locator(".reading .placed")
+    expect(placed.locator(".chart")).to_contain_text("score: further right is stranger")
+    expect(placed).to_contain_text("Shaded: as unusual or more.")
+    page.locator(".tile", has_text="noise.png").click()
+    expect(placed.locator(".chart")).to_contain_text("this picture, beyond the scale")
+    expect(placed).not_to_contain_text("Shaded")
+    expect(placed).to_contain_text("p can be")
+    expect(page.locator(".verdict")).to_contain_text(
+        re.compile("looks? (at least )?as unusual. A picture is flagged when fewer than 5\u00a0% look as unusual.")
+    )
+    placed.get_by_role("radio", name="bits/dim").check()
+    expect(placed.locator(".chart")).to_contain_text("bits/dim: further left is likelier")
+
+
+def test_maps_can_be_compared_on_one_scale(studio) -> None:
+    page = studio("score")
+    page.locator("#view-score").get_by_role("button", name="stripes").click()
+    page.get_by_role("button", name="Score 1 picture").click()
+    expect(page.locator(".reading .scale")).to_be_visible()
+    expect(page.get_by_label("One colour scale")).to_have_count(0)  # with what?
+    page.locator("#view-score").get_by_role("button", name="noise", exact=True).click()
+    page.get_by_role("button", name="Score 1 picture").click()
+    expect(page.locator(".strip .tile")).to_have_count(2)
+
+    def scales() -> list[str]:
+        found = []
+        for name in ("stripes.png", "noise.png"):
+            page.locator(".tile", has_text=name).click()
+            expect(page.locator(".reading h2")).to_have_text(name)
+            found.append(page.locator(".reading .scale").text_content() or "")
+        return found
+
+    own = scales()
+    assert own[0] != own[1]
+    page.get_by_label("One colour scale").check()
+    assert len(set(scales())) == 1
+    page.get_by_label("One colour scale").uncheck()
+    assert scales() == own
+
+
+def test_scores_and_maps_are_downloaded(studio, photo: Path) -> None:
+    page = studio("score")
+    upload(page, "score", photo)
+    page.locator("#view-score").get_by_role("button", name="stripes").click()
+    page.get_by_role("button", name="Score 2 pictures").click()
+    expect(page.locator(".strip .tile")).to_have_count(2)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download map").click()
+    assert download.value.suggested_filename == "it's a photo-map.png"
+    assert size(download) == (128, 128)
+    page.get_by_label("In tiles").check()
+    photo = photo.rename(photo.with_name('a "large", photo.png'))
+    upload(page, "score", photo)
+    page.get_by_role("button", name="Score 1 picture").click()
+    expect(page.locator(".reading .big")).to_contain_text("worst tile")
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download map").click()
+    assert size(download) == (90, 60)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download scores (CSV)").click()
+    assert download.value.suggested_filename == "scores.csv"
+    with Path(download.value.path()).open(newline="") as file:
+        scan, first, second = csv.DictReader(file)
+    assert [row["picture"] for row in (scan, first, second)] == [photo.name, "it's a photo.png", "stripes.png"]
+    assert (scan["bits_per_dim"], scan["tile_width"], scan["belongs"]) == ("", "8", "no")
+    assert float(scan["score"]) > float(scan["threshold"])
+    page.locator(".tile", has_text="stripes.png").click()
+    expect(page.locator(".reading .big .mono")).to_have_text(f"{float(second['bits_per_dim']):.2f}")
+    assert (second["tile_left"], second["noise"], second["model"]) == ("", "0", "tiny")
+    assert 0 < float(second["p_value"]) <= 1
+
+
+def test_words_are_explained_to_the_keyboard_too(studio) -> None:
+    page = studio("score")
+    page.locator("#view-score").get_by_role("button", name="stripes").click()
+    page.get_by_role("button", name="Score 1 picture").click()
+    for view, word, text in (
+        ("score", "bits/dim", "The fewer, the likelier"),
+        ("score", "multiscale", "The higher, the stranger"),
+        ("score", "grey levels", "256 levels"),
+        ("generate", "tweedie", "in one step"),
+    ):
+        page.locator(f'.tabs a[href="#{view}"]').click()
+        for summary in page.locator(f"#view-{view} .controls details:not([open]) summary").all():
+            summary.click()
+        about = page.locator(f"#view-{view}").get_by_role("button", name=f"What is {word}?")
+        told = page.locator(".told:popover-open")
+        about.press("Enter")
+        expect(told).to_contain_text(text)
+        expect(told).to_be_in_viewport(ratio=1)
+        page.keyboard.press("Escape")
+        expect(told).to_have_count(0)
+        expect(about).to_be_focused()
 
 
 @pytest.mark.parametrize("tiled", [False, True])
