@@ -57,19 +57,23 @@ function table(caption, heads, rows) {
 function lanes(state) {
   const workers = state.get("ncml_workers") ?? [];
   const names = [...new Set(workers.map(({ labels }) => labels.lane))];
-  return table("Queues and workers", ["Lane", "Waiting", "Oldest", "Workers"], names.map((lane) => {
+  return table("Queues and workers", ["Lane", "Waiting", "Oldest", "Pace", "Workers"], names.map((lane) => {
     const own = (name) => (state.get(name) ?? []).filter(({ labels }) => labels.queue?.split(":")[1] === lane);
     const oldest = Math.max(0, ...own("ncml_queue_oldest_age_seconds").map(({ value }) => value));
     const states = workers.filter(({ labels, value }) => labels.lane === lane && value).map(({ labels, value }) => `${value} ${labels.state}`);
-    return [lane, String(total(own("ncml_queue_depth"))), oldest ? seconds(oldest) : "–", states.join(", ") || "none"];
+    const pace = total(state.get("ncml_lane_jobs_per_second")?.filter(({ labels }) => labels.lane === lane));
+    return [lane, String(total(own("ncml_queue_depth"))), oldest ? seconds(oldest) : "–", pace > 1 ? `${pace.toFixed(1)} a second` : pace ? `${seconds(1 / pace)} a job` : "–", states.join(", ") || "none"];
   }));
 }
 
+/** How long answers took. A 202 is none: it only takes a job on, as for all that this page asks; the lanes' pace tells of those. */
 function latency(state) {
-  const buckets = state.get("ncml_http_request_duration_seconds_bucket") ?? [];
+  const buckets = (state.get("ncml_http_request_duration_seconds_bucket") ?? []).filter(({ labels }) => labels.code !== "202");
   const routes = [...new Set(buckets.map(({ labels }) => labels.route))].filter((route) => /^\/(score|generate|complete|jobs\/\{job_id\}\/result|models)$/.test(route));
   const rows = routes.map((route) => {
-    const own = buckets.filter(({ labels }) => labels.route === route).map(({ labels, value }) => [labels.le === "+Inf" ? Infinity : Number(labels.le), value]);
+    const counts = new Map(); // by the edge of a bucket, over all codes
+    for (const { labels, value } of buckets) if (labels.route === route) counts.set(labels.le, (counts.get(labels.le) ?? 0) + value);
+    const own = [...counts].map(([edge, value]) => [edge === "+Inf" ? Infinity : Number(edge), value]);
     return [route.replace("{job_id}", "…"), own.at(-1)[1].toLocaleString("en"), quantile(own, 0.5), quantile(own, 0.95)];
   });
   if (!rows.length) return h("div", {}, empty("No request yet", "Latencies appear with the first requests."));

@@ -694,6 +694,31 @@ def test_models_and_health_are_told(studio) -> None:
     expect(tiny).to_contain_text("not chosen")
 
 
+def test_answers_that_only_take_a_job_on_do_not_count_as_quick_ones(studio) -> None:
+    page = studio("models")
+    name = "ncml_http_request_duration_seconds_bucket"
+    buckets = [
+        ("/generate", "202", 90, 90),
+        ("/generate", "200", 0, 4),
+        ("/score", "202", 7, 7),
+        ("/score", "200", 3, 4),
+    ]
+    text = "".join(
+        f'{name}{{code="{code}",le="{edge}",route="{route}"}} {n}\n'
+        for route, code, *counts in buckets
+        for edge, n in zip(("0.5", "+Inf"), counts, strict=True)
+    )
+    text += 'ncml_workers{lane="score",state="idle"} 1.0\nncml_workers{lane="generate",state="busy"} 1.0\n'
+    text += 'ncml_lane_jobs_per_second{lane="generate"} 0.25\nncml_lane_jobs_per_second{lane="score"} 6.5\n'
+    page.route("**/metrics", lambda route: route.fulfill(body=text))
+    answers = page.locator("#view-models").get_by_role("table", name="Answers since the service started")
+    expect(answers.locator("tbody tr")).to_have_text(
+        ["/generate4more than a minutemore than a minute", "/score4500 msmore than a minute"]
+    )
+    lanes = page.locator("#view-models").get_by_role("table", name="Queues and workers").locator("tbody tr")
+    expect(lanes).to_have_text(["score0–6.5 a second1 idle", "generate0–4.0 s a job1 busy"])
+
+
 def test_a_service_that_is_away_is_told_and_found_again(studio, tab) -> None:
     tab.foreseen = [REFUSED]
     page = studio("models")
