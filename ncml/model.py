@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from ncml import checkpoint, ood
+from ncml import checkpoint, devices, ood
 from ncml.calibration import Calibration, Ood
 from ncml.config import DEFAULT_SOLVER, SOLVERS, STEPPED_SOLVER
 from ncml.errors import InputError, ModelError
@@ -59,17 +60,25 @@ class Score:
 
 
 def load(path: str | os.PathLike[str], device: str = "cpu") -> Model:
-    """Open a model folder; raises ModelError, in one sentence, if it is not one."""
+    """Open a model folder; raises ModelError, in one sentence, if it is not one or cannot be placed on the device."""
+    if problem := devices.problem(device):
+        raise ModelError(f"{path} cannot be placed on {device!r}: {problem}")
     try:
         network, description = checkpoint.load(path, device)
-    except (RuntimeError, AssertionError) as error:  # a PyTorch without CUDA asserts
+    except RuntimeError as error:  # the device has no room for it
         raise ModelError(f"{path} cannot be placed on {device!r}: {str(error).splitlines()[0]}") from error
     return Model(Path(path).resolve(), network.requires_grad_(False), description)
 
 
-def _check_count(n: int) -> None:
-    if not 1 <= n <= MAX_IMAGES:
-        raise InputError("n", f"n must be 1 to {MAX_IMAGES}, not {n}.")
+def _count(field: str, value: int, most: int | None = None) -> int:
+    """A whole number from 1 on, NumPy's among them, as Python's; InputError for anything else."""
+    try:
+        count = operator.index(value)
+    except TypeError as error:
+        raise InputError(field, f"{field} must be a whole number, not {value}.") from error
+    if count < 1 or (most is not None and count > most):
+        raise InputError(field, f"{field} must be {'at least 1' if most is None else f'1 to {most}'}, not {count}.")
+    return count
 
 
 class Model:
@@ -133,15 +142,19 @@ class Model:
         """Score images of the model's size: uint8 [B, H, W, 3], [H, W, 3], or PIL images.
 
         classes: a name, an index or None (the null class), for all images or for each.
-        noise: grey levels at which to score. At more than 0 the image is scaled by alpha(t) but no noise is added, so
-            that scores are deterministic.
+        noise: grey levels at which to score, from 0 to `Model.noise`. At more than 0 the image is scaled by alpha(t)
+            but no noise is added, so that scores are deterministic.
         ood: say whether each image belongs, where the model is calibrated. Statistics have conditions of their own: no
             class and the noise levels of `ncml.ood`, whatever is asked for above. False is one pass of the network.
         statistic: the one that gives the verdict; None is the calibration's.
         statistics: names of statistics to return, or "all"; without a calibration "all" are those that need none.
         sanity: score each image once more with the lowest bit of every value flipped.
+        batch_size: images scored together.
         callback: called with images done and in all.
+
+        Raises `InputError`, in one sentence, for images of another size or type and for any argument out of its range.
         """
+        batch_size = _count("batch_size", batch_size)
         pixels = self._pixels(images)
         class_B = self._class_indices(classes, len(pixels))
         t = self._time(noise)
@@ -226,7 +239,12 @@ class Model:
         side: of a tile in pixels; None is the calibration's, or the model's size. Without a calibration of tiles
             (`ncml calibrate --tile`) there is a map, but no p-value.
         callback: called with tiles done and in all.
+
+        Raises `InputError` for a picture smaller than a tile, another size of tiles than the calibrated one, and a
+        model without any calibration.
         """
+        batch_size = _count("batch_size", batch_size)
+        side = None if side is None else _count("tile_size", side)
         return scan(self, picture, self.tiles, side=side, batch_size=batch_size, report=callback)
 
     def generate(
@@ -245,13 +263,16 @@ class Model:
 
         classes: a name, an index or None, for all images or for each.
         seeds: 0 to 2^53 - 1; image i uses seeds + i, or its own of a sequence of n.
-        noise: start noise in grey levels; None is the model's, 0 draws directly, without refinement.
-        steps: refinement steps, the last of them Tweedie's; None is the solver's default.
+        noise: start noise in grey levels, from 0 to `Model.noise`, which None stands for; 0 draws directly, without
+            refinement.
+        steps: refinement steps, 1 to 1000, the last of them Tweedie's; None is the solver's default.
         solver: tweedie, euler-maruyama, heun or predictor-corrector; None is tweedie, or euler-maruyama for several
             steps.
         sampler: incremental (the default), or naive for the reference.
+
+        Raises `InputError`, in one sentence, for any argument out of its range.
         """
-        _check_count(n)
+        n = _count("n", n, MAX_IMAGES)
         return self._draw(n, None, "top", classes, seeds, noise, steps, solver, sampler, callback)
 
     def complete(
@@ -268,13 +289,18 @@ class Model:
         sampler: str | None = None,
         callback: Callback | None = None,
     ) -> NDArray[np.uint8]:
-        """Draw the unknown half of images of the model's size, given the half `keep`; uint8 [B, H, W, 3].
+        """Draw the unknown half of 1 to 1024 images of the model's size, given the half `keep`; uint8 [B, H, W, 3].
 
         With one image, n variants of it. What stands in the unknown half is ignored; known pixels come back exactly.
         The other arguments are those of `generate`.
+
+        Raises `InputError`, in one sentence, for images of another size or type, a half that this model does not
+        complete, and any argument out of its range.
         """
-        _check_count(n)
+        n = _count("n", n, MAX_IMAGES)
         canvases = self._pixels(images)
+        if len(canvases) > MAX_IMAGES:
+            raise InputError("images", f"{MAX_IMAGES} images are drawn in one call at most, not {len(canvases)}.")
         if n > 1 and len(canvases) > 1:
             raise InputError("n", "several variants are drawn of one image at a time; give one image or n=1.")
         if keep not in self.keeps:
@@ -297,14 +323,11 @@ class Model:
     ) -> NDArray[np.uint8]:
         noise = self.noise if noise is None else noise
         self._time(noise)
-        if steps is not None and steps != int(steps):
-            raise InputError("steps", f"steps must be a whole number, not {steps}.")
+        steps = None if steps is None else _count("steps", steps, MAX_STEPS)
         solver = solver or (DEFAULT_SOLVER if steps in (None, 1) else STEPPED_SOLVER)
         if solver not in SOLVERS:
             raise InputError("solver", f"there is no solver {solver!r}: choose from {', '.join(SOLVERS)}.")
         steps = SOLVERS[solver] if steps is None else steps
-        if not 1 <= steps <= MAX_STEPS:
-            raise InputError("steps", f"steps must be 1 to {MAX_STEPS}, not {steps}.")
         if solver == "tweedie" and steps != 1:
             raise InputError("steps", "the tweedie solver takes exactly 1 step; name another solver for more.")
         sampler = sampler or next(iter(SAMPLERS))

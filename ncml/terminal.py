@@ -72,12 +72,10 @@ def use_threads(count: int) -> None:
 
 def check_device(device: str) -> None:
     """Refuse a device that is not here, before pictures are read."""
-    import torch
+    from ncml import devices
 
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # a PyTorch without CUDA asserts
-        raise InputError("device", f"the device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
+    if problem := devices.problem(device):
+        raise InputError("device", f"the device {device!r} cannot be used: {problem}")
 
 
 def print_json(value: Any) -> None:

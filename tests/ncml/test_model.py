@@ -150,6 +150,13 @@ MISTAKES: list[tuple[str, Callable[[ncml.Model], object], str]] = [
     ("n", lambda m: m.complete(PICTURES[:1], n=-1), "1 to 1024, not -1"),
     ("n", lambda m: m.complete(PICTURES[:1], n=10**9), "1 to 1024"),
     ("n", lambda m: m.complete(PICTURES[:2], n=2), "one image"),
+    ("n", lambda m: m.generate(2.5), "n must be a whole number, not 2.5"),  # type: ignore[arg-type]
+    ("images", lambda m: m.complete(np.repeat(PICTURES, 205, 0)), "1024 images .* at most, not 1025"),
+    ("batch_size", lambda m: m.score(PICTURES, batch_size=-1), "at least 1, not -1"),
+    ("batch_size", lambda m: m.score(PICTURES, batch_size=0), "at least 1, not 0"),
+    ("batch_size", lambda m: m.score(PICTURES, batch_size=1.5), "whole number"),  # type: ignore[arg-type]
+    ("batch_size", lambda m: m.scan(PICTURES[0], batch_size=-1), "at least 1, not -1"),
+    ("tile_size", lambda m: m.scan(PICTURES[0], side=8.5), "whole number"),  # type: ignore[arg-type]
     ("seed", lambda m: m.generate(2, seeds=[1, 1.5]), "whole numbers"),
     ("seed", lambda m: m.generate(seeds=-1), "from 0 to 9007199254740991"),
     ("seed", lambda m: m.generate(2, seeds=2**53 - 1), "from 0 to 9007199254740991"),
@@ -160,6 +167,9 @@ MISTAKES: list[tuple[str, Callable[[ncml.Model], object], str]] = [
     ("steps", lambda m: m.generate(steps=0), "1 to 1000, not 0"),
     ("steps", lambda m: m.generate(steps=1001), "1 to 1000, not 1001"),
     ("steps", lambda m: m.generate(steps=2, solver="tweedie"), "exactly 1 step"),
+    ("steps", lambda m: m.generate(steps=5.0, solver="heun"), "whole number, not 5.0"),  # type: ignore[arg-type]
+    ("steps", lambda m: m.generate(steps=math.nan), "whole number, not nan"),  # type: ignore[arg-type]
+    ("steps", lambda m: m.generate(steps=math.inf), "whole number, not inf"),  # type: ignore[arg-type]
     ("solver", lambda m: m.generate(solver="ddim"), "choose from tweedie, euler-maruyama, heun, predictor-corrector"),
     ("sampler", lambda m: m.generate(sampler="slow"), "choose from incremental, naive"),
     ("keep", lambda m: m.complete(PICTURES, keep="middle"), "top or bottom or left or right, not 'middle'"),
@@ -182,13 +192,16 @@ def test_what_this_model_cannot_do_is_said(plain_model: ncml.Model) -> None:
         plain_model.generate(classes="cat")
 
 
-def test_a_device_that_is_not_there_is_said(model: ncml.Model) -> None:
-    with pytest.raises(ncml.ModelError, match="cannot be placed on 'abacus'"):
-        ncml.load(model.folder, device="abacus")
+@pytest.mark.parametrize("device", ["abacus", "meta", "hpu", "cuda:99", ""])
+def test_a_device_that_nothing_can_be_computed_on_is_said(model: ncml.Model, device: str) -> None:
+    with pytest.raises(ncml.ModelError, match=f"cannot be placed on '{device}': ") as refused:
+        ncml.load(model.folder, device=device)
+    assert "\n" not in str(refused.value)
 
 
 def test_numpy_numbers_are_numbers(model: ncml.Model) -> None:
-    pictures = model.generate(2, seeds=np.int64(3), classes=np.int64(1), steps=1)  # type: ignore[arg-type]
+    numbers = [np.int64(i) for i in range(4)]
+    pictures = model.generate(numbers[2], seeds=numbers[3], classes=numbers[1], steps=numbers[1])  # type: ignore[arg-type]
     assert np.array_equal(pictures, model.generate(2, seeds=3, classes=1, steps=1))
 
 
