@@ -202,6 +202,8 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []
+        self.saved = False
+        """Whether there is a state to resume from."""
 
     @property
     def images(self) -> int:
@@ -281,8 +283,12 @@ class Trainer:
             f"training diverged at step {self.step} ({self.images} images): {len(lost)} of the batch's {len(loss_B)} "
             f"losses are not finite, the worst is {float(loss_B[first]):.4g} bits/dim of picture "
             f"{int(batch.index_B[first])} of the fit part at {noise:.3g} grey levels of noise{where}; "
-            "the last state that was saved is whole: --resume with a lower --learning-rate."
+            f"{self._remedy} with a lower --learning-rate."
         )
+
+    @property
+    def _remedy(self) -> str:
+        return "the last state that was saved is whole: --resume" if self.saved else "nothing was saved yet: begin anew"
 
     def save(self, path: Path) -> None:
         """Write all that an exact resume needs into one safetensors file, whole or not at all."""
@@ -303,9 +309,10 @@ class Trainer:
             checkpoint.replace_file(path, lambda new: save_file(state, new, metadata=metadata))
         except (OSError, SafetensorError) as error:
             raise TrainingError(
-                f"the run cannot be saved to {path} after {self.images} images ({error}): what was saved before is "
-                "whole; see that there is room, and add --resume."
+                f"the run cannot be saved to {path} after {self.images} images ({error}): see that there is room; "
+                f"{self._remedy}."
             ) from error
+        self.saved = True
 
     def resume(self, path: Path, *, images: int | None = None) -> None:
         """Continue a saved run; TrainingError if the file is damaged or another network's.
@@ -354,6 +361,7 @@ class Trainer:
             saved["state"].setdefault(int(index), {})[moment] = value
         self.optimizer.load_state_dict(saved)
         self.step, self.seconds, self.history = progress["step"], progress["seconds"], progress["history"]
+        self.saved = True
 
 
 def run(
@@ -377,14 +385,14 @@ def run(
     """
     team = trainer.team
     begun, before, first = time.monotonic(), trainer.seconds, trainer.images
-    mean, saved, saved_at = math.nan, trainer.step, begun
+    mean, saved_at = math.nan, begun
 
     def save() -> None:
-        nonlocal saved, saved_at
+        nonlocal saved_at
         trainer.seconds = before + time.monotonic() - begun
         if team.first:
             trainer.save(state)
-        saved, saved_at = trainer.step, time.monotonic()
+        trainer.saved, saved_at = True, time.monotonic()  # of every process: the first has
 
     def measure() -> None:
         trainer.history.append(
