@@ -39,6 +39,14 @@ EXTRAS = {"torch": "worker", "safetensors": "worker"} | dict.fromkeys(
 """Which extra of this package brings what may not be installed."""
 
 
+OUT_OF_MEMORY = re.compile(
+    "out of memory|not enough memory|cannot allocate memory|can't allocate memory|failed to map segment|bad_alloc"
+    "|can't start new thread",
+    re.IGNORECASE,
+)
+"""What PyTorch and the system say of it; their errors of other kinds have the same types."""
+
+
 def commands() -> dict[str, str]:
     """Where each command is, `module:function`. Other rooms lend theirs through the entry points `ncml.commands`."""
     return COMMANDS | {point.name: point.value for point in entry_points(group="ncml.commands")}
@@ -48,6 +56,8 @@ def parse(arguments: Sequence[str]) -> Callable[[], int | None]:
     """The command that the arguments ask for, ready to run; raises `InputError` on a mistake, SystemExit for help."""
     if list(arguments) == ["--version"]:
         return functools.partial(print, version("ncml"))
+    if any(re.fullmatch(r"(--[\w-]+=)?", argument) for argument in arguments):  # as a shell's unset variable leaves it
+        raise InputError("arguments", "an argument is empty: give it a value, or leave it out.")
     known = commands()
     named = next((a for a in arguments if not a.startswith("-")), None)
     if named is not None and named not in known:
@@ -103,16 +113,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
-        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-    except ModuleNotFoundError as error:
-        extra = EXTRAS.get(error.name or "")
-        if extra is None:
+    except (MemoryError, OSError, ImportError, RuntimeError) as error:
+        sentence = _told(error)
+        if sentence is None:
             raise
-        return _fail(f"{error.name} is not installed: pip install 'ncml[{extra}]'")
+        return _fail(sentence)
     except KeyboardInterrupt as stop:
         print(f"ncml: {stop or 'stopped'}", file=sys.stderr)
         return 130
+
+
+def _told(error: Exception) -> str | None:
+    """What the machine lacks, in a sentence; None for a mistake of ours, of which the traceback tells more."""
+    if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error)):
+        return (
+            "there is not enough memory: free some, or ask for less at once (fewer or smaller pictures; of ncml train "
+            "a smaller --batch-size, --accumulate or --recompute)."
+        )
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    if isinstance(error, ModuleNotFoundError) and (extra := EXTRAS.get(error.name or "")):
+        return f"{error.name} is not installed: pip install 'ncml[{extra}]'"
+    return None
 
 
 def _fail(sentence: str) -> int:

@@ -12,6 +12,9 @@ from ncml.errors import InputError
 
 Floats = NDArray[np.float64]
 
+LEAST_RATE = 1e-9
+"""False-positive rates below it would need thousands of millions of ranking images."""
+
 
 def ranked(scores: ArrayLike) -> Floats:
     """Calibration scores as they are kept: ascending, to six digits; more would be the rounding of fp32."""
@@ -34,9 +37,10 @@ def threshold(ranked: Floats, false_positive_rate: float) -> float:
 
     Raises `InputError` where the n calibration scores cannot support the rate: 1 / (n + 1) must not exceed it.
     """
-    if not 0 < false_positive_rate < 1:
+    if not LEAST_RATE <= false_positive_rate < 1:
         raise InputError(
-            "false_positive_rate", f"a false-positive rate is more than 0 and less than 1, not {false_positive_rate:g}."
+            "false_positive_rate",
+            f"a false-positive rate is at least {LEAST_RATE:g} and less than 1, not {false_positive_rate:g}.",
         )
     n = len(ranked)
     flagged = math.floor(false_positive_rate * (n + 1) + 1e-9) - 1  # how many of the n may lie above the threshold

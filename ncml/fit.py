@@ -45,6 +45,9 @@ DRAWN = 16
 LOGGED = 50
 """Steps from one line of figures to the next."""
 
+YEAR = 365 * 86_400
+"""Seconds."""
+
 MARGIN = 0.9
 """Share of the time given that training is planned to take; machines slow down, and measuring takes time too."""
 
@@ -201,6 +204,8 @@ def _plan(trainer: Trainer, seconds: float, max_seconds: float) -> str:
     told += f"{left:,} images at {1 / seconds:,.3g} a second take about {duration(needed)}"
     if needed > max_seconds:
         return told + f"; it stops after {duration(max_seconds)}, and --resume goes on"
+    if needed > YEAR:  # the date is told without its year
+        return told
     return told + time.strftime(", until %H:%M on %d %B", time.localtime(time.time() + needed))
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import pkgutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from ncml.config import Config
 from ncml.errors import InputError
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """What follows a run; another one is a function of (folder, config) that returns one of these."""
 
@@ -60,6 +62,24 @@ def named(name: str) -> Callable[[Path, Config], Tracker]:
         found = pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError("tracker", f"there is no tracker {name!r}: {error}") from error
-    if not callable(found):
+    if not callable(found) or not _takes_two(found):
         raise InputError("tracker", f"{name} is no function of (folder, config).")
-    return cast(Callable[[Path, Config], Tracker], found)
+
+    def make(folder: Path, config: Config) -> Tracker:
+        tracker = found(folder, config)
+        if not isinstance(tracker, Tracker):
+            raise InputError("tracker", f"{name} makes no tracker: let it return one with scalars, picture and close.")
+        return tracker
+
+    return make
+
+
+def _takes_two(function: Callable[..., object]) -> bool:
+    """Whether it can be called with two arguments, as far as it tells."""
+    try:
+        inspect.signature(function).bind(None, None)
+    except TypeError:
+        return False
+    except ValueError:  # some that are written in C do not tell
+        return True
+    return True

@@ -1,7 +1,10 @@
 """`ncml models`."""
 
 import os
+import sys
+from typing import Any
 
+from ncml.errors import ModelError
 from ncml.folders import model_folders, search_path
 from ncml.terminal import JsonOption, identity, load, print_json
 
@@ -9,23 +12,30 @@ from ncml.terminal import JsonOption, identity, load, print_json
 def models(*, as_json: JsonOption = False) -> None:
     """List the models that can be named: those in the directories of NCML_MODELS, or in ./models and shipped.
 
+    A folder that is no whole model is told on standard error.
+
     Args:
         as_json: Print JSON.
     """
-    found = [
-        identity(m)
-        | {
-            "folder": str(folder),
-            "height": m.height,
-            "width": m.width,
-            "classes": list(m.classes),
-            "noise": m.noise,
-            "keeps": list(m.keeps),
-            "metrics": m.metrics,
-        }
-        for folder in model_folders().values()
-        for m in [load(str(folder), "cpu")]
-    ]
+    found: list[dict[str, Any]] = []
+    for folder in model_folders().values():
+        try:
+            m = load(str(folder), "cpu")
+        except ModelError as error:
+            print(f"ncml: left out: {error}", file=sys.stderr)
+            continue
+        found.append(
+            identity(m)
+            | {
+                "folder": str(folder),
+                "height": m.height,
+                "width": m.width,
+                "classes": list(m.classes),
+                "noise": m.noise,
+                "keeps": list(m.keeps),
+                "metrics": m.metrics,
+            }
+        )
     if as_json:
         print_json({"models": found})
     elif not found:

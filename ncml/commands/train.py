@@ -13,6 +13,9 @@ from ncml import config
 from ncml.errors import InputError
 from ncml.terminal import JsonOption, check_device, load, print_json, progress_bar, use_threads
 
+MOST = 2**53 - 1
+"""Pictures or pieces: beyond it fractions of a count are no longer exact."""
+
 
 def train(
     recipe: Annotated[Positional[str], arg(metavar="RECIPE")],
@@ -83,6 +86,8 @@ def train(
     for name, value in given.items():
         if isinstance(value, int | float) and not value > 0:  # NaN included
             raise InputError(name, f"--{name} must be more than 0, not {value}.")
+        if isinstance(value, int) and value > MOST:
+            raise InputError(name, f"--{name} must be {MOST} at most.")
     seconds = math.inf if max_time is None else duration(max_time)
     if size is not None:
         height, width = height_and_width(size)

@@ -1,10 +1,12 @@
 """The command line, run as a person runs it: in a process of its own."""
 
+import errno
 import inspect
 import json
 import os
 import pkgutil
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ncml import cli
@@ -156,11 +159,81 @@ def test_models_lists_what_can_be_named(run: Run, model_folder: Path) -> None:
     assert model_folder.name in run("models").stdout
 
 
+def test_a_broken_folder_hides_no_other_model(
+    run: Run, tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models" / "broken").mkdir(parents=True)
+    (tmp_path / "models" / "broken" / "config.json").write_text("{")
+    shutil.copytree(model_folder, tmp_path / "models" / "tiny")
+    monkeypatch.setenv("NCML_MODELS", str(tmp_path / "models"))
+    done = run("models", "--json")
+    assert (done.returncode, [m["name"] for m in json.loads(done.stdout)["models"]]) == (0, ["tiny"])
+    assert done.stderr.startswith("ncml: left out: ")
+    assert "broken/config.json cannot be read as JSON" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), "pictures.npy"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_too_little_memory_is_told_in_a_sentence(run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fails(model: str, device: str) -> None:
+        raise error
+
+    monkeypatch.setattr("ncml.commands.models.load", fails)
+    done = run("models")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("ncml: there is not enough memory: free some")
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ncml.commands.models.load", lambda model, device: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="size"):
+        run("models")
+
+
+def test_where_memory_is_short_training_ends_in_a_sentence(tmp_path: Path) -> None:
+    """Pictures of 1024 x 1024 in batches of 32, with half a gibibyte to compute them in."""
+    (tmp_path / "pictures").mkdir()
+    for i in range(20):
+        picture(tmp_path / "pictures" / f"{i}.png", seed=i)
+    code = """
+import resource, sys, torch, ncml.fit
+from ncml.cli import main
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**29,) * 2)
+sys.exit(main(sys.argv[1:]))
+"""
+    arguments = ("train", "smoke", "--data", "pictures", "--out", "mine", "--size", "1024", "--threads", "1")
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("ncml: there is not enough memory"), done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["scor", "x.png"], "there is no command 'scor': did you mean score?"),
         (["score"], "no picture is named"),
+        (["score", ""], "an argument is empty: give it a value, or leave it out"),
+        (["train", "smoke", "--data=", "--out", "y"], "an argument is empty"),
+        (["score", "ok.png", "--device", "meta"], "cannot be placed on 'meta'"),
         (["score", "missing.png"], "missing.png"),
         (["score", "text.png"], "text.png is not an image"),
         (["score", "ok.png", "--josn"], "--josn. Perhaps you meant: --json"),
@@ -189,7 +262,10 @@ def test_models_lists_what_can_be_named(run: Run, model_folder: Path) -> None:
         (["train", "smoke", "--data", "ok.png", "--out", "y"], "ok.png is a file; give the folder that it is in"),
         (["train", "smoke", "--data", "x", "--out", "y", "--noise", "nan"], "--noise must be more than 0"),
         (["train", "smoke", "--data", "x", "--out", "y", "--device", "cuda:99"], "cuda:99"),
+        (["train", "smoke", "--data", "x", "--out", "y", "--device", "meta"], "the device 'meta' cannot be used"),
         (["train", "smoke", "--data", "x", "--out", "y", "--images", "0"], "--max-images must be more than 0"),
+        (["train", "smoke", "--data", "x", "--out", "y", "--images", str(10**400)], "9007199254740991 at most"),
+        (["train", "smoke", "--data", "x", "--out", "y", "--tracker", "os:getcwd"], "no function of (folder, config)"),
         (["train", "smoke", "--data", "x", "--out", "y", "--max-time", "45"], "such as 90s, 45m, 12h or 2d, not '45'"),
         (["train", "smoke", "--data", "x", "--out", "y", "--size", "big"], "such as 32 or 48x64, not 'big'"),
         (["train", "smoke", "--data", "x", "--out", "y", "--size", "30"], "must be multiples of 4, not 30x30"),

@@ -1,5 +1,6 @@
 """A run from pictures to a model folder: what it says, what it leaves, and what a crash costs."""
 
+import math
 import os
 import resource
 import signal
@@ -19,10 +20,10 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import ncml
-from ncml import config, data, fit
+from ncml import config, data, fit, track
 from ncml.config import Config
 from ncml.errors import InputError, TrainingError
-from ncml.train import STATE
+from ncml.train import STATE, Trainer
 from tests.ncml import nets
 
 
@@ -175,6 +176,26 @@ def test_another_model_s_weights_begin_a_run(tmp_path: Path) -> None:
     shape = replace(config.smoke(), model=replace(config.smoke().model, mixtures=2))
     with pytest.raises(InputError, match="the model first has mixtures 3 and the recipe smoke has 2: take the recipe"):
         fit.fit(shape, other, tmp_path / "third", command="", init_from=ncml.load(tmp_path / "first"))
+
+
+def test_a_run_beyond_a_year_is_planned_without_a_date() -> None:
+    pixels = nets.pictures(8)
+    trainer = Trainer(config.smoke(), data.Dataset(pixels, torch.zeros(8, dtype=torch.long), ("dark", "light")))
+    for images, told in ((10_000, ", until "), (10**23, " days ")):
+        trainer.set_images(images)
+        said = fit._plan(trainer, 0.5, math.inf)
+        assert told in said
+        assert ("until" in said) == (images == 10_000)
+
+
+def test_a_tracker_is_a_function_of_folder_and_configuration_that_makes_one(tmp_path: Path) -> None:
+    for name in ("os:getcwd", "math:pi"):
+        with pytest.raises(InputError, match=f"{name} is no function of"):
+            track.named(name)
+    with pytest.raises(InputError, match="builtins:slice makes no tracker") as refused:
+        track.named("builtins:slice")(tmp_path, config.smoke())
+    assert refused.value.field == "tracker"
+    assert isinstance(track.named(f"{__name__}:Recorder")(tmp_path, config.smoke()), Recorder)
 
 
 def test_a_run_is_fitted_to_its_time(tmp_path: Path) -> None:
@@ -360,9 +381,10 @@ def test_a_run_that_diverges_leaves_its_last_state(tmp_path: Path) -> None:
     train(source, out, images=64)
     saved = (out / STATE).read_bytes()
     wild = replace(config.smoke(), training=replace(config.smoke().training, learning_rate=1e30))
-    with pytest.raises(
-        TrainingError, match=r"diverged at step \d+ .* of picture \d+ of the fit part at .* grey levels"
-    ):
+    told = r"diverged at step \d+ .* of picture \d+ of the fit part at .* grey levels.*; "
+    with pytest.raises(TrainingError, match=told + "nothing was saved yet: begin anew with a lower --learning-rate"):
+        fit.fit(wild, source, tmp_path / "new", command="", images=640, interval=10_000)
+    with pytest.raises(TrainingError, match=told + "the last state that was saved is whole: --resume with a lower"):
         fit.fit(wild, source, out, command="", images=640, resume=True, interval=10_000)
     assert (out / STATE).read_bytes() == saved
     assert train(source, out, images=96, resume=True) is not None

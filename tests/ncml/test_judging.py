@@ -81,7 +81,8 @@ def test_the_held_out_parts_are_used_unless_nothing_was_trained_on(run: Run, tmp
     [
         (["--limit", "0"], "--limit must be more than 0"),
         (["--tolerate", "jpg"], "no change 'jpg' to tolerate: did you mean jpeg?"),
-        (["--unseen", "--false-positive-rate", "0"], "more than 0"),
+        (["--unseen", "--false-positive-rate", "0"], "at least 1e-09 and less than 1, not 0"),
+        (["--unseen", "--false-positive-rate", "1e-320"], "at least 1e-09 and less than 1"),
         (
             ["--unseen", "--false-positive-rate", "0.001"],
             "60 ranking images cannot support a false-positive rate of 0.001",
