@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (MemoryError, OSError, ImportError, RuntimeError) as error:
+    except (MemoryError, OSError, ImportError, RuntimeError, UnicodeEncodeError) as error:
         sentence = _told(error)
         if sentence is None:
             raise
@@ -124,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _told(error: Exception) -> str | None:
-    """What the machine lacks, in a sentence; None for a mistake of ours, of which the traceback tells more."""
+    """What is not as it must be around us, in a sentence; None for a mistake of ours, whose traceback tells more."""
     if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error)):
         return (
             "there is not enough memory: free some, or ask for less at once (fewer or smaller pictures; of ncml train "
@@ -132,6 +132,8 @@ def _told(error: Exception) -> str | None:
         )
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+        return f"{error.object!r} is not UTF-8, which is needed here: give another name."
     if isinstance(error, ModuleNotFoundError) and (extra := EXTRAS.get(error.name or "")):
         return f"{error.name} is not installed: pip install 'ncml[{extra}]'"
     return None

@@ -22,6 +22,7 @@ from ncml.generate import Plan, draw
 from ncml.images import grid, to_png
 from ncml.incremental import incremental
 from ncml.inventory import counted
+from ncml.listing import text_of
 from ncml.memory import reuse_freed_memory
 from ncml.model import Model
 from ncml.model import load as load_model
@@ -179,6 +180,8 @@ def _finish(
 
 def _check_folder(out: Path, resume: bool) -> None:
     """Refuse a folder that holds something else, before anything is read."""
+    if text_of(out) != str(out):
+        raise InputError("out", f"{text_of(out)} is not UTF-8, which names of files for TensorBoard are: give another.")
     state = out / STATE
     if state.exists() and not resume:
         raise InputError("out", f"{out} holds a training run already; add --resume to go on, or give another folder.")

@@ -194,6 +194,13 @@ def test_too_little_memory_is_told_in_a_sentence(run: Run, monkeypatch: pytest.M
     assert done.stderr.startswith("ncml: there is not enough memory: free some")
 
 
+def test_a_name_that_cannot_be_written_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ncml.commands.models.load", lambda model, device: os.fsdecode(b"caf\xe9").encode())
+    done = run("models")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "ncml: 'caf\\udce9' is not UTF-8, which is needed here: give another name.\n"
+
+
 def test_a_mistake_of_ours_keeps_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ncml.commands.models.load", lambda model, device: torch.ones(2) @ torch.ones(3))
     with pytest.raises(RuntimeError, match="size"):
@@ -268,6 +275,7 @@ sys.exit(main(sys.argv[1:]))
         (["train", "smoke", "--data", "x", "--out", "y", "--tracker", "os:getcwd"], "no function of (folder, config)"),
         (["train", "smoke", "--data", "x", "--out", "y", "--max-time", "45"], "such as 90s, 45m, 12h or 2d, not '45'"),
         (["train", "smoke", "--data", "x", "--out", "y", "--size", "big"], "such as 32 or 48x64, not 'big'"),
+        (["train", "smoke", "--data", "x", "--out", os.fsdecode(b"caf\xe9")], "caf\\xe9 is not UTF-8"),
         (["train", "smoke", "--data", "x", "--out", "y", "--size", "30"], "must be multiples of 4, not 30x30"),
         (["train", "smoke", "--data", "x", "--out", "y", "--init-from", "tinny"], "did you mean tiny?"),
         (["train", "smoke", "--data", "x", "--out", "y", "--tracker", "nothing.at:all"], "no tracker 'nothing.at:all'"),
