@@ -62,7 +62,7 @@ function lanes(state) {
     const oldest = Math.max(0, ...own("ncml_queue_oldest_age_seconds").map(({ value }) => value));
     const states = workers.filter(({ labels, value }) => labels.lane === lane && value).map(({ labels, value }) => `${value} ${labels.state}`);
     const pace = total(state.get("ncml_lane_jobs_per_second")?.filter(({ labels }) => labels.lane === lane));
-    return [lane, String(total(own("ncml_queue_depth"))), oldest ? seconds(oldest) : "–", pace > 1 ? `${pace.toFixed(1)} a second` : pace ? `${seconds(1 / pace)} a job` : "–", states.join(", ") || "none"];
+    return [lane, String(total(own("ncml_queue_depth"))), oldest ? seconds(oldest) : "–", pace ? `${seconds(1 / pace)} a job`.replaceAll(" ", "\u00a0") : "–", states.join(", ") || "none"];
   }));
 }
 

@@ -67,9 +67,9 @@ export function why(word) {
   const id = uid();
   const told = h("span", { popover: "auto", id, class: "told" }, MEANINGS[word]);
   const self = h("button", { type: "button", class: "why", popovertarget: id, "aria-label": `What is ${word}?`, onclick: () => {
-    const { left, bottom } = self.getBoundingClientRect();
-    told.style.left = `${scrollX + Math.max(12, Math.min(left - 20, document.documentElement.clientWidth - 332))}px`;
-    told.style.top = `${scrollY + bottom + 8}px`;
+    const [{ left, top, bottom }, { clientWidth, clientHeight }] = [self.getBoundingClientRect(), document.documentElement];
+    const [over, under] = [clientHeight - scrollY - top + 8, scrollY + bottom + 8].map((y) => `${y}px`);
+    told.style.inset = `${bottom < clientHeight - 240 ? `${under} auto auto` : `auto auto ${over}`} ${Math.max(12, Math.min(left - 20, clientWidth - 332))}px`;
   } }, "?");
   return [self, told];
 }
