@@ -168,7 +168,7 @@ const INFERNO = [
 ];
 
 /** [r, g, b] of a number from 0 (dark) to 1 (bright). */
-export function heat(t) {
+function heat(t) {
   const x = Math.min(1, Math.max(0, t));
   return [0, 1, 2].map((c) => 255 * INFERNO.reduceRight((sum, row) => sum * x + row[c], 0));
 }
