@@ -148,16 +148,17 @@ def test_pictures_without_class_folders(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("classes", [(), ("cat", "dog")], ids=["no classes", "classes"])
 def test_hidden_folders_are_not_looked_at(tmp_path: Path, classes: tuple[str, ...]) -> None:
-    """Notebooks and version control leave copies and tables of their own in them."""
+    """Notebooks leave copies of pictures in them, and caches their tables."""
     for folder in (*classes, ".ipynb_checkpoints", *(f"{name}/.hidden" for name in classes)):
         (tmp_path / folder).mkdir()
     for i, folder in enumerate(classes or ("", "")):
         pictures(2)[i].save(tmp_path / folder / f"{i}.png")
     pictures(1)[0].save(tmp_path / ".ipynb_checkpoints" / "1-checkpoint.png")
-    (tmp_path / ".ipynb_checkpoints" / "t.parquet").touch()
     found = data.load(str(tmp_path), 8, 8)
     assert found.classes == classes
     assert torch.equal(found.images_NHWC, nets.pictures(2))
+    (tmp_path / ".ipynb_checkpoints" / "t.parquet").touch()
+    assert data.of_pictures(str(tmp_path))
 
 
 def test_names_need_not_be_utf_8(tmp_path: Path) -> None:
