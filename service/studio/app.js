@@ -2,37 +2,51 @@
 
 import { Refusal, key } from "./api.js";
 import { catalogue } from "./catalogue.js";
-import * as complete from "./complete.js";
-import * as generate from "./generate.js";
 import * as models from "./models.js";
 import * as score from "./score.js";
-import * as trajectory from "./trajectory.js";
 import { announce, button, dialog, failure, h, uid } from "./ui.js";
 
 const PULSE_MS = 5000;
 const WORK = { score: "scores", generate: "draws" };
-const modules = { score, generate, complete, trajectory, models };
+/** Views that are always there, and those that are fetched when they are first asked for. */
+const modules = { score, models };
+const later = ["generate", "complete", "trajectory"];
 const views = {};
 const notice = document.getElementById("notice");
 const pulse = document.getElementById("pulse");
 const select = document.getElementById("model");
 
-for (const [name, module] of Object.entries(modules)) {
-  views[name] = { host: document.getElementById(`view-${name}`) };
+for (const name of [...Object.keys(modules), ...later]) views[name] = { host: document.getElementById(`view-${name}`) };
+for (const name of Object.keys(modules)) mount(name, modules[name]);
+
+function mount(name, module) {
   Object.assign(views[name], module.mount(views[name].host, { hand }));
 }
 
-/** Give a picture to a view, and go there. */
-function hand(name, file) {
-  location.hash = name;
-  views[name].take([file]);
+/** A view that can be used: fetched and mounted, once. */
+async function view(name) {
+  if (later.includes(name)) await (views[name].fetched ??= import(`./${name}.js`).then((module) => mount(name, module)));
+  return views[name];
 }
 
-function route(moved) {
+/** Give a picture to a view, and go there. */
+async function hand(name, file) {
+  location.hash = name;
+  (await view(name)).take([file]);
+}
+
+async function route(moved) {
   const fragment = location.hash.slice(1);
   if (fragment === "content") return;
   document.querySelector("dialog")?.close();
   const name = fragment in views ? fragment : "score";
+  try {
+    await view(name);
+  } catch {
+    // Browsers keep a fetch that failed, so that only the page as a whole can be tried again.
+    views[name].host.append(failure(new Refusal("This view could not be fetched."), () => location.reload()));
+  }
+  if (fragment !== location.hash.slice(1)) return;
   for (const [other, { host }] of Object.entries(views)) host.hidden = other !== name;
   for (const link of document.querySelectorAll(".tabs a")) {
     if (link.getAttribute("href") === `#${name}`) link.setAttribute("aria-current", "page");

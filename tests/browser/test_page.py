@@ -291,10 +291,24 @@ def test_the_page_is_light_quick_and_brings_everything_itself(site, tab) -> None
     own = {url: size for url, size in weights.items() if re.fullmatch(rf"{site.url}/(studio/.*)?", url)}
     assert len(own) > 10
     print(f"first view: {sum(own.values()):,} bytes in {len(own)} files, interactive after {interactive:.0f} ms")
-    assert sum(own.values()) < 160_000
+    assert sum(own.values()) < 150_000
     policy = site.http.get("/").headers["content-security-policy"]
     assert "'unsafe-inline'" not in policy
     assert "default-src 'none'" in policy
+
+
+def test_a_view_that_cannot_be_fetched_says_so_and_can_be_tried_again(studio, tab) -> None:
+    tab.foreseen = ["Failed to load resource"]
+    page = studio("score")
+    page.route("**/studio/trajectory.js", lambda route: route.abort())
+    page.locator('.tabs a[href="#trajectory"]').click()
+    view = page.locator("#view-trajectory")
+    expect(view.get_by_role("alert")).to_contain_text("This view could not be fetched.")
+    expect(view.locator("h1")).to_be_focused()
+    page.unroute("**/studio/trajectory.js")
+    view.get_by_role("button", name="Try again").click()
+    expect(view.get_by_role("button", name="Trace")).to_be_visible()
+    expect(view.get_by_role("alert")).to_have_count(0)
 
 
 def test_the_api_is_linked_and_its_documentation_still_there(site, studio) -> None:

@@ -165,6 +165,7 @@ def test_words_are_explained_to_the_keyboard_too(studio) -> None:
         ("generate", "tweedie", "in one step"),
     ):
         page.locator(f'.tabs a[href="#{view}"]').click()
+        expect(page.locator(f"#view-{view} .controls")).to_be_visible()
         for summary in page.locator(f"#view-{view} .controls details:not([open]) summary").all():
             summary.click()
         about = page.locator(f"#view-{view}").get_by_role("button", name=f"What is {word}?")
