@@ -221,7 +221,7 @@ class Judge:
         self.n = len(test)
         self.test_MF = features_of(context, {"data": test.digest}, test.pixels_NHWC)
         self.train: Pictures | None = None
-        self.no_floor = f"{context.data_name} has no other split than the one measured on."
+        self.no_floor = f"the images of {context.data_name} measured on are its training split, or its only one."
         """Why there is nothing to compare with, where there is no `train`."""
         try:
             train = context.pictures(context.data, model, "fid", split="train")
@@ -292,7 +292,8 @@ def fid(context: Context) -> Section:
             )
     axes[0].set(xlabel="start noise, grey levels (one Tweedie step)", ylabel=kd, ylim=(0, None))
     axes[1].set(xlabel="refinement steps from the largest noise", ylim=(0, None))
-    axes[0].legend(fontsize=8, frameon=False)
+    if swept:
+        axes[0].legend(fontsize=8, frameon=False)
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     headline, solved = list(dict.fromkeys(headline)), list(dict.fromkeys(solved))  # models of one size share the floor
@@ -322,7 +323,7 @@ def fid(context: Context) -> Section:
                 "quality_sweep", "Quality against start noise and steps", ("model", "curve", "at", "images", kd), swept
             ),
         ],
-        figures=[Figure("quality_sweep", caption, plot)],
+        figures=[Figure("quality_sweep", caption, plot)] if swept else [],
         results=results,
         notes=list(dict.fromkeys(notes)),
     )

@@ -366,7 +366,6 @@ def test_the_training_split_is_read_for_the_floor_whatever_split_is_named(
     assert digests[2] == pictures.load(str(tmp_path / "set"), 8, 8, split="train").digest
 
 
-@pytest.mark.filterwarnings("ignore:No artists with labels")
 def test_models_without_noise_have_no_table_of_refinement(evaluate: Run, tmp_path: Path) -> None:
     done = evaluate("fid", "--limit", "8", "--model", "mle")
     assert done.returncode == 0, done.stderr
