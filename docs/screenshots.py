@@ -159,7 +159,7 @@ def photograph(models: Path, walk: Callable[[Page, Save], None], browser_path: s
                     page.emulate_media(color_scheme=scheme)
                     picture = Image.open(io.BytesIO(page.screenshot()))
                     path = OUT / f"{name}-{screen}-{scheme}.png"
-                    picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+                    picture.convert("RGB").quantize(256).save(path, optimize=True)
                     print(path)
                 page.emulate_media(color_scheme="light")
 

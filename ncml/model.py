@@ -148,7 +148,7 @@ class Model:
             class and the noise levels of `ncml.ood`, whatever is asked for above. False is one pass of the network.
         statistic: the one that gives the verdict; None is the calibration's.
         statistics: names of statistics to return, or "all"; without a calibration "all" are those that need none.
-        sanity: score each image once more with the lowest bit of every value flipped.
+        sanity: score each image once more with the lowest bit of every value flipped, at t = 0 and of no class.
         batch_size: images scored together.
         callback: called with images done and in all.
 
