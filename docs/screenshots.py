@@ -157,9 +157,8 @@ def photograph(models: Path, walk: Callable[[Page, Save], None], browser_path: s
                 page.mouse.move(0, 0)
                 for scheme in ("light", "dark"):
                     page.emulate_media(color_scheme=scheme)
-                    picture = Image.open(io.BytesIO(page.screenshot()))
-                    path = OUT / f"{name}-{screen}-{scheme}.png"
-                    picture.convert("RGB").quantize(256).save(path, optimize=True)
+                    path = OUT / f"{name}-{screen}-{scheme}.webp"
+                    Image.open(io.BytesIO(page.screenshot())).convert("RGB").save(path, quality=90, method=6)
                     print(path)
                 page.emulate_media(color_scheme="light")
 
