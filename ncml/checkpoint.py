@@ -69,9 +69,6 @@ def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
     if digest(config, state) != description.get("version"):
         raise ModelError(f"{folder}: the weights are not those that config.json was written for; copy the folder anew.")
     network.load_state_dict(state, assign=True)
-    # On a GPU convolutions would read TF32, ten bits of each number. A score must not depend on the device by more than
-    # rounding, nor the sampler's products differ from the network's convolutions.
-    torch.backends.cudnn.allow_tf32 = False
     return network.to(device).channels_last().eval(), description
 
 

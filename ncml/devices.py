@@ -8,5 +8,5 @@ def problem(device: str) -> str | None:
     try:
         torch.zeros(1, device=device).item()
     except Exception as error:  # every kind of device has errors of its own, down to modules that are not there
-        return (str(error) or type(error).__name__).splitlines()[0]
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
     return None

@@ -75,14 +75,14 @@ def _count(field: str, value: int, most: int | None = None) -> int:
     try:
         count = operator.index(value)
     except TypeError as error:
-        raise InputError(field, f"{field} must be a whole number, not {value}.") from error
+        raise InputError(field, f"{field} must be an integer, not {value!r}.") from error
     if count < 1 or (most is not None and count > most):
         raise InputError(field, f"{field} must be {'at least 1' if most is None else f'1 to {most}'}, not {count}.")
     return count
 
 
 class Model:
-    """A trained NCPN: `score`, `generate` and `complete` on uint8 images."""
+    """A trained NCPN: `score`, `generate` and `complete` on uint8 images, for one thread at a time."""
 
     def __init__(self, folder: Path, network: NCPN, description: dict[str, Any]) -> None:
         self.folder, self.network = folder, network

@@ -27,7 +27,8 @@ from ncml.network import NCPN
 log = logging.getLogger(__name__)
 
 MOST = 4
-"""Kinds of drawings that are kept recorded: each holds its caches, some megabytes for each picture of its batch."""
+"""Kinds of drawings that are kept recorded: each holds caches, a megabyte for each picture of the bundled model's size,
+and the weights once more, laid out for the sampler."""
 
 Work = Callable[[], None]
 
@@ -91,11 +92,7 @@ class Replay:
     ) -> None:
         """Draw the pixels of x from row `first_row` on, in place."""
         kind = (network, tuple(x_BCHW.shape), first_row, conditions.t == 0)
-        # A record is a place to draw in, so one thread draws from them at a time.
-        if not self.lock.acquire(blocking=False):
-            incremental(network, x_BCHW, conditions, noise, first_row=first_row, on_row=on_row)
-            return
-        try:
+        with self.lock:  # a record is a place to draw in
             record = self.records.get(kind)
             if record is not None:
                 self.records.move_to_end(kind)
@@ -108,21 +105,35 @@ class Replay:
                 rows_done = row
                 return on_row(row)
 
-            incremental(network, x_BCHW, conditions, noise, first_row=first_row, on_row=count)
+            try:
+                incremental(network, x_BCHW, conditions, noise, first_row=first_row, on_row=count)
+            except torch.OutOfMemoryError:
+                self.records.clear()  # before whoever asked tries fewer pictures
+                raise
             if kind in self.seen - self.refused and rows_done == x_BCHW.shape[2]:
-                self._record(kind, x_BCHW, conditions, noise)
+                self._record(kind, x_BCHW, conditions, noise, on_row)
             self.seen.add(kind)
-        finally:
-            self.lock.release()
 
-    def _record(self, kind: Kind, x_BCHW: Tensor, conditions: Conditions, noise: PixelNoise) -> None:
-        """Keep a record of a kind of drawing, of which x is one, if it yields x."""
-        network, _, first_row, clean = kind
+    def _record(
+        self,
+        kind: Kind,
+        x_BCHW: Tensor,
+        conditions: Conditions,
+        noise: PixelNoise,
+        on_row: Callable[[int], bool],
+    ) -> None:
+        """Keep a record of a kind of drawing, of which x is one, if it yields x; nothing once x is no longer wanted."""
+        network, shape, first_row, clean = kind
         try:
             drawing = Drawing(network, x_BCHW, first_row=first_row, clean=clean)
             drawing.begin(x_BCHW, conditions, noise)
             recorder = self.recorders(x_BCHW.device)
-            record = _Record(drawing, [recorder(partial(drawing.row, i)) for i in drawing.rows])
+            rows: list[Work] = []
+            for i in drawing.rows:
+                rows.append(recorder(partial(drawing.row, i)))
+                if on_row(shape[2]):
+                    return
+            record = _Record(drawing, rows)
             again_BCHW = x_BCHW.clone()
             again_BCHW[:, :, first_row:] = 0
             record.draw(again_BCHW, conditions, noise, lambda row: False)

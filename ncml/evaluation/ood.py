@@ -36,7 +36,7 @@ def statistics(context: Context, model: Model, calibration: Calibration, found: 
         return {name: np.array([score.statistics[name] for score in scores]) for name in scores[0].statistics}
 
     what = {"model": model.version, "calibration": calibration.version, "data": found.digest}
-    return context.store.rows(f"ood {found.name}", what, len(found), measure)
+    return context.store.rows("ood", what, len(found), measure, of=found.name)
 
 
 def sets(context: Context, model: Model, inside: Pictures) -> tuple[list[Pictures], list[str]]:

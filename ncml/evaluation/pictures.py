@@ -66,7 +66,7 @@ def _spellings(source: str) -> list[str]:
     """From the shortest to the longest."""
     where, split = parted(source)
     parts = Path(where).parts or (where,)
-    return ["/".join(parts[-depth:]) + f":{split}" * bool(split) for depth in range(1, len(parts) + 1)]
+    return [str(Path(*parts[-depth:])) + f":{split}" * bool(split) for depth in range(1, len(parts) + 1)]
 
 
 def load(

@@ -36,13 +36,20 @@ class Store:
         """Seconds that it took to measure the rows which had not to be measured again."""
 
     def rows(
-        self, stage: str, what: Mapping[str, Any], n: int, measure: Callable[[int, int], Columns], *, chunk: int = 32
+        self,
+        stage: str,
+        what: Mapping[str, Any],
+        n: int,
+        measure: Callable[[int, int], Columns],
+        *,
+        chunk: int = 32,
+        of: str = "",
     ) -> Columns:
         """The first n rows of a measurement, of which only those not measured before are measured now.
 
-        stage: what the progress bar and the file are called. what: JSON that decides the rows, such as the versions
-        of model and data; another is another measurement. measure(start, stop): those rows. What was measured is
-        written now and then, and when `measure` raises or is interrupted.
+        stage: what the progress bar and the file are called; `of` is for the bar alone. what: JSON that decides the
+        rows, such as the versions of model and data; another is another measurement. measure(start, stop): those rows.
+        What was measured is written now and then, and when `measure` raises or is interrupted.
         """
         digest = hashlib.sha256(json.dumps([stage, what], sort_keys=True).encode()).hexdigest()[:16]
         path = self.folder / f"{re.sub('[ /]', '_', stage)}-{digest}.npz"
@@ -59,7 +66,7 @@ class Store:
                 new = new | {SECONDS: np.full(rows, (time.monotonic() - begun) / rows)}
                 columns = {name: np.concatenate([columns[name], more]) for name, more in new.items()} if done else new
                 done = _length(columns)
-                self.bar(stage, done, n)
+                self.bar(f"{stage} {of}".strip(), done, n)
                 if time.monotonic() - last > EVERY_S:
                     self._write(path, columns)
                     written, last = done, time.monotonic()

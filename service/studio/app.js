@@ -32,7 +32,7 @@ async function view(name) {
 /** Give a picture to a view, and go there. */
 async function hand(name, file) {
   location.hash = name;
-  (await view(name)).take([file]);
+  (await view(name).catch(() => null))?.take([file]); // where it is not there, `route` says so
 }
 
 async function route(moved) {
@@ -42,7 +42,9 @@ async function route(moved) {
   const name = fragment in views ? fragment : "score";
   try {
     await view(name);
-  } catch {
+  } catch (error) {
+    console.error(error);
+    views[name].host.querySelector(".failure")?.remove();
     // Browsers keep a fetch that failed, so that only the page as a whole can be tried again.
     views[name].host.append(failure(new Refusal("This view could not be fetched."), () => location.reload()));
   }
@@ -136,7 +138,7 @@ document.getElementById("key").addEventListener("click", () => {
 function arrived(files) {
   if (!files.length) return;
   const here = Object.keys(views).find((name) => !views[name].host.hidden);
-  const name = views[here].take ? here : "score";
+  const name = views[here]?.take ? here : "score";
   if (name !== here) location.hash = name;
   views[name].take([...files]);
 }

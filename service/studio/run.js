@@ -18,7 +18,7 @@ export function line(record, i) {
 
 const fileName = (record, i) => `${record.task === "complete" ? "completed" : (record.asked.class ?? "picture")}-${record.asked.seed + i}.png`;
 
-/** Where a drawing is: what is being done, in words, and how much is behind, 0 to 1. All rows take about as long as a step. */
+/** Where a drawing is: what is being done, in words, and how much is behind, 0 to 1. All rows count as much as a step, which is so for some eight pictures. */
 export function whereabouts({ stage, step, total }, { noise, steps }) {
   const rows = stage === "refine" ? 1 : step / total;
   const refined = stage === "refine" ? step : 0;

@@ -107,12 +107,13 @@ export function mount(host) {
     send.disabled = true;
     trouble.replaceChildren();
     const refused = [];
-    const before = waiting.length;
+    let others = 0;
     try {
       for (let group of tiled.checked ? waiting.map((one) => [one]) : [waiting]) {
         while (group.length) {
           try {
             await order(group);
+            others += group.length;
             break;
           } catch (error) {
             const bad = blame(error, group);
@@ -127,7 +128,6 @@ export function mount(host) {
     if (refused.length) {
       const [first] = refused;
       first.message = refused.map(({ message }) => message).join(" ");
-      const others = before - waiting.length;
       if (others) first.remedy = `The other ${others > 1 ? `${others} pictures are` : "picture is"} scored. ${first.remedy}`;
       complain(trouble, first);
     }
@@ -155,7 +155,7 @@ export function mount(host) {
     const bad = found && (found[1] ? sent[found[1]] : sent.length === 1 && sent[0]);
     if (!bad) throw error;
     bad.el.classList.add("bad");
-    error.message = error.message.replace(/\bimage\[\d+\]|^image(?= )/g, bad.file.name || "The pasted picture");
+    error.message = error.message.replace(/\bimage\[\d+\]|^image(?= )/g, () => bad.file.name || "The pasted picture");
     return bad;
   }
 

@@ -192,9 +192,3 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="disk full"):
         checkpoint.replace_file(path, fail)
     assert checkpoint.read_json(path) == {"a": 1}
-
-
-def test_convolutions_stay_in_fp32_on_a_gpu(model_folder: Path) -> None:
-    torch.backends.cudnn.allow_tf32 = True
-    ncml.load(model_folder)
-    assert not torch.backends.cudnn.allow_tf32

@@ -18,6 +18,7 @@ from PIL import Image
 
 from ncml import InputError, NotAnImage, TooLarge
 from ncml.images import KEEPS, fit, grid, half_canvas, open_image, to_png
+from ncml.tiff import blocks as tiff_blocks
 
 Pixels = NDArray[np.uint8]
 
@@ -328,8 +329,7 @@ def test_tiles_and_strips_are_read(order: str) -> None:
         assert open_image(tiff(*tiles((322, 4, 16), (323, 16, 16)), compressed=ZEROS, big=True)).shape == (16, 16, 3)
 
 
-@pytest.mark.parametrize("order", ["<", ">"])
-@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize(("order", "big"), [("<", False), ("<", True), (">", False)])
 @pytest.mark.parametrize(
     "sides",
     [
@@ -345,6 +345,28 @@ def test_a_tile_larger_than_a_picture_may_be_is_refused(order: str, big: bool, s
     file = tiff(*tiles(*sides), compressed=ZEROS, order=order, big=big)
     with pytest.raises(TooLarge, match=r"^photo is a TIFF file in tiles of \d+ x \d+ pixels; at most .*\.$"):
         open_image(file, field="photo")
+
+
+def test_a_file_that_decoders_read_differently_is_refused() -> None:
+    """Pillow takes big-endian BigTIFF for a classic file, and looks for its directory elsewhere."""
+    with pytest.raises(NotAnImage, match="not an image that is read here"):
+        open_image(tiff(*STRIP, compressed=ZEROS, order=">", big=True))
+
+
+def test_a_directory_of_very_many_entries_copies_no_more_than_itself() -> None:
+    """Of values that lie elsewhere in the file no more is read than they have bytes."""
+
+    class Counted(bytes):
+        read = 0
+
+        def __getitem__(self, key: object) -> bytes:  # type: ignore[override]
+            part = super().__getitem__(key)  # type: ignore[index]
+            Counted.read += len(part)
+            return part
+
+    file = Counted(tiff(*STRIP, *[(322, 16, 16)] * 1000, compressed=ZEROS) + bytes(2**20))
+    assert tiff_blocks(file) is not None
+    assert Counted.read < 30_000
 
 
 def test_a_file_of_very_many_strips_is_refused() -> None:

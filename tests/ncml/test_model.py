@@ -150,13 +150,13 @@ MISTAKES: list[tuple[str, Callable[[ncml.Model], object], str]] = [
     ("n", lambda m: m.complete(PICTURES[:1], n=-1), "1 to 1024, not -1"),
     ("n", lambda m: m.complete(PICTURES[:1], n=10**9), "1 to 1024"),
     ("n", lambda m: m.complete(PICTURES[:2], n=2), "one image"),
-    ("n", lambda m: m.generate(2.5), "n must be a whole number, not 2.5"),  # type: ignore[arg-type]
+    ("n", lambda m: m.generate(2.5), "n must be an integer, not 2.5"),  # type: ignore[arg-type]
     ("images", lambda m: m.complete(np.repeat(PICTURES, 205, 0)), "1024 images .* at most, not 1025"),
     ("batch_size", lambda m: m.score(PICTURES, batch_size=-1), "at least 1, not -1"),
     ("batch_size", lambda m: m.score(PICTURES, batch_size=0), "at least 1, not 0"),
-    ("batch_size", lambda m: m.score(PICTURES, batch_size=1.5), "whole number"),  # type: ignore[arg-type]
+    ("batch_size", lambda m: m.score(PICTURES, batch_size=1.5), "an integer"),  # type: ignore[arg-type]
     ("batch_size", lambda m: m.scan(PICTURES[0], batch_size=-1), "at least 1, not -1"),
-    ("tile_size", lambda m: m.scan(PICTURES[0], side=8.5), "whole number"),  # type: ignore[arg-type]
+    ("tile_size", lambda m: m.scan(PICTURES[0], side=8.5), "an integer"),  # type: ignore[arg-type]
     ("seed", lambda m: m.generate(2, seeds=[1, 1.5]), "whole numbers"),
     ("seed", lambda m: m.generate(seeds=-1), "from 0 to 9007199254740991"),
     ("seed", lambda m: m.generate(2, seeds=2**53 - 1), "from 0 to 9007199254740991"),
@@ -167,9 +167,9 @@ MISTAKES: list[tuple[str, Callable[[ncml.Model], object], str]] = [
     ("steps", lambda m: m.generate(steps=0), "1 to 1000, not 0"),
     ("steps", lambda m: m.generate(steps=1001), "1 to 1000, not 1001"),
     ("steps", lambda m: m.generate(steps=2, solver="tweedie"), "exactly 1 step"),
-    ("steps", lambda m: m.generate(steps=5.0, solver="heun"), "whole number, not 5.0"),  # type: ignore[arg-type]
-    ("steps", lambda m: m.generate(steps=math.nan), "whole number, not nan"),  # type: ignore[arg-type]
-    ("steps", lambda m: m.generate(steps=math.inf), "whole number, not inf"),  # type: ignore[arg-type]
+    ("steps", lambda m: m.generate(steps=5.0, solver="heun"), "an integer, not 5.0"),  # type: ignore[arg-type]
+    ("steps", lambda m: m.generate(steps=math.nan), "an integer, not nan"),  # type: ignore[arg-type]
+    ("steps", lambda m: m.generate(steps=math.inf), "an integer, not inf"),  # type: ignore[arg-type]
     ("solver", lambda m: m.generate(solver="ddim"), "choose from tweedie, euler-maruyama, heun, predictor-corrector"),
     ("sampler", lambda m: m.generate(sampler="slow"), "choose from incremental, naive"),
     ("keep", lambda m: m.complete(PICTURES, keep="middle"), "top or bottom or left or right, not 'middle'"),

@@ -132,3 +132,7 @@ def test_the_first_mixture_covers_the_greys() -> None:
     bias = initial_bias(3)
     assert bias.shape == (30,)
     assert bias[3:12].view(3, 3)[:, 0].tolist() == pytest.approx([-0.9, 0, 0.9])
+
+
+def test_convolutions_stay_in_fp32_on_a_gpu() -> None:
+    assert not torch.backends.cudnn.allow_tf32
