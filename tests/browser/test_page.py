@@ -298,7 +298,7 @@ def test_the_page_is_light_quick_and_brings_everything_itself(site, tab) -> None
 
 
 def test_a_view_that_cannot_be_fetched_says_so_and_can_be_tried_again(studio, tab) -> None:
-    tab.foreseen = ["Failed to load resource"]
+    tab.foreseen = ["Failed to load resource", "dynamically imported module"]
     page = studio("score")
     page.route("**/studio/trajectory.js", lambda route: route.abort())
     page.locator('.tabs a[href="#trajectory"]').click()
