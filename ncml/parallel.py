@@ -7,6 +7,7 @@ computes what a run of one does, up to rounding and the draws of dropout.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -75,6 +76,7 @@ def team(device: str) -> Generator[Team]:
     try:
         yield Team(distributed.get_rank(), distributed.get_world_size(), device)
     finally:
+        gc.collect()  # networks that hold the group go before it, and not while the interpreter ends
         distributed.destroy_process_group()
 
 
