@@ -139,7 +139,7 @@ def draw(network: NCPN, plan: Plan, sampler: Sampler, callback: Callback | None 
     noise = Noise(plan.seeds, dtype=weight.dtype, device=weight.device)
     pixel_noise = noise.pixels(network.config.model.mixtures, H, W)
     # Of an odd number of rows the half that is turned to come first is the larger one, as `ncml.images` cuts it.
-    first_row = 0 if plan.known_BCHW is None else H - H // 2 if turn % 2 else H // 2
+    first_row = 0 if plan.known_BCHW is None else (H + turn % 2) // 2
     hold = _hold(laid_BCHW, noise, first_row, plan, network)
     x_BCHW = hold(torch.zeros_like(laid_BCHW), t)
     report = _reporter(plan, callback, turn)

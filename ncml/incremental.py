@@ -252,9 +252,10 @@ class _RowAttention:
 class _Condition:
     """What a `GatedBlock` adds to its hidden layer everywhere: of noise, class and orientation, and a bias."""
 
-    def __init__(self, block: GatedBlock, S: int) -> None:
+    def __init__(self, block: GatedBlock, S: int, R: int) -> None:
         self.block = block
         self.sum_SF = block.conv_in.weight.new_empty(S, block.conv_in.out_channels)
+        self.sum_RWF = self.sum_SF[:R, None]
 
     def begin(self, embedding_SE: Tensor) -> None:
         """Start a drawing."""
@@ -268,14 +269,13 @@ class _RowBlock:
 
     def __init__(self, block: GatedBlock, attention: nn.Module, S: int, R: int, H: int, W: int) -> None:
         self.conv_in, self.conv_out = _RowConv(block.conv_in, R, W), _RowConv(block.conv_out, R, W)
-        self.condition = _Condition(block, S)
-        self.condition_RWF = self.condition.sum_SF[:R, None]
+        self.condition = _Condition(block, S, R)
         self.extra = None if block.extra is None else _factor(block.extra)
         self.attention = _RowAttention(attention, R, H, W) if isinstance(attention, AxialAttention) else None
 
     def __call__(self, x_RWF: Tensor, elu_RWG: Tensor, skip_RWG: Tensor | None) -> tuple[Tensor, Tensor]:
         """The stream and its activation -> the same, after this block."""
-        c_RWF = self.conv_in(elu_RWG).add_(self.condition_RWF)
+        c_RWF = self.conv_in(elu_RWG).add_(self.condition.sum_RWF)
         if skip_RWG is not None and self.extra is not None:
             c_RWF.flatten(0, 1).addmm_(skip_RWG.flatten(0, 1), self.extra)
         x_RWF = _gate(self.conv_out(_activate(c_RWF)), x_RWF)
@@ -453,8 +453,7 @@ class _PositionBlock:
         self.linear, self.gate = (half.unbind(1) for half in gated_SWG[:R].chunk(2, 2))
         extra = _factor(block.extra)
         self.from_u, self.from_skip = extra[: 2 * width], extra[2 * width :]
-        self.condition = _Condition(block, S)
-        self.condition_RWF = self.condition.sum_SF[:R, None]
+        self.condition = _Condition(block, S, R)
         self.attention = _PositionAttention(attention, S, R, H, W) if isinstance(attention, AxialAttention) else None
 
     def prepare(self, above: _State, u_elu_RWG: Tensor) -> None:
@@ -462,7 +461,7 @@ class _PositionBlock:
         R, W, G = u_elu_RWG.shape
         self.conv_out.prepare(self.hidden.elu)
         from_u = torch.mm(u_elu_RWG.reshape(R * W, G), self.from_u).view(R, W, -1)
-        self.conv_in.prepare(above.elu, from_u.add_(self.condition_RWF))
+        self.conv_in.prepare(above.elu, from_u.add_(self.condition.sum_RWF))
 
     def __call__(self, before: _State, after: _State, skip: _State | None, i: int, j: int) -> None:
         """From the state before this block to the state after it, at one position."""

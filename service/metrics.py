@@ -9,7 +9,7 @@ from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 
 from worker.contract import Lane, WorkerState, queue_name
-from worker.queue import JobQueue
+from worker.queue import JobQueue, pace_of
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class _QueueState(Collector):
         )  # fmt: skip
         infos = self.queue.workers()
         for lane in Lane:
-            if rate := sum(info.pace.get(lane, 0.0) for info in infos):
+            if rate := pace_of(infos, lane):
                 pace.add_metric([lane], rate)
             for state in WorkerState:
                 count = sum(lane in info.lanes and info.state is state for info in infos)

@@ -24,7 +24,7 @@ import re
 import time
 import uuid
 import zlib
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -158,6 +158,11 @@ def script(client: Any, name: str) -> Any:
 def status_event(status: JobStatus, error: JobError | None = None) -> str:
     """The stream entry for a change of state, without its id."""
     return Event(id="", kind="status", status=status, error=error).model_dump_json(exclude={"id"}, exclude_none=True)
+
+
+def pace_of(workers: Iterable[WorkerInfo], lane: Lane) -> float:
+    """Jobs a second that these workers do together in a lane, by what each has measured; 0 while none has."""
+    return sum(worker.pace.get(lane, 0.0) for worker in workers)
 
 
 class JobQueue:
@@ -500,7 +505,7 @@ class JobQueue:
 
     def pace(self, lane: Lane) -> float:
         """Jobs a second that the lane's live workers do together, by what each has measured; 0 while none has."""
-        return sum(worker.pace.get(lane, 0.0) for worker in self.workers())
+        return pace_of(self.workers(), lane)
 
     def close(self) -> None:
         """Release the connections."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import time
 import zipfile
 from collections.abc import Callable, Mapping
@@ -52,7 +51,7 @@ class Store:
         What was measured is written now and then, and when `measure` raises or is interrupted.
         """
         digest = hashlib.sha256(json.dumps([stage, what], sort_keys=True).encode()).hexdigest()[:16]
-        path = self.folder / f"{re.sub('[ /]', '_', stage)}-{digest}.npz"
+        path = self.folder / f"{stage.replace(' ', '_')}-{digest}.npz"
         columns = _read(path)
         done = written = _length(columns)
         if done:

@@ -174,7 +174,7 @@ export function mount(host) {
         ? "Only the end is known: the trace was made before this page was loaded, or too fast to be watched. Its seed gives the same trace again."
         : `Shown are ${rows} of ${height} rows and ${steps + 1} of ${asked.steps} refinement steps, as the service told of them; the last is the finished picture.`;
       none.textContent = "Nothing left";
-      actions.prepend(...downloads({ task: "generate", ...record }, foot));
+      actions.prepend(...downloads(record, foot));
       announce("Traced: scrub through it with the slider");
     }
 
