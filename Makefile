@@ -56,7 +56,7 @@ audit: $(READY) ## the installed packages against known vulnerabilities; says so
 	.venv/audit/bin/python .ci/audit.py "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
 screenshots: $(READY) ## docs/screenshots anew: every view of the studio with the bundled model (needs chromium)
-	$(BIN)/python docs/screenshots.py
+	$(BIN)/python scripts/docs/screenshots.py
 
 clean:          ## all that is built here, .venv included
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -22,14 +22,14 @@ import torch
 
 import ncml
 from ncml.config import SOLVERS, paper_cifar10
-from ncml.generate import Conditions, Noise, Sampler, naive, score_function
-from ncml.incremental import incremental
-from ncml.memory import reuse_freed_memory
-from ncml.network import NCPN
-from ncml.noise import end_time, process
-from ncml.provenance import machine
-from ncml.refine import refine
-from ncml.replay import Replay
+from ncml.network.ncpn import NCPN
+from ncml.network.sde import end_time, process
+from ncml.runtime import reuse_freed_memory
+from ncml.sampling.cached import incremental
+from ncml.sampling.cuda_graphs import Replay
+from ncml.sampling.sample import Conditions, Noise, Sampler, naive, score_function
+from ncml.sampling.solvers import refine
+from ncml.training.provenance import machine
 
 GOALS = {1: 12.0, 16: 3.0, 64: 1.5}
 

@@ -35,8 +35,8 @@ import psutil
 
 import ncml
 from ncml.images import fit, open_image, to_png
-from ncml.memory import reuse_freed_memory
 from ncml.model import Model
+from ncml.runtime import reuse_freed_memory
 from tests.conftest import Valkey
 
 BATCH = 32

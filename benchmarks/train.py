@@ -29,11 +29,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ncml import config
 from ncml.config import Config
-from ncml.data import Dataset
-from ncml.memory import reuse_freed_memory
-from ncml.network import NCPN
-from ncml.parallel import Team
-from ncml.train import Execution, Trainer, draw_batch, loss_bits
+from ncml.network.ncpn import NCPN
+from ncml.runtime import reuse_freed_memory
+from ncml.training.dataset import Dataset
+from ncml.training.distributed import Team
+from ncml.training.trainer import Execution, Trainer, draw_batch, loss_bits
 
 RECIPES = {"cifar10_small": (32, 7), "paper_cifar10": (2, 3)}
 """Batch and steps of each on a CPU; a GPU takes the recipe's batch."""

@@ -29,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 
 import ncml
-from ncml.memory import reuse_freed_memory
 from ncml.model import Model
+from ncml.runtime import reuse_freed_memory
 from tests.conftest import Valkey
 from tests.worker.fleet import Fleet, eventually, score
 from tests.worker.synthetic import write_model

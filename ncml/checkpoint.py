@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ncml.config import Config
 from ncml.errors import ModelError, NcmlError
-from ncml.network import NCPN
+from ncml.network.ncpn import NCPN
 
 FORMAT = 1
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "card.md"

@@ -14,20 +14,20 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from ncml import checkpoint, devices, ood
-from ncml.calibration import Calibration, Ood
+from ncml import checkpoint, runtime
+from ncml.calibration.estimation import Calibration, Ood
+from ncml.calibration.tiles import Scan, TileCalibration, scan
 from ncml.config import DEFAULT_SOLVER, SOLVERS, STEPPED_SOLVER
 from ncml.errors import InputError, ModelError
-from ncml.generate import Callback, Plan, Sampler, draw, naive
 from ncml.images import to_rgb
-from ncml.incremental import incremental
-from ncml.likelihood import bits_per_dim, from_uint8
-from ncml.network import NCPN
-from ncml.noise import end_time, grey_levels, process
-from ncml.ood import Look
-from ncml.orientation import KEEPS, Keep
-from ncml.replay import Replay
-from ncml.tiles import Scan, TileCalibration, scan
+from ncml.network.likelihood import bits_per_dim, from_uint8
+from ncml.network.ncpn import NCPN
+from ncml.network.orientation import KEEPS, Keep
+from ncml.network.sde import end_time, grey_levels, process
+from ncml.ood.statistics import Look, catalogue, chosen, columns_for, look, measure
+from ncml.sampling.cached import incremental
+from ncml.sampling.cuda_graphs import Replay
+from ncml.sampling.sample import Callback, Plan, Sampler, draw, naive
 
 MAX_SEED = 2**53 - 1
 MAX_STEPS = 1000
@@ -61,7 +61,7 @@ class Score:
 
 def load(path: str | os.PathLike[str], device: str = "cpu") -> Model:
     """Open a model folder; raises ModelError, in one sentence, if it is not one or cannot be placed on the device."""
-    if problem := devices.problem(device):
+    if problem := runtime.problem(device):
         raise ModelError(f"{path} cannot be placed on {device!r}: {problem}")
     try:
         network, description = checkpoint.load(path, device)
@@ -97,7 +97,7 @@ class Model:
         """Grey levels at T: the largest start noise, and the default."""
         self.keeps: tuple[Keep, ...] = KEEPS if self.config.model.orientations else KEEPS[:1]
         """The halves that are completed exactly."""
-        self.statistics = ood.catalogue(self.config)
+        self.statistics = catalogue(self.config)
         """The out-of-distribution statistics by name."""
         self.calibration: Calibration | None = None
         """What turns statistics into p-values; None where `uncalibrated` says why."""
@@ -171,8 +171,8 @@ class Model:
         """The statistic that gives the verdict, if there is to be one, and those to return."""
         known = self.statistics
         if verdict is not None:
-            ood.chosen(verdict, known)
-        asked = ood.chosen(names, known)
+            chosen(verdict, known)
+        asked = chosen(names, known)
         if self.calibration is None:
             if names == "all":
                 asked = tuple(name for name in asked if not known[name].fitted)
@@ -194,8 +194,8 @@ class Model:
     ) -> list[Score]:
         null = bool((class_B == len(self.classes)).all())
         wanted = asked if verdict is None else (*asked, verdict)
-        columns, clean = ood.measure(self.network, pixels, ood.columns_for(wanted, self.statistics))
-        seen: Look = clean if clean is not None and null and t == 0 else ood.look(self.network, pixels, t, (), class_B)
+        columns, clean = measure(self.network, pixels, columns_for(wanted, self.statistics))
+        seen: Look = clean if clean is not None and null and t == 0 else look(self.network, pixels, t, (), class_B)
         log_prob_BHW = seen.log_prob_BHW.cpu()
         total_B = log_prob_BHW.sum((1, 2), dtype=torch.float64)
         bits_B = bits_per_dim(total_B, self.height * self.width).tolist()
@@ -207,7 +207,7 @@ class Model:
             verdicts = self.calibration.verdicts(verdict, values[verdict])
         flipped: list[float] | list[None] = [None] * len(pixels)
         if sanity:
-            flipped = ood.measure(self.network, pixels ^ np.uint8(1), ["bits_0"])[0]["bits_0"].tolist()
+            flipped = measure(self.network, pixels ^ np.uint8(1), ["bits_0"])[0]["bits_0"].tolist()
         return [
             Score(
                 bits_B[i],

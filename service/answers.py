@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
-from ncml import heat
-from ncml.images import grid, to_png
-from ncml.tiling import Cut, blend
+from ncml.images import grid, heat, to_png
+from ncml.images.tiling import Cut, blend
 from service.negotiation import JSON, NPZ, PNG, ZIP
 from service.problems import FieldError, Problem, sentence
 from worker.contract import (

@@ -28,7 +28,7 @@ import psutil
 import tyro
 
 from ncml.errors import NcmlError
-from ncml.folders import model_folders, search_path
+from ncml.paths import model_folders, search_path
 
 LANES = ("score", "generate")
 DRAIN_S = 10.0

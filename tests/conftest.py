@@ -124,7 +124,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from ncml import checkpoint
     from ncml.config import smoke
-    from ncml.network import NCPN
+    from ncml.network.ncpn import NCPN
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("models") / "tiny"

@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
-from ncml.cli import commands
+from ncml.cli.main import commands
 from service.app import create_app
 from service.settings import Settings
 from worker.queue import JobQueue

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ncml.errors import InputError, ModelError
 from ncml.images import open_image
-from ncml.memory import reuse_freed_memory
+from ncml.runtime import reuse_freed_memory
 from worker import logs
 from worker.contract import (
     Box,

@@ -7,7 +7,7 @@ from typing import Literal, cast
 
 import ncml
 from ncml.errors import NcmlError
-from ncml.folders import search_path
+from ncml.paths import search_path
 from worker import logs
 from worker.contract import Lane
 from worker.engine import EngineSettings

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ncml.config import DEFAULT_SOLVER, SOLVERS, STEPPED_SOLVER
 from ncml.errors import ModelError, NcmlError
 from ncml.images import PREPROCESSING
-from ncml.tiling import Box, Cut
+from ncml.images.tiling import Box, Cut
 from worker.contract import Calibration, Histogram, ModelDescriptor, Preprocessing, TileCalibration
 
 log = logging.getLogger("ncml.engine")

@@ -18,12 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ncml import compress
+from ncml import codec
 from ncml.evaluation import numbers, published
 from ncml.evaluation.pictures import SEED, Pictures
 from ncml.evaluation.report import OURS, PUBLISHED, Cell, Figure, Section, Table, sheet
-from ncml.likelihood import bits_per_dim, from_uint8, log_prob
-from ncml.network import NCPN
+from ncml.network.likelihood import bits_per_dim, from_uint8, log_prob
+from ncml.network.ncpn import NCPN
 
 if TYPE_CHECKING:
     from ncml.evaluation.run import Context
@@ -182,9 +182,9 @@ def compressed(context: Context, model: Model, pictures: Pictures) -> tuple[floa
         pixels, height = pictures.pixels_NHWC, model.height
         names = [f"{i}" for i in range(len(pixels))]
         report = lambda done, total: context.store.bar("compress", done // height, 2 * len(pixels))  # noqa: E731
-        archive = compress.compress(model, pixels, names, report)
+        archive = codec.compress(model, pixels, names, report)
         report = lambda done, total: context.store.bar("compress", (done + total) // height, 2 * len(pixels))  # noqa: E731
-        _, decoded = compress.decompress(model, archive, report)
+        _, decoded = codec.decompress(model, archive, report)
         return {"bytes": np.array([len(archive)]), "exact": np.array([np.array_equal(pixels, decoded)])}
 
     what = {"model": model.version, "data": pictures.digest, "n": len(pictures)}

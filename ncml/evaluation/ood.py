@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ncml.calibration import Calibration
+from ncml.calibration.estimation import Calibration
 from ncml.errors import InputError
 from ncml.evaluation import numbers, pictures, published
 from ncml.evaluation.numbers import Floats, Measured

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ncml import data
-from ncml.listing import text_of
+from ncml.paths import text_of
+from ncml.training import dataset
 
 SEED = 2022
 """Of the pictures and flips that are drawn here."""
@@ -76,9 +76,9 @@ def load(
     *,
     split: str = "",
     name: str = "",
-    report: data.Report = lambda done, total: None,
+    report: dataset.Report = lambda done, total: None,
 ) -> Pictures:
-    """A set by what the user calls it: constant, uniform, or NAME|FOLDER[:SPLIT] as `ncml.data` reads it.
+    """A set by what the user calls it: constant, uniform, or NAME|FOLDER[:SPLIT] as `ncml.training.dataset` reads it.
 
     split: the one to read; by default that which the source names, else test. A folder of pictures has none and is read
         whole.
@@ -87,7 +87,7 @@ def load(
     if source in GENERATED:
         return generated(source, GENERATED_COUNT, height, width)
     where, named = parted(source)
-    found = data.load(where, height, width, split=split or named or "test", report=report)
+    found = dataset.load(where, height, width, split=split or named or "test", report=report)
     pixels_NHWC = found.images_NHWC.numpy()
     unreadable = len(found.inventory.unreadable)
     resized = len(found) - found.inventory.sizes[f"{width}x{height}"]

@@ -26,7 +26,7 @@ from ncml.evaluation import numbers, published
 from ncml.evaluation.numbers import Floats, Measured
 from ncml.evaluation.report import OURS, PUBLISHED, Cell, Figure, Section, Table, plots
 from ncml.evaluation.samples import noisy, shares
-from ncml.inventory import counted
+from ncml.training.inventory import counted
 
 if TYPE_CHECKING:
     from ncml.evaluation.pictures import Pictures

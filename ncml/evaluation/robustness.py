@@ -18,8 +18,8 @@ from ncml.evaluation.likelihood import bits, flip
 from ncml.evaluation.pictures import SEED, Pictures
 from ncml.evaluation.report import Cell, Figure, Section, Table, plots
 from ncml.evaluation.samples import noisy, shares
-from ncml.likelihood import from_uint8
-from ncml.noise import GREY_LEVEL, process, scale
+from ncml.network.likelihood import from_uint8
+from ncml.network.sde import GREY_LEVEL, process, scale
 
 if TYPE_CHECKING:
     from ncml.evaluation.run import Context

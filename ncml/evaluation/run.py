@@ -23,7 +23,7 @@ from ncml.evaluation.robustness import robustness
 from ncml.evaluation.samples import samples
 from ncml.evaluation.store import Store
 from ncml.model import Model
-from ncml.provenance import duration, machine
+from ncml.training.provenance import duration, machine
 
 LIMITS = {
     "likelihood": 10_000,

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ncml.evaluation.report import Figure, Section, sheet
-from ncml.noise import process, reaches
+from ncml.network.sde import process, reaches
 
 if TYPE_CHECKING:
     from ncml.evaluation.run import Context
-    from ncml.generate import Progress
     from ncml.model import Model
+    from ncml.sampling.sample import Progress
 
 ACROSS = 10
 """Pictures in a row."""

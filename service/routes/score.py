@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 from numpy.typing import NDArray
 
 from ncml.images import fit, open_image
-from ncml.tiling import Cut, least_side
+from ncml.images.tiling import Cut, least_side
 from service import answers, problems, reading
 from service.asking import Desk, Here
 from service.negotiation import BINARY, JSON, NPZ, PNG, negotiate

@@ -64,10 +64,11 @@ def models(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     import torch
 
     import ncml
-    from ncml import checkpoint, tiles
-    from ncml.calibration import calibrate
+    from ncml import checkpoint
+    from ncml.calibration import tiles
+    from ncml.calibration.estimation import calibrate
     from ncml.config import LevelConfig, smoke
-    from ncml.network import NCPN
+    from ncml.network.ncpn import NCPN
 
     directory = tmp_path_factory.mktemp("studio-models")
     shutil.copytree(model_folder, directory / "tiny")

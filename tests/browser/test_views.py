@@ -15,7 +15,7 @@ from playwright.sync_api import Page, expect
 
 from ncml.errors import InputError
 from ncml.images import fit, to_png
-from ncml.tiling import Cut, least_side
+from ncml.images.tiling import Cut, least_side
 
 NUMBER = re.compile(r"^\d+\.\d\d$")
 REFUSED = "Failed to load resource"  # Chromium says so of every answer that is no success
@@ -232,7 +232,7 @@ def test_a_large_picture_is_judged_by_its_tiles(studio, photo: Path) -> None:
 
 
 def test_the_tiles_that_are_told_are_those_of_the_service(studio) -> None:
-    """Sizes and numbers as ncml.tiling has them, the size so that a thousand suffice."""
+    """Sizes and numbers as ncml.images.tiling has them, the size so that a thousand suffice."""
     page = studio("score")
     models = [(8, 8), (8, 12), (12, 8), (32, 32)]
     pictures = [(8, 8), (90, 60), (61, 400), (1000, 750), (4000, 3000), (7, 90)]

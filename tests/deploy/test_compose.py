@@ -10,7 +10,7 @@ import click
 import pytest
 import yaml
 
-from ncml.cli import parse
+from ncml.cli.main import parse
 from service.settings import Settings
 from tests.deploy.engine import run, works
 from tests.deploy.files import COMPOSE, DOCKERFILE, ROOT, base_images, compose

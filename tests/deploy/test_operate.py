@@ -10,7 +10,7 @@ import pytest
 import uvicorn
 import yaml
 
-from ncml.cli import commands
+from ncml.cli.main import commands
 from service.app import create_app
 from service.settings import Settings
 from tests.deploy.engine import works

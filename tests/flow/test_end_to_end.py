@@ -24,8 +24,8 @@ import redis
 from PIL import Image
 
 import ncml
-from ncml import heat, tiles
-from ncml.images import KEEPS, fit, grid, open_image, to_png
+from ncml.calibration import tiles
+from ncml.images import KEEPS, fit, grid, heat, open_image, to_png
 from worker.contract import JobStatus
 from worker.queue import JobQueue
 

@@ -8,7 +8,7 @@ import torch
 
 import ncml
 from ncml import checkpoint
-from ncml.calibration import Calibration, calibrate
+from ncml.calibration.estimation import Calibration, calibrate
 from tests.ncml import nets
 
 

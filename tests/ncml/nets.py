@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ncml.config import Config, LevelConfig, ModelConfig, NoiseConfig, TrainingConfig
-from ncml.generate import Conditions
-from ncml.network import NCPN
+from ncml.network.ncpn import NCPN
+from ncml.sampling.sample import Conditions
 
 Levels = tuple[tuple[int, int], ...]
 

@@ -12,8 +12,8 @@ import ncml
 from ncml import config
 from ncml.config import RECIPES, SOLVERS, Config, LevelConfig, ModelConfig
 from ncml.errors import InputError
-from ncml.network import NCPN
-from ncml.refine import SOLVERS as REFINERS
+from ncml.network.ncpn import NCPN
+from ncml.sampling.solvers import SOLVERS as REFINERS
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -100,7 +100,7 @@ def test_the_public_names_are_these() -> None:
         ncml.lod  # noqa: B018
 
 
-@pytest.mark.parametrize("module", ["ncml", "ncml.images", "ncml.config", "ncml.folders", "ncml.cli"])
+@pytest.mark.parametrize("module", ["ncml", "ncml.images", "ncml.config", "ncml.paths", "ncml.cli.main"])
 def test_importing_needs_no_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -11,8 +11,8 @@ from PIL import Image
 
 import ncml
 from ncml.errors import InputError
-from ncml.likelihood import LOG_SCALE_MIN, split
 from ncml.model import SAMPLERS
+from ncml.network.likelihood import LOG_SCALE_MIN, split
 from tests.ncml import nets
 
 PICTURES = nets.pictures(5).numpy()

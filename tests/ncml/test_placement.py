@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ncml.generate import Conditions, Noise, score_function
-from ncml.incremental import incremental
-from ncml.network import NCPN
-from ncml.noise import process
-from ncml.ood import look
-from ncml.refine import SOLVERS, tweedie
-from ncml.train import Batch, loss_bits
+from ncml.network.ncpn import NCPN
+from ncml.network.sde import process
+from ncml.ood.statistics import look
+from ncml.sampling.cached import incremental
+from ncml.sampling.sample import Conditions, Noise, score_function
+from ncml.sampling.solvers import SOLVERS, tweedie
+from ncml.training.trainer import Batch, loss_bits
 from tests.ncml import nets
 
 T = 0.02

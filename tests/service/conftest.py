@@ -12,7 +12,7 @@ import redis
 from starlette.testclient import TestClient
 
 from ncml.images import open_image
-from ncml.tiling import Cut
+from ncml.images.tiling import Cut
 from service.app import create_app
 from service.settings import Settings
 from worker.contract import (

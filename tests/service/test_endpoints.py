@@ -12,9 +12,8 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from ncml import heat
-from ncml.images import grid, to_png
-from ncml.tiling import Cut, blend
+from ncml.images import grid, heat, to_png
+from ncml.images.tiling import Cut, blend
 from worker.contract import CompleteJob, GenerateJob, JobError, Priority, ScanJob, ScoreJob, WorkerState
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ncml.errors import InputError, ModelError
-from ncml.tiling import Box, Cut
+from ncml.images.tiling import Box, Cut
 
 HEIGHT = WIDTH = 8
 

@@ -14,7 +14,7 @@ import rq
 from rq.job import Job as RqJob
 from rq.suspension import resume, suspend
 
-from ncml.tiling import Cut
+from ncml.images.tiling import Cut
 from tests.conftest import free_port
 from tests.worker.fleet import PIXELS, Fleet, complete, eventually, generate, scan, score
 from tests.worker.synthetic import HEIGHT, WIDTH, write_model

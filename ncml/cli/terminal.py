@@ -1,0 +1,119 @@
+"""What the commands share at a terminal: options, progress, JSON, and models by name. Knows no torch until it loads."""
+
+import contextlib
+import difflib
+import json
+import sys
+import time
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
+
+from tyro.conf import arg
+
+from ncml.errors import InputError, ModelError
+from ncml.paths import model_folders
+
+if TYPE_CHECKING:
+    from ncml.model import Model
+
+PATIENCE_S = 2.0
+"""What takes longer shows a progress bar."""
+QUIET_S = 30.0
+"""How often a line tells of progress where there is no terminal."""
+MAX_THREADS = 256
+"""Far beyond this OpenMP ends the process without a word of ours."""
+
+ModelOption = Annotated[str, arg(aliases=("-m",), metavar="NAME|PATH")]
+ClassOption = Annotated[str | None, arg(name="class", metavar="NAME", help_behavior_hint="(default: none)")]
+JsonOption = Annotated[bool, arg(name="json")]
+
+
+class Bar(Protocol):
+    """What draws progress."""
+
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Stage `stage` is `done` of `total`."""
+        ...
+
+
+def load(model: str, device: str) -> "Model":
+    """Load a model by name or folder; raises `ModelError` with the nearest name on a typo."""
+    import ncml
+
+    known = model_folders()
+    folder = known.get(model) or Path(model)
+    if not folder.is_dir():
+        raise ModelError(f"there is no model {model!r}{suggestion(model, list(known))}")
+    return ncml.load(folder, device=device)
+
+
+def identity(model: "Model") -> dict[str, Any]:
+    """Name and version of a model, as results quote them."""
+    return {"name": model.name, "version": model.version}
+
+
+def suggestion(word: str, known: Sequence[str]) -> str:
+    """The end of a sentence that says that `word` is none of `known`."""
+    nearest = difflib.get_close_matches(word, known, n=1)
+    if nearest:
+        return f": did you mean {nearest[0]}?"
+    return f": choose from {', '.join(known)}" if known else ": none is installed"
+
+
+def use_threads(count: int) -> None:
+    """Compute on so many cores."""
+    import torch
+
+    if not 1 <= count <= MAX_THREADS:
+        raise InputError("threads", f"--threads must be 1 to {MAX_THREADS}, not {count}.")
+    torch.set_num_threads(count)
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not here, before pictures are read."""
+    from ncml import runtime
+
+    if problem := runtime.problem(device):
+        raise InputError("device", f"the device {device!r} cannot be used: {problem}")
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    print(json.dumps(value, indent=2))
+
+
+@contextlib.contextmanager
+def progress_bar() -> Generator[Bar]:
+    """A function of (stage, done, total, note = "") that draws a bar once `PATIENCE_S` have passed.
+
+    Where standard error is no terminal, it writes a line every `QUIET_S` instead.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    begun = last = time.monotonic()
+    console = Console(stderr=True)
+    with contextlib.ExitStack() as stack:
+        bar: Progress | None = None
+        tasks: dict[str, Any] = {}
+
+        def show(stage: str, done: int, total: int, note: str = "") -> None:
+            nonlocal bar, last
+            now = time.monotonic()
+            if now - begun < PATIENCE_S:
+                return
+            if not console.is_terminal:
+                if now - last >= QUIET_S:
+                    last = now
+                    print(f"{stage.replace('_', ' ')} {done}/{total} {note}".rstrip(), file=sys.stderr, flush=True)
+                return
+            if bar is None:
+                columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+                described = TextColumn("{task.description}")
+                bar = stack.enter_context(Progress(described, *columns, console=console, transient=True))
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage.replace("_", " "), total=total, note=note)
+            bar.update(tasks[stage], completed=done, total=total, note=note)
+
+        yield show

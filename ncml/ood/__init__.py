@@ -1,0 +1,4 @@
+"""Out-of-distribution statistics of an image, conformal p-values, drift, and stored calibrations.
+
+Must not import `ncml.model` or anything above it. Read `statistics.py` first.
+"""

@@ -1,0 +1,132 @@
+"""Score-based refinement: from a sample at noise level t back to clean data, with the network's own score.
+
+One signature for every solver of the reverse diffusion (Song et al., 2021). Time falls evenly from t to `t_end` in
+`steps` - 1 steps; the last step, always, is Tweedie's: x_0 = (x + sigma^2 s) / alpha. With one step every solver is
+that alone. Shapes: x_BCHW; times are floats.
+
+Score evaluations: tweedie 1; euler-maruyama `steps`; heun 2 `steps` - 1; predictor-corrector 2 `steps` - 1. Each costs
+a forward and a backward pass of the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ncml.errors import InputError
+from ncml.network.sde import Process, scale
+
+ScoreFunction = Callable[[Tensor, float], Tensor]
+"""(x_BCHW, t) -> s(x, t), [B, 3, H, W]."""
+
+SIGNAL_TO_NOISE = 0.16
+"""Size of the corrector's Langevin step (Song et al., Algorithm 5)."""
+
+
+class Solver(Protocol):
+    """One step of the reverse diffusion, from time t to the earlier time t_next."""
+
+    def __call__(
+        self,
+        x: Tensor,
+        t: float,
+        t_next: float,
+        *,
+        process: Process,
+        score: ScoreFunction,
+        normal: Callable[[], Tensor],
+    ) -> Tensor:
+        """[B, 3, H, W] at t -> at t_next. `normal` draws standard normal noise shaped like x, each image its own."""
+        ...
+
+
+def refine(
+    x_BCHW: Tensor,
+    t: float,
+    *,
+    t_end: float,
+    steps: int,
+    solver: str,
+    process: Process,
+    score: ScoreFunction,
+    normal: Callable[[], Tensor],
+    hold: Callable[[Tensor, float], Tensor] = lambda x, t: x,
+    on_step: Callable[[int, Tensor], bool] = lambda step, x: False,
+) -> Tensor:
+    """Bring x at time t to clean data.
+
+    hold: puts known pixels back, at their noised values for the given time (exact at 0), after every step.
+    on_step: called with the number of steps taken and x after each; True stops the refinement there.
+    """
+    step_of = SOLVERS[solver]
+    times = torch.linspace(t, min(t, t_end), steps, dtype=torch.float64).tolist()
+    for taken, (now, after) in enumerate(pairwise(times), 1):
+        if after < now:
+            x_BCHW = hold(step_of(x_BCHW, now, after, process=process, score=score, normal=normal), after)
+        if on_step(taken, x_BCHW):
+            return x_BCHW
+    x_BCHW = hold(tweedie(x_BCHW, times[-1], process=process, score=score), 0.0)
+    on_step(steps, x_BCHW)
+    return x_BCHW
+
+
+def tweedie(x_BCHW: Tensor, t: float, *, process: Process, score: ScoreFunction) -> Tensor:
+    """E[x_0 | x_t] by Tweedie's formula."""
+    time = _time(x_BCHW, t)
+    return (x_BCHW + process.sigma(time) ** 2 * score(x_BCHW, t)) / process.alpha(time)
+
+
+def euler_maruyama(
+    x: Tensor, t: float, t_next: float, *, process: Process, score: ScoreFunction, normal: Callable[[], Tensor]
+) -> Tensor:
+    """The reverse SDE dx = (f - g^2 s) dt + g dw."""
+    time, dt = _time(x, t), t - t_next
+    g2 = process.diffusion_squared(time)
+    return x - (process.drift(x, time) - g2 * score(x, t)) * dt + torch.sqrt(g2 * dt) * normal()
+
+
+def heun(
+    x: Tensor, t: float, t_next: float, *, process: Process, score: ScoreFunction, normal: Callable[[], Tensor]
+) -> Tensor:
+    """The probability-flow ODE dx = (f - g^2 s / 2) dt, to second order; deterministic."""
+
+    def slope(x: Tensor, t: float) -> Tensor:
+        time = _time(x, t)
+        return process.drift(x, time) - 0.5 * process.diffusion_squared(time) * score(x, t)
+
+    dt = t_next - t
+    first = slope(x, t)
+    return x + 0.5 * dt * (first + slope(x + dt * first, t_next))
+
+
+def predictor_corrector(
+    x: Tensor, t: float, t_next: float, *, process: Process, score: ScoreFunction, normal: Callable[[], Tensor]
+) -> Tensor:
+    """A reverse SDE step, then a step of Langevin dynamics at t_next, scaled by alpha(t_next) (near 1 at small t)."""
+    x = euler_maruyama(x, t, t_next, process=process, score=score, normal=normal)
+    s, z = score(x, t_next), normal()
+    ratio_B = z.flatten(1).norm(dim=1) / s.flatten(1).norm(dim=1)
+    step = scale(2 * process.alpha(_time(x, t_next)) * (SIGNAL_TO_NOISE * ratio_B) ** 2, x)
+    return x + step * s + torch.sqrt(2 * step) * z
+
+
+def _tweedie_has_one_step(
+    x: Tensor, t: float, t_next: float, *, process: Process, score: ScoreFunction, normal: Callable[[], Tensor]
+) -> Tensor:
+    raise InputError("steps", "the tweedie solver takes exactly 1 step; name another solver for more.")
+
+
+SOLVERS: dict[str, Solver] = {
+    "tweedie": _tweedie_has_one_step,
+    "euler-maruyama": euler_maruyama,
+    "heun": heun,
+    "predictor-corrector": predictor_corrector,
+}
+
+
+def _time(x: Tensor, t: float) -> Tensor:
+    return torch.tensor(t, dtype=x.dtype, device=x.device)

@@ -1,0 +1,48 @@
+"""How a number came about: the command, the machine and the time, as model cards and reports quote them."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+
+from ncml.paths import text_of
+from ncml.training.inventory import counted
+
+
+def command(arguments: Sequence[str], places: Iterable[str]) -> str:
+    """An `ncml` command line, whole but for where on this machine the folders `places` lie."""
+    hidden = {place for place in places if Path(place).is_dir()}
+    quoted = (f"…/{Path(a).name}" if a in hidden else shlex.quote(a) for a in arguments)
+    return text_of(" ".join(["ncml", *quoted]))
+
+
+def machine(device: torch.device | str) -> str:
+    """What computes: the GPU or processor, the threads of this process, and PyTorch's version."""
+    name = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else _processor()
+    return f"{name}, {counted(torch.get_num_threads(), 'thread')}, PyTorch {torch.__version__}"
+
+
+def duration(seconds: float) -> str:
+    """45 s, 12 min, 3 h 20 min or 5 days 3 h."""
+    minutes, hours = round(seconds / 60), round(seconds / 3600)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if minutes < 100:
+        return f"{minutes} min"
+    if hours < 48:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{hours // 24:,} days {hours % 24} h"
+
+
+def _processor() -> str:
+    """The processor's name, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())

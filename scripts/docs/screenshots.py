@@ -1,0 +1,171 @@
+"""Draw docs/screenshots: every view of the studio, at work with the bundled model: `make screenshots`.
+
+Needs an installed Chromium. Seeds are fixed, so that pictures change only with the model and the page.
+"""
+
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import tiles
+from PIL import Image
+from playwright.sync_api import FilePayload, Page, sync_playwright
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+OUT = DOCS / "screenshots"
+DESKTOP = {"viewport": {"width": 1280, "height": 960}}
+PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
+ADDRESS = "http://localhost:8000"  # what the page's curl lines say, whatever port is free
+SLOW = 300_000  # milliseconds that a drawing may take
+Save = Callable[[str], None]
+
+
+@contextmanager
+def service(models: Path) -> Iterator[str]:
+    """`ncml serve` with a folder of models on a free port; yields its address."""
+    with tempfile.TemporaryDirectory(prefix="ncml-") as state:
+        environment = os.environ | {"NCML_DATA_DIR": state, "NCML_MODELS": str(models)}
+        command = [sys.executable, "-m", "ncml.cli", "serve", "--port", "0"]
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        try:
+            assert process.stdout
+            line = next((line for line in process.stdout if line.startswith("ncml is ready on")), "")
+            if not line:
+                sys.exit("ncml serve did not start")
+            yield line.split()[4]
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def go(page: Page, view: str) -> None:
+    """Open a view by its tab."""
+    page.locator(f'.tabs a[href="#{view}"]').click()
+    page.evaluate("scrollTo(0, 0)")
+
+
+def begin(page: Page, view: str, seed: int, **values: int) -> None:
+    """Set the seed and sliders, by their label's first word, and press the view's button."""
+    form = page.locator(f"#view-{view} form")
+    form.get_by_label("Seed", exact=True).fill(str(seed))
+    for name, value in values.items():
+        form.get_by_label(name.capitalize()).first.fill(str(value))
+    form.locator("button[type=submit]").click()
+
+
+def show(page: Page, view: str) -> None:
+    """The whole view; on a small screen its result, which lies below the controls."""
+    small = (page.viewport_size or {"width": 0})["width"] < 760
+    page.locator(f"#view-{view} .stage" if small and view != "models" else "body").evaluate(
+        "e => scrollTo(0, e.getBoundingClientRect().top + scrollY - 12)"
+    )
+
+
+def wide_cat() -> FilePayload:
+    """A photograph that is wider than high, so that there is something to crop."""
+    buffer = io.BytesIO()
+    with Image.open(DOCS / "cat.jpg") as picture:
+        picture.crop((0, 20, 300, 260)).save(buffer, "PNG")
+    return FilePayload(name="cat.png", mimeType="image/png", buffer=buffer.getvalue())
+
+
+def tour(page: Page, save: Save) -> None:
+    """Work through every view and save each."""
+    page.locator("#view-score input[type=file]").set_input_files(wide_cat())
+    page.locator(".waiting canvas").nth(1).wait_for()
+    save("crop")
+    page.locator("#view-score input[type=file]").set_input_files(DOCS / "brick.png")
+    for name in ("flat grey", "gradient", "stripes", "noise"):
+        page.locator("#view-score").get_by_role("button", name=name, exact=True).click()
+    page.locator(".waiting canvas").nth(11).wait_for()
+    page.get_by_role("button", name="Score 6 pictures").click()
+    page.locator(".strip .tile").nth(5).wait_for(timeout=SLOW)
+    page.get_by_role("button", name="Flip the last bits").click()
+    page.locator(".flip .mono").wait_for(timeout=SLOW)
+    show(page, "score")
+    save("score")
+    go(page, "generate")
+    page.locator("#view-generate").get_by_label("ship", exact=True).check()
+    begin(page, "generate", 7, pictures=12)
+    drawn = page.locator("#view-generate .cell:enabled")
+    drawn.nth(11).wait_for(timeout=SLOW)
+    show(page, "generate")
+    save("generate")
+    drawn.nth(3).click()
+    save("picture")
+    page.keyboard.press("Escape")
+    go(page, "complete")
+    page.locator("#view-complete input[type=file]").set_input_files(wide_cat())
+    begin(page, "complete", 11, variants=5)
+    page.locator("#view-complete .cell:enabled").nth(4).wait_for(timeout=SLOW)
+    show(page, "complete")
+    save("complete")
+    go(page, "trajectory")
+    begin(page, "trajectory", 21, pictures=4)
+    page.get_by_text("Shown are").wait_for(timeout=SLOW)
+    show(page, "trajectory")
+    save("trajectory")
+    go(page, "models")
+    page.get_by_role("button", name="Draw 4 of each class").click()
+    page.get_by_text("not chosen").wait_for(timeout=SLOW)
+    show(page, "models")
+    save("models")
+
+
+def defect(page: Page, save: Save) -> None:
+    """Find the stain on the wall of scripts/docs/tiles.py."""
+    page.locator("#view-score input[type=file]").set_input_files(DOCS / "stained.png")
+    page.get_by_label("In tiles (large pictures)").check()
+    page.get_by_role("button", name="Score 1 picture").click()
+    page.locator("#view-score .over.whole img").first.wait_for(timeout=SLOW)
+    show(page, "score")
+    save("tiles")
+
+
+def main() -> None:
+    """Every view with the bundled model, and tiles with one that knows a wall."""
+    browser_path = shutil.which("chromium") or shutil.which("google-chrome")
+    if not browser_path:
+        sys.exit("no chromium is installed: apt-get install chromium")
+    OUT.mkdir(exist_ok=True)
+    photograph(ROOT / "models", tour, browser_path)
+    with tempfile.TemporaryDirectory() as folder:
+        tiles.calibrated(Path(folder) / "wall")
+        photograph(Path(folder), defect, browser_path)
+
+
+def photograph(models: Path, walk: Callable[[Page, Save], None], browser_path: str) -> None:
+    """Two screens, each in light and dark."""
+    with service(models) as url, sync_playwright() as playwright:
+        shown = f"--host-resolver-rules=MAP {urlsplit(ADDRESS).netloc} 127.0.0.1:{urlsplit(url).port}"
+        browser = playwright.chromium.launch(
+            executable_path=browser_path, args=["--no-sandbox", "--disable-gpu", shown]
+        )
+        for screen, options in (("desktop", DESKTOP), ("phone", PHONE)):
+            page = browser.new_context(**options, reduced_motion="reduce").new_page()
+            page.goto(ADDRESS)
+            page.locator("#pulse.well").wait_for()
+
+            def save(name: str, page: Page = page, screen: str = screen) -> None:
+                page.mouse.move(0, 0)
+                for scheme in ("light", "dark"):
+                    page.emulate_media(color_scheme=scheme)
+                    path = OUT / f"{name}-{screen}-{scheme}.webp"
+                    Image.open(io.BytesIO(page.screenshot())).convert("RGB").save(path, quality=90, method=6)
+                    print(path)
+                page.emulate_media(color_scheme="light")
+
+            walk(page, save)
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()

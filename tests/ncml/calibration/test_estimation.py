@@ -1,0 +1,173 @@
+"""Calibration that is bound to what it was made for, and verdicts that keep a rate."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL.Image import Resampling
+
+import ncml
+from ncml import checkpoint
+from ncml.calibration.estimation import Calibration, calibrate
+from ncml.errors import InputError, ModelError
+from ncml.images import perturbations
+from ncml.ood import statistics, storage
+from tests.ncml import nets
+from tests.ncml.nets import FIT, NEW, RANK
+
+ODD = 255 * np.random.default_rng(0).integers(0, 2, (4, 8, 8, 3), np.uint8)
+
+
+def test_verdicts_are_ranks_among_the_ranking_images(calibrated: ncml.Model, calibration: Calibration) -> None:
+    own = np.sort([s.statistics["multiscale"] for s in calibrated.score(RANK, statistics=["multiscale"])])
+    assert calibration.ranked["multiscale"] == pytest.approx(own, rel=1e-3)
+    for score in calibrated.score(np.concatenate([NEW, ODD])):
+        verdict = score.ood
+        assert verdict is not None
+        assert verdict.statistic == "multiscale"
+        assert verdict.p_value == (1 + (calibration.ranked["multiscale"] >= verdict.score).sum()) / 61
+        assert verdict.is_ood == (verdict.p_value <= 0.05) == (verdict.score > verdict.threshold)
+        assert score.statistics == {}
+    assert all(s.ood is not None and s.ood.is_ood and s.ood.p_value == 1 / 61 for s in calibrated.score(ODD))
+    assert calibration.smallest_p == 1 / 61
+
+
+def test_the_false_positive_rate_is_kept(calibrated: ncml.Model) -> None:
+    fresh = nets.pictures(200, seed=9).numpy()
+    flagged = [s.ood.is_ood for s in calibrated.score(fresh) if s.ood is not None]
+    assert len(flagged) == 200
+    assert 0.005 < np.mean(flagged) < 0.15  # 60 ranking images: the rate itself is random
+
+
+def test_a_verdict_has_its_own_conditions(calibrated: ncml.Model) -> None:
+    plain, other = calibrated.score(NEW), calibrated.score(NEW, classes="a", noise=3.0)
+    assert [s.ood for s in plain] == [s.ood for s in other]
+    assert all(a.bpd != b.bpd for a, b in zip(plain, other, strict=True))
+    assert [s.bpd for s in other] == [s.bpd for s in calibrated.score(NEW, classes="a", noise=3.0, ood=False)]
+
+
+def test_another_statistic_may_judge(calibrated: ncml.Model, calibration: Calibration) -> None:
+    (score,) = calibrated.score(NEW[0], statistic="llr", statistics=["bpd"])
+    assert score.ood is not None
+    assert (score.ood.statistic, score.ood.threshold) == ("llr", calibration.thresholds["llr"])
+    assert score.statistics == {"bpd": pytest.approx(score.bpd)}
+    assert calibrated.score(NEW[0], ood=False)[0].ood is None
+
+
+def test_flipped_bits_are_scored(model: ncml.Model) -> None:
+    flipped = model.score(NEW ^ np.uint8(1))
+    for score, other in zip(model.score(NEW, sanity=True, classes="a"), flipped, strict=True):
+        assert score.flipped_bpd == pytest.approx(other.bpd, rel=1e-6)
+    assert model.score(NEW)[0].flipped_bpd is None
+
+
+def test_progress_is_told(model: ncml.Model) -> None:
+    told: list[tuple[int, int]] = []
+    model.score(NEW, batch_size=4, callback=lambda done, total: told.append((done, total)))
+    assert told == [(4, 6), (6, 6)]
+
+
+def test_without_a_calibration_that_is_said(model: ncml.Model) -> None:
+    assert model.calibration is None
+    (score,) = model.score(NEW[0], statistics="all")
+    assert score.ood is None
+    assert "llr" in score.statistics
+    assert score.statistics.keys().isdisjoint({"typicality", "multiscale"})
+    for asked in ({"statistic": "bpd"}, {"statistics": ["multiscale"]}):
+        with pytest.raises(InputError, match="not calibrated: run ncml calibrate"):
+            model.score(NEW, **asked)
+
+
+def test_a_calibration_is_read_as_it_was_written(calibrated: ncml.Model, calibration: Calibration) -> None:
+    read = calibrated.calibration
+    assert read is not None
+    assert read.version == calibration.version
+    assert len(read.version) == 64
+    assert read.thresholds == calibration.thresholds
+    assert (read.n_fit, read.n_rank, read.statistic, read.false_positive_rate) == (30, 60, "multiscale", 0.05)
+    assert read.preprocessing == "centre-crop-bicubic v1"
+    for name in ("bpd", "multiscale"):
+        histogram = read.histograms[name]
+        assert sum(histogram.counts) == 60
+        assert len(histogram.edges) == len(histogram.counts) + 1
+
+
+def test_progress_of_a_calibration_is_told(model: ncml.Model) -> None:
+    told: list[tuple[str, int, int]] = []
+    calibrate(model, FIT, RANK, batch_size=40, bar=lambda stage, done, total, _: told.append((stage, done, total)))
+    assert told == [("fit", 30, 30), ("rank", 40, 60), ("rank", 60, 60)]
+
+
+def test_too_few_images_are_refused(model: ncml.Model) -> None:
+    with pytest.raises(InputError, match="18 ranking images cannot support a false-positive rate of"):
+        calibrate(model, FIT, RANK[:18])
+    assert calibrate(model, FIT, RANK[:19]).smallest_p == 0.05
+    with pytest.raises(InputError, match="19 images cannot fit the statistics: give at least 20"):
+        calibrate(model, FIT[:19], RANK)
+    with pytest.raises(InputError, match="0 images cannot fit"):
+        calibrate(model, FIT[:0], RANK)
+
+
+def edited(folder: Path, **changed: object) -> None:
+    path = folder / checkpoint.CALIBRATION
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"model_version": "0" * 64}, "another version of this model"),
+        ({"preprocessing": "stretch v9"}, "under the preprocessing 'stretch v9'"),
+        ({"format": 9}, "format 9"),
+        ({"false_positive_rate": 0.5}, "changed after it was written"),
+        ({"ranked": {}}, "changed after it was written"),
+    ],
+)
+def test_a_calibration_for_something_else_is_not_used(calibrated: ncml.Model, changed: dict, said: str) -> None:
+    edited(calibrated.folder, **changed)
+    model = ncml.load(calibrated.folder)
+    assert model.calibration is None
+    assert said in model.uncalibrated
+    assert "calibrate the model again" in model.uncalibrated
+    assert model.score(NEW)[0].ood is None
+    with pytest.raises(ModelError, match=said):
+        Calibration.read(calibrated.folder, calibrated.version, calibrated.config)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"version": 3}'])
+def test_a_damaged_calibration_is_said(calibrated: ncml.Model, content: str) -> None:
+    (calibrated.folder / checkpoint.CALIBRATION).write_text(content)
+    model = ncml.load(calibrated.folder)
+    assert model.calibration is None
+    assert str(calibrated.folder) in model.uncalibrated
+
+
+def test_a_well_signed_calibration_that_lacks_something_is_damaged(calibrated: ncml.Model) -> None:
+    path = calibrated.folder / checkpoint.CALIBRATION
+    stored = json.loads(path.read_text())
+    del stored["version"], stored["ranked"]["llr"]
+    storage.write(path, stored)
+    assert "is damaged" in ncml.load(calibrated.folder).uncalibrated
+
+
+def test_new_weights_leave_no_old_calibration(calibrated: ncml.Model) -> None:
+    checkpoint.save(calibrated.folder, nets.network(nets.config(), dtype=torch.float32, seed=1))
+    assert not (calibrated.folder / checkpoint.CALIBRATION).exists()
+    assert ncml.load(calibrated.folder).uncalibrated == "this model is not calibrated: run ncml calibrate."
+
+
+def test_what_is_tolerated_is_less_surprising(model: ncml.Model) -> None:
+    """Strong noise is what resizing removes: resized images belong more where calibration has seen such."""
+    rng = np.random.default_rng(5)
+    noisy = [perturbations.noise(40)(p, rng) for p in nets.pictures(180, seed=11).numpy()]
+    fit, rank, new = np.stack(noisy[:60]), np.stack(noisy[60:120]), noisy[120:]
+    smooth = np.stack([perturbations.resample(0.6, Resampling.BOX, Resampling.BICUBIC)(p, rng) for p in new])
+    columns = statistics.measure(model.network, smooth, model.statistics["multiscale"].needs)[0]
+    p = {}
+    for tolerate in ((), ("resize",)):
+        made = calibrate(model, fit, rank, tolerate=tolerate)
+        assert made.tolerate == tolerate
+        p[tolerate] = made.p_values("multiscale", model.statistics["multiscale"].of(columns, made.fit)).mean()
+    assert p[("resize",)] > 1.5 * p[()]

@@ -1,0 +1,365 @@
+"""The command line, run as a person runs it: in a process of its own."""
+
+import errno
+import inspect
+import json
+import os
+import pkgutil
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ncml.cli import main as cli
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def process(folder: Path, models: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, as a person runs it."""
+    return subprocess.run(
+        [sys.executable, "-m", "ncml.cli", *arguments],
+        cwd=folder,
+        env=os.environ | {"NCML_MODELS": str(models), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+@pytest.fixture
+def run(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The command in this process, which has loaded torch already."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NCML_MODELS", str(model_folder.parent))
+
+    def ncml(*arguments: str) -> subprocess.CompletedProcess[str]:
+        status = cli.main(arguments)
+        return subprocess.CompletedProcess(arguments, status, *capsys.readouterr())
+
+    return ncml
+
+
+def picture(path: Path, height: int = 8, width: int = 8, seed: int = 0) -> Path:
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)).save(path)
+    return path
+
+
+def read(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def test_train_writes_a_model_that_scores_and_a_card_that_says_how(run: Run, tmp_path: Path) -> None:
+    for name in ("dark", "light"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for i in range(20):
+            picture(tmp_path / "pictures" / name / f"{i}.png", seed=i)
+    command = ("train", "smoke", "--data", "pictures", "--out", "models/mine", "--images", "128", "--threads", "1")
+    done = process(tmp_path, tmp_path / "models", *command, "--precision", "bf16", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "bf16 on cpu" in done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["model"]["name"] == "mine"
+    assert answer["metrics"]["images_seen"] == 128
+    assert "ncml train smoke --data …/pictures --out models/mine" in (tmp_path / "models/mine/card.md").read_text()
+    scored = run("score", "pictures/dark/0.png", "--model", "models/mine", "--class", "dark", "--json")
+    assert json.loads(scored.stdout)["model"] == answer["model"]
+    again = run(*command)
+    assert again.returncode == 2
+    assert "--resume" in again.stderr
+
+
+def test_score_json_agrees_with_the_library(run: Run, tmp_path: Path, model_folder: Path) -> None:
+    import ncml
+
+    files = [picture(tmp_path / f"{i}.png", seed=i) for i in range(3)]
+    done = run("score", *(f.name for f in files), "--model", model_folder.name, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    answer = json.loads(done.stdout)
+    model = ncml.load(model_folder)
+    assert answer["model"] == {"name": model.name, "version": model.version}
+    assert [row["file"] for row in answer["results"]] == [f.name for f in files]
+    expected = [s.bpd for s in model.score(np.stack([read(f) for f in files]))]
+    assert [row["bpd"] for row in answer["results"]] == pytest.approx(expected, rel=1e-5)
+    assert answer["results"][0]["log_likelihood"] == pytest.approx(-expected[0] * 8 * 8 * 3 * np.log(2), rel=1e-5)
+
+
+def test_score_prints_a_line_for_each_picture(run: Run, tmp_path: Path, model_folder: Path) -> None:
+    picture(tmp_path / "a.png"), picture(tmp_path / "b.jpg", 20, 30)
+    done = run("score", "a.png", "b.jpg", "-m", str(model_folder), "--class", "dark", "--noise", "5")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2
+    assert all("bits/dim" in line and name in line for line, name in zip(lines, ("a.png", "b.jpg"), strict=True))
+
+
+def test_generate_writes_the_grid_that_its_seed_means(run: Run, tmp_path: Path, model_folder: Path) -> None:
+    common = ("--class", "light", "--model", model_folder.name, "--json")
+    done = run("generate", "-n", "4", "--seed", "7", "-o", "grid.png", *common)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["seeds"] == [7, 8, 9, 10]
+    grid = read(tmp_path / "grid.png")
+    assert grid.shape == (16, 16, 3)
+    alone = run("generate", "--seed", "8", "-o", "one.png", *common)
+    assert alone.returncode == 0, alone.stderr
+    np.testing.assert_array_equal(read(tmp_path / "one.png"), grid[:8, 8:])
+
+
+def test_generate_without_a_seed_tells_the_one_it_drew(run: Run, tmp_path: Path, model_folder: Path) -> None:
+    model = ("--model", model_folder.name, "--noise", "0")
+    first = run("generate", "-o", "a.png", *model)
+    assert first.returncode == 0, first.stderr
+    seed = first.stdout.split("seed ")[1].strip(" )\n")
+    assert run("generate", "-o", "b.png", "--seed", seed, *model).returncode == 0
+    np.testing.assert_array_equal(read(tmp_path / "a.png"), read(tmp_path / "b.png"))
+
+
+def test_the_naive_sampler_is_the_reference(run: Run, tmp_path: Path) -> None:
+    common = ("generate", "--seed", "3", "--noise", "0", "--model", "tiny")
+    assert run(*common, "-o", "fast.png").returncode == 0
+    assert run(*common, "-o", "naive.png", "--sampler", "naive").returncode == 0
+    first = [read(tmp_path / name)[0, 0].tolist() for name in ("fast.png", "naive.png")]
+    assert first[0] == first[1]  # later pixels may part: in fp32 a rounding may flip a choice
+    assert run(*common, "-o", "no.png", "--sampler", "slow").returncode == 2
+
+
+def test_complete_keeps_the_half_that_it_was_given(run: Run, tmp_path: Path, model_folder: Path) -> None:
+    whole = read(picture(tmp_path / "whole.png"))
+    Image.fromarray(whole[:4]).save(tmp_path / "half.png")
+    done = run("complete", "half.png", "--keep", "top", "-n", "2", "-o", "full.png", "-m", model_folder.name, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["keep"] == "top"
+    full = read(tmp_path / "full.png")
+    assert full.shape == (8, 16, 3)
+    np.testing.assert_array_equal(full[:4, :8], whole[:4])
+    np.testing.assert_array_equal(full[:4, 8:], whole[:4])
+    assert not np.array_equal(full[4:, :8], full[4:, 8:])
+
+
+def test_the_version_is_the_package_s(run: Run) -> None:
+    assert run("--version").stdout == f"{version('ncml')}\n"
+
+
+def test_models_lists_what_can_be_named(run: Run, model_folder: Path) -> None:
+    done = run("models", "--json")
+    assert done.returncode == 0, done.stderr
+    listed = {m["name"]: m for m in json.loads(done.stdout)["models"]}
+    assert listed[model_folder.name]["classes"] == ["dark", "light"]
+    assert listed[model_folder.name]["height"] == 8
+    assert model_folder.name in run("models").stdout
+
+
+def test_a_broken_folder_hides_no_other_model(
+    run: Run, tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models" / "broken").mkdir(parents=True)
+    (tmp_path / "models" / "broken" / "config.json").write_text("{")
+    shutil.copytree(model_folder, tmp_path / "models" / "tiny")
+    monkeypatch.setenv("NCML_MODELS", str(tmp_path / "models"))
+    done = run("models", "--json")
+    assert (done.returncode, [m["name"] for m in json.loads(done.stdout)["models"]]) == (0, ["tiny"])
+    assert done.stderr.startswith("ncml: left out: ")
+    assert "broken/config.json cannot be read as JSON" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), "pictures.npy"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_too_little_memory_is_told_in_a_sentence(run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fails(model: str, device: str) -> None:
+        raise error
+
+    monkeypatch.setattr("ncml.cli.models.load", fails)
+    done = run("models")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("ncml: there is not enough memory: free some")
+
+
+def test_a_name_that_cannot_be_written_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ncml.cli.models.load", lambda model, device: os.fsdecode(b"caf\xe9").encode())
+    done = run("models")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "ncml: 'caf\\udce9' is not UTF-8, which is needed here: give another name.\n"
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ncml.cli.models.load", lambda model, device: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="size"):
+        run("models")
+
+
+def test_where_memory_is_short_training_ends_in_a_sentence(tmp_path: Path) -> None:
+    """Pictures of 1024 x 1024 in batches of 32, with half a gibibyte to compute them in."""
+    (tmp_path / "pictures").mkdir()
+    for i in range(20):
+        picture(tmp_path / "pictures" / f"{i}.png", seed=i)
+    code = """
+import resource, sys, torch, ncml.training.run
+from ncml.cli.main import main
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**29,) * 2)
+sys.exit(main(sys.argv[1:]))
+"""
+    arguments = ("train", "smoke", "--data", "pictures", "--out", "mine", "--size", "1024", "--threads", "1")
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("ncml: there is not enough memory"), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["scor", "x.png"], "there is no command 'scor': did you mean score?"),
+        (["score"], "no picture is named"),
+        (["score", ""], "an argument is empty: give it a value, or leave it out"),
+        (["train", "smoke", "--data=", "--out", "y"], "an argument is empty"),
+        (["score", "ok.png", "--device", "meta"], "cannot be placed on 'meta'"),
+        (["score", "missing.png"], "missing.png"),
+        (["score", "text.png"], "text.png is not an image"),
+        (["score", "ok.png", "--josn"], "--josn. Perhaps you meant: --json"),
+        (["score", "ok.png", "--model", "tinny"], "there is no model 'tinny': did you mean tiny?"),
+        (["score", "ok.png", "--model", "."], "config.json"),
+        (["score", "ok.png", "--class", "cat"], "dark, light"),
+        (["score", "ok.png", "--noise", "-1"], "noise"),
+        (["score", "ok.png", "--device", "abacus"], "abacus"),
+        (["generate", "-n", "many", "-o", "a.png"], "'many'"),
+        (["generate", "-n", "0", "-o", "a.png"], "n"),
+        (["generate", "-n", "2"], "--output"),
+        (["generate", "-o", "a.gif"], "does not end in .png"),
+        (["generate", "-o", "no/such/a.png"], "cannot be written"),
+        (["generate", "-o", "a.png", "--seed", "-3"], "seed"),
+        (["generate", "-o", "a.png", "--steps", "-1"], "steps"),
+        (["generate", "-o", "a.png", "--solver", "huen"], "heun"),
+        (["generate", "-n", "1000000000", "-o", "a.png"], "n must be 1 to 1024"),
+        (["complete", "ok.png", "-o", "a.png", "--keep", "middle"], "middle"),
+        (["generate", "-o", "a.png", "--threads", "0"], "--threads must be 1 to 256"),
+        (["generate", "-o", "a.png", "--threads", "1000000000"], "--threads must be 1 to 256"),
+        (["complete", "missing.png", "-o", "a.png"], "ncml: missing.png cannot be read"),
+        (["score", "ok.png", "--device", "cuda:99"], "cuda:99"),
+        (["train", "smok", "--data", "x", "--out", "y"], "did you mean smoke?"),
+        (["train", "smoke", "--data", "empty", "--out", "y"], "no readable picture"),
+        (["train", "smoke", "--data", "./not/there", "--out", "y"], "there is no folder './not/there'"),
+        (["train", "smoke", "--data", "ok.png", "--out", "y"], "ok.png is a file; give the folder that it is in"),
+        (["train", "smoke", "--data", "x", "--out", "y", "--noise", "nan"], "--noise must be more than 0"),
+        (["train", "smoke", "--data", "x", "--out", "y", "--device", "cuda:99"], "cuda:99"),
+        (["train", "smoke", "--data", "x", "--out", "y", "--device", "meta"], "the device 'meta' cannot be used"),
+        (["train", "smoke", "--data", "x", "--out", "y", "--images", "0"], "--max-images must be more than 0"),
+        (["train", "smoke", "--data", "x", "--out", "y", "--images", str(10**400)], "9007199254740991 at most"),
+        (["train", "smoke", "--data", "x", "--out", "y", "--tracker", "os:getcwd"], "no function of (folder, config)"),
+        (["train", "smoke", "--data", "x", "--out", "y", "--max-time", "45"], "such as 90s, 45m, 12h or 2d, not '45'"),
+        (["train", "smoke", "--data", "x", "--out", "y", "--size", "big"], "such as 32 or 48x64, not 'big'"),
+        (["train", "smoke", "--data", "x", "--out", os.fsdecode(b"caf\xe9")], "caf\\xe9 is not UTF-8"),
+        (["train", "smoke", "--data", "x", "--out", "y", "--size", "30"], "must be multiples of 4, not 30x30"),
+        (["train", "smoke", "--data", "x", "--out", "y", "--init-from", "tinny"], "did you mean tiny?"),
+        (["train", "smoke", "--data", "x", "--out", "y", "--tracker", "nothing.at:all"], "no tracker 'nothing.at:all'"),
+        (["train", "smoke", "--data", "x", "--out", "tiny"], "tiny holds a finished model already"),
+        (["train", "smoke", "--data", "x", "--out", "y", "--objective", "gan"], "gan"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(arguments: list[str], said: str, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "empty").mkdir()
+    picture(tmp_path / "ok.png")
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "config.json").write_text("{}")
+    done = run(*arguments, *([] if "--model" in arguments or arguments[0] == "train" else ["--model", "tiny"]))
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert said in done.stderr
+    assert done.stderr.startswith("ncml: ")
+    assert done.stderr.count("\n") == 1
+    assert "None" not in done.stderr
+
+
+def test_a_hub_out_of_reach_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing listens on port 9; the library that reads datasets would try six times and print each."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    done = process(tmp_path, tmp_path, "train", "smoke", "--data", "some/pictures", "--out", "y")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(
+        "ncml: there is no folder 'some/pictures', and the Hugging Face Hub cannot be reached"
+    )
+    assert done.stderr.count("\n") == 1
+
+
+def test_without_the_hub_a_name_is_looked_up_in_its_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    done = process(tmp_path, tmp_path, "train", "smoke", "--data", "some/pictures", "--out", "y")
+    assert done.returncode == 2
+    assert "'some/pictures' cannot be loaded" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_process_of_its_own_says_the_same(tmp_path: Path, model_folder: Path) -> None:
+    mistaken = process(tmp_path, model_folder.parent, "score", "missing.png", "--model", "tiny")
+    assert (mistaken.returncode, mistaken.stdout) == (2, "")
+    assert mistaken.stderr.count("\n") == 1
+    picture(tmp_path / "a.png")
+    right = process(tmp_path, model_folder.parent, "score", "a.png", "--model", "tiny")
+    assert right.returncode == 0
+    assert right.stderr == "ncml: no verdicts: this model is not calibrated: run ncml calibrate.\n"
+    assert "a.png" in right.stdout
+
+
+def test_help_is_quick_and_imports_no_torch(tmp_path: Path) -> None:
+    begun = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "ncml.cli", "--help"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert time.monotonic() - begun < 10
+    imported = {line.rsplit("|", 1)[1].strip() for line in done.stderr.splitlines() if "|" in line}
+    assert "tyro" in imported
+    assert imported.isdisjoint({"torch", "datasets"})
+    for command in ("train", "score", "generate", "complete", "models", "serve", "worker"):
+        assert command in done.stdout
+
+
+def test_every_option_of_every_command_is_explained() -> None:
+    for name, where in cli.commands().items():
+        command = pkgutil.resolve_name(where)
+        for option in inspect.signature(command).parameters.values():
+            said = inspect.getdoc(command) or ""
+            assert re.search(rf"^\s*{option.name}: ", said, re.M) or "help=" in str(option.annotation), (name, option)
+
+
+def test_what_a_terminal_cannot_encode_stands_as_an_escape(tmp_path: Path, model_folder: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    done = process(tmp_path, model_folder.parent, "generate", "--model", "tiny", "--seed", "7", "-o", name)
+    assert (done.returncode, done.stdout) == (0, "caf\\udce9.png  (seed 7)\n"), done.stderr
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    piped = f"{sys.executable} -m ncml.cli models | true"
+    done = subprocess.run(["/bin/bash", "-c", piped], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stderr == ""

@@ -1,0 +1,109 @@
+"""A table on disk: rows stay, runs are taken up again, and only where they belong."""
+
+from pathlib import Path
+
+import pytest
+
+from ncml.cli.table import Table, read
+from ncml.errors import InputError
+
+COLUMNS = ("file", "x", "model")
+
+
+def table(path: Path, model: str = "m1", columns: tuple[str, ...] = COLUMNS) -> Table:
+    return Table(path, columns, texts=("file", "model"), same={"model": model})
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text().splitlines()
+
+
+def test_rows_are_on_disk_at_once_and_taken_up_again(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    first = table(path)
+    first.add([{"file": "a,b", "x": 1.5}, {"file": "c"}])
+    assert not path.exists()
+    again = table(path)
+    assert (again.done, again.last) == (2, "c")
+    again.add([{"file": "d", "x": 0.1}])
+    assert list(again.numbers("x")) == [1.5, 0.1]
+    again.finish({"twice": lambda row: str(2 * float(row["x"])) if row["x"] else ""})
+    assert lines(path) == ["file,x,model,twice", '"a,b",1.5,m1,3.0', "c,,m1,", "d,0.1,m1,0.2"]
+    assert [p.name for p in tmp_path.iterdir()] == ["t.csv"]
+
+
+def test_half_a_row_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    table(path).add([{"file": "a", "x": 1}, {"file": "b", "x": 2}])
+    part = tmp_path / "t.csv.part"
+    part.write_bytes(part.read_bytes()[:-3])
+    again = table(path)
+    assert (again.done, again.last) == (1, "a")
+    again.add([{"file": "b", "x": 2}])
+    again.finish()
+    assert lines(path)[1:] == ["a,1,m1", "b,2,m1"]
+
+
+def test_a_header_that_was_cut_short_is_no_part(tmp_path: Path) -> None:
+    table(tmp_path / "t.csv")
+    (tmp_path / "t.csv.part").write_text("file,")
+    with pytest.raises(InputError, match="started by another command"):
+        table(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize("how", [{"model": "m2"}, {"columns": ("file", "y", "model")}])
+def test_another_run_s_part_is_left_alone(tmp_path: Path, how: dict) -> None:
+    table(tmp_path / "t.csv").add([{"file": "a", "x": 1}])
+    with pytest.raises(InputError, match=r"t\.csv\.part was started by another command or model: remove it"):
+        table(tmp_path / "t.csv", **how)
+    assert table(tmp_path / "t.csv").done == 1
+
+
+@pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n\xff", b"file,x,model\na,much,m1\n", b"f" * 200_000 + b"\n"])
+def test_what_is_no_part_is_left_alone(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "t.csv.part").write_bytes(content)
+    with pytest.raises(InputError, match="started by another command or model: remove it"):
+        table(tmp_path / "t.csv")
+
+
+def test_columns_that_a_table_need_not_have_are_empty_where_it_has_not(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow.parquet")
+    for name in ("t.csv", "t.parquet"):
+        made = table(tmp_path / name)
+        made.add([{"file": "a", "x": 1.25}])
+        made.finish()
+        assert list(read(tmp_path / name, ["x"], also=["model", "noise"])) == [
+            {"x": "1.25", "model": "m1", "noise": ""}
+        ]
+
+
+def test_parquet_has_numbers_text_and_nothing(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "t.parquet"
+    made = table(path)
+    made.add([{"file": "a", "x": 1.25}, {"file": "b"}])
+    made.finish()
+    assert parquet.read_table(path).to_pylist() == [
+        {"file": "a", "x": 1.25, "model": "m1"},
+        {"file": "b", "x": None, "model": "m1"},
+    ]
+    assert list(read(path, ["x", "file"])) == [{"x": "1.25", "file": "a"}, {"x": "", "file": "b"}]
+
+
+def test_places_and_suffixes_are_checked_at_once(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"must end in \.csv or \.parquet"):
+        table(tmp_path / "t.xlsx")
+    with pytest.raises(InputError, match="cannot be written"):
+        table(tmp_path / "no" / "t.csv")
+
+
+def test_a_table_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match="no table of ncml score --output: it lacks file"):
+        list(read(tmp_path / "t.csv", ["file"]))
+    (tmp_path / "t.csv").write_text("file,b\n" + "1" * 200_000 + ",2\n")  # beyond what a field may have
+    with pytest.raises(InputError, match="no table of ncml score"):
+        list(read(tmp_path / "t.csv", ["file"]))
+    (tmp_path / "t.parquet").write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match="no table of ncml score"):
+        list(read(tmp_path / "t.parquet", ["file"]))

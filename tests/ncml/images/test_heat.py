@@ -1,0 +1,62 @@
+"""Maps as pictures."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ncml import images
+from ncml.errors import InputError
+from ncml.images import heat
+
+
+def test_brightness_rises_with_the_number() -> None:
+    ramp = np.linspace(-1, 2, 300)[None]
+    brightness = heat.heat(ramp, 0, 1).astype(float).sum(2)[0]
+    assert (np.diff(brightness) >= -8).all()  # two neighbouring colours may round apart
+    assert brightness[0] < 10
+    assert brightness[-1] > 600
+    assert np.array_equal(brightness[:100], np.full(100, brightness[0]))
+    assert heat.heat(np.ones((2, 3)), 1, 1).shape == (2, 3, 3)
+
+
+def test_a_map_taller_than_a_band_is_drawn_throughout() -> None:
+    tall = np.linspace(0, 1, 2 * heat.BAND + 3)[:, None]
+    assert np.array_equal(heat.heat(tall, 0, 1)[:, 0], heat.heat(tall.T, 0, 1)[0])
+
+
+def test_a_map_of_pixels_is_enlarged_and_one_of_tiles_bright_where_it_is_flagged() -> None:
+    pixels = np.array([[0, heat.BRIGHTEST], [9, 4]])
+    drawn = heat.of_pixels(pixels)
+    assert drawn.shape == (heat.SIDE, heat.SIDE, 3)
+    assert np.array_equal(drawn[:: heat.SIDE // 2, :: heat.SIDE // 2], heat.heat(pixels, 0, heat.BRIGHTEST))
+    assert heat.limits(pixels, 7.5) == (0, 7.5)
+    assert heat.limits(pixels, None) == (0, 9)
+
+
+def test_a_frame_surrounds_its_box_and_changes_nothing_else() -> None:
+    picture = np.full((20, 30, 3), 100, np.uint8)
+    framed = heat.frame(picture, (5, 4, 10, 8))
+    changed = (framed != picture).any(2)
+    assert changed.sum() == 2 * 10 + 2 * 6
+    assert changed[4, 5]
+    assert changed[11, 14]
+    assert not changed[5:11, 6:14].any()
+    assert (picture == 100).all()
+
+
+def test_the_frame_of_a_small_tile_leaves_its_middle_to_be_seen() -> None:
+    framed = heat.frame(np.zeros((4000, 4000, 3), np.uint8), (0, 0, 32, 32))
+    assert not framed[4:28, 4:28].any()
+    assert framed[:4, :32].all()
+
+
+def test_a_map_is_saved_twice(tmp_path: Path) -> None:
+    numbers = np.arange(12, dtype=np.float32).reshape(3, 4)
+    picture = heat.overlay(np.full((3, 4, 3), 200, np.uint8), numbers, 0, 11)
+    heat.save(tmp_path / "deep" / "a.jpg", picture, numbers)
+    assert np.array_equal(images.open_image(tmp_path / "deep" / "a.jpg.png"), picture)
+    assert np.array_equal(np.load(tmp_path / "deep" / "a.jpg.npz")["map"], numbers)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be written"):
+        heat.save(tmp_path / "file" / "a.jpg", picture, numbers)

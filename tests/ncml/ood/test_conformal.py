@@ -1,0 +1,82 @@
+"""Ranks, thresholds and discoveries against closed forms, brute force and scipy."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from ncml.errors import InputError
+from ncml.ood import conformal
+
+FEW = st.lists(st.integers(0, 6).map(float), min_size=1, max_size=40)  # ties are the rule
+RATES = st.sampled_from([0.01, 0.05, 0.1, 0.25, 0.5])
+
+
+@given(FEW, FEW)
+def test_p_values_are_counts(calibration: list[float], scores: list[float]) -> None:
+    found = conformal.p_values(scores, np.sort(calibration))
+    expected = [(1 + sum(c >= s for c in calibration)) / (len(calibration) + 1) for s in scores]
+    assert found.tolist() == expected
+
+
+@given(FEW, FEW, RATES)
+def test_above_the_threshold_is_where_p_is_at_most_the_rate(cal: list[float], scores: list[float], rate: float) -> None:
+    ranked = np.sort(cal)
+    if 1 / (len(cal) + 1) > rate + 1e-12:
+        with pytest.raises(InputError, match="ranking images cannot support"):
+            conformal.threshold(ranked, rate)
+        return
+    limit = conformal.threshold(ranked, rate)
+    p = conformal.p_values(scores, ranked)
+    assert (np.array(scores) > limit).tolist() == (p <= rate + 1e-12).tolist()
+
+
+def test_19_images_support_5_percent_and_18_do_not() -> None:
+    ranked = np.arange(19.0)
+    assert conformal.threshold(ranked, 0.05) == 18.0
+    assert conformal.p_values([18.5], ranked).tolist() == [0.05]
+    with pytest.raises(InputError, match=r"18 ranking images .* 0\.05.* 0\.0526, so give at least 19") as refused:
+        conformal.threshold(ranked[1:], 0.05)
+    assert refused.value.field == "data"
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, float("nan")])
+def test_a_rate_is_between_0_and_1(rate: float) -> None:
+    with pytest.raises(InputError, match="false-positive rate is at least 1e-09"):
+        conformal.threshold(np.arange(100.0), rate)
+    with pytest.raises(InputError, match="false discovery rate is more than 0"):
+        conformal.discoveries([0.1], rate)
+
+
+def test_p_values_of_the_same_distribution_are_uniform() -> None:
+    rng = np.random.default_rng(0)
+    p = np.concatenate([conformal.p_values(rng.normal(size=10), np.sort(rng.normal(size=200))) for _ in range(2_000)])
+    for rate in (0.01, 0.05, 0.2):
+        exact = np.floor(rate * 201) / 201
+        assert (p <= rate).mean() == pytest.approx(exact, abs=0.005)
+
+
+@given(st.lists(st.floats(0.0001, 1), min_size=1, max_size=60), RATES)
+def test_discoveries_are_those_of_scipy(p: list[float], rate: float) -> None:
+    adjusted = stats.false_discovery_control(p)
+    near = np.isclose(adjusted, rate, rtol=1e-9, atol=0)
+    assert ((conformal.discoveries(p, rate) == (adjusted <= rate)) | near).all()
+
+
+def test_no_p_value_is_no_discovery() -> None:
+    assert conformal.largest_discovery(np.empty(0), 0.1) == -1
+    assert conformal.discoveries([], 0.1).tolist() == []
+
+
+def test_the_false_discovery_rate_is_held() -> None:
+    """Of 200 images 40 do not belong; each round has a calibration set of its own."""
+    rng = np.random.default_rng(1)
+    false, power = [], []
+    for _ in range(300):
+        scores = np.concatenate([rng.normal(size=160), rng.normal(4, 1, size=40)])
+        found = conformal.discoveries(conformal.p_values(scores, np.sort(rng.normal(size=1000))), 0.2)
+        false.append(found[:160].sum() / max(1, found.sum()))
+        power.append(found[160:].mean())
+    assert np.mean(false) < 0.2
+    assert np.mean(power) > 0.8

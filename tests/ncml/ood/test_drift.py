@@ -1,0 +1,75 @@
+"""Drift: silent where nothing moved, told where something did, its plot drawn."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+from ncml.errors import InputError
+from ncml.ood import conformal, drift
+
+RNG = np.random.default_rng(0)
+RANKED_BPD, RANKED = np.sort(RNG.normal(3.5, 0.5, 1000)), np.sort(RNG.normal(3, 1, 1000))
+
+
+def compared(n: int, shift: float, alpha: float = 0.01, seed: int = 1) -> drift.Drift:
+    rng = np.random.default_rng(seed)
+    bpd, score = rng.normal(3.5, 0.5, n), rng.normal(3 + shift, 1, n)
+    p = conformal.p_values(score, RANKED)
+    return drift.compare(bpd, score, p, RANKED_BPD, RANKED, 0.05, alpha)
+
+
+def test_no_drift_is_told_no_oftener_than_alpha() -> None:
+    assert sum(compared(200, 0.0, alpha=0.05, seed=seed).drifted for seed in range(100)) <= 5
+
+
+@pytest.mark.parametrize("shift", [-1.0, 0.7, 2.0])
+def test_a_shift_is_told(shift: float) -> None:
+    found = compared(300, shift)
+    assert found.drifted
+    assert found.score.mean - found.score.calibrated_mean == pytest.approx(shift, abs=0.2)
+    assert found.bpd.psi < drift.MOVED < found.score.psi
+
+
+def test_a_shift_that_is_significant_but_tiny_is_none() -> None:
+    found = compared(200_000, 0.2)
+    assert found.score.ks_p < 1e-3
+    assert found.score.psi < drift.MOVED
+    assert not found.drifted
+
+
+def test_numbers_are_those_of_scipy() -> None:
+    found = compared(250, 0.5)
+    rng = np.random.default_rng(1)
+    bpd = rng.normal(3.5, 0.5, 250)
+    assert found.bpd.ks == pytest.approx(stats.ks_2samp(bpd, RANKED_BPD).statistic)
+    wilson = stats.binomtest(round(found.flagged * 250), 250).proportion_ci(0.95, "wilson")
+    assert (found.flagged_low, found.flagged_high) == pytest.approx((wilson.low, wilson.high), abs=1e-4)
+
+
+def test_stability_is_its_sum() -> None:
+    ranked = np.arange(1000.0)
+    assert drift.stability(ranked, ranked) == pytest.approx(0, abs=1e-12)
+    lower_half = drift.stability(np.arange(500.0), ranked)
+    p, q = 100.5 / 1005, np.repeat([100.5 / 505, 0.5 / 505], 5)
+    assert lower_half == pytest.approx(((q - p) * np.log(q / p)).sum(), rel=0.01)
+
+
+def test_too_few_pictures_say_nothing() -> None:
+    with pytest.raises(InputError, match="19 scored pictures say nothing"):
+        compared(19, 0)
+    with pytest.raises(InputError, match="alpha is more than 0"):
+        compared(100, 0, alpha=0)
+
+
+def test_the_plot_is_a_picture(tmp_path: Path) -> None:
+    found = compared(100, 1.0)
+    bpd = RNG.normal(3, 1, 100)
+    drift.plot(tmp_path / "d.png", bpd, RNG.uniform(size=100), RANKED_BPD, found, "a model")
+    pixels = np.asarray(Image.open(tmp_path / "d.png"))
+    assert pixels.shape[1] == 1200
+    assert pixels.std() > 10
+    with pytest.raises(InputError, match="cannot be written"):
+        drift.plot(tmp_path / "no" / "d.png", bpd, bpd, RANKED_BPD, found, "a model")

@@ -1,0 +1,154 @@
+"""Statistics by their equations."""
+
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+import ncml
+from ncml import checkpoint
+from ncml.calibration.estimation import Calibration, calibrate
+from ncml.config import maximum_likelihood
+from ncml.errors import InputError
+from ncml.evaluation import quality
+from ncml.network.likelihood import from_uint8, log_prob
+from ncml.network.sde import process
+from ncml.ood import statistics
+from ncml.ood.statistics import SHAPES
+from tests.ncml import nets
+from tests.ncml.nets import FIT, NEW, RANK
+
+D = 8 * 8 * 3
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def by_hand(model: ncml.Model, level: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Nats [B] and the whole score [B, 3, H, W] of NEW at a noise level, in the plainest way."""
+    t = process(model.config.noise).time_of(level)
+    t_B = torch.full((len(NEW),), t)
+    x = from_uint8(torch.from_numpy(NEW)) * process(model.config.noise).alpha(t_B)[:, None, None, None]
+    x.requires_grad_()
+    density = log_prob(x, model.network(x, t_B), torch.zeros(len(NEW), dtype=torch.bool)).sum()
+    (s,) = torch.autograd.grad(density, x)
+    with torch.no_grad():
+        nats = log_prob(x, model.network(x, t_B), t_B == 0).sum((1, 2))
+    return nats, s
+
+
+def test_statistics_are_their_equations(calibrated: ncml.Model, calibration: Calibration) -> None:
+    scores = calibrated.score(NEW, statistics="all")
+    found = {name: np.array([s.statistics[name] for s in scores]) for name in scores[0].statistics}
+    levels = statistics.levels(calibrated.config)
+    assert levels == (0.0, 2.5, 10.0)
+    assert list(found) == [
+        "bpd", "typicality", "complexity", "llr", "score_norm_0", "score_norm_2.5", "score_norm_10", "ncml_grad",
+        "multiscale",
+    ]  # fmt: skip
+    nats, norms = {}, {}
+    for level in levels:
+        nats_B, s_BCHW = by_hand(calibrated, level)
+        nats[level], norms[level] = nats_B.numpy(), s_BCHW.flatten(1).norm(dim=1).numpy()
+    bits = {level: -value / math.log(2) / D for level, value in nats.items()}
+    assert found["bpd"] == pytest.approx(bits[0.0], rel=1e-5)
+    mean = np.mean([s.bpd for s in calibrated.score(FIT)])
+    assert found["typicality"] == pytest.approx(abs(bits[0.0] - mean), rel=1e-4, abs=1e-5)
+    assert found["complexity"] == pytest.approx(bits[0.0] - [statistics.png_bits(p) for p in NEW], rel=1e-5, abs=1e-5)
+    assert found["llr"] == pytest.approx(bits[0.0] - bits[10.0], rel=1e-4, abs=1e-5)
+    for level in levels:
+        assert found[f"score_norm_{level:g}"] == pytest.approx(np.log(norms[level]), rel=1e-4)
+    assert found["ncml_grad"] == pytest.approx(-(nats[0.0] + np.log(norms[0.0])), rel=1e-5)
+    assert (found["multiscale"] > 0).all()
+
+
+def test_the_direct_score_is_the_score_through_the_target_alone(model: ncml.Model) -> None:
+    """By finite differences: move one value, keep the parameters that the others were given."""
+    seen = statistics.look(model.network, NEW[:1], 0.0, ["direct"])
+    x = from_uint8(torch.from_numpy(NEW[:1]))
+    zero = torch.zeros(1, dtype=torch.bool)
+    with torch.no_grad():
+        parameters = model.network(x, torch.zeros(1)).double()
+    total, step = 0.0, 1e-6
+    for channel in range(3):
+        moved = torch.zeros(1, 3, 8, 8, dtype=torch.float64)
+        moved[:, channel] = step
+        up, down = (log_prob(x.double() + sign * moved, parameters, zero) for sign in (1, -1))
+        total += float((((up - down) / (2 * step)) ** 2).sum())
+    assert float(seen.measured["direct"][0]) == pytest.approx(math.log(math.sqrt(total)), rel=1e-4)
+
+
+def test_spreads_are_those_of_the_map(model: ncml.Model) -> None:
+    seen = statistics.look(model.network, NEW, 0.0, ["fine", "coarse"])
+    nats = seen.log_prob_BHW.double().numpy()
+    assert np.exp(seen.measured["fine"].numpy()) - 1e-3 == pytest.approx(nats.std((1, 2)), rel=1e-6)
+    blocks = nats.reshape(-1, 2, 4, 2, 4).mean((2, 4))
+    assert np.exp(seen.measured["coarse"].numpy()) - 1e-3 == pytest.approx(blocks.std((1, 2)), rel=1e-5)
+
+
+def test_the_gaussian_s_distances_are_chi() -> None:
+    """Distances of data that is Gaussian with known mean and covariance: chi of as many degrees as columns."""
+    rng = np.random.default_rng(0)
+    mix = rng.normal(size=(5, 5))
+
+    def drawn(n: int) -> dict[str, np.ndarray]:
+        return dict(zip("abcde", (rng.normal(size=(n, 5)) @ mix + 3).T, strict=True))
+
+    gaussian = statistics.Gaussian.fitted(drawn(20_000))
+    distance = gaussian.distance(drawn(5_000))
+    assert stats.kstest(distance, stats.chi(5).cdf).pvalue > 0.001
+    at_mean = gaussian.distance({name: np.array([mean]) for name, mean in zip("abcde", gaussian.mean, strict=True)})
+    assert at_mean.tolist() == [0]
+
+
+def test_columns_that_never_vary_do_no_harm() -> None:
+    gaussian = statistics.Gaussian.fitted({"a": np.arange(30.0), "b": np.full(30, 2.0)})
+    assert np.isfinite(gaussian.distance({"a": np.array([3.0]), "b": np.array([2.0])})).all()
+
+
+def test_a_score_does_not_depend_on_its_batch(calibrated: ncml.Model) -> None:
+    together = calibrated.score(NEW, statistics="all")
+    alone = calibrated.score(NEW, statistics="all", batch_size=1)
+    for a, b in zip(together, alone, strict=True):
+        assert a.statistics == pytest.approx(b.statistics, rel=1e-4, abs=1e-5)
+        assert a.ood is not None
+        assert b.ood is not None
+        assert a.ood.p_value == b.ood.p_value
+
+
+def test_an_unknown_statistic_is_named(calibrated: ncml.Model) -> None:
+    for asked in ({"statistic": "odd"}, {"statistics": ["odd"]}):
+        with pytest.raises(InputError, match="no statistic 'odd': choose from bpd, typicality"):
+            calibrated.score(NEW, **asked)
+
+
+def test_maximum_likelihood_is_judged_at_t_0_alone(tmp_path: Path) -> None:
+    network = nets.network(maximum_likelihood(nets.config()), dtype=torch.float32)
+    checkpoint.save(tmp_path / "mle", network)
+    model = ncml.load(tmp_path / "mle")
+    assert "llr" not in model.statistics
+    assert model.statistics["multiscale"].needs == ("bits_0", "direct_0", "fine_0", "coarse_0")
+    found = calibrate(model, FIT, RANK)
+    assert found.thresholds.keys() == model.statistics.keys()
+
+
+def test_levels_below_the_least_noise_of_a_process_are_left_out(tmp_path: Path) -> None:
+    """VE has no time of less than 1.275 grey levels, but 0."""
+    config = nets.config(process="ve")
+    config = replace(config, noise=replace(config.noise, grey_levels=4.0))
+    checkpoint.save(tmp_path / "quiet", nets.network(config, dtype=torch.float32))
+    model = ncml.load(tmp_path / "quiet")
+    assert model.statistics["multiscale"].needs == tuple(f"{kind}_{t}" for t in (0, 4) for kind in SHAPES)
+    assert calibrate(model, FIT, RANK).thresholds.keys() == model.statistics.keys()
+    assert [way["noise"] for way in quality.ways(model).values()] == [0.0, 4.0]
+    assert [level for level, _ in quality.sweep(model)["start noise"]] == [0.0, 2.0, 4.0]
+
+
+def test_the_page_tells_every_statistic_of_the_bundled_model() -> None:
+    (table,) = re.findall(r"^\| Statistic \|.*?\n\n", (ROOT / "docs" / "ood.md").read_text(), re.MULTILINE | re.DOTALL)
+    told = re.findall(r"^\| ([^|]+) \|", table, re.MULTILINE)
+    named = {name for cell in told for name in re.findall(r"`(\w[\w.]*)`", cell)}
+    assert named == statistics.catalogue(ncml.load(ROOT / "models" / "cifar10").config).keys()

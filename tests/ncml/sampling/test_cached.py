@@ -1,0 +1,306 @@
+"""The incremental sampler is the naive one, only faster: the same pictures from the same noise."""
+
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ncml.config import Config, LevelConfig, ModelConfig, cifar10_small
+from ncml.network.layers import CausalConv, Grow
+from ncml.network.likelihood import by_component, from_uint8, to_uint8
+from ncml.network.ncpn import NCPN
+from ncml.network.orientation import KEEPS, Keep
+from ncml.network.sde import end_time
+from ncml.sampling.cached import _Run, incremental, walk
+from ncml.sampling.sample import Conditions, Noise, Plan, draw, naive
+from ncml.sampling.solvers import SOLVERS
+from tests.ncml import nets
+
+CPU = torch.device("cpu")
+T = 0.02
+
+SHAPES = {
+    "1 level, no attention": nets.config(((4, 1),), attention=False, mixtures=1),
+    "1 level, two blocks": nets.config(((4, 2),), height=4, width=6, classes=()),
+    "1 level, odd size": nets.config(((4, 1),), height=5, width=7),
+    "2 levels": nets.config(((4, 1), (6, 1)), orientations=False),
+    "2 levels, wide, blocks below only": nets.config(((4, 0), (6, 2)), height=4, width=12),
+    "2 levels, tall, no attention": nets.config(((4, 1), (6, 1)), height=12, width=8, attention=False),
+    "3 levels, wide": nets.config(((4, 1), (6, 0), (8, 1)), width=12),
+    "3 levels, no attention": nets.config(((4, 1), (6, 1), (8, 1)), attention=False, classes=(), orientations=False),
+    "3 levels, deep": nets.config(((4, 2), (6, 1), (8, 2))),
+}
+
+
+def noise(config: Config, count: int, dtype: torch.dtype = torch.float64) -> Noise:
+    return Noise(list(range(count)), dtype=dtype, device=CPU)
+
+
+@torch.inference_mode()
+def naively(net: NCPN, given: Conditions) -> Tensor:
+    """Pictures by the naive sampler, [B, 3, H, W]."""
+    model, count = net.config.model, len(given.class_B)
+    H, W = model.height, model.width
+    x = torch.zeros(count, 3, H, W, dtype=net.head.weight.dtype)
+    draws = noise(net.config, count, x.dtype).pixels(model.mixtures, H, W)
+    naive(net, x, given, draws, first_row=0, on_row=lambda row: False)
+    return x
+
+
+@pytest.mark.parametrize("t", [0.0, T], ids=["clean", "noisy"])
+@pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
+def test_both_samplers_draw_the_same_from_every_known_prefix(config: Config, t: float) -> None:
+    """In fp64. A row that is not known starts as NaN, so that nothing is read before it is drawn."""
+    net = nets.network(config, spread=0.08)
+    given = nets.conditions(3, t, config, turn=2 * config.model.orientations)
+    expected = naively(net, given)
+    assert expected.isfinite().all()
+    _, _, H, W = expected.shape
+    draws = noise(config, 3).pixels(config.model.mixtures, H, W)
+    for first_row in range(H + 1):
+        x = torch.full_like(expected, torch.nan)
+        x[:, :, :first_row] = expected[:, :, :first_row]
+        with torch.inference_mode():
+            incremental(net, x, given, draws, first_row=first_row, on_row=lambda row: False)
+        assert torch.equal(x[:, :, :first_row], expected[:, :, :first_row])
+        assert torch.allclose(x, expected, rtol=0, atol=1e-9), f"known rows: {first_row}"
+
+
+@torch.inference_mode()
+def cached_parameters(net: NCPN, x: Tensor, given: Conditions) -> tuple[Tensor, Tensor]:
+    """What the incremental sampler computes for given pixels: logits [B, K, H, W] and the rest [B, K, 9, H, W]."""
+    _, _, H, W = x.shape
+    found = []
+
+    def choose(i: int, j: int, logits: Tensor, rest: Tensor) -> Tensor:
+        found.append([logits.clone(), rest.clone()])
+        return x[:, :, i, j]
+
+    walk(net, x, given, choose, on_row=lambda row: False)
+    logits, rest = (torch.stack(part, -1).unflatten(-1, (H, W)) for part in zip(*found, strict=True))
+    return logits, rest
+
+
+@torch.inference_mode()
+def whole_parameters(net: NCPN, x: Tensor, given: Conditions) -> tuple[Tensor, Tensor]:
+    """The same from one pass of the network."""
+    out = net(x, given.t_B, given.class_B, given.orientation_B)
+    _, _, H, W = x.shape
+    logits, rest = by_component(out.permute(0, 2, 3, 1).flatten(0, 2), net.config.model.mixtures)
+    return tuple(part.unflatten(0, (-1, H, W)).movedim((1, 2), (-2, -1)) for part in (logits, rest))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
+def test_parameters_agree_in_fp32(config: Config) -> None:
+    """Of every pixel, to 1e-5 of their size."""
+    net = nets.network(config, dtype=torch.float32)
+    given = nets.conditions(3, T, config)
+    x = torch.rand(3, 3, config.model.height, config.model.width, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for found, expected in zip(cached_parameters(net, x, given), whole_parameters(net, x, given), strict=True):
+        assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+def cached_inputs(run: _Run, i: int) -> Iterator[tuple[nn.Module, int, Tensor]]:
+    """After pixel row i: layers of the network, a row of their level, and what the caches hold of their input there."""
+    net = run.network
+    for index, level in enumerate(run.levels):
+        if i % 2**index:
+            continue  # this level stood still
+        row = i >> index
+        grown = level.grown[row % 2]
+        for blocks, before in ((level.up, level.up_states), (level.down, [grown, *level.down_states])):
+            for (u_block, ul_block), state in zip(blocks, before, strict=False):
+                yield u_block.conv_in.conv, row, u_block.conv_in.current
+                yield u_block.conv_out.conv, row, u_block.conv_out.current
+                yield ul_block.block.conv_in, row, state.elu.data[:, 1:]
+                yield ul_block.block.conv_out, row, ul_block.hidden.elu.data[:, 1:]
+        last = level.down_states[-1] if level.down else grown
+        if index:
+            yield net.grow[index - 1].ul, row, last.x.data[:, 1:].chunk(2, -1)[0]  # type: ignore[union-attr]
+        else:
+            yield net.head, row, last.elu.data[:, 1:]
+        if level.below is not None:
+            yield level.shrink_u.conv, row, level.shrink_u.current
+            yield level.shrink_module, row, level.up_states[-1].x.data[:, 1:].chunk(2, -1)[0]
+
+
+@pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
+@torch.inference_mode()
+def test_every_layer_agrees_in_fp32(config: Config) -> None:
+    """What each layer of both streams reads, to 1e-5 of its size, so that a difference is named where it begins."""
+    net = nets.network(config, dtype=torch.float32)
+    given = nets.conditions(3, T, config)
+    H, W = config.model.height, config.model.width
+    x = torch.rand(3, 3, H, W, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    read: dict[nn.Module, Tensor] = {}
+    in_stem = set(net.stem.children())
+    layers = {m for m in net.modules() if isinstance(m, CausalConv) and m not in in_stem}
+    layers |= {m for m in net.modules() if isinstance(m, Grow) and m.stream == "ul"} | {net.head}
+    for layer in layers:
+        layer.register_forward_hook(lambda module, inputs, _: read.update({module: inputs[0]}))
+    net(x, given.t_B, given.class_B, given.orientation_B)
+
+    run = _Run(net, 3, H, W)
+    run.begin(given, x[:, :, :0])
+    compared: set[nn.Module] = set()
+    for i in range(H):
+        run.row(i, x, lambda i, j, *_: x[:, :, i, j])
+        for layer, row, found in cached_inputs(run, i):
+            expected = read[layer][:, :, row].transpose(1, 2)
+            names = [name for name, module in net.named_modules() if module is layer]
+            assert torch.allclose(found[:3], expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max())), (names, row)
+            compared.add(layer)
+    assert compared == layers
+
+
+@pytest.mark.parametrize("t", [0.0, T], ids=["clean", "noisy"])
+def test_bf16_on_a_cpu(t: float) -> None:
+    """A network in bf16 is drawn from too: near what fp32 computes, and exact where pixels are known."""
+    config = nets.config(((8, 1), (8, 1)))
+    exact = nets.network(config, dtype=torch.float32)
+    net = deepcopy(exact).bfloat16()
+    given = nets.conditions(3, t, config)
+    image = torch.randint(0, 256, (3, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    x = from_uint8(image)
+    for found, expected in zip(
+        cached_parameters(net, x.bfloat16(), given), whole_parameters(exact, x, given), strict=True
+    ):
+        assert (found - expected).abs().max() < 0.05 * expected.abs().max()
+    drawn = x.bfloat16()
+    drawn[:, :, 4:] = torch.nan
+    with torch.inference_mode():
+        draws = noise(config, 3, torch.bfloat16).pixels(config.model.mixtures, 8, 8)
+        incremental(net, drawn, given, draws, first_row=4, on_row=lambda row: False)
+    assert drawn.isfinite().all()
+    assert torch.equal(to_uint8(drawn)[:, :4], image[:, :4])
+
+
+@pytest.mark.parametrize("noise", [0.0, 10.0], ids=["direct", "refined"])
+def test_known_pixels_come_back_exactly_in_bf16(noise: float) -> None:
+    config = nets.config(height=4, width=64)
+    net = nets.network(config, dtype=torch.bfloat16)
+    image = torch.arange(256, dtype=torch.uint8).view(1, 4, 64, 1).expand(1, 4, 64, 3)
+    for flipped in (image, image.flip(1)):  # every grey level is in one of the upper halves
+        given = replace(plan(config, [0], noise=noise), known_BCHW=from_uint8(flipped))
+        assert torch.equal(torch.from_numpy(draw(net, given, incremental))[:, :2], flipped[:, :2])
+
+
+def test_every_weight_reaches_the_incremental_sampler() -> None:
+    """Change any weight, and both samplers change alike: a part of the network that the sampler forgot fails here."""
+    config = nets.config(((4, 1), (6, 1)), height=4, width=4)
+    net = nets.network(config)
+    given = Conditions(T, torch.tensor([1]), torch.tensor([3]))
+    x = torch.rand(1, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    before = torch.cat([part.flatten() for part in cached_parameters(net, x, given)])
+    generator = torch.Generator().manual_seed(1)
+    tensors = dict(net.named_parameters()) | dict(net.named_buffers())
+    assert len(tensors) > 100
+    for name, tensor in tensors.items():
+        kept = tensor.clone()
+        tensor.add_(0.1 * torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype))
+        found = torch.cat([part.flatten() for part in cached_parameters(net, x, given)])
+        expected = torch.cat([part.flatten() for part in whole_parameters(net, x, given)])
+        assert (found - before).abs().max() > 1e-9, name
+        assert torch.allclose(found, expected, rtol=0, atol=1e-9), name
+        tensor.copy_(kept)
+
+
+def plan(config: Config, seeds: list[int], *, noise: float, solver: str = "tweedie", keep: Keep | None = None) -> Plan:
+    """Class and canvas follow the seed, so that an image is the same wherever it stands."""
+    H, W = config.model.height, config.model.width
+    canvases = [torch.rand(3, H, W, generator=torch.Generator().manual_seed(seed)) * 2 - 1 for seed in seeds]
+    return Plan(
+        seeds=seeds,
+        class_B=torch.tensor([seed % (len(config.model.classes) + 1) for seed in seeds]),
+        noise=noise,
+        steps=1 if solver == "tweedie" else 2,
+        solver=solver,
+        height=H,
+        width=W,
+        known_BCHW=None if keep is None else torch.stack(canvases),
+        keep=keep or "top",
+    )
+
+
+HOW = (
+    [pytest.param(10.0, solver, None, id=solver) for solver in SOLVERS]
+    + [pytest.param(0.0, "tweedie", None, id="direct")]
+    + [pytest.param(10.0, "euler-maruyama", keep, id=f"complete {keep}") for keep in KEEPS]
+    + [pytest.param(0.0, "tweedie", "right", id="complete right directly")]
+)
+
+
+@pytest.mark.parametrize(("noise", "solver", "keep"), HOW)
+def test_a_picture_is_the_same_bytes_in_every_batch(noise: float, solver: str, keep: Keep | None) -> None:
+    """In fp32: alone, and among 3, 16 and 17 of other seeds and classes."""
+    config = nets.config(((6, 1), (10, 1)), height=4, mixtures=3)
+    net = nets.network(config, dtype=torch.float32)
+    whole = draw(net, plan(config, list(range(17)), noise=noise, solver=solver, keep=keep), incremental)
+    for seeds in ([0], [8], [16], [5, 16, 2], list(range(1, 17))):
+        some = draw(net, plan(config, seeds, noise=noise, solver=solver, keep=keep), incremental)
+        assert (some == whole[seeds]).all(), seeds
+
+
+def bundled(height: int, width: int, **changed: object) -> Config:
+    """The bundled model's network for small pictures; its products are wide enough for other kernels."""
+    model = cifar10_small().model
+    return Config(recipe="test", model=replace(model, height=height, width=width, **changed))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def thread_count(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+WIDE = bundled(4, 32, levels=(LevelConfig(width=160, blocks=1),))
+"""As wide as the paper's: sums long enough, and rows large enough, to be shared among threads."""
+
+
+@pytest.mark.parametrize(
+    ("config", "thread_count"),
+    [
+        pytest.param(nets.config(((6, 1), (10, 1))), 1, id="tiny"),
+        pytest.param(bundled(4, 32), 1, id="bundled"),
+        pytest.param(bundled(4, 32), 2, id="bundled, 2 threads"),
+        pytest.param(bundled(4, 12), 1, id="bundled, odd"),
+        pytest.param(WIDE, 1, id="wide"),
+        pytest.param(WIDE, 3, id="wide, 3 threads"),
+    ],
+    indirect=["thread_count"],
+)
+@pytest.mark.parametrize("first_row", [0, 2])
+def test_samples_are_the_same_bits_in_every_batch(config: Config, thread_count: None, first_row: int) -> None:
+    """In fp32 at t > 0, before rounding to grey levels could hide a difference. One seed for each image."""
+    net = nets.network(config, dtype=torch.float32, spread=0.03)
+    H, W = config.model.height, config.model.width
+
+    def sample(members: list[int]) -> Tensor:
+        chosen = torch.tensor(members)
+        given = nets.conditions(17, T, config).of(members)
+        draws = Noise(members, dtype=torch.float32, device=CPU).pixels(config.model.mixtures, H, W)
+        x = torch.rand(17, 3, H, W, generator=torch.Generator().manual_seed(0))[chosen] * 2 - 1
+        with torch.inference_mode():
+            incremental(net, x, given, draws, first_row=first_row, on_row=lambda row: False)
+        return x
+
+    whole = sample(list(range(17)))
+    for members in ([0], [7], [16], [3, 9, 0], list(range(1, 17))):
+        assert torch.equal(sample(members), whole[members]), members
+
+
+def test_blocks_on_every_level_may_be_left_out() -> None:
+    """The shallowest network that a configuration can ask for."""
+    levels = (LevelConfig(width=4, blocks=0), LevelConfig(width=4, blocks=0, attention=False))
+    config = Config(recipe="test", model=ModelConfig(height=4, width=4, levels=levels, mixtures=1, heads=2))
+    net = nets.network(config)
+    given = nets.conditions(2, end_time(config.noise), config)
+    x = torch.zeros(2, 3, 4, 4, dtype=torch.float64)
+    with torch.inference_mode():
+        incremental(net, x, given, noise(config, 2).pixels(1, 4, 4), first_row=0, on_row=lambda row: False)
+    assert torch.allclose(x, naively(net, given), rtol=0, atol=1e-9)

@@ -1,0 +1,245 @@
+"""Datasets as users have them: parquet from the Hub, folders of pictures, and folders with something else in them."""
+
+import io
+import os
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ncml import images
+from ncml.errors import InputError
+from ncml.training import dataset
+from ncml.training.dataset import Dataset
+from ncml.training.inventory import Inventory
+from tests.ncml import nets
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library's cache lies with the test."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def pictures(count: int, size: int = 8, *, seed: int = 0) -> list[Image.Image]:
+    return [Image.fromarray(picture) for picture in nets.pictures(count, size, size, seed=seed).numpy()]
+
+
+def png(picture: Image.Image) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    return out.getvalue()
+
+
+def parquet(
+    folder: Path, labels: list[object], label: object | None, *, column: str = "img", split: str = "train"
+) -> str:
+    folder.mkdir(exist_ok=True)
+    features = {column: datasets.Image()} | ({"label": label} if label else {})
+    rows = {column: pictures(len(labels))} | ({"label": labels} if label else {})
+    table = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+    table.to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    return str(folder)
+
+
+def test_parquet_with_named_classes(tmp_path: Path) -> None:
+    source = parquet(tmp_path / "set", [1, 0, 1], datasets.ClassLabel(names=["cat", "dog"]))
+    found = dataset.load(source, 8, 8)
+    assert found.classes == ("cat", "dog")
+    assert found.labels_N.tolist() == [1, 0, 1]
+    assert found.labels_N.dtype == torch.int64
+    assert torch.equal(found.images_NHWC, nets.pictures(3))
+
+
+def test_parquet_without_classes(tmp_path: Path) -> None:
+    found = dataset.load(parquet(tmp_path / "set", [None] * 3, None, column="image"), 8, 8)
+    assert found.classes == ()
+    assert found.labels_N.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "classes", "indices"),
+    [
+        ([2, 0, 1], "int64", ("0", "1", "2"), [2, 0, 1]),
+        ([10, 30, 10], "int64", ("10", "30"), [0, 1, 0]),
+        (["dog", "cat", "dog"], "string", ("cat", "dog"), [1, 0, 1]),
+    ],
+    ids=["numbers", "numbers with gaps", "words"],
+)
+def test_labels_without_names_are_their_own_names(
+    tmp_path: Path, labels: list[object], kind: str, classes: tuple[str, ...], indices: list[int]
+) -> None:
+    found = dataset.load(parquet(tmp_path / "set", labels, datasets.Value(kind)), 8, 8)
+    assert found.classes == classes
+    assert found.labels_N.tolist() == indices
+
+
+def test_pictures_without_a_label_are_refused(tmp_path: Path) -> None:
+    """-1 is the Hub's mark of a label that is withheld."""
+    source = parquet(tmp_path / "set", [0, -1], datasets.ClassLabel(names=["cat", "dog"]))
+    with pytest.raises(InputError, match="label") as refused:
+        dataset.load(source, 8, 8)
+    assert refused.value.field == "data"
+
+
+def test_pictures_with_several_labels_are_refused(tmp_path: Path) -> None:
+    source = parquet(tmp_path / "set", [[0, 1], [1]], datasets.Sequence(datasets.Value("int64")))
+    with pytest.raises(InputError, match="several values in a label; give each picture one") as refused:
+        dataset.load(source, 8, 8)
+    assert refused.value.field == "data"
+
+
+def test_a_row_without_a_picture_is_skipped_and_counted(tmp_path: Path) -> None:
+    rows = {"img": [None, *pictures(2), {"bytes": b"", "path": None}], "label": [0, 1, 0, 1]}
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
+    found = dataset.load(str(tmp_path), 8, 8)
+    assert found.labels_N.tolist() == [1, 0]
+    assert found.inventory.unreadable == ["row 0", "row 3"]
+
+
+def test_a_split_is_named(tmp_path: Path) -> None:
+    source = parquet(tmp_path / "set", [0], datasets.ClassLabel(names=["cat"]))
+    parquet(tmp_path / "set", [0, 0], datasets.ClassLabel(names=["cat"]), split="test")
+    assert len(dataset.load(source, 8, 8)) == 1
+    assert len(dataset.load(source, 8, 8, split="test")) == 2
+    with pytest.raises(InputError, match="has no split 'valid', only train, test"):
+        dataset.load(source, 8, 8, split="valid")
+
+
+def test_a_table_without_pictures_is_refused(tmp_path: Path) -> None:
+    datasets.Dataset.from_dict({"text": ["a"]}).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(InputError, match="no column of pictures, only text"):
+        dataset.load(str(tmp_path), 8, 8)
+
+
+def test_a_broken_table_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "train.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match="cannot be loaded") as refused:
+        dataset.load(str(tmp_path), 8, 8)
+    assert refused.value.field == "data"
+
+
+def test_class_folders(tmp_path: Path) -> None:
+    """Classes in alphabetical order; other sizes are brought to the model's as serving does."""
+    for name, size in (("dog", 8), ("cat", 20)):
+        (tmp_path / name).mkdir()
+        for i, picture in enumerate(pictures(2, size)):
+            picture.save(tmp_path / name / f"{i}.png")
+    found = dataset.load(str(tmp_path), 8, 8)
+    assert found.classes == ("cat", "dog")
+    assert found.labels_N.tolist() == [0, 0, 1, 1]
+    assert torch.equal(found.images_NHWC[2:], nets.pictures(2))
+    served = images.fit(images.open_image(png(pictures(2, 20)[0])), 8, 8)
+    assert np.array_equal(found.images_NHWC[0].numpy(), served)
+
+
+def test_pictures_without_class_folders(tmp_path: Path) -> None:
+    for i, picture in enumerate(pictures(3)):
+        picture.save(tmp_path / f"{i}.png")
+    (tmp_path / ".hidden").write_text("not a picture, and not looked at")
+    found = dataset.load(str(tmp_path), 8, 8)
+    assert found.classes == ()
+    assert found.inventory.unreadable == []
+    assert len(found) == 3
+
+
+@pytest.mark.parametrize("classes", [(), ("cat", "dog")], ids=["no classes", "classes"])
+def test_hidden_folders_are_not_looked_at(tmp_path: Path, classes: tuple[str, ...]) -> None:
+    """Notebooks leave copies of pictures in them, and caches their tables."""
+    for folder in (*classes, ".ipynb_checkpoints", *(f"{name}/.hidden" for name in classes)):
+        (tmp_path / folder).mkdir()
+    for i, folder in enumerate(classes or ("", "")):
+        pictures(2)[i].save(tmp_path / folder / f"{i}.png")
+    pictures(1)[0].save(tmp_path / ".ipynb_checkpoints" / "1-checkpoint.png")
+    found = dataset.load(str(tmp_path), 8, 8)
+    assert found.classes == classes
+    assert torch.equal(found.images_NHWC, nets.pictures(2))
+    (tmp_path / ".ipynb_checkpoints" / "t.parquet").touch()
+    assert dataset.of_pictures(str(tmp_path))
+
+
+def test_names_need_not_be_utf_8(tmp_path: Path) -> None:
+    """Other systems and old archives leave such names."""
+    for name in (b"caf\xe9", b"tea"):
+        folder = tmp_path / os.fsdecode(name)
+        folder.mkdir()
+        pictures(1)[0].save(folder / os.fsdecode(b"\xe9.png"))
+        (folder / os.fsdecode(b"\xe9.txt")).write_text("notes")
+    found = dataset.load(str(tmp_path), 8, 8, keep=tmp_path.with_name("kept"))
+    assert found.classes == ("caf\\xe9", "tea")
+    assert found.inventory.unreadable == [f"{name}/\\xe9.txt" for name in found.classes]
+    assert len(found) == 2
+
+
+def test_a_folder_that_mixes_both_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    pictures(1)[0].save(tmp_path / "cat" / "1.png")
+    pictures(1)[0].save(tmp_path / "2.png")
+    with pytest.raises(InputError, match="both in class folders and outside them") as refused:
+        dataset.load(str(tmp_path), 8, 8)
+    assert refused.value.field == "data"
+
+
+def test_files_that_cannot_be_read_are_skipped_and_counted(tmp_path: Path) -> None:
+    whole = png(pictures(1)[0])
+    (tmp_path / "0.png").write_bytes(whole)
+    (tmp_path / "1.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "2.png").write_bytes(b"")
+    (tmp_path / "notes.txt").write_text("notes")
+    (tmp_path / "9.png").write_bytes(whole)
+    found = dataset.load(str(tmp_path), 8, 8)
+    assert len(found) == 2
+    assert found.inventory.unreadable == ["1.png", "2.png", "notes.txt"]
+    assert found.inventory.copies == 1
+    assert torch.equal(found.images_NHWC[0], found.images_NHWC[1])
+
+
+@pytest.mark.parametrize("files", [[], ["notes.txt"]])
+def test_a_folder_without_pictures_is_refused(tmp_path: Path, files: list[str]) -> None:
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    for name in files:
+        (folder / name).write_text("x")
+    with pytest.raises(InputError, match=rf"no readable picture \({len(files)} files") as refused:
+        dataset.load(str(folder), 8, 8)
+    assert refused.value.field == "data"
+
+
+def test_progress_is_reported(tmp_path: Path) -> None:
+    picture = pictures(1)[0]
+    for i in range(257):
+        picture.save(tmp_path / f"{i}.bmp")
+    told: list[tuple[int, int]] = []
+    dataset.load(str(tmp_path), 8, 8, report=lambda done, total: told.append((done, total)))
+    assert told == [(256, 257)]
+
+
+def test_the_three_parts_are_disjoint_and_have_the_stated_sizes() -> None:
+    """CIFAR-10's 50,000 pictures: 43,000 to fit, 2,000 and 5,000 to calibrate."""
+    whole = Dataset(torch.zeros(50_000, 1, 1, 3, dtype=torch.uint8), torch.arange(50_000), ("a",))
+    parts = {name: whole.part(name) for name in ("fit", "calibration-fit", "calibration-rank")}
+    assert {name: len(part) for name, part in parts.items()} == {
+        "fit": 43_000, "calibration-fit": 2_000, "calibration-rank": 5_000,
+    }  # fmt: skip
+    together = torch.cat([part.labels_N for part in parts.values()])
+    assert torch.equal(together.sort().values, whole.labels_N)
+    assert parts["calibration-fit"].labels_N[:4].tolist() == [0, 1, 50, 51]
+    assert parts["calibration-rank"].labels_N[:6].tolist() == [2, 3, 4, 5, 6, 52]
+
+
+def test_the_first_so_many() -> None:
+    whole = Dataset(nets.pictures(4), torch.arange(4), ("a", "b", "c", "d"), Inventory(files=4))
+    some = whole.first(3)
+    assert len(some) == 3
+    assert (some.classes, some.inventory) == (whole.classes, whole.inventory)
+
+
+def test_pictures_evenly_spaced() -> None:
+    whole = Dataset(nets.pictures(7), torch.arange(7), ("a",) * 7)
+    assert whole.spread(3).labels_N.tolist() == [0, 2, 4]
+    assert whole.part("fit").spread(9).labels_N.tolist() == []
+    assert whole.spread(9).labels_N.tolist() == list(range(7))

@@ -1,0 +1,391 @@
+"""A run from pictures to a model folder: what it says, what it leaves, and what a crash costs."""
+
+import math
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import ncml
+from ncml import config
+from ncml.config import Config
+from ncml.errors import InputError, TrainingError
+from ncml.training import dataset, run, tracking
+from ncml.training.trainer import STATE, Trainer
+from tests.ncml import nets
+
+
+def pictures(folder: Path, count: int, size: int = 8, *, classes: tuple[str, ...] = ("dark", "light")) -> str:
+    """So many pictures in class folders, by brightness; without classes, in the folder itself."""
+    for i, picture in enumerate(nets.pictures(count, size, size).numpy()):
+        where = folder / classes[int(picture.mean() > 127)] if classes else folder
+        where.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(where / f"{i:04d}.png")
+    return str(folder)
+
+
+def train(source: str, out: Path, said: list[str] | None = None, *, images: int | None = 128, **options: object):
+    say: Callable[[str], None] = (lambda line: None) if said is None else said.append
+    return run.fit(config.smoke(), source, out, command="ncml train", images=images, say=say, **options)  # type: ignore[arg-type]
+
+
+def state(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / STATE)
+
+
+class Recorder:
+    """A tracker that a user might write."""
+
+    made: list["Recorder"] = []  # noqa: RUF012
+
+    def __init__(self, folder: Path, config: Config) -> None:
+        self.folder, self.config = folder, config
+        self.figures: dict[int, dict[str, float]] = {}
+        self.shapes: list[tuple[int, ...]] = []
+        self.closed = False
+        Recorder.made.append(self)
+
+    def scalars(self, images: int, values: Mapping[str, float]) -> None:
+        self.figures.setdefault(images, {}).update(values)
+
+    def picture(self, images: int, name: str, picture: NDArray[np.uint8]) -> None:
+        self.shapes.append(picture.shape)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_folder_of_pictures_becomes_a_calibrated_model(tmp_path: Path) -> None:
+    """1,000 pictures leave 40 to fit the statistics and 100 to rank."""
+    source = pictures(tmp_path / "photos", 1000, classes=("dark", "light"))
+    said: list[str] = []
+    recorders = len(Recorder.made)
+    done = train(source, tmp_path / "mine", said, images=1600, interval=800, trackers=[Recorder])
+    assert done is not None
+    assert done.calibrated
+    model = ncml.load(tmp_path / "mine")
+    assert (model.version, model.classes) == (done.version, ("dark", "light"))
+    assert model.calibration is not None
+    assert (model.calibration.n_fit, model.calibration.n_rank) == (40, 100)
+    assert said[0] == "1,000 pictures, of 8x8 (1,000)"
+    assert said[1].startswith("2 classes: ")
+    assert said[-3] == "860 to fit, 140 held out for measuring and calibrating"
+    assert "38,006 parameters, fp32 on cpu: 1,600 images at" in said[-2]
+    assert "take about" in said[-2]
+    assert said[-1] == "calibrated by 40 and 100 held-out pictures: the smallest p is 0.0099"
+
+    run = tmp_path / "mine/training"
+    grids = sorted(path.name for path in (run / "samples").iterdir())
+    assert grids == ["0000000800.png", "0000001600.png"]
+    with Image.open(run / "samples" / grids[0]) as grid:
+        assert grid.size == (32, 32)  # 4 x 4 pictures of 8 x 8
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0}).Reload()
+    assert [event.step for event in events.Scalars("held_out/bits_per_dim")] == [800, 1600]
+    assert [event.step for event in events.Scalars("train/bits_per_dim")] == [1600]
+    assert len(events.Images("samples")) == 2
+    mine = Recorder.made[recorders]
+    assert mine.closed
+    assert mine.folder == run
+    assert mine.figures.keys() == {800, 1600}
+    assert mine.figures[1600].keys() == {"held_out/bits_per_dim", "train/bits_per_dim"} | {
+        f"train/{name}" for name in ("gradient_norm", "learning_rate", "images_per_second")
+    }
+    assert mine.shapes == [(32, 32, 3)] * 2
+
+
+def test_too_few_pictures_to_calibrate_are_told(tmp_path: Path) -> None:
+    said: list[str] = []
+    done = train(pictures(tmp_path / "photos", 50), tmp_path / "mine", said, images=32)
+    assert done is not None
+    assert not done.calibrated
+    assert said[-1].startswith("not calibrated, so `ncml score` gives no p-values: ")
+    assert "give at least" in said[-1]
+    assert ncml.load(tmp_path / "mine").calibration is None
+
+
+def test_what_is_wrong_with_the_pictures_is_told_first(tmp_path: Path) -> None:
+    """Other sizes, copies, a class of one picture, files that are none, and none of it ends the run."""
+    folder = tmp_path / "photos"
+    source = pictures(folder, 60)
+    some = next((folder / "dark").glob("*.png"))
+    Image.open(some).resize((4, 4)).save(folder / "dark" / "small.png")
+    Image.open(some).resize((20, 10)).save(folder / "dark" / "wide.png")
+    (folder / "dark" / "copy.png").write_bytes(some.read_bytes())
+    (folder / "hawk").mkdir()
+    Image.new("RGB", (8, 8), "red").save(folder / "hawk" / "1.png")
+    (folder / "dark" / "notes.txt").write_text("notes")
+    (folder / "readme.md").write_text("not in a class, and no picture")
+    said: list[str] = []
+    train(source, tmp_path / "mine", said, images=32)
+    report = "\n".join(said)
+    assert said[0] == "64 pictures, of 8x8 (62), 4x4 (1), 20x10 (1)"
+    for line in (
+        "each is cut to its centre and brought to 8x8",
+        "1 smaller than that: enlarged",
+        "hawk (1)",
+        "1 picture the same as an earlier one",
+        "2 files left out, unreadable: readme.md, dark/notes.txt",
+    ):
+        assert line in report
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_pictures_that_cannot_be_split_are_refused(tmp_path: Path, count: int) -> None:
+    said = "1 picture;" if count == 1 else "7 pictures;"
+    with pytest.raises(InputError, match=f"holds {said} 8 are the least") as refused:
+        train(pictures(tmp_path / "photos", count, classes=()), tmp_path / "mine")
+    assert refused.value.field == "data"
+
+
+def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path, model_folder: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for out, said in (
+        (model_folder, "holds a finished model already"),
+        (tmp_path / "file", "cannot be written: .*file is no folder"),
+        (tmp_path / "file" / "mine", "cannot be written: .*file is no folder"),
+    ):
+        with pytest.raises(InputError, match=said) as refused:
+            train("nowhere", out)
+        assert refused.value.field == "out"
+    with pytest.raises(InputError, match="no training run to resume"):
+        train("nowhere", tmp_path / "new", resume=True)
+
+
+def test_another_model_s_weights_begin_a_run(tmp_path: Path) -> None:
+    """Before a step its first measurement is the other model's, although the classes are others."""
+    first = train(pictures(tmp_path / "photos", 50), tmp_path / "first", images=640)
+    other = pictures(tmp_path / "others", 50, classes=("dim", "white"))
+    # A learning rate of next to nothing leaves the weights where they began.
+    still = replace(config.smoke(), training=replace(config.smoke().training, learning_rate=1e-12))
+    begun = run.fit(still, other, tmp_path / "second", command="", images=32, init_from=ncml.load(tmp_path / "first"))
+    assert first is not None
+    assert begun is not None
+    assert begun.metrics["held_out_bpd"] == pytest.approx(first.metrics["held_out_bpd"], abs=2e-4)
+    shape = replace(config.smoke(), model=replace(config.smoke().model, mixtures=2))
+    with pytest.raises(InputError, match="the model first has mixtures 3 and the recipe smoke has 2: take the recipe"):
+        run.fit(shape, other, tmp_path / "third", command="", init_from=ncml.load(tmp_path / "first"))
+
+
+def test_a_run_beyond_a_year_is_planned_without_a_date() -> None:
+    pixels = nets.pictures(8)
+    trainer = Trainer(config.smoke(), dataset.Dataset(pixels, torch.zeros(8, dtype=torch.long), ("dark", "light")))
+    for images, told in ((10_000, ", until "), (10**23, " days ")):
+        trainer.set_images(images)
+        said = run._plan(trainer, 0.5, math.inf)
+        assert told in said
+        assert ("until" in said) == (images == 10_000)
+
+
+def test_a_tracker_is_a_function_of_folder_and_configuration_that_makes_one(tmp_path: Path) -> None:
+    for name in ("os:getcwd", "math:pi"):
+        with pytest.raises(InputError, match=f"{name} is no function of"):
+            tracking.named(name)
+    with pytest.raises(InputError, match="builtins:slice makes no tracker") as refused:
+        tracking.named("builtins:slice")(tmp_path, config.smoke())
+    assert refused.value.field == "tracker"
+    assert isinstance(tracking.named(f"{__name__}:Recorder")(tmp_path, config.smoke()), Recorder)
+
+
+def test_a_run_is_fitted_to_its_time(tmp_path: Path) -> None:
+    """The learning rate falls to 0 within the time; resumed, the run keeps the length that it was given."""
+    source, said = pictures(tmp_path / "photos", 50), list[str]()
+    begun = time.monotonic()
+    done = train(source, tmp_path / "mine", said, images=None, max_seconds=4.0)
+    assert time.monotonic() - begun < 60
+    assert done is not None
+    length = ncml.load(tmp_path / "mine").config.training.images
+    assert 32 <= length < 2048
+    assert done.metrics["images_seen"] <= length + 32
+    said.clear()
+    train(source, tmp_path / "mine", said, images=None, resume=True)
+    assert ncml.load(tmp_path / "mine").config.training.images == length
+    train(source, tmp_path / "mine", said, images=None, resume=True)
+    assert "the run is finished after" in said[-2]
+    assert "--max-images makes it longer" in said[-2]
+
+
+def test_pictures_are_decoded_once_and_again_when_they_change(tmp_path: Path) -> None:
+    source, keep = pictures(tmp_path / "photos", 20), tmp_path / "kept"
+    first = dataset.load(source, 8, 8, keep=keep)
+    decoded: list[int] = []
+
+    def again() -> dataset.Dataset:
+        decoded.clear()
+        return dataset.load(source, 8, 8, keep=keep, report=lambda done, total: decoded.append(done))
+
+    written = (keep / "pictures.npy").stat().st_mtime_ns
+    second = again()
+    assert (keep / "pictures.npy").stat().st_mtime_ns == written
+    assert torch.equal(second.images_NHWC, first.images_NHWC)
+    assert torch.equal(second.labels_N, first.labels_N)
+    assert (second.classes, second.inventory) == (first.classes, first.inventory)
+    plain = dataset.load(source, 8, 8)
+    assert torch.equal(plain.images_NHWC, first.images_NHWC)
+    assert plain.inventory == first.inventory
+
+    (keep / "labels.npy").write_bytes(b"")  # not whole
+    assert torch.equal(again().labels_N, first.labels_N)
+    Image.new("RGB", (8, 8)).save(Path(source) / "dark" / "new.png")
+    assert len(again()) == 21
+    assert len(dataset.load(source, 4, 4, keep=keep).images_NHWC[0]) == 4
+
+
+def test_a_part_of_a_large_set_is_read_from_the_disk_as_it_is_drawn(tmp_path: Path) -> None:
+    """512 MiB of pictures, of which a batch is drawn without holding more than a few."""
+    code = """
+import resource, numpy as np, torch
+from ncml.training.dataset import Dataset
+pixels = np.lib.format.open_memmap("large.npy", "w+", np.uint8, (1 << 17, 32, 43, 3))
+pixels[-1] = 7
+whole = Dataset(torch.from_numpy(np.load("large.npy", mmap_mode="c")), torch.zeros(len(pixels), dtype=torch.long), ())
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+part = whole.part("fit")
+assert len(part) == sum(i % 50 >= 7 for i in range(len(whole)))
+drawn = part.take(torch.tensor([0, len(part) - 1])).images_NHWC
+assert drawn[0].max() == 0 and drawn[1].min() == 7
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 100
+
+
+def command(folder: Path, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "ncml.cli", "train", "smoke", "--data", str(folder), "--threads", "1", *arguments]
+
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def test_a_killed_run_resumes_as_if_it_had_never_stopped(tmp_path: Path) -> None:
+    """SIGKILL at some moment after the first interval; the weights are those of the run that was left alone."""
+    pictures(tmp_path / "photos", 50)
+    options = ("--max-images", "320", "--interval", "96", "--out")
+    killed = subprocess.Popen(command(tmp_path / "photos", *options, "killed"), cwd=tmp_path, env=ENVIRONMENT)
+    try:
+        deadline = time.monotonic() + 90
+        while not (tmp_path / "killed" / STATE).exists():
+            assert killed.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+    assert not (tmp_path / "killed/config.json").exists()
+    train(str(tmp_path / "photos"), tmp_path / "killed", images=None, resume=True, interval=96)
+    train(str(tmp_path / "photos"), tmp_path / "whole", images=320, interval=96)
+    one, other = (state(tmp_path / name) for name in ("killed", "whole"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_full_disk_ends_the_run_in_a_sentence_and_keeps_what_was_saved(tmp_path: Path) -> None:
+    """The largest file that this process may write stands in for the room on the disk."""
+    source, out = pictures(tmp_path / "photos", 50), tmp_path / "mine"
+    train(source, out, images=64)
+    saved = (out / STATE).read_bytes()
+    code = f"""
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, ({len(saved) // 2},) * 2)
+from ncml.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+    arguments = command(tmp_path / "photos", "--max-images", "128", "--out", str(out), "--resume")[3:]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert "the run cannot be saved to" in done.stderr
+    assert "after 128 images" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (out / STATE).read_bytes() == saved
+    assert sorted(path.name for path in (out / "training").glob("*state*")) == ["state.safetensors"]
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+
+def test_where_room_cannot_be_reserved_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on macOS."""
+    monkeypatch.delattr(os, "posix_fallocate")
+    monkeypatch.setattr(dataset, "ZEROS", 1000)
+    source, keep = pictures(tmp_path / "photos", 20), tmp_path / "kept"
+    kept = dataset.load(source, 8, 8, keep=keep)
+    assert torch.equal(kept.images_NHWC, dataset.load(source, 8, 8).images_NHWC)
+    assert (keep / "pictures.npy").stat().st_size == 128 + 20 * 8 * 8 * 3
+
+
+@pytest.mark.parametrize("system", ["", "import os; del os.posix_fallocate"], ids=["Linux", "macOS"])
+def test_decoded_pictures_that_do_not_fit_on_the_disk_are_told_before_they_are_read(
+    tmp_path: Path, system: str
+) -> None:
+    pictures(tmp_path / "photos", 50)
+    code = f"""
+import resource, sys
+{system}
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096,) * 2)
+from ncml.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+    arguments = command(tmp_path / "photos", "--out", str(tmp_path / "mine"))[3:]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert "has no room for 0.0 GiB of decoded pictures" in done.stderr
+
+
+def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
+    """torchrun with gloo, each process taking its half of a batch in two pieces: same losses, same weights."""
+    source = pictures(tmp_path / "photos", 60)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    options = ("--max-images", "256", "--interval", "64", "--accumulate", "2", "--out", str(tmp_path / "two"))
+    done = subprocess.run(
+        [*torchrun, *command(tmp_path / "photos", *options)[1:]],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "fp32 on 2 processes" in done.stderr
+    train(source, tmp_path / "one", images=256, interval=64)
+    one, two = (state(tmp_path / name) for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name in one:
+        assert torch.allclose(one[name], two[name], atol=2e-4), name
+    cards = [(tmp_path / name / "card.md").read_text().partition("Learning curve")[2] for name in ("one", "two")]
+    figures = [[float(cell) for cell in card.replace(",", "").split() if cell[0].isdigit()] for card in cards]
+    assert len(figures[0]) == 3 * 4
+    assert figures[0] == pytest.approx(figures[1], abs=2e-3)
+
+
+def test_a_batch_that_cannot_be_cut_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="a batch of 32 pictures cannot be cut into 3 pieces") as refused:
+        train(pictures(tmp_path / "photos", 50), tmp_path / "mine", execution=run.Execution(pieces=3))
+    assert refused.value.field == "batch-size"
+
+
+def test_a_run_that_diverges_leaves_its_last_state(tmp_path: Path) -> None:
+    source, out = pictures(tmp_path / "photos", 50), tmp_path / "mine"
+    train(source, out, images=64)
+    saved = (out / STATE).read_bytes()
+    wild = replace(config.smoke(), training=replace(config.smoke().training, learning_rate=1e30))
+    told = r"diverged at step \d+ .* of picture \d+ of the fit part at .* grey levels.*; "
+    with pytest.raises(TrainingError, match=told + "nothing was saved yet: begin anew with a lower --learning-rate"):
+        run.fit(wild, source, tmp_path / "new", command="", images=640, interval=10_000)
+    with pytest.raises(TrainingError, match=told + "the last state that was saved is whole: --resume with a lower"):
+        run.fit(wild, source, out, command="", images=640, resume=True, interval=10_000)
+    assert (out / STATE).read_bytes() == saved
+    assert train(source, out, images=96, resume=True) is not None

@@ -1,0 +1,316 @@
+"""The objective, and a run that may stop at any moment."""
+
+import json
+import math
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from scipy import stats
+
+from ncml.config import Config, TrainingConfig, maximum_likelihood, smoke
+from ncml.errors import InputError, TrainingError
+from ncml.network.likelihood import bits_per_dim, from_uint8, log_prob
+from ncml.network.ncpn import NCPN
+from ncml.network.sde import end_time
+from ncml.training import trainer
+from ncml.training.dataset import Dataset
+from ncml.training.trainer import Execution, Trainer, draw_batch, held_out_bits, learning_rate, loss_bits, run
+from tests.ncml import nets
+
+SMOKE = replace(smoke(), training=replace(smoke().training, batch_size=16, images=512, warmup=64))
+
+
+def dataset(count: int = 64) -> Dataset:
+    images = nets.pictures(count)
+    bright = (images.float().mean((1, 2, 3)) > 127).long()
+    return Dataset(images, bright, ("dark", "light"))
+
+
+def test_maximum_likelihood_is_ncml_with_all_mass_at_0() -> None:
+    """Every t is 0, every pixel lies on the grid, and the loss is the discretised likelihood of the pictures."""
+    config = maximum_likelihood(SMOKE)
+    config = replace(config, training=replace(config.training, flip=False, turned=0.0, null_class=0.0))
+    data = dataset(16)
+    batch = draw_batch(data, config, 0)
+    assert (batch.t_B == 0).all()
+    torch.manual_seed(0)
+    net = NCPN(config)
+    x = from_uint8(data.images_NHWC)
+    clean = torch.ones(16, dtype=torch.bool)
+    plain = bits_per_dim(log_prob(x, net(x, torch.zeros(16), data.labels_N), clean).sum((1, 2)), 64)
+    found = loss_bits(net, batch, bf16=False)
+    assert torch.allclose(found.sort().values, plain.sort().values, atol=1e-5)
+
+
+def test_a_batch_is_a_function_of_its_step() -> None:
+    data = dataset()
+    first, again, next_one = (draw_batch(data, SMOKE, step) for step in (3, 3, 4))
+    for name in vars(first):
+        assert torch.equal(getattr(first, name), getattr(again, name))
+    assert not torch.equal(first.x_BCHW, next_one.x_BCHW)
+
+
+def test_every_picture_is_seen_once_an_epoch() -> None:
+    data = dataset(40)  # not a multiple of the batch
+    config = replace(SMOKE, training=replace(SMOKE.training, flip=False, turned=0.0, clean_mass=1.0))
+    seen = torch.cat([draw_batch(data, config, step).x_BCHW for step in range(5)])
+    for epoch in seen.split(40):
+        found = {picture.numpy().tobytes() for picture in epoch.contiguous()}
+        assert found == {picture.numpy().tobytes() for picture in from_uint8(data.images_NHWC).contiguous()}
+
+
+def test_mu_has_its_mass_at_0_and_is_uniform_elsewhere() -> None:
+    """Binomial within four standard errors; Kolmogorov-Smirnov at 0.001."""
+    config = replace(SMOKE, training=replace(SMOKE.training, batch_size=4096, clean_mass=0.25))
+    batch = draw_batch(dataset(), config, 0)
+    clean = batch.t_B == 0
+    assert abs(clean.double().mean() - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 4096)
+    T = end_time(config.noise)
+    assert batch.t_B.max() <= T
+    assert stats.kstest(batch.t_B[~clean].double().numpy(), stats.uniform(0, T).cdf).pvalue > 1e-3
+
+
+def test_noise_is_added_by_the_process() -> None:
+    """(x_t - alpha x_0) / sigma is standard normal; clean items are untouched."""
+    black = Dataset(torch.zeros(1, 8, 8, 3, dtype=torch.uint8), torch.zeros(1, dtype=torch.long), ("dark", "light"))
+    config = replace(SMOKE, training=replace(SMOKE.training, batch_size=256))
+    batch = draw_batch(black, config, 0)
+    clean = batch.t_B == 0
+    assert (batch.x_BCHW[clean] == -1).all()
+    process = trainer.process(config.noise)
+    alpha, sigma = (part(batch.t_B[~clean])[:, None, None, None] for part in (process.alpha, process.sigma))
+    standard = (batch.x_BCHW[~clean] + alpha) / sigma
+    assert stats.kstest(standard.flatten()[:20_000].numpy(), stats.norm.cdf).pvalue > 1e-3
+
+
+def test_classes_are_withheld_and_pictures_turned_at_the_stated_rates() -> None:
+    config = replace(SMOKE, training=replace(SMOKE.training, batch_size=4096))
+    batch = draw_batch(dataset(), config, 0)
+    assert abs((batch.class_B == 2).double().mean() - 0.1) < 4 * math.sqrt(0.1 * 0.9 / 4096)
+    assert abs((batch.orientation_B != 0).double().mean() - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 4096)
+
+
+def test_pictures_that_are_not_square_are_turned_as_a_batch() -> None:
+    config = nets.config(width=12, training=TrainingConfig(batch_size=4, turned=1.0))
+    data = Dataset(nets.pictures(4, 8, 12), torch.zeros(4, dtype=torch.long), ("a", "b"))
+    shapes = {tuple(draw_batch(data, config, step).x_BCHW.shape[2:]) for step in range(12)}
+    assert shapes == {(8, 12), (12, 8)}
+
+
+def test_the_learning_rate_warms_up_and_cools_down() -> None:
+    training = TrainingConfig(images=1000, batch_size=10, warmup=100, cooldown=0.3, learning_rate=1.0)
+    rates = [learning_rate(training, images) for images in range(0, 1010, 10)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9:71] == [1.0] * 62
+    assert rates[85] == pytest.approx(0.5)
+    assert rates[100] == 0
+
+
+def state(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return dict(trainer.network.state_dict()) | {f"ema.{k}": v for k, v in trainer.ema.state_dict().items()}
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
+    """Bit for bit: losses, weights and moving average; with dropout, so that its draws are continued too."""
+    config = replace(SMOKE, model=replace(SMOKE.model, dropout=0.1))
+    whole = Trainer(config, dataset())
+    losses = [whole.train_step() for _ in range(6)]
+    begun = Trainer(config, dataset())
+    first = [begun.train_step() for _ in range(3)]
+    begun.save(tmp_path / "state.safetensors")
+    torch.manual_seed(999)
+    resumed = Trainer(config, dataset())
+    resumed.resume(tmp_path / "state.safetensors")
+    assert resumed.images == 48
+    assert first + [resumed.train_step() for _ in range(3)] == losses
+    for name, tensor in state(whole).items():
+        assert torch.equal(state(resumed)[name], tensor), name
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "absent"])
+def test_a_damaged_state_is_not_resumed(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "state.safetensors"
+    trainer = Trainer(SMOKE, dataset())
+    trainer.train_step()
+    trainer.save(path)
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-1000])
+    elif damage == "text":
+        path.write_text("state")
+    else:
+        path.unlink()
+    with pytest.raises(TrainingError, match="not a training state that can be resumed"):
+        Trainer(SMOKE, dataset()).resume(path)
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (replace(SMOKE, model=replace(SMOKE.model, mixtures=4)), "model mixtures 3, not 4"),
+        (replace(SMOKE, noise=replace(SMOKE.noise, process="ve")), "noise process 'vp', not 've'"),
+        (maximum_likelihood(SMOKE), "training clean_mass 0.25, not 1.0"),
+    ],
+)
+def test_another_run_is_not_resumed(tmp_path: Path, other: Config, said: str) -> None:
+    Trainer(SMOKE, dataset()).save(tmp_path / "state.safetensors")
+    with pytest.raises(TrainingError, match=f"is a run with {said}; resume with"):
+        Trainer(other, dataset()).resume(tmp_path / "state.safetensors")
+
+
+def test_a_run_can_be_made_longer(tmp_path: Path) -> None:
+    Trainer(SMOKE, dataset()).save(tmp_path / "state.safetensors")
+    longer = Trainer(SMOKE, dataset())
+    longer.resume(tmp_path / "state.safetensors", images=1024)
+    assert longer.config.training.images == longer.ema.config.training.images == 1024
+    longer.save(tmp_path / "state.safetensors")
+    again = Trainer(SMOKE, dataset())
+    again.resume(tmp_path / "state.safetensors")
+    assert again.config.training.images == 1024
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_between_steps_with_all_saved(tmp_path: Path, number: int) -> None:
+    trainer, path = Trainer(SMOKE, dataset()), tmp_path / "state.safetensors"
+
+    def report(trainer: Trainer, bits: float, rate: float) -> None:
+        if trainer.step == 3:
+            signal.raise_signal(number)
+
+    with pytest.raises(KeyboardInterrupt, match="stopped after 48 images, all saved"):
+        run(trainer, path, held_out=dataset(), report=report)
+    resumed = Trainer(SMOKE, dataset())
+    resumed.resume(path)
+    assert resumed.step == 3
+    assert state(resumed).keys() == state(trainer).keys()
+    assert all(torch.equal(tensor, state(trainer)[name]) for name, tensor in state(resumed).items())
+
+
+GOLDEN = [9.2463, 9.485, 10.0412, 9.5832, 9.5016, 9.4237, 9.0717, 9.2575]
+
+
+def test_the_loss_curve_is_the_known_one() -> None:
+    """Eight steps of the smoke recipe, bits per dimension, to 2e-3: a refactoring proves itself here."""
+    trainer = Trainer(SMOKE, dataset())
+    assert [trainer.train_step() for _ in range(8)] == pytest.approx(GOLDEN, abs=2e-3)
+
+
+def test_a_run_learns_and_keeps_its_average(tmp_path: Path) -> None:
+    config = replace(SMOKE, training=replace(SMOKE.training, images=640))
+    trainer = Trainer(config, dataset())
+    before = held_out_bits(trainer.ema, dataset())
+    told: list[float] = []
+    run(
+        trainer,
+        tmp_path / "state.safetensors",
+        held_out=dataset(),
+        interval=320,
+        report=lambda trainer, bits, rate: told.append(bits),
+    )
+    assert trainer.finished
+    assert len(told) == 40
+    assert [row["images"] for row in trainer.history] == [320, 640]
+    assert held_out_bits(trainer.ema, dataset()) < before - 0.5
+    assert trainer.history[-1]["held_out_bpd"] == pytest.approx(held_out_bits(trainer.ema, dataset()), abs=1e-4)
+    json.dumps(trainer.history)
+
+
+def test_divergence_is_reported_by_step_and_parameter() -> None:
+    trainer = Trainer(SMOKE, dataset())
+    trainer.train_step()
+    name, weight = list(trainer.network.named_parameters())[-2]
+    kept = {k: v.clone() for k, v in state(trainer).items()}
+    with torch.no_grad():
+        weight[0, 0] = math.nan
+    with pytest.raises(
+        TrainingError, match=r"diverged at step 1 \(16 images\).*the weight head.weight is not finite"
+    ) as found:
+        trainer.train_step()
+    assert str(found.value).endswith("nothing was saved yet: begin anew with a lower --learning-rate.")
+    assert trainer.step == 1
+    unchanged = {k: v for k, v in state(trainer).items() if k != name}
+    assert all(torch.equal(v, kept[k]) for k, v in unchanged.items())
+
+
+def test_held_out_bits_weigh_every_picture_the_same() -> None:
+    """Batches of unequal size make no difference, and dropout is off."""
+    config = replace(SMOKE, model=replace(SMOKE.model, dropout=0.5))
+    trainer = Trainer(config, dataset())
+    data = dataset(10)
+    whole = held_out_bits(trainer.ema, data)
+    assert held_out_bits(trainer.ema, data, batch_size=3) == pytest.approx(whole, abs=1e-6)
+    each = [held_out_bits(trainer.ema, Dataset(x[None], data.labels_N[:1], data.classes)) for x in data.images_NHWC]
+    assert sum(each) / 10 == pytest.approx(whole, abs=1e-6)
+
+
+def test_a_run_needs_pictures() -> None:
+    with pytest.raises(InputError) as refused:
+        Trainer(SMOKE, dataset().first(0))
+    assert refused.value.field == "data"
+
+
+@pytest.mark.parametrize("execution", [Execution(pieces=4), Execution(recompute=True)], ids=["pieces", "recompute"])
+def test_less_memory_makes_no_difference(execution: Execution) -> None:
+    """Losses of several steps, and so gradients, are the same up to rounding."""
+    plain, other = Trainer(SMOKE, dataset()), Trainer(SMOKE, dataset(), execution=execution)
+    for _ in range(3):
+        assert other.train_step() == pytest.approx(plain.train_step(), abs=1e-4)
+    for name, tensor in state(plain).items():
+        assert torch.allclose(state(other)[name], tensor, atol=2e-4), name
+
+
+def test_activations_are_computed_again_where_that_is_asked_for() -> None:
+    """What the forward pass saves for the backward pass is much less."""
+
+    def saved(execution: Execution) -> int:
+        trainer, total = Trainer(SMOKE, dataset(), execution=execution), 0
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal total
+            total += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = loss_bits(trainer.network, draw_batch(dataset(), SMOKE, 0), bf16=False)
+        assert loss.isfinite().all()
+        return total
+
+    assert saved(Execution(recompute=True)) < 0.7 * saved(Execution())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # it compiles for minutes
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler's own
+def test_a_compiled_step_computes_the_same() -> None:
+    plain, other = Trainer(SMOKE, dataset()), Trainer(SMOKE, dataset(), execution=Execution(compile=True))
+    for _ in range(3):
+        assert other.train_step() == pytest.approx(plain.train_step(), abs=1e-3)
+
+
+def test_a_rehearsal_leaves_the_run_as_it_is() -> None:
+    rehearsed, plain = Trainer(SMOKE, dataset()), Trainer(SMOKE, dataset())
+    assert rehearsed.rehearse() > 0
+    assert rehearsed.train_step() == plain.train_step()
+    assert all(torch.equal(tensor, state(plain)[name]) for name, tensor in state(rehearsed).items())
+
+
+def test_short_runs_warm_up_over_a_fifth() -> None:
+    training = TrainingConfig(images=100, batch_size=10, warmup=20_000, learning_rate=1.0)
+    assert [learning_rate(training, images) for images in (0, 10, 20)] == [0.5, 1.0, 1.0]
+
+
+def test_a_long_interval_is_saved_in_between(tmp_path: Path) -> None:
+    trainer, path = Trainer(SMOKE, dataset()), tmp_path / "state.safetensors"
+    seen: list[bool] = []
+    run(
+        trainer,
+        path,
+        held_out=dataset(),
+        interval=10_000,
+        save_seconds=0.0,
+        report=lambda trainer, mean, rate: seen.append(path.exists()),
+    )
+    assert seen == [False] + [True] * 31
+    assert [row["images"] for row in trainer.history] == [512]
