@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ncml import checkpoint, runtime
-from ncml.calibration.estimation import Calibration, Ood
-from ncml.calibration.tiles import Scan, TileCalibration, scan
 from ncml.config import DEFAULT_SOLVER, SOLVERS, STEPPED_SOLVER
 from ncml.errors import InputError, ModelError
 from ncml.images import to_rgb
@@ -24,7 +22,9 @@ from ncml.network.likelihood import bits_per_dim, from_uint8
 from ncml.network.ncpn import NCPN
 from ncml.network.orientation import KEEPS, Keep
 from ncml.network.sde import end_time, grey_levels, process
+from ncml.ood.calibration import Calibration, Ood
 from ncml.ood.statistics import Look, catalogue, chosen, columns_for, look, measure
+from ncml.ood.tiles import Scan, TileCalibration, scan
 from ncml.sampling.cached import incremental
 from ncml.sampling.cuda_graphs import Replay
 from ncml.sampling.sample import Callback, Plan, Sampler, draw, naive
@@ -245,7 +245,12 @@ class Model:
         """
         batch_size = _count("batch_size", batch_size)
         side = None if side is None else _count("tile_size", side)
-        return scan(self, picture, self.tiles, side=side, batch_size=batch_size, report=callback)
+        calibration = self.tiles
+        if calibration is None:
+            if self.calibration is None:
+                raise InputError("tile", f"tiles cannot be scored: {self.uncalibrated}")
+            calibration = self.calibration.fit.gaussian
+        return scan(self.network, picture, calibration, side=side, batch_size=batch_size, report=callback)
 
     def generate(
         self,

@@ -46,6 +46,7 @@ def evaluate(
     """
     use_threads(threads)
     from ncml.evaluation import run
+    from ncml.evaluation.context import Context
     from ncml.evaluation.report import Section
     from ncml.evaluation.store import Store
     from ncml.runtime import reuse_freed_memory
@@ -68,7 +69,7 @@ def evaluate(
 
     kinds = list(run.KINDS) if kind == "all" else [kind]
     with progress_bar() as bar:
-        context = run.Context(models, data, ood, Store(out / "measured", bar), limits)
+        context = Context(models, data, ood, Store(out / "measured", bar), limits)
         found = run.evaluate(kinds, context, out, shown, command=wanted)
     if as_json:
         print_json(found if kind == "all" else found[kind])

@@ -7,12 +7,13 @@ import sys
 import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
 
 from ncml.errors import InputError, ModelError
 from ncml.paths import model_folders
+from ncml.progress import Bar
 
 if TYPE_CHECKING:
     from ncml.model import Model
@@ -27,14 +28,6 @@ MAX_THREADS = 256
 ModelOption = Annotated[str, arg(aliases=("-m",), metavar="NAME|PATH")]
 ClassOption = Annotated[str | None, arg(name="class", metavar="NAME", help_behavior_hint="(default: none)")]
 JsonOption = Annotated[bool, arg(name="json")]
-
-
-class Bar(Protocol):
-    """What draws progress."""
-
-    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
-        """Stage `stage` is `done` of `total`."""
-        ...
 
 
 def load(model: str, device: str) -> "Model":

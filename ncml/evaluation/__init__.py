@@ -10,7 +10,8 @@
     ood          Tables 2 and 4
     quality      FID, or a distance in named features; quality against refinement steps and start noise
     samples      Figures 1 and 5 to 10
+    context      what an evaluation works with
     run          which of these, for which models, in which order
 
-Each kind is a function from a `run.Context` to a `report.Section`. Nothing here trains, calibrates or serves.
+Each kind is a function from a `context.Context` to a `report.Section`. Nothing here trains, calibrates or serves.
 """

@@ -26,7 +26,7 @@ from ncml.network.likelihood import bits_per_dim, from_uint8, log_prob
 from ncml.network.ncpn import NCPN
 
 if TYPE_CHECKING:
-    from ncml.evaluation.run import Context
+    from ncml.evaluation.context import Context
     from ncml.model import Model
 
 PIS = (0.0, 0.5, 1.0)

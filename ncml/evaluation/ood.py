@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ncml.calibration.estimation import Calibration
 from ncml.errors import InputError
 from ncml.evaluation import numbers, pictures, published
 from ncml.evaluation.numbers import Floats, Measured
 from ncml.evaluation.pictures import Pictures
 from ncml.evaluation.report import OURS, PUBLISHED, Cell, Figure, Section, Table, plots
+from ncml.ood.calibration import Calibration
 
 if TYPE_CHECKING:
-    from ncml.evaluation.run import Context
+    from ncml.evaluation.context import Context
     from ncml.model import Model
 
 Scores = dict[str, Floats]

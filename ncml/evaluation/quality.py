@@ -29,8 +29,8 @@ from ncml.evaluation.samples import noisy, shares
 from ncml.training.inventory import counted
 
 if TYPE_CHECKING:
+    from ncml.evaluation.context import Context
     from ncml.evaluation.pictures import Pictures
-    from ncml.evaluation.run import Context
     from ncml.model import Model
 
 SIDE = 96

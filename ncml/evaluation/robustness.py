@@ -22,7 +22,7 @@ from ncml.network.likelihood import from_uint8
 from ncml.network.sde import GREY_LEVEL, process, scale
 
 if TYPE_CHECKING:
-    from ncml.evaluation.run import Context
+    from ncml.evaluation.context import Context
     from ncml.model import Model
 
 FRACTIONS = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)

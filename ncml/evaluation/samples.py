@@ -12,7 +12,7 @@ from ncml.evaluation.report import Figure, Section, sheet
 from ncml.network.sde import process, reaches
 
 if TYPE_CHECKING:
-    from ncml.evaluation.run import Context
+    from ncml.evaluation.context import Context
     from ncml.model import Model
     from ncml.sampling.sample import Progress
 

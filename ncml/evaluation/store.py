@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ncml import checkpoint
-from ncml.cli.terminal import Bar
+from ncml.progress import Bar
 
 Columns = dict[str, NDArray[Any]]
 """Arrays of one length: a row for each image."""

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from ncml import checkpoint
-from ncml.calibration.estimation import Bar, calibrate
+from ncml.calibration.estimation import calibrate
 from ncml.config import Config
 from ncml.errors import InputError, TrainingError
 from ncml.images import grid, to_png
@@ -24,6 +24,7 @@ from ncml.model import load as load_model
 from ncml.network.ncpn import NCPN
 from ncml.network.sde import end_time, grey_levels, process
 from ncml.paths import text_of
+from ncml.progress import Bar
 from ncml.runtime import reuse_freed_memory
 from ncml.sampling.cached import incremental
 from ncml.sampling.sample import Plan, draw
@@ -79,7 +80,7 @@ def fit(
     interval: int = 20_000,
     trackers: Sequence[Callable[[Path, Config], Tracker]] = (),
     say: Callable[[str], None] = lambda line: None,
-    bar: Bar = lambda stage, done, total, note: None,
+    bar: Bar = lambda stage, done, total, note="": None,
 ) -> Fitted | None:
     """Train a model on the fit part of a dataset, write its folder with what was measured in its card, calibrate it.
 

@@ -23,11 +23,11 @@ from scipy.stats import binomtest
 
 import ncml
 from ncml import images
-from ncml.calibration.estimation import Calibration
 from ncml.evaluation import numbers
 from ncml.images import perturbations
 from ncml.images.perturbations import Change, Picture
 from ncml.ood import statistics
+from ncml.ood.calibration import Calibration
 from ncml.ood.statistics import Columns
 from ncml.training import dataset
 

@@ -19,6 +19,7 @@ import ncml
 from ncml import images
 from ncml.calibration import tiles
 from ncml.images import heat
+from ncml.ood.tiles import TileCalibration, scan
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -35,19 +36,19 @@ def main() -> None:
     Image.fromarray(stained).save(DOCS / "stained.png", optimize=True)
     with tempfile.TemporaryDirectory() as folder:
         model, made = calibrated(Path(folder) / "wall")
-        found = {name: tiles.scan(model, picture, made) for name, picture in (("good", wall), ("stained", stained))}
+        found = {name: scan(model.network, picture, made) for name, picture in (("good", wall), ("stained", stained))}
     drawn = []
-    for picture, scan in zip((wall, stained), found.values(), strict=True):
-        over = heat.overlay(picture, scan.map, float(found["good"].map.min()), made.threshold)
-        drawn += [picture, heat.frame(over, scan.box)]
+    for picture, result in zip((wall, stained), found.values(), strict=True):
+        over = heat.overlay(picture, result.map, float(found["good"].map.min()), made.threshold)
+        drawn += [picture, heat.frame(over, result.box)]
     gap = np.full((wall.shape[0], 8, 3), 255, np.uint8)
     Image.fromarray(np.hstack([part for picture in drawn for part in (picture, gap)][:-1])).save(DOCS / "tiles.png")
-    for name, scan in found.items():
-        print(f"{name}: worst tile {scan.score:.2f} at {scan.box}, p {scan.p_value:.3f}, flagged {scan.is_ood}")
+    for name, result in found.items():
+        print(f"{name}: worst tile {result.score:.2f} at {result.box}, p {result.p_value:.3f}, flagged {result.is_ood}")
     print(f"flagged above {made.threshold:.2f}; the defect is at {DEFECT}")
 
 
-def calibrated(folder: Path) -> tuple[ncml.Model, tiles.TileCalibration]:
+def calibrated(folder: Path) -> tuple[ncml.Model, TileCalibration]:
     """The bundled model in a folder of its own, with tiles calibrated on good pictures of the wall."""
     brick = images.open_image(BRICK)
     rng = np.random.default_rng(0)

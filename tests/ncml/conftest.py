@@ -8,7 +8,8 @@ import torch
 
 import ncml
 from ncml import checkpoint
-from ncml.calibration.estimation import Calibration, calibrate
+from ncml.calibration.estimation import calibrate
+from ncml.ood.calibration import Calibration
 from tests.ncml import nets
 
 

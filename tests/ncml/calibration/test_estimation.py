@@ -10,10 +10,11 @@ from PIL.Image import Resampling
 
 import ncml
 from ncml import checkpoint
-from ncml.calibration.estimation import Calibration, calibrate
+from ncml.calibration.estimation import calibrate
 from ncml.errors import InputError, ModelError
 from ncml.images import perturbations
 from ncml.ood import statistics, storage
+from ncml.ood.calibration import Calibration
 from tests.ncml import nets
 from tests.ncml.nets import FIT, NEW, RANK
 

@@ -13,6 +13,7 @@ from ncml.calibration import tiles
 from ncml.calibration.estimation import calibrate
 from ncml.errors import InputError, ModelError
 from ncml.ood import statistics, storage
+from ncml.ood.tiles import TileCalibration, scan
 from tests.ncml import nets
 
 
@@ -32,13 +33,13 @@ def calibrated(model: ncml.Model, tmp_path_factory: pytest.TempPathFactory) -> n
     return ncml.load(folder)
 
 
-def read(model: ncml.Model) -> tiles.TileCalibration:
-    return tiles.TileCalibration.read(model.folder, model.version)
+def read(model: ncml.Model) -> TileCalibration:
+    return TileCalibration.read(model.folder, model.version)
 
 
 def test_a_scan_is_its_tiles(calibrated: ncml.Model) -> None:
     calibration, image = read(calibrated), picture(50)
-    found = tiles.scan(calibrated, image, calibration)
+    found = scan(calibrated.network, image, calibration)
     corners = calibration.cut.corners(*image.shape[:2])
     cuts = np.stack([image[top : top + 8, left : left + 8] for top, left in corners])
     names = calibrated.statistics["multiscale"].needs
@@ -58,7 +59,7 @@ def test_a_defect_is_found_where_it_is(calibrated: ncml.Model) -> None:
     image = picture(51, 40, 48)
     image[22:30, 30:38] = 255 * np.random.default_rng(0).integers(0, 2, (8, 8, 3))
     calibration = read(calibrated)
-    found = tiles.scan(calibrated, image, calibration)
+    found = scan(calibrated.network, image, calibration)
     left, top, width, height = found.box
     assert 22 < left < 38  # the box and the defect overlap
     assert 14 < top < 30
@@ -73,7 +74,7 @@ def test_a_defect_is_found_where_it_is(calibrated: ncml.Model) -> None:
 
 def test_good_pictures_rank_evenly(calibrated: ncml.Model) -> None:
     calibration = read(calibrated)
-    p = np.array([tiles.scan(calibrated, picture(seed), calibration).p_value for seed in range(100, 130)], float)
+    p = np.array([scan(calibrated.network, picture(seed), calibration).p_value for seed in range(100, 130)], float)
     assert 0.3 < p.mean() < 0.7
     assert (p <= 0.05).mean() < 0.3
 
@@ -82,25 +83,25 @@ def test_tiles_of_another_size_are_resized(model: ncml.Model) -> None:
     made = tiles.calibrate(
         model, [lambda p=p: p for p in GOOD[:8]], [lambda p=p: p for p in GOOD[8:]], side=16, batch_size=5
     )
-    found = tiles.scan(model, picture(60), made)
+    found = scan(model.network, picture(60), made)
     assert found.box[2:] == (16, 16)
 
 
 def test_progress_is_told(calibrated: ncml.Model) -> None:
     told: list[tuple[int, int]] = []
-    tiles.scan(calibrated, picture(1), read(calibrated), batch_size=8, report=lambda *at: told.append(at))
+    scan(calibrated.network, picture(1), read(calibrated), batch_size=8, report=lambda *at: told.append(at))
     assert told == [(8, 20), (16, 20), (20, 20)]
 
 
 def test_without_any_calibration_that_is_said(model: ncml.Model) -> None:
     with pytest.raises(InputError, match="tiles cannot be scored: this model is not calibrated"):
-        tiles.scan(model, picture(1))
+        model.scan(picture(1))
 
 
 def test_the_model_s_own_calibration_gives_a_map_but_no_verdict(model: ncml.Model, tmp_path: Path) -> None:
     shutil.copytree(model.folder, tmp_path / "loud")
     calibrate(model, nets.pictures(30).numpy(), nets.pictures(30, seed=1).numpy()).save(tmp_path / "loud")
-    found = tiles.scan(ncml.load(tmp_path / "loud"), picture(1))
+    found = ncml.load(tmp_path / "loud").scan(picture(1))
     assert (found.p_value, found.threshold, found.is_ood) == (None, None, None)
     assert found.score > 0
 
@@ -112,18 +113,18 @@ def test_too_little_is_refused(model: ncml.Model) -> None:
     with pytest.raises(InputError, match="cannot fit the statistics"):
         tiles.calibrate(model, [], opened)
     with pytest.raises(InputError, match="5 x 6 pixels is smaller than a tile of 8 x 8"):
-        tiles.scan(model, np.zeros((6, 5, 3), np.uint8), tiles.calibrate(model, opened[:8], opened[8:]))
+        scan(model.network, np.zeros((6, 5, 3), np.uint8), tiles.calibrate(model, opened[:8], opened[8:]))
 
 
 def test_a_calibration_of_tiles_is_bound_to_its_model(calibrated: ncml.Model, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="another version"):
-        tiles.TileCalibration.read(calibrated.folder, "0" * 64)
+        TileCalibration.read(calibrated.folder, "0" * 64)
     path = tmp_path / checkpoint.TILES
     stored = json.loads((calibrated.folder / checkpoint.TILES).read_text())
     path.write_text(json.dumps(stored | {"n_fit": 99}))
     with pytest.raises(ModelError, match="changed after it was written"):
-        tiles.TileCalibration.read(tmp_path, calibrated.version)
+        TileCalibration.read(tmp_path, calibrated.version)
     del stored["version"], stored["cut"]
     storage.write(path, stored)
     with pytest.raises(ModelError, match="is damaged"):
-        tiles.TileCalibration.read(tmp_path, calibrated.version)
+        TileCalibration.read(tmp_path, calibrated.version)

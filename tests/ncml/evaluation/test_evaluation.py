@@ -24,6 +24,7 @@ from ncml.calibration.estimation import calibrate
 from ncml.cli import main as cli
 from ncml.config import SOLVERS, maximum_likelihood
 from ncml.evaluation import numbers, pictures, quality, run
+from ncml.evaluation.context import Context
 from ncml.evaluation.likelihood import bits, flip, seven_bit_bits
 from ncml.evaluation.store import Store
 from ncml.network.likelihood import from_uint8
@@ -361,7 +362,7 @@ def test_the_training_split_is_read_for_the_floor_whatever_split_is_named(
     source = f"{tmp_path / 'set'}:test"
     store = Store(tmp_path / "measured", lambda stage, done, total, note="": None)
     model = ncml.load(models / "mine")
-    context = run.Context({"mine": model}, source, (), store)
+    context = Context({"mine": model}, source, (), store)
     digests = [context.pictures(source, model, "fid", split=split).digest for split in ("", "test", "train")]
     assert digests[0] == digests[1] != digests[2]
     assert digests[2] == pictures.load(str(tmp_path / "set"), 8, 8, split="train").digest

@@ -12,13 +12,14 @@ from scipy import stats
 
 import ncml
 from ncml import checkpoint
-from ncml.calibration.estimation import Calibration, calibrate
+from ncml.calibration.estimation import calibrate
 from ncml.config import maximum_likelihood
 from ncml.errors import InputError
 from ncml.evaluation import quality
 from ncml.network.likelihood import from_uint8, log_prob
 from ncml.network.sde import process
 from ncml.ood import statistics
+from ncml.ood.calibration import Calibration
 from ncml.ood.statistics import SHAPES
 from tests.ncml import nets
 from tests.ncml.nets import FIT, NEW, RANK

@@ -1,0 +1,141 @@
+"""What held-out images say about a model's statistics: ranks that give p-values, and the file that keeps them.
+
+A small p-value is more out-of-distribution. `calibration.json` in the model's folder is bound to the version of the
+model and of the preprocessing; `ncml.calibration` makes it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ncml import checkpoint
+from ncml.config import Config
+from ncml.errors import ModelError
+from ncml.images.perturbations import Tolerance
+from ncml.ood import conformal, storage
+from ncml.ood.conformal import Floats
+from ncml.ood.statistics import Fit, Gaussian, catalogue
+
+DEFAULT = "multiscale"
+"""The statistic that gives the verdict unless another is asked for."""
+
+
+@dataclass(frozen=True)
+class Ood:
+    """The verdict on one image."""
+
+    statistic: str
+    score: float
+    p_value: float
+    """The share of images from the calibrated distribution that would score as high, by their ranks."""
+    threshold: float
+    is_ood: bool
+    """score > threshold: the p-value is at most the calibrated false-positive rate."""
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How ranking images spread."""
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What held-out images say about a model's statistics; bound to one version of the model and of preprocessing."""
+
+    model_version: str
+    fit: Fit
+    ranked: Mapping[str, Floats]
+    """Scores of the ranking images by statistic, ascending: p-values are ranks among these."""
+    n_fit: int
+    false_positive_rate: float = 0.05
+    statistic: str = DEFAULT
+    tolerate: tuple[Tolerance, ...] = ()
+    preprocessing: str = storage.PREPROCESSING
+
+    @property
+    def n_rank(self) -> int:
+        """Ranking images."""
+        return len(self.ranked[self.statistic])
+
+    @property
+    def smallest_p(self) -> float:
+        """The smallest p-value that there can be: 1 / (n_rank + 1)."""
+        return 1 / (self.n_rank + 1)
+
+    @functools.cached_property
+    def thresholds(self) -> dict[str, float]:
+        """Of each statistic: a score above it is out-of-distribution at the false-positive rate."""
+        return {name: conformal.threshold(scores, self.false_positive_rate) for name, scores in self.ranked.items()}
+
+    @functools.cached_property
+    def histograms(self) -> dict[str, Histogram]:
+        """How the ranking images spread, by statistic: 40 bins over the central 99.8 %, the rest in the outer two."""
+
+        def histogram(scores: Floats) -> Histogram:
+            low, high = np.quantile(scores, [0.001, 0.999])
+            edges = np.linspace(low, max(high, low + 1e-9), 41)
+            counts, _ = np.histogram(scores.clip(edges[0], edges[-1]), edges)
+            return Histogram(tuple(edges.tolist()), tuple(counts.tolist()))
+
+        return {name: histogram(scores) for name, scores in self.ranked.items()}
+
+    @functools.cached_property
+    def version(self) -> str:
+        """SHA-256 of all that a verdict depends on, 64 hexadecimal digits."""
+        return storage.digest(self._content())
+
+    def p_values(self, statistic: str, scores: Floats) -> Floats:
+        """Conformal p-values of scores, [N]."""
+        return conformal.p_values(scores, self.ranked[statistic])
+
+    def verdicts(self, statistic: str, scores: Floats) -> list[Ood]:
+        """The verdict on each score of a statistic."""
+        limit = self.thresholds[statistic]
+        return [
+            Ood(statistic, float(score), float(p), limit, bool(score > limit))
+            for score, p in zip(scores, self.p_values(statistic, scores), strict=True)
+        ]
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            "format": storage.FORMAT,
+            "model_version": self.model_version,
+            "preprocessing": self.preprocessing,
+            "statistic": self.statistic,
+            "false_positive_rate": self.false_positive_rate,
+            "tolerate": list(self.tolerate),
+            "n_fit": self.n_fit,
+            "fit": asdict(self.fit),
+            "ranked": {name: values.tolist() for name, values in self.ranked.items()},
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write `calibration.json` into the model folder."""
+        storage.write(folder / checkpoint.CALIBRATION, self._content())
+
+    @classmethod
+    def read(cls, folder: Path, model_version: str, config: Config) -> Calibration:
+        """Read `calibration.json`; raises `ModelError`, in one sentence, if it is damaged or for something else."""
+        path = folder / checkpoint.CALIBRATION
+        stored = storage.read(path, model_version)
+        try:
+            return cls(
+                model_version,
+                Fit(stored["fit"]["typical_bpd"], Gaussian.from_json(stored["fit"]["gaussian"])),
+                {name: np.array(stored["ranked"][name], np.float64) for name in catalogue(config)},
+                stored["n_fit"],
+                stored["false_positive_rate"],
+                stored["statistic"],
+                tuple(stored["tolerate"]),
+            )
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise ModelError(f"{path} is damaged ({str(error).rstrip('.')}): {storage.REMEDY}.") from error
