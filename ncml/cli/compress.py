@@ -1,4 +1,4 @@
-"""`ncml compress` and `ncml decompress`."""
+"""`ncml compress`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -33,7 +33,7 @@ def compress(
         device: Where to compute: cpu, cuda or cuda:N.
         as_json: Print JSON.
     """
-    from ncml import codec as coder
+    from ncml import codec
 
     paths = list(listed(files))
     if not paths:
@@ -55,7 +55,7 @@ def compress(
             )
         _check_whole(path)
     with progress_bar() as bar:
-        archive = coder.compress(
+        archive = codec.compress(
             m, np.stack(pictures), [path.stem for path in paths], lambda done, total: bar("compress", done, total)
         )
     output.write_bytes(archive)
@@ -78,46 +78,3 @@ def _check_whole(path: Path) -> None:
         ):
             if more:
                 raise InputError("files", f"{path} {told}, which would be lost: save it as plain RGB, or leave it out.")
-
-
-def decompress(
-    archive: Annotated[Positional[Path], arg(metavar="ARCHIVE")],
-    /,
-    *,
-    output: Annotated[Path, arg(name="output", aliases=("-o",), metavar="FOLDER")],
-    model: ModelOption = "cifar10",
-    device: str = "cpu",
-    as_json: JsonOption = False,
-) -> None:
-    """Write the pictures of an archive as PNG files, exactly as they were.
-
-    Args:
-        archive: What `ncml compress` wrote.
-        output: The folder to write them to; nothing in it is overwritten.
-        model: Name or folder of the model that made the archive.
-        device: Where to compute: cpu, cuda or cuda:N.
-        as_json: Print JSON.
-    """
-    from ncml import codec as coder
-
-    try:
-        data = archive.read_bytes()
-    except OSError as error:
-        raise InputError("archive", f"{archive} cannot be read: {error.strerror}.") from error
-    header, _ = coder.read(data)
-    if output.is_file():
-        raise InputError("output", f"{output} is a file: give a folder.")
-    files = [output / f"{name}.png" for name in header.names]
-    for path in files:
-        if path.exists():
-            raise InputError("output", f"{path} exists already: give another folder.")
-    m = load(model, device)
-    with progress_bar() as bar:
-        _, pictures = coder.decompress(m, data, lambda done, total: bar("decompress", done, total))
-    output.mkdir(parents=True, exist_ok=True)
-    for path, picture in zip(files, pictures, strict=True):
-        path.write_bytes(images.to_png(picture))
-    if as_json:
-        print_json({"model": identity(m), "files": [str(path) for path in files]})
-    else:
-        print(f"{output}  {len(files)} pictures")

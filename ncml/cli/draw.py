@@ -1,26 +1,17 @@
-"""`ncml generate` and `ncml complete`."""
+"""What `ncml generate` and `ncml complete` share: their options, and the file that they write."""
 
 import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
-from tyro.conf import Positional, arg
+from tyro.conf import arg
 
 from ncml import config, images
-from ncml.cli.terminal import (
-    Bar,
-    ClassOption,
-    JsonOption,
-    ModelOption,
-    identity,
-    load,
-    print_json,
-    progress_bar,
-    use_threads,
-)
+from ncml.cli.terminal import identity, print_json
 from ncml.errors import InputError
+from ncml.progress import Bar
 
 if TYPE_CHECKING:
     from ncml.model import Model
@@ -46,108 +37,6 @@ SolverOption = Annotated[
 ]
 CountOption = Annotated[int, arg(name="number", aliases=("-n",))]
 OutOption = Annotated[Path, arg(name="output", aliases=("-o",))]
-
-
-def generate(
-    *,
-    output: OutOption,
-    number: CountOption = 1,
-    class_: ClassOption = None,
-    seed: SeedOption = None,
-    noise: NoiseOption = None,
-    steps: StepsOption = None,
-    solver: SolverOption = None,
-    sampler: SamplerOption = None,
-    threads: ThreadsOption = 1,
-    model: ModelOption = "cifar10",
-    device: str = "cpu",
-    as_json: JsonOption = False,
-) -> None:
-    """Draw new pictures and write them as one PNG, a grid when there are several.
-
-    Args:
-        output: The PNG file to write.
-        number: How many pictures.
-        class_: Draw this class.
-        seed: Seed of the first picture; the i-th after it uses seed + i.
-        noise: Noise level to start from, in grey levels; 0 draws directly.
-        steps: Refinement steps.
-        solver: tweedie, euler-maruyama, heun or predictor-corrector.
-        model: Name or folder of the model.
-        device: Where to compute: cpu, cuda or cuda:N.
-        as_json: Print JSON.
-    """
-    check_writable(output)
-    use_threads(threads)
-    m = load(model, device)
-    seed = first_seed(seed, number)
-    with progress_bar() as bar:
-        pictures = m.generate(
-            number,
-            classes=class_,
-            seeds=seed,
-            noise=noise,
-            steps=steps,
-            solver=solver,
-            sampler=sampler,
-            callback=step_of(bar),
-        )
-    write(pictures, output, m, seed, as_json)
-
-
-def complete(
-    file: Annotated[Positional[Path], arg(metavar="FILE")],
-    /,
-    *,
-    output: OutOption,
-    keep: Literal["top", "bottom", "left", "right"] | None = None,
-    number: CountOption = 1,
-    class_: ClassOption = None,
-    seed: SeedOption = None,
-    noise: NoiseOption = None,
-    steps: StepsOption = None,
-    solver: SolverOption = None,
-    sampler: SamplerOption = None,
-    threads: ThreadsOption = 1,
-    model: ModelOption = "cifar10",
-    device: str = "cpu",
-    as_json: JsonOption = False,
-) -> None:
-    """Complete half a picture and write the whole as PNG, a grid when several variants are asked for.
-
-    Args:
-        file: Half a picture, or a whole one of which one half is kept.
-        output: The PNG file to write.
-        keep: The half that is known; by default what the picture says, else the top.
-        number: How many variants.
-        class_: Complete towards this class.
-        seed: Seed of the first variant; the i-th after it uses seed + i.
-        noise: Noise level to start from, in grey levels; 0 draws directly.
-        steps: Refinement steps.
-        solver: tweedie, euler-maruyama, heun or predictor-corrector.
-        model: Name or folder of the model.
-        device: Where to compute: cpu, cuda or cuda:N.
-        as_json: Print JSON.
-    """
-    check_writable(output)
-    use_threads(threads)
-    m = load(model, device)
-    canvas, known = images.half_canvas(file, m.height, m.width, keeps=m.keeps, keep=keep, field=str(file))
-    seed = first_seed(seed, number)
-    with progress_bar() as bar:
-        pictures = m.complete(
-            canvas,
-            keep=known,
-            n=number,
-            classes=class_,
-            seeds=seed,
-            noise=noise,
-            steps=steps,
-            solver=solver,
-            sampler=sampler,
-            callback=step_of(bar),
-        )
-    write(pictures, output, m, seed, as_json, keep=known)
 
 
 def first_seed(seed: int | None, number: int) -> int:

@@ -25,11 +25,11 @@ COMMANDS = {
     "calibrate": "ncml.cli.calibrate:calibrate",
     "score": "ncml.cli.score:score",
     "drift": "ncml.cli.drift:drift",
-    "generate": "ncml.cli.draw:generate",
-    "complete": "ncml.cli.draw:complete",
+    "generate": "ncml.cli.generate:generate",
+    "complete": "ncml.cli.complete:complete",
     "evaluate": "ncml.cli.evaluate:evaluate",
     "compress": "ncml.cli.compress:compress",
-    "decompress": "ncml.cli.compress:decompress",
+    "decompress": "ncml.cli.decompress:decompress",
     "models": "ncml.cli.models:models",
 }
 

@@ -1,0 +1,53 @@
+"""`ncml decompress`."""
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from ncml import images
+from ncml.cli.terminal import JsonOption, ModelOption, identity, load, print_json, progress_bar
+from ncml.errors import InputError
+
+
+def decompress(
+    archive: Annotated[Positional[Path], arg(metavar="ARCHIVE")],
+    /,
+    *,
+    output: Annotated[Path, arg(name="output", aliases=("-o",), metavar="FOLDER")],
+    model: ModelOption = "cifar10",
+    device: str = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Write the pictures of an archive as PNG files, exactly as they were.
+
+    Args:
+        archive: What `ncml compress` wrote.
+        output: The folder to write them to; nothing in it is overwritten.
+        model: Name or folder of the model that made the archive.
+        device: Where to compute: cpu, cuda or cuda:N.
+        as_json: Print JSON.
+    """
+    from ncml import codec
+
+    try:
+        data = archive.read_bytes()
+    except OSError as error:
+        raise InputError("archive", f"{archive} cannot be read: {error.strerror}.") from error
+    header, _ = codec.read(data)
+    if output.is_file():
+        raise InputError("output", f"{output} is a file: give a folder.")
+    files = [output / f"{name}.png" for name in header.names]
+    for path in files:
+        if path.exists():
+            raise InputError("output", f"{path} exists already: give another folder.")
+    m = load(model, device)
+    with progress_bar() as bar:
+        _, pictures = codec.decompress(m, data, lambda done, total: bar("decompress", done, total))
+    output.mkdir(parents=True, exist_ok=True)
+    for path, picture in zip(files, pictures, strict=True):
+        path.write_bytes(images.to_png(picture))
+    if as_json:
+        print_json({"model": identity(m), "files": [str(path) for path in files]})
+    else:
+        print(f"{output}  {len(files)} pictures")
