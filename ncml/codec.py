@@ -39,7 +39,7 @@ from torch import Tensor
 
 from ncml.errors import InputError
 from ncml.model import Model
-from ncml.network.likelihood import LOG_SCALE_MIN, from_uint8
+from ncml.network.likelihood import LOG_SCALES, from_uint8
 from ncml.paths import text_of
 from ncml.sampling.cached import walk
 from ncml.sampling.sample import Conditions
@@ -262,7 +262,7 @@ def _masses(mixture_BK9: Tensor, x_BC: Tensor, c: int) -> Tensor:
         mean_BK = mean_BK + coefficient_BK3[..., 0] * x_BC[:, None, 0]
     if c == 2:
         mean_BK = mean_BK + coefficient_BK3[..., 1] * x_BC[:, None, 0] + coefficient_BK3[..., 2] * x_BC[:, None, 1]
-    inverse_BK = torch.exp(-mixture_BK9[..., 3 + c].clamp(min=LOG_SCALE_MIN))
+    inverse_BK = torch.exp(-mixture_BK9[..., 3 + c].clamp(*LOG_SCALES))
     border_V = (torch.arange(GREYS - 1, dtype=torch.float64) - 127) / 127.5
     below_BKV = torch.sigmoid((border_V - mean_BK[..., None]) * inverse_BK[..., None])
     ends = below_BKV.new_zeros(*below_BKV.shape[:2], 1)

@@ -21,6 +21,9 @@ DEFAULT_SOLVER = "tweedie"
 STEPPED_SOLVER = "euler-maruyama"
 """What is meant by several steps where no solver is named: the reverse SDE."""
 
+ADDED: dict[str, float | None] = {"muon_learning_rate": None, "embedding_rate": 1.0}
+"""Fields of `TrainingConfig` that the first version of format 1 did not have, and what their absence means."""
+
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -96,6 +99,11 @@ class TrainingConfig:
     """How many images the run draws in all."""
     batch_size: int = 32
     learning_rate: float = 2e-3
+    """Of Adam."""
+    muon_learning_rate: float | None = None
+    """Of Muon, which then trains the matrices of the network's body (`ncml.training.optimizer`); None: Adam trains all."""
+    embedding_rate: float = 1.0
+    """The learning rate of class and orientation embeddings, as a multiple of Adam's."""
     warmup: int = 20_000
     """Images over which the learning rate rises linearly from 0."""
     cooldown: float = 0.3
@@ -120,8 +128,12 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return asdict(self)
+        """As plain JSON values; what was added to format 1 is left out where it is None or 1, so that digests stay."""
+        data = asdict(self)
+        for name, absent in ADDED.items():
+            if data["training"][name] == absent:
+                del data["training"][name]
+        return data
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Config:
@@ -171,7 +183,21 @@ def cifar10_small() -> Config:
             classes=CIFAR10_CLASSES,
             orientations=True,
         ),
-        training=TrainingConfig(precision="bf16"),
+        training=_muon(TrainingConfig()),
+    )
+
+
+def _muon(training: TrainingConfig) -> TrainingConfig:
+    """The optimiser's settings that `docs/training.md` measures as fastest on one core."""
+    return replace(
+        training,
+        batch_size=16,
+        learning_rate=2e-3,
+        muon_learning_rate=4e-3,
+        embedding_rate=5.0,
+        warmup=5_000,
+        ema=0.9995,
+        precision="bf16",
     )
 
 
@@ -190,7 +216,7 @@ def cifar10_tiny() -> Config:
             classes=CIFAR10_CLASSES,
             embedding=64,
         ),
-        training=TrainingConfig(images=200_000, precision="bf16"),
+        training=_muon(TrainingConfig(images=200_000)),
     )
 
 

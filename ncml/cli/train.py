@@ -41,6 +41,11 @@ def train(
     precision: Annotated[
         Literal["fp32", "bf16"] | None, arg(metavar="fp32|bf16", help_behavior_hint="(default: the recipe's)")
     ] = None,
+    schedule: Annotated[
+        Literal["cooldown", "constant"] | None,
+        arg(metavar="cooldown|constant", help_behavior_hint="(default: cooldown)"),
+    ] = None,
+    cooldown_from: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: none)")] = None,
     init_from: Annotated[str | None, arg(metavar="NAME|PATH", help_behavior_hint="(default: random weights)")] = None,
     resume: bool = False,
     interval: Annotated[int, arg(metavar="COUNT")] = 20_000,
@@ -67,8 +72,10 @@ def train(
         max_images: Pictures to see in all, by which the learning rate has fallen to 0.
         max_time: Stop after this time, such as 90s, 45m or 12h, save and measure.
         batch_size: Pictures of a step, over all processes.
-        learning_rate: Largest step of the optimiser.
+        learning_rate: Learning rate of Adam; that of Muon, in recipes that use it, changes in proportion.
         precision: What convolutions, attention and matrix products are computed in.
+        schedule: Learning rate after the warm-up: falls to 0 at the end, or stays constant until the run is stopped.
+        cooldown_from: Folder of a run to branch off: its learning rate falls to 0 by --max-images; that run stays.
         init_from: Model whose weights to begin with.
         resume: Go on with the run that the folder holds.
         interval: Pictures seen from one measurement, sample grid and saved state to the next.
@@ -93,11 +100,23 @@ def train(
     if size is not None:
         height, width = height_and_width(size)
         chosen = replace(chosen, model=replace(chosen.model, height=height, width=width))
+    if schedule is not None and (resume or cooldown_from is not None):
+        option = "resume" if resume else "cooldown-from"
+        raise InputError("schedule", f"--schedule cannot be combined with --{option}, which keeps the run's schedule.")
+    if cooldown_from is not None and max_images is None and not resume:
+        raise InputError("max-images", "--cooldown-from needs --max-images: the images by which the rate reaches 0.")
+    if cooldown_from is not None and init_from is not None:
+        raise InputError("init-from", "--init-from cannot be combined with --cooldown-from, which brings its weights.")
+    training = chosen.training
+    rate = learning_rate or training.learning_rate
+    muon_rate = training.muon_learning_rate and training.muon_learning_rate * rate / training.learning_rate
     training = replace(
-        chosen.training,
-        batch_size=batch_size or chosen.training.batch_size,
-        learning_rate=learning_rate or chosen.training.learning_rate,
-        precision=precision or chosen.training.precision,
+        training,
+        batch_size=batch_size or training.batch_size,
+        learning_rate=rate,
+        muon_learning_rate=muon_rate,
+        cooldown=0.0 if schedule == "constant" else training.cooldown,
+        precision=precision or training.precision,
     )
     chosen = replace(chosen, training=training)
     if noise == "paper":
@@ -125,6 +144,7 @@ def train(
             command=command(sys.argv[1:], [data] if init_from is None else [data, init_from]),
             images=max_images,
             resume=resume,
+            cooldown_from=cooldown_from,
             init_from=None if init_from is None else load(init_from, "cpu"),
             team=members,
             execution=Execution(pieces=accumulate, recompute=recompute, compile=compile),

@@ -27,7 +27,11 @@ PARAMETERS = 10
 HALF = 1 / 255
 """d: half a grey level on the [-1, 1] scale."""
 
-LOG_SCALE_MIN = -7.0
+LOG_SCALES = (-7.0, 7.0)
+"""Log-scales are clamped to this range: e^-7 is a ninth of a grey level and e^7 five hundred times their range.
+
+Beyond about 100 the gradient of the interval's mass is NaN, for exp(-log_scale) underflows in it.
+"""
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ def split(parameters: Tensor) -> Mixture:
     """[B, P, ...] -> the mixture, with K and C as dimensions 1 and 2."""
     K = parameters.shape[1] // PARAMETERS
     logit, rest = parameters[:, :K], parameters[:, K:].unflatten(1, (3, K, 3))
-    return Mixture(logit, rest[:, 0], rest[:, 1].clamp(min=LOG_SCALE_MIN), torch.tanh(rest[:, 2]))
+    return Mixture(logit, rest[:, 0], rest[:, 1].clamp(*LOG_SCALES), torch.tanh(rest[:, 2]))
 
 
 def initial_bias(K: int) -> Tensor:
@@ -137,7 +141,7 @@ class Draw:
         torch.add(logit_BK, noise.gumbel_BK, out=self.perturbed_BK)
         torch.argmax(self.perturbed_BK, 1, keepdim=True, out=self.pick_B1)
         torch.gather(component_BK9, 1, self.index_B19, out=self.chosen_B19)
-        scale_BC = self.log_scale_BC.clamp_(min=LOG_SCALE_MIN).exp_()
+        scale_BC = self.log_scale_BC.clamp_(*LOG_SCALES).exp_()
         torch.addcmul(self.mean_BC, scale_BC, noise.logistic_BC, out=x_BC)
         self.coefficient_BC.tanh_()
         if self.clean:

@@ -126,6 +126,9 @@ class Conditioning(nn.Module):
         self.null = len(config.model.classes)
         self.label = nn.Embedding(self.null + 1, width) if self.null else None
         self.orientation = nn.Embedding(ORIENTATIONS, width) if config.model.orientations else None
+        for embedding in (self.label, self.orientation):
+            if embedding is not None:  # from 0, since a random vector is a disturbance that training must first unlearn
+                nn.init.zeros_(embedding.weight)
 
     def forward(self, t_B: Tensor, class_B: Tensor | None, orientation_B: Tensor | None) -> Tensor:
         """[B] each -> [B, E]. No class means the null class; no orientation, the identity."""

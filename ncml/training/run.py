@@ -33,7 +33,7 @@ from ncml.training.distributed import Team
 from ncml.training.inventory import counted
 from ncml.training.provenance import duration, machine
 from ncml.training.tracking import TensorBoard, Tracker
-from ncml.training.trainer import ALONE, PLAIN, STATE, Execution, Trainer, held_out_bits, run
+from ncml.training.trainer import ALONE, PLAIN, STATE, Execution, Trainer, held_out_bits, run, schedule
 from ncml.training.transfer import start_from
 
 MONITORED = 500
@@ -74,6 +74,7 @@ def fit(
     images: int | None = None,
     resume: bool = False,
     init_from: Model | None = None,
+    cooldown_from: Path | None = None,
     team: Team = ALONE,
     execution: Execution = PLAIN,
     max_seconds: float = math.inf,
@@ -90,12 +91,15 @@ def fit(
     images: how many the run sees in all. None is what it was begun with, or what fits into `max_seconds`, or the
         recipe's. The learning rate falls to 0 by then.
     init_from: the model whose weights a new run begins with (`ncml.training.transfer`).
+    cooldown_from: the folder of a run that this one branches off, with the learning rate falling to 0 by `images`.
     trackers: makers of further trackers, called with the run's folder and the configuration.
     say: is told a line at a time what was found and what is going to happen.
     """
     reuse_freed_memory()
     state, run_folder = out / STATE, (out / STATE).parent
     _check_folder(out, resume)
+    if cooldown_from is not None and not (cooldown_from / STATE).exists():
+        raise InputError("cooldown-from", f"{cooldown_from} holds no training run; name the folder of one.")
     height, width = config.model.height, config.model.width
 
     def reading(done: int, total: int) -> None:
@@ -120,10 +124,13 @@ def fit(
     trainer = Trainer(config, part, start=start, team=team, execution=execution)
     if resume:
         trainer.resume(state, images=images)
+    elif cooldown_from is not None and images is not None:
+        trainer.resume(cooldown_from / STATE)
+        trainer.cool_down(images)
     elif images is not None:
         trainer.set_images(images)
     seconds = trainer.rehearse() / config.training.batch_size
-    if images is None and not resume and max_seconds < math.inf:
+    if images is None and not resume and max_seconds < math.inf and config.training.cooldown:
         fitting = int(team.total(MARGIN * max_seconds / seconds if team.first else 0.0))
         trainer.set_images(max(config.training.batch_size, min(fitting, trainer.config.training.images)))
     say(f"{len(part):,} to fit, {len(pictures) - len(part):,} held out for measuring and calibrating")
@@ -234,7 +241,9 @@ class _Watch:
             values = {
                 "train/bits_per_dim": mean,
                 "train/gradient_norm": float(trainer.norm),
-                "train/learning_rate": trainer.optimizer.param_groups[0]["lr"],
+                "train/learning_rate": schedule(trainer.config.training, trainer.images)
+                * trainer.config.training.learning_rate,
+                "train/skipped_steps": trainer.skipped_steps,
                 "train/images_per_second": rate,
             }
             for tracker in self.trackers:

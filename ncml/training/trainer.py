@@ -39,12 +39,19 @@ from ncml.network.ncpn import NCPN, Pair
 from ncml.network.sde import end_time, grey_levels, process, scale
 from ncml.training.dataset import Dataset
 from ncml.training.distributed import Team, apart
+from ncml.training.optimizer import Optimizer
 
 STATE = "training/state.safetensors"
 """Where a run keeps its state, inside the model folder."""
 
+MAX_SKIPPED = 10
+"""Steps in a row whose loss or gradient may not be finite before the run counts as diverged."""
+
 SAVE_SECONDS = 600.0
 """The state is saved at least this often."""
+
+CHANGEABLE = ("images", "cooldown", "learning_rate", "muon_learning_rate")
+"""What may differ between a run that is resumed and the configuration that it is resumed with."""
 
 ALONE = Team()
 
@@ -154,11 +161,14 @@ def held_out_bits(
     return float(bits_per_dim(torch.tensor(team.total(total) / len(data)), height * width))
 
 
-def learning_rate(training: TrainingConfig, images: int) -> float:
-    """Linear warm-up, over a fifth of the run at most; constant; linear cool-down to 0 at its end."""
+def schedule(training: TrainingConfig, images: int) -> float:
+    """Return the share of the learning rates that applies after this many images, in [0, 1].
+
+    Linear warm-up, over a fifth of the run at most; constant; linear cool-down to 0 at the end of the run.
+    """
     warmup = max(1.0, min(training.warmup, training.images / 5))
     left = (training.images - images) / max(1.0, training.cooldown * training.images)
-    return training.learning_rate * max(0.0, min(1.0, (images + training.batch_size) / warmup, left))
+    return max(0.0, min(1.0, (images + training.batch_size) / warmup, left))
 
 
 class Trainer:
@@ -192,15 +202,16 @@ class Trainer:
             self.network, multi_avg_fn=_warm_ema(config.training.ema), use_buffers=True
         )
         self.average.eval()  # it is measured and kept, never trained: no dropout
-        self.optimizer = torch.optim.Adam(
-            self.network.parameters(), lr=config.training.learning_rate, betas=config.training.betas, foreach=True
-        )
+        self.optimizer = Optimizer(self.network, config.training)
         if execution.recompute:  # after the average has been copied, which needs no gradient
             for pair in (module for module in self.network.modules() if isinstance(module, Pair)):
                 pair.forward = functools.partial(checkpointed, pair.forward, use_reentrant=False)
         self.parallel = team.joined(self.network)
         self.loss = torch.compile(loss_bits) if execution.compile else loss_bits
         self.step = 0
+        self.skipped_steps = 0
+        """Steps without an update, since their loss or gradient was not finite."""
+        self.skipped_in_a_row = 0
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []
         self.saved = False
@@ -228,21 +239,39 @@ class Trainer:
         config = replace(self.config, training=replace(self.config.training, images=images))
         self.config = self.network.config = self.ema.config = config
 
+    def cool_down(self, images: int) -> None:
+        """Let the learning rate fall to 0 from here until this many images have been seen in all."""
+        if images <= self.images:
+            raise InputError(
+                "max-images", f"the run has seen {self.images} images already; --max-images must be more than that."
+            )
+        training = replace(self.config.training, cooldown=1 - self.images / images)
+        self.config = replace(self.config, training=training)
+        self.set_images(images)
+        self.saved = False  # the state that was resumed is of the run that this one branched off
+
     def train_step(self) -> float:
-        """One step of the optimiser; returns the batch's mean loss in bits per dimension."""
+        """Take one step of the optimiser; returns the batch's mean loss in bits per dimension.
+
+        A step whose loss or gradient is not finite changes no weight. TrainingError after `MAX_SKIPPED` of them in a
+        row, or where a weight is not finite.
+        """
         training = self.config.training
         loss_B, batch = self._gradients()
         loss = self.team.total(loss_B.mean()) / self.team.size
         parameters = list(self.network.parameters())
         self.norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if not math.isfinite(loss) or not torch.isfinite(self.norm):
-            raise TrainingError(self._diverged(loss_B, batch))
-        torch.nn.utils.clip_grads_with_norm_(parameters, training.clip, self.norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(training, self.images)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.average.update_parameters(self.network)
+        if math.isfinite(loss) and torch.isfinite(self.norm):
+            torch.nn.utils.clip_grads_with_norm_(parameters, training.clip, self.norm)
+            self.optimizer.step(schedule(training, self.images))
+            self.average.update_parameters(self.network)
+            self.skipped_in_a_row = 0
+        else:
+            self.skipped_steps += 1
+            self.skipped_in_a_row += 1
+            if self.skipped_in_a_row == MAX_SKIPPED or not all(p.isfinite().all() for p in parameters):
+                raise TrainingError(self._diverged(loss_B, batch))
+        self.network.zero_grad()
         self.step += 1
         return loss
 
@@ -252,7 +281,7 @@ class Trainer:
         for _ in range(2):  # the first makes kernels ready
             begun = time.perf_counter()
             self._gradients()
-            self.optimizer.zero_grad()
+            self.network.zero_grad()
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
         return self.team.total(time.perf_counter() - begun) / self.team.size
@@ -296,11 +325,11 @@ class Trainer:
         path.parent.mkdir(parents=True, exist_ok=True)
         state = {f"network.{k}": v for k, v in self.network.state_dict().items()}
         state |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            state |= {f"optimizer.{index}.{k}": v for k, v in moments.items()}
+        state |= {f"optimizer.{k}": v for k, v in self.optimizer.state_dict().items()}
         state = {k: v.contiguous().clone() for k, v in state.items()}
         progress = {
             "step": self.step,
+            "skipped_steps": self.skipped_steps,
             "seconds": self.seconds,
             "history": self.history,
             "config": self.config.to_json(),
@@ -331,7 +360,9 @@ class Trainer:
         def under(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
-        self.set_images(images or progress["config"]["training"]["images"])
+        saved = progress["config"]["training"]
+        self.config = replace(self.config, training=replace(self.config.training, cooldown=saved["cooldown"]))
+        self.set_images(images or saved["images"])
         try:
             self._load(under, progress)
         except (KeyError, IndexError, ValueError, RuntimeError) as error:
@@ -339,7 +370,7 @@ class Trainer:
             raise TrainingError(f"{path} does not fit the run that it names: {reason}.") from error
 
     def _check_same_run(self, path: Path, saved: dict[str, Any]) -> None:
-        """A run may be made longer or shorter or learn at another rate; everything else about it stays."""
+        """A run may be made longer or shorter, cool down or learn at another rate; everything else about it stays."""
         try:
             began = Config.from_json(saved)
         except (KeyError, TypeError, ValueError) as error:
@@ -347,7 +378,7 @@ class Trainer:
         for part in ("model", "noise", "training"):
             then, now = getattr(began, part), getattr(self.config, part)
             for name in (field.name for field in dataclasses.fields(now)):
-                if name not in ("images", "learning_rate") and getattr(then, name) != getattr(now, name):
+                if name not in CHANGEABLE and getattr(then, name) != getattr(now, name):
                     raise TrainingError(
                         f"{path} is a run with {part} {name} {getattr(then, name)!r}, not {getattr(now, name)!r}; "
                         "resume with the options it began with, or give another --out."
@@ -356,11 +387,8 @@ class Trainer:
     def _load(self, under: Callable[[str], dict[str, Tensor]], progress: dict[str, Any]) -> None:
         self.network.load_state_dict(under("network."))
         self.average.load_state_dict(under("average."))
-        saved: dict[str, Any] = self.optimizer.state_dict()
-        for key, value in under("optimizer.").items():
-            index, moment = key.split(".")
-            saved["state"].setdefault(int(index), {})[moment] = value
-        self.optimizer.load_state_dict(saved)
+        self.optimizer.load_state_dict(under("optimizer."))
+        self.skipped_steps = progress.get("skipped_steps", 0)
         self.step, self.seconds, self.history = progress["step"], progress["seconds"], progress["history"]
         self.saved = True
 
@@ -410,7 +438,8 @@ def run(
     with _signals() as asked:
         while not trainer.finished and not team.any(bool(asked) or time.monotonic() - begun >= max_seconds):
             loss = trainer.train_step()
-            mean = loss if math.isnan(mean) else mean + 0.02 * (loss - mean)
+            if math.isfinite(loss):
+                mean = loss if math.isnan(mean) else mean + 0.02 * (loss - mean)
             report(trainer, mean, (trainer.images - first) / (time.monotonic() - begun))
             if trainer.images % interval < trainer.config.training.batch_size:
                 measure()

@@ -12,7 +12,7 @@ from PIL import Image
 import ncml
 from ncml.errors import InputError
 from ncml.model import SAMPLERS
-from ncml.network.likelihood import LOG_SCALE_MIN, split
+from ncml.network.likelihood import LOG_SCALES, split
 from tests.ncml import nets
 
 PICTURES = nets.pictures(5).numpy()
@@ -31,7 +31,7 @@ def direct_nats(model: ncml.Model, image: np.ndarray, label: int) -> np.ndarray:
         total = 0.0
         for k, weight in enumerate(torch.softmax(mixture.logit_BK[0, :, i, j], 0).tolist()):
             mean = mixture.mean_BKC[0, k, :, i, j].tolist()
-            scale = mixture.log_scale_BKC[0, k, :, i, j].clamp(min=LOG_SCALE_MIN).exp().tolist()
+            scale = mixture.log_scale_BKC[0, k, :, i, j].clamp(*LOG_SCALES).exp().tolist()
             c = mixture.coefficient_BKC[0, k, :, i, j].tolist()
             centres = (mean[0], mean[1] + c[0] * r, mean[2] + c[1] * r + c[2] * g)
             product = weight

@@ -214,11 +214,24 @@ def test_the_log_mass_is_stable_in_fp32(value: float, log_scale: float, clean: b
     assert (grad.sign() == -np.sign(value)).all()  # towards the mean
 
 
-def test_scales_below_the_floor_count_as_the_floor() -> None:
+@pytest.mark.parametrize(("beyond", "bound"), [(-20.0, -7.0), (123.0, 7.0)])
+def test_scales_out_of_range_count_as_its_bounds(beyond: float, bound: float) -> None:
+    """In the likelihood and in the sampler alike."""
     colour = torch.tensor([[0.2, 0.1, 0.0]], dtype=torch.float64)
-    low, floor = (parameters([0.0], [[0.2] * 3], [[s] * 3], [[0.0] * 3]) for s in (-20.0, -7.0))
-    assert torch.equal(at(colour, low, clean=False), at(colour, floor, clean=False))
-    assert torch.equal(draws(low, 100, clean=False), draws(floor, 100, clean=False))
+    extreme, clamped = (parameters([0.0], [[0.2] * 3], [[s] * 3], [[0.0] * 3]) for s in (beyond, bound))
+    assert torch.equal(at(colour, extreme, clean=False), at(colour, clamped, clean=False))
+    assert torch.equal(draws(extreme, 100, clean=False), draws(clamped, 100, clean=False))
+
+
+@pytest.mark.parametrize("log_scale", [-1e4, -123.0, 123.0, 1e4])
+@pytest.mark.parametrize("clean", [True, False])
+def test_extreme_scales_have_finite_values_and_gradients(log_scale: float, clean: bool) -> None:
+    """In fp32; without the clamp the gradient is NaN from about 100 on."""
+    pixel = parameters([0.0], [[0.2] * 3], [[log_scale] * 3], [[0.1] * 3]).float().requires_grad_()
+    log_mass = at(torch.tensor([[0.2, -1.0, 1.0]]), pixel, clean=clean).sum()
+    (grad,) = torch.autograd.grad(log_mass, pixel)
+    assert log_mass.isfinite()
+    assert grad.isfinite().all()
 
 
 def test_pictures_survive_the_way_in_and_out() -> None:

@@ -101,7 +101,7 @@ def test_a_folder_of_pictures_becomes_a_calibrated_model(tmp_path: Path) -> None
     assert mine.folder == run
     assert mine.figures.keys() == {800, 1600}
     assert mine.figures[1600].keys() == {"held_out/bits_per_dim", "train/bits_per_dim"} | {
-        f"train/{name}" for name in ("gradient_norm", "learning_rate", "images_per_second")
+        f"train/{name}" for name in ("gradient_norm", "learning_rate", "images_per_second", "skipped_steps")
     }
     assert mine.shapes == [(32, 32, 3)] * 2
 
@@ -369,6 +369,63 @@ def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
     figures = [[float(cell) for cell in card.replace(",", "").split() if cell[0].isdigit()] for card in cards]
     assert len(figures[0]) == 3 * 4
     assert figures[0] == pytest.approx(figures[1], abs=2e-3)
+
+
+def test_a_run_cools_down_in_a_folder_of_its_own(tmp_path: Path) -> None:
+    """From the weights and moments of a run that stays as it is."""
+    source, run = pictures(tmp_path / "photos", 60), tmp_path / "constant"
+    train(source, run, images=128)
+    before = (run / STATE).read_bytes()
+    fitted = train(source, tmp_path / "cooled", images=256, cooldown_from=run)
+    assert fitted is not None
+    assert fitted.metrics["images_seen"] == 256
+    assert (run / STATE).read_bytes() == before
+    assert not torch.equal(state(run)["network.head.weight"], state(tmp_path / "cooled")["network.head.weight"])
+    with pytest.raises(InputError, match="holds no training run; name the folder of one") as refused:
+        train(source, tmp_path / "other", images=256, cooldown_from=tmp_path / "photos")
+    assert refused.value.field == "cooldown-from"
+
+
+def test_two_processes_compute_what_one_does_with_muon(tmp_path: Path) -> None:
+    """Orthogonalised updates are made of the averaged gradients, so they are the same in every process."""
+    code = """
+import sys, torch
+from dataclasses import replace
+from ncml import config
+from ncml.config import Config
+from ncml.training.dataset import Dataset
+from ncml.training.distributed import team
+from ncml.training.trainer import Trainer
+torch.set_num_threads(1)
+base = config.smoke()
+recipe = replace(base, training=replace(base.training, muon_learning_rate=4e-3, batch_size=16))
+pixels = torch.randint(256, (64, 8, 8, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+data = Dataset(pixels, torch.arange(64) % 2, ("dark", "light"))
+with team("cpu") as members:
+    trainer = Trainer(recipe, data, team=members)
+    losses = [trainer.train_step() for _ in range(4)]
+    if members.first:
+        trainer.save(__import__("pathlib").Path(sys.argv[1]))
+    del trainer
+"""
+    one, two = (tmp_path / f"{name}.safetensors" for name in ("one", "two"))
+    (tmp_path / "muon.py").write_text(code)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for command_, path in (([sys.executable], one), (torchrun, two)):
+        done = subprocess.run(
+            [*command_, str(tmp_path / "muon.py"), str(path)],
+            env=ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=100,
+        )
+        assert done.returncode == 0, done.stderr
+    first, second = load_file(one), load_file(two)
+    assert any("momentum_buffer" in name for name in first)
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.allclose(first[name], second[name], atol=2e-4), name
 
 
 def test_a_batch_that_cannot_be_cut_is_refused(tmp_path: Path) -> None:

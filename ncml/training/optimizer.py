@@ -1,0 +1,102 @@
+"""The optimiser: Muon for the matrices and kernels of the network's body, Adam for everything else.
+
+Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024), with the update scaled as in Liu et
+al., "Muon is Scalable for LLM Training" (2025), 0.2 sqrt(max(rows, columns)), which is the size of an Adam update.
+"""
+
+from __future__ import annotations
+
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from ncml.config import TrainingConfig
+
+EDGES = ("head.", "stem.", "conditioning.")
+"""Prefixes of the weights that read pixels and conditions or write the mixture's parameters: Adam trains them."""
+
+EMBEDDINGS = ("conditioning.label.", "conditioning.orientation.")
+
+FUSED = {"project": 6, "conv_out": 2}
+"""Layers that compute several matrices as one, split along their output: each is orthogonalised by itself."""
+
+MOMENTUM = 0.95
+
+
+class Optimizer:
+    """Muon and Adam over the parameters of one network, or Adam alone where `muon_learning_rate` is None.
+
+    The network must be channels-last in memory: Muon trains views of its kernels as matrices [out, kh kw in].
+    """
+
+    def __init__(self, network: nn.Module, training: TrainingConfig) -> None:
+        adam: dict[str, dict[str, Tensor]] = {"weights": {}, "embeddings": {}}
+        self.weights: list[tuple[nn.Parameter, list[Tensor]]] = []
+        """Each weight that Muon trains, with the matrices it consists of: detached views of it."""
+        matrices: dict[str, Tensor] = {}
+        for name, parameter in network.named_parameters():
+            if training.muon_learning_rate is not None and _is_matrix(name, parameter):
+                views = _as_matrices(name, parameter.detach())
+                self.weights.append((parameter, views))
+                matrices |= {f"{name}.{part}": view for part, view in enumerate(views)}
+            else:
+                adam["embeddings" if name.startswith(EMBEDDINGS) else "weights"][name] = parameter
+        groups = [
+            {"params": list(adam["weights"].values()), "base_lr": training.learning_rate},
+            {"params": list(adam["embeddings"].values()), "base_lr": training.learning_rate * training.embedding_rate},
+        ]
+        groups = [group for group in groups if group["params"]]
+        self.parts: list[tuple[torch.optim.Optimizer, list[str]]] = [
+            (torch.optim.Adam(groups, betas=training.betas, foreach=True), [*chain(*adam.values())])
+        ]
+        """Each optimiser with the names of what it trains, in its own order."""
+        if training.muon_learning_rate is not None:
+            group = {"params": list(matrices.values()), "base_lr": training.muon_learning_rate}
+            muon = torch.optim.Muon([group], momentum=MOMENTUM, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+            self.parts.append((muon, list(matrices)))
+
+    def step(self, schedule: float) -> None:
+        """Update the parameters by their gradients, at this share of the learning rates."""
+        for weight, matrices in self.weights:
+            assert weight.grad is not None
+            gradients = weight.grad.movedim(1, -1).flatten(1).chunk(len(matrices))
+            for matrix, gradient in zip(matrices, gradients, strict=True):
+                matrix.grad = gradient
+        for optimizer, _ in self.parts:
+            for group in optimizer.param_groups:
+                group["lr"] = schedule * group["base_lr"]
+            optimizer.step()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The moments, by the name of the parameter (and the number of its matrix) and the name of the moment."""
+        return {
+            f"{name}.{moment}": value
+            for optimizer, names in self.parts
+            for index, moments in optimizer.state_dict()["state"].items()
+            for moment, value in moments.items()
+            for name in [names[index]]
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """The inverse of `state_dict`; KeyError or ValueError where the moments are another network's."""
+        left = dict(state)
+        for optimizer, names in self.parts:
+            index = {name: i for i, name in enumerate(names)}
+            moments: dict[int, dict[str, Tensor]] = {}
+            for key in list(left):
+                name, _, moment = key.rpartition(".")
+                if name in index:
+                    moments.setdefault(index[name], {})[moment] = left.pop(key)
+            optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+        if left:
+            raise ValueError(f"moments of {next(iter(left))}, which this network does not have")
+
+
+def _is_matrix(name: str, parameter: Tensor) -> bool:
+    return parameter.ndim >= 2 and not name.startswith(EDGES) and ".condition." not in name
+
+
+def _as_matrices(name: str, weight: Tensor) -> list[Tensor]:
+    """Views [out, kh kw in] of a weight [out, in, kh, kw], one for each of the matrices fused in it."""
+    return list(weight.movedim(1, -1).view(len(weight), -1).chunk(FUSED.get(name.split(".")[-2], 1)))

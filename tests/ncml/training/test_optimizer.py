@@ -1,0 +1,93 @@
+"""Muon against its definition, and the division of the parameters between Muon and Adam."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from ncml.config import TrainingConfig, cifar10_small, smoke
+from ncml.network.ncpn import NCPN
+from ncml.training.optimizer import FUSED, Optimizer
+
+TRAINING = TrainingConfig(learning_rate=1e-3, muon_learning_rate=4e-3, embedding_rate=5.0)
+
+
+def network(seed: int = 0) -> NCPN:
+    """The smoke recipe's network, with random gradients."""
+    torch.manual_seed(seed)
+    net = NCPN(smoke()).channels_last()
+    for parameter in net.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    return net
+
+
+def orthogonalised(gradient: Tensor) -> Tensor:
+    """U V^T of the singular value decomposition, which Newton-Schulz approximates."""
+    u, _, vh = torch.linalg.svd(gradient, full_matrices=False)
+    return u @ vh
+
+
+def test_a_first_update_of_muon_is_the_orthogonalised_gradient() -> None:
+    """Each fused matrix by itself; Newton-Schulz brings the singular values near 1."""
+    net = network()
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    Optimizer(net, TRAINING).step(0.5)
+    checked = 0
+    for name, p in net.named_parameters():
+        if p.ndim < 2 or name.startswith(("head.", "stem.", "conditioning.")) or ".condition." in name:
+            continue
+        parts = FUSED.get(name.split(".")[-2], 1)
+        assert p.grad is not None
+        update, gradient = (t.movedim(1, -1).flatten(1).chunk(parts) for t in (before[name] - p.detach(), p.grad))
+        for u, g in zip(update, gradient, strict=True):
+            u = u / (0.5 * 4e-3 * 0.2 * max(u.shape) ** 0.5)
+            values = torch.linalg.svdvals(u)
+            assert values.median() > 0.5 and values.max() < 1.5, name
+            expected = orthogonalised(g)
+            assert (u * expected).sum() > 0.9 * u.norm() * expected.norm(), name
+            checked += 1
+    assert checked > 20
+
+
+def test_adam_trains_the_edges_and_embeddings_learn_faster() -> None:
+    """Adam's first step moves every element by its learning rate."""
+    net = network()
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    Optimizer(net, TRAINING).step(1.0)
+    moved = {name: (p.detach() - before[name]).abs() for name, p in net.named_parameters()}
+    assert torch.allclose(moved["head.weight"], torch.full_like(moved["head.weight"], 1e-3), rtol=1e-3)
+    assert torch.allclose(moved["stem.u.weight"], torch.full_like(moved["stem.u.weight"], 1e-3), rtol=1e-3)
+    for name in ("conditioning.label.weight", "conditioning.orientation.weight"):
+        assert torch.allclose(moved[name], torch.full_like(moved[name], 5e-3), rtol=1e-3)
+
+
+@pytest.mark.parametrize("muon_rate", [None, 4e-3])
+def test_moments_are_loaded_as_they_were_saved(muon_rate: float | None) -> None:
+    training = replace(TRAINING, muon_learning_rate=muon_rate)
+    first, second = network(0), network(1)
+    optimizer, other = Optimizer(first, training), Optimizer(second, training)
+    optimizer.step(1.0)
+    second.load_state_dict(first.state_dict())
+    other.load_state_dict({name: moment.clone() for name, moment in optimizer.state_dict().items()})
+    for p, q in zip(first.parameters(), second.parameters(), strict=True):
+        p.grad = torch.randn_like(p)
+        q.grad = p.grad.clone()
+    optimizer.step(1.0)
+    other.step(1.0)
+    assert all(torch.equal(p, q) for p, q in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_moments_of_another_network_are_refused() -> None:
+    with pytest.raises(ValueError, match="which this network does not have"):
+        Optimizer(network(), TRAINING).load_state_dict(
+            {"up.9.0.u_block.conv_in.weight.0.momentum_buffer": torch.ones(1)}
+        )
+
+
+def test_every_parameter_is_trained_once() -> None:
+    """By one optimiser; views of a fused weight cover it."""
+    net = NCPN(cifar10_small()).channels_last()
+    optimizer = Optimizer(net, TRAINING)
+    trained = sum(p.numel() for part, _ in optimizer.parts for group in part.param_groups for p in group["params"])
+    assert trained == sum(p.numel() for p in net.parameters())
