@@ -101,7 +101,7 @@ class TrainingConfig:
     learning_rate: float = 2e-3
     """Of Adam."""
     muon_learning_rate: float | None = None
-    """Of Muon, which then trains the matrices of the network's body (`ncml.training.optimizer`); None: Adam trains all."""
+    """Of Muon, which trains the matrices of the network's body (`ncml.training.optimizer`); None: Adam trains all."""
     embedding_rate: float = 1.0
     """The learning rate of class and orientation embeddings, as a multiple of Adam's."""
     warmup: int = 20_000
