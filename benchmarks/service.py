@@ -34,7 +34,7 @@ import numpy as np
 import psutil
 
 import ncml
-from ncml.images import fit, open_image, to_png
+from ncml.images import open_image, resize_to, to_png
 from ncml.model import Model
 from ncml.runtime import reuse_freed_memory
 from tests.conftest import Valkey
@@ -83,7 +83,7 @@ def score(http: httpx2.Client, model: Model, file: bytes) -> None:
 
 
 def directly(model: Model, files: list[bytes]) -> None:
-    model.score(np.stack([fit(open_image(file), model.height, model.width) for file in files]), ood=False)
+    model.score(np.stack([resize_to(open_image(file), model.height, model.width) for file in files]), ood=False)
 
 
 def latency(http: httpx2.Client, model: Model, file: bytes, samples: int = 300) -> dict[str, float]:

@@ -40,7 +40,7 @@ from torch import Tensor
 from ncml.errors import InputError
 from ncml.model import Model
 from ncml.network.likelihood import LOG_SCALES, from_uint8
-from ncml.paths import text_of
+from ncml.paths import printable
 from ncml.sampling.cached import walk
 from ncml.sampling.sample import Conditions
 
@@ -96,7 +96,7 @@ def compress(
         for some in _groups(len(pixels_NHWC))
     ]
     header = Header(
-        model=text_of(model.name),
+        model=printable(model.name),
         height=model.height,
         width=model.width,
         torch=torch.__version__,

@@ -1,20 +1,20 @@
-"""What the library says when it cannot do what was asked: one sentence that names the field and the remedy.
+"""Errors of the library: one sentence each, which names the field and the remedy.
 
 NcmlError
-├── InputError        the request or the picture is at fault
+├── InputError        the request or the image is at fault
 │   ├── TooLarge      more bytes, pixels or images than allowed
-│   └── NotAnImage    not a picture in a format that is read here
+│   └── NotAnImage    not an image in a supported format
 ├── ModelError        a model folder cannot be used
-└── TrainingError     a training run cannot go on
+└── TrainingError     a training run cannot continue
 """
 
 
 class NcmlError(Exception):
-    """Root of every error that the library raises on purpose; its text is meant for the user."""
+    """Root of every error that the library raises deliberately; its text is meant for the user."""
 
 
 class InputError(NcmlError, ValueError):
-    """A value that the caller gave cannot be used; `field` names it as the caller knows it."""
+    """A value from the caller cannot be used; `field` is the caller's name for it."""
 
     def __init__(self, field: str, detail: str) -> None:
         super().__init__(detail)
@@ -27,12 +27,12 @@ class TooLarge(InputError):
 
 
 class NotAnImage(InputError):
-    """The bytes are not a picture in a supported format, or are cut short."""
+    """The bytes are not an image in a supported format, or are cut short."""
 
 
 class ModelError(NcmlError):
-    """A model folder is missing, damaged, or not one of ours."""
+    """A model folder is missing, damaged, or was not written by ncml."""
 
 
 class TrainingError(NcmlError):
-    """A training run diverged or was set up so that it cannot run."""
+    """A training run diverged, or its settings cannot work."""

@@ -22,8 +22,9 @@ from ncml.network.likelihood import bits_per_dim, from_uint8
 from ncml.network.ncpn import NCPN
 from ncml.network.orientation import KEEPS, Keep
 from ncml.network.sde import end_time, grey_levels, process
-from ncml.ood.calibration import Calibration, Ood
-from ncml.ood.statistics import Look, catalogue, chosen, columns_for, look, measure
+from ncml.ood.calibration import Calibration, Verdict
+from ncml.ood.measurements import LevelMeasurement, measure, measure_level
+from ncml.ood.statistics import build_statistics, required_columns, select_names
 from ncml.ood.tiles import Scan, TileCalibration, scan
 from ncml.sampling.cached import incremental
 from ncml.sampling.cuda_graphs import Replay
@@ -51,7 +52,7 @@ class Score:
     """Nats of the whole image; at noise > 0 a log-density per grey level."""
     map: NDArray[np.float32] | None = None
     """Bits per dimension of each pixel given those before it, [H, W]; its mean is `bpd`."""
-    ood: Ood | None = None
+    ood: Verdict | None = None
     """The verdict; None where it was not asked for or the model is not calibrated."""
     statistics: dict[str, float] = field(default_factory=dict)
     """The statistics asked for, by name; higher is more out-of-distribution."""
@@ -97,7 +98,7 @@ class Model:
         """Grey levels at T: the largest start noise, and the default."""
         self.keeps: tuple[Keep, ...] = KEEPS if self.config.model.orientations else KEEPS[:1]
         """The halves that are completed exactly."""
-        self.statistics = catalogue(self.config)
+        self.statistics = build_statistics(self.config)
         """The out-of-distribution statistics by name."""
         self.calibration: Calibration | None = None
         """What turns statistics into p-values; None where `uncalibrated` says why."""
@@ -171,13 +172,13 @@ class Model:
         """The statistic that gives the verdict, if there is to be one, and those to return."""
         known = self.statistics
         if verdict is not None:
-            chosen(verdict, known)
-        asked = chosen(names, known)
+            select_names(verdict, known)
+        asked = select_names(names, known)
         if self.calibration is None:
             if names == "all":
-                asked = tuple(name for name in asked if not known[name].fitted)
+                asked = tuple(name for name in asked if not known[name].needs_estimates)
             for name in asked if verdict is None else (*asked, verdict):
-                if known[name].fitted or name == verdict:
+                if known[name].needs_estimates or name == verdict:
                     raise InputError("statistic", f"{name} cannot be judged: {self.uncalibrated}")
             return None, asked
         return (verdict or self.calibration.statistic) if ood_ else None, asked
@@ -194,15 +195,17 @@ class Model:
     ) -> list[Score]:
         null = bool((class_B == len(self.classes)).all())
         wanted = asked if verdict is None else (*asked, verdict)
-        columns, clean = measure(self.network, pixels, columns_for(wanted, self.statistics))
-        seen: Look = clean if clean is not None and null and t == 0 else look(self.network, pixels, t, (), class_B)
-        log_prob_BHW = seen.log_prob_BHW.cpu()
+        columns, clean = measure(self.network, pixels, required_columns(wanted, self.statistics))
+        measurement: LevelMeasurement = (
+            clean if clean is not None and null and t == 0 else measure_level(self.network, pixels, t, (), class_B)
+        )
+        log_prob_BHW = measurement.log_prob_BHW.cpu()
         total_B = log_prob_BHW.sum((1, 2), dtype=torch.float64)
         bits_B = bits_per_dim(total_B, self.height * self.width).tolist()
         map_BHW = bits_per_dim(log_prob_BHW, 1).numpy()
-        fit = self.calibration.fit if self.calibration is not None else None
-        values = {name: self.statistics[name].of(columns, fit) for name in wanted}
-        verdicts: Sequence[Ood | None] = [None] * len(pixels)
+        estimates = self.calibration.estimates if self.calibration is not None else None
+        values = {name: self.statistics[name].compute(columns, estimates) for name in wanted}
+        verdicts: Sequence[Verdict | None] = [None] * len(pixels)
         if verdict is not None and self.calibration is not None:
             verdicts = self.calibration.verdicts(verdict, values[verdict])
         flipped: list[float] | list[None] = [None] * len(pixels)
@@ -249,7 +252,7 @@ class Model:
         if calibration is None:
             if self.calibration is None:
                 raise InputError("tile", f"tiles cannot be scored: {self.uncalibrated}")
-            calibration = self.calibration.fit.gaussian
+            calibration = self.calibration.estimates.gaussian
         return scan(self.network, picture, calibration, side=side, batch_size=batch_size, report=callback)
 
     def generate(

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
 from ncml.images import grid, heat, to_png
-from ncml.images.tiling import Cut, blend
+from ncml.images.tiling import TileSize, blend
 from service.negotiation import JSON, NPZ, PNG, ZIP
 from service.problems import FieldError, Problem, sentence
 from worker.contract import (
@@ -285,7 +285,7 @@ def score_response(view: JobView, result: ScoreResult, media: str) -> Response:
     if media == NPZ:
         return Response(_npz(_score_arrays(result.results, maps)), 200, headers, NPZ)
     if media == PNG:
-        drawn = [heat.of_pixels(one) for one in maps if one is not None]
+        drawn = [heat.render_pixel_map(one) for one in maps if one is not None]
         if not drawn:
             raise _no_map(view)
         return Response(to_png(grid(drawn)), 200, headers, PNG)
@@ -351,11 +351,11 @@ def scan_response(view: JobView, result: ScanResult, media: str) -> Response:
             timing=result.timing,
         )
         return Response(answer.model_dump_json(exclude={"tiles"} if tiles is None else None), 200, headers, JSON)
-    map_HW = None if tiles is None else blend(tiles, Cut(box.height, box.width), scan.height, scan.width)
+    map_HW = None if tiles is None else blend(tiles, TileSize(box.height, box.width), scan.height, scan.width)
     if media == PNG:
         if map_HW is None:
             raise _no_map(view)
-        return Response(to_png(heat.heat(map_HW, *heat.limits(map_HW, scan.threshold))), 200, headers, PNG)
+        return Response(to_png(heat.render(map_HW, *heat.score_range(map_HW, scan.threshold))), 200, headers, PNG)
     told = scan.model_dump(include={"score", "p_value", "threshold", "is_ood"}, exclude_none=True)
     arrays = {name: np.array(value) for name, value in told.items()}
     arrays["box"] = np.array([box.left, box.top, box.width, box.height])

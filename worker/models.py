@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ncml.config import DEFAULT_SOLVER, SOLVERS, STEPPED_SOLVER
 from ncml.errors import ModelError, NcmlError
 from ncml.images import PREPROCESSING
-from ncml.images.tiling import Box, Cut
+from ncml.images.tiling import Box, TileSize
 from worker.contract import Calibration, Histogram, ModelDescriptor, Preprocessing, TileCalibration
 
 log = logging.getLogger("ncml.engine")
@@ -81,7 +81,7 @@ class TileCalibrationLike(Protocol):
     """What the verdicts on whole pictures rest on, as in `ncml.tiles.TileCalibration`."""
 
     version: str
-    cut: Cut
+    tile: TileSize
     false_positive_rate: float
     threshold: float
     n_fit: int
@@ -268,8 +268,8 @@ def _tiles(model: ModelLike) -> TileCalibration | None:
         return None
     return TileCalibration(
         version=found.version,
-        height=found.cut.height,
-        width=found.cut.width,
+        height=found.tile.height,
+        width=found.tile.width,
         false_positive_rate=found.false_positive_rate,
         threshold=found.threshold,
         n_fit=found.n_fit,

@@ -1,4 +1,4 @@
-"""Calibration of a model on held-out images and on tiles of large ones.
+"""Calibration of a model on held-out images, and of its tiles on large ones.
 
 Uses `ncml.model`; must not import training or evaluation. Read `estimation.py` first.
 """

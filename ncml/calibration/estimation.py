@@ -1,7 +1,7 @@
 """Calibration of a model on held-out images.
 
-Two sets of images that the model was not trained on: one fits the statistics of `ncml.ood` that need it, the other
-ranks.
+Two sets of images that the model was not trained on: one estimates the parameters of the statistics of `ncml.ood`, the
+other ranks.
 
 Shapes: N images, H rows, W columns.
 """
@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ncml.errors import ModelError
-from ncml.images.perturbations import Tolerance, tolerated
+from ncml.images.perturbations import Tolerance, apply_tolerances
 from ncml.model import Model
 from ncml.ood import conformal
 from ncml.ood.calibration import Calibration
-from ncml.ood.conformal import Floats
-from ncml.ood.statistics import Columns, Fit, Gaussian, catalogue, check_enough_to_fit, columns_for, measure
+from ncml.ood.measurements import Columns, measure
+from ncml.ood.statistics import Estimates, Gaussian, build_statistics, check_image_count, required_columns
 from ncml.progress import Bar
 
 
@@ -34,34 +34,37 @@ def calibrate(
     batch_size: int = 32,
     bar: Bar = lambda stage, done, total, note="": None,
 ) -> Calibration:
-    """Calibrate a model on held-out images, uint8 [N, H, W, 3]: one set fits the statistics, the other ranks.
+    """Calibrate a model on held-out images, uint8 [N, H, W, 3]: one set estimates the statistics, the other ranks.
 
-    The two sets must be disjoint from each other and from what the model was trained on; else p-values are too small.
-    tolerate: changes of processing (`ncml.images.perturbations`) that half of the images go through, so that they are
-        not flagged.
-    Raises `InputError` where there are too few images: 20 to fit, and 1 / false_positive_rate - 1 to rank.
+    The two sets must be disjoint from each other and from the training images; else p-values are too small.
+    tolerate: changes of processing (`ncml.images.perturbations`) applied to half of the images, so that they are not
+        flagged.
+    Raises `InputError` for too few images: the minimum is 20 to estimate, and 1 / false_positive_rate - 1 to rank.
     """
-    fit_pixels, rank_pixels = (np.asarray(some, np.uint8) for some in (fit_images, rank_images))
-    check_enough_to_fit(len(fit_pixels))
+    fit_pixels, rank_pixels = np.asarray(fit_images, np.uint8), np.asarray(rank_images, np.uint8)
+    check_image_count(len(fit_pixels))
     conformal.threshold(np.zeros(len(rank_pixels)), false_positive_rate)
-    statistics = catalogue(model.config)
+    statistics = build_statistics(model.config)
 
-    def measured(stage: str, pixels: NDArray[np.uint8], names: Sequence[str], seed: int) -> Columns:
-        parts: list[dict[str, Floats]] = []
+    def measure_all(stage: str, pixels: NDArray[np.uint8], names: Sequence[str], seed: int) -> Columns:
+        batches: list[Columns] = []
         for start in range(0, len(pixels), batch_size):
-            some = tolerated(pixels[start : start + batch_size], tolerate, seed=seed + start)
-            parts.append(measure(model.network, some, names)[0])
+            batch = apply_tolerances(pixels[start : start + batch_size], tolerate, seed=seed + start)
+            batches.append(measure(model.network, batch, names)[0])
             bar(stage, min(start + batch_size, len(pixels)), len(pixels), "")
-        joined = {name: np.concatenate([part[name] for part in parts]) for name in names}
-        for name, values in joined.items():
+        columns = {name: np.concatenate([batch[name] for batch in batches]) for name in names}
+        for name, values in columns.items():
             if not np.isfinite(values).all():
-                raise ModelError(f"{model.folder} measures {name} of a {stage} image as not finite; train it anew.")
-        return joined
+                raise ModelError(f"{model.folder} gives {name} of a {stage} image that is not finite; train it again.")
+        return columns
 
-    taught = [name for name, statistic in statistics.items() if statistic.fitted]
-    fit_columns = measured("fit", fit_pixels, columns_for(taught, statistics), seed=1)
-    gaussian = Gaussian.fitted({name: fit_columns[name] for name in statistics["multiscale"].needs})
-    fit = Fit(float(fit_columns["bits_0"].mean()), gaussian)
-    ranking = measured("rank", rank_pixels, columns_for(statistics, statistics), seed=2**20)
-    ranked = {name: conformal.ranked(statistic.of(ranking, fit)) for name, statistic in statistics.items()}
-    return Calibration(model.version, fit, ranked, len(fit_pixels), false_positive_rate, tolerate=tuple(tolerate))
+    estimated = [name for name, statistic in statistics.items() if statistic.needs_estimates]
+    fit_columns = measure_all("fit", fit_pixels, required_columns(estimated, statistics), seed=1)
+    gaussian = Gaussian.estimate({name: fit_columns[name] for name in statistics["multiscale"].needs})
+    estimates = Estimates(float(fit_columns["bits_0"].mean()), gaussian)
+    rank_columns = measure_all("rank", rank_pixels, required_columns(statistics, statistics), seed=2**20)
+    ranked = {
+        name: conformal.rank_scores(statistic.compute(rank_columns, estimates))
+        for name, statistic in statistics.items()
+    }
+    return Calibration(model.version, estimates, ranked, len(fit_pixels), false_positive_rate, tolerate=tuple(tolerate))

@@ -1,4 +1,4 @@
-"""Calibration of a model's tiles on whole good pictures."""
+"""Calibration of a model's tiles on large good images."""
 
 from __future__ import annotations
 
@@ -6,49 +6,49 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ncml.images.tiling import Cut
+from ncml.images.tiling import TileSize
 from ncml.model import Model
 from ncml.ood import conformal
-from ncml.ood.statistics import Columns, Gaussian
-from ncml.ood.tiles import Picture, TileCalibration, measured, scan
+from ncml.ood.measurements import Columns
+from ncml.ood.statistics import Gaussian
+from ncml.ood.tiles import Pixels, TileCalibration, measure_tiles, scan
 from ncml.progress import Bar
 
-FIT_TILES = 4000
-"""Tiles that fit the Gaussian, at most: taken evenly from the pictures that fit it."""
+MAX_FIT_TILES = 4000
+"""Tiles that estimate the Gaussian, at most: taken evenly from the images of that set."""
 
 
 def calibrate(
     model: Model,
-    fit_pictures: list[Callable[[], Picture]],
-    rank_pictures: list[Callable[[], Picture]],
+    fit_images: list[Callable[[], Pixels]],
+    rank_images: list[Callable[[], Pixels]],
     *,
     side: int | None = None,
     false_positive_rate: float = 0.05,
     batch_size: int = 32,
     bar: Bar = lambda stage, done, total, note="": None,
 ) -> TileCalibration:
-    """Calibrate tiles on whole good pictures, each opened when its turn comes: one list fits, the other ranks.
+    """Calibrate tiles on large good images, each opened when it is needed: one list estimates, the other ranks.
 
-    Raises `InputError` for fewer pictures than the false-positive rate needs, or fewer tiles than the Gaussian needs.
+    Raises `InputError` for fewer images than the false-positive rate needs, or fewer tiles than the Gaussian needs.
     """
-    conformal.threshold(np.zeros(len(rank_pictures)), false_positive_rate)
-    cut = Cut.of(model.height, model.width, side)
-    parts: list[Columns] = []
-    share = max(1, FIT_TILES // max(1, len(fit_pictures)))
-    for index, opened in enumerate(fit_pictures):
-        picture_HWC = opened()
-        corners = cut.corners(*picture_HWC.shape[:2])
-        taken = corners[:: -(-len(corners) // share)]
-        parts += measured(model.network, picture_HWC, cut, taken, batch_size)
-        bar("fit", index + 1, len(fit_pictures), "pictures")
+    conformal.threshold(np.zeros(len(rank_images)), false_positive_rate)
+    tile = TileSize.for_model(model.height, model.width, side)
+    batches: list[Columns] = []
+    tiles_per_image = max(1, MAX_FIT_TILES // max(1, len(fit_images)))
+    for index, open_image in enumerate(fit_images):
+        image_HWC = open_image()
+        corners = tile.corners(*image_HWC.shape[:2])
+        stride = -(-len(corners) // tiles_per_image)
+        batches += measure_tiles(model.network, image_HWC, tile, corners[::stride], batch_size)
+        bar("fit", index + 1, len(fit_images), "images")
     names = model.statistics["multiscale"].needs
-    joined = {name: np.concatenate([part[name] for part in parts]) if parts else np.empty(0) for name in names}
-    gaussian = Gaussian.fitted(joined)
-    unranked = TileCalibration(model.version, cut, gaussian, np.zeros(len(rank_pictures)), 0, false_positive_rate)
+    columns = {name: np.concatenate([batch[name] for batch in batches]) if batches else np.empty(0) for name in names}
+    gaussian = Gaussian.estimate(columns)
+    unranked = TileCalibration(model.version, tile, gaussian, np.zeros(len(rank_images)), 0, false_positive_rate)
     scores: list[float] = []
-    for index, opened in enumerate(rank_pictures):
-        scores.append(scan(model.network, opened(), unranked, batch_size=batch_size).score)
-        bar("rank", index + 1, len(rank_pictures), "pictures")
-    return TileCalibration(
-        model.version, cut, gaussian, conformal.ranked(scores), len(fit_pictures), false_positive_rate
-    )
+    for index, open_image in enumerate(rank_images):
+        scores.append(scan(model.network, open_image(), unranked, batch_size=batch_size).score)
+        bar("rank", index + 1, len(rank_images), "images")
+    ranked = conformal.rank_scores(scores)
+    return TileCalibration(model.version, tile, gaussian, ranked, len(fit_images), false_positive_rate)

@@ -11,7 +11,7 @@ from ncml import images
 from ncml.cli.terminal import JsonOption, ModelOption, identity, load, print_json, progress_bar, suggestion
 from ncml.errors import InputError
 from ncml.images.perturbations import TOLERANCES, Tolerance
-from ncml.paths import listed
+from ncml.paths import list_files
 
 if TYPE_CHECKING:
     from ncml.model import Model
@@ -121,15 +121,15 @@ def _pictures(
 
 def _tiles(m: "Model", folder: Path, side: int | None, rate: float, limit: int | None) -> dict[str, Any]:
     from ncml.calibration import tiles
-    from ncml.images.tiling import Cut
+    from ncml.images.tiling import TileSize
 
     if not folder.is_dir():
         raise InputError("data", f"{folder} is no folder; tiles are calibrated on a folder of whole good pictures.")
     readable: list[Callable[[], Any]] = []
     skipped = 0
-    cut = Cut.of(m.height, m.width, side)
+    tile = TileSize.for_model(m.height, m.width, side)
     with progress_bar() as bar:
-        files = list(listed([folder]))
+        files = list(list_files([folder]))
         for index, path in enumerate(files):
             bar("read", index, len(files))
             opened = partial(images.open_image, path, field=str(path))
@@ -139,7 +139,7 @@ def _tiles(m: "Model", folder: Path, side: int | None, rate: float, limit: int |
                 skipped += 1
                 continue
             try:
-                cut.grid(*picture.shape[:2])
+                tile.grid_shape(*picture.shape[:2])
             except InputError as error:
                 raise InputError("data", f"{path}: {error.detail}") from error
             readable.append(opened)
@@ -152,7 +152,7 @@ def _tiles(m: "Model", folder: Path, side: int | None, rate: float, limit: int |
         "statistic": "worst tile",
         "threshold": made.threshold,
         "false_positive_rate": rate,
-        "tile": [made.cut.height, made.cut.width],
+        "tile": [made.tile.height, made.tile.width],
         "n_fit": made.n_fit,
         "n_rank": made.n_rank,
         "smallest_p": made.smallest_p,

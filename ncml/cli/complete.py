@@ -60,7 +60,7 @@ def complete(
     check_writable(output)
     use_threads(threads)
     m = load(model, device)
-    canvas, known = images.half_canvas(file, m.height, m.width, keeps=m.keeps, keep=keep, field=str(file))
+    canvas, known = images.place_known_half(file, m.height, m.width, keeps=m.keeps, keep=keep, field=str(file))
     seed = first_seed(seed, number)
     with progress_bar() as bar:
         pictures = m.complete(

@@ -10,7 +10,7 @@ from ncml import images
 from ncml.cli.draw import ThreadsOption
 from ncml.cli.terminal import JsonOption, ModelOption, identity, load, print_json, progress_bar, use_threads
 from ncml.errors import InputError
-from ncml.paths import listed
+from ncml.paths import list_files
 
 
 def compress(
@@ -35,7 +35,7 @@ def compress(
     """
     from ncml import codec
 
-    paths = list(listed(files))
+    paths = list(list_files(files))
     if not paths:
         raise InputError("files", "no picture is named: ncml compress FILE... -o ARCHIVE")
     if output.is_dir() or not output.parent.is_dir():

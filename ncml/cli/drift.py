@@ -14,7 +14,7 @@ from ncml.cli import table
 from ncml.cli.rows import Skipped, batches, of_pictures
 from ncml.cli.terminal import JsonOption, ModelOption, identity, load, print_json, progress_bar
 from ncml.errors import InputError, ModelError
-from ncml.paths import listed
+from ncml.paths import list_files
 
 if TYPE_CHECKING:
     from ncml.model import Model
@@ -107,7 +107,7 @@ def _number(path: Path, cell: str) -> float:
 
 
 def _scored(m: "Model", pictures: list[Path], skipped: Skipped) -> Iterator[Scored]:
-    paths = list(listed(pictures))
+    paths = list(list_files(pictures))
     work = of_pictures(m, {}, None, skipped)
     done = 0
     with progress_bar() as bar:

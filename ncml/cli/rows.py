@@ -17,7 +17,7 @@ from ncml import images
 from ncml.cli.terminal import progress_bar
 from ncml.errors import InputError
 from ncml.images import heat
-from ncml.paths import text_of
+from ncml.paths import printable
 
 if TYPE_CHECKING:
     from ncml.model import Model
@@ -47,7 +47,7 @@ class Skipped:
         self.count += 1
         if self.count <= TOLD:
             self.told.append(error)
-        return {"file": text_of(path), "error": error}
+        return {"file": printable(path), "error": error}
 
     def tell(self, count: int) -> None:
         """Say on standard error which files and how many: `count`, where an earlier run has skipped some, too."""
@@ -73,11 +73,11 @@ def of_pictures(m: "Model", asked: dict[str, Any], maps: Path | None, skipped: S
         read: list[Row] = []
         for path in paths:
             try:
-                stack.append(images.fit(images.open_image(path, field=text_of(path)), m.height, m.width))
+                stack.append(images.resize_to(images.open_image(path, field=printable(path)), m.height, m.width))
             except InputError as error:
                 rows.append(skipped.add(path, str(error)))
             else:
-                rows.append({"file": text_of(path)})
+                rows.append({"file": printable(path)})
                 read.append(rows[-1])
         scores = m.score(stack, map=maps is not None, **asked) if stack else []
         for row, scored in zip(read, scores, strict=True):
@@ -91,7 +91,7 @@ def of_pictures(m: "Model", asked: dict[str, Any], maps: Path | None, skipped: S
                 }
             row |= scored.statistics
             if maps is not None and scored.map is not None:
-                heat.save(maps / _inside(Path(row["file"])), heat.of_pixels(scored.map), scored.map)
+                heat.save(maps / _inside(Path(row["file"])), heat.render_pixel_map(scored.map), scored.map)
         return rows
 
     return work
@@ -104,21 +104,21 @@ def of_tiles(m: "Model", side: int | None, maps: Path | None, skipped: Skipped) 
         rows: list[Row] = []
         for path in paths:
             try:
-                picture = images.open_image(path, field=text_of(path))
+                picture = images.open_image(path, field=printable(path))
                 with progress_bar() as bar:
                     found = m.scan(picture, side=side, callback=lambda done, total: bar("tiles", done, total))
             except InputError as error:
                 if error.field in ("tile", "tile_size"):
                     raise
-                said = f"{text_of(path)}: {error}" if error.field == "image" else str(error)
+                said = f"{printable(path)}: {error}" if error.field == "image" else str(error)
                 rows.append(skipped.add(path, said))
                 continue
-            row: Row = {"file": text_of(path)}
+            row: Row = {"file": printable(path)}
             row |= dict(zip(("left", "top", "width", "height"), found.box, strict=True))
             row |= {"score": found.score, "p_value": found.p_value, "is_ood": found.is_ood, "tiles": found.tiles}
             rows.append(row)
             if maps is not None:
-                drawn = heat.overlay(picture, found.map, *heat.limits(found.map, found.threshold))
+                drawn = heat.overlay(picture, found.map, *heat.score_range(found.map, found.threshold))
                 heat.save(maps / _inside(path), heat.frame(drawn, found.box), found.map)
         return rows
 

@@ -14,7 +14,7 @@ from ncml.cli.table import Table
 from ncml.cli.terminal import ClassOption, JsonOption, ModelOption, identity, load, print_json, progress_bar
 from ncml.errors import InputError
 from ncml.ood import conformal
-from ncml.paths import listed, text_of
+from ncml.paths import list_files, printable
 
 if TYPE_CHECKING:
     from ncml.model import Model
@@ -112,23 +112,23 @@ def _names(m: "Model", statistics: str, conditional: bool) -> tuple[str, ...]:
 
     conditional: bits/dim are asked for at a noise level or of a class, and so are not those of the statistic.
     """
-    from ncml.ood.statistics import chosen
+    from ncml.ood.statistics import select_names
 
     if not statistics:
         return ()
-    names = chosen("all" if statistics == "all" else statistics.split(","), m.statistics)
+    names = select_names("all" if statistics == "all" else statistics.split(","), m.statistics)
     if conditional and statistics != "all" and "bpd" in names:
         raise InputError(
             "statistics",
             "the statistic bpd is without --class and --noise, and the column bpd with them: leave one of them out.",
         )
     judged = statistics != "all" or m.calibration is not None
-    return tuple(name for name in names if name != "bpd" and (judged or not m.statistics[name].fitted))
+    return tuple(name for name in names if name != "bpd" and (judged or not m.statistics[name].needs_estimates))
 
 
 def _in_memory(files: tuple[Path, ...], work: Work, fdr: float | None, show: Callable[[Row], None] | None) -> Row:
     """Score and show; the rows and what is to be told of them."""
-    paths = list(listed(files))
+    paths = list(list_files(files))
     rows: list[Row] = []
     done = 0
     with progress_bar() as bar:
@@ -165,13 +165,13 @@ def _on_disk(
     skipped: Skipped,
 ) -> Row:
     """Write a row for every file, go on where an earlier run ended; what is to be told of the table."""
-    total = sum(1 for _ in listed(files))
+    total = sum(1 for _ in list_files(files))
     if not total:
         raise InputError("files", _nothing_in(files))
     table = Table(output, (*columns, *same, "error"), texts=TEXTS, same=same)
-    paths = listed(files)
+    paths = list_files(files)
     before = list(itertools.islice(paths, table.done - 1, table.done)) if table.done else []
-    if [text_of(path) for path in before] != [table.last] * bool(table.done):
+    if [printable(path) for path in before] != [table.last] * bool(table.done):
         raise InputError("output", f"{table.part} was started on other files: remove it, or give another --output.")
     with progress_bar() as bar:
         for some in batches(paths):

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ncml.paths import text_of
+from ncml.paths import printable
 from ncml.training import dataset
 
 SEED = 2022
@@ -59,7 +59,7 @@ def names(sources: Iterable[str]) -> dict[str, str]:
         others = {name for other, spellings in spelt.items() if other != source for name in spellings}
         return next((name for name in spelt[source] if name not in others), source)
 
-    return {source: text_of(called(source)) for source in spelt}
+    return {source: printable(called(source)) for source in spelt}
 
 
 def _spellings(source: str) -> list[str]:

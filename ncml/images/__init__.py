@@ -1,21 +1,11 @@
 """Images as arrays: decoding and preprocessing, tile geometry, heat maps, perturbations.
 
-Imports Pillow and numpy, never torch. Read `preprocess.py` first; its functions are this package's face.
+Imports Pillow and numpy, never torch. Read `decoding.py` first, then `preprocess.py`.
 """
 
-from ncml.images.preprocess import (
-    KEEPS,
-    MAX_BYTES,
-    MAX_PIXELS,
-    PREPROCESSING,
-    Keep,
-    fit,
-    grid,
-    half_canvas,
-    open_image,
-    to_png,
-    to_rgb,
-)
+from ncml.images.decoding import MAX_BYTES, MAX_PIXELS, open_image, to_rgb
+from ncml.images.encoding import grid, to_png
+from ncml.images.preprocess import KEEPS, PREPROCESSING, Keep, place_known_half, resize_to
 
 __all__ = [
     "KEEPS",
@@ -23,10 +13,10 @@ __all__ = [
     "MAX_PIXELS",
     "PREPROCESSING",
     "Keep",
-    "fit",
     "grid",
-    "half_canvas",
     "open_image",
+    "place_known_half",
+    "resize_to",
     "to_png",
     "to_rgb",
 ]

@@ -1,7 +1,7 @@
-"""Changes of a picture that keep its size: of processing, which a user may want tolerated, and of content.
+"""Changes of an image that keep its size: of processing, which a user may want tolerated, and of content.
 
-Calibration applies those that it is told to tolerate; the controls of docs/ood.md measure which of them are flagged.
-Knows no torch: uint8 [H, W, 3] and a generator in, uint8 [H, W, 3] out.
+Calibration applies the tolerated ones; the controls of docs/ood.md measure which of them are flagged.
+Does not import torch: uint8 [H, W, 3] and a generator in, uint8 [H, W, 3] out.
 """
 
 import io
@@ -14,8 +14,8 @@ from PIL import Image, ImageFilter
 
 from ncml.errors import InputError
 
-Picture = NDArray[np.uint8]
-Change = Callable[[Picture, np.random.Generator], Picture]
+Pixels = NDArray[np.uint8]
+Perturbation = Callable[[Pixels, np.random.Generator], Pixels]
 
 Filter = Image.Resampling
 FILTERS = (Filter.BOX, Filter.BILINEAR, Filter.BICUBIC, Filter.LANCZOS)
@@ -23,77 +23,76 @@ FILTERS = (Filter.BOX, Filter.BILINEAR, Filter.BICUBIC, Filter.LANCZOS)
 Tolerance = Literal["jpeg", "resize"]
 
 
-def jpeg(quality: int) -> Change:
-    """Compress to JPEG and open again: what most pictures on the web have been through."""
+def jpeg(quality: int) -> Perturbation:
+    """Compress to JPEG and decode again, as most images on the web have been."""
 
-    def change(picture: Picture, _: np.random.Generator) -> Picture:
+    def perturb(image: Pixels, _: np.random.Generator) -> Pixels:
         file = io.BytesIO()
-        Image.fromarray(picture).save(file, "JPEG", quality=quality)
+        Image.fromarray(image).save(file, "JPEG", quality=quality)
         return np.array(Image.open(file), np.uint8)
 
-    return change
+    return perturb
 
 
-def resample(factor: float, there: Filter, back: Filter) -> Change:
+def resample(factor: float, there: Filter, back: Filter) -> Perturbation:
     """Resize by a factor with one filter and back with another."""
 
-    def change(picture: Picture, _: np.random.Generator) -> Picture:
-        height, width = picture.shape[:2]
+    def perturb(image: Pixels, _: np.random.Generator) -> Pixels:
+        height, width = image.shape[:2]
         size = max(1, round(width * factor)), max(1, round(height * factor))
-        return np.array(Image.fromarray(picture).resize(size, there).resize((width, height), back), np.uint8)
+        return np.array(Image.fromarray(image).resize(size, there).resize((width, height), back), np.uint8)
 
-    return change
-
-
-def blur(sigma: float) -> Change:
-    """Gaussian blur; sigma in pixels."""
-    return lambda picture, _: np.array(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(sigma)), np.uint8)
+    return perturb
 
 
-def noise(grey_levels: float) -> Change:
+def blur(sigma: float) -> Perturbation:
+    """Apply Gaussian blur; sigma in pixels."""
+    return lambda image, _: np.array(Image.fromarray(image).filter(ImageFilter.GaussianBlur(sigma)), np.uint8)
+
+
+def noise(grey_levels: float) -> Perturbation:
     """Add Gaussian noise of this standard deviation to every value, round and clip."""
-    return lambda picture, rng: _rounded(picture + grey_levels * rng.standard_normal(picture.shape))
+    return lambda image, rng: _round(image + grey_levels * rng.standard_normal(image.shape))
 
 
-def contrast(factor: float) -> Change:
-    """Scale the distance of every value from the picture's mean grey."""
-    return lambda picture, _: _rounded(picture.mean() + factor * (picture - picture.mean()))
+def contrast(factor: float) -> Perturbation:
+    """Scale the distance of every value from the image's mean grey."""
+    return lambda image, _: _round(image.mean() + factor * (image - image.mean()))
 
 
-def flip_lowest_bits(picture: Picture, _: np.random.Generator) -> Picture:
+def flip_lowest_bits(image: Pixels, _: np.random.Generator) -> Pixels:
     """Flip the lowest bit of every value."""
-    return picture ^ np.uint8(1)
+    return image ^ np.uint8(1)
 
 
-def mirror(picture: Picture, _: np.random.Generator) -> Picture:
-    """Left becomes right."""
-    return picture[:, ::-1].copy()
+def mirror(image: Pixels, _: np.random.Generator) -> Pixels:
+    """Swap left and right."""
+    return image[:, ::-1].copy()
 
 
-def swap_channels(picture: Picture, _: np.random.Generator) -> Picture:
-    """Red becomes blue and blue red."""
-    return picture[:, :, ::-1].copy()
+def swap_channels(image: Pixels, _: np.random.Generator) -> Pixels:
+    """Swap red and blue."""
+    return image[:, :, ::-1].copy()
 
 
-def shuffle_patches(side: int) -> Change:
-    """Cut into squares and put them together in random order."""
+def shuffle_patches(side: int) -> Perturbation:
+    """Split into squares and reassemble them in random order."""
 
-    def change(picture: Picture, rng: np.random.Generator) -> Picture:
-        height, width = picture.shape[:2]
-        patches = (
-            picture.reshape(height // side, side, width // side, side, 3).swapaxes(1, 2).reshape(-1, side, side, 3)
-        )
+    def perturb(image: Pixels, rng: np.random.Generator) -> Pixels:
+        height, width = image.shape[:2]
+        rows, columns = height // side, width // side
+        patches = image.reshape(rows, side, columns, side, 3).swapaxes(1, 2).reshape(-1, side, side, 3)
         patches = patches[rng.permutation(len(patches))]
-        return patches.reshape(height // side, width // side, side, side, 3).swapaxes(1, 2).reshape(picture.shape)
+        return patches.reshape(rows, columns, side, side, 3).swapaxes(1, 2).reshape(image.shape)
 
-    return change
+    return perturb
 
 
-def tolerated(pictures: Sequence[Picture] | Picture, tolerate: Sequence[Tolerance], *, seed: int = 0) -> Picture:
-    """Each picture as it is or, as often, once through one of the tolerated changes; uint8 [N, H, W, 3].
+def apply_tolerances(images: Sequence[Pixels] | Pixels, tolerate: Sequence[Tolerance], *, seed: int = 0) -> Pixels:
+    """Perturb each image, with probability 1/2, by one of the tolerated changes; uint8 [N, H, W, 3].
 
-    jpeg: a quality of 50 to 95. resize: to a scale of 0.6 to 2 and back, each way with a filter of its own.
-    The result is a function of the pictures and the seed.
+    jpeg: a quality of 50 to 95. resize: to a scale of 0.6 to 2 and back, each with its own random filter.
+    The result is a function of the images and the seed.
     """
     for name in tolerate:
         if name not in TOLERANCES:
@@ -102,25 +101,25 @@ def tolerated(pictures: Sequence[Picture] | Picture, tolerate: Sequence[Toleranc
             )
     rng = np.random.default_rng(seed)
 
-    def one(picture: Picture) -> Picture:
+    def perturb(image: Pixels) -> Pixels:
         if not tolerate or rng.random() < 0.5:
-            return picture
-        return TOLERANCES[tolerate[int(rng.integers(len(tolerate)))]](picture, rng)
+            return image
+        return TOLERANCES[tolerate[int(rng.integers(len(tolerate)))]](image, rng)
 
-    return np.stack([one(picture) for picture in pictures])
-
-
-def _some_jpeg(picture: Picture, rng: np.random.Generator) -> Picture:
-    return jpeg(int(rng.integers(50, 96)))(picture, rng)
+    return np.stack([perturb(image) for image in images])
 
 
-def _some_resize(picture: Picture, rng: np.random.Generator) -> Picture:
+def _random_jpeg(image: Pixels, rng: np.random.Generator) -> Pixels:
+    return jpeg(int(rng.integers(50, 96)))(image, rng)
+
+
+def _random_resample(image: Pixels, rng: np.random.Generator) -> Pixels:
     there, back = (FILTERS[i] for i in rng.integers(len(FILTERS), size=2))
-    return resample(float(rng.uniform(0.6, 2)), there, back)(picture, rng)
+    return resample(float(rng.uniform(0.6, 2)), there, back)(image, rng)
 
 
-def _rounded(values: NDArray[np.float64]) -> Picture:
+def _round(values: NDArray[np.float64]) -> Pixels:
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
-TOLERANCES: dict[Tolerance, Change] = {"jpeg": _some_jpeg, "resize": _some_resize}
+TOLERANCES: dict[Tolerance, Perturbation] = {"jpeg": _random_jpeg, "resize": _random_resample}

@@ -1,39 +1,39 @@
-"""What the strips and tiles of a TIFF file cost, read from its first directory before a decoder opens it."""
+"""The strips and tiles of a TIFF file, read from its first directory before a decoder opens it."""
 
 import struct
 from dataclasses import dataclass
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0")
-_MISTAKEN = b"MM\0+"
-"""Big-endian BigTIFF, which Pillow takes for a classic file, and so for another directory."""
+_BIG_ENDIAN_BIGTIFF = b"MM\0+"
+"""Pillow takes it for a classic file and reads its directory from another offset."""
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323
 _OFFSETS = (273, 324)
-"""Tags that list where each strip or tile lies."""
-_WIDTHS = {1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4, 13: 4, 16: 8, 17: 8, 18: 8}
-"""Bytes of a whole number, by the type of its tag."""
+"""Tags that list the offset of each strip or tile."""
+_TYPE_BYTES = {1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4, 13: 4, 16: 8, 17: 8, 18: 8}
+"""Bytes of an integer, by the type of its tag."""
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """How a file is cut."""
+    """The strips or tiles of a file."""
 
     count: int
     """Strips or tiles."""
     tile_width: int
     tile_height: int
-    """Pixels; 0 where it is cut into strips."""
+    """Pixels; 0 for a file in strips."""
 
 
-def blocks(raw: bytes) -> Blocks | None:
-    """How the first picture of a file is cut; None where it is no TIFF file.
+def read_blocks(raw: bytes) -> Blocks | None:
+    """Return the blocks of a file's first image; None if it is not a TIFF file.
 
-    Raises struct.error where it is cut short, ValueError where decoders would not agree on it.
+    Raises struct.error for a truncated file, ValueError for one that decoders read differently.
 
-    Room is made for a whole tile however small the picture is (a strip is cut to it), and uncompressed blocks are
-    listed one by one when a file is opened. Of a tag that occurs twice one reader takes the first and another the
-    last, so the largest counts.
+    A decoder allocates whole tiles however small the image is (a strip is clipped to it), and opening a file lists its
+    uncompressed blocks one by one. Of a repeated tag some readers take the first and others the last, so the largest
+    counts.
     """
-    if raw.startswith(_MISTAKEN):
+    if raw.startswith(_BIG_ENDIAN_BIGTIFF):
         raise ValueError("a big-endian BigTIFF file")
     if not raw.startswith(_MAGIC):
         return None
@@ -43,15 +43,15 @@ def blocks(raw: bytes) -> Blocks | None:
     (start,) = struct.unpack_from(endian + ("Q" if big else "I"), raw, 8 if big else 4)
     (entries,) = struct.unpack_from(endian + ("Q" if big else "H"), raw, start)
     start += 8 if big else 2
-    whole = min(entries, (len(raw) - start) // entry.size)
-    most, side = 0, {_TILE_WIDTH: 0, _TILE_HEIGHT: 0}
-    for tag, kind, count, value in entry.iter_unpack(raw[start : start + whole * entry.size]):
+    complete = min(entries, (len(raw) - start) // entry.size)
+    block_count, tile_side = 0, {_TILE_WIDTH: 0, _TILE_HEIGHT: 0}
+    for tag, kind, count, value in entry.iter_unpack(raw[start : start + complete * entry.size]):
         if tag in _OFFSETS:
-            most = max(most, count)
-        elif tag in side:
-            width = _WIDTHS.get(kind, 0)
-            if width > len(value):
-                at = int.from_bytes(value, order)
-                value = raw[at : at + width]
-            side[tag] = max(side[tag], int.from_bytes(value[:width], order))
-    return Blocks(most, side[_TILE_WIDTH], side[_TILE_HEIGHT])
+            block_count = max(block_count, count)
+        elif tag in tile_side:
+            size = _TYPE_BYTES.get(kind, 0)
+            if size > len(value):
+                offset = int.from_bytes(value, order)
+                value = raw[offset : offset + size]
+            tile_side[tag] = max(tile_side[tag], int.from_bytes(value[:size], order))
+    return Blocks(block_count, tile_side[_TILE_WIDTH], tile_side[_TILE_HEIGHT])

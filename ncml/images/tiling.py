@@ -1,6 +1,6 @@
-"""The geometry of tiles: how a large picture is cut, and the map of its tiles' scores. Knows no torch and no model.
+"""The geometry of tiles in a large image, and the map of their scores. Does not import torch.
 
-Shapes: H rows and W columns of the picture; R rows and C columns of tiles, which overlap.
+Shapes: H rows and W columns of the image; R rows and C columns of tiles, which overlap.
 """
 
 from __future__ import annotations
@@ -14,85 +14,88 @@ from numpy.typing import NDArray
 from ncml.errors import InputError
 
 Box = tuple[int, int, int, int]
-"""(left, top, width, height) in pixels of the picture."""
+"""(left, top, width, height) in pixels of the image."""
 
 Scores = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Cut:
-    """How pictures are cut: tiles of `height` x `width` pixels, each half over the next, and flush with every edge."""
+class TileSize:
+    """Height and width of tiles in pixels; neighbours overlap by half, and the outer ones end at the image's edges."""
 
     height: int
     width: int
 
     @classmethod
-    def of(cls, height: int, width: int, side: int | None = None) -> Cut:
-        """Tiles for a model of that size, resized to it: `side` pixels (the shorter one); None is the model's own.
+    def for_model(cls, height: int, width: int, side: int | None = None) -> TileSize:
+        """Return the tiles of a model of this size, their shorter side `side` pixels; None is the model's own side.
 
         Raises `InputError` for tiles smaller than the model.
         """
-        least = min(height, width)
-        side = least if side is None else side
-        if side < least:
-            raise InputError("tile_size", f"a tile has at least the model's {least} pixels, not {side}.")
-        return cls(round(side * height / least), round(side * width / least))
+        model_side = min(height, width)
+        side = model_side if side is None else side
+        if side < model_side:
+            raise InputError("tile_size", f"a tile has at least the model's {model_side} pixels, not {side}.")
+        return cls(round(side * height / model_side), round(side * width / model_side))
 
     @classmethod
-    def asked(cls, height: int, width: int, side: int | None, calibrated: Cut | None) -> Cut:
-        """The same where tiles may have been calibrated: they have one size then, and no other may be asked for."""
+    def resolve(cls, height: int, width: int, side: int | None, calibrated: TileSize | None) -> TileSize:
+        """Return the tiles for a requested side and a calibration of tiles, if there is one.
+
+        Raises `InputError` for tiles smaller than the model, or of another size than the calibrated ones.
+        """
         if calibrated is None:
-            return cls.of(height, width, side)
-        if side is not None and cls.of(height, width, side) != calibrated:
+            return cls.for_model(height, width, side)
+        if side is not None and cls.for_model(height, width, side) != calibrated:
             size = f"{calibrated.width} x {calibrated.height}"
             raise InputError(
-                "tile_size", f"tiles were calibrated at {size} pixels; leave their size out, or calibrate."
+                "tile_size", f"tiles were calibrated at {size} pixels; leave their size out, or calibrate again."
             )
         return calibrated
 
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of tiles in a picture; raises `InputError` for one that is smaller than a tile."""
+    def grid_shape(self, height: int, width: int) -> tuple[int, int]:
+        """Return rows and columns of tiles in an image; raises `InputError` for one that is smaller than a tile."""
         if self.height > height or self.width > width:
             raise InputError(
                 "image",
-                f"a picture of {width} x {height} pixels is smaller than a tile of {self.width} x {self.height}: "
+                f"an image of {width} x {height} pixels is smaller than a tile of {self.width} x {self.height}: "
                 "score it without tiles.",
             )
         return len(_starts(height, self.height)), len(_starts(width, self.width))
 
     def corners(self, height: int, width: int) -> list[tuple[int, int]]:
-        """(top, left) of every tile of a picture, in raster order; raises `InputError` as `grid` does."""
-        self.grid(height, width)
+        """Return (top, left) of every tile of an image, in raster order; raises as `grid_shape` does."""
+        self.grid_shape(height, width)
         return [(top, left) for top in _starts(height, self.height) for left in _starts(width, self.width)]
 
 
-def least_side(model_hw: tuple[int, int], picture_hw: tuple[int, int], most: int) -> int | None:
-    """The smallest side that cuts a picture into at most `most` tiles for a model; None where there is none."""
-    H, W = picture_hw
+def smallest_tile_side(model_hw: tuple[int, int], image_hw: tuple[int, int], max_tiles: int) -> int | None:
+    """Return the smallest side at which an image has at most `max_tiles` tiles; None if there is no such side."""
+    H, W = image_hw
 
-    def cut(side: int) -> Cut:
-        return Cut.of(*model_hw, side)
-
-    def few(side: int) -> bool:
-        return len(_starts(H, cut(side).height)) * len(_starts(W, cut(side).width)) <= most
+    def has_few_tiles(side: int) -> bool:
+        tile = TileSize.for_model(*model_hw, side)
+        return len(_starts(H, tile.height)) * len(_starts(W, tile.width)) <= max_tiles
 
     sides = range(min(model_hw), min(H, W) + 1)
-    found = bisect.bisect_left(sides, True, key=few)  # larger tiles are never more
-    inside = found < len(sides) and cut(sides[found]).height <= H and cut(sides[found]).width <= W
-    return sides[found] if inside else None
+    index = bisect.bisect_left(sides, True, key=has_few_tiles)  # the number of tiles falls with their side
+    if index == len(sides):
+        return None
+    tile = TileSize.for_model(*model_hw, sides[index])
+    return sides[index] if tile.height <= H and tile.width <= W else None
 
 
-def blend(scores_RC: Scores, cut: Cut, height: int, width: int) -> Scores:
-    """The tiles' scores, mixed where they overlap, as a map of the picture's own size [H, W].
+def blend(scores_RC: Scores, tile: TileSize, height: int, width: int) -> Scores:
+    """Blend the tiles' scores where they overlap into a map of the image's size [H, W].
 
     A tile counts most at its centre: its weight falls towards its edges, and weights add up to 1 at every pixel.
     """
-    across_WR = _spread(scores_RC.T, cut.width, width)
-    return _spread(across_WR.T, cut.height, height)
+    across_WR = _spread(scores_RC.T, tile.width, width)
+    return _spread(across_WR.T, tile.height, height)
 
 
 def _spread(scores_NK: Scores, side: int, length: int) -> Scores:
-    """N tiles along a line of `length` pixels, K lines at once: [length, K]."""
+    """Blend N tiles along a line of `length` pixels, for K lines at once: [length, K]."""
     ramp = (1 - np.abs(np.arange(side) + 0.5 - side / 2) / (side / 2) * (1 - 1 / side)).astype(np.float32)
     spread = np.zeros((length, scores_NK.shape[1]), np.float32)
     weight = np.zeros((length, 1), np.float32)

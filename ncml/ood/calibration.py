@@ -1,7 +1,7 @@
-"""What held-out images say about a model's statistics: ranks that give p-values, and the file that keeps them.
+"""A calibration: estimates and ranks from held-out images that turn OOD scores into p-values, and its file.
 
 A small p-value is more out-of-distribution. `calibration.json` in the model's folder is bound to the version of the
-model and of the preprocessing; `ncml.calibration` makes it.
+model and of the preprocessing; `ncml.calibration` creates it.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from ncml.errors import ModelError
 from ncml.images.perturbations import Tolerance
 from ncml.ood import conformal, storage
 from ncml.ood.conformal import Floats
-from ncml.ood.statistics import Fit, Gaussian, catalogue
+from ncml.ood.statistics import Estimates, Gaussian, build_statistics
 
 DEFAULT = "multiscale"
-"""The statistic that gives the verdict unless another is asked for."""
+"""The statistic that gives the verdict unless another is requested."""
 
 
 @dataclass(frozen=True)
-class Ood:
+class Verdict:
     """The verdict on one image."""
 
     statistic: str
     score: float
     p_value: float
-    """The share of images from the calibrated distribution that would score as high, by their ranks."""
+    """The share of images of the calibrated distribution that score at least as high, estimated from ranks."""
     threshold: float
     is_ood: bool
     """score > threshold: the p-value is at most the calibrated false-positive rate."""
@@ -41,7 +41,7 @@ class Ood:
 
 @dataclass(frozen=True)
 class Histogram:
-    """How ranking images spread."""
+    """The distribution of the ranking images' scores."""
 
     edges: tuple[float, ...]
     counts: tuple[int, ...]
@@ -49,10 +49,10 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What held-out images say about a model's statistics; bound to one version of the model and of preprocessing."""
+    """Estimates and ranks of a model's statistics; bound to one version of the model and of preprocessing."""
 
     model_version: str
-    fit: Fit
+    estimates: Estimates
     ranked: Mapping[str, Floats]
     """Scores of the ranking images by statistic, ascending: p-values are ranks among these."""
     n_fit: int
@@ -63,22 +63,22 @@ class Calibration:
 
     @property
     def n_rank(self) -> int:
-        """Ranking images."""
+        """Number of ranking images."""
         return len(self.ranked[self.statistic])
 
     @property
     def smallest_p(self) -> float:
-        """The smallest p-value that there can be: 1 / (n_rank + 1)."""
+        """The smallest possible p-value: 1 / (n_rank + 1)."""
         return 1 / (self.n_rank + 1)
 
     @functools.cached_property
     def thresholds(self) -> dict[str, float]:
-        """Of each statistic: a score above it is out-of-distribution at the false-positive rate."""
+        """Thresholds by statistic: a score above is out-of-distribution at the false-positive rate."""
         return {name: conformal.threshold(scores, self.false_positive_rate) for name, scores in self.ranked.items()}
 
     @functools.cached_property
     def histograms(self) -> dict[str, Histogram]:
-        """How the ranking images spread, by statistic: 40 bins over the central 99.8 %, the rest in the outer two."""
+        """Histograms by statistic: 40 bins over the central 99.8 %, the other scores in the outer two."""
 
         def histogram(scores: Floats) -> Histogram:
             low, high = np.quantile(scores, [0.001, 0.999])
@@ -94,14 +94,14 @@ class Calibration:
         return storage.digest(self._content())
 
     def p_values(self, statistic: str, scores: Floats) -> Floats:
-        """Conformal p-values of scores, [N]."""
+        """Compute conformal p-values of scores, [N]."""
         return conformal.p_values(scores, self.ranked[statistic])
 
-    def verdicts(self, statistic: str, scores: Floats) -> list[Ood]:
-        """The verdict on each score of a statistic."""
-        limit = self.thresholds[statistic]
+    def verdicts(self, statistic: str, scores: Floats) -> list[Verdict]:
+        """Judge each score of a statistic."""
+        threshold = self.thresholds[statistic]
         return [
-            Ood(statistic, float(score), float(p), limit, bool(score > limit))
+            Verdict(statistic, float(score), float(p), threshold, bool(score > threshold))
             for score, p in zip(scores, self.p_values(statistic, scores), strict=True)
         ]
 
@@ -114,7 +114,7 @@ class Calibration:
             "false_positive_rate": self.false_positive_rate,
             "tolerate": list(self.tolerate),
             "n_fit": self.n_fit,
-            "fit": asdict(self.fit),
+            "fit": asdict(self.estimates),
             "ranked": {name: values.tolist() for name, values in self.ranked.items()},
         }
 
@@ -124,14 +124,14 @@ class Calibration:
 
     @classmethod
     def read(cls, folder: Path, model_version: str, config: Config) -> Calibration:
-        """Read `calibration.json`; raises `ModelError`, in one sentence, if it is damaged or for something else."""
+        """Read `calibration.json`; raises `ModelError` if it is damaged or belongs to another model."""
         path = folder / checkpoint.CALIBRATION
         stored = storage.read(path, model_version)
         try:
             return cls(
                 model_version,
-                Fit(stored["fit"]["typical_bpd"], Gaussian.from_json(stored["fit"]["gaussian"])),
-                {name: np.array(stored["ranked"][name], np.float64) for name in catalogue(config)},
+                Estimates(stored["fit"]["typical_bpd"], Gaussian.from_json(stored["fit"]["gaussian"])),
+                {name: np.array(stored["ranked"][name], np.float64) for name in build_statistics(config)},
                 stored["n_fit"],
                 stored["false_positive_rate"],
                 stored["statistic"],

@@ -1,6 +1,6 @@
-"""Ranks turned into decisions: conformal p-values, the threshold of a false-positive rate, false discovery rates.
+"""Decisions from ranks: conformal p-values, the threshold of a false-positive rate, false discovery rates.
 
-Knows neither images nor models. Scores are higher for what is more out-of-distribution, and p-values smaller.
+Independent of images and models. A higher score and a smaller p-value mean more out-of-distribution.
 """
 
 import math
@@ -12,20 +12,20 @@ from ncml.errors import InputError
 
 Floats = NDArray[np.float64]
 
-LEAST_RATE = 1e-9
-"""False-positive rates below it would need thousands of millions of ranking images."""
+MIN_RATE = 1e-9
+"""Lower false-positive rates would need more than a billion ranking images."""
 
 
-def ranked(scores: ArrayLike) -> Floats:
-    """Calibration scores as they are kept: ascending, to six digits; more would be the rounding of fp32."""
+def rank_scores(scores: ArrayLike) -> Floats:
+    """Sort calibration scores in ascending order, rounded to six digits: more would be rounding errors of fp32."""
     return np.sort([float(f"{score:.6g}") for score in np.asarray(scores, np.float64)])
 
 
 def p_values(scores: ArrayLike, ranked: Floats) -> Floats:
-    """Conformal p-values, (1 + #{calibration scores >= s}) / (n + 1) for each score s.
+    """Compute conformal p-values, (1 + #{calibration scores >= s}) / (n + 1) for each score s.
 
     ranked: the n calibration scores, ascending.
-    Where s is exchangeable with them, P(p <= a) <= a for every a (Vovk et al., "Algorithmic Learning in a Random
+    If s is exchangeable with them, P(p <= a) <= a for every a (Vovk et al., "Algorithmic Learning in a Random
     World", 2005). The smallest p is 1 / (n + 1).
     """
     at_least = len(ranked) - np.searchsorted(ranked, np.asarray(scores, np.float64), side="left")
@@ -33,32 +33,32 @@ def p_values(scores: ArrayLike, ranked: Floats) -> Floats:
 
 
 def threshold(ranked: Floats, false_positive_rate: float) -> float:
-    """The largest calibration score whose p-value is above the rate: s > threshold exactly where p <= rate.
+    """Return the largest calibration score whose p-value is above the rate: s > threshold exactly when p <= rate.
 
-    Raises `InputError` where the n calibration scores cannot support the rate: 1 / (n + 1) must not exceed it.
+    Raises `InputError` if the n calibration scores cannot support the rate: 1 / (n + 1) must not exceed it.
     """
-    if not LEAST_RATE <= false_positive_rate < 1:
+    if not MIN_RATE <= false_positive_rate < 1:
         raise InputError(
             "false_positive_rate",
-            f"a false-positive rate is at least {LEAST_RATE:g} and less than 1, not {false_positive_rate:g}.",
+            f"a false-positive rate must be at least {MIN_RATE:g} and less than 1, not {false_positive_rate:g}.",
         )
     n = len(ranked)
-    flagged = math.floor(false_positive_rate * (n + 1) + 1e-9) - 1  # how many of the n may lie above the threshold
+    flagged = math.floor(false_positive_rate * (n + 1) + 1e-9) - 1  # of the n, those that may lie above the threshold
     if flagged < 0:
-        least = math.ceil(1 / false_positive_rate - 1e-9) - 1
+        min_count = math.ceil(1 / false_positive_rate - 1e-9) - 1
         raise InputError(
             "data",
             f"{n} ranking images cannot support a false-positive rate of {false_positive_rate:g}: "
-            f"the smallest p-value would be {1 / (n + 1):.3g}, so give at least {least} ranking images.",
+            f"the smallest p-value would be {1 / (n + 1):.3g}, so give at least {min_count} ranking images.",
         )
     return float(ranked[n - 1 - flagged])
 
 
 def discoveries(p: ArrayLike, rate: float) -> NDArray[np.bool_]:
-    """Which p-values the Benjamini-Hochberg procedure rejects, so that of these at most `rate` are false on average.
+    """Return which p-values the Benjamini-Hochberg procedure rejects: of these, at most `rate` are false on average.
 
-    With p sorted, the largest k with p_(k) <= rate k / m is found and the k smallest are rejected (Benjamini and
-    Hochberg, 1995). Conformal p-values against one calibration set are positively dependent, which the procedure
+    With p sorted, it takes the largest k with p_(k) <= rate k / m and rejects the k smallest (Benjamini and Hochberg,
+    1995). Conformal p-values against one calibration set are positively dependent, which the procedure
     allows (Bates et al., "Testing for Outliers with Conformal p-values", 2023).
     """
     p = np.asarray(p, np.float64)
@@ -66,9 +66,9 @@ def discoveries(p: ArrayLike, rate: float) -> NDArray[np.bool_]:
 
 
 def largest_discovery(p: Floats, rate: float) -> float:
-    """The largest p-value that `discoveries` rejects; -1 where it rejects none."""
+    """Return the largest p-value that `discoveries` rejects; -1 if it rejects none."""
     if not 0 < rate < 1:
-        raise InputError("fdr", f"a false discovery rate is more than 0 and less than 1, not {rate:g}.")
+        raise InputError("fdr", f"a false discovery rate must be more than 0 and less than 1, not {rate:g}.")
     ordered = np.sort(p)
     below = np.flatnonzero(ordered <= rate * np.arange(1, len(p) + 1) / len(p)) if len(p) else np.empty(0, np.intp)
     return float(ordered[below[-1]]) if len(below) else -1.0

@@ -1,7 +1,7 @@
-"""Has what comes in moved away from what a model was calibrated on? Scored images against the ranking images.
+"""Drift: whether scored images differ in distribution from a calibration's ranking images.
 
-Two samples are compared, n scored images and the calibration's m ranking images: their bits per dimension, and the
-scores that give p-values (whose ranks the p-values are). Knows no torch.
+Compares two samples, n scored images and the calibration's m ranking images, by their bits per dimension and by the OOD
+scores whose ranks are the p-values. Does not import torch.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import numpy as np
 from ncml.errors import InputError
 from ncml.ood.conformal import Floats
 
-LEAST = 20
-"""Scored images below which nothing is said."""
+MIN_IMAGES = 20
+"""Scored images that are compared, at least."""
 
 BINS = 10
-MOVED = 0.1
-"""The population stability index from which a shift counts: below .1 is commonly called stable, above .25 major."""
+PSI_THRESHOLD = 0.1
+"""Population stability index of a shift that counts: below 0.1 is commonly called stable, above 0.25 major."""
 
 
 @dataclass(frozen=True)
 class Shift:
-    """One quantity, scored against calibrated."""
+    """One quantity of the scored images, compared with the ranking images."""
 
     ks: float
     """Kolmogorov-Smirnov statistic: the largest gap between the two cumulative distributions."""
@@ -39,11 +39,11 @@ class Shift:
 
 @dataclass(frozen=True)
 class Drift:
-    """The whole comparison."""
+    """The result of a comparison."""
 
     images: int
     flagged: float
-    """Share of the images whose p-value is at most the false-positive rate."""
+    """Share of images whose p-value is at most the false-positive rate."""
     flagged_low: float
     flagged_high: float
     """Its 95 % interval (Wilson)."""
@@ -52,25 +52,25 @@ class Drift:
     bpd: Shift
     score: Shift
     drifted: bool
-    """Either quantity differs by the KS test at alpha / 2 (two tests), and by a PSI of at least .1."""
+    """Either quantity differs by the KS test at alpha / 2 (two tests), and by a PSI of at least 0.1."""
 
 
 def compare(
     bpd: Floats, score: Floats, p_value: Floats, ranked_bpd: Floats, ranked_score: Floats, rate: float, alpha: float
 ) -> Drift:
-    """Compare scored images with ranking images. Raises `InputError` for fewer than 20 scored images."""
+    """Compare scored images with ranking images; raises `InputError` for fewer than 20 scored images."""
     from scipy import stats
 
     if not 0 < alpha < 1:
-        raise InputError("alpha", f"alpha is more than 0 and less than 1, not {alpha:g}.")
+        raise InputError("alpha", f"alpha must be more than 0 and less than 1, not {alpha:g}.")
     n = len(bpd)
-    if n < LEAST:
-        raise InputError("files", f"{n} scored pictures say nothing about drift: give at least {LEAST}.")
-    of_bpd, of_score = _shift(bpd, ranked_bpd), _shift(score, ranked_score)
-    drifted = any(shift.ks_p < alpha / 2 and shift.psi >= MOVED for shift in (of_bpd, of_score))
+    if n < MIN_IMAGES:
+        raise InputError("files", f"{n} scored images are too few to detect drift: give at least {MIN_IMAGES}.")
+    bpd_shift, score_shift = _shift(bpd, ranked_bpd), _shift(score, ranked_score)
+    drifted = any(shift.ks_p < alpha / 2 and shift.psi >= PSI_THRESHOLD for shift in (bpd_shift, score_shift))
     flagged = int((p_value <= rate).sum())
     interval: Any = stats.binomtest(flagged, n).proportion_ci(method="wilson")
-    return Drift(n, flagged / n, float(interval.low), float(interval.high), rate, of_bpd, of_score, drifted)
+    return Drift(n, flagged / n, float(interval.low), float(interval.high), rate, bpd_shift, score_shift, drifted)
 
 
 def _shift(scored: Floats, ranked: Floats) -> Shift:
@@ -83,7 +83,7 @@ def _shift(scored: Floats, ranked: Floats) -> Shift:
 
 
 def stability(scored: Floats, ranked: Floats) -> float:
-    """The population stability index over deciles of `ranked`; half a count is added to each bin, so it is finite."""
+    """Compute the population stability index over deciles of `ranked`; half a count in each bin keeps it finite."""
     edges = np.quantile(ranked, np.linspace(0, 1, BINS + 1)[1:-1])
 
     def shares(sample: Floats) -> Floats:
@@ -95,7 +95,7 @@ def stability(scored: Floats, ranked: Floats) -> float:
 
 
 def plot(path: Path, bpd: Floats, p_value: Floats, ranked_bpd: Floats, drift: Drift, name: str) -> None:
-    """Two panels: bits per dimension, scored over calibrated; and p-values, which are level where nothing moved."""
+    """Plot bits per dimension, scored over calibrated, and p-values, which are uniform without drift."""
     from matplotlib.figure import Figure
 
     figure = Figure((10, 3.6), layout="constrained")
@@ -107,8 +107,8 @@ def plot(path: Path, bpd: Floats, p_value: Floats, ranked_bpd: Floats, drift: Dr
     left.legend(frameon=False)
     right.hist(p_value, np.linspace(0, 1, 21).tolist(), density=True, color="#c0392b", alpha=0.75)
     right.axhline(1, color="#5b6472", linestyle="--", linewidth=1.2)
-    said = f"{drift.flagged:.1%} at or below {drift.expected:g}"
-    right.set(xlabel="p-value (dashed: no drift)", ylabel="density", title=said)
+    flagged = f"{drift.flagged:.1%} at or below {drift.expected:g}"
+    right.set(xlabel="p-value (dashed: no drift)", ylabel="density", title=flagged)
     figure.suptitle(f"{name}: {'drifted' if drift.drifted else 'no drift found'}")
     try:
         figure.savefig(path, dpi=120)

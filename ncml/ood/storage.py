@@ -1,7 +1,4 @@
-"""JSON files that hold for one version of a model and of the preprocessing, and tell when they were changed.
-
-Calibrations are kept in them: numbers that mean nothing for other weights.
-"""
+"""Calibration files: JSON bound to one version of a model and of preprocessing, with a digest that detects changes."""
 
 import hashlib
 import json
@@ -19,18 +16,18 @@ REMEDY = "calibrate the model again"
 
 
 def digest(content: dict[str, Any]) -> str:
-    """The version of a calibration: SHA-256 of its content, 64 hexadecimal digits."""
+    """Return the version of a calibration: SHA-256 of its content, 64 hexadecimal digits."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    """Write what is bound to a model's version, with a digest of its own, whole or not at all."""
+    """Write a calibration with its digest, atomically."""
     text = json.dumps({"version": digest(content)} | content)
     checkpoint.replace_file(path, lambda new: new.write_text(text + "\n"))
 
 
 def read(path: Path, model_version: str) -> dict[str, Any]:
-    """Read what `write` wrote; raises `ModelError` where it is not for this model, or was changed since."""
+    """Read what `write` wrote; raises `ModelError` if it belongs to another model or was changed since."""
     stored = checkpoint.read_json(path)
     if stored.get("format") != FORMAT:
         raise ModelError(f"{path} has format {stored.get('format')!r}, not {FORMAT}: {REMEDY}.")

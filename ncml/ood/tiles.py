@@ -1,11 +1,11 @@
-"""Pictures larger than the model: scored in overlapping tiles, judged by their worst one.
+"""Images larger than the model: scored in overlapping tiles, judged by their worst one.
 
-A tile's score is the Mahalanobis distance of the multiscale measurements from those of tiles of good pictures.
-A picture's score is the largest of its tiles', and its p-value the rank of that among the largest scores of other whole
-good pictures. (Tiles of one picture are too many and too much alike to be tested one by one: corrected for their
-number, nothing would ever be found.) Memory does not grow with the number of tiles.
+A tile's score is the Mahalanobis distance of its multiscale measurements from those of tiles of good images. An image's
+score is the largest of its tiles', and its p-value the rank of that among the largest scores of other good images.
+(Tiles of one image are too many and too similar to be tested one by one: corrected for their number, no defect would be
+found.) Memory does not grow with the number of tiles.
 
-Shapes: H rows and W columns of the picture; R rows and C columns of tiles; B tiles of the model's size.
+Shapes: H rows and W columns of the image; R rows and C columns of tiles; B tiles of the model's size.
 """
 
 from __future__ import annotations
@@ -21,23 +21,24 @@ from numpy.typing import NDArray
 
 from ncml import checkpoint, images
 from ncml.errors import ModelError
-from ncml.images.tiling import Box, Cut, Scores, blend
+from ncml.images.tiling import Box, Scores, TileSize, blend
 from ncml.network.ncpn import NCPN
 from ncml.ood import conformal, storage
 from ncml.ood.conformal import Floats
-from ncml.ood.statistics import Columns, Gaussian, catalogue, measure
+from ncml.ood.measurements import Columns, measure
+from ncml.ood.statistics import Gaussian, build_statistics
 
-Picture = NDArray[np.uint8]
+Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Scan:
-    """A whole picture, judged by its tiles."""
+    """A large image, judged by its tiles."""
 
     score: float
     """The largest of the tiles' scores."""
     p_value: float | None
-    """Its rank among good pictures; None where tiles are not calibrated."""
+    """Its rank among good images; None if tiles are not calibrated."""
     threshold: float | None
     is_ood: bool | None
     box: Box
@@ -45,92 +46,94 @@ class Scan:
     grid: Scores
     """The score of each tile, [R, C]."""
     height: int
-    """Of the picture."""
+    """Of the image."""
     width: int
 
     @property
     def tiles(self) -> int:
-        """How many there are."""
+        """Number of tiles."""
         return self.grid.size
 
     @cached_property
     def map(self) -> Scores:
         """The tiles' scores blended where they overlap, [H, W]; a tile counts most at its centre."""
         _, _, width, height = self.box
-        return blend(self.grid, Cut(height, width), self.height, self.width)
+        return blend(self.grid, TileSize(height, width), self.height, self.width)
 
 
 Report = Callable[[int, int], None]
-"""Called with tiles done and in all."""
+"""Called with the number of finished tiles and the total."""
 
 
 def scan(
     network: NCPN,
-    picture_HWC: Picture,
+    image_HWC: Pixels,
     calibration: TileCalibration | Gaussian,
     *,
     side: int | None = None,
     batch_size: int = 32,
     report: Report | None = None,
 ) -> Scan:
-    """Score a picture in tiles, uint8 [H, W, 3], no side smaller than a tile.
+    """Score an image in tiles, uint8 [H, W, 3], no side smaller than a tile.
 
     calibration: of tiles; or the Gaussian of whole images that tiles are measured against, without a p-value.
     side: of a tile in pixels; None is the calibration's, or the model's size.
     """
-    tiled = calibration if isinstance(calibration, TileCalibration) else None
+    tile_calibration = calibration if isinstance(calibration, TileCalibration) else None
     gaussian = calibration.gaussian if isinstance(calibration, TileCalibration) else calibration
     model = network.config.model
-    cut = Cut.asked(model.height, model.width, side, tiled.cut if tiled else None)
-    H, W = picture_HWC.shape[:2]
-    corners = cut.corners(H, W)
+    tile = TileSize.resolve(model.height, model.width, side, tile_calibration.tile if tile_calibration else None)
+    H, W = image_HWC.shape[:2]
+    corners = tile.corners(H, W)
     scores, done = np.empty(len(corners)), 0
-    for columns in measured(network, picture_HWC, cut, corners, batch_size):
-        some = gaussian.distance(columns)
-        scores[done : done + len(some)] = some
-        done += len(some)
+    for columns in measure_tiles(network, image_HWC, tile, corners, batch_size):
+        scores_B = gaussian.distance(columns)
+        scores[done : done + len(scores_B)] = scores_B
+        done += len(scores_B)
         if report is not None:
             report(done, len(corners))
-    at = int(scores.argmax())
-    worst, (top, left) = float(scores[at]), corners[at]
-    p = limit = flagged = None
-    if tiled is not None:
-        p = float(conformal.p_values(worst, tiled.ranked))
-        limit = tiled.threshold
-        flagged = worst > limit
-    grid_RC = scores.astype(np.float32).reshape(cut.grid(H, W))
-    return Scan(worst, p, limit, flagged, (left, top, cut.width, cut.height), grid_RC, H, W)
+    worst_index = int(scores.argmax())
+    worst_score, (top, left) = float(scores[worst_index]), corners[worst_index]
+    p_value = threshold = is_ood = None
+    if tile_calibration is not None:
+        p_value = float(conformal.p_values(worst_score, tile_calibration.ranked))
+        threshold = tile_calibration.threshold
+        is_ood = worst_score > threshold
+    grid_RC = scores.astype(np.float32).reshape(tile.grid_shape(H, W))
+    return Scan(worst_score, p_value, threshold, is_ood, (left, top, tile.width, tile.height), grid_RC, H, W)
 
 
-def measured(
-    network: NCPN, picture_HWC: Picture, cut: Cut, corners: list[tuple[int, int]], batch_size: int
+def measure_tiles(
+    network: NCPN, image_HWC: Pixels, tile: TileSize, corners: list[tuple[int, int]], batch_size: int
 ) -> Iterator[Columns]:
-    """The multiscale measurements of the tiles at these corners, batch by batch."""
-    model, names = network.config.model, catalogue(network.config)["multiscale"].needs
+    """Yield the multiscale measurements of the tiles at these corners, batch by batch."""
+    model, names = network.config.model, build_statistics(network.config)["multiscale"].needs
     for start in range(0, len(corners), batch_size):
-        some = corners[start : start + batch_size]
-        cuts = [picture_HWC[top : top + cut.height, left : left + cut.width] for top, left in some]
-        tiles_BHWC = np.stack([images.fit(tile, model.height, model.width) for tile in cuts])
+        tiles = [
+            image_HWC[top : top + tile.height, left : left + tile.width]
+            for top, left in corners[start : start + batch_size]
+        ]
+        tiles_BHWC = np.stack([images.resize_to(pixels, model.height, model.width) for pixels in tiles])
         yield measure(network, tiles_BHWC, names)[0]
 
 
 @dataclass(frozen=True)
 class TileCalibration:
-    """What whole good pictures say about their tiles; bound to one version of the model and of preprocessing."""
+    """Estimates and ranks from the tiles of good images; bound to one version of the model and of preprocessing."""
 
     model_version: str
-    cut: Cut
+    tile: TileSize
     gaussian: Gaussian
     ranked: Floats
-    """The largest tile's score of each ranking picture, ascending."""
+    """The largest tile's score of each ranking image, ascending."""
     n_fit: int
-    """Pictures that gave tiles to the Gaussian."""
+    """Images whose tiles estimate the Gaussian."""
     false_positive_rate: float = 0.05
     preprocessing: str = storage.PREPROCESSING
     version: str = field(init=False)
-    """SHA-256 of all of it, 64 hexadecimal digits."""
+    """SHA-256 of the content, 64 hexadecimal digits."""
     threshold: float = field(init=False)
-    """A picture whose worst tile scores above it is out-of-distribution at the false-positive rate."""
+    """An image whose worst tile scores above it is out-of-distribution at the false-positive rate."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "version", storage.digest(self._content()))
@@ -138,12 +141,12 @@ class TileCalibration:
 
     @property
     def n_rank(self) -> int:
-        """Ranking pictures."""
+        """Number of ranking images."""
         return len(self.ranked)
 
     @property
     def smallest_p(self) -> float:
-        """The smallest p-value there can be."""
+        """The smallest possible p-value."""
         return 1 / (self.n_rank + 1)
 
     def _content(self) -> dict[str, Any]:
@@ -152,7 +155,7 @@ class TileCalibration:
             "model_version": self.model_version,
             "preprocessing": self.preprocessing,
             "false_positive_rate": self.false_positive_rate,
-            "cut": [self.cut.height, self.cut.width],
+            "cut": [self.tile.height, self.tile.width],
             "n_fit": self.n_fit,
             "gaussian": asdict(self.gaussian),
             "ranked": self.ranked.tolist(),
@@ -164,13 +167,13 @@ class TileCalibration:
 
     @classmethod
     def read(cls, folder: Path, model_version: str) -> TileCalibration:
-        """Read `calibration-tiles.json`; raises `ModelError` if it is missing, damaged or for something else."""
+        """Read `calibration-tiles.json`; raises `ModelError` if it is missing, damaged or belongs to another model."""
         path = folder / checkpoint.TILES
         stored = storage.read(path, model_version)
         try:
             return cls(
                 model_version,
-                Cut(*stored["cut"]),
+                TileSize(*stored["cut"]),
                 Gaussian.from_json(stored["gaussian"]),
                 np.array(stored["ranked"], np.float64),
                 stored["n_fit"],

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ncml import checkpoint, images
 from ncml.errors import InputError
-from ncml.paths import listed, text_of
+from ncml.paths import list_files, printable
 from ncml.training.inventory import Inventory
 
 Part = Literal["fit", "calibration-fit", "calibration-rank"]
@@ -128,7 +128,7 @@ def load(
 def of_pictures(source: str) -> bool:
     """Whether a source is a folder of pictures: it has no splits, and its pictures come class by class."""
     folder = Path(source)
-    return folder.is_dir() and not any(path.suffix == ".parquet" for path in listed([folder]))
+    return folder.is_dir() and not any(path.suffix == ".parquet" for path in list_files([folder]))
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class _Source:
 
 
 def _from_pictures(folder: Path) -> _Source:
-    files = sorted(path for path in listed([folder]) if path.is_file())
+    files = sorted(path for path in list_files([folder]) if path.is_file())
     classes = sorted({path.relative_to(folder).parts[0] for path in files if path.parent != folder})
     outside = [path for path in files if path.parent == folder] if classes else []
     if any(path.suffix.lower() in SUFFIXES for path in outside):
@@ -161,10 +161,10 @@ def _from_pictures(folder: Path) -> _Source:
     index = {name: i for i, name in enumerate(classes)}
     inside = [path for path in files if path.parent != folder] if classes else files
     rows = (
-        _Row(text_of(path.relative_to(folder)), path, index[path.relative_to(folder).parts[0]] if classes else 0)
+        _Row(printable(path.relative_to(folder)), path, index[path.relative_to(folder).parts[0]] if classes else 0)
         for path in inside
     )
-    names, strays = (tuple(map(text_of, some)) for some in (classes, (path.name for path in outside)))
+    names, strays = (tuple(map(printable, some)) for some in (classes, (path.name for path in outside)))
     return _Source(str(folder), len(inside), names, rows, _listing(files), strays)
 
 
@@ -319,7 +319,7 @@ def _decoded(
             picture = images.open_image(row.data, field="data")
         except InputError:
             return None
-        return images.fit(picture, height, width), picture.shape[:2]
+        return images.resize_to(picture, height, width), picture.shape[:2]
 
     rows = iter(rows)
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:

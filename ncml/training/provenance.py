@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ncml.paths import text_of
+from ncml.paths import printable
 from ncml.training.inventory import counted
 
 
@@ -17,7 +17,7 @@ def command(arguments: Sequence[str], places: Iterable[str]) -> str:
     """An `ncml` command line, whole but for where on this machine the folders `places` lie."""
     hidden = {place for place in places if Path(place).is_dir()}
     quoted = (f"…/{Path(a).name}" if a in hidden else shlex.quote(a) for a in arguments)
-    return text_of(" ".join(["ncml", *quoted]))
+    return printable(" ".join(["ncml", *quoted]))
 
 
 def machine(device: torch.device | str) -> str:

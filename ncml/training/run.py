@@ -23,7 +23,7 @@ from ncml.model import Model
 from ncml.model import load as load_model
 from ncml.network.ncpn import NCPN
 from ncml.network.sde import end_time, grey_levels, process
-from ncml.paths import text_of
+from ncml.paths import printable
 from ncml.progress import Bar
 from ncml.runtime import reuse_freed_memory
 from ncml.sampling.cached import incremental
@@ -189,8 +189,10 @@ def _finish(
 
 def _check_folder(out: Path, resume: bool) -> None:
     """Refuse a folder that holds something else, before anything is read."""
-    if text_of(out) != str(out):
-        raise InputError("out", f"{text_of(out)} is not UTF-8, which names of files for TensorBoard are: give another.")
+    if printable(out) != str(out):
+        raise InputError(
+            "out", f"{printable(out)} is not UTF-8, which names of files for TensorBoard are: give another."
+        )
     state = out / STATE
     if state.exists() and not resume:
         raise InputError("out", f"{out} holds a training run already; add --resume to go on, or give another folder.")

@@ -25,13 +25,14 @@ import ncml
 from ncml import images
 from ncml.evaluation import numbers
 from ncml.images import perturbations
-from ncml.images.perturbations import Change, Picture
-from ncml.ood import statistics
+from ncml.images.perturbations import Perturbation
 from ncml.ood.calibration import Calibration
-from ncml.ood.statistics import Columns
+from ncml.ood.measurements import Columns
+from ncml.ood.measurements import measure as measure_columns
+from ncml.ood.statistics import Gaussian
 from ncml.training import dataset
 
-PROCESSING: dict[str, Change] = {
+PROCESSING: dict[str, Perturbation] = {
     **{f"JPEG, quality {quality}": perturbations.jpeg(quality) for quality in (95, 75, 50)},
     "half size and back (box, bicubic)": perturbations.resample(0.5, Resampling.BOX, Resampling.BICUBIC),
     "3/4 size and back (Lanczos)": perturbations.resample(0.75, Resampling.LANCZOS, Resampling.LANCZOS),
@@ -42,7 +43,7 @@ PROCESSING: dict[str, Change] = {
     **{f"contrast x {factor:g}": perturbations.contrast(factor) for factor in (0.5, 0.8, 1.25)},
     "lowest bits flipped": perturbations.flip_lowest_bits,
 }
-CONTENT: dict[str, Change] = {
+CONTENT: dict[str, Perturbation] = {
     "mirrored": perturbations.mirror,
     "upside down": lambda picture, _: picture[::-1].copy(),
     "red and blue swapped": perturbations.swap_channels,
@@ -50,11 +51,11 @@ CONTENT: dict[str, Change] = {
     "8x8 patches shuffled": perturbations.shuffle_patches(8),
     "4x4 patches shuffled": perturbations.shuffle_patches(4),
 }
-MATCHED: dict[str, Change] = {
+MATCHED: dict[str, Perturbation] = {
     "as they are": lambda picture, _: picture,
     **{name: PROCESSING[name] for name in ("JPEG, quality 50", "half size and back (box, bicubic)")},
 }
-"""Changes after which little is left of how a set had been processed before."""
+"""Perturbations after which little is left of how a set had been processed before."""
 MATCHED_FIT = 300
 """Held-out images that fit the Gaussian then."""
 
@@ -120,7 +121,7 @@ def main() -> None:
         if name.startswith("imagenet1k"):
             others[f"{name}, the classes of CIFAR-10"] = partial(alike, source, model, asked.limit)
     table("other images", others)
-    cat = measured(images.fit(images.open_image(PHOTOGRAPH), model.height, model.width)[None])
+    cat = measured(images.resize_to(images.open_image(PHOTOGRAPH), model.height, model.width)[None])
     p = [float(c.p_values("multiscale", scored(model, c, cat, "multiscale"))[0]) for c in calibrations]
     print(f"\n{PHOTOGRAPH.name}: p {', tolerant '.join(f'{value:.2f}' for value in p)}")
     for name in others:
@@ -138,13 +139,13 @@ def line(cells: list[str]) -> str:
 def measure(model: ncml.Model, pictures: Pictures) -> Columns:
     """What `multiscale` and `bpd` need of every picture."""
     names = model.statistics["multiscale"].needs
-    parts = [statistics.measure(model.network, pictures[i : i + 32], names)[0] for i in range(0, len(pictures), 32)]
+    parts = [measure_columns(model.network, pictures[i : i + 32], names)[0] for i in range(0, len(pictures), 32)]
     return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
 
 def scored(model: ncml.Model, calibration: Calibration, columns: Columns, statistic: str) -> NDArray[np.float64]:
     """A statistic of every picture."""
-    return model.statistics[statistic].of(columns, calibration.fit)
+    return model.statistics[statistic].compute(columns, calibration.estimates)
 
 
 def share(model: ncml.Model, calibration: Calibration, columns: Columns, statistic: str) -> str:
@@ -155,13 +156,13 @@ def share(model: ncml.Model, calibration: Calibration, columns: Columns, statist
     return f"{100 * count / len(verdicts):.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def matched(model: ncml.Model, source: str, own: Pictures, others: Pictures, change: Change) -> str:
+def matched(model: ncml.Model, source: str, own: Pictures, others: Pictures, change: Perturbation) -> str:
     """AUROC of a Gaussian that was fitted on pictures that went through the same change."""
     held_out = dataset.load(source, model.height, model.width).part("calibration-fit").spread(MATCHED_FIT)
     fit, inside, outside = (
         measure(model, changed(pictures, change)) for pictures in (held_out.images_NHWC.numpy(), own, others)
     )
-    gaussian = statistics.Gaussian.fitted(fit)
+    gaussian = Gaussian.estimate(fit)
     auroc = numbers.detection(gaussian.distance(inside), gaussian.distance(outside))["auroc"]
     return f"{auroc.value:.2f} [{auroc.low:.2f}, {auroc.high:.2f}]"
 
@@ -190,7 +191,7 @@ def uniform(like: Pictures) -> Pictures:
     return np.random.default_rng(0).integers(0, 256, like.shape).astype(np.uint8)
 
 
-def changed(pictures: Pictures, change: Change) -> Picture:
+def changed(pictures: Pictures, change: Perturbation) -> Pictures:
     """Every picture through a change, each with chance of its own."""
     return np.stack([change(picture, np.random.default_rng(i)) for i, picture in enumerate(pictures)])
 

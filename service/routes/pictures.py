@@ -5,7 +5,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from ncml.images import half_canvas
+from ncml.images import place_known_half
 from service import answers, problems, reading
 from service.asking import Desk, Here
 from service.negotiation import BINARY, JSON, NPZ, PNG, ZIP, negotiate
@@ -76,7 +76,7 @@ async def complete(request: Request, desk: Here) -> Response:
     model, version = await desk.model(params, Task.COMPLETE)
     canvas, keep = await desk.decode(
         Task.COMPLETE,
-        lambda: half_canvas(
+        lambda: place_known_half(
             upload.data,
             model.height,
             model.width,

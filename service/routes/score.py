@@ -6,8 +6,8 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 from numpy.typing import NDArray
 
-from ncml.images import fit, open_image
-from ncml.images.tiling import Cut, least_side
+from ncml.images import open_image, resize_to
+from ncml.images.tiling import TileSize, smallest_tile_side
 from service import answers, problems, reading
 from service.asking import Desk, Here
 from service.negotiation import BINARY, JSON, NPZ, PNG, negotiate
@@ -77,7 +77,7 @@ async def score(request: Request, desk: Here) -> Response:
     statistics = _wanted(params, model)
 
     def pixels(upload: Upload) -> Pixels:
-        image = fit(_opened(desk, upload), model.height, model.width)
+        image = resize_to(_opened(desk, upload), model.height, model.width)
         return Pixels(height=model.height, width=model.width, data=image.tobytes())
 
     job = ScoreJob(
@@ -123,18 +123,18 @@ async def _size(desk: Desk, params: ScoreParams, model: ModelDescriptor, upload:
     """Height and width of a picture that can be cut and whose tiles are not too many; it is decoded to know."""
     if model.calibration is None and model.tiles is None:
         raise invalid("tile", f"tile: {model.name} is not calibrated; leave tile out, or calibrate it.")
-    calibrated = model.tiles and Cut(model.tiles.height, model.tiles.width)
-    cut = Cut.asked(model.height, model.width, params.tile_size, calibrated)
+    calibrated = model.tiles and TileSize(model.tiles.height, model.tiles.width)
+    tile = TileSize.resolve(model.height, model.width, params.tile_size, calibrated)
     height, width = await desk.decode(Task.SCAN, lambda: _opened(desk, upload).shape[:2])
-    rows, columns = cut.grid(height, width)
+    rows, columns = tile.grid_shape(height, width)
     most = desk.settings.max_tiles
     if rows * columns > most:
-        least = None if calibrated else least_side((model.height, model.width), (height, width), most)
+        least = None if calibrated else smallest_tile_side((model.height, model.width), (height, width), most)
         remedy = f"give a tile_size of at least {least}" if least else "send it in parts"
         raise invalid(
             "tile_size" if least else "image",
-            f"image is {width} x {height} pixels, which makes {rows * columns} tiles of {cut.width} x {cut.height}; at "
-            f"most {most} are scored, so {remedy}.",
+            f"image is {width} x {height} pixels, which makes {rows * columns} tiles of {tile.width} x {tile.height}; "
+            f"at most {most} are scored, so {remedy}.",
         )
     return height, width
 

@@ -14,8 +14,8 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 
 from ncml.errors import InputError
-from ncml.images import fit, to_png
-from ncml.images.tiling import Cut, least_side
+from ncml.images import resize_to, to_png
+from ncml.images.tiling import TileSize, smallest_tile_side
 
 NUMBER = re.compile(r"^\d+\.\d\d$")
 REFUSED = "Failed to load resource"  # Chromium says so of every answer that is no success
@@ -241,14 +241,14 @@ def test_the_tiles_that_are_told_are_those_of_the_service(studio) -> None:
             "async ([model, w, h]) => (await import('/studio/tiles.js')).cut(model, w, h)",
             [{"height": height, "width": width}, W, H],
         )
-        cut = Cut.of(height, width, told["side"])
-        assert told["size"] == [cut.width, cut.height]
+        tile = TileSize.for_model(height, width, told["side"])
+        assert told["size"] == [tile.width, tile.height]
         if told["n"]:
-            assert told["n"] == np.prod(cut.grid(H, W)) <= 1024
-            assert told["side"] == least_side((height, width), (H, W), 1024)
+            assert told["n"] == np.prod(tile.grid_shape(H, W)) <= 1024
+            assert told["side"] == smallest_tile_side((height, width), (H, W), 1024)
         else:
             with pytest.raises(InputError, match="smaller than a tile"):
-                cut.grid(H, W)
+                tile.grid_shape(H, W)
 
 
 def test_tiles_that_cannot_be_are_refused_in_a_sentence(studio, tab, tmp_path: Path) -> None:
@@ -260,9 +260,7 @@ def test_tiles_that_cannot_be_are_refused_in_a_sentence(studio, tab, tmp_path: P
     expect(page.locator(".waiting")).to_contain_text("smaller than a tile")
     page.get_by_role("button", name="Score 1 picture").click()
     refusal = page.get_by_role("alert")
-    expect(refusal).to_contain_text(
-        "A picture of 5 x 9 pixels is smaller than a tile of 8 x 8: score it without tiles."
-    )
+    expect(refusal).to_contain_text("An image of 5 x 9 pixels is smaller than a tile of 8 x 8: score it without tiles.")
     page.get_by_label("In tiles").uncheck()
     expect(page.locator(".waiting canvas")).to_have_count(2)
     page.get_by_role("button", name="Score 1 picture").click()
@@ -406,7 +404,7 @@ def test_the_preview_is_what_the_service_makes_of_the_file(studio) -> None:
             base64.b64encode(to_png(picture)).decode(),
         )
         seen = np.array(shown, np.uint8).reshape(8, 8, 4)[..., :3]
-        assert np.abs(seen.astype(int) - fit(picture, 8, 8)).max() <= 1
+        assert np.abs(seen.astype(int) - resize_to(picture, 8, 8)).max() <= 1
 
 
 @pytest.mark.parametrize("keep", ["top", "bottom", "left", "right"])

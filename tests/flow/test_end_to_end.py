@@ -25,7 +25,7 @@ from PIL import Image
 
 import ncml
 from ncml.calibration import tiles
-from ncml.images import KEEPS, fit, grid, heat, open_image, to_png
+from ncml.images import KEEPS, grid, heat, open_image, resize_to, to_png
 from worker.contract import JobStatus
 from worker.queue import JobQueue
 
@@ -145,7 +145,7 @@ def test_scores_are_the_models_own(stack: Stack, picture: np.ndarray) -> None:
     answer = stack.http.post("/score", files=[("image", to_png(picture)), ("image", to_png(large))])
     assert answer.status_code == 200, answer.text
     body = answer.json()
-    wanted = stack.model.score(np.stack([picture, fit(large, 8, 8)]))
+    wanted = stack.model.score(np.stack([picture, resize_to(large, 8, 8)]))
     for got, score in zip(body["results"], wanted, strict=True):
         assert got["bpd"] == pytest.approx(score.bpd, rel=1e-6)
         assert got["log_likelihood"] == pytest.approx(score.log_likelihood, rel=1e-6)
@@ -220,7 +220,7 @@ def test_a_defect_in_a_wall_is_found(stack: Stack) -> None:
     arrays = np.load(io.BytesIO(stack.http.get(result, headers={"accept": "application/x-npz"}).content))
     np.testing.assert_allclose(arrays["map"], wanted.map, rtol=1e-3)
     drawn = pixels(stack.http.get(result, headers={"accept": "image/png"}).content)
-    own = heat.heat(wanted.map, *heat.limits(wanted.map, wanted.threshold))
+    own = heat.render(wanted.map, *heat.score_range(wanted.map, wanted.threshold))
     assert np.abs(drawn.astype(int) - own).max() <= 4
     told = stack.http.get("/models/wall").json()["tiles"]
     assert (told["width"], told["n_rank"], told["version"]) == (32, 19, stack.wall.tiles.version)

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ncml.network.ncpn import NCPN
 from ncml.network.sde import process
-from ncml.ood.statistics import look
+from ncml.ood.measurements import measure_level
 from ncml.sampling.cached import incremental
 from ncml.sampling.sample import Conditions, Noise, score_function
 from ncml.sampling.solvers import SOLVERS, tweedie
@@ -77,8 +77,10 @@ def test_solvers(elsewhere: torch.device, solver: str) -> None:
 def test_what_an_image_is_measured_by(elsewhere: torch.device) -> None:
     """Its likelihood, and all that statistics are made of."""
     pixels = np.zeros((3, 4, 4, 3), np.uint8)
-    seen = look(network(elsewhere), pixels, T, ("bits", "direct", "fine", "coarse", "norm"), torch.zeros(3).long())
-    assert {part.device for part in (seen.log_prob_BHW, *seen.measured.values())} == {elsewhere}
+    measurement = measure_level(
+        network(elsewhere), pixels, T, ("bits", "direct", "fine", "coarse", "norm"), torch.zeros(3).long()
+    )
+    assert {part.device for part in (measurement.log_prob_BHW, *measurement.values.values())} == {elsewhere}
 
 
 def test_a_training_step(elsewhere: torch.device) -> None:

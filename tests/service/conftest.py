@@ -12,7 +12,7 @@ import redis
 from starlette.testclient import TestClient
 
 from ncml.images import open_image
-from ncml.images.tiling import Cut
+from ncml.images.tiling import TileSize
 from service.app import create_app
 from service.settings import Settings
 from worker.contract import (
@@ -231,11 +231,11 @@ class FakeQueue:
     def _scan(self, job: ScanJob) -> Scan:
         picture = open_image(job.file)
         assert picture.shape[:2] == (job.height, job.width)
-        cut = Cut.of(8, 8, job.tile_size)
-        corners = cut.corners(job.height, job.width)
-        means = [picture[top : top + cut.height, left : left + cut.width].mean() for top, left in corners]
+        tile = TileSize.for_model(8, 8, job.tile_size)
+        corners = tile.corners(job.height, job.width)
+        means = [picture[top : top + tile.height, left : left + tile.width].mean() for top, left in corners]
         top, left = corners[int(np.argmax(means))]
-        rows, columns = cut.grid(job.height, job.width)
+        rows, columns = tile.grid_shape(job.height, job.width)
         known = self.served[0].tiles
         return Scan(
             height=job.height,
@@ -246,7 +246,7 @@ class FakeQueue:
             p_value=0.5 if known else None,
             threshold=known.threshold if known else None,
             is_ood=max(means) > known.threshold if known else None,
-            box=Box(left=left, top=top, width=cut.width, height=cut.height),
+            box=Box(left=left, top=top, width=tile.width, height=tile.height),
             tiles=np.array(means, "<f4").tobytes() if job.map else None,
         )
 

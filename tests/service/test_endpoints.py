@@ -13,7 +13,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from ncml.images import grid, heat, to_png
-from ncml.images.tiling import Cut, blend
+from ncml.images.tiling import TileSize, blend
 from worker.contract import CompleteJob, GenerateJob, JobError, Priority, ScanJob, ScoreJob, WorkerState
 
 
@@ -147,9 +147,9 @@ def test_maps_are_drawn_as_on_the_command_line(client: TestClient, queue, n: int
         "/score", files=[part(flat(level)) for level in (2, 5, 7)[:n]], headers={"accept": "image/png"}
     )
     assert answer.headers["content-type"] == "image/png"
-    drawn = heat.heat(maps[0], 0, heat.BRIGHTEST).repeat(32, 0).repeat(32, 1)
+    drawn = heat.render(maps[0], 0, heat.BRIGHTEST).repeat(32, 0).repeat(32, 1)
     assert np.array_equal(pixels(answer.content)[:256, :256], drawn)
-    assert np.array_equal(pixels(answer.content), grid([heat.of_pixels(one) for one in maps]))
+    assert np.array_equal(pixels(answer.content), grid([heat.render_pixel_map(one) for one in maps]))
     again = client.get("/jobs/job-0/result", headers={"accept": "image/png"})
     assert again.content == answer.content
     assert "map" in client.get("/jobs/job-0/result").json()["results"][0]
@@ -179,7 +179,7 @@ def test_a_large_picture_is_cut_and_judged(client: TestClient, queue) -> None:
     file = to_png(large())
     answer = client.post("/score?tile=1", files=[part(file)])
     assert answer.status_code == 200, answer.text
-    means = [large()[top : top + 8, left : left + 8].mean() for top, left in Cut(8, 8).corners(20, 24)]
+    means = [large()[top : top + 8, left : left + 8].mean() for top, left in TileSize(8, 8).corners(20, 24)]
     body = answer.json()
     assert body == {
         "id": "job-0", "status": "succeeded", "model": {"name": "tiny", "version": "a1" * 32},
@@ -202,16 +202,16 @@ def test_a_large_picture_is_cut_and_judged(client: TestClient, queue) -> None:
 def test_the_map_of_a_large_picture_has_its_size(client: TestClient, queue) -> None:
     ask = {"files": [part(to_png(large()))], "data": {"tile": "1"}}
     arrays = np.load(io.BytesIO(client.post("/score", **ask, headers={"accept": "application/x-npz"}).content))
-    means = [large()[top : top + 8, left : left + 8].mean() for top, left in Cut(8, 8).corners(20, 24)]
+    means = [large()[top : top + 8, left : left + 8].mean() for top, left in TileSize(8, 8).corners(20, 24)]
     tiles = np.reshape(means, (4, 5)).astype(np.float32)
     assert np.array_equal(arrays["tiles"], tiles)
-    assert np.array_equal(arrays["map"], blend(tiles, Cut(8, 8), 20, 24))
+    assert np.array_equal(arrays["map"], blend(tiles, TileSize(8, 8), 20, 24))
     assert arrays["map"].dtype == np.float32
     assert arrays["box"].tolist() == [4, 8, 8, 8]
     assert (arrays["p_value"], arrays["threshold"], arrays["is_ood"]) == (0.5, 100, True)
     assert arrays["score"] == max(means)
     drawn = client.post("/score", **ask, headers={"accept": "image/png"})
-    assert np.array_equal(pixels(drawn.content), heat.heat(arrays["map"], float(arrays["map"].min()), 100))
+    assert np.array_equal(pixels(drawn.content), heat.render(arrays["map"], float(arrays["map"].min()), 100))
 
 
 def test_tiles_that_are_not_calibrated_give_no_verdict(client: TestClient, queue, model) -> None:

@@ -142,7 +142,7 @@ def test_a_picture_that_cannot_be_cut_is_refused_at_once(new_client, queue, mode
     assert body["errors"][0]["field"] == "image"
     said = "image is 20 x 12 pixels, which makes 8 tiles of 8 x 8; at most 6 are scored, so send it in parts."
     assert body["detail"] == said
-    assert "A picture of 6 x 9 pixels is smaller than a tile of 8 x 8" in refusal(9, 6)["detail"]
+    assert "An image of 6 x 9 pixels is smaller than a tile of 8 x 8" in refusal(9, 6)["detail"]
     assert "at most 1000 pixels" in refusal(32, 32, 413)["detail"]
     for files, words in (
         ([("image", PICTURE)] * 2, "send one at a time"),

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ncml.errors import InputError, ModelError
-from ncml.images.tiling import Box, Cut
+from ncml.images.tiling import Box, TileSize
 
 HEIGHT = WIDTH = 8
 
@@ -73,7 +73,7 @@ class TileCalibration:
     """By it a picture does not belong when a tile's mean is above 128."""
 
     version: str = "71" * 32
-    cut: Cut = field(default_factory=lambda: Cut(HEIGHT, WIDTH))
+    tile: TileSize = field(default_factory=lambda: TileSize(HEIGHT, WIDTH))
     false_positive_rate: float = 0.05
     threshold: float = 128.0
     n_fit: int = 8
@@ -202,19 +202,19 @@ class SyntheticModel:
     ) -> Scan:
         """The mean of each tile; each batch of tiles takes `batch_s`."""
         known = self.tiles
-        cut = Cut.asked(HEIGHT, WIDTH, side, known.cut if known else None)
+        tile = TileSize.resolve(HEIGHT, WIDTH, side, known.tile if known else None)
         H, W = picture.shape[:2]
-        corners = cut.corners(H, W)
+        corners = tile.corners(H, W)
         for done in range(0, len(corners), batch_size):
             self._meet(min(batch_size, len(corners) - done), None)
             time.sleep(self.batch_s)
             callback(min(done + batch_size, len(corners)), len(corners))
-        means = [picture[top : top + cut.height, left : left + cut.width].mean() for top, left in corners]
+        means = [picture[top : top + tile.height, left : left + tile.width].mean() for top, left in corners]
         at = int(np.argmax(means))
         (top, left), worst = corners[at], float(means[at])
         judged = (0.5, known.threshold, worst > known.threshold) if known else (None, None, None)
-        grid = np.array(means, np.float32).reshape(cut.grid(H, W))
-        return Scan(worst, *judged, (left, top, cut.width, cut.height), grid, H, W)
+        grid = np.array(means, np.float32).reshape(tile.grid_shape(H, W))
+        return Scan(worst, *judged, (left, top, tile.width, tile.height), grid, H, W)
 
     def generate(self, n: int, **options: Any) -> np.ndarray:
         dropped = self._work(n, options["classes"], options["callback"])

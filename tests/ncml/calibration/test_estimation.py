@@ -13,8 +13,9 @@ from ncml import checkpoint
 from ncml.calibration.estimation import calibrate
 from ncml.errors import InputError, ModelError
 from ncml.images import perturbations
-from ncml.ood import statistics, storage
+from ncml.ood import storage
 from ncml.ood.calibration import Calibration
+from ncml.ood.measurements import measure
 from tests.ncml import nets
 from tests.ncml.nets import FIT, NEW, RANK
 
@@ -105,9 +106,9 @@ def test_too_few_images_are_refused(model: ncml.Model) -> None:
     with pytest.raises(InputError, match="18 ranking images cannot support a false-positive rate of"):
         calibrate(model, FIT, RANK[:18])
     assert calibrate(model, FIT, RANK[:19]).smallest_p == 0.05
-    with pytest.raises(InputError, match="19 images cannot fit the statistics: give at least 20"):
+    with pytest.raises(InputError, match="19 images are too few to estimate the statistics: give at least 20"):
         calibrate(model, FIT[:19], RANK)
-    with pytest.raises(InputError, match="0 images cannot fit"):
+    with pytest.raises(InputError, match="0 images are too few"):
         calibrate(model, FIT[:0], RANK)
 
 
@@ -165,10 +166,12 @@ def test_what_is_tolerated_is_less_surprising(model: ncml.Model) -> None:
     noisy = [perturbations.noise(40)(p, rng) for p in nets.pictures(180, seed=11).numpy()]
     fit, rank, new = np.stack(noisy[:60]), np.stack(noisy[60:120]), noisy[120:]
     smooth = np.stack([perturbations.resample(0.6, Resampling.BOX, Resampling.BICUBIC)(p, rng) for p in new])
-    columns = statistics.measure(model.network, smooth, model.statistics["multiscale"].needs)[0]
+    columns = measure(model.network, smooth, model.statistics["multiscale"].needs)[0]
     p = {}
     for tolerate in ((), ("resize",)):
         made = calibrate(model, fit, rank, tolerate=tolerate)
         assert made.tolerate == tolerate
-        p[tolerate] = made.p_values("multiscale", model.statistics["multiscale"].of(columns, made.fit)).mean()
+        p[tolerate] = made.p_values(
+            "multiscale", model.statistics["multiscale"].compute(columns, made.estimates)
+        ).mean()
     assert p[("resize",)] > 1.5 * p[()]

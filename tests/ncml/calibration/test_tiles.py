@@ -12,7 +12,8 @@ from ncml import checkpoint
 from ncml.calibration import tiles
 from ncml.calibration.estimation import calibrate
 from ncml.errors import InputError, ModelError
-from ncml.ood import statistics, storage
+from ncml.ood import storage
+from ncml.ood.measurements import measure
 from ncml.ood.tiles import TileCalibration, scan
 from tests.ncml import nets
 
@@ -40,10 +41,10 @@ def read(model: ncml.Model) -> TileCalibration:
 def test_a_scan_is_its_tiles(calibrated: ncml.Model) -> None:
     calibration, image = read(calibrated), picture(50)
     found = scan(calibrated.network, image, calibration)
-    corners = calibration.cut.corners(*image.shape[:2])
-    cuts = np.stack([image[top : top + 8, left : left + 8] for top, left in corners])
+    corners = calibration.tile.corners(*image.shape[:2])
+    tiles_BHWC = np.stack([image[top : top + 8, left : left + 8] for top, left in corners])
     names = calibrated.statistics["multiscale"].needs
-    score = calibration.gaussian.distance(statistics.measure(calibrated.network, cuts, names)[0])
+    score = calibration.gaussian.distance(measure(calibrated.network, tiles_BHWC, names)[0])
     worst = int(score.argmax())
     assert found.tiles == len(corners) == 20
     assert found.score == pytest.approx(score[worst], rel=1e-4)
@@ -110,7 +111,7 @@ def test_too_little_is_refused(model: ncml.Model) -> None:
     opened = [lambda p=p: p for p in GOOD]
     with pytest.raises(InputError, match="18 ranking images cannot support"):
         tiles.calibrate(model, opened[:3], opened[3:21])
-    with pytest.raises(InputError, match="cannot fit the statistics"):
+    with pytest.raises(InputError, match="too few to estimate the statistics"):
         tiles.calibrate(model, [], opened)
     with pytest.raises(InputError, match="5 x 6 pixels is smaller than a tile of 8 x 8"):
         scan(model.network, np.zeros((6, 5, 3), np.uint8), tiles.calibrate(model, opened[:8], opened[8:]))

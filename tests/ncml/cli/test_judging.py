@@ -72,7 +72,7 @@ def test_the_held_out_parts_are_used_unless_nothing_was_trained_on(run: Run, tmp
     write(tmp_path / "good", 84, 1)
     done = run("calibrate", "--model", "loud", "--data", "good")
     assert done.returncode == 2
-    assert "4 images cannot fit the statistics" in done.stderr
+    assert "4 images are too few to estimate the statistics" in done.stderr
     assert "--unseen uses all of them" in done.stderr
     assert run("calibrate", "--model", "loud", "--data", "good", "--unseen", "--limit", "20").returncode == 0
 
@@ -82,7 +82,7 @@ def test_the_held_out_parts_are_used_unless_nothing_was_trained_on(run: Run, tmp
     [
         (["--limit", "0"], "--limit must be more than 0"),
         (["--tolerate", "jpg"], "no change 'jpg' to tolerate: did you mean jpeg?"),
-        (["--unseen", "--false-positive-rate", "0"], "at least 1e-09 and less than 1, not 0"),
+        (["--unseen", "--false-positive-rate", "0"], "must be at least 1e-09 and less than 1, not 0"),
         (["--unseen", "--false-positive-rate", "1e-320"], "at least 1e-09 and less than 1"),
         (
             ["--unseen", "--false-positive-rate", "0.001"],
@@ -127,7 +127,7 @@ def test_a_folder_is_scored_into_a_table(calibrated: Run, tmp_path: Path) -> Non
     assert not broken["bpd"]
     model = ncml.load(tmp_path / "models" / "loud")
     for row in table[:4]:
-        pixels = images.fit(images.open_image(row["file"]), 8, 8)
+        pixels = images.resize_to(images.open_image(row["file"]), 8, 8)
         (score,) = model.score(pixels, statistics=["llr", "typicality"])
         assert score.ood is not None
         assert float(row["bpd"]) == pytest.approx(score.bpd, rel=1e-5)
@@ -269,7 +269,7 @@ def test_without_a_calibration_there_are_no_verdicts(run: Run, tmp_path: Path) -
         (["score", "junk", "--output", "t.csv"], "junk/a.txt is not an image"),
         (["score", "new", "--output", "t.txt"], "must end in .csv or .parquet"),
         (["score", "new", "--fdr", "0.1"], "--fdr needs p-values: this model is not calibrated"),
-        (["score", "new", "--fdr", "2"], "false discovery rate is more than 0"),
+        (["score", "new", "--fdr", "2"], "false discovery rate must be more than 0"),
         (["score", "new", "--statistics", "lr"], "no statistic 'lr'"),
         (["score", "new", "--tile-size", "16"], "--tile-size is for --tile"),
         (["score", "new", "--tile", "--class", "a"], "leave other options out"),
@@ -312,7 +312,7 @@ def test_whole_pictures_are_judged_by_their_tiles(run: Run, tmp_path: Path) -> N
     assert [row["is_ood"] for row in rows(tmp_path / "t.csv")] == [str(int(f)) for f in flagged]
     assert "p 0.0476 OOD  new/001.png" in run(*asked).stdout
     write(tmp_path / "new" / "tiny", 1, 1, (6, 6))
-    assert "skipped: new/tiny/000.png: a picture of 6 x 6 pixels is smaller than a tile" in run(*asked).stderr
+    assert "skipped: new/tiny/000.png: an image of 6 x 6 pixels is smaller than a tile" in run(*asked).stderr
     other = run(*asked, "--tile-size", "16")
     assert "tiles were calibrated at 8 x 8 pixels" in other.stderr
 

@@ -12,26 +12,26 @@ from ncml.images import heat
 
 def test_brightness_rises_with_the_number() -> None:
     ramp = np.linspace(-1, 2, 300)[None]
-    brightness = heat.heat(ramp, 0, 1).astype(float).sum(2)[0]
+    brightness = heat.render(ramp, 0, 1).astype(float).sum(2)[0]
     assert (np.diff(brightness) >= -8).all()  # two neighbouring colours may round apart
     assert brightness[0] < 10
     assert brightness[-1] > 600
     assert np.array_equal(brightness[:100], np.full(100, brightness[0]))
-    assert heat.heat(np.ones((2, 3)), 1, 1).shape == (2, 3, 3)
+    assert heat.render(np.ones((2, 3)), 1, 1).shape == (2, 3, 3)
 
 
 def test_a_map_taller_than_a_band_is_drawn_throughout() -> None:
     tall = np.linspace(0, 1, 2 * heat.BAND + 3)[:, None]
-    assert np.array_equal(heat.heat(tall, 0, 1)[:, 0], heat.heat(tall.T, 0, 1)[0])
+    assert np.array_equal(heat.render(tall, 0, 1)[:, 0], heat.render(tall.T, 0, 1)[0])
 
 
 def test_a_map_of_pixels_is_enlarged_and_one_of_tiles_bright_where_it_is_flagged() -> None:
     pixels = np.array([[0, heat.BRIGHTEST], [9, 4]])
-    drawn = heat.of_pixels(pixels)
+    drawn = heat.render_pixel_map(pixels)
     assert drawn.shape == (heat.SIDE, heat.SIDE, 3)
-    assert np.array_equal(drawn[:: heat.SIDE // 2, :: heat.SIDE // 2], heat.heat(pixels, 0, heat.BRIGHTEST))
-    assert heat.limits(pixels, 7.5) == (0, 7.5)
-    assert heat.limits(pixels, None) == (0, 9)
+    assert np.array_equal(drawn[:: heat.SIDE // 2, :: heat.SIDE // 2], heat.render(pixels, 0, heat.BRIGHTEST))
+    assert heat.score_range(pixels, 7.5) == (0, 7.5)
+    assert heat.score_range(pixels, None) == (0, 9)
 
 
 def test_a_frame_surrounds_its_box_and_changes_nothing_else() -> None:

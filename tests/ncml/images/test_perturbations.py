@@ -1,4 +1,4 @@
-"""Changes of pictures: what each leaves alone, and that chance is the seed's."""
+"""Perturbations: what each preserves, and that its randomness is a function of the seed."""
 
 import numpy as np
 import pytest
@@ -8,8 +8,8 @@ from ncml.errors import InputError
 from ncml.images import perturbations
 from tests.ncml import nets
 
-PICTURE = nets.pictures(1, 16, 16, seed=3).numpy()[0]
-CHANGES = {
+IMAGE = nets.pictures(1, 16, 16, seed=3).numpy()[0]
+PERTURBATIONS = {
     "jpeg": perturbations.jpeg(75),
     "resample": perturbations.resample(0.5, Image.Resampling.BOX, Image.Resampling.BICUBIC),
     "blur": perturbations.blur(1.0),
@@ -22,41 +22,41 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("name", CHANGES)
-def test_a_change_changes_and_keeps_the_shape(name: str) -> None:
-    changed = CHANGES[name](PICTURE, np.random.default_rng(0))
-    assert changed.shape == PICTURE.shape
+@pytest.mark.parametrize("name", PERTURBATIONS)
+def test_a_perturbation_changes_the_image_and_keeps_its_shape(name: str) -> None:
+    changed = PERTURBATIONS[name](IMAGE, np.random.default_rng(0))
+    assert changed.shape == IMAGE.shape
     assert changed.dtype == np.uint8
-    assert not np.array_equal(changed, PICTURE)
+    assert not np.array_equal(changed, IMAGE)
 
 
-def test_what_is_only_moved_is_all_still_there() -> None:
+def test_rearrangements_keep_every_value() -> None:
     rng = np.random.default_rng(0)
     for name in ("mirror", "channels", "patches"):
-        assert np.array_equal(np.sort(CHANGES[name](PICTURE, rng), None), np.sort(PICTURE, None))
-    blocks = CHANGES["patches"](PICTURE, rng).reshape(4, 4, 4, 4, 3).swapaxes(1, 2).reshape(16, -1)
-    original = PICTURE.reshape(4, 4, 4, 4, 3).swapaxes(1, 2).reshape(16, -1)
+        assert np.array_equal(np.sort(PERTURBATIONS[name](IMAGE, rng), None), np.sort(IMAGE, None))
+    blocks = PERTURBATIONS["patches"](IMAGE, rng).reshape(4, 4, 4, 4, 3).swapaxes(1, 2).reshape(16, -1)
+    original = IMAGE.reshape(4, 4, 4, 4, 3).swapaxes(1, 2).reshape(16, -1)
     assert sorted(map(bytes, blocks)) == sorted(map(bytes, original))
 
 
-def test_amounts_are_what_they_are_named() -> None:
+def test_amounts_match_their_names() -> None:
     grey = np.full((64, 64, 3), 128, np.uint8)
     assert perturbations.noise(8)(grey, np.random.default_rng(0)).std() == pytest.approx(8, rel=0.05)
-    halved = perturbations.contrast(0.5)(PICTURE, np.random.default_rng(0))
-    assert halved.std() == pytest.approx(PICTURE.std() / 2, rel=0.02)
-    assert np.abs(perturbations.flip_lowest_bits(PICTURE, np.random.default_rng(0)).astype(int) - PICTURE).max() == 1
+    halved = perturbations.contrast(0.5)(IMAGE, np.random.default_rng(0))
+    assert halved.std() == pytest.approx(IMAGE.std() / 2, rel=0.02)
+    assert np.abs(perturbations.flip_lowest_bits(IMAGE, np.random.default_rng(0)).astype(int) - IMAGE).max() == 1
 
 
-def test_about_half_of_the_pictures_go_through_a_tolerated_change() -> None:
-    pictures = nets.pictures(200, 16, 16).numpy()
-    some = perturbations.tolerated(pictures, ["jpeg", "resize"], seed=1)
-    changed = (some != pictures).any((1, 2, 3))
+def test_about_half_of_the_images_are_perturbed() -> None:
+    images = nets.pictures(200, 16, 16).numpy()
+    perturbed = perturbations.apply_tolerances(images, ["jpeg", "resize"], seed=1)
+    changed = (perturbed != images).any((1, 2, 3))
     assert 70 < changed.sum() < 130
-    assert np.array_equal(some, perturbations.tolerated(pictures, ["jpeg", "resize"], seed=1))
-    assert not np.array_equal(some, perturbations.tolerated(pictures, ["jpeg", "resize"], seed=2))
-    assert np.array_equal(perturbations.tolerated(pictures, []), pictures)
+    assert np.array_equal(perturbed, perturbations.apply_tolerances(images, ["jpeg", "resize"], seed=1))
+    assert not np.array_equal(perturbed, perturbations.apply_tolerances(images, ["jpeg", "resize"], seed=2))
+    assert np.array_equal(perturbations.apply_tolerances(images, []), images)
 
 
 def test_an_unknown_tolerance_is_named() -> None:
     with pytest.raises(InputError, match="no change 'blur' to tolerate: choose from jpeg, resize"):
-        perturbations.tolerated([PICTURE], ["blur"])  # type: ignore[list-item]
+        perturbations.apply_tolerances([IMAGE], ["blur"])  # type: ignore[list-item]

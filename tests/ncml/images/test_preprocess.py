@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ncml import InputError, NotAnImage, TooLarge
-from ncml.images import KEEPS, fit, grid, half_canvas, open_image, to_png
-from ncml.images.tiff import blocks as tiff_blocks
+from ncml.images import KEEPS, grid, open_image, place_known_half, resize_to, to_png
+from ncml.images.tiff import read_blocks
 
 Pixels = NDArray[np.uint8]
 
@@ -81,15 +81,15 @@ def test_png_keeps_every_pixel(image: Pixels) -> None:
 
 @given(images, st.integers(1, 40), st.integers(1, 40))
 def test_fit_has_the_asked_shape_and_keeps_a_flat_picture_flat(image: Pixels, height: int, width: int) -> None:
-    fitted = fit(image, height, width)
+    fitted = resize_to(image, height, width)
     assert fitted.shape == (height, width, 3)
     assert fitted.dtype == np.uint8
-    assert np.all(fit(np.full_like(image, image[0, 0]), height, width) == image[0, 0])
+    assert np.all(resize_to(np.full_like(image, image[0, 0]), height, width) == image[0, 0])
 
 
 @given(images)
 def test_fit_passes_a_picture_of_the_right_size_unchanged(image: Pixels) -> None:
-    assert np.array_equal(fit(image, *image.shape[:2]), image)
+    assert np.array_equal(resize_to(image, *image.shape[:2]), image)
 
 
 @given(images)
@@ -99,7 +99,7 @@ def test_fit_crops_the_middle(image: Pixels) -> None:
     side = min(h, w)
     top, left = (h - side) // 2, (w - side) // 2
     crop = image[top : top + side, left : left + side]
-    assert np.array_equal(fit(image, 8, 8), fit(crop, 8, 8))
+    assert np.array_equal(resize_to(image, 8, 8), resize_to(crop, 8, 8))
 
 
 @pytest.mark.parametrize("form", ["PNG", "WEBP", "BMP", "TIFF"])
@@ -201,7 +201,7 @@ def test_a_transparent_grey_is_exactly_that_of_the_file(depth: int, row: bytes, 
 
 def test_a_sixteen_bit_half_may_be_marked_by_its_colour() -> None:
     rows = b"".join(b"\0" + struct.pack(">4H", *[0x8000 if y < 2 else 0x8001] * 4) for y in range(4))
-    canvas, place = half_canvas(png(4, 4, 16, 0, zlib.compress(rows), b"\x80\0"), 4, 4, keeps=KEEPS)
+    canvas, place = place_known_half(png(4, 4, 16, 0, zlib.compress(rows), b"\x80\0"), 4, 4, keeps=KEEPS)
     assert place == "bottom"
     assert canvas[..., 0].tolist() == [[0] * 4] * 2 + [[0x80] * 4] * 2
 
@@ -349,7 +349,7 @@ def test_a_tile_larger_than_a_picture_may_be_is_refused(order: str, big: bool, s
 
 def test_a_file_that_decoders_read_differently_is_refused() -> None:
     """Pillow takes big-endian BigTIFF for a classic file, and looks for its directory elsewhere."""
-    with pytest.raises(NotAnImage, match="not an image that is read here"):
+    with pytest.raises(NotAnImage, match="not an image in a supported format"):
         open_image(tiff(*STRIP, compressed=ZEROS, order=">", big=True))
 
 
@@ -365,7 +365,7 @@ def test_a_directory_of_very_many_entries_copies_no_more_than_itself() -> None:
             return part
 
     file = Counted(tiff(*STRIP, *[(322, 16, 16)] * 1000, compressed=ZEROS) + bytes(2**20))
-    assert tiff_blocks(file) is not None
+    assert read_blocks(file) is not None
     assert Counted.read < 30_000
 
 
@@ -416,7 +416,7 @@ def test_too_many_bytes_are_named() -> None:
 
 def test_one_pixel_is_a_picture() -> None:
     image = np.array([[[1, 2, 3]]], np.uint8)
-    assert np.all(fit(open_image(to_png(image)), 32, 32) == (1, 2, 3))
+    assert np.all(resize_to(open_image(to_png(image)), 32, 32) == (1, 2, 3))
 
 
 # Half an image.
@@ -442,14 +442,14 @@ def test_three_forms_of_half_an_image_agree(keep: str) -> None:
         "alpha": encode(Image.fromarray(np.concatenate([whole, alpha], -1)), "PNG"),
     }
     for name, data in forms.items():
-        canvas, place = half_canvas(data, 32, 32, keep=keep, keeps=KEEPS)
+        canvas, place = place_known_half(data, 32, 32, keep=keep, keeps=KEEPS)
         assert place == keep, name
         assert np.array_equal(canvas, wanted), name
 
 
 @pytest.mark.parametrize(("h", "w", "place"), [(16, 32, "top"), (32, 16, "left"), (32, 32, "top"), (20, 90, "top")])
 def test_the_half_that_is_meant_when_keep_is_left_out(h: int, w: int, place: str) -> None:
-    assert half_canvas(to_png(noise(h, w)), 32, 32, keeps=KEEPS)[1] == place
+    assert place_known_half(to_png(noise(h, w)), 32, 32, keeps=KEEPS)[1] == place
 
 
 @pytest.mark.parametrize("keep", KEEPS)
@@ -461,7 +461,7 @@ def test_alpha_half_of_any_size_reaches_only_its_half(keep: str, shape: tuple[in
     rgba[..., 0] = 255
     known = {"top": np.s_[: h // 2], "bottom": np.s_[h // 2 :], "left": np.s_[:, : w // 2], "right": np.s_[:, w // 2 :]}
     rgba[known[keep]] = (90, 90, 90, 255)
-    canvas, place = half_canvas(encode(Image.fromarray(rgba), "PNG"), 32, 32, keeps=KEEPS)
+    canvas, place = place_known_half(encode(Image.fromarray(rgba), "PNG"), 32, 32, keeps=KEEPS)
     assert place == keep
     assert np.all(canvas[SIDES[keep]] == 90)
     assert canvas.sum() == 90 * 3 * 512
@@ -473,7 +473,7 @@ def test_alpha_that_is_no_half_is_refused() -> None:
         rgba[..., 3] = 0
         rgba[known][..., 3] = 255
         with pytest.raises(InputError, match=r"^image has transparent pixels .*\.$"):
-            half_canvas(encode(Image.fromarray(rgba), "PNG"), 32, 32, keeps=KEEPS)
+            place_known_half(encode(Image.fromarray(rgba), "PNG"), 32, 32, keeps=KEEPS)
 
 
 def test_keep_is_checked_against_the_picture_and_the_model() -> None:
@@ -483,27 +483,27 @@ def test_keep_is_checked_against_the_picture_and_the_model() -> None:
     rgba[16:, :, 3] = 0
     for data, keep, keeps, words in [
         (square, "middle", KEEPS, "must be one of top, bottom, left, right"),
-        (square, "bottom", ("top",), "cannot complete a picture from its bottom half: .*the top half is known"),
+        (square, "bottom", ("top",), "cannot complete an image from its bottom half: .*the top half is known"),
         (square, None, ("left", "right"), "from its top half: .*the left or right half is known"),
         (square, None, (), "it completes none"),
-        (wide, "left", KEEPS, "keep must be top or bottom, or crop the picture to a square"),
+        (wide, "left", KEEPS, "keep must be top or bottom, or crop the image to a square"),
         (tall, "top", KEEPS, "keep must be left or right"),
         (tall, None, ("top",), "from its left half"),
         (encode(Image.fromarray(rgba), "PNG"), "bottom", KEEPS, "the opaque half of image is its top"),
     ]:
         with pytest.raises(InputError, match=words) as caught:
-            half_canvas(data, 32, 32, keep=keep, keeps=keeps)
+            place_known_half(data, 32, 32, keep=keep, keeps=keeps)
         assert caught.value.field == "keep"
 
 
 def test_half_of_a_model_that_is_not_square() -> None:
     half = noise(8, 64)
-    canvas, place = half_canvas(to_png(half), 16, 64, keeps=KEEPS)
+    canvas, place = place_known_half(to_png(half), 16, 64, keeps=KEEPS)
     assert place == "top"
     assert np.array_equal(canvas[:8], half)
     assert not canvas[8:].any()
-    with pytest.raises(InputError, match="crop the picture to 4:1"):
-        half_canvas(to_png(half), 16, 64, keep="left", keeps=KEEPS)
+    with pytest.raises(InputError, match="crop the image to 4:1"):
+        place_known_half(to_png(half), 16, 64, keep="left", keeps=KEEPS)
 
 
 # Pictures out.

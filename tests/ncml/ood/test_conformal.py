@@ -43,9 +43,9 @@ def test_19_images_support_5_percent_and_18_do_not() -> None:
 
 @pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, float("nan")])
 def test_a_rate_is_between_0_and_1(rate: float) -> None:
-    with pytest.raises(InputError, match="false-positive rate is at least 1e-09"):
+    with pytest.raises(InputError, match="false-positive rate must be at least 1e-09"):
         conformal.threshold(np.arange(100.0), rate)
-    with pytest.raises(InputError, match="false discovery rate is more than 0"):
+    with pytest.raises(InputError, match="false discovery rate must be more than 0"):
         conformal.discoveries([0.1], rate)
 
 

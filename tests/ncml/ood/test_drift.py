@@ -30,13 +30,13 @@ def test_a_shift_is_told(shift: float) -> None:
     found = compared(300, shift)
     assert found.drifted
     assert found.score.mean - found.score.calibrated_mean == pytest.approx(shift, abs=0.2)
-    assert found.bpd.psi < drift.MOVED < found.score.psi
+    assert found.bpd.psi < drift.PSI_THRESHOLD < found.score.psi
 
 
 def test_a_shift_that_is_significant_but_tiny_is_none() -> None:
     found = compared(200_000, 0.2)
     assert found.score.ks_p < 1e-3
-    assert found.score.psi < drift.MOVED
+    assert found.score.psi < drift.PSI_THRESHOLD
     assert not found.drifted
 
 
@@ -58,9 +58,9 @@ def test_stability_is_its_sum() -> None:
 
 
 def test_too_few_pictures_say_nothing() -> None:
-    with pytest.raises(InputError, match="19 scored pictures say nothing"):
+    with pytest.raises(InputError, match="19 scored images are too few"):
         compared(19, 0)
-    with pytest.raises(InputError, match="alpha is more than 0"):
+    with pytest.raises(InputError, match="alpha must be more than 0"):
         compared(100, 0, alpha=0)
 
 

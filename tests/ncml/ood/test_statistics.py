@@ -18,9 +18,9 @@ from ncml.errors import InputError
 from ncml.evaluation import quality
 from ncml.network.likelihood import from_uint8, log_prob
 from ncml.network.sde import process
-from ncml.ood import statistics
+from ncml.ood import measurements, statistics
 from ncml.ood.calibration import Calibration
-from ncml.ood.statistics import SHAPES
+from ncml.ood.statistics import MULTISCALE_KINDS
 from tests.ncml import nets
 from tests.ncml.nets import FIT, NEW, RANK
 
@@ -44,7 +44,7 @@ def by_hand(model: ncml.Model, level: float) -> tuple[torch.Tensor, torch.Tensor
 def test_statistics_are_their_equations(calibrated: ncml.Model, calibration: Calibration) -> None:
     scores = calibrated.score(NEW, statistics="all")
     found = {name: np.array([s.statistics[name] for s in scores]) for name in scores[0].statistics}
-    levels = statistics.levels(calibrated.config)
+    levels = measurements.noise_levels(calibrated.config)
     assert levels == (0.0, 2.5, 10.0)
     assert list(found) == [
         "bpd", "typicality", "complexity", "llr", "score_norm_0", "score_norm_2.5", "score_norm_10", "ncml_grad",
@@ -58,7 +58,7 @@ def test_statistics_are_their_equations(calibrated: ncml.Model, calibration: Cal
     assert found["bpd"] == pytest.approx(bits[0.0], rel=1e-5)
     mean = np.mean([s.bpd for s in calibrated.score(FIT)])
     assert found["typicality"] == pytest.approx(abs(bits[0.0] - mean), rel=1e-4, abs=1e-5)
-    assert found["complexity"] == pytest.approx(bits[0.0] - [statistics.png_bits(p) for p in NEW], rel=1e-5, abs=1e-5)
+    assert found["complexity"] == pytest.approx(bits[0.0] - [measurements.png_bits(p) for p in NEW], rel=1e-5, abs=1e-5)
     assert found["llr"] == pytest.approx(bits[0.0] - bits[10.0], rel=1e-4, abs=1e-5)
     for level in levels:
         assert found[f"score_norm_{level:g}"] == pytest.approx(np.log(norms[level]), rel=1e-4)
@@ -68,7 +68,7 @@ def test_statistics_are_their_equations(calibrated: ncml.Model, calibration: Cal
 
 def test_the_direct_score_is_the_score_through_the_target_alone(model: ncml.Model) -> None:
     """By finite differences: move one value, keep the parameters that the others were given."""
-    seen = statistics.look(model.network, NEW[:1], 0.0, ["direct"])
+    measurement = measurements.measure_level(model.network, NEW[:1], 0.0, ["direct"])
     x = from_uint8(torch.from_numpy(NEW[:1]))
     zero = torch.zeros(1, dtype=torch.bool)
     with torch.no_grad():
@@ -79,15 +79,15 @@ def test_the_direct_score_is_the_score_through_the_target_alone(model: ncml.Mode
         moved[:, channel] = step
         up, down = (log_prob(x.double() + sign * moved, parameters, zero) for sign in (1, -1))
         total += float((((up - down) / (2 * step)) ** 2).sum())
-    assert float(seen.measured["direct"][0]) == pytest.approx(math.log(math.sqrt(total)), rel=1e-4)
+    assert float(measurement.values["direct"][0]) == pytest.approx(math.log(math.sqrt(total)), rel=1e-4)
 
 
 def test_spreads_are_those_of_the_map(model: ncml.Model) -> None:
-    seen = statistics.look(model.network, NEW, 0.0, ["fine", "coarse"])
-    nats = seen.log_prob_BHW.double().numpy()
-    assert np.exp(seen.measured["fine"].numpy()) - 1e-3 == pytest.approx(nats.std((1, 2)), rel=1e-6)
+    measurement = measurements.measure_level(model.network, NEW, 0.0, ["fine", "coarse"])
+    nats = measurement.log_prob_BHW.double().numpy()
+    assert np.exp(measurement.values["fine"].numpy()) - 1e-3 == pytest.approx(nats.std((1, 2)), rel=1e-6)
     blocks = nats.reshape(-1, 2, 4, 2, 4).mean((2, 4))
-    assert np.exp(seen.measured["coarse"].numpy()) - 1e-3 == pytest.approx(blocks.std((1, 2)), rel=1e-5)
+    assert np.exp(measurement.values["coarse"].numpy()) - 1e-3 == pytest.approx(blocks.std((1, 2)), rel=1e-5)
 
 
 def test_the_gaussian_s_distances_are_chi() -> None:
@@ -98,7 +98,7 @@ def test_the_gaussian_s_distances_are_chi() -> None:
     def drawn(n: int) -> dict[str, np.ndarray]:
         return dict(zip("abcde", (rng.normal(size=(n, 5)) @ mix + 3).T, strict=True))
 
-    gaussian = statistics.Gaussian.fitted(drawn(20_000))
+    gaussian = statistics.Gaussian.estimate(drawn(20_000))
     distance = gaussian.distance(drawn(5_000))
     assert stats.kstest(distance, stats.chi(5).cdf).pvalue > 0.001
     at_mean = gaussian.distance({name: np.array([mean]) for name, mean in zip("abcde", gaussian.mean, strict=True)})
@@ -106,7 +106,7 @@ def test_the_gaussian_s_distances_are_chi() -> None:
 
 
 def test_columns_that_never_vary_do_no_harm() -> None:
-    gaussian = statistics.Gaussian.fitted({"a": np.arange(30.0), "b": np.full(30, 2.0)})
+    gaussian = statistics.Gaussian.estimate({"a": np.arange(30.0), "b": np.full(30, 2.0)})
     assert np.isfinite(gaussian.distance({"a": np.array([3.0]), "b": np.array([2.0])})).all()
 
 
@@ -142,7 +142,7 @@ def test_levels_below_the_least_noise_of_a_process_are_left_out(tmp_path: Path) 
     config = replace(config, noise=replace(config.noise, grey_levels=4.0))
     checkpoint.save(tmp_path / "quiet", nets.network(config, dtype=torch.float32))
     model = ncml.load(tmp_path / "quiet")
-    assert model.statistics["multiscale"].needs == tuple(f"{kind}_{t}" for t in (0, 4) for kind in SHAPES)
+    assert model.statistics["multiscale"].needs == tuple(f"{kind}_{t}" for t in (0, 4) for kind in MULTISCALE_KINDS)
     assert calibrate(model, FIT, RANK).thresholds.keys() == model.statistics.keys()
     assert [way["noise"] for way in quality.ways(model).values()] == [0.0, 4.0]
     assert [level for level, _ in quality.sweep(model)["start noise"]] == [0.0, 2.0, 4.0]
@@ -152,4 +152,4 @@ def test_the_page_tells_every_statistic_of_the_bundled_model() -> None:
     (table,) = re.findall(r"^\| Statistic \|.*?\n\n", (ROOT / "docs" / "ood.md").read_text(), re.MULTILINE | re.DOTALL)
     told = re.findall(r"^\| ([^|]+) \|", table, re.MULTILINE)
     named = {name for cell in told for name in re.findall(r"`(\w[\w.]*)`", cell)}
-    assert named == statistics.catalogue(ncml.load(ROOT / "models" / "cifar10").config).keys()
+    assert named == statistics.build_statistics(ncml.load(ROOT / "models" / "cifar10").config).keys()

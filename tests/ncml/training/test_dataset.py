@@ -133,7 +133,7 @@ def test_class_folders(tmp_path: Path) -> None:
     assert found.classes == ("cat", "dog")
     assert found.labels_N.tolist() == [0, 0, 1, 1]
     assert torch.equal(found.images_NHWC[2:], nets.pictures(2))
-    served = images.fit(images.open_image(png(pictures(2, 20)[0])), 8, 8)
+    served = images.resize_to(images.open_image(png(pictures(2, 20)[0])), 8, 8)
     assert np.array_equal(found.images_NHWC[0].numpy(), served)
 
 

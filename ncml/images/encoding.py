@@ -1,0 +1,32 @@
+"""Arrays to PNG files, and several images to one sheet."""
+
+import io
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+
+def to_png(image: NDArray[np.uint8]) -> bytes:
+    """Encode uint8 (H, W, 3) losslessly as the bytes of a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return file.getvalue()
+
+
+def grid(images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], columns: int | None = None) -> NDArray[np.uint8]:
+    """Arrange n uint8 (H, W, 3) images row by row in one; as square as n allows unless `columns` is given.
+
+    Empty cells are black. Raises `ValueError` if there is no image.
+    """
+    stack = np.asarray(images, dtype=np.uint8)
+    if stack.ndim != 4 or len(stack) == 0:
+        raise ValueError(f"a grid needs images (n, H, W, 3) with n >= 1, not {stack.shape}")
+    n, h, w, c = stack.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    cells = np.zeros((rows * columns, h, w, c), np.uint8)
+    cells[:n] = stack
+    return cells.reshape(rows, columns, h, w, c).swapaxes(1, 2).reshape(rows * h, columns * w, c)

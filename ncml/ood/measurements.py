@@ -1,0 +1,150 @@
+"""Measurements of an image by the network, from which `ncml.ood.statistics` are computed.
+
+A column is the values of one measurement for N images, named by its kind and noise level in grey levels, as in
+`bits_2.5`; `codec` has no level. The network runs once for each noise level, whatever is measured there.
+
+Shapes: B or N images, C = 3 channels, H rows, W columns, P parameters of a pixel's mixture.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from ncml.network.likelihood import bits_per_dim, from_uint8, log_prob
+from ncml.network.likelihood import score as grad_log_prob
+from ncml.network.ncpn import NCPN
+from ncml.network.sde import end_time, grey_levels, process, reaches, scale
+from ncml.ood.conformal import Floats
+
+if TYPE_CHECKING:
+    from ncml.config import Config
+
+LEVEL_FRACTIONS = (0.0, 0.25, 1.0)
+"""The noise levels that are measured at, as fractions of the model's largest."""
+
+BLOCK = 4
+"""Side, in pixels, of the blocks over which `coarse` averages."""
+
+Columns = Mapping[str, Floats]
+"""Measurements of N images by column name, [N] each."""
+
+
+def noise_levels(config: Config) -> tuple[float, ...]:
+    """Return the noise levels of a model's statistics, in grey levels, as far as its SDE reaches them.
+
+    0 alone for a model that was trained on clean data only.
+    """
+    sde = process(config.noise)
+    largest = grey_levels(sde, end_time(config.noise))
+    if config.training.clean_mass == 1:
+        return (0.0,)
+    levels = (float(f"{fraction * largest:.6g}") for fraction in LEVEL_FRACTIONS)
+    return tuple(level for level in levels if reaches(sde, level))
+
+
+def column_name(kind: str, level: float) -> str:
+    """Return the name of a measurement at a noise level."""
+    return f"{kind}_{level:g}"
+
+
+@dataclass(frozen=True)
+class LevelMeasurement:
+    """One pass of the network over a batch at one noise level."""
+
+    log_prob_BHW: Tensor
+    """Nats of each pixel: a mass at t = 0, a density above."""
+    values: dict[str, Tensor]
+    """By kind, [B] in fp64."""
+
+
+def measure_level(
+    network: NCPN, pixels_BHWC: NDArray[np.uint8], t: float, kinds: Iterable[str] = (), class_B: Tensor | None = None
+) -> LevelMeasurement:
+    """Measure a batch at time t under its classes (None: no class).
+
+    kinds: `bits`, b_t. `direct`, the log norm of the part of grad log p that does not pass through the context, which
+    needs no gradient of the network. `fine`, the log of the standard deviation of -log p over pixels; `coarse`, the
+    same over means of 4x4 pixels. `norm`, the log norm of all of grad log p, which costs the network's gradient.
+    """
+    kinds = set(kinds)
+    weight = network.head.weight
+    t_B = torch.full((len(pixels_BHWC),), t, device=weight.device)
+    class_B = None if class_B is None else class_B.to(weight.device)
+    x_BCHW = from_uint8(torch.from_numpy(pixels_BHWC)).to(weight)
+    x_BCHW = x_BCHW * scale(process(network.config.noise).alpha(t_B), x_BCHW)
+    outputs: list[Tensor] = []
+
+    def density(x_BCHW: Tensor) -> Tensor:
+        parameters_BPHW = network(x_BCHW, t_B, class_B)
+        outputs.append(parameters_BPHW.detach())
+        return log_prob(x_BCHW, parameters_BPHW, edges_B=None)
+
+    values: dict[str, Tensor] = {}
+    with torch.no_grad():
+        if "norm" in kinds:
+            values["norm"] = _log_norm(grad_log_prob(density, x_BCHW))
+        else:
+            outputs.append(network(x_BCHW, t_B, class_B))
+        (parameters_BPHW,) = outputs
+        log_prob_BHW = log_prob(x_BCHW, parameters_BPHW, t_B == 0)
+        if "bits" in kinds:
+            pixels = log_prob_BHW[0].numel()
+            values["bits"] = bits_per_dim(log_prob_BHW.sum((1, 2), dtype=torch.float64), pixels)
+        if "direct" in kinds:
+            direct_BCHW = grad_log_prob(lambda x: log_prob(x, parameters_BPHW, edges_B=None), x_BCHW)
+            values["direct"] = _log_norm(direct_BCHW)
+        if "fine" in kinds:
+            values["fine"] = _log_spread(log_prob_BHW)
+        if "coarse" in kinds:
+            side = min(BLOCK, *log_prob_BHW.shape[1:])
+            values["coarse"] = _log_spread(F.avg_pool2d(log_prob_BHW[:, None], side)[:, 0])
+    return LevelMeasurement(log_prob_BHW, values)
+
+
+def _log_norm(grad_BCHW: Tensor) -> Tensor:
+    return torch.log(torch.linalg.vector_norm(grad_BCHW.double(), dim=(1, 2, 3)).clamp(min=1e-9))
+
+
+def _log_spread(log_prob_BHW: Tensor) -> Tensor:
+    return torch.log(log_prob_BHW.double().flatten(1).std(1, correction=0) + 1e-3)
+
+
+def measure(
+    network: NCPN, pixels_BHWC: NDArray[np.uint8], names: Iterable[str]
+) -> tuple[dict[str, Floats], LevelMeasurement | None]:
+    """Return the named columns of a batch, and the measurement at t = 0 if there was one."""
+    names = list(names)
+    kinds_by_level: dict[float, list[str]] = {}
+    for name in names:
+        if name != "codec":
+            kind, level = name.rsplit("_", 1)
+            kinds_by_level.setdefault(float(level), []).append(kind)
+    time_of = process(network.config.noise).time_of
+    measurements = {
+        level: measure_level(network, pixels_BHWC, time_of(level), kinds) for level, kinds in kinds_by_level.items()
+    }
+    columns = {
+        column_name(kind, level): values_B.cpu().numpy()
+        for level, measurement in measurements.items()
+        for kind, values_B in measurement.values.items()
+    }
+    if "codec" in names:
+        columns["codec"] = np.array([png_bits(image) for image in pixels_BHWC])
+    return {name: columns[name] for name in names}, measurements.get(0.0)
+
+
+def png_bits(image: NDArray[np.uint8]) -> float:
+    """Return bits per dimension of an image as a PNG file (Pillow, optimised), header included."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG", optimize=True)
+    return 8 * len(file.getvalue()) / image.size
