@@ -1,4 +1,4 @@
-"""`ncml serve` as a person runs it, all of it real; and what is left when it ends or is killed."""
+"""`ncml serve` as a user runs it, with real processes; and what remains when it ends or is killed."""
 
 import contextlib
 import io
@@ -36,12 +36,12 @@ class Stack:
             )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        found = re.match(r"ncml is ready on (http://localhost:\d+) ", line)
-        assert found, f"{line!r}\n{log.read_text()}"
-        self.url = found[1]
+        match = re.match(r"ncml is ready on (http://localhost:\d+) ", line)
+        assert match, f"{line!r}\n{log.read_text()}"
+        self.url = match[1]
 
     def worker(self, lane: str) -> int | None:
-        """Process id of the worker of a lane."""
+        """Return the process id of a lane's worker."""
         for process in self.family:
             with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
                 if {"worker", lane} <= set(process.cmdline()):
@@ -53,9 +53,9 @@ class Stack:
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def score(self) -> httpx2.Response:
-        picture = io.BytesIO()
-        Image.fromarray(np.full((32, 32, 3), 77, np.uint8)).save(picture, "PNG")
-        return httpx2.post(f"{self.url}/score", files={"image": ("grey.png", picture.getvalue())}, timeout=60)
+        file = io.BytesIO()
+        Image.fromarray(np.full((32, 32, 3), 77, np.uint8)).save(file, "PNG")
+        return httpx2.post(f"{self.url}/score", files={"image": ("grey.png", file.getvalue())}, timeout=60)
 
     def interrupt(self) -> int:
         os.kill(self.process.pid, signal.SIGINT)
@@ -75,7 +75,7 @@ class Stack:
 def until(condition: Callable[[], object], seconds: float = 20) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "what was waited for did not happen"
+        assert time.monotonic() < deadline, "the condition was not met in time"
         time.sleep(0.05)
 
 
@@ -88,16 +88,16 @@ def start(tmp_path: Path, model_folder: Path) -> Iterator[Callable[[], Stack]]:
     environment = {"NCML_DATA_DIR": str(tmp_path / "state"), "NCML_MODELS": str(model_folder.parent)}
     stacks: list[Stack] = []
 
-    def begin() -> Stack:
+    def start_stack() -> Stack:
         stacks.append(Stack(environment, tmp_path / f"log{len(stacks)}"))
         return stacks[-1]
 
-    yield begin
+    yield start_stack
     for stack in stacks:
         stack.close()
 
 
-def test_serve_answers_and_ctrl_c_leaves_nothing(start: Callable[[], Stack]) -> None:
+def test_serve_responds_and_ctrl_c_leaves_nothing(start: Callable[[], Stack]) -> None:
     stack = start()
     family = stack.family
     assert len(family) >= 4  # queue, service, two workers
@@ -117,10 +117,10 @@ def test_a_killed_supervisor_leaves_no_orphan_and_the_next_start_works(start: Ca
     bpd = stack.score().json()["results"][0]["bpd"]
     os.kill(stack.process.pid, signal.SIGKILL)
     stack.process.wait()
-    again = start()  # at once: it waits for what is still dying
+    second = start()  # immediately: it waits for processes that are still ending
     assert alive(family) == []
-    assert again.score().json()["results"][0]["bpd"] == bpd
-    assert again.interrupt() == 0
+    assert second.score().json()["results"][0]["bpd"] == bpd
+    assert second.interrupt() == 0
 
 
 def test_a_worker_that_is_killed_comes_back(start: Callable[[], Stack]) -> None:
@@ -133,8 +133,8 @@ def test_a_worker_that_is_killed_comes_back(start: Callable[[], Stack]) -> None:
     assert stack.interrupt() == 0
 
 
-def refused(environment: dict[str, str], *arguments: str) -> list[str]:
-    """What `ncml serve` says on standard error when it will not start."""
+def refusal(environment: dict[str, str], *arguments: str) -> list[str]:
+    """Return the lines that `ncml serve` writes to stderr when it refuses to start."""
     done = subprocess.run(
         [*SERVE[:-2], *arguments], env=os.environ | environment, capture_output=True, text=True, timeout=60, check=False
     )
@@ -143,26 +143,26 @@ def refused(environment: dict[str, str], *arguments: str) -> list[str]:
     return done.stderr.splitlines()
 
 
-def test_what_cannot_work_is_one_sentence(tmp_path: Path) -> None:
+def test_an_invalid_setup_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "models" / "named").mkdir(parents=True)
     (tmp_path / "models" / "named" / "config.json").touch()
     environment = {"NCML_DATA_DIR": str(tmp_path), "NCML_MODELS": str(tmp_path / "models")}
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        for said in (refused(environment, "--port", str(port)), refused(environment | {"PORT": str(port)})):
-            assert len(said) == 1
-            assert f"port {port} on 127.0.0.1 cannot be used" in said[0]
-    (said,) = refused(environment | {"PORT": "http"})
-    assert "PORT is 'http'" in said
-    (said,) = refused(environment | {"NCML_DATA_DIR": "/proc/none"}, "--port", "0")
-    assert "NCML_DATA_DIR" in said
-    (said,) = refused(environment | {"NCML_MODELS": str(tmp_path / "nowhere")})
-    assert "there is no model in" in said
-    assert "nowhere" in said
+        for lines in (refusal(environment, "--port", str(port)), refusal(environment | {"PORT": str(port)})):
+            assert len(lines) == 1
+            assert f"port {port} on 127.0.0.1 cannot be used" in lines[0]
+    (line,) = refusal(environment | {"PORT": "http"})
+    assert "PORT is 'http'" in line
+    (line,) = refusal(environment | {"NCML_DATA_DIR": "/proc/none"}, "--port", "0")
+    assert "NCML_DATA_DIR" in line
+    (line,) = refusal(environment | {"NCML_MODELS": str(tmp_path / "nowhere")})
+    assert "there is no model in" in line
+    assert "nowhere" in line
 
 
-def test_a_setting_that_cannot_be_ends_the_start_with_its_name(tmp_path: Path, model_folder: Path) -> None:
+def test_an_invalid_setting_is_named(tmp_path: Path, model_folder: Path) -> None:
     environment = {"NCML_DATA_DIR": str(tmp_path), "NCML_MODELS": str(model_folder.parent), "NCML_WAIT_S": "-1"}
-    *_, said = refused(environment, "--port", "0")
-    assert said.startswith("ncml: the service cannot run as it is set up: NCML_WAIT_S is '-1'; ")
+    *_, line = refusal(environment, "--port", "0")
+    assert line.startswith("ncml: the service cannot run with this setup: NCML_WAIT_S is '-1'; ")
     assert not (tmp_path / "children.json").exists()

@@ -1,0 +1,125 @@
+"""The supervisor with arbitrary processes: what it restarts, refuses, stops and ends at the next start."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from service.supervisor import BACKOFF_S, Child, ServeError, Supervisor, terminate_orphans
+
+SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+def until(condition: Callable[[], object], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition was not met in time"
+        time.sleep(0.02)
+
+
+def test_a_child_that_dies_is_restarted_with_growing_pauses(tmp_path: Path) -> None:
+    messages: list[str] = []
+    child = Child("sleeper", SLEEP, pause_s=0.05)
+    supervisor = Supervisor([[child]], tmp_path, messages.append)
+    try:
+        for attempt in range(3):
+            until(lambda: supervisor.start_due() or child.running())
+            assert child.process is not None
+            os.kill(child.process.pid, signal.SIGKILL)
+            child.process.wait()
+            supervisor.start_due()
+            assert f"killed by signal 9; restarting it in {0.05 * 2**attempt:g} s" in messages[-1]
+    finally:
+        supervisor.stop()
+    assert len(messages) == 3
+
+
+def test_a_child_that_was_healthy_is_restarted_soon(tmp_path: Path) -> None:
+    messages: list[str] = []
+    child = Child("sleeper", SLEEP, pause_s=16.0)
+    supervisor = Supervisor([[child]], tmp_path, messages.append)
+    supervisor.start_due()
+    try:
+        assert child.process is not None
+        child.started -= 2 * BACKOFF_S[1]
+        child.process.kill()
+        child.process.wait()
+        supervisor.start_due()
+        assert len(messages) == 1
+        assert messages[0].startswith("the sleeper was killed by signal 9; restarting it in 0.5 s")
+    finally:
+        supervisor.stop()
+
+
+def test_a_child_with_an_invalid_setup_ends_the_stack(tmp_path: Path) -> None:
+    child = Child("picky one", python("print('ncml: colour: must be blue'); raise SystemExit(2)"))
+    supervisor = Supervisor([[child]], tmp_path, print)
+    supervisor.start_due()
+    assert child.process is not None
+    child.process.wait()
+    with pytest.raises(ServeError, match="the picky one cannot run with this setup: colour: must be blue"):
+        supervisor.start_due()
+
+
+def test_stop_goes_by_stages_and_leaves_no_descendant(tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    polite = python(
+        "import signal, sys, time\n"
+        f"def bye(*_): open({str(journal)!r}, 'a').write(sys.argv[1]); sys.exit()\n"
+        "signal.signal(signal.SIGTERM, bye); print('up', flush=True); time.sleep(600)"
+    )
+    stubborn = python(
+        "import signal, subprocess, sys, time\n"
+        f"subprocess.Popen({SLEEP!r})\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+    )
+    first, second = Child("first", [*polite, "1"]), Child("second", [*polite, "2"])
+    third = Child("stubborn one", stubborn)
+    supervisor = Supervisor([[first], [second, third]], tmp_path, print, grace_s=1.0)
+    supervisor.start_due()
+    parents = [psutil.Process(child.process.pid) for child in supervisor.children if child.process]
+    until(parents[-1].children)
+    family = [*parents, *parents[-1].children()]
+    time.sleep(1)  # until signal handlers are installed
+    supervisor.stop()
+    assert journal.read_text() == "21"
+    assert len(family) == 4
+    assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert not (tmp_path / "children.json").exists()
+
+
+def test_only_recorded_orphans_are_terminated(tmp_path: Path) -> None:
+    orphan, stranger = (subprocess.Popen(SLEEP) for _ in range(2))
+    born = {child.pid: psutil.Process(child.pid).create_time() for child in (orphan, stranger)}
+    record = tmp_path / "children.json"
+    record.write_text(
+        json.dumps([[orphan.pid, born[orphan.pid]], [stranger.pid, born[stranger.pid] - 100], [2**22, 0.0]])
+    )
+    try:
+        assert terminate_orphans(record) == 1
+        assert orphan.poll() is not None
+        assert stranger.poll() is None
+        assert not record.exists()
+        assert terminate_orphans(record) == 0
+    finally:
+        stranger.kill()
+        stranger.wait()
+        orphan.wait()
+
+
+def test_a_truncated_record_is_ignored(tmp_path: Path) -> None:
+    record = tmp_path / "children.json"
+    record.write_text("[[12")
+    assert terminate_orphans(record) == 0
+    assert not record.exists()
