@@ -1,4 +1,4 @@
-"""Jobs and their results as clients see them: documents for JSON, and pictures as PNG, zip or npz."""
+"""Responses: jobs and their results as JSON documents, and images as PNG, zip or npz."""
 
 import base64
 import io
@@ -11,12 +11,12 @@ import numpy as np
 from fastapi import Response
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
-from pydantic.config import JsonDict
 
 from ncml.images import grid, heat, to_png
 from ncml.images.tiling import TileSize, blend
-from service.negotiation import JSON, NPZ, PNG, ZIP
-from service.problems import FieldError, Problem, sentence
+from service.http import examples
+from service.http.negotiation import JSON, NPZ, PNG, ZIP
+from service.http.problems import FieldError, Problem, as_sentence
 from worker.contract import (
     Box,
     JobError,
@@ -37,96 +37,44 @@ from worker.contract import Score as ImageScore
 SCORE_OFFERS = (JSON, NPZ, PNG)
 PICTURE_OFFERS = (PNG, JSON, ZIP, NPZ)
 
-_MODEL: JsonDict = {"name": "cifar10", "version": "9f2c61d07be3a4585e1c0f6db2a87943c5d1e08f7a6b3924d8e5f01c7b9a3d62"}
-_DONE: JsonDict = {
-    "id": "0b6a3c1e9d",
-    "status": "succeeded",
-    "model": _MODEL,
-    "timing": {"queue_s": 0.004, "compute_s": 0.021, "batch_size": 1},
-}
-SCORE_EXAMPLE: JsonDict = {
-    **_DONE,
-    "results": [
-        {
-            "bpd": 3.42,
-            "log_likelihood": -7282.5,
-            "ood": {"statistic": "multiscale", "score": 0.31, "p_value": 0.42, "threshold": 1.9, "is_ood": False},
-        }
-    ],
-}
-SCAN_EXAMPLE: JsonDict = {
-    **_DONE,
-    "width": 4000,
-    "height": 3000,
-    "tile_width": 250,
-    "tile_height": 250,
-    "rows": 23,
-    "columns": 31,
-    "score": 17.9,
-    "p_value": 0.048,
-    "threshold": 10.6,
-    "is_ood": True,
-    "box": {"left": 1250, "top": 750, "width": 250, "height": 250},
-}
-SCORE_EXAMPLES: dict[str, JsonDict] = {"score": {"value": SCORE_EXAMPLE}, "in tiles": {"value": SCAN_EXAMPLE}}
-PICTURE_EXAMPLE: JsonDict = {**_DONE, "images": [{"seed": 7, "png": "iVBORw0KGgo..."}]}
-_JOB_EXAMPLE: JsonDict = {
-    "id": "0b6a3c1e9d",
-    "status": "running",
-    "task": "generate",
-    "model": _MODEL,
-    "n": 4,
-    "priority": "normal",
-    "position": None,
-    "request_id": "5f0c1a7be2d94c38",
-    "created_at": "2026-01-01T12:00:00Z",
-    "started_at": "2026-01-01T12:00:01Z",
-    "ended_at": None,
-    "progress": {"stage": "noisy_sampling", "step": 12, "total": 32, "done": 0, "n": 4, "preview": None},
-    "error": None,
-    "timing": None,
-    "links": {
-        "self": "/jobs/0b6a3c1e9d",
-        "result": "/jobs/0b6a3c1e9d/result",
-        "events": "/jobs/0b6a3c1e9d/events",
-        "cancel": "/jobs/0b6a3c1e9d/cancel",
-    },
-}
-
 
 class Answer(BaseModel):
-    """What every document about a job begins with."""
+    """The first fields of every document about a job."""
 
     model_config = ConfigDict(frozen=True)
 
-    id: str = Field(description="The job's id; /jobs/{id} knows it.")
+    id: str = Field(description="The id of the job, for /jobs/{id}.")
     status: JobStatus
 
 
 class Sanity(BaseModel):
-    """The picture against itself with every least significant bit flipped."""
+    """A comparison of the image with itself after flipping every least significant bit."""
 
-    flipped_bpd: float = Field(description="Bits per dimension of the picture with flipped bits.")
-    delta_bpd: float = Field(description="How many more those are: above 0 for a sound likelihood of a natural image.")
-
-
-class Score(BaseModel):
-    """The likelihood of one picture. What was not asked for is left out."""
-
-    bpd: float = Field(description="Bits per dimension: lower is likelier.")
-    log_likelihood: float = Field(description="Nats for the whole picture, after it was brought to the model's size.")
-    ood: Ood | None = Field(description="The verdict; null with ood=0, and for a model that is not calibrated.")
-    statistics: dict[str, float] | None = Field(default=None, description="By name; higher belongs less.")
-    sanity: Sanity | None = None
-    map: list[list[float]] | None = Field(
-        default=None, description="Rows of bits per dimension, a number for each pixel."
+    flipped_bpd: float = Field(description="Bits per dimension of the image with flipped bits.")
+    delta_bpd: float = Field(
+        description="`flipped_bpd` minus `bpd`: positive if the likelihood of a natural image is sound."
     )
 
 
-class ScoreAnswer(Answer):
-    """The likelihoods of the pictures, in the order in which they were sent."""
+class Score(BaseModel):
+    """The likelihood of one image. Members that were not requested are omitted."""
 
-    model_config = ConfigDict(frozen=True, json_schema_extra={"example": SCORE_EXAMPLE})
+    bpd: float = Field(description="Bits per dimension: lower means more likely.")
+    log_likelihood: float = Field(description="Nats of the whole image, at the model's size.")
+    ood: Ood | None = Field(
+        description="The out-of-distribution verdict; null with ood=0, and for a model that is not calibrated."
+    )
+    statistics: dict[str, float] | None = Field(
+        default=None, description="OOD scores by statistic; higher means more out-of-distribution."
+    )
+    sanity: Sanity | None = None
+    map: list[list[float]] | None = Field(default=None, description="Rows of bits per dimension, one number per pixel.")
+
+
+class ScoreAnswer(Answer):
+    """The likelihoods of the images, in the order in which they were sent."""
+
+    model_config = ConfigDict(frozen=True, json_schema_extra={"example": examples.SCORE})
 
     model: ModelRef
     results: list[Score]
@@ -134,39 +82,37 @@ class ScoreAnswer(Answer):
 
 
 class ScanAnswer(Answer):
-    """A picture judged by the worst of its tiles. Where tiles are not calibrated, the verdict's parts are null."""
+    """The verdict on an image by its worst tile. If tiles are not calibrated, the verdict's members are null."""
 
-    model_config = ConfigDict(frozen=True, json_schema_extra={"example": SCAN_EXAMPLE})
+    model_config = ConfigDict(frozen=True, json_schema_extra={"example": examples.SCAN})
 
     model: ModelRef
-    width: int = Field(description="Of the picture in pixels.")
+    width: int = Field(description="Width of the image in pixels.")
     height: int
-    tile_width: int = Field(description="Of each tile in pixels; it reaches half over the next.")
+    tile_width: int = Field(description="Width of each tile in pixels; neighbours overlap by half.")
     tile_height: int
     rows: int = Field(description="Rows of tiles.")
     columns: int
-    score: float = Field(description="That of the worst tile: higher belongs less.")
-    p_value: float | None = Field(
-        description="The picture's rank among whole good pictures: small for one that is not."
-    )
-    threshold: float | None = Field(description="A picture that scores above it does not belong.")
+    score: float = Field(description="OOD score of the worst tile: higher means more out-of-distribution.")
+    p_value: float | None = Field(description="The image's rank among whole good images: small for one unlike them.")
+    threshold: float | None = Field(description="An image that scores above it is out-of-distribution.")
     is_ood: bool | None
     box: Box = Field(description="The worst tile.")
-    tiles: list[list[float]] | None = Field(default=None, description="With map=1: rows of scores, one for each tile.")
+    tiles: list[list[float]] | None = Field(default=None, description="With map=1: rows of OOD scores, one per tile.")
     timing: Timing
 
 
 class Picture(BaseModel):
-    """One picture that was drawn."""
+    """One generated image."""
 
     seed: int
     png: str = Field(description="The PNG file in base64.")
 
 
 class PictureAnswer(Answer):
-    """The pictures, in the order of their seeds."""
+    """The images, in the order of their seeds."""
 
-    model_config = ConfigDict(frozen=True, json_schema_extra={"example": PICTURE_EXAMPLE})
+    model_config = ConfigDict(frozen=True, json_schema_extra={"example": examples.IMAGES})
 
     model: ModelRef
     images: list[Picture]
@@ -174,18 +120,18 @@ class PictureAnswer(Answer):
 
 
 class ProgressAnswer(BaseModel):
-    """How far a running job is."""
+    """The progress of a running job."""
 
     stage: str = Field(description='"score", "tiles", "noisy_sampling" or "refine".')
     step: int
     total: int
-    done: int = Field(description="Pictures of this job that are finished, where it is cut into several batches.")
+    done: int = Field(description="Finished images of this job, if it is split into several batches.")
     n: int
-    preview: str | None = Field(description="Where the pictures can be seen as they look now.")
+    preview: str | None = Field(description="Where to get the current images.")
 
 
 class Links(BaseModel):
-    """Where to go from here."""
+    """Related resources."""
 
     self: str
     result: str
@@ -194,18 +140,18 @@ class Links(BaseModel):
 
 
 class JobAnswer(Answer):
-    """Where a job stands."""
+    """The state of a job."""
 
-    model_config = ConfigDict(frozen=True, json_schema_extra={"example": _JOB_EXAMPLE})
+    model_config = ConfigDict(frozen=True, json_schema_extra={"example": examples.JOB})
 
     task: Task
     model: ModelRef | None = Field(
-        description="Null until the version is known: with the result, unless it was asked for."
+        description="Null until the version is known: with the result, unless the request named it."
     )
-    n: int = Field(description="Pictures in this job.")
+    n: int = Field(description="Images of this job.")
     priority: Priority
-    position: int | None = Field(description="Jobs of its lane that come before it; null once it does not wait.")
-    request_id: str = Field(description="The id of the request that made it, as in the logs.")
+    position: int | None = Field(description="Jobs of its lane ahead of it; null unless it is waiting.")
+    request_id: str = Field(description="The id of the request that created it, as in the logs.")
     created_at: datetime
     started_at: datetime | None
     ended_at: datetime | None
@@ -217,17 +163,17 @@ class JobAnswer(Answer):
 
 ACCEPTED: dict[str, Any] = {
     "model": JobAnswer,
-    "description": "Not done within the wait: look at Location later.",
+    "description": "The job did not finish within the wait; see Location.",
     "headers": {
-        "Location": {"description": "Where the job is.", "schema": {"type": "string"}},
-        "Retry-After": {"description": "Seconds after which to look.", "schema": {"type": "integer"}},
+        "Location": {"description": "The address of the job.", "schema": {"type": "string"}},
+        "Retry-After": {"description": "Seconds to wait before the next attempt.", "schema": {"type": "integer"}},
     },
 }
-"""The 202 of the OpenAPI document."""
+"""The 202 in the OpenAPI document."""
 
 
 def progress_answer(job_id: str, progress: Progress) -> ProgressAnswer:
-    """The document of a job's progress."""
+    """Return the document of a job's progress."""
     return ProgressAnswer(
         **progress.model_dump(exclude={"preview"}),
         preview=f"/jobs/{job_id}/preview" if progress.preview else None,
@@ -235,9 +181,9 @@ def progress_answer(job_id: str, progress: Progress) -> ProgressAnswer:
 
 
 def job_answer(view: JobView, position: int | None) -> JobAnswer:
-    """The document of a job, and of its place in the queue."""
+    """Return the document of a job and its position in the queue."""
     base, progress = f"/jobs/{view.id}", view.progress
-    if progress and view.status is JobStatus.SUCCEEDED:  # the last that was heard is from before the end
+    if progress and view.status is JobStatus.SUCCEEDED:  # the last progress was reported before the end
         progress = progress.model_copy(update={"step": progress.total, "done": progress.n})
     return JobAnswer(
         id=view.id,
@@ -259,7 +205,7 @@ def job_answer(view: JobView, position: int | None) -> JobAnswer:
 
 
 def job_response(view: JobView, position: int | None, retry_after_s: int, status: Literal[200, 202]) -> Response:
-    """The document of a job; 202 adds where to look and how soon."""
+    """Return the document of a job; 202 adds its address and when to look again."""
     headers = {"X-Job-Id": view.id}
     if status == 202:
         headers |= {"Location": f"/jobs/{view.id}", "Retry-After": str(retry_after_s)}
@@ -267,18 +213,18 @@ def job_response(view: JobView, position: int | None, retry_after_s: int, status
 
 
 def failure(view: JobView) -> Problem:
-    """What to answer for a job that ended without a result."""
+    """Return the problem of a job that ended without a result."""
     error = view.error or JobError(field=None, detail=f"the job {view.status}", reason="worker")
     status = {
         "input": 422, "model": 500, "timeout": 504, "canceled": 410, "expired": 504, "engine": 500, "worker": 500,
     }[error.reason]  # fmt: skip
-    detail = sentence(error.detail, error.field)
+    detail = as_sentence(error.detail, error.field)
     errors = [FieldError(field=error.field, detail=detail)] if error.field else []
     return Problem(status, detail, kind=f"job-{error.reason}", errors=errors, headers={"X-Job-Id": view.id})
 
 
 def score_response(view: JobView, result: ScoreResult, media: str) -> Response:
-    """Scores as `media`: JSON, arrays, or the maps as one PNG (a grid of several)."""
+    """Return scores as `media`: JSON, arrays, or the maps as one PNG, in which several form a grid."""
     headers = {"X-Job-Id": view.id}
     shape = result.height, result.width
     maps = [None if score.map is None else np.frombuffer(score.map, "<f4").reshape(shape) for score in result.results]
@@ -309,7 +255,7 @@ def score_response(view: JobView, result: ScoreResult, media: str) -> Response:
 
 
 def _score_arrays(results: Sequence[ImageScore], maps: Sequence[NDArray[Any] | None]) -> dict[str, NDArray[Any]]:
-    """A row for each picture: bpd, log_likelihood, and what else was asked for."""
+    """Return arrays with one row per image: bpd, log_likelihood, and what else was requested."""
     arrays: dict[str, NDArray[Any]] = {
         "bpd": np.array([score.bpd for score in results]),
         "log_likelihood": np.array([score.log_likelihood for score in results]),
@@ -331,9 +277,9 @@ def _score_arrays(results: Sequence[ImageScore], maps: Sequence[NDArray[Any] | N
 
 
 def scan_response(view: JobView, result: ScanResult, media: str) -> Response:
-    """A scan as `media`: JSON, arrays, or the map of the tiles' scores as a PNG of the picture's own size.
+    """Return a scan as `media`: JSON, arrays, or the map of the tiles' scores as a PNG of the image's own size.
 
-    For the latter two the map is made here, which takes time and memory as decoding the picture does.
+    Arrays and PNG need the map, which takes about as much time and memory as decoding the image.
     """
     headers = {"X-Job-Id": view.id}
     scan = result.scan
@@ -369,12 +315,12 @@ def _rounded(map_HW: NDArray[Any]) -> list[list[float]]:
 
 
 def _no_map(view: JobView) -> Problem:
-    detail = f"The job {view.id} kept no map to draw; send the picture again with map=1, or take another form."
+    detail = f"The job {view.id} has no map; send the image again with map=1, or request another format."
     return Problem(406, detail, kind="media-type", headers={"X-Job-Id": view.id})
 
 
 def picture_response(view: JobView, result: PictureResult, blob: bytes, media: str) -> Response:
-    """Pictures as `media`: one PNG (a grid of several), JSON with PNGs in base64, a zip of PNGs, or arrays."""
+    """Return images as `media`: one PNG (several form a grid), JSON with PNGs in base64, a zip of PNGs, or arrays."""
     size = result.pictures
     pictures = np.frombuffer(blob, np.uint8).reshape(size.n, size.height, size.width, 3)
     headers = {"X-Job-Id": view.id, "X-Seed": str(result.seeds[0])}

@@ -1,46 +1,54 @@
-"""The application: `create_app` puts the rooms' parts together, `from_environment` does so for a server process."""
+"""The application: `create_app` assembles it, `from_environment` creates the one of a server process."""
 
 import contextlib
 import sys
 from collections.abc import AsyncGenerator
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
 from PIL import Image
 from pydantic import ValidationError
 from starlette.middleware.cors import CORSMiddleware
 
-from service import docs, page, problems
-from service.admission import Admission, Quota
-from service.asking import Desk
-from service.keys import KeyRing, KeysError
+from service.auth import ApiKeyAuth, RateLimit
+from service.http.errors import add_exception_handlers
+from service.http.middleware import (
+    BodyLimitMiddleware,
+    RequestContextMiddleware,
+    UnexpectedErrorMiddleware,
+    log_to_stderr,
+)
+from service.http.openapi import install_openapi
+from service.http.pages import install_docs, install_studio
+from service.http.problems import field_errors
+from service.jobs import JobService
+from service.keys import KeyFile, KeyFileError
 from service.metrics import Metrics
-from service.middleware import Around, Guard, log_to_stderr
-from service.routes import health, jobs, models, pictures, score
+from service.routes import generate, health, jobs, models, score
 from service.settings import Settings
 from worker.queue import JobQueue, QueueError
 
-_ABOUT = """Exact likelihoods, out-of-distribution scores and pictures from a noise conditional pixel network.
+_DESCRIPTION = """Exact likelihoods, out-of-distribution scores and new images from a noise conditional pixel network.
 
-Requests become jobs in a queue. A request waits for its job (30 s by default; `Prefer: wait=5`, or
-`Prefer: respond-async` not to wait); after that it is answered `202` with the job's `Location`.
+Each request becomes a job in a queue and waits for its result (30 s by default; `Prefer: wait=5` changes that,
+`Prefer: respond-async` does not wait). If the job takes longer, the response is `202` with the job's `Location`.
 Errors are `application/problem+json` (RFC 9457).
 """
 
-
-EXPOSED = (
+_EXPOSED_HEADERS = (
     "Location", "Retry-After", "X-Job-Id", "X-Seed", "X-Request-Id", "X-Progress", "Preference-Applied",
     "RateLimit", "RateLimit-Policy", "WWW-Authenticate",
 )  # fmt: skip
-"""Headers of a response that scripts of other origins may read."""
+"""Response headers that scripts of other origins may read."""
 
 
 def create_app(settings: Settings, queue: JobQueue) -> FastAPI:
-    """The application on a queue. It closes the queue when it ends."""
+    """Create the application on a queue, which it closes on shutdown."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
-        Image.init()  # the decoders' modules are loaded before the first request
+        Image.init()  # load the decoders before the first request
         yield
         await queue.aclose()
         queue.close()
@@ -48,48 +56,60 @@ def create_app(settings: Settings, queue: JobQueue) -> FastAPI:
     app = FastAPI(
         title="ncml",
         version=version("ncml"),
-        summary="How likely is this picture, and what would another look like?",
-        description=_ABOUT,
+        summary="How likely is this image, and what would another one look like?",
+        description=_DESCRIPTION,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
     )
     metrics = Metrics(queue)
-    app.state.desk = Desk(settings, queue, metrics)
-    admission = [Depends(Admission(KeyRing(settings.api_keys_file), metrics))] if settings.api_keys_file else []
-    quota = [Depends(Quota(settings.redis_url, settings.rate_limit, metrics))] if settings.rate_limit else []
-    routers: list[APIRouter] = []
-    for modules, guards in (((score, pictures), admission + quota), ((jobs, models), admission), ((health,), [])):
-        for module in modules:
-            app.include_router(module.router, dependencies=guards)
-            routers.append(module.router)
-    docs.install(app)
-    page.install(app)
-    problems.install(app, [*app.routes, *(route for router in routers for route in router.routes)])
-    app.add_middleware(Guard, max_body_bytes=settings.max_body_bytes)
+    app.state.jobs = JobService(settings, queue, metrics)
+    routers = _add_routers(app, settings, metrics)
+    install_openapi(app)
+    install_docs(app)
+    install_studio(app)
+    add_exception_handlers(app, [*app.routes, *(route for router in routers for route in router.routes)])
+    app.add_middleware(BodyLimitMiddleware, max_body_bytes=settings.max_body_bytes)  # the innermost comes first
+    app.add_middleware(UnexpectedErrorMiddleware)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
-            expose_headers=EXPOSED,
+            expose_headers=_EXPOSED_HEADERS,
         )
-    app.add_middleware(Around, metrics=metrics)
+    app.add_middleware(RequestContextMiddleware, metrics=metrics)
     return app
 
 
-def from_environment() -> FastAPI:
-    """The application of this process, for `uvicorn --factory service.app:from_environment`.
+def _add_routers(app: FastAPI, settings: Settings, metrics: Metrics) -> list[APIRouter]:
+    """Add the endpoints with their authentication and rate limits; return their routers."""
+    auth = [Depends(ApiKeyAuth(KeyFile(settings.api_keys_file), metrics))] if settings.api_keys_file else []
+    rate_limit = [Depends(RateLimit(settings.redis_url, settings.rate_limit, metrics))] if settings.rate_limit else []
+    dependencies: tuple[tuple[APIRouter, list[Any]], ...] = (
+        (score.router, auth + rate_limit),
+        (generate.router, auth + rate_limit),
+        (jobs.router, auth),
+        (models.router, auth),
+        (health.router, []),
+    )
+    for router, router_dependencies in dependencies:
+        app.include_router(router, dependencies=router_dependencies)
+    return [router for router, _ in dependencies]
 
-    Exits with status 2 and a line for each setting that cannot be.
+
+def from_environment() -> FastAPI:
+    """Create the application of this process: `uvicorn --factory service.app:from_environment`.
+
+    Exits with status 2 and one line per invalid setting.
     """
     try:
         settings = Settings()
     except ValidationError as error:
-        for found in problems.field_errors(error.errors()):
-            print(f"ncml: NCML_{found.field.upper()}{found.detail.removeprefix(found.field)}", file=sys.stderr)
+        for invalid in field_errors(error.errors()):
+            print(f"ncml: NCML_{invalid.field.upper()}{invalid.detail.removeprefix(invalid.field)}", file=sys.stderr)
         sys.exit(2)
     try:
         queue = JobQueue.from_url(settings.redis_url)
@@ -99,6 +119,6 @@ def from_environment() -> FastAPI:
     log_to_stderr(settings.log_level)
     try:
         return create_app(settings, queue)
-    except KeysError as error:
+    except KeyFileError as error:
         print(f"ncml: NCML_API_KEYS_FILE: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,4 +1,4 @@
-"""What the service counts, and what it finds in the queue when it is scraped. A registry for each application."""
+"""Prometheus metrics: counters of the service, and the state of the queue at each scrape."""
 
 import logging
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 
 
 
 class Metrics:
-    """Counters of one application. Label values come from closed sets, whatever clients send."""
+    """The metrics of one application, in its own registry. Clients cannot create label values."""
 
     def __init__(self, queue: JobQueue) -> None:
         self.registry = CollectorRegistry()
@@ -26,50 +26,55 @@ class Metrics:
         )
         self.request_seconds = Histogram(
             "ncml_http_request_duration_seconds",
-            "Seconds from a request's head to its last byte; a 202 leaves its job still to be done.",
+            "Seconds from the head of a request to the last byte of its response.",
             ["route", "code"],
             buckets=_SECONDS,
             registry=self.registry,
         )
         self.enqueued = Counter(
-            "ncml_jobs_enqueued_total", "Jobs put into a queue.", ["task", "model", "priority"], registry=self.registry
+            "ncml_jobs_enqueued_total",
+            "Jobs submitted to a queue.",
+            ["task", "model", "priority"],
+            registry=self.registry,
         )
         self.rejected = Counter(
-            "ncml_jobs_rejected_total", "Requests that became no job.", ["reason"], registry=self.registry
+            "ncml_jobs_rejected_total", "Requests refused before they became a job.", ["reason"], registry=self.registry
         )
         self.registry.register(_QueueState(queue))
 
     def exposition(self) -> bytes:
-        """Everything in the Prometheus text format. Asks the queue, so call it off the event loop."""
+        """Return all metrics in the Prometheus text format. Queries the queue: call it off the event loop."""
         return generate_latest(self.registry)
 
 
 class _QueueState(Collector):
-    """The queue as it is at the moment of the scrape."""
+    """Collects the state of the queue at each scrape."""
 
     def __init__(self, queue: JobQueue) -> None:
         self.queue = queue
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing: registering must not ask a server that may be away."""
+        """Return nothing: registration must not query a server that may be unreachable."""
         return []
 
     def collect(self) -> Iterable[Metric]:
-        """The gauges; only `ncml_redis_up` when the server is away."""
-        up = GaugeMetricFamily("ncml_redis_up", "1 when the queue's server answers.")
+        """Return the gauges; only `ncml_redis_up` if the server is unreachable."""
+        up = GaugeMetricFamily("ncml_redis_up", "1 if the queue's server is reachable.")
         try:
             gauges = list(self._gauges()) if self.queue.ping() else []
             up.add_metric([], 1)
         except RedisError as error:
-            log.warning("the queue cannot be reached: %s", error)
+            log.warning("the queue is unreachable: %s", error)
             gauges = []
             up.add_metric([], 0)
         return [up, *gauges]
 
     def _gauges(self) -> Iterable[Metric]:
-        depth = GaugeMetricFamily("ncml_queue_depth", "Jobs that wait.", labels=["queue"])
+        depth = GaugeMetricFamily("ncml_queue_depth", "Waiting jobs.", labels=["queue"])
         age = GaugeMetricFamily(
-            "ncml_queue_oldest_age_seconds", "Seconds that the oldest job has waited; 0 for none.", labels=["queue"]
+            "ncml_queue_oldest_age_seconds",
+            "Seconds that the oldest waiting job has waited; 0 without one.",
+            labels=["queue"],
         )
         for entry in self.queue.depths():
             name = queue_name(entry.lane, entry.priority)
@@ -77,7 +82,7 @@ class _QueueState(Collector):
             age.add_metric([name], entry.oldest_age_s)
         workers = GaugeMetricFamily("ncml_workers", "Live workers.", labels=["lane", "state"])
         pace = GaugeMetricFamily(
-            "ncml_lane_jobs_per_second", "What a lane's workers did lately while they worked; none before the first.",
+            "ncml_lane_jobs_per_second", "Recent jobs per second of a lane's busy workers.",
             labels=["lane"],
         )  # fmt: skip
         infos = self.queue.workers()
@@ -87,7 +92,7 @@ class _QueueState(Collector):
             for state in WorkerState:
                 count = sum(lane in info.lanes and info.state is state for info in infos)
                 workers.add_metric([lane, state], count)
-        models = GaugeMetricFamily("ncml_model_info", "Models that are served.", labels=["model", "version"])
+        models = GaugeMetricFamily("ncml_model_info", "Served models.", labels=["model", "version"])
         for model in self.queue.models():
             models.add_metric([model.name, model.version], 1)
         return [depth, age, workers, pace, models]

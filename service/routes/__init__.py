@@ -1,1 +1,1 @@
-"""The endpoints. A route reads, asks the queue, and answers; nothing else happens in one."""
+"""The endpoints. A route parses the request, calls `JobService`, and responds; the work happens elsewhere."""

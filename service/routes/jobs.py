@@ -1,4 +1,4 @@
-"""/jobs: where a job stands, its result, its events, and its end."""
+"""/jobs: state, result, preview, events, cancellation and deletion of a job."""
 
 import contextlib
 from collections.abc import AsyncGenerator
@@ -11,215 +11,195 @@ from fastapi.sse import format_sse_event
 from starlette.responses import StreamingResponse
 
 from ncml.images import grid, to_png
-from service import answers, problems
-from service.asking import Here
-from service.negotiation import BINARY, JSON, NPZ, PNG, ZIP, negotiate, patience
-from service.problems import Problem
+from service import answers
+from service.http import examples
+from service.http.negotiation import JSON, NPZ, PNG, ZIP, negotiate, wait_preference
+from service.http.openapi import BINARY, problem_responses
+from service.http.problems import Problem
+from service.jobs import Jobs
 from worker.contract import Event, Task
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 JobId = Annotated[str, Path(description="The id of a job, as in X-Job-Id.", pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 LastEventId = Annotated[
-    str, Header(description="The id of the last event that was seen.", pattern=r"^[0-9]{1,19}(-[0-9]{1,19})?$")
+    str, Header(description="The id of the last event received.", pattern=r"^[0-9]{1,19}(-[0-9]{1,19})?$")
 ]
 
-_MOMENT = {
-    "description": "The moment that the pictures show, as in the events: a dictionary (RFC 9651).",
+_PROGRESS_HEADER = {
+    "description": "The moment of the preview, as in the events: a dictionary (RFC 9651).",
     "schema": {"type": "string"},
     "example": "stage=noisy_sampling, step=12, total=32, done=0",
 }
-_KINDS = ("no-such-job", "invalid-input", "queue-down")
-_EVENTS = """: hello
-
-event: queued
-id: 1767268800000-0
-data: {"status":"queued","error":null}
-
-event: running
-id: 1767268800012-0
-data: {"status":"running","error":null}
-
-event: progress
-id: 1767268800115-0
-data: {"stage":"noisy_sampling","step":12,"total":32,"done":0,"n":4,"preview":"/jobs/0b6a3c1e9d/preview"}
-
-event: succeeded
-id: 1767268801310-0
-data: {"status":"succeeded","error":null}
-"""
+_PROBLEMS = ("no-such-job", "invalid-input", "queue-down")
 
 
 @router.get(
     "/{job_id}",
     operation_id="get_job",
-    summary="Where a job stands",
+    summary="Get the state of a job",
     response_model=answers.JobAnswer,
-    responses=problems.documented(401, 404, 422, 503, kinds=_KINDS),
+    responses=problem_responses(401, 404, 422, 503, kinds=_PROBLEMS),
 )
-async def job(job_id: JobId, request: Request, desk: Here) -> Response:
-    """Status, place in the queue, progress and links of a job.
+async def job(job_id: JobId, request: Request, jobs: Jobs) -> Response:
+    """Return status, queue position, progress and links of a job.
 
-    404 when it never was, its time to live is over, or another key made it.
+    404 if it never existed, has expired, or belongs to another key.
 
     ```
     curl localhost:8000/jobs/$ID
     ```
     """
-    return await desk.describe(await desk.view(request, job_id), 200)
+    return await jobs.describe(await jobs.view(request, job_id), 200)
 
 
 @router.get(
     "/{job_id}/result",
     operation_id="get_job_result",
-    summary="The result of a job",
+    summary="Get the result of a job",
     responses={
         200: {
-            "description": "The result, as the endpoint that made the job would have answered.",
+            "description": "The result, as the endpoint that created the job returns it.",
             "content": {
                 JSON: {
                     "schema": {"anyOf": [
                         {"$ref": "#/components/schemas/ScoreAnswer"}, {"$ref": "#/components/schemas/ScanAnswer"},
                         {"$ref": "#/components/schemas/PictureAnswer"},
                     ]},
-                    "examples": answers.SCORE_EXAMPLES | {"pictures": {"value": answers.PICTURE_EXAMPLE}},
+                    "examples": examples.SCORES | {"images": {"value": examples.IMAGES}},
                 },
                 PNG: BINARY, ZIP: BINARY, NPZ: BINARY,
             },
         },
         202: answers.ACCEPTED,
-        **problems.documented(401, 404, 406, 410, 422, 500, 503, 504, kinds=(*_KINDS, "result-expired", "job-input")),
+        **problem_responses(401, 404, 406, 410, 422, 500, 503, 504, kinds=(*_PROBLEMS, "result-expired", "job-input")),
     },
 )  # fmt: skip
-async def result(job_id: JobId, request: Request, desk: Here) -> Response:
-    """The result of a job, negotiated by Accept. `Prefer: wait=N` waits for it; without it this answers at once.
+async def result(job_id: JobId, request: Request, jobs: Jobs) -> Response:
+    """Return the result of a job in the format of `Accept`. `Prefer: wait=N` waits for it; the default is not to wait.
 
     ```
-    curl -H 'Prefer: wait=20' localhost:8000/jobs/$ID/result -o picture.png
-    curl -H 'Accept: application/zip' localhost:8000/jobs/$ID/result -o pictures.zip
+    curl -H 'Prefer: wait=20' localhost:8000/jobs/$ID/result -o image.png
+    curl -H 'Accept: application/zip' localhost:8000/jobs/$ID/result -o images.zip
     ```
     """
-    view = await desk.view(request, job_id)
+    view = await jobs.view(request, job_id)
     offers = answers.SCORE_OFFERS if view.task in (Task.SCORE, Task.SCAN) else answers.PICTURE_OFFERS
     media = negotiate(request.headers, offers)
-    wanted = patience(request.headers, desk.settings.wait_s)
-    if not view.status.is_terminal and wanted.applied:
-        view = await desk.queue.wait(job_id, wanted.wait_s)
-    response = await desk.answer(view, media) if view.status.is_terminal else await desk.describe(view, 202)
-    if wanted.applied:
-        response.headers["Preference-Applied"] = wanted.applied
-    response.headers["Vary"] = "Accept, Prefer"
-    return response
+    preference = wait_preference(request.headers, jobs.settings.wait_s)
+    if not view.status.is_terminal and preference.applied:
+        view = await jobs.queue.wait(job_id, preference.wait_s)
+    return await jobs.respond(view, media, preference)
 
 
 @router.post(
     "/{job_id}/cancel",
     operation_id="cancel_job",
-    summary="End a job",
+    summary="Cancel a job",
     response_model=answers.JobAnswer,
-    responses=problems.documented(401, 404, 422, 503, kinds=_KINDS),
+    responses=problem_responses(401, 404, 422, 503, kinds=_PROBLEMS),
 )
-async def cancel(job_id: JobId, request: Request, desk: Here) -> Response:
-    """Cancel a job that waits or runs; one that has ended stays as it is. Asking twice changes nothing.
+async def cancel(job_id: JobId, request: Request, jobs: Jobs) -> Response:
+    """Cancel a waiting or running job. A job that has ended does not change, so the request can be repeated.
 
-    A running job ends within a moment: the answer may still say `running`.
+    A running job ends shortly afterwards: the response may still show `running`.
 
     ```
     curl -X POST localhost:8000/jobs/$ID/cancel
     ```
     """
-    await desk.view(request, job_id)
-    return await desk.describe(await anyio.to_thread.run_sync(desk.queue.cancel, job_id), 200)
+    await jobs.view(request, job_id)
+    return await jobs.describe(await anyio.to_thread.run_sync(jobs.queue.cancel, job_id), 200)
 
 
 @router.delete(
     "/{job_id}",
     operation_id="delete_job",
-    summary="Forget a job",
+    summary="Delete a job",
     status_code=204,
-    responses=problems.documented(401, 404, 409, 422, 503, kinds=_KINDS),
+    responses=problem_responses(401, 404, 409, 422, 503, kinds=_PROBLEMS),
 )
-async def delete(job_id: JobId, request: Request, desk: Here) -> None:
-    """End a job if need be, and delete it with its input, result and pictures at once.
+async def delete(job_id: JobId, request: Request, jobs: Jobs) -> None:
+    """Cancel a job if necessary, and delete it at once with its input, result and images.
 
     ```
     curl -X DELETE localhost:8000/jobs/$ID
     ```
     """
-    await desk.view(request, job_id)
-    await anyio.to_thread.run_sync(desk.queue.cancel, job_id)
-    if not (await desk.queue.wait(job_id, 5)).status.is_terminal:
-        raise Problem(
-            409, f"The job {job_id} is being canceled but has not ended yet; delete it again.", kind="running"
-        )
-    await anyio.to_thread.run_sync(desk.queue.forget, job_id)
+    await jobs.view(request, job_id)
+    await anyio.to_thread.run_sync(jobs.queue.cancel, job_id)
+    if not (await jobs.queue.wait(job_id, 5)).status.is_terminal:
+        detail = f"The job {job_id} is being canceled but has not ended yet; retry the deletion."
+        raise Problem(409, detail, kind="running")
+    await anyio.to_thread.run_sync(jobs.queue.forget, job_id)
 
 
 @router.get(
     "/{job_id}/preview",
     operation_id="get_job_preview",
-    summary="The pictures of a running job as they look now",
+    summary="Get a preview of a running job",
     response_class=Response,
-    responses={200: {"description": "A PNG (a grid of several).", "content": {PNG: BINARY},
-                     "headers": {"X-Progress": _MOMENT}},
-               **problems.documented(401, 404, 422, 503, kinds=(*_KINDS, "no-preview"))},
+    responses={200: {"description": "A PNG; several images form a grid.", "content": {PNG: BINARY},
+                     "headers": {"X-Progress": _PROGRESS_HEADER}},
+               **problem_responses(401, 404, 422, 503, kinds=(*_PROBLEMS, "no-preview"))},
 )  # fmt: skip
-async def preview(job_id: JobId, request: Request, desk: Here) -> Response:
-    """The latest preview of a running job, and in X-Progress its moment; 404 while there is none.
+async def preview(job_id: JobId, request: Request, jobs: Jobs) -> Response:
+    """Return the current images of a running job, and their moment in X-Progress; 404 while there is no preview.
 
     ```
-    curl localhost:8000/jobs/$ID/preview -o now.png
+    curl localhost:8000/jobs/$ID/preview -o preview.png
     ```
     """
-    await desk.view(request, job_id)
+    await jobs.view(request, job_id)
 
-    def draw() -> Response | None:
-        shown = desk.queue.preview(job_id)
-        if shown is None:
+    def render() -> Response | None:
+        latest = jobs.queue.preview(job_id)
+        if latest is None:
             return None
-        pictures_NHWC = np.frombuffer(shown.data, np.uint8).reshape(shown.n, shown.height, shown.width, 3)
-        moment = f"stage={shown.stage}, step={shown.step}, total={shown.total}, done={shown.done}"
-        return Response(to_png(grid(pictures_NHWC)), 200, {"Cache-Control": "no-store", "X-Progress": moment}, PNG)
+        images_NHWC = np.frombuffer(latest.data, np.uint8).reshape(latest.n, latest.height, latest.width, 3)
+        progress = f"stage={latest.stage}, step={latest.step}, total={latest.total}, done={latest.done}"
+        return Response(to_png(grid(images_NHWC)), 200, {"Cache-Control": "no-store", "X-Progress": progress}, PNG)
 
-    response = await anyio.to_thread.run_sync(draw)
+    response = await anyio.to_thread.run_sync(render)
     if response is None:
-        raise Problem(404, f"The job {job_id} has no preview now.", kind="no-preview")
+        raise Problem(404, f"The job {job_id} has no preview at the moment.", kind="no-preview")
     return response
 
 
 @router.get(
     "/{job_id}/events",
     operation_id="follow_job",
-    summary="What happens to a job, as it happens",
+    summary="Follow the events of a job",
     response_class=StreamingResponse,
     responses={
-        204: {"description": "The event named by Last-Event-ID was the last one."},
+        204: {"description": "The event of Last-Event-ID was the last one."},
         200: {
-            "description": "Server-sent events named after the job's states, and `progress`; the terminal one is last.",
-            "content": {"text/event-stream": {"schema": {"type": "string"}, "example": _EVENTS}},
+            "description": "Server-sent events named after the job's states, and `progress`; the terminal state is "
+            "last.",
+            "content": {"text/event-stream": {"schema": {"type": "string"}, "example": examples.EVENTS}},
         },
-        **problems.documented(401, 404, 422, 503, kinds=_KINDS),
+        **problem_responses(401, 404, 422, 503, kinds=_PROBLEMS),
     },
 )
-async def events(job_id: JobId, request: Request, desk: Here, last_event_id: LastEventId = "0") -> Response:
-    """A stream of server-sent events. Send `Last-Event-ID` to go on where a dropped stream ended.
+async def events(job_id: JobId, request: Request, jobs: Jobs, last_event_id: LastEventId = "0") -> Response:
+    """Stream the events of a job as server-sent events. `Last-Event-ID` resumes an interrupted stream.
 
     ```
     curl -N localhost:8000/jobs/$ID/events
     curl -N -H 'Last-Event-ID: 1767268800115-0' localhost:8000/jobs/$ID/events
     ```
     """
-    view = await desk.view(request, job_id)
+    view = await jobs.view(request, job_id)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    events = desk.queue.events(job_id, last_event_id)
-    first = await _next(events) if view.status.is_terminal else None
+    events = jobs.queue.events(job_id, last_event_id)
+    first = await _next_event(events) if view.status.is_terminal else None
     if view.status.is_terminal and first is None:
-        return Response(status_code=204)  # all has been told: a browser's EventSource comes back no more
+        return Response(status_code=204)  # no more events: a browser's EventSource stops reconnecting
     return StreamingResponse(_stream(job_id, first, events), 200, headers, "text/event-stream")
 
 
-async def _next(events: AsyncGenerator[Event | None]) -> Event | None:
-    """The next thing that happened; None once all is told."""
+async def _next_event(events: AsyncGenerator[Event | None]) -> Event | None:
+    """Return the next event, None at the end of the stream."""
     async for event in events:
         if event:
             return event
@@ -227,7 +207,8 @@ async def _next(events: AsyncGenerator[Event | None]) -> Event | None:
 
 
 async def _stream(job_id: str, first: Event | None, events: AsyncGenerator[Event | None]) -> AsyncGenerator[bytes]:
-    yield format_sse_event(comment="hello")  # the headers go out before anything happens
+    """Yield the events as server-sent events, those in `events` after `first`."""
+    yield format_sse_event(comment="hello")  # sends the headers before the first event
     async with contextlib.aclosing(events):
         if first:
             yield _sse(job_id, first)
@@ -236,7 +217,7 @@ async def _stream(job_id: str, first: Event | None, events: AsyncGenerator[Event
 
 
 def _sse(job_id: str, event: Event | None) -> bytes:
-    """One event on the wire; a comment where nothing happened, so that proxies keep the connection."""
+    """Return one server-sent event; for None a comment, by which proxies keep the connection open."""
     if event is None:
         return format_sse_event(comment="keep-alive")
     if event.progress:

@@ -1,4 +1,4 @@
-"""POST /score: how likely a picture is, and with tile=1 whether a large one has a part that does not belong."""
+"""POST /score: exact likelihoods of images; with tile=1 the out-of-distribution verdict on a large one."""
 
 from typing import Literal
 
@@ -8,43 +8,44 @@ from numpy.typing import NDArray
 
 from ncml.images import open_image, resize_to
 from ncml.images.tiling import TileSize, smallest_tile_side
-from service import answers, problems, reading
-from service.asking import Desk, Here
-from service.negotiation import BINARY, JSON, NPZ, PNG, negotiate
+from service import answers
+from service.http import examples
+from service.http.negotiation import JSON, NPZ, PNG, negotiate
+from service.http.openapi import BINARY, JOB_PROBLEMS, JOB_STATUSES, problem_responses, request_schema
+from service.http.problems import invalid_field
+from service.http.requests import Upload, parse_request
+from service.jobs import Jobs, JobService
 from service.params import ScoreParams
-from service.problems import invalid
-from service.reading import Upload
 from worker.contract import MAX_IMAGES, ModelDescriptor, Pixels, ScanJob, ScoreJob, Task
 
-router = APIRouter(tags=["pictures"])
+router = APIRouter(tags=["images"])
 
 
 @router.post(
     "/score",
     operation_id="score",
-    summary="Exact likelihoods of pictures",
+    summary="Score images",
     responses={
         200: {
             "model": answers.ScoreAnswer | answers.ScanAnswer,
-            "description": "The scores, in the order of the pictures; with tile=1 what the tiles of the picture say. "
-            "A PNG shows the map (a grid of several).",
-            "content": {NPZ: BINARY, PNG: BINARY, JSON: {"examples": answers.SCORE_EXAMPLES}},
+            "description": "The scores, in the order of the images; with tile=1 the verdict on the whole image. "
+            "A PNG shows the map; several form a grid.",
+            "content": {NPZ: BINARY, PNG: BINARY, JSON: {"examples": examples.SCORES}},
         },
         202: answers.ACCEPTED,
-        **problems.documented(*problems.OF_WORK, kinds=problems.KINDS_OF_WORK),
+        **problem_responses(*JOB_STATUSES, kinds=JOB_PROBLEMS),
     },
-    openapi_extra=reading.documented(ScoreParams, images=MAX_IMAGES),
+    openapi_extra=request_schema(ScoreParams, max_images=MAX_IMAGES),
 )
-async def score(request: Request, desk: Here) -> Response:
-    """Bits per dimension and log-likelihood of one or several pictures, each brought to the model's size.
+async def score(request: Request, jobs: Jobs) -> Response:
+    """Return bits per dimension and log-likelihood of one or several images, each resized to the model's size.
 
-    A calibrated model also says for each whether it belongs to what the model was trained on: `ood` holds a p-value,
-    small for a picture that does not. The verdict is always reached under the conditions of the calibration, whatever
-    `class` and `noise` say about the likelihood.
+    A calibrated model adds an out-of-distribution verdict, `ood`, whose p-value is small for an image unlike those of
+    the calibration. The verdict always uses the conditions of the calibration, independently of `class` and `noise`.
 
-    With `tile=1` one large picture is cut into overlapping tiles instead, and judged by the worst of them: its score,
-    its box, and the rank of the picture among whole good ones, where the model's tiles are calibrated. That takes as
-    long as scoring all tiles; `Prefer: respond-async` does not wait for it.
+    With `tile=1` one large image is split into overlapping tiles instead, and judged by its worst tile: the response
+    has that tile's score and box and, if the model's tiles are calibrated, the image's rank among whole good images.
+    This takes as long as scoring every tile; `Prefer: respond-async` does not wait for it.
 
     ```
     curl -F image=@cat.png localhost:8000/score
@@ -58,13 +59,13 @@ async def score(request: Request, desk: Here) -> Response:
     ```
     """
     media = negotiate(request.headers, answers.SCORE_OFFERS)
-    asked = await reading.read(request, ScoreParams, images=desk.settings.max_images)
-    params, uploads = asked.params, asked.uploads
-    _check_tiles(params, len(uploads))
-    model, version = await desk.model(params, Task.SCAN if params.tile else Task.SCORE)
-    common = desk.common(request, params, model, version)
+    parsed = await parse_request(request, ScoreParams, max_images=jobs.settings.max_images)
+    params, uploads = parsed.params, parsed.uploads
+    _check_tile_options(params, len(uploads))
+    model, version = await jobs.find_model(params, Task.SCAN if params.tile else Task.SCORE)
+    common = jobs.job_fields(request, params, model, version)
     if params.tile:
-        height, width = await _size(desk, params, model, uploads[0])
+        height, width = await _tiled_size(jobs, params, model, uploads[0])
         scan = ScanJob(
             **common,
             file=uploads[0].data,
@@ -73,16 +74,16 @@ async def score(request: Request, desk: Here) -> Response:
             tile_size=params.tile_size,
             map=params.map or media != JSON,
         )
-        return await desk.ask(request, asked, scan, media)
-    statistics = _wanted(params, model)
+        return await jobs.run(request, parsed, scan, media)
+    statistics = _check_statistics(params, model)
 
     def pixels(upload: Upload) -> Pixels:
-        image = resize_to(_opened(desk, upload), model.height, model.width)
+        image = resize_to(_open(jobs, upload), model.height, model.width)
         return Pixels(height=model.height, width=model.width, data=image.tobytes())
 
     job = ScoreJob(
         **common,
-        images=tuple([await desk.decode(Task.SCORE, lambda upload=upload: pixels(upload)) for upload in uploads]),
+        images=tuple([await jobs.decode(Task.SCORE, lambda upload=upload: pixels(upload)) for upload in uploads]),
         class_name=params.class_name,
         noise=params.noise,
         map=params.map or media == PNG,
@@ -91,21 +92,21 @@ async def score(request: Request, desk: Here) -> Response:
         statistics=statistics,
         sanity=params.sanity,
     )
-    return await desk.ask(request, asked, job, media)
+    return await jobs.run(request, parsed, job, media)
 
 
-def _opened(desk: Desk, upload: Upload) -> NDArray[np.uint8]:
-    """The picture in a file, within the service's limits."""
-    return open_image(upload.data, field=upload.field, **desk.settings.image_limits)
+def _open(jobs: JobService, upload: Upload) -> NDArray[np.uint8]:
+    """Decode an image file within the service's limits."""
+    return open_image(upload.data, field=upload.field, **jobs.settings.image_limits)
 
 
-def _check_tiles(params: ScoreParams, pictures: int) -> None:
-    """Refuse what does not go together with `tile`, or only with it."""
+def _check_tile_options(params: ScoreParams, image_count: int) -> None:
+    """Refuse parameters that cannot be combined with `tile`, or that need it."""
     if not params.tile:
         if params.tile_size is not None:
-            raise invalid("tile_size", "tile_size is for tile=1; leave it out, or add that.")
+            raise invalid_field("tile_size", "tile_size requires tile=1; add it, or omit tile_size.")
         return
-    given = {
+    options = {
         "class": params.class_name,
         "noise": params.noise,
         "statistic": params.statistic,
@@ -113,48 +114,51 @@ def _check_tiles(params: ScoreParams, pictures: int) -> None:
         "sanity": params.sanity,
         "ood": not params.ood,
     }
-    for name in (name for name, value in given.items() if value):
-        raise invalid(name, f"{name}: with tile=1 a picture is judged by its worst tile; leave {name} out, or tile.")
-    if pictures > 1:
-        raise invalid("image", f"image: {pictures} pictures were sent; with tile=1 send one at a time.")
+    for name in (name for name, value in options.items() if value):
+        raise invalid_field(name, f"{name} cannot be combined with tile=1; omit {name} or tile.")
+    if image_count > 1:
+        raise invalid_field("image", f"image: {image_count} images were sent; with tile=1 send one at a time.")
 
 
-async def _size(desk: Desk, params: ScoreParams, model: ModelDescriptor, upload: Upload) -> tuple[int, int]:
-    """Height and width of a picture that can be cut and whose tiles are not too many; it is decoded to know."""
+async def _tiled_size(jobs: JobService, params: ScoreParams, model: ModelDescriptor, upload: Upload) -> tuple[int, int]:
+    """Return height and width of an image after checking that it can be tiled; decodes it."""
     if model.calibration is None and model.tiles is None:
-        raise invalid("tile", f"tile: {model.name} is not calibrated; leave tile out, or calibrate it.")
+        raise invalid_field("tile", f"tile: {model.name} is not calibrated; omit tile, or calibrate the model.")
     calibrated = model.tiles and TileSize(model.tiles.height, model.tiles.width)
     tile = TileSize.resolve(model.height, model.width, params.tile_size, calibrated)
-    height, width = await desk.decode(Task.SCAN, lambda: _opened(desk, upload).shape[:2])
+    height, width = await jobs.decode(Task.SCAN, lambda: _open(jobs, upload).shape[:2])
     rows, columns = tile.grid_shape(height, width)
-    most = desk.settings.max_tiles
-    if rows * columns > most:
-        least = None if calibrated else smallest_tile_side((model.height, model.width), (height, width), most)
-        remedy = f"give a tile_size of at least {least}" if least else "send it in parts"
-        raise invalid(
-            "tile_size" if least else "image",
+    limit = jobs.settings.max_tiles
+    if rows * columns > limit:
+        smallest = None if calibrated else smallest_tile_side((model.height, model.width), (height, width), limit)
+        remedy = f"set tile_size to at least {smallest}" if smallest else "send it in parts"
+        raise invalid_field(
+            "tile_size" if smallest else "image",
             f"image is {width} x {height} pixels, which makes {rows * columns} tiles of {tile.width} x {tile.height}; "
-            f"at most {most} are scored, so {remedy}.",
+            f"at most {limit} are scored, so {remedy}.",
         )
     return height, width
 
 
-def _wanted(params: ScoreParams, model: ModelDescriptor) -> tuple[str, ...] | Literal["all"]:
-    """The statistics to return, once all that is asked for is known to be possible."""
+def _check_statistics(params: ScoreParams, model: ModelDescriptor) -> tuple[str, ...] | Literal["all"]:
+    """Return the statistics to compute after checking the parameters against the model."""
     if params.noise > model.noise:
-        raise invalid("noise", f"noise is {params.noise:g}; {model.name} takes 0 to {model.noise:g} grey levels.")
+        detail = f"noise is {params.noise:g}; {model.name} accepts 0 to {model.noise:g} grey levels."
+        raise invalid_field("noise", detail)
     if params.sanity and (params.noise or params.class_name):
-        detail = "sanity: flipped bits are scored without noise and class; leave those out, or sanity."
-        raise invalid("sanity", detail)
+        detail = "sanity: flipped bits are scored without noise and class; omit those, or sanity."
+        raise invalid_field("sanity", detail)
     names = tuple(dict.fromkeys(name.strip() for name in (params.statistics or "").split(",") if name.strip()))
-    for field, wanted in (("statistic", params.statistic), *(("statistics", name) for name in names)):
-        if wanted is None:
+    for field, statistic in (("statistic", params.statistic), *(("statistics", name) for name in names)):
+        if statistic is None:
             continue
         if not params.ood:
-            raise invalid(field, f"{field}: ood=0 asks for bits per dimension alone; leave one of the two out.")
+            raise invalid_field(field, f"{field} cannot be combined with ood=0; omit one of the two.")
         if model.calibration is None:
-            raise invalid(field, f"{field}: {model.name} is not calibrated; leave {field} out, or calibrate it.")
-        known = model.calibration.thresholds
-        if wanted not in known and not (field == "statistics" and names == ("all",)):
-            raise invalid(field, f"{field}: {model.name} has no {wanted!r}; it has {', '.join(known)}.")
+            detail = f"{field}: {model.name} is not calibrated; omit {field}, or calibrate the model."
+            raise invalid_field(field, detail)
+        available = model.calibration.thresholds
+        if statistic not in available and not (field == "statistics" and names == ("all",)):
+            detail = f"{field}: {model.name} has no statistic {statistic!r}; it has {', '.join(available)}."
+            raise invalid_field(field, detail)
     return "all" if names == ("all",) else names

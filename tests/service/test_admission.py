@@ -1,4 +1,4 @@
-"""API keys, whose job is whose, quotas, and pages of other origins."""
+"""API keys, owners of jobs, rate limits, and pages of other origins."""
 
 import logging
 import re
@@ -10,11 +10,11 @@ import pytest
 from starlette.testclient import TestClient
 
 from ncml.images import to_png
-from service.keys import KeyRing, KeysError, digest
+from service.http.middleware import RequestLogFormatter
+from service.keys import KeyFile, KeyFileError, digest
 from service.keys import main as make_key
-from service.middleware import JsonLines
 
-PICTURE = to_png(np.full((8, 8, 3), 50, np.uint8))
+IMAGE = to_png(np.full((8, 8, 3), 50, np.uint8))
 ANN, BOB = "ncml_ann-0123456789", "ncml_bob-0123456789"
 
 
@@ -25,7 +25,7 @@ def bearer(key: str) -> dict[str, str]:
 @pytest.fixture
 def keys(tmp_path: Path) -> Path:
     path = tmp_path / "keys"
-    path.write_text(f"# of the tests\nann:{digest(ANN)}\n\nbob:{digest(BOB)}\n")
+    path.write_text(f"# keys of the tests\nann:{digest(ANN)}\n\nbob:{digest(BOB)}\n")
     return path
 
 
@@ -38,8 +38,8 @@ def guarded(new_client: Callable[..., TestClient], keys: Path) -> TestClient:
 
 
 @pytest.mark.parametrize("headers", [bearer(ANN), {"x-api-key": ANN}, {"authorization": f"bearer {ANN}"}])
-def test_a_known_key_is_admitted(guarded: TestClient, queue, headers: dict[str, str]) -> None:
-    assert guarded.post("/score", files=[("image", PICTURE)], headers=headers).status_code == 200
+def test_a_valid_key_is_accepted(guarded: TestClient, queue, headers: dict[str, str]) -> None:
+    assert guarded.post("/score", files=[("image", IMAGE)], headers=headers).status_code == 200
     assert guarded.get("/models", headers=headers).status_code == 200
     assert queue.owners == {"job-0": "ann"}
 
@@ -48,7 +48,7 @@ def test_a_known_key_is_admitted(guarded: TestClient, queue, headers: dict[str, 
     "headers",
     [{}, bearer(""), bearer("wrong"), bearer(digest(ANN)), {"x-api-key": ANN[:-1]}, {"authorization": f"Basic {ANN}"}],
 )
-def test_without_a_known_key_nothing_is_done(guarded: TestClient, queue, headers: dict[str, str]) -> None:
+def test_without_a_valid_key_everything_is_refused(guarded: TestClient, queue, headers: dict[str, str]) -> None:
     for method, path in [
         ("POST", "/score"), ("POST", "/generate"), ("POST", "/complete"), ("GET", "/models"), ("GET", "/models/tiny"),
         ("GET", "/jobs/job-0"), ("GET", "/jobs/job-0/result"), ("GET", "/jobs/job-0/events"),
@@ -62,12 +62,12 @@ def test_without_a_known_key_nothing_is_done(guarded: TestClient, queue, headers
     assert queue.jobs == {}
 
 
-def test_what_needs_no_key(guarded: TestClient) -> None:
+def test_pages_and_operations_need_no_key(guarded: TestClient) -> None:
     for path in ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"):
         assert guarded.get(path).status_code == 200, path
 
 
-def test_a_job_is_there_for_its_own_key_alone(guarded: TestClient, queue) -> None:
+def test_a_job_is_visible_to_its_own_key_only(guarded: TestClient, queue) -> None:
     queue.delay_s = 60
     guarded.post("/generate", headers=bearer(ANN) | {"prefer": "respond-async"})
     for method, path in [
@@ -76,13 +76,14 @@ def test_a_job_is_there_for_its_own_key_alone(guarded: TestClient, queue) -> Non
         answer = guarded.request(method, f"/jobs/job-0{path}", headers=bearer(BOB))
         assert answer.status_code == 404, path
         unknown = guarded.request(method, f"/jobs/job-9{path}", headers=bearer(BOB))
-        assert answer.json() | {"request_id": ""} == unknown.json() | {"request_id": ""}  # nothing tells that it exists
+        # the response does not reveal that the job exists
+        assert answer.json() | {"request_id": ""} == unknown.json() | {"request_id": ""}
     assert queue.canceled == set()
     assert guarded.get("/jobs/job-0", headers=bearer(ANN)).json()["status"] == "running"
     assert guarded.delete("/jobs/job-0", headers=bearer(ANN)).status_code == 204
 
 
-def test_an_idempotency_key_is_its_clients_own(guarded: TestClient, queue) -> None:
+def test_idempotency_keys_are_separate_by_owner(guarded: TestClient, queue) -> None:
     ids = [
         guarded.post(f"/generate?n={n}", headers=bearer(key) | {"idempotency-key": "order-1"}).headers["x-job-id"]
         for key, n in ((ANN, 1), (ANN, 1), (BOB, 2))
@@ -91,7 +92,7 @@ def test_an_idempotency_key_is_its_clients_own(guarded: TestClient, queue) -> No
     assert len(queue.jobs) == 2
 
 
-def test_keys_are_read_again_when_their_file_changes(
+def test_keys_are_reloaded_when_their_file_changes(
     guarded: TestClient, keys: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     keys.write_text(f"bob:{digest(BOB)}\n")
@@ -99,29 +100,29 @@ def test_keys_are_read_again_when_their_file_changes(
     assert guarded.get("/models", headers=bearer(BOB)).status_code == 200
     keys.write_text("half a li")
     assert guarded.get("/models", headers=bearer(BOB)).status_code == 200
-    assert "the API keys stay as they were: line 1 of " in caplog.text
+    assert "the API keys are unchanged: line 1 of " in caplog.text
 
 
-@pytest.mark.parametrize("left", ["", "# nobody\n", None])
-def test_the_last_key_can_be_taken_away(
-    guarded: TestClient, keys: Path, caplog: pytest.LogCaptureFixture, left: str | None
+@pytest.mark.parametrize("new_text", ["", "# nobody\n", None])
+def test_the_last_key_can_be_removed(
+    guarded: TestClient, keys: Path, caplog: pytest.LogCaptureFixture, new_text: str | None
 ) -> None:
     text = keys.read_text()
-    if left is None:
+    if new_text is None:
         keys.unlink()
     else:
-        keys.write_text(left)
+        keys.write_text(new_text)
     for key in (ANN, BOB, ANN):
         assert guarded.get("/models", headers=bearer(key)).status_code == 401
-    told = [record.getMessage() for record in caplog.records if record.name == "service.keys"]
-    assert told == [f"no API key is valid now: {keys} {'is gone' if left is None else 'has none'}"]
+    messages = [record.getMessage() for record in caplog.records if record.name == "service.keys"]
+    assert messages == [f"no API key is valid: {keys} {'does not exist' if new_text is None else 'contains none'}"]
     new = keys.with_name("new")
     new.write_text(text)
     new.replace(keys)  # as editors do
     assert guarded.get("/models", headers=bearer(ANN)).status_code == 200
 
 
-def test_a_key_is_told_once_and_kept_as_a_digest(
+def test_a_key_is_shown_once_and_stored_as_a_digest(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, new_client: Callable[..., TestClient]
 ) -> None:
     make_key("carol")
@@ -132,69 +133,71 @@ def test_a_key_is_told_once_and_kept_as_a_digest(
     (tmp_path / "keys").write_text(out)
     client = new_client(api_keys_file=tmp_path / "keys")
     assert client.get("/models", headers=bearer(key)).status_code == 200
-    with pytest.raises(KeysError, match="'a:b' will not do"):
+    with pytest.raises(KeyFileError, match="'a:b' is invalid: use"):
         make_key("a:b")
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "has no key"),
-        ("# nothing\n", "has no key"),
+        ("", "contains no key"),
+        ("# nothing\n", "contains no key"),
         ("ann:ncml_secret", "line 1 of"),
         ("a b:" + "0" * 64, "name:digest"),
         (None, "cannot be read: No such file"),
     ],
 )
-def test_a_file_of_keys_that_cannot_be_used_says_why(tmp_path: Path, text: str | None, words: str) -> None:
+def test_an_invalid_key_file_is_refused_with_a_reason(tmp_path: Path, text: str | None, words: str) -> None:
     path = tmp_path / "keys"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(KeysError, match=words) as caught:
-        KeyRing(path)
+    with pytest.raises(KeyFileError, match=words) as caught:
+        KeyFile(path)
     assert "secret" not in str(caught.value)
 
 
-def test_no_key_and_no_picture_is_logged(guarded: TestClient, caplog: pytest.LogCaptureFixture) -> None:
+def test_neither_keys_nor_images_are_logged(guarded: TestClient, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG):
         for key in (ANN, "ncml_wrong-key"):
             guarded.post(f"/score?model={'x' * 30}", content=b"secret pixels", headers=bearer(key))
     lines = [record for record in caplog.records if record.name == "service.access"]
     assert [getattr(line, "owner", None) for line in lines] == ["ann", None]
-    ours = "\n".join(JsonLines().format(record) for record in caplog.records if not record.name.startswith("httpx"))
-    assert "POST /score 401" in ours
-    assert not any(word in ours for word in (ANN, "wrong-key", "secret pixels", "xxx", digest(ANN)))
+    records = [record for record in caplog.records if not record.name.startswith("httpx")]
+    log = "\n".join(map(RequestLogFormatter().format, records))
+    assert "POST /score 401" in log
+    assert not any(word in log for word in (ANN, "wrong-key", "secret pixels", "xxx", digest(ANN)))
 
 
-def test_the_document_names_the_keys_where_they_are_wanted(guarded: TestClient, client: TestClient) -> None:
+def test_the_document_requires_keys_where_the_service_does(guarded: TestClient, client: TestClient) -> None:
     document = guarded.get("/openapi.json").json()
     assert document["paths"]["/score"]["post"]["security"] == [{"bearer": []}, {"key": []}]
     assert "security" not in document["paths"]["/healthz"]["get"]
     assert "security" not in client.get("/openapi.json").json()["paths"]["/score"]["post"]
 
 
-# Quotas
+# Rate limits
 
 
-def test_a_quota_is_counted_told_and_kept(new_client: Callable[..., TestClient], valkey_url: str) -> None:
+def test_a_quota_is_counted_reported_and_enforced(new_client: Callable[..., TestClient], valkey_url: str) -> None:
     client = new_client(redis_url=valkey_url, rate_limit="3/minute; 100/day")
-    for left in (2, 1, 0):
-        answer = client.post("/generate?n=0") if left == 1 else client.post("/generate")  # a refused request counts too
+    for remaining in (2, 1, 0):
+        query = "?n=0" if remaining == 1 else ""  # a refused request counts, too
+        answer = client.post(f"/generate{query}")
         assert answer.headers["ratelimit-policy"] == '"minute";q=3;w=60, "day";q=100;w=86400'
         minute, day = answer.headers["ratelimit"].split(", ")
-        assert re.fullmatch(rf'"minute";r={left};t=\d+', minute)
-        assert re.fullmatch(rf'"day";r={97 + left};t=\d+', day)
-    refused = client.post("/score", files=[("image", PICTURE)])
+        assert re.fullmatch(rf'"minute";r={remaining};t=\d+', minute)
+        assert re.fullmatch(rf'"day";r={97 + remaining};t=\d+', day)
+    refused = client.post("/score", files=[("image", IMAGE)])
     assert refused.status_code == 429
     assert refused.json()["type"] == "urn:ncml:problem:quota-exceeded"
-    assert "The quota of 3 requests a minute is used up" in refused.json()["detail"]
+    assert "The quota of 3 requests per minute is exhausted" in refused.json()["detail"]
     assert 1 <= int(refused.headers["retry-after"]) <= 60
     assert '"minute";r=0' in refused.headers["ratelimit"]
-    assert client.get("/models").status_code == 200  # looking costs nothing
+    assert client.get("/models").status_code == 200  # reading does not count
     assert "ratelimit" not in client.get("/models").headers
 
 
-def test_a_quota_is_for_each_key_and_shared_by_services(
+def test_a_quota_is_per_owner_and_shared_by_instances(
     new_client: Callable[..., TestClient], valkey_url: str, keys: Path
 ) -> None:
     one, other = (new_client(redis_url=valkey_url, rate_limit="2/hour", api_keys_file=keys) for _ in range(2))
@@ -207,7 +210,7 @@ def test_a_quota_is_for_each_key_and_shared_by_services(
 # Other origins
 
 
-def test_pages_of_other_origins_may_ask_only_where_that_is_set(new_client: Callable[..., TestClient]) -> None:
+def test_pages_of_other_origins_need_a_setting(new_client: Callable[..., TestClient]) -> None:
     origin = {"origin": "https://example.org"}
     preflight = origin | {"access-control-request-method": "POST", "access-control-request-headers": "x-api-key"}
     closed, opened = new_client(), new_client(cors_origins=["https://example.org"])
@@ -221,9 +224,7 @@ def test_pages_of_other_origins_may_ask_only_where_that_is_set(new_client: Calla
     assert "access-control-allow-origin" not in opened.get("/healthz", headers=other).headers
 
 
-def test_refusals_and_defects_can_be_read_by_pages_of_other_origins(
-    new_client: Callable[..., TestClient], queue
-) -> None:
+def test_errors_can_be_read_by_pages_of_other_origins(new_client: Callable[..., TestClient], queue) -> None:
     client = new_client(cors_origins=["https://example.org"], max_body_bytes=4096)
     del queue.served
     headers = {"origin": "https://example.org", "x-request-id": "r-1"}

@@ -1,4 +1,4 @@
-"""The three endpoints and the job resource on a queue in this process."""
+"""The three endpoints and the job resource, on a queue in this process."""
 
 import base64
 import io
@@ -43,7 +43,7 @@ def pixels(png: bytes) -> np.ndarray:
     ],
     ids=["multipart", "raw", "json", "data-url", "json-list"],
 )
-def test_a_picture_is_scored_however_it_is_sent(client: TestClient, request_: dict) -> None:
+def test_an_image_is_scored_however_it_is_sent(client: TestClient, request_: dict) -> None:
     answer = client.post("/score", **request_)
     assert answer.status_code == 200, answer.text
     body = answer.json()
@@ -59,14 +59,14 @@ def test_a_picture_is_scored_however_it_is_sent(client: TestClient, request_: di
     assert "Accept" in answer.headers["vary"]
 
 
-def saved(picture: Image.Image, form: str, **options: object) -> bytes:
+def encoded(image: Image.Image, form: str, **options: object) -> bytes:
     out = io.BytesIO()
-    picture.save(out, form, **options)
+    image.save(out, form, **options)
     return out.getvalue()
 
 
-def usual_pictures() -> dict[str, tuple[bytes, np.ndarray]]:
-    """The kinds of file that people have, each with the 8 x 8 pixels that it stands for."""
+def common_files() -> dict[str, tuple[bytes, np.ndarray]]:
+    """Return common kinds of files, each with the 8 x 8 pixels it represents."""
     ramp = np.arange(64, dtype=np.uint8).reshape(8, 8)
     grey, rgb = Image.fromarray(ramp), np.stack([ramp, ramp + 50, ramp + 100], -1)
     threes = np.stack([ramp] * 3, -1)
@@ -74,42 +74,42 @@ def usual_pictures() -> dict[str, tuple[bytes, np.ndarray]]:
     clear = Image.fromarray(np.concatenate([rgb, np.where(ramp < 32, 255, 0)[..., None].astype(np.uint8)], -1))
     on_white = np.where((ramp < 32)[..., None], rgb, 255).astype(np.uint8)
     rotated = Image.Exif()
-    rotated[0x0112] = 6  # the camera was turned: a quarter turn clockwise shows it upright
+    rotated[0x0112] = 6  # rotate by 90 degrees clockwise to display
     cmyk = np.zeros((8, 8, 4), np.uint8)
     cmyk[..., 3] = 255 - ramp
     other = Image.fromarray(255 - rgb)
     return {
-        "grey": (saved(grey, "PNG"), threes),
-        "alpha": (saved(clear, "PNG"), on_white),
-        "palette": (saved(grey.convert("P"), "PNG"), threes),
-        "palette with transparency": (saved(grey.convert("P"), "PNG", transparency=5),
+        "grey": (encoded(grey, "PNG"), threes),
+        "alpha": (encoded(clear, "PNG"), on_white),
+        "palette": (encoded(grey.convert("P"), "PNG"), threes),
+        "palette with transparency": (encoded(grey.convert("P"), "PNG", transparency=5),
                                       np.where((ramp == 5)[..., None], 255, threes).astype(np.uint8)),
-        "one bit": (saved(Image.fromarray(ramp % 2 * 255).convert("1"), "PNG"),
+        "one bit": (encoded(Image.fromarray(ramp % 2 * 255).convert("1"), "PNG"),
                     np.stack([ramp % 2 * 255] * 3, -1).astype(np.uint8)),
-        "16 bits": (saved(Image.fromarray(ramp.astype(np.uint16) * 257), "PNG"), threes),
-        "cmyk": (saved(Image.fromarray(cmyk, "CMYK"), "TIFF"), threes),
-        "turned by EXIF": (saved(colour, "PNG", exif=rotated), np.rot90(rgb, -1)),
-        "animated gif": (saved(grey, "GIF", save_all=True, append_images=[other.convert("L")]), threes),
-        "animated png": (saved(colour, "PNG", save_all=True, append_images=[other]), rgb),
-        "animated webp": (saved(colour, "WEBP", save_all=True, append_images=[other], lossless=True), rgb),
-        "webp": (saved(colour, "WEBP", lossless=True), rgb),
-        "bmp": (saved(colour, "BMP"), rgb),
-        "tiff": (saved(colour, "TIFF"), rgb),
-        "tiff of several pages": (saved(colour, "TIFF", save_all=True, append_images=[other]), rgb),
-        "gif": (saved(grey, "GIF"), threes),
-        "jpeg": (saved(Image.fromarray(np.full((8, 8, 3), 77, np.uint8)), "JPEG"), np.full((8, 8, 3), 77)),
+        "16 bits": (encoded(Image.fromarray(ramp.astype(np.uint16) * 257), "PNG"), threes),
+        "cmyk": (encoded(Image.fromarray(cmyk, "CMYK"), "TIFF"), threes),
+        "turned by EXIF": (encoded(colour, "PNG", exif=rotated), np.rot90(rgb, -1)),
+        "animated gif": (encoded(grey, "GIF", save_all=True, append_images=[other.convert("L")]), threes),
+        "animated png": (encoded(colour, "PNG", save_all=True, append_images=[other]), rgb),
+        "animated webp": (encoded(colour, "WEBP", save_all=True, append_images=[other], lossless=True), rgb),
+        "webp": (encoded(colour, "WEBP", lossless=True), rgb),
+        "bmp": (encoded(colour, "BMP"), rgb),
+        "tiff": (encoded(colour, "TIFF"), rgb),
+        "tiff of several pages": (encoded(colour, "TIFF", save_all=True, append_images=[other]), rgb),
+        "gif": (encoded(grey, "GIF"), threes),
+        "jpeg": (encoded(Image.fromarray(np.full((8, 8, 3), 77, np.uint8)), "JPEG"), np.full((8, 8, 3), 77)),
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", usual_pictures())
-def test_the_files_that_people_have_become_the_documented_pixels(client: TestClient, queue, name: str) -> None:
-    file, wanted = usual_pictures()[name]
+@pytest.mark.parametrize("name", common_files())
+def test_common_files_become_the_documented_pixels(client: TestClient, queue, name: str) -> None:
+    file, expected = common_files()[name]
     assert client.post("/score", files=[part(file)]).status_code == 200
-    got = np.frombuffer(queue.jobs["job-0"][0].images[0].data, np.uint8).reshape(8, 8, 3)
-    assert np.array_equal(got, wanted)
+    decoded = np.frombuffer(queue.jobs["job-0"][0].images[0].data, np.uint8).reshape(8, 8, 3)
+    assert np.array_equal(decoded, expected)
 
 
-def test_several_pictures_are_scored_in_their_order(client: TestClient) -> None:
+def test_several_images_are_scored_in_order(client: TestClient) -> None:
     answer = client.post("/score", files=[part(flat(level)) for level in (9, 3, 200)])
     assert [score["bpd"] for score in answer.json()["results"]] == [9, 3, 200]
 
@@ -128,20 +128,20 @@ def test_parameters_reach_the_job_from_query_form_and_json(client: TestClient, q
 
 
 def test_a_map_has_a_number_for_each_pixel(client: TestClient, queue) -> None:
-    picture = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
-    answer = client.post("/score?map=1", files=[part(to_png(picture))])
-    assert np.allclose(answer.json()["results"][0]["map"], picture.mean(-1), atol=1e-3)
+    image = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
+    answer = client.post("/score?map=1", files=[part(to_png(image))])
+    assert np.allclose(answer.json()["results"][0]["map"], image.mean(-1), atol=1e-3)
     served, queue.served = queue.served, []  # a result outlives the model that made it
     assert client.get(f"/jobs/{answer.json()['id']}/result").json() == answer.json()
     queue.served = served
-    answer = client.post("/score?map=1", files=[part(to_png(picture))], headers={"accept": "application/x-npz"})
+    answer = client.post("/score?map=1", files=[part(to_png(image))], headers={"accept": "application/x-npz"})
     arrays = np.load(io.BytesIO(answer.content))
-    assert np.allclose(arrays["map"][0], picture.mean(-1))
-    assert arrays["bpd"].tolist() == [picture.mean()]
+    assert np.allclose(arrays["map"][0], image.mean(-1))
+    assert arrays["bpd"].tolist() == [image.mean()]
 
 
 @pytest.mark.parametrize("n", [1, 3])
-def test_maps_are_drawn_as_on_the_command_line(client: TestClient, queue, n: int) -> None:
+def test_maps_look_as_on_the_command_line(client: TestClient, queue, n: int) -> None:
     maps = [np.full((8, 8), level) for level in (2, 5, 7)[:n]]
     answer = client.post(
         "/score", files=[part(flat(level)) for level in (2, 5, 7)[:n]], headers={"accept": "image/png"}
@@ -149,18 +149,18 @@ def test_maps_are_drawn_as_on_the_command_line(client: TestClient, queue, n: int
     assert answer.headers["content-type"] == "image/png"
     drawn = heat.render(maps[0], 0, heat.BRIGHTEST).repeat(32, 0).repeat(32, 1)
     assert np.array_equal(pixels(answer.content)[:256, :256], drawn)
-    assert np.array_equal(pixels(answer.content), grid([heat.render_pixel_map(one) for one in maps]))
+    assert np.array_equal(pixels(answer.content), grid([heat.render_pixel_map(map_HW) for map_HW in maps]))
     again = client.get("/jobs/job-0/result", headers={"accept": "image/png"})
     assert again.content == answer.content
     assert "map" in client.get("/jobs/job-0/result").json()["results"][0]
 
 
 @pytest.mark.parametrize("tile", [0, 1])
-def test_a_job_that_kept_no_map_draws_none(client: TestClient, tile: int) -> None:
+def test_a_job_without_a_map_cannot_be_shown_as_png(client: TestClient, tile: int) -> None:
     client.post(f"/score?tile={tile}", files=[part(flat(5))])
     answer = client.get("/jobs/job-0/result", headers={"accept": "image/png"})
     assert answer.status_code == 406
-    assert "send the picture again with map=1" in answer.json()["detail"]
+    assert "send the image again with map=1" in answer.json()["detail"]
     arrays = np.load(io.BytesIO(client.get("/jobs/job-0/result", headers={"accept": "application/x-npz"}).content))
     assert "map" not in arrays
 
@@ -169,13 +169,13 @@ def test_a_job_that_kept_no_map_draws_none(client: TestClient, tile: int) -> Non
 
 
 def large() -> np.ndarray:
-    """20 x 24 pixels, which make 4 x 5 tiles of 8 x 8; that at row 2, column 1 is the brightest."""
-    picture = np.random.default_rng(0).integers(0, 90, (20, 24, 3), dtype=np.uint8)
-    picture[8:16, 4:12] += 120
-    return picture
+    """Return 20 x 24 pixels, which make 4 x 5 tiles of 8 x 8, the brightest at row 2, column 1."""
+    image = np.random.default_rng(0).integers(0, 90, (20, 24, 3), dtype=np.uint8)
+    image[8:16, 4:12] += 120
+    return image
 
 
-def test_a_large_picture_is_cut_and_judged(client: TestClient, queue) -> None:
+def test_a_large_image_is_judged_by_its_tiles(client: TestClient, queue) -> None:
     file = to_png(large())
     answer = client.post("/score?tile=1", files=[part(file)])
     assert answer.status_code == 200, answer.text
@@ -188,9 +188,9 @@ def test_a_large_picture_is_cut_and_judged(client: TestClient, queue) -> None:
         "box": {"left": 4, "top": 8, "width": 8, "height": 8},
         "timing": {"queue_s": 0.001, "compute_s": 0.002, "batch_size": 1},
     }  # fmt: skip
-    told = client.post("/score?map=1", files=[part(file)], data={"tile": "1", "tile_size": "8"}).json()
-    assert np.array(told.pop("tiles")) == pytest.approx(np.reshape(means, (4, 5)), abs=1e-3)
-    assert told == body | {"id": "job-1"}
+    with_map = client.post("/score?map=1", files=[part(file)], data={"tile": "1", "tile_size": "8"}).json()
+    assert np.array(with_map.pop("tiles")) == pytest.approx(np.reshape(means, (4, 5)), abs=1e-3)
+    assert with_map == body | {"id": "job-1"}
     job = queue.jobs["job-1"][0]
     assert isinstance(job, ScanJob)
     assert (job.file, job.height, job.width, job.tile_size, job.map) == (file, 20, 24, 8, True)
@@ -199,7 +199,7 @@ def test_a_large_picture_is_cut_and_judged(client: TestClient, queue) -> None:
     assert client.get("/jobs/job-0").json()["task"] == "scan"
 
 
-def test_the_map_of_a_large_picture_has_its_size(client: TestClient, queue) -> None:
+def test_the_map_of_a_large_image_has_its_size(client: TestClient, queue) -> None:
     ask = {"files": [part(to_png(large()))], "data": {"tile": "1"}}
     arrays = np.load(io.BytesIO(client.post("/score", **ask, headers={"accept": "application/x-npz"}).content))
     means = [large()[top : top + 8, left : left + 8].mean() for top, left in TileSize(8, 8).corners(20, 24)]
@@ -223,14 +223,14 @@ def test_tiles_that_are_not_calibrated_give_no_verdict(client: TestClient, queue
     assert set(np.load(io.BytesIO(arrays))) == {"score", "box"}
 
 
-def test_the_tiles_of_a_picture_are_scored_apart_from_quick_scores(client: TestClient, queue, worker) -> None:
+def test_tiles_are_scored_in_the_generate_lane(client: TestClient, queue, worker) -> None:
     queue.infos = [worker.model_copy(update={"lanes": ("score",)})]
     answer = client.post("/score?tile=1", files=[part(to_png(large()))])
     assert answer.status_code == 503
-    assert "lane generate" in answer.json()["detail"]
+    assert "generate lane" in answer.json()["detail"]
 
 
-def test_verdicts_statistics_and_the_sanity_test_are_told_when_asked_for(client: TestClient) -> None:
+def test_verdicts_statistics_and_the_sanity_test_are_returned_on_request(client: TestClient) -> None:
     files = [part(flat(40)), part(flat(120))]
     [dark, light] = client.post("/score?statistics=all&sanity=1", files=files).json()["results"]
     assert light["ood"] == {
@@ -252,19 +252,20 @@ def test_verdicts_statistics_and_the_sanity_test_are_told_when_asked_for(client:
     assert arrays["flipped_bpd"].tolist() == [41, 121]
 
 
-def test_models_tell_what_their_verdicts_rest_on(client: TestClient) -> None:
-    told = client.get("/models/tiny").json()
-    calibration = told["calibration"]
+def test_models_describe_their_calibration(client: TestClient) -> None:
+    descriptor = client.get("/models/tiny").json()
+    calibration = descriptor["calibration"]
     assert calibration["thresholds"] == {"multiscale": 100, "bpd": 50}
     assert calibration["threshold"] == calibration["thresholds"][calibration["statistic"]]
     assert calibration["histograms"] == {"bpd": {"edges": [0, 50, 100], "counts": [60, 39]}}
-    assert (told["tiles"]["width"], told["tiles"]["threshold"], told["tiles"]["n_rank"]) == (8, 100, 20)
+    tiles = descriptor["tiles"]
+    assert (tiles["width"], tiles["threshold"], tiles["n_rank"]) == (8, 100, 20)
 
 
 # /generate
 
 
-def test_a_picture_is_drawn_as_png(client: TestClient, queue) -> None:
+def test_an_image_is_generated_as_png(client: TestClient, queue) -> None:
     answer = client.post("/generate?class=cat&seed=77")
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"] == "image/png"
@@ -275,11 +276,11 @@ def test_a_picture_is_drawn_as_png(client: TestClient, queue) -> None:
     assert (job.class_name, job.seed, job.n, job.noise, job.steps, job.solver) == ("cat", 77, 1, None, None, None)
 
 
-def test_several_pictures_are_a_grid_a_zip_json_or_arrays(client: TestClient) -> None:
+def test_several_images_are_a_grid_a_zip_json_or_arrays(client: TestClient) -> None:
     ask = "/generate?n=3&seed=5"
-    whole = pixels(client.post(ask).content)
-    assert whole.shape == (16, 16, 3)
-    assert [whole[0, 0, 0], whole[0, 8, 0], whole[8, 0, 0], whole[8, 8, 0]] == [5, 6, 7, 0]
+    image = pixels(client.post(ask).content)
+    assert image.shape == (16, 16, 3)
+    assert [image[0, 0, 0], image[0, 8, 0], image[8, 0, 0], image[8, 8, 0]] == [5, 6, 7, 0]
     body = client.post(ask, headers={"accept": "application/json"}).json()
     assert [image["seed"] for image in body["images"]] == [5, 6, 7]
     assert [pixels(base64.b64decode(image["png"]))[0, 0, 0] for image in body["images"]] == [5, 6, 7]
@@ -297,12 +298,12 @@ def test_every_setting_reaches_the_job(client: TestClient, queue) -> None:
     for request_ in ({"json": settings}, {"params": settings}, {"data": {k: str(v) for k, v in settings.items()}}):
         assert client.post("/generate", **request_).status_code == 200
     for job, _ in queue.jobs.values():
-        got = {"class": job.class_name} | {name: getattr(job, name) for name in settings if name != "class"}
-        assert got == settings
+        fields = {"class": job.class_name} | {name: getattr(job, name) for name in settings if name != "class"}
+        assert fields == settings
     assert len(queue.jobs) == 3
 
 
-def test_a_seed_is_chosen_where_none_is_given(client: TestClient) -> None:
+def test_without_a_seed_one_is_chosen(client: TestClient) -> None:
     seeds = {client.post("/generate").headers["x-seed"] for _ in range(3)}
     assert len(seeds) == 3
     assert all(0 <= int(seed) < 2**53 for seed in seeds)
@@ -311,7 +312,7 @@ def test_a_seed_is_chosen_where_none_is_given(client: TestClient) -> None:
 # /complete
 
 
-def test_half_a_picture_is_completed(client: TestClient, queue) -> None:
+def test_half_an_image_is_completed(client: TestClient, queue) -> None:
     half = np.arange(96, dtype=np.uint8).reshape(4, 8, 3)
     answer = client.post("/complete?seed=3", files=[part(to_png(half))])
     assert answer.status_code == 200, answer.text
@@ -323,7 +324,7 @@ def test_half_a_picture_is_completed(client: TestClient, queue) -> None:
     assert (job.keep, job.seed) == ("top", 3)
 
 
-def test_several_completions_of_one_picture(client: TestClient) -> None:
+def test_several_completions_of_one_image(client: TestClient) -> None:
     body = client.post("/complete?n=2&seed=3", files=[part(flat(5))], headers={"accept": "application/json"}).json()
     assert [image["seed"] for image in body["images"]] == [3, 4]
 
@@ -354,7 +355,7 @@ def test_a_job_longer_than_the_wait_is_answered_202(client: TestClient, queue) -
     assert client.get("/jobs/job-0/result", headers={"accept": "application/json"}).json()["images"][0]["seed"] == 1
 
 
-def test_a_job_that_waits_tells_its_place_and_when_to_look_again(client: TestClient, queue) -> None:
+def test_a_waiting_job_has_a_position_and_a_retry_after(client: TestClient, queue) -> None:
     queue.delay_s, queue.waits, queue.rate = 60, True, 0.5
     answers = [client.post("/generate", headers={"prefer": "respond-async"}) for _ in range(3)]
     assert [answer.json()["position"] for answer in answers] == [0, 1, 2]
@@ -380,8 +381,8 @@ def test_the_operator_limits_the_wait(new_client: Callable[..., TestClient], que
     assert answer.status_code == 202
 
 
-def test_a_job_that_succeeded_is_done_with_all(client: TestClient) -> None:
-    """Whatever was last heard of it while it ran."""
+def test_a_job_that_succeeded_is_complete(client: TestClient) -> None:
+    """Whatever progress it last reported."""
     client.post("/generate?n=2")
     progress = client.get("/jobs/job-0").json()["progress"]
     assert (progress["step"], progress["total"], progress["done"], progress["n"]) == (2, 2, 2, 2)
@@ -411,7 +412,7 @@ def test_a_job_is_described_with_links_that_work(client: TestClient, queue) -> N
 @pytest.mark.parametrize(
     ("reason", "status"), [("input", 422), ("model", 500), ("timeout", 504), ("expired", 504), ("engine", 500)]
 )
-def test_a_job_that_fails_says_why(client: TestClient, queue, reason: str, status: int) -> None:
+def test_a_failed_job_gives_the_reason(client: TestClient, queue, reason: str, status: int) -> None:
     queue.fails = JobError(field="noise" if reason == "input" else None, detail="It went wrong.", reason=reason)
     answer = client.post("/generate")
     assert answer.status_code == status
@@ -436,11 +437,11 @@ def test_events_are_streamed_and_resumed(client: TestClient, queue) -> None:
         blocks = [dict(line.split(": ", 1) for line in block.splitlines()) for block in text.split("\n\n") if block]
         return [(block["id"], block["event"]) for block in blocks if "event" in block]
 
-    whole = follow()
-    assert whole == [("1-0", "queued"), ("2-0", "running"), ("3-0", "progress"), ("4-0", "succeeded")]
-    for i, (identity, _) in enumerate(whole[:-1]):
-        assert follow(**{"last-event-id": identity}) == whole[i + 1 :]
-    assert client.get("/jobs/job-0/events", headers={"last-event-id": whole[-1][0]}).status_code == 204
+    events = follow()
+    assert events == [("1-0", "queued"), ("2-0", "running"), ("3-0", "progress"), ("4-0", "succeeded")]
+    for i, (event_id, _) in enumerate(events[:-1]):
+        assert follow(**{"last-event-id": event_id}) == events[i + 1 :]
+    assert client.get("/jobs/job-0/events", headers={"last-event-id": events[-1][0]}).status_code == 204
     assert client.get("/jobs/job-0/events", headers={"last-event-id": "x"}).status_code == 422
     assert client.get("/jobs/nothing/events").status_code == 404
 
@@ -471,10 +472,10 @@ def test_a_deleted_job_is_gone_at_once(client: TestClient, queue) -> None:
     assert client.delete("/jobs/job-0").status_code == 404
 
 
-# What is served
+# Models and readiness
 
 
-def test_models_are_listed_and_found(client: TestClient, model) -> None:
+def test_models_are_listed_and_looked_up(client: TestClient, model) -> None:
     assert client.get("/models").json() == {"models": [json.loads(model.model_dump_json())]}
     for name in ("tiny", f"tiny@{model.version}", f"tiny@{model.version[:8]}"):
         assert client.get(f"/models/{name}").json()["classes"] == ["cat", "dog"]
@@ -484,17 +485,17 @@ def test_models_are_listed_and_found(client: TestClient, model) -> None:
 def test_a_model_is_chosen_by_name_or_version(client: TestClient, queue, model) -> None:
     newer = model.model_copy(update={"version": "b2" * 32})
     queue.served = [newer, model, model.model_copy(update={"name": "aaa"})]
-    for asked, name, version in [
+    for reference, name, version in [
         (None, "aaa", None),
         ("tiny", "tiny", None),
         ("tiny@a1a1a1", "tiny", model.version),
         (f"tiny@{newer.version}", "tiny", newer.version),
     ]:
-        client.post("/generate", params={"model": asked} if asked else {})
+        client.post("/generate", params={"model": reference} if reference else {})
         job = list(queue.jobs.values())[-1][0]
         assert (job.model, job.version) == (name, version)
-    for wrong in ("nobody", "tiny@c3c3c3", "tiny@a", "tiny@"):
-        answer = client.post("/generate", params={"model": wrong})
+    for unknown in ("nobody", "tiny@c3c3c3", "tiny@a", "tiny@"):
+        answer = client.post("/generate", params={"model": unknown})
         assert answer.status_code == 422
         assert "aaa" in answer.json()["errors"][0]["detail"]
 

@@ -1,4 +1,4 @@
-"""What operators and browsers see: metrics, logs, headers, the documentation, settings, and what is not imported."""
+"""Metrics, logs, headers, the OpenAPI document, settings, and imports."""
 
 import asyncio
 import json
@@ -17,11 +17,11 @@ from starlette.testclient import TestClient
 from starlette.types import Message
 
 from ncml.images import to_png
-from service.middleware import JsonLines, request_id
+from service.http.middleware import RequestLogFormatter, request_id
 from service.settings import Settings
 from worker.contract import Lane
 
-PICTURE = to_png(np.full((8, 8, 3), 50, np.uint8))
+IMAGE = to_png(np.full((8, 8, 3), 50, np.uint8))
 
 
 def metrics(client: TestClient) -> dict[tuple[str, ...], float]:
@@ -34,8 +34,8 @@ def metrics(client: TestClient) -> dict[tuple[str, ...], float]:
 
 
 def test_requests_and_jobs_are_counted(client: TestClient, queue) -> None:
-    client.post("/score", files=[("image", PICTURE)])
-    client.post("/score?priority=high", files=[("image", PICTURE)])
+    client.post("/score", files=[("image", IMAGE)])
+    client.post("/score?priority=high", files=[("image", IMAGE)])
     client.post("/score", files=[("image", b"x")])
     client.get("/jobs/job-0")
     client.get("/jobs/unknown")
@@ -43,29 +43,29 @@ def test_requests_and_jobs_are_counted(client: TestClient, queue) -> None:
     client.request("BREW", "/nowhere")
     queue.infos = []
     client.post("/generate")
-    found = metrics(client)
-    assert found["ncml_http_requests_total", "200", "POST", "/score"] == 2
-    assert found["ncml_http_requests_total", "422", "POST", "/score"] == 1
-    assert found["ncml_http_requests_total", "200", "GET", "/jobs/{job_id}"] == 1
-    assert found["ncml_http_requests_total", "404", "GET", "/jobs/{job_id}"] == 1
-    assert found["ncml_http_requests_total", "404", "GET", "unmatched"] == 1
-    assert found["ncml_http_requests_total", "404", "OTHER", "unmatched"] == 1
-    assert found["ncml_http_request_duration_seconds_count", "200", "/score"] == 2
-    assert found["ncml_http_request_duration_seconds_count", "422", "/score"] == 1
-    assert found["ncml_jobs_enqueued_total", "tiny", "normal", "score"] == 1
-    assert found["ncml_jobs_enqueued_total", "tiny", "high", "score"] == 1
-    assert found["ncml_jobs_rejected_total", "no-worker"] == 1
+    samples = metrics(client)
+    assert samples["ncml_http_requests_total", "200", "POST", "/score"] == 2
+    assert samples["ncml_http_requests_total", "422", "POST", "/score"] == 1
+    assert samples["ncml_http_requests_total", "200", "GET", "/jobs/{job_id}"] == 1
+    assert samples["ncml_http_requests_total", "404", "GET", "/jobs/{job_id}"] == 1
+    assert samples["ncml_http_requests_total", "404", "GET", "unmatched"] == 1
+    assert samples["ncml_http_requests_total", "404", "OTHER", "unmatched"] == 1
+    assert samples["ncml_http_request_duration_seconds_count", "200", "/score"] == 2
+    assert samples["ncml_http_request_duration_seconds_count", "422", "/score"] == 1
+    assert samples["ncml_jobs_enqueued_total", "tiny", "normal", "score"] == 1
+    assert samples["ncml_jobs_enqueued_total", "tiny", "high", "score"] == 1
+    assert samples["ncml_jobs_rejected_total", "no-worker"] == 1
 
 
 def test_the_queue_is_measured_at_the_scrape(client: TestClient, queue, model) -> None:
-    found = metrics(client)
-    assert found[("ncml_redis_up",)] == 1
-    assert found["ncml_queue_depth", "ncml:score:high"] == 3
-    assert found["ncml_queue_oldest_age_seconds", "ncml:generate:low"] == 1.5
-    assert found["ncml_workers", "score", "idle"] == 1
-    assert found["ncml_workers", "score", "busy"] == 0
-    assert found["ncml_model_info", "tiny", model.version] == 1
-    assert ("ncml_lane_jobs_per_second", "score") not in found  # nothing has been done yet
+    samples = metrics(client)
+    assert samples[("ncml_redis_up",)] == 1
+    assert samples["ncml_queue_depth", "ncml:score:high"] == 3
+    assert samples["ncml_queue_oldest_age_seconds", "ncml:generate:low"] == 1.5
+    assert samples["ncml_workers", "score", "idle"] == 1
+    assert samples["ncml_workers", "score", "busy"] == 0
+    assert samples["ncml_model_info", "tiny", model.version] == 1
+    assert ("ncml_lane_jobs_per_second", "score") not in samples  # no job has run yet
     queue.infos = [info.model_copy(update={"pace": {Lane.GENERATE: 0.5}}) for info in 2 * queue.infos]
     assert metrics(client)["ncml_lane_jobs_per_second", "generate"] == 1
     queue.down = True
@@ -74,20 +74,20 @@ def test_the_queue_is_measured_at_the_scrape(client: TestClient, queue, model) -
     assert not any(name[0] == "ncml_queue_depth" for name in down)
 
 
-def test_two_applications_count_apart(new_client: Callable[..., TestClient]) -> None:
-    one, other = new_client(), new_client()
-    one.get("/healthz")
-    assert ("ncml_http_requests_total", "200", "GET", "/healthz") not in metrics(other)
+def test_two_applications_have_separate_metrics(new_client: Callable[..., TestClient]) -> None:
+    first, second = new_client(), new_client()
+    first.get("/healthz")
+    assert ("ncml_http_requests_total", "200", "GET", "/healthz") not in metrics(second)
 
 
-def test_a_line_in_the_log_for_each_request(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
+def test_each_request_has_a_line_in_the_log(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="service"):
-        client.post("/score?class=cat", files=[("image", PICTURE)], headers={"x-request-id": "r-1"})
+        client.post("/score?class=cat", files=[("image", IMAGE)], headers={"x-request-id": "r-1"})
     lines = [record for record in caplog.records if record.name == "service.access"]
     assert [line.getMessage() for line in lines] == ["POST /score 200"]
     token = request_id.set("r-1")
     try:
-        line = json.loads(JsonLines().format(lines[0]))
+        line = json.loads(RequestLogFormatter().format(lines[0]))
     finally:
         request_id.reset(token)
     assert line["request"] == "r-1"
@@ -95,15 +95,15 @@ def test_a_line_in_the_log_for_each_request(client: TestClient, caplog: pytest.L
     assert line["level"] == "info"
 
 
-def test_a_defect_is_logged_with_its_traceback(client, queue, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unexpected_error_is_logged_with_its_traceback(client, queue, caplog: pytest.LogCaptureFixture) -> None:
     del queue.served
     client.get("/models")
     [record] = [record for record in caplog.records if record.levelname == "ERROR"]
-    assert "AttributeError" in json.loads(JsonLines().format(record))["traceback"]
+    assert "AttributeError" in json.loads(RequestLogFormatter().format(record))["traceback"]
 
 
 @pytest.mark.parametrize("media", ["image/png", "application/json", "multipart/form-data; boundary=x"])
-def test_a_client_that_goes_away_while_it_sends_is_no_defect(
+def test_a_client_that_disconnects_while_sending_is_not_an_error(
     client: TestClient, caplog: pytest.LogCaptureFixture, media: str
 ) -> None:
     messages = iter([{"type": "http.request", "body": b"--x", "more_body": True}, {"type": "http.disconnect"}])
@@ -123,15 +123,15 @@ def test_a_client_that_goes_away_while_it_sends_is_no_defect(
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
-def test_the_head_of_an_answer_can_be_asked_for_alone(client: TestClient) -> None:
+def test_head_requests_match_get_requests(client: TestClient) -> None:
     for path in ("/", "/healthz", "/readyz", "/models", "/docs", "/jobs/unknown"):
-        head, whole = client.head(path), client.get(path)
-        assert head.status_code == whole.status_code, path
-        assert head.headers["content-length"] == whole.headers["content-length"], path
+        head, get = client.head(path), client.get(path)
+        assert head.status_code == get.status_code, path
+        assert head.headers["content-length"] == get.headers["content-length"], path
     assert metrics(client)["ncml_http_requests_total", "200", "HEAD", "/healthz"] == 1
 
 
-def test_every_answer_protects_the_browser(client: TestClient) -> None:
+def test_every_response_has_security_headers(client: TestClient) -> None:
     for path in ("/healthz", "/docs", "/nowhere", "/openapi.json"):
         headers = client.get(path).headers
         assert headers["x-content-type-options"] == "nosniff"
@@ -142,7 +142,7 @@ def test_every_answer_protects_the_browser(client: TestClient) -> None:
         assert "access-control-allow-origin" not in headers
 
 
-def test_the_documentation_needs_nothing_from_elsewhere(client: TestClient) -> None:
+def test_the_documentation_works_offline(client: TestClient) -> None:
     page = client.get("/docs").text
     assert "http" not in page
     for source in ("docs/assets/swagger-ui.css", "docs/assets/swagger-ui-bundle.js", "docs/start.js"):
@@ -151,7 +151,7 @@ def test_the_documentation_needs_nothing_from_elsewhere(client: TestClient) -> N
     assert "<script>" not in page
 
 
-def test_the_document_says_what_is_taken_and_answered(client: TestClient) -> None:
+def test_the_document_describes_requests_and_responses(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
     operations = {op["operationId"]: op for path in document["paths"].values() for op in path.values()}
     assert operations.keys() == {
@@ -181,8 +181,8 @@ def test_the_document_says_what_is_taken_and_answered(client: TestClient) -> Non
             (media, body) for content in contents for media, body in content.get("content", {}).items()
         ):
             name = body["schema"].get("$ref", "").rsplit("/", 1)[-1]
-            whole = document["components"]["schemas"].get(name, {})
-            assert "example" in body or "examples" in body or "example" in whole, (operation["operationId"], media)
+            schema = document["components"]["schemas"].get(name, {})
+            assert "example" in body or "examples" in body or "example" in schema, (operation["operationId"], media)
             if media == "application/problem+json":
                 examples = [example["value"] for example in body["examples"].values()]
                 assert len({example["type"] for example in examples}) == len(examples)
@@ -197,13 +197,13 @@ API = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
 
 
 def rows(heading: str) -> list[list[str]]:
-    """The cells of the table in docs/api.md whose first row begins with a heading."""
+    """Return the cells of the table in docs/api.md whose first heading is `heading`."""
     (table,) = re.findall(rf"^\| {heading} \|.*\n\|[-|]+\n((?:\|.*\n)+)", API, re.MULTILINE)
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines()]
 
 
-def test_the_api_page_tells_every_kind_of_problem(client: TestClient) -> None:
-    told = {
+def test_the_api_page_lists_every_kind_of_problem(client: TestClient) -> None:
+    documented = {
         (int(status), f"urn:ncml:problem:{kind}")
         for statuses, kinds, _ in rows("Status")
         for status in statuses.split(", ")
@@ -217,15 +217,15 @@ def test_the_api_page_tells_every_kind_of_problem(client: TestClient) -> None:
         for status, response in operation["responses"].items()
         if int(status) >= 400
     ]
-    examples = {(one["value"]["status"], one["value"]["type"]) for refusal in refusals for one in refusal}
-    assert told == examples - {(500, "about:blank")}
+    examples = {(item["value"]["status"], item["value"]["type"]) for refusal in refusals for item in refusal}
+    assert documented == examples - {(500, "about:blank")}
     assert client.post("/generate?n=0").json()["detail"] in API
 
 
-def test_the_api_page_tells_the_limits_as_they_are() -> None:
-    told = {name: value for name, value, _ in rows("Setting")}
-    assert len(told) == 9
-    for name, value in told.items():
+def test_the_api_page_lists_the_default_limits() -> None:
+    documented = {name: value for name, value, _ in rows("Setting")}
+    assert len(documented) == 9
+    for name, value in documented.items():
         number, _, unit = value.partition(" ")
         base, _, power = number.partition("^")
         default = Settings.model_fields[name.strip("`").removeprefix("NCML_").lower()].default
@@ -254,7 +254,7 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         ("API_KEYS_FILE", "/nowhere/keys", ": /nowhere/keys cannot be read: No such file"),
     ],
 )
-def test_a_setting_out_of_range_stops_the_process_with_a_line(name: str, value: str, words: str) -> None:
+def test_an_invalid_setting_stops_the_process_with_a_line(name: str, value: str, words: str) -> None:
     code = "from service.app import from_environment; from_environment()"
     environment = os.environ | {f"NCML_{name}": value}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
@@ -264,7 +264,7 @@ def test_a_setting_out_of_range_stops_the_process_with_a_line(name: str, value: 
 
 
 @pytest.mark.parametrize("url", ["localhost", "redis://user:pass#word@host:6379/0"])
-def test_an_address_of_no_queue_stops_the_process_with_a_line_that_tells_no_password(url: str) -> None:
+def test_an_invalid_queue_address_stops_the_process_without_revealing_its_password(url: str) -> None:
     code = "from service.app import from_environment; from_environment()"
     environment = os.environ | {"NCML_REDIS_URL": url}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)

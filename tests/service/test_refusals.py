@@ -1,4 +1,4 @@
-"""Everything that is refused, is refused as a problem document that names the field and the remedy."""
+"""Every refusal is a problem document that names the field and the remedy."""
 
 import base64
 import io
@@ -12,10 +12,10 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from ncml.images import to_png
-from service.problems import RETRY_AFTER_S
+from service.http.problems import RETRY_AFTER_S
 from tests.service.hostile import corpus
 
-PICTURE = to_png(np.full((8, 8, 3), 50, np.uint8))
+IMAGE = to_png(np.full((8, 8, 3), 50, np.uint8))
 
 
 def assert_problem(answer, status: int) -> dict:
@@ -49,52 +49,52 @@ def assert_problem(answer, status: int) -> dict:
         ("/generate", {"noise": "inf"}, "noise", "finite"),
         ("/generate", {"solver": "magic"}, "solver", "it has heun, tweedie"),
         ("/generate", {"class": "unicorn"}, "class", "its classes are cat, dog"),
-        ("/generate", {"model": "other"}, "model", "there are tiny"),
+        ("/generate", {"model": "other"}, "model", "the available models are tiny"),
         ("/generate", {"priority": "urgent"}, "priority", "'high', 'normal' or 'low'"),
-        ("/generate", {"clas": "cat"}, "clas", "there are model, class, priority, n"),
+        ("/generate", {"clas": "cat"}, "clas", "the parameters are model, class, priority, n"),
         ("/generate", {"class": ["cat", "dog"]}, "class", "more than once"),
         ("/complete", {"keep": "middle"}, "keep", "'top', 'bottom', 'left' or 'right'"),
         ("/complete", {"keep": "bottom"}, "keep", "top half is known"),
         ("/score", {"noise": 11}, "noise", "0 to 10 grey levels"),
         ("/score", {"map": "perhaps"}, "map", "it must be 1 or 0"),
         ("/score", {"class": "unicorn"}, "class", "its classes are cat, dog"),
-        ("/score", {"n": 3}, "n", "not a parameter here"),
+        ("/score", {"n": 3}, "n", "not a parameter of this endpoint"),
         ("/score", {"statistic": "luck"}, "statistic", "it has multiscale, bpd"),
-        ("/score", {"statistics": "bpd,luck"}, "statistics", "no 'luck'; it has multiscale, bpd"),
-        ("/score", {"statistics": "all,bpd"}, "statistics", "no 'all'"),
-        ("/score", {"statistic": "bpd", "ood": 0}, "statistic", "leave one of the two out"),
-        ("/score", {"statistics": "all", "ood": 0}, "statistics", "leave one of the two out"),
+        ("/score", {"statistics": "bpd,luck"}, "statistics", "no statistic 'luck'; it has multiscale, bpd"),
+        ("/score", {"statistics": "all,bpd"}, "statistics", "no statistic 'all'"),
+        ("/score", {"statistic": "bpd", "ood": 0}, "statistic", "cannot be combined with ood=0; omit one of the two"),
+        ("/score", {"statistics": "all", "ood": 0}, "statistics", "cannot be combined with ood=0; omit one of the two"),
         ("/score", {"sanity": 1, "noise": 2}, "sanity", "without noise and class"),
         ("/score", {"sanity": 1, "class": "cat"}, "sanity", "without noise and class"),
         ("/score", {"tile": "perhaps"}, "tile", "it must be 1 or 0"),
-        ("/score", {"tile_size": 16}, "tile_size", "tile_size is for tile=1; leave it out, or add that"),
-        ("/score", {"tile": 0, "tile_size": 16}, "tile_size", "is for tile=1"),
+        ("/score", {"tile_size": 16}, "tile_size", "tile_size requires tile=1; add it, or omit tile_size"),
+        ("/score", {"tile": 0, "tile_size": 16}, "tile_size", "requires tile=1"),
         ("/score", {"tile": 1, "tile_size": 0}, "tile_size", "at least 1"),
         ("/score", {"tile": 1, "tile_size": 10**9}, "tile_size", "at most 1000000"),
         ("/score", {"tile": 1, "tile_size": 4}, "tile_size", "A tile has at least the model's 8 pixels, not 4"),
         ("/score", {"tile": 1, "tile_size": 16}, "tile_size", "Tiles were calibrated at 8 x 8 pixels"),
-        ("/score", {"tile": 1, "class": "cat"}, "class", "judged by its worst tile; leave class out, or tile"),
-        ("/score", {"tile": 1, "noise": 1}, "noise", "leave noise out"),
-        ("/score", {"tile": 1, "statistic": "bpd"}, "statistic", "leave statistic out"),
-        ("/score", {"tile": 1, "statistics": "all"}, "statistics", "leave statistics out"),
-        ("/score", {"tile": 1, "sanity": 1}, "sanity", "leave sanity out"),
-        ("/score", {"tile": 1, "ood": 0}, "ood", "leave ood out"),
-        ("/generate", {"tile": 1}, "tile", "not a parameter here"),
+        ("/score", {"tile": 1, "class": "cat"}, "class", "cannot be combined with tile=1; omit class or tile"),
+        ("/score", {"tile": 1, "noise": 1}, "noise", "omit noise"),
+        ("/score", {"tile": 1, "statistic": "bpd"}, "statistic", "omit statistic"),
+        ("/score", {"tile": 1, "statistics": "all"}, "statistics", "omit statistics"),
+        ("/score", {"tile": 1, "sanity": 1}, "sanity", "omit sanity"),
+        ("/score", {"tile": 1, "ood": 0}, "ood", "omit ood"),
+        ("/generate", {"tile": 1}, "tile", "not a parameter of this endpoint"),
         ("/generate", {"solver": "tweedie", "steps": 2}, "steps", "takes exactly 1"),
         ("/complete", {"solver": "tweedie", "steps": 2}, "steps", "takes exactly 1"),
     ],
 )
 def test_a_parameter_out_of_range_is_named(client, path: str, params: dict, field: str, words: str) -> None:
-    files = None if path == "/generate" else [("image", PICTURE)]
+    files = None if path == "/generate" else [("image", IMAGE)]
     body = assert_problem(client.post(path, params=params, files=files), 422)
     assert [error["field"] for error in body["errors"]] == [field]
     assert words in body["errors"][0]["detail"]
 
 
-def test_an_empty_field_says_nothing(client, queue) -> None:
+def test_an_empty_field_is_ignored(client, queue) -> None:
     assert client.post("/generate", data=dict.fromkeys(["class", "n", "seed", "noise", "model"], "")).status_code == 200
-    assert client.post("/complete?keep=&steps=&class=", files=[("image", PICTURE)]).status_code == 200
-    files = [("image", ("", b"")), ("image", ("cat.png", PICTURE))]
+    assert client.post("/complete?keep=&steps=&class=", files=[("image", IMAGE)]).status_code == 200
+    files = [("image", ("", b"")), ("image", ("cat.png", IMAGE))]
     assert len(client.post("/score", data={"image": ""}, files=files).json()["results"]) == 1
     assert [job.n for job, _ in queue.jobs.values()] == [1, 1, 1]
 
@@ -109,11 +109,11 @@ def test_a_parameter_in_query_and_body_is_refused(client) -> None:
     assert body["errors"][0]["field"] == "n"
 
 
-def test_the_operator_limits_the_pictures_of_a_request(new_client) -> None:
+def test_the_operator_limits_the_images_of_a_request(new_client) -> None:
     client = new_client(max_images=2)
     assert client.post("/generate?n=2").status_code == 200
     assert "at most 2" in assert_problem(client.post("/generate?n=3"), 422)["errors"][0]["detail"]
-    assert "at most 2" in assert_problem(client.post("/score", files=[("image", PICTURE)] * 3), 422)["detail"]
+    assert "at most 2" in assert_problem(client.post("/score", files=[("image", IMAGE)] * 3), 422)["detail"]
 
 
 def test_a_class_of_a_model_without_classes(client, queue, model) -> None:
@@ -124,13 +124,13 @@ def test_a_class_of_a_model_without_classes(client, queue, model) -> None:
 def test_statistics_of_a_model_that_is_not_calibrated(client, queue, model) -> None:
     queue.served = [model.model_copy(update={"calibration": None})]
     for name in ("statistic", "statistics"):
-        body = assert_problem(client.post(f"/score?{name}=bpd", files=[("image", PICTURE)]), 422)
+        body = assert_problem(client.post(f"/score?{name}=bpd", files=[("image", IMAGE)]), 422)
         assert body["errors"][0]["field"] == name
         assert "not calibrated" in body["detail"]
-    assert client.post("/score", files=[("image", PICTURE)]).status_code == 200
+    assert client.post("/score", files=[("image", IMAGE)]).status_code == 200
 
 
-def test_a_picture_that_cannot_be_cut_is_refused_at_once(new_client, queue, model) -> None:
+def test_an_image_that_cannot_be_tiled_is_refused_at_once(new_client, queue, model) -> None:
     client = new_client(max_tiles=6, max_image_pixels=1000)
 
     def refusal(height: int, width: int, status: int = 422, **params: object) -> dict:
@@ -140,19 +140,19 @@ def test_a_picture_that_cannot_be_cut_is_refused_at_once(new_client, queue, mode
     assert client.post("/score?tile=1", files=[("image", to_png(np.zeros((12, 16, 3), np.uint8)))]).status_code == 200
     body = refusal(12, 20)
     assert body["errors"][0]["field"] == "image"
-    said = "image is 20 x 12 pixels, which makes 8 tiles of 8 x 8; at most 6 are scored, so send it in parts."
-    assert body["detail"] == said
+    detail = "image is 20 x 12 pixels, which makes 8 tiles of 8 x 8; at most 6 are scored, so send it in parts."
+    assert body["detail"] == detail
     assert "An image of 6 x 9 pixels is smaller than a tile of 8 x 8" in refusal(9, 6)["detail"]
     assert "at most 1000 pixels" in refusal(32, 32, 413)["detail"]
     for files, words in (
-        ([("image", PICTURE)] * 2, "send one at a time"),
-        ([("image", PICTURE[:-30])], "damaged"),
+        ([("image", IMAGE)] * 2, "send one at a time"),
+        ([("image", IMAGE[:-30])], "damaged"),
     ):
         assert words in assert_problem(client.post("/score?tile=1", files=files), 422)["detail"]
     queue.served = [model.model_copy(update={"tiles": None})]
     body = refusal(20, 20)
     assert body["errors"][0]["field"] == "tile_size"
-    assert body["detail"].endswith("makes 16 tiles of 8 x 8; at most 6 are scored, so give a tile_size of at least 14.")
+    assert body["detail"].endswith("makes 16 tiles of 8 x 8; at most 6 are scored, so set tile_size to at least 14.")
     params = {"tile": 1, "tile_size": 14}
     file = to_png(np.zeros((20, 20, 3), np.uint8))
     assert client.post("/score", params=params, files=[("image", file)]).status_code == 200
@@ -160,7 +160,7 @@ def test_a_picture_that_cannot_be_cut_is_refused_at_once(new_client, queue, mode
     queue.served = [model.model_copy(update={"tiles": None, "calibration": None})]
     body = refusal(8, 8)
     assert body["errors"][0]["field"] == "tile"
-    assert "tiny is not calibrated; leave tile out, or calibrate it" in body["detail"]
+    assert "tiny is not calibrated; omit tile, or calibrate the model" in body["detail"]
     assert len(queue.jobs) == 2
 
 
@@ -170,8 +170,8 @@ def test_a_picture_that_cannot_be_cut_is_refused_at_once(new_client, queue, mode
         ({}, 422, "image is missing"),
         ({"json": {}}, 422, "image is missing"),
         ({"data": {"image": "text"}, "files": [("other", b"x")]}, 422, "image"),
-        ({"files": [("photo", PICTURE)]}, 422, "photo"),
-        ({"data": {"image": "text", "class": "cat"}, "files": [("image", PICTURE)]}, 422, "image: text was sent"),
+        ({"files": [("photo", IMAGE)]}, 422, "photo"),
+        ({"data": {"image": "text", "class": "cat"}, "files": [("image", IMAGE)]}, 422, "image is text"),
         ({"files": [("image", ("cat.png", b""))]}, 422, "zero bytes"),
         ({"json": {"image": "!!!"}}, 422, "base64"),
         ({"json": {"image": 5}}, 422, "base64"),
@@ -185,30 +185,30 @@ def test_a_picture_that_cannot_be_cut_is_refused_at_once(new_client, queue, mode
         ({"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400, "form"),
         ({"content": b"x", "headers": {"content-type": "multipart/form-data; boundary=a"}}, 400, "form"),
         ({"content": b"--a--", "headers": {"content-type": "multipart/form-data; boundary=a"}}, 422, "missing"),
-        ({"content": PICTURE[:-30], "headers": {"content-type": "image/png"}}, 422, "damaged"),
+        ({"content": IMAGE[:-30], "headers": {"content-type": "image/png"}}, 422, "damaged"),
         ({"content": b"", "headers": {"content-type": "image/png"}}, 422, "zero bytes"),
-        ({"files": [("image", PICTURE)] * 65}, 422, "at most 64 pictures"),
+        ({"files": [("image", IMAGE)] * 65}, 422, "at most 64 images"),
         (
-            {"files": [("image", PICTURE)] * 66},
+            {"files": [("image", IMAGE)] * 66},
             422,
-            "image: too many pictures were sent; this endpoint takes at most 64",
+            "image: too many images were sent; this endpoint accepts at most 64",
         ),
         (
             {"data": {"image": "text" * 2000}, "files": [("other", b"x")]},
             422,
-            "send a picture as a file (curl -F image=@",
+            "send an image as a file (curl -F image=@",
         ),
-        ({"data": {"class": "c" * 5000}, "files": [("image", PICTURE)]}, 422, "more than 4096 bytes"),
-        ({"json": {"image": ["AA=="] * 65}}, 422, "at most 64 pictures"),
-        ({"files": [("image", PICTURE), ("image", b"GIF89a")]}, 422, "image[1] is"),
+        ({"data": {"class": "c" * 5000}, "files": [("image", IMAGE)]}, 422, "more than 4096 bytes"),
+        ({"json": {"image": ["AA=="] * 65}}, 422, "at most 64 images"),
+        ({"files": [("image", IMAGE), ("image", b"GIF89a")]}, 422, "image[1] is"),
     ],
 )
-def test_a_body_that_cannot_be_read_says_why(client, request_: dict, status: int, words: str) -> None:
+def test_a_body_that_cannot_be_parsed_is_refused_with_a_reason(client, request_: dict, status: int, words: str) -> None:
     assert words in assert_problem(client.post("/score", **request_), status)["detail"]
 
 
-def test_a_picture_sent_as_a_form_gets_a_hint_and_is_not_sent_back(client) -> None:
-    """What `curl --data-binary` does when it is given no type."""
+def test_an_image_sent_as_a_form_gets_a_hint_and_is_not_repeated(client) -> None:
+    """As `curl --data-binary` does without a type."""
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     headers = {"content-type": "application/x-www-form-urlencoded"}
     assert (
@@ -220,35 +220,35 @@ def test_a_picture_sent_as_a_form_gets_a_hint_and_is_not_sent_back(client) -> No
     assert len(answer.content) < 1000
 
 
-@pytest.mark.parametrize("pictures", [2, 3, 66])
-def test_one_picture_is_completed_at_a_time(client, pictures: int) -> None:
-    body = assert_problem(client.post("/complete", files=[("image", PICTURE)] * pictures), 422)
-    assert body["detail"] == "image: too many pictures were sent; this endpoint takes one picture."
+@pytest.mark.parametrize("image_count", [2, 3, 66])
+def test_one_image_is_completed_at_a_time(client, image_count: int) -> None:
+    body = assert_problem(client.post("/complete", files=[("image", IMAGE)] * image_count), 422)
+    assert body["detail"] == "image: too many images were sent; this endpoint accepts one image."
     assert body["errors"][0]["field"] == "image"
 
 
-def test_more_parameters_than_any_endpoint_has_are_not_looked_at(client) -> None:
+def test_more_parameters_than_any_endpoint_has_are_refused(client) -> None:
     many = {f"a{i}": "1" for i in range(10_000)}
     ways = (
         ({"json": dict(list(many.items())[:500])}, "in the body"),
         ({"params": dict(list(many.items())[:40])}, "in the query"),
         ({"data": many}, "in the form"),
-        ({"data": many, "files": [("image", PICTURE)]}, "in the form"),
+        ({"data": many, "files": [("image", IMAGE)]}, "in the form"),
     )
     for path in ("/generate", "/score"):
         for way, where in ways:
             if path == "/score" and way.keys() == {"data"}:
                 continue
             answer = client.post(path, **way)
-            detail = f"There are more than 32 parameters {where}; send those that you mean alone."
+            detail = f"There are more than 32 parameters {where}; send only those of this endpoint."
             assert assert_problem(answer, 422)["detail"] == detail
             assert len(answer.content) < 1000
         for body in (many, {"image": ["AA=="] * 2000}, {"n": [0] * 100_000}, [0] * 100_000):
-            detail = "The body has more than 1000 values; send those that you mean alone."
+            detail = "The body has more than 1000 values; send only the parameters of this endpoint."
             assert assert_problem(client.post(path, json=body), 422)["detail"] == detail
 
 
-def test_what_a_client_sent_is_repeated_in_part(client) -> None:
+def test_problems_repeat_only_the_beginning_of_long_input(client) -> None:
     long = "x" * 100_000
     for answer, status in (
         (client.post("/generate", headers={"accept": f"text/html, {long}"}), 406),
@@ -262,24 +262,24 @@ def test_what_a_client_sent_is_repeated_in_part(client) -> None:
         assert len(answer.content) < 1000
 
 
-def test_an_upload_for_which_there_is_no_room_is_503(client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_upload_without_disk_space_is_503(client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
     body = assert_problem(client.post("/score", files=[("image", bytes(3 * 2**20))]), 503)
-    assert body["detail"] == "There is no room for another upload now; try again in a few seconds."
+    assert body["detail"] == "There is no space for another upload; retry in a few seconds."
     assert body["type"] == "urn:ncml:problem:no-room"
-    assert client.post("/score", files=[("image", PICTURE)]).status_code == 200
+    assert client.post("/score", files=[("image", IMAGE)]).status_code == 200
 
 
-def test_generate_takes_no_picture(client) -> None:
-    for pictures in (1, 2):
-        body = assert_problem(client.post("/generate", files=[("image", PICTURE)] * pictures), 422)
-        assert body["detail"] == "image: this endpoint takes no picture; leave it out."
-    assert_problem(client.post("/generate", content=PICTURE, headers={"content-type": "image/png"}), 422)
+def test_generate_accepts_no_image(client) -> None:
+    for image_count in (1, 2):
+        body = assert_problem(client.post("/generate", files=[("image", IMAGE)] * image_count), 422)
+        assert body["detail"] == "image: this endpoint accepts no image; omit it."
+    assert_problem(client.post("/generate", content=IMAGE, headers={"content-type": "image/png"}), 422)
     assert_problem(client.post("/generate", json={"image": "AA=="}), 422)
 
 
 @pytest.mark.parametrize("size", [(16000, 16000), (8000, 8000)])
-def test_a_picture_of_too_many_pixels_is_413(client, size: tuple[int, int]) -> None:
+def test_an_image_of_too_many_pixels_is_413(client, size: tuple[int, int]) -> None:
     out = io.BytesIO()
     Image.new("1", size).save(out, "PNG")
     body = assert_problem(client.post("/score", files=[("image", out.getvalue())]), 413)
@@ -289,7 +289,7 @@ def test_a_picture_of_too_many_pixels_is_413(client, size: tuple[int, int]) -> N
 
 def test_a_file_of_too_many_bytes_is_413(new_client) -> None:
     client = new_client(max_image_bytes=2000)
-    body = assert_problem(client.post("/score", files=[("image", PICTURE + bytes(2000))]), 413)
+    body = assert_problem(client.post("/score", files=[("image", IMAGE + bytes(2000))]), 413)
     assert "at most 2000" in body["errors"][0]["detail"]
 
 
@@ -324,7 +324,7 @@ def test_a_body_is_counted_before_and_while_it_arrives(new_client) -> None:
         ("DELETE", "/studio/studio.css", 405),
     ],
 )
-def test_what_is_not_there_is_a_problem_too(client, method: str, path: str, status: int) -> None:
+def test_an_unknown_path_or_method_is_a_problem(client, method: str, path: str, status: int) -> None:
     assert_problem(client.request(method, path), status)
 
 
@@ -335,11 +335,11 @@ def test_allow_names_every_method_of_a_path(client) -> None:
     for path in ("/studio/any.js", "/docs/assets/any.js"):
         answer = client.post(path)
         assert answer.headers["allow"] == "GET, HEAD"
-        assert answer.json()["detail"] == f"{path} does not take POST; it takes GET, HEAD."
+        assert answer.json()["detail"] == f"{path} does not support POST; it supports GET, HEAD."
 
 
 @pytest.mark.parametrize("event", ["99999999999999999999", "1-99999999999999999999", "1-", "x", "-1", "1" * 5000])
-def test_an_event_that_cannot_be_is_refused(client, event: str) -> None:
+def test_an_invalid_event_id_is_refused(client, event: str) -> None:
     client.post("/generate")
     body = assert_problem(client.get("/jobs/job-0/events", headers={"last-event-id": event}), 422)
     assert body["errors"][0]["field"] == "last-event-id"
@@ -347,7 +347,7 @@ def test_an_event_that_cannot_be_is_refused(client, event: str) -> None:
 
 def test_accept_is_negotiated(client) -> None:
     for accept in ("text/html", "application/json;q=0", "application/zip"):
-        body = assert_problem(client.post("/score", files=[("image", PICTURE)], headers={"accept": accept}), 406)
+        body = assert_problem(client.post("/score", files=[("image", IMAGE)], headers={"accept": accept}), 406)
         assert "application/json or application/x-npz or image/png" in body["detail"]
     for accept, media in [
         ("*/*", "image/png"),
@@ -363,7 +363,7 @@ def test_accept_is_negotiated(client) -> None:
         assert client.post("/generate", headers={"accept": accept}).headers["content-type"] == media, accept
 
 
-def test_lines_of_a_header_are_one_list(client) -> None:
+def test_repeated_header_lines_form_one_list(client) -> None:
     client.post("/generate")
     lines = [
         ("accept", "text/html"),
@@ -377,14 +377,14 @@ def test_lines_of_a_header_are_one_list(client) -> None:
         ("POST", "/score"),
         ("GET", "/jobs/job-0/result"),
     ):
-        files = [("image", PICTURE)] if path in ("/complete", "/score") else None
+        files = [("image", IMAGE)] if path in ("/complete", "/score") else None
         answer = client.request(method, path, files=files, headers=lines)
         assert answer.status_code == 200, path
         assert answer.headers["content-type"] == "application/json"
         assert answer.headers["preference-applied"] == "wait=3"
 
 
-def test_a_preference_that_is_no_number_is_refused(client) -> None:
+def test_a_wait_that_is_not_a_number_is_refused(client) -> None:
     for prefer in ("wait=soon", "wait=-1", "wait", "wait=1e3"):
         body = assert_problem(client.post("/generate", headers={"prefer": prefer}), 422)
         assert body["errors"][0]["field"] == "Prefer"
@@ -393,15 +393,17 @@ def test_a_preference_that_is_no_number_is_refused(client) -> None:
 
 def test_without_a_worker_the_answer_is_503_at_once(client, queue, worker) -> None:
     queue.infos = [worker.model_copy(update={"lanes": ("generate",)})]
-    answer = client.post("/score", files=[("image", PICTURE)])
-    assert "lane score" in assert_problem(answer, 503)["detail"]
+    answer = client.post("/score", files=[("image", IMAGE)])
+    assert "score lane" in assert_problem(answer, 503)["detail"]
     assert client.post("/generate").status_code == 200
     assert len(queue.jobs) == 1
 
 
 def test_while_no_model_is_loaded_the_answer_is_503(client, queue) -> None:
     queue.served = []
-    assert assert_problem(client.get("/models/x"), 404)["detail"] == "model: 'x' is not served here; there are none."
+    assert (
+        assert_problem(client.get("/models/x"), 404)["detail"] == "model: 'x' is not available; no models are served."
+    )
     answer = client.post("/generate")
     assert "loading" in assert_problem(answer, 503)["detail"]
 
@@ -410,7 +412,7 @@ def test_without_the_queue_the_answer_is_503(client, queue) -> None:
     queue.down = True
     for method, path in [("POST", "/generate"), ("GET", "/jobs/a"), ("GET", "/models"), ("GET", "/readyz")]:
         answer = client.request(method, path)
-        assert "queue cannot be reached" in assert_problem(answer, 503)["detail"]
+        assert "queue is unreachable" in assert_problem(answer, 503)["detail"]
         assert client.get("/healthz").status_code == 200
     assert "ncml_redis_up 0.0" in client.get("/metrics").text
 
@@ -426,20 +428,20 @@ def test_a_full_queue_is_429(new_client, queue) -> None:
         body = assert_problem(answer, 429)
         assert "2 jobs are waiting" in body["detail"]
         assert body["type"] == "urn:ncml:problem:queue-full"
-        assert answer.headers["retry-after"] == str(seconds), "half of what waits will have been done by then"
+        assert answer.headers["retry-after"] == str(seconds), "half of the queue is done by then"
 
 
-def test_a_defect_is_a_500_without_a_word_about_its_cause(client, queue) -> None:
+def test_an_unexpected_error_is_a_500_that_does_not_reveal_its_cause(client, queue) -> None:
     del queue.served
     body = assert_problem(client.get("/models"), 500)
     assert "served" not in str(body)
 
 
-def test_a_request_id_is_taken_or_made(client) -> None:
+def test_a_request_id_is_accepted_or_generated(client) -> None:
     assert client.get("/healthz", headers={"x-request-id": "abc-1.2:3"}).headers["x-request-id"] == "abc-1.2:3"
-    for bad in ("", "a b", "x" * 129, "<script>"):
-        made = client.get("/healthz", headers={"x-request-id": bad}).headers["x-request-id"]
-        assert re.fullmatch(r"[0-9a-f]{32}", made)
+    for invalid in ("", "a b", "x" * 129, "<script>"):
+        generated = client.get("/healthz", headers={"x-request-id": invalid}).headers["x-request-id"]
+        assert re.fullmatch(r"[0-9a-f]{32}", generated)
 
 
 HOSTILE = corpus()
@@ -451,7 +453,7 @@ def test_the_corpus_is_large_and_its_files_small() -> None:
 
 
 @pytest.mark.parametrize("form", ["EPS", "PDF", "ICO", "PPM", "TGA", "PCX", "JPEG2000", "SGI", "DDS"])
-def test_decoders_that_nobody_needs_are_off(client: TestClient, form: str) -> None:
+def test_unneeded_decoders_are_disabled(client: TestClient, form: str) -> None:
     body = assert_problem(client.post("/score", files=[("image", HOSTILE[f"{form}-whole"])]), 422)
     assert "send a PNG, JPEG, WebP, BMP, TIFF or GIF file" in body["detail"]
 
@@ -465,7 +467,7 @@ def test_no_hostile_upload_is_answered_5xx(client: TestClient, path: str) -> Non
             {"content": data, "headers": {"content-type": "image/png"}},
             {"json": {"image": base64.b64encode(data).decode()}},
         )
-        answer = client.post(path, **ways[(i + (path == "/score")) % 3])  # another way for each path
+        answer = client.post(path, **ways[(i + (path == "/score")) % 3])  # a different way for each path
         if answer.status_code == 200:
             continue
         assert answer.status_code in (413, 422), (name, answer.text)
@@ -477,8 +479,8 @@ def test_no_hostile_upload_is_answered_5xx(client: TestClient, path: str) -> Non
 
 def test_names_of_files_and_fields_are_not_trusted(client: TestClient) -> None:
     for name in ("../../etc/passwd", "a\0b", "x" * 5000, "\r\nX-Evil: 1", "<script>", "画像.png"):
-        answer = client.post("/score", files=[("image", (name, PICTURE, "image/png"))])
+        answer = client.post("/score", files=[("image", (name, IMAGE, "image/png"))])
         assert answer.status_code < 500
         assert "x-evil" not in answer.headers
-        assert client.post("/score", files=[(name, ("a.png", PICTURE, "image/png"))]).status_code in (400, 422)
+        assert client.post("/score", files=[(name, ("a.png", IMAGE, "image/png"))]).status_code in (400, 422)
         assert client.post("/generate", params={name: "1"}).status_code == 422

@@ -1,4 +1,4 @@
-"""Who may ask, and how often: API keys, and a quota for each client."""
+"""FastAPI dependencies that decide who may use the service and how often: API keys and rate limits."""
 
 import math
 import time
@@ -12,18 +12,18 @@ from limits import RateLimitItem
 from limits.storage import RedisStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 
-from service.keys import KeyRing
+from service.http.problems import Problem
+from service.keys import KeyFile
 from service.metrics import Metrics
-from service.problems import Problem
 
 _BEARER = HTTPBearer(auto_error=False, scheme_name="bearer", description="`Authorization: Bearer KEY`")
 _HEADER = APIKeyHeader(name="X-API-Key", auto_error=False, scheme_name="key", description="`X-API-Key: KEY`")
 
 
-class Admission:
-    """A dependency of the routes that want a key: notes its owner in `request.state.owner`, or raises the 401."""
+class ApiKeyAuth:
+    """Requires an API key: stores its owner in `request.state.owner`, or raises the 401."""
 
-    def __init__(self, keys: KeyRing, metrics: Metrics) -> None:
+    def __init__(self, keys: KeyFile, metrics: Metrics) -> None:
         self._keys = keys
         self._metrics = metrics
 
@@ -33,26 +33,26 @@ class Admission:
         bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)],
         header: Annotated[str | None, Security(_HEADER)],
     ) -> None:
-        """Admit the request or refuse it."""
+        """Authenticate the request."""
         key = bearer.credentials if bearer else header
         owner = self._keys.owner(key) if key else None
         if owner is None:
             self._metrics.rejected.labels(reason="unauthorized").inc()
-            fault = "This API key is not known" if key else "An API key is needed"
+            fault = "The API key is not valid" if key else "An API key is required"
             raise Problem(
                 401,
-                f"{fault}; send yours as Authorization: Bearer KEY, or as X-API-Key.",
+                f"{fault}; send it as Authorization: Bearer KEY, or as X-API-Key.",
                 kind="unauthorized",
                 headers={"WWW-Authenticate": "Bearer"},
             )
         request.state.owner = owner
 
 
-class Quota:
-    """A dependency of the routes that make jobs: counts a client's requests, or raises the 429.
+class RateLimit:
+    """Counts the requests of each client for new jobs, or raises the 429.
 
-    A client is the owner of a key or, where there are no keys, an address. Windows slide: what was used in the last one
-    counts for less and less. Counters lie in the queue's server, so that several services count together.
+    A client is the owner of a key or, without keys, an address. Windows slide: requests of the previous window count in
+    part. The counters are kept in the queue's server, so that several instances share them.
     """
 
     def __init__(self, redis_url: str, limits: Sequence[RateLimitItem], metrics: Metrics) -> None:
@@ -63,29 +63,29 @@ class Quota:
         self._metrics = metrics
 
     async def __call__(self, request: Request) -> None:
-        """Count the request; what is left goes into the response's headers."""
+        """Count the request, and add the remaining quota to the response's headers."""
         owner = request.state.owner
         client = f"key:{owner}" if owner else f"address:{request.client.host if request.client else ''}"
         request.state.headers = await anyio.to_thread.run_sync(self._count, client)
 
     def _count(self, client: str) -> dict[str, str]:
-        refused = next((limit for limit in self._limits if not self._counters.hit(limit, client)), None)
-        standings = [(limit, self._counters.get_window_stats(limit, client)) for limit in self._limits]
+        exceeded = next((limit for limit in self._limits if not self._counters.hit(limit, client)), None)
+        windows = [(limit, self._counters.get_window_stats(limit, client)) for limit in self._limits]
         now = time.time()
-        # 0 is what the library says in the very moment in which a window begins
-        resets = {limit: math.ceil(standing.reset_time - now) or limit.get_expiry() for limit, standing in standings}
-        policies = (f'"{_name(limit)}";q={limit.amount};w={limit.get_expiry()}' for limit in self._limits)
-        left = (f'"{_name(limit)}";r={standing.remaining};t={resets[limit]}' for limit, standing in standings)
-        headers = {"RateLimit-Policy": ", ".join(policies), "RateLimit": ", ".join(left)}
-        if refused:
+        # at the start of a window the library returns a reset time of 0 seconds
+        resets_s = {limit: math.ceil(window.reset_time - now) or limit.get_expiry() for limit, window in windows}
+        policies = (f'"{_window_name(limit)}";q={limit.amount};w={limit.get_expiry()}' for limit in self._limits)
+        quotas = (f'"{_window_name(limit)}";r={window.remaining};t={resets_s[limit]}' for limit, window in windows)
+        headers = {"RateLimit-Policy": ", ".join(policies), "RateLimit": ", ".join(quotas)}
+        if exceeded:
             self._metrics.rejected.labels(reason="quota").inc()
-            headers["Retry-After"] = str(resets[refused])
-            used_up = f"The quota of {refused.amount} requests a {_name(refused)} is used up"
-            detail = f"{used_up}; ask again in {resets[refused]} s."
+            headers["Retry-After"] = str(resets_s[exceeded])
+            quota = f"{exceeded.amount} requests per {_window_name(exceeded)}"
+            detail = f"The quota of {quota} is exhausted; retry in {resets_s[exceeded]} s."
             raise Problem(429, detail, kind="quota-exceeded", headers=headers)
         return headers
 
 
-def _name(limit: RateLimitItem) -> str:
-    """A window in words, as `minute` or `2-hour`."""
+def _window_name(limit: RateLimitItem) -> str:
+    """Return the name of a window, such as `minute` or `2-hour`."""
     return limit.GRANULARITY.name if limit.multiples == 1 else f"{limit.multiples}-{limit.GRANULARITY.name}"

@@ -1,0 +1,170 @@
+"""Example values for the OpenAPI document. Data only."""
+
+from typing import Any
+
+from pydantic.config import JsonDict
+
+TINY_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYGD4DwABBAEAfbLI3wAAAABJRU5ErkJggg=="
+
+REQUEST_ID = "5f0c1a7be2d94c38"
+
+PROBLEMS: dict[int, dict[str | None, str]] = {
+    400: {"malformed": "The body is not valid JSON: expected value at line 1 column 1."},
+    401: {"unauthorized": "An API key is required; send it as Authorization: Bearer KEY, or as X-API-Key."},
+    404: {
+        "no-such-job": "The job does not exist or has expired; send the request again.",
+        "result-expired": "The result of the job 0b6a3c1e9d has expired; send the request again.",
+        "no-preview": "The job 0b6a3c1e9d has no preview at the moment.",
+        "no-such-model": "model: 'mnist' is not available; the available models are cifar10, cifar10@9f2c61d07be3.",
+    },
+    406: {"media-type": "Accept is 'text/html'; this endpoint offers application/json or application/x-npz."},
+    409: {"running": "The job 0b6a3c1e9d is being canceled but has not ended yet; retry the deletion."},
+    410: {"job-canceled": "The job was canceled on request."},
+    413: {"too-large": "image is 8000 x 8000 pixels; at most 33554432 pixels are accepted, so make it smaller first."},
+    415: {"media-type": "This endpoint does not accept the type 'text/plain'; send multipart/form-data or image/*."},
+    422: {
+        "invalid-input": "n is 0; it must be at least 1.",
+        "job-input": "class: there is no class 'x'; the classes are cat, dog.",
+    },
+    429: {
+        "queue-full": "512 jobs are waiting in the score lane already; retry in 12 s.",
+        "quota-exceeded": "The quota of 60 requests per minute is exhausted; retry in 20 s.",
+    },
+    500: {
+        "job-engine": "The engine died twice while computing the job.",
+        "job-model": "There is no model 'mnist' here; there are cifar10.",
+        "job-worker": "The worker vanished 5 times while computing the job.",
+        None: "The service failed unexpectedly; its log has the details under this request id.",
+    },
+    503: {
+        "no-worker": "No worker is running for the score lane; start one, or retry later.",
+        "no-model": "The workers are still loading their models; retry in a few seconds.",
+        "not-ready": "No worker with a loaded model serves the generate lane yet.",
+        "queue-down": "The queue is unreachable; retry in a few seconds.",
+        "no-room": "There is no space for another upload; retry in a few seconds.",
+    },
+    504: {
+        "job-timeout": "The job ran for more than 600 s; ask for less in one request.",
+        "job-expired": "No worker started the job in time; ask again later.",
+    },
+}
+"""A detail for every kind of problem, by status."""
+
+PROBLEM_FIELDS = {"too-large": "image", "invalid-input": "n", "job-input": "class"}
+"""The invalid field of the kinds that name one."""
+
+_VERSION = "9f2c61d07be3a4585e1c0f6db2a87943c5d1e08f7a6b3924d8e5f01c7b9a3d62"
+_MODEL: JsonDict = {"name": "cifar10", "version": _VERSION}
+_SUCCEEDED: JsonDict = {
+    "id": "0b6a3c1e9d",
+    "status": "succeeded",
+    "model": _MODEL,
+    "timing": {"queue_s": 0.004, "compute_s": 0.021, "batch_size": 1},
+}
+SCORE: JsonDict = {
+    **_SUCCEEDED,
+    "results": [
+        {
+            "bpd": 3.42,
+            "log_likelihood": -7282.5,
+            "ood": {"statistic": "multiscale", "score": 0.31, "p_value": 0.42, "threshold": 1.9, "is_ood": False},
+        }
+    ],
+}
+SCAN: JsonDict = {
+    **_SUCCEEDED,
+    "width": 4000,
+    "height": 3000,
+    "tile_width": 250,
+    "tile_height": 250,
+    "rows": 23,
+    "columns": 31,
+    "score": 17.9,
+    "p_value": 0.048,
+    "threshold": 10.6,
+    "is_ood": True,
+    "box": {"left": 1250, "top": 750, "width": 250, "height": 250},
+}
+SCORES: dict[str, JsonDict] = {"score": {"value": SCORE}, "in tiles": {"value": SCAN}}
+IMAGES: JsonDict = {**_SUCCEEDED, "images": [{"seed": 7, "png": "iVBORw0KGgo..."}]}
+JOB: JsonDict = {
+    "id": "0b6a3c1e9d",
+    "status": "running",
+    "task": "generate",
+    "model": _MODEL,
+    "n": 4,
+    "priority": "normal",
+    "position": None,
+    "request_id": REQUEST_ID,
+    "created_at": "2026-01-01T12:00:00Z",
+    "started_at": "2026-01-01T12:00:01Z",
+    "ended_at": None,
+    "progress": {"stage": "noisy_sampling", "step": 12, "total": 32, "done": 0, "n": 4, "preview": None},
+    "error": None,
+    "timing": None,
+    "links": {
+        "self": "/jobs/0b6a3c1e9d",
+        "result": "/jobs/0b6a3c1e9d/result",
+        "events": "/jobs/0b6a3c1e9d/events",
+        "cancel": "/jobs/0b6a3c1e9d/cancel",
+    },
+}
+EVENTS = """: hello
+
+event: queued
+id: 1767268800000-0
+data: {"status":"queued","error":null}
+
+event: running
+id: 1767268800012-0
+data: {"status":"running","error":null}
+
+event: progress
+id: 1767268800115-0
+data: {"stage":"noisy_sampling","step":12,"total":32,"done":0,"n":4,"preview":"/jobs/0b6a3c1e9d/preview"}
+
+event: succeeded
+id: 1767268801310-0
+data: {"status":"succeeded","error":null}
+"""
+MODEL: dict[str, Any] = {
+    "name": "cifar10",
+    "version": _VERSION,
+    "height": 32,
+    "width": 32,
+    "classes": ["airplane", "automobile", "bird"],
+    "noise": 10.0,
+    "keeps": ["top", "bottom", "left", "right"],
+    "solver": "tweedie",
+    "stepped_solver": "euler-maruyama",
+    "solvers": {"tweedie": 1, "euler-maruyama": 20},
+    "preprocessing": {"name": "centre-crop-bicubic", "version": 1},
+    "calibration": {
+        "version": "5b0e9d2c7a4f18366e2d1c90b8a7f6e5d4c3b2a1908f7e6d5c4b3a2918070605",
+        "statistic": "multiscale",
+        "false_positive_rate": 0.05,
+        "threshold": 9.5,
+        "thresholds": {"bpd": 4.6, "multiscale": 9.5},
+        "n_fit": 2000,
+        "n_rank": 5000,
+        "smallest_p": 0.0002,
+        "preprocessing": "centre-crop-bicubic v1",
+        "histograms": {"bpd": {"edges": [2.0, 3.0, 4.0, 5.0], "counts": [700, 3600, 700]}},
+    },
+    "tiles": {
+        "version": "1f7a6b5c4d3e2f100918273645546372819a0bacbdcedfe0f1e2d3c4b5a69788",
+        "height": 64,
+        "width": 64,
+        "false_positive_rate": 0.05,
+        "threshold": 10.6,
+        "n_fit": 40,
+        "n_rank": 100,
+        "smallest_p": 0.0099,
+    },
+    "metrics": {"test_bpd": 3.5},
+    "card": "# cifar10",
+}
+METRICS = """# HELP ncml_queue_depth Waiting jobs.
+# TYPE ncml_queue_depth gauge
+ncml_queue_depth{queue="ncml:score:normal"} 3.0
+"""

@@ -1,0 +1,173 @@
+"""ASGI middleware: request ids, access log, metrics, security headers, unexpected errors, and body sizes."""
+
+import contextvars
+import logging
+import re
+import time
+import uuid
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.http.problems import Problem
+from service.metrics import Metrics
+from worker.logs import JsonFormatter, configure
+
+log = logging.getLogger("service.access")
+
+request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:+/=-]{1,128}")
+_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""Content-Security-Policy: a page may load only the service's own files, and images that its scripts create."""
+_SECURITY_HEADERS = {
+    "Content-Security-Policy": PAGE_POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+class RequestContextMiddleware:
+    """The outermost middleware: gives every request an id, a line in the access log, metrics and security headers."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app = app
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        method = scope["method"]
+        if method == "HEAD":  # handled as a GET, of which the server sends the head only
+            scope = {**scope, "method": "GET"}
+        started, status = time.perf_counter(), 0
+        client_id = Headers(scope=scope).get("x-request-id", "")
+        own_id = client_id if _REQUEST_ID.fullmatch(client_id) else uuid.uuid4().hex
+        state: dict[str, Any] = scope.setdefault("state", {})  # authentication and rate limits add to it
+        state |= {"request_id": own_id, "owner": "", "headers": {}}
+        token = request_id.set(own_id)
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(raw=message["headers"])
+                headers["X-Request-Id"] = own_id
+                for name, value in (_SECURITY_HEADERS | state["headers"]).items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_headers)
+        finally:
+            self._record(scope, method, status or 499, time.perf_counter() - started)  # 499: the client disconnected
+            request_id.reset(token)
+
+    def _record(self, scope: Scope, method: str, status: int, seconds: float) -> None:
+        """Count the request and log it."""
+        route: Any = scope.get("route")
+        path = str(getattr(route, "path", "")) or "unmatched"
+        method = method if method in _METHODS else "OTHER"
+        self.metrics.requests.labels(route=path, method=method, code=status).inc()
+        self.metrics.request_seconds.labels(route=path, code=status).observe(seconds)
+        owner = {"owner": scope["state"]["owner"]} if scope["state"]["owner"] else {}
+        log.info("%s %s %s", method, path, status, extra={"seconds": round(seconds, 4)} | owner)
+
+
+class UnexpectedErrorMiddleware:
+    """Answers unexpected exceptions with a 500 and logs their traceback.
+
+    It stands inside the CORS middleware, so that pages of other origins can read these responses as well.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        response_started = False
+
+        async def send_tracked(message: Message) -> None:
+            nonlocal response_started
+            response_started = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_tracked)
+        except ClientDisconnect:
+            log.debug("the client disconnected while sending its body")
+        except Exception:
+            log.exception("unexpected error")
+            if response_started:  # all that is left is to close the connection
+                raise
+            problem = Problem(500, "The service failed unexpectedly; its log has the details under this request id.")
+            await problem.response(scope["state"]["request_id"])(scope, receive, send)
+
+
+class BodyLimitMiddleware:
+    """Refuses request bodies above the limit, by their Content-Length or while they arrive."""
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+        self.app = app
+        self.max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass one request on, or refuse it."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        received_bytes = 0
+
+        async def receive_counted() -> Message:
+            nonlocal received_bytes
+            message = await receive()
+            received_bytes += len(message.get("body", b""))
+            if received_bytes > self.max_body_bytes:
+                raise self._too_large()
+            return message
+
+        length = Headers(scope=scope).get("content-length", "0")
+        if length.isdecimal() and (len(length) > 18 or int(length) > self.max_body_bytes):
+            await self._too_large().response(scope["state"]["request_id"])(scope, receive, send)
+        else:
+            await self.app(scope, receive_counted, send)
+
+    def _too_large(self) -> Problem:
+        detail = (
+            f"The request body is too large: at most {self.max_body_bytes} bytes are accepted; send fewer or smaller "
+            "images."
+        )
+        return Problem(413, detail, kind="too-large")
+
+
+class RequestLogFormatter(JsonFormatter):
+    """Formats records like the workers' log, with the id of the current request."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as one line of JSON."""
+        if current_id := request_id.get():
+            record.request = current_id
+        return super().format(record)
+
+
+def log_to_stderr(level: str) -> None:
+    """Send the log of this process to standard error as JSON lines."""
+    configure(level, RequestLogFormatter())
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+    logging.getLogger("uvicorn.access").disabled = True

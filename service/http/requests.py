@@ -1,0 +1,230 @@
+"""Request parsing: parameters from the query and the body; images from multipart forms, raw bodies or JSON."""
+
+import base64
+import binascii
+import hashlib
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
+
+import anyio.to_thread
+import pydantic_core
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+
+from service.http.negotiation import JSON
+from service.http.problems import FieldError, Problem, field_errors, invalid_field, invalid_fields, truncate
+
+log = logging.getLogger(__name__)
+
+P = TypeVar("P", bound=BaseModel)
+
+FORM = "multipart/form-data"
+URLENCODED = "application/x-www-form-urlencoded"
+
+_MAX_NAME = 64
+"""Characters of a field's name that an error message repeats."""
+_MAX_FIELDS = 32
+"""More than any endpoint has."""
+_MAX_FIELD_BYTES = 4096
+"""More than any parameter accepts."""
+_MAX_VALUES = 1000
+"""Values of a JSON body, estimated by its commas before it is parsed: parsing millions would block the event loop."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """The bytes of one image file, and the name of its field in error messages."""
+
+    field: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class ParsedRequest(Generic[P]):
+    """Validated parameters and image files that are not decoded yet."""
+
+    params: P
+    uploads: list[Upload]
+
+    def fingerprint(self, path: str) -> str:
+        """Return a digest of the path, the parameters and the files, however they were sent."""
+        digest = hashlib.sha256(f"{path} {self.params.model_dump_json()}".encode())
+        for upload in self.uploads:
+            digest.update(hashlib.sha256(upload.data).digest())
+        return digest.hexdigest()
+
+
+async def parse_request(request: Request, params: type[P], *, max_images: int) -> ParsedRequest[P]:
+    """Parse the parameters and 1 to `max_images` images; with 0 the endpoint accepts none.
+
+    Raises `Problem`: 400 for a malformed body, 415 for an unsupported media type, 422 for parameters that are unknown,
+    repeated or out of range, and for too few or too many images.
+    """
+    media = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    fields: dict[str, Any] = {}
+    uploads: list[Upload] = []
+    if media == FORM or (media == URLENCODED and not max_images):
+        fields, uploads = await _parse_form(request, max_images)
+    elif media == JSON:
+        fields, uploads = await anyio.to_thread.run_sync(_parse_json, await request.body(), max_images)
+    elif media.startswith("image/") or media == "application/octet-stream":
+        uploads = [Upload("image", await request.body())]
+    elif media or await request.body():
+        raise _unsupported_media_type(media, max_images)
+    if uploads and not max_images:
+        raise _too_many_images(max_images)
+    query = _unique_fields(request.query_params.multi_items(), "the query")
+    for name in query.keys() | fields.keys():
+        if len(name) > _MAX_NAME:
+            raise invalid_field(name[:_MAX_NAME], f"{name[:_MAX_NAME]}... is not a parameter of this endpoint.")
+    if repeated := sorted(query.keys() & fields.keys()):
+        name = repeated[0]
+        raise invalid_field(name, f"{name} is in the query and in the body; send it once.")
+    try:
+        validated = params.model_validate(query | fields)
+    except ValidationError as error:
+        raise invalid_fields(_parameter_errors(error, params)) from error
+    if max_images and not uploads:
+        raise invalid_field("image", "image is missing; send it as a form field, as the body, or in base64 in JSON.")
+    if len(uploads) > max_images:
+        raise _too_many_images(max_images)
+    return ParsedRequest(validated, uploads)
+
+
+def _unsupported_media_type(media: str, max_images: int) -> Problem:
+    accepted = [FORM, JSON, "image/*"] if max_images else [JSON, FORM]
+    subject = f"the type {truncate(media)!r}" if media else "a body without a Content-Type"
+    hint = " (curl: -F image=@cat.png, or -H 'Content-Type: image/png')" if media == URLENCODED else ""
+    detail = f"This endpoint does not accept {subject}; send {' or '.join(accepted)}{hint}."
+    return Problem(415, detail, kind="media-type")
+
+
+def _too_many_fields(place: str) -> Problem:
+    detail = f"There are more than {_MAX_FIELDS} parameters in {place}; send only those of this endpoint."
+    return invalid_field("body", detail)
+
+
+def _too_many_images(max_images: int) -> Problem:
+    if not max_images:
+        return invalid_field("image", "image: this endpoint accepts no image; omit it.")
+    limit = "one image" if max_images == 1 else f"at most {max_images} images"
+    return invalid_field("image", f"image: too many images were sent; this endpoint accepts {limit}.")
+
+
+def _unique_fields(items: Iterable[tuple[str, str]], place: str) -> dict[str, Any]:
+    """Return the fields by name, without empty ones, as forms send them for inputs that were not filled in."""
+    fields: dict[str, Any] = {}
+    for name, value in items:
+        if not value:
+            continue
+        if name in fields:
+            short_name = name[:_MAX_NAME]
+            raise invalid_field(short_name, f"{short_name} appears more than once in {place}; send it once.")
+        fields[name] = value
+        if len(fields) > _MAX_FIELDS:
+            raise _too_many_fields(place)
+    return fields
+
+
+async def _parse_form(request: Request, max_images: int) -> tuple[dict[str, Any], list[Upload]]:
+    try:
+        form = await request.form(max_files=max_images + 1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES)
+    except HTTPException as error:
+        if error.status_code != 400:
+            raise
+        raise _form_problem(str(error.detail), max_images) from error
+    except OSError as error:  # the temporary folder holds the files of a form until all of it has arrived
+        log.error("an upload cannot be stored: %s", error)
+        detail = "There is no space for another upload; retry in a few seconds."
+        raise Problem(503, detail, kind="no-room") from error
+    try:
+        uploads: list[Upload] = []
+        text_fields: list[tuple[str, str]] = []
+        for name, value in form.multi_items():
+            if not isinstance(value, UploadFile):
+                text_fields.append((name, value))
+            elif name != "image":
+                short_name = name[:_MAX_NAME]
+                raise invalid_field(short_name, f"{short_name} is a file; send images in the field image.")
+            elif value.filename or value.size:  # a file input that was not filled in has neither
+                uploads.append(Upload("image", await value.read()))
+    finally:
+        await form.close()
+    fields = _unique_fields(text_fields, "the form")
+    if "image" in fields:
+        raise invalid_field("image", "image is text; send it as a file (curl -F image=@cat.png).")
+    return fields, _numbered(uploads)
+
+
+def _form_problem(message: str, max_images: int) -> Problem:
+    """Return the problem for a form that Starlette refuses with this message."""
+    if message.startswith("Too many files"):
+        return _too_many_images(max_images)
+    if message.startswith("Too many fields"):
+        return _too_many_fields("the form")
+    if "exceeded maximum size" in message:
+        hint = "; send an image as a file (curl -F image=@cat.png)" if max_images else ""
+        detail = f"A text field of the form has more than {_MAX_FIELD_BYTES} bytes, the limit for parameters{hint}."
+        return invalid_field("image" if max_images else "body", detail)
+    return Problem(400, f"The form cannot be parsed: {message}", kind="malformed")
+
+
+def _parse_json(body: bytes, max_images: int) -> tuple[dict[str, Any], list[Upload]]:
+    if not body:
+        return {}, []
+    if body.count(b",") > _MAX_VALUES:
+        detail = f"The body has more than {_MAX_VALUES} values; send only the parameters of this endpoint."
+        raise invalid_field("body", detail)
+    try:
+        parsed = pydantic_core.from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise Problem(400, f"The body is not valid JSON: {error}.", kind="malformed") from error
+    if not isinstance(parsed, dict):
+        raise invalid_field("body", "The body is JSON but not an object; send {...}.")
+    fields = cast(dict[str, Any], parsed)
+    if len(fields) > _MAX_FIELDS:
+        raise _too_many_fields("the body")
+    if "image" not in fields or not max_images:
+        return fields, []
+    value = fields.pop("image")
+    texts = cast(list[Any], value) if isinstance(value, list) else [value]
+    if len(texts) > max_images:
+        raise _too_many_images(max_images)
+    return fields, _numbered([Upload("image", _decode_base64(text)) for text in texts])
+
+
+def _decode_base64(text: object) -> bytes:
+    """Return the bytes of a base64 text or a data URL."""
+    try:
+        if not isinstance(text, str):
+            raise TypeError
+        return base64.b64decode(text.partition("base64,")[2] or text, validate=True)
+    except (TypeError, ValueError, binascii.Error) as error:
+        detail = "image is not base64; send the file's bytes in base64, or a list of such texts."
+        raise invalid_field("image", detail) from error
+
+
+def _numbered(uploads: list[Upload]) -> list[Upload]:
+    """Add their position to the names of several images."""
+    if len(uploads) < 2:
+        return uploads
+    return [Upload(f"image[{i}]", upload.data) for i, upload in enumerate(uploads)]
+
+
+def _parameter_errors(error: ValidationError, params: type[BaseModel]) -> list[FieldError]:
+    """Convert pydantic's errors; for an unknown parameter list the valid ones."""
+    names = ", ".join(field.alias or name for name, field in params.model_fields.items())
+    errors = error.errors()
+    return [
+        FieldError(
+            field=converted.field,
+            detail=f"{converted.field} is not a parameter of this endpoint; the parameters are {names}.",
+        )
+        if raw["type"] == "extra_forbidden"
+        else converted
+        for raw, converted in zip(errors, field_errors(errors), strict=True)
+    ]

@@ -1,0 +1,226 @@
+"""Between the routes and the queue: choose the model, submit the job, wait for it, and answer with its result."""
+
+import asyncio
+import functools
+import hashlib
+import math
+import re
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypeVar
+
+import anyio.to_thread
+from fastapi import Depends, Request, Response
+
+from service.answers import failure, job_response, picture_response, scan_response, score_response
+from service.http.negotiation import WaitPreference, wait_preference
+from service.http.problems import RETRY_AFTER_S, Problem, as_sentence, invalid_field
+from service.http.requests import ParsedRequest
+from service.metrics import Metrics
+from service.params import Params
+from service.settings import Settings
+from worker.contract import (
+    Job,
+    JobStatus,
+    JobView,
+    Lane,
+    ModelDescriptor,
+    PictureResult,
+    ScanResult,
+    ScoreResult,
+    Task,
+)
+from worker.queue import DuplicateJob, JobNotFound, JobQueue, QueueFull
+
+T = TypeVar("T")
+
+
+class JobService:
+    """What the routes need; one per application."""
+
+    def __init__(self, settings: Settings, queue: JobQueue, metrics: Metrics) -> None:
+        self.settings = settings
+        self.queue = queue
+        self.metrics = metrics
+        self._decoders = anyio.CapacityLimiter(settings.decode_threads)
+        # scans bring whole files and return maps of the image's size: one at a time, besides the other work
+        self._scans = anyio.CapacityLimiter(1)
+
+    # -- before the job
+
+    async def find_model(self, params: Params, task: Task) -> tuple[ModelDescriptor, str | None]:
+        """Return the requested model, and its version if the request names one.
+
+        Raises the 503 `Problem` if no worker serves the task, 422 for an unknown model or class.
+        """
+        worker_count, models = await anyio.to_thread.run_sync(self.queue.service, task.lane)
+        if not worker_count:
+            self.metrics.rejected.labels(reason="no-worker").inc()
+            detail = f"No worker is running for the {task.lane} lane; start one, or retry later."
+            raise Problem(503, detail, kind="no-worker")
+        if not models:
+            self.metrics.rejected.labels(reason="no-model").inc()
+            detail = "The workers are still loading their models; retry in a few seconds."
+            raise Problem(503, detail, kind="no-model")
+        model, version = self.select_model(models, params.model)
+        if params.class_name is not None and params.class_name not in model.classes:
+            remedy = f"its classes are {', '.join(model.classes)}" if model.classes else "it has no classes"
+            raise invalid_field("class", f"class: {model.name} has no class {params.class_name!r}; {remedy}.")
+        return model, version
+
+    def select_model(self, models: list[ModelDescriptor], name: str | None) -> tuple[ModelDescriptor, str | None]:
+        """Return the model for `name`, `name@version` or a prefix of a version, and the full version if one is given.
+
+        None selects the default model. Of several versions of a name the first in `models` is selected. Raises the 422
+        `Problem` for an unknown model.
+        """
+        reference = name or self.settings.default_model or min(model.name for model in models)
+        model_name, at, version = reference.partition("@")
+        for model in models:
+            if model.name == model_name and model.version.startswith(version) and (not at or len(version) >= 6):
+                return model, model.version if at else None
+        names = sorted({model.name for model in models} | {f"{model.name}@{model.version[:12]}" for model in models})
+        remedy = f"the available models are {', '.join(names)}" if names else "no models are served"
+        raise invalid_field("model", f"model: {reference!r} is not available; {remedy}.")
+
+    def job_fields(
+        self, request: Request, params: Params, model: ModelDescriptor, version: str | None
+    ) -> dict[str, Any]:
+        """Return the fields that all kinds of jobs share."""
+        return {
+            "model": model.name,
+            "version": version,
+            "priority": params.priority,
+            "request_id": request.state.request_id,
+            "timeout_s": self.settings.job_timeout_s,
+            "start_within_s": self.settings.start_within_s,
+        }
+
+    async def decode(self, task: Task, function: Callable[[], T]) -> T:
+        """Run a function that decodes images in a thread, with few others beside it."""
+        return await anyio.to_thread.run_sync(function, limiter=self._limiter(task) or self._decoders)
+
+    # -- the job
+
+    async def run(self, request: Request, parsed: ParsedRequest[Any], job: Job, media: str) -> Response:
+        """Submit the job; respond with its result as `media`, or with 202 if it takes longer than the client waits.
+
+        A repeated request under the same Idempotency-Key is answered from its first job. A client that disconnects
+        cancels its job, unless it sent such a key: it may come back.
+        """
+        preference = wait_preference(request.headers, self.settings.wait_s)
+        key = request.headers.get("idempotency-key")
+        owner = str(request.state.owner)
+        submit = functools.partial(self._submit, job, parsed, key, request.url.path, owner)
+        job_id = await anyio.to_thread.run_sync(submit, limiter=self._limiter(job.task))
+        if key:
+            view = await self.queue.wait(job_id, preference.wait_s)
+        else:
+            view = await self._wait_or_cancel(request, job_id, preference.wait_s)
+        return await self.respond(view, media, preference)
+
+    def _submit(self, job: Job, parsed: ParsedRequest[Any], key: str | None, path: str, owner: str) -> str:
+        if key is not None and not re.fullmatch(r"[\x21-\x7e]{1,255}", key):
+            raise invalid_field("Idempotency-Key", "Idempotency-Key must be 1 to 255 visible ASCII characters.")
+        fingerprint = parsed.fingerprint(path) if key else ""
+        job_id = None if key is None else "key-" + hashlib.sha256(f"{owner} {key}".encode()).hexdigest()[:40]
+        try:
+            job_id = self.queue.submit(
+                job, job_id=job_id, limit=self.settings.max_waiting, fingerprint=fingerprint, owner=owner
+            )
+        except QueueFull as error:
+            self.metrics.rejected.labels(reason="queue-full").inc()
+            lane = job.task.lane
+            pause_s = self._estimate_seconds(lane, self.queue.depth(lane) / 2)  # until half of the queue is done
+            detail = as_sentence(f"{error}; retry in {pause_s} s")
+            raise Problem(429, detail, kind="queue-full", headers={"Retry-After": str(pause_s)}) from error
+        except DuplicateJob as error:
+            assert job_id is not None
+            if self.queue.view(job_id).fingerprint != fingerprint:
+                detail = "Idempotency-Key was used for a different request; send a new key."
+                raise invalid_field("Idempotency-Key", detail) from error
+            return job_id
+        self.metrics.enqueued.labels(task=job.task, model=job.model, priority=job.priority).inc()
+        return job_id
+
+    async def _wait_or_cancel(self, request: Request, job_id: str, wait_s: float) -> JobView:
+        """Return the job when it ends or after `wait_s`; cancel it if the client disconnects before."""
+        waiting = asyncio.ensure_future(self.queue.wait(job_id, wait_s))
+        disconnect = asyncio.ensure_future(_disconnected(request))
+        try:
+            await asyncio.wait({waiting, disconnect}, return_when=asyncio.FIRST_COMPLETED)
+            if waiting.done():
+                return waiting.result()
+            return await anyio.to_thread.run_sync(self.queue.cancel, job_id)
+        finally:
+            waiting.cancel()
+            disconnect.cancel()
+
+    async def view(self, request: Request, job_id: str) -> JobView:
+        """Return a job of this client. Raises `JobNotFound` for the jobs of others, too."""
+        view = await anyio.to_thread.run_sync(self.queue.view, job_id)
+        if view.owner != request.state.owner:
+            raise JobNotFound(f"there is no job {job_id} of this client")
+        return view
+
+    # -- the response
+
+    async def respond(self, view: JobView, media: str, preference: WaitPreference) -> Response:
+        """Respond with the result of a job that has ended, else with 202. Raises the `Problem` of a failed job."""
+        if not view.status.is_terminal:
+            response = await self.describe(view, 202)
+        elif view.status is not JobStatus.SUCCEEDED:
+            raise failure(view)
+        else:
+            response = await anyio.to_thread.run_sync(self._render, view, media, limiter=self._limiter(view.task))
+        if preference.applied:
+            response.headers["Preference-Applied"] = preference.applied
+        response.headers["Vary"] = "Accept, Prefer"
+        return response
+
+    async def describe(self, view: JobView, status: Literal[200, 202]) -> Response:
+        """Respond with the state of a job; 202 adds its location and, by its queue position, when to look again."""
+
+        def estimate() -> tuple[int | None, int]:
+            position = self.queue.position(view)
+            return position, 1 if position is None else self._estimate_seconds(view.task.lane, position + 1)
+
+        position, pause_s = await anyio.to_thread.run_sync(estimate)
+        return job_response(view, position, pause_s, status)
+
+    def _render(self, view: JobView, media: str) -> Response:
+        match result := self.queue.result(view.id):
+            case ScoreResult():
+                return score_response(view, result, media)
+            case ScanResult():
+                return scan_response(view, result, media)
+            case PictureResult():
+                blob = self.queue.blob(result.pictures.blob)
+                if blob is not None:
+                    return picture_response(view, result, blob, media)
+            case None:
+                pass
+        detail = f"The result of the job {view.id} has expired; send the request again."
+        raise Problem(404, detail, kind="result-expired")
+
+    def _limiter(self, task: Task) -> anyio.CapacityLimiter | None:
+        """Return the limit of concurrent threads for a task; None: the default of all threads."""
+        return self._scans if task is Task.SCAN else None
+
+    def _estimate_seconds(self, lane: Lane, job_count: float) -> int:
+        """Estimate how long a lane takes for a number of jobs by its workers' measured pace, from 1 to 3600 s."""
+        pace = self.queue.pace(lane)
+        return min(max(math.ceil(job_count / pace), 1), 3600) if pace else RETRY_AFTER_S
+
+
+async def _disconnected(request: Request) -> None:
+    """Return when the client closes its connection; its body has been read before."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _job_service(request: Request) -> JobService:
+    return request.app.state.jobs
+
+
+Jobs = Annotated[JobService, Depends(_job_service)]
+"""The parameter of a route that receives the application's `JobService`."""

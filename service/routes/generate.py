@@ -1,0 +1,126 @@
+"""POST /generate and POST /complete: new images, and the unknown half of an image."""
+
+import secrets
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from ncml.images import place_known_half
+from service import answers
+from service.http.negotiation import JSON, NPZ, PNG, ZIP, negotiate
+from service.http.openapi import BINARY, JOB_PROBLEMS, JOB_STATUSES, problem_responses, request_schema
+from service.http.problems import invalid_field
+from service.http.requests import parse_request
+from service.jobs import Jobs, JobService
+from service.params import CompleteParams, GenerateParams, PictureParams
+from worker.contract import MAX_SEED, CompleteJob, GenerateJob, ModelDescriptor, Pixels, Task
+
+router = APIRouter(tags=["images"])
+
+_SEED_HEADER = {"description": "The seed of the first image; image i has this seed + i.", "schema": {"type": "integer"}}
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "model": answers.PictureAnswer,
+        "description": "The images in the format of Accept. Default: a PNG, in which several images form a grid.",
+        "content": {PNG: BINARY, ZIP: BINARY, NPZ: BINARY, JSON: {}},
+        "headers": {"X-Seed": _SEED_HEADER},
+    },
+    202: answers.ACCEPTED,
+    **problem_responses(*JOB_STATUSES, kinds=JOB_PROBLEMS),
+}
+
+
+@router.post(
+    "/generate",
+    operation_id="generate",
+    summary="Generate images",
+    responses=_RESPONSES,
+    openapi_extra=request_schema(GenerateParams, max_images=0),
+)
+async def generate(request: Request, jobs: Jobs) -> Response:
+    """Generate new images, unconditionally or of a class. The same seed gives the same image.
+
+    ```
+    curl -X POST 'localhost:8000/generate?class=cat' -o cat.png
+    curl -X POST 'localhost:8000/generate?n=16&seed=7' -H 'Accept: application/zip' -o images.zip
+    curl --json '{"class": "ship", "n": 4}' -H 'Accept: image/png' localhost:8000/generate -o ships.png
+    ```
+    """
+    media = negotiate(request.headers, answers.PICTURE_OFFERS)
+    parsed = await parse_request(request, GenerateParams, max_images=0)
+    model, version = await jobs.find_model(parsed.params, Task.GENERATE)
+    job = GenerateJob(
+        **jobs.job_fields(request, parsed.params, model, version), **_sampling_fields(jobs, parsed.params, model)
+    )
+    return await jobs.run(request, parsed, job, media)
+
+
+@router.post(
+    "/complete",
+    operation_id="complete",
+    summary="Complete half an image",
+    responses=_RESPONSES,
+    openapi_extra=request_schema(CompleteParams, max_images=1),
+)
+async def complete(request: Request, jobs: Jobs) -> Response:
+    """Fill in the unknown half of an image; the known half is unchanged, at the model's size.
+
+    There are three ways to give the known half: an image half as high (or as wide) as the model's; an image whose
+    unknown half is transparent; or a whole image and `keep`, the half to hold.
+
+    ```
+    curl -F image=@half.png localhost:8000/complete -o full.png
+    curl -F image=@whole.png -F keep=top -F n=4 localhost:8000/complete -o variants.png
+    ```
+    """
+    media = negotiate(request.headers, answers.PICTURE_OFFERS)
+    parsed = await parse_request(request, CompleteParams, max_images=1)
+    params, upload = parsed.params, parsed.uploads[0]
+    model, version = await jobs.find_model(params, Task.COMPLETE)
+    canvas, keep = await jobs.decode(
+        Task.COMPLETE,
+        lambda: place_known_half(
+            upload.data,
+            model.height,
+            model.width,
+            keep=params.keep,
+            keeps=model.keeps,
+            **jobs.settings.image_limits,
+        ),
+    )
+    job = CompleteJob(
+        **jobs.job_fields(request, params, model, version),
+        **_sampling_fields(jobs, params, model),
+        image=Pixels(height=model.height, width=model.width, data=canvas.tobytes()),
+        keep=keep,
+    )
+    return await jobs.run(request, parsed, job, media)
+
+
+def _sampling_fields(jobs: JobService, params: PictureParams, model: ModelDescriptor) -> dict[str, Any]:
+    """Return the fields of sampling jobs, validated against the model; choose a random seed if none is given."""
+    if params.n > jobs.settings.max_images:
+        raise invalid_field("n", f"n is {params.n}; this service generates at most {jobs.settings.max_images} at once.")
+    if params.noise is not None and params.noise > model.noise:
+        detail = f"noise is {params.noise:g}; {model.name} accepts 0 to {model.noise:g} grey levels."
+        raise invalid_field("noise", detail)
+    if params.solver is not None and params.solver not in model.solvers:
+        solvers = ", ".join(model.solvers)
+        raise invalid_field("solver", f"solver: {model.name} has no solver {params.solver!r}; it has {solvers}.")
+    solver = params.solver or (model.solver if params.steps in (None, 1) else model.stepped_solver)
+    if model.solvers[solver] == 1 and params.steps not in (None, 1):
+        others = " or ".join(name for name, steps in model.solvers.items() if steps > 1)
+        detail = f"steps is {params.steps}; {solver} takes exactly 1: omit steps, or choose the solver {others}."
+        raise invalid_field("steps", detail)
+    max_seed = MAX_SEED - params.n + 1
+    seed = secrets.randbelow(max_seed + 1) if params.seed is None else params.seed
+    if seed > max_seed:
+        raise invalid_field("seed", f"seed is {seed}; with n = {params.n} it must be at most {max_seed}.")
+    return {
+        "n": params.n,
+        "class_name": params.class_name,
+        "seed": seed,
+        "noise": params.noise,
+        "steps": params.steps,
+        "solver": params.solver,
+    }
