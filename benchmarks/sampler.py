@@ -91,7 +91,7 @@ def row_text(row: dict[str, float]) -> str:
 def conditions(network: NCPN, batch: int) -> Conditions:
     """Unconditional, at the network's largest time."""
     null = torch.full((batch,), len(network.config.model.classes), device=network.head.weight.device)
-    return Conditions(end_time(network.config.noise), null, torch.zeros_like(null))
+    return Conditions(end_time(network.config.sde), null, torch.zeros_like(null))
 
 
 REPLAY = Replay()
@@ -155,7 +155,7 @@ def refinement(network: NCPN, batch: int) -> dict[str, float]:
     turns = [(timed(forward), timed(lambda: score(x_BCHW, given.t))) for _ in range(9)]
     pass_s, evaluation_s = (statistics.median(turn[side] for turn in turns) for side in (0, 1))
     figures = {"one score evaluation (goal 3.2)": evaluation_s / pass_s}
-    process_ = process(network.config.noise)
+    process_ = process(network.config.sde)
     for solver, steps in SOLVERS.items():
         seconds = timed(
             lambda solver=solver, steps=steps: refine(

@@ -158,11 +158,11 @@ def plainly(pipe: Connection, of: Config, device: str, threads: int) -> None:
         loss = loss_bits(network, batch, bf16=False).mean()
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), of.training.clip)
+        torch.nn.utils.clip_grad_norm_(network.parameters(), of.training.grad_clip)
         optimizer.step()
         with torch.no_grad():
             for name, parameter in network.named_parameters():
-                average[name].mul_(of.training.ema).add_(parameter, alpha=1 - of.training.ema)
+                average[name].lerp_(parameter, of.training.batch_size / of.training.ema_images)
         loss.item()
 
     while pipe.recv():

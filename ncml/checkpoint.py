@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,70 +17,136 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ncml.config import Config
-from ncml.errors import ModelError, NcmlError
+from ncml import format1
+from ncml.config import Config, SamplingDefaults
+from ncml.errors import InputError, ModelError, NcmlError
 from ncml.network.ncpn import NCPN
+from ncml.network.sde import end_time, grey_levels, process
 
-FORMAT = 1
+FORMAT = 2
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "card.md"
 CALIBRATION, TILES = "calibration.json", "calibration-tiles.json"
 
 
-def save(folder: Path | str, network: NCPN, *, metrics: dict[str, Any] | None = None, card: str = "") -> str:
-    """Write a model folder, each file whole or not at all; returns the version. Other weights' calibration goes."""
+@dataclass(frozen=True)
+class Description:
+    """What `config.json` says of a model beside its configuration."""
+
+    version: str
+    metrics: dict[str, float]
+    sampling: SamplingDefaults
+
+
+def save(
+    folder: Path | str,
+    network: NCPN,
+    *,
+    metrics: dict[str, Any] | None = None,
+    sampling: SamplingDefaults | None = None,
+    card: str = "",
+    dtype: torch.dtype | None = None,
+) -> str:
+    """Write a model folder, replacing each file atomically, and return its version; remove other weights' calibration.
+
+    dtype: that the parameters are stored in, torch.bfloat16 or the network's own.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for calibration in (CALIBRATION, TILES):
         (folder / calibration).unlink(missing_ok=True)
-    state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    parameters = {name: parameter.detach().to(dtype) for name, parameter in network.named_parameters()}
+    state = {name: tensor.contiguous() for name, tensor in (network.state_dict() | parameters).items()}
     replace_file(folder / WEIGHTS, lambda path: save_file(state, path))
     version = digest(network.config, state)
-    description = {
+    description: dict[str, Any] = {
         "format": FORMAT,
         "version": version,
         "metrics": metrics or {},
         "config": network.config.to_json(),
     }
+    if sampling is not None:
+        description["sampling"] = {name: value for name, value in asdict(sampling).items() if value is not None}
     write_json(folder / CONFIG, description)
     replace_file(folder / CARD, lambda path: path.write_text(card))
     return version
 
 
-def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[NCPN, dict[str, Any]]:
-    """Read a model folder: the network in evaluation mode, and `config.json` as it stands.
+def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[NCPN, Description]:
+    """Read a model folder of format 1 or 2: the network in evaluation mode, and its description.
 
-    Raises ModelError, in one sentence, for a missing or damaged file, pickled weights, missing or surplus weights, a
-    wrong shape or type, weights that are not finite, or weights that are not those the version names.
+    Parameters stored in bf16 become fp32. Raises ModelError, in one sentence, for a missing or damaged file, pickled
+    weights, missing or surplus weights, a wrong shape or type, weights that are not finite, or weights that do not
+    match the version.
     """
     folder = Path(folder)
-    description = read_json(folder / CONFIG)
-    if description.get("format") != FORMAT:
-        raise ModelError(f"{folder}: format {description.get('format')!r} is not {FORMAT}, which this version reads.")
+    stored = read_json(folder / CONFIG)
     try:
-        config = Config.from_json(description["config"])
+        config = read_config(stored)
         with torch.device("meta"):
             network = NCPN(config)
+    except ModelError as error:
+        raise ModelError(f"{folder / CONFIG} {error}") from error
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, NcmlError) as error:
-        raise ModelError(f"{folder / CONFIG} does not describe a model: {str(error).rstrip('.')}.") from error
-    metrics = description.setdefault("metrics", {})
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
+        raise ModelError(f"{folder / CONFIG} does not describe a model: {reason}.") from error
+    metrics = stored.get("metrics", {})
     if not isinstance(metrics, dict) or not all(type(value) in (int, float) for value in metrics.values()):
         raise ModelError(f"{folder / CONFIG}: metrics must give each name a number.")
+    sampling = _read_sampling(folder / CONFIG, stored.get("sampling", {}), config)
     state = _read_weights(folder)
     _check(folder / WEIGHTS, network.state_dict(), state)
-    if digest(config, state) != description.get("version"):
-        raise ModelError(f"{folder}: the weights are not those that config.json was written for; copy the folder anew.")
-    network.load_state_dict(state, assign=True)
-    return network.to(device).channels_last().eval(), description
+    version = digest(config, state)
+    if version != stored.get("version"):
+        raise ModelError(f"{folder}: the weights do not match the version in {CONFIG}; copy the folder again.")
+    network.load_state_dict({name: _upcast(tensor) for name, tensor in state.items()}, assign=True)
+    return network.to(device).channels_last().eval(), Description(version, metrics, sampling)
+
+
+def read_config(stored: dict[str, Any]) -> Config:
+    """Read the configuration of a model folder or training state of format 1 or 2.
+
+    Raises ModelError on another format; ArithmeticError, LookupError, TypeError or ValueError on a damaged one.
+    """
+    match stored.get("format"):
+        case 1:
+            return Config.from_json(format1.upgrade(stored["config"]))
+        case 2:
+            return Config.from_json(stored["config"])
+        case int(number) if number > FORMAT:
+            raise ModelError(
+                f"has format {number}, newer than {FORMAT}, the newest that this ncml reads: upgrade ncml."
+            )
+        case other:
+            raise ModelError(f"has format {other!r}, which is not one of 1 and {FORMAT}: copy the folder again.")
 
 
 def digest(config: Config, state: dict[str, Tensor]) -> str:
-    """The version of a model: SHA-256 over its configuration and its weights, 64 hexadecimal digits."""
-    sha = hashlib.sha256(json.dumps(config.to_json(), sort_keys=True).encode())
+    """Return a model's version: SHA-256 over its configuration and stored weights, 64 hexadecimal digits."""
+    sha = hashlib.sha256(json.dumps(format1.downgrade(config.to_json()), sort_keys=True).encode())
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
+
+
+def _read_sampling(path: Path, stored: object, config: Config) -> SamplingDefaults:
+    try:
+        sampling = SamplingDefaults.from_json(stored)
+    except InputError as error:
+        raise ModelError(f"{path}: {error}.") from error
+    largest = round(grey_levels(process(config.sde), end_time(config.sde)), 6)
+    if (sampling.start_noise or 0) > largest:
+        raise ModelError(
+            f"{path}: sampling.start_noise must be at most {largest:g} grey levels, the model's noise at T."
+        )
+    if sampling.guidance is not None and not config.model.classes:
+        raise ModelError(f"{path}: sampling.guidance needs a model with classes; remove it.")
+    return sampling
+
+
+def _upcast(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
@@ -91,26 +158,26 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise ModelError(f"{path} is not a whole safetensors file: {error}.") from error
+        raise ModelError(f"{path} is not a complete safetensors file: {error}.") from error
 
 
 def _check(path: Path, expected: dict[str, Tensor], state: dict[str, Tensor]) -> None:
     for name in expected.keys() - state.keys():
         raise ModelError(f"{path} lacks the weight {name}.")
     for name in state.keys() - expected.keys():
-        raise ModelError(f"{path} has a weight {name} that its configuration does not know.")
+        raise ModelError(f"{path} has a weight {name} that is not part of its configuration.")
     for name, tensor in state.items():
         if tensor.shape != expected[name].shape:
-            shape, wanted = tuple(tensor.shape), tuple(expected[name].shape)
-            raise ModelError(f"{path}: the weight {name} has shape {shape} instead of {wanted}.")
-        if tensor.dtype != expected[name].dtype:
+            shapes = f"{tuple(tensor.shape)} instead of {tuple(expected[name].shape)}"
+            raise ModelError(f"{path}: the weight {name} has shape {shapes}.")
+        if _upcast(tensor).dtype != expected[name].dtype:
             raise ModelError(f"{path}: the weight {name} is {tensor.dtype} instead of {expected[name].dtype}.")
         if not torch.isfinite(tensor).all():
             raise ModelError(f"{path}: the weight {name} has values that are not finite.")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of a model folder; ModelError where there is none."""
+    """Read a JSON object from a file of a model folder; raise ModelError if there is none."""
     try:
         value = json.loads(path.read_text())
     except FileNotFoundError as error:
@@ -123,13 +190,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a JSON object whole or not at all."""
+    """Write a JSON object to a file atomically."""
     replace_file(path, lambda new: new.write_text(json.dumps(value, indent=2) + "\n"))
 
 
 def replace_file(path: Path, write: Any) -> None:
-    """Write a file beside `path`, then move it there, so that a reader or a crash never sees half of it."""
+    """Replace a file atomically: write a new one beside `path`, then move it there."""
     new = path.with_name(f".{path.name}.new")
     write(new)
-    new.chmod(0o644)  # safetensors makes its files private; a service may run as another user
+    new.chmod(0o644)  # safetensors creates private files; a service may run as another user
     new.replace(path)

@@ -1,4 +1,4 @@
-"""Everything that decides what is built and how it is trained: frozen dataclasses, and recipes that fill them.
+"""The configuration of a network and its training: frozen dataclasses, and the recipes that fill them.
 
 A recipe is a function that returns a complete `Config`; a new experiment is a new recipe rather than a new flag.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from ncml.errors import InputError
@@ -21,8 +21,8 @@ DEFAULT_SOLVER = "tweedie"
 STEPPED_SOLVER = "euler-maruyama"
 """What is meant by several steps where no solver is named: the reverse SDE."""
 
-ADDED: dict[str, float | None] = {"muon_learning_rate": None, "embedding_rate": 1.0}
-"""Fields of `TrainingConfig` that the first version of format 1 did not have, and what their absence means."""
+SAMPLING_RANGES = {"start_noise": (0, 255), "steps": (1, 1000), "guidance": (0.5, 10), "temperature": (0.5, 1.5)}
+"""Smallest and largest value of the numerical sampling options that a model folder may recommend."""
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -69,10 +69,10 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoiseConfig:
-    """The noising process and how far it goes."""
+class SDEConfig:
+    """The SDE that noises images, and its end time."""
 
-    process: Literal["ve", "vp", "sub-vp"] = "vp"
+    kind: Literal["ve", "vp", "sub-vp"] = "vp"
     grey_levels: float = 10.0
     """Standard deviation of the noise at T on the 0..255 scale; T is solved from it."""
     end_time: float | None = None
@@ -87,31 +87,32 @@ class NoiseConfig:
 class TrainingConfig:
     """The objective and the optimiser."""
 
-    clean_mass: float = 0.25
+    clean_probability: float = 0.25
     """Probability of t = 0 under mu (Eq. 8 of the paper), the rest uniform on (0, T]; 1 is maximum likelihood."""
-    null_class: float = 0.1
+    class_dropout: float = 0.1
     """Probability that an image's class is withheld, which trains the unconditional model."""
-    turned: float = 0.25
+    orientation_probability: float = 0.25
     """Probability of an orientation other than the identity, for a model conditioned on it."""
     flip: bool = True
     """Mirror half of the images left to right."""
-    images: int = 100_000_000
-    """How many images the run draws in all."""
+    total_images: int = 100_000_000
+    """Length of the run in images; an image counts each time it is drawn."""
     batch_size: int = 32
     learning_rate: float = 2e-3
     """Of Adam."""
     muon_learning_rate: float | None = None
     """Of Muon, which trains the matrices of the network's body (`ncml.training.optimizer`); None: Adam trains all."""
-    embedding_rate: float = 1.0
+    embedding_lr_multiplier: float = 1.0
     """The learning rate of class and orientation embeddings, as a multiple of Adam's."""
-    warmup: int = 20_000
+    warmup_images: int = 20_000
     """Images over which the learning rate rises linearly from 0."""
-    cooldown: float = 0.3
+    cooldown_fraction: float = 0.3
     """Share of the run, at its end, over which the learning rate falls linearly to 0."""
     betas: tuple[float, float] = (0.9, 0.99)
-    ema: float = 0.999
-    """Decay of the moving average of the weights, for each step."""
-    clip: float = 1.0
+    """Of Adam."""
+    ema_images: float = 32_000
+    """Horizon of the weights' moving average in images: its decay per step is 1 - batch_size / ema_images."""
+    grad_clip: float = 1.0
     """Largest global norm of the gradient."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the network's body; the head and the likelihood are always fp32."""
@@ -124,20 +125,16 @@ class Config:
 
     recipe: str
     model: ModelConfig
-    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    sde: SDEConfig = field(default_factory=SDEConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values; what was added to format 1 is left out where it is None or 1, so that digests stay."""
-        data = asdict(self)
-        for name, absent in ADDED.items():
-            if data["training"][name] == absent:
-                del data["training"][name]
-        return data
+        """Return the configuration as plain JSON values."""
+        return asdict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Config:
-        """The inverse of `to_json`; raises TypeError, KeyError or ValueError on anything else."""
+        """Read the result of `to_json`; raise TypeError, LookupError or ValueError on anything else."""
         model = dict(data["model"])
         model["levels"] = tuple(LevelConfig(**level) for level in model["levels"])
         model["classes"] = tuple(model["classes"])
@@ -146,9 +143,40 @@ class Config:
         return cls(
             recipe=data["recipe"],
             model=ModelConfig(**model),
-            noise=NoiseConfig(**data["noise"]),
+            sde=SDEConfig(**data["sde"]),
             training=TrainingConfig(**training),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingDefaults:
+    """The sampling options that a model recommends, chosen by measurement; None: the library's default."""
+
+    start_noise: float | None = None
+    """Grey levels, from 0 to the noise at T."""
+    solver: str | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    """Weight of the class against no class, .5 to 10; 1 is the model as trained."""
+    temperature: float | None = None
+    """.5 to 1.5; 1 is the model as trained."""
+
+    @classmethod
+    def from_json(cls, data: object) -> SamplingDefaults:
+        """Read a JSON object; raise InputError naming the option whose value is unknown or out of range."""
+        names = [option.name for option in fields(cls)]
+        if not isinstance(data, dict) or not data.keys() <= set(names):
+            raise InputError("sampling", f"sampling must be an object with any of {', '.join(names)}")
+        for name, value in data.items():
+            if name == "solver":
+                if not isinstance(value, str) or value not in SOLVERS:
+                    raise InputError(name, f"sampling.solver must be one of {', '.join(SOLVERS)}, not {value!r}")
+                continue
+            low, high = SAMPLING_RANGES[name]
+            kinds, noun = ((int,), "an integer") if name == "steps" else ((int, float), "a number")
+            if type(value) not in kinds or not low <= value <= high:
+                raise InputError(name, f"sampling.{name} must be {noun} from {low:g} to {high:g}, not {value!r}")
+        return cls(**data)
 
 
 def smoke() -> Config:
@@ -165,7 +193,7 @@ def smoke() -> Config:
             orientations=True,
             embedding=16,
         ),
-        training=TrainingConfig(images=2_048, warmup=256, ema=0.9),
+        training=TrainingConfig(total_images=2_048, warmup_images=256, ema_images=320),
     )
 
 
@@ -194,9 +222,8 @@ def _muon(training: TrainingConfig) -> TrainingConfig:
         batch_size=16,
         learning_rate=2e-3,
         muon_learning_rate=4e-3,
-        embedding_rate=5.0,
-        warmup=5_000,
-        ema=0.9995,
+        embedding_lr_multiplier=5.0,
+        warmup_images=5_000,
         precision="bf16",
     )
 
@@ -216,7 +243,7 @@ def cifar10_tiny() -> Config:
             classes=CIFAR10_CLASSES,
             embedding=64,
         ),
-        training=_muon(TrainingConfig(images=200_000)),
+        training=_muon(TrainingConfig(total_images=200_000)),
     )
 
 
@@ -231,12 +258,12 @@ def paper_cifar10() -> Config:
             dropout=0.25,
         ),
         training=TrainingConfig(
-            images=500_000 * 64,
+            total_images=500_000 * 64,
             batch_size=64,
             learning_rate=1e-3,
-            warmup=64_000,
+            warmup_images=64_000,
             betas=(0.95, 0.9995),
-            ema=0.9995,
+            ema_images=128_000,
             precision="bf16",
         ),
     )
@@ -256,18 +283,18 @@ def _at_64(config: Config, recipe: str) -> Config:
     return replace(config, recipe=recipe, model=replace(config.model, height=64, width=64, classes=(), dropout=0.0))
 
 
-def paper_literal(config: Config, process: Literal["ve", "vp", "sub-vp"]) -> Config:
+def paper_literal(config: Config, sde: Literal["ve", "vp", "sub-vp"]) -> Config:
     """The recipe with the paper's literal T (VE .5, VP .1, sub-VP .025) under the usual SDE constants.
 
     On [-1, 1] data that is noise of 90, 41 and 1.1 grey levels, although the paper's text says about 10.
     """
     ends = {"ve": 0.5, "vp": 0.1, "sub-vp": 0.025}
-    return replace(config, noise=NoiseConfig(process=process, end_time=ends[process]))
+    return replace(config, sde=SDEConfig(kind=sde, end_time=ends[sde]))
 
 
 def maximum_likelihood(config: Config) -> Config:
-    """The recipe trained by plain maximum likelihood: all of mu's mass at t = 0."""
-    return replace(config, training=replace(config.training, clean_mass=1.0))
+    """The recipe trained by plain maximum likelihood: mu puts all of its mass at t = 0."""
+    return replace(config, training=replace(config.training, clean_probability=1.0))
 
 
 RECIPES: dict[str, Callable[[], Config]] = {

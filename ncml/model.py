@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -85,16 +84,18 @@ def _count(field: str, value: int, most: int | None = None) -> int:
 class Model:
     """A trained NCPN: `score`, `generate` and `complete` on uint8 images, for one thread at a time."""
 
-    def __init__(self, folder: Path, network: NCPN, description: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, network: NCPN, description: checkpoint.Description) -> None:
         self.folder, self.network = folder, network
         self.config = network.config
         self.name: str = folder.name
-        self.version: str = description["version"]
+        self.version = description.version
         """SHA-256 of configuration and weights, 64 hexadecimal digits."""
-        self.metrics: dict[str, float] = description["metrics"]
+        self.metrics = description.metrics
+        self.sampling = description.sampling
+        """The sampling options that the model folder recommends."""
         self.height, self.width = self.config.model.height, self.config.model.width
         self.classes: tuple[str, ...] = self.config.model.classes
-        self.noise: float = round(grey_levels(process(self.config.noise), end_time(self.config.noise)), 6)
+        self.noise: float = round(grey_levels(process(self.config.sde), end_time(self.config.sde)), 6)
         """Grey levels at T: the largest start noise, and the default."""
         self.keeps: tuple[Keep, ...] = KEEPS if self.config.model.orientations else KEEPS[:1]
         """The halves that are completed exactly."""
@@ -358,7 +359,7 @@ class Model:
     def _time(self, noise: float) -> float:
         if not 0 <= noise <= self.noise:
             raise InputError("noise", f"noise must be 0 to {self.noise:g} grey levels, not {noise:g}.")
-        return process(self.config.noise).time_of(noise)
+        return process(self.config.sde).time_of(noise)
 
     def _seeds(self, seeds: int | Sequence[int], n: int) -> list[int]:
         each = [seeds + i for i in range(n)] if isinstance(seeds, int | np.integer) else list(seeds)

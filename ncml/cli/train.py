@@ -115,14 +115,14 @@ def train(
         batch_size=batch_size or training.batch_size,
         learning_rate=rate,
         muon_learning_rate=muon_rate,
-        cooldown=0.0 if schedule == "constant" else training.cooldown,
+        cooldown_fraction=0.0 if schedule == "constant" else training.cooldown_fraction,
         precision=precision or training.precision,
     )
     chosen = replace(chosen, training=training)
     if noise == "paper":
         chosen = config.paper_literal(chosen, process)
     else:
-        chosen = replace(chosen, noise=replace(chosen.noise, process=process, grey_levels=noise))
+        chosen = replace(chosen, sde=replace(chosen.sde, kind=process, grey_levels=noise))
     if objective == "mle":
         chosen = config.maximum_likelihood(chosen)
 

@@ -31,7 +31,7 @@ FRACTIONS = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 
 def noised(model: Model, x_BCHW: Tensor, t: float, first: int) -> Tensor:
     """alpha(t) x + sigma(t) eps, eps a function of the image's position in its set."""
-    process_ = process(model.config.noise)
+    process_ = process(model.config.sde)
     t_B = torch.full((len(x_BCHW),), t)
     generators = (torch.Generator().manual_seed(SEED + first + i) for i in range(len(x_BCHW)))
     eps_BCHW = torch.stack([torch.randn(x_BCHW.shape[1:], generator=generator) for generator in generators])
@@ -45,7 +45,7 @@ def levels(model: Model) -> list[float]:
 
 def at_level(context: Context, model: Model, pictures: Pictures, level: float) -> dict[str, Any]:
     """Bits of each image and of its flipped twin, and its average perturbation in grey levels. [N] each."""
-    t = process(model.config.noise).time_of(level)
+    t = process(model.config.sde).time_of(level)
 
     def measure(start: int, stop: int) -> dict[str, Any]:
         pixels = pictures.pixels_NHWC[start:stop]

@@ -29,13 +29,13 @@ Pixels = NDArray[np.uint8]
 
 def noisy(model: Model) -> bool:
     """Whether the model was trained on noised images, and so can be drawn at t > 0 and refined."""
-    return model.config.training.clean_mass < 1
+    return model.config.training.clean_probability < 1
 
 
 def shares(model: Model, fractions: Iterable[float]) -> list[float]:
     """Fractions of the largest noise that the model knows, in grey levels, as far as its process reaches them."""
     levels = (round(fraction * model.noise, 6) for fraction in fractions)
-    return [level for level in levels if reaches(process(model.config.noise), level)]
+    return [level for level in levels if reaches(process(model.config.sde), level)]
 
 
 def direct_and_refined(context: Context, model: Model, label: str) -> Figure:

@@ -120,7 +120,7 @@ class Conditioning(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         width = config.model.embedding
-        self.process = process(config.noise)
+        self.process = process(config.sde)
         self.fourier = FourierFeatures(width)
         self.noise = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.null = len(config.model.classes)
@@ -158,7 +158,7 @@ class NCPN(nn.Module):
         levels = config.model.levels
         widths = [level.width for level in levels]
         last = len(levels) - 1
-        self.reach = 1 + REACH * grey_levels(process(config.noise), end_time(config.noise)) * GREY_LEVEL
+        self.reach = 1 + REACH * grey_levels(process(config.sde), end_time(config.sde)) * GREY_LEVEL
         self.conditioning = Conditioning(config)
         self.stem = Stem(widths[0])
         self.up = nn.ModuleList(

@@ -19,7 +19,7 @@ from ncml.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ncml.config import NoiseConfig
+    from ncml.config import SDEConfig
 
 GREY_LEVEL = 1 / 127.5
 """One step of the 0..255 scale on the [-1, 1] scale."""
@@ -129,9 +129,9 @@ Process = VE | VP
 """Any noising process; SubVP is a VP."""
 
 
-def process(config: NoiseConfig) -> Process:
+def process(config: SDEConfig) -> Process:
     """The noising process that a configuration names."""
-    match config.process:
+    match config.kind:
         case "ve":
             return VE(sigma_min=config.sigma_min, sigma_max=config.sigma_max)
         case "vp":
@@ -142,7 +142,7 @@ def process(config: NoiseConfig) -> Process:
             raise InputError("process", f"there is no noising process {unknown!r}: choose from ve, vp, sub-vp.")
 
 
-def end_time(config: NoiseConfig) -> float:
+def end_time(config: SDEConfig) -> float:
     """T, the largest time: given literally, or solved from the noise in grey levels."""
     return process(config).time_of(config.grey_levels) if config.end_time is None else config.end_time
 

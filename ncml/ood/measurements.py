@@ -44,9 +44,9 @@ def noise_levels(config: Config) -> tuple[float, ...]:
 
     0 alone for a model that was trained on clean data only.
     """
-    sde = process(config.noise)
-    largest = grey_levels(sde, end_time(config.noise))
-    if config.training.clean_mass == 1:
+    sde = process(config.sde)
+    largest = grey_levels(sde, end_time(config.sde))
+    if config.training.clean_probability == 1:
         return (0.0,)
     levels = (float(f"{fraction * largest:.6g}") for fraction in LEVEL_FRACTIONS)
     return tuple(level for level in levels if reaches(sde, level))
@@ -81,7 +81,7 @@ def measure_level(
     t_B = torch.full((len(pixels_BHWC),), t, device=weight.device)
     class_B = None if class_B is None else class_B.to(weight.device)
     x_BCHW = from_uint8(torch.from_numpy(pixels_BHWC)).to(weight)
-    x_BCHW = x_BCHW * scale(process(network.config.noise).alpha(t_B), x_BCHW)
+    x_BCHW = x_BCHW * scale(process(network.config.sde).alpha(t_B), x_BCHW)
     outputs: list[Tensor] = []
 
     def density(x_BCHW: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ def measure(
         if name != "codec":
             kind, level = name.rsplit("_", 1)
             kinds_by_level.setdefault(float(level), []).append(kind)
-    time_of = process(network.config.noise).time_of
+    time_of = process(network.config.sde).time_of
     measurements = {
         level: measure_level(network, pixels_BHWC, time_of(level), kinds) for level, kinds in kinds_by_level.items()
     }

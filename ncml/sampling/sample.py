@@ -128,7 +128,7 @@ class Noise:
 def draw(network: NCPN, plan: Plan, sampler: Sampler, callback: Callback | None = None) -> NDArray[np.uint8]:
     """Draw the pictures of a plan, uint8 [B, H, W, 3]; members that the callback drops come back black."""
     weight = network.head.weight
-    process_ = process(network.config.noise)
+    process_ = process(network.config.sde)
     t = process_.time_of(plan.noise)
     turn = KEEPS.index(plan.keep)
     B = len(plan.seeds)
@@ -204,7 +204,7 @@ def _hold(
     """Puts known rows back at their noised values: alpha(t) x_0 + sigma(t) eps, one eps for the whole trajectory."""
     if not first_row:
         return lambda x, t: x
-    process_ = process(network.config.noise)
+    process_ = process(network.config.sde)
     known = laid_BCHW[:, :, :first_row]
     eps = noise.normal(*known.shape[2:])
 
@@ -217,9 +217,9 @@ def _hold(
 
 
 def _refine_end(network: NCPN) -> float:
-    process_ = process(network.config.noise)
+    process_ = process(network.config.sde)
     floor = process_.sigma_min / GREY_LEVEL if isinstance(process_, VE) else 0.0
-    return min(process_.time_of(max(REFINE_END, floor)), end_time(network.config.noise))
+    return min(process_.time_of(max(REFINE_END, floor)), end_time(network.config.sde))
 
 
 def _reporter(

@@ -44,7 +44,10 @@ class Optimizer:
                 adam["embeddings" if name.startswith(EMBEDDINGS) else "weights"][name] = parameter
         groups = [
             {"params": list(adam["weights"].values()), "base_lr": training.learning_rate},
-            {"params": list(adam["embeddings"].values()), "base_lr": training.learning_rate * training.embedding_rate},
+            {
+                "params": list(adam["embeddings"].values()),
+                "base_lr": training.learning_rate * training.embedding_lr_multiplier,
+            },
         ]
         groups = [group for group in groups if group["params"]]
         self.parts: list[tuple[torch.optim.Optimizer, list[str]]] = [

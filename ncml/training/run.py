@@ -130,9 +130,9 @@ def fit(
     elif images is not None:
         trainer.set_images(images)
     seconds = trainer.rehearse() / config.training.batch_size
-    if images is None and not resume and max_seconds < math.inf and config.training.cooldown:
+    if images is None and not resume and max_seconds < math.inf and config.training.cooldown_fraction:
         fitting = int(team.total(MARGIN * max_seconds / seconds if team.first else 0.0))
-        trainer.set_images(max(config.training.batch_size, min(fitting, trainer.config.training.images)))
+        trainer.set_images(max(config.training.batch_size, min(fitting, trainer.config.training.total_images)))
     say(f"{len(part):,} to fit, {len(pictures) - len(part):,} held out for measuring and calibrating")
     say(_plan(trainer, seconds, max_seconds))
     watch = _Watch(trainer, run_folder, trackers, bar) if team.first else None
@@ -208,7 +208,7 @@ def _check_folder(out: Path, resume: bool) -> None:
 def _plan(trainer: Trainer, seconds: float, max_seconds: float) -> str:
     """What is going to be computed, and how long that takes."""
     training = trainer.config.training
-    left = training.images - trainer.images
+    left = training.total_images - trainer.images
     parameters = sum(p.numel() for p in trainer.network.parameters())
     where = counted(trainer.team.size, "process", "processes") if trainer.team.size > 1 else str(trainer.device)
     told = f"{trainer.config.recipe}, {parameters:,} parameters, {training.precision} on {where}: "
@@ -237,7 +237,7 @@ class _Watch:
 
     def step(self, trainer: Trainer, mean: float, rate: float) -> None:
         last = f", held-out {trainer.history[-1]['held_out_bpd']:.3f}" if trainer.history else ""
-        total = trainer.config.training.images
+        total = trainer.config.training.total_images
         self.bar("train", min(trainer.images, total), total, f"{mean:.3f} bits/dim{last}, {rate:.3g} images/s")
         if trainer.step % LOGGED == 0:
             values = {
@@ -272,11 +272,11 @@ def sample(network: NCPN, count: int) -> NDArray[np.uint8]:
     trained by maximum likelihood.
     """
     config = network.config
-    most = grey_levels(process(config.noise), end_time(config.noise))
+    most = grey_levels(process(config.sde), end_time(config.sde))
     plan = Plan(
         seeds=list(range(count)),
         class_B=torch.arange(count) % (len(config.model.classes) + 1),
-        noise=0.0 if config.training.clean_mass == 1 else most,
+        noise=0.0 if config.training.clean_probability == 1 else most,
         steps=1,
         solver="tweedie",
         height=config.model.height,
@@ -321,7 +321,7 @@ def card_of(
 ) -> str:
     """The model card: what was done and measured, and nothing else."""
     config = trainer.config
-    noise = grey_levels(process(config.noise), end_time(config.noise))
+    noise = grey_levels(process(config.sde), end_time(config.sde))
     parameters = sum(p.numel() for p in trainer.network.parameters())
     bpd = next(value for name, value in metrics.items() if name.endswith("bpd"))
     curve = "\n".join(
@@ -332,9 +332,9 @@ def card_of(
     return f"""# {config.recipe}
 
 NCPN of {parameters:,} parameters, {config.model.height}x{config.model.width}, trained by
-{"maximum likelihood" if config.training.clean_mass == 1 else "noise conditional maximum likelihood"}
-({config.noise.process.upper()} process, noise up to {noise:.3g} grey levels,
-{config.training.clean_mass:.0%} of the batches' mass at t = 0).
+{"maximum likelihood" if config.training.clean_probability == 1 else "noise conditional maximum likelihood"}
+({config.sde.kind.upper()} process, noise up to {noise:.3g} grey levels,
+{config.training.clean_probability:.0%} of the batches' mass at t = 0).
 
 - Command: `{command}`
 - Trained on: {len(trainer.data):,} of {len(pictures):,} pictures (the fit part), {trainer.images:,} images seen

@@ -32,7 +32,7 @@ from torch.utils.checkpoint import checkpoint as checkpointed
 
 from ncml import checkpoint
 from ncml.config import Config, TrainingConfig
-from ncml.errors import InputError, TrainingError
+from ncml.errors import InputError, ModelError, TrainingError
 from ncml.network import orientation
 from ncml.network.likelihood import bits_per_dim, from_uint8, log_prob
 from ncml.network.ncpn import NCPN, Pair
@@ -50,8 +50,11 @@ MAX_SKIPPED = 10
 SAVE_SECONDS = 600.0
 """The state is saved at least this often."""
 
-CHANGEABLE = ("images", "cooldown", "learning_rate", "muon_learning_rate")
-"""What may differ between a run that is resumed and the configuration that it is resumed with."""
+KEPT = ("total_images", "cooldown_fraction", "ema_images")
+"""Settings that a resumed run takes from its state, whatever the configuration says."""
+
+CHANGEABLE = (*KEPT, "learning_rate", "muon_learning_rate")
+"""Settings that may differ between a run and the configuration that it is resumed with."""
 
 ALONE = Team()
 
@@ -105,13 +108,13 @@ def draw_batch(data: Dataset, config: Config, step: int) -> Batch:
     if training.flip:
         mirrored_B = torch.rand(B, generator=generator) < 0.5
         x_BCHW = torch.where(mirrored_B[:, None, None, None], x_BCHW.flip(3), x_BCHW)
-    turned = training.turned if model.orientations else 0.0
+    turned = training.orientation_probability if model.orientations else 0.0
     orientation_B = orientation.draw(B, turned, model.height == model.width, generator)
     if model.height == model.width:
         x_BCHW = orientation.orient_each(x_BCHW, orientation_B)
     else:
         x_BCHW = orientation.orient(x_BCHW, int(orientation_B[0]))
-    null_B = torch.rand(B, generator=generator) < training.null_class
+    null_B = torch.rand(B, generator=generator) < training.class_dropout
     class_B = torch.where(null_B, len(model.classes), drawn.labels_N)
     return Batch(*_noised(x_BCHW, config, generator), class_B, orientation_B, index_B)
 
@@ -119,10 +122,10 @@ def draw_batch(data: Dataset, config: Config, step: int) -> Batch:
 def _noised(x_BCHW: Tensor, config: Config, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Draw t ~ mu and x ~ p_t."""
     B = len(x_BCHW)
-    t_B = (1 - torch.rand(B, generator=generator)) * end_time(config.noise)
-    t_B[torch.rand(B, generator=generator) < config.training.clean_mass] = 0
+    t_B = (1 - torch.rand(B, generator=generator)) * end_time(config.sde)
+    t_B[torch.rand(B, generator=generator) < config.training.clean_probability] = 0
     noise_BCHW = torch.randn(x_BCHW.shape, generator=generator)
-    process_ = process(config.noise)
+    process_ = process(config.sde)
     alpha_B, sigma_B = process_.alpha(t_B), process_.sigma(t_B)
     return scale(alpha_B, x_BCHW) * x_BCHW + scale(sigma_B, x_BCHW) * noise_BCHW, t_B
 
@@ -166,8 +169,8 @@ def schedule(training: TrainingConfig, images: int) -> float:
 
     Linear warm-up, over a fifth of the run at most; constant; linear cool-down to 0 at the end of the run.
     """
-    warmup = max(1.0, min(training.warmup, training.images / 5))
-    left = (training.images - images) / max(1.0, training.cooldown * training.images)
+    warmup = max(1.0, min(training.warmup_images, training.total_images / 5))
+    left = (training.total_images - images) / max(1.0, training.cooldown_fraction * training.total_images)
     return max(0.0, min(1.0, (images + training.batch_size) / warmup, left))
 
 
@@ -198,9 +201,7 @@ class Trainer:
         network = NCPN(config)
         start(network)
         self.network = network.to(self.device).channels_last()
-        self.average: AveragedModel = AveragedModel(
-            self.network, multi_avg_fn=_warm_ema(config.training.ema), use_buffers=True
-        )
+        self.average: AveragedModel = AveragedModel(self.network, multi_avg_fn=self._average, use_buffers=True)
         self.average.eval()  # it is measured and kept, never trained: no dropout
         self.optimizer = Optimizer(self.network, config.training)
         if execution.recompute:  # after the average has been copied, which needs no gradient
@@ -225,7 +226,7 @@ class Trainer:
     @property
     def finished(self) -> bool:
         """Whether the run has seen all that its configuration asks for."""
-        return self.images >= self.config.training.images
+        return self.images >= self.config.training.total_images
 
     @property
     def ema(self) -> NCPN:
@@ -234,9 +235,15 @@ class Trainer:
         assert isinstance(network, NCPN)
         return network
 
+    def _average(self, average: Any, current: Any, updates: Any) -> None:
+        """Update the moving average, with a shorter memory at first so that it forgets the random initial weights."""
+        training, n = self.config.training, int(updates)
+        decay = 1 - training.batch_size / training.ema_images
+        get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(average, current, updates)
+
     def set_images(self, images: int) -> None:
         """Make the run longer or shorter."""
-        config = replace(self.config, training=replace(self.config.training, images=images))
+        config = replace(self.config, training=replace(self.config.training, total_images=images))
         self.config = self.network.config = self.ema.config = config
 
     def cool_down(self, images: int) -> None:
@@ -245,7 +252,7 @@ class Trainer:
             raise InputError(
                 "max-images", f"the run has seen {self.images} images already; --max-images must be more than that."
             )
-        training = replace(self.config.training, cooldown=1 - self.images / images)
+        training = replace(self.config.training, cooldown_fraction=1 - self.images / images)
         self.config = replace(self.config, training=training)
         self.set_images(images)
         self.saved = False  # the state that was resumed is of the run that this one branched off
@@ -262,7 +269,7 @@ class Trainer:
         parameters = list(self.network.parameters())
         self.norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if math.isfinite(loss) and torch.isfinite(self.norm):
-            torch.nn.utils.clip_grads_with_norm_(parameters, training.clip, self.norm)
+            torch.nn.utils.clip_grads_with_norm_(parameters, training.grad_clip, self.norm)
             self.optimizer.step(schedule(training, self.images))
             self.average.update_parameters(self.network)
             self.skipped_in_a_row = 0
@@ -308,7 +315,7 @@ class Trainer:
         where = f" and {bad[0]} not finite" if bad else ""
         lost = (~loss_B.isfinite()).nonzero().flatten()
         first = int(lost[0]) if len(lost) else int(loss_B.argmax())
-        noise = grey_levels(process(self.config.noise), float(batch.t_B[first]))
+        noise = grey_levels(process(self.config.sde), float(batch.t_B[first]))
         return (
             f"training diverged at step {self.step} ({self.images} images): {len(lost)} of the batch's {len(loss_B)} "
             f"losses are not finite, the worst is {float(loss_B[first]):.4g} bits/dim of picture "
@@ -332,6 +339,7 @@ class Trainer:
             "skipped_steps": self.skipped_steps,
             "seconds": self.seconds,
             "history": self.history,
+            "format": checkpoint.FORMAT,
             "config": self.config.to_json(),
         }
         metadata = {"progress": json.dumps(progress)}
@@ -355,34 +363,37 @@ class Trainer:
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise TrainingError(f"{path} is not a training state that can be resumed: {error}.") from error
-        self._check_same_run(path, progress["config"])
+        saved = self._check_same_run(path, progress)
 
         def under(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
-        saved = progress["config"]["training"]
-        self.config = replace(self.config, training=replace(self.config.training, cooldown=saved["cooldown"]))
-        self.set_images(images or saved["images"])
+        kept = {name: getattr(saved.training, name) for name in KEPT}
+        self.config = replace(self.config, training=replace(self.config.training, **kept))
+        self.set_images(images or saved.training.total_images)
         try:
             self._load(under, progress)
         except (KeyError, IndexError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise TrainingError(f"{path} does not fit the run that it names: {reason}.") from error
 
-    def _check_same_run(self, path: Path, saved: dict[str, Any]) -> None:
-        """A run may be made longer or shorter, cool down or learn at another rate; everything else about it stays."""
+    def _check_same_run(self, path: Path, progress: dict[str, Any]) -> Config:
+        """Return the configuration of a saved run; raise TrainingError unless it is this one but for `CHANGEABLE`."""
         try:
-            began = Config.from_json(saved)
-        except (KeyError, TypeError, ValueError) as error:
-            raise TrainingError(f"{path} was written by another version, whose configuration is not known.") from error
-        for part in ("model", "noise", "training"):
-            then, now = getattr(began, part), getattr(self.config, part)
+            saved = checkpoint.read_config({"format": 1} | progress)
+        except ModelError as error:
+            raise TrainingError(f"{path} {error}") from error
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            raise TrainingError(f"{path} has a configuration that this ncml cannot read: {error}.") from error
+        for part in ("model", "sde", "training"):
+            then, now = getattr(saved, part), getattr(self.config, part)
             for name in (field.name for field in dataclasses.fields(now)):
                 if name not in CHANGEABLE and getattr(then, name) != getattr(now, name):
                     raise TrainingError(
                         f"{path} is a run with {part} {name} {getattr(then, name)!r}, not {getattr(now, name)!r}; "
                         "resume with the options it began with, or give another --out."
                     )
+        return saved
 
     def _load(self, under: Callable[[str], dict[str, Tensor]], progress: dict[str, Any]) -> None:
         self.network.load_state_dict(under("network."))
@@ -466,16 +477,6 @@ def _signals() -> Generator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _warm_ema(decay: float) -> Callable[[Any, Any, Any], None]:
-    """The moving average, with a shorter memory in the first steps so that it forgets the random initial weights."""
-
-    def update(average: Any, current: Any, averaged: Any) -> None:
-        n = int(averaged)
-        get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(average, current, averaged)
-
-    return update
 
 
 def _at(position: int, count: int, seed: int) -> int:

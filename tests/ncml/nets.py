@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ncml.config import Config, LevelConfig, ModelConfig, NoiseConfig, TrainingConfig
+from ncml.config import Config, LevelConfig, ModelConfig, SDEConfig, TrainingConfig
 from ncml.network.ncpn import NCPN
 from ncml.sampling.sample import Conditions
 
@@ -37,7 +37,7 @@ def config(
             orientations=orientations,
             embedding=8,
         ),
-        noise=NoiseConfig(process=process),
+        sde=SDEConfig(kind=process),
         training=training or TrainingConfig(),
     )
 

@@ -1,5 +1,6 @@
 """A model folder is read whole and checked, or refused in one sentence."""
 
+import hashlib
 import json
 import pickle
 import re
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import ncml
 from ncml import checkpoint
+from ncml.config import SamplingDefaults
 from ncml.errors import ModelError
 from tests.ncml import nets
 
@@ -39,7 +41,7 @@ def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -
     change(state)
     save_file(state, folder / "model.safetensors")
     description = json.loads((folder / "config.json").read_text())
-    description["version"] = checkpoint.digest(checkpoint.Config.from_json(description["config"]), state)
+    description["version"] = checkpoint.digest(checkpoint.read_config(description), state)
     (folder / "config.json").write_text(json.dumps(description))
 
 
@@ -53,8 +55,8 @@ def test_a_folder_gives_back_the_network(tmp_path: Path) -> None:
     net = nets.network(nets.config(), dtype=torch.float32)
     version = checkpoint.save(tmp_path / "m", net, metrics={"test_bpd": 3.5}, card="# m\n")
     loaded, description = checkpoint.load(tmp_path / "m")
-    assert description["metrics"] == {"test_bpd": 3.5}
-    assert description["version"] == version
+    assert description.metrics == {"test_bpd": 3.5}
+    assert description.version == version
     assert re.fullmatch("[0-9a-f]{64}", version)
     assert (tmp_path / "m" / "card.md").read_text() == "# m\n"
     assert loaded.config == net.config
@@ -98,7 +100,9 @@ def test_pickles_are_never_opened(folder: Path) -> None:
 
     for name in ("model.pt", "model.safetensors"):
         (folder / name).write_bytes(pickle.dumps(Trap()))
-        assert ("model.pt may be a pickle, which is never opened" if name == "model.pt" else "whole") in refused(folder)
+        assert ("model.pt may be a pickle, which is never opened" if name == "model.pt" else "complete") in refused(
+            folder
+        )
     assert not opened.exists()
 
 
@@ -106,7 +110,7 @@ def test_pickles_are_never_opened(folder: Path) -> None:
     ("change", "said"),
     [
         (lambda state: state.pop("head.bias"), "lacks the weight head.bias"),
-        (lambda state: state.update(spy=torch.zeros(2)), "has a weight spy that its configuration does not know"),
+        (lambda state: state.update(spy=torch.zeros(2)), "has a weight spy that is not part of its configuration"),
         (lambda state: state.update({"head.bias": torch.zeros(3)}), "weight head.bias has shape (3,) instead of (20,)"),
         (lambda state: state["head.bias"].fill_(torch.nan), "weight head.bias has values that are not finite"),
         (lambda state: state["head.bias"].fill_(torch.inf), "weight head.bias has values that are not finite"),
@@ -124,14 +128,14 @@ def test_altered_weights_are_found(folder: Path) -> None:
     state = load_file(folder / "model.safetensors")
     state["head.bias"][0] += 1e-3
     save_file(state, folder / "model.safetensors")
-    assert "the weights are not those that config.json was written for" in refused(folder)
+    assert "the weights do not match the version in config.json" in refused(folder)
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, -1])
 def test_cut_weights_are_refused(folder: Path, keep: int) -> None:
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[:keep])
-    assert "is not a whole safetensors file" in refused(folder)
+    assert "is not a complete safetensors file" in refused(folder)
 
 
 @pytest.mark.parametrize("text", ["", "{", "\xff\xfe", "[1]", "null", '"x"'])
@@ -154,7 +158,7 @@ def test_what_is_not_json_is_refused(folder: Path, text: str) -> None:
         lambda d: d["config"]["model"].update(height="8"),
         lambda d: d["config"]["model"].update(embedding=-1),
         lambda d: d["config"]["model"]["levels"][0].update(width=-4),
-        lambda d: d["config"]["noise"].update(process="cosine"),
+        lambda d: d["config"]["sde"].update(kind="cosine"),
     ],
 )
 def test_a_configuration_that_makes_no_sense_is_refused(folder: Path, change: Callable[[dict], object]) -> None:
@@ -169,9 +173,128 @@ def test_metrics_are_numbers(folder: Path, metrics: object) -> None:
     assert "metrics must give each name a number" in refused(folder)
 
 
-def test_another_format_is_refused(folder: Path) -> None:
-    describe(folder, lambda d: d.update(format=2))
-    assert "format 2 is not 1" in refused(folder)
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        (3, "format 3, newer than 2, .*: upgrade ncml"),
+        (0, "format 0, which is not one of"),
+        (None, "format None, which"),
+    ],
+)
+def test_another_format_is_refused(folder: Path, number: int | None, reason: str) -> None:
+    describe(folder, lambda d: d.update(format=number))
+    assert re.search(reason, refused(folder))
+
+
+def as_format_1(folder: Path) -> None:
+    """Rewrite a folder's description as format 1 had it."""
+
+    def rewrite(description: dict) -> None:
+        config = description["config"]
+        sde, training = config.pop("sde"), config["training"]
+        training["ema"] = 0.999
+        for name in ("muon_learning_rate", "embedding_lr_multiplier", "ema_images"):
+            del training[name]
+        for name, earlier in (
+            ("clean_probability", "clean_mass"),
+            ("class_dropout", "null_class"),
+            ("orientation_probability", "turned"),
+            ("total_images", "images"),
+            ("warmup_images", "warmup"),
+            ("cooldown_fraction", "cooldown"),
+            ("grad_clip", "clip"),
+        ):
+            training[earlier] = training.pop(name)
+        config["noise"] = {"process": sde.pop("kind"), **sde}
+        description["format"] = 1
+
+    describe(folder, rewrite)
+
+
+def test_a_folder_of_format_1_loads_with_its_version(folder: Path) -> None:
+    """Its digest is the one that format 1 took: a hash of the configuration as it stands, and of the weights."""
+    network, description = checkpoint.load(folder)
+    as_format_1(folder)
+    stored = json.loads((folder / "config.json").read_text())
+    sha = hashlib.sha256(json.dumps(stored["config"], sort_keys=True).encode())
+    for name, tensor in sorted(load_file(folder / "model.safetensors").items()):
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        sha.update(tensor.numpy().tobytes())
+    assert sha.hexdigest() == description.version
+    earlier, same = checkpoint.load(folder)
+    assert same == description
+    assert earlier.config == network.config
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda d: d["config"].pop("noise"), "it lacks 'noise'"),
+        (lambda d: d["config"]["noise"].pop("process"), "it lacks 'process'"),
+        (lambda d: d["config"]["training"].update(ema=1), "division by zero"),
+        (lambda d: d["config"]["training"].update(ema="high"), "unsupported operand"),
+        (lambda d: d["config"].update(training=None), "unsupported operand"),
+        (lambda d: d["config"]["training"].update(surprise=1), "surprise"),
+    ],
+)
+def test_a_damaged_folder_of_format_1_is_refused(folder: Path, change: Callable[[dict], object], reason: str) -> None:
+    as_format_1(folder)
+    describe(folder, change)
+    assert re.search(f"does not describe a model: .*{reason}", refused(folder))
+
+
+def test_sampling_defaults_are_read_and_do_not_change_the_version(folder: Path) -> None:
+    assert ncml.load(folder).sampling == SamplingDefaults()
+    version = ncml.load(folder).version
+    describe(folder, lambda d: d.update(sampling={"start_noise": 2.5, "solver": "heun", "steps": 4, "guidance": 2}))
+    model = ncml.load(folder)
+    assert model.sampling == SamplingDefaults(start_noise=2.5, solver="heun", steps=4, guidance=2)
+    assert model.version == version
+    checkpoint.save(folder, model.network, sampling=model.sampling)
+    assert ncml.load(folder).sampling == model.sampling
+
+
+@pytest.mark.parametrize(
+    ("sampling", "reason"),
+    [
+        (3, "sampling must be an object with any of start_noise, solver, steps, guidance, temperature"),
+        ({"noise": 1}, "sampling must be an object with any of start_noise"),
+        ({"start_noise": -1}, "sampling.start_noise must be a number from 0 to 255, not -1"),
+        ({"start_noise": 10.5}, "sampling.start_noise must be at most 10 grey levels"),
+        ({"solver": "cosine"}, "sampling.solver must be one of tweedie, "),
+        ({"solver": ["heun"]}, "sampling.solver must be one of tweedie, "),
+        ({"steps": 1.5}, "sampling.steps must be an integer from 1 to 1000, not 1.5"),
+        ({"steps": True}, "sampling.steps must be an integer from 1 to 1000, not True"),
+        ({"guidance": 11}, "sampling.guidance must be a number from 0.5 to 10, not 11"),
+        ({"temperature": "warm"}, "sampling.temperature must be a number from 0.5 to 1.5, not 'warm'"),
+        ({"temperature": float("nan")}, "sampling.temperature must be a number from 0.5 to 1.5, not nan"),
+    ],
+)
+def test_sampling_defaults_out_of_range_are_refused(folder: Path, sampling: object, reason: str) -> None:
+    describe(folder, lambda d: d.update(sampling=sampling))
+    assert reason in refused(folder)
+
+
+def test_guidance_needs_classes(tmp_path: Path) -> None:
+    network = nets.network(nets.config(classes=()), dtype=torch.float32)
+    checkpoint.save(tmp_path / "m", network, sampling=SamplingDefaults(guidance=2.0))
+    assert "sampling.guidance needs a model with classes" in refused(tmp_path / "m")
+
+
+def test_weights_may_be_stored_in_bf16(tmp_path: Path) -> None:
+    """Half the size; parameters are read as fp32, and the version is of what is stored."""
+    network = nets.network(nets.config(), dtype=torch.float32)
+    whole = checkpoint.save(tmp_path / "fp32", network)
+    version = checkpoint.save(tmp_path / "bf16", network, dtype=torch.bfloat16)
+    loaded, description = checkpoint.load(tmp_path / "bf16")
+    assert description.version == version != whole
+    for name, parameter in network.named_parameters():
+        stored = loaded.get_parameter(name)
+        assert stored.dtype == torch.float32
+        assert torch.equal(stored, parameter.bfloat16().float())
+    assert torch.equal(loaded.conditioning.fourier.frequencies, network.conditioning.fourier.frequencies)
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("bf16", "fp32")]
+    assert sizes[0] < 0.7 * sizes[1]
 
 
 def test_a_folder_is_read_from_anywhere(folder: Path, tmp_path: Path) -> None:

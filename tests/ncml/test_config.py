@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ncml
-from ncml import config
+from ncml import config, format1
 from ncml.config import RECIPES, SOLVERS, Config, LevelConfig, ModelConfig
 from ncml.errors import InputError
 from ncml.network.ncpn import NCPN
@@ -52,6 +52,24 @@ def test_a_configuration_survives_json(name: str) -> None:
     assert Config.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
 
 
+@pytest.mark.parametrize("decay", [0.9, 0.999, 0.9995, 0.9999, 0.97, 0.0, 0.123456789])
+@pytest.mark.parametrize("batch_size", [1, 16, 32, 48])
+def test_the_spelling_of_format_1_is_restored_exactly(decay: float, batch_size: int) -> None:
+    """Digests rest on it: the decay of the moving average becomes a horizon in images and back, bit for bit."""
+    spelling = format1.downgrade(config.smoke().to_json())
+    spelling["training"] |= {"ema": decay, "batch_size": batch_size}
+    upgraded = Config.from_json(format1.upgrade(spelling))
+    assert format1.downgrade(upgraded.to_json()) == spelling | {"model": upgraded.to_json()["model"]}
+    assert 1 - batch_size / upgraded.training.ema_images == pytest.approx(decay, abs=1e-15)
+
+
+@pytest.mark.parametrize(("decay", "batch_size"), [(0.999, 32), (0.9995, 16)])
+def test_equal_memories_in_images_are_equal_horizons(decay: float, batch_size: int) -> None:
+    spelling = format1.downgrade(config.smoke().to_json())
+    spelling["training"] |= {"ema": decay, "batch_size": batch_size}
+    assert format1.upgrade(spelling)["training"]["ema_images"] == 32_000
+
+
 @pytest.mark.parametrize(
     ("height", "width", "levels"), [(30, 32, 3), (32, 31, 2), (2, 4, 3), (0, 0, 1), (8, 8, 0)], ids=str
 )
@@ -82,7 +100,7 @@ def test_a_misspelt_recipe_is_answered_with_the_nearest() -> None:
 def test_maximum_likelihood_changes_the_objective_alone() -> None:
     recipe = config.smoke()
     plain = config.maximum_likelihood(recipe)
-    assert plain.training.clean_mass == 1
+    assert plain.training.clean_probability == 1
     assert replace(plain, training=recipe.training) == recipe
 
 

@@ -65,7 +65,7 @@ def test_solvers(elsewhere: torch.device, solver: str) -> None:
     x = torch.zeros(3, 3, 4, 4, device=elsewhere)
     noise = Noise([0, 1, 2], dtype=x.dtype, device=elsewhere)
     score = score_function(network(elsewhere), conditions(elsewhere))
-    process_ = process(CONFIG.noise)
+    process_ = process(CONFIG.sde)
     if solver == "tweedie":
         after = tweedie(x, T, process=process_, score=score)
     else:

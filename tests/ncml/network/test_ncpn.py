@@ -110,7 +110,7 @@ def test_extreme_pictures_have_finite_bits_and_gradients(value: float) -> None:
     config = cifar10_small()
     net = NCPN(config)
     x = torch.full((2, 3, 32, 32), value)
-    t = torch.tensor([0.0, end_time(config.noise)])
+    t = torch.tensor([0.0, end_time(config.sde)])
     bits = -log_prob(x, net(x, t), t == 0).sum((1, 2)).mean()
     bits.backward()
     assert bits.isfinite()

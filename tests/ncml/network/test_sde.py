@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
-from ncml.config import NoiseConfig, cifar10_small, paper_literal
+from ncml.config import SDEConfig, cifar10_small, paper_literal
 from ncml.errors import InputError
 from ncml.network import sde
 from ncml.network.sde import GREY_LEVEL, VE, VP, SubVP
@@ -54,14 +54,14 @@ def test_drift_and_diffusion_lead_to_the_marginals(process: sde.Process) -> None
 
 @pytest.mark.parametrize(("name", "expected"), [("ve", 0.2418), ("vp", 0.0204), ("sub-vp", 0.0857)])
 def test_the_time_of_ten_grey_levels(name: str, expected: float) -> None:
-    config = NoiseConfig(process=name, grey_levels=10)  # type: ignore[arg-type]
+    config = SDEConfig(kind=name, grey_levels=10)  # type: ignore[arg-type]
     assert sde.end_time(config) == pytest.approx(expected, abs=5e-5)
     assert sde.grey_levels(sde.process(config), sde.end_time(config)) == pytest.approx(10)
 
 
 @pytest.mark.parametrize(("name", "expected"), [("ve", 90), ("vp", 41), ("sub-vp", 1.1)])
 def test_the_paper_s_literal_times(name: str, expected: float) -> None:
-    config = paper_literal(cifar10_small(), name).noise  # type: ignore[arg-type]
+    config = paper_literal(cifar10_small(), name).sde  # type: ignore[arg-type]
     levels = sde.grey_levels(sde.process(config), sde.end_time(config))
     assert levels == pytest.approx(expected, rel=0.03)
 
@@ -96,7 +96,7 @@ def test_noise_that_no_time_has_is_refused(process: VP, levels: float) -> None:
 
 def test_an_unknown_process_is_refused() -> None:
     with pytest.raises(InputError, match="ve, vp, sub-vp") as refused:
-        sde.process(NoiseConfig(process="cosine"))  # type: ignore[arg-type]
+        sde.process(SDEConfig(kind="cosine"))  # type: ignore[arg-type]
     assert refused.value.field == "process"
 
 

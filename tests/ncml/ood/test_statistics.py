@@ -30,9 +30,9 @@ ROOT = Path(__file__).resolve().parents[3]
 
 def by_hand(model: ncml.Model, level: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Nats [B] and the whole score [B, 3, H, W] of NEW at a noise level, in the plainest way."""
-    t = process(model.config.noise).time_of(level)
+    t = process(model.config.sde).time_of(level)
     t_B = torch.full((len(NEW),), t)
-    x = from_uint8(torch.from_numpy(NEW)) * process(model.config.noise).alpha(t_B)[:, None, None, None]
+    x = from_uint8(torch.from_numpy(NEW)) * process(model.config.sde).alpha(t_B)[:, None, None, None]
     x.requires_grad_()
     density = log_prob(x, model.network(x, t_B), torch.zeros(len(NEW), dtype=torch.bool)).sum()
     (s,) = torch.autograd.grad(density, x)
@@ -139,7 +139,7 @@ def test_maximum_likelihood_is_judged_at_t_0_alone(tmp_path: Path) -> None:
 def test_levels_below_the_least_noise_of_a_process_are_left_out(tmp_path: Path) -> None:
     """VE has no time of less than 1.275 grey levels, but 0."""
     config = nets.config(process="ve")
-    config = replace(config, noise=replace(config.noise, grey_levels=4.0))
+    config = replace(config, sde=replace(config.sde, grey_levels=4.0))
     checkpoint.save(tmp_path / "quiet", nets.network(config, dtype=torch.float32))
     model = ncml.load(tmp_path / "quiet")
     assert model.statistics["multiscale"].needs == tuple(f"{kind}_{t}" for t in (0, 4) for kind in MULTISCALE_KINDS)

@@ -299,7 +299,7 @@ def test_blocks_on_every_level_may_be_left_out() -> None:
     levels = (LevelConfig(width=4, blocks=0), LevelConfig(width=4, blocks=0, attention=False))
     config = Config(recipe="test", model=ModelConfig(height=4, width=4, levels=levels, mixtures=1, heads=2))
     net = nets.network(config)
-    given = nets.conditions(2, end_time(config.noise), config)
+    given = nets.conditions(2, end_time(config.sde), config)
     x = torch.zeros(2, 3, 4, 4, dtype=torch.float64)
     with torch.inference_mode():
         incremental(net, x, given, noise(config, 2).pixels(1, 4, 4), first_row=0, on_row=lambda row: False)

@@ -10,7 +10,7 @@ from ncml.config import TrainingConfig, cifar10_small, smoke
 from ncml.network.ncpn import NCPN
 from ncml.training.optimizer import FUSED, Optimizer
 
-TRAINING = TrainingConfig(learning_rate=1e-3, muon_learning_rate=4e-3, embedding_rate=5.0)
+TRAINING = TrainingConfig(learning_rate=1e-3, muon_learning_rate=4e-3, embedding_lr_multiplier=5.0)
 
 
 def network(seed: int = 0) -> NCPN:

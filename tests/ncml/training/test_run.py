@@ -206,12 +206,12 @@ def test_a_run_is_fitted_to_its_time(tmp_path: Path) -> None:
     done = train(source, tmp_path / "mine", said, images=None, max_seconds=4.0)
     assert time.monotonic() - begun < 60
     assert done is not None
-    length = ncml.load(tmp_path / "mine").config.training.images
+    length = ncml.load(tmp_path / "mine").config.training.total_images
     assert 32 <= length < 2048
     assert done.metrics["images_seen"] <= length + 32
     said.clear()
     train(source, tmp_path / "mine", said, images=None, resume=True)
-    assert ncml.load(tmp_path / "mine").config.training.images == length
+    assert ncml.load(tmp_path / "mine").config.training.total_images == length
     train(source, tmp_path / "mine", said, images=None, resume=True)
     assert "the run is finished after" in said[-2]
     assert "--max-images makes it longer" in said[-2]

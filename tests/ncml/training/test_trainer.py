@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from scipy import stats
 
+from ncml import format1
 from ncml.config import Config, TrainingConfig, maximum_likelihood, smoke
 from ncml.errors import InputError, TrainingError
 from ncml.network.likelihood import bits_per_dim, from_uint8, log_prob
@@ -20,7 +23,9 @@ from ncml.training.dataset import Dataset
 from ncml.training.trainer import MAX_SKIPPED, Execution, Trainer, draw_batch, held_out_bits, loss_bits, run, schedule
 from tests.ncml import nets
 
-SMOKE = replace(smoke(), training=replace(smoke().training, batch_size=16, images=512, warmup=64))
+SMOKE = replace(
+    smoke(), training=replace(smoke().training, batch_size=16, total_images=512, warmup_images=64, ema_images=160)
+)
 
 
 def dataset(count: int = 64) -> Dataset:
@@ -32,7 +37,9 @@ def dataset(count: int = 64) -> Dataset:
 def test_maximum_likelihood_is_ncml_with_all_mass_at_0() -> None:
     """Every t is 0, every pixel lies on the grid, and the loss is the discretised likelihood of the pictures."""
     config = maximum_likelihood(SMOKE)
-    config = replace(config, training=replace(config.training, flip=False, turned=0.0, null_class=0.0))
+    config = replace(
+        config, training=replace(config.training, flip=False, orientation_probability=0.0, class_dropout=0.0)
+    )
     data = dataset(16)
     batch = draw_batch(data, config, 0)
     assert (batch.t_B == 0).all()
@@ -55,7 +62,9 @@ def test_a_batch_is_a_function_of_its_step() -> None:
 
 def test_every_picture_is_seen_once_an_epoch() -> None:
     data = dataset(40)  # not a multiple of the batch
-    config = replace(SMOKE, training=replace(SMOKE.training, flip=False, turned=0.0, clean_mass=1.0))
+    config = replace(
+        SMOKE, training=replace(SMOKE.training, flip=False, orientation_probability=0.0, clean_probability=1.0)
+    )
     seen = torch.cat([draw_batch(data, config, step).x_BCHW for step in range(5)])
     for epoch in seen.split(40):
         found = {picture.numpy().tobytes() for picture in epoch.contiguous()}
@@ -64,11 +73,11 @@ def test_every_picture_is_seen_once_an_epoch() -> None:
 
 def test_mu_has_its_mass_at_0_and_is_uniform_elsewhere() -> None:
     """Binomial within four standard errors; Kolmogorov-Smirnov at 0.001."""
-    config = replace(SMOKE, training=replace(SMOKE.training, batch_size=4096, clean_mass=0.25))
+    config = replace(SMOKE, training=replace(SMOKE.training, batch_size=4096, clean_probability=0.25))
     batch = draw_batch(dataset(), config, 0)
     clean = batch.t_B == 0
     assert abs(clean.double().mean() - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 4096)
-    T = end_time(config.noise)
+    T = end_time(config.sde)
     assert batch.t_B.max() <= T
     assert stats.kstest(batch.t_B[~clean].double().numpy(), stats.uniform(0, T).cdf).pvalue > 1e-3
 
@@ -80,7 +89,7 @@ def test_noise_is_added_by_the_process() -> None:
     batch = draw_batch(black, config, 0)
     clean = batch.t_B == 0
     assert (batch.x_BCHW[clean] == -1).all()
-    process = trainer.process(config.noise)
+    process = trainer.process(config.sde)
     alpha, sigma = (part(batch.t_B[~clean])[:, None, None, None] for part in (process.alpha, process.sigma))
     standard = (batch.x_BCHW[~clean] + alpha) / sigma
     assert stats.kstest(standard.flatten()[:20_000].numpy(), stats.norm.cdf).pvalue > 1e-3
@@ -94,14 +103,14 @@ def test_classes_are_withheld_and_pictures_turned_at_the_stated_rates() -> None:
 
 
 def test_pictures_that_are_not_square_are_turned_as_a_batch() -> None:
-    config = nets.config(width=12, training=TrainingConfig(batch_size=4, turned=1.0))
+    config = nets.config(width=12, training=TrainingConfig(batch_size=4, orientation_probability=1.0))
     data = Dataset(nets.pictures(4, 8, 12), torch.zeros(4, dtype=torch.long), ("a", "b"))
     shapes = {tuple(draw_batch(data, config, step).x_BCHW.shape[2:]) for step in range(12)}
     assert shapes == {(8, 12), (12, 8)}
 
 
 def test_the_learning_rate_warms_up_and_cools_down() -> None:
-    training = TrainingConfig(images=1000, batch_size=10, warmup=100, cooldown=0.3)
+    training = TrainingConfig(total_images=1000, batch_size=10, warmup_images=100, cooldown_fraction=0.3)
     rates = [schedule(training, images) for images in range(0, 1010, 10)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[9:71] == [1.0] * 62
@@ -130,6 +139,50 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
         assert torch.equal(state(resumed)[name], tensor), name
 
 
+def as_format_1(path: Path) -> None:
+    """Rewrite a training state's description as earlier versions had it, with the decay per step of the average."""
+    with safe_open(path, "pt") as file:
+        progress = json.loads(file.metadata()["progress"])
+    progress["config"] = format1.downgrade(progress["config"])
+    assert progress.pop("format") == 2
+    save_file(load_file(path), path, metadata={"progress": json.dumps(progress)})
+
+
+def test_a_run_of_an_earlier_version_is_resumed(tmp_path: Path) -> None:
+    """As a run of this version is, with its own horizon of the moving average."""
+    config = replace(SMOKE, training=replace(SMOKE.training, muon_learning_rate=4e-3, ema_images=80))
+    whole = Trainer(config, dataset())
+    losses = [whole.train_step() for _ in range(4)]
+    first = Trainer(config, dataset())
+    assert [first.train_step() for _ in range(2)] == losses[:2]
+    first.save(tmp_path / "state.safetensors")
+    as_format_1(tmp_path / "state.safetensors")
+    resumed = Trainer(replace(config, training=replace(config.training, ema_images=160)), dataset())
+    resumed.resume(tmp_path / "state.safetensors")
+    assert resumed.config == config
+    assert [resumed.train_step() for _ in range(2)] == losses[2:]
+    assert all(torch.equal(tensor, state(resumed)[name]) for name, tensor in state(whole).items())
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"format": 3}, "has format 3, newer than 2, .*: upgrade ncml"),
+        ({"format": 1}, "has a configuration that this ncml cannot read"),
+        ({"config": {}}, "has a configuration that this ncml cannot read"),
+    ],
+    ids=["newer", "wrong", "damaged"],
+)
+def test_a_state_of_another_format_is_not_resumed(tmp_path: Path, change: dict[str, object], reason: str) -> None:
+    path = tmp_path / "state.safetensors"
+    Trainer(SMOKE, dataset()).save(path)
+    with safe_open(path, "pt") as file:
+        progress = json.loads(file.metadata()["progress"]) | change
+    save_file(load_file(path), path, metadata={"progress": json.dumps(progress)})
+    with pytest.raises(TrainingError, match=reason):
+        Trainer(SMOKE, dataset()).resume(path)
+
+
 @pytest.mark.parametrize("damage", ["cut", "text", "absent"])
 def test_a_damaged_state_is_not_resumed(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "state.safetensors"
@@ -150,8 +203,8 @@ def test_a_damaged_state_is_not_resumed(tmp_path: Path, damage: str) -> None:
     ("other", "said"),
     [
         (replace(SMOKE, model=replace(SMOKE.model, mixtures=4)), "model mixtures 3, not 4"),
-        (replace(SMOKE, noise=replace(SMOKE.noise, process="ve")), "noise process 'vp', not 've'"),
-        (maximum_likelihood(SMOKE), "training clean_mass 0.25, not 1.0"),
+        (replace(SMOKE, sde=replace(SMOKE.sde, kind="ve")), "sde kind 'vp', not 've'"),
+        (maximum_likelihood(SMOKE), "training clean_probability 0.25, not 1.0"),
     ],
 )
 def test_another_run_is_not_resumed(tmp_path: Path, other: Config, said: str) -> None:
@@ -164,16 +217,18 @@ def test_a_run_can_be_made_longer(tmp_path: Path) -> None:
     Trainer(SMOKE, dataset()).save(tmp_path / "state.safetensors")
     longer = Trainer(SMOKE, dataset())
     longer.resume(tmp_path / "state.safetensors", images=1024)
-    assert longer.config.training.images == longer.ema.config.training.images == 1024
+    assert longer.config.training.total_images == longer.ema.config.training.total_images == 1024
     longer.save(tmp_path / "state.safetensors")
     again = Trainer(SMOKE, dataset())
     again.resume(tmp_path / "state.safetensors")
-    assert again.config.training.images == 1024
+    assert again.config.training.total_images == 1024
 
 
 def test_a_branch_cools_down_from_where_its_run_stood(tmp_path: Path) -> None:
     """The rate is constant before and falls linearly to 0 after; a resumed branch goes the same way."""
-    config = replace(SMOKE, training=replace(SMOKE.training, cooldown=0.0, images=100_000, warmup=16))
+    config = replace(
+        SMOKE, training=replace(SMOKE.training, cooldown_fraction=0.0, total_images=100_000, warmup_images=16)
+    )
     constant = Trainer(config, dataset())
     for _ in range(10):
         constant.train_step()
@@ -221,7 +276,7 @@ def test_the_loss_curve_is_the_known_one() -> None:
 
 
 def test_a_run_learns_and_keeps_its_average(tmp_path: Path) -> None:
-    config = replace(SMOKE, training=replace(SMOKE.training, images=640))
+    config = replace(SMOKE, training=replace(SMOKE.training, total_images=640))
     trainer = Trainer(config, dataset())
     before = held_out_bits(trainer.ema, dataset())
     told: list[float] = []
@@ -344,7 +399,7 @@ def test_a_rehearsal_leaves_the_run_as_it_is() -> None:
 
 
 def test_short_runs_warm_up_over_a_fifth() -> None:
-    training = TrainingConfig(images=100, batch_size=10, warmup=20_000)
+    training = TrainingConfig(total_images=100, batch_size=10, warmup_images=20_000)
     assert [schedule(training, images) for images in (0, 10, 20)] == [0.5, 1.0, 1.0]
 
 
