@@ -1,5 +1,5 @@
-"""The HTTP side: a request is read, becomes a job, and its result is answered.
+"""The HTTP service: parses a request, submits it as a job, and responds with the result.
 
-This package knows no torch and no worker process. It sees the queue through `worker.queue` and `worker.contract`,
-pictures through `ncml.images`, and models only as the descriptors that workers publish.
+It does not import torch or worker processes: it knows the queue through `worker.queue` and `worker.contract`, images
+through `ncml.images`, and models as the descriptors that workers publish. Read `routes/score.py` first, then `jobs.py`.
 """

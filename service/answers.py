@@ -1,21 +1,13 @@
-"""Responses: jobs and their results as JSON documents, and images as PNG, zip or npz."""
+"""The JSON documents that describe jobs and their results."""
 
-import base64
-import io
-import zipfile
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-import numpy as np
 from fastapi import Response
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from ncml.images import grid, heat, to_png
-from ncml.images.tiling import TileSize, blend
 from service.http import examples
-from service.http.negotiation import JSON, NPZ, PNG, ZIP
+from service.http.negotiation import JSON
 from service.http.problems import FieldError, Problem, as_sentence
 from worker.contract import (
     Box,
@@ -24,18 +16,11 @@ from worker.contract import (
     JobView,
     ModelRef,
     Ood,
-    PictureResult,
     Priority,
     Progress,
-    ScanResult,
-    ScoreResult,
     Task,
     Timing,
 )
-from worker.contract import Score as ImageScore
-
-SCORE_OFFERS = (JSON, NPZ, PNG)
-PICTURE_OFFERS = (PNG, JSON, ZIP, NPZ)
 
 
 class Answer(BaseModel):
@@ -212,7 +197,7 @@ def job_response(view: JobView, position: int | None, retry_after_s: int, status
     return Response(job_answer(view, position).model_dump_json(), status, headers, JSON)
 
 
-def failure(view: JobView) -> Problem:
+def job_problem(view: JobView) -> Problem:
     """Return the problem of a job that ended without a result."""
     error = view.error or JobError(field=None, detail=f"the job {view.status}", reason="worker")
     status = {
@@ -221,129 +206,3 @@ def failure(view: JobView) -> Problem:
     detail = as_sentence(error.detail, error.field)
     errors = [FieldError(field=error.field, detail=detail)] if error.field else []
     return Problem(status, detail, kind=f"job-{error.reason}", errors=errors, headers={"X-Job-Id": view.id})
-
-
-def score_response(view: JobView, result: ScoreResult, media: str) -> Response:
-    """Return scores as `media`: JSON, arrays, or the maps as one PNG, in which several form a grid."""
-    headers = {"X-Job-Id": view.id}
-    shape = result.height, result.width
-    maps = [None if score.map is None else np.frombuffer(score.map, "<f4").reshape(shape) for score in result.results]
-    if media == NPZ:
-        return Response(_npz(_score_arrays(result.results, maps)), 200, headers, NPZ)
-    if media == PNG:
-        drawn = [heat.render_pixel_map(one) for one in maps if one is not None]
-        if not drawn:
-            raise _no_map(view)
-        return Response(to_png(grid(drawn)), 200, headers, PNG)
-    scores = [
-        Score(
-            bpd=score.bpd,
-            log_likelihood=score.log_likelihood,
-            ood=score.ood,
-            statistics=score.statistics or None,
-            sanity=None
-            if score.flipped_bpd is None
-            else Sanity(flipped_bpd=score.flipped_bpd, delta_bpd=score.flipped_bpd - score.bpd),
-            map=None if one is None else _rounded(one),
-        )
-        for score, one in zip(result.results, maps, strict=True)
-    ]
-    answer = ScoreAnswer(id=view.id, status=view.status, model=result.model, results=scores, timing=result.timing)
-    asked = {name for name in ("statistics", "sanity", "map") if any(getattr(score, name) for score in scores)}
-    left_out = {"results": {"__all__": {"statistics", "sanity", "map"} - asked}}
-    return Response(answer.model_dump_json(exclude=left_out), 200, headers, JSON)
-
-
-def _score_arrays(results: Sequence[ImageScore], maps: Sequence[NDArray[Any] | None]) -> dict[str, NDArray[Any]]:
-    """Return arrays with one row per image: bpd, log_likelihood, and what else was requested."""
-    arrays: dict[str, NDArray[Any]] = {
-        "bpd": np.array([score.bpd for score in results]),
-        "log_likelihood": np.array([score.log_likelihood for score in results]),
-    }
-    verdicts = [score.ood for score in results if score.ood]
-    if verdicts:
-        arrays["ood_score"] = np.array([verdict.score for verdict in verdicts])
-        arrays["p_value"] = np.array([verdict.p_value for verdict in verdicts])
-        arrays["is_ood"] = np.array([verdict.is_ood for verdict in verdicts])
-    for name in results[0].statistics:
-        arrays[f"statistic_{name}"] = np.array([score.statistics[name] for score in results])
-    flipped = [score.flipped_bpd for score in results if score.flipped_bpd is not None]
-    if flipped:
-        arrays["flipped_bpd"] = np.array(flipped)
-    drawn = [one for one in maps if one is not None]
-    if drawn:
-        arrays["map"] = np.stack(drawn)
-    return arrays
-
-
-def scan_response(view: JobView, result: ScanResult, media: str) -> Response:
-    """Return a scan as `media`: JSON, arrays, or the map of the tiles' scores as a PNG of the image's own size.
-
-    Arrays and PNG need the map, which takes about as much time and memory as decoding the image.
-    """
-    headers = {"X-Job-Id": view.id}
-    scan = result.scan
-    box = scan.box
-    tiles = None if scan.tiles is None else np.frombuffer(scan.tiles, "<f4").reshape(scan.rows, scan.columns)
-    if media == JSON:
-        answer = ScanAnswer(
-            id=view.id,
-            status=view.status,
-            **scan.model_dump(exclude={"tiles"}),
-            model=result.model,
-            tile_width=box.width,
-            tile_height=box.height,
-            tiles=None if tiles is None else _rounded(tiles),
-            timing=result.timing,
-        )
-        return Response(answer.model_dump_json(exclude={"tiles"} if tiles is None else None), 200, headers, JSON)
-    map_HW = None if tiles is None else blend(tiles, TileSize(box.height, box.width), scan.height, scan.width)
-    if media == PNG:
-        if map_HW is None:
-            raise _no_map(view)
-        return Response(to_png(heat.render(map_HW, *heat.score_range(map_HW, scan.threshold))), 200, headers, PNG)
-    told = scan.model_dump(include={"score", "p_value", "threshold", "is_ood"}, exclude_none=True)
-    arrays = {name: np.array(value) for name, value in told.items()}
-    arrays["box"] = np.array([box.left, box.top, box.width, box.height])
-    if tiles is not None and map_HW is not None:
-        arrays |= {"tiles": tiles, "map": map_HW}
-    return Response(_npz(arrays), 200, headers, NPZ)
-
-
-def _rounded(map_HW: NDArray[Any]) -> list[list[float]]:
-    return map_HW.astype(float).round(4).tolist()
-
-
-def _no_map(view: JobView) -> Problem:
-    detail = f"The job {view.id} has no map; send the image again with map=1, or request another format."
-    return Problem(406, detail, kind="media-type", headers={"X-Job-Id": view.id})
-
-
-def picture_response(view: JobView, result: PictureResult, blob: bytes, media: str) -> Response:
-    """Return images as `media`: one PNG (several form a grid), JSON with PNGs in base64, a zip of PNGs, or arrays."""
-    size = result.pictures
-    pictures = np.frombuffer(blob, np.uint8).reshape(size.n, size.height, size.width, 3)
-    headers = {"X-Job-Id": view.id, "X-Seed": str(result.seeds[0])}
-    if media == PNG:
-        return Response(to_png(grid(pictures)), 200, headers, PNG)
-    if media == NPZ:
-        return Response(_npz({"images": pictures, "seeds": np.array(result.seeds)}), 200, headers, NPZ)
-    files = [to_png(picture) for picture in pictures]
-    images = [
-        Picture(seed=seed, png=base64.b64encode(file).decode()) for seed, file in zip(result.seeds, files, strict=True)
-    ]
-    answer = PictureAnswer(id=view.id, status=view.status, model=result.model, images=images, timing=result.timing)
-    if media == JSON:
-        return Response(answer.model_dump_json(), 200, headers, JSON)
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
-        for i, (seed, file) in enumerate(zip(result.seeds, files, strict=True)):
-            archive.writestr(f"{i:02d}-seed-{seed}.png", file)
-        archive.writestr("job.json", answer.model_dump_json(exclude={"images": {"__all__": {"png"}}}))
-    return Response(out.getvalue(), 200, headers, ZIP)
-
-
-def _npz(arrays: dict[str, NDArray[Any]]) -> bytes:
-    out = io.BytesIO()
-    np.savez_compressed(out, allow_pickle=False, **arrays)
-    return out.getvalue()

@@ -11,12 +11,13 @@ from typing import Annotated, Any, Literal, TypeVar
 import anyio.to_thread
 from fastapi import Depends, Request, Response
 
-from service.answers import failure, job_response, picture_response, scan_response, score_response
+from service.answers import job_problem, job_response
 from service.http.negotiation import WaitPreference, wait_preference
 from service.http.problems import RETRY_AFTER_S, Problem, as_sentence, invalid_field
 from service.http.requests import ParsedRequest
 from service.metrics import Metrics
 from service.params import Params
+from service.rendering import images_response, scan_response, score_response
 from service.settings import Settings
 from worker.contract import (
     Job,
@@ -169,7 +170,7 @@ class JobService:
         if not view.status.is_terminal:
             response = await self.describe(view, 202)
         elif view.status is not JobStatus.SUCCEEDED:
-            raise failure(view)
+            raise job_problem(view)
         else:
             response = await anyio.to_thread.run_sync(self._render, view, media, limiter=self._limiter(view.task))
         if preference.applied:
@@ -196,7 +197,7 @@ class JobService:
             case PictureResult():
                 blob = self.queue.blob(result.pictures.blob)
                 if blob is not None:
-                    return picture_response(view, result, blob, media)
+                    return images_response(view, result, blob, media)
             case None:
                 pass
         detail = f"The result of the job {view.id} has expired; send the request again."

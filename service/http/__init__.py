@@ -1,4 +1,4 @@
-"""HTTP mechanics: requests, negotiation, problem documents, middleware, the OpenAPI document and the pages.
+"""HTTP mechanics: request parsing, negotiation, problem documents, middleware, the OpenAPI document and the pages.
 
-Does not know jobs or the queue. Read `requests` first.
+It knows neither jobs nor models. Read `requests.py` first.
 """

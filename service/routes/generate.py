@@ -13,6 +13,7 @@ from service.http.problems import invalid_field
 from service.http.requests import parse_request
 from service.jobs import Jobs, JobService
 from service.params import CompleteParams, GenerateParams, PictureParams
+from service.rendering import IMAGE_OFFERS
 from worker.contract import MAX_SEED, CompleteJob, GenerateJob, ModelDescriptor, Pixels, Task
 
 router = APIRouter(tags=["images"])
@@ -46,7 +47,7 @@ async def generate(request: Request, jobs: Jobs) -> Response:
     curl --json '{"class": "ship", "n": 4}' -H 'Accept: image/png' localhost:8000/generate -o ships.png
     ```
     """
-    media = negotiate(request.headers, answers.PICTURE_OFFERS)
+    media = negotiate(request.headers, IMAGE_OFFERS)
     parsed = await parse_request(request, GenerateParams, max_images=0)
     model, version = await jobs.find_model(parsed.params, Task.GENERATE)
     job = GenerateJob(
@@ -73,7 +74,7 @@ async def complete(request: Request, jobs: Jobs) -> Response:
     curl -F image=@whole.png -F keep=top -F n=4 localhost:8000/complete -o variants.png
     ```
     """
-    media = negotiate(request.headers, answers.PICTURE_OFFERS)
+    media = negotiate(request.headers, IMAGE_OFFERS)
     parsed = await parse_request(request, CompleteParams, max_images=1)
     params, upload = parsed.params, parsed.uploads[0]
     model, version = await jobs.find_model(params, Task.COMPLETE)

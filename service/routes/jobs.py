@@ -17,6 +17,7 @@ from service.http.negotiation import JSON, NPZ, PNG, ZIP, negotiate, wait_prefer
 from service.http.openapi import BINARY, problem_responses
 from service.http.problems import Problem
 from service.jobs import Jobs
+from service.rendering import IMAGE_OFFERS, SCORE_OFFERS
 from worker.contract import Event, Task
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
@@ -84,7 +85,7 @@ async def result(job_id: JobId, request: Request, jobs: Jobs) -> Response:
     ```
     """
     view = await jobs.view(request, job_id)
-    offers = answers.SCORE_OFFERS if view.task in (Task.SCORE, Task.SCAN) else answers.PICTURE_OFFERS
+    offers = SCORE_OFFERS if view.task in (Task.SCORE, Task.SCAN) else IMAGE_OFFERS
     media = negotiate(request.headers, offers)
     preference = wait_preference(request.headers, jobs.settings.wait_s)
     if not view.status.is_terminal and preference.applied:

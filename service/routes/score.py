@@ -16,6 +16,7 @@ from service.http.problems import invalid_field
 from service.http.requests import Upload, parse_request
 from service.jobs import Jobs, JobService
 from service.params import ScoreParams
+from service.rendering import SCORE_OFFERS
 from worker.contract import MAX_IMAGES, ModelDescriptor, Pixels, ScanJob, ScoreJob, Task
 
 router = APIRouter(tags=["images"])
@@ -58,7 +59,7 @@ async def score(request: Request, jobs: Jobs) -> Response:
     curl -F image=@wall.jpg -F tile=1 -F tile_size=64 -H 'Accept: image/png' localhost:8000/score -o map.png
     ```
     """
-    media = negotiate(request.headers, answers.SCORE_OFFERS)
+    media = negotiate(request.headers, SCORE_OFFERS)
     parsed = await parse_request(request, ScoreParams, max_images=jobs.settings.max_images)
     params, uploads = parsed.params, parsed.uploads
     _check_tile_options(params, len(uploads))

@@ -1,0 +1,149 @@
+"""Results in the media types that clients accept: JSON, PNG, zip and npz. Decodes and renders: call it in a thread."""
+
+import base64
+import io
+import zipfile
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from fastapi import Response
+from numpy.typing import NDArray
+
+from ncml.images import grid, heat, to_png
+from ncml.images.tiling import TileSize, blend
+from service.answers import Picture, PictureAnswer, Sanity, ScanAnswer, Score, ScoreAnswer
+from service.http.negotiation import JSON, NPZ, PNG, ZIP
+from service.http.problems import Problem
+from worker.contract import JobView, PictureResult, ScanResult, ScoreResult
+from worker.contract import Score as ImageScore
+
+SCORE_OFFERS = (JSON, NPZ, PNG)
+IMAGE_OFFERS = (PNG, JSON, ZIP, NPZ)
+"""The media types of results, the default first."""
+
+
+def score_response(view: JobView, result: ScoreResult, media: str) -> Response:
+    """Return scores as `media`: JSON, arrays, or the maps as one PNG, in which several form a grid."""
+    headers = {"X-Job-Id": view.id}
+    shape = result.height, result.width
+    maps = [None if score.map is None else np.frombuffer(score.map, "<f4").reshape(shape) for score in result.results]
+    if media == NPZ:
+        return Response(_npz(_score_arrays(result.results, maps)), 200, headers, NPZ)
+    if media == PNG:
+        rendered = [heat.render_pixel_map(map_HW) for map_HW in maps if map_HW is not None]
+        if not rendered:
+            raise _no_map(view)
+        return Response(to_png(grid(rendered)), 200, headers, PNG)
+    scores = [
+        Score(
+            bpd=score.bpd,
+            log_likelihood=score.log_likelihood,
+            ood=score.ood,
+            statistics=score.statistics or None,
+            sanity=None
+            if score.flipped_bpd is None
+            else Sanity(flipped_bpd=score.flipped_bpd, delta_bpd=score.flipped_bpd - score.bpd),
+            map=None if map_HW is None else _rounded(map_HW),
+        )
+        for score, map_HW in zip(result.results, maps, strict=True)
+    ]
+    answer = ScoreAnswer(id=view.id, status=view.status, model=result.model, results=scores, timing=result.timing)
+    requested = {name for name in ("statistics", "sanity", "map") if any(getattr(score, name) for score in scores)}
+    omitted = {"results": {"__all__": {"statistics", "sanity", "map"} - requested}}
+    return Response(answer.model_dump_json(exclude=omitted), 200, headers, JSON)
+
+
+def _score_arrays(results: Sequence[ImageScore], maps: Sequence[NDArray[Any] | None]) -> dict[str, NDArray[Any]]:
+    """Return arrays with one row per image: bpd, log_likelihood, and what else was requested."""
+    arrays: dict[str, NDArray[Any]] = {
+        "bpd": np.array([score.bpd for score in results]),
+        "log_likelihood": np.array([score.log_likelihood for score in results]),
+    }
+    verdicts = [score.ood for score in results if score.ood]
+    if verdicts:
+        arrays["ood_score"] = np.array([verdict.score for verdict in verdicts])
+        arrays["p_value"] = np.array([verdict.p_value for verdict in verdicts])
+        arrays["is_ood"] = np.array([verdict.is_ood for verdict in verdicts])
+    for name in results[0].statistics:
+        arrays[f"statistic_{name}"] = np.array([score.statistics[name] for score in results])
+    flipped_bpd = [score.flipped_bpd for score in results if score.flipped_bpd is not None]
+    if flipped_bpd:
+        arrays["flipped_bpd"] = np.array(flipped_bpd)
+    maps_NHW = [map_HW for map_HW in maps if map_HW is not None]
+    if maps_NHW:
+        arrays["map"] = np.stack(maps_NHW)
+    return arrays
+
+
+def scan_response(view: JobView, result: ScanResult, media: str) -> Response:
+    """Return a scan as `media`: JSON, arrays, or the map of the tiles' scores as a PNG of the image's own size.
+
+    Arrays and PNG need the map, which takes about as much time and memory as decoding the image.
+    """
+    headers = {"X-Job-Id": view.id}
+    scan = result.scan
+    box = scan.box
+    tiles = None if scan.tiles is None else np.frombuffer(scan.tiles, "<f4").reshape(scan.rows, scan.columns)
+    if media == JSON:
+        answer = ScanAnswer(
+            id=view.id,
+            status=view.status,
+            **scan.model_dump(exclude={"tiles"}),
+            model=result.model,
+            tile_width=box.width,
+            tile_height=box.height,
+            tiles=None if tiles is None else _rounded(tiles),
+            timing=result.timing,
+        )
+        return Response(answer.model_dump_json(exclude={"tiles"} if tiles is None else None), 200, headers, JSON)
+    map_HW = None if tiles is None else blend(tiles, TileSize(box.height, box.width), scan.height, scan.width)
+    if media == PNG:
+        if map_HW is None:
+            raise _no_map(view)
+        return Response(to_png(heat.render(map_HW, *heat.score_range(map_HW, scan.threshold))), 200, headers, PNG)
+    verdict = scan.model_dump(include={"score", "p_value", "threshold", "is_ood"}, exclude_none=True)
+    arrays = {name: np.array(value) for name, value in verdict.items()}
+    arrays["box"] = np.array([box.left, box.top, box.width, box.height])
+    if tiles is not None and map_HW is not None:
+        arrays |= {"tiles": tiles, "map": map_HW}
+    return Response(_npz(arrays), 200, headers, NPZ)
+
+
+def _rounded(map_HW: NDArray[Any]) -> list[list[float]]:
+    return map_HW.astype(float).round(4).tolist()
+
+
+def _no_map(view: JobView) -> Problem:
+    detail = f"The job {view.id} has no map; send the image again with map=1, or request another format."
+    return Problem(406, detail, kind="media-type", headers={"X-Job-Id": view.id})
+
+
+def images_response(view: JobView, result: PictureResult, blob: bytes, media: str) -> Response:
+    """Return images as `media`: one PNG (several form a grid), JSON with PNGs in base64, a zip of PNGs, or arrays."""
+    shape = result.pictures
+    images_NHWC = np.frombuffer(blob, np.uint8).reshape(shape.n, shape.height, shape.width, 3)
+    headers = {"X-Job-Id": view.id, "X-Seed": str(result.seeds[0])}
+    if media == PNG:
+        return Response(to_png(grid(images_NHWC)), 200, headers, PNG)
+    if media == NPZ:
+        return Response(_npz({"images": images_NHWC, "seeds": np.array(result.seeds)}), 200, headers, NPZ)
+    files = [to_png(image) for image in images_NHWC]
+    images = [
+        Picture(seed=seed, png=base64.b64encode(file).decode()) for seed, file in zip(result.seeds, files, strict=True)
+    ]
+    answer = PictureAnswer(id=view.id, status=view.status, model=result.model, images=images, timing=result.timing)
+    if media == JSON:
+        return Response(answer.model_dump_json(), 200, headers, JSON)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for i, (seed, file) in enumerate(zip(result.seeds, files, strict=True)):
+            archive.writestr(f"{i:02d}-seed-{seed}.png", file)
+        archive.writestr("job.json", answer.model_dump_json(exclude={"images": {"__all__": {"png"}}}))
+    return Response(buffer.getvalue(), 200, headers, ZIP)
+
+
+def _npz(arrays: dict[str, NDArray[Any]]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()
