@@ -1,4 +1,4 @@
-"""Everything real: Valkey, a worker for each lane, the service, a model folder; all of it over HTTP."""
+"""The real stack over HTTP: Valkey, a worker for each lane, the service and a model folder."""
 
 import base64
 import contextlib
@@ -51,7 +51,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def running(commands: list[list[str]], log: Path, **environment: str) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Processes that are asked to stop, last to first, when it is over."""
+    """Run processes, and terminate them in reverse order at the end."""
     with log.open("w") as out:
         environ = os.environ | {"OMP_NUM_THREADS": "1"} | environment
         processes = [subprocess.Popen(command, env=environ, stderr=out) for command in commands]
@@ -74,24 +74,24 @@ def until(http: httpx2.Client, path: str, status: int, seconds: float = 100) -> 
         with contextlib.suppress(httpx2.TransportError):
             if http.get(path).status_code == status:
                 return
-        assert time.monotonic() < deadline, f"{path} did not answer {status}"
+        assert time.monotonic() < deadline, f"{path} did not response {status}"
         time.sleep(0.05)
 
 
 BRICK = open_image(ROOT / "docs" / "brick.png")
-"""A photograph of a wall, 512 x 512 pixels: good ones are cut from its left half, and judged is its right half."""
+"""A photograph of a wall, 512 x 512 pixels: calibration uses its left half, the tests score its right half."""
 
 
 @pytest.fixture(scope="module")
 def models(one_thread: None, model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two models whose tiles are calibrated: a small network with random weights, and the bundled one, on walls."""
+    """Two models with calibrated tiles: a small network with random weights, and the bundled one, on walls."""
     folder = tmp_path_factory.mktemp("calibrated")
     rng = np.random.default_rng(0)
 
-    def calibrate(name: str, source: Path, pictures: list[np.ndarray]) -> None:
+    def calibrate(name: str, source: Path, images: list[np.ndarray]) -> None:
         model = ncml.load(shutil.copytree(source, folder / name))
-        opened = [lambda picture=picture: picture for picture in pictures]
-        tiles.calibrate(model, opened[:5], opened[5:]).save(model.folder)
+        loaders = [lambda image=image: image for image in images]
+        tiles.calibrate(model, loaders[:5], loaders[5:]).save(model.folder)
 
     calibrate("tiny", model_folder, [rng.integers(0, 256, (16, 12, 3), dtype=np.uint8) for _ in range(24)])
     corners = rng.integers(0, (512 - 48, 256 - 48), (24, 2))
@@ -101,7 +101,7 @@ def models(one_thread: None, model_folder: Path, tmp_path_factory: pytest.TempPa
 
 @pytest.fixture(scope="module")
 def stack(valkey_server, models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Both lanes and the service."""
+    """Workers of both lanes and the service."""
     with contextlib.closing(redis.Redis.from_url(valkey_server.url)) as client:
         client.flushall()
     port = free_port()
@@ -129,7 +129,7 @@ def stack(valkey_server, models: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture
-def picture() -> np.ndarray:
+def image_HWC() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
 
 
@@ -137,100 +137,100 @@ def pixels(png: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(png)))
 
 
-# The three endpoints say what the library says.
+# The three endpoints agree with the library.
 
 
-def test_scores_are_the_models_own(stack: Stack, picture: np.ndarray) -> None:
+def test_scores_are_the_models_own(stack: Stack, image_HWC: np.ndarray) -> None:
     large = np.random.default_rng(1).integers(0, 256, (30, 40, 3), dtype=np.uint8)
-    answer = stack.http.post("/score", files=[("image", to_png(picture)), ("image", to_png(large))])
-    assert answer.status_code == 200, answer.text
-    body = answer.json()
-    wanted = stack.model.score(np.stack([picture, resize_to(large, 8, 8)]))
-    for got, score in zip(body["results"], wanted, strict=True):
-        assert got["bpd"] == pytest.approx(score.bpd, rel=1e-6)
-        assert got["log_likelihood"] == pytest.approx(score.log_likelihood, rel=1e-6)
-        assert got["bpd"] == pytest.approx(-got["log_likelihood"] / np.log(2) / 192)
+    response = stack.http.post("/score", files=[("image", to_png(image_HWC)), ("image", to_png(large))])
+    assert response.status_code == 200, response.text
+    body = response.json()
+    expected = stack.model.score(np.stack([image_HWC, resize_to(large, 8, 8)]))
+    for result, score in zip(body["results"], expected, strict=True):
+        assert result["bpd"] == pytest.approx(score.bpd, rel=1e-6)
+        assert result["log_likelihood"] == pytest.approx(score.log_likelihood, rel=1e-6)
+        assert result["bpd"] == pytest.approx(-result["log_likelihood"] / np.log(2) / 192)
     assert body["model"] == {"name": "tiny", "version": stack.model.version}
     assert body["timing"]["batch_size"] == 2
     assert body["timing"]["compute_s"] > 0
 
 
-def test_scores_of_a_class_under_noise_with_a_map(stack: Stack, picture: np.ndarray) -> None:
+def test_scores_of_a_class_under_noise_with_a_map(stack: Stack, image_HWC: np.ndarray) -> None:
     params = {"class": "light", "noise": 5, "map": 1}
-    [got] = stack.http.post("/score", params=params, files={"image": to_png(picture)}).json()["results"]
-    [score] = stack.model.score(picture, classes="light", noise=5.0, map=True)
-    assert got["bpd"] == pytest.approx(score.bpd, rel=1e-6)
-    assert np.allclose(got["map"], score.map, atol=1e-3)
-    [bare] = stack.http.post("/score", files={"image": to_png(picture)}).json()["results"]
-    assert bare["bpd"] != got["bpd"]
+    [result] = stack.http.post("/score", params=params, files={"image": to_png(image_HWC)}).json()["results"]
+    [score] = stack.model.score(image_HWC, classes="light", noise=5.0, map=True)
+    assert result["bpd"] == pytest.approx(score.bpd, rel=1e-6)
+    assert np.allclose(result["map"], score.map, atol=1e-3)
+    [bare] = stack.http.post("/score", files={"image": to_png(image_HWC)}).json()["results"]
+    assert bare["bpd"] != result["bpd"]
 
 
-def test_pictures_are_the_models_own_and_the_seeds(stack: Stack) -> None:
-    ask = {"class": "dark", "n": 3, "seed": 11, "noise": 4, "solver": "tweedie"}
-    wanted = stack.model.generate(3, classes="dark", seeds=11, noise=4.0, solver="tweedie")
-    answer = stack.http.post("/generate", params=ask)
-    assert answer.status_code == 200, answer.text
-    assert answer.headers["x-seed"] == "11"
-    assert np.array_equal(pixels(answer.content), grid(wanted))
-    alone = stack.http.post("/generate", json=ask | {"n": 1, "seed": 12})
-    assert np.array_equal(pixels(alone.content), wanted[1])
+def test_images_are_the_models_own_and_the_seeds(stack: Stack) -> None:
+    params = {"class": "dark", "n": 3, "seed": 11, "noise": 4, "solver": "tweedie"}
+    expected = stack.model.generate(3, classes="dark", seeds=11, noise=4.0, solver="tweedie")
+    response = stack.http.post("/generate", params=params)
+    assert response.status_code == 200, response.text
+    assert response.headers["x-seed"] == "11"
+    assert np.array_equal(pixels(response.content), grid(expected))
+    alone = stack.http.post("/generate", json=params | {"n": 1, "seed": 12})
+    assert np.array_equal(pixels(alone.content), expected[1])
     archive = zipfile.ZipFile(
-        io.BytesIO(stack.http.post("/generate", data=ask, headers={"accept": "application/zip"}).content)
+        io.BytesIO(stack.http.post("/generate", data=params, headers={"accept": "application/zip"}).content)
     )
-    assert np.array_equal(pixels(archive.read("02-seed-13.png")), wanted[2])
+    assert np.array_equal(pixels(archive.read("02-seed-13.png")), expected[2])
     arrays = np.load(
-        io.BytesIO(stack.http.post("/generate", params=ask, headers={"accept": "application/x-npz"}).content)
+        io.BytesIO(stack.http.post("/generate", params=params, headers={"accept": "application/x-npz"}).content)
     )
-    assert np.array_equal(arrays["images"], wanted)
+    assert np.array_equal(arrays["images"], expected)
 
 
 @pytest.mark.parametrize("keep", KEEPS)
-def test_a_completion_keeps_what_was_known(stack: Stack, picture: np.ndarray, keep: str) -> None:
+def test_a_completion_keeps_the_known_half(stack: Stack, image_HWC: np.ndarray, keep: str) -> None:
     assert keep in stack.model.keeps
-    half = np.ascontiguousarray(picture[SIDES[keep]])
+    half = np.ascontiguousarray(image_HWC[SIDES[keep]])
     params = {"keep": keep, "seed": 4, "n": 2, "noise": 0}
-    answer = stack.http.post(
+    response = stack.http.post(
         "/complete", params=params, files={"image": to_png(half)}, headers={"accept": "application/json"}
     )
-    assert answer.status_code == 200, answer.text
-    full = [pixels(base64.b64decode(image["png"])) for image in answer.json()["images"]]
-    for one in full:
-        assert np.array_equal(one[SIDES[keep]], half)
+    assert response.status_code == 200, response.text
+    full = [pixels(base64.b64decode(image["png"])) for image in response.json()["images"]]
+    for image in full:
+        assert np.array_equal(image[SIDES[keep]], half)
     assert not np.array_equal(full[0], full[1])
-    assert np.array_equal(np.stack(full), stack.model.complete(picture, keep=keep, n=2, seeds=4, noise=0.0))
+    assert np.array_equal(np.stack(full), stack.model.complete(image_HWC, keep=keep, n=2, seeds=4, noise=0.0))
 
 
 def test_a_defect_in_a_wall_is_found(stack: Stack) -> None:
-    """A patch of the texture is wiped out: the service says so, and where, in every form as the library does."""
+    """Without a patch of its texture the wall is out-of-distribution; the service locates it as the library does."""
     wall = BRICK[200:280, 300:396].copy()
     wall[24:56, 40:80] = wall.mean((0, 1))
-    ask = {"params": {"model": "wall", "tile": 1, "map": 1}, "files": {"image": to_png(wall)}}
-    answer = stack.http.post("/score", **ask)
-    assert answer.status_code == 200, answer.text
-    body, wanted = answer.json(), stack.wall.scan(wall)
+    request = {"params": {"model": "wall", "tile": 1, "map": 1}, "files": {"image": to_png(wall)}}
+    response = stack.http.post("/score", **request)
+    assert response.status_code == 200, response.text
+    body, expected = response.json(), stack.wall.scan(wall)
     assert (body["width"], body["height"], body["rows"], body["columns"]) == (96, 80, 4, 5)
-    assert body["score"] == pytest.approx(wanted.score, rel=1e-4)
-    assert (body["p_value"], body["threshold"]) == pytest.approx((wanted.p_value, wanted.threshold))
-    assert body["is_ood"] is wanted.is_ood is True
-    assert tuple(body["box"].values()) == wanted.box
+    assert body["score"] == pytest.approx(expected.score, rel=1e-4)
+    assert (body["p_value"], body["threshold"]) == pytest.approx((expected.p_value, expected.threshold))
+    assert body["is_ood"] is expected.is_ood is True
+    assert tuple(body["box"].values()) == expected.box
     assert 40 - 32 < body["box"]["left"] < 80
     assert 24 - 32 < body["box"]["top"] < 56
-    np.testing.assert_allclose(body["tiles"], wanted.grid, rtol=1e-3)
+    np.testing.assert_allclose(body["tiles"], expected.grid, rtol=1e-3)
     result = f"/jobs/{body['id']}/result"
     arrays = np.load(io.BytesIO(stack.http.get(result, headers={"accept": "application/x-npz"}).content))
-    np.testing.assert_allclose(arrays["map"], wanted.map, rtol=1e-3)
-    drawn = pixels(stack.http.get(result, headers={"accept": "image/png"}).content)
-    own = heat.render(wanted.map, *heat.score_range(wanted.map, wanted.threshold))
-    assert np.abs(drawn.astype(int) - own).max() <= 4
-    told = stack.http.get("/models/wall").json()["tiles"]
-    assert (told["width"], told["n_rank"], told["version"]) == (32, 19, stack.wall.tiles.version)
+    np.testing.assert_allclose(arrays["map"], expected.map, rtol=1e-3)
+    rendered = pixels(stack.http.get(result, headers={"accept": "image/png"}).content)
+    expected_map = heat.render(expected.map, *heat.score_range(expected.map, expected.threshold))
+    assert np.abs(rendered.astype(int) - expected_map).max() <= 4
+    calibration = stack.http.get("/models/wall").json()["tiles"]
+    assert (calibration["width"], calibration["n_rank"], calibration["version"]) == (32, 19, stack.wall.tiles.version)
 
 
 def test_a_good_wall_is_not_flagged(stack: Stack) -> None:
-    ask = {"params": {"model": "wall", "tile": 1}, "files": {"image": to_png(BRICK[200:264, 300:364])}}
-    answer = stack.http.post("/score", **ask, headers={"prefer": "respond-async"})
-    assert answer.status_code == 202
-    body = stack.http.get(f"{answer.headers['location']}/result", headers={"prefer": "wait=30"}).json()
+    request = {"params": {"model": "wall", "tile": 1}, "files": {"image": to_png(BRICK[200:264, 300:364])}}
+    response = stack.http.post("/score", **request, headers={"prefer": "respond-async"})
+    assert response.status_code == 202
+    body = stack.http.get(f"{response.headers['location']}/result", headers={"prefer": "wait=30"}).json()
     assert body["is_ood"] is False
     assert body["p_value"] > 1 / 20
     assert "tiles" not in body
@@ -257,7 +257,7 @@ def test_a_job_is_followed_to_its_end(stack: Stack) -> None:
 
 
 def long_job(stack: Stack) -> str:
-    """A job that runs for as long as nobody cancels it, nearly."""
+    """Start a job that practically runs until it is canceled; return its address."""
     submitted = stack.http.post(
         "/generate?n=64&steps=1000&solver=predictor-corrector", headers={"prefer": "respond-async"}
     )
@@ -267,7 +267,7 @@ def long_job(stack: Stack) -> str:
     return location
 
 
-def test_a_running_job_shows_itself_and_is_canceled(stack: Stack) -> None:
+def test_a_running_job_has_a_preview_and_is_canceled(stack: Stack) -> None:
     location = long_job(stack)
     deadline = time.monotonic() + 30
     while not ((progress := stack.http.get(location).json()["progress"]) and progress["preview"]):
@@ -275,24 +275,24 @@ def test_a_running_job_shows_itself_and_is_canceled(stack: Stack) -> None:
         time.sleep(0.05)
     preview = stack.http.get(progress["preview"])
     assert preview.headers["x-progress"].startswith("stage=noisy_sampling, step=")
-    shown = pixels(preview.content)
-    assert shown.shape[0] % 8 == shown.shape[1] % 8 == 0
-    assert shown.size > 8 * 8 * 3
+    image = pixels(preview.content)
+    assert image.shape[0] % 8 == image.shape[1] % 8 == 0
+    assert image.size > 8 * 8 * 3
     assert stack.http.get(f"{location}/result").status_code == 202
     assert stack.http.post(f"{location}/cancel").status_code == 200
     assert stack.http.get(f"{location}/result", headers={"prefer": "wait=20"}).status_code == 410
     assert stack.http.post(f"{location}/cancel").json()["status"] == "canceled"
 
 
-def test_a_client_that_hangs_up_cancels_its_job(stack: Stack) -> None:
+def test_a_client_that_disconnects_cancels_its_job(stack: Stack) -> None:
     request = (
         b"POST /generate?n=64&steps=1000&solver=predictor-corrector HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
     )
-    known = set(stack.queue.redis.keys("ncml:events:*"))
+    existing = set(stack.queue.redis.keys("ncml:events:*"))
     with socket.create_connection(("127.0.0.1", stack.port)) as connection:
         connection.sendall(request)
         deadline = time.monotonic() + 20
-        while not (new := set(stack.queue.redis.keys("ncml:events:*")) - known):
+        while not (new := set(stack.queue.redis.keys("ncml:events:*")) - existing):
             assert time.monotonic() < deadline
             time.sleep(0.02)
         job_id = new.pop().decode().removeprefix("ncml:events:")
@@ -306,17 +306,17 @@ def test_a_client_that_hangs_up_cancels_its_job(stack: Stack) -> None:
 
 
 def test_fifty_posts_with_one_key_are_one_job(stack: Stack) -> None:
-    known = set(stack.queue.redis.keys("rq:job:*"))
+    existing = set(stack.queue.redis.keys("rq:job:*"))
 
-    def ask(_: int) -> tuple[int, str, bytes]:
-        answer = stack.http.post("/generate?noise=0", headers={"idempotency-key": "fifty"})
-        return answer.status_code, answer.headers["x-job-id"], answer.content
+    def post(_: int) -> tuple[int, str, bytes]:
+        response = stack.http.post("/generate?noise=0", headers={"idempotency-key": "fifty"})
+        return response.status_code, response.headers["x-job-id"], response.content
 
     with ThreadPoolExecutor(50) as pool:
-        answers = set(pool.map(ask, range(50)))
+        answers = set(pool.map(post, range(50)))
     assert len(answers) == 1
     assert answers.pop()[0] == 200
-    assert len(set(stack.queue.redis.keys("rq:job:*")) - known) == 1
+    assert len(set(stack.queue.redis.keys("rq:job:*")) - existing) == 1
 
 
 def test_a_deleted_job_leaves_nothing(stack: Stack) -> None:
@@ -328,21 +328,21 @@ def test_a_deleted_job_leaves_nothing(stack: Stack) -> None:
         assert [key for key in stack.queue.redis.keys("*") if path.removeprefix("/jobs/").encode() in key] == []
 
 
-def test_many_at_once_are_all_answered_rightly(stack: Stack) -> None:
+def test_concurrent_requests_are_all_answered_correctly(stack: Stack) -> None:
     levels = list(range(0, 240, 5))
-    pictures = [np.full((8, 8, 3), level, np.uint8) for level in levels]
-    wanted = [score.bpd for score in stack.model.score(np.stack(pictures))]
+    images = [np.full((8, 8, 3), level, np.uint8) for level in levels]
+    expected = [score.bpd for score in stack.model.score(np.stack(images))]
 
-    def ask(picture: np.ndarray) -> dict:
-        return stack.http.post("/score", files={"image": to_png(picture)}).json()
+    def post(image_HWC: np.ndarray) -> dict:
+        return stack.http.post("/score", files={"image": to_png(image_HWC)}).json()
 
     with ThreadPoolExecutor(16) as pool:
-        bodies = list(pool.map(ask, pictures))
-    assert [body["results"][0]["bpd"] for body in bodies] == pytest.approx(wanted, rel=1e-5)
+        bodies = list(pool.map(post, images))
+    assert [body["results"][0]["bpd"] for body in bodies] == pytest.approx(expected, rel=1e-5)
     assert max(body["timing"]["batch_size"] for body in bodies) > 1
 
 
-# Refusals that need the real thing
+# Refusals that need the real stack
 
 
 def test_a_bomb_costs_no_memory(stack: Stack) -> None:
@@ -352,14 +352,14 @@ def test_a_bomb_costs_no_memory(stack: Stack) -> None:
     stack.http.post("/score", files={"image": b"warm"})
     before = stack.service.memory_info().rss
     for _ in range(5):
-        answer = stack.http.post("/score", files={"image": out.getvalue()})
-        assert answer.status_code == 413
-        assert answer.json()["errors"][0]["field"] == "image"
+        response = stack.http.post("/score", files={"image": out.getvalue()})
+        assert response.status_code == 413
+        assert response.json()["errors"][0]["field"] == "image"
     assert stack.service.memory_info().rss - before < 30 * 2**20
 
 
-def test_a_body_without_end_is_cut_off(stack: Stack) -> None:
-    """The refusal comes after the limit's worth of bytes, while more would follow."""
+def test_an_endless_body_is_refused(stack: Stack) -> None:
+    """The refusal arrives once the limit is exceeded, while the client is still sending."""
     with socket.create_connection(("127.0.0.1", stack.port), timeout=20) as connection:
         connection.sendall(
             b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -372,27 +372,27 @@ def test_a_body_without_end_is_cut_off(stack: Stack) -> None:
     assert b"application/problem+json" in head
 
 
-def test_the_model_refuses_what_it_does_not_know(stack: Stack) -> None:
-    answer = stack.http.post("/generate?class=unicorn")
-    assert answer.status_code == 422
-    assert "dark, light" in answer.json()["detail"]
+def test_unknown_classes_and_invalid_steps_are_refused(stack: Stack) -> None:
+    response = stack.http.post("/generate?class=unicorn")
+    assert response.status_code == 422
+    assert "dark, light" in response.json()["detail"]
     assert stack.http.get("/models/tiny").json()["classes"] == ["dark", "light"]
-    answer = stack.http.post("/generate?solver=tweedie&steps=3")
-    assert answer.status_code == 422
-    assert answer.json()["errors"][0]["field"] == "steps"
+    response = stack.http.post("/generate?solver=tweedie&steps=3")
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["field"] == "steps"
 
 
-def test_the_solver_left_out_is_the_one_that_models_tells(stack: Stack) -> None:
-    told = stack.http.get("/models/tiny").json()
-    for steps, solver in ((1, told["solver"]), (3, told["stepped_solver"])):
-        left_out = stack.http.post(f"/generate?seed=1&steps={steps}")
-        assert left_out.status_code == 200, left_out.text
+def test_the_default_solver_is_the_one_that_models_lists(stack: Stack) -> None:
+    descriptor = stack.http.get("/models/tiny").json()
+    for steps, solver in ((1, descriptor["solver"]), (3, descriptor["stepped_solver"])):
+        default = stack.http.post(f"/generate?seed=1&steps={steps}")
+        assert default.status_code == 200, default.text
         named = stack.http.post(f"/generate?seed=1&steps={steps}&solver={solver}")
-        assert np.array_equal(pixels(left_out.content), pixels(named.content))
-    assert told["solvers"][told["solver"]] == 1
+        assert np.array_equal(pixels(default.content), pixels(named.content))
+    assert descriptor["solvers"][descriptor["solver"]] == 1
 
 
-def test_metrics_tell_of_the_queue_and_the_workers(stack: Stack) -> None:
+def test_metrics_describe_the_queue_and_the_workers(stack: Stack) -> None:
     text = stack.http.get("/metrics").text
     assert "ncml_redis_up 1.0" in text
     assert re.search(r'ncml_workers\{lane="score",state="(idle|busy)"\} 1\.0', text)
@@ -409,11 +409,11 @@ def test_without_workers_or_queue_the_answer_is_503_at_once(new_valkey: Callable
         until(http, "/healthz", 200)
         for kind in ("no-worker", "queue-down"):
             started = time.monotonic()
-            answer = http.post("/score", files={"image": to_png(np.zeros((8, 8, 3), np.uint8))})
+            response = http.post("/score", files={"image": to_png(np.zeros((8, 8, 3), np.uint8))})
             assert time.monotonic() - started < 2
-            assert answer.status_code == 503
-            assert answer.json()["type"] == f"urn:ncml:problem:{kind}"
-            assert int(answer.headers["retry-after"]) > 0
+            assert response.status_code == 503
+            assert response.json()["type"] == f"urn:ncml:problem:{kind}"
+            assert int(response.headers["retry-after"]) > 0
             assert http.get("/readyz").status_code == 503
             assert http.get("/healthz").status_code == 200
             if kind == "no-worker":
@@ -422,11 +422,11 @@ def test_without_workers_or_queue_the_answer_is_503_at_once(new_valkey: Callable
         until(http, "/models", 200, seconds=10)
 
 
-def test_schemathesis_finds_nothing(stack: Stack, tmp_path: Path) -> None:
-    """Requests made from the OpenAPI document: no 5xx, and nothing that the document does not say.
+def test_schemathesis_finds_no_fault(stack: Stack, tmp_path: Path) -> None:
+    """Requests generated from the OpenAPI document: no 5xx, and no response that it does not describe.
 
-    Left out are the event stream, which has its own test, and the check that every request of the right form is
-    accepted: which classes and models there are, no form can say.
+    Excluded are the event stream, which has its own test, and the check that every request that matches its schema is
+    accepted: a schema cannot list the classes and models that exist.
     """
     command = [
         sys.executable, "-m", "schemathesis.cli", "run", f"{stack.http.base_url}/openapi.json",

@@ -101,9 +101,9 @@ def test_serve_responds_and_ctrl_c_leaves_nothing(start: Callable[[], Stack]) ->
     stack = start()
     family = stack.family
     assert len(family) >= 4  # queue, service, two workers
-    answer = stack.score()
-    assert answer.status_code == 200, answer.text
-    assert answer.json()["results"][0]["bpd"] > 0
+    response = stack.score()
+    assert response.status_code == 200, response.text
+    assert response.json()["results"][0]["bpd"] > 0
     assert stack.interrupt() == 0
     assert alive(family) == []
     with pytest.raises(httpx2.ConnectError):

@@ -1,4 +1,4 @@
-"""A queue in this process with the methods of worker.queue.JobQueue, and the application on it."""
+"""A fake `worker.queue.JobQueue` in this process, and the application on it."""
 
 import asyncio
 import threading
@@ -111,11 +111,11 @@ def _verdict(job: ScoreJob, score: float) -> Ood | None:
 
 @dataclass
 class FakeQueue:
-    """Each job ends `delay_s` after it was submitted, as `fails` says or with a result that shows its input.
+    """Each job ends `delay_s` after its submission, with the error `fails` or with a result derived from its input.
 
-    A score's bpd is the mean of its pixels, and so is every statistic; with flipped bits it is 1 more. A tile's score
-    is the mean of its pixels, too. A drawn picture is flat, of grey level seed modulo 256; a completion is its canvas
-    with 7 in the lower half.
+    The bpd of an image and each of its statistics are the mean of its pixels; with flipped bits bpd is 1 more. The
+    score of a tile is the mean of its pixels, too. A generated image has the grey level seed modulo 256; a completion
+    is its canvas with 7 in the lower half.
     """
 
     delay_s: float = 0.0
@@ -134,7 +134,7 @@ class FakeQueue:
     closed: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def _reach(self) -> None:
+    def _check_connection(self) -> None:
         if self.down:
             raise redis.ConnectionError("connection refused")
 
@@ -147,7 +147,7 @@ class FakeQueue:
         fingerprint: str = "",
         owner: str = "",
     ) -> str:
-        self._reach()
+        self._check_connection()
         with self.lock:
             if job_id in self.jobs:
                 raise DuplicateJob("taken")
@@ -169,13 +169,13 @@ class FakeQueue:
         return self.view(job_id)
 
     def view(self, job_id: str) -> JobView:
-        self._reach()
+        self._check_connection()
         if job_id not in self.jobs:
             raise JobNotFound("no such job")
         job, at = self.jobs[job_id]
-        over = time.time() >= at + self.delay_s
-        error = self.fails if over else None
-        status = JobStatus.SUCCEEDED if over else JobStatus.QUEUED if self.waits else JobStatus.RUNNING
+        ended = time.time() >= at + self.delay_s
+        error = self.fails if ended else None
+        status = JobStatus.SUCCEEDED if ended else JobStatus.QUEUED if self.waits else JobStatus.RUNNING
         if job_id in self.canceled:
             status, error = JobStatus.CANCELED, CANCELED
         elif error:
@@ -200,7 +200,7 @@ class FakeQueue:
         )
 
     def result(self, job_id: str) -> Result | None:
-        self._reach()
+        self._check_connection()
         if job_id in self.forgotten:
             return None
         job, _ = self.jobs[job_id]
@@ -209,14 +209,14 @@ class FakeQueue:
             scores = []
             for image in job.images:
                 pixels = np.frombuffer(image.data, np.uint8)
-                each = pixels.reshape(8, 8, 3).mean(-1).astype("<f4").tobytes() if job.map else None
+                map_HW = pixels.reshape(8, 8, 3).mean(-1).astype("<f4").tobytes() if job.map else None
                 mean = float(pixels.mean())
                 names = ("multiscale", "bpd") if job.statistics == "all" else job.statistics
                 scores.append(
                     Score(
                         bpd=mean,
                         log_likelihood=-1.0,
-                        map=each,
+                        map=map_HW,
                         ood=_verdict(job, mean),
                         statistics=dict.fromkeys(names, mean),
                         flipped_bpd=mean + 1 if job.sanity else None,
@@ -229,29 +229,29 @@ class FakeQueue:
         return PictureResult(task=job.task, model=ref, pictures=pictures, seeds=job.seeds, timing=TIMING)
 
     def _scan(self, job: ScanJob) -> Scan:
-        picture = open_image(job.file)
-        assert picture.shape[:2] == (job.height, job.width)
+        image = open_image(job.file)
+        assert image.shape[:2] == (job.height, job.width)
         tile = TileSize.for_model(8, 8, job.tile_size)
         corners = tile.corners(job.height, job.width)
-        means = [picture[top : top + tile.height, left : left + tile.width].mean() for top, left in corners]
+        means = [image[top : top + tile.height, left : left + tile.width].mean() for top, left in corners]
         top, left = corners[int(np.argmax(means))]
         rows, columns = tile.grid_shape(job.height, job.width)
-        known = self.served[0].tiles
+        calibration = self.served[0].tiles
         return Scan(
             height=job.height,
             width=job.width,
             rows=rows,
             columns=columns,
             score=max(means),
-            p_value=0.5 if known else None,
-            threshold=known.threshold if known else None,
-            is_ood=max(means) > known.threshold if known else None,
+            p_value=0.5 if calibration else None,
+            threshold=calibration.threshold if calibration else None,
+            is_ood=max(means) > calibration.threshold if calibration else None,
             box=Box(left=left, top=top, width=tile.width, height=tile.height),
             tiles=np.array(means, "<f4").tobytes() if job.map else None,
         )
 
     def blob(self, key: str) -> bytes | None:
-        self._reach()
+        self._check_connection()
         job_id = key.split(":")[2]
         job, _ = self.jobs[job_id]
         if job_id in self.forgotten:
@@ -264,7 +264,7 @@ class FakeQueue:
         return np.stack([np.full((8, 8, 3), seed % 256, np.uint8) for seed in job.seeds]).tobytes()
 
     def preview(self, job_id: str) -> Preview | None:
-        self._reach()
+        self._check_connection()
         job, _ = self.jobs[job_id]
         if job_id in self.forgotten:
             return None
@@ -279,42 +279,46 @@ class FakeQueue:
     async def events(self, job_id: str, after: str = "0", *, tick_s: float = 15.0) -> AsyncGenerator[Event | None]:
         if not after[0].isdigit():
             raise JobNotFound("no such event")
-        all_of_them = [
+        events = [
             Event(id="1-0", kind="status", status=JobStatus.QUEUED),
             Event(id="2-0", kind="status", status=JobStatus.RUNNING),
             Event(id="3-0", kind="progress", progress=self.view(job_id).progress),
             None,
             Event(id="4-0", kind="status", status=(await self.wait(job_id, 5)).status),
         ]
-        for event in all_of_them:
+        for event in events:
             if event is None or int(event.id[0]) > int(after[0]):
                 yield event
 
     def ping(self) -> bool:
-        self._reach()
+        self._check_connection()
         return True
 
     def workers(self) -> list[WorkerInfo]:
-        self._reach()
+        self._check_connection()
         return self.infos
 
     def models(self) -> list[ModelDescriptor]:
-        self._reach()
+        self._check_connection()
         return self.served
 
     def service(self, lane: Lane) -> tuple[int, list[ModelDescriptor]]:
-        self._reach()
+        self._check_connection()
         return sum(lane in info.lanes for info in self.infos), self.served
 
     def depths(self) -> list[QueueDepth]:
-        self._reach()
-        return [QueueDepth(lane=lane, priority=p, depth=3, oldest_age_s=1.5) for lane in Lane for p in Priority]
+        self._check_connection()
+        return [
+            QueueDepth(lane=lane, priority=priority, depth=3, oldest_age_s=1.5)
+            for lane in Lane
+            for priority in Priority
+        ]
 
     def depth(self, lane: Lane) -> int:
         return len(self.jobs)
 
     def position(self, view: JobView) -> int | None:
-        self._reach()
+        self._check_connection()
         return list(self.jobs).index(view.id) if view.status is JobStatus.QUEUED else None
 
     def pace(self, lane: Lane) -> float:
@@ -334,15 +338,15 @@ def queue() -> FakeQueue:
 
 @pytest.fixture
 def new_client(queue: FakeQueue) -> Iterator[Callable[..., TestClient]]:
-    """A client of an application with other settings than the default ones."""
+    """A factory of clients, each with an application of its own settings."""
     clients: list[TestClient] = []
 
-    def make(**settings: object) -> TestClient:
+    def create(**settings: object) -> TestClient:
         app = create_app(Settings(**settings), queue)
         clients.append(TestClient(app, raise_server_exceptions=False).__enter__())
         return clients[-1]
 
-    yield make
+    yield create
     for client in clients:
         client.__exit__(None, None, None)
 

@@ -1,6 +1,6 @@
-"""Uploads that are wrong in many ways. None may be answered 5xx, hang, or cost memory.
+"""Invalid uploads of many kinds. None may cause a 5xx, a hang, or high memory use.
 
-python -m tests.service.hostile FOLDER    writes them as files
+python -m tests.service.hostile FOLDER    writes them to files
 """
 
 import io
@@ -33,33 +33,33 @@ FORMS = (
 
 
 def corpus() -> dict[str, bytes]:
-    """Files by name, always the same ones."""
-    return dict([*_damaged(), *_bombs(), *_strangers()])
+    """Return the files by name; always the same ones."""
+    return dict([*_damaged(), *_bombs(), *_other_files()])
 
 
 def _damaged() -> Iterator[tuple[str, bytes]]:
-    """A small picture in every form that Pillow writes, whole, cut, changed and with something added."""
+    """Yield a small image in every format that Pillow writes: intact, truncated, altered and extended."""
     rng = np.random.default_rng(0)
     noise = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
     for form in FORMS:
         out = io.BytesIO()
         noise.save(out, form)
-        whole = out.getvalue()
-        yield f"{form}-whole", whole
+        intact = out.getvalue()
+        yield f"{form}-whole", intact
         for share in (0.02, 0.1, 0.3, 0.6, 0.95):
-            yield f"{form}-cut-{share}", whole[: int(len(whole) * share)]
+            yield f"{form}-cut-{share}", intact[: int(len(intact) * share)]
         for i in range(6):
-            broken = bytearray(whole)
-            for place in rng.integers(0, len(broken), 1 + 3 * i):
-                broken[place] = rng.integers(256)
+            broken = bytearray(intact)
+            for position in rng.integers(0, len(broken), 1 + 3 * i):
+                broken[position] = rng.integers(256)
             yield f"{form}-changed-{i}", bytes(broken)
-        yield f"{form}-header-of-zeros", whole[:8] + bytes(len(whole))
-        yield f"{form}-twice", whole + whole
-        yield f"{form}-tail", whole + b"<script>alert(1)</script>" * 100
+        yield f"{form}-header-of-zeros", intact[:8] + bytes(len(intact))
+        yield f"{form}-twice", intact + intact
+        yield f"{form}-tail", intact + b"<script>alert(1)</script>" * 100
 
 
 def _bombs() -> Iterator[tuple[str, bytes]]:
-    """Small files that claim to be, or would become, large ones."""
+    """Yield small files that declare, or decompress to, large images."""
     zeros = zlib.compress(bytes(64 * 2**20), 9)
     for side in (16_384, 65_535, 2**31 - 1):
         yield f"png-{side}", _png(side, side, zeros[:2000])
@@ -103,13 +103,14 @@ def _bombs() -> Iterator[tuple[str, bytes]]:
 def _png(width: int, height: int, data: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
     parts = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), *chunks, (b"IDAT", data), (b"IEND", b"")]
     body = b"".join(
-        struct.pack(">I", len(one)) + kind + one + struct.pack(">I", zlib.crc32(kind + one)) for kind, one in parts
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in parts
     )
     return b"\x89PNG\r\n\x1a\n" + body
 
 
-def _strangers() -> Iterator[tuple[str, bytes]]:
-    """What is no picture at all."""
+def _other_files() -> Iterator[tuple[str, bytes]]:
+    """Yield files that are not images."""
     yield from {
         "empty": b"",
         "nul": b"\0" * 1000,

@@ -54,11 +54,11 @@ def test_without_a_valid_key_everything_is_refused(guarded: TestClient, queue, h
         ("GET", "/jobs/job-0"), ("GET", "/jobs/job-0/result"), ("GET", "/jobs/job-0/events"),
         ("GET", "/jobs/job-0/preview"), ("POST", "/jobs/job-0/cancel"), ("DELETE", "/jobs/job-0"),
     ]:  # fmt: skip
-        answer = guarded.request(method, path, headers=headers)
-        assert answer.status_code == 401, (method, path)
-        assert answer.headers["content-type"] == "application/problem+json"
-        assert answer.headers["www-authenticate"] == "Bearer"
-        assert answer.json()["type"] == "urn:ncml:problem:unauthorized"
+        response = guarded.request(method, path, headers=headers)
+        assert response.status_code == 401, (method, path)
+        assert response.headers["content-type"] == "application/problem+json"
+        assert response.headers["www-authenticate"] == "Bearer"
+        assert response.json()["type"] == "urn:ncml:problem:unauthorized"
     assert queue.jobs == {}
 
 
@@ -73,11 +73,11 @@ def test_a_job_is_visible_to_its_own_key_only(guarded: TestClient, queue) -> Non
     for method, path in [
         ("GET", ""), ("GET", "/result"), ("GET", "/events"), ("GET", "/preview"), ("POST", "/cancel"), ("DELETE", ""),
     ]:  # fmt: skip
-        answer = guarded.request(method, f"/jobs/job-0{path}", headers=bearer(BOB))
-        assert answer.status_code == 404, path
+        response = guarded.request(method, f"/jobs/job-0{path}", headers=bearer(BOB))
+        assert response.status_code == 404, path
         unknown = guarded.request(method, f"/jobs/job-9{path}", headers=bearer(BOB))
         # the response does not reveal that the job exists
-        assert answer.json() | {"request_id": ""} == unknown.json() | {"request_id": ""}
+        assert response.json() | {"request_id": ""} == unknown.json() | {"request_id": ""}
     assert queue.canceled == set()
     assert guarded.get("/jobs/job-0", headers=bearer(ANN)).json()["status"] == "running"
     assert guarded.delete("/jobs/job-0", headers=bearer(ANN)).status_code == 204
@@ -182,9 +182,9 @@ def test_a_quota_is_counted_reported_and_enforced(new_client: Callable[..., Test
     client = new_client(redis_url=valkey_url, rate_limit="3/minute; 100/day")
     for remaining in (2, 1, 0):
         query = "?n=0" if remaining == 1 else ""  # a refused request counts, too
-        answer = client.post(f"/generate{query}")
-        assert answer.headers["ratelimit-policy"] == '"minute";q=3;w=60, "day";q=100;w=86400'
-        minute, day = answer.headers["ratelimit"].split(", ")
+        response = client.post(f"/generate{query}")
+        assert response.headers["ratelimit-policy"] == '"minute";q=3;w=60, "day";q=100;w=86400'
+        minute, day = response.headers["ratelimit"].split(", ")
         assert re.fullmatch(rf'"minute";r={remaining};t=\d+', minute)
         assert re.fullmatch(rf'"day";r={97 + remaining};t=\d+', day)
     refused = client.post("/score", files=[("image", IMAGE)])
@@ -200,11 +200,11 @@ def test_a_quota_is_counted_reported_and_enforced(new_client: Callable[..., Test
 def test_a_quota_is_per_owner_and_shared_by_instances(
     new_client: Callable[..., TestClient], valkey_url: str, keys: Path
 ) -> None:
-    one, other = (new_client(redis_url=valkey_url, rate_limit="2/hour", api_keys_file=keys) for _ in range(2))
-    codes = [client.post("/generate", headers=bearer(ANN)).status_code for client in (one, other, one)]
+    first, second = (new_client(redis_url=valkey_url, rate_limit="2/hour", api_keys_file=keys) for _ in range(2))
+    codes = [client.post("/generate", headers=bearer(ANN)).status_code for client in (first, second, first)]
     assert codes == [200, 200, 429]
-    assert other.post("/generate", headers=bearer(BOB)).status_code == 200
-    assert one.post("/generate").status_code == 401  # before it is counted
+    assert second.post("/generate", headers=bearer(BOB)).status_code == 200
+    assert first.post("/generate").status_code == 401  # before it is counted
 
 
 # Other origins
@@ -216,9 +216,9 @@ def test_pages_of_other_origins_need_a_setting(new_client: Callable[..., TestCli
     closed, opened = new_client(), new_client(cors_origins=["https://example.org"])
     assert "access-control-allow-origin" not in closed.get("/healthz", headers=origin).headers
     assert closed.options("/score", headers=preflight).status_code == 405
-    answer = opened.get("/jobs/none", headers=origin)
-    assert answer.headers["access-control-allow-origin"] == "https://example.org"
-    assert "Retry-After" in answer.headers["access-control-expose-headers"]
+    response = opened.get("/jobs/none", headers=origin)
+    assert response.headers["access-control-allow-origin"] == "https://example.org"
+    assert "Retry-After" in response.headers["access-control-expose-headers"]
     assert opened.options("/score", headers=preflight).status_code == 200
     other = {"origin": "https://example.com"}
     assert "access-control-allow-origin" not in opened.get("/healthz", headers=other).headers
@@ -228,12 +228,12 @@ def test_errors_can_be_read_by_pages_of_other_origins(new_client: Callable[..., 
     client = new_client(cors_origins=["https://example.org"], max_body_bytes=4096)
     del queue.served
     headers = {"origin": "https://example.org", "x-request-id": "r-1"}
-    for answer, status in (
+    for response, status in (
         (client.post("/score", content=bytes(5000), headers=headers), 413),
         (client.get("/models", headers=headers), 500),
         (client.options("/score", headers=headers | {"access-control-request-method": "POST"}), 200),
     ):
-        assert answer.status_code == status
-        assert answer.headers["access-control-allow-origin"] == "https://example.org"
-        assert answer.headers["x-request-id"] == "r-1"
-        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert response.status_code == status
+        assert response.headers["access-control-allow-origin"] == "https://example.org"
+        assert response.headers["x-request-id"] == "r-1"
+        assert response.headers["x-content-type-options"] == "nosniff"

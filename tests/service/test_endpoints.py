@@ -22,7 +22,7 @@ def flat(level: int, h: int = 8, w: int = 8) -> bytes:
 
 
 def part(data: bytes, name: str = "image") -> tuple[str, tuple[str, bytes, str]]:
-    return name, ("picture.png", data, "image/png")
+    return name, ("image.png", data, "image/png")
 
 
 def pixels(png: bytes) -> np.ndarray:
@@ -33,7 +33,7 @@ def pixels(png: bytes) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "request_",
+    "request_kwargs",
     [
         {"files": [part(flat(40))]},
         {"content": flat(40), "headers": {"content-type": "image/png"}},
@@ -43,10 +43,10 @@ def pixels(png: bytes) -> np.ndarray:
     ],
     ids=["multipart", "raw", "json", "data-url", "json-list"],
 )
-def test_an_image_is_scored_however_it_is_sent(client: TestClient, request_: dict) -> None:
-    answer = client.post("/score", **request_)
-    assert answer.status_code == 200, answer.text
-    body = answer.json()
+def test_an_image_is_scored_however_it_is_sent(client: TestClient, request_kwargs: dict) -> None:
+    response = client.post("/score", **request_kwargs)
+    assert response.status_code == 200, response.text
+    body = response.json()
     verdict = {"statistic": "multiscale", "score": 40.0, "p_value": 0.5, "threshold": 100.0, "is_ood": False}
     assert body == {
         "id": "job-0",
@@ -55,8 +55,8 @@ def test_an_image_is_scored_however_it_is_sent(client: TestClient, request_: dic
         "results": [{"bpd": 40.0, "log_likelihood": -1.0, "ood": verdict}],
         "timing": {"queue_s": 0.001, "compute_s": 0.002, "batch_size": 1},
     }
-    assert answer.headers["x-job-id"] == "job-0"
-    assert "Accept" in answer.headers["vary"]
+    assert response.headers["x-job-id"] == "job-0"
+    assert "Accept" in response.headers["vary"]
 
 
 def encoded(image: Image.Image, form: str, **options: object) -> bytes:
@@ -110,8 +110,8 @@ def test_common_files_become_the_documented_pixels(client: TestClient, queue, na
 
 
 def test_several_images_are_scored_in_order(client: TestClient) -> None:
-    answer = client.post("/score", files=[part(flat(level)) for level in (9, 3, 200)])
-    assert [score["bpd"] for score in answer.json()["results"]] == [9, 3, 200]
+    response = client.post("/score", files=[part(flat(level)) for level in (9, 3, 200)])
+    assert [score["bpd"] for score in response.json()["results"]] == [9, 3, 200]
 
 
 def test_parameters_reach_the_job_from_query_form_and_json(client: TestClient, queue) -> None:
@@ -129,13 +129,13 @@ def test_parameters_reach_the_job_from_query_form_and_json(client: TestClient, q
 
 def test_a_map_has_a_number_for_each_pixel(client: TestClient, queue) -> None:
     image = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
-    answer = client.post("/score?map=1", files=[part(to_png(image))])
-    assert np.allclose(answer.json()["results"][0]["map"], image.mean(-1), atol=1e-3)
+    response = client.post("/score?map=1", files=[part(to_png(image))])
+    assert np.allclose(response.json()["results"][0]["map"], image.mean(-1), atol=1e-3)
     served, queue.served = queue.served, []  # a result outlives the model that made it
-    assert client.get(f"/jobs/{answer.json()['id']}/result").json() == answer.json()
+    assert client.get(f"/jobs/{response.json()['id']}/result").json() == response.json()
     queue.served = served
-    answer = client.post("/score?map=1", files=[part(to_png(image))], headers={"accept": "application/x-npz"})
-    arrays = np.load(io.BytesIO(answer.content))
+    response = client.post("/score?map=1", files=[part(to_png(image))], headers={"accept": "application/x-npz"})
+    arrays = np.load(io.BytesIO(response.content))
     assert np.allclose(arrays["map"][0], image.mean(-1))
     assert arrays["bpd"].tolist() == [image.mean()]
 
@@ -143,24 +143,24 @@ def test_a_map_has_a_number_for_each_pixel(client: TestClient, queue) -> None:
 @pytest.mark.parametrize("n", [1, 3])
 def test_maps_look_as_on_the_command_line(client: TestClient, queue, n: int) -> None:
     maps = [np.full((8, 8), level) for level in (2, 5, 7)[:n]]
-    answer = client.post(
+    response = client.post(
         "/score", files=[part(flat(level)) for level in (2, 5, 7)[:n]], headers={"accept": "image/png"}
     )
-    assert answer.headers["content-type"] == "image/png"
-    drawn = heat.render(maps[0], 0, heat.BRIGHTEST).repeat(32, 0).repeat(32, 1)
-    assert np.array_equal(pixels(answer.content)[:256, :256], drawn)
-    assert np.array_equal(pixels(answer.content), grid([heat.render_pixel_map(map_HW) for map_HW in maps]))
-    again = client.get("/jobs/job-0/result", headers={"accept": "image/png"})
-    assert again.content == answer.content
+    assert response.headers["content-type"] == "image/png"
+    rendered = heat.render(maps[0], 0, heat.BRIGHTEST).repeat(32, 0).repeat(32, 1)
+    assert np.array_equal(pixels(response.content)[:256, :256], rendered)
+    assert np.array_equal(pixels(response.content), grid([heat.render_pixel_map(map_HW) for map_HW in maps]))
+    repeated = client.get("/jobs/job-0/result", headers={"accept": "image/png"})
+    assert repeated.content == response.content
     assert "map" in client.get("/jobs/job-0/result").json()["results"][0]
 
 
 @pytest.mark.parametrize("tile", [0, 1])
 def test_a_job_without_a_map_cannot_be_shown_as_png(client: TestClient, tile: int) -> None:
     client.post(f"/score?tile={tile}", files=[part(flat(5))])
-    answer = client.get("/jobs/job-0/result", headers={"accept": "image/png"})
-    assert answer.status_code == 406
-    assert "send the image again with map=1" in answer.json()["detail"]
+    response = client.get("/jobs/job-0/result", headers={"accept": "image/png"})
+    assert response.status_code == 406
+    assert "send the image again with map=1" in response.json()["detail"]
     arrays = np.load(io.BytesIO(client.get("/jobs/job-0/result", headers={"accept": "application/x-npz"}).content))
     assert "map" not in arrays
 
@@ -177,10 +177,10 @@ def large() -> np.ndarray:
 
 def test_a_large_image_is_judged_by_its_tiles(client: TestClient, queue) -> None:
     file = to_png(large())
-    answer = client.post("/score?tile=1", files=[part(file)])
-    assert answer.status_code == 200, answer.text
+    response = client.post("/score?tile=1", files=[part(file)])
+    assert response.status_code == 200, response.text
     means = [large()[top : top + 8, left : left + 8].mean() for top, left in TileSize(8, 8).corners(20, 24)]
-    body = answer.json()
+    body = response.json()
     assert body == {
         "id": "job-0", "status": "succeeded", "model": {"name": "tiny", "version": "a1" * 32},
         "width": 24, "height": 20, "tile_width": 8, "tile_height": 8, "rows": 4, "columns": 5,
@@ -200,8 +200,8 @@ def test_a_large_image_is_judged_by_its_tiles(client: TestClient, queue) -> None
 
 
 def test_the_map_of_a_large_image_has_its_size(client: TestClient, queue) -> None:
-    ask = {"files": [part(to_png(large()))], "data": {"tile": "1"}}
-    arrays = np.load(io.BytesIO(client.post("/score", **ask, headers={"accept": "application/x-npz"}).content))
+    request = {"files": [part(to_png(large()))], "data": {"tile": "1"}}
+    arrays = np.load(io.BytesIO(client.post("/score", **request, headers={"accept": "application/x-npz"}).content))
     means = [large()[top : top + 8, left : left + 8].mean() for top, left in TileSize(8, 8).corners(20, 24)]
     tiles = np.reshape(means, (4, 5)).astype(np.float32)
     assert np.array_equal(arrays["tiles"], tiles)
@@ -210,8 +210,8 @@ def test_the_map_of_a_large_image_has_its_size(client: TestClient, queue) -> Non
     assert arrays["box"].tolist() == [4, 8, 8, 8]
     assert (arrays["p_value"], arrays["threshold"], arrays["is_ood"]) == (0.5, 100, True)
     assert arrays["score"] == max(means)
-    drawn = client.post("/score", **ask, headers={"accept": "image/png"})
-    assert np.array_equal(pixels(drawn.content), heat.render(arrays["map"], float(arrays["map"].min()), 100))
+    png = client.post("/score", **request, headers={"accept": "image/png"})
+    assert np.array_equal(pixels(png.content), heat.render(arrays["map"], float(arrays["map"].min()), 100))
 
 
 def test_tiles_that_are_not_calibrated_give_no_verdict(client: TestClient, queue, model) -> None:
@@ -225,9 +225,9 @@ def test_tiles_that_are_not_calibrated_give_no_verdict(client: TestClient, queue
 
 def test_tiles_are_scored_in_the_generate_lane(client: TestClient, queue, worker) -> None:
     queue.infos = [worker.model_copy(update={"lanes": ("score",)})]
-    answer = client.post("/score?tile=1", files=[part(to_png(large()))])
-    assert answer.status_code == 503
-    assert "generate lane" in answer.json()["detail"]
+    response = client.post("/score?tile=1", files=[part(to_png(large()))])
+    assert response.status_code == 503
+    assert "generate lane" in response.json()["detail"]
 
 
 def test_verdicts_statistics_and_the_sanity_test_are_returned_on_request(client: TestClient) -> None:
@@ -244,8 +244,8 @@ def test_verdicts_statistics_and_the_sanity_test_are_returned_on_request(client:
     assert other["statistics"] == {"multiscale": 40, "bpd": 40}
     [bare] = client.post("/score?ood=0", files=files[:1]).json()["results"]
     assert bare == {"bpd": 40, "log_likelihood": -1, "ood": None}
-    ask = "/score?statistics=bpd&sanity=1"
-    arrays = np.load(io.BytesIO(client.post(ask, files=files, headers={"accept": "application/x-npz"}).content))
+    url = "/score?statistics=bpd&sanity=1"
+    arrays = np.load(io.BytesIO(client.post(url, files=files, headers={"accept": "application/x-npz"}).content))
     assert arrays["is_ood"].tolist() == [False, True]
     assert arrays["p_value"].tolist() == [0.5, 0.5]
     assert arrays["ood_score"].tolist() == arrays["statistic_bpd"].tolist() == [40, 120]
@@ -266,37 +266,37 @@ def test_models_describe_their_calibration(client: TestClient) -> None:
 
 
 def test_an_image_is_generated_as_png(client: TestClient, queue) -> None:
-    answer = client.post("/generate?class=cat&seed=77")
-    assert answer.status_code == 200, answer.text
-    assert answer.headers["content-type"] == "image/png"
-    assert answer.headers["x-seed"] == "77"
-    assert np.array_equal(pixels(answer.content), np.full((8, 8, 3), 77))
+    response = client.post("/generate?class=cat&seed=77")
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"] == "image/png"
+    assert response.headers["x-seed"] == "77"
+    assert np.array_equal(pixels(response.content), np.full((8, 8, 3), 77))
     job = queue.jobs["job-0"][0]
     assert isinstance(job, GenerateJob)
     assert (job.class_name, job.seed, job.n, job.noise, job.steps, job.solver) == ("cat", 77, 1, None, None, None)
 
 
 def test_several_images_are_a_grid_a_zip_json_or_arrays(client: TestClient) -> None:
-    ask = "/generate?n=3&seed=5"
-    image = pixels(client.post(ask).content)
+    url = "/generate?n=3&seed=5"
+    image = pixels(client.post(url).content)
     assert image.shape == (16, 16, 3)
     assert [image[0, 0, 0], image[0, 8, 0], image[8, 0, 0], image[8, 8, 0]] == [5, 6, 7, 0]
-    body = client.post(ask, headers={"accept": "application/json"}).json()
+    body = client.post(url, headers={"accept": "application/json"}).json()
     assert [image["seed"] for image in body["images"]] == [5, 6, 7]
     assert [pixels(base64.b64decode(image["png"]))[0, 0, 0] for image in body["images"]] == [5, 6, 7]
-    archive = zipfile.ZipFile(io.BytesIO(client.post(ask, headers={"accept": "application/zip"}).content))
+    archive = zipfile.ZipFile(io.BytesIO(client.post(url, headers={"accept": "application/zip"}).content))
     assert archive.namelist() == ["00-seed-5.png", "01-seed-6.png", "02-seed-7.png", "job.json"]
     assert pixels(archive.read("01-seed-6.png"))[0, 0, 0] == 6
     assert json.loads(archive.read("job.json"))["images"] == [{"seed": 5}, {"seed": 6}, {"seed": 7}]
-    arrays = np.load(io.BytesIO(client.post(ask, headers={"accept": "application/x-npz"}).content))
+    arrays = np.load(io.BytesIO(client.post(url, headers={"accept": "application/x-npz"}).content))
     assert arrays["images"].shape == (3, 8, 8, 3)
     assert arrays["seeds"].tolist() == [5, 6, 7]
 
 
 def test_every_setting_reaches_the_job(client: TestClient, queue) -> None:
     settings = {"class": "dog", "n": 2, "seed": 9, "noise": 4.5, "steps": 12, "solver": "heun", "priority": "low"}
-    for request_ in ({"json": settings}, {"params": settings}, {"data": {k: str(v) for k, v in settings.items()}}):
-        assert client.post("/generate", **request_).status_code == 200
+    for arguments in ({"json": settings}, {"params": settings}, {"data": {k: str(v) for k, v in settings.items()}}):
+        assert client.post("/generate", **arguments).status_code == 200
     for job, _ in queue.jobs.values():
         fields = {"class": job.class_name} | {name: getattr(job, name) for name in settings if name != "class"}
         assert fields == settings
@@ -314,9 +314,9 @@ def test_without_a_seed_one_is_chosen(client: TestClient) -> None:
 
 def test_half_an_image_is_completed(client: TestClient, queue) -> None:
     half = np.arange(96, dtype=np.uint8).reshape(4, 8, 3)
-    answer = client.post("/complete?seed=3", files=[part(to_png(half))])
-    assert answer.status_code == 200, answer.text
-    full = pixels(answer.content)
+    response = client.post("/complete?seed=3", files=[part(to_png(half))])
+    assert response.status_code == 200, response.text
+    full = pixels(response.content)
     assert np.array_equal(full[:4], half)
     assert np.all(full[4:] == 7)
     job = queue.jobs["job-0"][0]
@@ -330,10 +330,10 @@ def test_several_completions_of_one_image(client: TestClient) -> None:
 
 
 def test_a_half_that_the_model_cannot_complete_is_refused(client: TestClient) -> None:
-    answer = client.post("/complete?keep=left", files=[part(flat(5))])
-    assert answer.status_code == 422
-    assert answer.json()["errors"][0]["field"] == "keep"
-    assert "top half is known" in answer.json()["detail"]
+    response = client.post("/complete?keep=left", files=[part(flat(5))])
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["field"] == "keep"
+    assert "top half is known" in response.json()["detail"]
 
 
 # Waiting, and jobs
@@ -341,12 +341,12 @@ def test_a_half_that_the_model_cannot_complete_is_refused(client: TestClient) ->
 
 def test_a_job_longer_than_the_wait_is_answered_202(client: TestClient, queue) -> None:
     queue.delay_s = 0.5
-    answer = client.post("/generate?seed=1", headers={"prefer": "wait=0"})
-    assert answer.status_code == 202
-    assert answer.headers["location"] == "/jobs/job-0"
-    assert int(answer.headers["retry-after"]) >= 1
-    assert answer.headers["preference-applied"] == "wait=0"
-    assert answer.json()["status"] == "running"
+    response = client.post("/generate?seed=1", headers={"prefer": "wait=0"})
+    assert response.status_code == 202
+    assert response.headers["location"] == "/jobs/job-0"
+    assert int(response.headers["retry-after"]) >= 1
+    assert response.headers["preference-applied"] == "wait=0"
+    assert response.json()["status"] == "running"
     assert client.get("/jobs/job-0/result").status_code == 202
     result = client.get("/jobs/job-0/result", headers={"prefer": "wait=5"})
     assert result.status_code == 200
@@ -358,8 +358,8 @@ def test_a_job_longer_than_the_wait_is_answered_202(client: TestClient, queue) -
 def test_a_waiting_job_has_a_position_and_a_retry_after(client: TestClient, queue) -> None:
     queue.delay_s, queue.waits, queue.rate = 60, True, 0.5
     answers = [client.post("/generate", headers={"prefer": "respond-async"}) for _ in range(3)]
-    assert [answer.json()["position"] for answer in answers] == [0, 1, 2]
-    assert [answer.headers["retry-after"] for answer in answers] == ["2", "4", "6"]
+    assert [response.json()["position"] for response in answers] == [0, 1, 2]
+    assert [response.headers["retry-after"] for response in answers] == ["2", "4", "6"]
     assert client.get("/jobs/job-2").json()["position"] == 2
     queue.waits = False
     assert client.get("/jobs/job-2").json()["position"] is None
@@ -369,16 +369,16 @@ def test_a_waiting_job_has_a_position_and_a_retry_after(client: TestClient, queu
 def test_respond_async_does_not_wait(client: TestClient, queue) -> None:
     queue.delay_s = 60
     started = time.monotonic()
-    answer = client.post("/score", files=[part(flat(1))], headers={"prefer": "respond-async, wait=20"})
+    response = client.post("/score", files=[part(flat(1))], headers={"prefer": "respond-async, wait=20"})
     assert time.monotonic() - started < 2
-    assert answer.status_code == 202
-    assert answer.headers["preference-applied"] == "respond-async"
+    assert response.status_code == 202
+    assert response.headers["preference-applied"] == "respond-async"
 
 
 def test_the_operator_limits_the_wait(new_client: Callable[..., TestClient], queue) -> None:
     queue.delay_s = 60
-    answer = new_client(wait_s=0.1).post("/generate", headers={"prefer": "wait=500"})
-    assert answer.status_code == 202
+    response = new_client(wait_s=0.1).post("/generate", headers={"prefer": "wait=500"})
+    assert response.status_code == 202
 
 
 def test_a_job_that_succeeded_is_complete(client: TestClient) -> None:
@@ -414,12 +414,12 @@ def test_a_job_is_described_with_links_that_work(client: TestClient, queue) -> N
 )
 def test_a_failed_job_gives_the_reason(client: TestClient, queue, reason: str, status: int) -> None:
     queue.fails = JobError(field="noise" if reason == "input" else None, detail="It went wrong.", reason=reason)
-    answer = client.post("/generate")
-    assert answer.status_code == status
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert answer.json()["detail"] == "It went wrong."
-    assert answer.json()["type"] == f"urn:ncml:problem:job-{reason}"
-    assert [error["field"] for error in answer.json()["errors"]] == (["noise"] if reason == "input" else [])
+    response = client.post("/generate")
+    assert response.status_code == status
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.json()["detail"] == "It went wrong."
+    assert response.json()["type"] == f"urn:ncml:problem:job-{reason}"
+    assert [error["field"] for error in response.json()["errors"]] == (["noise"] if reason == "input" else [])
 
 
 def test_an_expired_result_is_404(client: TestClient, queue) -> None:
@@ -449,16 +449,16 @@ def test_events_are_streamed_and_resumed(client: TestClient, queue) -> None:
 def test_the_same_request_under_one_key_is_one_job(client: TestClient, queue) -> None:
     key = {"idempotency-key": "order-1"}
     first = client.post("/score?class=cat", files=[part(flat(9))], headers=key)
-    again = client.post("/score", files=[part(flat(9), "image")], data={"class": "cat"}, headers=key)
+    repeated = client.post("/score", files=[part(flat(9), "image")], data={"class": "cat"}, headers=key)
     raw = {"content": flat(9), "headers": key | {"content-type": "image/png"}}
-    assert first.json() == again.json() == client.post("/score?class=cat", **raw).json()
+    assert first.json() == repeated.json() == client.post("/score?class=cat", **raw).json()
     assert len(queue.jobs) == 1
     seeds = {client.post("/generate", headers={"idempotency-key": "order-2"}).headers["x-seed"] for _ in range(3)}
     assert len(seeds) == 1
     for path, files in (("/score?class=dog", flat(9)), ("/score?class=cat", flat(8)), ("/complete?class=cat", flat(9))):
-        answer = client.post(path, files=[part(files)], headers=key)
-        assert answer.status_code == 422
-        assert answer.json()["errors"][0]["field"] == "Idempotency-Key"
+        response = client.post(path, files=[part(files)], headers=key)
+        assert response.status_code == 422
+        assert response.json()["errors"][0]["field"] == "Idempotency-Key"
     assert client.post("/generate", headers={"idempotency-key": "a b"}).status_code == 422
     assert len(queue.jobs) == 2
 
@@ -495,9 +495,9 @@ def test_a_model_is_chosen_by_name_or_version(client: TestClient, queue, model) 
         job = list(queue.jobs.values())[-1][0]
         assert (job.model, job.version) == (name, version)
     for unknown in ("nobody", "tiny@c3c3c3", "tiny@a", "tiny@"):
-        answer = client.post("/generate", params={"model": unknown})
-        assert answer.status_code == 422
-        assert "aaa" in answer.json()["errors"][0]["detail"]
+        response = client.post("/generate", params={"model": unknown})
+        assert response.status_code == 422
+        assert "aaa" in response.json()["errors"][0]["detail"]
 
 
 def test_the_operator_chooses_the_default_model(new_client: Callable[..., TestClient], queue, model) -> None:

@@ -18,15 +18,15 @@ from tests.service.hostile import corpus
 IMAGE = to_png(np.full((8, 8, 3), 50, np.uint8))
 
 
-def assert_problem(answer, status: int) -> dict:
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    body = answer.json()
+def assert_problem(response, status: int) -> dict:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    body = response.json()
     assert body.keys() == {"type", "title", "status", "detail", "request_id", "errors"}
     assert body["status"] == status
-    assert body["request_id"] == answer.headers["x-request-id"]
+    assert body["request_id"] == response.headers["x-request-id"]
     assert body["detail"].endswith(".")
-    assert ("retry-after" in answer.headers) == (status in (429, 503))
+    assert ("retry-after" in response.headers) == (status in (429, 503))
     return body
 
 
@@ -165,7 +165,7 @@ def test_an_image_that_cannot_be_tiled_is_refused_at_once(new_client, queue, mod
 
 
 @pytest.mark.parametrize(
-    ("request_", "status", "words"),
+    ("request_kwargs", "status", "words"),
     [
         ({}, 422, "image is missing"),
         ({"json": {}}, 422, "image is missing"),
@@ -203,8 +203,8 @@ def test_an_image_that_cannot_be_tiled_is_refused_at_once(new_client, queue, mod
         ({"files": [("image", IMAGE), ("image", b"GIF89a")]}, 422, "image[1] is"),
     ],
 )
-def test_a_body_that_cannot_be_parsed_is_refused_with_a_reason(client, request_: dict, status: int, words: str) -> None:
-    assert words in assert_problem(client.post("/score", **request_), status)["detail"]
+def test_an_invalid_body_is_refused_with_a_reason(client, request_kwargs: dict, status: int, words: str) -> None:
+    assert words in assert_problem(client.post("/score", **request_kwargs), status)["detail"]
 
 
 def test_an_image_sent_as_a_form_gets_a_hint_and_is_not_repeated(client) -> None:
@@ -215,9 +215,9 @@ def test_an_image_sent_as_a_form_gets_a_hint_and_is_not_repeated(client) -> None
         "Content-Type: image/png"
         in assert_problem(client.post("/score", content=to_png(noise), headers=headers), 415)["detail"]
     )
-    answer = client.post("/generate", content=to_png(noise)[:2000], headers=headers)
-    assert answer.status_code in (400, 422)
-    assert len(answer.content) < 1000
+    response = client.post("/generate", content=to_png(noise)[:2000], headers=headers)
+    assert response.status_code in (400, 422)
+    assert len(response.content) < 1000
 
 
 @pytest.mark.parametrize("image_count", [2, 3, 66])
@@ -239,10 +239,10 @@ def test_more_parameters_than_any_endpoint_has_are_refused(client) -> None:
         for way, where in ways:
             if path == "/score" and way.keys() == {"data"}:
                 continue
-            answer = client.post(path, **way)
+            response = client.post(path, **way)
             detail = f"There are more than 32 parameters {where}; send only those of this endpoint."
-            assert assert_problem(answer, 422)["detail"] == detail
-            assert len(answer.content) < 1000
+            assert assert_problem(response, 422)["detail"] == detail
+            assert len(response.content) < 1000
         for body in (many, {"image": ["AA=="] * 2000}, {"n": [0] * 100_000}, [0] * 100_000):
             detail = "The body has more than 1000 values; send only the parameters of this endpoint."
             assert assert_problem(client.post(path, json=body), 422)["detail"] == detail
@@ -250,7 +250,7 @@ def test_more_parameters_than_any_endpoint_has_are_refused(client) -> None:
 
 def test_problems_repeat_only_the_beginning_of_long_input(client) -> None:
     long = "x" * 100_000
-    for answer, status in (
+    for response, status in (
         (client.post("/generate", headers={"accept": f"text/html, {long}"}), 406),
         (client.post("/generate", headers={"accept": "text/html," * 10_000}), 406),
         (client.post("/generate", headers={"prefer": f"wait={long}"}), 422),
@@ -258,8 +258,8 @@ def test_problems_repeat_only_the_beginning_of_long_input(client) -> None:
         (client.get(f"/{long[:60_000]}"), 404),
         (client.request("BREW" * 1000, "/score"), 405),
     ):
-        assert_problem(answer, status)
-        assert len(answer.content) < 1000
+        assert_problem(response, status)
+        assert len(response.content) < 1000
 
 
 def test_an_upload_without_disk_space_is_503(client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,9 +333,9 @@ def test_allow_names_every_method_of_a_path(client) -> None:
     assert client.get("/score").headers["allow"] == "POST"
     assert client.head("/score").headers["allow"] == "POST"
     for path in ("/studio/any.js", "/docs/assets/any.js"):
-        answer = client.post(path)
-        assert answer.headers["allow"] == "GET, HEAD"
-        assert answer.json()["detail"] == f"{path} does not support POST; it supports GET, HEAD."
+        response = client.post(path)
+        assert response.headers["allow"] == "GET, HEAD"
+        assert response.json()["detail"] == f"{path} does not support POST; it supports GET, HEAD."
 
 
 @pytest.mark.parametrize("event", ["99999999999999999999", "1-99999999999999999999", "1-", "x", "-1", "1" * 5000])
@@ -378,10 +378,10 @@ def test_repeated_header_lines_form_one_list(client) -> None:
         ("GET", "/jobs/job-0/result"),
     ):
         files = [("image", IMAGE)] if path in ("/complete", "/score") else None
-        answer = client.request(method, path, files=files, headers=lines)
-        assert answer.status_code == 200, path
-        assert answer.headers["content-type"] == "application/json"
-        assert answer.headers["preference-applied"] == "wait=3"
+        response = client.request(method, path, files=files, headers=lines)
+        assert response.status_code == 200, path
+        assert response.headers["content-type"] == "application/json"
+        assert response.headers["preference-applied"] == "wait=3"
 
 
 def test_a_wait_that_is_not_a_number_is_refused(client) -> None:
@@ -393,8 +393,8 @@ def test_a_wait_that_is_not_a_number_is_refused(client) -> None:
 
 def test_without_a_worker_the_answer_is_503_at_once(client, queue, worker) -> None:
     queue.infos = [worker.model_copy(update={"lanes": ("generate",)})]
-    answer = client.post("/score", files=[("image", IMAGE)])
-    assert "score lane" in assert_problem(answer, 503)["detail"]
+    response = client.post("/score", files=[("image", IMAGE)])
+    assert "score lane" in assert_problem(response, 503)["detail"]
     assert client.post("/generate").status_code == 200
     assert len(queue.jobs) == 1
 
@@ -404,15 +404,15 @@ def test_while_no_model_is_loaded_the_answer_is_503(client, queue) -> None:
     assert (
         assert_problem(client.get("/models/x"), 404)["detail"] == "model: 'x' is not available; no models are served."
     )
-    answer = client.post("/generate")
-    assert "loading" in assert_problem(answer, 503)["detail"]
+    response = client.post("/generate")
+    assert "loading" in assert_problem(response, 503)["detail"]
 
 
 def test_without_the_queue_the_answer_is_503(client, queue) -> None:
     queue.down = True
     for method, path in [("POST", "/generate"), ("GET", "/jobs/a"), ("GET", "/models"), ("GET", "/readyz")]:
-        answer = client.request(method, path)
-        assert "queue is unreachable" in assert_problem(answer, 503)["detail"]
+        response = client.request(method, path)
+        assert "queue is unreachable" in assert_problem(response, 503)["detail"]
         assert client.get("/healthz").status_code == 200
     assert "ncml_redis_up 0.0" in client.get("/metrics").text
 
@@ -424,11 +424,11 @@ def test_a_full_queue_is_429(new_client, queue) -> None:
     assert codes == [202, 202]
     for rate, seconds in ((0, RETRY_AFTER_S), (0.05, 20), (0.0001, 3600), (100, 1)):
         queue.rate = rate
-        answer = client.post("/generate", headers={"prefer": "respond-async"})
-        body = assert_problem(answer, 429)
+        response = client.post("/generate", headers={"prefer": "respond-async"})
+        body = assert_problem(response, 429)
         assert "2 jobs are waiting" in body["detail"]
         assert body["type"] == "urn:ncml:problem:queue-full"
-        assert answer.headers["retry-after"] == str(seconds), "half of the queue is done by then"
+        assert response.headers["retry-after"] == str(seconds), "half of the queue is done by then"
 
 
 def test_an_unexpected_error_is_a_500_that_does_not_reveal_its_cause(client, queue) -> None:
@@ -467,11 +467,11 @@ def test_no_hostile_upload_is_answered_5xx(client: TestClient, path: str) -> Non
             {"content": data, "headers": {"content-type": "image/png"}},
             {"json": {"image": base64.b64encode(data).decode()}},
         )
-        answer = client.post(path, **ways[(i + (path == "/score")) % 3])  # a different way for each path
-        if answer.status_code == 200:
+        response = client.post(path, **ways[(i + (path == "/score")) % 3])  # a different way for each path
+        if response.status_code == 200:
             continue
-        assert answer.status_code in (413, 422), (name, answer.text)
-        body = assert_problem(answer, answer.status_code)
+        assert response.status_code in (413, 422), (name, response.text)
+        body = assert_problem(response, response.status_code)
         assert body["errors"][0]["field"] in ("image", "keep"), name
         refused += 1
     assert refused > len(HOSTILE) / 2
@@ -479,8 +479,8 @@ def test_no_hostile_upload_is_answered_5xx(client: TestClient, path: str) -> Non
 
 def test_names_of_files_and_fields_are_not_trusted(client: TestClient) -> None:
     for name in ("../../etc/passwd", "a\0b", "x" * 5000, "\r\nX-Evil: 1", "<script>", "画像.png"):
-        answer = client.post("/score", files=[("image", (name, IMAGE, "image/png"))])
-        assert answer.status_code < 500
-        assert "x-evil" not in answer.headers
+        response = client.post("/score", files=[("image", (name, IMAGE, "image/png"))])
+        assert response.status_code < 500
+        assert "x-evil" not in response.headers
         assert client.post("/score", files=[(name, ("a.png", IMAGE, "image/png"))]).status_code in (400, 422)
         assert client.post("/generate", params={name: "1"}).status_code == 422
