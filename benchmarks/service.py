@@ -1,14 +1,15 @@
-"""What HTTP and the queue add to a score, measured side by side in one run: one thread for the model on both sides.
+"""Overhead of HTTP and the queue on a score, measured side by side in one run with one thread for the model.
 
-Scored is without a verdict, one pass of the network: with one the model takes longer, and all else weighs less.
+Scores are without a verdict, one pass of the network; a verdict makes the model slower and the overhead relatively
+smaller.
 
     python benchmarks/service.py [--model FOLDER] [--json]
 
-1. Latency of POST /score for one picture on an idle machine, against reading and scoring the same file in this process,
-   in turn. Goal: at most 12 ms more at the median.
-2. Pictures a second with 32 clients of one picture at a time, against in-process batches of the worker's size.
-   Goal: at least 0.85.
-3. What a subscriber to a job's events costs: processor time of the service for 32 streams that wait.
+1. Latency of POST /score for one image on an idle machine, compared with decoding and scoring the same file in this
+   process, alternating. Goal: at most 12 ms more at the median.
+2. Images per second with 32 clients that send one image at a time, compared with in-process batches of the worker's
+   size. Goal: at least 0.85.
+3. Cost of a subscriber to a job's events: processor time of the service for 32 idle streams.
 """
 
 import argparse
@@ -46,7 +47,7 @@ STREAMS = 32
 
 @contextlib.contextmanager
 def stack(url: str, folder: Path, log: Path) -> Iterator[tuple[httpx2.Client, psutil.Process]]:
-    """A worker for scores and the service; a client and the service's process."""
+    """Run a score worker and the service; yield a client and the service's process."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -78,55 +79,55 @@ def stack(url: str, folder: Path, log: Path) -> Iterator[tuple[httpx2.Client, ps
 
 
 def score(http: httpx2.Client, model: Model, file: bytes) -> None:
-    answer = http.post(f"/score?model={model.name}&ood=0", files={"image": file})
-    assert answer.status_code == 200, answer.text
+    response = http.post(f"/score?model={model.name}&ood=0", files={"image": file})
+    assert response.status_code == 200, response.text
 
 
-def directly(model: Model, files: list[bytes]) -> None:
+def score_in_process(model: Model, files: list[bytes]) -> None:
     model.score(np.stack([resize_to(open_image(file), model.height, model.width) for file in files]), ood=False)
 
 
 def latency(http: httpx2.Client, model: Model, file: bytes, samples: int = 300) -> dict[str, float]:
-    """Seconds of one score, over HTTP and in this process, in turn."""
+    """Return the seconds of one score, over HTTP and in this process, alternating."""
     over_http: list[float] = []
     in_process: list[float] = []
     for i in range(samples + 20):
         for times, run in (
             (over_http, lambda: score(http, model, file)),
-            (in_process, lambda: directly(model, [file])),
+            (in_process, lambda: score_in_process(model, [file])),
         ):
-            began = time.perf_counter()
+            started = time.perf_counter()
             run()
-            if i >= 20:  # the first ones warm caches up
-                times.append(time.perf_counter() - began)
+            if i >= 20:  # the first runs warm up the caches
+                times.append(time.perf_counter() - started)
             time.sleep(0.005)
     http_p = statistics.quantiles(over_http, n=100)
-    own_p = statistics.quantiles(in_process, n=100)
+    in_process_p = statistics.quantiles(in_process, n=100)
     return {
-        "http_p50_s": http_p[49], "http_p99_s": http_p[98], "in_process_p50_s": own_p[49],
-        "in_process_p99_s": own_p[98], "added_p50_s": http_p[49] - own_p[49],
+        "http_p50_s": http_p[49], "http_p99_s": http_p[98], "in_process_p50_s": in_process_p[49],
+        "in_process_p99_s": in_process_p[98], "added_p50_s": http_p[49] - in_process_p[49],
     }  # fmt: skip
 
 
 def throughput(http: httpx2.Client, model: Model, files: list[bytes], rounds: int = 3) -> dict[str, float]:
-    """Pictures a second over HTTP and in this process, in turn; the best round of each counts."""
+    """Return images per second over HTTP and in this process, alternating; the best round of each counts."""
     over_http: list[float] = []
     in_process: list[float] = []
     with ThreadPoolExecutor(CLIENTS) as pool:
         for _ in range(rounds):
-            began = time.perf_counter()
+            started = time.perf_counter()
             for at in range(0, len(files), BATCH):
-                directly(model, files[at : at + BATCH])
-            in_process.append(len(files) / (time.perf_counter() - began))
-            began = time.perf_counter()
+                score_in_process(model, files[at : at + BATCH])
+            in_process.append(len(files) / (time.perf_counter() - started))
+            started = time.perf_counter()
             list(pool.map(lambda file: score(http, model, file), files))
-            over_http.append(len(files) / (time.perf_counter() - began))
+            over_http.append(len(files) / (time.perf_counter() - started))
     ratio = max(over_http) / max(in_process)
     return {"http": max(over_http), "in_process": max(in_process), "ratio": ratio}
 
 
 def subscribers(http: httpx2.Client, service: psutil.Process, url: str, seconds: float = 10) -> dict[str, float]:
-    """Processor seconds a second of the service, alone and with streams of a job that nobody starts."""
+    """Return the processor load of the service per event stream, for a job that never starts."""
     from worker.contract import GenerateJob
     from worker.queue import JobQueue
 
@@ -172,10 +173,10 @@ def main() -> None:
     server.start()
     try:
         with (
-            tempfile.TemporaryDirectory() as where,
-            stack(server.url, arguments.model.resolve(), Path(where) / "log") as (http, service),
+            tempfile.TemporaryDirectory() as folder,
+            stack(server.url, arguments.model.resolve(), Path(folder) / "log") as (http, service),
         ):
-            found = {
+            results = {
                 "latency": latency(http, model, files[0]),
                 "throughput": throughput(http, model, files),
                 "subscriber": subscribers(http, service, server.url),
@@ -183,13 +184,13 @@ def main() -> None:
     finally:
         server.stop()
     if arguments.json:
-        print(json.dumps(found))
+        print(json.dumps(results))
         return
-    times, rates, streams = found["latency"], found["throughput"], found["subscriber"]
-    print(f"one picture   over HTTP p50 {times['http_p50_s'] * 1e3:.1f} ms, p99 {times['http_p99_s'] * 1e3:.1f} ms")
+    times, rates, streams = results["latency"], results["throughput"], results["subscriber"]
+    print(f"one image     over HTTP p50 {times['http_p50_s'] * 1e3:.1f} ms, p99 {times['http_p99_s'] * 1e3:.1f} ms")
     print(f"              in process p50 {times['in_process_p50_s'] * 1e3:.1f} ms")
     print(f"              added at p50 {times['added_p50_s'] * 1e3:.1f} ms (goal: at most 12)")
-    print(f"{CLIENTS} clients    over HTTP {rates['http']:.0f} pictures/s, in process {rates['in_process']:.0f}")
+    print(f"{CLIENTS} clients    over HTTP {rates['http']:.0f} images/s, in process {rates['in_process']:.0f}")
     print(f"              ratio {rates['ratio']:.2f} (goal: at least 0.85)")
     print(f"subscriber    {streams['cpu_share_each'] * 100:.3f} % of a core")
 

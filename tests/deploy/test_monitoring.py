@@ -144,7 +144,8 @@ def test_the_dashboard_is_one_that_grafana_shows() -> None:
             assert panel["targets"], panel["title"]
             assert {t["datasource"]["uid"] for t in panel["targets"]} == {source["uid"]}
     titles = " ".join(panel["title"] for panel in panels).lower()
-    assert all(word in titles for word in ("queue", "latency", "batch", "device", "bits per dimension", "foreign"))
+    topics = ("queue", "latency", "batch", "device", "bits per dimension", "out-of-distribution")
+    assert all(topic in titles for topic in topics)
 
 
 def test_targets_are_the_containers_and_their_ports() -> None:
