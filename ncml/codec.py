@@ -41,6 +41,7 @@ from ncml.errors import InputError
 from ncml.model import Model
 from ncml.network.likelihood import LOG_SCALES, from_uint8
 from ncml.paths import printable
+from ncml.progress import OnProgress, Progress, ignore_progress
 from ncml.sampling.cached import walk
 from ncml.sampling.sample import Conditions
 
@@ -54,8 +55,6 @@ MAX_HEADER = 2**24
 GREYS = 256
 LEAST_MASS = 1e-30
 """Keeps a component alive whose mass underflows; the coder gives every level 2^-24 at least."""
-
-Report = Callable[[int, int], None]
 
 
 class Header(BaseModel):
@@ -76,11 +75,11 @@ class Header(BaseModel):
 
 
 def compress(
-    model: Model, pixels_NHWC: NDArray[np.uint8], names: Sequence[str], report: Report = lambda done, total: None
+    model: Model, pixels_NHWC: NDArray[np.uint8], names: Sequence[str], on_progress: OnProgress = ignore_progress
 ) -> bytes:
     """An archive of pictures of the model's size, uint8 [N, H, W, 3]; names are those of files, without ending.
 
-    report: called with rows coded and in all.
+    on_progress: counts pixel rows.
     """
     wanted = (model.height, model.width, 3)
     if pixels_NHWC.dtype != np.uint8 or pixels_NHWC.shape[1:] != wanted or not len(pixels_NHWC):
@@ -92,7 +91,9 @@ def compress(
     if twice := next((name for name, count in Counter(names).items() if count > 1), None):
         raise InputError("files", f"two pictures are named {twice!r}: every one needs a file name of its own.")
     streams = [
-        _encode(model, pixels_NHWC[some], _part(report, some.start, len(pixels_NHWC), model.height))
+        _encode(
+            model, pixels_NHWC[some], _row_counter(on_progress, "compress", some.start, len(pixels_NHWC), model.height)
+        )
         for some in _groups(len(pixels_NHWC))
     ]
     header = Header(
@@ -110,7 +111,7 @@ def compress(
 
 
 def decompress(
-    model: Model, archive: bytes, report: Report = lambda done, total: None
+    model: Model, archive: bytes, on_progress: OnProgress = ignore_progress
 ) -> tuple[list[str], NDArray[np.uint8]]:
     """Names and pictures of an archive, uint8 [N, H, W, 3].
 
@@ -131,7 +132,8 @@ def decompress(
     torch.set_num_threads(header.threads)
     try:
         for some, stream in zip(_groups(len(pixels)), streams, strict=True):
-            pixels[some] = _decode(model, stream, pixels[some], _part(report, some.start, len(pixels), model.height))
+            on_row = _row_counter(on_progress, "decompress", some.start, len(pixels), model.height)
+            pixels[some] = _decode(model, stream, pixels[some], on_row)
     finally:
         torch.set_num_threads(threads)
     if _digest(pixels) != digest:
@@ -179,11 +181,11 @@ def _groups(n: int) -> list[slice]:
     return [slice(start, min(start + GROUP, n)) for start in range(0, n, GROUP)]
 
 
-def _part(report: Report, start: int, n: int, height: int) -> Callable[[int, int], bool]:
-    """What one group reports of the whole: picture rows done."""
+def _row_counter(on_progress: OnProgress, stage: str, start: int, n: int, height: int) -> Callable[[int, int], bool]:
+    """Return an `on_row` of the group from image `start` on, which counts pixel rows of all n images."""
 
     def on_row(row: int, members: int) -> bool:
-        report(start * height + row * members, n * height)
+        on_progress(Progress(stage, start * height + row * members, n * height))
         return False
 
     return on_row

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import operator
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,28 +13,23 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ncml import checkpoint, runtime
-from ncml.config import DEFAULT_SOLVER, SOLVERS, STEPPED_SOLVER
 from ncml.errors import InputError, ModelError
 from ncml.images import to_rgb
+from ncml.limits import KEEPS, MAX_IMAGES_PER_CALL, MAX_SEED, Keep, check_count
 from ncml.network.likelihood import bits_per_dim, from_uint8
 from ncml.network.ncpn import NCPN
-from ncml.network.orientation import KEEPS, Keep
 from ncml.network.sde import end_time, grey_levels, process
 from ncml.ood.calibration import Calibration, Verdict
 from ncml.ood.measurements import LevelMeasurement, measure, measure_level
 from ncml.ood.statistics import build_statistics, required_columns, select_names
 from ncml.ood.tiles import Scan, TileCalibration, scan
+from ncml.progress import OnProgress, Progress, ignore_progress
 from ncml.sampling.cached import incremental
 from ncml.sampling.cuda_graphs import Replay
-from ncml.sampling.sample import Callback, Plan, Sampler, draw, naive
-
-MAX_SEED = 2**53 - 1
-MAX_STEPS = 1000
-MAX_IMAGES = 1024
-"""Images drawn in one call: they are drawn together, and each holds some megabytes while that lasts."""
+from ncml.sampling.options import SamplingLimits, SamplingOptions, check_noise
+from ncml.sampling.sample import Plan, Sampler, draw, naive
 
 SAMPLERS: dict[str, Sampler] = {"incremental": incremental, "naive": naive}
-"""The first is the default; `naive` is the reference, hundreds of times slower."""
 
 Classes = str | int | None | Sequence[str | int | None]
 Images = NDArray[np.uint8] | Image.Image | Sequence[NDArray[np.uint8] | Image.Image]
@@ -61,6 +55,7 @@ class Score:
 
 def load(path: str | os.PathLike[str], device: str = "cpu") -> Model:
     """Open a model folder; raises ModelError, in one sentence, if it is not one or cannot be placed on the device."""
+    runtime.use_full_precision()
     if problem := runtime.problem(device):
         raise ModelError(f"{path} cannot be placed on {device!r}: {problem}")
     try:
@@ -68,17 +63,6 @@ def load(path: str | os.PathLike[str], device: str = "cpu") -> Model:
     except RuntimeError as error:  # the device has no room for it
         raise ModelError(f"{path} cannot be placed on {device!r}: {str(error).splitlines()[0]}") from error
     return Model(Path(path).resolve(), network.requires_grad_(False), description)
-
-
-def _count(field: str, value: int, most: int | None = None) -> int:
-    """A whole number from 1 on, NumPy's among them, as Python's; InputError for anything else."""
-    try:
-        count = operator.index(value)
-    except TypeError as error:
-        raise InputError(field, f"{field} must be an integer, not {value!r}.") from error
-    if count < 1 or (most is not None and count > most):
-        raise InputError(field, f"{field} must be {'at least 1' if most is None else f'1 to {most}'}, not {count}.")
-    return count
 
 
 class Model:
@@ -97,6 +81,8 @@ class Model:
         self.classes: tuple[str, ...] = self.config.model.classes
         self.noise: float = round(grey_levels(process(self.config.sde), end_time(self.config.sde)), 6)
         """Grey levels at T: the largest start noise, and the default."""
+        self.sampling_limits = SamplingLimits(max_noise=self.noise)
+        """The ranges and the defaults of sampling options."""
         self.keeps: tuple[Keep, ...] = KEEPS if self.config.model.orientations else KEEPS[:1]
         """The halves that are completed exactly."""
         self.statistics = build_statistics(self.config)
@@ -139,7 +125,7 @@ class Model:
         statistics: str | Sequence[str] = (),
         sanity: bool = False,
         batch_size: int = 32,
-        callback: Callable[[int, int], None] | None = None,
+        callback: OnProgress = ignore_progress,
     ) -> list[Score]:
         """Score images of the model's size: uint8 [B, H, W, 3], [H, W, 3], or PIL images.
 
@@ -152,11 +138,11 @@ class Model:
         statistics: names of statistics to return, or "all"; without a calibration "all" are those that need none.
         sanity: score each image once more with the lowest bit of every value flipped, at t = 0 and of no class.
         batch_size: images scored together.
-        callback: called with images done and in all.
+        callback: called with the number of images scored.
 
         Raises `InputError`, in one sentence, for images of another size or type and for any argument out of its range.
         """
-        batch_size = _count("batch_size", batch_size)
+        batch_size = check_count("batch_size", batch_size)
         pixels = self._pixels(images)
         class_B = self._class_indices(classes, len(pixels))
         t = self._time(noise)
@@ -165,8 +151,7 @@ class Model:
         for start in range(0, len(pixels), batch_size):
             some = slice(start, start + batch_size)
             scores += self._score(pixels[some], class_B[some], t, map, verdict, asked, sanity)
-            if callback is not None:
-                callback(len(scores), len(pixels))
+            callback(Progress("score", len(scores), len(pixels)))
         return scores
 
     def _asked(self, ood_: bool, verdict: str | None, names: str | Sequence[str]) -> tuple[str | None, tuple[str, ...]]:
@@ -236,25 +221,25 @@ class Model:
         *,
         side: int | None = None,
         batch_size: int = 32,
-        callback: Callable[[int, int], None] | None = None,
+        callback: OnProgress = ignore_progress,
     ) -> Scan:
         """Score a picture of any size, uint8 [H, W, 3], in overlapping tiles, and judge it by its worst one.
 
         side: of a tile in pixels; None is the calibration's, or the model's size. Without a calibration of tiles
             (`ncml calibrate --tile`) there is a map, but no p-value.
-        callback: called with tiles done and in all.
+        callback: called with the number of tiles scored.
 
         Raises `InputError` for a picture smaller than a tile, another size of tiles than the calibrated one, and a
         model without any calibration.
         """
-        batch_size = _count("batch_size", batch_size)
-        side = None if side is None else _count("tile_size", side)
+        batch_size = check_count("batch_size", batch_size)
+        side = None if side is None else check_count("tile_size", side)
         calibration = self.tiles
         if calibration is None:
             if self.calibration is None:
                 raise InputError("tile", f"tiles cannot be scored: {self.uncalibrated}")
             calibration = self.calibration.estimates.gaussian
-        return scan(self.network, picture, calibration, side=side, batch_size=batch_size, report=callback)
+        return scan(self.network, picture, calibration, side=side, batch_size=batch_size, on_progress=callback)
 
     def generate(
         self,
@@ -266,7 +251,7 @@ class Model:
         steps: int | None = None,
         solver: str | None = None,
         sampler: str | None = None,
-        callback: Callback | None = None,
+        callback: OnProgress = ignore_progress,
     ) -> NDArray[np.uint8]:
         """Draw n images, 1 to 1024, uint8 [n, H, W, 3].
 
@@ -281,8 +266,9 @@ class Model:
 
         Raises `InputError`, in one sentence, for any argument out of its range.
         """
-        n = _count("n", n, MAX_IMAGES)
-        return self._draw(n, None, "top", classes, seeds, noise, steps, solver, sampler, callback)
+        n = check_count("n", n, MAX_IMAGES_PER_CALL)
+        options = SamplingOptions(noise=noise, steps=steps, solver=solver, sampler=sampler)
+        return self._sample(n, classes, seeds, options, callback)
 
     def complete(
         self,
@@ -296,7 +282,7 @@ class Model:
         steps: int | None = None,
         solver: str | None = None,
         sampler: str | None = None,
-        callback: Callback | None = None,
+        callback: OnProgress = ignore_progress,
     ) -> NDArray[np.uint8]:
         """Draw the unknown half of 1 to 1024 images of the model's size, given the half `keep`; uint8 [B, H, W, 3].
 
@@ -306,60 +292,41 @@ class Model:
         Raises `InputError`, in one sentence, for images of another size or type, a half that this model does not
         complete, and any argument out of its range.
         """
-        n = _count("n", n, MAX_IMAGES)
+        n = check_count("n", n, MAX_IMAGES_PER_CALL)
         canvases = self._pixels(images)
-        if len(canvases) > MAX_IMAGES:
-            raise InputError("images", f"{MAX_IMAGES} images are drawn in one call at most, not {len(canvases)}.")
+        if len(canvases) > MAX_IMAGES_PER_CALL:
+            raise InputError("images", f"give {MAX_IMAGES_PER_CALL} images in one call at most, not {len(canvases)}.")
         if n > 1 and len(canvases) > 1:
             raise InputError("n", "several variants are drawn of one image at a time; give one image or n=1.")
         if keep not in self.keeps:
             raise InputError("keep", f"this model completes {' or '.join(self.keeps)}, not {keep!r}.")
         canvases = np.repeat(canvases, n, axis=0)
-        return self._draw(len(canvases), canvases, keep, classes, seeds, noise, steps, solver, sampler, callback)
+        options = SamplingOptions(noise=noise, steps=steps, solver=solver, sampler=sampler)
+        return self._sample(len(canvases), classes, seeds, options, callback, canvases, keep)
 
-    def _draw(
+    def _sample(
         self,
         n: int,
-        canvases: NDArray[np.uint8] | None,
-        keep: Keep,
         classes: Classes,
         seeds: int | Sequence[int],
-        noise: float | None,
-        steps: int | None,
-        solver: str | None,
-        sampler: str | None,
-        callback: Callback | None,
+        options: SamplingOptions,
+        on_progress: OnProgress,
+        canvases: NDArray[np.uint8] | None = None,
+        keep: Keep = "top",
     ) -> NDArray[np.uint8]:
-        noise = self.noise if noise is None else noise
-        self._time(noise)
-        steps = None if steps is None else _count("steps", steps, MAX_STEPS)
-        solver = solver or (DEFAULT_SOLVER if steps in (None, 1) else STEPPED_SOLVER)
-        if solver not in SOLVERS:
-            raise InputError("solver", f"there is no solver {solver!r}: choose from {', '.join(SOLVERS)}.")
-        steps = SOLVERS[solver] if steps is None else steps
-        if solver == "tweedie" and steps != 1:
-            raise InputError("steps", "the tweedie solver takes exactly 1 step; name another solver for more.")
-        sampler = sampler or next(iter(SAMPLERS))
-        if sampler not in SAMPLERS:
-            raise InputError("sampler", f"there is no sampler {sampler!r}: choose from {', '.join(SAMPLERS)}.")
+        settings = options.resolve(self.sampling_limits)
         plan = Plan(
             seeds=self._seeds(seeds, n),
             class_B=self._class_indices(classes, n),
-            noise=noise,
-            steps=steps,
-            solver=solver,
-            height=self.height,
-            width=self.width,
+            settings=settings,
             known_BCHW=None if canvases is None else from_uint8(torch.from_numpy(canvases)),
             keep=keep,
         )
-        on_gpu = self.device.type == "cuda" and sampler == "incremental"
-        return draw(self.network, plan, self._replay if on_gpu else SAMPLERS[sampler], callback)
+        on_gpu = self.device.type == "cuda" and settings.sampler == "incremental"
+        return draw(self.network, plan, self._replay if on_gpu else SAMPLERS[settings.sampler], on_progress)
 
     def _time(self, noise: float) -> float:
-        if not 0 <= noise <= self.noise:
-            raise InputError("noise", f"noise must be 0 to {self.noise:g} grey levels, not {noise:g}.")
-        return process(self.config.sde).time_of(noise)
+        return process(self.config.sde).time_of(check_noise(noise, self.noise))
 
     def _seeds(self, seeds: int | Sequence[int], n: int) -> list[int]:
         each = [seeds + i for i in range(n)] if isinstance(seeds, int | np.integer) else list(seeds)

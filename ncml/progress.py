@@ -1,11 +1,34 @@
-"""How work reports its progress."""
+"""How a computation reports its progress."""
 
-from typing import Protocol
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 
-class Bar(Protocol):
-    """What draws progress."""
+def no_images() -> NDArray[np.uint8]:
+    """Return an empty batch of images, [0, 0, 0, 3]."""
+    return np.empty((0, 0, 0, 3), np.uint8)
 
-    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
-        """Stage `stage` is `done` of `total`."""
-        ...
+
+@dataclass(frozen=True)
+class Progress:
+    """The state of one stage of a computation."""
+
+    stage: str
+    done: int
+    total: int
+    note: str = ""
+    preview: Callable[[], NDArray[np.uint8]] = no_images
+    """Return the images as they look now, uint8 [B, H, W, 3]; empty except while images are sampled."""
+
+
+OnProgress = Callable[[Progress], Collection[int] | None]
+"""Called as work proceeds. While images are sampled it may return the indices of those no longer needed."""
+
+
+def ignore_progress(progress: Progress) -> None:
+    """Do nothing: the default `on_progress`."""

@@ -1,30 +1,56 @@
-"""What a process computes with: whether a device can be used, and the memory that it keeps."""
+"""Devices, memory and numerical switches of a process. Entry points call these functions; importing has no effect."""
 
 import ctypes
 import platform
+import re
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LIMIT = 2**30
 
+OUT_OF_MEMORY = re.compile(
+    "out of memory|not enough memory|cannot allocate memory|can't allocate memory|failed to map segment|bad_alloc"
+    "|can't start new thread",
+    re.IGNORECASE,
+)
+"""How PyTorch and the system word it; their other errors have the same types."""
+
 
 def problem(device: str) -> str | None:
-    """Why nothing can be computed on a device, in a line; None where something can."""
+    """Return why a device cannot be used, in one line; None if it can."""
     import torch
 
     try:
         torch.zeros(1, device=device).item()
-    except Exception as error:  # every kind of device has errors of its own, down to modules that are not there
+    except Exception as error:  # each kind of device raises its own errors, missing modules among them
         return (str(error).strip() or type(error).__name__).splitlines()[0]
     return None
 
 
 def reuse_freed_memory() -> None:
-    """Have glibc keep the memory of freed activations, once for this process; elsewhere do nothing.
+    """Let glibc keep the memory of freed activations for this process; do nothing without glibc.
 
-    By default it gives large blocks back to the system at once, and a pass then spends a sixth of its time having the
-    same pages cleared anew. The process stays at its peak size instead.
+    By default it returns large blocks to the system at once, and a pass then spends a sixth of its time on clearing
+    the same pages again. The process stays at its peak size instead.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, LIMIT)
         libc.mallopt(M_TRIM_THRESHOLD, LIMIT)
+
+
+def use_full_precision() -> None:
+    """Turn TF32 off for convolutions on a GPU.
+
+    TF32 keeps ten bits of each number. A score must not depend on the device by more than rounding, nor the sampler's
+    products differ from the network's convolutions.
+    """
+    import torch
+
+    torch.backends.cudnn.allow_tf32 = False
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error means that the host or the device has no memory left."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, OSError | RuntimeError | ImportError) and bool(OUT_OF_MEMORY.search(str(error)))

@@ -1,10 +1,10 @@
 """The parameters of each endpoint, the same in the query, in a form and in JSON."""
 
-from typing import Literal
-
 from pydantic import BaseModel, ConfigDict, Field
 
-from worker.contract import MAX_IMAGES, MAX_SEED, MAX_STEPS, Priority
+from ncml.limits import MAX_IMAGES_PER_REQUEST, MAX_SEED, MAX_STEPS, Keep
+from ncml.sampling.options import SamplingOptions
+from worker.contract import Priority
 
 
 class Params(BaseModel):
@@ -84,7 +84,9 @@ class ScoreParams(Params):
 class PictureParams(Params):
     """Parameters of /generate and /complete."""
 
-    n: int = Field(default=1, ge=1, le=MAX_IMAGES, description="Number of images. Default: 1.", examples=[4])
+    n: int = Field(
+        default=1, ge=1, le=MAX_IMAGES_PER_REQUEST, description="Number of images. Default: 1.", examples=[4]
+    )
     seed: int | None = Field(
         default=None,
         ge=0,
@@ -109,6 +111,11 @@ class PictureParams(Params):
         "steps its `stepped_solver`.",
     )
 
+    @property
+    def sampling(self) -> SamplingOptions:
+        """The options of sampling; None stands for the model's defaults."""
+        return SamplingOptions(noise=self.noise, steps=self.steps, solver=self.solver)
+
 
 class GenerateParams(PictureParams):
     """Parameters of /generate."""
@@ -117,6 +124,4 @@ class GenerateParams(PictureParams):
 class CompleteParams(PictureParams):
     """Parameters of /complete."""
 
-    keep: Literal["top", "bottom", "left", "right"] | None = Field(
-        default=None, description="The known half. Default: derived from the image, or else top."
-    )
+    keep: Keep | None = Field(default=None, description="The known half. Default: derived from the image, or else top.")

@@ -7,19 +7,14 @@ being half understood.
 """
 
 import hashlib
+from dataclasses import astuple
 from enum import StrEnum
-from typing import Annotated, Literal, Self, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 
-MAX_IMAGES = 64
-"""The most images that one request may bring or ask for; a worker with a smaller batch works in chunks."""
-
-MAX_SEED = 2**53 - 1
-"""The largest seed: the largest integer that every JSON reader keeps exactly."""
-
-MAX_STEPS = 1000
-"""The most solver steps that one request may ask for."""
+from ncml.limits import MAX_IMAGES_PER_REQUEST, MAX_SEED, MAX_STEPS, Keep
+from ncml.sampling.options import SamplingLimits, SamplingOptions
 
 
 class Lane(StrEnum):
@@ -78,6 +73,14 @@ class _Message(BaseModel):
     )
 
 
+def _float_bytes(value: Any) -> Any:
+    """Turn a numpy array into its little-endian float32 bytes, without importing numpy."""
+    return value.astype("<f4").tobytes() if hasattr(value, "astype") else value
+
+
+FloatBytes = Annotated[bytes, BeforeValidator(_float_bytes)]
+
+
 class Pixels(_Message):
     """One picture: `data` holds height * width * 3 bytes, uint8 HWC RGB in row-major order."""
 
@@ -114,7 +117,7 @@ class ScoreJob(_Job):
     """Bits per dimension of each image."""
 
     task: Literal[Task.SCORE] = Task.SCORE
-    images: tuple[Pixels, ...] = Field(min_length=1, max_length=MAX_IMAGES)
+    images: tuple[Pixels, ...] = Field(min_length=1, max_length=MAX_IMAGES_PER_REQUEST)
     class_name: str | None = Field(default=None, description="None: the null class")
     noise: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="grey levels; 0 is the clean image")
     map: bool = Field(default=False, description="also return bits/dim for each pixel")
@@ -151,10 +154,10 @@ class ScanJob(_Job):
         return 1
 
 
-class _PictureJob(_Job):
-    """What generation and completion share. Image i of the job uses `seed + i`."""
+class SamplingJob(_Job):
+    """The fields that generation and completion share. Image i of the job uses `seed + i`."""
 
-    n: int = Field(default=1, ge=1, le=MAX_IMAGES)
+    n: int = Field(default=1, ge=1, le=MAX_IMAGES_PER_REQUEST)
     class_name: str | None = Field(default=None, description="None: no class")
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     noise: float | None = Field(
@@ -173,23 +176,28 @@ class _PictureJob(_Job):
         return self
 
     @property
+    def sampling(self) -> SamplingOptions:
+        """The options of sampling, which all images of a batch share."""
+        return SamplingOptions(noise=self.noise, steps=self.steps, solver=self.solver)
+
+    @property
     def seeds(self) -> tuple[int, ...]:
         """The seed of each image."""
         return tuple(range(self.seed, self.seed + self.n))
 
 
-class GenerateJob(_PictureJob):
+class GenerateJob(SamplingJob):
     """Draw n new images."""
 
     task: Literal[Task.GENERATE] = Task.GENERATE
 
 
-class CompleteJob(_PictureJob):
+class CompleteJob(SamplingJob):
     """Fill in the unknown half of `image` (a canvas of the model's size, whose unknown half is ignored) n times."""
 
     task: Literal[Task.COMPLETE] = Task.COMPLETE
     image: Pixels
-    keep: Literal["top", "bottom", "left", "right"] = "top"
+    keep: Keep = "top"
 
 
 Job: TypeAlias = ScoreJob | ScanJob | GenerateJob | CompleteJob
@@ -211,9 +219,9 @@ def batch_key(job: Job) -> str:
         case ScanJob():
             parts += [hashlib.sha256(job.file).hexdigest(), job.tile_size]
         case GenerateJob():
-            parts += [job.noise, job.steps, job.solver]
+            parts += astuple(job.sampling)
         case CompleteJob():
-            parts += [job.image.height, job.image.width, job.keep, job.noise, job.steps, job.solver]
+            parts += [job.image.height, job.image.width, job.keep, *astuple(job.sampling)]
     return "|".join("-" if part is None else str(part) for part in parts)
 
 
@@ -250,7 +258,7 @@ class Score(_Message):
     ood: Ood | None = Field(default=None, description="None where it was not wanted or the model is not calibrated")
     statistics: dict[str, float] = Field(default={}, description="those that were asked for, by name")
     flipped_bpd: float | None = Field(default=None, description="bits/dim with every least significant bit flipped")
-    map: bytes | None = Field(
+    map: FloatBytes | None = Field(
         default=None, description="height * width little-endian float32, row-major: bits/dim per pixel"
     )
 
@@ -276,7 +284,7 @@ class Scan(_Message):
     threshold: float | None
     is_ood: bool | None
     box: Box = Field(description="the worst tile; all have its size")
-    tiles: bytes | None = Field(
+    tiles: FloatBytes | None = Field(
         default=None, description="rows * columns little-endian float32, row-major: the score of each tile"
     )
 
@@ -442,7 +450,7 @@ class ModelDescriptor(_Message):
     width: int
     classes: tuple[str, ...] = Field(description="() for a model without classes")
     noise: float = Field(description="grey levels at T: the largest starting noise, and the default")
-    keeps: tuple[Literal["top", "bottom", "left", "right"], ...] = Field(description="halves it completes exactly")
+    keeps: tuple[Keep, ...] = Field(description="halves it completes exactly")
     solver: str = Field(description="the default solver")
     stepped_solver: str = Field(description="the default solver for more than one step")
     solvers: dict[str, int] = Field(description="every solver and its default number of steps; 1: it takes no other")
@@ -451,6 +459,13 @@ class ModelDescriptor(_Message):
     tiles: TileCalibration | None = None
     metrics: dict[str, float] = {}
     card: str = Field(default="", description="markdown")
+
+    @property
+    def sampling_limits(self) -> SamplingLimits:
+        """The ranges and the defaults of sampling options."""
+        return SamplingLimits(
+            max_noise=self.noise, solver=self.solver, stepped_solver=self.stepped_solver, solvers=self.solvers
+        )
 
 
 class WorkerState(StrEnum):

@@ -3,23 +3,22 @@
 import math
 import os
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import ncml
 from ncml.errors import NcmlError
 from ncml.paths import search_path
 from worker import logs
 from worker.contract import Lane
-from worker.engine import EngineSettings
+from worker.messages import EngineSettings
 from worker.metrics import WorkerMetrics
-from worker.models import ModelLike
 from worker.queue import JobQueue, QueueError
 from worker.worker import GpuWorker, WorkerSettings
 
 
-def load(folder: Path, *, device: str) -> ModelLike:
-    """Open a model folder, in the engine."""
-    return cast(ModelLike, ncml.load(folder, device=device))
+def load(folder: Path, *, device: str) -> "ncml.Model":
+    """Load a model folder in the engine."""
+    return ncml.load(folder, device=device)
 
 
 def main(

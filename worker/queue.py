@@ -26,7 +26,7 @@ import uuid
 import zlib
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import redis
 import redis.asyncio
@@ -73,6 +73,9 @@ _RQ_STATUS = {
 
 CANCELED = JobError(reason="canceled", detail="the job was canceled on request")
 EXPIRED = JobError(reason="expired", detail="no worker started the job in time; ask again later")
+
+_REDIS: Any = redis.Redis  # redis-py types each method for both its synchronous and asynchronous clients
+_RQ_JOB: Any = RqJob  # RQ is not typed
 
 log = logging.getLogger("ncml.queue")
 
@@ -187,9 +190,7 @@ class JobQueue:
         Raises `QueueError` for another kind of address.
         """
         try:
-            client = cast(Any, redis.Redis).from_url(
-                url, socket_timeout=30, socket_connect_timeout=5, health_check_interval=30
-            )
+            client = _REDIS.from_url(url, socket_timeout=30, socket_connect_timeout=5, health_check_interval=30)
         except ValueError:  # its words may quote a part of the password
             raise QueueError(
                 "this is not the address of a queue; give redis://[user:password@]host:port/number (special characters "
@@ -221,7 +222,7 @@ class JobQueue:
             raise ValueError(f"not a job id: {job_id!r}")
         lane = job.task.lane
         origin = queue_name(lane, job.priority)
-        record = cast(Any, RqJob).create(
+        record = _RQ_JOB.create(
             f"ncml.{job.task}",
             args=(JOB.dump_json(job).decode(),),
             id=job_id,
@@ -342,7 +343,7 @@ class JobQueue:
         """What there is to know of a job. Raises `JobNotFound`."""
         if not _ID.fullmatch(job_id):
             raise JobNotFound(f"there is no job {job_id[:64]!r}")
-        values = cast(list[bytes | None], self.redis.hmget(job_key(job_id), list(_FIELDS)))
+        values: list[bytes | None] = self.redis.hmget(job_key(job_id), list(_FIELDS))
         h = {name: value.decode() for name, value in zip(_FIELDS, values, strict=True) if value is not None}
         if "task" not in h or "submitted" not in h:
             raise JobNotFound(f"there is no job {job_id}, or its result has expired")
@@ -389,20 +390,22 @@ class JobQueue:
 
     def result(self, job_id: str) -> Result | None:
         """The result of a job that succeeded, None for any other state. Raises `JobNotFound`."""
-        task, raw = cast(list[bytes | None], self.redis.hmget(job_key(job_id), ["task", "result"]))
+        values: list[bytes | None] = self.redis.hmget(job_key(job_id), ["task", "result"])
+        task, result = values
         if task is None:
             raise JobNotFound(f"there is no job {job_id[:64]!r}, or its result has expired")
-        return None if raw is None else RESULT.validate_json(raw)
+        return None if result is None else RESULT.validate_json(result)
 
     def blob(self, key: str) -> bytes | None:
         """The bytes behind `Pictures.blob`; None when they have expired."""
         if not key.startswith("ncml:blob:"):
             raise ValueError(f"not a blob: {key!r}")
-        return cast(bytes | None, self.redis.get(key))
+        data: bytes | None = self.redis.get(key)
+        return data
 
     def preview(self, job_id: str) -> Preview | None:
         """What a running job's pictures looked like when they were last seen; None when that is not known."""
-        stored = cast(bytes | None, self.redis.get(preview_key(job_id)))
+        stored: bytes | None = self.redis.get(preview_key(job_id))
         return None if stored is None else Preview.model_validate_json(stored)
 
     async def events(self, job_id: str, after: str = "0", *, tick_s: float = 15.0) -> AsyncGenerator[Event | None]:
@@ -476,7 +479,7 @@ class JobQueue:
         if not names:
             return []
         # a word lapses by the server's clock, so that of a worker's machine does not matter
-        words = cast(list[bytes | None], self.redis.mget([worker_key(name.decode()) for name in names]))
+        words: list[bytes | None] = self.redis.mget([worker_key(name.decode()) for name in names])
         heard = self._heard
         self._heard = {word: heard[word] if word in heard else _heard(word) for word in words if word}
         workers = [worker for worker in self._heard.values() if worker]

@@ -42,9 +42,10 @@ from worker.contract import (
     WorkerInfo,
     WorkerState,
 )
-from worker.engine import Batch, Catalogue, Done, Drop, Engine, EngineDied, EngineSettings, Outcome, Step
 from worker.leases import LEASE_S, Claim, Ending, Leases
+from worker.messages import Batch, Catalogue, Done, Drop, EngineSettings, Outcome, Step
 from worker.metrics import WorkerMetrics
+from worker.process import EngineDied, EngineProcess
 from worker.queue import CANCELED, EXPIRED, WORKERS, JobQueue, Worker, blob_key, in_order, parse, worker_key
 
 BEAT_S = 2.0
@@ -121,7 +122,7 @@ class GpuWorker(SimpleWorker):
         self._queue = queue
         self._client: Any = queue.redis
         self._catalogue = Catalogue((), {})
-        self._engine: Engine | None = None
+        self._engine: EngineProcess | None = None
         self._engine_started = self._engine_due = 0.0
         self._engine_pause_s = 0.5
         self._stop_at: float | None = None
@@ -219,12 +220,12 @@ class GpuWorker(SimpleWorker):
 
     # -- the engine
 
-    def _ready_engine(self) -> Engine | None:
+    def _ready_engine(self) -> EngineProcess | None:
         """The engine once it has loaded, started anew when it died; None while it is not ready."""
         if self._engine is None:
             if time.monotonic() < self._engine_due:
                 return None
-            self._engine = Engine(self.settings.engine)
+            self._engine = EngineProcess(self.settings.engine)
             self._engine_started = time.monotonic()
         try:
             while message := self._engine.receive(0.2 if self._phase is WorkerState.LOADING else 0.0):
@@ -297,7 +298,7 @@ class GpuWorker(SimpleWorker):
                 time.sleep(min(0.001, self.settings.window_s / 10))
         self.metrics.batch_wait_seconds.observe(time.monotonic() - began)
 
-    def _run(self, engine: Engine, claims: list[Claim]) -> None:
+    def _run(self, engine: EngineProcess, claims: list[Claim]) -> None:
         """See a batch through: whatever happens, each of its jobs is ended or goes back to its queue."""
         running: dict[str, _Running] = {}
         endings: list[tuple[Claim, Ending]] = []
@@ -323,7 +324,7 @@ class GpuWorker(SimpleWorker):
             if self._phase is WorkerState.BUSY:
                 self._phase = WorkerState.IDLE
 
-    def _compute(self, engine: Engine, running: dict[str, _Running]) -> None:
+    def _compute(self, engine: EngineProcess, running: dict[str, _Running]) -> None:
         self._number += 1
         lane, jobs = next(iter(running.values())).job.task.lane, len(running)
         for entry in running.values():
@@ -381,7 +382,7 @@ class GpuWorker(SimpleWorker):
             event = Event(id="", kind="progress", progress=progress)
             entry.progress = event.model_dump_json(exclude={"id"}, exclude_none=True)
 
-    def _tick(self, engine: Engine, running: dict[str, _Running], elapsed_s: float) -> None:
+    def _tick(self, engine: EngineProcess, running: dict[str, _Running], elapsed_s: float) -> None:
         """Keep the leases; part with jobs that were canceled, ran out of time or were taken away."""
         self._beat()
         entries = list(running.values())
@@ -495,7 +496,7 @@ def _result(entry: _Running, outcome: Outcome, model: ModelRef, timing: Timing) 
     height, width = outcome.size
     pictures = Pictures(blob=blob_key(entry.claim.id), n=job.n, height=height, width=width)
     result = PictureResult(task=job.task, model=model, pictures=pictures, seeds=job.seeds, timing=timing)
-    return result, b"".join(outcome.pictures)
+    return result, b"".join(outcome.images)
 
 
 def _names(entry: _Running) -> dict[str, str]:

@@ -21,7 +21,7 @@ from ncml.ood import conformal
 from ncml.ood.calibration import Calibration
 from ncml.ood.measurements import Columns, measure
 from ncml.ood.statistics import Estimates, Gaussian, build_statistics, check_image_count, required_columns
-from ncml.progress import Bar
+from ncml.progress import OnProgress, Progress, ignore_progress
 
 
 def calibrate(
@@ -32,7 +32,7 @@ def calibrate(
     false_positive_rate: float = 0.05,
     tolerate: Sequence[Tolerance] = (),
     batch_size: int = 32,
-    bar: Bar = lambda stage, done, total, note="": None,
+    on_progress: OnProgress = ignore_progress,
 ) -> Calibration:
     """Calibrate a model on held-out images, uint8 [N, H, W, 3]: one set estimates the statistics, the other ranks.
 
@@ -51,7 +51,7 @@ def calibrate(
         for start in range(0, len(pixels), batch_size):
             batch = apply_tolerances(pixels[start : start + batch_size], tolerate, seed=seed + start)
             batches.append(measure(model.network, batch, names)[0])
-            bar(stage, min(start + batch_size, len(pixels)), len(pixels), "")
+            on_progress(Progress(stage, min(start + batch_size, len(pixels)), len(pixels)))
         columns = {name: np.concatenate([batch[name] for batch in batches]) for name in names}
         for name, values in columns.items():
             if not np.isfinite(values).all():

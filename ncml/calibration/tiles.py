@@ -12,7 +12,7 @@ from ncml.ood import conformal
 from ncml.ood.measurements import Columns
 from ncml.ood.statistics import Gaussian
 from ncml.ood.tiles import Pixels, TileCalibration, measure_tiles, scan
-from ncml.progress import Bar
+from ncml.progress import OnProgress, Progress, ignore_progress
 
 MAX_FIT_TILES = 4000
 """Tiles that estimate the Gaussian, at most: taken evenly from the images of that set."""
@@ -26,7 +26,7 @@ def calibrate(
     side: int | None = None,
     false_positive_rate: float = 0.05,
     batch_size: int = 32,
-    bar: Bar = lambda stage, done, total, note="": None,
+    on_progress: OnProgress = ignore_progress,
 ) -> TileCalibration:
     """Calibrate tiles on large good images, each opened when it is needed: one list estimates, the other ranks.
 
@@ -41,7 +41,7 @@ def calibrate(
         corners = tile.corners(*image_HWC.shape[:2])
         stride = -(-len(corners) // tiles_per_image)
         batches += measure_tiles(model.network, image_HWC, tile, corners[::stride], batch_size)
-        bar("fit", index + 1, len(fit_images), "images")
+        on_progress(Progress("fit", index + 1, len(fit_images), "images"))
     names = model.statistics["multiscale"].needs
     columns = {name: np.concatenate([batch[name] for batch in batches]) if batches else np.empty(0) for name in names}
     gaussian = Gaussian.estimate(columns)
@@ -49,6 +49,6 @@ def calibrate(
     scores: list[float] = []
     for index, open_image in enumerate(rank_images):
         scores.append(scan(model.network, open_image(), unranked, batch_size=batch_size).score)
-        bar("rank", index + 1, len(rank_images), "images")
+        on_progress(Progress("rank", index + 1, len(rank_images), "images"))
     ranked = conformal.rank_scores(scores)
     return TileCalibration(model.version, tile, gaussian, ranked, len(fit_images), false_positive_rate)

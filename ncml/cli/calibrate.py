@@ -12,6 +12,7 @@ from ncml.cli.terminal import JsonOption, ModelOption, identity, load, print_jso
 from ncml.errors import InputError
 from ncml.images.perturbations import TOLERANCES, Tolerance
 from ncml.paths import list_files
+from ncml.progress import Progress
 
 if TYPE_CHECKING:
     from ncml.model import Model
@@ -87,10 +88,8 @@ def _pictures(
     from ncml.calibration import estimation
     from ncml.training import dataset
 
-    with progress_bar() as bar:
-        found = dataset.load(
-            source, m.height, m.width, split=split, report=lambda done, total: bar("read", done, total)
-        )
+    with progress_bar() as on_progress:
+        found = dataset.load(source, m.height, m.width, split=split, on_progress=on_progress)
         if unseen:
             fits = torch.arange(len(found)) % SPLIT < FIT
             parts = found.take(fits.nonzero().flatten()), found.take((~fits).nonzero().flatten())
@@ -98,7 +97,9 @@ def _pictures(
             parts = found.part("calibration-fit"), found.part("calibration-rank")
         fit, rank = (part.first(limit or len(part)).images_NHWC for part in parts)
         try:
-            made = estimation.calibrate(m, fit, rank, false_positive_rate=rate, tolerate=tolerate, bar=bar)
+            made = estimation.calibrate(
+                m, fit, rank, false_positive_rate=rate, tolerate=tolerate, on_progress=on_progress
+            )
         except InputError as error:
             if error.field != "data" or unseen:
                 raise
@@ -128,10 +129,10 @@ def _tiles(m: "Model", folder: Path, side: int | None, rate: float, limit: int |
     readable: list[Callable[[], Any]] = []
     skipped = 0
     tile = TileSize.for_model(m.height, m.width, side)
-    with progress_bar() as bar:
+    with progress_bar() as on_progress:
         files = list(list_files([folder]))
         for index, path in enumerate(files):
-            bar("read", index, len(files))
+            on_progress(Progress("read", index, len(files)))
             opened = partial(images.open_image, path, field=str(path))
             try:
                 picture = opened()
@@ -145,7 +146,7 @@ def _tiles(m: "Model", folder: Path, side: int | None, rate: float, limit: int |
             readable.append(opened)
         fit = [one for i, one in enumerate(readable) if i % SPLIT < FIT][:limit]
         rank = [one for i, one in enumerate(readable) if i % SPLIT >= FIT][:limit]
-        made = tiles.calibrate(m, fit, rank, side=side, false_positive_rate=rate, bar=bar)
+        made = tiles.calibrate(m, fit, rank, side=side, false_positive_rate=rate, on_progress=on_progress)
     made.save(m.folder)
     return {
         "calibration": made.version,

@@ -17,7 +17,6 @@ from ncml.cli.draw import (
     ThreadsOption,
     check_writable,
     first_seed,
-    step_of,
     write,
 )
 from ncml.cli.terminal import ClassOption, JsonOption, ModelOption, load, progress_bar, use_threads
@@ -62,7 +61,7 @@ def complete(
     m = load(model, device)
     canvas, known = images.place_known_half(file, m.height, m.width, keeps=m.keeps, keep=keep, field=str(file))
     seed = first_seed(seed, number)
-    with progress_bar() as bar:
+    with progress_bar() as on_progress:
         pictures = m.complete(
             canvas,
             keep=known,
@@ -73,6 +72,6 @@ def complete(
             steps=steps,
             solver=solver,
             sampler=sampler,
-            callback=step_of(bar),
+            callback=on_progress,
         )
     write(pictures, output, m, seed, as_json, keep=known)

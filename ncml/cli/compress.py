@@ -54,10 +54,8 @@ def compress(
                 "first, or leave it out.",
             )
         _check_whole(path)
-    with progress_bar() as bar:
-        archive = codec.compress(
-            m, np.stack(pictures), [path.stem for path in paths], lambda done, total: bar("compress", done, total)
-        )
+    with progress_bar() as on_progress:
+        archive = codec.compress(m, np.stack(pictures), [path.stem for path in paths], on_progress)
     output.write_bytes(archive)
     values = len(pictures) * 3 * m.height * m.width
     bits = 8 * len(archive) / values

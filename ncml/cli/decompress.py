@@ -42,8 +42,8 @@ def decompress(
         if path.exists():
             raise InputError("output", f"{path} exists already: give another folder.")
     m = load(model, device)
-    with progress_bar() as bar:
-        _, pictures = codec.decompress(m, data, lambda done, total: bar("decompress", done, total))
+    with progress_bar() as on_progress:
+        _, pictures = codec.decompress(m, data, on_progress)
     output.mkdir(parents=True, exist_ok=True)
     for path, picture in zip(files, pictures, strict=True):
         path.write_bytes(images.to_png(picture))

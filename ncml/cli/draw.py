@@ -1,22 +1,19 @@
 """What `ncml generate` and `ncml complete` share: their options, and the file that they write."""
 
 import os
-import secrets
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
 
-from ncml import config, images
+from ncml import images
 from ncml.cli.terminal import identity, print_json
+from ncml.config import DEFAULT_SOLVER, STEPPED_SOLVER
 from ncml.errors import InputError
-from ncml.progress import Bar
+from ncml.limits import random_seed
 
 if TYPE_CHECKING:
     from ncml.model import Model
-
-MAX_SEED = 2**53 - 1
 
 NoiseOption = Annotated[float | None, arg(metavar="LEVELS", help_behavior_hint="(default: the model's)")]
 StepsOption = Annotated[int | None, arg(help_behavior_hint="(default: the solver's)")]
@@ -32,7 +29,7 @@ SolverOption = Annotated[
     str | None,
     arg(
         metavar="NAME",
-        help_behavior_hint=f"(default: {config.DEFAULT_SOLVER}; {config.STEPPED_SOLVER} for several steps)",
+        help_behavior_hint=f"(default: {DEFAULT_SOLVER}; {STEPPED_SOLVER} for several steps)",
     ),
 ]
 CountOption = Annotated[int, arg(name="number", aliases=("-n",))]
@@ -40,8 +37,8 @@ OutOption = Annotated[Path, arg(name="output", aliases=("-o",))]
 
 
 def first_seed(seed: int | None, number: int) -> int:
-    """The seed asked for, or one drawn so that the following `number` are seeds too."""
-    return secrets.randbelow(MAX_SEED - number) if seed is None and 0 < number < MAX_SEED else seed or 0
+    """Return the seed of the first image: the one given, or a random one from which all are in range."""
+    return random_seed(number) if seed is None else seed
 
 
 def check_writable(output: Path) -> None:
@@ -60,8 +57,3 @@ def write(pictures: Any, output: Path, model: "Model", seed: int, as_json: bool,
         print_json({"model": identity(model), "file": str(output), "seeds": seeds} | facts)
     else:
         print(f"{output}  (seed {seed})")
-
-
-def step_of(bar: Bar) -> Callable[[Any], None]:
-    """The sampler's callback that feeds a progress bar."""
-    return lambda progress: bar(progress.stage, progress.step, progress.total)

@@ -15,6 +15,7 @@ from ncml.cli.rows import Skipped, batches, of_pictures
 from ncml.cli.terminal import JsonOption, ModelOption, identity, load, print_json, progress_bar
 from ncml.errors import InputError, ModelError
 from ncml.paths import list_files
+from ncml.progress import Progress
 
 if TYPE_CHECKING:
     from ncml.model import Model
@@ -110,8 +111,8 @@ def _scored(m: "Model", pictures: list[Path], skipped: Skipped) -> Iterator[Scor
     paths = list(list_files(pictures))
     work = of_pictures(m, {}, None, skipped)
     done = 0
-    with progress_bar() as bar:
+    with progress_bar() as on_progress:
         for some in batches(paths):
             yield from ((row["bpd"], row["score"], row["p_value"]) for row in work(some) if "error" not in row)
             done += len(some)
-            bar("score", done, len(paths))
+            on_progress(Progress("score", done, len(paths)))

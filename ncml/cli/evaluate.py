@@ -68,8 +68,8 @@ def evaluate(
                 print(out / f"{figure.name}.png")
 
     kinds = list(run.KINDS) if kind == "all" else [kind]
-    with progress_bar() as bar:
-        context = Context(models, data, ood, Store(out / "measured", bar), limits)
+    with progress_bar() as on_progress:
+        context = Context(models, data, ood, Store(out / "measured", on_progress), limits)
         found = run.evaluate(kinds, context, out, shown, command=wanted)
     if as_json:
         print_json(found if kind == "all" else found[kind])

@@ -11,7 +11,6 @@ from ncml.cli.draw import (
     ThreadsOption,
     check_writable,
     first_seed,
-    step_of,
     write,
 )
 from ncml.cli.terminal import ClassOption, JsonOption, ModelOption, load, progress_bar, use_threads
@@ -50,7 +49,7 @@ def generate(
     use_threads(threads)
     m = load(model, device)
     seed = first_seed(seed, number)
-    with progress_bar() as bar:
+    with progress_bar() as on_progress:
         pictures = m.generate(
             number,
             classes=class_,
@@ -59,6 +58,6 @@ def generate(
             steps=steps,
             solver=solver,
             sampler=sampler,
-            callback=step_of(bar),
+            callback=on_progress,
         )
     write(pictures, output, m, seed, as_json)

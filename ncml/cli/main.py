@@ -17,6 +17,7 @@ from typing import Any
 
 import tyro
 
+from ncml import runtime
 from ncml.cli.terminal import suggestion
 from ncml.errors import InputError, NcmlError
 
@@ -37,14 +38,6 @@ EXTRAS = {"torch": "worker", "safetensors": "worker"} | dict.fromkeys(
     ("datasets", "pyarrow", "constriction", "sklearn", "scipy", "matplotlib", "efficientnet_lite_pytorch"), "train"
 )
 """Which extra of this package brings what may not be installed."""
-
-
-OUT_OF_MEMORY = re.compile(
-    "out of memory|not enough memory|cannot allocate memory|can't allocate memory|failed to map segment|bad_alloc"
-    "|can't start new thread",
-    re.IGNORECASE,
-)
-"""What PyTorch and the system say of it; their errors of other kinds have the same types."""
 
 
 def commands() -> dict[str, str]:
@@ -125,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _told(error: Exception) -> str | None:
     """What is not as it must be around us, in a sentence; None for a mistake of ours, whose traceback tells more."""
-    if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error)):
+    if runtime.is_out_of_memory(error):
         return (
             "there is not enough memory: free some, or ask for less at once (fewer or smaller pictures; of ncml train "
             "a smaller --batch-size, --accumulate or --recompute)."

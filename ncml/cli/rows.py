@@ -105,8 +105,8 @@ def of_tiles(m: "Model", side: int | None, maps: Path | None, skipped: Skipped) 
         for path in paths:
             try:
                 picture = images.open_image(path, field=printable(path))
-                with progress_bar() as bar:
-                    found = m.scan(picture, side=side, callback=lambda done, total: bar("tiles", done, total))
+                with progress_bar() as on_progress:
+                    found = m.scan(picture, side=side, callback=on_progress)
             except InputError as error:
                 if error.field in ("tile", "tile_size"):
                     raise

@@ -15,6 +15,7 @@ from ncml.cli.terminal import ClassOption, JsonOption, ModelOption, identity, lo
 from ncml.errors import InputError
 from ncml.ood import conformal
 from ncml.paths import list_files, printable
+from ncml.progress import Progress
 
 if TYPE_CHECKING:
     from ncml.model import Model
@@ -131,7 +132,7 @@ def _in_memory(files: tuple[Path, ...], work: Work, fdr: float | None, show: Cal
     paths = list(list_files(files))
     rows: list[Row] = []
     done = 0
-    with progress_bar() as bar:
+    with progress_bar() as on_progress:
         for some in batches(paths):
             fresh = work(some)
             rows += fresh
@@ -139,7 +140,7 @@ def _in_memory(files: tuple[Path, ...], work: Work, fdr: float | None, show: Cal
                 for row in fresh:
                     show(row)
             done += len(some)
-            bar("score", done, len(paths))
+            on_progress(Progress("score", done, len(paths)))
     read = [row for row in rows if "error" not in row]
     if not read:
         raise InputError("files", rows[0]["error"] if rows else _nothing_in(files))
@@ -173,11 +174,11 @@ def _on_disk(
     before = list(itertools.islice(paths, table.done - 1, table.done)) if table.done else []
     if [printable(path) for path in before] != [table.last] * bool(table.done):
         raise InputError("output", f"{table.part} was started on other files: remove it, or give another --output.")
-    with progress_bar() as bar:
+    with progress_bar() as on_progress:
         for some in batches(paths):
             table.add(_cells(row) for row in work(some))
             table.done += len(some)
-            bar("score", table.done, total)
+            on_progress(Progress("score", table.done, total))
     count = len(table.numbers("score" if "tiles" in columns else "bpd"))
     if not count:
         table.part.unlink()

@@ -13,7 +13,7 @@ from tyro.conf import arg
 
 from ncml.errors import InputError, ModelError
 from ncml.paths import model_folders
-from ncml.progress import Bar
+from ncml.progress import OnProgress, Progress
 
 if TYPE_CHECKING:
     from ncml.model import Model
@@ -77,36 +77,42 @@ def print_json(value: Any) -> None:
 
 
 @contextlib.contextmanager
-def progress_bar() -> Generator[Bar]:
-    """A function of (stage, done, total, note = "") that draws a bar once `PATIENCE_S` have passed.
+def progress_bar() -> Generator[OnProgress]:
+    """Yield an `on_progress` that draws a bar for each stage once `PATIENCE_S` have passed.
 
-    Where standard error is no terminal, it writes a line every `QUIET_S` instead.
+    Where standard error is not a terminal, it writes a line every `QUIET_S` instead.
     """
+    from rich import progress as rich
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    begun = last = time.monotonic()
+    started = last = time.monotonic()
     console = Console(stderr=True)
     with contextlib.ExitStack() as stack:
-        bar: Progress | None = None
+        bar: rich.Progress | None = None
         tasks: dict[str, Any] = {}
 
-        def show(stage: str, done: int, total: int, note: str = "") -> None:
+        def show(progress: Progress) -> None:
             nonlocal bar, last
-            now = time.monotonic()
-            if now - begun < PATIENCE_S:
+            now, stage = time.monotonic(), progress.stage.replace("_", " ")
+            if now - started < PATIENCE_S:
                 return
             if not console.is_terminal:
                 if now - last >= QUIET_S:
                     last = now
-                    print(f"{stage.replace('_', ' ')} {done}/{total} {note}".rstrip(), file=sys.stderr, flush=True)
+                    line = f"{stage} {progress.done}/{progress.total} {progress.note}"
+                    print(line.rstrip(), file=sys.stderr, flush=True)
                 return
             if bar is None:
-                columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
-                described = TextColumn("{task.description}")
-                bar = stack.enter_context(Progress(described, *columns, console=console, transient=True))
+                columns = (
+                    rich.TextColumn("{task.description}"),
+                    rich.BarColumn(),
+                    rich.MofNCompleteColumn(),
+                    rich.TimeRemainingColumn(),
+                    rich.TextColumn("{task.fields[note]}"),
+                )
+                bar = stack.enter_context(rich.Progress(*columns, console=console, transient=True))
             if stage not in tasks:
-                tasks[stage] = bar.add_task(stage.replace("_", " "), total=total, note=note)
-            bar.update(tasks[stage], completed=done, total=total, note=note)
+                tasks[stage] = bar.add_task(stage, total=progress.total, note=progress.note)
+            bar.update(tasks[stage], completed=progress.done, total=progress.total, note=progress.note)
 
         yield show

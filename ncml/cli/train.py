@@ -12,6 +12,7 @@ from tyro.conf import Positional, arg
 from ncml import config
 from ncml.cli.terminal import JsonOption, check_device, load, print_json, progress_bar, use_threads
 from ncml.errors import InputError
+from ncml.progress import ignore_progress
 
 MOST = 2**53 - 1
 """Pictures or pieces: beyond it fractions of a count are no longer exact."""
@@ -136,7 +137,7 @@ def train(
     if threads is not None:
         use_threads(threads)
     trackers = [] if tracker is None else [tracking.named(tracker)]
-    with team(device) as members, progress_bar() as bar:
+    with team(device) as members, progress_bar() as on_progress:
         fitted = fit(
             chosen,
             data,
@@ -152,7 +153,7 @@ def train(
             interval=interval,
             trackers=trackers,
             say=(lambda line: print(line, file=sys.stderr, flush=True)) if members.first else lambda line: None,
-            bar=bar if members.first else lambda stage, done, total, note="": None,
+            on_progress=on_progress if members.first else ignore_progress,
         )
     if fitted is None:
         return

@@ -68,8 +68,9 @@ class Context:
         key = (source, model.height, model.width, split)
         if key not in self.read:
             name = self.names[source]
-            report = lambda done, total: self.store.bar(f"read {name}", done, total)  # noqa: E731
-            self.read[key] = pictures.load(source, model.height, model.width, split=split, name=name, report=report)
+            self.read[key] = pictures.load(
+                source, model.height, model.width, split=split, name=name, on_progress=self.store.on_progress
+            )
         found = self.read[key]
         if len(found) < LEAST:
             raise InputError(

@@ -179,12 +179,10 @@ def compressed(context: Context, model: Model, pictures: Pictures) -> tuple[floa
     """Bits per dimension of an archive of the images, and whether it decodes to exactly them."""
 
     def measure(start: int, stop: int) -> dict[str, Any]:
-        pixels, height = pictures.pixels_NHWC, model.height
+        pixels = pictures.pixels_NHWC
         names = [f"{i}" for i in range(len(pixels))]
-        report = lambda done, total: context.store.bar("compress", done // height, 2 * len(pixels))  # noqa: E731
-        archive = codec.compress(model, pixels, names, report)
-        report = lambda done, total: context.store.bar("compress", (done + total) // height, 2 * len(pixels))  # noqa: E731
-        _, decoded = codec.decompress(model, archive, report)
+        archive = codec.compress(model, pixels, names, context.store.on_progress)
+        _, decoded = codec.decompress(model, archive, context.store.on_progress)
         return {"bytes": np.array([len(archive)]), "exact": np.array([np.array_equal(pixels, decoded)])}
 
     what = {"model": model.version, "data": pictures.digest, "n": len(pictures)}

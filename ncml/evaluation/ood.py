@@ -19,6 +19,7 @@ from ncml.evaluation.numbers import Floats, Measured
 from ncml.evaluation.pictures import Pictures
 from ncml.evaluation.report import OURS, PUBLISHED, Cell, Figure, Section, Table, plots
 from ncml.ood.calibration import Calibration
+from ncml.progress import Progress
 
 if TYPE_CHECKING:
     from ncml.evaluation.context import Context
@@ -113,7 +114,7 @@ def detection(
     scores = {found.name: statistics(context, model, calibration, found) for found in (inside, *outside)}
     own, rates = scores[inside.name], {}
     for found in outside:
-        context.store.bar("intervals", len(rates), len(outside))
+        context.store.on_progress(Progress("intervals", len(rates), len(outside)))
         rates[found.name] = {s: numbers.detection(own[s], scores[found.name][s]) for s in own}
     return Detection(calibration, inside.name, scores, rates)
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ncml.paths import printable
+from ncml.progress import OnProgress, ignore_progress
 from ncml.training import dataset
 
 SEED = 2022
@@ -76,7 +77,7 @@ def load(
     *,
     split: str = "",
     name: str = "",
-    report: dataset.Report = lambda done, total: None,
+    on_progress: OnProgress = ignore_progress,
 ) -> Pictures:
     """A set by what the user calls it: constant, uniform, or NAME|FOLDER[:SPLIT] as `ncml.training.dataset` reads it.
 
@@ -87,7 +88,7 @@ def load(
     if source in GENERATED:
         return generated(source, GENERATED_COUNT, height, width)
     where, named = parted(source)
-    found = dataset.load(where, height, width, split=split or named or "test", report=report)
+    found = dataset.load(where, height, width, split=split or named or "test", on_progress=on_progress)
     pixels_NHWC = found.images_NHWC.numpy()
     unreadable = len(found.inventory.unreadable)
     resized = len(found) - found.inventory.sizes[f"{width}x{height}"]

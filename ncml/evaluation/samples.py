@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from ncml.evaluation.report import Figure, Section, sheet
 from ncml.network.sde import process, reaches
+from ncml.progress import Progress
 
 if TYPE_CHECKING:
     from ncml.evaluation.context import Context
     from ncml.model import Model
-    from ncml.sampling.sample import Progress
 
 ACROSS = 10
 """Pictures in a row."""
@@ -45,13 +45,13 @@ def direct_and_refined(context: Context, model: Model, label: str) -> Figure:
         at_T: list[Pixels] = []
 
         def keep(progress: Progress) -> None:
-            if progress.stage == "noisy_sampling" and progress.step == progress.total:
+            if progress.stage == "noisy_sampling" and progress.done == progress.total:
                 at_T.append(progress.preview())
 
         refined = model.generate(ACROSS, callback=keep)
         rows += [(f"noisy, {model.noise:g} grey levels", at_T[-1]), ("Tweedie, 1 step", refined)]
         for solver, steps in (("euler-maruyama", 20), ("heun", 10), ("predictor-corrector", 10)):
-            context.store.bar(f"samples of {label}", len(rows), 6)
+            context.store.on_progress(Progress(f"samples of {label}", len(rows), 6))
             rows.append((f"{solver}, {steps}", model.generate(ACROSS, solver=solver, steps=steps)))
     caption = (
         f"Figures 1 and 5, {label}: the seeds 0 to {ACROSS - 1}, not chosen, drawn directly from p at t = 0 (strategy "
@@ -65,7 +65,7 @@ def class_rows(context: Context, model: Model, label: str) -> Figure:
     rows: list[tuple[str, Pixels]] = []
     across = ACROSS * OF_CLASS // 2
     for i, name in enumerate(model.classes):
-        context.store.bar(f"classes of {label}", i + 1, len(model.classes))
+        context.store.on_progress(Progress(f"classes of {label}", i + 1, len(model.classes)))
         way: dict[str, Any] = {} if noisy(model) else {"noise": 0.0}
         rows.append((name, model.generate(across, classes=name, seeds=1000 * i, **way)))
     caption = f"Figures 6 to 8, {label}: consecutive seeds of each class, not chosen, noisy and refined."
@@ -89,7 +89,7 @@ def completions(context: Context) -> Figure:
         if (model.height, model.width) == (first.height, first.width)
     }
     for label, model in alike.items():
-        context.store.bar("completions", len(rows), len(alike) + 2)
+        context.store.on_progress(Progress("completions", len(rows), len(alike) + 2))
         rows.append((f"{label}, direct", model.complete(masked, noise=0.0)))
         if noisy(model):
             rows += [(f"{label}, refined {i}", model.complete(masked, seeds=100 * i)) for i in (1, 2)]
@@ -109,9 +109,9 @@ def trajectory(model: Model, label: str) -> Figure:
     }
 
     def keep(progress: Progress) -> None:
-        if (progress.stage, progress.step) in wanted:
+        if (progress.stage, progress.done) in wanted:
             what = "row" if progress.stage == "noisy_sampling" else "refined, step"
-            kept.append((f"{what} {progress.step}", progress.preview()))
+            kept.append((f"{what} {progress.done}", progress.preview()))
 
     model.generate(ACROSS, solver="euler-maruyama", steps=steps, callback=keep)
     caption = (

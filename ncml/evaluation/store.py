@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ncml import checkpoint
-from ncml.progress import Bar
+from ncml.progress import OnProgress, Progress
 
 Columns = dict[str, NDArray[Any]]
 """Arrays of one length: a row for each image."""
@@ -29,8 +29,8 @@ EVERY_S = 10.0
 class Store:
     """A folder of measurements, a file for each."""
 
-    def __init__(self, folder: Path, bar: Bar) -> None:
-        self.folder, self.bar = folder, bar
+    def __init__(self, folder: Path, on_progress: OnProgress) -> None:
+        self.folder, self.on_progress = folder, on_progress
         self.spared = 0.0
         """Seconds that it took to measure the rows which had not to be measured again."""
 
@@ -65,7 +65,7 @@ class Store:
                 new = new | {SECONDS: np.full(rows, (time.monotonic() - begun) / rows)}
                 columns = {name: np.concatenate([columns[name], more]) for name, more in new.items()} if done else new
                 done = _length(columns)
-                self.bar(f"{stage} {of}".strip(), done, n)
+                self.on_progress(Progress(f"{stage} {of}".strip(), done, n))
                 if time.monotonic() - last > EVERY_S:
                     self._write(path, columns)
                     written, last = done, time.monotonic()

@@ -5,14 +5,12 @@ Imports Pillow and numpy, never torch. Read `decoding.py` first, then `preproces
 
 from ncml.images.decoding import MAX_BYTES, MAX_PIXELS, open_image, to_rgb
 from ncml.images.encoding import grid, to_png
-from ncml.images.preprocess import KEEPS, PREPROCESSING, Keep, place_known_half, resize_to
+from ncml.images.preprocess import PREPROCESSING, place_known_half, resize_to
 
 __all__ = [
-    "KEEPS",
     "MAX_BYTES",
     "MAX_PIXELS",
     "PREPROCESSING",
-    "Keep",
     "grid",
     "open_image",
     "place_known_half",

@@ -10,7 +10,7 @@ already has the model's size passes unchanged.
 import math
 import os
 from collections.abc import Collection
-from typing import Literal, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +18,8 @@ from PIL import Image
 
 from ncml.errors import InputError
 from ncml.images.decoding import MAX_BYTES, MAX_PIXELS, decode, to_rgb
+from ncml.limits import KEEPS, Keep
 
-Keep = Literal["top", "bottom", "left", "right"]
-
-KEEPS: tuple[Keep, ...] = ("top", "bottom", "left", "right")
 PREPROCESSING: dict[str, str | int] = {"name": "centre-crop-bicubic", "version": 1}
 
 _MIN_KNOWN_ALPHA = 128

@@ -7,14 +7,22 @@ from __future__ import annotations
 
 import bisect
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ncml.errors import InputError
 
-Box = tuple[int, int, int, int]
-"""(left, top, width, height) in pixels of the image."""
+
+class Box(NamedTuple):
+    """A part of an image, in pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
 
 Scores = NDArray[np.float32]
 

@@ -144,11 +144,6 @@ class Conditioning(nn.Module):
         return F.silu(embedding_BE)
 
 
-# On a GPU convolutions would read TF32, ten bits of each number. A score must not depend on the device by more than
-# rounding, nor the sampler's products differ from the network's convolutions.
-torch.backends.cudnn.allow_tf32 = False
-
-
 class NCPN(nn.Module):
     """The noise conditional pixel network."""
 

@@ -6,15 +6,12 @@ prefix, and the rest is drawn in order.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-Keep = Literal["top", "bottom", "left", "right"]
+from ncml.limits import KEEPS
 
-KEEPS: tuple[Keep, ...] = ("top", "bottom", "left", "right")
-"""The half that comes first in each orientation: identity, vertical flip, transpose, both."""
+# Orientation i lays the half `KEEPS[i]` first: identity, vertical flip, transpose, both.
 
 
 def orient(x_BCHW: Tensor, orientation: int) -> Tensor:

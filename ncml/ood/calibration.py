@@ -71,6 +71,11 @@ class Calibration:
         """The smallest possible p-value: 1 / (n_rank + 1)."""
         return 1 / (self.n_rank + 1)
 
+    @property
+    def threshold(self) -> float:
+        """The threshold of `statistic`."""
+        return self.thresholds[self.statistic]
+
     @functools.cached_property
     def thresholds(self) -> dict[str, float]:
         """Thresholds by statistic: a score above is out-of-distribution at the false-positive rate."""

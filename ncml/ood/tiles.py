@@ -10,7 +10,7 @@ Shapes: H rows and W columns of the image; R rows and C columns of tiles; B tile
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ from ncml.ood import conformal, storage
 from ncml.ood.conformal import Floats
 from ncml.ood.measurements import Columns, measure
 from ncml.ood.statistics import Gaussian, build_statistics
+from ncml.progress import OnProgress, Progress, ignore_progress
 
 Pixels = NDArray[np.uint8]
 
@@ -61,10 +62,6 @@ class Scan:
         return blend(self.grid, TileSize(height, width), self.height, self.width)
 
 
-Report = Callable[[int, int], None]
-"""Called with the number of finished tiles and the total."""
-
-
 def scan(
     network: NCPN,
     image_HWC: Pixels,
@@ -72,7 +69,7 @@ def scan(
     *,
     side: int | None = None,
     batch_size: int = 32,
-    report: Report | None = None,
+    on_progress: OnProgress = ignore_progress,
 ) -> Scan:
     """Score an image in tiles, uint8 [H, W, 3], no side smaller than a tile.
 
@@ -90,8 +87,7 @@ def scan(
         scores_B = gaussian.distance(columns)
         scores[done : done + len(scores_B)] = scores_B
         done += len(scores_B)
-        if report is not None:
-            report(done, len(corners))
+        on_progress(Progress("tiles", done, len(corners)))
     worst_index = int(scores.argmax())
     worst_score, (top, left) = float(scores[worst_index]), corners[worst_index]
     p_value = threshold = is_ood = None
@@ -100,7 +96,7 @@ def scan(
         threshold = tile_calibration.threshold
         is_ood = worst_score > threshold
     grid_RC = scores.astype(np.float32).reshape(tile.grid_shape(H, W))
-    return Scan(worst_score, p_value, threshold, is_ood, (left, top, tile.width, tile.height), grid_RC, H, W)
+    return Scan(worst_score, p_value, threshold, is_ood, Box(left, top, tile.width, tile.height), grid_RC, H, W)
 
 
 def measure_tiles(
@@ -138,6 +134,16 @@ class TileCalibration:
     def __post_init__(self) -> None:
         object.__setattr__(self, "version", storage.digest(self._content()))
         object.__setattr__(self, "threshold", conformal.threshold(self.ranked, self.false_positive_rate))
+
+    @property
+    def height(self) -> int:
+        """Rows of a tile."""
+        return self.tile.height
+
+    @property
+    def width(self) -> int:
+        """Columns of a tile."""
+        return self.tile.width
 
     @property
     def n_rank(self) -> int:

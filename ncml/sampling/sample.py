@@ -9,38 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ncml.limits import KEEPS, Keep
 from ncml.network.likelihood import HALF, PixelNoise, log_prob, sample, to_grid, to_uint8, wide
 from ncml.network.likelihood import score as gradient
 from ncml.network.ncpn import NCPN
-from ncml.network.orientation import KEEPS, Keep, orient, restore
+from ncml.network.orientation import orient, restore
 from ncml.network.sde import GREY_LEVEL, VE, end_time, process
+from ncml.progress import OnProgress, Progress, ignore_progress
+from ncml.sampling.options import SamplingSettings
 from ncml.sampling.solvers import refine
 
 REFINE_END = 1.0
 """Grey levels of noise at which refinement ends with its Tweedie step (or VE's least noise, 1.275, if that is more)."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a batch stands."""
-
-    stage: Literal["noisy_sampling", "refine"]
-    step: int
-    """Rows or solver steps done."""
-    total: int
-    preview: Callable[[], NDArray[np.uint8]]
-    """The pictures as they are, uint8 [B, H, W, 3]."""
-
-
-Callback = Callable[[Progress], Collection[int] | None]
-"""Called after each row and solver step; may return the members of the batch (by index) that are no longer wanted."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +72,7 @@ class Plan:
     seeds: list[int]
     class_B: Tensor
     """int64 [B]; the number of classes stands for none."""
-    noise: float
-    """Start noise in grey levels; 0 draws directly."""
-    steps: int
-    solver: str
-    height: int
-    width: int
+    settings: SamplingSettings
     known_BCHW: Tensor | None = None
     """Whole canvases of which the half `keep` is known; on [-1, 1]."""
     keep: Keep = "top"
@@ -125,24 +107,25 @@ class Noise:
         return torch.stack([draw(generator) for generator in self.generators])
 
 
-def draw(network: NCPN, plan: Plan, sampler: Sampler, callback: Callback | None = None) -> NDArray[np.uint8]:
+def draw(network: NCPN, plan: Plan, sampler: Sampler, on_progress: OnProgress = ignore_progress) -> NDArray[np.uint8]:
     """Draw the pictures of a plan, uint8 [B, H, W, 3]; members that the callback drops come back black."""
     weight = network.head.weight
     process_ = process(network.config.sde)
-    t = process_.time_of(plan.noise)
+    t = process_.time_of(plan.settings.noise)
     turn = KEEPS.index(plan.keep)
     B = len(plan.seeds)
-    laid_BCHW = torch.zeros(B, 3, plan.height, plan.width) if plan.known_BCHW is None else plan.known_BCHW
+    model = network.config.model
+    laid_BCHW = torch.zeros(B, 3, model.height, model.width) if plan.known_BCHW is None else plan.known_BCHW
     laid_BCHW = orient(laid_BCHW.to(weight), turn).contiguous(memory_format=torch.channels_last)
     _, _, H, W = laid_BCHW.shape
     conditions = Conditions(t, plan.class_B.to(weight.device), torch.full((B,), turn, device=weight.device))
     noise = Noise(plan.seeds, dtype=weight.dtype, device=weight.device)
-    pixel_noise = noise.pixels(network.config.model.mixtures, H, W)
+    pixel_noise = noise.pixels(model.mixtures, H, W)
     # Of an odd number of rows the half that is turned to come first is the larger one, as `ncml.images` cuts it.
     first_row = 0 if plan.known_BCHW is None else (H + turn % 2) // 2
     hold = _hold(laid_BCHW, noise, first_row, plan, network)
     x_BCHW = hold(torch.zeros_like(laid_BCHW), t)
-    report = _reporter(plan, callback, turn)
+    report = _reporter(plan, on_progress, turn)
 
     with torch.inference_mode():
         stopped = False
@@ -158,13 +141,13 @@ def draw(network: NCPN, plan: Plan, sampler: Sampler, callback: Callback | None 
             x_BCHW.clone(),
             t,
             t_end=_refine_end(network),
-            steps=plan.steps,
-            solver=plan.solver,
+            steps=plan.settings.steps,
+            solver=plan.settings.solver,
             process=process_,
             score=score_function(network, conditions, plan.dropped),
             normal=lambda: noise.normal(H, W),
             hold=hold,
-            on_step=lambda step, x: report("refine", step, plan.steps, x),
+            on_step=lambda step, x: report("refine", step, plan.settings.steps, x),
         )
         x_BCHW = hold(to_grid(x_BCHW), 0.0)
     pictures = to_uint8(restore(x_BCHW, turn)).cpu().numpy()
@@ -222,14 +205,10 @@ def _refine_end(network: NCPN) -> float:
     return min(process_.time_of(max(REFINE_END, floor)), end_time(network.config.sde))
 
 
-def _reporter(
-    plan: Plan, callback: Callback | None, turn: int
-) -> Callable[[Literal["noisy_sampling", "refine"], int, int, Tensor], bool]:
-    def report(stage: Literal["noisy_sampling", "refine"], step: int, total: int, x_BCHW: Tensor) -> bool:
-        if callback is None:
-            return False
-        unwanted = callback(Progress(stage, step, total, lambda: to_uint8(restore(x_BCHW, turn)).cpu().numpy()))
-        plan.dropped.update(unwanted or ())
+def _reporter(plan: Plan, on_progress: OnProgress, turn: int) -> Callable[[str, int, int, Tensor], bool]:
+    def report(stage: str, done: int, total: int, x_BCHW: Tensor) -> bool:
+        progress = Progress(stage, done, total, preview=lambda: to_uint8(restore(x_BCHW, turn)).cpu().numpy())
+        plan.dropped.update(on_progress(progress) or ())
         return len(plan.dropped) == len(plan.seeds)
 
     return report

@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ from torch import Tensor
 from ncml import checkpoint, images
 from ncml.errors import InputError
 from ncml.paths import list_files, printable
+from ncml.progress import OnProgress, Progress, ignore_progress
 from ncml.training.inventory import Inventory
 
 Part = Literal["fit", "calibration-fit", "calibration-rank"]
@@ -40,8 +41,6 @@ AT_ONCE = 256
 
 ZEROS = 2**24
 """Bytes written at once to take room on the disk."""
-
-Report = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def load(
     *,
     split: str = "train",
     keep: Path | None = None,
-    report: Report = lambda done, total: None,
+    on_progress: OnProgress = ignore_progress,
 ) -> Dataset:
     """Read a dataset at the given size.
 
@@ -107,7 +106,7 @@ def load(
     split: which split of a parquet folder or Hub dataset.
     keep: folder for the decoded pictures, which are then mapped instead of held in memory; what it holds already is
         used, unless the source has changed. Processes that share a disk share it, once one of them has filled it.
-    report: called with pictures done and in all.
+    on_progress: counts images.
     """
     folder = Path(source)
     if folder.is_file():
@@ -120,9 +119,9 @@ def load(
         raise _nothing_in(found, found.unreadable)
     if keep is None:
         pixels_NHWC = np.empty((found.count, height, width, 3), np.uint8)
-        return _decode(found, pixels_NHWC, report)
+        return _decode(found, pixels_NHWC, on_progress)
     kept = _Kept(keep, [found.identity, height, width, split, images.PREPROCESSING])
-    return kept.dataset() or kept.fill(found, height, width, report)
+    return kept.dataset() or kept.fill(found, height, width, on_progress)
 
 
 def of_pictures(source: str) -> bool:
@@ -267,7 +266,7 @@ def _take_room(path: Path, start: int) -> None:
             file.write(bytes(min(ZEROS, size - at)))
 
 
-def _decode(source: _Source, pixels_NHWC: NDArray[np.uint8], report: Report) -> Dataset:
+def _decode(source: _Source, pixels_NHWC: NDArray[np.uint8], on_progress: OnProgress) -> Dataset:
     """Decode into an array with a place for each row; those that cannot be read leave none empty between others."""
     count, height, width, _ = pixels_NHWC.shape
     labels: list[int] = []
@@ -287,7 +286,7 @@ def _decode(source: _Source, pixels_NHWC: NDArray[np.uint8], report: Report) -> 
             seen.add(hashlib.blake2b(picture.tobytes(), digest_size=16).digest())
         done = len(labels) + len(unreadable) - len(source.unreadable)
         if done % AT_ONCE == 0:
-            report(done, count)
+            on_progress(Progress("read", done, count))
     if not labels:
         raise InputError(
             "data", f"{source.name!r} holds no readable picture ({len(unreadable)} files could not be read)."
@@ -350,7 +349,7 @@ class _Kept:
         except (OSError, EOFError, ValueError, KeyError, TypeError):
             return None  # nothing there, or not whole: it is decoded anew
 
-    def fill(self, source: _Source, height: int, width: int, report: Report) -> Dataset:
+    def fill(self, source: _Source, height: int, width: int, on_progress: OnProgress) -> Dataset:
         """Decode into the folder, and map it from there."""
         self.pixels.parent.mkdir(parents=True, exist_ok=True)
         self.description.unlink(missing_ok=True)
@@ -365,7 +364,7 @@ class _Kept:
                 f"{self.pixels.parent} has no room for {size:.1f} GiB of decoded pictures ({error.strerror}): "
                 "free some, or give --out on another disk.",
             ) from error
-        found = _decode(source, pixels_NHWC, report)
+        found = _decode(source, pixels_NHWC, on_progress)
         np.save(self.labels, found.labels_N.numpy())
         described = {"identity": self.identity, "classes": found.classes, "inventory": found.inventory.to_json()}
         checkpoint.write_json(self.description, described)

@@ -24,9 +24,10 @@ from ncml.model import load as load_model
 from ncml.network.ncpn import NCPN
 from ncml.network.sde import end_time, grey_levels, process
 from ncml.paths import printable
-from ncml.progress import Bar
-from ncml.runtime import reuse_freed_memory
+from ncml.progress import OnProgress, Progress, ignore_progress
+from ncml.runtime import reuse_freed_memory, use_full_precision
 from ncml.sampling.cached import incremental
+from ncml.sampling.options import SamplingSettings
 from ncml.sampling.sample import Plan, draw
 from ncml.training import dataset
 from ncml.training.distributed import Team
@@ -81,7 +82,7 @@ def fit(
     interval: int = 20_000,
     trackers: Sequence[Callable[[Path, Config], Tracker]] = (),
     say: Callable[[str], None] = lambda line: None,
-    bar: Bar = lambda stage, done, total, note="": None,
+    on_progress: OnProgress = ignore_progress,
 ) -> Fitted | None:
     """Train a model on the fit part of a dataset, write its folder with what was measured in its card, calibrate it.
 
@@ -95,19 +96,16 @@ def fit(
     trackers: makers of further trackers, called with the run's folder and the configuration.
     say: is told a line at a time what was found and what is going to happen.
     """
+    use_full_precision()
     reuse_freed_memory()
     state, run_folder = out / STATE, (out / STATE).parent
     _check_folder(out, resume)
     if cooldown_from is not None and not (cooldown_from / STATE).exists():
         raise InputError("cooldown-from", f"{cooldown_from} holds no training run; name the folder of one.")
     height, width = config.model.height, config.model.width
-
-    def reading(done: int, total: int) -> None:
-        bar("read", done, total, "")
-
     if not team.first:
         team.wait()  # until the first has decoded the pictures
-    pictures = dataset.load(source, height, width, keep=run_folder / "pictures", report=reading)
+    pictures = dataset.load(source, height, width, keep=run_folder / "pictures", on_progress=on_progress)
     if team.first:
         team.wait()
     config = replace(config, model=replace(config.model, classes=pictures.classes))
@@ -135,7 +133,7 @@ def fit(
         trainer.set_images(max(config.training.batch_size, min(fitting, trainer.config.training.total_images)))
     say(f"{len(part):,} to fit, {len(pictures) - len(part):,} held out for measuring and calibrating")
     say(_plan(trainer, seconds, max_seconds))
-    watch = _Watch(trainer, run_folder, trackers, bar) if team.first else None
+    watch = _Watch(trainer, run_folder, trackers, on_progress) if team.first else None
     try:
         run(
             trainer,
@@ -150,7 +148,7 @@ def fit(
         if watch:
             watch.close()
     try:
-        return _finish(trainer, source, pictures, out, command, say, bar)
+        return _finish(trainer, source, pictures, out, command, say, on_progress)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(
             f"stopped before the model was measured; all {trainer.images} images are saved, and the same command with "
@@ -165,26 +163,19 @@ def _finish(
     out: Path,
     command: str,
     say: Callable[[str], None],
-    bar: Bar,
+    on_progress: OnProgress,
 ) -> Fitted | None:
     """Measure a trained network, write its folder, calibrate it."""
     team = trainer.team
     measured, what = _measured_on(source, pictures, out, team)
-    done = 0
-
-    def measuring(count: int) -> None:
-        nonlocal done
-        done += count * team.size
-        bar("measure", min(done, len(measured)), len(measured), "")
-
     key = "test_bpd" if what == "test" else "held_out_bpd"
-    bits = held_out_bits(trainer.ema, measured, team=team, report=measuring)
+    bits = held_out_bits(trainer.ema, measured, team=team, on_progress=on_progress)
     if not team.first:
         return None
     metrics = {key: round(bits, 4), "images_seen": trainer.images}
     card = card_of(trainer, command, pictures, metrics, what, len(measured))
     version = checkpoint.save(out, trainer.ema, metrics=metrics, card=card)
-    return Fitted(out, version, metrics, _calibrate(out, pictures, team.device, say, bar))
+    return Fitted(out, version, metrics, _calibrate(out, pictures, team.device, say, on_progress))
 
 
 def _check_folder(out: Path, resume: bool) -> None:
@@ -227,9 +218,13 @@ class _Watch:
     """Tells the progress bar and the trackers of a run, and draws pictures with it."""
 
     def __init__(
-        self, trainer: Trainer, folder: Path, trackers: Sequence[Callable[[Path, Config], Tracker]], bar: Bar
+        self,
+        trainer: Trainer,
+        folder: Path,
+        trackers: Sequence[Callable[[Path, Config], Tracker]],
+        on_progress: OnProgress,
     ) -> None:
-        self.bar = bar
+        self.on_progress = on_progress
         self.samples = folder / "samples"
         self.samples.mkdir(exist_ok=True)
         self.trackers: list[Tracker] = [TensorBoard(folder / "tensorboard", trainer.images)]
@@ -238,7 +233,8 @@ class _Watch:
     def step(self, trainer: Trainer, mean: float, rate: float) -> None:
         last = f", held-out {trainer.history[-1]['held_out_bpd']:.3f}" if trainer.history else ""
         total = trainer.config.training.total_images
-        self.bar("train", min(trainer.images, total), total, f"{mean:.3f} bits/dim{last}, {rate:.3g} images/s")
+        note = f"{mean:.3f} bits/dim{last}, {rate:.3g} images/s"
+        self.on_progress(Progress("train", min(trainer.images, total), total, note))
         if trainer.step % LOGGED == 0:
             values = {
                 "train/bits_per_dim": mean,
@@ -276,22 +272,22 @@ def sample(network: NCPN, count: int) -> NDArray[np.uint8]:
     plan = Plan(
         seeds=list(range(count)),
         class_B=torch.arange(count) % (len(config.model.classes) + 1),
-        noise=0.0 if config.training.clean_probability == 1 else most,
-        steps=1,
-        solver="tweedie",
-        height=config.model.height,
-        width=config.model.width,
+        settings=SamplingSettings(
+            noise=0.0 if config.training.clean_probability == 1 else most, steps=1, solver="tweedie"
+        ),
     )
     return draw(network, plan, incremental)
 
 
-def _calibrate(out: Path, pictures: dataset.Dataset, device: str, say: Callable[[str], None], bar: Bar) -> bool:
+def _calibrate(
+    out: Path, pictures: dataset.Dataset, device: str, say: Callable[[str], None], on_progress: OnProgress
+) -> bool:
     """Calibrate the model that was written, where there are pictures enough."""
     held_out = pictures.part("calibration-fit").spread(CALIBRATED[0])
     ranked = pictures.part("calibration-rank").spread(CALIBRATED[1])
     model = load_model(out, device)
     try:
-        made = calibrate(model, held_out.images_NHWC, ranked.images_NHWC, bar=bar)
+        made = calibrate(model, held_out.images_NHWC, ranked.images_NHWC, on_progress=on_progress)
     except InputError as error:
         say(f"not calibrated, so `ncml score` gives no p-values: {error}")
         return False

@@ -37,6 +37,7 @@ from ncml.network import orientation
 from ncml.network.likelihood import bits_per_dim, from_uint8, log_prob
 from ncml.network.ncpn import NCPN, Pair
 from ncml.network.sde import end_time, grey_levels, process, scale
+from ncml.progress import OnProgress, Progress, ignore_progress
 from ncml.training.dataset import Dataset
 from ncml.training.distributed import Team, apart
 from ncml.training.optimizer import Optimizer
@@ -145,21 +146,21 @@ def held_out_bits(
     *,
     batch_size: int = 64,
     team: Team = ALONE,
-    report: Callable[[int], None] | None = None,
+    on_progress: OnProgress = ignore_progress,
 ) -> float:
     """Bits per dimension of clean pictures under the null class, each picture weighing the same.
 
-    The processes of a team take every n-th picture each, and all get the answer. report: called with pictures done by
-    this process since the last call.
+    The processes of a team take every n-th picture each, and all get the answer.
+    on_progress: counts images, in the stage "measure".
     """
     device = next(network.parameters()).device
-    total = 0.0
+    total, done = 0.0, 0
     for index_B in torch.arange(len(data))[team.share(len(data))].split(batch_size):
         x_BCHW = from_uint8(data.take(index_B).images_NHWC).to(device)
         t_B = torch.zeros(len(x_BCHW), device=device)
         total += float(log_prob(x_BCHW, network(x_BCHW, t_B), t_B == 0).sum(dtype=torch.float64))
-        if report is not None:
-            report(len(x_BCHW))
+        done += len(x_BCHW)
+        on_progress(Progress("measure", min(done * team.size, len(data)), len(data)))
     height, width = data.store_NHWC.shape[1:3]
     return float(bits_per_dim(torch.tensor(team.total(total) / len(data)), height * width))
 

@@ -1,11 +1,11 @@
 """POST /generate and POST /complete: new images, and the unknown half of an image."""
 
-import secrets
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from ncml.images import place_known_half
+from ncml.limits import MAX_SEED, random_seed
 from service import answers
 from service.http.negotiation import JSON, NPZ, PNG, ZIP, negotiate
 from service.http.openapi import BINARY, JOB_PROBLEMS, JOB_STATUSES, problem_responses, request_schema
@@ -14,7 +14,7 @@ from service.http.requests import parse_request
 from service.jobs import Jobs, JobService
 from service.params import CompleteParams, GenerateParams, PictureParams
 from service.rendering import IMAGE_OFFERS
-from worker.contract import MAX_SEED, CompleteJob, GenerateJob, ModelDescriptor, Pixels, Task
+from worker.contract import CompleteJob, GenerateJob, ModelDescriptor, Pixels, Task
 
 router = APIRouter(tags=["images"])
 
@@ -102,19 +102,9 @@ def _sampling_fields(jobs: JobService, params: PictureParams, model: ModelDescri
     """Return the fields of sampling jobs, validated against the model; choose a random seed if none is given."""
     if params.n > jobs.settings.max_images:
         raise invalid_field("n", f"n is {params.n}; this service generates at most {jobs.settings.max_images} at once.")
-    if params.noise is not None and params.noise > model.noise:
-        detail = f"noise is {params.noise:g}; {model.name} accepts 0 to {model.noise:g} grey levels."
-        raise invalid_field("noise", detail)
-    if params.solver is not None and params.solver not in model.solvers:
-        solvers = ", ".join(model.solvers)
-        raise invalid_field("solver", f"solver: {model.name} has no solver {params.solver!r}; it has {solvers}.")
-    solver = params.solver or (model.solver if params.steps in (None, 1) else model.stepped_solver)
-    if model.solvers[solver] == 1 and params.steps not in (None, 1):
-        others = " or ".join(name for name, steps in model.solvers.items() if steps > 1)
-        detail = f"steps is {params.steps}; {solver} takes exactly 1: omit steps, or choose the solver {others}."
-        raise invalid_field("steps", detail)
+    params.sampling.resolve(model.sampling_limits)  # refuse now what the worker would refuse later
     max_seed = MAX_SEED - params.n + 1
-    seed = secrets.randbelow(max_seed + 1) if params.seed is None else params.seed
+    seed = random_seed(params.n) if params.seed is None else params.seed
     if seed > max_seed:
         raise invalid_field("seed", f"seed is {seed}; with n = {params.n} it must be at most {max_seed}.")
     return {

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from ncml.images import open_image, resize_to
 from ncml.images.tiling import TileSize, smallest_tile_side
+from ncml.limits import MAX_IMAGES_PER_REQUEST
 from service import answers
 from service.http import examples
 from service.http.negotiation import JSON, NPZ, PNG, negotiate
@@ -17,7 +18,7 @@ from service.http.requests import Upload, parse_request
 from service.jobs import Jobs, JobService
 from service.params import ScoreParams
 from service.rendering import SCORE_OFFERS
-from worker.contract import MAX_IMAGES, ModelDescriptor, Pixels, ScanJob, ScoreJob, Task
+from worker.contract import ModelDescriptor, Pixels, ScanJob, ScoreJob, Task
 
 router = APIRouter(tags=["images"])
 
@@ -36,7 +37,7 @@ router = APIRouter(tags=["images"])
         202: answers.ACCEPTED,
         **problem_responses(*JOB_STATUSES, kinds=JOB_PROBLEMS),
     },
-    openapi_extra=request_schema(ScoreParams, max_images=MAX_IMAGES),
+    openapi_extra=request_schema(ScoreParams, max_images=MAX_IMAGES_PER_REQUEST),
 )
 async def score(request: Request, jobs: Jobs) -> Response:
     """Return bits per dimension and log-likelihood of one or several images, each resized to the model's size.

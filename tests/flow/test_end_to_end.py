@@ -25,7 +25,8 @@ from PIL import Image
 
 import ncml
 from ncml.calibration import tiles
-from ncml.images import KEEPS, grid, heat, open_image, resize_to, to_png
+from ncml.images import grid, heat, open_image, resize_to, to_png
+from ncml.limits import KEEPS
 from worker.contract import JobStatus
 from worker.queue import JobQueue
 

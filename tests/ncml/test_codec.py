@@ -35,7 +35,7 @@ def test_an_archive_of_several_groups_decodes_bit_for_bit(
     model: ncml.Model, archive: bytes, pixels: np.ndarray
 ) -> None:
     done: list[tuple[int, int]] = []
-    names, decoded = decompress(model, archive, lambda *step: done.append(step))
+    names, decoded = decompress(model, archive, lambda at: done.append((at.done, at.total)))
     np.testing.assert_array_equal(decoded, pixels)
     assert names[-1] == f"picture {GROUP + 4}"
     assert done[-1] == (8 * len(pixels), 8 * len(pixels))

@@ -47,7 +47,7 @@ def assert_problem(response, status: int) -> dict:
         ("/generate", {"noise": 10.5}, "noise", "0 to 10 grey levels"),
         ("/generate", {"noise": "nan"}, "noise", "finite"),
         ("/generate", {"noise": "inf"}, "noise", "finite"),
-        ("/generate", {"solver": "magic"}, "solver", "it has heun, tweedie"),
+        ("/generate", {"solver": "magic"}, "solver", "choose from heun, tweedie"),
         ("/generate", {"class": "unicorn"}, "class", "its classes are cat, dog"),
         ("/generate", {"model": "other"}, "model", "the available models are tiny"),
         ("/generate", {"priority": "urgent"}, "priority", "'high', 'normal' or 'low'"),

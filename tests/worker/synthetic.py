@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ import numpy as np
 
 from ncml.errors import InputError, ModelError
 from ncml.images.tiling import Box, TileSize
+from ncml.progress import OnProgress, Progress
+from ncml.sampling.options import SamplingLimits
 
 HEIGHT = WIDTH = 8
 
@@ -63,9 +65,13 @@ class Calibration:
     preprocessing: str = "centre-crop-bicubic v1"
     histograms: dict[str, Histogram] = field(default_factory=lambda: {"bpd": Histogram((0.0, 4.0, 8.0), (50, 49))})
 
+    @property
+    def threshold(self) -> float:
+        return self.thresholds[self.statistic]
+
     def judge(self, statistic: str, value: float) -> Ood:
         p_value = max(self.smallest_p, 1 - value / 255)
-        return Ood(statistic, value, p_value, self.thresholds[statistic], value > self.thresholds[statistic])
+        return Ood(statistic, value, p_value, self.thresholds[statistic], bool(value > self.thresholds[statistic]))
 
 
 @dataclass
@@ -73,7 +79,8 @@ class TileCalibration:
     """By it a picture does not belong when a tile's mean is above 128."""
 
     version: str = "71" * 32
-    tile: TileSize = field(default_factory=lambda: TileSize(HEIGHT, WIDTH))
+    height: int = HEIGHT
+    width: int = WIDTH
     false_positive_rate: float = 0.05
     threshold: float = 128.0
     n_fit: int = 8
@@ -93,22 +100,12 @@ class Scan:
     width: int
 
 
-@dataclass
-class Progress:
-    stage: str
-    step: int
-    total: int
-    pictures: np.ndarray
-
-    def preview(self) -> np.ndarray:
-        return self.pictures
-
-
 class SyntheticModel:
     """Pictures are a function of the seed and the version alone, scores of the pixels and the noise."""
 
     height, width = HEIGHT, WIDTH
     noise = 10.0
+    sampling_limits = SamplingLimits(max_noise=noise)
     keeps = ("top",)
     classes = ("good", "lethal", "bad", "hungry", "stuck", "slow")
 
@@ -139,17 +136,17 @@ class SyntheticModel:
         if n > self.fits:
             raise MemoryError
 
-    def _work(self, n: int, classes: Sequence[str | None] | None, callback: Callable[[Any], Any] | None) -> set[int]:
+    def _work(self, n: int, classes: Sequence[str | None] | None, callback: OnProgress) -> set[int]:
         self._meet(n, classes)
         slow = 20 if classes and "slow" in classes else 1
         dropped: set[int] = set()
         for row in range(self.rows):
             time.sleep(slow * (self.batch_s + self.image_s * (n - len(dropped))) / self.rows)
-            if callback:
-                pictures = np.full((n, HEIGHT, WIDTH, 3), row, np.uint8)
-                dropped |= set(callback(Progress("noisy_sampling", row + 1, self.rows, pictures)) or ())
-                if len(dropped) == n:
-                    break
+            pictures = np.full((n, HEIGHT, WIDTH, 3), row, np.uint8)
+            progress = Progress("noisy_sampling", row + 1, self.rows, preview=lambda pictures=pictures: pictures)
+            dropped |= set(callback(progress) or ())
+            if len(dropped) == n:
+                break
         return dropped
 
     def score(
@@ -164,7 +161,7 @@ class SyntheticModel:
         statistics: Sequence[str] | str,
         sanity: bool,
         batch_size: int,
-        callback: Callable[[int, int], None],
+        callback: OnProgress,
     ) -> list[Score]:
         n = len(images)
         assert n <= batch_size
@@ -172,9 +169,9 @@ class SyntheticModel:
         slow = 20 if classes and "slow" in classes else 1
         for row in range(self.rows):
             time.sleep(slow * (self.batch_s + self.image_s * n) / self.rows)
-            callback(n * (row + 1) // self.rows, n)
+            callback(Progress("score", n * (row + 1) // self.rows, n))
         scores: list[Score] = []
-        for mean in images.reshape(n, -1).mean(1):
+        for mean in images.reshape(n, -1).mean(1).tolist():
             found = {"mean": mean, "bpd": mean / 32}
             judge = self.calibration if ood else None
             scores.append(
@@ -197,24 +194,22 @@ class SyntheticModel:
             raise ModelError(f"{self.name}/calibration-tiles.json is damaged")
         return TileCalibration() if self.tiled else None
 
-    def scan(
-        self, picture: np.ndarray, *, side: int | None, batch_size: int, callback: Callable[[int, int], None]
-    ) -> Scan:
+    def scan(self, picture: np.ndarray, *, side: int | None, batch_size: int, callback: OnProgress) -> Scan:
         """The mean of each tile; each batch of tiles takes `batch_s`."""
         known = self.tiles
-        tile = TileSize.resolve(HEIGHT, WIDTH, side, known.tile if known else None)
+        tile = TileSize.resolve(HEIGHT, WIDTH, side, TileSize(known.height, known.width) if known else None)
         H, W = picture.shape[:2]
         corners = tile.corners(H, W)
         for done in range(0, len(corners), batch_size):
             self._meet(min(batch_size, len(corners) - done), None)
             time.sleep(self.batch_s)
-            callback(min(done + batch_size, len(corners)), len(corners))
+            callback(Progress("tiles", min(done + batch_size, len(corners)), len(corners)))
         means = [picture[top : top + tile.height, left : left + tile.width].mean() for top, left in corners]
         at = int(np.argmax(means))
         (top, left), worst = corners[at], float(means[at])
         judged = (0.5, known.threshold, worst > known.threshold) if known else (None, None, None)
         grid = np.array(means, np.float32).reshape(tile.grid_shape(H, W))
-        return Scan(worst, *judged, (left, top, tile.width, tile.height), grid, H, W)
+        return Scan(worst, *judged, Box(left, top, tile.width, tile.height), grid, H, W)
 
     def generate(self, n: int, **options: Any) -> np.ndarray:
         dropped = self._work(n, options["classes"], options["callback"])
@@ -253,7 +248,7 @@ def write_model(directory: Path, name: str = "synthetic", **config: Any) -> Path
 def serve(url: str, models: str, lanes: str, *options: str) -> None:
     from worker import logs
     from worker.contract import Lane
-    from worker.engine import EngineSettings
+    from worker.messages import EngineSettings
     from worker.metrics import WorkerMetrics
     from worker.queue import JobQueue
     from worker.worker import GpuWorker, WorkerSettings

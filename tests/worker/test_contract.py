@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from ncml.limits import MAX_SEED
 from worker.contract import (
     JOB,
-    MAX_SEED,
     RESULT,
     Box,
     Calibration,

@@ -6,7 +6,8 @@ import pytest
 
 from tests.worker.fleet import score
 from tests.worker.synthetic import load, write_model
-from worker.engine import Batch, Catalogue, Done, Drop, Engine, EngineSettings, Step
+from worker.messages import Batch, Catalogue, Done, Drop, EngineSettings, Step
+from worker.process import EngineProcess
 
 
 def test_a_job_dropped_while_it_is_computed_alone_is_no_failure(
@@ -14,7 +15,7 @@ def test_a_job_dropped_while_it_is_computed_alone_is_no_failure(
 ) -> None:
     """Alone, because the other one's failure could have been any member's."""
     write_model(tmp_path, batch_s=0.1, rows=40)
-    engine = Engine(EngineSettings(directories=(tmp_path,), load=load))
+    engine = EngineProcess(EngineSettings(directories=(tmp_path,), load=load))
     try:
         assert isinstance(engine.receive(60), Catalogue)
         engine.send(Batch(1, {"slow": score(class_name="slow"), "bad": score(class_name="bad")}))

@@ -67,7 +67,7 @@ def test_flipped_bits_are_scored(model: ncml.Model) -> None:
 
 def test_progress_is_told(model: ncml.Model) -> None:
     told: list[tuple[int, int]] = []
-    model.score(NEW, batch_size=4, callback=lambda done, total: told.append((done, total)))
+    model.score(NEW, batch_size=4, callback=lambda at: told.append((at.done, at.total)))
     assert told == [(4, 6), (6, 6)]
 
 
@@ -98,7 +98,7 @@ def test_a_calibration_is_read_as_it_was_written(calibrated: ncml.Model, calibra
 
 def test_progress_of_a_calibration_is_told(model: ncml.Model) -> None:
     told: list[tuple[str, int, int]] = []
-    calibrate(model, FIT, RANK, batch_size=40, bar=lambda stage, done, total, _: told.append((stage, done, total)))
+    calibrate(model, FIT, RANK, batch_size=40, on_progress=lambda at: told.append((at.stage, at.done, at.total)))
     assert told == [("fit", 30, 30), ("rank", 40, 60), ("rank", 60, 60)]
 
 

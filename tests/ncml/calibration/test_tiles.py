@@ -90,7 +90,13 @@ def test_tiles_of_another_size_are_resized(model: ncml.Model) -> None:
 
 def test_progress_is_told(calibrated: ncml.Model) -> None:
     told: list[tuple[int, int]] = []
-    scan(calibrated.network, picture(1), read(calibrated), batch_size=8, report=lambda *at: told.append(at))
+    scan(
+        calibrated.network,
+        picture(1),
+        read(calibrated),
+        batch_size=8,
+        on_progress=lambda at: told.append((at.done, at.total)),
+    )
     assert told == [(8, 20), (16, 20), (20, 20)]
 
 

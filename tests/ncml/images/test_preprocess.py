@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ncml import InputError, NotAnImage, TooLarge
-from ncml.images import KEEPS, grid, open_image, place_known_half, resize_to, to_png
+from ncml.images import grid, open_image, place_known_half, resize_to, to_png
 from ncml.images.tiff import read_blocks
+from ncml.limits import KEEPS
 
 Pixels = NDArray[np.uint8]
 

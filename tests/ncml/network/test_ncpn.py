@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from ncml import runtime
 from ncml.config import cifar10_small, smoke
 from ncml.network.layers import AxialAttention, CausalConv, FourierFeatures, Grow, concat_elu, gate
 from ncml.network.likelihood import initial_bias, log_prob
@@ -134,5 +135,7 @@ def test_the_first_mixture_covers_the_greys() -> None:
     assert bias[3:12].view(3, 3)[:, 0].tolist() == pytest.approx([-0.9, 0, 0.9])
 
 
-def test_convolutions_stay_in_fp32_on_a_gpu() -> None:
+def test_convolutions_stay_in_fp32_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    runtime.use_full_precision()
     assert not torch.backends.cudnn.allow_tf32

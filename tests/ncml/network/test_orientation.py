@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from ncml.limits import KEEPS
 from ncml.network import orientation
-from ncml.network.orientation import KEEPS, orient, orient_each, restore
+from ncml.network.orientation import orient, orient_each, restore
 
 HALVES = {
     "top": (slice(0, 4), slice(None)),

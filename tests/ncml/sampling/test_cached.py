@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ncml.config import Config, LevelConfig, ModelConfig, cifar10_small
+from ncml.limits import KEEPS, Keep
 from ncml.network.layers import CausalConv, Grow
 from ncml.network.likelihood import by_component, from_uint8, to_uint8
 from ncml.network.ncpn import NCPN
-from ncml.network.orientation import KEEPS, Keep
 from ncml.network.sde import end_time
 from ncml.sampling.cached import _Run, incremental, walk
+from ncml.sampling.options import SamplingSettings
 from ncml.sampling.sample import Conditions, Noise, Plan, draw, naive
 from ncml.sampling.solvers import SOLVERS
 from tests.ncml import nets
@@ -215,11 +216,7 @@ def plan(config: Config, seeds: list[int], *, noise: float, solver: str = "tweed
     return Plan(
         seeds=seeds,
         class_B=torch.tensor([seed % (len(config.model.classes) + 1) for seed in seeds]),
-        noise=noise,
-        steps=1 if solver == "tweedie" else 2,
-        solver=solver,
-        height=H,
-        width=W,
+        settings=SamplingSettings(noise=noise, steps=1 if solver == "tweedie" else 2, solver=solver),
         known_BCHW=None if keep is None else torch.stack(canvases),
         keep=keep or "top",
     )

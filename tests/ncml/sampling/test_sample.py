@@ -6,11 +6,13 @@ import torch
 from scipy import stats
 
 import ncml
+from ncml.limits import KEEPS
 from ncml.network.likelihood import HALF, from_uint8, to_grid
-from ncml.network.orientation import KEEPS
 from ncml.network.sde import GREY_LEVEL
+from ncml.progress import Progress
 from ncml.sampling.cached import incremental
-from ncml.sampling.sample import Noise, Plan, Progress, draw, naive, score_function
+from ncml.sampling.options import SamplingSettings
+from ncml.sampling.sample import Noise, Plan, draw, naive, score_function
 from ncml.sampling.solvers import SOLVERS
 from tests.ncml import nets
 
@@ -52,11 +54,14 @@ def test_pictures_are_those_of_the_naive_sampler(solver: str) -> None:
     net = nets.network(config, spread=0.08)
     canvases = from_uint8(nets.pictures(3, 4, 4)).double()
     for keep in (None, "right"):
-        plan = {
-            "seeds": [1, 2, 3], "class_B": torch.arange(3), "noise": 8.0, "steps": 1 if solver == "tweedie" else 3,
-            "solver": solver, "height": 4, "width": 4, "known_BCHW": canvases if keep else None, "keep": keep or "top",
-        }  # fmt: skip
-        assert np.array_equal(draw(net, Plan(**plan), naive), draw(net, Plan(**plan), incremental))  # type: ignore[arg-type]
+        plan = Plan(
+            seeds=[1, 2, 3],
+            class_B=torch.arange(3),
+            settings=SamplingSettings(noise=8.0, steps=1 if solver == "tweedie" else 3, solver=solver),
+            known_BCHW=canvases if keep else None,
+            keep=keep or "top",  # type: ignore[arg-type]
+        )
+        assert np.array_equal(draw(net, plan, naive), draw(net, plan, incremental))
 
 
 @pytest.mark.parametrize("noise", [0.0, 10.0], ids=["direct", "noisy"])
@@ -80,13 +85,14 @@ def test_the_larger_half_of_an_odd_size_comes_back_whole() -> None:
     config = nets.config(((4, 1),), height=7, width=7, orientations=True)
     network = nets.network(config, dtype=torch.float32)
     canvas = nets.pictures(1, 7, 7)
+    settings = SamplingSettings(noise=0.0, steps=1, solver="tweedie")
     for keep, half in {
         "top": np.s_[:, :3],
         "bottom": np.s_[:, 3:],
         "left": np.s_[:, :, :3],
         "right": np.s_[:, :, 3:],
     }.items():
-        plan = Plan([0], torch.zeros(1, dtype=torch.long), 0.0, 1, "tweedie", 7, 7, from_uint8(canvas), keep)  # type: ignore[arg-type]
+        plan = Plan([0], torch.zeros(1, dtype=torch.long), settings, from_uint8(canvas), keep)  # type: ignore[arg-type]
         found = draw(network, plan, incremental)
         assert np.array_equal(found[half], canvas.numpy()[half]), keep
         assert not np.array_equal(found, canvas.numpy())
@@ -118,7 +124,7 @@ def test_progress_is_told_by_row_and_by_step(model: ncml.Model) -> None:
     seen: list[tuple[str, int, int]] = []
 
     def callback(progress: Progress) -> None:
-        seen.append((progress.stage, progress.step, progress.total))
+        seen.append((progress.stage, progress.done, progress.total))
         preview = progress.preview()
         assert preview.dtype == np.uint8
         assert preview.shape == (2, 8, 8, 3)
@@ -141,7 +147,7 @@ def test_nothing_is_drawn_once_nobody_wants_it(model: ncml.Model, stop: tuple[st
     seen: list[tuple[str, int]] = []
 
     def callback(progress: Progress) -> set[int] | None:
-        seen.append((progress.stage, progress.step))
+        seen.append((progress.stage, progress.done))
         return {0, 1} if seen[-1] == stop else None
 
     pictures = model.generate(2, steps=4, sampler=sampler, callback=callback)
@@ -156,7 +162,7 @@ def test_who_is_dropped_leaves_the_others_as_they_are(model: ncml.Model) -> None
     def callback(progress: Progress) -> list[int]:
         nonlocal calls
         calls += 1
-        return [1] if progress.step == 2 else []
+        return [1] if progress.done == 2 else []
 
     some = model.generate(3, steps=2, seeds=5, callback=callback)
     assert calls == 8 + 2
@@ -185,7 +191,8 @@ def test_refinement_takes_the_noise_away(process: str) -> None:
     net = nets.network(config)
     net.head.weight.zero_()
     net.head.bias.copy_(torch.tensor([0.0] + [0.1] * 3 + [-3.0] * 3 + [0.0] * 3))
-    plan = Plan(torch.arange(4).tolist(), torch.zeros(4, dtype=torch.long), 10.0, 20, "euler-maruyama", 8, 8)
+    settings = SamplingSettings(noise=10.0, steps=20, solver="euler-maruyama")
+    plan = Plan(torch.arange(4).tolist(), torch.zeros(4, dtype=torch.long), settings)
     found = from_uint8(torch.from_numpy(draw(net, plan, incremental)))
     assert found.mean().item() == pytest.approx(0.1, abs=0.01)
     # The model's own spread at every level is that of a logistic of scale e^-3; denoising by 10 grey levels narrows it.

@@ -214,7 +214,7 @@ def test_progress_is_reported(tmp_path: Path) -> None:
     for i in range(257):
         picture.save(tmp_path / f"{i}.bmp")
     told: list[tuple[int, int]] = []
-    dataset.load(str(tmp_path), 8, 8, report=lambda done, total: told.append((done, total)))
+    dataset.load(str(tmp_path), 8, 8, on_progress=lambda progress: told.append((progress.done, progress.total)))
     assert told == [(256, 257)]
 
 

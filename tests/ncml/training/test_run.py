@@ -224,7 +224,7 @@ def test_pictures_are_decoded_once_and_again_when_they_change(tmp_path: Path) ->
 
     def again() -> dataset.Dataset:
         decoded.clear()
-        return dataset.load(source, 8, 8, keep=keep, report=lambda done, total: decoded.append(done))
+        return dataset.load(source, 8, 8, keep=keep, on_progress=lambda progress: decoded.append(progress.done))
 
     written = (keep / "pictures.npy").stat().st_mtime_ns
     second = again()

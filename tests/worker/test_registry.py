@@ -1,4 +1,4 @@
-"""The shelf: which models are served, and what happens when their folders change."""
+"""The registry: which models are served, and what happens when their folders change."""
 
 import shutil
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from ncml.errors import ModelError
 from tests.worker import synthetic
 from tests.worker.synthetic import SyntheticModel, write_model
-from worker.models import Shelf
+from worker.registry import ModelRegistry
 
 
 class Loads:
@@ -27,10 +27,10 @@ def loads() -> Loads:
     return Loads()
 
 
-def shelf_of(loads: Loads, *directories: Path, keep: int = 2) -> Shelf:
-    shelf = Shelf(directories, loads, device="cpu", keep=keep)
-    shelf.scan()
-    return shelf
+def registry_of(loads: Loads, *directories: Path, keep: int = 2) -> ModelRegistry:
+    registry = ModelRegistry(directories, loads, device="cpu", keep=keep)
+    registry.scan()
+    return registry
 
 
 def test_the_earlier_directory_counts_and_other_folders_are_passed_over(tmp_path: Path, loads: Loads) -> None:
@@ -38,62 +38,62 @@ def test_the_earlier_directory_counts_and_other_folders_are_passed_over(tmp_path
     write_model(tmp_path / "two", "a", batch_s=2.0)
     write_model(tmp_path / "two", "b")
     (tmp_path / "two" / "notes").mkdir()
-    shelf = shelf_of(loads, tmp_path / "one", tmp_path / "absent", tmp_path / "two")
-    assert [model.name for model in shelf.descriptors] == ["a", "b"]
-    assert shelf.get("a").version == synthetic.load(tmp_path / "one" / "a", device="cpu").version
+    registry = registry_of(loads, tmp_path / "one", tmp_path / "absent", tmp_path / "two")
+    assert [model.name for model in registry.descriptors] == ["a", "b"]
+    assert registry.get("a").version == synthetic.load(tmp_path / "one" / "a", device="cpu").version
 
 
 def test_the_least_recently_used_model_makes_room(tmp_path: Path, loads: Loads) -> None:
     for name in "abc":
         write_model(tmp_path, name)
-    shelf = shelf_of(loads, tmp_path)
-    assert len(shelf.descriptors) == 3
+    registry = registry_of(loads, tmp_path)
+    assert len(registry.descriptors) == 3
     loads.names.clear()
     for name in ("c", "b", "c", "a", "c", "b"):
-        shelf.get(name)
+        registry.get(name)
     assert loads.names == ["a", "b"]
 
 
 def test_a_changed_folder_is_loaded_anew_and_an_unchanged_one_is_not(tmp_path: Path, loads: Loads) -> None:
     write_model(tmp_path, "a")
-    shelf = shelf_of(loads, tmp_path)
-    held = shelf.get("a")
-    assert not shelf.scan()
+    registry = registry_of(loads, tmp_path)
+    held = registry.get("a")
+    assert not registry.scan()
     write_model(tmp_path, "a", batch_s=9.0)
-    assert shelf.scan()
-    assert shelf.get("a").version != held.version
+    assert registry.scan()
+    assert registry.get("a").version != held.version
     assert loads.names == ["a", "a"]
     with pytest.raises(ModelError, match="is gone; the current one is"):
-        shelf.get("a", held.version)
+        registry.get("a", held.version)
 
 
 def test_a_folder_that_breaks_leaves_what_was_loaded_in_service(tmp_path: Path, loads: Loads) -> None:
     folder = write_model(tmp_path, "a")
-    shelf = shelf_of(loads, tmp_path)
-    version = shelf.get("a").version
+    registry = registry_of(loads, tmp_path)
+    version = registry.get("a").version
     (folder / "config.json").write_text("{")
-    assert shelf.scan()
-    assert shelf.get("a").version == version
-    assert [model.version for model in shelf.descriptors] == [version]
-    assert shelf.faults == {"a": "a/config.json is not JSON"}
+    assert registry.scan()
+    assert registry.get("a").version == version
+    assert [model.version for model in registry.descriptors] == [version]
+    assert registry.faults == {"a": "a/config.json is not JSON"}
     write_model(tmp_path, "a", batch_s=9.0)
-    shelf.scan()
-    assert shelf.faults == {}
-    assert shelf.get("a").version != version
+    registry.scan()
+    assert registry.faults == {}
+    assert registry.get("a").version != version
 
 
 def test_a_folder_broken_from_the_start_is_named_with_its_fault(tmp_path: Path, loads: Loads) -> None:
     (write_model(tmp_path, "a") / "config.json").write_text("{")
-    shelf = shelf_of(loads, tmp_path)
-    assert shelf.descriptors == ()
+    registry = registry_of(loads, tmp_path)
+    assert registry.descriptors == ()
     with pytest.raises(ModelError, match="'a' cannot be used: a/config"):
-        shelf.get("a")
+        registry.get("a")
 
 
 def test_a_removed_folder_is_forgotten(tmp_path: Path, loads: Loads) -> None:
     shutil.copytree(write_model(tmp_path, "a"), tmp_path / "b")
-    shelf = shelf_of(loads, tmp_path)
+    registry = registry_of(loads, tmp_path)
     shutil.rmtree(tmp_path / "a")
-    assert shelf.scan()
+    assert registry.scan()
     with pytest.raises(ModelError, match="there is no model 'a' here; there are b"):
-        shelf.get("a")
+        registry.get("a")

@@ -1,0 +1,43 @@
+"""Limits and choices that the library, the command line, the queue and the service share. Does not import torch."""
+
+from __future__ import annotations
+
+import operator
+import secrets
+from typing import Literal, SupportsIndex
+
+from ncml.errors import InputError
+
+MAX_SEED = 2**53 - 1
+"""The largest seed: the largest integer that every JSON reader keeps exactly."""
+
+MAX_STEPS = 1000
+"""The most refinement steps."""
+
+MAX_IMAGES_PER_CALL = 1024
+"""The most images that one call of the library samples: they are sampled together, at some megabytes each."""
+
+MAX_IMAGES_PER_REQUEST = 64
+"""The most images that one request may send or ask for; a worker with a smaller batch works in chunks."""
+
+Keep = Literal["top", "bottom", "left", "right"]
+"""The known half of an image that is completed."""
+
+KEEPS: tuple[Keep, ...] = ("top", "bottom", "left", "right")
+
+
+def check_count(field: str, value: SupportsIndex, maximum: int | None = None) -> int:
+    """Return a positive integer (NumPy's included) as Python's; raise `InputError` for anything else."""
+    try:
+        count = operator.index(value)
+    except TypeError as error:
+        raise InputError(field, f"{field} must be an integer, not {value!r}.") from error
+    if count < 1 or (maximum is not None and count > maximum):
+        bounds = "at least 1" if maximum is None else f"1 to {maximum}"
+        raise InputError(field, f"{field} must be {bounds}, not {count}.")
+    return count
+
+
+def random_seed(n: int) -> int:
+    """Return a random seed from which n consecutive seeds are in range."""
+    return secrets.randbelow(max(1, MAX_SEED - n + 2))

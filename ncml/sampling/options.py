@@ -1,0 +1,74 @@
+"""Options of sampling: what a caller may choose, and the one place that fills in defaults and checks ranges.
+
+The command line, the queue and the service use it too, so it does not import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ncml.config import DEFAULT_SOLVER, SOLVERS, STEPPED_SOLVER
+from ncml.errors import InputError
+from ncml.limits import MAX_STEPS, check_count
+
+SAMPLERS = ("incremental", "naive")
+"""The first is the default; `naive` is the reference, hundreds of times slower."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingLimits:
+    """The ranges and the defaults of a model's sampling options."""
+
+    max_noise: float
+    """Grey levels: the largest start noise, and the default."""
+    solver: str = DEFAULT_SOLVER
+    stepped_solver: str = STEPPED_SOLVER
+    """The default solver for more than one step."""
+    solvers: Mapping[str, int] = field(default_factory=lambda: SOLVERS)
+    """Every solver and its default number of steps; one whose default is 1 takes no other number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingSettings:
+    """Options with every default filled in and every range checked."""
+
+    noise: float
+    """Start noise in grey levels; 0 samples directly, without refinement."""
+    steps: int
+    """Refinement steps, the last of them Tweedie's."""
+    solver: str
+    sampler: str = SAMPLERS[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """The options of a request; None stands for a default. The fields are those of `SamplingSettings`."""
+
+    noise: float | None = None
+    steps: int | None = None
+    solver: str | None = None
+    sampler: str | None = None
+
+    def resolve(self, limits: SamplingLimits) -> SamplingSettings:
+        """Fill in defaults; raise `InputError`, which names the field and the remedy, for a value out of range."""
+        noise = check_noise(self.noise, limits.max_noise) if self.noise is not None else limits.max_noise
+        steps = None if self.steps is None else check_count("steps", self.steps, MAX_STEPS)
+        solver = self.solver or (limits.solver if steps in (None, 1) else limits.stepped_solver)
+        if solver not in limits.solvers:
+            raise InputError("solver", f"there is no solver {solver!r}: choose from {', '.join(limits.solvers)}.")
+        if limits.solvers[solver] == 1 and steps not in (None, 1):
+            others = " or ".join(name for name, count in limits.solvers.items() if count > 1)
+            detail = f"the {solver} solver takes exactly 1 step, not {steps}: leave steps out, or choose {others}."
+            raise InputError("steps", detail)
+        sampler = self.sampler or SAMPLERS[0]
+        if sampler not in SAMPLERS:
+            raise InputError("sampler", f"there is no sampler {sampler!r}: choose from {', '.join(SAMPLERS)}.")
+        return SamplingSettings(noise=noise, steps=steps or limits.solvers[solver], solver=solver, sampler=sampler)
+
+
+def check_noise(noise: float, max_noise: float) -> float:
+    """Return a noise level in grey levels; raise `InputError` if it is out of range."""
+    if not 0 <= noise <= max_noise:
+        raise InputError("noise", f"noise must be 0 to {max_noise:g} grey levels, not {noise:g}.")
+    return noise

@@ -1,0 +1,89 @@
+"""What a worker and its engine process exchange: settings at the start, then batches, progress and outcomes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from worker.contract import Job, JobError, ModelDescriptor, ModelRef, Scan, Score
+from worker.registry import Load
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """How to set up an engine. `load` must be importable by name in a new process."""
+
+    directories: tuple[Path, ...]
+    load: Load
+    device: str = "cpu"
+    threads: int = 0
+    max_batch: int = 32
+    keep_models: int = 2
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Jobs that share a batch key, by id."""
+
+    number: int
+    jobs: dict[str, Job]
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Jobs of a batch whose results are no longer needed."""
+
+    number: int
+    ids: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The models that are served, and why others are not. The first catalogue means that the engine is ready."""
+
+    models: tuple[ModelDescriptor, ...]
+    faults: dict[str, str]
+    memory_bytes: int = 0
+
+
+Previews = dict[str, tuple[int, int, int, bytes]]
+"""The images of some jobs as they look now: number, height, width, and uint8 NHWC bytes."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Progress of a batch: previews of some of its jobs; `done` counts the finished images of each job."""
+
+    stage: str
+    step: int
+    total: int
+    done: dict[str, int]
+    previews: Previews = field(default_factory=dict[str, tuple[int, int, int, bytes]])
+
+
+@dataclass
+class Outcome:
+    """The outcome of one job: scores, a scan, images (uint8 HWC bytes) or an error; empty if the job was dropped."""
+
+    model: ModelRef | None = None
+    scores: list[Score] = field(default_factory=list[Score])
+    scan: Scan | None = None
+    images: list[bytes] = field(default_factory=list[bytes])
+    size: tuple[int, int] = (0, 0)
+    error: JobError | None = None
+    batch_size: int = 0
+
+
+@dataclass(frozen=True)
+class Done:
+    """The end of a batch; `stages` holds the seconds spent in each stage."""
+
+    number: int
+    outcomes: dict[str, Outcome]
+    compute_s: float
+    stages: dict[str, float]
+    memory_bytes: int = 0
+
+
+Message = Catalogue | Step | Done
+"""What an engine sends."""

@@ -1,0 +1,160 @@
+"""The models that an engine serves: discovered in folders, loaded on demand, replaced when their folder changes.
+
+Uses `ncml.Model`; must not import RQ or Redis.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from ncml.errors import ModelError, NcmlError
+from ncml.images import PREPROCESSING
+from worker.contract import Calibration, ModelDescriptor, Preprocessing, TileCalibration
+
+if TYPE_CHECKING:
+    from ncml.model import Model
+
+log = logging.getLogger("ncml.engine")
+
+
+Load: TypeAlias = "Callable[..., Model]"
+"""`load(folder, device=...)`; raises `ModelError` for a folder that cannot be used."""
+
+Stamp = tuple[tuple[str, int, int], ...]
+
+
+@dataclass
+class _Entry:
+    """A model folder and the outcome of its latest load."""
+
+    folder: Path
+    stamp: Stamp
+    descriptor: ModelDescriptor | None = None
+    fault: str | None = None
+
+
+class ModelRegistry:
+    """The models in some directories. If two hold the same name, the earlier directory takes precedence.
+
+    At most `keep` models stay loaded, the most recently used ones. A running batch keeps the model it started with,
+    even after the registry has replaced it.
+    """
+
+    def __init__(self, directories: Sequence[Path], load: Load, *, device: str, keep: int) -> None:
+        self._directories = directories
+        self._load = load
+        self._device = device
+        self._keep = keep
+        self._entries: dict[str, _Entry] = {}
+        self._loaded: OrderedDict[str, Model] = OrderedDict()
+
+    @property
+    def descriptors(self) -> tuple[ModelDescriptor, ...]:
+        """The usable models, sorted by name."""
+        return tuple(e.descriptor for _, e in sorted(self._entries.items()) if e.descriptor)
+
+    @property
+    def faults(self) -> dict[str, str]:
+        """Why the other folders cannot be used, by name."""
+        return {name: e.fault for name, e in sorted(self._entries.items()) if e.fault}
+
+    def scan(self) -> bool:
+        """Load new and changed folders; return whether anything changed."""
+        folders = self._folders()
+        changed = False
+        for name in self._entries.keys() - folders.keys():
+            del self._entries[name]
+            self._loaded.pop(name, None)
+            changed = True
+        for name, (folder, stamp) in folders.items():
+            entry = self._entries.get(name)
+            if entry is None or (entry.folder, entry.stamp) != (folder, stamp):
+                self._entries[name] = _Entry(folder, stamp, entry.descriptor if entry else None)
+                self._open(name)
+                changed = True
+        return changed
+
+    def get(self, name: str, version: str | None = None) -> Model:
+        """Return a loaded model; raise `ModelError` if it is missing, damaged, or of another version."""
+        entry = self._entries.get(name)
+        if entry is None:
+            names = ", ".join(sorted(self._entries)) or "none"
+            raise ModelError(f"there is no model {name!r} here; there are {names}")
+        model = self._loaded.get(name) or self._open(name)
+        if model is None:
+            raise ModelError(f"the model {name!r} cannot be used: {entry.fault}")
+        if version is not None and model.version != version:
+            raise ModelError(f"version {version[:12]} of {name!r} is gone; the current one is {model.version[:12]}")
+        self._loaded.move_to_end(name)
+        return model
+
+    def _folders(self) -> dict[str, tuple[Path, Stamp]]:
+        """Return the model folders by name, each with a stamp that changes when its files do."""
+        folders: dict[str, tuple[Path, Stamp]] = {}
+        for directory in self._directories:
+            for folder in sorted(directory.iterdir()) if directory.is_dir() else []:
+                with contextlib.suppress(FileNotFoundError):  # removed while it is read
+                    if folder.name not in folders and (folder / "config.json").is_file():
+                        folders[folder.name] = folder, _stamp(folder)
+        return folders
+
+    def _open(self, name: str) -> Model | None:
+        """Load a folder. If it is no longer usable, the model loaded from it before stays in service."""
+        entry = self._entries[name]
+        try:
+            model = self._load(entry.folder, device=self._device)
+        except (NcmlError, OSError) as error:
+            entry.fault = str(error)
+            if name not in self._loaded:
+                entry.descriptor = None
+            return self._loaded.get(name)
+        entry.fault, entry.descriptor = None, describe(name, model)
+        self._loaded[name] = model
+        self._loaded.move_to_end(name)
+        while len(self._loaded) > self._keep:
+            self._loaded.popitem(last=False)
+        return model
+
+
+def describe(name: str, model: Model) -> ModelDescriptor:
+    """Return what a worker publishes about a model."""
+    limits = model.sampling_limits
+    calibration = model.calibration
+    return ModelDescriptor(
+        name=name,
+        version=model.version,
+        height=model.height,
+        width=model.width,
+        classes=model.classes,
+        noise=limits.max_noise,
+        keeps=model.keeps,
+        solver=limits.solver,
+        stepped_solver=limits.stepped_solver,
+        solvers=dict(limits.solvers),
+        preprocessing=Preprocessing.model_validate(PREPROCESSING),
+        calibration=Calibration.model_validate(calibration, from_attributes=True) if calibration else None,
+        tiles=_tile_calibration(model),
+        metrics=model.metrics,
+        card=model.card,
+    )
+
+
+def _tile_calibration(model: Model) -> TileCalibration | None:
+    try:
+        calibration = model.tiles
+    except ModelError as error:  # the model stays in service; a scan fails with the same reason
+        log.warning("tiles are not calibrated: %s", error, extra={"model": model.name})
+        return None
+    return TileCalibration.model_validate(calibration, from_attributes=True) if calibration else None
+
+
+def _stamp(folder: Path) -> Stamp:
+    """Return name, size and time of change of each file."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
