@@ -48,10 +48,10 @@ def score_response(view: JobView, result: ScoreResult, media: str) -> Response:
         )
         for score, map_HW in zip(result.results, maps, strict=True)
     ]
-    answer = ScoreAnswer(id=view.id, status=view.status, model=result.model, results=scores, timing=result.timing)
+    document = ScoreAnswer(id=view.id, status=view.status, model=result.model, results=scores, timing=result.timing)
     requested = {name for name in ("statistics", "sanity", "map") if any(getattr(score, name) for score in scores)}
     omitted = {"results": {"__all__": {"statistics", "sanity", "map"} - requested}}
-    return Response(answer.model_dump_json(exclude=omitted), 200, headers, JSON)
+    return Response(document.model_dump_json(exclude=omitted), 200, headers, JSON)
 
 
 def _score_arrays(results: Sequence[ImageScore], maps: Sequence[NDArray[Any] | None]) -> dict[str, NDArray[Any]]:
@@ -86,7 +86,7 @@ def scan_response(view: JobView, result: ScanResult, media: str) -> Response:
     box = scan.box
     tiles = None if scan.tiles is None else np.frombuffer(scan.tiles, "<f4").reshape(scan.rows, scan.columns)
     if media == JSON:
-        answer = ScanAnswer(
+        document = ScanAnswer(
             id=view.id,
             status=view.status,
             **scan.model_dump(exclude={"tiles"}),
@@ -96,7 +96,7 @@ def scan_response(view: JobView, result: ScanResult, media: str) -> Response:
             tiles=None if tiles is None else _rounded(tiles),
             timing=result.timing,
         )
-        return Response(answer.model_dump_json(exclude={"tiles"} if tiles is None else None), 200, headers, JSON)
+        return Response(document.model_dump_json(exclude={"tiles"} if tiles is None else None), 200, headers, JSON)
     map_HW = None if tiles is None else blend(tiles, TileSize(box.height, box.width), scan.height, scan.width)
     if media == PNG:
         if map_HW is None:
@@ -132,14 +132,14 @@ def images_response(view: JobView, result: PictureResult, blob: bytes, media: st
     images = [
         Picture(seed=seed, png=base64.b64encode(file).decode()) for seed, file in zip(result.seeds, files, strict=True)
     ]
-    answer = PictureAnswer(id=view.id, status=view.status, model=result.model, images=images, timing=result.timing)
+    document = PictureAnswer(id=view.id, status=view.status, model=result.model, images=images, timing=result.timing)
     if media == JSON:
-        return Response(answer.model_dump_json(), 200, headers, JSON)
+        return Response(document.model_dump_json(), 200, headers, JSON)
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for i, (seed, file) in enumerate(zip(result.seeds, files, strict=True)):
             archive.writestr(f"{i:02d}-seed-{seed}.png", file)
-        archive.writestr("job.json", answer.model_dump_json(exclude={"images": {"__all__": {"png"}}}))
+        archive.writestr("job.json", document.model_dump_json(exclude={"images": {"__all__": {"png"}}}))
     return Response(buffer.getvalue(), 200, headers, ZIP)
 
 

@@ -314,9 +314,9 @@ def test_fifty_posts_with_one_key_are_one_job(stack: Stack) -> None:
         return response.status_code, response.headers["x-job-id"], response.content
 
     with ThreadPoolExecutor(50) as pool:
-        answers = set(pool.map(post, range(50)))
-    assert len(answers) == 1
-    assert answers.pop()[0] == 200
+        responses = set(pool.map(post, range(50)))
+    assert len(responses) == 1
+    assert responses.pop()[0] == 200
     assert len(set(stack.queue.redis.keys("rq:job:*")) - existing) == 1
 
 

@@ -357,9 +357,9 @@ def test_a_job_longer_than_the_wait_is_answered_202(client: TestClient, queue) -
 
 def test_a_waiting_job_has_a_position_and_a_retry_after(client: TestClient, queue) -> None:
     queue.delay_s, queue.waits, queue.rate = 60, True, 0.5
-    answers = [client.post("/generate", headers={"prefer": "respond-async"}) for _ in range(3)]
-    assert [response.json()["position"] for response in answers] == [0, 1, 2]
-    assert [response.headers["retry-after"] for response in answers] == ["2", "4", "6"]
+    responses = [client.post("/generate", headers={"prefer": "respond-async"}) for _ in range(3)]
+    assert [response.json()["position"] for response in responses] == [0, 1, 2]
+    assert [response.headers["retry-after"] for response in responses] == ["2", "4", "6"]
     assert client.get("/jobs/job-2").json()["position"] == 2
     queue.waits = False
     assert client.get("/jobs/job-2").json()["position"] is None

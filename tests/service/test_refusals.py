@@ -228,22 +228,22 @@ def test_one_image_is_completed_at_a_time(client, image_count: int) -> None:
 
 
 def test_more_parameters_than_any_endpoint_has_are_refused(client) -> None:
-    many = {f"a{i}": "1" for i in range(10_000)}
-    ways = (
-        ({"json": dict(list(many.items())[:500])}, "in the body"),
-        ({"params": dict(list(many.items())[:40])}, "in the query"),
-        ({"data": many}, "in the form"),
-        ({"data": many, "files": [("image", IMAGE)]}, "in the form"),
+    parameters = {f"a{i}": "1" for i in range(10_000)}
+    requests = (
+        ({"json": dict(list(parameters.items())[:500])}, "in the body"),
+        ({"params": dict(list(parameters.items())[:40])}, "in the query"),
+        ({"data": parameters}, "in the form"),
+        ({"data": parameters, "files": [("image", IMAGE)]}, "in the form"),
     )
     for path in ("/generate", "/score"):
-        for way, where in ways:
-            if path == "/score" and way.keys() == {"data"}:
+        for request, place in requests:
+            if path == "/score" and request.keys() == {"data"}:
                 continue
-            response = client.post(path, **way)
-            detail = f"There are more than 32 parameters {where}; send only those of this endpoint."
+            response = client.post(path, **request)
+            detail = f"There are more than 32 parameters {place}; send only those of this endpoint."
             assert assert_problem(response, 422)["detail"] == detail
             assert len(response.content) < 1000
-        for body in (many, {"image": ["AA=="] * 2000}, {"n": [0] * 100_000}, [0] * 100_000):
+        for body in (parameters, {"image": ["AA=="] * 2000}, {"n": [0] * 100_000}, [0] * 100_000):
             detail = "The body has more than 1000 values; send only the parameters of this endpoint."
             assert assert_problem(client.post(path, json=body), 422)["detail"] == detail
 
@@ -462,12 +462,12 @@ def test_unneeded_decoders_are_disabled(client: TestClient, form: str) -> None:
 def test_no_hostile_upload_is_answered_5xx(client: TestClient, path: str) -> None:
     refused = 0
     for i, (name, data) in enumerate(HOSTILE.items()):
-        ways = (
+        requests = (
             {"files": [("image", (name, data, "image/png"))]},
             {"content": data, "headers": {"content-type": "image/png"}},
             {"json": {"image": base64.b64encode(data).decode()}},
         )
-        response = client.post(path, **ways[(i + (path == "/score")) % 3])  # a different way for each path
+        response = client.post(path, **requests[(i + (path == "/score")) % 3])  # a different way for each path
         if response.status_code == 200:
             continue
         assert response.status_code in (413, 422), (name, response.text)

@@ -220,8 +220,8 @@ def test_pages_of_other_origins_need_a_setting(new_client: Callable[..., TestCli
     assert response.headers["access-control-allow-origin"] == "https://example.org"
     assert "Retry-After" in response.headers["access-control-expose-headers"]
     assert opened.options("/score", headers=preflight).status_code == 200
-    other = {"origin": "https://example.com"}
-    assert "access-control-allow-origin" not in opened.get("/healthz", headers=other).headers
+    unlisted = {"origin": "https://example.com"}
+    assert "access-control-allow-origin" not in opened.get("/healthz", headers=unlisted).headers
 
 
 def test_errors_can_be_read_by_pages_of_other_origins(new_client: Callable[..., TestClient], queue) -> None:
