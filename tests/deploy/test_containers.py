@@ -122,7 +122,7 @@ def stack(desk: Path) -> Iterator[Stack]:
 
 
 def test_the_three_requests_of_the_readme(stack: Stack, desk: Path) -> None:
-    block = re.search(r"## Three requests\s+```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    block = re.search(r"## Example requests\s+```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert block
     lines = block[1].splitlines()
     assert len(lines) == 3
