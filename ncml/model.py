@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ncml import checkpoint, devices, ood
+from ncml.batch_invariance import GroupedSampler, choose_batching
+from ncml.batching import Batching, BatchingSetting, batching_setting
 from ncml.calibration import Calibration, Ood
 from ncml.config import DEFAULT_SOLVER, SOLVERS, STEPPED_SOLVER
 from ncml.errors import InputError, ModelError
@@ -59,15 +61,21 @@ class Score:
     """Bits per dimension with the lowest bit of every value flipped (`sanity`)."""
 
 
-def load(path: str | os.PathLike[str], device: str = "cpu") -> Model:
-    """Open a model folder; raises ModelError, in one sentence, if it is not one or cannot be placed on the device."""
+def load(path: str | os.PathLike[str], device: str = "cpu", *, batching: str | None = None) -> Model:
+    """Open a model folder; raises ModelError, in one sentence, if it is not one or cannot be placed on the device.
+
+    batching: how a CPU samples a batch so that a seed is the same bytes in each: "fast" groups, slower "fixed" ones
+        that need no check, or "auto", fast groups where they pass a check before the first sampling. Default: that of
+        the environment variable NCML_BATCHING, else auto.
+    """
+    setting = batching_setting(batching)
     if problem := devices.problem(device):
         raise ModelError(f"{path} cannot be placed on {device!r}: {problem}")
     try:
         network, description = checkpoint.load(path, device)
     except RuntimeError as error:  # the device has no room for it
         raise ModelError(f"{path} cannot be placed on {device!r}: {str(error).splitlines()[0]}") from error
-    return Model(Path(path).resolve(), network.requires_grad_(False), description)
+    return Model(Path(path).resolve(), network.requires_grad_(False), description, setting)
 
 
 def _count(field: str, value: int, most: int | None = None) -> int:
@@ -84,7 +92,9 @@ def _count(field: str, value: int, most: int | None = None) -> int:
 class Model:
     """A trained NCPN: `score`, `generate` and `complete` on uint8 images, for one thread at a time."""
 
-    def __init__(self, folder: Path, network: NCPN, description: dict[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, network: NCPN, description: dict[str, Any], batching: BatchingSetting = "auto"
+    ) -> None:
         self.folder, self.network = folder, network
         self.config = network.config
         self.name: str = folder.name
@@ -103,6 +113,9 @@ class Model:
         """What turns statistics into p-values; None where `uncalibrated` says why."""
         self.uncalibrated = "this model is not calibrated: run ncml calibrate."
         self._replay = Replay()
+        self._batching_setting: BatchingSetting = batching
+        self._batchings: dict[int, Batching] = {}
+        """By number of threads."""
         self.read_calibration()
 
     def read_calibration(self) -> None:
@@ -124,6 +137,19 @@ class Model:
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.network.head.weight.device
+
+    @property
+    def batching(self) -> Batching | None:
+        """How batches are sampled on a CPU with the present number of threads; the first time, this runs the check.
+
+        None elsewhere, where a seed is promised the same bytes in the same batch only.
+        """
+        if self.device.type != "cpu":
+            return None
+        threads = torch.get_num_threads()
+        if threads not in self._batchings:
+            self._batchings[threads] = choose_batching(self.network, self._batching_setting)
+        return self._batchings[threads]
 
     def score(
         self,
@@ -344,8 +370,14 @@ class Model:
             known_BCHW=None if canvases is None else from_uint8(torch.from_numpy(canvases)),
             keep=keep,
         )
-        on_gpu = self.device.type == "cuda" and sampler == "incremental"
-        return draw(self.network, plan, self._replay if on_gpu else SAMPLERS[sampler], callback)
+        return draw(self.network, plan, self._sampler(sampler, plan.seeds), callback)
+
+    def _sampler(self, name: str, seeds: list[int]) -> Sampler:
+        if name != "incremental":
+            return SAMPLERS[name]
+        if self.device.type == "cuda":
+            return self._replay
+        return incremental if self.batching is None else GroupedSampler(self.batching.divide(seeds))
 
     def _time(self, noise: float) -> float:
         if not 0 <= noise <= self.noise:

@@ -61,6 +61,8 @@ class EngineSettings:
     threads: int = 0
     max_batch: int = 32
     keep_models: int = 2
+    generates: bool = False
+    """Whether it samples images, and so checks each model's batching when it loads it."""
 
 
 # -- what goes through the pipe
@@ -239,7 +241,13 @@ def main(pipe: Connection, settings: EngineSettings) -> None:
     reuse_freed_memory()
     if settings.threads:
         os.environ["OMP_NUM_THREADS"] = str(settings.threads)  # read when torch is imported, by the first load
-    shelf = Shelf(settings.directories, settings.load, device=settings.device, keep=settings.keep_models)
+    shelf = Shelf(
+        settings.directories,
+        settings.load,
+        device=settings.device,
+        keep=settings.keep_models,
+        generates=settings.generates,
+    )
     runner = _Runner(pipe, shelf, settings)
     try:
         shelf.scan()

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from numpy.typing import NDArray
 
@@ -17,7 +17,7 @@ from ncml.config import DEFAULT_SOLVER, SOLVERS, STEPPED_SOLVER
 from ncml.errors import ModelError, NcmlError
 from ncml.images import PREPROCESSING
 from ncml.tiling import Box, Cut
-from worker.contract import Calibration, Histogram, ModelDescriptor, Preprocessing, TileCalibration
+from worker.contract import Batching, Calibration, Histogram, ModelDescriptor, Preprocessing, TileCalibration
 
 log = logging.getLogger("ncml.engine")
 
@@ -89,6 +89,25 @@ class TileCalibrationLike(Protocol):
     smallest_p: float
 
 
+class BatchingLike(Protocol):
+    """How batches are sampled, as in `ncml.batching.Batching`."""
+
+    @property
+    def groups(self) -> Literal["fast", "fixed"]:
+        """Fast or fixed groups."""
+        ...
+
+    @property
+    def check(self) -> Literal["passed", "failed", "error", "skipped"]:
+        """The outcome of the check of the fast groups."""
+        ...
+
+    @property
+    def detail(self) -> str:
+        """The reason."""
+        ...
+
+
 class ModelLike(Protocol):
     """The front door of a loaded model, as in `ncml.model.Model`."""
 
@@ -106,6 +125,11 @@ class ModelLike(Protocol):
     @property
     def tiles(self) -> TileCalibrationLike | None:
         """The calibration of tiles; raises `ModelError` where there is one that cannot be used."""
+        ...
+
+    @property
+    def batching(self) -> BatchingLike | None:
+        """How batches are sampled; the first time, this runs a check."""
         ...
 
     def score(self, images: NDArray[Any], **options: Any) -> Sequence[ScoreLike]:
@@ -146,13 +170,18 @@ class Shelf:
 
     At most `keep` models stay loaded, the most recently used ones. A batch that holds a model goes on with it while
     the shelf already hands out its successor.
+
+    generates: whether the models are sampled from, which includes a check of their batching when they are loaded.
     """
 
-    def __init__(self, directories: Sequence[Path], load: Load, *, device: str, keep: int) -> None:
+    def __init__(
+        self, directories: Sequence[Path], load: Load, *, device: str, keep: int, generates: bool = False
+    ) -> None:
         self._directories = directories
         self._load = load
         self._device = device
         self._keep = keep
+        self._generates = generates
         self._entries: dict[str, _Entry] = {}
         self._loaded: OrderedDict[str, ModelLike] = OrderedDict()
 
@@ -211,7 +240,7 @@ class Shelf:
             if name not in self._loaded:
                 entry.descriptor = None
             return self._loaded.get(name)
-        entry.fault, entry.descriptor = None, describe(name, model)
+        entry.fault, entry.descriptor = None, describe(name, model, model.batching if self._generates else None)
         self._loaded[name] = model
         self._loaded.move_to_end(name)
         while len(self._loaded) > self._keep:
@@ -219,7 +248,7 @@ class Shelf:
         return model
 
 
-def describe(name: str, model: ModelLike) -> ModelDescriptor:
+def describe(name: str, model: ModelLike, batching: BatchingLike | None) -> ModelDescriptor:
     """What a worker publishes about a model."""
     return ModelDescriptor(
         name=name,
@@ -235,6 +264,7 @@ def describe(name: str, model: ModelLike) -> ModelDescriptor:
         preprocessing=Preprocessing.model_validate(PREPROCESSING),
         calibration=_calibration(model.calibration) if model.calibration else None,
         tiles=_tiles(model),
+        batching=Batching(groups=batching.groups, check=batching.check, detail=batching.detail) if batching else None,
         metrics=model.metrics,
         card=model.card,
     )

@@ -49,6 +49,11 @@ _EXAMPLE: dict[str, Any] = {
         "n_rank": 100,
         "smallest_p": 0.0099,
     },
+    "batching": {
+        "groups": "fast",
+        "check": "passed",
+        "detail": "an image is the same bytes in every fast group, at every position.",
+    },
     "metrics": {"test_bpd": 3.5},
     "card": "# cifar10",
 }
@@ -69,7 +74,7 @@ class Models(BaseModel):
     responses=problems.documented(401, 503, kinds=("queue-down",)),
 )
 async def models(desk: Here) -> Models:
-    """Name, version, size, classes, default settings, calibration and metrics of every model, and its card.
+    """Name, version, size, classes, default settings, calibration, batching and metrics of every model, and its card.
 
     ```
     curl localhost:8000/models
