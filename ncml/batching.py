@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from ncml.errors import InputError
 
@@ -63,8 +63,7 @@ def fixed_groups(seeds: Sequence[int]) -> list[Group]:
         row = seed % FIXED
         group = next((group for group in groups if group[row] is None), None)
         if group is None:
-            group = [None] * FIXED
-            groups.append(group)
+            groups.append(group := FIXED * [cast(int | None, None)])
         group[row] = member
     return [*groups]
 

@@ -436,7 +436,7 @@ class TileCalibration(_Message):
 class Batching(_Message):
     """How a worker samples batches on a CPU so that a seed is the same bytes in each."""
 
-    groups: Literal["fast", "fixed"] = Field(description="the groups in which a batch is sampled; fixed ones are slower")
+    groups: Literal["fast", "fixed"] = Field(description="in which batches are sampled; fixed ones are slower")
     check: Literal["passed", "failed", "error", "skipped"] = Field(
         description="of the fast groups on the worker's machine. error: it did not run. skipped: NCML_BATCHING is set"
     )
@@ -460,7 +460,7 @@ class ModelDescriptor(_Message):
     calibration: Calibration | None = None
     tiles: TileCalibration | None = None
     batching: Batching | None = Field(
-        default=None, description="of the latest worker that generates; null on a GPU, where batches differ in last bits"
+        default=None, description="of the latest worker that generates; null on a GPU, where batches may differ"
     )
     metrics: dict[str, float] = {}
     card: str = Field(default="", description="markdown")

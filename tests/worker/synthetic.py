@@ -82,6 +82,13 @@ class TileCalibration:
 
 
 @dataclass
+class Batching:
+    groups: str = "fixed"
+    check: str = "failed"
+    detail: str = "it is synthetic."
+
+
+@dataclass
 class Scan:
     score: float
     p_value: float | None
@@ -110,6 +117,7 @@ class SyntheticModel:
     height, width = HEIGHT, WIDTH
     noise = 10.0
     keeps = ("top",)
+    batching = Batching()
     classes = ("good", "lethal", "bad", "hungry", "stuck", "slow")
 
     def __init__(self, folder: Path) -> None:
