@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from ncml.config import SOLVERS, paper_cifar10
 from ncml.network.ncpn import NCPN
 from ncml.network.sde import end_time, process
 from ncml.runtime import reuse_freed_memory
-from ncml.sampling.cached import incremental
+from ncml.sampling.batch_invariance import GroupedSampler
+from ncml.sampling.batching import fast_groups, fixed_groups
 from ncml.sampling.cuda_graphs import Replay
 from ncml.sampling.sample import Conditions, Noise, Sampler, naive, score_function
 from ncml.sampling.solvers import refine
@@ -48,14 +50,23 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     reuse_freed_memory()
-    network = ncml.load(options.model, options.device).network
+    model = ncml.load(options.model, options.device, batching="auto")
+    network = model.network
     results: dict[str, Any] = {"model": options.model, "machine": machine(options.device)}
     say(f"{options.model}, fp32, {results['machine']}")
+    if model.batching is not None:
+        results["batching"] = asdict(model.batching)
+        say(f"check of fast groups: {model.batching.check}; {model.batching.detail}")
     with torch.inference_mode():
         rows = {batch: compare(network, batch, repeats=9 if batch == 1 else 5) for batch in GOALS}
         results |= {"ratio": {b: row["ratio"] for b, row in rows.items()}, "seconds": rows}
         for batch, row in rows.items():
             say(f"batch {batch:2}: {row_text(row)}   goal {GOALS[batch]:g}")
+        if options.device == "cpu":
+            fixed = {batch: compare(network, batch, repeats=3, sampler=in_fixed_groups(batch)) for batch in GOALS}
+            results["fixed_groups"] = fixed
+            for batch, row in fixed.items():
+                say(f"batch {batch:2}, in fixed groups: {row_text(row)}")
         results["growth_per_pixel_32_to_64"] = growth(network)
         say(f"cost per pixel, 64x64 over 32x32, batch 1: {results['growth_per_pixel_32_to_64']:.2f}   goal 1.15")
     results["refinement"] = {batch: refinement(network, batch) for batch in (1, 8)}
@@ -98,10 +109,10 @@ REPLAY = Replay()
 
 
 def sample(network: NCPN, batch: int, *, side: int | None = None, sampler: Sampler | None = None) -> torch.Tensor:
-    """One sampling run, by what a model draws with unless another sampler is given."""
+    """One sampling run, by what a model samples with unless another sampler is given: fast groups on a CPU."""
     model, device = network.config.model, network.head.weight.device
     side = side or model.height
-    sampler = sampler or (incremental if device.type == "cpu" else REPLAY)
+    sampler = sampler or (GroupedSampler(fast_groups(batch)) if device.type == "cpu" else REPLAY)
     x_BCHW = torch.zeros(batch, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
     noise = Noise(list(range(batch)), dtype=x_BCHW.dtype, device=x_BCHW.device).pixels(model.mixtures, side, side)
     sampler(network, x_BCHW, conditions(network, batch), noise, first_row=0, on_row=lambda row: False)
@@ -117,16 +128,23 @@ def timed(call: Callable[[], Any]) -> float:
     return time.perf_counter() - begun
 
 
-def compare(network: NCPN, batch: int, *, repeats: int) -> dict[str, float]:
+def in_fixed_groups(batch: int) -> Sampler:
+    """What a model samples with where the check fails."""
+    return GroupedSampler(fixed_groups(range(batch)))
+
+
+def compare(network: NCPN, batch: int, *, repeats: int, sampler: Sampler | None = None) -> dict[str, float]:
     """Seconds of both sides, taking turns, and their ratio."""
     given = conditions(network, batch)
-    *_, x_BCHW = (sample(network, batch) for _ in range(WARM_UP))
+    *_, x_BCHW = (sample(network, batch, sampler=sampler) for _ in range(WARM_UP))
 
     def forward() -> torch.Tensor:
         return network(x_BCHW, given.t_B, given.class_B, given.orientation_B)
 
     forward()
-    turns = [(timed(lambda: sample(network, batch)), timed(forward), timed(forward)) for _ in range(repeats)]
+    turns = [
+        (timed(lambda: sample(network, batch, sampler=sampler)), timed(forward), timed(forward)) for _ in range(repeats)
+    ]
     incremental_s = statistics.median(turn[0] for turn in turns)
     forward_s = statistics.median(seconds for turn in turns for seconds in turn[1:])
     return {"incremental": incremental_s, "forward": forward_s, "ratio": incremental_s / forward_s}

@@ -24,6 +24,8 @@ from ncml.ood.measurements import LevelMeasurement, measure, measure_level
 from ncml.ood.statistics import build_statistics, required_columns, select_names
 from ncml.ood.tiles import Scan, TileCalibration, scan
 from ncml.progress import OnProgress, Progress, ignore_progress
+from ncml.sampling.batch_invariance import GroupedSampler, choose_batching
+from ncml.sampling.batching import Batching, BatchingSetting, batching_setting
 from ncml.sampling.cached import incremental
 from ncml.sampling.cuda_graphs import Replay
 from ncml.sampling.options import SamplingLimits, SamplingOptions, check_noise
@@ -53,8 +55,14 @@ class Score:
     """Bits per dimension with the lowest bit of every value flipped (`sanity`)."""
 
 
-def load(path: str | os.PathLike[str], device: str = "cpu") -> Model:
-    """Open a model folder; raises ModelError, in one sentence, if it is not one or cannot be placed on the device."""
+def load(path: str | os.PathLike[str], device: str = "cpu", *, batching: str | None = None) -> Model:
+    """Open a model folder; raises ModelError, in one sentence, if it is not one or cannot be placed on the device.
+
+    batching: how a CPU samples a batch so that a seed is the same bytes in each: "fast" groups, slower "fixed" ones
+        that need no check, or "auto", fast groups where they pass a check before the first sampling. Default: that of
+        the environment variable NCML_BATCHING, else auto.
+    """
+    setting = batching_setting(batching)
     runtime.use_full_precision()
     if problem := runtime.problem(device):
         raise ModelError(f"{path} cannot be placed on {device!r}: {problem}")
@@ -62,13 +70,15 @@ def load(path: str | os.PathLike[str], device: str = "cpu") -> Model:
         network, description = checkpoint.load(path, device)
     except RuntimeError as error:  # the device has no room for it
         raise ModelError(f"{path} cannot be placed on {device!r}: {str(error).splitlines()[0]}") from error
-    return Model(Path(path).resolve(), network.requires_grad_(False), description)
+    return Model(Path(path).resolve(), network.requires_grad_(False), description, setting)
 
 
 class Model:
     """A trained NCPN: `score`, `generate` and `complete` on uint8 images, for one thread at a time."""
 
-    def __init__(self, folder: Path, network: NCPN, description: checkpoint.Description) -> None:
+    def __init__(
+        self, folder: Path, network: NCPN, description: checkpoint.Description, batching: BatchingSetting = "auto"
+    ) -> None:
         self.folder, self.network = folder, network
         self.config = network.config
         self.name: str = folder.name
@@ -91,6 +101,9 @@ class Model:
         """What turns statistics into p-values; None where `uncalibrated` says why."""
         self.uncalibrated = "this model is not calibrated: run ncml calibrate."
         self._replay = Replay()
+        self._batching_setting: BatchingSetting = batching
+        self._batchings: dict[int, Batching] = {}
+        """By number of threads."""
         self.read_calibration()
 
     def read_calibration(self) -> None:
@@ -112,6 +125,19 @@ class Model:
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.network.head.weight.device
+
+    @property
+    def batching(self) -> Batching | None:
+        """How batches are sampled on a CPU with the present number of threads; the first time, this runs the check.
+
+        None elsewhere, where a seed is promised the same bytes in the same batch only.
+        """
+        if self.device.type != "cpu":
+            return None
+        threads = torch.get_num_threads()
+        if threads not in self._batchings:
+            self._batchings[threads] = choose_batching(self.network, self._batching_setting)
+        return self._batchings[threads]
 
     def score(
         self,
@@ -322,8 +348,14 @@ class Model:
             known_BCHW=None if canvases is None else from_uint8(torch.from_numpy(canvases)),
             keep=keep,
         )
-        on_gpu = self.device.type == "cuda" and settings.sampler == "incremental"
-        return draw(self.network, plan, self._replay if on_gpu else SAMPLERS[settings.sampler], on_progress)
+        return draw(self.network, plan, self._sampler(settings.sampler, plan.seeds), on_progress)
+
+    def _sampler(self, name: str, seeds: list[int]) -> Sampler:
+        if name != "incremental":
+            return SAMPLERS[name]
+        if self.device.type == "cuda":
+            return self._replay
+        return incremental if self.batching is None else GroupedSampler(self.batching.divide(seeds))
 
     def _time(self, noise: float) -> float:
         return process(self.config.sde).time_of(check_noise(noise, self.noise))

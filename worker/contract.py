@@ -441,6 +441,16 @@ class TileCalibration(_Message):
     smallest_p: float = Field(description="the smallest p-value that there can be, 1 / (n_rank + 1)")
 
 
+class Batching(_Message):
+    """How a worker samples batches on a CPU so that a seed is the same bytes in each."""
+
+    groups: Literal["fast", "fixed"] = Field(description="in which batches are sampled; fixed ones are slower")
+    check: Literal["passed", "failed", "error", "skipped"] = Field(
+        description="of the fast groups on the worker's machine. error: it did not run. skipped: NCML_BATCHING is set"
+    )
+    detail: str = Field(description="the reason, in one sentence")
+
+
 class ModelDescriptor(_Message):
     """What a worker says about a model that it serves."""
 
@@ -457,6 +467,9 @@ class ModelDescriptor(_Message):
     preprocessing: Preprocessing
     calibration: Calibration | None = None
     tiles: TileCalibration | None = None
+    batching: Batching | None = Field(
+        default=None, description="of the latest worker that generates; null on a GPU, where batches may differ"
+    )
     metrics: dict[str, float] = {}
     card: str = Field(default="", description="markdown")
 

@@ -80,7 +80,13 @@ def serve(pipe: Connection, settings: EngineSettings) -> None:
     reuse_freed_memory()
     if settings.threads:
         os.environ["OMP_NUM_THREADS"] = str(settings.threads)  # torch reads it when the first load imports it
-    registry = ModelRegistry(settings.directories, settings.load, device=settings.device, keep=settings.keep_models)
+    registry = ModelRegistry(
+        settings.directories,
+        settings.load,
+        device=settings.device,
+        keep=settings.keep_models,
+        generates=settings.generates,
+    )
     runner = BatchRunner(pipe, registry, settings)
     try:
         registry.scan()

@@ -8,6 +8,7 @@ from typing import Literal
 import ncml
 from ncml.errors import NcmlError
 from ncml.paths import search_path
+from ncml.sampling.batching import batching_setting
 from worker import logs
 from worker.contract import Lane
 from worker.messages import EngineSettings
@@ -62,6 +63,7 @@ def main(
         raise NcmlError(f"--hang-s must be more than 0, not {hang_s}")
     if not 0 <= metrics_port < 2**16:
         raise NcmlError(f"--metrics-port must be 0 to 65535, not {metrics_port}")
+    batching_setting()  # which the engine reads
     url = redis_url or os.environ.get("NCML_REDIS_URL", "redis://localhost:6379/0")
     try:
         queue = JobQueue.from_url(url)
@@ -83,6 +85,7 @@ def main(
             threads=threads,
             max_batch=max_batch,
             keep_models=keep_models,
+            generates="generate" in lane,
         ),
         window_s=window_ms / 1000,
         drain_s=drain_s,

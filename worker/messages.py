@@ -19,6 +19,8 @@ class EngineSettings:
     threads: int = 0
     max_batch: int = 32
     keep_models: int = 2
+    generates: bool = False
+    """Whether it samples images, and so checks each model's batching when it loads it."""
 
 
 @dataclass(frozen=True)

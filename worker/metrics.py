@@ -43,6 +43,10 @@ class WorkerMetrics:
         self.running = Gauge("ncml_jobs_running", "Jobs in the engine.", registry=registry)
         self.state = Gauge("ncml_worker_state", "1 for the state that this worker is in.", ["state"], registry=registry)
         self.model_info = Gauge("ncml_model_info", "1 for each model served.", ["name", "version"], registry=registry)
+        self.model_batching = Gauge(
+            "ncml_model_batching", "1 for how the batches of each model are sampled on this CPU.",
+            ["name", "version", "groups", "check"], registry=registry,
+        )  # fmt: skip
         self.engine_restarts = Counter(
             "ncml_engine_restarts_total", "Engines started anew.", ["reason"], registry=registry
         )

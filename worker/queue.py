@@ -537,7 +537,14 @@ def _heard(word: bytes) -> Worker | None:
 
 
 def _models(workers: Sequence[Worker]) -> list[ModelDescriptor]:
-    found = {(model.name, model.version): model for worker in workers for model in worker.models}
+    found: dict[tuple[str, str], ModelDescriptor] = {}
+    for worker in workers:
+        for model in worker.models:
+            key = (model.name, model.version)
+            # Only workers that generate have a batching to report.
+            if model.batching is None and key in found:
+                model = model.model_copy(update={"batching": found[key].batching})
+            found[key] = model
     return list(reversed(found.values()))
 
 

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from ncml.errors import ModelError, NcmlError
 from ncml.images import PREPROCESSING
-from worker.contract import Calibration, ModelDescriptor, Preprocessing, TileCalibration
+from worker.contract import Batching, Calibration, ModelDescriptor, Preprocessing, TileCalibration
 
 if TYPE_CHECKING:
     from ncml.model import Model
+    from ncml.sampling.batching import Batching as BatchingChoice
 
 log = logging.getLogger("ncml.engine")
 
@@ -44,13 +45,18 @@ class ModelRegistry:
 
     At most `keep` models stay loaded, the most recently used ones. A running batch keeps the model it started with,
     even after the registry has replaced it.
+
+    generates: whether the models are sampled from, which includes a check of their batching when they are loaded.
     """
 
-    def __init__(self, directories: Sequence[Path], load: Load, *, device: str, keep: int) -> None:
+    def __init__(
+        self, directories: Sequence[Path], load: Load, *, device: str, keep: int, generates: bool = False
+    ) -> None:
         self._directories = directories
         self._load = load
         self._device = device
         self._keep = keep
+        self._generates = generates
         self._entries: dict[str, _Entry] = {}
         self._loaded: OrderedDict[str, Model] = OrderedDict()
 
@@ -114,7 +120,7 @@ class ModelRegistry:
             if name not in self._loaded:
                 entry.descriptor = None
             return self._loaded.get(name)
-        entry.fault, entry.descriptor = None, describe(name, model)
+        entry.fault, entry.descriptor = None, describe(name, model, model.batching if self._generates else None)
         self._loaded[name] = model
         self._loaded.move_to_end(name)
         while len(self._loaded) > self._keep:
@@ -122,7 +128,7 @@ class ModelRegistry:
         return model
 
 
-def describe(name: str, model: Model) -> ModelDescriptor:
+def describe(name: str, model: Model, batching: BatchingChoice | None) -> ModelDescriptor:
     """Return what a worker publishes about a model."""
     limits = model.sampling_limits
     calibration = model.calibration
@@ -140,6 +146,7 @@ def describe(name: str, model: Model) -> ModelDescriptor:
         preprocessing=Preprocessing.model_validate(PREPROCESSING),
         calibration=Calibration.model_validate(calibration, from_attributes=True) if calibration else None,
         tiles=_tile_calibration(model),
+        batching=Batching.model_validate(batching, from_attributes=True) if batching else None,
         metrics=model.metrics,
         card=model.card,
     )

@@ -244,10 +244,14 @@ class GpuWorker(SimpleWorker):
         for name, fault in catalogue.faults.items():
             log.error("model cannot be used: %s", fault, extra={"model": name})
         for model in catalogue.models:
-            log.info("model served", extra={"model": model.name, "version": model.version})
+            batching = model.batching.model_dump() if model.batching else None
+            log.info("model served", extra={"model": model.name, "version": model.version, "batching": batching})
         self.metrics.model_info.clear()
+        self.metrics.model_batching.clear()
         for model in catalogue.models:
             self.metrics.model_info.labels(model.name, model.version).set(1)
+            if (how := model.batching) is not None:
+                self.metrics.model_batching.labels(model.name, model.version, how.groups, how.check).set(1)
         self.metrics.gpu_memory.set(catalogue.memory_bytes)
         self._catalogue = catalogue
         self._phase = WorkerState.IDLE

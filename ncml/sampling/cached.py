@@ -86,7 +86,7 @@ def incremental(
     first_row: int,
     on_row: Callable[[int], bool],
 ) -> None:
-    """Draw the pixels of x from row `first_row` on, in place; a `ncml.generate.Sampler`."""
+    """Draw the pixels of x from row `first_row` on, in place; a `ncml.sampling.sample.Sampler`."""
     drawing = Drawing(network, x_BCHW, first_row=first_row, clean=conditions.t == 0)
     drawing.begin(x_BCHW, conditions, noise)
     drawing.finish(x_BCHW, drawing.row, on_row)
@@ -108,7 +108,7 @@ def walk(
 class Drawing:
     """Drawings of one kind, one after another, in memory of their own: a row is the same operations on it every time.
 
-    So a row can be recorded and replayed (`ncml.replay`).
+    So a row can be recorded and replayed (`ncml.sampling.cuda_graphs`).
     """
 
     def __init__(self, network: NCPN, x_BCHW: Tensor, *, first_row: int, clean: bool) -> None:
@@ -125,12 +125,14 @@ class Drawing:
         self.draws = [PixelNoise(*at) for at in zip(*self.noise, strict=True)]
         self.draw = Draw(B, K, W, like, clean=clean)
 
-    def begin(self, x_BCHW: Tensor, conditions: Conditions, noise: PixelNoise) -> None:
-        """Start a drawing."""
+    def begin(
+        self, x_BCHW: Tensor, conditions: Conditions, noise: PixelNoise, *, images: Sequence[int] | None = None
+    ) -> None:
+        """Start a drawing; of images that are not among `images` (None: all are) known rows are left out."""
         for mine, given in zip(self.noise, (noise.gumbel_BK, noise.logistic_BC, noise.uniform_BC), strict=True):
             mine.copy_(given.flatten(2).permute(2, 0, 1))
         self.x_BCHW.copy_(x_BCHW)
-        self.run.begin(conditions, x_BCHW[:, :, : self.filled])
+        self.run.begin(conditions, x_BCHW[:, :, : self.filled], images)
 
     def row(self, i: int) -> None:
         """Compute row i, after those before it."""
@@ -563,8 +565,11 @@ class _Run:
         self.logit, self.component = logit_BWK.unbind(1), rest.unflatten(2, (K, 9)).unbind(1)
         self.is_wide = wide(parameters_SWP) is parameters_SWP
 
-    def begin(self, conditions: Conditions, known_BCHW: Tensor) -> None:
-        """Start a drawing of which these rows are known, none or as many as the largest stride divides."""
+    def begin(self, conditions: Conditions, known_BCHW: Tensor, images: Sequence[int] | None = None) -> None:
+        """Start a drawing of which these rows are known, none or as many as the largest stride divides.
+
+        images: whose known rows are computed; None stands for all.
+        """
         padded = [F.pad(part, (0, self.S - self.B)) for part in (conditions.class_B, conditions.orientation_B)]
         t_S = torch.full((self.S,), conditions.t, device=padded[0].device)
         embedding_SE = _by_slots(self.network.conditioning, t_S, *padded)
@@ -573,7 +578,7 @@ class _Run:
                 block.condition.begin(embedding_SE)
         for buffer in self._row_buffers():
             buffer.zero_()
-        self._know(known_BCHW, conditions)
+        self._know(known_BCHW, conditions, range(self.B) if images is None else images)
 
     def row(self, i: int, x_BCHW: Tensor, choose: Chooser, first_row: int = 0) -> None:
         """Visit row i of x, after those before it; before `first_row` its pixels are known."""
@@ -698,8 +703,8 @@ class _Run:
 
     # Known rows.
 
-    def _know(self, x_BCHW: Tensor, conditions: Conditions) -> None:
-        """Fill the caches with known rows by a pass of the network."""
+    def _know(self, x_BCHW: Tensor, conditions: Conditions, images: Iterable[int]) -> None:
+        """Fill the caches with the known rows of some images by passes of the network."""
         rows = x_BCHW.shape[2]
         for index, level in enumerate(self.levels):
             for u_block, _ in (*level.up, *level.down):
@@ -708,8 +713,9 @@ class _Run:
         if not rows:
             return
         keepers = list(self._keepers())
-        # One image at a time: a whole pass chooses its kernels by the size of the batch.
-        for b in range(self.B):
+        # One image at a time: a whole pass chooses its kernels by the size of the batch. And each in memory of its own,
+        # which is aligned alike for every image.
+        for b in images:
             one = slice(b, b + 1)
             given = conditions.of(one)
             with contextlib.ExitStack() as hooks:  # which are gone even when the pass fails
@@ -718,7 +724,7 @@ class _Run:
                         lambda _, inputs, output, keep=keep: keep(one, inputs[0], output)  # noqa: B023
                     )
                     hooks.callback(hook.remove)
-                self.network(x_BCHW[one], given.t_B, given.class_B, given.orientation_B)
+                self.network(x_BCHW[one].clone(), given.t_B, given.class_B, given.orientation_B)
         # The last row of pixels becomes the row above; the stem's u holds the one before it.
         self._set_pixels(self.pixels[(rows - 1) % 2].data[:, 1:-1], x_BCHW[:, :, -1])
         if rows > 1:

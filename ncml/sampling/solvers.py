@@ -109,7 +109,8 @@ def predictor_corrector(
     """A reverse SDE step, then a step of Langevin dynamics at t_next, scaled by alpha(t_next) (near 1 at small t)."""
     x = euler_maruyama(x, t, t_next, process=process, score=score, normal=normal)
     s, z = score(x, t_next), normal()
-    ratio_B = z.flatten(1).norm(dim=1) / s.flatten(1).norm(dim=1)
+    # One image at a time: a sum is split by the size of the whole.
+    ratio_B = torch.stack([z_CHW.norm() / s_CHW.norm() for z_CHW, s_CHW in zip(z, s, strict=True)])
     step = scale(2 * process.alpha(_time(x, t_next)) * (SIGNAL_TO_NOISE * ratio_B) ** 2, x)
     return x + step * s + torch.sqrt(2 * step) * z
 

@@ -161,6 +161,11 @@ MODEL: dict[str, Any] = {
         "n_rank": 100,
         "smallest_p": 0.0099,
     },
+    "batching": {
+        "groups": "fast",
+        "check": "passed",
+        "detail": "an image is the same bytes in every fast group, at every position.",
+    },
     "metrics": {"test_bpd": 3.5},
     "card": "# cifar10",
 }

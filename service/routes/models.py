@@ -31,7 +31,7 @@ class Models(BaseModel):
     responses=problem_responses(401, 503, kinds=("queue-down",)),
 )
 async def models(jobs: Jobs) -> Models:
-    """Return name, version, size, classes, default settings, calibration, metrics and card of every model.
+    """Return name, version, size, classes, default settings, calibration, batching, metrics and card of every model.
 
     ```
     curl localhost:8000/models

@@ -89,6 +89,13 @@ class TileCalibration:
 
 
 @dataclass
+class Batching:
+    groups: str = "fixed"
+    check: str = "failed"
+    detail: str = "it is synthetic."
+
+
+@dataclass
 class Scan:
     score: float
     p_value: float | None
@@ -107,6 +114,7 @@ class SyntheticModel:
     noise = 10.0
     sampling_limits = SamplingLimits(max_noise=noise)
     keeps = ("top",)
+    batching = Batching()
     classes = ("good", "lethal", "bad", "hungry", "stuck", "slow")
 
     def __init__(self, folder: Path) -> None:

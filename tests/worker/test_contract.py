@@ -11,6 +11,7 @@ from ncml.limits import MAX_SEED
 from worker.contract import (
     JOB,
     RESULT,
+    Batching,
     Box,
     Calibration,
     CompleteJob,
@@ -101,6 +102,7 @@ EXAMPLES: dict[str, BaseModel] = {
             version="ef" * 32, height=64, width=64, false_positive_rate=0.05, threshold=8.0, n_fit=8, n_rank=20,
             smallest_p=0.047,
         ),
+        batching=Batching(groups="fixed", check="failed", detail="it differs."),
     ),
 }  # fmt: skip
 

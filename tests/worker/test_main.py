@@ -1,6 +1,7 @@
 """`ncml worker` itself, with a real model."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -29,6 +30,7 @@ def queue(valkey_url: str) -> Iterator[JobQueue]:
         yield queue
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_a_real_model_gives_through_the_queue_what_it_gives_in_process(
     queue: JobQueue, valkey_url: str, model_folder: Path, tmp_path: Path
 ) -> None:
@@ -46,6 +48,8 @@ def test_a_real_model_gives_through_the_queue_what_it_gives_in_process(
         assert (descriptor.name, descriptor.version) == ("tiny", model.version)
         assert (descriptor.classes, descriptor.keeps, descriptor.noise) == (model.classes, model.keeps, model.noise)
         assert descriptor.card.startswith("# tiny")
+        assert descriptor.batching is not None
+        assert descriptor.batching.check in ("passed", "failed")
 
         images = np.random.default_rng(0).integers(0, 256, (3, model.height, model.width, 3), np.uint8)
         pixels = tuple(Pixels(height=model.height, width=model.width, data=image.tobytes()) for image in images)
@@ -83,11 +87,18 @@ def test_a_real_model_gives_through_the_queue_what_it_gives_in_process(
         assert 'stage="refine"' in text
         assert 'ncml_worker_state{state="loading"} 0.0' in text  # what docker-compose.yml looks for
         assert 'ncml_images_total{model="tiny",task="complete"} 2.0' in text
+        how = f'check="{descriptor.batching.check}",groups="{descriptor.batching.groups}"'
+        assert f'ncml_model_batching{{{how},name="tiny",version="{model.version}"}} 1.0' in text
     finally:
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(timeout=10) == 0
     assert queue.workers() == []
     assert "traceback" not in log.read_text()
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [entry["batching"] for entry in entries if entry["message"] == "model served"] == [
+        descriptor.batching.model_dump()
+    ]
+    assert any("batches are sampled in" in entry["message"] for entry in entries)
 
 
 def _pictures(queue: JobQueue, job_id: str) -> np.ndarray:
@@ -122,6 +133,13 @@ def test_a_wrong_option_is_refused_in_one_line(arguments: list[str], line: str) 
     assert done.returncode == 2
     assert line.replace("{taken}", taken) in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_unknown_batching_is_refused_in_one_line() -> None:
+    environment = os.environ | {"NCML_BATCHING": "slow"}
+    done = subprocess.run(COMMAND, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "ncml: NCML_BATCHING must be auto, fast or fixed, not 'slow'.\n"
 
 
 def test_a_worker_waits_for_a_queue_that_is_not_there_yet() -> None:

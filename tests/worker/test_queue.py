@@ -9,7 +9,19 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.conftest import Valkey
-from worker.contract import GenerateJob, JobStatus, Lane, Pixels, Priority, ScoreJob, WorkerInfo, WorkerState
+from worker.contract import (
+    Batching,
+    GenerateJob,
+    JobStatus,
+    Lane,
+    ModelDescriptor,
+    Pixels,
+    Preprocessing,
+    Priority,
+    ScoreJob,
+    WorkerInfo,
+    WorkerState,
+)
 from worker.queue import (
     WORKERS,
     DuplicateJob,
@@ -224,6 +236,28 @@ def test_a_worker_of_another_version_is_passed_over(queue: JobQueue, caplog: pyt
     assert queue.workers() == [known.info]
     assert [queue.service(lane)[0] for lane in Lane] == [1, 0]
     assert "passed over" in caplog.text
+
+
+def test_a_model_has_the_batching_of_the_latest_worker_that_generates(queue: JobQueue) -> None:
+    plain = ModelDescriptor(
+        name="m", version="ab" * 32, height=1, width=1, classes=(), noise=1, keeps=(), solver="s", stepped_solver="s",
+        solvers={}, preprocessing=Preprocessing(name="p", version=1),
+    )  # fmt: skip
+
+    def announce(name: str, lane: Lane, batching: Batching | None, card: str) -> None:
+        info = WorkerInfo(name=name, lanes=(lane,), state=WorkerState.IDLE, device="cpu", max_batch=1, models=(),
+                          started_at=float(ord(name)), seen_at=0)  # fmt: skip
+        model = plain.model_copy(update={"batching": batching, "card": card})
+        queue.redis.zadd(WORKERS, {name: 1})
+        queue.redis.set(worker_key(name), Worker(info=info, models=(model,)).model_dump_json())
+
+    passed, failed = (
+        Batching(groups=groups, check=check, detail="d") for groups, check in (("fast", "passed"), ("fixed", "failed"))
+    )
+    announce("a", Lane.GENERATE, passed, "old")
+    announce("b", Lane.GENERATE, failed, "newer")
+    announce("c", Lane.SCORE, None, "newest")
+    assert queue.models() == [plain.model_copy(update={"batching": failed, "card": "newest"})]
 
 
 async def _wait(queue: JobQueue, job_id: str, timeout_s: float):

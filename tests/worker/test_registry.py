@@ -8,6 +8,7 @@ import pytest
 from ncml.errors import ModelError
 from tests.worker import synthetic
 from tests.worker.synthetic import SyntheticModel, write_model
+from worker.contract import Batching
 from worker.registry import ModelRegistry
 
 
@@ -41,6 +42,14 @@ def test_the_earlier_directory_counts_and_other_folders_are_passed_over(tmp_path
     registry = registry_of(loads, tmp_path / "one", tmp_path / "absent", tmp_path / "two")
     assert [model.name for model in registry.descriptors] == ["a", "b"]
     assert registry.get("a").version == synthetic.load(tmp_path / "one" / "a", device="cpu").version
+
+
+def test_only_a_registry_that_generates_asks_how_batches_are_sampled(tmp_path: Path, loads: Loads) -> None:
+    write_model(tmp_path, "a")
+    assert registry_of(loads, tmp_path).descriptors[0].batching is None
+    registry = ModelRegistry([tmp_path], loads, device="cpu", keep=2, generates=True)
+    registry.scan()
+    assert registry.descriptors[0].batching == Batching(groups="fixed", check="failed", detail="it is synthetic.")
 
 
 def test_the_least_recently_used_model_makes_room(tmp_path: Path, loads: Loads) -> None:

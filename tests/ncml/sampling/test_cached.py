@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ncml.config import Config, LevelConfig, ModelConfig, cifar10_small
@@ -14,6 +16,7 @@ from ncml.network.layers import CausalConv, Grow
 from ncml.network.likelihood import by_component, from_uint8, to_uint8
 from ncml.network.ncpn import NCPN
 from ncml.network.sde import end_time
+from ncml.sampling.batch_invariance import GroupedSampler, choose_batching
 from ncml.sampling.cached import _Run, incremental, walk
 from ncml.sampling.options import SamplingSettings
 from ncml.sampling.sample import Conditions, Noise, Plan, draw, naive
@@ -235,9 +238,15 @@ def test_a_picture_is_the_same_bytes_in_every_batch(noise: float, solver: str, k
     """In fp32: alone, and among 3, 16 and 17 of other seeds and classes."""
     config = nets.config(((6, 1), (10, 1)), height=4, mixtures=3)
     net = nets.network(config, dtype=torch.float32)
-    whole = draw(net, plan(config, list(range(17)), noise=noise, solver=solver, keep=keep), incremental)
+    batching = choose_batching(net)
+
+    def drawn(seeds: list[int]) -> NDArray[np.uint8]:
+        asked = plan(config, seeds, noise=noise, solver=solver, keep=keep)
+        return draw(net, asked, GroupedSampler(batching.divide(seeds)))
+
+    whole = drawn(list(range(17)))
     for seeds in ([0], [8], [16], [5, 16, 2], list(range(1, 17))):
-        some = draw(net, plan(config, seeds, noise=noise, solver=solver, keep=keep), incremental)
+        some = drawn(seeds)
         assert (some == whole[seeds]).all(), seeds
 
 
@@ -275,6 +284,7 @@ WIDE = bundled(4, 32, levels=(LevelConfig(width=160, blocks=1),))
 def test_samples_are_the_same_bits_in_every_batch(config: Config, thread_count: None, first_row: int) -> None:
     """In fp32 at t > 0, before rounding to grey levels could hide a difference. One seed for each image."""
     net = nets.network(config, dtype=torch.float32, spread=0.03)
+    batching = choose_batching(net)
     H, W = config.model.height, config.model.width
 
     def sample(members: list[int]) -> Tensor:
@@ -283,7 +293,8 @@ def test_samples_are_the_same_bits_in_every_batch(config: Config, thread_count: 
         draws = Noise(members, dtype=torch.float32, device=CPU).pixels(config.model.mixtures, H, W)
         x = torch.rand(17, 3, H, W, generator=torch.Generator().manual_seed(0))[chosen] * 2 - 1
         with torch.inference_mode():
-            incremental(net, x, given, draws, first_row=first_row, on_row=lambda row: False)
+            sampler = GroupedSampler(batching.divide(members))
+            sampler(net, x, given, draws, first_row=first_row, on_row=lambda row: False)
         return x
 
     whole = sample(list(range(17)))

@@ -1,0 +1,121 @@
+"""A seed is the same bytes in every batch, on every CPU: batches are sampled in groups, whose shapes are checked.
+
+The check fills a group of each size in `batching.SIZES` with copies of one image. All of them must come out as the
+image alone does, to the bit: then neither the shape nor the position changes a result, for fast groups have no other
+shapes. Where the check fails, or cannot run, batches are sampled in fixed groups, which need no check: every operation
+on an image has the same shape, memory layout and position whatever shares its batch. (Known rows, score evaluations and
+norms are computed one image at a time in any case.) Where the check passes, both kinds of groups give the same bytes.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ncml.errors import ModelError
+from ncml.network.likelihood import PixelNoise
+from ncml.network.ncpn import NCPN
+from ncml.network.sde import end_time
+from ncml.sampling.batching import SIZES, Batching, BatchingSetting, Group
+from ncml.sampling.cached import Drawing
+from ncml.sampling.sample import Conditions
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class GroupedSampler:
+    """A `ncml.sampling.sample.Sampler` that samples a batch group by group."""
+
+    groups: Sequence[Group]
+
+    def __call__(
+        self,
+        network: NCPN,
+        x_BCHW: Tensor,
+        conditions: Conditions,
+        noise: PixelNoise,
+        *,
+        first_row: int,
+        on_row: Callable[[int], bool],
+    ) -> None:
+        """Sample the pixels of x from row `first_row` on, in place; `on_row` gets the mean of the groups' rows."""
+        drawing, drawing_size = None, 0
+        for index, group in enumerate(self.groups):
+            rows = [row for row, member in enumerate(group) if member is not None]
+            members = [member for member in group if member is not None]
+            padded = [members[0] if member is None else member for member in group]
+            x_GCHW = x_BCHW[padded]
+            if drawing is None or drawing_size != len(group):
+                drawing_size = len(group)
+                drawing = Drawing(network, x_GCHW, first_row=first_row, clean=conditions.t == 0)
+            noise_G = PixelNoise(noise.gumbel_BK[padded], noise.logistic_BC[padded], noise.uniform_BC[padded])
+            drawing.begin(x_GCHW, conditions.of(padded), noise_G, images=rows)
+            for i in drawing.rows:
+                drawing.row(i)
+                if i < first_row:
+                    continue
+                x_BCHW[members, :, i] = drawing.x_BCHW[rows, :, i]
+                rows_done = index * (x_BCHW.shape[2] - first_row) + i + 1 - first_row
+                if on_row(first_row + rows_done // len(self.groups)):
+                    return
+
+
+def choose_batching(network: NCPN, setting: BatchingSetting = "auto") -> Batching:
+    """How to sample batches of a network on this CPU with the present number of threads: fast groups if they pass."""
+    if setting != "auto":
+        return Batching(setting, "skipped", f"the setting asks for {setting} groups.")
+    start = time.perf_counter()
+    try:
+        failure = check(network)
+    except Exception as error:  # whatever it is: fixed groups are safe, and sampling itself reports it
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        batching = Batching("fixed", "error", f"the check of fast groups did not run: {reason}")
+        log.warning("batches are sampled in fixed groups: %s", batching.detail)
+        return batching
+    seconds = time.perf_counter() - start
+    if failure is None:
+        batching = Batching("fast", "passed", "an image is the same bytes in every fast group, at every position.")
+    else:
+        batching = Batching("fixed", "failed", failure)
+    log.info("batches are sampled in %s groups: %s (%.1f s)", batching.groups, batching.detail, seconds)
+    return batching
+
+
+@torch.inference_mode()
+def check(network: NCPN) -> str | None:
+    """Sample copies of one image in every size of fast groups; return how they differ from it, None if they do not.
+
+    Samples as many rows as it takes every level to see a row above, of each canvas that the model can be asked for.
+    """
+    model = network.config.model
+    canvases = {(model.height, model.width)}
+    if model.orientations:
+        canvases.add((model.width, model.height))
+    for H, W in sorted(canvases):
+        alone_CHW = _sample_copies(network, 1, H, W)[0]
+        if not alone_CHW.isfinite().all():
+            raise ModelError("the model's samples are not finite.")
+        for size in SIZES[1:]:
+            differs_G = (_sample_copies(network, size, H, W) != alone_CHW).flatten(1).any(1)
+            if count := int(differs_G.sum()):
+                return f"an image differs from the same image alone at {count} of {size} positions of a group."
+    return None
+
+
+def _sample_copies(network: NCPN, size: int, H: int, W: int) -> Tensor:
+    """The first rows of `size` times the same image, [size, 3, H, W]."""
+    weight, K = network.head.weight, network.config.model.mixtures
+    rows = min(2 ** (len(network.config.model.levels) - 1) + 1, H)
+    draws_PHW = torch.randn(K + 6, H, W, generator=torch.Generator().manual_seed(0)).to(weight)
+    noise = PixelNoise(*(part.expand(size, -1, -1, -1) for part in draws_PHW.split([K, 3, 3])))
+    x_BCHW = torch.zeros(size, 3, H, W, dtype=weight.dtype).contiguous(memory_format=torch.channels_last)
+    index_B = torch.zeros(size, dtype=torch.long)
+    conditions = Conditions(end_time(network.config.sde), index_B, index_B)
+    GroupedSampler([range(size)])(network, x_BCHW, conditions, noise, first_row=0, on_row=lambda row: row == rows)
+    return x_BCHW

@@ -1,0 +1,76 @@
+"""Sample with the chosen batching on an emulated machine: prints one JSON line for each cell of the matrix.
+
+    MKL_CBWR=AVX2 python tests/ncml/sampling/emulated.py THREADS[,THREADS] MODEL[,MODEL]
+
+A model is `bundled` or `smallest`. A cell has the outcome of the check and the batches whose bytes differ.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import ncml
+from ncml.config import Config, LevelConfig, ModelConfig
+from ncml.network.ncpn import NCPN
+from ncml.network.sde import end_time
+from ncml.sampling.batch_invariance import GroupedSampler, choose_batching
+from ncml.sampling.batching import Batching, fixed_groups
+from ncml.sampling.sample import Conditions, Noise
+from tests.ncml import nets
+
+MEMBERS = [*range(17)]
+BATCHES = ([0], [7], [16], [3, 9, 0], [9, 1], MEMBERS[1:])
+HEIGHT = 8
+
+
+def smallest() -> NCPN:
+    """The smallest network with every part: products of a few columns."""
+    levels = tuple(LevelConfig(width=width, blocks=1) for width in (6, 10))
+    model = ModelConfig(height=8, width=8, levels=levels, mixtures=1, heads=2, embedding=8)
+    return nets.network(Config(recipe="test", model=model), dtype=torch.float32, spread=0.03)
+
+
+def bundled() -> NCPN:
+    return ncml.load(Path(__file__).resolve().parents[3] / "models" / "cifar10").network
+
+
+@torch.inference_mode()
+def sample(network: NCPN, sampler: GroupedSampler, seeds: list[int]) -> Tensor:
+    """Low images at t > 0, before rounding could hide a difference, [B, 3, H, W]."""
+    model = network.config.model
+    H, W = HEIGHT, model.width
+    class_B = torch.tensor(seeds) % (len(model.classes) + 1)
+    conditions = Conditions(end_time(network.config.sde), class_B, torch.zeros_like(class_B))
+    noise = Noise(seeds, dtype=torch.float32, device=torch.device("cpu")).pixels(model.mixtures, H, W)
+    x_BCHW = torch.zeros(len(seeds), 3, H, W).contiguous(memory_format=torch.channels_last)
+    sampler(network, x_BCHW, conditions, noise, first_row=0, on_row=lambda row: False)
+    return x_BCHW
+
+
+def differing(network: NCPN, batching: Batching) -> list[list[int]]:
+    """The batches in which an image has other bytes than among all members, or than in fixed groups where it should."""
+    whole = sample(network, GroupedSampler(batching.divide(MEMBERS)), MEMBERS)
+    found = [
+        seeds
+        for seeds in BATCHES
+        if not torch.equal(sample(network, GroupedSampler(batching.divide(seeds)), seeds), whole[seeds])
+    ]
+    fixed = sample(network, GroupedSampler(fixed_groups(MEMBERS)), MEMBERS)
+    return found if torch.equal(fixed, whole) else [*found, MEMBERS]
+
+
+def main(threads: str, models: str) -> None:
+    for name in models.split(","):
+        network = {"bundled": bundled, "smallest": smallest}[name]()
+        for count in map(int, threads.split(",")):
+            torch.set_num_threads(count)
+            batching = choose_batching(network)
+            cell = {"model": name, "threads": count, "groups": batching.groups, "check": batching.check}
+            print(json.dumps(cell | {"differing": differing(network, batching)}), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

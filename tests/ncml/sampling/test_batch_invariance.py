@@ -1,0 +1,262 @@
+"""A seed is the same bytes in every batch: by fast groups that were checked, or by fixed ones."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import ncml
+from ncml.errors import InputError
+from ncml.progress import Progress
+from ncml.sampling import batch_invariance, cached
+from ncml.sampling.batch_invariance import choose_batching
+from ncml.sampling.batching import FIXED, SIZES, batching_setting, fast_groups, fixed_groups
+from tests.ncml import nets
+from tests.ncml.sampling.emulated import MEMBERS, differing
+
+ROOT = Path(__file__).parents[3]
+NET = nets.network(nets.config(((6, 1), (10, 1))), dtype=torch.float32, spread=0.03)
+SEEDS = [3, 11, 2**53 - 1, 4, 19, 5]
+"""Three of them share a row, another two as well."""
+
+
+# -- groups
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 5, 17, 64, 65, 200])
+def test_fast_groups_have_checked_sizes_and_hold_every_image_in_order(count: int) -> None:
+    groups = fast_groups(count)
+    assert {len(group) for group in groups} <= set(SIZES)
+    assert [member for group in groups for member in group if member is not None] == list(range(count))
+    assert len(groups) == -(-count // SIZES[-1])
+    assert all(member is not None for group in groups[:-1] for member in group)
+
+
+def test_an_image_has_the_row_of_its_seed_in_fixed_groups_of_one_size() -> None:
+    groups = fixed_groups(SEEDS)
+    places = {member: row for group in groups for row, member in enumerate(group) if member is not None}
+    assert places == {member: seed % FIXED for member, seed in enumerate(SEEDS)}
+    assert [len(group) for group in groups] == 3 * [FIXED]
+    assert len(fixed_groups(range(5, 5 + 64))) == 64 // FIXED
+
+
+# -- the setting
+
+
+def test_the_argument_precedes_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NCML_BATCHING", raising=False)
+    assert batching_setting() == "auto"
+    monkeypatch.setenv("NCML_BATCHING", "")
+    assert batching_setting() == "auto"
+    monkeypatch.setenv("NCML_BATCHING", "fixed")
+    assert batching_setting() == "fixed"
+    assert batching_setting("fast") == "fast"
+
+
+def test_an_unknown_setting_is_refused(model: ncml.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"^batching must be auto, fast or fixed, not 'slow'\.$"):
+        ncml.load(model.folder, batching="slow")
+    monkeypatch.setenv("NCML_BATCHING", "Fast")
+    with pytest.raises(InputError, match=r"^NCML_BATCHING must be auto, fast or fixed, not 'Fast'\.$") as refused:
+        ncml.load(model.folder)
+    assert refused.value.field == "NCML_BATCHING"
+
+
+@pytest.mark.parametrize("setting", ["fast", "fixed"])
+def test_a_setting_is_followed_without_a_check(
+    model: ncml.Model, setting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_invariance, "check", pytest.fail)
+    batching = ncml.load(model.folder, batching=setting).batching
+    assert batching is not None
+    assert (batching.groups, batching.check) == (setting, "skipped")
+
+
+# -- the check
+
+
+def by_position(x_RWF: Tensor) -> Tensor:
+    """A kernel that rounds a row by its position."""
+    return x_RWF * (1 + 1e-6 * torch.arange(len(x_RWF))[:, None, None])
+
+
+def by_size(x_RWF: Tensor) -> Tensor:
+    """A kernel that rounds by the number of rows."""
+    return x_RWF * (1 + 1e-6 * len(x_RWF))
+
+
+@pytest.fixture(params=[by_position, by_size])
+def other_machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose kernels differ by shape or position."""
+    plain: Callable[[Tensor], Tensor] = cached._activate
+    monkeypatch.setattr(cached, "_activate", lambda x_RWF: plain(request.param(x_RWF)))
+
+
+@pytest.mark.usefixtures("other_machine")
+def test_where_the_check_fails_fixed_groups_keep_the_promise() -> None:
+    batching = choose_batching(NET)
+    assert (batching.groups, batching.check) == ("fixed", "failed")
+    assert "differs from the same image alone" in batching.detail
+    assert differing(NET, choose_batching(NET, "fast")) != []  # or the check would have had no reason
+    assert differing(NET, batching) == []
+
+
+def test_the_outcome_is_logged_and_kept_for_each_number_of_threads(
+    model: ncml.Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    loaded = ncml.load(model.folder)
+    with caplog.at_level(logging.INFO, "ncml.sampling.batch_invariance"):
+        assert caplog.messages == []
+        loaded.generate(noise=0)
+        loaded.generate(noise=0)
+        assert len(caplog.messages) == 1
+        assert "batches are sampled in" in caplog.messages[0]
+        torch.set_num_threads(2)
+        try:
+            assert loaded.batching is not None
+        finally:
+            torch.set_num_threads(1)
+        assert len(caplog.messages) == 2
+
+
+def out_of_memory(*_: Any, **__: Any) -> None:
+    raise MemoryError
+
+
+def test_a_check_that_cannot_run_takes_the_safe_path_and_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(batch_invariance, "Drawing", out_of_memory)
+    batching = choose_batching(NET)
+    assert (batching.groups, batching.check) == ("fixed", "error")
+    assert caplog.messages == ["batches are sampled in fixed groups: the check of fast groups did not run: MemoryError"]
+
+
+def test_a_model_that_does_not_sample_takes_the_safe_path() -> None:
+    broken = nets.network(NET.config, dtype=torch.float32)
+    broken.head.bias.fill_(torch.nan)
+    batching = choose_batching(broken)
+    assert (batching.groups, batching.check) == ("fixed", "error")
+    assert batching.detail.endswith("the model's samples are not finite.")
+
+
+def test_nothing_is_checked_on_a_gpu(model: ncml.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ncml.Model, "device", torch.device("cuda"))
+    monkeypatch.setattr(batch_invariance, "check", pytest.fail)
+    assert ncml.load(model.folder).batching is None
+
+
+# -- the fallback, through the front door
+
+
+@pytest.fixture
+def fixed(model: ncml.Model) -> ncml.Model:
+    """The small model in fixed groups, as on a machine where the check fails."""
+    return ncml.load(model.folder, batching="fixed")
+
+
+@pytest.fixture
+def passes(fixed: ncml.Model) -> Iterator[list[int]]:
+    """The number of images in each pass of the network."""
+    counted: list[int] = []
+    hook = fixed.network.register_forward_hook(lambda _, inputs, __: counted.append(len(inputs[0])))
+    yield counted
+    hook.remove()
+
+
+@pytest.mark.usefixtures("other_machine")
+@pytest.mark.parametrize(("noise", "solver"), [(0, None), (10, "euler-maruyama"), (10, "predictor-corrector")])
+def test_an_image_is_the_same_alone_and_among_others(fixed: ncml.Model, noise: float, solver: str | None) -> None:
+    steps = 2 if solver else None
+    whole = fixed.generate(len(SEEDS), seeds=SEEDS, noise=noise, solver=solver, steps=steps)
+    for index, seed in enumerate(SEEDS):
+        alone = fixed.generate(seeds=seed, noise=noise, solver=solver, steps=steps)
+        assert np.array_equal(alone[0], whole[index]), seed
+
+
+@pytest.mark.usefixtures("other_machine")
+@pytest.mark.parametrize("keep", ["top", "right"])
+def test_a_completion_is_the_same_alone_and_among_others(fixed: ncml.Model, keep: Any) -> None:
+    canvas = nets.pictures(1).numpy()
+    whole = fixed.complete(canvas, keep=keep, n=len(SEEDS), seeds=SEEDS, noise=0)
+    for index, seed in enumerate(SEEDS):
+        assert np.array_equal(fixed.complete(canvas, keep=keep, seeds=seed, noise=0)[0], whole[index]), seed
+    half = {"top": np.s_[:, :4], "right": np.s_[:, :, 4:]}[keep]
+    assert (whole[half] == canvas[half]).all()
+
+
+def test_known_rows_of_padding_are_not_computed(fixed: ncml.Model, passes: list[int]) -> None:
+    fixed.complete(nets.pictures(1).numpy(), n=3, seeds=[0, 8, 5], noise=0)
+    assert passes == [1, 1, 1]
+
+
+def test_progress_counts_the_rows_of_all_groups(fixed: ncml.Model) -> None:
+    steps: list[int] = []
+
+    def on_progress(progress: Progress) -> None:
+        steps.append(progress.done)
+
+    images = fixed.generate(2, seeds=[0, 8], noise=0, callback=on_progress)
+    assert steps == [row // 2 for row in range(1, 17)]
+    steps.clear()
+    assert not np.array_equal(images[0], images[1])
+
+
+def test_the_rest_is_left_out_once_nobody_waits(fixed: ncml.Model) -> None:
+    calls = 0
+
+    def on_progress(progress: Progress) -> set[int]:
+        nonlocal calls
+        calls += 1
+        return {0, 1}
+
+    fixed.generate(2, seeds=[0, 8], callback=on_progress)
+    assert calls == 1
+
+
+# -- emulated machines
+
+
+def cells(instructions: str, threads: str) -> list[dict[str, Any]]:
+    """What a fresh process finds on an emulated machine."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "passive"}
+    environment.pop("MKL_CBWR", None)
+    if instructions:
+        environment["MKL_CBWR"] = instructions
+    command = [sys.executable, str(ROOT / "tests/ncml/sampling/emulated.py"), threads, "smallest,bundled"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("instructions", ["", "AVX2"], ids=["as it is", "AVX2"])
+def test_a_seed_is_the_same_bytes_on_an_emulated_machine(instructions: str) -> None:
+    """The short form of the matrix; both outcomes of the check are among these on an Intel processor."""
+    found = cells(instructions, "1")
+    assert len(found) == 2
+    assert [cell for cell in found if cell["differing"]] == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("instructions", ["", "AVX2", "AVX512", "COMPATIBLE"])
+def test_a_seed_is_the_same_bytes_on_every_emulated_machine(instructions: str) -> None:
+    found = cells(instructions, "1,2,3")
+    print(*(json.dumps(cell) for cell in found), sep="\n")
+    assert len(found) == 6
+    assert [cell for cell in found if cell["differing"]] == []
+
+
+def test_the_matrix_would_show_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain: Callable[[Tensor], Tensor] = cached._activate
+    monkeypatch.setattr(cached, "_activate", lambda x_RWF: plain(by_position(x_RWF)))
+    assert MEMBERS in differing(NET, choose_batching(NET, "fast"))
