@@ -23,7 +23,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def pixels() -> np.ndarray:
-    return nets.pictures(GROUP + 5).numpy()
+    return nets.images(GROUP + 5).numpy()
 
 
 @pytest.fixture(scope="module")

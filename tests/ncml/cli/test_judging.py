@@ -36,7 +36,7 @@ def run(tmp_path: Path, model: ncml.Model, monkeypatch: pytest.MonkeyPatch, caps
 
 def write(folder: Path, count: int, seed: int, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for i, pixels in enumerate(nets.pictures(count, *size, seed=seed).numpy()):
+    for i, pixels in enumerate(nets.images(count, *size, seed=seed).numpy()):
         Image.fromarray(pixels).convert(mode).save(folder / f"{i:03}.png")
 
 
