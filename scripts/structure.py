@@ -42,8 +42,7 @@ READING_PATHS = {
     "sampling": (
         "ncml/model.py ncml/network.py ncml/generate.py ncml/incremental.py ncml/replay.py ncml/refine.py"
         " ncml/noise.py ncml/orientation.py",
-        "ncml/model.py ncml/network/ncpn.py ncml/sampling/*.py ncml/sampling/*/*.py"
-        " ncml/network/sde.py ncml/network/orientation.py",
+        "ncml/model.py ncml/network/ncpn.py ncml/sampling/**/*.py ncml/network/sde.py ncml/network/orientation.py",
     ),
     "training": (
         "ncml/commands/train.py ncml/fit.py ncml/train.py ncml/data.py ncml/parallel.py ncml/track.py"
@@ -52,7 +51,7 @@ READING_PATHS = {
         " ncml/training/dataset.py ncml/training/distributed.py ncml/training/tracking.py"
         " ncml/network/sde.py ncml/network/ncpn.py ncml/network/layers.py ncml/network/likelihood.py",
     ),
-    "the worker": ("worker/*.py worker/*.lua", "worker/*.py worker/*/*.py worker/*.lua"),
+    "the worker": ("worker/**/*.py worker/**/*.lua",),
 }
 """The files that explain each subject, as patterns: before and after the division of `ncml` into packages."""
 

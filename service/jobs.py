@@ -43,7 +43,7 @@ class JobService:
         self.queue = queue
         self.metrics = metrics
         self._decoders = anyio.CapacityLimiter(settings.decode_threads)
-        # scans bring whole files and return maps of the image's size: one at a time, besides the other work
+        # scans carry whole files and return maps of the image's size: one at a time, in addition to other work
         self._scans = anyio.CapacityLimiter(1)
 
     # -- before the job
@@ -97,7 +97,7 @@ class JobService:
         }
 
     async def decode(self, task: Task, function: Callable[[], T]) -> T:
-        """Run a function that decodes images in a thread, with few others beside it."""
+        """Run a function that decodes images in a thread; few run concurrently."""
         return await anyio.to_thread.run_sync(function, limiter=self._limiter(task) or self._decoders)
 
     # -- the job

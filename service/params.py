@@ -81,7 +81,7 @@ class ScoreParams(Params):
     )
 
 
-class PictureParams(Params):
+class SamplingParams(Params):
     """Parameters of /generate and /complete."""
 
     n: int = Field(
@@ -117,11 +117,11 @@ class PictureParams(Params):
         return SamplingOptions(noise=self.noise, steps=self.steps, solver=self.solver)
 
 
-class GenerateParams(PictureParams):
+class GenerateParams(SamplingParams):
     """Parameters of /generate."""
 
 
-class CompleteParams(PictureParams):
+class CompleteParams(SamplingParams):
     """Parameters of /complete."""
 
     keep: Keep | None = Field(default=None, description="The known half. Default: derived from the image, or else top.")

@@ -113,6 +113,14 @@ def test_what_a_page_links_is_there(page: Path) -> None:
             assert (page.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *PAGES], ids=lambda page: page.name)
+def test_every_linked_section_exists(page: Path) -> None:
+    for target, section in re.findall(r"\]\(([^)\s#:]*)#([^)]+)\)", page.read_text()):
+        text = (page.parent / target).read_text() if target else page.read_text()
+        headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+        assert section in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}, section
+
+
 def test_the_index_links_every_page_of_its_folder() -> None:
     linked = re.findall(r"\]\(([\w/-]+\.md)\)", (DOCS / "README.md").read_text())
     assert {page.name for page in WRITTEN} - {"README.md"} <= set(linked)

@@ -1,9 +1,8 @@
 """What crosses the queue: job specifications, results, states, progress, model descriptors. JSON through pydantic.
 
-Knows no RQ, no Redis, no torch and no numpy. Pictures are raw uint8 HWC RGB bytes (row-major, values 0..255) at the
-model's size, but for one that is to be cut into tiles, which stays the file that it came as; in JSON they are base64.
-Every model here is frozen and refuses unknown fields, so a payload of another version fails with a sentence instead of
-being half understood.
+Imports no RQ, Redis, torch or numpy. Images are uint8 HWC RGB bytes (row-major, values 0..255) at the model's size; an
+image to be scanned in tiles stays in its file format. In JSON bytes are base64. Every model is frozen and refuses
+unknown fields, so that a payload of another version fails with a clear error instead of being misread.
 """
 
 import hashlib
@@ -18,14 +17,14 @@ from ncml.sampling.options import SamplingLimits, SamplingOptions
 
 
 class Lane(StrEnum):
-    """The kind of work that one engine does: quick scores never stand behind what takes long."""
+    """The kind of work of one engine. Scores are quick, so they have a lane of their own."""
 
     SCORE = "score"
     GENERATE = "generate"
 
 
 class Task(StrEnum):
-    """What a job asks for."""
+    """The task of a job."""
 
     SCORE = "score"
     SCAN = "scan"
@@ -34,12 +33,12 @@ class Task(StrEnum):
 
     @property
     def lane(self) -> Lane:
-        """The lane whose workers do this task."""
+        """The lane whose workers compute this task."""
         return Lane.SCORE if self is Task.SCORE else Lane.GENERATE
 
 
 class Priority(StrEnum):
-    """Within a lane every waiting job of a higher priority is claimed first. Members are in that order."""
+    """Within a lane, all waiting jobs of a higher priority are claimed first. The members are in that order."""
 
     HIGH = "high"
     NORMAL = "normal"
@@ -47,7 +46,7 @@ class Priority(StrEnum):
 
 
 class JobStatus(StrEnum):
-    """Where a job stands; each job reaches exactly one terminal state, once."""
+    """The state of a job. Each job reaches exactly one terminal state, once."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -58,12 +57,12 @@ class JobStatus(StrEnum):
 
     @property
     def is_terminal(self) -> bool:
-        """True when the job will never change again."""
+        """Whether the job has ended."""
         return self not in {JobStatus.QUEUED, JobStatus.RUNNING}
 
 
 def queue_name(lane: Lane, priority: Priority) -> str:
-    """The queue of a lane and a priority: `ncml:{lane}:{priority}`."""
+    """Return the name of the queue of a lane and a priority: `ncml:{lane}:{priority}`."""
     return f"ncml:{lane}:{priority}"
 
 
@@ -82,7 +81,7 @@ FloatBytes = Annotated[bytes, BeforeValidator(_float_bytes)]
 
 
 class Pixels(_Message):
-    """One picture: `data` holds height * width * 3 bytes, uint8 HWC RGB in row-major order."""
+    """One image: `data` holds height * width * 3 bytes, uint8 HWC RGB in row-major order."""
 
     height: int = Field(ge=1, le=4096)
     width: int = Field(ge=1, le=4096)
@@ -99,18 +98,18 @@ class Pixels(_Message):
 
 
 class _Job(_Message):
-    """What every job says."""
+    """The fields of every job."""
 
     model: str = Field(min_length=1, max_length=200, description="name of the model folder")
     version: str | None = Field(
         default=None, description="64 hex digits; None: the version being served when the job starts"
     )
     priority: Priority = Priority.NORMAL
-    request_id: str = Field(
-        default="", max_length=200, description="the HTTP request that this job came from, for logs"
+    request_id: str = Field(default="", max_length=200, description="the HTTP request that submitted the job, for logs")
+    timeout_s: float = Field(default=600.0, gt=0, le=86_400, description="a job that runs longer fails")
+    start_within_s: float = Field(
+        default=3600.0, gt=0, le=86_400, description="a job that has not started by then expires"
     )
-    timeout_s: float = Field(default=600.0, gt=0, le=86_400, description="a job running longer fails")
-    start_within_s: float = Field(default=3600.0, gt=0, le=86_400, description="a job not started by then expires")
 
 
 class ScoreJob(_Job):
@@ -121,36 +120,38 @@ class ScoreJob(_Job):
     class_name: str | None = Field(default=None, description="None: the null class")
     noise: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="grey levels; 0 is the clean image")
     map: bool = Field(default=False, description="also return bits/dim for each pixel")
-    ood: bool = Field(default=True, description="also give a verdict, if the model is calibrated; False: one pass")
-    statistic: str | None = Field(default=None, description="which one gives the verdict; None: the calibration's")
-    statistics: tuple[str, ...] | Literal["all"] = Field(default=(), description="those to return by name")
+    ood: bool = Field(default=True, description="also return a verdict, if the model is calibrated; False: one pass")
+    statistic: str | None = Field(default=None, description="the statistic of the verdict; None: the calibration's")
+    statistics: tuple[str, ...] | Literal["all"] = Field(default=(), description="statistics to return, by name")
     sanity: bool = Field(default=False, description="also score the image with every least significant bit flipped")
 
     @model_validator(mode="after")
     def _one_shape(self) -> Self:
         if len({(image.height, image.width) for image in self.images}) > 1:
-            raise ValueError("images differ in size; all images of one job have the model's size")
+            raise ValueError("images differ in size; send images of the model's size")
         return self
 
     @property
     def n(self) -> int:
-        """How many images this job adds to a batch."""
+        """The number of images that the job adds to a batch."""
         return len(self.images)
 
 
 class ScanJob(_Job):
-    """A picture larger than the model, judged by the worst of the overlapping tiles that it is cut into."""
+    """Judge an image larger than the model by the worst of its overlapping tiles."""
 
     task: Literal[Task.SCAN] = Task.SCAN
-    file: bytes = Field(min_length=1, description="the picture's file: its pixels would be many times as large")
-    height: int = Field(ge=1, description="of the picture in pixels, as is the width: no more of them are decoded")
+    file: bytes = Field(min_length=1, description="the image file: its pixels would be many times as large")
+    height: int = Field(ge=1, description="of the image in pixels, as is the width; a larger image is not decoded")
     width: int = Field(ge=1)
-    tile_size: int | None = Field(default=None, ge=1, description="the shorter side; None: calibrated, or the model's")
+    tile_size: int | None = Field(
+        default=None, ge=1, description="shorter side in pixels; None: the calibrated one, or the model's"
+    )
     map: bool = Field(default=False, description="also return the score of each tile")
 
     @property
     def n(self) -> int:
-        """How many images this job adds to a batch."""
+        """The number of images that the job adds to a batch."""
         return 1
 
 
@@ -164,7 +165,7 @@ class SamplingJob(_Job):
         default=None,
         ge=0,
         allow_inf_nan=False,
-        description="starting noise in grey levels; None: the model's; 0: direct",
+        description="start noise in grey levels; None: the model's; 0: without refinement",
     )
     steps: int | None = Field(default=None, ge=1, le=MAX_STEPS, description="solver steps; None: the solver's default")
     solver: str | None = Field(default=None, max_length=64, description="None: the model's default for `steps`")
@@ -187,13 +188,13 @@ class SamplingJob(_Job):
 
 
 class GenerateJob(SamplingJob):
-    """Draw n new images."""
+    """Generate n images."""
 
     task: Literal[Task.GENERATE] = Task.GENERATE
 
 
 class CompleteJob(SamplingJob):
-    """Fill in the unknown half of `image` (a canvas of the model's size, whose unknown half is ignored) n times."""
+    """Complete the unknown half of `image`, a canvas of the model's size, n times; its unknown half is ignored."""
 
     task: Literal[Task.COMPLETE] = Task.COMPLETE
     image: Pixels
@@ -206,9 +207,9 @@ JOB: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="task")])
 
 
 def batch_key(job: Job) -> str:
-    """What two jobs must share to be computed in one batch: task, model, version, shape and sampler settings.
+    """Return what jobs of one batch have in common: task, model, version, shape and options.
 
-    Classes, seeds, priorities and pictures differ freely within a batch, but for scans, which have one file.
+    Classes, seeds, priorities and images differ freely within a batch, except that a batch of scans has one file.
     """
     parts: list[object] = [job.task, job.model, job.version or "current"]
     match job:
@@ -226,22 +227,22 @@ def batch_key(job: Job) -> str:
 
 
 class ModelRef(_Message):
-    """A model and the version that did the work."""
+    """A model and its version."""
 
     name: str
     version: str
 
 
 class Timing(_Message):
-    """Where the time of a job went."""
+    """How long a job waited and ran."""
 
     queue_s: float = Field(description="from submission to the start of its last attempt, in seconds")
-    compute_s: float | None = Field(default=None, description="in the engine, in seconds; None while unfinished")
-    batch_size: int | None = Field(default=None, description="images in the largest batch that it was computed in")
+    compute_s: float | None = Field(default=None, description="in the engine, in seconds; None until the job has ended")
+    batch_size: int | None = Field(default=None, description="images in the largest batch that the job was part of")
 
 
 class Ood(_Message):
-    """The verdict of a calibrated model. `score` is higher, `p_value` smaller, for an image that belongs less."""
+    """The verdict of a calibrated model. A higher score and a smaller p-value mean more out-of-distribution."""
 
     statistic: str
     score: float
@@ -255,8 +256,8 @@ class Score(_Message):
 
     bpd: float = Field(description="bits per dimension")
     log_likelihood: float = Field(description="nats per image")
-    ood: Ood | None = Field(default=None, description="None where it was not wanted or the model is not calibrated")
-    statistics: dict[str, float] = Field(default={}, description="those that were asked for, by name")
+    ood: Ood | None = Field(default=None, description="None if not requested or the model is not calibrated")
+    statistics: dict[str, float] = Field(default={}, description="the requested statistics, by name")
     flipped_bpd: float | None = Field(default=None, description="bits/dim with every least significant bit flipped")
     map: FloatBytes | None = Field(
         default=None, description="height * width little-endian float32, row-major: bits/dim per pixel"
@@ -264,7 +265,7 @@ class Score(_Message):
 
 
 class Box(_Message):
-    """A part of a picture, in pixels."""
+    """A part of an image, in pixels."""
 
     left: int
     top: int
@@ -273,33 +274,33 @@ class Box(_Message):
 
 
 class Scan(_Message):
-    """A picture of this height and width, judged by its tiles. `score` is higher for one that belongs less."""
+    """An image of this height and width, judged by its tiles. A higher score means more out-of-distribution."""
 
     height: int
     width: int
     rows: int = Field(description="of tiles, as are the columns")
     columns: int
-    score: float = Field(description="that of the worst tile")
-    p_value: float | None = Field(description="its rank among whole good pictures; None where tiles are not calibrated")
+    score: float = Field(description="OOD score of the worst tile")
+    p_value: float | None = Field(description="rank among whole good images; None if tiles are not calibrated")
     threshold: float | None
     is_ood: bool | None
-    box: Box = Field(description="the worst tile; all have its size")
+    box: Box = Field(description="the worst tile; all tiles have its size")
     tiles: FloatBytes | None = Field(
-        default=None, description="rows * columns little-endian float32, row-major: the score of each tile"
+        default=None, description="rows * columns little-endian float32, row-major: the OOD score of each tile"
     )
 
 
 class Pictures(_Message):
-    """n pictures that lie in a blob for a while: uint8, n * height * width * 3 bytes, NHWC, row-major."""
+    """n images, stored as a blob for a limited time: uint8, n * height * width * 3 bytes, NHWC, row-major."""
 
-    blob: str = Field(description="pass it to JobQueue.blob; past its time to live that returns None")
+    blob: str = Field(description="key for JobQueue.blob, which returns None after the time to live")
     n: int
     height: int
     width: int
 
 
 class ScoreResult(_Message):
-    """The answer to a ScoreJob; `results[i]` belongs to `images[i]`, and maps have this height and width."""
+    """The result of a ScoreJob; `results[i]` belongs to `images[i]`, and maps have this height and width."""
 
     task: Literal[Task.SCORE] = Task.SCORE
     model: ModelRef
@@ -310,7 +311,7 @@ class ScoreResult(_Message):
 
 
 class ScanResult(_Message):
-    """The answer to a ScanJob."""
+    """The result of a ScanJob."""
 
     task: Literal[Task.SCAN] = Task.SCAN
     model: ModelRef
@@ -319,7 +320,7 @@ class ScanResult(_Message):
 
 
 class PictureResult(_Message):
-    """The answer to a GenerateJob or a CompleteJob; picture i was drawn with `seeds[i]`."""
+    """The result of a GenerateJob or a CompleteJob; image i used `seeds[i]`."""
 
     task: Literal[Task.GENERATE, Task.COMPLETE]
     model: ModelRef
@@ -334,7 +335,7 @@ RESULT: TypeAdapter[Result] = TypeAdapter(Annotated[Result, Field(discriminator=
 
 
 class Moment(_Message):
-    """A moment of a running job. For a job cut into chunks, `done` of its images are already finished."""
+    """A moment of a running job. If the job is computed in chunks, `done` counts its finished images."""
 
     stage: str = Field(description='"score", "tiles", "noisy_sampling" or "refine"')
     step: int
@@ -343,14 +344,14 @@ class Moment(_Message):
 
 
 class Progress(Moment):
-    """How far a running job of `n` images is."""
+    """The progress of a running job of `n` images."""
 
     n: int = 1
-    preview: bool = Field(default=False, description="whether there is a preview: see JobQueue.preview")
+    preview: bool = Field(default=False, description="whether JobQueue.preview has a preview")
 
 
 class Preview(Moment):
-    """What pictures of a job looked like at a moment: those of the chunk being drawn, uint8 NHWC in `data`."""
+    """The images of the chunk being sampled, as they looked at one moment; uint8 NHWC in `data`."""
 
     n: int
     height: int
@@ -359,29 +360,27 @@ class Preview(Moment):
 
 
 class JobError(_Message):
-    """Why a job did not succeed, in one sentence for the user."""
+    """Why a job did not succeed; `detail` is one sentence for the user."""
 
-    field: str | None = Field(
-        default=None, description="the parameter at fault, as the user knows it; None: none of them"
-    )
+    field: str | None = Field(default=None, description="name of the invalid parameter; None: none is invalid")
     detail: str
     reason: Literal["input", "model", "timeout", "canceled", "expired", "engine", "worker"]
 
 
 class JobView(_Message):
-    """What anyone may see of a job."""
+    """The public state of a job."""
 
     id: str
     status: JobStatus
     task: Task
-    model: ModelRef | None = Field(description="None until the result is there, unless a version was asked for")
+    model: ModelRef | None = Field(description="None before the result, unless the job names a version")
     model_name: str
     priority: Priority
     request_id: str
-    fingerprint: str = Field(default="", description="what the submitter said to recognise the job by")
-    owner: str = Field(default="", description="whom the submitter said that the job belongs to")
+    fingerprint: str = Field(default="", description="digest of the request, given by the submitter")
+    owner: str = Field(default="", description="owner of the job, given by the submitter")
     n: int
-    created_at: float = Field(description="seconds since 1970, as are the next two")
+    created_at: float = Field(description="seconds since 1970, as are the next two fields")
     started_at: float | None = None
     ended_at: float | None = None
     timing: Timing | None = None
@@ -390,9 +389,9 @@ class JobView(_Message):
 
 
 class Event(_Message):
-    """One entry of a job's progress stream. The entry whose `status` is terminal is the last."""
+    """One entry of a job's event stream. The last entry has a terminal `status`."""
 
-    id: str = Field(description="resumes the stream: pass it as `after`")
+    id: str = Field(description="pass it as `after` to resume the stream")
     kind: Literal["status", "progress"]
     status: JobStatus | None = None
     progress: Progress | None = None
@@ -400,45 +399,45 @@ class Event(_Message):
 
 
 class Preprocessing(_Message):
-    """How pictures are brought to the model's size; quoted by calibrations."""
+    """The rules that resize images to the model's size; part of each calibration."""
 
     name: str
     version: int
 
 
 class Histogram(_Message):
-    """How often a statistic fell between each two neighbouring edges."""
+    """Counts of a statistic between neighbouring edges."""
 
-    edges: tuple[float, ...] = Field(description="ascending, one more than there are counts")
+    edges: tuple[float, ...] = Field(description="ascending, one more than the counts")
     counts: tuple[int, ...]
 
 
 class Calibration(_Message):
-    """What the OOD verdicts of a model rest on."""
+    """The calibration that gives a model's OOD verdicts."""
 
     version: str = Field(description="digest of the calibration, 64 hex digits")
-    statistic: str = Field(description="the one that gives the verdict unless another is asked for")
-    false_positive_rate: float = Field(description="the share of in-distribution images that a verdict calls OOD")
-    threshold: float = Field(description="of that statistic: a higher score is OOD")
+    statistic: str = Field(description="default statistic of the verdict")
+    false_positive_rate: float = Field(description="share of in-distribution images that are judged OOD")
+    threshold: float = Field(description="of that statistic; a higher score is OOD")
     thresholds: dict[str, float] = Field(description="of every statistic")
-    n_fit: int = Field(description="held-out images that the statistics were fitted to")
+    n_fit: int = Field(description="held-out images that the statistics are estimated on")
     n_rank: int = Field(description="other held-out images, among which an image is ranked")
-    smallest_p: float = Field(description="the smallest p-value that there can be, 1 / (n_rank + 1)")
-    preprocessing: str = Field(description="the rules by which its images were brought to the model's size")
-    histograms: dict[str, Histogram] = Field(description="of some statistics over the images of the ranking")
+    smallest_p: float = Field(description="smallest possible p-value, 1 / (n_rank + 1)")
+    preprocessing: str = Field(description="rules that resized its images to the model's size")
+    histograms: dict[str, Histogram] = Field(description="of the statistics over the ranking images")
 
 
 class TileCalibration(_Message):
-    """What the verdicts on pictures that are cut into tiles rest on."""
+    """The calibration that gives verdicts on images in tiles."""
 
     version: str = Field(description="digest of the calibration, 64 hex digits")
     height: int = Field(description="of a tile in pixels, as is the width")
     width: int
-    false_positive_rate: float = Field(description="the share of good pictures that a verdict calls OOD")
-    threshold: float = Field(description="a picture whose worst tile scores higher is OOD")
-    n_fit: int = Field(description="good pictures that gave tiles to fit")
-    n_rank: int = Field(description="other good pictures, among which a picture is ranked")
-    smallest_p: float = Field(description="the smallest p-value that there can be, 1 / (n_rank + 1)")
+    false_positive_rate: float = Field(description="share of good images that are judged OOD")
+    threshold: float = Field(description="an image whose worst tile scores higher is OOD")
+    n_fit: int = Field(description="good images whose tiles the statistic is estimated on")
+    n_rank: int = Field(description="other good images, among which an image is ranked")
+    smallest_p: float = Field(description="smallest possible p-value, 1 / (n_rank + 1)")
 
 
 class Batching(_Message):
@@ -452,18 +451,20 @@ class Batching(_Message):
 
 
 class ModelDescriptor(_Message):
-    """What a worker says about a model that it serves."""
+    """A model that a worker serves."""
 
     name: str
     version: str
     height: int
     width: int
     classes: tuple[str, ...] = Field(description="() for a model without classes")
-    noise: float = Field(description="grey levels at T: the largest starting noise, and the default")
-    keeps: tuple[Keep, ...] = Field(description="halves it completes exactly")
+    noise: float = Field(description="grey levels at T: the largest start noise, and the default")
+    keeps: tuple[Keep, ...] = Field(description="known halves that are completed exactly")
     solver: str = Field(description="the default solver")
     stepped_solver: str = Field(description="the default solver for more than one step")
-    solvers: dict[str, int] = Field(description="every solver and its default number of steps; 1: it takes no other")
+    solvers: dict[str, int] = Field(
+        description="every solver and its default number of steps; 1 is the only number then"
+    )
     preprocessing: Preprocessing
     calibration: Calibration | None = None
     tiles: TileCalibration | None = None
@@ -482,7 +483,7 @@ class ModelDescriptor(_Message):
 
 
 class WorkerState(StrEnum):
-    """What a worker process is doing."""
+    """The state of a worker process."""
 
     LOADING = "loading"
     IDLE = "idle"
@@ -491,7 +492,7 @@ class WorkerState(StrEnum):
 
 
 class WorkerInfo(_Message):
-    """A live worker, as published in Redis with a time to live."""
+    """A live worker, published in Redis with a time to live."""
 
     name: str
     lanes: tuple[Lane, ...]
@@ -501,11 +502,11 @@ class WorkerInfo(_Message):
     models: tuple[ModelRef, ...]
     started_at: float
     seen_at: float
-    pace: dict[Lane, float] = Field(default={}, description="jobs a second of each lane, while it works on them")
+    pace: dict[Lane, float] = Field(default={}, description="jobs per second of each lane, while it is busy")
 
 
 class QueueDepth(_Message):
-    """How much waits in one queue."""
+    """The number of jobs that wait in one queue."""
 
     lane: Lane
     priority: Priority

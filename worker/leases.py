@@ -1,7 +1,7 @@
-"""Who works on what: claiming jobs, keeping them, giving them back and ending them, each by one atomic script.
+"""Leases: claim jobs, keep them, give them back and end them, each by one atomic script.
 
-A claimed job is leased: it belongs to whoever holds its token until the lease lapses, and any worker may take a
-lapsed one. Every step names the token, so a worker that was frozen past its lease and comes back changes nothing.
+A claimed job is leased: it belongs to the holder of its token until the lease lapses, and any worker may take a lapsed
+one. Every script checks the token, so a worker that resumes after its lease has lapsed changes nothing.
 """
 
 import logging
@@ -11,33 +11,22 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from worker.contract import JobError, JobStatus, Lane, Preview, Result, Timing
-from worker.queue import (
-    CANCELED,
-    EVENTS_CAP,
-    LEASES,
-    JobQueue,
-    events_key,
-    in_order,
-    job_key,
-    preview_key,
-    queue_key,
-    script,
-    status_event,
-    wake_key,
-)
+from worker.keys import LEASES, events_key, job_key, preview_key, queue_key, queue_names, script, wake_key
+from worker.queue import CANCELED, EVENTS_CAP, JobQueue
+from worker.records import status_event
 
 LEASE_S = 15.0
-"""How long a worker may be silent before its jobs are taken from it."""
+"""How long a worker may be silent before other workers take its jobs."""
 
 MAX_ATTEMPTS = 5
-"""How often a job is started again after its worker vanished, before it counts as the cause."""
+"""How often a job is started before it fails because its workers died."""
 
 log = logging.getLogger("ncml.worker")
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A job that this worker holds."""
+    """A job leased to this worker."""
 
     id: str
     token: str
@@ -51,7 +40,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Ending:
-    """How a job is to end."""
+    """The end of a job: its status, and its result or error."""
 
     status: JobStatus
     error: JobError | None = None
@@ -64,41 +53,42 @@ Standing = Literal["held", "canceled", "lost"]
 
 
 class Leases:
-    """The jobs of some lanes, as one worker sees them. Times are the server's, so clocks need not agree."""
+    """The leases of one worker on jobs of some lanes. Times are the server's, so clocks need not agree."""
 
     def __init__(self, queue: JobQueue, lanes: Sequence[Lane], worker: str, *, lease_s: float = LEASE_S) -> None:
         self.queue = queue
         self.lease_s = lease_s
         self._worker = worker
         self._redis = queue.redis
-        self._names = in_order(lanes)
+        self._names = queue_names(lanes)
         self._wakes = [wake_key(lane) for lane in lanes]
         self._claim = script(self._redis, "claim")
         self._renew = script(self._redis, "renew")
         self._requeue = script(self._redis, "requeue")
 
     def wait(self, timeout_s: float) -> None:
-        """Sleep until a job may have arrived."""
+        """Block until a job may have arrived."""
         self._redis.blpop(self._wakes, timeout=timeout_s)
 
-    def claim(self, room: int, want: str = "", *, scan: int = 128) -> tuple[str, list[Claim]]:
-        """Take compatible jobs of up to `room` images in all; a first job larger than that comes alone.
+    def claim(self, room: int, key: str = "", *, scan: int = 128) -> tuple[str, list[Claim]]:
+        """Claim compatible jobs of up to `room` images in total; a larger first job is claimed alone.
 
-        `want` limits it to a batch key. Returns the batch key that more jobs may join with ('' for none) and the jobs.
+        `key` restricts the claim to a batch key. Returns the batch key that more jobs may join with ('' for none) and
+        the claims. `scan` is the number of jobs inspected in each queue.
         """
         token = uuid.uuid4().hex
-        key, rows = self._claim(
+        next_key, rows = self._claim(
             keys=[LEASES, *map(queue_key, self._names)],
-            args=[token, self.lease_s, self._worker, self.queue.result_ttl_s, room, scan, want,
+            args=[token, self.lease_s, self._worker, self.queue.result_ttl_s, room, scan, key,
                   status_event(JobStatus.RUNNING)],
         )  # fmt: skip
-        return key.decode(), [
+        return next_key.decode(), [
             Claim(id.decode(), token, origin.decode(), int(attempts), bool(late), int(images), float(waited), data)
             for id, origin, late, attempts, images, waited, data in rows
         ]
 
     def renew(self, claims: Sequence[Claim], progress: dict[str, str]) -> list[Standing]:
-        """Keep the claims, publish what progress there is (event JSON by job id), and learn where each stands."""
+        """Renew the leases, publish progress (event JSON by job id), and return the standing of each claim."""
         if not claims:
             return []
         args: list[Any] = [self.lease_s, self.queue.result_ttl_s, EVENTS_CAP]
@@ -107,7 +97,7 @@ class Leases:
         return [standing.decode() for standing in self._renew(keys=[LEASES], args=args)]
 
     def finish(self, endings: Iterable[tuple[Claim, Ending]], *, lapsed: bool = False) -> list[bool]:
-        """End claims; for each, whether this call was the one that did. A lost claim stays as it is."""
+        """End claims; return for each whether this call ended it. A lost claim does not change."""
         pipe = self._redis.pipeline(transaction=False)
         for claim, end in endings:
             self.queue.finish(
@@ -127,12 +117,12 @@ class Leases:
     def give_back(
         self, claims: Iterable[Claim], *, alone: bool = False, refund: bool = False, lapsed: bool = False
     ) -> list[bool]:
-        """Put claims at the front of their queues again; for each, whether this call did.
+        """Put claims back at the front of their queues; return for each whether this call did.
 
-        `alone` keeps it out of batches from now on; `refund` does not count the attempt.
+        `alone`: compute each job alone from now on. `refund`: do not count the attempt.
         """
         pipe = self._redis.pipeline(transaction=False)
-        for claim in reversed(list(claims)):  # each goes in front of the one before
+        for claim in reversed(list(claims)):  # each is put in front of the one before
             self._requeue(
                 keys=[LEASES, job_key(claim.id), events_key(claim.id), queue_key(claim.origin),
                       wake_key(Lane(claim.origin.split(":")[1])), f"rq:wip:{claim.origin}"],
@@ -143,32 +133,33 @@ class Leases:
         return [bool(done) for done in pipe.execute()][::-1]
 
     def recover(self) -> int:
-        """Take jobs from workers that fell silent; returns how many went back to their queues.
+        """Take jobs from silent workers; return how many went back to their queues.
 
-        Any number of workers may do this at once: each job changes hands once. A job that was lost with its worker
-        twice runs alone; after `MAX_ATTEMPTS` it fails.
+        Any number of workers may do this at once: each job moves once. A job whose worker died twice runs alone; after
+        `MAX_ATTEMPTS` it fails.
         """
         seconds, micros = self._redis.time()
         members: list[bytes] = self._redis.zrangebyscore(LEASES, "-inf", seconds + micros / 1e6, start=0, num=256)
-        again: dict[bool, list[Claim]] = {False: [], True: []}
-        over: list[tuple[Claim, Ending]] = []
+        retries: dict[bool, list[Claim]] = {False: [], True: []}
+        endings: list[tuple[Claim, Ending]] = []
         for member in members:
             job_id, _, token = member.decode().rpartition(":")
-            h: list[bytes | None] = self._redis.hmget(job_key(job_id), ["origin", "attempts", "cancel"])
-            if h[0] is None:
-                self._redis.zrem(LEASES, member)  # its record is gone: nothing to go on with
+            fields: list[bytes | None] = self._redis.hmget(job_key(job_id), ["origin", "attempts", "cancel"])
+            origin, attempts, canceled = fields
+            if origin is None:
+                self._redis.zrem(LEASES, member)  # its record has expired
                 continue
-            claim = Claim(job_id, token, h[0].decode(), int(h[1] or 1))
-            if h[2]:
-                over.append((claim, Ending(JobStatus.CANCELED, CANCELED)))
+            claim = Claim(job_id, token, origin.decode(), int(attempts or 1))
+            if canceled:
+                endings.append((claim, Ending(JobStatus.CANCELED, CANCELED)))
             elif claim.attempts >= MAX_ATTEMPTS:
-                detail = f"the worker vanished {claim.attempts} times while computing the job"
-                over.append((claim, Ending(JobStatus.FAILED, JobError(reason="worker", detail=detail))))
+                detail = f"the worker died {claim.attempts} times while computing the job"
+                endings.append((claim, Ending(JobStatus.FAILED, JobError(reason="worker", detail=detail))))
             else:
-                again[claim.attempts >= 2].append(claim)
-        self.finish(over, lapsed=True)
+                retries[claim.attempts >= 2].append(claim)
+        self.finish(endings, lapsed=True)
         moved = 0
-        for alone, claims in again.items():
+        for alone, claims in retries.items():
             for claim, done in zip(claims, self.give_back(claims, alone=alone, lapsed=True), strict=True):
                 moved += done
                 if done:

@@ -1,7 +1,7 @@
-"""The control process: claims batches, has the engine compute them, keeps their leases, ends each job once.
+"""The control process: claims batches, sends them to the engine, keeps their leases, and ends each job once.
 
-An RQ worker by its registration, heartbeat and suspension, so that RQ's tools see it; the work itself differs from
-RQ's in that it is done in batches by a process that lives on. Knows no torch: the engine alone does.
+It registers, sends heartbeats and can be suspended as an RQ worker, so RQ's tools see it. Unlike RQ's workers it has
+batches computed by a process that outlives them. Must not import torch: only the engine does.
 """
 
 import logging
@@ -22,97 +22,57 @@ from rq.suspension import is_suspended
 from rq.worker import SimpleWorker
 from rq.worker_registration import clean_worker_registry
 
-from worker.contract import (
-    Event,
-    Job,
-    JobError,
-    JobStatus,
-    Lane,
-    ModelRef,
-    PictureResult,
-    Pictures,
-    Preview,
-    Progress,
-    Result,
-    ScanJob,
-    ScanResult,
-    ScoreJob,
-    ScoreResult,
-    Timing,
-    WorkerInfo,
-    WorkerState,
-)
+from worker.contract import JobError, JobStatus, Lane, ModelRef, ScoreJob, Timing, WorkerInfo, WorkerState
+from worker.keys import WORKERS, queue_names, worker_key
 from worker.leases import LEASE_S, Claim, Ending, Leases
-from worker.messages import Batch, Catalogue, Done, Drop, EngineSettings, Outcome, Step
+from worker.messages import Batch, Catalogue, Done, Drop, EngineSettings, Step
 from worker.metrics import WorkerMetrics
 from worker.process import EngineDied, EngineProcess
-from worker.queue import CANCELED, EXPIRED, WORKERS, JobQueue, Worker, blob_key, in_order, parse, worker_key
+from worker.queue import CANCELED, EXPIRED, JobQueue, PublishedWorker
+from worker.records import parse_job
+from worker.running import Pace, RunningJob
 
 BEAT_S = 2.0
-"""How often a worker says that it lives, and looks for jobs of others that do not."""
+"""How often a worker publishes its state, and takes over the jobs of silent workers."""
 
 ALIVE_S = 10.0
-"""How long its word is good for."""
+"""Time to live of the published state."""
 
 TICK_S = 0.1
-"""How often leases are renewed, progress is published and cancellations are looked for while a batch runs."""
+"""How often leases are renewed, progress is published and cancellations are read while a batch runs."""
 
-COMPLAIN_S = 10.0
-"""How often the log says that the queue is away, while it is."""
+OUTAGE_LOG_S = 10.0
+"""How often the log reports that the queue does not answer."""
 
 log = logging.getLogger("ncml.worker")
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSettings:
-    """How a worker behaves. Times in seconds."""
+    """Settings of a worker; times are in seconds."""
 
     lanes: tuple[Lane, ...]
     engine: EngineSettings
     window_s: float = 0.01
-    """How long a batch less than half full waits for company (a third of it once none comes), if the engine was busy.
+    """How long a batch that is less than half full waits for more jobs, if the engine was busy.
 
-    A fuller one is worth starting: whoever comes meanwhile is the next one.
+    It stops waiting when no job has come for a third of this time. A fuller batch starts at once: later jobs form the
+    next one.
     """
     drain_s: float = 25.0
-    """How long a running batch may go on after SIGTERM; then its jobs go back to their queues."""
+    """How long a running batch may continue after SIGTERM; then its jobs go back to their queues."""
     hang_s: float = 300.0
-    """How long the engine may be silent during a batch, or while loading, before it is killed."""
+    """How long the engine may be silent, during a batch or while loading, before it is replaced."""
     lease_s: float = LEASE_S
 
 
-@dataclass
-class _Pace:
-    """Jobs a second of a lane while it is worked on: of the latest batches, each counting 0.8 of the one after it."""
-
-    jobs: float = 0.0
-    seconds: float = 0.0
-
-    def note(self, jobs: int, seconds: float) -> None:
-        """Count a batch."""
-        self.jobs, self.seconds = 0.8 * self.jobs + jobs, 0.8 * self.seconds + seconds
-
-    @property
-    def rate(self) -> float:
-        """Jobs a second."""
-        return self.jobs / self.seconds
-
-
-@dataclass
-class _Running:
-    """A job in the engine, and what its followers have yet to be told."""
-
-    claim: Claim
-    job: Job
-    progress: str = ""
-    preview: bool = False  # whether there was one: not every report brings another
-
-
 class GpuWorker(SimpleWorker):
-    """Claims compatible jobs of its lanes in batches and sees each to its one end."""
+    """Claims compatible jobs of its lanes in batches, and ends each job once."""
 
     def __init__(self, queue: JobQueue, settings: WorkerSettings, metrics: WorkerMetrics | None = None) -> None:
-        queues = [Queue(name, connection=queue.redis, serializer=JSONSerializer) for name in in_order(settings.lanes)]
+        queues = [
+            Queue(name, connection=queue.redis, serializer=JSONSerializer) for name in queue_names(settings.lanes)
+        ]
         rq: Any = super()
         rq.__init__(queues, connection=queue.redis, serializer=JSONSerializer, worker_ttl=30, prepare_for_work=False)
         self.hostname, self.pid = socket.gethostname(), os.getpid()
@@ -128,15 +88,15 @@ class GpuWorker(SimpleWorker):
         self._stop_at: float | None = None
         self._since = time.time()
         self._phase = WorkerState.LOADING
-        self._beat_at = self._complain_at = 0.0
+        self._beat_at = self._outage_log_at = 0.0
         self._number = 0
         self._idle = True
-        self._paces: dict[Lane, _Pace] = {}
+        self._paces: dict[Lane, Pace] = {}
 
-    # -- the life of the worker
+    # -- the worker's life
 
     def work(self, *args: Any, **kwargs: Any) -> bool:
-        """Serve until SIGTERM or SIGINT; True when it ended in good order."""
+        """Serve until SIGTERM or SIGINT; return whether it ended in order."""
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, self._on_signal)
         try:
@@ -170,7 +130,7 @@ class GpuWorker(SimpleWorker):
     def _registered(self) -> bool:
         with self._outages():
             self.register_birth()
-            for queue in self.queues:  # those of workers that were killed
+            for queue in self.queues:  # remove workers that were killed
                 clean_worker_registry(queue)
             log.info("worker started", extra={"worker": self.name, "lanes": list(self.settings.lanes)})
             return True
@@ -178,17 +138,17 @@ class GpuWorker(SimpleWorker):
 
     @contextmanager
     def _outages(self) -> Generator[None]:
-        """Outlive a server that is away: say so now and then, and go on after a while."""
+        """Continue after an error of the server: log it at a limited rate, and pause."""
         try:
             yield
         except redis.exceptions.RedisError as error:
-            if time.monotonic() >= self._complain_at:
-                self._complain_at = time.monotonic() + COMPLAIN_S
+            if time.monotonic() >= self._outage_log_at:
+                self._outage_log_at = time.monotonic() + OUTAGE_LOG_S
                 log.warning("the queue does not answer: %s", error)
             time.sleep(0.2)
 
     def _beat(self, *, force: bool = False) -> None:
-        """Say that this worker lives and what it serves; take over jobs of workers that do not."""
+        """Publish this worker and its models; take over the jobs of silent workers."""
         now = time.monotonic()
         if not force and now < self._beat_at:
             return
@@ -206,7 +166,9 @@ class GpuWorker(SimpleWorker):
             pace={lane: pace.rate for lane, pace in self._paces.items()},
         )
         pipe = self._client.pipeline()
-        pipe.set(worker_key(self.name), Worker(info=info, models=models).model_dump_json(), px=int(ALIVE_S * 1000))
+        pipe.set(
+            worker_key(self.name), PublishedWorker(info=info, models=models).model_dump_json(), px=int(ALIVE_S * 1000)
+        )
         pipe.zadd(WORKERS, {self.name: time.time()})
         pipe.zremrangebyscore(WORKERS, "-inf", time.time() - 3600)
         self.heartbeat(pipeline=pipe)
@@ -221,7 +183,7 @@ class GpuWorker(SimpleWorker):
     # -- the engine
 
     def _ready_engine(self) -> EngineProcess | None:
-        """The engine once it has loaded, started anew when it died; None while it is not ready."""
+        """Return the engine once it has loaded its models; start it if there is none. None until it is ready."""
         if self._engine is None:
             if time.monotonic() < self._engine_due:
                 return None
@@ -264,7 +226,7 @@ class GpuWorker(SimpleWorker):
         self.metrics.engine_restarts.labels(reason).inc()
         self._engine.stop()
         self._engine = None
-        if self._phase is WorkerState.LOADING:  # it never was ready: do not spin
+        if self._phase is WorkerState.LOADING:  # it was never ready: wait longer before each new attempt
             self._engine_due = time.monotonic() + self._engine_pause_s
             self._engine_pause_s = min(2 * self._engine_pause_s, 30.0)
         self._phase = WorkerState.LOADING
@@ -272,7 +234,7 @@ class GpuWorker(SimpleWorker):
     # -- one batch
 
     def _gather(self) -> list[Claim]:
-        """The next batch: at once when the engine was idle, else after a short wait for company."""
+        """Claim the next batch; if the engine was busy, wait briefly for more jobs to fill it."""
         max_batch = self.settings.engine.max_batch
         key, claims = self.leases.claim(max_batch)
         if not claims:
@@ -286,34 +248,33 @@ class GpuWorker(SimpleWorker):
         return claims
 
     def _top_up(self, key: str, claims: list[Claim]) -> None:
-        began = time.monotonic()
+        started = latest = time.monotonic()
         room = self.settings.engine.max_batch - sum(claim.images for claim in claims)
-        came = began
         while key and room > self.settings.engine.max_batch // 2 and self._stop_at is None:
             now = time.monotonic()
-            if now - began > self.settings.window_s or now - came > self.settings.window_s / 3:
-                break  # nobody comes any more, while the engine stands idle
-            key, more = self.leases.claim(room, key)
-            claims += more
-            room -= sum(claim.images for claim in more)
-            if more:
-                came = time.monotonic()
+            if now - started > self.settings.window_s or now - latest > self.settings.window_s / 3:
+                break  # no more jobs come while the engine is idle
+            key, new_claims = self.leases.claim(room, key)
+            claims += new_claims
+            room -= sum(claim.images for claim in new_claims)
+            if new_claims:
+                latest = time.monotonic()
             else:
                 time.sleep(min(0.001, self.settings.window_s / 10))
-        self.metrics.batch_wait_seconds.observe(time.monotonic() - began)
+        self.metrics.batch_wait_seconds.observe(time.monotonic() - started)
 
     def _run(self, engine: EngineProcess, claims: list[Claim]) -> None:
-        """See a batch through: whatever happens, each of its jobs is ended or goes back to its queue."""
-        running: dict[str, _Running] = {}
+        """Run a batch. Whatever happens, each of its jobs ends or goes back to its queue."""
+        running: dict[str, RunningJob] = {}
         endings: list[tuple[Claim, Ending]] = []
         for claim in claims:
             if claim.late:
                 endings.append((claim, Ending(JobStatus.EXPIRED, EXPIRED)))
                 continue
             try:
-                running[claim.id] = _Running(claim, parse(claim.data))
+                running[claim.id] = RunningJob(claim, parse_job(claim.data))
             except ValueError as error:
-                detail = "the payload is not a job that this worker understands"
+                detail = "the payload is not a job of this worker's version"
                 log.error("%s: %s", detail, error, extra={"job": claim.id})
                 endings.append((claim, Ending(JobStatus.FAILED, JobError(reason="input", detail=detail))))
         self._end(endings, {})
@@ -328,27 +289,27 @@ class GpuWorker(SimpleWorker):
             if self._phase is WorkerState.BUSY:
                 self._phase = WorkerState.IDLE
 
-    def _compute(self, engine: EngineProcess, running: dict[str, _Running]) -> None:
+    def _compute(self, engine: EngineProcess, running: dict[str, RunningJob]) -> None:
         self._number += 1
         lane, jobs = next(iter(running.values())).job.task.lane, len(running)
         for entry in running.values():
-            log.info("job started", extra=_names(entry) | {"batch": self._number, "attempt": entry.claim.attempts})
+            log.info("job started", extra=entry.log_fields | {"batch": self._number, "attempt": entry.claim.attempts})
         engine.send(Batch(self._number, {job_id: entry.job for job_id, entry in running.items()}))
-        began = heard = tick = time.monotonic()
+        started = last_message = last_tick = time.monotonic()
         while True:
             try:
                 message = engine.receive(TICK_S / 2)
             except EngineDied:
-                self._casualties(running, "died")
+                self._engine_lost(running, "died")
                 return
             now = time.monotonic()
             match message:
                 case Done() if message.number == self._number:
                     self._conclude(running, message)
-                    self._paces.setdefault(lane, _Pace()).note(jobs, time.monotonic() - began)
+                    self._paces.setdefault(lane, Pace()).add(jobs, time.monotonic() - started)
                     return
                 case Step():
-                    heard = now
+                    last_message = now
                     self._note(running, message)
                 case Catalogue():
                     with self._outages():
@@ -356,67 +317,58 @@ class GpuWorker(SimpleWorker):
                     self._phase = WorkerState.BUSY
                 case _:
                     pass
-            if now - heard > self.settings.hang_s:
-                self._casualties(running, "hung")
+            if now - last_message > self.settings.hang_s:
+                self._engine_lost(running, "hung")
                 return
             if self._stop_at is not None and now > self._stop_at:
-                log.warning("out of time to finish %d jobs; giving them back", len(running))
-                self._insist(lambda: self.leases.give_back([entry.claim for entry in running.values()], refund=True))
+                log.warning("no time left to finish %d jobs; putting them back in their queues", len(running))
+                self._retry(lambda: self.leases.give_back([entry.claim for entry in running.values()], refund=True))
                 return
-            if now - tick >= TICK_S:
-                tick = now
+            if now - last_tick >= TICK_S:
+                last_tick = now
                 with self._outages():
-                    self._tick(engine, running, now - began)
+                    self._tick(engine, running, now - started)
 
-    def _note(self, running: dict[str, _Running], step: Step) -> None:
-        """Make an event of a report, for each job that it is about."""
-        for job_id, entry in running.items():
-            moment: dict[str, Any] = {
-                "stage": step.stage,
-                "step": step.step,
-                "total": step.total,
-                "done": step.done[job_id],
-            }
-            if job_id in step.previews:
-                n, height, width, data = step.previews[job_id]
+    def _note(self, running: dict[str, RunningJob], step: Step) -> None:
+        """Store the previews of a step, and prepare the progress event of each job."""
+        for entry in running.values():
+            if preview := entry.preview(step):
                 with self._outages():
-                    self.leases.preview(job_id, Preview(**moment, n=n, height=height, width=width, data=data))
-                    entry.preview = True
-            progress = Progress(**moment, n=entry.job.n, preview=entry.preview)
-            event = Event(id="", kind="progress", progress=progress)
-            entry.progress = event.model_dump_json(exclude={"id"}, exclude_none=True)
+                    self.leases.preview(entry.claim.id, preview)
+                    entry.has_preview = True
+            entry.update(step)
 
-    def _tick(self, engine: EngineProcess, running: dict[str, _Running], elapsed_s: float) -> None:
-        """Keep the leases; part with jobs that were canceled, ran out of time or were taken away."""
+    def _tick(self, engine: EngineProcess, running: dict[str, RunningJob], elapsed_s: float) -> None:
+        """Renew the leases; drop jobs that were canceled, ran out of time or were taken away."""
         self._beat()
         entries = list(running.values())
         standings = self.leases.renew(
             [entry.claim for entry in entries], {entry.claim.id: entry.progress for entry in entries}
         )
         endings: list[tuple[Claim, Ending]] = []
-        gone: set[str] = set()
+        dropped: set[str] = set()
         for entry, standing in zip(entries, standings, strict=True):
             entry.progress = ""
             timing = Timing(queue_s=entry.claim.waited_s, compute_s=elapsed_s)
             if standing == "lost":
-                log.warning("job was taken away", extra=_names(entry))
+                log.warning("job was taken away", extra=entry.log_fields)
                 self.metrics.fenced.inc()
-                gone.add(entry.claim.id)
+                dropped.add(entry.claim.id)
             elif standing == "canceled":
                 endings.append((entry.claim, Ending(JobStatus.CANCELED, CANCELED, timing=timing)))
             elif elapsed_s > entry.job.timeout_s:
-                detail = f"the job ran for more than {entry.job.timeout_s:g} s; ask for less in one request"
+                detail = f"the job ran for more than {entry.job.timeout_s:g} s; request fewer images or steps at once"
                 error = JobError(reason="timeout", detail=detail)
                 endings.append((entry.claim, Ending(JobStatus.FAILED, error, timing=timing)))
-        gone |= {claim.id for claim, _ in endings}
-        if gone:
-            engine.send(Drop(self._number, frozenset(gone)))
+        dropped |= {claim.id for claim, _ in endings}
+        if dropped:
+            engine.send(Drop(self._number, frozenset(dropped)))
             self._end(endings, running)
-            for job_id in gone:
+            for job_id in dropped:
                 del running[job_id]
 
-    def _conclude(self, running: dict[str, _Running], done: Done) -> None:
-        """End what the engine has computed."""
+    def _conclude(self, running: dict[str, RunningJob], done: Done) -> None:
+        """End the jobs that the engine has computed."""
         self.metrics.gpu_memory.set(done.memory_bytes)
         for stage, seconds in done.stages.items():
             self.metrics.stage_seconds.labels(stage).observe(seconds)
@@ -429,7 +381,7 @@ class GpuWorker(SimpleWorker):
             if outcome.error or outcome.model is None:
                 endings.append((entry.claim, Ending(JobStatus.FAILED, outcome.error, timing=timing)))
                 continue
-            result, blob = _result(entry, outcome, outcome.model, timing)
+            result, blob = entry.result(outcome, outcome.model, timing)
             endings.append((entry.claim, Ending(JobStatus.SUCCEEDED, None, result, blob, timing)))
             self.metrics.images.labels(entry.job.task, entry.job.model).inc(entry.job.n)
             if isinstance(entry.job, ScoreJob):
@@ -440,68 +392,49 @@ class GpuWorker(SimpleWorker):
             self.metrics.batch_size.labels(first.task).observe(largest)
             self._end(endings, running)
 
-    def _casualties(self, running: dict[str, _Running], reason: str) -> None:
-        """The engine is gone: start another, and have each of its jobs computed alone, so that a bad one fails alone.
+    def _engine_lost(self, running: dict[str, RunningJob], reason: str) -> None:
+        """Replace the engine, and have each of its jobs computed alone, so that a bad one fails alone.
 
-        A job that took its engine along when it was alone, and had not been started for the first time, fails.
+        A job fails if the engine ended while computing it alone, and this was not its first attempt.
         """
         alone = len(running) == 1
-        over = [entry.claim for entry in running.values() if alone and entry.claim.attempts >= 2]
-        again = [entry.claim for entry in running.values() if entry.claim not in over]
-        detail = f"the engine {reason} twice while computing the job" if over else ""
+        failed = [entry.claim for entry in running.values() if alone and entry.claim.attempts >= 2]
+        retried = [entry.claim for entry in running.values() if entry.claim not in failed]
+        detail = f"the engine {reason} twice while computing the job" if failed else ""
         error = JobError(reason="engine", detail=detail)
-        self._end([(claim, Ending(JobStatus.FAILED, error)) for claim in over], running)
-        if again:
-            moved = self._insist(lambda: self.leases.give_back(again, alone=True))
+        self._end([(claim, Ending(JobStatus.FAILED, error)) for claim in failed], running)
+        if retried:
+            moved = self._retry(lambda: self.leases.give_back(retried, alone=True))
             self.metrics.retries.labels("engine").inc(sum(moved))
         self._replace_engine(reason)
 
-    def _end(self, endings: Sequence[tuple[Claim, Ending]], running: dict[str, _Running]) -> None:
-        """End jobs for good, count and log them. What was taken from us meanwhile is left alone."""
+    def _end(self, endings: Sequence[tuple[Claim, Ending]], running: dict[str, RunningJob]) -> None:
+        """End jobs, count and log them. A job that was taken away meanwhile does not change."""
         if not endings:
             return
-        ended = self._insist(lambda: self.leases.finish(endings))
-        for (claim, end), done in zip(endings, ended, strict=False):
+        ended = self._retry(lambda: self.leases.finish(endings))
+        for (claim, ending), is_ended in zip(endings, ended, strict=False):
             entry = running.get(claim.id)
             task, model = (entry.job.task, entry.job.model) if entry else ("unknown", "unknown")
-            extra: dict[str, Any] = (_names(entry) if entry else {"job": claim.id}) | {"status": end.status}
-            if not done:
+            extra: dict[str, Any] = (entry.log_fields if entry else {"job": claim.id}) | {"status": ending.status}
+            if not is_ended:
                 self.metrics.fenced.inc()
-                log.warning("job had been taken away; its result is dropped", extra=extra)
+                log.warning("job was taken away; its result is dropped", extra=extra)
                 continue
-            if end.error:
-                extra |= {"reason": end.error.reason, "detail": end.error.detail}
-            self.metrics.finished.labels(task, model, end.status).inc()
+            if ending.error:
+                extra |= {"reason": ending.error.reason, "detail": ending.error.detail}
+            self.metrics.finished.labels(task, model, ending.status).inc()
             self.metrics.queue_seconds.labels(task).observe(claim.waited_s)
-            if end.timing and end.timing.compute_s is not None:
-                self.metrics.duration_seconds.labels(task).observe(end.timing.compute_s)
-                extra |= {"compute_s": round(end.timing.compute_s, 4), "batch_size": end.timing.batch_size}
+            if ending.timing and ending.timing.compute_s is not None:
+                self.metrics.duration_seconds.labels(task).observe(ending.timing.compute_s)
+                extra |= {"compute_s": round(ending.timing.compute_s, 4), "batch_size": ending.timing.batch_size}
             log.info("job ended", extra=extra)
 
-    def _insist(self, step: Callable[[], list[bool]]) -> list[bool]:
-        """Do a step once the server answers. Past the lease there is no point: the jobs are anyone's by then."""
+    def _retry(self, step: Callable[[], list[bool]]) -> list[bool]:
+        """Carry out a step once the server answers. Give up after the lease: other workers own the jobs by then."""
         deadline = time.monotonic() + 2 * self.settings.lease_s
         while True:
             with self._outages():
                 return step()
             if time.monotonic() > min(deadline, (self._stop_at or deadline) + 1.0):
                 return []
-
-
-def _result(entry: _Running, outcome: Outcome, model: ModelRef, timing: Timing) -> tuple[Result, bytes]:
-    job = entry.job
-    if isinstance(job, ScoreJob):
-        size = job.images[0]
-        scores = tuple(outcome.scores)
-        return ScoreResult(model=model, height=size.height, width=size.width, results=scores, timing=timing), b""
-    if isinstance(job, ScanJob):
-        assert outcome.scan is not None
-        return ScanResult(model=model, scan=outcome.scan, timing=timing), b""
-    height, width = outcome.size
-    pictures = Pictures(blob=blob_key(entry.claim.id), n=job.n, height=height, width=width)
-    result = PictureResult(task=job.task, model=model, pictures=pictures, seeds=job.seeds, timing=timing)
-    return result, b"".join(outcome.images)
-
-
-def _names(entry: _Running) -> dict[str, str]:
-    return {"job": entry.claim.id, "request": entry.job.request_id, "model": entry.job.model}

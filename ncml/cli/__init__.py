@@ -1,5 +1,5 @@
-"""The command line: a module for each command, with one function that tyro parses from its signature and docstring.
+"""The command line: a module for each command, with one function whose signature and docstring tyro parses.
 
-Results go to standard output, progress and errors to standard error; torch is imported inside functions only.
-Read `main.py` first.
+Results go to stdout, progress and errors to stderr. Modules import torch inside functions only, so that `--help` is
+fast. Read `main.py` first.
 """

@@ -1,4 +1,4 @@
-"""`python -m ncml.cli`."""
+"""Entry point of `python -m ncml.cli`."""
 
 import sys
 

@@ -5,6 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tyro.conf import arg
 
 from ncml import images
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from ncml.model import Model
 
 FIT, SPLIT = 2, 7
-"""Of every 7 pictures that nobody trained on, the first 2 fit and the rest rank: the ratio of the held-out parts."""
+"""Of every 7 images, the first 2 estimate and the others rank: the ratio of the held-out parts."""
 
 
 def calibrate(
@@ -35,46 +37,46 @@ def calibrate(
     device: str = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Teach a model what belongs, from held-out pictures, so that its scores come with p-values and verdicts.
+    """Calibrate a model on held-out images, so that its scores come with p-values and verdicts.
 
-    Of the data that a model was trained on, the two parts that training held out are used: one fits the statistics, the
-    other ranks. The result is written into the model's folder and replaces an earlier one.
+    Of the model's training data, the two parts that training held out are used: one estimates the statistics, the other
+    ranks. The result is written to the model's folder and replaces an earlier one.
 
     Args:
-        data: Folder of pictures, folder of parquet files, or Hub name.
+        data: Folder of images, folder of parquet files, or Hub name.
         model: Name or folder of the model.
-        unseen: The model was not trained on any of this data: use all of it, 2 pictures of 7 to fit, 5 to rank.
-        false_positive_rate: Share of pictures that belong and are nevertheless flagged.
-        tolerate: Changes of processing that are not to be flagged: jpeg, resize, or both.
-        tile: Calibrate whole pictures by their tiles; the data is a folder of good pictures, none of them trained on.
-        tile_size: Side of a tile, in pixels of the picture.
-        split: Which split of a parquet folder or Hub dataset.
-        limit: Use no more than so many pictures to fit, and so many to rank.
+        unseen: The model was not trained on any of this data: use all of it, 2 of every 7 images to estimate, 5 to
+            rank.
+        false_positive_rate: Share of in-distribution images that are flagged.
+        tolerate: Changes of processing that must not be flagged: jpeg, resize, or both.
+        tile: Calibrate large images by their tiles; the data is a folder of good images, none of them trained on.
+        tile_size: Side of a tile, in pixels of the image.
+        split: Split of a parquet folder or Hub dataset.
+        limit: Maximum number of images to estimate, and of images to rank.
         device: Where to compute: cpu, cuda or cuda:N.
         as_json: Print JSON.
     """
     if limit is not None and limit < 1:
         raise InputError("limit", f"--limit must be more than 0, not {limit}.")
-    changes: tuple[Tolerance, ...] = tuple(_change(name) for name in tolerate.split(",") if name)
+    tolerances: tuple[Tolerance, ...] = tuple(_parse_tolerance(name) for name in tolerate.split(",") if name)
     m = load(model, device)
     if tile:
-        if changes:
-            raise InputError("tolerate", "--tolerate is for pictures of the model's size; leave out it or --tile.")
-        told = _tiles(m, Path(data), tile_size, false_positive_rate, limit)
+        if tolerances:
+            raise InputError("tolerate", "--tolerate is for images of the model's size: leave out it or --tile.")
+        result = _calibrate_tiles(m, Path(data), tile_size, false_positive_rate, limit)
     else:
-        told = _pictures(m, data, split, unseen, changes, false_positive_rate, limit)
+        result = _calibrate_images(m, data, split, unseen, tolerances, false_positive_rate, limit)
     if as_json:
-        print_json({"model": identity(m)} | told)
+        print_json({"model": identity(m)} | result)
     else:
-        unit = "pictures by their tiles" if tile else "pictures"
-        skipped = f"  ({told['skipped']} could not be read)" if told["skipped"] else ""
-        print(f"{m.folder}: fitted on {told['n_fit']} {unit}, ranked by {told['n_rank']}{skipped}")
-        print(
-            f"{told['statistic']} above {told['threshold']:.4g} is flagged; the smallest p is {told['smallest_p']:.2g}"
-        )
+        unit = "images by their tiles" if tile else "images"
+        skipped = f"  ({result['skipped']} could not be read)" if result["skipped"] else ""
+        print(f"{m.folder}: estimated on {result['n_fit']} {unit}, ranked by {result['n_rank']}{skipped}")
+        threshold, smallest_p = f"{result['threshold']:.4g}", f"{result['smallest_p']:.2g}"
+        print(f"{result['statistic']} above {threshold} is flagged; the smallest p is {smallest_p}")
 
 
-def _pictures(
+def _calibrate_images(
     m: "Model",
     source: str,
     split: str,
@@ -89,80 +91,80 @@ def _pictures(
     from ncml.training import dataset
 
     with progress_bar() as on_progress:
-        found = dataset.load(source, m.height, m.width, split=split, on_progress=on_progress)
+        data = dataset.load(source, m.height, m.width, split=split, on_progress=on_progress)
         if unseen:
-            fits = torch.arange(len(found)) % SPLIT < FIT
-            parts = found.take(fits.nonzero().flatten()), found.take((~fits).nonzero().flatten())
+            is_fit = torch.arange(len(data)) % SPLIT < FIT
+            parts = data.take(is_fit.nonzero().flatten()), data.take((~is_fit).nonzero().flatten())
         else:
-            parts = found.part("calibration-fit"), found.part("calibration-rank")
+            parts = data.part("calibration-fit"), data.part("calibration-rank")
         fit, rank = (part.first(limit or len(part)).images_NHWC for part in parts)
         try:
-            made = estimation.calibrate(
+            calibration = estimation.calibrate(
                 m, fit, rank, false_positive_rate=rate, tolerate=tolerate, on_progress=on_progress
             )
         except InputError as error:
             if error.field != "data" or unseen:
                 raise
             raise InputError(
-                "data", f"{error.detail} If no picture was trained on, --unseen uses all of them."
+                "data", f"{error.detail} If the model was not trained on any of them, --unseen uses all of them."
             ) from error
-    made.save(m.folder)
+    calibration.save(m.folder)
     return {
-        "calibration": made.version,
-        "statistic": made.statistic,
-        "threshold": made.thresholds[made.statistic],
+        "calibration": calibration.version,
+        "statistic": calibration.statistic,
+        "threshold": calibration.threshold,
         "false_positive_rate": rate,
-        "n_fit": made.n_fit,
-        "n_rank": made.n_rank,
-        "smallest_p": made.smallest_p,
+        "n_fit": calibration.n_fit,
+        "n_rank": calibration.n_rank,
+        "smallest_p": calibration.smallest_p,
         "tolerate": list(tolerate),
-        "skipped": len(found.inventory.unreadable),
+        "skipped": len(data.inventory.unreadable),
     }
 
 
-def _tiles(m: "Model", folder: Path, side: int | None, rate: float, limit: int | None) -> dict[str, Any]:
+def _calibrate_tiles(m: "Model", folder: Path, side: int | None, rate: float, limit: int | None) -> dict[str, Any]:
     from ncml.calibration import tiles
     from ncml.images.tiling import TileSize
 
     if not folder.is_dir():
-        raise InputError("data", f"{folder} is no folder; tiles are calibrated on a folder of whole good pictures.")
-    readable: list[Callable[[], Any]] = []
+        raise InputError("data", f"{folder} is not a folder: tiles are calibrated on a folder of large good images.")
+    readers: list[Callable[[], NDArray[np.uint8]]] = []
     skipped = 0
     tile = TileSize.for_model(m.height, m.width, side)
     with progress_bar() as on_progress:
         files = list(list_files([folder]))
         for index, path in enumerate(files):
             on_progress(Progress("read", index, len(files)))
-            opened = partial(images.open_image, path, field=str(path))
+            read = partial(images.open_image, path, field=str(path))
             try:
-                picture = opened()
+                image = read()
             except InputError:
                 skipped += 1
                 continue
             try:
-                tile.grid_shape(*picture.shape[:2])
+                tile.grid_shape(*image.shape[:2])
             except InputError as error:
                 raise InputError("data", f"{path}: {error.detail}") from error
-            readable.append(opened)
-        fit = [one for i, one in enumerate(readable) if i % SPLIT < FIT][:limit]
-        rank = [one for i, one in enumerate(readable) if i % SPLIT >= FIT][:limit]
-        made = tiles.calibrate(m, fit, rank, side=side, false_positive_rate=rate, on_progress=on_progress)
-    made.save(m.folder)
+            readers.append(read)
+        fit = [read for i, read in enumerate(readers) if i % SPLIT < FIT][:limit]
+        rank = [read for i, read in enumerate(readers) if i % SPLIT >= FIT][:limit]
+        calibration = tiles.calibrate(m, fit, rank, side=side, false_positive_rate=rate, on_progress=on_progress)
+    calibration.save(m.folder)
     return {
-        "calibration": made.version,
+        "calibration": calibration.version,
         "statistic": "worst tile",
-        "threshold": made.threshold,
+        "threshold": calibration.threshold,
         "false_positive_rate": rate,
-        "tile": [made.tile.height, made.tile.width],
-        "n_fit": made.n_fit,
-        "n_rank": made.n_rank,
-        "smallest_p": made.smallest_p,
+        "tile": [calibration.tile.height, calibration.tile.width],
+        "n_fit": calibration.n_fit,
+        "n_rank": calibration.n_rank,
+        "smallest_p": calibration.smallest_p,
         "skipped": skipped,
     }
 
 
-def _change(name: str) -> Tolerance:
-    for known in TOLERANCES:
-        if name == known:
-            return known
+def _parse_tolerance(name: str) -> Tolerance:
+    for tolerance in TOLERANCES:
+        if name == tolerance:
+            return tolerance
     raise InputError("tolerate", f"there is no change {name!r} to tolerate{suggestion(name, list(TOLERANCES))}")

@@ -23,13 +23,13 @@ def compress(
     device: str = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Compress pictures of the model's size losslessly into one archive, in the bits that the model gives them.
+    """Compress images of the model's size losslessly into one archive, coded with the model's distributions.
 
     Args:
-        files: Pictures of exactly the model's size, or folders of them: PNG, JPEG, WebP, BMP, TIFF or GIF, of 8-bit
+        files: Images of exactly the model's size, or folders of them: PNG, JPEG, WebP, BMP, TIFF or GIF, of 8-bit
             colours or grey, without transparency.
         output: The archive to write.
-        model: Name or folder of the model; only the same model decompresses the archive.
+        model: Name or folder of the model; decompressing needs the same model.
         device: Where to compute: cpu, cuda or cuda:N.
         as_json: Print JSON.
     """
@@ -37,42 +37,44 @@ def compress(
 
     paths = list(list_files(files))
     if not paths:
-        raise InputError("files", "no picture is named: ncml compress FILE... -o ARCHIVE")
+        raise InputError("files", "no image is named: ncml compress FILE... -o ARCHIVE")
     if output.is_dir() or not output.parent.is_dir():
         raise InputError("output", f"{output} cannot be written: it is a folder, or in one that does not exist.")
     use_threads(threads)
     m = load(model, device)
     import numpy as np
 
-    pictures = [images.open_image(path, field=str(path)) for path in paths]
-    for path, picture in zip(paths, pictures, strict=True):
-        height, width, _ = picture.shape
+    pixels = [images.open_image(path, field=str(path)) for path in paths]
+    for path, image in zip(paths, pixels, strict=True):
+        height, width, _ = image.shape
         if (height, width) != (m.height, m.width):
             raise InputError(
                 "files",
-                f"{path} is {width} x {height} pixels, and {m.name} codes only {m.width} x {m.height}: resize it "
+                f"{path} is {width} x {height} pixels, and {m.name} needs {m.width} x {m.height}: resize it "
                 "first, or leave it out.",
             )
-        _check_whole(path)
+        _check_lossless(path)
     with progress_bar() as on_progress:
-        archive = codec.compress(m, np.stack(pictures), [path.stem for path in paths], on_progress)
+        archive = codec.compress(m, np.stack(pixels), [path.stem for path in paths], on_progress)
     output.write_bytes(archive)
-    values = len(pictures) * 3 * m.height * m.width
+    values = len(pixels) * 3 * m.height * m.width
     bits = 8 * len(archive) / values
     if as_json:
-        facts = {"file": str(output), "pictures": len(pictures), "bytes": len(archive), "bits_per_dim": bits}
-        print_json({"model": identity(m)} | facts)
+        result = {"file": str(output), "pictures": len(pixels), "bytes": len(archive), "bits_per_dim": bits}
+        print_json({"model": identity(m)} | result)
     else:
-        print(f"{output}  {len(pictures)} pictures, {len(archive):,} bytes of {values:,}: {bits:.3f} bits/dim")
+        print(f"{output}  {len(pixels)} images, {len(archive):,} bytes of {values:,}: {bits:.3f} bits/dim")
 
 
-def _check_whole(path: Path) -> None:
-    """Refuse a file that holds more than its 8-bit RGB, which alone is coded."""
-    with Image.open(path) as picture:
-        for more, told in (
-            (picture.has_transparency_data, "has transparency"),
-            (getattr(picture, "n_frames", 1) > 1, "has several frames"),
-            (picture.mode not in ("1", "L", "P", "RGB") or ";16" in str(picture.tile), "is not of 8-bit RGB or grey"),
+def _check_lossless(path: Path) -> None:
+    """Refuse a file that contains more than 8-bit RGB, which is all that is coded."""
+    with Image.open(path) as image:
+        for is_lossy, reason in (
+            (image.has_transparency_data, "has transparency"),
+            (getattr(image, "n_frames", 1) > 1, "has several frames"),
+            (image.mode not in ("1", "L", "P", "RGB") or ";16" in str(image.tile), "is not 8-bit RGB or grey"),
         ):
-            if more:
-                raise InputError("files", f"{path} {told}, which would be lost: save it as plain RGB, or leave it out.")
+            if is_lossy:
+                raise InputError(
+                    "files", f"{path} {reason}, which would be lost: save it as plain RGB, or leave it out."
+                )

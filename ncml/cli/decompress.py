@@ -19,12 +19,12 @@ def decompress(
     device: str = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Write the pictures of an archive as PNG files, exactly as they were.
+    """Write the images of an archive as PNG files with identical pixels.
 
     Args:
-        archive: What `ncml compress` wrote.
-        output: The folder to write them to; nothing in it is overwritten.
-        model: Name or folder of the model that made the archive.
+        archive: Archive written by `ncml compress`.
+        output: Folder for the images; existing files are not overwritten.
+        model: Name or folder of the model that wrote the archive.
         device: Where to compute: cpu, cuda or cuda:N.
         as_json: Print JSON.
     """
@@ -40,13 +40,13 @@ def decompress(
     files = [output / f"{name}.png" for name in header.names]
     for path in files:
         if path.exists():
-            raise InputError("output", f"{path} exists already: give another folder.")
+            raise InputError("output", f"{path} already exists: give another folder.")
     m = load(model, device)
     with progress_bar() as on_progress:
-        _, pictures = codec.decompress(m, data, on_progress)
+        _, decoded = codec.decompress(m, data, on_progress)
     output.mkdir(parents=True, exist_ok=True)
-    for path, picture in zip(files, pictures, strict=True):
-        path.write_bytes(images.to_png(picture))
+    for path, pixels in zip(files, decoded, strict=True):
+        path.write_bytes(images.to_png(pixels))
     if as_json:
         print_json({"model": identity(m), "files": [str(path) for path in files]})
     else:

@@ -1,6 +1,5 @@
 """`ncml drift`."""
 
-import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -11,7 +10,7 @@ import numpy as np
 from tyro.conf import Positional, arg
 
 from ncml.cli import table
-from ncml.cli.rows import Skipped, batches, of_pictures
+from ncml.cli.rows import SkippedFiles, batches, image_scorer
 from ncml.cli.terminal import JsonOption, ModelOption, identity, load, print_json, progress_bar
 from ncml.errors import InputError, ModelError
 from ncml.paths import list_files
@@ -22,10 +21,10 @@ if TYPE_CHECKING:
 
 COLUMNS = ("model", "calibration", "statistic", "bpd", "score", "p_value")
 CONDITIONS = ("class", "noise")
-"""Columns of tables whose bits/dim were asked for under one of these."""
+"""Columns of tables whose bits/dim are conditioned on one of these."""
 
-Scored = tuple[float, float, float]
-"""Bits per dimension, score and p-value of an image."""
+Measurement = tuple[float, float, float]
+"""Bits per dimension, OOD score and p-value of an image."""
 
 
 def drift(
@@ -38,81 +37,88 @@ def drift(
     device: str = "cpu",
     as_json: JsonOption = False,
 ) -> int:
-    """Tell whether pictures have moved away from those that the model was calibrated on. Exit status: 0 no, 1 yes.
+    """Test whether images differ in distribution from the calibration's. Exit status: 0 without drift, 1 with drift.
 
     Args:
-        files: Tables that ncml score --output wrote with this model and calibration, or pictures and folders to score.
+        files: Tables that ncml score --output wrote with this model and calibration, or images and folders to score.
         model: Name or folder of the model.
-        alpha: How often drift may be told where there is none.
-        plot: Draw both distributions of bits/dim, and the p-values, to this file.
+        alpha: False-positive rate of the drift test.
+        plot: Write a plot of both distributions of bits/dim, and of the p-values, to this file.
         device: Where to compute: cpu, cuda or cuda:N.
         as_json: Print JSON.
     """
     if not files:
         raise InputError("files", "nothing to compare is named: ncml drift TABLE|FOLDER...")
-    from ncml.ood import drift as measure
+    from ncml.ood import drift as drift_test
 
     m = load(model, device)
     if m.calibration is None:
         raise ModelError(f"drift is measured against a calibration, but {m.uncalibrated}")
     tables = [path for path in files if path.suffix in table.SUFFIXES]
-    skipped = Skipped()
-    rows = [*_stored(m, tables), *_scored(m, [path for path in files if path not in tables], skipped)]
-    if not rows:
-        raise InputError("files", f"there is no scored picture in {', '.join(map(str, files))}.")
-    bpd, score, p_value = np.array(rows, np.float64).T
+    skipped = SkippedFiles()
+    measurements = [
+        *_read_tables(m, tables),
+        *_score_files(m, [path for path in files if path not in tables], skipped),
+    ]
+    if not measurements:
+        raise InputError("files", f"there is no scored image in {', '.join(map(str, files))}.")
+    bpd, score, p_value = np.array(measurements, np.float64).T
     ranked = m.calibration.ranked
-    compared = measure.compare(
+    result = drift_test.compare(
         bpd, score, p_value, ranked["bpd"], ranked[m.calibration.statistic], m.calibration.false_positive_rate, alpha
     )
     if plot is not None:
-        measure.plot(plot, bpd, p_value, ranked["bpd"], compared, m.name)
+        drift_test.plot(plot, bpd, p_value, ranked["bpd"], result, m.name)
     if as_json:
         calibration = m.calibration.version
-        print_json({"model": identity(m), "calibration": calibration, "skipped": skipped.count} | asdict(compared))
+        print_json({"model": identity(m), "calibration": calibration, "skipped": skipped.count} | asdict(result))
     else:
-        for name, shift in (("bits/dim", compared.bpd), (m.calibration.statistic, compared.score)):
-            moved = f"mean {shift.mean:.4g} (calibrated {shift.calibrated_mean:.4g})"
-            print(f"{name:12} PSI {shift.psi:.3f}  KS {shift.ks:.3f} (p {shift.ks_p:.2g})  {moved}")
-        interval = f"{compared.flagged_low:.1%} to {compared.flagged_high:.1%}"
-        print(
-            f"{'flagged':12} {compared.flagged:.1%} of {compared.images} ({interval}); expected {compared.expected:.1%}"
-        )
-        print("drifted" if compared.drifted else "no drift found")
-        skipped.tell(skipped.count)
-    return int(compared.drifted)
+        for name, shift in (("bits/dim", result.bpd), (m.calibration.statistic, result.score)):
+            means = f"mean {shift.mean:.4g} (calibrated {shift.calibrated_mean:.4g})"
+            print(f"{name:12} PSI {shift.psi:.3f}  KS {shift.ks:.3f} (p {shift.ks_p:.2g})  {means}")
+        interval = f"{result.flagged_low:.1%} to {result.flagged_high:.1%}"
+        print(f"{'flagged':12} {result.flagged:.1%} of {result.images} ({interval}); expected {result.expected:.1%}")
+        print("drifted" if result.drifted else "no drift found")
+        skipped.report(skipped.count)
+    return int(result.drifted)
 
 
-def _stored(m: "Model", tables: list[Path]) -> Iterator[Scored]:
-    wanted = (m.version[:12], m.calibration.version[:12], m.calibration.statistic) if m.calibration else ()
+def _read_tables(m: "Model", tables: list[Path]) -> Iterator[Measurement]:
+    expected = (m.version[:12], m.calibration.version[:12], m.calibration.statistic) if m.calibration else ()
     for path in tables:
-        for row in table.read(path, COLUMNS, also=CONDITIONS):
+        for row in table.read(path, COLUMNS, optional=CONDITIONS):
             if not row["p_value"]:
                 continue  # a file that could not be read
-            if (row["model"], row["calibration"], row["statistic"]) != wanted:
-                raise InputError("files", f"{path} was scored by another model, calibration or statistic.")
+            if (row["model"], row["calibration"], row["statistic"]) != expected:
+                raise InputError(
+                    "files",
+                    f"{path} was scored by another model, calibration or statistic: score the images again.",
+                )
             if any(row[name] for name in CONDITIONS):
                 raise InputError(
                     "files",
-                    f"{path} was scored with --class or --noise, and calibrated bits/dim are without: score the "
-                    "pictures without them.",
+                    f"{path} was scored with --class or --noise, but the calibration without: score the images again "
+                    "without them.",
                 )
-            yield _number(path, row["bpd"]), _number(path, row["score"]), _number(path, row["p_value"])
+            yield _parse(path, row["bpd"]), _parse(path, row["score"]), _parse(path, row["p_value"])
 
 
-def _number(path: Path, cell: str) -> float:
-    with contextlib.suppress(ValueError):
-        if math.isfinite(number := float(cell)):
-            return number
-    raise InputError("files", f"{path} has {cell!r} where a number belongs: score the pictures anew.")
+def _parse(path: Path, cell: str) -> float:
+    try:
+        number = float(cell)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError("files", f"{path} has {cell!r} where a number is expected: score the images again.")
+    return number
 
 
-def _scored(m: "Model", pictures: list[Path], skipped: Skipped) -> Iterator[Scored]:
-    paths = list(list_files(pictures))
-    work = of_pictures(m, {}, None, skipped)
+def _score_files(m: "Model", files: list[Path], skipped: SkippedFiles) -> Iterator[Measurement]:
+    paths = list(list_files(files))
+    scorer = image_scorer(m, {}, None, skipped)
     done = 0
     with progress_bar() as on_progress:
-        for some in batches(paths):
-            yield from ((row["bpd"], row["score"], row["p_value"]) for row in work(some) if "error" not in row)
-            done += len(some)
+        for batch in batches(paths):
+            yield from ((row["bpd"], row["score"], row["p_value"]) for row in scorer(batch) if "error" not in row)
+            done += len(batch)
             on_progress(Progress("score", done, len(paths)))

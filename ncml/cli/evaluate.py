@@ -26,38 +26,38 @@ def evaluate(
     device: str = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Measure models as the paper does: its tables and figures, with the published numbers beside ours.
+    """Reproduce the paper's tables and figures on models, with the published numbers beside the measured ones.
 
-    Tables are printed and written as CSV, figures as PNG, all results as JSON and report.md. What was measured is kept
-    in the folder, so the same command goes on where it stopped, and with a larger limit measures only what is new.
+    Tables are printed and written as CSV, figures as PNG, all results as JSON and report.md. Measurements are kept in
+    the folder: re-running the same command resumes where it stopped, and a larger limit measures only what is new.
 
     Args:
         kind: likelihood (Tables 1, 3), sanity (Figure 2, compressed size), robustness (Figure 4), ood (Tables 2, 4),
             fid (sample quality), samples (Figures 1, 3, 5 to 10), or all of them.
-        data: In-distribution pictures: of a data set the test split, of a folder of pictures all of them.
+        data: In-distribution images: the test split of a data set, or all images of a folder.
         model: Name or folder of a model; repeat it for several, a column or curve each.
-        ood: Another data set; repeat it for several. Constant and uniform pictures are always measured, too.
-        limit: Most pictures of each set, of all kinds or of one as in fid=2000; repeat it for several. Without it
-            likelihood and fid take 10000, ood and sanity 1000, robustness 500; sweep and solvers, the samples for each
-            number of steps, start noise and solver that fid compares, are 256.
-        out: Folder for the report and all that was measured.
+        ood: Another data set; repeat it for several. Constant and uniform images are always measured, too.
+        limit: Maximum number of images of each set, for all kinds or for one as in fid=2000; repeat it for several.
+            By default likelihood and fid take 10000, ood and sanity 1000, robustness 500; sweep and solvers, the
+            samples for each number of steps, start noise and solver that fid compares, are 256.
+        out: Folder for the report and all measurements.
         device: Where to compute: cpu, cuda or cuda:N.
         as_json: Print JSON instead of tables.
     """
     use_threads(threads)
     from ncml.evaluation import run
-    from ncml.evaluation.context import Context
+    from ncml.evaluation.cache import MeasurementCache
+    from ncml.evaluation.inputs import Inputs, label_models, parse_limits
     from ncml.evaluation.report import Section
-    from ncml.evaluation.store import Store
     from ncml.runtime import reuse_freed_memory
     from ncml.training.provenance import command
 
-    wanted = command(sys.argv[1:], [data, *ood, *model])
-    limits = run.limits(limit)
-    models = run.labelled([load(name, device) for name in dict.fromkeys(model or ("cifar10",))])
+    command_line = command(sys.argv[1:], [data, *ood, *model])
+    limits = parse_limits(limit)
+    models = label_models([load(name, device) for name in dict.fromkeys(model or ("cifar10",))])
     reuse_freed_memory()
 
-    def shown(section: Section) -> None:
+    def show(section: Section) -> None:
         if not as_json:
             for note in section.notes:
                 print(note)
@@ -69,9 +69,9 @@ def evaluate(
 
     kinds = list(run.KINDS) if kind == "all" else [kind]
     with progress_bar() as on_progress:
-        context = Context(models, data, ood, Store(out / "measured", on_progress), limits)
-        found = run.evaluate(kinds, context, out, shown, command=wanted)
+        inputs = Inputs(models, data, ood, MeasurementCache(out / "measured", on_progress), limits)
+        results = run.evaluate(kinds, inputs, out, show, command=command_line)
     if as_json:
-        print_json(found if kind == "all" else found[kind])
+        print_json(results if kind == "all" else results[kind])
     else:
         print(out / "report.md")

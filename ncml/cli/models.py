@@ -10,21 +10,21 @@ from ncml.paths import model_folders, search_path
 
 
 def models(*, as_json: JsonOption = False) -> None:
-    """List the models that can be named: those in the directories of NCML_MODELS, or in ./models and shipped.
+    """List the models that --model accepts by name: in the directories of NCML_MODELS, or in ./models and bundled.
 
-    A folder that is no whole model is told on standard error.
+    Incomplete model folders are reported on stderr.
 
     Args:
         as_json: Print JSON.
     """
-    found: list[dict[str, Any]] = []
+    listed: list[dict[str, Any]] = []
     for folder in model_folders().values():
         try:
             m = load(str(folder), "cpu")
         except ModelError as error:
             print(f"ncml: left out: {error}", file=sys.stderr)
             continue
-        found.append(
+        listed.append(
             identity(m)
             | {
                 "folder": str(folder),
@@ -37,12 +37,12 @@ def models(*, as_json: JsonOption = False) -> None:
             }
         )
     if as_json:
-        print_json({"models": found})
-    elif not found:
+        print_json({"models": listed})
+    elif not listed:
         print("no model found in", os.pathsep.join(map(str, search_path())))
     else:
-        for m in found:
-            measured = "  ".join(f"{name} {value:g}" for name, value in m["metrics"].items())
-            print(f"{m['name']}  {m['version'][:12]}  {m['height']}x{m['width']}  {measured}  {m['folder']}")
+        for m in listed:
+            metrics = "  ".join(f"{name} {value:g}" for name, value in m["metrics"].items())
+            print(f"{m['name']}  {m['version'][:12]}  {m['height']}x{m['width']}  {metrics}  {m['folder']}")
             if m["classes"]:
                 print("  classes:", ", ".join(m["classes"]))

@@ -1,6 +1,6 @@
-"""Picture files to rows of results, batch by batch; a file that cannot be read is counted, and the rest goes on.
+"""Image files to rows of results, batch by batch; a file that cannot be read is counted and skipped.
 
-What `ncml score` and `ncml drift` share. Knows no torch.
+Shared by `ncml score` and `ncml drift`. Does not import torch.
 """
 
 import itertools
@@ -23,108 +23,114 @@ if TYPE_CHECKING:
     from ncml.model import Model
 
 BATCH = 64
-"""Pictures read and scored in one call of the model."""
+"""Images that are read and scored in one call of the model."""
 
-TOLD = 5
-"""Unreadable files that are named one by one."""
+MAX_MESSAGES = 5
+"""Unreadable files that are reported individually."""
 
 Row = dict[str, Any]
-"""What is known of one file, by column; `error` alone where it could not be read."""
+"""The results of one file by column; only `file` and `error` if it could not be read."""
 
-Work = Callable[[list[Path]], list[Row]]
-"""Scores some files: a row for each, in their order."""
+Scorer = Callable[[list[Path]], list[Row]]
+"""Scores files: a row for each, in their order."""
 
 
 @dataclass
-class Skipped:
-    """Files that could not be read: counted, the first few told."""
+class SkippedFiles:
+    """Files that could not be read: their number, and the first few messages."""
 
     count: int = 0
-    told: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
 
-    def add(self, path: Path, error: str) -> Row:
-        """Remember one; returns its row."""
+    def add(self, path: Path, message: str) -> Row:
+        """Count a file and return its row."""
         self.count += 1
-        if self.count <= TOLD:
-            self.told.append(error)
-        return {"file": printable(path), "error": error}
+        if self.count <= MAX_MESSAGES:
+            self.messages.append(message)
+        return {"file": printable(path), "error": message}
 
-    def tell(self, count: int) -> None:
-        """Say on standard error which files and how many: `count`, where an earlier run has skipped some, too."""
-        for said in self.told:
-            print(f"ncml: skipped: {said}", file=sys.stderr)
+    def report(self, count: int) -> None:
+        """Print the messages to stderr, and `count`, which may include files that an earlier run skipped."""
+        for message in self.messages:
+            print(f"ncml: skipped: {message}", file=sys.stderr)
         if count:
             print(f"ncml: {count} {'file was' if count == 1 else 'files were'} skipped", file=sys.stderr)
 
 
 def batches(paths: Iterable[Path]) -> Iterator[list[Path]]:
-    """Files, some at a time."""
+    """Yield files in batches."""
     paths = iter(paths)
-    while some := list(itertools.islice(paths, BATCH)):
-        yield some
+    while batch := list(itertools.islice(paths, BATCH)):
+        yield batch
 
 
-def of_pictures(m: "Model", asked: dict[str, Any], maps: Path | None, skipped: Skipped) -> Work:
-    """Bring pictures to the model's size and score them together, as `Model.score` is `asked`."""
+def image_scorer(m: "Model", arguments: dict[str, Any], maps: Path | None, skipped: SkippedFiles) -> Scorer:
+    """Return a function that resizes images to the model's size and scores them with these arguments of `Model.score`.
 
-    def work(paths: list[Path]) -> list[Row]:
+    maps: folder for heat maps; None writes none.
+    """
+
+    def score_files(paths: list[Path]) -> list[Row]:
         rows: list[Row] = []
-        stack: list[NDArray[np.uint8]] = []
-        read: list[Row] = []
+        pixels: list[NDArray[np.uint8]] = []
+        readable_rows: list[Row] = []
         for path in paths:
             try:
-                stack.append(images.resize_to(images.open_image(path, field=printable(path)), m.height, m.width))
+                pixels.append(images.resize_to(images.open_image(path, field=printable(path)), m.height, m.width))
             except InputError as error:
                 rows.append(skipped.add(path, str(error)))
             else:
                 rows.append({"file": printable(path)})
-                read.append(rows[-1])
-        scores = m.score(stack, map=maps is not None, **asked) if stack else []
-        for row, scored in zip(read, scores, strict=True):
-            row |= {"bpd": scored.bpd, "log_likelihood": scored.log_likelihood}
-            if scored.ood is not None:
+                readable_rows.append(rows[-1])
+        scores = m.score(pixels, map=maps is not None, **arguments) if pixels else []
+        for row, score in zip(readable_rows, scores, strict=True):
+            row |= {"bpd": score.bpd, "log_likelihood": score.log_likelihood}
+            if score.ood is not None:
                 row |= {
-                    "statistic": scored.ood.statistic,
-                    "score": scored.ood.score,
-                    "p_value": scored.ood.p_value,
-                    "is_ood": scored.ood.is_ood,
+                    "statistic": score.ood.statistic,
+                    "score": score.ood.score,
+                    "p_value": score.ood.p_value,
+                    "is_ood": score.ood.is_ood,
                 }
-            row |= scored.statistics
-            if maps is not None and scored.map is not None:
-                heat.save(maps / _inside(Path(row["file"])), heat.render_pixel_map(scored.map), scored.map)
+            row |= score.statistics
+            if maps is not None and score.map is not None:
+                heat.save(maps / _relative(Path(row["file"])), heat.render_pixel_map(score.map), score.map)
         return rows
 
-    return work
+    return score_files
 
 
-def of_tiles(m: "Model", side: int | None, maps: Path | None, skipped: Skipped) -> Work:
-    """Judge each picture by its worst tile of `side` pixels, as `Model.scan` does."""
+def tile_scorer(m: "Model", side: int | None, maps: Path | None, skipped: SkippedFiles) -> Scorer:
+    """Return a function that judges each image by its worst tile of `side` pixels with `Model.scan`.
 
-    def work(paths: list[Path]) -> list[Row]:
+    maps: folder for heat maps; None writes none.
+    """
+
+    def score_files(paths: list[Path]) -> list[Row]:
         rows: list[Row] = []
         for path in paths:
             try:
-                picture = images.open_image(path, field=printable(path))
+                image = images.open_image(path, field=printable(path))
                 with progress_bar() as on_progress:
-                    found = m.scan(picture, side=side, callback=on_progress)
+                    scan = m.scan(image, side=side, callback=on_progress)
             except InputError as error:
                 if error.field in ("tile", "tile_size"):
                     raise
-                said = f"{printable(path)}: {error}" if error.field == "image" else str(error)
-                rows.append(skipped.add(path, said))
+                message = f"{printable(path)}: {error}" if error.field == "image" else str(error)
+                rows.append(skipped.add(path, message))
                 continue
             row: Row = {"file": printable(path)}
-            row |= dict(zip(("left", "top", "width", "height"), found.box, strict=True))
-            row |= {"score": found.score, "p_value": found.p_value, "is_ood": found.is_ood, "tiles": found.tiles}
+            row |= dict(zip(("left", "top", "width", "height"), scan.box, strict=True))
+            row |= {"score": scan.score, "p_value": scan.p_value, "is_ood": scan.is_ood, "tiles": scan.tiles}
             rows.append(row)
             if maps is not None:
-                drawn = heat.overlay(picture, found.map, *heat.score_range(found.map, found.threshold))
-                heat.save(maps / _inside(path), heat.frame(drawn, found.box), found.map)
+                overlay = heat.overlay(image, scan.map, *heat.score_range(scan.map, scan.threshold))
+                heat.save(maps / _relative(path), heat.frame(overlay, scan.box), scan.map)
         return rows
 
-    return work
+    return score_files
 
 
-def _inside(path: Path) -> Path:
-    """A path that stays below the folder it is joined to."""
+def _relative(path: Path) -> Path:
+    """Return a path that stays below any folder that it is joined to."""
     return Path(*(part for part in path.parts if part not in ("..", path.anchor)))

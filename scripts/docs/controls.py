@@ -23,7 +23,7 @@ from scipy.stats import binomtest
 
 import ncml
 from ncml import images
-from ncml.evaluation import numbers
+from ncml.evaluation import bootstrap
 from ncml.images import perturbations
 from ncml.images.perturbations import Perturbation
 from ncml.ood.calibration import Calibration
@@ -163,7 +163,7 @@ def matched(model: ncml.Model, source: str, own: Pictures, others: Pictures, cha
         measure(model, changed(pictures, change)) for pictures in (held_out.images_NHWC.numpy(), own, others)
     )
     gaussian = Gaussian.estimate(fit)
-    auroc = numbers.detection(gaussian.distance(inside), gaussian.distance(outside))["auroc"]
+    auroc = bootstrap.estimate_detection(gaussian.distance(inside), gaussian.distance(outside))["auroc"]
     return f"{auroc.value:.2f} [{auroc.low:.2f}, {auroc.high:.2f}]"
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import ncml
-from ncml.evaluation.report import sheet
+from ncml.evaluation.report import draw_sheet
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -17,7 +17,7 @@ def main() -> None:
     classes = [
         (name, model.generate(16, classes=name, seeds=16 * i, noise=BEST)) for i, name in enumerate(model.classes)
     ]
-    sheet(classes).savefig(DOCS / "samples.png")
+    draw_sheet(classes).savefig(DOCS / "samples.png")
     ways = {
         "direct": {"noise": 0.0},
         f"{BEST:g} levels, Tweedie": {"noise": BEST},
@@ -26,7 +26,7 @@ def main() -> None:
         f"{model.noise:g} levels, Heun": {"solver": "heun"},
     }
     rows = [(name, model.generate(10, classes=list(range(10)), seeds=100, **way)) for name, way in ways.items()]
-    sheet(rows).savefig(DOCS / "refinement.png")
+    draw_sheet(rows).savefig(DOCS / "refinement.png")
 
 
 if __name__ == "__main__":

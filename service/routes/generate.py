@@ -12,7 +12,7 @@ from service.http.openapi import BINARY, JOB_PROBLEMS, JOB_STATUSES, problem_res
 from service.http.problems import invalid_field
 from service.http.requests import parse_request
 from service.jobs import Jobs, JobService
-from service.params import CompleteParams, GenerateParams, PictureParams
+from service.params import CompleteParams, GenerateParams, SamplingParams
 from service.rendering import IMAGE_OFFERS
 from worker.contract import CompleteJob, GenerateJob, ModelDescriptor, Pixels, Task
 
@@ -98,7 +98,7 @@ async def complete(request: Request, jobs: Jobs) -> Response:
     return await jobs.run(request, parsed, job, media)
 
 
-def _sampling_fields(jobs: JobService, params: PictureParams, model: ModelDescriptor) -> dict[str, Any]:
+def _sampling_fields(jobs: JobService, params: SamplingParams, model: ModelDescriptor) -> dict[str, Any]:
     """Return the fields of sampling jobs, validated against the model; choose a random seed if none is given."""
     if params.n > jobs.settings.max_images:
         raise invalid_field("n", f"n is {params.n}; this service generates at most {jobs.settings.max_images} at once.")

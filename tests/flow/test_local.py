@@ -147,8 +147,8 @@ def test_an_invalid_setup_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "models" / "named").mkdir(parents=True)
     (tmp_path / "models" / "named" / "config.json").touch()
     environment = {"NCML_DATA_DIR": str(tmp_path), "NCML_MODELS": str(tmp_path / "models")}
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as occupied:
+        port = occupied.getsockname()[1]
         for lines in (refusal(environment, "--port", str(port)), refusal(environment | {"PORT": str(port)})):
             assert len(lines) == 1
             assert f"port {port} on 127.0.0.1 cannot be used" in lines[0]

@@ -1,4 +1,4 @@
-"""One thread, and small models to call by the front door."""
+"""One thread, and small models."""
 
 import shutil
 from pathlib import Path
@@ -15,12 +15,12 @@ from tests.ncml import nets
 
 @pytest.fixture(scope="session", autouse=True)
 def threads(one_thread: None) -> None:
-    """Bits are promised for one thread count."""
+    """Set one thread: equal bytes are promised for one thread count."""
 
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> ncml.Model:
-    """8x8, classes a and b, four orientations; random weights."""
+    """A model of 8x8, classes a and b, four orientations; random weights."""
     folder = tmp_path_factory.mktemp("models") / "loud"
     checkpoint.save(
         folder, nets.network(nets.config(), dtype=torch.float32), metrics={"test_bpd": 5.0}, card="# loud\n"
@@ -30,7 +30,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ncml.Model:
 
 @pytest.fixture(scope="session")
 def plain_model(tmp_path_factory: pytest.TempPathFactory) -> ncml.Model:
-    """8x12, no classes, identity orientation only."""
+    """A model of 8x12, no classes, identity orientation only."""
     folder = tmp_path_factory.mktemp("models") / "plain"
     config = nets.config(((4, 1),), width=12, classes=(), orientations=False)
     checkpoint.save(folder, nets.network(config, dtype=torch.float32))
@@ -39,13 +39,13 @@ def plain_model(tmp_path_factory: pytest.TempPathFactory) -> ncml.Model:
 
 @pytest.fixture(scope="session")
 def calibration(model: ncml.Model) -> Calibration:
-    """Of `model`, fitted on 30 pictures and ranked by 60."""
+    """The calibration of `model`, estimated on 30 images and ranked by 60."""
     return calibrate(model, nets.FIT, nets.RANK)
 
 
 @pytest.fixture
 def calibrated(model: ncml.Model, calibration: Calibration, tmp_path: Path) -> ncml.Model:
-    """A copy of `model` in a folder of its own, with its calibration."""
+    """A copy of `model` in its own folder, with its calibration."""
     folder = tmp_path / "loud"
     shutil.copytree(model.folder, folder)
     calibration.save(folder)

@@ -1,8 +1,11 @@
-"""Tiny networks: built in milliseconds, with weights large enough that every path matters."""
+"""Tiny networks, built in milliseconds, with weights large enough that every path matters; and small images."""
 
+from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ncml.config import Config, LevelConfig, ModelConfig, SDEConfig, TrainingConfig
@@ -24,7 +27,7 @@ def config(
     process: Literal["ve", "vp", "sub-vp"] = "vp",
     training: TrainingConfig | None = None,
 ) -> Config:
-    """levels: (width, blocks) of each."""
+    """Return a configuration; levels: (width, blocks) of each."""
     return Config(
         recipe="test",
         model=ModelConfig(
@@ -43,7 +46,7 @@ def config(
 
 
 def network(config: Config, *, dtype: torch.dtype = torch.float64, seed: int = 0, spread: float = 0.15) -> NCPN:
-    """Random weights: the initial ones are quiet by design and would hide a wrong path."""
+    """Return a network of random weights: the initial ones are near zero by design and would hide a wrong path."""
     torch.manual_seed(seed)
     net = NCPN(config).to(dtype=dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
     for parameter in net.parameters():
@@ -52,13 +55,13 @@ def network(config: Config, *, dtype: torch.dtype = torch.float64, seed: int = 0
 
 
 def conditions(count: int, t: float, config: Config, *, turn: int = 0) -> Conditions:
-    """Every class in turn, the null class among them."""
+    """Return conditions that cycle through every class and the null class."""
     class_B = torch.arange(count) % (len(config.model.classes) + 1)
     return Conditions(t, class_B, torch.full((count,), turn))
 
 
-def pictures(count: int, height: int = 8, width: int = 8, *, seed: int = 0) -> Tensor:
-    """uint8 [N, H, W, 3], smooth enough to be learnt from."""
+def images(count: int, height: int = 8, width: int = 8, *, seed: int = 0) -> Tensor:
+    """Return uint8 [N, H, W, 3], smooth enough to learn from."""
     generator = torch.Generator().manual_seed(seed)
     corner = torch.rand(count, 1, 1, 3, generator=generator)
     slope = torch.rand(count, 1, 1, 3, generator=generator) - 0.5
@@ -67,5 +70,13 @@ def pictures(count: int, height: int = 8, width: int = 8, *, seed: int = 0) -> T
     return ((corner + 0.4 * slope * ramp + noise) * 255).clamp(0, 255).to(torch.uint8)
 
 
-FIT, RANK, NEW = (pictures(n, seed=seed).numpy() for n, seed in ((30, 1), (60, 2), (6, 3)))
-"""Pictures that fit statistics, that rank, and that are new; uint8 [N, 8, 8, 3]."""
+def save_images(folder: Path, pixels_NHWC: np.ndarray) -> Path:
+    """Write images into a folder as 000.png, 001.png, ..."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, pixels in enumerate(pixels_NHWC):
+        Image.fromarray(pixels).save(folder / f"{i:03}.png")
+    return folder
+
+
+FIT, RANK, NEW = (images(n, seed=seed).numpy() for n, seed in ((30, 1), (60, 2), (6, 3)))
+"""Images that estimate statistics, that rank, and that are new; uint8 [N, 8, 8, 3]."""

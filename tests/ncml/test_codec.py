@@ -23,7 +23,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def pixels() -> np.ndarray:
-    return nets.pictures(GROUP + 5).numpy()
+    return nets.images(GROUP + 5).numpy()
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def test_the_commands_give_every_file_back(run: Run, tmp_path: Path, pixels: np.
     for i in range(3):
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "back" / f"{i}.png")), pixels[i])
     again = run("decompress", "three.ncml", "-o", "back", "--model", "tiny")
-    assert (again.returncode, "exists already" in again.stderr) == (2, True)
+    assert (again.returncode, "already exists" in again.stderr) == (2, True)
 
 
 def test_what_would_not_come_back_is_not_taken(run: Run, tmp_path: Path, pixels: np.ndarray) -> None:
@@ -142,9 +142,9 @@ def test_what_would_not_come_back_is_not_taken(run: Run, tmp_path: Path, pixels:
     for name, told in [
         ("alpha.png", "alpha.png has transparency"),
         ("moving.gif", "moving.gif has several frames"),
-        ("deep.png", "deep.png is not of 8-bit RGB or grey"),
-        ("deeper.png", "deeper.png is not of 8-bit RGB or grey"),
-        ("ink.tif", "ink.tif is not of 8-bit RGB or grey"),
+        ("deep.png", "deep.png is not 8-bit RGB or grey"),
+        ("deeper.png", "deeper.png is not 8-bit RGB or grey"),
+        ("ink.tif", "ink.tif is not 8-bit RGB or grey"),
     ]:
         done = run("compress", name, "-o", "x.ncml", "--model", "tiny")
         assert (done.returncode, told in done.stderr) == (2, True), done.stderr
@@ -161,9 +161,9 @@ def test_the_commands_refuse_in_a_sentence(run: Run, tmp_path: Path, pixels: np.
     (tmp_path / "empty").mkdir()
     assert run("compress", "a.png", "-o", "good.ncml", "--model", "tiny").returncode == 0
     for arguments, said in [
-        (("compress", "-o", "x.ncml"), "no picture is named"),
+        (("compress", "-o", "x.ncml"), "no image is named"),
         (("compress", "none.png", "-o", "x.ncml"), "none.png cannot be read"),
-        (("compress", "empty", "-o", "x.ncml"), "no picture is named"),
+        (("compress", "empty", "-o", "x.ncml"), "no image is named"),
         (("compress", "a.png", "small.png", "-o", "x.ncml"), "small.png is 8 x 4 pixels"),
         (("compress", "text.png", "-o", "x.ncml"), "not an image"),
         (("compress", "a.png", "a.png", "-o", "x.ncml"), "two pictures are named 'a'"),

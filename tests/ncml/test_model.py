@@ -15,7 +15,7 @@ from ncml.model import SAMPLERS
 from ncml.network.likelihood import LOG_SCALES, split
 from tests.ncml import nets
 
-PICTURES = nets.pictures(5).numpy()
+PICTURES = nets.images(5).numpy()
 
 
 def direct_nats(model: ncml.Model, image: np.ndarray, label: int) -> np.ndarray:
@@ -123,7 +123,7 @@ def test_classes_noise_and_solvers_make_other_pictures(model: ncml.Model) -> Non
 
 def test_a_model_that_is_not_square_draws_and_completes(plain_model: ncml.Model) -> None:
     assert plain_model.generate(2, steps=2).shape == (2, 8, 12, 3)
-    canvas = nets.pictures(1, 8, 12).numpy()
+    canvas = nets.images(1, 8, 12).numpy()
     found = plain_model.complete(canvas, n=3, steps=2)
     assert (found[:, :4] == canvas[:, :4]).all()
 
@@ -185,7 +185,7 @@ def test_a_mistake_is_named(model: ncml.Model, field: str, mistake: Callable[[nc
 
 
 def test_what_this_model_cannot_do_is_said(plain_model: ncml.Model) -> None:
-    canvas = nets.pictures(1, 8, 12).numpy()
+    canvas = nets.images(1, 8, 12).numpy()
     with pytest.raises(InputError, match="this model completes top, not 'left'"):
         plain_model.complete(canvas, keep="left")
     with pytest.raises(InputError, match="this model knows no classes"):

@@ -23,10 +23,10 @@ def test_a_directory_that_cannot_be_created(tmp_path: Path) -> None:
 
 
 def test_a_port_in_use_and_a_free_one() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
+    with socket.socket() as occupied:
+        occupied.bind(("127.0.0.1", 0))
+        occupied.listen()
+        port = occupied.getsockname()[1]
         with pytest.raises(ServeError, match=f"port {port} on 127.0.0.1 cannot be used .*--port"):
             local.free_port("127.0.0.1", port)
     assert local.free_port("127.0.0.1", port) == port

@@ -20,8 +20,10 @@ from hypothesis.stateful import (
 )
 
 from worker.contract import GenerateJob, JobError, JobStatus, Lane, Priority
+from worker.keys import LEASES
 from worker.leases import MAX_ATTEMPTS, Claim, Ending, Leases
-from worker.queue import LEASES, JobQueue, QueueFull, parse
+from worker.queue import JobQueue, QueueFull
+from worker.records import parse_job
 
 LIMIT = 12
 QUEUES = [f"rq:queue:ncml:generate:{priority}" for priority in Priority]
@@ -67,7 +69,7 @@ class Protocol(RuleBasedStateMachine):
         assert bool(claims) == bool(before)
         for claim in claims:
             assert claim.id in before
-            assert parse(claim.data) == self.jobs[claim.id]
+            assert parse_job(claim.data) == self.jobs[claim.id]
             assert claim.late == (claim.id in self.late)
             self.late.discard(claim.id)  # back in its queue, it has been started in time
             self.holders[claim.id] = claim.token

@@ -22,18 +22,9 @@ from worker.contract import (
     WorkerInfo,
     WorkerState,
 )
-from worker.queue import (
-    WORKERS,
-    DuplicateJob,
-    JobNotFound,
-    JobQueue,
-    QueueError,
-    QueueFull,
-    Worker,
-    job_key,
-    parse,
-    worker_key,
-)
+from worker.keys import WORKERS, job_key, worker_key
+from worker.queue import DuplicateJob, JobNotFound, JobQueue, PublishedWorker, QueueError, QueueFull
+from worker.records import parse_job
 
 PIXELS = Pixels(height=2, width=2, data=bytes(range(12)))
 
@@ -52,7 +43,7 @@ def test_a_submitted_job_waits_in_its_queue_and_keeps_its_specification(queue: J
     assert (view.status, view.task, view.model_name, view.n, view.request_id) == ("queued", "score", "m", 1, "r1")
     assert view.timing
     assert 0 <= view.timing.queue_s < 5
-    assert parse(queue.redis.hget(job_key(job_id), "data")) == job
+    assert parse_job(queue.redis.hget(job_key(job_id), "data")) == job
     assert queue.result(job_id) is None
     assert [d.depth for d in queue.depths()] == [1, 0, 0, 0, 0, 0]
     assert 0 <= queue.depths()[0].oldest_age_s < 5
@@ -113,7 +104,7 @@ def test_the_pace_of_a_lane_is_what_its_workers_measured(queue: JobQueue) -> Non
             name=name, lanes=tuple(Lane), state=WorkerState.IDLE, device="cpu", max_batch=8, models=(), started_at=0,
             seen_at=0, pace=pace,
         )  # fmt: skip
-        queue.redis.set(worker_key(name), Worker(info=info, models=()).model_dump_json())
+        queue.redis.set(worker_key(name), PublishedPublishedWorker(info=info, models=()).model_dump_json())
         queue.redis.zadd(WORKERS, {name: 0})
     assert queue.pace(Lane.SCORE) == 5
     assert queue.pace(Lane.GENERATE) == 0.5
@@ -225,7 +216,7 @@ def test_an_ended_job_can_be_forgotten_and_its_id_used_again(queue: JobQueue) ->
 
 
 def test_a_worker_of_another_version_is_passed_over(queue: JobQueue, caplog: pytest.LogCaptureFixture) -> None:
-    known = Worker(
+    known = PublishedWorker(
         info=WorkerInfo(name="a", lanes=(Lane.SCORE,), state=WorkerState.IDLE, device="cpu", max_batch=1, models=(),
                         started_at=0, seen_at=0),
         models=(),
@@ -235,7 +226,7 @@ def test_a_worker_of_another_version_is_passed_over(queue: JobQueue, caplog: pyt
     queue.redis.set(worker_key("b"), '{"info": {"surprise": 1}, "models": []}')
     assert queue.workers() == [known.info]
     assert [queue.service(lane)[0] for lane in Lane] == [1, 0]
-    assert "passed over" in caplog.text
+    assert "ignoring a worker of another version" in caplog.text
 
 
 def test_a_model_has_the_batching_of_the_latest_worker_that_generates(queue: JobQueue) -> None:
@@ -249,7 +240,7 @@ def test_a_model_has_the_batching_of_the_latest_worker_that_generates(queue: Job
                           started_at=float(ord(name)), seen_at=0)  # fmt: skip
         model = plain.model_copy(update={"batching": batching, "card": card})
         queue.redis.zadd(WORKERS, {name: 1})
-        queue.redis.set(worker_key(name), Worker(info=info, models=(model,)).model_dump_json())
+        queue.redis.set(worker_key(name), PublishedWorker(info=info, models=(model,)).model_dump_json())
 
     passed, failed = (
         Batching(groups=groups, check=check, detail="d") for groups, check in (("fast", "passed"), ("fixed", "failed"))

@@ -37,7 +37,7 @@ def test_verdicts_are_ranks_among_the_ranking_images(calibrated: ncml.Model, cal
 
 
 def test_the_false_positive_rate_is_kept(calibrated: ncml.Model) -> None:
-    fresh = nets.pictures(200, seed=9).numpy()
+    fresh = nets.images(200, seed=9).numpy()
     flagged = [s.ood.is_ood for s in calibrated.score(fresh) if s.ood is not None]
     assert len(flagged) == 200
     assert 0.005 < np.mean(flagged) < 0.15  # 60 ranking images: the rate itself is random
@@ -163,7 +163,7 @@ def test_new_weights_leave_no_old_calibration(calibrated: ncml.Model) -> None:
 def test_what_is_tolerated_is_less_surprising(model: ncml.Model) -> None:
     """Strong noise is what resizing removes: resized images belong more where calibration has seen such."""
     rng = np.random.default_rng(5)
-    noisy = [perturbations.noise(40)(p, rng) for p in nets.pictures(180, seed=11).numpy()]
+    noisy = [perturbations.noise(40)(p, rng) for p in nets.images(180, seed=11).numpy()]
     fit, rank, new = np.stack(noisy[:60]), np.stack(noisy[60:120]), noisy[120:]
     smooth = np.stack([perturbations.resample(0.6, Resampling.BOX, Resampling.BICUBIC)(p, rng) for p in new])
     columns = measure(model.network, smooth, model.statistics["multiscale"].needs)[0]

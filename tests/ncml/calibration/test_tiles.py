@@ -19,7 +19,7 @@ from tests.ncml import nets
 
 
 def picture(seed: int, height: int = 24, width: int = 20) -> np.ndarray:
-    return nets.pictures(1, height, width, seed=seed).numpy()[0]
+    return nets.images(1, height, width, seed=seed).numpy()[0]
 
 
 GOOD = [picture(seed) for seed in range(28)]
@@ -107,7 +107,7 @@ def test_without_any_calibration_that_is_said(model: ncml.Model) -> None:
 
 def test_the_model_s_own_calibration_gives_a_map_but_no_verdict(model: ncml.Model, tmp_path: Path) -> None:
     shutil.copytree(model.folder, tmp_path / "loud")
-    calibrate(model, nets.pictures(30).numpy(), nets.pictures(30, seed=1).numpy()).save(tmp_path / "loud")
+    calibrate(model, nets.images(30).numpy(), nets.images(30, seed=1).numpy()).save(tmp_path / "loud")
     found = ncml.load(tmp_path / "loud").scan(picture(1))
     assert (found.p_value, found.threshold, found.is_ood) == (None, None, None)
     assert found.score > 0

@@ -1,4 +1,4 @@
-"""The command line, run as a person runs it: in a process of its own."""
+"""The command line: commands, errors and exit status."""
 
 import errno
 import inspect
@@ -25,7 +25,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def process(folder: Path, models: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own, as a person runs it."""
+    """Run the command in its own process, as a user does."""
     return subprocess.run(
         [sys.executable, "-m", "ncml.cli", *arguments],
         cwd=folder,
@@ -39,7 +39,7 @@ def process(folder: Path, models: Path, *arguments: str) -> subprocess.Completed
 
 @pytest.fixture
 def run(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """The command in this process, which has loaded torch already."""
+    """Run the command in this process, which has already imported torch."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NCML_MODELS", str(model_folder.parent))
 
@@ -50,7 +50,7 @@ def run(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, cap
     return ncml
 
 
-def picture(path: Path, height: int = 8, width: int = 8, seed: int = 0) -> Path:
+def save_image(path: Path, height: int = 8, width: int = 8, seed: int = 0) -> Path:
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)).save(path)
     return path
 
@@ -59,11 +59,11 @@ def read(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path))
 
 
-def test_train_writes_a_model_that_scores_and_a_card_that_says_how(run: Run, tmp_path: Path) -> None:
+def test_train_writes_a_model_that_scores_and_a_card(run: Run, tmp_path: Path) -> None:
     for name in ("dark", "light"):
         (tmp_path / "pictures" / name).mkdir(parents=True)
         for i in range(20):
-            picture(tmp_path / "pictures" / name / f"{i}.png", seed=i)
+            save_image(tmp_path / "pictures" / name / f"{i}.png", seed=i)
     command = ("train", "smoke", "--data", "pictures", "--out", "models/mine", "--images", "128", "--threads", "1")
     done = process(tmp_path, tmp_path / "models", *command, "--precision", "bf16", "--json")
     assert done.returncode == 0, done.stderr
@@ -82,7 +82,7 @@ def test_train_writes_a_model_that_scores_and_a_card_that_says_how(run: Run, tmp
 def test_score_json_agrees_with_the_library(run: Run, tmp_path: Path, model_folder: Path) -> None:
     import ncml
 
-    files = [picture(tmp_path / f"{i}.png", seed=i) for i in range(3)]
+    files = [save_image(tmp_path / f"{i}.png", seed=i) for i in range(3)]
     done = run("score", *(f.name for f in files), "--model", model_folder.name, "--json")
     assert (done.returncode, done.stderr) == (0, "")
     answer = json.loads(done.stdout)
@@ -95,7 +95,7 @@ def test_score_json_agrees_with_the_library(run: Run, tmp_path: Path, model_fold
 
 
 def test_score_prints_a_line_for_each_picture(run: Run, tmp_path: Path, model_folder: Path) -> None:
-    picture(tmp_path / "a.png"), picture(tmp_path / "b.jpg", 20, 30)
+    save_image(tmp_path / "a.png"), save_image(tmp_path / "b.jpg", 20, 30)
     done = run("score", "a.png", "b.jpg", "-m", str(model_folder), "--class", "dark", "--noise", "5")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -115,7 +115,7 @@ def test_generate_writes_the_grid_that_its_seed_means(run: Run, tmp_path: Path, 
     np.testing.assert_array_equal(read(tmp_path / "one.png"), grid[:8, 8:])
 
 
-def test_generate_without_a_seed_tells_the_one_it_drew(run: Run, tmp_path: Path, model_folder: Path) -> None:
+def test_generate_without_a_seed_prints_its_seed(run: Run, tmp_path: Path, model_folder: Path) -> None:
     model = ("--model", model_folder.name, "--noise", "0")
     first = run("generate", "-o", "a.png", *model)
     assert first.returncode == 0, first.stderr
@@ -133,8 +133,8 @@ def test_the_naive_sampler_is_the_reference(run: Run, tmp_path: Path) -> None:
     assert run(*common, "-o", "no.png", "--sampler", "slow").returncode == 2
 
 
-def test_complete_keeps_the_half_that_it_was_given(run: Run, tmp_path: Path, model_folder: Path) -> None:
-    whole = read(picture(tmp_path / "whole.png"))
+def test_complete_keeps_the_known_half(run: Run, tmp_path: Path, model_folder: Path) -> None:
+    whole = read(save_image(tmp_path / "whole.png"))
     Image.fromarray(whole[:4]).save(tmp_path / "half.png")
     done = run("complete", "half.png", "--keep", "top", "-n", "2", "-o", "full.png", "-m", model_folder.name, "--json")
     assert done.returncode == 0, done.stderr
@@ -150,7 +150,7 @@ def test_the_version_is_the_package_s(run: Run) -> None:
     assert run("--version").stdout == f"{version('ncml')}\n"
 
 
-def test_models_lists_what_can_be_named(run: Run, model_folder: Path) -> None:
+def test_models_lists_every_model(run: Run, model_folder: Path) -> None:
     done = run("models", "--json")
     assert done.returncode == 0, done.stderr
     listed = {m["name"]: m for m in json.loads(done.stdout)["models"]}
@@ -184,7 +184,7 @@ def test_a_broken_folder_hides_no_other_model(
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_too_little_memory_is_told_in_a_sentence(run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_too_little_memory_is_reported_in_one_line(run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def fails(model: str, device: str) -> None:
         raise error
 
@@ -194,24 +194,24 @@ def test_too_little_memory_is_told_in_a_sentence(run: Run, monkeypatch: pytest.M
     assert done.stderr.startswith("ncml: there is not enough memory: free some")
 
 
-def test_a_name_that_cannot_be_written_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_cannot_be_written_is_reported(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ncml.cli.models.load", lambda model, device: os.fsdecode(b"caf\xe9").encode())
     done = run("models")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "ncml: 'caf\\udce9' is not UTF-8, which is needed here: give another name.\n"
+    assert done.stderr == "ncml: 'caf\\udce9' is not UTF-8, which is required here: give another name.\n"
 
 
-def test_a_mistake_of_ours_keeps_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_keeps_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ncml.cli.models.load", lambda model, device: torch.ones(2) @ torch.ones(3))
     with pytest.raises(RuntimeError, match="size"):
         run("models")
 
 
-def test_where_memory_is_short_training_ends_in_a_sentence(tmp_path: Path) -> None:
+def test_training_without_enough_memory_ends_in_one_line(tmp_path: Path) -> None:
     """Pictures of 1024 x 1024 in batches of 32, with half a gibibyte to compute them in."""
     (tmp_path / "pictures").mkdir()
     for i in range(20):
-        picture(tmp_path / "pictures" / f"{i}.png", seed=i)
+        save_image(tmp_path / "pictures" / f"{i}.png", seed=i)
     code = """
 import resource, sys, torch, ncml.training.run
 from ncml.cli.main import main
@@ -234,10 +234,10 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["scor", "x.png"], "there is no command 'scor': did you mean score?"),
-        (["score"], "no picture is named"),
+        (["score"], "no image is named"),
         (["score", ""], "an argument is empty: give it a value, or leave it out"),
         (["train", "smoke", "--data=", "--out", "y"], "an argument is empty"),
         (["score", "ok.png", "--device", "meta"], "cannot be placed on 'meta'"),
@@ -283,22 +283,22 @@ sys.exit(main(sys.argv[1:]))
         (["train", "smoke", "--data", "x", "--out", "y", "--objective", "gan"], "gan"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2(arguments: list[str], said: str, run: Run, tmp_path: Path) -> None:
+def test_a_mistake_is_one_line_and_status_2(arguments: list[str], message: str, run: Run, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("hello")
     (tmp_path / "empty").mkdir()
-    picture(tmp_path / "ok.png")
+    save_image(tmp_path / "ok.png")
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny" / "config.json").write_text("{}")
     done = run(*arguments, *([] if "--model" in arguments or arguments[0] == "train" else ["--model", "tiny"]))
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
-    assert said in done.stderr
+    assert message in done.stderr
     assert done.stderr.startswith("ncml: ")
     assert done.stderr.count("\n") == 1
     assert "None" not in done.stderr
 
 
-def test_a_hub_out_of_reach_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing listens on port 9; the library that reads datasets would try six times and print each."""
+def test_an_unreachable_hub_is_reported_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing listens on port 9; the datasets library would retry six times and print each attempt."""
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     done = process(tmp_path, tmp_path, "train", "smoke", "--data", "some/pictures", "--out", "y")
@@ -317,19 +317,19 @@ def test_without_the_hub_a_name_is_looked_up_in_its_cache(tmp_path: Path, monkey
     assert done.stderr.count("\n") == 1
 
 
-def test_a_process_of_its_own_says_the_same(tmp_path: Path, model_folder: Path) -> None:
-    mistaken = process(tmp_path, model_folder.parent, "score", "missing.png", "--model", "tiny")
-    assert (mistaken.returncode, mistaken.stdout) == (2, "")
-    assert mistaken.stderr.count("\n") == 1
-    picture(tmp_path / "a.png")
-    right = process(tmp_path, model_folder.parent, "score", "a.png", "--model", "tiny")
-    assert right.returncode == 0
-    assert right.stderr == "ncml: no verdicts: this model is not calibrated: run ncml calibrate.\n"
-    assert "a.png" in right.stdout
+def test_a_separate_process_behaves_the_same(tmp_path: Path, model_folder: Path) -> None:
+    failed = process(tmp_path, model_folder.parent, "score", "missing.png", "--model", "tiny")
+    assert (failed.returncode, failed.stdout) == (2, "")
+    assert failed.stderr.count("\n") == 1
+    save_image(tmp_path / "a.png")
+    succeeded = process(tmp_path, model_folder.parent, "score", "a.png", "--model", "tiny")
+    assert succeeded.returncode == 0
+    assert succeeded.stderr == "ncml: no verdicts: this model is not calibrated: run ncml calibrate.\n"
+    assert "a.png" in succeeded.stdout
 
 
 def test_help_is_quick_and_imports_no_torch(tmp_path: Path) -> None:
-    begun = time.monotonic()
+    start = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "ncml.cli", "--help"],
         capture_output=True,
@@ -337,7 +337,7 @@ def test_help_is_quick_and_imports_no_torch(tmp_path: Path) -> None:
         timeout=60,
         check=True,
     )
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - start < 10
     imported = {line.rsplit("|", 1)[1].strip() for line in done.stderr.splitlines() if "|" in line}
     assert "tyro" in imported
     assert imported.isdisjoint({"torch", "datasets"})
@@ -346,20 +346,20 @@ def test_help_is_quick_and_imports_no_torch(tmp_path: Path) -> None:
 
 
 def test_every_option_of_every_command_is_explained() -> None:
-    for name, where in cli.commands().items():
-        command = pkgutil.resolve_name(where)
+    for name, location in cli.commands().items():
+        command = pkgutil.resolve_name(location)
         for option in inspect.signature(command).parameters.values():
-            said = inspect.getdoc(command) or ""
-            assert re.search(rf"^\s*{option.name}: ", said, re.M) or "help=" in str(option.annotation), (name, option)
+            doc = inspect.getdoc(command) or ""
+            assert re.search(rf"^\s*{option.name}: ", doc, re.M) or "help=" in str(option.annotation), (name, option)
 
 
-def test_what_a_terminal_cannot_encode_stands_as_an_escape(tmp_path: Path, model_folder: Path) -> None:
+def test_what_a_terminal_cannot_encode_is_escaped(tmp_path: Path, model_folder: Path) -> None:
     name = os.fsdecode(b"caf\xe9.png")
     done = process(tmp_path, model_folder.parent, "generate", "--model", "tiny", "--seed", "7", "-o", name)
     assert (done.returncode, done.stdout) == (0, "caf\\udce9.png  (seed 7)\n"), done.stderr
 
 
-def test_a_reader_that_leaves_early_is_no_error() -> None:
+def test_a_reader_that_closes_early_is_not_an_error() -> None:
     piped = f"{sys.executable} -m ncml.cli models | true"
     done = subprocess.run(["/bin/bash", "-c", piped], capture_output=True, text=True, check=True, timeout=60)
     assert done.stderr == ""

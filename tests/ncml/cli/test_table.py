@@ -1,4 +1,4 @@
-"""A table on disk: rows stay, runs are taken up again, and only where they belong."""
+"""A table on disk: rows persist, and a run resumes only a table of its own."""
 
 from pathlib import Path
 
@@ -11,14 +11,14 @@ COLUMNS = ("file", "x", "model")
 
 
 def table(path: Path, model: str = "m1", columns: tuple[str, ...] = COLUMNS) -> Table:
-    return Table(path, columns, texts=("file", "model"), same={"model": model})
+    return Table(path, columns, texts=("file", "model"), constants={"model": model})
 
 
 def lines(path: Path) -> list[str]:
     return path.read_text().splitlines()
 
 
-def test_rows_are_on_disk_at_once_and_taken_up_again(tmp_path: Path) -> None:
+def test_rows_are_on_disk_at_once_and_resumed(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     first = table(path)
     first.add([{"file": "a,b", "x": 1.5}, {"file": "c"}])
@@ -44,18 +44,18 @@ def test_half_a_row_is_dropped(tmp_path: Path) -> None:
     assert lines(path)[1:] == ["a,1,m1", "b,2,m1"]
 
 
-def test_a_header_that_was_cut_short_is_no_part(tmp_path: Path) -> None:
+def test_a_truncated_header_is_not_resumed(tmp_path: Path) -> None:
     table(tmp_path / "t.csv")
     (tmp_path / "t.csv.part").write_text("file,")
     with pytest.raises(InputError, match="started by another command"):
         table(tmp_path / "t.csv")
 
 
-@pytest.mark.parametrize("how", [{"model": "m2"}, {"columns": ("file", "y", "model")}])
-def test_another_run_s_part_is_left_alone(tmp_path: Path, how: dict) -> None:
+@pytest.mark.parametrize("arguments", [{"model": "m2"}, {"columns": ("file", "y", "model")}])
+def test_another_run_s_table_is_not_changed(tmp_path: Path, arguments: dict) -> None:
     table(tmp_path / "t.csv").add([{"file": "a", "x": 1}])
     with pytest.raises(InputError, match=r"t\.csv\.part was started by another command or model: remove it"):
-        table(tmp_path / "t.csv", **how)
+        table(tmp_path / "t.csv", **arguments)
     assert table(tmp_path / "t.csv").done == 1
 
 
@@ -72,7 +72,7 @@ def test_columns_that_a_table_need_not_have_are_empty_where_it_has_not(tmp_path:
         made = table(tmp_path / name)
         made.add([{"file": "a", "x": 1.25}])
         made.finish()
-        assert list(read(tmp_path / name, ["x"], also=["model", "noise"])) == [
+        assert list(read(tmp_path / name, ["x"], optional=["model", "noise"])) == [
             {"x": "1.25", "model": "m1", "noise": ""}
         ]
 
@@ -99,11 +99,11 @@ def test_places_and_suffixes_are_checked_at_once(tmp_path: Path) -> None:
 
 def test_a_table_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(InputError, match="no table of ncml score --output: it lacks file"):
+    with pytest.raises(InputError, match="not a table of ncml score --output: it lacks file"):
         list(read(tmp_path / "t.csv", ["file"]))
     (tmp_path / "t.csv").write_text("file,b\n" + "1" * 200_000 + ",2\n")  # beyond what a field may have
-    with pytest.raises(InputError, match="no table of ncml score"):
+    with pytest.raises(InputError, match="not a table of ncml score"):
         list(read(tmp_path / "t.csv", ["file"]))
     (tmp_path / "t.parquet").write_text("a,b\n1,2\n")
-    with pytest.raises(InputError, match="no table of ncml score"):
+    with pytest.raises(InputError, match="not a table of ncml score"):
         list(read(tmp_path / "t.parquet", ["file"]))

@@ -8,7 +8,7 @@ from ncml.errors import InputError
 from ncml.images import perturbations
 from tests.ncml import nets
 
-IMAGE = nets.pictures(1, 16, 16, seed=3).numpy()[0]
+IMAGE = nets.images(1, 16, 16, seed=3).numpy()[0]
 PERTURBATIONS = {
     "jpeg": perturbations.jpeg(75),
     "resample": perturbations.resample(0.5, Image.Resampling.BOX, Image.Resampling.BICUBIC),
@@ -48,7 +48,7 @@ def test_amounts_match_their_names() -> None:
 
 
 def test_about_half_of_the_images_are_perturbed() -> None:
-    images = nets.pictures(200, 16, 16).numpy()
+    images = nets.images(200, 16, 16).numpy()
     perturbed = perturbations.apply_tolerances(images, ["jpeg", "resize"], seed=1)
     changed = (perturbed != images).any((1, 2, 3))
     assert 70 < changed.sum() < 130

@@ -52,7 +52,7 @@ def test_pictures_are_those_of_the_naive_sampler(solver: str) -> None:
     """Through refinement and rounding, in fp64: byte for byte."""
     config = nets.config(((4, 1), (6, 1)), height=4, width=4)
     net = nets.network(config, spread=0.08)
-    canvases = from_uint8(nets.pictures(3, 4, 4)).double()
+    canvases = from_uint8(nets.images(3, 4, 4)).double()
     for keep in (None, "right"):
         plan = Plan(
             seeds=[1, 2, 3],
@@ -68,7 +68,7 @@ def test_pictures_are_those_of_the_naive_sampler(solver: str) -> None:
 @pytest.mark.parametrize("keep", KEEPS)
 def test_known_pixels_come_back(model: ncml.Model, keep: str, noise: float) -> None:
     """And what stands in the unknown half makes no difference, while the known half does."""
-    canvases = nets.pictures(2).numpy()
+    canvases = nets.images(2).numpy()
     foreign, changed = canvases.copy(), canvases.copy()
     unknown = {"top": "bottom", "bottom": "top", "left": "right", "right": "left"}[keep]
     foreign[HALVES[unknown]] = 255 - foreign[HALVES[unknown]]
@@ -84,7 +84,7 @@ def test_the_larger_half_of_an_odd_size_comes_back_whole() -> None:
     """As `ncml.images` cuts it: the row in the middle belongs to the bottom."""
     config = nets.config(((4, 1),), height=7, width=7, orientations=True)
     network = nets.network(config, dtype=torch.float32)
-    canvas = nets.pictures(1, 7, 7)
+    canvas = nets.images(1, 7, 7)
     settings = SamplingSettings(noise=0.0, steps=1, solver="tweedie")
     for keep, half in {
         "top": np.s_[:, :3],
@@ -100,7 +100,7 @@ def test_the_larger_half_of_an_odd_size_comes_back_whole() -> None:
 
 def test_a_completion_that_fails_leaves_the_model_as_it_was(model: ncml.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """For example of memory: the worker goes on with the same model."""
-    expected = [score.bpd for score in model.score(nets.pictures(3).numpy())]
+    expected = [score.bpd for score in model.score(nets.images(3).numpy())]
 
     def fail(x: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("out of memory")
@@ -108,13 +108,13 @@ def test_a_completion_that_fails_leaves_the_model_as_it_was(model: ncml.Model, m
     with monkeypatch.context() as broken:
         broken.setattr(model.network.head, "forward", fail)
         with pytest.raises(RuntimeError, match="out of memory"):
-            model.complete(nets.pictures(2).numpy())
-    assert [score.bpd for score in model.score(nets.pictures(3).numpy())] == expected
+            model.complete(nets.images(2).numpy())
+    assert [score.bpd for score in model.score(nets.images(3).numpy())] == expected
 
 
 @pytest.mark.parametrize("solver", [name for name in SOLVERS if name != "tweedie"])
 def test_every_solver_keeps_known_pixels(model: ncml.Model, solver: str) -> None:
-    canvas = nets.pictures(1).numpy()
+    canvas = nets.images(1).numpy()
     found = model.complete(canvas, keep="left", n=2, solver=solver, steps=3)
     assert (found[HALVES["left"]] == canvas[HALVES["left"]]).all()
     assert not np.array_equal(found[0], found[1])
@@ -134,7 +134,7 @@ def test_progress_is_told_by_row_and_by_step(model: ncml.Model) -> None:
 
 
 def test_previews_of_a_completion_show_the_known_half_in_its_place(model: ncml.Model) -> None:
-    canvas = nets.pictures(1).numpy()
+    canvas = nets.images(1).numpy()
     previews = []
     model.complete(canvas, keep="right", noise=0, callback=lambda progress: previews.append(progress.preview()))
     assert len(previews) == 4

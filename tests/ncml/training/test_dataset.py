@@ -25,7 +25,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pictures(count: int, size: int = 8, *, seed: int = 0) -> list[Image.Image]:
-    return [Image.fromarray(picture) for picture in nets.pictures(count, size, size, seed=seed).numpy()]
+    return [Image.fromarray(picture) for picture in nets.images(count, size, size, seed=seed).numpy()]
 
 
 def png(picture: Image.Image) -> bytes:
@@ -51,7 +51,7 @@ def test_parquet_with_named_classes(tmp_path: Path) -> None:
     assert found.classes == ("cat", "dog")
     assert found.labels_N.tolist() == [1, 0, 1]
     assert found.labels_N.dtype == torch.int64
-    assert torch.equal(found.images_NHWC, nets.pictures(3))
+    assert torch.equal(found.images_NHWC, nets.images(3))
 
 
 def test_parquet_without_classes(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_class_folders(tmp_path: Path) -> None:
     found = dataset.load(str(tmp_path), 8, 8)
     assert found.classes == ("cat", "dog")
     assert found.labels_N.tolist() == [0, 0, 1, 1]
-    assert torch.equal(found.images_NHWC[2:], nets.pictures(2))
+    assert torch.equal(found.images_NHWC[2:], nets.images(2))
     served = images.resize_to(images.open_image(png(pictures(2, 20)[0])), 8, 8)
     assert np.array_equal(found.images_NHWC[0].numpy(), served)
 
@@ -157,7 +157,7 @@ def test_hidden_folders_are_not_looked_at(tmp_path: Path, classes: tuple[str, ..
     pictures(1)[0].save(tmp_path / ".ipynb_checkpoints" / "1-checkpoint.png")
     found = dataset.load(str(tmp_path), 8, 8)
     assert found.classes == classes
-    assert torch.equal(found.images_NHWC, nets.pictures(2))
+    assert torch.equal(found.images_NHWC, nets.images(2))
     (tmp_path / ".ipynb_checkpoints" / "t.parquet").touch()
     assert dataset.of_pictures(str(tmp_path))
 
@@ -232,14 +232,14 @@ def test_the_three_parts_are_disjoint_and_have_the_stated_sizes() -> None:
 
 
 def test_the_first_so_many() -> None:
-    whole = Dataset(nets.pictures(4), torch.arange(4), ("a", "b", "c", "d"), Inventory(files=4))
+    whole = Dataset(nets.images(4), torch.arange(4), ("a", "b", "c", "d"), Inventory(files=4))
     some = whole.first(3)
     assert len(some) == 3
     assert (some.classes, some.inventory) == (whole.classes, whole.inventory)
 
 
 def test_pictures_evenly_spaced() -> None:
-    whole = Dataset(nets.pictures(7), torch.arange(7), ("a",) * 7)
+    whole = Dataset(nets.images(7), torch.arange(7), ("a",) * 7)
     assert whole.spread(3).labels_N.tolist() == [0, 2, 4]
     assert whole.part("fit").spread(9).labels_N.tolist() == []
     assert whole.spread(9).labels_N.tolist() == list(range(7))

@@ -30,7 +30,7 @@ from tests.ncml import nets
 
 def pictures(folder: Path, count: int, size: int = 8, *, classes: tuple[str, ...] = ("dark", "light")) -> str:
     """So many pictures in class folders, by brightness; without classes, in the folder itself."""
-    for i, picture in enumerate(nets.pictures(count, size, size).numpy()):
+    for i, picture in enumerate(nets.images(count, size, size).numpy()):
         where = folder / classes[int(picture.mean() > 127)] if classes else folder
         where.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(where / f"{i:04d}.png")
@@ -180,7 +180,7 @@ def test_another_model_s_weights_begin_a_run(tmp_path: Path) -> None:
 
 
 def test_a_run_beyond_a_year_is_planned_without_a_date() -> None:
-    pixels = nets.pictures(8)
+    pixels = nets.images(8)
     trainer = Trainer(config.smoke(), dataset.Dataset(pixels, torch.zeros(8, dtype=torch.long), ("dark", "light")))
     for images, told in ((10_000, ", until "), (10**23, " days ")):
         trainer.set_images(images)

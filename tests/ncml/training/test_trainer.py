@@ -29,7 +29,7 @@ SMOKE = replace(
 
 
 def dataset(count: int = 64) -> Dataset:
-    images = nets.pictures(count)
+    images = nets.images(count)
     bright = (images.float().mean((1, 2, 3)) > 127).long()
     return Dataset(images, bright, ("dark", "light"))
 
@@ -104,7 +104,7 @@ def test_classes_are_withheld_and_pictures_turned_at_the_stated_rates() -> None:
 
 def test_pictures_that_are_not_square_are_turned_as_a_batch() -> None:
     config = nets.config(width=12, training=TrainingConfig(batch_size=4, orientation_probability=1.0))
-    data = Dataset(nets.pictures(4, 8, 12), torch.zeros(4, dtype=torch.long), ("a", "b"))
+    data = Dataset(nets.images(4, 8, 12), torch.zeros(4, dtype=torch.long), ("a", "b"))
     shapes = {tuple(draw_batch(data, config, step).x_BCHW.shape[2:]) for step in range(12)}
     assert shapes == {(8, 12), (12, 8)}
 

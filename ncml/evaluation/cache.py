@@ -1,4 +1,4 @@
-"""Rows measured so far, on disk: an evaluation that was interrupted, or is asked for more, goes on where it stopped."""
+"""Measurements on disk, a row for each image: an interrupted or extended evaluation resumes from them."""
 
 from __future__ import annotations
 
@@ -20,55 +20,55 @@ Columns = dict[str, NDArray[Any]]
 """Arrays of one length: a row for each image."""
 
 SECONDS = "seconds"
-"""The column that is kept beside those of a measurement: what each row took."""
+"""The column, stored beside those of a measurement, of the time that each row took."""
 
-EVERY_S = 10.0
-"""How often rows are written while they are measured."""
+WRITE_INTERVAL_S = 10.0
+"""Time between writes while rows are measured."""
 
 
-class Store:
+class MeasurementCache:
     """A folder of measurements, a file for each."""
 
     def __init__(self, folder: Path, on_progress: OnProgress) -> None:
         self.folder, self.on_progress = folder, on_progress
-        self.spared = 0.0
-        """Seconds that it took to measure the rows which had not to be measured again."""
+        self.saved_seconds = 0.0
+        """Time that the rows read from disk once took."""
 
     def rows(
         self,
         stage: str,
-        what: Mapping[str, Any],
+        key: Mapping[str, Any],
         n: int,
         measure: Callable[[int, int], Columns],
         *,
         chunk: int = 32,
-        of: str = "",
+        subject: str = "",
     ) -> Columns:
-        """The first n rows of a measurement, of which only those not measured before are measured now.
+        """Return the first n rows of a measurement, measuring only those that are not on disk.
 
-        stage: what the progress bar and the file are called; `of` is for the bar alone. what: JSON that decides the
-        rows, such as the versions of model and data; another is another measurement. measure(start, stop): those rows.
-        What was measured is written now and then, and when `measure` raises or is interrupted.
+        stage: name of the progress bar and the file; `subject` is added to the bar's. key: JSON that determines the
+        rows, such as the versions of model and data. measure(start, stop): those rows.
+        Rows are written every few seconds, and when `measure` raises or is interrupted.
         """
-        digest = hashlib.sha256(json.dumps([stage, what], sort_keys=True).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(json.dumps([stage, key], sort_keys=True).encode()).hexdigest()[:16]
         path = self.folder / f"{stage.replace(' ', '_')}-{digest}.npz"
         columns = _read(path)
         done = written = _length(columns)
         if done:
-            self.spared += float(columns[SECONDS][:n].sum())
-        last = time.monotonic()
+            self.saved_seconds += float(columns[SECONDS][:n].sum())
+        last_write = time.monotonic()
         try:
             while done < n:
-                begun = time.monotonic()
+                start = time.monotonic()
                 new = measure(done, min(done + chunk, n))
-                rows = _length(new)
-                new = new | {SECONDS: np.full(rows, (time.monotonic() - begun) / rows)}
-                columns = {name: np.concatenate([columns[name], more]) for name, more in new.items()} if done else new
+                count = _length(new)
+                new = new | {SECONDS: np.full(count, (time.monotonic() - start) / count)}
+                columns = {name: np.concatenate([columns[name], rows]) for name, rows in new.items()} if done else new
                 done = _length(columns)
-                self.on_progress(Progress(f"{stage} {of}".strip(), done, n))
-                if time.monotonic() - last > EVERY_S:
+                self.on_progress(Progress(f"{stage} {subject}".strip(), done, n))
+                if time.monotonic() - last_write > WRITE_INTERVAL_S:
                     self._write(path, columns)
-                    written, last = done, time.monotonic()
+                    written, last_write = done, time.monotonic()
         finally:
             if done > written:
                 self._write(path, columns)
@@ -76,7 +76,7 @@ class Store:
 
     def _write(self, path: Path, columns: Columns) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / ".gitignore").write_text("*\n")  # it can all be measured again
+        (self.folder / ".gitignore").write_text("*\n")  # the measurements can be repeated
 
         def write(new: Path) -> None:
             with new.open("wb") as file:
@@ -90,7 +90,7 @@ def _length(columns: Columns) -> int:
 
 
 def _read(path: Path) -> Columns:
-    """What is stored; nothing where there is none, or where it is damaged and has to be measured again."""
+    """Return the stored columns; none if the file is missing, or damaged and to be measured again."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             columns = {name: stored[name] for name in stored.files}

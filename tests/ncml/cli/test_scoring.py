@@ -1,4 +1,4 @@
-"""`ncml calibrate`, `score` and `drift`, one after the other, as a person who watches over pictures uses them."""
+"""`ncml calibrate`, `score` and `drift`, in the order in which a user runs them."""
 
 import csv
 import json
@@ -27,16 +27,16 @@ def run(tmp_path: Path, model: ncml.Model, monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NCML_MODELS", str(tmp_path / "models"))
 
-    def ncml_(*arguments: str) -> subprocess.CompletedProcess[str]:
+    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
         status = cli.main(arguments)
         return subprocess.CompletedProcess(arguments, status, *capsys.readouterr())
 
-    return ncml_
+    return command
 
 
 def write(folder: Path, count: int, seed: int, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for i, pixels in enumerate(nets.pictures(count, *size, seed=seed).numpy()):
+    for i, pixels in enumerate(nets.images(count, *size, seed=seed).numpy()):
         Image.fromarray(pixels).convert(mode).save(folder / f"{i:03}.png")
 
 
@@ -45,7 +45,7 @@ def calibrated(run: Run, tmp_path: Path) -> Run:
     write(tmp_path / "good", 84, 1)
     done = run("calibrate", "--model", "loud", "--data", "good", "--unseen")
     assert done.returncode == 0, done.stderr
-    assert "fitted on 24 pictures, ranked by 60" in done.stdout
+    assert "estimated on 24 images, ranked by 60" in done.stdout
     assert "the smallest p is 0.016" in done.stdout
     return run
 
@@ -55,20 +55,20 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_calibrate_tells_what_it_made(run: Run, tmp_path: Path) -> None:
+def test_calibrate_reports_the_calibration(run: Run, tmp_path: Path) -> None:
     write(tmp_path / "good", 84, 1)
-    (tmp_path / "good" / "999.png").write_text("no picture")
+    (tmp_path / "good" / "999.png").write_text("not an image")
     done = run("calibrate", "--model", "loud", "--data", "good", "--unseen", "--tolerate", "jpeg,resize", "--json")
-    told = json.loads(done.stdout)
+    result = json.loads(done.stdout)
     model = ncml.load(tmp_path / "models" / "loud")
     assert model.calibration is not None
-    assert told["calibration"] == model.calibration.version
-    assert told["threshold"] == model.calibration.thresholds["multiscale"]
-    assert (told["n_fit"], told["n_rank"], told["skipped"]) == (24, 60, 1)
-    assert told["tolerate"] == list(model.calibration.tolerate) == ["jpeg", "resize"]
+    assert result["calibration"] == model.calibration.version
+    assert result["threshold"] == model.calibration.thresholds["multiscale"]
+    assert (result["n_fit"], result["n_rank"], result["skipped"]) == (24, 60, 1)
+    assert result["tolerate"] == list(model.calibration.tolerate) == ["jpeg", "resize"]
 
 
-def test_the_held_out_parts_are_used_unless_nothing_was_trained_on(run: Run, tmp_path: Path) -> None:
+def test_the_held_out_parts_are_used_without_unseen(run: Run, tmp_path: Path) -> None:
     write(tmp_path / "good", 84, 1)
     done = run("calibrate", "--model", "loud", "--data", "good")
     assert done.returncode == 2
@@ -78,7 +78,7 @@ def test_the_held_out_parts_are_used_unless_nothing_was_trained_on(run: Run, tmp
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--limit", "0"], "--limit must be more than 0"),
         (["--tolerate", "jpg"], "no change 'jpg' to tolerate: did you mean jpeg?"),
@@ -90,31 +90,44 @@ def test_the_held_out_parts_are_used_unless_nothing_was_trained_on(run: Run, tmp
         ),
         (["--tile", "--tolerate", "jpeg"], "leave out it or --tile"),
         (["--tile", "--tile-size", "4"], "at least the model's 8 pixels"),
-        (["--tile", "--data", "nothing"], "nothing is no folder"),
+        (["--tile", "--data", "nothing"], "nothing is not a folder"),
         (["--data", "empty"], "no readable picture"),
         (["--tile", "--data", "empty"], "0 ranking images cannot support"),
         (["--tile", "--data", "tiny"], "smaller than a tile"),
     ],
 )
-def test_what_cannot_be_calibrated_is_said_in_a_line(run: Run, tmp_path: Path, arguments: list[str], said: str) -> None:
+def test_an_impossible_calibration_is_refused_in_one_line(
+    run: Run, tmp_path: Path, arguments: list[str], message: str
+) -> None:
     write(tmp_path / "good", 84, 1)
     write(tmp_path / "tiny", 3, 1, (6, 6))
     (tmp_path / "empty").mkdir()
     data = [] if "--data" in arguments else ["--data", "good"]
     done = run("calibrate", "--model", "loud", *arguments, *data)
     assert (done.returncode, done.stdout) == (2, "")
-    assert said in done.stderr
+    assert message in done.stderr
     assert done.stderr.count("\n") == 1
 
 
 def test_a_folder_is_scored_into_a_table(calibrated: Run, tmp_path: Path) -> None:
     write(tmp_path / "new" / "deep", 70, 2)
     write(tmp_path / "new", 3, 3, mode="L")
-    (tmp_path / "new" / "deep" / "030.png").write_bytes(b"\x89PNG but no picture")
-    asked = ("score", "new", "--model", "loud", "--output", "t.csv", "--statistics", "llr,typicality", "--fdr", "0.2")
-    done = calibrated(*asked)
+    (tmp_path / "new" / "deep" / "030.png").write_bytes(b"\x89PNG but not an image")
+    arguments = (
+        "score",
+        "new",
+        "--model",
+        "loud",
+        "--output",
+        "t.csv",
+        "--statistics",
+        "llr,typicality",
+        "--fdr",
+        "0.2",
+    )
+    done = calibrated(*arguments)
     assert done.returncode == 0, done.stderr
-    assert "72 pictures" in done.stdout
+    assert "72 images" in done.stdout
     assert "discoveries at a false discovery rate of 0.2" in done.stdout
     assert "1 file was skipped" in done.stderr
     table = rows(tmp_path / "t.csv")
@@ -137,32 +150,32 @@ def test_a_folder_is_scored_into_a_table(calibrated: Run, tmp_path: Path) -> Non
     assert {row["discovery"] for row in table} <= {"", "0", "1"}
 
 
-def test_a_run_that_was_cut_off_goes_on(calibrated: Run, tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes(calibrated: Run, tmp_path: Path) -> None:
     write(tmp_path / "new", 70, 2)
-    asked = ("score", "new", "--model", "loud", "--output", "t.csv")
-    assert calibrated(*asked).returncode == 0
+    arguments = ("score", "new", "--model", "loud", "--output", "t.csv")
+    assert calibrated(*arguments).returncode == 0
     whole = (tmp_path / "t.csv").read_text()
     lines = whole.splitlines(keepends=True)
     marked = [*lines[:2], lines[2].replace(lines[2].split(",")[1], "123.0"), *lines[3:40], lines[40][:7]]
     (tmp_path / "t.csv").unlink()
     (tmp_path / "t.csv.part").write_text("".join(marked))
-    assert calibrated(*asked).returncode == 0
+    assert calibrated(*arguments).returncode == 0
     table = rows(tmp_path / "t.csv")
     assert len(table) == 70
-    assert table[1]["bpd"] == "123.0"  # what was there was not computed again
+    assert table[1]["bpd"] == "123.0"  # rows on disk are not computed again
     assert [row["file"] for row in table] == [line.split(",")[0] for line in lines[1:]]
     (tmp_path / "t.csv.part").write_text("".join(marked))
     for other in (["--statistic", "llr"], ["--noise", "2"], ["--class", "a"], ["--only-bpd"], ["--statistics", "llr"]):
-        done = calibrated(*asked, *other)
+        done = calibrated(*arguments, *other)
         assert done.returncode == 2, other
         assert "was started by another command or model" in done.stderr
     (tmp_path / "new" / "000a.png").write_bytes((tmp_path / "new" / "000.png").read_bytes())
-    done = calibrated(*asked)
+    done = calibrated(*arguments)
     assert done.returncode == 2
     assert "was started on other files" in done.stderr
 
 
-def test_a_run_survives_whatever_file_it_meets(calibrated: Run, tmp_path: Path) -> None:
+def test_a_run_skips_unreadable_files(calibrated: Run, tmp_path: Path) -> None:
     write(tmp_path / "new", 4, 2)
     (tmp_path / "new" / "000.png").write_bytes(b"")
     (tmp_path / "new" / "001.png").unlink()
@@ -178,46 +191,46 @@ def test_a_run_survives_whatever_file_it_meets(calibrated: Run, tmp_path: Path) 
     assert done.stderr.endswith("4 files were skipped\n")
 
 
-def test_a_name_that_is_not_utf_8_is_told_with_an_escape(calibrated: Run, tmp_path: Path) -> None:
+def test_a_name_that_is_not_utf_8_is_printed_with_an_escape(calibrated: Run, tmp_path: Path) -> None:
     write(tmp_path / "new", 2, 2)
     (tmp_path / "new" / "000.png").rename(tmp_path / "new" / os.fsdecode(b"caf\xe9.png"))
-    (tmp_path / "new" / os.fsdecode(b"\xe9.txt")).write_text("no picture")
-    asked = ("score", "new", "--model", "loud")
+    (tmp_path / "new" / os.fsdecode(b"\xe9.txt")).write_text("not an image")
+    arguments = ("score", "new", "--model", "loud")
     names = ["new/001.png", "new/caf\\xe9.png", "new/\\xe9.txt"]
     for table in ("t.csv", "t.parquet"):
-        done = calibrated(*asked, "--output", table)
+        done = calibrated(*arguments, "--output", table)
         assert done.returncode == 0, done.stderr
         assert "skipped: new/\\xe9.txt is not an image" in done.stderr
         assert [row["file"] for row in read(tmp_path / table, ["file"])] == names
-    done = calibrated(*asked, "--map", "maps")
+    done = calibrated(*arguments, "--map", "maps")
     assert [line.split()[-1] for line in done.stdout.splitlines()] == names[:2]
     assert (tmp_path / "maps" / "new" / "caf\\xe9.png.png").is_file()
-    assert [row["file"] for row in json.loads(calibrated(*asked, "--json").stdout)["results"]] == names[:2]
+    assert [row["file"] for row in json.loads(calibrated(*arguments, "--json").stdout)["results"]] == names[:2]
     (tmp_path / "t.csv.part").write_text((tmp_path / "t.csv").read_text())
-    assert calibrated(*asked, "--output", "t.csv").returncode == 0  # it was taken up, and nothing was left to do
+    assert calibrated(*arguments, "--output", "t.csv").returncode == 0  # it resumes, and nothing is left to do
     assert calibrated("calibrate", "--model", "loud", "--data", "new", "--unseen").stderr.startswith("ncml: 2 images")
 
 
-def test_json_has_everything(calibrated: Run, tmp_path: Path) -> None:
+def test_json_has_every_result(calibrated: Run, tmp_path: Path) -> None:
     write(tmp_path / "new", 3, 2)
     done = calibrated("score", "new", "--model", "loud", "--statistics", "all", "--statistic", "llr", "--json")
-    told = json.loads(done.stdout)
-    assert (told["pictures"], told["skipped"], told["false_positive_rate"]) == (3, 0, 0.05)
-    assert {"bpd", "llr", "multiscale", "score_norm_0", "p_value", "is_ood"} <= told["results"][0].keys()
-    assert told["results"][0]["statistic"] == "llr"
-    assert told["results"][0]["score"] == told["results"][0]["llr"]
+    result = json.loads(done.stdout)
+    assert (result["pictures"], result["skipped"], result["false_positive_rate"]) == (3, 0, 0.05)
+    assert {"bpd", "llr", "multiscale", "score_norm_0", "p_value", "is_ood"} <= result["results"][0].keys()
+    assert result["results"][0]["statistic"] == "llr"
+    assert result["results"][0]["score"] == result["results"][0]["llr"]
 
 
-def test_bits_per_dim_are_those_asked_for_whatever_else_is_told(calibrated: Run, tmp_path: Path) -> None:
+def test_bits_per_dim_follow_the_conditions_whatever_the_statistics(calibrated: Run, tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     write(tmp_path / "new", 3, 2)
     model = ncml.load(tmp_path / "models" / "loud")
     pixels = np.stack([images.open_image(path) for path in sorted((tmp_path / "new").iterdir())])
-    for asked, how in (([], {}), (["--noise", "5", "--class", "a"], {"noise": 5, "classes": "a"})):
-        expected = pytest.approx([score.bpd for score in model.score(pixels, **how)], rel=1e-5)
-        common = ("score", "new", "--model", "loud", "--statistics", "all", *asked)
-        told = json.loads(calibrated(*common, "--json").stdout)
-        assert [row["bpd"] for row in told["results"]] == expected
+    for options, conditions in (([], {}), (["--noise", "5", "--class", "a"], {"noise": 5, "classes": "a"})):
+        expected = pytest.approx([score.bpd for score in model.score(pixels, **conditions)], rel=1e-5)
+        common = ("score", "new", "--model", "loud", "--statistics", "all", *options)
+        result = json.loads(calibrated(*common, "--json").stdout)
+        assert [row["bpd"] for row in result["results"]] == expected
         assert calibrated(*common, "--output", "t.parquet").returncode == 0
         table = parquet.read_table(tmp_path / "t.parquet")
         assert len(set(table.column_names)) == len(table.column_names)
@@ -228,7 +241,7 @@ def test_bits_per_dim_are_those_asked_for_whatever_else_is_told(calibrated: Run,
     assert "leave one of them out" in done.stderr
 
 
-def test_lines_tell_the_verdict(calibrated: Run, tmp_path: Path) -> None:
+def test_lines_contain_the_verdict(calibrated: Run, tmp_path: Path) -> None:
     write(tmp_path / "new", 2, 2)
     noise = 255 * np.random.default_rng(0).integers(0, 2, (8, 8, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "new" / "odd.png")
@@ -236,10 +249,10 @@ def test_lines_tell_the_verdict(calibrated: Run, tmp_path: Path) -> None:
     odd = next(line for line in done.stdout.splitlines() if "odd.png" in line)
     assert "p 0.0164 OOD *" in odd
     assert done.stdout.count("OOD") == 1
-    assert "3 pictures, 1 flagged" in done.stderr
+    assert "3 images, 1 flagged" in done.stderr
 
 
-def test_maps_are_written_beside_the_names(calibrated: Run, tmp_path: Path) -> None:
+def test_maps_are_written_under_the_names_of_their_images(calibrated: Run, tmp_path: Path) -> None:
     write(tmp_path / "new" / "deep", 2, 2)
     assert calibrated("score", "new", "--model", "loud", "--map", "maps").returncode == 0
     image = images.open_image(tmp_path / "maps" / "new" / "deep" / "001.png.png")
@@ -255,42 +268,42 @@ def test_without_a_calibration_there_are_no_verdicts(run: Run, tmp_path: Path) -
     assert done.returncode == 0
     assert " p " not in done.stdout
     assert "no verdicts: this model is not calibrated: run ncml calibrate" in done.stderr
-    told = json.loads(run("score", "new", "--model", "loud", "--statistics", "all", "--json").stdout)
-    assert told["uncalibrated"].startswith("this model is not calibrated")
-    assert "p_value" not in told["results"][0]
-    assert run("score", "new", "--model", "loud", "--only-bpd").stderr == "2 pictures\n"
+    result = json.loads(run("score", "new", "--model", "loud", "--statistics", "all", "--json").stdout)
+    assert result["uncalibrated"].startswith("this model is not calibrated")
+    assert "p_value" not in result["results"][0]
+    assert run("score", "new", "--model", "loud", "--only-bpd").stderr == "2 images\n"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        (["score", "empty"], "no picture in empty"),
-        (["score", "empty", "--output", "t.csv"], "no picture in empty"),
+        (["score", "empty"], "no image in empty"),
+        (["score", "empty", "--output", "t.csv"], "no image in empty"),
         (["score", "junk", "--output", "t.csv"], "junk/a.txt is not an image"),
         (["score", "new", "--output", "t.txt"], "must end in .csv or .parquet"),
         (["score", "new", "--fdr", "0.1"], "--fdr needs p-values: this model is not calibrated"),
         (["score", "new", "--fdr", "2"], "false discovery rate must be more than 0"),
         (["score", "new", "--statistics", "lr"], "no statistic 'lr'"),
-        (["score", "new", "--tile-size", "16"], "--tile-size is for --tile"),
-        (["score", "new", "--tile", "--class", "a"], "leave other options out"),
+        (["score", "new", "--tile-size", "16"], "--tile-size needs --tile"),
+        (["score", "new", "--tile", "--class", "a"], "leave out the other options"),
         (["score", "new", "--tile"], "tiles cannot be scored: this model is not calibrated"),
         (["drift", "new"], "drift is measured against a calibration, but this model is not calibrated"),
         (["drift"], "nothing to compare"),
     ],
 )
-def test_what_cannot_be_scored_is_said_in_a_line(run: Run, tmp_path: Path, arguments: list[str], said: str) -> None:
+def test_an_impossible_score_is_refused(run: Run, tmp_path: Path, arguments: list[str], message: str) -> None:
     write(tmp_path / "new", 2, 2)
     (tmp_path / "empty").mkdir()
     (tmp_path / "junk").mkdir()
     (tmp_path / "junk" / "a.txt").write_text("a")
     done = run(*arguments, "--model", "loud")
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
-    assert said in done.stderr
+    assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert not list(tmp_path.glob("t.*"))
 
 
-def test_whole_pictures_are_judged_by_their_tiles(run: Run, tmp_path: Path) -> None:
+def test_large_images_are_judged_by_their_tiles(run: Run, tmp_path: Path) -> None:
     write(tmp_path / "good", 28, 3, (24, 20))
     write(tmp_path / "new", 3, 2, (24, 20))
     (tmp_path / "good" / "junk.png").write_text("junk")
@@ -299,25 +312,25 @@ def test_whole_pictures_are_judged_by_their_tiles(run: Run, tmp_path: Path) -> N
     broken[6:, 6:] = 255 * np.random.default_rng(0).integers(0, 2, (18, 14, 3))
     Image.fromarray(broken).save(tmp_path / "new" / "001.png")
     made = run("calibrate", "--model", "loud", "--data", "good", "--tile")
-    assert "fitted on 8 pictures by their tiles, ranked by 20  (2 could not be read)" in made.stdout, made.stderr
-    asked = ("score", "new", "--model", "loud", "--tile")
-    told = json.loads(run(*asked, "--json", "--map", "maps").stdout)
-    flagged = [row["is_ood"] for row in told["results"]]
+    assert "estimated on 8 images by their tiles, ranked by 20  (2 could not be read)" in made.stdout, made.stderr
+    arguments = ("score", "new", "--model", "loud", "--tile")
+    result = json.loads(run(*arguments, "--json", "--map", "maps").stdout)
+    flagged = [row["is_ood"] for row in result["results"]]
     assert flagged[1]
-    assert told["results"][1]["p_value"] == 1 / 21
-    assert all(told["results"][1][side] + 8 > 6 for side in ("left", "top"))
+    assert result["results"][1]["p_value"] == 1 / 21
+    assert all(result["results"][1][side] + 8 > 6 for side in ("left", "top"))
     assert np.load(tmp_path / "maps" / "new" / "001.png.npz")["map"].shape == (24, 20)
     assert images.open_image(tmp_path / "maps" / "new" / "001.png.png").shape == (24, 20, 3)
-    assert run(*asked, "--output", "t.csv").returncode == 0
+    assert run(*arguments, "--output", "t.csv").returncode == 0
     assert [row["is_ood"] for row in rows(tmp_path / "t.csv")] == [str(int(f)) for f in flagged]
-    assert "p 0.0476 OOD  new/001.png" in run(*asked).stdout
+    assert "p 0.0476 OOD  new/001.png" in run(*arguments).stdout
     write(tmp_path / "new" / "tiny", 1, 1, (6, 6))
-    assert "skipped: new/tiny/000.png: an image of 6 x 6 pixels is smaller than a tile" in run(*asked).stderr
-    other = run(*asked, "--tile-size", "16")
+    assert "skipped: new/tiny/000.png: an image of 6 x 6 pixels is smaller than a tile" in run(*arguments).stderr
+    other = run(*arguments, "--tile-size", "16")
     assert "tiles were calibrated at 8 x 8 pixels" in other.stderr
 
 
-def test_drift_is_told_by_the_exit_status(calibrated: Run, tmp_path: Path) -> None:
+def test_the_exit_status_reports_drift(calibrated: Run, tmp_path: Path) -> None:
     write(tmp_path / "same", 60, 7)
     done = calibrated("drift", "same", "--model", "loud", "--plot", "d.png")
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "no drift found"), done.stderr
@@ -328,13 +341,13 @@ def test_drift_is_told_by_the_exit_status(calibrated: Run, tmp_path: Path) -> No
         Image.fromarray(255 * rng.integers(0, 2, (8, 8, 3), np.uint8)).save(tmp_path / "other" / f"{i}.png")
     assert calibrated("score", "other", "--model", "loud", "--output", "t.parquet").returncode == 0
     done = calibrated("drift", "t.parquet", "--model", "loud", "--json")
-    told = json.loads(done.stdout)
+    result = json.loads(done.stdout)
     assert done.returncode == 1
-    assert told["drifted"] is True
-    assert (told["images"], told["flagged"]) == (40, 1.0)
+    assert result["drifted"] is True
+    assert (result["images"], result["flagged"]) == (40, 1.0)
 
 
-def test_drift_counts_what_it_could_not_read(calibrated: Run, tmp_path: Path) -> None:
+def test_drift_counts_unreadable_files(calibrated: Run, tmp_path: Path) -> None:
     write(tmp_path / "new", 21, 7)
     (tmp_path / "new" / "junk.png").write_text("junk")
     assert calibrated("drift", "new", "--model", "loud").stderr.endswith("1 file was skipped\n")
@@ -350,13 +363,13 @@ def test_a_table_of_another_calibration_is_refused(calibrated: Run, tmp_path: Pa
     assert "t.csv was scored by another model, calibration or statistic" in done.stderr
 
 
-@pytest.mark.parametrize("asked", [["--noise", "5"], ["--class", "a"]])
+@pytest.mark.parametrize("options", [["--noise", "5"], ["--class", "a"]])
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 def test_a_table_under_other_conditions_is_refused(
-    calibrated: Run, tmp_path: Path, asked: list[str], suffix: str
+    calibrated: Run, tmp_path: Path, options: list[str], suffix: str
 ) -> None:
     write(tmp_path / "new", 22, 2)
-    assert calibrated("score", "new", "--model", "loud", "--output", f"t.{suffix}", *asked).returncode == 0
+    assert calibrated("score", "new", "--model", "loud", "--output", f"t.{suffix}", *options).returncode == 0
     done = calibrated("drift", f"t.{suffix}", "--model", "loud")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert f"t.{suffix} was scored with --class or --noise" in done.stderr
@@ -370,4 +383,4 @@ def test_a_table_with_words_for_numbers_is_refused(calibrated: Run, tmp_path: Pa
     (tmp_path / "t.csv").write_text(text.replace(rows(tmp_path / "t.csv")[3]["bpd"], cell))
     done = calibrated("drift", "t.csv", "--model", "loud")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert f"t.csv has '{cell}' where a number belongs" in done.stderr
+    assert f"t.csv has '{cell}' where a number is expected" in done.stderr

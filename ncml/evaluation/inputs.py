@@ -1,0 +1,98 @@
+"""The inputs of an evaluation: the models, the sets of images, and the number of images taken of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from ncml.errors import InputError
+from ncml.evaluation import image_sets
+from ncml.evaluation.cache import MeasurementCache
+from ncml.evaluation.image_sets import ImageSet
+from ncml.model import Model
+
+LIMITS = {
+    "likelihood": 10_000,
+    "sanity": 1_000,
+    "robustness": 500,
+    "ood": 1_000,
+    "samples": 10_000,
+    "fid": 10_000,
+    "sweep": 256,
+    "solvers": 256,
+}
+"""Images of a set that each kind takes, at most, unless `--limit` changes it. For fid these are also the samples drawn;
+sweep are the samples for each point of quality against steps and start noise, solvers those of each solver."""
+
+MIN_IMAGES = 8
+"""Images in a set, at least: bootstrap samples of fewer are too often alike."""
+
+
+@dataclass
+class Inputs:
+    """Models and image sets; each set is read once."""
+
+    models: dict[str, Model]
+    """By label: the name, with the version if two have the same."""
+    data: str
+    ood: Sequence[str]
+    cache: MeasurementCache
+    limits: dict[str, int] = field(default_factory=lambda: dict(LIMITS))
+    notes: list[str] = field(default_factory=list)
+    """What a reader must know about the in-distribution set."""
+    loaded: dict[tuple[str, int, int, str], ImageSet] = field(default_factory=dict)
+    """By source, height, width and split."""
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """The name of each set by its source."""
+        return image_sets.name_sources((self.data, *self.ood, *image_sets.GENERATED))
+
+    @property
+    def data_name(self) -> str:
+        """The name of the in-distribution set."""
+        return self.names[self.data]
+
+    def test_images(self, model: Model, kind: str) -> ImageSet:
+        """Return the in-distribution test images for a kind of evaluation, at the model's size."""
+        images = self.images(self.data, model, kind)
+        self.notes += [note for note in images.notes if note not in self.notes]
+        return images
+
+    def images(self, source: str, model: Model, kind: str, *, split: str = "") -> ImageSet:
+        """Return a set at the model's size, as many images as the kind's limit.
+
+        split: overrides the split of the source, or test.
+        """
+        key = (source, model.height, model.width, split)
+        if key not in self.loaded:
+            name = self.names[source]
+            self.loaded[key] = image_sets.load(
+                source, model.height, model.width, split=split, name=name, on_progress=self.cache.on_progress
+            )
+        images = self.loaded[key]
+        if len(images) < MIN_IMAGES:
+            raise InputError("data", f"{source} has {len(images)} images; give a set of at least {MIN_IMAGES}.")
+        return images.first(self.limits[kind])
+
+
+def parse_limits(options: Sequence[str]) -> dict[str, int]:
+    """Apply options to `LIMITS`: `500` is a maximum for every kind, `fid=2000` replaces one kind's limit."""
+    limits = dict(LIMITS)
+    for option in sorted(options, key=lambda option: "=" in option):
+        kind, equals, count = option.rpartition("=")
+        if not count.isdecimal() or int(count) < MIN_IMAGES or (equals and kind not in LIMITS):
+            remedy = f"{MIN_IMAGES} or more, for all kinds or as KIND=COUNT for one of {', '.join(LIMITS)}"
+            raise InputError("limit", f"--limit {option} is not valid: give {remedy}.")
+        limits |= {kind: int(count)} if equals else {name: min(value, int(count)) for name, value in limits.items()}
+    return limits
+
+
+def label_models(models: Sequence[Model]) -> dict[str, Model]:
+    """Label models by name, with part of the version if a name occurs twice; the same model counts once."""
+    distinct = list({model.version: model for model in models}.values())
+    names = [model.name for model in distinct]
+    return {
+        model.name if names.count(model.name) == 1 else f"{model.name}-{model.version[:8]}": model for model in distinct
+    }

@@ -1,0 +1,100 @@
+"""What evaluations compute, against slow or known answers."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from scipy import linalg
+
+import ncml
+from ncml.evaluation import bootstrap
+from ncml.evaluation.features import frechet_distance, kernel_distance
+from ncml.evaluation.likelihood import bits, flip
+from ncml.evaluation.sanity import seven_bit_bits
+from ncml.network.likelihood import from_uint8
+from tests.ncml import nets
+
+RNG = np.random.default_rng(0)
+
+
+def test_flips_are_of_lowest_bits_and_do_not_depend_on_the_chunk() -> None:
+    pixels = nets.images(20).numpy()
+    np.testing.assert_array_equal(flip(pixels, 0), pixels)
+    np.testing.assert_array_equal(flip(pixels, 1), pixels ^ 1)
+    half = flip(pixels, 0.5)
+    assert set(np.unique(half ^ pixels)) == {0, 1}
+    assert (half != pixels).mean() == pytest.approx(0.5, abs=0.03)
+    np.testing.assert_array_equal(np.concatenate([flip(pixels[:7], 0.5), flip(pixels[7:], 0.5, 7)]), half)
+
+
+def test_bits_agree_with_the_model_s_scores(model: ncml.Model) -> None:
+    pixels = nets.images(3).numpy()
+    expected = [score.bpd for score in model.score(pixels, ood=False)]
+    assert bits(model.network, from_uint8(torch.from_numpy(pixels))) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_seven_bit_marginal_sums_the_settings_of_a_pixels_lowest_bits(model: ncml.Model) -> None:
+    """Checked at the last pixel, whose settings change no context."""
+    pixels = nets.images(1).numpy()
+    settings = np.repeat(pixels, 8, 0)
+    settings[:, -1, -1] = (pixels[0, -1, -1] & 254) | np.array(list(itertools.product((0, 1), repeat=3)), np.uint8)
+    maps = np.stack([score.map for score in model.score(settings, map=True, ood=False)])  # type: ignore[misc]
+    last = -np.log2(np.exp2(-3.0 * maps[:, -1, -1]).sum())
+    other = pixels.copy()
+    other[0, -1, -1] ^= 254  # another upper part of the last pixel alone
+    settings[:, -1, -1] ^= 254
+    maps = np.stack([score.map for score in model.score(settings, map=True, ood=False)])  # type: ignore[misc]
+    last_of_other = -np.log2(np.exp2(-3.0 * maps[:, -1, -1]).sum())
+    difference = seven_bit_bits(model.network, pixels) - seven_bit_bits(model.network, other)
+    assert difference[0] * pixels.size == pytest.approx(last - last_of_other, abs=1e-3)
+
+
+def test_random_lowest_bits_cost_at_least_a_bit(model: ncml.Model) -> None:
+    pixels = flip(nets.images(64).numpy(), 0.5)
+    spent_bits = bits(model.network, from_uint8(torch.from_numpy(pixels)))
+    assert (seven_bit_bits(model.network, pixels) < spent_bits).all()
+    assert (seven_bit_bits(model.network, pixels) + 1).mean() <= spent_bits.mean() + 0.01
+
+
+def test_auroc_counts_pairs_and_fpr95_its_share() -> None:
+    inside, outside = RNG.normal(size=80), RNG.normal(1, size=60)
+    pairs = (outside[:, None] > inside).mean()
+    auroc, _, fpr95 = bootstrap.detection_rates(inside, outside)
+    assert auroc == pytest.approx(pairs)
+    threshold = np.sort(outside)[3]  # 57 of 60, or 95 %, are at least this
+    assert fpr95 == pytest.approx((inside >= threshold).mean())
+    perfect = bootstrap.estimate_detection(inside, inside.max() + 1 + np.arange(60.0))
+    assert {name: rate.value for name, rate in perfect.items()} == {"auroc": 1, "aupr": 1, "fpr95": 0}
+
+
+def test_two_equal_sets_are_flagged_equally() -> None:
+    same = RNG.normal(size=200)
+    assert bootstrap.detection_rates(same, same) == (pytest.approx(0.5), pytest.approx(0.5, abs=0.01), 0.95)
+
+
+def test_an_interval_has_its_coverage() -> None:
+    estimates = [bootstrap.mean(RNG.normal(2, 3, size=100)) for _ in range(100)]
+    assert 88 <= sum(estimate.low <= 2 <= estimate.high for estimate in estimates) <= 100
+
+
+def test_frechet_distance_is_that_of_gaussians() -> None:
+    a, b = (RNG.normal(size=(500, 6)) @ RNG.normal(size=(6, 6)) + shift for shift in (0, 1))
+    root = np.asarray(linalg.sqrtm(np.cov(a.T) @ np.cov(b.T))).real
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root)
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
+
+
+def test_kernel_distance_is_unbiased() -> None:
+    a, b = RNG.normal(size=(30, 4)), RNG.normal(size=(20, 4))
+
+    def k(x: np.ndarray, y: np.ndarray) -> float:
+        return float((x @ y / 4 + 1) ** 3)
+
+    within = [np.mean([k(x[i], x[j]) for i in range(len(x)) for j in range(len(x)) if i != j]) for x in (a, b)]
+    between = np.mean([k(x, y) for x in a for y in b])
+    assert kernel_distance(a, b).value == pytest.approx(sum(within) - 2 * between)
+    same = [kernel_distance(RNG.normal(size=(20, 4)), RNG.normal(size=(20, 4))).value for _ in range(40)]
+    assert abs(np.mean(same)) < 4 * np.std(same) / np.sqrt(40)
+    assert kernel_distance(a, b + 2).low > 0

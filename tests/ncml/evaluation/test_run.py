@@ -1,0 +1,170 @@
+"""`ncml evaluate`: the folder that it fills, that it resumes, and its answers to bad input."""
+
+import csv
+import json
+import subprocess
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ncml.cli import main as cli
+from ncml.config import SOLVERS
+from ncml.evaluation import run
+from tests.ncml import nets
+from tests.ncml.nets import save_images
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture
+def evaluate(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NCML_MODELS", str(models))
+    save_images(tmp_path / "cifar10", nets.images(24, seed=2).numpy())
+    save_images(tmp_path / "noise", RNG.integers(256, size=(15, 8, 8, 3), dtype=np.uint8))
+
+    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+        status = cli.main(["evaluate", *arguments, "--data", "cifar10", "--out", "out"])
+        return subprocess.CompletedProcess(arguments, status, *capsys.readouterr())
+
+    return command
+
+
+def without_provenance(answer: dict[str, Any]) -> dict[str, Any]:
+    assert "PyTorch" in answer["made"]["machine"]
+    return {name: value for name, value in answer.items() if name != "made"}
+
+
+@pytest.mark.timeout(300)
+def test_all_fills_a_folder_and_resumes(evaluate: Run, tmp_path: Path) -> None:
+    small = (
+        "--limit",
+        "16",
+        "--limit",
+        "sweep=8",
+        "--limit",
+        "solvers=8",
+        "--ood",
+        "noise",
+        "--model",
+        "mine",
+        "--json",
+    )
+    done = evaluate("all", *small)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert list(answer) == list(run.KINDS)
+    assert all("not_measured" not in section for section in answer.values()), answer
+    bpd = answer["likelihood"]["bpd"]
+    assert list(bpd) == ["0", "0.5", "1"]
+    assert bpd["0"]["n"] == 16
+    assert bpd["0"]["interval"][0] < bpd["0"]["value"] < bpd["0"]["interval"][1]
+    assert answer["sanity"]["compression"]["decodes_exactly"] is True
+    assert set(answer["ood"]["auroc"]) == {"noise", "constant", "uniform"}
+    low, high = answer["ood"]["intervals"]["auroc"]["noise"]["multiscale"]
+    assert low <= answer["ood"]["auroc"]["noise"]["multiscale"] <= high
+    assert answer["ood"]["n"] == {"cifar10": 16, "noise": 15, "constant": 16, "uniform": 16}
+    measured = answer["fid"]["measured"]
+    assert [quality["n"] for quality in measured.values()] == [16] * 3
+    assert [method for method in measured if "refined" in method] == [
+        f"noisy at {noise} grey levels, refined (Tweedie)" for noise in ("10", "2.5")
+    ]
+    compared = answer["fid"]["solvers"]
+    solved = [f"{solver}, {steps} step{'s'[: steps > 1]}" for solver, steps in SOLVERS.items()]
+    assert {method: quality["n"] for method, quality in compared.items()} == dict.fromkeys(
+        ("direct (t = 0)", *solved), 8
+    )
+    assert compared["tweedie, 1 step"]["kernel"]["value"] == answer["fid"]["sweep"]["steps"][0]["value"]
+    assert "no floor" in " ".join(answer["fid"]["notes"])  # a folder of images has no splits
+    out = tmp_path / "out"
+    report = (out / "report.md").read_text()
+    made = answer["likelihood"]["made"]
+    assert made["date"] == date.today().isoformat()
+    assert f"{made['machine']}; {made['date']}; this part took {made['took']}" in report
+    for title in ("Table 1", "Figure 2", "Figure 4", "Table 2", "Table 4", "Figures 1 and 5", "published"):
+        assert title in report
+    for file in (line.split("](")[1].rstrip(")") for line in report.splitlines() if line.startswith("![")):
+        with Image.open(out / file) as image:
+            assert image.size[0] > 100
+    rows = list(csv.DictReader((out / "likelihood.csv").read_text().splitlines()))
+    assert rows[0]["model"] == "mine"
+    assert float(rows[0]["pi = 0"]) == pytest.approx(bpd["0"]["value"], abs=1e-5)
+    assert {row["source"] for row in rows[1:]} == {"published"}
+    measured = {path: path.stat().st_mtime_ns for path in (out / "measured").glob("*.npz")}
+    again = evaluate("likelihood", *small)
+    assert without_provenance(json.loads(again.stdout)) == without_provenance(answer["likelihood"])
+    assert {path: path.stat().st_mtime_ns for path in (out / "measured").glob("*.npz")} == measured
+
+
+def test_several_models_stand_side_by_side(evaluate: Run, tmp_path: Path) -> None:
+    both = ("--limit", "8", "--model", "mine", "--model", "mle")
+    done = evaluate("robustness", *both, "--json")
+    assert done.returncode == 0, done.stderr
+    first, second = json.loads(done.stdout)["models"]
+    assert (first["model"]["name"], second["model"]["name"]) == ("mine", "mle")
+    assert (len(first["grey_levels"]), second["grey_levels"]) == (8, [0.0])
+    done = evaluate("samples", *both)
+    assert done.returncode == 0, done.stderr
+    assert "mle, direct" not in done.stdout  # a figure's label
+    assert "out/completions.png" in done.stdout
+    done = evaluate("ood", *both)
+    assert done.returncode == 0, done.stderr
+    assert "mle was left out: this model is not calibrated" in done.stdout
+
+
+def test_unreadable_sets_are_noted_and_the_others_measured(evaluate: Run, tmp_path: Path) -> None:
+    (tmp_path / "noise" / "003.png").write_bytes(b"cut short")
+    (tmp_path / "empty").mkdir()
+    few = ("--limit", "8", "--model", "mine")
+    done = evaluate("ood", *few, "--ood", "empty", "--ood", "noise", "--json")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert set(answer["auroc"]) == {"noise", "constant", "uniform"}
+    notes = " ".join(answer["notes"])
+    assert "empty was left out: 'empty' holds no readable picture" in notes
+    assert "noise: 1 files could not be read" in notes
+
+
+def test_sets_of_one_name_are_kept_apart(evaluate: Run, tmp_path: Path) -> None:
+    save_images(tmp_path / "A" / "cifar10", nets.images(12, seed=3).numpy())
+    save_images(tmp_path / "B" / "cifar10", RNG.integers(256, size=(12, 8, 8, 3), dtype=np.uint8))
+    others = ("--ood", "A/cifar10", "--ood", "B/cifar10", "--ood", "./cifar10")
+    done = evaluate("ood", "--limit", "9", "--model", "mine", *others, "--json")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert set(answer["n"]) == {"cifar10", "A/cifar10", "B/cifar10", "constant", "uniform"}
+    assert answer["data"] == "cifar10"
+    near, far = (answer["auroc"][f"{name}/cifar10"]["multiscale"] for name in "AB")
+    assert near < 0.95 < far
+    assert "./cifar10 was left out: its images are those of the in-distribution set cifar10" in " ".join(
+        answer["notes"]
+    )
+
+
+def test_models_without_noise_have_no_table_of_refinement(evaluate: Run, tmp_path: Path) -> None:
+    done = evaluate("fid", "--limit", "8", "--model", "mle")
+    assert done.returncode == 0, done.stderr
+    assert "direct (t = 0)" in done.stdout
+    assert "Every solver" not in done.stdout + (tmp_path / "out" / "report.md").read_text()
+    assert (tmp_path / "out" / "quality_solvers.csv").read_text().count("\n") == 1
+
+
+def test_mistakes_are_one_line(evaluate: Run, tmp_path: Path) -> None:
+    for arguments, message in [
+        (("ood", "--model", "mle"), "mle: this model is not calibrated"),
+        (("likelihood", "--model", "nobody"), "there is no model 'nobody'"),
+        (("likelihood", "--model", "mine", "--limit", "many"), "--limit many is not valid"),
+        (("everything", "--model", "mine"), "everything"),
+    ]:
+        done = evaluate(*arguments)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done
+        assert message in done.stderr
+    for file in (tmp_path / "cifar10").iterdir():
+        file.unlink()
+    assert "no readable picture" in evaluate("likelihood", "--model", "mine").stderr

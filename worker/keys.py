@@ -1,0 +1,68 @@
+"""Names of the queues and keys in Redis, and the Lua scripts that change them.
+
+    rq:job:{id}              hash: the fields of RQ and of `worker.records`; expires `result_ttl_s` after the job ended
+    rq:queue:ncml:{lane}:{priority}   list: ids of waiting jobs, oldest first
+    ncml:wake:{lane}         list of at most one entry: wakes an idle worker
+    ncml:leases              sorted set: {id}:{token of the attempt} by the time the lease lapses (the server's clock)
+    ncml:events:{id}         stream, capped: every change of state, and progress
+    ncml:blob:{id}           images: uint8, NHWC
+    ncml:blob:{id}:preview   a Preview
+    ncml:workers             sorted set: names of workers; ncml:worker:{name}: what a worker publishes, which lapses
+    rq:wip:*, rq:finished:*, rq:failed:*, rq:canceled:*   RQ's registries, for RQ's tools; nothing here reads them
+
+The scripts build key names themselves, so this needs one Redis (or Valkey) server rather than a cluster.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from worker.contract import Lane, Priority, queue_name
+
+LEASES = "ncml:leases"
+WORKERS = "ncml:workers"
+
+
+def job_key(job_id: str) -> str:
+    """Return the key of a job's hash."""
+    return f"rq:job:{job_id}"
+
+
+def queue_key(name: str) -> str:
+    """Return the key of a queue's list."""
+    return f"rq:queue:{name}"
+
+
+def wake_key(lane: Lane) -> str:
+    """Return the key of the list on which the idle workers of a lane block."""
+    return f"ncml:wake:{lane}"
+
+
+def events_key(job_id: str) -> str:
+    """Return the key of a job's event stream."""
+    return f"ncml:events:{job_id}"
+
+
+def blob_key(job_id: str) -> str:
+    """Return the key of a job's images."""
+    return f"ncml:blob:{job_id}"
+
+
+def preview_key(job_id: str) -> str:
+    """Return the key of the latest preview of a running job."""
+    return f"{blob_key(job_id)}:preview"
+
+
+def worker_key(name: str) -> str:
+    """Return the key of what a worker publishes."""
+    return f"ncml:worker:{name}"
+
+
+def queue_names(lanes: Sequence[Lane]) -> list[str]:
+    """Return the queues of some lanes: every high-priority queue first."""
+    return [queue_name(lane, priority) for priority in Priority for lane in lanes]
+
+
+def script(client: Any, name: str) -> Any:
+    """Register an atomic script of `lua/`; call it as `script(keys=..., args=..., client=...)`."""
+    return client.register_script((Path(__file__).parent / "lua" / f"{name}.lua").read_text())

@@ -1,0 +1,140 @@
+"""The record of a job in Redis: RQ's fields and ours, how they are written, and the views and events read from them."""
+
+import json
+import time
+import zlib
+from typing import Any
+
+from rq.job import Job as RqJob
+from rq.serializers import JSONSerializer
+
+from worker.contract import (
+    JOB,
+    Event,
+    Job,
+    JobError,
+    JobStatus,
+    JobView,
+    ModelRef,
+    Priority,
+    Task,
+    Timing,
+    batch_key,
+    queue_name,
+)
+
+VIEW_FIELDS = (
+    "status", "outcome", "task", "model", "version", "priority", "request_id", "n", "submitted", "started", "ended",
+    "timing", "error", "progress", "start_by", "origin", "fingerprint", "owner",
+)  # fmt: skip
+"""The fields that `view_from` reads."""
+
+RQ_STATUS = {
+    JobStatus.SUCCEEDED: ("finished", "finished"),
+    JobStatus.FAILED: ("failed", "failed"),
+    JobStatus.EXPIRED: ("failed", "failed"),
+    JobStatus.CANCELED: ("canceled", "canceled"),
+}
+"""RQ's name of each terminal state, and the registry that lists it."""
+
+_RQ_JOB: Any = RqJob  # RQ is not typed
+
+
+def record_of(
+    job: Job, job_id: str, *, result_ttl_s: int, fingerprint: str, owner: str, client: Any
+) -> dict[str, str | bytes | int | float]:
+    """Return the fields of a new job's record."""
+    rq_job = _RQ_JOB.create(
+        f"ncml.{job.task}",
+        args=(JOB.dump_json(job).decode(),),
+        id=job_id,
+        origin=queue_name(job.task.lane, job.priority),
+        timeout=max(1, round(job.timeout_s)),
+        result_ttl=result_ttl_s,
+        failure_ttl=result_ttl_s,
+        description=f"{job.task} {job.n} with {job.model}",
+        status="queued",
+        serializer=JSONSerializer,
+        connection=client,
+    )
+    fields = rq_job.to_dict() | {
+        "status": "queued",
+        "task": job.task,
+        "model": job.model,
+        "priority": job.priority,
+        "request_id": job.request_id,
+        "n": job.n,
+        "batch_key": batch_key(job),
+        "fingerprint": fingerprint,
+        "owner": owner,
+    }
+    if job.version:
+        fields["version"] = job.version
+    if job.task is Task.SCAN:
+        fields["alone"] = "1"  # a batch of whole files could take gigabytes, and the tiles of one fill a batch anyway
+    return fields
+
+
+def parse_job(data: bytes) -> Job:
+    """Return the job in the body of an RQ job. Raises `ValueError` if it is not a job of this version."""
+    try:
+        body = json.loads(zlib.decompress(data))
+        return JOB.validate_json(body[2][0])
+    except (zlib.error, UnicodeDecodeError, json.JSONDecodeError, LookupError, TypeError) as error:
+        raise ValueError("the payload is not a job of this version") from error
+
+
+def view_from(job_id: str, fields: dict[str, str]) -> JobView:
+    """Return the public state of a job from the fields of its record."""
+    status = _status(fields)
+    has_started = "started" in fields and status is not JobStatus.QUEUED
+    return JobView(
+        id=job_id,
+        status=status,
+        task=Task(fields["task"]),
+        model=ModelRef(name=fields["model"], version=fields["version"]) if "version" in fields else None,
+        model_name=fields["model"],
+        priority=Priority(fields["priority"]),
+        request_id=fields["request_id"],
+        fingerprint=fields.get("fingerprint", ""),
+        owner=fields.get("owner", ""),
+        n=int(fields.get("n", 1)),
+        created_at=float(fields["submitted"]),
+        started_at=float(fields["started"]) if has_started else None,
+        ended_at=float(fields["ended"]) if "ended" in fields else None,
+        timing=_timing(fields),
+        progress=read_event(fields["progress"]).progress if "progress" in fields else None,
+        error=JobError.model_validate_json(fields["error"]) if "error" in fields else None,
+    )
+
+
+def status_event(status: JobStatus, error: JobError | None = None) -> str:
+    """Return the stream entry for a change of state, without its id."""
+    return write_event(Event(id="", kind="status", status=status, error=error))
+
+
+def write_event(event: Event) -> str:
+    """Return an event as JSON, without its id, which the stream assigns."""
+    return event.model_dump_json(exclude={"id"}, exclude_none=True)
+
+
+def read_event(entry: str, event_id: str = "") -> Event:
+    """Return the event of a stream entry."""
+    return Event.model_validate_json(json.dumps({"id": event_id} | json.loads(entry)))
+
+
+def _status(fields: dict[str, str]) -> JobStatus:
+    if fields.get("outcome"):
+        return JobStatus(fields["outcome"])
+    by_rq_status = {"queued": JobStatus.QUEUED, "started": JobStatus.RUNNING, "canceled": JobStatus.CANCELED}
+    return by_rq_status.get(fields.get("status", ""), JobStatus.FAILED)
+
+
+def _timing(fields: dict[str, str]) -> Timing:
+    if "timing" in fields:
+        return Timing.model_validate_json(fields["timing"])
+    if "started" in fields and fields["status"] != "queued":
+        waited_until = float(fields["started"])
+    else:
+        waited_until = float(fields.get("ended", time.time()))
+    return Timing(queue_s=max(0.0, waited_until - float(fields["submitted"])))

@@ -1,0 +1,92 @@
+"""Jobs in the engine: what they report while they run, their results, and how fast a lane's jobs end."""
+
+from dataclasses import dataclass
+
+from worker.contract import (
+    Event,
+    Job,
+    ModelRef,
+    PictureResult,
+    Pictures,
+    Preview,
+    Progress,
+    Result,
+    ScanJob,
+    ScanResult,
+    ScoreJob,
+    ScoreResult,
+    Timing,
+)
+from worker.keys import blob_key
+from worker.leases import Claim
+from worker.messages import Outcome, Step
+from worker.records import write_event
+
+
+@dataclass
+class RunningJob:
+    """A job in the engine, and the progress event that is not yet published."""
+
+    claim: Claim
+    job: Job
+    progress: str = ""
+    has_preview: bool = False  # whether any step had one: not every step does
+
+    @property
+    def log_fields(self) -> dict[str, str]:
+        """The fields of its log lines."""
+        return {"job": self.claim.id, "request": self.job.request_id, "model": self.job.model}
+
+    def update(self, step: Step) -> None:
+        """Set the progress event."""
+        progress = Progress(
+            stage=step.stage,
+            step=step.step,
+            total=step.total,
+            done=step.done[self.claim.id],
+            n=self.job.n,
+            preview=self.has_preview,
+        )
+        self.progress = write_event(Event(id="", kind="progress", progress=progress))
+
+    def preview(self, step: Step) -> Preview | None:
+        """Return the preview in a step, if it has one."""
+        if self.claim.id not in step.previews:
+            return None
+        n, height, width, data = step.previews[self.claim.id]
+        done = step.done[self.claim.id]
+        return Preview(
+            stage=step.stage, step=step.step, total=step.total, done=done, n=n, height=height, width=width, data=data
+        )
+
+    def result(self, outcome: Outcome, model: ModelRef, timing: Timing) -> tuple[Result, bytes]:
+        """Return the result of a successful outcome, and the images to store."""
+        job = self.job
+        if isinstance(job, ScoreJob):
+            height, width = job.images[0].height, job.images[0].width
+            scores = tuple(outcome.scores)
+            return ScoreResult(model=model, height=height, width=width, results=scores, timing=timing), b""
+        if isinstance(job, ScanJob):
+            assert outcome.scan is not None
+            return ScanResult(model=model, scan=outcome.scan, timing=timing), b""
+        height, width = outcome.size
+        images = Pictures(blob=blob_key(self.claim.id), n=job.n, height=height, width=width)
+        result = PictureResult(task=job.task, model=model, pictures=images, seeds=job.seeds, timing=timing)
+        return result, b"".join(outcome.images)
+
+
+@dataclass
+class Pace:
+    """Jobs per second of a lane while it is busy: over its latest batches, with weights that fall by 0.8 a batch."""
+
+    jobs: float = 0.0
+    seconds: float = 0.0
+
+    def add(self, jobs: int, seconds: float) -> None:
+        """Add a batch."""
+        self.jobs, self.seconds = 0.8 * self.jobs + jobs, 0.8 * self.seconds + seconds
+
+    @property
+    def rate(self) -> float:
+        """Jobs per second."""
+        return self.jobs / self.seconds
