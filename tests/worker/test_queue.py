@@ -104,7 +104,7 @@ def test_the_pace_of_a_lane_is_what_its_workers_measured(queue: JobQueue) -> Non
             name=name, lanes=tuple(Lane), state=WorkerState.IDLE, device="cpu", max_batch=8, models=(), started_at=0,
             seen_at=0, pace=pace,
         )  # fmt: skip
-        queue.redis.set(worker_key(name), PublishedPublishedWorker(info=info, models=()).model_dump_json())
+        queue.redis.set(worker_key(name), PublishedWorker(info=info, models=()).model_dump_json())
         queue.redis.zadd(WORKERS, {name: 0})
     assert queue.pace(Lane.SCORE) == 5
     assert queue.pace(Lane.GENERATE) == 0.5
