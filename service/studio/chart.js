@@ -1,4 +1,4 @@
-// Where one value lies in the histogram of held-out images.
+// Histograms of held-out images, with the position of one value.
 
 import { h } from "./dom.js";
 

@@ -1,4 +1,4 @@
-// Complete: one half of an image is kept, the other is generated, several times.
+// Complete: keep one half of an image and generate variants of the other.
 
 import { submit } from "./api.js";
 import { catalogue } from "./catalogue.js";

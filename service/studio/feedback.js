@@ -1,4 +1,4 @@
-// What the page shows beside its results: failures with their remedies, empty states, dialogs.
+// Messages: failures with their remedies, empty states, dialogs.
 
 import { button, h, uid } from "./dom.js";
 
@@ -42,7 +42,7 @@ export function imageFiles(files, notice) {
 
 const isImage = ({ name, type }) => type.startsWith("image/") || /\.(tiff?|bmp|webp)$/i.test(name);
 
-/** What a view shows while it has no results. */
+/** The placeholder of a view without results. */
 export function emptyState(title, text) {
   return h("div", { class: "empty" }, h("p", { class: "strong" }, title), h("p", {}, text));
 }

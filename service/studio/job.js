@@ -1,4 +1,4 @@
-// A job from its submission to its result: a status line, a progress bar and a Cancel button.
+// Follows a submitted job to its result, with a status line, a progress bar and a Cancel button.
 
 import { cancel, result } from "./api.js";
 import { button, h } from "./dom.js";
@@ -21,9 +21,9 @@ export async function jobResult(id, onEvent = () => {}) {
 }
 
 /**
- * The controls of a running job. `labels` gives the status line of each state, `describe(progress)` that of its
- * progress with the completed fraction, {text, fraction}. A cancellation that fails is reported in `notice`.
- * `result(onProgress)` is that of `jobResult`.
+ * The controls of a running job. `labels` are the status lines of its states; `describe(progress)` returns the status
+ * line and the completed fraction, {text, fraction}, or null to keep the current ones. A cancellation that fails is
+ * reported in `notice`. `result(onProgress)` resolves as `jobResult` does.
  */
 export function jobMonitor(id, { notice, labels = LABELS, describe = () => null, fraction = 0 }) {
   const status = h("p", { class: "hint grow" }, labels.queued);

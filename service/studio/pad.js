@@ -13,7 +13,7 @@ const OPAQUE_HALF = "This image is partly transparent: its opaque half is kept."
 const UNDECODABLE = "This browser cannot display this file; the service may still be able to read it.";
 
 /**
- * What a file offers a model: `modelView`, the ImageData that the model sees (null if the browser cannot decode it), of
+ * Read a file for a model: `modelView`, the ImageData that the model sees (null if the browser cannot decode it), of
  * the size `part` if the file is only a half; the `halves` that can be kept; whether it is `transparent`, which
  * determines the half.
  */

@@ -5,7 +5,7 @@ import { createCanvas } from "./image.js";
 
 /**
  * Return a function that fetches the current preview of a job; `onPreview(bitmap, {stage, step, total, done})` receives
- * it. One is fetched at a time: a call meanwhile is answered by the next one.
+ * it. Only one fetch runs at a time: calls during a fetch cause a single further one.
  */
 export function previewFetcher(id, onPreview) {
   let fetching = false;

@@ -1,4 +1,4 @@
-// One run from its job to its images: rows as they are sampled, progress, a gallery with downloads and curl lines.
+// One run: progress, rows as they are sampled, and the generated images with downloads and curl lines.
 
 import { resultFile } from "./api.js";
 import { curl, endpoint, quoted, terminal } from "./curl.js";
@@ -13,8 +13,8 @@ import { settingsText } from "./settings.js";
 const MANY = 16; // images above which they are shown smaller
 
 /**
- * What a generation is doing, and the completed fraction. All rows count as much as one refinement step, which is about
- * right for eight images.
+ * Describe the progress of a generation: its status line and the completed fraction. Sampling all rows counts as one
+ * refinement step, which is about right for eight images.
  */
 export function describeProgress({ stage, step, total }, { noise, steps }) {
   const sampled = stage === "refine" ? 1 : step / total;
@@ -46,8 +46,8 @@ export const runHeading = (title, settings) =>
   h("div", {}, h("h2", {}, title), h("p", { class: "hint" }, settingsText({ ...settings, class: undefined })));
 
 /**
- * A run of a job. Its record has the job's id, view, task, settings, size [width, height], title, and the half that
- * `keep` names; `before` are elements before its images.
+ * The run of a job. Its record holds the id, view, task, settings, size [width, height], title, and `keep`, the known
+ * half; `before` are elements to show before the images.
  */
 export class Run {
   notice = h("div");
@@ -179,7 +179,7 @@ function imageGrid(items) {
   return grid;
 }
 
-/** Open one image in a dialog: enlarged, with its seed, its curl line and what can be done with it. */
+/** Open one image in a dialog: enlarged, with its seed, its curl line and actions. */
 function openImage({ record, i, seed, png }, onUse) {
   const src = `data:image/png;base64,${png}`;
   const name = downloadName(record, i);

@@ -1,11 +1,11 @@
-// What the views that generate images share: a form that submits a job, and the list of its runs.
+// Shared by the views that generate images: a form that submits a job, and the list of runs.
 
 import { h, onSubmit } from "./dom.js";
 import { reveal, showFailure } from "./feedback.js";
 import { Run } from "./run.js";
 import { jobs } from "./session.js";
 
-/** A submit button and a notice of failures; `form` arranges them with the fields. `submitJob` handles a submission. */
+/** Create a submit button, a notice for failures, and `form`, which wraps them. The form calls `submitJob`. */
 export function jobForm(label, submitJob) {
   const notice = h("div");
   const submitButton = h("button", { type: "submit", class: "primary" }, label);
@@ -25,7 +25,7 @@ export function jobForm(label, submitJob) {
 
 /**
  * The runs of a view, newest first; `placeholder` is shown while there are none. `settings` is the view's form;
- * `use(action, file)` scores or completes a generated image; `before(record)` are the elements before the images.
+ * `use(view, file)` sends a generated image to a view; `before(record)` returns elements to show before the images.
  */
 export class RunList {
   element = h("div", { class: "runs" });

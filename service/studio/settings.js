@@ -1,4 +1,4 @@
-// The settings of a generation, which three views share.
+// The settings of a generation, shared by three views.
 
 import { catalogue, reference } from "./catalogue.js";
 import { announce, button, copyButton, greyLevels, h, plural, uid } from "./dom.js";
@@ -7,8 +7,8 @@ import { chips, selectField, slider } from "./fields.js";
 const randomSeed = () => Math.floor(Math.random() * 1e6);
 
 /**
- * Class, number of images, seed, initial noise, refinement steps and solver. `trajectory` omits what has no trajectory;
- * `classInDetails` moves the class to the settings that are folded.
+ * Class, number of images, seed, initial noise, refinement steps and solver. `trajectory` omits settings without a
+ * trajectory; `classInDetails` moves the class into the collapsed settings.
  */
 export function settingsForm({
   maxImages = 64,
@@ -62,7 +62,7 @@ export function settingsForm({
   };
 }
 
-/** A seed that can be entered, drawn, copied, and kept from one request to the next. */
+/** A seed field: it can be edited, randomised, copied, and kept for the next request. */
 function seedField() {
   const id = uid();
   const limits = { min: 0, max: Number.MAX_SAFE_INTEGER, step: 1, required: true };
@@ -101,7 +101,7 @@ function seedField() {
   };
 }
 
-/** How a noisy sample is made and refined: initial noise, refinement steps and solver. */
+/** The fields for the initial noise, the refinement steps and the solver. */
 function refinementFields({ steps: initialSteps, trajectory }) {
   const noise = slider({
     label: "Initial noise",
@@ -163,6 +163,6 @@ export function settingsText({ class: className, seed, noise, steps, solver }) {
   return [className, `seed ${seed}`, ...refinement].filter(Boolean).join(" · ");
 }
 
-/** What a request generates, as a title. */
+/** A title for the images that a request generates. */
 export const imagesText = (parameters) =>
   parameters.class ? `${parameters.n} × ${parameters.class}` : plural(parameters.n, "image");
