@@ -255,14 +255,15 @@ function refusedImage(error, images) {
 
 /** The status line of a scoring job. */
 function progressTexts({ conditions, images }) {
-  const scoring = conditions.tile ? `Scoring ${images[0].name}` : `Scoring ${plural(images.length, "image")}`;
+  const scoring = `Scoring ${plural(images.length, "image")}`;
+  const [{ name }] = images;
   return {
     labels: {
       queued: `${scoring}: waiting in the queue`,
-      running: conditions.tile ? `${scoring}: splitting it into tiles` : scoring,
+      running: conditions.tile ? `Scoring ${name}: splitting it into tiles` : scoring,
     },
     describe: ({ stage, step, total }) =>
-      stage === "tiles" && { text: `${scoring}: ${step} of ${plural(total, "tile")}`, fraction: step / total },
+      stage === "tiles" && { text: `Scoring ${name}: ${step} of ${plural(total, "tile")}`, fraction: step / total },
   };
 }
 
