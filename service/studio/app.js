@@ -1,152 +1,182 @@
-// The studio: views by the address's fragment, the pulse of the service, the API key, and pictures dropped anywhere.
+// The page as a whole: views by the address's fragment, the state of the service, the API key, and dropped images.
 
-import { Refusal, key } from "./api.js";
+import { Refusal } from "./api.js";
 import { catalogue } from "./catalogue.js";
-import * as models from "./models.js";
+import { announce, button, h, onSubmit, uid } from "./dom.js";
+import { failure, openDialog } from "./feedback.js";
+import { fetchMetrics, load } from "./metrics.js";
 import * as score from "./score.js";
-import { announce, button, dialog, failure, h, uid } from "./ui.js";
+import { apiKey } from "./session.js";
 
-const PULSE_MS = 5000;
-const WORK = { score: "scores", generate: "draws" };
-/** Views that are always there, and those that are fetched when they are first asked for. */
-const modules = { score, models };
-const later = ["generate", "complete", "trajectory"];
+const REFRESH_MS = 5000;
+const REFRESH_WITHOUT_MODELS_MS = 1500;
+const LANE_TASKS = { score: "score images", generate: "generate images" };
+const LAZY_VIEWS = ["generate", "complete", "trajectory", "models"]; // loaded when they are first opened
 const views = {};
 const notice = document.getElementById("notice");
 const pulse = document.getElementById("pulse");
-const select = document.getElementById("model");
+const modelSelect = document.getElementById("model");
+let metrics = null; // null as long as the service does not respond
 
-for (const name of [...Object.keys(modules), ...later]) views[name] = { host: document.getElementById(`view-${name}`) };
-for (const name of Object.keys(modules)) mount(name, modules[name]);
+// -- views
+
+for (const name of ["score", ...LAZY_VIEWS]) views[name] = { host: document.getElementById(`view-${name}`) };
+mount("score", score);
 
 function mount(name, module) {
-  Object.assign(views[name], module.mount(views[name].host, { hand }));
+  Object.assign(views[name], module.mount(views[name].host, { sendTo }));
+  views[name].showHealth?.(metrics);
 }
 
-/** A view that can be used: fetched and mounted, once. */
-async function view(name) {
-  if (later.includes(name)) await (views[name].fetched ??= import(`./${name}.js`).then((module) => mount(name, module)));
+/** Load and mount a view, once. */
+async function openView(name) {
+  if (LAZY_VIEWS.includes(name)) {
+    views[name].loading ??= import(`./${name}.js`).then((module) => mount(name, module));
+    await views[name].loading;
+  }
   return views[name];
 }
 
-/** Give a picture to a view, and go there. */
-async function hand(name, file) {
+/** Open a view with an image. */
+async function sendTo(name, file) {
   location.hash = name;
-  (await view(name).catch(() => null))?.take([file]); // where it is not there, `route` says so
+  const view = await openView(name).catch(() => null); // `route` reports the failure
+  view?.take([file]);
 }
 
-async function route(moved) {
+/** Show the view of the address; `navigated` unless the page has just been loaded. */
+async function route(navigated) {
   const fragment = location.hash.slice(1);
   if (fragment === "content") return;
   document.querySelector("dialog")?.close();
   const name = fragment in views ? fragment : "score";
+  const { host } = views[name];
   try {
-    await view(name);
+    await openView(name);
   } catch (error) {
     console.error(error);
-    views[name].host.querySelector(".failure")?.remove();
-    // Browsers keep a fetch that failed, so that only the page as a whole can be tried again.
-    views[name].host.append(failure(new Refusal("This view could not be fetched."), () => location.reload()));
+    host.querySelector(".failure")?.remove();
+    // Browsers cache a failed import: only a reload of the page can succeed.
+    host.append(failure(new Refusal("This view could not be loaded."), () => location.reload()));
   }
   if (fragment !== location.hash.slice(1)) return;
-  for (const [other, { host }] of Object.entries(views)) host.hidden = other !== name;
+  for (const view of Object.values(views)) view.host.hidden = view.host !== host;
   for (const link of document.querySelectorAll(".tabs a")) {
     if (link.getAttribute("href") === `#${name}`) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  const title = views[name].host.querySelector("h1");
+  const title = host.querySelector("h1");
   document.title = `${title.textContent} · ncml studio`;
-  if (!moved) return;
+  if (!navigated) return;
   scrollTo(0, 0);
   title.focus({ preventScroll: true });
 }
 addEventListener("hashchange", () => route(true));
 route(false);
 
-// -- the service's pulse
+// -- the state of the service
 
-async function beat() {
-  let error = null;
+async function refresh() {
+  let problem = null;
   try {
-    const state = await models.metrics();
-    const { idle, waiting } = models.summary(state);
-    views.models.pulse(state);
+    metrics = await fetchMetrics();
     await catalogue.load();
-    if (!catalogue.models.length) {
-      stand("no model yet", false);
-      error = new Refusal("No model is served yet: the workers are loading theirs.", { remedy: "This page goes on by itself as soon as one is ready.", calm: true });
-    } else if (idle.length) {
-      stand(`no worker for ${idle.join(" or ")}`, false);
-      error = new Refusal(`No worker ${idle.map((lane) => WORK[lane] ?? lane).join(" or ")} at the moment.`, { remedy: "Start one, or ask whoever runs the service; this page notices by itself.", calm: true });
-    } else stand(`ready · ${waiting} waiting`, true);
-  } catch (found) {
-    error = found;
-    stand(error.status === 401 ? "API key needed" : "not reachable", false);
-    if (error.status !== 401) views.models.pulse(error);
+    problem = showLoad(load(metrics));
+  } catch (error) {
+    problem = error;
+    showPulse(error.status === 401 ? "API key needed" : "unreachable", false);
+    metrics = null;
   }
-  tell(error);
+  views.models.showHealth?.(metrics);
+  showProblem(problem);
 }
 
-function stand(text, well) {
-  pulse.className = `pulse ${well ? "well" : "ill"}`;
+/** Show whether the service can work; returns the problem if it cannot. */
+function showLoad({ unserved, waiting }) {
+  if (!catalogue.models.length) {
+    showPulse("no model yet", false);
+    const remedy = "This page continues automatically as soon as one is ready.";
+    return new Refusal("No model is available yet: the workers are loading their models.", { remedy, calm: true });
+  }
+  if (unserved.length) {
+    showPulse(`no worker for ${unserved.join(" or ")}`, false);
+    const tasks = unserved.map((lane) => LANE_TASKS[lane] ?? lane).join(" or ");
+    const remedy = "Start one, or ask the operator of the service; this page continues automatically.";
+    return new Refusal(`No worker is available to ${tasks}.`, { remedy, calm: true });
+  }
+  showPulse(`ready · ${waiting} waiting`, true);
+  return null;
+}
+
+function showPulse(text, isReady) {
+  pulse.className = `pulse ${isReady ? "well" : "ill"}`;
   pulse.lastChild.textContent = text;
 }
 
-let told = "";
-function tell(error) {
-  const text = error ? error.message : "";
-  if (text === told) return;
-  told = text;
-  notice.replaceChildren(...(error ? [failure(error, error.calm || error.status === 401 ? undefined : beat)] : []));
+let problemText = "";
+function showProblem(problem) {
+  const text = problem?.message ?? "";
+  if (text === problemText) return; // a repeated alert would be announced again
+  problemText = text;
+  const retry = problem?.calm || problem?.status === 401 ? undefined : refresh;
+  notice.replaceChildren(...(problem ? [failure(problem, retry)] : []));
 }
 
-async function live() {
-  for (;;) {
-    if (!document.hidden) await beat();
-    await new Promise((done) => setTimeout(done, catalogue.models.length ? PULSE_MS : 1500));
+async function keepRefreshing() {
+  while (true) {
+    if (!document.hidden) await refresh();
+    const delay = catalogue.models.length ? REFRESH_MS : REFRESH_WITHOUT_MODELS_MS;
+    await new Promise((resolve) => setTimeout(resolve, delay));
   }
 }
-live();
+keepRefreshing();
 
 catalogue.addEventListener("list", () => {
-  select.replaceChildren(...catalogue.models.map(({ name }) => h("option", { value: name }, name)));
-  select.value = catalogue.current?.name ?? "";
-  select.parentElement.hidden = catalogue.models.length < 2;
+  modelSelect.replaceChildren(...catalogue.models.map(({ name }) => h("option", { value: name }, name)));
+  modelSelect.value = catalogue.current?.name ?? "";
+  modelSelect.parentElement.hidden = catalogue.models.length < 2;
 });
-select.addEventListener("change", () => catalogue.choose(select.value));
+modelSelect.addEventListener("change", () => catalogue.select(modelSelect.value));
 
-// -- the key
+// -- the API key
 
-document.getElementById("key").addEventListener("click", () => {
+function openKeyDialog() {
   const id = uid();
-  const input = h("input", { type: "password", id, autocomplete: "off", value: key.get(), class: "mono" });
-  const shown = dialog("API key", h("form", { class: "stack", onsubmit: (event) => { event.preventDefault(); keep(input.value.trim()); } },
-    h("div", { class: "field" }, h("label", { for: id }, "Key"), input,
-      h("p", { class: "hint" }, "Kept in this tab only, until it is closed; sent to this service and nowhere else. A service without keys needs none.")),
-    h("div", { class: "row start" }, h("button", { type: "submit", class: "primary" }, "Use it"), button("Forget it", () => keep("")))));
+  const input = h("input", { type: "password", id, autocomplete: "off", value: apiKey.get(), class: "mono" });
+  const hint =
+    "Stored in this tab until you close it, and sent to this service only. A service without API keys needs none.";
+  const useKey = (key) => {
+    apiKey.set(key);
+    dialog.close();
+    announce(key ? "The API key is set" : "The API key is removed");
+    refresh();
+  };
+  const buttons = h(
+    "div",
+    { class: "row start" },
+    h("button", { type: "submit", class: "primary" }, "Use key"),
+    button("Remove key", () => useKey("")),
+  );
+  const field = h("div", { class: "field" }, h("label", { for: id }, "Key"), input, h("p", { class: "hint" }, hint));
+  const form = h("form", { class: "stack", onsubmit: onSubmit(() => useKey(input.value.trim())) }, field, buttons);
+  const dialog = openDialog("API key", form);
   input.focus();
-  function keep(value) {
-    key.set(value);
-    shown.close();
-    announce(value ? "The key is used from now on" : "The key is forgotten");
-    beat();
-  }
-});
+}
+document.getElementById("key").addEventListener("click", openKeyDialog);
 
-// -- pictures from anywhere on the page
+// -- images that are dropped or pasted anywhere
 
-function arrived(files) {
+/** Pass files to the current view, or to Score if it takes none. */
+function takeFiles(files) {
   if (!files.length) return;
-  const here = Object.keys(views).find((name) => !views[name].host.hidden);
-  const name = views[here]?.take ? here : "score";
-  if (name !== here) location.hash = name;
+  const current = Object.keys(views).find((name) => !views[name].host.hidden);
+  const name = views[current]?.take ? current : "score";
+  if (name !== current) location.hash = name;
   views[name].take([...files]);
 }
 addEventListener("dragover", (event) => event.preventDefault());
 addEventListener("drop", (event) => {
   event.preventDefault();
-  arrived(event.dataTransfer.files);
+  takeFiles(event.dataTransfer.files);
 });
-addEventListener("paste", (event) => {
-  arrived(event.clipboardData.files);
-});
+addEventListener("paste", (event) => takeFiles(event.clipboardData.files));

@@ -1,64 +1,44 @@
-// What the page knows of the models, and which of their jobs it started: a reload finds them again.
+// The models that the service offers, and the one that the views use.
 
-import { Refusal, json } from "./api.js";
+import { Refusal, requestJson } from "./api.js";
+import { modelName } from "./session.js";
 
-const JOBS = "ncml.jobs";
-const KEPT = 48; // jobs remembered for each browser tab
-
-/** The models that are served; `current` is the one that the views use. "list" tells of other models, "change" of another current one. */
+/** Dispatches "list" when the models change, and "change" when `current`, the one that the views use, does. */
 class Catalogue extends EventTarget {
   models = [];
   current = null;
-  listed = "";
+  identities = "";
 
   async load() {
-    const { models } = await json("models");
-    this.models = models;
-    const name = this.current?.name ?? sessionStorage.getItem("ncml.model");
-    const next = models.find((model) => model.name === name) ?? models[0] ?? null;
-    const changed = mark(next) !== mark(this.current);
-    const listed = models.map(mark).join();
-    this.current = next;
-    if (listed !== this.listed) this.dispatchEvent(new Event("list"));
-    this.listed = listed;
-    if (changed) this.dispatchEvent(new Event("change"));
+    const { models } = await requestJson("models");
+    const name = this.current?.name ?? modelName.get();
+    const current = models.find((model) => model.name === name) ?? models[0] ?? null;
+    const currentChanged = identity(current) !== identity(this.current);
+    const identities = models.map(identity).join();
+    const listChanged = identities !== this.identities;
+    Object.assign(this, { models, current, identities });
+    if (listChanged) this.dispatchEvent(new Event("list"));
+    if (currentChanged) this.dispatchEvent(new Event("change"));
   }
 
-  /** The current model; throws a `Refusal` while there is none. */
-  need() {
+  /** The current model; throws a `Refusal` if there is none. */
+  requireCurrent() {
     if (this.current) return this.current;
-    throw new Refusal("No model is served yet.", { remedy: "Wait until a worker has loaded one; the Models view tells." });
+    const remedy = "Wait until a worker has loaded one; the Models view shows the workers.";
+    throw new Refusal("No model is available yet.", { remedy });
   }
 
-  choose(name) {
+  select(name) {
     this.current = this.models.find((model) => model.name === name) ?? this.current;
-    sessionStorage.setItem("ncml.model", name);
+    modelName.set(name);
     this.dispatchEvent(new Event("change"));
   }
 }
 
-/** What tells a model from its successor. */
-const mark = (model) => model && `${model.name} ${model.version} ${model.calibration?.version}`;
+/** What distinguishes a model from its other versions and calibrations. */
+const identity = (model) => model && `${model.name} ${model.version} ${model.calibration?.version}`;
 
 export const catalogue = new Catalogue();
 
-/** `name@version`, short enough to read and long enough to mean one. */
+/** `name@version`, with a version that is short enough to read and long enough to be unique. */
 export const reference = (model) => `${model.name}@${model.version.slice(0, 12)}`;
-
-/** The jobs that this tab started, oldest first; newest are kept. Records are plain JSON with an `id` and a `view`. */
-export const jobs = {
-  all: () => JSON.parse(sessionStorage.getItem(JOBS) ?? "[]"),
-  of: (view) => jobs.all().filter((job) => job.view === view),
-  write(list) {
-    for (let kept = list.slice(-KEPT); ; kept = kept.slice(1)) {
-      try {
-        sessionStorage.setItem(JOBS, JSON.stringify(kept));
-        return;
-      } catch (error) {
-        if (!kept.length) throw error; // not for want of room
-      }
-    }
-  },
-  add: (record) => jobs.write([...jobs.all(), record]),
-  remove: (id) => jobs.write(jobs.all().filter((job) => job.id !== id)),
-};

@@ -1,56 +1,91 @@
-// Where one number lies among those of the held-out pictures.
+// Histograms of held-out images, with the position of one value.
 
-import { h } from "./ui.js";
+import { h } from "./dom.js";
 
-const [TOP, BASE, HEIGHT] = [40, 132, 180]; // of the bars and of the whole, in CSS pixels
+// The top and the base of the bars and the height of the chart, in CSS pixels.
+const [TOP, BASE, HEIGHT] = [40, 132, 180];
 
-/** About six round numbers between two. */
-function ticks(low, high) {
-  const rough = (high - low) / 6;
-  const power = 10 ** Math.floor(Math.log10(rough));
-  const step = power * [1, 2, 5, 10].find((times) => times * power >= rough);
-  const first = Math.ceil(low / step);
-  return Array.from({ length: Math.floor(high / step) - first + 1 }, (_, i) => Number(((first + i) * step).toPrecision(12)));
-}
+/** The label of an axis: what it measures, and in which direction. */
+export const axisLabel = (statistic) =>
+  statistic === "bpd" ? "bits/dim: lower is more likely" : `${statistic} OOD score: higher is more unusual`;
 
-/** What an axis measures, and which way. */
-export const axis = (name) => (name === "bpd" ? "bits/dim: further left is likelier" : `${name} score: further right is stranger`);
-
-/** A histogram {edges, counts} over an `axis` with `value` on it, what lies beyond it shaded, and the threshold where there is one. */
-export function histogram(counted, { words, ...marks }) {
-  const chart = h("svg", { class: "chart", height: HEIGHT, role: "img", "aria-label": words });
-  // Drawn for the width that it gets, so that its words keep their size on a phone.
-  new ResizeObserver(([{ contentRect: { width } }]) => width && chart.replaceChildren(...bars(counted, marks, width))).observe(chart);
+/**
+ * A chart of a histogram {edges, counts} with the label of its `axis`: the line of a `value`, with everything above it
+ * shaded if `tail`, and that of a `threshold`.
+ */
+export function histogram({ edges, counts }, { description, axis, value, threshold, tail = true }) {
+  const chart = h("svg", { class: "chart", height: HEIGHT, role: "img", "aria-label": description });
+  const draw = (width) => {
+    const [low, high] = [edges[0], edges.at(-1)];
+    const x = (number) => 2 + ((width - 4) * (number - low)) / (high - low || 1);
+    const visible = value === undefined ? undefined : Math.min(high, Math.max(low, value));
+    chart.replaceChildren(
+      ...bars({ edges, counts }, x, tail ? visible : undefined),
+      ...axisLine([low, high], x, width, axis),
+      ...thresholdLine(threshold, [low, high], x, visible),
+      ...valueLine(value, [low, high], x),
+    );
+  };
+  // Drawn at the width on the page, so that its text keeps its size on a phone.
+  new ResizeObserver(([{ contentRect }]) => contentRect.width && draw(contentRect.width)).observe(chart);
   return chart;
 }
 
-function bars({ edges, counts }, { axis, value, threshold, tail = true }, width) {
-  const [low, high] = [edges[0], edges.at(-1)];
-  const x = (number) => 2 + ((width - 4) * (number - low)) / (high - low || 1);
-  const tallest = Math.max(...counts);
-  const inside = value === undefined ? undefined : Math.min(high, Math.max(low, value));
-  const shaded = tail && inside !== undefined;
-  const parts = shaded ? [h("rect", { x: x(inside), y: TOP - 8, width: x(high) - x(inside), height: BASE - TOP + 8, class: "tail" })] : [];
-  counts.forEach((count, i) => {
-    const top = BASE - ((BASE - TOP) * count) / tallest;
-    parts.push(h("rect", { x: x(edges[i]) + 0.5, y: top, width: Math.max(0.5, x(edges[i + 1]) - x(edges[i]) - 1), height: BASE - top,
-      class: shaded && edges[i] >= inside ? "beyond" : "within" }));
+/** The bars; those from `tailStart` on are shaded. */
+function bars({ edges, counts }, x, tailStart) {
+  const highest = Math.max(...counts);
+  const elements = counts.map((count, i) => {
+    const y = BASE - ((BASE - TOP) * count) / highest;
+    const width = Math.max(0.5, x(edges[i + 1]) - x(edges[i]) - 1);
+    const inTail = tailStart !== undefined && edges[i] >= tailStart;
+    return h("rect", { x: x(edges[i]) + 0.5, y, width, height: BASE - y, class: inTail ? "beyond" : "within" });
   });
-  parts.push(h("line", { x1: x(low), x2: x(high), y1: BASE, y2: BASE, class: "axis" }));
-  for (const number of ticks(low, high)) {
-    parts.push(h("text", { x: x(number), y: BASE + 18, "text-anchor": "middle", class: "axis" }, String(number)));
-  }
-  parts.push(h("text", { x: width / 2, y: BASE + 37, "text-anchor": "middle", class: "axis" }, axis));
-  if (threshold > low && threshold < high) {
-    const left = inside !== undefined && inside >= threshold; // its word keeps clear of the picture's line
-    parts.push(h("line", { x1: x(threshold), x2: x(threshold), y1: TOP - 8, y2: BASE, class: "limit" }),
-      h("text", { x: x(threshold) + (left ? -5 : 5), y: TOP, "text-anchor": left ? "end" : "start", class: "limit" }, "threshold"));
-  }
-  if (inside !== undefined) {
-    const part = (inside - low) / (high - low || 1);
-    parts.push(h("line", { x1: x(inside), x2: x(inside), y1: 22, y2: BASE, class: "here" }),
-      h("text", { x: x(inside), y: 14, "text-anchor": part < 0.2 ? "start" : part > 0.8 ? "end" : "middle", class: "here" },
-        value === inside ? "this picture" : value > high ? "this picture, beyond the scale" : "this picture, below the scale"));
-  }
-  return parts;
+  if (tailStart === undefined) return elements;
+  const width = x(edges.at(-1)) - x(tailStart);
+  return [h("rect", { x: x(tailStart), y: TOP - 8, width, height: BASE - TOP + 8, class: "tail" }), ...elements];
+}
+
+function axisLine([low, high], x, width, label) {
+  const text = (centre, y, content) => h("text", { x: centre, y, "text-anchor": "middle", class: "axis" }, content);
+  return [
+    h("line", { x1: x(low), x2: x(high), y1: BASE, y2: BASE, class: "axis" }),
+    ...ticks(low, high).map((number) => text(x(number), BASE + 18, String(number))),
+    text(width / 2, BASE + 37, label),
+  ];
+}
+
+/** About six round numbers from `low` to `high`. */
+function ticks(low, high) {
+  const roughStep = (high - low) / 6;
+  const power = 10 ** Math.floor(Math.log10(roughStep));
+  const step = power * [1, 2, 5, 10].find((factor) => factor * power >= roughStep);
+  const first = Math.ceil(low / step);
+  const count = Math.floor(high / step) - first + 1;
+  return Array.from({ length: count }, (_, i) => Number(((first + i) * step).toPrecision(12)));
+}
+
+function thresholdLine(threshold, [low, high], x, value) {
+  if (!(threshold > low && threshold < high)) return [];
+  const toTheLeft = value !== undefined && value >= threshold; // the text keeps clear of the value's line
+  const position = { x: x(threshold) + (toTheLeft ? -5 : 5), y: TOP, "text-anchor": toTheLeft ? "end" : "start" };
+  return [
+    h("line", { x1: x(threshold), x2: x(threshold), y1: TOP - 8, y2: BASE, class: "limit" }),
+    h("text", { ...position, class: "limit" }, "threshold"),
+  ];
+}
+
+function valueLine(value, [low, high], x) {
+  if (value === undefined) return [];
+  const visible = Math.min(high, Math.max(low, value));
+  const share = (visible - low) / (high - low || 1);
+  let label = "this image";
+  if (value > high) label = "this image, above the scale";
+  if (value < low) label = "this image, below the scale";
+  let anchor = "middle";
+  if (share < 0.2) anchor = "start";
+  if (share > 0.8) anchor = "end";
+  return [
+    h("line", { x1: x(visible), x2: x(visible), y1: 22, y2: BASE, class: "value" }),
+    h("text", { x: x(visible), y: 14, "text-anchor": anchor, class: "value" }, label),
+  ];
 }

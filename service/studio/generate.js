@@ -1,50 +1,28 @@
-// Generate: new pictures, of a class or of any.
+// Generate: new images, of one class or of any.
 
 import { submit } from "./api.js";
-import { catalogue, jobs } from "./catalogue.js";
-import { settings } from "./controls.js";
-import { run } from "./run.js";
-import { complain, empty, h, plural, reveal } from "./ui.js";
+import { catalogue } from "./catalogue.js";
+import { h } from "./dom.js";
+import { emptyState } from "./feedback.js";
+import { jobForm, RunList } from "./runs.js";
+import { imagesText, settingsForm } from "./settings.js";
 
-export function mount(host, { hand }) {
-  const drawing = settings({});
-  const trouble = h("div");
-  const runs = h("div", { class: "runs" });
-  const start = h("button", { type: "submit", class: "primary" }, "Draw");
-  const form = h("form", { class: "controls stack", onsubmit: (event) => { event.preventDefault(); draw(); } }, drawing.el, start, trouble);
-  const nothing = empty("Nothing drawn yet", "Choose a class, or none, and draw. The pictures appear row by row, in the order in which the model thinks of them.");
-  host.append(h("div", { class: "bench" }, form, h("div", { class: "stage" }, nothing, runs)));
-  runs.addEventListener("removed", tidy);
-  for (const record of jobs.of("generate")) show(record);
-  tidy();
+export function mount(host, { sendTo }) {
+  const settings = settingsForm({});
+  const { notice, submitButton, form } = jobForm("Generate", generate);
+  const placeholder = emptyState(
+    "Nothing generated yet",
+    "Choose a class, or any, and generate images. They appear row by row, in the order in which they are sampled.",
+  );
+  const runs = new RunList("generate", { settings, placeholder, use: sendTo });
+  const stage = h("div", { class: "stage" }, placeholder, runs.element);
+  host.append(h("div", { class: "bench" }, form(settings.element, submitButton, notice), stage));
 
-  function tidy() {
-    nothing.hidden = runs.children.length > 0;
-  }
-
-  function show(record) {
-    const shown = run(record, runs, {
-      again: (former) => drawing.write(former.asked),
-      use: (action, { file, seed }) => (action === "seed" ? drawing.seed.reuse(seed) : hand(action, file)),
-    });
-    tidy();
-    return shown;
-  }
-
-  async function draw() {
-    trouble.replaceChildren();
-    start.disabled = true;
-    try {
-      const model = catalogue.need();
-      const asked = drawing.read();
-      const job = await submit("generate", asked);
-      const record = { id: job.id, view: "generate", task: "generate", asked, size: [model.width, model.height], title: asked.class ? `${asked.n} × ${asked.class}` : plural(asked.n, "picture") };
-      jobs.add(record);
-      drawing.seed.next();
-      reveal(show(record));
-    } catch (error) {
-      complain(trouble, error);
-    }
-    start.disabled = false;
+  async function generate() {
+    const { width, height } = catalogue.requireCurrent();
+    const parameters = settings.read();
+    const { id } = await submit("generate", parameters);
+    const title = imagesText(parameters);
+    runs.add({ id, view: "generate", task: "generate", settings: parameters, size: [width, height], title });
   }
 }

@@ -1,175 +1,227 @@
-// One drawing from its job to its pictures: live rows, progress, cancel, a gallery with downloads and curl lines.
+// One run: progress, rows as they are sampled, and the generated images with downloads and curl lines.
 
-import { address, ask, cancel, curl, follow, previews, quoted, result } from "./api.js";
-import { spoken } from "./controls.js";
-import { jobs } from "./catalogue.js";
-import { canvas, cells, decoded, drawn } from "./picture.js";
-import { announce, button, copier, dialog, failure, h, plural, save, seconds, terminal } from "./ui.js";
+import { resultFile } from "./api.js";
+import { curl, endpoint, quoted, terminal } from "./curl.js";
+import { announce, button, copyButton, h, plural, save, seconds } from "./dom.js";
+import { failure, openDialog } from "./feedback.js";
+import { createCanvas, pngBlob } from "./image.js";
+import { jobMonitor } from "./job.js";
+import { gridImages, previewFetcher, sampledArea } from "./preview.js";
+import { jobs } from "./session.js";
+import { settingsText } from "./settings.js";
 
-/** The curl line that draws picture `i` of a run again, alone. */
-export function line(record, i) {
-  const { n: _, seed, ...asked } = record.asked;
-  const words = new URLSearchParams({ ...asked, seed: seed + i });
-  const out = ["-o", quoted(fileName(record, i))];
-  const target = quoted(`${address()}/${record.task}?${String(words).replaceAll("%40", "@").replaceAll("+", "%20")}`);
-  if (record.task === "complete") return curl("-F", quoted(`image=@${record.file}`), target, ...out);
-  return curl("-X POST", target, ...out);
-}
-
-const fileName = (record, i) => `${record.task === "complete" ? "completed" : (record.asked.class ?? "picture")}-${record.asked.seed + i}.png`;
-
-/** Where a drawing is: what is being done, in words, and how much is behind, 0 to 1. All rows count as much as a step, which is so for some eight pictures. */
-export function whereabouts({ stage, step, total }, { noise, steps }) {
-  const rows = stage === "refine" ? 1 : step / total;
-  const refined = stage === "refine" ? step : 0;
-  if (!noise || rows < 1) return { words: `Sampling row ${step} of ${total}`, part: rows / (noise ? 1 + steps : 1) };
-  return { words: `Refining, step ${Math.min(refined + 1, steps)} of ${steps}`, part: (1 + refined) / (1 + steps) };
-}
-
-/** Buttons that save what a run has drawn; what goes wrong is told in `foot`. */
-export const downloads = ({ id, task, asked }, foot) => [["PNG", "image/png"], ["Zip", "application/zip"]].map(([label, type]) => button(label, async () => {
-  try {
-    save(await (await ask(`jobs/${id}/result`, { headers: { Accept: type } })).blob(), `${task}-${asked.seed}.${label.toLowerCase()}`);
-  } catch (error) {
-    foot.replaceChildren(failure(error));
-  }
-}, "small"));
-
-/** Columns for `n` tiles, `most` at most, so that rows are as equal as can be. */
-const columns = (n, most) => Math.ceil(n / Math.ceil(n / most));
+const MANY = 16; // images above which they are shown smaller
 
 /**
- * Show a run in `host`, first. `record` is what the session keeps: id, view, task, asked, size [width, height], keep.
- * `use(action, picture)` is called for what the rest of the page does with a picture.
+ * Describe the progress of a generation: its status line and the completed fraction. Sampling all rows counts as one
+ * refinement step, which is about right for eight images.
  */
-export function run(record, host, { before = [], again, use }) {
-  const { asked, size: [width, height] } = record;
-  const status = h("p", { class: "hint grow" }, "Waiting in the queue");
-  const bar = h("progress", { max: 1, value: 0, "aria-label": "Progress" });
-  const stop = button("Cancel", async () => {
-    stop.disabled = true;
-    try {
-      await cancel(record.id);
-    } catch (error) {
-      stop.disabled = false;
-      foot.replaceChildren(failure(error));
-    }
-  }, "small");
-  const actions = h("div", { class: "row" }, stop);
-  const tiles = Array.from({ length: asked.n }, (_, i) => tile(i));
-  const foot = h("div");
-  const shown = tiles.length + before.length;
-  const list = h("ol", { class: shown > 16 ? "cells many" : "cells" }, ...before, ...tiles.map((one) => one.el));
-  list.style.setProperty("--wide", columns(shown, shown > 16 ? 10 : 6));
-  list.style.setProperty("--narrow", columns(shown, shown > 16 ? 5 : 4));
-  let together = asked.n; // pictures that are drawn at once, as soon as they have been seen
-  const look = previews(record.id, show);
-  const self = h("article", { class: "run", "aria-label": `Drawing with seed ${asked.seed}`, "data-job": record.id },
-    h("header", { class: "row" }, h("div", {}, h("h2", {}, record.title), h("p", { class: "hint" }, spoken({ ...asked, class: undefined }))), actions),
-    h("div", { class: "row progress" }, status, bar),
-    list, foot);
-  host.prepend(self);
-  watch();
-  return self;
-
-  function tile(i) {
-    const [face, context] = canvas(width, height);
-    const open = h("button", { type: "button", class: "cell wait", disabled: true, "aria-label": `Picture with seed ${asked.seed + i}, not drawn yet` }, face);
-    return { el: h("li", {}, open, h("span", { class: "seed mono" }, asked.seed + i)), open, face, context };
+export function describeProgress({ stage, step, total }, { noise, steps }) {
+  const sampled = stage === "refine" ? 1 : step / total;
+  const refined = stage === "refine" ? step : 0;
+  if (!noise || sampled < 1) {
+    return { text: `Sampling row ${step} of ${total}`, fraction: sampled / (noise ? 1 + steps : 1) };
   }
+  const text = `Refining, step ${Math.min(refined + 1, steps)} of ${steps}`;
+  return { text, fraction: (1 + refined) / (1 + steps) };
+}
 
-  async function watch() {
+/** Buttons that save the images of a run; failures are reported in `notice`. */
+export function downloadButtons({ id, task, settings }, notice) {
+  async function download(type, extension) {
     try {
-      const end = await follow(record.id, (event) => (event.progress ? step(event.progress) : stand(event.status)));
-      if (end.status === "succeeded") await finish();
-      else over(end.status === "canceled" ? new Error("Canceled.") : new Error(end.error?.detail ?? `The job ${end.status}.`), end.status === "canceled");
+      save(await resultFile(id, type), `${task}-${settings.seed}.${extension}`);
     } catch (error) {
-      if (error.status === 404) error.message = "This job is no longer known: the service keeps results for an hour.";
-      over(error);
+      notice.replaceChildren(failure(error));
     }
   }
+  return [
+    button("PNG", () => download("image/png", "png"), "small"),
+    button("Zip", () => download("application/zip", "zip"), "small"),
+  ];
+}
 
-  function stand(state) {
-    if (state === "queued") status.textContent = "Waiting in the queue";
-    if (state === "running") status.textContent = "Started";
+/** The title and the settings of a run. */
+export const runHeading = (title, settings) =>
+  h("div", {}, h("h2", {}, title), h("p", { class: "hint" }, settingsText({ ...settings, class: undefined })));
+
+/**
+ * The run of a job. Its record holds the id, view, task, settings, size [width, height], title, and `keep`, the known
+ * half; `before` are elements to show before the images.
+ */
+export class Run {
+  notice = h("div");
+  isOver = false;
+
+  constructor(record, { before, onReuse, onRemove, onUse }) {
+    Object.assign(this, { record, onReuse, onRemove, onUse });
+    const { id, settings, title } = record;
+    this.concurrent = settings.n; // images that are sampled together; a preview shows how many
+    this.cells = Array.from({ length: settings.n }, (_, i) => this.createCell(i));
+    this.monitor = jobMonitor(id, { notice: this.notice, describe: (progress) => this.describe(progress) });
+    this.fetchPreview = previewFetcher(id, (bitmap, moment) => this.showPreview(bitmap, moment));
+    this.actions = h("div", { class: "row" }, this.monitor.cancelButton);
+    this.element = h(
+      "article",
+      { class: "run", "aria-label": `Run with seed ${settings.seed}`, "data-job": id },
+      h("header", { class: "row" }, runHeading(title, settings), this.actions),
+      h("div", { class: "row progress" }, this.monitor.status, this.monitor.bar),
+      imageGrid([...before, ...this.cells.map((cell) => cell.element)]),
+      this.notice,
+    );
+    this.watch();
   }
 
-  function step(progress) {
-    const { words, part } = whereabouts(progress, asked);
-    status.textContent = progress.done ? `${words} (${progress.done} of ${progress.n} done)` : words;
-    bar.value = (progress.done + Math.min(together, progress.n - progress.done) * part) / progress.n;
-    if (progress.preview) look();
+  createCell(i) {
+    const seed = this.record.settings.seed + i;
+    const [canvas, context] = createCanvas(...this.record.size);
+    const label = `Image with seed ${seed}, not generated yet`;
+    const open = h("button", { type: "button", class: "cell wait", disabled: true, "aria-label": label }, canvas);
+    return { element: h("li", {}, open, h("span", { class: "seed mono" }, seed)), open, context };
   }
 
-  function show(bitmap, moment) {
-    if (self.dataset.done) return;
-    const now = cells(bitmap, width, height, asked.n - moment.done);
-    together = now.length;
-    now.forEach((cell, k) => {
-      const { context, open } = tiles[moment.done + k];
-      context.clearRect(0, 0, width, height);
-      context.putImageData(cell, 0, 0, ...drawn(cell, moment, record.keep));
+  async watch() {
+    try {
+      const result = await this.monitor.result(({ preview }) => preview && this.fetchPreview());
+      if (result) this.showResult(result);
+      else this.showCanceled();
+    } catch (error) {
+      this.showFailure(error);
+    }
+  }
+
+  describe(progress) {
+    const { text, fraction } = describeProgress(progress, this.record.settings);
+    const { done, n } = progress;
+    const concurrent = Math.min(this.concurrent, n - done);
+    return {
+      text: done ? `${text} (${done} of ${n} done)` : text,
+      fraction: (done + concurrent * fraction) / n,
+    };
+  }
+
+  showPreview(bitmap, moment) {
+    if (this.isOver) return;
+    const { settings, size, keep } = this.record;
+    const images = gridImages(bitmap, ...size, settings.n - moment.done);
+    this.concurrent = images.length;
+    images.forEach((image, i) => {
+      const { context, open } = this.cells[moment.done + i];
+      context.clearRect(0, 0, ...size);
+      context.putImageData(image, 0, 0, ...sampledArea(image, moment, keep));
       open.classList.remove("wait");
     });
   }
 
-  async function finish() {
-    const answer = await result(record.id);
-    self.dataset.done = "true";
-    answer.images.forEach(({ seed, png }, i) => {
-      const src = `data:image/png;base64,${png}`;
-      const { open } = tiles[i];
-      open.replaceChildren(h("img", { src, alt: "", width, height }));
-      open.className = "cell";
-      open.disabled = false;
-      open.setAttribute("aria-label", `Picture with seed ${seed}: look closer`);
-      open.addEventListener("click", () => closer({ record, i, seed, png }, use));
+  showResult({ images, timing }) {
+    this.isOver = true;
+    images.forEach((image, i) => {
+      this.showImage(image, i);
     });
-    const { compute_s, queue_s, batch_size } = answer.timing;
-    status.textContent = `Drawn in ${seconds(compute_s)} after ${seconds(queue_s)} in the queue${batch_size > asked.n ? `, in a batch of ${batch_size}` : ""}`;
-    bar.remove();
-    actions.replaceChildren(...downloads(record, foot), button("Reuse settings", () => again(record), "small"), remover());
-    announce(`${plural(asked.n, "picture")} drawn`);
+    const { compute_s: computeTime, queue_s: queueTime, batch_size: batchSize } = timing;
+    const { n } = this.record.settings;
+    const batch = batchSize > n ? `, in a batch of ${batchSize}` : "";
+    const times = `${seconds(computeTime)} after ${seconds(queueTime)} in the queue`;
+    this.monitor.status.textContent = `Generated in ${times}${batch}`;
+    this.monitor.bar.remove();
+    this.actions.replaceChildren(...downloadButtons(this.record, this.notice), ...this.finalActions());
+    announce(`${plural(n, "image")} generated`);
   }
 
-  function over(error, calm = false) {
-    self.dataset.done = "true";
-    bar.remove();
-    for (const { open } of tiles) open.classList.remove("wait");
-    if (calm) status.textContent = "Canceled. What had been drawn until then is shown.";
-    else {
-      status.remove();
-      foot.replaceChildren(failure(error));
-    }
-    announce(calm ? "Canceled" : error.message);
-    actions.replaceChildren(button("Reuse settings", () => again(record), "small"), remover());
+  showImage({ seed, png }, i) {
+    const { open } = this.cells[i];
+    const [width, height] = this.record.size;
+    open.replaceChildren(h("img", { src: `data:image/png;base64,${png}`, alt: "", width, height }));
+    open.className = "cell";
+    open.disabled = false;
+    open.setAttribute("aria-label", `Image with seed ${seed}: open`);
+    open.addEventListener("click", () => openImage({ record: this.record, i, seed, png }, this.onUse));
   }
 
-  function remover() {
-    return button("Remove", () => {
-      jobs.remove(record.id);
-      self.remove();
-      host.dispatchEvent(new Event("removed"));
-    }, "small");
+  showCanceled() {
+    this.stop();
+    this.monitor.status.textContent = "Canceled. The rows sampled so far are shown.";
+    announce("Canceled");
+  }
+
+  showFailure(error) {
+    this.stop();
+    this.monitor.status.remove();
+    this.notice.replaceChildren(failure(error));
+    announce(error.message);
+  }
+
+  stop() {
+    this.isOver = true;
+    this.monitor.bar.remove();
+    for (const { open } of this.cells) open.classList.remove("wait");
+    this.actions.replaceChildren(...this.finalActions());
+  }
+
+  finalActions() {
+    return [button("Reuse settings", this.onReuse, "small"), button("Remove", () => this.remove(), "small")];
+  }
+
+  remove() {
+    jobs.remove(this.record.id);
+    this.element.remove();
+    this.onRemove();
   }
 }
 
-/** A picture by itself: large, with its seed, its curl line and what can be done with it. */
-function closer({ record, i, seed, png }, use) {
+/** A grid with rows as equal as possible, for wide and for narrow screens. */
+function imageGrid(items) {
+  const isMany = items.length > MANY;
+  const columns = (most) => Math.ceil(items.length / Math.ceil(items.length / most));
+  const grid = h("ol", { class: isMany ? "cells many" : "cells" }, items);
+  grid.style.setProperty("--wide", columns(isMany ? 10 : 6));
+  grid.style.setProperty("--narrow", columns(isMany ? 5 : 4));
+  return grid;
+}
+
+/** Open one image in a dialog: enlarged, with its seed, its curl line and actions. */
+function openImage({ record, i, seed, png }, onUse) {
   const src = `data:image/png;base64,${png}`;
-  const act = (name) => button({ seed: "Use this seed", score: "Score it", complete: "Complete it" }[name], () => {
-    const file = new File([decoded(png)], fileName(record, i), { type: "image/png" });
-    shown.close();
-    use(name, { file, seed });
-  }, "small");
-  const shown = dialog(`Seed ${seed}`,
-    h("div", { class: "closer" }, h("img", { class: "pixels", src, alt: `Picture with seed ${seed}` }),
-      h("div", { class: "stack" },
-        h("p", {}, spoken({ ...record.asked, seed })),
-        h("div", { class: "row start" }, copier("Copy seed", () => String(seed), "small"),
-          h("a", { class: "button small", href: src, download: fileName(record, i) }, "Download PNG"),
-          ...["seed", "score", "complete"].map(act)),
-        h("p", { class: "strong" }, "The same picture from a terminal"),
-        record.task === "complete" && h("p", { class: "hint" }, `Run it where ${record.file} lies.`),
-        terminal(line(record, i)))));
+  const name = downloadName(record, i);
+  const useButton = (label, action) => {
+    const use = () => {
+      dialog.close();
+      onUse(action, { file: new File([pngBlob(png)], name, { type: "image/png" }), seed });
+    };
+    return button(label, use, "small");
+  };
+  const actions = h(
+    "div",
+    { class: "row start" },
+    copyButton("Copy seed", () => String(seed), "small"),
+    h("a", { class: "button small", href: src, download: name }, "Download PNG"),
+    useButton("Use this seed", "seed"),
+    useButton("Score it", "score"),
+    useButton("Complete it", "complete"),
+  );
+  const details = h(
+    "div",
+    { class: "stack" },
+    h("p", {}, settingsText({ ...record.settings, seed })),
+    actions,
+    h("p", { class: "strong" }, "The same image from a terminal"),
+    record.task === "complete" && h("p", { class: "hint" }, `Run it in the folder of ${record.fileName}.`),
+    terminal(curlLine(record, i)),
+  );
+  const image = h("img", { class: "pixels", src, alt: `Image with seed ${seed}` });
+  const dialog = openDialog(`Seed ${seed}`, h("div", { class: "closer" }, image, details));
+}
+
+/** The curl line that generates image `i` of a run again, alone. */
+function curlLine(record, i) {
+  const { n: _, seed, ...parameters } = record.settings;
+  const target = endpoint(record.task, { ...parameters, seed: seed + i });
+  const output = ["-o", quoted(downloadName(record, i))];
+  if (record.task === "complete") return curl("-F", quoted(`image=@${record.fileName}`), target, ...output);
+  return curl("-X POST", target, ...output);
+}
+
+function downloadName({ task, settings }, i) {
+  const kind = task === "complete" ? "completed" : (settings.class ?? "image");
+  return `${kind}-${settings.seed + i}.png`;
 }

@@ -1,41 +1,68 @@
-// Large pictures in tiles: how many there are, and their map over the whole picture.
+// Large images in tiles: how many there are, and the map of their OOD scores over the whole image.
 
-import { ask } from "./api.js";
-import { halfEven } from "./picture.js";
-import { fader, h, stem } from "./ui.js";
+import { resultFile } from "./api.js";
+import { h, stem } from "./dom.js";
+import { opacitySlider } from "./fields.js";
+import { roundHalfEven } from "./image.js";
 
-const MOST = 1024; // tiles of a picture, of which a core does some twenty-five a second
+const MAX_TILES = 1024; // of an image; a core scores about 25 a second
 
-/** How the service cuts a picture: [width, height] of a tile, how many, and the `side` to ask for if there is a choice. */
-export function cut(model, width, height) {
-  const least = Math.min(model.width, model.height);
-  const along = (length, tile) => (length < tile ? 0 : Math.ceil((length - tile) / Math.max(1, tile >> 1)) + 1);
-  const all = (w, h, side) => ({ size: [w, h], n: along(width, w) * along(height, h), side });
-  if (model.tiles) return all(model.tiles.width, model.tiles.height);
-  for (let side = least; ; side += 1) {
-    const found = all(...[model.width, model.height].map((length) => halfEven((side * length) / least)), side);
-    if (found.n <= MOST) return found;
+/** How the service cuts an image: [width, height] of a tile, the number of tiles, and the `side` to request, if any. */
+export function tiling(model, width, height) {
+  const countAlong = (length, tile) => (length < tile ? 0 : Math.ceil((length - tile) / Math.max(1, tile >> 1)) + 1);
+  const count = (size) => countAlong(width, size[0]) * countAlong(height, size[1]);
+  if (model.tiles) {
+    const size = [model.tiles.width, model.tiles.height];
+    return { size, n: count(size) };
+  }
+  const smallest = Math.min(model.width, model.height);
+  for (let side = smallest; ; side += 1) {
+    const size = [model.width, model.height].map((length) => roundHalfEven((side * length) / smallest));
+    const n = count(size);
+    if (n <= MAX_TILES) return { size, n, side };
   }
 }
 
-/** Where the map of a scan is, as the service drew it. */
-export const mapOf = async (id) => URL.createObjectURL(await (await ask(`jobs/${id}/result`, { headers: { Accept: "image/png" } })).blob());
+/** The address of the map that the service drew for a job. */
+export const tileMapUrl = async (id) => URL.createObjectURL(await resultFile(id, "image/png"));
 
-/** The picture, where its file is at hand, under its map and a frame around the worst tile. */
-export function overlay(one) {
-  const { file, map, name, scan: { box, width, height, threshold } } = one;
-  const layer = h("img", { src: map, width, height, alt: `Map of the scores of ${name}’s tiles` });
+/** The image, if its file is available, under its map and a frame around the worst tile. */
+export function tileOverlay(reading) {
+  const { mapUrl, name, scan } = reading;
+  const { box, width, height, threshold } = scan;
+  const layer = h("img", { src: mapUrl, width, height, alt: `Map of the OOD scores of ${name}’s tiles` });
   const frame = h("span", { class: "box" });
-  const parts = { left: box.left / width, top: box.top / height, width: box.width / width, height: box.height / height };
-  for (const [side, part] of Object.entries(parts)) frame.style[side] = `${100 * part}%`;
-  const holder = h("div", { class: "over whole" }, layer, frame);
-  const fade = fader(layer, file);
-  if (file) {
-    const picture = h("img", { src: (one.address ??= URL.createObjectURL(file)), width, height, alt: name, onerror: () => { picture.remove(); fade.alone(); } });
-    holder.prepend(picture);
-  }
-  return h("div", { class: "stack map" }, holder, fade.el,
-    h("p", { class: "hint" }, `Framed: the worst tile, ${box.left} pixels from the left and ${box.top} from the top. `,
-      threshold ? `A picture with a tile above ${threshold.toPrecision(3)} counts as foreign; the map is brightest there.` : "The map is bright where tiles are least usual."),
-    h("div", {}, h("a", { class: "button small", href: map, download: `${stem(name)}-map.png` }, "Download map")));
+  const edges = {
+    left: box.left / width,
+    top: box.top / height,
+    width: box.width / width,
+    height: box.height / height,
+  };
+  for (const [property, share] of Object.entries(edges)) frame.style[property] = `${100 * share}%`;
+  const opacity = opacitySlider(layer, reading.file);
+  const background = reading.file && backgroundImage(reading, () => opacity.makeOpaque());
+  const position = `Framed: the worst tile, ${box.left} pixels from the left and ${box.top} from the top. `;
+  const scale = threshold
+    ? `An image with a tile above ${threshold.toPrecision(3)} is out of distribution; the map is brightest there.`
+    : "Bright tiles are the most unusual.";
+  return h(
+    "div",
+    { class: "stack map" },
+    h("div", { class: "over whole" }, background, layer, frame),
+    opacity.element,
+    h("p", { class: "hint" }, position, scale),
+    h("div", {}, h("a", { class: "button small", href: mapUrl, download: `${stem(name)}-map.png` }, "Download map")),
+  );
+}
+
+/** The image itself, which is removed if the browser cannot decode it. */
+function backgroundImage(reading, onUndecodable) {
+  const { width, height } = reading.scan;
+  reading.fileUrl ??= URL.createObjectURL(reading.file);
+  const onerror = () => {
+    image.remove();
+    onUndecodable();
+  };
+  const image = h("img", { src: reading.fileUrl, width, height, alt: reading.name, onerror });
+  return image;
 }

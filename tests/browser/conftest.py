@@ -1,6 +1,6 @@
-"""A real browser before a real service: Valkey, a worker, small models, and an installed Chromium.
+"""A real browser and a real service: Valkey, workers, small models, and an installed Chromium.
 
-Without a browser these tests are skipped, except where CI is set: there they must run.
+Without a browser these tests are skipped, unless CI is set: then they must run.
 """
 
 import contextlib
@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @dataclass(frozen=True)
 class Site:
-    """Two services on one queue: one that is open, one that wants a key."""
+    """Two services on one queue: one is open, one requires a key."""
 
     url: str
     guarded_url: str
@@ -60,7 +60,7 @@ class Site:
 
 @pytest.fixture(scope="session")
 def models(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`tiny` (8x8), calibrated, its tiles, too; and `wide` (32x32, a long name for a class), slow to draw."""
+    """`tiny` (8x8), calibrated also for tiles, and `wide` (32x32, with a long class name), which is slow."""
     import torch
 
     import ncml
@@ -73,9 +73,9 @@ def models(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     directory = tmp_path_factory.mktemp("studio-models")
     shutil.copytree(model_folder, directory / "tiny")
     model = ncml.load(directory / "tiny")
-    pictures = np.random.default_rng(0).integers(96, 160, (60, 8, 8, 3), np.uint8)
-    calibrate(model, pictures[:20], pictures[20:]).save(model.folder)
-    large = [lambda i=i: np.tile(pictures[2 * i : 2 * i + 2].reshape(16, 8, 3), (1, 2, 1)) for i in range(28)]
+    images = np.random.default_rng(0).integers(96, 160, (60, 8, 8, 3), np.uint8)
+    calibrate(model, images[:20], images[20:]).save(model.folder)
+    large = [lambda i=i: np.tile(images[2 * i : 2 * i + 2].reshape(16, 8, 3), (1, 2, 1)) for i in range(28)]
     tiles.calibrate(model, large[:8], large[8:]).save(model.folder)
     torch.manual_seed(1)
     config = smoke()
@@ -93,16 +93,16 @@ def models(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="session")
 def site(valkey_server, models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("site")
-    made = subprocess.run(
+    key_line = subprocess.run(
         [sys.executable, "-c", f"from service.keys import digest; print('browser:' + digest({KEY!r}))"],
         check=True, capture_output=True, text=True,
     )  # fmt: skip
-    (folder / "keys").write_text(made.stdout)
+    (folder / "keys").write_text(key_line.stdout)
     ports = _free_ports(2)
     serve = [sys.executable, "-m", "uvicorn", "--factory", "service.app:from_environment", "--port"]
-    guard = {"NCML_API_KEYS_FILE": str(folder / "keys")}
+    guarded = {"NCML_API_KEYS_FILE": str(folder / "keys")}
     worker = [sys.executable, "-m", "ncml.cli", "worker", "--models", str(models), "--threads", "1", "--drain-s", "1"]
-    scores, draws = ([*worker, "--lane", lane] for lane in ("score", "generate"))
+    score_worker, generate_worker = ([*worker, "--lane", lane] for lane in ("score", "generate"))
     environment = os.environ | {
         "NCML_REDIS_URL": valkey_server.url.replace("/0", "/1"),
         "NCML_MAX_IMAGES": "32",
@@ -111,13 +111,13 @@ def site(valkey_server, models: Path, tmp_path_factory: pytest.TempPathFactory) 
     with contextlib.closing(redis.Redis.from_url(environment["NCML_REDIS_URL"])) as client:
         client.flushdb()
     with (folder / "log").open("w") as log, contextlib.ExitStack() as stack:
-        for command, more in [
-            (scores, {}),
-            (draws, {}),
+        for command, variables in [
+            (score_worker, {}),
+            (generate_worker, {}),
             ([*serve, str(ports[0])], {}),
-            ([*serve, str(ports[1])], guard),
+            ([*serve, str(ports[1])], guarded),
         ]:
-            process = subprocess.Popen(command, env=environment | more, stdout=log, stderr=log)
+            process = subprocess.Popen(command, env=environment | variables, stdout=log, stderr=log)
             stack.callback(process.wait, 20)
             stack.callback(process.terminate)
         http = stack.enter_context(httpx2.Client(base_url=f"http://127.0.0.1:{ports[0]}", timeout=30))
@@ -142,7 +142,7 @@ def _ready(http: httpx2.Client, base: str = "") -> bool:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """For a module alone: Playwright keeps an event loop running in this thread, in which no other can be run."""
+    """For one module: Playwright keeps an event loop running in this thread, so that no other can run in it."""
     assert CHROMIUM, "CI is set, but no chromium is installed"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGS))
@@ -151,39 +151,39 @@ def browser() -> Iterator[Browser]:
 
 
 class Tab:
-    """Opens pages that may neither complain nor leave their origin.
+    """Opens pages that must not log errors or send requests to another origin.
 
-    Whatever the browser's console says is an error, unless it is foreseen.
+    Every error and warning on the console fails the test unless it is one of `expected_messages`.
     """
 
     def __init__(self, browser: Browser) -> None:
         self.browser = browser
         self.contexts: list[BrowserContext] = []
-        self.complaints: list[str] = []
-        self.foreseen: list[str] = []
-        self.abroad: list[str] = []
+        self.messages: list[str] = []
+        self.expected_messages: list[str] = []
+        self.foreign_requests: list[str] = []
 
-    def open(self, url: str, answered: Callable[[Response], None] = lambda _: None, **options) -> Page:
+    def open(self, url: str, on_response: Callable[[Response], None] = lambda _: None, **options) -> Page:
         context = self.browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
         self.contexts.append(context)
         page = context.new_page()
-        page.on("console", self._heard)
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("console", self._record)
+        page.on("pageerror", lambda error: self.messages.append(str(error)))
         origin = urlsplit(url).netloc
 
-        def asked(request: Request) -> None:
+        def check_origin(request: Request) -> None:
             address = urlsplit(request.url)
             if address.scheme not in ("data", "blob") and address.netloc != origin:
-                self.abroad.append(request.url)
+                self.foreign_requests.append(request.url)
 
-        page.on("request", asked)
-        page.on("response", answered)
+        page.on("request", check_origin)
+        page.on("response", on_response)
         page.goto(url)
         return page
 
-    def _heard(self, message: ConsoleMessage) -> None:
+    def _record(self, message: ConsoleMessage) -> None:
         if message.type in ("error", "warning"):
-            self.complaints.append(message.text)
+            self.messages.append(message.text)
 
 
 @pytest.fixture
@@ -192,14 +192,14 @@ def tab(browser: Browser) -> Iterator[Tab]:
     yield tab
     for context in tab.contexts:
         context.close()
-    unforeseen = [text for text in tab.complaints if not any(part in text for part in tab.foreseen)]
-    assert unforeseen == []
-    assert tab.abroad == []
+    unexpected = [text for text in tab.messages if not any(part in text for part in tab.expected_messages)]
+    assert unexpected == []
+    assert tab.foreign_requests == []
 
 
 @pytest.fixture
 def studio(site: Site, tab: Tab) -> Callable[..., Page]:
-    """`studio("generate")`: that view of a fresh tab, with the model `tiny` unless another is named."""
+    """`studio("generate")` opens that view in a new tab, with the model `tiny` by default."""
 
     def open_view(view: str = "score", model: str = "tiny", **options) -> Page:
         page = tab.open(f"{site.url}/#{view}", **options)

@@ -12,45 +12,45 @@ VIEWS = ("score", "generate", "complete", "trajectory", "models")
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 
 
-def pictures(page: Page, n: int, view: str = "generate") -> None:
-    """Set how many pictures a view draws, and begin."""
+def generate(page: Page, n: int, view: str = "generate") -> None:
+    """Set how many images a view generates, and submit its form."""
     form = page.locator(f"#view-{view} form")
-    form.get_by_label("Pictures").fill(str(n))
+    form.get_by_label("Images").fill(str(n))
     form.locator("button[type=submit]").click()
 
 
-def long_drawing(page: Page, wait: bool = True) -> str:
-    """Begin a drawing that takes many seconds; returns its job."""
+def long_run(page: Page, wait: bool = True) -> str:
+    """Submit a job that takes many seconds; returns its id."""
     form = page.locator("#view-generate form")
     if not form.get_by_label("Solver").is_visible():
         form.locator("summary").click()
     form.get_by_label("Solver").select_option("predictor-corrector")
-    form.get_by_label("Pictures").fill("32")
+    form.get_by_label("Images").fill("32")
     form.get_by_label("Refinement steps").fill("32")
     runs = page.locator("#view-generate article.run")
-    former = runs.count()
-    form.get_by_role("button", name="Draw").click()
-    expect(runs).to_have_count(former + 1)
+    count = runs.count()
+    form.get_by_role("button", name="Generate").click()
+    expect(runs).to_have_count(count + 1)
     run = runs.first
     if wait:
         expect(run).to_contain_text(re.compile("Sampling row|Refining"))
     return run.get_attribute("data-job") or ""
 
 
-def test_a_drawing_is_canceled(studio, site) -> None:
+def test_a_run_is_canceled(studio, site) -> None:
     page = studio("generate", model="wide")
-    job = long_drawing(page)
+    job = long_run(page)
     page.get_by_role("button", name="Cancel").click()
     expect(page.locator("article.run")).to_contain_text("Canceled.")
     assert site.http.get(f"/jobs/{job}").json()["status"] == "canceled"
 
 
-def test_a_reload_finds_running_and_finished_jobs_again(studio) -> None:
+def test_a_reload_restores_running_and_finished_jobs(studio) -> None:
     page = studio("generate")
-    pictures(page, 2)
+    generate(page, 2)
     expect(page.locator(".cell img")).to_have_count(2)
     page.select_option("#model", "wide")
-    job = long_drawing(page)
+    job = long_run(page)
     page.reload()
     run = page.locator(f'article.run[data-job="{job}"]')
     expect(run).to_contain_text(re.compile("Sampling row|Refining"))
@@ -63,31 +63,31 @@ def test_a_reload_finds_running_and_finished_jobs_again(studio) -> None:
 
 def test_a_reload_during_a_trace_follows_it_to_its_end(studio) -> None:
     page = studio("trajectory", model="wide")
-    pictures(page, 4, "trajectory")
+    generate(page, 4, "trajectory")
     expect(page.locator("article.trace")).to_contain_text(re.compile("Sampling row|Refining, step"))
     page.reload()
-    expect(page.locator("article.trace")).to_contain_text("Traced", timeout=60_000)
+    expect(page.locator("article.trace")).to_contain_text("Trace complete", timeout=60_000)
 
 
 def test_a_reload_keeps_scores(studio) -> None:
     page = studio("score")
     page.locator("#view-score").get_by_role("button", name="stripes").click()
-    page.get_by_role("button", name="Score 1 picture").click()
+    page.get_by_role("button", name="Score 1 image").click()
     expect(page.locator(".reading .verdict")).to_be_visible()
     bits = page.locator(".reading .big .mono").text_content()
     page.reload()
     expect(page.locator(".reading .big .mono")).to_have_text(bits or "")
-    expect(page.locator(".reading")).to_contain_text("choose the picture again")
+    expect(page.locator(".reading")).to_contain_text("choose the image again")
 
 
-def test_nothing_blocks_while_many_drawings_run(studio, site) -> None:
-    """More jobs than the browser has connections: a score still gets through, and each drawing can be ended."""
+def test_nothing_blocks_while_many_jobs_run(studio, site) -> None:
+    """More jobs than the browser has connections: scoring still works, and each job can be canceled."""
     page = studio("generate", model="wide")
-    ids = {long_drawing(page, wait=False) for _ in range(7)}
+    ids = {long_run(page, wait=False) for _ in range(7)}
     assert len(ids) == 7
     page.get_by_role("link", name="Score").click()
     page.locator("#view-score").get_by_role("button", name="stripes").click()
-    page.get_by_role("button", name="Score 1 picture").click()
+    page.get_by_role("button", name="Score 1 image").click()
     expect(page.locator(".reading .big .mono")).to_be_visible()
     page.get_by_role("link", name="Models").click()
     expect(page.locator("#view-models .health")).to_contain_text("busy")
@@ -99,15 +99,15 @@ def test_nothing_blocks_while_many_drawings_run(studio, site) -> None:
 
 
 def test_a_service_with_keys_asks_for_one_and_works_with_it(site, tab) -> None:
-    tab.foreseen = ["status of 401"]
+    tab.expected_messages = ["status of 401"]
     page = tab.open(f"{site.guarded_url}/#generate")
     expect(page.locator("#pulse")).to_have_text("API key needed")
     page.locator("#notice").get_by_role("button", name="Enter an API key").click()
     page.get_by_label("Key", exact=True).fill("ncml_of-the-browser-tests")
-    page.get_by_role("button", name="Use it").click()
+    page.get_by_role("button", name="Use key").click()
     expect(page.locator("#pulse")).to_contain_text("ready")
     expect(page.locator("#notice .failure")).to_have_count(0)
-    pictures(page, 2)  # submits, follows events, fetches previews and results
+    generate(page, 2)  # submits, follows events, fetches previews and results
     expect(page.locator(".cell img")).to_have_count(2)
     page.locator(".cell").first.click()
     line = page.locator(".curl").text_content() or ""
@@ -118,11 +118,11 @@ def test_a_service_with_keys_asks_for_one_and_works_with_it(site, tab) -> None:
     expect(page.locator(".cell img")).to_have_count(2)
 
 
-def test_everything_is_reached_by_the_keyboard(studio) -> None:
+def test_everything_can_be_reached_by_keyboard(studio) -> None:
     page = studio("score")
-    page.on("filechooser", lambda _: None)  # the browser needs a moment to hand these over
+    page.on("filechooser", lambda _: None)  # without a listener the browser opens none
     page.locator("body").press("Tab")
-    expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+    expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
 
     def tab_to(target) -> None:
         for _ in range(40):
@@ -137,23 +137,23 @@ def test_everything_is_reached_by_the_keyboard(studio) -> None:
         page.keyboard.press("Enter")
     tab_to(page.locator("#view-score").get_by_role("button", name="gradient"))
     page.keyboard.press("Enter")
-    tab_to(page.get_by_role("button", name="Score 1 picture"))
+    tab_to(page.get_by_role("button", name="Score 1 image"))
     page.keyboard.press("Enter")
-    fade = page.get_by_label("Map over picture")
-    expect(fade).to_be_visible()
-    tab_to(fade)
+    opacity = page.get_by_label("Map opacity")
+    expect(opacity).to_be_visible()
+    tab_to(opacity)
     page.keyboard.press("ArrowRight")
-    expect(fade).to_have_value("51")
+    expect(opacity).to_have_value("51")
     page.reload()
     tab_to(page.get_by_role("link", name="Generate"))
     page.keyboard.press("Enter")
-    expect(page.get_by_role("heading", name="Draw new pictures")).to_be_focused()
+    expect(page.get_by_role("heading", name="Generate new images")).to_be_focused()
     tab_to(page.locator("#view-generate .chips input:checked"))
     page.keyboard.press("ArrowRight")
     expect(page.locator("#view-generate").get_by_label("dark")).to_be_checked()
-    tab_to(page.locator("#view-generate").get_by_label("Pictures"))
+    tab_to(page.locator("#view-generate").get_by_label("Images"))
     page.keyboard.press("Home")
-    tab_to(page.get_by_role("button", name="Draw"))
+    tab_to(page.get_by_role("button", name="Generate"))
     page.keyboard.press("Enter")
     cell = page.locator(".cell:enabled")
     expect(cell).to_have_count(1)
@@ -177,11 +177,11 @@ def test_everything_is_reached_by_the_keyboard(studio) -> None:
     page.keyboard.press("Enter")
     tab_to(page.get_by_role("button", name="Trace"))
     page.keyboard.press("Enter")
-    moment = page.get_by_role("slider", name="Moment")
-    expect(moment).to_be_enabled()
-    tab_to(moment)
+    slider = page.get_by_role("slider", name="Frame")
+    expect(slider).to_be_enabled()
+    tab_to(slider)
     page.keyboard.press("Home")
-    expect(moment).to_have_value("0")
+    expect(slider).to_have_value("0")
     page.reload()
     tab_to(page.get_by_role("link", name="Models"))
     page.keyboard.press("Enter")
@@ -193,7 +193,7 @@ def test_everything_is_reached_by_the_keyboard(studio) -> None:
 def test_a_phone_shows_every_view_without_scrolling_sideways(studio) -> None:
     page = studio("score", model="wide", **PHONE)
     page.locator("#view-score").get_by_role("button", name="gradient").tap()
-    page.get_by_role("button", name="Score 1 picture").tap()
+    page.get_by_role("button", name="Score 1 image").tap()
     expect(page.locator(".reading .big")).to_be_visible()
     for view in VIEWS:
         link = page.locator(f'.tabs a[href="#{view}"]')
@@ -202,7 +202,7 @@ def test_a_phone_shows_every_view_without_scrolling_sideways(studio) -> None:
         expect(link).to_be_in_viewport(ratio=1)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.locator('.tabs a[href="#generate"]').tap()
-    pictures(page, 3)
+    generate(page, 3)
     expect(page.locator("#view-generate article.run h2")).to_be_in_viewport()  # it lies below the controls
     expect(page.locator("#view-generate .cell img")).to_have_count(3, timeout=60_000)
     page.locator("#view-generate .cell").first.tap()
@@ -215,95 +215,95 @@ def test_a_phone_shows_every_view_without_scrolling_sideways(studio) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious(studio, tab, tmp_path: Path, scheme: str) -> None:
-    tab.foreseen = ["Failed to load resource"]
+    tab.expected_messages = ["Failed to load resource"]
     page = studio("score", color_scheme=scheme, reduced_motion="reduce")
     axe = Axe()
 
-    def check(where: str) -> None:
-        found = axe.run(page).response["violations"]
+    def check(state: str) -> None:
+        violations = axe.run(page).response["violations"]
         serious = [
-            f"{one['id']}: {[node['html'] for node in one['nodes']]}"
-            for one in found
-            if one["impact"] in ("serious", "critical")
+            f"{violation['id']}: {[node['html'] for node in violation['nodes']]}"
+            for violation in violations
+            if violation["impact"] in ("serious", "critical")
         ]
-        assert serious == [], where
+        assert serious == [], state
 
     check("score, empty")
     for name in ("flat grey", "stripes"):
         page.locator("#view-score").get_by_role("button", name=name).click()
     check("score, waiting")
-    page.get_by_role("button", name="Score 2 pictures").click()
+    page.get_by_role("button", name="Score 2 images").click()
     expect(page.locator(".strip .tile")).to_have_count(2)
-    check("score, read")
+    check("score, scored")
     page.get_by_label("In tiles").check()
     page.locator("#view-score").get_by_role("button", name="gradient").click()
     check("score, waiting in tiles")
-    page.get_by_role("button", name="Score 1 picture").click()
+    page.get_by_role("button", name="Score 1 image").click()
     expect(page.locator(".reading .box")).to_be_visible()
-    check("score, read in tiles")
-    (tmp_path / "broken.png").write_bytes(b"not a picture")
+    check("score, scored in tiles")
+    (tmp_path / "broken.png").write_bytes(b"not an image")
     page.locator("#view-score input[type=file]").set_input_files(tmp_path / "broken.png")
-    page.get_by_role("button", name="Score 1 picture").click()
+    page.get_by_role("button", name="Score 1 image").click()
     expect(page.locator("#view-score .failure")).to_be_visible()
     check("score, refused")
     for view in ("generate", "trajectory"):
         page.goto(page.url.split("#")[0] + f"#{view}")
-        pictures(page, 2, view)
-        expect(page.locator(f"#view-{view} article.run")).to_contain_text(re.compile("Drawn in|Shown are|Only the end"))
+        generate(page, 2, view)
+        expect(page.locator(f"#view-{view} article.run")).to_contain_text(re.compile("Generated in|Recorded|Only the"))
         check(view)
     page.locator('.tabs a[href="#generate"]').click()
     page.locator("#view-generate .cell").first.click()
-    check("a picture by itself")
+    check("one image")
     page.get_by_role("button", name="Complete it").click()
     page.get_by_role("button", name="Complete", exact=True).click()
-    expect(page.locator("#view-complete")).to_contain_text("Drawn in")
+    expect(page.locator("#view-complete")).to_contain_text("Generated in")
     check("complete")
     page.locator('.tabs a[href="#models"]').click()
     page.locator("#view-models summary").first.click()
     check("models")
     page.context.set_offline(True)
     expect(page.locator("#notice .failure")).to_be_visible()
-    check("models, away")
+    check("models, unreachable")
     page.context.set_offline(False)
     expect(page.locator("#notice .failure")).to_have_count(0)
     page.select_option("#model", "wide")
     page.locator('.tabs a[href="#generate"]').click()
-    job = long_drawing(page)
-    check("generate, drawing")
+    job = long_run(page)
+    check("generate, running")
     run = page.locator(f'article.run[data-job="{job}"]')
     run.get_by_role("button", name="Cancel").click()
     expect(run).to_contain_text("Canceled.")
     check("generate, canceled")
     page.locator("#key").click()
-    check("the key")
+    check("the API key")
     assert (
         page.evaluate("getComputedStyle(document.querySelector('.cell, progress') ?? document.body).animationName")
         == "none"
     )
 
 
-def test_the_page_is_light_quick_and_brings_everything_itself(site, tab) -> None:
+def test_the_page_is_light_and_quick_and_loads_nothing_from_elsewhere(site, tab) -> None:
     weights: dict[str, int] = {}
     page = tab.open(site.url, lambda response: weights.__setitem__(response.url, len(response.body())))
-    # Modules run before this event, so that everything answers then.
+    # Modules run before this event, so that everything is interactive then.
     interactive = page.evaluate("performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd")
     expect(page.locator("#pulse")).to_contain_text("ready")
-    own = {url: size for url, size in weights.items() if re.fullmatch(rf"{site.url}/(studio/.*)?", url)}
-    assert len(own) > 10
-    print(f"first view: {sum(own.values()):,} bytes in {len(own)} files, interactive after {interactive:.0f} ms")
-    assert sum(own.values()) < 150_000
+    files = {url: size for url, size in weights.items() if re.fullmatch(rf"{site.url}/(studio/.*)?", url)}
+    assert len(files) > 10
+    print(f"first view: {sum(files.values()):,} bytes in {len(files)} files, interactive after {interactive:.0f} ms")
+    assert sum(files.values()) < 150_000
     policy = site.http.get("/").headers["content-security-policy"]
     assert "'unsafe-inline'" not in policy
     assert "default-src 'none'" in policy
 
 
-def test_a_view_that_cannot_be_fetched_says_so_and_can_be_tried_again(studio, tab) -> None:
-    tab.foreseen = ["Failed to load resource", "dynamically imported module"]
+def test_a_view_that_cannot_be_loaded_is_reported_and_can_be_tried_again(studio, tab) -> None:
+    tab.expected_messages = ["Failed to load resource", "dynamically imported module"]
     page = studio("score")
     page.route("**/studio/trajectory.js", lambda route: route.abort())
     page.locator('.tabs a[href="#trajectory"]').click()
     view = page.locator("#view-trajectory")
-    expect(view.get_by_role("alert")).to_contain_text("This view could not be fetched.")
+    expect(view.get_by_role("alert")).to_contain_text("This view could not be loaded.")
     expect(view.locator("h1")).to_be_focused()
     page.unroute("**/studio/trajectory.js")
     view.get_by_role("button", name="Try again").click()
@@ -311,7 +311,7 @@ def test_a_view_that_cannot_be_fetched_says_so_and_can_be_tried_again(studio, ta
     expect(view.get_by_role("alert")).to_have_count(0)
 
 
-def test_the_api_is_linked_and_its_documentation_still_there(site, studio) -> None:
+def test_the_api_docs_are_linked_and_available(site, studio) -> None:
     page = studio("score")
     assert page.get_by_role("link", name="API docs").get_attribute("href") == "docs"
     assert site.http.get("/docs").status_code == 200

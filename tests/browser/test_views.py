@@ -1,4 +1,4 @@
-"""Each view does what it is for, and says what to do when it cannot."""
+"""Each view fulfils its purpose, or reports what to do when it cannot."""
 
 import base64
 import csv
@@ -18,7 +18,7 @@ from ncml.images import resize_to, to_png
 from ncml.images.tiling import TileSize, smallest_tile_side
 
 NUMBER = re.compile(r"^\d+\.\d\d$")
-REFUSED = "Failed to load resource"  # Chromium says so of every answer that is no success
+REFUSED = "Failed to load resource"  # Chromium logs this for every response that is not a success
 
 
 def upload(page: Page, view: str, *files: Path) -> None:
@@ -26,21 +26,21 @@ def upload(page: Page, view: str, *files: Path) -> None:
 
 
 def size(download) -> tuple[int, int]:
-    with Image.open(download.value.path()) as picture:
-        return picture.size
+    with Image.open(download.value.path()) as image:
+        return image.size
 
 
 @pytest.fixture
 def photo(tmp_path: Path) -> Path:
-    """Larger than the model's pictures, wider than high, with a name that needs quoting."""
+    """An image larger than the model's, wider than high, with a name that needs quoting."""
     ramp = np.linspace(0, 255, 90).astype(np.uint8)
-    picture = np.stack(np.broadcast_arrays(ramp[None, :], ramp[:60, None], np.uint8(90)), axis=-1)
-    Image.fromarray(picture).save(tmp_path / "it's a photo.png")
+    pixels = np.stack(np.broadcast_arrays(ramp[None, :], ramp[:60, None], np.uint8(90)), axis=-1)
+    Image.fromarray(pixels).save(tmp_path / "it's a photo.png")
     return tmp_path / "it's a photo.png"
 
 
-def draw(page: Page, view: str, **values: int) -> None:
-    """Set sliders by their label's first word and press the view's button."""
+def submit(page: Page, view: str, **values: int) -> None:
+    """Set sliders by their label's first word and submit the view's form."""
     form = page.locator(f"#view-{view} form")
     for name, value in values.items():
         form.get_by_label(re.compile(f"^{name}", re.IGNORECASE)).fill(str(value))
@@ -50,24 +50,24 @@ def draw(page: Page, view: str, **values: int) -> None:
 # Score
 
 
-def test_a_picture_is_scored_placed_and_mapped(studio, photo: Path) -> None:
+def test_an_image_is_scored_ranked_and_mapped(studio, photo: Path) -> None:
     page = studio("score")
     upload(page, "score", photo)
     expect(page.locator(".waiting canvas")).to_have_count(2)  # the crop, and what the model sees
-    page.get_by_role("button", name="Score 1 picture").click()
+    page.get_by_role("button", name="Score 1 image").click()
     reading = page.locator(".reading")
     expect(reading.locator(".big .mono")).to_have_text(NUMBER)
-    expect(reading.locator(".verdict .strong")).to_have_text(re.compile("^(Belongs|Does not belong)$"))
+    expect(reading.locator(".verdict .strong")).to_have_text(re.compile("^(In|Out of) distribution$"))
     expect(reading.locator(".verdict")).to_contain_text("p = ")
-    expect(reading.locator(".chart .here").first).to_be_attached()
+    expect(reading.locator(".chart .value").first).to_be_attached()
     expect(reading.locator(".chart .within, .chart .beyond")).not_to_have_count(0)
     layer = reading.locator(".over canvas")
     for share in (0, 40, 100):
-        page.get_by_label("Map over picture").fill(str(share))
+        page.get_by_label("Map opacity").fill(str(share))
         assert layer.evaluate("e => getComputedStyle(e).opacity") == f"{share / 100:g}"
     colours = layer.evaluate("e => new Set(e.getContext('2d').getImageData(0, 0, 8, 8).data).size")
     assert colours > 8
-    page.get_by_role("button", name="Flip the last bits").click()
+    page.get_by_role("button", name="Flip the lowest bits").click()
     expect(reading.locator(".flip .mono")).to_have_text(
         re.compile(r"^\d+\.\d{3} → \d+\.\d{3} bits/dim \([−+]\d+\.\d{3}\)$")
     )
@@ -75,50 +75,50 @@ def test_a_picture_is_scored_placed_and_mapped(studio, photo: Path) -> None:
     assert "-F 'image=@it'\\''s a photo.png'" in (reading.locator(".curl").text_content() or "")
 
 
-def test_what_is_shaded_is_told_only_where_something_is(studio, tmp_path: Path) -> None:
+def test_shading_is_explained_only_where_there_is_some(studio, tmp_path: Path) -> None:
     usual = np.random.default_rng(9).integers(96, 160, (8, 8, 3), np.uint8)
     Image.fromarray(usual).save(tmp_path / "usual.png")
     page = studio("score")
     upload(page, "score", tmp_path / "usual.png")
     page.locator("#view-score").get_by_role("button", name="noise", exact=True).click()
-    page.get_by_role("button", name="Score 2 pictures").click()
+    page.get_by_role("button", name="Score 2 images").click()
     placed = page.locator(".reading .placed")
-    expect(placed.locator(".chart")).to_contain_text("score: further right is stranger")
-    expect(placed).to_contain_text("Shaded: as unusual or more.")
+    expect(placed.locator(".chart")).to_contain_text("OOD score: higher is more unusual")
+    expect(placed).to_contain_text("Shaded: OOD scores at least as high.")
     page.locator(".tile", has_text="noise.png").click()
-    expect(placed.locator(".chart")).to_contain_text("this picture, beyond the scale")
+    expect(placed.locator(".chart")).to_contain_text("this image, above the scale")
     expect(placed).not_to_contain_text("Shaded")
-    expect(placed).to_contain_text("p can be")
+    expect(placed).to_contain_text("p is at least")
     expect(page.locator(".verdict")).to_contain_text(
-        re.compile("looks? (at least )?as unusual. A picture is flagged when fewer than 5\u00a0% look as unusual.")
+        re.compile("ha(s|ve) an OOD score (at least )?as high. An image is flagged when fewer than 5\u00a0% do.")
     )
     placed.get_by_role("radio", name="bits/dim").check()
-    expect(placed.locator(".chart")).to_contain_text("bits/dim: further left is likelier")
+    expect(placed.locator(".chart")).to_contain_text("bits/dim: lower is more likely")
 
 
 def test_maps_can_be_compared_on_one_scale(studio) -> None:
     page = studio("score")
     page.locator("#view-score").get_by_role("button", name="stripes").click()
-    page.get_by_role("button", name="Score 1 picture").click()
+    page.get_by_role("button", name="Score 1 image").click()
     expect(page.locator(".reading .scale")).to_be_visible()
-    expect(page.get_by_label("One colour scale")).to_have_count(0)  # with what?
+    expect(page.get_by_label("Same colour scale")).to_have_count(0)  # there is nothing to compare
     page.locator("#view-score").get_by_role("button", name="noise", exact=True).click()
-    page.get_by_role("button", name="Score 1 picture").click()
+    page.get_by_role("button", name="Score 1 image").click()
     expect(page.locator(".strip .tile")).to_have_count(2)
 
     def scales() -> list[str]:
-        found = []
+        texts = []
         for name in ("stripes.png", "noise.png"):
             page.locator(".tile", has_text=name).click()
             expect(page.locator(".reading h2")).to_have_text(name)
-            found.append(page.locator(".reading .scale").text_content() or "")
-        return found
+            texts.append(page.locator(".reading .scale").text_content() or "")
+        return texts
 
     own = scales()
     assert own[0] != own[1]
-    page.get_by_label("One colour scale").check()
+    page.get_by_label("Same colour scale").check()
     assert len(set(scales())) == 1
-    page.get_by_label("One colour scale").uncheck()
+    page.get_by_label("Same colour scale").uncheck()
     assert scales() == own
 
 
@@ -126,7 +126,7 @@ def test_scores_and_maps_are_downloaded(studio, photo: Path) -> None:
     page = studio("score")
     upload(page, "score", photo)
     page.locator("#view-score").get_by_role("button", name="stripes").click()
-    page.get_by_role("button", name="Score 2 pictures").click()
+    page.get_by_role("button", name="Score 2 images").click()
     expect(page.locator(".strip .tile")).to_have_count(2)
     with page.expect_download() as download:
         page.get_by_role("button", name="Download map").click()
@@ -135,7 +135,7 @@ def test_scores_and_maps_are_downloaded(studio, photo: Path) -> None:
     page.get_by_label("In tiles").check()
     photo = photo.rename(photo.with_name('a "large", photo.png'))
     upload(page, "score", photo)
-    page.get_by_role("button", name="Score 1 picture").click()
+    page.get_by_role("button", name="Score 1 image").click()
     expect(page.locator(".reading .big")).to_contain_text("worst tile")
     with page.expect_download() as download:
         page.get_by_role("link", name="Download map").click()
@@ -145,22 +145,22 @@ def test_scores_and_maps_are_downloaded(studio, photo: Path) -> None:
     assert download.value.suggested_filename == "scores.csv"
     with Path(download.value.path()).open(newline="") as file:
         scan, first, second = csv.DictReader(file)
-    assert [row["picture"] for row in (scan, first, second)] == [photo.name, "it's a photo.png", "stripes.png"]
-    assert (scan["bits_per_dim"], scan["tile_width"], scan["belongs"]) == ("", "8", "no")
-    assert float(scan["score"]) > float(scan["threshold"])
+    assert [row["image"] for row in (scan, first, second)] == [photo.name, "it's a photo.png", "stripes.png"]
+    assert (scan["bits_per_dim"], scan["tile_width"], scan["out_of_distribution"]) == ("", "8", "yes")
+    assert float(scan["ood_score"]) > float(scan["threshold"])
     page.locator(".tile", has_text="stripes.png").click()
     expect(page.locator(".reading .big .mono")).to_have_text(f"{float(second['bits_per_dim']):.2f}")
     assert (second["tile_left"], second["noise"], second["model"]) == ("", "0", "tiny")
     assert 0 < float(second["p_value"]) <= 1
 
 
-def test_words_are_explained_to_the_keyboard_too(studio) -> None:
+def test_terms_are_explained_to_the_keyboard_too(studio) -> None:
     page = studio("score")
     page.locator("#view-score").get_by_role("button", name="stripes").click()
-    page.get_by_role("button", name="Score 1 picture").click()
-    for view, word, text in (
-        ("score", "bits/dim", "The fewer, the likelier"),
-        ("score", "multiscale", "The higher, the stranger"),
+    page.get_by_role("button", name="Score 1 image").click()
+    for view, term, text in (
+        ("score", "bits/dim", "Lower means more likely"),
+        ("score", "multiscale", "Higher means more out-of-distribution"),
         ("score", "grey levels", "256 levels"),
         ("generate", "tweedie", "in one step"),
     ):
@@ -168,54 +168,54 @@ def test_words_are_explained_to_the_keyboard_too(studio) -> None:
         expect(page.locator(f"#view-{view} .controls")).to_be_visible()
         for summary in page.locator(f"#view-{view} .controls details:not([open]) summary").all():
             summary.click()
-        about = page.locator(f"#view-{view}").get_by_role("button", name=f"What is {word}?")
-        told = page.locator(".told:popover-open")
-        about.press("Enter")
-        expect(told).to_contain_text(text)
-        expect(told).to_be_in_viewport(ratio=1)
+        question_mark = page.locator(f"#view-{view}").get_by_role("button", name=f"What is {term}?")
+        explanation = page.locator(".explanation:popover-open")
+        question_mark.press("Enter")
+        expect(explanation).to_contain_text(text)
+        expect(explanation).to_be_in_viewport(ratio=1)
         page.keyboard.press("Escape")
-        expect(told).to_have_count(0)
-        expect(about).to_be_focused()
+        expect(explanation).to_have_count(0)
+        expect(question_mark).to_be_focused()
 
 
 @pytest.mark.parametrize("tiled", [False, True])
-def test_a_scoring_is_canceled(studio, site, tiled: bool) -> None:
+def test_a_scoring_job_is_canceled(studio, site, tiled: bool) -> None:
     page = studio("score")
     page.get_by_label("In tiles").set_checked(tiled)
-    held = []
-    page.route("**/jobs/*/events", lambda route: held.append(route))  # nothing is heard of the job, as if it took long
+    held_routes = []
+    page.route("**/jobs/*/events", lambda route: held_routes.append(route))  # no events arrive, as if the job took long
     page.locator("#view-score").get_by_role("button", name="stripes").click()
-    page.get_by_role("button", name="Score 1 picture").click()
+    page.get_by_role("button", name="Score 1 image").click()
     running = page.locator("#view-score .run")
     job = running.get_attribute("data-job")
-    expect(running).to_contain_text("Scoring 1 picture")
+    expect(running).to_contain_text("Scoring 1 image")
     with page.expect_response(f"**/jobs/{job}/cancel"):
         running.get_by_role("button", name="Cancel").click()
-    held[0].continue_()
+    held_routes[0].continue_()
     expect(running).to_have_count(0)
     assert site.http.get(f"/jobs/{job}").json()["status"] in ("canceled", "succeeded")  # too late to be canceled
 
 
-def test_a_large_picture_is_judged_by_its_tiles(studio, photo: Path) -> None:
+def test_a_large_image_is_judged_by_its_tiles(studio, photo: Path) -> None:
     page = studio("score")
     page.get_by_label("In tiles").check()
     upload(page, "score", photo)
     expect(page.locator(".waiting")).to_contain_text("308 tiles of 8 × 8 pixels")
     page.locator("#view-score").get_by_role("button", name="flat grey").click()
     expect(page.locator(".waiting li").nth(1)).to_contain_text("1 tile of 8 × 8 pixels")
-    page.get_by_role("button", name="Score 2 pictures").click()
+    page.get_by_role("button", name="Score 2 images").click()
     page.locator(".tile", has_text="photo.png").click()
     reading = page.locator(".reading")
     expect(reading.locator("h2")).to_have_text("it's a photo.png")
     expect(reading.locator(".big")).to_have_text(re.compile(r"^\d+\.\d\d worst tile$"))
-    expect(reading.locator(".verdict .strong")).to_have_text("Does not belong")  # a ramp, where noise was calibrated on
-    expect(reading.locator(".verdict")).to_contain_text("None of the 20 held-out pictures")
+    expect(reading.locator(".verdict .strong")).to_have_text("Out of distribution")  # it is a ramp, not noise
+    expect(reading.locator(".verdict")).to_contain_text("None of the 20 held-out images")
     expect(reading.locator(".verdict")).to_contain_text("p = 0.048")
-    picture, layer = reading.locator(".over img").all()
-    for image in (picture, layer):
+    background, layer = reading.locator(".over img").all()
+    for image in (background, layer):
         assert image.evaluate("e => [e.naturalWidth, e.naturalHeight]") == [90, 60]
     for share in (0, 40, 100):
-        page.get_by_label("Map over picture").fill(str(share))
+        page.get_by_label("Map opacity").fill(str(share))
         assert layer.evaluate("e => getComputedStyle(e).opacity") == f"{share / 100:g}"
     whole, frame = reading.locator(".over").bounding_box(), reading.locator(".box").bounding_box()
     assert whole
@@ -228,56 +228,56 @@ def test_a_large_picture_is_judged_by_its_tiles(studio, photo: Path) -> None:
     assert "tile=1" in (reading.locator(".curl").text_content() or "")
     page.reload()
     page.locator(".tile", has_text="photo.png").click()
-    expect(reading.locator(".over img")).to_have_count(1)  # the map; the file is no longer at hand
+    expect(reading.locator(".over img")).to_have_count(1)  # the map; the file is no longer available
 
 
-def test_the_tiles_that_are_told_are_those_of_the_service(studio) -> None:
-    """Sizes and numbers as ncml.images.tiling has them, the size so that a thousand suffice."""
+def test_the_tiles_on_the_page_are_those_of_the_service(studio) -> None:
+    """Sizes and numbers as in ncml.images.tiling, with a size that gives at most 1,024 tiles."""
     page = studio("score")
     models = [(8, 8), (8, 12), (12, 8), (32, 32)]
-    pictures = [(8, 8), (90, 60), (61, 400), (1000, 750), (4000, 3000), (7, 90)]
-    for (height, width), (W, H) in itertools.product(models, pictures):
-        told = page.evaluate(
-            "async ([model, w, h]) => (await import('/studio/tiles.js')).cut(model, w, h)",
+    images = [(8, 8), (90, 60), (61, 400), (1000, 750), (4000, 3000), (7, 90)]
+    for (height, width), (W, H) in itertools.product(models, images):
+        tiling = page.evaluate(
+            "async ([model, w, h]) => (await import('/studio/tiles.js')).tiling(model, w, h)",
             [{"height": height, "width": width}, W, H],
         )
-        tile = TileSize.for_model(height, width, told["side"])
-        assert told["size"] == [tile.width, tile.height]
-        if told["n"]:
-            assert told["n"] == np.prod(tile.grid_shape(H, W)) <= 1024
-            assert told["side"] == smallest_tile_side((height, width), (H, W), 1024)
+        tile = TileSize.for_model(height, width, tiling["side"])
+        assert tiling["size"] == [tile.width, tile.height]
+        if tiling["n"]:
+            assert tiling["n"] == np.prod(tile.grid_shape(H, W)) <= 1024
+            assert tiling["side"] == smallest_tile_side((height, width), (H, W), 1024)
         else:
             with pytest.raises(InputError, match="smaller than a tile"):
                 tile.grid_shape(H, W)
 
 
-def test_tiles_that_cannot_be_are_refused_in_a_sentence(studio, tab, tmp_path: Path) -> None:
-    tab.foreseen = [REFUSED]
+def test_impossible_tiles_are_refused_in_a_sentence(studio, tab, tmp_path: Path) -> None:
+    tab.expected_messages = [REFUSED]
     Image.new("RGB", (5, 9)).save(tmp_path / "thin.png")
     page = studio("score")
     page.get_by_label("In tiles").check()
     upload(page, "score", tmp_path / "thin.png")
     expect(page.locator(".waiting")).to_contain_text("smaller than a tile")
-    page.get_by_role("button", name="Score 1 picture").click()
+    page.get_by_role("button", name="Score 1 image").click()
     refusal = page.get_by_role("alert")
     expect(refusal).to_contain_text("An image of 5 x 9 pixels is smaller than a tile of 8 x 8: score it without tiles.")
     page.get_by_label("In tiles").uncheck()
     expect(page.locator(".waiting canvas")).to_have_count(2)
-    page.get_by_role("button", name="Score 1 picture").click()
+    page.get_by_role("button", name="Score 1 image").click()
     expect(page.locator(".reading .big")).to_contain_text("bits/dim")
     page.select_option("#model", "wide")
     page.get_by_label("In tiles").check()
     page.locator("#view-score").get_by_role("button", name="noise").click()
-    page.get_by_role("button", name="Score 1 picture").click()
+    page.get_by_role("button", name="Score 1 image").click()
     expect(refusal).to_contain_text("wide is not calibrated")
 
 
-def test_several_pictures_are_told_apart(studio) -> None:
+def test_several_images_are_distinguished(studio) -> None:
     page = studio("score")
     for name in ("flat grey", "noise", "stripes"):
         page.locator("#view-score").get_by_role("button", name=name, exact=True).click()
-    page.get_by_role("button", name="Leave out stripes.png").click()
-    page.get_by_role("button", name="Score 2 pictures").click()
+    page.get_by_role("button", name="Remove stripes.png").click()
+    page.get_by_role("button", name="Score 2 images").click()
     expect(page.locator(".strip .tile")).to_have_count(2)
     page.locator(".tile", has_text="noise.png").click()
     expect(page.locator(".reading h2")).to_have_text("noise.png")
@@ -287,55 +287,56 @@ def test_several_pictures_are_told_apart(studio) -> None:
 def test_a_model_without_calibration_gives_no_verdict(studio) -> None:
     page = studio("score", model="wide")
     page.locator("#view-score").get_by_role("button", name="gradient").click()
-    page.get_by_role("button", name="Score 1 picture").click()
+    page.get_by_role("button", name="Score 1 image").click()
     expect(page.locator(".verdict .strong")).to_have_text("Not calibrated")
     expect(page.locator(".reading .chart")).to_have_count(0)
 
 
-def test_a_file_that_is_no_picture_is_refused_in_a_sentence(studio, tab, tmp_path: Path) -> None:
-    tab.foreseen = [REFUSED]
-    (tmp_path / "broken.png").write_bytes(b"not a picture")
+def test_a_file_that_is_not_an_image_is_refused_in_a_sentence(studio, tab, tmp_path: Path) -> None:
+    tab.expected_messages = [REFUSED]
+    (tmp_path / "broken.png").write_bytes(b"not an image")
     page = studio("score")
     upload(page, "score", tmp_path / "broken.png")
-    expect(page.locator(".waiting")).to_contain_text("cannot show this file")
-    page.get_by_role("button", name="Score 1 picture").click()
+    expect(page.locator(".waiting")).to_contain_text("cannot display this file")
+    page.get_by_role("button", name="Score 1 image").click()
     refusal = page.get_by_role("alert")
     expect(refusal).to_contain_text("broken.png is not an image")
     expect(refusal).to_contain_text("send a PNG, JPEG")
-    expect(page.get_by_role("button", name="Score 1 picture")).to_be_enabled()  # the choice is not lost
+    expect(page.get_by_role("button", name="Score 1 image")).to_be_enabled()  # the selection is not lost
 
 
 @pytest.mark.parametrize("tiled", [False, True])
-def test_what_is_refused_of_several_holds_up_none_of_the_others(studio, tab, tmp_path: Path, tiled: bool) -> None:
-    tab.foreseen = [REFUSED]
+def test_refused_images_do_not_hold_up_the_others(studio, tab, tmp_path: Path, tiled: bool) -> None:
+    tab.expected_messages = [REFUSED]
     page = studio("score", viewport={"width": 1440, "height": 900})
     page.get_by_label("In tiles").set_checked(tiled)
     for name in ("broken.png", "notes.txt", "cut.png"):
-        (tmp_path / name).write_bytes(b"not a picture")
+        (tmp_path / name).write_bytes(b"not an image")
     upload(page, "score", tmp_path / "broken.png", tmp_path / "notes.txt")
-    expect(page.get_by_role("status").filter(has_text="notes.txt is no picture and was left out.")).to_be_in_viewport()
+    expect(page.get_by_role("status").filter(has_text="notes.txt is not an image and was skipped.")).to_be_in_viewport()
     for name in ("flat grey", "stripes"):
         page.locator("#view-score").get_by_role("button", name=name).click()
     upload(page, "score", tmp_path / "cut.png")
-    page.get_by_role("button", name="Score 4 pictures").click()
+    page.get_by_role("button", name="Score 4 images").click()
     expect(page.locator(".strip .tile")).to_have_count(2)
     expect(page.locator(".waiting li")).to_have_count(2)
     expect(page.locator(".waiting .bad")).to_have_text([re.compile("broken.png"), re.compile("cut.png")])
     refusal = page.get_by_role("alert")
     expect(refusal).to_contain_text(re.compile("broken.png is not an image.* cut.png is not an image"))
-    expect(refusal).to_contain_text("The other 2 pictures are scored.")
+    expect(refusal).to_contain_text("The other 2 images were submitted.")
     expect(refusal).to_be_in_viewport(ratio=1)
 
 
-def test_files_that_are_no_pictures_are_told_where_they_were_dropped(studio, tmp_path: Path) -> None:
+def test_files_that_are_not_images_are_reported_where_they_were_dropped(studio, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     page = studio("complete")
     upload(page, "complete", tmp_path / "notes.txt")
     refusal = page.get_by_role("alert")
-    expect(refusal).to_contain_text("notes.txt is no picture and was left out.")
+    expect(refusal).to_contain_text("notes.txt is not an image and was skipped.")
     expect(refusal).to_contain_text("Choose a PNG")
     expect(page.locator(".pad")).to_be_hidden()
     page.get_by_role("link", name="Models").click()
+    expect(page.locator("#view-models")).to_be_visible()
     page.evaluate(
         """() => {
             const data = new DataTransfer();
@@ -345,10 +346,10 @@ def test_files_that_are_no_pictures_are_told_where_they_were_dropped(studio, tmp
             dispatchEvent(event);
         }"""
     )
-    expect(page.locator("#view-score").get_by_role("alert")).to_contain_text("more.txt is no picture")
+    expect(page.locator("#view-score").get_by_role("alert")).to_contain_text("more.txt is not an image")
 
 
-def test_many_waiting_pictures_fade_out_below_and_all_can_be_reached(studio) -> None:
+def test_a_long_list_of_images_fades_out_and_all_can_be_reached(studio) -> None:
     page = studio("score")
     cards = page.locator(".waiting li")
     for n in range(1, 8):
@@ -365,58 +366,58 @@ def test_many_waiting_pictures_fade_out_below_and_all_can_be_reached(studio) -> 
     assert end["y"] + end["height"] <= fade["y"] + fade["height"] - 30  # clear of the fade
 
 
-def test_a_photograph_is_at_hand(studio) -> None:
+def test_a_photograph_is_among_the_examples(studio) -> None:
     page = studio("score")
     page.locator("#view-score").get_by_role("button", name="photograph").click()
     expect(page.locator(".waiting")).to_contain_text("128 × 128 pixels")
     expect(page.locator(".waiting canvas")).to_have_count(2)
-    page.get_by_role("button", name="Score 1 picture").click()
+    page.get_by_role("button", name="Score 1 image").click()
     expect(page.locator(".reading h2")).to_have_text("cat.jpg")
 
 
-def test_pictures_are_taken_from_the_clipboard_and_from_a_drop(studio) -> None:
+def test_images_can_be_pasted_and_dropped(studio) -> None:
     page = studio("score")
     for kind, holder in (("paste", "clipboardData"), ("drop", "dataTransfer")):
         page.evaluate(
             """async ([kind, holder]) => {
-                const { card } = await import("/studio/picture.js");
+                const { exampleFile } = await import("/studio/examples.js");
                 const data = new DataTransfer();
-                data.items.add(await card("gradient", 8, 8));
+                data.items.add(await exampleFile("gradient", 8, 8));
                 const event = new Event(kind, { cancelable: true });
                 Object.defineProperty(event, holder, { value: data });
                 dispatchEvent(event);
             }""",
             [kind, holder],
         )
-    expect(page.get_by_role("button", name="Score 2 pictures")).to_be_enabled()
+    expect(page.get_by_role("button", name="Score 2 images")).to_be_enabled()
 
 
-def test_the_preview_is_what_the_service_makes_of_the_file(studio) -> None:
+def test_the_page_preprocesses_a_file_as_the_service_does(studio) -> None:
     page = studio("score")
     rng = np.random.default_rng(7)
     for width, height in [(8, 8), (61, 33), (5, 9), (120, 90)]:
-        picture = rng.integers(0, 256, (height, width, 3), np.uint8)
-        shown = page.evaluate(
+        image = rng.integers(0, 256, (height, width, 3), np.uint8)
+        data = page.evaluate(
             """async (png) => {
-                const { decoded, fit, open } = await import("/studio/picture.js");
-                return [...fit(await open(decoded(png)), 8, 8).data];
+                const { decode, pngBlob, preprocess } = await import("/studio/image.js");
+                return [...preprocess(await decode(pngBlob(png)), 8, 8).data];
             }""",
-            base64.b64encode(to_png(picture)).decode(),
+            base64.b64encode(to_png(image)).decode(),
         )
-        seen = np.array(shown, np.uint8).reshape(8, 8, 4)[..., :3]
-        assert np.abs(seen.astype(int) - resize_to(picture, 8, 8)).max() <= 1
+        model_view = np.array(data, np.uint8).reshape(8, 8, 4)[..., :3]
+        assert np.abs(model_view.astype(int) - resize_to(image, 8, 8)).max() <= 1
 
 
 @pytest.mark.parametrize("keep", ["top", "bottom", "left", "right"])
-def test_only_what_is_drawn_is_shown(studio, keep: str) -> None:
-    """A preview tells how many lines of it are drawn; once they are refined, all are."""
+def test_only_sampled_lines_are_shown(studio, keep: str) -> None:
+    """A preview reports how many of its lines are sampled; during refinement, all are."""
     page = studio("generate")
     boxes, refined = page.evaluate(
         """async (keep) => {
-            const { drawn } = await import("/studio/picture.js");
-            const cell = new ImageData(8, 6);
-            const boxes = [0, 1, 3].map((step) => drawn(cell, { stage: "noisy_sampling", step }, keep));
-            return [boxes, drawn(cell, { stage: "refine", step: 1 }, keep)];
+            const { sampledArea } = await import("/studio/preview.js");
+            const image = new ImageData(8, 6);
+            const boxes = [0, 1, 3].map((step) => sampledArea(image, { stage: "noisy_sampling", step }, keep));
+            return [boxes, sampledArea(image, { stage: "refine", step: 1 }, keep)];
         }""",
         keep,
     )
@@ -439,16 +440,16 @@ def test_rows_appear_and_the_gallery_has_everything(studio, site) -> None:
     page = studio("generate", model="wide")
     page.locator("#view-generate").get_by_label("dark").check()
     seed = int(page.locator("#view-generate").get_by_label("Seed", exact=True).input_value())
-    draw(page, "generate", pictures=6)
+    submit(page, "generate", images=6)
     run = page.locator("article.run")
     expect(run).to_contain_text("Sampling row")
     page.wait_for_function(
         """() => [...document.querySelectorAll(".cell canvas")].some((face) => {
             const { data } = face.getContext("2d").getImageData(0, 0, 1, face.height);
-            return data[3] === 255 && data[data.length - 1] === 0;  // the first row is there, the last is not
+            return data[3] === 255 && data[data.length - 1] === 0;  // the first row is sampled, the last is not
         })"""
     )
-    expect(run).to_contain_text("Drawn in", timeout=60_000)
+    expect(run).to_contain_text("Generated in", timeout=60_000)
     expect(run.locator(".cell img")).to_have_count(6)
     run.locator(".cell").nth(2).click()
     dialog = page.get_by_role("dialog")
@@ -458,7 +459,7 @@ def test_rows_appear_and_the_gallery_has_everything(studio, site) -> None:
     assert path, line
     with page.expect_download() as download:
         dialog.get_by_role("link", name="Download PNG").click()
-    assert Path(download.value.path()).read_bytes() == site.http.post(path[1]).content  # the line tells the truth
+    assert Path(download.value.path()).read_bytes() == site.http.post(path[1]).content  # the line gives the same image
     dialog.get_by_role("button", name="Use this seed").click()
     expect(page.locator("#view-generate").get_by_label("Seed", exact=True)).to_have_value(str(seed + 2))
     with page.expect_download() as download:
@@ -470,23 +471,23 @@ def test_rows_appear_and_the_gallery_has_everything(studio, site) -> None:
     assert Image.open(io.BytesIO(Path(download.value.path()).read_bytes())).size == (96, 64)
 
 
-def test_a_drawing_tells_what_is_being_done_and_how_much_is_behind(studio) -> None:
+def test_the_progress_of_a_run_is_described(studio) -> None:
     page = studio("generate")
-    told = page.evaluate(
+    descriptions = page.evaluate(
         """async () => {
-            const { whereabouts } = await import("/studio/run.js");
+            const { describeProgress } = await import("/studio/run.js");
             const rows = (step) => ({ stage: "noisy_sampling", step, total: 32 });
             const refined = (step) => ({ stage: "refine", step, total: 3 });
             const [noisy, direct] = [{ noise: 10, steps: 3 }, { noise: 0 }];
             return [
                 ...[rows(16), rows(32), refined(1), refined(2), refined(3)].map((moment) => [moment, noisy]),
                 ...[rows(16), rows(32)].map((moment) => [moment, direct]),
-            ].map((one) => Object.values(whereabouts(...one)));
+            ].map((args) => Object.values(describeProgress(...args)));
         }"""
     )
-    assert told == [
+    assert descriptions == [
         ["Sampling row 16 of 32", 0.125],
-        ["Refining, step 1 of 3", 0.25],  # all rows are there: this is what is being done now
+        ["Refining, step 1 of 3", 0.25],  # all rows are sampled: this step is in progress
         ["Refining, step 2 of 3", 0.5],
         ["Refining, step 3 of 3", 0.75],
         ["Refining, step 3 of 3", 1],
@@ -495,38 +496,38 @@ def test_a_drawing_tells_what_is_being_done_and_how_much_is_behind(studio) -> No
     ]
 
 
-def test_a_picture_goes_on_to_the_other_views(studio) -> None:
+def test_an_image_is_sent_to_the_other_views(studio) -> None:
     page = studio("generate")
-    draw(page, "generate", pictures=1)
+    submit(page, "generate", images=1)
     cell = page.locator("#view-generate .cell:enabled")
     cell.click()
     page.get_by_role("button", name="Score it").click()
-    expect(page.get_by_role("heading", level=1)).to_have_text("How likely is this picture?")
-    page.get_by_role("button", name="Score 1 picture").click()
-    expect(page.locator(".reading h2")).to_have_text(re.compile(r"^picture-\d+\.png$"))
+    expect(page.get_by_role("heading", level=1)).to_have_text("How likely is this image?")
+    page.get_by_role("button", name="Score 1 image").click()
+    expect(page.locator(".reading h2")).to_have_text(re.compile(r"^image-\d+\.png$"))
     page.get_by_role("link", name="Generate").click()
     cell.click()
     page.get_by_role("button", name="Complete it").click()
     expect(page.locator("#view-complete .pad")).to_have_attribute("aria-label", re.compile("its top half is kept"))
 
 
-def test_too_many_pictures_are_refused_and_may_be_made_fewer(studio, tab) -> None:
-    tab.foreseen = [REFUSED]
+def test_too_many_images_are_refused_and_fewer_are_accepted(studio, tab) -> None:
+    tab.expected_messages = [REFUSED]
     page = studio("generate")
-    draw(page, "generate", pictures=64)
+    submit(page, "generate", images=64)
     expect(page.locator("#view-generate .failure")).to_contain_text("at most 32 at once")
-    draw(page, "generate", pictures=2)
+    submit(page, "generate", images=2)
     expect(page.locator("#view-generate .cell img")).to_have_count(2)
     expect(page.locator("#view-generate .failure")).to_have_count(0)
 
 
-def test_the_same_settings_give_the_same_picture(studio) -> None:
+def test_the_same_settings_give_the_same_image(studio) -> None:
     page = studio("generate")
     page.locator("#view-generate summary").click()
-    draw(page, "generate", pictures=1, refinement=4)
+    submit(page, "generate", images=1, refinement=4)
     expect(page.locator("article.run .cell img")).to_have_count(1)
     page.get_by_role("button", name="Settings").click()
-    page.get_by_role("button", name="Draw").click()
+    page.get_by_role("button", name="Generate").click()
     images = page.locator("article.run .cell img")
     expect(images).to_have_count(2)
     assert images.nth(0).get_attribute("src") == images.nth(1).get_attribute("src")
@@ -536,7 +537,7 @@ def test_the_same_settings_give_the_same_picture(studio) -> None:
 
 
 @pytest.mark.parametrize("half", ["right", "top"])
-def test_the_kept_half_is_drawn_or_chosen_and_variants_stand_beside_it(studio, photo: Path, half: str) -> None:
+def test_the_known_half_is_marked_or_chosen_and_variants_are_beside_it(studio, photo: Path, half: str) -> None:
     page = studio("complete")
     upload(page, "complete", photo)
     if half == "top":
@@ -550,91 +551,91 @@ def test_the_kept_half_is_drawn_or_chosen_and_variants_stand_beside_it(studio, p
         page.mouse.move(box["x"] + 0.75 * box["width"], box["y"] + 0.9 * box["height"], steps=5)
         page.mouse.up()
     expect(page.locator("#view-complete").get_by_role("radio", name=half)).to_be_checked()
-    draw(page, "complete", variants=3)
+    submit(page, "complete", variants=3)
     run = page.locator("#view-complete article.run")
     expect(run.locator(".source")).to_contain_text(f"{half} kept")
     expect(run.locator("button.cell img")).to_have_count(3)
-    same = page.evaluate(
+    first_differences = page.evaluate(
         """async () => {
-            const { open, canvas } = await import("/studio/picture.js");
+            const { createCanvas } = await import("/studio/image.js");
             const pixels = [...document.querySelectorAll(".run .cell img")].map((image) => {
-                const [, context] = canvas(8, 8);
+                const [, context] = createCanvas(8, 8);
                 context.drawImage(image, 0, 0);
                 return [...context.getImageData(0, 0, 8, 8).data];
             });
-            const different = (i) => pixels[0].findIndex((value, at) => Math.abs(value - pixels[i][at]) > 1);
-            return pixels.slice(1).map((_, i) => different(i + 1));
+            const firstDifference = (i) => pixels[0].findIndex((value, j) => Math.abs(value - pixels[i][j]) > 1);
+            return pixels.slice(1).map((_, i) => firstDifference(i + 1));
         }"""
     )
-    first = 8 * 4 * 4 if half == "top" else 0  # where the unknown half begins
-    assert all(at >= first for at in same)
+    start = 8 * 4 * 4 if half == "top" else 0  # of the unknown half
+    assert all(index >= start for index in first_differences)
 
 
-def test_a_picture_whose_unknown_part_is_no_half_is_refused(studio, tab, tmp_path: Path) -> None:
-    tab.foreseen = [REFUSED]
+def test_an_image_whose_unknown_part_is_not_a_half_is_refused(studio, tab, tmp_path: Path) -> None:
+    tab.expected_messages = [REFUSED]
     speckled = np.random.default_rng(0).integers(0, 256, (16, 16, 4), np.uint8)
     Image.fromarray(speckled).save(tmp_path / "speckled.png")
     page = studio("complete")
     upload(page, "complete", tmp_path / "speckled.png")
     expect(page.locator("#view-complete")).to_contain_text("partly transparent")
-    draw(page, "complete", variants=1)
+    submit(page, "complete", variants=1)
     expect(page.locator("#view-complete .failure")).to_contain_text("half opaque")
 
 
-def test_a_picture_that_comes_before_the_models_is_not_lost(studio, photo: Path) -> None:
+def test_an_image_that_arrives_before_the_models_is_not_lost(studio, photo: Path) -> None:
     page = studio("complete")
-    held = []
-    page.route("**/models", lambda route: held.append(route))
+    held_routes = []
+    page.route("**/models", lambda route: held_routes.append(route))
     with page.expect_request("**/models"):
         page.reload()
     upload(page, "complete", photo)
     expect(page.locator(".pad")).to_be_hidden()
-    held[0].continue_()
+    held_routes[0].continue_()
     expect(page.locator(".pad")).to_be_visible()
 
 
 # Trajectory
 
 
-def test_a_trace_is_scrubbed_from_its_rows_to_its_end(studio) -> None:
+def test_a_trace_shows_every_row_and_step(studio) -> None:
     page = studio("trajectory", model="wide")
-    draw(page, "trajectory", pictures=4, refinement=6)
+    submit(page, "trajectory", images=4, refinement=6)
     trace = page.locator("article.trace")
     expect(trace.locator(".progress")).to_contain_text(re.compile(r"^(Sampling row \d+ of 32|Refining, step \d of 6)$"))
-    expect(trace).to_contain_text("Known at the end")
+    expect(trace).to_contain_text("Available at the end")
     expect(trace).to_contain_text("refinement steps", timeout=60_000)
-    moment = trace.get_by_role("slider", name="Moment")
-    expect(moment).to_have_attribute("aria-valuetext", "Noisy sample")  # where there is most to see
-    last = int(moment.get_attribute("max") or 0)
-    pictures, rest = trace.locator("figure canvas").all()
-    inked = (
+    slider = trace.get_by_role("slider", name="Frame")
+    expect(slider).to_have_attribute("aria-valuetext", "Noisy sample")  # the most informative frame
+    last = int(slider.get_attribute("max") or 0)
+    images, difference = trace.locator("figure canvas").all()
+    opaque_pixels = (
         "c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.filter((v, i) => i % 4 === 3 && v).length"
     )
-    seen, shown = [], []
-    for at in range(last + 1):
-        moment.fill(str(at))
-        seen.append(moment.get_attribute("aria-valuetext") or "")
-        shown.append(pictures.evaluate(inked))
-        expect(trace.get_by_text("Nothing left")).to_be_visible(visible=at == last)
-        assert bool(rest.evaluate(inked)) == (at < last)
-    assert seen[:32] == [*(f"Sampling, row {row}" for row in range(1, 32)), "Noisy sample"]
-    assert shown[:32] == [4 * 32 * row for row in range(1, 33)]  # of each of the pictures
-    assert seen[-1] == "Refined picture"
-    assert sum(name.startswith("Refinement") for name in seen) >= 1
-    looks = trace.locator(".thumbs canvas").evaluate_all("all => all.map((canvas) => canvas.toDataURL())")
-    assert len(set(looks)) == len(looks) == 9
+    labels, counts = [], []
+    for frame in range(last + 1):
+        slider.fill(str(frame))
+        labels.append(slider.get_attribute("aria-valuetext") or "")
+        counts.append(images.evaluate(opaque_pixels))
+        expect(trace.get_by_text("No difference left")).to_be_visible(visible=frame == last)
+        assert bool(difference.evaluate(opaque_pixels)) == (frame < last)
+    assert labels[:32] == [*(f"Sampling, row {row}" for row in range(1, 32)), "Noisy sample"]
+    assert counts[:32] == [4 * 32 * row for row in range(1, 33)]  # in all four images
+    assert labels[-1] == "Refined image"
+    assert sum(name.startswith("Refinement") for name in labels) >= 1
+    thumbnails = trace.locator(".thumbs canvas").evaluate_all("all => all.map((canvas) => canvas.toDataURL())")
+    assert len(set(thumbnails)) == len(thumbnails) == 9
     trace.get_by_role("button", name="Play").click()
     expect(trace.get_by_role("button", name="Play")).to_be_visible()
-    expect(moment).to_have_attribute("aria-valuetext", "Refined picture")
+    expect(slider).to_have_attribute("aria-valuetext", "Refined image")
 
 
 def test_a_trace_is_downloaded_and_removed(studio) -> None:
     page = studio("trajectory")
-    draw(page, "trajectory", pictures=4)
+    submit(page, "trajectory", images=4)
     trace = page.locator("article.trace")
-    expect(trace).to_contain_text("Traced")
+    expect(trace).to_contain_text("Trace complete")
     page.reload()
-    expect(trace).to_contain_text("Traced")
+    expect(trace).to_contain_text("Trace complete")
     with page.expect_download() as download:
         trace.get_by_role("button", name="PNG").click()
     assert size(download) == (16, 16)
@@ -650,22 +651,22 @@ def test_a_trace_is_downloaded_and_removed(studio) -> None:
 
 
 def test_a_trace_with_an_impossible_seed_is_refused(studio, tab) -> None:
-    tab.foreseen = [REFUSED]
+    tab.expected_messages = [REFUSED]
     page = studio("trajectory")
     page.locator("#view-trajectory").get_by_label("Seed", exact=True).fill(str(2**53 - 1))
-    draw(page, "trajectory", pictures=4)
+    submit(page, "trajectory", images=4)
     expect(page.locator("#view-trajectory .failure")).to_contain_text("it must be at most")
 
 
-def test_a_canceled_trace_says_so(studio) -> None:
+def test_a_canceled_trace_is_reported(studio) -> None:
     page = studio("trajectory", model="wide")
-    draw(page, "trajectory", pictures=9, refinement=32)
+    submit(page, "trajectory", images=9, refinement=32)
     trace = page.locator("article.trace")
     expect(trace).to_contain_text("Refinement, step", timeout=60_000)
     trace.get_by_role("button", name="Cancel").click()
     expect(trace).to_contain_text("Canceled")
-    expect(trace.get_by_role("slider", name="Moment")).to_have_attribute("aria-valuetext", "Noisy sample")
-    expect(trace).to_contain_text("Not known")
+    expect(trace.get_by_role("slider", name="Frame")).to_have_attribute("aria-valuetext", "Noisy sample")
+    expect(trace).to_contain_text("Not available")
     trace.get_by_role("button", name="Remove").click()
     expect(trace).to_have_count(0)
 
@@ -673,11 +674,11 @@ def test_a_canceled_trace_says_so(studio) -> None:
 # Models and health
 
 
-def test_models_and_health_are_told(studio) -> None:
+def test_models_and_health_are_shown(studio) -> None:
     page = studio("models")
     view = page.locator("#view-models")
     expect(view.get_by_role("table", name="Queues and workers")).to_contain_text("score")
-    expect(view.get_by_role("table", name="Answers since the service started")).to_contain_text("/models")
+    expect(view.get_by_role("table", name="Responses since the service started")).to_contain_text("/models")
     tiny, wide = (
         view.locator("article.card").filter(has_text="8 × 8"),
         view.locator("article.card").filter(has_text="32 × 32"),
@@ -688,12 +689,12 @@ def test_models_and_health_are_told(studio) -> None:
     wide.locator("summary").click()
     expect(wide.locator(".prose strong")).to_have_text("Untrained")
     expect(wide.locator(".prose td").first).to_have_text("1")
-    tiny.get_by_role("button", name="Draw 4 of each class").click()
+    tiny.get_by_role("button", name="Generate 4 of each class").click()
     expect(tiny.locator(".faces img")).to_have_count(8)
-    expect(tiny).to_contain_text("not chosen")
+    expect(tiny).to_contain_text("not selected")
 
 
-def test_answers_that_only_take_a_job_on_do_not_count_as_quick_ones(studio) -> None:
+def test_responses_that_only_accept_a_job_do_not_count_as_quick_ones(studio) -> None:
     page = studio("models")
     name = "ncml_http_request_duration_seconds_bucket"
     buckets = [
@@ -710,19 +711,19 @@ def test_answers_that_only_take_a_job_on_do_not_count_as_quick_ones(studio) -> N
     text += 'ncml_workers{lane="score",state="idle"} 1.0\nncml_workers{lane="generate",state="busy"} 1.0\n'
     text += 'ncml_lane_jobs_per_second{lane="generate"} 0.25\nncml_lane_jobs_per_second{lane="score"} 6.5\n'
     page.route("**/metrics", lambda route: route.fulfill(body=text))
-    answers = page.locator("#view-models").get_by_role("table", name="Answers since the service started")
-    expect(answers.locator("tbody tr")).to_have_text(
-        ["/generate4more than a minutemore than a minute", "/score4500 msmore than a minute"]
+    responses = page.locator("#view-models").get_by_role("table", name="Responses since the service started")
+    expect(responses.locator("tbody tr")).to_have_text(
+        ["/generate4over a minuteover a minute", "/score4500 msover a minute"]
     )
     lanes = page.locator("#view-models").get_by_role("table", name="Queues and workers").locator("tbody tr")
-    expect(lanes).to_have_text(["score0–154 ms a job1 idle", "generate0–4.0 s a job1 busy"])
+    expect(lanes).to_have_text(["score0–154 ms per job1 idle", "generate0–4.0 s per job1 busy"])
 
 
-def test_a_service_that_is_away_is_told_and_found_again(studio, tab) -> None:
-    tab.foreseen = [REFUSED]
+def test_an_unreachable_service_is_reported_and_reached_again(studio, tab) -> None:
+    tab.expected_messages = [REFUSED]
     page = studio("models")
     page.context.set_offline(True)
-    expect(page.locator("#pulse")).to_have_text("not reachable")
+    expect(page.locator("#pulse")).to_have_text("unreachable")
     expect(page.locator("#notice")).to_contain_text("Check that it is running")
     page.context.set_offline(False)
     page.locator("#notice").get_by_role("button", name="Try again").click()

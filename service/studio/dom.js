@@ -1,0 +1,96 @@
+// Elements and words: builds elements, copies text, saves files.
+
+const SVG_TAGS = new Set(["svg", "path", "rect", "line", "g", "text"]);
+const SVG_NAMESPACE = "http://www.w3.org/2000/svg";
+let ids = 0;
+
+/** An id that no other element has. */
+export function uid() {
+  ids += 1;
+  return `u${ids}`;
+}
+
+/**
+ * Create an element: attributes named `on…` are listeners; attributes and children that are null, undefined or false
+ * are skipped.
+ */
+export function h(tag, attributes = {}, ...children) {
+  const element = SVG_TAGS.has(tag) ? document.createElementNS(SVG_NAMESPACE, tag) : document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (isAbsent(value)) continue;
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else element.setAttribute(name, value === true ? "" : value);
+  }
+  element.append(...children.flat(Infinity).filter((child) => !isAbsent(child)));
+  return element;
+}
+
+const isAbsent = (value) => value === undefined || value === null || value === false;
+
+export function button(label, onclick, kind = "") {
+  return h("button", { type: "button", class: kind, onclick }, label);
+}
+
+/** A listener for the submission of a form that the page handles itself. */
+export const onSubmit = (handle) => (event) => {
+  event.preventDefault();
+  handle();
+};
+
+/** Announce a change of the page to screen readers. */
+export function announce(text) {
+  document.getElementById("live").textContent = text;
+}
+
+/** A button that copies `text()` to the clipboard and confirms it. */
+export function copyButton(label, text, kind = "quiet") {
+  const element = button(
+    label,
+    async () => {
+      element.textContent = (await copy(text())) ? "Copied" : "Cannot copy: select the text";
+      announce(element.textContent);
+      setTimeout(() => element.replaceChildren(label), 1600);
+    },
+    kind,
+  );
+  return element;
+}
+
+async function copy(text) {
+  if (navigator.clipboard) {
+    try {
+      await navigator.clipboard.writeText(text);
+      return true;
+    } catch {
+      return false; // the user denied the permission
+    }
+  }
+  const area = h("textarea", { class: "visually-hidden" }); // pages served over plain HTTP have no clipboard
+  area.value = text;
+  document.body.append(area);
+  area.select();
+  const copied = document.execCommand("copy");
+  area.remove();
+  return copied;
+}
+
+export function save(blob, name) {
+  const url = URL.createObjectURL(blob);
+  h("a", { href: url, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 10_000);
+}
+
+/** A number with its noun: `plural(2, "image")` is "2 images". */
+export const plural = (n, noun) => `${n.toLocaleString("en")} ${noun}${n === 1 ? "" : "s"}`;
+
+export function seconds(s) {
+  if (s < 1) return `${Math.round(1000 * s)} ms`;
+  if (s < 90) return `${s.toFixed(s < 10 ? 1 : 0)} s`;
+  return `${Math.round(s / 60)} min`;
+}
+
+/** A noise level in words. */
+export const greyLevels = (value) => (value === 0 ? "none" : plural(value, "grey level"));
+
+/** A file's name without its extension. */
+export const stem = (name) => name.replace(/\.\w+$/, "");

@@ -1,0 +1,91 @@
+// The states and the progress of a job, by its event stream or by polling.
+// Events are read through fetch: EventSource cannot send an API key.
+
+import { Refusal, request, requestJson } from "./api.js";
+
+// A browser opens six connections to a host: streams must leave some for other requests.
+const MAX_STREAMS = 3;
+const MAX_FAILURES = 30;
+const FINAL_STATES = new Set(["succeeded", "failed", "canceled", "expired"]);
+let openStreams = 0;
+
+/**
+ * Follow a job: call `onEvent({status} | {progress})` for each change; resolves to its final {status, error}.
+ * A dropped stream resumes after its last event. Beyond a few streams at once, jobs are polled instead.
+ */
+export async function follow(id, onEvent) {
+  if (openStreams >= MAX_STREAMS) return poll(id, onEvent);
+  openStreams += 1;
+  try {
+    return await stream(id, onEvent);
+  } finally {
+    openStreams -= 1;
+  }
+}
+
+async function stream(id, onEvent) {
+  let lastId = "0";
+  let failures = 0;
+  while (true) {
+    try {
+      const response = await request(`jobs/${id}/events`, { headers: { "Last-Event-ID": lastId } });
+      if (response.status === 204) return await requestJson(`jobs/${id}`); // it has ended, and there are no more events
+      for await (const event of messages(response.body)) {
+        failures = 0;
+        lastId = event.id || lastId;
+        const data = JSON.parse(event.data);
+        onEvent(event.name === "progress" ? { progress: data } : { status: event.name });
+        if (FINAL_STATES.has(event.name)) return { status: event.name, error: data.error };
+      }
+    } catch (error) {
+      failures += 1;
+      if (isPermanent(error) || failures > MAX_FAILURES) throw error;
+    }
+    await pause(Math.min(500 * 2 ** failures, 5000));
+  }
+}
+
+const isPermanent = (error) =>
+  error instanceof Refusal && error.status !== 0 && error.status < 500 && error.status !== 429;
+
+async function poll(id, onEvent) {
+  let lastStatus = "";
+  while (true) {
+    const { status, error, progress } = await requestJson(`jobs/${id}`);
+    if (status !== lastStatus) onEvent({ status });
+    if (FINAL_STATES.has(status)) return { status, error };
+    if (progress) onEvent({ progress });
+    lastStatus = status;
+    await pause(1000);
+  }
+}
+
+/** The messages of a text/event-stream. */
+async function* messages(body) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  let buffer = "";
+  while (true) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    buffer += value.replaceAll("\r", "");
+    const blocks = buffer.split("\n\n");
+    buffer = blocks.pop(); // the incomplete one
+    for (const block of blocks) {
+      const event = parseMessage(block);
+      if (event.data) yield event;
+    }
+  }
+}
+
+function parseMessage(block) {
+  const event = { name: "message", id: "", data: "" };
+  for (const line of block.split("\n")) {
+    const [, field, text] = /^(\w*):? ?(.*)$/.exec(line) ?? [];
+    if (field === "event") event.name = text;
+    else if (field === "id") event.id = text;
+    else if (field === "data") event.data += text;
+  }
+  return event;
+}
+
+const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));

@@ -1,0 +1,52 @@
+// Example images that show what a likelihood measures.
+
+import { request } from "./api.js";
+import { catalogue } from "./catalogue.js";
+import { button, h } from "./dom.js";
+import { showFailure } from "./feedback.js";
+import { pixelCanvas, toPng } from "./image.js";
+
+// Painted at the model's size: [r, g, b] of each pixel. The photograph is a file: Chelsea by Stefan van der Walt, CC0.
+const PAINTERS = {
+  "flat grey": () => [128, 128, 128],
+  gradient: ({ x, y }) => [40 + 180 * x, 60 + 150 * y, 200 - 120 * x],
+  stripes: ({ column }) => (column % 4 < 2 ? [226, 214, 190] : [38, 66, 84]),
+  noise: () => [0, 1, 2].map(() => 256 * Math.random()),
+};
+const PHOTOGRAPH = "photograph";
+export const EXAMPLES = [PHOTOGRAPH, ...Object.keys(PAINTERS)];
+
+/** The file of an example. */
+export async function exampleFile(name, width, height) {
+  if (name === PHOTOGRAPH) {
+    const response = await request("studio/cat.jpg");
+    return new File([await response.blob()], "cat.jpg", { type: "image/jpeg" });
+  }
+  const image = new ImageData(width, height);
+  for (let row = 0; row < height; row += 1) {
+    for (let column = 0; column < width; column += 1) {
+      const colour = PAINTERS[name]({ x: column / width, y: row / height, column });
+      image.data.set([...colour, 255], 4 * (row * width + column));
+    }
+  }
+  return new File([await toPng(pixelCanvas(image, name))], `${name.replace(" ", "-")}.png`, { type: "image/png" });
+}
+
+/** Buttons that pass examples to `onFiles`; failures are reported in `notice`. */
+export function exampleButtons({ names = EXAMPLES, onFiles, notice }) {
+  async function pass(name) {
+    try {
+      const { width, height } = catalogue.requireCurrent();
+      await onFiles([await exampleFile(name, width, height)]);
+    } catch (error) {
+      showFailure(notice, error);
+    }
+  }
+  const buttons = names.map((name) => button(name, () => pass(name), "small"));
+  return h(
+    "div",
+    { class: "field" },
+    h("p", { class: "hint" }, "Or try an example:"),
+    h("div", { class: "row start" }, buttons),
+  );
+}

@@ -1,0 +1,80 @@
+// Messages: failures with their remedies, empty states, dialogs.
+
+import { button, h, uid } from "./dom.js";
+
+/** The reason and the remedy of an error, with a button to try again if `retry` is given. */
+export function failure(error, retry) {
+  return h(
+    "div",
+    { class: error.calm ? "failure calm" : "failure", role: error.calm ? "status" : "alert" },
+    h("p", {}, error.message),
+    error.remedy && h("p", {}, error.remedy),
+    h(
+      "div",
+      { class: "row start" },
+      error.status === 401 && button("Enter an API key", () => document.getElementById("key").click(), "small"),
+      retry && button("Try again", retry, "small"),
+    ),
+  );
+}
+
+/** Show an error in an element and scroll to it. */
+export function showFailure(element, error) {
+  element.replaceChildren(failure(error));
+  element.scrollIntoView({ block: "nearest", behavior: scrollBehavior() });
+}
+
+/** Return the files that are images by their type or name; the others are reported in `notice`. */
+export function imageFiles(files, notice) {
+  const images = files.filter(isImage);
+  const others = files.filter((file) => !isImage(file));
+  notice.replaceChildren();
+  if (others.length) {
+    const names = others.map(({ name }) => name).join(", ");
+    showFailure(notice, {
+      message: `${names} ${others.length > 1 ? "are not images and were" : "is not an image and was"} skipped.`,
+      remedy: !images.length && "Choose a PNG, JPEG, WebP, BMP, TIFF or GIF file.",
+      calm: images.length > 0,
+    });
+  }
+  return images;
+}
+
+const isImage = ({ name, type }) => type.startsWith("image/") || /\.(tiff?|bmp|webp)$/i.test(name);
+
+/** The placeholder of a view without results. */
+export function emptyState(title, text) {
+  return h("div", { class: "empty" }, h("p", { class: "strong" }, title), h("p", {}, text));
+}
+
+/** Scroll to an element unless its top is visible. */
+export function reveal(element) {
+  const { top } = element.getBoundingClientRect();
+  if (top >= 0 && top < innerHeight - 200) return;
+  element.scrollIntoView({ behavior: scrollBehavior() });
+}
+
+const scrollBehavior = () => (matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth");
+
+/** Open a modal dialog, which its button, Escape or a click beside it closes and removes. */
+export function openDialog(title, ...content) {
+  const id = uid();
+  const header = h(
+    "header",
+    { class: "row" },
+    h("h2", { id }, title),
+    button("Close", () => dialog.close(), "quiet"),
+  );
+  const dialog = h(
+    "dialog",
+    {
+      "aria-labelledby": id,
+      onclose: () => dialog.remove(),
+      onclick: (event) => event.target === dialog && dialog.close(),
+    },
+    h("div", { class: "sheet" }, header, ...content),
+  );
+  document.body.append(dialog);
+  dialog.showModal();
+  return dialog;
+}

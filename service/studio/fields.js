@@ -1,0 +1,192 @@
+// Form fields: sliders, chips, a drop zone, and explanations of terms.
+
+import { h, uid } from "./dom.js";
+
+const EXPLANATIONS = {
+  "bits/dim":
+    "Bits per dimension: the average number of bits that the model needs to encode one red, green or blue value of " +
+    "the image. Lower means more likely. Without a model, every value takes 8 bits.",
+  multiscale:
+    "An OOD score: the distance of an image from held-out images, measured by its likelihood, the gradient of the " +
+    "log-density and the variation of its bits across pixels, at several noise levels. " +
+    "Higher means more out-of-distribution.",
+  "grey levels":
+    "A colour value is one of 256 levels, from 0 to 255. " +
+    "Noise of 10 grey levels moves each value by about 10, up or down.",
+  tweedie:
+    "A solver turns a noisy sample into a clean image. tweedie does it in one step. heun takes several steps and " +
+    "adds no noise; euler-maruyama and predictor-corrector add noise at each step.",
+};
+
+/** A question mark that explains a term, to the pointer and the keyboard alike. */
+export function explain(term) {
+  const id = uid();
+  const explanation = h("span", { popover: "auto", id, class: "explanation" }, EXPLANATIONS[term]);
+  const place = () => {
+    const [{ left, top, bottom }, { clientWidth, clientHeight }] = [
+      questionMark.getBoundingClientRect(),
+      document.documentElement,
+    ];
+    const x = Math.max(12, Math.min(left - 20, clientWidth - 332));
+    const fitsBelow = bottom < clientHeight - 240;
+    explanation.style.inset = fitsBelow
+      ? `${scrollY + bottom + 8}px auto auto ${x}px`
+      : `auto auto ${clientHeight - scrollY - top + 8}px ${x}px`;
+  };
+  const questionMark = h(
+    "button",
+    { type: "button", class: "explain", popovertarget: id, "aria-label": `What is ${term}?`, onclick: place },
+    "?",
+  );
+  return [questionMark, explanation];
+}
+
+/** A labelled slider that shows its value in words; `term` is explained beside the label. */
+export function slider({ label, term, min, max, step = 1, value, words = String, hint, onInput }) {
+  const [id, hintId] = [uid(), hint && uid()];
+  const output = h("output", { for: id });
+  const oninput = () => {
+    show();
+    onInput?.();
+  };
+  const input = h("input", { type: "range", id, min, max, step, value, "aria-describedby": hintId, oninput });
+  const heading = h("span", {}, h("label", { for: id }, label), term && explain(term));
+
+  function show() {
+    const text = words(Number(input.value));
+    output.textContent = text;
+    input.setAttribute("aria-valuetext", text);
+    const range = Number(input.max) - Number(input.min);
+    input.style.setProperty("--fill", range > 0 ? (Number(input.value) - Number(input.min)) / range : 1);
+  }
+  show();
+
+  return {
+    element: h(
+      "div",
+      { class: "field" },
+      h("div", { class: "row" }, heading, output),
+      input,
+      hint && h("p", { class: "hint", id: hintId }, hint),
+    ),
+    get value() {
+      return Number(input.value);
+    },
+    set value(next) {
+      input.value = next;
+      show();
+    },
+    limit(maximum) {
+      input.max = maximum;
+      show();
+    },
+    enable(enabled) {
+      input.disabled = !enabled;
+      show();
+    },
+  };
+}
+
+/** A slider for the opacity of a map over its background; without a background the map is opaque at first. */
+export function opacitySlider(layer, background) {
+  const show = () => {
+    layer.style.opacity = field.value / 100;
+  };
+  const field = slider({
+    label: "Map opacity",
+    min: 0,
+    max: 100,
+    value: background ? 50 : 100,
+    words: (percent) => `${percent}\u00a0%`,
+    onInput: show,
+  });
+  show();
+  return {
+    element: field.element,
+    makeOpaque() {
+      field.value = 100;
+      show();
+    },
+  };
+}
+
+/** Radio buttons that look like chips. `options` are [value, label, disabled] triples. */
+export function chips({ legend, options, value, onChange, kind = "chips" }) {
+  const name = uid();
+  const holder = h("div", { class: kind });
+
+  function chip([key, label, disabled], selected) {
+    const onchange = () => onChange?.(key);
+    const input = h("input", { type: "radio", name, value: key, checked: key === selected, disabled, onchange });
+    return h("label", {}, input, h("span", {}, label));
+  }
+  const offer = (offered, selected) => holder.replaceChildren(...offered.map((option) => chip(option, selected)));
+  offer(options, value);
+
+  return {
+    element: h("fieldset", { class: "field" }, h("legend", {}, legend), holder),
+    offer,
+    get value() {
+      return holder.querySelector("input:checked")?.value ?? "";
+    },
+    set value(next) {
+      const inputs = [...holder.querySelectorAll("input:enabled")];
+      const match = inputs.find((input) => input.value === String(next));
+      if (match) match.checked = true;
+    },
+  };
+}
+
+/** A labelled select; `offer` replaces its [value, label] options. */
+export function selectField({ label, term, onChange, hint }) {
+  const id = uid();
+  const select = h("select", { id, onchange: onChange });
+  return {
+    element: h(
+      "div",
+      { class: "field" },
+      h("span", {}, h("label", { for: id }, label), term && explain(term)),
+      select,
+      hint,
+    ),
+    offer: (options) => select.replaceChildren(...options.map(([value, text]) => h("option", { value }, text))),
+    enable(enabled) {
+      select.disabled = !enabled;
+    },
+    get value() {
+      return select.value;
+    },
+    set value(next) {
+      select.value = next;
+    },
+  };
+}
+
+/** An area to drop or select image files. */
+export function dropZone({ title, text, multiple, onFiles }) {
+  const onchange = () => {
+    onFiles([...input.files]);
+    input.value = "";
+  };
+  const input = h("input", {
+    type: "file",
+    accept: "image/*,.tif,.tiff",
+    multiple,
+    class: "visually-hidden",
+    onchange,
+  });
+  const arrow = h("path", { d: "M12 16V5m-4 4l4-4 4 4M5 15v4h14v-4" });
+  const zone = h(
+    "label",
+    { class: "drop" },
+    input,
+    h("svg", { viewBox: "0 0 24 24", "aria-hidden": "true" }, arrow),
+    h("span", { class: "strong" }, title),
+    h("span", { class: "hint" }, text),
+  );
+  const highlights = { dragenter: true, dragover: true, dragleave: false, drop: false };
+  for (const [event, highlighted] of Object.entries(highlights)) {
+    zone.addEventListener(event, () => zone.classList.toggle("over", highlighted));
+  }
+  return zone;
+}

@@ -1,0 +1,58 @@
+// The paper's sanity test: flip the least significant bit of every value and compare the likelihoods.
+
+import { submit } from "./api.js";
+import { reference } from "./catalogue.js";
+import { announce, button, h } from "./dom.js";
+import { failure } from "./feedback.js";
+import { jobMonitor } from "./job.js";
+
+export function flipTest({ file, model, name }) {
+  const holder = h("div", { class: "flip" });
+  const explanation =
+    "Flip the lowest bit of every value: the change is invisible, but an exact likelihood detects it.";
+  const unavailable =
+    "To flip the lowest bits, choose the image again: the page does not keep files when it is reloaded.";
+  if (!file) holder.append(h("p", { class: "hint" }, unavailable));
+  else {
+    const start = button("Flip the lowest bits", test, "small");
+    holder.append(h("div", { class: "row" }, h("p", { class: "hint grow" }, explanation), start));
+  }
+  return holder;
+
+  async function test() {
+    holder.replaceChildren(h("p", { class: "hint" }, "Submitting"));
+    try {
+      const form = new FormData();
+      form.append("image", file, name);
+      form.set("sanity", "1");
+      form.set("model", reference(model));
+      const { id } = await submit("score", form);
+      const labels = { queued: "Scoring the flipped image" };
+      const { status, bar, result } = jobMonitor(id, { notice: holder, labels, fraction: null });
+      holder.replaceChildren(status, bar);
+      const scored = await result();
+      if (!scored) throw new Error("The job was canceled.");
+      const [{ bpd, sanity }] = scored.results;
+      holder.replaceChildren(...comparison(bpd, sanity.flipped_bpd));
+    } catch (error) {
+      holder.replaceChildren(failure(error, test));
+    }
+  }
+}
+
+function comparison(bpd, flippedBpd) {
+  const change = flippedBpd - bpd;
+  const signed = `${change < 0 ? "−" : "+"}${Math.abs(change).toFixed(3)}`;
+  announce(`Flipped: ${flippedBpd.toFixed(3)} bits per dimension instead of ${bpd.toFixed(3)}`);
+  return [
+    h("p", { class: "strong" }, "Lowest bits flipped"),
+    h("p", { class: "mono" }, `${bpd.toFixed(3)} → ${flippedBpd.toFixed(3)} bits/dim (${signed})`),
+    h("p", { class: "hint" }, interpretation(change)),
+  ];
+}
+
+function interpretation(change) {
+  if (change > 0.0005) return "The flipped image is less likely: the model has learned even the lowest bits.";
+  if (change < -0.0005) return "The flipped image is more likely, as happens if the lowest bits carry no structure.";
+  return "No difference: the lowest bits of this image carry no information for the model.";
+}

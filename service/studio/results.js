@@ -1,0 +1,111 @@
+// The scored images: a strip to select one, the selected one in full, and all as a table.
+
+import { button, h, plural, save } from "./dom.js";
+import { emptyState } from "./feedback.js";
+import { readingArticle } from "./reading.js";
+import { headline, verdict } from "./verdict.js";
+
+const COLUMNS = [
+  ...["image", "bits_per_dim", "nats", "ood_score", "threshold", "p_value", "out_of_distribution"],
+  ...["tile_left", "tile_top", "tile_width", "tile_height", "class", "noise", "model", "version"],
+];
+
+/** The readings, newest first. `isRunning()` is whether more are on their way. */
+export class Results {
+  readings = [];
+  selected = null;
+  count = h("p", { class: "hint" });
+  header = h(
+    "div",
+    { class: "row" },
+    this.count,
+    button("Download scores (CSV)", () => this.download(), "small"),
+  );
+  strip = h("ul", { class: "strip", "aria-label": "Scored images" });
+  article = h("div");
+  elements = [this.header, this.strip, this.article];
+
+  constructor(isRunning) {
+    this.isRunning = isRunning;
+  }
+
+  add(readings) {
+    this.readings = [...readings, ...this.readings];
+    [this.selected] = readings;
+    this.render();
+  }
+
+  select(reading) {
+    this.selected = reading;
+    this.render();
+    this.strip.querySelector("[aria-pressed=true]").focus({ preventScroll: true }); // the pressed one was replaced
+  }
+
+  download() {
+    save(new Blob([csv(this.readings)], { type: "text/csv" }), "scores.csv");
+  }
+
+  render() {
+    this.header.hidden = !this.readings.length;
+    this.count.textContent = `${plural(this.readings.length, "image")} scored`;
+    this.strip.hidden = this.readings.length < 2;
+    this.strip.replaceChildren(...this.readings.map((reading) => this.stripItem(reading)));
+    if (this.selected) this.article.replaceChildren(readingArticle(this.selected, this.readings));
+    else this.article.replaceChildren(...(this.isRunning() ? [] : [nothingScored()]));
+  }
+
+  stripItem(reading) {
+    const { name, modelView } = reading;
+    const { kind, title } = verdict(reading);
+    const symbol = { in: "✓", out: "✕" }[kind];
+    const attributes = {
+      type: "button",
+      class: `tile ${kind}`,
+      title: `${name}: ${title.toLowerCase()}`,
+      "aria-pressed": String(reading === this.selected),
+      onclick: () => this.select(reading),
+    };
+    return h(
+      "li",
+      {},
+      h(
+        "button",
+        attributes,
+        modelView ? h("img", { src: modelView, alt: "", class: "pixels" }) : h("span", { class: "blank" }),
+        h(
+          "span",
+          { class: "row" },
+          h("span", { class: "mono" }, headline(reading)),
+          h("span", { "aria-hidden": "true" }, symbol),
+        ),
+        h("span", { class: "name" }, name),
+        h("span", { class: "visually-hidden" }, title),
+      ),
+    );
+  }
+}
+
+const nothingScored = () =>
+  emptyState(
+    "No scores yet",
+    "Select images, check the crop that the model will see, and score them. " +
+      "Flat grey and pure noise are the two ends of the scale.",
+  );
+
+function csv(readings) {
+  const lines = [COLUMNS, ...readings.map(csvRow)].map((cells) => cells.map(csvCell).join());
+  return lines.map((line) => `${line}\r\n`).join("");
+}
+
+function csvRow({ name, score: { bpd, log_likelihood: nats, score: worst, ood }, scan, model, conditions }) {
+  const { score: oodScore = worst, threshold, p_value: pValue } = ood ?? {};
+  const { left, top, width, height } = scan?.box ?? {};
+  const isOod = ood && (ood.is_ood ? "yes" : "no");
+  const noise = scan ? "" : (conditions.noise ?? 0);
+  return [
+    ...[name, bpd, nats, oodScore, threshold, pValue, isOod],
+    ...[left, top, width, height, conditions.class, noise, model.name, model.version],
+  ];
+}
+
+const csvCell = (value) => (/[",\r\n]/.test(value ?? "") ? `"${value.replaceAll('"', '""')}"` : (value ?? ""));

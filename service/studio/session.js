@@ -1,0 +1,36 @@
+// What this browser tab stores until it is closed: the API key, the selected model and the submitted jobs.
+
+const API_KEY = "ncml.key";
+const MODEL_NAME = "ncml.model";
+const JOB_RECORDS = "ncml.job-records";
+const MAX_RECORDS = 48;
+
+export const apiKey = {
+  get: () => sessionStorage.getItem(API_KEY) ?? "",
+  set: (value) => (value ? sessionStorage.setItem(API_KEY, value) : sessionStorage.removeItem(API_KEY)),
+};
+
+export const modelName = {
+  get: () => sessionStorage.getItem(MODEL_NAME),
+  set: (value) => sessionStorage.setItem(MODEL_NAME, value),
+};
+
+/** The jobs that this tab submitted, oldest first. A record is plain JSON with an `id` and a `view`. */
+export const jobs = {
+  all: () => JSON.parse(sessionStorage.getItem(JOB_RECORDS) ?? "[]"),
+  of: (view) => jobs.all().filter((record) => record.view === view),
+  add: (record) => jobs.write([...jobs.all(), record]),
+  remove: (id) => jobs.write(jobs.all().filter((record) => record.id !== id)),
+
+  /** Store the newest records that fit. */
+  write(records) {
+    for (let newest = records.slice(-MAX_RECORDS); ; newest = newest.slice(1)) {
+      try {
+        sessionStorage.setItem(JOB_RECORDS, JSON.stringify(newest));
+        return;
+      } catch (error) {
+        if (!newest.length) throw error; // the storage is not merely full
+      }
+    }
+  },
+};
