@@ -50,4 +50,4 @@ def decompress(
     if as_json:
         print_json({"model": identity(m), "files": [str(path) for path in files]})
     else:
-        print(f"{output}  {len(files)} pictures")
+        print(f"{output}  {len(files)} images")

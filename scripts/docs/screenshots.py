@@ -1,6 +1,6 @@
-"""Draw docs/screenshots: every view of the studio, at work with the bundled model: `make screenshots`.
+"""Capture docs/screenshots: every view of the studio in use with the bundled model: `make screenshots`.
 
-Needs an installed Chromium. Seeds are fixed, so that pictures change only with the model and the page.
+Needs an installed Chromium. Seeds are fixed, so that images change only with the model and the page.
 """
 
 import io
@@ -23,8 +23,8 @@ DOCS = ROOT / "docs"
 OUT = DOCS / "screenshots"
 DESKTOP = {"viewport": {"width": 1280, "height": 960}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
-ADDRESS = "http://localhost:8000"  # what the page's curl lines say, whatever port is free
-SLOW = 300_000  # milliseconds that a drawing may take
+ADDRESS = "http://localhost:8000"  # the address in the page's curl lines, whatever port is free
+SLOW = 300_000  # milliseconds that sampling may take
 Save = Callable[[str], None]
 
 
@@ -62,7 +62,7 @@ def begin(page: Page, view: str, seed: int, **values: int) -> None:
 
 
 def show(page: Page, view: str) -> None:
-    """The whole view; on a small screen its result, which lies below the controls."""
+    """Scroll to the whole view; on a small screen to its result, which is below the controls."""
     small = (page.viewport_size or {"width": 0})["width"] < 760
     page.locator(f"#view-{view} .stage" if small and view != "models" else "body").evaluate(
         "e => scrollTo(0, e.getBoundingClientRect().top + scrollY - 12)"
@@ -70,10 +70,10 @@ def show(page: Page, view: str) -> None:
 
 
 def wide_cat() -> FilePayload:
-    """A photograph that is wider than high, so that there is something to crop."""
+    """Return a photograph that is wider than high, so that it needs cropping."""
     buffer = io.BytesIO()
-    with Image.open(DOCS / "cat.jpg") as picture:
-        picture.crop((0, 20, 300, 260)).save(buffer, "PNG")
+    with Image.open(DOCS / "cat.jpg") as image:
+        image.crop((0, 20, 300, 260)).save(buffer, "PNG")
     return FilePayload(name="cat.png", mimeType="image/png", buffer=buffer.getvalue())
 
 
@@ -121,7 +121,7 @@ def tour(page: Page, save: Save) -> None:
 
 
 def defect(page: Page, save: Save) -> None:
-    """Find the stain on the wall of scripts/docs/tiles.py."""
+    """Find the defect on the wall of scripts/docs/tiles.py."""
     page.locator("#view-score input[type=file]").set_input_files(DOCS / "stained.png")
     page.get_by_label("Score in tiles (large images)").check()
     page.get_by_role("button", name="Score 1 image").click()
@@ -131,19 +131,19 @@ def defect(page: Page, save: Save) -> None:
 
 
 def main() -> None:
-    """Every view with the bundled model, and tiles with one that knows a wall."""
+    """Capture every view with the bundled model, and tiles with one calibrated on a wall."""
     browser_path = shutil.which("chromium") or shutil.which("google-chrome")
     if not browser_path:
         sys.exit("no chromium is installed: apt-get install chromium")
     OUT.mkdir(exist_ok=True)
     photograph(ROOT / "models", tour, browser_path)
     with tempfile.TemporaryDirectory() as folder:
-        tiles.calibrated(Path(folder) / "wall")
+        tiles.calibrate_wall(Path(folder) / "wall")
         photograph(Path(folder), defect, browser_path)
 
 
 def photograph(models: Path, walk: Callable[[Page, Save], None], browser_path: str) -> None:
-    """Two screens, each in light and dark."""
+    """Capture two screens, each in light and dark."""
     with service(models) as url, sync_playwright() as playwright:
         shown = f"--host-resolver-rules=MAP {urlsplit(ADDRESS).netloc} 127.0.0.1:{urlsplit(url).port}"
         browser = playwright.chromium.launch(

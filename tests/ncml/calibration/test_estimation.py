@@ -50,7 +50,7 @@ def test_a_verdict_has_its_own_conditions(calibrated: ncml.Model) -> None:
     assert [s.bpd for s in other] == [s.bpd for s in calibrated.score(NEW, classes="a", noise=3.0, ood=False)]
 
 
-def test_another_statistic_may_judge(calibrated: ncml.Model, calibration: Calibration) -> None:
+def test_another_statistic_can_give_the_verdict(calibrated: ncml.Model, calibration: Calibration) -> None:
     (score,) = calibrated.score(NEW[0], statistic="llr", statistics=["bpd"])
     assert score.ood is not None
     assert (score.ood.statistic, score.ood.threshold) == ("llr", calibration.thresholds["llr"])
@@ -65,21 +65,21 @@ def test_flipped_bits_are_scored(model: ncml.Model) -> None:
     assert model.score(NEW)[0].flipped_bpd is None
 
 
-def test_progress_is_told(model: ncml.Model) -> None:
-    told: list[tuple[int, int]] = []
-    model.score(NEW, batch_size=4, callback=lambda at: told.append((at.done, at.total)))
-    assert told == [(4, 6), (6, 6)]
+def test_progress_is_reported(model: ncml.Model) -> None:
+    reports: list[tuple[int, int]] = []
+    model.score(NEW, batch_size=4, callback=lambda at: reports.append((at.done, at.total)))
+    assert reports == [(4, 6), (6, 6)]
 
 
-def test_without_a_calibration_that_is_said(model: ncml.Model) -> None:
+def test_without_a_calibration_there_is_no_verdict(model: ncml.Model) -> None:
     assert model.calibration is None
     (score,) = model.score(NEW[0], statistics="all")
     assert score.ood is None
     assert "llr" in score.statistics
     assert score.statistics.keys().isdisjoint({"typicality", "multiscale"})
-    for asked in ({"statistic": "bpd"}, {"statistics": ["multiscale"]}):
+    for arguments in ({"statistic": "bpd"}, {"statistics": ["multiscale"]}):
         with pytest.raises(InputError, match="not calibrated: run ncml calibrate"):
-            model.score(NEW, **asked)
+            model.score(NEW, **arguments)
 
 
 def test_a_calibration_is_read_as_it_was_written(calibrated: ncml.Model, calibration: Calibration) -> None:
@@ -96,10 +96,10 @@ def test_a_calibration_is_read_as_it_was_written(calibrated: ncml.Model, calibra
         assert len(histogram.edges) == len(histogram.counts) + 1
 
 
-def test_progress_of_a_calibration_is_told(model: ncml.Model) -> None:
-    told: list[tuple[str, int, int]] = []
-    calibrate(model, FIT, RANK, batch_size=40, on_progress=lambda at: told.append((at.stage, at.done, at.total)))
-    assert told == [("fit", 30, 30), ("rank", 40, 60), ("rank", 60, 60)]
+def test_progress_of_a_calibration_is_reported(model: ncml.Model) -> None:
+    reports: list[tuple[str, int, int]] = []
+    calibrate(model, FIT, RANK, batch_size=40, on_progress=lambda at: reports.append((at.stage, at.done, at.total)))
+    assert reports == [("fit", 30, 30), ("rank", 40, 60), ("rank", 60, 60)]
 
 
 def test_too_few_images_are_refused(model: ncml.Model) -> None:
@@ -118,7 +118,7 @@ def edited(folder: Path, **changed: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"model_version": "0" * 64}, "another version of this model"),
         ({"preprocessing": "stretch v9"}, "under the preprocessing 'stretch v9'"),
@@ -127,19 +127,19 @@ def edited(folder: Path, **changed: object) -> None:
         ({"ranked": {}}, "changed after it was written"),
     ],
 )
-def test_a_calibration_for_something_else_is_not_used(calibrated: ncml.Model, changed: dict, said: str) -> None:
+def test_a_calibration_for_something_else_is_not_used(calibrated: ncml.Model, changed: dict, message: str) -> None:
     edited(calibrated.folder, **changed)
     model = ncml.load(calibrated.folder)
     assert model.calibration is None
-    assert said in model.uncalibrated
+    assert message in model.uncalibrated
     assert "calibrate the model again" in model.uncalibrated
     assert model.score(NEW)[0].ood is None
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError, match=message):
         Calibration.read(calibrated.folder, calibrated.version, calibrated.config)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"version": 3}'])
-def test_a_damaged_calibration_is_said(calibrated: ncml.Model, content: str) -> None:
+def test_a_damaged_calibration_is_reported(calibrated: ncml.Model, content: str) -> None:
     (calibrated.folder / checkpoint.CALIBRATION).write_text(content)
     model = ncml.load(calibrated.folder)
     assert model.calibration is None

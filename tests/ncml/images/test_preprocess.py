@@ -1,4 +1,4 @@
-"""Pictures in every form that users have, and in those that attackers have."""
+"""Images in every form that users send, and in those that attackers send."""
 
 import io
 import struct
@@ -66,8 +66,8 @@ def tiff(*more: tuple[int, int, int | str], compressed: bytes = b"", order: str 
     head += struct.pack(order + "HHQ", 8, 0, 16) if big else struct.pack(order + "I", 8)
     head += struct.pack(order + ("Q" if big else "H"), len(tags))
     for tag, kind, value in tags:
-        found = {"DATA": length, "SIZE": len(compressed)}.get(value, value) if isinstance(value, str) else value
-        packed = struct.pack(order + {3: "H", 4: "I", 16: "Q"}[kind], found)
+        number_value = {"DATA": length, "SIZE": len(compressed)}.get(value, value) if isinstance(value, str) else value
+        packed = struct.pack(order + {3: "H", 4: "I", 16: "Q"}[kind], number_value)
         head += struct.pack(order + entry, tag, kind, 1) + packed.ljust(8 if big else 4, b"\0")
     return head + struct.pack(order + number, 0) + compressed
 
@@ -81,20 +81,20 @@ def test_png_keeps_every_pixel(image: Pixels) -> None:
 
 
 @given(images, st.integers(1, 40), st.integers(1, 40))
-def test_fit_has_the_asked_shape_and_keeps_a_flat_picture_flat(image: Pixels, height: int, width: int) -> None:
-    fitted = resize_to(image, height, width)
-    assert fitted.shape == (height, width, 3)
-    assert fitted.dtype == np.uint8
+def test_resizing_has_the_requested_shape_and_keeps_a_flat_image_flat(image: Pixels, height: int, width: int) -> None:
+    resized = resize_to(image, height, width)
+    assert resized.shape == (height, width, 3)
+    assert resized.dtype == np.uint8
     assert np.all(resize_to(np.full_like(image, image[0, 0]), height, width) == image[0, 0])
 
 
 @given(images)
-def test_fit_passes_a_picture_of_the_right_size_unchanged(image: Pixels) -> None:
+def test_resizing_keeps_an_image_of_the_right_size_unchanged(image: Pixels) -> None:
     assert np.array_equal(resize_to(image, *image.shape[:2]), image)
 
 
 @given(images)
-def test_fit_crops_the_middle(image: Pixels) -> None:
+def test_resizing_crops_the_middle(image: Pixels) -> None:
     """Only what lies within the centred square reaches the result."""
     h, w = image.shape[:2]
     side = min(h, w)
@@ -185,7 +185,7 @@ def test_sixteen_bit_colour_keeps_the_high_byte() -> None:
 
 
 @pytest.mark.parametrize(
-    ("depth", "row", "clear", "seen"),
+    ("depth", "row", "clear", "expected"),
     [
         (1, b"\x40", 0, [255, 255]),
         (2, b"\x60", 1, [255, 170]),
@@ -195,9 +195,11 @@ def test_sixteen_bit_colour_keeps_the_high_byte() -> None:
         (16, b"\x12\x34\x12\x35", 0x1234, [255, 0x12]),
     ],
 )
-def test_a_transparent_grey_is_exactly_that_of_the_file(depth: int, row: bytes, clear: int, seen: list[int]) -> None:
+def test_a_transparent_grey_is_exactly_that_of_the_file(
+    depth: int, row: bytes, clear: int, expected: list[int]
+) -> None:
     file = png(2, 1, depth, 0, zlib.compress(b"\0" + row), struct.pack(">H", clear))
-    assert open_image(file)[0, :, 0].tolist() == seen
+    assert open_image(file)[0, :, 0].tolist() == expected
 
 
 def test_a_sixteen_bit_half_may_be_marked_by_its_colour() -> None:
@@ -341,7 +343,7 @@ def test_tiles_and_strips_are_read(order: str) -> None:
         [(322, 4, 2**32 - 1), (323, 4, 2**32 - 1)],
     ],
 )
-def test_a_tile_larger_than_a_picture_may_be_is_refused(order: str, big: bool, sides: list) -> None:
+def test_a_tile_above_the_pixel_limit_is_refused(order: str, big: bool, sides: list) -> None:
     """Whichever of two equal tags a reader believes."""
     file = tiff(*tiles(*sides), compressed=ZEROS, order=order, big=big)
     with pytest.raises(TooLarge, match=r"^photo is a TIFF file in tiles of \d+ x \d+ pixels; at most .*\.$"):
@@ -415,7 +417,7 @@ def test_too_many_bytes_are_named() -> None:
         open_image(bytes(50), max_bytes=49)
 
 
-def test_one_pixel_is_a_picture() -> None:
+def test_one_pixel_is_an_image() -> None:
     image = np.array([[[1, 2, 3]]], np.uint8)
     assert np.all(resize_to(open_image(to_png(image)), 32, 32) == (1, 2, 3))
 
@@ -435,8 +437,8 @@ def test_three_forms_of_half_an_image_agree(keep: str) -> None:
     whole, side = noise(32, 32), SIDES[keep]
     alpha = np.zeros((32, 32, 1), np.uint8) + 127
     alpha[side] = 128
-    wanted = np.zeros_like(whole)
-    wanted[side] = whole[side]
+    expected = np.zeros_like(whole)
+    expected[side] = whole[side]
     forms = {
         "whole": to_png(whole),
         "half": to_png(np.ascontiguousarray(whole[side])),
@@ -445,7 +447,7 @@ def test_three_forms_of_half_an_image_agree(keep: str) -> None:
     for name, data in forms.items():
         canvas, place = place_known_half(data, 32, 32, keep=keep, keeps=KEEPS)
         assert place == keep, name
-        assert np.array_equal(canvas, wanted), name
+        assert np.array_equal(canvas, expected), name
 
 
 @pytest.mark.parametrize(("h", "w", "place"), [(16, 32, "top"), (32, 16, "left"), (32, 32, "top"), (20, 90, "top")])
@@ -460,8 +462,13 @@ def test_alpha_half_of_any_size_reaches_only_its_half(keep: str, shape: tuple[in
     h, w = shape
     rgba = np.zeros((h, w, 4), np.uint8)
     rgba[..., 0] = 255
-    known = {"top": np.s_[: h // 2], "bottom": np.s_[h // 2 :], "left": np.s_[:, : w // 2], "right": np.s_[:, w // 2 :]}
-    rgba[known[keep]] = (90, 90, 90, 255)
+    halves = {
+        "top": np.s_[: h // 2],
+        "bottom": np.s_[h // 2 :],
+        "left": np.s_[:, : w // 2],
+        "right": np.s_[:, w // 2 :],
+    }
+    rgba[halves[keep]] = (90, 90, 90, 255)
     canvas, place = place_known_half(encode(Image.fromarray(rgba), "PNG"), 32, 32, keeps=KEEPS)
     assert place == keep
     assert np.all(canvas[SIDES[keep]] == 90)
@@ -469,15 +476,15 @@ def test_alpha_half_of_any_size_reaches_only_its_half(keep: str, shape: tuple[in
 
 
 def test_alpha_that_is_no_half_is_refused() -> None:
-    for known in (np.s_[:15], np.s_[8:24], np.s_[::2], np.s_[:16, :16], np.s_[:0]):
+    for opaque in (np.s_[:15], np.s_[8:24], np.s_[::2], np.s_[:16, :16], np.s_[:0]):
         rgba = noise(32, 32, 4)
         rgba[..., 3] = 0
-        rgba[known][..., 3] = 255
+        rgba[opaque][..., 3] = 255
         with pytest.raises(InputError, match=r"^image has transparent pixels .*\.$"):
             place_known_half(encode(Image.fromarray(rgba), "PNG"), 32, 32, keeps=KEEPS)
 
 
-def test_keep_is_checked_against_the_picture_and_the_model() -> None:
+def test_keep_is_checked_against_the_image_and_the_model() -> None:
     square, wide, tall = (to_png(noise(*shape)) for shape in ((32, 32), (16, 32), (32, 16)))
     rgba = noise(32, 32, 4)
     rgba[..., 3] = 255
@@ -507,11 +514,11 @@ def test_half_of_a_model_that_is_not_square() -> None:
         place_known_half(to_png(half), 16, 64, keep="left", keeps=KEEPS)
 
 
-# Pictures out.
+# Encoding.
 
 
 @given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 20), st.integers(1, 5), st.integers(1, 5), st.just(3))))
-def test_grid_holds_every_picture_in_reading_order(stack: Pixels) -> None:
+def test_grid_holds_every_image_in_reading_order(stack: Pixels) -> None:
     n, h, w, _ = stack.shape
     sheet = grid(stack)
     columns = sheet.shape[1] // w

@@ -1,4 +1,4 @@
-"""How pictures are tile, and maps that blend."""
+"""The geometry of tiles, and their blended maps."""
 
 import numpy as np
 import pytest
@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from ncml.errors import InputError
 from ncml.images.tiling import TileSize, blend, smallest_tile_side
 
-PICTURE = st.integers(8, 60)
-TILE = st.integers(4, 8)
+IMAGE_SIDE = st.integers(8, 60)
+TILE_SIDE = st.integers(4, 8)
 
 
-@given(PICTURE, PICTURE, TILE, TILE)
+@given(IMAGE_SIDE, IMAGE_SIDE, TILE_SIDE, TILE_SIDE)
 def test_tiles_cover_every_pixel_and_lie_inside(H: int, W: int, height: int, width: int) -> None:
     tile = TileSize(height, width)
     corners = tile.corners(H, W)
@@ -43,15 +43,15 @@ def test_calibrated_tiles_have_their_size() -> None:
         TileSize.resolve(8, 8, 8, TileSize(16, 16))
 
 
-def test_a_picture_smaller_than_a_tile_is_refused() -> None:
+def test_an_image_smaller_than_a_tile_is_refused() -> None:
     assert TileSize(8, 12).grid_shape(8, 12) == (1, 1)
     for H, W in ((7, 12), (8, 11)):
         with pytest.raises(InputError, match=f"an image of {W} x {H} pixels is smaller than a tile of 12 x 8"):
             TileSize(8, 12).grid_shape(H, W)
 
 
-@given(PICTURE, PICTURE, st.sampled_from([(4, 4), (4, 6), (8, 5)]), st.integers(1, 40))
-def test_the_smallest_side_that_fits_is_told(H: int, W: int, model: tuple[int, int], most: int) -> None:
+@given(IMAGE_SIDE, IMAGE_SIDE, st.sampled_from([(4, 4), (4, 6), (8, 5)]), st.integers(1, 40))
+def test_the_smallest_side_that_fits_is_found(H: int, W: int, model: tuple[int, int], most: int) -> None:
     def tiles(side: int) -> int | None:
         tile = TileSize.for_model(*model, side)
         try:
@@ -60,11 +60,11 @@ def test_the_smallest_side_that_fits_is_told(H: int, W: int, model: tuple[int, i
             return None
         return rows * columns
 
-    wanted = next((side for side in range(min(model), 61) if (n := tiles(side)) is not None and n <= most), None)
-    assert smallest_tile_side(model, (H, W), most) == wanted
+    expected = next((side for side in range(min(model), 61) if (n := tiles(side)) is not None and n <= most), None)
+    assert smallest_tile_side(model, (H, W), most) == expected
 
 
-@given(PICTURE, PICTURE, TILE, TILE, st.integers(0, 99))
+@given(IMAGE_SIDE, IMAGE_SIDE, TILE_SIDE, TILE_SIDE, st.integers(0, 99))
 def test_a_map_is_the_mean_of_the_tiles_over_it_by_their_weights(H: int, W: int, h: int, w: int, seed: int) -> None:
     tile = TileSize(h, w)
     scores = np.random.default_rng(seed).random(tile.grid_shape(H, W), np.float32)

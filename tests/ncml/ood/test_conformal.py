@@ -15,9 +15,9 @@ RATES = st.sampled_from([0.01, 0.05, 0.1, 0.25, 0.5])
 
 @given(FEW, FEW)
 def test_p_values_are_counts(calibration: list[float], scores: list[float]) -> None:
-    found = conformal.p_values(scores, np.sort(calibration))
+    result = conformal.p_values(scores, np.sort(calibration))
     expected = [(1 + sum(c >= s for c in calibration)) / (len(calibration) + 1) for s in scores]
-    assert found.tolist() == expected
+    assert result.tolist() == expected
 
 
 @given(FEW, FEW, RATES)
@@ -75,8 +75,8 @@ def test_the_false_discovery_rate_is_held() -> None:
     false, power = [], []
     for _ in range(300):
         scores = np.concatenate([rng.normal(size=160), rng.normal(4, 1, size=40)])
-        found = conformal.discoveries(conformal.p_values(scores, np.sort(rng.normal(size=1000))), 0.2)
-        false.append(found[:160].sum() / max(1, found.sum()))
-        power.append(found[160:].mean())
+        result = conformal.discoveries(conformal.p_values(scores, np.sort(rng.normal(size=1000))), 0.2)
+        false.append(result[:160].sum() / max(1, result.sum()))
+        power.append(result[160:].mean())
     assert np.mean(false) < 0.2
     assert np.mean(power) > 0.8

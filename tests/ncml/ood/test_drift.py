@@ -1,4 +1,4 @@
-"""Drift: silent where nothing moved, told where something did, its plot drawn."""
+"""Drift: its test, its numbers and its plot."""
 
 from pathlib import Path
 
@@ -21,32 +21,32 @@ def compared(n: int, shift: float, alpha: float = 0.01, seed: int = 1) -> drift.
     return drift.compare(bpd, score, p, RANKED_BPD, RANKED, 0.05, alpha)
 
 
-def test_no_drift_is_told_no_oftener_than_alpha() -> None:
+def test_false_positives_are_no_more_frequent_than_alpha() -> None:
     assert sum(compared(200, 0.0, alpha=0.05, seed=seed).drifted for seed in range(100)) <= 5
 
 
 @pytest.mark.parametrize("shift", [-1.0, 0.7, 2.0])
-def test_a_shift_is_told(shift: float) -> None:
-    found = compared(300, shift)
-    assert found.drifted
-    assert found.score.mean - found.score.calibrated_mean == pytest.approx(shift, abs=0.2)
-    assert found.bpd.psi < drift.PSI_THRESHOLD < found.score.psi
+def test_a_shift_is_detected(shift: float) -> None:
+    result = compared(300, shift)
+    assert result.drifted
+    assert result.score.mean - result.score.calibrated_mean == pytest.approx(shift, abs=0.2)
+    assert result.bpd.psi < drift.PSI_THRESHOLD < result.score.psi
 
 
-def test_a_shift_that_is_significant_but_tiny_is_none() -> None:
-    found = compared(200_000, 0.2)
-    assert found.score.ks_p < 1e-3
-    assert found.score.psi < drift.PSI_THRESHOLD
-    assert not found.drifted
+def test_a_significant_but_tiny_shift_is_not_drift() -> None:
+    result = compared(200_000, 0.2)
+    assert result.score.ks_p < 1e-3
+    assert result.score.psi < drift.PSI_THRESHOLD
+    assert not result.drifted
 
 
 def test_numbers_are_those_of_scipy() -> None:
-    found = compared(250, 0.5)
+    result = compared(250, 0.5)
     rng = np.random.default_rng(1)
     bpd = rng.normal(3.5, 0.5, 250)
-    assert found.bpd.ks == pytest.approx(stats.ks_2samp(bpd, RANKED_BPD).statistic)
-    wilson = stats.binomtest(round(found.flagged * 250), 250).proportion_ci(0.95, "wilson")
-    assert (found.flagged_low, found.flagged_high) == pytest.approx((wilson.low, wilson.high), abs=1e-4)
+    assert result.bpd.ks == pytest.approx(stats.ks_2samp(bpd, RANKED_BPD).statistic)
+    wilson = stats.binomtest(round(result.flagged * 250), 250).proportion_ci(0.95, "wilson")
+    assert (result.flagged_low, result.flagged_high) == pytest.approx((wilson.low, wilson.high), abs=1e-4)
 
 
 def test_stability_is_its_sum() -> None:
@@ -57,19 +57,19 @@ def test_stability_is_its_sum() -> None:
     assert lower_half == pytest.approx(((q - p) * np.log(q / p)).sum(), rel=0.01)
 
 
-def test_too_few_pictures_say_nothing() -> None:
+def test_too_few_images_are_refused() -> None:
     with pytest.raises(InputError, match="19 scored images are too few"):
         compared(19, 0)
     with pytest.raises(InputError, match="alpha must be more than 0"):
         compared(100, 0, alpha=0)
 
 
-def test_the_plot_is_a_picture(tmp_path: Path) -> None:
-    found = compared(100, 1.0)
+def test_the_plot_is_an_image(tmp_path: Path) -> None:
+    result = compared(100, 1.0)
     bpd = RNG.normal(3, 1, 100)
-    drift.plot(tmp_path / "d.png", bpd, RNG.uniform(size=100), RANKED_BPD, found, "a model")
+    drift.plot(tmp_path / "d.png", bpd, RNG.uniform(size=100), RANKED_BPD, result, "a model")
     pixels = np.asarray(Image.open(tmp_path / "d.png"))
     assert pixels.shape[1] == 1200
     assert pixels.std() > 10
     with pytest.raises(InputError, match="cannot be written"):
-        drift.plot(tmp_path / "no" / "d.png", bpd, bpd, RANKED_BPD, found, "a model")
+        drift.plot(tmp_path / "no" / "d.png", bpd, bpd, RANKED_BPD, result, "a model")

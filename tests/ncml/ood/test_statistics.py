@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def by_hand(model: ncml.Model, level: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Nats [B] and the whole score [B, 3, H, W] of NEW at a noise level, in the plainest way."""
+    """Compute nats [B] and grad log p [B, 3, H, W] of NEW at a noise level in the plainest way."""
     t = process(model.config.sde).time_of(level)
     t_B = torch.full((len(NEW),), t)
     x = from_uint8(torch.from_numpy(NEW)) * process(model.config.sde).alpha(t_B)[:, None, None, None]
@@ -42,10 +42,10 @@ def by_hand(model: ncml.Model, level: float) -> tuple[torch.Tensor, torch.Tensor
 
 def test_statistics_are_their_equations(calibrated: ncml.Model, calibration: Calibration) -> None:
     scores = calibrated.score(NEW, statistics="all")
-    found = {name: np.array([s.statistics[name] for s in scores]) for name in scores[0].statistics}
+    values = {name: np.array([s.statistics[name] for s in scores]) for name in scores[0].statistics}
     levels = measurements.noise_levels(calibrated.config)
     assert levels == (0.0, 2.5, 10.0)
-    assert list(found) == [
+    assert list(values) == [
         "bpd", "typicality", "complexity", "llr", "score_norm_0", "score_norm_2.5", "score_norm_10", "ncml_grad",
         "multiscale",
     ]  # fmt: skip
@@ -54,19 +54,21 @@ def test_statistics_are_their_equations(calibrated: ncml.Model, calibration: Cal
         nats_B, s_BCHW = by_hand(calibrated, level)
         nats[level], norms[level] = nats_B.numpy(), s_BCHW.flatten(1).norm(dim=1).numpy()
     bits = {level: -value / math.log(2) / D for level, value in nats.items()}
-    assert found["bpd"] == pytest.approx(bits[0.0], rel=1e-5)
+    assert values["bpd"] == pytest.approx(bits[0.0], rel=1e-5)
     mean = np.mean([s.bpd for s in calibrated.score(FIT)])
-    assert found["typicality"] == pytest.approx(abs(bits[0.0] - mean), rel=1e-4, abs=1e-5)
-    assert found["complexity"] == pytest.approx(bits[0.0] - [measurements.png_bits(p) for p in NEW], rel=1e-5, abs=1e-5)
-    assert found["llr"] == pytest.approx(bits[0.0] - bits[10.0], rel=1e-4, abs=1e-5)
+    assert values["typicality"] == pytest.approx(abs(bits[0.0] - mean), rel=1e-4, abs=1e-5)
+    assert values["complexity"] == pytest.approx(
+        bits[0.0] - [measurements.png_bits(p) for p in NEW], rel=1e-5, abs=1e-5
+    )
+    assert values["llr"] == pytest.approx(bits[0.0] - bits[10.0], rel=1e-4, abs=1e-5)
     for level in levels:
-        assert found[f"score_norm_{level:g}"] == pytest.approx(np.log(norms[level]), rel=1e-4)
-    assert found["ncml_grad"] == pytest.approx(-(nats[0.0] + np.log(norms[0.0])), rel=1e-5)
-    assert (found["multiscale"] > 0).all()
+        assert values[f"score_norm_{level:g}"] == pytest.approx(np.log(norms[level]), rel=1e-4)
+    assert values["ncml_grad"] == pytest.approx(-(nats[0.0] + np.log(norms[0.0])), rel=1e-5)
+    assert (values["multiscale"] > 0).all()
 
 
-def test_the_direct_score_is_the_score_through_the_target_alone(model: ncml.Model) -> None:
-    """By finite differences: move one value, keep the parameters that the others were given."""
+def test_the_direct_gradient_excludes_the_context(model: ncml.Model) -> None:
+    """By finite differences: move one value, keep the parameters of the others."""
     measurement = measurements.measure_level(model.network, NEW[:1], 0.0, ["direct"])
     x = from_uint8(torch.from_numpy(NEW[:1]))
     zero = torch.zeros(1, dtype=torch.bool)
@@ -104,7 +106,7 @@ def test_the_gaussian_s_distances_are_chi() -> None:
     assert at_mean.tolist() == [0]
 
 
-def test_columns_that_never_vary_do_no_harm() -> None:
+def test_constant_columns_keep_distances_finite() -> None:
     gaussian = statistics.Gaussian.estimate({"a": np.arange(30.0), "b": np.full(30, 2.0)})
     assert np.isfinite(gaussian.distance({"a": np.array([3.0]), "b": np.array([2.0])})).all()
 
@@ -120,9 +122,9 @@ def test_a_score_does_not_depend_on_its_batch(calibrated: ncml.Model) -> None:
 
 
 def test_an_unknown_statistic_is_named(calibrated: ncml.Model) -> None:
-    for asked in ({"statistic": "odd"}, {"statistics": ["odd"]}):
+    for arguments in ({"statistic": "odd"}, {"statistics": ["odd"]}):
         with pytest.raises(InputError, match="no statistic 'odd': choose from bpd, typicality"):
-            calibrated.score(NEW, **asked)
+            calibrated.score(NEW, **arguments)
 
 
 def test_maximum_likelihood_is_judged_at_t_0_alone(tmp_path: Path) -> None:
@@ -131,8 +133,8 @@ def test_maximum_likelihood_is_judged_at_t_0_alone(tmp_path: Path) -> None:
     model = ncml.load(tmp_path / "mle")
     assert "llr" not in model.statistics
     assert model.statistics["multiscale"].needs == ("bits_0", "direct_0", "fine_0", "coarse_0")
-    found = calibrate(model, FIT, RANK)
-    assert found.thresholds.keys() == model.statistics.keys()
+    calibration = calibrate(model, FIT, RANK)
+    assert calibration.thresholds.keys() == model.statistics.keys()
 
 
 def test_levels_below_the_least_noise_of_a_process_are_left_out(tmp_path: Path) -> None:
@@ -147,8 +149,8 @@ def test_levels_below_the_least_noise_of_a_process_are_left_out(tmp_path: Path) 
     assert [level for level, _ in quality.sweep_points(model)["start noise"]] == [0.0, 2.0, 4.0]
 
 
-def test_the_page_tells_every_statistic_of_the_bundled_model() -> None:
+def test_the_page_lists_every_statistic_of_the_bundled_model() -> None:
     (table,) = re.findall(r"^\| Statistic \|.*?\n\n", (ROOT / "docs" / "ood.md").read_text(), re.MULTILINE | re.DOTALL)
-    told = re.findall(r"^\| ([^|]+) \|", table, re.MULTILINE)
-    named = {name for cell in told for name in re.findall(r"`(\w[\w.]*)`", cell)}
+    cells = re.findall(r"^\| ([^|]+) \|", table, re.MULTILINE)
+    named = {name for cell in cells for name in re.findall(r"`(\w[\w.]*)`", cell)}
     assert named == statistics.build_statistics(ncml.load(ROOT / "models" / "cifar10").config).keys()
