@@ -39,7 +39,11 @@ def test_every_variable_of_the_compose_files_is_explained_and_none_other() -> No
 
 
 def test_every_setting_exists() -> None:
-    settings = {f"NCML_{name.upper()}" for name in Settings.model_fields} | {"NCML_NAME", "NCML_MODELS"}
+    settings = {f"NCML_{name.upper()}" for name in Settings.model_fields} | {
+        "NCML_NAME",
+        "NCML_MODELS",
+        "NCML_BATCHING",
+    }
     assert set(re.findall(r"\bNCML_[A-Z_]+", TEXT)) <= settings | VARIABLES
 
 
