@@ -21,8 +21,9 @@ A shrinking convolution reads an even row and the odd one above it, which u reme
 Only about a quarter of the arithmetic is left to the sequential part. Known rows are run through the network itself
 once, with hooks on its layers that fill the caches (`_Run._know`).
 
-A picture does not depend on what shares its batch, to the bit, on a CPU and for any number of threads. What was found
-to be needed for that (Intel and AMD with AVX-512, oneMKL):
+On a CPU an image does not depend on what shares its batch, to the bit: `batch_invariance` checks the shapes that
+batches are sampled in, and samples in a single shape where they fail. To pass, these were found to be needed (Intel
+with AVX-512, oneMKL). They do not suffice for its AVX2 kernels, or on AMD for products of fewer than 12 columns:
 
     products              a multiple of SLOT rows; a right factor stored by rows, not transposed; sums of at most DEPTH
                           terms, since longer ones are split by the number of rows

@@ -43,7 +43,7 @@ class Conditions:
         """The time of each image."""
         return torch.full(self.class_B.shape, self.t, device=self.class_B.device)
 
-    def of(self, member_B: list[int] | slice) -> Conditions:
+    def of(self, member_B: list[int] | slice | Tensor) -> Conditions:
         """The conditions of some members."""
         return Conditions(self.t, self.class_B[member_B], self.orientation_B[member_B])
 
