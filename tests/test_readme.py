@@ -173,6 +173,21 @@ def test_every_command_of_the_quick_start_runs(desk: Path, port: int) -> None:
         assert len(list(csv.DictReader(table))) == 40
 
 
+def test_the_package_is_imported_from_the_folder_above_a_clone(tmp_path: Path) -> None:
+    """Where a clone named ncml is itself importable, as a namespace package."""
+    (tmp_path / "ncml").symlink_to(ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", "import ncml; ncml.load"],
+        cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @needs_model
 @pytest.mark.timeout(300)
 def test_the_python_example_runs() -> None:

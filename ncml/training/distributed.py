@@ -7,10 +7,10 @@ computes what a run of one does, up to rounding and the draws of dropout.
 from __future__ import annotations
 
 import contextlib
-import gc
+import importlib
 import os
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import cast
 
@@ -29,6 +29,7 @@ class Team:
     rank: int = 0
     size: int = 1
     device: str = "cpu"
+    joined_networks: list[DistributedDataParallel] = field(default_factory=list, repr=False)
 
     @property
     def first(self) -> bool:
@@ -57,7 +58,10 @@ class Team:
 
     def joined(self, network: nn.Module) -> nn.Module:
         """The network with gradients that are averaged over the processes."""
-        return network if self.size == 1 else DistributedDataParallel(network)
+        if self.size == 1:
+            return network
+        self.joined_networks.append(DistributedDataParallel(network))
+        return self.joined_networks[-1]
 
 
 @contextlib.contextmanager
@@ -72,11 +76,17 @@ def team(device: str) -> Generator[Team]:
     if torch.device(device).type == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
+    # A gloo thread that frees a tensor while the interpreter exits aborts the process. Those threads end with the last
+    # reference to the group, so none may remain: neither in default arguments of torch.distributed.nn, which DDP would
+    # import only after the group exists, nor in networks that the frames of an exception keep alive.
+    importlib.import_module("torch.distributed.nn")
     distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=PATIENCE)
+    members = Team(distributed.get_rank(), distributed.get_world_size(), device)
     try:
-        yield Team(distributed.get_rank(), distributed.get_world_size(), device)
+        yield members
     finally:
-        gc.collect()  # networks that hold the group go before it, and not while the interpreter ends
+        for network in members.joined_networks:
+            vars(network).clear()
         distributed.destroy_process_group()
 
 

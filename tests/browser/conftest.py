@@ -30,6 +30,8 @@ from playwright.sync_api import (
     sync_playwright,
 )
 
+from tests.packages import lacking
+
 ARGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
@@ -43,7 +45,7 @@ expect.set_options(timeout=60_000)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if CHROMIUM or os.environ.get("CI"):
         return
-    skip = pytest.mark.skip(reason="no chromium is installed: apt-get install chromium")
+    skip = pytest.mark.skip(reason=lacking("no browser is installed", "chromium"))
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(skip)

@@ -19,8 +19,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.packages import lacking
+
 ROOT = Path(__file__).resolve().parents[2]
 Command = list[str | Path]
+
+
+NO_COMPOSE = lacking("the command `docker compose` is missing", "docker-cli", "docker-compose")
+"""Why tests of Compose are skipped."""
 
 
 class NoEngine(Exception):
@@ -81,8 +87,10 @@ class Engine:
         tree = self.folder / "system"
         if tree.exists():
             return tree
-        if os.geteuid() or not shutil.which("debootstrap"):
-            raise NoEngine("base images cannot be pulled, and stand-ins need root and debootstrap")
+        if os.geteuid():
+            raise NoEngine("base images cannot be pulled, and stand-ins need root")
+        if not shutil.which("debootstrap"):
+            raise NoEngine(lacking("base images cannot be pulled, and stand-ins need debootstrap", "debootstrap"))
         codename = re.search(r"^VERSION_CODENAME=(\w+)$", Path("/etc/os-release").read_text(), re.MULTILINE)
         if not codename:
             raise NoEngine("base images cannot be pulled, and stand-ins are made on a Debian host only")
@@ -146,7 +154,7 @@ def _prometheus(tree: Path) -> list[str]:
     for name in ("prometheus", "promtool"):
         found = shutil.which(name)
         if not found:
-            raise NoEngine("prom/prometheus cannot be pulled, and a stand-in needs the Debian package prometheus")
+            raise NoEngine(lacking("prom/prometheus cannot be pulled, and a stand-in needs its programs", "prometheus"))
         shutil.copy(found, tree / "bin" / name)
         _add_libraries(tree, [tree / "bin" / name])
     (tree / "prometheus").mkdir()
@@ -162,7 +170,9 @@ STAND_INS = {"python": _python, "valkey": _valkey, "prometheus": _prometheus}
 def engine() -> Iterator[Engine]:
     """An engine with Compose. Raises `NoEngine` in a sentence where none is here and none can be started."""
     if not works(["docker", "compose", "version"]):
-        raise NoEngine("no Docker engine: the command `docker compose` is missing")
+        raise NoEngine(NO_COMPOSE)
+    if not works(["docker", "buildx", "version"]):
+        raise NoEngine(lacking("the command `docker buildx` is missing", "docker-buildx"))
     folder = Path(tempfile.mkdtemp(prefix="ncml-engine-"))
     try:
         if works(["docker", "info"]):
@@ -177,8 +187,11 @@ def engine() -> Iterator[Engine]:
 @contextlib.contextmanager
 def _started(folder: Path) -> Iterator[dict[str, str]]:
     missing = [name for name in ("dockerd", "containerd", "runc") if not shutil.which(name)]
-    if os.geteuid() or missing:
-        raise NoEngine(f"no Docker engine answers, and starting one needs {' and '.join(missing) or 'root'}")
+    if os.geteuid():
+        raise NoEngine("no Docker engine answers, and starting one needs root")
+    if missing:
+        programs = " and ".join(missing)
+        raise NoEngine(lacking(f"no Docker engine answers, and starting one needs {programs}", "docker.io"))
     address = f"unix://{folder}/docker.sock"
     places = {
         "--host": address,

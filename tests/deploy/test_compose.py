@@ -12,7 +12,7 @@ import yaml
 
 from ncml.cli.main import parse
 from service.settings import Settings
-from tests.deploy.engine import run, works
+from tests.deploy.engine import NO_COMPOSE, run, works
 from tests.deploy.files import COMPOSE, DOCKERFILE, ROOT, base_images, compose
 
 SERVICES = compose()["services"]
@@ -153,7 +153,7 @@ def test_overrides_change_what_is_there() -> None:
 @pytest.mark.parametrize("arguments", ["", *(path.name for path in OVERRIDES)])
 def test_compose_itself_accepts_the_files(arguments: str, tmp_path: Path) -> None:
     if not works(["docker", "compose", "version"]):
-        pytest.skip("the command `docker compose` is missing")
+        pytest.skip(NO_COMPOSE)
     files = [COMPOSE, *(path for path in OVERRIDES if path.name == arguments)]
     given = {"NCML_REDIS_PASSWORD": "secret", "NCML_QUEUE_ADDRESS": "192.0.2.1", "NCML_API_KEYS": str(tmp_path)}
     command = ["docker", "compose", *(word for path in files for word in ("-f", path)), "--profile", "*", "config"]
@@ -166,7 +166,7 @@ def test_compose_itself_accepts_the_files(arguments: str, tmp_path: Path) -> Non
 
 def test_a_queue_for_other_hosts_is_not_opened_without_a_password() -> None:
     if not works(["docker", "compose", "version"]):
-        pytest.skip("the command `docker compose` is missing")
+        pytest.skip(NO_COMPOSE)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("NCML_")}
     environment["NCML_QUEUE_ADDRESS"] = "192.0.2.1"
     hosts = ROOT / "docker" / "compose.hosts.yml"

@@ -28,6 +28,8 @@ from tests.deploy.files import COMPOSE, base_images, expressions
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
+CAT = ROOT / "docs" / "cat.jpg"
+
 
 def until(condition: Callable[[], Any], seconds: float = 90) -> Any:
     """What `condition` says once it is true."""
@@ -40,7 +42,7 @@ def until(condition: Callable[[], Any], seconds: float = 90) -> Any:
 
 def pixels(path: Path) -> NDArray[np.uint8]:
     with Image.open(path) as image:
-        return np.asarray(image)
+        return np.asarray(image.convert("RGB"))
 
 
 class Stack:
@@ -85,12 +87,9 @@ class Stack:
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures for README's requests."""
+    """A folder with the clone's `docs`, where README's requests run."""
     desk = tmp_path_factory.mktemp("desk")
-    ramp = np.linspace(0, 255, 32).astype(np.uint8)
-    whole = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None, :], np.uint8(128)), axis=-1)
-    Image.fromarray(whole).save(desk / "cat.png")
-    Image.fromarray(whole[:16]).save(desk / "half.png")
+    (desk / "docs").symlink_to(ROOT / "docs")
     return desk
 
 
@@ -132,9 +131,9 @@ def test_the_three_requests_of_the_readme(stack: Stack, desk: Path) -> None:
         said = run(["bash", "-c", command], cwd=desk, timeout=120)
         if "/score" in line:
             assert json.loads(said)["results"][0]["bpd"] > 0
-    full, half, cat = (pixels(desk / name) for name in ("full.png", "half.png", "cat.png"))
+    full, half, drawn = (pixels(desk / name) for name in ("full.png", "docs/half.png", "drawn.png"))
     assert np.array_equal(full[:16], half)
-    assert full.shape == cat.shape == (32, 32, 3)
+    assert full.shape == drawn.shape == (32, 32, 3)
 
 
 def test_every_container_is_locked_and_healthy(stack: Stack) -> None:
@@ -157,8 +156,8 @@ def test_every_container_is_locked_and_healthy(stack: Stack) -> None:
     assert stack.python("service", absent).strip() == "True"
 
 
-def test_a_killed_worker_comes_back_and_nothing_is_lost(stack: Stack, desk: Path) -> None:
-    before = stack.score(desk / "cat.png")["results"]
+def test_a_killed_worker_comes_back_and_nothing_is_lost(stack: Stack) -> None:
+    before = stack.score(CAT)["results"]
     asked = httpx2.post(f"{stack.url}/generate?n=4&seed=1", headers={"Prefer": "respond-async"}, timeout=30)
     assert asked.status_code == 202, asked.text
     job = f"{stack.url}/jobs/{asked.json()['id']}"
@@ -170,7 +169,7 @@ def test_a_killed_worker_comes_back_and_nothing_is_lost(stack: Stack, desk: Path
     until(lambda: json.loads(stack.engine.docker("inspect", victim))[0]["State"]["StartedAt"] > begun)
     assert until(lambda: (view := httpx2.get(job, timeout=10).json())["status"] == "succeeded" and view, 180)
     until(stack.ready)
-    assert stack.score(desk / "cat.png")["results"] == before
+    assert stack.score(CAT)["results"] == before
 
 
 def test_a_lane_is_scaled_to_two(stack: Stack) -> None:
@@ -214,14 +213,14 @@ def test_a_trained_model_is_served(stack: Stack, desk: Path) -> None:
     assert {m["name"] for m in httpx2.get(f"{stack.url}/models").json()["models"]} == {"cifar10", "mine"}
 
 
-def test_prometheus_sees_every_container(stack: Stack, desk: Path) -> None:
+def test_prometheus_sees_every_container(stack: Stack) -> None:
     try:
         for image in base_images(profiles=("monitoring",)):
             if "prometheus" in image:
                 stack.engine.provide(image)
     except NoEngine as reason:
         pytest.skip(str(reason))
-    stack.score(desk / "cat.png")
+    stack.score(CAT)
     stack.compose("--profile", "monitoring", "up", "--detach", "--wait", "prometheus", timeout=120)
 
     def ask(*paths: str) -> list[Any]:

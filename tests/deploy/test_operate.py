@@ -13,7 +13,7 @@ import yaml
 from ncml.cli.main import commands
 from service.app import create_app
 from service.settings import Settings
-from tests.deploy.engine import works
+from tests.deploy.engine import NO_COMPOSE, works
 from tests.deploy.files import COMPOSE, ROOT, compose
 from tests.deploy.test_compose import OVERRIDES
 from worker.main import main as worker
@@ -71,7 +71,7 @@ def test_every_service_profile_and_volume_exists() -> None:
 
 def test_every_command_of_compose_is_one() -> None:
     if not works(["docker", "compose", "version"]):
-        pytest.skip("the command `docker compose` is missing")
+        pytest.skip(NO_COMPOSE)
     given = os.environ | {"NCML_REDIS_PASSWORD": "secret", "NCML_QUEUE_ADDRESS": "192.0.2.1"}
     seen = 0
     for words in shell("docker"):
