@@ -31,9 +31,11 @@ from ncml import config
 from ncml.config import Config
 from ncml.network.ncpn import NCPN
 from ncml.runtime import reuse_freed_memory
+from ncml.training.batches import draw_batch
 from ncml.training.dataset import Dataset
-from ncml.training.distributed import Team
-from ncml.training.trainer import Execution, Trainer, draw_batch, loss_bits
+from ncml.training.distributed import ProcessGroup
+from ncml.training.objective import loss_bits
+from ncml.training.trainer import Execution, Trainer
 
 RECIPES = {"cifar10_small": (32, 7), "paper_cifar10": (2, 3)}
 """Batch and steps of each on a CPU; a GPU takes the recipe's batch."""
@@ -133,7 +135,7 @@ def compare(
 
 def stepper(of: Config, device: str, execution: Execution) -> Callable[[], float]:
     """What takes a step and returns its seconds."""
-    trainer = Trainer(of, pictures(of), team=Team(device=device), execution=execution)
+    trainer = Trainer(of, pictures(of), group=ProcessGroup(device=device), execution=execution)
     return lambda: timed(trainer.train_step)
 
 

@@ -34,6 +34,15 @@ COMMANDS = {
     "models": "ncml.cli.models:models",
 }
 
+FORMER_FLAGS = {
+    "train": {
+        "--images": "--max-images",
+        "--accumulate": "--grad-accum-steps",
+        "--recompute": "--activation-checkpointing",
+    }
+}
+"""Flags of each command that were renamed, with today's names: accepted for one release, and not in the help."""
+
 EXTRAS = {"torch": "worker", "safetensors": "worker"} | dict.fromkeys(
     ("datasets", "pyarrow", "constriction", "sklearn", "scipy", "matplotlib", "efficientnet_lite_pytorch"), "train"
 )
@@ -55,6 +64,7 @@ def parse(arguments: Sequence[str]) -> Callable[[], int | None]:
     requested = next((a for a in arguments if not a.startswith("-")), None)
     if requested is not None and requested not in locations:
         raise InputError("command", f"there is no command {requested!r}{suggestion(requested, list(locations))}")
+    arguments = _rename_flags(requested or "", arguments)
     app = tyro.extras.SubcommandApp()
     for name, location in locations.items():
         if requested in (None, name):  # a command is imported only if it is listed or run
@@ -72,6 +82,18 @@ def parse(arguments: Sequence[str]) -> Callable[[], int | None]:
         if not end.code:
             raise
         raise InputError("arguments", to_one_line(output.getvalue())) from None
+
+
+def _rename_flags(command: str, arguments: Sequence[str]) -> list[str]:
+    """Replace `FORMER_FLAGS` by today's names, with a note on standard error for each."""
+    renamed: list[str] = []
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        name = FORMER_FLAGS.get(command, {}).get(flag)
+        if name is not None:
+            print(f"ncml: {flag} is now {name}; the former name works in this release only.", file=sys.stderr)
+        renamed.append(f"{name or flag}{equals}{value}")
+    return renamed
 
 
 def _deferred(command: Callable[..., Any]) -> Callable[..., functools.partial[Any]]:
@@ -121,7 +143,7 @@ def _describe(error: Exception) -> str | None:
     if runtime.is_out_of_memory(error):
         return (
             "there is not enough memory: free some, or reduce the work (fewer or smaller images; for ncml train "
-            "a smaller --batch-size, --accumulate or --recompute)."
+            "a smaller --batch-size, --grad-accum-steps or --activation-checkpointing)."
         )
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}" if error.filename else str(error)

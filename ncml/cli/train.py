@@ -11,11 +11,12 @@ from tyro.conf import Positional, arg
 
 from ncml import config
 from ncml.cli.terminal import JsonOption, check_device, load, print_json, progress_bar, use_threads
+from ncml.config import Config
 from ncml.errors import InputError
 from ncml.progress import ignore_progress
 
-MOST = 2**53 - 1
-"""Pictures or pieces: beyond it fractions of a count are no longer exact."""
+MAX_COUNT = 2**53 - 1
+"""Beyond it, fractions of a count are no longer exact."""
 
 
 def train(
@@ -29,12 +30,7 @@ def train(
     noise: float | Literal["paper"] = 10.0,
     objective: Literal["ncml", "mle"] = "ncml",
     max_images: Annotated[
-        int | None,
-        arg(
-            aliases=("--images",),
-            metavar="COUNT",
-            help_behavior_hint="(default: what fits the time, or the recipe's)",
-        ),
+        int | None, arg(metavar="COUNT", help_behavior_hint="(default: what fits the time, or the recipe's)")
     ] = None,
     max_time: Annotated[str | None, arg(metavar="TIME", help_behavior_hint="(default: no limit)")] = None,
     batch_size: Annotated[int | None, arg(metavar="COUNT", help_behavior_hint="(default: the recipe's)")] = None,
@@ -53,54 +49,50 @@ def train(
     tracker: Annotated[str | None, arg(metavar="MODULE:FUNCTION", help_behavior_hint="(default: none)")] = None,
     threads: Annotated[int | None, arg(metavar="COUNT", help_behavior_hint="(default: all cores)")] = None,
     device: str = "cpu",
-    accumulate: Annotated[int, arg(metavar="PIECES")] = 1,
-    recompute: bool = False,
+    grad_accum_steps: Annotated[int, arg(metavar="COUNT")] = 1,
+    activation_checkpointing: bool = False,
     compile: bool = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a model on your pictures and write its folder, measured, calibrated and ready to be served.
+    """Train a model on your images: write its folder, measured, calibrated and ready to serve.
 
-    Under torchrun the processes share the work, and compute what one would.
+    Under torchrun the processes share the work and compute the same result as one.
 
     Args:
         recipe: smoke, cifar10_tiny, cifar10_small, paper_cifar10, paper_imagenet64 or paper_celeba64.
-        data: Folder of pictures (a subfolder for each class, or none), folder of parquet files, or Hub name.
-        out: Folder of the model; its name is the model's name.
-        size: Height and width that pictures are brought to.
-        process: Noising process.
-        noise: Largest noise, in grey levels, or paper: the end time that the paper prints for the process.
+        data: Folder of images (a subfolder for each class, or none), folder of parquet files, or Hub name.
+        out: Model folder to write; its name becomes the model's name.
+        size: Height and width that images are resized to.
+        process: SDE that adds the noise.
+        noise: Largest noise in grey levels, or paper: the end time that the paper prints for the SDE.
         objective: Noise conditional maximum likelihood, or plain maximum likelihood.
-        max_images: Pictures to see in all, by which the learning rate has fallen to 0.
+        max_images: Images to draw in all, by which the learning rate has fallen to 0.
         max_time: Stop after this time, such as 90s, 45m or 12h, save and measure.
-        batch_size: Pictures of a step, over all processes.
+        batch_size: Images per step, over all processes.
         learning_rate: Learning rate of Adam; that of Muon, in recipes that use it, changes in proportion.
-        precision: What convolutions, attention and matrix products are computed in.
+        precision: Arithmetic of convolutions, attention and matrix products.
         schedule: Learning rate after the warm-up: falls to 0 at the end, or stays constant until the run is stopped.
-        cooldown_from: Folder of a run to branch off: its learning rate falls to 0 by --max-images; that run stays.
-        init_from: Model whose weights to begin with.
-        resume: Go on with the run that the folder holds.
-        interval: Pictures seen from one measurement, sample grid and saved state to the next.
-        tracker: What follows the run beside TensorBoard: a function of (folder, config) as
-            ncml.training.tracking describes.
+        cooldown_from: Folder of a run to branch off: the branch's learning rate falls to 0 by --max-images, the
+            original run stays as it is.
+        init_from: Model whose weights to start with.
+        resume: Continue the run in the folder.
+        interval: Images between measurements, each with a sample grid and a saved state.
+        tracker: A tracker beside TensorBoard: a function of (folder, config), see ncml.training.tracking.
         threads: Processor cores to use, in each process.
         device: Where to compute: cpu, cuda or cuda:N.
-        accumulate: Pieces of a batch that are computed one after the other, which saves memory.
-        recompute: Compute activations twice rather than keep them, which saves more.
+        grad_accum_steps: Parts that a batch is computed in, one after the other, which saves memory.
+        activation_checkpointing: Compute activations twice rather than store them, which saves more.
         compile: Compile the network first, with torch.compile.
         as_json: Print JSON.
     """
-    chosen = config.recipe(recipe)
-    given = {"noise": noise, "max-images": max_images, "batch-size": batch_size}
-    given |= {"learning-rate": learning_rate, "interval": interval, "accumulate": accumulate}
-    for name, value in given.items():
+    counts = {"noise": noise, "max-images": max_images, "batch-size": batch_size, "learning-rate": learning_rate}
+    counts |= {"interval": interval, "grad-accum-steps": grad_accum_steps}
+    for name, value in counts.items():
         if isinstance(value, int | float) and not value > 0:  # NaN included
             raise InputError(name, f"--{name} must be more than 0, not {value}.")
-        if isinstance(value, int) and value > MOST:
-            raise InputError(name, f"--{name} must be {MOST} at most.")
-    seconds = math.inf if max_time is None else duration(max_time)
-    if size is not None:
-        height, width = height_and_width(size)
-        chosen = replace(chosen, model=replace(chosen.model, height=height, width=width))
+        if isinstance(value, int) and value > MAX_COUNT:
+            raise InputError(name, f"--{name} must be {MAX_COUNT} at most.")
+    max_seconds = math.inf if max_time is None else parse_duration(max_time)
     if schedule is not None and (resume or cooldown_from is not None):
         option = "resume" if resume else "cooldown-from"
         raise InputError("schedule", f"--schedule cannot be combined with --{option}, which keeps the run's schedule.")
@@ -108,76 +100,92 @@ def train(
         raise InputError("max-images", "--cooldown-from needs --max-images: the images by which the rate reaches 0.")
     if cooldown_from is not None and init_from is not None:
         raise InputError("init-from", "--init-from cannot be combined with --cooldown-from, which brings its weights.")
-    training = chosen.training
-    rate = learning_rate or training.learning_rate
-    muon_rate = training.muon_learning_rate and training.muon_learning_rate * rate / training.learning_rate
-    training = replace(
-        training,
-        batch_size=batch_size or training.batch_size,
-        learning_rate=rate,
-        muon_learning_rate=muon_rate,
-        cooldown_fraction=0.0 if schedule == "constant" else training.cooldown_fraction,
-        precision=precision or training.precision,
-    )
-    chosen = replace(chosen, training=training)
+    recipe_config = config.recipe(recipe)
+    if size is not None:
+        height, width = parse_size(size)
+        recipe_config = replace(recipe_config, model=replace(recipe_config.model, height=height, width=width))
+    recipe_config = _with_training(recipe_config, batch_size, learning_rate, precision, schedule == "constant")
     if noise == "paper":
-        chosen = config.paper_literal(chosen, process)
+        recipe_config = config.paper_literal(recipe_config, process)
     else:
-        chosen = replace(chosen, sde=replace(chosen.sde, kind=process, grey_levels=noise))
+        recipe_config = replace(recipe_config, sde=replace(recipe_config.sde, kind=process, grey_levels=noise))
     if objective == "mle":
-        chosen = config.maximum_likelihood(chosen)
+        recipe_config = config.maximum_likelihood(recipe_config)
 
-    from ncml.training import tracking
-    from ncml.training.distributed import team
+    from ncml.training import run
+    from ncml.training.distributed import process_group
     from ncml.training.provenance import command
-    from ncml.training.run import fit
+    from ncml.training.tracking import tracker_factory
     from ncml.training.trainer import Execution
 
     check_device(device)
     if threads is not None:
         use_threads(threads)
-    trackers = [] if tracker is None else [tracking.named(tracker)]
-    with team(device) as members, progress_bar() as on_progress:
-        fitted = fit(
-            chosen,
+    trackers = [] if tracker is None else [tracker_factory(tracker)]
+    with process_group(device) as group, progress_bar() as on_progress:
+        trained = run.train(
+            recipe_config,
             data,
             out,
             command=command(sys.argv[1:], [data] if init_from is None else [data, init_from]),
-            images=max_images,
+            total_images=max_images,
             resume=resume,
             cooldown_from=cooldown_from,
             init_from=None if init_from is None else load(init_from, "cpu"),
-            team=members,
-            execution=Execution(pieces=accumulate, recompute=recompute, compile=compile),
-            max_seconds=seconds,
+            group=group,
+            execution=Execution(
+                grad_accum_steps=grad_accum_steps, activation_checkpointing=activation_checkpointing, compile=compile
+            ),
+            max_seconds=max_seconds,
             interval=interval,
             trackers=trackers,
-            say=(lambda line: print(line, file=sys.stderr, flush=True)) if members.first else lambda line: None,
-            on_progress=on_progress if members.first else ignore_progress,
+            on_message=(lambda line: print(line, file=sys.stderr, flush=True)) if group.is_main else lambda line: None,
+            on_progress=on_progress if group.is_main else ignore_progress,
         )
-    if fitted is None:
+    if trained is None:
         return
     if as_json:
-        model = {"name": fitted.folder.name, "version": fitted.version}
-        found = {"metrics": fitted.metrics, "calibrated": fitted.calibrated}
-        print_json({"model": model, "folder": str(fitted.folder)} | found)
+        model = {"name": trained.folder.name, "version": trained.version}
+        result = {"metrics": trained.metrics, "calibrated": trained.calibrated}
+        print_json({"model": model, "folder": str(trained.folder)} | result)
     else:
-        print(fitted.folder, *(f"{name} {value:g}" for name, value in fitted.metrics.items()), sep="  ")
-        print(f"try: ncml score PICTURE --model {fitted.folder}", file=sys.stderr)
+        print(trained.folder, *(f"{name} {value:g}" for name, value in trained.metrics.items()), sep="  ")
+        print(f"try: ncml score IMAGE --model {trained.folder}", file=sys.stderr)
 
 
-def duration(text: str) -> float:
-    """Seconds of a time such as 90s, 45m, 12h or 2d."""
-    matched = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
-    seconds = float(matched[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[matched[2]] if matched else 0.0
+def _with_training(
+    recipe_config: Config,
+    batch_size: int | None,
+    learning_rate: float | None,
+    precision: Literal["fp32", "bf16"] | None,
+    constant: bool,
+) -> Config:
+    """Return the recipe with other training settings; None keeps the recipe's."""
+    training = recipe_config.training
+    adam_rate, muon_rate = learning_rate or training.learning_rate, training.muon_learning_rate
+    training = replace(
+        training,
+        batch_size=batch_size or training.batch_size,
+        learning_rate=adam_rate,
+        muon_learning_rate=muon_rate and muon_rate * adam_rate / training.learning_rate,
+        cooldown_fraction=0.0 if constant else training.cooldown_fraction,
+        precision=precision or training.precision,
+    )
+    return replace(recipe_config, training=training)
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds of a time such as 90s, 45m, 12h or 2d."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
+    seconds = float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[match[2]] if match else 0.0
     if not seconds:
         raise InputError("max-time", f"--max-time must be a time such as 90s, 45m, 12h or 2d, not {text!r}.")
     return seconds
 
 
-def height_and_width(text: str) -> tuple[int, int]:
-    """Of a size such as 32 or 48x64."""
-    matched = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
-    if not matched:
+def parse_size(text: str) -> tuple[int, int]:
+    """Return the height and width of a size such as 32 or 48x64."""
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+    if not match:
         raise InputError("size", f"--size must be a height and a width such as 32 or 48x64, not {text!r}.")
-    return int(matched[1]), int(matched[2] or matched[1])
+    return int(match[1]), int(match[2] or match[1])

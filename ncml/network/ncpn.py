@@ -15,6 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from ncml.config import Config
 from ncml.network.layers import (
@@ -150,6 +151,8 @@ class NCPN(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
+        self.activation_checkpointing = False
+        """Store only the activations between pairs for the backward pass, and compute the others again."""
         levels = config.model.levels
         widths = [level.width for level in levels]
         last = len(levels) - 1
@@ -201,13 +204,18 @@ class NCPN(nn.Module):
                 h = self.shrink[level - 1](h)
                 skips.append(h)
             for pair in cast(nn.ModuleList, pairs):
-                h = pair(h, embedding_BE)
+                h = self._run_pair(pair, h, embedding_BE)
                 skips.append(h)
         h = skips.pop()
         for level in reversed(range(len(self.down))):
             for pair in cast(nn.ModuleList, self.down[level]):
-                h = pair(h, embedding_BE, skips.pop())
+                h = self._run_pair(pair, h, embedding_BE, skips.pop())
             if level:
                 h = self.grow[level - 1](h)
         with torch.autocast(x_BCHW.device.type, enabled=False):
             return wide(self.head(h.ul.elu.to(self.head.weight.dtype)))
+
+    def _run_pair(self, pair: nn.Module, h: Streams, embedding_BE: Tensor, skip: Streams | None = None) -> Streams:
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            return checkpoint(pair, h, embedding_BE, skip, use_reentrant=False)
+        return pair(h, embedding_BE, skip)

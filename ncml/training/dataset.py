@@ -111,8 +111,8 @@ def load(
     folder = Path(source)
     if folder.is_file():
         raise InputError("data", f"{source} is a file; give the folder that it is in.")
-    if of_pictures(source):
-        found = _from_pictures(folder)
+    if is_image_folder(source):
+        found = _from_image_folder(folder)
     else:
         found = _from_datasets(source, split)
     if not found.count:
@@ -124,7 +124,7 @@ def load(
     return kept.dataset() or kept.fill(found, height, width, on_progress)
 
 
-def of_pictures(source: str) -> bool:
+def is_image_folder(source: str) -> bool:
     """Whether a source is a folder of pictures: it has no splits, and its pictures come class by class."""
     folder = Path(source)
     return folder.is_dir() and not any(path.suffix == ".parquet" for path in list_files([folder]))
@@ -151,7 +151,7 @@ class _Source:
     """Files that cannot be pictures."""
 
 
-def _from_pictures(folder: Path) -> _Source:
+def _from_image_folder(folder: Path) -> _Source:
     files = sorted(path for path in list_files([folder]) if path.is_file())
     classes = sorted({path.relative_to(folder).parts[0] for path in files if path.parent != folder})
     outside = [path for path in files if path.parent == folder] if classes else []

@@ -1,7 +1,7 @@
-"""The processes that share a run: those that `torchrun` started, or this one alone.
+"""The process group of a run: the processes that `torchrun` started, or this one alone.
 
-Each draws the whole batch of a step, which is a function of the step, and takes its share. So a run of many processes
-computes what a run of one does, up to rounding and the draws of dropout.
+Each process draws the whole batch of a step, which is a function of the step, and computes its share. So a run of many
+processes computes what a run of one does, up to rounding and the draws of dropout.
 """
 
 from __future__ import annotations
@@ -18,60 +18,74 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-PATIENCE = timedelta(hours=6)
-"""How long a process waits for the others: the first may be decoding pictures."""
+TIMEOUT = timedelta(hours=6)
+"""How long a process waits for the others: rank 0 may be decoding images."""
 
 
 @dataclass(frozen=True)
-class Team:
-    """This process among those of a run."""
+class ProcessGroup:
+    """This process among those that share a run."""
 
     rank: int = 0
-    size: int = 1
+    world_size: int = 1
     device: str = "cpu"
-    joined_networks: list[DistributedDataParallel] = field(default_factory=list, repr=False)
+    data_parallel_networks: list[DistributedDataParallel] = field(default_factory=list, repr=False)
 
     @property
-    def first(self) -> bool:
-        """Whether this is the process that writes and speaks."""
+    def is_main(self) -> bool:
+        """Whether this is rank 0, the process that writes files and logs."""
         return self.rank == 0
 
-    def share(self, count: int) -> slice:
-        """Which of so many items are this process's."""
-        return slice(self.rank, count, self.size)
+    def shard(self, count: int) -> slice:
+        """Return which of `count` items this process computes."""
+        return slice(self.rank, count, self.world_size)
 
-    def total(self, value: float | Tensor) -> float:
-        """The sum of a number over the processes, in fp64."""
-        if self.size == 1:
+    def all_reduce(self, value: float | Tensor) -> float:
+        """Return the sum of a number over the processes, in fp64."""
+        if self.world_size == 1:
             return float(value)
-        sum_ = torch.as_tensor(value, dtype=torch.float64, device=self.device).detach().clone()
-        distributed.all_reduce(sum_)
-        return float(sum_)
+        total = torch.as_tensor(value, dtype=torch.float64, device=self.device).detach().clone()
+        distributed.all_reduce(total)
+        return float(total)
 
     def any(self, value: bool) -> bool:
-        """Whether it is true of any process."""
-        return self.total(float(value)) > 0
+        """Return whether it is true in any process."""
+        return self.all_reduce(float(value)) > 0
 
-    def wait(self) -> None:
-        """Until all processes have come so far."""
-        self.total(0.0)
+    def barrier(self) -> None:
+        """Wait until all processes have reached this call."""
+        self.all_reduce(0.0)
 
-    def joined(self, network: nn.Module) -> nn.Module:
-        """The network with gradients that are averaged over the processes."""
-        if self.size == 1:
+    @contextlib.contextmanager
+    def main_first(self) -> Generator[None]:
+        """Run the block in rank 0, then in the other processes."""
+        if not self.is_main:
+            self.barrier()
+        try:
+            yield
+        finally:
+            if self.is_main:
+                self.barrier()
+
+    def data_parallel(self, network: nn.Module) -> nn.Module:
+        """Return the network with gradients that are averaged over the processes."""
+        if self.world_size == 1:
             return network
-        self.joined_networks.append(DistributedDataParallel(network))
-        return self.joined_networks[-1]
+        self.data_parallel_networks.append(DistributedDataParallel(network))
+        return self.data_parallel_networks[-1]
+
+
+SINGLE_PROCESS = ProcessGroup()
 
 
 @contextlib.contextmanager
-def team(device: str) -> Generator[Team]:
-    """The processes that `torchrun` started, NCCL on GPUs and gloo on CPUs; without it, this process alone.
+def process_group(device: str) -> Generator[ProcessGroup]:
+    """Join the processes that `torchrun` started, by NCCL on GPUs and gloo on CPUs; without it, this process is alone.
 
-    device: cpu, cuda or cuda:N; under `torchrun` cuda is each process's own.
+    device: cpu, cuda or cuda:N; under `torchrun`, cuda is each process's own GPU.
     """
     if not distributed.is_torchelastic_launched():
-        yield Team(device=device)
+        yield ProcessGroup(device=device)
         return
     if torch.device(device).type == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
@@ -80,19 +94,19 @@ def team(device: str) -> Generator[Team]:
     # reference to the group, so none may remain: neither in default arguments of torch.distributed.nn, which DDP would
     # import only after the group exists, nor in networks that the frames of an exception keep alive.
     importlib.import_module("torch.distributed.nn")
-    distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=PATIENCE)
-    members = Team(distributed.get_rank(), distributed.get_world_size(), device)
+    distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=TIMEOUT)
+    group = ProcessGroup(distributed.get_rank(), distributed.get_world_size(), device)
     try:
-        yield members
+        yield group
     finally:
-        for network in members.joined_networks:
+        for network in group.data_parallel_networks:
             vars(network).clear()
         distributed.destroy_process_group()
 
 
 @contextlib.contextmanager
-def apart(network: nn.Module, when: bool) -> Generator[None]:
-    """Gradients of this process alone while `when`: they are averaged with the last piece of a batch."""
-    parallel = isinstance(network, DistributedDataParallel) and when
+def no_gradient_sync(network: nn.Module, enabled: bool) -> Generator[None]:
+    """Keep gradients to this process while `enabled`: they are averaged with those of the batch's last part."""
+    parallel = isinstance(network, DistributedDataParallel) and enabled
     with cast(DistributedDataParallel, network).no_sync() if parallel else contextlib.nullcontext():
         yield

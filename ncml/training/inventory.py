@@ -1,4 +1,4 @@
-"""What a dataset was found to hold, told before a run begins. Knows no torch."""
+"""The contents of a dataset, reported before a run starts. Does not import torch."""
 
 from __future__ import annotations
 
@@ -7,73 +7,78 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-NAMED = 3
-"""How many sizes, files or classes a line names before it counts the others."""
+MAX_NAMES = 3
+"""Sizes or files that a line lists before it counts the others."""
 
-FEW = 50
-"""Pictures of a class below which it can hardly be learnt."""
+MAX_CLASS_NAMES = 12
+"""The same for classes."""
+
+MIN_CLASS_IMAGES = 50
+"""Images of a class below which it can hardly be learnt."""
 
 
 @dataclass
 class Inventory:
-    """Counted while pictures are read."""
+    """Counts made while images are read."""
 
     files: int = 0
-    """Pictures and files that are none."""
+    """Images, and files that are not images."""
     sizes: Counter[str] = field(default_factory=Counter)
-    """Pictures by width x height, as they were before they were brought to the model's size."""
+    """Images by width x height before preprocessing."""
     enlarged: int = 0
-    """Pictures smaller than the model's size."""
+    """Images smaller than the model's size."""
     copies: int = 0
-    """Pictures that equal an earlier one at the model's size, pixel by pixel."""
+    """Images equal to an earlier one at the model's size, pixel by pixel."""
     unreadable: list[str] = field(default_factory=list)
-    """Files that could not be read."""
+    """Names of files that could not be read."""
     classes: dict[str, int] = field(default_factory=dict)
-    """Pictures of each class."""
+    """Images of each class."""
 
     @property
-    def pictures(self) -> int:
-        """How many could be read."""
+    def images(self) -> int:
+        """Number of images that could be read."""
         return self.files - len(self.unreadable)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values; `Inventory.from_json` is the inverse."""
+        """Return the inventory as plain JSON values."""
         return dict(vars(self))
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Inventory:
-        """The inverse of `to_json`."""
+        """Read the result of `to_json`."""
         return replace(cls(**value), sizes=Counter(value["sizes"]))
 
     def lines(self, height: int, width: int) -> list[str]:
-        """The report, a sentence a line; height and width are the model's."""
-        said = [
-            f"{counted(self.pictures, 'picture')}, of {_some([f'{s} ({n:,})' for s, n in self.sizes.most_common()])}"
-        ]
+        """Return the report, a sentence a line, for a model of this size."""
+        sizes = [f"{size} ({count:,})" for size, count in self.sizes.most_common()]
+        lines = [f"{counted(self.images, 'image')}, of {_enumerate(sizes)}"]
         if self.sizes.keys() != {f"{width}x{height}"}:
-            said.append(f"each is cut to its centre and brought to {width}x{height}")
+            lines.append(f"each is cropped to its centre and resized to {width}x{height}")
         if self.enlarged:
-            said.append(f"{self.enlarged:,} smaller than that: enlarged, so the model learns them blurred")
+            lines.append(f"{self.enlarged:,} smaller than that: enlarged, so the model learns them blurred")
         if self.classes:
-            listed = sorted(self.classes.items(), key=lambda item: -item[1])
-            said.append(f"{counted(len(listed), 'class', 'classes')}: {_some([f'{c} ({n:,})' for c, n in listed], 12)}")
-            few = [f"{name} ({n})" for name, n in listed if n < FEW]
-            if few:
-                said.append(f"too few pictures to learn by class: {_some(few)}")
+            by_count = sorted(self.classes.items(), key=lambda item: -item[1])
+            classes = [f"{name} ({count:,})" for name, count in by_count]
+            lines.append(f"{counted(len(classes), 'class', 'classes')}: {_enumerate(classes, MAX_CLASS_NAMES)}")
+            small_classes = [f"{name} ({count})" for name, count in by_count if count < MIN_CLASS_IMAGES]
+            if small_classes:
+                lines.append(f"too few images to learn by class: {_enumerate(small_classes)}")
         else:
-            said.append("no classes (a subfolder for each would make them)")
+            lines.append("no classes (make a subfolder for each to have them)")
         if self.copies:
-            said.append(f"{counted(self.copies, 'picture')} the same as an earlier one: held-out measures may flatter")
+            lines.append(
+                f"{counted(self.copies, 'image')} identical to an earlier one: held-out figures may be too good"
+            )
         if self.unreadable:
-            said.append(f"{counted(len(self.unreadable), 'file')} left out, unreadable: {_some(self.unreadable)}")
-        return said
+            lines.append(f"{counted(len(self.unreadable), 'unreadable file')} left out: {_enumerate(self.unreadable)}")
+        return lines
 
 
-def counted(count: int, thing: str, many: str | None = None) -> str:
-    """1 picture, 2,000 pictures."""
-    return f"{count:,} {thing if count == 1 else many or thing + 's'}"
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """Format a count with its noun: 1 image, 2,000 images."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
-def _some(names: Sequence[str], most: int = NAMED) -> str:
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
+def _enumerate(names: Sequence[str], maximum: int = MAX_NAMES) -> str:
+    more = len(names) - maximum
+    return ", ".join(names[:maximum]) + (f" and {more:,} more" if more > 0 else "")

@@ -1,4 +1,4 @@
-"""The optimiser: Muon for the matrices and kernels of the network's body, Adam for everything else.
+"""The optimiser and its schedule: Muon for the matrices and kernels of the network's body, Adam for everything else.
 
 Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024), with the update scaled as in Liu et
 al., "Muon is Scalable for LLM Training" (2025), 0.2 sqrt(max(rows, columns)), which is the size of an Adam update.
@@ -14,14 +14,25 @@ from torch import Tensor, nn
 from ncml.config import TrainingConfig
 
 EDGES = ("head.", "stem.", "conditioning.")
-"""Prefixes of the weights that read pixels and conditions or write the mixture's parameters: Adam trains them."""
+"""Prefixes of weights that Adam trains: they read pixels and conditions or write the mixture's parameters."""
 
 EMBEDDINGS = ("conditioning.label.", "conditioning.orientation.")
 
 FUSED = {"project": 6, "conv_out": 2}
-"""Layers that compute several matrices as one, split along their output: each is orthogonalised by itself."""
+"""Layers with several matrices fused along their output, and how many: each matrix is orthogonalised separately."""
 
 MOMENTUM = 0.95
+
+
+def schedule(training: TrainingConfig, images_seen: int) -> float:
+    """Return the share of the learning rates that applies after this many images, in [0, 1].
+
+    Linear warm-up, over a fifth of the run at most; constant; linear cool-down to 0 at the end of the run.
+    """
+    warmup = max(1.0, min(training.warmup_images, training.total_images / 5))
+    cooldown = max(1.0, training.cooldown_fraction * training.total_images)
+    remaining = training.total_images - images_seen
+    return max(0.0, min(1.0, (images_seen + training.batch_size) / warmup, remaining / cooldown))
 
 
 class Optimizer:
@@ -33,7 +44,7 @@ class Optimizer:
     def __init__(self, network: nn.Module, training: TrainingConfig) -> None:
         adam: dict[str, dict[str, Tensor]] = {"weights": {}, "embeddings": {}}
         self.weights: list[tuple[nn.Parameter, list[Tensor]]] = []
-        """Each weight that Muon trains, with the matrices it consists of: detached views of it."""
+        """Each weight that Muon trains, with its matrices: detached views of it."""
         matrices: dict[str, Tensor] = {}
         for name, parameter in network.named_parameters():
             if training.muon_learning_rate is not None and _is_matrix(name, parameter):
@@ -53,14 +64,17 @@ class Optimizer:
         self.parts: list[tuple[torch.optim.Optimizer, list[str]]] = [
             (torch.optim.Adam(groups, betas=training.betas, foreach=True), [*chain(*adam.values())])
         ]
-        """Each optimiser with the names of what it trains, in its own order."""
+        """Each optimiser with the names of its parameters, in its own order."""
         if training.muon_learning_rate is not None:
             group = {"params": list(matrices.values()), "base_lr": training.muon_learning_rate}
             muon = torch.optim.Muon([group], momentum=MOMENTUM, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
             self.parts.append((muon, list(matrices)))
 
     def step(self, schedule: float) -> None:
-        """Update the parameters by their gradients, at this share of the learning rates."""
+        """Update the parameters by their gradients.
+
+        schedule: the share of the learning rates that applies.
+        """
         for weight, matrices in self.weights:
             assert weight.grad is not None
             gradients = weight.grad.movedim(1, -1).flatten(1).chunk(len(matrices))
@@ -72,7 +86,7 @@ class Optimizer:
             optimizer.step()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The moments, by the name of the parameter (and the number of its matrix) and the name of the moment."""
+        """Return the moments, named by the parameter (with the number of its matrix) and the moment."""
         return {
             f"{name}.{moment}": value
             for optimizer, names in self.parts
@@ -82,18 +96,18 @@ class Optimizer:
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """The inverse of `state_dict`; KeyError or ValueError where the moments are another network's."""
-        left = dict(state)
+        """Restore the result of `state_dict`; raise KeyError or ValueError for the moments of another network."""
+        remaining = dict(state)
         for optimizer, names in self.parts:
             index = {name: i for i, name in enumerate(names)}
             moments: dict[int, dict[str, Tensor]] = {}
-            for key in list(left):
+            for key in state:
                 name, _, moment = key.rpartition(".")
                 if name in index:
-                    moments.setdefault(index[name], {})[moment] = left.pop(key)
+                    moments.setdefault(index[name], {})[moment] = remaining.pop(key)
             optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-        if left:
-            raise ValueError(f"moments of {next(iter(left))}, which this network does not have")
+        if remaining:
+            raise ValueError(f"moments of {next(iter(remaining))}, which this network does not have")
 
 
 def _is_matrix(name: str, parameter: Tensor) -> bool:
@@ -101,5 +115,5 @@ def _is_matrix(name: str, parameter: Tensor) -> bool:
 
 
 def _as_matrices(name: str, weight: Tensor) -> list[Tensor]:
-    """Views [out, kh kw in] of a weight [out, in, kh, kw], one for each of the matrices fused in it."""
+    """Return views [out, kh kw in] of a weight [out, in, kh, kw], one for each matrix fused in it."""
     return list(weight.movedim(1, -1).view(len(weight), -1).chunk(FUSED.get(name.split(".")[-2], 1)))

@@ -1,4 +1,4 @@
-"""How a number came about: the command, the machine and the time, as model cards and reports quote them."""
+"""The provenance of a result: the command, the machine and the time, as model cards and reports quote them."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from ncml.training.inventory import counted
 
 
 def command(arguments: Sequence[str], places: Iterable[str]) -> str:
-    """An `ncml` command line, whole but for where on this machine the folders `places` lie."""
+    """Return an `ncml` command line without the parents of the folders among `places`, which are this machine's."""
     hidden = {place for place in places if Path(place).is_dir()}
     quoted = (f"…/{Path(a).name}" if a in hidden else shlex.quote(a) for a in arguments)
     return printable(" ".join(["ncml", *quoted]))
 
 
 def machine(device: torch.device | str) -> str:
-    """What computes: the GPU or processor, the threads of this process, and PyTorch's version."""
+    """Describe the GPU or processor, the threads of this process, and PyTorch's version."""
     name = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else _processor()
     return f"{name}, {counted(torch.get_num_threads(), 'thread')}, PyTorch {torch.__version__}"
 
 
 def duration(seconds: float) -> str:
-    """45 s, 12 min, 3 h 20 min or 5 days 3 h."""
+    """Format a duration: 45 s, 12 min, 3 h 20 min or 5 days 3 h."""
     minutes, hours = round(seconds / 60), round(seconds / 3600)
     if seconds < 100:
         return f"{seconds:.0f} s"
@@ -39,10 +39,10 @@ def duration(seconds: float) -> str:
 
 
 def _processor() -> str:
-    """The processor's name, as far as the system tells."""
+    """Return the processor's name, or its architecture if the system does not report one."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())

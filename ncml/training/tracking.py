@@ -1,4 +1,4 @@
-"""Where the figures and pictures of a run go while it lasts: TensorBoard always, and what the user names beside it."""
+"""Trackers of a training run: TensorBoard always, and any that the user names beside it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,69 +17,70 @@ from ncml.errors import InputError
 
 @runtime_checkable
 class Tracker(Protocol):
-    """What follows a run; another one is a function of (folder, config) that returns one of these."""
+    """What records the figures and images of a run. Users provide a function of (folder, config) that returns one."""
 
-    def scalars(self, images: int, values: Mapping[str, float]) -> None:
-        """Figures by name after so many images seen."""
+    def scalars(self, images_seen: int, values: Mapping[str, float]) -> None:
+        """Record figures by name after `images_seen` images."""
         ...
 
-    def picture(self, images: int, name: str, picture: NDArray[np.uint8]) -> None:
-        """A picture, uint8 (H, W, 3), after so many images seen."""
+    def image(self, images_seen: int, name: str, image: NDArray[np.uint8]) -> None:
+        """Record an image, uint8 [H, W, 3], after `images_seen` images."""
         ...
 
     def close(self) -> None:
-        """The run has ended."""
+        """End the run."""
         ...
 
 
 class TensorBoard:
     """Event files in a folder, for `tensorboard --logdir`; the horizontal axis counts images."""
 
-    def __init__(self, folder: Path, begun: int) -> None:
-        """begun: images seen so far; what an earlier process wrote beyond them is dropped."""
+    def __init__(self, folder: Path, images_seen: int) -> None:
+        """images_seen: images seen so far; what an earlier process recorded beyond them is dropped."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(folder), purge_step=begun)
+        self.writer = SummaryWriter(str(folder), purge_step=images_seen)
 
-    def scalars(self, images: int, values: Mapping[str, float]) -> None:
-        """Figures by name after so many images seen."""
+    def scalars(self, images_seen: int, values: Mapping[str, float]) -> None:
+        """Record figures by name after `images_seen` images."""
         for name, value in values.items():
-            self.writer.add_scalar(name, value, images)
+            self.writer.add_scalar(name, value, images_seen)
         self.writer.flush()
 
-    def picture(self, images: int, name: str, picture: NDArray[np.uint8]) -> None:
-        """A picture, uint8 (H, W, 3), after so many images seen."""
-        self.writer.add_image(name, picture, images, dataformats="HWC")
+    def image(self, images_seen: int, name: str, image: NDArray[np.uint8]) -> None:
+        """Record an image, uint8 [H, W, 3], after `images_seen` images."""
+        self.writer.add_image(name, image, images_seen, dataformats="HWC")
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write pending events."""
         self.writer.close()
 
 
-def named(name: str) -> Callable[[Path, Config], Tracker]:
-    """The tracker's factory that `module:function` names."""
+def tracker_factory(name: str) -> Callable[[Path, Config], Tracker]:
+    """Return the function of (folder, config) that `module:function` names; raise InputError if there is none."""
     try:
-        found = pkgutil.resolve_name(name)
+        function = pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError("tracker", f"there is no tracker {name!r}: {error}") from error
-    if not callable(found) or not _takes_two(found):
-        raise InputError("tracker", f"{name} is no function of (folder, config).")
+    if not callable(function) or not _accepts_two_arguments(function):
+        raise InputError("tracker", f"{name} is not a function of (folder, config).")
 
-    def make(folder: Path, config: Config) -> Tracker:
-        tracker = found(folder, config)
+    def create(folder: Path, config: Config) -> Tracker:
+        tracker: Any = function(folder, config)
+        if hasattr(tracker, "picture") and not hasattr(tracker, "image"):
+            tracker.image = tracker.picture  # the method's earlier name, accepted for one release
         if not isinstance(tracker, Tracker):
-            raise InputError("tracker", f"{name} makes no tracker: let it return one with scalars, picture and close.")
+            raise InputError("tracker", f"{name} returns no tracker: return an object with scalars, image and close.")
         return tracker
 
-    return make
+    return create
 
 
-def _takes_two(function: Callable[..., object]) -> bool:
-    """Whether it can be called with two arguments, as far as it tells."""
+def _accepts_two_arguments(function: Callable[..., object]) -> bool:
     try:
         inspect.signature(function).bind(None, None)
     except TypeError:
         return False
-    except ValueError:  # some that are written in C do not tell
+    except ValueError:  # some functions written in C have no signature
         return True
     return True

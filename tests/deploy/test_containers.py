@@ -204,7 +204,7 @@ def test_a_trained_model_is_served(stack: Stack, desk: Path) -> None:
         (desk / "pictures" / name).mkdir()
         for i in range(20):
             Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(desk / "pictures" / name / f"{i}.png")
-    asked = ["smoke", "--data", "/data", "--out", "/models/mine", "--images", "64", "--threads", "1", "--json"]
+    asked = ["smoke", "--data", "/data", "--out", "/models/mine", "--max-images", "64", "--threads", "1", "--json"]
     said = stack.compose("run", "--rm", "-T", "train", *asked, timeout=600)
     trained = json.loads(said[said.index("{") :])
     served = until(lambda: [m for m in httpx2.get(f"{stack.url}/models").json()["models"] if m["name"] == "mine"], 120)

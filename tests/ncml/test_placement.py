@@ -17,7 +17,8 @@ from ncml.ood.measurements import measure_level
 from ncml.sampling.cached import incremental
 from ncml.sampling.sample import Conditions, Noise, score_function
 from ncml.sampling.solvers import SOLVERS, tweedie
-from ncml.training.trainer import Batch, loss_bits
+from ncml.training.batches import Batch
+from ncml.training.objective import loss_bits
 from tests.ncml import nets
 
 T = 0.02

@@ -64,7 +64,7 @@ def test_train_writes_a_model_that_scores_and_a_card(run: Run, tmp_path: Path) -
         (tmp_path / "pictures" / name).mkdir(parents=True)
         for i in range(20):
             save_image(tmp_path / "pictures" / name / f"{i}.png", seed=i)
-    command = ("train", "smoke", "--data", "pictures", "--out", "models/mine", "--images", "128", "--threads", "1")
+    command = ("train", "smoke", "--data", "pictures", "--out", "models/mine", "--max-images", "128", "--threads", "1")
     done = process(tmp_path, tmp_path / "models", *command, "--precision", "bf16", "--json")
     assert done.returncode == 0, done.stderr
     assert "bf16 on cpu" in done.stderr
@@ -270,9 +270,12 @@ sys.exit(main(sys.argv[1:]))
         (["train", "smoke", "--data", "x", "--out", "y", "--noise", "nan"], "--noise must be more than 0"),
         (["train", "smoke", "--data", "x", "--out", "y", "--device", "cuda:99"], "cuda:99"),
         (["train", "smoke", "--data", "x", "--out", "y", "--device", "meta"], "the device 'meta' cannot be used"),
-        (["train", "smoke", "--data", "x", "--out", "y", "--images", "0"], "--max-images must be more than 0"),
-        (["train", "smoke", "--data", "x", "--out", "y", "--images", str(10**400)], "9007199254740991 at most"),
-        (["train", "smoke", "--data", "x", "--out", "y", "--tracker", "os:getcwd"], "no function of (folder, config)"),
+        (["train", "smoke", "--data", "x", "--out", "y", "--max-images", "0"], "--max-images must be more than 0"),
+        (["train", "smoke", "--data", "x", "--out", "y", "--max-images", str(10**400)], "9007199254740991 at most"),
+        (
+            ["train", "smoke", "--data", "x", "--out", "y", "--tracker", "os:getcwd"],
+            "not a function of (folder, config)",
+        ),
         (["train", "smoke", "--data", "x", "--out", "y", "--max-time", "45"], "such as 90s, 45m, 12h or 2d, not '45'"),
         (["train", "smoke", "--data", "x", "--out", "y", "--size", "big"], "such as 32 or 48x64, not 'big'"),
         (["train", "smoke", "--data", "x", "--out", os.fsdecode(b"caf\xe9")], "caf\\xe9 is not UTF-8"),
@@ -295,6 +298,30 @@ def test_a_mistake_is_one_line_and_status_2(arguments: list[str], message: str, 
     assert done.stderr.startswith("ncml: ")
     assert done.stderr.count("\n") == 1
     assert "None" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("former", "flag", "values"),
+    [
+        ("--images", "--max-images", ["0"]),
+        ("--images=0", "--max-images", []),
+        ("--accumulate", "--grad-accum-steps", ["0"]),
+        ("--recompute", "--activation-checkpointing", ["--max-images", "0"]),
+    ],
+)
+def test_a_former_flag_still_works_and_is_not_in_the_help(
+    former: str, flag: str, values: list[str], run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = run("train", "smoke", "--data", "x", "--out", "y", former, *values)
+    name = former.partition("=")[0]
+    note, error = done.stderr.splitlines()
+    assert note == f"ncml: {name} is now {flag}; the former name works in this release only."
+    assert error.endswith("must be more than 0, not 0.")
+    with pytest.raises(SystemExit):
+        run("train", "--help")
+    text = capsys.readouterr().out
+    assert flag in text
+    assert re.search(f"{name}\\b", text) is None
 
 
 def test_an_unreachable_hub_is_reported_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

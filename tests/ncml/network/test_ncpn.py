@@ -10,7 +10,8 @@ from ncml.network.layers import AxialAttention, CausalConv, FourierFeatures, Gro
 from ncml.network.likelihood import initial_bias, log_prob
 from ncml.network.ncpn import NCPN
 from ncml.network.sde import end_time
-from ncml.training.trainer import draw_batch, loss_bits
+from ncml.training.batches import draw_batch
+from ncml.training.objective import loss_bits
 from tests.ncml import nets
 from tests.ncml.training.test_trainer import SMOKE, dataset
 

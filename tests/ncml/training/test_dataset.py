@@ -159,7 +159,7 @@ def test_hidden_folders_are_not_looked_at(tmp_path: Path, classes: tuple[str, ..
     assert found.classes == classes
     assert torch.equal(found.images_NHWC, nets.images(2))
     (tmp_path / ".ipynb_checkpoints" / "t.parquet").touch()
-    assert dataset.of_pictures(str(tmp_path))
+    assert dataset.is_image_folder(str(tmp_path))
 
 
 def test_names_need_not_be_utf_8(tmp_path: Path) -> None:

@@ -9,13 +9,13 @@ from tests.conftest import free_port
 RUN = """
 import contextlib
 import psutil, torch
-from ncml.training.distributed import team
+from ncml.training.distributed import process_group
 
 before = psutil.Process().num_threads()
-with contextlib.suppress(ZeroDivisionError), team("cpu") as members:
-    network = members.joined(torch.nn.Linear(2, 2))
+with contextlib.suppress(ZeroDivisionError), process_group("cpu") as group:
+    network = group.data_parallel(torch.nn.Linear(2, 2))
     network(torch.ones(1, 2)).sum().backward()
-    members.wait()
+    group.barrier()
     during = psutil.Process().num_threads()
     1 / 0
 print(during > before, psutil.Process().num_threads() - before)

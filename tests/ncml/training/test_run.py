@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,9 @@ from ncml import config
 from ncml.config import Config
 from ncml.errors import InputError, TrainingError
 from ncml.training import dataset, run, tracking
-from ncml.training.trainer import STATE, Trainer
+from ncml.training.report import describe_plan
+from ncml.training.state import STATE
+from ncml.training.trainer import Trainer
 from tests.ncml import nets
 
 
@@ -37,9 +40,12 @@ def pictures(folder: Path, count: int, size: int = 8, *, classes: tuple[str, ...
     return str(folder)
 
 
-def train(source: str, out: Path, said: list[str] | None = None, *, images: int | None = 128, **options: object):
-    say: Callable[[str], None] = (lambda line: None) if said is None else said.append
-    return run.fit(config.smoke(), source, out, command="ncml train", images=images, say=say, **options)  # type: ignore[arg-type]
+def train(
+    source: str, out: Path, messages: list[str] | None = None, *, total_images: int | None = 128, **options: Any
+) -> run.TrainedModel | None:
+    on_message: Callable[[str], None] = (lambda line: None) if messages is None else messages.append
+    options |= {"command": "ncml train", "total_images": total_images, "on_message": on_message}
+    return run.train(config.smoke(), source, out, **options)
 
 
 def state(out: Path) -> dict[str, torch.Tensor]:
@@ -58,34 +64,34 @@ class Recorder:
         self.closed = False
         Recorder.made.append(self)
 
-    def scalars(self, images: int, values: Mapping[str, float]) -> None:
-        self.figures.setdefault(images, {}).update(values)
+    def scalars(self, images_seen: int, values: Mapping[str, float]) -> None:
+        self.figures.setdefault(images_seen, {}).update(values)
 
-    def picture(self, images: int, name: str, picture: NDArray[np.uint8]) -> None:
-        self.shapes.append(picture.shape)
+    def image(self, images_seen: int, name: str, image: NDArray[np.uint8]) -> None:
+        self.shapes.append(image.shape)
 
     def close(self) -> None:
         self.closed = True
 
 
-def test_a_folder_of_pictures_becomes_a_calibrated_model(tmp_path: Path) -> None:
+def test_a_folder_of_images_becomes_a_calibrated_model(tmp_path: Path) -> None:
     """1,000 pictures leave 40 to fit the statistics and 100 to rank."""
     source = pictures(tmp_path / "photos", 1000, classes=("dark", "light"))
     said: list[str] = []
     recorders = len(Recorder.made)
-    done = train(source, tmp_path / "mine", said, images=1600, interval=800, trackers=[Recorder])
+    done = train(source, tmp_path / "mine", said, total_images=1600, interval=800, trackers=[Recorder])
     assert done is not None
     assert done.calibrated
     model = ncml.load(tmp_path / "mine")
     assert (model.version, model.classes) == (done.version, ("dark", "light"))
     assert model.calibration is not None
     assert (model.calibration.n_fit, model.calibration.n_rank) == (40, 100)
-    assert said[0] == "1,000 pictures, of 8x8 (1,000)"
+    assert said[0] == "1,000 images, of 8x8 (1,000)"
     assert said[1].startswith("2 classes: ")
-    assert said[-3] == "860 to fit, 140 held out for measuring and calibrating"
+    assert said[-3] == "860 for training, 140 held out for measurement and calibration"
     assert "38,006 parameters, fp32 on cpu: 1,600 images at" in said[-2]
     assert "take about" in said[-2]
-    assert said[-1] == "calibrated by 40 and 100 held-out pictures: the smallest p is 0.0099"
+    assert said[-1] == "calibrated on 40 and 100 held-out images: the smallest p-value is 0.0099"
 
     run = tmp_path / "mine/training"
     grids = sorted(path.name for path in (run / "samples").iterdir())
@@ -108,7 +114,7 @@ def test_a_folder_of_pictures_becomes_a_calibrated_model(tmp_path: Path) -> None
 
 def test_too_few_pictures_to_calibrate_are_told(tmp_path: Path) -> None:
     said: list[str] = []
-    done = train(pictures(tmp_path / "photos", 50), tmp_path / "mine", said, images=32)
+    done = train(pictures(tmp_path / "photos", 50), tmp_path / "mine", said, total_images=32)
     assert done is not None
     assert not done.calibrated
     assert said[-1].startswith("not calibrated, so `ncml score` gives no p-values: ")
@@ -129,23 +135,23 @@ def test_what_is_wrong_with_the_pictures_is_told_first(tmp_path: Path) -> None:
     (folder / "dark" / "notes.txt").write_text("notes")
     (folder / "readme.md").write_text("not in a class, and no picture")
     said: list[str] = []
-    train(source, tmp_path / "mine", said, images=32)
+    train(source, tmp_path / "mine", said, total_images=32)
     report = "\n".join(said)
-    assert said[0] == "64 pictures, of 8x8 (62), 4x4 (1), 20x10 (1)"
+    assert said[0] == "64 images, of 8x8 (62), 4x4 (1), 20x10 (1)"
     for line in (
-        "each is cut to its centre and brought to 8x8",
+        "each is cropped to its centre and resized to 8x8",
         "1 smaller than that: enlarged",
         "hawk (1)",
-        "1 picture the same as an earlier one",
-        "2 files left out, unreadable: readme.md, dark/notes.txt",
+        "1 image identical to an earlier one",
+        "2 unreadable files left out: readme.md, dark/notes.txt",
     ):
         assert line in report
 
 
 @pytest.mark.parametrize("count", [1, 7])
 def test_pictures_that_cannot_be_split_are_refused(tmp_path: Path, count: int) -> None:
-    said = "1 picture;" if count == 1 else "7 pictures;"
-    with pytest.raises(InputError, match=f"holds {said} 8 are the least") as refused:
+    said = "1 image;" if count == 1 else "7 images;"
+    with pytest.raises(InputError, match=f"holds {said} at least 8 are needed") as refused:
         train(pictures(tmp_path / "photos", count, classes=()), tmp_path / "mine")
     assert refused.value.field == "data"
 
@@ -154,8 +160,8 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path, model_fol
     (tmp_path / "file").write_text("x")
     for out, said in (
         (model_folder, "holds a finished model already"),
-        (tmp_path / "file", "cannot be written: .*file is no folder"),
-        (tmp_path / "file" / "mine", "cannot be written: .*file is no folder"),
+        (tmp_path / "file", "cannot be written: .*file is not a folder"),
+        (tmp_path / "file" / "mine", "cannot be written: .*file is not a folder"),
     ):
         with pytest.raises(InputError, match=said) as refused:
             train("nowhere", out)
@@ -166,53 +172,55 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path, model_fol
 
 def test_another_model_s_weights_begin_a_run(tmp_path: Path) -> None:
     """Before a step its first measurement is the other model's, although the classes are others."""
-    first = train(pictures(tmp_path / "photos", 50), tmp_path / "first", images=640)
+    first = train(pictures(tmp_path / "photos", 50), tmp_path / "first", total_images=640)
     other = pictures(tmp_path / "others", 50, classes=("dim", "white"))
     # A learning rate of next to nothing leaves the weights where they began.
     still = replace(config.smoke(), training=replace(config.smoke().training, learning_rate=1e-12))
-    begun = run.fit(still, other, tmp_path / "second", command="", images=32, init_from=ncml.load(tmp_path / "first"))
+    begun = run.train(
+        still, other, tmp_path / "second", command="", total_images=32, init_from=ncml.load(tmp_path / "first")
+    )
     assert first is not None
     assert begun is not None
     assert begun.metrics["held_out_bpd"] == pytest.approx(first.metrics["held_out_bpd"], abs=2e-4)
     shape = replace(config.smoke(), model=replace(config.smoke().model, mixtures=2))
-    with pytest.raises(InputError, match="the model first has mixtures 3 and the recipe smoke has 2: take the recipe"):
-        run.fit(shape, other, tmp_path / "third", command="", init_from=ncml.load(tmp_path / "first"))
+    with pytest.raises(InputError, match="the model first has mixtures 3 and the recipe smoke has 2: use the recipe"):
+        run.train(shape, other, tmp_path / "third", command="", init_from=ncml.load(tmp_path / "first"))
 
 
 def test_a_run_beyond_a_year_is_planned_without_a_date() -> None:
     pixels = nets.images(8)
     trainer = Trainer(config.smoke(), dataset.Dataset(pixels, torch.zeros(8, dtype=torch.long), ("dark", "light")))
     for images, told in ((10_000, ", until "), (10**23, " days ")):
-        trainer.set_images(images)
-        said = run._plan(trainer, 0.5, math.inf)
+        trainer.set_length(images)
+        said = describe_plan(trainer, 0.5, math.inf)
         assert told in said
         assert ("until" in said) == (images == 10_000)
 
 
 def test_a_tracker_is_a_function_of_folder_and_configuration_that_makes_one(tmp_path: Path) -> None:
     for name in ("os:getcwd", "math:pi"):
-        with pytest.raises(InputError, match=f"{name} is no function of"):
-            tracking.named(name)
-    with pytest.raises(InputError, match="builtins:slice makes no tracker") as refused:
-        tracking.named("builtins:slice")(tmp_path, config.smoke())
+        with pytest.raises(InputError, match=f"{name} is not a function of"):
+            tracking.tracker_factory(name)
+    with pytest.raises(InputError, match="builtins:slice returns no tracker") as refused:
+        tracking.tracker_factory("builtins:slice")(tmp_path, config.smoke())
     assert refused.value.field == "tracker"
-    assert isinstance(tracking.named(f"{__name__}:Recorder")(tmp_path, config.smoke()), Recorder)
+    assert isinstance(tracking.tracker_factory(f"{__name__}:Recorder")(tmp_path, config.smoke()), Recorder)
 
 
 def test_a_run_is_fitted_to_its_time(tmp_path: Path) -> None:
     """The learning rate falls to 0 within the time; resumed, the run keeps the length that it was given."""
     source, said = pictures(tmp_path / "photos", 50), list[str]()
     begun = time.monotonic()
-    done = train(source, tmp_path / "mine", said, images=None, max_seconds=4.0)
+    done = train(source, tmp_path / "mine", said, total_images=None, max_seconds=4.0)
     assert time.monotonic() - begun < 60
     assert done is not None
     length = ncml.load(tmp_path / "mine").config.training.total_images
     assert 32 <= length < 2048
     assert done.metrics["images_seen"] <= length + 32
     said.clear()
-    train(source, tmp_path / "mine", said, images=None, resume=True)
+    train(source, tmp_path / "mine", said, total_images=None, resume=True)
     assert ncml.load(tmp_path / "mine").config.training.total_images == length
-    train(source, tmp_path / "mine", said, images=None, resume=True)
+    train(source, tmp_path / "mine", said, total_images=None, resume=True)
     assert "the run is finished after" in said[-2]
     assert "--max-images makes it longer" in said[-2]
 
@@ -284,8 +292,8 @@ def test_a_killed_run_resumes_as_if_it_had_never_stopped(tmp_path: Path) -> None
         killed.send_signal(signal.SIGKILL)
         killed.wait()
     assert not (tmp_path / "killed/config.json").exists()
-    train(str(tmp_path / "photos"), tmp_path / "killed", images=None, resume=True, interval=96)
-    train(str(tmp_path / "photos"), tmp_path / "whole", images=320, interval=96)
+    train(str(tmp_path / "photos"), tmp_path / "killed", total_images=None, resume=True, interval=96)
+    train(str(tmp_path / "photos"), tmp_path / "whole", total_images=320, interval=96)
     one, other = (state(tmp_path / name) for name in ("killed", "whole"))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -294,7 +302,7 @@ def test_a_killed_run_resumes_as_if_it_had_never_stopped(tmp_path: Path) -> None
 def test_a_full_disk_ends_the_run_in_a_sentence_and_keeps_what_was_saved(tmp_path: Path) -> None:
     """The largest file that this process may write stands in for the room on the disk."""
     source, out = pictures(tmp_path / "photos", 50), tmp_path / "mine"
-    train(source, out, images=64)
+    train(source, out, total_images=64)
     saved = (out / STATE).read_bytes()
     code = f"""
 import resource, sys
@@ -349,7 +357,7 @@ def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
     """torchrun with gloo, each process taking its half of a batch in two pieces: same losses, same weights."""
     source = pictures(tmp_path / "photos", 60)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    options = ("--max-images", "256", "--interval", "64", "--accumulate", "2", "--out", str(tmp_path / "two"))
+    options = ("--max-images", "256", "--interval", "64", "--grad-accum-steps", "2", "--out", str(tmp_path / "two"))
     done = subprocess.run(
         [*torchrun, *command(tmp_path / "photos", *options)[1:]],
         env=ENVIRONMENT,
@@ -360,7 +368,7 @@ def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "fp32 on 2 processes" in done.stderr
-    train(source, tmp_path / "one", images=256, interval=64)
+    train(source, tmp_path / "one", total_images=256, interval=64)
     one, two = (state(tmp_path / name) for name in ("one", "two"))
     assert one.keys() == two.keys()
     for name in one:
@@ -374,15 +382,15 @@ def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
 def test_a_run_cools_down_in_a_folder_of_its_own(tmp_path: Path) -> None:
     """From the weights and moments of a run that stays as it is."""
     source, run = pictures(tmp_path / "photos", 60), tmp_path / "constant"
-    train(source, run, images=128)
+    train(source, run, total_images=128)
     before = (run / STATE).read_bytes()
-    fitted = train(source, tmp_path / "cooled", images=256, cooldown_from=run)
-    assert fitted is not None
-    assert fitted.metrics["images_seen"] == 256
+    cooled = train(source, tmp_path / "cooled", total_images=256, cooldown_from=run)
+    assert cooled is not None
+    assert cooled.metrics["images_seen"] == 256
     assert (run / STATE).read_bytes() == before
     assert not torch.equal(state(run)["network.head.weight"], state(tmp_path / "cooled")["network.head.weight"])
     with pytest.raises(InputError, match="holds no training run; name the folder of one") as refused:
-        train(source, tmp_path / "other", images=256, cooldown_from=tmp_path / "photos")
+        train(source, tmp_path / "other", total_images=256, cooldown_from=tmp_path / "photos")
     assert refused.value.field == "cooldown-from"
 
 
@@ -394,17 +402,17 @@ from dataclasses import replace
 from ncml import config
 from ncml.config import Config
 from ncml.training.dataset import Dataset
-from ncml.training.distributed import team
+from ncml.training.distributed import process_group
 from ncml.training.trainer import Trainer
 torch.set_num_threads(1)
 base = config.smoke()
 recipe = replace(base, training=replace(base.training, muon_learning_rate=4e-3, batch_size=16))
 pixels = torch.randint(256, (64, 8, 8, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 data = Dataset(pixels, torch.arange(64) % 2, ("dark", "light"))
-with team("cpu") as members:
-    trainer = Trainer(recipe, data, team=members)
+with process_group("cpu") as group:
+    trainer = Trainer(recipe, data, group=group)
     losses = [trainer.train_step() for _ in range(4)]
-    if members.first:
+    if group.is_main:
         trainer.save(__import__("pathlib").Path(sys.argv[1]))
     del trainer
 """
@@ -429,20 +437,20 @@ with team("cpu") as members:
 
 
 def test_a_batch_that_cannot_be_cut_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="a batch of 32 pictures cannot be cut into 3 pieces") as refused:
-        train(pictures(tmp_path / "photos", 50), tmp_path / "mine", execution=run.Execution(pieces=3))
+    with pytest.raises(InputError, match="a batch of 32 images cannot be divided into 3 parts") as refused:
+        train(pictures(tmp_path / "photos", 50), tmp_path / "mine", execution=run.Execution(grad_accum_steps=3))
     assert refused.value.field == "batch-size"
 
 
 def test_a_run_that_diverges_leaves_its_last_state(tmp_path: Path) -> None:
     source, out = pictures(tmp_path / "photos", 50), tmp_path / "mine"
-    train(source, out, images=64)
+    train(source, out, total_images=64)
     saved = (out / STATE).read_bytes()
     wild = replace(config.smoke(), training=replace(config.smoke().training, learning_rate=1e30))
-    told = r"diverged at step \d+ .* of picture \d+ of the fit part at .* grey levels.*; "
-    with pytest.raises(TrainingError, match=told + "nothing was saved yet: begin anew with a lower --learning-rate"):
-        run.fit(wild, source, tmp_path / "new", command="", images=640, interval=10_000)
-    with pytest.raises(TrainingError, match=told + "the last state that was saved is whole: --resume with a lower"):
-        run.fit(wild, source, out, command="", images=640, resume=True, interval=10_000)
+    told = r"diverged at step \d+ .* of image \d+ of the training part at .* grey levels.*; "
+    with pytest.raises(TrainingError, match=told + "nothing was saved yet: start again with a lower --learning-rate"):
+        run.train(wild, source, tmp_path / "new", command="", total_images=640, interval=10_000)
+    with pytest.raises(TrainingError, match=told + "the last saved state is intact: --resume with a lower"):
+        run.train(wild, source, out, command="", total_images=640, resume=True, interval=10_000)
     assert (out / STATE).read_bytes() == saved
-    assert train(source, out, images=96, resume=True) is not None
+    assert train(source, out, total_images=96, resume=True) is not None

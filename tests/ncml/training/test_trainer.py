@@ -17,10 +17,13 @@ from ncml.config import Config, TrainingConfig, maximum_likelihood, smoke
 from ncml.errors import InputError, TrainingError
 from ncml.network.likelihood import bits_per_dim, from_uint8, log_prob
 from ncml.network.ncpn import NCPN
-from ncml.network.sde import end_time
-from ncml.training import trainer
+from ncml.network.sde import end_time, process
+from ncml.training.batches import draw_batch
 from ncml.training.dataset import Dataset
-from ncml.training.trainer import MAX_SKIPPED, Execution, Trainer, draw_batch, held_out_bits, loss_bits, run, schedule
+from ncml.training.loop import train_loop
+from ncml.training.objective import held_out_bits, loss_bits
+from ncml.training.optimizer import schedule
+from ncml.training.trainer import MAX_SKIPPED, Execution, Trainer
 from tests.ncml import nets
 
 SMOKE = replace(
@@ -89,8 +92,8 @@ def test_noise_is_added_by_the_process() -> None:
     batch = draw_batch(black, config, 0)
     clean = batch.t_B == 0
     assert (batch.x_BCHW[clean] == -1).all()
-    process = trainer.process(config.sde)
-    alpha, sigma = (part(batch.t_B[~clean])[:, None, None, None] for part in (process.alpha, process.sigma))
+    sde = process(config.sde)
+    alpha, sigma = (part(batch.t_B[~clean])[:, None, None, None] for part in (sde.alpha, sde.sigma))
     standard = (batch.x_BCHW[~clean] + alpha) / sigma
     assert stats.kstest(standard.flatten()[:20_000].numpy(), stats.norm.cdf).pvalue > 1e-3
 
@@ -133,7 +136,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
     torch.manual_seed(999)
     resumed = Trainer(config, dataset())
     resumed.resume(tmp_path / "state.safetensors")
-    assert resumed.images == 48
+    assert resumed.images_seen == 48
     assert first + [resumed.train_step() for _ in range(3)] == losses
     for name, tensor in state(whole).items():
         assert torch.equal(state(resumed)[name], tensor), name
@@ -216,7 +219,7 @@ def test_another_run_is_not_resumed(tmp_path: Path, other: Config, said: str) ->
 def test_a_run_can_be_made_longer(tmp_path: Path) -> None:
     Trainer(SMOKE, dataset()).save(tmp_path / "state.safetensors")
     longer = Trainer(SMOKE, dataset())
-    longer.resume(tmp_path / "state.safetensors", images=1024)
+    longer.resume(tmp_path / "state.safetensors", total_images=1024)
     assert longer.config.training.total_images == longer.ema.config.training.total_images == 1024
     longer.save(tmp_path / "state.safetensors")
     again = Trainer(SMOKE, dataset())
@@ -258,7 +261,7 @@ def test_a_signal_stops_between_steps_with_all_saved(tmp_path: Path, number: int
             signal.raise_signal(number)
 
     with pytest.raises(KeyboardInterrupt, match="stopped after 48 images, all saved"):
-        run(trainer, path, held_out=dataset(), report=report)
+        train_loop(trainer, path, held_out=dataset(), on_step=report)
     resumed = Trainer(SMOKE, dataset())
     resumed.resume(path)
     assert resumed.step == 3
@@ -280,12 +283,12 @@ def test_a_run_learns_and_keeps_its_average(tmp_path: Path) -> None:
     trainer = Trainer(config, dataset())
     before = held_out_bits(trainer.ema, dataset())
     told: list[float] = []
-    run(
+    train_loop(
         trainer,
         tmp_path / "state.safetensors",
         held_out=dataset(),
         interval=320,
-        report=lambda trainer, bits, rate: told.append(bits),
+        on_step=lambda trainer, bits, rate: told.append(bits),
     )
     assert trainer.finished
     assert len(told) == 40
@@ -306,7 +309,7 @@ def test_divergence_is_reported_by_step_and_parameter() -> None:
         TrainingError, match=r"diverged at step 1 \(16 images\).*the weight head.weight is not finite"
     ) as found:
         trainer.train_step()
-    assert str(found.value).endswith("nothing was saved yet: begin anew with a lower --learning-rate.")
+    assert str(found.value).endswith("nothing was saved yet: start again with a lower --learning-rate.")
     assert trainer.step == 1
     unchanged = {k: v for k, v in state(trainer).items() if k != name}
     assert all(torch.equal(v, kept[k]) for k, v in unchanged.items())
@@ -353,7 +356,11 @@ def test_a_run_needs_pictures() -> None:
     assert refused.value.field == "data"
 
 
-@pytest.mark.parametrize("execution", [Execution(pieces=4), Execution(recompute=True)], ids=["pieces", "recompute"])
+@pytest.mark.parametrize(
+    "execution",
+    [Execution(grad_accum_steps=4), Execution(activation_checkpointing=True)],
+    ids=["grad-accum-steps", "activation-checkpointing"],
+)
 def test_less_memory_makes_no_difference(execution: Execution) -> None:
     """Losses of several steps, and so gradients, are the same up to rounding."""
     plain, other = Trainer(SMOKE, dataset()), Trainer(SMOKE, dataset(), execution=execution)
@@ -379,7 +386,7 @@ def test_activations_are_computed_again_where_that_is_asked_for() -> None:
         assert loss.isfinite().all()
         return total
 
-    assert saved(Execution(recompute=True)) < 0.7 * saved(Execution())
+    assert saved(Execution(activation_checkpointing=True)) < 0.7 * saved(Execution())
 
 
 @pytest.mark.slow
@@ -393,7 +400,7 @@ def test_a_compiled_step_computes_the_same() -> None:
 
 def test_a_rehearsal_leaves_the_run_as_it_is() -> None:
     rehearsed, plain = Trainer(SMOKE, dataset()), Trainer(SMOKE, dataset())
-    assert rehearsed.rehearse() > 0
+    assert rehearsed.measure_step_seconds() > 0
     assert rehearsed.train_step() == plain.train_step()
     assert all(torch.equal(tensor, state(plain)[name]) for name, tensor in state(rehearsed).items())
 
@@ -406,13 +413,13 @@ def test_short_runs_warm_up_over_a_fifth() -> None:
 def test_a_long_interval_is_saved_in_between(tmp_path: Path) -> None:
     trainer, path = Trainer(SMOKE, dataset()), tmp_path / "state.safetensors"
     seen: list[bool] = []
-    run(
+    train_loop(
         trainer,
         path,
         held_out=dataset(),
         interval=10_000,
         save_seconds=0.0,
-        report=lambda trainer, mean, rate: seen.append(path.exists()),
+        on_step=lambda trainer, mean, rate: seen.append(path.exists()),
     )
     assert seen == [False] + [True] * 31
     assert [row["images"] for row in trainer.history] == [512]

@@ -51,7 +51,7 @@ def test_another_size_of_picture_may_start_from_the_same_weights() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"mixtures": 3}, "the model source has mixtures 3 and the recipe test has 2: take the recipe"),
+        ({"mixtures": 3}, "the model source has mixtures 3 and the recipe test has 2: use the recipe"),
         ({"levels": (LevelConfig(width=4, blocks=1),)}, "has levels 4x1a and the recipe test has 4x1a/6x1a"),
         ({"heads": 1}, "has heads 1 and"),
     ],

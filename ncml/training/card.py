@@ -1,0 +1,49 @@
+"""The model card of a training run."""
+
+from __future__ import annotations
+
+from datetime import date
+
+from ncml.errors import TrainingError
+from ncml.network.sde import end_time, grey_levels, process
+from ncml.training.dataset import Dataset
+from ncml.training.provenance import duration, machine
+from ncml.training.trainer import Trainer
+
+
+def model_card(
+    trainer: Trainer, command: str, data: Dataset, bpd: float, measured_part: str, measured_count: int
+) -> str:
+    """Return a card, in Markdown, with what was done and measured and nothing else.
+
+    bpd: of the averaged weights at t = 0 on `measured_count` images of `measured_part`.
+    """
+    if not trainer.history:
+        raise TrainingError("the run has not been measured; train for at least one step.")
+    config = trainer.config
+    noise = grey_levels(process(config.sde), end_time(config.sde))
+    parameters = sum(parameter.numel() for parameter in trainer.network.parameters())
+    curve = "\n".join(
+        f"| {row['images']:,.0f} | {row['train_bpd']:.3f} | {row['held_out_bpd']:.3f} |" for row in trainer.history
+    )
+    return f"""# {config.recipe}
+
+NCPN of {parameters:,} parameters, {config.model.height}x{config.model.width}, trained by
+{"maximum likelihood" if config.training.clean_probability == 1 else "noise conditional maximum likelihood"}
+({config.sde.kind.upper()} SDE, noise up to {noise:.3g} grey levels,
+{config.training.clean_probability:.0%} of the objective's mass at t = 0).
+
+- Command: `{command}`
+- Trained on: {len(trainer.data):,} of {len(data):,} images (the training part), {trainer.images_seen:,} images seen
+- Wall time: {duration(trainer.seconds)} on {machine(trainer.device)}
+- Classes: {", ".join(config.model.classes) or "none"}
+- Orientations: {"all four: completes every half" if config.model.orientations else "identity: completes the top half"}
+- **{bpd:.4f} bits/dim** at t = 0 on {measured_count:,} images of {measured_part}, averaged weights, no class given
+- Written: {date.today().isoformat()}
+
+Learning curve (training loss over all noise levels; held-out clean images, averaged weights; bits/dim):
+
+| images | training | held-out |
+|---|---|---|
+{curve}
+"""

@@ -1,0 +1,93 @@
+"""The state of a training run: one safetensors file with all that an exact resume needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ncml import checkpoint
+from ncml.config import Config
+from ncml.errors import ModelError, TrainingError
+
+STATE = "training/state.safetensors"
+"""The file of a run's state inside the model folder."""
+
+KEPT = ("total_images", "cooldown_fraction", "ema_images")
+"""Training settings that a resumed run takes from its state, whatever the configuration says."""
+
+CHANGEABLE = (*KEPT, "learning_rate", "muon_learning_rate")
+"""Training settings that may differ between a run and the configuration that it is resumed with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingState:
+    """A run between two steps."""
+
+    tensors: dict[str, Tensor]
+    """Of the network, the moving average and the optimiser, by names that begin with network., average. or
+    optimizer."""
+    config: Config
+    step: int
+    skipped_steps: int
+    seconds: float
+    """Spent training."""
+    history: list[dict[str, float]]
+    """The learning curve: a row for each measurement."""
+
+    def write(self, path: Path) -> None:
+        """Write the state to a file atomically; raise OSError or SafetensorError where that fails."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        progress = {
+            "format": checkpoint.FORMAT,
+            "step": self.step,
+            "skipped_steps": self.skipped_steps,
+            "seconds": self.seconds,
+            "history": self.history,
+            "config": self.config.to_json(),
+        }
+        # Contiguous copies: the file format has no strides, and no tensors that share memory.
+        tensors = {name: tensor.contiguous().clone() for name, tensor in self.tensors.items()}
+        metadata = {"progress": json.dumps(progress)}
+        checkpoint.replace_file(path, lambda new: save_file(tensors, new, metadata=metadata))
+
+    @classmethod
+    def read(cls, path: Path) -> TrainingState:
+        """Read a state file of format 1 or 2; raise TrainingError if it is damaged or newer."""
+        try:
+            with safe_open(path, "pt") as file:
+                progress = {"format": 1, "skipped_steps": 0} | json.loads(file.metadata()["progress"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = ("step", "skipped_steps", "seconds", "history")
+            values = {name: progress[name] for name in names}
+        except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
+            raise TrainingError(f"{path} is not a training state that can be resumed: {error}.") from error
+        try:
+            config = checkpoint.read_config(progress)
+        except ModelError as error:
+            raise TrainingError(f"{path} {error}") from error
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            raise TrainingError(f"{path} has a configuration that this ncml cannot read: {error}.") from error
+        return cls(tensors=tensors, config=config, **values)
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """Return the tensors whose names begin with `prefix` and a dot, without either."""
+        start = f"{prefix}."
+        return {name.removeprefix(start): value for name, value in self.tensors.items() if name.startswith(start)}
+
+
+def check_same_run(path: Path, saved: Config, config: Config) -> None:
+    """Raise TrainingError if a saved run differs from `config` in anything but what is `CHANGEABLE`."""
+    for section in ("model", "sde", "training"):
+        then, now = getattr(saved, section), getattr(config, section)
+        for name in (field.name for field in dataclasses.fields(now)):
+            if name not in CHANGEABLE and getattr(then, name) != getattr(now, name):
+                raise TrainingError(
+                    f"{path} is a run with {section} {name} {getattr(then, name)!r}, not {getattr(now, name)!r}; "
+                    "resume with the options it began with, or give another --out."
+                )
