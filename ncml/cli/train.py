@@ -59,7 +59,7 @@ def train(
     Under torchrun the processes share the work and compute the same result as one.
 
     Args:
-        recipe: smoke, cifar10_tiny, cifar10_small, paper_cifar10, paper_imagenet64 or paper_celeba64.
+        recipe: smoke, cifar10_tiny, cifar10_small, cifar10_base, paper_cifar10, paper_imagenet64 or paper_celeba64.
         data: Folder of images (a subfolder for each class, or none), folder of parquet files, or Hub name.
         out: Model folder to write; its name becomes the model's name.
         size: Height and width that images are resized to.
