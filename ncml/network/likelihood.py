@@ -182,8 +182,8 @@ def bits_per_dim(log_prob_B: Tensor, pixels: int) -> Tensor:
     return -log_prob_B / (math.log(2) * 3 * pixels)
 
 
-def score(log_density: Callable[[Tensor], Tensor], x_BCHW: Tensor) -> Tensor:
-    """s(x) = grad_x log p(x), through the target and the context alike. [B, 3, H, W], nats per unit of [-1, 1].
+def grad_log_prob(log_density: Callable[[Tensor], Tensor], x_BCHW: Tensor) -> Tensor:
+    """Compute grad_x log p(x), through the target and the context alike. [B, 3, H, W], nats per unit of [-1, 1].
 
     log_density: x -> [B] or [B, H, W] nats, without edges (also at t = 0).
     """

@@ -20,8 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from ncml.network.likelihood import bits_per_dim, from_uint8, log_prob
-from ncml.network.likelihood import score as grad_log_prob
+from ncml.network.likelihood import bits_per_dim, from_uint8, grad_log_prob, log_prob
 from ncml.network.ncpn import NCPN
 from ncml.network.sde import end_time, grey_levels, process, reaches, scale
 from ncml.ood.conformal import Floats

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ncml.limits import KEEPS, Keep
-from ncml.network.likelihood import HALF, PixelNoise, log_prob, sample, to_grid, to_uint8, wide
-from ncml.network.likelihood import score as gradient
+from ncml.network.likelihood import HALF, PixelNoise, grad_log_prob, log_prob, sample, to_grid, to_uint8, wide
 from ncml.network.ncpn import NCPN
 from ncml.network.orientation import orient, restore
 from ncml.network.sde import GREY_LEVEL, VE, end_time, process
@@ -175,7 +174,7 @@ def score_function(
         s_BCHW = torch.zeros_like(x_BCHW)
         for some in [[b] for b in wanted] if on_cpu else [wanted]:
             given = at.of(some)
-            s_BCHW[some] = gradient(lambda x, given=given: density(x, given), x_BCHW[some])
+            s_BCHW[some] = grad_log_prob(lambda x, given=given: density(x, given), x_BCHW[some])
         return s_BCHW
 
     return score

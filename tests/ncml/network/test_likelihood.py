@@ -287,7 +287,7 @@ def test_the_score_has_its_moments_on_the_model_s_own_samples() -> None:
         out = net(x, given.t_B, given.class_B, given.orientation_B)
         return log_prob(x, out, torch.zeros(count, dtype=torch.bool))
 
-    s = likelihood.score(density, x)
+    s = likelihood.grad_log_prob(density, x)
     error = s.flatten(1).std(0) / math.sqrt(count)
     assert (s.flatten(1).mean(0).abs() < 4 * error).all()
     inner = (x * s).flatten(1).sum(1)
