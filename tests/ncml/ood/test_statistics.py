@@ -18,8 +18,9 @@ from ncml.errors import InputError
 from ncml.evaluation import quality
 from ncml.network.likelihood import from_uint8, log_prob
 from ncml.network.sde import process
+from ncml.ood import measurements, statistics
 from ncml.ood.calibration import Calibration
-from ncml.ood.statistics import MULTISCALE_KINDS, measurements, statistics
+from ncml.ood.statistics import MULTISCALE_KINDS
 from tests.ncml import nets
 from tests.ncml.nets import FIT, NEW, RANK
 
