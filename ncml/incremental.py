@@ -22,8 +22,8 @@ Only about a quarter of the arithmetic is left to the sequential part. Known row
 once, with hooks on its layers that fill the caches (`_Run._know`).
 
 On a CPU an image does not depend on what shares its batch, to the bit: `ncml.batch_invariance` checks the shapes that
-batches are sampled in, and samples in a single shape where they fail. To pass, these were found to be needed (Intel with
-AVX-512, oneMKL). They do not suffice for its AVX2 kernels, or on AMD for products of fewer than 12 columns:
+batches are sampled in, and samples in a single shape where they fail. To pass, these were found to be needed (oneMKL on
+Intel with AVX-512; they do not suffice for its AVX2 kernels, or on AMD for products of fewer than 12 columns):
 
     products              a multiple of SLOT rows; a right factor stored by rows, not transposed; sums of at most DEPTH
                           terms, since longer ones are split by the number of rows
