@@ -27,6 +27,9 @@ from ncml.sampling.sample import Conditions
 
 log = logging.getLogger(__name__)
 
+LIMIT_S = 60.0
+"""Seconds after which the check is given up. It takes less than one for the bundled model on one core."""
+
 
 @dataclass(frozen=True)
 class GroupedSampler:
@@ -98,19 +101,20 @@ def check(network: NCPN) -> str | None:
     canvases = {(model.height, model.width)}
     if model.orientations:
         canvases.add((model.width, model.height))
+    deadline = time.monotonic() + LIMIT_S
     for H, W in sorted(canvases):
-        alone_CHW = _sample_copies(network, 1, H, W)[0]
+        alone_CHW = _sample_copies(network, 1, H, W, deadline)[0]
         if not alone_CHW.isfinite().all():
             raise ModelError("the model's samples are not finite.")
         for size in SIZES[1:]:
-            differs_G = (_sample_copies(network, size, H, W) != alone_CHW).flatten(1).any(1)
+            differs_G = (_sample_copies(network, size, H, W, deadline) != alone_CHW).flatten(1).any(1)
             if count := int(differs_G.sum()):
                 return f"an image differs from the same image alone at {count} of {size} positions of a group."
     return None
 
 
-def _sample_copies(network: NCPN, size: int, H: int, W: int) -> Tensor:
-    """The first rows of `size` times the same image, [size, 3, H, W]."""
+def _sample_copies(network: NCPN, size: int, H: int, W: int, deadline: float) -> Tensor:
+    """The first rows of `size` times the same image, [size, 3, H, W]; `TimeoutError` past the deadline."""
     weight, K = network.head.weight, network.config.model.mixtures
     rows = min(2 ** (len(network.config.model.levels) - 1) + 1, H)
     draws_PHW = torch.randn(K + 6, H, W, generator=torch.Generator().manual_seed(0)).to(weight)
@@ -118,5 +122,11 @@ def _sample_copies(network: NCPN, size: int, H: int, W: int) -> Tensor:
     x_BCHW = torch.zeros(size, 3, H, W, dtype=weight.dtype).contiguous(memory_format=torch.channels_last)
     index_B = torch.zeros(size, dtype=torch.long)
     conditions = Conditions(end_time(network.config.sde), index_B, index_B)
-    GroupedSampler([range(size)])(network, x_BCHW, conditions, noise, first_row=0, on_row=lambda row: row == rows)
+
+    def on_row(row: int) -> bool:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"it takes longer than {LIMIT_S:g} s.")
+        return row == rows
+
+    GroupedSampler([range(size)])(network, x_BCHW, conditions, noise, first_row=0, on_row=on_row)
     return x_BCHW

@@ -141,6 +141,13 @@ def test_a_check_that_cannot_run_takes_the_safe_path_and_is_logged(
     assert caplog.messages == ["batches are sampled in fixed groups: the check of fast groups did not run: MemoryError"]
 
 
+def test_a_check_that_takes_too_long_takes_the_safe_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_invariance, "LIMIT_S", -1.0)
+    batching = choose_batching(NET)
+    assert (batching.groups, batching.check) == ("fixed", "error")
+    assert batching.detail.endswith("it takes longer than -1 s.")
+
+
 def test_a_model_that_does_not_sample_takes_the_safe_path() -> None:
     broken = nets.network(NET.config, dtype=torch.float32)
     broken.head.bias.fill_(torch.nan)
