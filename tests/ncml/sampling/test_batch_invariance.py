@@ -193,7 +193,7 @@ def test_an_image_is_the_same_alone_and_among_others(fixed: ncml.Model, noise: f
 @pytest.mark.usefixtures("other_machine")
 @pytest.mark.parametrize("keep", ["top", "right"])
 def test_a_completion_is_the_same_alone_and_among_others(fixed: ncml.Model, keep: Any) -> None:
-    canvas = nets.pictures(1).numpy()
+    canvas = nets.images(1).numpy()
     whole = fixed.complete(canvas, keep=keep, n=len(SEEDS), seeds=SEEDS, noise=0)
     for index, seed in enumerate(SEEDS):
         assert np.array_equal(fixed.complete(canvas, keep=keep, seeds=seed, noise=0)[0], whole[index]), seed
@@ -202,7 +202,7 @@ def test_a_completion_is_the_same_alone_and_among_others(fixed: ncml.Model, keep
 
 
 def test_known_rows_of_padding_are_not_computed(fixed: ncml.Model, passes: list[int]) -> None:
-    fixed.complete(nets.pictures(1).numpy(), n=3, seeds=[0, 8, 5], noise=0)
+    fixed.complete(nets.images(1).numpy(), n=3, seeds=[0, 8, 5], noise=0)
     assert passes == [1, 1, 1]
 
 
