@@ -1,4 +1,4 @@
-"""The library's front door: a trained model that scores, generates and completes images."""
+"""The public interface of the library: a trained model that scores, generates and completes images."""
 
 from __future__ import annotations
 
@@ -39,24 +39,24 @@ Images = NDArray[np.uint8] | Image.Image | Sequence[NDArray[np.uint8] | Image.Im
 
 @dataclass(frozen=True)
 class Score:
-    """How likely one image is."""
+    """The likelihood of one image."""
 
     bpd: float
-    """Bits per dimension; exact at noise 0. Lower is likelier."""
+    """Bits per dimension, exact at noise 0; lower means more likely."""
     log_likelihood: float
     """Nats of the whole image; at noise > 0 a log-density per grey level."""
     map: NDArray[np.float32] | None = None
     """Bits per dimension of each pixel given those before it, [H, W]; its mean is `bpd`."""
     ood: Verdict | None = None
-    """The verdict; None where it was not asked for or the model is not calibrated."""
+    """The verdict; None if not requested or the model is not calibrated."""
     statistics: dict[str, float] = field(default_factory=dict)
-    """The statistics asked for, by name; higher is more out-of-distribution."""
+    """The requested statistics, by name; higher means more out-of-distribution."""
     flipped_bpd: float | None = None
     """Bits per dimension with the lowest bit of every value flipped (`sanity`)."""
 
 
 def load(path: str | os.PathLike[str], device: str = "cpu", *, batching: str | None = None) -> Model:
-    """Open a model folder; raises ModelError, in one sentence, if it is not one or cannot be placed on the device.
+    """Load a model folder; raise `ModelError` if it is invalid or does not fit on the device.
 
     batching: how a CPU samples a batch so that a seed is the same bytes in each: "fast" groups, slower "fixed" ones
         that need no check, or "auto", fast groups where they pass a check before the first sampling. Default: that of
@@ -68,7 +68,7 @@ def load(path: str | os.PathLike[str], device: str = "cpu", *, batching: str | N
         raise ModelError(f"{path} cannot be placed on {device!r}: {problem}")
     try:
         network, description = checkpoint.load(path, device)
-    except RuntimeError as error:  # the device has no room for it
+    except RuntimeError as error:  # the device is out of memory
         raise ModelError(f"{path} cannot be placed on {device!r}: {str(error).splitlines()[0]}") from error
     return Model(Path(path).resolve(), network.requires_grad_(False), description, setting)
 
@@ -94,11 +94,11 @@ class Model:
         self.sampling_limits = SamplingLimits(max_noise=self.noise)
         """The ranges and the defaults of sampling options."""
         self.keeps: tuple[Keep, ...] = KEEPS if self.config.model.orientations else KEEPS[:1]
-        """The halves that are completed exactly."""
+        """The known halves that are completed exactly."""
         self.statistics = build_statistics(self.config)
         """The out-of-distribution statistics by name."""
         self.calibration: Calibration | None = None
-        """What turns statistics into p-values; None where `uncalibrated` says why."""
+        """Turns statistics into p-values; None if the model is not calibrated, for the reason in `uncalibrated`."""
         self.uncalibrated = "this model is not calibrated: run ncml calibrate."
         self._replay = Replay()
         self._batching_setting: BatchingSetting = batching
@@ -107,7 +107,7 @@ class Model:
         self.read_calibration()
 
     def read_calibration(self) -> None:
-        """Read `calibration.json` anew; one that was made for something else is told in `uncalibrated`, not used."""
+        """Reload `calibration.json`. If it belongs to another model, ignore it and explain why in `uncalibrated`."""
         self.calibration = None
         if (self.folder / checkpoint.CALIBRATION).is_file():
             try:
@@ -117,13 +117,13 @@ class Model:
 
     @property
     def card(self) -> str:
-        """The model card, Markdown."""
+        """The model card in Markdown."""
         path = self.folder / checkpoint.CARD
         return path.read_text() if path.is_file() else ""
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.network.head.weight.device
 
     @property
@@ -158,42 +158,44 @@ class Model:
         classes: a name, an index or None (the null class), for all images or for each.
         noise: grey levels at which to score, from 0 to `Model.noise`. At more than 0 the image is scaled by alpha(t)
             but no noise is added, so that scores are deterministic.
-        ood: say whether each image belongs, where the model is calibrated. Statistics have conditions of their own: no
-            class and the noise levels of `ncml.ood`, whatever is asked for above. False is one pass of the network.
-        statistic: the one that gives the verdict; None is the calibration's.
+        ood: return a verdict for each image, if the model is calibrated. Statistics use their own conditions: the null
+            class and the noise levels of `ncml.ood`, whatever `classes` and `noise` are. False: one pass.
+        statistic: the statistic of the verdict; None: the calibration's.
         statistics: names of statistics to return, or "all"; without a calibration "all" are those that need none.
-        sanity: score each image once more with the lowest bit of every value flipped, at t = 0 and of no class.
+        sanity: also score each image with the lowest bit of every value flipped, at t = 0 and the null class.
         batch_size: images scored together.
         callback: called with the number of images scored.
 
-        Raises `InputError`, in one sentence, for images of another size or type and for any argument out of its range.
+        Raises `InputError` for images of another size or type, and for an argument out of range.
         """
         batch_size = check_count("batch_size", batch_size)
         pixels = self._pixels(images)
         class_B = self._class_indices(classes, len(pixels))
         t = self._time(noise)
-        verdict, asked = self._asked(ood, statistic, statistics)
+        verdict_statistic, names = self._select_statistics(ood, statistic, statistics)
         scores: list[Score] = []
         for start in range(0, len(pixels), batch_size):
-            some = slice(start, start + batch_size)
-            scores += self._score(pixels[some], class_B[some], t, map, verdict, asked, sanity)
+            batch = slice(start, start + batch_size)
+            scores += self._score(pixels[batch], class_B[batch], t, map, verdict_statistic, names, sanity)
             callback(Progress("score", len(scores), len(pixels)))
         return scores
 
-    def _asked(self, ood_: bool, verdict: str | None, names: str | Sequence[str]) -> tuple[str | None, tuple[str, ...]]:
-        """The statistic that gives the verdict, if there is to be one, and those to return."""
-        known = self.statistics
-        if verdict is not None:
-            select_names(verdict, known)
-        asked = select_names(names, known)
+    def _select_statistics(
+        self, with_verdict: bool, statistic: str | None, names: str | Sequence[str]
+    ) -> tuple[str | None, tuple[str, ...]]:
+        """Return the statistic of the verdict, None for no verdict, and the statistics to return."""
+        available = self.statistics
+        if statistic is not None:
+            select_names(statistic, available)
+        selected = select_names(names, available)
         if self.calibration is None:
             if names == "all":
-                asked = tuple(name for name in asked if not known[name].needs_estimates)
-            for name in asked if verdict is None else (*asked, verdict):
-                if known[name].needs_estimates or name == verdict:
+                selected = tuple(name for name in selected if not available[name].needs_estimates)
+            for name in selected if statistic is None else (*selected, statistic):
+                if available[name].needs_estimates or name == statistic:
                     raise InputError("statistic", f"{name} cannot be judged: {self.uncalibrated}")
-            return None, asked
-        return (verdict or self.calibration.statistic) if ood_ else None, asked
+            return None, selected
+        return (statistic or self.calibration.statistic) if with_verdict else None, selected
 
     def _score(
         self,
@@ -201,62 +203,64 @@ class Model:
         class_B: torch.Tensor,
         t: float,
         with_map: bool,
-        verdict: str | None,
-        asked: tuple[str, ...],
+        verdict_statistic: str | None,
+        names: tuple[str, ...],
         sanity: bool,
     ) -> list[Score]:
-        null = bool((class_B == len(self.classes)).all())
-        wanted = asked if verdict is None else (*asked, verdict)
-        columns, clean = measure(self.network, pixels, required_columns(wanted, self.statistics))
+        is_null_class = bool((class_B == len(self.classes)).all())
+        computed = names if verdict_statistic is None else (*names, verdict_statistic)
+        columns, clean = measure(self.network, pixels, required_columns(computed, self.statistics))
         measurement: LevelMeasurement = (
-            clean if clean is not None and null and t == 0 else measure_level(self.network, pixels, t, (), class_B)
+            clean
+            if clean is not None and is_null_class and t == 0
+            else measure_level(self.network, pixels, t, (), class_B)
         )
         log_prob_BHW = measurement.log_prob_BHW.cpu()
         total_B = log_prob_BHW.sum((1, 2), dtype=torch.float64)
         bits_B = bits_per_dim(total_B, self.height * self.width).tolist()
         map_BHW = bits_per_dim(log_prob_BHW, 1).numpy()
         estimates = self.calibration.estimates if self.calibration is not None else None
-        values = {name: self.statistics[name].compute(columns, estimates) for name in wanted}
+        values = {name: self.statistics[name].compute(columns, estimates) for name in computed}
         verdicts: Sequence[Verdict | None] = [None] * len(pixels)
-        if verdict is not None and self.calibration is not None:
-            verdicts = self.calibration.verdicts(verdict, values[verdict])
+        if verdict_statistic is not None and self.calibration is not None:
+            verdicts = self.calibration.verdicts(verdict_statistic, values[verdict_statistic])
         flipped: list[float] | list[None] = [None] * len(pixels)
         if sanity:
             flipped = measure(self.network, pixels ^ np.uint8(1), ["bits_0"])[0]["bits_0"].tolist()
         return [
             Score(
-                bits_B[i],
-                float(total_B[i]),
-                map_BHW[i] if with_map else None,
-                verdicts[i],
-                {name: float(values[name][i]) for name in asked},
-                flipped[i],
+                bpd=bits_B[i],
+                log_likelihood=float(total_B[i]),
+                map=map_BHW[i] if with_map else None,
+                ood=verdicts[i],
+                statistics={name: float(values[name][i]) for name in names},
+                flipped_bpd=flipped[i],
             )
             for i in range(len(pixels))
         ]
 
     @property
     def tiles(self) -> TileCalibration | None:
-        """The calibration of whole pictures by their tiles, if there is one; ModelError where it cannot be used."""
-        known = (self.folder / checkpoint.TILES).is_file()
-        return TileCalibration.read(self.folder, self.version) if known else None
+        """The calibration of tiles, if there is one. Raises `ModelError` if it cannot be used."""
+        exists = (self.folder / checkpoint.TILES).is_file()
+        return TileCalibration.read(self.folder, self.version) if exists else None
 
     def scan(
         self,
-        picture: NDArray[np.uint8],
+        image: NDArray[np.uint8],
         *,
         side: int | None = None,
         batch_size: int = 32,
         callback: OnProgress = ignore_progress,
     ) -> Scan:
-        """Score a picture of any size, uint8 [H, W, 3], in overlapping tiles, and judge it by its worst one.
+        """Score an image of any size, uint8 [H, W, 3], in overlapping tiles, and judge it by its worst tile.
 
-        side: of a tile in pixels; None is the calibration's, or the model's size. Without a calibration of tiles
+        side: of a tile in pixels; None: the calibration's, or the model's size. Without a calibration of tiles
             (`ncml calibrate --tile`) there is a map, but no p-value.
         callback: called with the number of tiles scored.
 
-        Raises `InputError` for a picture smaller than a tile, another size of tiles than the calibrated one, and a
-        model without any calibration.
+        Raises `InputError` for an image smaller than a tile, for tiles of another size than the calibrated one, and for
+        a model without any calibration.
         """
         batch_size = check_count("batch_size", batch_size)
         side = None if side is None else check_count("tile_size", side)
@@ -265,7 +269,7 @@ class Model:
             if self.calibration is None:
                 raise InputError("tile", f"tiles cannot be scored: {self.uncalibrated}")
             calibration = self.calibration.estimates.gaussian
-        return scan(self.network, picture, calibration, side=side, batch_size=batch_size, on_progress=callback)
+        return scan(self.network, image, calibration, side=side, batch_size=batch_size, on_progress=callback)
 
     def generate(
         self,
@@ -279,18 +283,18 @@ class Model:
         sampler: str | None = None,
         callback: OnProgress = ignore_progress,
     ) -> NDArray[np.uint8]:
-        """Draw n images, 1 to 1024, uint8 [n, H, W, 3].
+        """Generate n images, 1 to 1024, uint8 [n, H, W, 3].
 
         classes: a name, an index or None, for all images or for each.
-        seeds: 0 to 2^53 - 1; image i uses seeds + i, or its own of a sequence of n.
-        noise: start noise in grey levels, from 0 to `Model.noise`, which None stands for; 0 draws directly, without
-            refinement.
-        steps: refinement steps, 1 to 1000, the last of them Tweedie's; None is the solver's default.
-        solver: tweedie, euler-maruyama, heun or predictor-corrector; None is tweedie, or euler-maruyama for several
+        seeds: 0 to 2^53 - 1; image i uses seeds + i, or the i-th of a sequence of n seeds.
+        noise: start noise in grey levels, from 0 to `Model.noise`, the default; 0 samples directly, without refinement.
+        steps: refinement steps, 1 to 1000, the last of them Tweedie's; None: the solver's default.
+        solver: tweedie, euler-maruyama, heun or predictor-corrector; None: tweedie, or euler-maruyama for several
             steps.
         sampler: incremental (the default), or naive for the reference.
+        callback: called with the rows, then the refinement steps done; it may return indices of images to drop.
 
-        Raises `InputError`, in one sentence, for any argument out of its range.
+        Raises `InputError` for an argument out of range.
         """
         n = check_count("n", n, MAX_IMAGES_PER_CALL)
         options = SamplingOptions(noise=noise, steps=steps, solver=solver, sampler=sampler)
@@ -310,20 +314,20 @@ class Model:
         sampler: str | None = None,
         callback: OnProgress = ignore_progress,
     ) -> NDArray[np.uint8]:
-        """Draw the unknown half of 1 to 1024 images of the model's size, given the half `keep`; uint8 [B, H, W, 3].
+        """Complete 1 to 1024 images of the model's size, of which the half `keep` is known; uint8 [B, H, W, 3].
 
-        With one image, n variants of it. What stands in the unknown half is ignored; known pixels come back exactly.
-        The other arguments are those of `generate`.
+        One image gives n variants. Pixels of the unknown half are ignored; known pixels are returned exactly. The other
+        arguments are those of `generate`.
 
-        Raises `InputError`, in one sentence, for images of another size or type, a half that this model does not
-        complete, and any argument out of its range.
+        Raises `InputError` for images of another size or type, for a half that the model does not complete, and for an
+        argument out of range.
         """
         n = check_count("n", n, MAX_IMAGES_PER_CALL)
         canvases = self._pixels(images)
         if len(canvases) > MAX_IMAGES_PER_CALL:
             raise InputError("images", f"give {MAX_IMAGES_PER_CALL} images in one call at most, not {len(canvases)}.")
         if n > 1 and len(canvases) > 1:
-            raise InputError("n", "several variants are drawn of one image at a time; give one image or n=1.")
+            raise InputError("n", "several variants need exactly one image; give one image or n=1.")
         if keep not in self.keeps:
             raise InputError("keep", f"this model completes {' or '.join(self.keeps)}, not {keep!r}.")
         canvases = np.repeat(canvases, n, axis=0)
@@ -361,18 +365,18 @@ class Model:
         return process(self.config.sde).time_of(check_noise(noise, self.noise))
 
     def _seeds(self, seeds: int | Sequence[int], n: int) -> list[int]:
-        each = [seeds + i for i in range(n)] if isinstance(seeds, int | np.integer) else list(seeds)
-        if len(each) != n:
-            raise InputError("seeds", f"there are {len(each)} seeds for {n} images; give one for each.")
-        if not all(isinstance(seed, int | np.integer) and 0 <= seed <= MAX_SEED for seed in each):
+        seed_B = [seeds + i for i in range(n)] if isinstance(seeds, int | np.integer) else list(seeds)
+        if len(seed_B) != n:
+            raise InputError("seeds", f"there are {len(seed_B)} seeds for {n} images; give one for each.")
+        if not all(isinstance(seed, int | np.integer) and 0 <= seed <= MAX_SEED for seed in seed_B):
             raise InputError("seed", f"seeds must be whole numbers from 0 to {MAX_SEED}.")
-        return [int(seed) for seed in each]
+        return [int(seed) for seed in seed_B]
 
     def _class_indices(self, classes: Classes, n: int) -> torch.Tensor:
-        each = [classes] * n if classes is None or isinstance(classes, str | int | np.integer) else list(classes)
-        if len(each) != n:
-            raise InputError("classes", f"there are {len(each)} classes for {n} images; give one for each.")
-        return torch.tensor([self._class_index(name) for name in each])
+        class_B = [classes] * n if classes is None or isinstance(classes, str | int | np.integer) else list(classes)
+        if len(class_B) != n:
+            raise InputError("classes", f"there are {len(class_B)} classes for {n} images; give one for each.")
+        return torch.tensor([self._class_index(name) for name in class_B])
 
     def _class_index(self, name: str | int | None) -> int:
         if name is None:
@@ -381,18 +385,18 @@ class Model:
             return int(name)
         if isinstance(name, str) and name in self.classes:
             return self.classes.index(name)
-        known = f"choose from {', '.join(self.classes)}." if self.classes else "this model knows no classes."
-        raise InputError("class", f"there is no class {name!r}: {known}")
+        remedy = f"choose from {', '.join(self.classes)}." if self.classes else "this model has no classes."
+        raise InputError("class", f"there is no class {name!r}: {remedy}")
 
     def _pixels(self, images: Images) -> NDArray[np.uint8]:
-        """uint8 [B, H, W, 3], or InputError."""
+        """Return uint8 [B, H, W, 3]; raise `InputError` for another size or type."""
         if isinstance(images, Image.Image) or (isinstance(images, np.ndarray) and images.ndim < 4):
             images = [images]
-        each = [to_rgb(i) if isinstance(i, Image.Image) else np.asarray(i) for i in images]
-        for pixels in each:
+        arrays = [to_rgb(i) if isinstance(i, Image.Image) else np.asarray(i) for i in images]
+        for pixels in arrays:
             if pixels.dtype != np.uint8 or pixels.shape != (self.height, self.width, 3):
-                wanted = f"uint8 [{self.height}, {self.width}, 3]"
-                raise InputError("images", f"images must be {wanted}, not {pixels.dtype} {list(pixels.shape)}.")
-        if not each:
+                expected = f"uint8 [{self.height}, {self.width}, 3]"
+                raise InputError("images", f"images must be {expected}, not {pixels.dtype} {list(pixels.shape)}.")
+        if not arrays:
             raise InputError("images", "there is no image; give at least one.")
-        return np.stack(each)
+        return np.stack(arrays)

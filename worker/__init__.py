@@ -1,5 +1,5 @@
-"""The worker: jobs from a queue in Redis, gathered into batches, computed by an engine process, each finished once.
+"""The worker: claims jobs from a queue in Redis in batches, has an engine process compute them, ends each job once.
 
-The only room that knows both RQ and `ncml`. It knows no HTTP. `contract` needs pydantic alone, `queue` needs RQ but
-no torch, and `logs` nothing: the service imports these three and nothing else from here.
+Must not import HTTP. The service imports only `contract` (pydantic), `queue` (RQ, no torch) and `logs` from here. Read
+`contract.py` first, then `queue.py`, `worker.py` and `engine.py`.
 """

@@ -36,29 +36,29 @@ def main(
     drain_s: float = 25.0,
     hang_s: float = 300.0,
 ) -> None:
-    """Compute the jobs of a lane. SIGTERM lets the running batch finish, then ends it with status 0.
+    """Compute the jobs of one or both lanes. On SIGTERM the running batch finishes, and the exit status is 0.
 
     Args:
-        lane: What to work on, by default everything. One engine does one batch at a time, so a worker for each lane
-            keeps scores quick while pictures are drawn.
-        models: Directories that hold model folders, the earlier one first where a name occurs twice; by default
+        lane: Lanes to serve; default: both. An engine computes one batch at a time, so separate workers for the lanes
+            keep scores quick while images are generated.
+        models: Directories of model folders; if two hold the same name, the earlier one takes precedence. Default:
             those of NCML_MODELS, ./models, and the one shipped with ncml.
-        device: Where to compute: cpu, cuda, cuda:0 and so on.
-        max_batch: The most images computed at once. Halved by itself where memory does not suffice.
-        window_ms: How long a batch that is not full waits for company. A job that finds the engine idle never waits.
-        threads: CPU threads for the computation; 0 leaves the choice to PyTorch.
-        keep_models: How many models stay loaded; the least recently used one makes room.
-        redis_url: Where the queue is; by default NCML_REDIS_URL, else redis://localhost:6379/0.
-        metrics_port: Port on which Prometheus may ask; 0 for none.
-        drain_s: After SIGTERM, seconds that the running batch may take; then its jobs go back to the queue.
-        hang_s: Seconds after which an engine that reports nothing is taken for hung and replaced.
+        device: Device: cpu, cuda or cuda:N.
+        max_batch: Most images computed at once; halved automatically if memory does not suffice.
+        window_ms: How long a batch less than half full waits for more jobs. A job never waits for an idle engine.
+        threads: CPU threads; 0: PyTorch's default.
+        keep_models: Number of models that stay loaded, the most recently used ones.
+        redis_url: Address of the queue. Default: NCML_REDIS_URL, or else redis://localhost:6379/0.
+        metrics_port: Port of the Prometheus metrics; 0: none.
+        drain_s: Seconds that the running batch may take after SIGTERM; then its jobs go back to the queue.
+        hang_s: Seconds after which a silent engine is considered hung and is replaced.
     """
     for name, value in (("max-batch", max_batch), ("keep-models", keep_models)):
         if value < 1:
             raise NcmlError(f"--{name} must be at least 1, not {value}")
     for name, value in (("window-ms", window_ms), ("threads", threads), ("drain-s", drain_s)):
         if not 0 <= value < math.inf:
-            raise NcmlError(f"--{name} must be a number from 0 on, not {value}")
+            raise NcmlError(f"--{name} must be a number of at least 0, not {value}")
     if not hang_s > 0:
         raise NcmlError(f"--hang-s must be more than 0, not {hang_s}")
     if not 0 <= metrics_port < 2**16:

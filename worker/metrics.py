@@ -1,4 +1,4 @@
-"""What a worker counts, for Prometheus. Each worker serves its own port."""
+"""The Prometheus metrics of a worker. Each worker serves them on its own port."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 
 
 class WorkerMetrics:
-    """The worker's metrics, in a registry of their own."""
+    """The worker's metrics, in their own registry."""
 
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
@@ -18,10 +18,10 @@ class WorkerMetrics:
             "ncml_jobs_finished_total", "Jobs that ended.", ["task", "model", "outcome"], registry=registry
         )
         self.retries = Counter(
-            "ncml_jobs_retries_total", "Jobs put back in their queue.", ["reason"], registry=registry
+            "ncml_jobs_retries_total", "Jobs put back in their queues.", ["reason"], registry=registry
         )
         self.fenced = Counter(
-            "ncml_jobs_fenced_total", "Jobs computed here that had been taken away meanwhile.", registry=registry
+            "ncml_jobs_fenced_total", "Jobs computed here after another worker took them.", registry=registry
         )
         self.queue_seconds = Histogram(
             "ncml_job_queue_seconds", "From submission to start.", ["task"], buckets=_SECONDS, registry=registry
@@ -33,31 +33,29 @@ class WorkerMetrics:
             "ncml_batch_size", "Images in a batch.", ["task"], buckets=(1, 2, 4, 8, 16, 32, 64, 128), registry=registry
         )
         self.batch_wait_seconds = Histogram(
-            "ncml_batch_wait_seconds", "Spent waiting for company after the first claim.", buckets=_SECONDS[:7],
+            "ncml_batch_wait_seconds", "Time spent waiting for more jobs after the first claim.", buckets=_SECONDS[:7],
             registry=registry,
         )  # fmt: skip
         self.stage_seconds = Histogram(
             "ncml_stage_seconds", "Engine time of a batch, by stage.", ["stage"], buckets=_SECONDS, registry=registry
         )
-        self.images = Counter("ncml_images_total", "Images scored or drawn.", ["task", "model"], registry=registry)
+        self.images = Counter("ncml_images_total", "Images scored or generated.", ["task", "model"], registry=registry)
         self.running = Gauge("ncml_jobs_running", "Jobs in the engine.", registry=registry)
-        self.state = Gauge("ncml_worker_state", "1 for the state that this worker is in.", ["state"], registry=registry)
+        self.state = Gauge("ncml_worker_state", "1 for the state of this worker.", ["state"], registry=registry)
         self.model_info = Gauge("ncml_model_info", "1 for each model served.", ["name", "version"], registry=registry)
         self.model_batching = Gauge(
             "ncml_model_batching", "1 for how the batches of each model are sampled on this CPU.",
             ["name", "version", "groups", "check"], registry=registry,
         )  # fmt: skip
-        self.engine_restarts = Counter(
-            "ncml_engine_restarts_total", "Engines started anew.", ["reason"], registry=registry
-        )
-        self.gpu_memory = Gauge("ncml_gpu_memory_bytes", "Held by the engine on its device.", registry=registry)
+        self.engine_restarts = Counter("ncml_engine_restarts_total", "Engines replaced.", ["reason"], registry=registry)
+        self.gpu_memory = Gauge("ncml_gpu_memory_bytes", "Memory held by the engine on its device.", registry=registry)
         self.score_bpd = Histogram(
             "ncml_score_bpd", "Bits per dimension of the images scored, without noise.", ["model"],
             buckets=(0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 5.5, 6, 7, 8, 10, 12), registry=registry,
         )  # fmt: skip
 
         self.ood_verdicts = Counter(
-            "ncml_ood_verdicts_total", "Verdicts: in, or out of the distribution.", ["model", "verdict"],
+            "ncml_ood_verdicts_total", "Verdicts: in or out of distribution.", ["model", "verdict"],
             registry=registry,
         )  # fmt: skip
         self.ood_p_value = Histogram(
@@ -66,7 +64,7 @@ class WorkerMetrics:
         )  # fmt: skip
 
     def count_scores(self, job: ScoreJob, scores: Sequence[Score]) -> None:
-        """What the scores of a job say about the pictures that come in."""
+        """Count the scores and verdicts of a job."""
         for score in scores:
             if job.noise == 0:
                 self.score_bpd.labels(job.model).observe(score.bpd)
@@ -75,5 +73,5 @@ class WorkerMetrics:
                 self.ood_p_value.labels(job.model).observe(score.ood.p_value)
 
     def serve(self, port: int) -> None:
-        """Answer scrapes on every interface, from a thread."""
+        """Serve the metrics on every interface, from a thread."""
         start_http_server(port, registry=self.registry)

@@ -40,31 +40,33 @@ def complete(
     device: str = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Complete half a picture and write the whole as PNG, a grid when several variants are asked for.
+    """Complete half an image and write the result as PNG, as a grid if there are several variants.
 
     Args:
-        file: Half a picture, or a whole one of which one half is kept.
+        file: Half an image, or a whole image of which one half is kept.
         output: The PNG file to write.
-        keep: The half that is known; by default what the picture says, else the top.
-        number: How many variants.
-        class_: Complete towards this class.
-        seed: Seed of the first variant; the i-th after it uses seed + i.
-        noise: Noise level to start from, in grey levels; 0 draws directly.
+        keep: The known half; by default derived from the image, or else the top.
+        number: Number of variants.
+        class_: Complete images as this class.
+        seed: Seed of the first variant; variant i uses seed + i.
+        noise: Start noise in grey levels; 0 samples directly, without refinement.
         steps: Refinement steps.
         solver: tweedie, euler-maruyama, heun or predictor-corrector.
         model: Name or folder of the model.
-        device: Where to compute: cpu, cuda or cuda:N.
+        device: Device: cpu, cuda or cuda:N.
         as_json: Print JSON.
     """
     check_writable(output)
     use_threads(threads)
-    m = load(model, device)
-    canvas, known = images.place_known_half(file, m.height, m.width, keeps=m.keeps, keep=keep, field=str(file))
+    loaded = load(model, device)
+    canvas, known_half = images.place_known_half(
+        file, loaded.height, loaded.width, keeps=loaded.keeps, keep=keep, field=str(file)
+    )
     seed = first_seed(seed, number)
     with progress_bar() as on_progress:
-        pictures = m.complete(
+        completed = loaded.complete(
             canvas,
-            keep=known,
+            keep=known_half,
             n=number,
             classes=class_,
             seeds=seed,
@@ -74,4 +76,4 @@ def complete(
             sampler=sampler,
             callback=on_progress,
         )
-    write(pictures, output, m, seed, as_json, keep=known)
+    write(completed, output, loaded, seed, as_json, keep=known_half)

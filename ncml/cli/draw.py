@@ -1,4 +1,4 @@
-"""What `ncml generate` and `ncml complete` share: their options, and the file that they write."""
+"""The options of `ncml generate` and `ncml complete`, and the file that they write."""
 
 import os
 from pathlib import Path
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 NoiseOption = Annotated[float | None, arg(metavar="LEVELS", help_behavior_hint="(default: the model's)")]
 StepsOption = Annotated[int | None, arg(help_behavior_hint="(default: the solver's)")]
-SeedOption = Annotated[int | None, arg(help_behavior_hint="(default: drawn)")]
+SeedOption = Annotated[int | None, arg(help_behavior_hint="(default: random)")]
 ThreadsOption = Annotated[
-    int, arg(metavar="COUNT", help="Processor cores to use. Another number may round otherwise, and so draw otherwise.")
+    int, arg(metavar="COUNT", help="CPU threads. Changing the number can change rounding, and therefore the images.")
 ]
 SamplerOption = Annotated[
     str | None,
@@ -42,18 +42,18 @@ def first_seed(seed: int | None, number: int) -> int:
 
 
 def check_writable(output: Path) -> None:
-    """Refuse an output before minutes are spent on it."""
+    """Refuse an invalid output file before minutes are spent on computing."""
     if output.suffix.lower() != ".png":
-        raise InputError("output", f"{output} does not end in .png: pictures are written as PNG")
+        raise InputError("output", f"{output} does not end in .png: images are written as PNG")
     if output.is_dir() or not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
         raise InputError("output", f"{output} cannot be written: its folder does not exist or is read-only")
 
 
-def write(pictures: Any, output: Path, model: "Model", seed: int, as_json: bool, **facts: str) -> None:
-    """Write uint8 (n, H, W, 3) as one PNG and say where, and with which seeds."""
-    output.write_bytes(images.to_png(images.grid(pictures)))
+def write(images_NHWC: Any, output: Path, model: "Model", seed: int, as_json: bool, **facts: str) -> None:
+    """Write images, uint8 [n, H, W, 3], as one PNG; print the file and the seeds."""
+    output.write_bytes(images.to_png(images.grid(images_NHWC)))
     if as_json:
-        seeds = list(range(seed, seed + len(pictures)))
+        seeds = list(range(seed, seed + len(images_NHWC)))
         print_json({"model": identity(model), "file": str(output), "seeds": seeds} | facts)
     else:
         print(f"{output}  (seed {seed})")

@@ -31,26 +31,26 @@ def generate(
     device: str = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Draw new pictures and write them as one PNG, a grid when there are several.
+    """Generate images and write them as one PNG, as a grid if there are several.
 
     Args:
         output: The PNG file to write.
-        number: How many pictures.
-        class_: Draw this class.
-        seed: Seed of the first picture; the i-th after it uses seed + i.
-        noise: Noise level to start from, in grey levels; 0 draws directly.
+        number: Number of images.
+        class_: Generate images of this class.
+        seed: Seed of the first image; image i uses seed + i.
+        noise: Start noise in grey levels; 0 samples directly, without refinement.
         steps: Refinement steps.
         solver: tweedie, euler-maruyama, heun or predictor-corrector.
         model: Name or folder of the model.
-        device: Where to compute: cpu, cuda or cuda:N.
+        device: Device: cpu, cuda or cuda:N.
         as_json: Print JSON.
     """
     check_writable(output)
     use_threads(threads)
-    m = load(model, device)
+    loaded = load(model, device)
     seed = first_seed(seed, number)
     with progress_bar() as on_progress:
-        pictures = m.generate(
+        generated = loaded.generate(
             number,
             classes=class_,
             seeds=seed,
@@ -60,4 +60,4 @@ def generate(
             sampler=sampler,
             callback=on_progress,
         )
-    write(pictures, output, m, seed, as_json)
+    write(generated, output, loaded, seed, as_json)

@@ -26,6 +26,7 @@ from ncml.training.inventory import counted
 from ncml.training.loop import train_loop
 from ncml.training.objective import held_out_bits
 from ncml.training.report import Reporter, describe_plan
+from ncml.training.sources import is_image_folder
 from ncml.training.state import STATE
 from ncml.training.tracking import Tracker
 from ncml.training.trainer import DEFAULT_EXECUTION, Execution, Trainer
@@ -123,7 +124,7 @@ def train(
         train_loop(
             trainer,
             state,
-            held_out=(held_out.spread if dataset.is_image_folder(source) else held_out.first)(MONITORED),
+            held_out=(held_out.spread if is_image_folder(source) else held_out.first)(MONITORED),
             interval=interval,
             max_seconds=max_seconds,
             on_step=reporter.on_step if reporter else lambda trainer, mean_loss, rate: None,
@@ -179,7 +180,7 @@ def _finish(
 
 def _load_measured_part(source: str, data: Dataset, run_folder: Path, group: ProcessGroup) -> tuple[Dataset, str]:
     """Return the images that measure the finished run, and the name of their part or split."""
-    if not dataset.is_image_folder(source):
+    if not is_image_folder(source):
         height, width = data.store_NHWC.shape[1:3]
         try:
             with group.main_first():

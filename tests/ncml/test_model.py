@@ -188,7 +188,7 @@ def test_what_this_model_cannot_do_is_said(plain_model: ncml.Model) -> None:
     canvas = nets.images(1, 8, 12).numpy()
     with pytest.raises(InputError, match="this model completes top, not 'left'"):
         plain_model.complete(canvas, keep="left")
-    with pytest.raises(InputError, match="this model knows no classes"):
+    with pytest.raises(InputError, match="this model has no classes"):
         plain_model.generate(classes="cat")
 
 

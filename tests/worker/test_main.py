@@ -114,8 +114,8 @@ def _pictures(queue: JobQueue, job_id: str) -> np.ndarray:
     ("arguments", "line"),
     [
         (["--max-batch", "0"], "--max-batch must be at least 1, not 0"),
-        (["--window-ms", "-1"], "--window-ms must be a number from 0 on, not -1.0"),
-        (["--drain-s", "nan"], "--drain-s must be a number from 0 on, not nan"),
+        (["--window-ms", "-1"], "--window-ms must be a number of at least 0, not -1.0"),
+        (["--drain-s", "nan"], "--drain-s must be a number of at least 0, not nan"),
         (["--hang-s", "0"], "--hang-s must be more than 0, not 0.0"),
         (["--metrics-port", "70000"], "--metrics-port must be 0 to 65535, not 70000"),
         (["--redis-url", "localhost"], "--redis-url: this is not the address of a queue"),

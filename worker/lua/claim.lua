@@ -1,15 +1,15 @@
 -- Moves compatible jobs from their queues to the leases, in one step: no job is ever between the two.
 --
--- The first job found decides the batch key; others with that key join while their images fit, in priority order and
--- then in order of arrival. A job marked `alone` is a batch of its own. Jobs too late to start are moved as well and
--- marked, for the caller to end.
+-- The first job determines the batch key; others with that key join while their images fit, in order of priority and
+-- then of arrival. A job marked `alone` is a batch by itself. Jobs that are too late to start are moved too and marked,
+-- so that the caller ends them.
 --
 -- KEYS leases, then the queues in priority order
--- ARGV token, lease_s, worker, ttl, room (images), scan (jobs looked at in each queue), wanted batch key or '', event
+-- ARGV token, lease_s, worker, ttl, room (images), scan (jobs inspected in each queue), batch key or '', event
 -- returns batch key ('' when nothing more may join), then for each job {id, queue, late, attempts, images, seconds waited, data}
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1e6
-local token, room, scan, want = ARGV[1], tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7]
+local token, room, scan, batch_key = ARGV[1], tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7]
 local claimed, taken, closed = {}, 0, false
 
 local function claim(queue, id, job, n, late)
@@ -23,9 +23,9 @@ local function claim(queue, id, job, n, late)
     redis.call('XADD', 'ncml:events:' .. id, '*', 'event', ARGV[8])
     redis.call('EXPIRE', 'ncml:events:' .. id, ARGV[4])
   end
-  local rest = redis.call('HMGET', job, 'submitted', 'data')
-  local waited = tostring(now - (tonumber(rest[1]) or now))
-  claimed[#claimed + 1] = {id, string.sub(queue, 10), late and 1 or 0, attempts, n, waited, rest[2] or ''}
+  local fields = redis.call('HMGET', job, 'submitted', 'data')
+  local waited = tostring(now - (tonumber(fields[1]) or now))
+  claimed[#claimed + 1] = {id, string.sub(queue, 10), late and 1 or 0, attempts, n, waited, fields[2] or ''}
 end
 
 for k = 2, #KEYS do
@@ -38,11 +38,11 @@ for k = 2, #KEYS do
       redis.call('LREM', KEYS[k], 1, id)
     elseif h[5] and tonumber(h[5]) < now then
       claim(KEYS[k], id, job, n, true)
-    elseif want == '' then
+    elseif batch_key == '' then
       claim(KEYS[k], id, job, n, false)
-      want, taken = h[2] or '', n
+      batch_key, taken = h[2] or '', n
       closed = alone or taken >= room
-    elseif h[2] == want and not alone and taken + n <= room then
+    elseif h[2] == batch_key and not alone and taken + n <= room then
       claim(KEYS[k], id, job, n, false)
       taken = taken + n
       closed = taken >= room
@@ -50,8 +50,8 @@ for k = 2, #KEYS do
   end
 end
 
-for k = 2, #KEYS do -- what stays is for another worker, should one be idle
+for k = 2, #KEYS do -- wake another idle worker for the remaining jobs
   local wake = 'ncml:wake:' .. string.match(KEYS[k], 'ncml:(%a+):')
   if redis.call('LLEN', KEYS[k]) > 0 and redis.call('LLEN', wake) == 0 then redis.call('RPUSH', wake, 1) end
 end
-return {closed and '' or want, claimed}
+return {closed and '' or batch_key, claimed}

@@ -1,8 +1,8 @@
--- Ends a job, once: whoever takes it out of the place where it stands is the one who ends it.
+-- Ends a job, once: only the caller that removes it from its place ends it.
 -- KEYS the place (leases, or a queue), job, events, blob, registry, wip
--- ARGV id, token ('' when it stands in a queue), 1 to act on a lapsed lease only, ttl, status, event, blob,
+-- ARGV id, token ('' for a job in a queue), 1 to act on a lapsed lease only, ttl, status, event, blob,
 --      field, value, ...
--- returns 1 when this call ended the job
+-- returns 1 if this call ended the job
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1e6
 local id, token = ARGV[1], ARGV[2]
@@ -15,7 +15,7 @@ else
   redis.call('ZREM', KEYS[1], member)
   redis.call('ZREM', KEYS[6], member)
 end
--- the input goes, so that finished jobs are small; RQ wants the field to exist
+-- the input is deleted, so that ended jobs are small; RQ requires the field
 redis.call('HSET', KEYS[2], 'status', ARGV[5], 'ended', now, 'data', '', unpack(ARGV, 8))
 redis.call('HDEL', KEYS[2], 'cancel')
 redis.call('EXPIRE', KEYS[2], ARGV[4])

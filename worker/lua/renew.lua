@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
--- Keeps the leases of running jobs, publishes their progress, and says what became of them.
--- Done even when the server is out of memory (the other scripts begin by taking something away, which lets them too).
+-- Renews the leases of running jobs, publishes their progress, and returns their standing.
+-- Runs even if the server is out of memory (the other scripts first free memory, which allows them to run too).
 -- KEYS leases; ARGV lease_s, ttl, cap (entries in a progress stream), then id, token, event or '' for each job
--- returns for each job 'held', 'canceled' (its owner should end it) or 'lost' (it is somebody else's now)
+-- returns for each job 'held', 'canceled' (its owner should end it) or 'lost' (another worker took it)
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1e6
 local states = {}

@@ -1,8 +1,8 @@
--- Gives a leased job back to the front of its queue.
+-- Puts a leased job back at the front of its queue.
 -- KEYS leases, job, events, queue, wake, wip
--- ARGV id, token, 1 to act on a lapsed lease only, 1 to run alone from now on, 1 for an attempt that shall not count,
+-- ARGV id, token, 1 to act on a lapsed lease only, 1 to run alone from now on, 1 not to count the attempt,
 --      ttl, event
--- returns 1 when this call gave it back
+-- returns 1 if this call put it back
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1e6
 local member = ARGV[1] .. ':' .. ARGV[2]
@@ -11,7 +11,7 @@ if not lease or (ARGV[3] == '1' and tonumber(lease) > now) then return 0 end
 redis.call('ZREM', KEYS[1], member)
 redis.call('ZREM', KEYS[6], member)
 redis.call('HSET', KEYS[2], 'status', 'queued')
-redis.call('HDEL', KEYS[2], 'progress', 'start_by') -- it did start in time
+redis.call('HDEL', KEYS[2], 'progress', 'start_by') -- it started in time
 if ARGV[4] == '1' then redis.call('HSET', KEYS[2], 'alone', '1') end
 if ARGV[5] == '1' then redis.call('HINCRBY', KEYS[2], 'attempts', -1) end
 redis.call('XADD', KEYS[3], '*', 'event', ARGV[7])

@@ -1,11 +1,11 @@
--- Adds a job, unless its id exists, its lane is full, or the server is short of memory. All or nothing.
+-- Adds a job, unless its id exists, its lane is full, or the server is short of memory.
 -- KEYS job, events, wake, queue, then every queue of the lane
 -- ARGV id, limit (-1: none), ttl, start_within_s, event, field, value, ...
 if redis.call('EXISTS', KEYS[1]) == 1 then return 'duplicate' end
 local depth = 0
 for k = 5, #KEYS do depth = depth + redis.call('LLEN', KEYS[k]) end
 if tonumber(ARGV[2]) >= 0 and depth >= tonumber(ARGV[2]) then return 'full' end
--- a quarter stays for what must be written about jobs that were taken: leases, results, the word of workers
+-- a quarter is reserved for accepted jobs: their leases and results, and what workers publish
 local memory = redis.call('INFO', 'memory')
 local most = tonumber(string.match(memory, 'maxmemory:(%d+)'))
 if most > 0 and tonumber(string.match(memory, 'used_memory:(%d+)')) > 0.75 * most then return 'memory' end

@@ -264,7 +264,7 @@ sys.exit(main(sys.argv[1:]))
         (["complete", "missing.png", "-o", "a.png"], "ncml: missing.png cannot be read"),
         (["score", "ok.png", "--device", "cuda:99"], "cuda:99"),
         (["train", "smok", "--data", "x", "--out", "y"], "did you mean smoke?"),
-        (["train", "smoke", "--data", "empty", "--out", "y"], "no readable picture"),
+        (["train", "smoke", "--data", "empty", "--out", "y"], "no readable image"),
         (["train", "smoke", "--data", "./not/there", "--out", "y"], "there is no folder './not/there'"),
         (["train", "smoke", "--data", "ok.png", "--out", "y"], "ok.png is a file; give the folder that it is in"),
         (["train", "smoke", "--data", "x", "--out", "y", "--noise", "nan"], "--noise must be more than 0"),

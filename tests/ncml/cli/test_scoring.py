@@ -91,7 +91,7 @@ def test_the_held_out_parts_are_used_without_unseen(run: Run, tmp_path: Path) ->
         (["--tile", "--tolerate", "jpeg"], "leave out it or --tile"),
         (["--tile", "--tile-size", "4"], "at least the model's 8 pixels"),
         (["--tile", "--data", "nothing"], "nothing is not a folder"),
-        (["--data", "empty"], "no readable picture"),
+        (["--data", "empty"], "no readable image"),
         (["--tile", "--data", "empty"], "0 ranking images cannot support"),
         (["--tile", "--data", "tiny"], "smaller than a tile"),
     ],

@@ -77,7 +77,7 @@ def test_the_oddities_of_a_set_are_noted(tmp_path: Path) -> None:
     assert "1 files could not be read" in notes
     assert "5 of 5 images had another size than 8x8" in notes
     assert "5 of 5 images are grey" in notes
-    with pytest.raises(ncml.InputError, match="no readable picture"):
+    with pytest.raises(ncml.InputError, match="no readable image"):
         image_sets.load(str(save_images(tmp_path / "empty", np.empty((0, 8, 8, 3), np.uint8))), 8, 8)
 
 

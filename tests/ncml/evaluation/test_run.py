@@ -127,7 +127,7 @@ def test_unreadable_sets_are_noted_and_the_others_measured(evaluate: Run, tmp_pa
     answer = json.loads(done.stdout)
     assert set(answer["auroc"]) == {"noise", "constant", "uniform"}
     notes = " ".join(answer["notes"])
-    assert "empty was left out: 'empty' holds no readable picture" in notes
+    assert "empty was left out: 'empty' holds no readable image" in notes
     assert "noise: 1 files could not be read" in notes
 
 
@@ -167,4 +167,4 @@ def test_mistakes_are_one_line(evaluate: Run, tmp_path: Path) -> None:
         assert message in done.stderr
     for file in (tmp_path / "cifar10").iterdir():
         file.unlink()
-    assert "no readable picture" in evaluate("likelihood", "--model", "mine").stderr
+    assert "no readable image" in evaluate("likelihood", "--model", "mine").stderr

@@ -15,6 +15,7 @@ from ncml.errors import InputError
 from ncml.training import dataset
 from ncml.training.dataset import Dataset
 from ncml.training.inventory import Inventory
+from ncml.training.sources import is_image_folder
 from tests.ncml import nets
 
 
@@ -87,7 +88,7 @@ def test_pictures_without_a_label_are_refused(tmp_path: Path) -> None:
 
 def test_pictures_with_several_labels_are_refused(tmp_path: Path) -> None:
     source = parquet(tmp_path / "set", [[0, 1], [1]], datasets.Sequence(datasets.Value("int64")))
-    with pytest.raises(InputError, match="several values in a label; give each picture one") as refused:
+    with pytest.raises(InputError, match="several values in a label; give each image one") as refused:
         dataset.load(source, 8, 8)
     assert refused.value.field == "data"
 
@@ -112,7 +113,7 @@ def test_a_split_is_named(tmp_path: Path) -> None:
 
 def test_a_table_without_pictures_is_refused(tmp_path: Path) -> None:
     datasets.Dataset.from_dict({"text": ["a"]}).to_parquet(tmp_path / "train.parquet")
-    with pytest.raises(InputError, match="no column of pictures, only text"):
+    with pytest.raises(InputError, match="no column of images, only text"):
         dataset.load(str(tmp_path), 8, 8)
 
 
@@ -159,7 +160,7 @@ def test_hidden_folders_are_not_looked_at(tmp_path: Path, classes: tuple[str, ..
     assert found.classes == classes
     assert torch.equal(found.images_NHWC, nets.images(2))
     (tmp_path / ".ipynb_checkpoints" / "t.parquet").touch()
-    assert dataset.is_image_folder(str(tmp_path))
+    assert is_image_folder(str(tmp_path))
 
 
 def test_names_need_not_be_utf_8(tmp_path: Path) -> None:
@@ -204,7 +205,7 @@ def test_a_folder_without_pictures_is_refused(tmp_path: Path, files: list[str]) 
     folder.mkdir()
     for name in files:
         (folder / name).write_text("x")
-    with pytest.raises(InputError, match=rf"no readable picture \({len(files)} files") as refused:
+    with pytest.raises(InputError, match=rf"no readable image \({len(files)} files") as refused:
         dataset.load(str(folder), 8, 8)
     assert refused.value.field == "data"
 

@@ -24,7 +24,7 @@ import ncml
 from ncml import config
 from ncml.config import Config
 from ncml.errors import InputError, TrainingError
-from ncml.training import dataset, run, tracking
+from ncml.training import dataset, decoding, run, tracking
 from ncml.training.report import describe_plan
 from ncml.training.state import STATE
 from ncml.training.trainer import Trainer
@@ -234,9 +234,9 @@ def test_pictures_are_decoded_once_and_again_when_they_change(tmp_path: Path) ->
         decoded.clear()
         return dataset.load(source, 8, 8, keep=keep, on_progress=lambda progress: decoded.append(progress.done))
 
-    written = (keep / "pictures.npy").stat().st_mtime_ns
+    written = (keep / "images.npy").stat().st_mtime_ns
     second = again()
-    assert (keep / "pictures.npy").stat().st_mtime_ns == written
+    assert (keep / "images.npy").stat().st_mtime_ns == written
     assert torch.equal(second.images_NHWC, first.images_NHWC)
     assert torch.equal(second.labels_N, first.labels_N)
     assert (second.classes, second.inventory) == (first.classes, first.inventory)
@@ -326,11 +326,11 @@ sys.exit(main(sys.argv[1:]))
 def test_where_room_cannot_be_reserved_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on macOS."""
     monkeypatch.delattr(os, "posix_fallocate")
-    monkeypatch.setattr(dataset, "ZEROS", 1000)
+    monkeypatch.setattr(decoding, "ZEROS", 1000)
     source, keep = pictures(tmp_path / "photos", 20), tmp_path / "kept"
     kept = dataset.load(source, 8, 8, keep=keep)
     assert torch.equal(kept.images_NHWC, dataset.load(source, 8, 8).images_NHWC)
-    assert (keep / "pictures.npy").stat().st_size == 128 + 20 * 8 * 8 * 3
+    assert (keep / "images.npy").stat().st_size == 128 + 20 * 8 * 8 * 3
 
 
 @pytest.mark.parametrize("system", ["", "import os; del os.posix_fallocate"], ids=["Linux", "macOS"])
@@ -350,7 +350,7 @@ sys.exit(main(sys.argv[1:]))
         [sys.executable, "-c", code, *arguments], env=ENVIRONMENT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2, done.stderr
-    assert "has no room for 0.0 GiB of decoded pictures" in done.stderr
+    assert "has no room for 0.0 GiB of decoded images" in done.stderr
 
 
 def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:

@@ -1,0 +1,154 @@
+"""Decode a source's images, in memory or into a folder that keeps them for later runs."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ncml import checkpoint, images
+from ncml.errors import InputError
+from ncml.progress import OnProgress, Progress
+from ncml.training.inventory import Inventory
+from ncml.training.sources import Row, Source, no_images
+
+CHUNK = 256
+"""Images whose files are in memory at the same time."""
+
+ZEROS = 2**24
+"""Bytes written at once to reserve disk space."""
+
+
+@dataclass(frozen=True)
+class DecodedImages:
+    """The images of a source at one size."""
+
+    pixels_NHWC: NDArray[np.uint8]
+    labels_N: NDArray[np.int64]
+    classes: tuple[str, ...]
+    inventory: Inventory
+
+
+def decode(source: Source, pixels_NHWC: NDArray[np.uint8], on_progress: OnProgress) -> DecodedImages:
+    """Decode into an array with room for each row; rows that cannot be read leave no gaps."""
+    count, height, width, _ = pixels_NHWC.shape
+    labels: list[int] = []
+    unreadable = list(source.unreadable)
+    sizes: Counter[str] = Counter()
+    hashes: set[bytes] = set()
+    enlarged = 0
+    for number, (row, decoded) in enumerate(_decode_rows(source.rows, height, width), 1):
+        if decoded is None:
+            unreadable.append(row.name)
+        else:
+            image, (original_height, original_width) = decoded
+            pixels_NHWC[len(labels)] = image
+            labels.append(row.label)
+            sizes[f"{original_width}x{original_height}"] += 1
+            enlarged += original_height < height or original_width < width
+            hashes.add(hashlib.blake2b(image.tobytes(), digest_size=16).digest())
+        if number % CHUNK == 0:
+            on_progress(Progress("read", number, count))
+    if not labels:
+        raise no_images(source, len(unreadable))
+    by_class = np.bincount(labels, minlength=len(source.classes)).tolist() if source.classes else []
+    inventory = Inventory(
+        files=len(labels) + len(unreadable),
+        sizes=sizes,
+        enlarged=enlarged,
+        copies=len(labels) - len(hashes),
+        unreadable=unreadable,
+        classes=dict(zip(source.classes, by_class, strict=bool(source.classes))),
+    )
+    return DecodedImages(pixels_NHWC[: len(labels)], np.array(labels, np.int64), source.classes, inventory)
+
+
+def _decode_rows(
+    rows: Iterable[Row], height: int, width: int
+) -> Iterator[tuple[Row, tuple[NDArray[np.uint8], tuple[int, ...]] | None]]:
+    """Yield each row in order with its image and its original size, or None; uses PyTorch's number of threads."""
+
+    def decode_row(row: Row) -> tuple[NDArray[np.uint8], tuple[int, ...]] | None:
+        try:
+            image = images.open_image(row.data, field="data")
+        except InputError:
+            return None
+        return images.resize_to(image, height, width), image.shape[:2]
+
+    rows = iter(rows)
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        while chunk := list(itertools.islice(rows, CHUNK)):
+            yield from zip(chunk, pool.map(decode_row, chunk), strict=True)
+
+
+class ImageCache:
+    """A folder of decoded images, complete once it has its description."""
+
+    def __init__(self, folder: Path, source: Source, height: int, width: int, split: str) -> None:
+        self.pixels, self.labels, self.description = (
+            folder / name for name in ("images.npy", "labels.npy", "description.json")
+        )
+        self.source = source
+        self.shape = (source.count, height, width, 3)
+        self.identity = [source.identity, height, width, split, images.PREPROCESSING]
+
+    def read(self) -> DecodedImages | None:
+        """Map the images from the folder; return None if it is incomplete or holds other images."""
+        try:
+            description = json.loads(self.description.read_text())
+            if description["identity"] != self.identity:
+                return None
+            labels_N = np.load(self.labels)
+            # Copy on write, and nothing writes: PyTorch warns of read-only arrays.
+            pixels_NHWC = np.load(self.pixels, mmap_mode="c")[: len(labels_N)]
+            inventory = Inventory.from_json(description["inventory"])
+            return DecodedImages(pixels_NHWC, labels_N, tuple(description["classes"]), inventory)
+        except (OSError, EOFError, ValueError, KeyError, TypeError):
+            return None  # missing or incomplete: the images are decoded again
+
+    def fill(self, on_progress: OnProgress) -> DecodedImages:
+        """Decode into the folder, and map the images from there."""
+        folder = self.pixels.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        self.description.unlink(missing_ok=True)
+        try:
+            pixels_NHWC = np.lib.format.open_memmap(self.pixels, "w+", np.uint8, self.shape)
+            _reserve(self.pixels, pixels_NHWC.offset)
+        except OSError as error:
+            size = np.prod(self.shape) / 2**30
+            raise InputError(
+                "out",
+                f"{folder} has no room for {size:.1f} GiB of decoded images ({error.strerror}): free disk space, or "
+                "give --out on another disk.",
+            ) from error
+        decoded = decode(self.source, pixels_NHWC, on_progress)
+        np.save(self.labels, decoded.labels_N)
+        description = {
+            "identity": self.identity,
+            "classes": decoded.classes,
+            "inventory": decoded.inventory.to_json(),
+        }
+        checkpoint.write_json(self.description, description)
+        return self.read() or decoded
+
+
+def _reserve(path: Path, start: int) -> None:
+    """Reserve disk space for a sparse file: a full disk is an error now, and a crash when its pages are written."""
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+            return
+        file.seek(start)  # macOS has no such call
+        for offset in range(start, size, ZEROS):
+            file.write(bytes(min(ZEROS, size - offset)))

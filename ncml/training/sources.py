@@ -1,0 +1,164 @@
+"""Sources of images: a folder of images, a folder of parquet files, or a dataset of the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from ncml.errors import InputError
+from ncml.paths import list_files, printable
+
+SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"))
+"""Suffixes of image files; only used to tell a stray image from a stray file."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image before it is decoded."""
+
+    name: str
+    data: bytes | Path
+    label: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset before it is decoded."""
+
+    name: str
+    count: int
+    classes: tuple[str, ...]
+    """Class names in the order of the labels; () where the source has no classes."""
+    rows: Iterable[Row]
+    identity: str
+    """A digest that changes when the images do."""
+    unreadable: tuple[str, ...] = ()
+    """Files that cannot be images."""
+
+
+def open_source(name: str, split: str) -> Source:
+    """Open a source; raise InputError if it has no such split, or no images."""
+    folder = Path(name)
+    if folder.is_file():
+        raise InputError("data", f"{name} is a file; give the folder that it is in.")
+    source = _open_image_folder(folder) if is_image_folder(name) else _open_dataset(name, split)
+    if not source.count:
+        raise no_images(source, len(source.unreadable))
+    return source
+
+
+def is_image_folder(name: str) -> bool:
+    """Return whether a source is a folder of images: it has no splits, and its images are ordered by class."""
+    folder = Path(name)
+    return folder.is_dir() and not any(path.suffix == ".parquet" for path in list_files([folder]))
+
+
+def no_images(source: Source, unreadable_count: int) -> InputError:
+    """Return the error for a source without a readable image."""
+    return InputError("data", f"{source.name!r} holds no readable image ({unreadable_count} files could not be read).")
+
+
+def _open_image_folder(folder: Path) -> Source:
+    files = sorted(path for path in list_files([folder]) if path.is_file())
+    classes = sorted({path.relative_to(folder).parts[0] for path in files if path.parent != folder})
+    outside = [path for path in files if path.parent == folder] if classes else []
+    if any(path.suffix.lower() in SUFFIXES for path in outside):
+        raise InputError("data", f"{folder} has images both in class folders and outside them; use one of the two.")
+    inside = [path for path in files if path.parent != folder] if classes else files
+    index = {name: i for i, name in enumerate(classes)}
+    rows = (
+        Row(printable(path.relative_to(folder)), path, index[path.relative_to(folder).parts[0]] if classes else 0)
+        for path in inside
+    )
+    class_names = tuple(printable(name) for name in classes)
+    return Source(
+        str(folder), len(inside), class_names, rows, _digest(files), tuple(printable(path.name) for path in outside)
+    )
+
+
+def _digest(files: Sequence[Path]) -> str:
+    """Return a digest of files by name, size and time of change."""
+    sha = hashlib.sha256()
+    for path in files:
+        stat = path.stat()
+        sha.update(os.fsencode(path) + f"\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return sha.hexdigest()
+
+
+def _open_dataset(name: str, split: str) -> Source:
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    import datasets
+
+    if not Path(name).is_dir():
+        _check_hub_dataset(name)
+    try:
+        splits = cast(dict[str, Any], datasets.load_dataset(name))
+    except Exception as error:  # the library raises its own, the Hub's and the operating system's errors
+        raise InputError("data", f"the dataset {name!r} cannot be loaded: {error}") from error
+    if split not in splits:
+        raise InputError("data", f"{name!r} has no split {split!r}, only {', '.join(splits)}.")
+    table = splits[split]
+    column_names = [column for column in ("img", "image", *table.features) if column in table.features]
+    image = next((column for column in column_names if isinstance(table.features[column], datasets.Image)), None)
+    if image is None:
+        raise InputError("data", f"{name!r} has no column of images, only {', '.join(table.features)}.")
+    label = next((column for column in ("label", "labels", "fine_label") if column in table.features), None)
+    labels, classes = _read_labels(name, table, label) if label else ([0] * len(table), ())
+    cells = (row[image] or {} for row in table.cast_column(image, datasets.Image(decode=False)))
+    rows = (
+        Row(cell.get("path") or f"row {i}", _file_of(cell), label)
+        for i, (cell, label) in enumerate(zip(cells, labels, strict=True))
+    )
+    # The library's fingerprint of a table depends on the names, sizes and times of its files.
+    return Source(name, len(table), classes, rows, str(table._fingerprint))
+
+
+def _file_of(cell: dict[str, Any]) -> bytes | Path:
+    """Return the file of an image's cell; of an empty cell nothing, which is not an image."""
+    return cell.get("bytes") or (Path(cell["path"]) if cell.get("path") else b"")
+
+
+@functools.cache
+def _check_hub_dataset(name: str) -> None:
+    """Raise InputError for a dataset that the Hub cannot give: loading would retry for half a minute first.
+
+    The Hub is asked once for each name: a test split comes out of the cache, hours after the train split.
+    """
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    no_folder = f"there is no folder {name!r}"
+    try:
+        huggingface_hub.HfApi().dataset_info(name, timeout=10)
+    except errors.OfflineModeIsEnabled:
+        pass  # the Hub's cache may hold a copy
+    except errors.HFValidationError as error:
+        raise InputError("data", f"{no_folder}, and no dataset on the Hugging Face Hub can have that name.") from error
+    except errors.HfHubHTTPError as error:
+        raise InputError("data", f"{no_folder}, and the Hugging Face Hub refuses that name: {error}") from error
+    except Exception as error:  # any error of the HTTP client in use
+        offline = "with HF_HUB_OFFLINE=1 a copy in its cache is used"
+        raise InputError(
+            "data", f"{no_folder}, and the Hugging Face Hub cannot be reached ({error}); {offline}."
+        ) from error
+
+
+def _read_labels(source: str, table: Any, column: str) -> tuple[list[int], tuple[str, ...]]:
+    """Return class indices and names: the names that the dataset gives, or else its distinct labels, sorted."""
+    values = list(table[column])
+    try:
+        distinct = set(values)
+    except TypeError as error:  # lists and records
+        raise InputError(
+            "data", f"{source!r} has several values in a {column}; give each image one, or drop that column."
+        ) from error
+    names = getattr(table.features[column], "names", None)
+    index = {value: i for i, value in enumerate(range(len(names)) if names else sorted(distinct - {None}))}
+    if not index.keys() >= distinct:
+        raise InputError("data", f"{source!r} has images without a {column}; leave them out, or drop that column.")
+    return [index[value] for value in values], tuple(names or map(str, index))
