@@ -1,11 +1,11 @@
-"""A training step against a plain one, and the arithmetic that it achieves against a plain convolution's, in one run.
+"""Compare a training step with a plain one, and its FLOP/s with those of a plain convolution, in one run.
 
     python benchmarks/train.py [--device cpu] [--threads 1] [--compile] [--json FILE]
 
 The plain step is the same network and loss in fp32 with channels first (NCHW), without autocast, channels-last or the
-allocator's setting, in a process of its own. All sides take turns; each figure is the median of their steps, ratios are
+allocator's setting, in its own process. All variants take turns; each figure is the median of their steps, ratios are
 of medians. FLOP are those of the convolutions and matrix products of a step, forward and backward, as PyTorch counts
-them. Nothing else should be running.
+them. Nothing else should run meanwhile.
 """
 
 from __future__ import annotations
@@ -38,22 +38,24 @@ from ncml.training.objective import loss_bits
 from ncml.training.trainer import Execution, Trainer
 
 RECIPES = {"cifar10_small": (32, 7), "paper_cifar10": (2, 3)}
-"""Batch and steps of each on a CPU; a GPU takes the recipe's batch."""
+"""Batch size and steps of each on a CPU; a GPU uses the recipe's batch size."""
 
 PRECISIONS = ("fp32", "bf16")
 GOALS = {"of the plain step": 3.0, "of a convolution's FLOP/s": 0.5}
 CONVOLUTION = (32, 160, 32)
-"""Batch, channels in and out, and side of the plain 3x3 convolution: the paper's width at CIFAR-10's size."""
+"""Batch size, channels, and side of the plain 3x3 convolution: the paper's width at CIFAR-10's size."""
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="processor cores, the same for all sides (default: 1)")
-    parser.add_argument("--compile", action="store_true", help="also a compiled step, which takes minutes to make")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="processor cores, the same for all variants (default: 1)"
+    )
+    parser.add_argument("--compile", action="store_true", help="also a compiled step; compiling takes minutes")
     parser.add_argument("--quick", action="store_true", help="leave the 73M network out")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     reuse_freed_memory()
@@ -63,125 +65,127 @@ def main() -> None:
     results["convolution_flops"] = {name: convolution(name, options.device) for name in PRECISIONS}
     for precision, rate in results["convolution_flops"].items():
         say(f"plain 3x3 convolution, forward and backward, {precision}: {rate / 1e9:.1f} GFLOP/s")
-    for recipe, (batch, repeats) in list(RECIPES.items())[: 1 if options.quick else None]:
-        results[recipe] = compare(recipe, batch, repeats, options, results["convolution_flops"])
+    for recipe, (batch_size, repeats) in list(RECIPES.items())[: 1 if options.quick else None]:
+        results[recipe] = compare(recipe, batch_size, repeats, options, results["convolution_flops"])
     if options.json:
         options.json.write_text(json.dumps(results, indent=2) + "\n")
 
 
 def say(line: str) -> None:
-    """Print at once."""
+    """Print a line and flush."""
     print(line, flush=True)
 
 
-def chosen(recipe: str, batch: int | None, precision: str) -> Config:
-    """A recipe at a batch size and a precision."""
-    found = config.recipe(recipe)
-    training = replace(found.training, precision=precision, batch_size=batch or found.training.batch_size)
-    return replace(found, training=training)
+def recipe_at(recipe: str, batch_size: int | None, precision: str) -> Config:
+    """Return a recipe at a batch size and a precision."""
+    recipe_config = config.recipe(recipe)
+    batch_size = batch_size or recipe_config.training.batch_size
+    training = replace(recipe_config.training, precision=precision, batch_size=batch_size)
+    return replace(recipe_config, training=training)
 
 
-def pictures(of: Config) -> Dataset:
-    """Random ones: arithmetic takes as long on them."""
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(256, (256, of.model.height, of.model.width, 3), generator=generator, dtype=torch.uint8)
-    return Dataset(pixels, torch.arange(256) % len(of.model.classes), of.model.classes)
+def random_images(recipe_config: Config) -> Dataset:
+    """Return random images: the arithmetic takes as long on them."""
+    model, generator = recipe_config.model, torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (256, model.height, model.width, 3), generator=generator, dtype=torch.uint8)
+    return Dataset(pixels, torch.arange(256) % len(model.classes), model.classes)
 
 
 def compare(
-    recipe: str, batch: int | None, repeats: int, options: argparse.Namespace, convolution_flops: dict[str, float]
+    recipe: str, batch_size: int | None, repeats: int, options: argparse.Namespace, convolution_flops: dict[str, float]
 ) -> dict[str, Any]:
-    """Steps of all sides in turn."""
-    batch = batch if options.device == "cpu" else None
-    ours, theirs = multiprocessing.get_context("spawn").Pipe()
-    arguments = (theirs, chosen(recipe, batch, "fp32"), options.device, options.threads)
-    plain = multiprocessing.get_context("spawn").Process(target=plainly, args=arguments, daemon=True)
+    """Time the steps of all variants in turn."""
+    batch_size = batch_size if options.device == "cpu" else None
+    pipe, remote_pipe = multiprocessing.get_context("spawn").Pipe()
+    arguments = (remote_pipe, recipe_at(recipe, batch_size, "fp32"), options.device, options.threads)
+    plain = multiprocessing.get_context("spawn").Process(target=time_plain_steps, args=arguments, daemon=True)
     plain.start()
 
     def plain_step() -> float:
-        ours.send(True)
-        return ours.recv()
+        pipe.send(True)
+        return pipe.recv()
 
-    sides: dict[str, Callable[[], float]] = {"plain fp32": plain_step}
+    variants: dict[str, Callable[[], float]] = {"plain fp32": plain_step}
     for precision in PRECISIONS:
-        sides[precision] = stepper(chosen(recipe, batch, precision), options.device, Execution())
+        recipe_config = recipe_at(recipe, batch_size, precision)
+        variants[precision] = step_timer(recipe_config, options.device, Execution())
         if options.compile:
-            compiled = stepper(chosen(recipe, batch, precision), options.device, Execution(compile=True))
-            sides[f"{precision} compiled"] = compiled
-    for step in sides.values():  # the first makes kernels ready
+            variants[f"{precision} compiled"] = step_timer(recipe_config, options.device, Execution(compile=True))
+    for step in variants.values():  # the first initialises kernels
         step()
-    times: dict[str, list[float]] = {name: [] for name in sides}
+    times: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(repeats):
-        for name, step in sides.items():
+        for name, step in variants.items():
             times[name].append(step())
-    ours.send(False)
+    pipe.send(False)
     plain.join()
-    settled = chosen(recipe, batch, "fp32")
-    count, flops = settled.training.batch_size, flops_of(settled)
-    say(f"{recipe}, batch {count}: {flops / count / 1e9:.2f} GFLOP an image")
-    found: dict[str, Any] = {"batch": count, "flop_per_image": flops / count}
-    for name, taken in times.items():
-        seconds = statistics.median(taken)
+    recipe_config = recipe_at(recipe, batch_size, "fp32")
+    images, flops = recipe_config.training.batch_size, flops_of(recipe_config)
+    say(f"{recipe}, batch {images}: {flops / images / 1e9:.2f} GFLOP an image")
+    results: dict[str, Any] = {"batch": images, "flop_per_image": flops / images}
+    for name, seconds_of_steps in times.items():
+        seconds = statistics.median(seconds_of_steps)
         ratio = statistics.median(times["plain fp32"]) / seconds
         share = flops / seconds / convolution_flops["fp32" if "fp32" in name else "bf16"]
-        found[name] = {"images_per_second": count / seconds, "of_plain": ratio, "of_convolution": share}
+        results[name] = {"images_per_second": images / seconds, "of_plain": ratio, "of_convolution": share}
         say(
-            f"  {name:14} {count / seconds:8.2f} images/s, {ratio:5.2f} of the plain step, "
+            f"  {name:14} {images / seconds:8.2f} images/s, {ratio:5.2f} of the plain step, "
             f"{flops / seconds / 1e9:7.1f} GFLOP/s, {share:.0%} of the convolution's"
         )
     say("  goals: " + ", ".join(f"{goal:g} {name}" for name, goal in GOALS.items()))
-    return found
+    return results
 
 
-def stepper(of: Config, device: str, execution: Execution) -> Callable[[], float]:
-    """What takes a step and returns its seconds."""
-    trainer = Trainer(of, pictures(of), group=ProcessGroup(device=device), execution=execution)
-    return lambda: timed(trainer.train_step)
+def step_timer(recipe_config: Config, device: str, execution: Execution) -> Callable[[], float]:
+    """Return a function that takes a training step and returns its seconds."""
+    group = ProcessGroup(device=device)
+    trainer = Trainer(recipe_config, random_images(recipe_config), group=group, execution=execution)
+    return lambda: seconds_of(trainer.train_step)
 
 
-def timed(step: Callable[[], object]) -> float:
-    """Seconds of a call that waits for its result."""
-    begun = time.perf_counter()
+def seconds_of(step: Callable[[], object]) -> float:
+    """Return the seconds of a call that waits for its result."""
+    start = time.perf_counter()
     step()
-    return time.perf_counter() - begun
+    return time.perf_counter() - start
 
 
-def plainly(pipe: Connection, of: Config, device: str, threads: int) -> None:
-    """Take a plain step and send its seconds, as long as asked to."""
+def time_plain_steps(pipe: Connection, recipe_config: Config, device: str, threads: int) -> None:
+    """Take a plain step and send its seconds each time the pipe asks for one."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    network, data = NCPN(of).to(device), pictures(of)
+    network, data, training = NCPN(recipe_config).to(device), random_images(recipe_config), recipe_config.training
     average = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
-    optimizer = torch.optim.Adam(network.parameters(), lr=of.training.learning_rate, betas=of.training.betas)
+    optimizer = torch.optim.Adam(network.parameters(), lr=training.learning_rate, betas=training.betas)
 
     def step() -> None:
-        batch = draw_batch(data, of, 0).to(device)
+        batch = draw_batch(data, recipe_config, 0).to(device)
         batch = replace(batch, x_BCHW=batch.x_BCHW.contiguous())
         loss = loss_bits(network, batch, bf16=False).mean()
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), of.training.grad_clip)
+        torch.nn.utils.clip_grad_norm_(network.parameters(), training.grad_clip)
         optimizer.step()
         with torch.no_grad():
             for name, parameter in network.named_parameters():
-                average[name].lerp_(parameter, of.training.batch_size / of.training.ema_images)
+                average[name].lerp_(parameter, training.batch_size / training.ema_images)
         loss.item()
 
     while pipe.recv():
-        pipe.send(timed(step))
+        pipe.send(seconds_of(step))
 
 
-def flops_of(of: Config) -> int:
-    """Of a step's convolutions and matrix products, forward and backward."""
-    network = NCPN(of)
-    one = replace(of, training=replace(of.training, batch_size=1))
+def flops_of(recipe_config: Config) -> int:
+    """Count the FLOP of a step's convolutions and matrix products, forward and backward."""
+    network = NCPN(recipe_config)
+    single = replace(recipe_config, training=replace(recipe_config.training, batch_size=1))
     with FlopCounterMode(display=False) as counter:
-        loss_bits(network, draw_batch(pictures(of), one, 0), bf16=False).sum().backward()
-    return counter.get_total_flops() * of.training.batch_size
+        loss_bits(network, draw_batch(random_images(single), single, 0), bf16=False).sum().backward()
+    return counter.get_total_flops() * recipe_config.training.batch_size
 
 
 def convolution(precision: str, device: str) -> float:
-    """FLOP/s of a plain convolution with channels last, forward and backward."""
+    """Return the FLOP/s of a plain convolution with channels last, forward and backward."""
     batch, channels, side = CONVOLUTION
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     x = torch.randn(batch, channels, side, side, device=device, dtype=dtype).to(memory_format=torch.channels_last)
@@ -196,7 +200,7 @@ def convolution(precision: str, device: str) -> float:
             torch.cuda.synchronize()
 
     step()
-    seconds = statistics.median(timed(step) for _ in range(7))
+    seconds = statistics.median(seconds_of(step) for _ in range(7))
     return 3 * 2 * batch * side**2 * channels**2 * 9 / seconds
 
 

@@ -77,21 +77,21 @@ class Recorder:
 def test_a_folder_of_images_becomes_a_calibrated_model(tmp_path: Path) -> None:
     """1,000 pictures leave 40 to fit the statistics and 100 to rank."""
     source = pictures(tmp_path / "photos", 1000, classes=("dark", "light"))
-    said: list[str] = []
+    messages: list[str] = []
     recorders = len(Recorder.made)
-    done = train(source, tmp_path / "mine", said, total_images=1600, interval=800, trackers=[Recorder])
+    done = train(source, tmp_path / "mine", messages, total_images=1600, interval=800, trackers=[Recorder])
     assert done is not None
     assert done.calibrated
     model = ncml.load(tmp_path / "mine")
     assert (model.version, model.classes) == (done.version, ("dark", "light"))
     assert model.calibration is not None
     assert (model.calibration.n_fit, model.calibration.n_rank) == (40, 100)
-    assert said[0] == "1,000 images, of 8x8 (1,000)"
-    assert said[1].startswith("2 classes: ")
-    assert said[-3] == "860 for training, 140 held out for measurement and calibration"
-    assert "38,006 parameters, fp32 on cpu: 1,600 images at" in said[-2]
-    assert "take about" in said[-2]
-    assert said[-1] == "calibrated on 40 and 100 held-out images: the smallest p-value is 0.0099"
+    assert messages[0] == "1,000 images, of 8x8 (1,000)"
+    assert messages[1].startswith("2 classes: ")
+    assert messages[-3] == "860 for training, 140 held out for measurement and calibration"
+    assert "38,006 parameters, fp32 on cpu: 1,600 images at" in messages[-2]
+    assert "take about" in messages[-2]
+    assert messages[-1] == "calibrated on 40 and 100 held-out images: the smallest p-value is 0.0099"
 
     run = tmp_path / "mine/training"
     grids = sorted(path.name for path in (run / "samples").iterdir())
@@ -112,32 +112,32 @@ def test_a_folder_of_images_becomes_a_calibrated_model(tmp_path: Path) -> None:
     assert mine.shapes == [(32, 32, 3)] * 2
 
 
-def test_too_few_pictures_to_calibrate_are_told(tmp_path: Path) -> None:
-    said: list[str] = []
-    done = train(pictures(tmp_path / "photos", 50), tmp_path / "mine", said, total_images=32)
+def test_too_few_images_to_calibrate_are_reported(tmp_path: Path) -> None:
+    messages: list[str] = []
+    done = train(pictures(tmp_path / "photos", 50), tmp_path / "mine", messages, total_images=32)
     assert done is not None
     assert not done.calibrated
-    assert said[-1].startswith("not calibrated, so `ncml score` gives no p-values: ")
-    assert "give at least" in said[-1]
+    assert messages[-1].startswith("not calibrated, so `ncml score` gives no p-values: ")
+    assert "give at least" in messages[-1]
     assert ncml.load(tmp_path / "mine").calibration is None
 
 
-def test_what_is_wrong_with_the_pictures_is_told_first(tmp_path: Path) -> None:
+def test_problems_of_the_images_are_reported_first(tmp_path: Path) -> None:
     """Other sizes, copies, a class of one picture, files that are none, and none of it ends the run."""
     folder = tmp_path / "photos"
     source = pictures(folder, 60)
-    some = next((folder / "dark").glob("*.png"))
-    Image.open(some).resize((4, 4)).save(folder / "dark" / "small.png")
-    Image.open(some).resize((20, 10)).save(folder / "dark" / "wide.png")
-    (folder / "dark" / "copy.png").write_bytes(some.read_bytes())
+    image = next((folder / "dark").glob("*.png"))
+    Image.open(image).resize((4, 4)).save(folder / "dark" / "small.png")
+    Image.open(image).resize((20, 10)).save(folder / "dark" / "wide.png")
+    (folder / "dark" / "copy.png").write_bytes(image.read_bytes())
     (folder / "hawk").mkdir()
     Image.new("RGB", (8, 8), "red").save(folder / "hawk" / "1.png")
     (folder / "dark" / "notes.txt").write_text("notes")
     (folder / "readme.md").write_text("not in a class, and no picture")
-    said: list[str] = []
-    train(source, tmp_path / "mine", said, total_images=32)
-    report = "\n".join(said)
-    assert said[0] == "64 images, of 8x8 (62), 4x4 (1), 20x10 (1)"
+    messages: list[str] = []
+    train(source, tmp_path / "mine", messages, total_images=32)
+    report = "\n".join(messages)
+    assert messages[0] == "64 images, of 8x8 (62), 4x4 (1), 20x10 (1)"
     for line in (
         "each is cropped to its centre and resized to 8x8",
         "1 smaller than that: enlarged",
@@ -149,39 +149,39 @@ def test_what_is_wrong_with_the_pictures_is_told_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 7])
-def test_pictures_that_cannot_be_split_are_refused(tmp_path: Path, count: int) -> None:
-    said = "1 image;" if count == 1 else "7 images;"
-    with pytest.raises(InputError, match=f"holds {said} at least 8 are needed") as refused:
+def test_images_that_cannot_be_split_are_refused(tmp_path: Path, count: int) -> None:
+    counted = "1 image;" if count == 1 else "7 images;"
+    with pytest.raises(InputError, match=f"holds {counted} at least 8 are needed") as refused:
         train(pictures(tmp_path / "photos", count, classes=()), tmp_path / "mine")
     assert refused.value.field == "data"
 
 
 def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path, model_folder: Path) -> None:
     (tmp_path / "file").write_text("x")
-    for out, said in (
+    for out, reason in (
         (model_folder, "holds a finished model already"),
         (tmp_path / "file", "cannot be written: .*file is not a folder"),
         (tmp_path / "file" / "mine", "cannot be written: .*file is not a folder"),
     ):
-        with pytest.raises(InputError, match=said) as refused:
+        with pytest.raises(InputError, match=reason) as refused:
             train("nowhere", out)
         assert refused.value.field == "out"
     with pytest.raises(InputError, match="no training run to resume"):
         train("nowhere", tmp_path / "new", resume=True)
 
 
-def test_another_model_s_weights_begin_a_run(tmp_path: Path) -> None:
+def test_a_run_starts_with_another_model_s_weights(tmp_path: Path) -> None:
     """Before a step its first measurement is the other model's, although the classes are others."""
     first = train(pictures(tmp_path / "photos", 50), tmp_path / "first", total_images=640)
     other = pictures(tmp_path / "others", 50, classes=("dim", "white"))
     # A learning rate of next to nothing leaves the weights where they began.
     still = replace(config.smoke(), training=replace(config.smoke().training, learning_rate=1e-12))
-    begun = run.train(
+    started = run.train(
         still, other, tmp_path / "second", command="", total_images=32, init_from=ncml.load(tmp_path / "first")
     )
     assert first is not None
-    assert begun is not None
-    assert begun.metrics["held_out_bpd"] == pytest.approx(first.metrics["held_out_bpd"], abs=2e-4)
+    assert started is not None
+    assert started.metrics["held_out_bpd"] == pytest.approx(first.metrics["held_out_bpd"], abs=2e-4)
     shape = replace(config.smoke(), model=replace(config.smoke().model, mixtures=2))
     with pytest.raises(InputError, match="the model first has mixtures 3 and the recipe smoke has 2: use the recipe"):
         run.train(shape, other, tmp_path / "third", command="", init_from=ncml.load(tmp_path / "first"))
@@ -190,11 +190,11 @@ def test_another_model_s_weights_begin_a_run(tmp_path: Path) -> None:
 def test_a_run_beyond_a_year_is_planned_without_a_date() -> None:
     pixels = nets.images(8)
     trainer = Trainer(config.smoke(), dataset.Dataset(pixels, torch.zeros(8, dtype=torch.long), ("dark", "light")))
-    for images, told in ((10_000, ", until "), (10**23, " days ")):
+    for images, phrase in ((10_000, ", until "), (10**23, " days ")):
         trainer.set_length(images)
-        said = describe_plan(trainer, 0.5, math.inf)
-        assert told in said
-        assert ("until" in said) == (images == 10_000)
+        plan = describe_plan(trainer, 0.5, math.inf)
+        assert phrase in plan
+        assert ("until" in plan) == (images == 10_000)
 
 
 def test_a_tracker_is_a_function_of_folder_and_configuration_that_makes_one(tmp_path: Path) -> None:
@@ -207,25 +207,25 @@ def test_a_tracker_is_a_function_of_folder_and_configuration_that_makes_one(tmp_
     assert isinstance(tracking.tracker_factory(f"{__name__}:Recorder")(tmp_path, config.smoke()), Recorder)
 
 
-def test_a_run_is_fitted_to_its_time(tmp_path: Path) -> None:
+def test_a_run_is_as_long_as_its_time(tmp_path: Path) -> None:
     """The learning rate falls to 0 within the time; resumed, the run keeps the length that it was given."""
-    source, said = pictures(tmp_path / "photos", 50), list[str]()
-    begun = time.monotonic()
-    done = train(source, tmp_path / "mine", said, total_images=None, max_seconds=4.0)
-    assert time.monotonic() - begun < 60
+    source, messages = pictures(tmp_path / "photos", 50), list[str]()
+    start = time.monotonic()
+    done = train(source, tmp_path / "mine", messages, total_images=None, max_seconds=4.0)
+    assert time.monotonic() - start < 60
     assert done is not None
     length = ncml.load(tmp_path / "mine").config.training.total_images
     assert 32 <= length < 2048
     assert done.metrics["images_seen"] <= length + 32
-    said.clear()
-    train(source, tmp_path / "mine", said, total_images=None, resume=True)
+    messages.clear()
+    train(source, tmp_path / "mine", messages, total_images=None, resume=True)
     assert ncml.load(tmp_path / "mine").config.training.total_images == length
-    train(source, tmp_path / "mine", said, total_images=None, resume=True)
-    assert "the run is finished after" in said[-2]
-    assert "--max-images makes it longer" in said[-2]
+    train(source, tmp_path / "mine", messages, total_images=None, resume=True)
+    assert "the run is finished after" in messages[-2]
+    assert "--max-images makes it longer" in messages[-2]
 
 
-def test_pictures_are_decoded_once_and_again_when_they_change(tmp_path: Path) -> None:
+def test_images_are_decoded_once_and_again_when_they_change(tmp_path: Path) -> None:
     source, keep = pictures(tmp_path / "photos", 20), tmp_path / "kept"
     first = dataset.load(source, 8, 8, keep=keep)
     decoded: list[int] = []
@@ -334,7 +334,7 @@ def test_where_room_cannot_be_reserved_it_is_written(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("system", ["", "import os; del os.posix_fallocate"], ids=["Linux", "macOS"])
-def test_decoded_pictures_that_do_not_fit_on_the_disk_are_told_before_they_are_read(
+def test_decoded_images_that_do_not_fit_on_the_disk_are_refused_before_they_are_read(
     tmp_path: Path, system: str
 ) -> None:
     pictures(tmp_path / "photos", 50)
@@ -436,7 +436,7 @@ with process_group("cpu") as group:
         assert torch.allclose(first[name], second[name], atol=2e-4), name
 
 
-def test_a_batch_that_cannot_be_cut_is_refused(tmp_path: Path) -> None:
+def test_a_batch_that_cannot_be_divided_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="a batch of 32 images cannot be divided into 3 parts") as refused:
         train(pictures(tmp_path / "photos", 50), tmp_path / "mine", execution=run.Execution(grad_accum_steps=3))
     assert refused.value.field == "batch-size"
@@ -447,10 +447,12 @@ def test_a_run_that_diverges_leaves_its_last_state(tmp_path: Path) -> None:
     train(source, out, total_images=64)
     saved = (out / STATE).read_bytes()
     wild = replace(config.smoke(), training=replace(config.smoke().training, learning_rate=1e30))
-    told = r"diverged at step \d+ .* of image \d+ of the training part at .* grey levels.*; "
-    with pytest.raises(TrainingError, match=told + "nothing was saved yet: start again with a lower --learning-rate"):
+    diverged = r"diverged at step \d+ .* of image \d+ of the training part at .* grey levels.*; "
+    with pytest.raises(
+        TrainingError, match=diverged + "nothing was saved yet: start again with a lower --learning-rate"
+    ):
         run.train(wild, source, tmp_path / "new", command="", total_images=640, interval=10_000)
-    with pytest.raises(TrainingError, match=told + "the last saved state is intact: --resume with a lower"):
+    with pytest.raises(TrainingError, match=diverged + "the last saved state is intact: --resume with a lower"):
         run.train(wild, source, out, command="", total_images=640, resume=True, interval=10_000)
     assert (out / STATE).read_bytes() == saved
     assert train(source, out, total_images=96, resume=True) is not None

@@ -38,7 +38,7 @@ def dataset(count: int = 64) -> Dataset:
 
 
 def test_maximum_likelihood_is_ncml_with_all_mass_at_0() -> None:
-    """Every t is 0, every pixel lies on the grid, and the loss is the discretised likelihood of the pictures."""
+    """Every t is 0, every pixel lies on the grid, and the loss is the discretised likelihood of the images."""
     config = maximum_likelihood(SMOKE)
     config = replace(
         config, training=replace(config.training, flip=False, orientation_probability=0.0, class_dropout=0.0)
@@ -51,8 +51,8 @@ def test_maximum_likelihood_is_ncml_with_all_mass_at_0() -> None:
     x = from_uint8(data.images_NHWC)
     clean = torch.ones(16, dtype=torch.bool)
     plain = bits_per_dim(log_prob(x, net(x, torch.zeros(16), data.labels_N), clean).sum((1, 2)), 64)
-    found = loss_bits(net, batch, bf16=False)
-    assert torch.allclose(found.sort().values, plain.sort().values, atol=1e-5)
+    loss_B = loss_bits(net, batch, bf16=False)
+    assert torch.allclose(loss_B.sort().values, plain.sort().values, atol=1e-5)
 
 
 def test_a_batch_is_a_function_of_its_step() -> None:
@@ -63,15 +63,15 @@ def test_a_batch_is_a_function_of_its_step() -> None:
     assert not torch.equal(first.x_BCHW, next_one.x_BCHW)
 
 
-def test_every_picture_is_seen_once_an_epoch() -> None:
+def test_every_image_is_seen_once_an_epoch() -> None:
     data = dataset(40)  # not a multiple of the batch
     config = replace(
         SMOKE, training=replace(SMOKE.training, flip=False, orientation_probability=0.0, clean_probability=1.0)
     )
-    seen = torch.cat([draw_batch(data, config, step).x_BCHW for step in range(5)])
-    for epoch in seen.split(40):
-        found = {picture.numpy().tobytes() for picture in epoch.contiguous()}
-        assert found == {picture.numpy().tobytes() for picture in from_uint8(data.images_NHWC).contiguous()}
+    images = torch.cat([draw_batch(data, config, step).x_BCHW for step in range(5)])
+    for epoch in images.split(40):
+        pixels = {image.numpy().tobytes() for image in epoch.contiguous()}
+        assert pixels == {image.numpy().tobytes() for image in from_uint8(data.images_NHWC).contiguous()}
 
 
 def test_mu_has_its_mass_at_0_and_is_uniform_elsewhere() -> None:
@@ -98,14 +98,14 @@ def test_noise_is_added_by_the_process() -> None:
     assert stats.kstest(standard.flatten()[:20_000].numpy(), stats.norm.cdf).pvalue > 1e-3
 
 
-def test_classes_are_withheld_and_pictures_turned_at_the_stated_rates() -> None:
+def test_classes_are_withheld_and_images_oriented_at_the_stated_rates() -> None:
     config = replace(SMOKE, training=replace(SMOKE.training, batch_size=4096))
     batch = draw_batch(dataset(), config, 0)
     assert abs((batch.class_B == 2).double().mean() - 0.1) < 4 * math.sqrt(0.1 * 0.9 / 4096)
     assert abs((batch.orientation_B != 0).double().mean() - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 4096)
 
 
-def test_pictures_that_are_not_square_are_turned_as_a_batch() -> None:
+def test_images_that_are_not_square_are_oriented_as_a_batch() -> None:
     config = nets.config(width=12, training=TrainingConfig(batch_size=4, orientation_probability=1.0))
     data = Dataset(nets.images(4, 8, 12), torch.zeros(4, dtype=torch.long), ("a", "b"))
     shapes = {tuple(draw_batch(data, config, step).x_BCHW.shape[2:]) for step in range(12)}
@@ -130,9 +130,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
     config = replace(SMOKE, model=replace(SMOKE.model, dropout=0.1))
     whole = Trainer(config, dataset())
     losses = [whole.train_step() for _ in range(6)]
-    begun = Trainer(config, dataset())
-    first = [begun.train_step() for _ in range(3)]
-    begun.save(tmp_path / "state.safetensors")
+    interrupted = Trainer(config, dataset())
+    first = [interrupted.train_step() for _ in range(3)]
+    interrupted.save(tmp_path / "state.safetensors")
     torch.manual_seed(999)
     resumed = Trainer(config, dataset())
     resumed.resume(tmp_path / "state.safetensors")
@@ -203,16 +203,16 @@ def test_a_damaged_state_is_not_resumed(tmp_path: Path, damage: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("other", "said"),
+    ("other", "difference"),
     [
         (replace(SMOKE, model=replace(SMOKE.model, mixtures=4)), "model mixtures 3, not 4"),
         (replace(SMOKE, sde=replace(SMOKE.sde, kind="ve")), "sde kind 'vp', not 've'"),
         (maximum_likelihood(SMOKE), "training clean_probability 0.25, not 1.0"),
     ],
 )
-def test_another_run_is_not_resumed(tmp_path: Path, other: Config, said: str) -> None:
+def test_another_run_is_not_resumed(tmp_path: Path, other: Config, difference: str) -> None:
     Trainer(SMOKE, dataset()).save(tmp_path / "state.safetensors")
-    with pytest.raises(TrainingError, match=f"is a run with {said}; resume with"):
+    with pytest.raises(TrainingError, match=f"is a run with {difference}; resume with"):
         Trainer(other, dataset()).resume(tmp_path / "state.safetensors")
 
 
@@ -272,7 +272,7 @@ def test_a_signal_stops_between_steps_with_all_saved(tmp_path: Path, number: int
 GOLDEN = [9.2465, 9.485, 10.0387, 9.5874, 9.5001, 9.4116, 9.0601, 9.229]
 
 
-def test_the_loss_curve_is_the_known_one() -> None:
+def test_the_loss_curve_is_reproduced() -> None:
     """Eight steps of the smoke recipe, bits per dimension, to 2e-3: a refactoring proves itself here."""
     trainer = Trainer(SMOKE, dataset())
     assert [trainer.train_step() for _ in range(8)] == pytest.approx(GOLDEN, abs=2e-3)
@@ -282,16 +282,16 @@ def test_a_run_learns_and_keeps_its_average(tmp_path: Path) -> None:
     config = replace(SMOKE, training=replace(SMOKE.training, total_images=640))
     trainer = Trainer(config, dataset())
     before = held_out_bits(trainer.ema, dataset())
-    told: list[float] = []
+    losses: list[float] = []
     train_loop(
         trainer,
         tmp_path / "state.safetensors",
         held_out=dataset(),
         interval=320,
-        on_step=lambda trainer, bits, rate: told.append(bits),
+        on_step=lambda trainer, bits, rate: losses.append(bits),
     )
     assert trainer.finished
-    assert len(told) == 40
+    assert len(losses) == 40
     assert [row["images"] for row in trainer.history] == [320, 640]
     assert held_out_bits(trainer.ema, dataset()) < before - 0.5
     assert trainer.history[-1]["held_out_bpd"] == pytest.approx(held_out_bits(trainer.ema, dataset()), abs=1e-4)
@@ -307,9 +307,9 @@ def test_divergence_is_reported_by_step_and_parameter() -> None:
         weight[0, 0] = math.nan
     with pytest.raises(
         TrainingError, match=r"diverged at step 1 \(16 images\).*the weight head.weight is not finite"
-    ) as found:
+    ) as error:
         trainer.train_step()
-    assert str(found.value).endswith("nothing was saved yet: start again with a lower --learning-rate.")
+    assert str(error.value).endswith("nothing was saved yet: start again with a lower --learning-rate.")
     assert trainer.step == 1
     unchanged = {k: v for k, v in state(trainer).items() if k != name}
     assert all(torch.equal(v, kept[k]) for k, v in unchanged.items())
@@ -339,7 +339,7 @@ def test_a_step_without_a_finite_gradient_is_skipped_and_counted(tmp_path: Path)
         trainer.train_step()
 
 
-def test_held_out_bits_weigh_every_picture_the_same() -> None:
+def test_held_out_bits_weigh_every_image_the_same() -> None:
     """Batches of unequal size make no difference, and dropout is off."""
     config = replace(SMOKE, model=replace(SMOKE.model, dropout=0.5))
     trainer = Trainer(config, dataset())
@@ -350,7 +350,7 @@ def test_held_out_bits_weigh_every_picture_the_same() -> None:
     assert sum(each) / 10 == pytest.approx(whole, abs=1e-6)
 
 
-def test_a_run_needs_pictures() -> None:
+def test_a_run_needs_images() -> None:
     with pytest.raises(InputError) as refused:
         Trainer(SMOKE, dataset().first(0))
     assert refused.value.field == "data"
@@ -370,7 +370,7 @@ def test_less_memory_makes_no_difference(execution: Execution) -> None:
         assert torch.allclose(state(other)[name], tensor, atol=2e-4), name
 
 
-def test_activations_are_computed_again_where_that_is_asked_for() -> None:
+def test_activation_checkpointing_stores_less() -> None:
     """What the forward pass saves for the backward pass is much less."""
 
     def saved(execution: Execution) -> int:
@@ -412,14 +412,14 @@ def test_short_runs_warm_up_over_a_fifth() -> None:
 
 def test_a_long_interval_is_saved_in_between(tmp_path: Path) -> None:
     trainer, path = Trainer(SMOKE, dataset()), tmp_path / "state.safetensors"
-    seen: list[bool] = []
+    saved: list[bool] = []
     train_loop(
         trainer,
         path,
         held_out=dataset(),
         interval=10_000,
         save_seconds=0.0,
-        on_step=lambda trainer, mean, rate: seen.append(path.exists()),
+        on_step=lambda trainer, mean, rate: saved.append(path.exists()),
     )
-    assert seen == [False] + [True] * 31
+    assert saved == [False] + [True] * 31
     assert [row["images"] for row in trainer.history] == [512]
