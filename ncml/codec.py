@@ -1,8 +1,9 @@
 """Lossless compression by the model's own distributions: an arithmetic coder that follows the exact sampler.
 
-A picture costs what the model's bits per dimension say, which is also the most practical check of that number. Coder
-and decoder take the same walk (`ncml.sampling.cached.walk`) over the same batches, so that they round alike; a pass
-over whole pictures would be faster for the coder, and differ from the decoder in the last bits.
+The length of an image's code is the model's bits per dimension, which makes an archive the most practical check of that
+number. Encoder and decoder visit the pixels of the same batches in the same way (`ncml.sampling.cached.visit_pixels`),
+so that they round alike; a pass over whole images would be faster for the encoder, and differ from the decoder in the
+last bits.
 
 An archive, format 1, numbers little-endian:
 
@@ -42,7 +43,7 @@ from ncml.model import Model
 from ncml.network.likelihood import LOG_SCALES, from_uint8
 from ncml.paths import printable
 from ncml.progress import OnProgress, Progress, ignore_progress
-from ncml.sampling.cached import walk
+from ncml.sampling.cached import visit_pixels
 from ncml.sampling.sample import Conditions
 
 coding: Any = constriction.stream  # pyright: ignore[reportAttributeAccessIssue] - a compiled module without stubs
@@ -253,7 +254,7 @@ def _walk(model: Model, B: int, code: Code, on_row: OnRow) -> None:
     x_BCHW = weight.new_zeros(B, 3, model.height, model.width)
     null_B = torch.full((B,), len(model.classes), device=weight.device)
     conditions = Conditions(0.0, null_B, torch.zeros_like(null_B))
-    walk(model.network, x_BCHW, conditions, choose, on_row=lambda row: on_row(row, B))
+    visit_pixels(model.network, x_BCHW, conditions, choose, on_row=lambda row: on_row(row, B))
 
 
 def _masses(mixture_BK9: Tensor, x_BC: Tensor, c: int) -> Tensor:

@@ -26,12 +26,12 @@ from ncml.ood.tiles import Scan, TileCalibration, scan
 from ncml.progress import OnProgress, Progress, ignore_progress
 from ncml.sampling.batch_invariance import GroupedSampler, choose_batching
 from ncml.sampling.batching import Batching, BatchingSetting, batching_setting
-from ncml.sampling.cached import incremental
+from ncml.sampling.cached import sample_cached
 from ncml.sampling.cuda_graphs import Replay
 from ncml.sampling.options import SamplingLimits, SamplingOptions, check_noise
 from ncml.sampling.sample import Plan, Sampler, draw, naive
 
-SAMPLERS: dict[str, Sampler] = {"incremental": incremental, "naive": naive}
+SAMPLERS: dict[str, Sampler] = {"incremental": sample_cached, "naive": naive}
 
 Classes = str | int | None | Sequence[str | int | None]
 Images = NDArray[np.uint8] | Image.Image | Sequence[NDArray[np.uint8] | Image.Image]
@@ -359,7 +359,7 @@ class Model:
             return SAMPLERS[name]
         if self.device.type == "cuda":
             return self._replay
-        return incremental if self.batching is None else GroupedSampler(self.batching.divide(seeds))
+        return sample_cached if self.batching is None else GroupedSampler(self.batching.divide(seeds))
 
     def _time(self, noise: float) -> float:
         return process(self.config.sde).time_of(check_noise(noise, self.noise))

@@ -22,7 +22,7 @@ from ncml.network.likelihood import PixelNoise
 from ncml.network.ncpn import NCPN
 from ncml.network.sde import end_time
 from ncml.sampling.batching import SIZES, Batching, BatchingSetting, Group
-from ncml.sampling.cached import Drawing
+from ncml.sampling.cached import RowSampler
 from ncml.sampling.sample import Conditions
 
 log = logging.getLogger(__name__)
@@ -48,23 +48,23 @@ class GroupedSampler:
         on_row: Callable[[int], bool],
     ) -> None:
         """Sample the pixels of x from row `first_row` on, in place; `on_row` gets the mean of the groups' rows."""
-        drawing, drawing_size = None, 0
+        sampler, sampler_size = None, 0
         for index, group in enumerate(self.groups):
             members = [member for member in group if member is not None]
             rows = [row for row, member in enumerate(group) if member is not None]
             padded_G = torch.tensor([members[0] if member is None else member for member in group])
             member_N, row_N = padded_G[rows], torch.tensor(rows)
             x_GCHW = x_BCHW[padded_G]
-            if drawing is None or drawing_size != len(group):
-                drawing_size = len(group)
-                drawing = Drawing(network, x_GCHW, first_row=first_row, clean=conditions.t == 0)
+            if sampler is None or sampler_size != len(group):
+                sampler_size = len(group)
+                sampler = RowSampler(network, x_GCHW, first_row=first_row, clean=conditions.t == 0)
             noise_G = PixelNoise(noise.gumbel_BK[padded_G], noise.logistic_BC[padded_G], noise.uniform_BC[padded_G])
-            drawing.begin(x_GCHW, conditions.of(padded_G), noise_G, images=rows)
-            for i in drawing.rows:
-                drawing.row(i)
+            sampler.reset(x_GCHW, conditions.of(padded_G), noise_G, images=rows)
+            for i in sampler.rows:
+                sampler.sample_row(i)
                 if i < first_row:
                     continue
-                x_BCHW[member_N, :, i] = drawing.x_BCHW[row_N, :, i]
+                x_BCHW[member_N, :, i] = sampler.x_BCHW[row_N, :, i]
                 rows_done = index * (x_BCHW.shape[2] - first_row) + i + 1 - first_row
                 if on_row(first_row + rows_done // len(self.groups)):
                     return

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ncml.network.likelihood import PixelNoise
 from ncml.network.ncpn import NCPN
-from ncml.sampling.cached import Drawing, incremental
+from ncml.sampling.cached import RowSampler, sample_cached
 from ncml.sampling.sample import Conditions
 
 log = logging.getLogger(__name__)
@@ -57,18 +57,18 @@ def cuda_graphs(device: torch.device) -> Recorder:
 class _Record:
     """A drawing and its rows, recorded."""
 
-    drawing: Drawing
+    sampler: RowSampler
     rows: list[Work]
 
     def draw(self, x_BCHW: Tensor, conditions: Conditions, noise: PixelNoise, on_row: Callable[[int], bool]) -> None:
         """The pictures, into x, from the record."""
-        self.drawing.begin(x_BCHW, conditions, noise)
-        first = self.drawing.rows.start
-        self.drawing.finish(x_BCHW, lambda i: self.rows[i - first](), on_row)
+        self.sampler.reset(x_BCHW, conditions, noise)
+        first = self.sampler.rows.start
+        self.sampler.sample_rows(x_BCHW, lambda i: self.rows[i - first](), on_row)
 
 
 class Replay:
-    """A `ncml.sampling.sample.Sampler` that draws what `incremental` does. It is for weights that stay as they are."""
+    """A `ncml.sampling.sample.Sampler` with the results of `sample_cached`, for weights that do not change."""
 
     def __init__(self, recorders: Callable[[torch.device], Recorder] = cuda_graphs) -> None:
         """recorders: makes the recorder of a drawing's rows on a device."""
@@ -106,7 +106,7 @@ class Replay:
                 return on_row(row)
 
             try:
-                incremental(network, x_BCHW, conditions, noise, first_row=first_row, on_row=count)
+                sample_cached(network, x_BCHW, conditions, noise, first_row=first_row, on_row=count)
             except torch.OutOfMemoryError:
                 self.records.clear()  # before whoever asked tries fewer pictures
                 raise
@@ -125,15 +125,15 @@ class Replay:
         """Keep a record of a kind of drawing, of which x is one, if it yields x; nothing once x is no longer wanted."""
         network, shape, first_row, clean = kind
         try:
-            drawing = Drawing(network, x_BCHW, first_row=first_row, clean=clean)
-            drawing.begin(x_BCHW, conditions, noise)
+            sampler = RowSampler(network, x_BCHW, first_row=first_row, clean=clean)
+            sampler.reset(x_BCHW, conditions, noise)
             recorder = self.recorders(x_BCHW.device)
             rows: list[Work] = []
-            for i in drawing.rows:
-                rows.append(recorder(partial(drawing.row, i)))
+            for i in sampler.rows:
+                rows.append(recorder(partial(sampler.sample_row, i)))
                 if on_row(shape[2]):
                     return
-            record = _Record(drawing, rows)
+            record = _Record(sampler, rows)
             again_BCHW = x_BCHW.clone()
             again_BCHW[:, :, first_row:] = 0
             record.draw(again_BCHW, conditions, noise, lambda row: False)

@@ -16,7 +16,7 @@ from ncml.images import grid, to_png
 from ncml.network.ncpn import NCPN
 from ncml.network.sde import end_time, grey_levels, process
 from ncml.progress import OnProgress, Progress
-from ncml.sampling.cached import incremental
+from ncml.sampling.cached import sample_cached
 from ncml.sampling.options import SamplingSettings
 from ncml.sampling.sample import Plan, draw
 from ncml.training.inventory import counted
@@ -118,4 +118,4 @@ def sample_images(network: NCPN, count: int) -> NDArray[np.uint8]:
             noise=0.0 if config.training.clean_probability == 1 else largest, steps=1, solver="tweedie"
         ),
     )
-    return draw(network, plan, incremental)
+    return draw(network, plan, sample_cached)

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ncml.network.ncpn import NCPN
 from ncml.network.sde import process
 from ncml.ood.measurements import measure_level
-from ncml.sampling.cached import incremental
+from ncml.sampling.cached import sample_cached
 from ncml.sampling.sample import Conditions, Noise, score_function
 from ncml.sampling.solvers import SOLVERS, tweedie
 from ncml.training.batches import Batch
@@ -56,7 +56,7 @@ def test_sampling(elsewhere: torch.device, first_row: int) -> None:
     """From nothing, and from known rows."""
     x = torch.zeros(3, 3, 4, 4, device=elsewhere)
     noise = Noise([0, 1, 2], dtype=x.dtype, device=elsewhere).pixels(CONFIG.model.mixtures, 4, 4)
-    incremental(network(elsewhere), x, conditions(elsewhere), noise, first_row=first_row, on_row=lambda row: False)
+    sample_cached(network(elsewhere), x, conditions(elsewhere), noise, first_row=first_row, on_row=lambda row: False)
     assert x.device == elsewhere
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ncml.network import likelihood
 from ncml.network.likelihood import HALF, PixelNoise, log_prob, sample, to_grid
-from ncml.sampling.cached import incremental
+from ncml.sampling.cached import sample_cached
 from ncml.sampling.sample import Conditions, Noise, score_function
 from tests.ncml import nets
 
@@ -281,7 +281,7 @@ def test_the_score_has_its_moments_on_the_model_s_own_samples() -> None:
     noise = Noise(list(range(count)), dtype=torch.float64, device=torch.device("cpu")).pixels(2, 4, 4)
     x = torch.zeros(count, 3, 4, 4, dtype=torch.float64)
     with torch.inference_mode():
-        incremental(net, x, given, noise, first_row=0, on_row=lambda row: False)
+        sample_cached(net, x, given, noise, first_row=0, on_row=lambda row: False)
 
     def density(x: Tensor) -> Tensor:
         out = net(x, given.t_B, given.class_B, given.orientation_B)

@@ -17,9 +17,10 @@ from torch import Tensor
 import ncml
 from ncml.errors import InputError
 from ncml.progress import Progress
-from ncml.sampling import batch_invariance, cached
+from ncml.sampling import batch_invariance
 from ncml.sampling.batch_invariance import choose_batching
 from ncml.sampling.batching import FIXED, SIZES, batching_setting, fast_groups, fixed_groups
+from ncml.sampling.cached import products
 from tests.ncml import nets
 from tests.ncml.sampling.emulated import MEMBERS, differing
 
@@ -97,8 +98,8 @@ def by_size(x_RWF: Tensor) -> Tensor:
 @pytest.fixture(params=[by_position, by_size])
 def other_machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """One whose kernels differ by shape or position."""
-    plain: Callable[[Tensor], Tensor] = cached._activate
-    monkeypatch.setattr(cached, "_activate", lambda x_RWF: plain(request.param(x_RWF)))
+    plain: Callable[[Tensor], Tensor] = products._concat_elu
+    monkeypatch.setattr(products, "_concat_elu", lambda x_RWF: plain(request.param(x_RWF)))
 
 
 @pytest.mark.usefixtures("other_machine")
@@ -135,7 +136,7 @@ def out_of_memory(*_: Any, **__: Any) -> None:
 def test_a_check_that_cannot_run_takes_the_safe_path_and_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(batch_invariance, "Drawing", out_of_memory)
+    monkeypatch.setattr(batch_invariance, "RowSampler", out_of_memory)
     batching = choose_batching(NET)
     assert (batching.groups, batching.check) == ("fixed", "error")
     assert caplog.messages == ["batches are sampled in fixed groups: the check of fast groups did not run: MemoryError"]
@@ -264,6 +265,6 @@ def test_a_seed_is_the_same_bytes_on_every_emulated_machine(instructions: str) -
 
 
 def test_the_matrix_would_show_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain: Callable[[Tensor], Tensor] = cached._activate
-    monkeypatch.setattr(cached, "_activate", lambda x_RWF: plain(by_position(x_RWF)))
+    plain: Callable[[Tensor], Tensor] = products._concat_elu
+    monkeypatch.setattr(products, "_concat_elu", lambda x_RWF: plain(by_position(x_RWF)))
     assert MEMBERS in differing(NET, choose_batching(NET, "fast"))

@@ -17,7 +17,7 @@ from ncml.network.likelihood import by_component, from_uint8, to_uint8
 from ncml.network.ncpn import NCPN
 from ncml.network.sde import end_time
 from ncml.sampling.batch_invariance import GroupedSampler, choose_batching
-from ncml.sampling.cached import _Run, incremental, walk
+from ncml.sampling.cached import NetworkCache, sample_cached, visit_pixels
 from ncml.sampling.options import SamplingSettings
 from ncml.sampling.sample import Conditions, Noise, Plan, draw, naive
 from ncml.sampling.solvers import SOLVERS
@@ -68,7 +68,7 @@ def test_both_samplers_draw_the_same_from_every_known_prefix(config: Config, t: 
         x = torch.full_like(expected, torch.nan)
         x[:, :, :first_row] = expected[:, :, :first_row]
         with torch.inference_mode():
-            incremental(net, x, given, draws, first_row=first_row, on_row=lambda row: False)
+            sample_cached(net, x, given, draws, first_row=first_row, on_row=lambda row: False)
         assert torch.equal(x[:, :, :first_row], expected[:, :, :first_row])
         assert torch.allclose(x, expected, rtol=0, atol=1e-9), f"known rows: {first_row}"
 
@@ -83,7 +83,7 @@ def cached_parameters(net: NCPN, x: Tensor, given: Conditions) -> tuple[Tensor, 
         found.append([logits.clone(), rest.clone()])
         return x[:, :, i, j]
 
-    walk(net, x, given, choose, on_row=lambda row: False)
+    visit_pixels(net, x, given, choose, on_row=lambda row: False)
     logits, rest = (torch.stack(part, -1).unflatten(-1, (H, W)) for part in zip(*found, strict=True))
     return logits, rest
 
@@ -107,10 +107,10 @@ def test_parameters_agree_in_fp32(config: Config) -> None:
         assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
-def cached_inputs(run: _Run, i: int) -> Iterator[tuple[nn.Module, int, Tensor]]:
+def cached_inputs(cache: NetworkCache, i: int) -> Iterator[tuple[nn.Module, int, Tensor]]:
     """After pixel row i: layers of the network, a row of their level, and what the caches hold of their input there."""
-    net = run.network
-    for index, level in enumerate(run.levels):
+    net = cache.network
+    for index, level in enumerate(cache.levels):
         if i % 2**index:
             continue  # this level stood still
         row = i >> index
@@ -127,8 +127,8 @@ def cached_inputs(run: _Run, i: int) -> Iterator[tuple[nn.Module, int, Tensor]]:
         else:
             yield net.head, row, last.elu.data[:, 1:]
         if level.below is not None:
-            yield level.shrink_u.conv, row, level.shrink_u.current
-            yield level.shrink_module, row, level.up_states[-1].x.data[:, 1:].chunk(2, -1)[0]
+            yield level.resample.shrink_u.conv, row, level.resample.shrink_u.current
+            yield level.resample.shrink_module, row, level.up_states[-1].x.data[:, 1:].chunk(2, -1)[0]
 
 
 @pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
@@ -147,12 +147,12 @@ def test_every_layer_agrees_in_fp32(config: Config) -> None:
         layer.register_forward_hook(lambda module, inputs, _: read.update({module: inputs[0]}))
     net(x, given.t_B, given.class_B, given.orientation_B)
 
-    run = _Run(net, 3, H, W)
-    run.begin(given, x[:, :, :0])
+    cache = NetworkCache(net, 3, H, W)
+    cache.reset(given)
     compared: set[nn.Module] = set()
     for i in range(H):
-        run.row(i, x, lambda i, j, *_: x[:, :, i, j])
-        for layer, row, found in cached_inputs(run, i):
+        cache.advance(i, x, lambda i, j, *_: x[:, :, i, j])
+        for layer, row, found in cached_inputs(cache, i):
             expected = read[layer][:, :, row].transpose(1, 2)
             names = [name for name, module in net.named_modules() if module is layer]
             assert torch.allclose(found[:3], expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max())), (names, row)
@@ -177,7 +177,7 @@ def test_bf16_on_a_cpu(t: float) -> None:
     drawn[:, :, 4:] = torch.nan
     with torch.inference_mode():
         draws = noise(config, 3, torch.bfloat16).pixels(config.model.mixtures, 8, 8)
-        incremental(net, drawn, given, draws, first_row=4, on_row=lambda row: False)
+        sample_cached(net, drawn, given, draws, first_row=4, on_row=lambda row: False)
     assert drawn.isfinite().all()
     assert torch.equal(to_uint8(drawn)[:, :4], image[:, :4])
 
@@ -189,7 +189,7 @@ def test_known_pixels_come_back_exactly_in_bf16(noise: float) -> None:
     image = torch.arange(256, dtype=torch.uint8).view(1, 4, 64, 1).expand(1, 4, 64, 3)
     for flipped in (image, image.flip(1)):  # every grey level is in one of the upper halves
         given = replace(plan(config, [0], noise=noise), known_BCHW=from_uint8(flipped))
-        assert torch.equal(torch.from_numpy(draw(net, given, incremental))[:, :2], flipped[:, :2])
+        assert torch.equal(torch.from_numpy(draw(net, given, sample_cached))[:, :2], flipped[:, :2])
 
 
 def test_every_weight_reaches_the_incremental_sampler() -> None:
@@ -310,5 +310,5 @@ def test_blocks_on_every_level_may_be_left_out() -> None:
     given = nets.conditions(2, end_time(config.sde), config)
     x = torch.zeros(2, 3, 4, 4, dtype=torch.float64)
     with torch.inference_mode():
-        incremental(net, x, given, noise(config, 2).pixels(1, 4, 4), first_row=0, on_row=lambda row: False)
+        sample_cached(net, x, given, noise(config, 2).pixels(1, 4, 4), first_row=0, on_row=lambda row: False)
     assert torch.allclose(x, naively(net, given), rtol=0, atol=1e-9)

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from ncml.config import Config
 from ncml.network.ncpn import NCPN
-from ncml.sampling.cached import incremental
+from ncml.sampling.cached import sample_cached
 from ncml.sampling.cuda_graphs import MOST, Recorder, Replay, Work
 from ncml.sampling.sample import Conditions, Noise
 from tests.ncml import nets
@@ -82,7 +82,7 @@ def test_a_replayed_drawing_is_the_plain_one(config: Config, t: float) -> None:
             turn = seed % 4 if config.model.orientations and config.model.height == config.model.width else 0
             given = nets.conditions(3, t * (1 + seed) / 4, config, turn=turn)
             known = torch.rand(3, 3, config.model.height, config.model.width) * 2 - 1
-            plain = drawn(incremental, net, given, seed, known, rows)
+            plain = drawn(sample_cached, net, given, seed, known, rows)
             assert plain.isfinite().all()
             assert torch.equal(drawn(replay, net, given, seed, known, rows), plain), (rows, seed)
     assert len(replay.records) == 2
@@ -138,7 +138,7 @@ def test_a_record_that_is_not_the_drawing_is_never_used(
     """It is told once; the pictures are right all the time."""
     replay = Replay(recorder)
     given = nets.conditions(2, T, small.config)
-    plain = drawn(incremental, small, given, 0)
+    plain = drawn(sample_cached, small, given, 0)
     assert torch.equal(drawn(replay, small, given, 0), plain)
     for _ in range(2):
         assert torch.equal(drawn(replay, small, given, 0), plain)
@@ -178,5 +178,5 @@ def test_cuda_graphs_draw_the_plain_pictures(config: Config) -> None:
     for seed in range(4):
         cpu = nets.conditions(3, T, config)
         given = Conditions(cpu.t, cpu.class_B.cuda(), cpu.orientation_B.cuda())
-        assert torch.equal(drawn(replay, net, given, seed), drawn(incremental, net, given, seed))
+        assert torch.equal(drawn(replay, net, given, seed), drawn(sample_cached, net, given, seed))
     assert len(replay.records) == 1

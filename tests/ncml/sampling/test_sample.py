@@ -10,7 +10,7 @@ from ncml.limits import KEEPS
 from ncml.network.likelihood import HALF, from_uint8, to_grid
 from ncml.network.sde import GREY_LEVEL
 from ncml.progress import Progress
-from ncml.sampling.cached import incremental
+from ncml.sampling.cached import sample_cached
 from ncml.sampling.options import SamplingSettings
 from ncml.sampling.sample import Noise, Plan, draw, naive, score_function
 from ncml.sampling.solvers import SOLVERS
@@ -61,7 +61,7 @@ def test_pictures_are_those_of_the_naive_sampler(solver: str) -> None:
             known_BCHW=canvases if keep else None,
             keep=keep or "top",  # type: ignore[arg-type]
         )
-        assert np.array_equal(draw(net, plan, naive), draw(net, plan, incremental))
+        assert np.array_equal(draw(net, plan, naive), draw(net, plan, sample_cached))
 
 
 @pytest.mark.parametrize("noise", [0.0, 10.0], ids=["direct", "noisy"])
@@ -93,7 +93,7 @@ def test_the_larger_half_of_an_odd_size_comes_back_whole() -> None:
         "right": np.s_[:, :, 3:],
     }.items():
         plan = Plan([0], torch.zeros(1, dtype=torch.long), settings, from_uint8(canvas), keep)  # type: ignore[arg-type]
-        found = draw(network, plan, incremental)
+        found = draw(network, plan, sample_cached)
         assert np.array_equal(found[half], canvas.numpy()[half]), keep
         assert not np.array_equal(found, canvas.numpy())
 
@@ -176,7 +176,7 @@ def test_direct_pictures_are_drawn_on_the_grid() -> None:
     net = nets.network(config)
     drawn = torch.zeros(2, 3, 8, 8, dtype=torch.float64)
     noise = Noise([1, 2], dtype=torch.float64, device=CPU).pixels(2, 8, 8)
-    incremental(net, drawn, nets.conditions(2, 0.0, config), noise, first_row=0, on_row=lambda row: False)
+    sample_cached(net, drawn, nets.conditions(2, 0.0, config), noise, first_row=0, on_row=lambda row: False)
     assert torch.equal(to_grid(drawn), drawn)
 
 
@@ -193,7 +193,7 @@ def test_refinement_takes_the_noise_away(process: str) -> None:
     net.head.bias.copy_(torch.tensor([0.0] + [0.1] * 3 + [-3.0] * 3 + [0.0] * 3))
     settings = SamplingSettings(noise=10.0, steps=20, solver="euler-maruyama")
     plan = Plan(torch.arange(4).tolist(), torch.zeros(4, dtype=torch.long), settings)
-    found = from_uint8(torch.from_numpy(draw(net, plan, incremental)))
+    found = from_uint8(torch.from_numpy(draw(net, plan, sample_cached)))
     assert found.mean().item() == pytest.approx(0.1, abs=0.01)
     # The model's own spread at every level is that of a logistic of scale e^-3; denoising by 10 grey levels narrows it.
     spread = np.pi / np.sqrt(3) * np.exp(-3)

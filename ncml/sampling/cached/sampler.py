@@ -1,0 +1,89 @@
+"""Sampling with the caches: a whole batch, row by row on a schedule of the caller, or by another choice of pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ncml.network.likelihood import Draw, PixelNoise, wide
+from ncml.network.ncpn import NCPN
+from ncml.sampling.cached.network_cache import NetworkCache, PixelChooser
+from ncml.sampling.cached.prefill import prefill
+from ncml.sampling.sample import Conditions
+
+
+def sample_cached(
+    network: NCPN,
+    x_BCHW: Tensor,
+    conditions: Conditions,
+    noise: PixelNoise,
+    *,
+    first_row: int,
+    on_row: Callable[[int], bool],
+) -> None:
+    """Sample the pixels of x from row `first_row` on, in place; a `ncml.sampling.sample.Sampler`."""
+    sampler = RowSampler(network, x_BCHW, first_row=first_row, clean=conditions.t == 0)
+    sampler.reset(x_BCHW, conditions, noise)
+    sampler.sample_rows(x_BCHW, sampler.sample_row, on_row)
+
+
+def visit_pixels(
+    network: NCPN, x_BCHW: Tensor, conditions: Conditions, choose_pixels: PixelChooser, *, on_row: Callable[[int], bool]
+) -> None:
+    """Set the pixels of x, in place and in raster order, to what `choose_pixels` returns for their mixtures."""
+    B, _, H, W = x_BCHW.shape
+    cache = NetworkCache(network, B, H, W)
+    cache.reset(conditions)
+    for i in range(H):
+        cache.advance(i, x_BCHW, choose_pixels)
+        if on_row(i + 1):
+            return
+
+
+class RowSampler:
+    """Samples batches of one kind, one after another, in its own memory: a row is the same operations on it every time.
+
+    So a row can be recorded and replayed (`ncml.sampling.cuda_graphs`).
+    """
+
+    def __init__(self, network: NCPN, x_BCHW: Tensor, *, first_row: int, clean: bool) -> None:
+        """For batches like x, of which the rows before `first_row` are known; `clean` where t = 0."""
+        B, _, H, W = x_BCHW.shape
+        K, like = network.config.model.mixtures, wide(network.head.weight)
+        self.cache, self.first_row = NetworkCache(network, B, H, W), first_row
+        self.x_BCHW = torch.empty_like(x_BCHW)
+        # Whole strides are prefilled, since all levels are in step again at every multiple of the largest stride.
+        self.prefilled = first_row - first_row % self.cache.stride
+        self.rows = range(self.prefilled, H)
+        self.noise = [like.new_empty(H * W, B, channels) for channels in (K, 3, 3)]
+        """By position, so that one position's draws lie together."""
+        self.draws = [PixelNoise(*position) for position in zip(*self.noise, strict=True)]
+        self.draw = Draw(B, K, W, like, clean=clean)
+
+    def reset(
+        self, x_BCHW: Tensor, conditions: Conditions, noise: PixelNoise, *, images: Sequence[int] | None = None
+    ) -> None:
+        """Start a batch; known rows of images that are not among `images` (default: all) are left out."""
+        for buffer, part in zip(self.noise, (noise.gumbel_BK, noise.logistic_BC, noise.uniform_BC), strict=True):
+            buffer.copy_(part.flatten(2).permute(2, 0, 1))
+        self.x_BCHW.copy_(x_BCHW)
+        self.cache.reset(conditions)
+        images = range(len(x_BCHW)) if images is None else images
+        prefill(self.cache, x_BCHW[:, :, : self.prefilled], conditions, images)
+
+    def sample_row(self, i: int) -> None:
+        """Sample row i into `x_BCHW`, after those before it."""
+        self.cache.advance(i, self.x_BCHW, self._choose_pixels, self.first_row)
+
+    def sample_rows(self, x_BCHW: Tensor, sample_row: Callable[[int], None], on_row: Callable[[int], bool]) -> None:
+        """Sample all rows by `sample_row`, and copy them to x; `on_row` is called as `Sampler` says."""
+        for i in self.rows:
+            sample_row(i)
+            x_BCHW[:, :, i] = self.x_BCHW[:, :, i]
+            if i >= self.first_row and on_row(i + 1):
+                return
+
+    def _choose_pixels(self, i: int, j: int, logit_BK: Tensor, component_BK9: Tensor) -> Tensor:
+        return self.draw(j, logit_BK, component_BK9, self.draws[i * self.cache.shape.W + j])
