@@ -19,17 +19,8 @@ from service.metrics import Metrics
 from service.params import Params
 from service.rendering import images_response, scan_response, score_response
 from service.settings import Settings
-from worker.contract import (
-    Job,
-    JobStatus,
-    JobView,
-    Lane,
-    ModelDescriptor,
-    PictureResult,
-    ScanResult,
-    ScoreResult,
-    Task,
-)
+from worker.contract import Job, JobStatus, JobView, Lane, PictureResult, ScanResult, ScoreResult, Task
+from worker.descriptors import ModelDescriptor
 from worker.queue import DuplicateJob, JobNotFound, JobQueue, QueueFull
 
 T = TypeVar("T")

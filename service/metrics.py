@@ -8,8 +8,10 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 
-from worker.contract import Lane, WorkerState, queue_name
-from worker.queue import JobQueue, pace_of
+from worker.contract import Lane, queue_name
+from worker.descriptors import WorkerState
+from worker.published import pace_of
+from worker.queue import JobQueue
 
 log = logging.getLogger(__name__)
 

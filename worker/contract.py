@@ -1,4 +1,4 @@
-"""What crosses the queue: job specifications, results, states, progress, model descriptors. JSON through pydantic.
+"""What crosses the queue for a job: its specification, result, states and progress. JSON through pydantic.
 
 Imports no RQ, Redis, torch or numpy. Images are uint8 HWC RGB bytes (row-major, values 0..255) at the model's size; an
 image to be scanned in tiles stays in its file format. In JSON bytes are base64. Every model is frozen and refuses
@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 
 from ncml.limits import MAX_IMAGES_PER_REQUEST, MAX_SEED, MAX_STEPS, Keep
-from ncml.sampling.options import SamplingLimits, SamplingOptions
+from ncml.sampling.options import SamplingOptions
 
 
 class Lane(StrEnum):
@@ -66,7 +66,9 @@ def queue_name(lane: Lane, priority: Priority) -> str:
     return f"ncml:{lane}:{priority}"
 
 
-class _Message(BaseModel):
+class FrozenModel(BaseModel):
+    """The base of every model that crosses the queue."""
+
     model_config = ConfigDict(
         frozen=True, extra="forbid", ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="strings"
     )
@@ -80,7 +82,7 @@ def _float_bytes(value: Any) -> Any:
 FloatBytes = Annotated[bytes, BeforeValidator(_float_bytes)]
 
 
-class Pixels(_Message):
+class Pixels(FrozenModel):
     """One image: `data` holds height * width * 3 bytes, uint8 HWC RGB in row-major order."""
 
     height: int = Field(ge=1, le=4096)
@@ -97,7 +99,7 @@ class Pixels(_Message):
         return self
 
 
-class _Job(_Message):
+class _Job(FrozenModel):
     """The fields of every job."""
 
     model: str = Field(min_length=1, max_length=200, description="name of the model folder")
@@ -226,14 +228,14 @@ def batch_key(job: Job) -> str:
     return "|".join("-" if part is None else str(part) for part in parts)
 
 
-class ModelRef(_Message):
+class ModelRef(FrozenModel):
     """A model and its version."""
 
     name: str
     version: str
 
 
-class Timing(_Message):
+class Timing(FrozenModel):
     """How long a job waited and ran."""
 
     queue_s: float = Field(description="from submission to the start of its last attempt, in seconds")
@@ -241,7 +243,7 @@ class Timing(_Message):
     batch_size: int | None = Field(default=None, description="images in the largest batch that the job was part of")
 
 
-class Ood(_Message):
+class Ood(FrozenModel):
     """The verdict of a calibrated model. A higher score and a smaller p-value mean more out-of-distribution."""
 
     statistic: str
@@ -251,7 +253,7 @@ class Ood(_Message):
     is_ood: bool
 
 
-class Score(_Message):
+class Score(FrozenModel):
     """The likelihood of one image."""
 
     bpd: float = Field(description="bits per dimension")
@@ -264,7 +266,7 @@ class Score(_Message):
     )
 
 
-class Box(_Message):
+class Box(FrozenModel):
     """A part of an image, in pixels."""
 
     left: int
@@ -273,7 +275,7 @@ class Box(_Message):
     height: int
 
 
-class Scan(_Message):
+class Scan(FrozenModel):
     """An image of this height and width, judged by its tiles. A higher score means more out-of-distribution."""
 
     height: int
@@ -290,7 +292,7 @@ class Scan(_Message):
     )
 
 
-class Pictures(_Message):
+class Pictures(FrozenModel):
     """n images, stored as a blob for a limited time: uint8, n * height * width * 3 bytes, NHWC, row-major."""
 
     blob: str = Field(description="key for JobQueue.blob, which returns None after the time to live")
@@ -299,7 +301,7 @@ class Pictures(_Message):
     width: int
 
 
-class ScoreResult(_Message):
+class ScoreResult(FrozenModel):
     """The result of a ScoreJob; `results[i]` belongs to `images[i]`, and maps have this height and width."""
 
     task: Literal[Task.SCORE] = Task.SCORE
@@ -310,7 +312,7 @@ class ScoreResult(_Message):
     timing: Timing
 
 
-class ScanResult(_Message):
+class ScanResult(FrozenModel):
     """The result of a ScanJob."""
 
     task: Literal[Task.SCAN] = Task.SCAN
@@ -319,7 +321,7 @@ class ScanResult(_Message):
     timing: Timing
 
 
-class PictureResult(_Message):
+class PictureResult(FrozenModel):
     """The result of a GenerateJob or a CompleteJob; image i used `seeds[i]`."""
 
     task: Literal[Task.GENERATE, Task.COMPLETE]
@@ -334,7 +336,7 @@ RESULT: TypeAdapter[Result] = TypeAdapter(Annotated[Result, Field(discriminator=
 """Reads and writes any result."""
 
 
-class Moment(_Message):
+class Moment(FrozenModel):
     """A moment of a running job. If the job is computed in chunks, `done` counts its finished images."""
 
     stage: str = Field(description='"score", "tiles", "noisy_sampling" or "refine"')
@@ -359,7 +361,7 @@ class Preview(Moment):
     data: bytes
 
 
-class JobError(_Message):
+class JobError(FrozenModel):
     """Why a job did not succeed; `detail` is one sentence for the user."""
 
     field: str | None = Field(default=None, description="name of the invalid parameter; None: none is invalid")
@@ -367,7 +369,7 @@ class JobError(_Message):
     reason: Literal["input", "model", "timeout", "canceled", "expired", "engine", "worker"]
 
 
-class JobView(_Message):
+class JobView(FrozenModel):
     """The public state of a job."""
 
     id: str
@@ -388,7 +390,7 @@ class JobView(_Message):
     error: JobError | None = None
 
 
-class Event(_Message):
+class Event(FrozenModel):
     """One entry of a job's event stream. The last entry has a terminal `status`."""
 
     id: str = Field(description="pass it as `after` to resume the stream")
@@ -396,119 +398,3 @@ class Event(_Message):
     status: JobStatus | None = None
     progress: Progress | None = None
     error: JobError | None = None
-
-
-class Preprocessing(_Message):
-    """The rules that resize images to the model's size; part of each calibration."""
-
-    name: str
-    version: int
-
-
-class Histogram(_Message):
-    """Counts of a statistic between neighbouring edges."""
-
-    edges: tuple[float, ...] = Field(description="ascending, one more than the counts")
-    counts: tuple[int, ...]
-
-
-class Calibration(_Message):
-    """The calibration that gives a model's OOD verdicts."""
-
-    version: str = Field(description="digest of the calibration, 64 hex digits")
-    statistic: str = Field(description="default statistic of the verdict")
-    false_positive_rate: float = Field(description="share of in-distribution images that are judged OOD")
-    threshold: float = Field(description="of that statistic; a higher score is OOD")
-    thresholds: dict[str, float] = Field(description="of every statistic")
-    n_fit: int = Field(description="held-out images that the statistics are estimated on")
-    n_rank: int = Field(description="other held-out images, among which an image is ranked")
-    smallest_p: float = Field(description="smallest possible p-value, 1 / (n_rank + 1)")
-    preprocessing: str = Field(description="rules that resized its images to the model's size")
-    histograms: dict[str, Histogram] = Field(description="of the statistics over the ranking images")
-
-
-class TileCalibration(_Message):
-    """The calibration that gives verdicts on images in tiles."""
-
-    version: str = Field(description="digest of the calibration, 64 hex digits")
-    height: int = Field(description="of a tile in pixels, as is the width")
-    width: int
-    false_positive_rate: float = Field(description="share of good images that are judged OOD")
-    threshold: float = Field(description="an image whose worst tile scores higher is OOD")
-    n_fit: int = Field(description="good images whose tiles the statistic is estimated on")
-    n_rank: int = Field(description="other good images, among which an image is ranked")
-    smallest_p: float = Field(description="smallest possible p-value, 1 / (n_rank + 1)")
-
-
-class Batching(_Message):
-    """How a worker samples batches on a CPU so that a seed is the same bytes in each."""
-
-    groups: Literal["fast", "fixed"] = Field(description="in which batches are sampled; fixed ones are slower")
-    check: Literal["passed", "failed", "error", "skipped"] = Field(
-        description="of the fast groups on the worker's machine. error: it did not run. skipped: NCML_BATCHING is set"
-    )
-    detail: str = Field(description="the reason, in one sentence")
-
-
-class ModelDescriptor(_Message):
-    """A model that a worker serves."""
-
-    name: str
-    version: str
-    height: int
-    width: int
-    classes: tuple[str, ...] = Field(description="() for a model without classes")
-    noise: float = Field(description="grey levels at T: the largest start noise, and the default")
-    keeps: tuple[Keep, ...] = Field(description="known halves that are completed exactly")
-    solver: str = Field(description="the default solver")
-    stepped_solver: str = Field(description="the default solver for more than one step")
-    solvers: dict[str, int] = Field(
-        description="every solver and its default number of steps; 1 is the only number then"
-    )
-    preprocessing: Preprocessing
-    calibration: Calibration | None = None
-    tiles: TileCalibration | None = None
-    batching: Batching | None = Field(
-        default=None, description="of the latest worker that generates; null on a GPU, where batches may differ"
-    )
-    metrics: dict[str, float] = {}
-    card: str = Field(default="", description="markdown")
-
-    @property
-    def sampling_limits(self) -> SamplingLimits:
-        """The ranges and the defaults of sampling options."""
-        return SamplingLimits(
-            max_noise=self.noise, solver=self.solver, stepped_solver=self.stepped_solver, solvers=self.solvers
-        )
-
-
-class WorkerState(StrEnum):
-    """The state of a worker process."""
-
-    LOADING = "loading"
-    IDLE = "idle"
-    BUSY = "busy"
-    DRAINING = "draining"
-
-
-class WorkerInfo(_Message):
-    """A live worker, published in Redis with a time to live."""
-
-    name: str
-    lanes: tuple[Lane, ...]
-    state: WorkerState
-    device: str
-    max_batch: int
-    models: tuple[ModelRef, ...]
-    started_at: float
-    seen_at: float
-    pace: dict[Lane, float] = Field(default={}, description="jobs per second of each lane, while it is busy")
-
-
-class QueueDepth(_Message):
-    """The number of jobs that wait in one queue."""
-
-    lane: Lane
-    priority: Priority
-    depth: int
-    oldest_age_s: float = Field(description="0 for an empty queue")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from worker.contract import Job, JobError, ModelDescriptor, ModelRef, Scan, Score
+from worker.contract import Job, JobError, ModelRef, Scan, Score
+from worker.descriptors import ModelDescriptor
 from worker.registry import Load
 
 

@@ -6,16 +6,14 @@ in one atomic step. `worker.keys` lists every key.
 
 import asyncio
 import contextlib
-import logging
 import re
 import time
 import uuid
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import redis
 import redis.asyncio
-from pydantic import BaseModel, ValidationError
 
 from ncml.errors import NcmlError
 from worker.contract import (
@@ -26,18 +24,15 @@ from worker.contract import (
     JobStatus,
     JobView,
     Lane,
-    ModelDescriptor,
     Preview,
     Priority,
-    QueueDepth,
     Result,
     Timing,
-    WorkerInfo,
     queue_name,
 )
+from worker.descriptors import ModelDescriptor, QueueDepth, WorkerInfo
 from worker.keys import (
     LEASES,
-    WORKERS,
     blob_key,
     events_key,
     job_key,
@@ -46,8 +41,8 @@ from worker.keys import (
     queue_names,
     script,
     wake_key,
-    worker_key,
 )
+from worker.published import PublishedWorkers, pace_of, served_models
 from worker.records import RQ_STATUS, VIEW_FIELDS, read_event, record_of, status_event, view_from
 
 RESULT_TTL_S = 3600
@@ -60,8 +55,6 @@ CANCELED = JobError(reason="canceled", detail="the job was canceled on request")
 EXPIRED = JobError(reason="expired", detail="no worker started the job in time; ask again later")
 
 _REDIS: Any = redis.Redis  # redis-py types each method for both its synchronous and asynchronous clients
-
-log = logging.getLogger("ncml.queue")
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -82,18 +75,6 @@ class QueueFull(QueueError):
     """The lane holds the most jobs allowed, or the server's memory is three quarters full."""
 
 
-class PublishedWorker(BaseModel):
-    """What a worker publishes: its state and the models it serves."""
-
-    info: WorkerInfo
-    models: tuple[ModelDescriptor, ...]
-
-
-def pace_of(workers: Iterable[WorkerInfo], lane: Lane) -> float:
-    """Return the jobs per second of some workers together in a lane, as they measured; 0 before any has."""
-    return sum(worker.pace.get(lane, 0.0) for worker in workers)
-
-
 class JobQueue:
     """The queue. Methods are synchronous (call them in a thread pool), except `events` and `wait`.
 
@@ -107,7 +88,7 @@ class JobQueue:
         self._submit = script(client, "submit")
         self._finish = script(client, "finish")
         self._async: Any = None
-        self._published: dict[bytes, PublishedWorker | None] = {}  # parsed, by payload: payloads seldom change
+        self._workers = PublishedWorkers(client)
 
     @classmethod
     def from_url(cls, url: str, *, result_ttl_s: int = RESULT_TTL_S) -> "JobQueue":
@@ -346,31 +327,16 @@ class JobQueue:
 
     def workers(self) -> list[WorkerInfo]:
         """Return the live workers, longest-lived first."""
-        return [worker.info for worker in self._workers()]
+        return [worker.info for worker in self._workers.read()]
 
     def models(self) -> list[ModelDescriptor]:
         """Return the models of live workers: one for each name and version, latest workers first."""
-        return _models(self._workers())
+        return served_models(self._workers.read())
 
     def service(self, lane: Lane) -> tuple[int, list[ModelDescriptor]]:
         """Return how many live workers serve a lane, and the models of all live workers."""
-        workers = self._workers()
-        return sum(lane in worker.info.lanes for worker in workers), _models(workers)
-
-    def _workers(self) -> list[PublishedWorker]:
-        names: list[bytes] = self.redis.zrange(WORKERS, 0, -1)
-        if not names:
-            return []
-        # What workers publish lapses by the server's clock, so the clocks of their machines do not matter.
-        payloads: list[bytes | None] = self.redis.mget([worker_key(name.decode()) for name in names])
-        previous = self._published
-        self._published = {
-            payload: previous[payload] if payload in previous else _parse_worker(payload)
-            for payload in payloads
-            if payload
-        }
-        workers = [worker for worker in self._published.values() if worker]
-        return sorted(workers, key=lambda worker: (worker.info.started_at, worker.info.name))
+        workers = self._workers.read()
+        return sum(lane in worker.info.lanes for worker in workers), served_models(workers)
 
     def depths(self) -> list[QueueDepth]:
         """Return how many jobs wait in each queue, and since when: lanes in order, high priority first."""
@@ -412,27 +378,6 @@ _ASYNC_OPTIONS = frozenset({
     "ssl_cert_reqs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname",
 })  # fmt: skip
 """Options that both clients share. The timeout is longer than `events` blocks; redis-py's default is not."""
-
-
-def _parse_worker(payload: bytes) -> PublishedWorker | None:
-    """Return a published worker; None for one of another version, as there may be during an upgrade."""
-    try:
-        return PublishedWorker.model_validate_json(payload)
-    except ValidationError:
-        log.warning("ignoring a worker of another version")
-        return None
-
-
-def _models(workers: Sequence[PublishedWorker]) -> list[ModelDescriptor]:
-    models: dict[tuple[str, str], ModelDescriptor] = {}
-    for worker in workers:
-        for model in worker.models:
-            key = (model.name, model.version)
-            # Only workers that generate have a batching to report.
-            if model.batching is None and key in models:
-                model = model.model_copy(update={"batching": models[key].batching})
-            models[key] = model
-    return list(reversed(models.values()))
 
 
 def _entries(reply: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:

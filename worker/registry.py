@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from ncml.errors import ModelError, NcmlError
 from ncml.images import PREPROCESSING
-from worker.contract import Batching, Calibration, ModelDescriptor, Preprocessing, TileCalibration
+from worker.descriptors import Batching, Calibration, ModelDescriptor, Preprocessing, TileCalibration
 
 if TYPE_CHECKING:
     from ncml.model import Model

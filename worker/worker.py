@@ -22,13 +22,14 @@ from rq.suspension import is_suspended
 from rq.worker import SimpleWorker
 from rq.worker_registration import clean_worker_registry
 
-from worker.contract import JobError, JobStatus, Lane, ModelRef, ScoreJob, Timing, WorkerInfo, WorkerState
+from worker.contract import JobError, JobStatus, Lane, ModelRef, ScoreJob, Timing
+from worker.descriptors import PublishedWorker, WorkerInfo, WorkerState
 from worker.keys import WORKERS, queue_names, worker_key
 from worker.leases import LEASE_S, Claim, Ending, Leases
 from worker.messages import Batch, Catalogue, Done, Drop, EngineSettings, Step
 from worker.metrics import WorkerMetrics
 from worker.process import EngineDied, EngineProcess
-from worker.queue import CANCELED, EXPIRED, JobQueue, PublishedWorker
+from worker.queue import CANCELED, EXPIRED, JobQueue
 from worker.records import parse_job
 from worker.running import Pace, RunningJob
 

@@ -14,7 +14,8 @@ from service.http.requests import parse_request
 from service.jobs import Jobs, JobService
 from service.params import CompleteParams, GenerateParams, SamplingParams
 from service.rendering import IMAGE_OFFERS
-from worker.contract import CompleteJob, GenerateJob, ModelDescriptor, Pixels, Task
+from worker.contract import CompleteJob, GenerateJob, Pixels, Task
+from worker.descriptors import ModelDescriptor
 
 router = APIRouter(tags=["images"])
 

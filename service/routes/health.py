@@ -9,7 +9,7 @@ from service.http import examples
 from service.http.openapi import problem_responses
 from service.http.problems import Problem
 from service.jobs import Jobs
-from worker.contract import WorkerState
+from worker.descriptors import WorkerState
 
 router = APIRouter(tags=["operations"])
 

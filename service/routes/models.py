@@ -11,7 +11,7 @@ from service.http.negotiation import JSON
 from service.http.openapi import problem_responses
 from service.http.problems import Problem
 from service.jobs import Jobs
-from worker.contract import ModelDescriptor
+from worker.descriptors import ModelDescriptor
 
 router = APIRouter(prefix="/models", tags=["models"])
 

@@ -18,7 +18,8 @@ from service.http.requests import Upload, parse_request
 from service.jobs import Jobs, JobService
 from service.params import ScoreParams
 from service.rendering import SCORE_OFFERS
-from worker.contract import ModelDescriptor, Pixels, ScanJob, ScoreJob, Task
+from worker.contract import Pixels, ScanJob, ScoreJob, Task
+from worker.descriptors import ModelDescriptor
 
 router = APIRouter(tags=["images"])
 

@@ -14,7 +14,8 @@ from starlette.testclient import TestClient
 
 from ncml.images import grid, heat, to_png
 from ncml.images.tiling import TileSize, blend
-from worker.contract import CompleteJob, GenerateJob, JobError, Priority, ScanJob, ScoreJob, WorkerState
+from worker.contract import CompleteJob, GenerateJob, JobError, Priority, ScanJob, ScoreJob
+from worker.descriptors import WorkerState
 
 
 def flat(level: int, h: int = 8, w: int = 8) -> bytes:

@@ -11,24 +11,19 @@ from ncml.limits import MAX_SEED
 from worker.contract import (
     JOB,
     RESULT,
-    Batching,
     Box,
-    Calibration,
     CompleteJob,
     Event,
     GenerateJob,
-    Histogram,
     JobError,
     JobStatus,
     JobView,
     Lane,
-    ModelDescriptor,
     ModelRef,
     Ood,
     PictureResult,
     Pictures,
     Pixels,
-    Preprocessing,
     Preview,
     Priority,
     Progress,
@@ -39,11 +34,11 @@ from worker.contract import (
     ScoreJob,
     ScoreResult,
     Task,
-    TileCalibration,
     Timing,
     batch_key,
     queue_name,
 )
+from worker.descriptors import Batching, Calibration, Histogram, ModelDescriptor, Preprocessing, TileCalibration
 
 PIXELS = Pixels(height=1, width=2, data=bytes([0, 1, 2, 253, 254, 255]))
 MODEL = ModelRef(name="m", version="ab" * 32)

@@ -9,21 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.conftest import Valkey
-from worker.contract import (
-    Batching,
-    GenerateJob,
-    JobStatus,
-    Lane,
-    ModelDescriptor,
-    Pixels,
-    Preprocessing,
-    Priority,
-    ScoreJob,
-    WorkerInfo,
-    WorkerState,
-)
+from worker.contract import GenerateJob, JobStatus, Lane, Pixels, Priority, ScoreJob
+from worker.descriptors import Batching, ModelDescriptor, Preprocessing, PublishedWorker, WorkerInfo, WorkerState
 from worker.keys import WORKERS, job_key, worker_key
-from worker.queue import DuplicateJob, JobNotFound, JobQueue, PublishedWorker, QueueError, QueueFull
+from worker.queue import DuplicateJob, JobNotFound, JobQueue, QueueError, QueueFull
 from worker.records import parse_job
 
 PIXELS = Pixels(height=2, width=2, data=bytes(range(12)))

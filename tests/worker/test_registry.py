@@ -8,7 +8,7 @@ import pytest
 from ncml.errors import ModelError
 from tests.worker import synthetic
 from tests.worker.synthetic import SyntheticModel, write_model
-from worker.contract import Batching
+from worker.descriptors import Batching
 from worker.registry import ModelRegistry
 
 

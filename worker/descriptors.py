@@ -1,0 +1,136 @@
+"""What workers publish through the queue: the models they serve, their own state, and the depth of each queue.
+
+Does not import RQ, Redis, torch or numpy. JSON through pydantic, as in `worker.contract`.
+"""
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from ncml.limits import Keep
+from ncml.sampling.options import SamplingLimits
+from worker.contract import FrozenModel, Lane, ModelRef, Priority
+
+
+class Preprocessing(FrozenModel):
+    """The rules that resize images to the model's size; part of each calibration."""
+
+    name: str
+    version: int
+
+
+class Histogram(FrozenModel):
+    """Counts of a statistic between neighbouring edges."""
+
+    edges: tuple[float, ...] = Field(description="ascending, one more than the counts")
+    counts: tuple[int, ...]
+
+
+class Calibration(FrozenModel):
+    """The calibration that gives a model's OOD verdicts."""
+
+    version: str = Field(description="digest of the calibration, 64 hex digits")
+    statistic: str = Field(description="default statistic of the verdict")
+    false_positive_rate: float = Field(description="share of in-distribution images that are judged OOD")
+    threshold: float = Field(description="of that statistic; a higher score is OOD")
+    thresholds: dict[str, float] = Field(description="of every statistic")
+    n_fit: int = Field(description="held-out images that the statistics are estimated on")
+    n_rank: int = Field(description="other held-out images, among which an image is ranked")
+    smallest_p: float = Field(description="smallest possible p-value, 1 / (n_rank + 1)")
+    preprocessing: str = Field(description="rules that resized its images to the model's size")
+    histograms: dict[str, Histogram] = Field(description="of the statistics over the ranking images")
+
+
+class TileCalibration(FrozenModel):
+    """The calibration that gives verdicts on images in tiles."""
+
+    version: str = Field(description="digest of the calibration, 64 hex digits")
+    height: int = Field(description="of a tile in pixels, as is the width")
+    width: int
+    false_positive_rate: float = Field(description="share of good images that are judged OOD")
+    threshold: float = Field(description="an image whose worst tile scores higher is OOD")
+    n_fit: int = Field(description="good images whose tiles the statistic is estimated on")
+    n_rank: int = Field(description="other good images, among which an image is ranked")
+    smallest_p: float = Field(description="smallest possible p-value, 1 / (n_rank + 1)")
+
+
+class Batching(FrozenModel):
+    """How a worker samples batches on a CPU so that a seed is the same bytes in each."""
+
+    groups: Literal["fast", "fixed"] = Field(description="in which batches are sampled; fixed ones are slower")
+    check: Literal["passed", "failed", "error", "skipped"] = Field(
+        description="of the fast groups on the worker's machine. error: it did not run. skipped: NCML_BATCHING is set"
+    )
+    detail: str = Field(description="the reason, in one sentence")
+
+
+class ModelDescriptor(FrozenModel):
+    """A model that a worker serves."""
+
+    name: str
+    version: str
+    height: int
+    width: int
+    classes: tuple[str, ...] = Field(description="() for a model without classes")
+    noise: float = Field(description="grey levels at T: the largest start noise, and the default")
+    keeps: tuple[Keep, ...] = Field(description="known halves that are completed exactly")
+    solver: str = Field(description="the default solver")
+    stepped_solver: str = Field(description="the default solver for more than one step")
+    solvers: dict[str, int] = Field(
+        description="every solver and its default number of steps; 1 is the only number then"
+    )
+    preprocessing: Preprocessing
+    calibration: Calibration | None = None
+    tiles: TileCalibration | None = None
+    batching: Batching | None = Field(
+        default=None, description="of the latest worker that generates; null on a GPU, where batches may differ"
+    )
+    metrics: dict[str, float] = Field(default={})
+    card: str = Field(default="", description="markdown")
+
+    @property
+    def sampling_limits(self) -> SamplingLimits:
+        """The ranges and the defaults of sampling options."""
+        return SamplingLimits(
+            max_noise=self.noise, solver=self.solver, stepped_solver=self.stepped_solver, solvers=self.solvers
+        )
+
+
+class WorkerState(StrEnum):
+    """The state of a worker process."""
+
+    LOADING = "loading"
+    IDLE = "idle"
+    BUSY = "busy"
+    DRAINING = "draining"
+
+
+class WorkerInfo(FrozenModel):
+    """A live worker, published in Redis with a time to live."""
+
+    name: str
+    lanes: tuple[Lane, ...]
+    state: WorkerState
+    device: str
+    max_batch: int
+    models: tuple[ModelRef, ...]
+    started_at: float
+    seen_at: float
+    pace: dict[Lane, float] = Field(default={}, description="jobs per second of each lane, while it is busy")
+
+
+class PublishedWorker(BaseModel):
+    """What a worker publishes: its state and the models it serves."""
+
+    info: WorkerInfo
+    models: tuple[ModelDescriptor, ...]
+
+
+class QueueDepth(FrozenModel):
+    """The number of jobs that wait in one queue."""
+
+    lane: Lane
+    priority: Priority
+    depth: int
+    oldest_age_s: float = Field(description="0 for an empty queue")
