@@ -32,6 +32,7 @@ from worker.process import EngineDied, EngineProcess
 from worker.queue import CANCELED, EXPIRED, JobQueue
 from worker.records import parse_job
 from worker.running import Pace, RunningJob
+from worker.supervisor import EngineSupervisor
 
 BEAT_S = 2.0
 """How often a worker publishes its state, and takes over the jobs of silent workers."""
@@ -82,15 +83,14 @@ class GpuWorker(SimpleWorker):
         self.leases = Leases(queue, settings.lanes, self.name, lease_s=settings.lease_s)
         self._queue = queue
         self._client: Any = queue.redis
-        self._catalogue = Catalogue((), {})
-        self._engine: EngineProcess | None = None
-        self._engine_started = self._engine_due = 0.0
-        self._engine_pause_s = 0.5
+        self._supervisor = EngineSupervisor(
+            settings.engine, self.metrics, hang_s=settings.hang_s, on_catalogue=lambda: self._beat(force=True)
+        )
         self._stop_at: float | None = None
         self._since = time.time()
-        self._phase = WorkerState.LOADING
         self._beat_at = self._outage_log_at = 0.0
         self._number = 0
+        self._busy = False
         self._idle = True
         self._paces: dict[Lane, Pace] = {}
 
@@ -107,7 +107,7 @@ class GpuWorker(SimpleWorker):
             while self._stop_at is None:
                 with self._outages():
                     self._beat()
-                    engine = self._ready_engine()
+                    engine = self._supervisor.ready_engine()
                     if engine is None or is_suspended(self._client):
                         time.sleep(0.2)
                         continue
@@ -116,8 +116,7 @@ class GpuWorker(SimpleWorker):
                         self._run(engine, claims)
             return True
         finally:
-            if self._engine is not None:
-                self._engine.stop()
+            self._supervisor.stop()
             with self._outages():
                 self._client.delete(worker_key(self.name))
                 self._client.zrem(WORKERS, self.name)
@@ -154,11 +153,11 @@ class GpuWorker(SimpleWorker):
         if not force and now < self._beat_at:
             return
         self._beat_at = now + BEAT_S
-        models = self._catalogue.models
+        models = self._supervisor.catalogue.models
         info = WorkerInfo(
             name=self.name,
             lanes=self.settings.lanes,
-            state=WorkerState.DRAINING if self._stop_at is not None else self._phase,
+            state=self._current_state(),
             device=self.settings.engine.device,
             max_batch=self.settings.engine.max_batch,
             models=tuple(ModelRef(name=m.name, version=m.version) for m in models),
@@ -173,7 +172,7 @@ class GpuWorker(SimpleWorker):
         pipe.zadd(WORKERS, {self.name: time.time()})
         pipe.zremrangebyscore(WORKERS, "-inf", time.time() - 3600)
         self.heartbeat(pipeline=pipe)
-        self.set_state("busy" if self._phase is WorkerState.BUSY else "idle", pipeline=pipe)
+        self.set_state("busy" if self._busy else "idle", pipeline=pipe)
         pipe.execute()
         for state in WorkerState:
             self.metrics.state.labels(state).set(state is info.state)
@@ -181,56 +180,12 @@ class GpuWorker(SimpleWorker):
         if moved:
             self.metrics.retries.labels("worker").inc(moved)
 
-    # -- the engine
-
-    def _ready_engine(self) -> EngineProcess | None:
-        """Return the engine once it has loaded its models; start it if there is none. None until it is ready."""
-        if self._engine is None:
-            if time.monotonic() < self._engine_due:
-                return None
-            self._engine = EngineProcess(self.settings.engine)
-            self._engine_started = time.monotonic()
-        try:
-            while message := self._engine.receive(0.2 if self._phase is WorkerState.LOADING else 0.0):
-                if isinstance(message, Catalogue):
-                    self._publish(message)
-        except EngineDied:
-            self._replace_engine("died")
-            return None
-        if self._phase is WorkerState.LOADING:
-            if time.monotonic() - self._engine_started > self.settings.hang_s:
-                self._replace_engine("hung")
-            return None
-        return self._engine
-
-    def _publish(self, catalogue: Catalogue) -> None:
-        for name, fault in catalogue.faults.items():
-            log.error("model cannot be used: %s", fault, extra={"model": name})
-        for model in catalogue.models:
-            batching = model.batching.model_dump() if model.batching else None
-            log.info("model served", extra={"model": model.name, "version": model.version, "batching": batching})
-        self.metrics.model_info.clear()
-        self.metrics.model_batching.clear()
-        for model in catalogue.models:
-            self.metrics.model_info.labels(model.name, model.version).set(1)
-            if (how := model.batching) is not None:
-                self.metrics.model_batching.labels(model.name, model.version, how.groups, how.check).set(1)
-        self.metrics.gpu_memory.set(catalogue.memory_bytes)
-        self._catalogue = catalogue
-        self._phase = WorkerState.IDLE
-        self._engine_pause_s = 0.5
-        self._beat(force=True)
-
-    def _replace_engine(self, reason: str) -> None:
-        assert self._engine is not None
-        log.error("the engine %s; starting another", reason, extra={"engine_pid": self._engine.pid})
-        self.metrics.engine_restarts.labels(reason).inc()
-        self._engine.stop()
-        self._engine = None
-        if self._phase is WorkerState.LOADING:  # it was never ready: wait longer before each new attempt
-            self._engine_due = time.monotonic() + self._engine_pause_s
-            self._engine_pause_s = min(2 * self._engine_pause_s, 30.0)
-        self._phase = WorkerState.LOADING
+    def _current_state(self) -> WorkerState:
+        if self._stop_at is not None:
+            return WorkerState.DRAINING
+        if not self._supervisor.is_ready:
+            return WorkerState.LOADING
+        return WorkerState.BUSY if self._busy else WorkerState.IDLE
 
     # -- one batch
 
@@ -281,14 +236,13 @@ class GpuWorker(SimpleWorker):
         self._end(endings, {})
         if not running:
             return
-        self._phase = WorkerState.BUSY
+        self._busy = True
         self.metrics.running.set(len(running))
         try:
             self._compute(engine, running)
         finally:
             self.metrics.running.set(0)
-            if self._phase is WorkerState.BUSY:
-                self._phase = WorkerState.IDLE
+            self._busy = False
 
     def _compute(self, engine: EngineProcess, running: dict[str, RunningJob]) -> None:
         self._number += 1
@@ -314,8 +268,7 @@ class GpuWorker(SimpleWorker):
                     self._note(running, message)
                 case Catalogue():
                     with self._outages():
-                        self._publish(message)
-                    self._phase = WorkerState.BUSY
+                        self._supervisor.publish(message)
                 case _:
                     pass
             if now - last_message > self.settings.hang_s:
@@ -407,7 +360,7 @@ class GpuWorker(SimpleWorker):
         if retried:
             moved = self._retry(lambda: self.leases.give_back(retried, alone=True))
             self.metrics.retries.labels("engine").inc(sum(moved))
-        self._replace_engine(reason)
+        self._supervisor.replace(reason)
 
     def _end(self, endings: Sequence[tuple[Claim, Ending]], running: dict[str, RunningJob]) -> None:
         """End jobs, count and log them. A job that was taken away meanwhile does not change."""

@@ -1,0 +1,88 @@
+"""Supervision of the engine: start it, publish the models it serves, replace it when it died or hung."""
+
+import logging
+import time
+from collections.abc import Callable
+
+from worker.messages import Catalogue, EngineSettings
+from worker.metrics import WorkerMetrics
+from worker.process import EngineDied, EngineProcess
+
+FIRST_PAUSE_S = 0.5
+MAX_PAUSE_S = 30.0
+"""Least and greatest pause before another engine starts in place of one that never was ready; it doubles each time."""
+
+log = logging.getLogger("ncml.worker")
+
+
+class EngineSupervisor:
+    """Keeps one engine running."""
+
+    def __init__(
+        self, settings: EngineSettings, metrics: WorkerMetrics, *, hang_s: float, on_catalogue: Callable[[], None]
+    ) -> None:
+        self.catalogue = Catalogue((), {})
+        self.is_ready = False
+        self._settings = settings
+        self._metrics = metrics
+        self._hang_s = hang_s
+        self._on_catalogue = on_catalogue
+        self._engine: EngineProcess | None = None
+        self._started = self._due = 0.0
+        self._pause_s = FIRST_PAUSE_S
+
+    def ready_engine(self) -> EngineProcess | None:
+        """Return the engine once it has loaded its models; start it if there is none. None until it is ready."""
+        if self._engine is None:
+            if time.monotonic() < self._due:
+                return None
+            self._engine = EngineProcess(self._settings)
+            self._started = time.monotonic()
+        try:
+            while message := self._engine.receive(0.0 if self.is_ready else 0.2):
+                if isinstance(message, Catalogue):
+                    self.publish(message)
+        except EngineDied:
+            self.replace("died")
+            return None
+        if self.is_ready:
+            return self._engine
+        if time.monotonic() - self._started > self._hang_s:
+            self.replace("hung")
+        return None
+
+    def publish(self, catalogue: Catalogue) -> None:
+        """Log, measure and publish the models that the engine serves; the first catalogue makes it ready."""
+        for name, fault in catalogue.faults.items():
+            log.error("model cannot be used: %s", fault, extra={"model": name})
+        self._metrics.model_info.clear()
+        self._metrics.model_batching.clear()
+        for model in catalogue.models:
+            batching = model.batching
+            fields = {"model": model.name, "version": model.version}
+            log.info("model served", extra=fields | {"batching": batching.model_dump() if batching else None})
+            self._metrics.model_info.labels(model.name, model.version).set(1)
+            if batching:
+                self._metrics.model_batching.labels(model.name, model.version, batching.groups, batching.check).set(1)
+        self._metrics.gpu_memory.set(catalogue.memory_bytes)
+        self.catalogue = catalogue
+        self.is_ready = True
+        self._pause_s = FIRST_PAUSE_S
+        self._on_catalogue()
+
+    def replace(self, reason: str) -> None:
+        """Stop the engine, which died or hung; `ready_engine` starts another."""
+        assert self._engine is not None
+        log.error("the engine %s; starting another", reason, extra={"engine_pid": self._engine.pid})
+        self._metrics.engine_restarts.labels(reason).inc()
+        self.stop()
+        if not self.is_ready:  # wait longer before each new attempt
+            self._due = time.monotonic() + self._pause_s
+            self._pause_s = min(2 * self._pause_s, MAX_PAUSE_S)
+        self.is_ready = False
+
+    def stop(self) -> None:
+        """Kill the engine, if there is one."""
+        if self._engine is not None:
+            self._engine.stop()
+            self._engine = None
