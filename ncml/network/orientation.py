@@ -32,9 +32,9 @@ def orient_each(x_BCHW: Tensor, orientation_B: Tensor) -> Tensor:
     """Lay each image of a batch of square ones in its own orientation."""
     x_BCHW = x_BCHW.clone()
     for orientation in range(1, len(KEEPS)):
-        chosen = orientation_B == orientation
-        if chosen.any():
-            x_BCHW[chosen] = orient(x_BCHW[chosen], orientation)
+        mask_B = orientation_B == orientation
+        if mask_B.any():
+            x_BCHW[mask_B] = orient(x_BCHW[mask_B], orientation)
     return x_BCHW
 
 
