@@ -1,4 +1,4 @@
-"""Asks a URL again and again until standard input ends, then prints how long each answer took, in seconds.
+"""Request a URL repeatedly until standard input ends, then print the seconds that each response took.
 
 A process of its own, so that a load generator's interpreter lock is not measured.
 """

@@ -61,7 +61,7 @@ def fleet(valkey_url: str, tmp_path: Path) -> Iterator[Fleet]:
 
 @pytest.fixture
 def serve(valkey_url: str, tmp_path: Path) -> Iterator[Callable[..., Service]]:
-    """Start a service with settings of the test's own, once workers serve both lanes."""
+    """Start a service with the given settings, once workers serve both lanes."""
     with contextlib.ExitStack() as stack:
 
         def start(**settings: object) -> Service:
@@ -96,7 +96,7 @@ def serve(valkey_url: str, tmp_path: Path) -> Iterator[Callable[..., Service]]:
 
 
 class Peak:
-    """The most memory that a process had, in bytes, sampled while this is open."""
+    """The peak memory of a process in bytes, sampled while the context is open."""
 
     def __init__(self, process: psutil.Process) -> None:
         self.process, self.over = process, threading.Event()
@@ -128,15 +128,15 @@ def quantile(values: list[float], percent: int) -> float:
 
 
 @pytest.mark.parametrize("rounds", [1, pytest.param(10, marks=SLOW)])
-def test_what_is_too_much_is_refused_and_all_else_is_done(
+def test_requests_beyond_the_limit_are_refused_and_all_others_succeed(
     fleet: Fleet, serve: Callable[..., Service], rounds: int, record_property: Callable[[str, object], None]
 ) -> None:
-    """500 requests from 100 clients at a queue of 64: each is accepted and done, or told when to come back."""
+    """500 requests from 100 clients at a queue of 64: each succeeds, or is refused with the time to retry after."""
     write_model(fleet.models, batch_s=0.2, image_s=0.0)
     fleet.start(max_batch=16)
     service = serve(max_waiting=64)
 
-    async def ask(http: httpx2.AsyncClient, turn: asyncio.Semaphore, i: int) -> tuple[int, str]:
+    async def request_score(http: httpx2.AsyncClient, turn: asyncio.Semaphore, i: int) -> tuple[int, str]:
         headers = {"prefer": "respond-async"} if i % 2 else {}
         async with turn:
             answer = await http.post("/score", files={"image": PICTURES[i % 256]}, headers=headers)
@@ -151,7 +151,7 @@ def test_what_is_too_much_is_refused_and_all_else_is_done(
         limits = httpx2.Limits(max_connections=100)
         async with httpx2.AsyncClient(base_url=service.url, timeout=60, limits=limits) as http:
             turn = asyncio.Semaphore(100)
-            return list(await asyncio.gather(*(ask(http, turn, i) for i in range(500))))
+            return list(await asyncio.gather(*(request_score(http, turn, i) for i in range(500))))
 
     with service.client() as http:
         http.post("/score", files={"image": PICTURES[0]})
@@ -170,30 +170,30 @@ def test_what_is_too_much_is_refused_and_all_else_is_done(
     print(f"{codes}, /healthz p50 {quantile(health, 50) * 1e3:.1f} ms, p99 {quantile(health, 99) * 1e3:.1f} ms of "
           f"{len(health)}, memory +{memory.growth / MIB:.1f} MiB")  # fmt: skip
     assert memory.growth < 100 * MIB
-    assert quantile(health, 99) < 1.0  # goal on a machine with a core to spare: 0.1
+    assert quantile(health, 99) < 1.0  # 0.1 on a machine with an idle core
     fleet.check(accepted)
 
 
 # Streams
 
 
-def test_a_stream_that_is_dropped_again_and_again_misses_and_repeats_nothing(
+def test_a_stream_that_is_dropped_repeatedly_neither_misses_nor_repeats_events(
     fleet: Fleet, serve: Callable[..., Service]
 ) -> None:
     write_model(fleet.models, batch_s=5.0, image_s=0.0, rows=100)
     fleet.start()
     service = serve()
 
-    def follow(path: str, seen: list[tuple[str, str]], events: int | None = None) -> bool:
-        """Read so many events, or all; True when the stream ended by itself."""
-        headers = {"last-event-id": seen[-1][0]} if seen else {}
+    def follow(path: str, received: list[tuple[str, str]], events: int | None = None) -> bool:
+        """Read `events` events, or all; return whether the stream ended."""
+        headers = {"last-event-id": received[-1][0]} if received else {}
         with service.client() as http, http.stream("GET", path, headers=headers) as stream:
             name = ""
             for line in stream.iter_lines():
                 if line.startswith("event: "):
                     name = line.removeprefix("event: ")
                 elif line.startswith("id: "):
-                    seen.append((line.removeprefix("id: "), name))
+                    received.append((line.removeprefix("id: "), name))
                     events = None if events is None else events - 1
                     if events == 0:
                         return False
@@ -204,11 +204,11 @@ def test_a_stream_that_is_dropped_again_and_again_misses_and_repeats_nothing(
     path = f"{submitted.headers['location']}/events"
 
     def drop(seed: int) -> tuple[list[tuple[str, str]], int]:
-        pick, seen, drops = random.Random(seed), [], 0
-        while not follow(path, seen, pick.randint(1, 4)):
+        pick, received, drops = random.Random(seed), [], 0
+        while not follow(path, received, pick.randint(1, 4)):
             drops += 1
             time.sleep(pick.uniform(0, 0.3))
-        return seen, drops
+        return received, drops
 
     whole: list[tuple[str, str]] = []
     with ThreadPoolExecutor(4) as pool:
@@ -220,11 +220,11 @@ def test_a_stream_that_is_dropped_again_and_again_misses_and_repeats_nothing(
     assert names[-1] == "succeeded"
     assert names[2:-1] == ["progress"] * (len(names) - 3)
     assert len(names) > 20
-    for seen, drops in dropped:
+    for received, drops in dropped:
         assert drops >= 3
-        assert [*dict.fromkeys(seen)] == seen == whole
+        assert [*dict.fromkeys(received)] == received == whole
     again: list[tuple[str, str]] = []
-    assert follow(path, again)  # long after
+    assert follow(path, again)  # long after the end
     assert again == whole
     with service.client() as http:
         assert http.get(path, headers={"last-event-id": whole[-1][0]}).status_code == 204
@@ -238,7 +238,7 @@ def test_hostile_uploads_hang_nothing_and_cost_no_memory(fleet: Fleet, serve: Ca
     service = serve()
     with service.client() as http:
         for name in ("PNG-whole", "TIFF-whole", "WEBP-whole"):
-            http.post("/score", files={"image": corpus()[name]})  # decoders are loaded
+            http.post("/score", files={"image": corpus()[name]})  # loads the decoders
         with Peak(service.process) as memory:
             for name, data in corpus().items():
                 began = time.monotonic()
@@ -252,7 +252,7 @@ def test_hostile_uploads_hang_nothing_and_cost_no_memory(fleet: Fleet, serve: Ca
 # Who asked
 
 
-def test_the_id_of_a_request_is_carried_to_the_job_the_worker_and_the_logs(
+def test_the_id_of_a_request_reaches_the_job_the_worker_and_the_logs(
     fleet: Fleet, serve: Callable[..., Service]
 ) -> None:
     fleet.start()
@@ -276,7 +276,7 @@ def test_the_id_of_a_request_is_carried_to_the_job_the_worker_and_the_logs(
 def test_memory_is_flat_in_every_process(
     valkey_server, valkey_url: str, model_folder: Path, tmp_path: Path, serve: Callable[..., Service], scores: int
 ) -> None:
-    """5,000 scores by a real model, each forgotten by its client; the first 1,000 fill caches and arenas."""
+    """5,000 scores by a real model, each deleted by its client; the first 1,000 fill caches and arenas."""
     command = [sys.executable, "-m", "ncml.cli", "worker", "--models", str(model_folder.parent), "--threads", "1"]
     with (tmp_path / "worker.log").open("wb") as log:
         worker = subprocess.Popen(command, env=os.environ | {"NCML_REDIS_URL": valkey_url}, stderr=log)
@@ -292,7 +292,7 @@ def test_memory_is_flat_in_every_process(
 
         with service.client(limits=httpx2.Limits(max_connections=8)) as http, ThreadPoolExecutor(8) as pool:
 
-            def ask(i: int) -> None:
+            def request_score(i: int) -> None:
                 answer = http.post("/score?map=1", files={"image": PICTURES[i % 256]})
                 assert answer.status_code == 200, answer.text
                 assert http.delete(f"/jobs/{answer.headers['x-job-id']}").status_code == 204
@@ -300,9 +300,9 @@ def test_memory_is_flat_in_every_process(
             def used() -> dict[str, float]:
                 return {name: process.memory_info().rss / MIB for name, process in processes.items()}
 
-            list(pool.map(ask, range(1000)))
+            list(pool.map(request_score, range(1000)))
             before = used()
-            list(pool.map(ask, range(1000, 1000 + scores)))
+            list(pool.map(request_score, range(1000, 1000 + scores)))
             after = used()
         grown = {name: round(after[name] - before[name], 1) for name in processes}
         print(f"MiB after 1,000 scores {before}; grown by {grown} after {scores} more")

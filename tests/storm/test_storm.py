@@ -1,4 +1,4 @@
-"""Things die while work is done: nothing may be lost, nothing done twice, nothing left behind.
+"""Processes die while jobs run: no job may be lost or end twice, and no key may be left behind.
 
 The short form runs with the other tests; the long form is `pytest -m slow tests/storm`.
 """
@@ -42,7 +42,7 @@ def fleet(valkey_url: str, tmp_path: Path) -> Iterator[Fleet]:
 
 
 def submit_many(fleet: Fleet, n: int) -> list[str]:
-    """Scores and pictures in turn; job i has its own pixels or its own seed."""
+    """Return scores and generations in turn; job i has its own pixels or its own seed."""
     return [
         fleet.queue.submit(score(images=(pixels(i),)) if i % 2 else generate(seed=i, noise=float(i % 4)))
         for i in range(n)
@@ -54,14 +54,14 @@ def pixels(i: int) -> Pixels:
 
 
 def check_answers(fleet: Fleet, ids: Sequence[str]) -> None:
-    """Each job has the one answer that it can have, whoever computed it and however often."""
+    """Assert that each job has its one correct result, however often it was computed."""
     model = SyntheticModel(fleet.models / "synthetic")
     for i, job_id in enumerate(ids):
         result = fleet.queue.result(job_id)
         if isinstance(result, ScoreResult):
             assert result.results[0].bpd == (i % 256) / 32
         else:
-            assert fleet.pictures(job_id) == model._picture(i, False).tobytes()
+            assert fleet.images(job_id) == model._image(i, False).tobytes()
 
 
 @pytest.mark.parametrize(("jobs", "kills"), short_and_long((80, 3), (300, 8)))
@@ -85,7 +85,7 @@ def test_workers_killed(fleet: Fleet, jobs: int, kills: int) -> None:
 
 
 @pytest.mark.parametrize(("jobs", "stops"), short_and_long((120, 3), (400, 8)))
-def test_workers_asked_to_stop(fleet: Fleet, jobs: int, stops: int) -> None:
+def test_workers_terminated(fleet: Fleet, jobs: int, stops: int) -> None:
     pick = random.Random(stops)
     write_model(fleet.models, batch_s=0.25, image_s=0.0)
     workers = [fleet.start(max_batch=4, **LEASE), fleet.start(max_batch=4, **LEASE)]
@@ -136,7 +136,7 @@ def test_the_server_is_killed_and_comes_back(new_valkey: Callable[..., Valkey], 
             assert [view.status for view in fleet.wait(ids, 60)] == [JobStatus.SUCCEEDED] * 48
             check_answers(fleet, ids)
             fleet.check(ids)
-        assert [worker.poll() for worker in workers] == [None, None]  # they lived through it
+        assert [worker.poll() for worker in workers] == [None, None]  # they survived
     finally:
         fleet.stop()
 
@@ -160,9 +160,9 @@ def test_one_of_eight_canceled_and_one_of_five_out_of_time(fleet: Fleet, rounds:
         fleet.queue.cancel(eight[i % 8])
         views = fleet.wait([*eight, *five, blocker])
         ended = [view.status for view in views]
-        wanted = [JobStatus.SUCCEEDED] * 14
-        wanted[i % 8], wanted[8 + i % 5] = JobStatus.CANCELED, JobStatus.FAILED
-        assert ended == wanted
+        expected = [JobStatus.SUCCEEDED] * 14
+        expected[i % 8], expected[8 + i % 5] = JobStatus.CANCELED, JobStatus.FAILED
+        assert ended == expected
         assert {
             view.timing.batch_size for view in views[:13] if view.status is JobStatus.SUCCEEDED and view.timing
         } == {
@@ -187,7 +187,7 @@ def test_a_frozen_worker_that_comes_back_changes_nothing(fleet: Fleet, rounds: i
         frozen.send_signal(signal.SIGCONT)
         other.send_signal(signal.SIGTERM)
         other.wait(timeout=10)
-        later = fleet.queue.submit(generate())  # served by the one that was frozen: it is well again
+        later = fleet.queue.submit(generate())  # served by the worker that was frozen
         fleet.wait([later])
         assert [fleet.queue.redis.dump(f"rq:job:{job_id}") for job_id in ids] == before
         frozen.send_signal(signal.SIGTERM)
@@ -210,7 +210,7 @@ def test_thirty_recoveries_at_once(fleet: Fleet, rounds: int) -> None:
 
         def recover(i: int) -> int:
             name = f"ncml:{'score' if i % 2 else 'generate'}:normal"
-            # RQ's own clean-up, which anyone's `rq info` may run, has nothing to take from us
+            # RQ's clean-up, which every `rq info` runs, must not touch these jobs
             StartedJobRegistry(name, connection=queue.redis, serializer=JSONSerializer).cleanup()
             return Leases(queue, list(Lane), f"w{i}").recover()
 
@@ -226,7 +226,7 @@ def test_thirty_recoveries_at_once(fleet: Fleet, rounds: int) -> None:
 
 
 @pytest.mark.parametrize("rounds", [1, pytest.param(5, marks=[pytest.mark.slow, LONG])])
-def test_a_picture_is_the_same_after_a_retry(fleet: Fleet, rounds: int) -> None:
+def test_an_image_is_the_same_after_a_retry(fleet: Fleet, rounds: int) -> None:
     write_model(fleet.models, batch_s=0.5, image_s=0.0)
     for seed in range(rounds):
         worker = fleet.start(**LEASE)
@@ -239,7 +239,7 @@ def test_a_picture_is_the_same_after_a_retry(fleet: Fleet, rounds: int) -> None:
         replacement = fleet.start(**LEASE)
         fleet.wait([retried])
         assert fleet.queue.redis.hget(f"rq:job:{retried}", "attempts") == b"2"
-        assert fleet.pictures(retried) == fleet.pictures(undisturbed)
+        assert fleet.images(retried) == fleet.images(undisturbed)
         _end(replacement)
 
 

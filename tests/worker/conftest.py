@@ -1,4 +1,4 @@
-"""A fleet of real workers with synthetic models."""
+"""A fleet of worker processes with synthetic models."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.worker.synthetic import write_model
 
 @pytest.fixture
 def fleet(valkey_url: str, tmp_path: Path) -> Iterator[Fleet]:
-    """No worker yet: `fleet.start()`. One model named `synthetic`, of 20 ms a batch and 1 ms an image."""
+    """A fleet without workers (`fleet.start()` adds one), and a model `synthetic`: 20 ms a batch, 1 ms an image."""
     models = tmp_path / "models"
     write_model(models, batch_s=0.02, image_s=0.001)
     fleet = Fleet(valkey_url, models, tmp_path / "log")

@@ -1,4 +1,4 @@
-"""Workers as processes, and what must hold of a queue when all is done."""
+"""Worker processes, and the state in which a queue must be once all jobs have ended."""
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ PIXELS = Pixels(height=HEIGHT, width=WIDTH, data=bytes(range(HEIGHT * WIDTH * 3)
 
 
 def eventually(condition: Callable[[], Any], timeout_s: float = 30.0, every_s: float = 0.02) -> Any:
-    """The condition's value once it is true; fails when that takes too long."""
+    """Return the condition's value once it is true; fail if that takes longer than `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
         assert time.monotonic() < deadline, f"not within {timeout_s} s"
@@ -35,10 +35,10 @@ def score(**fields: Any) -> ScoreJob:
     return ScoreJob(**{"model": "synthetic", "images": (PIXELS,)} | fields)
 
 
-def scan(picture: np.ndarray, **fields: Any) -> ScanJob:
-    """Of a uint8 (H, W, 3) picture."""
-    height, width = picture.shape[:2]
-    return ScanJob(**{"model": "synthetic", "file": to_png(picture), "height": height, "width": width} | fields)
+def scan(image: np.ndarray, **fields: Any) -> ScanJob:
+    """Return a job that scans a uint8 (H, W, 3) image."""
+    height, width = image.shape[:2]
+    return ScanJob(**{"model": "synthetic", "file": to_png(image), "height": height, "width": width} | fields)
 
 
 def generate(**fields: Any) -> GenerateJob:
@@ -50,7 +50,7 @@ def complete(**fields: Any) -> CompleteJob:
 
 
 class Fleet:
-    """A queue and the worker processes that serve it. All of them serve the models in `models`."""
+    """A queue and its worker processes, which all serve the models in `models`."""
 
     def __init__(self, url: str, models: Path, log: Path) -> None:
         self.url, self.models, self.log = url, models, log
@@ -58,8 +58,8 @@ class Fleet:
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def start(self, lanes: str = "score,generate", *, ready: bool = True, **options: float) -> subprocess.Popen[bytes]:
-        """A new worker; options are fields of its settings."""
-        known = {worker.name for worker in self.queue.workers() if worker.models}
+        """Start a worker; options are fields of its settings."""
+        earlier_names = {worker.name for worker in self.queue.workers() if worker.models}
         command = [sys.executable, "tests/worker/synthetic.py", self.url, str(self.models), lanes]
         with self.log.open("ab") as log:
             process = subprocess.Popen(
@@ -68,16 +68,16 @@ class Fleet:
             )  # fmt: skip
         self.processes.append(process)
         if ready:
-            eventually(lambda: {worker.name for worker in self.queue.workers() if worker.models} - known)
+            eventually(lambda: {worker.name for worker in self.queue.workers() if worker.models} - earlier_names)
         return process
 
     def engine_of(self, process: subprocess.Popen[bytes]) -> int:
-        """The pid of a worker's engine."""
+        """Return the process id of a worker's engine."""
         children = psutil.Process(process.pid).children()
         return next(child.pid for child in children if "spawn_main" in " ".join(child.cmdline()))
 
     def wait(self, ids: Iterable[str], timeout_s: float = 30.0) -> list[JobView]:
-        """The jobs once all have ended."""
+        """Return the views of jobs once all have ended."""
         views: dict[str, JobView] = {}
 
         def ended() -> bool:
@@ -90,8 +90,8 @@ class Fleet:
         eventually(ended, timeout_s)
         return [views[job_id] for job_id in ids]
 
-    def pictures(self, job_id: str) -> bytes:
-        """The pictures of a job that succeeded."""
+    def images(self, job_id: str) -> bytes:
+        """Return the images of a job that succeeded."""
         result = self.queue.result(job_id)
         assert isinstance(result, PictureResult)
         blob = self.queue.blob(result.pictures.blob)
@@ -100,18 +100,18 @@ class Fleet:
         return blob
 
     def check(self, ids: Iterable[str]) -> None:
-        """Every job ended exactly once, and nothing is left anywhere."""
+        """Assert that every job ended exactly once, and that no key is left which does not expire."""
         redis = self.queue.redis
         for job_id in ids:
             entries = [entry[b"event"] for _, entry in redis.xrange(f"ncml:events:{job_id}")]
             terminal = [e for e in entries if any(f'"{s}"'.encode() in e for s in JobStatus if s.is_terminal)]
             assert len(terminal) == 1, f"job {job_id} ended {len(terminal)} times"
-            assert entries[-1] == terminal[0], f"job {job_id} went on after its end"
+            assert entries[-1] == terminal[0], f"job {job_id} has events after its end"
         assert redis.zcard("ncml:leases") == 0
         assert [depth.depth for depth in self.queue.depths()] == [0] * 6
-        left = [key for key in redis.keys("*") if b":wip:" in key or b":intermediate" in key]
-        assert left == []
-        known = (
+        unfinished = [key for key in redis.keys("*") if b":wip:" in key or b":intermediate" in key]
+        assert unfinished == []
+        permanent_prefixes = (
             b"rq:finished:",
             b"rq:failed:",
             b"rq:canceled:",
@@ -120,8 +120,8 @@ class Fleet:
             b"ncml:wake:",
             b"ncml:workers",
         )
-        lasting = [key for key in redis.keys("*") if redis.ttl(key) == -1 and not key.startswith(known)]
-        assert lasting == []
+        leaked = [key for key in redis.keys("*") if redis.ttl(key) == -1 and not key.startswith(permanent_prefixes)]
+        assert leaked == []
 
     def stop(self) -> None:
         for process in self.processes:

@@ -1,6 +1,7 @@
-"""A model with the library's front door whose cost and faults are set: 50 ms a batch and 2 ms an image by default.
+"""A model with the interface of `ncml.Model`, and configured costs and faults.
 
-Its folder holds a config.json with the costs; its class names decide a job's fate. A real engine process runs it.
+Its folder holds a config.json with the costs (default: 50 ms a batch, 2 ms an image); class names decide a job's fate.
+An actual engine process runs it.
 
     python tests/worker/synthetic.py URL MODELS LANE[,LANE] [FIELD=SECONDS ...]    a worker with such models
 """
@@ -53,7 +54,7 @@ class Histogram:
 
 @dataclass
 class Calibration:
-    """By it a picture whose mean is above 128 does not belong; its p-value falls from 1 to 0.01 with the mean."""
+    """Judges an image out-of-distribution if its mean is above 128; the p-value falls from 1 to 0.01 with the mean."""
 
     version: str = "c0" * 32
     statistic: str = "mean"
@@ -76,7 +77,7 @@ class Calibration:
 
 @dataclass
 class TileCalibration:
-    """By it a picture does not belong when a tile's mean is above 128."""
+    """Judges an image out-of-distribution if the mean of a tile is above 128."""
 
     version: str = "71" * 32
     height: int = HEIGHT
@@ -108,7 +109,7 @@ class Scan:
 
 
 class SyntheticModel:
-    """Pictures are a function of the seed and the version alone, scores of the pixels and the noise."""
+    """Images depend on the seed and the version only, scores on the pixels and the noise."""
 
     height, width = HEIGHT, WIDTH
     noise = 10.0
@@ -180,17 +181,17 @@ class SyntheticModel:
             callback(Progress("score", n * (row + 1) // self.rows, n))
         scores: list[Score] = []
         for mean in images.reshape(n, -1).mean(1).tolist():
-            found = {"mean": mean, "bpd": mean / 32}
+            values = {"mean": mean, "bpd": mean / 32}
             judge = self.calibration if ood else None
             scores.append(
                 Score(
                     bpd=mean / 32 + noise,
                     log_likelihood=-mean,
                     map=np.full((HEIGHT, WIDTH), mean, np.float32) if map else None,
-                    ood=judge.judge(statistic or judge.statistic, found[statistic or judge.statistic])
+                    ood=judge.judge(statistic or judge.statistic, values[statistic or judge.statistic])
                     if judge
                     else None,
-                    statistics=found if statistics == "all" else {name: found[name] for name in statistics},
+                    statistics=values if statistics == "all" else {name: values[name] for name in statistics},
                     flipped_bpd=mean / 32 + 0.5 if sanity else None,
                 )
             )
@@ -202,35 +203,37 @@ class SyntheticModel:
             raise ModelError(f"{self.name}/calibration-tiles.json is damaged")
         return TileCalibration() if self.tiled else None
 
-    def scan(self, picture: np.ndarray, *, side: int | None, batch_size: int, callback: OnProgress) -> Scan:
-        """The mean of each tile; each batch of tiles takes `batch_s`."""
-        known = self.tiles
-        tile = TileSize.resolve(HEIGHT, WIDTH, side, TileSize(known.height, known.width) if known else None)
-        H, W = picture.shape[:2]
+    def scan(self, image: np.ndarray, *, side: int | None, batch_size: int, callback: OnProgress) -> Scan:
+        """Score each tile by its mean; each batch of tiles takes `batch_s`."""
+        calibration = self.tiles
+        tile = TileSize.resolve(
+            HEIGHT, WIDTH, side, TileSize(calibration.height, calibration.width) if calibration else None
+        )
+        H, W = image.shape[:2]
         corners = tile.corners(H, W)
         for done in range(0, len(corners), batch_size):
             self._meet(min(batch_size, len(corners) - done), None)
             time.sleep(self.batch_s)
             callback(Progress("tiles", min(done + batch_size, len(corners)), len(corners)))
-        means = [picture[top : top + tile.height, left : left + tile.width].mean() for top, left in corners]
+        means = [image[top : top + tile.height, left : left + tile.width].mean() for top, left in corners]
         at = int(np.argmax(means))
         (top, left), worst = corners[at], float(means[at])
-        judged = (0.5, known.threshold, worst > known.threshold) if known else (None, None, None)
+        judged = (0.5, calibration.threshold, worst > calibration.threshold) if calibration else (None, None, None)
         grid = np.array(means, np.float32).reshape(tile.grid_shape(H, W))
         return Scan(worst, *judged, Box(left, top, tile.width, tile.height), grid, H, W)
 
     def generate(self, n: int, **options: Any) -> np.ndarray:
         dropped = self._work(n, options["classes"], options["callback"])
-        return np.stack([self._picture(seed, i in dropped) for i, seed in enumerate(options["seeds"])])
+        return np.stack([self._image(seed, i in dropped) for i, seed in enumerate(options["seeds"])])
 
     def complete(self, images: np.ndarray, *, keep: str, **options: Any) -> np.ndarray:
         if keep not in self.keeps:
             raise InputError("keep", f"this model completes {', '.join(self.keeps)} only")
-        pictures = self.generate(len(images), **options)
-        pictures[:, : HEIGHT // 2] = images[:, : HEIGHT // 2]
-        return pictures
+        completed = self.generate(len(images), **options)
+        completed[:, : HEIGHT // 2] = images[:, : HEIGHT // 2]
+        return completed
 
-    def _picture(self, seed: int, black: bool) -> np.ndarray:
+    def _image(self, seed: int, black: bool) -> np.ndarray:
         if black:
             return np.zeros((HEIGHT, WIDTH, 3), np.uint8)
         generator = np.random.default_rng([seed, int(self.version[:8], 16)])
@@ -242,7 +245,7 @@ def load(folder: Path, *, device: str) -> SyntheticModel:
 
 
 def write_model(directory: Path, name: str = "synthetic", **config: Any) -> Path:
-    """Make a model folder: batch_s, image_s (seconds), rows (callbacks a batch), fits (images that memory holds),
+    """Write a model folder: batch_s, image_s (seconds), rows (callbacks a batch), fits (images that memory holds),
     calibrated, tiled (whether tiles are calibrated, or "damaged").
     """
     folder = directory / name
@@ -262,19 +265,19 @@ def serve(url: str, models: str, lanes: str, *options: str) -> None:
     from worker.worker import GpuWorker, WorkerSettings
 
     logs.configure()
-    given = {name: float(value) for name, _, value in (option.partition("=") for option in options)}
-    engine = EngineSettings(directories=(Path(models),), load=load, max_batch=int(given.pop("max_batch", 16)))
+    values = {name: float(value) for name, _, value in (option.partition("=") for option in options)}
+    engine = EngineSettings(directories=(Path(models),), load=load, max_batch=int(values.pop("max_batch", 16)))
     settings = WorkerSettings(lanes=tuple(map(Lane, lanes.split(","))), engine=engine)
     metrics = WorkerMetrics()
-    if port := int(given.pop("metrics_port", 0)):
+    if port := int(values.pop("metrics_port", 0)):
         metrics.serve(port)
     queue = JobQueue.from_url(url)
-    GpuWorker(queue, replace(settings, **given), metrics).work()
+    GpuWorker(queue, replace(settings, **values), metrics).work()
     queue.close()
 
 
 if __name__ == "__main__":
-    # the engine imports `load` by its module's name, so it must not live in __main__
+    # the engine imports `load` by its module name, which must not be __main__
     sys.path.insert(0, str(Path(__file__).parents[2]))
     from tests.worker import synthetic
 

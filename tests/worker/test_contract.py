@@ -1,4 +1,4 @@
-"""The JSON that crosses the queue: a change of it shows in `contract.json`, and in review."""
+"""The JSON that crosses the queue: every change shows in `contract.json`, and so in review."""
 
 import json
 from pathlib import Path
@@ -102,7 +102,7 @@ EXAMPLES: dict[str, BaseModel] = {
 }  # fmt: skip
 
 
-def test_every_message_is_written_as_it_was_and_read_back() -> None:
+def test_every_message_keeps_its_json_and_can_be_read_back() -> None:
     golden: dict[str, Any] = json.loads(Path(__file__).with_name("contract.json").read_text())
     assert {name: json.loads(message.model_dump_json()) for name, message in EXAMPLES.items()} == golden
     for name, message in EXAMPLES.items():
@@ -142,7 +142,7 @@ def test_a_result_is_read_by_its_task(name: str) -> None:
         ("complete", {"keep": "middle"}),
     ],
 )
-def test_what_cannot_be_done_is_not_a_job(name: str, change: dict[str, Any]) -> None:
+def test_an_invalid_job_is_refused(name: str, change: dict[str, Any]) -> None:
     payload = EXAMPLES[name].model_dump(mode="json")
     JOB.validate_json(json.dumps(payload))
     with pytest.raises(ValidationError):
@@ -158,7 +158,7 @@ def test_the_largest_seed_is_usable() -> None:
     assert GenerateJob(model="m", seed=MAX_SEED - 1, n=2).seeds == (MAX_SEED - 1, MAX_SEED)
 
 
-def test_what_shares_a_batch_and_what_does_not() -> None:
+def test_the_batch_key_separates_incompatible_jobs() -> None:
     job = GenerateJob(model="m", n=2, seed=1, class_name="cat")
     same = [{"n": 5}, {"seed": 9}, {"class_name": None}, {"priority": Priority.HIGH}, {"timeout_s": 1.0}]
     other = [{"model": "k"}, {"version": "ab"}, {"noise": 0.0}, {"steps": 3}, {"solver": "heun"}]
@@ -177,7 +177,7 @@ def test_what_shares_a_batch_and_what_does_not() -> None:
     assert len({batch_key(scoring.model_copy(update={"statistics": names})) for names in same}) == 1
 
 
-def test_scans_share_a_batch_where_they_are_of_one_file() -> None:
+def test_only_scans_of_the_same_file_share_a_batch_key() -> None:
     job = ScanJob(model="m", file=b"a", height=8, width=8)
     same = [{"map": True}, {"priority": Priority.LOW}, {"request_id": "r"}]
     assert {batch_key(job.model_copy(update=change)) for change in same} == {batch_key(job)}

@@ -1,4 +1,4 @@
-"""An engine by its pipe: what it answers to a batch whose members are dropped while they are computed."""
+"""The engine through its pipe: jobs of a batch are dropped while they are computed."""
 
 from pathlib import Path
 
@@ -10,16 +10,16 @@ from worker.messages import Batch, Catalogue, Done, Drop, EngineSettings, Step
 from worker.process import EngineProcess
 
 
-def test_a_job_dropped_while_it_is_computed_alone_is_no_failure(
+def test_a_job_dropped_while_it_is_computed_alone_does_not_fail(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Alone, because the other one's failure could have been any member's."""
+    """It is computed alone because the failure of the batch could have come from any of its jobs."""
     write_model(tmp_path, batch_s=0.1, rows=40)
     engine = EngineProcess(EngineSettings(directories=(tmp_path,), load=load))
     try:
         assert isinstance(engine.receive(60), Catalogue)
         engine.send(Batch(1, {"slow": score(class_name="slow"), "bad": score(class_name="bad")}))
-        assert isinstance(engine.receive(10), Step)  # so the slow one is under way, which it is alone
+        assert isinstance(engine.receive(10), Step)  # so the slow job is being computed, alone
         engine.send(Drop(1, frozenset({"slow"})))
         while isinstance(done := engine.receive(10), Step):
             pass

@@ -1,4 +1,4 @@
-"""What Redis holds stays bounded, and what a lease gives."""
+"""Leases, and the bounds of what Redis holds."""
 
 import contextlib
 import time
@@ -17,7 +17,7 @@ def queue(valkey_url: str) -> Iterator[JobQueue]:
         yield queue
 
 
-def test_a_progress_stream_is_capped_and_keeps_its_latest(queue: JobQueue) -> None:
+def test_a_progress_stream_is_capped_and_keeps_its_latest_entries(queue: JobQueue) -> None:
     leases = Leases(queue, [Lane.GENERATE], "w")
     job_id = queue.submit(GenerateJob(model="m"))
     claims = leases.claim(8)[1]
@@ -31,7 +31,7 @@ def test_a_progress_stream_is_capped_and_keeps_its_latest(queue: JobQueue) -> No
     assert view.progress.step == EVENTS_CAP + 99
 
 
-def test_an_ended_job_gives_back_its_input_and_then_everything(queue: JobQueue) -> None:
+def test_an_ended_job_frees_its_input_and_later_expires(queue: JobQueue) -> None:
     leases = Leases(queue, [Lane.GENERATE], "w")
     ids = [queue.submit(GenerateJob(model="m", start_within_s=1.0)) for _ in range(20)]
     claims = leases.claim(64)[1]
@@ -52,7 +52,7 @@ def test_an_ended_job_gives_back_its_input_and_then_everything(queue: JobQueue) 
     assert queue.redis.zrange("rq:finished:ncml:generate:normal", 0, -1) == [again.encode()]
 
 
-def test_times_are_the_servers(queue: JobQueue) -> None:
+def test_times_are_read_from_the_clock_of_the_server(queue: JobQueue) -> None:
     leases = Leases(queue, [Lane.GENERATE], "w", lease_s=100)
     queue.submit(GenerateJob(model="m"))
     (claim,) = leases.claim(1)[1]
@@ -62,7 +62,7 @@ def test_times_are_the_servers(queue: JobQueue) -> None:
     assert leases.recover() == 0
 
 
-def test_a_server_short_of_memory_takes_no_new_job_and_ends_the_others(queue: JobQueue) -> None:
+def test_a_server_short_of_memory_refuses_new_jobs_and_ends_the_others(queue: JobQueue) -> None:
     ids = [queue.submit(GenerateJob(model="m"), job_id=name) for name in ("kept", "waits")]
     leases = Leases(queue, [Lane.GENERATE], "a")
     _, claims = leases.claim(1)
@@ -72,7 +72,7 @@ def test_a_server_short_of_memory_takes_no_new_job_and_ends_the_others(queue: Jo
         with pytest.raises(QueueFull, match="short of memory"):
             queue.submit(GenerateJob(model="m"))
         queue.cancel(ids[1])
-        queue.redis.config_set("maxmemory", used // 2)  # results of jobs that were taken earlier may go beyond
+        queue.redis.config_set("maxmemory", used // 2)  # results of jobs accepted earlier may exceed it
         assert leases.renew(claims, {ids[0]: '{"kind": "progress"}'}) == ["held"]
         assert leases.give_back(claims) == [True]
         _, claims = leases.claim(1)
@@ -83,7 +83,7 @@ def test_a_server_short_of_memory_takes_no_new_job_and_ends_the_others(queue: Jo
     assert len(queue.redis.keys("rq:job:*")) == 2
 
 
-def test_a_job_that_is_to_run_alone_joins_nobody_and_is_joined_by_nobody(queue: JobQueue) -> None:
+def test_a_job_that_must_run_alone_shares_no_batch(queue: JobQueue) -> None:
     leases = Leases(queue, [Lane.GENERATE], "w")
     suspect = queue.submit(GenerateJob(model="m"))
     leases.give_back(leases.claim(8)[1], alone=True)
@@ -93,12 +93,12 @@ def test_a_job_that_is_to_run_alone_joins_nobody_and_is_joined_by_nobody(queue: 
     key, claims = leases.claim(8)
     assert [claim.id for claim in claims] == [*before, after]
     assert key != ""
-    assert leases.claim(5, key)[1] == []  # nor later, while they wait for company
+    assert leases.claim(5, key)[1] == []  # nor later, while the batch waits for more jobs
     key, claims = leases.claim(8)
     assert ([claim.id for claim in claims], key) == ([suspect], "")
 
 
-def test_a_request_too_large_for_what_is_left_is_passed_over_and_comes_first_the_next_time(queue: JobQueue) -> None:
+def test_a_request_too_large_for_the_rest_of_a_batch_comes_first_in_the_next(queue: JobQueue) -> None:
     leases = Leases(queue, [Lane.GENERATE], "w")
     a, large, b = (queue.submit(GenerateJob(model="m", n=n)) for n in (3, 8, 5))
     assert [claim.id for claim in leases.claim(8)[1]] == [a, b]

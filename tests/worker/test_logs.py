@@ -1,4 +1,4 @@
-"""The log has one JSON object a line, whoever writes it."""
+"""Each line of the log is a JSON object, from any logger."""
 
 import json
 import subprocess
@@ -17,7 +17,7 @@ except ZeroDivisionError:
 """
 
 
-def test_every_line_is_json_those_of_warnings_too() -> None:
+def test_every_line_is_json_including_warnings() -> None:
     run = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
     hello, warned, odd = (json.loads(line) for line in run.stderr.splitlines())
     assert (hello["message"], hello["job"], hello["level"]) == ("hello", "j1", "info")

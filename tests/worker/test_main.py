@@ -1,4 +1,4 @@
-"""`ncml worker` itself, with a real model."""
+"""`ncml worker` as a process, with a real model."""
 
 import contextlib
 import json
@@ -31,7 +31,7 @@ def queue(valkey_url: str) -> Iterator[JobQueue]:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_a_real_model_gives_through_the_queue_what_it_gives_in_process(
+def test_a_real_model_returns_the_same_through_the_queue_as_in_process(
     queue: JobQueue, valkey_url: str, model_folder: Path, tmp_path: Path
 ) -> None:
     port = free_port()
@@ -66,12 +66,14 @@ def test_a_real_model_gives_through_the_queue_what_it_gives_in_process(
 
         scored = queue.result(ids[0])
         assert isinstance(scored, ScoreResult)
-        for one, wanted in zip(scored.results, model.score(images, classes=name, noise=2.0, map=True), strict=True):
-            assert one.bpd == pytest.approx(wanted.bpd, rel=1e-5)
-            assert one.map
-            assert wanted.map is not None
-            np.testing.assert_allclose(np.frombuffer(one.map, "<f4").reshape(wanted.map.shape), wanted.map, rtol=1e-3)
-        drawn = [_pictures(queue, job_id) for job_id in ids[1:4]]
+        for score, expected in zip(scored.results, model.score(images, classes=name, noise=2.0, map=True), strict=True):
+            assert score.bpd == pytest.approx(expected.bpd, rel=1e-5)
+            assert score.map
+            assert expected.map is not None
+            np.testing.assert_allclose(
+                np.frombuffer(score.map, "<f4").reshape(expected.map.shape), expected.map, rtol=1e-3
+            )
+        drawn = [_images(queue, job_id) for job_id in ids[1:4]]
         np.testing.assert_array_equal(drawn[0], model.generate(2, classes=name, seeds=5, steps=2))
         np.testing.assert_array_equal(drawn[1], model.generate(1, seeds=6, steps=2))
         np.testing.assert_array_equal(drawn[2], model.complete(images[0], n=2, seeds=1, noise=0))
@@ -85,7 +87,7 @@ def test_a_real_model_gives_through_the_queue_what_it_gives_in_process(
         assert 'ncml_jobs_finished_total{model="tiny",outcome="succeeded",task="generate"} 2.0' in text
         assert 'ncml_score_bpd_count{model="tiny"} 3.0' in text
         assert 'stage="refine"' in text
-        assert 'ncml_worker_state{state="loading"} 0.0' in text  # what docker-compose.yml looks for
+        assert 'ncml_worker_state{state="loading"} 0.0' in text  # the health check of docker-compose.yml
         assert 'ncml_images_total{model="tiny",task="complete"} 2.0' in text
         how = f'check="{descriptor.batching.check}",groups="{descriptor.batching.groups}"'
         assert f'ncml_model_batching{{{how},name="tiny",version="{model.version}"}} 1.0' in text
@@ -101,7 +103,7 @@ def test_a_real_model_gives_through_the_queue_what_it_gives_in_process(
     assert any("batches are sampled in" in entry["message"] for entry in entries)
 
 
-def _pictures(queue: JobQueue, job_id: str) -> np.ndarray:
+def _images(queue: JobQueue, job_id: str) -> np.ndarray:
     result = queue.result(job_id)
     assert isinstance(result, PictureResult)
     blob = queue.blob(result.pictures.blob)
@@ -142,16 +144,16 @@ def test_an_unknown_batching_is_refused_in_one_line() -> None:
     assert done.stderr == "ncml: NCML_BATCHING must be auto, fast or fixed, not 'slow'.\n"
 
 
-def test_a_worker_waits_for_a_queue_that_is_not_there_yet() -> None:
+def test_a_worker_waits_until_the_queue_is_available() -> None:
     command = [*COMMAND, "--redis-url", f"redis://127.0.0.1:{free_port()}/0"]
     worker = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert worker.stderr
     line = next(line for line in worker.stderr if "does not answer" in line)
     assert '"level": "warning"' in line
     assert worker.poll() is None
-    time.sleep(1)  # some five tries
+    time.sleep(1)  # about five attempts
     worker.terminate()
-    rest = worker.stderr.read()
+    messages = worker.stderr.read()
     assert worker.wait(timeout=20) == 0
-    assert "does not answer" not in rest
+    assert "does not answer" not in messages
     worker.stderr.close()

@@ -30,7 +30,7 @@ QUEUES = [f"rq:queue:ncml:generate:{priority}" for priority in Priority]
 
 
 class Protocol(RuleBasedStateMachine):
-    """`state` is what every job must be in; `ended` the terminal state that it can never leave."""
+    """`state` holds the expected state of every job; `ended` its terminal state, which never changes."""
 
     url = ""
     claims = Bundle("claims")
@@ -42,7 +42,7 @@ class Protocol(RuleBasedStateMachine):
         self.workers = [Leases(self.queue, [Lane.GENERATE], name, lease_s=600) for name in "ab"]
         self.names = (f"job{i}" for i in itertools.count())
         self.jobs: dict[str, GenerateJob] = {}
-        self.holders: dict[str, str] = {}  # job: the token that counts
+        self.holders: dict[str, str] = {}  # by job: the valid token
         self.ended: dict[str, JobStatus] = {}
         self.flagged: set[str] = set()
         self.late: set[str] = set()
@@ -71,7 +71,7 @@ class Protocol(RuleBasedStateMachine):
             assert claim.id in before
             assert parse_job(claim.data) == self.jobs[claim.id]
             assert claim.late == (claim.id in self.late)
-            self.late.discard(claim.id)  # back in its queue, it has been started in time
+            self.late.discard(claim.id)  # a job back in its queue was started in time
             self.holders[claim.id] = claim.token
         on_time = [claim for claim in claims if not claim.late]
         assert len({self.jobs[claim.id].noise for claim in on_time}) <= 1
@@ -80,7 +80,7 @@ class Protocol(RuleBasedStateMachine):
             assert len(on_time) == 1
             assert key == ""
         elif on_time and sum(claim.images for claim in on_time) < room:
-            assert key != ""  # others may still join
+            assert key != ""  # more jobs may still join
         return claims
 
     @rule(claims=consumes(claims), worker=st.integers(0, 1))
@@ -102,7 +102,7 @@ class Protocol(RuleBasedStateMachine):
 
     @rule(claims=claims)
     def finish_twice(self, claims: list[Claim]) -> None:
-        """A worker that was frozen comes back, and another time."""
+        """A worker that was frozen resumes and finishes its jobs twice."""
         self.end(claims, 0, JobStatus.SUCCEEDED)
         self.end(claims, 1, JobStatus.FAILED)
 
@@ -126,7 +126,7 @@ class Protocol(RuleBasedStateMachine):
 
     @rule(claims=claims)
     def crash(self, claims: list[Claim]) -> None:
-        """Whoever holds these falls silent for longer than a lease; both workers notice at once."""
+        """The worker that holds these is silent for longer than a lease; both workers notice at once."""
         for claim in claims:
             self.queue.redis.zadd(LEASES, {f"{claim.id}:{claim.token}": 1.0}, xx=True)
         lapsed = [claim for claim in claims if self.holders.get(claim.id) == claim.token]
@@ -170,7 +170,7 @@ class Protocol(RuleBasedStateMachine):
         return {name for name in self.jobs if name not in self.holders and name not in self.ended}
 
     @invariant()
-    def every_job_is_in_its_one_place(self) -> None:
+    def every_job_is_in_exactly_one_place(self) -> None:
         places: dict[str, list[str]] = defaultdict(list)
         for key in QUEUES:
             for job_id in self.queue.redis.lrange(key, 0, -1):
@@ -178,13 +178,15 @@ class Protocol(RuleBasedStateMachine):
         for member in self.queue.redis.zrange(LEASES, 0, -1):
             job_id, token = member.decode().split(":")
             places[job_id].append(token)
-        wanted = {name: ["queue"] for name in self.waiting()} | {name: [token] for name, token in self.holders.items()}
-        assert places == wanted
+        expected_places = {name: ["queue"] for name in self.waiting()} | {
+            name: [token] for name, token in self.holders.items()
+        }
+        assert places == expected_places
         mirrored = [m for p in Priority for m in self.queue.redis.zrange(f"rq:wip:ncml:generate:{p}", 0, -1)]
         assert sorted(mirrored) == sorted(f"{name}:{token}".encode() for name, token in self.holders.items())
 
     @invariant()
-    def what_has_ended_has_ended_once(self) -> None:
+    def every_ended_job_has_ended_once(self) -> None:
         for name, status in self.ended.items():
             entries = [entry[b"event"] for _, entry in self.queue.redis.xrange(f"ncml:events:{name}")]
             terminal = [e for e in entries if any(f'"{s}"'.encode() in e for s in JobStatus if s.is_terminal)]

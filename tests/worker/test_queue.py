@@ -38,7 +38,7 @@ def test_a_submitted_job_waits_in_its_queue_and_keeps_its_specification(queue: J
     assert 0 <= queue.depths()[0].oldest_age_s < 5
 
 
-def test_an_id_of_ones_own_is_taken_once_by_fifty_at_a_time(queue: JobQueue) -> None:
+def test_one_of_fifty_concurrent_submissions_gets_a_chosen_id(queue: JobQueue) -> None:
     def submit(_: int) -> bool:
         try:
             queue.submit(GenerateJob(model="m"), job_id="mine")
@@ -51,7 +51,7 @@ def test_an_id_of_ones_own_is_taken_once_by_fifty_at_a_time(queue: JobQueue) -> 
     assert queue.depth(Lane.GENERATE) == 1
 
 
-def test_a_full_lane_takes_exactly_its_limit_and_leaves_nothing_of_the_rest(queue: JobQueue) -> None:
+def test_a_full_lane_accepts_exactly_its_limit_and_stores_nothing_of_refused_jobs(queue: JobQueue) -> None:
     def submit(_: int) -> bool:
         try:
             queue.submit(GenerateJob(model="m"), limit=8)
@@ -65,28 +65,28 @@ def test_a_full_lane_takes_exactly_its_limit_and_leaves_nothing_of_the_rest(queu
     queue.submit(ScoreJob(model="m", images=(PIXELS,)), limit=1)  # the other lane is not full
 
 
-def test_a_job_knows_how_many_come_before_it(queue: JobQueue) -> None:
+def test_the_position_of_a_job_counts_the_jobs_ahead(queue: JobQueue) -> None:
     low, first, second = (
         queue.submit(GenerateJob(model="m", priority=priority))
         for priority in (Priority.LOW, Priority.NORMAL, Priority.NORMAL)
     )
-    queue.submit(ScoreJob(model="m", images=(PIXELS,), priority=Priority.HIGH))  # of another lane
+    queue.submit(ScoreJob(model="m", images=(PIXELS,), priority=Priority.HIGH))  # another lane
     assert [queue.position(queue.view(job_id)) for job_id in (first, second, low)] == [0, 1, 2]
     high = queue.submit(GenerateJob(model="m", priority=Priority.HIGH))
     assert [queue.position(queue.view(job_id)) for job_id in (high, first, second, low)] == [0, 1, 2, 3]
     view = queue.view(first)
     queue.cancel(first)
-    assert queue.position(view) is None  # it left the queue after it was looked at
+    assert queue.position(view) is None  # it left the queue after the view was read
     assert queue.position(queue.view(first)) is None
     assert queue.position(queue.view(low)) == 2
 
 
-def test_a_job_keeps_whose_it_is(queue: JobQueue) -> None:
+def test_a_job_keeps_its_owner(queue: JobQueue) -> None:
     assert queue.view(queue.submit(GenerateJob(model="m"), owner="ann")).owner == "ann"
     assert queue.view(queue.submit(GenerateJob(model="m"))).owner == ""
 
 
-def test_the_pace_of_a_lane_is_what_its_workers_measured(queue: JobQueue) -> None:
+def test_the_pace_of_a_lane_is_the_sum_of_its_workers(queue: JobQueue) -> None:
     assert queue.pace(Lane.SCORE) == 0
     for name, pace in (("a", {Lane.SCORE: 2.0}), ("b", {Lane.SCORE: 3.0, Lane.GENERATE: 0.5}), ("c", {})):
         info = WorkerInfo(
@@ -110,7 +110,7 @@ def test_a_queued_job_is_canceled_at_once_and_only_once(queue: JobQueue) -> None
     assert queue.redis.ttl(f"rq:job:{job_id}") > 0
 
 
-def test_a_job_that_nobody_starts_in_time_expires(queue: JobQueue) -> None:
+def test_a_job_that_is_not_started_in_time_expires(queue: JobQueue) -> None:
     job_id = queue.submit(GenerateJob(model="m", start_within_s=0.01))
     view = asyncio.run(_wait(queue, job_id, 2.0))
     assert view.status is JobStatus.EXPIRED
@@ -136,19 +136,19 @@ def test_the_stream_of_a_job_can_be_resumed_and_ends_with_its_last_state(queue: 
         following = asyncio.create_task(follow("0"))
         await asyncio.sleep(0.15)
         await asyncio.to_thread(queue.cancel, job_id)
-        seen = await following
-        assert [status for _, status in seen] == ["queued", "canceled"]
-        assert await follow(seen[0][0]) == seen[1:]
-        assert await follow(seen[1][0]) == []
+        events_read = await following
+        assert [status for _, status in events_read] == ["queued", "canceled"]
+        assert await follow(events_read[0][0]) == events_read[1:]
+        assert await follow(events_read[1][0]) == []
         queue.redis.delete(f"ncml:events:{job_id}")  # it may expire before the job does
-        assert [status for _, status in await follow(seen[0][0])] == ["canceled"]
+        assert [status for _, status in await follow(events_read[0][0])] == ["canceled"]
         await queue.aclose()
 
     asyncio.run(main())
 
 
 @pytest.mark.parametrize("after", ["99999999999999999999", "1-99999999999999999999", "x", "", "1-", "٣"])
-def test_an_event_that_cannot_be_is_not_found(queue: JobQueue, after: str) -> None:
+def test_an_invalid_event_id_is_not_found(queue: JobQueue, after: str) -> None:
     job_id = queue.submit(GenerateJob(model="m"))
 
     async def follow(after: str) -> object:
@@ -162,7 +162,7 @@ def test_an_event_that_cannot_be_is_not_found(queue: JobQueue, after: str) -> No
         asyncio.run(follow(after))
 
 
-def test_the_latest_event_that_can_be_named_is_waited_for(queue: JobQueue) -> None:
+def test_the_largest_event_id_is_accepted(queue: JobQueue) -> None:
     job_id = queue.submit(GenerateJob(model="m"))
     queue.cancel(job_id)
 
@@ -174,7 +174,7 @@ def test_the_latest_event_that_can_be_named_is_waited_for(queue: JobQueue) -> No
     assert asyncio.run(follow()) == []
 
 
-def test_a_unix_socket_serves_all_of_it(valkey_server: Valkey, valkey_url: str) -> None:
+def test_a_unix_socket_works_for_every_method(valkey_server: Valkey, valkey_url: str) -> None:
     with contextlib.closing(JobQueue.from_url(valkey_server.unix_url)) as queue:
         job_id = queue.submit(GenerateJob(model="m", start_within_s=0.01))
         assert asyncio.run(_wait(queue, job_id, 3.0)).status is JobStatus.EXPIRED
@@ -204,16 +204,16 @@ def test_an_ended_job_can_be_forgotten_and_its_id_used_again(queue: JobQueue) ->
     assert queue.submit(GenerateJob(model="m"), job_id="mine") == "mine"
 
 
-def test_a_worker_of_another_version_is_passed_over(queue: JobQueue, caplog: pytest.LogCaptureFixture) -> None:
-    known = PublishedWorker(
+def test_a_worker_of_another_version_is_ignored(queue: JobQueue, caplog: pytest.LogCaptureFixture) -> None:
+    current_worker = PublishedWorker(
         info=WorkerInfo(name="a", lanes=(Lane.SCORE,), state=WorkerState.IDLE, device="cpu", max_batch=1, models=(),
                         started_at=0, seen_at=0),
         models=(),
     )  # fmt: skip
     queue.redis.zadd(WORKERS, {"a": 1, "b": 2})
-    queue.redis.set(worker_key("a"), known.model_dump_json())
+    queue.redis.set(worker_key("a"), current_worker.model_dump_json())
     queue.redis.set(worker_key("b"), '{"info": {"surprise": 1}, "models": []}')
-    assert queue.workers() == [known.info]
+    assert queue.workers() == [current_worker.info]
     assert [queue.service(lane)[0] for lane in Lane] == [1, 0]
     assert "ignoring a worker of another version" in caplog.text
 
@@ -224,7 +224,7 @@ def test_a_model_has_the_batching_of_the_latest_worker_that_generates(queue: Job
         solvers={}, preprocessing=Preprocessing(name="p", version=1),
     )  # fmt: skip
 
-    def announce(name: str, lane: Lane, batching: Batching | None, card: str) -> None:
+    def publish(name: str, lane: Lane, batching: Batching | None, card: str) -> None:
         info = WorkerInfo(name=name, lanes=(lane,), state=WorkerState.IDLE, device="cpu", max_batch=1, models=(),
                           started_at=float(ord(name)), seen_at=0)  # fmt: skip
         model = plain.model_copy(update={"batching": batching, "card": card})
@@ -234,9 +234,9 @@ def test_a_model_has_the_batching_of_the_latest_worker_that_generates(queue: Job
     passed, failed = (
         Batching(groups=groups, check=check, detail="d") for groups, check in (("fast", "passed"), ("fixed", "failed"))
     )
-    announce("a", Lane.GENERATE, passed, "old")
-    announce("b", Lane.GENERATE, failed, "newer")
-    announce("c", Lane.SCORE, None, "newest")
+    publish("a", Lane.GENERATE, passed, "old")
+    publish("b", Lane.GENERATE, failed, "newer")
+    publish("c", Lane.SCORE, None, "newest")
     assert queue.models() == [plain.model_copy(update={"batching": failed, "card": "newest"})]
 
 
@@ -247,8 +247,8 @@ async def _wait(queue: JobQueue, job_id: str, timeout_s: float):
         await queue.aclose()
 
 
-def test_a_stream_in_which_nothing_happens_says_so_each_tick(queue: JobQueue) -> None:
-    """The tick is longer than the time that redis-py gives an answer unless it is told otherwise, 5 s."""
+def test_an_idle_stream_yields_none_each_tick(queue: JobQueue) -> None:
+    """The tick is longer than redis-py's default timeout of 5 s."""
     job_id = queue.submit(GenerateJob(model="m"))
 
     async def look() -> list[float]:

@@ -13,7 +13,7 @@ from worker.registry import ModelRegistry
 
 
 class Loads:
-    """Loads synthetic models and keeps count."""
+    """Loads synthetic models and counts the loads."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -34,7 +34,7 @@ def registry_of(loads: Loads, *directories: Path, keep: int = 2) -> ModelRegistr
     return registry
 
 
-def test_the_earlier_directory_counts_and_other_folders_are_passed_over(tmp_path: Path, loads: Loads) -> None:
+def test_the_earlier_directory_takes_precedence_and_other_folders_are_ignored(tmp_path: Path, loads: Loads) -> None:
     write_model(tmp_path / "one", "a", batch_s=1.0)
     write_model(tmp_path / "two", "a", batch_s=2.0)
     write_model(tmp_path / "two", "b")
@@ -44,7 +44,7 @@ def test_the_earlier_directory_counts_and_other_folders_are_passed_over(tmp_path
     assert registry.get("a").version == synthetic.load(tmp_path / "one" / "a", device="cpu").version
 
 
-def test_only_a_registry_that_generates_asks_how_batches_are_sampled(tmp_path: Path, loads: Loads) -> None:
+def test_only_a_registry_that_generates_checks_how_batches_are_sampled(tmp_path: Path, loads: Loads) -> None:
     write_model(tmp_path, "a")
     assert registry_of(loads, tmp_path).descriptors[0].batching is None
     registry = ModelRegistry([tmp_path], loads, device="cpu", keep=2, generates=True)
@@ -52,7 +52,7 @@ def test_only_a_registry_that_generates_asks_how_batches_are_sampled(tmp_path: P
     assert registry.descriptors[0].batching == Batching(groups="fixed", check="failed", detail="it is synthetic.")
 
 
-def test_the_least_recently_used_model_makes_room(tmp_path: Path, loads: Loads) -> None:
+def test_the_least_recently_used_model_is_evicted(tmp_path: Path, loads: Loads) -> None:
     for name in "abc":
         write_model(tmp_path, name)
     registry = registry_of(loads, tmp_path)
@@ -63,7 +63,7 @@ def test_the_least_recently_used_model_makes_room(tmp_path: Path, loads: Loads) 
     assert loads.names == ["a", "b"]
 
 
-def test_a_changed_folder_is_loaded_anew_and_an_unchanged_one_is_not(tmp_path: Path, loads: Loads) -> None:
+def test_only_a_changed_folder_is_reloaded(tmp_path: Path, loads: Loads) -> None:
     write_model(tmp_path, "a")
     registry = registry_of(loads, tmp_path)
     held = registry.get("a")
@@ -76,7 +76,7 @@ def test_a_changed_folder_is_loaded_anew_and_an_unchanged_one_is_not(tmp_path: P
         registry.get("a", held.version)
 
 
-def test_a_folder_that_breaks_leaves_what_was_loaded_in_service(tmp_path: Path, loads: Loads) -> None:
+def test_the_loaded_model_stays_in_service_when_its_folder_breaks(tmp_path: Path, loads: Loads) -> None:
     folder = write_model(tmp_path, "a")
     registry = registry_of(loads, tmp_path)
     version = registry.get("a").version
@@ -91,7 +91,7 @@ def test_a_folder_that_breaks_leaves_what_was_loaded_in_service(tmp_path: Path, 
     assert registry.get("a").version != version
 
 
-def test_a_folder_broken_from_the_start_is_named_with_its_fault(tmp_path: Path, loads: Loads) -> None:
+def test_a_folder_broken_from_the_start_is_reported_with_its_fault(tmp_path: Path, loads: Loads) -> None:
     (write_model(tmp_path, "a") / "config.json").write_text("{")
     registry = registry_of(loads, tmp_path)
     assert registry.descriptors == ()

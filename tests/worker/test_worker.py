@@ -1,4 +1,4 @@
-"""One worker, from the outside: batches, chunks, priorities, cancellation, time limits, bad input, signals."""
+"""One worker process: batches, chunks, priorities, cancellation, time limits, bad input, signals."""
 
 import asyncio
 import contextlib
@@ -22,26 +22,26 @@ from worker.contract import Box, JobStatus, Lane, Ood, PictureResult, Pixels, Pr
 from worker.queue import JobNotFound
 
 
-def test_the_three_tasks_give_what_was_asked_for(fleet: Fleet) -> None:
+def test_scoring_generating_and_completing_return_the_requested_results(fleet: Fleet) -> None:
     fleet.start()
     ids = [fleet.queue.submit(job) for job in (score(map=True, noise=2.0), generate(n=3, seed=7), complete(n=2))]
     assert [view.status for view in fleet.wait(ids)] == ["succeeded"] * 3
 
-    scored, drawn, completed = (fleet.queue.result(job_id) for job_id in ids)
+    scored, generated, completed = (fleet.queue.result(job_id) for job_id in ids)
     assert isinstance(scored, ScoreResult)
     mean = np.frombuffer(PIXELS.data, np.uint8).mean()
     assert scored.results[0].bpd == pytest.approx(mean / 32 + 2.0)
     assert scored.results[0].map
     assert (scored.height, scored.width) == (HEIGHT, WIDTH)
     np.testing.assert_allclose(np.frombuffer(scored.results[0].map, "<f4"), np.full(HEIGHT * WIDTH, mean), rtol=1e-6)
-    assert isinstance(drawn, PictureResult)
-    assert drawn.seeds == (7, 8, 9)
-    assert drawn.model.version == fleet.queue.models()[0].version
-    assert drawn.timing.compute_s
-    assert len(fleet.pictures(ids[1])) == 3 * HEIGHT * WIDTH * 3
+    assert isinstance(generated, PictureResult)
+    assert generated.seeds == (7, 8, 9)
+    assert generated.model.version == fleet.queue.models()[0].version
+    assert generated.timing.compute_s
+    assert len(fleet.images(ids[1])) == 3 * HEIGHT * WIDTH * 3
     assert isinstance(completed, PictureResult)
     half = HEIGHT // 2 * WIDTH * 3
-    assert fleet.pictures(ids[2])[:half] == PIXELS.data[:half]
+    assert fleet.images(ids[2])[:half] == PIXELS.data[:half]
     fleet.check(ids)
 
 
@@ -84,10 +84,10 @@ def test_a_calibrated_model_gives_verdicts_statistics_and_the_sanity_test(fleet:
     assert 'ncml_ood_verdicts_total{model="synthetic",verdict="out"} 3.0' in lines
     assert 'ncml_ood_p_value_count{model="synthetic"} 6.0' in lines
     assert 'ncml_ood_p_value_bucket{le="0.3",model="synthetic"} 2.0' in lines
-    assert 'ncml_score_bpd_count{model="synthetic"} 6.0' in lines  # those under noise are another quantity
+    assert 'ncml_score_bpd_count{model="synthetic"} 6.0' in lines  # scores under noise do not count
 
 
-def test_a_model_that_is_not_calibrated_gives_no_verdict(fleet: Fleet) -> None:
+def test_an_uncalibrated_model_gives_no_verdict(fleet: Fleet) -> None:
     write_model(fleet.models, calibrated=False)
     fleet.start()
     job_id = fleet.queue.submit(score())
@@ -98,7 +98,7 @@ def test_a_model_that_is_not_calibrated_gives_no_verdict(fleet: Fleet) -> None:
     assert fleet.queue.models()[0].calibration is None
 
 
-def test_a_long_score_says_how_far_it_is_and_ends_when_nobody_wants_it(fleet: Fleet) -> None:
+def test_a_long_score_reports_progress_and_stops_when_canceled(fleet: Fleet) -> None:
     write_model(fleet.models, batch_s=0.6, image_s=0.0, rows=30)
     fleet.start()
     job_id = fleet.queue.submit(score(class_name="slow", images=(PIXELS,) * 10))
@@ -115,10 +115,10 @@ def test_a_long_score_says_how_far_it_is_and_ends_when_nobody_wants_it(fleet: Fl
 
 LARGE = np.zeros((20, 24, 3), np.uint8)
 LARGE[10:18, 4:12] = 200
-"""Of 4 x 5 tiles of 8 x 8 pixels, of which that at row 2, column 1 is the brightest."""
+"""An image of 4 x 5 tiles of 8 x 8 pixels; the tile at row 2, column 1 is the brightest."""
 
 
-def test_a_large_picture_is_judged_by_its_tiles(fleet: Fleet) -> None:
+def test_a_large_image_is_judged_by_its_tiles(fleet: Fleet) -> None:
     write_model(fleet.models, tiled=True)
     fleet.start()
     ids = [fleet.queue.submit(job) for job in (scan(LARGE, map=True), scan(LARGE), scan(LARGE[:8, :8]))]
@@ -142,22 +142,22 @@ def test_a_large_picture_is_judged_by_its_tiles(fleet: Fleet) -> None:
     fleet.check(ids)
 
 
-def test_each_scan_is_a_batch_of_its_own(fleet: Fleet) -> None:
-    """Whole files are too large to be gathered."""
-    pictures = (LARGE, np.zeros_like(LARGE), LARGE)
-    ids = [fleet.queue.submit(scan(picture)) for picture in pictures]
-    drawn = fleet.queue.submit(generate())
+def test_each_scan_is_its_own_batch(fleet: Fleet) -> None:
+    """Whole files are too large to be batched."""
+    images = (LARGE, np.zeros_like(LARGE), LARGE)
+    ids = [fleet.queue.submit(scan(image)) for image in images]
+    generated = fleet.queue.submit(generate())
     fleet.start(lanes="generate")
-    views = fleet.wait([*ids, drawn])
+    views = fleet.wait([*ids, generated])
     assert [view.timing.batch_size for view in views if view.timing] == [1] * 4
     batches = [json.loads(line).get("batch") for line in fleet.log.read_text().splitlines() if "job started" in line]
     assert batches == [1, 2, 3, 4]
-    found = [result.scan.score for job_id in ids if isinstance(result := fleet.queue.result(job_id), ScanResult)]
-    assert found == [found[0], 0, found[0]]
-    assert found[0] > 0
+    scores = [result.scan.score for job_id in ids if isinstance(result := fleet.queue.result(job_id), ScanResult)]
+    assert scores == [scores[0], 0, scores[0]]
+    assert scores[0] > 0
 
 
-def test_a_scan_that_cannot_be_says_why_and_one_without_calibration_has_no_verdict(fleet: Fleet) -> None:
+def test_an_invalid_scan_is_explained_and_an_uncalibrated_one_has_no_verdict(fleet: Fleet) -> None:
     write_model(fleet.models, "damaged", tiled="damaged")
     fleet.start()
     jobs = [
@@ -187,7 +187,7 @@ def test_a_scan_that_cannot_be_says_why_and_one_without_calibration_has_no_verdi
     assert "damaged/calibration-tiles.json is damaged" in fleet.log.read_text()
 
 
-def test_a_long_scan_says_how_far_it_is_and_ends_when_nobody_wants_it(fleet: Fleet) -> None:
+def test_a_long_scan_reports_progress_and_stops_when_canceled(fleet: Fleet) -> None:
     write_model(fleet.models, batch_s=0.3)
     fleet.start(max_batch=2)
     job_id = fleet.queue.submit(scan(np.zeros((80, 80, 3), np.uint8)))  # 361 tiles, nearly a minute
@@ -214,7 +214,7 @@ def test_a_scan_whose_worker_is_killed_is_computed_by_another(fleet: Fleet) -> N
     fleet.check([job_id])
 
 
-def test_compatible_jobs_share_batches_up_to_the_limit_and_others_do_not(fleet: Fleet) -> None:
+def test_only_compatible_jobs_share_batches_up_to_the_limit(fleet: Fleet) -> None:
     ids = [fleet.queue.submit(score(noise=float(i % 2))) for i in range(40)]
     fleet.start(max_batch=16)
     sizes = [view.timing.batch_size for view in fleet.wait(ids) if view.timing]
@@ -232,27 +232,27 @@ def test_a_request_larger_than_a_batch_is_computed_in_chunks(fleet: Fleet) -> No
     views = fleet.wait([large, small])
     assert views[0].timing
     assert views[0].timing.batch_size == 16
-    assert fleet.pictures(large)[-HEIGHT * WIDTH * 3 :] == fleet.pictures(small)
+    assert fleet.images(large)[-HEIGHT * WIDTH * 3 :] == fleet.images(small)
 
 
-def test_a_picture_is_the_same_alone_and_in_any_company(fleet: Fleet) -> None:
+def test_an_image_is_the_same_alone_and_in_any_batch(fleet: Fleet) -> None:
     fleet.start()
     alone = fleet.queue.submit(generate(seed=3))
     fleet.wait([alone])
-    crowd = [fleet.queue.submit(generate(seed=seed, class_name="good" if seed % 2 else None)) for seed in range(16)]
-    fleet.wait(crowd)
-    assert fleet.pictures(crowd[3]) == fleet.pictures(alone)
-    assert len({fleet.pictures(job_id) for job_id in crowd}) == 16
+    batch = [fleet.queue.submit(generate(seed=seed, class_name="good" if seed % 2 else None)) for seed in range(16)]
+    fleet.wait(batch)
+    assert fleet.images(batch[3]) == fleet.images(alone)
+    assert len({fleet.images(job_id) for job_id in batch}) == 16
 
 
-def test_high_priority_overtakes_a_backlog_and_low_yields_to_it(fleet: Fleet) -> None:
+def test_high_priority_overtakes_a_backlog_and_low_priority_waits(fleet: Fleet) -> None:
     fleet.start(max_batch=4)
     low = fleet.queue.submit(score(priority=Priority.LOW, noise=5.0))
     backlog = [fleet.queue.submit(score()) for _ in range(64)]
     high = fleet.queue.submit(score(priority=Priority.HIGH, noise=1.0))
     views = fleet.wait([high, *backlog, low])
     ends = [view.ended_at or 0.0 for view in views]
-    assert sum(end < ends[0] for end in ends[1:65]) <= 12  # those already in hand
+    assert sum(end < ends[0] for end in ends[1:65]) <= 12  # those already claimed
     assert ends[0] < sorted(ends[1:65])[20]
 
 
@@ -261,12 +261,12 @@ def test_a_worker_measures_its_pace(fleet: Fleet) -> None:
     fleet.start(max_batch=4)
     fleet.wait([fleet.queue.submit(score()) for _ in range(24)])
     pace = eventually(lambda: fleet.queue.pace(Lane.SCORE))
-    eventually(lambda: 10 < fleet.queue.pace(Lane.SCORE) <= 20)  # 4 in 0.2 s, and what surrounds them
+    eventually(lambda: 10 < fleet.queue.pace(Lane.SCORE) <= 20)  # 4 in 0.2 s, and the overhead
     assert pace > 0
     assert fleet.queue.pace(Lane.GENERATE) == 0
 
 
-def test_a_lone_job_on_an_idle_engine_does_not_wait_for_company(fleet: Fleet) -> None:
+def test_a_single_job_on_an_idle_engine_does_not_wait_for_more_jobs(fleet: Fleet) -> None:
     write_model(fleet.models, batch_s=0.0, image_s=0.0)
     fleet.start(window_s=1.0)
     time.sleep(0.2)
@@ -276,10 +276,10 @@ def test_a_lone_job_on_an_idle_engine_does_not_wait_for_company(fleet: Fleet) ->
         assert time.monotonic() - began < 0.5
 
 
-def test_cancelling_one_of_a_batch_spares_the_rest_and_is_quick(fleet: Fleet) -> None:
+def test_canceling_one_job_of_a_batch_is_quick_and_leaves_the_others_running(fleet: Fleet) -> None:
     write_model(fleet.models, batch_s=1.0, rows=20)
     fleet.start()
-    first = fleet.queue.submit(generate(noise=1.0))  # keeps the engine busy while the eight gather
+    first = fleet.queue.submit(generate(noise=1.0))  # keeps the engine busy while the eight jobs arrive
     ids = [fleet.queue.submit(generate(seed=seed)) for seed in range(8)]
     eventually(lambda: fleet.queue.view(ids[7]).progress)
     began = time.monotonic()
@@ -295,7 +295,7 @@ def test_cancelling_one_of_a_batch_spares_the_rest_and_is_quick(fleet: Fleet) ->
     fleet.check([first, *ids])
 
 
-def test_a_batch_that_nobody_wants_any_more_ends_within_a_row(fleet: Fleet) -> None:
+def test_a_canceled_batch_ends_within_a_row(fleet: Fleet) -> None:
     write_model(fleet.models, "endless", batch_s=20.0, rows=200)
     fleet.start()
     job_id = fleet.queue.submit(generate(model="endless"))
@@ -306,7 +306,7 @@ def test_a_batch_that_nobody_wants_any_more_ends_within_a_row(fleet: Fleet) -> N
     assert time.monotonic() - began < 2.0
 
 
-def test_a_job_over_its_time_fails_alone(fleet: Fleet) -> None:
+def test_a_job_over_its_time_limit_fails_alone(fleet: Fleet) -> None:
     write_model(fleet.models, batch_s=1.0, rows=40)
     fleet.start()
     blocker = fleet.queue.submit(generate(noise=1.0))
@@ -340,18 +340,18 @@ def test_progress_and_previews_can_be_followed(fleet: Fleet) -> None:
     assert any(p.preview for p in steps)
 
 
-def test_a_preview_tells_its_moment(fleet: Fleet) -> None:
+def test_a_preview_names_its_step(fleet: Fleet) -> None:
     write_model(fleet.models, batch_s=2.0, image_s=0.0, rows=20)
     fleet.start()
     job_id = fleet.queue.submit(generate(n=2))
-    seen = dict[int, bytes]()
+    previews = dict[int, bytes]()
     while not fleet.queue.view(job_id).status.is_terminal:
         if preview := fleet.queue.preview(job_id):
             assert (preview.stage, preview.total, preview.done, preview.n) == ("noisy_sampling", 20, 0, 2)
             assert preview.data == bytes([preview.step - 1]) * (2 * HEIGHT * WIDTH * 3)
-            seen[preview.step] = preview.data
+            previews[preview.step] = preview.data
         time.sleep(0.02)
-    assert len(seen) > 3
+    assert len(previews) > 3
 
 
 def test_a_preview_stays_until_the_next(fleet: Fleet) -> None:
@@ -359,22 +359,22 @@ def test_a_preview_stays_until_the_next(fleet: Fleet) -> None:
     fleet.start()
     job_id = fleet.queue.submit(generate())
     eventually(lambda: (progress := fleet.queue.view(job_id).progress) and progress.preview)
-    seen = set()
+    steps = set()
     while not (view := fleet.queue.view(job_id)).status.is_terminal:
         assert view.progress
         assert view.progress.preview
-        seen.add(view.progress.step)
+        steps.add(view.progress.step)
         time.sleep(0.02)
-    assert len(seen) > 5
+    assert len(steps) > 5
 
 
-def test_bad_input_fails_by_itself_with_a_reason(fleet: Fleet) -> None:
+def test_bad_input_fails_alone_with_a_reason(fleet: Fleet) -> None:
     broken = write_model(fleet.models, "broken")
     (broken / "config.json").write_text("{")
     fleet.start()
     queue = fleet.queue
     garbage = queue.submit(score())
-    # these three are claimed together with the good ones below
+    # claimed together with the valid jobs below
     bad = queue.submit(generate(class_name="bad"))
     ids = [queue.submit(generate(seed=seed)) for seed in range(4)]
     unknown = queue.submit(generate(model="nobody"))
@@ -394,7 +394,7 @@ def test_bad_input_fails_by_itself_with_a_reason(fleet: Fleet) -> None:
 
 
 @pytest.mark.parametrize("damage", ["data", "batch_key", "garbage"])
-def test_a_payload_that_does_not_parse_fails_and_the_worker_lives(fleet: Fleet, damage: str) -> None:
+def test_an_invalid_payload_fails_and_the_worker_continues(fleet: Fleet, damage: str) -> None:
     job_id = fleet.queue.submit(score())
     good = [fleet.queue.submit(score()) for _ in range(3)]
     match damage:
@@ -415,7 +415,7 @@ def test_a_payload_that_does_not_parse_fails_and_the_worker_lives(fleet: Fleet, 
     fleet.check([job_id, *good])
 
 
-def test_a_blob_that_expired_is_none_and_a_job_that_expired_is_not_found(fleet: Fleet) -> None:
+def test_an_expired_blob_is_none_and_an_expired_job_is_not_found(fleet: Fleet) -> None:
     fleet.start()
     job_id = fleet.queue.submit(generate())
     fleet.wait([job_id])
@@ -436,7 +436,7 @@ def test_an_image_of_another_size_fails_alone(fleet: Fleet) -> None:
     assert [view.status for view in fleet.wait([odd, fine])] == ["failed", "succeeded"]
 
 
-def test_memory_that_does_not_suffice_halves_the_batch(fleet: Fleet) -> None:
+def test_out_of_memory_halves_the_batch(fleet: Fleet) -> None:
     write_model(fleet.models, batch_s=0.0, fits=5)
     ids = [fleet.queue.submit(generate(seed=seed)) for seed in range(16)]
     hungry = fleet.queue.submit(generate(class_name="hungry"))
@@ -446,10 +446,10 @@ def test_memory_that_does_not_suffice_halves_the_batch(fleet: Fleet) -> None:
     assert {view.timing.batch_size for view in views[:16] if view.timing} <= {4, 5}
     assert views[-1].error
     assert "memory" in views[-1].error.detail
-    assert len({fleet.pictures(job_id) for job_id in ids}) == 16
+    assert len({fleet.images(job_id) for job_id in ids}) == 16
 
 
-def test_memory_that_does_not_suffice_for_tiles_halves_their_number(fleet: Fleet) -> None:
+def test_out_of_memory_halves_the_batch_of_tiles(fleet: Fleet) -> None:
     write_model(fleet.models, batch_s=0.0, fits=5)
     job_id = fleet.queue.submit(scan(LARGE))
     fleet.start(max_batch=16)
@@ -468,7 +468,7 @@ def test_an_engine_that_hangs_is_replaced(fleet: Fleet) -> None:
     fleet.check([stuck, *fine])
 
 
-def test_an_engine_that_is_frozen_is_replaced_even_when_its_pipe_is_full(fleet: Fleet) -> None:
+def test_a_frozen_engine_is_replaced_even_when_its_pipe_is_full(fleet: Fleet) -> None:
     worker = fleet.start(hang_s=1.0, max_batch=64)
     os.kill(fleet.engine_of(worker), signal.SIGSTOP)
     large = Pixels(height=256, width=256, data=bytes(256 * 256 * 3))
@@ -479,7 +479,7 @@ def test_an_engine_that_is_frozen_is_replaced_even_when_its_pipe_is_full(fleet: 
     fleet.check(ids)
 
 
-def test_the_tools_of_rq_see_the_worker_and_can_suspend_it(fleet: Fleet) -> None:
+def test_rq_tools_list_the_worker_and_can_suspend_it(fleet: Fleet) -> None:
     fleet.start()
     redis = fleet.queue.redis
     (worker,) = rq.Worker.all(connection=redis)
@@ -515,7 +515,7 @@ def test_sigterm_lets_the_batch_finish_and_claims_nothing_more(fleet: Fleet) -> 
     assert [fleet.queue.service(lane)[0] for lane in Lane] == [0, 0]
 
 
-def test_a_batch_too_long_to_drain_goes_back_without_counting(fleet: Fleet) -> None:
+def test_a_batch_too_long_to_drain_returns_to_its_queue_without_counting_as_an_attempt(fleet: Fleet) -> None:
     write_model(fleet.models, batch_s=60.0, rows=600)
     worker = fleet.start(drain_s=0.5)
     ids = [fleet.queue.submit(generate(noise=float(i))) for i in range(2)]
@@ -563,13 +563,13 @@ def test_the_engine_ends_with_its_worker(fleet: Fleet) -> None:
     worker.kill()
     worker.wait()
 
-    def gone() -> bool:
+    def has_ended() -> bool:
         with contextlib.suppress(ProcessLookupError):
             os.kill(engine, 0)
             return False
         return True
 
-    eventually(gone, 5)
+    eventually(has_ended, 5)
 
 
 def _version(fleet: Fleet) -> str:
