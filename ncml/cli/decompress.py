@@ -34,7 +34,7 @@ def decompress(
         data = archive.read_bytes()
     except OSError as error:
         raise InputError("archive", f"{archive} cannot be read: {error.strerror}.") from error
-    header, _ = codec.read(data)
+    header, _ = codec.read_archive(data)
     if output.is_file():
         raise InputError("output", f"{output} is a file: give a folder.")
     files = [output / f"{name}.png" for name in header.names]

@@ -1,4 +1,4 @@
-"""Archives: what went in comes out, in as many bits as the model says, and nothing else is taken for one."""
+"""Archives: lossless, as long as the model's bits, and refused when they are damaged."""
 
 import json
 import os
@@ -37,34 +37,34 @@ def pixels() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def archive(model: ncml.Model, pixels: np.ndarray) -> bytes:
-    return compress(model, pixels, [f"picture {i}" for i in range(len(pixels))])
+    return compress(model, pixels, [f"image {i}" for i in range(len(pixels))])
 
 
 def test_an_archive_of_several_groups_decodes_bit_for_bit(
     model: ncml.Model, archive: bytes, pixels: np.ndarray
 ) -> None:
     done: list[tuple[int, int]] = []
-    names, decoded = decompress(model, archive, lambda at: done.append((at.done, at.total)))
+    names, decoded = decompress(model, archive, lambda progress: done.append((progress.done, progress.total)))
     np.testing.assert_array_equal(decoded, pixels)
-    assert names[-1] == f"picture {GROUP + 4}"
+    assert names[-1] == f"image {GROUP + 4}"
     assert done[-1] == (8 * len(pixels), 8 * len(pixels))
     assert done == sorted(done)
 
 
-def test_it_is_as_long_as_the_model_says(model: ncml.Model, archive: bytes, pixels: np.ndarray) -> None:
+def test_an_archive_has_the_bits_of_the_model(model: ncml.Model, archive: bytes, pixels: np.ndarray) -> None:
     bits = sum(score.bpd for score in model.score(pixels)) * pixels[0].size
     header = START.size + START.unpack_from(archive)[-1]
     assert 8 * (len(archive) - header) == pytest.approx(bits, rel=0.01)
 
 
-def test_extreme_pictures_survive(model: ncml.Model) -> None:
-    """Values that the model holds for all but impossible are coded, too."""
+def test_extreme_images_survive(model: ncml.Model) -> None:
+    """Values of almost no probability are coded, too."""
     noise = np.random.default_rng(0).choice(np.array([0, 255], np.uint8), (3, 8, 8, 3))
     _, decoded = decompress(model, compress(model, noise, ["a", "b", "c"]))
     np.testing.assert_array_equal(decoded, noise)
 
 
-def test_the_decoder_takes_the_coders_threads(model: ncml.Model, pixels: np.ndarray) -> None:
+def test_the_decoder_uses_the_threads_of_the_encoder(model: ncml.Model, pixels: np.ndarray) -> None:
     archive = compress(model, pixels[:2], ["a", "b"])
     before = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -76,25 +76,25 @@ def test_the_decoder_takes_the_coders_threads(model: ncml.Model, pixels: np.ndar
     np.testing.assert_array_equal(decoded, pixels[:2])
 
 
-def test_another_models_archive_is_refused(plain_model: ncml.Model, archive: bytes) -> None:
+def test_the_archive_of_another_model_is_refused(plain_model: ncml.Model, archive: bytes) -> None:
     with pytest.raises(ncml.InputError, match=r"was made by quiet .* not by plain"):
         decompress(plain_model, archive)
 
 
-def test_damage_is_told_from_a_picture(model: ncml.Model, archive: bytes) -> None:
+def test_damaged_archives_are_refused(model: ncml.Model, archive: bytes) -> None:
     damaged = [
-        (b"", "no archive"),
-        (b"PNG" + archive[3:], "no archive"),
+        (b"", "not an archive"),
+        (b"PNG" + archive[3:], "not an archive"),
         (archive[:4] + b"\x02" + archive[5:], "not of format 1"),
         (archive[:40], "damaged"),
         (archive[:70], "damaged"),
         (archive[:-4], "damaged"),
         (archive[:-3], "damaged"),
         (archive[: START.size + 3] + b"\xff" + archive[START.size + 4 :], "damaged"),
-        (archive[:-40] + bytes(b ^ 255 for b in archive[-40:]), "damaged|what went in"),
+        (archive[:-40] + bytes(b ^ 255 for b in archive[-40:]), "damaged|does not decode"),
     ]
-    for data, said in damaged:
-        with pytest.raises(ncml.InputError, match=said):
+    for data, message in damaged:
+        with pytest.raises(ncml.InputError, match=message):
             decompress(model, data)
 
 
@@ -105,7 +105,7 @@ def test_a_name_is_a_file_name(model: ncml.Model, pixels: np.ndarray, name: str)
 
 
 def test_a_name_is_utf_8(model: ncml.Model, pixels: np.ndarray) -> None:
-    with pytest.raises(ncml.InputError, match=r"the file name 'caf\\udce9' is not UTF-8.*rename the file"):
+    with pytest.raises(ncml.InputError, match=r"the file name 'caf\\udce9' is not valid UTF-8.*rename the file"):
         compress(model, pixels[:1], [os.fsdecode(b"caf\xe9")])
 
 
@@ -121,7 +121,7 @@ def run(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, cap
     return command
 
 
-def test_the_commands_give_every_file_back(run: Run, tmp_path: Path, pixels: np.ndarray) -> None:
+def test_the_commands_restore_every_file(run: Run, tmp_path: Path, pixels: np.ndarray) -> None:
     (tmp_path / "more").mkdir()
     for i, name in enumerate(("0.png", "more/1.png", "more/2.png")):
         Image.fromarray(pixels[i]).save(tmp_path / name)
@@ -138,7 +138,7 @@ def test_the_commands_give_every_file_back(run: Run, tmp_path: Path, pixels: np.
     assert (again.returncode, "already exists" in again.stderr) == (2, True)
 
 
-def test_what_would_not_come_back_is_not_taken(run: Run, tmp_path: Path, pixels: np.ndarray) -> None:
+def test_files_that_cannot_be_restored_are_refused(run: Run, tmp_path: Path, pixels: np.ndarray) -> None:
     """The archive holds 8-bit RGB, so a file that holds more than that is refused."""
     first, second = (Image.fromarray(p) for p in pixels[:2])
     translucent = first.copy()
@@ -148,7 +148,7 @@ def test_what_would_not_come_back_is_not_taken(run: Run, tmp_path: Path, pixels:
     Image.fromarray(pixels[0, :, :, 0].astype(np.uint16) * 257).save(tmp_path / "deep.png")
     (tmp_path / "deeper.png").write_bytes(png(8, 8, 16, 2, zlib.compress(bytes(8 * (1 + 8 * 6)))))
     first.convert("CMYK").save(tmp_path / "ink.tif")
-    for name, told in [
+    for name, message in [
         ("alpha.png", "alpha.png has transparency"),
         ("moving.gif", "moving.gif has several frames"),
         ("deep.png", "deep.png is not 8-bit RGB or grey"),
@@ -156,33 +156,33 @@ def test_what_would_not_come_back_is_not_taken(run: Run, tmp_path: Path, pixels:
         ("ink.tif", "ink.tif is not 8-bit RGB or grey"),
     ]:
         done = run("compress", name, "-o", "x.ncml", "--model", "tiny")
-        assert (done.returncode, told in done.stderr) == (2, True), done.stderr
+        assert (done.returncode, message in done.stderr) == (2, True), done.stderr
     first.convert("L").convert("1").save(tmp_path / "bits.png")
     first.quantize(16).save(tmp_path / "palette.png")
     done = run("compress", "bits.png", "palette.png", "-o", "x.ncml", "--model", "tiny")
     assert done.returncode == 0, done.stderr
 
 
-def test_the_commands_refuse_in_a_sentence(run: Run, tmp_path: Path, pixels: np.ndarray) -> None:
+def test_the_commands_refuse_invalid_input_in_a_sentence(run: Run, tmp_path: Path, pixels: np.ndarray) -> None:
     Image.fromarray(pixels[0]).save(tmp_path / "a.png")
     Image.fromarray(pixels[0][:4]).save(tmp_path / "small.png")
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     (tmp_path / "empty").mkdir()
     assert run("compress", "a.png", "-o", "good.ncml", "--model", "tiny").returncode == 0
-    for arguments, said in [
+    for arguments, message in [
         (("compress", "-o", "x.ncml"), "no image is named"),
         (("compress", "none.png", "-o", "x.ncml"), "none.png cannot be read"),
         (("compress", "empty", "-o", "x.ncml"), "no image is named"),
         (("compress", "a.png", "small.png", "-o", "x.ncml"), "small.png is 8 x 4 pixels"),
         (("compress", "text.png", "-o", "x.ncml"), "not an image"),
-        (("compress", "a.png", "a.png", "-o", "x.ncml"), "two pictures are named 'a'"),
+        (("compress", "a.png", "a.png", "-o", "x.ncml"), "two images are named 'a'"),
         (("compress", "a.png", "-o", "missing/x.ncml"), "cannot be written"),
-        (("decompress", "a.png", "-o", "out"), "no archive"),
+        (("decompress", "a.png", "-o", "out"), "not an archive"),
         (("decompress", "none.ncml", "-o", "out"), "none.ncml cannot be read: No such file"),
         (("decompress", "empty", "-o", "out"), "empty cannot be read: Is a directory"),
         (("decompress", "good.ncml", "-o", "a.png"), "a.png is a file: give a folder"),
     ]:
         done = run(*arguments, "--model", "tiny")
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done
-        assert said in done.stderr
+        assert message in done.stderr
     assert not (tmp_path / "x.ncml").exists()
