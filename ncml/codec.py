@@ -1,11 +1,11 @@
-"""Lossless compression by the model's own distributions: an arithmetic coder that follows the exact sampler.
+"""Lossless compression: an arithmetic coder with the model's own distributions, in the order of the exact sampler.
 
 The length of an image's code is the model's bits per dimension, which makes an archive the most practical check of that
 number. Encoder and decoder visit the pixels of the same batches in the same way (`ncml.sampling.cached.visit_pixels`),
 so that they round alike; a pass over whole images would be faster for the encoder, and differ from the decoder in the
 last bits.
 
-An archive, format 1, numbers little-endian:
+An archive of format 1, with little-endian numbers:
 
     4 bytes   NCML
     1 byte    the format: 1
@@ -13,11 +13,11 @@ An archive, format 1, numbers little-endian:
     16 bytes  of the SHA-256 of the pixels, uint8 in raster order
     4 bytes   length of the header
     header    JSON, deflated: see `Header`
-    streams   one for each group of 64 pictures: 32-bit words of a range coder, pixel by pixel in raster order, red,
-              green and blue, the pictures of the group in turn
+    streams   one for each group of 64 images: 32-bit words of a range coder, pixel by pixel in raster order, red,
+              green and blue, the images of the group in turn
 
-Nothing in it is random. What a processor rounds differently decodes to other pictures, which the digest tells: the
-promise holds for one build of PyTorch, kind of processor and number of threads.
+Nothing in it is random. If rounding differs, an archive decodes to other pixels, which the digest detects: exact
+decoding requires the same build of PyTorch, processor model and number of threads.
 """
 
 from __future__ import annotations
@@ -51,26 +51,26 @@ coding: Any = constriction.stream  # pyright: ignore[reportAttributeAccessIssue]
 MAGIC, FORMAT = b"NCML", 1
 START = struct.Struct("<4sB32s16sI")
 GROUP = 64
-"""Pictures coded in one stream, side by side."""
+"""Images coded together in one stream."""
 MAX_HEADER = 2**24
 GREYS = 256
 LEAST_MASS = 1e-30
-"""Keeps a component alive whose mass underflows; the coder gives every level 2^-24 at least."""
+"""Lower bound of a component's mass, against underflow; the coder gives every level at least 2^-24."""
 
 
 class Header(BaseModel):
-    """What an archive says of itself."""
+    """The header of an archive."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     model: str
-    """Name of the model, for the reader; its version decides."""
+    """Name of the model, for error messages; its version is what must match."""
     height: int
     width: int
     torch: str
     threads: Annotated[int, Field(ge=1, le=256)]
     names: Annotated[list[str], Field(min_length=1, max_length=2**20)]
-    """Names of the pictures' files, without folder and ending."""
+    """Names of the image files, without folder and suffix."""
     words: list[Annotated[int, Field(ge=0)]]
     """Length of each stream."""
 
@@ -78,19 +78,21 @@ class Header(BaseModel):
 def compress(
     model: Model, pixels_NHWC: NDArray[np.uint8], names: Sequence[str], on_progress: OnProgress = ignore_progress
 ) -> bytes:
-    """An archive of pictures of the model's size, uint8 [N, H, W, 3]; names are those of files, without ending.
+    """Return an archive of images of the model's size, uint8 [N, H, W, 3], named by files without suffix.
 
     on_progress: counts pixel rows.
     """
     wanted = (model.height, model.width, 3)
     if pixels_NHWC.dtype != np.uint8 or pixels_NHWC.shape[1:] != wanted or not len(pixels_NHWC):
-        raise InputError("files", f"only uint8 pictures of {model.width} x {model.height} pixels can be coded.")
+        raise InputError("files", f"only uint8 images of {model.width} x {model.height} pixels can be compressed.")
     if len(names) != len(pixels_NHWC) or not all(map(_is_name, names)):
-        raise InputError("files", "every picture needs a file name, without a folder.")
+        raise InputError("files", "every image needs a file name without a folder.")
     if odd := next((name for name in names if name.encode(errors="replace").decode() != name), None):
-        raise InputError("files", f"the file name {odd!r} is not UTF-8, as names in an archive are: rename the file.")
+        raise InputError(
+            "files", f"the file name {odd!r} is not UTF-8, as names in an archive must be: rename the file."
+        )
     if twice := next((name for name, count in Counter(names).items() if count > 1), None):
-        raise InputError("files", f"two pictures are named {twice!r}: every one needs a file name of its own.")
+        raise InputError("files", f"two images are named {twice!r}: each needs its own file name.")
     streams = [
         _encode(
             model, pixels_NHWC[some], _row_counter(on_progress, "compress", some.start, len(pixels_NHWC), model.height)
@@ -114,20 +116,20 @@ def compress(
 def decompress(
     model: Model, archive: bytes, on_progress: OnProgress = ignore_progress
 ) -> tuple[list[str], NDArray[np.uint8]]:
-    """Names and pictures of an archive, uint8 [N, H, W, 3].
+    """Return the names and images of an archive, uint8 [N, H, W, 3].
 
-    Raises InputError if it is another model's, damaged, or decodes to other pixels than went in.
+    Raises InputError if it is of another model, is damaged, or does not decode to the original pixels.
     """
     header, streams = read(archive)
     _, _, version, digest, _ = START.unpack_from(archive)
     if version.hex() != model.version:
         raise InputError(
             "archive",
-            f"the archive was made by {header.model} {version.hex()[:12]}, not by {model.name} {model.version[:12]}; "
-            "give that model.",
+            f"the archive was written by {header.model} {version.hex()[:12]}, not by {model.name} "
+            f"{model.version[:12]}; use that model.",
         )
     if (header.height, header.width) != (model.height, model.width):
-        raise InputError("archive", "the archive is damaged: its pictures have not the size of its model.")
+        raise InputError("archive", "the archive is damaged: its images do not have the size of its model.")
     pixels = np.empty((len(header.names), model.height, model.width, 3), np.uint8)
     threads = torch.get_num_threads()
     torch.set_num_threads(header.threads)
@@ -140,18 +142,18 @@ def decompress(
     if _digest(pixels) != digest:
         raise InputError(
             "archive",
-            f"the archive does not decode to what went in: it is damaged, or was made where numbers round otherwise "
-            f"(with PyTorch {header.torch}; here is {torch.__version__}).",
+            f"the archive does not decode to the original pixels: it is damaged, or was written where rounding differs "
+            f"(with PyTorch {header.torch}; this is {torch.__version__}).",
         )
     return header.names, pixels
 
 
 def read(archive: bytes) -> tuple[Header, list[NDArray[np.uint32]]]:
-    """The parts of an archive; InputError if it is none, or not whole."""
+    """Return the parts of an archive; raise InputError if it is not an archive, or incomplete."""
     if archive[:4] != MAGIC:
-        raise InputError("archive", "this is no archive of ncml compress.")
+        raise InputError("archive", "this is not an archive of ncml compress.")
     if archive[4:5] != bytes([FORMAT]):
-        raise InputError("archive", f"the archive is not of format {FORMAT}, which this version reads.")
+        raise InputError("archive", f"the archive is not of format {FORMAT}, the only one that this version reads.")
     try:
         *_, length = START.unpack_from(archive)
         text = zlib.decompressobj().decompress(archive[START.size : START.size + length], MAX_HEADER)
@@ -159,9 +161,9 @@ def read(archive: bytes) -> tuple[Header, list[NDArray[np.uint32]]]:
         body = np.frombuffer(archive[START.size + length :], "<u4").astype(np.uint32)
         ends = np.cumsum([0, *header.words]).tolist()
         if len(header.words) != len(_groups(len(header.names))) or ends[-1] != len(body):
-            raise ValueError("its streams are not as long as it says")
+            raise ValueError("the lengths of its streams do not match its header")
         if len(set(header.names)) != len(header.names) or not all(map(_is_name, header.names)):
-            raise ValueError("it names its pictures by something other than file names")
+            raise ValueError("the names of its images are not file names")
     except ValidationError as error:
         raise InputError("archive", "the archive is damaged: its header cannot be read.") from error
     except (ValueError, struct.error, zlib.error) as error:
@@ -174,7 +176,7 @@ def _digest(pixels_NHWC: NDArray[np.uint8]) -> bytes:
 
 
 def _is_name(name: str) -> bool:
-    """A plain file name: no folder, nothing hidden, nothing that escapes."""
+    """Return whether it is a plain file name, neither hidden nor outside its folder."""
     return bool(name) and not name.startswith(".") and not set(name) & set("/\\:\0") and PurePath(name).name == name
 
 
@@ -193,10 +195,10 @@ def _row_counter(on_progress: OnProgress, stage: str, start: int, n: int, height
 
 
 OnRow = Callable[[int, int], bool]
-"""(rows done, pictures of the group)."""
+"""(rows done, images of the group)."""
 
 Code = Callable[[int, int, int, NDArray[np.float32]], NDArray[np.int32]]
-"""(row, column, channel, probabilities [B, 256]) -> the levels there, [B]."""
+"""(row, column, channel, probabilities [B, 256]) -> the levels of that channel, [B]."""
 
 
 def _encode(model: Model, pixels_BHWC: NDArray[np.uint8], on_row: OnRow) -> NDArray[np.uint32]:
@@ -216,7 +218,7 @@ def _encode(model: Model, pixels_BHWC: NDArray[np.uint8], on_row: OnRow) -> NDAr
 def _decode(
     model: Model, stream: NDArray[np.uint32], pixels_BHWC: NDArray[np.uint8], on_row: OnRow
 ) -> NDArray[np.uint8]:
-    """Fills and returns `pixels_BHWC`."""
+    """Fill and return `pixels_BHWC`."""
     decoder = coding.queue.RangeDecoder(stream)
     family = coding.model.Categorical(perfect=False)
 
@@ -227,14 +229,14 @@ def _decode(
 
     try:
         _walk(model, len(pixels_BHWC), code, on_row)
-    except AssertionError as error:  # the decoder's word for a stream that nobody wrote
+    except AssertionError as error:  # how the decoder reports an invalid stream
         raise InputError("archive", "the archive is damaged: one of its streams cannot be decoded.") from error
     return pixels_BHWC
 
 
 @torch.inference_mode()
 def _walk(model: Model, B: int, code: Code, on_row: OnRow) -> None:
-    """Go over the pixels of a group at t = 0 under the null class, telling `code` the distribution of every value."""
+    """Visit the pixels of a group at t = 0 under the null class; call `code` with the distribution of each value."""
     weight = model.network.head.weight
     grid_V = from_uint8(torch.arange(GREYS, dtype=torch.uint8).view(1, 1, GREYS, 1))[0, 0, 0].to(weight)
 
@@ -258,7 +260,7 @@ def _walk(model: Model, B: int, code: Code, on_row: OnRow) -> None:
 
 
 def _masses(mixture_BK9: Tensor, x_BC: Tensor, c: int) -> Tensor:
-    """Mass of every level of channel c in each component, given the channels before it. fp64 [B, K, 256]."""
+    """Return the mass of every level of channel c in each component, given the channels before it. fp64 [B, K, 256]."""
     mean_BK = mixture_BK9[..., c]
     coefficient_BK3 = torch.tanh(mixture_BK9[..., 6:])
     if c == 1:

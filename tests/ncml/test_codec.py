@@ -77,21 +77,21 @@ def test_the_decoder_takes_the_coders_threads(model: ncml.Model, pixels: np.ndar
 
 
 def test_another_models_archive_is_refused(plain_model: ncml.Model, archive: bytes) -> None:
-    with pytest.raises(ncml.InputError, match=r"was made by quiet .* not by plain"):
+    with pytest.raises(ncml.InputError, match=r"was written by quiet .* not by plain"):
         decompress(plain_model, archive)
 
 
 def test_damage_is_told_from_a_picture(model: ncml.Model, archive: bytes) -> None:
     damaged = [
-        (b"", "no archive"),
-        (b"PNG" + archive[3:], "no archive"),
+        (b"", "not an archive"),
+        (b"PNG" + archive[3:], "not an archive"),
         (archive[:4] + b"\x02" + archive[5:], "not of format 1"),
         (archive[:40], "damaged"),
         (archive[:70], "damaged"),
         (archive[:-4], "damaged"),
         (archive[:-3], "damaged"),
         (archive[: START.size + 3] + b"\xff" + archive[START.size + 4 :], "damaged"),
-        (archive[:-40] + bytes(b ^ 255 for b in archive[-40:]), "damaged|what went in"),
+        (archive[:-40] + bytes(b ^ 255 for b in archive[-40:]), "damaged|original pixels"),
     ]
     for data, said in damaged:
         with pytest.raises(ncml.InputError, match=said):
@@ -170,17 +170,17 @@ def test_the_commands_refuse_in_a_sentence(run: Run, tmp_path: Path, pixels: np.
     (tmp_path / "empty").mkdir()
     assert run("compress", "a.png", "-o", "good.ncml", "--model", "tiny").returncode == 0
     for arguments, said in [
-        (("compress", "-o", "x.ncml"), "no image is named"),
+        (("compress", "-o", "x.ncml"), "no image is given"),
         (("compress", "none.png", "-o", "x.ncml"), "none.png cannot be read"),
-        (("compress", "empty", "-o", "x.ncml"), "no image is named"),
+        (("compress", "empty", "-o", "x.ncml"), "no image is given"),
         (("compress", "a.png", "small.png", "-o", "x.ncml"), "small.png is 8 x 4 pixels"),
         (("compress", "text.png", "-o", "x.ncml"), "not an image"),
-        (("compress", "a.png", "a.png", "-o", "x.ncml"), "two pictures are named 'a'"),
+        (("compress", "a.png", "a.png", "-o", "x.ncml"), "two images are named 'a'"),
         (("compress", "a.png", "-o", "missing/x.ncml"), "cannot be written"),
-        (("decompress", "a.png", "-o", "out"), "no archive"),
+        (("decompress", "a.png", "-o", "out"), "not an archive"),
         (("decompress", "none.ncml", "-o", "out"), "none.ncml cannot be read: No such file"),
         (("decompress", "empty", "-o", "out"), "empty cannot be read: Is a directory"),
-        (("decompress", "good.ncml", "-o", "a.png"), "a.png is a file: give a folder"),
+        (("decompress", "good.ncml", "-o", "a.png"), "a.png is a file: choose a folder"),
     ]:
         done = run(*arguments, "--model", "tiny")
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done
