@@ -91,7 +91,7 @@ def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
         raise ModelError(f"{folder / CONFIG} does not describe a model: {reason}.") from error
     metrics = stored.get("metrics", {})
     if not isinstance(metrics, dict) or not all(type(value) in (int, float) for value in metrics.values()):
-        raise ModelError(f"{folder / CONFIG}: metrics must give each name a number.")
+        raise ModelError(f"{folder / CONFIG}: each value of metrics must be a number.")
     sampling = _read_sampling(folder / CONFIG, stored.get("sampling", {}), config)
     state = _read_weights(folder)
     _check(folder / WEIGHTS, network.state_dict(), state)

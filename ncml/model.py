@@ -325,7 +325,9 @@ class Model:
         n = check_count("n", n, MAX_IMAGES_PER_CALL)
         canvases = self._pixels(images)
         if len(canvases) > MAX_IMAGES_PER_CALL:
-            raise InputError("images", f"give {MAX_IMAGES_PER_CALL} images in one call at most, not {len(canvases)}.")
+            raise InputError(
+                "images", f"at most {MAX_IMAGES_PER_CALL} images can be passed in one call, not {len(canvases)}."
+            )
         if n > 1 and len(canvases) > 1:
             raise InputError("n", "several variants need exactly one image; give one image or n=1.")
         if keep not in self.keeps:
@@ -398,5 +400,5 @@ class Model:
                 expected = f"uint8 [{self.height}, {self.width}, 3]"
                 raise InputError("images", f"images must be {expected}, not {pixels.dtype} {list(pixels.shape)}.")
         if not arrays:
-            raise InputError("images", "there is no image; give at least one.")
+            raise InputError("images", "there is no image; pass at least one.")
         return np.stack(arrays)

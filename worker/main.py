@@ -36,22 +36,22 @@ def main(
     drain_s: float = 25.0,
     hang_s: float = 300.0,
 ) -> None:
-    """Compute the jobs of one or both lanes. On SIGTERM the running batch finishes, and the exit status is 0.
+    """Compute the jobs of one or both lanes. On SIGTERM, finish the running batch and exit with status 0.
 
     Args:
         lane: Lanes to serve; default: both. An engine computes one batch at a time, so separate workers for the lanes
             keep scores quick while images are generated.
         models: Directories of model folders; if two hold the same name, the earlier one takes precedence. Default:
             those of NCML_MODELS, ./models, and the one shipped with ncml.
-        device: Device: cpu, cuda or cuda:N.
-        max_batch: Most images computed at once; halved automatically if memory does not suffice.
-        window_ms: How long a batch less than half full waits for more jobs. A job never waits for an idle engine.
+        device: Device to compute on: cpu, cuda or cuda:N.
+        max_batch: Maximum number of images computed at once; halved automatically if they do not fit in memory.
+        window_ms: Time that a batch less than half full waits for more jobs. If the engine is idle, jobs start at once.
         threads: CPU threads; 0: PyTorch's default.
-        keep_models: Number of models that stay loaded, the most recently used ones.
+        keep_models: Number of models, the most recently used ones, that stay loaded.
         redis_url: Address of the queue. Default: NCML_REDIS_URL, or else redis://localhost:6379/0.
         metrics_port: Port of the Prometheus metrics; 0: none.
         drain_s: Seconds that the running batch may take after SIGTERM; then its jobs go back to the queue.
-        hang_s: Seconds after which a silent engine is considered hung and is replaced.
+        hang_s: Seconds without a message after which an engine is considered hung and is replaced.
     """
     for name, value in (("max-batch", max_batch), ("keep-models", keep_models)):
         if value < 1:

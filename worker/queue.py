@@ -52,7 +52,7 @@ EVENTS_CAP = 256
 """Entries of a job's event stream; older ones are dropped."""
 
 CANCELED = JobError(reason="canceled", detail="the job was canceled on request")
-EXPIRED = JobError(reason="expired", detail="no worker started the job in time; ask again later")
+EXPIRED = JobError(reason="expired", detail="no worker started the job in time; try again later")
 
 _REDIS: Any = redis.Redis  # redis-py types each method for both its synchronous and asynchronous clients
 

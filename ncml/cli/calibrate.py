@@ -37,23 +37,23 @@ def calibrate(
     device: str = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Calibrate a model on held-out images, so that its scores come with p-values and verdicts.
+    """Calibrate a model on held-out images, so that its scores include p-values and verdicts.
 
-    Of the model's training data, the two parts that training held out are used: one estimates the statistics, the other
-    ranks. The result is written to the model's folder and replaces an earlier one.
+    If the data is the model's training data, only the two parts that training held out are used: one to estimate the
+    statistics, the other for ranking. The result is written to the model folder and replaces any earlier calibration.
 
     Args:
         data: Folder of images, folder of parquet files, or Hub name.
         model: Name or folder of the model.
-        unseen: The model was not trained on any of this data: use all of it, 2 of every 7 images to estimate, 5 to
-            rank.
+        unseen: Declare that the model was not trained on any of this data, and use all of it: of every 7 images, 2 to
+            estimate and 5 for ranking.
         false_positive_rate: Share of in-distribution images that are flagged.
-        tolerate: Changes of processing that must not be flagged: jpeg, resize, or both.
-        tile: Calibrate large images by their tiles; the data is a folder of good images, none of them trained on.
+        tolerate: Processing that should not be flagged: jpeg, resize, or both.
+        tile: Calibrate the tiles of large images; the data is a folder of good images that were not used for training.
         tile_size: Side of a tile, in pixels of the image.
         split: Split of a parquet folder or Hub dataset.
-        limit: Maximum number of images to estimate, and of images to rank.
-        device: Where to compute: cpu, cuda or cuda:N.
+        limit: Maximum number of images for estimating, and of images for ranking.
+        device: Device to compute on: cpu, cuda or cuda:N.
         as_json: Print JSON.
     """
     if limit is not None and limit < 1:
@@ -62,7 +62,9 @@ def calibrate(
     m = load(model, device)
     if tile:
         if tolerances:
-            raise InputError("tolerate", "--tolerate is for images of the model's size: leave out it or --tile.")
+            raise InputError(
+                "tolerate", "--tolerate applies to images of the model's size only: omit --tolerate or --tile."
+            )
         result = _calibrate_tiles(m, Path(data), tile_size, false_positive_rate, limit)
     else:
         result = _calibrate_images(m, data, split, unseen, tolerances, false_positive_rate, limit)

@@ -53,7 +53,7 @@ def complete(
         steps: Refinement steps.
         solver: tweedie, euler-maruyama, heun or predictor-corrector.
         model: Name or folder of the model.
-        device: Device: cpu, cuda or cuda:N.
+        device: Device to compute on: cpu, cuda or cuda:N.
         as_json: Print JSON.
     """
     check_writable(output)

@@ -23,23 +23,23 @@ def compress(
     device: str = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Compress images of the model's size losslessly into one archive, coded with the model's distributions.
+    """Compress images of the model's size losslessly into one archive, by arithmetic coding under the model.
 
     Args:
         files: Images of exactly the model's size, or folders of them: PNG, JPEG, WebP, BMP, TIFF or GIF, of 8-bit
             colours or grey, without transparency.
         output: The archive to write.
         model: Name or folder of the model; decompressing needs the same model.
-        device: Where to compute: cpu, cuda or cuda:N.
+        device: Device to compute on: cpu, cuda or cuda:N.
         as_json: Print JSON.
     """
     from ncml import codec
 
     paths = list(list_files(files))
     if not paths:
-        raise InputError("files", "no image is named: ncml compress FILE... -o ARCHIVE")
+        raise InputError("files", "no image is given: ncml compress FILE... -o ARCHIVE")
     if output.is_dir() or not output.parent.is_dir():
-        raise InputError("output", f"{output} cannot be written: it is a folder, or in one that does not exist.")
+        raise InputError("output", f"{output} cannot be written: it is a folder, or its folder does not exist.")
     use_threads(threads)
     m = load(model, device)
     import numpy as np
@@ -51,7 +51,7 @@ def compress(
             raise InputError(
                 "files",
                 f"{path} is {width} x {height} pixels, and {m.name} needs {m.width} x {m.height}: resize it "
-                "first, or leave it out.",
+                "first, or omit it.",
             )
         _check_lossless(path)
     with progress_bar() as on_progress:
@@ -75,6 +75,4 @@ def _check_lossless(path: Path) -> None:
             (image.mode not in ("1", "L", "P", "RGB") or ";16" in str(image.tile), "is not 8-bit RGB or grey"),
         ):
             if is_lossy:
-                raise InputError(
-                    "files", f"{path} {reason}, which would be lost: save it as plain RGB, or leave it out."
-                )
+                raise InputError("files", f"{path} {reason}, which would be lost: save it as plain RGB, or omit it.")

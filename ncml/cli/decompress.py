@@ -25,7 +25,7 @@ def decompress(
         archive: Archive written by `ncml compress`.
         output: Folder for the images; existing files are not overwritten.
         model: Name or folder of the model that wrote the archive.
-        device: Where to compute: cpu, cuda or cuda:N.
+        device: Device to compute on: cpu, cuda or cuda:N.
         as_json: Print JSON.
     """
     from ncml import codec
@@ -36,11 +36,11 @@ def decompress(
         raise InputError("archive", f"{archive} cannot be read: {error.strerror}.") from error
     header, _ = codec.read_archive(data)
     if output.is_file():
-        raise InputError("output", f"{output} is a file: give a folder.")
+        raise InputError("output", f"{output} is a file: choose a folder.")
     files = [output / f"{name}.png" for name in header.names]
     for path in files:
         if path.exists():
-            raise InputError("output", f"{path} already exists: give another folder.")
+            raise InputError("output", f"{path} already exists: choose another folder.")
     m = load(model, device)
     with progress_bar() as on_progress:
         _, decoded = codec.decompress(m, data, on_progress)

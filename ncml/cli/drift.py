@@ -37,23 +37,23 @@ def drift(
     device: str = "cpu",
     as_json: JsonOption = False,
 ) -> int:
-    """Test whether images differ in distribution from the calibration's. Exit status: 0 without drift, 1 with drift.
+    """Test whether the distribution of images differs from that of the calibration. Exit status: 0: no drift, 1: drift.
 
     Args:
         files: Tables that ncml score --output wrote with this model and calibration, or images and folders to score.
         model: Name or folder of the model.
         alpha: False-positive rate of the drift test.
         plot: Write a plot of both distributions of bits/dim, and of the p-values, to this file.
-        device: Where to compute: cpu, cuda or cuda:N.
+        device: Device to compute on: cpu, cuda or cuda:N.
         as_json: Print JSON.
     """
     if not files:
-        raise InputError("files", "nothing to compare is named: ncml drift TABLE|FOLDER...")
+        raise InputError("files", "nothing to compare is given: ncml drift TABLE|FOLDER...")
     from ncml.ood import drift as drift_test
 
     m = load(model, device)
     if m.calibration is None:
-        raise ModelError(f"drift is measured against a calibration, but {m.uncalibrated}")
+        raise ModelError(f"drift is measured relative to a calibration, but {m.uncalibrated}")
     tables = [path for path in files if path.suffix in table.SUFFIXES]
     skipped = SkippedFiles()
     measurements = [
@@ -61,7 +61,7 @@ def drift(
         *_score_files(m, [path for path in files if path not in tables], skipped),
     ]
     if not measurements:
-        raise InputError("files", f"there is no scored image in {', '.join(map(str, files))}.")
+        raise InputError("files", f"there are no scored images in {', '.join(map(str, files))}.")
     bpd, score, p_value = np.array(measurements, np.float64).T
     ranked = m.calibration.ranked
     result = drift_test.compare(

@@ -26,7 +26,7 @@ def evaluate(
     device: str = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Reproduce the paper's tables and figures on models, with the published numbers beside the measured ones.
+    """Reproduce the paper's tables and figures for models, with the published numbers next to the measured ones.
 
     Tables are printed and written as CSV, figures as PNG, all results as JSON and report.md. Measurements are kept in
     the folder: re-running the same command resumes where it stopped, and a larger limit measures only what is new.
@@ -35,13 +35,13 @@ def evaluate(
         kind: likelihood (Tables 1, 3), sanity (Figure 2, compressed size), robustness (Figure 4), ood (Tables 2, 4),
             fid (sample quality), samples (Figures 1, 3, 5 to 10), or all of them.
         data: In-distribution images: the test split of a data set, or all images of a folder.
-        model: Name or folder of a model; repeat it for several, a column or curve each.
-        ood: Another data set; repeat it for several. Constant and uniform images are always measured, too.
-        limit: Maximum number of images of each set, for all kinds or for one as in fid=2000; repeat it for several.
-            By default likelihood and fid take 10000, ood and sanity 1000, robustness 500; sweep and solvers, the
-            samples for each number of steps, start noise and solver that fid compares, are 256.
+        model: Name or folder of a model; can be repeated to compare several.
+        ood: Out-of-distribution data set; can be repeated. Constant and uniform images are always measured.
+        limit: Maximum number of images of each set, for all kinds, or for one kind as in fid=2000; can be repeated.
+            Defaults: 10000 for likelihood and fid, 1000 for ood and sanity, 500 for robustness; 256 for sweep and
+            solvers, the samples for each start noise, number of steps and solver that fid compares.
         out: Folder for the report and all measurements.
-        device: Where to compute: cpu, cuda or cuda:N.
+        device: Device to compute on: cpu, cuda or cuda:N.
         as_json: Print JSON instead of tables.
     """
     use_threads(threads)

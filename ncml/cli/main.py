@@ -59,7 +59,7 @@ def parse(arguments: Sequence[str]) -> Callable[[], int | None]:
     if list(arguments) == ["--version"]:
         return functools.partial(print, version("ncml"))
     if any(re.fullmatch(r"(--[\w-]+=)?", argument) for argument in arguments):  # such as an unset shell variable
-        raise InputError("arguments", "an argument is empty: give it a value, or leave it out.")
+        raise InputError("arguments", "an argument is empty: give it a value, or omit it.")
     locations = commands()
     requested = next((a for a in arguments if not a.startswith("-")), None)
     if requested is not None and requested not in locations:
@@ -74,7 +74,7 @@ def parse(arguments: Sequence[str]) -> Callable[[], int | None]:
         with contextlib.redirect_stderr(output):
             return app.cli(
                 prog="ncml",
-                description="Exact likelihoods, OOD verdicts and images from a noise conditional pixel network.",
+                description="Exact likelihoods, OOD verdicts and images from noise conditional pixel networks.",
                 args=arguments,
                 config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
             )
@@ -148,7 +148,7 @@ def _describe(error: Exception) -> str | None:
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}" if error.filename else str(error)
     if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
-        return f"{error.object!r} is not UTF-8, which is required here: give another name."
+        return f"{error.object!r} is not UTF-8, which is required here: choose another name."
     if isinstance(error, ModuleNotFoundError) and (extra := EXTRAS.get(error.name or "")):
         return f"{error.name} is not installed: pip install 'ncml[{extra}]'"
     return None

@@ -10,7 +10,7 @@ from ncml.paths import model_folders, search_path
 
 
 def models(*, as_json: JsonOption = False) -> None:
-    """List the models that --model accepts by name: in the directories of NCML_MODELS, or in ./models and bundled.
+    """List the models that --model accepts by name: those in NCML_MODELS, or else in ./models and the bundled ones.
 
     Incomplete model folders are reported on stderr.
 

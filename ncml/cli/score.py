@@ -26,7 +26,7 @@ TILE_COLUMNS = ("file", "score", "p_value", "is_ood", "left", "top", "width", "h
 
 @dataclass(frozen=True)
 class Scoring:
-    """How files are scored and judged."""
+    """How files are scored, and how verdicts are decided."""
 
     scorer: Scorer
     columns: tuple[str, ...]
@@ -57,32 +57,35 @@ def score(
 ) -> None:
     """Compute exact likelihoods and out-of-distribution verdicts for images.
 
-    Folders are scored with everything in them. Files that are not readable images are skipped and counted.
+    Folders are searched recursively. Files that are not readable images are skipped and counted.
 
     Args:
         files: Images, or folders of images: PNG, JPEG, WebP, BMP, TIFF or GIF.
         model: Name or folder of the model.
         output: Table to write, .csv or .parquet. Re-running the same command resumes where it stopped.
-        class_: Condition on this class (bits/dim only; verdicts have their own conditions).
-        noise: Noise level at which to score, in grey levels (bits/dim only).
-        statistic: The statistic that gives the verdict.
+        class_: Class to condition on (bits/dim only; verdicts use the conditions of the calibration).
+        noise: Noise level in grey levels (bits/dim only).
+        statistic: Statistic that decides the verdict.
         statistics: Names of additional statistics to print.
-        fdr: Mark the images that are out-of-distribution among all of these, at this false discovery rate.
+        fdr: Mark the images that are out-of-distribution at this false discovery rate among all scored images.
         map_: Folder for a heat map (PNG and npz) of each image.
-        tile: Score images larger than the model in overlapping tiles, and judge each by its worst tile.
+        tile: Split images larger than the model into overlapping tiles; the worst tile decides the verdict.
         tile_size: Side of a tile in pixels; only for a model whose tiles are not calibrated.
         only_bpd: Compute bits/dim only: one pass of the network, no verdict.
-        device: Where to compute: cpu, cuda or cuda:N.
+        device: Device to compute on: cpu, cuda or cuda:N.
         as_json: Print JSON.
     """
     if not files:
-        raise InputError("files", "no image is named: ncml score FILE...")
+        raise InputError("files", "no image is given: ncml score FILE...")
     if fdr is not None:
         conformal.largest_discovery(np.empty(0), fdr)  # reports an invalid rate before images are scored
     if tile and (class_ is not None or noise or statistics or statistic or only_bpd):
-        raise InputError("tile", "--tile judges images by their worst tile: leave out the other options.")
+        raise InputError(
+            "tile",
+            "--tile takes the verdict of the worst tile and cannot be combined with other scoring options: omit them.",
+        )
     if tile_size is not None and not tile:
-        raise InputError("tile_size", "--tile-size needs --tile: add it, or leave --tile-size out.")
+        raise InputError("tile_size", "--tile-size requires --tile: add --tile, or omit --tile-size.")
     m = load(model, device)
     skipped = SkippedFiles()
     if tile:
@@ -104,7 +107,7 @@ def score(
         scoring = Scoring(scorer, (*IMAGE_COLUMNS, *names), calibration, m.uncalibrated, verdict_statistic)
     calibration = scoring.calibration
     if fdr is not None and calibration is None:
-        remedy = "leave --only-bpd out." if only_bpd else scoring.uncalibrated
+        remedy = "omit --only-bpd." if only_bpd else scoring.uncalibrated
         raise InputError("fdr", f"--fdr needs p-values: {remedy}")
     summary: Row
     if output is None:
@@ -144,7 +147,7 @@ def _additional_statistics(m: "Model", statistics: str, *, conditional: bool) ->
     if conditional and statistics != "all" and "bpd" in names:
         raise InputError(
             "statistics",
-            "the statistic bpd ignores --class and --noise, and the column bpd uses them: leave one of them out.",
+            "the statistic bpd ignores --class and --noise, and the column bpd uses them: omit one of them.",
         )
     has_estimates = statistics != "all" or m.calibration is not None
     return tuple(name for name in names if name != "bpd" and (has_estimates or not m.statistics[name].needs_estimates))

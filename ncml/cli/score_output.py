@@ -65,7 +65,7 @@ def score_to_table(
     paths = list_files(files)
     last_done = list(itertools.islice(paths, table.done - 1, table.done)) if table.done else []
     if [printable(path) for path in last_done] != [table.last] * bool(table.done):
-        raise InputError("output", f"{table.part} was started on other files: remove it, or give another --output.")
+        raise InputError("output", f"{table.part} was started on other files: remove it, or choose another --output.")
     with progress_bar() as on_progress:
         for batch in batches(paths):
             table.add(_to_cells(row) for row in scorer(batch))

@@ -58,7 +58,7 @@ class Table:
             is_this_table = False
         if not is_this_table:
             raise InputError(
-                "output", f"{self.part} was started by another command or model: remove it, or give another --output."
+                "output", f"{self.part} was started by another command or model: remove it, or choose another --output."
             )
 
     def _count_rows(self) -> bool:

@@ -16,7 +16,7 @@ from ncml.errors import InputError
 from ncml.progress import ignore_progress
 
 MAX_COUNT = 2**53 - 1
-"""Beyond it, fractions of a count are no longer exact."""
+"""The largest count whose fractions are exact."""
 
 
 def train(
@@ -54,35 +54,35 @@ def train(
     compile: bool = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a model on your images: write its folder, measured, calibrated and ready to serve.
+    """Train, measure and calibrate a model on your images, and write a model folder that is ready to serve.
 
-    Under torchrun the processes share the work and compute the same result as one.
+    Under torchrun, the processes share the work; the result equals that of one process.
 
     Args:
         recipe: smoke, cifar10_tiny, cifar10_small, cifar10_base, paper_cifar10, paper_imagenet64 or paper_celeba64.
-        data: Folder of images (a subfolder for each class, or none), folder of parquet files, or Hub name.
+        data: Folder of images (with a subfolder for each class, or without), folder of parquet files, or Hub name.
         out: Model folder to write; its name becomes the model's name.
         size: Height and width that images are resized to.
         process: SDE that adds the noise.
-        noise: Largest noise in grey levels, or paper: the end time that the paper prints for the SDE.
+        noise: Largest noise in grey levels; paper: the end time that the paper states for the SDE.
         objective: Noise conditional maximum likelihood, or plain maximum likelihood.
-        max_images: Images to draw in all, by which the learning rate has fallen to 0.
-        max_time: Stop after this time, such as 90s, 45m or 12h, save and measure.
+        max_images: Length of the run in images; the learning rate reaches 0 at its end.
+        max_time: Time after which the run stops, is saved and measured, such as 90s, 45m or 12h.
         batch_size: Images per step, over all processes.
-        learning_rate: Learning rate of Adam; that of Muon, in recipes that use it, changes in proportion.
+        learning_rate: Learning rate of Adam. In recipes that use Muon, its rate changes in proportion.
         precision: Arithmetic of convolutions, attention and matrix products.
-        schedule: Learning rate after the warm-up: falls to 0 at the end, or stays constant until the run is stopped.
-        cooldown_from: Folder of a run to branch off: the branch's learning rate falls to 0 by --max-images, the
-            original run stays as it is.
-        init_from: Model whose weights to start with.
+        schedule: Learning rate after the warm-up: cooldown falls to 0 at the end, constant does not change.
+        cooldown_from: Folder of a run to branch from. The learning rate of the branch falls to 0 by --max-images; the
+            original run does not change.
+        init_from: Model whose weights the run starts with.
         resume: Continue the run in the folder.
         interval: Images between measurements, each with a sample grid and a saved state.
-        tracker: A tracker beside TensorBoard: a function of (folder, config), see ncml.training.tracking.
-        threads: Processor cores to use, in each process.
-        device: Where to compute: cpu, cuda or cuda:N.
-        grad_accum_steps: Parts that a batch is computed in, one after the other, which saves memory.
-        activation_checkpointing: Compute activations twice rather than store them, which saves more.
-        compile: Compile the network first, with torch.compile.
+        tracker: Tracker in addition to TensorBoard: a function of (folder, config), see ncml.training.tracking.
+        threads: CPU threads of each process.
+        device: Device to compute on: cpu, cuda or cuda:N.
+        grad_accum_steps: Number of parts in which each batch is computed, one after the other, to save memory.
+        activation_checkpointing: Recompute activations instead of storing them, to save more memory.
+        compile: Compile the network with torch.compile before training.
         as_json: Print JSON.
     """
     counts = {"noise": noise, "max-images": max_images, "batch-size": batch_size, "learning-rate": learning_rate}
@@ -91,15 +91,17 @@ def train(
         if isinstance(value, int | float) and not value > 0:  # NaN included
             raise InputError(name, f"--{name} must be more than 0, not {value}.")
         if isinstance(value, int) and value > MAX_COUNT:
-            raise InputError(name, f"--{name} must be {MAX_COUNT} at most.")
+            raise InputError(name, f"--{name} must be at most {MAX_COUNT}.")
     max_seconds = math.inf if max_time is None else parse_duration(max_time)
     if schedule is not None and (resume or cooldown_from is not None):
         option = "resume" if resume else "cooldown-from"
         raise InputError("schedule", f"--schedule cannot be combined with --{option}, which keeps the run's schedule.")
     if cooldown_from is not None and max_images is None and not resume:
-        raise InputError("max-images", "--cooldown-from needs --max-images: the images by which the rate reaches 0.")
+        raise InputError("max-images", "--cooldown-from needs --max-images: the length at which the rate reaches 0.")
     if cooldown_from is not None and init_from is not None:
-        raise InputError("init-from", "--init-from cannot be combined with --cooldown-from, which brings its weights.")
+        raise InputError(
+            "init-from", "--init-from cannot be combined with --cooldown-from, which determines the weights."
+        )
     recipe_config = config.recipe(recipe)
     if size is not None:
         height, width = parse_size(size)

@@ -73,7 +73,7 @@ class Inputs:
             )
         images = self.loaded[key]
         if len(images) < MIN_IMAGES:
-            raise InputError("data", f"{source} has {len(images)} images; give a set of at least {MIN_IMAGES}.")
+            raise InputError("data", f"{source} has {len(images)} images; use a set of at least {MIN_IMAGES}.")
         return images.first(self.limits[kind])
 
 
@@ -84,7 +84,7 @@ def parse_limits(options: Sequence[str]) -> dict[str, int]:
         kind, equals, count = option.rpartition("=")
         if not count.isdecimal() or int(count) < MIN_IMAGES or (equals and kind not in LIMITS):
             remedy = f"{MIN_IMAGES} or more, for all kinds or as KIND=COUNT for one of {', '.join(LIMITS)}"
-            raise InputError("limit", f"--limit {option} is not valid: give {remedy}.")
+            raise InputError("limit", f"--limit {option} is not valid: use {remedy}.")
         limits |= {kind: int(count)} if equals else {name: min(value, int(count)) for name, value in limits.items()}
     return limits
 

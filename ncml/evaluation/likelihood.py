@@ -55,7 +55,7 @@ def flipped_bits(inputs: Inputs, model: Model, images: ImageSet, pi: float) -> N
 
 
 def likelihood(inputs: Inputs) -> Section:
-    """Measure Table 1 or 3: bits per dimension at pi = 0, 0.5 and 1, beside the paper's."""
+    """Measure Table 1 or 3: bits per dimension at pi = 0, 0.5 and 1, with the paper's."""
     rows: list[tuple[Cell, ...]] = []
     results: dict[str, dict[str, Any]] = {}
     for label, model in inputs.models.items():

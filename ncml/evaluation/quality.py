@@ -216,14 +216,14 @@ def fid(inputs: Inputs) -> Section:
         report.headline += [(m, PUBLISHED, "50000", f"{value:.2f}", None) for m, value in published.FID.items()]
     text = (
         f"Both distances are computed in the features of {name}, from the same test images. "
-        "The floor is the distance of as many training images: no model can be expected to come closer. "
+        "The floor is the distance of the same number of training images: no model can be expected to be closer. "
         "FD depends on the number of images, so compare it only within one table. "
         "KD is the unbiased squared MMD with a cubic kernel, with a 95 % bootstrap interval."
     )
     if name != "FID":
         text += (
-            " **This is not FID**: Inception's weights are not available here, and no published number is comparable, "
-            "so none is printed."
+            " **This is not FID**: Inception's weights are not available here. No published number is comparable, "
+            "so none is shown."
         )
     caption = f"{kd} of samples against start noise (left) and refinement steps (right); lower is better."
     solver_caption = "Every solver at its default steps, from the largest noise"

@@ -37,7 +37,7 @@ def noise_levels(model: Model, fractions: Iterable[float]) -> list[float]:
 
 
 def direct_and_refined(inputs: Inputs, model: Model, label: str) -> Figure:
-    """Draw Figures 1 and 5: the same seeds drawn directly, and at T with and without refinement."""
+    """Draw Figures 1 and 5: the same seeds sampled directly, and at T with and without refinement."""
     rows = [("direct, t = 0", model.generate(COLUMNS, noise=0.0))]
     if is_noise_conditional(model):
         noisy: list[Pixels] = []
@@ -52,7 +52,7 @@ def direct_and_refined(inputs: Inputs, model: Model, label: str) -> Figure:
             inputs.cache.on_progress(Progress(f"samples of {label}", len(rows), 6))
             rows.append((f"{solver}, {steps}", model.generate(COLUMNS, solver=solver, steps=steps)))
     caption = (
-        f"Figures 1 and 5, {label}: the seeds 0 to {COLUMNS - 1}, not selected, drawn directly from p at t = 0 "
+        f"Figures 1 and 5, {label}: the seeds 0 to {COLUMNS - 1}, not selected, sampled directly from p at t = 0 "
         "(strategy 1) and from the largest noise, then refined by the model's own score function (strategy 2)."
     )
     return Figure(f"samples_{label}", caption, draw_sheet(rows))
@@ -88,7 +88,8 @@ def completions(inputs: Inputs) -> Figure:
             rows += [(f"{label}, refined {i}", model.complete(masked, seeds=100 * i)) for i in (1, 2)]
     caption = (
         "Figures 9 and 10: completions of the lower half of test images. A model trained by maximum likelihood has one "
-        "row, drawn directly; a noise conditional one also has two rows with noise and refinement, of different seeds."
+        "row, sampled directly; a noise conditional one also has two rows with noise and refinement, with different "
+        "seeds."
     )
     return Figure("completions", caption, draw_sheet(rows))
 

@@ -107,8 +107,8 @@ def sanity(inputs: Inputs) -> Section:
         "than the model's own seven-bit marginal (Eq. 6: the sum over the eight settings of a pixel's lowest bits, the "
         "context unchanged) plus 1. The excess is what the model wrongly predicts about the lowest bits.",
         "An arithmetic coder driven by the model's own distributions (`ncml compress`) must produce an archive of that "
-        "many bits/dim, header included, that decodes to the same bytes: likelihoods that were not a distribution, or "
-        "depended on later pixels, would fail one of the two.",
+        "many bits/dim, header included, that decodes to the same bytes: likelihoods that do not form a distribution, "
+        "or that depend on later pixels, fail one of these two tests.",
     ]
     return Section(
         kind="sanity",
@@ -138,6 +138,6 @@ def _figure_2(inputs: Inputs, model: Model, label: str, images: ImageSet) -> Fig
     rows.append((f"change at 0.5, x{AMPLIFICATION}", change.astype(np.uint8)))
     caption = (
         f"Figure 2, {label}: images with lowest bits flipped with probability pi, bits/dim below each. The changes, "
-        "shown amplified in the last row, are invisible, and cost the model up to a bit per dimension."
+        "shown amplified in the last row, are invisible, but cost the model up to one bit per dimension."
     )
     return Figure(f"figure2_{label}", caption, draw_sheet(rows, below=[*values, []]))

@@ -88,7 +88,7 @@ def _locate_half(
             if keep not in (None, half):
                 raise InputError(
                     "keep",
-                    f"keep is {keep!r}, but the opaque half of {field} is its {half}: leave keep out or match it.",
+                    f"keep is {keep!r}, but the opaque half of {field} is its {half}: omit keep, or name that half.",
                 )
             return _mirror(np.array(image.convert("RGB"), dtype=np.uint8)[index], half, h, w), half
     is_wide_half, is_tall_half = 2 * h * width == w * height, h * width == 2 * w * height

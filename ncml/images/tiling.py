@@ -43,7 +43,9 @@ class TileSize:
         model_side = min(height, width)
         side = model_side if side is None else side
         if side < model_side:
-            raise InputError("tile_size", f"a tile has at least the model's {model_side} pixels, not {side}.")
+            raise InputError(
+                "tile_size", f"the side of a tile must be at least the model's {model_side} pixels, not {side}."
+            )
         return cls(round(side * height / model_side), round(side * width / model_side))
 
     @classmethod
@@ -57,7 +59,7 @@ class TileSize:
         if side is not None and cls.for_model(height, width, side) != calibrated:
             size = f"{calibrated.width} x {calibrated.height}"
             raise InputError(
-                "tile_size", f"tiles were calibrated at {size} pixels; leave their size out, or calibrate again."
+                "tile_size", f"tiles were calibrated at {size} pixels; omit the tile size, or calibrate again."
             )
         return calibrated
 

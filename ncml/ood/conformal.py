@@ -49,7 +49,7 @@ def threshold(ranked: Floats, false_positive_rate: float) -> float:
         raise InputError(
             "data",
             f"{n} ranking images cannot support a false-positive rate of {false_positive_rate:g}: "
-            f"the smallest p-value would be {1 / (n + 1):.3g}, so give at least {min_count} ranking images.",
+            f"the smallest p-value would be {1 / (n + 1):.3g}, so use at least {min_count} ranking images.",
         )
     return float(ranked[n - 1 - flagged])
 

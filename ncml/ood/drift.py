@@ -65,7 +65,7 @@ def compare(
         raise InputError("alpha", f"alpha must be more than 0 and less than 1, not {alpha:g}.")
     n = len(bpd)
     if n < MIN_IMAGES:
-        raise InputError("files", f"{n} scored images are too few to detect drift: give at least {MIN_IMAGES}.")
+        raise InputError("files", f"{n} scored images are too few to detect drift: use at least {MIN_IMAGES}.")
     bpd_shift, score_shift = _shift(bpd, ranked_bpd), _shift(score, ranked_score)
     drifted = any(shift.ks_p < alpha / 2 and shift.psi >= PSI_THRESHOLD for shift in (bpd_shift, score_shift))
     flagged = int((p_value <= rate).sum())

@@ -54,7 +54,7 @@ def check_image_count(count: int) -> None:
     if count < MIN_IMAGES:
         raise InputError(
             "data",
-            f"{count} images are too few to estimate the statistics: give at least {MIN_IMAGES} that do not rank.",
+            f"{count} images are too few to estimate the statistics: use at least {MIN_IMAGES} that do not rank.",
         )
 
 

@@ -129,7 +129,7 @@ class ImageCache:
             raise InputError(
                 "out",
                 f"{folder} has no room for {size:.1f} GiB of decoded images ({error.strerror}): free disk space, or "
-                "give --out on another disk.",
+                "choose an --out on another disk.",
             ) from error
         decoded = decode(self.source, pixels_NHWC, on_progress)
         np.save(self.labels, decoded.labels_N)

@@ -88,7 +88,7 @@ def train(
     state, run_folder = out / STATE, (out / STATE).parent
     _check_folder(out, resume)
     if cooldown_from is not None and not (cooldown_from / STATE).exists():
-        raise InputError("cooldown-from", f"{cooldown_from} holds no training run; name the folder of one.")
+        raise InputError("cooldown-from", f"{cooldown_from} contains no training run; name a folder that contains one.")
     height, width = config.model.height, config.model.width
     with group.main_first():  # rank 0 decodes the images, the others map the result
         data = dataset.load(source, height, width, keep=run_folder / "images", on_progress=on_progress)
@@ -145,17 +145,21 @@ def train(
 def _check_folder(out: Path, resume: bool) -> None:
     """Refuse a folder that cannot hold this run, before anything is read."""
     if printable(out) != str(out):
-        raise InputError("out", f"{printable(out)} is not UTF-8, which TensorBoard's file names are: give another.")
+        raise InputError(
+            "out", f"{printable(out)} is not UTF-8, as TensorBoard's file names must be: choose another folder."
+        )
     state = out / STATE
     if state.exists() and not resume:
-        raise InputError("out", f"{out} holds a training run already; add --resume to continue it, or give another.")
+        raise InputError(
+            "out", f"{out} already contains a training run; add --resume to continue it, or choose another folder."
+        )
     if not state.exists() and (out / checkpoint.CONFIG).exists():
-        raise InputError("out", f"{out} holds a finished model already; give another folder.")
+        raise InputError("out", f"{out} already contains a finished model; choose another folder.")
     if resume and not state.exists():
-        raise InputError("resume", f"{out} holds no training run to resume; leave --resume out to start one.")
+        raise InputError("resume", f"{out} contains no training run to resume; omit --resume to start one.")
     nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise InputError("out", f"{out} cannot be written: {nearest} is not a folder that you may write to.")
+        raise InputError("out", f"{out} cannot be written: {nearest} is not a writable folder.")
 
 
 def _finish(

@@ -45,7 +45,7 @@ def open_source(name: str, split: str) -> Source:
     """Open a source; raise InputError if it has no such split, or no images."""
     folder = Path(name)
     if folder.is_file():
-        raise InputError("data", f"{name} is a file; give the folder that it is in.")
+        raise InputError("data", f"{name} is a file; name its folder instead.")
     source = _open_image_folder(folder) if is_image_folder(name) else _open_dataset(name, split)
     if not source.count:
         raise no_images(source, len(source.unreadable))
@@ -60,7 +60,9 @@ def is_image_folder(name: str) -> bool:
 
 def no_images(source: Source, unreadable_count: int) -> InputError:
     """Return the error for a source without a readable image."""
-    return InputError("data", f"{source.name!r} holds no readable image ({unreadable_count} files could not be read).")
+    return InputError(
+        "data", f"{source.name!r} contains no readable image ({unreadable_count} files could not be read)."
+    )
 
 
 def _open_image_folder(folder: Path) -> Source:
@@ -155,10 +157,10 @@ def _read_labels(source: str, table: Any, column: str) -> tuple[list[int], tuple
         distinct = set(values)
     except TypeError as error:  # lists and records
         raise InputError(
-            "data", f"{source!r} has several values in a {column}; give each image one, or drop that column."
+            "data", f"{source!r} has several values in a {column}; keep one for each image, or remove that column."
         ) from error
     names = getattr(table.features[column], "names", None)
     index = {value: i for i, value in enumerate(range(len(names)) if names else sorted(distinct - {None}))}
     if not index.keys() >= distinct:
-        raise InputError("data", f"{source!r} has images without a {column}; leave them out, or drop that column.")
+        raise InputError("data", f"{source!r} has images without a {column}; remove those images, or that column.")
     return [index[value] for value in values], tuple(names or map(str, index))

@@ -89,5 +89,5 @@ def check_same_run(path: Path, saved: Config, config: Config) -> None:
             if name not in CHANGEABLE and getattr(then, name) != getattr(now, name):
                 raise TrainingError(
                     f"{path} is a run with {section} {name} {getattr(then, name)!r}, not {getattr(now, name)!r}; "
-                    "resume with the options it began with, or give another --out."
+                    "resume with its original options, or choose another --out."
                 )

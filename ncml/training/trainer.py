@@ -63,7 +63,7 @@ class Trainer:
     ) -> None:
         """initialize: called with the network, whose random weights it may replace in place."""
         if len(data) == 0:
-            raise InputError("data", "there is no image to train on; give at least 8.")
+            raise InputError("data", "there is no image to train on; at least 8 are needed.")
         batch_size, parts = config.training.batch_size, execution.grad_accum_steps
         if parts < 1 or batch_size % (group.world_size * parts):
             raise InputError(

@@ -33,7 +33,7 @@ PROBLEMS: dict[int, dict[str | None, str]] = {
     500: {
         "job-engine": "The engine died twice while computing the job.",
         "job-model": "There is no model 'mnist' here; there are cifar10.",
-        "job-worker": "The worker vanished 5 times while computing the job.",
+        "job-worker": "The worker died 5 times while computing the job.",
         None: "The service failed unexpectedly; its log has the details under this request id.",
     },
     503: {
@@ -44,8 +44,8 @@ PROBLEMS: dict[int, dict[str | None, str]] = {
         "no-room": "There is no space for another upload; retry in a few seconds.",
     },
     504: {
-        "job-timeout": "The job ran for more than 600 s; ask for less in one request.",
-        "job-expired": "No worker started the job in time; ask again later.",
+        "job-timeout": "The job ran for more than 600 s; request fewer images or steps at once.",
+        "job-expired": "No worker started the job in time; try again later.",
     },
 }
 """A detail for every kind of problem, by status."""

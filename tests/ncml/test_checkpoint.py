@@ -170,7 +170,7 @@ def test_a_configuration_that_makes_no_sense_is_refused(folder: Path, change: Ca
 def test_metrics_are_numbers(folder: Path, metrics: object) -> None:
     """They are printed and announced as such."""
     describe(folder, lambda d: d.update(metrics=metrics))
-    assert "metrics must give each name a number" in refused(folder)
+    assert "each value of metrics must be a number" in refused(folder)
 
 
 @pytest.mark.parametrize(

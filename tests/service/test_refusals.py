@@ -71,7 +71,12 @@ def assert_problem(response, status: int) -> dict:
         ("/score", {"tile": 0, "tile_size": 16}, "tile_size", "requires tile=1"),
         ("/score", {"tile": 1, "tile_size": 0}, "tile_size", "at least 1"),
         ("/score", {"tile": 1, "tile_size": 10**9}, "tile_size", "at most 1000000"),
-        ("/score", {"tile": 1, "tile_size": 4}, "tile_size", "A tile has at least the model's 8 pixels, not 4"),
+        (
+            "/score",
+            {"tile": 1, "tile_size": 4},
+            "tile_size",
+            "side of a tile must be at least the model's 8 pixels, not 4",
+        ),
         ("/score", {"tile": 1, "tile_size": 16}, "tile_size", "Tiles were calibrated at 8 x 8 pixels"),
         ("/score", {"tile": 1, "class": "cat"}, "class", "cannot be combined with tile=1; omit class or tile"),
         ("/score", {"tile": 1, "noise": 1}, "noise", "omit noise"),

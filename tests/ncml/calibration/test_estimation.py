@@ -106,7 +106,7 @@ def test_too_few_images_are_refused(model: ncml.Model) -> None:
     with pytest.raises(InputError, match="18 ranking images cannot support a false-positive rate of"):
         calibrate(model, FIT, RANK[:18])
     assert calibrate(model, FIT, RANK[:19]).smallest_p == 0.05
-    with pytest.raises(InputError, match="19 images are too few to estimate the statistics: give at least 20"):
+    with pytest.raises(InputError, match="19 images are too few to estimate the statistics: use at least 20"):
         calibrate(model, FIT[:19], RANK)
     with pytest.raises(InputError, match="0 images are too few"):
         calibrate(model, FIT[:0], RANK)

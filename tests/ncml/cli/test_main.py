@@ -198,7 +198,7 @@ def test_a_name_that_cannot_be_written_is_reported(run: Run, monkeypatch: pytest
     monkeypatch.setattr("ncml.cli.models.load", lambda model, device: os.fsdecode(b"caf\xe9").encode())
     done = run("models")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "ncml: 'caf\\udce9' is not UTF-8, which is required here: give another name.\n"
+    assert done.stderr == "ncml: 'caf\\udce9' is not UTF-8, which is required here: choose another name.\n"
 
 
 def test_a_bug_keeps_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,8 +237,8 @@ sys.exit(main(sys.argv[1:]))
     ("arguments", "message"),
     [
         (["scor", "x.png"], "there is no command 'scor': did you mean score?"),
-        (["score"], "no image is named"),
-        (["score", ""], "an argument is empty: give it a value, or leave it out"),
+        (["score"], "no image is given"),
+        (["score", ""], "an argument is empty: give it a value, or omit it"),
         (["train", "smoke", "--data=", "--out", "y"], "an argument is empty"),
         (["score", "ok.png", "--device", "meta"], "cannot be placed on 'meta'"),
         (["score", "missing.png"], "missing.png"),
@@ -266,12 +266,12 @@ sys.exit(main(sys.argv[1:]))
         (["train", "smok", "--data", "x", "--out", "y"], "did you mean smoke?"),
         (["train", "smoke", "--data", "empty", "--out", "y"], "no readable image"),
         (["train", "smoke", "--data", "./not/there", "--out", "y"], "there is no folder './not/there'"),
-        (["train", "smoke", "--data", "ok.png", "--out", "y"], "ok.png is a file; give the folder that it is in"),
+        (["train", "smoke", "--data", "ok.png", "--out", "y"], "ok.png is a file; name its folder instead"),
         (["train", "smoke", "--data", "x", "--out", "y", "--noise", "nan"], "--noise must be more than 0"),
         (["train", "smoke", "--data", "x", "--out", "y", "--device", "cuda:99"], "cuda:99"),
         (["train", "smoke", "--data", "x", "--out", "y", "--device", "meta"], "the device 'meta' cannot be used"),
         (["train", "smoke", "--data", "x", "--out", "y", "--max-images", "0"], "--max-images must be more than 0"),
-        (["train", "smoke", "--data", "x", "--out", "y", "--max-images", str(10**400)], "9007199254740991 at most"),
+        (["train", "smoke", "--data", "x", "--out", "y", "--max-images", str(10**400)], "at most 9007199254740991"),
         (
             ["train", "smoke", "--data", "x", "--out", "y", "--tracker", "os:getcwd"],
             "not a function of (folder, config)",
@@ -282,7 +282,7 @@ sys.exit(main(sys.argv[1:]))
         (["train", "smoke", "--data", "x", "--out", "y", "--size", "30"], "must be multiples of 4, not 30x30"),
         (["train", "smoke", "--data", "x", "--out", "y", "--init-from", "tinny"], "did you mean tiny?"),
         (["train", "smoke", "--data", "x", "--out", "y", "--tracker", "nothing.at:all"], "no tracker 'nothing.at:all'"),
-        (["train", "smoke", "--data", "x", "--out", "tiny"], "tiny holds a finished model already"),
+        (["train", "smoke", "--data", "x", "--out", "tiny"], "tiny already contains a finished model"),
         (["train", "smoke", "--data", "x", "--out", "y", "--objective", "gan"], "gan"),
     ],
 )

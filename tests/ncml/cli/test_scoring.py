@@ -88,7 +88,7 @@ def test_the_held_out_parts_are_used_without_unseen(run: Run, tmp_path: Path) ->
             ["--unseen", "--false-positive-rate", "0.001"],
             "60 ranking images cannot support a false-positive rate of 0.001",
         ),
-        (["--tile", "--tolerate", "jpeg"], "leave out it or --tile"),
+        (["--tile", "--tolerate", "jpeg"], "omit --tolerate or --tile"),
         (["--tile", "--tile-size", "4"], "at least the model's 8 pixels"),
         (["--tile", "--data", "nothing"], "nothing is not a folder"),
         (["--data", "empty"], "no readable image"),
@@ -238,7 +238,7 @@ def test_bits_per_dim_follow_the_conditions_whatever_the_statistics(calibrated: 
         assert {"llr", "multiscale"} < set(table.column_names)
     done = calibrated("score", "new", "--model", "loud", "--statistics", "llr,bpd", "--noise", "5")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "leave one of them out" in done.stderr
+    assert "omit one of them" in done.stderr
 
 
 def test_lines_contain_the_verdict(calibrated: Run, tmp_path: Path) -> None:

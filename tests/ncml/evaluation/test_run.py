@@ -127,7 +127,7 @@ def test_unreadable_sets_are_noted_and_the_others_measured(evaluate: Run, tmp_pa
     answer = json.loads(done.stdout)
     assert set(answer["auroc"]) == {"noise", "constant", "uniform"}
     notes = " ".join(answer["notes"])
-    assert "empty was left out: 'empty' holds no readable image" in notes
+    assert "empty was left out: 'empty' contains no readable image" in notes
     assert "noise: 1 files could not be read" in notes
 
 

@@ -36,7 +36,7 @@ def test_19_images_support_5_percent_and_18_do_not() -> None:
     ranked = np.arange(19.0)
     assert conformal.threshold(ranked, 0.05) == 18.0
     assert conformal.p_values([18.5], ranked).tolist() == [0.05]
-    with pytest.raises(InputError, match=r"18 ranking images .* 0\.05.* 0\.0526, so give at least 19") as refused:
+    with pytest.raises(InputError, match=r"18 ranking images .* 0\.05.* 0\.0526, so use at least 19") as refused:
         conformal.threshold(ranked[1:], 0.05)
     assert refused.value.field == "data"
 

@@ -88,7 +88,7 @@ def test_pictures_without_a_label_are_refused(tmp_path: Path) -> None:
 
 def test_pictures_with_several_labels_are_refused(tmp_path: Path) -> None:
     source = parquet(tmp_path / "set", [[0, 1], [1]], datasets.Sequence(datasets.Value("int64")))
-    with pytest.raises(InputError, match="several values in a label; give each image one") as refused:
+    with pytest.raises(InputError, match="several values in a label; keep one for each image") as refused:
         dataset.load(source, 8, 8)
     assert refused.value.field == "data"
 

@@ -118,7 +118,7 @@ def test_too_few_images_to_calibrate_are_reported(tmp_path: Path) -> None:
     assert done is not None
     assert not done.calibrated
     assert messages[-1].startswith("not calibrated, so `ncml score` gives no p-values: ")
-    assert "give at least" in messages[-1]
+    assert "use at least" in messages[-1]
     assert ncml.load(tmp_path / "mine").calibration is None
 
 
@@ -159,9 +159,9 @@ def test_images_that_cannot_be_split_are_refused(tmp_path: Path, count: int) -> 
 def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path, model_folder: Path) -> None:
     (tmp_path / "file").write_text("x")
     for out, reason in (
-        (model_folder, "holds a finished model already"),
-        (tmp_path / "file", "cannot be written: .*file is not a folder"),
-        (tmp_path / "file" / "mine", "cannot be written: .*file is not a folder"),
+        (model_folder, "already contains a finished model"),
+        (tmp_path / "file", "cannot be written: .*file is not a writable folder"),
+        (tmp_path / "file" / "mine", "cannot be written: .*file is not a writable folder"),
     ):
         with pytest.raises(InputError, match=reason) as refused:
             train("nowhere", out)
@@ -389,7 +389,7 @@ def test_a_run_cools_down_in_a_folder_of_its_own(tmp_path: Path) -> None:
     assert cooled.metrics["images_seen"] == 256
     assert (run / STATE).read_bytes() == before
     assert not torch.equal(state(run)["network.head.weight"], state(tmp_path / "cooled")["network.head.weight"])
-    with pytest.raises(InputError, match="holds no training run; name the folder of one") as refused:
+    with pytest.raises(InputError, match="contains no training run; name a folder that contains one") as refused:
         train(source, tmp_path / "other", total_images=256, cooldown_from=tmp_path / "photos")
     assert refused.value.field == "cooldown-from"
 
