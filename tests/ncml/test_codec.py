@@ -170,9 +170,9 @@ def test_the_commands_refuse_invalid_input_in_a_sentence(run: Run, tmp_path: Pat
     (tmp_path / "empty").mkdir()
     assert run("compress", "a.png", "-o", "good.ncml", "--model", "tiny").returncode == 0
     for arguments, message in [
-        (("compress", "-o", "x.ncml"), "no image is named"),
+        (("compress", "-o", "x.ncml"), "no image is given"),
         (("compress", "none.png", "-o", "x.ncml"), "none.png cannot be read"),
-        (("compress", "empty", "-o", "x.ncml"), "no image is named"),
+        (("compress", "empty", "-o", "x.ncml"), "no image is given"),
         (("compress", "a.png", "small.png", "-o", "x.ncml"), "small.png is 8 x 4 pixels"),
         (("compress", "text.png", "-o", "x.ncml"), "not an image"),
         (("compress", "a.png", "a.png", "-o", "x.ncml"), "two images are named 'a'"),
