@@ -180,7 +180,7 @@ def test_the_commands_refuse_invalid_input_in_a_sentence(run: Run, tmp_path: Pat
         (("decompress", "a.png", "-o", "out"), "not an archive"),
         (("decompress", "none.ncml", "-o", "out"), "none.ncml cannot be read: No such file"),
         (("decompress", "empty", "-o", "out"), "empty cannot be read: Is a directory"),
-        (("decompress", "good.ncml", "-o", "a.png"), "a.png is a file: give a folder"),
+        (("decompress", "good.ncml", "-o", "a.png"), "a.png is a file: choose a folder"),
     ]:
         done = run(*arguments, "--model", "tiny")
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done
