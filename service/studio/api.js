@@ -47,7 +47,7 @@ export async function request(path, { headers = {}, ...options } = {}) {
 async function refusal(response) {
   const isJson = response.headers.get("content-type")?.includes("json");
   const problem = isJson ? await response.json() : {};
-  const { detail = `The service answered ${response.status} ${response.statusText}.`, errors = [] } = problem;
+  const { detail = `The service responded with ${response.status} ${response.statusText}.`, errors = [] } = problem;
   return new Refusal(detail, {
     status: response.status,
     requestId: response.headers.get("x-request-id"),
