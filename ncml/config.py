@@ -218,7 +218,7 @@ def cifar10_small() -> Config:
 def cifar10_base() -> Config:
     """The successor of the bundled model, in training: wider at 16x16 and 8x8, 4.25 million parameters.
 
-    At the rates of the small network its loss rises by tens of bits after 12,000 images and stays there.
+    At the learning rates of `cifar10_small` its loss rises by tens of bits after 12,000 images.
     """
     small = cifar10_small()
     widths = (32, 64, 128)
@@ -231,7 +231,7 @@ def cifar10_base() -> Config:
 
 
 def _muon(training: TrainingConfig) -> TrainingConfig:
-    """The optimiser's settings that `docs/training.md` measures as fastest on one core."""
+    """Set the optimiser up as `docs/training.md` describes and measures it."""
     return replace(
         training,
         batch_size=16,

@@ -32,7 +32,7 @@ class Calibration(FrozenModel):
 
     version: str = Field(description="digest of the calibration, 64 hex digits")
     statistic: str = Field(description="default statistic of the verdict")
-    false_positive_rate: float = Field(description="share of in-distribution images that are judged OOD")
+    false_positive_rate: float = Field(description="share of in-distribution images that are flagged as OOD")
     threshold: float = Field(description="of that statistic; a higher score is OOD")
     thresholds: dict[str, float] = Field(description="of every statistic")
     n_fit: int = Field(description="held-out images that the statistics are estimated on")
@@ -48,7 +48,7 @@ class TileCalibration(FrozenModel):
     version: str = Field(description="digest of the calibration, 64 hex digits")
     height: int = Field(description="of a tile in pixels, as is the width")
     width: int
-    false_positive_rate: float = Field(description="share of good images that are judged OOD")
+    false_positive_rate: float = Field(description="share of good images that are flagged as OOD")
     threshold: float = Field(description="an image whose worst tile scores higher is OOD")
     n_fit: int = Field(description="good images whose tiles the statistic is estimated on")
     n_rank: int = Field(description="other good images, among which an image is ranked")
