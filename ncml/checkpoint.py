@@ -21,7 +21,7 @@ from ncml import format1
 from ncml.config import Config, SamplingDefaults
 from ncml.errors import InputError, ModelError, NcmlError
 from ncml.network.ncpn import NCPN
-from ncml.network.sde import end_time, grey_levels, process
+from ncml.network.sde import end_time, grey_levels_at, make_sde
 
 FORMAT = 2
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "card.md"
@@ -135,7 +135,7 @@ def _read_sampling(path: Path, stored: object, config: Config) -> SamplingDefaul
         sampling = SamplingDefaults.from_json(stored)
     except InputError as error:
         raise ModelError(f"{path}: {error}.") from error
-    largest = round(grey_levels(process(config.sde), end_time(config.sde)), 6)
+    largest = round(grey_levels_at(make_sde(config.sde), end_time(config.sde)), 6)
     if (sampling.start_noise or 0) > largest:
         raise ModelError(
             f"{path}: sampling.start_noise must be at most {largest:g} grey levels, the model's noise at T."

@@ -18,7 +18,7 @@ from ncml.images import to_rgb
 from ncml.limits import KEEPS, MAX_IMAGES_PER_CALL, MAX_SEED, Keep, check_count
 from ncml.network.likelihood import bits_per_dim, from_uint8
 from ncml.network.ncpn import NCPN
-from ncml.network.sde import end_time, grey_levels, process
+from ncml.network.sde import end_time, grey_levels_at, make_sde
 from ncml.ood.calibration import Calibration, Verdict
 from ncml.ood.measurements import LevelMeasurement, measure, measure_level
 from ncml.ood.statistics import build_statistics, required_columns, select_names
@@ -27,11 +27,11 @@ from ncml.progress import OnProgress, Progress, ignore_progress
 from ncml.sampling.batch_invariance import GroupedSampler, choose_batching
 from ncml.sampling.batching import Batching, BatchingSetting, batching_setting
 from ncml.sampling.cached import sample_cached
-from ncml.sampling.cuda_graphs import Replay
+from ncml.sampling.cuda_graphs import ReplaySampler
 from ncml.sampling.options import SamplingLimits, SamplingOptions, check_noise
-from ncml.sampling.sample import Plan, Sampler, draw, naive
+from ncml.sampling.sample import Plan, Sampler, generate_images, sample_naive
 
-SAMPLERS: dict[str, Sampler] = {"incremental": sample_cached, "naive": naive}
+SAMPLERS: dict[str, Sampler] = {"incremental": sample_cached, "naive": sample_naive}
 
 Classes = str | int | None | Sequence[str | int | None]
 Images = NDArray[np.uint8] | Image.Image | Sequence[NDArray[np.uint8] | Image.Image]
@@ -89,7 +89,7 @@ class Model:
         """The sampling options that the model folder recommends."""
         self.height, self.width = self.config.model.height, self.config.model.width
         self.classes: tuple[str, ...] = self.config.model.classes
-        self.noise: float = round(grey_levels(process(self.config.sde), end_time(self.config.sde)), 6)
+        self.noise: float = round(grey_levels_at(make_sde(self.config.sde), end_time(self.config.sde)), 6)
         """Grey levels at T: the largest start noise, and the default."""
         self.sampling_limits = SamplingLimits(max_noise=self.noise)
         """The ranges and the defaults of sampling options."""
@@ -100,7 +100,7 @@ class Model:
         self.calibration: Calibration | None = None
         """Turns statistics into p-values; None if the model is not calibrated, for the reason in `uncalibrated`."""
         self.uncalibrated = "this model is not calibrated: run ncml calibrate."
-        self._replay = Replay()
+        self._replay = ReplaySampler()
         self._batching_setting: BatchingSetting = batching
         self._batchings: dict[int, Batching] = {}
         """By number of threads."""
@@ -354,7 +354,7 @@ class Model:
             known_BCHW=None if canvases is None else from_uint8(torch.from_numpy(canvases)),
             keep=keep,
         )
-        return draw(self.network, plan, self._sampler(settings.sampler, plan.seeds), on_progress)
+        return generate_images(self.network, plan, self._sampler(settings.sampler, plan.seeds), on_progress)
 
     def _sampler(self, name: str, seeds: list[int]) -> Sampler:
         if name != "incremental":
@@ -364,7 +364,7 @@ class Model:
         return sample_cached if self.batching is None else GroupedSampler(self.batching.divide(seeds))
 
     def _time(self, noise: float) -> float:
-        return process(self.config.sde).time_of(check_noise(noise, self.noise))
+        return make_sde(self.config.sde).time_of(check_noise(noise, self.noise))
 
     def _seeds(self, seeds: int | Sequence[int], n: int) -> list[int]:
         seed_B = [seeds + i for i in range(n)] if isinstance(seeds, int | np.integer) else list(seeds)

@@ -23,7 +23,7 @@ from ncml.evaluation.report import Cell, Figure, Section, Table, make_axes
 from ncml.evaluation.samples import is_noise_conditional, noise_levels
 from ncml.model import Model
 from ncml.network.likelihood import from_uint8
-from ncml.network.sde import GREY_LEVEL, process, scale
+from ncml.network.sde import GREY_LEVEL, broadcast_to, make_sde
 
 LEVEL_FRACTIONS = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 """Noise levels, as fractions of the model's largest."""
@@ -31,16 +31,16 @@ LEVEL_FRACTIONS = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 
 def add_noise(model: Model, x_BCHW: Tensor, t: float, first: int) -> Tensor:
     """Compute alpha(t) x + sigma(t) eps, eps a function of the image's position in its set."""
-    sde = process(model.config.sde)
+    sde = make_sde(model.config.sde)
     t_B = torch.full((len(x_BCHW),), t)
     generators = (torch.Generator().manual_seed(SEED + first + i) for i in range(len(x_BCHW)))
     eps_BCHW = torch.stack([torch.randn(x_BCHW.shape[1:], generator=generator) for generator in generators])
-    return scale(sde.alpha(t_B), x_BCHW) * x_BCHW + scale(sde.sigma(t_B), x_BCHW) * eps_BCHW
+    return broadcast_to(sde.alpha(t_B), x_BCHW) * x_BCHW + broadcast_to(sde.sigma(t_B), x_BCHW) * eps_BCHW
 
 
 def measure_level(inputs: Inputs, model: Model, images: ImageSet, level: float) -> dict[str, Any]:
     """Measure bits of each image and of its flipped copy, and its average perturbation in grey levels. [N] each."""
-    t = process(model.config.sde).time_of(level)
+    t = make_sde(model.config.sde).time_of(level)
 
     def measure(start: int, stop: int) -> dict[str, Any]:
         pixels = images.pixels_NHWC[start:stop]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ncml.evaluation.inputs import Inputs
 from ncml.evaluation.report import Figure, Section, draw_sheet
 from ncml.model import Model
-from ncml.network.sde import process, reaches
+from ncml.network.sde import make_sde, reaches
 from ncml.progress import Progress
 
 COLUMNS = 10
@@ -33,7 +33,7 @@ def is_noise_conditional(model: Model) -> bool:
 def noise_levels(model: Model, fractions: Iterable[float]) -> list[float]:
     """Return fractions of the model's largest noise, in grey levels, as far as its SDE reaches them."""
     levels = (round(fraction * model.noise, 6) for fraction in fractions)
-    return [level for level in levels if reaches(process(model.config.sde), level)]
+    return [level for level in levels if reaches(make_sde(model.config.sde), level)]
 
 
 def direct_and_refined(inputs: Inputs, model: Model, label: str) -> Figure:

@@ -33,8 +33,8 @@ def _concat_elu(x: Tensor) -> Tensor:
 
 
 class _ConcatELU(torch.autograd.Function):
-    # The derivative is read off the result: elu(cat(x, -x)) and its backward pass cost three times as much, and would
-    # dominate a small network on a CPU.
+    # The derivative is computed from the result: elu(cat(x, -x)) and its backward pass cost three times as much, and
+    # would dominate a small network on a CPU.
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         y = _concat_elu(x)
@@ -59,17 +59,17 @@ class _Gate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, ab: Tensor) -> Tensor:
         a, b = ab.chunk(2, 1)
-        open_ = b.sigmoid()
-        y = a * open_
-        ctx.save_for_backward(y, open_)
+        sigmoid_b = b.sigmoid()
+        y = a * sigmoid_b
+        ctx.save_for_backward(y, sigmoid_b)
         return y
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
-        y, open_ = ctx.saved_tensors
+        y, sigmoid_b = ctx.saved_tensors
         (grad,) = grad_outputs
         through = grad * y
-        return torch.cat([grad * open_, torch.addcmul(through, through, open_, value=-1)], 1)
+        return torch.cat([grad * sigmoid_b, torch.addcmul(through, through, sigmoid_b, value=-1)], 1)
 
 
 class Pointwise(nn.Linear):
@@ -89,7 +89,7 @@ class Pointwise(nn.Linear):
 class CausalConv(nn.Conv2d):
     """A convolution padded so that it sees no later row (u) or no later pixel (ul): 2x3 for u, 2x2 for ul.
 
-    With `kernel`, another size under the same padding rule: all rows above; columns on both sides (u) or left (ul).
+    `kernel` gives another size under the same padding rule: all rows above; columns on both sides (u) or left (ul).
     """
 
     def __init__(
@@ -121,14 +121,14 @@ class Grow(nn.ConvTranspose2d):
 
 @dataclass(frozen=True)
 class Activations:
-    """A stream at one depth, and its concat_elu: made once, read by up to three layers."""
+    """A stream at one depth and its concat_elu, which up to three layers read."""
 
     x: Tensor
     elu: Tensor
 
     @classmethod
-    def of(cls, x_BFHW: Tensor) -> Activations:
-        """With [B, F, H, W] -> elu [B, 2 F, H, W]."""
+    def compute(cls, x_BFHW: Tensor) -> Activations:
+        """Activate a stream: [B, F, H, W] -> elu [B, 2 F, H, W]."""
         return cls(x_BFHW, concat_elu(x_BFHW))
 
 
@@ -143,7 +143,7 @@ class GatedBlock(nn.Module):
         self.condition = nn.Linear(embedding, width)
         self.dropout = nn.Dropout(dropout)
         with torch.no_grad():
-            # Near-identity blocks: without data-dependent initialisation, deep stacks start quiet and stay finite.
+            # Near-identity blocks: without data-dependent initialisation, deep stacks start near zero and stay finite.
             self.conv_out.weight.mul_(0.1)
 
     def forward(self, h: Activations, extra_BGHW: Tensor | None, embedding_BE: Tensor) -> Tensor:
@@ -158,8 +158,8 @@ class AxialAttention(nn.Module):
     """Attention along the row and along the column of each position: (x + out(row, column)) / sqrt(2).
 
     Keys: the row up to and including the position for ul, the whole row for u; the column up to and including the
-    position for both. Both attentions read the same normalised input, so that one product makes all queries, keys and
-    values and one gathers the results.
+    position for both. Both attentions read the same normalised input, so that one product computes all queries, keys
+    and values, and one combines the results.
     """
 
     def __init__(self, stream: Stream, width: int, heads: int) -> None:

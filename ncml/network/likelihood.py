@@ -1,4 +1,4 @@
-"""The mixture of logistics over a pixel's three channels: log-probability, sampling, score, and bits per dimension.
+"""The mixture of logistics over a pixel's three channels: log-probability, its gradient, sampling, bits per dimension.
 
 Shapes: B batch, C = 3 channels, H rows, W columns, K components, P = 10 K parameters of a pixel.
 
@@ -24,7 +24,7 @@ from torch.nn import functional as F
 PARAMETERS = 10
 """Parameters of one component: its logit, then mean, log-scale and coefficient for each of three channels."""
 
-HALF = 1 / 255
+HALF_LEVEL = 1 / 255
 """d: half a grey level on the [-1, 1] scale."""
 
 LOG_SCALES = (-7.0, 7.0)
@@ -36,7 +36,7 @@ Beyond about 100 the gradient of the interval's mass is NaN, for exp(-log_scale)
 
 @dataclass(frozen=True)
 class Mixture:
-    """A mixture read off the network's output; trailing dimensions are free."""
+    """The mixture that the network's output describes; trailing dimensions are free."""
 
     logit_BK: Tensor
     mean_BKC: Tensor
@@ -45,26 +45,27 @@ class Mixture:
     """Green on red, blue on red, blue on green; in (-1, 1)."""
 
 
-def split(parameters: Tensor) -> Mixture:
+def split_parameters(parameters: Tensor) -> Mixture:
     """[B, P, ...] -> the mixture, with K and C as dimensions 1 and 2."""
     K = parameters.shape[1] // PARAMETERS
-    logit, rest = parameters[:, :K], parameters[:, K:].unflatten(1, (3, K, 3))
-    return Mixture(logit, rest[:, 0], rest[:, 1].clamp(*LOG_SCALES), torch.tanh(rest[:, 2]))
+    logit, channels = parameters[:, :K], parameters[:, K:].unflatten(1, (3, K, 3))
+    return Mixture(logit, channels[:, 0], channels[:, 1].clamp(*LOG_SCALES), torch.tanh(channels[:, 2]))
 
 
 def initial_bias(K: int) -> Tensor:
-    """The head's first bias: means spread over (-.9, .9), scales of e^-2. [P]."""
+    """Return the head's initial bias: means spread over (-.9, .9), scales of e^-2. [P]."""
     mean_KC = torch.linspace(-0.9, 0.9, K)[:, None].expand(K, 3)
     return torch.cat([torch.zeros(K), mean_KC.flatten(), torch.full((3 * K,), -2.0), torch.zeros(3 * K)])
 
 
 def log_prob(x_BCHW: Tensor, parameters_BPHW: Tensor, edges_B: Tensor | None) -> Tensor:
-    """Log-probability of each pixel given those before it, in nats. [B, H, W].
+    """Return the log-probability of each pixel given those before it, in nats. [B, H, W].
 
     x_BCHW: [B, 3, H, W]. parameters_BPHW: the network's output for it, fp32 or fp64.
-    edges_B: [B] bool; True for clean data (0 and 255 own everything beyond them), False for the density. None: False.
+    edges_B: [B] bool; True for clean data (levels 0 and 255 include everything beyond them), False (or None) for the
+    density.
     """
-    mixture = split(parameters_BPHW)
+    mixture = split_parameters(parameters_BPHW)
     r, g, _ = x_BCHW.unbind(1)
     c_rg, c_rb, c_gb = (c[:, :, None] for c in mixture.coefficient_BKC.unbind(2))
     shift_BKCHW = torch.cat(
@@ -72,83 +73,83 @@ def log_prob(x_BCHW: Tensor, parameters_BPHW: Tensor, edges_B: Tensor | None) ->
     )
     centred_BKCHW = x_BCHW[:, None] - mixture.mean_BKC - shift_BKCHW
     inverse_scale = torch.exp(-mixture.log_scale_BKC)
-    a = (centred_BKCHW + HALF) * inverse_scale
-    b = (centred_BKCHW - HALF) * inverse_scale
+    a = (centred_BKCHW + HALF_LEVEL) * inverse_scale
+    b = (centred_BKCHW - HALF_LEVEL) * inverse_scale
     log_below = -F.softplus(-a)  # log F(x + d)
     log_above = -F.softplus(b)  # log (1 - F(x - d))
     # log [F(x + d) - F(x - d)] without a difference of cdfs, so that neither value nor gradient vanishes in a tail.
-    log_mass = log_below + log_above + torch.log(-torch.expm1(-2 * HALF * inverse_scale))
+    log_mass = log_below + log_above + torch.log(-torch.expm1(-2 * HALF_LEVEL * inverse_scale))
     if edges_B is not None:
         edges = edges_B.view(-1, 1, 1, 1, 1)
-        at_0 = edges & (x_BCHW < -1 + HALF)[:, None]
-        at_255 = edges & (x_BCHW > 1 - HALF)[:, None]
+        at_0 = edges & (x_BCHW < -1 + HALF_LEVEL)[:, None]
+        at_255 = edges & (x_BCHW > 1 - HALF_LEVEL)[:, None]
         log_mass = torch.where(at_0, log_below, torch.where(at_255, log_above, log_mass))
     return torch.logsumexp(log_mass.sum(2) + F.log_softmax(mixture.logit_BK, 1), 1)
 
 
 @dataclass(frozen=True)
-class PixelNoise:
-    """The random draws behind one pixel of each image, standardised: sampling is a function of these."""
+class PixelDraws:
+    """The standardised random draws for one pixel of each image: sampling is a function of these."""
 
     gumbel_BK: Tensor
-    """Gumbel noise: the component is the argmax of logit + gumbel."""
+    """Standard Gumbel: the component is the argmax of logit + gumbel."""
     logistic_BC: Tensor
-    """Standard logistic noise."""
+    """Standard logistic."""
     uniform_BC: Tensor
     """Uniform on (-d, d); used at t > 0 only."""
 
 
-def sample(parameters_BP: Tensor, noise: PixelNoise, *, clean: bool) -> Tensor:
-    """Draw one pixel of each image from its mixture. [B, P] -> [B, 3].
+def sample_pixels(parameters_BP: Tensor, draws: PixelDraws, *, clean: bool) -> Tensor:
+    """Sample one pixel of each image from its mixture. [B, P] -> [B, 3].
 
     At t = 0 (`clean`) values are rounded to the grid and clipped, which is exact ancestral sampling of the discretised
     likelihood; at t > 0 they are continuous and unclipped.
     """
     B, P = parameters_BP.shape
     K = P // PARAMETERS
-    return Draw(B, K, 1, parameters_BP, clean=clean)(0, *by_component(parameters_BP, K), noise)
+    return PixelSampler(B, K, 1, parameters_BP, clean=clean)(0, *group_by_component(parameters_BP, K), draws)
 
 
-def by_component(parameters_BP: Tensor, K: int) -> tuple[Tensor, Tensor]:
+def group_by_component(parameters_BP: Tensor, K: int) -> tuple[Tensor, Tensor]:
     """[B, P] -> logits [B, K], and for each component its means, log-scales and coefficients side by side [B, K, 9]."""
     return parameters_BP[:, :K], parameters_BP[:, K:].unflatten(1, (3, K, 3)).transpose(1, 2).flatten(2)
 
 
-class Draw:
-    """`sample`, from the parameters laid out by component, for the W positions of a row one after another.
+class PixelSampler:
+    """`sample_pixels` for the W positions of a row, one after another, from parameters grouped by component.
 
-    Its results and intermediates lie in buffers with ready-made views, for a single image's time goes into starting
+    Results and intermediates lie in buffers with ready-made views, since a single image's time goes into starting
     operations and making views.
     """
 
     def __init__(self, B: int, K: int, W: int, like: Tensor, *, clean: bool) -> None:
         self.clean = clean
-        like = wide(like)
+        like = promote_to_fp32(like)
         self.perturbed_BK = like.new_empty(B, K)
-        self.pick_B1 = torch.empty(B, 1, dtype=torch.long, device=like.device)
-        self.index_B19 = self.pick_B1[:, :, None].expand(-1, -1, 9)
-        self.chosen_B19 = like.new_empty(B, 1, 9)
-        self.mean_BC, self.log_scale_BC, self.coefficient_BC = self.chosen_B19[:, 0].split(3, 1)
+        self.component_index_B1 = torch.empty(B, 1, dtype=torch.long, device=like.device)
+        self.gather_index_B19 = self.component_index_B1[:, :, None].expand(-1, -1, 9)
+        self.component_B19 = like.new_empty(B, 1, 9)
+        self.mean_BC, self.log_scale_BC, self.coefficient_BC = self.component_B19[:, 0].split(3, 1)
         self.on_red_B2, self.on_green_B1 = self.coefficient_BC.split_with_sizes((2, 1), 1)
         row_BWC = like.new_empty(B, W, 3)
         parts = (row_BWC, *row_BWC.split(1, 2), row_BWC[:, :, 1:])
-        self.at = list(zip(*(part.unbind(1) for part in parts), strict=True))
-        """Of every position: all channels; red, green, blue; green and blue."""
+        self.positions = list(zip(*(part.unbind(1) for part in parts), strict=True))
+        """For every column: all channels; red, green, blue; green and blue."""
 
-    def __call__(self, j: int, logit_BK: Tensor, component_BK9: Tensor, noise: PixelNoise) -> Tensor:
-        """The pixels at column j, [B, 3]; the next row overwrites them."""
-        x_BC, red, green, blue, rest = self.at[j]
-        torch.add(logit_BK, noise.gumbel_BK, out=self.perturbed_BK)
-        torch.argmax(self.perturbed_BK, 1, keepdim=True, out=self.pick_B1)
-        torch.gather(component_BK9, 1, self.index_B19, out=self.chosen_B19)
+    def __call__(self, j: int, logit_BK: Tensor, component_BK9: Tensor, draws: PixelDraws) -> Tensor:
+        """Return the pixels at column j, [B, 3]; the next row overwrites them."""
+        x_BC, red, green, blue, green_blue = self.positions[j]
+        torch.add(logit_BK, draws.gumbel_BK, out=self.perturbed_BK)
+        torch.argmax(self.perturbed_BK, 1, keepdim=True, out=self.component_index_B1)
+        torch.gather(component_BK9, 1, self.gather_index_B19, out=self.component_B19)
         scale_BC = self.log_scale_BC.clamp_(*LOG_SCALES).exp_()
-        torch.addcmul(self.mean_BC, scale_BC, noise.logistic_BC, out=x_BC)
+        torch.addcmul(self.mean_BC, scale_BC, draws.logistic_BC, out=x_BC)
         self.coefficient_BC.tanh_()
         if self.clean:
             red.copy_(to_grid(red))
         else:
-            x_BC.add_(noise.uniform_BC)
-        rest.addcmul_(self.on_red_B2, red)
+            x_BC.add_(draws.uniform_BC)
+        green_blue.addcmul_(self.on_red_B2, red)
         if self.clean:
             green.copy_(to_grid(green))
         blue.addcmul_(self.on_green_B1, green)
@@ -157,14 +158,14 @@ class Draw:
         return x_BC
 
 
-def wide(x: Tensor) -> Tensor:
-    """In fp32 at least: bf16 holds every grey level, but arithmetic on it loses some."""
+def promote_to_fp32(x: Tensor) -> Tensor:
+    """Convert to fp32, or keep fp64: bf16 holds every grey level, but arithmetic on it loses some."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def to_grid(x: Tensor) -> Tensor:
-    """The nearest of the 256 grey levels, on [-1, 1], in fp32 at least."""
-    return (wide(x) + 1).mul_(127.5).round_().clamp_(0, 255).sub_(127.5).div_(127.5)
+    """Round to the nearest of the 256 grey levels, on [-1, 1], in fp32 or fp64."""
+    return (promote_to_fp32(x) + 1).mul_(127.5).round_().clamp_(0, 255).sub_(127.5).div_(127.5)
 
 
 def from_uint8(image: Tensor) -> Tensor:
@@ -174,16 +175,16 @@ def from_uint8(image: Tensor) -> Tensor:
 
 def to_uint8(x_BCHW: Tensor) -> Tensor:
     """Float [B, 3, H, W] -> uint8 [B, H, W, 3], rounded to the grid and clipped."""
-    return ((wide(x_BCHW) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+    return ((promote_to_fp32(x_BCHW) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def bits_per_dim(log_prob_B: Tensor, pixels: int) -> Tensor:
-    """Nats of an image of so many pixels -> bits for each of its 3 * pixels values."""
+    """Convert the nats of an image with this number of pixels to bits for each of its 3 * pixels values."""
     return -log_prob_B / (math.log(2) * 3 * pixels)
 
 
 def grad_log_prob(log_density: Callable[[Tensor], Tensor], x_BCHW: Tensor) -> Tensor:
-    """Compute grad_x log p(x), through the target and the context alike. [B, 3, H, W], nats per unit of [-1, 1].
+    """Return grad_x log p(x), the score, through target and context. [B, 3, H, W], nats per unit of [-1, 1].
 
     log_density: x -> [B] or [B, H, W] nats, without edges (also at t = 0).
     """

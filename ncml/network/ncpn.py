@@ -28,8 +28,8 @@ from ncml.network.layers import (
     Pointwise,
     Stream,
 )
-from ncml.network.likelihood import PARAMETERS, initial_bias, wide
-from ncml.network.sde import GREY_LEVEL, end_time, grey_levels, process
+from ncml.network.likelihood import PARAMETERS, initial_bias, promote_to_fp32
+from ncml.network.sde import GREY_LEVEL, end_time, grey_levels_at, make_sde
 
 CHANNELS = 3
 ORIENTATIONS = 4
@@ -57,7 +57,7 @@ class Streams:
 
 
 class Stem(nn.Module):
-    """From pixels to the two streams; shifting the outputs is what keeps a pixel from seeing itself."""
+    """From pixels to the two streams; the shift of its outputs keeps a pixel from seeing itself."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -66,11 +66,11 @@ class Stem(nn.Module):
         self.ul_left = CausalConv("ul", CHANNELS + 1, width, kernel=(2, 1))
 
     def forward(self, x_BCHW: Tensor) -> Streams:
-        """[B, 3, H, W] -> [B, F, H, W] each. A channel of ones tells the border from a grey of 0."""
+        """[B, 3, H, W] -> [B, F, H, W] each. A channel of ones distinguishes the border from a grey of 0."""
         x_BCHW = F.pad(x_BCHW, (0, 0, 0, 0, 0, 1), value=1.0)
         u_BFHW = shift_down(self.u(x_BCHW))
         ul_BFHW = shift_down(self.ul_above(x_BCHW)) + shift_right(self.ul_left(x_BCHW))
-        return Streams(Activations.of(u_BFHW), Activations.of(ul_BFHW))
+        return Streams(Activations.compute(u_BFHW), Activations.compute(ul_BFHW))
 
 
 class Pair(nn.Module):
@@ -92,10 +92,10 @@ class Pair(nn.Module):
         self.ul_attention = attention("ul")
 
     def forward(self, h: Streams, embedding_BE: Tensor, skip: Streams | None = None) -> Streams:
-        """Both streams, [B, F, H, W] each -> the same; `skip` are the streams saved going up, when coming down."""
-        u = Activations.of(self.u_attention(self.u_block(h.u, skip and skip.u.elu, embedding_BE)))
+        """Both streams, [B, F, H, W] each -> the same; `skip`: coming down, the streams saved going up."""
+        u = Activations.compute(self.u_attention(self.u_block(h.u, skip and skip.u.elu, embedding_BE)))
         extra = torch.cat([u.elu, skip.ul.elu], 1) if skip else u.elu
-        ul = Activations.of(self.ul_attention(self.ul_block(h.ul, extra, embedding_BE)))
+        ul = Activations.compute(self.ul_attention(self.ul_block(h.ul, extra, embedding_BE)))
         return Streams(u, ul)
 
 
@@ -112,7 +112,7 @@ class Resample(nn.Module):
 
     def forward(self, h: Streams) -> Streams:
         """[B, F, H, W] each -> [B, G, H/2, W/2] or [B, G, 2H, 2W]."""
-        return Streams(Activations.of(self.u(h.u.x)), Activations.of(self.ul(h.ul.x)))
+        return Streams(Activations.compute(self.u(h.u.x)), Activations.compute(self.ul(h.ul.x)))
 
 
 class Conditioning(nn.Module):
@@ -121,20 +121,20 @@ class Conditioning(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         width = config.model.embedding
-        self.process = process(config.sde)
+        self.sde = make_sde(config.sde)
         self.fourier = FourierFeatures(width)
         self.noise = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.null = len(config.model.classes)
         self.label = nn.Embedding(self.null + 1, width) if self.null else None
         self.orientation = nn.Embedding(ORIENTATIONS, width) if config.model.orientations else None
         for embedding in (self.label, self.orientation):
-            if embedding is not None:  # from 0, since a random vector is a disturbance that training must first unlearn
+            if embedding is not None:  # 0 at first: training would have to unlearn a random vector
                 nn.init.zeros_(embedding.weight)
 
     def forward(self, t_B: Tensor, class_B: Tensor | None, orientation_B: Tensor | None) -> Tensor:
         """[B] each -> [B, E]. No class means the null class; no orientation, the identity."""
         # log(1 + noise in grey levels) is finite at t = 0 and spreads small noise levels apart.
-        level_B = torch.log1p(self.process.sigma(t_B.double()) / GREY_LEVEL).to(self.fourier.frequencies.dtype)
+        level_B = torch.log1p(self.sde.sigma(t_B.double()) / GREY_LEVEL).to(self.fourier.frequencies.dtype)
         embedding_BE = self.noise(self.fourier(level_B))
         if self.label is not None:
             class_B = torch.full_like(t_B, self.null, dtype=torch.long) if class_B is None else class_B
@@ -156,7 +156,7 @@ class NCPN(nn.Module):
         levels = config.model.levels
         widths = [level.width for level in levels]
         last = len(levels) - 1
-        self.reach = 1 + REACH * grey_levels(process(config.sde), end_time(config.sde)) * GREY_LEVEL
+        self.reach = 1 + REACH * grey_levels_at(make_sde(config.sde), end_time(config.sde)) * GREY_LEVEL
         self.conditioning = Conditioning(config)
         self.stem = Stem(widths[0])
         self.up = nn.ModuleList(
@@ -174,30 +174,30 @@ class NCPN(nn.Module):
             self.head.weight.mul_(0.1)
             self.head.bias.copy_(initial_bias(config.model.mixtures))
 
-    def context(self, x_BCHW: Tensor) -> Tensor:
-        """Pixels as the network reads them: held within what noised data reaches, of any shape.
+    def clamp_context(self, x_BCHW: Tensor) -> Tensor:
+        """Clamp pixels, of any shape, to the range that noised data reaches, as the network reads them.
 
-        The densities stay exact and unbounded, for only what they are conditioned on is held. Without this, one stray
-        draw at t > 0 sends the network beyond all that it was trained on, and the picture to infinity.
+        The densities stay exact and unbounded, since only what they are conditioned on is clamped. Without this, one
+        stray draw at t > 0 leads the network outside the range of its training data, and the image diverges.
         """
         return x_BCHW.clamp(-self.reach, self.reach)
 
     def channels_last(self) -> NCPN:
-        """This network with its convolutions laid out for channels-last images, which is faster everywhere."""
+        """Lay the convolutions out for channels-last images, which is faster on every device; return the network."""
         return self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def forward(
         self, x_BCHW: Tensor, t_B: Tensor, class_B: Tensor | None = None, orientation_B: Tensor | None = None
     ) -> Tensor:
-        """Parameters of every pixel's mixture given the pixels before it.
+        """Compute the parameters of every pixel's mixture given the pixels before it.
 
-        x_BCHW: [B, 3, H, W] in [-1, 1] at t = 0, noised as `ncml.network.sde` says at t > 0.
-        t_B: [B] times in [0, T]. class_B: [B] indices, the number of classes standing for the null class.
+        x_BCHW: [B, 3, H, W] in [-1, 1] at t = 0, noised as in `ncml.network.sde` at t > 0.
+        t_B: [B] times in [0, T]. class_B: [B] indices; the number of classes stands for the null class.
         orientation_B: [B] indices of `ncml.network.orientation`.
         Returns [B, P, H, W] in fp32 at least, read by `ncml.network.likelihood`.
         """
         embedding_BE = self.conditioning(t_B, class_B, orientation_B)
-        h = self.stem(self.context(x_BCHW))
+        h = self.stem(self.clamp_context(x_BCHW))
         skips = [h]
         for level, pairs in enumerate(self.up):
             if level:
@@ -213,7 +213,7 @@ class NCPN(nn.Module):
             if level:
                 h = self.grow[level - 1](h)
         with torch.autocast(x_BCHW.device.type, enabled=False):
-            return wide(self.head(h.ul.elu.to(self.head.weight.dtype)))
+            return promote_to_fp32(self.head(h.ul.elu.to(self.head.weight.dtype)))
 
     def _run_pair(self, pair: nn.Module, h: Streams, embedding_BE: Tensor, skip: Streams | None = None) -> Streams:
         if self.activation_checkpointing and torch.is_grad_enabled():

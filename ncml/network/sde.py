@@ -1,7 +1,7 @@
-"""Noising processes: x_t = alpha(t) x_0 + sigma(t) eps, eps ~ N(0, 1), on pixels in [-1, 1].
+"""Noising SDEs: x_t = alpha(t) x_0 + sigma(t) eps, eps ~ N(0, 1), on pixels in [-1, 1].
 
-VE, VP and sub-VP are the processes of Song et al., "Score-Based Generative Modeling through SDEs" (2021), used by
-NCML for small t only. t = 0 is clean data exactly: alpha(0) = 1 and sigma(0) = 0 for every process, although VE's
+VE, VP and sub-VP are the SDEs of Song et al., "Score-Based Generative Modeling through SDEs" (2021), used by
+NCML for small t only. t = 0 is clean data exactly: alpha(0) = 1 and sigma(0) = 0 for every SDE, although VE's
 sigma tends to `sigma_min` as t falls to 0. Users speak of noise in grey levels (the standard deviation sigma(t) on the
 0..255 scale); `time_of` converts.
 """
@@ -25,11 +25,11 @@ GREY_LEVEL = 1 / 127.5
 """One step of the 0..255 scale on the [-1, 1] scale."""
 
 ROUNDING = 1e-12
-"""What a conversion between times and grey levels may be off by."""
+"""Error of a conversion between times and grey levels, at most."""
 
 
 @dataclass(frozen=True)
-class VE:
+class VESDE:
     """Variance exploding: alpha = 1, sigma = sigma_min (sigma_max / sigma_min)^t for t > 0."""
 
     sigma_min: float = 0.01
@@ -64,7 +64,7 @@ class VE:
 
 
 @dataclass(frozen=True)
-class VP:
+class VPSDE:
     """Variance preserving: alpha = exp(-B(t) / 2), sigma^2 = 1 - alpha^2, B the integral of beta."""
 
     beta_min: float = 0.1
@@ -110,7 +110,7 @@ class VP:
 
 
 @dataclass(frozen=True)
-class SubVP(VP):
+class SubVPSDE(VPSDE):
     """Sub-variance preserving: the drift of VP, sigma = 1 - alpha^2."""
 
     def sigma(self, t: Tensor) -> Tensor:
@@ -125,42 +125,42 @@ class SubVP(VP):
         return -math.log1p(-sigma)
 
 
-Process = VE | VP
-"""Any noising process; SubVP is a VP."""
+SDE = VESDE | VPSDE
+"""Any noising SDE; SubVPSDE is a VPSDE."""
 
 
-def process(config: SDEConfig) -> Process:
-    """The noising process that a configuration names."""
+def make_sde(config: SDEConfig) -> SDE:
+    """Return the SDE of a configuration."""
     match config.kind:
         case "ve":
-            return VE(sigma_min=config.sigma_min, sigma_max=config.sigma_max)
+            return VESDE(sigma_min=config.sigma_min, sigma_max=config.sigma_max)
         case "vp":
-            return VP(beta_min=config.beta_min, beta_max=config.beta_max)
+            return VPSDE(beta_min=config.beta_min, beta_max=config.beta_max)
         case "sub-vp":
-            return SubVP(beta_min=config.beta_min, beta_max=config.beta_max)
+            return SubVPSDE(beta_min=config.beta_min, beta_max=config.beta_max)
         case unknown:
             raise InputError("process", f"there is no noising process {unknown!r}: choose from ve, vp, sub-vp.")
 
 
 def end_time(config: SDEConfig) -> float:
     """T, the largest time: given literally, or solved from the noise in grey levels."""
-    return process(config).time_of(config.grey_levels) if config.end_time is None else config.end_time
+    return make_sde(config).time_of(config.grey_levels) if config.end_time is None else config.end_time
 
 
-def reaches(process: Process, grey_levels: float) -> bool:
-    """Whether the process has a time of so much noise; VE has none below its least noise but 0."""
+def reaches(sde: SDE, grey_levels: float) -> bool:
+    """Return whether the SDE has a time with this noise; VE has none between 0 and its least noise."""
     try:
-        process.time_of(grey_levels)
+        sde.time_of(grey_levels)
     except InputError:
         return False
     return True
 
 
-def grey_levels(process: Process, t: float) -> float:
-    """The noise at time t as a standard deviation on the 0..255 scale."""
-    return float(process.sigma(torch.tensor(t, dtype=torch.float64, device="cpu"))) / GREY_LEVEL
+def grey_levels_at(sde: SDE, t: float) -> float:
+    """Return the noise at time t as a standard deviation on the 0..255 scale."""
+    return float(sde.sigma(torch.tensor(t, dtype=torch.float64, device="cpu"))) / GREY_LEVEL
 
 
-def scale(value_B: Tensor, x_BCHW: Tensor) -> Tensor:
-    """One value for each item, shaped to multiply a batch of images."""
+def broadcast_to(value_B: Tensor, x_BCHW: Tensor) -> Tensor:
+    """Shape one value for each image so that it multiplies a batch of images."""
     return value_B.to(x_BCHW).view(-1, *[1] * (x_BCHW.dim() - 1))

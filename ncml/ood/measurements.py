@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from ncml.network.likelihood import bits_per_dim, from_uint8, grad_log_prob, log_prob
 from ncml.network.ncpn import NCPN
-from ncml.network.sde import end_time, grey_levels, process, reaches, scale
+from ncml.network.sde import broadcast_to, end_time, grey_levels_at, make_sde, reaches
 from ncml.ood.conformal import Floats
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ def noise_levels(config: Config) -> tuple[float, ...]:
 
     0 alone for a model that was trained on clean data only.
     """
-    sde = process(config.sde)
-    largest = grey_levels(sde, end_time(config.sde))
+    sde = make_sde(config.sde)
+    largest = grey_levels_at(sde, end_time(config.sde))
     if config.training.clean_probability == 1:
         return (0.0,)
     levels = (float(f"{fraction * largest:.6g}") for fraction in LEVEL_FRACTIONS)
@@ -80,7 +80,7 @@ def measure_level(
     t_B = torch.full((len(pixels_BHWC),), t, device=weight.device)
     class_B = None if class_B is None else class_B.to(weight.device)
     x_BCHW = from_uint8(torch.from_numpy(pixels_BHWC)).to(weight)
-    x_BCHW = x_BCHW * scale(process(network.config.sde).alpha(t_B), x_BCHW)
+    x_BCHW = x_BCHW * broadcast_to(make_sde(network.config.sde).alpha(t_B), x_BCHW)
     outputs: list[Tensor] = []
 
     def density(x_BCHW: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ def measure(
         if name != "codec":
             kind, level = name.rsplit("_", 1)
             kinds_by_level.setdefault(float(level), []).append(kind)
-    time_of = process(network.config.sde).time_of
+    time_of = make_sde(network.config.sde).time_of
     measurements = {
         level: measure_level(network, pixels_BHWC, time_of(level), kinds) for level, kinds in kinds_by_level.items()
     }

@@ -1,10 +1,10 @@
-"""A seed is the same bytes in every batch, on every CPU: batches are sampled in groups, whose shapes are checked.
+"""A seed gives the same bytes in every batch, on every CPU: batches are sampled in groups whose shapes are checked.
 
-The check fills a group of each size in `batching.SIZES` with copies of one image. All of them must come out as the
-image alone does, to the bit: then neither the shape nor the position changes a result, for fast groups have no other
-shapes. Where the check fails, or cannot run, batches are sampled in fixed groups, which need no check: every operation
-on an image has the same shape, memory layout and position whatever shares its batch. (Known rows, score evaluations and
-norms are computed one image at a time in any case.) Where the check passes, both kinds of groups give the same bytes.
+The check fills a group of each size in `batching.FAST_SIZES` with copies of one image. All of them must equal the image
+sampled alone, to the bit: then neither shape nor position changes a result, since fast groups have no other shapes.
+Where the check fails, or cannot run, batches are sampled in fixed groups, which need no check: every operation on an
+image has the same shape, memory layout and position whatever shares its batch. (Known rows, gradients and norms are
+computed one image at a time in any case.) Where the check passes, both kinds of groups give the same bytes.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from ncml.errors import ModelError
-from ncml.network.likelihood import PixelNoise
+from ncml.network.likelihood import PixelDraws
 from ncml.network.ncpn import NCPN
 from ncml.network.sde import end_time
-from ncml.sampling.batching import SIZES, Batching, BatchingSetting, Group
+from ncml.sampling.batching import FAST_SIZES, Batching, BatchingSetting, Group
 from ncml.sampling.cached import RowSampler
 from ncml.sampling.sample import Conditions
 
@@ -42,7 +42,7 @@ class GroupedSampler:
         network: NCPN,
         x_BCHW: Tensor,
         conditions: Conditions,
-        noise: PixelNoise,
+        draws: PixelDraws,
         *,
         first_row: int,
         on_row: Callable[[int], bool],
@@ -58,8 +58,8 @@ class GroupedSampler:
             if sampler is None or sampler_size != len(group):
                 sampler_size = len(group)
                 sampler = RowSampler(network, x_GCHW, first_row=first_row, clean=conditions.t == 0)
-            noise_G = PixelNoise(noise.gumbel_BK[padded_G], noise.logistic_BC[padded_G], noise.uniform_BC[padded_G])
-            sampler.reset(x_GCHW, conditions.of(padded_G), noise_G, images=rows)
+            draws_G = PixelDraws(draws.gumbel_BK[padded_G], draws.logistic_BC[padded_G], draws.uniform_BC[padded_G])
+            sampler.reset(x_GCHW, conditions.select(padded_G), draws_G, images=rows)
             for i in sampler.rows:
                 sampler.sample_row(i)
                 if i < first_row:
@@ -71,20 +71,20 @@ class GroupedSampler:
 
 
 def choose_batching(network: NCPN, setting: BatchingSetting = "auto") -> Batching:
-    """How to sample batches of a network on this CPU with the present number of threads: fast groups if they pass."""
+    """Choose how to sample batches on this CPU with the current number of threads: in fast groups if they pass."""
     if setting != "auto":
         return Batching(setting, "skipped", f"the setting asks for {setting} groups.")
     start = time.perf_counter()
     try:
-        failure = check(network)
-    except Exception as error:  # whatever it is: fixed groups are safe, and sampling itself reports it
+        failure = check_fast_groups(network)
+    except Exception as error:  # of any kind: fixed groups are safe, and sampling itself reports it
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         batching = Batching("fixed", "error", f"the check of fast groups did not run: {reason}")
         log.warning("batches are sampled in fixed groups: %s", batching.detail)
         return batching
     seconds = time.perf_counter() - start
     if failure is None:
-        batching = Batching("fast", "passed", "an image is the same bytes in every fast group, at every position.")
+        batching = Batching("fast", "passed", "an image has the same bytes in every fast group, at every position.")
     else:
         batching = Batching("fixed", "failed", failure)
     log.info("batches are sampled in %s groups: %s (%.1f s)", batching.groups, batching.detail, seconds)
@@ -92,10 +92,10 @@ def choose_batching(network: NCPN, setting: BatchingSetting = "auto") -> Batchin
 
 
 @torch.inference_mode()
-def check(network: NCPN) -> str | None:
-    """Sample copies of one image in every size of fast groups; return how they differ from it, None if they do not.
+def check_fast_groups(network: NCPN) -> str | None:
+    """Compare copies of one image in every size of fast group with the image alone; return the difference, or None.
 
-    Samples as many rows as it takes every level to see a row above, of each canvas that the model can be asked for.
+    Sample as many rows as every level needs to see a row above, for each canvas size of the model.
     """
     model = network.config.model
     canvases = {(model.height, model.width)}
@@ -106,7 +106,7 @@ def check(network: NCPN) -> str | None:
         alone_CHW = _sample_copies(network, 1, H, W, deadline)[0]
         if not alone_CHW.isfinite().all():
             raise ModelError("the model's samples are not finite.")
-        for size in SIZES[1:]:
+        for size in FAST_SIZES[1:]:
             differs_G = (_sample_copies(network, size, H, W, deadline) != alone_CHW).flatten(1).any(1)
             if count := int(differs_G.sum()):
                 return f"an image differs from the same image alone at {count} of {size} positions of a group."
@@ -114,11 +114,11 @@ def check(network: NCPN) -> str | None:
 
 
 def _sample_copies(network: NCPN, size: int, H: int, W: int, deadline: float) -> Tensor:
-    """The first rows of `size` times the same image, [size, 3, H, W]; `TimeoutError` past the deadline."""
+    """Sample the first rows of `size` copies of one image, [size, 3, H, W]; raise `TimeoutError` past the deadline."""
     weight, K = network.head.weight, network.config.model.mixtures
     rows = min(2 ** (len(network.config.model.levels) - 1) + 1, H)
-    draws_PHW = torch.randn(K + 6, H, W, generator=torch.Generator().manual_seed(0)).to(weight)
-    noise = PixelNoise(*(part.expand(size, -1, -1, -1) for part in draws_PHW.split([K, 3, 3])))
+    parts_PHW = torch.randn(K + 6, H, W, generator=torch.Generator().manual_seed(0)).to(weight)
+    draws = PixelDraws(*(part.expand(size, -1, -1, -1) for part in parts_PHW.split([K, 3, 3])))
     x_BCHW = torch.zeros(size, 3, H, W, dtype=weight.dtype).contiguous(memory_format=torch.channels_last)
     index_B = torch.zeros(size, dtype=torch.long)
     conditions = Conditions(end_time(network.config.sde), index_B, index_B)
@@ -128,5 +128,5 @@ def _sample_copies(network: NCPN, size: int, H: int, W: int, deadline: float) ->
             raise TimeoutError(f"it takes longer than {LIMIT_S:g} s.")
         return row == rows
 
-    GroupedSampler([range(size)])(network, x_BCHW, conditions, noise, first_row=0, on_row=on_row)
+    GroupedSampler([range(size)])(network, x_BCHW, conditions, draws, first_row=0, on_row=on_row)
     return x_BCHW

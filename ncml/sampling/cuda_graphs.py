@@ -1,10 +1,10 @@
-"""On a GPU: drawings of a kind that comes again are replayed from CUDA graphs, one for each row.
+"""On a GPU: batches of a kind that was sampled before are replayed from CUDA graphs, one for each row.
 
-A picture takes tens of thousands of operations, and starting one from Python takes longer than a GPU needs for it. A
-graph starts a row's operations at once; what they compute, and in what order, stays `ncml.sampling.cached`'s.
+An image takes tens of thousands of operations, and starting one from Python takes longer than a GPU needs for it. A
+graph starts a row's operations at once; what they compute, and in what order, is defined by `ncml.sampling.cached`.
 
-A kind's first drawing is drawn plainly. So is its second, which is then recorded and drawn once more from the record:
-only a record that yields the same pictures, to the bit, is ever used.
+The first batch of a kind is sampled plainly. So is the second, which is then recorded and replayed once: a recording is
+kept only if it reproduces the images, to the bit.
 """
 
 from __future__ import annotations
@@ -19,65 +19,64 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ncml.network.likelihood import PixelNoise
+from ncml.network.likelihood import PixelDraws
 from ncml.network.ncpn import NCPN
 from ncml.sampling.cached import RowSampler, sample_cached
 from ncml.sampling.sample import Conditions
 
 log = logging.getLogger(__name__)
 
-MOST = 4
-"""Kinds of drawings that are kept recorded: each holds caches, a megabyte for each picture of the bundled model's size,
+MAX_RECORDINGS = 4
+"""Kinds of batches that are kept recorded: each holds caches, a megabyte for each image of the bundled model's size,
 and the weights once more, laid out for the sampler."""
 
-Work = Callable[[], None]
+Operations = Callable[[], None]
 
-Recorder = Callable[[Work], Work]
-"""Records what a function does to memory, without doing it -> what does the same to the same memory."""
+Recorder = Callable[[Operations], Operations]
+"""Records the operations of a function without running them -> what runs them on the same memory."""
 
-Kind = tuple[NCPN, tuple[int, ...], int, bool]
+BatchKind = tuple[NCPN, tuple[int, ...], int, bool]
 """Network, shape of the batch, first unknown row, whether t = 0."""
 
 
 def cuda_graphs(device: torch.device) -> Recorder:
-    """Records of one drawing: they share their memory, since they are always replayed in one order."""
+    """Return a recorder for the rows of one batch: its graphs share memory, since they always run in the same order."""
     pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
 
-    def record(work: Work) -> Work:
+    def record(operations: Operations) -> Operations:
         graph = torch.cuda.CUDAGraph()
         # Other threads may allocate memory meanwhile.
         with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            work()
+            operations()
         return graph.replay
 
     return record
 
 
 @dataclass(frozen=True)
-class _Record:
-    """A drawing and its rows, recorded."""
+class _Recording:
+    """A row sampler, and the recorded operations of its rows."""
 
     sampler: RowSampler
-    rows: list[Work]
+    rows: list[Operations]
 
-    def draw(self, x_BCHW: Tensor, conditions: Conditions, noise: PixelNoise, on_row: Callable[[int], bool]) -> None:
-        """The pictures, into x, from the record."""
-        self.sampler.reset(x_BCHW, conditions, noise)
+    def sample(self, x_BCHW: Tensor, conditions: Conditions, draws: PixelDraws, on_row: Callable[[int], bool]) -> None:
+        """Sample the pixels of x by replaying the rows."""
+        self.sampler.reset(x_BCHW, conditions, draws)
         first = self.sampler.rows.start
         self.sampler.sample_rows(x_BCHW, lambda i: self.rows[i - first](), on_row)
 
 
-class Replay:
+class ReplaySampler:
     """A `ncml.sampling.sample.Sampler` with the results of `sample_cached`, for weights that do not change."""
 
-    def __init__(self, recorders: Callable[[torch.device], Recorder] = cuda_graphs) -> None:
-        """recorders: makes the recorder of a drawing's rows on a device."""
-        self.recorders = recorders
-        self.records: OrderedDict[Kind, _Record] = OrderedDict()
-        """The last one used comes last."""
-        self.seen: set[Kind] = set()
-        self.refused: set[Kind] = set()
-        """Kinds of which no record can be made."""
+    def __init__(self, make_recorder: Callable[[torch.device], Recorder] = cuda_graphs) -> None:
+        """make_recorder: makes the recorder of a batch's rows on a device."""
+        self.make_recorder = make_recorder
+        self.recordings: OrderedDict[BatchKind, _Recording] = OrderedDict()
+        """The most recently used one comes last."""
+        self.sampled_kinds: set[BatchKind] = set()
+        self.unrecordable_kinds: set[BatchKind] = set()
         self.lock = threading.Lock()
 
     def __call__(
@@ -85,65 +84,65 @@ class Replay:
         network: NCPN,
         x_BCHW: Tensor,
         conditions: Conditions,
-        noise: PixelNoise,
+        draws: PixelDraws,
         *,
         first_row: int,
         on_row: Callable[[int], bool],
     ) -> None:
-        """Draw the pixels of x from row `first_row` on, in place."""
+        """Sample the pixels of x from row `first_row` on, in place."""
         kind = (network, tuple(x_BCHW.shape), first_row, conditions.t == 0)
-        with self.lock:  # a record is a place to draw in
-            record = self.records.get(kind)
-            if record is not None:
-                self.records.move_to_end(kind)
-                record.draw(x_BCHW, conditions, noise, on_row)
+        with self.lock:  # a recording has memory for one batch at a time
+            recording = self.recordings.get(kind)
+            if recording is not None:
+                self.recordings.move_to_end(kind)
+                recording.sample(x_BCHW, conditions, draws, on_row)
                 return
             rows_done = first_row
 
-            def count(row: int) -> bool:
+            def count_row(row: int) -> bool:
                 nonlocal rows_done
                 rows_done = row
                 return on_row(row)
 
             try:
-                sample_cached(network, x_BCHW, conditions, noise, first_row=first_row, on_row=count)
+                sample_cached(network, x_BCHW, conditions, draws, first_row=first_row, on_row=count_row)
             except torch.OutOfMemoryError:
-                self.records.clear()  # before whoever asked tries fewer pictures
+                self.recordings.clear()  # so that the caller can retry with fewer images
                 raise
-            if kind in self.seen - self.refused and rows_done == x_BCHW.shape[2]:
-                self._record(kind, x_BCHW, conditions, noise, on_row)
-            self.seen.add(kind)
+            if kind in self.sampled_kinds - self.unrecordable_kinds and rows_done == x_BCHW.shape[2]:
+                self._record(kind, x_BCHW, conditions, draws, on_row)
+            self.sampled_kinds.add(kind)
 
     def _record(
         self,
-        kind: Kind,
+        kind: BatchKind,
         x_BCHW: Tensor,
         conditions: Conditions,
-        noise: PixelNoise,
+        draws: PixelDraws,
         on_row: Callable[[int], bool],
     ) -> None:
-        """Keep a record of a kind of drawing, of which x is one, if it yields x; nothing once x is no longer wanted."""
+        """Record a kind of batch, of which x is a result, if the recording reproduces x; stop when `on_row` says so."""
         network, shape, first_row, clean = kind
         try:
             sampler = RowSampler(network, x_BCHW, first_row=first_row, clean=clean)
-            sampler.reset(x_BCHW, conditions, noise)
-            recorder = self.recorders(x_BCHW.device)
-            rows: list[Work] = []
+            sampler.reset(x_BCHW, conditions, draws)
+            record = self.make_recorder(x_BCHW.device)
+            rows: list[Operations] = []
             for i in sampler.rows:
-                rows.append(recorder(partial(sampler.sample_row, i)))
+                rows.append(record(partial(sampler.sample_row, i)))
                 if on_row(shape[2]):
                     return
-            record = _Record(sampler, rows)
-            again_BCHW = x_BCHW.clone()
-            again_BCHW[:, :, first_row:] = 0
-            record.draw(again_BCHW, conditions, noise, lambda row: False)
-            if not torch.equal(again_BCHW, x_BCHW):
-                raise RuntimeError("its pictures differ")
+            recording = _Recording(sampler, rows)
+            replayed_BCHW = x_BCHW.clone()
+            replayed_BCHW[:, :, first_row:] = 0
+            recording.sample(replayed_BCHW, conditions, draws, lambda row: False)
+            if not torch.equal(replayed_BCHW, x_BCHW):
+                raise RuntimeError("the replayed images differ")
         except RuntimeError as error:
-            self.refused.add(kind)
-            why = str(error).splitlines()[0]
-            log.warning("batches of %s pictures are drawn plainly, for they cannot be recorded: %s", len(x_BCHW), why)
+            self.unrecordable_kinds.add(kind)
+            reason = str(error).splitlines()[0]
+            log.warning("batches of %s images are sampled without CUDA graphs: %s", len(x_BCHW), reason)
             return
-        while len(self.records) >= MOST:
-            self.records.popitem(last=False)
-        self.records[kind] = record
+        while len(self.recordings) >= MAX_RECORDINGS:
+            self.recordings.popitem(last=False)
+        self.recordings[kind] = recording

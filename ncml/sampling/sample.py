@@ -17,13 +17,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ncml.limits import KEEPS, Keep
-from ncml.network.likelihood import HALF, PixelNoise, grad_log_prob, log_prob, sample, to_grid, to_uint8, wide
+from ncml.network.likelihood import (
+    HALF_LEVEL,
+    PixelDraws,
+    grad_log_prob,
+    log_prob,
+    promote_to_fp32,
+    sample_pixels,
+    to_grid,
+    to_uint8,
+)
 from ncml.network.ncpn import NCPN
 from ncml.network.orientation import orient, restore
-from ncml.network.sde import GREY_LEVEL, VE, Process, end_time, process
+from ncml.network.sde import GREY_LEVEL, SDE, VESDE, end_time, make_sde
 from ncml.progress import OnProgress, Progress, ignore_progress
 from ncml.sampling.options import SamplingSettings
-from ncml.sampling.solvers import refine
+from ncml.sampling.solvers import GradLogProb, refine
 
 REFINE_END = 1.0
 """Grey levels of noise at which refinement takes its final Tweedie step (VE: at least its smallest noise, 1.275)."""
@@ -42,7 +51,7 @@ class Conditions:
         """The time of each image."""
         return torch.full(self.class_B.shape, self.t, device=self.class_B.device)
 
-    def of(self, index_B: list[int] | slice | Tensor) -> Conditions:
+    def select(self, index_B: list[int] | slice | Tensor) -> Conditions:
         """Return the conditions of some images."""
         return Conditions(self.t, self.class_B[index_B], self.orientation_B[index_B])
 
@@ -55,7 +64,7 @@ class Sampler(Protocol):
         network: NCPN,
         x_BCHW: Tensor,
         conditions: Conditions,
-        noise: PixelNoise,
+        draws: PixelDraws,
         *,
         first_row: int,
         on_row: Callable[[int], bool],
@@ -79,14 +88,14 @@ class Plan:
     """Indices of images that are no longer needed."""
 
 
-class Noise:
+class BatchDraws:
     """The random numbers of a batch: one generator for each image."""
 
     def __init__(self, seeds: list[int], *, dtype: torch.dtype, device: torch.device) -> None:
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.dtype, self.device = dtype, device
 
-    def pixels(self, K: int, H: int, W: int) -> PixelNoise:
+    def draw_pixels(self, K: int, H: int, W: int) -> PixelDraws:
         """Return the draws of whole images: [B, K, H, W], [B, 3, H, W] and [B, 3, H, W]."""
 
         def draw_image(generator: torch.Generator) -> Tensor:
@@ -94,36 +103,41 @@ class Noise:
             positive = uniform.clamp(min=2.0**-54)
             gumbel = -torch.log(-torch.log(positive[:K]))
             logistic = torch.logit(positive[K : K + 3])
-            return torch.cat([gumbel, logistic, (2 * uniform[K + 3 :] - 1) * HALF])
+            return torch.cat([gumbel, logistic, (2 * uniform[K + 3 :] - 1) * HALF_LEVEL])
 
         # Image by image, because the last bit of a logarithm depends on the layout of its tensor.
-        return PixelNoise(*wide(self._each(draw_image).to(self.device, self.dtype)).split([K, 3, 3], 1))
+        draws_BPHW = promote_to_fp32(self._draw_each(draw_image).to(self.device, self.dtype))
+        return PixelDraws(*draws_BPHW.split([K, 3, 3], 1))
 
-    def normal(self, H: int, W: int) -> Tensor:
+    def draw_normal(self, H: int, W: int) -> Tensor:
         """Return standard normal draws, [B, 3, H, W]."""
-        return self._each(lambda g: torch.randn(3, H, W, generator=g, dtype=torch.float64)).to(self.device, self.dtype)
+        return self._draw_each(lambda g: torch.randn(3, H, W, generator=g, dtype=torch.float64)).to(
+            self.device, self.dtype
+        )
 
-    def _each(self, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
-        return torch.stack([draw(generator) for generator in self.generators])
+    def _draw_each(self, draw_image: Callable[[torch.Generator], Tensor]) -> Tensor:
+        return torch.stack([draw_image(generator) for generator in self.generators])
 
 
-def draw(network: NCPN, plan: Plan, sampler: Sampler, on_progress: OnProgress = ignore_progress) -> NDArray[np.uint8]:
+def generate_images(
+    network: NCPN, plan: Plan, sampler: Sampler, on_progress: OnProgress = ignore_progress
+) -> NDArray[np.uint8]:
     """Sample the images of a plan, uint8 [B, H, W, 3]; those that `on_progress` drops are black."""
     weight, model = network.head.weight, network.config.model
     settings, B = plan.settings, len(plan.seeds)
-    sde = process(network.config.sde)
+    sde = make_sde(network.config.sde)
     t = sde.time_of(settings.noise)
     orientation = KEEPS.index(plan.keep)
     known_BCHW = torch.zeros(B, 3, model.height, model.width) if plan.known_BCHW is None else plan.known_BCHW
     known_BCHW = orient(known_BCHW.to(weight), orientation).contiguous(memory_format=torch.channels_last)
     _, _, H, W = known_BCHW.shape
     conditions = Conditions(t, plan.class_B.to(weight.device), torch.full((B,), orientation, device=weight.device))
-    draws = Noise(plan.seeds, dtype=weight.dtype, device=weight.device)
-    pixel_draws = draws.pixels(model.mixtures, H, W)
+    draws = BatchDraws(plan.seeds, dtype=weight.dtype, device=weight.device)
+    pixel_draws = draws.draw_pixels(model.mixtures, H, W)
     # If the number of rows is odd, a flipped half that comes first is the larger one, as `ncml.images` divides it.
     first_row = 0 if plan.known_BCHW is None else (H + orientation % 2) // 2
-    hold = _hold(known_BCHW, draws, first_row, sde)
-    x_BCHW = hold(torch.zeros_like(known_BCHW), t)
+    set_known = _known_rows_setter(known_BCHW, draws, first_row, sde)
+    x_BCHW = set_known(torch.zeros_like(known_BCHW), t)
     stopped = False
 
     def report(stage: str, done: int, total: int, x_BCHW: Tensor) -> bool:
@@ -150,21 +164,19 @@ def draw(network: NCPN, plan: Plan, sampler: Sampler, on_progress: OnProgress = 
             t_end=_refine_end(network),
             steps=settings.steps,
             solver=settings.solver,
-            process=sde,
-            score=score_function(network, conditions, plan.dropped),
-            normal=lambda: draws.normal(H, W),
-            hold=hold,
+            sde=sde,
+            grad_log_prob=make_grad_log_prob(network, conditions, plan.dropped),
+            draw_normal=lambda: draws.draw_normal(H, W),
+            set_known=set_known,
             on_step=lambda step, x: report("refine", step, settings.steps, x),
         )
-        x_BCHW = hold(to_grid(x_BCHW), 0.0)
+        x_BCHW = set_known(to_grid(x_BCHW), 0.0)
     images = to_uint8(restore(x_BCHW, orientation)).cpu().numpy()
     images[sorted(plan.dropped)] = 0
     return images
 
 
-def score_function(
-    network: NCPN, conditions: Conditions, dropped: Collection[int] = ()
-) -> Callable[[Tensor, float], Tensor]:
+def make_grad_log_prob(network: NCPN, conditions: Conditions, dropped: Collection[int] = ()) -> GradLogProb:
     """Return (x_BCHW, t) -> s(x, t), [B, 3, H, W]: the gradient of the log-density without edges; 0 for dropped images.
 
     On a CPU each image is evaluated alone: libraries choose kernels by batch size, so the last bits of a gradient would
@@ -176,44 +188,46 @@ def score_function(
         parameters_BPHW = network(x_BCHW, conditions.t_B, conditions.class_B, conditions.orientation_B)
         return log_prob(x_BCHW, parameters_BPHW, edges_B=None)
 
-    def score(x_BCHW: Tensor, t: float) -> Tensor:
+    def evaluate(x_BCHW: Tensor, t: float) -> Tensor:
         indices = [b for b in range(len(x_BCHW)) if b not in dropped]
-        s_BCHW = torch.zeros_like(x_BCHW)
+        grad_BCHW = torch.zeros_like(x_BCHW)
         for group in [[b] for b in indices] if on_cpu else [indices]:
-            group_conditions = replace(conditions, t=t).of(group)
-            s_BCHW[group] = grad_log_prob(lambda x, under=group_conditions: log_density(x, under), x_BCHW[group])
-        return s_BCHW
+            group_conditions = replace(conditions, t=t).select(group)
+            grad_BCHW[group] = grad_log_prob(lambda x, under=group_conditions: log_density(x, under), x_BCHW[group])
+        return grad_BCHW
 
-    return score
+    return evaluate
 
 
-def _hold(known_BCHW: Tensor, draws: Noise, first_row: int, sde: Process) -> Callable[[Tensor, float], Tensor]:
+def _known_rows_setter(
+    known_BCHW: Tensor, draws: BatchDraws, first_row: int, sde: SDE
+) -> Callable[[Tensor, float], Tensor]:
     """Return (x_BCHW, t) -> x with its known rows noised to t: alpha(t) x_0 + sigma(t) eps, with one eps for all t."""
     if not first_row:
         return lambda x, t: x
     known_rows = known_BCHW[:, :, :first_row]
-    eps = draws.normal(*known_rows.shape[2:])
+    eps = draws.draw_normal(*known_rows.shape[2:])
 
-    def hold(x_BCHW: Tensor, t: float) -> Tensor:
+    def set_known(x_BCHW: Tensor, t: float) -> Tensor:
         time = torch.tensor(t, dtype=x_BCHW.dtype, device=x_BCHW.device)
         noised = sde.alpha(time) * known_rows + sde.sigma(time) * eps if t > 0 else known_rows
         return torch.cat([noised, x_BCHW[:, :, first_row:]], 2).contiguous(memory_format=torch.channels_last)
 
-    return hold
+    return set_known
 
 
 def _refine_end(network: NCPN) -> float:
     """Return the time at which refinement takes its final step."""
-    sde = process(network.config.sde)
-    min_noise = sde.sigma_min / GREY_LEVEL if isinstance(sde, VE) else 0.0
+    sde = make_sde(network.config.sde)
+    min_noise = sde.sigma_min / GREY_LEVEL if isinstance(sde, VESDE) else 0.0
     return min(sde.time_of(max(REFINE_END, min_noise)), end_time(network.config.sde))
 
 
-def naive(
+def sample_naive(
     network: NCPN,
     x_BCHW: Tensor,
     conditions: Conditions,
-    noise: PixelNoise,
+    draws: PixelDraws,
     *,
     first_row: int,
     on_row: Callable[[int], bool],
@@ -223,7 +237,7 @@ def naive(
     for i in range(first_row, H):
         for j in range(W):
             parameters_BPHW = network(x_BCHW, conditions.t_B, conditions.class_B, conditions.orientation_B)
-            draws = PixelNoise(noise.gumbel_BK[..., i, j], noise.logistic_BC[..., i, j], noise.uniform_BC[..., i, j])
-            x_BCHW[:, :, i, j] = sample(parameters_BPHW[:, :, i, j], draws, clean=conditions.t == 0)
+            parts = (draws.gumbel_BK[..., i, j], draws.logistic_BC[..., i, j], draws.uniform_BC[..., i, j])
+            x_BCHW[:, :, i, j] = sample_pixels(parameters_BPHW[:, :, i, j], PixelDraws(*parts), clean=conditions.t == 0)
         if on_row(i + 1):
             return

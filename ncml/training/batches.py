@@ -15,7 +15,7 @@ from torch import Tensor
 from ncml.config import Config
 from ncml.network import orientation
 from ncml.network.likelihood import from_uint8
-from ncml.network.sde import end_time, process, scale
+from ncml.network.sde import broadcast_to, end_time, make_sde
 from ncml.training.dataset import Dataset
 
 
@@ -52,7 +52,7 @@ def draw_batch(data: Dataset, config: Config, step: int) -> Batch:
         flipped_B = torch.rand(B, generator=generator) < 0.5
         x_BCHW = torch.where(flipped_B[:, None, None, None], x_BCHW.flip(3), x_BCHW)
     probability = training.orientation_probability if model.orientations else 0.0
-    orientation_B = orientation.draw(B, probability, model.height == model.width, generator)
+    orientation_B = orientation.draw_orientations(B, probability, model.height == model.width, generator)
     if model.height == model.width:
         x_BCHW = orientation.orient_each(x_BCHW, orientation_B)
     else:
@@ -73,9 +73,9 @@ def _add_noise(x_BCHW: Tensor, config: Config, generator: torch.Generator) -> tu
     t_B = (1 - torch.rand(B, generator=generator)) * end_time(config.sde)
     t_B[torch.rand(B, generator=generator) < config.training.clean_probability] = 0
     noise_BCHW = torch.randn(x_BCHW.shape, generator=generator)
-    sde = process(config.sde)
+    sde = make_sde(config.sde)
     alpha_B, sigma_B = sde.alpha(t_B), sde.sigma(t_B)
-    return scale(alpha_B, x_BCHW) * x_BCHW + scale(sigma_B, x_BCHW) * noise_BCHW, t_B
+    return broadcast_to(alpha_B, x_BCHW) * x_BCHW + broadcast_to(sigma_B, x_BCHW) * noise_BCHW, t_B
 
 
 def _image_at(position: int, count: int, seed: int) -> int:

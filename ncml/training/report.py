@@ -14,11 +14,11 @@ from ncml import checkpoint
 from ncml.config import Config
 from ncml.images import grid, to_png
 from ncml.network.ncpn import NCPN
-from ncml.network.sde import end_time, grey_levels, process
+from ncml.network.sde import end_time, grey_levels_at, make_sde
 from ncml.progress import OnProgress, Progress
 from ncml.sampling.cached import sample_cached
 from ncml.sampling.options import SamplingSettings
-from ncml.sampling.sample import Plan, draw
+from ncml.sampling.sample import Plan, generate_images
 from ncml.training.inventory import counted
 from ncml.training.optimizer import schedule
 from ncml.training.provenance import duration
@@ -110,7 +110,7 @@ def sample_images(network: NCPN, count: int) -> NDArray[np.uint8]:
     maximum likelihood is sampled without noise.
     """
     config = network.config
-    largest = grey_levels(process(config.sde), end_time(config.sde))
+    largest = grey_levels_at(make_sde(config.sde), end_time(config.sde))
     plan = Plan(
         seeds=list(range(count)),
         class_B=torch.arange(count) % (len(config.model.classes) + 1),
@@ -118,4 +118,4 @@ def sample_images(network: NCPN, count: int) -> NDArray[np.uint8]:
             noise=0.0 if config.training.clean_probability == 1 else largest, steps=1, solver="tweedie"
         ),
     )
-    return draw(network, plan, sample_cached)
+    return generate_images(network, plan, sample_cached)

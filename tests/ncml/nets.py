@@ -24,7 +24,7 @@ def config(
     classes: tuple[str, ...] = ("a", "b"),
     orientations: bool = True,
     mixtures: int = 2,
-    process: Literal["ve", "vp", "sub-vp"] = "vp",
+    sde: Literal["ve", "vp", "sub-vp"] = "vp",
     training: TrainingConfig | None = None,
 ) -> Config:
     """Return a configuration; levels: (width, blocks) of each."""
@@ -40,7 +40,7 @@ def config(
             orientations=orientations,
             embedding=8,
         ),
-        sde=SDEConfig(kind=process),
+        sde=SDEConfig(kind=sde),
         training=training or TrainingConfig(),
     )
 
@@ -54,10 +54,10 @@ def network(config: Config, *, dtype: torch.dtype = torch.float64, seed: int = 0
     return net
 
 
-def conditions(count: int, t: float, config: Config, *, turn: int = 0) -> Conditions:
+def conditions(count: int, t: float, config: Config, *, orientation: int = 0) -> Conditions:
     """Return conditions that cycle through every class and the null class."""
     class_B = torch.arange(count) % (len(config.model.classes) + 1)
-    return Conditions(t, class_B, torch.full((count,), turn))
+    return Conditions(t, class_B, torch.full((count,), orientation))
 
 
 def images(count: int, height: int = 8, width: int = 8, *, seed: int = 0) -> Tensor:

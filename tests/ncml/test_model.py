@@ -12,7 +12,7 @@ from PIL import Image
 import ncml
 from ncml.errors import InputError
 from ncml.model import SAMPLERS
-from ncml.network.likelihood import LOG_SCALES, split
+from ncml.network.likelihood import LOG_SCALES, split_parameters
 from tests.ncml import nets
 
 PICTURES = nets.images(5).numpy()
@@ -24,7 +24,7 @@ def direct_nats(model: ncml.Model, image: np.ndarray, label: int) -> np.ndarray:
     x = (torch.from_numpy(image).double().permute(2, 0, 1)[None] - 127.5) / 127.5
     with torch.inference_mode():
         out = net(x.float(), torch.zeros(1), torch.tensor([label])).double()
-    mixture = split(out)
+    mixture = split_parameters(out)
     nats = np.zeros(image.shape[:2])
     for i, j in np.ndindex(*nats.shape):
         r, g, b = x[0, :, i, j].tolist()

@@ -16,7 +16,7 @@ from ncml.sampling.cached.stem_and_head import HeadCache, StemCache
 from ncml.sampling.sample import Conditions
 
 PixelChooser = Callable[[int, int, Tensor, Tensor], Tensor]
-"""(row, column, logits [B, K], components [B, K, 9] as `Draw` reads them) -> the pixels there, [B, 3].
+"""(row, column, logits [B, K], components [B, K, 9] as `PixelSampler` reads them) -> the pixels there, [B, 3].
 
 All four may be overwritten in the next row.
 """

@@ -32,7 +32,7 @@ def prefill(cache: NetworkCache, x_BCHW: Tensor, conditions: Conditions, images:
     # which is aligned alike for every image.
     for b in images:
         image = slice(b, b + 1)
-        image_conditions = conditions.of(image)
+        image_conditions = conditions.select(image)
         with contextlib.ExitStack() as hooks:  # which are removed even when the pass fails
             for module, write in writers:
                 hook = module.register_forward_hook(

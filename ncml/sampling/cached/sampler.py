@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ncml.network.likelihood import Draw, PixelNoise, wide
+from ncml.network.likelihood import PixelDraws, PixelSampler, promote_to_fp32
 from ncml.network.ncpn import NCPN
 from ncml.sampling.cached.network_cache import NetworkCache, PixelChooser
 from ncml.sampling.cached.prefill import prefill
@@ -18,14 +18,14 @@ def sample_cached(
     network: NCPN,
     x_BCHW: Tensor,
     conditions: Conditions,
-    noise: PixelNoise,
+    draws: PixelDraws,
     *,
     first_row: int,
     on_row: Callable[[int], bool],
 ) -> None:
     """Sample the pixels of x from row `first_row` on, in place; a `ncml.sampling.sample.Sampler`."""
     sampler = RowSampler(network, x_BCHW, first_row=first_row, clean=conditions.t == 0)
-    sampler.reset(x_BCHW, conditions, noise)
+    sampler.reset(x_BCHW, conditions, draws)
     sampler.sample_rows(x_BCHW, sampler.sample_row, on_row)
 
 
@@ -51,22 +51,22 @@ class RowSampler:
     def __init__(self, network: NCPN, x_BCHW: Tensor, *, first_row: int, clean: bool) -> None:
         """For batches like x, of which the rows before `first_row` are known; `clean` where t = 0."""
         B, _, H, W = x_BCHW.shape
-        K, like = network.config.model.mixtures, wide(network.head.weight)
+        K, like = network.config.model.mixtures, promote_to_fp32(network.head.weight)
         self.cache, self.first_row = NetworkCache(network, B, H, W), first_row
         self.x_BCHW = torch.empty_like(x_BCHW)
         # Whole strides are prefilled, since all levels are in step again at every multiple of the largest stride.
         self.prefilled = first_row - first_row % self.cache.stride
         self.rows = range(self.prefilled, H)
-        self.noise = [like.new_empty(H * W, B, channels) for channels in (K, 3, 3)]
+        self.draw_buffers = [like.new_empty(H * W, B, channels) for channels in (K, 3, 3)]
         """By position, so that one position's draws lie together."""
-        self.draws = [PixelNoise(*position) for position in zip(*self.noise, strict=True)]
-        self.draw = Draw(B, K, W, like, clean=clean)
+        self.pixel_draws = [PixelDraws(*position) for position in zip(*self.draw_buffers, strict=True)]
+        self.sample_pixels = PixelSampler(B, K, W, like, clean=clean)
 
     def reset(
-        self, x_BCHW: Tensor, conditions: Conditions, noise: PixelNoise, *, images: Sequence[int] | None = None
+        self, x_BCHW: Tensor, conditions: Conditions, draws: PixelDraws, *, images: Sequence[int] | None = None
     ) -> None:
         """Start a batch; known rows of images that are not among `images` (default: all) are left out."""
-        for buffer, part in zip(self.noise, (noise.gumbel_BK, noise.logistic_BC, noise.uniform_BC), strict=True):
+        for buffer, part in zip(self.draw_buffers, (draws.gumbel_BK, draws.logistic_BC, draws.uniform_BC), strict=True):
             buffer.copy_(part.flatten(2).permute(2, 0, 1))
         self.x_BCHW.copy_(x_BCHW)
         self.cache.reset(conditions)
@@ -86,4 +86,4 @@ class RowSampler:
                 return
 
     def _choose_pixels(self, i: int, j: int, logit_BK: Tensor, component_BK9: Tensor) -> Tensor:
-        return self.draw(j, logit_BK, component_BK9, self.draws[i * self.cache.shape.W + j])
+        return self.sample_pixels(j, logit_BK, component_BK9, self.pixel_draws[i * self.cache.shape.W + j])

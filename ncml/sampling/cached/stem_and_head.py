@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ncml.network.likelihood import by_component, wide
+from ncml.network.likelihood import group_by_component, promote_to_fp32
 from ncml.network.ncpn import CHANNELS, NCPN
 from ncml.sampling.cached.buffers import BatchShape, PixelRow, RowSums, ULState
 from ncml.sampling.cached.u_stream import RowConv
@@ -49,7 +49,7 @@ class StemCache:
 
     def set_pixels(self, i: int, j: int, x_BC: Tensor) -> None:
         """Take the pixels at (i, j)."""
-        self.pixels[i % 2].colours[j].copy_(self.network.context(x_BC))
+        self.pixels[i % 2].colours[j].copy_(self.network.clamp_context(x_BC))
 
     def prefill(self, x_BCHW: Tensor) -> None:
         """Take the known rows: the last one becomes the row above, and u holds the one before it."""
@@ -59,7 +59,7 @@ class StemCache:
             self._fill_row(self.u.buffer[:, 1:-1, CHANNELS + 1 :], x_BCHW[:, :, -2])
 
     def _fill_row(self, row_SWC: Tensor, x_BCW: Tensor) -> None:
-        row_SWC[: self.shape.B, :, :CHANNELS] = self.network.context(x_BCW).transpose(1, 2)
+        row_SWC[: self.shape.B, :, :CHANNELS] = self.network.clamp_context(x_BCW).transpose(1, 2)
         row_SWC[..., CHANNELS] = 1
 
     def row_buffers(self) -> Iterator[Tensor]:
@@ -68,18 +68,18 @@ class StemCache:
 
 
 class HeadCache:
-    """The head, with its outputs laid out by component, as `ncml.network.likelihood.Draw` reads them."""
+    """The head, with its outputs laid out by component, as `ncml.network.likelihood.PixelSampler` reads them."""
 
     def __init__(self, network: NCPN, shape: BatchShape) -> None:
         K = network.config.model.mixtures
-        order = torch.cat([part.flatten() for part in by_component(torch.arange(10 * K)[None], K)])
+        order = torch.cat([part.flatten() for part in group_by_component(torch.arange(10 * K)[None], K)])
         self.weight = network.head.weight[order].t().contiguous()
         self.bias = network.head.bias[order].contiguous()
         parameters_SWP = self.bias.new_zeros(shape.S, shape.W, 10 * K)
         self.sums = RowSums(parameters_SWP, shape.B)
         logit_BWK, component_BWG = parameters_SWP[: shape.B].split_with_sizes((K, 9 * K), 2)
         self.logits, self.components = logit_BWK.unbind(1), component_BWG.unflatten(2, (K, 9)).unbind(1)
-        self.is_wide = wide(parameters_SWP) is parameters_SWP
+        self.is_fp32 = promote_to_fp32(parameters_SWP) is parameters_SWP
 
     def prepare(self) -> None:
         """Start a row."""
@@ -89,4 +89,6 @@ class HeadCache:
         """Return the mixture's parameters at column j by component: logits [B, K] and [B, K, 9]."""
         self.sums.padded_positions[j].addmm_(elu_SG, self.weight)
         logit_BK, component_BK9 = self.logits[j], self.components[j]
-        return (logit_BK, component_BK9) if self.is_wide else (wide(logit_BK), wide(component_BK9))
+        return (
+            (logit_BK, component_BK9) if self.is_fp32 else (promote_to_fp32(logit_BK), promote_to_fp32(component_BK9))
+        )

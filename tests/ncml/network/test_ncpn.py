@@ -21,8 +21,8 @@ def test_concat_elu_is_elu_of_both_signs_and_so_is_its_gradient() -> None:
     twin = F.elu(torch.cat([x, -x], 1))
     assert torch.allclose(concat_elu(x), twin, atol=1e-15)
     weight = torch.randn(twin.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    (found,), (expected,) = (torch.autograd.grad((y * weight).sum(), x) for y in (concat_elu(x), twin))
-    assert torch.allclose(found, expected, atol=1e-14)
+    (actual,), (expected,) = (torch.autograd.grad((y * weight).sum(), x) for y in (concat_elu(x), twin))
+    assert torch.allclose(actual, expected, atol=1e-14)
     with torch.inference_mode():
         assert torch.allclose(concat_elu(x), twin, atol=1e-15)
 
@@ -44,7 +44,7 @@ def test_halving_and_doubling_keep_the_size(stream: str) -> None:
 
 
 @pytest.mark.parametrize("stream", ["u", "ul"])
-def test_attention_is_the_textbook_s(stream: str) -> None:
+def test_attention_agrees_with_the_definition(stream: str) -> None:
     """Against a loop over positions, with the masks of each stream."""
     torch.manual_seed(0)
     H, W, N, D = 3, 4, 2, 3
@@ -58,16 +58,16 @@ def test_attention_is_the_textbook_s(stream: str) -> None:
         weight = torch.softmax(torch.einsum("nd,lnd->nl", q, keys[:, 1]) / D**0.5, 1)
         return torch.einsum("nl,lnd->nd", weight, keys[:, 2]).flatten()
 
-    found = attention(x)
+    actual = attention(x)
     for i in range(H):
         for j in range(W):
             row = attend(qkv[i, j, 0, 0], qkv[i, : W if stream == "u" else j + 1, 0])
             column = attend(qkv[i, j, 1, 0], qkv[: i + 1, j, 1])
             expected = (x[0, :, i, j] + attention.out(torch.cat([row, column]))) / 2**0.5
-            assert torch.allclose(found[0, :, i, j], expected, atol=1e-12)
+            assert torch.allclose(actual[0, :, i, j], expected, atol=1e-12)
 
 
-def test_fourier_features_are_bounded_and_tell_noise_levels_apart() -> None:
+def test_fourier_features_are_bounded_and_distinguish_noise_levels() -> None:
     torch.manual_seed(0)
     features = FourierFeatures(64)(torch.tensor([0.0, 0.1, 2.4]))
     assert features.shape == (3, 64)
@@ -75,14 +75,23 @@ def test_fourier_features_are_bounded_and_tell_noise_levels_apart() -> None:
     assert torch.pdist(features).min() > 0.5
 
 
-def test_the_network_is_conditioned_on_everything_that_it_is_given() -> None:
+def test_the_network_is_conditioned_on_noise_class_and_orientation() -> None:
     net = nets.network(nets.config())
     x = torch.rand(1, 3, 8, 8, dtype=torch.float64)
 
-    def out(t: float = 0.0, label: int = 0, turn: int = 0) -> torch.Tensor:
-        return net(x, torch.tensor([t]), torch.tensor([label]), torch.tensor([turn]))
+    def out(t: float = 0.0, label: int = 0, orientation: int = 0) -> torch.Tensor:
+        return net(x, torch.tensor([t]), torch.tensor([label]), torch.tensor([orientation]))
 
-    different = [out(), out(t=0.02), out(t=1e-4), out(label=1), out(label=2), out(turn=1), out(turn=2), out(turn=3)]
+    different = [
+        out(),
+        out(t=0.02),
+        out(t=1e-4),
+        out(label=1),
+        out(label=2),
+        out(orientation=1),
+        out(orientation=2),
+        out(orientation=3),
+    ]
     for i, a in enumerate(different):
         assert a.isfinite().all()
         assert all(not torch.allclose(a, b, atol=1e-6) for b in different[:i])
@@ -106,7 +115,7 @@ def test_every_weight_gets_a_gradient(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("value", [-1.0, 0.0, 1.0])
-def test_extreme_pictures_have_finite_bits_and_gradients(value: float) -> None:
+def test_extreme_images_have_finite_bits_and_gradients(value: float) -> None:
     """Black, grey and white, clean and noisy, at the bundled model's shape."""
     torch.manual_seed(0)
     config = cifar10_small()

@@ -15,39 +15,41 @@ HALVES = {
 }
 
 
-@pytest.mark.parametrize("turn", range(4), ids=KEEPS)
-def test_the_half_that_is_kept_becomes_the_top_one(turn: int) -> None:
+@pytest.mark.parametrize("index", range(4), ids=KEEPS)
+def test_the_half_that_is_kept_becomes_the_top_one(index: int) -> None:
     x = torch.arange(2 * 3 * 8 * 12).view(2, 3, 8, 12)
-    laid = orient(x, turn)
-    rows, columns = HALVES[KEEPS[turn]]
-    assert set(laid[0, 0, : laid.shape[2] // 2].flatten().tolist()) == set(x[0, 0, rows, columns].flatten().tolist())
-    assert torch.equal(restore(laid, turn), x)
+    turned = orient(x, index)
+    rows, columns = HALVES[KEEPS[index]]
+    assert set(turned[0, 0, : turned.shape[2] // 2].flatten().tolist()) == set(
+        x[0, 0, rows, columns].flatten().tolist()
+    )
+    assert torch.equal(restore(turned, index), x)
 
 
-def test_the_edge_of_the_picture_comes_first() -> None:
-    """The known half is scanned from the picture's border towards what is to be drawn."""
+def test_the_edge_of_the_image_comes_first() -> None:
+    """The known half is scanned from the image's border towards the unknown half."""
     x = torch.arange(8 * 12).view(1, 1, 8, 12)
-    first_rows = [orient(x, turn)[0, 0, 0].tolist() for turn in range(4)]
+    first_rows = [orient(x, index)[0, 0, 0].tolist() for index in range(4)]
     assert first_rows == [x[0, 0, 0].tolist(), x[0, 0, -1].tolist(), x[0, 0, :, 0].tolist(), x[0, 0, :, -1].tolist()]
 
 
-def test_each_image_is_laid_as_it_would_be_alone() -> None:
+def test_each_image_is_turned_as_it_would_be_alone() -> None:
     x = torch.rand(8, 3, 6, 6)
-    turns = torch.tensor([3, 0, 1, 2, 2, 1, 0, 3])
-    laid = orient_each(x, turns)
-    for i, turn in enumerate(turns.tolist()):
-        assert torch.equal(laid[i : i + 1], orient(x[i : i + 1], turn))
+    orientation_B = torch.tensor([3, 0, 1, 2, 2, 1, 0, 3])
+    turned = orient_each(x, orientation_B)
+    for i, index in enumerate(orientation_B.tolist()):
+        assert torch.equal(turned[i : i + 1], orient(x[i : i + 1], index))
 
 
 def test_turned_images_are_the_stated_share() -> None:
-    turns = orientation.draw(40_000, 0.25, True, torch.Generator().manual_seed(0))
-    counts = torch.bincount(turns, minlength=4) / len(turns)
+    orientation_B = orientation.draw_orientations(40_000, 0.25, True, torch.Generator().manual_seed(0))
+    counts = torch.bincount(orientation_B, minlength=4) / len(orientation_B)
     # Four standard errors of a share of 1/12 of 40,000 are .0055.
     assert torch.allclose(counts, torch.tensor([0.75, 0.25 / 3, 0.25 / 3, 0.25 / 3]), atol=0.009)
 
 
 def test_images_that_are_not_square_are_turned_together() -> None:
     generator = torch.Generator().manual_seed(0)
-    batches = [orientation.draw(5, 0.5, False, generator) for _ in range(200)]
+    batches = [orientation.draw_orientations(5, 0.5, False, generator) for _ in range(200)]
     assert all(len(batch) == 5 and batch.unique().numel() == 1 for batch in batches)
     assert {int(batch[0]) for batch in batches} == {0, 1, 2, 3}

@@ -17,7 +17,7 @@ from ncml.config import maximum_likelihood
 from ncml.errors import InputError
 from ncml.evaluation import quality
 from ncml.network.likelihood import from_uint8, log_prob
-from ncml.network.sde import process
+from ncml.network.sde import make_sde
 from ncml.ood import measurements, statistics
 from ncml.ood.calibration import Calibration
 from ncml.ood.statistics import MULTISCALE_KINDS
@@ -30,9 +30,9 @@ ROOT = Path(__file__).resolve().parents[3]
 
 def by_hand(model: ncml.Model, level: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute nats [B] and grad log p [B, 3, H, W] of NEW at a noise level in the plainest way."""
-    t = process(model.config.sde).time_of(level)
+    t = make_sde(model.config.sde).time_of(level)
     t_B = torch.full((len(NEW),), t)
-    x = from_uint8(torch.from_numpy(NEW)) * process(model.config.sde).alpha(t_B)[:, None, None, None]
+    x = from_uint8(torch.from_numpy(NEW)) * make_sde(model.config.sde).alpha(t_B)[:, None, None, None]
     x.requires_grad_()
     density = log_prob(x, model.network(x, t_B), torch.zeros(len(NEW), dtype=torch.bool)).sum()
     (s,) = torch.autograd.grad(density, x)
@@ -140,7 +140,7 @@ def test_maximum_likelihood_is_judged_at_t_0_alone(tmp_path: Path) -> None:
 
 def test_levels_below_the_least_noise_of_a_process_are_left_out(tmp_path: Path) -> None:
     """VE has no time of less than 1.275 grey levels, but 0."""
-    config = nets.config(process="ve")
+    config = nets.config(sde="ve")
     config = replace(config, sde=replace(config.sde, grey_levels=4.0))
     checkpoint.save(tmp_path / "quiet", nets.network(config, dtype=torch.float32))
     model = ncml.load(tmp_path / "quiet")

@@ -18,7 +18,7 @@ from ncml.network.ncpn import NCPN
 from ncml.network.sde import end_time
 from ncml.sampling.batch_invariance import GroupedSampler, choose_batching
 from ncml.sampling.batching import Batching, fixed_groups
-from ncml.sampling.sample import Conditions, Noise
+from ncml.sampling.sample import BatchDraws, Conditions
 from tests.ncml import nets
 
 MEMBERS = [*range(17)]
@@ -39,27 +39,27 @@ def bundled() -> NCPN:
 
 @torch.inference_mode()
 def sample(network: NCPN, sampler: GroupedSampler, seeds: list[int]) -> Tensor:
-    """Low images at t > 0, before rounding could hide a difference, [B, 3, H, W]."""
+    """Sample the first rows of images at t > 0, before rounding could hide a difference, [B, 3, H, W]."""
     model = network.config.model
     H, W = HEIGHT, model.width
     class_B = torch.tensor(seeds) % (len(model.classes) + 1)
     conditions = Conditions(end_time(network.config.sde), class_B, torch.zeros_like(class_B))
-    noise = Noise(seeds, dtype=torch.float32, device=torch.device("cpu")).pixels(model.mixtures, H, W)
+    draws = BatchDraws(seeds, dtype=torch.float32, device=torch.device("cpu")).draw_pixels(model.mixtures, H, W)
     x_BCHW = torch.zeros(len(seeds), 3, H, W).contiguous(memory_format=torch.channels_last)
-    sampler(network, x_BCHW, conditions, noise, first_row=0, on_row=lambda row: False)
+    sampler(network, x_BCHW, conditions, draws, first_row=0, on_row=lambda row: False)
     return x_BCHW
 
 
-def differing(network: NCPN, batching: Batching) -> list[list[int]]:
+def find_differing(network: NCPN, batching: Batching) -> list[list[int]]:
     """The batches in which an image has other bytes than among all members, or than in fixed groups where it should."""
     whole = sample(network, GroupedSampler(batching.divide(MEMBERS)), MEMBERS)
-    found = [
+    differing_batches = [
         seeds
         for seeds in BATCHES
         if not torch.equal(sample(network, GroupedSampler(batching.divide(seeds)), seeds), whole[seeds])
     ]
     fixed = sample(network, GroupedSampler(fixed_groups(MEMBERS)), MEMBERS)
-    return found if torch.equal(fixed, whole) else [*found, MEMBERS]
+    return differing_batches if torch.equal(fixed, whole) else [*differing_batches, MEMBERS]
 
 
 def main(threads: str, models: str) -> None:
@@ -69,7 +69,7 @@ def main(threads: str, models: str) -> None:
             torch.set_num_threads(count)
             batching = choose_batching(network)
             cell = {"model": name, "threads": count, "groups": batching.groups, "check": batching.check}
-            print(json.dumps(cell | {"differing": differing(network, batching)}), flush=True)
+            print(json.dumps(cell | {"differing": find_differing(network, batching)}), flush=True)
 
 
 if __name__ == "__main__":

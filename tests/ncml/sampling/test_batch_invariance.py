@@ -1,4 +1,4 @@
-"""A seed is the same bytes in every batch: by fast groups that were checked, or by fixed ones."""
+"""A seed gives the same bytes in every batch: in checked fast groups, or in fixed groups."""
 
 import json
 import logging
@@ -19,10 +19,10 @@ from ncml.errors import InputError
 from ncml.progress import Progress
 from ncml.sampling import batch_invariance
 from ncml.sampling.batch_invariance import choose_batching
-from ncml.sampling.batching import FIXED, SIZES, batching_setting, fast_groups, fixed_groups
+from ncml.sampling.batching import FAST_SIZES, FIXED_SIZE, batching_setting, fast_groups, fixed_groups
 from ncml.sampling.cached import products
 from tests.ncml import nets
-from tests.ncml.sampling.emulated import MEMBERS, differing
+from tests.ncml.sampling.emulated import MEMBERS, find_differing
 
 ROOT = Path(__file__).parents[3]
 NET = nets.network(nets.config(((6, 1), (10, 1))), dtype=torch.float32, spread=0.03)
@@ -36,18 +36,18 @@ SEEDS = [3, 11, 2**53 - 1, 4, 19, 5]
 @pytest.mark.parametrize("count", [1, 2, 4, 5, 17, 64, 65, 200])
 def test_fast_groups_have_checked_sizes_and_hold_every_image_in_order(count: int) -> None:
     groups = fast_groups(count)
-    assert {len(group) for group in groups} <= set(SIZES)
+    assert {len(group) for group in groups} <= set(FAST_SIZES)
     assert [member for group in groups for member in group if member is not None] == list(range(count))
-    assert len(groups) == -(-count // SIZES[-1])
+    assert len(groups) == -(-count // FAST_SIZES[-1])
     assert all(member is not None for group in groups[:-1] for member in group)
 
 
 def test_an_image_has_the_row_of_its_seed_in_fixed_groups_of_one_size() -> None:
     groups = fixed_groups(SEEDS)
     places = {member: row for group in groups for row, member in enumerate(group) if member is not None}
-    assert places == {member: seed % FIXED for member, seed in enumerate(SEEDS)}
-    assert [len(group) for group in groups] == 3 * [FIXED]
-    assert len(fixed_groups(range(5, 5 + 64))) == 64 // FIXED
+    assert places == {member: seed % FIXED_SIZE for member, seed in enumerate(SEEDS)}
+    assert [len(group) for group in groups] == 3 * [FIXED_SIZE]
+    assert len(fixed_groups(range(5, 5 + 64))) == 64 // FIXED_SIZE
 
 
 # -- the setting
@@ -76,7 +76,7 @@ def test_an_unknown_setting_is_refused(model: ncml.Model, monkeypatch: pytest.Mo
 def test_a_setting_is_followed_without_a_check(
     model: ncml.Model, setting: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch_invariance, "check", pytest.fail)
+    monkeypatch.setattr(batch_invariance, "check_fast_groups", pytest.fail)
     batching = ncml.load(model.folder, batching=setting).batching
     assert batching is not None
     assert (batching.groups, batching.check) == (setting, "skipped")
@@ -107,8 +107,8 @@ def test_where_the_check_fails_fixed_groups_keep_the_promise() -> None:
     batching = choose_batching(NET)
     assert (batching.groups, batching.check) == ("fixed", "failed")
     assert "differs from the same image alone" in batching.detail
-    assert differing(NET, choose_batching(NET, "fast")) != []  # or the check would have had no reason
-    assert differing(NET, batching) == []
+    assert find_differing(NET, choose_batching(NET, "fast")) != []  # otherwise the check should have passed
+    assert find_differing(NET, batching) == []
 
 
 def test_the_outcome_is_logged_and_kept_for_each_number_of_threads(
@@ -133,7 +133,7 @@ def out_of_memory(*_: Any, **__: Any) -> None:
     raise MemoryError
 
 
-def test_a_check_that_cannot_run_takes_the_safe_path_and_is_logged(
+def test_a_check_that_cannot_run_uses_fixed_groups_and_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(batch_invariance, "RowSampler", out_of_memory)
@@ -142,14 +142,14 @@ def test_a_check_that_cannot_run_takes_the_safe_path_and_is_logged(
     assert caplog.messages == ["batches are sampled in fixed groups: the check of fast groups did not run: MemoryError"]
 
 
-def test_a_check_that_takes_too_long_takes_the_safe_path(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_that_takes_too_long_uses_fixed_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_invariance, "LIMIT_S", -1.0)
     batching = choose_batching(NET)
     assert (batching.groups, batching.check) == ("fixed", "error")
     assert batching.detail.endswith("it takes longer than -1 s.")
 
 
-def test_a_model_that_does_not_sample_takes_the_safe_path() -> None:
+def test_a_model_that_does_not_sample_uses_fixed_groups() -> None:
     broken = nets.network(NET.config, dtype=torch.float32)
     broken.head.bias.fill_(torch.nan)
     batching = choose_batching(broken)
@@ -159,7 +159,7 @@ def test_a_model_that_does_not_sample_takes_the_safe_path() -> None:
 
 def test_nothing_is_checked_on_a_gpu(model: ncml.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ncml.Model, "device", torch.device("cuda"))
-    monkeypatch.setattr(batch_invariance, "check", pytest.fail)
+    monkeypatch.setattr(batch_invariance, "check_fast_groups", pytest.fail)
     assert ncml.load(model.folder).batching is None
 
 
@@ -219,7 +219,7 @@ def test_progress_counts_the_rows_of_all_groups(fixed: ncml.Model) -> None:
     assert not np.array_equal(images[0], images[1])
 
 
-def test_the_rest_is_left_out_once_nobody_waits(fixed: ncml.Model) -> None:
+def test_remaining_groups_are_skipped_once_all_images_are_dropped(fixed: ncml.Model) -> None:
     calls = 0
 
     def on_progress(progress: Progress) -> set[int]:
@@ -234,8 +234,8 @@ def test_the_rest_is_left_out_once_nobody_waits(fixed: ncml.Model) -> None:
 # -- emulated machines
 
 
-def cells(instructions: str, threads: str) -> list[dict[str, Any]]:
-    """What a fresh process finds on an emulated machine."""
+def run_cells(instructions: str, threads: str) -> list[dict[str, Any]]:
+    """Run the matrix in a fresh process on an emulated machine."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "passive"}
     environment.pop("MKL_CBWR", None)
     if instructions:
@@ -249,22 +249,22 @@ def cells(instructions: str, threads: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("instructions", ["", "AVX2"], ids=["as it is", "AVX2"])
 def test_a_seed_is_the_same_bytes_on_an_emulated_machine(instructions: str) -> None:
     """The short form of the matrix; both outcomes of the check are among these on an Intel processor."""
-    found = cells(instructions, "1")
-    assert len(found) == 2
-    assert [cell for cell in found if cell["differing"]] == []
+    cells = run_cells(instructions, "1")
+    assert len(cells) == 2
+    assert [cell for cell in cells if cell["differing"]] == []
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("instructions", ["", "AVX2", "AVX512", "COMPATIBLE"])
 def test_a_seed_is_the_same_bytes_on_every_emulated_machine(instructions: str) -> None:
-    found = cells(instructions, "1,2,3")
-    print(*(json.dumps(cell) for cell in found), sep="\n")
-    assert len(found) == 6
-    assert [cell for cell in found if cell["differing"]] == []
+    cells = run_cells(instructions, "1,2,3")
+    print(*(json.dumps(cell) for cell in cells), sep="\n")
+    assert len(cells) == 6
+    assert [cell for cell in cells if cell["differing"]] == []
 
 
 def test_the_matrix_would_show_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     plain: Callable[[Tensor], Tensor] = products._concat_elu
     monkeypatch.setattr(products, "_concat_elu", lambda x_RWF: plain(by_position(x_RWF)))
-    assert MEMBERS in differing(NET, choose_batching(NET, "fast"))
+    assert MEMBERS in find_differing(NET, choose_batching(NET, "fast"))

@@ -1,4 +1,4 @@
-"""The incremental sampler is the naive one, only faster: the same pictures from the same noise."""
+"""The cached sampler equals the naive one: the same images from the same draws."""
 
 from collections.abc import Iterator
 from copy import deepcopy
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from ncml.config import Config, LevelConfig, ModelConfig, cifar10_small
 from ncml.limits import KEEPS, Keep
 from ncml.network.layers import CausalConv, Grow
-from ncml.network.likelihood import by_component, from_uint8, to_uint8
+from ncml.network.likelihood import from_uint8, group_by_component, to_uint8
 from ncml.network.ncpn import NCPN
 from ncml.network.sde import end_time
 from ncml.sampling.batch_invariance import GroupedSampler, choose_batching
 from ncml.sampling.cached import NetworkCache, sample_cached, visit_pixels
 from ncml.sampling.options import SamplingSettings
-from ncml.sampling.sample import Conditions, Noise, Plan, draw, naive
+from ncml.sampling.sample import BatchDraws, Conditions, Plan, generate_images, sample_naive
 from ncml.sampling.solvers import SOLVERS
 from tests.ncml import nets
 
@@ -39,80 +39,82 @@ SHAPES = {
 }
 
 
-def noise(config: Config, count: int, dtype: torch.dtype = torch.float64) -> Noise:
-    return Noise(list(range(count)), dtype=dtype, device=CPU)
+def make_draws(config: Config, count: int, dtype: torch.dtype = torch.float64) -> BatchDraws:
+    return BatchDraws(list(range(count)), dtype=dtype, device=CPU)
 
 
 @torch.inference_mode()
-def naively(net: NCPN, given: Conditions) -> Tensor:
-    """Pictures by the naive sampler, [B, 3, H, W]."""
-    model, count = net.config.model, len(given.class_B)
+def sample_reference(net: NCPN, conditions: Conditions) -> Tensor:
+    """Sample images with the naive sampler, [B, 3, H, W]."""
+    model, count = net.config.model, len(conditions.class_B)
     H, W = model.height, model.width
     x = torch.zeros(count, 3, H, W, dtype=net.head.weight.dtype)
-    draws = noise(net.config, count, x.dtype).pixels(model.mixtures, H, W)
-    naive(net, x, given, draws, first_row=0, on_row=lambda row: False)
+    draws = make_draws(net.config, count, x.dtype).draw_pixels(model.mixtures, H, W)
+    sample_naive(net, x, conditions, draws, first_row=0, on_row=lambda row: False)
     return x
 
 
 @pytest.mark.parametrize("t", [0.0, T], ids=["clean", "noisy"])
 @pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
-def test_both_samplers_draw_the_same_from_every_known_prefix(config: Config, t: float) -> None:
-    """In fp64. A row that is not known starts as NaN, so that nothing is read before it is drawn."""
+def test_both_samplers_agree_from_every_known_prefix(config: Config, t: float) -> None:
+    """In fp64. A row that is not known starts as NaN, so that nothing is read before it is sampled."""
     net = nets.network(config, spread=0.08)
-    given = nets.conditions(3, t, config, turn=2 * config.model.orientations)
-    expected = naively(net, given)
+    conditions = nets.conditions(3, t, config, orientation=2 * config.model.orientations)
+    expected = sample_reference(net, conditions)
     assert expected.isfinite().all()
     _, _, H, W = expected.shape
-    draws = noise(config, 3).pixels(config.model.mixtures, H, W)
+    draws = make_draws(config, 3).draw_pixels(config.model.mixtures, H, W)
     for first_row in range(H + 1):
         x = torch.full_like(expected, torch.nan)
         x[:, :, :first_row] = expected[:, :, :first_row]
         with torch.inference_mode():
-            sample_cached(net, x, given, draws, first_row=first_row, on_row=lambda row: False)
+            sample_cached(net, x, conditions, draws, first_row=first_row, on_row=lambda row: False)
         assert torch.equal(x[:, :, :first_row], expected[:, :, :first_row])
         assert torch.allclose(x, expected, rtol=0, atol=1e-9), f"known rows: {first_row}"
 
 
 @torch.inference_mode()
-def cached_parameters(net: NCPN, x: Tensor, given: Conditions) -> tuple[Tensor, Tensor]:
-    """What the incremental sampler computes for given pixels: logits [B, K, H, W] and the rest [B, K, 9, H, W]."""
+def cached_parameters(net: NCPN, x: Tensor, conditions: Conditions) -> tuple[Tensor, Tensor]:
+    """Compute the mixtures of given pixels with the caches: logits [B, K, H, W] and components [B, K, 9, H, W]."""
     _, _, H, W = x.shape
-    found = []
+    mixtures = []
 
-    def choose(i: int, j: int, logits: Tensor, rest: Tensor) -> Tensor:
-        found.append([logits.clone(), rest.clone()])
+    def choose(i: int, j: int, logits: Tensor, components: Tensor) -> Tensor:
+        mixtures.append([logits.clone(), components.clone()])
         return x[:, :, i, j]
 
-    visit_pixels(net, x, given, choose, on_row=lambda row: False)
-    logits, rest = (torch.stack(part, -1).unflatten(-1, (H, W)) for part in zip(*found, strict=True))
-    return logits, rest
+    visit_pixels(net, x, conditions, choose, on_row=lambda row: False)
+    logits, components = (torch.stack(part, -1).unflatten(-1, (H, W)) for part in zip(*mixtures, strict=True))
+    return logits, components
 
 
 @torch.inference_mode()
-def whole_parameters(net: NCPN, x: Tensor, given: Conditions) -> tuple[Tensor, Tensor]:
-    """The same from one pass of the network."""
-    out = net(x, given.t_B, given.class_B, given.orientation_B)
+def whole_parameters(net: NCPN, x: Tensor, conditions: Conditions) -> tuple[Tensor, Tensor]:
+    """Compute the same with one pass of the network."""
+    out = net(x, conditions.t_B, conditions.class_B, conditions.orientation_B)
     _, _, H, W = x.shape
-    logits, rest = by_component(out.permute(0, 2, 3, 1).flatten(0, 2), net.config.model.mixtures)
-    return tuple(part.unflatten(0, (-1, H, W)).movedim((1, 2), (-2, -1)) for part in (logits, rest))  # type: ignore[return-value]
+    logits, components = group_by_component(out.permute(0, 2, 3, 1).flatten(0, 2), net.config.model.mixtures)
+    return tuple(part.unflatten(0, (-1, H, W)).movedim((1, 2), (-2, -1)) for part in (logits, components))  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
 def test_parameters_agree_in_fp32(config: Config) -> None:
     """Of every pixel, to 1e-5 of their size."""
     net = nets.network(config, dtype=torch.float32)
-    given = nets.conditions(3, T, config)
+    conditions = nets.conditions(3, T, config)
     x = torch.rand(3, 3, config.model.height, config.model.width, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    for found, expected in zip(cached_parameters(net, x, given), whole_parameters(net, x, given), strict=True):
-        assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+    for actual, expected in zip(
+        cached_parameters(net, x, conditions), whole_parameters(net, x, conditions), strict=True
+    ):
+        assert torch.allclose(actual, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
 def cached_inputs(cache: NetworkCache, i: int) -> Iterator[tuple[nn.Module, int, Tensor]]:
-    """After pixel row i: layers of the network, a row of their level, and what the caches hold of their input there."""
+    """Yield, after pixel row i: layers, a row of their level, and their input there from the caches."""
     net = cache.network
     for index, level in enumerate(cache.levels):
         if i % 2**index:
-            continue  # this level stood still
+            continue  # this level does not move
         row = i >> index
         grown = level.grown[row % 2]
         for blocks, before in ((level.up, level.up_states), (level.down, [grown, *level.down_states])):
@@ -134,52 +136,55 @@ def cached_inputs(cache: NetworkCache, i: int) -> Iterator[tuple[nn.Module, int,
 @pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
 @torch.inference_mode()
 def test_every_layer_agrees_in_fp32(config: Config) -> None:
-    """What each layer of both streams reads, to 1e-5 of its size, so that a difference is named where it begins."""
+    """The input of each layer of both streams, to 1e-5 of its size: a failure names the first layer that differs."""
     net = nets.network(config, dtype=torch.float32)
-    given = nets.conditions(3, T, config)
+    conditions = nets.conditions(3, T, config)
     H, W = config.model.height, config.model.width
     x = torch.rand(3, 3, H, W, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    read: dict[nn.Module, Tensor] = {}
+    layer_inputs: dict[nn.Module, Tensor] = {}
     in_stem = set(net.stem.children())
     layers = {m for m in net.modules() if isinstance(m, CausalConv) and m not in in_stem}
     layers |= {m for m in net.modules() if isinstance(m, Grow) and m.stream == "ul"} | {net.head}
     for layer in layers:
-        layer.register_forward_hook(lambda module, inputs, _: read.update({module: inputs[0]}))
-    net(x, given.t_B, given.class_B, given.orientation_B)
+        layer.register_forward_hook(lambda module, inputs, _: layer_inputs.update({module: inputs[0]}))
+    net(x, conditions.t_B, conditions.class_B, conditions.orientation_B)
 
     cache = NetworkCache(net, 3, H, W)
-    cache.reset(given)
-    compared: set[nn.Module] = set()
+    cache.reset(conditions)
+    compared_layers: set[nn.Module] = set()
     for i in range(H):
         cache.advance(i, x, lambda i, j, *_: x[:, :, i, j])
-        for layer, row, found in cached_inputs(cache, i):
-            expected = read[layer][:, :, row].transpose(1, 2)
+        for layer, row, actual in cached_inputs(cache, i):
+            expected = layer_inputs[layer][:, :, row].transpose(1, 2)
             names = [name for name, module in net.named_modules() if module is layer]
-            assert torch.allclose(found[:3], expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max())), (names, row)
-            compared.add(layer)
-    assert compared == layers
+            assert torch.allclose(actual[:3], expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max())), (
+                names,
+                row,
+            )
+            compared_layers.add(layer)
+    assert compared_layers == layers
 
 
 @pytest.mark.parametrize("t", [0.0, T], ids=["clean", "noisy"])
 def test_bf16_on_a_cpu(t: float) -> None:
-    """A network in bf16 is drawn from too: near what fp32 computes, and exact where pixels are known."""
+    """A network in bf16 can be sampled: close to fp32, and exact where pixels are known."""
     config = nets.config(((8, 1), (8, 1)))
     exact = nets.network(config, dtype=torch.float32)
     net = deepcopy(exact).bfloat16()
-    given = nets.conditions(3, t, config)
+    conditions = nets.conditions(3, t, config)
     image = torch.randint(0, 256, (3, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     x = from_uint8(image)
-    for found, expected in zip(
-        cached_parameters(net, x.bfloat16(), given), whole_parameters(exact, x, given), strict=True
+    for actual, expected in zip(
+        cached_parameters(net, x.bfloat16(), conditions), whole_parameters(exact, x, conditions), strict=True
     ):
-        assert (found - expected).abs().max() < 0.05 * expected.abs().max()
-    drawn = x.bfloat16()
-    drawn[:, :, 4:] = torch.nan
+        assert (actual - expected).abs().max() < 0.05 * expected.abs().max()
+    sampled = x.bfloat16()
+    sampled[:, :, 4:] = torch.nan
     with torch.inference_mode():
-        draws = noise(config, 3, torch.bfloat16).pixels(config.model.mixtures, 8, 8)
-        sample_cached(net, drawn, given, draws, first_row=4, on_row=lambda row: False)
-    assert drawn.isfinite().all()
-    assert torch.equal(to_uint8(drawn)[:, :4], image[:, :4])
+        draws = make_draws(config, 3, torch.bfloat16).draw_pixels(config.model.mixtures, 8, 8)
+        sample_cached(net, sampled, conditions, draws, first_row=4, on_row=lambda row: False)
+    assert sampled.isfinite().all()
+    assert torch.equal(to_uint8(sampled)[:, :4], image[:, :4])
 
 
 @pytest.mark.parametrize("noise", [0.0, 10.0], ids=["direct", "refined"])
@@ -188,32 +193,32 @@ def test_known_pixels_come_back_exactly_in_bf16(noise: float) -> None:
     net = nets.network(config, dtype=torch.bfloat16)
     image = torch.arange(256, dtype=torch.uint8).view(1, 4, 64, 1).expand(1, 4, 64, 3)
     for flipped in (image, image.flip(1)):  # every grey level is in one of the upper halves
-        given = replace(plan(config, [0], noise=noise), known_BCHW=from_uint8(flipped))
-        assert torch.equal(torch.from_numpy(draw(net, given, sample_cached))[:, :2], flipped[:, :2])
+        batch_plan = replace(plan(config, [0], noise=noise), known_BCHW=from_uint8(flipped))
+        assert torch.equal(torch.from_numpy(generate_images(net, batch_plan, sample_cached))[:, :2], flipped[:, :2])
 
 
-def test_every_weight_reaches_the_incremental_sampler() -> None:
-    """Change any weight, and both samplers change alike: a part of the network that the sampler forgot fails here."""
+def test_every_weight_reaches_the_cached_sampler() -> None:
+    """Changing any weight changes both samplers alike: a part of the network that the sampler misses fails here."""
     config = nets.config(((4, 1), (6, 1)), height=4, width=4)
     net = nets.network(config)
-    given = Conditions(T, torch.tensor([1]), torch.tensor([3]))
+    conditions = Conditions(T, torch.tensor([1]), torch.tensor([3]))
     x = torch.rand(1, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    before = torch.cat([part.flatten() for part in cached_parameters(net, x, given)])
+    before = torch.cat([part.flatten() for part in cached_parameters(net, x, conditions)])
     generator = torch.Generator().manual_seed(1)
     tensors = dict(net.named_parameters()) | dict(net.named_buffers())
     assert len(tensors) > 100
     for name, tensor in tensors.items():
-        kept = tensor.clone()
+        original = tensor.clone()
         tensor.add_(0.1 * torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype))
-        found = torch.cat([part.flatten() for part in cached_parameters(net, x, given)])
-        expected = torch.cat([part.flatten() for part in whole_parameters(net, x, given)])
-        assert (found - before).abs().max() > 1e-9, name
-        assert torch.allclose(found, expected, rtol=0, atol=1e-9), name
-        tensor.copy_(kept)
+        actual = torch.cat([part.flatten() for part in cached_parameters(net, x, conditions)])
+        expected = torch.cat([part.flatten() for part in whole_parameters(net, x, conditions)])
+        assert (actual - before).abs().max() > 1e-9, name
+        assert torch.allclose(actual, expected, rtol=0, atol=1e-9), name
+        tensor.copy_(original)
 
 
 def plan(config: Config, seeds: list[int], *, noise: float, solver: str = "tweedie", keep: Keep | None = None) -> Plan:
-    """Class and canvas follow the seed, so that an image is the same wherever it stands."""
+    """Class and canvas follow the seed, so that an image is the same at every position."""
     H, W = config.model.height, config.model.width
     canvases = [torch.rand(3, H, W, generator=torch.Generator().manual_seed(seed)) * 2 - 1 for seed in seeds]
     return Plan(
@@ -225,7 +230,7 @@ def plan(config: Config, seeds: list[int], *, noise: float, solver: str = "tweed
     )
 
 
-HOW = (
+CASES = (
     [pytest.param(10.0, solver, None, id=solver) for solver in SOLVERS]
     + [pytest.param(0.0, "tweedie", None, id="direct")]
     + [pytest.param(10.0, "euler-maruyama", keep, id=f"complete {keep}") for keep in KEEPS]
@@ -233,25 +238,25 @@ HOW = (
 )
 
 
-@pytest.mark.parametrize(("noise", "solver", "keep"), HOW)
-def test_a_picture_is_the_same_bytes_in_every_batch(noise: float, solver: str, keep: Keep | None) -> None:
+@pytest.mark.parametrize(("noise", "solver", "keep"), CASES)
+def test_an_image_has_the_same_bytes_in_every_batch(noise: float, solver: str, keep: Keep | None) -> None:
     """In fp32: alone, and among 3, 16 and 17 of other seeds and classes."""
     config = nets.config(((6, 1), (10, 1)), height=4, mixtures=3)
     net = nets.network(config, dtype=torch.float32)
     batching = choose_batching(net)
 
-    def drawn(seeds: list[int]) -> NDArray[np.uint8]:
-        asked = plan(config, seeds, noise=noise, solver=solver, keep=keep)
-        return draw(net, asked, GroupedSampler(batching.divide(seeds)))
+    def generate(seeds: list[int]) -> NDArray[np.uint8]:
+        batch_plan = plan(config, seeds, noise=noise, solver=solver, keep=keep)
+        return generate_images(net, batch_plan, GroupedSampler(batching.divide(seeds)))
 
-    whole = drawn(list(range(17)))
+    whole = generate(list(range(17)))
     for seeds in ([0], [8], [16], [5, 16, 2], list(range(1, 17))):
-        some = drawn(seeds)
-        assert (some == whole[seeds]).all(), seeds
+        images = generate(seeds)
+        assert (images == whole[seeds]).all(), seeds
 
 
 def bundled(height: int, width: int, **changed: object) -> Config:
-    """The bundled model's network for small pictures; its products are wide enough for other kernels."""
+    """The bundled model's network for small images; its products are wide enough for other kernels."""
     model = cifar10_small().model
     return Config(recipe="test", model=replace(model, height=height, width=width, **changed))  # type: ignore[arg-type]
 
@@ -281,20 +286,19 @@ WIDE = bundled(4, 32, levels=(LevelConfig(width=160, blocks=1),))
     indirect=["thread_count"],
 )
 @pytest.mark.parametrize("first_row", [0, 2])
-def test_samples_are_the_same_bits_in_every_batch(config: Config, thread_count: None, first_row: int) -> None:
+def test_samples_have_the_same_bits_in_every_batch(config: Config, thread_count: None, first_row: int) -> None:
     """In fp32 at t > 0, before rounding to grey levels could hide a difference. One seed for each image."""
     net = nets.network(config, dtype=torch.float32, spread=0.03)
     batching = choose_batching(net)
     H, W = config.model.height, config.model.width
 
     def sample(members: list[int]) -> Tensor:
-        chosen = torch.tensor(members)
-        given = nets.conditions(17, T, config).of(members)
-        draws = Noise(members, dtype=torch.float32, device=CPU).pixels(config.model.mixtures, H, W)
-        x = torch.rand(17, 3, H, W, generator=torch.Generator().manual_seed(0))[chosen] * 2 - 1
+        conditions = nets.conditions(17, T, config).select(members)
+        draws = BatchDraws(members, dtype=torch.float32, device=CPU).draw_pixels(config.model.mixtures, H, W)
+        x = torch.rand(17, 3, H, W, generator=torch.Generator().manual_seed(0))[torch.tensor(members)] * 2 - 1
         with torch.inference_mode():
             sampler = GroupedSampler(batching.divide(members))
-            sampler(net, x, given, draws, first_row=first_row, on_row=lambda row: False)
+            sampler(net, x, conditions, draws, first_row=first_row, on_row=lambda row: False)
         return x
 
     whole = sample(list(range(17)))
@@ -307,8 +311,10 @@ def test_blocks_on_every_level_may_be_left_out() -> None:
     levels = (LevelConfig(width=4, blocks=0), LevelConfig(width=4, blocks=0, attention=False))
     config = Config(recipe="test", model=ModelConfig(height=4, width=4, levels=levels, mixtures=1, heads=2))
     net = nets.network(config)
-    given = nets.conditions(2, end_time(config.sde), config)
+    conditions = nets.conditions(2, end_time(config.sde), config)
     x = torch.zeros(2, 3, 4, 4, dtype=torch.float64)
     with torch.inference_mode():
-        sample_cached(net, x, given, noise(config, 2).pixels(1, 4, 4), first_row=0, on_row=lambda row: False)
-    assert torch.allclose(x, naively(net, given), rtol=0, atol=1e-9)
+        sample_cached(
+            net, x, conditions, make_draws(config, 2).draw_pixels(1, 4, 4), first_row=0, on_row=lambda row: False
+        )
+    assert torch.allclose(x, sample_reference(net, conditions), rtol=0, atol=1e-9)

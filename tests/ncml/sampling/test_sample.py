@@ -1,4 +1,4 @@
-"""Drawing pictures: noise that belongs to a seed, known pixels, progress and what is no longer wanted."""
+"""Image generation: draws that belong to a seed, known pixels, progress and dropped images."""
 
 import numpy as np
 import pytest
@@ -7,12 +7,12 @@ from scipy import stats
 
 import ncml
 from ncml.limits import KEEPS
-from ncml.network.likelihood import HALF, from_uint8, to_grid
+from ncml.network.likelihood import HALF_LEVEL, from_uint8, to_grid
 from ncml.network.sde import GREY_LEVEL
 from ncml.progress import Progress
 from ncml.sampling.cached import sample_cached
 from ncml.sampling.options import SamplingSettings
-from ncml.sampling.sample import Noise, Plan, draw, naive, score_function
+from ncml.sampling.sample import BatchDraws, Plan, generate_images, make_grad_log_prob, sample_naive
 from ncml.sampling.solvers import SOLVERS
 from tests.ncml import nets
 
@@ -25,30 +25,30 @@ HALVES = {
 }
 
 
-def test_noise_belongs_to_the_seed() -> None:
-    both, lone = (Noise(seeds, dtype=torch.float64, device=CPU) for seeds in ([3, 7], [7]))
-    for a, b in zip(vars(both.pixels(2, 4, 4)).values(), vars(lone.pixels(2, 4, 4)).values(), strict=True):
+def test_draws_belong_to_the_seed() -> None:
+    both, single = (BatchDraws(seeds, dtype=torch.float64, device=CPU) for seeds in ([3, 7], [7]))
+    for a, b in zip(vars(both.draw_pixels(2, 4, 4)).values(), vars(single.draw_pixels(2, 4, 4)).values(), strict=True):
         assert torch.equal(a[1:], b)
         assert not torch.equal(a[:1], b)
-    assert torch.equal(both.normal(4, 4)[1:], lone.normal(4, 4))
+    assert torch.equal(both.draw_normal(4, 4)[1:], single.draw_normal(4, 4))
 
 
 @pytest.mark.parametrize(
-    ("part", "law"),
+    ("field", "distribution"),
     [
         ("gumbel_BK", stats.gumbel_r()),
         ("logistic_BC", stats.logistic()),
-        ("uniform_BC", stats.uniform(-HALF, 2 * HALF)),
+        ("uniform_BC", stats.uniform(-HALF_LEVEL, 2 * HALF_LEVEL)),
     ],
 )
-def test_noise_has_its_distribution(part: str, law: stats.rv_continuous) -> None:
+def test_draws_have_their_distribution(field: str, distribution: stats.rv_continuous) -> None:
     """Kolmogorov-Smirnov at 0.001."""
-    drawn = getattr(Noise([0], dtype=torch.float64, device=CPU).pixels(3, 64, 64), part)
-    assert stats.kstest(drawn.flatten().numpy(), law.cdf).pvalue > 1e-3
+    values = getattr(BatchDraws([0], dtype=torch.float64, device=CPU).draw_pixels(3, 64, 64), field)
+    assert stats.kstest(values.flatten().numpy(), distribution.cdf).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_pictures_are_those_of_the_naive_sampler(solver: str) -> None:
+def test_images_are_those_of_the_naive_sampler(solver: str) -> None:
     """Through refinement and rounding, in fp64: byte for byte."""
     config = nets.config(((4, 1), (6, 1)), height=4, width=4)
     net = nets.network(config, spread=0.08)
@@ -61,27 +61,27 @@ def test_pictures_are_those_of_the_naive_sampler(solver: str) -> None:
             known_BCHW=canvases if keep else None,
             keep=keep or "top",  # type: ignore[arg-type]
         )
-        assert np.array_equal(draw(net, plan, naive), draw(net, plan, sample_cached))
+        assert np.array_equal(generate_images(net, plan, sample_naive), generate_images(net, plan, sample_cached))
 
 
 @pytest.mark.parametrize("noise", [0.0, 10.0], ids=["direct", "noisy"])
 @pytest.mark.parametrize("keep", KEEPS)
 def test_known_pixels_come_back(model: ncml.Model, keep: str, noise: float) -> None:
-    """And what stands in the unknown half makes no difference, while the known half does."""
+    """The unknown half of a canvas makes no difference, the known half does."""
     canvases = nets.images(2).numpy()
     foreign, changed = canvases.copy(), canvases.copy()
     unknown = {"top": "bottom", "bottom": "top", "left": "right", "right": "left"}[keep]
     foreign[HALVES[unknown]] = 255 - foreign[HALVES[unknown]]
     changed[HALVES[keep]] = 255 - changed[HALVES[keep]]
-    found, again, other = (model.complete(c, keep=keep, noise=noise, steps=2) for c in (canvases, foreign, changed))
-    assert np.array_equal(found[HALVES[keep]], canvases[HALVES[keep]])
-    assert np.array_equal(found, again)
-    assert not np.array_equal(found[HALVES[unknown]], other[HALVES[unknown]])
-    assert not np.array_equal(found[HALVES[unknown]], canvases[HALVES[unknown]])
+    image, same, other = (model.complete(c, keep=keep, noise=noise, steps=2) for c in (canvases, foreign, changed))
+    assert np.array_equal(image[HALVES[keep]], canvases[HALVES[keep]])
+    assert np.array_equal(image, same)
+    assert not np.array_equal(image[HALVES[unknown]], other[HALVES[unknown]])
+    assert not np.array_equal(image[HALVES[unknown]], canvases[HALVES[unknown]])
 
 
-def test_the_larger_half_of_an_odd_size_comes_back_whole() -> None:
-    """As `ncml.images` cuts it: the row in the middle belongs to the bottom."""
+def test_the_larger_half_of_an_odd_size_comes_back_complete() -> None:
+    """As in `ncml.images`: the row in the middle belongs to the bottom."""
     config = nets.config(((4, 1),), height=7, width=7, orientations=True)
     network = nets.network(config, dtype=torch.float32)
     canvas = nets.images(1, 7, 7)
@@ -93,13 +93,13 @@ def test_the_larger_half_of_an_odd_size_comes_back_whole() -> None:
         "right": np.s_[:, :, 3:],
     }.items():
         plan = Plan([0], torch.zeros(1, dtype=torch.long), settings, from_uint8(canvas), keep)  # type: ignore[arg-type]
-        found = draw(network, plan, sample_cached)
-        assert np.array_equal(found[half], canvas.numpy()[half]), keep
-        assert not np.array_equal(found, canvas.numpy())
+        image = generate_images(network, plan, sample_cached)
+        assert np.array_equal(image[half], canvas.numpy()[half]), keep
+        assert not np.array_equal(image, canvas.numpy())
 
 
 def test_a_completion_that_fails_leaves_the_model_as_it_was(model: ncml.Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For example of memory: the worker goes on with the same model."""
+    """For example out of memory: the worker continues with the same model."""
     expected = [score.bpd for score in model.score(nets.images(3).numpy())]
 
     def fail(x: torch.Tensor) -> torch.Tensor:
@@ -115,22 +115,22 @@ def test_a_completion_that_fails_leaves_the_model_as_it_was(model: ncml.Model, m
 @pytest.mark.parametrize("solver", [name for name in SOLVERS if name != "tweedie"])
 def test_every_solver_keeps_known_pixels(model: ncml.Model, solver: str) -> None:
     canvas = nets.images(1).numpy()
-    found = model.complete(canvas, keep="left", n=2, solver=solver, steps=3)
-    assert (found[HALVES["left"]] == canvas[HALVES["left"]]).all()
-    assert not np.array_equal(found[0], found[1])
+    image = model.complete(canvas, keep="left", n=2, solver=solver, steps=3)
+    assert (image[HALVES["left"]] == canvas[HALVES["left"]]).all()
+    assert not np.array_equal(image[0], image[1])
 
 
-def test_progress_is_told_by_row_and_by_step(model: ncml.Model) -> None:
-    seen: list[tuple[str, int, int]] = []
+def test_progress_is_reported_by_row_and_by_step(model: ncml.Model) -> None:
+    reports: list[tuple[str, int, int]] = []
 
     def callback(progress: Progress) -> None:
-        seen.append((progress.stage, progress.done, progress.total))
+        reports.append((progress.stage, progress.done, progress.total))
         preview = progress.preview()
         assert preview.dtype == np.uint8
         assert preview.shape == (2, 8, 8, 3)
 
     model.generate(2, steps=3, callback=callback)
-    assert seen == [("noisy_sampling", i, 8) for i in range(1, 9)] + [("refine", i, 3) for i in (1, 2, 3)]
+    assert reports == [("noisy_sampling", i, 8) for i in range(1, 9)] + [("refine", i, 3) for i in (1, 2, 3)]
 
 
 def test_previews_of_a_completion_show_the_known_half_in_its_place(model: ncml.Model) -> None:
@@ -143,19 +143,19 @@ def test_previews_of_a_completion_show_the_known_half_in_its_place(model: ncml.M
 
 @pytest.mark.parametrize("sampler", ["incremental", "naive"])
 @pytest.mark.parametrize("stop", [("noisy_sampling", 3), ("refine", 2)], ids=["in a row", "in a step"])
-def test_nothing_is_drawn_once_nobody_wants_it(model: ncml.Model, stop: tuple[str, int], sampler: str) -> None:
-    seen: list[tuple[str, int]] = []
+def test_sampling_stops_once_all_images_are_dropped(model: ncml.Model, stop: tuple[str, int], sampler: str) -> None:
+    reports: list[tuple[str, int]] = []
 
     def callback(progress: Progress) -> set[int] | None:
-        seen.append((progress.stage, progress.done))
-        return {0, 1} if seen[-1] == stop else None
+        reports.append((progress.stage, progress.done))
+        return {0, 1} if reports[-1] == stop else None
 
-    pictures = model.generate(2, steps=4, sampler=sampler, callback=callback)
-    assert seen[-1] == stop
-    assert (pictures == 0).all()
+    images = model.generate(2, steps=4, sampler=sampler, callback=callback)
+    assert reports[-1] == stop
+    assert (images == 0).all()
 
 
-def test_who_is_dropped_leaves_the_others_as_they_are(model: ncml.Model) -> None:
+def test_a_dropped_image_leaves_the_others_unchanged(model: ncml.Model) -> None:
     whole = model.generate(3, steps=2, seeds=5)
     calls = 0
 
@@ -164,57 +164,59 @@ def test_who_is_dropped_leaves_the_others_as_they_are(model: ncml.Model) -> None
         calls += 1
         return [1] if progress.done == 2 else []
 
-    some = model.generate(3, steps=2, seeds=5, callback=callback)
+    remaining = model.generate(3, steps=2, seeds=5, callback=callback)
     assert calls == 8 + 2
-    assert (some[1] == 0).all()
-    assert np.array_equal(some[[0, 2]], whole[[0, 2]])
+    assert (remaining[1] == 0).all()
+    assert np.array_equal(remaining[[0, 2]], whole[[0, 2]])
 
 
-def test_direct_pictures_are_drawn_on_the_grid() -> None:
-    """At t = 0 nothing is left to round."""
+def test_direct_images_are_on_the_grid() -> None:
+    """At t = 0 there is nothing to round."""
     config = nets.config()
     net = nets.network(config)
-    drawn = torch.zeros(2, 3, 8, 8, dtype=torch.float64)
-    noise = Noise([1, 2], dtype=torch.float64, device=CPU).pixels(2, 8, 8)
-    sample_cached(net, drawn, nets.conditions(2, 0.0, config), noise, first_row=0, on_row=lambda row: False)
-    assert torch.equal(to_grid(drawn), drawn)
+    x = torch.zeros(2, 3, 8, 8, dtype=torch.float64)
+    draws = BatchDraws([1, 2], dtype=torch.float64, device=CPU).draw_pixels(2, 8, 8)
+    sample_cached(net, x, nets.conditions(2, 0.0, config), draws, first_row=0, on_row=lambda row: False)
+    assert torch.equal(to_grid(x), x)
 
 
-@pytest.mark.parametrize("process", ["ve", "vp", "sub-vp"])
-def test_refinement_takes_the_noise_away(process: str) -> None:
-    """Whatever the process: of noise added to data on which the model's density is a known peak, little is left.
+@pytest.mark.parametrize("sde", ["ve", "vp", "sub-vp"])
+def test_refinement_removes_the_noise(sde: str) -> None:
+    """Under every SDE, refinement removes most noise from data on which the model's density is a known peak.
 
-    The network's body is silenced, so that every channel is logistic about grey 0 with the least scale; then the whole
-    picture is one grey, and noise shows as deviation from it.
+    The network's body is zeroed, so that every channel is logistic about one grey with a small scale; then the whole
+    image is one grey, and noise shows as deviation from it.
     """
-    config = nets.config(((4, 1),), mixtures=1, process=process)  # type: ignore[arg-type]
+    config = nets.config(((4, 1),), mixtures=1, sde=sde)  # type: ignore[arg-type]
     net = nets.network(config)
     net.head.weight.zero_()
     net.head.bias.copy_(torch.tensor([0.0] + [0.1] * 3 + [-3.0] * 3 + [0.0] * 3))
     settings = SamplingSettings(noise=10.0, steps=20, solver="euler-maruyama")
     plan = Plan(torch.arange(4).tolist(), torch.zeros(4, dtype=torch.long), settings)
-    found = from_uint8(torch.from_numpy(draw(net, plan, sample_cached)))
-    assert found.mean().item() == pytest.approx(0.1, abs=0.01)
+    x = from_uint8(torch.from_numpy(generate_images(net, plan, sample_cached)))
+    assert x.mean().item() == pytest.approx(0.1, abs=0.01)
     # The model's own spread at every level is that of a logistic of scale e^-3; denoising by 10 grey levels narrows it.
     spread = np.pi / np.sqrt(3) * np.exp(-3)
-    left = spread**2 * (1 - (10 * GREY_LEVEL / spread) ** 2)
-    assert found.std().item() < 1.05 * spread
-    assert found.std().item() == pytest.approx(np.sqrt(max(left, 0)), abs=0.25 * spread)
+    expected_variance = spread**2 * (1 - (10 * GREY_LEVEL / spread) ** 2)
+    assert x.std().item() < 1.05 * spread
+    assert x.std().item() == pytest.approx(np.sqrt(max(expected_variance, 0)), abs=0.25 * spread)
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_the_score_of_an_image_does_not_depend_on_its_batch(count: int) -> None:
+def test_the_gradient_of_an_image_does_not_depend_on_its_batch(count: int) -> None:
     """On a CPU, to the bit."""
     config = nets.config(((6, 1), (10, 1)))
     net = nets.network(config, dtype=torch.float32)
     x = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    given = nets.conditions(8, 0.0, config)
-    whole = score_function(net, given)(x, 0.01)
-    assert torch.equal(score_function(net, given.of(slice(2, 2 + count)))(x[2 : 2 + count], 0.01), whole[2 : 2 + count])
+    conditions = nets.conditions(8, 0.0, config)
+    whole = make_grad_log_prob(net, conditions)(x, 0.01)
+    assert torch.equal(
+        make_grad_log_prob(net, conditions.select(slice(2, 2 + count)))(x[2 : 2 + count], 0.01), whole[2 : 2 + count]
+    )
 
 
-def test_a_stray_draw_stays_one_stray_draw() -> None:
-    """What lies beyond the reach of noised data is read as lying at its edge, by network and sampler alike."""
+def test_a_stray_draw_does_not_spread() -> None:
+    """Values beyond the reach of noised data are clamped to it, by network and sampler alike."""
     network = nets.network(nets.config())
     inside = torch.rand(1, 3, 8, 8, dtype=torch.float64) * 2 - 1
     far, edge = inside.clone(), inside.clone()

@@ -17,7 +17,7 @@ from ncml.config import Config, TrainingConfig, maximum_likelihood, smoke
 from ncml.errors import InputError, TrainingError
 from ncml.network.likelihood import bits_per_dim, from_uint8, log_prob
 from ncml.network.ncpn import NCPN
-from ncml.network.sde import end_time, process
+from ncml.network.sde import end_time, make_sde
 from ncml.training.batches import draw_batch
 from ncml.training.dataset import Dataset
 from ncml.training.loop import train_loop
@@ -92,7 +92,7 @@ def test_noise_is_added_by_the_process() -> None:
     batch = draw_batch(black, config, 0)
     clean = batch.t_B == 0
     assert (batch.x_BCHW[clean] == -1).all()
-    sde = process(config.sde)
+    sde = make_sde(config.sde)
     alpha, sigma = (part(batch.t_B[~clean])[:, None, None, None] for part in (sde.alpha, sde.sigma))
     standard = (batch.x_BCHW[~clean] + alpha) / sigma
     assert stats.kstest(standard.flatten()[:20_000].numpy(), stats.norm.cdf).pvalue > 1e-3

@@ -26,7 +26,7 @@ def outputs(network: NCPN, class_B: torch.Tensor | None = None) -> torch.Tensor:
 )
 def test_the_null_class_computes_the_same(source: Config, classes: tuple[str, ...], orientations: bool) -> None:
     before = nets.network(source)
-    after = nets.network(nets.config(classes=classes, orientations=orientations, process="ve"), seed=1)
+    after = nets.network(nets.config(classes=classes, orientations=orientations, sde="ve"), seed=1)
     assert not torch.allclose(outputs(after), outputs(before))
     start_from(after, before, "source")
     # The noise level is read in grey levels, so at t = 0 the processes agree.
