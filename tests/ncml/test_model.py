@@ -151,7 +151,7 @@ MISTAKES: list[tuple[str, Callable[[ncml.Model], object], str]] = [
     ("n", lambda m: m.complete(PICTURES[:1], n=10**9), "1 to 1024"),
     ("n", lambda m: m.complete(PICTURES[:2], n=2), "one image"),
     ("n", lambda m: m.generate(2.5), "n must be an integer, not 2.5"),  # type: ignore[arg-type]
-    ("images", lambda m: m.complete(np.repeat(PICTURES, 205, 0)), "1024 images .* at most, not 1025"),
+    ("images", lambda m: m.complete(np.repeat(PICTURES, 205, 0)), "at most 1024 images .*, not 1025"),
     ("batch_size", lambda m: m.score(PICTURES, batch_size=-1), "at least 1, not -1"),
     ("batch_size", lambda m: m.score(PICTURES, batch_size=0), "at least 1, not 0"),
     ("batch_size", lambda m: m.score(PICTURES, batch_size=1.5), "an integer"),  # type: ignore[arg-type]
