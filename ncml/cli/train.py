@@ -96,12 +96,6 @@ def train(
     if schedule is not None and (resume or cooldown_from is not None):
         option = "resume" if resume else "cooldown-from"
         raise InputError("schedule", f"--schedule cannot be combined with --{option}, which keeps the run's schedule.")
-    if cooldown_from is not None and max_images is None and not resume:
-        raise InputError("max-images", "--cooldown-from needs --max-images: the length at which the rate reaches 0.")
-    if cooldown_from is not None and init_from is not None:
-        raise InputError(
-            "init-from", "--init-from cannot be combined with --cooldown-from, which determines the weights."
-        )
     recipe_config = config.recipe(recipe)
     if size is not None:
         height, width = parse_size(size)

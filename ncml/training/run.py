@@ -89,6 +89,12 @@ def train(
     _check_folder(out, resume)
     if cooldown_from is not None and not (cooldown_from / STATE).exists():
         raise InputError("cooldown-from", f"{cooldown_from} contains no training run; name a folder that contains one.")
+    if cooldown_from is not None and total_images is None and not resume:
+        raise InputError("max-images", "--cooldown-from needs --max-images: the length at which the rate reaches 0.")
+    if cooldown_from is not None and init_from is not None:
+        raise InputError(
+            "init-from", "--init-from cannot be combined with --cooldown-from, which determines the weights."
+        )
     height, width = config.model.height, config.model.width
     with group.main_first():  # rank 0 decodes the images, the others map the result
         data = dataset.load(source, height, width, keep=run_folder / "images", on_progress=on_progress)
@@ -106,11 +112,12 @@ def train(
     trainer = Trainer(config, training_part, initialize=initialize, group=group, execution=execution)
     if resume:
         trainer.resume(state, total_images=total_images)
-    elif cooldown_from is not None and total_images is not None:
-        trainer.resume(cooldown_from / STATE)
-        trainer.cool_down(total_images)
     elif total_images is not None:
-        trainer.set_length(total_images)
+        if cooldown_from is not None:
+            trainer.resume(cooldown_from / STATE)
+            trainer.cool_down(total_images)
+        else:
+            trainer.set_length(total_images)
     step_seconds = trainer.measure_step_seconds()
     if total_images is None and not resume and max_seconds < math.inf and config.training.cooldown_fraction:
         batch_size = config.training.batch_size

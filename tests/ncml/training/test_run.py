@@ -392,6 +392,8 @@ def test_a_run_cools_down_in_a_folder_of_its_own(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="contains no training run; name a folder that contains one") as refused:
         train(source, tmp_path / "other", total_images=256, cooldown_from=tmp_path / "photos")
     assert refused.value.field == "cooldown-from"
+    with pytest.raises(InputError, match="--cooldown-from needs --max-images"):
+        train(source, tmp_path / "other", total_images=None, cooldown_from=run)
 
 
 def test_two_processes_compute_what_one_does_with_muon(tmp_path: Path) -> None:
