@@ -28,8 +28,9 @@ from ncml.network.sde import end_time, make_sde
 from ncml.runtime import reuse_freed_memory
 from ncml.sampling.batch_invariance import GroupedSampler
 from ncml.sampling.batching import fast_groups, fixed_groups
+from ncml.sampling.conditions import Conditions
 from ncml.sampling.cuda_graphs import ReplaySampler
-from ncml.sampling.sample import BatchDraws, Conditions, Sampler, make_grad_log_prob, sample_naive
+from ncml.sampling.sample import BatchDraws, Sampler, make_grad_log_prob, sample_naive
 from ncml.sampling.solvers import refine
 from ncml.training.provenance import machine
 

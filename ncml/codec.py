@@ -44,7 +44,7 @@ from ncml.network.likelihood import LOG_SCALES, from_uint8
 from ncml.paths import printable
 from ncml.progress import OnProgress, Progress, ignore_progress
 from ncml.sampling.cached import visit_pixels
-from ncml.sampling.sample import Conditions
+from ncml.sampling.conditions import Conditions
 
 range_coding: Any = constriction.stream  # pyright: ignore[reportAttributeAccessIssue] - a compiled module without stubs
 

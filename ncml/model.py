@@ -25,8 +25,9 @@ from ncml.ood.statistics import build_statistics, required_columns, select_names
 from ncml.ood.tiles import Scan, TileCalibration, scan
 from ncml.progress import OnProgress, Progress, ignore_progress
 from ncml.sampling.batch_invariance import GroupedSampler, choose_batching
-from ncml.sampling.batching import Batching, BatchingSetting, batching_setting
+from ncml.sampling.batching import Batching, BatchingSetting, Group, batching_setting
 from ncml.sampling.cached import sample_cached
+from ncml.sampling.conditions import NO_TILT, Tilt
 from ncml.sampling.cuda_graphs import ReplaySampler
 from ncml.sampling.options import SamplingLimits, SamplingOptions, check_noise
 from ncml.sampling.sample import Plan, Sampler, generate_images, sample_naive
@@ -90,8 +91,8 @@ class Model:
         self.height, self.width = self.config.model.height, self.config.model.width
         self.classes: tuple[str, ...] = self.config.model.classes
         self.noise: float = round(grey_levels_at(make_sde(self.config.sde), end_time(self.config.sde)), 6)
-        """Grey levels at T: the largest start noise, and the default."""
-        self.sampling_limits = SamplingLimits(max_noise=self.noise)
+        """Grey levels at T: the largest noise."""
+        self.sampling_limits = SamplingLimits.of_model(self.noise, self.sampling, has_classes=bool(self.classes))
         """The ranges and the defaults of sampling options."""
         self.keeps: tuple[Keep, ...] = KEEPS if self.config.model.orientations else KEEPS[:1]
         """The known halves that are completed exactly."""
@@ -102,8 +103,8 @@ class Model:
         self.uncalibrated = "this model is not calibrated: run ncml calibrate."
         self._replay = ReplaySampler()
         self._batching_setting: BatchingSetting = batching
-        self._batchings: dict[int, Batching] = {}
-        """By number of threads."""
+        self._batchings: dict[tuple[int, Tilt], Batching] = {}
+        """By number of threads and tilt."""
         self.read_calibration()
 
     def read_calibration(self) -> None:
@@ -132,12 +133,13 @@ class Model:
 
         None elsewhere, where a seed is promised the same bytes in the same batch only.
         """
-        if self.device.type != "cpu":
-            return None
-        threads = torch.get_num_threads()
-        if threads not in self._batchings:
-            self._batchings[threads] = choose_batching(self.network, self._batching_setting)
-        return self._batchings[threads]
+        return None if self.device.type != "cpu" else self._batching(NO_TILT)
+
+    def _batching(self, tilt: Tilt) -> Batching:
+        kind = torch.get_num_threads(), tilt
+        if kind not in self._batchings:
+            self._batchings[kind] = choose_batching(self.network, self._batching_setting, tilt)
+        return self._batchings[kind]
 
     def score(
         self,
@@ -280,6 +282,8 @@ class Model:
         noise: float | None = None,
         steps: int | None = None,
         solver: str | None = None,
+        guidance: float | None = None,
+        temperature: float | None = None,
         sampler: str | None = None,
         callback: OnProgress = ignore_progress,
     ) -> NDArray[np.uint8]:
@@ -287,17 +291,23 @@ class Model:
 
         classes: a name, an index or None, for all images or for each.
         seeds: 0 to 2^53 - 1; image i uses seeds + i, or the i-th of a sequence of n seeds.
-        noise: start noise in grey levels, from 0 to `Model.noise`, the default; 0 samples directly, without refinement.
-        steps: refinement steps, 1 to 1000, the last of them Tweedie's; None: the solver's default.
-        solver: tweedie, euler-maruyama, heun or predictor-corrector; None: tweedie, or euler-maruyama for several
-            steps.
+        noise: start noise in grey levels, from 0 to `Model.noise`; 0 samples directly, without refinement.
+        steps: refinement steps, 1 to 1000, the last of them Tweedie's.
+        solver: tweedie, euler-maruyama, heun or predictor-corrector.
+        guidance: weight of the class against no class, .5 to 10; above 1 images show the class more clearly and vary
+            less. It needs a class, and takes about twice the time (`ncml.sampling.guidance`).
+        temperature: .5 to 1.5; below 1, likely values become more likely.
         sampler: incremental (the default), or naive for the reference.
         callback: called with the rows, then the refinement steps done; it may return indices of images to drop.
+
+        Options that are None are the model's defaults (`Model.sampling_limits`).
 
         Raises `InputError` for an argument out of range.
         """
         n = check_count("n", n, MAX_IMAGES_PER_CALL)
-        options = SamplingOptions(noise=noise, steps=steps, solver=solver, sampler=sampler)
+        options = SamplingOptions(
+            noise=noise, steps=steps, solver=solver, guidance=guidance, temperature=temperature, sampler=sampler
+        )
         return self._sample(n, classes, seeds, options, callback)
 
     def complete(
@@ -311,6 +321,8 @@ class Model:
         noise: float | None = None,
         steps: int | None = None,
         solver: str | None = None,
+        guidance: float | None = None,
+        temperature: float | None = None,
         sampler: str | None = None,
         callback: OnProgress = ignore_progress,
     ) -> NDArray[np.uint8]:
@@ -333,7 +345,9 @@ class Model:
         if keep not in self.keeps:
             raise InputError("keep", f"this model completes {' or '.join(self.keeps)}, not {keep!r}.")
         canvases = np.repeat(canvases, n, axis=0)
-        options = SamplingOptions(noise=noise, steps=steps, solver=solver, sampler=sampler)
+        options = SamplingOptions(
+            noise=noise, steps=steps, solver=solver, guidance=guidance, temperature=temperature, sampler=sampler
+        )
         return self._sample(len(canvases), classes, seeds, options, callback, canvases, keep)
 
     def _sample(
@@ -346,22 +360,31 @@ class Model:
         canvases: NDArray[np.uint8] | None = None,
         keep: Keep = "top",
     ) -> NDArray[np.uint8]:
-        settings = options.resolve(self.sampling_limits)
+        class_B = self._class_indices(classes, n)
+        has_class = bool((class_B < len(self.classes)).all())
         plan = Plan(
             seeds=self._seeds(seeds, n),
-            class_B=self._class_indices(classes, n),
-            settings=settings,
+            class_B=class_B,
+            settings=options.resolve(self.sampling_limits, has_class=has_class),
             known_BCHW=None if canvases is None else from_uint8(torch.from_numpy(canvases)),
             keep=keep,
         )
-        return generate_images(self.network, plan, self._sampler(settings.sampler, plan.seeds), on_progress)
+        return generate_images(self.network, plan, self._sampler(plan), on_progress)
 
-    def _sampler(self, name: str, seeds: list[int]) -> Sampler:
-        if name != "incremental":
-            return SAMPLERS[name]
+    def _sampler(self, plan: Plan) -> Sampler:
+        if plan.settings.sampler != "incremental":
+            return SAMPLERS[plan.settings.sampler]
         if self.device.type == "cuda":
             return self._replay
-        return sample_cached if self.batching is None else GroupedSampler(self.batching.divide(seeds))
+        if self.device.type != "cpu":
+            return sample_cached
+        groups: list[Group] = []
+        tilts = [plan.tilt.for_class(has_class=index < len(self.classes)) for index in plan.class_B.tolist()]
+        for tilt in dict.fromkeys(tilts):
+            members = [member for member, its_tilt in enumerate(tilts) if its_tilt == tilt]
+            seeds = [plan.seeds[member] for member in members]
+            groups += self._batching(tilt).divide(seeds, members, tilt.rows_per_image)
+        return GroupedSampler(groups)
 
     def _time(self, noise: float) -> float:
         return make_sde(self.config.sde).time_of(check_noise(noise, self.noise))

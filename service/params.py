@@ -102,7 +102,7 @@ class SamplingParams(Params):
         "refinement.",
     )
     steps: int | None = Field(
-        default=None, ge=1, le=MAX_STEPS, description="Refinement steps. Default: those of the solver."
+        default=None, ge=1, le=MAX_STEPS, description="Refinement steps. Default: the model's, or those of the solver."
     )
     solver: str | None = Field(
         default=None,
@@ -110,11 +110,31 @@ class SamplingParams(Params):
         description="Refinement solver, one of the model's. Default: its `solver` in /models, or with several "
         "steps its `stepped_solver`.",
     )
+    guidance: float | None = Field(
+        default=None,
+        allow_inf_nan=False,
+        description="Weight of the class against no class, 0.5 to 10; above 1, images show the class more clearly and "
+        "vary less. Needs `class`. Default: the model's; 1: the model as trained.",
+        examples=[2],
+    )
+    temperature: float | None = Field(
+        default=None,
+        allow_inf_nan=False,
+        description="0.5 to 1.5; below 1, likely values become more likely. Default: the model's; 1: the model as "
+        "trained.",
+        examples=[0.95],
+    )
 
     @property
     def sampling(self) -> SamplingOptions:
         """The options of sampling; None stands for the model's defaults."""
-        return SamplingOptions(noise=self.noise, steps=self.steps, solver=self.solver)
+        return SamplingOptions(
+            noise=self.noise,
+            steps=self.steps,
+            solver=self.solver,
+            guidance=self.guidance,
+            temperature=self.temperature,
+        )
 
 
 class GenerateParams(SamplingParams):

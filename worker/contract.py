@@ -171,6 +171,10 @@ class SamplingJob(_Job):
     )
     steps: int | None = Field(default=None, ge=1, le=MAX_STEPS, description="solver steps; None: the solver's default")
     solver: str | None = Field(default=None, max_length=64, description="None: the model's default for `steps`")
+    guidance: float | None = Field(
+        default=None, allow_inf_nan=False, description="weight of the class against no class; None: the model's"
+    )
+    temperature: float | None = Field(default=None, allow_inf_nan=False, description="None: the model's")
 
     @model_validator(mode="after")
     def _seeds_fit(self) -> Self:
@@ -181,7 +185,13 @@ class SamplingJob(_Job):
     @property
     def sampling(self) -> SamplingOptions:
         """The options of sampling, which all images of a batch share."""
-        return SamplingOptions(noise=self.noise, steps=self.steps, solver=self.solver)
+        return SamplingOptions(
+            noise=self.noise,
+            steps=self.steps,
+            solver=self.solver,
+            guidance=self.guidance,
+            temperature=self.temperature,
+        )
 
     @property
     def seeds(self) -> tuple[int, ...]:

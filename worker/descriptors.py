@@ -73,9 +73,13 @@ class ModelDescriptor(FrozenModel):
     height: int
     width: int
     classes: tuple[str, ...] = Field(description="() for a model without classes")
-    noise: float = Field(description="grey levels at T: the largest start noise, and the default")
+    noise: float = Field(description="grey levels at T: the largest noise")
     keeps: tuple[Keep, ...] = Field(description="known halves that are completed exactly")
+    start_noise: float | None = Field(default=None, description="the default start noise in grey levels; null: `noise`")
     solver: str = Field(description="the default solver")
+    steps: int | None = Field(default=None, description="its default number of steps; null: that in `solvers`")
+    guidance: float = Field(default=1.0, description="the default for images of a class; 1: the model as trained")
+    temperature: float = Field(default=1.0, description="the default; 1: the model as trained")
     stepped_solver: str = Field(description="the default solver for more than one step")
     solvers: dict[str, int] = Field(
         description="every solver and its default number of steps; 1 is the only number then"
@@ -93,7 +97,15 @@ class ModelDescriptor(FrozenModel):
     def sampling_limits(self) -> SamplingLimits:
         """The ranges and the defaults of sampling options."""
         return SamplingLimits(
-            max_noise=self.noise, solver=self.solver, stepped_solver=self.stepped_solver, solvers=self.solvers
+            max_noise=self.noise,
+            noise=self.noise if self.start_noise is None else self.start_noise,
+            solver=self.solver,
+            steps=self.steps,
+            stepped_solver=self.stepped_solver,
+            solvers=self.solvers,
+            guidance=self.guidance,
+            temperature=self.temperature,
+            has_classes=bool(self.classes),
         )
 
 

@@ -7,8 +7,16 @@ from PIL import Image
 from tyro.conf import Positional, arg
 
 from ncml import images
-from ncml.cli.draw import ThreadsOption
-from ncml.cli.terminal import JsonOption, ModelOption, identity, load, print_json, progress_bar, use_threads
+from ncml.cli.terminal import (
+    JsonOption,
+    ModelOption,
+    ThreadsOption,
+    identity,
+    load,
+    print_json,
+    progress_bar,
+    use_threads,
+)
 from ncml.errors import InputError
 from ncml.paths import list_files
 

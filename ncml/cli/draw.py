@@ -1,59 +1,96 @@
 """The options of `ncml generate` and `ncml complete`, and the file that they write."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
 
 from ncml import images
-from ncml.cli.terminal import identity, print_json
-from ncml.config import DEFAULT_SOLVER, STEPPED_SOLVER
+from ncml.cli.terminal import (
+    ClassOption,
+    JsonOption,
+    ModelOption,
+    ThreadsOption,
+    identity,
+    load,
+    print_json,
+    use_threads,
+)
 from ncml.errors import InputError
 from ncml.limits import random_seed
 
 if TYPE_CHECKING:
     from ncml.model import Model
 
-NoiseOption = Annotated[float | None, arg(metavar="LEVELS", help_behavior_hint="(default: the model's)")]
-StepsOption = Annotated[int | None, arg(help_behavior_hint="(default: the solver's)")]
-SeedOption = Annotated[int | None, arg(help_behavior_hint="(default: random)")]
-ThreadsOption = Annotated[
-    int, arg(metavar="COUNT", help="CPU threads. Changing the number can change rounding, and therefore the images.")
-]
-SamplerOption = Annotated[
-    str | None,
-    arg(metavar="NAME", help="Sampler; naive is the slow reference.", help_behavior_hint="(default: the fast one)"),
-]
-SolverOption = Annotated[
-    str | None,
-    arg(
-        metavar="NAME",
-        help_behavior_hint=f"(default: {DEFAULT_SOLVER}; {STEPPED_SOLVER} for several steps)",
-    ),
-]
-CountOption = Annotated[int, arg(name="number", aliases=("-n",))]
-OutOption = Annotated[Path, arg(name="output", aliases=("-o",))]
+_MODEL_DEFAULT = "(default: the model's)"
 
 
-def first_seed(seed: int | None, number: int) -> int:
-    """Return the seed of the first image: the one given, or a random one from which all are in range."""
-    return random_seed(number) if seed is None else seed
+@dataclass(frozen=True, kw_only=True)
+class DrawOptions:
+    """The options that `ncml generate` and `ncml complete` share."""
+
+    output: Annotated[Path, arg(aliases=("-o",))]
+    """The PNG file to write."""
+    number: Annotated[int, arg(aliases=("-n",))] = 1
+    """Number of images."""
+    class_: ClassOption = None
+    """Generate images of this class, or complete them as this class."""
+    seed: Annotated[int | None, arg(help_behavior_hint="(default: random)")] = None
+    """Seed of the first image; image i uses seed + i."""
+    noise: Annotated[float | None, arg(metavar="LEVELS", help_behavior_hint=_MODEL_DEFAULT)] = None
+    """Start noise in grey levels; 0 samples directly, without refinement."""
+    steps: Annotated[int | None, arg(help_behavior_hint="(default: the solver's)")] = None
+    """Refinement steps."""
+    solver: Annotated[str | None, arg(metavar="NAME", help_behavior_hint=_MODEL_DEFAULT)] = None
+    """tweedie, euler-maruyama, heun or predictor-corrector."""
+    guidance: Annotated[float | None, arg(metavar="WEIGHT", help_behavior_hint=_MODEL_DEFAULT)] = None
+    """Weight of the class against no class, .5 to 10; above 1, images show the class more clearly and vary less."""
+    temperature: Annotated[float | None, arg(help_behavior_hint=_MODEL_DEFAULT)] = None
+    """.5 to 1.5; below 1, likely values become more likely."""
+    sampler: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: the fast one)")] = None
+    """Sampler; naive is the slow reference."""
+    threads: ThreadsOption = 1
+    model: ModelOption = "cifar10"
+    """Name or folder of the model."""
+    device: str = "cpu"
+    """Device to compute on: cpu, cuda or cuda:N."""
+    as_json: JsonOption = False
+    """Print JSON."""
+
+    def load_model(self) -> "Model":
+        """Load the model, after refusing an invalid output file before minutes are spent on computing."""
+        if self.output.suffix.lower() != ".png":
+            raise InputError("output", f"{self.output} does not end in .png: images are written as PNG")
+        folder = self.output.parent
+        if self.output.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise InputError("output", f"{self.output} cannot be written: its folder does not exist or is read-only")
+        use_threads(self.threads)
+        return load(self.model, self.device)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of `Model.generate` and `Model.complete`; a seed that is not given is random."""
+        return {
+            "n": self.number,
+            "classes": self.class_,
+            "seeds": random_seed(self.number) if self.seed is None else self.seed,
+            "noise": self.noise,
+            "steps": self.steps,
+            "solver": self.solver,
+            "guidance": self.guidance,
+            "temperature": self.temperature,
+            "sampler": self.sampler,
+        }
+
+    def write(self, images_NHWC: Any, model: "Model", seed: int, **facts: str) -> None:
+        """Write images, uint8 [n, H, W, 3], as one PNG; print the file and the seeds."""
+        self.output.write_bytes(images.to_png(images.grid(images_NHWC)))
+        if self.as_json:
+            seeds = list(range(seed, seed + len(images_NHWC)))
+            print_json({"model": identity(model), "file": str(self.output), "seeds": seeds} | facts)
+        else:
+            print(f"{self.output}  (seed {seed})")
 
 
-def check_writable(output: Path) -> None:
-    """Refuse an invalid output file before minutes are spent on computing."""
-    if output.suffix.lower() != ".png":
-        raise InputError("output", f"{output} does not end in .png: images are written as PNG")
-    if output.is_dir() or not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
-        raise InputError("output", f"{output} cannot be written: its folder does not exist or is read-only")
-
-
-def write(images_NHWC: Any, output: Path, model: "Model", seed: int, as_json: bool, **facts: str) -> None:
-    """Write images, uint8 [n, H, W, 3], as one PNG; print the file and the seeds."""
-    output.write_bytes(images.to_png(images.grid(images_NHWC)))
-    if as_json:
-        seeds = list(range(seed, seed + len(images_NHWC)))
-        print_json({"model": identity(model), "file": str(output), "seeds": seeds} | facts)
-    else:
-        print(f"{output}  (seed {seed})")
+SharedOptions = Annotated[DrawOptions, arg(name="")]

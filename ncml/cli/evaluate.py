@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from ncml.cli.draw import ThreadsOption
-from ncml.cli.terminal import JsonOption, load, print_json, progress_bar, use_threads
+from ncml.cli.terminal import JsonOption, ThreadsOption, load, print_json, progress_bar, use_threads
 
 
 def evaluate(

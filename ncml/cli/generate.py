@@ -1,63 +1,42 @@
-"""`ncml generate`."""
+"""`ncml generate` and `ncml complete`."""
 
-from ncml.cli.draw import (
-    CountOption,
-    NoiseOption,
-    OutOption,
-    SamplerOption,
-    SeedOption,
-    SolverOption,
-    StepsOption,
-    ThreadsOption,
-    check_writable,
-    first_seed,
-    write,
-)
-from ncml.cli.terminal import ClassOption, JsonOption, ModelOption, load, progress_bar, use_threads
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from ncml import images
+from ncml.cli.draw import SharedOptions
+from ncml.cli.terminal import progress_bar
 
 
-def generate(
+def generate(*, options: SharedOptions) -> None:
+    """Generate images and write them as one PNG, as a grid if there are several."""
+    model = options.load_model()
+    arguments = options.arguments()
+    with progress_bar() as on_progress:
+        generated = model.generate(**arguments, callback=on_progress)
+    options.write(generated, model, arguments["seeds"])
+
+
+def complete(
+    file: Annotated[Positional[Path], arg(metavar="FILE")],
+    /,
     *,
-    output: OutOption,
-    number: CountOption = 1,
-    class_: ClassOption = None,
-    seed: SeedOption = None,
-    noise: NoiseOption = None,
-    steps: StepsOption = None,
-    solver: SolverOption = None,
-    sampler: SamplerOption = None,
-    threads: ThreadsOption = 1,
-    model: ModelOption = "cifar10",
-    device: str = "cpu",
-    as_json: JsonOption = False,
+    keep: Literal["top", "bottom", "left", "right"] | None = None,
+    options: SharedOptions,
 ) -> None:
-    """Generate images and write them as one PNG, as a grid if there are several.
+    """Complete half an image and write the result as PNG, as a grid if there are several variants.
 
     Args:
-        output: The PNG file to write.
-        number: Number of images.
-        class_: Generate images of this class.
-        seed: Seed of the first image; image i uses seed + i.
-        noise: Start noise in grey levels; 0 samples directly, without refinement.
-        steps: Refinement steps.
-        solver: tweedie, euler-maruyama, heun or predictor-corrector.
-        model: Name or folder of the model.
-        device: Device to compute on: cpu, cuda or cuda:N.
-        as_json: Print JSON.
+        file: Half an image, or a whole image of which one half is kept.
+        keep: The known half; by default derived from the image, or else the top.
     """
-    check_writable(output)
-    use_threads(threads)
-    loaded = load(model, device)
-    seed = first_seed(seed, number)
+    model = options.load_model()
+    canvas, known_half = images.place_known_half(
+        file, model.height, model.width, keeps=model.keeps, keep=keep, field=str(file)
+    )
+    arguments = options.arguments()
     with progress_bar() as on_progress:
-        generated = loaded.generate(
-            number,
-            classes=class_,
-            seeds=seed,
-            noise=noise,
-            steps=steps,
-            solver=solver,
-            sampler=sampler,
-            callback=on_progress,
-        )
-    write(generated, output, loaded, seed, as_json)
+        completed = model.complete(canvas, keep=known_half, **arguments, callback=on_progress)
+    options.write(completed, model, arguments["seeds"], keep=known_half)

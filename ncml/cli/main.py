@@ -27,7 +27,7 @@ COMMANDS = {
     "score": "ncml.cli.score:score",
     "drift": "ncml.cli.drift:drift",
     "generate": "ncml.cli.generate:generate",
-    "complete": "ncml.cli.complete:complete",
+    "complete": "ncml.cli.generate:complete",
     "evaluate": "ncml.cli.evaluate:evaluate",
     "compress": "ncml.cli.compress:compress",
     "decompress": "ncml.cli.decompress:decompress",

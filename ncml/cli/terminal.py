@@ -28,6 +28,9 @@ MAX_THREADS = 256
 ModelOption = Annotated[str, arg(aliases=("-m",), metavar="NAME|PATH")]
 ClassOption = Annotated[str | None, arg(name="class", metavar="NAME", help_behavior_hint="(default: none)")]
 JsonOption = Annotated[bool, arg(name="json")]
+ThreadsOption = Annotated[
+    int, arg(metavar="COUNT", help="CPU threads. Changing the number can change rounding, and therefore the images.")
+]
 
 
 def load(model: str, device: str) -> "Model":

@@ -99,24 +99,16 @@ class PixelDraws:
     """Uniform on (-d, d); used at t > 0 only."""
 
 
-def sample_pixels(parameters_BP: Tensor, draws: PixelDraws, *, clean: bool) -> Tensor:
-    """Sample one pixel of each image from its mixture. [B, P] -> [B, 3].
-
-    At t = 0 (`clean`) values are rounded to the grid and clipped, which is exact ancestral sampling of the discretised
-    likelihood; at t > 0 they are continuous and unclipped.
-    """
-    B, P = parameters_BP.shape
-    K = P // PARAMETERS
-    return PixelSampler(B, K, 1, parameters_BP, clean=clean)(0, *group_by_component(parameters_BP, K), draws)
-
-
 def group_by_component(parameters_BP: Tensor, K: int) -> tuple[Tensor, Tensor]:
     """[B, P] -> logits [B, K], and for each component its means, log-scales and coefficients side by side [B, K, 9]."""
     return parameters_BP[:, :K], parameters_BP[:, K:].unflatten(1, (3, K, 3)).transpose(1, 2).flatten(2)
 
 
 class PixelSampler:
-    """`sample_pixels` for the W positions of a row, one after another, from parameters grouped by component.
+    """Samples one pixel of each image from its mixture, for the W positions of a row, one after another.
+
+    At t = 0 (`clean`) values are rounded to the grid and clipped, which is exact ancestral sampling of the discretised
+    likelihood; at t > 0 they are continuous and unclipped.
 
     Results and intermediates lie in buffers with ready-made views, since a single image's time goes into starting
     operations and making views.
@@ -137,7 +129,7 @@ class PixelSampler:
         """For every column: all channels; red, green, blue; green and blue."""
 
     def __call__(self, j: int, logit_BK: Tensor, component_BK9: Tensor, draws: PixelDraws) -> Tensor:
-        """Return the pixels at column j, [B, 3]; the next row overwrites them."""
+        """Return the pixels at column j, [B, 3], from parameters grouped by component; the next row overwrites them."""
         x_BC, red, green, blue, green_blue = self.positions[j]
         torch.add(logit_BK, draws.gumbel_BK, out=self.perturbed_BK)
         torch.argmax(self.perturbed_BK, 1, keepdim=True, out=self.component_index_B1)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,9 +21,9 @@ from ncml.errors import ModelError
 from ncml.network.likelihood import PixelDraws
 from ncml.network.ncpn import NCPN
 from ncml.network.sde import end_time
-from ncml.sampling.batching import FAST_SIZES, Batching, BatchingSetting, Group
+from ncml.sampling.batching import Batching, BatchingSetting, Group, fast_sizes
 from ncml.sampling.cached import RowSampler
-from ncml.sampling.sample import Conditions
+from ncml.sampling.conditions import NO_TILT, Conditions, Tilt
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,10 @@ LIMIT_S = 60.0
 
 @dataclass(frozen=True)
 class GroupedSampler:
-    """A `ncml.sampling.sample.Sampler` that samples a batch group by group."""
+    """A `ncml.sampling.sample.Sampler` that samples a batch group by group.
+
+    Within a group all images have the same tilt: with guidance, either all have a class or none does.
+    """
 
     groups: Sequence[Group]
 
@@ -48,18 +51,20 @@ class GroupedSampler:
         on_row: Callable[[int], bool],
     ) -> None:
         """Sample the pixels of x from row `first_row` on, in place; `on_row` gets the mean of the groups' rows."""
-        sampler, sampler_size = None, 0
+        sampler, sampler_kind, null_class = None, None, len(network.config.model.classes)
         for index, group in enumerate(self.groups):
             members = [member for member in group if member is not None]
             rows = [row for row, member in enumerate(group) if member is not None]
             padded_G = torch.tensor([members[0] if member is None else member for member in group])
             member_N, row_N = padded_G[rows], torch.tensor(rows)
-            x_GCHW = x_BCHW[padded_G]
-            if sampler is None or sampler_size != len(group):
-                sampler_size = len(group)
-                sampler = RowSampler(network, x_GCHW, first_row=first_row, clean=conditions.t == 0)
+            x_GCHW, group_conditions = x_BCHW[padded_G], conditions.select(padded_G)
+            has_class = bool((group_conditions.class_B != null_class).any())
+            group_conditions = replace(group_conditions, tilt=conditions.tilt.for_class(has_class=has_class))
+            if sampler is None or sampler_kind != (len(group), group_conditions.tilt):
+                sampler_kind = len(group), group_conditions.tilt
+                sampler = RowSampler(network, x_GCHW, group_conditions, first_row=first_row)
             draws_G = PixelDraws(draws.gumbel_BK[padded_G], draws.logistic_BC[padded_G], draws.uniform_BC[padded_G])
-            sampler.reset(x_GCHW, conditions.select(padded_G), draws_G, images=rows)
+            sampler.reset(x_GCHW, group_conditions, draws_G, images=rows)
             for i in sampler.rows:
                 sampler.sample_row(i)
                 if i < first_row:
@@ -70,13 +75,13 @@ class GroupedSampler:
                     return
 
 
-def choose_batching(network: NCPN, setting: BatchingSetting = "auto") -> Batching:
+def choose_batching(network: NCPN, setting: BatchingSetting = "auto", tilt: Tilt = NO_TILT) -> Batching:
     """Choose how to sample batches on this CPU with the current number of threads: in fast groups if they pass."""
     if setting != "auto":
         return Batching(setting, "skipped", f"the setting asks for {setting} groups.")
     start = time.perf_counter()
     try:
-        failure = check_fast_groups(network)
+        failure = check_fast_groups(network, tilt)
     except Exception as error:  # of any kind: fixed groups are safe, and sampling itself reports it
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         batching = Batching("fixed", "error", f"the check of fast groups did not run: {reason}")
@@ -92,8 +97,8 @@ def choose_batching(network: NCPN, setting: BatchingSetting = "auto") -> Batchin
 
 
 @torch.inference_mode()
-def check_fast_groups(network: NCPN) -> str | None:
-    """Compare copies of one image in every size of fast group with the image alone; return the difference, or None.
+def check_fast_groups(network: NCPN, tilt: Tilt = NO_TILT) -> str | None:
+    """Compare copies of one image in every size of fast group with the image in the smallest; return the difference.
 
     Sample as many rows as every level needs to see a row above, for each canvas size of the model.
     """
@@ -102,18 +107,19 @@ def check_fast_groups(network: NCPN) -> str | None:
     if model.orientations:
         canvases.add((model.width, model.height))
     deadline = time.monotonic() + LIMIT_S
+    smallest, *sizes = fast_sizes(tilt.rows_per_image)
     for H, W in sorted(canvases):
-        alone_CHW = _sample_copies(network, 1, H, W, deadline)[0]
+        alone_CHW = _sample_copies(network, smallest, H, W, tilt, deadline)[0]
         if not alone_CHW.isfinite().all():
             raise ModelError("the model's samples are not finite.")
-        for size in FAST_SIZES[1:]:
-            differs_G = (_sample_copies(network, size, H, W, deadline) != alone_CHW).flatten(1).any(1)
+        for size in sizes:
+            differs_G = (_sample_copies(network, size, H, W, tilt, deadline) != alone_CHW).flatten(1).any(1)
             if count := int(differs_G.sum()):
                 return f"an image differs from the same image alone at {count} of {size} positions of a group."
     return None
 
 
-def _sample_copies(network: NCPN, size: int, H: int, W: int, deadline: float) -> Tensor:
+def _sample_copies(network: NCPN, size: int, H: int, W: int, tilt: Tilt, deadline: float) -> Tensor:
     """Sample the first rows of `size` copies of one image, [size, 3, H, W]; raise `TimeoutError` past the deadline."""
     weight, K = network.head.weight, network.config.model.mixtures
     rows = min(2 ** (len(network.config.model.levels) - 1) + 1, H)
@@ -121,7 +127,7 @@ def _sample_copies(network: NCPN, size: int, H: int, W: int, deadline: float) ->
     draws = PixelDraws(*(part.expand(size, -1, -1, -1) for part in parts_PHW.split([K, 3, 3])))
     x_BCHW = torch.zeros(size, 3, H, W, dtype=weight.dtype).contiguous(memory_format=torch.channels_last)
     index_B = torch.zeros(size, dtype=torch.long)
-    conditions = Conditions(end_time(network.config.sde), index_B, index_B)
+    conditions = Conditions(end_time(network.config.sde), index_B, index_B, tilt)
 
     def on_row(row: int) -> bool:
         if time.monotonic() > deadline:

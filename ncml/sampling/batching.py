@@ -3,8 +3,10 @@
 A library may choose its kernels by the shape of an operation, and a kernel may round a row by its position. So the
 bytes of an image depend on the shapes that it is sampled in and on its row, and on nothing else of its batch:
 
-    fast groups     of the sizes FAST_SIZES only, all of which `batch_invariance` checks at every position
-    fixed groups    of FIXED_SIZE images, an image always at row seed % FIXED_SIZE: one shape and row in every batch
+    fast groups     of FAST_SIZES rows only, all of which `batch_invariance` checks at every position
+    fixed groups    of FIXED_SIZE rows, an image always at position seed % FIXED_SIZE: one shape and row in every batch
+
+An image takes one row; with guidance it takes two, and a group holds half as many images (`conditions.Tilt`).
 """
 
 from __future__ import annotations
@@ -22,13 +24,13 @@ BatchingSetting = Literal["auto", "fast", "fixed"]
 ENVIRONMENT_VARIABLE = "NCML_BATCHING"
 
 FAST_SIZES = (1, 4, 8, 16, 32, 64)
-"""Images in a fast group. A batch is padded to the next size, and divided where it exceeds the largest."""
+"""Rows of a fast group. A batch is padded to the next size, and divided where it exceeds the largest."""
 
 FIXED_SIZE = 8
-"""Images in a fixed group, of which any may be absent."""
+"""Rows of a fixed group, of which any may be absent."""
 
 Group = Sequence[int | None]
-"""The member of the batch at each row, by index; None where the row is padding."""
+"""The member of the batch at each position, by index; None where the position is padding."""
 
 
 @dataclass(frozen=True)
@@ -41,30 +43,40 @@ class Batching:
     detail: str
     """The reason, in one sentence."""
 
-    def divide(self, seeds: Sequence[int]) -> list[Group]:
-        """Divide a batch, given the seed of each image."""
-        return fast_groups(len(seeds)) if self.groups == "fast" else fixed_groups(seeds)
+    def divide(
+        self, seeds: Sequence[int], members: Sequence[int] | None = None, rows_per_image: int = 1
+    ) -> list[Group]:
+        """Divide members of a batch (default: all), given the seed of each."""
+        members = range(len(seeds)) if members is None else members
+        if self.groups == "fast":
+            return fast_groups(members, rows_per_image)
+        return fixed_groups(members, seeds, rows_per_image)
 
 
-def fast_groups(count: int) -> list[Group]:
-    """Divide a batch into as few groups as possible, padded at their end."""
-    groups: list[Group] = []
-    for start in range(0, count, FAST_SIZES[-1]):
-        members = range(start, min(start + FAST_SIZES[-1], count))
-        size = next(size for size in FAST_SIZES if size >= len(members))
-        groups.append([*members, *[None] * (size - len(members))])
+def fast_sizes(rows_per_image: int = 1) -> list[int]:
+    """Return the numbers of images that a fast group may hold, ascending."""
+    return [rows // rows_per_image for rows in FAST_SIZES if rows >= rows_per_image]
+
+
+def fast_groups(members: Sequence[int], rows_per_image: int = 1) -> list[Group]:
+    """Divide members into as few groups as possible, padded at their end."""
+    sizes, groups = fast_sizes(rows_per_image), list[Group]()
+    for start in range(0, len(members), sizes[-1]):
+        part = members[start : start + sizes[-1]]
+        size = next(size for size in sizes if size >= len(part))
+        groups.append([*part, *[None] * (size - len(part))])
     return groups
 
 
-def fixed_groups(seeds: Sequence[int]) -> list[Group]:
-    """Place every image at row seed % FIXED_SIZE; images that share a row go to different groups."""
-    groups: list[list[int | None]] = []
-    for member, seed in enumerate(seeds):
-        row = seed % FIXED_SIZE
-        group = next((group for group in groups if group[row] is None), None)
+def fixed_groups(members: Sequence[int], seeds: Sequence[int], rows_per_image: int = 1) -> list[Group]:
+    """Place every image at a position given by its seed; images that share one go to different groups."""
+    size, groups = FIXED_SIZE // rows_per_image, list[list[int | None]]()
+    for member, seed in zip(members, seeds, strict=True):
+        position = seed % size
+        group = next((group for group in groups if group[position] is None), None)
         if group is None:
-            groups.append(group := FIXED_SIZE * [cast(int | None, None)])
-        group[row] = member
+            groups.append(group := size * [cast(int | None, None)])
+        group[position] = member
     return [*groups]
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from ncml.network.likelihood import PixelDraws
 from ncml.network.ncpn import NCPN
 from ncml.sampling.cached import RowSampler, sample_cached
-from ncml.sampling.sample import Conditions
+from ncml.sampling.conditions import NO_TILT, Conditions
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +90,9 @@ class ReplaySampler:
         on_row: Callable[[int], bool],
     ) -> None:
         """Sample the pixels of x from row `first_row` on, in place."""
+        if conditions.tilt != NO_TILT:  # whose operations depend on t and on the tilt: too many kinds to record
+            sample_cached(network, x_BCHW, conditions, draws, first_row=first_row, on_row=on_row)
+            return
         kind = (network, tuple(x_BCHW.shape), first_row, conditions.t == 0)
         with self.lock:  # a recording has memory for one batch at a time
             recording = self.recordings.get(kind)
@@ -122,9 +125,9 @@ class ReplaySampler:
         on_row: Callable[[int], bool],
     ) -> None:
         """Record a kind of batch, of which x is a result, if the recording reproduces x; stop when `on_row` says so."""
-        network, shape, first_row, clean = kind
+        network, shape, first_row, _ = kind
         try:
-            sampler = RowSampler(network, x_BCHW, first_row=first_row, clean=clean)
+            sampler = RowSampler(network, x_BCHW, conditions, first_row=first_row)
             sampler.reset(x_BCHW, conditions, draws)
             record = self.make_recorder(x_BCHW.device)
             rows: list[Operations] = []

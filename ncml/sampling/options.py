@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ncml.config import DEFAULT_SOLVER, SOLVERS, STEPPED_SOLVER
+from ncml.config import DEFAULT_SOLVER, SAMPLING_RANGES, SOLVERS, STEPPED_SOLVER, SamplingDefaults
 from ncml.errors import InputError
 from ncml.limits import MAX_STEPS, check_count
 
@@ -21,12 +21,33 @@ class SamplingLimits:
     """The ranges and the defaults of a model's sampling options."""
 
     max_noise: float
-    """Grey levels: the largest start noise, and the default."""
+    """Grey levels: the largest start noise."""
+    noise: float
+    """The default start noise."""
     solver: str = DEFAULT_SOLVER
+    steps: int | None = None
+    """Of the default solver, by default; None: its number in `solvers`."""
     stepped_solver: str = STEPPED_SOLVER
     """The default solver for more than one step."""
     solvers: Mapping[str, int] = field(default_factory=lambda: SOLVERS)
     """Every solver and its default number of steps; one whose default is 1 takes no other number."""
+    guidance: float = 1.0
+    """The default for images of a class."""
+    temperature: float = 1.0
+    has_classes: bool = True
+
+    @classmethod
+    def of_model(cls, max_noise: float, defaults: SamplingDefaults, *, has_classes: bool) -> SamplingLimits:
+        """Return the limits of a model that recommends these defaults."""
+        return cls(
+            max_noise=max_noise,
+            noise=max_noise if defaults.start_noise is None else defaults.start_noise,
+            solver=defaults.solver or DEFAULT_SOLVER,
+            steps=defaults.steps,
+            guidance=defaults.guidance or 1.0,
+            temperature=defaults.temperature or 1.0,
+            has_classes=has_classes,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +59,9 @@ class SamplingSettings:
     steps: int
     """Refinement steps, the last of them Tweedie's."""
     solver: str
+    guidance: float = 1.0
+    """Weight of the class against no class; images without a class ignore it."""
+    temperature: float = 1.0
     sampler: str = SAMPLERS[0]
 
 
@@ -48,13 +72,20 @@ class SamplingOptions:
     noise: float | None = None
     steps: int | None = None
     solver: str | None = None
+    guidance: float | None = None
+    temperature: float | None = None
     sampler: str | None = None
 
-    def resolve(self, limits: SamplingLimits) -> SamplingSettings:
-        """Fill in defaults; raise `InputError`, which names the field and the remedy, for a value out of range."""
-        noise = check_noise(self.noise, limits.max_noise) if self.noise is not None else limits.max_noise
+    def resolve(self, limits: SamplingLimits, *, has_class: bool) -> SamplingSettings:
+        """Fill in defaults; raise `InputError`, which names the field and the remedy, for a value out of range.
+
+        has_class: whether every image has a class.
+        """
+        noise = check_noise(self.noise, limits.max_noise) if self.noise is not None else limits.noise
         steps = None if self.steps is None else check_count("steps", self.steps, MAX_STEPS)
-        solver = self.solver or (limits.solver if steps in (None, 1) else limits.stepped_solver)
+        if self.solver is None and steps is None:
+            steps = limits.steps
+        solver = self.solver or (limits.solver if steps in (None, 1, limits.steps) else limits.stepped_solver)
         if solver not in limits.solvers:
             raise InputError("solver", f"there is no solver {solver!r}: choose from {', '.join(limits.solvers)}.")
         if limits.solvers[solver] == 1 and steps not in (None, 1):
@@ -64,7 +95,22 @@ class SamplingOptions:
         sampler = self.sampler or SAMPLERS[0]
         if sampler not in SAMPLERS:
             raise InputError("sampler", f"there is no sampler {sampler!r}: choose from {', '.join(SAMPLERS)}.")
-        return SamplingSettings(noise=noise, steps=steps or limits.solvers[solver], solver=solver, sampler=sampler)
+        return SamplingSettings(
+            noise=noise,
+            steps=steps or limits.solvers[solver],
+            solver=solver,
+            guidance=self._guidance(limits, has_class),
+            temperature=_check_range("temperature", self.temperature, limits.temperature),
+            sampler=sampler,
+        )
+
+    def _guidance(self, limits: SamplingLimits, has_class: bool) -> float:
+        guidance = _check_range("guidance", self.guidance, limits.guidance)
+        if self.guidance not in (None, 1) and not has_class:
+            remedy = "name a class, or leave guidance out." if limits.has_classes else "leave it out."
+            reason = "needs a class" if limits.has_classes else "needs a model with classes, which this one is not"
+            raise InputError("guidance", f"guidance {reason}: {remedy}")
+        return guidance
 
 
 def check_noise(noise: float, max_noise: float) -> float:
@@ -72,3 +118,12 @@ def check_noise(noise: float, max_noise: float) -> float:
     if not 0 <= noise <= max_noise:
         raise InputError("noise", f"noise must be 0 to {max_noise:g} grey levels, not {noise:g}.")
     return noise
+
+
+def _check_range(name: str, value: float | None, default: float) -> float:
+    low, high = SAMPLING_RANGES[name]
+    if value is None:
+        return default
+    if not low <= value <= high:
+        raise InputError(name, f"{name} must be {low:g} to {high:g}, not {value:g}.")
+    return float(value)

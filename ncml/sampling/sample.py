@@ -21,9 +21,9 @@ from ncml.network.likelihood import (
     HALF_LEVEL,
     PixelDraws,
     grad_log_prob,
+    group_by_component,
     log_prob,
     promote_to_fp32,
-    sample_pixels,
     to_grid,
     to_uint8,
 )
@@ -31,29 +31,13 @@ from ncml.network.ncpn import NCPN
 from ncml.network.orientation import orient, restore
 from ncml.network.sde import GREY_LEVEL, SDE, VESDE, end_time, make_sde
 from ncml.progress import OnProgress, Progress, ignore_progress
+from ncml.sampling.conditions import Conditions, Tilt
+from ncml.sampling.guidance import make_pixel_sampler
 from ncml.sampling.options import SamplingSettings
 from ncml.sampling.solvers import GradLogProb, refine
 
 REFINE_END = 1.0
 """Grey levels of noise at which refinement takes its final Tweedie step (VE: at least its smallest noise, 1.275)."""
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """The conditions of a batch."""
-
-    t: float
-    class_B: Tensor
-    orientation_B: Tensor
-
-    @property
-    def t_B(self) -> Tensor:
-        """The time of each image."""
-        return torch.full(self.class_B.shape, self.t, device=self.class_B.device)
-
-    def select(self, index_B: list[int] | slice | Tensor) -> Conditions:
-        """Return the conditions of some images."""
-        return Conditions(self.t, self.class_B[index_B], self.orientation_B[index_B])
 
 
 class Sampler(Protocol):
@@ -86,6 +70,11 @@ class Plan:
     keep: Keep = "top"
     dropped: set[int] = field(default_factory=set)
     """Indices of images that are no longer needed."""
+
+    @property
+    def tilt(self) -> Tilt:
+        """The tilt that the settings ask for."""
+        return Tilt(self.settings.guidance, self.settings.temperature)
 
 
 class BatchDraws:
@@ -131,7 +120,8 @@ def generate_images(
     known_BCHW = torch.zeros(B, 3, model.height, model.width) if plan.known_BCHW is None else plan.known_BCHW
     known_BCHW = orient(known_BCHW.to(weight), orientation).contiguous(memory_format=torch.channels_last)
     _, _, H, W = known_BCHW.shape
-    conditions = Conditions(t, plan.class_B.to(weight.device), torch.full((B,), orientation, device=weight.device))
+    class_B, orientation_B = plan.class_B.to(weight.device), torch.full((B,), orientation, device=weight.device)
+    conditions = Conditions(t, class_B, orientation_B, plan.tilt)
     draws = BatchDraws(plan.seeds, dtype=weight.dtype, device=weight.device)
     pixel_draws = draws.draw_pixels(model.mixtures, H, W)
     # If the number of rows is odd, a flipped half that comes first is the larger one, as `ncml.images` divides it.
@@ -179,21 +169,31 @@ def generate_images(
 def make_grad_log_prob(network: NCPN, conditions: Conditions, dropped: Collection[int] = ()) -> GradLogProb:
     """Return (x_BCHW, t) -> s(x, t), [B, 3, H, W]: the gradient of the log-density without edges; 0 for dropped images.
 
+    With guidance w it is s(x | 0) + w (s(x | c) - s(x | 0)) for an image of class c, where 0 is no class. Temperature
+    does not act on it: a flattened density is not that of noised data, to which Tweedie's formula applies.
+
     On a CPU each image is evaluated alone: libraries choose kernels by batch size, so the last bits of a gradient would
     depend on what else is in the batch.
     """
     on_cpu = network.head.weight.device.type == "cpu"
+    guidance, null_class = conditions.tilt.guidance, len(network.config.model.classes)
 
     def log_density(x_BCHW: Tensor, conditions: Conditions) -> Tensor:
         parameters_BPHW = network(x_BCHW, conditions.t_B, conditions.class_B, conditions.orientation_B)
         return log_prob(x_BCHW, parameters_BPHW, edges_B=None)
 
+    def gradient(x_BCHW: Tensor, conditions: Conditions) -> Tensor:
+        return grad_log_prob(lambda x: log_density(x, conditions), x_BCHW)
+
     def evaluate(x_BCHW: Tensor, t: float) -> Tensor:
         indices = [b for b in range(len(x_BCHW)) if b not in dropped]
         grad_BCHW = torch.zeros_like(x_BCHW)
         for group in [[b] for b in indices] if on_cpu else [indices]:
-            group_conditions = replace(conditions, t=t).select(group)
-            grad_BCHW[group] = grad_log_prob(lambda x, under=group_conditions: log_density(x, under), x_BCHW[group])
+            x_GCHW, group_conditions = x_BCHW[group], replace(conditions, t=t).select(group)
+            grad_BCHW[group] = gradient(x_GCHW, group_conditions)
+            if guidance != 1 and (group_conditions.class_B != null_class).any():
+                null_GCHW = gradient(x_GCHW, group_conditions.without_class(null_class))
+                grad_BCHW[group] = null_GCHW + guidance * (grad_BCHW[group] - null_GCHW)
         return grad_BCHW
 
     return evaluate
@@ -233,11 +233,16 @@ def sample_naive(
     on_row: Callable[[int], bool],
 ) -> None:
     """Sample with one pass of the whole network for each pixel: the reference."""
-    _, _, H, W = x_BCHW.shape
+    B, _, H, W = x_BCHW.shape
+    model, rows = network.config.model, conditions.tilt.rows_per_image
+    row_conditions = conditions.expand(len(model.classes))
+    sample_pixels = make_pixel_sampler(network, B, W, conditions)
     for i in range(first_row, H):
         for j in range(W):
-            parameters_BPHW = network(x_BCHW, conditions.t_B, conditions.class_B, conditions.orientation_B)
+            x_NCHW = x_BCHW.repeat(rows, 1, 1, 1)
+            parameters_NPHW = network(x_NCHW, row_conditions.t_B, row_conditions.class_B, row_conditions.orientation_B)
+            mixture = group_by_component(parameters_NPHW[:, :, i, j], model.mixtures)
             parts = (draws.gumbel_BK[..., i, j], draws.logistic_BC[..., i, j], draws.uniform_BC[..., i, j])
-            x_BCHW[:, :, i, j] = sample_pixels(parameters_BPHW[:, :, i, j], PixelDraws(*parts), clean=conditions.t == 0)
+            x_BCHW[:, :, i, j] = sample_pixels(j, *mixture, PixelDraws(*parts))[:B]
         if on_row(i + 1):
             return

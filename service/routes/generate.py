@@ -103,7 +103,8 @@ def _sampling_fields(jobs: JobService, params: SamplingParams, model: ModelDescr
     """Return the fields of sampling jobs, validated against the model; choose a random seed if none is given."""
     if params.n > jobs.settings.max_images:
         raise invalid_field("n", f"n is {params.n}; this service generates at most {jobs.settings.max_images} at once.")
-    params.sampling.resolve(model.sampling_limits)  # refuse now what the worker would refuse later
+    has_class = params.class_name is not None
+    params.sampling.resolve(model.sampling_limits, has_class=has_class)  # refuse now what the worker would refuse later
     max_seed = MAX_SEED - params.n + 1
     seed = random_seed(params.n) if params.seed is None else params.seed
     if seed > max_seed:
@@ -115,4 +116,6 @@ def _sampling_fields(jobs: JobService, params: SamplingParams, model: ModelDescr
         "noise": params.noise,
         "steps": params.steps,
         "solver": params.solver,
+        "guidance": params.guidance,
+        "temperature": params.temperature,
     }

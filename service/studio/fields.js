@@ -13,6 +13,8 @@ const EXPLANATIONS = {
   "grey levels":
     "A colour value is one of 256 levels, from 0 to 255. " +
     "Noise of 10 grey levels moves each value by about 10, up or down.",
+  guidance: "Weight of the class against no class. Above 1, images show their class more clearly and vary less.",
+  temperature: "Below 1, likely values become more likely and images smoother. Above 1, images vary more.",
   tweedie:
     "A solver turns a noisy sample into a clean image. tweedie does it in one step. heun takes several steps and " +
     "adds no noise; euler-maruyama and predictor-corrector add noise at each step.",

@@ -7,8 +7,7 @@ import { chips, selectField, slider } from "./fields.js";
 const randomSeed = () => Math.floor(Math.random() * 1e6);
 
 /**
- * Class, number of images, seed, initial noise, refinement steps and solver. `trajectory` omits settings without a
- * trajectory; `classInDetails` moves the class into the collapsed settings.
+ * Class, number of images, seed, and how to sample. `trajectory` omits settings without a trajectory; `classInDetails` moves the class into the collapsed settings.
  */
 export function settingsForm({
   maxImages = 64,
@@ -22,13 +21,15 @@ export function settingsForm({
   const count = slider({ label: countLabel, min: 1, max: maxImages, value: images });
   const seed = seedField();
   const refinement = refinementFields({ steps, trajectory });
-  const summary = classInDetails ? "Class, noise, steps and solver" : "Noise, steps and solver";
+  const tilt = tiltFields();
+  const summary = `${classInDetails ? "Class, noise" : "Noise"}, solver${trajectory ? "" : ", guidance"} and more`;
   const details = h(
     "details",
     { open: trajectory },
     h("summary", {}, summary),
     classInDetails && classes.element,
     refinement.elements,
+    !trajectory && tilt.elements,
   );
 
   function useModel() {
@@ -38,6 +39,7 @@ export function settingsForm({
     classes.offer([["", "any"], ...model.classes.map((name) => [name, name])], selected);
     classes.element.hidden = !model.classes.length;
     refinement.useModel(model);
+    tilt.useModel(model);
   }
   catalogue.addEventListener("change", useModel);
   useModel();
@@ -48,7 +50,13 @@ export function settingsForm({
     /** The parameters of a request. Every one is explicit, so that they give the same images if defaults change. */
     read() {
       const model = catalogue.current;
-      const parameters = { model: reference(model), n: count.value, seed: seed.value, ...refinement.read(model) };
+      const parameters = {
+        model: reference(model),
+        n: count.value,
+        seed: seed.value,
+        ...refinement.read(model),
+        ...(trajectory ? {} : tilt.read(classes.value)),
+      };
       return classes.value ? { ...parameters, class: classes.value } : parameters;
     },
     /** Set the fields to the parameters of an earlier request. */
@@ -56,6 +64,7 @@ export function settingsForm({
       classes.value = parameters.class ?? "";
       count.value = parameters.n;
       refinement.write(parameters);
+      tilt.write(parameters);
       details.open = true;
       seed.reuse(parameters.seed);
     },
@@ -101,7 +110,7 @@ function seedField() {
   };
 }
 
-/** The fields for the initial noise, the refinement steps and the solver. */
+/** The fields for initial noise, refinement steps and solver. */
 function refinementFields({ steps: initialSteps, trajectory }) {
   const noise = slider({
     label: "Initial noise",
@@ -145,7 +154,8 @@ function refinementFields({ steps: initialSteps, trajectory }) {
     },
     useModel(model) {
       noise.limit(model.noise);
-      noise.value = model.noise;
+      noise.value = trajectory ? model.noise : (model.start_noise ?? model.noise);
+      if (!trajectory && model.steps) steps.value = model.steps;
       const solvers = Object.keys(model.solvers).filter((name) => !(trajectory && name === "tweedie"));
       solver.offer([["", "automatic"], ...solvers.map((name) => [name, name])]);
       // heun adds no noise between steps, so that each frame follows from the previous one.
@@ -155,12 +165,45 @@ function refinementFields({ steps: initialSteps, trajectory }) {
   };
 }
 
+/** The fields for guidance and temperature. */
+function tiltFields() {
+  const guidance = slider({
+    label: "Guidance",
+    term: "guidance",
+    min: 0.5,
+    max: 4,
+    step: 0.25,
+    value: 1,
+    hint: "Acts on images of a class, and takes twice the time.",
+  });
+  const temperature = slider({ label: "Temperature", term: "temperature", min: 0.5, max: 1.5, step: 0.05, value: 1 });
+  return {
+    elements: [guidance.element, temperature.element],
+    /** The parameters; guidance only with a class, which it needs. */
+    read(className) {
+      return { temperature: temperature.value, ...(className && { guidance: guidance.value }) };
+    },
+    write(parameters) {
+      guidance.value = parameters.guidance ?? guidance.value;
+      temperature.value = parameters.temperature ?? temperature.value;
+    },
+    useModel(model) {
+      guidance.value = model.guidance;
+      temperature.value = model.temperature;
+    },
+  };
+}
+
 /** The parameters of a request in one line, with the class if there is one. */
-export function settingsText({ class: className, seed, noise, steps, solver }) {
+export function settingsText({ class: className, seed, noise, steps, solver, guidance, temperature }) {
   const refinement = noise
     ? [`noise of ${greyLevels(noise)}`, `${plural(steps, "step")} of ${solver}`]
     : ["sampled directly"];
-  return [className, `seed ${seed}`, ...refinement].filter(Boolean).join(" · ");
+  const tilt = [
+    (guidance ?? 1) !== 1 && `guidance ${guidance}`,
+    (temperature ?? 1) !== 1 && `temperature ${temperature}`,
+  ];
+  return [className, `seed ${seed}`, ...refinement, ...tilt].filter(Boolean).join(" · ");
 }
 
 /** A title for the images that a request generates. */

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ncml.config import Config, LevelConfig, ModelConfig, SDEConfig, TrainingConfig
 from ncml.network.ncpn import NCPN
-from ncml.sampling.sample import Conditions
+from ncml.sampling.conditions import Conditions
 
 Levels = tuple[tuple[int, int], ...]
 

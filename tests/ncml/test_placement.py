@@ -15,7 +15,8 @@ from ncml.network.ncpn import NCPN
 from ncml.network.sde import make_sde
 from ncml.ood.measurements import measure_level
 from ncml.sampling.cached import sample_cached
-from ncml.sampling.sample import BatchDraws, Conditions, make_grad_log_prob
+from ncml.sampling.conditions import Conditions
+from ncml.sampling.sample import BatchDraws, make_grad_log_prob
 from ncml.sampling.solvers import SOLVERS, tweedie
 from ncml.training.batches import Batch
 from ncml.training.objective import loss_bits

@@ -160,7 +160,7 @@ def test_the_document_describes_requests_and_responses(client: TestClient) -> No
         "list_models", "get_model", "health", "readiness", "metrics",
     }  # fmt: skip
     assert {p["name"] for p in operations["generate"]["parameters"]} == {
-        "model", "class", "priority", "n", "seed", "noise", "steps", "solver",
+        "model", "class", "priority", "n", "seed", "noise", "steps", "solver", "guidance", "temperature",
         "Prefer", "Idempotency-Key", "X-Request-Id",
     }  # fmt: skip
     assert operations["score"]["requestBody"]["content"].keys() == {

@@ -113,7 +113,7 @@ class SyntheticModel:
 
     height, width = HEIGHT, WIDTH
     noise = 10.0
-    sampling_limits = SamplingLimits(max_noise=noise)
+    sampling_limits = SamplingLimits(max_noise=noise, noise=noise)
     keeps = ("top",)
     batching = Batching()
     classes = ("good", "lethal", "bad", "hungry", "stuck", "slow")

@@ -52,7 +52,9 @@ EXAMPLES: dict[str, BaseModel] = {
     "bare score": ScoreJob(model="m", images=(PIXELS,), ood=False, sanity=True),
     "scan": ScanJob(model="m", file=b"\x89PNG", height=3000, width=4000, tile_size=64, map=True),
     "generate": GenerateJob(model="m", version="ab" * 32, n=4, seed=7, steps=20, solver="heun", priority=Priority.LOW),
-    "complete": CompleteJob(model="m", image=PIXELS, keep="left", n=2, noise=0.0, timeout_s=30.0),
+    "complete": CompleteJob(
+        model="m", image=PIXELS, keep="left", n=2, noise=0.0, guidance=2.0, temperature=0.9, timeout_s=30.0
+    ),
     "score result": ScoreResult(
         model=MODEL, timing=TIMING, height=1, width=2,
         results=(
@@ -139,6 +141,8 @@ def test_a_result_is_read_by_its_task(name: str) -> None:
         ("generate", {"steps": 0}),
         ("generate", {"steps": 1001}),
         ("generate", {"timeout_s": 0}),
+        ("generate", {"guidance": float("nan")}),
+        ("generate", {"temperature": float("inf")}),
         ("complete", {"keep": "middle"}),
     ],
 )
@@ -162,8 +166,9 @@ def test_the_batch_key_separates_incompatible_jobs() -> None:
     job = GenerateJob(model="m", n=2, seed=1, class_name="cat")
     same = [{"n": 5}, {"seed": 9}, {"class_name": None}, {"priority": Priority.HIGH}, {"timeout_s": 1.0}]
     other = [{"model": "k"}, {"version": "ab"}, {"noise": 0.0}, {"steps": 3}, {"solver": "heun"}]
+    other += [{"guidance": 2.0}, {"temperature": 0.9}]
     assert {batch_key(job.model_copy(update=change)) for change in same} == {batch_key(job)}
-    assert len({batch_key(job.model_copy(update=change)) for change in other} | {batch_key(job)}) == 6
+    assert len({batch_key(job.model_copy(update=change)) for change in other} | {batch_key(job)}) == 8
     canvas = CompleteJob(model="m", image=PIXELS)
     assert len({batch_key(canvas.model_copy(update={"keep": keep})) for keep in ("top", "left")}) == 2
     scoring = ScoreJob(model="m", images=(PIXELS,))

@@ -13,7 +13,7 @@ from ncml.sampling.cached.buffers import BatchShape
 from ncml.sampling.cached.levels import LevelCache
 from ncml.sampling.cached.products import activate, apply_by_slots
 from ncml.sampling.cached.stem_and_head import HeadCache, StemCache
-from ncml.sampling.sample import Conditions
+from ncml.sampling.conditions import Conditions
 
 PixelChooser = Callable[[int, int, Tensor, Tensor], Tensor]
 """(row, column, logits [B, K], components [B, K, 9] as `PixelSampler` reads them) -> the pixels there, [B, 3].

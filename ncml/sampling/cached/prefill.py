@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ncml.sampling.cached.levels import LevelCache
 from ncml.sampling.cached.network_cache import NetworkCache
-from ncml.sampling.sample import Conditions
+from ncml.sampling.conditions import Conditions
 
 CacheWriter = Callable[[slice, Tensor, Tensor], None]
 """Writes to a cache; (images of the batch, a layer's input, its output)."""

@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ncml.network.likelihood import PixelDraws, PixelSampler, promote_to_fp32
+from ncml.network.likelihood import PixelDraws, promote_to_fp32
 from ncml.network.ncpn import NCPN
 from ncml.sampling.cached.network_cache import NetworkCache, PixelChooser
 from ncml.sampling.cached.prefill import prefill
-from ncml.sampling.sample import Conditions
+from ncml.sampling.conditions import Conditions
+from ncml.sampling.guidance import make_pixel_sampler
 
 
 def sample_cached(
@@ -24,7 +25,7 @@ def sample_cached(
     on_row: Callable[[int], bool],
 ) -> None:
     """Sample the pixels of x from row `first_row` on, in place; a `ncml.sampling.sample.Sampler`."""
-    sampler = RowSampler(network, x_BCHW, first_row=first_row, clean=conditions.t == 0)
+    sampler = RowSampler(network, x_BCHW, conditions, first_row=first_row)
     sampler.reset(x_BCHW, conditions, draws)
     sampler.sample_rows(x_BCHW, sampler.sample_row, on_row)
 
@@ -48,19 +49,22 @@ class RowSampler:
     So a row can be recorded and replayed (`ncml.sampling.cuda_graphs`).
     """
 
-    def __init__(self, network: NCPN, x_BCHW: Tensor, *, first_row: int, clean: bool) -> None:
-        """For batches like x, of which the rows before `first_row` are known; `clean` where t = 0."""
+    def __init__(self, network: NCPN, x_BCHW: Tensor, conditions: Conditions, *, first_row: int) -> None:
+        """For batches like x, of which the rows before `first_row` are known, with the same t and tilt."""
         B, _, H, W = x_BCHW.shape
+        self.rows_per_image = conditions.tilt.rows_per_image
+        self.null_class = len(network.config.model.classes)
+        self.cache, self.first_row = NetworkCache(network, B * self.rows_per_image, H, W), first_row
+        self.x_NCHW = torch.empty_like(x_BCHW).repeat(self.rows_per_image, 1, 1, 1)
+        self.x_BCHW = self.x_NCHW[:B]
         K, like = network.config.model.mixtures, promote_to_fp32(network.head.weight)
-        self.cache, self.first_row = NetworkCache(network, B, H, W), first_row
-        self.x_BCHW = torch.empty_like(x_BCHW)
         # Whole strides are prefilled, since all levels are in step again at every multiple of the largest stride.
         self.prefilled = first_row - first_row % self.cache.stride
         self.rows = range(self.prefilled, H)
         self.draw_buffers = [like.new_empty(H * W, B, channels) for channels in (K, 3, 3)]
         """By position, so that one position's draws lie together."""
         self.pixel_draws = [PixelDraws(*position) for position in zip(*self.draw_buffers, strict=True)]
-        self.sample_pixels = PixelSampler(B, K, W, like, clean=clean)
+        self.sample_pixels = make_pixel_sampler(network, B, W, conditions)
 
     def reset(
         self, x_BCHW: Tensor, conditions: Conditions, draws: PixelDraws, *, images: Sequence[int] | None = None
@@ -68,14 +72,16 @@ class RowSampler:
         """Start a batch; known rows of images that are not among `images` (default: all) are left out."""
         for buffer, part in zip(self.draw_buffers, (draws.gumbel_BK, draws.logistic_BC, draws.uniform_BC), strict=True):
             buffer.copy_(part.flatten(2).permute(2, 0, 1))
-        self.x_BCHW.copy_(x_BCHW)
-        self.cache.reset(conditions)
-        images = range(len(x_BCHW)) if images is None else images
-        prefill(self.cache, x_BCHW[:, :, : self.prefilled], conditions, images)
+        self.x_NCHW.copy_(x_BCHW.repeat(self.rows_per_image, 1, 1, 1))
+        row_conditions = conditions.expand(self.null_class)
+        self.cache.reset(row_conditions)
+        B, images = len(x_BCHW), range(len(x_BCHW)) if images is None else images
+        known_rows = [b + part * B for part in range(self.rows_per_image) for b in images]
+        prefill(self.cache, self.x_NCHW[:, :, : self.prefilled], row_conditions, known_rows)
 
     def sample_row(self, i: int) -> None:
         """Sample row i into `x_BCHW`, after those before it."""
-        self.cache.advance(i, self.x_BCHW, self._choose_pixels, self.first_row)
+        self.cache.advance(i, self.x_NCHW, self._choose_pixels, self.first_row)
 
     def sample_rows(self, x_BCHW: Tensor, sample_row: Callable[[int], None], on_row: Callable[[int], bool]) -> None:
         """Sample all rows by `sample_row`, and copy them to x; `on_row` is called as `Sampler` says."""
@@ -85,5 +91,5 @@ class RowSampler:
             if i >= self.first_row and on_row(i + 1):
                 return
 
-    def _choose_pixels(self, i: int, j: int, logit_BK: Tensor, component_BK9: Tensor) -> Tensor:
-        return self.sample_pixels(j, logit_BK, component_BK9, self.pixel_draws[i * self.cache.shape.W + j])
+    def _choose_pixels(self, i: int, j: int, logit_NK: Tensor, component_NK9: Tensor) -> Tensor:
+        return self.sample_pixels(j, logit_NK, component_NK9, self.pixel_draws[i * self.cache.shape.W + j])

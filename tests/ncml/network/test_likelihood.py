@@ -14,9 +14,10 @@ from scipy import stats
 from torch import Tensor
 
 from ncml.network import likelihood
-from ncml.network.likelihood import HALF_LEVEL, PixelDraws, log_prob, sample_pixels, to_grid
+from ncml.network.likelihood import HALF_LEVEL, PixelDraws, PixelSampler, group_by_component, log_prob, to_grid
 from ncml.sampling.cached import sample_cached
-from ncml.sampling.sample import BatchDraws, Conditions, make_grad_log_prob
+from ncml.sampling.conditions import Conditions
+from ncml.sampling.sample import BatchDraws, make_grad_log_prob
 from tests.ncml import nets
 
 GREYS = (torch.arange(256, dtype=torch.float64) - 127.5) / 127.5
@@ -47,7 +48,8 @@ def sample_colours(pixel_1P: Tensor, count: int, *, clean: bool, seed: int = 0) 
     K = pixel_1P.shape[1] // likelihood.PARAMETERS
     draws = BatchDraws([seed], dtype=torch.float64, device=torch.device("cpu")).draw_pixels(K, count, 1)
     pixel_draws = (part[0, :, :, 0].t().contiguous() for part in (draws.gumbel_BK, draws.logistic_BC, draws.uniform_BC))
-    return sample_pixels(pixel_1P.expand(count, -1), PixelDraws(*pixel_draws), clean=clean)
+    sample = PixelSampler(count, K, 1, pixel_1P, clean=clean)
+    return sample(0, *group_by_component(pixel_1P.expand(count, -1), K), PixelDraws(*pixel_draws))
 
 
 TWO = parameters(

@@ -18,7 +18,8 @@ from ncml.network.ncpn import NCPN
 from ncml.network.sde import end_time
 from ncml.sampling.batch_invariance import GroupedSampler, choose_batching
 from ncml.sampling.batching import Batching, fixed_groups
-from ncml.sampling.sample import BatchDraws, Conditions
+from ncml.sampling.conditions import NO_TILT, Conditions, Tilt
+from ncml.sampling.sample import BatchDraws
 from tests.ncml import nets
 
 MEMBERS = [*range(17)]
@@ -38,27 +39,29 @@ def bundled() -> NCPN:
 
 
 @torch.inference_mode()
-def sample(network: NCPN, sampler: GroupedSampler, seeds: list[int]) -> Tensor:
+def sample(network: NCPN, sampler: GroupedSampler, seeds: list[int], tilt: Tilt = NO_TILT) -> Tensor:
     """Sample the first rows of images at t > 0, before rounding could hide a difference, [B, 3, H, W]."""
     model = network.config.model
     H, W = HEIGHT, model.width
-    class_B = torch.tensor(seeds) % (len(model.classes) + 1)
-    conditions = Conditions(end_time(network.config.sde), class_B, torch.zeros_like(class_B))
+    null_classes = 2 - tilt.rows_per_image  # none with guidance, so that all images are in groups of one kind
+    class_B = torch.tensor(seeds) % (len(model.classes) + null_classes)
+    conditions = Conditions(end_time(network.config.sde), class_B, torch.zeros_like(class_B), tilt)
     draws = BatchDraws(seeds, dtype=torch.float32, device=torch.device("cpu")).draw_pixels(model.mixtures, H, W)
     x_BCHW = torch.zeros(len(seeds), 3, H, W).contiguous(memory_format=torch.channels_last)
     sampler(network, x_BCHW, conditions, draws, first_row=0, on_row=lambda row: False)
     return x_BCHW
 
 
-def find_differing(network: NCPN, batching: Batching) -> list[list[int]]:
+def find_differing(network: NCPN, batching: Batching, tilt: Tilt = NO_TILT) -> list[list[int]]:
     """The batches in which an image has other bytes than among all members, or than in fixed groups where it should."""
-    whole = sample(network, GroupedSampler(batching.divide(MEMBERS)), MEMBERS)
-    differing_batches = [
-        seeds
-        for seeds in BATCHES
-        if not torch.equal(sample(network, GroupedSampler(batching.divide(seeds)), seeds), whole[seeds])
-    ]
-    fixed = sample(network, GroupedSampler(fixed_groups(MEMBERS)), MEMBERS)
+
+    def sample_batch(seeds: list[int]) -> Tensor:
+        groups = batching.divide(seeds, rows_per_image=tilt.rows_per_image)
+        return sample(network, GroupedSampler(groups), seeds, tilt)
+
+    whole = sample_batch(MEMBERS)
+    differing_batches = [seeds for seeds in BATCHES if not torch.equal(sample_batch(seeds), whole[seeds])]
+    fixed = sample(network, GroupedSampler(fixed_groups(MEMBERS, MEMBERS, tilt.rows_per_image)), MEMBERS, tilt)
     return differing_batches if torch.equal(fixed, whole) else [*differing_batches, MEMBERS]
 
 
@@ -67,9 +70,11 @@ def main(threads: str, models: str) -> None:
         network = {"bundled": bundled, "smallest": smallest}[name]()
         for count in map(int, threads.split(",")):
             torch.set_num_threads(count)
-            batching = choose_batching(network)
-            cell = {"model": name, "threads": count, "groups": batching.groups, "check": batching.check}
-            print(json.dumps(cell | {"differing": find_differing(network, batching)}), flush=True)
+            for tilt in (NO_TILT, Tilt(2.0 if network.config.model.classes else 1.0, 0.9)):
+                batching = choose_batching(network, tilt=tilt)
+                cell = {"model": name, "threads": count, "groups": batching.groups, "check": batching.check}
+                cell |= {"tilt": str(tilt), "differing": find_differing(network, batching, tilt)}
+                print(json.dumps(cell), flush=True)
 
 
 if __name__ == "__main__":

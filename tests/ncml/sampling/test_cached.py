@@ -18,8 +18,9 @@ from ncml.network.ncpn import NCPN
 from ncml.network.sde import end_time
 from ncml.sampling.batch_invariance import GroupedSampler, choose_batching
 from ncml.sampling.cached import NetworkCache, sample_cached, visit_pixels
+from ncml.sampling.conditions import Conditions
 from ncml.sampling.options import SamplingSettings
-from ncml.sampling.sample import BatchDraws, Conditions, Plan, generate_images, sample_naive
+from ncml.sampling.sample import BatchDraws, Plan, generate_images, sample_naive
 from ncml.sampling.solvers import SOLVERS
 from tests.ncml import nets
 

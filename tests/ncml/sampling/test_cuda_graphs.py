@@ -11,8 +11,9 @@ from torch.utils._pytree import tree_leaves
 from ncml.config import Config
 from ncml.network.ncpn import NCPN
 from ncml.sampling.cached import sample_cached
+from ncml.sampling.conditions import Conditions
 from ncml.sampling.cuda_graphs import MAX_RECORDINGS, Operations, Recorder, ReplaySampler
-from ncml.sampling.sample import BatchDraws, Conditions
+from ncml.sampling.sample import BatchDraws
 from tests.ncml import nets
 
 T = 0.02
