@@ -1,15 +1,19 @@
 """A model folder: `model.safetensors`, `config.json`, `calibration.json` and `card.md`. No pickle anywhere.
 
 The version of a model is a SHA-256 over its configuration and weights; results, calibration and metrics quote it.
+Whatever a folder contains, it loads or is refused with a `ModelError`: sizes are checked before anything is parsed or
+built.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from reprlib import repr as quote
 from typing import Any
 
 import torch
@@ -26,6 +30,17 @@ from ncml.network.sde import end_time, grey_levels_at, make_sde
 FORMAT = 2
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "card.md"
 CALIBRATION, TILES = "calibration.json", "calibration-tiles.json"
+
+MAX_CONFIG_BYTES = 8 * 2**20
+MAX_CARD_BYTES = 256 * 2**10
+"""Workers publish the card every two seconds."""
+MAX_CALIBRATION_BYTES = 32 * 2**20
+"""Some 150,000 ranking images."""
+MAX_METRICS = 1000
+MAX_PARAMETERS = 2**31
+"""Of a network: 8 GiB in fp32."""
+MAX_HEADER_BYTES = 4 * 2**20
+"""Of the weights: names and shapes of some 30,000 tensors."""
 
 
 @dataclass(frozen=True)
@@ -89,16 +104,15 @@ def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, NcmlError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
         raise ModelError(f"{folder / CONFIG} does not describe a model: {reason}.") from error
-    metrics = stored.get("metrics", {})
-    if not isinstance(metrics, dict) or not all(type(value) in (int, float) for value in metrics.values()):
-        raise ModelError(f"{folder / CONFIG}: each value of metrics must be a number.")
+    metrics = _read_metrics(folder / CONFIG, stored.get("metrics", {}))
     sampling = _read_sampling(folder / CONFIG, stored.get("sampling", {}), config)
-    state = _read_weights(folder)
+    state = _read_weights(folder, network.state_dict())
     _check(folder / WEIGHTS, network.state_dict(), state)
     version = digest(config, state)
     if version != stored.get("version"):
         raise ModelError(f"{folder}: the weights do not match the version in {CONFIG}; copy the folder again.")
-    network.load_state_dict({name: _upcast(tensor) for name, tensor in state.items()}, assign=True)
+    # Copies: the file is mapped into memory, and replacing it in place would end a process that reads it.
+    network.load_state_dict({name: _upcast(tensor).clone() for name, tensor in state.items()}, assign=True)
     return network.to(device).channels_last().eval(), Description(version, metrics, sampling)
 
 
@@ -117,7 +131,7 @@ def read_config(stored: dict[str, Any]) -> Config:
                 f"has format {number}, newer than {FORMAT}, the newest that this ncml reads: upgrade ncml."
             )
         case other:
-            raise ModelError(f"has format {other!r}, which is not one of 1 and {FORMAT}: copy the folder again.")
+            raise ModelError(f"has format {quote(other)}, which is not one of 1 and {FORMAT}: copy the folder again.")
 
 
 def digest(config: Config, state: dict[str, Tensor]) -> str:
@@ -128,6 +142,37 @@ def digest(config: Config, state: dict[str, Tensor]) -> str:
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
+
+
+def read_card(folder: Path) -> str:
+    """Return the model card in Markdown; empty if the folder has none. Raises ModelError if it is not UTF-8 text."""
+    path = folder / CARD
+    if not path.is_file():
+        return ""
+    try:
+        return _read_file(path, MAX_CARD_BYTES).decode()
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read as UTF-8 text: {error}.") from error
+
+
+def _read_metrics(path: Path, stored: object) -> dict[str, float]:
+    if not isinstance(stored, dict) or len(stored) > MAX_METRICS or not all(map(_is_finite, stored.values())):
+        raise ModelError(f"{path}: each value of metrics must be a number, at most {MAX_METRICS} of them.")
+    if not all(_is_printable(name) for name in stored):
+        raise ModelError(f"{path}: each name of metrics must be 1 to 200 printable characters.")
+    return stored
+
+
+def _is_finite(value: object) -> bool:
+    """Return whether a value is a number that a float can hold."""
+    try:
+        return type(value) in (int, float) and math.isfinite(value)  # pyright: ignore[reportArgumentType]
+    except OverflowError:
+        return False
+
+
+def _is_printable(name: str) -> bool:
+    return 1 <= len(name) <= 200 and name.isprintable()
 
 
 def _read_sampling(path: Path, stored: object, config: Config) -> SamplingDefaults:
@@ -149,13 +194,24 @@ def _upcast(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
 
 
-def _read_weights(folder: Path) -> dict[str, Tensor]:
+def _read_weights(folder: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Read the weights if the file is not larger than the network that the configuration describes."""
     path = folder / WEIGHTS
+    count = sum(tensor.numel() for tensor in expected.values())
+    if count > MAX_PARAMETERS:
+        raise ModelError(
+            f"{folder / CONFIG} describes a network of {count} weights; at most {MAX_PARAMETERS} are read."
+        )
     if not path.is_file():
         pickled = [other.name for other in folder.glob("*") if other.suffix in {".pt", ".pth", ".bin", ".ckpt", ".pkl"}]
         hint = f": {pickled[0]} may be a pickle, which is never opened" if pickled else ""
         raise ModelError(f"{folder} has no {WEIGHTS}{hint}.")
     try:
+        with path.open("rb") as file:
+            size, header = os.fstat(file.fileno()).st_size, int.from_bytes(file.read(8), "little")
+        # Eight bytes a weight, of any type: a wrong one is named later.
+        if MAX_HEADER_BYTES < header < size or size > MAX_HEADER_BYTES + 8 * count:
+            raise ModelError(f"{path} has {size} bytes, more than the {count} weights of its configuration need.")
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(f"{path} is not a complete safetensors file: {error}.") from error
@@ -176,17 +232,28 @@ def _check(path: Path, expected: dict[str, Tensor], state: dict[str, Tensor]) ->
             raise ModelError(f"{path}: the weight {name} has values that are not finite.")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
     """Read a JSON object from a file of a model folder; raise ModelError if there is none."""
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(_read_file(path, max_bytes).decode())
     except FileNotFoundError as error:
         raise ModelError(f"{path.parent} is not a model folder: it has no {path.name}.") from error
+    except RecursionError as error:
+        raise ModelError(f"{path} cannot be read as JSON: it is nested too deeply.") from error
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read as JSON: {error}.") from error
     if not isinstance(value, dict):
         raise ModelError(f"{path} does not hold a JSON object.")
     return value
+
+
+def _read_file(path: Path, max_bytes: int) -> bytes:
+    """Return the content of a file; raise ValueError, without reading on, if it has more than `max_bytes`."""
+    with path.open("rb") as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ValueError(f"it has more than {max_bytes} bytes")
+    return content
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

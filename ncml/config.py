@@ -6,9 +6,14 @@ A recipe is a function that returns a complete `Config`; a new experiment is a n
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal
+from reprlib import repr as quote
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import Field, TypeAdapter
 
 from ncml.errors import InputError
 
@@ -24,6 +29,17 @@ STEPPED_SOLVER = "euler-maruyama"
 SAMPLING_RANGES = {"start_noise": (0, 255), "steps": (1, 1000), "guidance": (0.5, 10), "temperature": (0.5, 1.5)}
 """Smallest and largest value of the numerical sampling options that a model folder may recommend."""
 
+MAX_BLOCKS = 512
+"""Gated blocks of all levels together: a network is built before its weights are compared with it."""
+
+# What a model folder may contain. The bounds are far beyond any useful network, and small enough to build it at once.
+Side = Annotated[int, Field(ge=1, le=1024)]
+Width = Annotated[int, Field(ge=1, le=4096)]
+Count = Annotated[int, Field(ge=1, le=10**15)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(ge=0, le=1000)]
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -31,9 +47,9 @@ CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 class LevelConfig:
     """One resolution of the network."""
 
-    width: int
+    width: Width
     """Filters."""
-    blocks: int
+    blocks: Annotated[int, Field(ge=0, le=MAX_BLOCKS)]
     """Gated blocks of each stream going up; coming down there is one more, except at the lowest resolution."""
     attention: bool = True
     """Axial attention after each gated block."""
@@ -43,22 +59,22 @@ class LevelConfig:
 class ModelConfig:
     """The network's shape."""
 
-    height: int = 32
-    width: int = 32
+    height: Side = 32
+    width: Side = 32
     """Pixels; each divisible by 2 to the power of the number of levels less one."""
-    levels: tuple[LevelConfig, ...]
+    levels: Annotated[tuple[LevelConfig, ...], Field(min_length=1, max_length=10)]
     """From full resolution down; each halves the one before."""
-    mixtures: int = 10
+    mixtures: Annotated[int, Field(ge=1, le=1000)] = 10
     """Logistic components for each pixel."""
-    heads: int = 8
+    heads: Width = 8
     """Attention heads; they divide every level's width."""
-    classes: tuple[str, ...] = ()
+    classes: Annotated[tuple[Name, ...], Field(max_length=10**5)] = ()
     """Class names; none makes an unconditional model."""
     orientations: bool = False
     """Conditioned on an orientation, so that every half of an image is a prefix in some raster order."""
-    embedding: int = 256
+    embedding: Annotated[int, Field(ge=2, le=8192, multiple_of=2)] = 256
     """Width of the conditioning vector (noise level, class, orientation)."""
-    dropout: float = 0.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     def __post_init__(self) -> None:
         stride = 2 ** (len(self.levels) - 1)
@@ -66,6 +82,8 @@ class ModelConfig:
             raise InputError("size", f"height and width must be multiples of {stride}, not {self.height}x{self.width}")
         if any(level.attention and level.width % self.heads for level in self.levels):
             raise InputError("heads", f"the {self.heads} heads must divide the width of every level with attention")
+        if sum(level.blocks for level in self.levels) > MAX_BLOCKS:
+            raise InputError("blocks", f"the levels must have at most {MAX_BLOCKS} blocks together")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,57 +91,57 @@ class SDEConfig:
     """The SDE that noises images, and its end time."""
 
     kind: Literal["ve", "vp", "sub-vp"] = "vp"
-    grey_levels: float = 10.0
+    grey_levels: Annotated[float, Field(gt=0, le=10_000)] = 10.0
     """Standard deviation of the noise at T on the 0..255 scale; T is solved from it."""
-    end_time: float | None = None
+    end_time: Annotated[float | None, Field(gt=0, le=1)] = None
     """T given literally; overrides `grey_levels`."""
-    beta_min: float = 0.1
-    beta_max: float = 20.0
-    sigma_min: float = 0.01
-    sigma_max: float = 50.0
+    beta_min: Annotated[float, Field(ge=1e-6, le=1000)] = 0.1
+    beta_max: Annotated[float, Field(ge=1e-6, le=1000)] = 20.0
+    sigma_min: Annotated[float, Field(ge=1e-6, le=1000)] = 0.01
+    sigma_max: Annotated[float, Field(ge=1e-6, le=1000)] = 50.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """The objective and the optimiser."""
 
-    clean_probability: float = 0.25
+    clean_probability: Share = 0.25
     """Probability of t = 0 under mu (Eq. 8 of the paper), the rest uniform on (0, T]; 1 is maximum likelihood."""
-    class_dropout: float = 0.1
+    class_dropout: Share = 0.1
     """Probability that an image's class is withheld, which trains the unconditional model."""
-    orientation_probability: float = 0.25
+    orientation_probability: Share = 0.25
     """Probability of an orientation other than the identity, for a model conditioned on it."""
     flip: bool = True
     """Mirror half of the images left to right."""
-    total_images: int = 100_000_000
+    total_images: Count = 100_000_000
     """Length of the run in images; an image counts each time it is drawn."""
-    batch_size: int = 32
-    learning_rate: float = 2e-3
+    batch_size: Count = 32
+    learning_rate: Rate = 2e-3
     """Of Adam."""
-    muon_learning_rate: float | None = None
+    muon_learning_rate: Rate | None = None
     """Of Muon, which trains the matrices of the network's body (`ncml.training.optimizer`); None: Adam trains all."""
-    embedding_lr_multiplier: float = 1.0
+    embedding_lr_multiplier: Rate = 1.0
     """The learning rate of class and orientation embeddings, as a multiple of Adam's."""
-    warmup_images: int = 20_000
+    warmup_images: Annotated[int, Field(ge=0, le=10**15)] = 20_000
     """Images over which the learning rate rises linearly from 0."""
-    cooldown_fraction: float = 0.3
+    cooldown_fraction: Share = 0.3
     """Share of the run, at its end, over which the learning rate falls linearly to 0."""
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[Share, Share] = (0.9, 0.99)
     """Of Adam."""
-    ema_images: float = 32_000
+    ema_images: Annotated[float, Field(gt=0, le=1e15)] = 32_000
     """Horizon of the weights' moving average in images: its decay per step is 1 - batch_size / ema_images."""
-    grad_clip: float = 1.0
+    grad_clip: Annotated[float, Field(gt=0, le=1e15)] = 1.0
     """Largest global norm of the gradient."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the network's body; the head and the likelihood are always fp32."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """A complete recipe."""
 
-    recipe: str
+    recipe: Name
     model: ModelConfig
     sde: SDEConfig = field(default_factory=SDEConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -134,7 +152,18 @@ class Config:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Config:
-        """Read the result of `to_json`; raise TypeError, LookupError or ValueError on anything else."""
+        """Read the result of `to_json`; raise TypeError, LookupError or ValueError on anything else.
+
+        A value of another type or out of range is a ValueError that names it.
+        """
+        try:
+            # Only to check: the values stay as they are stored, because the model's version hashes them.
+            _CHECKS.validate_json(json.dumps(data), strict=True)
+        except pydantic.ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(map(str, first["loc"]))
+            message = first["msg"].removeprefix("Value error, ")
+            raise ValueError(f"{place}: {message[0].lower()}{message[1:]}" if place else message) from error
         model = dict(data["model"])
         model["levels"] = tuple(LevelConfig(**level) for level in model["levels"])
         model["classes"] = tuple(model["classes"])
@@ -146,6 +175,9 @@ class Config:
             sde=SDEConfig(**data["sde"]),
             training=TrainingConfig(**training),
         )
+
+
+_CHECKS = TypeAdapter(Config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,12 +202,12 @@ class SamplingDefaults:
         for name, value in data.items():
             if name == "solver":
                 if not isinstance(value, str) or value not in SOLVERS:
-                    raise InputError(name, f"sampling.solver must be one of {', '.join(SOLVERS)}, not {value!r}")
+                    raise InputError(name, f"sampling.solver must be one of {', '.join(SOLVERS)}, not {quote(value)}")
                 continue
             low, high = SAMPLING_RANGES[name]
             kinds, noun = ((int,), "an integer") if name == "steps" else ((int, float), "a number")
             if type(value) not in kinds or not low <= value <= high:
-                raise InputError(name, f"sampling.{name} must be {noun} from {low:g} to {high:g}, not {value!r}")
+                raise InputError(name, f"sampling.{name} must be {noun} from {low:g} to {high:g}, not {quote(value)}")
         return cls(**data)
 
 

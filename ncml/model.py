@@ -118,9 +118,8 @@ class Model:
 
     @property
     def card(self) -> str:
-        """The model card in Markdown."""
-        path = self.folder / checkpoint.CARD
-        return path.read_text() if path.is_file() else ""
+        """The model card in Markdown. Raises `ModelError` if it is not UTF-8 text."""
+        return checkpoint.read_card(self.folder)
 
     @property
     def device(self) -> torch.device:
@@ -245,7 +244,7 @@ class Model:
     def tiles(self) -> TileCalibration | None:
         """The calibration of tiles, if there is one. Raises `ModelError` if it cannot be used."""
         exists = (self.folder / checkpoint.TILES).is_file()
-        return TileCalibration.read(self.folder, self.version) if exists else None
+        return TileCalibration.read(self.folder, self.version, self.config) if exists else None
 
     def scan(
         self,

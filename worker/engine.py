@@ -36,7 +36,7 @@ from worker.contract import (
     Score,
     ScoreJob,
 )
-from worker.messages import Batch, Catalogue, Done, Drop, EngineSettings, Outcome, Previews, Step
+from worker.messages import Batch, Catalogue, Done, Drop, EngineSettings, Opening, Outcome, Previews, Step
 from worker.registry import ModelRegistry
 
 if TYPE_CHECKING:
@@ -86,6 +86,8 @@ def serve(pipe: Connection, settings: EngineSettings) -> None:
         device=settings.device,
         keep=settings.keep_models,
         generates=settings.generates,
+        lethal=settings.lethal,
+        on_open=lambda folder, stamp: pipe.send(Opening(folder, stamp)),
     )
     runner = BatchRunner(pipe, registry, settings)
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from worker.contract import Job, JobError, ModelRef, Scan, Score
 from worker.descriptors import ModelDescriptor
-from worker.registry import Load
+from worker.registry import Load, Stamp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,8 @@ class EngineSettings:
     keep_models: int = 2
     generates: bool = False
     """Whether it samples images, and so checks each model's batching when it loads it."""
+    lethal: dict[Path, Stamp] = field(default_factory=dict[Path, Stamp])
+    """Folders that ended earlier engines while they were loaded; not loaded again before they change."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,14 @@ class Drop:
 
     number: int
     ids: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Opening:
+    """The engine is about to load a model folder."""
+
+    folder: Path
+    stamp: Stamp
 
 
 @dataclass(frozen=True)
@@ -88,5 +98,5 @@ class Done:
     memory_bytes: int = 0
 
 
-Message = Catalogue | Step | Done
+Message = Opening | Catalogue | Step | Done
 """What an engine sends."""

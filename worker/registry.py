@@ -1,14 +1,14 @@
 """The models that an engine serves: discovered in folders, loaded on demand, replaced when their folder changes.
 
-Uses `ncml.Model`; must not import RQ or Redis.
+Whatever a folder contains, it is served or has a fault, and the others are served. Uses `ncml.Model`; must not import
+RQ or Redis.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -28,6 +28,12 @@ Load: TypeAlias = "Callable[..., Model]"
 """`load(folder, device=...)`; raises `ModelError` for a folder that cannot be used."""
 
 Stamp = tuple[tuple[str, int, int], ...]
+"""Name, size and time of change of each file of a folder."""
+
+MAX_NAME = 200
+"""Characters of a folder's name: as many as a job may name."""
+
+LETHAL = "loading this folder ended the engine twice; change the folder, or restart the worker to try again"
 
 
 @dataclass
@@ -47,18 +53,31 @@ class ModelRegistry:
     even after the registry has replaced it.
 
     generates: whether the models are sampled from, which includes a check of their batching when they are loaded.
+    lethal: folders that are not loaded while they have this stamp.
+    on_open: called with a new or changed folder and its stamp before the folder is loaded.
     """
 
     def __init__(
-        self, directories: Sequence[Path], load: Load, *, device: str, keep: int, generates: bool = False
+        self,
+        directories: Sequence[Path],
+        load: Load,
+        *,
+        device: str,
+        keep: int,
+        generates: bool = False,
+        lethal: Mapping[Path, Stamp] | None = None,
+        on_open: Callable[[Path, Stamp], None] = lambda folder, stamp: None,
     ) -> None:
         self._directories = directories
         self._load = load
         self._device = device
         self._keep = keep
         self._generates = generates
+        self._lethal = lethal or {}
+        self._on_open = on_open
         self._entries: dict[str, _Entry] = {}
         self._loaded: OrderedDict[str, Model] = OrderedDict()
+        self._unreadable: set[Path] = set()
 
     @property
     def descriptors(self) -> tuple[ModelDescriptor, ...]:
@@ -82,6 +101,7 @@ class ModelRegistry:
             entry = self._entries.get(name)
             if entry is None or (entry.folder, entry.stamp) != (folder, stamp):
                 self._entries[name] = _Entry(folder, stamp, entry.descriptor if entry else None)
+                self._on_open(folder, stamp)
                 self._open(name)
                 changed = True
         return changed
@@ -104,28 +124,60 @@ class ModelRegistry:
         """Return the model folders by name, each with a stamp that changes when its files do."""
         folders: dict[str, tuple[Path, Stamp]] = {}
         for directory in self._directories:
-            for folder in sorted(directory.iterdir()) if directory.is_dir() else []:
-                with contextlib.suppress(FileNotFoundError):  # removed while it is read
+            try:
+                candidates = sorted(directory.iterdir()) if directory.is_dir() else []
+            except OSError as error:
+                self._warn_unreadable(directory, error)
+                continue
+            for folder in candidates:
+                try:
                     if folder.name not in folders and (folder / "config.json").is_file():
                         folders[folder.name] = folder, _stamp(folder)
+                except FileNotFoundError:
+                    continue  # removed while it is read
+                except OSError as error:
+                    self._warn_unreadable(folder, error)
         return folders
+
+    def _warn_unreadable(self, folder: Path, error: OSError) -> None:
+        if folder not in self._unreadable:
+            self._unreadable.add(folder)
+            log.warning("%s is not searched for models: %s", folder, error.strerror)
 
     def _open(self, name: str) -> Model | None:
         """Load a folder. If it is no longer usable, the model loaded from it before stays in service."""
         entry = self._entries[name]
         try:
+            self._check(name, entry)
             model = self._load(entry.folder, device=self._device)
-        except (NcmlError, OSError) as error:
-            entry.fault = str(error)
+            descriptor = describe(name, model, model.batching if self._generates else None)
+        except Exception as error:  # what a folder contains must never end the engine, which serves the others
+            if isinstance(error, (NcmlError, OSError)):
+                entry.fault = str(error)
+            else:
+                log.exception("a model folder cannot be loaded", extra={"model": name})
+                entry.fault = f"{entry.folder} cannot be loaded: {type(error).__name__}: {error}".splitlines()[0][:300]
             if name not in self._loaded:
                 entry.descriptor = None
             return self._loaded.get(name)
-        entry.fault, entry.descriptor = None, describe(name, model, model.batching if self._generates else None)
+        if model.calibration is None:
+            log.warning("no verdicts: %s", model.uncalibrated, extra={"model": name})
+        entry.fault, entry.descriptor = None, descriptor
         self._loaded[name] = model
         self._loaded.move_to_end(name)
         while len(self._loaded) > self._keep:
             self._loaded.popitem(last=False)
         return model
+
+    def _check(self, name: str, entry: _Entry) -> None:
+        """Raise `ModelError` for a folder that no request could name, and for a lethal one."""
+        if not name.isprintable() or "@" in name or len(name) > MAX_NAME:
+            raise ModelError(
+                f"{entry.folder}: the name of a model folder must have at most {MAX_NAME} printable characters, "
+                "none of them @; rename it"
+            )
+        if self._lethal.get(entry.folder) == entry.stamp:
+            raise ModelError(LETHAL)
 
 
 def describe(name: str, model: Model, batching: BatchingChoice | None) -> ModelDescriptor:
@@ -166,6 +218,5 @@ def _tile_calibration(model: Model) -> TileCalibration | None:
 
 
 def _stamp(folder: Path) -> Stamp:
-    """Return name, size and time of change of each file."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
     return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)

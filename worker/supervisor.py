@@ -3,8 +3,9 @@
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
-from worker.messages import Catalogue, EngineSettings
+from worker.messages import Catalogue, EngineSettings, Message, Opening
 from worker.metrics import WorkerMetrics
 from worker.process import EngineDied, EngineProcess
 
@@ -16,7 +17,7 @@ log = logging.getLogger("ncml.worker")
 
 
 class EngineSupervisor:
-    """Keeps one engine running."""
+    """Keeps one engine running. A folder that ends two engines in a row while they load it is not loaded again."""
 
     def __init__(
         self, settings: EngineSettings, metrics: WorkerMetrics, *, hang_s: float, on_catalogue: Callable[[], None]
@@ -30,6 +31,8 @@ class EngineSupervisor:
         self._engine: EngineProcess | None = None
         self._started = self._due = 0.0
         self._pause_s = FIRST_PAUSE_S
+        self._opening: Opening | None = None
+        self._suspect: Opening | None = None
 
     def ready_engine(self) -> EngineProcess | None:
         """Return the engine once it has loaded its models; start it if there is none. None until it is ready."""
@@ -40,8 +43,7 @@ class EngineSupervisor:
             self._started = time.monotonic()
         try:
             while message := self._engine.receive(0.0 if self.is_ready else 0.2):
-                if isinstance(message, Catalogue):
-                    self.publish(message)
+                self.note(message)
         except EngineDied:
             self.replace("died")
             return None
@@ -51,7 +53,13 @@ class EngineSupervisor:
             self.replace("hung")
         return None
 
-    def publish(self, catalogue: Catalogue) -> None:
+    def note(self, message: Message) -> None:
+        """Remember which folder is being loaded; publish a catalogue."""
+        self._opening = message if isinstance(message, Opening) else None
+        if isinstance(message, Catalogue):
+            self._publish(message)
+
+    def _publish(self, catalogue: Catalogue) -> None:
         """Log, measure and publish the models that the engine serves; the first catalogue makes it ready."""
         for name, fault in catalogue.faults.items():
             log.error("model cannot be used: %s", fault, extra={"model": name})
@@ -67,6 +75,7 @@ class EngineSupervisor:
         self._metrics.gpu_memory.set(catalogue.memory_bytes)
         self.catalogue = catalogue
         self.is_ready = True
+        self._suspect = None
         self._pause_s = FIRST_PAUSE_S
         self._on_catalogue()
 
@@ -76,6 +85,11 @@ class EngineSupervisor:
         log.error("the engine %s; starting another", reason, extra={"engine_pid": self._engine.pid})
         self._metrics.engine_restarts.labels(reason).inc()
         self.stop()
+        if self._opening and self._opening == self._suspect:
+            log.error("model folder is not loaded again: it ended the engine twice: %s", self._opening.folder)
+            lethal = self._settings.lethal | {self._opening.folder: self._opening.stamp}
+            self._settings = replace(self._settings, lethal=lethal)
+        self._suspect, self._opening = self._opening, None
         if not self.is_ready:  # wait longer before each new attempt
             self._due = time.monotonic() + self._pause_s
             self._pause_s = min(2 * self._pause_s, MAX_PAUSE_S)

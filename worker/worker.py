@@ -26,7 +26,7 @@ from worker.contract import JobError, JobStatus, Lane, ModelRef, ScoreJob, Timin
 from worker.descriptors import PublishedWorker, WorkerInfo, WorkerState
 from worker.keys import WORKERS, queue_names, worker_key
 from worker.leases import LEASE_S, Claim, Ending, Leases
-from worker.messages import Batch, Catalogue, Done, Drop, EngineSettings, Step
+from worker.messages import Batch, Catalogue, Done, Drop, EngineSettings, Opening, Step
 from worker.metrics import WorkerMetrics
 from worker.process import EngineDied, EngineProcess
 from worker.queue import CANCELED, EXPIRED, JobQueue
@@ -266,9 +266,9 @@ class GpuWorker(SimpleWorker):
                 case Step():
                     last_message = now
                     self._note(running, message)
-                case Catalogue():
+                case Opening() | Catalogue():
                     with self._outages():
-                        self._supervisor.publish(message)
+                        self._supervisor.note(message)
                 case _:
                     pass
             if now - last_message > self.settings.hang_s:

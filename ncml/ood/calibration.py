@@ -16,14 +16,16 @@ import numpy as np
 
 from ncml import checkpoint
 from ncml.config import Config
-from ncml.errors import ModelError
-from ncml.images.perturbations import Tolerance
+from ncml.images.perturbations import TOLERANCES, Tolerance
 from ncml.ood import conformal, storage
 from ncml.ood.conformal import Floats
 from ncml.ood.statistics import Estimates, Gaussian, build_statistics
 
 DEFAULT = "multiscale"
 """The statistic that gives the verdict unless another is requested."""
+
+
+TOLERATED: dict[str, Tolerance] = {name: name for name in TOLERANCES}
 
 
 @dataclass(frozen=True)
@@ -132,15 +134,19 @@ class Calibration:
         """Read `calibration.json`; raises `ModelError` if it is damaged or belongs to another model."""
         path = folder / checkpoint.CALIBRATION
         stored = storage.read(path, model_version)
-        try:
-            return cls(
+        statistics = build_statistics(config)
+        with storage.refusing_damage(path):
+            calibration = cls(
                 model_version,
-                Estimates(stored["fit"]["typical_bpd"], Gaussian.from_json(stored["fit"]["gaussian"])),
-                {name: np.array(stored["ranked"][name], np.float64) for name in build_statistics(config)},
-                stored["n_fit"],
-                stored["false_positive_rate"],
+                Estimates(
+                    float(storage.floats(stored["fit"]["typical_bpd"])),
+                    Gaussian.from_json(stored["fit"]["gaussian"], statistics["multiscale"].needs),
+                ),
+                {name: storage.ranks(stored["ranked"][name]) for name in statistics},
+                storage.count(stored["n_fit"]),
+                float(storage.floats(stored["false_positive_rate"])),
                 stored["statistic"],
-                tuple(stored["tolerate"]),
+                tuple(TOLERATED[name] for name in stored["tolerate"]),
             )
-        except (AttributeError, LookupError, TypeError, ValueError) as error:
-            raise ModelError(f"{path} is damaged ({str(error).rstrip('.')}): {storage.REMEDY}.") from error
+            _ = calibration.threshold, calibration.histograms  # which may fail, too
+            return calibration

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ncml.errors import InputError
+from ncml.ood import storage
 from ncml.ood.conformal import Floats
 from ncml.ood.measurements import Columns, column_name, noise_levels
 
@@ -83,9 +84,18 @@ class Gaussian:
         return cls(tuple(columns), tuple(x_NM.mean(0).tolist()), tuple(map(tuple, precision_MM.tolist())))
 
     @classmethod
-    def from_json(cls, stored: dict[str, Any]) -> Gaussian:
-        """Rebuild a Gaussian from the result of `dataclasses.asdict`."""
-        return cls(tuple(stored["columns"]), tuple(stored["mean"]), tuple(map(tuple, stored["precision"])))
+    def from_json(cls, stored: dict[str, Any], columns: tuple[str, ...]) -> Gaussian:
+        """Rebuild a Gaussian of these columns from the result of `dataclasses.asdict`.
+
+        Raises ArithmeticError, LookupError, TypeError or ValueError for anything else.
+        """
+        if tuple(stored["columns"]) != columns:
+            raise ValueError(f"its measurements are not {', '.join(columns)}")
+        M = len(columns)
+        mean_M, precision_MM = storage.floats(stored["mean"], M), storage.floats(stored["precision"], M, M)
+        if np.linalg.eigvalsh(precision_MM + precision_MM.T)[0] < 0:
+            raise ValueError("its precision matrix is not positive definite")
+        return cls(columns, tuple(mean_M.tolist()), tuple(map(tuple, precision_MM.tolist())))
 
     def distance(self, columns: Columns) -> Floats:
         """Compute the Mahalanobis distance sqrt((v - m)' S^-1 (v - m)) of each image, [N]."""

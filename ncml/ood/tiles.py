@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ncml import checkpoint, images
-from ncml.errors import ModelError
+from ncml.config import Config
 from ncml.images.tiling import Box, Scores, TileSize, blend
 from ncml.network.ncpn import NCPN
 from ncml.ood import conformal, storage
@@ -172,18 +172,19 @@ class TileCalibration:
         storage.write(folder / checkpoint.TILES, self._content())
 
     @classmethod
-    def read(cls, folder: Path, model_version: str) -> TileCalibration:
+    def read(cls, folder: Path, model_version: str, config: Config) -> TileCalibration:
         """Read `calibration-tiles.json`; raises `ModelError` if it is missing, damaged or belongs to another model."""
         path = folder / checkpoint.TILES
         stored = storage.read(path, model_version)
-        try:
+        with storage.refusing_damage(path):
+            height, width = map(storage.count, stored["cut"])
+            if height < config.model.height or width < config.model.width:
+                raise ValueError(f"tiles of {width} x {height} pixels are smaller than the model")
             return cls(
                 model_version,
-                TileSize(*stored["cut"]),
-                Gaussian.from_json(stored["gaussian"]),
-                np.array(stored["ranked"], np.float64),
-                stored["n_fit"],
-                stored["false_positive_rate"],
+                TileSize(height, width),
+                Gaussian.from_json(stored["gaussian"], build_statistics(config)["multiscale"].needs),
+                storage.ranks(stored["ranked"]),
+                storage.count(stored["n_fit"]),
+                float(storage.floats(stored["false_positive_rate"])),
             )
-        except (AttributeError, LookupError, TypeError, ValueError) as error:
-            raise ModelError(f"{path} is damaged ({str(error).rstrip('.')}): {storage.REMEDY}.") from error

@@ -116,6 +116,7 @@ class SyntheticModel:
     sampling_limits = SamplingLimits(max_noise=noise, noise=noise)
     keeps = ("top",)
     batching = Batching()
+    uncalibrated = "this model is not calibrated."
     classes = ("good", "lethal", "bad", "hungry", "stuck", "slow")
 
     def __init__(self, folder: Path) -> None:
@@ -241,6 +242,8 @@ class SyntheticModel:
 
 
 def load(folder: Path, *, device: str) -> SyntheticModel:
+    if folder.name == "lethal":
+        os.kill(os.getpid(), signal.SIGKILL)
     return SyntheticModel(folder)
 
 

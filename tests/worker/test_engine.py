@@ -6,7 +6,7 @@ import pytest
 
 from tests.worker.fleet import score
 from tests.worker.synthetic import load, write_model
-from worker.messages import Batch, Catalogue, Done, Drop, EngineSettings, Step
+from worker.messages import Batch, Catalogue, Done, Drop, EngineSettings, Opening, Step
 from worker.process import EngineProcess
 
 
@@ -17,6 +17,7 @@ def test_a_job_dropped_while_it_is_computed_alone_does_not_fail(
     write_model(tmp_path, batch_s=0.1, rows=40)
     engine = EngineProcess(EngineSettings(directories=(tmp_path,), load=load))
     try:
+        assert isinstance(engine.receive(60), Opening)
         assert isinstance(engine.receive(60), Catalogue)
         engine.send(Batch(1, {"slow": score(class_name="slow"), "bad": score(class_name="bad")}))
         assert isinstance(engine.receive(10), Step)  # so the slow job is being computed, alone

@@ -574,3 +574,12 @@ def test_the_engine_ends_with_its_worker(fleet: Fleet) -> None:
 
 def _version(fleet: Fleet) -> str:
     return next(model.version for model in fleet.queue.models() if model.name == "synthetic")
+
+
+def test_a_folder_that_ends_two_engines_is_left_out_and_the_others_are_served(fleet: Fleet) -> None:
+    write_model(fleet.models, "lethal")
+    fleet.start()
+    assert [model.name for model in fleet.queue.models()] == ["synthetic"]
+    assert "loading this folder ended the engine twice" in fleet.log.read_text()
+    write_model(fleet.models, "another")
+    eventually(lambda: {model.name for model in fleet.queue.models()} == {"another", "synthetic"})

@@ -38,7 +38,7 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> ncml.Model:
 
 
 def read(model: ncml.Model) -> TileCalibration:
-    return TileCalibration.read(model.folder, model.version)
+    return TileCalibration.read(model.folder, model.version, model.config)
 
 
 def test_a_scan_is_its_tiles(calibrated: ncml.Model) -> None:
@@ -128,13 +128,13 @@ def test_too_few_images_are_refused(model: ncml.Model) -> None:
 
 def test_a_calibration_of_tiles_is_bound_to_its_model(calibrated: ncml.Model, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="another version"):
-        TileCalibration.read(calibrated.folder, "0" * 64)
+        TileCalibration.read(calibrated.folder, "0" * 64, calibrated.config)
     path = tmp_path / checkpoint.TILES
     stored = json.loads((calibrated.folder / checkpoint.TILES).read_text())
     path.write_text(json.dumps(stored | {"n_fit": 99}))
     with pytest.raises(ModelError, match="changed after it was written"):
-        TileCalibration.read(tmp_path, calibrated.version)
+        TileCalibration.read(tmp_path, calibrated.version, calibrated.config)
     del stored["version"], stored["cut"]
     storage.write(path, stored)
     with pytest.raises(ModelError, match="is damaged"):
-        TileCalibration.read(tmp_path, calibrated.version)
+        TileCalibration.read(tmp_path, calibrated.version, calibrated.config)
