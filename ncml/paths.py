@@ -1,10 +1,16 @@
-"""Paths: where model folders are searched for, and the files of a command's arguments. Does not import torch."""
+"""Paths: where model folders are searched for, which is the default, and the files of a command's arguments.
+
+Does not import torch.
+"""
 
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ncml.errors import InputError
+
+BUNDLED_MODEL = "cifar10"
+"""The name of the model that comes with this package."""
 
 
 def search_path() -> tuple[Path, ...]:
@@ -24,6 +30,16 @@ def model_folders() -> dict[str, Path]:
         for config in sorted(directory.glob("*/config.json")):
             folders.setdefault(config.parent.name, config.parent)
     return folders
+
+
+def default_model(names: Iterable[str], setting: str) -> str | None:
+    """Return the model for those who name none; None without models. A further model folder does not change it.
+
+    It is the one that `setting` (NCML_DEFAULT_MODEL) names, present or not; else the bundled model; else the first by
+    name.
+    """
+    present = sorted(names)
+    return setting or (BUNDLED_MODEL if BUNDLED_MODEL in present else next(iter(present), None))
 
 
 def list_files(paths: Iterable[Path]) -> Iterator[Path]:

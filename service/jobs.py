@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import anyio.to_thread
 from fastapi import Depends, Request, Response
 
+from ncml.paths import default_model
 from service.answers import job_problem, job_response
 from service.http.negotiation import WaitPreference, wait_preference
 from service.http.problems import RETRY_AFTER_S, Problem, as_sentence, invalid_field
@@ -65,7 +66,7 @@ class JobService:
         None selects the default model. Of several versions of a name the first in `models` is selected. Raises the 422
         `Problem` for an unknown model.
         """
-        reference = name or self.settings.default_model or min(model.name for model in models)
+        reference = name or default_model((model.name for model in models), self.settings.default_model) or ""
         model_name, at, version = reference.partition("@")
         for model in models:
             if model.name == model_name and model.version.startswith(version) and (not at or len(version) >= 6):

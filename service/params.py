@@ -15,8 +15,8 @@ class Params(BaseModel):
     model: str | None = Field(
         default=None,
         max_length=200,
-        description="A model by `name`, or by `name@version` to require one version. Default: the only model, "
-        "or the first by name.",
+        description="A model by `name`, or by `name@version` to require one version. Default: the one that "
+        "/models marks as `default`.",
     )
     class_name: str | None = Field(
         default=None,

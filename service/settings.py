@@ -45,7 +45,7 @@ class Settings(BaseSettings):
     job_timeout_s: float = Field(default=600, gt=0, le=86_400)
     """Seconds after which a running job fails."""
     default_model: str = ""
-    """Model of requests that name none. Empty: the first by name."""
+    """Model of requests that name none. Empty: the bundled model, or else the first by name."""
     api_keys_file: Path | None = None
     """File of `name:digest` lines, as `ncml key NAME` prints them. Default: the service is open to anyone."""
     rate_limit: Annotated[tuple[RateLimitItem, ...], NoDecode] = ()

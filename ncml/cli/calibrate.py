@@ -26,7 +26,7 @@ FIT, SPLIT = 2, 7
 def calibrate(
     *,
     data: Annotated[str, arg(metavar="FOLDER|NAME")],
-    model: ModelOption = "cifar10",
+    model: ModelOption = "",
     unseen: bool = False,
     false_positive_rate: Annotated[float, arg(metavar="RATE")] = 0.05,
     tolerate: Annotated[str, arg(metavar="CHANGE,...", help_behavior_hint="(default: none)")] = "",

@@ -27,7 +27,7 @@ def compress(
     *,
     output: Annotated[Path, arg(name="output", aliases=("-o",))],
     threads: ThreadsOption = 1,
-    model: ModelOption = "cifar10",
+    model: ModelOption = "",
     device: str = "cpu",
     as_json: JsonOption = False,
 ) -> None:

@@ -15,7 +15,7 @@ def decompress(
     /,
     *,
     output: Annotated[Path, arg(name="output", aliases=("-o",), metavar="FOLDER")],
-    model: ModelOption = "cifar10",
+    model: ModelOption = "",
     device: str = "cpu",
     as_json: JsonOption = False,
 ) -> None:

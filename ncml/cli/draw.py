@@ -52,7 +52,7 @@ class DrawOptions:
     sampler: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: the fast one)")] = None
     """Sampler; naive is the slow reference."""
     threads: ThreadsOption = 1
-    model: ModelOption = "cifar10"
+    model: ModelOption = ""
     """Name or folder of the model."""
     device: str = "cpu"
     """Device to compute on: cpu, cuda or cuda:N."""

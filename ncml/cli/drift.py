@@ -31,7 +31,7 @@ def drift(
     files: Annotated[Positional[tuple[Path, ...]], arg(metavar="TABLE|FILE|FOLDER...", help_behavior_hint="")],
     /,
     *,
-    model: ModelOption = "cifar10",
+    model: ModelOption = "",
     alpha: float = 0.01,
     plot: Annotated[Path | None, arg(metavar="FILE.png", help_behavior_hint="(default: none)")] = None,
     device: str = "cpu",

@@ -53,7 +53,7 @@ def evaluate(
 
     command_line = command(sys.argv[1:], [data, *ood, *model])
     limits = parse_limits(limit)
-    models = label_models([load(name, device) for name in dict.fromkeys(model or ("cifar10",))])
+    models = label_models([load(name, device) for name in dict.fromkeys(model or ("",))])
     reuse_freed_memory()
 
     def show(section: Section) -> None:

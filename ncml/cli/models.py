@@ -4,7 +4,7 @@ import os
 import sys
 from typing import Any
 
-from ncml.cli.terminal import JsonOption, identity, load, print_json
+from ncml.cli.terminal import JsonOption, default_name, identity, load, print_json
 from ncml.errors import ModelError
 from ncml.paths import model_folders, search_path
 
@@ -18,7 +18,9 @@ def models(*, as_json: JsonOption = False) -> None:
         as_json: Print JSON.
     """
     listed: list[dict[str, Any]] = []
-    for folder in model_folders().values():
+    folders = model_folders()
+    default = default_name(folders)
+    for folder in folders.values():
         try:
             m = load(str(folder), "cpu")
         except ModelError as error:
@@ -27,6 +29,7 @@ def models(*, as_json: JsonOption = False) -> None:
         listed.append(
             identity(m)
             | {
+                "default": m.name == default,
                 "folder": str(folder),
                 "height": m.height,
                 "width": m.width,
@@ -42,7 +45,8 @@ def models(*, as_json: JsonOption = False) -> None:
         print("no model found in", os.pathsep.join(map(str, search_path())))
     else:
         for m in listed:
+            mark = "  (default)" if m["default"] else ""
             metrics = "  ".join(f"{name} {value:g}" for name, value in m["metrics"].items())
-            print(f"{m['name']}  {m['version'][:12]}  {m['height']}x{m['width']}  {metrics}  {m['folder']}")
+            print(f"{m['name']}  {m['version'][:12]}  {m['height']}x{m['width']}  {metrics}  {m['folder']}{mark}")
             if m["classes"]:
                 print("  classes:", ", ".join(m["classes"]))

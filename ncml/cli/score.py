@@ -41,7 +41,7 @@ def score(
     files: Annotated[Positional[tuple[Path, ...]], arg(metavar="FILE|FOLDER...", help_behavior_hint="")],
     /,
     *,
-    model: ModelOption = "cifar10",
+    model: ModelOption = "",
     output: Annotated[Path | None, arg(aliases=("-o",), metavar="FILE", help_behavior_hint="(default: none)")] = None,
     class_: ClassOption = None,
     noise: float = 0.0,

@@ -3,16 +3,17 @@
 import contextlib
 import difflib
 import json
+import os
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
 
 from ncml.errors import InputError, ModelError
-from ncml.paths import model_folders
+from ncml.paths import BUNDLED_MODEL, default_model, model_folders
 from ncml.progress import OnProgress, Progress
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ QUIET_S = 30.0
 MAX_THREADS = 256
 """With far more threads OpenMP aborts the process without an error message."""
 
-ModelOption = Annotated[str, arg(aliases=("-m",), metavar="NAME|PATH")]
+_DEFAULT = "(default: NCML_DEFAULT_MODEL, else the bundled model, else the first by name)"
+ModelOption = Annotated[str, arg(aliases=("-m",), metavar="NAME|PATH", help_behavior_hint=_DEFAULT)]
 ClassOption = Annotated[str | None, arg(name="class", metavar="NAME", help_behavior_hint="(default: none)")]
 JsonOption = Annotated[bool, arg(name="json")]
 ThreadsOption = Annotated[
@@ -34,14 +36,20 @@ ThreadsOption = Annotated[
 
 
 def load(model: str, device: str) -> "Model":
-    """Load a model by name or folder; raises `ModelError` with the nearest name on a typo."""
+    """Load a model by name or folder, "" for the default; raises `ModelError` with the nearest name on a typo."""
     import ncml
 
     folders = model_folders()
+    model = model or default_name(folders) or BUNDLED_MODEL
     folder = folders.get(model) or Path(model)
     if not folder.is_dir():
         raise ModelError(f"there is no model {model!r}{suggestion(model, list(folders))}")
     return ncml.load(folder, device=device)
+
+
+def default_name(names: Iterable[str]) -> str | None:
+    """Return the name of the default model among these."""
+    return default_model(names, os.environ.get("NCML_DEFAULT_MODEL", "").partition("@")[0])
 
 
 def identity(model: "Model") -> dict[str, Any]:

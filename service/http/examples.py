@@ -168,6 +168,7 @@ MODEL: dict[str, Any] = {
     },
     "metrics": {"test_bpd": 3.5},
     "card": "# cifar10",
+    "default": True,
 }
 METRICS = """# HELP ncml_queue_depth Waiting jobs.
 # TYPE ncml_queue_depth gauge

@@ -4,16 +4,22 @@ from typing import Annotated
 
 import anyio.to_thread
 from fastapi import APIRouter, Path
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from service.http import examples
 from service.http.negotiation import JSON
 from service.http.openapi import problem_responses
 from service.http.problems import Problem
-from service.jobs import Jobs
+from service.jobs import Jobs, JobService
 from worker.descriptors import ModelDescriptor
 
 router = APIRouter(prefix="/models", tags=["models"])
+
+
+class ServedModel(ModelDescriptor):
+    """A model that live workers serve."""
+
+    default: bool = Field(description="whether it serves requests that name no model")
 
 
 class Models(BaseModel):
@@ -21,7 +27,7 @@ class Models(BaseModel):
 
     model_config = ConfigDict(json_schema_extra={"example": {"models": [examples.MODEL]}})
 
-    models: list[ModelDescriptor]
+    models: list[ServedModel]
 
 
 @router.get(
@@ -33,12 +39,15 @@ class Models(BaseModel):
 async def models(jobs: Jobs) -> Models:
     """Return name, version, size, classes, default settings, calibration, batching, metrics and card of every model.
 
+    `default` marks the one that serves requests which name no model: that of NCML_DEFAULT_MODEL, else the bundled one,
+    else the first by name.
+
     ```
     curl localhost:8000/models
     ```
     """
     descriptors = await anyio.to_thread.run_sync(jobs.queue.models)
-    return Models(models=sorted(descriptors, key=lambda model: model.name))
+    return Models(models=_mark_default(jobs, sorted(descriptors, key=lambda model: model.name), descriptors))
 
 
 @router.get(
@@ -50,7 +59,7 @@ async def models(jobs: Jobs) -> Models:
 )
 async def model(
     name: Annotated[str, Path(description="`name`, or `name@version`.", max_length=200)], jobs: Jobs
-) -> ModelDescriptor:
+) -> ServedModel:
     """Return a model by name, or by name and version (at least its first six digits).
 
     ```
@@ -60,6 +69,16 @@ async def model(
     """
     descriptors = await anyio.to_thread.run_sync(jobs.queue.models)
     try:
-        return jobs.select_model(descriptors, name)[0]
+        selected = jobs.select_model(descriptors, name)[0]
     except Problem as error:
         raise Problem(404, error.detail, kind="no-such-model") from error
+    return _mark_default(jobs, [selected], descriptors)[0]
+
+
+def _mark_default(jobs: JobService, models: list[ModelDescriptor], served: list[ModelDescriptor]) -> list[ServedModel]:
+    """Return models with `default` set; none is the default if the setting names a model that is not served."""
+    try:
+        default = jobs.select_model(served, None)[0]
+    except Problem:
+        default = None
+    return [ServedModel.model_validate(model.model_dump() | {"default": model == default}) for model in models]

@@ -12,7 +12,8 @@ class Catalogue extends EventTarget {
   async load() {
     const { models } = await requestJson("models");
     const name = this.current?.name ?? modelName.get();
-    const current = models.find((model) => model.name === name) ?? models[0] ?? null;
+    const byName = models.find((model) => model.name === name);
+    const current = byName ?? models.find((model) => model.default) ?? models[0] ?? null;
     const currentChanged = identity(current) !== identity(this.current);
     const identities = models.map(identity).join();
     const listChanged = identities !== this.identities;

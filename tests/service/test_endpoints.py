@@ -477,7 +477,7 @@ def test_a_deleted_job_is_gone_at_once(client: TestClient, queue) -> None:
 
 
 def test_models_are_listed_and_looked_up(client: TestClient, model) -> None:
-    assert client.get("/models").json() == {"models": [json.loads(model.model_dump_json())]}
+    assert client.get("/models").json() == {"models": [json.loads(model.model_dump_json()) | {"default": True}]}
     for name in ("tiny", f"tiny@{model.version}", f"tiny@{model.version[:8]}"):
         assert client.get(f"/models/{name}").json()["classes"] == ["cat", "dog"]
     assert client.get("/models/other").status_code == 404
@@ -505,6 +505,26 @@ def test_the_operator_chooses_the_default_model(new_client: Callable[..., TestCl
     queue.served = [model, model.model_copy(update={"name": "aaa"})]
     new_client(default_model="tiny").post("/generate")
     assert queue.jobs["job-0"][0].model == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("setting", "served", "default"),
+    [
+        ("", ["birds", "cifar10"], "cifar10"),
+        ("", ["birds", "zebras"], "birds"),
+        ("zebras", ["birds", "cifar10", "zebras"], "zebras"),
+        ("absent", ["birds", "cifar10"], None),
+    ],
+)
+def test_a_further_model_does_not_become_the_default(
+    new_client: Callable[..., TestClient], queue, model, setting: str, served: list[str], default: str | None
+) -> None:
+    queue.served = [model.model_copy(update={"name": name}) for name in served]
+    client = new_client(default_model=setting)
+    answer = client.post("/generate")
+    assert [queue.jobs["job-0"][0].model if answer.is_success else None] == [default]
+    assert [m["name"] for m in client.get("/models").json()["models"] if m["default"]] == [default] * bool(default)
+    assert client.get("/models/birds").json()["default"] == (default == "birds")
 
 
 def test_ready_only_with_a_loaded_model_in_every_lane(new_client: Callable[..., TestClient], queue, worker) -> None:

@@ -173,6 +173,27 @@ def test_a_broken_folder_hides_no_other_model(
     assert done.stderr.count("\n") == 1
 
 
+def test_a_further_model_folder_does_not_become_the_default(
+    run: Run, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("birds", "cifar10", "zebras"):
+        shutil.copytree(model_folder, tmp_path / "models" / name)
+    monkeypatch.setenv("NCML_MODELS", str(tmp_path / "models"))
+
+    def default() -> list[str]:
+        marked = [m["name"] for m in json.loads(run("models", "--json").stdout)["models"] if m["default"]]
+        used = json.loads(run("generate", "--json", "-o", str(tmp_path / "x.png")).stdout)["model"]["name"]
+        assert marked == [used]
+        return marked
+
+    assert default() == ["cifar10"]
+    monkeypatch.setenv("NCML_DEFAULT_MODEL", "zebras")
+    assert default() == ["zebras"]
+    monkeypatch.delenv("NCML_DEFAULT_MODEL")
+    shutil.rmtree(tmp_path / "models" / "cifar10")
+    assert default() == ["birds"]
+
+
 @pytest.mark.parametrize(
     "error",
     [
