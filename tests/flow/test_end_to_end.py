@@ -167,8 +167,10 @@ def test_scores_of_a_class_under_noise_with_a_map(stack: Stack, image_HWC: np.nd
 
 
 def test_images_are_the_models_own_and_the_seeds(stack: Stack) -> None:
-    params = {"class": "dark", "n": 3, "seed": 11, "noise": 4, "solver": "tweedie"}
-    expected = stack.model.generate(3, classes="dark", seeds=11, noise=4.0, solver="tweedie")
+    params = {"class": "dark", "n": 3, "seed": 11, "noise": 4, "solver": "tweedie", "guidance": 2, "temperature": 0.9}
+    expected = stack.model.generate(
+        3, classes="dark", seeds=11, noise=4.0, solver="tweedie", guidance=2.0, temperature=0.9
+    )
     response = stack.http.post("/generate", params=params)
     assert response.status_code == 200, response.text
     assert response.headers["x-seed"] == "11"

@@ -296,6 +296,7 @@ def test_several_images_are_a_grid_a_zip_json_or_arrays(client: TestClient) -> N
 
 def test_every_setting_reaches_the_job(client: TestClient, queue) -> None:
     settings = {"class": "dog", "n": 2, "seed": 9, "noise": 4.5, "steps": 12, "solver": "heun", "priority": "low"}
+    settings |= {"guidance": 2.0, "temperature": 0.9}
     for arguments in ({"json": settings}, {"params": settings}, {"data": {k: str(v) for k, v in settings.items()}}):
         assert client.post("/generate", **arguments).status_code == 200
     for job, _ in queue.jobs.values():

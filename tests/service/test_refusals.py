@@ -86,6 +86,9 @@ def assert_problem(response, status: int) -> dict:
         ("/score", {"tile": 1, "ood": 0}, "ood", "omit ood"),
         ("/generate", {"tile": 1}, "tile", "not a parameter of this endpoint"),
         ("/generate", {"solver": "tweedie", "steps": 2}, "steps", "takes exactly 1"),
+        ("/generate", {"guidance": 2}, "guidance", "needs a class: name a class"),
+        ("/generate", {"guidance": 0.1, "class": "cat"}, "guidance", "0.5 to 10"),
+        ("/complete", {"temperature": 2}, "temperature", "0.5 to 1.5"),
         ("/complete", {"solver": "tweedie", "steps": 2}, "steps", "takes exactly 1"),
     ],
 )
