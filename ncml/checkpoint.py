@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from reprlib import repr as quote
@@ -79,11 +80,30 @@ def save(
         "metrics": metrics or {},
         "config": network.config.to_json(),
     }
-    if sampling is not None:
-        description["sampling"] = {name: value for name, value in asdict(sampling).items() if value is not None}
     write_json(folder / CONFIG, description)
+    if sampling is not None:
+        write_sampling(folder, sampling)
     replace_file(folder / CARD, lambda path: path.write_text(card))
     return version
+
+
+def write_sampling(folder: Path, sampling: SamplingDefaults) -> None:
+    """Replace the sampling options that a model folder recommends; its version does not depend on them."""
+    values = {name: value for name, value in asdict(sampling).items() if value is not None}
+    write_json(folder / CONFIG, read_json(folder / CONFIG) | {"sampling": values})
+
+
+def write_card_section(folder: Path, title: str, text: str) -> None:
+    """Replace a section of the model card, or append it; a section reaches to the next heading of its level."""
+    path = folder / CARD
+    card = path.read_text() if path.is_file() else f"# {folder.name}\n"
+    section = f"## {title}\n\n{text.strip()}\n"
+    pattern = rf"^## {re.escape(title)}\n.*?(?=^##? |\Z)"
+    if re.search(pattern, card, re.MULTILINE | re.DOTALL):
+        card = re.sub(pattern, lambda match: f"{section}\n", card, count=1, flags=re.MULTILINE | re.DOTALL)
+    else:
+        card = f"{card.rstrip()}\n\n{section}"
+    replace_file(path, lambda new: new.write_text(f"{card.rstrip()}\n"))
 
 
 def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[NCPN, Description]:

@@ -28,6 +28,7 @@ COMMANDS = {
     "drift": "ncml.cli.drift:drift",
     "generate": "ncml.cli.generate:generate",
     "complete": "ncml.cli.generate:complete",
+    "tune": "ncml.cli.tune:tune",
     "evaluate": "ncml.cli.evaluate:evaluate",
     "compress": "ncml.cli.compress:compress",
     "decompress": "ncml.cli.decompress:decompress",

@@ -3,6 +3,7 @@
 import math
 import re
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,6 +15,9 @@ from ncml.cli.terminal import JsonOption, check_device, load, print_json, progre
 from ncml.config import Config
 from ncml.errors import InputError
 from ncml.progress import ignore_progress
+
+TUNING_SHARE, MIN_TUNING_S = 0.1, 60.0
+"""Sampling options are tuned for this share of the training time, where that is at least so many seconds."""
 
 MAX_COUNT = 2**53 - 1
 """The largest count whose fractions are exact."""
@@ -55,6 +59,8 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train, measure and calibrate a model on your images, and write a model folder that is ready to serve.
+
+    After runs of ten minutes and more, the default sampling options are tuned, too (see ncml tune).
 
     Under torchrun, the processes share the work; the result equals that of one process.
 
@@ -118,6 +124,7 @@ def train(
     if threads is not None:
         use_threads(threads)
     trackers = [] if tracker is None else [tracker_factory(tracker)]
+    start = time.monotonic()
     with process_group(device) as group, progress_bar() as on_progress:
         trained = run.train(
             recipe_config,
@@ -140,6 +147,7 @@ def train(
         )
     if trained is None:
         return
+    _tune(trained.folder, data, device, TUNING_SHARE * (time.monotonic() - start))
     if as_json:
         model = {"name": trained.folder.name, "version": trained.version}
         result = {"metrics": trained.metrics, "calibrated": trained.calibrated}
@@ -147,6 +155,22 @@ def train(
     else:
         print(trained.folder, *(f"{name} {value:g}" for name, value in trained.metrics.items()), sep="  ")
         print(f"try: ncml score IMAGE --model {trained.folder}", file=sys.stderr)
+
+
+def _tune(folder: Path, data: str, device: str, max_seconds: float) -> None:
+    """Tune the sampling options of a new model, if there is time for it."""
+    from ncml.cli.tune import tune_folder
+    from ncml.evaluation.tuning import IMAGES
+
+    if max_seconds < MIN_TUNING_S:
+        return
+    with progress_bar() as on_progress:
+        try:
+            tuning = tune_folder(load(str(folder), device), data, "train", IMAGES, max_seconds, on_progress)
+        except InputError as error:
+            print(f"sampling options are not tuned: {error}", file=sys.stderr, flush=True)
+        else:
+            print(f"sampling options: {tuning.summary()}", file=sys.stderr, flush=True)
 
 
 def _with_training(

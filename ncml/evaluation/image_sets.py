@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -37,13 +37,16 @@ class ImageSet:
     """Of the whole set, of which these are the first."""
     notes: tuple[str, ...] = ()
     """What a reader must know about them, a sentence each."""
+    labels_N: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    """Index of each image's class; empty for a set without classes."""
+    classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.pixels_NHWC)
 
     def first(self, n: int) -> ImageSet:
         """Return the first n images, or all if there are fewer."""
-        return replace(self, pixels_NHWC=self.pixels_NHWC[:n])
+        return replace(self, pixels_NHWC=self.pixels_NHWC[:n], labels_N=self.labels_N[:n])
 
 
 def split_source(source: str) -> tuple[str, str]:
@@ -106,7 +109,10 @@ def load(
     )
     name = name or name_sources([source])[source]
     notes = tuple(f"{name}: {remark}." for applies, remark in remarks if applies)
-    return _shuffle(name, pixels_NHWC, notes)
+    shuffled = _shuffle(name, pixels_NHWC, notes)
+    if not images.classes:
+        return shuffled
+    return replace(shuffled, labels_N=images.labels_N.numpy()[_order(len(images))], classes=images.classes)
 
 
 def generate(name: str, n: int, height: int, width: int) -> ImageSet:
@@ -118,5 +124,9 @@ def generate(name: str, n: int, height: int, width: int) -> ImageSet:
 
 
 def _shuffle(name: str, pixels_NHWC: NDArray[np.uint8], notes: tuple[str, ...] = ()) -> ImageSet:
-    pixels_NHWC = pixels_NHWC[np.random.default_rng(SEED).permutation(len(pixels_NHWC))]
+    pixels_NHWC = pixels_NHWC[_order(len(pixels_NHWC))]
     return ImageSet(name, pixels_NHWC, hashlib.sha256(pixels_NHWC.tobytes()).hexdigest()[:16], notes)
+
+
+def _order(count: int) -> NDArray[np.int64]:
+    return np.random.default_rng(SEED).permutation(count)

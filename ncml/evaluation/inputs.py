@@ -21,9 +21,16 @@ LIMITS = {
     "fid": 10_000,
     "sweep": 256,
     "solvers": 256,
+    "classes": 300,
+    "fidelity": 500,
+    "probe": 4_000,
 }
-"""Images of a set that each kind takes, at most, unless `--limit` changes it. For fid these are also the samples drawn;
-sweep are the samples for each point of quality against steps and start noise, solvers those of each solver."""
+"""Images of a set that each kind takes, at most, unless `--limit` changes it.
+
+For fid these are also the samples drawn; sweep are the samples for each point of quality against steps and start noise,
+solvers those of each solver. For classes, fidelity are the samples of each method, and probe the images that train the
+probe, and that measure it.
+"""
 
 MIN_IMAGES = 8
 """Images in a set, at least: bootstrap samples of fewer are too often alike."""

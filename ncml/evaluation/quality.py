@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ncml.config import DEFAULT_SOLVER, SOLVERS, STEPPED_SOLVER
+from ncml.config import SOLVERS, STEPPED_SOLVER
 from ncml.errors import InputError
 from ncml.evaluation import published
 from ncml.evaluation.bootstrap import Estimate
@@ -21,14 +21,11 @@ from ncml.evaluation.features import Features, frechet_distance, kernel_distance
 from ncml.evaluation.image_sets import ImageSet
 from ncml.evaluation.inputs import Inputs
 from ncml.evaluation.report import OURS, PUBLISHED, Cell, Figure, Section, Table, make_axes
-from ncml.evaluation.samples import is_noise_conditional, noise_levels
+from ncml.evaluation.samples import Arguments, as_trained, is_noise_conditional, noise_levels
 from ncml.model import Model
 from ncml.training.inventory import counted
 
 BATCH = 64
-
-Arguments = dict[str, Any]
-"""Of `Model.generate`."""
 
 
 def draw_samples(inputs: Inputs, model: Model, n: int, arguments: Arguments) -> NDArray[np.uint8]:
@@ -54,13 +51,18 @@ def extract_features(inputs: Inputs, source: dict[str, Any], pixels_NHWC: NDArra
 
 def headline_methods(model: Model) -> dict[str, Arguments]:
     """Return the methods of the headline: direct, and from much and from little noise by the default solver."""
-    direct = {"direct (t = 0)": {"noise": 0.0}}
+    direct = {"direct (t = 0)": as_trained(0.0)}
     if not is_noise_conditional(model):
         return direct
-    return direct | {
-        f"noisy at {noise:g} grey levels, refined (Tweedie)": {"noise": noise}
+    methods = direct | {
+        f"noisy at {noise:g} grey levels, refined (Tweedie)": as_trained(noise)
         for noise in noise_levels(model, (1.0, 0.25))
     }
+    limits = model.sampling_limits
+    tuned = as_trained(limits.noise) | {"solver": limits.solver, "temperature": limits.temperature}
+    if tuned not in methods.values():
+        methods[f"defaults: noise {limits.noise:g}, temperature {limits.temperature:g}"] = tuned
+    return methods
 
 
 def sweep_points(model: Model) -> dict[str, list[tuple[float, Arguments]]]:
@@ -68,9 +70,9 @@ def sweep_points(model: Model) -> dict[str, list[tuple[float, Arguments]]]:
     if not is_noise_conditional(model):
         return {}
     levels = noise_levels(model, (0.0, 0.25, 0.5, 1.0))
-    steps: list[tuple[float, Arguments]] = [(1, {"noise": model.noise})]
+    steps: list[tuple[float, Arguments]] = [(1, as_trained(model.noise))]
     steps += [(n, _refined(model, STEPPED_SOLVER, n)) for n in (2, 5, 10)]
-    return {"start noise": [(noise, {"noise": noise}) for noise in levels], "steps": steps}
+    return {"start noise": [(noise, as_trained(noise)) for noise in levels], "steps": steps}
 
 
 def solver_methods(model: Model) -> dict[str, Arguments]:
@@ -80,12 +82,12 @@ def solver_methods(model: Model) -> dict[str, Arguments]:
     refined = {
         f"{solver}, {counted(steps, 'step')}": _refined(model, solver, steps) for solver, steps in SOLVERS.items()
     }
-    return {"direct (t = 0)": {"noise": 0.0}} | refined
+    return {"direct (t = 0)": as_trained(0.0)} | refined
 
 
 def _refined(model: Model, solver: str, steps: int) -> Arguments:
     # The default solver stays implicit, so that its samples are those of the headline.
-    return {"noise": model.noise} | ({} if solver == DEFAULT_SOLVER else {"solver": solver, "steps": steps})
+    return as_trained(model.noise) | {"solver": solver, "steps": steps}
 
 
 @dataclass(frozen=True)

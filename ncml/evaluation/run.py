@@ -11,6 +11,7 @@ from typing import Any
 
 from ncml import checkpoint
 from ncml.errors import InputError
+from ncml.evaluation.classes import classes
 from ncml.evaluation.inputs import Inputs
 from ncml.evaluation.likelihood import likelihood
 from ncml.evaluation.ood import ood
@@ -30,6 +31,7 @@ KINDS: dict[str, Kind] = {
     "ood": ood,
     "samples": samples,
     "fid": fid,
+    "classes": classes,
 }
 
 

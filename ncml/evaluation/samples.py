@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ncml.config import DEFAULT_SOLVER
 from ncml.evaluation.inputs import Inputs
 from ncml.evaluation.report import Figure, Section, draw_sheet
 from ncml.model import Model
@@ -24,6 +25,9 @@ GREY = 128
 
 Pixels = NDArray[np.uint8]
 
+Arguments = dict[str, Any]
+"""Of `Model.generate`."""
+
 
 def is_noise_conditional(model: Model) -> bool:
     """Return whether the model was trained on noised images, and so can sample at t > 0 and refine."""
@@ -36,9 +40,14 @@ def noise_levels(model: Model, fractions: Iterable[float]) -> list[float]:
     return [level for level in levels if reaches(make_sde(model.config.sde), level)]
 
 
+def as_trained(noise: float) -> Arguments:
+    """Return the arguments for the model's own distribution from a start noise, with one step of refinement."""
+    return {"noise": noise, "solver": DEFAULT_SOLVER, "steps": 1, "guidance": 1.0, "temperature": 1.0}
+
+
 def direct_and_refined(inputs: Inputs, model: Model, label: str) -> Figure:
     """Draw Figures 1 and 5: the same seeds sampled directly, and at T with and without refinement."""
-    rows = [("direct, t = 0", model.generate(COLUMNS, noise=0.0))]
+    rows = [("direct, t = 0", model.generate(COLUMNS, **as_trained(0.0)))]
     if is_noise_conditional(model):
         noisy: list[Pixels] = []
 
@@ -46,11 +55,12 @@ def direct_and_refined(inputs: Inputs, model: Model, label: str) -> Figure:
             if progress.stage == "noisy_sampling" and progress.done == progress.total:
                 noisy.append(progress.preview())
 
-        refined = model.generate(COLUMNS, callback=keep_noisy)
+        refined = model.generate(COLUMNS, **as_trained(model.noise), callback=keep_noisy)
         rows += [(f"noisy, {model.noise:g} grey levels", noisy[-1]), ("Tweedie, 1 step", refined)]
         for solver, steps in (("euler-maruyama", 20), ("heun", 10), ("predictor-corrector", 10)):
             inputs.cache.on_progress(Progress(f"samples of {label}", len(rows), 6))
-            rows.append((f"{solver}, {steps}", model.generate(COLUMNS, solver=solver, steps=steps)))
+            arguments = as_trained(model.noise) | {"solver": solver, "steps": steps}
+            rows.append((f"{solver}, {steps}", model.generate(COLUMNS, **arguments)))
     caption = (
         f"Figures 1 and 5, {label}: the seeds 0 to {COLUMNS - 1}, not selected, sampled directly from p at t = 0 "
         "(strategy 1) and from the largest noise, then refined by the model's own score function (strategy 2)."
@@ -65,7 +75,7 @@ def class_rows(inputs: Inputs, model: Model, label: str) -> Figure:
         inputs.cache.on_progress(Progress(f"classes of {label}", i + 1, len(model.classes)))
         arguments: dict[str, Any] = {} if is_noise_conditional(model) else {"noise": 0.0}
         rows.append((name, model.generate(CLASS_COLUMNS, classes=name, seeds=1000 * i, **arguments)))
-    caption = f"Figures 6 to 8, {label}: consecutive seeds of each class, not selected, noisy and refined."
+    caption = f"Figures 6 to 8, {label}: consecutive seeds of each class, not selected, at the default options."
     return Figure(f"classes_{label}", caption, draw_sheet(rows))
 
 
@@ -83,7 +93,7 @@ def completions(inputs: Inputs) -> Figure:
     models = {label: model for label, model in inputs.models.items() if (model.height, model.width) == size}
     for label, model in models.items():
         inputs.cache.on_progress(Progress("completions", len(rows), len(models) + 2))
-        rows.append((f"{label}, direct", model.complete(masked, noise=0.0)))
+        rows.append((f"{label}, direct", model.complete(masked, **as_trained(0.0))))
         if is_noise_conditional(model):
             rows += [(f"{label}, refined {i}", model.complete(masked, seeds=100 * i)) for i in (1, 2)]
     caption = (
@@ -107,7 +117,8 @@ def trajectory(model: Model, label: str) -> Figure:
             stage = "row" if progress.stage == "noisy_sampling" else "refined, step"
             rows.append((f"{stage} {progress.done}", progress.preview()))
 
-    model.generate(COLUMNS, solver="euler-maruyama", steps=steps, callback=keep_shown)
+    arguments = as_trained(model.noise) | {"solver": "euler-maruyama", "steps": steps}
+    model.generate(COLUMNS, **arguments, callback=keep_shown)
     caption = (
         f"Figure 3, {label}: noisy sampling row by row at {model.noise:g} grey levels, then {steps} steps of the "
         "reverse SDE back to t = 0, the last of them Tweedie's."

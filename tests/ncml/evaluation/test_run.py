@@ -26,7 +26,8 @@ RNG = np.random.default_rng(0)
 def evaluate(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NCML_MODELS", str(models))
-    save_images(tmp_path / "cifar10", nets.images(24, seed=2).numpy())
+    for name, pixels in zip("ab", nets.images(24, seed=2).numpy().reshape(2, 12, 8, 8, 3), strict=True):
+        save_images(tmp_path / "cifar10" / name, pixels)
     save_images(tmp_path / "noise", RNG.integers(256, size=(15, 8, 8, 3), dtype=np.uint8))
 
     def command(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -165,6 +166,6 @@ def test_mistakes_are_one_line(evaluate: Run, tmp_path: Path) -> None:
         done = evaluate(*arguments)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done
         assert message in done.stderr
-    for file in (tmp_path / "cifar10").iterdir():
+    for file in (tmp_path / "cifar10").glob("*/*.png"):
         file.unlink()
     assert "no readable image" in evaluate("likelihood", "--model", "mine").stderr

@@ -1,0 +1,96 @@
+"""`ncml tune`."""
+
+import math
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import arg
+
+from ncml.cli.terminal import (
+    JsonOption,
+    ModelOption,
+    ThreadsOption,
+    identity,
+    load,
+    print_json,
+    progress_bar,
+    use_threads,
+)
+from ncml.errors import InputError
+from ncml.progress import OnProgress
+
+if TYPE_CHECKING:
+    from ncml.evaluation.tuning import Tuning
+    from ncml.model import Model
+
+SECTION = "Default sampling options"
+"""Of the model card."""
+
+
+def tune(
+    *,
+    data: Annotated[str, arg(metavar="FOLDER|NAME")],
+    model: ModelOption = "cifar10",
+    images: Annotated[int, arg(metavar="COUNT")] = 256,
+    max_time: Annotated[str | None, arg(metavar="TIME", help_behavior_hint="(default: no limit)")] = None,
+    split: str = "train",
+    threads: ThreadsOption = 1,
+    device: str = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Choose a model's default start noise, temperature and guidance by measuring images generated with each.
+
+    The options are written to the model folder, with the measurements in its card. The model's version, weights and
+    scores do not change.
+
+    Args:
+        data: The model's training data: folder of images, folder of parquet files, or Hub name.
+        model: Name or folder of the model.
+        images: Images generated with each candidate.
+        max_time: Time after which no further candidate is measured, such as 90s, 45m or 12h.
+        split: Split of a parquet folder or Hub dataset.
+        device: Device to compute on: cpu, cuda or cuda:N.
+        as_json: Print JSON.
+    """
+    from ncml.cli.train import parse_duration
+    from ncml.evaluation.tuning import MIN_IMAGES
+
+    if images < MIN_IMAGES:
+        raise InputError("images", f"--images must be at least {MIN_IMAGES}, not {images}.")
+    max_seconds = math.inf if max_time is None else parse_duration(max_time)
+    use_threads(threads)
+    loaded = load(model, device)
+    with progress_bar() as on_progress:
+        tuning = tune_folder(loaded, data, split, images, max_seconds, on_progress)
+    if as_json:
+        candidates = [
+            {
+                "sampling": asdict(candidate.options),
+                "kd": candidate.distance.to_json(),
+                "fidelity": candidate.fidelity and candidate.fidelity.to_json(),
+            }
+            for candidate in tuning.candidates
+        ]
+        chosen: dict[str, Any] = {"sampling": asdict(tuning.chosen.options), "features": tuning.features}
+        print_json({"model": identity(loaded)} | chosen | {"candidates": candidates})
+        return
+    from ncml.evaluation.report import Table
+
+    caption = f"{loaded.name}: {images} images for each candidate, features of {tuning.features}"
+    Table("tuning", caption, tuning.header, [candidate.cells() for candidate in tuning.candidates]).show()
+    print(f"{loaded.folder}: {tuning.summary()}")
+
+
+def tune_folder(
+    model: "Model", data: str, split: str, images: int, max_seconds: float, on_progress: OnProgress
+) -> "Tuning":
+    """Tune a model, and write the chosen options and the measurements to its folder."""
+    from ncml import checkpoint
+    from ncml.evaluation.tuning import tune
+    from ncml.training import dataset
+
+    images_of_data = dataset.load(data, model.height, model.width, split=split, on_progress=on_progress)
+    tuning = tune(model, images_of_data, images=images, max_seconds=max_seconds, on_progress=on_progress)
+    checkpoint.write_sampling(model.folder, tuning.chosen.options)
+    checkpoint.write_card_section(model.folder, SECTION, tuning.card_section())
+    return tuning

@@ -1,0 +1,211 @@
+"""The sampling options that a model folder recommends, chosen by measurement.
+
+Options are chosen one after another: the start noise, then the temperature, with the smallest kernel distance (KD) of
+generated from held-out images in named features; then, where a probe recognises the model's classes, the guidance under
+which it recognises most generated images, as long as KD stays within the interval of KD without guidance.
+
+Shapes: N images, F features.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ncml.config import SamplingDefaults
+from ncml.errors import InputError
+from ncml.evaluation import bootstrap
+from ncml.evaluation.bootstrap import Estimate
+from ncml.evaluation.features import Features, kernel_distance, load_extractor
+from ncml.evaluation.probe import Probe
+from ncml.evaluation.samples import is_noise_conditional, noise_levels
+from ncml.model import Model
+from ncml.progress import OnProgress, Progress, ignore_progress
+from ncml.training.dataset import Dataset
+
+IMAGES = 256
+"""Images generated with each candidate, by default."""
+
+MIN_IMAGES = 16
+"""The fewest, and the fewest held-out images."""
+
+REFERENCE, PROBE_TRAINING = 1_000, 4_000
+"""Held-out images that generated ones are compared with, and training images of the probe, at most."""
+
+TEMPERATURES, GUIDANCES = (0.95, 0.9), (1.5, 2.0, 3.0)
+"""Candidates beside 1."""
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Sampling options, and what was measured of images generated with them."""
+
+    options: SamplingDefaults
+    distance: Estimate
+    """KD from held-out images."""
+    fidelity: Estimate | None
+    """Share of images whose class the probe recognises; None without a probe."""
+
+    def cells(self) -> list[str]:
+        """Return the cells of a table row."""
+        options = (self.options.start_noise, self.options.temperature, self.options.guidance)
+        return [*(f"{value:g}" for value in options if value is not None), _text(self.distance), _text(self.fidelity)]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Every candidate, in the order of measurement, and the one that was chosen."""
+
+    candidates: Sequence[Candidate]
+    chosen: Candidate
+    real: Estimate | None
+    """Share of real held-out images whose class the probe recognises."""
+    images: int
+    """Generated with each candidate."""
+    features: str
+    """Name of the network whose features are compared."""
+
+    @property
+    def header(self) -> tuple[str, ...]:
+        """Return the header of the table of candidates."""
+        return "start noise", "temperature", "guidance", "KD", "fidelity"
+
+    def summary(self) -> str:
+        """Return the chosen options in one line."""
+        options = self.chosen.options
+        return (
+            f"start noise {options.start_noise:g}, temperature {options.temperature:g}, guidance {options.guidance:g}"
+        )
+
+    def card_section(self) -> str:
+        """Return the measurements in Markdown."""
+        text = (
+            f"Chosen among these by {self.images} images each, compared with held-out images in features of "
+            f"{self.features}: KD is smaller for more similar images. "
+        )
+        if self.real is not None:
+            text += (
+                "Fidelity is the share of images whose class is recognised by a probe, logistic regression on the same "
+                f"features; it recognises {_text(self.real)} of real held-out images. "
+            )
+        rows = [self.header, ["---"] * len(self.header)]
+        rows += [[f"**{cell}**" if row is self.chosen else cell for cell in row.cells()] for row in self.candidates]
+        table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        return f"{text}Brackets are 95 % bootstrap intervals; the chosen options are bold.\n\n{table}\n"
+
+
+class Tuner:
+    """Measures candidates for one model."""
+
+    def __init__(self, model: Model, data: Dataset, images: int, on_progress: OnProgress) -> None:
+        self.model, self.images, self.on_progress = model, images, on_progress
+        self.extractor = load_extractor()
+        held_out = data.part("calibration-rank").spread(REFERENCE)
+        if len(held_out) < MIN_IMAGES:
+            raise InputError(
+                "data", f"{len(held_out)} images are held out; tuning compares with at least {MIN_IMAGES}: add images."
+            )
+        self.reference_NF = self._features(held_out, "held-out images")
+        self.probe, self.real = self._train_probe(data, held_out)
+        self.candidates: list[Candidate] = []
+
+    def measure(self, options: SamplingDefaults) -> Candidate:
+        """Generate images of all classes in turn, and of none for a model without classes, and measure them."""
+        count = len(self.model.classes)
+        labels_N = np.arange(self.images) % max(1, count)
+        batches: list[NDArray[np.uint8]] = []
+        stage = f"candidate {len(self.candidates) + 1}"
+        for start in range(0, self.images, BATCH):
+            self.on_progress(Progress(stage, start, self.images))
+            stop = min(start + BATCH, self.images)
+            batches.append(
+                self.model.generate(
+                    stop - start,
+                    classes=labels_N[start:stop].tolist() if count else None,
+                    seeds=start,
+                    noise=options.start_noise,
+                    solver=options.solver,
+                    temperature=options.temperature,
+                    guidance=options.guidance,
+                )
+            )
+        features_NF = self.extractor.extract(np.concatenate(batches))
+        distance = kernel_distance(features_NF, self.reference_NF)
+        fidelity = None if self.probe is None else bootstrap.mean(self.probe.recognised(features_NF, labels_N))
+        self.candidates.append(Candidate(options, distance, fidelity))
+        return self.candidates[-1]
+
+    def _train_probe(self, data: Dataset, held_out: Dataset) -> tuple[Probe | None, Estimate | None]:
+        """Train a probe, and measure it on real images; none if the data does not have the model's classes."""
+        if not self.model.classes or data.classes != self.model.classes:
+            return None, None
+        training = data.part("fit").spread(PROBE_TRAINING)
+        probe = Probe.train(self._features(training, "training images"), training.labels_N.numpy())
+        return probe, bootstrap.mean(probe.recognised(self.reference_NF, held_out.labels_N.numpy()))
+
+    def _features(self, data: Dataset, stage: str) -> Features:
+        parts: list[Features] = []
+        pixels_NHWC = data.images_NHWC.numpy()
+        for start in range(0, len(data), BATCH):
+            self.on_progress(Progress(f"features of {stage}", start, len(data)))
+            parts.append(self.extractor.extract(pixels_NHWC[start : start + BATCH]))
+        return np.concatenate(parts)
+
+
+def tune(
+    model: Model,
+    data: Dataset,
+    *,
+    images: int = IMAGES,
+    max_seconds: float = math.inf,
+    on_progress: OnProgress = ignore_progress,
+) -> Tuning:
+    """Measure candidates and choose the sampling options of a model.
+
+    data: its training data; the parts that training held out are compared with, the rest trains the probe.
+    images: generated with each candidate. max_seconds: no candidate is begun after this time, but the first always is.
+    """
+    start = time.monotonic()
+    tuner = Tuner(model, data, images, on_progress)
+
+    def best_of(options: Sequence[SamplingDefaults], best: Candidate | None = None) -> Candidate:
+        """Return the candidate with the smallest distance."""
+        for candidate_options in options:
+            if best is None or time.monotonic() - start < max_seconds:
+                candidate = tuner.measure(candidate_options)
+                best = candidate if best is None or candidate.distance.value < best.distance.value else best
+        assert best is not None
+        return best
+
+    as_trained = SamplingDefaults(start_noise=0.0, solver="tweedie", guidance=1.0, temperature=1.0)
+    noises = noise_levels(model, (0.25, 0.0, 0.5, 1.0)) if is_noise_conditional(model) else [0.0]
+    chosen = best_of([replace(as_trained, start_noise=noise) for noise in noises])
+    chosen = best_of([replace(chosen.options, temperature=value) for value in TEMPERATURES], chosen)
+    if chosen.fidelity is not None:
+        unguided = chosen
+        for guidance in GUIDANCES:
+            if time.monotonic() - start < max_seconds:
+                candidate = tuner.measure(replace(unguided.options, guidance=guidance))
+                acceptable = candidate.distance.value <= unguided.distance.high
+                if acceptable and _share(candidate) > _share(chosen):
+                    chosen = candidate
+    features = tuner.extractor.distance_name
+    name = features.partition("(")[2].rstrip(")") or features
+    return Tuning(tuner.candidates, chosen, tuner.real, images, name)
+
+
+def _share(candidate: Candidate) -> float:
+    return candidate.fidelity.value if candidate.fidelity is not None else 0.0
+
+
+def _text(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "–"
+    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"

@@ -1,0 +1,122 @@
+"""Class knowledge: the gain, the posterior, the probe, and what cannot be measured."""
+
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import ncml
+from ncml.errors import InputError
+from ncml.evaluation import classes as evaluated
+from ncml.evaluation import quality
+from ncml.evaluation.cache import MeasurementCache
+from ncml.evaluation.features import FeatureExtractor
+from ncml.evaluation.inputs import LIMITS, Inputs
+from ncml.evaluation.probe import Probe
+from ncml.network.sde import make_sde
+from ncml.progress import ignore_progress
+from tests.ncml import nets
+
+
+def mean_colours(pixels_NHWC: np.ndarray) -> np.ndarray:
+    return pixels_NHWC.mean((1, 2), np.float32)
+
+
+@pytest.fixture
+def colour_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features that take no network: the mean colour of an image."""
+    extractor = FeatureExtractor("FD (mean colours)", mean_colours)
+    monkeypatch.setattr(quality, "load_extractor", lambda: extractor)
+    monkeypatch.setattr(evaluated, "load_extractor", lambda: extractor)
+
+
+def make_dataset(folder: Path, names: list[str]) -> str:
+    """A dark class and a light one, with a train and a test split."""
+    folder.mkdir()
+    for split, count, seed in (("train", 40, 1), ("test", 24, 2)):
+        rng = np.random.default_rng(seed)
+        labels = [i % 2 for i in range(count)]
+        pixels = [np.uint8(rng.integers(0, 90, (8, 8, 3)) + 150 * label) for label in labels]
+        features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+        rows = {"img": [Image.fromarray(image) for image in pixels], "label": labels}
+        table = datasets.Dataset.from_dict(rows, features=features)
+        table.to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    return str(folder)
+
+
+def inputs_of(source: str, model: ncml.Model, folder: Path) -> Inputs:
+    limits = LIMITS | {"fidelity": 10, "classes": 20}
+    return Inputs({"mine": model}, source, (), MeasurementCache(folder, ignore_progress), limits)
+
+
+def test_log_probabilities_are_those_of_scores(models: Path) -> None:
+    model = ncml.load(models / "mine")
+    pixels = nets.images(3, seed=7).numpy()
+    log_prob_NC = evaluated.class_log_probs(model, pixels, 0.0)
+    assert log_prob_NC.shape == (3, 3)
+    for column, name in enumerate(["a", "b", None]):
+        scores = model.score(pixels, classes=name, ood=False)
+        np.testing.assert_allclose(log_prob_NC[:, column], [score.log_likelihood for score in scores], rtol=1e-6)
+
+
+def test_images_are_noised_by_their_position(models: Path) -> None:
+    """In parts as in one; with the standard deviation of the noise level."""
+    model = ncml.load(models / "mine")
+    pixels = nets.images(4, seed=7).numpy()
+    whole = evaluated.class_log_probs(model, pixels, 5.0)
+    parts = [evaluated.class_log_probs(model, pixels[2 * i : 2 * i + 2], 5.0, 2 * i) for i in range(2)]
+    np.testing.assert_allclose(whole, np.concatenate(parts), rtol=1e-6)
+    assert not np.allclose(whole, evaluated.class_log_probs(model, pixels, 5.0, 1))
+    sde = make_sde(model.config.sde)
+    assert float(sde.sigma(torch.tensor(sde.time_of(5.0)))) * 127.5 == pytest.approx(5.0)
+
+
+@pytest.mark.usefixtures("colour_features")
+def test_a_section_holds_knowledge_and_fidelity(models: Path, tmp_path: Path) -> None:
+    model = ncml.load(models / "mine")
+    inputs = inputs_of(make_dataset(tmp_path / "set", ["a", "b"]), model, tmp_path / "measured")
+    section = evaluated.classes(inputs)
+    result = section.results["mine"]
+    assert list(result["likelihood"]) == ["0", "2.5", "10"]
+    images = inputs.test_images(model, "classes")
+    labels_N = evaluated.class_labels(model, images)
+    log_prob_NC = evaluated.class_log_probs(model, images.pixels_NHWC, 0.0)
+    knowledge = result["likelihood"]["0"]
+    gain = (log_prob_NC[np.arange(len(images)), labels_N] - log_prob_NC[:, -1]).mean()
+    assert knowledge["gain"]["value"] == pytest.approx(gain, rel=1e-5)
+    assert knowledge["posterior"]["value"] == (log_prob_NC[:, :2].argmax(1) == labels_N).mean()
+    assert result["fidelity"]["real"]["value"] == 1.0  # dark and light are told apart by their colours
+    assert list(result["fidelity"])[1:] == [f"noise {noise}, as trained" for noise in ("0", "2.5", "10")]
+    generated = model.generate(10, classes=["a", "b"] * 5, noise=0.0)
+    train = inputs.images(inputs.data, model, "probe", split="train")
+    probe = Probe.train(mean_colours(train.pixels_NHWC), train.labels_N)
+    recognised = probe.recognised(mean_colours(generated), np.arange(10) % 2).mean()
+    assert result["fidelity"]["noise 0, as trained"]["value"] == pytest.approx(recognised)
+
+
+@pytest.mark.usefixtures("colour_features")
+def test_labels_are_those_of_the_model_by_name(models: Path, tmp_path: Path) -> None:
+    model = ncml.load(models / "mine")
+    swapped = inputs_of(make_dataset(tmp_path / "swapped", ["b", "a"]), model, tmp_path / "measured")
+    images = swapped.test_images(model, "classes")
+    assert (evaluated.class_labels(model, images) == 1 - images.labels_N).all()
+    foreign = inputs_of(make_dataset(tmp_path / "foreign", ["cat", "dog"]), model, tmp_path / "measured")
+    with pytest.raises(InputError, match=r"^the classes of foreign \(cat, dog\) are not those of mine\.$"):
+        evaluated.classes(foreign)
+    nets.save_images(tmp_path / "flat", nets.images(12).numpy())
+    with pytest.raises(InputError, match=r"^the classes of flat \(none\) are not those of mine\.$"):
+        evaluated.classes(inputs_of(str(tmp_path / "flat"), model, tmp_path / "measured"))
+
+
+@pytest.mark.usefixtures("colour_features")
+def test_a_folder_without_splits_has_no_probe(models: Path, tmp_path: Path) -> None:
+    """It would be measured on the images that it was trained on."""
+    model = ncml.load(models / "mine")
+    for seed, name in enumerate("ab"):
+        nets.save_images(tmp_path / "pets" / name, nets.images(10, seed=seed).numpy())
+    section = evaluated.classes(inputs_of(str(tmp_path / "pets"), model, tmp_path / "measured"))
+    assert section.results["mine"]["fidelity"] == {}
+    assert "no training split" in " ".join(section.notes)

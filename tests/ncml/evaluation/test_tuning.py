@@ -1,0 +1,170 @@
+"""The options that a model folder recommends, and the card that says why."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ncml
+from ncml import checkpoint
+from ncml.cli import main as cli
+from ncml.cli import train
+from ncml.errors import InputError
+from ncml.evaluation import tuning
+from ncml.evaluation.bootstrap import Estimate
+from ncml.evaluation.features import FeatureExtractor
+from ncml.training import dataset
+from tests.ncml import nets
+
+
+@pytest.fixture
+def folder(models: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(models / "mine", tmp_path / "mine"))
+
+
+@pytest.fixture(autouse=True)
+def colour_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features that take no network: the mean colour of an image, and how it varies."""
+
+    def extract(pixels_NHWC: np.ndarray) -> np.ndarray:
+        x = pixels_NHWC.astype(np.float32) / 255
+        return np.concatenate([x.mean((1, 2)), x.std((1, 2))], 1)
+
+    monkeypatch.setattr(tuning, "load_extractor", lambda: FeatureExtractor("FD (mean colours)", extract))
+
+
+def pets(folder: Path, count: int = 100) -> str:
+    """A folder with the model's classes."""
+    for seed, name in enumerate("ab"):
+        nets.save_images(folder / name, np.uint8(nets.images(count, seed=seed).numpy() // 2 + 100 * seed))
+    return str(folder)
+
+
+def test_the_best_candidate_becomes_the_default(folder: Path, tmp_path: Path) -> None:
+    source = pets(tmp_path / "pets")
+    before = ncml.load(folder)
+    assert cli.main(["tune", "--data", source, "--model", str(folder), "--images", "16"]) == 0
+    tuned = ncml.load(folder)
+    assert tuned.version == before.version
+    assert tuned.calibration is not None  # still that of these weights
+    options = tuned.sampling
+    limits = tuned.sampling_limits
+    assert (limits.noise, limits.temperature, limits.guidance) == (
+        options.start_noise,
+        options.temperature,
+        options.guidance,
+    )
+    section = tuned.card.partition("## Default sampling options\n\n")[2]
+    assert f"| **{options.start_noise:g}** | **{options.temperature:g}** | **{options.guidance:g}** |" in section
+    assert "features of mean colours" in section
+    assert section.count("\n| ") == 2 + 4 + 2 + 3  # header and rule; start noises, temperatures, guidances
+    assert cli.main(["tune", "--data", source, "--model", str(folder), "--images", "16"]) == 0
+    assert ncml.load(folder).card == tuned.card
+
+
+def test_candidates_are_measured_as_they_are_drawn(folder: Path, tmp_path: Path) -> None:
+    model = ncml.load(folder)
+    data = dataset.load(pets(tmp_path / "pets"), 8, 8)
+    result = tuning.tune(model, data, images=16)
+    noises = [candidate.options.start_noise for candidate in result.candidates[:4]]
+    assert noises == [2.5, 0.0, 5.0, 10.0]
+    best_noise = min(result.candidates[:4], key=lambda candidate: candidate.distance.value).options.start_noise
+    assert {candidate.options.start_noise for candidate in result.candidates[4:]} == {best_noise}
+    unguided = min(result.candidates[:6], key=lambda candidate: candidate.distance.value)
+    if result.chosen.options.guidance == 1:
+        assert result.chosen is unguided
+    else:
+        assert result.chosen.distance.value <= unguided.distance.high
+    drawn = model.generate(16, classes=["a", "b"] * 8, noise=2.5, guidance=1, temperature=1)
+    extract = tuning.load_extractor().extract
+    reference_NF = extract(data.part("calibration-rank").images_NHWC.numpy())
+    assert result.candidates[0].distance == tuning.kernel_distance(extract(drawn), reference_NF)
+    assert result.real is not None
+    assert result.real.value > 0.9
+
+
+class Recorded:
+    """Candidates with given measurements instead of measured ones."""
+
+    def __init__(self, measured: dict[float, tuple[float, float]]) -> None:
+        self.measured = measured
+        self.real, self.candidates = Estimate(0.8, 0.7, 0.9, 10), []
+        self.extractor = tuning.load_extractor()
+
+    def measure(self, options: Any) -> tuning.Candidate:
+        distance, share = self.measured[options.guidance] if options.temperature == 1 else (9.0, 0.0)
+        distance += 0 if options.start_noise == 2.5 else 1
+        candidate = tuning.Candidate(
+            options, Estimate(distance, distance - 0.1, distance + 0.1, 10), Estimate(share, 0, 1, 10)
+        )
+        self.candidates.append(candidate)
+        return candidate
+
+
+@pytest.mark.parametrize(
+    ("measured", "guidance"),
+    [
+        ({1.0: (0.5, 0.2), 1.5: (0.55, 0.3), 2.0: (0.59, 0.4), 3.0: (0.9, 0.8)}, 2.0),  # 3 is too far from the data
+        ({1.0: (0.5, 0.2), 1.5: (0.45, 0.2), 2.0: (0.4, 0.1), 3.0: (0.4, 0.2)}, 1.0),  # no class is clearer
+    ],
+)
+def test_guidance_is_the_clearest_that_costs_no_quality(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, measured: dict[float, tuple[float, float]], guidance: float
+) -> None:
+    monkeypatch.setattr(tuning, "Tuner", lambda *_: Recorded(measured))
+    result = tuning.tune(ncml.load(folder), None)  # type: ignore[arg-type]
+    assert (result.chosen.options.start_noise, result.chosen.options.temperature) == (2.5, 1.0)
+    assert result.chosen.options.guidance == guidance
+
+
+def test_after_its_time_no_candidate_is_begun(folder: Path, tmp_path: Path) -> None:
+    data = dataset.load(pets(tmp_path / "pets"), 8, 8)
+    result = tuning.tune(ncml.load(folder), data, images=16, max_seconds=0)
+    assert [candidate.options.start_noise for candidate in result.candidates] == [2.5]
+    assert result.chosen is result.candidates[0]
+
+
+def test_without_the_models_classes_there_is_no_probe(folder: Path, tmp_path: Path) -> None:
+    nets.save_images(tmp_path / "flat", nets.images(200).numpy())
+    result = tuning.tune(ncml.load(folder), dataset.load(str(tmp_path / "flat"), 8, 8), images=16)
+    assert result.real is None
+    assert {candidate.options.guidance for candidate in result.candidates} == {1.0}
+    assert "probe" not in result.card_section()
+
+
+def test_too_few_images_are_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = pets(tmp_path / "pets", 20)
+    assert cli.main(["tune", "--data", source, "--model", str(folder)]) == 2
+    assert "images are held out; tuning compares with at least 16: add images." in capsys.readouterr().err
+    assert cli.main(["tune", "--data", source, "--model", str(folder), "--images", "8"]) == 2
+    assert "--images must be at least 16, not 8." in capsys.readouterr().err
+    with pytest.raises(InputError):
+        tuning.tune(ncml.load(folder), dataset.load(source, 8, 8))
+
+
+def test_training_ends_with_tuning_if_there_is_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["train", "smoke", "--data", pets(tmp_path / "pets"), "--size", "8", "--max-images", "64"]
+    assert cli.main([*arguments, "--out", str(tmp_path / "short")]) == 0
+    assert ncml.load(tmp_path / "short").sampling.start_noise is None
+    monkeypatch.setattr(train, "MIN_TUNING_S", 0.0)
+    monkeypatch.setattr(tuning, "IMAGES", 16)
+    assert cli.main([*arguments, "--out", str(tmp_path / "long")]) == 0
+    model = ncml.load(tmp_path / "long")
+    assert "sampling options: start noise" in capsys.readouterr().err
+    assert model.sampling.start_noise is not None
+    assert model.card.index("Learning curve") < model.card.index("## Default sampling options")
+    monkeypatch.setattr(tuning, "MIN_IMAGES", 1000)
+    assert cli.main([*arguments, "--out", str(tmp_path / "few")]) == 0
+    assert "sampling options are not tuned: 20 images are held out" in capsys.readouterr().err
+
+
+def test_a_section_of_the_card_is_replaced_and_the_others_stay(tmp_path: Path) -> None:
+    (tmp_path / "card.md").write_text("# Mine\n\nText.\n\n## One\n\nold\n\n### Part\n\n## Two\n\nkept\n")
+    checkpoint.write_card_section(tmp_path, "One", "new\n")
+    assert (tmp_path / "card.md").read_text() == "# Mine\n\nText.\n\n## One\n\nnew\n\n## Two\n\nkept\n"
+    checkpoint.write_card_section(tmp_path, "Three", "added")
+    assert (tmp_path / "card.md").read_text().endswith("## Two\n\nkept\n\n## Three\n\nadded\n")
