@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Generator, Iterable, Sequence
@@ -80,6 +81,15 @@ def check_device(device: str) -> None:
 
     if problem := runtime.problem(device):
         raise InputError("device", f"the device {device!r} cannot be used: {problem}")
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds of a time such as 90s, 45m, 12h or 2d."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
+    seconds = float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[match[2]] if match else 0.0
+    if not seconds:
+        raise InputError("max-time", f"--max-time must be a time such as 90s, 45m, 12h or 2d, not {text!r}.")
+    return seconds
 
 
 def print_json(value: Any) -> None:

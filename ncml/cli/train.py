@@ -11,7 +11,15 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from ncml import config
-from ncml.cli.terminal import JsonOption, check_device, load, print_json, progress_bar, use_threads
+from ncml.cli.terminal import (
+    JsonOption,
+    check_device,
+    load,
+    parse_duration,
+    print_json,
+    progress_bar,
+    use_threads,
+)
 from ncml.config import Config
 from ncml.errors import InputError
 from ncml.progress import ignore_progress
@@ -192,15 +200,6 @@ def _with_training(
         precision=precision or training.precision,
     )
     return replace(recipe_config, training=training)
-
-
-def parse_duration(text: str) -> float:
-    """Return the seconds of a time such as 90s, 45m, 12h or 2d."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
-    seconds = float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[match[2]] if match else 0.0
-    if not seconds:
-        raise InputError("max-time", f"--max-time must be a time such as 90s, 45m, 12h or 2d, not {text!r}.")
-    return seconds
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from ncml.cli.terminal import (
     ThreadsOption,
     identity,
     load,
+    parse_duration,
     print_json,
     progress_bar,
     use_threads,
@@ -52,7 +53,6 @@ def tune(
         device: Device to compute on: cpu, cuda or cuda:N.
         as_json: Print JSON.
     """
-    from ncml.cli.train import parse_duration
     from ncml.evaluation.tuning import MIN_IMAGES
 
     if images < MIN_IMAGES:
