@@ -1,8 +1,9 @@
 """The sampling options that a model folder recommends, chosen by measurement.
 
-Options are chosen one after another: the start noise, then the temperature, with the smallest kernel distance (KD) of
-generated from held-out images in named features; then, where a probe recognises the model's classes, the guidance under
-which it recognises most generated images, as long as KD stays within the interval of KD without guidance.
+Options are chosen one after another: the start noise with the smallest kernel distance (KD) of generated from held-out
+images in named features; where a probe can be trained on the model's classes, the guidance under which it recognises
+most generated images, as long as KD stays within the interval of KD without guidance; the temperature with the smallest
+KD.
 
 Shapes: N images, F features.
 """
@@ -37,7 +38,7 @@ MIN_IMAGES = 16
 REFERENCE, PROBE_TRAINING = 1_000, 4_000
 """Held-out images that generated ones are compared with, and training images of the probe, at most."""
 
-TEMPERATURES, GUIDANCES = (0.95, 0.9), (1.5, 2.0, 3.0)
+GUIDANCES, TEMPERATURES = (2.0, 3.0, 5.0, 8.0), (0.95, 0.9)
 """Candidates beside 1."""
 
 BATCH = 64
@@ -187,7 +188,6 @@ def tune(
     as_trained = SamplingDefaults(start_noise=0.0, solver="tweedie", guidance=1.0, temperature=1.0)
     noises = noise_levels(model, (0.25, 0.0, 0.5, 1.0)) if is_noise_conditional(model) else [0.0]
     chosen = best_of([replace(as_trained, start_noise=noise) for noise in noises])
-    chosen = best_of([replace(chosen.options, temperature=value) for value in TEMPERATURES], chosen)
     if chosen.fidelity is not None:
         unguided = chosen
         for guidance in GUIDANCES:
@@ -196,6 +196,7 @@ def tune(
                 acceptable = candidate.distance.value <= unguided.distance.high
                 if acceptable and _share(candidate) > _share(chosen):
                     chosen = candidate
+    chosen = best_of([replace(chosen.options, temperature=value) for value in TEMPERATURES], chosen)
     features = tuner.extractor.distance_name
     name = features.partition("(")[2].rstrip(")") or features
     return Tuning(tuner.candidates, chosen, tuner.real, images, name)

@@ -171,8 +171,8 @@ function tiltFields() {
     label: "Guidance",
     term: "guidance",
     min: 0.5,
-    max: 4,
-    step: 0.25,
+    max: 10,
+    step: 0.5,
     value: 1,
     hint: "Acts on images of a class, and takes twice the time.",
   });

@@ -1,6 +1,7 @@
 """The options that a model folder recommends, and the card that says why."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def test_the_best_candidate_becomes_the_default(folder: Path, tmp_path: Path) ->
     section = tuned.card.partition("## Default sampling options\n\n")[2]
     assert f"| **{options.start_noise:g}** | **{options.temperature:g}** | **{options.guidance:g}** |" in section
     assert "features of mean colours" in section
-    assert section.count("\n| ") == 2 + 4 + 2 + 3  # header and rule; start noises, temperatures, guidances
+    assert section.count("\n| ") == 2 + 4 + 4 + 2  # header and rule; start noises, guidances, temperatures
     assert cli.main(["tune", "--data", source, "--model", str(folder), "--images", "16"]) == 0
     assert ncml.load(folder).card == tuned.card
 
@@ -70,13 +71,14 @@ def test_candidates_are_measured_as_they_are_drawn(folder: Path, tmp_path: Path)
     result = tuning.tune(model, data, images=16)
     noises = [candidate.options.start_noise for candidate in result.candidates[:4]]
     assert noises == [2.5, 0.0, 5.0, 10.0]
-    best_noise = min(result.candidates[:4], key=lambda candidate: candidate.distance.value).options.start_noise
-    assert {candidate.options.start_noise for candidate in result.candidates[4:]} == {best_noise}
-    unguided = min(result.candidates[:6], key=lambda candidate: candidate.distance.value)
-    if result.chosen.options.guidance == 1:
-        assert result.chosen is unguided
-    else:
-        assert result.chosen.distance.value <= unguided.distance.high
+    unguided = min(result.candidates[:4], key=lambda candidate: candidate.distance.value)
+    guided, tempered = result.candidates[4:8], result.candidates[8:]
+    assert {candidate.options.start_noise for candidate in [*guided, *tempered]} == {unguided.options.start_noise}
+    assert [candidate.options.guidance for candidate in guided] == [2.0, 3.0, 5.0, 8.0]
+    assert [candidate.options.temperature for candidate in tempered] == [0.95, 0.9]
+    at_one = next(c for c in result.candidates if c.options == replace(tempered[0].options, temperature=1.0))
+    assert at_one is unguided or at_one.distance.value <= unguided.distance.high
+    assert result.chosen is min([at_one, *tempered], key=lambda candidate: candidate.distance.value)
     drawn = model.generate(16, classes=["a", "b"] * 8, noise=2.5, guidance=1, temperature=1)
     extract = tuning.load_extractor().extract
     reference_NF = extract(data.part("calibration-rank").images_NHWC.numpy())
@@ -106,8 +108,10 @@ class Recorded:
 @pytest.mark.parametrize(
     ("measured", "guidance"),
     [
-        ({1.0: (0.5, 0.2), 1.5: (0.55, 0.3), 2.0: (0.59, 0.4), 3.0: (0.9, 0.8)}, 2.0),  # 3 is too far from the data
-        ({1.0: (0.5, 0.2), 1.5: (0.45, 0.2), 2.0: (0.4, 0.1), 3.0: (0.4, 0.2)}, 1.0),  # no class is clearer
+        # 5 is too far from the data.
+        ({1.0: (0.5, 0.2), 2.0: (0.55, 0.3), 3.0: (0.59, 0.4), 5.0: (0.9, 0.8), 8.0: (0.5, 0.3)}, 3.0),
+        # No class is clearer.
+        ({1.0: (0.5, 0.2), 2.0: (0.45, 0.2), 3.0: (0.4, 0.1), 5.0: (0.4, 0.2), 8.0: (0.3, 0.1)}, 1.0),
     ],
 )
 def test_guidance_is_the_clearest_that_costs_no_quality(
