@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from ncml import checkpoint, runtime
+from ncml.arguments import Classes, Images, class_indices, image_seeds, stack_images
 from ncml.errors import InputError, ModelError
-from ncml.images import to_rgb
-from ncml.limits import KEEPS, MAX_IMAGES_PER_CALL, MAX_SEED, Keep, check_count
+from ncml.limits import KEEPS, MAX_IMAGES_PER_CALL, Keep, check_count
 from ncml.network.likelihood import bits_per_dim, from_uint8
 from ncml.network.ncpn import NCPN
 from ncml.network.sde import end_time, grey_levels_at, make_sde
@@ -33,9 +32,6 @@ from ncml.sampling.options import SamplingLimits, SamplingOptions, check_noise
 from ncml.sampling.sample import Plan, Sampler, generate_images, sample_naive
 
 SAMPLERS: dict[str, Sampler] = {"incremental": sample_cached, "naive": sample_naive}
-
-Classes = str | int | None | Sequence[str | int | None]
-Images = NDArray[np.uint8] | Image.Image | Sequence[NDArray[np.uint8] | Image.Image]
 
 
 @dataclass(frozen=True)
@@ -170,8 +166,8 @@ class Model:
         Raises `InputError` for images of another size or type, and for an argument out of range.
         """
         batch_size = check_count("batch_size", batch_size)
-        pixels = self._pixels(images)
-        class_B = self._class_indices(classes, len(pixels))
+        pixels = stack_images(images, self.height, self.width)
+        class_B = class_indices(classes, len(pixels), self.classes)
         t = self._time(noise)
         verdict_statistic, names = self._select_statistics(ood, statistic, statistics)
         scores: list[Score] = []
@@ -334,7 +330,7 @@ class Model:
         argument out of range.
         """
         n = check_count("n", n, MAX_IMAGES_PER_CALL)
-        canvases = self._pixels(images)
+        canvases = stack_images(images, self.height, self.width)
         if len(canvases) > MAX_IMAGES_PER_CALL:
             raise InputError(
                 "images", f"at most {MAX_IMAGES_PER_CALL} images can be passed in one call, not {len(canvases)}."
@@ -359,10 +355,10 @@ class Model:
         canvases: NDArray[np.uint8] | None = None,
         keep: Keep = "top",
     ) -> NDArray[np.uint8]:
-        class_B = self._class_indices(classes, n)
+        class_B = class_indices(classes, n, self.classes)
         has_class = bool((class_B < len(self.classes)).all())
         plan = Plan(
-            seeds=self._seeds(seeds, n),
+            seeds=image_seeds(seeds, n),
             class_B=class_B,
             settings=options.resolve(self.sampling_limits, has_class=has_class),
             known_BCHW=None if canvases is None else from_uint8(torch.from_numpy(canvases)),
@@ -387,40 +383,3 @@ class Model:
 
     def _time(self, noise: float) -> float:
         return make_sde(self.config.sde).time_of(check_noise(noise, self.noise))
-
-    def _seeds(self, seeds: int | Sequence[int], n: int) -> list[int]:
-        seed_B = [seeds + i for i in range(n)] if isinstance(seeds, int | np.integer) else list(seeds)
-        if len(seed_B) != n:
-            raise InputError("seeds", f"there are {len(seed_B)} seeds for {n} images; give one for each.")
-        if not all(isinstance(seed, int | np.integer) and 0 <= seed <= MAX_SEED for seed in seed_B):
-            raise InputError("seed", f"seeds must be whole numbers from 0 to {MAX_SEED}.")
-        return [int(seed) for seed in seed_B]
-
-    def _class_indices(self, classes: Classes, n: int) -> torch.Tensor:
-        class_B = [classes] * n if classes is None or isinstance(classes, str | int | np.integer) else list(classes)
-        if len(class_B) != n:
-            raise InputError("classes", f"there are {len(class_B)} classes for {n} images; give one for each.")
-        return torch.tensor([self._class_index(name) for name in class_B])
-
-    def _class_index(self, name: str | int | None) -> int:
-        if name is None:
-            return len(self.classes)
-        if isinstance(name, int | np.integer) and 0 <= name < len(self.classes):
-            return int(name)
-        if isinstance(name, str) and name in self.classes:
-            return self.classes.index(name)
-        remedy = f"choose from {', '.join(self.classes)}." if self.classes else "this model has no classes."
-        raise InputError("class", f"there is no class {name!r}: {remedy}")
-
-    def _pixels(self, images: Images) -> NDArray[np.uint8]:
-        """Return uint8 [B, H, W, 3]; raise `InputError` for another size or type."""
-        if isinstance(images, Image.Image) or (isinstance(images, np.ndarray) and images.ndim < 4):
-            images = [images]
-        arrays = [to_rgb(i) if isinstance(i, Image.Image) else np.asarray(i) for i in images]
-        for pixels in arrays:
-            if pixels.dtype != np.uint8 or pixels.shape != (self.height, self.width, 3):
-                expected = f"uint8 [{self.height}, {self.width}, 3]"
-                raise InputError("images", f"images must be {expected}, not {pixels.dtype} {list(pixels.shape)}.")
-        if not arrays:
-            raise InputError("images", "there is no image; pass at least one.")
-        return np.stack(arrays)
