@@ -1,5 +1,6 @@
 """The JSON documents that describe jobs and their results."""
 
+import time
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -186,6 +187,24 @@ def job_answer(view: JobView, position: int | None) -> JobAnswer:
         error=view.error,
         timing=view.timing,
         links=Links(self=base, result=f"{base}/result", events=f"{base}/events", cancel=f"{base}/cancel"),
+    )
+
+
+def submitted_view(
+    job_id: str, task: Task, model_name: str, priority: Priority, n: int, request_id: str, owner: str
+) -> JobView:
+    """Return a job that was submitted, as it was then."""
+    return JobView(
+        id=job_id,
+        status=JobStatus.QUEUED,
+        task=task,
+        model=None,
+        model_name=model_name,
+        priority=priority,
+        request_id=request_id,
+        owner=owner,
+        n=n,
+        created_at=time.time(),
     )
 
 

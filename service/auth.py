@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import anyio.to_thread
+import redis
 from fastapi import Request, Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 from limits import RateLimitItem
 from limits.storage import RedisStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 
+from service.clients import client_name
 from service.http.problems import Problem
 from service.keys import KeyFile
 from service.metrics import Metrics
@@ -51,22 +53,22 @@ class ApiKeyAuth:
 class RateLimit:
     """Counts the requests of each client for new jobs, or raises the 429.
 
-    A client is the owner of a key or, without keys, an address. Windows slide: requests of the previous window count in
-    part. The counters are kept in the queue's server, so that several instances share them.
+    Windows slide: requests of the previous window count in part. The counters are kept in the queue's server, so that
+    several instances share them.
     """
 
     def __init__(self, redis_url: str, limits: Sequence[RateLimitItem], metrics: Metrics) -> None:
         url = redis_url.replace("unix://", "redis+unix://") if redis_url.startswith("unix://") else redis_url
-        options: dict[str, Any] = {"socket_timeout": 5, "socket_connect_timeout": 5}
-        self._counters = SlidingWindowCounterRateLimiter(RedisStorage(url, key_prefix="ncml:quota", **options))
+        new_pool: Any = redis.BlockingConnectionPool  # redis-py's types are incomplete
+        pool = new_pool.from_url(redis_url, max_connections=4, timeout=5, socket_timeout=5, socket_connect_timeout=5)
+        storage = RedisStorage(url, connection_pool=pool, key_prefix="ncml:quota")
+        self._counters = SlidingWindowCounterRateLimiter(storage)
         self._limits = sorted(limits, key=lambda limit: limit.get_expiry())
         self._metrics = metrics
 
     async def __call__(self, request: Request) -> None:
         """Count the request, and add the remaining quota to the response's headers."""
-        owner = request.state.owner
-        client = f"key:{owner}" if owner else f"address:{request.client.host if request.client else ''}"
-        request.state.headers = await anyio.to_thread.run_sync(self._count, client)
+        request.state.headers = await anyio.to_thread.run_sync(self._count, client_name(request))
 
     def _count(self, client: str) -> dict[str, str]:
         exceeded = next((limit for limit in self._limits if not self._counters.hit(limit, client)), None)

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import hashlib
+import logging
 import math
 import re
 from collections.abc import Callable
@@ -10,9 +11,13 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import anyio.to_thread
 from fastapi import Depends, Request, Response
+from redis.exceptions import RedisError
+from starlette.types import Receive, Scope, Send
 
 from ncml.paths import default_model
-from service.answers import job_problem, job_response
+from service.answers import job_problem, job_response, submitted_view
+from service.clients import StreamLimit
+from service.http.deferred import DeferredResponse
 from service.http.negotiation import WaitPreference, wait_preference
 from service.http.problems import RETRY_AFTER_S, Problem, as_sentence, invalid_field
 from service.http.requests import ParsedRequest
@@ -26,6 +31,8 @@ from worker.queue import DuplicateJob, JobNotFound, JobQueue, QueueFull
 
 T = TypeVar("T")
 
+log = logging.getLogger(__name__)
+
 
 class JobService:
     """What the routes need; one per application."""
@@ -34,6 +41,7 @@ class JobService:
         self.settings = settings
         self.queue = queue
         self.metrics = metrics
+        self.streams = StreamLimit(settings.max_streams, metrics)
         self._decoders = anyio.CapacityLimiter(settings.decode_threads)
         # scans carry whole files and return maps of the image's size: one at a time, in addition to other work
         self._scans = anyio.CapacityLimiter(1)
@@ -98,18 +106,28 @@ class JobService:
         """Submit the job; respond with its result as `media`, or with 202 if it takes longer than the client waits.
 
         A repeated request under the same Idempotency-Key is answered from its first job. A client that disconnects
-        cancels its job, unless it sent such a key: it may come back.
+        cancels its job, unless it sent such a key: it may come back. If the queue fails after it accepted the job, the
+        response is 202, too.
         """
         preference = wait_preference(request.headers, self.settings.wait_s)
         key = request.headers.get("idempotency-key")
         owner = str(request.state.owner)
         submit = functools.partial(self._submit, job, parsed, key, request.url.path, owner)
         job_id = await anyio.to_thread.run_sync(submit, limiter=self._limiter(job.task))
-        if key:
-            view = await self.queue.wait(job_id, preference.wait_s)
-        else:
-            view = await self._wait_or_cancel(request, job_id, preference.wait_s)
-        return await self.respond(view, media, preference)
+        submitted = functools.partial(
+            submitted_view, job_id, job.task, job.model, job.priority, job.n, job.request_id, owner
+        )
+
+        async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+            try:
+                view = await self._wait(receive, job_id, preference.wait_s, cancels=not key)
+                response = await self.respond(view, media, preference)
+            except RedisError as error:  # the job is accepted, so its client must learn where it is
+                log.error("waiting for the job %s failed: %s", job_id, error)
+                response = job_response(submitted(), None, RETRY_AFTER_S, 202)
+            await response(scope, receive, send)
+
+        return DeferredResponse(respond)
 
     def _submit(self, job: Job, parsed: ParsedRequest[Any], key: str | None, path: str, owner: str) -> str:
         if key is not None and not re.fullmatch(r"[\x21-\x7e]{1,255}", key):
@@ -135,17 +153,15 @@ class JobService:
         self.metrics.enqueued.labels(task=job.task, model=job.model, priority=job.priority).inc()
         return job_id
 
-    async def _wait_or_cancel(self, request: Request, job_id: str, wait_s: float) -> JobView:
-        """Return the job when it ends or after `wait_s`; cancel it if the client disconnects before."""
-        waiting = asyncio.ensure_future(self.queue.wait(job_id, wait_s))
-        disconnect = asyncio.ensure_future(_disconnected(request))
+    async def _wait(self, receive: Receive, job_id: str, wait_s: float, *, cancels: bool) -> JobView:
+        """Return the job when it ends or after `wait_s`; `cancels`: cancel it if the client disconnects before."""
+        disconnect = asyncio.ensure_future(_disconnected(receive))
         try:
-            await asyncio.wait({waiting, disconnect}, return_when=asyncio.FIRST_COMPLETED)
-            if waiting.done():
-                return waiting.result()
-            return await anyio.to_thread.run_sync(self.queue.cancel, job_id)
+            view = await self.queue.wait(job_id, wait_s, disconnect)
+            if disconnect.done() and cancels:
+                return await anyio.to_thread.run_sync(self.queue.cancel, job_id)
+            return view
         finally:
-            waiting.cancel()
             disconnect.cancel()
 
     async def view(self, request: Request, job_id: str) -> JobView:
@@ -205,9 +221,9 @@ class JobService:
         return min(max(math.ceil(job_count / pace), 1), 3600) if pace else RETRY_AFTER_S
 
 
-async def _disconnected(request: Request) -> None:
+async def _disconnected(receive: Receive) -> None:
     """Return when the client closes its connection; its body has been read before."""
-    while (await request.receive())["type"] != "http.disconnect":
+    while (await receive())["type"] != "http.disconnect":
         pass
 
 

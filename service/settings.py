@@ -40,6 +40,8 @@ class Settings(BaseSettings):
     """Maximum tiles of an image."""
     max_waiting: int = Field(default=512, ge=1)
     """Maximum waiting jobs of a lane; further requests receive 429."""
+    max_streams: int = Field(default=64, ge=1)
+    """Maximum event streams that one client follows at once; further ones receive 429."""
     start_within_s: float = Field(default=600, gt=0, le=86_400)
     """Seconds after which a waiting job expires."""
     job_timeout_s: float = Field(default=600, gt=0, le=86_400)

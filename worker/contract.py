@@ -392,8 +392,9 @@ class JobView(FrozenModel):
     fingerprint: str = Field(default="", description="digest of the request, given by the submitter")
     owner: str = Field(default="", description="owner of the job, given by the submitter")
     n: int
-    created_at: float = Field(description="seconds since 1970, as are the next two fields")
+    created_at: float = Field(description="seconds since 1970, as are the next three fields")
     started_at: float | None = None
+    start_by: float | None = Field(default=None, description="a waiting job that has not started by then expires")
     ended_at: float | None = None
     timing: Timing | None = None
     progress: Progress | None = None

@@ -7,6 +7,7 @@
     ncml:events:{id}         stream, capped: every change of state, and progress
     ncml:blob:{id}           images: uint8, NHWC
     ncml:blob:{id}:preview   a Preview
+    ncml:changes:state, ncml:changes:progress   channels: ids of jobs, separated by spaces, that changed
     ncml:workers             sorted set: names of workers; ncml:worker:{name}: what a worker publishes, which lapses
     rq:wip:*, rq:finished:*, rq:failed:*, rq:canceled:*   RQ's registries, for RQ's tools; nothing here reads them
 
@@ -21,6 +22,8 @@ from worker.contract import Lane, Priority, queue_name
 
 LEASES = "ncml:leases"
 WORKERS = "ncml:workers"
+STATE_CHANNEL = "ncml:changes:state"
+PROGRESS_CHANNEL = "ncml:changes:progress"
 
 
 def job_key(job_id: str) -> str:

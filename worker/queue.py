@@ -5,7 +5,6 @@ in one atomic step. `worker.keys` lists every key.
 """
 
 import asyncio
-import contextlib
 import re
 import time
 import uuid
@@ -13,9 +12,9 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 import redis
-import redis.asyncio
 
 from ncml.errors import NcmlError
+from worker.changes import Changes
 from worker.contract import (
     RESULT,
     Event,
@@ -54,7 +53,13 @@ EVENTS_CAP = 256
 CANCELED = JobError(reason="canceled", detail="the job was canceled on request")
 EXPIRED = JobError(reason="expired", detail="no worker started the job in time; try again later")
 
-_REDIS: Any = redis.Redis  # redis-py types each method for both its synchronous and asynchronous clients
+_POOL: Any = redis.BlockingConnectionPool  # redis-py's types are incomplete
+
+TICK_S = 15.0
+"""How long a quiet job is not read again; its changes are published."""
+
+CONNECTIONS = 24
+"""Most connections of a process, besides the one that receives changes; further calls wait for a free one."""
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -87,7 +92,7 @@ class JobQueue:
         self.result_ttl_s = result_ttl_s
         self._submit = script(client, "submit")
         self._finish = script(client, "finish")
-        self._async: Any = None
+        self._changes = Changes(client)
         self._workers = PublishedWorkers(client)
 
     @classmethod
@@ -97,13 +102,20 @@ class JobQueue:
         Raises `QueueError` for another kind of address.
         """
         try:
-            client = _REDIS.from_url(url, socket_timeout=30, socket_connect_timeout=5, health_check_interval=30)
+            pool = _POOL.from_url(
+                url,
+                max_connections=CONNECTIONS,
+                timeout=30,
+                socket_timeout=30,
+                socket_connect_timeout=5,
+                health_check_interval=30,
+            )
         except ValueError:  # its message may quote a part of the password
             raise QueueError(
                 "this is not the address of a queue; give redis://[user:password@]host:port/number (special characters "
                 "in the password as %-escapes), rediss://... or unix:///path"
             ) from None
-        return cls(client, result_ttl_s=result_ttl_s)
+        return cls(redis.Redis(connection_pool=pool), result_ttl_s=result_ttl_s)
 
     # -- writing
 
@@ -229,9 +241,8 @@ class JobQueue:
         if "task" not in fields or "submitted" not in fields:
             raise JobNotFound(f"there is no job {job_id}, or its result has expired")
         view = view_from(job_id, fields)
-        start_by = float(fields.get("start_by", "inf"))
-        is_queued = view.status is JobStatus.QUEUED
-        is_late = is_queued and start_by < time.time() and start_by < self.redis.time()[0]
+        start_by = view.start_by if view.status is JobStatus.QUEUED else None
+        is_late = start_by is not None and start_by < time.time() and start_by < self.redis.time()[0]
         if is_late and self._end_queued(job_id, view, JobStatus.EXPIRED, EXPIRED):
             return self.view(job_id)
         return view
@@ -272,7 +283,7 @@ class JobQueue:
         stored: bytes | None = self.redis.get(preview_key(job_id))
         return None if stored is None else Preview.model_validate_json(stored)
 
-    async def events(self, job_id: str, after: str = "0", *, tick_s: float = 15.0) -> AsyncGenerator[Event | None]:
+    async def events(self, job_id: str, after: str = "0", *, tick_s: float = TICK_S) -> AsyncGenerator[Event | None]:
         """Yield every event after the event id `after`, up to the one with a terminal status.
 
         Yields None whenever nothing happened for `tick_s`, so that the caller can send a keep-alive or check the time.
@@ -280,44 +291,47 @@ class JobQueue:
         """
         if not re.fullmatch(r"[0-9]{1,19}(-[0-9]{1,19})?", after):
             raise JobNotFound(f"job {job_id[:64]!r} has no event {after[:64]!r}")
-        exists, tick_ms = False, max(1, int(tick_s * 1000))  # a job with an entry in its stream exists
-        while True:
-            reply = await self._async_client().xread({events_key(job_id): after}, block=tick_ms if exists else 1)
-            for entry_id, entry in _entries(reply):
-                after = entry_id.decode()
-                event = read_event(entry[b"event"].decode(), after)
-                yield event
-                if event.status and event.status.is_terminal:
+        async with self._changes.follow(job_id, progress=True) as follower:
+            while True:
+                events, view = await asyncio.to_thread(self._events_after, job_id, after)
+                for event in events:
+                    after = event.id
+                    yield event
+                if view is None or view.status.is_terminal:
                     return
-            if not reply:
-                if exists:
+                pause_s = 0.0 if events else _pause_s(view, tick_s)
+                del events, view  # thousands of streams wait here
+                if not await follower.wait(pause_s) and pause_s:
                     yield None
-                view = await asyncio.to_thread(self.view, job_id)
-                if view.status.is_terminal and not await self._async_client().xread({events_key(job_id): after}):
-                    if not await self._async_client().exists(events_key(job_id)):  # the stream has expired
-                        yield Event(id=after, kind="status", status=view.status, error=view.error)
-                    return
-            exists = True
 
-    async def wait(self, job_id: str, timeout_s: float) -> JobView:
-        """Return the job once it has ended, or as it is after `timeout_s`. Raises `JobNotFound`."""
+    def _events_after(self, job_id: str, after: str) -> tuple[list[Event], JobView | None]:
+        """Return the events of a job after one of them, and the job; None for it after the last event."""
+        view = self.view(job_id)
+        entries: list[tuple[bytes, dict[bytes, bytes]]] = self.redis.xrange(events_key(job_id), min=f"({after}")
+        events = [read_event(entry[b"event"].decode(), entry_id.decode()) for entry_id, entry in entries]
+        if any(event.status and event.status.is_terminal for event in events):
+            return events, None
+        if view.status.is_terminal and not self.redis.exists(events_key(job_id)):  # the stream has expired
+            events.append(Event(id=after, kind="status", status=view.status, error=view.error))
+        return events, view
+
+    async def wait(self, job_id: str, timeout_s: float, until: "asyncio.Future[None] | None" = None) -> JobView:
+        """Return the job once it has ended, or as it is after `timeout_s` or once `until` is done.
+
+        Raises `JobNotFound`.
+        """
         deadline = time.monotonic() + timeout_s
-        if timeout_s > 0:
-            async with contextlib.aclosing(self.events(job_id, tick_s=min(timeout_s, 1.0))) as events:
-                async for _ in events:
-                    if time.monotonic() > deadline:
-                        break
-        return await asyncio.to_thread(self.view, job_id)
-
-    def _async_client(self) -> Any:
-        if self._async is None:
-            pool = self.redis.connection_pool
-            options = {k: v for k, v in pool.connection_kwargs.items() if k in _ASYNC_OPTIONS}
-            unix, tls = "path" in pool.connection_kwargs, issubclass(pool.connection_class, redis.SSLConnection)
-            if unix:
-                options["unix_socket_path"] = pool.connection_kwargs["path"]
-            self._async = redis.asyncio.Redis(**options, ssl=tls)
-        return self._async
+        async with self._changes.follow(job_id) as follower:
+            if until:
+                until.add_done_callback(lambda _: follower.wake())
+            while True:
+                view = await asyncio.to_thread(self.view, job_id)
+                remaining_s = deadline - time.monotonic()
+                if view.status.is_terminal or remaining_s <= 0 or (until and until.done()):
+                    return view
+                pause_s = _pause_s(view, min(remaining_s, TICK_S))
+                del view  # thousands of requests wait here
+                await follower.wait(pause_s)
 
     # -- workers, models and waiting jobs
 
@@ -368,20 +382,12 @@ class JobQueue:
         self.redis.close()
 
     async def aclose(self) -> None:
-        """Release the connections of `events` and `wait`."""
-        if self._async is not None:
-            await self._async.aclose()
+        """Release the connection of `events` and `wait`."""
+        await self._changes.aclose()
 
 
-_ASYNC_OPTIONS = frozenset({
-    "host", "port", "db", "username", "password", "socket_timeout", "socket_connect_timeout", "ssl_ca_certs",
-    "ssl_cert_reqs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname",
-})  # fmt: skip
-"""Options that both clients share. The timeout is longer than `events` blocks; redis-py's default is not."""
-
-
-def _entries(reply: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
-    """Return the entries of one stream from either form of an XREAD reply (RESP 2: a list, RESP 3: a mapping)."""
-    if not reply:
-        return []
-    return reply[0][1] if isinstance(reply, list) else next(iter(reply.values()))[0]  # pyright: ignore[reportUnknownVariableType]
+def _pause_s(view: JobView, longest_s: float) -> float:
+    """Return how long to wait for a change of a job before it is read again: a waiting job may expire meanwhile."""
+    if view.status is not JobStatus.QUEUED or view.start_by is None:
+        return longest_s
+    return min(longest_s, max(view.start_by - time.time(), 1.0))

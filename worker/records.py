@@ -101,6 +101,7 @@ def view_from(job_id: str, fields: dict[str, str]) -> JobView:
         n=int(fields.get("n", 1)),
         created_at=float(fields["submitted"]),
         started_at=float(fields["started"]) if has_started else None,
+        start_by=float(fields["start_by"]) if "start_by" in fields else None,
         ended_at=float(fields["ended"]) if "ended" in fields else None,
         timing=_timing(fields),
         progress=read_event(fields["progress"]).progress if "progress" in fields else None,

@@ -28,6 +28,7 @@ PROBLEMS: dict[int, dict[str | None, str]] = {
     },
     429: {
         "queue-full": "512 jobs are waiting in the score lane already; retry in 12 s.",
+        "too-many-streams": "This client has 64 event streams open already; close one, or poll the job.",
         "quota-exceeded": "The quota of 60 requests per minute is exhausted; retry in 20 s.",
     },
     500: {

@@ -11,6 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.http.deferred import call_and_respond
 from service.http.problems import Problem
 from service.metrics import Metrics
 from worker.logs import JsonFormatter, configure
@@ -85,7 +86,7 @@ class RequestContextMiddleware:
 
 
 class UnexpectedErrorMiddleware:
-    """Answers unexpected exceptions with a 500 and logs their traceback.
+    """Sends deferred responses; answers unexpected exceptions with a 500 and logs their traceback.
 
     It stands inside the CORS middleware, so that pages of other origins can read these responses as well.
     """
@@ -106,7 +107,7 @@ class UnexpectedErrorMiddleware:
             await send(message)
 
         try:
-            await self.app(scope, receive, send_tracked)
+            await call_and_respond(self.app, scope, receive, send_tracked)
         except ClientDisconnect:
             log.debug("the client disconnected while sending its body")
         except Exception:

@@ -18,8 +18,10 @@ BINARY = {"schema": {"type": "string", "format": "binary"}, "example": "(the byt
 """The content of a file."""
 
 JOB_STATUSES = (400, 401, 404, 406, 410, 413, 415, 422, 429, 500, 503, 504)
-JOB_PROBLEMS = ("result-expired", "no-worker", "no-model", "queue-down", "no-room")
-"""The error statuses of the routes that submit jobs; of 404 and 503 only these kinds."""
+JOB_PROBLEMS = (
+    "result-expired", "no-worker", "no-model", "queue-down", "no-room", "queue-full", "quota-exceeded",
+)  # fmt: skip
+"""The error statuses of the routes that submit jobs; of 404, 429 and 503 only these kinds."""
 
 _RETRY_AFTER = {"description": "Seconds to wait before the next attempt.", "schema": {"type": "integer"}}
 

@@ -1,7 +1,7 @@
 """/jobs: state, result, preview, events, cancellation and deletion of a job."""
 
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Annotated
 
 import anyio.to_thread
@@ -9,10 +9,13 @@ import numpy as np
 from fastapi import APIRouter, Header, Path, Request, Response
 from fastapi.sse import format_sse_event
 from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from ncml.images import grid, to_png
 from service import answers
+from service.clients import client_name
 from service.http import examples
+from service.http.deferred import DeferredResponse
 from service.http.negotiation import JSON, NPZ, PNG, ZIP, negotiate, wait_preference
 from service.http.openapi import BINARY, problem_responses
 from service.http.problems import Problem
@@ -179,7 +182,7 @@ async def preview(job_id: JobId, request: Request, jobs: Jobs) -> Response:
             "last.",
             "content": {"text/event-stream": {"schema": {"type": "string"}, "example": examples.EVENTS}},
         },
-        **problem_responses(401, 404, 422, 503, kinds=_PROBLEMS),
+        **problem_responses(401, 404, 422, 429, 503, kinds=(*_PROBLEMS, "too-many-streams")),
     },
 )
 async def events(job_id: JobId, request: Request, jobs: Jobs, last_event_id: LastEventId = "0") -> Response:
@@ -196,7 +199,27 @@ async def events(job_id: JobId, request: Request, jobs: Jobs, last_event_id: Las
     first = await _next_event(events) if view.status.is_terminal else None
     if view.status.is_terminal and first is None:
         return Response(status_code=204)  # no more events: a browser's EventSource stops reconnecting
-    return StreamingResponse(_stream(job_id, first, events), 200, headers, "text/event-stream")
+    client = client_name(request)
+    jobs.streams.open(client)
+    stream = _stream(job_id, first, events)
+    return DeferredResponse(_ClosingStream(stream, lambda: jobs.streams.close(client), headers, "text/event-stream"))
+
+
+class _ClosingStream(StreamingResponse):
+    """A stream that calls `close` at its end, also if the client disconnects before its first byte."""
+
+    def __init__(
+        self, content: AsyncGenerator[bytes], close: Callable[[], None], headers: dict[str, str], media: str
+    ) -> None:
+        super().__init__(content, 200, headers, media)
+        self._close = close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the stream."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._close()
 
 
 async def _next_event(events: AsyncGenerator[Event | None]) -> Event | None:

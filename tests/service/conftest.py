@@ -272,9 +272,11 @@ class FakeQueue:
             return None
         return Preview(stage="refine", step=1, total=2, n=job.n, height=8, width=8, data=bytes(job.n * 8 * 8 * 3))
 
-    async def wait(self, job_id: str, timeout_s: float) -> JobView:
+    async def wait(self, job_id: str, timeout_s: float, until: asyncio.Future[None] | None = None) -> JobView:
         deadline = time.time() + timeout_s
         while not (view := self.view(job_id)).status.is_terminal and time.time() < deadline:
+            if until and until.done():
+                break
             await asyncio.sleep(0.005)
         return view
 

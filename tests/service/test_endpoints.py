@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import redis
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -366,6 +367,38 @@ def test_a_waiting_job_has_a_position_and_a_retry_after(client: TestClient, queu
     queue.waits = False
     assert client.get("/jobs/job-2").json()["position"] is None
     assert client.get("/jobs/job-2/result").headers["retry-after"] == "1"
+
+
+def test_a_job_whose_wait_fails_is_accepted(client: TestClient, queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The queue accepted the job, so it will be computed: a 503 would make the client send it again."""
+
+    async def wait(*_: object) -> None:
+        raise redis.ConnectionError("connection lost")
+
+    monkeypatch.setattr(queue, "wait", wait)
+    response = client.post("/generate?n=2", headers={"x-request-id": "r-1"})
+    assert response.status_code == 202
+    assert response.headers["location"] == "/jobs/job-0"
+    assert int(response.headers["retry-after"]) > 0
+    body = response.json()
+    assert (body["status"], body["task"], body["n"], body["request_id"]) == ("queued", "generate", 2, "r-1")
+    monkeypatch.undo()
+    assert client.get(response.headers["location"]).json()["status"] == "succeeded"
+
+
+def test_the_streams_of_a_client_are_limited(new_client: Callable[..., TestClient], queue) -> None:
+    client = new_client(max_streams=2)
+    client.post("/generate")
+    limit = client.app.state.jobs.streams
+    for _ in range(2):
+        limit.open("address:testclient")
+    refused = client.get("/jobs/job-0/events")
+    assert refused.status_code == 429
+    assert refused.json()["type"] == "urn:ncml:problem:too-many-streams"
+    assert int(refused.headers["retry-after"]) > 0
+    limit.close("address:testclient")
+    for _ in range(3):  # each ends before the next one
+        assert client.get("/jobs/job-0/events").status_code == 200
 
 
 def test_respond_async_does_not_wait(client: TestClient, queue) -> None:

@@ -224,7 +224,7 @@ def test_the_api_page_lists_every_kind_of_problem(client: TestClient) -> None:
 
 def test_the_api_page_lists_the_default_limits() -> None:
     documented = {name: value for name, value, _ in rows("Setting")}
-    assert len(documented) == 9
+    assert len(documented) == 10
     for name, value in documented.items():
         number, _, unit = value.partition(" ")
         base, _, power = number.partition("^")
@@ -284,5 +284,5 @@ app.openapi()
 print(sorted(name for name in sys.modules if name.split(".")[0] == "torch" or name.startswith("worker.")))
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    modules = ("contract", "descriptors", "keys", "logs", "published", "queue", "records")
+    modules = ("changes", "contract", "descriptors", "keys", "logs", "published", "queue", "records")
     assert run.stdout.strip() == str([f"worker.{name}" for name in modules])

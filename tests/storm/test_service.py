@@ -4,19 +4,16 @@ The short form runs with the other tests; the long form is `pytest -m slow tests
 """
 
 import asyncio
-import contextlib
 import json
 import os
 import random
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
@@ -25,99 +22,12 @@ import psutil
 import pytest
 
 from ncml.images import to_png
-from tests.conftest import free_port
 from tests.service.hostile import corpus
-from tests.worker.fleet import Fleet, eventually
+from tests.storm.service import MIB, SLOW, Peak, Service
+from tests.worker.fleet import Fleet
 from tests.worker.synthetic import write_model
 
-MIB = 2**20
-SLOW = [pytest.mark.slow, pytest.mark.timeout(900)]
 PICTURES = [to_png(np.full((8, 8, 3), level, np.uint8)) for level in range(256)]
-
-
-@dataclass
-class Service:
-    """A service process on the fleet's queue."""
-
-    port: int
-    process: psutil.Process
-    log: Path
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def client(self, **options: object) -> httpx2.Client:
-        return httpx2.Client(base_url=self.url, timeout=60, **options)
-
-
-@pytest.fixture
-def fleet(valkey_url: str, tmp_path: Path) -> Iterator[Fleet]:
-    write_model(tmp_path / "models", batch_s=0.05, image_s=0.001)
-    fleet = Fleet(valkey_url, tmp_path / "models", tmp_path / "worker.log")
-    yield fleet
-    fleet.stop()
-
-
-@pytest.fixture
-def serve(valkey_url: str, tmp_path: Path) -> Iterator[Callable[..., Service]]:
-    """Start a service with the given settings, once workers serve both lanes."""
-    with contextlib.ExitStack() as stack:
-
-        def start(**settings: object) -> Service:
-            port, log = free_port(), tmp_path / "service.log"
-            command = [
-                sys.executable,
-                "-m",
-                "uvicorn",
-                "--factory",
-                "service.app:from_environment",
-                "--port",
-                str(port),
-            ]
-            environment = {f"NCML_{name.upper()}": str(value) for name, value in settings.items()}
-            with log.open("wb") as out:
-                process = subprocess.Popen(
-                    command, env=os.environ | {"NCML_REDIS_URL": valkey_url} | environment, stderr=out
-                )
-            stack.callback(process.wait, 40)
-            stack.callback(process.terminate)
-            service = Service(port, psutil.Process(process.pid), log)
-
-            def ready() -> bool:
-                with contextlib.suppress(httpx2.TransportError):
-                    return httpx2.get(f"{service.url}/readyz").status_code == 200
-                return False
-
-            eventually(ready)
-            return service
-
-        yield start
-
-
-class Peak:
-    """The peak memory of a process in bytes, sampled while the context is open."""
-
-    def __init__(self, process: psutil.Process) -> None:
-        self.process, self.over = process, threading.Event()
-        self.before = self.most = process.memory_info().rss
-
-    def __enter__(self) -> "Peak":
-        self.thread = threading.Thread(target=self._sample)
-        self.thread.start()
-        return self
-
-    def _sample(self) -> None:
-        while not self.over.wait(0.02):
-            self.most = max(self.most, self.process.memory_info().rss)
-
-    def __exit__(self, *_: object) -> None:
-        self.over.set()
-        self.thread.join()
-
-    @property
-    def growth(self) -> int:
-        return self.most - self.before
 
 
 def quantile(values: list[float], percent: int) -> float:

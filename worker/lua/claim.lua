@@ -10,7 +10,7 @@
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1e6
 local token, room, scan, batch_key = ARGV[1], tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7]
-local claimed, taken, closed = {}, 0, false
+local claimed, started, taken, closed = {}, {}, 0, false
 
 local function claim(queue, id, job, n, late)
   redis.call('LREM', queue, 1, id)
@@ -22,6 +22,7 @@ local function claim(queue, id, job, n, late)
   if not late then
     redis.call('XADD', 'ncml:events:' .. id, '*', 'event', ARGV[8])
     redis.call('EXPIRE', 'ncml:events:' .. id, ARGV[4])
+    started[#started + 1] = id
   end
   local fields = redis.call('HMGET', job, 'submitted', 'data')
   local waited = tostring(now - (tonumber(fields[1]) or now))
@@ -49,6 +50,8 @@ for k = 2, #KEYS do
     end
   end
 end
+
+if #started > 0 then redis.call('PUBLISH', 'ncml:changes:state', table.concat(started, ' ')) end
 
 for k = 2, #KEYS do -- wake another idle worker for the remaining jobs
   local wake = 'ncml:wake:' .. string.match(KEYS[k], 'ncml:(%a+):')

@@ -22,6 +22,7 @@ redis.call('EXPIRE', KEYS[2], ARGV[4])
 redis.call('XADD', KEYS[3], '*', 'event', ARGV[6])
 redis.call('EXPIRE', KEYS[3], ARGV[4])
 if ARGV[7] ~= '' then redis.call('SET', KEYS[4], ARGV[7], 'EX', ARGV[4]) end
+redis.call('PUBLISH', 'ncml:changes:state', id)
 redis.call('ZADD', KEYS[5], now + ARGV[4], id)
 redis.call('ZREMRANGEBYSCORE', KEYS[5], 0, now)
 return 1

@@ -5,7 +5,7 @@
 -- returns for each job 'held', 'canceled' (its owner should end it) or 'lost' (another worker took it)
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1e6
-local states = {}
+local states, moved = {}, {}
 for i = 4, #ARGV, 3 do
   local id, member = ARGV[i], ARGV[i] .. ':' .. ARGV[i + 1]
   if not redis.call('ZSCORE', KEYS[1], member) then
@@ -16,9 +16,11 @@ for i = 4, #ARGV, 3 do
     if ARGV[i + 2] ~= '' then
       redis.call('XADD', events, 'MAXLEN', ARGV[3], '*', 'event', ARGV[i + 2])
       redis.call('HSET', 'rq:job:' .. id, 'progress', ARGV[i + 2])
+      moved[#moved + 1] = id
     end
     redis.call('EXPIRE', events, ARGV[2])
     states[#states + 1] = redis.call('HGET', 'rq:job:' .. id, 'cancel') and 'canceled' or 'held'
   end
 end
+if #moved > 0 then redis.call('PUBLISH', 'ncml:changes:progress', table.concat(moved, ' ')) end
 return states

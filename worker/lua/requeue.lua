@@ -16,6 +16,7 @@ if ARGV[4] == '1' then redis.call('HSET', KEYS[2], 'alone', '1') end
 if ARGV[5] == '1' then redis.call('HINCRBY', KEYS[2], 'attempts', -1) end
 redis.call('XADD', KEYS[3], '*', 'event', ARGV[7])
 redis.call('EXPIRE', KEYS[3], ARGV[6])
+redis.call('PUBLISH', 'ncml:changes:state', ARGV[1])
 redis.call('LPUSH', KEYS[4], ARGV[1])
 if redis.call('LLEN', KEYS[5]) == 0 then redis.call('RPUSH', KEYS[5], 1) end
 return 1

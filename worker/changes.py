@@ -1,0 +1,137 @@
+"""Changes of jobs: one connection of this process wakes everyone in it who follows a job.
+
+The scripts in `lua/` publish the ids of jobs whose state or progress changed. Messages carry no data: a follower that
+wakes up reads the job itself, so a lost message costs time and nothing else.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from worker.keys import PROGRESS_CHANNEL, STATE_CHANNEL
+
+RECONNECT_S = 0.2
+"""Pause before the connection is opened again after an error."""
+
+log = logging.getLogger("ncml.queue")
+
+
+class Follower:
+    """Waits for changes of one job."""
+
+    __slots__ = ("_has_changed", "_waiting", "progress")
+
+    def __init__(self, *, progress: bool) -> None:
+        self.progress = progress
+        self._has_changed = False
+        self._waiting: asyncio.Future[None] | None = None
+
+    def wake(self) -> None:
+        """End the current wait, or the next one."""
+        self._has_changed = True
+        self._end_wait()
+
+    async def wait(self, timeout_s: float) -> bool:
+        """Return whether the job may have changed since the last wait; False after `timeout_s`."""
+        if not self._has_changed:
+            loop = asyncio.get_running_loop()
+            self._waiting = loop.create_future()
+            timer = loop.call_later(timeout_s, self._end_wait)
+            try:
+                await self._waiting
+            finally:
+                timer.cancel()
+                self._waiting = None
+        has_changed, self._has_changed = self._has_changed, False
+        return has_changed
+
+    def _end_wait(self) -> None:
+        if self._waiting and not self._waiting.done():
+            self._waiting.set_result(None)
+
+
+class Changes:
+    """Passes what the scripts publish on to the followers of this process, over one connection."""
+
+    def __init__(self, client: Any) -> None:
+        self._pool = client.connection_pool
+        self._followers: dict[str, set[Follower]] = {}
+        self._listener: asyncio.Task[None] | None = None
+        self._tried = asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def follow(self, job_id: str, *, progress: bool = False) -> AsyncGenerator[Follower]:
+        """Yield a follower of a job's state, and of its progress if requested.
+
+        What changes after this call wakes it. While the server cannot be reached, nothing does.
+        """
+        if self._listener is None:
+            self._tried = asyncio.Event()
+            self._listener = asyncio.create_task(self._listen())
+        follower = Follower(progress=progress)
+        self._followers.setdefault(job_id, set()).add(follower)
+        try:
+            await self._tried.wait()
+            yield follower
+        finally:
+            self._followers[job_id].discard(follower)
+            if not self._followers[job_id]:
+                del self._followers[job_id]
+
+    async def aclose(self) -> None:
+        """Close the connection."""
+        if self._listener:
+            self._listener.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._listener
+            self._listener = None
+
+    async def _listen(self) -> None:
+        async with _asynchronous(self._pool) as client:
+            while True:
+                try:
+                    async with client.pubsub() as channels:
+                        await channels.subscribe(STATE_CHANNEL, PROGRESS_CHANNEL)
+                        async for message in channels.listen():
+                            self._pass_on(message)
+                except (redis.RedisError, OSError) as error:
+                    log.warning("changes of jobs are not received: %s", error)
+                    self._tried.set()
+                    await asyncio.sleep(RECONNECT_S)
+
+    def _pass_on(self, message: dict[str, Any]) -> None:
+        is_progress = message["channel"] == PROGRESS_CHANNEL.encode()
+        if message["type"] == "message":
+            for job_id in message["data"].decode(errors="replace").split():
+                for follower in self._followers.get(job_id, ()):
+                    if follower.progress or not is_progress:
+                        follower.wake()
+        elif is_progress:  # both subscriptions are confirmed: look at what was missed before
+            self._tried.set()
+            for followers in self._followers.values():
+                for follower in followers:
+                    follower.wake()
+
+
+_OPTIONS = frozenset({
+    "host", "port", "db", "username", "password", "socket_connect_timeout", "ssl_ca_certs", "ssl_cert_reqs",
+    "ssl_certfile", "ssl_keyfile", "ssl_check_hostname",
+})  # fmt: skip
+"""Options that redis-py's synchronous and asynchronous connections share."""
+
+
+def _asynchronous(pool: Any) -> Any:
+    """Return an asynchronous client of the server of a pool."""
+    options = {name: value for name, value in pool.connection_kwargs.items() if name in _OPTIONS}
+    if "path" in pool.connection_kwargs:
+        options["unix_socket_path"] = pool.connection_kwargs["path"]
+    is_tls = issubclass(pool.connection_class, redis.SSLConnection)
+    client: Any = redis.asyncio.Redis  # redis-py's types are those of both its clients
+    return client(**options, ssl=is_tls, socket_keepalive=True, retry=Retry(NoBackoff(), 0))
