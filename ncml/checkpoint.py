@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from reprlib import repr as quote
@@ -104,6 +105,26 @@ def write_card_section(folder: Path, title: str, text: str) -> None:
     else:
         card = f"{card.rstrip()}\n\n{section}"
     replace_file(path, lambda new: new.write_text(f"{card.rstrip()}\n"))
+
+
+def check_copy(folder: Path, out: Path) -> None:
+    """Raise `InputError` if `out` holds something else than the model in `folder`."""
+    if (out / CONFIG).is_file():
+        if read_json(out / CONFIG).get("version") != read_json(folder / CONFIG).get("version"):
+            raise InputError("out", f"{out} holds another model; choose another folder.")
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError("out", f"{out} exists and is not a model folder; choose another folder.")
+
+
+def copy(folder: Path, out: Path) -> None:
+    """Copy a model without its calibrations; raise `InputError` if `out` holds something else."""
+    check_copy(folder, out)
+    if (out / CONFIG).is_file():
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    for name in (WEIGHTS, CARD, CONFIG):  # the configuration last: without it, a folder is not a model folder
+        if (folder / name).is_file():
+            replace_file(out / name, lambda new, name=name: shutil.copyfile(folder / name, new))
 
 
 def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[NCPN, Description]:

@@ -18,9 +18,11 @@ from ncml.limits import KEEPS, MAX_IMAGES_PER_CALL, Keep, check_count
 from ncml.network.likelihood import bits_per_dim, from_uint8
 from ncml.network.ncpn import NCPN
 from ncml.network.sde import end_time, grey_levels_at, make_sde
+from ncml.ood import calibrations
 from ncml.ood.calibration import Calibration, Verdict
 from ncml.ood.measurements import LevelMeasurement, measure, measure_level
-from ncml.ood.statistics import build_statistics, required_columns, select_names
+from ncml.ood.statistics import build_statistics, required_columns
+from ncml.ood.storage import DEFAULT_NAME
 from ncml.ood.tiles import Scan, TileCalibration, scan
 from ncml.progress import OnProgress, Progress, ignore_progress
 from ncml.sampling.batch_invariance import GroupedSampler, choose_batching
@@ -94,9 +96,6 @@ class Model:
         """The known halves that are completed exactly."""
         self.statistics = build_statistics(self.config)
         """The out-of-distribution statistics by name."""
-        self.calibration: Calibration | None = None
-        """Turns statistics into p-values; None if the model is not calibrated, for the reason in `uncalibrated`."""
-        self.uncalibrated = "this model is not calibrated: run ncml calibrate."
         self._replay = ReplaySampler()
         self._batching_setting: BatchingSetting = batching
         self._batchings: dict[tuple[int, Tilt], Batching] = {}
@@ -105,12 +104,17 @@ class Model:
 
     def read_calibration(self) -> None:
         """Reload `calibration.json`. If it belongs to another model, ignore it and explain why in `uncalibrated`."""
-        self.calibration = None
-        if (self.folder / checkpoint.CALIBRATION).is_file():
-            try:
-                self.calibration = Calibration.read(self.folder, self.version, self.config)
-            except ModelError as error:
-                self.uncalibrated = str(error)
+        self.calibrations = calibrations.read(self.folder, self.version, self.config)
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The default calibration; None if there is none, for the reason in `uncalibrated`."""
+        return self.calibrations.by_name.get(DEFAULT_NAME)
+
+    @property
+    def uncalibrated(self) -> str:
+        """Why there is no default calibration, if there is none."""
+        return self.calibrations.uncalibrated
 
     @property
     def card(self) -> str:
@@ -144,6 +148,7 @@ class Model:
         noise: float = 0.0,
         map: bool = False,
         ood: bool = True,
+        calibration: str | None = None,
         statistic: str | None = None,
         statistics: str | Sequence[str] = (),
         sanity: bool = False,
@@ -157,8 +162,10 @@ class Model:
             but no noise is added, so that scores are deterministic.
         ood: return a verdict for each image, if the model is calibrated. Statistics use their own conditions: the null
             class and the noise levels of `ncml.ood`, whatever `classes` and `noise` are. False: one pass.
+        calibration: the name of the calibration that judges; None: default.
         statistic: the statistic of the verdict; None: the calibration's.
-        statistics: names of statistics to return, or "all"; without a calibration "all" are those that need none.
+        statistics: names of statistics to return, or "all": those of the calibration, or without one those that need
+            none.
         sanity: also score each image with the lowest bit of every value flipped, at t = 0 and the null class.
         batch_size: images scored together.
         callback: called with the number of images scored.
@@ -169,30 +176,16 @@ class Model:
         pixels = stack_images(images, self.height, self.width)
         class_B = class_indices(classes, len(pixels), self.classes)
         t = self._time(noise)
-        verdict_statistic, names = self._select_statistics(ood, statistic, statistics)
+        judge = self.calibrations.select(calibration)
+        verdict_statistic, names = self.calibrations.select_statistics(
+            judge, self.statistics, statistic, statistics, with_verdict=ood
+        )
         scores: list[Score] = []
         for start in range(0, len(pixels), batch_size):
             batch = slice(start, start + batch_size)
-            scores += self._score(pixels[batch], class_B[batch], t, map, verdict_statistic, names, sanity)
+            scores += self._score(pixels[batch], class_B[batch], t, map, judge, verdict_statistic, names, sanity)
             callback(Progress("score", len(scores), len(pixels)))
         return scores
-
-    def _select_statistics(
-        self, with_verdict: bool, statistic: str | None, names: str | Sequence[str]
-    ) -> tuple[str | None, tuple[str, ...]]:
-        """Return the statistic of the verdict, None for no verdict, and the statistics to return."""
-        available = self.statistics
-        if statistic is not None:
-            select_names(statistic, available)
-        selected = select_names(names, available)
-        if self.calibration is None:
-            if names == "all":
-                selected = tuple(name for name in selected if not available[name].needs_estimates)
-            for name in selected if statistic is None else (*selected, statistic):
-                if available[name].needs_estimates or name == statistic:
-                    raise InputError("statistic", f"{name} cannot be judged: {self.uncalibrated}")
-            return None, selected
-        return (statistic or self.calibration.statistic) if with_verdict else None, selected
 
     def _score(
         self,
@@ -200,6 +193,7 @@ class Model:
         class_B: torch.Tensor,
         t: float,
         with_map: bool,
+        calibration: Calibration | None,
         verdict_statistic: str | None,
         names: tuple[str, ...],
         sanity: bool,
@@ -216,11 +210,11 @@ class Model:
         total_B = log_prob_BHW.sum((1, 2), dtype=torch.float64)
         bits_B = bits_per_dim(total_B, self.height * self.width).tolist()
         map_BHW = bits_per_dim(log_prob_BHW, 1).numpy()
-        estimates = self.calibration.estimates if self.calibration is not None else None
+        estimates = None if calibration is None else calibration.estimates
         values = {name: self.statistics[name].compute(columns, estimates) for name in computed}
         verdicts: Sequence[Verdict | None] = [None] * len(pixels)
-        if verdict_statistic is not None and self.calibration is not None:
-            verdicts = self.calibration.verdicts(verdict_statistic, values[verdict_statistic])
+        if verdict_statistic is not None and calibration is not None:
+            verdicts = calibration.verdicts(verdict_statistic, values[verdict_statistic])
         flipped: list[float] | list[None] = [None] * len(pixels)
         if sanity:
             flipped = measure(self.network, pixels ^ np.uint8(1), ["bits_0"])[0]["bits_0"].tolist()
@@ -265,7 +259,7 @@ class Model:
         if calibration is None:
             if self.calibration is None:
                 raise InputError("tile", f"tiles cannot be scored: {self.uncalibrated}")
-            calibration = self.calibration.estimates.gaussian
+            calibration = self.calibration.estimates.gaussians["multiscale"]
         return scan(self.network, image, calibration, side=side, batch_size=batch_size, on_progress=callback)
 
     def generate(

@@ -49,6 +49,12 @@ class ScoreParams(Params):
         description="Also return the out-of-distribution verdict of a calibrated model. Default: yes; 0: bits per "
         "dimension only, which takes one pass of the network.",
     )
+    calibration: str | None = Field(
+        default=None,
+        max_length=64,
+        description="The calibration that judges, one of the model's `calibrations` in /models. Default: `default`.",
+        examples=["tolerant"],
+    )
     statistic: str | None = Field(
         default=None,
         max_length=64,

@@ -123,6 +123,9 @@ class ScoreJob(_Job):
     noise: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="grey levels; 0 is the clean image")
     map: bool = Field(default=False, description="also return bits/dim for each pixel")
     ood: bool = Field(default=True, description="also return a verdict, if the model is calibrated; False: one pass")
+    calibration: str | None = Field(
+        default=None, max_length=64, description="name of the calibration that judges; None: default"
+    )
     statistic: str | None = Field(default=None, description="the statistic of the verdict; None: the calibration's")
     statistics: tuple[str, ...] | Literal["all"] = Field(default=(), description="statistics to return, by name")
     sanity: bool = Field(default=False, description="also score the image with every least significant bit flipped")
@@ -227,8 +230,8 @@ def batch_key(job: Job) -> str:
     match job:
         case ScoreJob():
             statistics = job.statistics if job.statistics == "all" else ",".join(sorted(set(job.statistics)))
-            parts += [job.images[0].height, job.images[0].width, job.noise, int(job.map), int(job.ood), job.statistic]
-            parts += [statistics, int(job.sanity)]
+            parts += [job.images[0].height, job.images[0].width, job.noise, int(job.map), int(job.ood)]
+            parts += [job.calibration, job.statistic, statistics, int(job.sanity)]
         case ScanJob():
             parts += [hashlib.sha256(job.file).hexdigest(), job.tile_size]
         case GenerateJob():
@@ -261,6 +264,10 @@ class Ood(FrozenModel):
     p_value: float
     threshold: float
     is_ood: bool
+    calibration: str = Field(default="default", description="name of the calibration")
+    is_weak: bool = Field(
+        default=False, description="the calibration is weak, for the reason that its `weakness` in /models explains"
+    )
 
 
 class Score(FrozenModel):

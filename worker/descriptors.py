@@ -27,8 +27,18 @@ class Histogram(FrozenModel):
     counts: tuple[int, ...]
 
 
+class Power(FrozenModel):
+    """The shares of images that a calibration flags, measured when it was made."""
+
+    images: int = Field(description="held-out images that were judged unchanged, and after each change")
+    good: float = Field(description="of these images unchanged")
+    processed: dict[str, float] = Field(description="after processing that hardly shows, by its name")
+    altered: dict[str, float] = Field(description="after a standard alteration, by its name")
+    foreign: dict[str, float] = Field(description="of images from elsewhere, by their kind")
+
+
 class Calibration(FrozenModel):
-    """The calibration that gives a model's OOD verdicts."""
+    """A calibration that gives OOD verdicts."""
 
     version: str = Field(description="digest of the calibration, 64 hex digits")
     statistic: str = Field(description="default statistic of the verdict")
@@ -38,6 +48,9 @@ class Calibration(FrozenModel):
     n_fit: int = Field(description="held-out images that the statistics are estimated on")
     n_rank: int = Field(description="other held-out images, among which an image is ranked")
     smallest_p: float = Field(description="smallest possible p-value, 1 / (n_rank + 1)")
+    tolerate: tuple[str, ...] = Field(default=(), description="processing that is not flagged: jpeg, resize")
+    weakness: str = Field(default="", description='why the calibration is weak, in a clause; "" if it is not')
+    power: Power | None = Field(default=None, description="what it detects; null if that was not measured")
     preprocessing: str = Field(description="rules that resized its images to the model's size")
     histograms: dict[str, Histogram] = Field(description="of the statistics over the ranking images")
 
@@ -85,7 +98,8 @@ class ModelDescriptor(FrozenModel):
         description="every solver and its default number of steps; 1 is the only number then"
     )
     preprocessing: Preprocessing
-    calibration: Calibration | None = None
+    calibration: Calibration | None = Field(default=None, description="the default one; null if there is none")
+    calibrations: dict[str, Calibration] = Field(default={}, description="all of them by name, the default among them")
     tiles: TileCalibration | None = None
     batching: Batching | None = Field(
         default=None, description="of the latest worker that generates; null on a GPU, where batches may differ"

@@ -221,6 +221,7 @@ class BatchRunner:
             noise=job.noise,
             map=job.map,
             ood=job.ood,
+            calibration=job.calibration,
             statistic=job.statistic,
             statistics=job.statistics,
             sanity=job.sanity,

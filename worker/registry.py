@@ -201,6 +201,10 @@ def describe(name: str, model: Model, batching: BatchingChoice | None) -> ModelD
         solvers=dict(limits.solvers),
         preprocessing=Preprocessing.model_validate(PREPROCESSING),
         calibration=Calibration.model_validate(calibration, from_attributes=True) if calibration else None,
+        calibrations={
+            name: Calibration.model_validate(calibration, from_attributes=True)
+            for name, calibration in model.calibrations.by_name.items()
+        },
         tiles=_tile_calibration(model),
         batching=Batching.model_validate(batching, from_attributes=True) if batching else None,
         metrics=model.metrics,

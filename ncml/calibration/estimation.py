@@ -8,19 +8,22 @@ Shapes: N images, H rows, W columns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ncml.calibration.power import IMAGES, measure_power
 from ncml.errors import ModelError
 from ncml.images.perturbations import Tolerance, apply_tolerances
 from ncml.model import Model
 from ncml.ood import conformal
 from ncml.ood.calibration import Calibration
 from ncml.ood.measurements import Columns, measure
-from ncml.ood.statistics import Estimates, Gaussian, build_statistics, check_image_count, required_columns
+from ncml.ood.statistics import Estimates, build_statistics, check_image_count, required_columns
+from ncml.ood.storage import DEFAULT_NAME
 from ncml.progress import OnProgress, Progress, ignore_progress
 
 
@@ -31,6 +34,9 @@ def calibrate(
     *,
     false_positive_rate: float = 0.05,
     tolerate: Sequence[Tolerance] = (),
+    name: str = DEFAULT_NAME,
+    power_images: int = IMAGES,
+    foreign: Mapping[str, NDArray[np.uint8]] | None = None,
     batch_size: int = 32,
     on_progress: OnProgress = ignore_progress,
 ) -> Calibration:
@@ -39,6 +45,9 @@ def calibrate(
     The two sets must be disjoint from each other and from the training images; else p-values are too small.
     tolerate: changes of processing (`ncml.images.perturbations`) applied to half of the images, so that they are not
         flagged.
+    name: that of the calibration in the model folder.
+    power_images: ranking images that the calibration's power is measured on; 0 does not measure it.
+    foreign: images from elsewhere, by name, that its power is measured on.
     Raises `InputError` for too few images: the minimum is 20 to estimate, and 1 / false_positive_rate - 1 to rank.
     """
     fit_pixels, rank_pixels = np.asarray(fit_images, np.uint8), np.asarray(rank_images, np.uint8)
@@ -60,11 +69,28 @@ def calibrate(
 
     estimated = [name for name, statistic in statistics.items() if statistic.needs_estimates]
     fit_columns = measure_all("fit", fit_pixels, required_columns(estimated, statistics), seed=1)
-    gaussian = Gaussian.estimate({name: fit_columns[name] for name in statistics["multiscale"].needs})
-    estimates = Estimates(float(fit_columns["bits_0"].mean()), gaussian)
+    estimates = Estimates.estimate(fit_columns, statistics)
     rank_columns = measure_all("rank", rank_pixels, required_columns(statistics, statistics), seed=2**20)
-    ranked = {
-        name: conformal.rank_scores(statistic.compute(rank_columns, estimates))
-        for name, statistic in statistics.items()
-    }
-    return Calibration(model.version, estimates, ranked, len(fit_pixels), false_positive_rate, tolerate=tuple(tolerate))
+    scores = {name: statistic.compute(rank_columns, estimates) for name, statistic in statistics.items()}
+    calibration = Calibration(
+        model.version,
+        estimates,
+        {name: conformal.rank_scores(values) for name, values in scores.items()},
+        len(fit_pixels),
+        false_positive_rate,
+        tolerate=tuple(tolerate),
+        name=name,
+    )
+    if not power_images:
+        return calibration
+    sample = np.arange(min(power_images, len(rank_pixels))) * len(rank_pixels) // min(power_images, len(rank_pixels))
+    measured = measure_power(
+        model,
+        calibration,
+        rank_pixels[sample],
+        scores[calibration.statistic][sample],
+        foreign=foreign,
+        batch_size=batch_size,
+        on_progress=on_progress,
+    )
+    return replace(calibration, power=measured)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,11 @@ from ncml.progress import Progress
 if TYPE_CHECKING:
     from ncml.model import Model
 
+GENERATED, GENERATED_IMAGES = "images that the model generates", 50
+"""Images from the model's own training domain, which are foreign to a calibration on other images."""
+
+Item = TypeVar("Item")
+
 FIT, SPLIT = 2, 7
 """Of every 7 images, the first 2 estimate and the others rank: the ratio of the held-out parts."""
 
@@ -27,6 +32,8 @@ def calibrate(
     *,
     data: Annotated[str, arg(metavar="FOLDER|NAME")],
     model: ModelOption = "",
+    out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: the model's folder)")] = None,
+    name: str = "default",
     unseen: bool = False,
     false_positive_rate: Annotated[float, arg(metavar="RATE")] = 0.05,
     tolerate: Annotated[str, arg(metavar="CHANGE,...", help_behavior_hint="(default: none)")] = "",
@@ -40,11 +47,14 @@ def calibrate(
     """Calibrate a model on held-out images, so that its scores include p-values and verdicts.
 
     If the data is the model's training data, only the two parts that training held out are used: one to estimate the
-    statistics, the other for ranking. The result is written to the model folder and replaces any earlier calibration.
+    statistics, the other for ranking. The result is written to the model folder and replaces any earlier calibration of
+    the same name. Its power is measured: what share of good, processed, altered and foreign images it flags.
 
     Args:
         data: Folder of images, folder of parquet files, or Hub name.
         model: Name or folder of the model.
+        out: Write a copy of the model with this calibration to a new folder, and leave the model's own unchanged.
+        name: Name of the calibration, by which requests select it; default is used if they name none.
         unseen: Declare that the model was not trained on any of this data, and use all of it: of every 7 images, 2 to
             estimate and 5 for ranking.
         false_positive_rate: Share of in-distribution images that are flagged.
@@ -52,44 +62,54 @@ def calibrate(
         tile: Calibrate the tiles of large images; the data is a folder of good images that were not used for training.
         tile_size: Side of a tile, in pixels of the image.
         split: Split of a parquet folder or Hub dataset.
-        limit: Maximum number of images for estimating, and of images for ranking.
+        limit: Maximum number of images for estimating, and of images for ranking, evenly spaced.
         device: Device to compute on: cpu, cuda or cuda:N.
         as_json: Print JSON.
     """
     if limit is not None and limit < 1:
         raise InputError("limit", f"--limit must be more than 0, not {limit}.")
     tolerances: tuple[Tolerance, ...] = tuple(_parse_tolerance(name) for name in tolerate.split(",") if name)
+    from ncml import checkpoint
+    from ncml.ood.storage import check_name
+
+    check_name(name)
     m = load(model, device)
+    folder = m.folder if out is None else out
+    if out is not None:
+        checkpoint.check_copy(m.folder, out)
     if tile:
-        if tolerances:
-            raise InputError(
-                "tolerate", "--tolerate applies to images of the model's size only: omit --tolerate or --tile."
-            )
-        result = _calibrate_tiles(m, Path(data), tile_size, false_positive_rate, limit)
+        for option, value in (("tolerate", tolerances), ("name", name != "default")):
+            if value:
+                raise InputError(
+                    option, f"--{option} applies to images of the model's size only: omit --{option} or --tile."
+                )
+        result, lines = _calibrate_tiles(m, Path(data), folder, tile_size, false_positive_rate, limit)
     else:
-        result = _calibrate_images(m, data, split, unseen, tolerances, false_positive_rate, limit)
+        result, lines = _calibrate_images(m, data, folder, split, unseen, tolerances, false_positive_rate, limit, name)
     if as_json:
         print_json({"model": identity(m)} | result)
     else:
         unit = "images by their tiles" if tile else "images"
         skipped = f"  ({result['skipped']} could not be read)" if result["skipped"] else ""
-        print(f"{m.folder}: estimated on {result['n_fit']} {unit}, ranked by {result['n_rank']}{skipped}")
-        threshold, smallest_p = f"{result['threshold']:.4g}", f"{result['smallest_p']:.2g}"
-        print(f"{result['statistic']} above {threshold} is flagged; the smallest p is {smallest_p}")
+        print(f"{folder}: estimated on {result['n_fit']} {unit}, ranked by {result['n_rank']}{skipped}")
+        print(*lines, sep="\n")
 
 
 def _calibrate_images(
     m: "Model",
     source: str,
+    folder: Path,
     split: str,
     unseen: bool,
     tolerate: tuple[Tolerance, ...],
     rate: float,
     limit: int | None,
-) -> dict[str, Any]:
+    name: str,
+) -> tuple[dict[str, Any], list[str]]:
     import torch
 
-    from ncml.calibration import estimation
+    from ncml import checkpoint
+    from ncml.calibration import estimation, report
     from ncml.training import dataset
 
     with progress_bar() as on_progress:
@@ -99,10 +119,17 @@ def _calibrate_images(
             parts = data.take(is_fit.nonzero().flatten()), data.take((~is_fit).nonzero().flatten())
         else:
             parts = data.part("calibration-fit"), data.part("calibration-rank")
-        fit, rank = (part.first(limit or len(part)).images_NHWC for part in parts)
+        fit, rank = (part.spread(limit or len(part)).images_NHWC for part in parts)
         try:
             calibration = estimation.calibrate(
-                m, fit, rank, false_positive_rate=rate, tolerate=tolerate, on_progress=on_progress
+                m,
+                fit,
+                rank,
+                false_positive_rate=rate,
+                tolerate=tolerate,
+                name=name,
+                foreign={GENERATED: m.generate(GENERATED_IMAGES)} if unseen else None,
+                on_progress=on_progress,
             )
         except InputError as error:
             if error.field != "data" or unseen:
@@ -110,8 +137,11 @@ def _calibrate_images(
             raise InputError(
                 "data", f"{error.detail} If the model was not trained on any of them, --unseen uses all of them."
             ) from error
-    calibration.save(m.folder)
-    return {
+    checkpoint.copy(m.folder, folder)
+    report.save(calibration, folder)
+    result = {
+        "folder": str(folder),
+        "name": name,
         "calibration": calibration.version,
         "statistic": calibration.statistic,
         "threshold": calibration.threshold,
@@ -121,20 +151,26 @@ def _calibrate_images(
         "smallest_p": calibration.smallest_p,
         "tolerate": list(tolerate),
         "skipped": len(data.inventory.unreadable),
+        "power": None if calibration.power is None else calibration.power.to_json(),
+        "weakness": calibration.weakness,
     }
+    return result, report.describe(calibration)
 
 
-def _calibrate_tiles(m: "Model", folder: Path, side: int | None, rate: float, limit: int | None) -> dict[str, Any]:
+def _calibrate_tiles(
+    m: "Model", source: Path, folder: Path, side: int | None, rate: float, limit: int | None
+) -> tuple[dict[str, Any], list[str]]:
+    from ncml import checkpoint
     from ncml.calibration import tiles
     from ncml.images.tiling import TileSize
 
-    if not folder.is_dir():
-        raise InputError("data", f"{folder} is not a folder: tiles are calibrated on a folder of large good images.")
+    if not source.is_dir():
+        raise InputError("data", f"{source} is not a folder: tiles are calibrated on a folder of large good images.")
     readers: list[Callable[[], NDArray[np.uint8]]] = []
     skipped = 0
     tile = TileSize.for_model(m.height, m.width, side)
     with progress_bar() as on_progress:
-        files = list(list_files([folder]))
+        files = list(list_files([source]))
         for index, path in enumerate(files):
             on_progress(Progress("read", index, len(files)))
             read = partial(images.open_image, path, field=str(path))
@@ -148,11 +184,12 @@ def _calibrate_tiles(m: "Model", folder: Path, side: int | None, rate: float, li
             except InputError as error:
                 raise InputError("data", f"{path}: {error.detail}") from error
             readers.append(read)
-        fit = [read for i, read in enumerate(readers) if i % SPLIT < FIT][:limit]
-        rank = [read for i, read in enumerate(readers) if i % SPLIT >= FIT][:limit]
+        fit = _spread([read for i, read in enumerate(readers) if i % SPLIT < FIT], limit)
+        rank = _spread([read for i, read in enumerate(readers) if i % SPLIT >= FIT], limit)
         calibration = tiles.calibrate(m, fit, rank, side=side, false_positive_rate=rate, on_progress=on_progress)
-    calibration.save(m.folder)
-    return {
+    checkpoint.copy(m.folder, folder)
+    calibration.save(folder)
+    result = {
         "calibration": calibration.version,
         "statistic": "worst tile",
         "threshold": calibration.threshold,
@@ -163,6 +200,14 @@ def _calibrate_tiles(m: "Model", folder: Path, side: int | None, rate: float, li
         "smallest_p": calibration.smallest_p,
         "skipped": skipped,
     }
+    threshold, smallest_p = f"{calibration.threshold:.4g}", f"{calibration.smallest_p:.2g}"
+    return result, [f"worst tile above {threshold} is flagged; the smallest p is {smallest_p}"]
+
+
+def _spread(items: list[Item], limit: int | None) -> list[Item]:
+    """Return `limit` of the items, evenly spaced, or all."""
+    count = min(limit or len(items), len(items))
+    return [items[i * len(items) // count] for i in range(count)]
 
 
 def _parse_tolerance(name: str) -> Tolerance:

@@ -11,13 +11,14 @@ from tyro.conf import Positional, arg
 
 from ncml.cli import table
 from ncml.cli.rows import SkippedFiles, batches, image_scorer
-from ncml.cli.terminal import JsonOption, ModelOption, identity, load, print_json, progress_bar
+from ncml.cli.terminal import CalibrationOption, JsonOption, ModelOption, identity, load, print_json, progress_bar
 from ncml.errors import InputError, ModelError
 from ncml.paths import list_files
 from ncml.progress import Progress
 
 if TYPE_CHECKING:
     from ncml.model import Model
+    from ncml.ood.calibration import Calibration
 
 COLUMNS = ("model", "calibration", "statistic", "bpd", "score", "p_value")
 CONDITIONS = ("class", "noise")
@@ -32,6 +33,7 @@ def drift(
     /,
     *,
     model: ModelOption = "",
+    calibration: CalibrationOption = None,
     alpha: float = 0.01,
     plot: Annotated[Path | None, arg(metavar="FILE.png", help_behavior_hint="(default: none)")] = None,
     device: str = "cpu",
@@ -42,6 +44,7 @@ def drift(
     Args:
         files: Tables that ncml score --output wrote with this model and calibration, or images and folders to score.
         model: Name or folder of the model.
+        calibration: Name of the calibration that images are compared with.
         alpha: False-positive rate of the drift test.
         plot: Write a plot of both distributions of bits/dim, and of the p-values, to this file.
         device: Device to compute on: cpu, cuda or cuda:N.
@@ -52,28 +55,28 @@ def drift(
     from ncml.ood import drift as drift_test
 
     m = load(model, device)
-    if m.calibration is None:
+    judge = m.calibrations.select(calibration)
+    if judge is None:
         raise ModelError(f"drift is measured relative to a calibration, but {m.uncalibrated}")
     tables = [path for path in files if path.suffix in table.SUFFIXES]
     skipped = SkippedFiles()
     measurements = [
-        *_read_tables(m, tables),
-        *_score_files(m, [path for path in files if path not in tables], skipped),
+        *_read_tables(m, judge, tables),
+        *_score_files(m, judge, [path for path in files if path not in tables], skipped),
     ]
     if not measurements:
         raise InputError("files", f"there are no scored images in {', '.join(map(str, files))}.")
     bpd, score, p_value = np.array(measurements, np.float64).T
-    ranked = m.calibration.ranked
+    ranked = judge.ranked
     result = drift_test.compare(
-        bpd, score, p_value, ranked["bpd"], ranked[m.calibration.statistic], m.calibration.false_positive_rate, alpha
+        bpd, score, p_value, ranked["bpd"], ranked[judge.statistic], judge.false_positive_rate, alpha
     )
     if plot is not None:
         drift_test.plot(plot, bpd, p_value, ranked["bpd"], result, m.name)
     if as_json:
-        calibration = m.calibration.version
-        print_json({"model": identity(m), "calibration": calibration, "skipped": skipped.count} | asdict(result))
+        print_json({"model": identity(m), "calibration": judge.version, "skipped": skipped.count} | asdict(result))
     else:
-        for name, shift in (("bits/dim", result.bpd), (m.calibration.statistic, result.score)):
+        for name, shift in (("bits/dim", result.bpd), (judge.statistic, result.score)):
             means = f"mean {shift.mean:.4g} (calibrated {shift.calibrated_mean:.4g})"
             print(f"{name:12} PSI {shift.psi:.3f}  KS {shift.ks:.3f} (p {shift.ks_p:.2g})  {means}")
         interval = f"{result.flagged_low:.1%} to {result.flagged_high:.1%}"
@@ -83,8 +86,8 @@ def drift(
     return int(result.drifted)
 
 
-def _read_tables(m: "Model", tables: list[Path]) -> Iterator[Measurement]:
-    expected = (m.version[:12], m.calibration.version[:12], m.calibration.statistic) if m.calibration else ()
+def _read_tables(m: "Model", calibration: "Calibration", tables: list[Path]) -> Iterator[Measurement]:
+    expected = (m.version[:12], calibration.version[:12], calibration.statistic)
     for path in tables:
         for row in table.read(path, COLUMNS, optional=CONDITIONS):
             if not row["p_value"]:
@@ -113,9 +116,11 @@ def _parse(path: Path, cell: str) -> float:
     return number
 
 
-def _score_files(m: "Model", files: list[Path], skipped: SkippedFiles) -> Iterator[Measurement]:
+def _score_files(
+    m: "Model", calibration: "Calibration", files: list[Path], skipped: SkippedFiles
+) -> Iterator[Measurement]:
     paths = list(list_files(files))
-    scorer = image_scorer(m, {}, None, skipped)
+    scorer = image_scorer(m, {"calibration": calibration.name}, None, skipped)
     done = 0
     with progress_bar() as on_progress:
         for batch in batches(paths):

@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 
 from ncml.cli.rows import Row, Scorer, SkippedFiles, image_scorer, tile_scorer
 from ncml.cli.score_output import format_summary, print_row, score_in_memory, score_to_table
-from ncml.cli.terminal import ClassOption, JsonOption, ModelOption, identity, load, print_json
+from ncml.cli.terminal import CalibrationOption, ClassOption, JsonOption, ModelOption, identity, load, print_json
 from ncml.errors import InputError
 from ncml.ood import conformal
 
@@ -35,6 +35,8 @@ class Scoring:
     """Why there is no calibration, if there is none."""
     statistic: str
     """The name of the statistic that gives the verdict."""
+    weakness: str = ""
+    """Why the calibration is weak; "" if it is not, or if there is none."""
 
 
 def score(
@@ -45,6 +47,7 @@ def score(
     output: Annotated[Path | None, arg(aliases=("-o",), metavar="FILE", help_behavior_hint="(default: none)")] = None,
     class_: ClassOption = None,
     noise: float = 0.0,
+    calibration: CalibrationOption = None,
     statistic: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: the calibration's)")] = None,
     statistics: Annotated[str, arg(metavar="NAME,...|all", help_behavior_hint="(default: none)")] = "",
     fdr: Annotated[float | None, arg(metavar="RATE", help_behavior_hint="(default: none)")] = None,
@@ -65,6 +68,7 @@ def score(
         output: Table to write, .csv or .parquet. Re-running the same command resumes where it stopped.
         class_: Class to condition on (bits/dim only; verdicts use the conditions of the calibration).
         noise: Noise level in grey levels (bits/dim only).
+        calibration: Name of the calibration that decides the verdict.
         statistic: Statistic that decides the verdict.
         statistics: Names of additional statistics to print.
         fdr: Mark the images that are out-of-distribution at this false discovery rate among all scored images.
@@ -79,7 +83,7 @@ def score(
         raise InputError("files", "no image is given: ncml score FILE...")
     if fdr is not None:
         conformal.largest_discovery(np.empty(0), fdr)  # reports an invalid rate before images are scored
-    if tile and (class_ is not None or noise or statistics or statistic or only_bpd):
+    if tile and (class_ is not None or noise or statistics or statistic or calibration or only_bpd):
         raise InputError(
             "tile",
             "--tile takes the verdict of the worst tile and cannot be combined with other scoring options: omit them.",
@@ -93,20 +97,22 @@ def score(
         scorer = tile_scorer(m, tile_size, map_, skipped)
         scoring = Scoring(scorer, TILE_COLUMNS, m.tiles, uncalibrated, "worst tile")
     else:
-        names = _additional_statistics(m, statistics, conditional=class_ is not None or noise > 0)
+        judge = None if only_bpd else m.calibrations.select(calibration)
+        names = _additional_statistics(m, judge, statistics, conditional=class_ is not None or noise > 0)
         arguments = {
             "classes": class_,
             "noise": noise,
+            "calibration": calibration,
             "statistic": statistic,
             "statistics": names,
             "ood": not only_bpd,
         }
-        calibration = None if only_bpd else m.calibration
-        verdict_statistic = "" if calibration is None else statistic or calibration.statistic
+        verdict_statistic = "" if judge is None else statistic or judge.statistic
         scorer = image_scorer(m, arguments, map_, skipped)
-        scoring = Scoring(scorer, (*IMAGE_COLUMNS, *names), calibration, m.uncalibrated, verdict_statistic)
-    calibration = scoring.calibration
-    if fdr is not None and calibration is None:
+        weakness = "" if judge is None else judge.weakness
+        scoring = Scoring(scorer, (*IMAGE_COLUMNS, *names), judge, m.uncalibrated, verdict_statistic, weakness)
+    judge = scoring.calibration
+    if fdr is not None and judge is None:
         remedy = "omit --only-bpd." if only_bpd else scoring.uncalibrated
         raise InputError("fdr", f"--fdr needs p-values: {remedy}")
     summary: Row
@@ -117,37 +123,44 @@ def score(
         conditions = {"class": class_, "noise": noise, "tile_size": tile_size}
         constants = {
             "model": m.version[:12],
-            "calibration": "" if calibration is None else calibration.version[:12],
+            "calibration": "" if judge is None else judge.version[:12],
             "statistic": scoring.statistic,
         } | {name: str(value) for name, value in conditions.items() if value}
         summary = score_to_table(output, files, scoring.scorer, fdr, scoring.columns, constants, skipped)
-    if calibration is not None:
-        summary["false_positive_rate"] = calibration.false_positive_rate
+    if judge is not None:
+        summary["false_positive_rate"] = judge.false_positive_rate
     if as_json:
-        reason: dict[str, Any] = {"uncalibrated": scoring.uncalibrated} if calibration is None else {}
+        reason: dict[str, Any] = {"uncalibrated": scoring.uncalibrated} if judge is None else {}
+        if scoring.weakness:
+            reason["weakness"] = scoring.weakness
         print_json({"model": identity(m)} | reason | summary)
         return
     if output is not None or summary["pictures"] > 1:
         print(format_summary(summary), file=sys.stderr if output is None else sys.stdout)
-    if calibration is None and not only_bpd:
+    if judge is None and not only_bpd:
         print(f"ncml: no verdicts: {scoring.uncalibrated}", file=sys.stderr)
     skipped.report(summary["skipped"])
+    if scoring.weakness:
+        print(f"ncml: the calibration is weak: {scoring.weakness}.", file=sys.stderr)
 
 
-def _additional_statistics(m: "Model", statistics: str, *, conditional: bool) -> tuple[str, ...]:
+def _additional_statistics(
+    m: "Model", calibration: "Calibration | None", statistics: str, *, conditional: bool
+) -> tuple[str, ...]:
     """Return the names of statistics beside bits/dim, which are always computed; "all" are those that are available.
 
     conditional: bits/dim are conditioned on a class or a noise level, and so differ from the statistic bpd.
     """
+    from ncml.ood.calibrations import available
     from ncml.ood.statistics import select_names
 
     if not statistics:
         return ()
-    names = select_names("all" if statistics == "all" else statistics.split(","), m.statistics)
-    if conditional and statistics != "all" and "bpd" in names:
+    everything = statistics == "all"
+    names = available(calibration, m.statistics) if everything else select_names(statistics.split(","), m.statistics)
+    if conditional and not everything and "bpd" in names:
         raise InputError(
             "statistics",
             "the statistic bpd ignores --class and --noise, and the column bpd uses them: omit one of them.",
         )
-    has_estimates = statistics != "all" or m.calibration is not None
-    return tuple(name for name in names if name != "bpd" and (has_estimates or not m.statistics[name].needs_estimates))
+    return tuple(name for name in names if name != "bpd")

@@ -30,6 +30,7 @@ MAX_THREADS = 256
 _DEFAULT = "(default: NCML_DEFAULT_MODEL, else the bundled model, else the first by name)"
 ModelOption = Annotated[str, arg(aliases=("-m",), metavar="NAME|PATH", help_behavior_hint=_DEFAULT)]
 ClassOption = Annotated[str | None, arg(name="class", metavar="NAME", help_behavior_hint="(default: none)")]
+CalibrationOption = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: default)")]
 JsonOption = Annotated[bool, arg(name="json")]
 ThreadsOption = Annotated[
     int, arg(metavar="COUNT", help="CPU threads. Changing the number can change rounding, and therefore the images.")

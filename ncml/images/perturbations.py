@@ -1,6 +1,7 @@
 """Changes of an image that keep its size: of processing, which a user may want tolerated, and of content.
 
-Calibration applies the tolerated ones; the controls of docs/ood.md measure which of them are flagged.
+Calibration applies the tolerated ones, and measures which of `PROCESSING` and `ALTERATIONS` it flags; the controls of
+docs/ood.md measure more of them.
 Does not import torch: uint8 [H, W, 3] and a generator in, uint8 [H, W, 3] out.
 """
 
@@ -88,6 +89,29 @@ def shuffle_patches(side: int) -> Perturbation:
     return perturb
 
 
+def shift_colours(grey_levels: float) -> Perturbation:
+    """Add one random offset of up to this size to each channel."""
+    return lambda image, rng: _round(image + rng.uniform(-grey_levels, grey_levels, 3))
+
+
+def paste_patch(side: float) -> Perturbation:
+    """Copy a random square to another random place, turned by 90 degrees; side: a share of the image's shorter one.
+
+    After Li et al., "CutPaste: Self-Supervised Learning for Anomaly Detection and Localization", 2021.
+    """
+
+    def perturb(image: Pixels, rng: np.random.Generator) -> Pixels:
+        pixels = max(1, round(side * min(image.shape[:2])))
+        (top, new_top), (left, new_left) = (rng.integers(size - pixels + 1, size=2) for size in image.shape[:2])
+        pasted = image.copy()
+        pasted[new_top : new_top + pixels, new_left : new_left + pixels] = np.rot90(
+            image[top : top + pixels, left : left + pixels]
+        )
+        return pasted
+
+    return perturb
+
+
 def apply_tolerances(images: Sequence[Pixels] | Pixels, tolerate: Sequence[Tolerance], *, seed: int = 0) -> Pixels:
     """Perturb each image, with probability 1/2, by one of the tolerated changes; uint8 [N, H, W, 3].
 
@@ -123,3 +147,20 @@ def _round(values: NDArray[np.float64]) -> Pixels:
 
 
 TOLERANCES: dict[Tolerance, Perturbation] = {"jpeg": _random_jpeg, "resize": _random_resample}
+
+PROCESSING: dict[str, Perturbation] = {
+    **{f"JPEG, quality {quality}": jpeg(quality) for quality in (95, 75, 50)},
+    "half size and back": resample(0.5, Filter.BOX, Filter.BICUBIC),
+    "blur, 0.5 pixels": blur(0.5),
+    "noise, 1 grey level": noise(1),
+}
+"""Processing that hardly shows: the share that a calibration flags says whether it needs a tolerance."""
+
+ALTERATIONS: dict[str, Perturbation] = {
+    "blur, 1.5 pixels": blur(1.5),
+    "noise, 5 grey levels": noise(5),
+    "JPEG, quality 20": jpeg(20),
+    "colour shift, 40 grey levels": shift_colours(40),
+    "pasted patch, 3/8 of the side": paste_patch(3 / 8),
+}
+"""Changes that a detector should notice: the share that a calibration flags is a measure of its power."""

@@ -34,6 +34,10 @@ Beyond about 100 the gradient of the interval's mass is NaN, for exp(-log_scale)
 """
 
 
+TAIL = 1e-6
+"""Normal scores are clamped to those of this probability and of its complement, -4.75 to 4.75."""
+
+
 @dataclass(frozen=True)
 class Mixture:
     """The mixture that the network's output describes; trailing dimensions are free."""
@@ -66,12 +70,42 @@ def log_prob(x_BCHW: Tensor, parameters_BPHW: Tensor, edges_B: Tensor | None) ->
     density.
     """
     mixture = split_parameters(parameters_BPHW)
+    log_mass_BKCHW = _log_masses(_centre(x_BCHW, mixture), x_BCHW, mixture, edges_B)
+    return torch.logsumexp(log_mass_BKCHW.sum(2) + F.log_softmax(mixture.logit_BK, 1), 1)
+
+
+def normal_scores(x_BCHW: Tensor, parameters_BPHW: Tensor) -> Tensor:
+    """Return the normal scores of clean data: independent and standard normal if the model is right. [B, 3, H, W].
+
+    z = Phi^-1(u), u the probability of a smaller value of the channel, given the channels and pixels before it, plus
+    half of the probability of this one.
+    """
+    mixture = split_parameters(parameters_BPHW)
+    centred_BKCHW = _centre(x_BCHW, mixture)
+    edges_B = torch.ones(len(x_BCHW), dtype=torch.bool, device=x_BCHW.device)
+    log_mass_BKCHW = _log_masses(centred_BKCHW, x_BCHW, mixture, edges_B)
+    # A component's weight for a channel is its posterior given the channels before.
+    log_earlier_BKCHW = log_mass_BKCHW.cumsum(2) - log_mass_BKCHW
+    weight_BKCHW = torch.softmax(mixture.logit_BK[:, :, None] + log_earlier_BKCHW, 1)
+    inverse_scale = torch.exp(-mixture.log_scale_BKC)
+    below = torch.sigmoid((centred_BKCHW - HALF_LEVEL) * inverse_scale).where(x_BCHW[:, None] > -1 + HALF_LEVEL, 0.0)
+    up_to = torch.sigmoid((centred_BKCHW + HALF_LEVEL) * inverse_scale).where(x_BCHW[:, None] < 1 - HALF_LEVEL, 1.0)
+    u_BCHW = (weight_BKCHW * (below + up_to) / 2).sum(1)
+    return torch.special.ndtri(u_BCHW.clamp(TAIL, 1 - TAIL))
+
+
+def _centre(x_BCHW: Tensor, mixture: Mixture) -> Tensor:
+    """Subtract each component's mean, which depends on the channels before. [B, K, 3, H, W]."""
     r, g, _ = x_BCHW.unbind(1)
     c_rg, c_rb, c_gb = (c[:, :, None] for c in mixture.coefficient_BKC.unbind(2))
     shift_BKCHW = torch.cat(
         [torch.zeros_like(c_rg), c_rg * r[:, None, None], c_rb * r[:, None, None] + c_gb * g[:, None, None]], 2
     )
-    centred_BKCHW = x_BCHW[:, None] - mixture.mean_BKC - shift_BKCHW
+    return x_BCHW[:, None] - mixture.mean_BKC - shift_BKCHW
+
+
+def _log_masses(centred_BKCHW: Tensor, x_BCHW: Tensor, mixture: Mixture, edges_B: Tensor | None) -> Tensor:
+    """Return the log-probability of each channel under each component. [B, K, 3, H, W]."""
     inverse_scale = torch.exp(-mixture.log_scale_BKC)
     a = (centred_BKCHW + HALF_LEVEL) * inverse_scale
     b = (centred_BKCHW - HALF_LEVEL) * inverse_scale
@@ -84,7 +118,7 @@ def log_prob(x_BCHW: Tensor, parameters_BPHW: Tensor, edges_B: Tensor | None) ->
         at_0 = edges & (x_BCHW < -1 + HALF_LEVEL)[:, None]
         at_255 = edges & (x_BCHW > 1 - HALF_LEVEL)[:, None]
         log_mass = torch.where(at_0, log_below, torch.where(at_255, log_above, log_mass))
-    return torch.logsumexp(log_mass.sum(2) + F.log_softmax(mixture.logit_BK, 1), 1)
+    return log_mass
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""A calibration: estimates and ranks from held-out images that turn OOD scores into p-values, and its file.
+"""A calibration: estimates and ranks from held-out images that turn OOD scores into p-values.
 
-A small p-value is more out-of-distribution. `calibration.json` in the model's folder is bound to the version of the
-model and of the preprocessing; `ncml.calibration` creates it.
+A small p-value is more out-of-distribution. A calibration is bound to a version of the model and of the preprocessing;
+`ncml.calibration` creates it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,15 @@ from ncml.config import Config
 from ncml.images.perturbations import TOLERANCES, Tolerance
 from ncml.ood import conformal, storage
 from ncml.ood.conformal import Floats
-from ncml.ood.statistics import Estimates, Gaussian, build_statistics
+from ncml.ood.power import Power, explain_weakness
+from ncml.ood.statistics import Estimates, Gaussian, Statistic, build_statistics
 
-DEFAULT = "multiscale"
+DEFAULT_STATISTIC = "multiscale_corr"
 """The statistic that gives the verdict unless another is requested."""
+
+FORMAT = 2
+FORMATS = (1, FORMAT)
+"""Format 1 has one Gaussian, of `multiscale`, and measured `complexity` by PNG files."""
 
 
 TOLERATED: dict[str, Tolerance] = {name: name for name in TOLERANCES}
@@ -39,6 +44,10 @@ class Verdict:
     threshold: float
     is_ood: bool
     """score > threshold: the p-value is at most the calibrated false-positive rate."""
+    calibration: str
+    """The name of the calibration."""
+    is_weak: bool
+    """Whether the calibration is weak: see `Calibration.weakness`."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +68,13 @@ class Calibration:
     """Scores of the ranking images by statistic, ascending: p-values are ranks among these."""
     n_fit: int
     false_positive_rate: float = 0.05
-    statistic: str = DEFAULT
+    statistic: str = DEFAULT_STATISTIC
     tolerate: tuple[Tolerance, ...] = ()
     preprocessing: str = storage.PREPROCESSING
+    name: str = storage.DEFAULT_NAME
+    """Its name in the model folder; no verdict depends on it, nor on the next."""
+    power: Power | None = None
+    """What it flags; None if that was not measured."""
 
     @property
     def n_rank(self) -> int:
@@ -72,6 +85,16 @@ class Calibration:
     def smallest_p(self) -> float:
         """The smallest possible p-value: 1 / (n_rank + 1)."""
         return 1 / (self.n_rank + 1)
+
+    @property
+    def weakness(self) -> str:
+        """Why the calibration is weak, in a clause; "" if it is not."""
+        return explain_weakness(self.power, self.n_rank, self.false_positive_rate)
+
+    @property
+    def is_weak(self) -> bool:
+        """Whether its verdicts need a caution."""
+        return bool(self.weakness)
 
     @property
     def threshold(self) -> float:
@@ -108,45 +131,74 @@ class Calibration:
         """Judge each score of a statistic."""
         threshold = self.thresholds[statistic]
         return [
-            Verdict(statistic, float(score), float(p), threshold, bool(score > threshold))
+            Verdict(statistic, float(score), float(p), threshold, bool(score > threshold), self.name, self.is_weak)
             for score, p in zip(scores, self.p_values(statistic, scores), strict=True)
         ]
 
     def _content(self) -> dict[str, Any]:
         return {
-            "format": storage.FORMAT,
+            "format": FORMAT,
             "model_version": self.model_version,
             "preprocessing": self.preprocessing,
             "statistic": self.statistic,
             "false_positive_rate": self.false_positive_rate,
             "tolerate": list(self.tolerate),
             "n_fit": self.n_fit,
-            "fit": asdict(self.estimates),
+            "fit": {
+                "typical_bpd": self.estimates.typical_bpd,
+                "gaussians": {name: asdict(gaussian) for name, gaussian in self.estimates.gaussians.items()},
+            },
             "ranked": {name: values.tolist() for name, values in self.ranked.items()},
         }
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the calibration as it is stored."""
+        stored = {"version": self.version} | self._content()
+        return stored if self.power is None else stored | {"power": self.power.to_json()}
+
     def save(self, folder: Path) -> None:
-        """Write `calibration.json` into the model folder."""
-        storage.write(folder / checkpoint.CALIBRATION, self._content())
+        """Write the calibration into the model folder, beside those of other names."""
+        storage.write_entry(folder / checkpoint.CALIBRATION, self.name, self.to_json())
 
     @classmethod
-    def read(cls, folder: Path, model_version: str, config: Config) -> Calibration:
-        """Read `calibration.json`; raises `ModelError` if it is damaged or belongs to another model."""
-        path = folder / checkpoint.CALIBRATION
-        stored = storage.read(path, model_version)
+    def from_json(cls, name: str, path: Path, stored: object, model_version: str, config: Config) -> Calibration:
+        """Rebuild a calibration that is stored in a file; raises `ModelError` if it is damaged or of another model."""
+        stored_power = stored.get("power") if isinstance(stored, dict) else None
+        content = storage.check(path, stored, model_version, formats=FORMATS)
         statistics = build_statistics(config)
         with storage.refusing_damage(path):
             calibration = cls(
                 model_version,
-                Estimates(
-                    float(storage.floats(stored["fit"]["typical_bpd"])),
-                    Gaussian.from_json(stored["fit"]["gaussian"], statistics["multiscale"].needs),
-                ),
-                {name: storage.ranks(stored["ranked"][name]) for name in statistics},
-                storage.count(stored["n_fit"]),
-                float(storage.floats(stored["false_positive_rate"])),
-                stored["statistic"],
-                tuple(TOLERATED[name] for name in stored["tolerate"]),
+                _read_estimates(content, statistics),
+                _read_ranks(content, statistics),
+                storage.count(content["n_fit"]),
+                float(storage.floats(content["false_positive_rate"])),
+                content["statistic"],
+                tuple(TOLERATED[name] for name in content["tolerate"]),
+                name=name,
+                power=None if stored_power is None else Power.from_json(stored_power),
             )
-            _ = calibration.threshold, calibration.histograms  # which may fail, too
+            _ = calibration.threshold, calibration.histograms, calibration.weakness  # which may fail, too
             return calibration
+
+
+def _read_estimates(content: dict[str, Any], statistics: Mapping[str, Statistic]) -> Estimates:
+    stored = content["fit"]
+    gaussians = {"multiscale": stored["gaussian"]} if content["format"] == 1 else stored["gaussians"]
+    return Estimates(
+        float(storage.floats(stored["typical_bpd"])),
+        {
+            name: Gaussian.from_json(gaussian, statistics[name].needs)
+            for name, gaussian in gaussians.items()
+            if name in statistics
+        },
+    )
+
+
+def _read_ranks(content: dict[str, Any], statistics: Mapping[str, Statistic]) -> dict[str, Floats]:
+    ranked = {name: storage.ranks(scores) for name, scores in content["ranked"].items() if name in statistics}
+    if content["format"] == 1:
+        ranked.pop("complexity", None)
+    if content["statistic"] not in ranked:
+        raise ValueError(f"there are no ranks of {content['statistic']}")
+    return ranked

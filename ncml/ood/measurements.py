@@ -1,7 +1,8 @@
 """Measurements of an image by the network, from which `ncml.ood.statistics` are computed.
 
 A column is the values of one measurement for N images, named by its kind and noise level in grey levels, as in
-`bits_2.5`; `codec` has no level. The network runs once for each noise level, whatever is measured there.
+`bits_2.5`; `codec`, the size of the image as a lossless WebP file, has no level. The network runs once for each noise
+level, whatever is measured there.
 
 Shapes: B or N images, C = 3 channels, H rows, W columns, P parameters of a pixel's mixture.
 """
@@ -20,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from ncml.network.likelihood import bits_per_dim, from_uint8, grad_log_prob, log_prob
+from ncml.network.likelihood import bits_per_dim, from_uint8, grad_log_prob, log_prob, normal_scores
 from ncml.network.ncpn import NCPN
 from ncml.network.sde import broadcast_to, end_time, grey_levels_at, make_sde, reaches
 from ncml.ood.conformal import Floats
@@ -33,6 +34,17 @@ LEVEL_FRACTIONS = (0.0, 0.25, 1.0)
 
 BLOCK = 4
 """Side, in pixels, of the blocks over which `coarse` averages."""
+
+NEIGHBOURS = {"right": (0, 1), "below": (1, 0), "falling": (1, 1), "rising": (-1, 1)}
+"""Rows and columns from a pixel to the one that it is correlated with."""
+
+CHANNELS = ("red", "green", "blue")
+CORRELATION_KINDS = (
+    *(f"corr_{neighbour}_{channel}" for neighbour in NEIGHBOURS for channel in CHANNELS),
+    "corr_red_green",
+    "corr_green_blue",
+    "corr_red_blue",
+)
 
 Columns = Mapping[str, Floats]
 """Measurements of N images by column name, [N] each."""
@@ -74,6 +86,7 @@ def measure_level(
     kinds: `bits`, b_t. `direct`, the log norm of the part of grad log p that does not pass through the context, which
     needs no gradient of the network. `fine`, the log of the standard deviation of -log p over pixels; `coarse`, the
     same over means of 4x4 pixels. `norm`, the log norm of all of grad log p, which costs the network's gradient.
+    `CORRELATION_KINDS`, only at t = 0: mean products of the normal scores of neighbouring pixels, and of two channels.
     """
     kinds = set(kinds)
     weight = network.head.weight
@@ -107,6 +120,8 @@ def measure_level(
         if "coarse" in kinds:
             side = min(BLOCK, *log_prob_BHW.shape[1:])
             values["coarse"] = _log_spread(F.avg_pool2d(log_prob_BHW[:, None], side)[:, 0])
+        if not kinds.isdisjoint(CORRELATION_KINDS):
+            values |= correlations(normal_scores(x_BCHW, parameters_BPHW))
     return LevelMeasurement(log_prob_BHW, values)
 
 
@@ -116,6 +131,21 @@ def _log_norm(grad_BCHW: Tensor) -> Tensor:
 
 def _log_spread(log_prob_BHW: Tensor) -> Tensor:
     return torch.log(log_prob_BHW.double().flatten(1).std(1, correction=0) + 1e-3)
+
+
+def correlations(z_BCHW: Tensor) -> dict[str, Tensor]:
+    """Return the mean products of values of neighbours, for each channel, and of channels; by kind, [B] in fp64."""
+    z_BCHW = z_BCHW.double()
+    H, W = z_BCHW.shape[2:]
+    values: dict[str, Tensor] = {}
+    for name, (down, right) in NEIGHBOURS.items():
+        first = z_BCHW[:, :, max(0, -down) : H - max(0, down), : W - right]
+        second = z_BCHW[:, :, max(0, down) : H - max(0, -down), right:]
+        means_BC = (first * second).mean((2, 3))
+        values |= {f"corr_{name}_{channel}": means_BC[:, i] for i, channel in enumerate(CHANNELS)}
+    red, green, blue = z_BCHW.unbind(1)
+    pairs = {"red_green": (red, green), "green_blue": (green, blue), "red_blue": (red, blue)}
+    return values | {f"corr_{name}": (first * second).mean((1, 2)) for name, (first, second) in pairs.items()}
 
 
 def measure(
@@ -138,12 +168,12 @@ def measure(
         for kind, values_B in measurement.values.items()
     }
     if "codec" in names:
-        columns["codec"] = np.array([png_bits(image) for image in pixels_BHWC])
+        columns["codec"] = np.array([webp_bits(image) for image in pixels_BHWC])
     return {name: columns[name] for name in names}, measurements.get(0.0)
 
 
-def png_bits(image: NDArray[np.uint8]) -> float:
-    """Return bits per dimension of an image as a PNG file (Pillow, optimised), header included."""
+def webp_bits(image: NDArray[np.uint8]) -> float:
+    """Return bits per dimension of an image as a lossless WebP file (Pillow's defaults), header included."""
     file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG", optimize=True)
+    Image.fromarray(image).save(file, "WEBP", lossless=True)
     return 8 * len(file.getvalue()) / image.size

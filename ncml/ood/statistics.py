@@ -9,11 +9,17 @@ grey levels of noise.
 |---|---|---|
 | bpd | b_0 | 1 |
 | typicality | abs(b_0 - mean b_0) | 1 |
-| complexity | b_0 - 8 bytes(PNG) / D | 1 |
+| complexity | b_0 - 8 bytes(WebP) / D | 1 |
 | llr | b_0 - b_T | 2 |
 | score_norm_t | log norm(s_t) | 1 and its gradient (as much as 2.7) |
 | ncml_grad | -log norm(grad p_0) = -(log p_0 + log norm(s_0)) | 1 and its gradient |
 | multiscale | sqrt((v - m)' S^-1 (v - m)), v over levels and scales | one for each of 3 levels |
+| multiscale_corr | the same, v with corr_0 | one for each of 3 levels |
+| fast | the same, v with corr_0 and 8 bytes(WebP) / D, at t = 0 only | 1 |
+
+corr_0 are 15 correlations of the normal scores z at t = 0 (`ncml.network.likelihood.normal_scores`): the means over
+positions of z(p) z(q), for each channel and q right of p, below it, and on both diagonals; and of z_c z_d for each pair
+of channels. They are near 0 where the model is right.
 
 Does not read or write files.
 
@@ -32,7 +38,7 @@ import numpy as np
 from ncml.errors import InputError
 from ncml.ood import storage
 from ncml.ood.conformal import Floats
-from ncml.ood.measurements import Columns, column_name, noise_levels
+from ncml.ood.measurements import CORRELATION_KINDS, Columns, column_name, noise_levels
 
 if TYPE_CHECKING:
     from ncml.config import Config
@@ -41,7 +47,7 @@ MULTISCALE_KINDS = ("bits", "direct", "fine", "coarse")
 """What `multiscale` measures at each level."""
 
 MIN_IMAGES = 20
-"""Images that estimate the mean and covariance of `multiscale`, at least."""
+"""Images that estimate a mean and covariance, at least."""
 
 RIDGE = 0.03
 """Times M / N, added to the diagonal of the correlation matrix: levels agree to three digits, and N may be small.
@@ -108,7 +114,18 @@ class Estimates:
     """Parameters of the statistics, estimated on held-out images."""
 
     typical_bpd: float
-    gaussian: Gaussian
+    gaussians: Mapping[str, Gaussian]
+    """By statistic."""
+
+    @classmethod
+    def estimate(cls, columns: Columns, statistics: Mapping[str, Statistic]) -> Estimates:
+        """Estimate the parameters of all statistics; `columns` are those that `required_columns` lists for them."""
+        gaussians = {
+            name: Gaussian.estimate({column: columns[column] for column in statistic.needs})
+            for name, statistic in statistics.items()
+            if statistic.is_gaussian
+        }
+        return cls(float(columns["bits_0"].mean()), gaussians)
 
 
 @dataclass(frozen=True)
@@ -121,6 +138,13 @@ class Statistic:
     """(columns, `Estimates`, or None if none are needed) -> [N]."""
     needs_estimates: bool = False
     """Whether it needs a calibration."""
+    is_gaussian: bool = False
+    """Whether it is a distance under a Gaussian of its columns."""
+
+    @classmethod
+    def distance(cls, name: str, columns: Iterable[str]) -> Statistic:
+        """Return the statistic of this name that is the Mahalanobis distance of columns."""
+        return cls(tuple(columns), lambda c, e: e.gaussians[name].distance(c), needs_estimates=True, is_gaussian=True)
 
 
 def build_statistics(config: Config) -> dict[str, Statistic]:
@@ -130,8 +154,8 @@ def build_statistics(config: Config) -> dict[str, Statistic]:
     What They Don't Know?", 2019).
     typicality: distance from the mean bits per dimension of held-out images (Nalisnick et al., "Detecting
     Out-of-Distribution Inputs to Deep Generative Models Using Typicality", 2019, for one image).
-    complexity: likelihood against a lossless codec's length, here PNG as Pillow writes it (Serra et al., "Input
-    Complexity and Out-of-distribution Detection with Likelihood-based Generative Models", 2020).
+    complexity: likelihood against a lossless codec's length, here WebP's (Serra et al., "Input Complexity and
+    Out-of-distribution Detection with Likelihood-based Generative Models", 2020).
     llr: the model of clean images against that of noised images, as background (after Ren et al., "Likelihood Ratios
     for Out-of-Distribution Detection", 2019).
     score_norm_t: log norm of grad log p at one level (Mahmood et al., "Multiscale Score Matching for
@@ -140,6 +164,8 @@ def build_statistics(config: Config) -> dict[str, Statistic]:
     images almost as bpd does.
     multiscale: how far bits, direct gradient norm, and the spread of the pixels' surprise over two scales, each at
     every noise level, lie from those of held-out images: the Mahalanobis distance under one Gaussian.
+    multiscale_corr: the same with the correlations that the model leaves between neighbouring pixels and channels.
+    fast: the part of `multiscale_corr` that one pass at t = 0 measures, with the codec's length.
     """
     levels = noise_levels(config)
     D = 3 * config.model.height * config.model.width
@@ -154,9 +180,11 @@ def build_statistics(config: Config) -> dict[str, Statistic]:
     for name in (column_name("norm", level) for level in levels):
         statistics[f"score_{name}"] = Statistic((name,), lambda c, _, name=name: c[name])
     statistics["ncml_grad"] = Statistic(("bits_0", "norm_0"), lambda c, _: D * math.log(2) * c["bits_0"] - c["norm_0"])
-    names = tuple(column_name(kind, level) for level in levels for kind in MULTISCALE_KINDS)
-    statistics["multiscale"] = Statistic(names, lambda c, e: e.gaussian.distance(c), needs_estimates=True)
-    return statistics
+    clean, *noisy = ([column_name(kind, level) for kind in MULTISCALE_KINDS] for level in levels)
+    multiscale = [*clean, *(column for columns in noisy for column in columns)]
+    corr_0 = [column_name(kind, 0) for kind in CORRELATION_KINDS]
+    vectors = {"multiscale": multiscale, "multiscale_corr": multiscale + corr_0, "fast": [*clean, *corr_0, "codec"]}
+    return statistics | {name: Statistic.distance(name, columns) for name, columns in vectors.items()}
 
 
 def select_names(names: Iterable[str] | str, statistics: Mapping[str, Statistic]) -> tuple[str, ...]:

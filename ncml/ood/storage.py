@@ -1,8 +1,12 @@
-"""Calibration files: JSON bound to one version of a model and of preprocessing, with a digest that detects changes."""
+"""Calibration files: JSON bound to one version of a model and of preprocessing, with a digest that detects changes.
+
+`calibration.json` holds calibrations by name, any other file one.
+"""
 
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Generator
 from pathlib import Path
 from reprlib import repr as quote
@@ -11,14 +15,22 @@ from typing import Any
 import numpy as np
 
 from ncml import checkpoint, images
-from ncml.errors import ModelError
+from ncml.errors import InputError, ModelError
 from ncml.ood.conformal import Floats
 
 PREPROCESSING = "{name} v{version}".format(**images.PREPROCESSING)
 """What images go through before they are measured."""
 
+DEFAULT_NAME = "default"
+"""The name of the calibration that gives the verdict unless another is requested."""
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
+
 FORMAT = 1
 MAX_MAGNITUDE = 1e100
+ENTRIES_FORMAT = 2
+UNSIGNED = ("power",)
+"""Members that no verdict depends on, and so are not part of the digest."""
 REMEDY = "calibrate the model again"
 
 
@@ -35,20 +47,30 @@ def write(path: Path, content: dict[str, Any]) -> None:
 
 def read(path: Path, model_version: str) -> dict[str, Any]:
     """Read what `write` wrote; raises `ModelError` if it belongs to another model or was changed since."""
-    stored = checkpoint.read_json(path, checkpoint.MAX_CALIBRATION_BYTES)
-    if stored.get("format") != FORMAT:
-        raise ModelError(f"{path} has format {quote(stored.get('format'))}, not {FORMAT}: {REMEDY}.")
-    if stored.get("model_version") != model_version:
+    return check(
+        path, checkpoint.read_json(path, checkpoint.MAX_CALIBRATION_BYTES), model_version, formats=(FORMAT,)
+    )
+
+
+def check(path: Path, stored: object, model_version: str, *, formats: tuple[int, ...]) -> dict[str, Any]:
+    """Return the content of a calibration in a file; raises `ModelError` if it is not of this model and complete."""
+    if not isinstance(stored, dict):
+        raise ModelError(f"{path} is damaged (a calibration must be a JSON object): {REMEDY}.")
+    content = {key: value for key, value in stored.items() if key not in UNSIGNED}
+    if content.get("format") not in formats:
+        expected = " or ".join(map(str, formats))
+        raise ModelError(f"{path} has format {quote(content.get('format'))}, not {expected}: {REMEDY}.")
+    if content.get("model_version") != model_version:
         raise ModelError(f"{path} was made for another version of this model: {REMEDY}.")
-    if stored.get("preprocessing") != PREPROCESSING:
-        raise ModelError(f"{path} was made under the preprocessing {quote(stored.get('preprocessing'))}: {REMEDY}.")
+    if content.get("preprocessing") != PREPROCESSING:
+        raise ModelError(f"{path} was made under the preprocessing {quote(content.get('preprocessing'))}: {REMEDY}.")
     try:
-        is_unchanged = stored.pop("version", None) == digest(stored)
+        is_unchanged = content.pop("version", None) == digest(content)
     except RecursionError as error:
         raise ModelError(f"{path} is damaged (it is nested too deeply): {REMEDY}.") from error
     if not is_unchanged:
         raise ModelError(f"{path} was changed after it was written: {REMEDY}.")
-    return stored
+    return content
 
 
 @contextlib.contextmanager
@@ -88,3 +110,42 @@ def count(stored: Any) -> int:
     if type(stored) is not int or not 1 <= stored < 2**53:
         raise ValueError(f"a number of images is {str(stored)[:20]!r}")
     return stored
+
+
+def read_entries(path: Path) -> dict[str, Any]:
+    """Read the calibrations in a file by name, unchecked; raises `ModelError` if the file is damaged.
+
+    A file of format 1 is one calibration without a name: the default one.
+    """
+    stored = checkpoint.read_json(path, checkpoint.MAX_CALIBRATION_BYTES)
+    if "calibrations" not in stored:
+        return {DEFAULT_NAME: stored}
+    if stored.get("format") != ENTRIES_FORMAT:
+        raise ModelError(f"{path} has format {quote(stored.get('format'))}, not {ENTRIES_FORMAT}: {REMEDY}.")
+    if not isinstance(stored["calibrations"], dict):
+        raise ModelError(f"{path} is damaged (calibrations must be a JSON object): {REMEDY}.")
+    return stored["calibrations"]
+
+
+def write_entry(path: Path, name: str, entry: dict[str, Any]) -> None:
+    """Write a calibration under its name, atomically, beside the other calibrations of the same model."""
+    check_name(name)
+    try:
+        entries = read_entries(path) if path.is_file() else {}
+    except ModelError:  # damaged: there is nothing to keep
+        entries = {}
+    kept = {
+        other: stored
+        for other, stored in entries.items()
+        if isinstance(stored, dict) and stored.get("model_version") == entry["model_version"]
+    }
+    text = json.dumps({"format": ENTRIES_FORMAT, "calibrations": kept | {name: entry}})
+    checkpoint.replace_file(path, lambda new: new.write_text(text + "\n"))
+
+
+def check_name(name: str) -> None:
+    """Raise `InputError` for a name that a calibration cannot have."""
+    if not NAME.fullmatch(name):
+        raise InputError(
+            "name", f"a calibration's name must be 1 to 40 letters, digits, hyphens and underscores, not {name!r}."
+        )

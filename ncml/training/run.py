@@ -10,6 +10,8 @@ from pathlib import Path
 
 from ncml import checkpoint
 from ncml.calibration.estimation import calibrate
+from ncml.calibration.report import describe as describe_calibration
+from ncml.calibration.report import save as save_calibration
 from ncml.config import Config
 from ncml.errors import InputError
 from ncml.model import Model
@@ -212,9 +214,8 @@ def _calibrate(
     except InputError as error:
         on_message(f"not calibrated, so `ncml score` gives no p-values: {error}")
         return False
-    calibration.save(out)
-    on_message(
-        f"calibrated on {calibration.n_fit} and {calibration.n_rank} held-out images: "
-        f"the smallest p-value is {calibration.smallest_p:.2g}"
-    )
+    save_calibration(calibration, out)
+    on_message(f"calibrated on {calibration.n_fit} and {calibration.n_rank} held-out images")
+    for line in describe_calibration(calibration):
+        on_message(line)
     return True

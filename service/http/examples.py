@@ -68,7 +68,15 @@ SCORE: JsonDict = {
         {
             "bpd": 3.42,
             "log_likelihood": -7282.5,
-            "ood": {"statistic": "multiscale", "score": 0.31, "p_value": 0.42, "threshold": 1.9, "is_ood": False},
+            "ood": {
+                "statistic": "multiscale_corr",
+                "score": 4.8,
+                "p_value": 0.42,
+                "threshold": 7.1,
+                "is_ood": False,
+                "calibration": "default",
+                "is_weak": False,
+            },
         }
     ],
 }
@@ -128,6 +136,27 @@ event: succeeded
 id: 1767268801310-0
 data: {"status":"succeeded","error":null}
 """
+_CALIBRATION: dict[str, Any] = {
+    "version": "5b0e9d2c7a4f18366e2d1c90b8a7f6e5d4c3b2a1908f7e6d5c4b3a2918070605",
+    "statistic": "multiscale_corr",
+    "false_positive_rate": 0.05,
+    "threshold": 7.1,
+    "thresholds": {"bpd": 4.6, "multiscale_corr": 7.1},
+    "n_fit": 2000,
+    "n_rank": 5000,
+    "smallest_p": 0.0002,
+    "tolerate": [],
+    "weakness": "",
+    "power": {
+        "images": 100,
+        "good": 0.05,
+        "processed": {"JPEG, quality 95": 0.85},
+        "altered": {"blur, 1.5 pixels": 0.97},
+        "foreign": {"one colour": 1.0},
+    },
+    "preprocessing": "centre-crop-bicubic v1",
+    "histograms": {"bpd": {"edges": [2.0, 3.0, 4.0, 5.0], "counts": [700, 3600, 700]}},
+}
 MODEL: dict[str, Any] = {
     "name": "cifar10",
     "version": _VERSION,
@@ -140,18 +169,8 @@ MODEL: dict[str, Any] = {
     "stepped_solver": "euler-maruyama",
     "solvers": {"tweedie": 1, "euler-maruyama": 20},
     "preprocessing": {"name": "centre-crop-bicubic", "version": 1},
-    "calibration": {
-        "version": "5b0e9d2c7a4f18366e2d1c90b8a7f6e5d4c3b2a1908f7e6d5c4b3a2918070605",
-        "statistic": "multiscale",
-        "false_positive_rate": 0.05,
-        "threshold": 9.5,
-        "thresholds": {"bpd": 4.6, "multiscale": 9.5},
-        "n_fit": 2000,
-        "n_rank": 5000,
-        "smallest_p": 0.0002,
-        "preprocessing": "centre-crop-bicubic v1",
-        "histograms": {"bpd": {"edges": [2.0, 3.0, 4.0, 5.0], "counts": [700, 3600, 700]}},
-    },
+    "calibration": _CALIBRATION,
+    "calibrations": {"default": _CALIBRATION},
     "tiles": {
         "version": "1f7a6b5c4d3e2f100918273645546372819a0bacbdcedfe0f1e2d3c4b5a69788",
         "height": 64,

@@ -19,7 +19,7 @@ from service.jobs import Jobs, JobService
 from service.params import ScoreParams
 from service.rendering import SCORE_OFFERS
 from worker.contract import Pixels, ScanJob, ScoreJob, Task
-from worker.descriptors import ModelDescriptor
+from worker.descriptors import Calibration, ModelDescriptor
 
 router = APIRouter(tags=["images"])
 
@@ -56,6 +56,7 @@ async def score(request: Request, jobs: Jobs) -> Response:
     curl --data-binary @cat.png -H 'Content-Type: image/png' 'localhost:8000/score?map=1'
     curl -F image=@cat.png -H 'Accept: image/png' localhost:8000/score -o map.png
     curl -F image=@cat.png -F statistics=all -F sanity=1 localhost:8000/score
+    curl -F image=@cat.png -F calibration=tolerant localhost:8000/score
     curl -F image=@cat.png 'localhost:8000/score?ood=0'
     curl -F image=@wall.jpg -F tile=1 localhost:8000/score
     curl -F image=@wall.jpg -F tile=1 -F tile_size=64 -H 'Accept: image/png' localhost:8000/score -o map.png
@@ -91,6 +92,7 @@ async def score(request: Request, jobs: Jobs) -> Response:
         noise=params.noise,
         map=params.map or media == PNG,
         ood=params.ood,
+        calibration=params.calibration,
         statistic=params.statistic,
         statistics=statistics,
         sanity=params.sanity,
@@ -112,6 +114,7 @@ def _check_tile_options(params: ScoreParams, image_count: int) -> None:
     options = {
         "class": params.class_name,
         "noise": params.noise,
+        "calibration": params.calibration,
         "statistic": params.statistic,
         "statistics": params.statistics,
         "sanity": params.sanity,
@@ -151,17 +154,31 @@ def _check_statistics(params: ScoreParams, model: ModelDescriptor) -> tuple[str,
     if params.sanity and (params.noise or params.class_name):
         detail = "sanity: flipped bits are scored without noise and class; omit those, or sanity."
         raise invalid_field("sanity", detail)
+    calibration = _check_calibration(params, model)
     names = tuple(dict.fromkeys(name.strip() for name in (params.statistics or "").split(",") if name.strip()))
     for field, statistic in (("statistic", params.statistic), *(("statistics", name) for name in names)):
         if statistic is None:
             continue
         if not params.ood:
             raise invalid_field(field, f"{field} cannot be combined with ood=0; omit one of the two.")
-        if model.calibration is None:
+        if calibration is None:
             detail = f"{field}: {model.name} is not calibrated; omit {field}, or calibrate the model."
             raise invalid_field(field, detail)
-        available = model.calibration.thresholds
+        available = calibration.thresholds
         if statistic not in available and not (field == "statistics" and names == ("all",)):
             detail = f"{field}: {model.name} has no statistic {statistic!r}; it has {', '.join(available)}."
             raise invalid_field(field, detail)
     return "all" if names == ("all",) else names
+
+
+def _check_calibration(params: ScoreParams, model: ModelDescriptor) -> Calibration | None:
+    """Return the calibration that judges, if there is one, after checking its name."""
+    name = params.calibration
+    if name is None:
+        return model.calibration
+    if not params.ood:
+        raise invalid_field("calibration", "calibration cannot be combined with ood=0; omit one of the two.")
+    if name not in model.calibrations:
+        remedy = f"it has {', '.join(model.calibrations)}" if model.calibrations else "it is not calibrated"
+        raise invalid_field("calibration", f"calibration: {model.name} has no calibration {name!r}; {remedy}.")
+    return model.calibrations[name]

@@ -40,7 +40,7 @@ def plain_model(tmp_path_factory: pytest.TempPathFactory) -> ncml.Model:
 @pytest.fixture(scope="session")
 def calibration(model: ncml.Model) -> Calibration:
     """The calibration of `model`, estimated on 30 images and ranked by 60."""
-    return calibrate(model, nets.FIT, nets.RANK)
+    return calibrate(model, nets.FIT, nets.RANK, power_images=10)
 
 
 @pytest.fixture

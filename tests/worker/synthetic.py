@@ -34,6 +34,8 @@ class Ood:
     p_value: float
     threshold: float
     is_ood: bool
+    calibration: str = "default"
+    is_weak: bool = False
 
 
 @dataclass
@@ -57,12 +59,16 @@ class Calibration:
     """Judges an image out-of-distribution if its mean is above 128; the p-value falls from 1 to 0.01 with the mean."""
 
     version: str = "c0" * 32
+    name: str = "default"
     statistic: str = "mean"
     false_positive_rate: float = 0.5
     thresholds: dict[str, float] = field(default_factory=lambda: {"mean": 128.0, "bpd": 4.0})
     n_fit: int = 20
     n_rank: int = 99
     smallest_p: float = 0.01
+    tolerate: tuple[str, ...] = ()
+    weakness: str = ""
+    power: None = None
     preprocessing: str = "centre-crop-bicubic v1"
     histograms: dict[str, Histogram] = field(default_factory=lambda: {"bpd": Histogram((0.0, 4.0, 8.0), (50, 49))})
 
@@ -72,7 +78,13 @@ class Calibration:
 
     def judge(self, statistic: str, value: float) -> Ood:
         p_value = max(self.smallest_p, 1 - value / 255)
-        return Ood(statistic, value, p_value, self.thresholds[statistic], bool(value > self.thresholds[statistic]))
+        threshold = self.thresholds[statistic]
+        return Ood(statistic, value, p_value, threshold, bool(value > threshold), self.name, bool(self.weakness))
+
+
+@dataclass
+class Calibrations:
+    by_name: dict[str, Calibration]
 
 
 @dataclass
@@ -131,6 +143,8 @@ class SyntheticModel:
         self.metrics = {"test_bpd": 3.5}
         self.card = f"# {self.name}"
         self.calibration = Calibration() if config.get("calibrated", True) else None
+        weak = Calibration(version="c1" * 32, name="weak", n_rank=19, weakness="it ranks among 19 images")
+        self.calibrations = Calibrations({"default": self.calibration, "weak": weak} if self.calibration else {})
         self.tiled = config.get("tiled", False)
 
     def _meet(self, n: int, classes: Sequence[str | None] | None) -> None:
@@ -167,6 +181,7 @@ class SyntheticModel:
         noise: float,
         map: bool,
         ood: bool,
+        calibration: str | None,
         statistic: str | None,
         statistics: Sequence[str] | str,
         sanity: bool,
@@ -183,7 +198,7 @@ class SyntheticModel:
         scores: list[Score] = []
         for mean in images.reshape(n, -1).mean(1).tolist():
             values = {"mean": mean, "bpd": mean / 32}
-            judge = self.calibration if ood else None
+            judge = self.calibrations.by_name.get(calibration or "default") if ood else None
             scores.append(
                 Score(
                     bpd=mean / 32 + noise,

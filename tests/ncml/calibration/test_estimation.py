@@ -1,6 +1,7 @@
 """Calibration that is bound to what it was made for, and verdicts that keep a rate."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL.Image import Resampling
 import ncml
 from ncml import checkpoint
 from ncml.calibration.estimation import calibrate
-from ncml.errors import InputError, ModelError
+from ncml.errors import InputError
 from ncml.images import perturbations
 from ncml.ood import storage
 from ncml.ood.calibration import Calibration
@@ -23,13 +24,13 @@ ODD = 255 * np.random.default_rng(0).integers(0, 2, (4, 8, 8, 3), np.uint8)
 
 
 def test_verdicts_are_ranks_among_the_ranking_images(calibrated: ncml.Model, calibration: Calibration) -> None:
-    own = np.sort([s.statistics["multiscale"] for s in calibrated.score(RANK, statistics=["multiscale"])])
-    assert calibration.ranked["multiscale"] == pytest.approx(own, rel=1e-3)
+    own = np.sort([s.statistics["multiscale_corr"] for s in calibrated.score(RANK, statistics=["multiscale_corr"])])
+    assert calibration.ranked["multiscale_corr"] == pytest.approx(own, rel=1e-3)
     for score in calibrated.score(np.concatenate([NEW, ODD])):
         verdict = score.ood
         assert verdict is not None
-        assert verdict.statistic == "multiscale"
-        assert verdict.p_value == (1 + (calibration.ranked["multiscale"] >= verdict.score).sum()) / 61
+        assert (verdict.statistic, verdict.calibration) == ("multiscale_corr", "default")
+        assert verdict.p_value == (1 + (calibration.ranked["multiscale_corr"] >= verdict.score).sum()) / 61
         assert verdict.is_ood == (verdict.p_value <= 0.05) == (verdict.score > verdict.threshold)
         assert score.statistics == {}
     assert all(s.ood is not None and s.ood.is_ood and s.ood.p_value == 1 / 61 for s in calibrated.score(ODD))
@@ -88,7 +89,7 @@ def test_a_calibration_is_read_as_it_was_written(calibrated: ncml.Model, calibra
     assert read.version == calibration.version
     assert len(read.version) == 64
     assert read.thresholds == calibration.thresholds
-    assert (read.n_fit, read.n_rank, read.statistic, read.false_positive_rate) == (30, 60, "multiscale", 0.05)
+    assert (read.n_fit, read.n_rank, read.statistic, read.false_positive_rate) == (30, 60, "multiscale_corr", 0.05)
     assert read.preprocessing == "centre-crop-bicubic v1"
     for name in ("bpd", "multiscale"):
         histogram = read.histograms[name]
@@ -98,14 +99,24 @@ def test_a_calibration_is_read_as_it_was_written(calibrated: ncml.Model, calibra
 
 def test_progress_of_a_calibration_is_reported(model: ncml.Model) -> None:
     reports: list[tuple[str, int, int]] = []
-    calibrate(model, FIT, RANK, batch_size=40, on_progress=lambda at: reports.append((at.stage, at.done, at.total)))
-    assert reports == [("fit", 30, 30), ("rank", 40, 60), ("rank", 60, 60)]
+    calibrate(
+        model,
+        FIT,
+        RANK,
+        power_images=2,
+        batch_size=40,
+        on_progress=lambda at: reports.append((at.stage, at.done, at.total)),
+    )
+    assert reports[:3] == [("fit", 30, 30), ("rank", 40, 60), ("rank", 60, 60)]
+    total = 2 * 12 + 100  # unchanged and after each of eleven changes; one colour and random values
+    assert reports[3] == ("power", 2, total)
+    assert reports[-1] == ("power", total, total)
 
 
 def test_too_few_images_are_refused(model: ncml.Model) -> None:
     with pytest.raises(InputError, match="18 ranking images cannot support a false-positive rate of"):
         calibrate(model, FIT, RANK[:18])
-    assert calibrate(model, FIT, RANK[:19]).smallest_p == 0.05
+    assert calibrate(model, FIT, RANK[:19], power_images=0).smallest_p == 0.05
     with pytest.raises(InputError, match="19 images are too few to estimate the statistics: use at least 20"):
         calibrate(model, FIT[:19], RANK)
     with pytest.raises(InputError, match="0 images are too few"):
@@ -114,7 +125,9 @@ def test_too_few_images_are_refused(model: ncml.Model) -> None:
 
 def edited(folder: Path, **changed: object) -> None:
     path = folder / checkpoint.CALIBRATION
-    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    stored = json.loads(path.read_text())
+    stored["calibrations"]["default"] |= changed
+    path.write_text(json.dumps(stored))
 
 
 @pytest.mark.parametrize(
@@ -134,11 +147,21 @@ def test_a_calibration_for_something_else_is_not_used(calibrated: ncml.Model, ch
     assert message in model.uncalibrated
     assert "calibrate the model again" in model.uncalibrated
     assert model.score(NEW)[0].ood is None
-    with pytest.raises(ModelError, match=message):
-        Calibration.read(calibrated.folder, calibrated.version, calibrated.config)
+    with pytest.raises(InputError, match=message):
+        model.score(NEW, calibration="default")
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"version": 3}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{",
+        '{"version": 3}',
+        '{"format": 2, "calibrations": [3]}',
+        '{"format": 2, "calibrations": {"default": 3}}',
+    ],
+)
 def test_a_damaged_calibration_is_reported(calibrated: ncml.Model, content: str) -> None:
     (calibrated.folder / checkpoint.CALIBRATION).write_text(content)
     model = ncml.load(calibrated.folder)
@@ -149,8 +172,10 @@ def test_a_damaged_calibration_is_reported(calibrated: ncml.Model, content: str)
 def test_a_well_signed_calibration_that_lacks_something_is_damaged(calibrated: ncml.Model) -> None:
     path = calibrated.folder / checkpoint.CALIBRATION
     stored = json.loads(path.read_text())
-    del stored["version"], stored["ranked"]["llr"]
-    storage.write(path, stored)
+    entry = stored["calibrations"]["default"]
+    del entry["version"], entry["power"], entry["ranked"]["multiscale_corr"]
+    entry["version"] = storage.digest(entry)
+    path.write_text(json.dumps(stored))
     assert "is damaged" in ncml.load(calibrated.folder).uncalibrated
 
 
@@ -169,9 +194,76 @@ def test_what_is_tolerated_is_less_surprising(model: ncml.Model) -> None:
     columns = measure(model.network, smooth, model.statistics["multiscale"].needs)[0]
     p = {}
     for tolerate in ((), ("resize",)):
-        made = calibrate(model, fit, rank, tolerate=tolerate)
+        made = calibrate(model, fit, rank, tolerate=tolerate, power_images=0)
         assert made.tolerate == tolerate
         p[tolerate] = made.p_values(
             "multiscale", model.statistics["multiscale"].compute(columns, made.estimates)
         ).mean()
     assert p[("resize",)] > 1.5 * p[()]
+
+
+def test_calibrations_are_selected_by_name(calibrated: ncml.Model, calibration: Calibration) -> None:
+    other = calibrate(calibrated, FIT, RANK[:40], name="other", power_images=0)
+    other.save(calibrated.folder)
+    model = ncml.load(calibrated.folder)
+    assert list(model.calibrations.by_name) == ["default", "other"]
+    assert model.calibration is not None
+    assert model.calibration.version == calibration.version
+    plain, named, selected = (model.score(NEW, calibration=name) for name in (None, "default", "other"))
+    assert plain == named
+    for score, verdict in zip(selected, other.verdicts(other.statistic, _scores(model, "other")), strict=True):
+        assert score.ood == verdict
+        assert verdict.calibration == "other"
+    with pytest.raises(InputError, match="no calibration 'tolerant': choose from default, other"):
+        model.score(NEW, calibration="tolerant")
+
+
+def _scores(model: ncml.Model, name: str) -> np.ndarray:
+    statistic = "multiscale_corr"
+    scores = model.score(NEW, calibration=name, statistics=[statistic])
+    return np.array([score.statistics[statistic] for score in scores])
+
+
+def test_a_calibration_of_another_model_leaves_the_file(calibrated: ncml.Model, calibration: Calibration) -> None:
+    replace(calibration, name="stale", model_version="0" * 64).save(calibrated.folder)
+    assert ncml.load(calibrated.folder).calibrations.by_name == {}
+    calibration.save(calibrated.folder)
+    stored = json.loads((calibrated.folder / checkpoint.CALIBRATION).read_text())
+    assert stored["calibrations"].keys() == {"default"}
+
+
+def test_without_a_default_calibration_another_must_be_named(calibrated: ncml.Model, calibration: Calibration) -> None:
+    (calibrated.folder / checkpoint.CALIBRATION).unlink()
+    replace(calibration, name="other").save(calibrated.folder)
+    model = ncml.load(calibrated.folder)
+    assert model.score(NEW)[0].ood is None
+    assert model.uncalibrated == "this model has no default calibration: choose from other."
+    assert model.score(NEW, calibration="other")[0].ood is not None
+
+
+@pytest.mark.parametrize("name", ["", "a b", "../up", "-x", "x" * 41])
+def test_a_calibration_s_name_is_a_word(calibrated: ncml.Model, calibration: Calibration, name: str) -> None:
+    with pytest.raises(InputError, match="a calibration's name must be 1 to 40"):
+        replace(calibration, name=name).save(calibrated.folder)
+
+
+def test_an_old_calibration_is_the_default_one(calibrated: ncml.Model, calibration: Calibration) -> None:
+    """Format 1: one calibration without a name, with the Gaussian of `multiscale` alone."""
+    path = calibrated.folder / checkpoint.CALIBRATION
+    entry = calibration.to_json()
+    del entry["version"], entry["power"]
+    estimates = entry["fit"]
+    estimates["gaussian"] = estimates.pop("gaussians")["multiscale"]
+    ranked = {name: scores for name, scores in entry["ranked"].items() if name not in ("multiscale_corr", "fast")}
+    storage.write(path, entry | {"format": 1, "statistic": "multiscale", "ranked": ranked})
+    model = ncml.load(calibrated.folder)
+    assert model.calibration is not None
+    (score,) = model.score(NEW[0], statistics="all")
+    assert score.ood is not None
+    assert (score.ood.statistic, score.ood.threshold) == ("multiscale", calibration.thresholds["multiscale"])
+    assert score.statistics.keys() == ranked.keys() - {"complexity"}  # its ranks are those of another codec
+    for statistic in ("fast", "complexity"):
+        with pytest.raises(InputError, match=f"the calibration default does not have {statistic}: calibrate the model"):
+            model.score(NEW[0], statistic=statistic)
+    replace(calibration, name="new").save(calibrated.folder)
+    assert list(ncml.load(calibrated.folder).calibrations.by_name) == ["default", "new"]

@@ -298,3 +298,41 @@ def test_the_gradient_has_its_moments_on_the_models_own_samples() -> None:
     error = inner.std() / math.sqrt(count)
     assert error < 1
     assert abs(inner.mean() + d) < 4 * error
+
+
+def normal_scores_of(values: Tensor, pixel_1P: Tensor) -> Tensor:
+    """Compute the normal scores of colours [N, 3] under one pixel's parameters. [N, 3]."""
+    x = values.t()[None, :, :, None]
+    parameters_BPHW = pixel_1P[:, :, None, None].expand(-1, -1, len(values), 1)
+    return likelihood.normal_scores(x, parameters_BPHW)[0, :, :, 0].t()
+
+
+@pytest.mark.parametrize("pixel_1P", [TWO, BROAD, CORNER])
+@pytest.mark.parametrize("channel", range(3))
+def test_normal_scores_are_quantiles_of_the_masses(pixel_1P: Tensor, channel: int) -> None:
+    """Sum the masses of smaller values, and half of the value's own."""
+    colours = torch.full((256, 3), -1.0, dtype=torch.float64)
+    if channel == 0:
+        pixel_1P = isolate_channel(pixel_1P, 0)  # else all 2^24 colours would have to be summed
+    colours[:, :channel] = GREYS[torch.tensor([200, 77])[:channel]]
+    colours[:, channel] = GREYS
+    if channel == 1:
+        every_blue = cells(GREYS[200:201], GREYS, GREYS)
+        mass = log_prob_of(every_blue, pixel_1P, clean=True).exp().view(256, 256).sum(1)
+    else:
+        mass = log_prob_of(colours, pixel_1P, clean=True).exp()
+    u = ((mass.cumsum(0) - mass / 2) / mass.sum()).clamp(likelihood.TAIL, 1 - likelihood.TAIL)
+    assert normal_scores_of(colours, pixel_1P)[:, channel].numpy() == pytest.approx(stats.norm.ppf(u.numpy()), abs=1e-6)
+
+
+def test_normal_scores_of_samples_are_white() -> None:
+    inner = parameters(  # hardly any mass is at the edges, where many values have one score
+        [0.2, -0.3],
+        [[-0.3, 0.2, 0.1], [0.3, -0.2, -0.1]],
+        [[-3.0, -2.8, -3.1], [-3.2, -2.9, -3.0]],
+        [[0.6, -0.2, 0.7], [-0.7, 0.5, 0.2]],
+    )
+    z = normal_scores_of(sample_colours(inner, 20_000, clean=True), inner).numpy()
+    for channel in range(3):
+        assert stats.kstest(z[:, channel], "norm").pvalue > SIGNIFICANCE
+    assert abs(np.corrcoef(z.T) - np.eye(3)).max() < 4 / math.sqrt(len(z))

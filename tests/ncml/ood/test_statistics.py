@@ -1,5 +1,6 @@
 """Statistics by their equations."""
 
+import io
 import math
 import re
 from dataclasses import replace
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import stats
 
 import ncml
@@ -48,7 +50,7 @@ def test_statistics_are_their_equations(calibrated: ncml.Model, calibration: Cal
     assert levels == (0.0, 2.5, 10.0)
     assert list(values) == [
         "bpd", "typicality", "complexity", "llr", "score_norm_0", "score_norm_2.5", "score_norm_10", "ncml_grad",
-        "multiscale",
+        "multiscale", "multiscale_corr", "fast",
     ]  # fmt: skip
     nats, norms = {}, {}
     for level in levels:
@@ -59,13 +61,71 @@ def test_statistics_are_their_equations(calibrated: ncml.Model, calibration: Cal
     mean = np.mean([s.bpd for s in calibrated.score(FIT)])
     assert values["typicality"] == pytest.approx(abs(bits[0.0] - mean), rel=1e-4, abs=1e-5)
     assert values["complexity"] == pytest.approx(
-        bits[0.0] - [measurements.png_bits(p) for p in NEW], rel=1e-5, abs=1e-5
+        bits[0.0] - [measurements.webp_bits(p) for p in NEW], rel=1e-5, abs=1e-5
     )
     assert values["llr"] == pytest.approx(bits[0.0] - bits[10.0], rel=1e-4, abs=1e-5)
     for level in levels:
         assert values[f"score_norm_{level:g}"] == pytest.approx(np.log(norms[level]), rel=1e-4)
     assert values["ncml_grad"] == pytest.approx(-(nats[0.0] + np.log(norms[0.0])), rel=1e-5)
-    assert (values["multiscale"] > 0).all()
+    for name in ("multiscale", "multiscale_corr", "fast"):
+        columns, _ = measurements.measure(calibrated.network, NEW, calibrated.statistics[name].needs)
+        gaussian = calibration.estimates.gaussians[name]
+        for i in range(len(NEW)):
+            v = np.array([columns[column][i] for column in gaussian.columns]) - gaussian.mean
+            assert values[name][i] == pytest.approx(math.sqrt(v @ np.array(gaussian.precision) @ v), rel=1e-6)
+
+
+def test_the_statistics_of_an_image_measure_what_the_page_says(model: ncml.Model) -> None:
+    multiscale = [f"{kind}_{level}" for level in ("0", "2.5", "10") for kind in MULTISCALE_KINDS]
+    corr_0 = [f"{kind}_0" for kind in measurements.CORRELATION_KINDS]
+    assert len(corr_0) == 15
+    needs = {name: list(statistic.needs) for name, statistic in model.statistics.items()}
+    assert needs["multiscale"] == multiscale
+    assert needs["multiscale_corr"] == multiscale + corr_0
+    assert needs["fast"] == [*multiscale[:4], *corr_0, "codec"]
+
+
+def test_fast_takes_one_pass_without_the_network_s_gradient(
+    calibrated: ncml.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[float] = []
+    forward = calibrated.network.forward
+
+    def counted(x: torch.Tensor, t: torch.Tensor, *rest: torch.Tensor | None) -> torch.Tensor:
+        assert not torch.is_grad_enabled()
+        passes.append(float(t[0]))
+        return forward(x, t, *rest)
+
+    monkeypatch.setattr(calibrated.network, "forward", counted)
+    (score,) = calibrated.score(NEW[0], statistic="fast")
+    assert passes == [0.0]
+    assert score.ood is not None
+    assert score.ood.statistic == "fast"
+
+
+def test_correlations_are_mean_products_of_neighbours() -> None:
+    z = np.random.default_rng(0).normal(size=(2, 3, 5, 7))
+    values = {name: column.numpy() for name, column in measurements.correlations(torch.from_numpy(z)).items()}
+    assert tuple(values) == measurements.CORRELATION_KINDS
+    for name, (down, right) in measurements.NEIGHBOURS.items():
+        for channel, colour in enumerate(measurements.CHANNELS):
+            products = [
+                z[:, channel, i, j] * z[:, channel, i + down, j + right]
+                for i in range(5)
+                for j in range(7)
+                if 0 <= i + down < 5 and j + right < 7
+            ]
+            assert values[f"corr_{name}_{colour}"] == pytest.approx(np.mean(products, 0))
+    assert values["corr_green_blue"] == pytest.approx((z[:, 1] * z[:, 2]).mean((1, 2)))
+    assert values["corr_red_blue"] == pytest.approx((z[:, 0] * z[:, 2]).mean((1, 2)))
+
+
+def test_complexity_subtracts_the_size_of_a_lossless_file() -> None:
+    for pixels in NEW:
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "WEBP", lossless=True)
+        assert np.array_equal(np.asarray(Image.open(file)), pixels)
+        assert measurements.webp_bits(pixels) == 8 * len(file.getvalue()) / D
 
 
 def test_the_direct_gradient_excludes_the_context(model: ncml.Model) -> None:
@@ -134,8 +194,9 @@ def test_maximum_likelihood_is_judged_at_t_0_alone(tmp_path: Path) -> None:
     model = ncml.load(tmp_path / "mle")
     assert "llr" not in model.statistics
     assert model.statistics["multiscale"].needs == ("bits_0", "direct_0", "fine_0", "coarse_0")
-    calibration = calibrate(model, FIT, RANK)
+    calibration = calibrate(model, FIT, RANK, power_images=0)
     assert calibration.thresholds.keys() == model.statistics.keys()
+    assert len(model.statistics["multiscale_corr"].needs) == 4 + 15
 
 
 def test_levels_below_the_least_noise_of_a_process_are_left_out(tmp_path: Path) -> None:
@@ -145,7 +206,7 @@ def test_levels_below_the_least_noise_of_a_process_are_left_out(tmp_path: Path) 
     checkpoint.save(tmp_path / "quiet", nets.network(config, dtype=torch.float32))
     model = ncml.load(tmp_path / "quiet")
     assert model.statistics["multiscale"].needs == tuple(f"{kind}_{t}" for t in (0, 4) for kind in MULTISCALE_KINDS)
-    assert calibrate(model, FIT, RANK).thresholds.keys() == model.statistics.keys()
+    assert calibrate(model, FIT, RANK, power_images=0).thresholds.keys() == model.statistics.keys()
     assert [arguments["noise"] for arguments in quality.headline_methods(model).values()] == [0.0, 4.0]
     assert [level for level, _ in quality.sweep_points(model)["start noise"]] == [0.0, 2.0, 4.0]
 

@@ -1,0 +1,61 @@
+"""What a calibration is reported to be: in lines on the terminal, and in the model card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ncml import checkpoint
+from ncml.ood.calibration import Calibration
+from ncml.ood.power import summary
+
+
+def save(calibration: Calibration, folder: Path) -> None:
+    """Write a calibration into a model folder, and describe it in the card."""
+    calibration.save(folder)
+    checkpoint.write_card_section(folder, f"Calibration {calibration.name}", "\n".join(_card_lines(calibration)))
+
+
+def describe(calibration: Calibration) -> list[str]:
+    """Return lines that report how a calibration was made and what it detects."""
+    rate, power = calibration.false_positive_rate, calibration.power
+    lines = [
+        f"{calibration.statistic} above {calibration.threshold:.4g} is flagged; the smallest p is "
+        f"{calibration.smallest_p:.2g}"
+    ]
+    if power is not None:
+        lines += [
+            f"of {power.images} good images, {power.good:.0%} are flagged (expected {rate:.0%}); after processing that "
+            f"hardly shows: {_shares(power.processed)}",
+            f"detected: {_shares(power.altered)}, {_shares(power.foreign)}",
+            summary(power, calibration.smallest_p),
+        ]
+        if tolerances := [name for name in power.tolerances(rate) if name not in calibration.tolerate]:
+            lines.append(
+                "if the images that you score may be processed so, calibrate with --tolerate " + ",".join(tolerances)
+            )
+    if calibration.is_weak:
+        lines.append(f"this calibration is weak: {calibration.weakness}")
+    return lines
+
+
+def _card_lines(calibration: Calibration) -> list[str]:
+    tolerated = f", tolerating {', '.join(calibration.tolerate)}" if calibration.tolerate else ""
+    lines = [
+        f"Statistic {calibration.statistic}, estimated on {calibration.n_fit:,} images and ranked by "
+        f"{calibration.n_rank:,}{tolerated}; {calibration.false_positive_rate:.0%} of good images are expected to be "
+        f"flagged, and the smallest p-value is {calibration.smallest_p:.2g}.",
+    ]
+    if calibration.is_weak:
+        lines += ["", f"**This calibration is weak**: {calibration.weakness}."]
+    if calibration.power is None:
+        return lines
+    power = calibration.power
+    rows = [(f"unchanged ({power.images} held-out images)", power.good), *power.processed.items()]
+    rows += [*power.altered.items(), *power.foreign.items()]
+    table = [f"| {name} | {share:.0%} |" for name, share in rows]
+    return [*lines, "", summary(power, calibration.smallest_p), "", "| images | flagged |", "|---|---:|", *table]
+
+
+def _shares(shares: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {share:.0%}" for name, share in shares.items())

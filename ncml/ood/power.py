@@ -1,0 +1,94 @@
+"""The power of a calibration: the shares of images that it flags, measured when it is made. Does not import torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+MIN_DETECTED = 0.5
+"""The share of the standard alterations below which a calibration is called weak."""
+
+HIGH = 3
+"""Times the false-positive rate: processing that is flagged more often is worth tolerating."""
+
+TOLERANCE_OF = {"JPEG": "jpeg", "half size": "resize", "blur": "resize"}
+"""The tolerance that covers a kind of processing, by the first word of its name; `ncml calibrate --tolerate`."""
+
+
+@dataclass(frozen=True)
+class Power:
+    """Shares of images that the default statistic flags at the false-positive rate."""
+
+    images: int
+    """Held-out images that were judged as they are, and after each change."""
+    good: float
+    """Share of these images, unchanged, each ranked among the others."""
+    processed: Mapping[str, float]
+    """By processing that hardly shows (`ncml.images.perturbations.PROCESSING`)."""
+    altered: Mapping[str, float]
+    """By standard alteration (`ncml.images.perturbations.ALTERATIONS`)."""
+    foreign: Mapping[str, float]
+    """By kind of images from elsewhere."""
+
+    @property
+    def detected(self) -> float:
+        """The share of the standard alterations that is detected, the mean over their kinds."""
+        return float(np.mean(list(self.altered.values())))
+
+    def tolerances(self, rate: float) -> list[str]:
+        """Return the tolerances that cover the processing that is flagged often."""
+        often = [name for name, share in self.processed.items() if share > HIGH * rate]
+        return list(
+            dict.fromkeys(value for name in often for key, value in TOLERANCE_OF.items() if name.startswith(key))
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the shares as plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> Power:
+        """Rebuild the result of `to_json`; raises LookupError, TypeError or ValueError if it is damaged."""
+        shares = {
+            kind: {str(name): _share(share) for name, share in dict(stored[kind]).items()}
+            for kind in ("processed", "altered", "foreign")
+        }
+        return cls(int(stored["images"]), _share(stored["good"]), **shares)
+
+
+def explain_weakness(power: Power | None, n_rank: int, false_positive_rate: float) -> str:
+    """Explain in a clause why a calibration is weak; "" if it is not."""
+    # The standard deviation of the actual rate of a threshold, sqrt(r (1 - r) / n), is then more than r / 2.
+    min_count = 4 * (1 - false_positive_rate) / false_positive_rate
+    if n_rank < min_count:
+        return f"it ranks among {n_rank} images, and {min_count:.0f} are needed for a reliable rate"
+    if power is not None and power.detected < MIN_DETECTED:
+        return f"it detects {power.detected:.0%} of the standard alterations"
+    return ""
+
+
+def summary(power: Power, smallest_p: float) -> str:
+    """Return in one sentence what a calibration can and cannot do."""
+    shares = {**power.altered, **power.foreign}
+    detects = [name for name, share in shares.items() if share >= MIN_DETECTED]
+    misses = [name for name, share in shares.items() if share < MIN_DETECTED]
+    clauses = [
+        f"it mostly {verb} {_listed(names, shares)}"
+        for verb, names in (("detects", detects), ("misses", misses))
+        if names
+    ]
+    return f"At {power.good:.0%} of good images flagged, {', '.join(clauses)}; no p-value is below {smallest_p:.2g}."
+
+
+def _listed(names: list[str], shares: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} ({shares[name]:.0%})" for name in names)
+
+
+def _share(stored: Any) -> float:
+    share = float(stored)
+    if not 0 <= share <= 1:
+        raise ValueError(f"a share is {share}")
+    return share
