@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
-from worker.contract import Score, ScoreJob
+from ncml.ood.alarm import FlaggedRateAlarm
+from worker.contract import Ood, Score, ScoreJob
+from worker.descriptors import ModelDescriptor
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
@@ -63,14 +65,35 @@ class WorkerMetrics:
             buckets=(0.001, 0.005, 0.01, 0.02, 0.05, *(n / 10 for n in range(1, 11))), registry=registry,
         )  # fmt: skip
 
-    def count_scores(self, job: ScoreJob, scores: Sequence[Score]) -> None:
-        """Count the scores and verdicts of a job."""
+        self.ood_evidence = Gauge(
+            "ncml_ood_evidence",
+            "Evidence that more images are flagged than the calibration expects; false above 200 with probability 1 %.",
+            ["model", "calibration"], registry=registry,
+        )  # fmt: skip
+        self._alarms: dict[tuple[str, str], tuple[str, FlaggedRateAlarm]] = {}
+        """By model and calibration: the calibration's version and its alarm."""
+
+    def count_scores(self, job: ScoreJob, scores: Sequence[Score], model: ModelDescriptor | None) -> None:
+        """Count the scores and verdicts of a job; `model` is the one that computed them, if it is still served."""
         for score in scores:
             if job.noise == 0:
                 self.score_bpd.labels(job.model).observe(score.bpd)
             if score.ood:
                 self.ood_verdicts.labels(job.model, "out" if score.ood.is_ood else "in").inc()
                 self.ood_p_value.labels(job.model).observe(score.ood.p_value)
+                if model is not None:
+                    self._add_evidence(model, score.ood)
+
+    def _add_evidence(self, model: ModelDescriptor, verdict: Ood) -> None:
+        calibration = model.calibrations.get(verdict.calibration)
+        if calibration is None:
+            return
+        key = model.name, verdict.calibration
+        version, alarm = self._alarms.get(key, ("", None))
+        if alarm is None or version != calibration.version:
+            alarm = FlaggedRateAlarm(calibration.n_rank, calibration.false_positive_rate)
+            self._alarms[key] = calibration.version, alarm
+        self.ood_evidence.labels(*key).set(float(alarm.update(verdict.is_ood)))
 
     def serve(self, port: int) -> None:
         """Serve the metrics on every interface, from a thread."""

@@ -23,7 +23,7 @@ from rq.worker import SimpleWorker
 from rq.worker_registration import clean_worker_registry
 
 from worker.contract import JobError, JobStatus, Lane, ModelRef, ScoreJob, Timing
-from worker.descriptors import PublishedWorker, WorkerInfo, WorkerState
+from worker.descriptors import ModelDescriptor, PublishedWorker, WorkerInfo, WorkerState
 from worker.keys import WORKERS, queue_names, worker_key
 from worker.leases import LEASE_S, Claim, Ending, Leases
 from worker.messages import Batch, Catalogue, Done, Drop, EngineSettings, Opening, Step
@@ -339,12 +339,17 @@ class GpuWorker(SimpleWorker):
             endings.append((entry.claim, Ending(JobStatus.SUCCEEDED, None, result, blob, timing)))
             self.metrics.images.labels(entry.job.task, entry.job.model).inc(entry.job.n)
             if isinstance(entry.job, ScoreJob):
-                self.metrics.count_scores(entry.job, outcome.scores)
+                self.metrics.count_scores(entry.job, outcome.scores, self._descriptor(outcome.model))
         if endings:
             first = next(iter(running.values())).job
             largest = max((outcome.batch_size for outcome in done.outcomes.values()), default=0)
             self.metrics.batch_size.labels(first.task).observe(largest)
             self._end(endings, running)
+
+    def _descriptor(self, model: ModelRef) -> ModelDescriptor | None:
+        """Return the descriptor of a model, unless it was replaced since."""
+        models = self._supervisor.catalogue.models
+        return next((m for m in models if (m.name, m.version) == (model.name, model.version)), None)
 
     def _engine_lost(self, running: dict[str, RunningJob], reason: str) -> None:
         """Replace the engine, and have each of its jobs computed alone, so that a bad one fails alone.

@@ -41,6 +41,8 @@ def drift(
 ) -> int:
     """Test whether the distribution of images differs from that of the calibration. Exit status: 0: no drift, 1: drift.
 
+    The Kolmogorov-Smirnov test of the OOD scores decides; the other figures describe the difference.
+
     Args:
         files: Tables that ncml score --output wrote with this model and calibration, or images and folders to score.
         model: Name or folder of the model.
@@ -81,7 +83,8 @@ def drift(
             print(f"{name:12} PSI {shift.psi:.3f}  KS {shift.ks:.3f} (p {shift.ks_p:.2g})  {means}")
         interval = f"{result.flagged_low:.1%} to {result.flagged_high:.1%}"
         print(f"{'flagged':12} {result.flagged:.1%} of {result.images} ({interval}); expected {result.expected:.1%}")
-        print("drifted" if result.drifted else "no drift found")
+        reason = f"p {result.score.ks_p:.2g} of the KS test of {judge.statistic}, alpha {alpha:g}"
+        print(f"{'drifted' if result.drifted else 'no drift found'} ({reason})")
         skipped.report(skipped.count)
     return int(result.drifted)
 

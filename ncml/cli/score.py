@@ -1,7 +1,7 @@
 """`ncml score`."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +10,7 @@ import numpy as np
 from tyro.conf import Positional, arg
 
 from ncml.cli.rows import Row, Scorer, SkippedFiles, image_scorer, tile_scorer
-from ncml.cli.score_output import format_summary, print_row, score_in_memory, score_to_table
+from ncml.cli.score_output import explain_fdr, format_summary, print_row, score_in_memory, score_to_table
 from ncml.cli.terminal import CalibrationOption, ClassOption, JsonOption, ModelOption, identity, load, print_json
 from ncml.errors import InputError
 from ncml.ood import conformal
@@ -35,8 +35,8 @@ class Scoring:
     """Why there is no calibration, if there is none."""
     statistic: str
     """The name of the statistic that gives the verdict."""
-    weakness: str = ""
-    """Why the calibration is weak; "" if it is not, or if there is none."""
+    facts: dict[str, str] = field(default_factory=dict)
+    """The calibration's name, and why it is weak if it is; {} without one."""
 
 
 def score(
@@ -109,8 +109,10 @@ def score(
         }
         verdict_statistic = "" if judge is None else statistic or judge.statistic
         scorer = image_scorer(m, arguments, map_, skipped)
-        weakness = "" if judge is None else judge.weakness
-        scoring = Scoring(scorer, (*IMAGE_COLUMNS, *names), judge, m.uncalibrated, verdict_statistic, weakness)
+        facts = {} if judge is None else {"calibration": judge.name}
+        if judge is not None and judge.is_weak:
+            facts["weakness"] = judge.weakness
+        scoring = Scoring(scorer, (*IMAGE_COLUMNS, *names), judge, m.uncalibrated, verdict_statistic, facts)
     judge = scoring.calibration
     if fdr is not None and judge is None:
         remedy = "omit --only-bpd." if only_bpd else scoring.uncalibrated
@@ -129,19 +131,19 @@ def score(
         summary = score_to_table(output, files, scoring.scorer, fdr, scoring.columns, constants, skipped)
     if judge is not None:
         summary["false_positive_rate"] = judge.false_positive_rate
+        if fdr is not None and (limit := explain_fdr(summary, judge.smallest_p)):
+            summary["fdr_limit"] = limit
     if as_json:
-        reason: dict[str, Any] = {"uncalibrated": scoring.uncalibrated} if judge is None else {}
-        if scoring.weakness:
-            reason["weakness"] = scoring.weakness
-        print_json({"model": identity(m)} | reason | summary)
+        facts: dict[str, Any] = {"uncalibrated": scoring.uncalibrated} if judge is None else scoring.facts
+        print_json({"model": identity(m)} | facts | summary)
         return
     if output is not None or summary["pictures"] > 1:
         print(format_summary(summary), file=sys.stderr if output is None else sys.stdout)
     if judge is None and not only_bpd:
         print(f"ncml: no verdicts: {scoring.uncalibrated}", file=sys.stderr)
     skipped.report(summary["skipped"])
-    if scoring.weakness:
-        print(f"ncml: the calibration is weak: {scoring.weakness}.", file=sys.stderr)
+    if weakness := scoring.facts.get("weakness"):
+        print(f"ncml: the calibration is weak: {weakness}.", file=sys.stderr)
 
 
 def _additional_statistics(

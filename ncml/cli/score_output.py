@@ -119,4 +119,16 @@ def format_summary(summary: Row) -> str:
         text += f", {summary['flagged']} flagged ({expected})"
     if "discoveries" in summary:
         text += f", {summary['discoveries']} discoveries at a false discovery rate of {summary['fdr']:g}"
+        text += summary.get("fdr_limit", "")
     return text + (f": {summary['output']}" if "output" in summary else "")
+
+
+def explain_fdr(summary: Row, smallest_p: float) -> str:
+    """Explain why no image is a discovery although some are flagged, if that is for lack of ranks; "" otherwise."""
+    count, rate = summary["pictures"], summary["fdr"]
+    needed = conformal.min_discoveries(count, smallest_p, rate)
+    if summary["discoveries"] or needed <= 1:
+        return ""
+    if needed > count:
+        return f" (unreachable: p >= {smallest_p:.2g} is above the rate; calibrate with more ranking images)"
+    return f" (at p >= {smallest_p:.2g} at least {needed} of these images would have to be flagged)"

@@ -72,3 +72,11 @@ def largest_discovery(p: Floats, rate: float) -> float:
     ordered = np.sort(p)
     below = np.flatnonzero(ordered <= rate * np.arange(1, len(p) + 1) / len(p)) if len(p) else np.empty(0, np.intp)
     return float(ordered[below[-1]]) if len(below) else -1.0
+
+
+def min_discoveries(count: int, smallest_p: float, rate: float) -> int:
+    """Return how many of `count` p-values must be the smallest possible one for `discoveries` to reject any.
+
+    More than `count` means that the rate is unreachable.
+    """
+    return math.ceil(count * smallest_p / rate - 1e-9)

@@ -56,7 +56,10 @@ class Power:
             kind: {str(name): _share(share) for name, share in dict(stored[kind]).items()}
             for kind in ("processed", "altered", "foreign")
         }
-        return cls(int(stored["images"]), _share(stored["good"]), **shares)
+        images = int(stored["images"])
+        if not 0 < images < 2**53 or not shares["altered"]:
+            raise ValueError("its power was measured on no image")
+        return cls(images, _share(stored["good"]), **shares)
 
 
 def explain_weakness(power: Power | None, n_rank: int, false_positive_rate: float) -> str:

@@ -25,6 +25,7 @@ DEFAULT_NAME = "default"
 """The name of the calibration that gives the verdict unless another is requested."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
+NAME_RULE = "a calibration's name must be 1 to 40 letters, digits, hyphens and underscores"
 
 FORMAT = 1
 MAX_MAGNITUDE = 1e100
@@ -47,9 +48,7 @@ def write(path: Path, content: dict[str, Any]) -> None:
 
 def read(path: Path, model_version: str) -> dict[str, Any]:
     """Read what `write` wrote; raises `ModelError` if it belongs to another model or was changed since."""
-    return check(
-        path, checkpoint.read_json(path, checkpoint.MAX_CALIBRATION_BYTES), model_version, formats=(FORMAT,)
-    )
+    return check(path, checkpoint.read_json(path, checkpoint.MAX_CALIBRATION_BYTES), model_version, formats=(FORMAT,))
 
 
 def check(path: Path, stored: object, model_version: str, *, formats: tuple[int, ...]) -> dict[str, Any]:
@@ -124,6 +123,9 @@ def read_entries(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path} has format {quote(stored.get('format'))}, not {ENTRIES_FORMAT}: {REMEDY}.")
     if not isinstance(stored["calibrations"], dict):
         raise ModelError(f"{path} is damaged (calibrations must be a JSON object): {REMEDY}.")
+    for name in stored["calibrations"]:
+        if not NAME.fullmatch(name):
+            raise ModelError(f"{path} is damaged ({NAME_RULE}, not {quote(name)}): {REMEDY}.")
     return stored["calibrations"]
 
 
@@ -146,6 +148,4 @@ def write_entry(path: Path, name: str, entry: dict[str, Any]) -> None:
 def check_name(name: str) -> None:
     """Raise `InputError` for a name that a calibration cannot have."""
     if not NAME.fullmatch(name):
-        raise InputError(
-            "name", f"a calibration's name must be 1 to 40 letters, digits, hyphens and underscores, not {name!r}."
-        )
+        raise InputError("name", f"{NAME_RULE}, not {name!r}.")

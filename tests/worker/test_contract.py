@@ -38,16 +38,23 @@ from worker.contract import (
     batch_key,
     queue_name,
 )
-from worker.descriptors import Batching, Calibration, Histogram, ModelDescriptor, Preprocessing, TileCalibration
+from worker.descriptors import Batching, Calibration, Histogram, ModelDescriptor, Power, Preprocessing, TileCalibration
 
 PIXELS = Pixels(height=1, width=2, data=bytes([0, 1, 2, 253, 254, 255]))
 MODEL = ModelRef(name="m", version="ab" * 32)
 TIMING = Timing(queue_s=0.25, compute_s=1.5, batch_size=3)
 
+CALIBRATION = Calibration(
+    version="cd" * 32, statistic="bpd", false_positive_rate=0.05, threshold=4.5, thresholds={"bpd": 4.5}, n_fit=2,
+    n_rank=3, smallest_p=0.25, tolerate=("jpeg",), weakness="it ranks among 3 images", preprocessing="p v1",
+    power=Power(images=3, good=0.0, processed={"JPEG": 0.5}, altered={"blur": 1.0}, foreign={"one colour": 0.25}),
+    histograms={"bpd": Histogram(edges=(3.0, 4.0, 5.0), counts=(1, 2))},
+)  # fmt: skip
+
 EXAMPLES: dict[str, BaseModel] = {
     "score": ScoreJob(
         model="m", images=(PIXELS, PIXELS), class_name="cat", noise=2.5, map=True, priority=Priority.HIGH,
-        request_id="r", statistic="multiscale", statistics=("bpd", "multiscale"),
+        request_id="r", calibration="tolerant", statistic="multiscale", statistics=("bpd", "multiscale"),
     ),
     "bare score": ScoreJob(model="m", images=(PIXELS,), ood=False, sanity=True),
     "scan": ScanJob(model="m", file=b"\x89PNG", height=3000, width=4000, tile_size=64, map=True),
@@ -90,11 +97,8 @@ EXAMPLES: dict[str, BaseModel] = {
         name="m", version="ab" * 32, height=32, width=32, classes=("cat",), noise=10.0, keeps=("top",), solver="heun",
         stepped_solver="heun", solvers={"heun": 10}, preprocessing=Preprocessing(name="p", version=1),
         metrics={"test_bpd": 3.5}, card="# m",
-        calibration=Calibration(
-            version="cd" * 32, statistic="bpd", false_positive_rate=0.05, threshold=4.5, thresholds={"bpd": 4.5},
-            n_fit=2, n_rank=3, smallest_p=0.25, preprocessing="p v1",
-            histograms={"bpd": Histogram(edges=(3.0, 4.0, 5.0), counts=(1, 2))},
-        ),
+        calibration=CALIBRATION,
+        calibrations={"default": CALIBRATION},
         tiles=TileCalibration(
             version="ef" * 32, height=64, width=64, false_positive_rate=0.05, threshold=8.0, n_fit=8, n_rank=20,
             smallest_p=0.047,

@@ -79,14 +79,16 @@ def sign(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(description | {"version": version}))
     for name in JSON_FILES[1:]:
         stored = json.loads((folder / name).read_text())
-        stored.pop("version", None)
-        stored["model_version"] = version
-        (folder / name).write_text(json.dumps({"version": storage.digest(stored)} | stored))
+        for calibration in stored["calibrations"].values() if "calibrations" in stored else [stored]:
+            calibration["model_version"] = version
+            signed = {key: value for key, value in calibration.items() if key not in ("version", *storage.UNSIGNED)}
+            calibration["version"] = storage.digest(signed)
+        (folder / name).write_text(json.dumps(stored))
 
 
 def change(folder: Path, name: str, edit: Callable[[Any], object]) -> None:
     stored = json.loads((folder / name).read_text())
-    edit(stored)
+    edit(stored["calibrations"]["default"] if "calibrations" in stored else stored)
     (folder / name).write_text(json.dumps(stored))
 
 
@@ -177,8 +179,32 @@ def test_a_bad_calibration_is_refused_and_its_model_is_served(
             _ = model.tiles
 
 
+@pytest.mark.parametrize(
+    "power",
+    [None, 3, {}, {"altered": {}}, {"images": 10**400}, {"good": 2}, {"good": "x"}, {"foreign": {"x": float("nan")}}],
+)
+def test_a_calibration_with_a_bad_power_is_refused(beside: Path, power: Any) -> None:
+    """The power is not part of the digest, so a change must be caught by its values."""
+
+    def edit(calibration: dict[str, Any]) -> None:
+        calibration["power"] = calibration["power"] | power if isinstance(power, dict) and power else power
+
+    change(beside, "calibration.json", edit)
+    model = ncml.load(beside)
+    assert (model.calibration is None) == (power is not None)
+    assert power is None or "is damaged" in model.uncalibrated
+
+
+def test_a_calibration_with_a_bad_name_is_refused(beside: Path) -> None:
+    path = beside / "calibration.json"
+    stored = json.loads(path.read_text())
+    stored["calibrations"]["\ud800"] = stored["calibrations"]["default"]
+    path.write_text(json.dumps(stored))
+    assert "a calibration's name must be" in ncml.load(beside).uncalibrated
+
+
 def gaussian(stored: dict[str, Any]) -> dict[str, Any]:
-    return stored["fit"]["gaussian"] if "fit" in stored else stored["gaussian"]
+    return stored["fit"]["gaussians"]["multiscale_corr"] if "fit" in stored else stored["gaussian"]
 
 
 HOSTILE = st.sampled_from([

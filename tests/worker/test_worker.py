@@ -58,10 +58,11 @@ def test_a_calibrated_model_gives_verdicts_statistics_and_the_sanity_test(fleet:
             score(images=both, statistic="bpd", statistics="all", sanity=True),
             score(images=both, statistics=("bpd",)),
             score(images=both, ood=False, noise=1.0),
+            score(images=both, calibration="weak"),
         )
     ]
-    assert [view.status for view in fleet.wait(ids)] == ["succeeded"] * 4
-    usual, full, named, bare = ([*fleet.queue.result(job_id).results] for job_id in ids)  # type: ignore[union-attr]
+    assert [view.status for view in fleet.wait(ids)] == ["succeeded"] * 5
+    usual, full, named, bare, weak = ([*fleet.queue.result(job_id).results] for job_id in ids)  # type: ignore[union-attr]
     verdicts = [score.ood for score in usual]
     assert verdicts == [
         Ood(statistic="mean", score=51, p_value=0.8, threshold=128, is_ood=False),
@@ -73,18 +74,22 @@ def test_a_calibrated_model_gives_verdicts_statistics_and_the_sanity_test(fleet:
     assert full[1].flipped_bpd == 6.75
     assert named[0].statistics == {"bpd": pytest.approx(51 / 32)}
     assert [(score.ood, score.statistics) for score in bare] == [(None, {}), (None, {})]
+    assert [(score.ood.calibration, score.ood.is_weak) for score in weak if score.ood] == [("weak", True)] * 2
     (model,) = fleet.queue.models()
     assert model.calibration
+    assert model.calibrations["default"] == model.calibration
+    assert model.calibrations["weak"].weakness == "it ranks among 19 images"
     assert (model.calibration.statistic, model.calibration.threshold) == ("mean", 128)
     assert model.calibration.histograms["bpd"].counts == (50, 49)
 
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as response:
         lines = response.read().decode().splitlines()
-    assert 'ncml_ood_verdicts_total{model="synthetic",verdict="in"} 3.0' in lines
-    assert 'ncml_ood_verdicts_total{model="synthetic",verdict="out"} 3.0' in lines
-    assert 'ncml_ood_p_value_count{model="synthetic"} 6.0' in lines
-    assert 'ncml_ood_p_value_bucket{le="0.3",model="synthetic"} 2.0' in lines
-    assert 'ncml_score_bpd_count{model="synthetic"} 6.0' in lines  # scores under noise do not count
+    assert 'ncml_ood_verdicts_total{model="synthetic",verdict="in"} 4.0' in lines
+    assert 'ncml_ood_verdicts_total{model="synthetic",verdict="out"} 4.0' in lines
+    assert 'ncml_ood_p_value_count{model="synthetic"} 8.0' in lines
+    assert 'ncml_ood_p_value_bucket{le="0.3",model="synthetic"} 3.0' in lines
+    assert any(line.startswith('ncml_ood_evidence{calibration="weak",model="synthetic"} ') for line in lines)
+    assert 'ncml_score_bpd_count{model="synthetic"} 8.0' in lines  # scores under noise do not count
 
 
 def test_an_uncalibrated_model_gives_no_verdict(fleet: Fleet) -> None:

@@ -80,3 +80,12 @@ def test_the_false_discovery_rate_is_held() -> None:
         power.append(result[160:].mean())
     assert np.mean(false) < 0.2
     assert np.mean(power) > 0.8
+
+
+@given(st.integers(1, 60), st.integers(19, 200), RATES)
+def test_fewer_than_the_minimum_of_discoveries_find_nothing(count: int, n_rank: int, rate: float) -> None:
+    smallest = 1 / (n_rank + 1)
+    needed = conformal.min_discoveries(count, smallest, rate)
+    for flagged in {max(0, needed - 1), min(needed, count)}:
+        p = np.concatenate([np.full(flagged, smallest), np.ones(count - flagged)])
+        assert conformal.discoveries(p, rate)[:flagged].any() == (0 < needed <= flagged)

@@ -1,0 +1,94 @@
+"""The alarm on a stream of verdicts: its bound against scipy, its error rates by simulation."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from ncml.ood import conformal
+from ncml.ood.alarm import RESTART, FlaggedRateAlarm, upper_rate
+
+RANKS, RATE = 5_000, 0.05
+
+
+def true_rates(streams: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw calibrations, and return the share of in-distribution images that each flags."""
+    thresholds = [conformal.threshold(np.sort(rng.normal(size=RANKS)), RATE) for _ in range(streams)]
+    return stats.norm.sf(thresholds)
+
+
+def first_alarms(rates_SP: np.ndarray, lengths: list[int], rng: np.random.Generator) -> np.ndarray:
+    """Return the image at which each of S streams has its first alarm; 0 for none.
+
+    rates_SP: the share of flagged images of each stream, in each of P phases of these lengths.
+    """
+    alarm = FlaggedRateAlarm(RANKS, RATE)
+    first_S = np.zeros(len(rates_SP), int)
+    for phase, length in enumerate(lengths):
+        for _ in range(length):
+            evidence = alarm.update(rng.random(len(rates_SP)) < rates_SP[:, phase])
+            first_S[(first_S == 0) & (evidence >= alarm.limit)] = alarm.images
+    return first_S
+
+
+@pytest.mark.parametrize(("n", "rate"), [(19, 0.05), (60, 0.05), (5_000, 0.05), (999, 0.01), (100, 0.3)])
+@pytest.mark.parametrize("probability", [0.005, 0.1])
+def test_the_bound_is_that_of_a_beta_distribution(n: int, rate: float, probability: float) -> None:
+    above = int(rate * (n + 1) + 1e-9) - 1
+    assert upper_rate(n, rate, probability) == pytest.approx(stats.beta(above + 1, n - above).isf(probability))
+
+
+def test_a_rise_from_5_to_10_percent_is_noticed_within_500_images() -> None:
+    rng = np.random.default_rng(0)
+    first = first_alarms(np.full((300, 1), 0.1), [3_000], rng)
+    assert (first > 0).mean() > 0.99
+    assert np.median(first) <= 500
+
+
+def test_a_rise_after_a_quiet_stream_is_noticed() -> None:
+    rng = np.random.default_rng(1)
+    first = first_alarms(np.tile([0.05, 0.1], (100, 1)), [5_000, 3_000], rng)
+    assert (first > 5_000).mean() > 0.95
+    assert np.median(first) - 5_000 <= 1_500
+
+
+def test_false_alarms_are_rare_in_a_short_stream() -> None:
+    rng = np.random.default_rng(2)
+    first = first_alarms(true_rates(500, rng)[:, None], [5_000], rng)
+    assert (first > 0).mean() <= 0.01
+
+
+@pytest.mark.slow
+def test_at_most_1_percent_have_a_false_alarm_in_100_000_images() -> None:
+    rng = np.random.default_rng(3)
+    first = first_alarms(true_rates(1_000, rng)[:, None], [100_000], rng)
+    assert (first > 0).mean() <= 0.01
+
+
+def test_the_weights_of_all_bets_sum_to_1() -> None:
+    """Without evidence either way, the capital is the weight that was spent."""
+    alarm = FlaggedRateAlarm(RANKS, RATE)
+    alarm._flagged = alarm._unflagged = 1.0
+    for _ in range(20 * RESTART):
+        alarm.update(False)
+    assert float(alarm.evidence) == pytest.approx(1 - 0.5 * RESTART / (alarm.images + RESTART))
+
+
+def test_an_alarm_ends_after_its_cause() -> None:
+    alarm = FlaggedRateAlarm(RANKS, RATE)
+    for _ in range(500):
+        alarm.update(True)
+    assert alarm.is_raised
+    rng = np.random.default_rng(4)
+    for _ in range(1_500):
+        alarm.update(rng.random() < 0.05)
+    assert not alarm.is_raised
+
+
+def test_few_ranks_make_a_cautious_alarm() -> None:
+    """With 19 ranks the true rate may be far above 5 %: a stream of 15 % is no evidence."""
+    alarm = FlaggedRateAlarm(19, RATE)
+    assert 0.2 < alarm.null_rate < 0.3
+    rng = np.random.default_rng(5)
+    for _ in range(2_000):
+        alarm.update(rng.random() < 0.15)
+        assert not alarm.is_raised
