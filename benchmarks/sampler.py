@@ -28,13 +28,16 @@ from ncml.network.sde import end_time, make_sde
 from ncml.runtime import reuse_freed_memory
 from ncml.sampling.batch_invariance import GroupedSampler
 from ncml.sampling.batching import fast_groups, fixed_groups
-from ncml.sampling.conditions import Conditions
+from ncml.sampling.conditions import Conditions, Tilt
 from ncml.sampling.cuda_graphs import ReplaySampler
 from ncml.sampling.sample import BatchDraws, Sampler, make_grad_log_prob, sample_naive
 from ncml.sampling.solvers import refine
 from ncml.training.provenance import machine
 
 GOALS = {1: 12.0, 16: 3.0, 64: 1.5}
+GUIDANCE_GOAL = 2.2
+
+GUIDED = Tilt(guidance=3.0, temperature=0.95)
 
 WARM_UP = 2
 """Batches after which a GPU replays them."""
@@ -68,6 +71,12 @@ def main() -> None:
             results["fixed_groups"] = fixed
             for batch, row in fixed.items():
                 print_line(f"batch {batch:2}, in fixed groups: {row_text(row)}")
+        if options.device == "cpu" and model.classes:
+            results["guided"] = {batch: measure_guidance(network, batch) for batch in GOALS}
+            for batch, ratio in results["guided"].items():
+                print_line(
+                    f"batch {batch:2}, guided: {ratio:.2f} of the time without guidance   goal {GUIDANCE_GOAL:g}"
+                )
         results["growth_per_pixel_32_to_64"] = measure_growth(network)
         print_line(f"cost per pixel, 64x64 over 32x32, batch 1: {results['growth_per_pixel_32_to_64']:.2f}   goal 1.15")
     results["refinement"] = {batch: measure_refinement(network, batch) for batch in (1, 8)}
@@ -113,7 +122,7 @@ def sample_batch(network: NCPN, batch: int, *, side: int | None = None, sampler:
     """Sample one batch, by default with a model's own sampler: fast groups on a CPU."""
     model, device = network.config.model, network.head.weight.device
     side = side or model.height
-    sampler = sampler or (GroupedSampler(fast_groups(batch)) if device.type == "cpu" else REPLAY)
+    sampler = sampler or (GroupedSampler(fast_groups(range(batch))) if device.type == "cpu" else REPLAY)
     x_BCHW = torch.zeros(batch, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
     draws = BatchDraws(list(range(batch)), dtype=x_BCHW.dtype, device=x_BCHW.device).draw_pixels(
         model.mixtures, side, side
@@ -133,7 +142,7 @@ def measure_seconds(call: Callable[[], Any]) -> float:
 
 def in_fixed_groups(batch: int) -> Sampler:
     """Return the sampler of a model where the check fails."""
-    return GroupedSampler(fixed_groups(range(batch)))
+    return GroupedSampler(fixed_groups(range(batch), range(batch)))
 
 
 def compare(network: NCPN, batch: int, *, repeats: int, sampler: Sampler | None = None) -> dict[str, float]:
@@ -156,6 +165,26 @@ def compare(network: NCPN, batch: int, *, repeats: int, sampler: Sampler | None 
     cached_s = statistics.median(turn[0] for turn in turns)
     forward_s = statistics.median(seconds for turn in turns for seconds in turn[1:])
     return {"cached": cached_s, "forward": forward_s, "ratio": cached_s / forward_s}
+
+
+def measure_guidance(network: NCPN, batch: int) -> float:
+    """Seconds of a batch with guidance and temperature over those without, taking turns."""
+    index_B = torch.zeros(batch, dtype=torch.long)
+    model, t = network.config.model, end_time(network.config.sde)
+    draws = BatchDraws(list(range(batch)), dtype=torch.float32, device=index_B.device).draw_pixels(
+        model.mixtures, model.height, model.width
+    )
+
+    def sample(tilt: Tilt) -> None:
+        x_BCHW = torch.zeros(batch, 3, model.height, model.width).contiguous(memory_format=torch.channels_last)
+        sampler = GroupedSampler(fast_groups(range(batch), tilt.rows_per_image))
+        conditions = Conditions(t, index_B, index_B, tilt)
+        sampler(network, x_BCHW, conditions, draws, first_row=0, on_row=lambda row: False)
+
+    sample(GUIDED)
+    turns = [[measure_seconds(lambda tilt=tilt: sample(tilt)) for tilt in (GUIDED, Tilt())] for _ in range(5)]
+    guided_s, plain_s = (statistics.median(turn[side] for turn in turns) for side in (0, 1))
+    return guided_s / plain_s
 
 
 def measure_growth(network: NCPN) -> float:

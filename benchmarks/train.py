@@ -1,17 +1,22 @@
 """Compare a training step with a plain one, and its FLOP/s with those of a plain convolution, in one run.
 
-    python benchmarks/train.py [--device cpu] [--threads 1] [--compile] [--json FILE]
+    python benchmarks/train.py [--device cpu] [--threads 1] [--compile] [--data FOLDER|NAME] [--json FILE]
 
 The plain step is the same network and loss in fp32 with channels first (NCHW), without autocast, channels-last or the
 allocator's setting, in its own process. All variants take turns; each figure is the median of their steps, ratios are
 of medians. FLOP are those of the convolutions and matrix products of a step, forward and backward, as PyTorch counts
 them. Nothing else should run meanwhile.
+
+With `--data` it also compares what is learned: held-out bits/dim after the same CPU time of the recipe's own training,
+and of a peer without its optimiser, precision, schedule and averaging: the same network, objective and batches in fp32
+under Adam at a constant 1e-3, as PixelCNN++ was published.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import platform
 import statistics
@@ -31,10 +36,11 @@ from ncml import config
 from ncml.config import Config
 from ncml.network.ncpn import NCPN
 from ncml.runtime import reuse_freed_memory
+from ncml.training import dataset
 from ncml.training.batches import draw_batch
 from ncml.training.dataset import Dataset
 from ncml.training.distributed import ProcessGroup
-from ncml.training.objective import loss_bits
+from ncml.training.objective import held_out_bits, loss_bits
 from ncml.training.trainer import Execution, Trainer
 
 RECIPES = {"cifar10_small": (32, 7), "paper_cifar10": (2, 3)}
@@ -42,6 +48,12 @@ RECIPES = {"cifar10_small": (32, 7), "paper_cifar10": (2, 3)}
 
 PRECISIONS = ("fp32", "bf16")
 GOALS = {"of the plain step": 3.0, "of a convolution's FLOP/s": 0.5}
+LEARNED, HELD_OUT = "cifar10_small", 500
+"""The recipe whose learning is compared, and the images that measure it."""
+
+PLAIN_RATE = 1e-3
+"""Learning rate of the plain peer."""
+
 CONVOLUTION = (32, 160, 32)
 """Batch size, channels, and side of the plain 3x3 convolution: the paper's width at CIFAR-10's size."""
 
@@ -54,6 +66,8 @@ def main() -> None:
         "--threads", type=int, default=1, help="processor cores, the same for all variants (default: 1)"
     )
     parser.add_argument("--compile", action="store_true", help="also a compiled step; compiling takes minutes")
+    parser.add_argument("--data", help="data set to train on: also compare held-out bits/dim after the same CPU time")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of CPU time, with --data (default: %(default)g)")
     parser.add_argument("--quick", action="store_true", help="leave the 73M network out")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     options = parser.parse_args()
@@ -67,6 +81,8 @@ def main() -> None:
         say(f"plain 3x3 convolution, forward and backward, {precision}: {rate / 1e9:.1f} GFLOP/s")
     for recipe, (batch_size, repeats) in list(RECIPES.items())[: 1 if options.quick else None]:
         results[recipe] = compare(recipe, batch_size, repeats, options, results["convolution_flops"])
+    if options.data:
+        results["learned"] = compare_learning(options)
     if options.json:
         options.json.write_text(json.dumps(results, indent=2) + "\n")
 
@@ -148,6 +164,53 @@ def seconds_of(step: Callable[[], object]) -> float:
     start = time.perf_counter()
     step()
     return time.perf_counter() - start
+
+
+class PlainTraining:
+    """The peer: the same network, loss and batches in fp32 under Adam at a constant rate."""
+
+    def __init__(self, recipe_config: Config, data: Dataset, device: str) -> None:
+        torch.manual_seed(0)
+        self.config, self.data, self.device, self.step = recipe_config, data, device, 0
+        self.network = NCPN(recipe_config).to(device)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=PLAIN_RATE)
+
+    def train_step(self) -> None:
+        """Take one step."""
+        batch = draw_batch(self.data, self.config, self.step).to(self.device)
+        loss = loss_bits(self.network, replace(batch, x_BCHW=batch.x_BCHW.contiguous()), bf16=False).mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.training.grad_clip)
+        self.optimizer.step()
+        self.step += 1
+
+
+def compare_learning(options: argparse.Namespace) -> dict[str, Any]:
+    """Train both for the same CPU time, one after the other, and measure held-out bits/dim."""
+    recipe_config = recipe_at(LEARNED, None, config.recipe(LEARNED).training.precision)
+    model = recipe_config.model
+    data = dataset.load(options.data, model.height, model.width)
+    recipe_config = replace(recipe_config, model=replace(model, classes=data.classes))
+    training_part, held_out = data.part("fit"), data.part("calibration-fit").first(HELD_OUT)
+    trainer = Trainer(recipe_config, training_part, group=ProcessGroup(device=options.device))
+    step_seconds = trainer.measure_step_seconds()
+    batch_size, budget = recipe_config.training.batch_size, 60 * options.minutes
+    total_images = int(budget / step_seconds) * batch_size
+    trainer.set_length(total_images)  # its learning rate reaches 0 there
+    limits = {"this trainer": total_images, "plain": math.inf}
+    plain = PlainTraining(recipe_config, training_part, options.device)
+    results: dict[str, Any] = {}
+    for name, training, network in (("this trainer", trainer, trainer.ema), ("plain", plain, plain.network)):
+        start = time.process_time()
+        while time.process_time() - start < budget and training.step * batch_size < limits[name]:
+            training.train_step()
+        seconds = time.process_time() - start
+        bits = held_out_bits(network.eval(), held_out)
+        images = training.step * batch_size
+        results[name] = {"cpu_seconds": seconds, "images": images, "held_out_bpd": bits}
+        say(f"{LEARNED}, {name}: {bits:.3f} held-out bits/dim after {images:,} images in {seconds:.0f} CPU seconds")
+    return results
 
 
 def time_plain_steps(pipe: Connection, recipe_config: Config, device: str, threads: int) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict
+from datetime import date
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
@@ -88,9 +89,11 @@ def tune_folder(
     from ncml import checkpoint
     from ncml.evaluation.tuning import tune
     from ncml.training import dataset
+    from ncml.training.provenance import machine
 
     images_of_data = dataset.load(data, model.height, model.width, split=split, on_progress=on_progress)
     tuning = tune(model, images_of_data, images=images, max_seconds=max_seconds, on_progress=on_progress)
     checkpoint.write_sampling(model.folder, tuning.chosen.options)
-    checkpoint.write_card_section(model.folder, SECTION, tuning.card_section())
+    made = f"Measured on {machine(model.device)}, {date.today().isoformat()} (`ncml tune`)."
+    checkpoint.write_card_section(model.folder, SECTION, f"{tuning.card_section()}\n{made}")
     return tuning

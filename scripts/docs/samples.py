@@ -2,28 +2,31 @@
 
 from pathlib import Path
 
+import torch
+
 import ncml
 from ncml.evaluation.report import draw_sheet
+from ncml.evaluation.samples import as_trained
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
-BEST = 2.5
-"""Grey levels from which the bundled model draws its best images (docs/report/fid.md)."""
 
 
 def main() -> None:
-    """Draw sixteen images of each class, not selected; and ten seeds by five methods."""
+    """Draw sixteen images of each class, not selected; and ten seeds by six methods."""
+    torch.set_num_threads(1)
     model = ncml.load(ROOT / "models" / "cifar10")
-    classes = [
-        (name, model.generate(16, classes=name, seeds=16 * i, noise=BEST)) for i, name in enumerate(model.classes)
-    ]
+    classes = [(name, model.generate(16, classes=name, seeds=16 * i)) for i, name in enumerate(model.classes)]
     draw_sheet(classes).savefig(DOCS / "samples.png")
+    limits = model.sampling_limits
+    from_largest = as_trained(model.noise)
     methods = {
-        "direct": {"noise": 0.0},
-        f"{BEST:g} levels, Tweedie": {"noise": BEST},
-        f"{model.noise:g} levels, Tweedie": {},
-        f"{model.noise:g} levels, Euler-Maruyama": {"solver": "euler-maruyama"},
-        f"{model.noise:g} levels, Heun": {"solver": "heun"},
+        "direct": as_trained(0.0),
+        f"{limits.noise:g} levels, Tweedie": as_trained(limits.noise),
+        f"{model.noise:g} levels, Tweedie": from_largest,
+        f"{model.noise:g} levels, Euler-Maruyama": from_largest | {"solver": "euler-maruyama", "steps": 20},
+        f"{model.noise:g} levels, Heun": from_largest | {"solver": "heun", "steps": 10},
+        f"{limits.noise:g} levels, guidance {limits.guidance:g}": {},
     }
     rows = [
         (name, model.generate(10, classes=list(range(10)), seeds=100, **arguments))

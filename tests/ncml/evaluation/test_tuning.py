@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ def test_the_best_candidate_becomes_the_default(folder: Path, tmp_path: Path) ->
     section = tuned.card.partition("## Default sampling options\n\n")[2]
     assert f"| **{options.start_noise:g}** | **{options.temperature:g}** | **{options.guidance:g}** |" in section
     assert "features of mean colours" in section
+    assert f"{date.today().isoformat()} (`ncml tune`)." in section
     assert section.count("\n| ") == 2 + 4 + 4 + 2  # header and rule; start noises, guidances, temperatures
     assert cli.main(["tune", "--data", source, "--model", str(folder), "--images", "16"]) == 0
     assert ncml.load(folder).card == tuned.card
