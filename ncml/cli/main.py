@@ -23,6 +23,7 @@ from ncml.errors import InputError, NcmlError
 
 COMMANDS = {
     "train": "ncml.cli.train:train",
+    "adapt": "ncml.cli.adapt:adapt",
     "calibrate": "ncml.cli.calibrate:calibrate",
     "score": "ncml.cli.score:score",
     "drift": "ncml.cli.drift:drift",

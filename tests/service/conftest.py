@@ -53,6 +53,21 @@ from worker.descriptors import (
 )
 from worker.queue import CANCELED, DuplicateJob, JobNotFound, QueueFull
 
+CALIBRATION = Calibration(
+    version="c0" * 32,
+    statistic="multiscale",
+    false_positive_rate=0.05,
+    threshold=100,
+    thresholds={"multiscale": 100, "bpd": 50},
+    n_fit=20,
+    n_rank=99,
+    smallest_p=0.01,
+    preprocessing="centre-crop-bicubic v1",
+    histograms={"bpd": Histogram(edges=(0, 50, 100), counts=(60, 39))},
+)
+WEAK = CALIBRATION.model_copy(
+    update={"thresholds": {"multiscale": 200}, "threshold": 200, "weakness": "it ranks among 19 images"}
+)
 MODEL = ModelDescriptor(
     name="tiny",
     version="a1" * 32,
@@ -65,18 +80,8 @@ MODEL = ModelDescriptor(
     stepped_solver="heun",
     solvers={"heun": 10, "tweedie": 1},
     preprocessing=Preprocessing(name="centre-crop-bicubic", version=1),
-    calibration=Calibration(
-        version="c0" * 32,
-        statistic="multiscale",
-        false_positive_rate=0.05,
-        threshold=100,
-        thresholds={"multiscale": 100, "bpd": 50},
-        n_fit=20,
-        n_rank=99,
-        smallest_p=0.01,
-        preprocessing="centre-crop-bicubic v1",
-        histograms={"bpd": Histogram(edges=(0, 50, 100), counts=(60, 39))},
-    ),
+    calibration=CALIBRATION,
+    calibrations={"default": CALIBRATION, "weak": WEAK},
     tiles=TileCalibration(
         version="71" * 32,
         height=8,
@@ -106,9 +111,18 @@ TIMING = Timing(queue_s=0.001, compute_s=0.002, batch_size=1)
 def _verdict(job: ScoreJob, score: float) -> Ood | None:
     if not job.ood or not MODEL.calibration:
         return None
-    name = job.statistic or MODEL.calibration.statistic
-    threshold = MODEL.calibration.thresholds[name]
-    return Ood(statistic=name, score=score, p_value=0.5, threshold=threshold, is_ood=score > threshold)
+    calibration = MODEL.calibrations[job.calibration or "default"]
+    name = job.statistic or calibration.statistic
+    threshold = calibration.thresholds[name]
+    return Ood(
+        statistic=name,
+        score=score,
+        p_value=0.5,
+        threshold=threshold,
+        is_ood=score > threshold,
+        calibration=job.calibration or "default",
+        is_weak=bool(calibration.weakness),
+    )
 
 
 @dataclass

@@ -237,6 +237,7 @@ def test_verdicts_statistics_and_the_sanity_test_are_returned_on_request(client:
     [dark, light] = client.post("/score?statistics=all&sanity=1", files=files).json()["results"]
     assert light["ood"] == {
         "statistic": "multiscale", "score": 120, "p_value": 0.5, "threshold": 100, "is_ood": True,
+        "calibration": "default", "is_weak": False,
     }  # fmt: skip
     assert dark["statistics"] == {"multiscale": 40, "bpd": 40}
     assert dark["sanity"] == {"flipped_bpd": 41, "delta_bpd": 1}
@@ -254,9 +255,24 @@ def test_verdicts_statistics_and_the_sanity_test_are_returned_on_request(client:
     assert arrays["flipped_bpd"].tolist() == [41, 121]
 
 
+@pytest.mark.parametrize(
+    ("name", "threshold", "is_weak"), [(None, 100, False), ("default", 100, False), ("weak", 200, True)]
+)
+def test_a_request_selects_its_calibration(
+    client: TestClient, name: str | None, threshold: float, is_weak: bool
+) -> None:
+    query = f"?calibration={name}" if name else ""
+    (result,) = client.post(f"/score{query}", files=[part(flat(150))]).json()["results"]
+    assert result["ood"]["calibration"] == (name or "default")
+    assert (result["ood"]["threshold"], result["ood"]["is_ood"]) == (threshold, threshold == 100)
+    assert result["ood"]["is_weak"] == is_weak
+
+
 def test_models_describe_their_calibration(client: TestClient) -> None:
     descriptor = client.get("/models/tiny").json()
     calibration = descriptor["calibration"]
+    assert calibration == descriptor["calibrations"]["default"]
+    assert descriptor["calibrations"]["weak"]["weakness"] == "it ranks among 19 images"
     assert calibration["thresholds"] == {"multiscale": 100, "bpd": 50}
     assert calibration["threshold"] == calibration["thresholds"][calibration["statistic"]]
     assert calibration["histograms"] == {"bpd": {"edges": [0, 50, 100], "counts": [60, 39]}}

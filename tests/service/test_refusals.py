@@ -60,6 +60,15 @@ def assert_problem(response, status: int) -> dict:
         ("/score", {"class": "unicorn"}, "class", "its classes are cat, dog"),
         ("/score", {"n": 3}, "n", "not a parameter of this endpoint"),
         ("/score", {"statistic": "luck"}, "statistic", "it has multiscale, bpd"),
+        ("/score", {"calibration": "strict"}, "calibration", "has no calibration 'strict'; it has default, weak"),
+        (
+            "/score",
+            {"calibration": "weak", "ood": 0},
+            "calibration",
+            "cannot be combined with ood=0; omit one of the two",
+        ),
+        ("/score", {"calibration": "weak", "statistic": "bpd"}, "statistic", "it has multiscale."),
+        ("/score", {"tile": 1, "calibration": "weak"}, "calibration", "omit calibration"),
         ("/score", {"statistics": "bpd,luck"}, "statistics", "no statistic 'luck'; it has multiscale, bpd"),
         ("/score", {"statistics": "all,bpd"}, "statistics", "no statistic 'all'"),
         ("/score", {"statistic": "bpd", "ood": 0}, "statistic", "cannot be combined with ood=0; omit one of the two"),
@@ -130,7 +139,7 @@ def test_a_class_of_a_model_without_classes(client, queue, model) -> None:
 
 
 def test_statistics_of_a_model_that_is_not_calibrated(client, queue, model) -> None:
-    queue.served = [model.model_copy(update={"calibration": None})]
+    queue.served = [model.model_copy(update={"calibration": None, "calibrations": {}})]
     for name in ("statistic", "statistics"):
         body = assert_problem(client.post(f"/score?{name}=bpd", files=[("image", IMAGE)]), 422)
         assert body["errors"][0]["field"] == name

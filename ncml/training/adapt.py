@@ -1,0 +1,148 @@
+"""From a small folder of good images to a calibrated detector: what `ncml adapt` does.
+
+Every image either estimates or ranks. The estimating part also fine-tunes the model, if time is allowed, and decides
+whether the fine-tuned model is kept; the ranking part is used for ranks only, so the p-values stay valid.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from ncml import checkpoint
+from ncml.calibration import report
+from ncml.calibration.estimation import calibrate
+from ncml.errors import InputError
+from ncml.model import Model, load
+from ncml.ood.calibration import Calibration
+from ncml.ood.statistics import MIN_IMAGES
+from ncml.progress import OnProgress, Progress, ignore_progress
+from ncml.training.dataset import Dataset
+from ncml.training.run import MARGIN
+from ncml.training.trainer import Trainer
+from ncml.training.transfer import start_from
+
+ESTIMATING = 2 / 7
+"""Share of the images that estimates, but at least `MIN_IMAGES`."""
+
+TRAINING = 0.6
+"""Share of the estimating part that fine-tunes; the others decide whether it helped, and then estimate."""
+
+GENERATED = 50
+"""Images that the model generates before it is adapted: a sample of what it was trained on."""
+
+
+@dataclass(frozen=True)
+class AdaptedModel:
+    """A model folder that is ready to judge images like those of the folder."""
+
+    folder: Path
+    calibration: Calibration
+    fine_tuned: bool
+
+
+def adapt(
+    model: Model,
+    data: Dataset,
+    out: Path,
+    *,
+    false_positive_rate: float = 0.05,
+    max_seconds: float = 0.0,
+    device: str = "cpu",
+    on_message: Callable[[str], None] = lambda line: None,
+    on_progress: OnProgress = ignore_progress,
+) -> AdaptedModel:
+    """Calibrate a copy of a model on good images that it was not trained on; fine-tune it first if that is stronger.
+
+    max_seconds: for fine-tuning; 0: none.
+    on_message: called with what was decided.
+    Raises `InputError` for too few images, for images that are all equal, and for a folder `out` of something else.
+    """
+    checkpoint.check_copy(model.folder, out)
+    estimating, ranking = split(data, false_positive_rate)
+    on_message(f"{len(estimating)} images estimate, {len(ranking)} rank")
+    foreign = {"images of the model's own kind": model.generate(GENERATED)}
+    winner, fine_tuned = model, False
+    with tempfile.TemporaryDirectory() as folder:
+        if max_seconds:
+            training, selecting = _halves(estimating, math.ceil(TRAINING * len(estimating)))
+            candidate = _fine_tune(model, training, Path(folder) / out.name, max_seconds, device, on_progress)
+            before, after = (_detected(m, selecting, on_progress) for m in (model, candidate))
+            fine_tuned = after > before
+            on_message(
+                f"fine-tuned on {len(training)} images, the model detects {after:.0%} of the standard alterations, "
+                f"without {before:.0%}: {'kept' if fine_tuned else 'not kept'}"
+            )
+            if fine_tuned:
+                winner, estimating = candidate, selecting
+        calibration = calibrate(
+            winner,
+            estimating.images_NHWC,
+            ranking.images_NHWC,
+            false_positive_rate=false_positive_rate,
+            foreign=foreign,
+            on_progress=on_progress,
+        )
+        checkpoint.copy(winner.folder, out)
+    report.save(calibration, out)
+    return AdaptedModel(out, calibration, fine_tuned)
+
+
+def split(data: Dataset, false_positive_rate: float) -> tuple[Dataset, Dataset]:
+    """Return the estimating and the ranking part of good images, each evenly spread over the folder."""
+    min_ranks = math.ceil(1 / false_positive_rate - 1e-9) - 1 if 0 < false_positive_rate < 1 else 1
+    if len(data) < MIN_IMAGES + min_ranks:
+        raise InputError(
+            "data",
+            f"{len(data)} images are too few: use at least {MIN_IMAGES + min_ranks} good images, {MIN_IMAGES} to "
+            f"estimate and {min_ranks} to rank.",
+        )
+    images_NHWC = data.images_NHWC
+    if bool((images_NHWC == images_NHWC[:1]).all()):
+        raise InputError("data", "all images are equal: use images that show how good ones differ.")
+    return _halves(data, max(MIN_IMAGES, min(len(data) - min_ranks, round(ESTIMATING * len(data)))))
+
+
+def _halves(data: Dataset, count: int) -> tuple[Dataset, Dataset]:
+    """Return `count` images evenly spaced, and the others."""
+    is_first = torch.zeros(len(data), dtype=torch.bool)
+    is_first[torch.arange(count) * len(data) // count] = True
+    return data.take(is_first.nonzero().flatten()), data.take((~is_first).nonzero().flatten())
+
+
+def _fine_tune(
+    model: Model, data: Dataset, folder: Path, max_seconds: float, device: str, on_progress: OnProgress
+) -> Model:
+    """Train a copy of the model on images for a time, and return it."""
+    if len(data) < model.config.training.batch_size:
+        raise InputError(
+            "max-time",
+            f"{len(data)} images are too few to fine-tune, for which a batch takes {model.config.training.batch_size}: "
+            "omit --max-time.",
+        )
+    started = time.monotonic()
+    config = replace(model.config, model=replace(model.config.model, classes=data.classes))
+    trainer = Trainer(config, data, initialize=lambda network: start_from(network, model.network, model.name))
+    batch_size = config.training.batch_size
+    steps = max(1, int(MARGIN * max_seconds / trainer.measure_step_seconds()))
+    trainer.set_length(steps * batch_size)
+    while not trainer.finished and time.monotonic() - started < max_seconds:
+        trainer.train_step()
+        on_progress(Progress("fine-tune", trainer.images_seen, steps * batch_size))
+    card = f"# {folder.name}\n\nThe model {model.name} {model.version[:12]}, fine-tuned on {len(data)} images.\n"
+    checkpoint.save(folder, trainer.ema, card=card, sampling=model.sampling)
+    return load(folder, device)
+
+
+def _detected(model: Model, images: Dataset, on_progress: OnProgress) -> float:
+    """Return the share of the standard alterations that a calibration on these images detects."""
+    estimating, ranking = _halves(images, max(MIN_IMAGES, len(images) // 3))
+    calibration = calibrate(model, estimating.images_NHWC, ranking.images_NHWC, on_progress=on_progress)
+    assert calibration.power is not None
+    return calibration.power.detected

@@ -1,0 +1,96 @@
+"""One command from a folder of good images to a calibrated detector."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import ncml
+from ncml.cli import main as cli
+from ncml.errors import InputError
+from ncml.training import adapt as adapting
+from ncml.training.dataset import Dataset
+from tests.ncml import nets
+
+
+def good(count: int, seed: int = 0) -> Dataset:
+    return Dataset(nets.images(count, seed=seed), torch.zeros(count, dtype=torch.int64), ())
+
+
+@pytest.mark.parametrize(("count", "estimating"), [(39, 20), (60, 20), (70, 20), (100, 29), (600, 171)])
+def test_every_image_either_estimates_or_ranks(count: int, estimating: int) -> None:
+    images = Dataset(torch.arange(count, dtype=torch.uint8)[:, None, None, None], torch.arange(count), ())
+    parts = adapting.split(images, 0.05)
+    assert [len(part) for part in parts] == [estimating, count - estimating]
+    assert sorted(torch.cat([part.labels_N for part in parts]).tolist()) == list(range(count))
+    gaps = np.diff(parts[0].labels_N.numpy())
+    assert gaps.max() - gaps.min() <= 1
+
+
+def test_too_few_or_equal_images_are_refused() -> None:
+    with pytest.raises(InputError, match="10 images are too few: use at least 39 good images, 20 to estimate and 19"):
+        adapting.split(good(10), 0.05)
+    with pytest.raises(InputError, match="use at least 119 good images, 20 to estimate and 99 to rank"):
+        adapting.split(good(100), 0.01)
+    same = Dataset(torch.full((50, 8, 8, 3), 7, dtype=torch.uint8), torch.zeros(50, dtype=torch.int64), ())
+    with pytest.raises(InputError, match="all images are equal"):
+        adapting.split(same, 0.05)
+
+
+def test_a_folder_becomes_a_detector(
+    model: ncml.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nets.save_images(tmp_path / "good", good(60).images_NHWC.numpy())
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["adapt", "good", "--model", str(model.folder), "--out", "mine", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["n_fit"], result["n_rank"], result["fine_tuned"]) == (20, 40, False)
+    assert "images of the model's own kind" in result["power"]["foreign"]
+    mine = ncml.load("mine")
+    assert mine.version == model.version
+    assert mine.calibration is not None
+    assert mine.calibration.version == result["calibration"]
+    assert "## Calibration default" in mine.card
+    assert model.calibration is None  # the model itself is not changed
+    assert cli.main(["adapt", "good", "--model", str(model.folder), "--out", "good"]) == 2
+    assert "good exists and is not a model folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("is_stronger", [True, False])
+def test_a_fine_tuned_model_is_kept_only_if_it_detects_more(
+    model: ncml.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_stronger: bool
+) -> None:
+    seen: list[set[bytes]] = []
+    monkeypatch.setattr(adapting, "_detected", _detection(model.version, is_stronger, seen))
+    monkeypatch.setattr(adapting, "calibrate", _recorded(seen))
+    images = Dataset(nets.images(240), torch.arange(240), ())
+    messages: list[str] = []
+    adapted = adapting.adapt(model, images, tmp_path / "mine", max_seconds=0.5, on_message=messages.append)
+    assert adapted.fine_tuned == is_stronger
+    assert (ncml.load(tmp_path / "mine").version != model.version) == is_stronger
+    assert messages[-1].endswith(": kept" if is_stronger else ": not kept")
+    _, ranking = adapting.split(images, 0.05)
+    ranks = {pixels.numpy().tobytes() for pixels in ranking.images_NHWC}
+    assert seen[0].isdisjoint(ranks)  # neither selection nor estimation saw a ranking image
+    assert seen[-2].isdisjoint(ranks)
+    assert seen[-1] == ranks
+
+
+def _detection(base: str, is_stronger: bool, seen: list[set[bytes]]):
+    def detected(model: ncml.Model, images: Dataset, on_progress: object) -> float:
+        seen.append({pixels.numpy().tobytes() for pixels in images.images_NHWC})
+        return 0.5 if model.version == base else 0.6 if is_stronger else 0.4
+
+    return detected
+
+
+def _recorded(seen: list[set[bytes]]):
+    original = adapting.calibrate
+
+    def calibrate(model: ncml.Model, fit: torch.Tensor, rank: torch.Tensor, **options: object):
+        seen.extend({pixels.numpy().tobytes() for pixels in part} for part in (fit, rank))
+        return original(model, fit, rank, **(options | {"power_images": 2}))
+
+    return calibrate
