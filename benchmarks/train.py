@@ -75,10 +75,10 @@ def main() -> None:
     reuse_freed_memory()
     results: dict[str, Any] = {"device": options.device, "threads": options.threads, "torch": torch.__version__}
     results["processor"] = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor()
-    say(f"{options.device}, {options.threads} thread(s), PyTorch {torch.__version__}")
+    print_line(f"{options.device}, {options.threads} thread(s), PyTorch {torch.__version__}")
     results["convolution_flops"] = {name: convolution(name, options.device) for name in PRECISIONS}
     for precision, rate in results["convolution_flops"].items():
-        say(f"plain 3x3 convolution, forward and backward, {precision}: {rate / 1e9:.1f} GFLOP/s")
+        print_line(f"plain 3x3 convolution, forward and backward, {precision}: {rate / 1e9:.1f} GFLOP/s")
     for recipe, (batch_size, repeats) in list(RECIPES.items())[: 1 if options.quick else None]:
         results[recipe] = compare(recipe, batch_size, repeats, options, results["convolution_flops"])
     if options.data:
@@ -87,7 +87,7 @@ def main() -> None:
         options.json.write_text(json.dumps(results, indent=2) + "\n")
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
     """Print a line and flush."""
     print(line, flush=True)
 
@@ -137,18 +137,18 @@ def compare(
     plain.join()
     recipe_config = recipe_at(recipe, batch_size, "fp32")
     images, flops = recipe_config.training.batch_size, flops_of(recipe_config)
-    say(f"{recipe}, batch {images}: {flops / images / 1e9:.2f} GFLOP an image")
+    print_line(f"{recipe}, batch {images}: {flops / images / 1e9:.2f} GFLOP an image")
     results: dict[str, Any] = {"batch": images, "flop_per_image": flops / images}
     for name, seconds_of_steps in times.items():
         seconds = statistics.median(seconds_of_steps)
         ratio = statistics.median(times["plain fp32"]) / seconds
         share = flops / seconds / convolution_flops["fp32" if "fp32" in name else "bf16"]
         results[name] = {"images_per_second": images / seconds, "of_plain": ratio, "of_convolution": share}
-        say(
+        print_line(
             f"  {name:14} {images / seconds:8.2f} images/s, {ratio:5.2f} of the plain step, "
             f"{flops / seconds / 1e9:7.1f} GFLOP/s, {share:.0%} of the convolution's"
         )
-    say("  goals: " + ", ".join(f"{goal:g} {name}" for name, goal in GOALS.items()))
+    print_line("  goals: " + ", ".join(f"{goal:g} {name}" for name, goal in GOALS.items()))
     return results
 
 
@@ -209,7 +209,7 @@ def compare_learning(options: argparse.Namespace) -> dict[str, Any]:
         bits = held_out_bits(network.eval(), held_out)
         images = training.step * batch_size
         results[name] = {"cpu_seconds": seconds, "images": images, "held_out_bpd": bits}
-        say(f"{LEARNED}, {name}: {bits:.3f} held-out bits/dim after {images:,} images in {seconds:.0f} CPU seconds")
+        print_line(f"{LEARNED}, {name}: {bits:.3f} held-out bits/dim, {images:,} images in {seconds:.0f} CPU seconds")
     return results
 
 

@@ -67,10 +67,10 @@ def test_the_map_s_mean_is_the_score(model: ncml.Model, noise: float) -> None:
 
 
 def test_scores_are_deterministic_and_differ_by_what_is_asked(model: ncml.Model) -> None:
-    asked = [{}, {"noise": 2.0}, {"noise": 10.0}, {"classes": "a"}, {"classes": 1}]
-    scores = [[score.bpd for score in model.score(PICTURES, **how)] for how in asked]
-    assert scores == [[score.bpd for score in model.score(PICTURES, **how)] for how in asked]
-    assert len({tuple(score) for score in scores}) == len(asked)
+    conditions = [{}, {"noise": 2.0}, {"noise": 10.0}, {"classes": "a"}, {"classes": 1}]
+    scores = [[score.bpd for score in model.score(PICTURES, **how)] for how in conditions]
+    assert scores == [[score.bpd for score in model.score(PICTURES, **how)] for how in conditions]
+    assert len({tuple(score) for score in scores}) == len(conditions)
     assert model.score(PICTURES[:1])[0].map is None
 
 
@@ -83,8 +83,8 @@ def test_large_sets_are_scored_in_batches(model: ncml.Model) -> None:
 def test_images_come_as_arrays_and_as_pictures(model: ncml.Model) -> None:
     expected = [score.bpd for score in model.score(PICTURES[:2])]
     as_pil = [Image.fromarray(picture) for picture in PICTURES[:2]]
-    for given in (list(PICTURES[:2]), as_pil, [as_pil[0], PICTURES[1]], PICTURES[:2][:, :, ::-1][:, :, ::-1]):
-        assert [score.bpd for score in model.score(given)] == expected
+    for batch in (list(PICTURES[:2]), as_pil, [as_pil[0], PICTURES[1]], PICTURES[:2][:, :, ::-1][:, :, ::-1]):
+        assert [score.bpd for score in model.score(batch)] == expected
     assert model.score(as_pil[0])[0].bpd == pytest.approx(expected[0], rel=1e-5)
     grey = Image.fromarray(PICTURES[0, :, :, 0])
     assert model.score(grey)[0].bpd == model.score(np.stack([PICTURES[0, :, :, 0]] * 3, -1))[0].bpd
@@ -111,12 +111,12 @@ def test_seeds_count_up_and_may_be_listed(model: ncml.Model) -> None:
 
 
 def test_classes_noise_and_solvers_make_other_pictures(model: ncml.Model) -> None:
-    asked: list[dict] = [
+    conditions: list[dict] = [
         {}, {"classes": "a"}, {"classes": "b"}, {"noise": 0}, {"noise": 5}, {"solver": "heun", "steps": 3},
         {"steps": 1}, {"solver": "predictor-corrector", "steps": 3}, {"steps": 4},
     ]  # fmt: skip
-    pictures = [model.generate(2, **({"steps": 2} | how)).tobytes() for how in asked]
-    assert len(set(pictures)) == len(asked)
+    pictures = [model.generate(2, **({"steps": 2} | how)).tobytes() for how in conditions]
+    assert len(set(pictures)) == len(conditions)
     assert model.generate(2, steps=1).tobytes() == model.generate(2, solver="tweedie").tobytes()
     assert model.generate(2, classes=["a", 1]).tobytes() == model.generate(2, classes=[0, "b"]).tobytes()
 
@@ -124,8 +124,8 @@ def test_classes_noise_and_solvers_make_other_pictures(model: ncml.Model) -> Non
 def test_a_model_that_is_not_square_draws_and_completes(plain_model: ncml.Model) -> None:
     assert plain_model.generate(2, steps=2).shape == (2, 8, 12, 3)
     canvas = nets.images(1, 8, 12).numpy()
-    found = plain_model.complete(canvas, n=3, steps=2)
-    assert (found[:, :4] == canvas[:, :4]).all()
+    completed = plain_model.complete(canvas, n=3, steps=2)
+    assert (completed[:, :4] == canvas[:, :4]).all()
 
 
 def test_the_default_sampler_is_the_fast_one(model: ncml.Model) -> None:

@@ -48,17 +48,17 @@ def parquet(
 
 def test_parquet_with_named_classes(tmp_path: Path) -> None:
     source = parquet(tmp_path / "set", [1, 0, 1], datasets.ClassLabel(names=["cat", "dog"]))
-    found = dataset.load(source, 8, 8)
-    assert found.classes == ("cat", "dog")
-    assert found.labels_N.tolist() == [1, 0, 1]
-    assert found.labels_N.dtype == torch.int64
-    assert torch.equal(found.images_NHWC, nets.images(3))
+    loaded = dataset.load(source, 8, 8)
+    assert loaded.classes == ("cat", "dog")
+    assert loaded.labels_N.tolist() == [1, 0, 1]
+    assert loaded.labels_N.dtype == torch.int64
+    assert torch.equal(loaded.images_NHWC, nets.images(3))
 
 
 def test_parquet_without_classes(tmp_path: Path) -> None:
-    found = dataset.load(parquet(tmp_path / "set", [None] * 3, None, column="image"), 8, 8)
-    assert found.classes == ()
-    assert found.labels_N.tolist() == [0, 0, 0]
+    loaded = dataset.load(parquet(tmp_path / "set", [None] * 3, None, column="image"), 8, 8)
+    assert loaded.classes == ()
+    assert loaded.labels_N.tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -73,9 +73,9 @@ def test_parquet_without_classes(tmp_path: Path) -> None:
 def test_labels_without_names_are_their_own_names(
     tmp_path: Path, labels: list[object], kind: str, classes: tuple[str, ...], indices: list[int]
 ) -> None:
-    found = dataset.load(parquet(tmp_path / "set", labels, datasets.Value(kind)), 8, 8)
-    assert found.classes == classes
-    assert found.labels_N.tolist() == indices
+    loaded = dataset.load(parquet(tmp_path / "set", labels, datasets.Value(kind)), 8, 8)
+    assert loaded.classes == classes
+    assert loaded.labels_N.tolist() == indices
 
 
 def test_pictures_without_a_label_are_refused(tmp_path: Path) -> None:
@@ -97,9 +97,9 @@ def test_a_row_without_a_picture_is_skipped_and_counted(tmp_path: Path) -> None:
     rows = {"img": [None, *pictures(2), {"bytes": b"", "path": None}], "label": [0, 1, 0, 1]}
     features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
-    found = dataset.load(str(tmp_path), 8, 8)
-    assert found.labels_N.tolist() == [1, 0]
-    assert found.inventory.unreadable == ["row 0", "row 3"]
+    loaded = dataset.load(str(tmp_path), 8, 8)
+    assert loaded.labels_N.tolist() == [1, 0]
+    assert loaded.inventory.unreadable == ["row 0", "row 3"]
 
 
 def test_a_split_is_named(tmp_path: Path) -> None:
@@ -130,22 +130,22 @@ def test_class_folders(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         for i, picture in enumerate(pictures(2, size)):
             picture.save(tmp_path / name / f"{i}.png")
-    found = dataset.load(str(tmp_path), 8, 8)
-    assert found.classes == ("cat", "dog")
-    assert found.labels_N.tolist() == [0, 0, 1, 1]
-    assert torch.equal(found.images_NHWC[2:], nets.images(2))
+    loaded = dataset.load(str(tmp_path), 8, 8)
+    assert loaded.classes == ("cat", "dog")
+    assert loaded.labels_N.tolist() == [0, 0, 1, 1]
+    assert torch.equal(loaded.images_NHWC[2:], nets.images(2))
     served = images.resize_to(images.open_image(png(pictures(2, 20)[0])), 8, 8)
-    assert np.array_equal(found.images_NHWC[0].numpy(), served)
+    assert np.array_equal(loaded.images_NHWC[0].numpy(), served)
 
 
 def test_pictures_without_class_folders(tmp_path: Path) -> None:
     for i, picture in enumerate(pictures(3)):
         picture.save(tmp_path / f"{i}.png")
     (tmp_path / ".hidden").write_text("not a picture, and not looked at")
-    found = dataset.load(str(tmp_path), 8, 8)
-    assert found.classes == ()
-    assert found.inventory.unreadable == []
-    assert len(found) == 3
+    loaded = dataset.load(str(tmp_path), 8, 8)
+    assert loaded.classes == ()
+    assert loaded.inventory.unreadable == []
+    assert len(loaded) == 3
 
 
 @pytest.mark.parametrize("classes", [(), ("cat", "dog")], ids=["no classes", "classes"])
@@ -156,9 +156,9 @@ def test_hidden_folders_are_not_looked_at(tmp_path: Path, classes: tuple[str, ..
     for i, folder in enumerate(classes or ("", "")):
         pictures(2)[i].save(tmp_path / folder / f"{i}.png")
     pictures(1)[0].save(tmp_path / ".ipynb_checkpoints" / "1-checkpoint.png")
-    found = dataset.load(str(tmp_path), 8, 8)
-    assert found.classes == classes
-    assert torch.equal(found.images_NHWC, nets.images(2))
+    loaded = dataset.load(str(tmp_path), 8, 8)
+    assert loaded.classes == classes
+    assert torch.equal(loaded.images_NHWC, nets.images(2))
     (tmp_path / ".ipynb_checkpoints" / "t.parquet").touch()
     assert is_image_folder(str(tmp_path))
 
@@ -170,10 +170,10 @@ def test_names_need_not_be_utf_8(tmp_path: Path) -> None:
         folder.mkdir()
         pictures(1)[0].save(folder / os.fsdecode(b"\xe9.png"))
         (folder / os.fsdecode(b"\xe9.txt")).write_text("notes")
-    found = dataset.load(str(tmp_path), 8, 8, keep=tmp_path.with_name("kept"))
-    assert found.classes == ("caf\\xe9", "tea")
-    assert found.inventory.unreadable == [f"{name}/\\xe9.txt" for name in found.classes]
-    assert len(found) == 2
+    loaded = dataset.load(str(tmp_path), 8, 8, keep=tmp_path.with_name("kept"))
+    assert loaded.classes == ("caf\\xe9", "tea")
+    assert loaded.inventory.unreadable == [f"{name}/\\xe9.txt" for name in loaded.classes]
+    assert len(loaded) == 2
 
 
 def test_a_folder_that_mixes_both_is_refused(tmp_path: Path) -> None:
@@ -192,11 +192,11 @@ def test_files_that_cannot_be_read_are_skipped_and_counted(tmp_path: Path) -> No
     (tmp_path / "2.png").write_bytes(b"")
     (tmp_path / "notes.txt").write_text("notes")
     (tmp_path / "9.png").write_bytes(whole)
-    found = dataset.load(str(tmp_path), 8, 8)
-    assert len(found) == 2
-    assert found.inventory.unreadable == ["1.png", "2.png", "notes.txt"]
-    assert found.inventory.copies == 1
-    assert torch.equal(found.images_NHWC[0], found.images_NHWC[1])
+    loaded = dataset.load(str(tmp_path), 8, 8)
+    assert len(loaded) == 2
+    assert loaded.inventory.unreadable == ["1.png", "2.png", "notes.txt"]
+    assert loaded.inventory.copies == 1
+    assert torch.equal(loaded.images_NHWC[0], loaded.images_NHWC[1])
 
 
 @pytest.mark.parametrize("files", [[], ["notes.txt"]])

@@ -102,14 +102,14 @@ def test_a_folder_of_images_becomes_a_calibrated_model(tmp_path: Path) -> None:
     assert [event.step for event in events.Scalars("held_out/bits_per_dim")] == [800, 1600]
     assert [event.step for event in events.Scalars("train/bits_per_dim")] == [1600]
     assert len(events.Images("samples")) == 2
-    mine = Recorder.made[recorders]
-    assert mine.closed
-    assert mine.folder == run
-    assert mine.figures.keys() == {800, 1600}
-    assert mine.figures[1600].keys() == {"held_out/bits_per_dim", "train/bits_per_dim"} | {
+    recorder = Recorder.made[recorders]
+    assert recorder.closed
+    assert recorder.folder == run
+    assert recorder.figures.keys() == {800, 1600}
+    assert recorder.figures[1600].keys() == {"held_out/bits_per_dim", "train/bits_per_dim"} | {
         f"train/{name}" for name in ("gradient_norm", "learning_rate", "images_per_second", "skipped_steps")
     }
-    assert mine.shapes == [(32, 32, 3)] * 2
+    assert recorder.shapes == [(32, 32, 3)] * 2
 
 
 def test_too_few_images_to_calibrate_are_reported(tmp_path: Path) -> None:
