@@ -20,6 +20,7 @@ from service.http.middleware import (
     log_to_stderr,
 )
 from service.http.openapi import install_openapi
+from service.http.origins import OriginMiddleware
 from service.http.pages import install_docs, install_studio
 from service.http.problems import field_errors
 from service.jobs import JobService
@@ -80,6 +81,7 @@ def create_app(settings: Settings, queue: JobQueue) -> FastAPI:
             allow_headers=["*"],
             expose_headers=_EXPOSED_HEADERS,
         )
+    app.add_middleware(OriginMiddleware, allowed_hosts=settings.allowed_hosts, origins=settings.cors_origins)
     app.add_middleware(RequestContextMiddleware, metrics=metrics)
     return app
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import json
 import os
 import signal
 import socket
@@ -13,9 +14,11 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import IO, Annotated
 
+import psutil
 import tyro
 
 from ncml.paths import model_folders, search_path
+from service.settings import Settings
 from service.supervisor import Child, ServeError, Supervisor, terminate_orphans
 
 LANES = ("score", "generate")
@@ -53,7 +56,8 @@ def main(
             queue = [valkey(directory)]
             environment = {"NCML_REDIS_URL": f"unix://{socket_path(directory)}"}
         workers = [Child(f"{lane} worker", worker_command(lane, n), environment) for lane, n in threads.items()]
-        service = Child("service", service_command(host, port), environment)
+        names = {} if os.environ.get("NCML_ALLOWED_HOSTS") else {"NCML_ALLOWED_HOSTS": json.dumps(host_names(host))}
+        service = Child("service", service_command(host, port), environment | names)
         supervisor = Supervisor([queue, [*workers, service]], directory, report, grace_s=DRAIN_S + 5)
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(signum, supervisor.request_stop)
@@ -160,6 +164,17 @@ def service_command(host: str, port: int) -> list[str]:
     flags = {"--host": host, "--port": str(port), "--timeout-graceful-shutdown": f"{DRAIN_S:g}"}
     command = [sys.executable, "-m", "uvicorn", "--factory", "service.app:from_environment", "--no-access-log"]
     return [*command, *(part for flag in flags.items() for part in flag)]
+
+
+def host_names(host: str) -> list[str]:
+    """Return the names under which a service that listens on `host` is reached: those of all addresses for 0.0.0.0."""
+    names = [*Settings.model_fields["allowed_hosts"].default, host]
+    if host in ("0.0.0.0", "::"):
+        names += [socket.gethostname(), socket.getfqdn()]
+        names += [address.address for addresses in psutil.net_if_addrs().values() for address in addresses
+                  if address.family in (socket.AF_INET, socket.AF_INET6)]  # fmt: skip
+    names = [name.partition("%")[0] for name in names]  # without the zone of link-local addresses
+    return list(dict.fromkeys(f"[{name}]" if ":" in name and "[" not in name else name for name in names))
 
 
 def split_cores(core_count: int, lane_count: int) -> list[int]:

@@ -52,6 +52,8 @@ class Settings(BaseSettings):
     """File of `name:digest` lines, as `ncml key NAME` prints them. Default: the service is open to anyone."""
     rate_limit: Annotated[tuple[RateLimitItem, ...], NoDecode] = ()
     """Maximum requests for new jobs per client (the owner of a key, else an address), such as `60/minute; 1000/day`."""
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ("localhost", "127.0.0.1", "[::1]")
+    """Names in the Host header that are served, as a JSON list; *.example.org includes subdomains, * any name."""
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     """Origins whose pages may call the service, as a JSON list such as ["https://example.org"]."""
     ready_lanes: Annotated[tuple[Lane, ...], NoDecode] = (Lane.SCORE, Lane.GENERATE)
@@ -76,7 +78,7 @@ class Settings(BaseSettings):
         except ValueError:
             raise ValueError("it must be like 60/minute, or several of these separated by semicolons") from None
 
-    @field_validator("cors_origins", "ready_lanes", mode="before")
+    @field_validator("allowed_hosts", "cors_origins", "ready_lanes", mode="before")
     @classmethod
     def _parse_json_list(cls, value: object) -> object:
         if not isinstance(value, str):
@@ -85,6 +87,14 @@ class Settings(BaseSettings):
             return pydantic_core.from_json(value)
         except ValueError:
             raise ValueError('it must be a JSON list such as ["one", "another"]') from None
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _check_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for host in value:
+            if not re.fullmatch(r"\*|(\*\.)?[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]", host):
+                raise ValueError(f"each host must be like example.org or [::1], without a port; {host!r} is not")
+        return value
 
     @field_validator("cors_origins")
     @classmethod

@@ -1,9 +1,18 @@
 """Responses that wait: a request that waits for its job holds neither its body nor the frames of its route."""
 
+import asyncio
+import contextlib
+
 from starlette._exception_handler import wrap_app_handling_exceptions
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.http.origins import OPEN_PATHS
+
+TURNS = 64
+"""Routes that run at once for requests without a body."""
 
 
 class DeferredResponse(Response):
@@ -18,13 +27,30 @@ class DeferredResponse(Response):
         scope["state"]["deferred"] = self._respond, receive, send
 
 
-async def call_and_respond(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+class Turns:
+    """Runs few routes at a time for requests without a body: a crowd then waits where it holds little memory.
+
+    Requests with a body take no turn, because their clients decide how long the body takes.
+    """
+
+    def __init__(self) -> None:
+        self._turns = asyncio.Semaphore(TURNS)
+
+    def take(self, scope: Scope) -> contextlib.AbstractAsyncContextManager[None]:
+        """Return the turn of a request, to be entered."""
+        headers = Headers(scope=scope)
+        has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+        return contextlib.nullcontext() if has_body or scope["path"] in OPEN_PATHS else self._turns
+
+
+async def call_and_respond(app: ASGIApp, scope: Scope, receive: Receive, send: Send, turns: Turns) -> None:
     """Call an application; if it defers its response, release what it put into the scope and send the response.
 
     Exceptions of the deferred response become problem documents, as those of routes do.
     """
     inherited = scope.keys() | {"route", "starlette.exception_handlers"}
-    await app(scope, receive, send)
+    async with turns.take(scope):
+        await app(scope, receive, send)
     if "deferred" not in scope["state"]:
         return
     respond, receive, send = scope["state"].pop("deferred")

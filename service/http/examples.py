@@ -11,6 +11,7 @@ REQUEST_ID = "5f0c1a7be2d94c38"
 PROBLEMS: dict[int, dict[str | None, str]] = {
     400: {"malformed": "The body is not valid JSON: expected value at line 1 column 1."},
     401: {"unauthorized": "An API key is required; send it as Authorization: Bearer KEY, or as X-API-Key."},
+    403: {"cross-site": "Pages of other sites are refused; name their origin in NCML_CORS_ORIGINS."},
     404: {
         "no-such-job": "The job does not exist or has expired; send the request again.",
         "result-expired": "The result of the job 0b6a3c1e9d has expired; send the request again.",
@@ -22,6 +23,7 @@ PROBLEMS: dict[int, dict[str | None, str]] = {
     410: {"job-canceled": "The job was canceled on request."},
     413: {"too-large": "image is 8000 x 8000 pixels; at most 33554432 pixels are accepted, so make it smaller first."},
     415: {"media-type": "This endpoint does not accept the type 'text/plain'; send multipart/form-data or image/*."},
+    421: {"unknown-host": "The host 'example.org' is not served; name it in NCML_ALLOWED_HOSTS."},
     422: {
         "invalid-input": "n is 0; it must be at least 1.",
         "job-input": "class: there is no class 'x'; the classes are cat, dog.",

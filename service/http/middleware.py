@@ -11,7 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.http.deferred import call_and_respond
+from service.http.deferred import Turns, call_and_respond
 from service.http.problems import Problem
 from service.metrics import Metrics
 from worker.logs import JsonFormatter, configure
@@ -93,6 +93,7 @@ class UnexpectedErrorMiddleware:
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
+        self._turns = Turns()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -107,7 +108,7 @@ class UnexpectedErrorMiddleware:
             await send(message)
 
         try:
-            await call_and_respond(self.app, scope, receive, send_tracked)
+            await call_and_respond(self.app, scope, receive, send_tracked, self._turns)
         except ClientDisconnect:
             log.debug("the client disconnected while sending its body")
         except Exception:

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from service.http.examples import PROBLEM_FIELDS, PROBLEMS, REQUEST_ID, TINY_PNG
 from service.http.negotiation import JSON
+from service.http.origins import OPEN_PATHS
 from service.http.problems import MEDIA_TYPE, FieldError, Problem, ProblemDetails
 from service.http.requests import FORM
 
@@ -53,6 +54,11 @@ def _document(app: FastAPI) -> dict[str, Any]:
             schemas.pop(name, None)
         problem = ProblemDetails.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas |= problem.pop("$defs") | {"ProblemDetails": problem}
+        for path, operations in document["paths"].items():
+            if path not in OPEN_PATHS:
+                for operation in operations.values():
+                    responses = problem_responses(403, 421)
+                    operation["responses"] |= {str(status): response for status, response in responses.items()}
         app.openapi_schema = document
     return app.openapi_schema
 

@@ -193,3 +193,10 @@ def test_what_is_secret_or_large_stays_out_of_the_images() -> None:
     copied = {word for line in re.findall(r"^COPY (.*) \S+$", DOCKER, re.MULTILINE) for word in line.split()}
     assert {line.removeprefix("!") for line in ignored if line.startswith("!")} == copied
     assert {"/ncml.env", ".env", "/api-keys"} <= set((ROOT / ".gitignore").read_text().split())
+
+
+def test_the_service_answers_for_its_names() -> None:
+    value = SERVICES["service"]["environment"]["NCML_ALLOWED_HOSTS"]
+    default = re.fullmatch(r"\$\{NCML_ALLOWED_HOSTS:-(.*)\}", value)
+    assert default
+    assert Settings(allowed_hosts=default[1]).allowed_hosts == ("localhost", "127.0.0.1", "[::1]", "service")

@@ -258,3 +258,13 @@ def test_versions_follow_the_project(manifests: list[dict[str, Any]]) -> None:
     assert version
     tags = {c["image"].partition(":")[2] for name, c in containers(manifests) if name != "valkey"}
     assert tags == {version[1]}
+
+
+def test_the_service_answers_for_its_names(manifests: list[dict[str, Any]]) -> None:
+    (container,) = kind(manifests, "Deployment")["ncml-service"]["spec"]["template"]["spec"]["containers"]
+    first, last = (source["configMapRef"]["name"] for source in container["envFrom"])
+    assert last == "ncml-settings"  # the last one wins
+    names = Settings(allowed_hosts=kind(manifests, "ConfigMap")[first]["data"]["NCML_ALLOWED_HOSTS"]).allowed_hosts
+    (service,) = (name for name in kind(manifests, "Service") if name == "ncml")
+    namespace = next(iter(kind(manifests, "Namespace")))
+    assert {service, f"{service}.{namespace}.svc", f"{service}.{namespace}.svc.cluster.local", "localhost"} <= {*names}

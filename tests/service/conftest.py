@@ -361,7 +361,7 @@ def new_client(queue: FakeQueue) -> Iterator[Callable[..., TestClient]]:
 
     def create(**settings: object) -> TestClient:
         app = create_app(Settings(**settings), queue)
-        clients.append(TestClient(app, raise_server_exceptions=False).__enter__())
+        clients.append(TestClient(app, base_url="http://localhost", raise_server_exceptions=False).__enter__())
         return clients[-1]
 
     yield create

@@ -215,7 +215,7 @@ def test_pages_of_other_origins_need_a_setting(new_client: Callable[..., TestCli
     preflight = origin | {"access-control-request-method": "POST", "access-control-request-headers": "x-api-key"}
     closed, opened = new_client(), new_client(cors_origins=["https://example.org"])
     assert "access-control-allow-origin" not in closed.get("/healthz", headers=origin).headers
-    assert closed.options("/score", headers=preflight).status_code == 405
+    assert closed.options("/score", headers=preflight).status_code == 403
     response = opened.get("/jobs/none", headers=origin)
     assert response.headers["access-control-allow-origin"] == "https://example.org"
     assert "Retry-After" in response.headers["access-control-expose-headers"]
@@ -237,3 +237,60 @@ def test_errors_can_be_read_by_pages_of_other_origins(new_client: Callable[..., 
         assert response.headers["access-control-allow-origin"] == "https://example.org"
         assert response.headers["x-request-id"] == "r-1"
         assert response.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["localhost", "localhost:8000", "LOCALHOST", "127.0.0.1:8000", "[::1]:8000", "images.org", "a.b.test:1"],
+)
+def test_allowed_hosts_are_served(new_client: Callable[..., TestClient], host: str) -> None:
+    client = new_client(allowed_hosts=["localhost", "127.0.0.1", "[::1]", "images.org", "*.b.test"])
+    assert client.get("/models", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "localhost.evil.example", "evil.example:80", "", "[::2]", "x@localhost"]
+)
+def test_a_name_that_is_pointed_at_the_service_is_refused(client: TestClient, queue, host: str) -> None:
+    for method, path in (("GET", "/"), ("GET", "/models"), ("POST", "/generate"), ("GET", "/docs")):
+        response = client.request(method, path, headers={"host": host})
+        assert response.status_code == 421, path
+        assert response.json()["type"] == "urn:ncml:problem:unknown-host"
+        assert response.headers["x-content-type-options"] == "nosniff"
+    for path in ("/healthz", "/readyz", "/metrics"):
+        assert client.get(path, headers={"host": host}).status_code == 200, path
+    assert queue.jobs == {}
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"origin": "https://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"origin": "http://localhost:3000"}, 403),  # another program of this machine
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"sec-fetch-site": "same-site", "origin": "http://localhost:3000"}, 403),
+        ({"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "origin": "null"}, 403),  # a form
+        ({"sec-fetch-site": "cross-site", "origin": "https://friend.example"}, 200),
+        ({"sec-fetch-site": "same-origin", "origin": "https://localhost"}, 200),
+        ({"sec-fetch-site": "none"}, 200),
+        ({"origin": "https://localhost"}, 200),  # a proxy that ends TLS
+        ({}, 200),
+    ],
+)
+def test_pages_of_other_sites_cannot_submit_jobs(
+    new_client: Callable[..., TestClient], queue, headers: dict[str, str], status: int
+) -> None:
+    client = new_client(cors_origins=["https://friend.example"])
+    response = client.post("/generate", headers=headers)
+    assert response.status_code == status
+    assert len(queue.jobs) == (status == 200)
+    if status == 403:
+        assert response.json()["type"] == "urn:ncml:problem:cross-site"
+
+
+def test_links_of_other_sites_open_the_pages(client: TestClient) -> None:
+    link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
+    assert client.get("/", headers=link).status_code == 200
+    embedded = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}
+    assert client.get("/jobs/job-0/preview", headers=embedded).status_code == 403

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from service import local
+from service.settings import Settings
 from service.supervisor import ServeError
 
 
@@ -45,3 +46,13 @@ def test_cores_are_split_between_the_lanes(cores: int, shares: list[int]) -> Non
 def test_a_data_directory_too_deep_for_a_socket(tmp_path: Path) -> None:
     with pytest.raises(ServeError, match="too long for a socket: set NCML_DATA_DIR"):
         local.socket_path(tmp_path / ("deep" * 30))
+
+
+def test_a_service_is_served_under_the_names_of_its_address() -> None:
+    loopback = ["localhost", "127.0.0.1", "[::1]"]
+    assert local.host_names("127.0.0.1") == loopback
+    assert local.host_names("::1") == loopback
+    assert local.host_names("images.example.org") == [*loopback, "images.example.org"]
+    everywhere = local.host_names("0.0.0.0")
+    assert socket.gethostname() in everywhere
+    assert Settings(allowed_hosts=everywhere).allowed_hosts == tuple(everywhere)

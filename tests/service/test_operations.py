@@ -107,7 +107,7 @@ def test_a_client_that_disconnects_while_sending_is_not_an_error(
     client: TestClient, caplog: pytest.LogCaptureFixture, media: str
 ) -> None:
     messages = iter([{"type": "http.request", "body": b"--x", "more_body": True}, {"type": "http.disconnect"}])
-    headers = [(b"content-type", media.encode())]
+    headers = [(b"host", b"localhost"), (b"content-type", media.encode())]
     scope = {"type": "http", "method": "POST", "path": "/score", "query_string": b"", "headers": headers}
     sent: list[Message] = []
 
@@ -249,6 +249,7 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         ("RATE_LIMIT", "often", " is 'often'; it must be like 60/minute"),
         ("CORS_ORIGINS", '["http://*{ge}"]', " is '[\"http://*{ge}\"]'; each origin must be like https://"),
         ("CORS_ORIGINS", "https://example.org", " is 'https://example.org'; it must be a JSON list"),
+        ("ALLOWED_HOSTS", '["example.org:8000"]', " is '[\"example.org:8000\"]'; each host must be like example.org"),
         ("READY_LANES", "score", " is 'score'; it must be a JSON list"),
         ("READY_LANES", '["draw"]', ".0 is 'draw'; it must be 'score' or 'generate'."),
         ("API_KEYS_FILE", "/nowhere/keys", ": /nowhere/keys cannot be read: No such file"),
