@@ -3,6 +3,7 @@
 NcmlError
 ├── InputError        the request or the image is at fault
 │   ├── TooLarge      more bytes, pixels or images than allowed
+│   ├── TooCostly     more work or memory than allowed
 │   └── NotAnImage    not an image in a supported format
 ├── ModelError        a model folder cannot be used
 └── TrainingError     a training run cannot continue
@@ -24,6 +25,10 @@ class InputError(NcmlError, ValueError):
 
 class TooLarge(InputError):
     """The input exceeds a stated limit."""
+
+
+class TooCostly(InputError):
+    """Decoding the input takes more work or memory than a stated limit."""
 
 
 class NotAnImage(InputError):

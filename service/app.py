@@ -7,7 +7,6 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
-from PIL import Image
 from pydantic import ValidationError
 from starlette.middleware.cors import CORSMiddleware
 
@@ -49,8 +48,9 @@ def create_app(settings: Settings, queue: JobQueue) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
-        Image.init()  # load the decoders before the first request
+        jobs_service.start()
         yield
+        await jobs_service.close()
         await queue.aclose()
         queue.close()
 
@@ -65,7 +65,7 @@ def create_app(settings: Settings, queue: JobQueue) -> FastAPI:
         lifespan=lifespan,
     )
     metrics = Metrics(queue)
-    app.state.jobs = JobService(settings, queue, metrics)
+    app.state.jobs = jobs_service = JobService(settings, queue, metrics)
     routers = _add_routers(app, settings, metrics)
     install_openapi(app)
     install_docs(app)

@@ -12,11 +12,14 @@ from typing import Annotated, Any, Literal, TypeVar
 import anyio.to_thread
 from fastapi import Depends, Request, Response
 from redis.exceptions import RedisError
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from ncml.paths import default_model
 from service.answers import job_problem, job_response, submitted_view
 from service.clients import StreamLimit
+from service.decoder import Limits
+from service.decoders import DecoderPool
 from service.http.deferred import DeferredResponse
 from service.http.negotiation import WaitPreference, wait_preference
 from service.http.problems import RETRY_AFTER_S, Problem, as_sentence, invalid_field
@@ -42,9 +45,22 @@ class JobService:
         self.queue = queue
         self.metrics = metrics
         self.streams = StreamLimit(settings.max_streams, metrics)
-        self._decoders = anyio.CapacityLimiter(settings.decode_threads)
+        self._decoders = DecoderPool(
+            settings.decode_threads, Limits(cpu_s=settings.decode_cpu_s, memory_bytes=settings.decode_memory_bytes)
+        )
+        self._starting: asyncio.Task[None] | None = None
         # scans carry whole files and return maps of the image's size: one at a time, in addition to other work
         self._scans = anyio.CapacityLimiter(1)
+
+    def start(self) -> None:
+        """Start the decoders in the background."""
+        self._starting = asyncio.get_running_loop().create_task(self._decoders.start())
+
+    async def close(self) -> None:
+        """End the decoders."""
+        if self._starting:
+            await self._starting
+        await self._decoders.close()
 
     # -- before the job
 
@@ -96,9 +112,19 @@ class JobService:
             "start_within_s": self.settings.start_within_s,
         }
 
-    async def decode(self, task: Task, function: Callable[[], T]) -> T:
-        """Run a function that decodes images in a thread; few run concurrently."""
-        return await anyio.to_thread.run_sync(function, limiter=self._limiter(task) or self._decoders)
+    async def decode(self, request: Request, field: str, call: Callable[[], T]) -> T:
+        """Run a call that decodes an image in a limited process; kill it if the client disconnects."""
+        decoding = asyncio.ensure_future(self._decoders.run(field, call))
+        disconnect = asyncio.ensure_future(_disconnected(request.receive))
+        try:
+            await asyncio.wait({decoding, disconnect}, return_when=asyncio.FIRST_COMPLETED)
+            if not decoding.done():
+                raise ClientDisconnect
+            return decoding.result()
+        finally:
+            for future in (decoding, disconnect):
+                future.cancel()
+            await asyncio.wait({decoding, disconnect})
 
     # -- the job
 

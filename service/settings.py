@@ -59,7 +59,11 @@ class Settings(BaseSettings):
     ready_lanes: Annotated[tuple[Lane, ...], NoDecode] = (Lane.SCORE, Lane.GENERATE)
     """Lanes that need a worker with a loaded model before /readyz returns 200, as a JSON list."""
     decode_threads: int = Field(default=2, ge=1)
-    """Images decoded concurrently, plus one for tiles; each may need `max_image_pixels` times 12 bytes."""
+    """Images decoded concurrently, and half as many expensive ones, each in a process of its own."""
+    decode_cpu_s: float = Field(default=2.0, gt=0, le=600)
+    """Maximum seconds of CPU time that decoding one image may take."""
+    decode_memory_bytes: int = Field(default=400 * 10**6, ge=32 * 10**6)
+    """Maximum memory that decoding one image may take: 12 bytes for each of `max_image_pixels` suffice."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
     """Level of the log, which has one JSON object per line."""
 

@@ -1,8 +1,9 @@
 """What crosses the queue for a job: its specification, result, states and progress. JSON through pydantic.
 
 Imports no RQ, Redis, torch or numpy. Images are uint8 HWC RGB bytes (row-major, values 0..255) at the model's size; an
-image to be scanned in tiles stays in its file format. In JSON bytes are base64. Every model is frozen and refuses
-unknown fields, so that a payload of another version fails with a clear error instead of being misread.
+image to be scanned in tiles has its own size, or stays in its file format. In JSON bytes are base64. Every model is
+frozen and refuses unknown fields, so that a payload of another version fails with a clear error instead of being
+misread.
 """
 
 import hashlib
@@ -146,13 +147,29 @@ class ScanJob(_Job):
     """Judge an image larger than the model by the worst of its overlapping tiles."""
 
     task: Literal[Task.SCAN] = Task.SCAN
-    file: bytes = Field(min_length=1, description="the image file: its pixels would be many times as large")
+    pixels: bytes | None = Field(default=None, description="of the image, uint8 HWC RGB; None: it is sent as a file")
+    file: bytes | None = Field(
+        default=None, min_length=1, description="the image file, which was decoded before; its pixels are far larger"
+    )
     height: int = Field(ge=1, description="of the image in pixels, as is the width; a larger image is not decoded")
     width: int = Field(ge=1)
     tile_size: int | None = Field(
         default=None, ge=1, description="shorter side in pixels; None: the calibrated one, or the model's"
     )
     map: bool = Field(default=False, description="also return the score of each tile")
+
+    @model_validator(mode="after")
+    def _one_image(self) -> Self:
+        if (self.pixels is None) == (self.file is None):
+            raise ValueError("an image is sent as pixels or as a file")
+        if self.pixels is not None and len(self.pixels) != self.height * self.width * 3:
+            raise ValueError(f"pixels has {len(self.pixels)} bytes, not {self.height * self.width * 3}")
+        return self
+
+    @property
+    def content(self) -> bytes:
+        """The pixels or the file."""
+        return self.pixels or self.file or b""
 
     @property
     def n(self) -> int:
@@ -224,7 +241,7 @@ JOB: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="task")])
 def batch_key(job: Job) -> str:
     """Return what jobs of one batch have in common: task, model, version, shape and options.
 
-    Classes, seeds, priorities and images differ freely within a batch, except that a batch of scans has one file.
+    Classes, seeds, priorities and images differ freely within a batch, except that a batch of scans has one image.
     """
     parts: list[object] = [job.task, job.model, job.version or "current"]
     match job:
@@ -233,7 +250,7 @@ def batch_key(job: Job) -> str:
             parts += [job.images[0].height, job.images[0].width, job.noise, int(job.map), int(job.ood)]
             parts += [job.calibration, job.statistic, statistics, int(job.sanity)]
         case ScanJob():
-            parts += [hashlib.sha256(job.file).hexdigest(), job.tile_size]
+            parts += [hashlib.sha256(job.content).hexdigest(), job.tile_size]
         case GenerateJob():
             parts += astuple(job.sampling)
         case CompleteJob():

@@ -233,7 +233,10 @@ class BatchRunner:
             self._outcomes[row.id].scores.append(Score.model_validate(score, from_attributes=True))
 
     def _scan(self, model: Model, job: ScanJob, rows: list[_Row], size: int, job_ids: Collection[str]) -> None:
-        image = open_image(job.file, max_bytes=len(job.file), max_pixels=job.height * job.width)
+        if job.file is not None:
+            image = open_image(job.file, max_bytes=len(job.file), max_pixels=job.height * job.width)
+        else:
+            image = np.frombuffer(job.content, np.uint8).reshape(job.height, job.width, 3)
         scan = model.scan(image, side=job.tile_size, batch_size=size, callback=self._stop_when_dropped(job_ids))
         self._add_time("tiles")
         for row, scan_job in zip(rows, _jobs(rows, ScanJob), strict=True):

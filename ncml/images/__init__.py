@@ -5,7 +5,7 @@ Imports Pillow and numpy, never torch. Read `decoding.py` first, then `preproces
 
 from ncml.images.decoding import MAX_BYTES, MAX_PIXELS, open_image, to_rgb
 from ncml.images.encoding import grid, to_png
-from ncml.images.preprocess import PREPROCESSING, place_known_half, resize_to
+from ncml.images.preprocess import PREPROCESSING, open_resized, place_known_half, resize_to
 
 __all__ = [
     "MAX_BYTES",
@@ -13,6 +13,7 @@ __all__ = [
     "PREPROCESSING",
     "grid",
     "open_image",
+    "open_resized",
     "place_known_half",
     "resize_to",
     "to_png",

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from ncml.errors import InputError, NotAnImage, TooLarge
-from ncml.images import tiff
+from ncml.images import structure, tiff
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 MAX_BYTES = 16 * 2**20
@@ -28,6 +28,7 @@ MAX_PIXELS = 2**25
 
 _FORMAT_NAMES = "PNG, JPEG, WebP, BMP, TIFF or GIF"
 _MAX_TIFF_BLOCKS = 2**17
+_STRIP_ROWS = 256
 
 
 def open_image(
@@ -51,10 +52,14 @@ def open_image(
 def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     """Convert a loaded Pillow image to uint8 (H, W, 3) RGB by the rules of this module."""
     image = to_rgb_or_rgba(image)
-    if image.mode == "RGBA":
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image).convert("RGB")
-    return np.array(image, dtype=np.uint8)
+    if image.mode == "RGB":
+        return np.array(image, dtype=np.uint8)
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, _STRIP_ROWS):  # in strips: two more copies of a large image take much memory
+        strip = image.crop((0, top, image.width, min(top + _STRIP_ROWS, image.height)))
+        white = Image.new("RGBA", strip.size, (255, 255, 255, 255))
+        pixels[top : top + _STRIP_ROWS] = np.asarray(Image.alpha_composite(white, strip).convert("RGB"))
+    return pixels
 
 
 def decode(data: bytes | str | os.PathLike[str], field: str, max_bytes: int, max_pixels: int) -> Image.Image:
@@ -62,6 +67,7 @@ def decode(data: bytes | str | os.PathLike[str], field: str, max_bytes: int, max
     raw = _read(data, field, max_bytes)
     if Image.MAX_IMAGE_PIXELS is not None:  # Pillow's own limit, one for the whole process, bounds the cost of opening
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
+    structure.check(raw, field)
     try:
         _check_tiff_blocks(raw, field, max_pixels)
         image = Image.open(io.BytesIO(raw), formats=FORMATS)

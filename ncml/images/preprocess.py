@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ncml.errors import InputError
-from ncml.images.decoding import MAX_BYTES, MAX_PIXELS, decode, to_rgb
+from ncml.images.decoding import MAX_BYTES, MAX_PIXELS, decode, open_image, to_rgb
 from ncml.limits import KEEPS, Keep
 
 PREPROCESSING: dict[str, str | int] = {"name": "centre-crop-bicubic", "version": 1}
@@ -34,6 +34,20 @@ def resize_to(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.u
     top, left, bottom, right = _centre_box(image.shape[0], image.shape[1], height, width)
     cropped = Image.fromarray(np.ascontiguousarray(image[top:bottom, left:right]))
     return np.array(cropped.resize((width, height), Image.Resampling.BICUBIC), dtype=np.uint8)
+
+
+def open_resized(
+    data: bytes | str | os.PathLike[str],
+    height: int,
+    width: int,
+    *,
+    field: str = "image",
+    max_bytes: int = MAX_BYTES,
+    max_pixels: int = MAX_PIXELS,
+) -> NDArray[np.uint8]:
+    """Read an image into uint8 (height, width, 3): `open_image`, then `resize_to`; raises as `open_image` does."""
+    image = open_image(data, field=field, max_bytes=max_bytes, max_pixels=max_pixels)
+    return resize_to(image, height, width)
 
 
 def place_known_half(

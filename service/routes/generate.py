@@ -1,5 +1,6 @@
 """POST /generate and POST /complete: new images, and the unknown half of an image."""
 
+import functools
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -79,17 +80,16 @@ async def complete(request: Request, jobs: Jobs) -> Response:
     parsed = await parse_request(request, CompleteParams, max_images=1)
     params, upload = parsed.params, parsed.uploads[0]
     model, version = await jobs.find_model(params, Task.COMPLETE)
-    canvas, keep = await jobs.decode(
-        Task.COMPLETE,
-        lambda: place_known_half(
-            upload.data,
-            model.height,
-            model.width,
-            keep=params.keep,
-            keeps=model.keeps,
-            **jobs.settings.image_limits,
-        ),
+    call = functools.partial(
+        place_known_half,
+        upload.data,
+        model.height,
+        model.width,
+        keep=params.keep,
+        keeps=model.keeps,
+        **jobs.settings.image_limits,
     )
+    canvas, keep = await jobs.decode(request, upload.field, call)
     job = CompleteJob(
         **jobs.job_fields(request, params, model, version),
         **_sampling_fields(jobs, params, model),

@@ -1,15 +1,15 @@
 """POST /score: exact likelihoods of images; with tile=1 the out-of-distribution verdict on a large one."""
 
+import functools
 from typing import Literal
 
-import numpy as np
 from fastapi import APIRouter, Request, Response
-from numpy.typing import NDArray
 
-from ncml.images import open_image, resize_to
+from ncml.images import open_resized
 from ncml.images.tiling import TileSize, smallest_tile_side
 from ncml.limits import MAX_IMAGES_PER_REQUEST
 from service import answers
+from service.decoder import TiledImage, open_for_tiles
 from service.http import examples
 from service.http.negotiation import JSON, NPZ, PNG, negotiate
 from service.http.openapi import BINARY, JOB_PROBLEMS, JOB_STATUSES, problem_responses, request_schema
@@ -22,6 +22,10 @@ from worker.contract import Pixels, ScanJob, ScoreJob, Task
 from worker.descriptors import Calibration, ModelDescriptor
 
 router = APIRouter(tags=["images"])
+
+MAX_RAW_BYTES = 4 * 2**20
+"""Pixels of an image for tiles cross the queue if they have at most these bytes or those of its file; else the file,
+which has been decoded within the limits once."""
 
 
 @router.post(
@@ -69,25 +73,28 @@ async def score(request: Request, jobs: Jobs) -> Response:
     model, version = await jobs.find_model(params, Task.SCAN if params.tile else Task.SCORE)
     common = jobs.job_fields(request, params, model, version)
     if params.tile:
-        height, width = await _tiled_size(jobs, params, model, uploads[0])
+        image = await _open_for_tiles(request, jobs, params, model, uploads[0])
         scan = ScanJob(
             **common,
-            file=uploads[0].data,
-            height=height,
-            width=width,
+            pixels=image.pixels,
+            file=uploads[0].data if image.pixels is None else None,
+            height=image.height,
+            width=image.width,
             tile_size=params.tile_size,
             map=params.map or media != JSON,
         )
         return await jobs.run(request, parsed, scan, media)
     statistics = _check_statistics(params, model)
 
-    def pixels(upload: Upload) -> Pixels:
-        image = resize_to(_open(jobs, upload), model.height, model.width)
+    async def pixels(upload: Upload) -> Pixels:
+        size = model.height, model.width
+        call = functools.partial(open_resized, upload.data, *size, field=upload.field, **jobs.settings.image_limits)
+        image = await jobs.decode(request, upload.field, call)
         return Pixels(height=model.height, width=model.width, data=image.tobytes())
 
     job = ScoreJob(
         **common,
-        images=tuple([await jobs.decode(Task.SCORE, lambda upload=upload: pixels(upload)) for upload in uploads]),
+        images=tuple([await pixels(upload) for upload in uploads]),
         class_name=params.class_name,
         noise=params.noise,
         map=params.map or media == PNG,
@@ -98,11 +105,6 @@ async def score(request: Request, jobs: Jobs) -> Response:
         sanity=params.sanity,
     )
     return await jobs.run(request, parsed, job, media)
-
-
-def _open(jobs: JobService, upload: Upload) -> NDArray[np.uint8]:
-    """Decode an image file within the service's limits."""
-    return open_image(upload.data, field=upload.field, **jobs.settings.image_limits)
 
 
 def _check_tile_options(params: ScoreParams, image_count: int) -> None:
@@ -126,13 +128,18 @@ def _check_tile_options(params: ScoreParams, image_count: int) -> None:
         raise invalid_field("image", f"image: {image_count} images were sent; with tile=1 send one at a time.")
 
 
-async def _tiled_size(jobs: JobService, params: ScoreParams, model: ModelDescriptor, upload: Upload) -> tuple[int, int]:
-    """Return height and width of an image after checking that it can be tiled; decodes it."""
+async def _open_for_tiles(
+    request: Request, jobs: JobService, params: ScoreParams, model: ModelDescriptor, upload: Upload
+) -> TiledImage:
+    """Decode an image and check that it can be tiled."""
     if model.calibration is None and model.tiles is None:
         raise invalid_field("tile", f"tile: {model.name} is not calibrated; omit tile, or calibrate the model.")
     calibrated = model.tiles and TileSize(model.tiles.height, model.tiles.width)
     tile = TileSize.resolve(model.height, model.width, params.tile_size, calibrated)
-    height, width = await jobs.decode(Task.SCAN, lambda: _open(jobs, upload).shape[:2])
+    max_raw_bytes = max(len(upload.data), MAX_RAW_BYTES)
+    call = functools.partial(open_for_tiles, upload.data, max_raw_bytes=max_raw_bytes, **jobs.settings.image_limits)
+    image = await jobs.decode(request, upload.field, call)
+    height, width = image.height, image.width
     rows, columns = tile.grid_shape(height, width)
     limit = jobs.settings.max_tiles
     if rows * columns > limit:
@@ -143,7 +150,7 @@ async def _tiled_size(jobs: JobService, params: ScoreParams, model: ModelDescrip
             f"image is {width} x {height} pixels, which makes {rows * columns} tiles of {tile.width} x {tile.height}; "
             f"at most {limit} are scored, so {remedy}.",
         )
-    return height, width
+    return image
 
 
 def _check_statistics(params: ScoreParams, model: ModelDescriptor) -> tuple[str, ...] | Literal["all"]:

@@ -245,7 +245,8 @@ class FakeQueue:
         return PictureResult(task=job.task, model=ref, pictures=pictures, seeds=job.seeds, timing=TIMING)
 
     def _scan(self, job: ScanJob) -> Scan:
-        image = open_image(job.file)
+        image = open_image(job.file) if job.file else np.frombuffer(job.content, np.uint8)
+        image = image.reshape(job.height, job.width, 3)
         assert image.shape[:2] == (job.height, job.width)
         tile = TileSize.for_model(8, 8, job.tile_size)
         corners = tile.corners(job.height, job.width)

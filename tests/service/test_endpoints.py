@@ -13,7 +13,7 @@ import redis
 from PIL import Image
 from starlette.testclient import TestClient
 
-from ncml.images import grid, heat, to_png
+from ncml.images import grid, heat, open_image, to_png
 from ncml.images.tiling import TileSize, blend
 from worker.contract import CompleteJob, GenerateJob, JobError, Priority, ScanJob, ScoreJob
 from worker.descriptors import WorkerState
@@ -195,7 +195,8 @@ def test_a_large_image_is_judged_by_its_tiles(client: TestClient, queue) -> None
     assert with_map == body | {"id": "job-1"}
     job = queue.jobs["job-1"][0]
     assert isinstance(job, ScanJob)
-    assert (job.file, job.height, job.width, job.tile_size, job.map) == (file, 20, 24, 8, True)
+    assert (job.file, job.height, job.width, job.tile_size, job.map) == (None, 20, 24, 8, True)
+    assert job.pixels == open_image(file).tobytes()  # so that the engine decodes no file
     assert (queue.jobs["job-0"][0].map, queue.jobs["job-0"][0].tile_size) == (False, None)
     assert client.get("/jobs/job-0/result").json() == body
     assert client.get("/jobs/job-0").json()["task"] == "scan"

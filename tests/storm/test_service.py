@@ -4,12 +4,14 @@ The short form runs with the other tests; the long form is `pytest -m slow tests
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import random
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -22,9 +24,10 @@ import psutil
 import pytest
 
 from ncml.images import to_png
+from tests.service import costly
 from tests.service.hostile import corpus
 from tests.storm.service import MIB, SLOW, Peak, Service
-from tests.worker.fleet import Fleet
+from tests.worker.fleet import Fleet, eventually
 from tests.worker.synthetic import write_model
 
 PICTURES = [to_png(np.full((8, 8, 3), level, np.uint8)) for level in range(256)]
@@ -157,6 +160,61 @@ def test_hostile_uploads_hang_nothing_and_cost_no_memory(fleet: Fleet, serve: Ca
                 assert time.monotonic() - began < 10, name
     assert memory.growth < 150 * MIB
     assert '"level": "error"' not in service.log.read_text()
+
+
+@pytest.mark.parametrize("scores", [pytest.param(10, id="short"), pytest.param(200, marks=SLOW, id="long")])
+def test_scores_stay_quick_beside_expensive_uploads(fleet: Fleet, serve: Callable[..., Service], scores: int) -> None:
+    """Eight clients send the largest JPEG of 120 scans again and again; each costs more than a second of a core."""
+    fleet.start()
+    service = serve()
+    hostile, over = costly.LARGE_FILES["jpeg-120-scans"](), threading.Event()
+    answers = Counter[int]()
+
+    def attack(_: int) -> None:
+        with httpx2.Client(base_url=service.url, timeout=5) as http:
+            while not over.is_set():
+                with contextlib.suppress(httpx2.TimeoutException):
+                    answers[http.post("/score", files={"image": hostile}).status_code] += 1
+
+    def latencies(http: httpx2.Client) -> list[float]:
+        seconds: list[float] = []
+        for i in range(scores):
+            began = time.monotonic()
+            assert http.post("/score", files={"image": PICTURES[i % 256]}).status_code == 200
+            seconds.append(time.monotonic() - began)
+        return seconds
+
+    with service.client() as http, ThreadPoolExecutor(8) as pool:
+        latencies(http)
+        idle = latencies(http)
+        with Peak(service.process) as memory:
+            attackers = pool.map(attack, range(8))
+            time.sleep(1)
+            beside = latencies(http)
+            over.set()
+            list(attackers)
+    print(f"score p50 {statistics.median(idle) * 1e3:.0f} ms idle, {statistics.median(beside) * 1e3:.0f} ms beside "
+          f"8 hostile clients ({dict(answers)}); service +{memory.growth / MIB:.0f} MiB")  # fmt: skip
+    assert answers.keys() <= {200, 422, 503}
+    assert statistics.median(beside) < 3 * statistics.median(idle)
+    assert memory.growth < 100 * MIB
+
+
+def test_decoding_ends_when_its_client_is_gone(fleet: Fleet, serve: Callable[..., Service]) -> None:
+    fleet.start()
+    service = serve(decode_cpu_s=60)
+    hostile = costly.progressive_jpeg(costly.SIDE, 128)
+    with httpx2.Client(base_url=service.url, timeout=0.3) as http, pytest.raises(httpx2.TimeoutException):
+        http.post("/score", files={"image": hostile})
+
+    def is_quiet() -> bool:
+        decoders = service.process.children(recursive=True)
+        return not any(process.status() == psutil.STATUS_RUNNING for process in decoders)
+
+    eventually(lambda: is_quiet() and (time.sleep(0.1), is_quiet())[1], 10)
+    assert service.process.children(recursive=True)
+    with service.client() as http:
+        assert http.post("/score", files={"image": PICTURES[0]}).status_code == 200
 
 
 # Who asked

@@ -58,6 +58,7 @@ EXAMPLES: dict[str, BaseModel] = {
     ),
     "bare score": ScoreJob(model="m", images=(PIXELS,), ood=False, sanity=True),
     "scan": ScanJob(model="m", file=b"\x89PNG", height=3000, width=4000, tile_size=64, map=True),
+    "scan of pixels": ScanJob(model="m", pixels=bytes(6), height=1, width=2),
     "generate": GenerateJob(model="m", version="ab" * 32, n=4, seed=7, steps=20, solver="heun", priority=Priority.LOW),
     "complete": CompleteJob(
         model="m", image=PIXELS, keep="left", n=2, noise=0.0, guidance=2.0, temperature=0.9, timeout_s=30.0
@@ -115,7 +116,7 @@ def test_every_message_keeps_its_json_and_can_be_read_back() -> None:
         assert type(message).model_validate_json(json.dumps(golden[name])) == message
 
 
-@pytest.mark.parametrize("name", ["score", "bare score", "scan", "generate", "complete"])
+@pytest.mark.parametrize("name", ["score", "bare score", "scan", "scan of pixels", "generate", "complete"])
 def test_a_job_is_read_by_its_task(name: str) -> None:
     assert JOB.validate_json(EXAMPLES[name].model_dump_json()) == EXAMPLES[name]
 
@@ -136,6 +137,9 @@ def test_a_result_is_read_by_its_task(name: str) -> None:
         ("score", {"surprise": 1}),
         ("score", {"priority": "urgent"}),
         ("scan", {"file": ""}),
+        ("scan", {"file": None}),
+        ("scan", {"pixels": "AAAA"}),
+        ("scan of pixels", {"width": 3}),
         ("scan", {"tile_size": 0}),
         ("scan", {"height": 0}),
         ("generate", {"n": 0}),

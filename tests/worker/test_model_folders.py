@@ -287,4 +287,4 @@ def fuzz(examples: int) -> Callable[..., None]:
 
 
 test_any_folder_is_served_or_refused = fuzz(25)
-test_any_folder_is_served_or_refused_in_long_form = pytest.mark.slow(pytest.mark.timeout(900)(fuzz(1000)))
+test_any_folder_is_served_or_refused_in_long_form = pytest.mark.slow(pytest.mark.timeout(900)(fuzz(300)))

@@ -1,0 +1,94 @@
+"""A process that decodes images under limits of CPU time and memory. `service.decoders` starts and ends it.
+
+It answers one call at a time through its pipe, until the pipe ends. The kernel ends it when a call takes more CPU time.
+"""
+
+from __future__ import annotations
+
+import resource
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ncml.errors import InputError
+from ncml.images import open_image
+
+Image.init()  # every decoder, once for all processes, which are forked from one that has imported this module
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one call may cost."""
+
+    cpu_s: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a call returned, the error of the input, or neither if there was not enough memory."""
+
+    value: Any = None
+    error: tuple[type[InputError], str, str] | None = None
+    out_of_memory: bool = False
+
+
+def serve(pipe: Connection, limits: Limits) -> None:
+    """Answer calls until the pipe ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the service, which closes the pipe
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    warnings.simplefilter("ignore")  # a decoder may warn of each of 60,000 tags, which would fill the log
+    _limit_memory(limits.memory_bytes)
+    try:
+        while True:
+            call = pipe.recv()
+            signal.setitimer(signal.ITIMER_PROF, limits.cpu_s)  # SIGPROF ends the process
+            answer = _answer(call)
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            pipe.send(answer)
+            del call, answer  # an idle process holds no image
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
+
+
+def _answer(call: Callable[[], Any]) -> Answer:
+    try:
+        return Answer(value=call())
+    except InputError as error:
+        return Answer(error=(type(error), error.field, error.detail))
+    except MemoryError:
+        return Answer(out_of_memory=True)
+
+
+def _limit_memory(memory_bytes: int) -> None:
+    """Let this process allocate this much more than it has; where the system does not say how much it has, anything."""
+    if sys.platform == "linux":
+        mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (mapped + memory_bytes, mapped + memory_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+@dataclass(frozen=True)
+class TiledImage:
+    """The size of an image, and its pixels, uint8 HWC RGB, if they may cross the queue."""
+
+    height: int
+    width: int
+    pixels: bytes | None
+
+
+def open_for_tiles(data: bytes, *, max_bytes: int, max_pixels: int, max_raw_bytes: int) -> TiledImage:
+    """Decode an image that will be split into tiles; return its pixels if they have at most `max_raw_bytes`."""
+    image: NDArray[np.uint8] = open_image(data, max_bytes=max_bytes, max_pixels=max_pixels)
+    height, width, _ = image.shape
+    return TiledImage(height, width, image.tobytes() if image.nbytes <= max_raw_bytes else None)

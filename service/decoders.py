@@ -1,0 +1,227 @@
+"""The pool of processes that decode images: kept, limited, and killed when a file costs too much or its client is gone.
+
+Every image starts in one of a few quick slots. One that turns out to be expensive leaves its slot to the next image: it
+goes on at a lower priority, one or a few at a time, so that ordinary images never wait behind expensive ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import anyio
+import anyio.to_thread
+import psutil
+
+from ncml.errors import TooCostly
+from service.decoder import Answer, Limits, serve
+from service.http.problems import Problem
+
+T = TypeVar("T")
+
+QUICK_S = 0.025
+"""CPU time after which an image is expensive: that of a photograph of about two megapixels."""
+MAX_WALL_S = 60.0
+"""Time after which a process is killed that uses none of its CPU time."""
+MAX_EXPENSIVE = 16
+"""Expensive images that wait; further ones are refused."""
+NICENESS = 5
+
+log = logging.getLogger(__name__)
+
+_processes = multiprocessing.get_context("forkserver")  # a new process is a fork of one that has imported the decoders
+_processes.set_forkserver_preload(["service.decoder"])
+
+
+class DecoderDied(Exception):
+    """The process ended instead of answering, with this exit code."""
+
+    def __init__(self, exit_code: int | None) -> None:
+        super().__init__(f"exit code {exit_code}")
+        self.exit_code = exit_code
+
+
+class Decoder:
+    """One process. `send` and `receive` block: call them in a thread."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._pipe, end = _processes.Pipe()
+        self._process = _processes.Process(target=serve, args=(end, limits), name="ncml-decoder", daemon=True)
+        self._process.start()
+        end.close()
+        self._started_cpu_s = 0.0
+        assert self._process.pid is not None
+        self._statistics = psutil.Process(self._process.pid)
+
+    def send(self, call: Callable[[], Any]) -> None:
+        """Start a call."""
+        self._started_cpu_s = self._total_cpu_s()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # `receive` reports it
+            self._pipe.send(call)
+
+    async def wait(self, seconds: float) -> bool:
+        """Return whether the answer, or the end of the process, came within a time."""
+        with anyio.move_on_after(seconds):
+            await anyio.wait_readable(self._pipe.fileno())
+            return True
+        return False
+
+    def receive(self) -> Answer:
+        """Return the answer of the call. Raises `DecoderDied`."""
+        try:
+            return self._pipe.recv()
+        except (EOFError, ConnectionResetError):
+            self._process.join(5)
+            raise DecoderDied(self._process.exitcode) from None
+
+    def cpu_s(self) -> float:
+        """Return the CPU time of the call so far."""
+        return self._total_cpu_s() - self._started_cpu_s
+
+    def _total_cpu_s(self) -> float:
+        try:
+            times = self._statistics.cpu_times()
+        except psutil.NoSuchProcess:
+            return 0.0
+        return times.user + times.system
+
+    def lower_priority(self) -> None:
+        """Let everything else run first."""
+        with contextlib.suppress(ProcessLookupError):
+            os.setpriority(os.PRIO_PROCESS, self._statistics.pid, NICENESS)
+
+    def close(self) -> None:
+        """Kill the process."""
+        self._process.kill()
+        self._pipe.close()
+
+
+class DecoderPool:
+    """Runs functions of images in processes; see the module."""
+
+    def __init__(self, slots: int, limits: Limits) -> None:
+        self._limits = limits
+        self._kept = slots + 1  # one is at hand when another has been killed
+        self._quick = asyncio.Semaphore(slots)
+        self._expensive = asyncio.Semaphore(max(1, slots // 2))
+        self._waiting = 0
+        self._idle: list[Decoder] = []
+        self._replacing: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    async def start(self) -> None:
+        """Start the processes; without this the first images do."""
+        while not self._closed and len(self._idle) < self._kept:
+            self._keep(await self._new())
+
+    async def close(self) -> None:
+        """Kill the processes."""
+        self._closed = True
+        await asyncio.gather(*self._replacing)
+        for decoder in self._idle:
+            decoder.close()
+        self._idle.clear()
+
+    async def run(self, field: str, call: Callable[[], T]) -> T:
+        """Return `call()`, computed in a process, to which it can be pickled; kill the process when canceled.
+
+        Raises the call's `InputError`, `TooCostly` with this field beyond a limit, and the 503 `Problem` while too
+        many expensive images wait.
+        """
+        decoder: Decoder | None = None
+        try:
+            async with self._quick:
+                decoder = self._idle.pop() if self._idle else await self._new()
+                await anyio.to_thread.run_sync(decoder.send, call)
+                while not await decoder.wait(QUICK_S):
+                    if decoder.cpu_s() >= QUICK_S:
+                        break
+                else:
+                    answer = await self._receive(decoder, field)
+                    self._keep(decoder)
+                    decoder = None
+                    return _value(answer, field, self._limits)
+                if self._expensive.locked():
+                    decoder.close()
+                    decoder = None
+                    self._replace()
+            if self._waiting >= MAX_EXPENSIVE:
+                detail = "Too many large images are being decoded; retry in a few seconds."
+                raise Problem(503, detail, kind="no-room")
+            self._waiting += 1
+            try:
+                await self._expensive.acquire()
+            finally:
+                self._waiting -= 1
+            try:
+                if decoder is None:
+                    decoder = await self._new()
+                    await anyio.to_thread.run_sync(decoder.send, call)
+                decoder.lower_priority()
+                if not await decoder.wait(MAX_WALL_S):
+                    raise _too_much_time(field, self._limits)
+                return _value(await self._receive(decoder, field), field, self._limits)
+            finally:
+                self._expensive.release()
+        finally:
+            if decoder is not None:
+                decoder.close()
+                self._replace()
+
+    async def _receive(self, decoder: Decoder, field: str) -> Answer:
+        try:
+            return await anyio.to_thread.run_sync(decoder.receive)
+        except DecoderDied as death:
+            if death.exit_code == -signal.SIGPROF:
+                raise _too_much_time(field, self._limits) from death
+            log.error("a decoder ended with %s", death)
+            raise TooCostly(
+                field, f"{field} cannot be decoded: it ended the decoder; save it again as an ordinary PNG or JPEG."
+            ) from death
+
+    async def _new(self) -> Decoder:
+        return await anyio.to_thread.run_sync(Decoder, self._limits)
+
+    def _keep(self, decoder: Decoder) -> None:
+        if self._closed or len(self._idle) >= self._kept:
+            decoder.close()
+        else:
+            self._idle.append(decoder)
+
+    def _replace(self) -> None:
+        """Start a process in place of one that was killed, in the background."""
+
+        async def start() -> None:
+            if not self._closed and len(self._idle) < self._kept:
+                self._keep(await self._new())
+
+        task = asyncio.get_running_loop().create_task(start())
+        self._replacing.add(task)
+        task.add_done_callback(self._replacing.discard)
+
+
+def _value(answer: Answer, field: str, limits: Limits) -> Any:
+    if answer.error is not None:
+        kind, name, detail = answer.error
+        raise kind(name, detail)
+    if answer.out_of_memory:
+        raise TooCostly(
+            field,
+            f"{field} needs more than {limits.memory_bytes / 1e6:.0f} MB of memory to decode, the limit; make it "
+            "smaller, or save it again as an ordinary PNG or JPEG.",
+        )
+    return answer.value
+
+
+def _too_much_time(field: str, limits: Limits) -> TooCostly:
+    return TooCostly(
+        field,
+        f"{field} takes more than {limits.cpu_s:g} s to decode, the limit; make it smaller, or save it again as an "
+        "ordinary PNG or JPEG.",
+    )

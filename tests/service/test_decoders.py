@@ -1,0 +1,195 @@
+"""Images are decoded in processes that hostile files can neither occupy nor fill."""
+
+import asyncio
+import functools
+import io
+import os
+import signal
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from ncml.errors import InputError, NotAnImage, TooCostly
+from ncml.images import open_resized, structure
+from service.decoder import Limits
+from service.decoders import MAX_EXPENSIVE, DecoderPool
+from service.http.problems import Problem
+from tests.service import costly
+
+
+def burn() -> None:
+    while True:
+        pass
+
+
+def fill_memory() -> int:
+    return len(bytearray(10**9))
+
+
+def die(signum: int) -> None:
+    os.kill(os.getpid(), signum)
+
+
+def run(check: Callable[[DecoderPool], Awaitable[None]], *, cpu_s: float = 0.3) -> None:
+    """Run a check on a pool of two slots."""
+
+    @asynccontextmanager
+    async def pool() -> AsyncGenerator[DecoderPool]:
+        pool = DecoderPool(2, Limits(cpu_s=cpu_s, memory_bytes=400 * 10**6))
+        await pool.start()
+        try:
+            yield pool
+        finally:
+            await pool.close()
+
+    async def main() -> None:
+        async with pool() as decoders:
+            await check(decoders)
+
+    asyncio.run(main())
+
+
+def photo(width: int, height: int, form: str = "JPEG", **options: object) -> bytes:
+    generator = np.random.default_rng(0)
+    small = Image.fromarray(generator.integers(0, 256, (8, 8, 3), np.uint8))
+    file = io.BytesIO()
+    small.resize((width, height)).save(file, form, **options)
+    return file.getvalue()
+
+
+def test_a_process_answers_as_the_function_does() -> None:
+    data = photo(64, 48)
+
+    async def check(pool: DecoderPool) -> None:
+        first = await pool.run("image", os.getpid)
+        assert first != os.getpid()
+        decoded = await pool.run("image", functools.partial(open_resized, data, 8, 8))
+        np.testing.assert_array_equal(decoded, open_resized(data, 8, 8))
+        with pytest.raises(NotAnImage, match=r"^photo is not an image") as error:
+            await pool.run("photo", functools.partial(open_resized, b"text", 8, 8, field="photo"))
+        assert error.value.field == "photo"
+        assert await pool.run("image", os.getpid) == first  # it is kept
+
+    run(check)
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (burn, "^image takes more than 0.3 s to decode, the limit; "),
+        (fill_memory, "^image needs more than 400 MB of memory to decode, the limit; "),
+        (functools.partial(die, signal.SIGSEGV), "^image cannot be decoded: it ended the decoder; "),
+    ],
+    ids=["time", "memory", "crash"],
+)
+def test_beyond_a_limit_the_image_is_refused_and_the_next_one_decoded(call: Callable[[], object], reason: str) -> None:
+    async def check(pool: DecoderPool) -> None:
+        began = time.process_time()
+        for _ in range(2):
+            with pytest.raises(TooCostly, match=reason) as error:
+                await pool.run("image", call)
+            assert error.value.field == "image"
+        assert time.process_time() - began < 0.5  # of this process
+        assert await pool.run("image", os.getpid)
+
+    run(check)
+
+
+def test_an_image_whose_client_is_gone_is_dropped() -> None:
+    async def check(pool: DecoderPool) -> None:
+        await pool.run("image", os.getpid)
+        mine = psutil.Process()
+        before = {process.pid for process in mine.children(recursive=True)}
+        burning = asyncio.create_task(pool.run("image", burn))
+        await asyncio.sleep(0.2)
+        burning.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await burning
+        assert await pool.run("image", os.getpid)
+
+        def busy() -> bool:
+            after = [p for p in mine.children(recursive=True) if p.pid not in before]
+            return any(p.is_running() and p.status() == psutil.STATUS_RUNNING for p in after)
+
+        deadline = time.monotonic() + 5
+        while busy() and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+        assert not busy()
+
+    run(check, cpu_s=60)
+
+
+def test_ordinary_images_do_not_wait_behind_expensive_ones() -> None:
+    """Eight images that take their whole second each; without slots of their own, ordinary ones would wait 4 s."""
+
+    async def check(pool: DecoderPool) -> None:
+        await pool.run("image", os.getpid)
+        hostile = [asyncio.create_task(pool.run("image", burn)) for _ in range(8)]
+        await asyncio.sleep(0)
+        began = time.monotonic()
+        for _ in range(5):
+            await pool.run("image", os.getpid)
+        assert time.monotonic() - began < 4
+        assert not all(task.done() for task in hostile)
+        for task in hostile:
+            task.cancel()
+        await asyncio.gather(*hostile, return_exceptions=True)
+
+    run(check, cpu_s=1)
+
+
+def test_too_many_expensive_images_are_refused() -> None:
+    async def check(pool: DecoderPool) -> None:
+        tasks = [asyncio.create_task(pool.run("image", burn)) for _ in range(MAX_EXPENSIVE + 4)]
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED, timeout=60)
+        (refused, *_) = (task.exception() for task in done)
+        assert isinstance(refused, Problem)
+        assert (refused.status, refused.kind) == (503, "no-room")
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    run(check, cpu_s=60)
+
+
+@pytest.mark.parametrize("name", costly.FILES)
+def test_a_look_at_the_structure_refuses_what_costs_far_more_than_it_shows(name: str) -> None:
+    data = costly.FILES[name]()
+    assert len(data) <= costly.MAX_BYTES
+    began = time.process_time()
+    with pytest.raises(TooCostly, match=r"^image is a .* file with more than [0-9]+ .*, the most that are accepted; "):
+        open_resized(data, 8, 8)
+    assert time.process_time() - began < 1  # 0.06 s on an idle machine; decoding takes minutes
+
+
+@pytest.mark.parametrize("form", ["PNG", "GIF", "BMP", "JPEG", "TIFF"])
+def test_ordinary_structures_pass(form: str) -> None:
+    structure.check(photo(300, 200, form), "image")
+    structure.check(photo(300, 200, "JPEG", progressive=True, comment=b"a" * 60_000), "image")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", costly.LARGE_FILES)
+def test_the_largest_images_stay_within_the_limits(name: str, record_property: Callable[[str, object], None]) -> None:
+    data = costly.LARGE_FILES[name]()
+
+    async def check(pool: DecoderPool) -> None:
+        peak = 0
+        process = psutil.Process(await pool.run("image", os.getpid))
+        before = process.memory_info().rss
+        task = asyncio.create_task(pool.run("image", functools.partial(open_resized, data, 32, 32)))
+        while not task.done():
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                peak = max(peak, process.memory_info().rss - before)
+            await asyncio.sleep(0.01)
+        if error := task.exception():
+            assert isinstance(error, InputError)
+        record_property("peak", peak)
+        assert peak < 400e6
+
+    run(check, cpu_s=2)
