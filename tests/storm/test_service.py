@@ -180,7 +180,8 @@ def test_scores_stay_quick_beside_expensive_uploads(fleet: Fleet, serve: Callabl
         seconds: list[float] = []
         for i in range(scores):
             began = time.monotonic()
-            assert http.post("/score", files={"image": PICTURES[i % 256]}).status_code == 200
+            answer = http.post("/score", files={"image": PICTURES[i % 256]})
+            assert answer.status_code == 200, answer.text
             seconds.append(time.monotonic() - began)
         return seconds
 
@@ -190,8 +191,10 @@ def test_scores_stay_quick_beside_expensive_uploads(fleet: Fleet, serve: Callabl
         with Peak(service.process) as memory:
             attackers = pool.map(attack, range(8))
             time.sleep(1)
-            beside = latencies(http)
-            over.set()
+            try:
+                beside = latencies(http)
+            finally:
+                over.set()
             list(attackers)
     print(f"score p50 {statistics.median(idle) * 1e3:.0f} ms idle, {statistics.median(beside) * 1e3:.0f} ms beside "
           f"8 hostile clients ({dict(answers)}); service +{memory.growth / MIB:.0f} MiB")  # fmt: skip
