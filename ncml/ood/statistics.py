@@ -67,7 +67,12 @@ def check_image_count(count: int) -> None:
 
 @dataclass(frozen=True)
 class Gaussian:
-    """A Gaussian estimated from named measurements."""
+    """A Gaussian estimated from named measurements.
+
+    Whitened nearest neighbours (k = 5) were measured in its place for `multiscale_corr` on CIFAR-10 against other sets:
+    with 2,000 images they gain .003 to .011 of AUROC on whole data sets and lose .03 on images of half the resolution,
+    and with 200 or fewer they gain nothing. That is not worth a stored reference set.
+    """
 
     columns: tuple[str, ...]
     mean: tuple[float, ...]

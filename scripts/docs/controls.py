@@ -1,11 +1,9 @@
 """The tables of docs/ood.md: which changes of an image are flagged, and which are not.
 
-    cp -r models/cifar10 models/tolerant
-    ncml calibrate --model models/tolerant --data cifar10 --tolerate jpeg,resize
-    python scripts/docs/controls.py --data cifar10 --ood mnist dtd10 imagenet1k_32 --tolerant models/tolerant
+    python scripts/docs/controls.py --data cifar10 --ood mnist dtd10 imagenet1k_32
 
 Prints Markdown: the false-positive rate on CIFAR-10 test images, and the flagged share of the same images after each
-change and of other data sets, with and without the tolerance. Brackets are 95 % intervals: Wilson's of shares,
+change and of other data sets, by each calibration of the model. Brackets are 95 % intervals: Wilson's of shares,
 bootstrap of AUROCs.
 """
 
@@ -26,10 +24,10 @@ from ncml import images
 from ncml.evaluation import bootstrap
 from ncml.images import perturbations
 from ncml.images.perturbations import Perturbation
-from ncml.ood.calibration import Calibration
+from ncml.ood.calibration import DEFAULT_STATISTIC, Calibration
 from ncml.ood.measurements import Columns
 from ncml.ood.measurements import measure as measure_columns
-from ncml.ood.statistics import Gaussian
+from ncml.ood.statistics import Gaussian, required_columns
 from ncml.training import dataset
 
 PROCESSING: dict[str, Perturbation] = {
@@ -56,6 +54,7 @@ MATCHED: dict[str, Perturbation] = {
     **{name: PROCESSING[name] for name in ("JPEG, quality 50", "half size and back (box, bicubic)")},
 }
 """Perturbations that remove most traces of how a set was processed before."""
+STATISTICS = (DEFAULT_STATISTIC, "fast", "multiscale", "bpd")
 MATCHED_FIT = 300
 """Held-out images that estimate the Gaussian."""
 
@@ -83,21 +82,19 @@ def main() -> None:
     """Measure and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="models/cifar10")
-    parser.add_argument("--tolerant", help="the same model, calibrated with --tolerate")
     parser.add_argument("--data", required=True)
     parser.add_argument("--ood", nargs="*", default=[])
     parser.add_argument("--limit", type=int, default=200, help="images of each set")
     parser.add_argument("--untouched", type=int, default=4000, help="test images for the false-positive rate")
     options = parser.parse_args()
     model = ncml.load(options.model)
-    models = [model, *([ncml.load(options.tolerant)] if options.tolerant else [])]
-    calibrations = [m.calibration for m in models if m.calibration is not None and m.version == model.version]
-    if len(calibrations) < len(models):
-        sys.exit("--model and --tolerant must be calibrated and have the same weights")
-    head, *further = ["flagged", "flagged, tolerant"][: len(calibrations)]
+    calibrations = list(model.calibrations.by_name.values())
+    if not calibrations:
+        sys.exit(model.uncalibrated)
+    head, *further = [f"flagged, {calibration.name}" for calibration in calibrations]
     measured = partial(measure, model)
 
-    def flagged(columns: Columns, statistic: str = "multiscale") -> str:
+    def flagged(columns: Columns, statistic: str = DEFAULT_STATISTIC) -> str:
         return " | ".join(share(model, calibration, columns, statistic) for calibration in calibrations)
 
     def table(title: str, sets: dict[str, Callable[[], Images]]) -> None:
@@ -109,7 +106,7 @@ def main() -> None:
     print(f"{model.version[:12]}, {time.strftime('%Y-%m-%d')}, {options.limit} images of each set")
     print(f"\n{line(['as they are, by', head, *further])}\n{line(['---', *['---:'] * len(calibrations)])}")
     untouched = measured(own(options.untouched))
-    for statistic in ("multiscale", "bpd"):
+    for statistic in STATISTICS:
         print(f"| {statistic}, {options.untouched} images | {flagged(untouched, statistic)} |", flush=True)
     test_images = own(options.limit)
     for title, perturbations_by_name in (("processing", PROCESSING), ("content", CONTENT)):
@@ -125,8 +122,9 @@ def main() -> None:
             others[f"{name}, the classes of CIFAR-10"] = partial(alike, source, model, options.limit)
     table("other images", others)
     cat = measured(images.resize_to(images.open_image(PHOTOGRAPH), model.height, model.width)[None])
-    p = [float(c.p_values("multiscale", scored(model, c, cat, "multiscale"))[0]) for c in calibrations]
-    print(f"\n{PHOTOGRAPH.name}: p {', tolerant '.join(f'{value:.2f}' for value in p)}")
+    for c in calibrations:
+        p = float(c.p_values(DEFAULT_STATISTIC, scored(model, c, cat, DEFAULT_STATISTIC))[0])
+        print(f"\n{PHOTOGRAPH.name}, {c.name}: p {p:.2f}")
     for name in others:
         if name.startswith("imagenet1k") and "," not in name:
             print(f"\n| cifar10 against {name}, both processed alike | AUROC |\n|---|---:|")
@@ -143,8 +141,8 @@ def line(cells: list[str]) -> str:
 
 
 def measure(model: ncml.Model, pixels: Images) -> Columns:
-    """Return the columns that `multiscale` and `bpd` need, of every image."""
-    names = model.statistics["multiscale"].needs
+    """Return the columns that `STATISTICS` need, of every image."""
+    names = required_columns(STATISTICS, model.statistics)
     parts = [measure_columns(model.network, pixels[i : i + 32], names)[0] for i in range(0, len(pixels), 32)]
     return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
@@ -168,7 +166,7 @@ def matched(model: ncml.Model, source: str, own: Images, others: Images, change:
     estimation, inside, outside = (
         measure(model, perturb(pixels, change)) for pixels in (held_out.images_NHWC.numpy(), own, others)
     )
-    gaussian = Gaussian.estimate(estimation)
+    gaussian = Gaussian.estimate({name: estimation[name] for name in model.statistics[DEFAULT_STATISTIC].needs})
     auroc = bootstrap.estimate_detection(gaussian.distance(inside), gaussian.distance(outside))["auroc"]
     return f"{auroc.value:.2f} [{auroc.low:.2f}, {auroc.high:.2f}]"
 

@@ -6,6 +6,10 @@ const EXPLANATIONS = {
   "bits/dim":
     "Bits per dimension: the average number of bits that the model needs to encode one red, green or blue value of " +
     "the image. Lower means more likely. Without a model, every value takes 8 bits.",
+  multiscale_corr:
+    "An OOD score: the distance of an image from held-out images, measured by its likelihood, the gradient of the " +
+    "log-density and the variation of its bits across pixels, at several noise levels, and by correlations between " +
+    "neighbouring pixels that the model does not explain. Higher means more out-of-distribution.",
   multiscale:
     "An OOD score: the distance of an image from held-out images, measured by its likelihood, the gradient of the " +
     "log-density and the variation of its bits across pixels, at several noise levels. " +
@@ -20,8 +24,9 @@ const EXPLANATIONS = {
     "adds no noise; euler-maruyama and predictor-corrector add noise at each step.",
 };
 
-/** A question mark that explains a term, to the pointer and the keyboard alike. */
+/** A question mark that explains a term, to the pointer and the keyboard alike; nothing for other terms. */
 export function explain(term) {
+  if (!(term in EXPLANATIONS)) return [];
   const id = uid();
   const explanation = h("span", { popover: "auto", id, class: "explanation" }, EXPLANATIONS[term]);
   const place = () => {

@@ -40,7 +40,7 @@ function modelCard(model) {
     "article",
     { class: "card" },
     h("h3", {}, name),
-    h("div", { class: "columns" }, h("dl", {}, facts), calibration ? calibrationFacts(calibration) : notCalibrated()),
+    h("div", { class: "columns" }, h("dl", {}, facts), calibration ? calibrationFacts(model) : notCalibrated()),
     new SampleGrid(model).element,
     card &&
       h(
@@ -79,9 +79,10 @@ function notCalibrated() {
   return h("div", {}, h("h4", {}, "Not calibrated"), h("p", { class: "hint" }, hint));
 }
 
-function calibrationFacts(calibration) {
+function calibrationFacts({ calibration, calibrations = {} }) {
   const { statistic, threshold, histograms = {}, n_rank: ranked, n_fit: estimated } = calibration;
-  const { false_positive_rate: rate, smallest_p: smallestP } = calibration;
+  const { false_positive_rate: rate, smallest_p: smallestP, weakness, power } = calibration;
+  const names = Object.keys(calibrations);
   const counts = histograms[statistic];
   const description = `Histogram of ${statistic} over held-out images, threshold ${threshold.toPrecision(3)}`;
   const flagged = `${(100 * rate).toFixed(0)}\u00a0%`;
@@ -93,8 +94,26 @@ function calibrationFacts(calibration) {
   return h(
     "div",
     {},
-    h("h4", {}, "Calibration", statistic === "multiscale" && explain(statistic)),
+    h("h4", {}, "Calibration", explain(statistic)),
     h("p", { class: "hint" }, summary),
+    weakness && h("p", { class: "hint" }, h("strong", {}, "This calibration is weak"), `: ${weakness}.`),
+    power && powerFacts(power),
+    names.length > 1 && h("p", { class: "hint" }, `Calibrations to choose from: ${names.join(", ")}.`),
     counts && histogram(counts, { axis: axisLabel(statistic), threshold, description }),
+  );
+}
+
+/** What a calibration flags, measured on held-out images when it was made. */
+function powerFacts({ images, good, processed, altered, foreign }) {
+  const rows = [["unchanged", good], ...[processed, altered, foreign].flatMap(Object.entries)];
+  return h(
+    "details",
+    {},
+    h("summary", {}, `What it flags, of ${plural(images, "held-out image")} each`),
+    h(
+      "dl",
+      {},
+      rows.map(([name, share]) => h("div", {}, h("dt", {}, name), h("dd", {}, `${(100 * share).toFixed(0)}\u00a0%`))),
+    ),
   );
 }

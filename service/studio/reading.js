@@ -92,7 +92,7 @@ function placement({ score }, { histograms, n_rank: ranked, smallest_p: smallest
     holder.replaceChildren(...chart);
   }
   show(names[0]);
-  if (names[0] === "multiscale") tabs.element.append(...explain("multiscale"));
+  tabs.element.append(...explain(names[0]));
   return h("div", { class: "placed" }, tabs.element, holder);
 }
 

@@ -199,10 +199,11 @@ class ScoreView {
   }
 }
 
-/** Whether to score in tiles, and the class and noise level that a score is conditioned on. */
+/** Whether to score in tiles, the class and noise level that a score is conditioned on, and what judges it. */
 function conditionFields({ onTiledChange }) {
   const tiledInput = h("input", { type: "checkbox", onchange: onTiledChange });
   const classes = selectField({ label: "Class" });
+  const calibrations = selectField({ label: "Calibration" });
   const noise = slider({
     label: "Noise level",
     term: "grey levels",
@@ -220,10 +221,11 @@ function conditionFields({ onTiledChange }) {
       h(
         "details",
         {},
-        h("summary", {}, "Class and noise level"),
+        h("summary", {}, "Class, noise level and calibration"),
         classes.element,
         noise.element,
         h("p", { class: "hint" }, hint),
+        calibrations.element,
       ),
     ],
     get tiled() {
@@ -232,11 +234,18 @@ function conditionFields({ onTiledChange }) {
     /** The parameters of a request for images whose first one is `image`. */
     read(image) {
       if (tiledInput.checked) return { tile: 1, tile_size: image.tiling?.side };
-      return { class: classes.value || undefined, noise: noise.value || undefined };
+      return {
+        class: classes.value || undefined,
+        noise: noise.value || undefined,
+        calibration: calibrations.value || undefined,
+      };
     },
     useModel(model) {
       classes.offer([["", "none"], ...model.classes.map((name) => [name, name])]);
       noise.limit(model.noise);
+      const names = Object.keys(model.calibrations ?? {}).filter((name) => name !== "default");
+      calibrations.offer([["", "default"], ...names.map((name) => [name, name])]);
+      calibrations.element.hidden = !names.length;
     },
   };
 }

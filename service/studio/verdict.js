@@ -9,7 +9,8 @@ export const headline = ({ score, scan }) => (scan ? score.score : score.bpd).to
 /** The calibration behind a reading's verdict, or null if its model is no longer available. */
 export function calibrationOf({ score: { ood }, scan, model }) {
   const current = catalogue.models.find(({ name, version }) => name === model.name && version === model.version);
-  return (ood && current?.[scan ? "tiles" : "calibration"]) || null;
+  if (!ood || !current) return null;
+  return (scan ? current.tiles : current.calibrations?.[ood.calibration] ?? current.calibration) ?? null;
 }
 
 /** The verdict on a reading: {kind, title, text}. */
@@ -29,10 +30,11 @@ export function verdict(reading) {
   }
   const calibration = calibrationOf(reading);
   const rank = rankText(ood.p_value, calibration?.n_rank);
-  if (!ood.is_ood) return { kind: "in", title: "In distribution", text: `${rank}.` };
+  const caution = ood.is_weak ? ` This calibration is weak: ${calibration?.weakness ?? "see its model"}.` : "";
+  if (!ood.is_ood) return { kind: "in", title: "In distribution", text: `${rank}.${caution}` };
   const rate = calibration?.false_positive_rate;
   const rule = rate ? ` An image is flagged when fewer than ${(100 * rate).toFixed(0)}\u00a0% do.` : "";
-  return { kind: "out", title: "Out of distribution", text: `${rank}.${rule}` };
+  return { kind: "out", title: "Out of distribution", text: `${rank}.${rule}${caution}` };
 }
 
 /** How many of the `ranked` held-out images are at least as unusual. */

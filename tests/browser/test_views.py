@@ -160,7 +160,7 @@ def test_terms_are_explained_to_the_keyboard_too(studio) -> None:
     page.get_by_role("button", name="Score 1 image").click()
     for view, term, text in (
         ("score", "bits/dim", "Lower means more likely"),
-        ("score", "multiscale", "Higher means more out-of-distribution"),
+        ("score", "multiscale_corr", "Higher means more out-of-distribution"),
         ("score", "grey levels", "256 levels"),
         ("generate", "tweedie", "in one step"),
     ):
