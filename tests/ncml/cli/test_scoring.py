@@ -98,7 +98,7 @@ def test_calibrations_are_made_and_selected_by_name(calibrated: Run, tmp_path: P
 
 
 def test_a_copy_is_calibrated_and_the_model_is_not_changed(calibrated: Run, tmp_path: Path) -> None:
-    write(tmp_path / "others", 40, 5)
+    write(tmp_path / "others", 84, 5)
     before = (tmp_path / "models" / "loud" / "calibration.json").read_bytes()
     arguments = ("calibrate", "--model", "loud", "--data", "others", "--unseen", "--out", "models/mine")
     done = calibrated(*arguments)

@@ -88,10 +88,12 @@ def test_a_folder_of_images_becomes_a_calibrated_model(tmp_path: Path) -> None:
     assert (model.calibration.n_fit, model.calibration.n_rank) == (40, 100)
     assert messages[0] == "1,000 images, of 8x8 (1,000)"
     assert messages[1].startswith("2 classes: ")
-    assert messages[-3] == "860 for training, 140 held out for measurement and calibration"
-    assert "38,006 parameters, fp32 on cpu: 1,600 images at" in messages[-2]
-    assert "take about" in messages[-2]
-    assert messages[-1] == "calibrated on 40 and 100 held-out images: the smallest p-value is 0.0099"
+    calibrated = messages.index("calibrated on 40 and 100 held-out images")
+    assert messages[calibrated - 2] == "860 for training, 140 held out for measurement and calibration"
+    assert "38,006 parameters, fp32 on cpu: 1,600 images at" in messages[calibrated - 1]
+    assert "take about" in messages[calibrated - 1]
+    assert messages[calibrated + 1].endswith("the smallest p is 0.0099")
+    assert "## Calibration default" in model.card
 
     run = tmp_path / "mine/training"
     grids = sorted(path.name for path in (run / "samples").iterdir())
