@@ -10,7 +10,8 @@ export const headline = ({ score, scan }) => (scan ? score.score : score.bpd).to
 export function calibrationOf({ score: { ood }, scan, model }) {
   const current = catalogue.models.find(({ name, version }) => name === model.name && version === model.version);
   if (!ood || !current) return null;
-  return (scan ? current.tiles : current.calibrations?.[ood.calibration] ?? current.calibration) ?? null;
+  if (scan) return current.tiles ?? null;
+  return current.calibrations?.[ood.calibration] ?? current.calibration ?? null;
 }
 
 /** The verdict on a reading: {kind, title, text}. */
@@ -30,7 +31,7 @@ export function verdict(reading) {
   }
   const calibration = calibrationOf(reading);
   const rank = rankText(ood.p_value, calibration?.n_rank);
-  const caution = ood.is_weak ? ` This calibration is weak: ${calibration?.weakness ?? "see its model"}.` : "";
+  const caution = ood.is_weak && calibration ? ` This calibration is weak: ${calibration.weakness}.` : "";
   if (!ood.is_ood) return { kind: "in", title: "In distribution", text: `${rank}.${caution}` };
   const rate = calibration?.false_positive_rate;
   const rule = rate ? ` An image is flagged when fewer than ${(100 * rate).toFixed(0)}\u00a0% do.` : "";
