@@ -91,7 +91,7 @@ def test_colours_follow_the_equation(tilt: Tilt) -> None:
     with_NP, without_NP = mixtures(count, seed=1), mixtures(count, seed=2)
     rows_NP = torch.cat([with_NP, without_NP]) if tilt.rows_per_image == 2 else with_NP
     draws = draws_for(count)
-    x_NC = TiltedPixelSampler(tilt, GREY, clean=True)(0, *group_by_component(rows_NP, K), draws)
+    x_NC = TiltedPixelSampler(tilt, GREY.numpy(), with_NP, clean=True)(0, *group_by_component(rows_NP, K), draws)
     assert torch.equal(x_NC[:count], x_NC[-count:])  # both rows of an image
     levels = (x_NC[:count] * 127.5 + 127.5).round().long().tolist()
     assert levels == [sample_slowly(with_NP[b], without_NP[b], draws, b, tilt) for b in range(count)]
@@ -115,9 +115,10 @@ def test_noisy_values_have_the_density_of_the_model() -> None:
     count = 4000
     sde = make_sde(nets.config().sde)
     parameters_1P = mixtures(1, seed=4)
-    grid_V = make_grid(sde, 0.02, torch.zeros(1, dtype=torch.float64))
-    assert (len(grid_V), float(grid_V[0])) == (CELLS, -float(grid_V[-1]))
-    sampler = TiltedPixelSampler(Tilt(), grid_V, clean=False)
+    grid_V = make_grid(sde, 0.02)
+    assert grid_V[0] == -grid_V[-1]
+    assert CELLS[0] <= len(grid_V) <= CELLS[1]
+    sampler = TiltedPixelSampler(Tilt(), grid_V, parameters_1P, clean=False)
     x_NC = sampler(0, *group_by_component(parameters_1P.expand(count, -1), K), draws_for(count))
     fine_V = torch.linspace(float(grid_V[0]), float(grid_V[-1]), 20_000, dtype=torch.float64)
     cumulative = channel_distribution(parameters_1P[0], [], fine_V, clean=False).cumsum(0)
