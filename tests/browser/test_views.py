@@ -533,6 +533,23 @@ def test_the_same_settings_give_the_same_image(studio) -> None:
     assert images.nth(0).get_attribute("src") == images.nth(1).get_attribute("src")
 
 
+def test_guidance_and_temperature_are_sent_and_shown(studio) -> None:
+    page = studio("generate")
+    view = page.locator("#view-generate")
+    view.locator("summary").click()
+    view.get_by_label("Guidance", exact=True).fill("3")
+    view.get_by_label("Temperature", exact=True).fill("0.9")
+    with page.expect_request("**/generate*") as request:
+        submit(page, "generate", images=1)
+    assert request.value.post_data_json["temperature"] == 0.9
+    assert "guidance" not in request.value.post_data_json
+    view.get_by_label("dark").check()
+    with page.expect_request("**/generate*") as request:
+        submit(page, "generate", images=1)
+    assert request.value.post_data_json["guidance"] == 3
+    expect(page.locator("article.run").first).to_contain_text("guidance 3 · temperature 0.9")
+
+
 # Complete
 
 
