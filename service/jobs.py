@@ -162,7 +162,12 @@ class JobService:
         job_id = None if key is None else "key-" + hashlib.sha256(f"{owner} {key}".encode()).hexdigest()[:40]
         try:
             job_id = self.queue.submit(
-                job, job_id=job_id, limit=self.settings.max_waiting, fingerprint=fingerprint, owner=owner
+                job,
+                job_id=job_id,
+                limit=self.settings.max_waiting,
+                byte_limit=self.settings.max_waiting_bytes,
+                fingerprint=fingerprint,
+                owner=owner,
             )
         except QueueFull as error:
             self.metrics.rejected.labels(reason="queue-full").inc()

@@ -28,7 +28,7 @@ class Settings(BaseSettings):
     """Address of the Valkey or Redis server that holds the queue."""
     wait_s: float = Field(default=30.0, ge=0, le=600)
     """Seconds that a request waits for its job: the default and the maximum of `Prefer: wait`."""
-    max_body_bytes: int = Field(default=64 * 2**20, ge=1024)
+    max_body_bytes: int = Field(default=64 * 2**20, ge=1024, le=128 * 2**20)
     """Maximum bytes of a request body, counted while it arrives."""
     max_image_bytes: int = Field(default=16 * 2**20, ge=1024)
     """Maximum bytes of an image file."""
@@ -40,6 +40,8 @@ class Settings(BaseSettings):
     """Maximum tiles of an image."""
     max_waiting: int = Field(default=512, ge=1)
     """Maximum waiting jobs of a lane; further requests receive 429."""
+    max_waiting_bytes: int = Field(default=256 * 2**20, ge=1024)
+    """Maximum bytes of the waiting jobs of a lane, as the queue holds them; further requests receive 429."""
     max_streams: int = Field(default=64, ge=1)
     """Maximum event streams that one client follows at once; further ones receive 429."""
     start_within_s: float = Field(default=600, gt=0, le=86_400)

@@ -1,12 +1,14 @@
 """Names of the queues and keys in Redis, and the Lua scripts that change them.
 
-    rq:job:{id}              hash: the fields of RQ and of `worker.records`; expires `result_ttl_s` after the job ended
+    rq:job:{id}              hash: the fields of RQ and of `worker.records`. The keys of a job have no time to live
+                             before it ends, and expire `result_ttl_s` later
     rq:queue:ncml:{lane}:{priority}   list: ids of waiting jobs, oldest first
     ncml:wake:{lane}         list of at most one entry: wakes an idle worker
     ncml:leases              sorted set: {id}:{token of the attempt} by the time the lease lapses (the server's clock)
     ncml:events:{id}         stream, capped: every change of state, and progress
     ncml:blob:{id}           images: uint8, NHWC
     ncml:blob:{id}:preview   a Preview
+    ncml:waiting             hash: bytes of the jobs that wait, by lane
     ncml:changes:state, ncml:changes:progress   channels: ids of jobs, separated by spaces, that changed
     ncml:workers             sorted set: names of workers; ncml:worker:{name}: what a worker publishes, which lapses
     rq:wip:*, rq:finished:*, rq:failed:*, rq:canceled:*   RQ's registries, for RQ's tools; nothing here reads them
@@ -14,6 +16,7 @@
 The scripts build key names themselves, so this needs one Redis (or Valkey) server rather than a cluster.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ from worker.contract import Lane, Priority, queue_name
 
 LEASES = "ncml:leases"
 WORKERS = "ncml:workers"
+PROBE = "ncml:probe"
 STATE_CHANNEL = "ncml:changes:state"
 PROGRESS_CHANNEL = "ncml:changes:progress"
 
@@ -68,4 +72,6 @@ def queue_names(lanes: Sequence[Lane]) -> list[str]:
 
 def script(client: Any, name: str) -> Any:
     """Register an atomic script of `lua/`; call it as `script(keys=..., args=..., client=...)`."""
-    return client.register_script((Path(__file__).parent / "lua" / f"{name}.lua").read_text())
+    folder = Path(__file__).parent / "lua"
+    flags, text = re.fullmatch(r"(#![^\n]*\n)?(.*)", (folder / f"{name}.lua").read_text(), re.DOTALL).groups(default="")
+    return client.register_script(flags + (folder / "common.lua").read_text() + text)

@@ -5,14 +5,17 @@ one. Every script checks the token, so a worker that resumes after its lease has
 """
 
 import logging
+import re
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import redis
+
 from worker.contract import JobError, JobStatus, Lane, Preview, Result, Timing
-from worker.keys import LEASES, events_key, job_key, preview_key, queue_key, queue_names, script, wake_key
-from worker.queue import CANCELED, EVENTS_CAP, JobQueue
+from worker.keys import LEASES, job_key, preview_key, queue_key, queue_names, script, wake_key
+from worker.queue import CANCELED, DAMAGED, EVENTS_CAP, JobQueue
 from worker.records import status_event
 
 LEASE_S = 15.0
@@ -20,6 +23,8 @@ LEASE_S = 15.0
 
 MAX_ATTEMPTS = 5
 """How often a job is started before it fails because its workers died."""
+
+_ORIGINS = frozenset(name.encode() for name in queue_names(list(Lane)))
 
 log = logging.getLogger("ncml.worker")
 
@@ -36,6 +41,7 @@ class Claim:
     images: int = 1
     waited_s: float = 0.0
     data: bytes = b""
+    batch_key: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,19 +85,22 @@ class Leases:
         token = uuid.uuid4().hex
         next_key, rows = self._claim(
             keys=[LEASES, *map(queue_key, self._names)],
-            args=[token, self.lease_s, self._worker, self.queue.result_ttl_s, room, scan, key,
+            args=[token, self.lease_s, self._worker, room, scan, key,
                   status_event(JobStatus.RUNNING)],
         )  # fmt: skip
-        return next_key.decode(), [
-            Claim(id.decode(), token, origin.decode(), int(attempts), bool(late), int(images), float(waited), data)
-            for id, origin, late, attempts, images, waited, data in rows
-        ]
+        return next_key.decode(errors="replace"), [
+            Claim(
+                id.decode(), token, origin.decode(), int(attempts), bool(late), int(images), float(waited), data,
+                batch_key.decode(errors="replace"),
+            )
+            for id, origin, late, attempts, images, waited, data, batch_key in rows
+        ]  # fmt: skip
 
     def renew(self, claims: Sequence[Claim], progress: dict[str, str]) -> list[Standing]:
         """Renew the leases, publish progress (event JSON by job id), and return the standing of each claim."""
         if not claims:
             return []
-        args: list[Any] = [self.lease_s, self.queue.result_ttl_s, EVENTS_CAP]
+        args: list[Any] = [self.lease_s, EVENTS_CAP]
         for claim in claims:
             args += [claim.id, claim.token, progress.get(claim.id, "")]
         return [standing.decode() for standing in self._renew(keys=[LEASES], args=args)]
@@ -124,9 +133,9 @@ class Leases:
         pipe = self._redis.pipeline(transaction=False)
         for claim in reversed(list(claims)):  # each is put in front of the one before
             self._requeue(
-                keys=[LEASES, job_key(claim.id), events_key(claim.id), queue_key(claim.origin),
+                keys=[LEASES, job_key(claim.id), queue_key(claim.origin),
                       wake_key(Lane(claim.origin.split(":")[1])), f"rq:wip:{claim.origin}"],
-                args=[claim.id, claim.token, int(lapsed), int(alone), int(refund), self.queue.result_ttl_s,
+                args=[claim.id, claim.token, int(lapsed), int(alone), int(refund),
                       status_event(JobStatus.QUEUED)],
                 client=pipe,
             )  # fmt: skip
@@ -143,13 +152,17 @@ class Leases:
         retries: dict[bool, list[Claim]] = {False: [], True: []}
         endings: list[tuple[Claim, Ending]] = []
         for member in members:
-            job_id, _, token = member.decode().rpartition(":")
-            fields: list[bytes | None] = self._redis.hmget(job_key(job_id), ["origin", "attempts", "cancel"])
-            origin, attempts, canceled = fields
-            if origin is None:
-                self._redis.zrem(LEASES, member)  # its record has expired
+            match = re.fullmatch(rb"([A-Za-z0-9_-]{1,64}):([0-9a-f]{32})", member)
+            if not match or not self._redis.exists(job_key(match[1].decode())):
+                self._redis.zrem(LEASES, member)  # no lease, or its record is gone
                 continue
-            claim = Claim(job_id, token, origin.decode(), int(attempts or 1))
+            job_id, token = match[1].decode(), match[2].decode()
+            origin, attempts, canceled = self._fields(job_id)
+            if origin not in _ORIGINS:
+                claim = Claim(job_id, token, self._names[0], 1)
+                endings.append((claim, Ending(JobStatus.FAILED, DAMAGED)))
+                continue
+            claim = Claim(job_id, token, origin.decode(), int(attempts) if attempts and attempts.isdigit() else 1)
             if canceled:
                 endings.append((claim, Ending(JobStatus.CANCELED, CANCELED)))
             elif claim.attempts >= MAX_ATTEMPTS:
@@ -165,6 +178,14 @@ class Leases:
                 if done:
                     log.warning("job taken from a silent worker", extra={"job": claim.id, "attempts": claim.attempts})
         return moved
+
+    def _fields(self, job_id: str) -> list[bytes]:
+        """Return the origin, the attempts and the cancellation flag of a record; empty if it is no record."""
+        try:
+            values: list[bytes | None] = self._redis.hmget(job_key(job_id), ["origin", "attempts", "cancel"])
+        except redis.ResponseError:
+            return [b"", b"", b""]
+        return [value or b"" for value in values]
 
     def preview(self, job_id: str, preview: Preview) -> None:
         """Keep a job's preview for a while, in place of the one before."""

@@ -26,7 +26,7 @@ class PublishedWorkers:
         if not names:
             return []
         # What workers publish lapses by the server's clock, so the clocks of their machines do not matter.
-        payloads: list[bytes | None] = self._client.mget([worker_key(name.decode()) for name in names])
+        payloads: list[bytes | None] = self._client.mget([worker_key(name.decode(errors="replace")) for name in names])
         previous = self._workers
         self._workers = workers = {
             payload: previous[payload] if payload in previous else _parse_worker(payload)

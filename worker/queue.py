@@ -5,10 +5,11 @@ in one atomic step. `worker.keys` lists every key.
 """
 
 import asyncio
+import logging
 import re
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import redis
@@ -32,6 +33,7 @@ from worker.contract import (
 from worker.descriptors import ModelDescriptor, QueueDepth, WorkerInfo
 from worker.keys import (
     LEASES,
+    PROBE,
     blob_key,
     events_key,
     job_key,
@@ -51,6 +53,7 @@ EVENTS_CAP = 256
 """Entries of a job's event stream; older ones are dropped."""
 
 CANCELED = JobError(reason="canceled", detail="the job was canceled on request")
+DAMAGED = JobError(reason="worker", detail="the record of the job is damaged")
 EXPIRED = JobError(reason="expired", detail="no worker started the job in time; try again later")
 
 _POOL: Any = redis.BlockingConnectionPool  # redis-py's types are incomplete
@@ -60,6 +63,8 @@ TICK_S = 15.0
 
 CONNECTIONS = 24
 """Most connections of a process, besides the one that receives changes; further calls wait for a free one."""
+
+log = logging.getLogger("ncml.queue")
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -92,6 +97,9 @@ class JobQueue:
         self.result_ttl_s = result_ttl_s
         self._submit = script(client, "submit")
         self._finish = script(client, "finish")
+        self._cancel = script(client, "cancel")
+        self._forget = script(client, "forget")
+        self._probe = script(client, "probe")
         self._changes = Changes(client)
         self._workers = PublishedWorkers(client)
 
@@ -125,6 +133,7 @@ class JobQueue:
         *,
         job_id: str | None = None,
         limit: int | None = None,
+        byte_limit: int | None = None,
         fingerprint: str = "",
         owner: str = "",
     ) -> str:
@@ -133,8 +142,8 @@ class JobQueue:
         `job_id` (letters, digits, `_`, `-`; at most 64) makes submission idempotent: `DuplicateJob` if it is taken.
         `fingerprint` and `owner` are stored in the job's view; they tell whether the job under a taken id is the same,
         and whose it is.
-        `limit` is the most jobs that may wait in the lane: `QueueFull` beyond it, and when the server's `maxmemory` is
-        nearly reached. One atomic step checks all of this.
+        `limit` is the most jobs that may wait in the lane, and `byte_limit` the most bytes of several: `QueueFull`
+        beyond them, and when the server's `maxmemory` is nearly reached. One atomic step checks all of this.
         """
         has_random_id, job_id = job_id is None, job_id or uuid.uuid4().hex
         if not _ID.fullmatch(job_id):
@@ -144,12 +153,13 @@ class JobQueue:
             job, job_id, result_ttl_s=self.result_ttl_s, fingerprint=fingerprint, owner=owner, client=self.redis
         )
         answer = self._submit(
-            keys=[job_key(job_id), events_key(job_id), wake_key(lane), queue_key(queue_name(lane, job.priority))]
+            keys=[job_key(job_id), wake_key(lane), queue_key(queue_name(lane, job.priority))]
             + [queue_key(name) for name in queue_names([lane])],
             args=[
                 job_id,
                 -1 if limit is None else limit,
-                int(job.start_within_s) + self.result_ttl_s,
+                -1 if byte_limit is None else byte_limit,
+                lane,
                 job.start_within_s,
                 status_event(JobStatus.QUEUED),
                 *(part for item in record.items() for part in item),
@@ -159,38 +169,44 @@ class JobQueue:
             raise DuplicateJob(f"a job with the id {job_id} already exists")
         if answer == b"full":
             raise QueueFull(f"{limit} jobs are waiting in the {lane} lane already")
+        if answer == b"bytes":
+            raise QueueFull(f"the images of the jobs that wait in the {lane} lane have {byte_limit} bytes already")
         if answer == b"memory":
             raise QueueFull("the queue is short of memory until earlier results expire")
         return job_id
 
-    def cancel(self, job_id: str) -> JobView:
+    def cancel(self, job_id: str, submitted: float | None = None) -> JobView:
         """Cancel a job; return its view. An ended job does not change.
 
         A queued job is canceled at once. A running job is canceled by its worker, within a row or a solver step; until
-        then its status is `running`. Raises `JobNotFound`.
+        then its status is `running`. `submitted` restricts this to the job that was submitted at that time: another
+        one may have taken its id. Raises `JobNotFound`.
         """
-        view = self.view(job_id)
-        if view.status.is_terminal:
-            return view
-        # The flag comes first: a worker that claims the job before `_end_queued` sees it.
-        pipe = self.redis.pipeline()
-        pipe.hset(job_key(job_id), "cancel", "1")
-        pipe.hexists(job_key(job_id), "status")
-        if not pipe.execute()[1]:  # it has just expired
-            self.redis.delete(job_key(job_id))
+        view = self.view(job_id)  # a job that is late expires
+        fields = {"outcome": JobStatus.CANCELED, "error": CANCELED.model_dump_json()}
+        answer = self._cancel(
+            keys=[job_key(job_id)],
+            args=[job_id, "" if submitted is None else submitted, self.result_ttl_s, RQ_STATUS[JobStatus.CANCELED][0],
+                  status_event(JobStatus.CANCELED, CANCELED), *(part for item in fields.items() for part in item)],
+        )  # fmt: skip
+        if answer == b"missing":
             raise JobNotFound(f"there is no job {job_id}, or its result has expired")
-        self._end_queued(job_id, view, JobStatus.CANCELED, CANCELED)
-        return self.view(job_id)
+        return view if answer == b"ended" else self.view(job_id)
 
-    def forget(self, job_id: str) -> None:
-        """Delete an ended job, its result, events and images. Raises `JobNotFound`, and `QueueError` for a live job."""
-        if not self.view(job_id).status.is_terminal:
+    def forget(self, job_id: str, submitted: float | None = None) -> None:
+        """Delete an ended job, its result, events and images.
+
+        `submitted` restricts this to the job that was submitted at that time. Raises `JobNotFound`, and `QueueError`
+        for a live job.
+        """
+        answer = self._forget(
+            keys=[job_key(job_id), events_key(job_id), blob_key(job_id), preview_key(job_id)],
+            args=["" if submitted is None else submitted],
+        )
+        if answer == b"missing":
+            raise JobNotFound(f"there is no job {job_id}, or its result has expired")
+        if answer == b"live":
             raise QueueError(f"the job {job_id} has not ended; cancel it first")
-        self.redis.delete(job_key(job_id), events_key(job_id), blob_key(job_id), preview_key(job_id))
-
-    def _end_queued(self, job_id: str, view: JobView, status: JobStatus, error: JobError) -> bool:
-        origin = queue_name(view.task.lane, view.priority)
-        return self.finish(job_id, origin, status, place=queue_key(origin), error=error)
 
     def finish(
         self,
@@ -222,10 +238,9 @@ class JobQueue:
             fields["timing"] = timing.model_dump_json()
         return bool(
             self._finish(
-                keys=[place, job_key(job_id), events_key(job_id), blob_key(job_id), f"rq:{registry}:{origin}",
-                      f"rq:wip:{origin}"],
-                args=[job_id, token, int(lapsed), self.result_ttl_s, rq_status, status_event(status, error), blob,
-                      *(part for item in fields.items() for part in item)],
+                keys=[place, job_key(job_id), blob_key(job_id)],
+                args=[job_id, token, int(lapsed), origin, registry, self.result_ttl_s, rq_status,
+                      status_event(status, error), blob, *(part for item in fields.items() for part in item)],
                 client=client,
             )
         )  # fmt: skip
@@ -236,15 +251,20 @@ class JobQueue:
         """Return the public state of a job. Raises `JobNotFound`."""
         if not _ID.fullmatch(job_id):
             raise JobNotFound(f"there is no job {job_id[:64]!r}")
-        values: list[bytes | None] = self.redis.hmget(job_key(job_id), list(VIEW_FIELDS))
-        fields = {name: value.decode() for name, value in zip(VIEW_FIELDS, values, strict=True) if value is not None}
-        if "task" not in fields or "submitted" not in fields:
+        values = self._fields(job_id, VIEW_FIELDS)
+        by_name = {name: value for name, value in zip(VIEW_FIELDS, values, strict=True) if value is not None}
+        if "task" not in by_name or "submitted" not in by_name:
             raise JobNotFound(f"there is no job {job_id}, or its result has expired")
-        view = view_from(job_id, fields)
+        try:
+            view = view_from(job_id, {name: value.decode() for name, value in by_name.items()})
+        except (ValueError, KeyError) as error:
+            raise JobNotFound(f"the record of the job {job_id} is damaged") from error
         start_by = view.start_by if view.status is JobStatus.QUEUED else None
         is_late = start_by is not None and start_by < time.time() and start_by < self.redis.time()[0]
-        if is_late and self._end_queued(job_id, view, JobStatus.EXPIRED, EXPIRED):
-            return self.view(job_id)
+        if is_late:
+            origin = queue_name(view.task.lane, view.priority)
+            if self.finish(job_id, origin, JobStatus.EXPIRED, place=queue_key(origin), error=EXPIRED):
+                return self.view(job_id)
         return view
 
     def position(self, view: JobView) -> int | None:
@@ -265,11 +285,23 @@ class JobQueue:
 
     def result(self, job_id: str) -> Result | None:
         """Return the result of a job that succeeded, None in any other state. Raises `JobNotFound`."""
-        values: list[bytes | None] = self.redis.hmget(job_key(job_id), ["task", "result"])
-        task, result = values
+        task, result = self._fields(job_id, ("task", "result"))
         if task is None:
             raise JobNotFound(f"there is no job {job_id[:64]!r}, or its result has expired")
-        return None if result is None else RESULT.validate_json(result)
+        try:
+            return None if result is None else RESULT.validate_json(result)
+        except ValueError as error:
+            raise JobNotFound(f"the record of the job {job_id} is damaged") from error
+
+    def _fields(self, job_id: str, names: Sequence[str]) -> list[bytes | None]:
+        """Return fields of a record; all None if the key has another type."""
+        try:
+            values: list[bytes | None] = self.redis.hmget(job_key(job_id), list(names))
+        except redis.ResponseError as error:
+            if "WRONGTYPE" not in str(error):
+                raise
+            return [None] * len(names)
+        return values
 
     def blob(self, key: str) -> bytes | None:
         """Return the images stored under a blob key; None if they have expired."""
@@ -281,7 +313,11 @@ class JobQueue:
     def preview(self, job_id: str) -> Preview | None:
         """Return the latest preview of a running job, if there is one."""
         stored: bytes | None = self.redis.get(preview_key(job_id))
-        return None if stored is None else Preview.model_validate_json(stored)
+        try:
+            return None if stored is None else Preview.model_validate_json(stored)
+        except ValueError:
+            log.warning("the preview of the job %s is damaged", job_id)
+            return None
 
     async def events(self, job_id: str, after: str = "0", *, tick_s: float = TICK_S) -> AsyncGenerator[Event | None]:
         """Yield every event after the event id `after`, up to the one with a terminal status.
@@ -308,7 +344,12 @@ class JobQueue:
         """Return the events of a job after one of them, and the job; None for it after the last event."""
         view = self.view(job_id)
         entries: list[tuple[bytes, dict[bytes, bytes]]] = self.redis.xrange(events_key(job_id), min=f"({after}")
-        events = [read_event(entry[b"event"].decode(), entry_id.decode()) for entry_id, entry in entries]
+        events: list[Event] = []
+        for entry_id, entry in entries:
+            try:
+                events.append(read_event(entry[b"event"].decode(), entry_id.decode()))
+            except (ValueError, KeyError):
+                log.warning("an event of the job %s is damaged", job_id)
         if any(event.status and event.status.is_terminal for event in events):
             return events, None
         if view.status.is_terminal and not self.redis.exists(events_key(job_id)):  # the stream has expired
@@ -339,6 +380,13 @@ class JobQueue:
         """Return whether the server answers."""
         return bool(self.redis.ping())
 
+    def refusal(self) -> str | None:
+        """Return why the server refuses new jobs; None if it accepts them."""
+        try:
+            return "it is short of memory" if self._probe(keys=[PROBE]) == b"memory" else None
+        except redis.ResponseError as error:
+            return str(error).partition(" script:")[0].rstrip(".")  # without the place in the script
+
     def workers(self) -> list[WorkerInfo]:
         """Return the live workers, longest-lived first."""
         return [worker.info for worker in self._workers.read()]
@@ -362,8 +410,8 @@ class JobQueue:
         answers: list[Any] = pipe.execute()
         pipe = self.redis.pipeline(transaction=False)
         for oldest in answers[1::2]:
-            pipe.hget(job_key(oldest.decode() if oldest else "-"), "submitted")
-        ages = [max(0.0, time.time() - float(at)) if at else 0.0 for at in pipe.execute()]
+            pipe.hget(job_key(oldest.decode(errors="replace") if oldest else "-"), "submitted")
+        ages = [_age_s(at) for at in pipe.execute(raise_on_error=False)]
         return [
             QueueDepth(lane=lane, priority=priority, depth=depth, oldest_age_s=age)
             for (lane, priority), depth, age in zip(names, answers[0::2], ages, strict=True)
@@ -384,6 +432,14 @@ class JobQueue:
     async def aclose(self) -> None:
         """Release the connection of `events` and `wait`."""
         await self._changes.aclose()
+
+
+def _age_s(submitted: object) -> float:
+    """Return how long ago a job was submitted; 0 if there is none, or its record is damaged."""
+    try:
+        return max(0.0, time.time() - float(submitted)) if isinstance(submitted, bytes) else 0.0
+    except ValueError:
+        return 0.0
 
 
 def _pause_s(view: JobView, longest_s: float) -> float:

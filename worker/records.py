@@ -1,10 +1,10 @@
 """The record of a job in Redis: RQ's fields and ours, how they are written, and the views and events read from them."""
 
-import json
 import time
 import zlib
 from typing import Any
 
+import pydantic_core
 from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
@@ -28,6 +28,9 @@ VIEW_FIELDS = (
     "timing", "error", "progress", "start_by", "origin", "fingerprint", "owner",
 )  # fmt: skip
 """The fields that `view_from` reads."""
+
+MAX_PAYLOAD_BYTES = 256 * 2**20
+"""Most bytes of a job as JSON: more than a request body of the largest size in base64."""
 
 RQ_STATUS = {
     JobStatus.SUCCEEDED: ("finished", "finished"),
@@ -78,9 +81,12 @@ def record_of(
 def parse_job(data: bytes) -> Job:
     """Return the job in the body of an RQ job. Raises `ValueError` if it is not a job of this version."""
     try:
-        body = json.loads(zlib.decompress(data))
-        return JOB.validate_json(body[2][0])
-    except (zlib.error, UnicodeDecodeError, json.JSONDecodeError, LookupError, TypeError) as error:
+        decompressor = zlib.decompressobj()
+        text = decompressor.decompress(data, MAX_PAYLOAD_BYTES)
+        if not decompressor.eof:
+            raise ValueError(f"it is cut off or has more than {MAX_PAYLOAD_BYTES} bytes")
+        return JOB.validate_json(pydantic_core.from_json(text)[2][0])
+    except (zlib.error, ValueError, LookupError, TypeError) as error:
         raise ValueError("the payload is not a job of this version") from error
 
 
@@ -120,8 +126,11 @@ def write_event(event: Event) -> str:
 
 
 def read_event(entry: str, event_id: str = "") -> Event:
-    """Return the event of a stream entry."""
-    return Event.model_validate_json(json.dumps({"id": event_id} | json.loads(entry)))
+    """Return the event of a stream entry. Raises `ValueError` if it is damaged."""
+    try:
+        return Event.model_validate({"id": event_id} | pydantic_core.from_json(entry), strict=False)
+    except TypeError as error:
+        raise ValueError("the entry is no event") from error
 
 
 def _status(fields: dict[str, str]) -> JobStatus:

@@ -22,7 +22,7 @@ from rq.suspension import is_suspended
 from rq.worker import SimpleWorker
 from rq.worker_registration import clean_worker_registry
 
-from worker.contract import JobError, JobStatus, Lane, ModelRef, ScoreJob, Timing
+from worker.contract import JobError, JobStatus, Lane, ModelRef, ScoreJob, Timing, batch_key
 from worker.descriptors import ModelDescriptor, PublishedWorker, WorkerInfo, WorkerState
 from worker.keys import WORKERS, queue_names, worker_key
 from worker.leases import LEASE_S, Claim, Ending, Leases
@@ -130,8 +130,11 @@ class GpuWorker(SimpleWorker):
     def _registered(self) -> bool:
         with self._outages():
             self.register_birth()
-            for queue in self.queues:  # remove workers that were killed
-                clean_worker_registry(queue)
+            try:
+                for queue in self.queues:  # remove workers that were killed
+                    clean_worker_registry(queue)
+            except UnicodeDecodeError as error:
+                log.warning("RQ's list of workers is damaged: %s", error)
             log.info("worker started", extra={"worker": self.name, "lanes": list(self.settings.lanes)})
             return True
         return False
@@ -228,7 +231,10 @@ class GpuWorker(SimpleWorker):
                 endings.append((claim, Ending(JobStatus.EXPIRED, EXPIRED)))
                 continue
             try:
-                running[claim.id] = RunningJob(claim, parse_job(claim.data))
+                job = parse_job(claim.data)
+                if batch_key(job) != claim.batch_key:
+                    raise ValueError("the payload is another job than the record describes")
+                running[claim.id] = RunningJob(claim, job)
             except ValueError as error:
                 detail = "the payload is not a job of this worker's version"
                 log.error("%s: %s", detail, error, extra={"job": claim.id})

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match
 
@@ -57,8 +57,9 @@ def add_exception_handlers(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
         return respond(request, Problem(404, detail, kind="no-such-job"))
 
     async def on_redis_error(request: Request, error: Exception) -> JSONResponse:
-        log.error("the queue is unreachable: %s", error)
-        return respond(request, Problem(503, "The queue is unreachable; retry in a few seconds.", kind="queue-down"))
+        log.error("the queue fails: %s", error)
+        fault = "refuses the request" if isinstance(error, ResponseError) else "is unreachable"
+        return respond(request, Problem(503, f"The queue {fault}; retry in a few seconds.", kind="queue-down"))
 
     app.add_exception_handler(Problem, on_problem)
     app.add_exception_handler(InputError, on_input_error)

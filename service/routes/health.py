@@ -46,12 +46,15 @@ async def healthz() -> Health:
 @router.get("/readyz", operation_id="readiness", summary="Readiness",
             responses=problem_responses(503, kinds=("not-ready", "queue-down")))  # fmt: skip
 async def readyz(jobs: Jobs) -> Readiness:
-    """Return 200 if the queue is reachable and every lane of NCML_READY_LANES has a worker with a loaded model.
+    """Return 200 if the queue accepts jobs and every lane of NCML_READY_LANES has a worker with a loaded model.
 
     ```
     curl localhost:8000/readyz
     ```
     """
+    refusal = await anyio.to_thread.run_sync(jobs.queue.refusal)
+    if refusal:
+        raise Problem(503, f"The queue refuses new jobs: {refusal}.", kind="not-ready")
     workers = await anyio.to_thread.run_sync(jobs.queue.workers)
     ready = [info for info in workers if info.state is not WorkerState.LOADING and info.models]
     lanes = {str(lane): sum(lane in info.lanes for info in ready) for lane in jobs.settings.ready_lanes}

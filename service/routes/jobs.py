@@ -112,8 +112,8 @@ async def cancel(job_id: JobId, request: Request, jobs: Jobs) -> Response:
     curl -X POST localhost:8000/jobs/$ID/cancel
     ```
     """
-    await jobs.view(request, job_id)
-    return await jobs.describe(await anyio.to_thread.run_sync(jobs.queue.cancel, job_id), 200)
+    created_at = (await jobs.view(request, job_id)).created_at
+    return await jobs.describe(await anyio.to_thread.run_sync(jobs.queue.cancel, job_id, created_at), 200)
 
 
 @router.delete(
@@ -130,12 +130,13 @@ async def delete(job_id: JobId, request: Request, jobs: Jobs) -> None:
     curl -X DELETE localhost:8000/jobs/$ID
     ```
     """
-    await jobs.view(request, job_id)
-    await anyio.to_thread.run_sync(jobs.queue.cancel, job_id)
+    # another request may delete the job meanwhile, and a third one create a new job under the same Idempotency-Key
+    created_at = (await jobs.view(request, job_id)).created_at
+    await anyio.to_thread.run_sync(jobs.queue.cancel, job_id, created_at)
     if not (await jobs.queue.wait(job_id, 5)).status.is_terminal:
         detail = f"The job {job_id} is being canceled but has not ended yet; retry the deletion."
         raise Problem(409, detail, kind="running")
-    await anyio.to_thread.run_sync(jobs.queue.forget, job_id)
+    await anyio.to_thread.run_sync(jobs.queue.forget, job_id, created_at)
 
 
 @router.get(

@@ -146,6 +146,7 @@ class FakeQueue:
     fingerprints: dict[str, str] = field(default_factory=dict)
     owners: dict[str, str] = field(default_factory=dict)
     waits: bool = False
+    refuses: str | None = None
     rate: float = 0.0
     closed: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -160,6 +161,7 @@ class FakeQueue:
         *,
         job_id: str | None = None,
         limit: int | None = None,
+        byte_limit: int | None = None,
         fingerprint: str = "",
         owner: str = "",
     ) -> str:
@@ -175,11 +177,15 @@ class FakeQueue:
             self.owners[job_id] = owner
         return job_id
 
-    def forget(self, job_id: str) -> None:
+    def refusal(self) -> str | None:
+        self._check_connection()
+        return self.refuses
+
+    def forget(self, job_id: str, submitted: float | None = None) -> None:
         assert self.view(job_id).status.is_terminal
         del self.jobs[job_id]
 
-    def cancel(self, job_id: str) -> JobView:
+    def cancel(self, job_id: str, submitted: float | None = None) -> JobView:
         if not self.view(job_id).status.is_terminal:
             self.canceled.add(job_id)
         return self.view(job_id)

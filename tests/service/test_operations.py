@@ -74,6 +74,16 @@ def test_the_queue_is_measured_at_the_scrape(client: TestClient, queue, model) -
     assert not any(name[0] == "ncml_queue_depth" for name in down)
 
 
+def test_a_service_whose_queue_refuses_jobs_is_not_ready(client: TestClient, queue) -> None:
+    queue.refuses = "it is short of memory"
+    response = client.get("/readyz")
+    assert response.status_code == 503
+    assert response.json()["type"] == "urn:ncml:problem:not-ready"
+    assert response.json()["detail"] == "The queue refuses new jobs: it is short of memory."
+    queue.refuses = None
+    assert client.get("/readyz").status_code == 200
+
+
 def test_two_applications_have_separate_metrics(new_client: Callable[..., TestClient]) -> None:
     first, second = new_client(), new_client()
     first.get("/healthz")
@@ -224,7 +234,7 @@ def test_the_api_page_lists_every_kind_of_problem(client: TestClient) -> None:
 
 def test_the_api_page_lists_the_default_limits() -> None:
     documented = {name: value for name, value, _ in rows("Setting")}
-    assert len(documented) == 10
+    assert len(documented) == 11
     for name, value in documented.items():
         number, _, unit = value.partition(" ")
         base, _, power = number.partition("^")

@@ -6,12 +6,14 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
 from tests.conftest import Valkey
-from worker.contract import GenerateJob, JobStatus, Lane, Pixels, Priority, ScoreJob
+from worker.contract import GenerateJob, JobStatus, Lane, Pixels, Priority, ScanJob, ScoreJob
 from worker.descriptors import Batching, ModelDescriptor, Preprocessing, PublishedWorker, WorkerInfo, WorkerState
 from worker.keys import WORKERS, job_key, worker_key
+from worker.leases import Leases
 from worker.queue import DuplicateJob, JobNotFound, JobQueue, QueueError, QueueFull
 from worker.records import parse_job
 
@@ -263,3 +265,98 @@ def test_an_idle_stream_yields_none_each_tick(queue: JobQueue) -> None:
 
     [tick] = asyncio.run(look())
     assert 5 < tick < 30
+
+
+def test_a_live_job_has_no_time_to_live(queue: JobQueue) -> None:
+    """A jump of the clock would otherwise erase waiting jobs, without a final event."""
+    job_id = queue.submit(GenerateJob(model="m"))
+    keys = [job_key(job_id), f"ncml:events:{job_id}"]
+    assert [queue.redis.ttl(key) for key in keys] == [-1, -1]
+    leases = Leases(queue, [Lane.GENERATE], "w")
+    _, claims = leases.claim(1)
+    leases.renew(claims, {job_id: '{"kind":"progress"}'})
+    assert [queue.redis.ttl(key) for key in keys] == [-1, -1]
+    leases.give_back(claims)
+    assert [queue.redis.ttl(key) for key in keys] == [-1, -1]
+    queue.cancel(job_id)
+    assert all(0 < queue.redis.ttl(key) <= 3600 for key in keys)
+
+
+def test_two_deletions_leave_a_job_that_takes_the_id_meanwhile(queue: JobQueue) -> None:
+    old = queue.view(queue.submit(GenerateJob(model="m"), job_id="mine"))
+    queue.cancel("mine", old.created_at)  # both deletions do
+    queue.forget("mine", old.created_at)  # the first one ends
+    queue.submit(GenerateJob(model="m"), job_id="mine")
+    for step in (queue.cancel, queue.forget):  # the second one goes on
+        with pytest.raises(JobNotFound):
+            step("mine", old.created_at)
+    assert queue.view("mine").status is JobStatus.QUEUED
+    assert queue.depth(Lane.GENERATE) == 1
+    assert queue.cancel("mine", queue.view("mine").created_at).status is JobStatus.CANCELED
+
+
+def test_fifty_deletions_and_submissions_at_once_lose_no_job(queue: JobQueue) -> None:
+    def delete_or_submit(i: int) -> None:
+        with contextlib.suppress(JobNotFound, DuplicateJob, QueueError):
+            if i % 2:
+                queue.submit(GenerateJob(model="m"), job_id="mine")
+            else:
+                view = queue.view("mine")
+                queue.cancel("mine", view.created_at)
+                queue.forget("mine", view.created_at)
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(delete_or_submit, range(200)))
+    waiting = queue.redis.lrange("rq:queue:ncml:generate:normal", 0, -1)
+    record = queue.redis.hget(job_key("mine"), "status")
+    assert (waiting, record) in (([], None), ([b"mine"], b"queued"), ([], b"canceled"))
+
+
+def test_a_job_that_vanishes_while_it_is_canceled_leaves_nothing(
+    queue: JobQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = queue.submit(GenerateJob(model="m"))
+    view = queue.view(job_id)
+    queue.redis.flushall()
+    monkeypatch.setattr(queue, "view", lambda _: view)  # it was read before
+    with pytest.raises(JobNotFound):
+        queue.cancel(job_id)
+    assert queue.redis.keys("*") == []
+
+
+def test_the_bytes_that_wait_in_a_lane_are_limited(queue: JobQueue) -> None:
+    noise = np.random.default_rng(0).bytes(30_000)
+    large = ScanJob(model="m", file=noise, height=1, width=1)
+    limit = 100_000
+    ids = [queue.submit(large, byte_limit=limit) for _ in range(3)]
+    with pytest.raises(QueueFull, match="100000 bytes"):
+        queue.submit(large, byte_limit=limit)
+    assert queue.submit(ScoreJob(model="m", images=(PIXELS,)), byte_limit=limit)  # the other lane has room
+    queue.cancel(ids[0])
+    ids[0] = queue.submit(large, byte_limit=limit)
+    leases = Leases(queue, [Lane.GENERATE], "w")
+    claims = leases.claim(1)[1]  # a running job does not wait
+    ids.append(queue.submit(large, byte_limit=limit))
+    assert leases.give_back(claims) == [True]  # an accepted job returns in any case
+    with pytest.raises(QueueFull):
+        queue.submit(large, byte_limit=limit)
+    for job_id in ids:
+        queue.cancel(job_id)
+    assert queue.redis.hget("ncml:waiting", "generate") is None
+    assert queue.submit(large, byte_limit=1000)  # alone, a job of any size is accepted
+
+
+def test_a_server_that_refuses_writes_is_noticed(queue: JobQueue) -> None:
+    assert queue.refusal() is None
+    try:
+        queue.redis.config_set("maxmemory", int(queue.redis.info("memory")["used_memory"] / 0.85))
+        assert queue.refusal() == "it is short of memory"
+        queue.redis.config_set("maxmemory", 1)
+        assert "not allowed when used memory" in (queue.refusal() or "")
+        queue.redis.config_set("maxmemory", 0)
+        queue.redis.replicaof("127.0.0.1", 1)
+        assert "read only replica" in (queue.refusal() or "")
+    finally:
+        queue.redis.replicaof("no", "one")
+        queue.redis.config_set("maxmemory", 0)
+    assert queue.refusal() is None

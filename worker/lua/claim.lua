@@ -2,49 +2,53 @@
 --
 -- The first job determines the batch key; others with that key join while their images fit, in order of priority and
 -- then of arrival. A job marked `alone` is a batch by itself. Jobs that are too late to start are moved too and marked,
--- so that the caller ends them.
+-- so that the caller ends them. What is no job at all is removed.
 --
 -- KEYS leases, then the queues in priority order
--- ARGV token, lease_s, worker, ttl, room (images), scan (jobs inspected in each queue), batch key or '', event
--- returns batch key ('' when nothing more may join), then for each job {id, queue, late, attempts, images, seconds waited, data}
-local time = redis.call('TIME')
-local now = time[1] + time[2] / 1e6
-local token, room, scan, batch_key = ARGV[1], tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7]
+-- ARGV token, lease_s, worker, room (images), scan (jobs inspected in each queue), batch key or '', event
+-- returns batch key ('' when nothing more may join), then for each job {id, queue, late, attempts, images, seconds waited, data, batch key}
+local now = clock()
+local token, room, scan, batch_key = ARGV[1], tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
 local claimed, started, taken, closed = {}, {}, 0, false
 
-local function claim(queue, id, job, n, late)
-  redis.call('LREM', queue, 1, id)
+local function claim(queue, id, job, n, late, key)
+  leave_queue(queue, id, job)
   redis.call('ZADD', KEYS[1], now + ARGV[2], id .. ':' .. token)
   redis.call('ZADD', 'rq:wip:' .. string.sub(queue, 10), '+inf', id .. ':' .. token)
   redis.call('HSET', job, 'status', 'started', 'started', now, 'worker_name', ARGV[3])
-  local attempts = redis.call('HINCRBY', job, 'attempts', 1)
+  local attempts = redis.pcall('HINCRBY', job, 'attempts', 1)
+  if type(attempts) ~= 'number' then
+    attempts = 1
+    redis.call('HSET', job, 'attempts', 1)
+  end
   redis.call('PERSIST', job)
   if not late then
-    redis.call('XADD', 'ncml:events:' .. id, '*', 'event', ARGV[8])
-    redis.call('EXPIRE', 'ncml:events:' .. id, ARGV[4])
+    append(id, ARGV[7])
+    redis.call('PERSIST', 'ncml:events:' .. id)
     started[#started + 1] = id
   end
   local fields = redis.call('HMGET', job, 'submitted', 'data')
   local waited = tostring(now - (tonumber(fields[1]) or now))
-  claimed[#claimed + 1] = {id, string.sub(queue, 10), late and 1 or 0, attempts, n, waited, fields[2] or ''}
+  claimed[#claimed + 1] = {id, string.sub(queue, 10), late and 1 or 0, attempts, n, waited, fields[2] or '', key}
 end
 
 for k = 2, #KEYS do
   for _, id in ipairs(redis.call('LRANGE', KEYS[k], 0, scan - 1)) do
     if closed then break end
     local job = 'rq:job:' .. id
-    local h = redis.call('HMGET', job, 'status', 'batch_key', 'n', 'alone', 'start_by')
-    local n, alone = tonumber(h[3]) or 1, h[4] == '1' or not h[2]
-    if h[1] ~= 'queued' then
-      redis.call('LREM', KEYS[k], 1, id)
-    elseif h[5] and tonumber(h[5]) < now then
-      claim(KEYS[k], id, job, n, true)
+    local h = fields_of(job, 'status', 'batch_key', 'n', 'alone', 'start_by')
+    local n, alone, start_by = tonumber(h[3]), h[4] == '1' or not h[2], tonumber(h[5])
+    n = n and n >= 1 and n < 1e6 and math.floor(n) or 1
+    if h[1] ~= 'queued' or not string.match(id, '^[%w_-]+$') then
+      leave_queue(KEYS[k], id, job)
+    elseif start_by and start_by < now then
+      claim(KEYS[k], id, job, n, true, h[2] or '')
     elseif batch_key == '' then
-      claim(KEYS[k], id, job, n, false)
+      claim(KEYS[k], id, job, n, false, h[2] or '')
       batch_key, taken = h[2] or '', n
       closed = alone or taken >= room
     elseif h[2] == batch_key and not alone and taken + n <= room then
-      claim(KEYS[k], id, job, n, false)
+      claim(KEYS[k], id, job, n, false, h[2])
       taken = taken + n
       closed = taken >= room
     end

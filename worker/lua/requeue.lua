@@ -1,22 +1,19 @@
 -- Puts a leased job back at the front of its queue.
--- KEYS leases, job, events, queue, wake, wip
--- ARGV id, token, 1 to act on a lapsed lease only, 1 to run alone from now on, 1 not to count the attempt,
---      ttl, event
+-- KEYS leases, job, queue, wake, wip
+-- ARGV id, token, 1 to act on a lapsed lease only, 1 to run alone from now on, 1 not to count the attempt, event
 -- returns 1 if this call put it back
-local time = redis.call('TIME')
-local now = time[1] + time[2] / 1e6
 local member = ARGV[1] .. ':' .. ARGV[2]
 local lease = redis.call('ZSCORE', KEYS[1], member)
-if not lease or (ARGV[3] == '1' and tonumber(lease) > now) then return 0 end
+if not lease or (ARGV[3] == '1' and tonumber(lease) > clock()) then return 0 end
 redis.call('ZREM', KEYS[1], member)
-redis.call('ZREM', KEYS[6], member)
+redis.call('ZREM', KEYS[5], member)
 redis.call('HSET', KEYS[2], 'status', 'queued')
 redis.call('HDEL', KEYS[2], 'progress', 'start_by') -- it started in time
 if ARGV[4] == '1' then redis.call('HSET', KEYS[2], 'alone', '1') end
 if ARGV[5] == '1' then redis.call('HINCRBY', KEYS[2], 'attempts', -1) end
-redis.call('XADD', KEYS[3], '*', 'event', ARGV[7])
-redis.call('EXPIRE', KEYS[3], ARGV[6])
+append(ARGV[1], ARGV[6])
 redis.call('PUBLISH', 'ncml:changes:state', ARGV[1])
-redis.call('LPUSH', KEYS[4], ARGV[1])
-if redis.call('LLEN', KEYS[5]) == 0 then redis.call('RPUSH', KEYS[5], 1) end
+redis.call('LPUSH', KEYS[3], ARGV[1])
+count_bytes(KEYS[3], KEYS[2], 1)
+if redis.call('LLEN', KEYS[4]) == 0 then redis.call('RPUSH', KEYS[4], 1) end
 return 1

@@ -1,23 +1,28 @@
 -- Adds a job, unless its id exists, its lane is full, or the server is short of memory.
--- KEYS job, events, wake, queue, then every queue of the lane
--- ARGV id, limit (-1: none), ttl, start_within_s, event, field, value, ...
+-- A waiting job has no time to live: it ends by a transition, so a jump of the clock cannot erase it.
+-- KEYS job, wake, queue, then every queue of the lane
+-- ARGV id, limit of waiting jobs, and of their bytes (-1: none), lane, start_within_s, event, field, value, ...
 if redis.call('EXISTS', KEYS[1]) == 1 then return 'duplicate' end
-local depth = 0
-for k = 5, #KEYS do depth = depth + redis.call('LLEN', KEYS[k]) end
+local depth, bytes = 0, 0
+for k = 4, #KEYS do depth = depth + redis.call('LLEN', KEYS[k]) end
+if depth == 0 then
+  redis.call('HDEL', 'ncml:waiting', ARGV[4]) -- nothing waits, whatever was counted for damaged records
+else
+  bytes = tonumber(redis.call('HGET', 'ncml:waiting', ARGV[4])) or 0
+end
 if tonumber(ARGV[2]) >= 0 and depth >= tonumber(ARGV[2]) then return 'full' end
--- a quarter is reserved for accepted jobs: their leases and results, and what workers publish
-local memory = redis.call('INFO', 'memory')
-local most = tonumber(string.match(memory, 'maxmemory:(%d+)'))
-if most > 0 and tonumber(string.match(memory, 'used_memory:(%d+)')) > 0.75 * most then return 'memory' end
+local size = 0
+for i = 7, #ARGV, 2 do if ARGV[i] == 'data' then size = #ARGV[i + 1] end end
+if tonumber(ARGV[3]) >= 0 and depth > 0 and bytes + size > tonumber(ARGV[3]) then return 'bytes' end
+if short_of_memory() then return 'memory' end
 
-local time = redis.call('TIME')
-local now = time[1] + time[2] / 1e6
-redis.call('HSET', KEYS[1], unpack(ARGV, 6))
-redis.call('HSET', KEYS[1], 'submitted', now, 'start_by', now + ARGV[4])
-redis.call('EXPIRE', KEYS[1], ARGV[3])
-redis.call('XADD', KEYS[2], '*', 'event', ARGV[5])
-redis.call('EXPIRE', KEYS[2], ARGV[3])
-redis.call('SADD', 'rq:queues', KEYS[4])
-redis.call('RPUSH', KEYS[4], ARGV[1])
-if redis.call('LLEN', KEYS[3]) == 0 then redis.call('RPUSH', KEYS[3], 1) end
+local now = clock()
+redis.call('HSET', KEYS[1], unpack(ARGV, 7))
+redis.call('HSET', KEYS[1], 'submitted', now, 'start_by', now + ARGV[5], 'bytes', size)
+redis.call('DEL', 'ncml:events:' .. ARGV[1])
+append(ARGV[1], ARGV[6])
+redis.call('SADD', 'rq:queues', KEYS[3])
+redis.call('RPUSH', KEYS[3], ARGV[1])
+count_bytes(KEYS[3], KEYS[1], 1)
+if redis.call('LLEN', KEYS[2]) == 0 then redis.call('RPUSH', KEYS[2], 1) end
 return 'queued'

@@ -1,0 +1,14 @@
+-- Cancels a job: ends it if it waits, or asks its worker to end it.
+-- KEYS job; ARGV id, the time of its submission ('': whenever), ttl, status, event, field, value, ...
+-- returns 'missing', 'ended', 'canceled' or 'asked'
+local id, now = ARGV[1], clock()
+local record = fields_of(KEYS[1], 'task', 'submitted', 'outcome', 'status', 'origin')
+if not record[1] or (ARGV[2] ~= '' and tonumber(record[2]) ~= tonumber(ARGV[2])) then return 'missing' end
+if record[3] or (record[4] ~= 'queued' and record[4] ~= 'started') then return 'ended' end
+local origin = record[5] or ''
+if record[4] == 'queued' and leave_queue('rq:queue:' .. origin, id, KEYS[1]) then
+  end_job(id, KEYS[1], origin, now, 'canceled', ARGV[3], ARGV[4], ARGV[5], {unpack(ARGV, 6)})
+  return 'canceled'
+end
+redis.call('HSET', KEYS[1], 'cancel', '1')
+return 'asked'

@@ -1,0 +1,60 @@
+-- Functions that the other scripts share: `worker.keys.script` puts them in front of each.
+-- A damaged record must not stop the script that meets it, because other jobs depend on that script.
+local function clock()
+  local time = redis.call('TIME')
+  return time[1] + time[2] / 1e6
+end
+
+local function append(id, entry, cap) -- adds to a job's events; a key of another type is replaced
+  local events = 'ncml:events:' .. id
+  local arguments = {'XADD', events}
+  if cap then arguments = {'XADD', events, 'MAXLEN', cap} end
+  arguments[#arguments + 1] = '*'
+  arguments[#arguments + 1] = 'event'
+  arguments[#arguments + 1] = entry
+  local answer = redis.pcall(unpack(arguments))
+  if type(answer) == 'table' and answer.err and string.find(answer.err, 'WRONGTYPE') then
+    redis.call('DEL', events)
+    redis.call(unpack(arguments))
+  elseif type(answer) == 'table' and answer.err then
+    error(answer.err)
+  end
+end
+
+local function fields_of(job, ...) -- the fields of a record; all missing if the key has another type
+  local answer = redis.pcall('HMGET', job, ...)
+  return answer.err and {} or answer
+end
+
+local function count_bytes(queue, job, sign) -- of the jobs that wait in a lane
+  local lane = string.match(queue, 'ncml:(%a+):')
+  local size = tonumber(fields_of(job, 'bytes')[1])
+  if not lane or not size then return end
+  if redis.call('HINCRBY', 'ncml:waiting', lane, sign * size) <= 0 then redis.call('HDEL', 'ncml:waiting', lane) end
+end
+
+local function leave_queue(queue, id, job) -- whether it was there
+  if redis.call('LREM', queue, 1, id) == 0 then return false end
+  count_bytes(queue, job, -1)
+  return true
+end
+
+local function end_job(id, job, origin, now, registry, ttl, status, event, fields)
+  if redis.call('TYPE', job).ok ~= 'hash' then redis.call('DEL', job) end
+  redis.call('HSET', job, 'status', status, 'ended', now, 'data', '', unpack(fields))
+  redis.call('HDEL', job, 'cancel')
+  redis.call('EXPIRE', job, ttl)
+  append(id, event)
+  redis.call('EXPIRE', 'ncml:events:' .. id, ttl)
+  redis.call('PUBLISH', 'ncml:changes:state', id)
+  local list = 'rq:' .. registry .. ':' .. origin
+  redis.call('ZADD', list, now + ttl, id)
+  redis.call('ZREMRANGEBYSCORE', list, 0, now)
+end
+
+local function short_of_memory() -- a quarter is reserved for accepted jobs, and for what workers publish
+  local memory = redis.call('INFO', 'memory')
+  local most = tonumber(string.match(memory, 'maxmemory:(%d+)'))
+  return most > 0 and tonumber(string.match(memory, 'used_memory:(%d+)')) > 0.75 * most
+end
+
