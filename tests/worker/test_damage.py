@@ -95,7 +95,7 @@ def test_damaged_leases_and_workers_are_ignored(queue: JobQueue) -> None:
     (claim,) = lost.claim(1)[1]
     broken = queue.submit(GenerateJob(model="m"))
     (second,) = lost.claim(1)[1]
-    write_fields(queue, broken, origin=b"\xffnowhere")
+    write_fields(queue, broken, origin="nowhere")
     members = [b"\xff\xfe:\xff", b"no colon", b"a:b:c", b"ghost:" + b"0" * 32, b""]
     queue.redis.zadd(LEASES, dict.fromkeys(members, 1.0))
     queue.redis.zadd(WORKERS, {b"\xff\xfe": 1.0, b"": 2.0})
