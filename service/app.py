@@ -27,6 +27,7 @@ from service.keys import KeyFile, KeyFileError
 from service.metrics import Metrics
 from service.routes import generate, health, jobs, models, score
 from service.settings import Settings
+from worker.address import AddressError
 from worker.queue import JobQueue, QueueError
 
 _DESCRIPTION = """Exact likelihoods, out-of-distribution scores and new images from a noise conditional pixel network.
@@ -89,7 +90,7 @@ def create_app(settings: Settings, queue: JobQueue) -> FastAPI:
 def _add_routers(app: FastAPI, settings: Settings, metrics: Metrics) -> list[APIRouter]:
     """Add the endpoints with their authentication and rate limits; return their routers."""
     auth = [Depends(ApiKeyAuth(KeyFile(settings.api_keys_file), metrics))] if settings.api_keys_file else []
-    rate_limit = [Depends(RateLimit(settings.redis_url, settings.rate_limit, metrics))] if settings.rate_limit else []
+    rate_limit = [Depends(RateLimit(settings.queue_url, settings.rate_limit, metrics))] if settings.rate_limit else []
     dependencies: tuple[tuple[APIRouter, list[Any]], ...] = (
         (score.router, auth + rate_limit),
         (generate.router, auth + rate_limit),
@@ -114,7 +115,10 @@ def from_environment() -> FastAPI:
             print(f"ncml: NCML_{invalid.field.upper()}{invalid.detail.removeprefix(invalid.field)}", file=sys.stderr)
         sys.exit(2)
     try:
-        queue = JobQueue.from_url(settings.redis_url)
+        queue = JobQueue.from_url(settings.queue_url)
+    except AddressError as error:
+        print(f"ncml: NCML_REDIS_PASSWORD_FILE: {error}", file=sys.stderr)
+        sys.exit(2)
     except QueueError as error:
         print(f"ncml: NCML_REDIS_URL: {error}", file=sys.stderr)
         sys.exit(2)

@@ -9,6 +9,7 @@ from limits import RateLimitItem, parse_many
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from worker.address import with_password
 from worker.contract import Lane
 
 
@@ -25,7 +26,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="NCML_", extra="ignore", frozen=True, arbitrary_types_allowed=True)
 
     redis_url: str = "redis://localhost:6379/0"
-    """Address of the Valkey or Redis server that holds the queue."""
+    """Address of the Valkey or Redis server that holds the queue; rediss:// encrypts the connection."""
+    redis_password_file: Path | None = None
+    """File that contains the password of that server."""
     wait_s: float = Field(default=30.0, ge=0, le=600)
     """Seconds that a request waits for its job: the default and the maximum of `Prefer: wait`."""
     max_body_bytes: int = Field(default=64 * 2**20, ge=1024, le=128 * 2**20)
@@ -68,6 +71,11 @@ class Settings(BaseSettings):
     """Maximum memory that decoding one image may take: 12 bytes for each of `max_image_pixels` suffice."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
     """Level of the log, which has one JSON object per line."""
+
+    @property
+    def queue_url(self) -> str:
+        """The address of the queue with its password; raises `AddressError` if its file cannot be read."""
+        return with_password(self.redis_url, self.redis_password_file)
 
     @property
     def image_limits(self) -> ImageLimits:

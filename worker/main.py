@@ -10,6 +10,7 @@ from ncml.errors import NcmlError
 from ncml.paths import search_path
 from ncml.sampling.batching import batching_setting
 from worker import logs
+from worker.address import AddressError, with_password
 from worker.contract import Lane
 from worker.messages import EngineSettings
 from worker.metrics import WorkerMetrics
@@ -66,7 +67,9 @@ def main(
     batching_setting()  # which the engine reads
     url = redis_url or os.environ.get("NCML_REDIS_URL", "redis://localhost:6379/0")
     try:
-        queue = JobQueue.from_url(url)
+        queue = JobQueue.from_url(with_password(url, os.environ.get("NCML_REDIS_PASSWORD_FILE")))
+    except AddressError as error:
+        raise NcmlError(f"NCML_REDIS_PASSWORD_FILE: {error}") from error
     except QueueError as error:
         raise NcmlError(f"{'--redis-url' if redis_url else 'NCML_REDIS_URL'}: {error}") from error
     logs.configure()

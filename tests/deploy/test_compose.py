@@ -54,15 +54,15 @@ def uvicorn(arguments: list[str]) -> None:
     """Parse a command of the service's image; nothing is run."""
     from uvicorn.main import main
 
-    assert arguments[0] == "uvicorn"
-    assert isinstance(main.make_context("uvicorn", arguments[1:]), click.Context)
+    assert arguments[:3] == ["python", "-m", "uvicorn"]
+    assert isinstance(main.make_context("uvicorn", arguments[3:]), click.Context)
 
 
 def test_base_images_are_pinned_to_a_release() -> None:
     images = base_images(()) + base_images(("monitoring",))
     assert len(images) == 4
     for image in images:
-        assert re.fullmatch(r"[\w/]+:v?\d+\.\d+\.\d+(-[\w-]+)?", image), image
+        assert re.fullmatch(r"[\w/]+:v?\d+\.\d+\.\d+(-[\w-]+)?(@sha256:[0-9a-f]{64})?", image), image
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -93,6 +93,53 @@ def test_one_port_is_open_by_default_and_only_to_this_host() -> None:
         assert all(port.startswith("127.0.0.1:") for port in spec.get("ports", ()))
 
 
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_container_has_limits_of_memory_cores_and_processes(name: str) -> None:
+    spec = SERVICES[name]
+    memory, cores = (re.sub(r"\$\{\w+:-([\w.]+)\}", r"\1", str(spec[key])) for key in ("mem_limit", "cpus"))
+    assert re.fullmatch(r"\d+[mg]", memory)
+    assert 0 < float(cores) <= 2
+    assert 32 <= spec["pids_limit"] <= 4096
+
+
+def test_only_service_and_workers_reach_the_queue() -> None:
+    networks = compose()["networks"]
+    members = {name: {service for service, spec in SERVICES.items() if name in spec["networks"]} for name in networks}
+    assert members == {
+        "queue": {"valkey", "service", "worker-score", "worker-generate"},
+        "web": {"service"},
+        "monitoring": {"service", "worker-score", "worker-generate", "prometheus", "grafana"},
+        "train": {"train"},
+    }
+    assert networks["queue"] == {"internal": True}
+
+
+def test_the_password_of_the_queue_is_random_unless_given_and_disclosed_by_a_file_only(tmp_path: Path) -> None:
+    command = SERVICES["valkey"]["command"]
+    assert command[:2] == ["sh", "-euc"]
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "bin" / "valkey-server").write_text('#!/bin/sh\necho "$@"; cat; env\n')
+    (tmp_path / "bin" / "valkey-server").chmod(0o755)
+    script = command[2].replace("$$", "$").replace("/run/queue", f"{tmp_path}/run").replace("/data", str(tmp_path))
+
+    def start(password: str) -> str:
+        path = f"{tmp_path}/bin:{os.environ['PATH']}"
+        said = run(["sh", "-euc", script, *command[3:]], env={"PATH": path, "QUEUE_PASSWORD": password})
+        arguments, config, *rest = said.splitlines()
+        assert arguments.startswith("- --appendonly yes --appendfsync everysec")
+        stored = (tmp_path / "run" / "password").read_text()
+        assert config == f"requirepass {stored}"
+        assert stored not in arguments + "".join(rest)
+        assert [path.name for path in (tmp_path / "run").iterdir()] == ["password"]
+        return stored
+
+    first = start("")
+    assert re.fullmatch("[0-9a-f]{64}", first)
+    assert start("") == first  # the other containers have read it
+    assert start("own") == start("") == "own"
+
+
 @pytest.mark.parametrize("name", [name for name in SERVICES if name != "train"])
 def test_every_lasting_container_is_watched_and_started_again(name: str) -> None:
     spec = SERVICES[name]
@@ -117,7 +164,7 @@ def test_every_variable_is_read_by_somebody() -> None:
     for path in (COMPOSE, *OVERRIDES):
         for name, spec in compose(path)["services"].items():
             assert environment(spec).keys() <= (settings if name == "service" else elsewhere), (path.name, name)
-    assert environment(SERVICES["service"]).keys() == environment(SERVICES["worker-score"]).keys() == {"NCML_REDIS_URL"}
+    assert environment(SERVICES["worker-score"]).keys() == {"NCML_REDIS_URL", "NCML_REDIS_PASSWORD_FILE"}
     image = dict(re.findall(r"(\w+)=(\S+)", re.findall(r"^ENV (.*)$", stage("worker"), re.MULTILINE)[0]))
     assert "NCML_MODELS" in elsewhere
     assert image["NCML_MODELS"].split(":") == ["/app/models", "/models"]  # those shipped come first
@@ -140,7 +187,7 @@ def test_every_command_is_understood() -> None:
 def test_models_are_written_by_training_and_read_by_workers() -> None:
     assert "models:/models" in SERVICES["train"]["volumes"]
     for lane in ("score", "generate"):
-        assert SERVICES[f"worker-{lane}"]["volumes"] == ["models:/models:ro"]
+        assert SERVICES[f"worker-{lane}"]["volumes"] == ["models:/models:ro", "password:/run/queue:ro"]
     assert "models" not in str(SERVICES["service"])
 
 
@@ -159,7 +206,8 @@ def test_compose_itself_accepts_the_files(arguments: str, tmp_path: Path) -> Non
     command = ["docker", "compose", *(word for path in files for word in ("-f", path)), "--profile", "*", "config"]
     said = yaml.safe_load(run([*command], env=os.environ | given, cwd=ROOT))
     assert said["services"].keys() == SERVICES.keys()
-    assert said["services"]["worker-score"]["environment"]["NCML_REDIS_URL"] == "redis://:secret@valkey:6379/0"
+    assert said["services"]["worker-score"]["environment"]["NCML_REDIS_URL"] == "redis://valkey:6379/0"
+    assert said["services"]["valkey"]["environment"] == {"QUEUE_PASSWORD": "secret"}
     image = "ncml-worker:cuda" if arguments == "compose.gpu.yml" else "ncml-worker"
     assert {said["services"][name]["image"] for name in OURS[1:]} == {image}
 

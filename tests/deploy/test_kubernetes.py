@@ -101,7 +101,7 @@ def test_everything_is_valid_by_the_schemas(folder: Path) -> None:
             newest = kubernetes_validate.latest_version()
             kubernetes_validate.validate(manifest, newest, strict=True)
         validated += 1
-    assert validated == (14 if folder == FOLDER else 12)
+    assert validated == (18 if folder == FOLDER else 16)
 
 
 def test_a_mistake_is_seen_by_the_schemas(manifests: list[dict[str, Any]]) -> None:
@@ -125,8 +125,8 @@ def test_every_pod_is_locked(manifests: list[dict[str, Any]]) -> None:
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         }, name
-        assert container["resources"]["limits"]["memory"], name
-        assert container["resources"]["requests"].keys() == {"cpu", "memory"}, name
+        for kind_of in ("limits", "requests"):
+            assert container["resources"][kind_of].keys() == {"cpu", "memory", "ephemeral-storage"}, name
 
 
 def test_selectors_ports_and_claims_meet(manifests: list[dict[str, Any]]) -> None:
@@ -159,12 +159,16 @@ def test_selectors_ports_and_claims_meet(manifests: list[dict[str, Any]]) -> Non
             c["metadata"]["name"] for c in owner["spec"].get("volumeClaimTemplates", [])
         }
         assert {mount["name"] for mount in container["volumeMounts"]} == known, name
-        assert container["env"][0]["valueFrom"]["secretKeyRef"] == {"name": "ncml-queue", "key": "password"}, name
+        (secret,) = [v["secret"] for v in volumes if v["name"] == "queue-password"]
+        assert secret == {"secretName": "ncml-queue", "items": [{"key": "password", "path": "password"}]}, name
+        (mount,) = [m for m in container["volumeMounts"] if m["name"] == "queue-password"]
+        assert mount["readOnly"], name
+        files = {e["name"]: e["value"] for e in container.get("env", ()) if e["name"].endswith("_FILE")}
+        assert name == "valkey" or files == {"NCML_REDIS_PASSWORD_FILE": f"{mount['mountPath']}/password"}, name
 
 
 def test_the_queue_is_for_service_and_workers_alone(manifests: list[dict[str, Any]]) -> None:
-    (policy,) = kind(manifests, "NetworkPolicy").values()
-    (rule,) = policy["spec"]["ingress"]
+    (rule,) = kind(manifests, "NetworkPolicy")["valkey"]["spec"]["ingress"]
     let_in = rule["from"][0]["podSelector"]["matchLabels"]
     clients = [n for n, t in pods(manifests).items() if let_in.items() <= t["metadata"]["labels"].items()]
     assert sorted(clients) == ["ncml-service", "worker-generate", "worker-score"]
@@ -173,8 +177,32 @@ def test_the_queue_is_for_service_and_workers_alone(manifests: list[dict[str, An
         for name, container in containers(manifests)
         if name != "valkey"
     }
-    host, port = re.fullmatch(r"redis://:\$\(QUEUE_PASSWORD\)@([\w.-]+):(\d+)/0", address).groups()  # type: ignore[union-attr]
+    host, port = re.fullmatch(r"redis://([\w.-]+):(\d+)/0", address).groups()  # type: ignore[union-attr]
     assert [p["port"] for p in kind(manifests, "Service")[host]["spec"]["ports"]] == [int(port)]
+
+
+def test_nothing_is_reached_that_no_policy_allows(manifests: list[dict[str, Any]]) -> None:
+    policies = {name: policy["spec"] for name, policy in kind(manifests, "NetworkPolicy").items()}
+    assert policies.pop("default-deny") == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    assert [name for name, spec in policies.items() if "Egress" in spec["policyTypes"]] == ["queue-clients"]
+    ports = {port for rule in policies["queue-clients"]["egress"] for port in (p["port"] for p in rule["ports"])}
+    assert ports == {6379, 53}
+    opened = {name: [p["port"] for rule in spec["ingress"] for p in rule["ports"]]
+              for name, spec in policies.items() if "ingress" in spec}  # fmt: skip
+    assert opened == {"valkey": ["valkey"], "ncml-service": ["http"], "worker-metrics": ["metrics"]}
+    (selector,) = policies["worker-metrics"]["podSelector"]["matchExpressions"]
+    assert selector["values"] == [f"worker-{lane}" for lane in Lane]
+
+
+def test_instances_are_spread_over_nodes_and_zones(manifests: list[dict[str, Any]]) -> None:
+    for name, owner in kind(manifests, "Deployment").items():
+        template = owner["spec"]["template"]
+        constraints = template["spec"]["topologySpreadConstraints"]
+        assert [c["topologyKey"] for c in constraints] == ["kubernetes.io/hostname", "topology.kubernetes.io/zone"], (
+            name
+        )
+        for constraint in constraints:
+            assert constraint["labelSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items(), name
 
 
 def test_probes_ask_what_is_answered(manifests: list[dict[str, Any]]) -> None:
@@ -206,8 +234,10 @@ def test_uploads_have_room_within_the_memory_of_the_service(manifests: list[dict
 def test_containers_run_what_the_compose_file_runs(manifests: list[dict[str, Any]]) -> None:
     found = dict(containers(manifests))
     assert found["valkey"]["image"] == compose()["services"]["valkey"]["image"]
-    ours = [word.replace("$(REDISCLI_AUTH)", "ncml") for word in found["valkey"]["args"]]
-    assert ours == filled(compose()["services"]["valkey"]["command"])
+    theirs = filled(compose()["services"]["valkey"]["command"])
+    assert found["valkey"]["args"] == theirs[4:]
+    start = found["valkey"]["command"][2]
+    assert theirs[2].replace("$$", "$").endswith(start)  # which also makes a password where no secret has it
     for lane in Lane:
         arguments = found[f"worker-{lane}"]["args"]
         ncml(instruction("worker", "ENTRYPOINT") + arguments)

@@ -1,0 +1,34 @@
+"""The address of the queue, with the password of a file: a secret in an environment variable is easily disclosed."""
+
+from pathlib import Path
+from urllib.parse import quote, urlsplit, urlunsplit
+
+from ncml.errors import NcmlError
+
+MAX_PASSWORD_BYTES = 4096
+
+
+class AddressError(NcmlError):
+    """The password of the queue cannot be read."""
+
+
+def with_password(url: str, password_file: str | Path | None) -> str:
+    """Return an address of the queue with the password that a file contains, unless it has a password itself.
+
+    A Unix socket needs none. Raises `AddressError` if the file cannot be read or has no password.
+    """
+    parts = urlsplit(url)
+    credentials, _, host = parts.netloc.rpartition("@")
+    user, _, own_password = credentials.partition(":")
+    if not password_file or own_password or parts.scheme not in ("redis", "rediss"):
+        return url
+    try:
+        with Path(password_file).open("rb") as file:
+            password = file.read(MAX_PASSWORD_BYTES + 1).decode().strip()
+    except OSError as error:
+        raise AddressError(f"{password_file} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise AddressError(f"{password_file} is not UTF-8 text") from None
+    if not password or len(password) > MAX_PASSWORD_BYTES:
+        raise AddressError(f"{password_file} must contain the password, at most {MAX_PASSWORD_BYTES} bytes")
+    return urlunsplit(parts._replace(netloc=f"{user}:{quote(password, safe='')}@{host}"))
