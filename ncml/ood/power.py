@@ -79,11 +79,14 @@ def summary(power: Power, smallest_p: float) -> str:
     detects = [name for name, share in shares.items() if share >= MIN_DETECTED]
     misses = [name for name, share in shares.items() if share < MIN_DETECTED]
     clauses = [
-        f"it mostly {verb} {_listed(names, shares)}"
+        f"{verb} most of: {_listed(names, shares)}"
         for verb, names in (("detects", detects), ("misses", misses))
         if names
     ]
-    return f"At {power.good:.0%} of good images flagged, {', '.join(clauses)}; no p-value is below {smallest_p:.2g}."
+    return (
+        f"Flagging {power.good:.0%} of good images, this calibration {'; it '.join(clauses)}; no p-value is below "
+        f"{smallest_p:.2g}."
+    )
 
 
 def _listed(names: list[str], shares: Mapping[str, float]) -> str:
