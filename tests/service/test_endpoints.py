@@ -50,6 +50,7 @@ def test_an_image_is_scored_however_it_is_sent(client: TestClient, request_kwarg
     assert response.status_code == 200, response.text
     body = response.json()
     verdict = {"statistic": "multiscale", "score": 40.0, "p_value": 0.5, "threshold": 100.0, "is_ood": False}
+    verdict |= {"calibration": "default", "is_weak": False}
     assert body == {
         "id": "job-0",
         "status": "succeeded",
