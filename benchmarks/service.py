@@ -55,7 +55,7 @@ def stack(url: str, folder: Path, log: Path) -> Iterator[tuple[httpx2.Client, ps
     worker = [sys.executable, "-m", "ncml.cli", "worker", "--models", str(folder.parent), "--threads", "1"]
     commands = [
         [*worker, "--max-batch", str(BATCH), "--drain-s", "0", "--lane", "score"],
-        [sys.executable, "-m", "uvicorn", "--factory", "service.app:from_environment", "--port", str(port)],
+        [sys.executable, "-m", "service", "--port", str(port)],
     ]
     with log.open("w") as out:
         processes = [subprocess.Popen(command, env=environment, stderr=out) for command in commands]

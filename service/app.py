@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from starlette.middleware.cors import CORSMiddleware
 
 from service.auth import ApiKeyAuth, RateLimit
+from service.http.bodies import BodyLimitMiddleware
 from service.http.errors import add_exception_handlers
 from service.http.middleware import (
-    BodyLimitMiddleware,
     RequestContextMiddleware,
     UnexpectedErrorMiddleware,
     log_to_stderr,
@@ -72,7 +72,11 @@ def create_app(settings: Settings, queue: JobQueue) -> FastAPI:
     install_docs(app)
     install_studio(app)
     add_exception_handlers(app, [*app.routes, *(route for router in routers for route in router.routes)])
-    app.add_middleware(BodyLimitMiddleware, max_body_bytes=settings.max_body_bytes)  # the innermost comes first
+    app.add_middleware(  # the innermost comes first
+        BodyLimitMiddleware,
+        max_body_bytes=settings.max_body_bytes,
+        max_receiving_bytes=settings.max_receiving_bytes,
+    )
     app.add_middleware(UnexpectedErrorMiddleware)
     if settings.cors_origins:
         app.add_middleware(
@@ -103,17 +107,19 @@ def _add_routers(app: FastAPI, settings: Settings, metrics: Metrics) -> list[API
     return [router for router, _ in dependencies]
 
 
-def from_environment() -> FastAPI:
-    """Create the application of this process: `uvicorn --factory service.app:from_environment`.
-
-    Exits with status 2 and one line per invalid setting.
-    """
+def read_settings() -> Settings:
+    """Read the settings from the environment; exit with status 2 and one line per invalid one."""
     try:
-        settings = Settings()
+        return Settings()
     except ValidationError as error:
         for invalid in field_errors(error.errors()):
             print(f"ncml: NCML_{invalid.field.upper()}{invalid.detail.removeprefix(invalid.field)}", file=sys.stderr)
         sys.exit(2)
+
+
+def from_environment() -> FastAPI:
+    """Create the application of a process (`python -m service`); exit with status 2 for an invalid setting."""
+    settings = read_settings()
     try:
         queue = JobQueue.from_url(settings.queue_url)
     except AddressError as error:

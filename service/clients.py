@@ -10,13 +10,14 @@ from service.metrics import Metrics
 
 
 def client_name(request: Request) -> str:
-    """Return the name under which a client is counted: the owner of its key, else its address.
-
-    An IPv6 address counts with its /64, which is what a provider gives to one customer.
-    """
+    """Return the name under which a client is counted: the owner of its key, else its address."""
     if request.state.owner:
         return f"key:{request.state.owner}"
-    host = request.client.host if request.client else ""
+    return address_name(request.client.host if request.client else "")
+
+
+def address_name(host: str) -> str:
+    """Return the name under which an address is counted: an IPv6 address with its /64, which one customer has."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:  # a Unix socket has none

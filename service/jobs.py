@@ -22,13 +22,13 @@ from service.decoder import Limits
 from service.decoders import DecoderPool
 from service.http.deferred import DeferredResponse
 from service.http.negotiation import WaitPreference, wait_preference
-from service.http.problems import RETRY_AFTER_S, Problem, as_sentence, invalid_field
+from service.http.problems import RETRY_AFTER_S, FieldError, Problem, as_sentence, invalid_field
 from service.http.requests import ParsedRequest
 from service.metrics import Metrics
 from service.params import Params
 from service.rendering import images_response, scan_response, score_response
 from service.settings import Settings
-from worker.contract import Job, JobStatus, JobView, Lane, PictureResult, ScanResult, ScoreResult, Task
+from worker.contract import Job, JobStatus, JobView, Lane, PictureResult, Priority, ScanResult, ScoreResult, Task
 from worker.descriptors import ModelDescriptor
 from worker.queue import DuplicateJob, JobNotFound, JobQueue, QueueFull
 
@@ -102,7 +102,11 @@ class JobService:
     def job_fields(
         self, request: Request, params: Params, model: ModelDescriptor, version: str | None
     ) -> dict[str, Any]:
-        """Return the fields that all kinds of jobs share."""
+        """Return the fields that all kinds of jobs share. Raises the 403 `Problem` for a reserved priority."""
+        names = self.settings.high_priority_keys
+        if params.priority is Priority.HIGH and names and request.state.owner not in names:
+            detail = "priority: high is reserved for other keys; send normal or low."
+            raise Problem(403, detail, kind="priority", errors=[FieldError(field="priority", detail=detail)])
         return {
             "model": model.name,
             "version": version,

@@ -161,8 +161,8 @@ def worker_command(lane: str, threads: int) -> list[str]:
 
 def service_command(host: str, port: int) -> list[str]:
     """Return the command of the HTTP service."""
-    flags = {"--host": host, "--port": str(port), "--timeout-graceful-shutdown": f"{DRAIN_S:g}"}
-    command = [sys.executable, "-m", "uvicorn", "--factory", "service.app:from_environment", "--no-access-log"]
+    flags = {"--host": host, "--port": str(port), "--graceful-s": f"{DRAIN_S:g}"}
+    command = [sys.executable, "-m", "service"]
     return [*command, *(part for flag in flags.items() for part in flag)]
 
 

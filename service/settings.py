@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypedDict
 
 import pydantic_core
 from limits import RateLimitItem, parse_many
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from worker.address import with_password
@@ -47,6 +47,16 @@ class Settings(BaseSettings):
     """Maximum bytes of the waiting jobs of a lane, as the queue holds them; further requests receive 429."""
     max_streams: int = Field(default=64, ge=1)
     """Maximum event streams that one client follows at once; further ones receive 429."""
+    max_connections: int = Field(default=4096, ge=1)
+    """Maximum open connections of clients; a further one receives 503."""
+    max_receiving_bytes: int = Field(default=256 * 2**20, ge=1024)
+    """Maximum bytes of all request bodies that are being received or decoded, half of them from one client."""
+    header_timeout_s: float = Field(default=10, gt=0, le=600)
+    """Seconds within which the headers of a request must arrive."""
+    body_timeout_s: float = Field(default=120, gt=0, le=3600)
+    """Seconds within which the body of a request must arrive."""
+    idle_timeout_s: int = Field(default=5, ge=1, le=3600)
+    """Seconds that a connection stays open after a response."""
     start_within_s: float = Field(default=600, gt=0, le=86_400)
     """Seconds after which a waiting job expires."""
     job_timeout_s: float = Field(default=600, gt=0, le=86_400)
@@ -55,6 +65,8 @@ class Settings(BaseSettings):
     """Model of requests that name none. Empty: the bundled model, or else the first by name."""
     api_keys_file: Path | None = None
     """File of `name:digest` lines, as `ncml key NAME` prints them. Default: the service is open to anyone."""
+    high_priority_keys: Annotated[tuple[str, ...], NoDecode] = ()
+    """Names of keys whose requests may have the priority `high`, as a JSON list. Default: any request may."""
     rate_limit: Annotated[tuple[RateLimitItem, ...], NoDecode] = ()
     """Maximum requests for new jobs per client (the owner of a key, else an address), such as `60/minute; 1000/day`."""
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ("localhost", "127.0.0.1", "[::1]")
@@ -92,7 +104,7 @@ class Settings(BaseSettings):
         except ValueError:
             raise ValueError("it must be like 60/minute, or several of these separated by semicolons") from None
 
-    @field_validator("allowed_hosts", "cors_origins", "ready_lanes", mode="before")
+    @field_validator("allowed_hosts", "cors_origins", "high_priority_keys", "ready_lanes", mode="before")
     @classmethod
     def _parse_json_list(cls, value: object) -> object:
         if not isinstance(value, str):
@@ -101,6 +113,13 @@ class Settings(BaseSettings):
             return pydantic_core.from_json(value)
         except ValueError:
             raise ValueError('it must be a JSON list such as ["one", "another"]') from None
+
+    @field_validator("high_priority_keys")
+    @classmethod
+    def _check_priority_keys(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if value and not info.data.get("api_keys_file"):
+            raise ValueError("it requires NCML_API_KEYS_FILE, which names the keys")
+        return value
 
     @field_validator("allowed_hosts")
     @classmethod

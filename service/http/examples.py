@@ -11,7 +11,10 @@ REQUEST_ID = "5f0c1a7be2d94c38"
 PROBLEMS: dict[int, dict[str | None, str]] = {
     400: {"malformed": "The body is not valid JSON: expected value at line 1 column 1."},
     401: {"unauthorized": "An API key is required; send it as Authorization: Bearer KEY, or as X-API-Key."},
-    403: {"cross-site": "Pages of other sites are refused; name their origin in NCML_CORS_ORIGINS."},
+    403: {
+        "priority": "priority: high is reserved for other keys; send normal or low.",
+        "cross-site": "Pages of other sites are refused; name their origin in NCML_CORS_ORIGINS.",
+    },
     404: {
         "no-such-job": "The job does not exist or has expired; send the request again.",
         "result-expired": "The result of the job 0b6a3c1e9d has expired; send the request again.",
@@ -31,6 +34,7 @@ PROBLEMS: dict[int, dict[str | None, str]] = {
     429: {
         "queue-full": "512 jobs are waiting in the score lane already; retry in 12 s.",
         "too-many-streams": "This client has 64 event streams open already; close one, or poll the job.",
+        "too-many-uploads": "This client sends too many images at once; wait for its other requests.",
         "quota-exceeded": "The quota of 60 requests per minute is exhausted; retry in 20 s.",
     },
     500: {
@@ -53,7 +57,7 @@ PROBLEMS: dict[int, dict[str | None, str]] = {
 }
 """A detail for every kind of problem, by status."""
 
-PROBLEM_FIELDS = {"too-large": "image", "invalid-input": "n", "job-input": "class"}
+PROBLEM_FIELDS = {"too-large": "image", "invalid-input": "n", "job-input": "class", "priority": "priority"}
 """The invalid field of the kinds that name one."""
 
 _VERSION = "9f2c61d07be3a4585e1c0f6db2a87943c5d1e08f7a6b3924d8e5f01c7b9a3d62"

@@ -1,4 +1,4 @@
-"""ASGI middleware: request ids, access log, metrics, security headers, unexpected errors, and body sizes."""
+"""ASGI middleware: request ids, access log, metrics, security headers, and unexpected errors."""
 
 import contextvars
 import logging
@@ -117,42 +117,6 @@ class UnexpectedErrorMiddleware:
                 raise
             problem = Problem(500, "The service failed unexpectedly; its log has the details under this request id.")
             await problem.response(scope["state"]["request_id"])(scope, receive, send)
-
-
-class BodyLimitMiddleware:
-    """Refuses request bodies above the limit, by their Content-Length or while they arrive."""
-
-    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
-        self.app = app
-        self.max_body_bytes = max_body_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass one request on, or refuse it."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        received_bytes = 0
-
-        async def receive_counted() -> Message:
-            nonlocal received_bytes
-            message = await receive()
-            received_bytes += len(message.get("body", b""))
-            if received_bytes > self.max_body_bytes:
-                raise self._too_large()
-            return message
-
-        length = Headers(scope=scope).get("content-length", "0")
-        if length.isdecimal() and (len(length) > 18 or int(length) > self.max_body_bytes):
-            await self._too_large().response(scope["state"]["request_id"])(scope, receive, send)
-        else:
-            await self.app(scope, receive_counted, send)
-
-    def _too_large(self) -> Problem:
-        detail = (
-            f"The request body is too large: at most {self.max_body_bytes} bytes are accepted; send fewer or smaller "
-            "images."
-        )
-        return Problem(413, detail, kind="too-large")
 
 
 class RequestLogFormatter(JsonFormatter):

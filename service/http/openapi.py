@@ -21,6 +21,7 @@ BINARY = {"schema": {"type": "string", "format": "binary"}, "example": "(the byt
 JOB_STATUSES = (400, 401, 404, 406, 410, 413, 415, 422, 429, 500, 503, 504)
 JOB_PROBLEMS = (
     "result-expired", "no-worker", "no-model", "queue-down", "no-room", "queue-full", "quota-exceeded",
+    "too-many-uploads", "priority",
 )  # fmt: skip
 """The error statuses of the routes that submit jobs; of 404, 429 and 503 only these kinds."""
 
@@ -57,7 +58,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
         for path, operations in document["paths"].items():
             if path not in OPEN_PATHS:
                 for operation in operations.values():
-                    responses = problem_responses(403, 421)
+                    responses = problem_responses(403, 421, kinds=() if "requestBody" in operation else ("cross-site",))
                     operation["responses"] |= {str(status): response for status, response in responses.items()}
         app.openapi_schema = document
     return app.openapi_schema

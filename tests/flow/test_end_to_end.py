@@ -66,7 +66,7 @@ def running(commands: list[list[str]], log: Path, **environment: str) -> Iterato
 
 
 def service(port: int) -> list[str]:
-    return [sys.executable, "-m", "uvicorn", "--factory", "service.app:from_environment", "--port", str(port)]
+    return [sys.executable, "-m", "service", "--port", str(port)]
 
 
 def until(http: httpx2.Client, path: str, status: int, seconds: float = 100) -> None:

@@ -10,6 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from ncml.images import to_png
+from service.clients import address_name
 from service.http.middleware import RequestLogFormatter
 from service.keys import KeyFile, KeyFileError, digest
 from service.keys import main as make_key
@@ -294,3 +295,30 @@ def test_links_of_other_sites_open_the_pages(client: TestClient) -> None:
     assert client.get("/", headers=link).status_code == 200
     embedded = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}
     assert client.get("/jobs/job-0/preview", headers=embedded).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [
+        ("192.0.2.7", "address:192.0.2.7"),
+        ("2001:db8:1:2:3::4", "address:2001:db8:1:2::/64"),
+        ("2001:db8:1:2::9", "address:2001:db8:1:2::/64"),
+        ("2001:db8:1:3::9", "address:2001:db8:1:3::/64"),
+        ("::ffff:192.0.2.7", "address:192.0.2.7"),
+        ("testclient", "address:testclient"),
+        ("", "address:"),
+    ],
+)
+def test_an_ipv6_client_counts_with_its_network(host: str, name: str) -> None:
+    assert address_name(host) == name
+
+
+def test_high_priority_can_be_reserved(new_client: Callable[..., TestClient], queue, keys: Path) -> None:
+    client = new_client(api_keys_file=keys, high_priority_keys=["ann"])
+    assert client.post("/generate?priority=high", headers=bearer(ANN)).status_code == 200
+    refused = client.post("/generate?priority=high", headers=bearer(BOB))
+    assert refused.status_code == 403
+    assert refused.json()["type"] == "urn:ncml:problem:priority"
+    assert refused.json()["errors"][0]["field"] == "priority"
+    assert client.post("/generate?priority=low", headers=bearer(BOB)).status_code == 200
+    assert len(queue.jobs) == 2

@@ -33,15 +33,7 @@ def serve(valkey_url: str, tmp_path: Path) -> Iterator[Callable[..., Service]]:
 
         def start(files: int = 8192, **settings: object) -> Service:
             port, log = free_port(), tmp_path / "service.log"
-            command = [
-                sys.executable,
-                "-m",
-                "uvicorn",
-                "--factory",
-                "service.app:from_environment",
-                "--port",
-                str(port),
-            ]
+            command = [sys.executable, "-m", "service", "--port", str(port)]
             environment = {f"NCML_{name.upper()}": str(value) for name, value in settings.items()}
             with log.open("wb") as out:
                 process = subprocess.Popen(

@@ -1,0 +1,7 @@
+"""`python -m service`."""
+
+import tyro
+
+from service.server import main
+
+tyro.cli(main)

@@ -1,0 +1,125 @@
+"""Connections: how long a client may take to send a request, and how many may be open at once.
+
+uvicorn closes idle connections after a response, and bounds nothing else: a connection that never sends a request, or
+sends it byte by byte, would stay open.
+"""
+
+import asyncio
+import json
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from service.http.problems import MEDIA_TYPE, RETRY_AFTER_S, Problem
+
+MAX_HEAD_BYTES = 64 * 2**10
+"""Most bytes of a request's line and headers."""
+
+
+@dataclass(frozen=True)
+class ConnectionLimits:
+    """Limits of the connections of one process."""
+
+    connections: int
+    header_s: float
+    body_s: float
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol with limits. What exceeds one is answered with a problem document, and closed."""
+
+    def __init__(self, *args: Any, limits: ConnectionLimits, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._limits = limits
+        self._deadline: asyncio.TimerHandle | None = None
+        self._is_in_head = False
+        self._is_refused = False
+        self._head_bytes = self._header_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Accept a connection, unless too many are open."""
+        super().connection_made(transport)
+        if len(self.connections) > self._limits.connections:
+            self._refuse(503, "The service has too many connections; retry in a few seconds.", "no-room")
+        else:
+            self._expect(self._limits.header_s)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self._expect(None)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what arrived."""
+        if self._is_refused:
+            return
+        super().data_received(data)
+        if self._is_in_head:
+            self._head_bytes += len(data)
+            self._check_head(self._head_bytes)
+
+    def on_message_begin(self) -> None:
+        """Begin a request."""
+        super().on_message_begin()
+        self._is_in_head, self._head_bytes, self._header_bytes = True, 0, 0
+        self._expect(self._limits.header_s)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header."""
+        super().on_header(name, value)
+        self._header_bytes += len(name) + len(value)
+
+    def on_headers_complete(self) -> None:
+        """Hand the request to the application, unless its head is too large."""
+        self._is_in_head = False
+        self._check_head(self._header_bytes + len(self.url))
+        if not self._is_refused:
+            super().on_headers_complete()
+            self._expect(self._limits.body_s)
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of the body."""
+        if not self._is_refused:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """End the request; its response may take any time."""
+        self._expect(None)
+        if not self._is_refused:
+            super().on_message_complete()
+
+    def _expect(self, timeout_s: float | None) -> None:
+        """Set the time by which the next part of a request must have arrived; None: none is expected."""
+        if self._deadline:
+            self._deadline.cancel()
+        self._deadline = self.loop.call_later(timeout_s, self._on_timeout) if timeout_s is not None else None
+
+    def _on_timeout(self) -> None:
+        if self.transport.is_closing():
+            return
+        if self.cycle is None and not self._is_in_head:
+            self.transport.close()  # it has sent nothing
+        else:
+            self._refuse(408, "The request did not arrive in time; send it faster.", "timeout")
+
+    def _check_head(self, size: int) -> None:
+        if size > MAX_HEAD_BYTES:
+            detail = f"The headers have more than {MAX_HEAD_BYTES} bytes; send fewer or shorter ones."
+            self._refuse(431, detail, "too-large")
+
+    def _refuse(self, status: int, detail: str, kind: str) -> None:
+        """Answer with a problem, unless a response has begun, and close the connection."""
+        self._is_refused = True
+        self._expect(None)
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete or not cycle.response_started:
+            body = json.dumps(Problem(status, detail, kind=kind).document("").model_dump()).encode()
+            head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: {MEDIA_TYPE}\r\n"
+            head += f"Retry-After: {RETRY_AFTER_S}\r\n" if status == 503 else ""
+            self.transport.write(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body)
+        if cycle is not None and not cycle.response_complete:  # the application learns that its client is gone
+            cycle.disconnected = True
+            cycle.message_event.set()
+        self.transport.close()

@@ -1,0 +1,61 @@
+"""The HTTP service in this process, with limits on what clients may occupy."""
+
+import functools
+import logging
+import os
+import resource
+from typing import Any
+
+import uvicorn
+
+from service.app import read_settings
+from service.http.protocol import BoundedProtocol, ConnectionLimits
+
+RESERVED_FILES = 96
+"""Files that a process needs besides its clients' connections: the queue's, uploads, modules."""
+
+log = logging.getLogger(__name__)
+
+
+def main(*, host: str = "127.0.0.1", port: int = 8000, graceful_s: int = 35) -> None:
+    """Serve until SIGTERM. The settings are read from the environment.
+
+    Args:
+        host: Address to listen on.
+        port: Port to listen on.
+        graceful_s: Seconds that requests in progress may take after SIGTERM.
+    """
+    settings = read_settings()
+    limits = ConnectionLimits(
+        connections=most_connections(settings.max_connections),
+        header_s=settings.header_timeout_s,
+        body_s=settings.body_timeout_s,
+    )
+    protocol: Any = functools.partial(BoundedProtocol, limits=limits)
+    config = uvicorn.Config(
+        "service.app:from_environment",
+        factory=True,
+        host=host,
+        port=port,
+        http=protocol,
+        access_log=False,  # the application has its own
+        # uvicorn would trust the X-Forwarded-For of every program on this machine
+        forwarded_allow_ips=os.environ.get("FORWARDED_ALLOW_IPS") or [],
+        timeout_keep_alive=settings.idle_timeout_s,
+        timeout_graceful_shutdown=graceful_s,
+    )
+    uvicorn.Server(config).run()
+
+
+def most_connections(requested: int) -> int:
+    """Return how many connections the process can hold, after raising its limit of open files as far as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = requested + RESERVED_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return requested
+    connections = max(soft - RESERVED_FILES, 1)
+    log.warning("the limit of %d open files allows %d connections instead of %d", soft, connections, requested)
+    return connections

@@ -1,0 +1,129 @@
+"""The limits of connections and uploads, and the trust in proxies, of a service process."""
+
+import contextlib
+import os
+import resource
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import httpx2
+import pytest
+
+from service.server import RESERVED_FILES
+from tests.conftest import Valkey, free_port
+
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def port(valkey_server: Valkey) -> Iterator[int]:
+    """A service without workers: at most 20 connections, 1 MiB of uploads, and a second for each part of a request."""
+    port = free_port()
+    settings = {
+        "NCML_REDIS_URL": valkey_server.url, "NCML_MAX_CONNECTIONS": "20", "NCML_MAX_RECEIVING_BYTES": str(MIB),
+        "NCML_HEADER_TIMEOUT_S": "1", "NCML_BODY_TIMEOUT_S": "1", "NCML_IDLE_TIMEOUT_S": "1",
+        "NCML_RATE_LIMIT": "4/hour",
+    }  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "service", "--port", str(port)], env=os.environ | settings, stderr=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not answers(port):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(40)
+
+
+def answers(port: int) -> bool:
+    try:
+        return httpx2.get(f"http://127.0.0.1:{port}/healthz", timeout=10).status_code == 200
+    except httpx2.TransportError:
+        return False
+
+
+def send(port: int, data: bytes) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", port), timeout=30)
+    connection.sendall(data)
+    return connection
+
+
+def answer(connection: socket.socket) -> bytes:
+    """Return what the server sends until it closes the connection."""
+    received = b""
+    with connection, contextlib.suppress(ConnectionResetError):
+        while part := connection.recv(65536):
+            received += part
+    return received
+
+
+HEAD = b"POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: 1000\r\n"
+
+
+def test_a_silent_connection_is_closed(port: int) -> None:
+    began = time.monotonic()
+    assert answer(send(port, b"")) == b""
+    assert 0.5 < time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize("start", [b"POST", HEAD, HEAD + b"\r\nhalf"], ids=["line", "headers", "body"])
+def test_a_request_that_does_not_arrive_in_time_is_refused(port: int, start: bytes) -> None:
+    received = answer(send(port, start))
+    assert received.startswith(b"HTTP/1.1 408 ")
+    assert b'"urn:ncml:problem:timeout"' in received
+
+
+def test_a_request_that_arrives_byte_by_byte_is_refused(port: int) -> None:
+    connection = send(port, b"GET /healthz HTTP/1.1\r\nX-Slow: ")
+    with contextlib.suppress(ConnectionError):
+        for _ in range(40):
+            connection.sendall(b"a")
+            time.sleep(0.1)
+    assert b" 408 " in answer(connection) or not connection.fileno() > 0
+
+
+@pytest.mark.parametrize("ends", [b"", b"\r\n\r\n"])
+def test_headers_without_end_are_refused(port: int, ends: bytes) -> None:
+    received = answer(send(port, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Large: " + b"a" * 80_000 + ends))
+    assert received.startswith(b"HTTP/1.1 431 ")
+
+
+def test_connections_beyond_the_limit_are_refused_and_free_places_used_again(port: int) -> None:
+    silent = [send(port, b"") for _ in range(20)]
+    received = answer(send(port, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"))
+    assert received == b"" or (received.startswith(b"HTTP/1.1 503 ") and b"Retry-After" in received)
+    assert [answer(connection) for connection in silent] == [b""] * 20  # after their second
+    assert answers(port)
+
+
+def test_uploads_beyond_the_limit_are_refused(port: int) -> None:
+    head = HEAD.replace(b"1000", b"700000") + b"\r\n"
+    received = answer(send(port, head + bytes(600_000)))  # more than half of the limit from one client
+    assert received.startswith(b"HTTP/1.1 429 ")
+    assert b"too-many-uploads" in received
+    assert b"retry-after" in received
+    assert answers(port)
+
+
+def test_a_forwarded_address_is_believed_from_named_proxies_only(port: int) -> None:
+    codes = [
+        httpx2.post(f"http://127.0.0.1:{port}/generate", headers={"x-forwarded-for": f"192.0.2.{i}"}).status_code
+        for i in range(6)
+    ]
+    assert codes.count(429) >= 2  # without workers, the others get a 503
+
+
+def test_the_limit_of_open_files_bounds_the_connections() -> None:
+    code = "from service.server import most_connections; print(most_connections(4096))"
+    for files, connections in ((256, 256 - RESERVED_FILES), (8192, 4096)):
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+            preexec_fn=lambda files=files: resource.setrlimit(resource.RLIMIT_NOFILE, (files, files)),
+        )  # fmt: skip
+        assert int(done.stdout) == connections
