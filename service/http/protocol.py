@@ -99,7 +99,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def _on_timeout(self) -> None:
         if self.transport.is_closing():
             return
-        if self.cycle is None and not self._is_in_head:
+        cycle: Any = self.cycle  # None before the first request
+        if cycle is None and not self._is_in_head:
             self.transport.close()  # it has sent nothing
         else:
             self._refuse(408, "The request did not arrive in time; send it faster.", "timeout")
@@ -113,7 +114,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """Answer with a problem, unless a response has begun, and close the connection."""
         self._is_refused = True
         self._expect(None)
-        cycle = self.cycle
+        cycle: Any = self.cycle  # None before the first request
         if cycle is None or cycle.response_complete or not cycle.response_started:
             body = json.dumps(Problem(status, detail, kind=kind).document("").model_dump()).encode()
             head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: {MEDIA_TYPE}\r\n"
