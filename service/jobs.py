@@ -17,9 +17,9 @@ from starlette.types import Receive, Scope, Send
 
 from ncml.paths import default_model
 from service.answers import job_problem, job_response, submitted_view
-from service.clients import StreamLimit
 from service.decoder import Limits
 from service.decoders import DecoderPool
+from service.http.clients import StreamLimit
 from service.http.deferred import DeferredResponse
 from service.http.negotiation import WaitPreference, wait_preference
 from service.http.problems import RETRY_AFTER_S, FieldError, Problem, as_sentence, invalid_field

@@ -13,8 +13,8 @@ from starlette.types import Receive, Scope, Send
 
 from ncml.images import grid, to_png
 from service import answers
-from service.clients import client_name
 from service.http import examples
+from service.http.clients import client_name
 from service.http.deferred import DeferredResponse
 from service.http.negotiation import JSON, NPZ, PNG, ZIP, negotiate, wait_preference
 from service.http.openapi import BINARY, problem_responses
