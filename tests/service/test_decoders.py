@@ -35,7 +35,7 @@ def die(signum: int) -> None:
     os.kill(os.getpid(), signum)
 
 
-def run(check: Callable[[DecoderPool], Awaitable[None]], *, cpu_s: float = 0.3) -> None:
+def run(check: Callable[[DecoderPool], Awaitable[None]], *, cpu_s: float = 0.1) -> None:
     """Run a check on a pool of two slots."""
 
     @asynccontextmanager
@@ -81,7 +81,7 @@ def test_a_process_answers_as_the_function_does() -> None:
 @pytest.mark.parametrize(
     ("call", "reason"),
     [
-        (burn, "^image takes more than 0.3 s to decode, the limit; "),
+        (burn, "^image takes more than 0.1 s to decode, the limit; "),
         (fill_memory, "^image needs more than 400 MB of memory to decode, the limit; "),
         (functools.partial(die, signal.SIGSEGV), "^image cannot be decoded: it ended the decoder; "),
     ],
@@ -125,22 +125,20 @@ def test_an_image_whose_client_is_gone_is_dropped() -> None:
 
 
 def test_ordinary_images_do_not_wait_behind_expensive_ones() -> None:
-    """Eight images that take their whole second each; without slots of their own, ordinary ones would wait 4 s."""
+    """Eight images that would take minutes: without slots of their own, ordinary ones would wait for them."""
 
     async def check(pool: DecoderPool) -> None:
         await pool.run("image", os.getpid)
         hostile = [asyncio.create_task(pool.run("image", burn)) for _ in range(8)]
         await asyncio.sleep(0)
-        began = time.monotonic()
         for _ in range(5):
             await pool.run("image", os.getpid)
-        assert time.monotonic() - began < 4
-        assert not all(task.done() for task in hostile)
+        assert not any(task.done() for task in hostile)
         for task in hostile:
             task.cancel()
         await asyncio.gather(*hostile, return_exceptions=True)
 
-    run(check, cpu_s=1)
+    run(check, cpu_s=600)
 
 
 def test_too_many_expensive_images_are_refused() -> None:
