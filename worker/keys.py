@@ -73,5 +73,6 @@ def queue_names(lanes: Sequence[Lane]) -> list[str]:
 def script(client: Any, name: str) -> Any:
     """Register an atomic script of `lua/`; call it as `script(keys=..., args=..., client=...)`."""
     folder = Path(__file__).parent / "lua"
-    flags, text = re.fullmatch(r"(#![^\n]*\n)?(.*)", (folder / f"{name}.lua").read_text(), re.DOTALL).groups(default="")
-    return client.register_script(flags + (folder / "common.lua").read_text() + text)
+    text = (folder / f"{name}.lua").read_text()
+    flags = "".join(re.findall(r"\A#![^\n]*\n", text))
+    return client.register_script(flags + (folder / "common.lua").read_text() + text.removeprefix(flags))
