@@ -232,7 +232,7 @@ class GpuWorker(SimpleWorker):
                 continue
             try:
                 job = parse_job(claim.data)
-                if batch_key(job) != claim.batch_key:
+                if claim.batch_key and batch_key(job) != claim.batch_key:  # a job without a key runs alone
                     raise ValueError("the payload is another job than the record describes")
                 running[claim.id] = RunningJob(claim, job)
             except ValueError as error:

@@ -185,7 +185,7 @@ def test_everything_can_be_reached_by_keyboard(studio) -> None:
     page.reload()
     tab_to(page.get_by_role("link", name="Models"))
     page.keyboard.press("Enter")
-    tab_to(page.locator("#view-models summary").first)
+    tab_to(page.locator("#view-models summary", has_text="Model card").first)
     page.keyboard.press("Enter")
     expect(page.locator("#view-models .prose").first).to_be_visible()
 

@@ -1,5 +1,6 @@
 """The compose files and the Dockerfile, read: what they start, as whom, and that every name in them exists."""
 
+import functools
 import os
 import re
 import subprocess
@@ -54,7 +55,11 @@ def ncml(arguments: list[str]) -> None:
 def service(arguments: list[str]) -> None:
     """Parse a command of the service's image; nothing is run."""
     assert arguments[:3] == ["python", "-m", "service"]
-    tyro.extras.get_parser(server.main).parse_args(arguments[3:])
+
+    @functools.wraps(server.main)
+    def parsed(*_: Any, **__: Any) -> None: ...
+
+    tyro.cli(parsed, args=arguments[3:])
 
 
 def test_base_images_are_pinned_to_a_release() -> None:

@@ -80,6 +80,7 @@ class Client:
         command = ["ip", "netns", "exec", self.host.name, "curl", "-sS", "-m", "60", "-w", "\n%{http_code}"]
         said = run([*command, *options, f"http://{self.host.address}:8000{path}"], timeout=90)
         body, _, status = said.rpartition("\n")
+        print(status, body[:300])
         return httpx2.Response(int(status), text=body)
 
     def ready(self) -> dict[str, int]:

@@ -186,7 +186,7 @@ def promtool() -> str:
 
 def test_prometheus_accepts_the_configuration() -> None:
     said = run([promtool(), "check", "config", ROOT / "docker" / "prometheus" / "prometheus.yml"])
-    assert "SUCCESS: 11 rules found" in said
+    assert "SUCCESS: 12 rules found" in said
 
 
 def test_alerts_fire_when_they_should_and_only_then(tmp_path: Path) -> None:

@@ -289,7 +289,7 @@ def test_a_running_job_has_a_preview_and_is_canceled(stack: Stack) -> None:
 
 def test_a_client_that_disconnects_cancels_its_job(stack: Stack) -> None:
     request = (
-        b"POST /generate?n=64&steps=1000&solver=predictor-corrector HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
+        b"POST /generate?n=64&steps=1000&solver=predictor-corrector HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
     )
     existing = set(stack.queue.redis.keys("ncml:events:*"))
     with socket.create_connection(("127.0.0.1", stack.port)) as connection:
@@ -365,7 +365,7 @@ def test_an_endless_body_is_refused(stack: Stack) -> None:
     """The refusal arrives once the limit is exceeded, while the client is still sending."""
     with socket.create_connection(("127.0.0.1", stack.port), timeout=20) as connection:
         connection.sendall(
-            b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n"
         )
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             for _ in range(20):

@@ -207,7 +207,7 @@ def test_decoding_ends_when_its_client_is_gone(fleet: Fleet, serve: Callable[...
     fleet.start()
     service = serve(decode_cpu_s=60)
     hostile = costly.progressive_jpeg(costly.SIDE, 128)
-    with httpx2.Client(base_url=service.url, timeout=0.3) as http, pytest.raises(httpx2.TimeoutException):
+    with httpx2.Client(base_url=service.url, timeout=0.05) as http, pytest.raises(httpx2.TimeoutException):
         http.post("/score", files={"image": hostile})
 
     def is_quiet() -> bool:

@@ -75,6 +75,8 @@ def encrypted_port(valkey_server, valkey_url: str, tmp_path: Path) -> Iterator[i
     context.load_cert_chain(tmp_path / "server.pem", tmp_path / "server.key")
     port, loop = free_port(), asyncio.new_event_loop()
 
+    writers: list[asyncio.StreamWriter] = []
+
     async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
@@ -84,6 +86,7 @@ def encrypted_port(valkey_server, valkey_url: str, tmp_path: Path) -> Iterator[i
 
     async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", valkey_server.port)
+        writers.extend((writer, inner_writer))
         await asyncio.gather(copy(reader, inner_writer), copy(inner_reader, writer), return_exceptions=True)
 
     server = loop.run_until_complete(asyncio.start_server(forward, "127.0.0.1", port, ssl=context))
@@ -97,6 +100,9 @@ def encrypted_port(valkey_server, valkey_url: str, tmp_path: Path) -> Iterator[i
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for writer in writers:
+            writer.transport.abort()
+        await asyncio.sleep(0)
 
     asyncio.run_coroutine_threadsafe(stop(), loop).result(10)
     loop.call_soon_threadsafe(loop.stop)

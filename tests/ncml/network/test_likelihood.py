@@ -334,5 +334,7 @@ def test_normal_scores_of_samples_are_white() -> None:
     )
     z = normal_scores_of(sample_colours(inner, 20_000, clean=True), inner).numpy()
     for channel in range(3):
-        assert stats.kstest(z[:, channel], "norm").pvalue > SIGNIFICANCE
+        # A level has one score, in the middle of its mass: half of the largest is added to the distance at 0.001.
+        largest = np.unique(z[:, channel], return_counts=True)[1].max() / len(z)
+        assert stats.kstest(z[:, channel], "norm").statistic < largest / 2 + 1.95 / math.sqrt(len(z))
     assert abs(np.corrcoef(z.T) - np.eye(3)).max() < 4 / math.sqrt(len(z))
