@@ -5,6 +5,7 @@ queue's password. Nothing else is shared: each worker reads its own copy of the 
 """
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -80,7 +81,6 @@ class Client:
         command = ["ip", "netns", "exec", self.host.name, "curl", "-sS", "-m", "60", "-w", "\n%{http_code}"]
         said = run([*command, *options, f"http://{self.host.address}:8000{path}"], timeout=90)
         body, _, status = said.rpartition("\n")
-        print(status, body[:300])
         return httpx2.Response(int(status), text=body)
 
     def ready(self) -> dict[str, int]:
@@ -126,7 +126,14 @@ def test_workers_on_two_hosts_serve_one_queue(hosts: list[Host], model_folder: P
         "--appendonly", "yes", "--save", "", "--dir", front.folder / "queue",
     )  # fmt: skip
     serve = ["service", "--host", front.address, "--port", "8000"]
-    front.start(sys.executable, "-m", *serve, NCML_REDIS_URL=QUEUE, PYTHONPATH=str(ROOT))
+    front.start(
+        sys.executable,
+        "-m",
+        *serve,
+        NCML_REDIS_URL=QUEUE,
+        NCML_ALLOWED_HOSTS=json.dumps([front.address]),
+        PYTHONPATH=str(ROOT),
+    )
     workers = []
     for host in others:
         shutil.copytree(model_folder, host.folder / "models" / model_folder.name)
