@@ -126,14 +126,8 @@ def test_workers_on_two_hosts_serve_one_queue(hosts: list[Host], model_folder: P
         "--appendonly", "yes", "--save", "", "--dir", front.folder / "queue",
     )  # fmt: skip
     serve = ["service", "--host", front.address, "--port", "8000"]
-    front.start(
-        sys.executable,
-        "-m",
-        *serve,
-        NCML_REDIS_URL=QUEUE,
-        NCML_ALLOWED_HOSTS=json.dumps([front.address]),
-        PYTHONPATH=str(ROOT),
-    )
+    names = json.dumps([front.address])
+    front.start(sys.executable, "-m", *serve, NCML_REDIS_URL=QUEUE, NCML_ALLOWED_HOSTS=names, PYTHONPATH=str(ROOT))
     workers = []
     for host in others:
         shutil.copytree(model_folder, host.folder / "models" / model_folder.name)
