@@ -288,7 +288,8 @@ def test_a_running_job_has_a_preview_and_is_canceled(stack: Stack) -> None:
 
 
 def test_a_client_that_disconnects_cancels_its_job(stack: Stack) -> None:
-    request = b"POST /generate?n=64&steps=1000&solver=predictor-corrector HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
+    path = b"/generate?n=64&steps=1000&solver=predictor-corrector"
+    request = b"POST " + path + b" HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
     existing = set(stack.queue.redis.keys("ncml:events:*"))
     with socket.create_connection(("127.0.0.1", stack.port)) as connection:
         connection.sendall(request)
