@@ -134,13 +134,7 @@ class SamplingParams(Params):
     @property
     def sampling(self) -> SamplingOptions:
         """The options of sampling; None stands for the model's defaults."""
-        return SamplingOptions(
-            noise=self.noise,
-            steps=self.steps,
-            solver=self.solver,
-            guidance=self.guidance,
-            temperature=self.temperature,
-        )
+        return SamplingOptions.of(self)
 
 
 class GenerateParams(SamplingParams):

@@ -205,13 +205,7 @@ class SamplingJob(_Job):
     @property
     def sampling(self) -> SamplingOptions:
         """The options of sampling, which all images of a batch share."""
-        return SamplingOptions(
-            noise=self.noise,
-            steps=self.steps,
-            solver=self.solver,
-            guidance=self.guidance,
-            temperature=self.temperature,
-        )
+        return SamplingOptions.of(self)
 
     @property
     def seeds(self) -> tuple[int, ...]:

@@ -83,7 +83,8 @@ def calibrate(
     )
     if not power_images:
         return calibration
-    sample = np.arange(min(power_images, len(rank_pixels))) * len(rank_pixels) // min(power_images, len(rank_pixels))
+    count = min(power_images, len(rank_pixels))
+    sample = np.arange(count) * len(rank_pixels) // count
     measured = measure_power(
         model,
         calibration,

@@ -25,7 +25,7 @@ from ncml.errors import InputError
 from ncml.progress import ignore_progress
 
 TUNING_SHARE, MIN_TUNING_S = 0.1, 60.0
-"""Sampling options are tuned for this share of the training time, where that is at least so many seconds."""
+"""Tuning the sampling options takes this share of the training time, and is skipped if that is less than a minute."""
 
 MAX_COUNT = 2**53 - 1
 """The largest count whose fractions are exact."""

@@ -72,8 +72,8 @@ def tune(
             }
             for candidate in tuning.candidates
         ]
-        chosen: dict[str, Any] = {"sampling": asdict(tuning.chosen.options), "features": tuning.features}
-        print_json({"model": identity(loaded)} | chosen | {"candidates": candidates})
+        result: dict[str, Any] = {"sampling": asdict(tuning.chosen.options), "features": tuning.features}
+        print_json({"model": identity(loaded)} | result | {"candidates": candidates})
         return
     from ncml.evaluation.report import Table
 

@@ -23,7 +23,7 @@ from ncml.evaluation.inputs import Inputs
 from ncml.evaluation.probe import Labels, Probe
 from ncml.evaluation.quality import extract_features
 from ncml.evaluation.report import OURS, Cell, Section, Table
-from ncml.evaluation.samples import Arguments, as_trained, is_noise_conditional, noise_levels
+from ncml.evaluation.samples import Arguments, as_trained, default_arguments, is_noise_conditional, noise_levels
 from ncml.model import Model
 from ncml.network.likelihood import from_uint8, log_prob
 from ncml.network.sde import make_sde
@@ -87,7 +87,9 @@ def fidelities(inputs: Inputs, model: Model) -> dict[str, bootstrap.Estimate]:
     """
     test, train = (inputs.images(inputs.data, model, "probe", split=split) for split in ("", "train"))
     if test.digest == train.digest:
-        inputs.notes.append(f"{inputs.data_name} has no training split, so there is no probe of its classes.")
+        inputs.notes.append(
+            f"{inputs.data_name} has no training split, so no probe can be trained: fidelity is not measured."
+        )
         return {}
     probe = Probe.train(_features(inputs, train), class_labels(model, train))
     real = {"real": bootstrap.mean(probe.recognised(_features(inputs, test), class_labels(model, test)))}
@@ -120,12 +122,7 @@ def sampling_methods(model: Model) -> dict[str, Arguments]:
     limits = model.sampling_limits
     levels = noise_levels(model, (0.0, 0.25, 1.0)) if is_noise_conditional(model) else [0.0]
     methods = {f"noise {noise:g}, as trained": as_trained(noise) for noise in levels}
-    defaults = as_trained(limits.noise) | {
-        "solver": limits.solver,
-        "steps": limits.steps or limits.solvers[limits.solver],
-        "guidance": limits.guidance,
-        "temperature": limits.temperature,
-    }
+    defaults = default_arguments(model)
     if defaults not in methods.values():
         name = (
             f"defaults: start noise {limits.noise:g}, guidance {limits.guidance:g}, temperature {limits.temperature:g}"
@@ -156,12 +153,12 @@ def classes(inputs: Inputs) -> Section:
             },
             "fidelity": {method: estimate.to_json() for method, estimate in recognised.items()},
         }
-    network = load_extractor().distance_name
+    network = load_extractor().network
     text = (
         "Gain is the mean of log p(x | true class) - log p(x) in nats, at noise levels in grey levels (images are "
         "noised as in training). Posterior is the share of images whose true class has the largest likelihood. "
         "Fidelity is the share of generated images in which a probe recognises the requested class: logistic "
-        f"regression on the features of {network.partition('(')[2].rstrip(')') or network}, trained on at most "
+        f"regression on the features of {network}, trained on at most "
         f"{inputs.limits['probe']:,} training images. Classes are generated in turn, seeds are consecutive, no image "
         "is left out. Brackets are 95 % bootstrap intervals over images."
     )

@@ -36,6 +36,11 @@ class FeatureExtractor:
     extract: Callable[[NDArray[np.uint8]], Features]
     """uint8 [N, H, W, 3] -> [N, F]."""
 
+    @property
+    def network(self) -> str:
+        """Name of the network."""
+        return self.distance_name.partition("(")[2].rstrip(")") or self.distance_name
+
 
 def load_inception() -> FeatureExtractor | None:
     """Load torch-fidelity's Inception; None if the package or its weights are not available."""

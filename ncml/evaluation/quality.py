@@ -21,7 +21,7 @@ from ncml.evaluation.features import Features, frechet_distance, kernel_distance
 from ncml.evaluation.image_sets import ImageSet
 from ncml.evaluation.inputs import Inputs
 from ncml.evaluation.report import OURS, PUBLISHED, Cell, Figure, Section, Table, make_axes
-from ncml.evaluation.samples import Arguments, as_trained, is_noise_conditional, noise_levels
+from ncml.evaluation.samples import Arguments, as_trained, default_arguments, is_noise_conditional, noise_levels
 from ncml.model import Model
 from ncml.training.inventory import counted
 
@@ -59,7 +59,7 @@ def headline_methods(model: Model) -> dict[str, Arguments]:
         for noise in noise_levels(model, (1.0, 0.25))
     }
     limits = model.sampling_limits
-    tuned = as_trained(limits.noise) | {"solver": limits.solver, "temperature": limits.temperature}
+    tuned = default_arguments(model) | {"guidance": 1.0}  # the samples have no class
     if tuned not in methods.values():
         methods[f"defaults: noise {limits.noise:g}, temperature {limits.temperature:g}"] = tuned
     return methods

@@ -45,6 +45,18 @@ def as_trained(noise: float) -> Arguments:
     return {"noise": noise, "solver": DEFAULT_SOLVER, "steps": 1, "guidance": 1.0, "temperature": 1.0}
 
 
+def default_arguments(model: Model) -> Arguments:
+    """Return the arguments that the model's defaults stand for, for images of a class."""
+    limits = model.sampling_limits
+    return {
+        "noise": limits.noise,
+        "solver": limits.solver,
+        "steps": limits.steps or limits.solvers[limits.solver],
+        "guidance": limits.guidance,
+        "temperature": limits.temperature,
+    }
+
+
 def direct_and_refined(inputs: Inputs, model: Model, label: str) -> Figure:
     """Draw Figures 1 and 5: the same seeds sampled directly, and at T with and without refinement."""
     rows = [("direct, t = 0", model.generate(COLUMNS, **as_trained(0.0)))]

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ncml.config import SamplingDefaults
+from ncml.config import DEFAULT_SOLVER, SamplingDefaults
 from ncml.errors import InputError
 from ncml.evaluation import bootstrap
 from ncml.evaluation.bootstrap import Estimate
@@ -113,7 +113,7 @@ class Tuner:
             raise InputError(
                 "data", f"{len(held_out)} images are held out; tuning compares with at least {MIN_IMAGES}: add images."
             )
-        self.reference_NF = self._features(held_out, "held-out images")
+        self.reference_NF = self._features(held_out.images_NHWC.numpy(), "held-out images")
         self.probe, self.real = self._train_probe(data, held_out)
         self.candidates: list[Candidate] = []
 
@@ -137,7 +137,7 @@ class Tuner:
                     guidance=options.guidance,
                 )
             )
-        features_NF = self.extractor.extract(np.concatenate(batches))
+        features_NF = self._features(np.concatenate(batches), "generated images")
         distance = kernel_distance(features_NF, self.reference_NF)
         fidelity = None if self.probe is None else bootstrap.mean(self.probe.recognised(features_NF, labels_N))
         self.candidates.append(Candidate(options, distance, fidelity))
@@ -148,14 +148,14 @@ class Tuner:
         if not self.model.classes or data.classes != self.model.classes:
             return None, None
         training = data.part("fit").spread(PROBE_TRAINING)
-        probe = Probe.train(self._features(training, "training images"), training.labels_N.numpy())
+        features_NF = self._features(training.images_NHWC.numpy(), "training images")
+        probe = Probe.train(features_NF, training.labels_N.numpy())
         return probe, bootstrap.mean(probe.recognised(self.reference_NF, held_out.labels_N.numpy()))
 
-    def _features(self, data: Dataset, stage: str) -> Features:
+    def _features(self, pixels_NHWC: NDArray[np.uint8], stage: str) -> Features:
         parts: list[Features] = []
-        pixels_NHWC = data.images_NHWC.numpy()
-        for start in range(0, len(data), BATCH):
-            self.on_progress(Progress(f"features of {stage}", start, len(data)))
+        for start in range(0, len(pixels_NHWC), BATCH):
+            self.on_progress(Progress(f"features of {stage}", start, len(pixels_NHWC)))
             parts.append(self.extractor.extract(pixels_NHWC[start : start + BATCH]))
         return np.concatenate(parts)
 
@@ -176,30 +176,26 @@ def tune(
     start = time.monotonic()
     tuner = Tuner(model, data, images, on_progress)
 
-    def best_of(options: Sequence[SamplingDefaults], best: Candidate | None = None) -> Candidate:
-        """Return the candidate with the smallest distance."""
-        for candidate_options in options:
+    def measure_best(candidates: Sequence[SamplingDefaults], best: Candidate | None = None) -> Candidate:
+        """Measure candidates and return the one with the smallest distance, `best` included."""
+        for options in candidates:
             if best is None or time.monotonic() - start < max_seconds:
-                candidate = tuner.measure(candidate_options)
+                candidate = tuner.measure(options)
                 best = candidate if best is None or candidate.distance.value < best.distance.value else best
         assert best is not None
         return best
 
-    as_trained = SamplingDefaults(start_noise=0.0, solver="tweedie", guidance=1.0, temperature=1.0)
+    as_trained = SamplingDefaults(start_noise=0.0, solver=DEFAULT_SOLVER, guidance=1.0, temperature=1.0)
     noises = noise_levels(model, (0.25, 0.0, 0.5, 1.0)) if is_noise_conditional(model) else [0.0]
-    chosen = best_of([replace(as_trained, start_noise=noise) for noise in noises])
-    if chosen.fidelity is not None:
-        unguided = chosen
+    best = unguided = measure_best([replace(as_trained, start_noise=noise) for noise in noises])
+    if unguided.fidelity is not None:
         for guidance in GUIDANCES:
             if time.monotonic() - start < max_seconds:
                 candidate = tuner.measure(replace(unguided.options, guidance=guidance))
-                acceptable = candidate.distance.value <= unguided.distance.high
-                if acceptable and _share(candidate) > _share(chosen):
-                    chosen = candidate
-    chosen = best_of([replace(chosen.options, temperature=value) for value in TEMPERATURES], chosen)
-    features = tuner.extractor.distance_name
-    name = features.partition("(")[2].rstrip(")") or features
-    return Tuning(tuner.candidates, chosen, tuner.real, images, name)
+                if candidate.distance.value <= unguided.distance.high and _share(candidate) > _share(best):
+                    best = candidate
+    best = measure_best([replace(best.options, temperature=value) for value in TEMPERATURES], best)
+    return Tuning(tuner.candidates, best, tuner.real, images, tuner.extractor.network)
 
 
 def _share(candidate: Candidate) -> float:

@@ -48,7 +48,7 @@ def _check_jpeg(raw: bytes, field: str) -> None:
         marker = raw[position : position + 2]
         if len(marker) < 2 or marker == b"\xff\xda":
             return
-        # As Pillow does: what is no segment is skipped byte by byte.
+        # As Pillow does, skip bytes one at a time until a segment begins.
         is_segment = marker[0] == 0xFF and 0xC0 <= marker[1] <= 0xFE and not 0xD0 <= marker[1] <= 0xD9
         position += 2 + int.from_bytes(raw[position + 2 : position + 4], "big") if is_segment else 1
     raise _too_many(field, "JPEG", "segments", MAX_JPEG_SEGMENTS)

@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ncml.network.likelihood import HALF_LEVEL, LOG_SCALES, PixelDraws, PixelSampler, promote_to_fp32
+from ncml.network.likelihood import HALF_LEVEL, LOG_SCALES, PixelDraws, PixelSampler
 from ncml.network.ncpn import NCPN
 from ncml.network.sde import SDE, make_sde
 from ncml.sampling.conditions import NO_TILT, Conditions, Tilt
@@ -71,7 +71,7 @@ class TiltedPixelSampler:
     def __init__(self, tilt: Tilt, grid_V: Floats, like: Tensor, *, clean: bool) -> None:
         """clean: t = 0, where the first and last level include everything beyond them."""
         self.clean, self.device, self.rows_per_image = clean, like.device, tilt.rows_per_image
-        self.grid_V = grid_V.astype(torch.empty(0, dtype=promote_to_fp32(like).dtype).numpy().dtype)
+        self.grid_V = grid_V.astype(np.float64 if like.dtype == torch.float64 else np.float32)
         self.powers = (1 / tilt.temperature,)
         if tilt.rows_per_image == 2:
             self.powers = tilt.guidance / tilt.temperature, (1 - tilt.guidance) / tilt.temperature

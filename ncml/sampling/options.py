@@ -6,7 +6,7 @@ The command line, the queue and the service use it too, so it does not import to
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from ncml.config import DEFAULT_SOLVER, SAMPLING_RANGES, SOLVERS, STEPPED_SOLVER, SamplingDefaults
 from ncml.errors import InputError
@@ -75,6 +75,11 @@ class SamplingOptions:
     guidance: float | None = None
     temperature: float | None = None
     sampler: str | None = None
+
+    @classmethod
+    def of(cls, source: object) -> SamplingOptions:
+        """Return the options among the attributes of a job or of a request's parameters."""
+        return cls(**{option.name: getattr(source, option.name, None) for option in fields(cls)})
 
     def resolve(self, limits: SamplingLimits, *, has_class: bool) -> SamplingSettings:
         """Fill in defaults; raise `InputError`, which names the field and the remedy, for a value out of range.

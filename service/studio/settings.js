@@ -7,7 +7,8 @@ import { chips, selectField, slider } from "./fields.js";
 const randomSeed = () => Math.floor(Math.random() * 1e6);
 
 /**
- * Class, number of images, seed, and how to sample. `trajectory` omits settings without a trajectory; `classInDetails` moves the class into the collapsed settings.
+ * Class, number of images, seed, and how to sample. `trajectory` omits settings without a trajectory; `classInDetails`
+ * moves the class into the collapsed settings.
  */
 export function settingsForm({
   maxImages = 64,
