@@ -175,7 +175,7 @@ function tiltFields() {
     max: 10,
     step: 0.5,
     value: 1,
-    hint: "Acts on images of a class, and takes twice the time.",
+    hint: "Acts on images of a class, and takes about three times the time.",
   });
   const temperature = slider({ label: "Temperature", term: "temperature", min: 0.5, max: 1.5, step: 0.05, value: 1 });
   return {
