@@ -129,8 +129,8 @@ def test_the_password_of_the_queue_is_random_unless_given_and_disclosed_by_a_fil
 
     def start(password: str) -> str:
         path = f"{tmp_path}/bin:{os.environ['PATH']}"
-        said = run(["sh", "-euc", script, *command[3:]], env={"PATH": path, "QUEUE_PASSWORD": password})
-        arguments, config, *rest = said.splitlines()
+        output = run(["sh", "-euc", script, *command[3:]], env={"PATH": path, "QUEUE_PASSWORD": password})
+        arguments, config, *rest = output.splitlines()
         assert arguments.startswith("- --appendonly yes --appendfsync everysec")
         stored = (tmp_path / "run" / "password").read_text()
         assert config == f"requirepass {stored}"

@@ -103,8 +103,8 @@ def test_beyond_a_limit_the_image_is_refused_and_the_next_one_decoded(call: Call
 def test_an_image_whose_client_is_gone_is_dropped() -> None:
     async def check(pool: DecoderPool) -> None:
         await pool.run("image", os.getpid)
-        mine = psutil.Process()
-        before = {process.pid for process in mine.children(recursive=True)}
+        this_process = psutil.Process()
+        before = {process.pid for process in this_process.children(recursive=True)}
         burning = asyncio.create_task(pool.run("image", burn))
         await asyncio.sleep(0.2)
         burning.cancel()
@@ -113,7 +113,7 @@ def test_an_image_whose_client_is_gone_is_dropped() -> None:
         assert await pool.run("image", os.getpid)
 
         def busy() -> bool:
-            after = [p for p in mine.children(recursive=True) if p.pid not in before]
+            after = [p for p in this_process.children(recursive=True) if p.pid not in before]
             return any(p.is_running() and p.status() == psutil.STATUS_RUNNING for p in after)
 
         deadline = time.monotonic() + 5

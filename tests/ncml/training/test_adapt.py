@@ -48,11 +48,11 @@ def test_a_folder_becomes_a_detector(
     result = json.loads(capsys.readouterr().out)
     assert (result["n_fit"], result["n_rank"], result["fine_tuned"]) == (20, 40, False)
     assert "images of the model's own kind" in result["power"]["foreign"]
-    mine = ncml.load("mine")
-    assert mine.version == model.version
-    assert mine.calibration is not None
-    assert mine.calibration.version == result["calibration"]
-    assert "## Calibration default" in mine.card
+    adapted = ncml.load("mine")
+    assert adapted.version == model.version
+    assert adapted.calibration is not None
+    assert adapted.calibration.version == result["calibration"]
+    assert "## Calibration default" in adapted.card
     assert model.calibration is None  # the model itself is not changed
     assert cli.main(["adapt", "good", "--model", str(model.folder), "--out", "good"]) == 2
     assert "good exists and is not a model folder" in capsys.readouterr().err
@@ -62,9 +62,9 @@ def test_a_folder_becomes_a_detector(
 def test_a_fine_tuned_model_is_kept_only_if_it_detects_more(
     model: ncml.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_stronger: bool
 ) -> None:
-    seen: list[set[bytes]] = []
-    monkeypatch.setattr(adapting, "_detected", _detection(model.version, is_stronger, seen))
-    monkeypatch.setattr(adapting, "calibrate", _recorded(seen))
+    image_sets: list[set[bytes]] = []
+    monkeypatch.setattr(adapting, "_detected", _detection(model.version, is_stronger, image_sets))
+    monkeypatch.setattr(adapting, "calibrate", _recorded(image_sets))
     images = Dataset(nets.images(240), torch.arange(240), ())
     messages: list[str] = []
     adapted = adapting.adapt(model, images, tmp_path / "mine", max_seconds=0.5, on_message=messages.append)
@@ -73,24 +73,24 @@ def test_a_fine_tuned_model_is_kept_only_if_it_detects_more(
     assert messages[-1].endswith(": kept" if is_stronger else ": not kept")
     _, ranking = adapting.split(images, 0.05)
     ranks = {pixels.numpy().tobytes() for pixels in ranking.images_NHWC}
-    assert seen[0].isdisjoint(ranks)  # neither selection nor estimation saw a ranking image
-    assert seen[-2].isdisjoint(ranks)
-    assert seen[-1] == ranks
+    assert image_sets[0].isdisjoint(ranks)  # neither selection nor estimation saw a ranking image
+    assert image_sets[-2].isdisjoint(ranks)
+    assert image_sets[-1] == ranks
 
 
-def _detection(base: str, is_stronger: bool, seen: list[set[bytes]]):
+def _detection(base: str, is_stronger: bool, image_sets: list[set[bytes]]):
     def detected(model: ncml.Model, images: Dataset, on_progress: object) -> float:
-        seen.append({pixels.numpy().tobytes() for pixels in images.images_NHWC})
+        image_sets.append({pixels.numpy().tobytes() for pixels in images.images_NHWC})
         return 0.5 if model.version == base else 0.6 if is_stronger else 0.4
 
     return detected
 
 
-def _recorded(seen: list[set[bytes]]):
+def _recorded(image_sets: list[set[bytes]]):
     original = adapting.calibrate
 
     def calibrate(model: ncml.Model, fit: torch.Tensor, rank: torch.Tensor, **options: object):
-        seen.extend({pixels.numpy().tobytes() for pixels in part} for part in (fit, rank))
+        image_sets.extend({pixels.numpy().tobytes() for pixels in part} for part in (fit, rank))
         return original(model, fit, rank, **(options | {"power_images": 2}))
 
     return calibrate
