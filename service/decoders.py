@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import logging
 import multiprocessing
 import os
+import pickle
 import signal
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -19,8 +21,8 @@ import anyio
 import anyio.to_thread
 import psutil
 
-from ncml.errors import TooCostly
-from service.decoder import Answer, Limits, serve
+from ncml.errors import InputError, NotAnImage, TooCostly, TooLarge
+from service.decoder import Answer, Limits, TiledImage, serve
 from service.http.problems import Problem
 
 T = TypeVar("T")
@@ -40,11 +42,27 @@ _processes.set_forkserver_preload(["service.decoder"])
 
 
 class DecoderDied(Exception):
-    """The process ended instead of answering, with this exit code."""
+    """The process ended instead of answering, with this exit code, or sent something that is no answer (None)."""
 
     def __init__(self, exit_code: int | None) -> None:
         super().__init__(f"exit code {exit_code}")
         self.exit_code = exit_code
+
+
+class _AnswerReader(pickle.Unpickler):
+    """Reads answers, and nothing else: a decoder that a file has taken over cannot make the service run code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _PARTS_OF_ANSWERS:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name} is no part of an answer")
+
+
+_PARTS_OF_ANSWERS = {
+    *((part.__module__, part.__name__) for part in (Answer, TiledImage, InputError, NotAnImage, TooLarge, TooCostly)),
+    *(("numpy", name) for name in ("ndarray", "dtype")),
+    ("numpy._core.multiarray", "_reconstruct"),
+}
 
 
 class Decoder:
@@ -73,12 +91,19 @@ class Decoder:
         return False
 
     def receive(self) -> Answer:
-        """Return the answer of the call. Raises `DecoderDied`."""
+        """Return the answer of the call. Raises `DecoderDied`, also for anything but an answer."""
         try:
-            return self._pipe.recv()
+            data = self._pipe.recv_bytes()
         except (EOFError, ConnectionResetError):
             self._process.join(5)
             raise DecoderDied(self._process.exitcode) from None
+        try:
+            answer = _AnswerReader(io.BytesIO(data)).load()
+        except Exception as error:  # bytes that are no pickle raise errors of any kind
+            raise DecoderDied(None) from error
+        if not isinstance(answer, Answer):
+            raise DecoderDied(None)
+        return answer
 
     def cpu_s(self) -> float:
         """Return the CPU time of the call so far."""

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -60,6 +61,28 @@ def photo(width: int, height: int, form: str = "JPEG", **options: object) -> byt
     file = io.BytesIO()
     small.resize((width, height)).save(file, form, **options)
     return file.getvalue()
+
+
+class Exploit:
+    """Pickles as a call of `os.mkdir`."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        return os.mkdir, (self.path,)
+
+
+def test_an_answer_cannot_run_code(tmp_path: Path) -> None:
+    target = tmp_path / "made"
+
+    async def check(pool: DecoderPool) -> None:
+        with pytest.raises(TooCostly, match="ended the decoder"):
+            await pool.run("image", functools.partial(Exploit, str(target)))
+        assert await pool.run("image", os.getpid)
+
+    run(check)
+    assert not target.exists()
 
 
 def test_a_process_answers_as_the_function_does() -> None:
