@@ -8,9 +8,9 @@ import pytest
 REMEDY = "; install it with: apt-get install "
 
 
-def lacking(what: str, *packages: str) -> str:
+def lacking(problem: str, *packages: str) -> str:
     """Return the reason to skip a test: what is missing, and the packages that provide it."""
-    return what + REMEDY + " ".join(packages)
+    return problem + REMEDY + " ".join(packages)
 
 
 def summary(reasons: Iterable[str]) -> str | None:

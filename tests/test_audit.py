@@ -14,7 +14,7 @@ UNKNOWN = {"name": "unknown", "skip_reason": "not found"}
 
 
 @pytest.mark.parametrize(
-    ("said", "status", "words"),
+    ("reported", "status", "words"),
     [
         ([SOUND, UNKNOWN], 0, "0 of 1 packages are vulnerable (2 are installed)"),
         ([SOUND, FAULTY], 1, "faulty 2: PYSEC-1, fixed in 3.0"),
@@ -22,10 +22,10 @@ UNKNOWN = {"name": "unknown", "skip_reason": "not found"}
         (None, 0, "skipped, the advisories cannot be reached (no route)"),
     ],
 )
-def test_the_verdict_of_the_audit(tmp_path: Path, said: list | None, status: int, words: str) -> None:
-    output = "no route" if said is None else json.dumps({"dependencies": said})
+def test_the_verdict_of_the_audit(tmp_path: Path, reported: list | None, status: int, words: str) -> None:
+    output = "no route" if reported is None else json.dumps({"dependencies": reported})
     (tmp_path / "pip_audit.py").write_text(
-        f"import sys; print({output!r}, file=sys.{'stderr' if said is None else 'stdout'}); sys.exit(1)"
+        f"import sys; print({output!r}, file=sys.{'stderr' if reported is None else 'stdout'}); sys.exit(1)"
     )
     command = [sys.executable, ".ci/audit.py", "site-packages"]
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}

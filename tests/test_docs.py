@@ -38,13 +38,13 @@ def lines(page: Path) -> list[list[str]]:
     A block marked as bash has nothing but commands; of others, and of sentences, those of PROGRAMS count.
     """
     text = page.read_text().replace("\\\n", " ")
-    found: list[list[str]] = []
+    commands: list[list[str]] = []
     for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         bare = [re.sub(r"(^|\s)#.*", "", line) for line in block.splitlines()]
         calls = [shlex.split(re.sub(r"^(NCML_\w+=\S+ )+", "", line)) for line in bare if _is_command(line, language)]
-        found += [words for words in calls if words]
+        commands += [words for words in calls if words]
     quoted = re.findall(r"`((?:make|ncml|python) [^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
-    return found + [shlex.split(command) for command in quoted]
+    return commands + [shlex.split(command) for command in quoted]
 
 
 def _is_command(line: str, language: str) -> bool:
@@ -69,21 +69,21 @@ def operations() -> dict[str, Any]:
 def check_curl(words: list[str]) -> None:
     """The operation exists, and takes the parameters that are given."""
     address = urlsplit(next(f"//{word}" for word in words if word.startswith("localhost:8000")))
-    given = {name for name, _ in parse_qsl(address.query, strict_parsing=bool(address.query))}
+    named = {name for name, _ in parse_qsl(address.query, strict_parsing=bool(address.query))}
     method = "get"
     for flag, value in pairwise(words):
         if flag == "-F":
-            given.add(value.partition("=")[0])
+            named.add(value.partition("=")[0])
         if flag == "--json":
-            given |= json.loads(re.sub(r"\$\(.*\)", "", value)).keys()
+            named |= json.loads(re.sub(r"\$\(.*\)", "", value)).keys()
         if flag in ("-F", "--json", "--data-binary"):
             method = "post"
     method = next((value.lower() for flag, value in pairwise(words) if flag == "-X"), method)
     matching = [path for path in operations() if re.fullmatch(re.sub(r"{\w+}", r"[^/]+", path), address.path)]
     assert matching, f"no such path: {address.path}"
     assert method in operations()[matching[0]], f"{matching[0]} has no {method}"
-    known = {parameter["name"] for parameter in operations()[matching[0]][method].get("parameters", [])}
-    assert given <= known | {"image"}
+    parameters = {parameter["name"] for parameter in operations()[matching[0]][method].get("parameters", [])}
+    assert named <= parameters | {"image"}
 
 
 def check(words: list[str]) -> None:

@@ -130,8 +130,8 @@ def run(page: str, desk: Path, port: int) -> list[str]:
     environment = os.environ | {"PATH": path, "CURL_HOME": str(desk), "OMP_NUM_THREADS": "1"}
     commands = bash_lines(page)
     for command in commands:
-        begun = time.monotonic()
-        written = desk / found[1] if (found := re.search(r"-o (\S+)", command)) else None
+        start = time.monotonic()
+        written = desk / match[1] if (match := re.search(r"-o (\S+)", command)) else None
         before = written.stat().st_mtime_ns if written and written.exists() else 0
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", command.replace("localhost:8000", f"localhost:{port}")],
@@ -142,7 +142,7 @@ def run(page: str, desk: Path, port: int) -> list[str]:
             check=False,
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-        print(f"{time.monotonic() - begun:6.1f} s  {command}")
+        print(f"{time.monotonic() - start:6.1f} s  {command}")
         if written:
             assert written.stat().st_mtime_ns > before, command
             if written.suffix == ".png":

@@ -112,30 +112,30 @@ def _python(tree: Path) -> list[str]:
         (local / "bin" / alias).symlink_to(name)
     binaries = [local / "bin" / name, *(local / "lib" / name / "lib-dynload").glob("*.so")]
     _add_libraries(tree, binaries)
-    told = _copy_pip_settings(tree)
+    pip_settings = _copy_pip_settings(tree)
     run(["chroot", tree, "/usr/local/bin/python", "-m", "ensurepip", "--default-pip"], timeout=300)
-    return ["ENV PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", 'CMD ["python3"]', *told]
+    return ["ENV PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", 'CMD ["python3"]', *pip_settings]
 
 
 def _add_libraries(tree: Path, binaries: list[Path]) -> None:
     """Copy the shared libraries that binaries need and the tree lacks; both are of one release, so they fit."""
     there = {path.name for folder in ("lib", "usr/lib") for path in (tree / folder).rglob("lib*.so*")}
-    for found in re.finditer(r"^\s+(\S+) => (/\S+)", run(["ldd", *binaries]), re.MULTILINE):
-        if found[1] not in there:
-            shutil.copy(Path(found[2]).resolve(), tree / "usr/local/lib" / found[1])
-            there.add(found[1])
+    for match in re.finditer(r"^\s+(\S+) => (/\S+)", run(["ldd", *binaries]), re.MULTILINE):
+        if match[1] not in there:
+            shutil.copy(Path(match[2]).resolve(), tree / "usr/local/lib" / match[1])
+            there.add(match[1])
     run(["chroot", tree, "/sbin/ldconfig"])
 
 
 def _copy_pip_settings(tree: Path) -> list[str]:
     """What this host's pip reads from files, and the certificates it trusts, at the same places; its variables."""
-    told = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
-    wheels = [word for word in told.get("PIP_FIND_LINKS", "").split() if word.startswith("/")]
+    settings = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
+    wheels = [word for word in settings.get("PIP_FIND_LINKS", "").split() if word.startswith("/")]
     for path in map(Path, ("/etc/pip.conf", "/etc/xdg/pip", "/etc/ssl/certs/ca-certificates.crt", *wheels)):
         if path.exists():
             (tree / path.relative_to("/")).parent.mkdir(parents=True, exist_ok=True)
             run(["cp", "--archive", "--dereference", "--no-target-directory", path, tree / path.relative_to("/")])
-    return [f'ENV {name}="{value}"' for name, value in told.items()]
+    return [f'ENV {name}="{value}"' for name, value in settings.items()]
 
 
 def _valkey(tree: Path) -> list[str]:
@@ -152,10 +152,10 @@ def _valkey(tree: Path) -> list[str]:
 def _prometheus(tree: Path) -> list[str]:
     """The release's own Prometheus."""
     for name in ("prometheus", "promtool"):
-        found = shutil.which(name)
-        if not found:
+        program = shutil.which(name)
+        if not program:
             raise NoEngine(lacking("prom/prometheus cannot be pulled, and a stand-in needs its programs", "prometheus"))
-        shutil.copy(found, tree / "bin" / name)
+        shutil.copy(program, tree / "bin" / name)
         _add_libraries(tree, [tree / "bin" / name])
     (tree / "prometheus").mkdir()
     run(["chroot", tree, "chown", "nobody:nogroup", "/prometheus"])
@@ -207,8 +207,8 @@ def _started(folder: Path) -> Iterator[dict[str, str]]:
         deadline = time.monotonic() + 60
         while not works(["docker", "info"], {"DOCKER_HOST": address}):
             if process.poll() is not None or time.monotonic() > deadline:
-                said = (folder / "log").read_text().strip().rpartition("\n")[2]
-                raise NoEngine(f"no Docker engine answers, and one of our own does not start: {said}")
+                last_line = (folder / "log").read_text().strip().rpartition("\n")[2]
+                raise NoEngine(f"no Docker engine answers, and one of our own does not start: {last_line}")
             time.sleep(0.5)
         yield {"DOCKER_HOST": address}
     finally:

@@ -23,8 +23,8 @@ def compose(path: Path = COMPOSE) -> dict[str, Any]:
 def base_images(profiles: tuple[str, ...]) -> list[str]:
     """Images that others make: those of the services with one of the profiles, or of the services without any."""
     specs = compose()["services"].values()
-    chosen = [s for s in specs if (set(s.get("profiles", ())) & set(profiles) if profiles else "profiles" not in s)]
-    images = {spec["image"] for spec in chosen if "build" not in spec}
+    started = [s for s in specs if (set(s.get("profiles", ())) & set(profiles) if profiles else "profiles" not in s)]
+    images = {spec["image"] for spec in started if "build" not in spec}
     text = DOCKERFILE.read_text()
     arguments = dict(re.findall(r"^ARG (\w+)=(\S*)$", text, re.MULTILINE))
     stages = set(re.findall(r"^FROM \S+ AS (\w+)$", text, re.MULTILINE))

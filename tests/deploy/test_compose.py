@@ -25,15 +25,15 @@ DOCKER = DOCKERFILE.read_text()
 
 def stage(name: str) -> str:
     """The part of the Dockerfile that makes a target."""
-    found = re.search(rf"^FROM \S+ AS {name}\n(.*?)(?=^FROM |\Z)", DOCKER, re.MULTILINE | re.DOTALL)
-    assert found
-    return found[1]
+    match = re.search(rf"^FROM \S+ AS {name}\n(.*?)(?=^FROM |\Z)", DOCKER, re.MULTILINE | re.DOTALL)
+    assert match
+    return match[1]
 
 
 def instruction(name: str, keyword: str) -> list[str]:
     """A JSON-form instruction of a stage."""
-    found = re.search(rf"^{keyword} (\[.*?\])$", stage(name), re.MULTILINE | re.DOTALL)
-    return yaml.safe_load(found[1].replace("\\\n", "")) if found else []
+    match = re.search(rf"^{keyword} (\[.*?\])$", stage(name), re.MULTILINE | re.DOTALL)
+    return yaml.safe_load(match[1].replace("\\\n", "")) if match else []
 
 
 def filled(command: list[str]) -> list[str]:
@@ -130,11 +130,11 @@ def test_the_password_of_the_queue_is_random_unless_given_and_disclosed_by_a_fil
     def start(password: str) -> str:
         path = f"{tmp_path}/bin:{os.environ['PATH']}"
         output = run(["sh", "-euc", script, *command[3:]], env={"PATH": path, "QUEUE_PASSWORD": password})
-        arguments, config, *rest = output.splitlines()
+        arguments, config, *other_lines = output.splitlines()
         assert arguments.startswith("- --appendonly yes --appendfsync everysec")
         stored = (tmp_path / "run" / "password").read_text()
         assert config == f"requirepass {stored}"
-        assert stored not in arguments + "".join(rest)
+        assert stored not in arguments + "".join(other_lines)
         assert [path.name for path in (tmp_path / "run").iterdir()] == ["password"]
         return stored
 
@@ -181,14 +181,14 @@ def test_every_command_is_understood() -> None:
     service(instruction("service", "CMD"))
     entrypoint = instruction("worker", "ENTRYPOINT")
     ncml(entrypoint + instruction("worker", "CMD"))
-    seen = 0
+    count = 0
     for path in (COMPOSE, ROOT / "docker" / "compose.gpu.yml"):
         for name, spec in compose(path)["services"].items():
             if name in OURS and ("command" in spec or "entrypoint" in spec):
                 command = spec.get("command", SERVICES[name]["command"])
                 ncml(filled(spec.get("entrypoint", entrypoint) + command))
-                seen += 1
-    assert seen == 6
+                count += 1
+    assert count == 6
 
 
 def test_models_are_written_by_training_and_read_by_workers() -> None:
@@ -209,14 +209,14 @@ def test_compose_itself_accepts_the_files(arguments: str, tmp_path: Path) -> Non
     if not works(["docker", "compose", "version"]):
         pytest.skip(NO_COMPOSE)
     files = [COMPOSE, *(path for path in OVERRIDES if path.name == arguments)]
-    given = {"NCML_REDIS_PASSWORD": "secret", "NCML_QUEUE_ADDRESS": "192.0.2.1", "NCML_API_KEYS": str(tmp_path)}
+    settings = {"NCML_REDIS_PASSWORD": "secret", "NCML_QUEUE_ADDRESS": "192.0.2.1", "NCML_API_KEYS": str(tmp_path)}
     command = ["docker", "compose", *(word for path in files for word in ("-f", path)), "--profile", "*", "config"]
-    said = yaml.safe_load(run([*command], env=os.environ | given, cwd=ROOT))
-    assert said["services"].keys() == SERVICES.keys()
-    assert said["services"]["worker-score"]["environment"]["NCML_REDIS_URL"] == "redis://valkey:6379/0"
-    assert said["services"]["valkey"]["environment"] == {"QUEUE_PASSWORD": "secret"}
+    config = yaml.safe_load(run([*command], env=os.environ | settings, cwd=ROOT))
+    assert config["services"].keys() == SERVICES.keys()
+    assert config["services"]["worker-score"]["environment"]["NCML_REDIS_URL"] == "redis://valkey:6379/0"
+    assert config["services"]["valkey"]["environment"] == {"QUEUE_PASSWORD": "secret"}
     image = "ncml-worker:cuda" if arguments == "compose.gpu.yml" else "ncml-worker"
-    assert {said["services"][name]["image"] for name in OURS[1:]} == {image}
+    assert {config["services"][name]["image"] for name in OURS[1:]} == {image}
 
 
 def test_a_queue_for_other_hosts_is_not_opened_without_a_password() -> None:

@@ -34,10 +34,10 @@ CAT = ROOT / "docs" / "cat.jpg"
 def until(condition: Callable[[], Any], seconds: float = 90) -> Any:
     """What `condition` says once it is true."""
     deadline = time.monotonic() + seconds
-    while not (found := condition()):
+    while not (value := condition()):
         assert time.monotonic() < deadline, "what was waited for did not happen"
         time.sleep(0.5)
-    return found
+    return value
 
 
 def pixels(path: Path) -> NDArray[np.uint8]:
@@ -54,8 +54,10 @@ class Stack:
         self.name = f"ncml-test-{uuid.uuid4().hex[:8]}"
         self.url = f"http://127.0.0.1:{self.port}"
         (folder / "pictures").mkdir()
-        told = {name: value for name, value in os.environ.items() if not name.startswith("NCML_")}
-        self.environment = told | engine.environment | {"PORT": str(self.port), "NCML_DATA": f"{folder}/pictures"}
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("NCML_")}
+        self.environment = (
+            environment | engine.environment | {"PORT": str(self.port), "NCML_DATA": f"{folder}/pictures"}
+        )
         # An engine without a network of its own builds in the host's.
         services = yaml.safe_load(COMPOSE.read_text())["services"]
         built = {name: {"build": {"network": "host"}} for name, spec in services.items() if "build" in spec}
@@ -97,11 +99,11 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stack(desk: Path) -> Iterator[Stack]:
     """The stack, up and ready; everything that it made is removed."""
     try:
-        with engine() as found:
+        with engine() as docker_engine:
             print("\nhaving base images", flush=True)
             for image in base_images(profiles=()):
-                found.provide(image)
-            stack = Stack(found, desk)
+                docker_engine.provide(image)
+            stack = Stack(docker_engine, desk)
             try:
                 print("building the images", flush=True)
                 stack.compose("build", timeout=2400)
@@ -114,8 +116,8 @@ def stack(desk: Path) -> Iterator[Stack]:
                     [*stack.command, "--profile", "*", "down", "--volumes", "--timeout", "5"],
                     env=stack.environment, capture_output=True, check=False, timeout=180,
                 )  # fmt: skip
-                if found.stand_ins:
-                    print(f"\nRun on stand-ins, made here, for {', '.join(found.stand_ins)}.")
+                if docker_engine.stand_ins:
+                    print(f"\nRun on stand-ins, made here, for {', '.join(docker_engine.stand_ins)}.")
     except NoEngine as reason:
         pytest.skip(str(reason))
 
@@ -128,45 +130,47 @@ def test_the_three_requests_of_the_readme(stack: Stack, desk: Path) -> None:
     for line in lines:
         command = line.replace("curl ", "curl -sS --fail-with-body ")
         command = command.replace("localhost:8000", f"127.0.0.1:{stack.port}")
-        said = run(["bash", "-c", command], cwd=desk, timeout=120)
+        output = run(["bash", "-c", command], cwd=desk, timeout=120)
         if "/score" in line:
-            assert json.loads(said)["results"][0]["bpd"] > 0
+            assert json.loads(output)["results"][0]["bpd"] > 0
     full, half, generated = (pixels(desk / name) for name in ("full.png", "docs/half.png", "cat.png"))
     assert np.array_equal(full[:16], half)
     assert full.shape == generated.shape == (32, 32, 3)
 
 
 def test_every_container_is_locked_and_healthy(stack: Stack) -> None:
-    said = json.loads(stack.engine.docker("inspect", *stack.containers()))
-    assert len(said) == 4
-    for container in said:
+    descriptions = json.loads(stack.engine.docker("inspect", *stack.containers()))
+    assert len(descriptions) == 4
+    for container in descriptions:
         name, host = container["Name"], container["HostConfig"]
         assert container["State"]["Health"]["Status"] == "healthy", name
         assert host["ReadonlyRootfs"], name
         assert host["CapDrop"] == ["ALL"], name
         assert "no-new-privileges:true" in host["SecurityOpt"], name
         assert container["Config"]["User"] not in {"", "0", "root"}, name
-    published = [binding for c in said for ports in c["NetworkSettings"]["Ports"].values() for binding in ports or ()]
+    published = [
+        binding for c in descriptions for ports in c["NetworkSettings"]["Ports"].values() for binding in ports or ()
+    ]
     assert published == [{"HostIp": "127.0.0.1", "HostPort": str(stack.port)}]
     for service in ("service", "worker-score"):
         assert stack.python(service, "import os; print(os.getuid())").strip() == "10001"
-        told = stack.python(service, "try: open('/app/x', 'w')\nexcept OSError as error: print(error.strerror)")
-        assert told.strip() == "Read-only file system"
+        output = stack.python(service, "try: open('/app/x', 'w')\nexcept OSError as error: print(error.strerror)")
+        assert output.strip() == "Read-only file system"
     absent = "from importlib.util import find_spec; print(find_spec('torch') is None)"
     assert stack.python("service", absent).strip() == "True"
 
 
 def test_a_killed_worker_comes_back_and_nothing_is_lost(stack: Stack) -> None:
     before = stack.score(CAT)["results"]
-    asked = httpx2.post(f"{stack.url}/generate?n=4&seed=1", headers={"Prefer": "respond-async"}, timeout=30)
-    assert asked.status_code == 202, asked.text
-    job = f"{stack.url}/jobs/{asked.json()['id']}"
+    submitted = httpx2.post(f"{stack.url}/generate?n=4&seed=1", headers={"Prefer": "respond-async"}, timeout=30)
+    assert submitted.status_code == 202, submitted.text
+    job = f"{stack.url}/jobs/{submitted.json()['id']}"
     until(lambda: httpx2.get(job, timeout=10).json()["status"] == "running", 30)
     (victim,) = stack.containers("worker-generate")
-    begun = json.loads(stack.engine.docker("inspect", victim))[0]["State"]["StartedAt"]
+    started_at = json.loads(stack.engine.docker("inspect", victim))[0]["State"]["StartedAt"]
     # As the kernel would, not as an operator: what `docker kill` has ended stays so.
     stack.python("worker-generate", "import os; os.kill(int(open('/proc/1/task/1/children').read().split()[0]), 9)")
-    until(lambda: json.loads(stack.engine.docker("inspect", victim))[0]["State"]["StartedAt"] > begun)
+    until(lambda: json.loads(stack.engine.docker("inspect", victim))[0]["State"]["StartedAt"] > started_at)
     assert until(lambda: (view := httpx2.get(job, timeout=10).json())["status"] == "succeeded" and view, 180)
     until(stack.ready)
     assert stack.score(CAT)["results"] == before
@@ -179,7 +183,7 @@ def test_a_lane_is_scaled_to_two(stack: Stack) -> None:
 
 
 def test_valkey_is_restarted_and_keeps_what_waited(stack: Stack) -> None:
-    asked = [
+    job_ids = [
         httpx2.post(f"{stack.url}/generate?seed={seed}", headers={"Prefer": "respond-async"}, timeout=30).json()["id"]
         for seed in range(6)
     ]
@@ -189,9 +193,9 @@ def test_valkey_is_restarted_and_keeps_what_waited(stack: Stack) -> None:
 
     def ended() -> bool:
         with contextlib.suppress(httpx2.TransportError, KeyError):
-            views = [httpx2.get(f"{stack.url}/jobs/{one}", timeout=10).json()["status"] for one in asked]
+            views = [httpx2.get(f"{stack.url}/jobs/{one}", timeout=10).json()["status"] for one in job_ids]
             assert "failed" not in views
-            return views == ["succeeded"] * len(asked)
+            return views == ["succeeded"] * len(job_ids)
         return False
 
     until(ended, 240)
@@ -204,9 +208,9 @@ def test_a_trained_model_is_served(stack: Stack, desk: Path) -> None:
         (desk / "pictures" / name).mkdir()
         for i in range(20):
             Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(desk / "pictures" / name / f"{i}.png")
-    asked = ["smoke", "--data", "/data", "--out", "/models/mine", "--max-images", "64", "--threads", "1", "--json"]
-    said = stack.compose("run", "--rm", "-T", "train", *asked, timeout=600)
-    trained = json.loads(said[said.index("{") :])
+    arguments = ["smoke", "--data", "/data", "--out", "/models/mine", "--max-images", "64", "--threads", "1", "--json"]
+    output = stack.compose("run", "--rm", "-T", "train", *arguments, timeout=600)
+    trained = json.loads(output[output.index("{") :])
     served = until(lambda: [m for m in httpx2.get(f"{stack.url}/models").json()["models"] if m["name"] == "mine"], 120)
     assert served[0]["version"] == trained["model"]["version"]
     assert stack.score(desk / "pictures" / "dark" / "0.png", "mine")["model"]["version"] == served[0]["version"]
@@ -238,8 +242,8 @@ def test_prometheus_sees_every_container(stack: Stack) -> None:
     until(lambda: up() == ["ncml-service", *workers * ["ncml-worker"]], 60)
     time.sleep(25)  # a rate needs two samples
     counted = "sum(ncml_score_bpd_count)"
-    asked = [f"query?query={quote(expression)}" for expression in (*expressions(), counted)]
-    *answers, count = ask(*asked)
+    queries = [f"query?query={quote(expression)}" for expression in (*expressions(), counted)]
+    *answers, count = ask(*queries)
     assert {answer["resultType"] for answer in answers} == {"vector"}
     assert sum(bool(answer["result"]) for answer in answers) > len(answers) / 2
     assert float(count["result"][0]["value"][1]) >= 1
@@ -258,5 +262,5 @@ def test_grafana_shows_the_dashboard(stack: Stack) -> None:
     port = free_port()
     stack.environment["GRAFANA_PORT"] = str(port)
     stack.compose("--profile", "monitoring", "up", "--detach", "--wait", "grafana", timeout=120)
-    found = httpx2.get(f"http://127.0.0.1:{port}/api/dashboards/uid/ncml", timeout=10).json()
-    assert found["dashboard"]["title"] == "ncml"
+    stored = httpx2.get(f"http://127.0.0.1:{port}/api/dashboards/uid/ncml", timeout=10).json()
+    assert stored["dashboard"]["title"] == "ncml"

@@ -51,10 +51,10 @@ class Host:
 
     def start(self, *command: str | Path, **environment: str) -> subprocess.Popen[bytes]:
         inside = ["ip", "netns", "exec", self.name, *command]
-        told = {name: value for name, value in os.environ.items() if not name.startswith("NCML_")} | environment
+        variables = {name: value for name, value in os.environ.items() if not name.startswith("NCML_")} | environment
         with (self.folder / "log").open("ab") as log:
             process = subprocess.Popen(
-                inside, cwd=self.folder, env=told, stdout=log, stderr=log, start_new_session=True
+                inside, cwd=self.folder, env=variables, stdout=log, stderr=log, start_new_session=True
             )
         self.processes.append(process)
         return process
@@ -79,8 +79,8 @@ class Client:
 
     def ask(self, path: str, *options: str | Path) -> httpx2.Response:
         command = ["ip", "netns", "exec", self.host.name, "curl", "-sS", "-m", "60", "-w", "\n%{http_code}"]
-        said = run([*command, *options, f"http://{self.host.address}:8000{path}"], timeout=90)
-        body, _, status = said.rpartition("\n")
+        output = run([*command, *options, f"http://{self.host.address}:8000{path}"], timeout=90)
+        body, _, status = output.rpartition("\n")
         return httpx2.Response(int(status), text=body)
 
     def ready(self) -> dict[str, int]:
@@ -93,10 +93,10 @@ class Client:
 
 def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
     deadline = time.monotonic() + seconds
-    while not (found := condition()):
+    while not (value := condition()):
         assert time.monotonic() < deadline, "what was waited for did not happen"
         time.sleep(0.2)
-    return found
+    return value
 
 
 @pytest.fixture

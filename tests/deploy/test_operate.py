@@ -29,8 +29,8 @@ SERVICES = compose()["services"]
 
 def shell(first: str) -> list[list[str]]:
     """Commands that begin with a word, of blocks and of sentences, split; variables before them left out."""
-    found = [re.sub(r"^(\w+=\S+ )+", "", line) for line in (*LINES, *QUOTED)]
-    return [shlex.split(line) for line in found if line.startswith(f"{first} ")]
+    commands = [re.sub(r"^(\w+=\S+ )+", "", line) for line in (*LINES, *QUOTED)]
+    return [shlex.split(line) for line in commands if line.startswith(f"{first} ")]
 
 
 def test_every_variable_of_the_compose_files_is_explained_and_none_other() -> None:
@@ -72,18 +72,18 @@ def test_every_service_profile_and_volume_exists() -> None:
 def test_every_command_of_compose_is_one() -> None:
     if not works(["docker", "compose", "version"]):
         pytest.skip(NO_COMPOSE)
-    given = os.environ | {"NCML_REDIS_PASSWORD": "secret", "NCML_QUEUE_ADDRESS": "192.0.2.1"}
-    seen = 0
+    environment = os.environ | {"NCML_REDIS_PASSWORD": "secret", "NCML_QUEUE_ADDRESS": "192.0.2.1"}
+    count = 0
     for words in shell("docker"):
         if words[1] == "compose":
             # Its own word for "understood" is --help after the options; nothing is started.
             done = subprocess.run(
                 [*words, "--help"] if "run" not in words else [*words[: words.index("train")], "--help"],
-                cwd=ROOT, env=given, capture_output=True, text=True, check=False, timeout=60,
+                cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=60,
             )  # fmt: skip
             assert done.returncode == 0, f"{' '.join(words)}\n{done.stderr}"
-            seen += 1
-    assert seen > 8
+            count += 1
+    assert count > 8
 
 
 def test_every_command_of_ncml_and_its_options_exist() -> None:

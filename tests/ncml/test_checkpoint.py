@@ -107,7 +107,7 @@ def test_pickles_are_never_opened(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda state: state.pop("head.bias"), "lacks the weight head.bias"),
         (lambda state: state.update(spy=torch.zeros(2)), "has a weight spy that is not part of its configuration"),
@@ -119,9 +119,11 @@ def test_pickles_are_never_opened(folder: Path) -> None:
     ],
     ids=["missing", "surplus", "shape", "nan", "inf", "integers", "fp64"],
 )
-def test_wrong_weights_are_named(folder: Path, change: Callable[[dict[str, torch.Tensor]], object], said: str) -> None:
+def test_wrong_weights_are_named(
+    folder: Path, change: Callable[[dict[str, torch.Tensor]], object], message: str
+) -> None:
     rewrite(folder, change)
-    assert said in refused(folder)
+    assert message in refused(folder)
 
 
 def test_altered_weights_are_found(folder: Path) -> None:

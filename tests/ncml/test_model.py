@@ -176,9 +176,11 @@ MISTAKES: list[tuple[str, Callable[[ncml.Model], object], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("field", "mistake", "said"), MISTAKES)
-def test_a_mistake_is_named(model: ncml.Model, field: str, mistake: Callable[[ncml.Model], object], said: str) -> None:
-    with pytest.raises(InputError, match=said) as refused:
+@pytest.mark.parametrize(("field", "mistake", "message"), MISTAKES)
+def test_a_mistake_is_named(
+    model: ncml.Model, field: str, mistake: Callable[[ncml.Model], object], message: str
+) -> None:
+    with pytest.raises(InputError, match=message) as refused:
         mistake(model)
     assert refused.value.field == field
     assert "\n" not in refused.value.detail

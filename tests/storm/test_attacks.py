@@ -57,27 +57,27 @@ def most_connections(process: psutil.Process, port: int) -> Iterator[list[int]]:
 
 @pytest.mark.parametrize("each", [150, pytest.param(2000, marks=SLOW)])
 def test_every_waiting_request_and_stream_of_a_crowd_is_answered(
-    fleet: Fleet, serve: Callable[..., Service], valkey_server: Valkey, each: int
+    fleet: Fleet, serve: Callable[..., Service], valkey_server: Valkey, count: int
 ) -> None:
-    write_model(fleet.models, batch_s=each / 1000, image_s=0.0)
+    write_model(fleet.models, batch_s=count / 1000, image_s=0.0)
     fleet.start(max_batch=64)
     service = serve(max_waiting=4096, max_streams=1, wait_s=300)
     followed = [fleet.queue.submit(generate(seed=seed)) for seed in range(50)]
 
     async def crowd() -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
-        waiting = [exchange(service.port, f"POST /generate?seed={i}") for i in range(each)]
-        streams = [exchange(service.port, f"GET /jobs/{followed[i % 50]}/events", address(i)) for i in range(each)]
+        waiting = [exchange(service.port, f"POST /generate?seed={i}") for i in range(count)]
+        streams = [exchange(service.port, f"GET /jobs/{followed[i % 50]}/events", address(i)) for i in range(count)]
         answers = await asyncio.gather(*waiting, *streams)
-        return answers[:each], answers[each:]
+        return answers[:count], answers[count:]
 
     asyncio.run(exchange(service.port, "POST /generate?seed=1"))
     with Peak(service.process) as memory, most_connections(service.process, valkey_server.port) as connections:
         answers, streams = asyncio.run(crowd())
     codes, stream_codes = Counter(code for code, _ in answers), Counter(code for code, _ in streams)
     print(f"{codes}, streams {stream_codes}, {connections[0]} connections, memory +{memory.growth / MIB:.1f} MiB")
-    assert codes[200] + codes[202] == each
+    assert codes[200] + codes[202] == count
     assert all("\r\nlocation: /jobs/" in answer.lower() for code, answer in answers if code == 202)
-    assert stream_codes == {200: each}
+    assert stream_codes == {200: count}
     assert all(answer.count("event: succeeded") == 1 for _, answer in streams)
     assert connections[0] <= 32
     assert memory.growth < 100 * MIB

@@ -105,11 +105,11 @@ def test_a_copy_is_calibrated_and_the_model_is_not_changed(calibrated: Run, tmp_
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("models/mine: estimated on")
     assert (tmp_path / "models" / "loud" / "calibration.json").read_bytes() == before
-    original, mine = (ncml.load(tmp_path / "models" / name) for name in ("loud", "mine"))
-    assert mine.version == original.version
-    assert mine.calibration is not None
+    original, copy = (ncml.load(tmp_path / "models" / name) for name in ("loud", "mine"))
+    assert copy.version == original.version
+    assert copy.calibration is not None
     assert original.calibration is not None
-    assert mine.calibration.version != original.calibration.version
+    assert copy.calibration.version != original.calibration.version
     assert calibrated(*arguments, "--name", "second").returncode == 0
     assert list(ncml.load(tmp_path / "models" / "mine").calibrations.by_name) == ["default", "second"]
     for out in ("good", "good/000.png"):

@@ -91,10 +91,10 @@ def test_fast_takes_one_pass_without_the_network_s_gradient(
     passes: list[float] = []
     forward = calibrated.network.forward
 
-    def counted(x: torch.Tensor, t: torch.Tensor, *rest: torch.Tensor | None) -> torch.Tensor:
+    def counted(x: torch.Tensor, t: torch.Tensor, *conditions: torch.Tensor | None) -> torch.Tensor:
         assert not torch.is_grad_enabled()
         passes.append(float(t[0]))
-        return forward(x, t, *rest)
+        return forward(x, t, *conditions)
 
     monkeypatch.setattr(calibrated.network, "forward", counted)
     (score,) = calibrated.score(NEW[0], statistic="fast")

@@ -52,14 +52,14 @@ def tapes(device: torch.device) -> Recorder:
 
 
 def sample(
-    sampler: Any, net: NCPN, conditions: Conditions, seed: int, known: Tensor | None = None, rows: int = 0
+    sampler: Any, net: NCPN, conditions: Conditions, seed: int, known_half: Tensor | None = None, rows: int = 0
 ) -> Tensor:
     """Sample images, [B, 3, H, W]; the rows before `rows` are those of `known`."""
     model, weight = net.config.model, net.head.weight
     B, H, W = len(conditions.class_B), model.height, model.width
     x = torch.full((B, 3, H, W), torch.nan, dtype=weight.dtype, device=weight.device)
-    if known is not None:
-        x[:, :, :rows] = known[:, :, :rows]
+    if known_half is not None:
+        x[:, :, :rows] = known_half[:, :, :rows]
     draws = BatchDraws(list(range(seed, seed + B)), dtype=weight.dtype, device=weight.device)
     with torch.inference_mode():
         sampler(net, x, conditions, draws.draw_pixels(model.mixtures, H, W), first_row=rows, on_row=lambda row: False)
@@ -84,10 +84,10 @@ def test_a_replayed_batch_equals_the_plain_one(config: Config, t: float) -> None
         for seed in range(4):
             orientation = seed % 4 if config.model.orientations and config.model.height == config.model.width else 0
             conditions = nets.conditions(3, t * (1 + seed) / 4, config, orientation=orientation)
-            known = torch.rand(3, 3, config.model.height, config.model.width) * 2 - 1
-            plain = sample(sample_cached, net, conditions, seed, known, rows)
+            known_half = torch.rand(3, 3, config.model.height, config.model.width) * 2 - 1
+            plain = sample(sample_cached, net, conditions, seed, known_half, rows)
             assert plain.isfinite().all()
-            assert torch.equal(sample(replay, net, conditions, seed, known, rows), plain), (rows, seed)
+            assert torch.equal(sample(replay, net, conditions, seed, known_half, rows), plain), (rows, seed)
     assert len(replay.recordings) == 2
 
 

@@ -214,9 +214,9 @@ def test_progress_is_reported(tmp_path: Path) -> None:
     picture = pictures(1)[0]
     for i in range(257):
         picture.save(tmp_path / f"{i}.bmp")
-    told: list[tuple[int, int]] = []
-    dataset.load(str(tmp_path), 8, 8, on_progress=lambda progress: told.append((progress.done, progress.total)))
-    assert told == [(256, 257)]
+    reported: list[tuple[int, int]] = []
+    dataset.load(str(tmp_path), 8, 8, on_progress=lambda progress: reported.append((progress.done, progress.total)))
+    assert reported == [(256, 257)]
 
 
 def test_the_three_parts_are_disjoint_and_have_the_stated_sizes() -> None:
@@ -234,9 +234,9 @@ def test_the_three_parts_are_disjoint_and_have_the_stated_sizes() -> None:
 
 def test_the_first_so_many() -> None:
     whole = Dataset(nets.images(4), torch.arange(4), ("a", "b", "c", "d"), Inventory(files=4))
-    some = whole.first(3)
-    assert len(some) == 3
-    assert (some.classes, some.inventory) == (whole.classes, whole.inventory)
+    part = whole.first(3)
+    assert len(part) == 3
+    assert (part.classes, part.inventory) == (whole.classes, whole.inventory)
 
 
 def test_pictures_evenly_spaced() -> None:

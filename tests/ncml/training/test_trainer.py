@@ -346,8 +346,10 @@ def test_held_out_bits_weigh_every_image_the_same() -> None:
     data = dataset(10)
     whole = held_out_bits(trainer.ema, data)
     assert held_out_bits(trainer.ema, data, batch_size=3) == pytest.approx(whole, abs=1e-6)
-    each = [held_out_bits(trainer.ema, Dataset(x[None], data.labels_N[:1], data.classes)) for x in data.images_NHWC]
-    assert sum(each) / 10 == pytest.approx(whole, abs=1e-6)
+    bits_of_images = [
+        held_out_bits(trainer.ema, Dataset(x[None], data.labels_N[:1], data.classes)) for x in data.images_NHWC
+    ]
+    assert sum(bits_of_images) / 10 == pytest.approx(whole, abs=1e-6)
 
 
 def test_a_run_needs_images() -> None:

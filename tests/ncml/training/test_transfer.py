@@ -49,16 +49,16 @@ def test_another_size_of_picture_may_start_from_the_same_weights() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"mixtures": 3}, "the model source has mixtures 3 and the recipe test has 2: use the recipe"),
         ({"levels": (LevelConfig(width=4, blocks=1),)}, "has levels 4x1a and the recipe test has 4x1a/6x1a"),
         ({"heads": 1}, "has heads 1 and"),
     ],
 )
-def test_another_shape_is_refused(change: dict[str, object], said: str) -> None:
+def test_another_shape_is_refused(change: dict[str, object], message: str) -> None:
     source = nets.config()
     source = replace(source, model=replace(source.model, **change))
-    with pytest.raises(InputError, match=said) as refused:
+    with pytest.raises(InputError, match=message) as refused:
         start_from(nets.network(nets.config()), nets.network(source), "source")
     assert refused.value.field == "init-from"
