@@ -21,14 +21,19 @@ from ncml.evaluation.features import Features, load_extractor
 from ncml.evaluation.image_sets import SEED, ImageSet
 from ncml.evaluation.inputs import Inputs
 from ncml.evaluation.probe import Labels, Probe
-from ncml.evaluation.quality import extract_features
+from ncml.evaluation.quality import class_indices, extract_features, sample_features
 from ncml.evaluation.report import OURS, Cell, Section, Table
-from ncml.evaluation.samples import Arguments, as_trained, default_arguments, is_noise_conditional, noise_levels
+from ncml.evaluation.samples import (
+    IN_TURN,
+    Arguments,
+    as_trained,
+    default_arguments,
+    is_noise_conditional,
+    noise_levels,
+)
 from ncml.model import Model
 from ncml.network.likelihood import from_uint8, log_prob
 from ncml.network.sde import make_sde
-
-BATCH = 50
 
 
 def class_log_probs(model: Model, pixels_NHWC: NDArray[np.uint8], noise: float, first: int = 0) -> NDArray[np.float64]:
@@ -105,16 +110,8 @@ def _features(inputs: Inputs, images: ImageSet) -> Features:
 
 def class_fidelity(inputs: Inputs, model: Model, probe: Probe, n: int, arguments: Arguments) -> bootstrap.Estimate:
     """Measure the share of n generated images, of all classes in turn, in which the probe recognises the class."""
-    labels_N = np.arange(n) % len(model.classes)
-
-    def measure(start: int, stop: int) -> dict[str, Any]:
-        classes = labels_N[start:stop].tolist()
-        return {"pixels": model.generate(stop - start, classes=classes, seeds=start, **arguments)}
-
-    key = {"model": model.version, "classes": "in turn", **arguments}
-    pixels_NHWC = inputs.cache.rows("class samples", key, n, measure, chunk=BATCH)["pixels"]
-    features_NF = extract_features(inputs, {"class samples": model.version, **arguments}, pixels_NHWC)
-    return bootstrap.mean(probe.recognised(features_NF, labels_N))
+    features_NF = sample_features(inputs, model, n, arguments | {"classes": IN_TURN})
+    return bootstrap.mean(probe.recognised(features_NF, class_indices(model, n)))
 
 
 def sampling_methods(model: Model) -> dict[str, Arguments]:

@@ -21,7 +21,14 @@ from ncml.evaluation.features import Features, frechet_distance, kernel_distance
 from ncml.evaluation.image_sets import ImageSet
 from ncml.evaluation.inputs import Inputs
 from ncml.evaluation.report import OURS, PUBLISHED, Cell, Figure, Section, Table, make_axes
-from ncml.evaluation.samples import Arguments, as_trained, default_arguments, is_noise_conditional, noise_levels
+from ncml.evaluation.samples import (
+    IN_TURN,
+    Arguments,
+    as_trained,
+    default_arguments,
+    is_noise_conditional,
+    noise_levels,
+)
 from ncml.model import Model
 from ncml.training.inventory import counted
 
@@ -29,13 +36,20 @@ BATCH = 64
 
 
 def draw_samples(inputs: Inputs, model: Model, n: int, arguments: Arguments) -> NDArray[np.uint8]:
-    """Draw unconditional samples with the seeds 0 to n - 1. uint8 [n, H, W, 3]."""
+    """Draw samples with the seeds 0 to n - 1. uint8 [n, H, W, 3]."""
+    in_turn = arguments.get("classes") == IN_TURN
 
     def measure(start: int, stop: int) -> dict[str, Any]:
-        return {"pixels": model.generate(stop - start, seeds=start, **arguments)}
+        classes = {"classes": class_indices(model, stop)[start:].tolist()} if in_turn else {}
+        return {"pixels": model.generate(stop - start, seeds=start, **arguments | classes)}
 
     key = {"model": model.version, **arguments}
     return inputs.cache.rows("samples", key, n, measure, chunk=BATCH)["pixels"]
+
+
+def class_indices(model: Model, n: int) -> NDArray[np.intp]:
+    """Return the class of each of n images that are of all classes in turn, [n]."""
+    return np.arange(n) % len(model.classes)
 
 
 def extract_features(inputs: Inputs, source: dict[str, Any], pixels_NHWC: NDArray[np.uint8]) -> Features:
@@ -49,8 +63,14 @@ def extract_features(inputs: Inputs, source: dict[str, Any], pixels_NHWC: NDArra
     return inputs.cache.rows("features", key, len(pixels_NHWC), measure, chunk=BATCH)["features"]
 
 
+def sample_features(inputs: Inputs, model: Model, n: int, arguments: Arguments) -> Features:
+    """Return the features of samples with the seeds 0 to n - 1, [n, F]."""
+    pixels_NHWC = draw_samples(inputs, model, n, arguments)
+    return extract_features(inputs, {"samples": model.version, **arguments}, pixels_NHWC)
+
+
 def headline_methods(model: Model) -> dict[str, Arguments]:
-    """Return the methods of the headline: direct, and from much and from little noise by the default solver."""
+    """Return the methods of the headline: direct, from much and from little noise, and the defaults."""
     direct = {"direct (t = 0)": as_trained(0.0)}
     if not is_noise_conditional(model):
         return direct
@@ -59,9 +79,12 @@ def headline_methods(model: Model) -> dict[str, Arguments]:
         for noise in noise_levels(model, (1.0, 0.25))
     }
     limits = model.sampling_limits
-    tuned = default_arguments(model) | {"guidance": 1.0}  # the samples have no class
-    if tuned not in methods.values():
-        methods[f"defaults: noise {limits.noise:g}, temperature {limits.temperature:g}"] = tuned
+    tuned = default_arguments(model)
+    unguided = tuned | {"guidance": 1.0}  # without a class
+    if unguided not in methods.values():
+        methods[f"defaults: noise {limits.noise:g}, temperature {limits.temperature:g}"] = unguided
+    if model.classes:
+        methods[f"defaults, of all classes in turn: guidance {limits.guidance:g}"] = tuned | {"classes": IN_TURN}
     return methods
 
 
@@ -139,9 +162,7 @@ class QualityMeter:
 
     def samples(self, n: int, arguments: Arguments) -> SampleQuality:
         """Measure n samples."""
-        pixels = draw_samples(self.inputs, self.model, n, arguments)
-        features_NF = extract_features(self.inputs, {"samples": self.model.version, **arguments}, pixels)
-        return SampleQuality.compare(features_NF[:n], self.test_MF)
+        return SampleQuality.compare(sample_features(self.inputs, self.model, n, arguments), self.test_MF)
 
     def compare_methods(self, n: int, methods: dict[str, Arguments]) -> dict[str, SampleQuality]:
         """Measure n samples of each method, after the floor if there is one."""

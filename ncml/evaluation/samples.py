@@ -26,7 +26,10 @@ GREY = 128
 Pixels = NDArray[np.uint8]
 
 Arguments = dict[str, Any]
-"""Of `Model.generate`."""
+"""Of `Model.generate`; `classes` can be `IN_TURN`."""
+
+IN_TURN = "in turn"
+"""Image i is of class i modulo the number of classes."""
 
 
 def is_noise_conditional(model: Model) -> bool:

@@ -72,10 +72,14 @@ def test_all_fills_a_folder_and_resumes(evaluate: Run, tmp_path: Path) -> None:
     assert low <= answer["ood"]["auroc"]["noise"]["multiscale"] <= high
     assert answer["ood"]["n"] == {"cifar10": 16, "noise": 15, "constant": 16, "uniform": 16}
     measured = answer["fid"]["measured"]
-    assert [quality["n"] for quality in measured.values()] == [16] * 3
-    assert [method for method in measured if "refined" in method] == [
-        f"noisy at {noise} grey levels, refined (Tweedie)" for noise in ("10", "2.5")
-    ]
+    assert {method: quality["n"] for method, quality in measured.items()} == dict.fromkeys(
+        (
+            "direct (t = 0)",
+            *(f"noisy at {noise} grey levels, refined (Tweedie)" for noise in ("10", "2.5")),
+            "defaults, of all classes in turn: guidance 1",
+        ),
+        16,
+    )
     compared = answer["fid"]["solvers"]
     solved = [f"{solver}, {steps} step{'s'[: steps > 1]}" for solver, steps in SOLVERS.items()]
     assert {method: quality["n"] for method, quality in compared.items()} == dict.fromkeys(
