@@ -83,26 +83,24 @@ def scan_response(view: JobView, result: ScanResult, media: str) -> Response:
     """
     headers = {"X-Job-Id": view.id}
     scan = result.scan
-    box = scan.box
+    box, tile = scan.box, TileSize(scan.tile_height, scan.tile_width, scan.is_even)
     tiles = None if scan.tiles is None else np.frombuffer(scan.tiles, "<f4").reshape(scan.rows, scan.columns)
     if media == JSON:
         document = ScanAnswer(
             id=view.id,
             status=view.status,
-            **scan.model_dump(exclude={"tiles"}),
+            **scan.model_dump(exclude={"tiles", "is_even"}),
             model=result.model,
-            tile_width=box.width,
-            tile_height=box.height,
             tiles=None if tiles is None else _rounded(tiles),
             timing=result.timing,
         )
         return Response(document.model_dump_json(exclude={"tiles"} if tiles is None else None), 200, headers, JSON)
-    map_HW = None if tiles is None else blend(tiles, TileSize(box.height, box.width), scan.height, scan.width)
+    map_HW = None if tiles is None else blend(tiles, tile, scan.height, scan.width)
     if media == PNG:
         if map_HW is None:
             raise _no_map(view)
         return Response(to_png(heat.render(map_HW, *heat.score_range(map_HW, scan.threshold))), 200, headers, PNG)
-    verdict = scan.model_dump(include={"score", "p_value", "threshold", "is_ood"}, exclude_none=True)
+    verdict = scan.model_dump(include={"view", "score", "p_value", "threshold", "is_ood"}, exclude_none=True)
     arrays = {name: np.array(value) for name, value in verdict.items()}
     arrays["box"] = np.array([box.left, box.top, box.width, box.height])
     if tiles is not None and map_HW is not None:

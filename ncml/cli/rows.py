@@ -101,7 +101,7 @@ def image_scorer(m: "Model", arguments: dict[str, Any], maps: Path | None, skipp
 
 
 def tile_scorer(m: "Model", side: int | None, maps: Path | None, skipped: SkippedFiles) -> Scorer:
-    """Return a function that judges each image by its worst tile of `side` pixels with `Model.scan`.
+    """Return a function that judges each image by its tiles of `side` pixels with `Model.scan`.
 
     maps: folder for heat maps; None writes none.
     """
@@ -121,7 +121,8 @@ def tile_scorer(m: "Model", side: int | None, maps: Path | None, skipped: Skippe
                 continue
             row: Row = {"file": printable(path)}
             row |= dict(zip(("left", "top", "width", "height"), scan.box, strict=True))
-            row |= {"score": scan.score, "p_value": scan.p_value, "is_ood": scan.is_ood, "tiles": scan.tiles}
+            row |= {"view": scan.view, "score": scan.score, "p_value": scan.p_value, "is_ood": scan.is_ood}
+            row["tiles"] = scan.tiles
             rows.append(row)
             if maps is not None:
                 overlay = heat.overlay(image, scan.map, *heat.score_range(scan.map, scan.threshold))

@@ -18,10 +18,10 @@ from ncml.ood import conformal
 if TYPE_CHECKING:
     from ncml.model import Model
     from ncml.ood.calibration import Calibration
-    from ncml.ood.tiles import TileCalibration
+    from ncml.ood.tile_calibration import TileCalibration
 
 IMAGE_COLUMNS = ("file", "bpd", "log_likelihood", "score", "p_value", "is_ood")
-TILE_COLUMNS = ("file", "score", "p_value", "is_ood", "left", "top", "width", "height", "tiles")
+TILE_COLUMNS = ("file", "view", "score", "p_value", "is_ood", "left", "top", "width", "height", "tiles")
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ def score(
         statistics: Names of additional statistics to print.
         fdr: Mark the images that are out-of-distribution at this false discovery rate among all scored images.
         map_: Folder for a heat map (PNG and npz) of each image.
-        tile: Split images larger than the model into overlapping tiles; the worst tile decides the verdict.
+        tile: Split images larger than the model into overlapping tiles; their worst one, their mean and small peaks
+            decide the verdict together.
         tile_size: Side of a tile in pixels; only for a model whose tiles are not calibrated.
         only_bpd: Compute bits/dim only: one pass of the network, no verdict.
         device: Device to compute on: cpu, cuda or cuda:N.
@@ -86,7 +87,7 @@ def score(
     if tile and (class_ is not None or noise or statistics or statistic or calibration or only_bpd):
         raise InputError(
             "tile",
-            "--tile takes the verdict of the worst tile and cannot be combined with other scoring options: omit them.",
+            "--tile takes the verdict from the tiles and cannot be combined with other scoring options: omit them.",
         )
     if tile_size is not None and not tile:
         raise InputError("tile_size", "--tile-size requires --tile: add --tile, or omit --tile-size.")
@@ -95,7 +96,9 @@ def score(
     if tile:
         uncalibrated = "tiles are not calibrated: run ncml calibrate --tile."
         scorer = tile_scorer(m, tile_size, map_, skipped)
-        scoring = Scoring(scorer, TILE_COLUMNS, m.tiles, uncalibrated, "worst tile")
+        judge = m.tiles
+        facts = {"weakness": judge.weakness} if judge is not None and judge.weakness else {}
+        scoring = Scoring(scorer, TILE_COLUMNS, judge, uncalibrated, "tiles", facts)
     else:
         judge = None if only_bpd else m.calibrations.select(calibration)
         names = _additional_statistics(m, judge, statistics, conditional=class_ is not None or noise > 0)

@@ -14,7 +14,7 @@ from ncml.ood import conformal
 from ncml.paths import list_files, printable
 from ncml.progress import Progress
 
-TEXT_COLUMNS = ("file", "model", "calibration", "statistic", "class", "error")
+TEXT_COLUMNS = ("file", "view", "model", "calibration", "statistic", "class", "error")
 
 
 def score_in_memory(
@@ -105,7 +105,8 @@ def print_row(row: Row, statistics: tuple[str, ...]) -> None:
         verdict += " *" if row["discovery"] else "  "
     if "tiles" in row:
         position = f"{row['width']}x{row['height']}+{row['left']}+{row['top']}"
-        print(f"worst tile {row['score']:8.3f} at {position:20}{verdict}  {row['file']}")
+        view = row["view"].replace("_", " ")
+        print(f"{view:10} {row['score']:8.3f} at {position:20}{verdict}  {row['file']}")
     else:
         values = "".join(f"  {name} {row[name]:.6g}" for name in statistics)
         print(f"{row['bpd']:8.4f} bits/dim  {row['log_likelihood']:12.2f} nats{verdict}{values}  {row['file']}")

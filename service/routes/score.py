@@ -50,8 +50,9 @@ async def score(request: Request, jobs: Jobs) -> Response:
     A calibrated model adds an out-of-distribution verdict, `ood`, whose p-value is small for an image unlike those of
     the calibration. The verdict always uses the conditions of the calibration, independently of `class` and `noise`.
 
-    With `tile=1` one large image is split into overlapping tiles instead, and judged by its worst tile: the response
-    has that tile's score and box and, if the model's tiles are calibrated, the image's rank among whole good images.
+    With `tile=1` one large image is split into overlapping tiles instead, and judged in three views of them: its worst
+    tile, its sharpest peak and its mean. If the model's tiles are calibrated, the response has the image's rank among
+    whole good images over all views, and the score and the box of the view that points at a change most clearly.
     This takes as long as scoring every tile; `Prefer: respond-async` does not wait for it.
 
     ```

@@ -40,6 +40,7 @@ from worker.contract import (
     ScoreJob,
     ScoreResult,
     Timing,
+    ViewVerdict,
 )
 from worker.descriptors import (
     Calibration,
@@ -263,13 +264,18 @@ class FakeQueue:
         return Scan(
             height=job.height,
             width=job.width,
+            tile_height=tile.height,
+            tile_width=tile.width,
             rows=rows,
             columns=columns,
+            view="worst_tile",
             score=max(means),
             p_value=0.5 if calibration else None,
             threshold=calibration.threshold if calibration else None,
             is_ood=max(means) > calibration.threshold if calibration else None,
             box=Box(left=left, top=top, width=tile.width, height=tile.height),
+            views={"worst_tile": ViewVerdict(score=max(means), p_value=0.5, threshold=100)} if calibration else {},
+            is_weak=False if calibration else None,
             tiles=np.array(means, "<f4").tobytes() if job.map else None,
         )
 

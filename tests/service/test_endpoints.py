@@ -187,8 +187,9 @@ def test_a_large_image_is_judged_by_its_tiles(client: TestClient, queue) -> None
     assert body == {
         "id": "job-0", "status": "succeeded", "model": {"name": "tiny", "version": "a1" * 32},
         "width": 24, "height": 20, "tile_width": 8, "tile_height": 8, "rows": 4, "columns": 5,
-        "score": pytest.approx(max(means)), "p_value": 0.5, "threshold": 100, "is_ood": True,
-        "box": {"left": 4, "top": 8, "width": 8, "height": 8},
+        "view": "worst_tile", "score": pytest.approx(max(means)), "p_value": 0.5, "threshold": 100, "is_ood": True,
+        "views": {"worst_tile": {"score": pytest.approx(max(means)), "p_value": 0.5, "threshold": 100}},
+        "is_weak": False, "box": {"left": 4, "top": 8, "width": 8, "height": 8},
         "timing": {"queue_s": 0.001, "compute_s": 0.002, "batch_size": 1},
     }  # fmt: skip
     with_map = client.post("/score?map=1", files=[part(file)], data={"tile": "1", "tile_size": "8"}).json()
@@ -224,7 +225,7 @@ def test_tiles_that_are_not_calibrated_give_no_verdict(client: TestClient, queue
     assert (body["tile_width"], body["rows"], body["columns"]) == (16, 2, 2)
     assert (body["p_value"], body["threshold"], body["is_ood"]) == (None, None, None)
     arrays = client.get("/jobs/job-0/result", headers={"accept": "application/x-npz"}).content
-    assert set(np.load(io.BytesIO(arrays))) == {"score", "box"}
+    assert set(np.load(io.BytesIO(arrays))) == {"view", "score", "box"}
 
 
 def test_tiles_are_scored_in_the_generate_lane(client: TestClient, queue, worker) -> None:
