@@ -47,6 +47,9 @@ class Sanity(BaseModel):
 class Score(BaseModel):
     """The likelihood of one image. Members that were not requested are omitted."""
 
+    file: str | None = Field(
+        default=None, description="The name of its file, in the response to a form with several images."
+    )
     bpd: float = Field(description="Bits per dimension: lower means more likely.")
     log_likelihood: float = Field(description="Nats of the whole image, at the model's size.")
     ood: Ood | None = Field(

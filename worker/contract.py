@@ -428,6 +428,7 @@ class JobView(FrozenModel):
     request_id: str
     fingerprint: str = Field(default="", description="digest of the request, given by the submitter")
     owner: str = Field(default="", description="owner of the job, given by the submitter")
+    files: tuple[str, ...] = Field(default=(), description="names of the images' files, given by the submitter")
     n: int
     created_at: float = Field(description="seconds since 1970, as are the next three fields")
     started_at: float | None = None
@@ -436,6 +437,7 @@ class JobView(FrozenModel):
     timing: Timing | None = None
     progress: Progress | None = None
     error: JobError | None = None
+    is_canceling: bool = Field(default=False, description="whether it was canceled, and its worker has not stopped yet")
 
 
 class Event(FrozenModel):

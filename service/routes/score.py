@@ -67,9 +67,9 @@ async def score(request: Request, jobs: Jobs) -> Response:
     curl -F image=@wall.jpg -F tile=1 -F tile_size=64 -H 'Accept: image/png' localhost:8000/score -o map.png
     ```
     """
-    media = negotiate(request.headers, SCORE_OFFERS)
     parsed = await parse_request(request, ScoreParams, max_images=jobs.settings.max_images)
     params, uploads = parsed.params, parsed.uploads
+    media = negotiate(request.headers, SCORE_OFFERS, params.format)
     _check_tile_options(params, len(uploads))
     model, version = await jobs.find_model(params, Task.SCAN if params.tile else Task.SCORE)
     common = jobs.job_fields(request, params, model, version)

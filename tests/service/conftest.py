@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -146,7 +146,9 @@ class FakeQueue:
     forgotten: set[str] = field(default_factory=set)
     fingerprints: dict[str, str] = field(default_factory=dict)
     owners: dict[str, str] = field(default_factory=dict)
+    files: dict[str, tuple[str, ...]] = field(default_factory=dict)
     waits: bool = False
+    cancels_slowly: bool = False
     refuses: str | None = None
     rate: float = 0.0
     closed: int = 0
@@ -165,6 +167,7 @@ class FakeQueue:
         byte_limit: int | None = None,
         fingerprint: str = "",
         owner: str = "",
+        files: Sequence[str] = (),
     ) -> str:
         self._check_connection()
         with self.lock:
@@ -176,6 +179,7 @@ class FakeQueue:
             self.jobs[job_id] = (job, time.time())
             self.fingerprints[job_id] = fingerprint
             self.owners[job_id] = owner
+            self.files[job_id] = tuple(files)
         return job_id
 
     def refusal(self) -> str | None:
@@ -199,7 +203,8 @@ class FakeQueue:
         ended = time.time() >= at + self.delay_s
         error = self.fails if ended else None
         status = JobStatus.SUCCEEDED if ended else JobStatus.QUEUED if self.waits else JobStatus.RUNNING
-        if job_id in self.canceled:
+        is_canceling = job_id in self.canceled and self.cancels_slowly
+        if job_id in self.canceled and not is_canceling:
             status, error = JobStatus.CANCELED, CANCELED
         elif error:
             status = JobStatus.EXPIRED if error.reason == "expired" else JobStatus.FAILED
@@ -213,6 +218,7 @@ class FakeQueue:
             request_id=job.request_id,
             fingerprint=self.fingerprints[job_id],
             owner=self.owners[job_id],
+            files=self.files[job_id],
             n=job.n,
             created_at=at,
             started_at=at,
@@ -220,6 +226,7 @@ class FakeQueue:
             timing=TIMING,
             progress=Progress(stage="refine", step=1, total=2, n=job.n, preview=True),
             error=error,
+            is_canceling=is_canceling,
         )
 
     def result(self, job_id: str) -> Result | None:
