@@ -6,7 +6,8 @@ NcmlError
 │   ├── TooCostly     more work or memory than allowed
 │   └── NotAnImage    not an image in a supported format
 ├── ModelError        a model folder cannot be used
-└── TrainingError     a training run cannot continue
+├── TrainingError     a training run cannot continue
+└── ServiceError      a service cannot be reached, or refuses a request
 """
 
 
@@ -41,3 +42,21 @@ class ModelError(NcmlError):
 
 class TrainingError(NcmlError):
     """A training run diverged, or its settings cannot work."""
+
+
+class ServiceError(NcmlError):
+    """A service cannot be reached, refuses a request, or failed to compute its job."""
+
+    def __init__(
+        self, detail: str, *, status: int = 0, kind: str = "", field: str | None = None, request_id: str = ""
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.status = status
+        """The HTTP status; 0 if the service cannot be reached."""
+        self.kind = kind
+        """The kind of problem, such as `queue-full`; see docs/api.md."""
+        self.field = field
+        """The invalid parameter, if one is."""
+        self.request_id = request_id
+        """The id of the request in the service's log."""

@@ -25,6 +25,12 @@ Keep = Literal["top", "bottom", "left", "right"]
 
 KEEPS: tuple[Keep, ...] = ("top", "bottom", "left", "right")
 
+View = Literal["worst_tile", "peak", "mean"]
+"""A view of a large image in tiles (`ncml.ood.views`)."""
+
+VIEWS: tuple[View, ...] = ("worst_tile", "peak", "mean")
+"""In the order in which a calibration takes them up; each further one needs more ranking images."""
+
 
 def check_count(field: str, value: SupportsIndex, maximum: int | None = None) -> int:
     """Return a positive integer (NumPy's included) as Python's; raise `InputError` for anything else."""

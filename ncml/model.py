@@ -23,7 +23,8 @@ from ncml.ood.calibration import Calibration, Verdict
 from ncml.ood.measurements import LevelMeasurement, measure, measure_level
 from ncml.ood.statistics import build_statistics, required_columns
 from ncml.ood.storage import DEFAULT_NAME
-from ncml.ood.tiles import Scan, TileCalibration, scan
+from ncml.ood.tile_calibration import TileCalibration
+from ncml.ood.tiles import Scan, scan
 from ncml.progress import OnProgress, Progress, ignore_progress
 from ncml.sampling.batch_invariance import GroupedSampler, choose_batching
 from ncml.sampling.batching import Batching, BatchingSetting, Group, batching_setting
@@ -244,7 +245,7 @@ class Model:
         batch_size: int = 32,
         callback: OnProgress = ignore_progress,
     ) -> Scan:
-        """Score an image of any size, uint8 [H, W, 3], in overlapping tiles, and judge it by its worst tile.
+        """Score an image of any size, uint8 [H, W, 3], in overlapping tiles, and judge it in three views of them.
 
         side: of a tile in pixels; None: the calibration's, or the model's size. Without a calibration of tiles
             (`ncml calibrate --tile`) there is a map, but no p-value.

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from fastapi import Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from ncml.limits import View
 from service.http import examples
 from service.http.negotiation import JSON
 from service.http.problems import FieldError, Problem, as_sentence
@@ -21,6 +22,7 @@ from worker.contract import (
     Progress,
     Task,
     Timing,
+    ViewVerdict,
 )
 
 
@@ -45,6 +47,9 @@ class Sanity(BaseModel):
 class Score(BaseModel):
     """The likelihood of one image. Members that were not requested are omitted."""
 
+    file: str | None = Field(
+        default=None, description="The name of its file, in the response to a form with several images."
+    )
     bpd: float = Field(description="Bits per dimension: lower means more likely.")
     log_likelihood: float = Field(description="Nats of the whole image, at the model's size.")
     ood: Ood | None = Field(
@@ -68,22 +73,30 @@ class ScoreAnswer(Answer):
 
 
 class ScanAnswer(Answer):
-    """The verdict on an image by its worst tile. If tiles are not calibrated, the verdict's members are null."""
+    """The verdict on an image by its tiles. If tiles are not calibrated, the verdict's members are null."""
 
     model_config = ConfigDict(frozen=True, json_schema_extra={"example": examples.SCAN})
 
     model: ModelRef
     width: int = Field(description="Width of the image in pixels.")
     height: int
-    tile_width: int = Field(description="Width of each tile in pixels; neighbours overlap by half.")
+    tile_width: int = Field(description="Width of each tile in pixels; neighbours overlap by half or more.")
     tile_height: int
     rows: int = Field(description="Rows of tiles.")
     columns: int
-    score: float = Field(description="OOD score of the worst tile: higher means more out-of-distribution.")
-    p_value: float | None = Field(description="The image's rank among whole good images: small for one unlike them.")
-    threshold: float | None = Field(description="An image that scores above it is out-of-distribution.")
-    is_ood: bool | None
-    box: Box = Field(description="The worst tile.")
+    view: View = Field(
+        description="The view in which the image lies furthest beyond good ones: `worst_tile` (a region), `peak` (a "
+        "small defect) or `mean` (the whole image). Score, threshold, box and tiles are of this view."
+    )
+    score: float = Field(description="OOD score: higher means more out-of-distribution.")
+    p_value: float | None = Field(
+        description="The image's rank among whole good images, over all views: small for one unlike them."
+    )
+    threshold: float | None = Field(description="An image that scores above it in this view is out-of-distribution.")
+    is_ood: bool | None = Field(description="Whether the image is above the threshold in any view.")
+    box: Box = Field(description="The part of the image that the view points at; for `mean`, all of it.")
+    views: dict[View, ViewVerdict] = Field(description="The image in every view, with its rank in that view alone.")
+    is_weak: bool | None = Field(description="Whether the calibration of tiles is weak: its rate is not reliable.")
     tiles: list[list[float]] | None = Field(default=None, description="With map=1: rows of OOD scores, one per tile.")
     timing: Timing
 

@@ -5,7 +5,6 @@ import functools
 import hashlib
 import logging
 import math
-import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -21,7 +20,7 @@ from service.decoder import Limits
 from service.decoders import DecoderPool
 from service.http.clients import StreamLimit
 from service.http.deferred import DeferredResponse
-from service.http.negotiation import WaitPreference, wait_preference
+from service.http.negotiation import WaitPreference, idempotency_key, wait_preference
 from service.http.problems import RETRY_AFTER_S, FieldError, Problem, as_sentence, invalid_field
 from service.http.requests import ParsedRequest
 from service.metrics import Metrics
@@ -30,7 +29,7 @@ from service.rendering import images_response, scan_response, score_response
 from service.settings import Settings
 from worker.contract import Job, JobStatus, JobView, Lane, PictureResult, Priority, ScanResult, ScoreResult, Task
 from worker.descriptors import ModelDescriptor
-from worker.queue import DuplicateJob, JobNotFound, JobQueue, QueueFull
+from worker.queue import CANCELED, DuplicateJob, JobNotFound, JobQueue, QueueFull
 
 T = TypeVar("T")
 
@@ -140,7 +139,7 @@ class JobService:
         response is 202, too.
         """
         preference = wait_preference(request.headers, self.settings.wait_s)
-        key = request.headers.get("idempotency-key")
+        key = idempotency_key(request.headers)
         owner = str(request.state.owner)
         submit = functools.partial(self._submit, job, parsed, key, request.url.path, owner)
         job_id = await anyio.to_thread.run_sync(submit, limiter=self._limiter(job.task))
@@ -160,8 +159,6 @@ class JobService:
         return DeferredResponse(respond)
 
     def _submit(self, job: Job, parsed: ParsedRequest[Any], key: str | None, path: str, owner: str) -> str:
-        if key is not None and not re.fullmatch(r"[\x21-\x7e]{1,255}", key):
-            raise invalid_field("Idempotency-Key", "Idempotency-Key must be 1 to 255 visible ASCII characters.")
         fingerprint = parsed.fingerprint(path) if key else ""
         job_id = None if key is None else "key-" + hashlib.sha256(f"{owner} {key}".encode()).hexdigest()[:40]
         try:
@@ -172,6 +169,7 @@ class JobService:
                 byte_limit=self.settings.max_waiting_bytes,
                 fingerprint=fingerprint,
                 owner=owner,
+                files=parsed.files,
             )
         except QueueFull as error:
             self.metrics.rejected.labels(reason="queue-full").inc()
@@ -200,11 +198,11 @@ class JobService:
             disconnect.cancel()
 
     async def view(self, request: Request, job_id: str) -> JobView:
-        """Return a job of this client. Raises `JobNotFound` for the jobs of others, too."""
+        """Return a job of this client as it sees it. Raises `JobNotFound` for the jobs of others, too."""
         view = await anyio.to_thread.run_sync(self.queue.view, job_id)
         if view.owner != request.state.owner:
             raise JobNotFound(f"there is no job {job_id} of this client")
-        return view
+        return as_canceled(view)
 
     # -- the response
 
@@ -254,6 +252,11 @@ class JobService:
         """Estimate how long a lane takes for a number of jobs by its workers' measured pace, from 1 to 3600 s."""
         pace = self.queue.pace(lane)
         return min(max(math.ceil(job_count / pace), 1), 3600) if pace else RETRY_AFTER_S
+
+
+def as_canceled(view: JobView) -> JobView:
+    """Return a job as clients see it: canceled once that was accepted, although its worker may still be running."""
+    return view.model_copy(update={"status": JobStatus.CANCELED, "error": CANCELED}) if view.is_canceling else view
 
 
 async def _disconnected(receive: Receive) -> None:

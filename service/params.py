@@ -1,9 +1,11 @@
 """The parameters of each endpoint, the same in the query, in a form and in JSON."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from ncml.limits import MAX_IMAGES_PER_REQUEST, MAX_SEED, MAX_STEPS, Keep
 from ncml.sampling.options import SamplingOptions
+from service.http.negotiation import Format
 from worker.contract import Priority
 
 
@@ -28,6 +30,19 @@ class Params(BaseModel):
     priority: Priority = Field(
         default=Priority.NORMAL, description="Jobs of a higher priority start first. Default: normal."
     )
+    format: Format | None = Field(
+        default=None,
+        description="The format of the response; it takes precedence over `Accept`. Default: that of `Accept`.",
+        examples=["json"],
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_boolean(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse true and false in JSON where a number is expected; they would be read as 1 and 0."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise PydanticCustomError("boolean", "it must not be true or false")
+        return value
 
 
 class ScoreParams(Params):
@@ -73,9 +88,8 @@ class ScoreParams(Params):
     )
     tile: bool = Field(
         default=False,
-        description="Split an image larger than the model into overlapping tiles and judge it by its worst tile; can "
-        "be combined with `model`, `priority`, `map` and `tile_size` only. Default: no; the image is resized to the "
-        "model's size.",
+        description="Split an image larger than the model into overlapping tiles and judge it by them; can be combined "
+        "with `model`, `priority`, `map` and `tile_size` only. Default: no; the image is resized to the model's size.",
     )
     tile_size: int | None = Field(
         default=None,

@@ -29,14 +29,17 @@ def score_response(view: JobView, result: ScoreResult, media: str) -> Response:
     shape = result.height, result.width
     maps = [None if score.map is None else np.frombuffer(score.map, "<f4").reshape(shape) for score in result.results]
     if media == NPZ:
-        return Response(_npz(_score_arrays(result.results, maps)), 200, headers, NPZ)
+        files = {"files": np.array(view.files)} if view.files else {}
+        return Response(_npz(_score_arrays(result.results, maps) | files), 200, headers, NPZ)
     if media == PNG:
         rendered = [heat.render_pixel_map(map_HW) for map_HW in maps if map_HW is not None]
         if not rendered:
             raise _no_map(view)
         return Response(to_png(grid(rendered)), 200, headers, PNG)
+    files = view.files or [None] * len(maps)
     scores = [
         Score(
+            file=file,
             bpd=score.bpd,
             log_likelihood=score.log_likelihood,
             ood=score.ood,
@@ -46,11 +49,12 @@ def score_response(view: JobView, result: ScoreResult, media: str) -> Response:
             else Sanity(flipped_bpd=score.flipped_bpd, delta_bpd=score.flipped_bpd - score.bpd),
             map=None if map_HW is None else _rounded(map_HW),
         )
-        for score, map_HW in zip(result.results, maps, strict=True)
+        for file, score, map_HW in zip(files, result.results, maps, strict=True)
     ]
     document = ScoreAnswer(id=view.id, status=view.status, model=result.model, results=scores, timing=result.timing)
-    requested = {name for name in ("statistics", "sanity", "map") if any(getattr(score, name) for score in scores)}
-    omitted = {"results": {"__all__": {"statistics", "sanity", "map"} - requested}}
+    optional = {"file", "statistics", "sanity", "map"}
+    requested = {name for name in optional if any(getattr(score, name) for score in scores)}
+    omitted = {"results": {"__all__": optional - requested}}
     return Response(document.model_dump_json(exclude=omitted), 200, headers, JSON)
 
 
@@ -83,26 +87,24 @@ def scan_response(view: JobView, result: ScanResult, media: str) -> Response:
     """
     headers = {"X-Job-Id": view.id}
     scan = result.scan
-    box = scan.box
+    box, tile = scan.box, TileSize(scan.tile_height, scan.tile_width, scan.is_even)
     tiles = None if scan.tiles is None else np.frombuffer(scan.tiles, "<f4").reshape(scan.rows, scan.columns)
     if media == JSON:
         document = ScanAnswer(
             id=view.id,
             status=view.status,
-            **scan.model_dump(exclude={"tiles"}),
+            **scan.model_dump(exclude={"tiles", "is_even"}),
             model=result.model,
-            tile_width=box.width,
-            tile_height=box.height,
             tiles=None if tiles is None else _rounded(tiles),
             timing=result.timing,
         )
         return Response(document.model_dump_json(exclude={"tiles"} if tiles is None else None), 200, headers, JSON)
-    map_HW = None if tiles is None else blend(tiles, TileSize(box.height, box.width), scan.height, scan.width)
+    map_HW = None if tiles is None else blend(tiles, tile, scan.height, scan.width)
     if media == PNG:
         if map_HW is None:
             raise _no_map(view)
         return Response(to_png(heat.render(map_HW, *heat.score_range(map_HW, scan.threshold))), 200, headers, PNG)
-    verdict = scan.model_dump(include={"score", "p_value", "threshold", "is_ood"}, exclude_none=True)
+    verdict = scan.model_dump(include={"view", "score", "p_value", "threshold", "is_ood"}, exclude_none=True)
     arrays = {name: np.array(value) for name, value in verdict.items()}
     arrays["box"] = np.array([box.left, box.top, box.width, box.height])
     if tiles is not None and map_HW is not None:

@@ -106,14 +106,14 @@ def check(words: list[str]) -> None:
             pytest.fail("an unknown command")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *PAGES], ids=lambda page: str(page.relative_to(ROOT)))
 def test_what_a_page_links_is_there(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s#]+)[^)]*\)", page.read_text()):
         if not re.match(r"[a-z]+:", target):
             assert (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *PAGES], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *PAGES], ids=lambda page: page.name)
 def test_every_linked_section_exists(page: Path) -> None:
     for target, section in re.findall(r"\]\(([^)\s#:]*)#([^)]+)\)", page.read_text()):
         text = (page.parent / target).read_text() if target else page.read_text()
@@ -124,6 +124,11 @@ def test_every_linked_section_exists(page: Path) -> None:
 def test_the_index_links_every_page_of_its_folder() -> None:
     linked = re.findall(r"\]\(([\w/-]+\.md)\)", (DOCS / "README.md").read_text())
     assert {page.name for page in WRITTEN} - {"README.md"} <= set(linked)
+
+
+def test_readme_links_every_guide() -> None:
+    linked = re.findall(r"\]\((?:docs/)?([\w-]+\.md)\)", (ROOT / "README.md").read_text())
+    assert {page.name for page in WRITTEN} - {"README.md"} | {"SECURITY.md", "CONTRIBUTING.md"} <= set(linked)
 
 
 @by_page

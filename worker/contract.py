@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 
-from ncml.limits import MAX_IMAGES_PER_REQUEST, MAX_SEED, MAX_STEPS, Keep
+from ncml.limits import MAX_IMAGES_PER_REQUEST, MAX_SEED, MAX_STEPS, Keep, View
 from ncml.sampling.options import SamplingOptions
 
 
@@ -144,7 +144,7 @@ class ScoreJob(_Job):
 
 
 class ScanJob(_Job):
-    """Judge an image larger than the model by the worst of its overlapping tiles."""
+    """Judge an image larger than the model by its overlapping tiles."""
 
     task: Literal[Task.SCAN] = Task.SCAN
     pixels: bytes | None = Field(default=None, description="of the image, uint8 HWC RGB; None: it is sent as a file")
@@ -303,18 +303,37 @@ class Box(FrozenModel):
     height: int
 
 
+class ViewVerdict(FrozenModel):
+    """An image in one view of its tiles. A higher score and a smaller p-value mean more out-of-distribution."""
+
+    score: float = Field(description="OOD score in this view")
+    p_value: float = Field(description="rank among whole good images in this view alone")
+    threshold: float = Field(description="an image that scores above it is out-of-distribution")
+
+
 class Scan(FrozenModel):
     """An image of this height and width, judged by its tiles. A higher score means more out-of-distribution."""
 
     height: int
     width: int
+    tile_height: int = Field(description="of a tile in pixels, as is the width")
+    tile_width: int
+    is_even: bool = Field(default=True, description="all neighbouring tiles overlap alike; false: the last two may not")
     rows: int = Field(description="of tiles, as are the columns")
     columns: int
-    score: float = Field(description="OOD score of the worst tile")
-    p_value: float | None = Field(description="rank among whole good images; None if tiles are not calibrated")
+    view: View = Field(
+        description="the view in which the image lies furthest beyond good ones; score, threshold, box and tiles are of"
+        " this view"
+    )
+    score: float = Field(description="OOD score")
+    p_value: float | None = Field(
+        description="rank among whole good images over all views; None if tiles are not calibrated"
+    )
     threshold: float | None
-    is_ood: bool | None
-    box: Box = Field(description="the worst tile; all tiles have its size")
+    is_ood: bool | None = Field(description="the score is above the threshold in any view")
+    box: Box = Field(description="the part of the image that the view points at; for `mean` the whole image")
+    views: dict[View, ViewVerdict] = Field(default={}, description="every view; empty if tiles are not calibrated")
+    is_weak: bool | None = Field(default=None, description="the calibration is weak; None if tiles are not calibrated")
     tiles: FloatBytes | None = Field(
         default=None, description="rows * columns little-endian float32, row-major: the OOD score of each tile"
     )
@@ -409,6 +428,7 @@ class JobView(FrozenModel):
     request_id: str
     fingerprint: str = Field(default="", description="digest of the request, given by the submitter")
     owner: str = Field(default="", description="owner of the job, given by the submitter")
+    files: tuple[str, ...] = Field(default=(), description="names of the images' files, given by the submitter")
     n: int
     created_at: float = Field(description="seconds since 1970, as are the next three fields")
     started_at: float | None = None
@@ -417,6 +437,7 @@ class JobView(FrozenModel):
     timing: Timing | None = None
     progress: Progress | None = None
     error: JobError | None = None
+    is_canceling: bool = Field(default=False, description="whether it was canceled, and its worker has not stopped yet")
 
 
 class Event(FrozenModel):

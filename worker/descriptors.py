@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from ncml.limits import Keep
+from ncml.limits import Keep, View
 from ncml.sampling.options import SamplingLimits
 from worker.contract import FrozenModel, Lane, ModelRef, Priority
 
@@ -62,10 +62,12 @@ class TileCalibration(FrozenModel):
     height: int = Field(description="of a tile in pixels, as is the width")
     width: int
     false_positive_rate: float = Field(description="share of good images that are flagged as OOD")
-    threshold: float = Field(description="an image whose worst tile scores higher is OOD")
+    threshold: float = Field(description="of the view worst_tile")
+    thresholds: dict[View, float] = Field(default={}, description="by view; an image above any of them is OOD")
     n_fit: int = Field(description="good images whose tiles the statistic is estimated on")
     n_rank: int = Field(description="other good images, among which an image is ranked")
-    smallest_p: float = Field(description="smallest possible p-value, 1 / (n_rank + 1)")
+    smallest_p: float = Field(description="smallest possible p-value, up to 3 / (n_rank + 1) with three views")
+    weakness: str = Field(default="", description='why the calibration is weak, in a clause; "" if it is not')
 
 
 class Batching(FrozenModel):

@@ -35,6 +35,7 @@ from worker.contract import (
     ScanJob,
     Score,
     ScoreJob,
+    ViewVerdict,
 )
 from worker.messages import Batch, Catalogue, Done, Drop, EngineSettings, Opening, Outcome, Previews, Step
 from worker.registry import ModelRegistry
@@ -337,13 +338,19 @@ def _wire_scan(scan: tiles.Scan, *, with_tiles: bool) -> Scan:
     return Scan(
         height=scan.height,
         width=scan.width,
+        tile_height=scan.tile.height,
+        tile_width=scan.tile.width,
+        is_even=scan.tile.is_even,
         rows=rows,
         columns=columns,
+        view=scan.view,
         score=scan.score,
         p_value=scan.p_value,
         threshold=scan.threshold,
         is_ood=scan.is_ood,
         box=Box.model_validate(scan.box, from_attributes=True),
+        views={view: ViewVerdict.model_validate(asdict(verdict)) for view, verdict in scan.views.items()},
+        is_weak=scan.is_weak,
         tiles=scan.grid.astype("<f4").tobytes() if with_tiles else None,
     )
 

@@ -136,12 +136,13 @@ class JobQueue:
         byte_limit: int | None = None,
         fingerprint: str = "",
         owner: str = "",
+        files: Sequence[str] = (),
     ) -> str:
         """Put a job in the queue of its lane and priority; return its id.
 
         `job_id` (letters, digits, `_`, `-`; at most 64) makes submission idempotent: `DuplicateJob` if it is taken.
-        `fingerprint` and `owner` are stored in the job's view; they tell whether the job under a taken id is the same,
-        and whose it is.
+        `fingerprint`, `owner` and `files` are stored in the job's view: they identify the request and its owner, and
+        name the image files.
         `limit` is the most jobs that may wait in the lane, and `byte_limit` the most bytes of several: `QueueFull`
         beyond them, and when the server's `maxmemory` is nearly reached. One atomic step checks all of this.
         """
@@ -150,7 +151,13 @@ class JobQueue:
             raise ValueError(f"invalid job id {job_id!r}: use at most 64 letters, digits, _ and -")
         lane = job.task.lane
         record = record_of(
-            job, job_id, result_ttl_s=self.result_ttl_s, fingerprint=fingerprint, owner=owner, client=self.redis
+            job,
+            job_id,
+            result_ttl_s=self.result_ttl_s,
+            fingerprint=fingerprint,
+            owner=owner,
+            files=files,
+            client=self.redis,
         )
         answer = self._submit(
             keys=[job_key(job_id), wake_key(lane), queue_key(queue_name(lane, job.priority))]
@@ -179,7 +186,8 @@ class JobQueue:
         """Cancel a job; return its view. An ended job does not change.
 
         A queued job is canceled at once. A running job is canceled by its worker, within a row or a solver step; until
-        then its status is `running`. `submitted` restricts this to the job that was submitted at that time: another
+        then its status is `running` and `is_canceling` is true. It ends canceled even if its worker finishes it first.
+        `submitted` restricts this to the job that was submitted at that time: another
         one may have taken its id. Raises `JobNotFound`.
         """
         view = self.view(job_id)  # a job that is late expires
@@ -225,6 +233,8 @@ class JobQueue:
     ) -> bool:
         """End a job, once; return whether this call did. For the worker, and for jobs that still wait.
 
+        A job whose cancellation was accepted ends canceled, whatever `status` is.
+
         `place` and `token` name where the caller expects the job: in a queue, or leased under that token. `lapsed`
         restricts this to leases that have lapsed. `client` may be a pipeline, whose results hold the answer.
         """
@@ -240,7 +250,8 @@ class JobQueue:
             self._finish(
                 keys=[place, job_key(job_id), blob_key(job_id)],
                 args=[job_id, token, int(lapsed), origin, registry, self.result_ttl_s, rq_status,
-                      status_event(status, error), blob, *(part for item in fields.items() for part in item)],
+                      status_event(status, error), blob, status_event(JobStatus.CANCELED, CANCELED),
+                      CANCELED.model_dump_json(), *(part for item in fields.items() for part in item)],
                 client=client,
             )
         )  # fmt: skip

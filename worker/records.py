@@ -2,6 +2,7 @@
 
 import time
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import pydantic_core
@@ -25,7 +26,7 @@ from worker.contract import (
 
 VIEW_FIELDS = (
     "status", "outcome", "task", "model", "version", "priority", "request_id", "n", "submitted", "started", "ended",
-    "timing", "error", "progress", "start_by", "origin", "fingerprint", "owner",
+    "timing", "error", "progress", "start_by", "origin", "fingerprint", "owner", "files", "cancel",
 )  # fmt: skip
 """The fields that `view_from` reads."""
 
@@ -44,7 +45,7 @@ _RQ_JOB: Any = RqJob  # RQ is not typed
 
 
 def record_of(
-    job: Job, job_id: str, *, result_ttl_s: int, fingerprint: str, owner: str, client: Any
+    job: Job, job_id: str, *, result_ttl_s: int, fingerprint: str, owner: str, files: Sequence[str], client: Any
 ) -> dict[str, str | bytes | int | float]:
     """Return the fields of a new job's record."""
     rq_job = _RQ_JOB.create(
@@ -71,6 +72,8 @@ def record_of(
         "fingerprint": fingerprint,
         "owner": owner,
     }
+    if files:
+        fields["files"] = pydantic_core.to_json(files)
     if job.version:
         fields["version"] = job.version
     if job.task is Task.SCAN:
@@ -104,6 +107,7 @@ def view_from(job_id: str, fields: dict[str, str]) -> JobView:
         request_id=fields["request_id"],
         fingerprint=fields.get("fingerprint", ""),
         owner=fields.get("owner", ""),
+        files=pydantic_core.from_json(fields.get("files", "[]")),
         n=int(fields.get("n", 1)),
         created_at=float(fields["submitted"]),
         started_at=float(fields["started"]) if has_started else None,
@@ -112,6 +116,7 @@ def view_from(job_id: str, fields: dict[str, str]) -> JobView:
         timing=_timing(fields),
         progress=read_event(fields["progress"]).progress if "progress" in fields else None,
         error=JobError.model_validate_json(fields["error"]) if "error" in fields else None,
+        is_canceling="cancel" in fields and not status.is_terminal,
     )
 
 

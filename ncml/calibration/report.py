@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ncml import checkpoint
+from ncml.limits import VIEWS
 from ncml.ood.calibration import Calibration
 from ncml.ood.power import summary
+from ncml.ood.tile_calibration import TileCalibration, min_ranks
 
 
 def save(calibration: Calibration, folder: Path) -> None:
@@ -35,6 +37,20 @@ def describe(calibration: Calibration) -> list[str]:
                 "if the images that you score may be processed so, calibrate with --tolerate " + ",".join(tolerances)
             )
     if calibration.is_weak:
+        lines.append(f"this calibration is weak: {calibration.weakness}")
+    return lines
+
+
+def describe_tiles(calibration: TileCalibration) -> list[str]:
+    """Return lines that report what a calibration of tiles flags."""
+    limits = [f"{view.replace('_', ' ')} above {limit:.4g}" for view, limit in calibration.thresholds.items()]
+    lines = [f"{' or '.join(limits)} is flagged; the smallest p is {calibration.smallest_p:.2g}"]
+    if len(calibration.views) < len(VIEWS):
+        lines.append(
+            f"{calibration.n_rank} ranking images support {len(calibration.views)} of {len(VIEWS)} views; "
+            f"{min_ranks(len(VIEWS), calibration.false_positive_rate)} support all"
+        )
+    if calibration.weakness:
         lines.append(f"this calibration is weak: {calibration.weakness}")
     return lines
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
 from ncml.images.tiling import TileSize
+from ncml.limits import View
 from ncml.model import Model
 from ncml.ood import conformal
+from ncml.ood.conformal import Floats
 from ncml.ood.measurements import Columns
 from ncml.ood.statistics import Gaussian
-from ncml.ood.tiles import Pixels, TileCalibration, measure_tiles, scan
+from ncml.ood.tile_calibration import TileCalibration, views_for
+from ncml.ood.tiles import Pixels, concatenate, measure_tiles
+from ncml.ood.views import STATISTICS, columns_of, score_views
 from ncml.progress import OnProgress, Progress, ignore_progress
 
 MAX_FIT_TILES = 4000
-"""Tiles that estimate the Gaussian, at most: taken evenly from the images of that set."""
+"""Tiles that estimate the Gaussians, at most: taken evenly from the images of that set."""
 
 
 def calibrate(
@@ -30,25 +34,50 @@ def calibrate(
 ) -> TileCalibration:
     """Calibrate tiles on large good images, each opened when it is needed: one list estimates, the other ranks.
 
-    Raises `InputError` for fewer images than the false-positive rate needs, or fewer tiles than the Gaussian needs.
+    At a rate of 5 %, 19 ranking images support one view, 39 two, and 59 all three.
+    Raises `InputError` for fewer images than the false-positive rate needs, or fewer tiles than the Gaussians need.
     """
-    conformal.threshold(np.zeros(len(rank_images)), false_positive_rate)
+    views = views_for(len(rank_images), false_positive_rate)
     tile = TileSize.for_model(model.height, model.width, side)
-    batches: list[Columns] = []
-    tiles_per_image = max(1, MAX_FIT_TILES // max(1, len(fit_images)))
-    for index, open_image in enumerate(fit_images):
-        image_HWC = open_image()
+    names = columns_of(model.config, views)
+
+    def measure_image(image_HWC: Pixels, most: int | None = None) -> Columns:
         corners = tile.corners(*image_HWC.shape[:2])
-        stride = -(-len(corners) // tiles_per_image)
-        batches += measure_tiles(model.network, image_HWC, tile, corners[::stride], batch_size)
+        stride = 1 if most is None else -(-len(corners) // most)
+        measured = measure_tiles(model.network, image_HWC, tile, corners[::stride], names.values(), batch_size)
+        return concatenate(list(measured))
+
+    most = max(1, MAX_FIT_TILES // max(1, len(fit_images)))
+    fit_columns: list[Columns] = []
+    for index, open_image in enumerate(fit_images):
+        fit_columns.append(measure_image(open_image(), most))
         on_progress(Progress("fit", index + 1, len(fit_images), "images"))
-    names = model.statistics["multiscale"].needs
-    columns = {name: np.concatenate([batch[name] for batch in batches]) if batches else np.empty(0) for name in names}
-    gaussian = Gaussian.estimate(columns)
-    unranked = TileCalibration(model.version, tile, gaussian, np.zeros(len(rank_images)), 0, false_positive_rate)
-    scores: list[float] = []
+    gaussians: dict[View, Gaussian] = {
+        view: _estimate(view, fit_columns, names[view]) for view in views if view in STATISTICS
+    }
+    scores: dict[View, list[float]] = {view: [] for view in views}
     for index, open_image in enumerate(rank_images):
-        scores.append(scan(model.network, open_image(), unranked, batch_size=batch_size).score)
+        for view, view_score in score_views(measure_image(open_image()), names, gaussians).items():
+            scores[view].append(view_score.score)
         on_progress(Progress("rank", index + 1, len(rank_images), "images"))
-    ranked = conformal.rank_scores(scores)
-    return TileCalibration(model.version, tile, gaussian, ranked, len(fit_images), false_positive_rate)
+    rounded: dict[View, Floats] = {view: conformal.round_scores(view_scores) for view, view_scores in scores.items()}
+    ranked: dict[View, Floats] = {view: np.sort(view_scores) for view, view_scores in rounded.items()}
+    return TileCalibration(
+        model.version,
+        tile,
+        gaussians,
+        ranked,
+        conformal.smallest_ranks(list(rounded.values())),
+        len(fit_images),
+        false_positive_rate,
+    )
+
+
+def _estimate(view: View, columns: list[Columns], names: Iterable[str]) -> Gaussian:
+    """Estimate the Gaussian of tiles, or that of the tiles' means, from the measurements of images."""
+    tiles = {name: np.concatenate([np.empty(0), *(image[name] for image in columns)]) for name in names}
+    gaussian = Gaussian.estimate(tiles)
+    if view == "worst_tile":
+        return gaussian
+    means = {name: np.array([image[name].mean() for image in columns]) for name in names}
+    return Gaussian.estimate(means)

@@ -161,7 +161,7 @@ def _calibrate_tiles(
     m: "Model", source: Path, folder: Path, side: int | None, rate: float, limit: int | None
 ) -> tuple[dict[str, Any], list[str]]:
     from ncml import checkpoint
-    from ncml.calibration import tiles
+    from ncml.calibration import report, tiles
     from ncml.images.tiling import TileSize
 
     if not source.is_dir():
@@ -191,17 +191,18 @@ def _calibrate_tiles(
     calibration.save(folder)
     result = {
         "calibration": calibration.version,
-        "statistic": "worst tile",
+        "statistic": "tiles",
         "threshold": calibration.threshold,
+        "thresholds": calibration.thresholds,
         "false_positive_rate": rate,
         "tile": [calibration.tile.height, calibration.tile.width],
         "n_fit": calibration.n_fit,
         "n_rank": calibration.n_rank,
         "smallest_p": calibration.smallest_p,
         "skipped": skipped,
+        "weakness": calibration.weakness,
     }
-    threshold, smallest_p = f"{calibration.threshold:.4g}", f"{calibration.smallest_p:.2g}"
-    return result, [f"worst tile above {threshold} is flagged; the smallest p is {smallest_p}"]
+    return result, report.describe_tiles(calibration)
 
 
 def _spread(items: list[Item], limit: int | None) -> list[Item]:

@@ -10,7 +10,7 @@ import numpy as np
 from tyro.conf import Positional, arg
 
 from ncml.cli import table
-from ncml.cli.rows import SkippedFiles, batches, image_scorer
+from ncml.cli.rows import SkippedFiles, image_scorer, score_batches
 from ncml.cli.terminal import CalibrationOption, JsonOption, ModelOption, identity, load, print_json, progress_bar
 from ncml.errors import InputError, ModelError
 from ncml.paths import list_files
@@ -126,7 +126,7 @@ def _score_files(
     scorer = image_scorer(m, {"calibration": calibration.name}, None, skipped)
     done = 0
     with progress_bar() as on_progress:
-        for batch in batches(paths):
-            yield from ((row["bpd"], row["score"], row["p_value"]) for row in scorer(batch) if "error" not in row)
-            done += len(batch)
+        for rows in score_batches(paths, scorer):
+            yield from ((row["bpd"], row["score"], row["p_value"]) for row in rows if "error" not in row)
+            done += len(rows)
             on_progress(Progress("score", done, len(paths)))

@@ -45,7 +45,7 @@ FORMER_FLAGS = {
 }
 """Flags of each command that were renamed, with today's names: accepted for one release, and not in the help."""
 
-EXTRAS = {"torch": "worker", "safetensors": "worker"} | dict.fromkeys(
+EXTRAS = {"torch": "worker", "safetensors": "worker", "httpx2": "client"} | dict.fromkeys(
     ("datasets", "pyarrow", "constriction", "sklearn", "scipy", "matplotlib", "efficientnet_lite_pytorch"), "train"
 )
 """The extra of this package that installs a module."""

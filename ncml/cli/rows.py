@@ -5,7 +5,10 @@ Shared by `ncml score` and `ncml drift`. Does not import torch.
 
 import itertools
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +21,10 @@ from ncml.cli.terminal import progress_bar
 from ncml.errors import InputError
 from ncml.images import heat
 from ncml.paths import printable
+from ncml.progress import ignore_progress
 
 if TYPE_CHECKING:
+    from ncml.cli.remote import RemoteModel
     from ncml.model import Model
 
 BATCH = 64
@@ -57,14 +62,27 @@ class SkippedFiles:
             print(f"ncml: {count} {'file was' if count == 1 else 'files were'} skipped", file=sys.stderr)
 
 
-def batches(paths: Iterable[Path]) -> Iterator[list[Path]]:
-    """Yield files in batches."""
+def score_batches(paths: Iterable[Path], scorer: Scorer, concurrency: int = 1) -> Iterator[list[Row]]:
+    """Yield the rows of the files, batch by batch in their order; at most `concurrency` batches are in progress."""
     paths = iter(paths)
-    while batch := list(itertools.islice(paths, BATCH)):
-        yield batch
+    batches = iter(lambda: list(itertools.islice(paths, BATCH)), [])
+    if concurrency == 1:
+        yield from map(scorer, batches)
+        return
+    with ThreadPoolExecutor(concurrency) as pool:
+        pending = deque(pool.submit(scorer, batch) for batch in itertools.islice(batches, concurrency))
+        try:
+            while pending:
+                yield pending.popleft().result()
+                pending.extend(pool.submit(scorer, batch) for batch in itertools.islice(batches, 1))
+        finally:
+            for future in pending:
+                future.cancel()
 
 
-def image_scorer(m: "Model", arguments: dict[str, Any], maps: Path | None, skipped: SkippedFiles) -> Scorer:
+def image_scorer(
+    m: "Model | RemoteModel", arguments: dict[str, Any], maps: Path | None, skipped: SkippedFiles
+) -> Scorer:
     """Return a function that resizes images to the model's size and scores them with these arguments of `Model.score`.
 
     maps: folder for heat maps; None writes none.
@@ -100,10 +118,12 @@ def image_scorer(m: "Model", arguments: dict[str, Any], maps: Path | None, skipp
     return score_files
 
 
-def tile_scorer(m: "Model", side: int | None, maps: Path | None, skipped: SkippedFiles) -> Scorer:
-    """Return a function that judges each image by its worst tile of `side` pixels with `Model.scan`.
+def tile_scorer(
+    m: "Model | RemoteModel", side: int | None, maps: Path | None, skipped: SkippedFiles, *, concurrency: int = 1
+) -> Scorer:
+    """Return a function that judges each image by its tiles of `side` pixels with `Model.scan`.
 
-    maps: folder for heat maps; None writes none.
+    maps: folder for heat maps; None writes none. concurrency: calls at once; several show no bar for each image.
     """
 
     def score_files(paths: list[Path]) -> list[Row]:
@@ -111,7 +131,7 @@ def tile_scorer(m: "Model", side: int | None, maps: Path | None, skipped: Skippe
         for path in paths:
             try:
                 image = images.open_image(path, field=printable(path))
-                with progress_bar() as on_progress:
+                with progress_bar() if concurrency == 1 else nullcontext(ignore_progress) as on_progress:
                     scan = m.scan(image, side=side, callback=on_progress)
             except InputError as error:
                 if error.field in ("tile", "tile_size"):
@@ -121,7 +141,8 @@ def tile_scorer(m: "Model", side: int | None, maps: Path | None, skipped: Skippe
                 continue
             row: Row = {"file": printable(path)}
             row |= dict(zip(("left", "top", "width", "height"), scan.box, strict=True))
-            row |= {"score": scan.score, "p_value": scan.p_value, "is_ood": scan.is_ood, "tiles": scan.tiles}
+            row |= {"view": scan.view, "score": scan.score, "p_value": scan.p_value, "is_ood": scan.is_ood}
+            row["tiles"] = scan.tiles
             rows.append(row)
             if maps is not None:
                 overlay = heat.overlay(image, scan.map, *heat.score_range(scan.map, scan.threshold))

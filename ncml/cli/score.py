@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from tyro.conf import Positional, arg
 
+from ncml.cli.remote import REQUESTS, RemoteCalibration, RemoteModel, connect
 from ncml.cli.rows import Row, Scorer, SkippedFiles, image_scorer, tile_scorer
 from ncml.cli.score_output import explain_fdr, format_summary, print_row, score_in_memory, score_to_table
 from ncml.cli.terminal import CalibrationOption, ClassOption, JsonOption, ModelOption, identity, load, print_json
@@ -18,10 +19,10 @@ from ncml.ood import conformal
 if TYPE_CHECKING:
     from ncml.model import Model
     from ncml.ood.calibration import Calibration
-    from ncml.ood.tiles import TileCalibration
+    from ncml.ood.tile_calibration import TileCalibration
 
 IMAGE_COLUMNS = ("file", "bpd", "log_likelihood", "score", "p_value", "is_ood")
-TILE_COLUMNS = ("file", "score", "p_value", "is_ood", "left", "top", "width", "height", "tiles")
+TILE_COLUMNS = ("file", "view", "score", "p_value", "is_ood", "left", "top", "width", "height", "tiles")
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Scoring:
 
     scorer: Scorer
     columns: tuple[str, ...]
-    calibration: "Calibration | TileCalibration | None"
+    calibration: "Calibration | TileCalibration | RemoteCalibration | None"
     uncalibrated: str
     """Why there is no calibration, if there is none."""
     statistic: str
@@ -56,6 +57,8 @@ def score(
     tile_size: Annotated[int | None, arg(metavar="PIXELS", help_behavior_hint="(default: the calibration's)")] = None,
     only_bpd: bool = False,
     device: str = "cpu",
+    server: Annotated[str, arg(metavar="URL", help_behavior_hint="(default: none)")] = "",
+    api_key: Annotated[str, arg(metavar="KEY", help_behavior_hint="(default: NCML_API_KEY)")] = "",
     as_json: JsonOption = False,
 ) -> None:
     """Compute exact likelihoods and out-of-distribution verdicts for images.
@@ -73,10 +76,13 @@ def score(
         statistics: Names of additional statistics to print.
         fdr: Mark the images that are out-of-distribution at this false discovery rate among all scored images.
         map_: Folder for a heat map (PNG and npz) of each image.
-        tile: Split images larger than the model into overlapping tiles; the worst tile decides the verdict.
+        tile: Split images larger than the model into overlapping tiles; their worst one, their mean and small peaks
+            decide the verdict together.
         tile_size: Side of a tile in pixels; only for a model whose tiles are not calibrated.
         only_bpd: Compute bits/dim only: one pass of the network, no verdict.
         device: Device to compute on: cpu, cuda or cuda:N.
+        server: Address of a service that computes the scores with all of its workers, in place of this machine.
+        api_key: API key for that service.
         as_json: Print JSON.
     """
     if not files:
@@ -86,16 +92,23 @@ def score(
     if tile and (class_ is not None or noise or statistics or statistic or calibration or only_bpd):
         raise InputError(
             "tile",
-            "--tile takes the verdict of the worst tile and cannot be combined with other scoring options: omit them.",
+            "--tile takes the verdict from the tiles and cannot be combined with other scoring options: omit them.",
         )
     if tile_size is not None and not tile:
         raise InputError("tile_size", "--tile-size requires --tile: add --tile, or omit --tile-size.")
-    m = load(model, device)
+    if server and device != "cpu":
+        raise InputError("device", "--device cannot be combined with --server, whose workers choose theirs: omit it.")
+    if api_key and not server:
+        raise InputError("api_key", "--api-key requires --server: add --server, or omit --api-key.")
+    m = connect(server, api_key, model) if server else load(model, device)
+    concurrency = REQUESTS if server else 1
     skipped = SkippedFiles()
     if tile:
         uncalibrated = "tiles are not calibrated: run ncml calibrate --tile."
-        scorer = tile_scorer(m, tile_size, map_, skipped)
-        scoring = Scoring(scorer, TILE_COLUMNS, m.tiles, uncalibrated, "worst tile")
+        scorer = tile_scorer(m, tile_size, map_, skipped, concurrency=concurrency)
+        judge = m.tiles
+        facts = {"weakness": judge.weakness} if judge is not None and judge.weakness else {}
+        scoring = Scoring(scorer, TILE_COLUMNS, judge, uncalibrated, "tiles", facts)
     else:
         judge = None if only_bpd else m.calibrations.select(calibration)
         names = _additional_statistics(m, judge, statistics, conditional=class_ is not None or noise > 0)
@@ -120,7 +133,7 @@ def score(
     summary: Row
     if output is None:
         show = None if as_json else partial(print_row, statistics=scoring.columns[len(IMAGE_COLUMNS) :])
-        summary = score_in_memory(files, scoring.scorer, fdr, show)
+        summary = score_in_memory(files, scoring.scorer, fdr, show, concurrency)
     else:
         conditions = {"class": class_, "noise": noise, "tile_size": tile_size}
         constants = {
@@ -128,7 +141,7 @@ def score(
             "calibration": "" if judge is None else judge.version[:12],
             "statistic": scoring.statistic,
         } | {name: str(value) for name, value in conditions.items() if value}
-        summary = score_to_table(output, files, scoring.scorer, fdr, scoring.columns, constants, skipped)
+        summary = score_to_table(output, files, scoring.scorer, fdr, scoring.columns, constants, skipped, concurrency)
     if judge is not None:
         summary["false_positive_rate"] = judge.false_positive_rate
         if fdr is not None and (limit := explain_fdr(summary, judge.smallest_p)):
@@ -147,19 +160,24 @@ def score(
 
 
 def _additional_statistics(
-    m: "Model", calibration: "Calibration | None", statistics: str, *, conditional: bool
+    m: "Model | RemoteModel", calibration: Any, statistics: str, *, conditional: bool
 ) -> tuple[str, ...]:
     """Return the names of statistics beside bits/dim, which are always computed; "all" are those that are available.
 
     conditional: bits/dim are conditioned on a class or a noise level, and so differ from the statistic bpd.
     """
-    from ncml.ood.calibrations import available
-    from ncml.ood.statistics import select_names
-
     if not statistics:
         return ()
     everything = statistics == "all"
-    names = available(calibration, m.statistics) if everything else select_names(statistics.split(","), m.statistics)
+    if isinstance(m, RemoteModel):
+        names = m.statistic_names(calibration, statistics)
+    else:
+        from ncml.ood.calibrations import available
+        from ncml.ood.statistics import select_names
+
+        names = (
+            available(calibration, m.statistics) if everything else select_names(statistics.split(","), m.statistics)
+        )
     if conditional and not everything and "bpd" in names:
         raise InputError(
             "statistics",

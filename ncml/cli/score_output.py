@@ -6,32 +6,35 @@ from pathlib import Path
 
 import numpy as np
 
-from ncml.cli.rows import Row, Scorer, SkippedFiles, batches
+from ncml.cli.rows import Row, Scorer, SkippedFiles, score_batches
 from ncml.cli.table import Table
 from ncml.cli.terminal import progress_bar
-from ncml.errors import InputError
+from ncml.errors import InputError, NcmlError
 from ncml.ood import conformal
 from ncml.paths import list_files, printable
 from ncml.progress import Progress
 
-TEXT_COLUMNS = ("file", "model", "calibration", "statistic", "class", "error")
+TEXT_COLUMNS = ("file", "view", "model", "calibration", "statistic", "class", "error")
 
 
 def score_in_memory(
-    files: tuple[Path, ...], scorer: Scorer, fdr: float | None, show: Callable[[Row], None] | None
+    files: tuple[Path, ...],
+    scorer: Scorer,
+    fdr: float | None,
+    show: Callable[[Row], None] | None,
+    concurrency: int = 1,
 ) -> Row:
     """Score files and show each row; returns the rows and their summary."""
     paths = list(list_files(files))
     rows: list[Row] = []
     done = 0
     with progress_bar() as on_progress:
-        for batch in batches(paths):
-            batch_rows = scorer(batch)
+        for batch_rows in score_batches(paths, scorer, concurrency):
             rows += batch_rows
             if show is not None and fdr is None:
                 for row in batch_rows:
                     show(row)
-            done += len(batch)
+            done += len(batch_rows)
             on_progress(Progress("score", done, len(paths)))
     readable = [row for row in rows if "error" not in row]
     if not readable:
@@ -56,6 +59,7 @@ def score_to_table(
     columns: tuple[str, ...],
     constants: dict[str, str],
     skipped: SkippedFiles,
+    concurrency: int = 1,
 ) -> Row:
     """Write a row for every file, resuming an interrupted run; returns the table's summary."""
     total = sum(1 for _ in list_files(files))
@@ -66,11 +70,16 @@ def score_to_table(
     last_done = list(itertools.islice(paths, table.done - 1, table.done)) if table.done else []
     if [printable(path) for path in last_done] != [table.last] * bool(table.done):
         raise InputError("output", f"{table.part} was started on other files: remove it, or choose another --output.")
-    with progress_bar() as on_progress:
-        for batch in batches(paths):
-            table.add(_to_cells(row) for row in scorer(batch))
-            table.done += len(batch)
-            on_progress(Progress("score", table.done, total))
+    try:
+        with progress_bar() as on_progress:
+            for rows in score_batches(paths, scorer, concurrency):
+                table.add(_to_cells(row) for row in rows)
+                table.done += len(rows)
+                on_progress(Progress("score", table.done, total))
+    except NcmlError:
+        if not table.done:
+            table.part.unlink()
+        raise
     count = len(table.numbers("score" if "tiles" in columns else "bpd"))
     if not count:
         table.part.unlink()
@@ -105,7 +114,8 @@ def print_row(row: Row, statistics: tuple[str, ...]) -> None:
         verdict += " *" if row["discovery"] else "  "
     if "tiles" in row:
         position = f"{row['width']}x{row['height']}+{row['left']}+{row['top']}"
-        print(f"worst tile {row['score']:8.3f} at {position:20}{verdict}  {row['file']}")
+        view = row["view"].replace("_", " ")
+        print(f"{view:10} {row['score']:8.3f} at {position:20}{verdict}  {row['file']}")
     else:
         values = "".join(f"  {name} {row[name]:.6g}" for name in statistics)
         print(f"{row['bpd']:8.4f} bits/dim  {row['log_likelihood']:12.2f} nats{verdict}{values}  {row['file']}")

@@ -29,10 +29,12 @@ Scores = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class TileSize:
-    """Height and width of tiles in pixels; neighbours overlap by half, and the outer ones end at the image's edges."""
+    """Height and width of tiles in pixels; neighbours overlap by half or more, and the outer ones end at the edges."""
 
     height: int
     width: int
+    is_even: bool = True
+    """Whether all neighbours overlap alike; False: the last two may nearly coincide, as in calibrations of format 1."""
 
     @classmethod
     def for_model(cls, height: int, width: int, side: int | None = None) -> TileSize:
@@ -56,7 +58,8 @@ class TileSize:
         """
         if calibrated is None:
             return cls.for_model(height, width, side)
-        if side is not None and cls.for_model(height, width, side) != calibrated:
+        requested = cls.for_model(height, width, side)
+        if side is not None and (requested.height, requested.width) != (calibrated.height, calibrated.width):
             size = f"{calibrated.width} x {calibrated.height}"
             raise InputError(
                 "tile_size", f"tiles were calibrated at {size} pixels; omit the tile size, or calibrate again."
@@ -71,12 +74,21 @@ class TileSize:
                 f"an image of {width} x {height} pixels is smaller than a tile of {self.width} x {self.height}: "
                 "score it without tiles.",
             )
-        return len(_starts(height, self.height)), len(_starts(width, self.width))
+        return len(self.starts(height, self.height)), len(self.starts(width, self.width))
 
     def corners(self, height: int, width: int) -> list[tuple[int, int]]:
         """Return (top, left) of every tile of an image, in raster order; raises as `grid_shape` does."""
         self.grid_shape(height, width)
-        return [(top, left) for top in _starts(height, self.height) for left in _starts(width, self.width)]
+        tops, lefts = self.starts(height, self.height), self.starts(width, self.width)
+        return [(top, left) for top in tops for left in lefts]
+
+    def starts(self, length: int, side: int) -> list[int]:
+        """Return where the tiles of a line begin, which has `length` pixels, and each tile `side` of them."""
+        room = length - side
+        if not self.is_even:
+            return [*range(0, room, max(1, side // 2)), room]
+        steps = max(1, -(-room // -(-side // 2)))
+        return [step * room // steps for step in range(steps + 1)] if room else [0]
 
 
 def smallest_tile_side(model_hw: tuple[int, int], image_hw: tuple[int, int], max_tiles: int) -> int | None:
@@ -85,7 +97,7 @@ def smallest_tile_side(model_hw: tuple[int, int], image_hw: tuple[int, int], max
 
     def has_few_tiles(side: int) -> bool:
         tile = TileSize.for_model(*model_hw, side)
-        return len(_starts(H, tile.height)) * len(_starts(W, tile.width)) <= max_tiles
+        return len(tile.starts(H, tile.height)) * len(tile.starts(W, tile.width)) <= max_tiles
 
     sides = range(min(model_hw), min(H, W) + 1)
     index = bisect.bisect_left(sides, True, key=has_few_tiles)  # the number of tiles falls with their side
@@ -100,21 +112,17 @@ def blend(scores_RC: Scores, tile: TileSize, height: int, width: int) -> Scores:
 
     A tile counts most at its centre: its weight falls towards its edges, and weights add up to 1 at every pixel.
     """
-    across_WR = _spread(scores_RC.T, tile.width, width)
-    return _spread(across_WR.T, tile.height, height)
+    across_WR = _spread(scores_RC.T, tile.starts(width, tile.width), tile.width, width)
+    return _spread(across_WR.T, tile.starts(height, tile.height), tile.height, height)
 
 
-def _spread(scores_NK: Scores, side: int, length: int) -> Scores:
+def _spread(scores_NK: Scores, starts: list[int], side: int, length: int) -> Scores:
     """Blend N tiles along a line of `length` pixels, for K lines at once: [length, K]."""
     ramp = (1 - np.abs(np.arange(side) + 0.5 - side / 2) / (side / 2) * (1 - 1 / side)).astype(np.float32)
     spread = np.zeros((length, scores_NK.shape[1]), np.float32)
     weight = np.zeros((length, 1), np.float32)
-    for start, score_K in zip(_starts(length, side), scores_NK, strict=True):
+    for start, score_K in zip(starts, scores_NK, strict=True):
         spread[start : start + side] += ramp[:, None] * score_K
         weight[start : start + side] += ramp[:, None]
     spread /= weight
     return spread
-
-
-def _starts(length: int, side: int) -> list[int]:
-    return [*range(0, length - side, max(1, side // 2)), length - side]

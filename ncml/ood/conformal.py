@@ -1,6 +1,17 @@
 """Decisions from ranks: conformal p-values, the threshold of a false-positive rate, false discovery rates.
 
 Independent of images and models. A higher score and a smaller p-value mean more out-of-distribution.
+
+**Several views of an image** have one p-value together. Let R_v be the rank of its score in view v among n ranking
+images, 1 for the highest, and S the smallest of its V ranks; S_i is the same of ranking image i among the n. Then
+
+    p = min(V S, 1 + #{i: S_i <= S}) / (n + 1)
+
+is valid: P(p <= a) <= a for an image that is exchangeable with the ranking images. Rank all n + 1 images among
+themselves: this image keeps its S, and every other gets at least its S_i. So at most 1 + #{S_i <= S} of the n + 1 have
+a smallest rank of S or less; and at most V S have, since each view has at most S ranks up to S. That number divided by
+n + 1 is the conformal p-value of the score -S, which is a symmetric function of the n + 1 images, and p is no smaller.
+With V = 1, p is the p-value of that view. V S alone is Bonferroni's correction; where views agree, the count is less.
 """
 
 import math
@@ -11,14 +22,20 @@ from numpy.typing import ArrayLike, NDArray
 from ncml.errors import InputError
 
 Floats = NDArray[np.float64]
+Integers = NDArray[np.integer]
 
 MIN_RATE = 1e-9
 """Lower false-positive rates would need more than a billion ranking images."""
 
 
 def rank_scores(scores: ArrayLike) -> Floats:
-    """Sort calibration scores in ascending order, rounded to six digits: more would be rounding errors of fp32."""
-    return np.sort([float(f"{score:.6g}") for score in np.asarray(scores, np.float64)])
+    """Sort calibration scores in ascending order, rounded by `round_scores`."""
+    return np.sort(round_scores(scores))
+
+
+def round_scores(scores: ArrayLike) -> Floats:
+    """Round scores to six digits: more would be rounding errors of fp32."""
+    return np.array([float(f"{score:.6g}") for score in np.asarray(scores, np.float64)])
 
 
 def p_values(scores: ArrayLike, ranked: Floats) -> Floats:
@@ -28,8 +45,7 @@ def p_values(scores: ArrayLike, ranked: Floats) -> Floats:
     If s is exchangeable with them, P(p <= a) <= a for every a (Vovk et al., "Algorithmic Learning in a Random
     World", 2005). The smallest p is 1 / (n + 1).
     """
-    at_least = len(ranked) - np.searchsorted(ranked, np.asarray(scores, np.float64), side="left")
-    return (1 + at_least) / (len(ranked) + 1)
+    return ranks(scores, ranked) / (len(ranked) + 1)
 
 
 def threshold(ranked: Floats, false_positive_rate: float) -> float:
@@ -52,6 +68,35 @@ def threshold(ranked: Floats, false_positive_rate: float) -> float:
             f"the smallest p-value would be {1 / (n + 1):.3g}, so use at least {min_count} ranking images.",
         )
     return float(ranked[n - 1 - flagged])
+
+
+def smallest_ranks(scores_VN: ArrayLike) -> Integers:
+    """Return the smallest rank of each of N images over V views, ascending, [N]; of equal scores all rank lowest."""
+    scores_VN = np.asarray(scores_VN, np.float64)
+    ranks_VN = [ranks(scores_N, np.sort(scores_N)) - 1 for scores_N in scores_VN]  # an image is among the ranked
+    return np.sort(np.min(ranks_VN, 0))
+
+
+def ranks(scores: ArrayLike, ranked: Floats) -> Integers:
+    """Return 1 + #{calibration scores >= s} for each score s; `ranked` is ascending."""
+    return 1 + len(ranked) - np.searchsorted(ranked, np.asarray(scores, np.float64), side="left")
+
+
+def combined_p_value(rank: int, views: int, smallest: Integers) -> float:
+    """Return the p-value of an image whose smallest rank over its views is `rank`, as the module describes.
+
+    smallest: the result of `smallest_ranks` for the ranking images.
+    """
+    at_most = 1 + int(np.searchsorted(smallest, rank, side="right"))
+    return min(views * rank, at_most, len(smallest) + 1) / (len(smallest) + 1)
+
+
+def largest_rank(views: int, smallest: Integers, false_positive_rate: float) -> int:
+    """Return the largest rank whose combined p-value is at most the rate; 0 if there is none."""
+    rank = 0
+    while combined_p_value(rank + 1, views, smallest) <= false_positive_rate + 1e-9:
+        rank += 1
+    return rank
 
 
 def discoveries(p: ArrayLike, rate: float) -> NDArray[np.bool_]:

@@ -35,6 +35,9 @@ LEVEL_FRACTIONS = (0.0, 0.25, 1.0)
 BLOCK = 4
 """Side, in pixels, of the blocks over which `coarse` averages."""
 
+WINDOW = 5
+"""Side, in pixels, of the windows of which `peak` takes the largest mean."""
+
 NEIGHBOURS = {"right": (0, 1), "below": (1, 0), "falling": (1, 1), "rising": (-1, 1)}
 """Rows and columns from a pixel to the one that it is correlated with."""
 
@@ -85,7 +88,8 @@ def measure_level(
 
     kinds: `bits`, b_t. `direct`, the log norm of the part of grad log p that does not pass through the context, which
     needs no gradient of the network. `fine`, the log of the standard deviation of -log p over pixels; `coarse`, the
-    same over means of 4x4 pixels. `norm`, the log norm of all of grad log p, which costs the network's gradient.
+    same over means of 4x4 pixels. `peak`, the largest mean bits/dim of 5x5 pixels, minus the mean of all.
+    `norm`, the log norm of all of grad log p, which costs the network's gradient.
     `CORRELATION_KINDS`, only at t = 0: mean products of the normal scores of neighbouring pixels, and of two channels.
     """
     kinds = set(kinds)
@@ -120,6 +124,8 @@ def measure_level(
         if "coarse" in kinds:
             side = min(BLOCK, *log_prob_BHW.shape[1:])
             values["coarse"] = _log_spread(F.avg_pool2d(log_prob_BHW[:, None], side)[:, 0])
+        if "peak" in kinds:
+            values["peak"] = window_excess(log_prob_BHW).amax((1, 2))
         if not kinds.isdisjoint(CORRELATION_KINDS):
             values |= correlations(normal_scores(x_BCHW, parameters_BPHW))
     return LevelMeasurement(log_prob_BHW, values)
@@ -131,6 +137,21 @@ def _log_norm(grad_BCHW: Tensor) -> Tensor:
 
 def _log_spread(log_prob_BHW: Tensor) -> Tensor:
     return torch.log(log_prob_BHW.double().flatten(1).std(1, correction=0) + 1e-3)
+
+
+def window_excess(log_prob_BHW: Tensor) -> Tensor:
+    """Return bits/dim averaged over each window of 5x5 pixels, minus the mean of the image, in fp64."""
+    bits_BHW = bits_per_dim(log_prob_BHW.double(), 1)
+    side = min(WINDOW, *bits_BHW.shape[1:])
+    return F.avg_pool2d(bits_BHW[:, None], side, 1)[:, 0] - bits_BHW.mean((1, 2), keepdim=True)
+
+
+def locate_peak(network: NCPN, pixels_HWC: NDArray[np.uint8], level: float) -> tuple[int, int, int]:
+    """Return top, left and side of the window that `peak` is the excess of, at a noise level in grey levels."""
+    time = make_sde(network.config.sde).time_of(level)
+    excess_HW = window_excess(measure_level(network, pixels_HWC[None], time).log_prob_BHW)[0]
+    top, left = divmod(int(excess_HW.argmax()), excess_HW.shape[1])
+    return top, left, pixels_HWC.shape[0] - excess_HW.shape[0] + 1
 
 
 def correlations(z_BCHW: Tensor) -> dict[str, Tensor]:

@@ -27,7 +27,6 @@ DEFAULT_NAME = "default"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 NAME_RULE = "a calibration's name must be 1 to 40 letters, digits, hyphens and underscores"
 
-FORMAT = 1
 MAX_MAGNITUDE = 1e100
 ENTRIES_FORMAT = 2
 UNSIGNED = ("power",)
@@ -46,9 +45,9 @@ def write(path: Path, content: dict[str, Any]) -> None:
     checkpoint.replace_file(path, lambda new: new.write_text(text + "\n"))
 
 
-def read(path: Path, model_version: str) -> dict[str, Any]:
+def read(path: Path, model_version: str, *, formats: tuple[int, ...]) -> dict[str, Any]:
     """Read what `write` wrote; raises `ModelError` if it belongs to another model or was changed since."""
-    return check(path, checkpoint.read_json(path, checkpoint.MAX_CALIBRATION_BYTES), model_version, formats=(FORMAT,))
+    return check(path, checkpoint.read_json(path, checkpoint.MAX_CALIBRATION_BYTES), model_version, formats=formats)
 
 
 def check(path: Path, stored: object, model_version: str, *, formats: tuple[int, ...]) -> dict[str, Any]:

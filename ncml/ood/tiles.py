@@ -1,54 +1,70 @@
-"""Images larger than the model: scored in overlapping tiles, judged by their worst one.
+"""Images larger than the model: scored in overlapping tiles, and judged in the views of `ncml.ood.views`.
 
-A tile's score is the Mahalanobis distance of its multiscale measurements from those of tiles of good images. An image's
-score is the largest of its tiles', and its p-value the rank of that among the largest scores of other good images.
-(Tiles of one image are too many and too similar to be tested one by one: corrected for their number, no defect would be
-found.) Memory does not grow with the number of tiles.
+Each view has its own conformal rank, that of the image among whole good images, and the ranks have one p-value together
+(`ncml.ood.conformal`). Tiles of one image are too many and too similar to be tested one by one: corrected for their
+number, no defect would be found.
 
-Shapes: H rows and W columns of the image; R rows and C columns of tiles; B tiles of the model's size.
+Shapes: H rows and W columns of the image; R rows and C columns of tiles, T in all; B tiles of the model's size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ncml import checkpoint, images
-from ncml.config import Config
+from ncml import images
 from ncml.images.tiling import Box, Scores, TileSize, blend
+from ncml.limits import View
 from ncml.network.ncpn import NCPN
-from ncml.ood import conformal, storage
-from ncml.ood.conformal import Floats
-from ncml.ood.measurements import Columns, measure
-from ncml.ood.statistics import Gaussian, build_statistics
+from ncml.ood import conformal
+from ncml.ood.measurements import Columns, locate_peak, measure
+from ncml.ood.statistics import Gaussian
+from ncml.ood.tile_calibration import TileCalibration
+from ncml.ood.views import ViewScore, columns_of, peak_level, score_views
 from ncml.progress import OnProgress, Progress, ignore_progress
 
 Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Scan:
-    """A large image, judged by its tiles."""
+class ViewVerdict:
+    """An image in one view. A higher score and a smaller p-value mean more out-of-distribution."""
 
     score: float
-    """The largest of the tiles' scores."""
+    p_value: float
+    """Its rank among good images in this view alone."""
+    threshold: float
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A large image, judged by its tiles. Score, threshold, box and grid are those of one view."""
+
+    view: View
+    """The view in which the image lies furthest beyond good ones."""
+    score: float
     p_value: float | None
-    """Its rank among good images; None if tiles are not calibrated."""
+    """Of all views together; None if tiles are not calibrated."""
     threshold: float | None
+    """Of the view."""
     is_ood: bool | None
+    """Whether the image is above the threshold of any view."""
     box: Box
-    """The tile with the largest score."""
+    """The part that the view points at: a tile, a window of 5x5 pixels of the model's size, or the whole image."""
     grid: Scores
-    """The score of each tile, [R, C]."""
+    """The score of each tile in the view, [R, C]."""
+    tile: TileSize
     height: int
     """Of the image."""
     width: int
+    views: Mapping[View, ViewVerdict]
+    """The image in each view; {} if tiles are not calibrated."""
+    is_weak: bool | None
+    """Whether the calibration is weak."""
 
     @property
     def tiles(self) -> int:
@@ -58,8 +74,7 @@ class Scan:
     @cached_property
     def map(self) -> Scores:
         """The tiles' scores blended where they overlap, [H, W]; a tile counts most at its centre."""
-        _, _, width, height = self.box
-        return blend(self.grid, TileSize(height, width), self.height, self.width)
+        return blend(self.grid, self.tile, self.height, self.width)
 
 
 def scan(
@@ -77,114 +92,86 @@ def scan(
     side: of a tile in pixels; None is the calibration's, or the model's size.
     """
     tile_calibration = calibration if isinstance(calibration, TileCalibration) else None
-    gaussian = calibration.gaussian if isinstance(calibration, TileCalibration) else calibration
+    gaussians: Mapping[View, Gaussian] = (
+        calibration.gaussians if isinstance(calibration, TileCalibration) else {"worst_tile": calibration}
+    )
     model = network.config.model
     tile = TileSize.resolve(model.height, model.width, side, tile_calibration.tile if tile_calibration else None)
     H, W = image_HWC.shape[:2]
     corners = tile.corners(H, W)
-    scores, done = np.empty(len(corners)), 0
-    for columns in measure_tiles(network, image_HWC, tile, corners, batch_size):
-        scores_B = gaussian.distance(columns)
-        scores[done : done + len(scores_B)] = scores_B
-        done += len(scores_B)
+    names = columns_of(network.config, tile_calibration.views if tile_calibration else ["worst_tile"])
+    batches: list[Columns] = []
+    done = 0
+    for columns in measure_tiles(network, image_HWC, tile, corners, names.values(), batch_size):
+        batches.append(columns)
+        done += min(batch_size, len(corners) - done)
         on_progress(Progress("tiles", done, len(corners)))
-    worst_index = int(scores.argmax())
-    worst_score, (top, left) = float(scores[worst_index]), corners[worst_index]
-    p_value = threshold = is_ood = None
+    scores = score_views(concatenate(batches), names, gaussians)
+    verdicts = _judge(scores, tile_calibration)
+    view: View = "worst_tile"
+    p_value = threshold = is_ood = is_weak = None
     if tile_calibration is not None:
-        p_value = float(conformal.p_values(worst_score, tile_calibration.ranked))
-        threshold = tile_calibration.threshold
-        is_ood = worst_score > threshold
-    grid_RC = scores.astype(np.float32).reshape(tile.grid_shape(H, W))
-    return Scan(worst_score, p_value, threshold, is_ood, Box(left, top, tile.width, tile.height), grid_RC, H, W)
+        view = max(scores, key=lambda name: tile_calibration.excess(name, scores[name].score))
+        ranks = [int(conformal.ranks(scores[name].score, tile_calibration.ranked[name])) for name in scores]
+        p_value, threshold = tile_calibration.p_value(min(ranks)), tile_calibration.thresholds[view]
+        is_ood = any(verdict.score > verdict.threshold for verdict in verdicts.values())
+        is_weak = bool(tile_calibration.weakness)
+    box = _box(network, image_HWC, tile, corners, view, scores[view])
+    grid_RC = scores[view].tiles_T.astype(np.float32).reshape(tile.grid_shape(H, W))
+    return Scan(view, scores[view].score, p_value, threshold, is_ood, box, grid_RC, tile, H, W, verdicts, is_weak)
+
+
+def _judge(scores: Mapping[View, ViewScore], calibration: TileCalibration | None) -> dict[View, ViewVerdict]:
+    if calibration is None:
+        return {}
+    return {
+        view: ViewVerdict(
+            score=view_score.score,
+            p_value=float(conformal.p_values(view_score.score, calibration.ranked[view])),
+            threshold=calibration.thresholds[view],
+        )
+        for view, view_score in scores.items()
+    }
+
+
+def _box(
+    network: NCPN, image_HWC: Pixels, tile: TileSize, corners: list[tuple[int, int]], view: View, score: ViewScore
+) -> Box:
+    """Return the part of the image that a view points at."""
+    H, W = image_HWC.shape[:2]
+    if view == "mean":
+        return Box(0, 0, W, H)
+    top, left = corners[int(score.tiles_T.argmax())]
+    if view != "peak":
+        return Box(left, top, tile.width, tile.height)
+    model = network.config.model
+    tile_HWC = images.resize_to(image_HWC[top : top + tile.height, left : left + tile.width], model.height, model.width)
+    row, column, window = locate_peak(network, tile_HWC, peak_level(network.config))
+    scale_y, scale_x = tile.height / model.height, tile.width / model.width
+    y, x = top + round(row * scale_y), left + round(column * scale_x)
+    return Box(x, y, min(round(window * scale_x), W - x), min(round(window * scale_y), H - y))
+
+
+def concatenate(batches: list[Columns]) -> Columns:
+    """Return measurements of several batches as one."""
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def measure_tiles(
-    network: NCPN, image_HWC: Pixels, tile: TileSize, corners: list[tuple[int, int]], batch_size: int
+    network: NCPN,
+    image_HWC: Pixels,
+    tile: TileSize,
+    corners: list[tuple[int, int]],
+    names: Iterable[Iterable[str]],
+    batch_size: int,
 ) -> Iterator[Columns]:
-    """Yield the multiscale measurements of the tiles at these corners, batch by batch."""
-    model, names = network.config.model, build_statistics(network.config)["multiscale"].needs
+    """Yield the measurements of the tiles at these corners that several views need, batch by batch."""
+    model = network.config.model
+    all_names = list(dict.fromkeys(name for view_names in names for name in view_names))
     for start in range(0, len(corners), batch_size):
         tiles = [
             image_HWC[top : top + tile.height, left : left + tile.width]
             for top, left in corners[start : start + batch_size]
         ]
         tiles_BHWC = np.stack([images.resize_to(pixels, model.height, model.width) for pixels in tiles])
-        yield measure(network, tiles_BHWC, names)[0]
-
-
-@dataclass(frozen=True)
-class TileCalibration:
-    """Estimates and ranks from the tiles of good images; bound to one version of the model and of preprocessing."""
-
-    model_version: str
-    tile: TileSize
-    gaussian: Gaussian
-    ranked: Floats
-    """The largest tile's score of each ranking image, ascending."""
-    n_fit: int
-    """Images whose tiles estimate the Gaussian."""
-    false_positive_rate: float = 0.05
-    preprocessing: str = storage.PREPROCESSING
-    version: str = field(init=False)
-    """SHA-256 of the content, 64 hexadecimal digits."""
-    threshold: float = field(init=False)
-    """An image whose worst tile scores above it is out-of-distribution at the false-positive rate."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "version", storage.digest(self._content()))
-        object.__setattr__(self, "threshold", conformal.threshold(self.ranked, self.false_positive_rate))
-
-    @property
-    def height(self) -> int:
-        """Rows of a tile."""
-        return self.tile.height
-
-    @property
-    def width(self) -> int:
-        """Columns of a tile."""
-        return self.tile.width
-
-    @property
-    def n_rank(self) -> int:
-        """Number of ranking images."""
-        return len(self.ranked)
-
-    @property
-    def smallest_p(self) -> float:
-        """The smallest possible p-value."""
-        return 1 / (self.n_rank + 1)
-
-    def _content(self) -> dict[str, Any]:
-        return {
-            "format": storage.FORMAT,
-            "model_version": self.model_version,
-            "preprocessing": self.preprocessing,
-            "false_positive_rate": self.false_positive_rate,
-            "cut": [self.tile.height, self.tile.width],
-            "n_fit": self.n_fit,
-            "gaussian": asdict(self.gaussian),
-            "ranked": self.ranked.tolist(),
-        }
-
-    def save(self, folder: Path) -> None:
-        """Write `calibration-tiles.json` into the model folder."""
-        storage.write(folder / checkpoint.TILES, self._content())
-
-    @classmethod
-    def read(cls, folder: Path, model_version: str, config: Config) -> TileCalibration:
-        """Read `calibration-tiles.json`; raises `ModelError` if it is missing, damaged or belongs to another model."""
-        path = folder / checkpoint.TILES
-        stored = storage.read(path, model_version)
-        with storage.refusing_damage(path):
-            height, width = map(storage.count, stored["cut"])
-            if height < config.model.height or width < config.model.width:
-                raise ValueError(f"tiles of {width} x {height} pixels are smaller than the model")
-            return cls(
-                model_version,
-                TileSize(height, width),
-                Gaussian.from_json(stored["gaussian"], build_statistics(config)["multiscale"].needs),
-                storage.ranks(stored["ranked"]),
-                storage.count(stored["n_fit"]),
-                float(storage.floats(stored["false_positive_rate"])),
-            )
+        yield measure(network, tiles_BHWC, all_names)[0]

@@ -19,7 +19,8 @@ import ncml
 from ncml import images
 from ncml.calibration import tiles
 from ncml.images import heat
-from ncml.ood.tiles import TileCalibration, scan
+from ncml.ood.tile_calibration import TileCalibration
+from ncml.ood.tiles import scan
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -46,7 +47,9 @@ def main() -> None:
     gap = np.full((wall.shape[0], 8, 3), 255, np.uint8)
     Image.fromarray(np.hstack([part for panel in panels for part in (panel, gap)][:-1])).save(DOCS / "tiles.png")
     for name, result in scans.items():
-        print(f"{name}: worst tile {result.score:.2f} at {result.box}, p {result.p_value:.3f}, flagged {result.is_ood}")
+        print(
+            f"{name}: {result.view} {result.score:.2f} at {result.box}, p {result.p_value:.3f}, flagged {result.is_ood}"
+        )
     print(f"flagged above {calibration.threshold:.2f}; the defect is at {DEFECT}")
 
 

@@ -94,11 +94,18 @@ SCAN: JsonDict = {
     "tile_height": 250,
     "rows": 23,
     "columns": 31,
-    "score": 17.9,
-    "p_value": 0.048,
-    "threshold": 10.6,
+    "view": "peak",
+    "score": 3.9,
+    "p_value": 0.03,
+    "threshold": 2.6,
     "is_ood": True,
-    "box": {"left": 1250, "top": 750, "width": 250, "height": 250},
+    "box": {"left": 1250, "top": 750, "width": 39, "height": 39},
+    "views": {
+        "worst_tile": {"score": 8.1, "p_value": 0.21, "threshold": 10.6},
+        "peak": {"score": 3.9, "p_value": 0.01, "threshold": 2.6},
+        "mean": {"score": 4.4, "p_value": 0.55, "threshold": 9.2},
+    },
+    "is_weak": False,
 }
 SCORES: dict[str, JsonDict] = {"score": {"value": SCORE}, "in tiles": {"value": SCAN}}
 IMAGES: JsonDict = {**_SUCCEEDED, "images": [{"seed": 7, "png": "iVBORw0KGgo..."}]}
@@ -185,7 +192,7 @@ MODEL: dict[str, Any] = {
         "threshold": 10.6,
         "n_fit": 40,
         "n_rank": 100,
-        "smallest_p": 0.0099,
+        "smallest_p": 0.0297,
     },
     "batching": {
         "groups": "fast",

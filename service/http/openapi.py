@@ -13,7 +13,7 @@ from service.http.examples import PROBLEM_FIELDS, PROBLEMS, REQUEST_ID, TINY_PNG
 from service.http.negotiation import JSON
 from service.http.origins import OPEN_PATHS
 from service.http.problems import MEDIA_TYPE, FieldError, Problem, ProblemDetails
-from service.http.requests import FORM
+from service.http.requests import FORM, OCTETS, URLENCODED
 
 BINARY = {"schema": {"type": "string", "format": "binary"}, "example": "(the bytes of the file)"}
 """The content of a file."""
@@ -49,6 +49,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
             description=app.description,
             license_info=app.license_info,
             routes=app.routes,
+            servers=[{"url": "/", "description": "The service that this document comes from."}],
         )
         schemas = document["components"]["schemas"]
         for name in ("HTTPValidationError", "ValidationError"):
@@ -74,10 +75,6 @@ def request_schema(params: type[BaseModel], *, max_images: int) -> dict[str, Any
         {"name": name, "in": "query", "required": False, "schema": field, "description": field["description"]}
         for name, field in text_fields.items()
     ]
-    headers = [
-        {"name": name, "in": "header", "required": False, "schema": {"type": "string"}, "description": description}
-        for name, description in _REQUEST_HEADERS.items()
-    ]
     text = {"type": "string", "contentEncoding": "base64", "description": "The image file in base64."}
     file = {"type": "string", "format": "binary", "description": "The image file."}
     form_fields = dict(text_fields)
@@ -92,10 +89,22 @@ def request_schema(params: type[BaseModel], *, max_images: int) -> dict[str, Any
     form_example = {"image": "(the bytes of the file)", "class": "cat"} if max_images else json_example
     json_body = {"schema": _object(json_fields, max_images), "example": json_example}
     form_body = {"schema": _object(form_fields, max_images), "example": form_example}
-    content: dict[str, Any] = {JSON: json_body, FORM: form_body}
+    content: dict[str, Any] = {JSON: json_body, FORM: form_body, URLENCODED: form_body}
     if max_images:
-        content = {FORM: form_body, "image/*": BINARY, JSON: json_body}
-    return {"parameters": query + headers, "requestBody": {"required": bool(max_images), "content": content}}
+        content = {FORM: form_body, "image/*": BINARY, OCTETS: BINARY, JSON: json_body}
+    return {
+        "parameters": query + header_parameters(),
+        "requestBody": {"required": bool(max_images), "content": content},
+    }
+
+
+def header_parameters(*names: str) -> list[dict[str, Any]]:
+    """Return the parameters for request headers; without names, all that a route with a job accepts."""
+    return [
+        {"name": name, "in": "header", "required": False, "schema": {"type": "string"}, "description": description}
+        for name, description in _REQUEST_HEADERS.items()
+        if not names or name in names
+    ]
 
 
 def _object(fields: dict[str, Any], max_images: int) -> dict[str, Any]:

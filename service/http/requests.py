@@ -2,7 +2,9 @@
 
 import base64
 import binascii
+import dataclasses
 import hashlib
+import json
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ P = TypeVar("P", bound=BaseModel)
 
 FORM = "multipart/form-data"
 URLENCODED = "application/x-www-form-urlencoded"
+OCTETS = "application/octet-stream"
 
 _MAX_NAME = 64
 """Characters of a field's name that an error message repeats."""
@@ -31,6 +34,10 @@ _MAX_FIELDS = 32
 """More than any endpoint has."""
 _MAX_FIELD_BYTES = 4096
 """More than any parameter accepts."""
+_MAX_PART_BYTES = 2**20
+"""Most bytes of a form's text field that are read, to name a field that is too long."""
+_MAX_FILE_NAME = 255
+"""Characters of a file's name that a response repeats."""
 _MAX_VALUES = 1000
 """Values of a JSON body, estimated by its commas before it is parsed: parsing millions would block the event loop."""
 
@@ -41,6 +48,8 @@ class Upload:
 
     field: str
     data: bytes
+    file: str = ""
+    """The name that the client gave the file."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +59,15 @@ class ParsedRequest(Generic[P]):
     params: P
     uploads: list[Upload]
 
+    @property
+    def files(self) -> list[str]:
+        """The names of several files; empty for one, or if the client named none."""
+        names = [upload.file for upload in self.uploads]
+        return names if len(names) > 1 and any(names) else []
+
     def fingerprint(self, path: str) -> str:
-        """Return a digest of the path, the parameters and the files, however they were sent."""
-        digest = hashlib.sha256(f"{path} {self.params.model_dump_json()}".encode())
+        """Return a digest of the path, the parameters and the files, in whichever format they were sent."""
+        digest = hashlib.sha256(f"{path} {self.params.model_dump_json(exclude={'format'})}".encode())
         for upload in self.uploads:
             digest.update(hashlib.sha256(upload.data).digest())
         return digest.hexdigest()
@@ -61,9 +76,13 @@ class ParsedRequest(Generic[P]):
 async def parse_request(request: Request, params: type[P], *, max_images: int) -> ParsedRequest[P]:
     """Parse the parameters and 1 to `max_images` images; with 0 the endpoint accepts none.
 
-    Raises `Problem`: 400 for a malformed body, 415 for an unsupported media type, 422 for parameters that are unknown,
-    repeated or out of range, and for too few or too many images.
+    Raises `Problem`: 400 for a malformed body, 415 for an unsupported media type or content coding, 422 for parameters
+    that are unknown, repeated or out of range, and for too few or too many images.
     """
+    coding = request.headers.get("content-encoding", "identity")
+    if coding.strip().lower() not in ("", "identity"):
+        detail = f"The content coding {truncate(coding)!r} is not accepted; send it without Content-Encoding."
+        raise Problem(415, detail, kind="media-type", headers={"Accept-Encoding": "identity"})
     media = request.headers.get("content-type", "").split(";")[0].strip().lower()
     fields: dict[str, Any] = {}
     uploads: list[Upload] = []
@@ -71,7 +90,7 @@ async def parse_request(request: Request, params: type[P], *, max_images: int) -
         fields, uploads = await _parse_form(request, max_images)
     elif media == JSON:
         fields, uploads = await anyio.to_thread.run_sync(_parse_json, await request.body(), max_images)
-    elif media.startswith("image/") or media == "application/octet-stream":
+    elif media.startswith("image/") or media == OCTETS:
         uploads = [Upload("image", await request.body())]
     elif media or await request.body():
         raise _unsupported_media_type(media, max_images)
@@ -132,7 +151,7 @@ def _unique_fields(items: Iterable[tuple[str, str]], place: str) -> dict[str, An
 
 async def _parse_form(request: Request, max_images: int) -> tuple[dict[str, Any], list[Upload]]:
     try:
-        form = await request.form(max_files=max_images + 1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES)
+        form = await request.form(max_files=max_images + 1, max_fields=_MAX_FIELDS, max_part_size=_MAX_PART_BYTES)
     except HTTPException as error:
         if error.status_code != 400:
             raise
@@ -146,18 +165,28 @@ async def _parse_form(request: Request, max_images: int) -> tuple[dict[str, Any]
         text_fields: list[tuple[str, str]] = []
         for name, value in form.multi_items():
             if not isinstance(value, UploadFile):
+                if len(value) > _MAX_FIELD_BYTES:
+                    raise _field_too_long(name)
                 text_fields.append((name, value))
             elif name != "image":
                 short_name = name[:_MAX_NAME]
                 raise invalid_field(short_name, f"{short_name} is a file; send images in the field image.")
             elif value.filename or value.size:  # a file input that was not filled in has neither
-                uploads.append(Upload("image", await value.read()))
+                file = (value.filename or "")[:_MAX_FILE_NAME].encode(errors="replace").decode()
+                uploads.append(Upload("image", await value.read(), file))
     finally:
         await form.close()
     fields = _unique_fields(text_fields, "the form")
     if "image" in fields:
         raise invalid_field("image", "image is text; send it as a file (curl -F image=@cat.png).")
     return fields, _numbered(uploads)
+
+
+def _field_too_long(name: str) -> Problem:
+    short_name = name[:_MAX_NAME]
+    hint = "; send an image as a file (curl -F image=@cat.png)" if name == "image" else ""
+    detail = f"{short_name} has more than {_MAX_FIELD_BYTES} characters, the limit of a text field{hint}."
+    return invalid_field(short_name, detail)
 
 
 def _form_problem(message: str, max_images: int) -> Problem:
@@ -168,7 +197,7 @@ def _form_problem(message: str, max_images: int) -> Problem:
         return _too_many_fields("the form")
     if "exceeded maximum size" in message:
         hint = "; send an image as a file (curl -F image=@cat.png)" if max_images else ""
-        detail = f"A text field of the form has more than {_MAX_FIELD_BYTES} bytes, the limit for parameters{hint}."
+        detail = f"A text field of the form has more than {_MAX_PART_BYTES} bytes{hint}."
         return invalid_field("image" if max_images else "body", detail)
     return Problem(400, f"The form cannot be parsed: {message}", kind="malformed")
 
@@ -183,6 +212,7 @@ def _parse_json(body: bytes, max_images: int) -> tuple[dict[str, Any], list[Uplo
         parsed = pydantic_core.from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise Problem(400, f"The body is not valid JSON: {error}.", kind="malformed") from error
+    json.loads(body, object_pairs_hook=_check_names)
     if not isinstance(parsed, dict):
         raise invalid_field("body", "The body is JSON but not an object; send {...}.")
     fields = cast(dict[str, Any], parsed)
@@ -197,12 +227,21 @@ def _parse_json(body: bytes, max_images: int) -> tuple[dict[str, Any], list[Uplo
     return fields, _numbered([Upload("image", _decode_base64(text)) for text in texts])
 
 
+def _check_names(members: list[tuple[str, object]]) -> None:
+    """Refuse an object with two members of one name, of which a parser would silently keep the last."""
+    names = [name for name, _ in members]
+    for name in (name for name in names if names.count(name) > 1):
+        raise invalid_field(name[:_MAX_NAME], f"{name[:_MAX_NAME]} appears more than once in the body; send it once.")
+
+
 def _decode_base64(text: object) -> bytes:
-    """Return the bytes of a base64 text or a data URL."""
+    """Return the bytes of a base64 text or a data URL: in either alphabet, with or without line breaks and padding."""
     try:
         if not isinstance(text, str):
             raise TypeError
-        return base64.b64decode(text.partition("base64,")[2] or text, validate=True)
+        compact = "".join((text.partition("base64,")[2] or text).split()).rstrip("=")
+        compact = compact.replace("-", "+").replace("_", "/")
+        return base64.b64decode(compact + "=" * (-len(compact) % 4), validate=True)
     except (TypeError, ValueError, binascii.Error) as error:
         detail = "image is not base64; send the file's bytes in base64, or a list of such texts."
         raise invalid_field("image", detail) from error
@@ -212,7 +251,7 @@ def _numbered(uploads: list[Upload]) -> list[Upload]:
     """Add their position to the names of several images."""
     if len(uploads) < 2:
         return uploads
-    return [Upload(f"image[{i}]", upload.data) for i, upload in enumerate(uploads)]
+    return [dataclasses.replace(upload, field=f"image[{i}]") for i, upload in enumerate(uploads)]
 
 
 def _parameter_errors(error: ValidationError, params: type[BaseModel]) -> list[FieldError]:

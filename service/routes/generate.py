@@ -49,8 +49,8 @@ async def generate(request: Request, jobs: Jobs) -> Response:
     curl --json '{"class": "ship", "n": 4}' -H 'Accept: image/png' localhost:8000/generate -o ships.png
     ```
     """
-    media = negotiate(request.headers, IMAGE_OFFERS)
     parsed = await parse_request(request, GenerateParams, max_images=0)
+    media = negotiate(request.headers, IMAGE_OFFERS, parsed.params.format)
     model, version = await jobs.find_model(parsed.params, Task.GENERATE)
     job = GenerateJob(
         **jobs.job_fields(request, parsed.params, model, version), **_sampling_fields(jobs, parsed.params, model)
@@ -76,9 +76,9 @@ async def complete(request: Request, jobs: Jobs) -> Response:
     curl -F image=@whole.png -F keep=top -F n=4 localhost:8000/complete -o variants.png
     ```
     """
-    media = negotiate(request.headers, IMAGE_OFFERS)
     parsed = await parse_request(request, CompleteParams, max_images=1)
     params, upload = parsed.params, parsed.uploads[0]
+    media = negotiate(request.headers, IMAGE_OFFERS, params.format)
     model, version = await jobs.find_model(params, Task.COMPLETE)
     call = functools.partial(
         place_known_half,
@@ -103,6 +103,9 @@ def _sampling_fields(jobs: JobService, params: SamplingParams, model: ModelDescr
     """Return the fields of sampling jobs, validated against the model; choose a random seed if none is given."""
     if params.n > jobs.settings.max_images:
         raise invalid_field("n", f"n is {params.n}; this service generates at most {jobs.settings.max_images} at once.")
+    if params.noise == 0 and params.solver is not None:
+        detail = "solver cannot be combined with noise=0, which samples without refinement; omit one of the two."
+        raise invalid_field("solver", detail)
     has_class = params.class_name is not None
     params.sampling.resolve(model.sampling_limits, has_class=has_class)  # refuse now what the worker would refuse later
     max_seed = MAX_SEED - params.n + 1

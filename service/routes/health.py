@@ -1,7 +1,7 @@
-"""/healthz, /readyz and /metrics, for operators."""
+"""/version, /healthz, /readyz and /metrics, for operators."""
 
 import anyio.to_thread
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict
 
@@ -30,6 +30,26 @@ class Readiness(BaseModel):
     status: str = "ready"
     lanes: dict[str, int]
     """Workers with a loaded model, by lane."""
+
+
+class Version(BaseModel):
+    """The release of the service."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"name": "ncml", "version": "0.1.0"}})
+
+    name: str = "ncml"
+    version: str
+
+
+@router.get("/version", operation_id="version", summary="Version")
+async def release(request: Request) -> Version:
+    """Return the release of the service, the same as in the OpenAPI document.
+
+    ```
+    curl localhost:8000/version
+    ```
+    """
+    return Version(version=request.app.version)
 
 
 @router.get("/healthz", operation_id="health", summary="Liveness")

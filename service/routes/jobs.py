@@ -6,7 +6,7 @@ from typing import Annotated
 
 import anyio.to_thread
 import numpy as np
-from fastapi import APIRouter, Header, Path, Request, Response
+from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.sse import format_sse_event
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -16,16 +16,19 @@ from service import answers
 from service.http import examples
 from service.http.clients import client_name
 from service.http.deferred import DeferredResponse
-from service.http.negotiation import JSON, NPZ, PNG, ZIP, negotiate, wait_preference
-from service.http.openapi import BINARY, problem_responses
+from service.http.negotiation import JSON, NPZ, PNG, ZIP, Format, negotiate, wait_preference
+from service.http.openapi import BINARY, header_parameters, problem_responses
 from service.http.problems import Problem
-from service.jobs import Jobs
+from service.jobs import Jobs, as_canceled
 from service.rendering import IMAGE_OFFERS, SCORE_OFFERS
 from worker.contract import Event, Task
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 JobId = Annotated[str, Path(description="The id of a job, as in X-Job-Id.", pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+ResultFormat = Annotated[
+    Format | None, Query(description="The format of the result; it takes precedence over `Accept`.")
+]
 LastEventId = Annotated[
     str, Header(description="The id of the last event received.", pattern=r"^[0-9]{1,19}(-[0-9]{1,19})?$")
 ]
@@ -78,9 +81,12 @@ async def job(job_id: JobId, request: Request, jobs: Jobs) -> Response:
         202: answers.ACCEPTED,
         **problem_responses(401, 404, 406, 410, 422, 500, 503, 504, kinds=(*_PROBLEMS, "result-expired", "job-input")),
     },
+    openapi_extra={"parameters": header_parameters("Prefer")},
 )  # fmt: skip
-async def result(job_id: JobId, request: Request, jobs: Jobs) -> Response:
-    """Return the result of a job in the format of `Accept`. `Prefer: wait=N` waits for it; the default is not to wait.
+async def result(job_id: JobId, request: Request, jobs: Jobs, format: ResultFormat = None) -> Response:
+    """Return the result of a job in the format of `format`, or else of `Accept`.
+
+    `Prefer: wait=N` waits for it; the default is not to wait.
 
     ```
     curl -H 'Prefer: wait=20' localhost:8000/jobs/$ID/result -o image.png
@@ -89,7 +95,7 @@ async def result(job_id: JobId, request: Request, jobs: Jobs) -> Response:
     """
     view = await jobs.view(request, job_id)
     offers = SCORE_OFFERS if view.task in (Task.SCORE, Task.SCAN) else IMAGE_OFFERS
-    media = negotiate(request.headers, offers)
+    media = negotiate(request.headers, offers, format)
     preference = wait_preference(request.headers, jobs.settings.wait_s)
     if not view.status.is_terminal and preference.applied:
         view = await jobs.queue.wait(job_id, preference.wait_s)
@@ -106,14 +112,15 @@ async def result(job_id: JobId, request: Request, jobs: Jobs) -> Response:
 async def cancel(job_id: JobId, request: Request, jobs: Jobs) -> Response:
     """Cancel a waiting or running job. A job that has ended does not change, so the request can be repeated.
 
-    A running job ends shortly afterwards: the response may still show `running`.
+    From then on its status is `canceled`; a worker that computes it stops shortly afterwards.
 
     ```
     curl -X POST localhost:8000/jobs/$ID/cancel
     ```
     """
     created_at = (await jobs.view(request, job_id)).created_at
-    return await jobs.describe(await anyio.to_thread.run_sync(jobs.queue.cancel, job_id, created_at), 200)
+    view = await anyio.to_thread.run_sync(jobs.queue.cancel, job_id, created_at)
+    return await jobs.describe(as_canceled(view), 200)
 
 
 @router.delete(

@@ -50,8 +50,9 @@ async def score(request: Request, jobs: Jobs) -> Response:
     A calibrated model adds an out-of-distribution verdict, `ood`, whose p-value is small for an image unlike those of
     the calibration. The verdict always uses the conditions of the calibration, independently of `class` and `noise`.
 
-    With `tile=1` one large image is split into overlapping tiles instead, and judged by its worst tile: the response
-    has that tile's score and box and, if the model's tiles are calibrated, the image's rank among whole good images.
+    With `tile=1` one large image is split into overlapping tiles instead, and judged in three views of them: its worst
+    tile, its sharpest peak and its mean. If the model's tiles are calibrated, the response has the image's rank among
+    whole good images over all views, and the score and the box of the view that points at a change most clearly.
     This takes as long as scoring every tile; `Prefer: respond-async` does not wait for it.
 
     ```
@@ -66,9 +67,9 @@ async def score(request: Request, jobs: Jobs) -> Response:
     curl -F image=@wall.jpg -F tile=1 -F tile_size=64 -H 'Accept: image/png' localhost:8000/score -o map.png
     ```
     """
-    media = negotiate(request.headers, SCORE_OFFERS)
     parsed = await parse_request(request, ScoreParams, max_images=jobs.settings.max_images)
     params, uploads = parsed.params, parsed.uploads
+    media = negotiate(request.headers, SCORE_OFFERS, params.format)
     _check_tile_options(params, len(uploads))
     model, version = await jobs.find_model(params, Task.SCAN if params.tile else Task.SCORE)
     common = jobs.job_fields(request, params, model, version)

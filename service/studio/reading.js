@@ -7,7 +7,7 @@ import { greyLevels, h, plural } from "./dom.js";
 import { chips, explain } from "./fields.js";
 import { flipTest } from "./flip.js";
 import { pixelMap } from "./map.js";
-import { tileOverlay } from "./tiles.js";
+import { VIEWS, tileOverlay } from "./tiles.js";
 import { calibrationOf, headline, verdict } from "./verdict.js";
 
 /** The article of a reading; its map can be compared with those of all `readings`. */
@@ -48,7 +48,7 @@ function facts(reading) {
       "p",
       { class: "big" },
       h("span", { class: "mono" }, headline(reading)),
-      scan ? " worst tile" : [" bits/dim", explain("bits/dim")],
+      scan ? ` ${VIEWS[scan.view].name}` : [" bits/dim", explain("bits/dim")],
     ),
     h("p", { class: "hint" }, scan ? tilesText(scan) : likelihoodText(score, model)),
     h(
@@ -62,7 +62,7 @@ function facts(reading) {
 }
 
 const tilesText = ({ rows, columns, tile_width: width, tile_height: height }) =>
-  `${plural(rows * columns, "tile")} of ${width} × ${height} pixels, each overlapping the next by half.`;
+  `${plural(rows * columns, "tile")} of ${width} × ${height} pixels, overlapping by half or more.`;
 
 function likelihoodText(score, model) {
   const nats = score.log_likelihood.toLocaleString("en", { maximumFractionDigits: 0 }).replace("-", "−");

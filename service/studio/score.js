@@ -11,7 +11,7 @@ import { jobMonitor } from "./job.js";
 import { PendingImages } from "./pending.js";
 import { Results } from "./results.js";
 import { jobs } from "./session.js";
-import { tileMapUrl } from "./tiles.js";
+import { VIEWS, tileMapUrl } from "./tiles.js";
 import { headline } from "./verdict.js";
 
 export function mount(host) {
@@ -194,7 +194,7 @@ class ScoreView {
   addReadings(readings) {
     this.results.add(readings);
     const [first] = readings;
-    const unit = first.scan ? "in the worst tile" : "bits per dimension";
+    const unit = first.scan ? `in the view ${VIEWS[first.scan.view].name}` : "bits per dimension";
     announce(`${plural(readings.length, "image")} scored: ${first.name}, ${headline(first)} ${unit}`);
   }
 }
@@ -294,6 +294,6 @@ async function toReadings(record, result, files) {
 }
 
 /** The score of an image that was scored in tiles: its OOD score and verdict alone. */
-function tiledScore({ score, p_value, threshold, is_ood }) {
-  return { score, ood: p_value === null ? null : { p_value, threshold, is_ood } };
+function tiledScore({ score, p_value, threshold, is_ood, is_weak }) {
+  return { score, ood: p_value === null ? null : { p_value, threshold, is_ood, is_weak } };
 }

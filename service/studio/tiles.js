@@ -9,7 +9,7 @@ const MAX_TILES = 1024; // of an image; a core scores about 25 a second
 
 /** How the service cuts an image: [width, height] of a tile, the number of tiles, and the `side` to request, if any. */
 export function tiling(model, width, height) {
-  const countAlong = (length, tile) => (length < tile ? 0 : Math.ceil((length - tile) / Math.max(1, tile >> 1)) + 1);
+  const countAlong = (length, tile) => (length < tile ? 0 : Math.ceil((length - tile) / ((tile + 1) >> 1)) + 1);
   const count = (size) => countAlong(width, size[0]) * countAlong(height, size[1]);
   if (model.tiles) {
     const size = [model.tiles.width, model.tiles.height];
@@ -26,7 +26,14 @@ export function tiling(model, width, height) {
 /** The address of the map that the service drew for a job. */
 export const tileMapUrl = async (id) => URL.createObjectURL(await resultFile(id, "image/png"));
 
-/** The image, if its file is available, under its map and a frame around the worst tile. */
+/** What a view points at, and what its map shows. */
+export const VIEWS = {
+  worst_tile: { name: "worst tile", framed: "the worst tile" },
+  peak: { name: "peak", framed: "the most surprising spot" },
+  mean: { name: "mean of all tiles", framed: "the whole image, which differs as a whole" },
+};
+
+/** The image, if its file is available, under its map and a frame around what the view points at. */
 export function tileOverlay(reading) {
   const { mapUrl, name, scan } = reading;
   const { box, width, height, threshold } = scan;
@@ -41,9 +48,9 @@ export function tileOverlay(reading) {
   for (const [property, share] of Object.entries(edges)) frame.style[property] = `${100 * share}%`;
   const opacity = opacitySlider(layer, reading.file);
   const background = reading.file && backgroundImage(reading, () => opacity.makeOpaque());
-  const position = `Framed: the worst tile, ${box.left} pixels from the left and ${box.top} from the top. `;
+  const position = `Framed: ${VIEWS[scan.view].framed}, ${box.left} pixels from the left and ${box.top} from the top. `;
   const scale = threshold
-    ? `An image with a tile above ${threshold.toPrecision(3)} is out of distribution; the map is brightest there.`
+    ? `Above ${threshold.toPrecision(3)} an image is out of distribution in this view; the map is brightest there.`
     : "Bright tiles are the most unusual.";
   return h(
     "div",

@@ -30,13 +30,18 @@ export function verdict(reading) {
     return { kind: "unknown", title: "Not calibrated", text };
   }
   const calibration = calibrationOf(reading);
-  const rank = rankText(ood.p_value, calibration?.n_rank);
+  const views = Object.keys(reading.scan?.views ?? {}).length;
+  const rank = views > 1 ? viewsText(ood.p_value, views) : rankText(ood.p_value, calibration?.n_rank);
   const caution = ood.is_weak && calibration ? ` This calibration is weak: ${calibration.weakness}.` : "";
   if (!ood.is_ood) return { kind: "in", title: "In distribution", text: `${rank}.${caution}` };
   const rate = calibration?.false_positive_rate;
   const rule = rate ? ` An image is flagged when fewer than ${(100 * rate).toFixed(0)}\u00a0% do.` : "";
   return { kind: "out", title: "Out of distribution", text: `${rank}.${rule}${caution}` };
 }
+
+/** What a p-value of several views of tiles together states. */
+const viewsText = (pValue, views) =>
+  `At most ${percentage(pValue)} of good images are as unusual in any of the ${views} views of their tiles`;
 
 /** How many of the `ranked` held-out images are at least as unusual. */
 function rankText(pValue, ranked) {

@@ -282,7 +282,8 @@ def test_a_running_job_has_a_preview_and_is_canceled(stack: Stack) -> None:
     assert image.shape[0] % 8 == image.shape[1] % 8 == 0
     assert image.size > 8 * 8 * 3
     assert stack.http.get(f"{location}/result").status_code == 202
-    assert stack.http.post(f"{location}/cancel").status_code == 200
+    assert stack.http.post(f"{location}/cancel").json()["status"] == "canceled"
+    assert stack.http.get(location).json()["status"] == "canceled"
     assert stack.http.get(f"{location}/result", headers={"prefer": "wait=20"}).status_code == 410
     assert stack.http.post(f"{location}/cancel").json()["status"] == "canceled"
 

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -40,6 +40,7 @@ from worker.contract import (
     ScoreJob,
     ScoreResult,
     Timing,
+    ViewVerdict,
 )
 from worker.descriptors import (
     Calibration,
@@ -145,7 +146,9 @@ class FakeQueue:
     forgotten: set[str] = field(default_factory=set)
     fingerprints: dict[str, str] = field(default_factory=dict)
     owners: dict[str, str] = field(default_factory=dict)
+    files: dict[str, tuple[str, ...]] = field(default_factory=dict)
     waits: bool = False
+    cancels_slowly: bool = False
     refuses: str | None = None
     rate: float = 0.0
     closed: int = 0
@@ -164,6 +167,7 @@ class FakeQueue:
         byte_limit: int | None = None,
         fingerprint: str = "",
         owner: str = "",
+        files: Sequence[str] = (),
     ) -> str:
         self._check_connection()
         with self.lock:
@@ -175,6 +179,7 @@ class FakeQueue:
             self.jobs[job_id] = (job, time.time())
             self.fingerprints[job_id] = fingerprint
             self.owners[job_id] = owner
+            self.files[job_id] = tuple(files)
         return job_id
 
     def refusal(self) -> str | None:
@@ -198,7 +203,8 @@ class FakeQueue:
         ended = time.time() >= at + self.delay_s
         error = self.fails if ended else None
         status = JobStatus.SUCCEEDED if ended else JobStatus.QUEUED if self.waits else JobStatus.RUNNING
-        if job_id in self.canceled:
+        is_canceling = job_id in self.canceled and self.cancels_slowly
+        if job_id in self.canceled and not is_canceling:
             status, error = JobStatus.CANCELED, CANCELED
         elif error:
             status = JobStatus.EXPIRED if error.reason == "expired" else JobStatus.FAILED
@@ -212,6 +218,7 @@ class FakeQueue:
             request_id=job.request_id,
             fingerprint=self.fingerprints[job_id],
             owner=self.owners[job_id],
+            files=self.files[job_id],
             n=job.n,
             created_at=at,
             started_at=at,
@@ -219,6 +226,7 @@ class FakeQueue:
             timing=TIMING,
             progress=Progress(stage="refine", step=1, total=2, n=job.n, preview=True),
             error=error,
+            is_canceling=is_canceling,
         )
 
     def result(self, job_id: str) -> Result | None:
@@ -263,13 +271,18 @@ class FakeQueue:
         return Scan(
             height=job.height,
             width=job.width,
+            tile_height=tile.height,
+            tile_width=tile.width,
             rows=rows,
             columns=columns,
+            view="worst_tile",
             score=max(means),
             p_value=0.5 if calibration else None,
             threshold=calibration.threshold if calibration else None,
             is_ood=max(means) > calibration.threshold if calibration else None,
             box=Box(left=left, top=top, width=tile.width, height=tile.height),
+            views={"worst_tile": ViewVerdict(score=max(means), p_value=0.5, threshold=100)} if calibration else {},
+            is_weak=False if calibration else None,
             tiles=np.array(means, "<f4").tobytes() if job.map else None,
         )
 

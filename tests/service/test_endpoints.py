@@ -42,8 +42,10 @@ def pixels(png: bytes) -> np.ndarray:
         {"json": {"image": base64.b64encode(flat(40)).decode()}},
         {"json": {"image": "data:image/png;base64," + base64.b64encode(flat(40)).decode()}},
         {"json": {"image": [base64.b64encode(flat(40)).decode()]}},
+        {"json": {"image": base64.encodebytes(flat(40)).decode()}},
+        {"json": {"image": base64.urlsafe_b64encode(flat(40)).decode().rstrip("=")}},
     ],
-    ids=["multipart", "raw", "json", "data-url", "json-list"],
+    ids=["multipart", "raw", "json", "data-url", "json-list", "lines", "url-safe"],
 )
 def test_an_image_is_scored_however_it_is_sent(client: TestClient, request_kwargs: dict) -> None:
     response = client.post("/score", **request_kwargs)
@@ -168,6 +170,36 @@ def test_a_job_without_a_map_cannot_be_shown_as_png(client: TestClient, tile: in
     assert "map" not in arrays
 
 
+def test_several_scores_name_their_files(client: TestClient) -> None:
+    names = ["a.png", "画像.png", ""]
+    files = [("image", (name, flat(level), "image/png")) for name, level in zip(names, (1, 2, 3), strict=True)]
+    body = client.post("/score", files=files[:2]).json()
+    assert [(result["file"], result["bpd"]) for result in body["results"]] == [("a.png", 1), ("画像.png", 2)]
+    result = f"/jobs/{body['id']}/result"
+    assert client.get(result).json() == body
+    arrays = np.load(io.BytesIO(client.get(f"{result}?format=npz").content))
+    assert arrays["files"].tolist() == names[:2]
+    assert "file" not in client.post("/score", files=files[:1]).json()["results"][0]
+    images = [base64.b64encode(flat(level)).decode() for level in (1, 2)]
+    assert "file" not in client.post("/score", json={"image": images}).json()["results"][0]
+
+
+@pytest.mark.parametrize("path", ["/score", "/generate", "/complete"])
+def test_the_format_can_be_a_parameter(client: TestClient, path: str) -> None:
+    """For clients that cannot choose the header Accept; it takes precedence."""
+    files = None if path == "/generate" else [part(flat(5))]
+    formats = {"json": "application/json", "png": "image/png", "npz": "application/x-npz", "zip": "application/zip"}
+    for name, media in formats.items():
+        if (path, name) == ("/score", "zip"):
+            continue
+        response = client.post(f"{path}?format={name}", files=files, headers={"accept": "text/html"})
+        assert response.headers["content-type"] == media, response.text
+        result = client.get(f"/jobs/{response.headers['x-job-id']}/result?format={name}")
+        assert result.content == response.content
+    body = {"format": "json"} | ({} if files is None else {"image": base64.b64encode(flat(5)).decode()})
+    assert client.post(path, json=body).json()["status"] == "succeeded"
+
+
 # /score with tile=1
 
 
@@ -187,8 +219,9 @@ def test_a_large_image_is_judged_by_its_tiles(client: TestClient, queue) -> None
     assert body == {
         "id": "job-0", "status": "succeeded", "model": {"name": "tiny", "version": "a1" * 32},
         "width": 24, "height": 20, "tile_width": 8, "tile_height": 8, "rows": 4, "columns": 5,
-        "score": pytest.approx(max(means)), "p_value": 0.5, "threshold": 100, "is_ood": True,
-        "box": {"left": 4, "top": 8, "width": 8, "height": 8},
+        "view": "worst_tile", "score": pytest.approx(max(means)), "p_value": 0.5, "threshold": 100, "is_ood": True,
+        "views": {"worst_tile": {"score": pytest.approx(max(means)), "p_value": 0.5, "threshold": 100}},
+        "is_weak": False, "box": {"left": 4, "top": 8, "width": 8, "height": 8},
         "timing": {"queue_s": 0.001, "compute_s": 0.002, "batch_size": 1},
     }  # fmt: skip
     with_map = client.post("/score?map=1", files=[part(file)], data={"tile": "1", "tile_size": "8"}).json()
@@ -224,7 +257,7 @@ def test_tiles_that_are_not_calibrated_give_no_verdict(client: TestClient, queue
     assert (body["tile_width"], body["rows"], body["columns"]) == (16, 2, 2)
     assert (body["p_value"], body["threshold"], body["is_ood"]) == (None, None, None)
     arrays = client.get("/jobs/job-0/result", headers={"accept": "application/x-npz"}).content
-    assert set(np.load(io.BytesIO(arrays))) == {"score", "box"}
+    assert set(np.load(io.BytesIO(arrays))) == {"view", "score", "box"}
 
 
 def test_tiles_are_scored_in_the_generate_lane(client: TestClient, queue, worker) -> None:
@@ -505,6 +538,8 @@ def test_the_same_request_under_one_key_is_one_job(client: TestClient, queue) ->
     repeated = client.post("/score", files=[part(flat(9), "image")], data={"class": "cat"}, headers=key)
     raw = {"content": flat(9), "headers": key | {"content-type": "image/png"}}
     assert first.json() == repeated.json() == client.post("/score?class=cat", **raw).json()
+    quoted = {"files": [part(flat(9))], "headers": {"idempotency-key": '"order-1"; a=1'}}
+    assert client.post("/score?class=cat&format=npz", **quoted).headers["x-job-id"] == first.json()["id"]
     assert len(queue.jobs) == 1
     seeds = {client.post("/generate", headers={"idempotency-key": "order-2"}).headers["x-seed"] for _ in range(3)}
     assert len(seeds) == 1
@@ -514,6 +549,17 @@ def test_the_same_request_under_one_key_is_one_job(client: TestClient, queue) ->
         assert response.json()["errors"][0]["field"] == "Idempotency-Key"
     assert client.post("/generate", headers={"idempotency-key": "a b"}).status_code == 422
     assert len(queue.jobs) == 2
+
+
+def test_a_job_reads_canceled_once_that_was_accepted(client: TestClient, queue) -> None:
+    """Although its worker has not stopped yet."""
+    queue.delay_s, queue.cancels_slowly = 60, True
+    client.post("/generate", headers={"prefer": "respond-async"})
+    assert client.get("/jobs/job-0").json()["status"] == "running"
+    canceled = client.post("/jobs/job-0/cancel").json()
+    assert (canceled["status"], canceled["error"]["reason"]) == ("canceled", "canceled")
+    assert client.get("/jobs/job-0").json()["status"] == "canceled"
+    assert client.get("/jobs/job-0/result").status_code == 410
 
 
 def test_a_deleted_job_is_gone_at_once(client: TestClient, queue) -> None:

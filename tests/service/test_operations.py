@@ -133,6 +133,11 @@ def test_a_client_that_disconnects_while_sending_is_not_an_error(
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
+def test_the_version_is_that_of_the_document(client: TestClient) -> None:
+    version = client.get("/version").json()
+    assert version == {"name": "ncml", "version": client.get("/openapi.json").json()["info"]["version"]}
+
+
 def test_head_requests_match_get_requests(client: TestClient) -> None:
     for path in ("/", "/healthz", "/readyz", "/models", "/docs", "/jobs/unknown"):
         head, get = client.head(path), client.get(path)
@@ -167,15 +172,18 @@ def test_the_document_describes_requests_and_responses(client: TestClient) -> No
     assert operations.keys() == {
         "score", "generate", "complete", "get_job", "get_job_result", "cancel_job", "delete_job", "get_job_preview",
         "follow_job",
-        "list_models", "get_model", "health", "readiness", "metrics",
+        "list_models", "get_model", "health", "readiness", "metrics", "version",
     }  # fmt: skip
     assert {p["name"] for p in operations["generate"]["parameters"]} == {
-        "model", "class", "priority", "n", "seed", "noise", "steps", "solver", "guidance", "temperature",
+        "model", "class", "priority", "format", "n", "seed", "noise", "steps", "solver", "guidance", "temperature",
         "Prefer", "Idempotency-Key", "X-Request-Id",
     }  # fmt: skip
     assert operations["score"]["requestBody"]["content"].keys() == {
-        "application/json", "multipart/form-data", "image/*",
+        "application/json", "multipart/form-data", "image/*", "application/octet-stream",
     }  # fmt: skip
+    assert "application/x-www-form-urlencoded" in operations["generate"]["requestBody"]["content"]
+    assert "Prefer" in {p["name"] for p in operations["get_job_result"]["parameters"]}
+    assert document["servers"][0]["url"] == "/"
     assert operations["generate"]["responses"]["200"]["content"].keys() == {
         "application/json", "image/png", "application/zip", "application/x-npz",
     }  # fmt: skip

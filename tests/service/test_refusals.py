@@ -1,6 +1,7 @@
 """Every refusal is a problem document that names the field and the remedy."""
 
 import base64
+import gzip
 import io
 import re
 import tempfile
@@ -51,7 +52,7 @@ def assert_problem(response, status: int) -> dict:
         ("/generate", {"class": "unicorn"}, "class", "its classes are cat, dog"),
         ("/generate", {"model": "other"}, "model", "the available models are tiny"),
         ("/generate", {"priority": "urgent"}, "priority", "'high', 'normal' or 'low'"),
-        ("/generate", {"clas": "cat"}, "clas", "the parameters are model, class, priority, n"),
+        ("/generate", {"clas": "cat"}, "clas", "the parameters are model, class, priority, format, n"),
         ("/generate", {"class": ["cat", "dog"]}, "class", "more than once"),
         ("/complete", {"keep": "middle"}, "keep", "'top', 'bottom', 'left' or 'right'"),
         ("/complete", {"keep": "bottom"}, "keep", "top half is known"),
@@ -215,7 +216,7 @@ def test_an_image_that_cannot_be_tiled_is_refused_at_once(new_client, queue, mod
             422,
             "send an image as a file (curl -F image=@",
         ),
-        ({"data": {"class": "c" * 5000}, "files": [("image", IMAGE)]}, 422, "more than 4096 bytes"),
+        ({"data": {"class": "c" * 5000}, "files": [("image", IMAGE)]}, 422, "class has more than 4096 characters"),
         ({"json": {"image": ["AA=="] * 65}}, 422, "at most 64 images"),
         ({"files": [("image", IMAGE), ("image", b"GIF89a")]}, 422, "image[1] is"),
     ],
@@ -270,7 +271,7 @@ def test_problems_repeat_only_the_beginning_of_long_input(client) -> None:
     for response, status in (
         (client.post("/generate", headers={"accept": f"text/html, {long}"}), 406),
         (client.post("/generate", headers={"accept": "text/html," * 10_000}), 406),
-        (client.post("/generate", headers={"prefer": f"wait={long}"}), 422),
+        (client.post("/generate", headers={"content-encoding": long}), 415),
         (client.post("/score", content=b"x", headers={"content-type": long}), 415),
         (client.get(f"/{long[:60_000]}"), 404),
         (client.request("BREW" * 1000, "/score"), 405),
@@ -401,11 +402,67 @@ def test_repeated_header_lines_form_one_list(client) -> None:
         assert response.headers["preference-applied"] == "wait=3"
 
 
-def test_a_wait_that_is_not_a_number_is_refused(client) -> None:
-    for prefer in ("wait=soon", "wait=-1", "wait", "wait=1e3"):
-        body = assert_problem(client.post("/generate", headers={"prefer": prefer}), 422)
-        assert body["errors"][0]["field"] == "Prefer"
-    assert client.post("/generate", headers={"prefer": "return=minimal, foo"}).status_code == 200
+def test_a_preference_that_cannot_be_used_is_ignored(client) -> None:
+    for prefer in ("wait=soon", "wait=-1", "wait", "wait=1e3", "wait=\u0665", "return=minimal, foo", ',"', '"\\'):
+        response = client.post("/generate", headers={"prefer": prefer.encode()})
+        assert response.status_code == 200, prefer
+        assert "preference-applied" not in response.headers
+    for prefer, applied in (
+        ("wait=5, wait=3", "wait=5"),
+        ('foo="a, wait=1", wait=2', "wait=2"),
+        ("wait=9999999999999999999999", "wait=30"),
+        ("wait=5, respond-async", "respond-async"),
+    ):
+        assert client.post("/generate", headers={"prefer": prefer}).headers["preference-applied"] == applied
+
+
+def test_a_compressed_body_is_refused(client) -> None:
+    for path, content in (("/score", gzip.compress(IMAGE)), ("/generate", gzip.compress(b'{"n": 2}'))):
+        media = "image/png" if path == "/score" else "application/json"
+        headers = {"content-type": media, "content-encoding": "gzip"}
+        response = client.post(path, content=content, headers=headers)
+        assert "send it without Content-Encoding" in assert_problem(response, 415)["detail"]
+        assert response.headers["accept-encoding"] == "identity"
+    headers = {"content-type": "image/png", "content-encoding": "identity"}
+    assert client.post("/score", content=IMAGE, headers=headers).status_code == 200
+
+
+def test_a_format_that_is_not_offered_is_refused(client) -> None:
+    response = client.post("/score?format=zip", files=[("image", IMAGE)])
+    assert assert_problem(response, 422)["detail"] == "format is 'zip'; here it must be json or png or npz."
+    assert_problem(client.post("/generate?format=gif"), 422)
+    client.post("/score", files=[("image", IMAGE)])
+    assert_problem(client.get("/jobs/job-0/result?format=zip"), 422)
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ('{"n": 1, "n": 2}', "n"),
+        ('{"n": 1, "class": "cat", "\\u006e": 1}', "n"),
+        ('{"n": true}', "n"),
+        ('{"seed": false}', "seed"),
+        ('{"noise": true}', "noise"),
+        ('{"noise": 0, "solver": "heun"}', "solver"),
+    ],
+)
+def test_json_that_means_two_things_is_refused(client, body: str, field: str) -> None:
+    response = client.post("/generate", content=body, headers={"content-type": "application/json"})
+    assert [error["field"] for error in assert_problem(response, 422)["errors"]] == [field]
+
+
+@pytest.mark.parametrize("key", ["", '""', '"', '"a', "a b", '"a"b', "x" * 256, "\u00e9"])
+def test_an_idempotency_key_that_is_no_string_is_refused(client, key: str) -> None:
+    body = assert_problem(client.post("/generate", headers={"idempotency-key": key.encode()}), 422)
+    assert body["errors"][0]["field"] == "Idempotency-Key"
+
+
+def test_a_long_text_field_is_named(client) -> None:
+    for length in (5_000, 100_000):
+        response = client.post("/score", data={"class": "c" * length}, files=[("image", IMAGE)])
+        assert [error["field"] for error in assert_problem(response, 422)["errors"]] == ["class"]
+        body = {"class": "c" * length, "image": base64.b64encode(IMAGE).decode()}
+        assert assert_problem(client.post("/score", json=body), 422)["errors"][0]["field"] == "class"
 
 
 def test_without_a_worker_the_answer_is_503_at_once(client, queue, worker) -> None:

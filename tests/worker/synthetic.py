@@ -96,9 +96,11 @@ class TileCalibration:
     width: int = WIDTH
     false_positive_rate: float = 0.05
     threshold: float = 128.0
+    thresholds: dict[str, float] = field(default_factory=lambda: {"worst_tile": 128.0})
     n_fit: int = 8
     n_rank: int = 20
     smallest_p: float = 1 / 21
+    weakness: str = ""
 
 
 @dataclass
@@ -116,8 +118,12 @@ class Scan:
     is_ood: bool | None
     box: Box
     grid: np.ndarray
+    tile: TileSize
     height: int
     width: int
+    view: str = "worst_tile"
+    views: dict[str, object] = field(default_factory=dict)
+    is_weak: bool | None = None
 
 
 class SyntheticModel:
@@ -236,7 +242,7 @@ class SyntheticModel:
         (top, left), worst = corners[at], float(means[at])
         judged = (0.5, calibration.threshold, worst > calibration.threshold) if calibration else (None, None, None)
         grid = np.array(means, np.float32).reshape(tile.grid_shape(H, W))
-        return Scan(worst, *judged, Box(left, top, tile.width, tile.height), grid, H, W)
+        return Scan(worst, *judged, Box(left, top, tile.width, tile.height), grid, tile, H, W)
 
     def generate(self, n: int, **options: Any) -> np.ndarray:
         dropped = self._work(n, options["classes"], options["callback"])

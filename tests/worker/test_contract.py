@@ -35,6 +35,7 @@ from worker.contract import (
     ScoreResult,
     Task,
     Timing,
+    ViewVerdict,
     batch_key,
     queue_name,
 )
@@ -75,8 +76,9 @@ EXAMPLES: dict[str, BaseModel] = {
     "scan result": ScanResult(
         model=MODEL, timing=TIMING,
         scan=Scan(
-            height=64, width=48, rows=3, columns=2, score=9.5, p_value=0.0625, threshold=8.0, is_ood=True,
-            box=Box(left=16, top=32, width=32, height=32), tiles=bytes(24),
+            height=64, width=48, tile_height=32, tile_width=32, rows=3, columns=2, view="peak", score=9.5,
+            p_value=0.0625, threshold=8.0, is_ood=True, box=Box(left=16, top=32, width=5, height=5), tiles=bytes(24),
+            views={"peak": ViewVerdict(score=9.5, p_value=0.03125, threshold=8.0)}, is_weak=False,
         ),
     ),
     "picture result": PictureResult(
@@ -101,8 +103,8 @@ EXAMPLES: dict[str, BaseModel] = {
         calibration=CALIBRATION,
         calibrations={"default": CALIBRATION},
         tiles=TileCalibration(
-            version="ef" * 32, height=64, width=64, false_positive_rate=0.05, threshold=8.0, n_fit=8, n_rank=20,
-            smallest_p=0.047,
+            version="ef" * 32, height=64, width=64, false_positive_rate=0.05, threshold=8.0,
+            thresholds={"worst_tile": 8.0}, n_fit=8, n_rank=20, smallest_p=0.047, weakness="it is an example",
         ),
         batching=Batching(groups="fixed", check="failed", detail="it differs."),
     ),

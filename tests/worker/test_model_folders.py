@@ -204,7 +204,7 @@ def test_a_calibration_with_a_bad_name_is_refused(beside: Path) -> None:
 
 
 def gaussian(stored: dict[str, Any]) -> dict[str, Any]:
-    return stored["fit"]["gaussians"]["multiscale_corr"] if "fit" in stored else stored["gaussian"]
+    return stored["fit"]["gaussians"]["multiscale_corr"] if "fit" in stored else stored["gaussians"]["worst_tile"]
 
 
 HOSTILE = st.sampled_from([

@@ -98,7 +98,7 @@ class Protocol(RuleBasedStateMachine):
         for claim, done in zip(claims, ended, strict=True):
             if done:
                 del self.holders[claim.id]
-                self.ended[claim.id] = status
+                self.ended[claim.id] = JobStatus.CANCELED if claim.id in self.flagged else status
 
     @rule(claims=claims)
     def finish_twice(self, claims: list[Claim]) -> None:
@@ -152,7 +152,8 @@ class Protocol(RuleBasedStateMachine):
                 assert self.queue.cancel(name).status is JobStatus.RUNNING
                 self.flagged.add(name)
             else:
-                self.ended[name] = JobStatus.EXPIRED if name in self.late else JobStatus.CANCELED
+                is_late = name in self.late and name not in self.flagged
+                self.ended[name] = JobStatus.EXPIRED if is_late else JobStatus.CANCELED
                 assert self.queue.cancel(name).status is self.ended[name]
 
     @rule(data=st.data(), look=st.booleans())
@@ -163,8 +164,8 @@ class Protocol(RuleBasedStateMachine):
             self.queue.redis.hset(f"rq:job:{name}", "start_by", 1.0)
             self.late.add(name)
             if look:
-                assert self.queue.view(name).status is JobStatus.EXPIRED
-                self.ended[name] = JobStatus.EXPIRED
+                self.ended[name] = JobStatus.CANCELED if name in self.flagged else JobStatus.EXPIRED
+                assert self.queue.view(name).status is self.ended[name]
 
     def waiting(self) -> set[str]:
         return {name for name in self.jobs if name not in self.holders and name not in self.ended}

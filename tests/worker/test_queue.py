@@ -13,8 +13,8 @@ from tests.conftest import Valkey
 from worker.contract import GenerateJob, JobStatus, Lane, Pixels, Priority, ScanJob, ScoreJob
 from worker.descriptors import Batching, ModelDescriptor, Preprocessing, PublishedWorker, WorkerInfo, WorkerState
 from worker.keys import WORKERS, job_key, worker_key
-from worker.leases import Leases
-from worker.queue import DuplicateJob, JobNotFound, JobQueue, QueueError, QueueFull
+from worker.leases import Ending, Leases
+from worker.queue import CANCELED, DuplicateJob, JobNotFound, JobQueue, QueueError, QueueFull
 from worker.records import parse_job
 
 PIXELS = Pixels(height=2, width=2, data=bytes(range(12)))
@@ -188,10 +188,24 @@ def test_every_key_of_an_ended_job_expires(queue: JobQueue) -> None:
     assert sorted(without) == [b"ncml:wake:generate", b"rq:canceled:ncml:generate:normal", b"rq:queues"]
 
 
-def test_a_fingerprint_is_kept_in_the_view(queue: JobQueue) -> None:
-    job_id = queue.submit(GenerateJob(model="m"), fingerprint="abc")
+def test_a_fingerprint_and_the_names_of_files_are_kept_in_the_view(queue: JobQueue) -> None:
+    job_id = queue.submit(GenerateJob(model="m"), fingerprint="abc", files=["a.png", "画像.png"])
     queue.cancel(job_id)
     assert queue.view(job_id).fingerprint == "abc"
+    assert queue.view(job_id).files == ("a.png", "画像.png")
+
+
+def test_a_job_whose_cancellation_was_accepted_ends_canceled(queue: JobQueue) -> None:
+    """Also if its worker finishes it before it learns of the cancellation."""
+    leases = Leases(queue, [Lane.GENERATE], "w")
+    job_id = queue.submit(GenerateJob(model="m"))
+    _, claims = leases.claim(1)
+    assert not queue.view(job_id).is_canceling
+    view = queue.cancel(job_id)
+    assert (view.status, view.is_canceling) == (JobStatus.RUNNING, True)
+    assert leases.finish([(claims[0], Ending(JobStatus.SUCCEEDED))]) == [True]
+    view = queue.view(job_id)
+    assert (view.status, view.error, view.is_canceling) == (JobStatus.CANCELED, CANCELED, False)
 
 
 def test_an_ended_job_can_be_forgotten_and_its_id_used_again(queue: JobQueue) -> None:

@@ -1,8 +1,8 @@
 -- Ends a job, once: only the caller that removes it from its place ends it.
 -- KEYS the place (leases, or a queue), job, blob
 -- ARGV id, token ('' for a job in a queue), 1 to act on a lapsed lease only, origin, registry, ttl, status, event, blob,
---      field, value, ...
--- returns 1 if this call ended the job
+--      event and error of a canceled job, field, value, ...
+-- returns 1 if this call ended the job; a job whose cancellation was accepted ends canceled
 local now = clock()
 local id, token, origin = ARGV[1], ARGV[2], ARGV[4]
 if token == '' then
@@ -14,7 +14,11 @@ else
   redis.call('ZREM', KEYS[1], member)
   redis.call('ZREM', 'rq:wip:' .. origin, member)
 end
+if fields_of(KEYS[2], 'cancel')[1] then
+  end_job(id, KEYS[2], origin, now, 'canceled', ARGV[6], 'canceled', ARGV[10], {'outcome', 'canceled', 'error', ARGV[11]})
+  return 1
+end
 -- the input is deleted, so that ended jobs are small; RQ requires the field
-end_job(id, KEYS[2], origin, now, ARGV[5], ARGV[6], ARGV[7], ARGV[8], {unpack(ARGV, 10)})
+end_job(id, KEYS[2], origin, now, ARGV[5], ARGV[6], ARGV[7], ARGV[8], {unpack(ARGV, 12)})
 if ARGV[9] ~= '' then redis.call('SET', KEYS[3], ARGV[9], 'EX', ARGV[6]) end
 return 1

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ from ncml import checkpoint
 from ncml.calibration import tiles
 from ncml.calibration.estimation import calibrate
 from ncml.errors import InputError, ModelError
-from ncml.ood import storage
+from ncml.ood import conformal, storage
 from ncml.ood.measurements import measure
-from ncml.ood.tiles import TileCalibration, scan
+from ncml.ood.tile_calibration import TileCalibration
+from ncml.ood.tiles import scan
 from tests.ncml import nets
 
 
@@ -47,7 +49,7 @@ def test_a_scan_is_its_tiles(calibrated: ncml.Model) -> None:
     corners = calibration.tile.corners(*image.shape[:2])
     tiles_BHWC = np.stack([image[top : top + 8, left : left + 8] for top, left in corners])
     names = calibrated.statistics["multiscale"].needs
-    score = calibration.gaussian.distance(measure(calibrated.network, tiles_BHWC, names)[0])
+    score = calibration.gaussians["worst_tile"].distance(measure(calibrated.network, tiles_BHWC, names)[0])
     worst = int(score.argmax())
     assert result.tiles == len(corners) == 20
     assert result.score == pytest.approx(score[worst], rel=1e-4)
@@ -89,6 +91,107 @@ def test_tiles_of_another_size_are_resized(model: ncml.Model) -> None:
     )
     result = scan(model.network, image_of(60), made)
     assert result.box[2:] == (16, 16)
+
+
+def striped(seed: int, height: int = 24, width: int = 24) -> np.ndarray:
+    """Return a smooth good image: a slow wave of grey with slight noise."""
+    rng = np.random.default_rng(seed)
+    wave = 120 + 25 * np.sin(np.arange(width) / 5 + rng.uniform(0, 6))[None, :, None]
+    return (wave + rng.normal(0, 4, (height, width, 3))).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def three_views(calibrated: ncml.Model) -> TileCalibration:
+    good = [striped(seed) for seed in range(80)]
+    return tiles.calibrate(calibrated, [lambda p=p: p for p in good[:21]], [lambda p=p: p for p in good[21:]])
+
+
+def test_each_view_finds_its_defect(calibrated: ncml.Model, three_views: TileCalibration) -> None:
+    assert three_views.views == ("worst_tile", "peak", "mean")
+    spot = striped(200)
+    spot[10:13, 14:17] = 255 * np.random.default_rng(0).integers(0, 2, (3, 3, 3))
+    small = scan(calibrated.network, spot, three_views)
+    assert small.is_ood
+    assert small.views["peak"].score > small.views["peak"].threshold
+    faded = (120 + (striped(201) - 120.0) * 0.4).clip(0, 255).astype(np.uint8)
+    whole = scan(calibrated.network, faded, three_views)
+    assert whole.is_ood
+    assert whole.views["mean"].score > whole.views["mean"].threshold
+    assert (whole.view, whole.box) == ("mean", (0, 0, 24, 24))
+    assert whole.grid.mean() == pytest.approx(whole.score, rel=1e-5)  # the tiles' shares
+
+
+def test_the_box_of_a_peak_is_its_window(calibrated: ncml.Model, three_views: TileCalibration) -> None:
+    image = striped(202)
+    image[4:9, 15:20] = 255 * np.random.default_rng(1).integers(0, 2, (5, 5, 3))
+    peaks = replace(three_views, ranked={"peak": three_views.ranked["peak"]}, gaussians={})
+    result = scan(calibrated.network, image, peaks)
+    assert result.view == "peak"
+    left, top, width, height = result.box
+    assert (width, height) == (5, 5)
+    assert 15 - width < left < 15 + 5  # it overlaps the defect
+    assert 4 - height < top < 4 + 5
+    assert result.score == pytest.approx(result.grid.max(), rel=1e-5)
+
+
+def test_the_ranks_of_good_images_have_one_p_value(calibrated: ncml.Model, three_views: TileCalibration) -> None:
+    results = [scan(calibrated.network, striped(seed), three_views) for seed in range(300, 340)]
+    for result in results:
+        smallest = min(verdict.p_value for verdict in result.views.values())
+        assert smallest <= result.p_value <= min(1, 3 * smallest) + 1e-9
+        assert result.is_ood == (result.p_value <= 0.05)
+        assert result.is_ood == any(verdict.score > verdict.threshold for verdict in result.views.values())
+        assert (result.score, result.threshold) == (
+            result.views[result.view].score,
+            result.views[result.view].threshold,
+        )
+        assert result.is_weak
+    assert sum(bool(result.is_ood) for result in results) <= 7  # 2 expected
+
+
+def test_fewer_ranks_support_fewer_views(calibrated: ncml.Model) -> None:
+    good = [lambda seed=seed: striped(seed) for seed in range(60)]
+    for count, views in ((19, ("worst_tile",)), (38, ("worst_tile",)), (39, ("worst_tile", "peak"))):
+        made = tiles.calibrate(calibrated, good[-4:], good[:count])
+        assert made.views == views
+        assert made.smallest_p <= 0.05
+
+
+def test_a_calibration_of_format_1_keeps_its_tiles_and_verdicts(calibrated: ncml.Model, tmp_path: Path) -> None:
+    """Written by hand, as the former version stored it."""
+    made = read(calibrated)
+    content = {
+        "format": 1,
+        "model_version": made.model_version,
+        "preprocessing": made.preprocessing,
+        "false_positive_rate": 0.05,
+        "cut": [9, 9],
+        "n_fit": 8,
+        "gaussian": asdict(made.gaussians["worst_tile"]),
+        "ranked": made.ranked["worst_tile"].tolist(),
+    }
+    storage.write(tmp_path / checkpoint.TILES, content)
+    old = TileCalibration.read(tmp_path, made.model_version, calibrated.config)
+    assert old.version == storage.digest(content)
+    image = image_of(70, 18, 18)
+    result = scan(calibrated.network, image, old)
+    assert result.grid.shape == (4, 4)  # from 0, 4, 8 and 9
+    assert (result.view, list(result.views)) == ("worst_tile", ["worst_tile"])
+    assert result.threshold == conformal.threshold(old.ranked["worst_tile"], 0.05)
+    assert result.p_value == float(conformal.p_values(result.score, old.ranked["worst_tile"]))
+    old.save(tmp_path)
+    assert TileCalibration.read(tmp_path, made.model_version, calibrated.config).version == old.version
+
+
+def test_a_calibration_of_three_views_is_read_as_it_was_saved(
+    calibrated: ncml.Model, three_views: TileCalibration, tmp_path: Path
+) -> None:
+    three_views.save(tmp_path)
+    again = TileCalibration.read(tmp_path, calibrated.version, calibrated.config)
+    assert again.version == three_views.version
+    assert again.thresholds == three_views.thresholds
+    image = striped(400)
+    assert scan(calibrated.network, image, again).p_value == scan(calibrated.network, image, three_views).p_value
 
 
 def test_progress_is_reported(calibrated: ncml.Model) -> None:

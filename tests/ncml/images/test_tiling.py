@@ -26,6 +26,23 @@ def test_tiles_cover_every_pixel_and_lie_inside(H: int, W: int, height: int, wid
     assert corners == sorted(corners)
 
 
+@given(IMAGE_SIDE, TILE_SIDE)
+def test_neighbours_overlap_by_half_and_alike(length: int, side: int) -> None:
+    """So no two tiles nearly coincide, neither of an odd size nor at the edges."""
+    starts = TileSize(side, side).starts(length, side)
+    steps = np.diff(starts)
+    assert (starts[0], starts[-1]) == (0, length - side)
+    assert steps.max(initial=0) <= (side + 1) // 2
+    assert steps.max(initial=0) - steps.min(initial=side) <= 1
+    fewer = len(steps) - 1
+    assert fewer <= 0 or (length - side) / fewer > (side + 1) // 2  # one tile less would leave a gap
+
+
+def test_250_pixels_have_three_tiles_of_125() -> None:
+    assert TileSize(125, 125).starts(250, 125) == [0, 62, 125]
+    assert TileSize(125, 125, is_even=False).starts(250, 125) == [0, 62, 124, 125]
+
+
 def test_a_tile_has_the_model_s_aspect() -> None:
     assert TileSize.for_model(8, 12) == TileSize(8, 12)
     assert TileSize.for_model(8, 12, 16) == TileSize(16, 24)

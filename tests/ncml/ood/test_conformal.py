@@ -91,3 +91,51 @@ def test_fewer_than_the_minimum_of_discoveries_find_nothing(count: int, n_rank: 
     for flagged in {min(max(0, needed - 1), count), min(needed, count)}:
         p = np.concatenate([np.full(flagged, smallest), np.ones(count - flagged)])
         assert conformal.discoveries(p, rate)[:flagged].any() == (0 < needed <= flagged)
+
+
+VIEWS_OF_IMAGES = st.integers(1, 3).flatmap(
+    lambda views: st.lists(st.lists(st.integers(0, 9).map(float), min_size=views, max_size=views), min_size=2)
+)
+
+
+@given(VIEWS_OF_IMAGES)
+def test_the_p_value_of_several_views_is_no_smaller_than_that_of_the_smallest_rank(scores: list[list[float]]) -> None:
+    """The last image against the others: its place among all, by the smallest of its ranks among all, is valid."""
+    every_VN = np.array(scores).T
+    views, ranking_VN = len(every_VN), every_VN[:, :-1]
+    smallest = conformal.smallest_ranks(ranking_VN)
+    rank = min(
+        int(conformal.ranks(every[-1], np.sort(ranking))) for every, ranking in zip(every_VN, ranking_VN, strict=True)
+    )
+    smallest_of_all = np.min([[(every >= score).sum() for score in every] for every in every_VN], 0)
+    assert rank == smallest_of_all[-1]
+    exact = (smallest_of_all <= smallest_of_all[-1]).mean()
+    p = conformal.combined_p_value(rank, views, smallest)
+    assert exact <= p + 1e-12 <= 1 + 1e-12
+    if views == 1:
+        assert p == pytest.approx(conformal.p_values(every_VN[0, -1], np.sort(ranking_VN[0])))
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.9])
+@pytest.mark.parametrize("count", [59, 118, 200])
+def test_three_views_flag_good_images_at_no_more_than_the_rate(correlation: float, count: int) -> None:
+    """And hardly less, except for what the number of ranks leaves over."""
+    rng, repeats, rate = np.random.default_rng(0), 4_000, 0.05
+    mixing = np.linalg.cholesky(correlation + (1 - correlation) * np.eye(3))
+    flagged = 0
+    for _ in range(repeats):
+        scores_VN = mixing @ rng.standard_t(3, (3, count + 1))
+        ranking_VN = scores_VN[:, :-1]
+        smallest = conformal.smallest_ranks(ranking_VN)
+        limit = conformal.largest_rank(3, smallest, rate)
+        assert limit >= 1
+        thresholds = np.sort(ranking_VN)[:, count - limit]
+        ranks = [int(conformal.ranks(scores[-1], np.sort(scores[:-1]))) for scores in scores_VN]
+        is_flagged = bool((scores_VN[:, -1] > thresholds).any())
+        assert is_flagged == (conformal.combined_p_value(min(ranks), 3, smallest) <= rate)
+        flagged += is_flagged
+    share, deviation = flagged / repeats, np.sqrt(rate * (1 - rate) / repeats)
+    assert share <= rate + 3 * deviation
+    assert share >= 1 / (count + 1)
+    if count == 200:
+        assert share >= 0.6 * rate

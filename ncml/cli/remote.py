@@ -1,0 +1,139 @@
+"""A model behind a service, with the methods of `ncml.Model` by which `ncml score` scores. Does not import torch."""
+
+import os
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ncml.errors import InputError, NcmlError, ServiceError
+from ncml.images import PREPROCESSING
+from ncml.progress import OnProgress, Progress, ignore_progress
+
+if TYPE_CHECKING:
+    from ncml.client import Client, JobProgress, Scan, Score
+
+REQUESTS = 16
+"""Requests in progress at once: enough that a fleet's workers always find jobs waiting."""
+PATIENCE_S = 3600.0
+"""Longest wait for a place in the queue."""
+
+
+@dataclass(frozen=True)
+class RemoteCalibration:
+    """A calibration of images or tiles, as the service describes it."""
+
+    name: str
+    version: str
+    statistic: str
+    false_positive_rate: float
+    smallest_p: float
+    weakness: str
+    statistics: tuple[str, ...]
+
+    @classmethod
+    def of(cls, name: str, document: dict[str, Any]) -> "RemoteCalibration":
+        """Read a calibration from the document of its model."""
+        return cls(
+            name=name,
+            version=document["version"],
+            statistic=document.get("statistic", ""),
+            false_positive_rate=document["false_positive_rate"],
+            smallest_p=document["smallest_p"],
+            weakness=document.get("weakness", ""),
+            statistics=tuple(document.get("thresholds", {})),
+        )
+
+    @property
+    def is_weak(self) -> bool:
+        """Whether the service calls it weak."""
+        return bool(self.weakness)
+
+
+@dataclass(frozen=True)
+class RemoteCalibrations:
+    """The calibrations of a model, by name."""
+
+    by_name: dict[str, RemoteCalibration]
+
+    def select(self, name: str | None) -> RemoteCalibration | None:
+        """Return a calibration; for None the default one, if there is one. Raises `InputError` for an unknown name."""
+        if name is None or name in self.by_name:
+            return self.by_name.get(name or "default")
+        remedy = f"choose from {', '.join(self.by_name)}" if self.by_name else "the model is not calibrated"
+        raise InputError("calibration", f"there is no calibration {name!r}: {remedy}.")
+
+
+class RemoteModel:
+    """One version of a model, served elsewhere: a run does not mix versions if the service replaces it."""
+
+    def __init__(self, client: "Client", document: dict[str, Any]) -> None:
+        self._client = client
+        weakref.finalize(self, client.close)  # a command ends with its model
+        self.name, self.version = str(document["name"]), str(document["version"])
+        self.height, self.width = int(document["height"]), int(document["width"])
+        calibrations = document.get("calibrations") or {}
+        self.calibrations = RemoteCalibrations(
+            {name: RemoteCalibration.of(name, calibration) for name, calibration in calibrations.items()}
+        )
+        tiles = document.get("tiles")
+        self.tiles = RemoteCalibration.of("tiles", tiles) if tiles else None
+        self.uncalibrated = f"the service's model {self.name} is not calibrated: run ncml calibrate where it is served."
+
+    @property
+    def _reference(self) -> str:
+        return f"{self.name}@{self.version}"
+
+    def score(
+        self, images: list[NDArray[np.uint8]], *, classes: str | None, statistics: Sequence[str], **options: Any
+    ) -> "list[Score]":
+        """Score images of the model's size; the arguments are those of `Model.score`."""
+        if not options["ood"] or self.calibrations.select(options["calibration"]) is None:
+            statistics = ()
+        statistic_names = ",".join(statistics) or None
+        return self._client.score(
+            images, model=self._reference, class_=classes, statistics=statistic_names, priority="low", **options
+        )
+
+    def scan(self, image: NDArray[np.uint8], *, side: int | None, callback: OnProgress = ignore_progress) -> "Scan":
+        """Judge an image by its worst tile."""
+
+        def report(progress: "JobProgress") -> None:
+            callback(Progress("tiles", progress.step, progress.total))
+
+        watched: dict[str, Any] = {} if callback is ignore_progress else {"on_progress": report}
+        return self._client.scan(image, model=self._reference, tile_size=side, map=True, priority="low", **watched)
+
+    def statistic_names(self, calibration: RemoteCalibration | None, statistics: str) -> tuple[str, ...]:
+        """Return the names in a list with commas; "all" are those of the calibration."""
+        available = calibration.statistics if calibration else ()
+        names = available if statistics == "all" else tuple(dict.fromkeys(statistics.split(",")))
+        for name in names:
+            if name not in available:
+                raise InputError("statistics", f"there is no statistic {name!r}: choose from {', '.join(available)}.")
+        return names
+
+
+def connect(url: str, api_key: str, name: str) -> RemoteModel:
+    """Return a model of a service, "" for its default; raise `ServiceError` or `InputError` if it cannot be used."""
+    from ncml.client import Client
+
+    client = Client(url, api_key=api_key or os.environ.get("NCML_API_KEY"), patience_s=PATIENCE_S)
+    try:
+        document = client.model(name) if name else _default_model(client, url)
+        if document["preprocessing"] != PREPROCESSING:
+            raise ServiceError(f"{url} preprocesses images by other rules: use the release of ncml that it runs.")
+    except NcmlError:
+        client.close()
+        raise
+    return RemoteModel(client, document)
+
+
+def _default_model(client: "Client", url: str) -> dict[str, Any]:
+    models = client.models()
+    if not models:
+        raise ServiceError(f"{url} serves no model at the moment: start a worker, or try again later.")
+    return next((model for model in models if model["default"]), models[0])

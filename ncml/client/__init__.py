@@ -1,0 +1,27 @@
+"""Clients of the HTTP service, one for threads and one for asyncio. Needs `ncml[client]`; imports no torch.
+
+>>> from ncml.client import Client
+>>> with Client("http://localhost:8000") as client:
+...     scores = client.score(["a.png", "b.png"])
+...     images = client.generate(4, class_="cat", seed=7).images
+
+Read `clients.py` first, then `exchange.py`.
+"""
+
+from ncml.client.clients import AsyncClient, Client
+from ncml.client.results import Generated, Job, JobProgress, Scan, Score, Verdict
+from ncml.client.uploads import ImageSource
+from ncml.errors import ServiceError
+
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "Generated",
+    "ImageSource",
+    "Job",
+    "JobProgress",
+    "Scan",
+    "Score",
+    "ServiceError",
+    "Verdict",
+]

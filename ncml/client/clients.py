@@ -1,0 +1,219 @@
+"""`Client` for threads and `AsyncClient` for asyncio: they send what `exchange.py` yields."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Sequence
+from typing import Any, Self, TypeVar, Unpack
+
+import httpx2
+
+from ncml.client.exchange import (
+    Call,
+    CompleteOptions,
+    Exchange,
+    Exchanges,
+    GenerateOptions,
+    RetryPolicy,
+    ScanOptions,
+    ScoreOptions,
+)
+from ncml.client.results import Generated, Job, Scan, Score
+from ncml.client.uploads import ImageSource
+from ncml.errors import InputError
+
+T = TypeVar("T")
+
+TIMEOUT_S = 90.0
+"""Seconds to wait for a response; the service answers 202 before."""
+
+
+class Client:
+    """A client of a service, which several threads may share.
+
+    Results that take long are awaited. Requests are retried as the service's `Retry-After` asks; each has an
+    idempotency key, so that a retry creates no second job. A refusal raises `ServiceError`.
+    """
+
+    def __init__(
+        self,
+        url: str = "http://localhost:8000",
+        *,
+        api_key: str | None = None,
+        timeout_s: float = TIMEOUT_S,
+        retries: int = RetryPolicy.retries,
+        patience_s: float = RetryPolicy.patience_s,
+        transport: httpx2.BaseTransport | None = None,
+    ) -> None:
+        """Connect to the service at `url` on first use.
+
+        retries: attempts after a connection failed. patience_s: longest wait while the queue is full or a quota is
+        exhausted. transport: sends the requests in place of the network, for tests.
+        """
+        self._exchanges = Exchanges(_checked(url), RetryPolicy(retries, patience_s))
+        self._http = httpx2.Client(base_url=url, headers=_credentials(api_key), timeout=timeout_s, transport=transport)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def score(self, images: ImageSource | Sequence[ImageSource], **options: Unpack[ScoreOptions]) -> list[Score]:
+        """Return the likelihood and the verdict of each image."""
+        return self._run(self._exchanges.score(images, options))
+
+    def scan(self, image: ImageSource, **options: Unpack[ScanOptions]) -> Scan:
+        """Return the verdict on an image larger than the model by its worst tile."""
+        return self._run(self._exchanges.scan(image, options))
+
+    def generate(self, n: int = 1, **options: Unpack[GenerateOptions]) -> Generated:
+        """Return new images."""
+        return self._run(self._exchanges.generate(n, options))
+
+    def complete(self, image: ImageSource, n: int = 1, **options: Unpack[CompleteOptions]) -> Generated:
+        """Return completions of half an image."""
+        return self._run(self._exchanges.complete(image, n, options))
+
+    def models(self) -> list[dict[str, Any]]:
+        """Return the documents of the models, as GET /models has them."""
+        return self._run(self._exchanges.models())
+
+    def model(self, name: str) -> dict[str, Any]:
+        """Return the document of a model by name or name@version."""
+        return self._run(self._exchanges.model(name))
+
+    def version(self) -> str:
+        """Return the release of the service."""
+        return self._run(self._exchanges.version())
+
+    def job(self, job_id: str) -> Job:
+        """Return the state of a job."""
+        return self._run(self._exchanges.job(job_id))
+
+    def cancel(self, job_id: str) -> Job:
+        """Cancel a job and return its state."""
+        return self._run(self._exchanges.job(job_id, "POST", "/cancel"))
+
+    def delete(self, job_id: str) -> None:
+        """Delete a job with its input and result."""
+        self._run(self._exchanges.delete(job_id))
+
+    def _run(self, exchange: Exchange[T]) -> T:
+        answer: httpx2.Response | httpx2.TransportError | None = None
+        while True:
+            try:
+                step = exchange.send(answer)
+            except StopIteration as end:
+                return end.value
+            answer = None
+            if not isinstance(step, Call):
+                time.sleep(step)
+                continue
+            try:
+                answer = self._http.request(**step.arguments())
+            except httpx2.TransportError as error:
+                answer = error
+
+
+class AsyncClient:
+    """A client of a service for asyncio; otherwise as `Client`."""
+
+    def __init__(
+        self,
+        url: str = "http://localhost:8000",
+        *,
+        api_key: str | None = None,
+        timeout_s: float = TIMEOUT_S,
+        retries: int = RetryPolicy.retries,
+        patience_s: float = RetryPolicy.patience_s,
+        transport: httpx2.AsyncBaseTransport | None = None,
+    ) -> None:
+        """Connect to the service at `url` on first use; the arguments are those of `Client`."""
+        self._exchanges = Exchanges(_checked(url), RetryPolicy(retries, patience_s))
+        self._http = httpx2.AsyncClient(
+            base_url=url, headers=_credentials(api_key), timeout=timeout_s, transport=transport
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def score(self, images: ImageSource | Sequence[ImageSource], **options: Unpack[ScoreOptions]) -> list[Score]:
+        """Return the likelihood and the verdict of each image."""
+        return await self._run(self._exchanges.score(images, options))
+
+    async def scan(self, image: ImageSource, **options: Unpack[ScanOptions]) -> Scan:
+        """Return the verdict on an image larger than the model by its worst tile."""
+        return await self._run(self._exchanges.scan(image, options))
+
+    async def generate(self, n: int = 1, **options: Unpack[GenerateOptions]) -> Generated:
+        """Return new images."""
+        return await self._run(self._exchanges.generate(n, options))
+
+    async def complete(self, image: ImageSource, n: int = 1, **options: Unpack[CompleteOptions]) -> Generated:
+        """Return completions of half an image."""
+        return await self._run(self._exchanges.complete(image, n, options))
+
+    async def models(self) -> list[dict[str, Any]]:
+        """Return the documents of the models, as GET /models has them."""
+        return await self._run(self._exchanges.models())
+
+    async def model(self, name: str) -> dict[str, Any]:
+        """Return the document of a model by name or name@version."""
+        return await self._run(self._exchanges.model(name))
+
+    async def version(self) -> str:
+        """Return the release of the service."""
+        return await self._run(self._exchanges.version())
+
+    async def job(self, job_id: str) -> Job:
+        """Return the state of a job."""
+        return await self._run(self._exchanges.job(job_id))
+
+    async def cancel(self, job_id: str) -> Job:
+        """Cancel a job and return its state."""
+        return await self._run(self._exchanges.job(job_id, "POST", "/cancel"))
+
+    async def delete(self, job_id: str) -> None:
+        """Delete a job with its input and result."""
+        await self._run(self._exchanges.delete(job_id))
+
+    async def _run(self, exchange: Exchange[T]) -> T:
+        answer: httpx2.Response | httpx2.TransportError | None = None
+        while True:
+            try:
+                step = exchange.send(answer)
+            except StopIteration as end:
+                return end.value
+            answer = None
+            if not isinstance(step, Call):
+                await asyncio.sleep(step)
+                continue
+            try:
+                answer = await self._http.request(**step.arguments())
+            except httpx2.TransportError as error:
+                answer = error
+
+
+def _checked(url: str) -> str:
+    """Return the address of a service; raise `InputError` if it is none."""
+    if not re.fullmatch(r"https?://[^/\s]+(/\S*)?", url):
+        raise InputError("server", f"{url!r} is not the address of a service: give one like http://localhost:8000.")
+    return url.rstrip("/")
+
+
+def _credentials(api_key: str | None) -> dict[str, str]:
+    return {"Authorization": f"Bearer {api_key}"} if api_key else {}

@@ -1,0 +1,284 @@
+"""The exchanges of a client with a service, without input and output, so that both clients share them.
+
+An exchange is a generator: it yields a request to send, and is resumed with the response or the transport's error; or
+it yields a number of seconds to pause. Its return value is the result.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import itertools
+import time
+import uuid
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, TypedDict, TypeVar
+from urllib.parse import quote
+
+import httpx2
+
+from ncml.client.results import Generated, Job, JobProgress, Scan, Score
+from ncml.client.uploads import ImageSource, Upload, list_images, read_upload
+from ncml.errors import InputError, ServiceError
+from ncml.limits import MAX_IMAGES_PER_REQUEST, Keep
+
+T = TypeVar("T")
+OnJobProgress = Callable[[JobProgress], object]
+
+WAIT_S = 30
+"""Seconds that one request waits for a result."""
+POLL_S = 0.25
+"""Interval between two looks at a job whose progress is reported."""
+OUTAGE_S = 60.0
+"""Longest wait for a service that is unavailable (502, 503)."""
+FIRST_PAUSE_S = 0.5
+"""Pause before the first retry without a `Retry-After`; it doubles with each further one."""
+
+
+class JobOptions(TypedDict, total=False):
+    """Options of every job."""
+
+    model: str | None
+    priority: Literal["high", "normal", "low"]
+    idempotency_key: str
+    """By default a new one for each call, so that retries create no second job."""
+    on_progress: OnJobProgress
+
+
+class ScoreOptions(JobOptions, total=False):
+    """Options of `score`; those of `POST /score` without tiles."""
+
+    class_: str | None
+    noise: float
+    map: bool
+    ood: bool
+    calibration: str | None
+    statistic: str | None
+    statistics: str | Sequence[str]
+    sanity: bool
+
+
+class ScanOptions(JobOptions, total=False):
+    """Options of `scan`; those of `POST /score` with tiles."""
+
+    tile_size: int | None
+    map: bool
+
+
+class GenerateOptions(JobOptions, total=False):
+    """Options of `generate`; those of `POST /generate`."""
+
+    class_: str | None
+    seed: int | None
+    noise: float | None
+    steps: int | None
+    solver: str | None
+    guidance: float | None
+    temperature: float | None
+
+
+class CompleteOptions(GenerateOptions, total=False):
+    """Options of `complete`; those of `POST /complete`."""
+
+    keep: Keep | None
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request."""
+
+    method: str
+    path: str
+    params: Mapping[str, str] | None = None
+    files: Sequence[Upload] = ()
+    headers: Mapping[str, str] | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of `httpx2.Client.request`."""
+        files = [("image", (name or "image", data)) for name, data in self.files]
+        return {
+            "method": self.method,
+            "url": self.path,
+            "params": self.params or None,
+            "files": files or None,
+            "headers": self.headers,
+        }
+
+
+Exchange: TypeAlias = Generator[Call | float, "httpx2.Response | httpx2.TransportError | None", T]
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How long a client keeps trying."""
+
+    retries: int = 3
+    """Attempts after a connection failed."""
+    patience_s: float = 60.0
+    """Longest wait while the queue is full or a quota is exhausted (429)."""
+
+
+@dataclass(frozen=True)
+class Exchanges:
+    """The operations of a service at an address."""
+
+    url: str
+    policy: RetryPolicy
+
+    def score(self, images: ImageSource | Sequence[ImageSource], options: ScoreOptions) -> Exchange[list[Score]]:
+        """Score images, in as many requests as their number needs."""
+        scores: list[Score] = []
+        sources = list_images(images)
+        if not sources:
+            raise InputError("image", "there is no image to score: pass at least one.")
+        for start in range(0, len(sources), MAX_IMAGES_PER_REQUEST):
+            files = [read_upload(source) for source in sources[start : start + MAX_IMAGES_PER_REQUEST]]
+            document = yield from self._run("/score", options, files=files, part=start // MAX_IMAGES_PER_REQUEST)
+            scores += [Score.of(result) for result in document["results"]]
+        return scores
+
+    def scan(self, image: ImageSource, options: ScanOptions) -> Exchange[Scan]:
+        """Score an image in tiles."""
+        document = yield from self._run("/score", options, files=[read_upload(image)], tile=True)
+        return Scan.of(document)
+
+    def generate(self, n: int, options: GenerateOptions) -> Exchange[Generated]:
+        """Generate images."""
+        return Generated.of((yield from self._run("/generate", options, n=n)))
+
+    def complete(self, image: ImageSource, n: int, options: CompleteOptions) -> Exchange[Generated]:
+        """Complete half an image."""
+        return Generated.of((yield from self._run("/complete", options, files=[read_upload(image)], n=n)))
+
+    def models(self) -> Exchange[list[dict[str, Any]]]:
+        """Get the documents of all models."""
+        response = yield from self._send(Call("GET", "/models"))
+        return self._read(response)["models"]
+
+    def model(self, name: str) -> Exchange[dict[str, Any]]:
+        """Get the document of a model."""
+        return self._read((yield from self._send(Call("GET", f"/models/{quote(name, safe='@')}"))))
+
+    def version(self) -> Exchange[str]:
+        """Get the release of the service."""
+        return str(self._read((yield from self._send(Call("GET", "/version"))))["version"])
+
+    def job(self, job_id: str, method: str = "GET", action: str = "") -> Exchange[Job]:
+        """Get, or with an action change, the state of a job."""
+        response = yield from self._send(Call(method, f"/jobs/{quote(job_id, safe='')}{action}"))
+        return Job.of(self._read(response))
+
+    def delete(self, job_id: str) -> Exchange[None]:
+        """Delete a job."""
+        yield from self._send(Call("DELETE", f"/jobs/{quote(job_id, safe='')}"))
+
+    # -- one job
+
+    def _run(
+        self,
+        path: str,
+        options: JobOptions,
+        *,
+        files: Sequence[Upload] = (),
+        part: int = 0,
+        **parameters: object,
+    ) -> Exchange[dict[str, Any]]:
+        """Submit a job and return the document of its result, however long that takes."""
+        fields: dict[str, Any] = {"format": "json", **options, **parameters}
+        on_progress: OnJobProgress | None = fields.pop("on_progress", None)
+        key = fields.pop("idempotency_key", None) or uuid.uuid4().hex
+        headers = {
+            "Prefer": "respond-async" if on_progress else f"wait={WAIT_S}",
+            "Idempotency-Key": f"{key}-{part}" if part else key,
+        }
+        params = {name.rstrip("_"): _as_text(value) for name, value in fields.items() if value is not None}
+        response = yield from self._send(Call("POST", path, params, files, headers))
+        while response.status_code == 202:
+            job_id = str(self._read(response)["id"])
+            if on_progress:
+                yield from self._follow(job_id, on_progress)
+            result = f"/jobs/{quote(job_id, safe='')}/result"
+            response = yield from self._send(Call("GET", result, {"format": "json"}, (), {"Prefer": f"wait={WAIT_S}"}))
+        return self._read(response)
+
+    def _follow(self, job_id: str, on_progress: OnJobProgress) -> Exchange[None]:
+        """Report a job's progress until it ends."""
+        latest: JobProgress | None = None
+        while True:
+            job = yield from self.job(job_id)
+            if job.progress and job.progress != latest:
+                latest = job.progress
+                on_progress(latest)
+            if job.has_ended:
+                return
+            yield POLL_S
+
+    # -- one request
+
+    def _send(self, call: Call) -> Exchange[httpx2.Response]:
+        """Send a request until it is answered; raise `ServiceError` for a refusal, and when patience ends."""
+        failures, waited_s = 0, {True: 0.0, False: 0.0}  # while the service is busy, or unavailable
+        for attempt in itertools.count():
+            pause_s = min(FIRST_PAUSE_S * 2**attempt, 10.0)
+            answer = yield call
+            if isinstance(answer, httpx2.Response):
+                if answer.is_success:
+                    return answer
+                error, is_busy = self._refusal(answer), answer.status_code == 429
+                pause_s = _retry_after(answer) or pause_s
+                limit_s = self.policy.patience_s if is_busy else min(self.policy.patience_s, OUTAGE_S)
+                waited_s[is_busy] += pause_s
+                if answer.status_code not in (429, 502, 503) or waited_s[is_busy] > limit_s:
+                    raise error
+            else:
+                failures += 1
+                if failures > self.policy.retries:
+                    reason = str(answer) or type(answer).__name__
+                    remedy = "check the address, and that the service runs."
+                    raise ServiceError(f"{self.url} cannot be reached ({reason}): {remedy}") from answer
+            yield pause_s
+        raise AssertionError("unreachable")
+
+    def _refusal(self, response: httpx2.Response) -> ServiceError:
+        """Return the error for a response that is no success."""
+        if not response.headers.get("content-type", "").startswith("application/problem+json"):
+            return self._foreign(response)
+        problem = self._read(response)
+        errors = problem.get("errors") or [{"field": None}]
+        return ServiceError(
+            str(problem["detail"]),
+            status=response.status_code,
+            kind=str(problem.get("type", "")).removeprefix("urn:ncml:problem:"),
+            field=errors[0]["field"],
+            request_id=str(problem.get("request_id", "")),
+        )
+
+    def _read(self, response: httpx2.Response) -> dict[str, Any]:
+        """Return the JSON object of a response."""
+        try:
+            document = response.json()
+        except ValueError:
+            document = None
+        if not isinstance(document, dict):
+            raise self._foreign(response)
+        return document
+
+    def _foreign(self, response: httpx2.Response) -> ServiceError:
+        detail = f"{self.url} answered {response.status_code}, but not as an ncml service does: check the address."
+        return ServiceError(detail, status=response.status_code)
+
+
+def _as_text(value: object) -> str:
+    """Return a parameter as text in a query."""
+    if isinstance(value, bool):
+        return str(int(value))
+    return str(value) if isinstance(value, (str, int, float)) else ",".join(value)  # type: ignore[arg-type]
+
+
+def _retry_after(response: httpx2.Response) -> float:
+    """Return the seconds of `Retry-After`, which may be a date; 0 if there is none."""
+    value = response.headers.get("retry-after", "")
+    if value.isdecimal():
+        return float(value)
+    moment = email.utils.parsedate_tz(value)
+    return max(0.0, email.utils.mktime_tz(moment) - time.time()) if moment else 0.0

@@ -1,0 +1,169 @@
+"""A calibration of tiles: Gaussians and ranks from large good images, for the views of `ncml.ood.views`.
+
+Bound to one version of the model and of preprocessing; `ncml.calibration.tiles` creates it.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ncml import checkpoint
+from ncml.config import Config
+from ncml.images.tiling import TileSize
+from ncml.limits import VIEWS, View
+from ncml.ood import conformal, storage
+from ncml.ood.conformal import Floats, Integers
+from ncml.ood.power import explain_weakness
+from ncml.ood.statistics import Gaussian
+from ncml.ood.views import STATISTICS, columns_of
+
+FORMAT = 2
+"""Format 1 has the view `worst_tile` alone, and tiles of which the last two of a line may nearly coincide."""
+
+
+@dataclass(frozen=True)
+class TileCalibration:
+    """Estimates and ranks from the tiles of good images; bound to one version of the model and of preprocessing."""
+
+    model_version: str
+    tile: TileSize
+    gaussians: Mapping[View, Gaussian]
+    """By view."""
+    ranked: Mapping[View, Floats]
+    """By view: the ranking images' scores, ascending."""
+    smallest_ranks: Integers
+    """Of the ranking images over the views, ascending (`conformal.smallest_ranks`)."""
+    n_fit: int
+    """Images whose tiles estimate the Gaussians."""
+    false_positive_rate: float = 0.05
+    preprocessing: str = storage.PREPROCESSING
+    format: int = FORMAT
+
+    @property
+    def height(self) -> int:
+        """Rows of a tile."""
+        return self.tile.height
+
+    @property
+    def width(self) -> int:
+        """Columns of a tile."""
+        return self.tile.width
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """The views that judge an image."""
+        return tuple(self.ranked)
+
+    @property
+    def n_rank(self) -> int:
+        """Number of ranking images."""
+        return len(self.smallest_ranks)
+
+    @property
+    def smallest_p(self) -> float:
+        """The smallest possible p-value."""
+        return self.p_value(1)
+
+    @property
+    def weakness(self) -> str:
+        """Why the calibration is weak, in a clause; "" if it is not."""
+        return explain_weakness(None, self.n_rank, self.false_positive_rate)
+
+    @functools.cached_property
+    def thresholds(self) -> dict[View, float]:
+        """By view: an image that scores above one of them is out-of-distribution at the false-positive rate."""
+        rank = conformal.largest_rank(len(self.views), self.smallest_ranks, self.false_positive_rate)
+        return {view: float(scores[self.n_rank - rank]) for view, scores in self.ranked.items()}
+
+    @property
+    def threshold(self) -> float:
+        """The threshold of the first view, `worst_tile`."""
+        return self.thresholds[self.views[0]]
+
+    @functools.cached_property
+    def version(self) -> str:
+        """SHA-256 of the content, 64 hexadecimal digits."""
+        return storage.digest(self._content())
+
+    def p_value(self, rank: int) -> float:
+        """Return the p-value of an image from its smallest rank over the views."""
+        return conformal.combined_p_value(rank, len(self.views), self.smallest_ranks)
+
+    def excess(self, view: View, score: float) -> float:
+        """Return how far a score lies above those of good images: 0 at their median, 1 at the threshold."""
+        median, threshold = float(np.median(self.ranked[view])), self.thresholds[view]
+        return (score - median) / max(threshold - median, 1e-12)
+
+    def _content(self) -> dict[str, Any]:
+        content = {
+            "format": self.format,
+            "model_version": self.model_version,
+            "preprocessing": self.preprocessing,
+            "false_positive_rate": self.false_positive_rate,
+            "cut": [self.tile.height, self.tile.width],
+            "n_fit": self.n_fit,
+        }
+        if self.format == 1:
+            ranked = self.ranked["worst_tile"].tolist()
+            return content | {"gaussian": asdict(self.gaussians["worst_tile"]), "ranked": ranked}
+        return content | {
+            "gaussians": {view: asdict(gaussian) for view, gaussian in self.gaussians.items()},
+            "ranked": {view: scores.tolist() for view, scores in self.ranked.items()},
+            "smallest_ranks": self.smallest_ranks.tolist(),
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write `calibration-tiles.json` into the model folder."""
+        storage.write(folder / checkpoint.TILES, self._content())
+
+    @classmethod
+    def read(cls, folder: Path, model_version: str, config: Config) -> TileCalibration:
+        """Read `calibration-tiles.json`; raises `ModelError` if it is missing, damaged or belongs to another model."""
+        path = folder / checkpoint.TILES
+        stored = storage.read(path, model_version, formats=(1, FORMAT))
+        ranked: dict[View, Floats]
+        with storage.refusing_damage(path):
+            if stored["format"] == 1:
+                gaussians = {"worst_tile": stored["gaussian"]}
+                ranked = {"worst_tile": storage.ranks(stored["ranked"])}
+                smallest_ranks = conformal.smallest_ranks([ranked["worst_tile"]])
+            else:
+                gaussians = stored["gaussians"]
+                ranked = {view: storage.ranks(stored["ranked"][view]) for view in VIEWS if view in stored["ranked"]}
+                smallest_ranks = storage.floats(stored["smallest_ranks"], -1).astype(np.int64)
+            height, width = map(storage.count, stored["cut"])
+            if height < config.model.height or width < config.model.width:
+                raise ValueError(f"tiles of {width} x {height} pixels are smaller than the model")
+            if not ranked or any(len(scores) != len(smallest_ranks) for scores in ranked.values()):
+                raise ValueError("the views do not rank the same images")
+            names = columns_of(config, ranked)
+            calibration = cls(
+                model_version,
+                TileSize(height, width, is_even=stored["format"] > 1),
+                {view: Gaussian.from_json(gaussians[view], names[view]) for view in ranked if view in STATISTICS},
+                ranked,
+                np.sort(smallest_ranks),
+                storage.count(stored["n_fit"]),
+                float(storage.floats(stored["false_positive_rate"])),
+                format=stored["format"],
+            )
+            _ = calibration.thresholds  # which may fail, too
+            return calibration
+
+
+def min_ranks(views: int, false_positive_rate: float) -> int:
+    """Return how many ranking images this number of views needs, so that each of them can flag an image."""
+    return math.ceil(views / false_positive_rate - 1e-9) - 1
+
+
+def views_for(ranking_count: int, false_positive_rate: float) -> tuple[View, ...]:
+    """Return the views that as many ranking images support; raises `InputError` if they do not even support one."""
+    conformal.threshold(np.zeros(ranking_count), false_positive_rate)
+    return VIEWS[: math.floor(false_positive_rate * (ranking_count + 1) + 1e-9)]

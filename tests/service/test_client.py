@@ -1,0 +1,263 @@
+"""`ncml.client` against the application, and against answers that a service gives in distress."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import numpy as np
+import pytest
+from PIL import Image
+
+from ncml.client import AsyncClient, Client, JobProgress
+from ncml.errors import InputError, ServiceError
+from ncml.images import to_png
+from service.app import create_app
+from service.keys import digest
+from service.settings import Settings
+from tests.conftest import free_port
+from tests.service.live import served
+
+
+def flat(level: int, h: int = 8, w: int = 8) -> np.ndarray:
+    return np.full((h, w, 3), level, np.uint8)
+
+
+@pytest.fixture
+def url(queue) -> Iterator[str]:
+    with served(create_app(Settings(), queue)) as url:
+        yield url
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[Client]:
+    with Client(url) as client:
+        yield client
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses that a client would make."""
+    pauses: list[float] = []
+    monkeypatch.setattr("time.sleep", pauses.append)
+    return pauses
+
+
+def test_every_kind_of_image_is_scored(client: Client, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(to_png(flat(1)))
+    large = Image.new("CMYK", (20, 16), (0, 0, 0, 0))
+    images = [path, str(path), path.read_bytes(), Image.fromarray(flat(2)), flat(3), flat(4)[:, :, 0], large]
+    scores = client.score(images)
+    assert [score.bpd for score in scores] == [1, 1, 1, 2, 3, 4, 255]
+    assert scores[0].file == "a.png"
+    assert scores[0].ood is not None
+    assert (scores[0].ood.statistic, scores[0].ood.is_ood, scores[-1].ood.is_ood) == ("multiscale", False, True)
+    assert client.score(path)[0].bpd == 1
+    assert [score.bpd for score in client.score(np.stack([flat(5), flat(6)]))] == [5, 6]
+
+
+def test_more_images_than_a_request_takes_are_sent_in_several(client: Client, queue) -> None:
+    scores = client.score([flat(i) for i in range(70)], idempotency_key="mine")
+    assert [score.bpd for score in scores] == list(range(70))
+    assert [job.n for job, _ in queue.jobs.values()] == [64, 6]
+
+
+def test_options_of_scores(client: Client, queue) -> None:
+    [score] = client.score(
+        flat(9), class_="cat", noise=2.0, map=True, statistics=["multiscale"], calibration="weak", priority="low"
+    )
+    assert score.statistics == {"multiscale": 9}
+    assert score.map is not None
+    assert np.allclose(score.map, 9)
+    [(job, _)] = queue.jobs.values()
+    assert (job.class_name, job.noise, job.calibration, job.priority) == ("cat", 2, "weak", "low")
+    [sane] = client.score(flat(9), sanity=True, ood=False)
+    assert (sane.flipped_bpd, sane.ood) == (10, None)
+
+
+def test_a_scan_has_its_box_and_map(client: Client) -> None:
+    image = np.zeros((20, 24, 3), np.uint8)
+    image[8:16, 4:12] = 200
+    scan = client.scan(image, tile_size=8, map=True)
+    assert (scan.view, scan.score, scan.is_ood, tuple(scan.box)) == ("worst_tile", 200, True, (4, 8, 8, 8))
+    assert (scan.tiles, scan.map.shape) == (20, (20, 24))
+    with pytest.raises(ValueError, match="map=True"):
+        _ = client.scan(image).map
+
+
+def test_images_are_generated_and_completed(client: Client) -> None:
+    generated = client.generate(2, class_="cat", seed=7)
+    assert (generated.seeds, generated.model) == ((7, 8), "tiny")
+    assert np.array_equal(generated.images, [flat(7), flat(8)])
+    assert generated.pil[1].size == (8, 8)
+    [image] = client.complete(flat(100), keep="top").images
+    assert np.array_equal(image[:4], flat(100)[:4])
+    assert np.array_equal(image[4:], flat(7)[4:])
+
+
+def test_a_long_job_is_awaited_and_its_progress_reported(client: Client, queue) -> None:
+    queue.delay_s = 0.6
+    steps: list[JobProgress] = []
+    assert client.generate(on_progress=steps.append).seeds
+    assert [(step.stage, step.step) for step in steps] == [("refine", 1), ("refine", 2)]
+    assert client.generate(seed=1).seeds == (1,)
+
+
+def test_jobs_are_looked_up_canceled_and_deleted(client: Client, queue) -> None:
+    client.generate(idempotency_key="mine")
+    [job_id] = queue.jobs
+    assert client.job(job_id).status == "succeeded"
+    assert client.cancel(job_id).has_ended
+    client.delete(job_id)
+    with pytest.raises(ServiceError, match="does not exist") as caught:
+        client.job(job_id)
+    assert (caught.value.status, caught.value.kind) == (404, "no-such-job")
+
+
+def test_models_and_the_version(client: Client) -> None:
+    assert [model["name"] for model in client.models()] == ["tiny"]
+    assert client.model("tiny")["default"]
+    assert client.version()
+
+
+def test_the_asynchronous_client_does_the_same(url: str, queue) -> None:
+    async def run() -> None:
+        async with AsyncClient(url) as client:
+            scores = await asyncio.gather(*(client.score(flat(level)) for level in range(5)))
+            assert [score.bpd for [score] in scores] == list(range(5))
+            queue.delay_s = 0.4
+            steps: list[JobProgress] = []
+            assert (await client.generate(seed=3, on_progress=steps.append)).seeds == (3,)
+            assert steps
+            queue.delay_s = 0.0
+            assert (await client.complete(flat(1))).images.shape == (1, 8, 8, 3)
+            assert (await client.scan(flat(1, 9, 9))).score == 1
+            assert (await client.models())[0] == await client.model("tiny")
+            job_id = list(queue.jobs)[-1]
+            assert (await client.job(job_id)).id == (await client.cancel(job_id)).id == job_id
+            await client.delete(job_id)
+            assert await client.version()
+            with pytest.raises(ServiceError, match="its classes are cat, dog"):
+                await client.generate(class_="unicorn")
+
+    asyncio.run(run())
+
+
+# Refusals and retries
+
+
+def test_a_refusal_names_the_field(client: Client) -> None:
+    with pytest.raises(ServiceError, match="its classes are cat, dog") as caught:
+        client.generate(class_="unicorn")
+    error = caught.value
+    assert (error.status, error.kind, error.field) == (422, "invalid-input", "class")
+    assert error.request_id
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        ("nowhere.png", "nowhere.png cannot be read: No such file"),
+        (np.zeros((8, 8, 3)), "must be uint8 .* not float64 8x8x3"),
+        (np.zeros((8, 8, 2), np.uint8), "not uint8 8x8x2"),
+        (5, "a path, bytes, a Pillow image or a uint8 array, not int"),
+        (Image.new("F", (8, 8)), "no agreed range"),
+    ],
+)
+def test_what_is_no_image_is_refused_before_it_is_sent(client: Client, queue, image: object, words: str) -> None:
+    with pytest.raises(InputError, match=words) as caught:
+        client.score([image])  # type: ignore[list-item]
+    assert caught.value.field == "image"
+    assert not queue.jobs
+    with pytest.raises(InputError, match="no image to score"):
+        client.score([])
+
+
+def test_a_wrong_key_is_one_sentence(queue, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(f"ann:{digest('secret')}\n")
+    with served(create_app(Settings(api_keys_file=keys), queue)) as url:
+        with Client(url, api_key="secret") as client:
+            assert client.score(flat(1))
+        with Client(url, api_key="wrong") as client, pytest.raises(ServiceError, match="API key") as caught:
+            client.score(flat(1))
+    assert caught.value.status == 401
+
+
+def test_an_address_without_a_service_is_one_sentence(pauses: list[float]) -> None:
+    message = r"cannot be reached .* check the address"
+    with Client(f"http://127.0.0.1:{free_port()}") as client, pytest.raises(ServiceError, match=message) as caught:
+        client.models()
+    assert caught.value.status == 0
+    assert len(pauses) == 3
+    for url in ("localhost:8000", "ftp://localhost", "", "http://"):
+        with pytest.raises(InputError, match="give one like http://localhost:8000"):
+            Client(url)
+
+
+def scripted(*answers: httpx2.Response | Exception) -> tuple[Client, list[httpx2.Request]]:
+    """A client whose requests get these answers in turn, and the requests."""
+    requests: list[httpx2.Request] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        requests.append(request)
+        reply = answers[len(requests) - 1]
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    return Client("http://service", transport=httpx2.MockTransport(answer), patience_s=100), requests
+
+
+def problem(status: int, kind: str, **headers: str) -> httpx2.Response:
+    document = {"type": f"urn:ncml:problem:{kind}", "status": status, "detail": f"{kind}.", "request_id": "r"}
+    return httpx2.Response(status, json=document, headers={"content-type": "application/problem+json"} | headers)
+
+
+MODELS = httpx2.Response(200, json={"models": []})
+
+
+def test_a_busy_service_is_asked_again_when_it_says(pauses: list[float]) -> None:
+    client, requests = scripted(
+        problem(429, "queue-full", **{"retry-after": "7"}),
+        problem(503, "no-room", **{"retry-after": "2"}),
+        httpx2.ReadError("reset"),
+        httpx2.Response(502, text="<html>"),
+        httpx2.Response(200, json={"images": [], "results": [], "model": {}}),
+    )
+    assert client.score(flat(1)) == []
+    assert pauses[:2] == [7, 2]
+    assert len({request.headers["idempotency-key"] for request in requests}) == 1
+
+
+@pytest.mark.parametrize(
+    ("answers", "words", "pause_count"),
+    [
+        ([problem(429, "queue-full", **{"retry-after": "60"})] * 3, "queue-full", 1),
+        ([problem(503, "no-worker", **{"retry-after": "20"})] * 5, "no-worker", 3),
+        ([problem(504, "job-timeout")], "job-timeout", 0),
+        ([problem(404, "result-expired")], "result-expired", 0),
+        ([httpx2.Response(404, text="not here")], "answered 404, but not as an ncml service", 0),
+        ([httpx2.Response(200, text="<html>")], "answered 200, but not as an ncml service", 0),
+        ([httpx2.ReadTimeout("")] * 4, "cannot be reached .ReadTimeout.", 3),
+    ],
+)
+def test_patience_ends(answers: list, words: str, pause_count: int, pauses: list[float]) -> None:
+    client, _ = scripted(*answers)
+    with pytest.raises(ServiceError, match=words):
+        client.models()
+    assert len(pauses) == pause_count
+
+
+def test_a_date_says_when_to_retry(pauses: list[float]) -> None:
+    client, _ = scripted(problem(429, "queue-full", **{"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}), MODELS)
+    assert client.models() == []
+    assert 0 < pauses[0] < 1
+
+
+def test_the_client_imports_no_torch() -> None:
+    code = "import sys, ncml.client; assert not {'torch', 'fastapi', 'redis'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

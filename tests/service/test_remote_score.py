@@ -1,0 +1,217 @@
+"""`ncml score --server` through the application."""
+
+import csv
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ncml.cli import main as cli
+from ncml.cli import remote, rows
+from service.app import create_app
+from service.keys import digest
+from service.settings import Settings
+from tests.conftest import free_port
+from tests.service.live import served
+from worker.contract import ScoreJob
+from worker.queue import QueueFull
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def write(folder: Path, levels: range) -> None:
+    folder.mkdir(exist_ok=True)
+    for level in levels:
+        Image.fromarray(np.full((16, 16, 3), level, np.uint8)).save(folder / f"{level:03}.png")
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def run(queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """Run `ncml score` in a folder of its own, against a service with an API key."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(rows, "BATCH", 4)
+    (tmp_path / "keys").write_text(f"ann:{digest('secret')}\n")
+    with served(create_app(Settings(api_keys_file=tmp_path / "keys"), queue)) as url:
+
+        def score(*arguments: str, server: str = url, key: str = "secret") -> tuple[int, str, str]:
+            status = cli.main(["score", *arguments, "--server", server, "--api-key", key])
+            output = capsys.readouterr()
+            return status, output.out, output.err
+
+        yield score
+
+
+def test_a_folder_is_scored_by_a_service_into_the_same_table(run: Run, queue, model, tmp_path: Path) -> None:
+    write(tmp_path / "images", range(80, 120, 2))
+    (tmp_path / "images" / "bad.png").write_text("not an image")
+    status, out, err = run("images", "--output", "scores.csv", "--fdr", "0.9")
+    assert status == 0, err
+    assert "20 images, 9 flagged" in out
+    assert "1 file was skipped" in err
+    *scored, bad = table(tmp_path / "scores.csv")
+    assert [float(row["bpd"]) for row in scored] == list(range(80, 120, 2))
+    assert list(scored[0]) == [
+        "file", "bpd", "log_likelihood", "score", "p_value", "is_ood", "model", "calibration", "statistic", "error",
+        "discovery",
+    ]  # fmt: skip
+    assert (scored[0]["model"], scored[0]["calibration"]) == (model.version[:12], "c0" * 6)
+    assert (scored[0]["statistic"], scored[-1]["is_ood"]) == ("multiscale", "1")
+    assert "bad.png is not an image" in bad["error"]
+    jobs = [job for job, _ in queue.jobs.values() if isinstance(job, ScoreJob)]
+    assert {job.version for job in jobs} == {model.version}  # a model that is replaced meanwhile is not mixed in
+    assert {job.priority for job in jobs} == {"low"}
+    assert [job.n for job in jobs].count(4) == 5
+
+
+def test_an_interrupted_run_resumes(run: Run, queue, tmp_path: Path) -> None:
+    write(tmp_path / "images", range(80, 120, 2))
+    accept, accepted, lock = queue.submit, 0, threading.Lock()
+
+    def break_down(*args: object, **kwargs: object) -> str:
+        nonlocal accepted
+        with lock:
+            accepted += 1
+            if accepted > 3:
+                queue.served = []
+                raise RuntimeError("out of order")
+        return accept(*args, **kwargs)
+
+    queue.submit, served_models = break_down, queue.served
+    status, _, err = run("images", "--output", "scores.csv")
+    assert status == 2, err
+    assert err.startswith("ncml: The service failed unexpectedly")
+    done = len(table(tmp_path / "scores.csv.part"))
+    assert done % 4 == 0
+    queue.submit, queue.served = accept, served_models
+    before = len(queue.jobs)
+    status, _, err = run("images", "--output", "scores.csv")
+    assert status == 0, err
+    assert len(table(tmp_path / "scores.csv")) == 20
+    assert len(queue.jobs) - before == (20 - done) // 4
+
+
+def test_a_full_queue_slows_the_run_down(run: Run, queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("time.sleep", pauses.append)
+    write(tmp_path / "images", range(80, 120, 2))
+    accept, refused = queue.submit, [0]
+
+    def refuse_twice(*args: object, **kwargs: object) -> str:
+        refused[0] += 1
+        if refused[0] <= 2:
+            raise QueueFull("2 jobs are waiting")
+        return accept(*args, **kwargs)
+
+    queue.submit, queue.rate = refuse_twice, 0.01
+    status, _, err = run("images", "--output", "scores.csv")
+    assert status == 0, err
+    assert len(table(tmp_path / "scores.csv")) == 20
+    assert len([pause for pause in pauses if pause >= 1]) == 2
+
+
+def test_few_requests_are_in_progress_at_once() -> None:
+    """So that memory does not grow with the number of files, however slow the service is."""
+    begun: list[int] = []
+    gate = threading.Event()
+
+    def slow(paths: list[Path]) -> list[dict]:
+        begun.append(len(paths))
+        assert gate.wait(30)
+        return [{"file": str(path)} for path in paths]
+
+    read = 0
+
+    def paths() -> Iterator[Path]:
+        nonlocal read
+        for i in range(100_000):
+            read += 1
+            yield Path(str(i))
+
+    batches = rows.score_batches(paths(), slow, remote.REQUESTS)
+    threading.Timer(0.5, gate.set).start()
+    first = next(batches)
+    assert [row["file"] for row in first] == [str(i) for i in range(rows.BATCH)]
+    assert next(row["file"] for row in next(batches)) == str(rows.BATCH)
+    assert read <= (remote.REQUESTS + 2) * rows.BATCH
+    batches.close()
+
+
+def test_lines_json_statistics_and_maps(run: Run, tmp_path: Path) -> None:
+    write(tmp_path / "images", range(80, 84, 2))
+    status, out, err = run("images", "--statistics", "all", "--map", "maps", "--class", "cat")
+    assert status == 0, err
+    assert "80.0000 bits/dim" in out
+    assert "multiscale 80" in out
+    assert np.allclose(np.load(tmp_path / "maps" / "images" / "080.png.npz")["map"], 80)
+    status, out, _ = run("images", "--json", "--calibration", "weak")
+    body = json.loads(out)
+    assert (body["model"]["name"], body["calibration"], body["pictures"]) == ("tiny", "weak", 2)
+    assert "ranks among 19 images" in body["weakness"]
+    status, out, err = run("images", "--only-bpd", "--model", "tiny")
+    assert (status, "OOD" in out) == (0, False), err
+
+
+def test_large_images_are_judged_by_their_tiles(run: Run, tmp_path: Path) -> None:
+    write(tmp_path / "images", range(80, 120, 20))
+    status, _, err = run("images", "--tile", "--output", "scores.csv", "--map", "maps")
+    assert status == 0, err
+    first, second = table(tmp_path / "scores.csv")
+    assert (first["score"], first["tiles"], first["width"], second["score"]) == ("80.0", "9", "8", "100.0")
+    assert (tmp_path / "maps" / "images" / "080.png.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        (["images"], {"key": "wrong"}, "API key"),
+        (["images", "--model", "other"], {}, "'other' is not available; the available models are tiny"),
+        (["images", "--calibration", "none"], {}, "there is no calibration 'none': choose from default, weak."),
+        (["images", "--statistics", "luck"], {}, "there is no statistic 'luck': choose from multiscale, bpd."),
+        (["images", "--class", "unicorn"], {}, "its classes are cat, dog"),
+        (["images", "--device", "cuda"], {}, "--device cannot be combined with --server"),
+        (["empty"], {}, "there is no image in empty."),
+        (["nowhere"], {}, "nowhere cannot be read"),
+        (["images"], {"server": "localhost"}, "is not the address of a service"),
+        (["images"], {"server": f"http://127.0.0.1:{free_port()}"}, "cannot be reached"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_leaves_nothing(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], options: dict, message: str
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    write(tmp_path / "images", range(80, 82, 2))
+    (tmp_path / "empty").mkdir()
+    files = set(tmp_path.iterdir())
+    for output in ([], ["--output", "scores.csv"]):
+        status, out, err = run(*arguments, *output, **options)
+        assert (status, out) == (2, "")
+        assert err.startswith("ncml: ")
+        assert message in err
+        assert err.count("\n") == 1
+        assert set(tmp_path.iterdir()) == files
+
+
+def test_a_key_needs_a_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "images", range(80, 82, 2))
+    assert cli.main(["score", str(tmp_path / "images"), "--api-key", "secret"]) == 2
+    assert "--api-key requires --server" in capsys.readouterr().err
+
+
+def test_another_preprocessing_is_refused(run: Run, queue, model, tmp_path: Path) -> None:
+    write(tmp_path / "images", range(80, 82, 2))
+    preprocessing = model.preprocessing.model_copy(update={"version": 2})
+    queue.served = [model.model_copy(update={"preprocessing": preprocessing})]
+    status, _, err = run("images")
+    assert status == 2
+    assert "preprocesses images by other rules" in err
+    queue.served = []
+    assert "serves no model" in run("images")[2]
