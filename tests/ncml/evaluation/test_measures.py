@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from sklearn import metrics
 from scipy import linalg
 
 import ncml
@@ -60,8 +61,9 @@ def test_random_lowest_bits_cost_at_least_a_bit(model: ncml.Model) -> None:
 def test_auroc_counts_pairs_and_fpr95_its_share() -> None:
     inside, outside = RNG.normal(size=80), RNG.normal(1, size=60)
     pairs = (outside[:, None] > inside).mean()
-    auroc, _, fpr95 = bootstrap.detection_rates(inside, outside)
+    auroc, aupr, fpr95 = bootstrap.detection_rates(inside, outside)
     assert auroc == pytest.approx(pairs)
+    assert aupr == pytest.approx(metrics.average_precision_score([0] * 80 + [1] * 60, [*inside, *outside]))
     threshold = np.sort(outside)[3]  # 57 of 60, or 95 %, are at least this
     assert fpr95 == pytest.approx((inside >= threshold).mean())
     perfect = bootstrap.estimate_detection(inside, inside.max() + 1 + np.arange(60.0))
