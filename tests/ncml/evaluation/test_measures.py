@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from sklearn import metrics
 from scipy import linalg
+from sklearn import metrics
 
 import ncml
 from ncml.evaluation import bootstrap
