@@ -85,10 +85,14 @@ class Decoder:
 
     async def wait(self, seconds: float) -> bool:
         """Return whether the answer, or the end of the process, came within a time."""
-        with anyio.move_on_after(seconds):
-            await anyio.wait_readable(self._pipe.fileno())
-            return True
-        return False
+        try:
+            with anyio.move_on_after(seconds):
+                await anyio.wait_readable(self._pipe.fileno())
+                return True
+            return False
+        finally:
+            if not self._pipe.closed:
+                os.set_blocking(self._pipe.fileno(), True)  # uvloop has changed it, and `send` and `receive` block
 
     def receive(self) -> Answer:
         """Return the answer of the call. Raises `DecoderDied`, also for anything but an answer."""

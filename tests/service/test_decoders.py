@@ -5,6 +5,7 @@ import functools
 import io
 import os
 import signal
+import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -53,6 +54,29 @@ def run(check: Callable[[DecoderPool], Awaitable[None]], *, cpu_s: float = 0.1) 
             await check(decoders)
 
     asyncio.run(main())
+
+
+def give(data: bytes) -> bytes:
+    return data
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="uvloop does not exist there")
+def test_large_calls_and_answers_pass_through_a_kept_process_under_uvloop() -> None:
+    """Larger than what the kernel buffers; the service runs on uvloop, the other tests do not."""
+    import uvloop
+
+    async def main() -> None:
+        pool = DecoderPool(1, Limits(cpu_s=5, memory_bytes=400 * 10**6))
+        await pool.start()
+        try:
+            for value in range(3):
+                data = bytes([value]) * 4_000_000
+                assert await pool.run("image", functools.partial(give, data)) == data
+        finally:
+            await pool.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
 
 
 def photo(width: int, height: int, form: str = "JPEG", **options: object) -> bytes:
