@@ -23,6 +23,13 @@ if (emulated := os.environ.get("ATEN_CPU_CAPABILITY")) in ("default", "avx2"):
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2" if emulated == "avx2" else "SSE41")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Group tests for parallel runs: files that only compute, and in one group those that start processes and wait."""
+    for item in items:
+        computes = Path(__file__).parent / "ncml" in item.path.parents
+        item.add_marker(pytest.mark.xdist_group(str(item.path) if computes else "processes"))
+
+
 def free_port() -> int:
     """A TCP port of 127.0.0.1 that was free a moment ago."""
     with socket.socket() as sock:
