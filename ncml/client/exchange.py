@@ -54,7 +54,7 @@ class ScoreOptions(JobOptions, total=False):
     ood: bool
     calibration: str | None
     statistic: str | None
-    statistics: str | Sequence[str]
+    statistics: str | Sequence[str] | None
     sanity: bool
 
 

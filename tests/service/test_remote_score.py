@@ -38,7 +38,7 @@ def table(path: Path) -> list[dict[str, str]]:
 def run(queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
     """Run `ncml score` in a folder of its own, against a service with an API key."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(rows, "BATCH", 4)
+    monkeypatch.setattr(rows, "REQUEST", 4)
     (tmp_path / "keys").write_text(f"ann:{digest('secret')}\n")
     with served(create_app(Settings(api_keys_file=tmp_path / "keys"), queue)) as url:
 
@@ -139,9 +139,9 @@ def test_few_requests_are_in_progress_at_once() -> None:
     batches = rows.score_batches(paths(), slow, remote.REQUESTS)
     threading.Timer(0.5, gate.set).start()
     first = next(batches)
-    assert [row["file"] for row in first] == [str(i) for i in range(rows.BATCH)]
-    assert next(row["file"] for row in next(batches)) == str(rows.BATCH)
-    assert read <= (remote.REQUESTS + 2) * rows.BATCH
+    assert [row["file"] for row in first] == [str(i) for i in range(rows.REQUEST)]
+    assert next(row["file"] for row in next(batches)) == str(rows.REQUEST)
+    assert read <= (remote.REQUESTS + 2) * rows.REQUEST
     batches.close()
 
 
