@@ -24,7 +24,7 @@ BIOME_HOME    := .venv/biome-$(BIOME_VERSION)
 BIOME         := $(BIOME_HOME)/node_modules/@biomejs/biome/bin/biome
 
 $(RUNS): pyproject.toml requirements.lock | $(BIN)/python
-	$(INSTALL) '.[worker,train,local]'
+	$(INSTALL) '.[worker,train,local,client]'
 	@touch $@
 
 $(READY): $(RUNS)

@@ -174,7 +174,7 @@ def test_every_command_of_the_quick_start_runs(desk: Path, port: int) -> None:
 
 
 @needs_model
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_the_tour_runs_before_the_service(port: int) -> None:
     done = subprocess.run(
         [sys.executable, "scripts/docs/tour.py", f"http://localhost:{port}"],
@@ -183,7 +183,7 @@ def test_the_tour_runs_before_the_service(port: int) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=280,
+        timeout=580,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "422: class: class: cifar10 has no class 'unicorn'" in done.stdout

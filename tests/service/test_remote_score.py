@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -198,6 +199,15 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(
         assert message in err
         assert err.count("\n") == 1
         assert set(tmp_path.iterdir()) == files
+
+
+def test_no_torch_is_needed(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a small machine can have its files scored."""
+    write(tmp_path / "images", range(80, 82, 2))
+    monkeypatch.delitem(sys.modules, "ncml.cli.score", raising=False)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    status, _, err = run("images", "--statistics", "all", "--fdr", "0.9", "--map", "maps")
+    assert status == 0, err
 
 
 def test_a_key_needs_a_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
