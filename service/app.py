@@ -4,12 +4,13 @@ import contextlib
 import sys
 from collections.abc import AsyncGenerator
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Depends, FastAPI
 from pydantic import ValidationError
 from starlette.middleware.cors import CORSMiddleware
 
+from ncml.errors import NcmlError
 from service.auth import ApiKeyAuth, RateLimit
 from service.http.bodies import BodyLimitMiddleware
 from service.http.errors import add_exception_handlers
@@ -29,6 +30,10 @@ from service.routes import generate, health, jobs, models, score
 from service.settings import Settings
 from worker.address import AddressError
 from worker.queue import JobQueue, QueueError
+from worker.traces import tracer_of
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
 
 _DESCRIPTION = """Exact likelihoods, out-of-distribution scores and new images from a noise conditional pixel network.
 
@@ -44,8 +49,8 @@ _EXPOSED_HEADERS = (
 """Response headers that scripts of other origins may read."""
 
 
-def create_app(settings: Settings, queue: JobQueue) -> FastAPI:
-    """Create the application on a queue, which it closes on shutdown."""
+def create_app(settings: Settings, queue: JobQueue, tracer: "Tracer | None" = None) -> FastAPI:
+    """Create the application on a queue, which it closes on shutdown; `tracer` records a trace of each request."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
@@ -87,7 +92,7 @@ def create_app(settings: Settings, queue: JobQueue) -> FastAPI:
             expose_headers=_EXPOSED_HEADERS,
         )
     app.add_middleware(OriginMiddleware, allowed_hosts=settings.allowed_hosts, origins=settings.cors_origins)
-    app.add_middleware(RequestContextMiddleware, metrics=metrics)
+    app.add_middleware(RequestContextMiddleware, metrics=metrics, tracer=tracer)
     return app
 
 
@@ -130,7 +135,10 @@ def from_environment() -> FastAPI:
         sys.exit(2)
     log_to_stderr(settings.log_level)
     try:
-        return create_app(settings, queue)
+        return create_app(settings, queue, tracer_of("ncml-service"))
     except KeyFileError as error:
         print(f"ncml: NCML_API_KEYS_FILE: {error}", file=sys.stderr)
+        sys.exit(2)
+    except NcmlError as error:
+        print(f"ncml: {error}", file=sys.stderr)
         sys.exit(2)

@@ -141,7 +141,8 @@ class JobService:
         preference = wait_preference(request.headers, self.settings.wait_s)
         key = idempotency_key(request.headers)
         owner = str(request.state.owner)
-        submit = functools.partial(self._submit, job, parsed, key, request.url.path, owner)
+        traceparent = str(request.state.traceparent)
+        submit = functools.partial(self._submit, job, parsed, key, request.url.path, owner, traceparent)
         job_id = await anyio.to_thread.run_sync(submit, limiter=self._limiter(job.task))
         submitted = functools.partial(
             submitted_view, job_id, job.task, job.model, job.priority, job.n, job.request_id, owner
@@ -158,7 +159,9 @@ class JobService:
 
         return DeferredResponse(respond)
 
-    def _submit(self, job: Job, parsed: ParsedRequest[Any], key: str | None, path: str, owner: str) -> str:
+    def _submit(
+        self, job: Job, parsed: ParsedRequest[Any], key: str | None, path: str, owner: str, traceparent: str
+    ) -> str:
         fingerprint = parsed.fingerprint(path) if key else ""
         job_id = None if key is None else "key-" + hashlib.sha256(f"{owner} {key}".encode()).hexdigest()[:40]
         try:
@@ -170,6 +173,7 @@ class JobService:
                 fingerprint=fingerprint,
                 owner=owner,
                 files=parsed.files,
+                traceparent=traceparent,
             )
         except QueueFull as error:
             self.metrics.rejected.labels(reason="queue-full").inc()

@@ -173,6 +173,23 @@ def test_every_command_of_the_quick_start_runs(desk: Path, port: int) -> None:
         assert len(list(csv.DictReader(table))) == 40
 
 
+@needs_model
+@pytest.mark.timeout(600)
+def test_the_tour_runs_before_the_service(port: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "scripts/docs/tour.py", f"http://localhost:{port}"],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=580,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "422: class: class: cifar10 has no class 'unicorn'" in done.stdout
+    assert "2 images, " in done.stdout
+
+
 def test_the_package_is_imported_from_the_folder_above_a_clone(tmp_path: Path) -> None:
     """Where a clone named ncml is itself importable, as a namespace package."""
     (tmp_path / "ncml").symlink_to(ROOT)

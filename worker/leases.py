@@ -42,6 +42,7 @@ class Claim:
     waited_s: float = 0.0
     data: bytes = b""
     batch_key: str = ""
+    traceparent: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,9 @@ class Leases:
         return next_key.decode(errors="replace"), [
             Claim(
                 id.decode(), token, origin.decode(), int(attempts), bool(late), int(images), float(waited), data,
-                batch_key.decode(errors="replace"),
+                batch_key.decode(errors="replace"), traceparent.decode(errors="replace"),
             )
-            for id, origin, late, attempts, images, waited, data, batch_key in rows
+            for id, origin, late, attempts, images, waited, data, batch_key, traceparent in rows
         ]  # fmt: skip
 
     def renew(self, claims: Sequence[Claim], progress: dict[str, str]) -> list[Standing]:

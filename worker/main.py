@@ -9,7 +9,7 @@ import ncml
 from ncml.errors import NcmlError
 from ncml.paths import search_path
 from ncml.sampling.batching import batching_setting
-from worker import logs
+from worker import logs, traces
 from worker.address import AddressError, with_password
 from worker.contract import Lane
 from worker.messages import EngineSettings
@@ -94,7 +94,8 @@ def main(
         drain_s=drain_s,
         hang_s=hang_s,
     )
+    tracer = traces.tracer_of("ncml-worker")
     try:
-        GpuWorker(queue, settings, metrics).work()
+        GpuWorker(queue, settings, metrics, tracer).work()
     finally:
         queue.close()

@@ -137,12 +137,13 @@ class JobQueue:
         fingerprint: str = "",
         owner: str = "",
         files: Sequence[str] = (),
+        traceparent: str = "",
     ) -> str:
         """Put a job in the queue of its lane and priority; return its id.
 
         `job_id` (letters, digits, `_`, `-`; at most 64) makes submission idempotent: `DuplicateJob` if it is taken.
         `fingerprint`, `owner` and `files` are stored in the job's view: they identify the request and its owner, and
-        name the image files.
+        name the image files. `traceparent` continues the trace of the request in the worker.
         `limit` is the most jobs that may wait in the lane, and `byte_limit` the most bytes of several: `QueueFull`
         beyond them, and when the server's `maxmemory` is nearly reached. One atomic step checks all of this.
         """
@@ -157,6 +158,7 @@ class JobQueue:
             fingerprint=fingerprint,
             owner=owner,
             files=files,
+            traceparent=traceparent,
             client=self.redis,
         )
         answer = self._submit(

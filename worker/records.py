@@ -45,7 +45,15 @@ _RQ_JOB: Any = RqJob  # RQ is not typed
 
 
 def record_of(
-    job: Job, job_id: str, *, result_ttl_s: int, fingerprint: str, owner: str, files: Sequence[str], client: Any
+    job: Job,
+    job_id: str,
+    *,
+    result_ttl_s: int,
+    fingerprint: str,
+    owner: str,
+    files: Sequence[str],
+    traceparent: str,
+    client: Any,
 ) -> dict[str, str | bytes | int | float]:
     """Return the fields of a new job's record."""
     rq_job = _RQ_JOB.create(
@@ -74,6 +82,8 @@ def record_of(
     }
     if files:
         fields["files"] = pydantic_core.to_json(files)
+    if traceparent:
+        fields["traceparent"] = traceparent
     if job.version:
         fields["version"] = job.version
     if job.task is Task.SCAN:

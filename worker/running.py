@@ -1,6 +1,7 @@
 """Jobs in the engine: what they report while they run, their results, and how fast a lane's jobs end."""
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 from worker.contract import (
     Event,
@@ -31,11 +32,16 @@ class RunningJob:
     job: Job
     progress: str = ""
     has_preview: bool = False  # whether any step had one: not every step does
+    started_at: float = field(default_factory=time.time)
+    stages: dict[str, float] = field(default_factory=dict[str, float])
+    """Seconds of each stage of its batch, once it has ended."""
 
     @property
     def log_fields(self) -> dict[str, str]:
         """The fields of its log lines."""
-        return {"job": self.claim.id, "request": self.job.request_id, "model": self.job.model}
+        fields = {"job": self.claim.id, "request": self.job.request_id, "model": self.job.model}
+        trace = self.claim.traceparent.split("-")
+        return fields | {"trace": trace[1]} if len(trace) == 4 else fields
 
     def update(self, step: Step) -> None:
         """Set the progress event."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import redis.exceptions
 from rq import Queue
@@ -32,7 +32,11 @@ from worker.process import EngineDied, EngineProcess
 from worker.queue import CANCELED, EXPIRED, JobQueue
 from worker.records import parse_job
 from worker.running import Pace, RunningJob
+from worker.spans import record_job
 from worker.supervisor import EngineSupervisor
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
 
 BEAT_S = 2.0
 """How often a worker publishes its state, and takes over the jobs of silent workers."""
@@ -71,7 +75,13 @@ class WorkerSettings:
 class GpuWorker(SimpleWorker):
     """Claims compatible jobs of its lanes in batches, and ends each job once."""
 
-    def __init__(self, queue: JobQueue, settings: WorkerSettings, metrics: WorkerMetrics | None = None) -> None:
+    def __init__(
+        self,
+        queue: JobQueue,
+        settings: WorkerSettings,
+        metrics: WorkerMetrics | None = None,
+        tracer: "Tracer | None" = None,
+    ) -> None:
         queues = [
             Queue(name, connection=queue.redis, serializer=JSONSerializer) for name in queue_names(settings.lanes)
         ]
@@ -81,6 +91,7 @@ class GpuWorker(SimpleWorker):
         self.settings = settings
         self.metrics = metrics or WorkerMetrics()
         self.leases = Leases(queue, settings.lanes, self.name, lease_s=settings.lease_s)
+        self._tracer = tracer
         self._queue = queue
         self._client: Any = queue.redis
         self._supervisor = EngineSupervisor(
@@ -335,6 +346,7 @@ class GpuWorker(SimpleWorker):
         endings: list[tuple[Claim, Ending]] = []
         for job_id, entry in running.items():
             outcome = done.outcomes[job_id]
+            entry.stages = done.stages
             timing = Timing(
                 queue_s=entry.claim.waited_s, compute_s=done.compute_s, batch_size=outcome.batch_size or None
             )
@@ -394,6 +406,8 @@ class GpuWorker(SimpleWorker):
                 self.metrics.duration_seconds.labels(task).observe(ending.timing.compute_s)
                 extra |= {"compute_s": round(ending.timing.compute_s, 4), "batch_size": ending.timing.batch_size}
             log.info("job ended", extra=extra)
+            if self._tracer and entry:
+                record_job(self._tracer, entry, ending, running.values())
 
     def _retry(self, step: Callable[[], list[bool]]) -> list[bool]:
         """Carry out a step once the server answers. Give up after the lease: other workers own the jobs by then."""

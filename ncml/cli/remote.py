@@ -16,7 +16,7 @@ from ncml.progress import OnProgress, Progress, ignore_progress
 if TYPE_CHECKING:
     from ncml.client import Client, JobProgress, Scan, Score
 
-REQUESTS = 16
+REQUESTS = 32
 """Requests in progress at once: enough that a fleet's workers always find jobs waiting."""
 PATIENCE_S = 3600.0
 """Longest wait for a place in the queue."""

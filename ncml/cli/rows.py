@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 BATCH = 64
 """Images that are read and scored in one call of the model."""
 
+REQUEST = 16
+"""Images of a batch if several batches are in progress: few, so that the workers of a service share them evenly."""
+
 MAX_MESSAGES = 5
 """Unreadable files that are reported individually."""
 
@@ -64,8 +67,8 @@ class SkippedFiles:
 
 def score_batches(paths: Iterable[Path], scorer: Scorer, concurrency: int = 1) -> Iterator[list[Row]]:
     """Yield the rows of the files, batch by batch in their order; at most `concurrency` batches are in progress."""
-    paths = iter(paths)
-    batches = iter(lambda: list(itertools.islice(paths, BATCH)), [])
+    paths, size = iter(paths), BATCH if concurrency == 1 else REQUEST
+    batches = iter(lambda: list(itertools.islice(paths, size)), [])
     if concurrency == 1:
         yield from map(scorer, batches)
         return

@@ -18,6 +18,7 @@ from ncml.paths import BUNDLED_MODEL, default_model, model_folders
 from ncml.progress import OnProgress, Progress
 
 if TYPE_CHECKING:
+    from ncml.cli.remote import RemoteModel
     from ncml.model import Model
 
 PATIENCE_S = 2.0
@@ -54,7 +55,7 @@ def default_name(names: Iterable[str]) -> str | None:
     return default_model(names, os.environ.get("NCML_DEFAULT_MODEL", "").partition("@")[0])
 
 
-def identity(model: "Model") -> dict[str, Any]:
+def identity(model: "Model | RemoteModel") -> dict[str, Any]:
     """Return the name and version of a model for JSON results."""
     return {"name": model.name, "version": model.version}
 

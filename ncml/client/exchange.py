@@ -54,7 +54,7 @@ class ScoreOptions(JobOptions, total=False):
     ood: bool
     calibration: str | None
     statistic: str | None
-    statistics: str | Sequence[str]
+    statistics: str | Sequence[str] | None
     sanity: bool
 
 
@@ -134,7 +134,8 @@ class Exchanges:
         for start in range(0, len(sources), MAX_IMAGES_PER_REQUEST):
             files = [read_upload(source) for source in sources[start : start + MAX_IMAGES_PER_REQUEST]]
             document = yield from self._run("/score", options, files=files, part=start // MAX_IMAGES_PER_REQUEST)
-            scores += [Score.of(result) for result in document["results"]]
+            results = zip(document["results"], files, strict=True)
+            scores += [Score.of(result | {"file": name or None}) for result, (name, _) in results]
         return scores
 
     def scan(self, image: ImageSource, options: ScanOptions) -> Exchange[Scan]:

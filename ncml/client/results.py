@@ -57,7 +57,7 @@ class Score:
     map: NDArray[np.float32] | None = None
     """With `map`: bits per dimension of each pixel, [H, W]."""
     file: str | None = None
-    """The name of its file, if several were sent."""
+    """The name of its file; None if it was sent without one."""
 
     @classmethod
     def of(cls, document: Document) -> Self:

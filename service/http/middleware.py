@@ -5,7 +5,7 @@ import logging
 import re
 import time
 import uuid
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -14,11 +14,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.http.deferred import Turns, call_and_respond
 from service.http.problems import Problem
 from service.metrics import Metrics
+from worker import traces
 from worker.logs import JsonFormatter, configure
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
 
 log = logging.getLogger("service.access")
 
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
+
+trace_id: contextvars.ContextVar[str] = contextvars.ContextVar("trace_id", default="")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:+/=-]{1,128}")
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
@@ -39,9 +45,10 @@ _SECURITY_HEADERS = {
 class RequestContextMiddleware:
     """The outermost middleware: gives every request an id, a line in the access log, metrics and security headers."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracer: "Tracer | None" = None) -> None:
         self.app = app
         self.metrics = metrics
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -55,8 +62,10 @@ class RequestContextMiddleware:
         client_id = Headers(scope=scope).get("x-request-id", "")
         own_id = client_id if _REQUEST_ID.fullmatch(client_id) else uuid.uuid4().hex
         state: dict[str, Any] = scope.setdefault("state", {})  # authentication and rate limits add to it
-        state |= {"request_id": own_id, "owner": "", "headers": {}}
-        token = request_id.set(own_id)
+        span = traces.start_request(self._tracer, Headers(scope=scope), method) if self._tracer else None
+        traceparent = traces.traceparent_of(span) if span else ""
+        state |= {"request_id": own_id, "owner": "", "headers": {}, "traceparent": traceparent}
+        token, trace_token = request_id.set(own_id), trace_id.set(traces.trace_id(traceparent))
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -72,17 +81,24 @@ class RequestContextMiddleware:
             await self.app(scope, receive, send_with_headers)
         finally:
             self._record(scope, method, status or 499, time.perf_counter() - started)  # 499: the client disconnected
+            if span:
+                traces.end_request(span, method, _route_path(scope), status or 499, own_id)
             request_id.reset(token)
+            trace_id.reset(trace_token)
 
     def _record(self, scope: Scope, method: str, status: int, seconds: float) -> None:
         """Count the request and log it."""
-        route: Any = scope.get("route")
-        path = str(getattr(route, "path", "")) or "unmatched"
+        path = _route_path(scope)
         method = method if method in _METHODS else "OTHER"
         self.metrics.requests.labels(route=path, method=method, code=status).inc()
         self.metrics.request_seconds.labels(route=path, code=status).observe(seconds)
         owner = {"owner": scope["state"]["owner"]} if scope["state"]["owner"] else {}
         log.info("%s %s %s", method, path, status, extra={"seconds": round(seconds, 4)} | owner)
+
+
+def _route_path(scope: Scope) -> str:
+    route: Any = scope.get("route")
+    return str(getattr(route, "path", "")) or "unmatched"
 
 
 class UnexpectedErrorMiddleware:
@@ -120,12 +136,14 @@ class UnexpectedErrorMiddleware:
 
 
 class RequestLogFormatter(JsonFormatter):
-    """Formats records like the workers' log, with the id of the current request."""
+    """Formats records like the workers' log, with the ids of the current request and its trace."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as one line of JSON."""
         if current_id := request_id.get():
             record.request = current_id
+        if current_trace := trace_id.get():
+            record.trace = current_trace
         return super().format(record)
 
 

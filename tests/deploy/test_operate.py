@@ -88,7 +88,7 @@ def test_every_command_of_compose_is_one() -> None:
 
 def test_every_command_of_ncml_and_its_options_exist() -> None:
     called = shell("ncml")
-    assert {words[1] for words in called} == {"train", "key", "worker"}
+    assert {words[1] for words in called} == {"train", "key", "worker", "serve", "score"}
     assert {words[1] for words in called} <= commands().keys()
     options = set(re.findall(r"`--([a-z-]+)`", TEXT)) - {"index-url"}
     assert {name.replace("-", "_") for name in options} <= worker.__kwdefaults__.keys()

@@ -19,12 +19,14 @@ IMAGES = st.builds(
     image_file, st.tuples(st.integers(1, 40), st.integers(1, 40)), st.sampled_from(["PNG", "JPEG", "GIF", "BMP"])
 )
 schemathesis.openapi.media_type("image/*", IMAGES)
+schemathesis.openapi.media_type("application/octet-stream", IMAGES)
 schemathesis.openapi.format("binary", IMAGES)
 
 
 @schemathesis.hook
 def before_load_schema(context: schemathesis.HookContext, raw_schema: dict[str, Any]) -> None:
-    """Remove the example of `image/*` bodies: it is text for readers, where a request needs bytes."""
+    """Remove the examples of files as bodies: they are text for readers, where a request needs bytes."""
     for path in raw_schema["paths"].values():
         for operation in path.values():
-            operation.get("requestBody", {}).get("content", {}).get("image/*", {}).pop("example", None)
+            for media in ("image/*", "application/octet-stream"):
+                operation.get("requestBody", {}).get("content", {}).get(media, {}).pop("example", None)

@@ -168,6 +168,7 @@ class FakeQueue:
         fingerprint: str = "",
         owner: str = "",
         files: Sequence[str] = (),
+        traceparent: str = "",
     ) -> str:
         self._check_connection()
         with self.lock:

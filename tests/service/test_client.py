@@ -52,7 +52,7 @@ def test_every_kind_of_image_is_scored(client: Client, tmp_path: Path) -> None:
     images = [path, str(path), path.read_bytes(), Image.fromarray(flat(2)), flat(3), flat(4)[:, :, 0], large]
     scores = client.score(images)
     assert [score.bpd for score in scores] == [1, 1, 1, 2, 3, 4, 255]
-    assert scores[0].file == "a.png"
+    assert [score.file for score in scores] == ["a.png", "a.png", None, None, None, None, None]
     assert scores[0].ood is not None
     assert (scores[0].ood.statistic, scores[0].ood.is_ood, scores[-1].ood.is_ood) == ("multiscale", False, True)
     assert client.score(path)[0].bpd == 1
@@ -226,9 +226,10 @@ def test_a_busy_service_is_asked_again_when_it_says(pauses: list[float]) -> None
         problem(503, "no-room", **{"retry-after": "2"}),
         httpx2.ReadError("reset"),
         httpx2.Response(502, text="<html>"),
-        httpx2.Response(200, json={"images": [], "results": [], "model": {}}),
+        httpx2.Response(200, json={"results": [{"bpd": 1.5, "log_likelihood": -1.0, "ood": None, "new": 1}]}),
     )
-    assert client.score(flat(1)) == []
+    [score] = client.score(flat(1))
+    assert (score.bpd, score.ood) == (1.5, None)
     assert pauses[:2] == [7, 2]
     assert len({request.headers["idempotency-key"] for request in requests}) == 1
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,7 +39,7 @@ def table(path: Path) -> list[dict[str, str]]:
 def run(queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
     """Run `ncml score` in a folder of its own, against a service with an API key."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(rows, "BATCH", 4)
+    monkeypatch.setattr(rows, "REQUEST", 4)
     (tmp_path / "keys").write_text(f"ann:{digest('secret')}\n")
     with served(create_app(Settings(api_keys_file=tmp_path / "keys"), queue)) as url:
 
@@ -139,9 +140,9 @@ def test_few_requests_are_in_progress_at_once() -> None:
     batches = rows.score_batches(paths(), slow, remote.REQUESTS)
     threading.Timer(0.5, gate.set).start()
     first = next(batches)
-    assert [row["file"] for row in first] == [str(i) for i in range(rows.BATCH)]
-    assert next(row["file"] for row in next(batches)) == str(rows.BATCH)
-    assert read <= (remote.REQUESTS + 2) * rows.BATCH
+    assert [row["file"] for row in first] == [str(i) for i in range(rows.REQUEST)]
+    assert next(row["file"] for row in next(batches)) == str(rows.REQUEST)
+    assert read <= (remote.REQUESTS + 2) * rows.REQUEST
     batches.close()
 
 
@@ -198,6 +199,15 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(
         assert message in err
         assert err.count("\n") == 1
         assert set(tmp_path.iterdir()) == files
+
+
+def test_no_torch_is_needed(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a small machine can have its files scored."""
+    write(tmp_path / "images", range(80, 82, 2))
+    monkeypatch.delitem(sys.modules, "ncml.cli.score", raising=False)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    status, _, err = run("images", "--statistics", "all", "--fdr", "0.9", "--map", "maps")
+    assert status == 0, err
 
 
 def test_a_key_needs_a_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@
 --
 -- KEYS leases, then the queues in priority order
 -- ARGV token, lease_s, worker, room (images), scan (jobs inspected in each queue), batch key or '', event
--- returns batch key ('' when nothing more may join), then for each job {id, queue, late, attempts, images, seconds waited, data, batch key}
+-- returns batch key ('' when nothing more may join), then for each job {id, queue, late, attempts, images, seconds waited, data, batch key, traceparent}
 local now = clock()
 local token, room, scan, batch_key = ARGV[1], tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
 local claimed, started, taken, closed = {}, {}, 0, false
@@ -27,9 +27,9 @@ local function claim(queue, id, job, n, late, key)
     redis.call('PERSIST', 'ncml:events:' .. id)
     started[#started + 1] = id
   end
-  local fields = redis.call('HMGET', job, 'submitted', 'data')
+  local fields = redis.call('HMGET', job, 'submitted', 'data', 'traceparent')
   local waited = tostring(now - (tonumber(fields[1]) or now))
-  claimed[#claimed + 1] = {id, string.sub(queue, 10), late and 1 or 0, attempts, n, waited, fields[2] or '', key}
+  claimed[#claimed + 1] = {id, string.sub(queue, 10), late and 1 or 0, attempts, n, waited, fields[2] or '', key, fields[3] or ''}
 end
 
 for k = 2, #KEYS do
