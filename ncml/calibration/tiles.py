@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import numpy as np
 
@@ -53,7 +53,11 @@ def calibrate(
         fit_columns.append(measure_image(open_image(), most))
         on_progress(Progress("fit", index + 1, len(fit_images), "images"))
     gaussians: dict[View, Gaussian] = {
-        view: _estimate(view, fit_columns, names[view]) for view in views if view in STATISTICS
+        view: Gaussian.estimate(
+            {name: np.concatenate([np.empty(0), *(columns[name] for columns in fit_columns)]) for name in names[view]}
+        )
+        for view in views
+        if view in STATISTICS
     }
     scores: dict[View, list[float]] = {view: [] for view in views}
     for index, open_image in enumerate(rank_images):
@@ -71,13 +75,3 @@ def calibrate(
         len(fit_images),
         false_positive_rate,
     )
-
-
-def _estimate(view: View, columns: list[Columns], names: Iterable[str]) -> Gaussian:
-    """Estimate the Gaussian of tiles, or that of the tiles' means, from the measurements of images."""
-    tiles = {name: np.concatenate([np.empty(0), *(image[name] for image in columns)]) for name in names}
-    gaussian = Gaussian.estimate(tiles)
-    if view == "worst_tile":
-        return gaussian
-    means = {name: np.array([image[name].mean() for image in columns]) for name in names}
-    return Gaussian.estimate(means)

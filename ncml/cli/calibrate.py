@@ -118,7 +118,8 @@ def _calibrate_images(
             is_fit = torch.arange(len(data)) % SPLIT < FIT
             parts = data.take(is_fit.nonzero().flatten()), data.take((~is_fit).nonzero().flatten())
         else:
-            parts = data.part("calibration-fit"), data.part("calibration-rank")
+            split_of = m.config.training.split
+            parts = data.part("calibration-fit", split_of), data.part("calibration-rank", split_of)
         fit, rank = (part.spread(limit or len(part)).images_NHWC for part in parts)
         try:
             calibration = estimation.calibrate(
