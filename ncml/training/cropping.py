@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from ncml import images
 from ncml.errors import InputError
 from ncml.images.tiling import TileSize
-from ncml.training.sources import Row, Source
+from ncml.training.sources import Row
 
 MAX_CROPS, MIN_CROPS, TOTAL_CROPS = 64, 4, 50_000
 """Crops of each image, and about how many of all: more than a run of the recipe `detector` draws."""
@@ -53,11 +54,6 @@ def crops_per_image(image_count: int) -> int:
     return max(MIN_CROPS, min(MAX_CROPS, TOTAL_CROPS // max(1, image_count)))
 
 
-def image_readers(source: Source, unreadable: list[str]) -> list[Callable[[], Pixels]]:
-    """Return functions that open the images of a source, each at its own size, in the order of the dataset."""
-
-    def reader(row: Row) -> Callable[[], Pixels]:
-        return lambda: images.open_image(row.data, field="data")
-
-    skipped = set(unreadable)
-    return [reader(row) for row in source.rows if row.name not in skipped]
+def image_readers(rows: Iterable[Row]) -> list[Callable[[], Pixels]]:
+    """Return functions that open images, each at its own size."""
+    return [functools.partial(images.open_image, row.data, field="data") for row in rows]

@@ -31,7 +31,7 @@ from ncml.training.inventory import counted
 from ncml.training.loop import train_loop
 from ncml.training.objective import held_out_bits
 from ncml.training.report import Reporter, describe_plan
-from ncml.training.sources import is_image_folder, open_source
+from ncml.training.sources import is_image_folder, open_source, readable_rows
 from ncml.training.state import STATE, TrainingState
 from ncml.training.tracking import Tracker
 from ncml.training.trainer import DEFAULT_EXECUTION, Execution, Trainer
@@ -234,7 +234,7 @@ def _calibrate_tiles(
     on_progress: OnProgress,
 ) -> bool:
     """Calibrate the tiles of the model in `out` on whole held-out images, if there are enough; return whether."""
-    readers = image_readers(open_source(source, "train"), data.inventory.unreadable)
+    readers = image_readers(readable_rows(open_source(source, "train"), data.inventory.unreadable))
     positions = [index % training.split for index in range(len(readers))]
     fit = [reader for reader, position in zip(readers, positions, strict=True) if position < 2]
     rank = [reader for reader, position in zip(readers, positions, strict=True) if 2 <= position < 7]
