@@ -19,8 +19,8 @@ TRAINING_NAMES = {
 }
 """Fields of `TrainingConfig` that were renamed: the name in format 1, and today's."""
 
-ADDED: dict[str, float | None] = {"muon_learning_rate": None, "embedding_rate": 1.0}
-"""Fields that early folders of format 1 lack, with the value that their absence means: left out at that value."""
+ADDED: dict[str, float | None] = {"muon_learning_rate": None, "embedding_rate": 1.0, "split": 50, "crop": None}
+"""Fields that earlier folders lack, with the value that their absence means: left out at that value."""
 
 
 def upgrade(config: dict[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ KEEPS: tuple[Keep, ...] = ("top", "bottom", "left", "right")
 View = Literal["worst_tile", "peak", "mean"]
 """A view of a large image in tiles (`ncml.ood.views`)."""
 
-VIEWS: tuple[View, ...] = ("worst_tile", "peak", "mean")
+VIEWS: tuple[View, ...] = ("worst_tile", "mean", "peak")
 """In the order in which a calibration takes them up; each further one needs more ranking images."""
 
 

@@ -8,7 +8,7 @@ Shapes: N images, H rows, W columns.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -20,11 +20,14 @@ from ncml.errors import ModelError
 from ncml.images.perturbations import Tolerance, apply_tolerances
 from ncml.model import Model
 from ncml.ood import conformal
-from ncml.ood.calibration import Calibration
+from ncml.ood.calibration import DEFAULT_STATISTIC, Calibration
 from ncml.ood.measurements import Columns, measure
-from ncml.ood.statistics import Estimates, build_statistics, check_image_count, required_columns
+from ncml.ood.statistics import Estimates, build_statistics, check_image_count, required_columns, suspicious
 from ncml.ood.storage import DEFAULT_NAME
 from ncml.progress import OnProgress, Progress, ignore_progress
+
+OnSuspicious = Callable[[str, list[int]], None]
+"""Called with "fit" or "rank", and positions of images in that set."""
 
 
 def calibrate(
@@ -37,6 +40,8 @@ def calibrate(
     name: str = DEFAULT_NAME,
     power_images: int = IMAGES,
     foreign: Mapping[str, NDArray[np.uint8]] | None = None,
+    prior: Calibration | None = None,
+    on_suspicious: OnSuspicious = lambda stage, positions: None,
     batch_size: int = 32,
     on_progress: OnProgress = ignore_progress,
 ) -> Calibration:
@@ -48,6 +53,9 @@ def calibrate(
     name: that of the calibration in the model folder.
     power_images: ranking images that the calibration's power is measured on; 0 does not measure it.
     foreign: images from elsewhere, by name, that its power is measured on.
+    prior: a calibration on other images, towards whose correlations the Gaussians are shrunk.
+    on_suspicious: called with "fit" and with "rank", and the positions of the images of that set that lie far from the
+        others. Those of "fit" do not estimate; those of "rank" rank, since p-values would be too small without them.
     Raises `InputError` for too few images: the minimum is 20 to estimate, and 1 / false_positive_rate - 1 to rank.
     """
     fit_pixels, rank_pixels = np.asarray(fit_images, np.uint8), np.asarray(rank_images, np.uint8)
@@ -69,8 +77,12 @@ def calibrate(
 
     estimated = [name for name, statistic in statistics.items() if statistic.needs_estimates]
     fit_columns = measure_all("fit", fit_pixels, required_columns(estimated, statistics), seed=1)
-    estimates = Estimates.estimate(fit_columns, statistics)
+    estimates = Estimates.estimate(fit_columns, statistics, None if prior is None else prior.estimates)
     rank_columns = measure_all("rank", rank_pixels, required_columns(statistics, statistics), seed=2**20)
+    needs = statistics[DEFAULT_STATISTIC].needs
+    is_suspicious = suspicious({name: np.concatenate([fit_columns[name], rank_columns[name]]) for name in needs})
+    on_suspicious("fit", np.flatnonzero(is_suspicious[: len(fit_pixels)]).tolist())
+    on_suspicious("rank", np.flatnonzero(is_suspicious[len(fit_pixels) :]).tolist())
     scores = {name: statistic.compute(rank_columns, estimates) for name, statistic in statistics.items()}
     calibration = Calibration(
         model.version,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ncml import checkpoint
@@ -10,6 +10,9 @@ from ncml.limits import VIEWS
 from ncml.ood.calibration import Calibration
 from ncml.ood.power import summary
 from ncml.ood.tile_calibration import TileCalibration, min_ranks
+
+MAX_NAMES = 10
+"""Images that are listed by name."""
 
 
 def save(calibration: Calibration, folder: Path) -> None:
@@ -39,6 +42,12 @@ def describe(calibration: Calibration) -> list[str]:
     if calibration.is_weak:
         lines.append(f"this calibration is weak: {calibration.weakness}")
     return lines
+
+
+def describe_suspects(names: Sequence[str], count: int) -> str:
+    """Return a line that lists the images that lie far from the others."""
+    listed = ", ".join(names[:MAX_NAMES]) + (f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else "")
+    return f"{len(names)} of {count} images are unlike the others: {listed}; remove any that is not good"
 
 
 def describe_tiles(calibration: TileCalibration) -> list[str]:

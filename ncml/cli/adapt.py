@@ -39,6 +39,7 @@ def adapt(
     from ncml.calibration import report
     from ncml.training import dataset
     from ncml.training.adapt import adapt as adapt_model
+    from ncml.training.sources import open_source, readable_rows
 
     def print_message(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -53,6 +54,7 @@ def adapt(
             out,
             false_positive_rate=false_positive_rate,
             max_seconds=max_seconds,
+            names=[row.name for row in readable_rows(open_source(str(data), "train"), images.inventory.unreadable)],
             device=device,
             on_message=print_message,
             on_progress=on_progress,

@@ -13,7 +13,7 @@ from ncml import images
 from ncml.cli.terminal import JsonOption, ModelOption, identity, load, print_json, progress_bar, suggestion
 from ncml.errors import InputError
 from ncml.images.perturbations import TOLERANCES, Tolerance
-from ncml.paths import list_files
+from ncml.paths import list_files, printable
 from ncml.progress import Progress
 
 if TYPE_CHECKING:
@@ -118,7 +118,8 @@ def _calibrate_images(
             is_fit = torch.arange(len(data)) % SPLIT < FIT
             parts = data.take(is_fit.nonzero().flatten()), data.take((~is_fit).nonzero().flatten())
         else:
-            parts = data.part("calibration-fit"), data.part("calibration-rank")
+            split_of = m.config.training.split
+            parts = data.part("calibration-fit", split_of), data.part("calibration-rank", split_of)
         fit, rank = (part.spread(limit or len(part)).images_NHWC for part in parts)
         try:
             calibration = estimation.calibrate(
@@ -166,7 +167,7 @@ def _calibrate_tiles(
 
     if not source.is_dir():
         raise InputError("data", f"{source} is not a folder: tiles are calibrated on a folder of large good images.")
-    readers: list[Callable[[], NDArray[np.uint8]]] = []
+    readers: list[tuple[Path, Callable[[], NDArray[np.uint8]]]] = []
     skipped = 0
     tile = TileSize.for_model(m.height, m.width, side)
     with progress_bar() as on_progress:
@@ -183,10 +184,24 @@ def _calibrate_tiles(
                 tile.grid_shape(*image.shape[:2])
             except InputError as error:
                 raise InputError("data", f"{path}: {error.detail}") from error
-            readers.append(read)
-        fit = _spread([read for i, read in enumerate(readers) if i % SPLIT < FIT], limit)
-        rank = _spread([read for i, read in enumerate(readers) if i % SPLIT >= FIT], limit)
-        calibration = tiles.calibrate(m, fit, rank, side=side, false_positive_rate=rate, on_progress=on_progress)
+            readers.append((path, read))
+        fit = _spread([reader for i, reader in enumerate(readers) if i % SPLIT < FIT], limit)
+        rank = _spread([reader for i, reader in enumerate(readers) if i % SPLIT >= FIT], limit)
+        suspects: list[str] = []
+
+        def add_suspects(stage: str, positions: list[int]) -> None:
+            part = fit if stage == "fit" else rank
+            suspects.extend(printable(part[position][0]) for position in positions)
+
+        calibration = tiles.calibrate(
+            m,
+            [read for _, read in fit],
+            [read for _, read in rank],
+            side=side,
+            false_positive_rate=rate,
+            on_suspicious=add_suspects,
+            on_progress=on_progress,
+        )
     checkpoint.copy(m.folder, folder)
     calibration.save(folder)
     result = {
@@ -201,8 +216,12 @@ def _calibrate_tiles(
         "smallest_p": calibration.smallest_p,
         "skipped": skipped,
         "weakness": calibration.weakness,
+        "suspicious": sorted(suspects),
     }
-    return result, report.describe_tiles(calibration)
+    lines = report.describe_tiles(calibration)
+    if suspects:
+        lines.append(report.describe_suspects(sorted(suspects), len(fit) + len(rank)))
+    return result, lines
 
 
 def _spread(items: list[Item], limit: int | None) -> list[Item]:

@@ -6,7 +6,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
@@ -20,9 +20,15 @@ from ncml.cli.terminal import (
     progress_bar,
     use_threads,
 )
-from ncml.config import Config
+from ncml.config import SHAPE, Config, ModelConfig
 from ncml.errors import InputError
 from ncml.progress import ignore_progress
+
+if TYPE_CHECKING:
+    from ncml.model import Model
+
+BUNDLED = "cifar10"
+"""The model whose weights the recipe `detector` starts with."""
 
 TUNING_SHARE, MIN_TUNING_S = 0.1, 60.0
 """Tuning the sampling options takes this share of the training time, and is skipped if that is less than a minute."""
@@ -55,7 +61,11 @@ def train(
         arg(metavar="cooldown|constant", help_behavior_hint="(default: cooldown)"),
     ] = None,
     cooldown_from: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: none)")] = None,
-    init_from: Annotated[str | None, arg(metavar="NAME|PATH", help_behavior_hint="(default: random weights)")] = None,
+    init_from: Annotated[
+        str | None,
+        arg(metavar="NAME|PATH", help_behavior_hint="(default: random weights; of detector: the bundled model's)"),
+    ] = None,
+    crop: Annotated[int | None, arg(metavar="PIXELS", help_behavior_hint="(default: the recipe's)")] = None,
     resume: bool = False,
     interval: Annotated[int, arg(metavar="COUNT")] = 20_000,
     tracker: Annotated[str | None, arg(metavar="MODULE:FUNCTION", help_behavior_hint="(default: none)")] = None,
@@ -73,7 +83,8 @@ def train(
     Under torchrun, the processes share the work; the result equals that of one process.
 
     Args:
-        recipe: smoke, cifar10_tiny, cifar10_small, cifar10_base, paper_cifar10, paper_imagenet64 or paper_celeba64.
+        recipe: smoke, cifar10_tiny, cifar10_small, cifar10_base, detector, paper_cifar10, paper_imagenet64 or
+            paper_celeba64.
         data: Folder of images (with a subfolder for each class, or without), folder of parquet files, or Hub name.
         out: Model folder to write; its name becomes the model's name.
         size: Height and width that images are resized to.
@@ -88,7 +99,9 @@ def train(
         schedule: Learning rate after the warm-up: cooldown falls to 0 at the end, constant does not change.
         cooldown_from: Folder of a run to branch from. The learning rate of the branch falls to 0 by --max-images; the
             original run does not change.
-        init_from: Model whose weights the run starts with.
+        init_from: Model whose weights the run starts with; in the recipe detector, it also determines the network.
+        crop: Train on random squares of this side, cut from large images and resized to the model's size, and calibrate
+            tiles of that side on whole images; for small defects, choose about ten times their size.
         resume: Continue the run in the folder.
         interval: Images between measurements, each with a sample grid and a saved state.
         tracker: Tracker in addition to TensorBoard: a function of (folder, config), see ncml.training.tracking.
@@ -100,7 +113,7 @@ def train(
         as_json: Print JSON.
     """
     counts = {"noise": noise, "max-images": max_images, "batch-size": batch_size, "learning-rate": learning_rate}
-    counts |= {"interval": interval, "grad-accum-steps": grad_accum_steps}
+    counts |= {"interval": interval, "grad-accum-steps": grad_accum_steps, "crop": crop}
     for name, value in counts.items():
         if isinstance(value, int | float) and not value > 0:  # NaN included
             raise InputError(name, f"--{name} must be more than 0, not {value}.")
@@ -114,7 +127,9 @@ def train(
     if size is not None:
         height, width = parse_size(size)
         recipe_config = replace(recipe_config, model=replace(recipe_config.model, height=height, width=width))
-    recipe_config = _with_training(recipe_config, batch_size, learning_rate, precision, schedule == "constant")
+    recipe_config = _with_training(recipe_config, batch_size, learning_rate, precision, schedule == "constant", crop)
+    if recipe == "detector" and init_from is None and cooldown_from is None:
+        init_from = BUNDLED
     if noise == "paper":
         recipe_config = config.paper_literal(recipe_config, process)
     else:
@@ -131,6 +146,9 @@ def train(
     check_device(device)
     if threads is not None:
         use_threads(threads)
+    initial = None if init_from is None else load(init_from, "cpu")
+    if recipe == "detector" and initial is not None:
+        recipe_config = replace(recipe_config, model=_network_of(initial, recipe_config.model))
     trackers = [] if tracker is None else [tracker_factory(tracker)]
     start = time.monotonic()
     with process_group(device) as group, progress_bar() as on_progress:
@@ -142,7 +160,7 @@ def train(
             total_images=max_images,
             resume=resume,
             cooldown_from=cooldown_from,
-            init_from=None if init_from is None else load(init_from, "cpu"),
+            init_from=initial,
             group=group,
             execution=Execution(
                 grad_accum_steps=grad_accum_steps, activation_checkpointing=activation_checkpointing, compile=compile
@@ -155,14 +173,16 @@ def train(
         )
     if trained is None:
         return
-    _tune(trained.folder, data, device, TUNING_SHARE * (time.monotonic() - start))
+    if recipe_config.training.crop is None:  # crops are scored, not generated
+        _tune(trained.folder, data, device, TUNING_SHARE * (time.monotonic() - start))
     if as_json:
         model = {"name": trained.folder.name, "version": trained.version}
         result = {"metrics": trained.metrics, "calibrated": trained.calibrated}
         print_json({"model": model, "folder": str(trained.folder)} | result)
     else:
         print(trained.folder, *(f"{name} {value:g}" for name, value in trained.metrics.items()), sep="  ")
-        print(f"try: ncml score IMAGE --model {trained.folder}", file=sys.stderr)
+        tile = " --tile" if recipe_config.training.crop else ""
+        print(f"try: ncml score IMAGE --model {trained.folder}{tile}", file=sys.stderr)
 
 
 def _tune(folder: Path, data: str, device: str, max_seconds: float) -> None:
@@ -187,6 +207,7 @@ def _with_training(
     learning_rate: float | None,
     precision: Literal["fp32", "bf16"] | None,
     constant: bool,
+    crop: int | None,
 ) -> Config:
     """Return the recipe with other training settings; None keeps the recipe's."""
     training = recipe_config.training
@@ -198,8 +219,15 @@ def _with_training(
         muon_learning_rate=muon_rate and muon_rate * adam_rate / training.learning_rate,
         cooldown_fraction=0.0 if constant else training.cooldown_fraction,
         precision=precision or training.precision,
+        crop=crop or training.crop,
     )
     return replace(recipe_config, training=training)
+
+
+def _network_of(initial: "Model", model: ModelConfig) -> ModelConfig:
+    """Return the model with the network's shape of the one that it starts from, at its own size."""
+    shape = {name: getattr(initial.config.model, name) for name in SHAPE}
+    return replace(model, **shape)
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -108,7 +108,7 @@ class Tuner:
     def __init__(self, model: Model, data: Dataset, images: int, on_progress: OnProgress) -> None:
         self.model, self.images, self.on_progress = model, images, on_progress
         self.extractor = load_extractor()
-        held_out = data.part("calibration-rank").spread(REFERENCE)
+        held_out = data.part("calibration-rank", model.config.training.split).spread(REFERENCE)
         if len(held_out) < MIN_IMAGES:
             raise InputError(
                 "data", f"{len(held_out)} images are held out; tuning compares with at least {MIN_IMAGES}: add images."
@@ -147,7 +147,7 @@ class Tuner:
         """Train a probe, and measure it on real images; none if the data does not have the model's classes."""
         if not self.model.classes or data.classes != self.model.classes:
             return None, None
-        training = data.part("fit").spread(PROBE_TRAINING)
+        training = data.part("fit", self.model.config.training.split).spread(PROBE_TRAINING)
         features_NF = self._features(training.images_NHWC.numpy(), "training images")
         probe = Probe.train(features_NF, training.labels_N.numpy())
         return probe, bootstrap.mean(probe.recognised(self.reference_NF, held_out.labels_N.numpy()))

@@ -34,6 +34,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ncml.errors import InputError
 from ncml.ood import storage
@@ -54,6 +55,29 @@ RIDGE = 0.03
 
 From 24 to 225 images its size matters little; shrinking as much as the formula of OAS (2010) detects less.
 """
+
+
+PRIOR_IMAGES = 10
+"""Images that the correlations of another Gaussian count as, where one is shrunk towards it.
+
+Measured on photographs (imagenet1k_32) with the bundled calibration as prior: the mean AUROC over alterations and
+textures rises by .013 with 20 images, and falls by .004 with 100; larger weights lose more.
+"""
+
+SUSPICIOUS = 8
+"""Robust standard deviations from the median beyond which a measurement makes an image suspicious.
+
+Of 200 photographs, the largest is 6.5.
+"""
+
+
+def suspicious(columns: Columns) -> NDArray[np.bool_]:
+    """Return which images of a set that should be alike lie far from the others in any measurement, [N]."""
+    x_NM = np.stack(list(columns.values()), 1)
+    distance_NM = np.abs(x_NM - np.median(x_NM, 0))
+    deviation_M = 1.4826 * np.median(distance_NM, 0)  # that of a Gaussian
+    deviation_M = np.where(deviation_M > 1e-6, deviation_M, np.maximum(x_NM.std(0), 1e-6))  # most may be equal
+    return np.asarray((distance_NM > SUSPICIOUS * deviation_M).any(1), np.bool_)
 
 
 def check_image_count(count: int) -> None:
@@ -79,17 +103,23 @@ class Gaussian:
     precision: tuple[tuple[float, ...], ...]
 
     @classmethod
-    def estimate(cls, columns: Columns) -> Gaussian:
+    def estimate(cls, columns: Columns, prior: Gaussian | None = None) -> Gaussian:
         """Estimate the sample mean, and the inverse of the sample covariance with a ridge that keeps it invertible.
 
+        Suspicious images do not count if 20 others do. prior: a Gaussian of the same measurements, towards whose
+        correlations those of the sample are shrunk.
         Raises `InputError` for fewer than 20 images.
         """
-        count = len(next(iter(columns.values())))
-        check_image_count(count)
+        check_image_count(len(next(iter(columns.values()))))
         x_NM = np.stack(list(columns.values()), 1)
+        is_usual_N = ~suspicious(columns)
+        x_NM = x_NM[is_usual_N] if is_usual_N.sum() >= MIN_IMAGES else x_NM
+        count, M = x_NM.shape
         deviation_M = np.maximum(x_NM.std(0), 1e-6)
         correlation_MM = np.atleast_2d(np.cov((x_NM / deviation_M).T))
-        M = len(deviation_M)
+        if prior is not None and prior.columns == tuple(columns):
+            correlation_MM = (count * correlation_MM + PRIOR_IMAGES * prior.correlation()) / (count + PRIOR_IMAGES)
+            count += PRIOR_IMAGES
         ridge = RIDGE * M / count * np.eye(M)
         precision_MM = np.linalg.inv(correlation_MM + ridge) / np.outer(deviation_M, deviation_M)
         return cls(tuple(columns), tuple(x_NM.mean(0).tolist()), tuple(map(tuple, precision_MM.tolist())))
@@ -108,6 +138,12 @@ class Gaussian:
             raise ValueError("its precision matrix is not positive definite")
         return cls(columns, tuple(mean_M.tolist()), tuple(map(tuple, precision_MM.tolist())))
 
+    def correlation(self) -> Floats:
+        """Return the correlations of the measurements, [M, M]."""
+        covariance_MM = np.linalg.inv(np.array(self.precision))
+        deviation_M = np.sqrt(np.diag(covariance_MM))
+        return covariance_MM / np.outer(deviation_M, deviation_M)
+
     def distance(self, columns: Columns) -> Floats:
         """Compute the Mahalanobis distance sqrt((v - m)' S^-1 (v - m)) of each image, [N]."""
         centred_NM = np.stack([columns[name] for name in self.columns], 1) - np.array(self.mean)
@@ -123,10 +159,16 @@ class Estimates:
     """By statistic."""
 
     @classmethod
-    def estimate(cls, columns: Columns, statistics: Mapping[str, Statistic]) -> Estimates:
-        """Estimate the parameters of all statistics; `columns` are those that `required_columns` lists for them."""
+    def estimate(
+        cls, columns: Columns, statistics: Mapping[str, Statistic], prior: Estimates | None = None
+    ) -> Estimates:
+        """Estimate the parameters of all statistics; `columns` are those that `required_columns` lists for them.
+
+        prior: other estimates, towards whose correlations the Gaussians are shrunk.
+        """
+        priors = {} if prior is None else prior.gaussians
         gaussians = {
-            name: Gaussian.estimate({column: columns[column] for column in statistic.needs})
+            name: Gaussian.estimate({column: columns[column] for column in statistic.needs}, priors.get(name))
             for name, statistic in statistics.items()
             if statistic.is_gaussian
         }

@@ -8,7 +8,8 @@
 
 One statistic does not find all three: a small defect is lost in the average of a tile, and a global change in the
 spread of tiles. The measurements of `worst_tile` are those of `multiscale`, those of `mean` of `multiscale_corr`
-(`ncml.ood.statistics`). `peak` is taken at the smallest noise level above 0, where single pixels surprise least.
+(`ncml.ood.statistics`); the Gaussians of both are those of tiles, since a Gaussian of the means of some 30 images was
+measured to detect less. `peak` is taken at the smallest noise level above 0, where single pixels surprise least.
 
 Shapes: T tiles, M measurements.
 """

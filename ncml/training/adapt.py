@@ -9,15 +9,18 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ncml import checkpoint
 from ncml.calibration import report
 from ncml.calibration.estimation import calibrate
+from ncml.calibration.report import describe_suspects
 from ncml.errors import InputError
 from ncml.model import Model, load
 from ncml.ood.calibration import Calibration
@@ -54,6 +57,7 @@ def adapt(
     *,
     false_positive_rate: float = 0.05,
     max_seconds: float = 0.0,
+    names: Sequence[str] = (),
     device: str = "cpu",
     on_message: Callable[[str], None] = lambda line: None,
     on_progress: OnProgress = ignore_progress,
@@ -61,6 +65,7 @@ def adapt(
     """Calibrate a copy of a model on good images that it was not trained on; fine-tune it first if that is stronger.
 
     max_seconds: for fine-tuning; 0: none.
+    names: of the images, to name those that lie far from the others.
     on_message: called with what was decided.
     Raises `InputError` for too few images, for images that are all equal, and for a folder `out` of something else.
     """
@@ -81,14 +86,24 @@ def adapt(
             )
             if fine_tuned:
                 winner, estimating = candidate, selecting
+        suspects: list[int] = []
+
+        def add_suspects(stage: str, positions: list[int]) -> None:
+            part = estimating if stage == "fit" else ranking
+            suspects.extend(_positions(part)[positions].tolist())
+
         calibration = calibrate(
             winner,
             estimating.images_NHWC,
             ranking.images_NHWC,
             false_positive_rate=false_positive_rate,
             foreign=foreign,
+            prior=model.calibration,
+            on_suspicious=add_suspects,
             on_progress=on_progress,
         )
+        if suspects:
+            on_message(describe_suspects([names[i] if names else f"image {i}" for i in sorted(suspects)], len(data)))
         checkpoint.copy(winner.folder, out)
     report.save(calibration, out)
     return AdaptedModel(out, calibration, fine_tuned)
@@ -107,6 +122,11 @@ def split(data: Dataset, false_positive_rate: float) -> tuple[Dataset, Dataset]:
     if bool((images_NHWC == images_NHWC[:1]).all()):
         raise InputError("data", "all images are equal: use images that show how good ones differ.")
     return _halves(data, max(MIN_IMAGES, min(len(data) - min_ranks, round(ESTIMATING * len(data)))))
+
+
+def _positions(part: Dataset) -> NDArray[np.int64]:
+    """Return the positions of a part's images in the whole set."""
+    return np.arange(len(part)) if part.rows_N is None else part.rows_N.numpy()
 
 
 def _halves(data: Dataset, count: int) -> tuple[Dataset, Dataset]:

@@ -14,15 +14,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ncml.images.tiling import TileSize
+from ncml.ood.statistics import MIN_IMAGES
 from ncml.progress import OnProgress, ignore_progress
+from ncml.training.cropping import Cropping, crops_per_image
 from ncml.training.decoding import ImageCache, decode
 from ncml.training.inventory import Inventory
 from ncml.training.sources import open_source
 
 Part = Literal["fit", "calibration-fit", "calibration-rank"]
 
-SPLIT = 50
-"""Of every 50 images, in the dataset's order, the first 2 are calibration-fit and the next 5 calibration-rank."""
+SPLIT, SMALLEST_SPLIT = 50, 14
+"""Of every 50 images, in the dataset's order, the first 2 are calibration-fit and the next 5 calibration-rank.
+
+Of fewer than 1,200 images a larger share is held out, up to half: 7 of every `split_for` images, so that about 50
+estimate and 120 rank. Of fewer than 140, half would not suffice to calibrate (`ncml adapt` needs 39).
+"""
+
+HELD_OUT = 168
+"""Images that a small dataset holds out, if that is at most half of them."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +49,8 @@ class Dataset:
     """The contents of the source."""
     rows_N: Tensor | None = None
     """int64 [N]: the position of each image in the store."""
+    crops: int = 1
+    """Consecutive images that are crops of one; of the whole dataset, not of a part."""
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -62,9 +74,12 @@ class Dataset:
         n = min(count, len(self))
         return self.take(torch.arange(n) * len(self) // max(1, n))
 
-    def part(self, name: Part) -> Dataset:
-        """Return one of three disjoint parts by position i: i mod 50 is 0-1, 2-6, or higher (fit)."""
-        position = torch.arange(len(self)) % SPLIT
+    def part(self, name: Part, split: int = SPLIT) -> Dataset:
+        """Return one of three disjoint parts by position i: i mod `split` is 0-1, 2-6, or higher (fit).
+
+        The crops of an image share its position. split: that of the model's `TrainingConfig`.
+        """
+        position = torch.arange(len(self)) // self.crops % split
         members = {
             "calibration-fit": position < 2,
             "calibration-rank": (position >= 2) & (position < 7),
@@ -80,6 +95,7 @@ def load(
     *,
     split: str = "train",
     keep: Path | None = None,
+    crop: int | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> Dataset:
     """Read a dataset at the given size.
@@ -88,13 +104,27 @@ def load(
     split: which split of a parquet folder or Hub dataset.
     keep: folder for the decoded images, which are then mapped instead of held in memory. If it holds them already they
         are not decoded again, unless the source has changed. Processes on the same disk can share it.
+    crop: side in pixels of the random squares that are cut from each image (of the model's aspect), instead of the
+        whole image; several from each.
     on_progress: counts images.
     """
     opened = open_source(source, split)
+    cropping = (
+        None if crop is None else Cropping(TileSize.for_model(height, width, crop), crops_per_image(opened.count))
+    )
     if keep is None:
-        decoded = decode(opened, np.empty((opened.count, height, width, 3), np.uint8), on_progress)
+        count = opened.count * (cropping.count if cropping else 1)
+        decoded = decode(opened, np.empty((count, height, width, 3), np.uint8), on_progress, cropping)
     else:
-        cache = ImageCache(keep, opened, height, width, split)
+        cache = ImageCache(keep, opened, height, width, split, cropping)
         decoded = cache.read() or cache.fill(on_progress)
     pixels_NHWC, labels_N = torch.from_numpy(decoded.pixels_NHWC), torch.from_numpy(decoded.labels_N)
-    return Dataset(pixels_NHWC, labels_N, decoded.classes, decoded.inventory)
+    crops = cropping.count if cropping else 1
+    return Dataset(pixels_NHWC, labels_N, decoded.classes, decoded.inventory, crops=crops)
+
+
+def split_for(count: int) -> int:
+    """Return of how many images 7 are held out, for a dataset of this many."""
+    if 2 * count < MIN_IMAGES * SMALLEST_SPLIT:
+        return SPLIT
+    return max(SMALLEST_SPLIT, min(SPLIT, 7 * count // HELD_OUT))

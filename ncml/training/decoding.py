@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ncml import checkpoint, images
 from ncml.errors import InputError
 from ncml.progress import OnProgress, Progress
+from ncml.training.cropping import Cropping
 from ncml.training.inventory import Inventory
 from ncml.training.sources import Row, Source, no_images
 
@@ -39,34 +40,53 @@ class DecodedImages:
     inventory: Inventory
 
 
-def decode(source: Source, pixels_NHWC: NDArray[np.uint8], on_progress: OnProgress) -> DecodedImages:
-    """Decode into an array with room for each row; rows that cannot be read leave no gaps."""
-    count, height, width, _ = pixels_NHWC.shape
+@dataclass(frozen=True)
+class DecodedRow:
+    """One image of a source."""
+
+    pixels_KHWC: NDArray[np.uint8]
+    """The image at the model's size, or its crops."""
+    size: str
+    """Width and height before."""
+    enlarged: bool
+    """Whether it is smaller than the model's size."""
+    digest: bytes
+    """Of the whole image at the model's size."""
+
+
+def decode(
+    source: Source, pixels_NHWC: NDArray[np.uint8], on_progress: OnProgress, cropping: Cropping | None = None
+) -> DecodedImages:
+    """Decode into an array with room for each row; rows that cannot be read leave no gaps.
+
+    cropping: how crops are cut from each image; None: whole images.
+    """
+    _, height, width, _ = pixels_NHWC.shape
     labels: list[int] = []
     unreadable = list(source.unreadable)
     sizes: Counter[str] = Counter()
     hashes: set[bytes] = set()
-    enlarged = 0
-    for number, (row, decoded) in enumerate(_decode_rows(source.rows, height, width), 1):
+    enlarged = decoded_count = 0
+    for number, (row, decoded) in enumerate(_decode_rows(source.rows, height, width, cropping), 1):
         if decoded is None:
             unreadable.append(row.name)
         else:
-            image, (original_height, original_width) = decoded
-            pixels_NHWC[len(labels)] = image
-            labels.append(row.label)
-            sizes[f"{original_width}x{original_height}"] += 1
-            enlarged += original_height < height or original_width < width
-            hashes.add(hashlib.blake2b(image.tobytes(), digest_size=16).digest())
+            pixels_NHWC[len(labels) : len(labels) + len(decoded.pixels_KHWC)] = decoded.pixels_KHWC
+            labels += [row.label] * len(decoded.pixels_KHWC)
+            decoded_count += 1
+            sizes[decoded.size] += 1
+            enlarged += decoded.enlarged
+            hashes.add(decoded.digest)
         if number % CHUNK == 0:
-            on_progress(Progress("read", number, count))
+            on_progress(Progress("read", number, source.count))
     if not labels:
         raise no_images(source, len(unreadable))
     by_class = np.bincount(labels, minlength=len(source.classes)).tolist() if source.classes else []
     inventory = Inventory(
-        files=len(labels) + len(unreadable),
+        files=decoded_count + len(unreadable),
         sizes=sizes,
         enlarged=enlarged,
-        copies=len(labels) - len(hashes),
+        copies=decoded_count - len(hashes),
         unreadable=unreadable,
         classes=dict(zip(source.classes, by_class, strict=bool(source.classes))),
     )
@@ -74,33 +94,41 @@ def decode(source: Source, pixels_NHWC: NDArray[np.uint8], on_progress: OnProgre
 
 
 def _decode_rows(
-    rows: Iterable[Row], height: int, width: int
-) -> Iterator[tuple[Row, tuple[NDArray[np.uint8], tuple[int, ...]] | None]]:
-    """Yield each row in order with its image and its original size, or None; uses PyTorch's number of threads."""
+    rows: Iterable[Row], height: int, width: int, cropping: Cropping | None
+) -> Iterator[tuple[Row, DecodedRow | None]]:
+    """Yield each row in order with its image, or None; uses PyTorch's number of threads."""
 
-    def decode_row(row: Row) -> tuple[NDArray[np.uint8], tuple[int, ...]] | None:
+    def decode_row(numbered: tuple[int, Row]) -> DecodedRow | None:
+        number, row = numbered
         try:
             image = images.open_image(row.data, field="data")
         except InputError:
             return None
-        return images.resize_to(image, height, width), image.shape[:2]
+        H, W = image.shape[:2]
+        whole = images.resize_to(image, height, width)
+        pixels = [whole] if cropping is None else cropping.cut(image, row.name, number, height, width)
+        digest = hashlib.blake2b(whole.tobytes(), digest_size=16).digest()
+        return DecodedRow(np.stack(pixels), f"{W}x{H}", height > H or width > W, digest)
 
-    rows = iter(rows)
+    numbered_rows = enumerate(rows)
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        while chunk := list(itertools.islice(rows, CHUNK)):
-            yield from zip(chunk, pool.map(decode_row, chunk), strict=True)
+        while chunk := list(itertools.islice(numbered_rows, CHUNK)):
+            yield from zip((row for _, row in chunk), pool.map(decode_row, chunk), strict=True)
 
 
 class ImageCache:
     """A folder of decoded images, complete once it has its description."""
 
-    def __init__(self, folder: Path, source: Source, height: int, width: int, split: str) -> None:
+    def __init__(
+        self, folder: Path, source: Source, height: int, width: int, split: str, cropping: Cropping | None = None
+    ) -> None:
         self.pixels, self.labels, self.description = (
             folder / name for name in ("images.npy", "labels.npy", "description.json")
         )
-        self.source = source
-        self.shape = (source.count, height, width, 3)
-        self.identity = [source.identity, height, width, split, images.PREPROCESSING]
+        self.source, self.cropping = source, cropping
+        self.shape = (source.count * (cropping.count if cropping else 1), height, width, 3)
+        crops = [] if cropping is None else [cropping.tile.height, cropping.tile.width, cropping.count]
+        self.identity = [source.identity, height, width, split, images.PREPROCESSING, *crops]
 
     def read(self) -> DecodedImages | None:
         """Map the images from the folder; return None if it is incomplete or holds other images."""
@@ -131,7 +159,7 @@ class ImageCache:
                 f"{folder} has no room for {size:.1f} GiB of decoded images ({error.strerror}): free disk space, or "
                 "choose an --out on another disk.",
             ) from error
-        decoded = decode(self.source, pixels_NHWC, on_progress)
+        decoded = decode(self.source, pixels_NHWC, on_progress, self.cropping)
         np.save(self.labels, decoded.labels_N)
         description = {
             "identity": self.identity,

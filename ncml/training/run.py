@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ncml import checkpoint
+from ncml.calibration import tiles
 from ncml.calibration.estimation import calibrate
 from ncml.calibration.report import describe as describe_calibration
+from ncml.calibration.report import describe_tiles
 from ncml.calibration.report import save as save_calibration
-from ncml.config import Config
+from ncml.config import Config, TrainingConfig
 from ncml.errors import InputError
 from ncml.model import Model
 from ncml.model import load as load_model
@@ -22,14 +24,15 @@ from ncml.progress import OnProgress, ignore_progress
 from ncml.runtime import reuse_freed_memory, use_full_precision
 from ncml.training import dataset
 from ncml.training.card import model_card
+from ncml.training.cropping import image_readers
 from ncml.training.dataset import Dataset
 from ncml.training.distributed import SINGLE_PROCESS, ProcessGroup
 from ncml.training.inventory import counted
 from ncml.training.loop import train_loop
 from ncml.training.objective import held_out_bits
 from ncml.training.report import Reporter, describe_plan
-from ncml.training.sources import is_image_folder
-from ncml.training.state import STATE
+from ncml.training.sources import is_image_folder, open_source, readable_rows
+from ncml.training.state import STATE, TrainingState
 from ncml.training.tracking import Tracker
 from ncml.training.trainer import DEFAULT_EXECUTION, Execution, Trainer
 from ncml.training.transfer import start_from
@@ -99,9 +102,17 @@ def train(
         )
     height, width = config.model.height, config.model.width
     with group.main_first():  # rank 0 decodes the images, the others map the result
-        data = dataset.load(source, height, width, keep=run_folder / "images", on_progress=on_progress)
-    config = replace(config, model=replace(config.model, classes=data.classes))
-    training_part, held_out = data.part("fit"), data.part("calibration-fit")
+        data = dataset.load(
+            source, height, width, keep=run_folder / "images", crop=config.training.crop, on_progress=on_progress
+        )
+    earlier = state if resume else None if cooldown_from is None else cooldown_from / STATE
+    split = dataset.split_for(len(data) // data.crops) if earlier is None else TrainingState.read(earlier).split
+    config = replace(
+        config,
+        model=replace(config.model, classes=() if config.training.crop else data.classes),
+        training=replace(config.training, split=split),
+    )
+    training_part, held_out = data.part("fit", split), data.part("calibration-fit", split)
     for line in data.inventory.lines(height, width):
         on_message(line)
     if not len(training_part) or not len(held_out):
@@ -181,34 +192,75 @@ def _finish(
     on_progress: OnProgress,
 ) -> TrainedModel | None:
     """Measure the averaged weights, write the model folder, calibrate the model."""
-    measured, part = _load_measured_part(source, data, (out / STATE).parent, trainer.group)
+    training = trainer.config.training
+    measured, part = _load_measured_part(source, data, training.split, (out / STATE).parent, trainer.group)
+    if training.crop is not None:
+        measured = measured.spread(MONITORED)
     bpd = held_out_bits(trainer.ema, measured, group=trainer.group, on_progress=on_progress)
     if not trainer.group.is_main:
         return None
     metrics = {"test_bpd" if part == "test" else "held_out_bpd": round(bpd, 4), "images_seen": trainer.images_seen}
     card = model_card(trainer, command, data, bpd, part, len(measured))
     version = checkpoint.save(out, trainer.ema, metrics=metrics, card=card)
-    return TrainedModel(out, version, metrics, _calibrate(out, data, trainer.group.device, on_message, on_progress))
+    device = trainer.group.device
+    if training.crop is not None:
+        calibrated = _calibrate_tiles(out, source, data, training, device, on_message, on_progress)
+    else:
+        calibrated = _calibrate(out, data, training.split, device, on_message, on_progress)
+    return TrainedModel(out, version, metrics, calibrated)
 
 
-def _load_measured_part(source: str, data: Dataset, run_folder: Path, group: ProcessGroup) -> tuple[Dataset, str]:
+def _load_measured_part(
+    source: str, data: Dataset, split: int, run_folder: Path, group: ProcessGroup
+) -> tuple[Dataset, str]:
     """Return the images that measure the finished run, and the name of their part or split."""
-    if not is_image_folder(source):
+    if not is_image_folder(source) and data.crops == 1:
         height, width = data.store_NHWC.shape[1:3]
         try:
             with group.main_first():
                 return dataset.load(source, height, width, split="test", keep=run_folder / "test"), "test"
         except InputError:
             pass  # the dataset has no test split
-    return data.part("calibration-fit"), "calibration-fit"
+    return data.part("calibration-fit", split), "calibration-fit"
+
+
+def _calibrate_tiles(
+    out: Path,
+    source: str,
+    data: Dataset,
+    training: TrainingConfig,
+    device: str,
+    on_message: Callable[[str], None],
+    on_progress: OnProgress,
+) -> bool:
+    """Calibrate the tiles of the model in `out` on whole held-out images, if there are enough; return whether."""
+    readers = image_readers(readable_rows(open_source(source, "train"), data.inventory.unreadable))
+    positions = [index % training.split for index in range(len(readers))]
+    fit = [reader for reader, position in zip(readers, positions, strict=True) if position < 2]
+    rank = [reader for reader, position in zip(readers, positions, strict=True) if 2 <= position < 7]
+    try:
+        calibration = tiles.calibrate(load_model(out, device), fit, rank, side=training.crop, on_progress=on_progress)
+    except InputError as error:
+        on_message(f"not calibrated, so `ncml score --tile` gives no p-values: {error}")
+        return False
+    calibration.save(out)
+    on_message(f"tiles are calibrated on {calibration.n_fit} and {calibration.n_rank} held-out images")
+    for line in describe_tiles(calibration):
+        on_message(line)
+    return True
 
 
 def _calibrate(
-    out: Path, data: Dataset, device: str, on_message: Callable[[str], None], on_progress: OnProgress
+    out: Path,
+    data: Dataset,
+    split: int,
+    device: str,
+    on_message: Callable[[str], None],
+    on_progress: OnProgress,
 ) -> bool:
     """Calibrate the model in `out` if there are enough images; return whether there are."""
-    fit = data.part("calibration-fit").spread(CALIBRATION_FIT)
-    rank = data.part("calibration-rank").spread(CALIBRATION_RANK)
+    fit = data.part("calibration-fit", split).spread(CALIBRATION_FIT)
+    rank = data.part("calibration-rank", split).spread(CALIBRATION_RANK)
     try:
         calibration = calibrate(load_model(out, device), fit.images_NHWC, rank.images_NHWC, on_progress=on_progress)
     except InputError as error:

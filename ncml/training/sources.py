@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -50,6 +50,12 @@ def open_source(name: str, split: str) -> Source:
     if not source.count:
         raise no_images(source, len(source.unreadable))
     return source
+
+
+def readable_rows(source: Source, unreadable: Collection[str]) -> list[Row]:
+    """Return the rows of a source's dataset: those whose names are not among the unreadable ones."""
+    skipped = set(unreadable)
+    return [row for row in source.rows if row.name not in skipped]
 
 
 def is_image_folder(name: str) -> bool:

@@ -40,6 +40,11 @@ class TrainingState:
     history: list[dict[str, float]]
     """The learning curve: a row for each measurement."""
 
+    @property
+    def split(self) -> int:
+        """How the run's images are split into parts (`ncml.training.dataset`)."""
+        return self.config.training.split
+
     def write(self, path: Path) -> None:
         """Write the state to a file atomically; raise OSError or SafetensorError where that fails."""
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from ncml.config import LevelConfig
+from ncml.config import SHAPE, LevelConfig
 from ncml.errors import InputError
 from ncml.network.ncpn import NCPN
-
-SHAPE = ("levels", "mixtures", "heads", "embedding")
-"""Settings that a model must share with the one whose weights it starts with; sizes, classes and noise may differ."""
 
 LABEL, ORIENTATION, BIAS = (f"conditioning.{name}" for name in ("label.weight", "orientation.weight", "noise.2.bias"))
 

@@ -216,3 +216,39 @@ def test_the_page_lists_every_statistic_of_the_bundled_model() -> None:
     cells = re.findall(r"^\| ([^|]+) \|", table, re.MULTILINE)
     named = {name for cell in cells for name in re.findall(r"`(\w[\w.]*)`", cell)}
     assert named == statistics.build_statistics(ncml.load(ROOT / "models" / "cifar10").config).keys()
+
+
+def related(count: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Return measurements of so many images, which are correlated."""
+    mix = np.random.default_rng(1).normal(size=(5, 5))
+    rng = np.random.default_rng(seed)
+    return dict(zip("abcde", (rng.normal(size=(count, 5)) @ mix + 3).T, strict=True))
+
+
+def test_a_good_image_with_a_defect_is_suspicious_and_does_not_estimate() -> None:
+    columns = {name: values.copy() for name, values in related(60).items()}
+    assert not statistics.suspicious(columns).any()
+    clean = statistics.Gaussian.estimate({name: values[1:] for name, values in columns.items()})
+    columns["a"][0] += 1e3
+    assert statistics.suspicious(columns).tolist() == [True] + [False] * 59
+    assert statistics.Gaussian.estimate(columns) == clean
+    few = {name: values[:20] for name, values in columns.items()}
+    assert np.isfinite(statistics.Gaussian.estimate(few).mean).all()  # 19 others are too few
+
+
+def test_images_that_are_mostly_equal_are_not_all_suspicious() -> None:
+    assert not statistics.suspicious({"a": np.array([1.0] * 30 + [2.0] * 10)}).any()
+
+
+def test_correlations_are_shrunk_towards_those_of_a_prior() -> None:
+    truth = statistics.Gaussian.estimate(related(20_000))
+    few = [related(20, seed) for seed in range(2, 12)]
+    plain = [statistics.Gaussian.estimate(columns) for columns in few]
+    shrunk = [statistics.Gaussian.estimate(columns, truth) for columns in few]
+    errors = [
+        np.mean([np.abs(gaussian.correlation() - truth.correlation()).max() for gaussian in gaussians])
+        for gaussians in (plain, shrunk)
+    ]
+    assert errors[1] < 0.8 * errors[0]
+    other = statistics.Gaussian(("x",), (0.0,), ((1.0,),))
+    assert statistics.Gaussian.estimate(few[0], other) == plain[0]  # of other measurements

@@ -42,10 +42,14 @@ def test_too_few_or_equal_images_are_refused() -> None:
 def test_a_folder_becomes_a_detector(
     model: ncml.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    nets.save_images(tmp_path / "good", good(60).images_NHWC.numpy())
+    images_NHWC = np.random.default_rng(0).normal(120, 12, (60, 8, 8, 3)).astype(np.uint8)
+    images_NHWC[7] = 0
+    nets.save_images(tmp_path / "good", images_NHWC)
     monkeypatch.chdir(tmp_path)
     assert cli.main(["adapt", "good", "--model", str(model.folder), "--out", "mine", "--json"]) == 0
-    result = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    result = json.loads(printed.out)
+    assert "1 of 60 images are unlike the others: 007.png; remove any that is not good" in printed.err
     assert (result["n_fit"], result["n_rank"], result["fine_tuned"]) == (20, 40, False)
     assert "images of the model's own kind" in result["power"]["foreign"]
     adapted = ncml.load("mine")

@@ -232,6 +232,44 @@ def test_the_three_parts_are_disjoint_and_have_the_stated_sizes() -> None:
     assert parts["calibration-rank"].labels_N[:6].tolist() == [2, 3, 4, 5, 6, 52]
 
 
+@pytest.mark.parametrize(
+    ("count", "split", "estimating", "ranking"),
+    [(100, 50, 4, 10), (140, 14, 20, 50), (350, 14, 50, 125), (646, 26, 50, 125), (1_203, 50, 50, 121)],
+)
+def test_a_small_dataset_holds_out_enough_to_calibrate(count: int, split: int, estimating: int, ranking: int) -> None:
+    assert dataset.split_for(count) == split
+    whole = Dataset(torch.zeros(count, 1, 1, 3, dtype=torch.uint8), torch.arange(count), ())
+    assert len(whole.part("calibration-fit", split)) == estimating
+    assert len(whole.part("calibration-rank", split)) == ranking
+    assert len(whole.part("fit", split)) == count - estimating - ranking
+
+
+def test_crops_are_cut_from_large_images_and_stay_in_the_part_of_their_image(tmp_path: Path) -> None:
+    """Image i has the grey level i, and its position in red, so that crops show where they come from."""
+    folder, kept = tmp_path / "photos", tmp_path / "kept"
+    folder.mkdir()
+    for i in range(9):
+        image = np.full((24, 40, 3), i, np.uint8)
+        image[..., 0] = np.arange(40)
+        Image.fromarray(image).save(folder / f"{i}.png")
+    (folder / "3.png").write_text("junk")
+    first, again = (dataset.load(str(folder), 8, 8, crop=16, keep=kept) for _ in range(2))
+    assert first.crops == 64
+    assert len(first) == 8 * 64
+    assert torch.equal(first.images_NHWC, again.images_NHWC)
+    assert (first.inventory.images, first.inventory.sizes) == (8, {"40x24": 8})
+    assert first.images_NHWC.shape[1:] == (8, 8, 3)
+    lefts = first.images_NHWC[:, 0, 0, 0]
+    assert len(lefts.unique()) > 10  # positions vary
+    grey = first.images_NHWC[:, 0, 0, 1].reshape(8, 64)
+    assert (grey == grey[:, :1]).all()
+    assert grey[:, 0].tolist() == [0, 1, 2, 4, 5, 6, 7, 8]
+    assert set(first.part("calibration-fit").images_NHWC[:, 0, 0, 1].tolist()) == {0, 1}
+    assert set(first.part("calibration-rank").images_NHWC[:, 0, 0, 1].tolist()) == {2, 4, 5, 6, 7}
+    with pytest.raises(InputError, match=r"0.png has 40 x 24 pixels, less than a crop of 32 x 32: use a smaller"):
+        dataset.load(str(folder), 8, 8, crop=32)
+
+
 def test_the_first_so_many() -> None:
     whole = Dataset(nets.images(4), torch.arange(4), ("a", "b", "c", "d"), Inventory(files=4))
     part = whole.first(3)

