@@ -1,9 +1,9 @@
 """The sampling options that a model folder recommends, chosen by measurement.
 
 Options are chosen one after another: the start noise with the smallest kernel distance (KD) of generated from held-out
-images in named features; where a probe can be trained on the model's classes, the guidance under which it recognises
-most generated images, as long as KD stays within the interval of KD without guidance; the temperature with the smallest
-KD.
+images in named features; where a probe can be trained on the model's classes, the guidance with the smallest KD among
+those under which the probe recognises most generated images, or not measurably fewer, as long as KD stays within the
+interval of KD without guidance; the temperature with the smallest KD.
 
 Shapes: N images, F features.
 """
@@ -187,19 +187,23 @@ def tune(
 
     as_trained = SamplingDefaults(start_noise=0.0, solver=DEFAULT_SOLVER, guidance=1.0, temperature=1.0)
     noises = noise_levels(model, (0.25, 0.0, 0.5, 1.0)) if is_noise_conditional(model) else [0.0]
-    best = unguided = measure_best([replace(as_trained, start_noise=noise) for noise in noises])
-    if unguided.fidelity is not None:
+    best = measure_best([replace(as_trained, start_noise=noise) for noise in noises])
+    if best.fidelity is not None:
+        guided = [best]
         for guidance in GUIDANCES:
             if time.monotonic() - start < max_seconds:
-                candidate = tuner.measure(replace(unguided.options, guidance=guidance))
-                if candidate.distance.value <= unguided.distance.high and _share(candidate) > _share(best):
-                    best = candidate
+                guided.append(tuner.measure(replace(best.options, guidance=guidance)))
+        best = choose_guidance(guided)
     best = measure_best([replace(best.options, temperature=value) for value in TEMPERATURES], best)
     return Tuning(tuner.candidates, best, tuner.real, images, tuner.extractor.network)
 
 
-def _share(candidate: Candidate) -> float:
-    return candidate.fidelity.value if candidate.fidelity is not None else 0.0
+def choose_guidance(candidates: Sequence[Candidate]) -> Candidate:
+    """Return the candidate that the module describes; the first is without guidance."""
+    near = [c for c in candidates if c.distance.value <= candidates[0].distance.high and c.fidelity is not None]
+    most = max(c.fidelity.value for c in near if c.fidelity is not None)
+    recognised = [c for c in near if c.fidelity is not None and c.fidelity.high >= most]
+    return min(recognised, key=lambda c: c.distance.value)
 
 
 def _text(estimate: Estimate | None) -> str:

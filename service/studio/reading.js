@@ -7,7 +7,7 @@ import { greyLevels, h, plural } from "./dom.js";
 import { chips, explain } from "./fields.js";
 import { flipTest } from "./flip.js";
 import { pixelMap } from "./map.js";
-import { VIEWS, tileOverlay } from "./tiles.js";
+import { tileOverlay, VIEWS } from "./tiles.js";
 import { calibrationOf, headline, verdict } from "./verdict.js";
 
 /** The article of a reading; its map can be compared with those of all `readings`. */

@@ -11,7 +11,7 @@ import { jobMonitor } from "./job.js";
 import { PendingImages } from "./pending.js";
 import { Results } from "./results.js";
 import { jobs } from "./session.js";
-import { VIEWS, tileMapUrl } from "./tiles.js";
+import { tileMapUrl, VIEWS } from "./tiles.js";
 import { headline } from "./verdict.js";
 
 export function mount(host) {
