@@ -105,7 +105,7 @@ def load(
     keep: folder for the decoded images, which are then mapped instead of held in memory. If it holds them already they
         are not decoded again, unless the source has changed. Processes on the same disk can share it.
     crop: side in pixels of the random squares that are cut from each image (of the model's aspect), instead of the
-        whole image; several from each.
+        whole image; several from each, without classes.
     on_progress: counts images.
     """
     opened = open_source(source, split)
@@ -119,8 +119,10 @@ def load(
         cache = ImageCache(keep, opened, height, width, split, cropping)
         decoded = cache.read() or cache.fill(on_progress)
     pixels_NHWC, labels_N = torch.from_numpy(decoded.pixels_NHWC), torch.from_numpy(decoded.labels_N)
-    crops = cropping.count if cropping else 1
-    return Dataset(pixels_NHWC, labels_N, decoded.classes, decoded.inventory, crops=crops)
+    if cropping is not None:
+        no_class_N = torch.zeros_like(labels_N)
+        return Dataset(pixels_NHWC, no_class_N, (), decoded.inventory, crops=cropping.count)
+    return Dataset(pixels_NHWC, labels_N, decoded.classes, decoded.inventory)
 
 
 def split_for(count: int) -> int:

@@ -48,22 +48,24 @@ class Inventory:
         """Read the result of `to_json`."""
         return replace(cls(**value), sizes=Counter(value["sizes"]))
 
-    def lines(self, height: int, width: int) -> list[str]:
-        """Return the report, a sentence a line, for a model of this size."""
+    def lines(self, height: int, width: int, crops: int = 1) -> list[str]:
+        """Return the report, a sentence a line, for a model of this size, and random crops of each image if several."""
         sizes = [f"{size} ({count:,})" for size, count in self.sizes.most_common()]
         lines = [f"{counted(self.images, 'image')}, of {_enumerate(sizes)}"]
-        if self.sizes.keys() != {f"{width}x{height}"}:
+        if crops > 1:
+            lines.append(f"{crops} random crops of each are resized to {width}x{height}")
+        elif self.sizes.keys() != {f"{width}x{height}"}:
             lines.append(f"each is cropped to its centre and resized to {width}x{height}")
         if self.enlarged:
             lines.append(f"{self.enlarged:,} smaller than that: enlarged, so the model learns them blurred")
-        if self.classes:
+        if self.classes and crops == 1:
             by_count = sorted(self.classes.items(), key=lambda item: -item[1])
             classes = [f"{name} ({count:,})" for name, count in by_count]
             lines.append(f"{counted(len(classes), 'class', 'classes')}: {_enumerate(classes, MAX_CLASS_NAMES)}")
             small_classes = [f"{name} ({count})" for name, count in by_count if count < MIN_CLASS_IMAGES]
             if small_classes:
                 lines.append(f"too few images to learn by class: {_enumerate(small_classes)}")
-        else:
+        elif crops == 1:
             lines.append("no classes (make a subfolder for each to have them)")
         if self.copies:
             lines.append(

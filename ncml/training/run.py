@@ -109,11 +109,11 @@ def train(
     split = dataset.split_for(len(data) // data.crops) if earlier is None else TrainingState.read(earlier).split
     config = replace(
         config,
-        model=replace(config.model, classes=() if config.training.crop else data.classes),
+        model=replace(config.model, classes=data.classes),
         training=replace(config.training, split=split),
     )
     training_part, held_out = data.part("fit", split), data.part("calibration-fit", split)
-    for line in data.inventory.lines(height, width):
+    for line in data.inventory.lines(height, width, data.crops):
         on_message(line)
     if not len(training_part) or not len(held_out):
         raise InputError("data", f"{source} holds {counted(len(data), 'image')}; at least 8 are needed to split them.")
@@ -136,8 +136,8 @@ def train(
         batch_size = config.training.batch_size
         affordable = group.all_reduce(MARGIN * max_seconds / step_seconds if group.is_main else 0.0) * batch_size
         trainer.set_length(max(batch_size, min(int(affordable), trainer.config.training.total_images)))
-    held_out_count = len(data) - len(training_part)
-    on_message(f"{len(training_part):,} for training, {held_out_count:,} held out for measurement and calibration")
+    training_count, count = len(training_part) // data.crops, len(data) // data.crops
+    on_message(f"{training_count:,} for training, {count - training_count:,} held out for measurement and calibration")
     on_message(describe_plan(trainer, step_seconds, max_seconds))
     reporter = Reporter(trainer, run_folder, trackers, on_progress) if group.is_main else None
     try:

@@ -195,7 +195,7 @@ def as_format_1(folder: Path) -> None:
         config = description["config"]
         sde, training = config.pop("sde"), config["training"]
         training["ema"] = 0.999
-        for name in ("muon_learning_rate", "embedding_lr_multiplier", "ema_images"):
+        for name in ("muon_learning_rate", "embedding_lr_multiplier", "ema_images", "split", "crop"):
             del training[name]
         for name, earlier in (
             ("clean_probability", "clean_mass"),

@@ -117,7 +117,7 @@ def test_a_folder_of_images_becomes_a_calibrated_model(tmp_path: Path) -> None:
 def test_a_detector_is_trained_on_crops_and_calibrated_on_whole_held_out_images(
     tmp_path: Path, model: ncml.Model
 ) -> None:
-    source, messages = pictures(tmp_path / "photos", 140, 16, classes=()), list[str]()
+    source, messages = pictures(tmp_path / "photos", 140, 16), list[str]()  # in folders, which make no classes here
     recipe = config.smoke()
     shape = {name: getattr(model.config.model, name) for name in config.SHAPE}
     recipe = replace(recipe, model=replace(recipe.model, classes=(), **shape))
@@ -131,8 +131,24 @@ def test_a_detector_is_trained_on_crops_and_calibrated_on_whole_held_out_images(
     assert detector.tiles is not None
     assert (detector.tiles.n_fit, detector.tiles.n_rank, detector.tiles.height) == (20, 50, 12)
     assert detector.tiles.views == ("worst_tile", "mean")
+    assert messages[:3] == [
+        "140 images, of 16x16 (140)",
+        "64 random crops of each are resized to 8x8",
+        "70 for training, 70 held out for measurement and calibration",
+    ]
     assert any(line.startswith("50 ranking images support 2 of 3 views; 59 support all") for line in messages)
     assert detector.scan(nets.images(1, 16, 16, seed=9).numpy()[0]).p_value is not None
+
+
+def test_a_resumed_run_keeps_its_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of an earlier version held out 7 of 50 of its 140 images: the others were trained on."""
+    source, messages = pictures(tmp_path / "photos", 140), list[str]()
+    monkeypatch.setattr(dataset, "split_for", lambda count: 50)
+    assert train(source, tmp_path / "mine", total_images=32) is not None
+    monkeypatch.undo()
+    assert train(source, tmp_path / "mine", messages, total_images=64, resume=True) is not None
+    assert ncml.load(tmp_path / "mine").config.training.split == 50
+    assert any(line.startswith("119 for training, 21 held out") for line in messages)
 
 
 def test_too_few_images_to_calibrate_are_reported(tmp_path: Path) -> None:
