@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from ncml import runtime
-from ncml.config import cifar10_small, smoke
+from ncml.config import cifar10_base, smoke
 from ncml.network.layers import AxialAttention, CausalConv, FourierFeatures, Grow, concat_elu, gate
 from ncml.network.likelihood import initial_bias, log_prob
 from ncml.network.ncpn import NCPN
@@ -118,7 +118,7 @@ def test_every_weight_gets_a_gradient(dtype: torch.dtype) -> None:
 def test_extreme_images_have_finite_bits_and_gradients(value: float) -> None:
     """Black, grey and white, clean and noisy, at the bundled model's shape."""
     torch.manual_seed(0)
-    config = cifar10_small()
+    config = cifar10_base()
     net = NCPN(config)
     x = torch.full((2, 3, 32, 32), value)
     t = torch.tensor([0.0, end_time(config.sde)])

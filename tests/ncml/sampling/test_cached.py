@@ -256,8 +256,8 @@ def test_an_image_has_the_same_bytes_in_every_batch(noise: float, solver: str, k
         assert (images == whole[seeds]).all(), seeds
 
 
-def bundled(height: int, width: int, **changed: object) -> Config:
-    """The bundled model's network for small images; its products are wide enough for other kernels."""
+def small(height: int, width: int, **changed: object) -> Config:
+    """The network of `cifar10_small` for small images; its products are wide enough for other kernels."""
     model = cifar10_small().model
     return Config(recipe="test", model=replace(model, height=height, width=width, **changed))  # type: ignore[arg-type]
 
@@ -270,7 +270,7 @@ def thread_count(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-WIDE = bundled(4, 32, levels=(LevelConfig(width=160, blocks=1),))
+WIDE = small(4, 32, levels=(LevelConfig(width=160, blocks=1),))
 """As wide as the paper's: sums long enough, and rows large enough, to be shared among threads."""
 
 
@@ -278,9 +278,9 @@ WIDE = bundled(4, 32, levels=(LevelConfig(width=160, blocks=1),))
     ("config", "thread_count"),
     [
         pytest.param(nets.config(((6, 1), (10, 1))), 1, id="tiny"),
-        pytest.param(bundled(4, 32), 1, id="bundled"),
-        pytest.param(bundled(4, 32), 2, id="bundled, 2 threads"),
-        pytest.param(bundled(4, 12), 1, id="bundled, odd"),
+        pytest.param(small(4, 32), 1, id="small"),
+        pytest.param(small(4, 32), 2, id="small, 2 threads"),
+        pytest.param(small(4, 12), 1, id="small, odd"),
         pytest.param(WIDE, 1, id="wide"),
         pytest.param(WIDE, 3, id="wide, 3 threads"),
     ],
