@@ -94,6 +94,12 @@ def write_sampling(folder: Path, sampling: SamplingDefaults) -> None:
     write_json(folder / CONFIG, read_json(folder / CONFIG) | {"sampling": values})
 
 
+def add_metrics(folder: Path, metrics: dict[str, float]) -> None:
+    """Add metrics to a model folder, in place of earlier ones of the same names; its version does not change."""
+    stored = read_json(folder / CONFIG)
+    write_json(folder / CONFIG, stored | {"metrics": stored.get("metrics", {}) | metrics})
+
+
 def write_card_section(folder: Path, title: str, text: str) -> None:
     """Replace a section of the model card, or append it; a section reaches to the next heading of its level."""
     path = folder / CARD

@@ -28,7 +28,8 @@ def model_folders() -> dict[str, Path]:
     folders: dict[str, Path] = {}
     for directory in search_path():
         for config in sorted(directory.glob("*/config.json")):
-            folders.setdefault(config.parent.name, config.parent)
+            if not config.parent.name.startswith("."):  # one that is being written
+                folders.setdefault(config.parent.name, config.parent)
     return folders
 
 

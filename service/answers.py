@@ -13,6 +13,7 @@ from service.http.negotiation import JSON
 from service.http.problems import FieldError, Problem, as_sentence
 from worker.contract import (
     Box,
+    Calibrated,
     JobError,
     JobStatus,
     JobView,
@@ -101,6 +102,17 @@ class ScanAnswer(Answer):
     timing: Timing
 
 
+class CalibrateAnswer(Answer):
+    """A new model, calibrated on the images."""
+
+    model_config = ConfigDict(frozen=True, json_schema_extra={"example": examples.CALIBRATION})
+
+    model: ModelRef = Field(description="The new model; workers serve it within seconds.")
+    calibration: Calibrated
+    skipped: list[str] = Field(description="Why other images were not used: the first 20 reasons.")
+    timing: Timing
+
+
 class Picture(BaseModel):
     """One generated image."""
 
@@ -121,7 +133,9 @@ class PictureAnswer(Answer):
 class ProgressAnswer(BaseModel):
     """The progress of a running job."""
 
-    stage: str = Field(description='"score", "tiles", "noisy_sampling" or "refine".')
+    stage: str = Field(
+        description='"score", "tiles", "noisy_sampling", "refine"; of a calibration "fit", "rank" or "power".'
+    )
     step: int
     total: int
     done: int = Field(description="Finished images of this job, if it is split into several batches.")

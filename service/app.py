@@ -26,7 +26,7 @@ from service.http.problems import field_errors
 from service.jobs import JobService
 from service.keys import KeyFile, KeyFileError
 from service.metrics import Metrics
-from service.routes import generate, health, jobs, models, score
+from service.routes import calibrate, generate, health, jobs, models, score
 from service.settings import Settings
 from worker.address import AddressError
 from worker.queue import JobQueue, QueueError
@@ -103,6 +103,7 @@ def _add_routers(app: FastAPI, settings: Settings, metrics: Metrics) -> list[API
     dependencies: tuple[tuple[APIRouter, list[Any]], ...] = (
         (score.router, auth + rate_limit),
         (generate.router, auth + rate_limit),
+        (calibrate.router, auth + rate_limit),
         (jobs.router, auth),
         (models.router, auth),
         (health.router, []),

@@ -24,10 +24,21 @@ from service.http.negotiation import WaitPreference, idempotency_key, wait_prefe
 from service.http.problems import RETRY_AFTER_S, FieldError, Problem, as_sentence, invalid_field
 from service.http.requests import ParsedRequest
 from service.metrics import Metrics
-from service.params import Params
-from service.rendering import images_response, scan_response, score_response
+from service.params import CalibrateParams, Params
+from service.rendering import calibration_response, images_response, scan_response, score_response
 from service.settings import Settings
-from worker.contract import Job, JobStatus, JobView, Lane, PictureResult, Priority, ScanResult, ScoreResult, Task
+from worker.contract import (
+    CalibrateResult,
+    Job,
+    JobStatus,
+    JobView,
+    Lane,
+    PictureResult,
+    Priority,
+    ScanResult,
+    ScoreResult,
+    Task,
+)
 from worker.descriptors import ModelDescriptor
 from worker.queue import CANCELED, DuplicateJob, JobNotFound, JobQueue, QueueFull
 
@@ -63,7 +74,7 @@ class JobService:
 
     # -- before the job
 
-    async def find_model(self, params: Params, task: Task) -> tuple[ModelDescriptor, str | None]:
+    async def find_model(self, params: Params | CalibrateParams, task: Task) -> tuple[ModelDescriptor, str | None]:
         """Return the requested model, and its version if the request names one.
 
         Raises the 503 `Problem` if no worker serves the task, 422 for an unknown model or class.
@@ -78,9 +89,10 @@ class JobService:
             detail = "The workers are still loading their models; retry in a few seconds."
             raise Problem(503, detail, kind="no-model")
         model, version = self.select_model(models, params.model)
-        if params.class_name is not None and params.class_name not in model.classes:
+        class_name = params.class_name if isinstance(params, Params) else None
+        if class_name is not None and class_name not in model.classes:
             remedy = f"its classes are {', '.join(model.classes)}" if model.classes else "it has no classes"
-            raise invalid_field("class", f"class: {model.name} has no class {params.class_name!r}; {remedy}.")
+            raise invalid_field("class", f"class: {model.name} has no class {class_name!r}; {remedy}.")
         return model, version
 
     def select_model(self, models: list[ModelDescriptor], name: str | None) -> tuple[ModelDescriptor, str | None]:
@@ -99,7 +111,7 @@ class JobService:
         raise invalid_field("model", f"model: {reference!r} is not available; {remedy}.")
 
     def job_fields(
-        self, request: Request, params: Params, model: ModelDescriptor, version: str | None
+        self, request: Request, params: Params | CalibrateParams, model: ModelDescriptor, version: str | None
     ) -> dict[str, Any]:
         """Return the fields that all kinds of jobs share. Raises the 403 `Problem` for a reserved priority."""
         names = self.settings.high_priority_keys
@@ -237,6 +249,8 @@ class JobService:
         match result := self.queue.result(view.id):
             case ScoreResult():
                 return score_response(view, result, media)
+            case CalibrateResult():
+                return calibration_response(view, result)
             case ScanResult():
                 return scan_response(view, result, media)
             case PictureResult():

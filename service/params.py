@@ -6,7 +6,7 @@ from pydantic_core import PydanticCustomError
 from ncml.limits import MAX_IMAGES_PER_REQUEST, MAX_SEED, MAX_STEPS, Keep
 from ncml.sampling.options import SamplingOptions
 from service.http.negotiation import Format
-from worker.contract import Priority
+from worker.contract import MODEL_NAME, Priority
 
 
 class Params(BaseModel):
@@ -98,6 +98,31 @@ class ScoreParams(Params):
         description="With `tile`: pixels of a tile's shorter side; each tile is resized to the model's size. Default: "
         "the size at which tiles were calibrated, or the model's.",
         examples=[64],
+    )
+
+
+class CalibrateParams(BaseModel):
+    """Parameters of /calibrate."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(
+        pattern=MODEL_NAME,
+        max_length=64,
+        description="Name of the new model: letters, digits, dots, hyphens and underscores.",
+        examples=["bottles"],
+    )
+    model: str | None = Field(
+        default=None,
+        max_length=200,
+        description="The model to calibrate a copy of, by `name` or `name@version`. Default: the one that /models "
+        "marks as `default`.",
+    )
+    false_positive_rate: float = Field(
+        default=0.05, ge=0.001, le=0.5, description="Share of good images that the verdict flags. Default: 0.05."
+    )
+    priority: Priority = Field(
+        default=Priority.NORMAL, description="Jobs of a higher priority start first. Default: normal."
     )
 
 

@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 
 from ncml.images import grid, heat, to_png
 from ncml.images.tiling import TileSize, blend
-from service.answers import Picture, PictureAnswer, Sanity, ScanAnswer, Score, ScoreAnswer
+from service.answers import CalibrateAnswer, Picture, PictureAnswer, Sanity, ScanAnswer, Score, ScoreAnswer
 from service.http.negotiation import JSON, NPZ, PNG, ZIP
 from service.http.problems import Problem
-from worker.contract import JobView, PictureResult, ScanResult, ScoreResult
+from worker.contract import CalibrateResult, JobView, PictureResult, ScanResult, ScoreResult
 from worker.contract import Score as ImageScore
 
 SCORE_OFFERS = (JSON, NPZ, PNG)
 IMAGE_OFFERS = (PNG, JSON, ZIP, NPZ)
+CALIBRATE_OFFERS = (JSON,)
 """The media types of results, the default first."""
 
 
@@ -56,6 +57,19 @@ def score_response(view: JobView, result: ScoreResult, media: str) -> Response:
     requested = {name for name in optional if any(getattr(score, name) for score in scores)}
     omitted = {"results": {"__all__": optional - requested}}
     return Response(document.model_dump_json(exclude=omitted), 200, headers, JSON)
+
+
+def calibration_response(view: JobView, result: CalibrateResult) -> Response:
+    """Return what a calibration can and cannot detect, as JSON."""
+    document = CalibrateAnswer(
+        id=view.id,
+        status=view.status,
+        model=result.model,
+        calibration=result.calibration,
+        skipped=list(result.skipped),
+        timing=result.timing,
+    )
+    return Response(document.model_dump_json(), 200, {"X-Job-Id": view.id}, JSON)
 
 
 def _score_arrays(results: Sequence[ImageScore], maps: Sequence[NDArray[Any] | None]) -> dict[str, NDArray[Any]]:

@@ -61,6 +61,10 @@ class Settings(BaseSettings):
     """Seconds after which a waiting job expires."""
     job_timeout_s: float = Field(default=600, gt=0, le=86_400)
     """Seconds after which a running job fails."""
+    allow_calibration: bool = False
+    """Whether clients may calibrate new models with /calibrate; set it for the workers, too."""
+    max_calibration_images: int = Field(default=2000, ge=40, le=20_000)
+    """Maximum images of one calibration."""
     default_model: str = ""
     """Model of requests that name none. Empty: the bundled model, or else the first by name."""
     api_keys_file: Path | None = None

@@ -16,6 +16,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 from ncml.limits import MAX_IMAGES_PER_REQUEST, MAX_SEED, MAX_STEPS, Keep, View
 from ncml.sampling.options import SamplingOptions
 
+MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""Names of new models: of ordinary characters, so that they are the names of folders everywhere."""
+
 
 class Lane(StrEnum):
     """The kind of work of one engine. Scores are quick, so they have a lane of their own."""
@@ -31,6 +34,7 @@ class Task(StrEnum):
     SCAN = "scan"
     GENERATE = "generate"
     COMPLETE = "complete"
+    CALIBRATE = "calibrate"
 
     @property
     def lane(self) -> Lane:
@@ -227,7 +231,31 @@ class CompleteJob(SamplingJob):
     keep: Keep = "top"
 
 
-Job: TypeAlias = ScoreJob | ScanJob | GenerateJob | CompleteJob
+class CalibrateJob(_Job):
+    """Calibrate a copy of the model on good images, which becomes a model of its own with this name."""
+
+    task: Literal[Task.CALIBRATE] = Task.CALIBRATE
+    name: str = Field(pattern=MODEL_NAME, max_length=64, description="of the new model folder")
+    images: int = Field(ge=1, description="number of images, each of this height and width")
+    height: int = Field(ge=1, le=4096)
+    width: int = Field(ge=1, le=4096)
+    pixels: bytes = Field(description="uint8 NHWC RGB, row-major")
+    false_positive_rate: float = Field(default=0.05, gt=0, lt=1)
+    skipped: tuple[str, ...] = Field(default=(), description="why other images were not used, a sentence each")
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if len(self.pixels) != self.images * self.height * self.width * 3:
+            raise ValueError(f"pixels has {len(self.pixels)} bytes, which is not {self.images} images")
+        return self
+
+    @property
+    def n(self) -> int:
+        """The number of images that the job adds to a batch."""
+        return 1
+
+
+Job: TypeAlias = ScoreJob | ScanJob | GenerateJob | CompleteJob | CalibrateJob
 JOB: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="task")])
 """Reads and writes any job: `JOB.validate_json(text)`, `JOB.dump_json(job)`."""
 
@@ -247,6 +275,8 @@ def batch_key(job: Job) -> str:
             parts += [hashlib.sha256(job.content).hexdigest(), job.tile_size]
         case GenerateJob():
             parts += astuple(job.sampling)
+        case CalibrateJob():
+            parts += [job.name, hashlib.sha256(job.pixels).hexdigest(), job.false_positive_rate]
         case CompleteJob():
             parts += [job.image.height, job.image.width, job.keep, *astuple(job.sampling)]
     return "|".join("-" if part is None else str(part) for part in parts)
@@ -378,7 +408,27 @@ class PictureResult(FrozenModel):
     timing: Timing
 
 
-Result: TypeAlias = ScoreResult | ScanResult | PictureResult
+class Calibrated(FrozenModel):
+    """The calibration of a new model, and in sentences what it can and cannot detect."""
+
+    n_fit: int = Field(description="images that the statistics are estimated on")
+    n_rank: int = Field(description="other images, among which an image is ranked")
+    smallest_p: float
+    weakness: str = Field(default="", description='why it is weak, in a clause; "" if it is not')
+    summary: str = Field(description="what it can and cannot detect, in a sentence")
+
+
+class CalibrateResult(FrozenModel):
+    """The result of a CalibrateJob; `model` is the new one."""
+
+    task: Literal[Task.CALIBRATE] = Task.CALIBRATE
+    model: ModelRef
+    calibration: Calibrated
+    skipped: tuple[str, ...]
+    timing: Timing
+
+
+Result: TypeAlias = ScoreResult | ScanResult | PictureResult | CalibrateResult
 RESULT: TypeAdapter[Result] = TypeAdapter(Annotated[Result, Field(discriminator="task")])
 """Reads and writes any result."""
 
@@ -386,7 +436,7 @@ RESULT: TypeAdapter[Result] = TypeAdapter(Annotated[Result, Field(discriminator=
 class Moment(FrozenModel):
     """A moment of a running job. If the job is computed in chunks, `done` counts its finished images."""
 
-    stage: str = Field(description='"score", "tiles", "noisy_sampling" or "refine"')
+    stage: str = Field(description='"score", "tiles", "noisy_sampling", "refine"; "fit", "rank" or "power"')
     step: int
     total: int
     done: int = 0

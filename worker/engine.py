@@ -25,6 +25,7 @@ from ncml.runtime import is_out_of_memory, reuse_freed_memory
 from worker import logs
 from worker.contract import (
     Box,
+    CalibrateJob,
     CompleteJob,
     Job,
     JobError,
@@ -114,6 +115,8 @@ class BatchRunner:
         self._pipe = pipe
         self._registry = registry
         self._device = settings.device
+        self._calibrates = settings.calibrates
+        self._directories = settings.directories
         self._max_batch = settings.max_batch
         self._capacity: dict[str, int] = {}  # by model version: images or tiles at a time that memory suffices for
 
@@ -183,7 +186,7 @@ class BatchRunner:
             chunk = [row for row in rows if row.id not in self._dropped][:capacity]
             if not chunk:
                 return
-            size = capacity if isinstance(first, ScanJob) else len(chunk)
+            size = capacity if isinstance(first, (ScanJob, CalibrateJob)) else len(chunk)
             try:
                 self._compute_chunk(model, chunk, size, jobs.keys())
             except Exception as error:
@@ -208,6 +211,8 @@ class BatchRunner:
                 self._score(model, job, rows, size, job_ids)
             case ScanJob() as job:
                 self._scan(model, job, rows, size, job_ids)
+            case CalibrateJob() as job:
+                self._calibrate(model, job, rows, job_ids)
             case job:
                 self._sample(model, job, rows)
         for row in rows:
@@ -242,6 +247,22 @@ class BatchRunner:
         self._add_time("tiles")
         for row, scan_job in zip(rows, _jobs(rows, ScanJob), strict=True):
             self._outcomes[row.id].scan = _wire_scan(scan, with_tiles=scan_job.map)
+
+    def _calibrate(self, model: Model, job: CalibrateJob, rows: list[_Row], job_ids: Collection[str]) -> None:
+        """Write a new model folder, and publish it; jobs of one batch are the same, so that the first one counts."""
+        from worker.calibrating import calibrate_copy
+
+        if not self._calibrates:
+            raise InputError("name", "calibration is off: start the workers with NCML_ALLOW_CALIBRATION=1")
+        if job.name in self._registry.names:
+            raise InputError("name", f"there is a model {job.name!r} already; choose another name")
+        calibrated = calibrate_copy(model, job, self._directories, self._stop_when_dropped(job_ids))
+        self._add_time("calibrate")
+        self._registry.scan()
+        self._pipe.send(Catalogue(self._registry.descriptors, self._registry.faults, _device_memory(self._device)))
+        for row in rows:
+            self._outcomes[row.id].model = ModelRef(name=job.name, version=model.version)
+            self._outcomes[row.id].calibration = calibrated
 
     def _sample(self, model: Model, job: SamplingJob, rows: list[_Row]) -> None:
         jobs = _jobs(rows, SamplingJob)

@@ -23,6 +23,14 @@ def load(folder: Path, *, device: str) -> "ncml.Model":
     return ncml.load(folder, device=device)
 
 
+def _is_set(name: str) -> bool:
+    """Return whether an environment variable is 1 or true; raise `NcmlError` unless it is, or 0, false or unset."""
+    value = os.environ.get(name, "").lower()
+    if value not in ("", "0", "false", "1", "true"):
+        raise NcmlError(f"{name} must be 1 or 0, not {value!r}")
+    return value in ("1", "true")
+
+
 def main(
     *,
     lane: tuple[Literal["score", "generate"], ...] = ("score", "generate"),
@@ -89,6 +97,7 @@ def main(
             max_batch=max_batch,
             keep_models=keep_models,
             generates="generate" in lane,
+            calibrates=_is_set("NCML_ALLOW_CALIBRATION"),
         ),
         window_s=window_ms / 1000,
         drain_s=drain_s,

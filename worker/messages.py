@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from worker.contract import Job, JobError, ModelRef, Scan, Score
+from worker.contract import Calibrated, Job, JobError, ModelRef, Scan, Score
 from worker.descriptors import ModelDescriptor
 from worker.registry import Load, Stamp
 
@@ -22,6 +22,8 @@ class EngineSettings:
     keep_models: int = 2
     generates: bool = False
     """Whether it samples images, and so checks each model's batching when it loads it."""
+    calibrates: bool = False
+    """Whether it may write new model folders, in the first of the directories that it can write."""
     lethal: dict[Path, Stamp] = field(default_factory=dict[Path, Stamp])
     """Folders that ended earlier engines while they were loaded; not loaded again before they change."""
 
@@ -76,11 +78,12 @@ class Step:
 
 @dataclass
 class Outcome:
-    """The outcome of one job: scores, a scan, images (uint8 HWC bytes) or an error; empty if the job was dropped."""
+    """The outcome of one job: its results (images as uint8 HWC bytes) or an error; empty if the job was dropped."""
 
     model: ModelRef | None = None
     scores: list[Score] = field(default_factory=list[Score])
     scan: Scan | None = None
+    calibration: Calibrated | None = None
     images: list[bytes] = field(default_factory=list[bytes])
     size: tuple[int, int] = (0, 0)
     error: JobError | None = None

@@ -86,8 +86,8 @@ def record_of(
         fields["traceparent"] = traceparent
     if job.version:
         fields["version"] = job.version
-    if job.task is Task.SCAN:
-        fields["alone"] = "1"  # a batch of whole files could take gigabytes, and the tiles of one fill a batch anyway
+    if job.task in (Task.SCAN, Task.CALIBRATE):
+        fields["alone"] = "1"  # a batch of such jobs could take gigabytes, and the images of one fill a batch anyway
     return fields
 
 

@@ -85,6 +85,11 @@ class ModelRegistry:
         return tuple(e.descriptor for _, e in sorted(self._entries.items()) if e.descriptor)
 
     @property
+    def names(self) -> frozenset[str]:
+        """The names of all folders, usable or not."""
+        return frozenset(self._entries)
+
+    @property
     def faults(self) -> dict[str, str]:
         """Why the other folders cannot be used, by name."""
         return {name: e.fault for name, e in sorted(self._entries.items()) if e.fault}
@@ -131,6 +136,8 @@ class ModelRegistry:
                 continue
             for folder in candidates:
                 try:
+                    if folder.name.startswith("."):
+                        continue  # it is being written
                     if folder.name not in folders and (folder / "config.json").is_file():
                         folders[folder.name] = folder, _stamp(folder)
                 except FileNotFoundError:

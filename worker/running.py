@@ -4,6 +4,8 @@ import time
 from dataclasses import dataclass, field
 
 from worker.contract import (
+    CalibrateJob,
+    CalibrateResult,
     Event,
     Job,
     ModelRef,
@@ -75,6 +77,10 @@ class RunningJob:
         if isinstance(job, ScanJob):
             assert outcome.scan is not None
             return ScanResult(model=model, scan=outcome.scan, timing=timing), b""
+        if isinstance(job, CalibrateJob):
+            assert outcome.calibration is not None
+            skipped = job.skipped
+            return CalibrateResult(model=model, calibration=outcome.calibration, skipped=skipped, timing=timing), b""
         height, width = outcome.size
         images = Pictures(blob=blob_key(self.claim.id), n=job.n, height=height, width=width)
         result = PictureResult(task=job.task, model=model, pictures=images, seeds=job.seeds, timing=timing)

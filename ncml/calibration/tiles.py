@@ -13,7 +13,7 @@ from ncml.model import Model
 from ncml.ood import conformal
 from ncml.ood.conformal import Floats
 from ncml.ood.measurements import Columns
-from ncml.ood.statistics import Gaussian, suspicious
+from ncml.ood.statistics import Gaussian, suspicious, usual_images
 from ncml.ood.tile_calibration import TileCalibration, views_for
 from ncml.ood.tiles import Pixels, concatenate, measure_tiles
 from ncml.ood.views import STATISTICS, columns_of, score_views
@@ -55,9 +55,10 @@ def calibrate(
     for index, open_image in enumerate(fit_images):
         fit_columns.append(measure_image(open_image(), most))
         on_progress(Progress("fit", index + 1, len(fit_images), "images"))
+    estimating = _usual(fit_columns)
     gaussians: dict[View, Gaussian] = {
         view: Gaussian.estimate(
-            {name: np.concatenate([np.empty(0), *(columns[name] for columns in fit_columns)]) for name in names[view]}
+            {name: np.concatenate([np.empty(0), *(columns[name] for columns in estimating)]) for name in names[view]}
         )
         for view in views
         if view in STATISTICS
@@ -84,6 +85,14 @@ def calibrate(
         len(fit_images),
         false_positive_rate,
     )
+
+
+def _usual(fit_columns: list[Columns]) -> list[Columns]:
+    """Return the images that estimate."""
+    if not fit_columns:
+        return []
+    is_usual = usual_images(concatenate([_means(columns) for columns in fit_columns]))
+    return [columns for columns, usual in zip(fit_columns, is_usual, strict=True) if usual]
 
 
 def _means(columns: Columns) -> Columns:

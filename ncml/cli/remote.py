@@ -99,7 +99,7 @@ class RemoteModel:
         )
 
     def scan(self, image: NDArray[np.uint8], *, side: int | None, callback: OnProgress = ignore_progress) -> "Scan":
-        """Judge an image by its worst tile."""
+        """Judge an image by its tiles."""
 
         def report(progress: "JobProgress") -> None:
             callback(Progress("tiles", progress.step, progress.total))

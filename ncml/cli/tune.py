@@ -94,6 +94,7 @@ def tune_folder(
     images_of_data = dataset.load(data, model.height, model.width, split=split, on_progress=on_progress)
     tuning = tune(model, images_of_data, images=images, max_seconds=max_seconds, on_progress=on_progress)
     checkpoint.write_sampling(model.folder, tuning.chosen.options)
+    checkpoint.add_metrics(model.folder, tuning.metrics())
     made = f"Measured on {machine(model.device)}, {date.today().isoformat()} (`ncml tune`)."
     checkpoint.write_card_section(model.folder, SECTION, f"{tuning.card_section()}\n{made}")
     return tuning

@@ -70,7 +70,7 @@ class Client:
         return self._run(self._exchanges.score(images, options))
 
     def scan(self, image: ImageSource, **options: Unpack[ScanOptions]) -> Scan:
-        """Return the verdict on an image larger than the model by its worst tile."""
+        """Return the verdict on an image larger than the model by its tiles."""
         return self._run(self._exchanges.scan(image, options))
 
     def generate(self, n: int = 1, **options: Unpack[GenerateOptions]) -> Generated:
@@ -156,7 +156,7 @@ class AsyncClient:
         return await self._run(self._exchanges.score(images, options))
 
     async def scan(self, image: ImageSource, **options: Unpack[ScanOptions]) -> Scan:
-        """Return the verdict on an image larger than the model by its worst tile."""
+        """Return the verdict on an image larger than the model by its tiles."""
         return await self._run(self._exchanges.scan(image, options))
 
     async def generate(self, n: int = 1, **options: Unpack[GenerateOptions]) -> Generated:

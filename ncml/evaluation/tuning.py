@@ -85,6 +85,11 @@ class Tuning:
             f"start noise {options.start_noise:g}, temperature {options.temperature:g}, guidance {options.guidance:g}"
         )
 
+    def metrics(self) -> dict[str, float]:
+        """Return the fidelity with the chosen options, and that of real images; none without a probe."""
+        shares = {"class_fidelity": self.chosen.fidelity, "class_fidelity_real": self.real}
+        return {name: round(share.value, 4) for name, share in shares.items() if share is not None}
+
     def card_section(self) -> str:
         """Return the measurements in Markdown."""
         text = (

@@ -80,6 +80,12 @@ def suspicious(columns: Columns) -> NDArray[np.bool_]:
     return np.asarray((distance_NM > SUSPICIOUS * deviation_M).any(1), np.bool_)
 
 
+def usual_images(columns: Columns) -> NDArray[np.bool_]:
+    """Return which images estimate, [N]: those that are not suspicious, or all if fewer than 20 are not."""
+    is_usual_N = ~suspicious(columns)
+    return is_usual_N if is_usual_N.sum() >= MIN_IMAGES else np.ones_like(is_usual_N)
+
+
 def check_image_count(count: int) -> None:
     """Raise `InputError` for fewer images than the statistics need."""
     if count < MIN_IMAGES:
@@ -106,14 +112,11 @@ class Gaussian:
     def estimate(cls, columns: Columns, prior: Gaussian | None = None) -> Gaussian:
         """Estimate the sample mean, and the inverse of the sample covariance with a ridge that keeps it invertible.
 
-        Suspicious images do not count if 20 others do. prior: a Gaussian of the same measurements, towards whose
-        correlations those of the sample are shrunk.
+        prior: a Gaussian of the same measurements, towards whose correlations those of the sample are shrunk.
         Raises `InputError` for fewer than 20 images.
         """
         check_image_count(len(next(iter(columns.values()))))
         x_NM = np.stack(list(columns.values()), 1)
-        is_usual_N = ~suspicious(columns)
-        x_NM = x_NM[is_usual_N] if is_usual_N.sum() >= MIN_IMAGES else x_NM
         count, M = x_NM.shape
         deviation_M = np.maximum(x_NM.std(0), 1e-6)
         correlation_MM = np.atleast_2d(np.cov((x_NM / deviation_M).T))
@@ -164,14 +167,17 @@ class Estimates:
     ) -> Estimates:
         """Estimate the parameters of all statistics; `columns` are those that `required_columns` lists for them.
 
+        Images that are suspicious in the measurements of a Gaussian do not estimate it, if 20 others do.
         prior: other estimates, towards whose correlations the Gaussians are shrunk.
         """
         priors = {} if prior is None else prior.gaussians
-        gaussians = {
-            name: Gaussian.estimate({column: columns[column] for column in statistic.needs}, priors.get(name))
-            for name, statistic in statistics.items()
-            if statistic.is_gaussian
-        }
+        gaussians: dict[str, Gaussian] = {}
+        for name, statistic in statistics.items():
+            if statistic.is_gaussian:
+                check_image_count(len(columns[statistic.needs[0]]))
+                is_usual_N = usual_images({column: columns[column] for column in statistic.needs})
+                usual = {column: columns[column][is_usual_N] for column in statistic.needs}
+                gaussians[name] = Gaussian.estimate(usual, priors.get(name))
         return cls(float(columns["bits_0"].mean()), gaussians)
 
 

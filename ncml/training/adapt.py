@@ -72,7 +72,7 @@ def adapt(
     checkpoint.check_copy(model.folder, out)
     estimating, ranking = split(data, false_positive_rate)
     on_message(f"{len(estimating)} images estimate, {len(ranking)} rank")
-    foreign = {"images of the model's own kind": model.generate(GENERATED)}
+    foreign = {"images of the model's own kind": model.generate(GENERATED, callback=on_progress)}
     winner, fine_tuned = model, False
     with tempfile.TemporaryDirectory() as folder:
         if max_seconds:

@@ -32,7 +32,7 @@ Save = Callable[[str], None]
 def service(models: Path) -> Iterator[str]:
     """`ncml serve` with a folder of models on a free port; yields its address."""
     with tempfile.TemporaryDirectory(prefix="ncml-") as state:
-        environment = os.environ | {"NCML_DATA_DIR": state, "NCML_MODELS": str(models)}
+        environment = os.environ | {"NCML_DATA_DIR": state, "NCML_MODELS": str(models), "NCML_ALLOW_CALIBRATION": "1"}
         command = [sys.executable, "-m", "ncml.cli", "serve", "--port", "0"]
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
         try:
@@ -82,14 +82,14 @@ def tour(page: Page, save: Save) -> None:
     page.locator("#view-score input[type=file]").set_input_files(wide_cat())
     page.locator(".waiting canvas").nth(1).wait_for()
     save("crop")
-    page.locator("#view-score input[type=file]").set_input_files(DOCS / "brick.png")
-    for name in ("flat grey", "gradient", "stripes", "noise"):
+    for i, name in enumerate(("noise", "stripes", "gradient", "flat grey")):
         page.locator("#view-score").get_by_role("button", name=name, exact=True).click()
-    page.locator(".waiting canvas").nth(11).wait_for()
-    page.get_by_role("button", name="Score 6 images").click()
+        page.locator(".strip .tile").nth(i).wait_for(timeout=SLOW, state="attached")
+    page.locator("#view-score input[type=file]").set_input_files(DOCS / "brick.png")
+    page.locator(".waiting canvas").nth(3).wait_for()
+    page.get_by_role("button", name="Score 2 images").click()
     page.locator(".strip .tile").nth(5).wait_for(timeout=SLOW)
-    page.get_by_role("button", name="Flip the lowest bits").click()
-    page.locator(".flip .mono").wait_for(timeout=SLOW)
+    page.locator(".reading summary", has_text="Map").click()
     show(page, "score")
     save("score")
     go(page, "generate")
@@ -114,10 +114,15 @@ def tour(page: Page, save: Save) -> None:
     show(page, "trajectory")
     save("trajectory")
     go(page, "models")
+    page.locator("#view-models .expand").first.click()
     page.get_by_role("button", name="Generate 4 of each class").click()
     page.get_by_text("not selected").wait_for(timeout=SLOW)
     show(page, "models")
     save("models")
+    page.get_by_role("link", name="Calibrate a model on your own images").click()
+    page.locator("#view-calibrate form").wait_for()
+    page.evaluate("scrollTo(0, 0)")
+    save("calibrate")
 
 
 def defect(page: Page, save: Save) -> None:
@@ -126,6 +131,7 @@ def defect(page: Page, save: Save) -> None:
     page.get_by_label("Score in tiles (large images)").check()
     page.get_by_role("button", name="Score 1 image").click()
     page.locator("#view-score .over.whole img").first.wait_for(timeout=SLOW)
+    page.locator(".reading summary", has_text="Map").click()
     show(page, "score")
     save("tiles")
 

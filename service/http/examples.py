@@ -13,6 +13,8 @@ PROBLEMS: dict[int, dict[str | None, str]] = {
     401: {"unauthorized": "An API key is required; send it as Authorization: Bearer KEY, or as X-API-Key."},
     403: {
         "priority": "priority: high is reserved for other keys; send normal or low.",
+        "calibration-off": "Calibration is off in this service; start it with NCML_ALLOW_CALIBRATION=1, or run ncml "
+        "adapt FOLDER --out models/NAME.",
         "cross-site": "Pages of other sites are refused; name their origin in NCML_CORS_ORIGINS.",
     },
     404: {
@@ -85,6 +87,19 @@ SCORE: JsonDict = {
             },
         }
     ],
+}
+CALIBRATION: JsonDict = {
+    **_SUCCEEDED,
+    "model": {"name": "bottles", "version": _VERSION},
+    "calibration": {
+        "n_fit": 86,
+        "n_rank": 214,
+        "smallest_p": 0.0047,
+        "weakness": "",
+        "summary": "Flagging 5% of good images, this calibration detects most of: blur, 1.5 pixels (96%); it misses "
+        "most of: pasted patch, 3/8 of the side (21%); no p-value is below 0.0047.",
+    },
+    "skipped": ["notes.txt is not an image in a supported format; send a PNG, JPEG, WebP, BMP, TIFF or GIF file."],
 }
 SCAN: JsonDict = {
     **_SUCCEEDED,

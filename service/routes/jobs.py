@@ -20,10 +20,13 @@ from service.http.negotiation import JSON, NPZ, PNG, ZIP, Format, negotiate, wai
 from service.http.openapi import BINARY, header_parameters, problem_responses
 from service.http.problems import Problem
 from service.jobs import Jobs, as_canceled
-from service.rendering import IMAGE_OFFERS, SCORE_OFFERS
+from service.rendering import CALIBRATE_OFFERS, IMAGE_OFFERS, SCORE_OFFERS
 from worker.contract import Event, Task
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+OFFERS = {Task.SCORE: SCORE_OFFERS, Task.SCAN: SCORE_OFFERS, Task.CALIBRATE: CALIBRATE_OFFERS}
+"""The media types of results by task; of the others, those of images."""
 
 JobId = Annotated[str, Path(description="The id of a job, as in X-Job-Id.", pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 ResultFormat = Annotated[
@@ -94,8 +97,7 @@ async def result(job_id: JobId, request: Request, jobs: Jobs, format: ResultForm
     ```
     """
     view = await jobs.view(request, job_id)
-    offers = SCORE_OFFERS if view.task in (Task.SCORE, Task.SCAN) else IMAGE_OFFERS
-    media = negotiate(request.headers, offers, format)
+    media = negotiate(request.headers, OFFERS.get(view.task, IMAGE_OFFERS), format)
     preference = wait_preference(request.headers, jobs.settings.wait_s)
     if not view.status.is_terminal and preference.applied:
         view = await jobs.queue.wait(job_id, preference.wait_s)

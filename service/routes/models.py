@@ -25,9 +25,10 @@ class ServedModel(ModelDescriptor):
 class Models(BaseModel):
     """The models that live workers serve."""
 
-    model_config = ConfigDict(json_schema_extra={"example": {"models": [examples.MODEL]}})
+    model_config = ConfigDict(json_schema_extra={"example": {"models": [examples.MODEL], "calibration_allowed": False}})
 
     models: list[ServedModel]
+    calibration_allowed: bool = Field(description="whether /calibrate makes new models")
 
 
 @router.get(
@@ -47,7 +48,8 @@ async def models(jobs: Jobs) -> Models:
     ```
     """
     descriptors = await anyio.to_thread.run_sync(jobs.queue.models)
-    return Models(models=_mark_default(jobs, sorted(descriptors, key=lambda model: model.name), descriptors))
+    served = _mark_default(jobs, sorted(descriptors, key=lambda model: model.name), descriptors)
+    return Models(models=served, calibration_allowed=jobs.settings.allow_calibration)
 
 
 @router.get(

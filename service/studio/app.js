@@ -11,7 +11,8 @@ import { apiKey } from "./session.js";
 const REFRESH_MS = 5000;
 const REFRESH_WITHOUT_MODELS_MS = 1500;
 const LANE_TASKS = { score: "score images", generate: "generate images" };
-const LAZY_VIEWS = ["generate", "complete", "trajectory", "models"]; // loaded when they are first opened
+const LAZY_VIEWS = ["generate", "complete", "trajectory", "models", "calibrate"]; // loaded when they are first opened
+const TAB_OF = { calibrate: "models" }; // views without a tab of their own
 const views = {};
 const notice = document.getElementById("notice");
 const pulse = document.getElementById("pulse");
@@ -62,7 +63,7 @@ async function route(navigated) {
   if (fragment !== location.hash.slice(1)) return;
   for (const view of Object.values(views)) view.host.hidden = view.host !== host;
   for (const link of document.querySelectorAll(".tabs a")) {
-    if (link.getAttribute("href") === `#${name}`) link.setAttribute("aria-current", "page");
+    if (link.getAttribute("href") === `#${TAB_OF[name] ?? name}`) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
   const title = host.querySelector("h1");
@@ -135,6 +136,9 @@ catalogue.addEventListener("list", () => {
   modelSelect.replaceChildren(...catalogue.models.map(({ name }) => h("option", { value: name }, name)));
   modelSelect.value = catalogue.current?.name ?? "";
   modelSelect.parentElement.hidden = catalogue.models.length < 2;
+});
+catalogue.addEventListener("change", () => {
+  modelSelect.value = catalogue.current?.name ?? "";
 });
 modelSelect.addEventListener("change", () => catalogue.select(modelSelect.value));
 

@@ -8,16 +8,17 @@ class Catalogue extends EventTarget {
   models = [];
   current = null;
   identities = "";
+  calibrationAllowed = false;
 
   async load() {
-    const { models } = await requestJson("models");
+    const { models, calibration_allowed: calibrationAllowed } = await requestJson("models");
     const name = this.current?.name ?? modelName.get();
     const byName = models.find((model) => model.name === name);
     const current = byName ?? models.find((model) => model.default) ?? models[0] ?? null;
     const currentChanged = identity(current) !== identity(this.current);
-    const identities = models.map(identity).join();
+    const identities = [calibrationAllowed, ...models.map(identity)].join();
     const listChanged = identities !== this.identities;
-    Object.assign(this, { models, current, identities });
+    Object.assign(this, { models, current, identities, calibrationAllowed });
     if (listChanged) this.dispatchEvent(new Event("list"));
     if (currentChanged) this.dispatchEvent(new Event("change"));
   }

@@ -26,18 +26,15 @@ export function mount(host, { sendTo }) {
     use: (view, generated) => (view === "complete" ? take([generated]) : sendTo(view, generated)),
     before: submittedImage,
   });
-  const fields = [
-    dropZone({
-      title: "Drop, paste or select an image",
-      text: "Whole, or only one half: half as high or half as wide",
-      onFiles: take,
-    }),
-    exampleButtons({ names: EXAMPLES.filter((name) => name !== "noise"), onFiles: take, notice }),
-    notice,
-    pad.element,
-    settings.element,
-    submitButton,
-  ];
+  const zone = dropZone({
+    title: "Drop, paste or select an image",
+    filledTitle: "Choose another image",
+    text: "Whole, or only one half: half as high or half as wide",
+    onFiles: take,
+  });
+  const names = EXAMPLES.filter((name) => name !== "noise");
+  const examples = exampleButtons({ names, hint: "Or take an example:", onFiles: take, notice });
+  const fields = [zone, pad.element, examples, settings.element];
   const stage = h("div", { class: "stage" }, placeholder, runs.element);
   host.append(h("div", { class: "bench" }, form(fields), stage));
   catalogue.addEventListener("change", showFile);
@@ -55,6 +52,7 @@ export function mount(host, { sendTo }) {
     if (!selectedFile || !catalogue.current) return;
     await pad.load(selectedFile, catalogue.current);
     submitButton.disabled = false;
+    zone.classList.add("filled");
     announce(`${selectedFile.name} is ready to be completed`);
   }
 

@@ -18,15 +18,15 @@ export function endpoint(path, parameters) {
   return quoted(`${new URL(path, document.baseURI).href}?${query}`);
 }
 
-/** A curl line, which may wrap after a parameter, and a button that copies it. */
-export function terminal(line) {
+/** A line for a terminal, which may wrap after a parameter, and a button that copies it. */
+export function terminal(line, kind = "curl") {
   const parts = line.split(/(?<=[?&])/).flatMap((part) => [part, h("wbr")]);
   return [
-    h("pre", { class: "curl", tabindex: 0, "aria-label": "curl line" }, parts),
+    h("pre", { class: "curl", tabindex: 0, "aria-label": `${kind} line` }, parts),
     h(
       "div",
       {},
-      copyButton("Copy curl", () => line, "small"),
+      copyButton(`Copy ${kind}`, () => line, "small"),
     ),
   ];
 }

@@ -10,36 +10,35 @@ const FINAL_STATES = new Set(["succeeded", "failed", "canceled", "expired"]);
 let openStreams = 0;
 
 /**
- * Follow a job: call `onEvent({status} | {progress})` for each change; resolves to its final {status, error}.
- * A dropped stream resumes after its last event. Beyond a few streams at once, jobs are polled instead.
+ * Follow a job: call `onEvent({status} | {progress} | {lost})` for each change; resolves to its final {status, error}.
+ * A lost connection resumes after its last event; `lost` is whether it is lost. Beyond a few streams at once, jobs are
+ * polled instead.
  */
 export async function follow(id, onEvent) {
-  if (openStreams >= MAX_STREAMS) return poll(id, onEvent);
+  if (openStreams >= MAX_STREAMS) return persist(poller(id, onEvent), onEvent);
   openStreams += 1;
   try {
-    return await stream(id, onEvent);
+    return await persist(streamer(id, onEvent), onEvent);
   } finally {
     openStreams -= 1;
   }
 }
 
-async function stream(id, onEvent) {
-  let lastId = "0";
+/** Call `attempt(onAlive)` until it returns the final state; only failures that may pass are followed by another one. */
+async function persist(attempt, onEvent) {
   let failures = 0;
+  const onAlive = () => {
+    if (failures) onEvent({ lost: false });
+    failures = 0;
+  };
   while (true) {
     try {
-      const response = await request(`jobs/${id}/events`, { headers: { "Last-Event-ID": lastId } });
-      if (response.status === 204) return await requestJson(`jobs/${id}`); // it has ended, and there are no more events
-      for await (const event of messages(response.body)) {
-        failures = 0;
-        lastId = event.id || lastId;
-        const data = JSON.parse(event.data);
-        onEvent(event.name === "progress" ? { progress: data } : { status: event.name });
-        if (FINAL_STATES.has(event.name)) return { status: event.name, error: data.error };
-      }
+      const end = await attempt(onAlive);
+      if (end) return end;
     } catch (error) {
       failures += 1;
       if (isPermanent(error) || failures > MAX_FAILURES) throw error;
+      onEvent({ lost: true });
     }
     await pause(Math.min(500 * 2 ** failures, 5000));
   }
@@ -48,16 +47,35 @@ async function stream(id, onEvent) {
 const isPermanent = (error) =>
   error instanceof Refusal && error.status !== 0 && error.status < 500 && error.status !== 429;
 
-async function poll(id, onEvent) {
+/** An attempt to follow the event stream of a job; it returns null if the stream ends early. */
+function streamer(id, onEvent) {
+  let lastId = "0";
+  return async (onAlive) => {
+    const response = await request(`jobs/${id}/events`, { headers: { "Last-Event-ID": lastId } });
+    onAlive();
+    if (response.status === 204) return requestJson(`jobs/${id}`); // it has ended, and there are no more events
+    for await (const event of messages(response.body)) {
+      lastId = event.id || lastId;
+      const data = JSON.parse(event.data);
+      onEvent(event.name === "progress" ? { progress: data } : { status: event.name });
+      if (FINAL_STATES.has(event.name)) return { status: event.name, error: data.error };
+    }
+    return null;
+  };
+}
+
+/** An attempt to poll a job; it returns null until the job has ended. */
+function poller(id, onEvent) {
   let lastStatus = "";
-  while (true) {
+  return async (onAlive) => {
     const { status, error, progress } = await requestJson(`jobs/${id}`);
+    onAlive();
     if (status !== lastStatus) onEvent({ status });
+    lastStatus = status;
     if (FINAL_STATES.has(status)) return { status, error };
     if (progress) onEvent({ progress });
-    lastStatus = status;
-    await pause(1000);
-  }
+    return null;
+  };
 }
 
 /** The messages of a text/event-stream. */

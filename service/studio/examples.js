@@ -2,7 +2,7 @@
 
 import { request } from "./api.js";
 import { catalogue } from "./catalogue.js";
-import { button, h } from "./dom.js";
+import { h } from "./dom.js";
 import { showFailure } from "./feedback.js";
 import { pixelCanvas, toPng } from "./image.js";
 
@@ -13,15 +13,20 @@ const PAINTERS = {
   stripes: ({ column }) => (column % 4 < 2 ? [226, 214, 190] : [38, 66, 84]),
   noise: () => [0, 1, 2].map(() => 256 * Math.random()),
 };
-const PHOTOGRAPH = "photograph";
+const PHOTOGRAPH = "photo";
 export const EXAMPLES = [PHOTOGRAPH, ...Object.keys(PAINTERS)];
 
 /** The file of an example. */
 export async function exampleFile(name, width, height) {
   if (name === PHOTOGRAPH) {
-    const response = await request("studio/cat.jpg");
-    return new File([await response.blob()], "cat.jpg", { type: "image/jpeg" });
+    const response = await request("studio/chelsea.jpg");
+    return new File([await response.blob()], "chelsea.jpg", { type: "image/jpeg" });
   }
+  const blob = await toPng(pixelCanvas(paint(name, width, height), name));
+  return new File([blob], `${name.replace(" ", "-")}.png`, { type: "image/png" });
+}
+
+function paint(name, width, height) {
   const image = new ImageData(width, height);
   for (let row = 0; row < height; row += 1) {
     for (let column = 0; column < width; column += 1) {
@@ -29,11 +34,11 @@ export async function exampleFile(name, width, height) {
       image.data.set([...colour, 255], 4 * (row * width + column));
     }
   }
-  return new File([await toPng(pixelCanvas(image, name))], `${name.replace(" ", "-")}.png`, { type: "image/png" });
+  return image;
 }
 
-/** Buttons that pass examples to `onFiles`; failures are reported in `notice`. */
-export function exampleButtons({ names = EXAMPLES, onFiles, notice }) {
+/** Buttons with a picture of each example, which pass it to `onFiles`; failures are reported in `notice`. */
+export function exampleButtons({ names = EXAMPLES, hint, onFiles, notice }) {
   async function pass(name) {
     try {
       const { width, height } = catalogue.requireCurrent();
@@ -42,11 +47,11 @@ export function exampleButtons({ names = EXAMPLES, onFiles, notice }) {
       showFailure(notice, error);
     }
   }
-  const buttons = names.map((name) => button(name, () => pass(name), "small"));
-  return h(
-    "div",
-    { class: "field" },
-    h("p", { class: "hint" }, "Or try an example:"),
-    h("div", { class: "row start" }, buttons),
-  );
+  const thumbnail = (name) =>
+    name === PHOTOGRAPH
+      ? h("img", { src: "studio/chelsea.jpg", alt: "", width: 44, height: 44 })
+      : pixelCanvas(paint(name, 16, 16), "");
+  const item = (name) =>
+    h("li", {}, h("button", { type: "button", onclick: () => pass(name) }, thumbnail(name), h("span", {}, name)));
+  return h("div", { class: "field" }, h("p", { class: "hint" }, hint), h("ul", { class: "examples" }, names.map(item)));
 }

@@ -24,6 +24,22 @@ export function showFailure(element, error) {
   element.scrollIntoView({ block: "nearest", behavior: scrollBehavior() });
 }
 
+/** Show an error beside the control of the parameter that it names, else in `notice`; earlier ones are removed. */
+export function showRefusal(form, notice, error) {
+  clearRefusals(form, notice);
+  const control = form.querySelector(`[data-field="${CSS.escape(error.fields?.[0] ?? "")}"]`);
+  const details = control?.closest("details");
+  if (details) details.open = true;
+  const place = control ? h("div", { class: "refusal" }) : notice;
+  control?.append(place);
+  showFailure(place, error);
+}
+
+export function clearRefusals(form, notice) {
+  notice.replaceChildren();
+  for (const refusal of form.querySelectorAll(".refusal")) refusal.remove();
+}
+
 /** Return the files that are images by their type or name; the others are reported in `notice`. */
 export function imageFiles(files, notice) {
   const images = files.filter(isImage);

@@ -48,8 +48,8 @@ export function explain(term) {
   return [questionMark, explanation];
 }
 
-/** A labelled slider that shows its value in words; `term` is explained beside the label. */
-export function slider({ label, term, min, max, step = 1, value, words = String, hint, onInput }) {
+/** A labelled slider that shows its value in words; `term` is explained beside the label. `field` is its parameter. */
+export function slider({ label, field, term, min, max, step = 1, value, words = String, hint, onInput }) {
   const [id, hintId] = [uid(), hint && uid()];
   const output = h("output", { for: id });
   const oninput = () => {
@@ -71,7 +71,7 @@ export function slider({ label, term, min, max, step = 1, value, words = String,
   return {
     element: h(
       "div",
-      { class: "field" },
+      { class: "field", "data-field": field },
       h("div", { class: "row" }, heading, output),
       input,
       hint && h("p", { class: "hint", id: hintId }, hint),
@@ -94,31 +94,8 @@ export function slider({ label, term, min, max, step = 1, value, words = String,
   };
 }
 
-/** A slider for the opacity of a map over its background; without a background the map is opaque at first. */
-export function opacitySlider(layer, background) {
-  const show = () => {
-    layer.style.opacity = field.value / 100;
-  };
-  const field = slider({
-    label: "Map opacity",
-    min: 0,
-    max: 100,
-    value: background ? 50 : 100,
-    words: (percent) => `${percent}\u00a0%`,
-    onInput: show,
-  });
-  show();
-  return {
-    element: field.element,
-    makeOpaque() {
-      field.value = 100;
-      show();
-    },
-  };
-}
-
 /** Radio buttons that look like chips. `options` are [value, label, disabled] triples. */
-export function chips({ legend, options, value, onChange, kind = "chips" }) {
+export function chips({ legend, field, options, value, onChange, kind = "chips" }) {
   const name = uid();
   const holder = h("div", { class: kind });
 
@@ -131,7 +108,7 @@ export function chips({ legend, options, value, onChange, kind = "chips" }) {
   offer(options, value);
 
   return {
-    element: h("fieldset", { class: "field" }, h("legend", {}, legend), holder),
+    element: h("fieldset", { class: "field", "data-field": field }, h("legend", {}, legend), holder),
     offer,
     get value() {
       return holder.querySelector("input:checked")?.value ?? "";
@@ -145,13 +122,13 @@ export function chips({ legend, options, value, onChange, kind = "chips" }) {
 }
 
 /** A labelled select; `offer` replaces its [value, label] options. */
-export function selectField({ label, term, onChange, hint }) {
+export function selectField({ label, field, term, onChange, hint }) {
   const id = uid();
   const select = h("select", { id, onchange: onChange });
   return {
     element: h(
       "div",
-      { class: "field" },
+      { class: "field", "data-field": field },
       h("span", {}, h("label", { for: id }, label), term && explain(term)),
       select,
       hint,
@@ -169,15 +146,15 @@ export function selectField({ label, term, onChange, hint }) {
   };
 }
 
-/** An area to drop or select image files. */
-export function dropZone({ title, text, multiple, onFiles }) {
+/** An area to drop or select image files; with the class `filled` it is one line that offers to add or replace. */
+export function dropZone({ title, filledTitle, text, multiple, accept = "image/*,.tif,.tiff", onFiles }) {
   const onchange = () => {
     onFiles([...input.files]);
     input.value = "";
   };
   const input = h("input", {
     type: "file",
-    accept: "image/*,.tif,.tiff",
+    accept,
     multiple,
     class: "visually-hidden",
     onchange,
@@ -188,8 +165,9 @@ export function dropZone({ title, text, multiple, onFiles }) {
     { class: "drop" },
     input,
     h("svg", { viewBox: "0 0 24 24", "aria-hidden": "true" }, arrow),
-    h("span", { class: "strong" }, title),
+    h("span", { class: "strong empty-title" }, title),
     h("span", { class: "hint" }, text),
+    h("span", { class: "strong filled-title" }, filledTitle),
   );
   const highlights = { dragenter: true, dragover: true, dragleave: false, drop: false };
   for (const [event, highlighted] of Object.entries(highlights)) {

@@ -1,28 +1,70 @@
-// Generate: new images, of one class or of any.
+// Generate: new images, of one class or of any, and two settings side by side.
 
-import { submit } from "./api.js";
+import { cancel, submit } from "./api.js";
 import { catalogue } from "./catalogue.js";
 import { h } from "./dom.js";
 import { emptyState } from "./feedback.js";
 import { jobForm, RunList } from "./runs.js";
-import { imagesText, settingsForm } from "./settings.js";
+import { differenceText, imagesText } from "./sampling.js";
+import { settingsForm } from "./settings.js";
 
 export function mount(host, { sendTo }) {
-  const settings = settingsForm({});
-  const { notice, submitButton, form } = jobForm("Generate", generate);
+  const settings = settingsForm({ comparable: true });
+  const { form } = jobForm("Generate", generate);
+  const expectation = h("p", { class: "hint expectation" });
   const placeholder = emptyState(
     "Nothing generated yet",
     "Choose a class, or any, and generate images. They appear row by row, in the order in which they are sampled.",
   );
   const runs = new RunList("generate", { settings, placeholder, use: sendTo });
   const stage = h("div", { class: "stage" }, placeholder, runs.element);
-  host.append(h("div", { class: "bench" }, form(settings.element, submitButton, notice), stage));
+  host.append(h("div", { class: "bench" }, form(expectation, settings.element), stage));
+  catalogue.addEventListener("change", showExpectation);
+  showExpectation();
+
+  function showExpectation() {
+    if (catalogue.current) expectation.textContent = expectationText(catalogue.current);
+  }
 
   async function generate() {
     const { width, height } = catalogue.requireCurrent();
-    const parameters = settings.read();
-    const { id } = await submit("generate", parameters);
-    const title = imagesText(parameters);
-    runs.add({ id, view: "generate", task: "generate", settings: parameters, size: [width, height], title });
+    const requests = settings.readAll();
+    const ids = await submitAll(requests);
+    const [comparedWith] = ids;
+    const titles = titlesOf(requests);
+    const records = ids.map((id, i) => {
+      const record = { id, view: "generate", task: "generate", settings: requests[i], size: [width, height] };
+      return { ...record, title: titles[i], ...(ids.length > 1 && { comparedWith }) };
+    });
+    runs.add(...records);
   }
+}
+
+/** Submit all requests or none; returns the ids of their jobs. */
+async function submitAll(requests) {
+  const ids = [];
+  try {
+    for (const parameters of requests) ids.push((await submit("generate", parameters)).id);
+  } catch (error) {
+    await Promise.allSettled(ids.map(cancel));
+    throw error;
+  }
+  return ids;
+}
+
+/** The titles of runs: what they generate, or what distinguishes two of them. */
+function titlesOf([first, second]) {
+  if (!second) return [imagesText(first)];
+  return [differenceText(first, second), differenceText(second, first)];
+}
+
+/** How good the images of a model are, as measured with its default settings. */
+function expectationText({ name, classes, metrics, width, height }) {
+  const size = `${name} generates images of ${width} × ${height} pixels.`;
+  const { class_fidelity: fidelity, class_fidelity_real: real } = metrics;
+  if (!classes.length) return size;
+  if (fidelity === undefined) return `${size} How often they show their class was not measured (ncml tune).`;
+  const percent = (share) => `${Math.round(100 * share)}\u00a0%`;
+  const comparison = real === undefined ? "" : `, against ${percent(real)} of real ones`;
+  return `${size} With its default settings, a classifier recognises the class of ${percent(fidelity)} of them${comparison}.`;
 }

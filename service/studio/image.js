@@ -97,13 +97,15 @@ function cubic(x) {
   return t < 2 ? -0.5 * (t ** 3 - 5 * t ** 2 + 8 * t - 4) : 0;
 }
 
-/** A canvas that shows an ImageData, each pixel as a square. */
+/** A canvas that shows an ImageData, each pixel as a square; one without a label is decoration. */
 export function pixelCanvas(image, label) {
   const [canvas, context] = createCanvas(image.width, image.height);
   context.putImageData(image, 0, 0);
   canvas.className = "pixels";
-  canvas.setAttribute("role", "img");
-  canvas.setAttribute("aria-label", label);
+  if (label) {
+    canvas.setAttribute("role", "img");
+    canvas.setAttribute("aria-label", label);
+  } else canvas.setAttribute("aria-hidden", "true");
   return canvas;
 }
 

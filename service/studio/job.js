@@ -1,11 +1,13 @@
 // Follows a submitted job to its result, with a status line, a progress bar and a Cancel button.
 
-import { cancel, result } from "./api.js";
+import { cancel, Refusal, result } from "./api.js";
 import { button, h } from "./dom.js";
 import { follow } from "./events.js";
 import { failure } from "./feedback.js";
 
 const LABELS = { queued: "Waiting in the queue", running: "Started" };
+const EXPIRED = "This result has expired: the service keeps results for one hour.";
+const LOST = "Connection lost: trying again. The job continues in the meantime.";
 
 /** Follow a job to its result; resolves to null if it was canceled, throws if it failed. */
 export async function jobResult(id, onEvent = () => {}) {
@@ -15,7 +17,7 @@ export async function jobResult(id, onEvent = () => {}) {
     if (status !== "succeeded") throw new Error(error?.detail ?? `The job ${status}.`);
     return await result(id);
   } catch (error) {
-    if (error.status === 404) error.message = "This job has expired: the service keeps results for one hour.";
+    if (error.status === 404) throw new Refusal(EXPIRED, { status: 404, remedy: "Submit it again.", calm: true });
     throw error;
   }
 }
@@ -40,12 +42,13 @@ export function jobMonitor(id, { notice, labels = LABELS, describe = () => null,
     }
   }
 
+  let text = labels.queued;
   function show(event) {
-    if (labels[event.status]) status.textContent = labels[event.status];
     const description = event.progress && describe(event.progress);
-    if (!description) return;
-    status.textContent = description.text;
-    bar.value = description.fraction;
+    text = description?.text ?? labels[event.status] ?? text;
+    if (description) bar.value = description.fraction;
+    status.textContent = event.lost ? LOST : text;
+    status.classList.toggle("lost", event.lost === true);
   }
 
   function monitoredResult(onProgress = () => {}) {

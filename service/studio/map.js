@@ -1,39 +1,77 @@
-// The map of an image: the bits of each pixel over what the model sees.
+// The map of an image: the bits of each pixel beside what the model sees.
 
 import { button, h, save, stem } from "./dom.js";
-import { opacitySlider } from "./fields.js";
 import { enlarge, pixelCanvas, toPng } from "./image.js";
 
 const CLIPPED = 0.02; // share of pixels beyond each end of the colour scale
+let mapsShown = false; // for the next images, too
 let sharedScale = false; // one colour scale for all maps, so that they can be compared
 
-/** What the model saw of a reading, under its map. */
-export function pixelMap(reading, readings) {
-  const { modelView, score, name } = reading;
-  const background = modelView && h("img", { src: modelView, alt: `${name} as the model sees it`, class: "pixels" });
-  if (!score.map) return h("div", { class: "over" }, background);
+/** The image of a reading as the model saw it. */
+export function modelView({ modelView: src, name }) {
+  const image = src && h("img", { src, alt: `${name} as the model sees it`, class: "pixels" });
+  const caption = src ? "As the model sees it" : "Not displayed: this browser cannot decode the file";
+  return h("figure", {}, h("div", { class: "over" }, image), h("figcaption", { class: "hint" }, caption));
+}
+
+/** Details that show a map beside the image; `content()` returns their elements when they are opened first. */
+export function showMap(summary, content) {
+  const details = h("details", { class: "map", open: mapsShown, ontoggle: fill }, h("summary", {}, summary));
+  function fill() {
+    mapsShown = details.open;
+    if (details.open && details.children.length === 1) details.append(...content());
+  }
+  if (mapsShown) fill();
+  return details;
+}
+
+export const mapDetails = (reading, readings) =>
+  reading.score.map && showMap("Map: which pixels are unlikely", () => mapElements(reading, readings));
+
+function mapElements(reading, readings) {
+  const { score, name } = reading;
   const [least, most] = bitsRange([reading], 0);
   const label = `Bits per dimension of each pixel, from ${least.toFixed(1)} to ${most.toFixed(1)}`;
   const layer = pixelCanvas(heatmap(score.map, least, most), label);
-  const pixelValue = h("output", { class: "mono" }, " ");
-  const showPixel = (event) => {
-    pixelValue.textContent = pixelText(score.map, layer, event) ?? pixelValue.textContent;
-  };
-  const download = async () => save(await toPng(enlarge(layer)), `${stem(name)}-map.png`);
-  return h(
-    "div",
-    { class: "stack map" },
-    h("div", { class: "over", onpointermove: showPixel }, background, layer),
-    opacitySlider(layer, modelView).element,
-    colourScale(reading, readings, layer),
-    h(
-      "p",
-      { class: "hint" },
-      "Bits per dimension of each pixel, given the pixels before it. Bright pixels are unlikely. ",
-      pixelValue,
-    ),
-    h("div", {}, button("Download map", download, "small")),
+  const output = h("output", { class: "mono" }, "Point at a pixel to read its value.");
+  const mapFigure = h(
+    "figure",
+    {},
+    h("div", { class: "over" }, layer),
+    h("figcaption", { class: "hint" }, "Bits/dim of each pixel: bright ones are unlikely"),
   );
+  const pair = h("div", { class: "pair" }, modelView(reading), mapFigure);
+  linkPixels(pair, score.map, output);
+  const download = async () => save(await toPng(enlarge(layer)), `${stem(name)}-map.png`);
+  const actions = h("div", { class: "row" }, output, button("Download map", download, "small"));
+  return [pair, colourScale(reading, readings, layer), actions].flat();
+}
+
+/** Mark the pixel under the pointer in both images of a pair, and write its value. */
+function linkPixels(pair, map, output) {
+  const images = [...pair.querySelectorAll(".over")];
+  const spots = images.map(() => h("span", { class: "spot", hidden: true }));
+  images.forEach((image, i) => {
+    image.append(spots[i]);
+    image.addEventListener("pointermove", (event) => {
+      const [row, column] = pixelAt(map, image, event);
+      const [height, width] = [map.length, map[0].length];
+      for (const spot of spots) {
+        spot.hidden = false;
+        spot.style.inset = `${(100 * row) / height}% auto auto ${(100 * column) / width}%`;
+        spot.style.width = `${100 / width}%`;
+        spot.style.height = `${100 / height}%`;
+      }
+      output.textContent = `Row ${row + 1}, column ${column + 1}: ${map[row][column].toFixed(2)} bits/dim`;
+    });
+  });
+}
+
+/** [row, column] of the pixel under the pointer. */
+function pixelAt(map, image, { clientX, clientY }) {
+  const { left, top, width, height } = image.getBoundingClientRect();
+  const index = (share, count) => Math.min(count - 1, Math.max(0, Math.floor(share * count)));
+  return [index((clientY - top) / height, map.length), index((clientX - left) / width, map[0].length)];
 }
 
 /** The colour scale of a map, which paints it. */
@@ -59,15 +97,6 @@ function colourScale(reading, readings, layer) {
     h("div", { class: "scale" }, ends[0], scale, ends[1]),
     comparable.length > 1 && h("label", { class: "check" }, checkbox, "Same colour scale for all images"),
   ];
-}
-
-/** The value of the pixel under the pointer, or null. */
-function pixelText(map, layer, { clientX, clientY }) {
-  const box = layer.getBoundingClientRect();
-  const column = Math.floor(((clientX - box.left) / box.width) * layer.width);
-  const row = Math.floor(((clientY - box.top) / box.height) * layer.height);
-  const bits = map[row]?.[column];
-  return bits === undefined ? null : `row ${row + 1}, column ${column + 1}: ${bits.toFixed(2)} bits/dim`;
 }
 
 /** [low, high] of the bits of maps, without a share of the pixels at each end. */

@@ -1,24 +1,25 @@
-// Models and health: the card of each model, and the load of the service.
+// Models and health: a table of the models, each with its details, and the load of the service.
 
 import { catalogue } from "./catalogue.js";
-import { axisLabel, histogram } from "./chart.js";
-import { greyLevels, h, plural } from "./dom.js";
+import { modelDetails } from "./details.js";
+import { h, plural, uid } from "./dom.js";
 import { emptyState } from "./feedback.js";
-import { explain } from "./fields.js";
 import { lanesTable, latencyTable } from "./health.js";
-import { markdown } from "./markdown.js";
-import { SampleGrid } from "./samples.js";
+import { detected, missed } from "./power.js";
+
+const HEADINGS = ["Model", "Size", "Classes", "Test bits/dim", "Verdicts"];
+const expandedNames = new Set();
 
 export function mount(host) {
   const health = h("div", { class: "health" });
-  const cards = h("div", { class: "cards" });
-  host.append(h("h2", {}, "Health"), health, h("h2", {}, "Models"), cards);
+  const models = h("div");
+  const calibrate = h("a", { class: "button", href: "#calibrate" }, "Calibrate a model on your own images");
+  host.append(models, h("p", { class: "offer" }, calibrate), h("h2", {}, "Health"), health);
   catalogue.addEventListener("list", showModels);
   showModels();
 
   function showModels() {
-    const { models } = catalogue;
-    cards.replaceChildren(...(models.length ? models.map(modelCard) : [noModels()]));
+    models.replaceChildren(catalogue.models.length ? modelTable(catalogue.models) : noModels());
   }
 
   return {
@@ -33,87 +34,69 @@ export function mount(host) {
 const noModels = () =>
   emptyState("No models", "A worker offers its models when it has loaded them, a few seconds after it starts.");
 
-function modelCard(model) {
-  const { calibration, card, name } = model;
-  const facts = modelFacts(model).map(([term, value]) => h("div", {}, h("dt", {}, term), h("dd", {}, value)));
-  return h(
-    "article",
-    { class: "card" },
-    h("h3", {}, name),
-    h("div", { class: "columns" }, h("dl", {}, facts), calibration ? calibrationFacts(model) : notCalibrated()),
-    new SampleGrid(model).element,
-    card &&
-      h(
-        "details",
-        {},
-        h("summary", {}, "Model card: training and measurements"),
-        h("div", { class: "prose" }, markdown(card)),
-      ),
-  );
-}
-
-function modelFacts(model) {
-  const { preprocessing } = model;
-  const solvers = Object.entries(model.solvers).map(([name, steps]) => `${name} (${plural(steps, "step")})`);
-  const metrics = Object.entries(model.metrics).map(([name, value]) => [
-    name.replaceAll("_", " ").replace("bpd", "bits/dim"),
-    h("span", { class: "mono" }, value.toLocaleString("en", { maximumFractionDigits: 4 })),
-  ]);
-  return [
-    ["Version", h("code", {}, model.version.slice(0, 12))],
-    ["Image size", `${model.width} × ${model.height}`],
-    ["Classes", model.classes.join(", ") || "none"],
-    ["Known halves", model.keeps.join(", ") || "none"],
-    ["Initial noise", `up to ${greyLevels(model.noise)}`],
-    ["Solvers", solvers.join(", ")],
-    ...metrics,
-    [
-      "Preprocessing",
-      typeof preprocessing === "string" ? preprocessing : `${preprocessing.name} v${preprocessing.version}`,
-    ],
-  ];
-}
-
-function notCalibrated() {
-  const hint = ["Scores have no verdict. Run ", h("code", {}, "ncml calibrate"), " on held-out images to add one."];
-  return h("div", {}, h("h4", {}, "Not calibrated"), h("p", { class: "hint" }, hint));
-}
-
-function calibrationFacts({ calibration, calibrations = {} }) {
-  const { statistic, threshold, histograms = {}, n_rank: ranked, n_fit: estimated } = calibration;
-  const { false_positive_rate: rate, smallest_p: smallestP, weakness, power } = calibration;
-  const names = Object.keys(calibrations);
-  const counts = histograms[statistic];
-  const description = `Histogram of ${statistic} over held-out images, threshold ${threshold.toPrecision(3)}`;
-  const flagged = `${(100 * rate).toFixed(0)}\u00a0%`;
-  const summary = [
-    `Statistic ${statistic}, estimated on ${plural(estimated, "image")}`,
-    ` and ranked among ${ranked.toLocaleString("en")} others.`,
-    ` At most ${flagged} of in-distribution images are flagged; p is at least ${smallestP.toPrecision(2)}.`,
-  ];
-  return h(
-    "div",
+function modelTable(models) {
+  const head = h(
+    "tr",
     {},
-    h("h4", {}, "Calibration", explain(statistic)),
-    h("p", { class: "hint" }, summary),
-    weakness && h("p", { class: "hint" }, h("strong", {}, "This calibration is weak"), `: ${weakness}.`),
-    power && powerFacts(power),
-    names.length > 1 && h("p", { class: "hint" }, `Calibrations to choose from: ${names.join(", ")}.`),
-    counts && histogram(counts, { axis: axisLabel(statistic), threshold, description }),
+    HEADINGS.map((heading, i) => h("th", { scope: "col", class: isWide(i) }, heading)),
+  );
+  const body = h("tbody", {}, models.map(modelRows));
+  return h(
+    "table",
+    { class: "models" },
+    h("caption", { class: "visually-hidden" }, "Models"),
+    h("thead", {}, head),
+    body,
   );
 }
 
-/** What a calibration flags, measured on held-out images when it was made. */
-function powerFacts({ images, good, processed, altered, foreign }) {
-  const rows = [["unchanged", good], ...[processed, altered, foreign].flatMap(Object.entries)];
-  return h(
-    "details",
-    {},
-    h("summary", {}, `What it flags, of ${plural(images, "held-out image")} each`),
-    h(
-      "dl",
-      {},
-      rows.map(([name, share]) => h("div", {}, h("dt", {}, name), h("dd", {}, `${(100 * share).toFixed(0)}\u00a0%`))),
-    ),
+/** The class of columns that only wide screens show. */
+const isWide = (i) => i > 0 && i < HEADINGS.length - 1 && "wide";
+
+/** The row of a model, and the one with its details. */
+function modelRows(model) {
+  const id = uid();
+  const cell = h("td", { colspan: HEADINGS.length });
+  const details = h("tr", { id, class: "details" }, cell);
+  const toggle = h(
+    "button",
+    { type: "button", class: "expand", "aria-controls": id, onclick: () => expand(!expandedNames.has(model.name)) },
+    model.name,
   );
+  function expand(isExpanded) {
+    if (isExpanded) expandedNames.add(model.name);
+    else expandedNames.delete(model.name);
+    if (isExpanded && !cell.children.length) cell.append(modelDetails(model));
+    toggle.setAttribute("aria-expanded", isExpanded);
+    details.hidden = !isExpanded;
+  }
+  expand(expandedNames.has(model.name));
+  const testBpd = model.metrics.test_bpd;
+  const cells = [
+    `${model.width} × ${model.height}`,
+    model.classes.length ? String(model.classes.length) : "none",
+    testBpd ? testBpd.toFixed(2) : "–",
+    verdictsCell(model),
+  ];
+  const row = h(
+    "tr",
+    {},
+    h("th", { scope: "row" }, toggle, model.default && h("span", { class: "badge" }, "default")),
+    cells.map((content, i) => h("td", { class: isWide(i + 1) }, content)),
+  );
+  return [row, details];
+}
+
+/** Whether a model gives verdicts, and what they can and cannot find. */
+function verdictsCell({ calibration }) {
+  if (!calibration) return [h("span", { class: "badge plain" }, "none"), h("p", { class: "hint" }, "Not calibrated")];
+  const { weakness, power, n_rank: ranked } = calibration;
+  const badge = weakness
+    ? h("span", { class: "badge weak" }, "weak")
+    : h("span", { class: "badge" }, `calibrated on ${plural(ranked, "image")}`);
+  const lines = [
+    weakness && `${weakness[0].toUpperCase()}${weakness.slice(1)}.`,
+    power && `Finds ${detected(power) || "nothing"}. Misses ${missed(power) || "nothing measured"}.`,
+  ];
+  return [badge, h("p", { class: "hint" }, lines.filter(Boolean).join(" ") || "What it finds was not measured.")];
 }

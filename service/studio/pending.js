@@ -29,7 +29,7 @@ class PendingImage {
     );
   }
 
-  /** Show what the model will see. A file that the browser cannot decode may still be one that the service can. */
+  /** Read the file, and show what the model will see. A file that the browser cannot decode may still be one that the service can. */
   async refresh(isTiled) {
     const model = catalogue.current;
     if (!model) return;
@@ -84,6 +84,13 @@ export class PendingImages {
     for (const image of added) image.refresh(this.isTiled);
     this.render();
     if (accepted.length) announce(`${plural(this.images.length, "image")} ready to be scored`);
+  }
+
+  /** An image that is submitted at once, without being listed. */
+  async prepare(file) {
+    const image = new PendingImage(file, () => {});
+    await image.refresh(this.isTiled);
+    return image;
   }
 
   remove(images) {

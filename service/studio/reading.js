@@ -1,4 +1,4 @@
-// One scored image in full: likelihood, verdict, map, and its place among held-out images.
+// One scored image: what the model sees, the verdict, the map, the likelihood, and its place among held-out images.
 
 import { catalogue, reference } from "./catalogue.js";
 import { axisLabel, histogram } from "./chart.js";
@@ -6,9 +6,9 @@ import { curl, endpoint, quoted, terminal } from "./curl.js";
 import { greyLevels, h, plural } from "./dom.js";
 import { chips, explain } from "./fields.js";
 import { flipTest } from "./flip.js";
-import { pixelMap } from "./map.js";
-import { tileOverlay, VIEWS } from "./tiles.js";
-import { calibrationOf, headline, verdict } from "./verdict.js";
+import { mapDetails, modelView } from "./map.js";
+import { framedImage, tileMapDetails, VIEWS } from "./tiles.js";
+import { calibrationOf, pText, verdict } from "./verdict.js";
 
 /** The article of a reading; its map can be compared with those of all `readings`. */
 export function readingArticle(reading, readings) {
@@ -18,14 +18,17 @@ export function readingArticle(reading, readings) {
     "article",
     { class: "reading" },
     h("header", {}, h("h2", {}, name), h("p", { class: "hint" }, conditionsText(reading))),
-    facts(reading),
-    scan ? tileOverlay(reading) : pixelMap(reading, readings),
     h(
       "div",
-      { class: "facts" },
-      !scan && [calibration && placement(reading, calibration), flipTest(reading)],
-      curlLine(reading),
+      { class: scan ? "answer scanned" : "answer" },
+      scan ? framedImage(reading) : modelView(reading),
+      verdictFacts(reading, calibration),
     ),
+    scan ? tileMapDetails(reading) : mapDetails(reading, readings),
+    !scan && likelihood(reading),
+    !scan && calibration && placement(reading, calibration),
+    !scan && flipTest(reading),
+    curlLine(reading),
   );
 }
 
@@ -38,41 +41,51 @@ function conditionsText({ model, conditions }) {
   return parts.filter(Boolean).join(" · ");
 }
 
-function facts(reading) {
-  const { score, scan, model } = reading;
-  const { kind, title, text } = verdict(reading);
+function verdictFacts(reading) {
+  const { kind, label, title, text, caution } = verdict(reading);
+  const { score, scan } = reading;
   return h(
     "div",
-    { class: "facts" },
+    { class: `verdict ${kind}` },
+    h("p", { class: "label" }, label),
+    h("h3", {}, title),
+    h("p", {}, text),
+    scan && h("p", { class: "hint" }, tilesText(scan, score)),
+    caution && h("p", { class: "caution" }, caution),
+    h("p", {}, nextStep(kind)),
+  );
+}
+
+const tilesText = ({ rows, columns, tile_width: width, tile_height: height, view }, { score }) =>
+  `${plural(rows * columns, "tile")} of ${width} × ${height} pixels, overlapping by half or more. ` +
+  `Most unusual view: ${VIEWS[view].name}, with an OOD score of ${score.toFixed(2)}.`;
+
+/** What to do about a verdict. */
+function nextStep(kind) {
+  const link = h("a", { href: "#calibrate" }, "calibrate a model");
+  if (kind === "unknown") return ["For a verdict, ", link, " on your own images."];
+  return ["Compare with your own images: ", link, "."];
+}
+
+function likelihood({ score, model }) {
+  const nats = score.log_likelihood.toLocaleString("en", { maximumFractionDigits: 0 }).replace("-", "−");
+  const testBpd = catalogue.models.find(({ name }) => name === model.name)?.metrics.test_bpd;
+  const comparison = testBpd ? `Test images of ${model.name} average ${testBpd.toFixed(2)}. ` : "";
+  return h(
+    "section",
+    { class: "likelihood" },
+    h("p", { class: "big" }, h("span", { class: "mono" }, score.bpd.toFixed(2)), " bits/dim", explain("bits/dim")),
     h(
       "p",
-      { class: "big" },
-      h("span", { class: "mono" }, headline(reading)),
-      scan ? ` ${VIEWS[scan.view].name}` : [" bits/dim", explain("bits/dim")],
-    ),
-    h("p", { class: "hint" }, scan ? tilesText(scan) : likelihoodText(score, model)),
-    h(
-      "div",
-      { class: `verdict ${kind}` },
-      h("p", { class: "strong" }, title),
-      h("p", {}, text),
-      score.ood && h("p", { class: "mono" }, `p = ${score.ood.p_value.toPrecision(2)}`),
+      { class: "hint" },
+      `${comparison}Lower is more likely, but no verdict: flat images are cheap under every likelihood model. `,
+      `The whole image: ${nats} nats.`,
     ),
   );
 }
 
-const tilesText = ({ rows, columns, tile_width: width, tile_height: height }) =>
-  `${plural(rows * columns, "tile")} of ${width} × ${height} pixels, overlapping by half or more.`;
-
-function likelihoodText(score, model) {
-  const nats = score.log_likelihood.toLocaleString("en", { maximumFractionDigits: 0 }).replace("-", "−");
-  const testBpd = catalogue.models.find(({ name }) => name === model.name)?.metrics.test_bpd;
-  const comparison = testBpd ? ` Test images of ${model.name} average ${testBpd.toFixed(2)} bits/dim.` : "";
-  return `Log-likelihood of the whole image: ${nats} nats.${comparison}`;
-}
-
 /** The OOD score, or bits/dim, in the histogram of held-out images. */
-function placement({ score }, { histograms, n_rank: ranked, smallest_p: smallestP }) {
+function placement({ score }, { histograms, n_rank: ranked }) {
   const { statistic } = score.ood;
   const names = [...new Set([statistic, "bpd"])].filter((name) => histograms?.[name]);
   if (!names.length) return null;
@@ -86,9 +99,7 @@ function placement({ score }, { histograms, n_rank: ranked, smallest_p: smallest
   });
   function show(name) {
     const chart =
-      name === statistic
-        ? oodScoreChart(score.ood, histograms[name], { ranked, smallestP })
-        : bpdChart(score.bpd, histograms[name]);
+      name === statistic ? oodScoreChart(score.ood, histograms[name]) : bpdChart(score.bpd, histograms[name]);
     holder.replaceChildren(...chart);
   }
   show(names[0]);
@@ -96,15 +107,12 @@ function placement({ score }, { histograms, n_rank: ranked, smallest_p: smallest
   return h("div", { class: "placed" }, tabs.element, holder);
 }
 
-function oodScoreChart({ statistic, score: value, threshold, p_value: pValue }, counts, { ranked, smallestP }) {
+function oodScoreChart({ statistic, score: value, threshold, p_value: pValue }, counts) {
   const position = `${statistic}: this image at ${value.toPrecision(3)}, threshold ${threshold.toPrecision(3)}`;
-  const description = `${position}, p = ${pValue.toPrecision(2)}`;
-  const shading = value > counts.edges.at(-1) ? "" : "Shaded: OOD scores at least as high. ";
-  const limit = `With ${plural(ranked, "held-out image")}, p is at least ${smallestP.toPrecision(2)}.`;
-  return [
-    histogram(counts, { axis: axisLabel(statistic), value, threshold, description }),
-    h("p", { class: "hint" }, shading + limit),
-  ];
+  const description = `${position}, p = ${pText(pValue)}`;
+  const chart = histogram(counts, { axis: axisLabel(statistic), value, threshold, description });
+  const isShaded = value <= counts.edges.at(-1);
+  return [chart, ...(isShaded ? [h("p", { class: "hint" }, "Shaded: OOD scores at least as high.")] : [])];
 }
 
 function bpdChart(value, counts) {

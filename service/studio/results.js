@@ -56,12 +56,12 @@ export class Results {
 
   stripItem(reading) {
     const { name, modelView } = reading;
-    const { kind, title } = verdict(reading);
+    const { kind, label } = verdict(reading);
     const symbol = { in: "✓", out: "✕" }[kind];
     const attributes = {
       type: "button",
       class: `tile ${kind}`,
-      title: `${name}: ${title.toLowerCase()}`,
+      title: `${name}: ${label.toLowerCase()}`,
       "aria-pressed": String(reading === this.selected),
       onclick: () => this.select(reading),
     };
@@ -79,18 +79,14 @@ export class Results {
           h("span", { "aria-hidden": "true" }, symbol),
         ),
         h("span", { class: "name" }, name),
-        h("span", { class: "visually-hidden" }, title),
+        h("span", { class: "visually-hidden" }, label),
       ),
     );
   }
 }
 
 const nothingScored = () =>
-  emptyState(
-    "No scores yet",
-    "Select images, check the crop that the model will see, and score them. " +
-      "Flat grey and pure noise are the two ends of the scale.",
-  );
+  emptyState("No scores yet", "Drop your own images, or click an example: it is scored at once.");
 
 function csv(readings) {
   const lines = [COLUMNS, ...readings.map(csvRow)].map((cells) => cells.map(csvCell).join());

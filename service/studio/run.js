@@ -7,8 +7,8 @@ import { failure, openDialog } from "./feedback.js";
 import { createCanvas, pngBlob } from "./image.js";
 import { jobMonitor } from "./job.js";
 import { gridImages, previewFetcher, sampledArea } from "./preview.js";
+import { settingsText } from "./sampling.js";
 import { jobs } from "./session.js";
-import { settingsText } from "./settings.js";
 
 const MANY = 16; // images above which they are shown smaller
 
@@ -147,8 +147,15 @@ export class Run {
   showFailure(error) {
     this.stop();
     this.monitor.status.remove();
+    if (error.status === 404) this.showExpired(error);
     this.notice.replaceChildren(failure(error));
     announce(error.message);
+  }
+
+  /** An expired run has no images, but its settings give them again. */
+  showExpired(error) {
+    this.element.classList.add("expired");
+    error.remedy = "“Reuse settings” and generate again: the same seed gives the same images.";
   }
 
   stop() {

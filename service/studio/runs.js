@@ -1,25 +1,32 @@
 // Shared by the views that generate images: a form that submits a job, and the list of runs.
 
 import { h, onSubmit } from "./dom.js";
-import { reveal, showFailure } from "./feedback.js";
+import { clearRefusals, reveal, showRefusal } from "./feedback.js";
 import { Run } from "./run.js";
 import { jobs } from "./session.js";
 
-/** Create a submit button, a notice for failures, and `form`, which wraps them. The form calls `submitJob`. */
-export function jobForm(label, submitJob) {
+/**
+ * Create a submit button, a notice for failures, and `form`, which ends with them. The form calls `submitJob`;
+ * `isReady()` is whether it can be submitted again afterwards.
+ */
+export function jobForm(label, submitJob, isReady = () => true) {
   const notice = h("div");
   const submitButton = h("button", { type: "submit", class: "primary" }, label);
   async function submitForm() {
-    notice.replaceChildren();
+    clearRefusals(element, notice);
     submitButton.disabled = true;
     try {
       await submitJob();
     } catch (error) {
-      showFailure(notice, error);
+      showRefusal(element, notice, error);
     }
-    submitButton.disabled = false;
+    submitButton.disabled = !isReady();
   }
-  const form = (...elements) => h("form", { class: "controls stack", onsubmit: onSubmit(submitForm) }, elements);
+  const element = h("form", { class: "controls stack", onsubmit: onSubmit(submitForm) });
+  const form = (...elements) => {
+    element.append(...elements.flat(), notice, h("div", { class: "row send" }, submitButton));
+    return element;
+  };
   return { notice, submitButton, form };
 }
 
@@ -32,28 +39,40 @@ export class RunList {
 
   constructor(view, { settings, placeholder, use, before = () => [] }) {
     Object.assign(this, { settings, placeholder, use, before });
-    for (const record of jobs.of(view)) this.show(record);
+    const groups = Map.groupBy(jobs.of(view), ({ id, comparedWith }) => comparedWith ?? id);
+    for (const records of groups.values()) this.show(records);
   }
 
-  /** Add the run of a job that was submitted. */
-  add(record) {
-    jobs.add(record);
-    this.settings.seed.advance();
-    reveal(this.show(record));
+  /** Add the run of a job that was submitted, or the two of jobs to be compared. */
+  add(...records) {
+    for (const record of records) jobs.add(record);
+    this.settings.seed.markUsed();
+    reveal(this.show(records));
   }
 
-  show(record) {
+  /** Show the runs of a group side by side. */
+  show(records) {
+    const group = h("div", { class: records.length > 1 ? "comparison" : "single" });
+    const onRemove = () => {
+      if (!group.children.length) group.remove();
+      this.updatePlaceholder();
+    };
+    group.append(...records.map((record) => this.createRun(record, onRemove)));
+    this.element.prepend(group);
+    this.updatePlaceholder();
+    return group;
+  }
+
+  createRun(record, onRemove) {
     const run = new Run(record, {
       before: this.before(record),
       onReuse: () => this.settings.write(record.settings),
-      onRemove: () => this.updatePlaceholder(),
+      onRemove,
       onUse: (action, { file, seed }) => {
         if (action === "seed") this.settings.seed.reuse(seed);
         else this.use(action, file);
       },
     });
-    this.element.prepend(run.element);
-    this.updatePlaceholder();
     return run.element;
   }
 

@@ -4,15 +4,15 @@ import { Refusal, submit } from "./api.js";
 import { catalogue, reference } from "./catalogue.js";
 import { announce, button, greyLevels, h, plural } from "./dom.js";
 import { exampleButtons } from "./examples.js";
-import { failure, reveal, showFailure } from "./feedback.js";
+import { clearRefusals, failure, reveal, showFailure, showRefusal } from "./feedback.js";
 import { dropZone, selectField, slider } from "./fields.js";
 import { pixelCanvas } from "./image.js";
 import { jobMonitor } from "./job.js";
 import { PendingImages } from "./pending.js";
 import { Results } from "./results.js";
 import { jobs } from "./session.js";
-import { tileMapUrl, VIEWS } from "./tiles.js";
-import { headline } from "./verdict.js";
+import { tileMapUrl } from "./tiles.js";
+import { verdict } from "./verdict.js";
 
 export function mount(host) {
   const view = new ScoreView(host);
@@ -29,6 +29,13 @@ class ScoreView {
   clearButton = button("Clear", () => this.clear(), "clear");
 
   constructor(host) {
+    this.zone = dropZone({
+      title: "Drop, paste or select images",
+      filledTitle: "Add images",
+      text: "PNG, JPEG, WebP, BMP, TIFF or GIF, any size",
+      multiple: true,
+      onFiles: (files) => this.pending.add(files),
+    });
     this.conditions = conditionFields({ onTiledChange: () => this.pending.refresh() });
     this.pending = new PendingImages({
       isTiled: () => this.conditions.tiled,
@@ -36,7 +43,8 @@ class ScoreView {
       onChange: () => this.updateButtons(),
     });
     this.stage.append(this.running, ...this.results.elements);
-    host.append(h("div", { class: "bench" }, this.controls(), this.stage));
+    this.form = this.controls();
+    host.append(h("div", { class: "bench" }, this.form, this.stage));
     catalogue.addEventListener("change", () => this.useModel());
     this.useModel();
     this.updateButtons();
@@ -45,19 +53,14 @@ class ScoreView {
   }
 
   controls() {
-    const onFiles = (files) => this.pending.add(files);
+    const onExample = ([file]) => this.scoreAtOnce(file);
     return h(
       "div",
       { class: "controls stack" },
-      dropZone({
-        title: "Drop, paste or select images",
-        text: "PNG, JPEG, WebP, BMP, TIFF or GIF, any size",
-        multiple: true,
-        onFiles,
-      }),
-      exampleButtons({ onFiles, notice: this.notice }),
-      this.notice,
+      this.zone,
       this.pending.element,
+      exampleButtons({ hint: "Or score an example:", onFiles: onExample, notice: this.notice }),
+      this.notice,
       this.conditions.elements,
       h("div", { class: "row send" }, this.submitButton, this.clearButton),
     );
@@ -75,6 +78,7 @@ class ScoreView {
     this.submitButton.disabled = this.submitting || !length;
     this.submitButton.textContent = length ? `Score ${plural(length, "image")}` : "Score";
     this.clearButton.hidden = !length;
+    this.zone.classList.toggle("filled", length > 0 || this.results.readings.length > 0);
   }
 
   clear() {
@@ -82,15 +86,23 @@ class ScoreView {
     this.pending.clear();
   }
 
-  /** Submit the pending images: as one job, or in tiles as one job each. Images that are refused stay in the list. */
-  async submitAll() {
+  submitAll() {
+    return this.submitImages(this.pending.images);
+  }
+
+  /** Score one file without listing it first. */
+  async scoreAtOnce(file) {
+    if (!this.submitting) await this.submitImages([await this.pending.prepare(file)]);
+  }
+
+  /** Submit images: as one job, or in tiles as one job each. Those that are refused stay in the list. */
+  async submitImages(images) {
     this.submitting = true;
     this.updateButtons();
-    this.notice.replaceChildren();
+    clearRefusals(this.form, this.notice);
     const refusals = [];
     let submitted = 0;
     try {
-      const { images } = this.pending;
       const groups = this.conditions.tiled ? images.map((image) => [image]) : [images];
       for (const group of groups) submitted += await this.submitGroup(group, refusals);
     } catch (error) {
@@ -143,8 +155,12 @@ class ScoreView {
   showRefusals(refusals, submitted) {
     const message = refusals.map((refusal) => refusal.message).join(" ");
     const others = submitted === 1 ? "The other image was submitted." : `The other ${submitted} images were submitted.`;
-    const [{ status, remedy = "" }] = refusals;
-    showFailure(this.notice, new Refusal(message, { status, remedy: submitted ? `${others} ${remedy}` : remedy }));
+    const [{ status, remedy = "", fields }] = refusals;
+    showRefusal(
+      this.form,
+      this.notice,
+      new Refusal(message, { status, fields, remedy: submitted ? `${others} ${remedy}` : remedy }),
+    );
   }
 
   /** Follow a job and show its results. `files` are those of its images, unless the page was reloaded since. */
@@ -167,23 +183,27 @@ class ScoreView {
       const readings = result && (await toReadings(record, result, files));
       row.remove();
       if (readings) this.addReadings(readings);
-      else {
-        jobs.remove(record.id);
-        announce("Canceled");
-      }
+      else this.showCanceled(record, files);
     } catch (error) {
       jobs.remove(record.id);
-      this.reportFailure(row, error, error.status === 404 && !files.length);
+      this.reportFailure(row, error);
     }
     this.results.render();
   }
 
-  /** Show why a job failed; one that has expired since the page was reloaded is removed without a message. */
-  reportFailure(row, error, isExpired) {
-    if (isExpired) {
-      row.remove();
-      return;
-    }
+  /** Put the images of a canceled job back into the list, or report that they are gone. */
+  showCanceled({ id, images }, files) {
+    jobs.remove(id);
+    const subject = plural(images.length, "image");
+    const remedy = files.length ? "They are in the list again." : "Choose them again to score them.";
+    this.pending.add(files);
+    const message = `Canceled: ${subject} ${images.length === 1 ? "was" : "were"} not scored.`;
+    showFailure(this.notice, new Refusal(message, { remedy, calm: true }));
+    announce("Canceled");
+  }
+
+  /** Show why a job failed or that it has expired. */
+  reportFailure(row, error) {
     const dismiss = () => {
       row.remove();
       this.results.render();
@@ -194,18 +214,20 @@ class ScoreView {
   addReadings(readings) {
     this.results.add(readings);
     const [first] = readings;
-    const unit = first.scan ? `in the view ${VIEWS[first.scan.view].name}` : "bits per dimension";
-    announce(`${plural(readings.length, "image")} scored: ${first.name}, ${headline(first)} ${unit}`);
+    const { label, title } = verdict(first);
+    announce(`${plural(readings.length, "image")} scored. ${first.name}: ${label}. ${title}.`);
+    reveal(this.results.article);
   }
 }
 
 /** Whether to score in tiles, the class and noise level that a score is conditioned on, and what judges it. */
 function conditionFields({ onTiledChange }) {
   const tiledInput = h("input", { type: "checkbox", onchange: onTiledChange });
-  const classes = selectField({ label: "Class" });
-  const calibrations = selectField({ label: "Calibration" });
+  const classes = selectField({ label: "Class", field: "class" });
+  const calibrations = selectField({ label: "Calibration", field: "calibration" });
   const noise = slider({
     label: "Noise level",
+    field: "noise",
     term: "grey levels",
     min: 0,
     max: 10,
@@ -217,7 +239,7 @@ function conditionFields({ onTiledChange }) {
   const hint = "Ignored for tiles. The verdict always uses the class and noise level of the calibration.";
   return {
     elements: [
-      h("label", { class: "check" }, tiledInput, "Score in tiles (large images)"),
+      h("div", { "data-field": "tile" }, h("label", { class: "check" }, tiledInput, "Score in tiles (large images)")),
       h(
         "details",
         {},

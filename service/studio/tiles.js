@@ -2,8 +2,8 @@
 
 import { resultFile } from "./api.js";
 import { h, stem } from "./dom.js";
-import { opacitySlider } from "./fields.js";
 import { roundHalfEven } from "./image.js";
+import { showMap } from "./map.js";
 
 const MAX_TILES = 1024; // of an image; a core scores about 25 a second
 
@@ -33,11 +33,37 @@ export const VIEWS = {
   mean: { name: "mean of all tiles", framed: "the whole image, which differs as a whole" },
 };
 
-/** The image, if its file is available, under its map and a frame around what the view points at. */
-export function tileOverlay(reading) {
-  const { mapUrl, name, scan } = reading;
-  const { box, width, height, threshold } = scan;
-  const layer = h("img", { src: mapUrl, width, height, alt: `Map of the OOD scores of ${name}’s tiles` });
+/** The image, or its map if the file is not available, with a frame around what the view points at. */
+export function framedImage(reading) {
+  const { file, name, scan } = reading;
+  if (!file) return framed(reading, mapImage(reading), "Its map: the page does not keep files when it is reloaded");
+  reading.fileUrl ??= URL.createObjectURL(file);
+  const onerror = () => image.replaceWith(mapImage(reading));
+  const image = h("img", { ...size(reading), src: reading.fileUrl, alt: name, onerror });
+  return framed(reading, image, `Framed: ${VIEWS[scan.view].framed}`);
+}
+
+/** Details with the map of the tiles beside the image. */
+export function tileMapDetails(reading) {
+  const { mapUrl, name, scan, file } = reading;
+  const download = h("a", { class: "button small", href: mapUrl, download: `${stem(name)}-map.png` }, "Download map");
+  const scale = scan.threshold
+    ? `Above ${scan.threshold.toPrecision(3)} an image is out of distribution in this view; the map is brightest there.`
+    : "Bright tiles are the most unusual.";
+  const map = () => framed(reading, mapImage(reading), scale);
+  return showMap("Map: which tiles are unusual", () => [
+    h("div", { class: "pair" }, file && framedImage(reading), map()),
+    h("div", {}, download),
+  ]);
+}
+
+const size = ({ scan: { width, height } }) => ({ width, height });
+
+const mapImage = (reading) =>
+  h("img", { ...size(reading), src: reading.mapUrl, alt: `Map of the OOD scores of ${reading.name}’s tiles` });
+
+/** An image with a frame around what the view points at. */
+function framed({ scan: { box, width, height } }, image, caption) {
   const frame = h("span", { class: "box" });
   const edges = {
     left: box.left / width,
@@ -46,30 +72,7 @@ export function tileOverlay(reading) {
     height: box.height / height,
   };
   for (const [property, share] of Object.entries(edges)) frame.style[property] = `${100 * share}%`;
-  const opacity = opacitySlider(layer, reading.file);
-  const background = reading.file && backgroundImage(reading, () => opacity.makeOpaque());
-  const position = `Framed: ${VIEWS[scan.view].framed}, ${box.left} pixels from the left and ${box.top} from the top. `;
-  const scale = threshold
-    ? `Above ${threshold.toPrecision(3)} an image is out of distribution in this view; the map is brightest there.`
-    : "Bright tiles are the most unusual.";
-  return h(
-    "div",
-    { class: "stack map" },
-    h("div", { class: "over whole" }, background, layer, frame),
-    opacity.element,
-    h("p", { class: "hint" }, position, scale),
-    h("div", {}, h("a", { class: "button small", href: mapUrl, download: `${stem(name)}-map.png` }, "Download map")),
-  );
-}
-
-/** The image itself, which is removed if the browser cannot decode it. */
-function backgroundImage(reading, onUndecodable) {
-  const { width, height } = reading.scan;
-  reading.fileUrl ??= URL.createObjectURL(reading.file);
-  const onerror = () => {
-    image.remove();
-    onUndecodable();
-  };
-  const image = h("img", { src: reading.fileUrl, width, height, alt: reading.name, onerror });
-  return image;
+  const position = `${box.left} pixels from the left and ${box.top} from the top`;
+  const over = h("div", { class: "over whole" }, image, frame);
+  return h("figure", {}, over, h("figcaption", { class: "hint", title: position }, caption));
 }

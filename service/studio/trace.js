@@ -9,8 +9,8 @@ import { createCanvas, decode, pixelCanvas, pngBlob } from "./image.js";
 import { jobMonitor } from "./job.js";
 import { previewFetcher } from "./preview.js";
 import { describeProgress, downloadButtons, runHeading } from "./run.js";
+import { imagesText } from "./sampling.js";
 import { jobs } from "./session.js";
-import { imagesText } from "./settings.js";
 
 const THUMBNAILS = 9;
 const FINAL_ONLY =
@@ -94,7 +94,10 @@ export class Trace {
     } catch (error) {
       this.stop();
       this.monitor.status.textContent = "";
-      if (error.status === 404) jobs.remove(this.record.id);
+      if (error.status === 404) {
+        jobs.remove(this.record.id);
+        error.remedy = "“Reuse settings” and trace again: the same seed gives the same images.";
+      }
       this.notice.replaceChildren(failure(error));
     }
   }

@@ -11,13 +11,13 @@ import { Trace } from "./trace.js";
 
 export function mount(host) {
   const settings = settingsForm({ images: 4, maxImages: 9, steps: 12, trajectory: true });
-  const { notice, submitButton, form } = jobForm("Trace", submitTrace);
+  const { form } = jobForm("Trace", submitTrace);
   const placeholder = emptyState(
     "Nothing traced yet",
     "Trace a few images, then move from the first row through the noisy sample to the refined images.",
   );
   const stage = h("div", { class: "stage" }, placeholder);
-  host.append(h("div", { class: "bench" }, form(settings.element, submitButton, notice), stage));
+  host.append(h("div", { class: "bench" }, form(settings.element), stage));
   let trace = null; // the one on the page
   const lastRecord = jobs.of("trajectory").at(-1);
   if (lastRecord) show(lastRecord);
@@ -29,7 +29,7 @@ export function mount(host) {
     trace?.remove();
     const record = { id, view: "trajectory", task: "generate", settings: parameters, size: [width, height] };
     jobs.add(record);
-    settings.seed.advance();
+    settings.seed.markUsed();
     reveal(show(record));
   }
 

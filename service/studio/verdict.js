@@ -3,9 +3,6 @@
 import { catalogue } from "./catalogue.js";
 import { plural } from "./dom.js";
 
-/** The first number of a reading. */
-export const headline = ({ score, scan }) => (scan ? score.score : score.bpd).toFixed(2);
-
 /** The calibration behind a reading's verdict, or null if its model is no longer available. */
 export function calibrationOf({ score: { ood }, scan, model }) {
   const current = catalogue.models.find(({ name, version }) => name === model.name && version === model.version);
@@ -14,47 +11,80 @@ export function calibrationOf({ score: { ood }, scan, model }) {
   return current.calibrations?.[ood.calibration] ?? current.calibration ?? null;
 }
 
-/** The verdict on a reading: {kind, title, text}. */
-export function verdict(reading) {
-  const { ood } = reading.score;
-  if (!ood && reading.scan) {
-    const text =
-      "This model’s tiles are not calibrated (ncml calibrate --tile): the map shows the most unusual tiles, " +
-      "but not whether the image is out of distribution.";
-    return { kind: "unknown", title: "No verdict", text };
-  }
-  if (!ood) {
-    const text =
-      "This model has no calibration and so gives no verdict. " +
-      "Bits per dimension alone do not show whether an image is out of distribution.";
-    return { kind: "unknown", title: "Not calibrated", text };
-  }
-  const calibration = calibrationOf(reading);
-  const views = Object.keys(reading.scan?.views ?? {}).length;
-  const rank = views > 1 ? viewsText(ood.p_value, views) : rankText(ood.p_value, calibration?.n_rank);
-  const caution = ood.is_weak && calibration ? ` This calibration is weak: ${calibration.weakness}.` : "";
-  if (!ood.is_ood) return { kind: "in", title: "In distribution", text: `${rank}.${caution}` };
-  const rate = calibration?.false_positive_rate;
-  const rule = rate ? ` An image is flagged when fewer than ${(100 * rate).toFixed(0)}\u00a0% do.` : "";
-  return { kind: "out", title: "Out of distribution", text: `${rank}.${rule}${caution}` };
+/** A p-value, without digits that it does not have. */
+export const pText = (pValue) => String(Number(pValue.toPrecision(2)));
+
+/** The first number of a reading: its p-value, or the OOD score of its worst tile or its bits/dim without a verdict. */
+export function headline({ score, scan }) {
+  if (score.ood) return `p ${pText(score.ood.p_value)}`;
+  return (scan ? score.score : score.bpd).toFixed(2);
 }
+
+/** The verdict on a reading: {kind, label, title, text, caution}. The title names what the image is compared with. */
+export function verdict(reading) {
+  const { score, scan, model } = reading;
+  const { ood } = score;
+  if (!ood) return scan ? uncalibratedTiles(model) : uncalibrated(model);
+  const calibration = calibrationOf(reading);
+  const others = `the images ${calibrationName(reading)} was calibrated on`;
+  const caution = ood.is_weak && calibration ? `This calibration is weak: ${calibration.weakness}.` : "";
+  const views = Object.keys(scan?.views ?? {}).length;
+  const rank = views > 1 ? viewsText(ood.p_value, views) : rankText(ood, calibration);
+  const text = `${rank} ${pValueText(ood, calibration)}`;
+  if (!ood.is_ood) return { kind: "in", label: "In distribution", title: `Like ${others}`, text, caution };
+  const title = outTitle(ood, calibration, others, views);
+  return { kind: "out", label: "Out of distribution", title, text, caution };
+}
+
+function uncalibrated({ name }) {
+  const text = "Bits per dimension alone do not show whether an image is out of distribution.";
+  return { kind: "unknown", label: "No verdict", title: `${name} is not calibrated`, text };
+}
+
+function uncalibratedTiles({ name }) {
+  const text =
+    "The map shows the most unusual tiles, but not whether the image is out of distribution. " +
+    "To calibrate tiles, run ncml calibrate --tile.";
+  return { kind: "unknown", label: "No verdict", title: `The tiles of ${name} are not calibrated`, text };
+}
+
+function calibrationName({ score: { ood }, model, scan }) {
+  return scan || ood.calibration === "default" ? model.name : `${model.name} (${ood.calibration})`;
+}
+
+/** How many ranking images have an OOD score at least as high: p counts the image itself, too. */
+const countHigher = ({ p_value: pValue }, { n_rank: ranked }) => Math.round(pValue * (ranked + 1)) - 1;
+
+function outTitle(ood, calibration, others, views) {
+  if (!calibration || views > 1) return `Unlike ${percentBelow(1 - ood.p_value)} of ${others}`;
+  const higher = countHigher(ood, calibration);
+  const ranked = calibration.n_rank;
+  if (!higher) return `Unlike all ${ranked.toLocaleString("en")} of ${others}`;
+  return `Unlike ${percentBelow(1 - higher / ranked)} of ${others}`;
+}
+
+/** A share in percent, rounded down so that it is never 100 %. */
+const percentBelow = (share) => `${Math.floor(1000 * share) / 10}\u00a0%`;
 
 /** What a p-value of several views of tiles together states. */
 const viewsText = (pValue, views) =>
-  `At most ${percentage(pValue)} of good images are as unusual in any of the ${views} views of their tiles`;
+  `At most ${Math.ceil(1000 * pValue) / 10}\u00a0% of good images are as unusual in any of the ${views} views of their tiles.`;
 
-/** How many of the `ranked` held-out images are at least as unusual. */
-function rankText(pValue, ranked) {
-  if (!ranked) return `${percentage(pValue)} of the held-out images have an OOD score at least as high`;
-  const images = plural(ranked, "held-out image");
-  const higher = Math.round(pValue * (ranked + 1)) - 1; // p counts the image itself, too
-  if (!higher) return `None of the ${images} has an OOD score as high`;
-  const verb = higher === 1 ? "has" : "have";
-  return `${higher.toLocaleString("en")} of the ${images} ${verb} an OOD score at least as high`;
+function rankText(ood, calibration) {
+  if (!calibration) return "";
+  const higher = countHigher(ood, calibration);
+  const images = plural(calibration.n_rank, "held-out image");
+  if (!higher) return `None of the ${images} is as unusual.`;
+  const verb = higher === 1 ? "is" : "are";
+  return `${higher.toLocaleString("en")} of the ${images} ${verb} at least as unusual.`;
 }
 
-function percentage(share) {
-  const percent = 100 * share;
-  const decimals = percent < 0.1 ? 2 : Number(percent < 10);
-  return `${percent.toFixed(decimals)}\u00a0%`;
+function pValueText({ p_value: pValue }, calibration) {
+  const value = `p = ${pText(pValue)}`;
+  if (!calibration) return `${value}.`;
+  const { smallest_p: smallestP, false_positive_rate: rate, n_rank: ranked } = calibration;
+  const flagged = `An image is flagged at p ≤ ${pText(rate)}.`;
+  const isSmallest = pValue < 1.001 * smallestP;
+  if (isSmallest) return `${value}, the smallest possible with ${plural(ranked, "image")}. ${flagged}`;
+  return `${value}; the smallest possible is ${pText(smallestP)}. ${flagged}`;
 }

@@ -102,12 +102,13 @@ def site(valkey_server, models: Path, tmp_path_factory: pytest.TempPathFactory) 
     (folder / "keys").write_text(key_line.stdout)
     ports = _free_ports(2)
     serve = [sys.executable, "-m", "uvicorn", "--factory", "service.app:from_environment", "--port"]
-    guarded = {"NCML_API_KEYS_FILE": str(folder / "keys")}
+    guarded = {"NCML_API_KEYS_FILE": str(folder / "keys"), "NCML_ALLOW_CALIBRATION": "0"}
     worker = [sys.executable, "-m", "ncml.cli", "worker", "--models", str(models), "--threads", "1", "--drain-s", "1"]
     score_worker, generate_worker = ([*worker, "--lane", lane] for lane in ("score", "generate"))
     environment = os.environ | {
         "NCML_REDIS_URL": valkey_server.url.replace("/0", "/1"),
         "NCML_MAX_IMAGES": "32",
+        "NCML_ALLOW_CALIBRATION": "1",
         "OMP_NUM_THREADS": "1",
     }
     with contextlib.closing(redis.Redis.from_url(environment["NCML_REDIS_URL"])) as client:

@@ -5,13 +5,14 @@ import csv
 import io
 import itertools
 import re
+import shutil
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Page, expect
+from playwright.sync_api import FilePayload, Page, Route, expect
 
 from ncml.errors import InputError
 from ncml.images import resize_to, to_png
@@ -47,6 +48,33 @@ def submit(page: Page, view: str, **values: int) -> None:
     form.locator("button[type=submit]").click()
 
 
+def score_example(page: Page, *names: str) -> None:
+    """Click examples, which scores each at once; waits for their scores."""
+    count = page.locator(".strip .tile").count()
+    for name in names:
+        page.locator("#view-score").get_by_role("button", name=name, exact=True).click()
+        count += 1
+        expect(page.locator(".strip .tile")).to_have_count(count)
+
+
+def choose_examples(page: Page, *names: str) -> None:
+    """Select files with the pixels of examples, without scoring them."""
+    files = page.evaluate(
+        """async (names) => {
+            const { exampleFile } = await import("/studio/examples.js");
+            const file = async (name) => {
+                const example = await exampleFile(name, 8, 8);
+                const bytes = new Uint8Array(await example.arrayBuffer());
+                return [example.name, btoa(String.fromCharCode(...bytes))];
+            };
+            return Promise.all(names.map(file));
+        }""",
+        names,
+    )
+    payloads = [FilePayload(name=name, mimeType="image/png", buffer=base64.b64decode(data)) for name, data in files]
+    page.locator("#view-score input[type=file]").set_input_files(payloads)
+
+
 # Score
 
 
@@ -57,21 +85,36 @@ def test_an_image_is_scored_ranked_and_mapped(studio, photo: Path) -> None:
     page.get_by_role("button", name="Score 1 image").click()
     reading = page.locator(".reading")
     expect(reading.locator(".big .mono")).to_have_text(NUMBER)
-    expect(reading.locator(".verdict .strong")).to_have_text(re.compile("^(In|Out of) distribution$"))
-    expect(reading.locator(".verdict")).to_contain_text("p = ")
+    verdict = reading.locator(".verdict")
+    expect(verdict.locator(".label")).to_have_text("Out of distribution")
+    expect(verdict.locator("h3")).to_have_text("Unlike all 40 of the images tiny was calibrated on")
+    expect(verdict).to_contain_text("p = 0.024, the smallest possible with 40 images. An image is flagged at p ≤ 0.05.")
+    expect(verdict).to_contain_text("This calibration is weak: it ranks among 40 images")
+    assert verdict.get_by_role("link", name="calibrate a model").get_attribute("href") == "#calibrate"
+    above, below = verdict.bounding_box(), reading.locator(".big").bounding_box()
+    assert above
+    assert below
+    assert above["y"] < below["y"]  # the verdict comes first
     expect(reading.locator(".chart .value").first).to_be_attached()
     expect(reading.locator(".chart .within, .chart .beyond")).not_to_have_count(0)
     layer = reading.locator(".over canvas")
-    for share in (0, 40, 100):
-        page.get_by_label("Map opacity").fill(str(share))
-        assert layer.evaluate("e => getComputedStyle(e).opacity") == f"{share / 100:g}"
+    expect(layer).to_have_count(0)
+    reading.locator("summary", has_text="Map").click()
+    image, pixels = reading.locator(".pair img").bounding_box(), layer.bounding_box()
+    assert image
+    assert pixels
+    assert image["x"] + image["width"] < pixels["x"]  # side by side
+    assert min(image["width"], pixels["width"]) > 300
+    layer.hover(position={"x": 1, "y": pixels["height"] - 1})
+    expect(reading.locator(".map output")).to_have_text(re.compile(r"^Row 8, column 1: -?\d+\.\d\d bits/dim$"))
+    expect(reading.locator(".spot:visible")).to_have_count(2)
     colours = layer.evaluate("e => new Set(e.getContext('2d').getImageData(0, 0, 8, 8).data).size")
     assert colours > 8
     page.get_by_role("button", name="Flip the lowest bits").click()
     expect(reading.locator(".flip .mono")).to_have_text(
         re.compile(r"^\d+\.\d{3} → \d+\.\d{3} bits/dim \([−+]\d+\.\d{3}\)$")
     )
-    reading.locator("summary").click()
+    reading.locator("summary", has_text="terminal").click()
     assert "-F 'image=@it'\\''s a photo.png'" in (reading.locator(".curl").text_content() or "")
 
 
@@ -80,31 +123,31 @@ def test_shading_is_explained_only_where_there_is_some(studio, tmp_path: Path) -
     Image.fromarray(usual).save(tmp_path / "usual.png")
     page = studio("score")
     upload(page, "score", tmp_path / "usual.png")
-    page.locator("#view-score").get_by_role("button", name="noise", exact=True).click()
-    page.get_by_role("button", name="Score 2 images").click()
+    page.get_by_role("button", name="Score 1 image").click()
+    expect(page.locator(".verdict .label")).to_have_text("In distribution")
+    expect(page.locator(".verdict h3")).to_have_text("Like the images tiny was calibrated on")
+    expect(page.locator(".verdict")).to_contain_text(
+        re.compile(
+            r"\d+ of the 40 held-out images (is|are) at least as unusual. p = 0.\d+; the smallest possible is 0.024"
+        )
+    )
     placed = page.locator(".reading .placed")
     expect(placed.locator(".chart")).to_contain_text("OOD score: higher is more unusual")
     expect(placed).to_contain_text("Shaded: OOD scores at least as high.")
-    page.locator(".tile", has_text="noise.png").click()
+    page.locator("#view-score").get_by_role("button", name="noise", exact=True).click()
     expect(placed.locator(".chart")).to_contain_text("this image, above the scale")
     expect(placed).not_to_contain_text("Shaded")
-    expect(placed).to_contain_text("p is at least")
-    expect(page.locator(".verdict")).to_contain_text(
-        re.compile("ha(s|ve) an OOD score (at least )?as high. An image is flagged when fewer than 5\u00a0% do.")
-    )
     placed.get_by_role("radio", name="bits/dim").check()
     expect(placed.locator(".chart")).to_contain_text("bits/dim: lower is more likely")
 
 
 def test_maps_can_be_compared_on_one_scale(studio) -> None:
     page = studio("score")
-    page.locator("#view-score").get_by_role("button", name="stripes").click()
-    page.get_by_role("button", name="Score 1 image").click()
+    score_example(page, "stripes")
+    page.locator(".reading summary", has_text="Map").click()
     expect(page.locator(".reading .scale")).to_be_visible()
     expect(page.get_by_label("Same colour scale")).to_have_count(0)  # there is nothing to compare
-    page.locator("#view-score").get_by_role("button", name="noise", exact=True).click()
-    page.get_by_role("button", name="Score 1 image").click()
-    expect(page.locator(".strip .tile")).to_have_count(2)
+    score_example(page, "noise")  # its map is shown, too
 
     def scales() -> list[str]:
         texts = []
@@ -125,9 +168,10 @@ def test_maps_can_be_compared_on_one_scale(studio) -> None:
 def test_scores_and_maps_are_downloaded(studio, photo: Path) -> None:
     page = studio("score")
     upload(page, "score", photo)
-    page.locator("#view-score").get_by_role("button", name="stripes").click()
+    choose_examples(page, "stripes")
     page.get_by_role("button", name="Score 2 images").click()
     expect(page.locator(".strip .tile")).to_have_count(2)
+    page.locator(".reading summary", has_text="Map").click()
     with page.expect_download() as download:
         page.get_by_role("button", name="Download map").click()
     assert download.value.suggested_filename == "it's a photo-map.png"
@@ -136,7 +180,7 @@ def test_scores_and_maps_are_downloaded(studio, photo: Path) -> None:
     photo = photo.rename(photo.with_name('a "large", photo.png'))
     upload(page, "score", photo)
     page.get_by_role("button", name="Score 1 image").click()
-    expect(page.locator(".reading .big")).to_contain_text("worst tile")
+    expect(page.locator(".reading .verdict")).to_contain_text("308 tiles of 8 × 8 pixels")
     with page.expect_download() as download:
         page.get_by_role("link", name="Download map").click()
     assert size(download) == (90, 60)
@@ -156,8 +200,7 @@ def test_scores_and_maps_are_downloaded(studio, photo: Path) -> None:
 
 def test_terms_are_explained_to_the_keyboard_too(studio) -> None:
     page = studio("score")
-    page.locator("#view-score").get_by_role("button", name="stripes").click()
-    page.get_by_role("button", name="Score 1 image").click()
+    score_example(page, "stripes")
     for view, term, text in (
         ("score", "bits/dim", "Lower means more likely"),
         ("score", "multiscale_corr", "Higher means more out-of-distribution"),
@@ -185,7 +228,6 @@ def test_a_scoring_job_is_canceled(studio, site, tiled: bool) -> None:
     held_routes = []
     page.route("**/jobs/*/events", lambda route: held_routes.append(route))  # no events arrive, as if the job took long
     page.locator("#view-score").get_by_role("button", name="stripes").click()
-    page.get_by_role("button", name="Score 1 image").click()
     running = page.locator("#view-score .run")
     job = running.get_attribute("data-job")
     expect(running).to_contain_text("Scoring 1 image")
@@ -193,6 +235,9 @@ def test_a_scoring_job_is_canceled(studio, site, tiled: bool) -> None:
         running.get_by_role("button", name="Cancel").click()
     held_routes[0].continue_()
     expect(running).to_have_count(0)
+    if site.http.get(f"/jobs/{job}").json()["status"] == "canceled":
+        expect(page.get_by_role("status").filter(has_text="Canceled: 1 image was not scored.")).to_be_visible()
+        expect(page.locator(".waiting li")).to_have_count(1)  # to be scored again
     assert site.http.get(f"/jobs/{job}").json()["status"] in ("canceled", "succeeded")  # too late to be canceled
 
 
@@ -201,30 +246,30 @@ def test_a_large_image_is_judged_by_its_tiles(studio, photo: Path) -> None:
     page.get_by_label("In tiles").check()
     upload(page, "score", photo)
     expect(page.locator(".waiting")).to_contain_text("308 tiles of 8 × 8 pixels")
-    page.locator("#view-score").get_by_role("button", name="flat grey").click()
+    choose_examples(page, "flat grey")
     expect(page.locator(".waiting li").nth(1)).to_contain_text("1 tile of 8 × 8 pixels")
     page.get_by_role("button", name="Score 2 images").click()
     page.locator(".tile", has_text="photo.png").click()
     reading = page.locator(".reading")
     expect(reading.locator("h2")).to_have_text("it's a photo.png")
-    expect(reading.locator(".big")).to_have_text(re.compile(r"^\d+\.\d\d worst tile$"))
-    expect(reading.locator(".verdict .strong")).to_have_text("Out of distribution")  # it is a ramp, not noise
-    expect(reading.locator(".verdict")).to_contain_text("None of the 20 held-out images")
-    expect(reading.locator(".verdict")).to_contain_text("p = 0.048")
-    background, layer = reading.locator(".over img").all()
-    for image in (background, layer):
+    verdict = reading.locator(".verdict")
+    expect(verdict.locator(".label")).to_have_text("Out of distribution")  # it is a ramp, not noise
+    expect(verdict.locator("h3")).to_have_text("Unlike all 20 of the images tiny was calibrated on")
+    expect(verdict).to_contain_text("None of the 20 held-out images is as unusual. p = 0.048, the smallest possible")
+    expect(verdict).to_contain_text(re.compile(r"Most unusual view: .*, with an OOD score of \d+\.\d\d"))
+    expect(reading.locator(".over img")).to_have_count(1)  # the image; its map takes a click
+    reading.locator("summary", has_text="Map").click()
+    for image in reading.locator(".pair .over img").all():
         assert image.evaluate("e => [e.naturalWidth, e.naturalHeight]") == [90, 60]
-    for share in (0, 40, 100):
-        page.get_by_label("Map opacity").fill(str(share))
-        assert layer.evaluate("e => getComputedStyle(e).opacity") == f"{share / 100:g}"
-    whole, frame = reading.locator(".over").bounding_box(), reading.locator(".box").bounding_box()
+    expect(reading.locator(".pair .over img")).to_have_count(2)
+    whole, frame = reading.locator(".answer .over").bounding_box(), reading.locator(".answer .box").bounding_box()
     assert whole
     assert frame
     assert frame["width"] == pytest.approx(whole["width"] * 8 / 90, abs=1)
     assert whole["width"] / whole["height"] == pytest.approx(90 / 60, rel=0.02)
     assert whole["x"] <= frame["x"] + 1
     assert frame["y"] + frame["height"] <= whole["y"] + whole["height"] + 1
-    reading.locator("summary").click()
+    reading.locator("summary", has_text="terminal").click()
     assert "tile=1" in (reading.locator(".curl").text_content() or "")
     page.reload()
     page.locator(".tile", has_text="photo.png").click()
@@ -268,14 +313,12 @@ def test_impossible_tiles_are_refused_in_a_sentence(studio, tab, tmp_path: Path)
     page.select_option("#model", "wide")
     page.get_by_label("In tiles").check()
     page.locator("#view-score").get_by_role("button", name="noise").click()
-    page.get_by_role("button", name="Score 1 image").click()
     expect(refusal).to_contain_text("wide is not calibrated")
 
 
 def test_several_images_are_distinguished(studio) -> None:
     page = studio("score")
-    for name in ("flat grey", "noise", "stripes"):
-        page.locator("#view-score").get_by_role("button", name=name, exact=True).click()
+    choose_examples(page, "flat grey", "noise", "stripes")
     page.get_by_role("button", name="Remove stripes.png").click()
     page.get_by_role("button", name="Score 2 images").click()
     expect(page.locator(".strip .tile")).to_have_count(2)
@@ -286,9 +329,12 @@ def test_several_images_are_distinguished(studio) -> None:
 
 def test_a_model_without_calibration_gives_no_verdict(studio) -> None:
     page = studio("score", model="wide")
-    page.locator("#view-score").get_by_role("button", name="gradient").click()
-    page.get_by_role("button", name="Score 1 image").click()
-    expect(page.locator(".verdict .strong")).to_have_text("Not calibrated")
+    score_example(page, "gradient")
+    expect(page.locator(".verdict .label")).to_have_text("No verdict")
+    expect(page.locator(".verdict h3")).to_have_text("wide is not calibrated")
+    page.locator(".verdict").get_by_role("link", name="calibrate a model").click()
+    expect(page.locator("#view-calibrate")).to_contain_text("ncml adapt FOLDER --model wide --out models/mine")
+    page.get_by_role("link", name="Score").click()
     expect(page.locator(".reading .chart")).to_have_count(0)
 
 
@@ -314,8 +360,7 @@ def test_refused_images_do_not_hold_up_the_others(studio, tab, tmp_path: Path, t
         (tmp_path / name).write_bytes(b"not an image")
     upload(page, "score", tmp_path / "broken.png", tmp_path / "notes.txt")
     expect(page.get_by_role("status").filter(has_text="notes.txt is not an image and was skipped.")).to_be_in_viewport()
-    for name in ("flat grey", "stripes"):
-        page.locator("#view-score").get_by_role("button", name=name).click()
+    choose_examples(page, "flat grey", "stripes")
     upload(page, "score", tmp_path / "cut.png")
     page.get_by_role("button", name="Score 4 images").click()
     expect(page.locator(".strip .tile")).to_have_count(2)
@@ -353,7 +398,7 @@ def test_a_long_list_of_images_fades_out_and_all_can_be_reached(studio) -> None:
     page = studio("score")
     cards = page.locator(".waiting li")
     for n in range(1, 8):
-        page.locator("#view-score").get_by_role("button", name="stripes", exact=True).click()
+        choose_examples(page, "stripes")
         expect(cards).to_have_count(n)
         queue = page.locator(".waiting").evaluate(
             "e => ({ cut: e.scrollHeight > e.clientHeight, fades: getComputedStyle(e).maskImage !== 'none' })"
@@ -368,11 +413,41 @@ def test_a_long_list_of_images_fades_out_and_all_can_be_reached(studio) -> None:
 
 def test_a_photograph_is_among_the_examples(studio) -> None:
     page = studio("score")
-    page.locator("#view-score").get_by_role("button", name="photograph").click()
-    expect(page.locator(".waiting")).to_contain_text("128 × 128 pixels")
-    expect(page.locator(".waiting canvas")).to_have_count(2)
-    page.get_by_role("button", name="Score 1 image").click()
-    expect(page.locator(".reading h2")).to_have_text("cat.jpg")
+    score_example(page, "photo")
+    expect(page.locator(".reading h2")).to_have_text("chelsea.jpg")
+    expect(page.locator(".reading .answer img")).to_be_visible()
+    expect(page.locator(".waiting li")).to_have_count(0)
+
+
+@pytest.mark.parametrize("view", ["score", "generate", "complete", "trajectory"])
+@pytest.mark.parametrize("viewport", [{"width": 1280, "height": 800}, {"width": 390, "height": 844}])
+def test_the_primary_button_is_in_sight(studio, photo: Path, view: str, viewport: dict[str, int]) -> None:
+    """With an image chosen and the settings unfolded, however far the controls are scrolled."""
+    page = studio(view, viewport=viewport)
+    if view in ("score", "complete"):
+        upload(page, view, photo)
+        title = "Add images" if view == "score" else "Choose another image"
+        expect(page.locator(f"#view-{view} .drop.filled")).to_have_text(title, use_inner_text=True)
+    button = page.locator(f"#view-{view} .send .primary")
+    expect(button).to_be_enabled()
+    for summary in page.locator(f"#view-{view} .controls details:not([open]) summary").all():
+        summary.click()
+    controls = page.locator(f"#view-{view} .controls")
+    for share in (0, 0.5, 1):
+        controls.evaluate("(e, share) => scrollTo(0, share * Math.max(0, e.scrollHeight - 500))", share)
+        expect(button).to_be_in_viewport(ratio=1)
+        covering = button.evaluate(
+            "e => { const { x, y, width, height } = e.getBoundingClientRect();"
+            " return document.elementFromPoint(x + width / 2, y + height - 2) === e; }"
+        )
+        assert covering, share  # neither the tabs nor a field lie over it
+
+
+def test_a_phone_scrolls_to_the_verdict(studio) -> None:
+    page = studio("score", viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    page.locator("#view-score").get_by_role("button", name="stripes").tap()
+    expect(page.locator(".reading .answer img")).to_be_in_viewport(ratio=1)
+    expect(page.locator(".verdict h3")).to_be_in_viewport(ratio=1)
 
 
 def test_images_can_be_pasted_and_dropped(studio) -> None:
@@ -550,6 +625,120 @@ def test_guidance_and_temperature_are_sent_and_shown(studio) -> None:
     expect(page.locator("article.run").first).to_contain_text("guidance 3 · temperature 0.9")
 
 
+def test_the_seed_on_the_page_is_that_of_the_images(studio) -> None:
+    page = studio("generate")
+    field = page.locator("#view-generate").get_by_label("Seed", exact=True)
+    field.fill("7")
+    seeds = []
+    for count in (1, 2):
+        submit(page, "generate", images=1)
+        runs = page.locator("article.run")
+        expect(runs).to_have_count(count)
+        expect(runs.first.locator(".cell img")).to_have_count(1)
+        expect(runs.first.locator(".seed")).to_have_text(field.input_value())
+        seeds.append(field.input_value())
+    assert seeds[0] == "7"
+    assert seeds[1] != "7"  # a new one for the second run
+
+
+def test_the_page_states_what_to_expect_of_the_images(studio) -> None:
+    page = studio("generate")
+    expectation = page.locator("#view-generate .expectation")
+    expect(expectation).to_contain_text("tiny generates images of 8 × 8 pixels. How often they show their class")
+    page.route("**/models", with_fidelity)
+    page.reload()
+    expect(expectation).to_contain_text("a classifier recognises the class of 60\u00a0% of them, against 78\u00a0%")
+    page.locator("#view-generate summary").click()
+    expect(page.locator("#view-generate .defaults")).to_contain_text("Defaults of tiny: noise of 10 grey levels")
+    guidance = page.locator("#view-generate").get_by_label("Guidance", exact=True)
+    guidance.fill("4")
+    page.get_by_role("button", name="Use them").click()
+    expect(guidance).to_have_value("1")
+
+
+def with_fidelity(route: Route) -> None:
+    """Answer /models as if the models had been tuned."""
+    response = route.fetch()
+    document = response.json()
+    for model in document["models"]:
+        model["metrics"] |= {"class_fidelity": 0.602, "class_fidelity_real": 0.784}
+    route.fulfill(response=response, json=document)
+
+
+def test_two_settings_are_compared_for_the_same_seeds(studio) -> None:
+    page = studio("generate")
+    view = page.locator("#view-generate")
+    view.get_by_label("dark").check()
+    view.get_by_label("Seed", exact=True).fill("11")
+    view.get_by_label("Compare with other settings").check()
+    submit(page, "generate", images=2)
+    expect(view.locator("[data-field=other] .failure")).to_contain_text("The other settings are the same.")
+    view.locator(".other").get_by_label("Temperature", exact=True).fill("0.8")
+    view.locator("button[type=submit]").click()
+    runs = page.locator(".comparison article.run")
+    expect(view.locator(".failure")).to_have_count(0)
+    expect(runs.locator("h2")).to_have_text(["temperature 1", "temperature 0.8"])
+    for run in runs.all():
+        expect(run.locator(".seed")).to_have_text(["11", "12"])
+        expect(run.locator(".cell img")).to_have_count(2)
+    left, right = (run.locator(".cell").first.bounding_box() for run in runs.all())
+    assert left
+    assert right
+    assert left["y"] == right["y"]
+    assert left["x"] + left["width"] < right["x"]
+    page.reload()
+    expect(runs).to_have_count(2)
+    for count in (1, 0):
+        runs.first.get_by_role("button", name="Remove").click()
+        expect(runs).to_have_count(count)
+    expect(page.get_by_text("Nothing generated yet")).to_be_visible()
+
+
+def test_a_refusal_is_shown_beside_its_control(studio, tab) -> None:
+    tab.expected_messages = [REFUSED]
+    page = studio("generate")
+    view = page.locator("#view-generate")
+    view.get_by_label("Seed", exact=True).fill(str(2**53 - 1))
+    submit(page, "generate", images=4)
+    expect(view.locator("[data-field=seed] .failure")).to_contain_text("it must be at most")
+    view.get_by_label("Seed", exact=True).fill("1")
+    submit(page, "generate", images=33)
+    expect(view.locator("[data-field=n] .failure")).to_contain_text("at most 32 at once")
+    expect(view.locator(".failure")).to_have_count(1)
+    view.locator("summary").click()
+    page.route("**/generate", lambda route: route.fulfill(status=422, json=refusal_of("guidance")))
+    view.locator("summary").click()
+    submit(page, "generate", images=1)
+    expect(view.locator("details [data-field=guidance] .failure")).to_be_visible()  # its details are unfolded
+
+
+def refusal_of(field: str) -> dict[str, object]:
+    return {"status": 422, "detail": "It is out of range.", "errors": [{"field": field, "detail": "It is."}]}
+
+
+def test_a_lost_connection_and_an_expired_result_have_states_of_their_own(studio, tab) -> None:
+    tab.expected_messages = ["ERR_INTERNET_DISCONNECTED", "ERR_FAILED", REFUSED]
+    page = studio("generate", model="wide")
+    page.route("**/jobs/*/events", lambda route: route.abort())
+    submit(page, "generate", images=1)
+    run = page.locator("article.run")
+    expect(run.locator(".lost")).to_contain_text("Connection lost: trying again.")
+    page.unroute("**/jobs/*/events")
+    expect(run.locator(".cell img")).to_have_count(1)
+    expect(run.locator(".lost")).to_have_count(0)
+    page.route("**/jobs/*/events", lambda route: route.fulfill(status=404, json=refusal_of("id") | {"status": 404}))
+    page.reload()
+    expect(run.get_by_role("status")).to_contain_text(
+        "This result has expired: the service keeps results for one hour."
+    )
+    expect(run).to_contain_text("“Reuse settings” and generate again: the same seed gives the same images.")
+    expect(run.locator(".cells")).to_be_hidden()
+    page.unroute("**/jobs/*/events")
+    run.get_by_role("button", name="Reuse settings").click()
+    page.locator("#view-generate").locator("button[type=submit]").click()
+    expect(page.locator("article.run").first.locator(".cell img")).to_have_count(1)
+
+
 # Complete
 
 
@@ -695,28 +884,47 @@ def test_models_and_health_are_shown(studio) -> None:
     page = studio("models")
     view = page.locator("#view-models")
     expect(view.get_by_role("table", name="Queues and workers")).to_contain_text("score")
-    expect(view.get_by_role("table", name="Responses since the service started")).to_contain_text("/models")
-    tiny, wide = (
-        view.locator("article.card").filter(has_text="8 × 8"),
-        view.locator("article.card").filter(has_text="32 × 32"),
-    )
-    expect(tiny).to_contain_text("ranked among 40 others")
-    expect(tiny.locator(".chart")).to_be_visible()
+    expect(view.get_by_role("table", name="Answers since the service started")).to_contain_text("/models")
+    table = view.get_by_role("table", name="Models")
+    expect(table.locator("thead")).to_have_text("ModelSizeClassesTest bits/dimVerdicts")
+    tiny, wide = table.locator(":scope > tbody > tr:not(.details)").all()
+    expect(tiny).to_contain_text("tinydefault8 × 8")
+    expect(tiny.locator(".badge.weak")).to_have_text("weak")
+    expect(tiny).to_contain_text(re.compile("It ranks among 40 images, and 76 are needed.* Finds .* Misses "))
     expect(wide).to_contain_text("Not calibrated")
-    wide.locator("summary").click()
-    expect(wide.locator(".prose strong")).to_have_text("Untrained")
-    expect(wide.locator(".prose td").first).to_have_text("1")
-    tiny.get_by_role("button", name="Generate 4 of each class").click()
-    expect(tiny.locator(".faces img")).to_have_count(8)
-    expect(tiny).to_contain_text("not selected")
+    expect(wide.locator(".badge")).to_have_text("none")
+    height = table.bounding_box()
+    assert height
+    assert height["height"] < 300  # compact
+    top, bottom = table.bounding_box(), view.get_by_role("heading", name="Health", exact=True).bounding_box()
+    assert top
+    assert bottom
+    assert top["y"] < bottom["y"]  # health comes last
+    toggle = tiny.get_by_role("button", name="tiny")
+    toggle.click()
+    expect(toggle).to_have_attribute("aria-expanded", "true")
+    details = table.locator("tr.details:visible")
+    expect(details).to_contain_text("ranked among 40 others")
+    expect(details.get_by_role("table", name="What it flags")).to_contain_text("unchanged good images")
+    expect(details.locator(".chart")).to_be_visible()
+    details.get_by_role("button", name="Generate 4 of each class").click()
+    expect(details.locator(".faces img")).to_have_count(8)
+    expect(details).to_contain_text("not selected")
+    toggle.click()
+    expect(details).to_have_count(0)
+    wide.get_by_role("button").click()
+    details.locator("summary").click()
+    expect(details.locator(".prose strong")).to_have_text("Untrained")
+    expect(details.locator(".prose td").first).to_have_text("1")
 
 
-def test_responses_that_only_accept_a_job_do_not_count_as_quick_ones(studio) -> None:
+def test_responses_that_accept_a_job_or_refuse_it_do_not_count_as_quick_answers(studio) -> None:
     page = studio("models")
     name = "ncml_http_request_duration_seconds_bucket"
     buckets = [
         ("/generate", "202", 90, 90),
         ("/generate", "200", 0, 4),
+        ("/generate", "429", 80, 80),
         ("/score", "202", 7, 7),
         ("/score", "200", 3, 4),
     ]
@@ -728,7 +936,7 @@ def test_responses_that_only_accept_a_job_do_not_count_as_quick_ones(studio) -> 
     text += 'ncml_workers{lane="score",state="idle"} 1.0\nncml_workers{lane="generate",state="busy"} 1.0\n'
     text += 'ncml_lane_jobs_per_second{lane="generate"} 0.25\nncml_lane_jobs_per_second{lane="score"} 6.5\n'
     page.route("**/metrics", lambda route: route.fulfill(body=text))
-    responses = page.locator("#view-models").get_by_role("table", name="Responses since the service started")
+    responses = page.locator("#view-models").get_by_role("table", name="Answers since the service started")
     expect(responses.locator("tbody tr")).to_have_text(
         ["/generate4over a minuteover a minute", "/score4500 msover a minute"]
     )
@@ -746,3 +954,103 @@ def test_an_unreachable_service_is_reported_and_reached_again(studio, tab) -> No
     page.locator("#notice").get_by_role("button", name="Try again").click()
     expect(page.locator("#pulse")).to_contain_text("ready")
     expect(page.locator("#notice .failure")).to_have_count(0)
+
+
+# Own images
+
+
+def good_images(count: int) -> list[FilePayload]:
+    """Return files of images like those that `tiny` was calibrated on."""
+    images = np.random.default_rng(5).integers(96, 160, (count, 8, 8, 3), np.uint8)
+    return [FilePayload(name=f"{i}.png", mimeType="image/png", buffer=to_png(images[i])) for i in range(count)]
+
+
+def good_zip(count: int) -> FilePayload:
+    """Return a zip of such images and a text file."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("good/notes.txt", "hello")
+        for file in good_images(count):
+            archive.writestr(f"good/{file['name']}", file["buffer"])
+    return FilePayload(name="good ones.zip", mimeType="application/zip", buffer=buffer.getvalue())
+
+
+def test_own_images_calibrate_a_model_that_can_be_used_at_once(studio, models: Path) -> None:
+    page = studio("calibrate")
+    view = page.locator("#view-calibrate")
+    expect(view).to_contain_text("ncml adapt FOLDER --model tiny --out models/mine")
+    expect(view.get_by_role("button", name="Calibrate")).to_be_disabled()
+    view.locator("input[type=file]").first.set_input_files([good_zip(60)])
+    name = view.get_by_label("Name of the new model")
+    expect(name).to_have_value("good-ones")
+    expect(view).to_contain_text("1 file, 0.0 MB")
+    try:
+        view.get_by_role("button", name="Calibrate").click()
+        run = view.locator("article.run")
+        expect(run).to_contain_text(re.compile("Generating|Estimating what|Ranking images|Measuring what"))
+        page.reload()
+        expect(run).to_contain_text("Calibrated", timeout=90_000)
+        expect(run).to_contain_text("20 images estimate what is usual, 40 rank. Flagging")
+        expect(run).to_contain_text("This calibration is weak: it ranks among 40 images")
+        expect(run.get_by_role("table", name="What it flags")).to_contain_text("unchanged good images")
+        run.locator("summary").click()
+        expect(run).to_contain_text("good/notes.txt is not an image")
+        run.get_by_role("button", name="Score images with it").click()
+        expect(page.locator("#model")).to_have_value("good-ones")
+        score_example(page, "stripes")
+        expect(page.locator(".verdict h3")).to_contain_text("the images good-ones was calibrated on")
+    finally:
+        shutil.rmtree(models / "good-ones", ignore_errors=True)
+        expect(page.locator("#model option")).to_have_count(2)
+
+
+def test_a_calibration_is_canceled(studio, models: Path, site) -> None:
+    page = studio("calibrate", model="wide")
+    view = page.locator("#view-calibrate")
+    view.locator("input[type=file]").first.set_input_files(good_images(300))
+    view.get_by_label("Name of the new model").fill("never")
+    view.get_by_role("button", name="Calibrate").click()
+    run = view.locator("article.run")
+    run.get_by_role("button", name="Cancel").click()
+    expect(run).to_contain_text("Canceled. No model was made.")
+    assert site.http.get(f"/jobs/{run.get_attribute('data-job')}").json()["status"] == "canceled"
+    assert [path.name for path in sorted(models.iterdir())] == ["tiny", "wide"]
+    run.get_by_role("button", name="Remove").click()
+    expect(view.get_by_text("What to send")).to_be_visible()
+
+
+def test_unusable_images_and_names_are_refused_beside_their_controls(studio, tab, tmp_path: Path) -> None:
+    tab.expected_messages = [REFUSED]
+    (tmp_path / "notes.txt").write_text("hello")
+    page = studio("calibrate")
+    view = page.locator("#view-calibrate")
+    files = view.locator("input[type=file]").first
+    files.set_input_files(good_images(12))
+    files.set_input_files(tmp_path / "notes.txt")
+    expect(view).to_contain_text("1 other file left out.")
+    view.get_by_label("Name of the new model").fill("mine")
+    submit_button = view.get_by_role("button", name="Calibrate")
+    submit_button.click()
+    expect(view.locator("[data-field=image] .failure")).to_contain_text("12 images are too few.Add at least 27 more.")
+    files.set_input_files(good_images(30))
+    view.get_by_label("Name of the new model").fill("tiny")
+    submit_button.click()
+    expect(view.locator("[data-field=name] .failure")).to_contain_text("there is a model 'tiny' already")
+    view.get_by_role("button", name="Clear").click()
+    damaged = FilePayload(name="a.zip", mimeType="application/zip", buffer=b"PK\x03\x04 and no more")
+    files.set_input_files([damaged])
+    view.get_by_label("Name of the new model").fill("mine")
+    submit_button.click()
+    expect(view.locator("[data-field=image] .failure")).to_contain_text("is a zip that cannot be read")
+
+
+def test_a_service_that_does_not_calibrate_names_the_setting_and_the_command(site, tab) -> None:
+    page = tab.open(f"{site.guarded_url}/#calibrate")
+    tab.expected_messages = ["status of 401"]
+    page.evaluate("sessionStorage.setItem('ncml.key', 'ncml_of-the-browser-tests')")
+    page.reload()
+    expect(page.locator("#pulse")).to_contain_text("ready")
+    view = page.locator("#view-calibrate")
+    expect(view).to_contain_text("its operator allows it with NCML_ALLOW_CALIBRATION=1")
+    expect(view).to_contain_text("ncml adapt FOLDER --model")
+    expect(view.locator("form")).to_be_hidden()

@@ -199,7 +199,8 @@ def test_models_are_written_by_training_and_read_by_workers() -> None:
 
 
 def test_overrides_change_what_is_there() -> None:
-    assert [path.name for path in OVERRIDES] == ["compose.gpu.yml", "compose.hosts.yml", "compose.keys.yml"]
+    names = ["compose.calibrate.yml", "compose.gpu.yml", "compose.hosts.yml", "compose.keys.yml"]
+    assert [path.name for path in OVERRIDES] == names
     for path in OVERRIDES:
         assert compose(path)["services"].keys() <= SERVICES.keys()
 
@@ -229,6 +230,15 @@ def test_a_queue_for_other_hosts_is_not_opened_without_a_password() -> None:
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode
     assert "needs a password" in done.stderr
+
+
+def test_only_the_worker_that_calibrates_writes_models() -> None:
+    services = compose(ROOT / "docker" / "compose.calibrate.yml")["services"]
+    for spec in services.values():
+        assert spec["environment"] == {"NCML_ALLOW_CALIBRATION": "1"}
+    assert {name: spec["volumes"] for name, spec in services.items() if "volumes" in spec} == {
+        "worker-generate": ["models:/models"]
+    }
 
 
 def test_keys_are_mounted_by_their_folder() -> None:

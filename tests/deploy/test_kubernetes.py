@@ -272,6 +272,21 @@ def test_the_gpu_component_changes_both_lanes(tmp_path: Path) -> None:
         assert container["args"][-1] == "--device=cuda"
 
 
+def test_the_calibrate_component_lets_one_worker_write_models(tmp_path: Path) -> None:
+    shutil.copytree(FOLDER, tmp_path / "k8s")
+    (tmp_path / "kustomization.yaml").write_text("resources: [k8s]\ncomponents: [k8s/calibrate]\n")
+    deployments = kind(render(tmp_path), "Deployment")
+    allowed = {"name": "NCML_ALLOW_CALIBRATION", "value": "1"}
+    for name in ("ncml-service", "worker-generate", "worker-score"):
+        pod = deployments[name]["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        assert (allowed in container["env"]) == (name != "worker-score")
+        read_only = [mount.get("readOnly") for mount in container["volumeMounts"] if mount["name"] == "models"]
+        claims = [volume["persistentVolumeClaim"] for volume in pod["volumes"] if volume["name"] == "models"]
+        assert read_only == {"worker-generate": [False], "worker-score": [True]}.get(name, [])
+        assert [claim.get("readOnly") for claim in claims] == read_only
+
+
 def test_manifests_are_all_used() -> None:
     named = {path for folder in FOLDER.rglob("kustomization.yaml") for path in _resources(folder)}
     assert {p for p in FOLDER.rglob("*.yaml") if p.name != "kustomization.yaml"} == named

@@ -17,6 +17,9 @@ from service.app import create_app
 from service.settings import Settings
 from worker.contract import (
     Box,
+    Calibrated,
+    CalibrateJob,
+    CalibrateResult,
     CompleteJob,
     Event,
     GenerateJob,
@@ -256,6 +259,10 @@ class FakeQueue:
             return ScoreResult(model=ref, height=8, width=8, results=tuple(scores), timing=TIMING)
         if isinstance(job, ScanJob):
             return ScanResult(model=ref, scan=self._scan(job), timing=TIMING)
+        if isinstance(job, CalibrateJob):
+            calibrated = Calibrated(n_fit=20, n_rank=job.images - 20, smallest_p=0.05, weakness="", summary="It is.")
+            new = ModelRef(name=job.name, version=ref.version)
+            return CalibrateResult(model=new, calibration=calibrated, skipped=job.skipped, timing=TIMING)
         pictures = Pictures(blob=f"ncml:blob:{job_id}", n=job.n, height=8, width=8)
         return PictureResult(task=job.task, model=ref, pictures=pictures, seeds=job.seeds, timing=TIMING)
 

@@ -12,6 +12,9 @@ from worker.contract import (
     JOB,
     RESULT,
     Box,
+    Calibrated,
+    CalibrateJob,
+    CalibrateResult,
     CompleteJob,
     Event,
     GenerateJob,
@@ -60,6 +63,9 @@ EXAMPLES: dict[str, BaseModel] = {
     "bare score": ScoreJob(model="m", images=(PIXELS,), ood=False, sanity=True),
     "scan": ScanJob(model="m", file=b"\x89PNG", height=3000, width=4000, tile_size=64, map=True),
     "scan of pixels": ScanJob(model="m", pixels=bytes(6), height=1, width=2),
+    "calibrate": CalibrateJob(
+        model="m", name="mine", images=2, height=1, width=1, pixels=bytes(6), skipped=("a.txt is not an image.",)
+    ),
     "generate": GenerateJob(model="m", version="ab" * 32, n=4, seed=7, steps=20, solver="heun", priority=Priority.LOW),
     "complete": CompleteJob(
         model="m", image=PIXELS, keep="left", n=2, noise=0.0, guidance=2.0, temperature=0.9, timeout_s=30.0
@@ -87,6 +93,12 @@ EXAMPLES: dict[str, BaseModel] = {
         timing=TIMING,
         seeds=(7, 8),
         pictures=Pictures(blob="ncml:blob:j", n=2, height=1, width=2),
+    ),
+    "calibration result": CalibrateResult(
+        model=MODEL,
+        timing=TIMING,
+        calibration=Calibrated(n_fit=20, n_rank=40, smallest_p=0.025, weakness="it ranks", summary="It detects blur."),
+        skipped=("a.txt is not an image.",),
     ),
     "view": JobView(
         id="j", status=JobStatus.FAILED, task=Task.SCORE, model=MODEL, model_name="m", priority=Priority.NORMAL,
@@ -118,12 +130,12 @@ def test_every_message_keeps_its_json_and_can_be_read_back() -> None:
         assert type(message).model_validate_json(json.dumps(golden[name])) == message
 
 
-@pytest.mark.parametrize("name", ["score", "bare score", "scan", "scan of pixels", "generate", "complete"])
+@pytest.mark.parametrize("name", ["score", "bare score", "scan", "scan of pixels", "generate", "complete", "calibrate"])
 def test_a_job_is_read_by_its_task(name: str) -> None:
     assert JOB.validate_json(EXAMPLES[name].model_dump_json()) == EXAMPLES[name]
 
 
-@pytest.mark.parametrize("name", ["score result", "scan result", "picture result"])
+@pytest.mark.parametrize("name", ["score result", "scan result", "picture result", "calibration result"])
 def test_a_result_is_read_by_its_task(name: str) -> None:
     assert RESULT.validate_json(EXAMPLES[name].model_dump_json()) == EXAMPLES[name]
 
@@ -202,6 +214,12 @@ def test_only_scans_of_the_same_file_share_a_batch_key() -> None:
 
 def test_states_and_lanes() -> None:
     assert {status for status in JobStatus if not status.is_terminal} == {"queued", "running"}
-    lanes = {"score": "score", "scan": "generate", "generate": "generate", "complete": "generate"}
+    lanes = {
+        "score": "score",
+        "scan": "generate",
+        "generate": "generate",
+        "complete": "generate",
+        "calibrate": "generate",
+    }
     assert {task: task.lane for task in Task} == lanes
     assert queue_name(Lane.SCORE, Priority.HIGH) == "ncml:score:high"

@@ -1,12 +1,18 @@
-"""The engine through its pipe: jobs of a batch are dropped while they are computed."""
+"""The engine through its pipe: jobs that are dropped while they are computed, and calibrations."""
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from ncml.errors import InputError
 from tests.worker.fleet import score
 from tests.worker.synthetic import load, write_model
-from worker.messages import Batch, Catalogue, Done, Drop, EngineSettings, Opening, Step
+from worker.contract import CalibrateJob
+from worker.main import load as load_model
+from worker.messages import Batch, Catalogue, Done, Drop, EngineSettings, Opening, Outcome, Step
 from worker.process import EngineProcess
 
 
@@ -31,3 +37,83 @@ def test_a_job_dropped_while_it_is_computed_alone_does_not_fail(
     assert done.outcomes["bad"].error
     assert done.outcomes["bad"].error.reason == "input"
     assert "the computation failed" not in capfd.readouterr().err
+
+
+def calibration(count: int, **fields: object) -> CalibrateJob:
+    pixels = np.random.default_rng(0).integers(96, 160, (count, 8, 8, 3), np.uint8).tobytes()
+    values = {"model": "tiny", "name": "mine", "images": count, "height": 8, "width": 8, "pixels": pixels}
+    return CalibrateJob.model_validate(values | fields)
+
+
+@pytest.fixture
+def engine(model_folder: Path, tmp_path: Path) -> Iterator[EngineProcess]:
+    """A real engine with the model `tiny`, which may write calibrated copies."""
+    directory = tmp_path / "models"
+    shutil.copytree(model_folder, directory / "tiny")
+    engine = EngineProcess(EngineSettings(directories=(directory,), load=load_model, calibrates=True, threads=1))
+    while not isinstance(engine.receive(100), Catalogue):
+        pass
+    yield engine
+    engine.stop()
+
+
+def run(engine: EngineProcess, job: CalibrateJob, number: int = 1) -> tuple[Outcome, list[object]]:
+    engine.send(Batch(number, {"job": job}))
+    messages: list[object] = []
+    while not isinstance(message := engine.receive(100), Done):
+        messages.append(message)
+    return message.outcomes["job"], messages
+
+
+def test_a_calibration_becomes_a_model_that_is_served_at_once(engine: EngineProcess, tmp_path: Path) -> None:
+    outcome, messages = run(engine, calibration(60))
+    assert outcome.error is None
+    assert outcome.model
+    assert outcome.model.name == "mine"
+    assert outcome.calibration
+    assert (outcome.calibration.n_fit, outcome.calibration.n_rank) == (20, 40)
+    assert "detects most of" in outcome.calibration.summary
+    assert {step.stage for step in messages if isinstance(step, Step)} >= {"fit", "power"}
+    catalogue = [message for message in messages if isinstance(message, Catalogue)][-1]
+    assert [model.name for model in catalogue.models] == ["mine", "tiny"]
+    assert catalogue.models[0].calibration
+    assert catalogue.models[0].calibration.n_rank == 40
+    assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["mine", "tiny"]
+    outcome, _ = run(engine, calibration(60), 2)
+    assert outcome.error
+    assert (outcome.error.field, outcome.error.reason) == ("name", "input")
+    assert "there is a model 'mine' already" in outcome.error.detail
+
+
+def test_a_calibration_that_is_refused_or_dropped_leaves_nothing(engine: EngineProcess, tmp_path: Path) -> None:
+    outcome, _ = run(engine, calibration(30))
+    assert outcome.error
+    assert (outcome.error.field, outcome.error.reason) == ("image", "input")
+    assert "30 images are too few: use at least 39" in outcome.error.detail
+    engine.send(Batch(2, {"job": calibration(400)}))
+    while not isinstance(engine.receive(100), Step):
+        pass
+    engine.send(Drop(2, frozenset({"job"})))
+    while not isinstance(message := engine.receive(100), Done):
+        pass
+    assert message.outcomes["job"].error is None
+    assert message.outcomes["job"].calibration is None
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["tiny"]
+
+
+def test_calibration_is_off_by_default_and_needs_a_writable_directory(model_folder: Path, tmp_path: Path) -> None:
+    from worker.calibrating import calibrate_copy
+
+    runner = EngineProcess(EngineSettings(directories=(model_folder.parent,), load=load_model, threads=1))
+    try:
+        while not isinstance(runner.receive(100), Catalogue):
+            pass
+        outcome, _ = run(runner, calibration(60, model=model_folder.name))
+        assert outcome.error
+        assert "NCML_ALLOW_CALIBRATION=1" in outcome.error.detail
+    finally:
+        runner.stop()
+    with pytest.raises(InputError, match="no directory of models can be written"):
+        calibrate_copy(
+            load_model(model_folder, device="cpu"), calibration(60), [tmp_path / "no" / "models"], lambda _: None
+        )

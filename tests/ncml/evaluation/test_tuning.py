@@ -58,6 +58,9 @@ def test_the_best_candidate_becomes_the_default(folder: Path, tmp_path: Path) ->
         options.temperature,
         options.guidance,
     )
+    assert tuned.metrics.keys() - before.metrics.keys() == {"class_fidelity", "class_fidelity_real"}
+    chosen_row = next(line for line in tuned.card.splitlines() if line.startswith("| **"))
+    assert f"**{tuned.metrics['class_fidelity']:.3f} [" in chosen_row
     section = tuned.card.partition("## Default sampling options\n\n")[2]
     assert f"| **{options.start_noise:g}** | **{options.temperature:g}** | **{options.guidance:g}** |" in section
     assert "features of mean colours" in section

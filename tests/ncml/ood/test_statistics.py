@@ -228,12 +228,15 @@ def related(count: int, seed: int = 0) -> dict[str, np.ndarray]:
 def test_a_good_image_with_a_defect_is_suspicious_and_does_not_estimate() -> None:
     columns = {name: values.copy() for name, values in related(60).items()}
     assert not statistics.suspicious(columns).any()
-    clean = statistics.Gaussian.estimate({name: values[1:] for name, values in columns.items()})
     columns["a"][0] += 1e3
     assert statistics.suspicious(columns).tolist() == [True] + [False] * 59
-    assert statistics.Gaussian.estimate(columns) == clean
+    distance = statistics.Statistic.distance("d", "abcde")
+    columns["bits_0"] = columns["a"]
+    clean = {name: values[1:] for name, values in columns.items()}
+    robust, expected = (statistics.Estimates.estimate(c, {"d": distance}) for c in (columns, clean))
+    assert robust.gaussians == expected.gaussians
     few = {name: values[:20] for name, values in columns.items()}
-    assert np.isfinite(statistics.Gaussian.estimate(few).mean).all()  # 19 others are too few
+    assert statistics.usual_images(few).all()  # 19 others are too few
 
 
 def test_images_that_are_mostly_equal_are_not_all_suspicious() -> None:

@@ -1,0 +1,83 @@
+"""Zip files of images, unpacked in memory under limits. `read_archive` runs in a decoder process."""
+
+import io
+import zipfile
+import zlib
+from pathlib import PurePosixPath
+
+from ncml.errors import InputError
+
+SIGNATURE = b"PK\x03\x04"
+_END, _END_BYTES, _MAX_COMMENT = b"PK\x05\x06", 22, 2**16
+_ENTRY_BYTES = 512
+"""Of the directory, for each file: more than its name needs."""
+
+
+def is_archive(data: bytes) -> bool:
+    """Return whether a file is a zip."""
+    return data.startswith(SIGNATURE)
+
+
+def read_archive(data: bytes, *, field: str, max_files: int, max_bytes: int) -> list[tuple[str, bytes]]:
+    """Return name and content of each file of a zip, without folders and hidden files.
+
+    Raises `InputError` for a damaged or encrypted zip, for unsafe or repeated names, and beyond the limits.
+    """
+    _check_directory(data, field, max_files)
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+            _check_names([entry.filename for entry in entries], field)
+            entries = [entry for entry in entries if not _is_hidden(entry.filename)]
+            if len(entries) > max_files:
+                raise _too_many(field, max_files)
+            return _unpack(archive, entries, field, max_bytes)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise InputError(
+            field, f"{field} is a zip that cannot be read ({error}); send an ordinary zip without a password."
+        ) from error
+
+
+def _check_directory(data: bytes, field: str, max_files: int) -> None:
+    """Refuse a directory of too many files before it is parsed."""
+    end = data.rfind(_END, max(0, len(data) - _END_BYTES - _MAX_COMMENT))
+    count = int.from_bytes(data[end + 10 : end + 12], "little")
+    size = int.from_bytes(data[end + 12 : end + 16], "little")
+    if end >= 0 and (count > 2 * max_files or size > 2 * max_files * _ENTRY_BYTES):
+        raise _too_many(field, max_files)
+
+
+def _too_many(field: str, max_files: int) -> InputError:
+    return InputError(field, f"{field} is a zip of more than {max_files} files, the limit; send fewer.")
+
+
+def _check_names(names: list[str], field: str) -> None:
+    seen: set[str] = set()
+    for name in names:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or not name.isprintable():
+            raise InputError(field, f"{field} is a zip with the unsafe name {name[:64]!r}; pack the folder again.")
+        if name in seen:
+            raise InputError(field, f"{field} is a zip with two files {name[:64]!r}; pack the folder again.")
+        seen.add(name)
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
+
+
+def _unpack(
+    archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo], field: str, max_bytes: int
+) -> list[tuple[str, bytes]]:
+    files: list[tuple[str, bytes]] = []
+    remaining = max_bytes
+    for entry in entries:
+        with archive.open(entry) as file:
+            content = file.read(remaining + 1)  # the directory may state any size
+        remaining -= len(content)
+        if remaining < 0:
+            raise InputError(
+                field, f"{field} is a zip of more than {max_bytes} bytes when unpacked; send fewer images."
+            )
+        files.append((entry.filename, content))
+    return files

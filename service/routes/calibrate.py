@@ -1,0 +1,118 @@
+"""POST /calibrate: a new model, calibrated on images of the client's own."""
+
+import functools
+
+import anyio.to_thread
+import numpy as np
+from fastapi import APIRouter, Request, Response
+
+from ncml.errors import InputError
+from ncml.images import open_resized
+from service import answers
+from service.archives import is_archive, read_archive
+from service.http.negotiation import negotiate
+from service.http.openapi import JOB_PROBLEMS, JOB_STATUSES, problem_responses, request_schema
+from service.http.problems import Problem, invalid_field
+from service.http.requests import Upload, parse_request
+from service.jobs import Jobs, JobService
+from service.params import CalibrateParams
+from service.rendering import CALIBRATE_OFFERS
+from worker.contract import CalibrateJob, Task
+from worker.descriptors import ModelDescriptor
+
+router = APIRouter(tags=["models"])
+
+MAX_REASONS = 20
+"""Reasons in the answer why images were skipped."""
+
+
+@router.post(
+    "/calibrate",
+    operation_id="calibrate",
+    summary="Calibrate a model on your own images",
+    responses={
+        200: {"model": answers.CalibrateAnswer, "description": "The new model, and what its verdicts can find."},
+        202: answers.ACCEPTED,
+        **problem_responses(403, *JOB_STATUSES, kinds=("calibration-off", *JOB_PROBLEMS)),
+    },
+    openapi_extra=request_schema(CalibrateParams, max_images=2000),
+)
+async def calibrate(request: Request, jobs: Jobs) -> Response:
+    """Calibrate a copy of a model on good images: its verdicts compare with these. The copy gets a name of its own.
+
+    The images are files or zips, at least 39, all resized to the model's size. Some estimate what is usual, the others
+    rank. The answer says what share of altered and foreign images the new model finds. Files that are not images are
+    skipped, and listed. This takes minutes: `Prefer: respond-async` does not wait for it.
+
+    The operator allows it with NCML_ALLOW_CALIBRATION=1.
+
+    ```
+    curl -F image=@good.zip 'localhost:8000/calibrate?name=bottles'
+    curl -F image=@1.png -F image=@2.png ... -H 'Prefer: respond-async' 'localhost:8000/calibrate?name=bottles'
+    ```
+    """
+    if not jobs.settings.allow_calibration:
+        detail = (
+            "Calibration is off in this service; start it with NCML_ALLOW_CALIBRATION=1, or run ncml adapt FOLDER "
+            "--out models/NAME."
+        )
+        raise Problem(403, detail, kind="calibration-off")
+    media = negotiate(request.headers, CALIBRATE_OFFERS)
+    parsed = await parse_request(request, CalibrateParams, max_images=jobs.settings.max_calibration_images)
+    params = parsed.params
+    model, version = await jobs.find_model(params, Task.CALIBRATE)
+    common = jobs.job_fields(request, params, model, version)
+    await _check_name(jobs, params.name)
+    files = await _unpack(request, jobs, parsed.uploads)
+    images, skipped = await _decode(request, jobs, model, files)
+    job = CalibrateJob(
+        **common,
+        name=params.name,
+        images=len(images),
+        height=model.height,
+        width=model.width,
+        pixels=np.stack(images).tobytes(),
+        false_positive_rate=params.false_positive_rate,
+        skipped=tuple(skipped[:MAX_REASONS]),
+    )
+    return await jobs.run(request, parsed, job, media)
+
+
+async def _check_name(jobs: JobService, name: str) -> None:
+    descriptors = await anyio.to_thread.run_sync(jobs.queue.models)
+    if name in {model.name for model in descriptors}:
+        raise invalid_field("name", f"name: there is a model {name!r} already; choose another name.")
+
+
+async def _unpack(request: Request, jobs: JobService, uploads: list[Upload]) -> list[Upload]:
+    """Return the files that were sent, those of zips by their names. Raises the 422 `Problem` for too many."""
+    limit = jobs.settings.max_calibration_images
+    files: list[Upload] = []
+    for upload in uploads:
+        if not is_archive(upload.data):
+            files.append(upload)
+            continue
+        max_bytes = jobs.settings.max_body_bytes
+        call = functools.partial(read_archive, upload.data, field=upload.field, max_files=limit, max_bytes=max_bytes)
+        files += [Upload(name, data) for name, data in await jobs.decode(request, upload.field, call)]
+    if len(files) > limit:
+        raise invalid_field("image", f"image: {len(files)} images were sent; at most {limit} calibrate a model.")
+    return files
+
+
+async def _decode(
+    request: Request, jobs: JobService, model: ModelDescriptor, files: list[Upload]
+) -> tuple[list[np.ndarray], list[str]]:
+    """Return the images at the model's size, and why other files are no images that can be used."""
+    images: list[np.ndarray] = []
+    skipped: list[str] = []
+    for file in files:
+        size = model.height, model.width
+        call = functools.partial(open_resized, file.data, *size, field=file.field, **jobs.settings.image_limits)
+        try:
+            images.append(await jobs.decode(request, file.field, call))
+        except InputError as error:
+            skipped.append(error.detail)
+    if not images:
+        raise invalid_field("image", f"image: none of {len(files)} files is a usable image: {skipped[0]}")
+    return images, skipped

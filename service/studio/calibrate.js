@@ -1,0 +1,271 @@
+// Calibrate a model on the user's own images: in the browser where the operator allows it, else on the command line.
+
+import { Refusal, submit } from "./api.js";
+import { catalogue } from "./catalogue.js";
+import { quoted, terminal } from "./curl.js";
+import { announce, button, h, plural, uid } from "./dom.js";
+import { emptyState, failure, reveal } from "./feedback.js";
+import { dropZone } from "./fields.js";
+import { jobMonitor } from "./job.js";
+import { powerTable } from "./power.js";
+import { jobForm } from "./runs.js";
+import { jobs } from "./session.js";
+
+const MIN_IMAGES = 39; // 20 estimate and 19 rank
+const STAGES = {
+  noisy_sampling: "Generating images of another kind, row",
+  fit: "Estimating what is usual",
+  rank: "Ranking images",
+  power: "Measuring what it finds",
+};
+const PHASES = Object.keys(STAGES);
+
+export function mount(host) {
+  const commands = h("div", { class: "stack commands" });
+  const bench = h("div", { class: "bench" });
+  const upload = new CalibrationForm();
+  bench.append(upload.element, upload.stage);
+  const off = h(
+    "p",
+    { class: "hint" },
+    "This service does not calibrate models in the browser: its operator allows it with NCML_ALLOW_CALIBRATION=1.",
+  );
+  host.append(bench, off, commands);
+  catalogue.addEventListener("change", show);
+  catalogue.addEventListener("list", show);
+  show();
+  return { take: (files) => upload.take(files) };
+
+  function show() {
+    bench.hidden = !catalogue.calibrationAllowed;
+    off.hidden = catalogue.calibrationAllowed;
+    commands.replaceChildren(...commandLines(catalogue.current?.name ?? "cifar10").flat());
+  }
+}
+
+/** How to calibrate, and to train further, on the machine that has the images. */
+function commandLines(model) {
+  const adapt = `ncml adapt FOLDER --model ${quoted(model)} --out models/mine`;
+  return [
+    h("h2", {}, "On the command line"),
+    h("p", {}, `FOLDER holds at least ${MIN_IMAGES} good images. Some estimate what is usual, the others rank.`),
+    terminal(adapt, "command"),
+    h("p", {}, "With time to train, the model also learns from them, which is kept only if it then detects more:"),
+    terminal(`${adapt} --max-time 10m`, "command"),
+  ];
+}
+
+/** The form that uploads images, and the calibrations that it started. */
+class CalibrationForm {
+  files = [];
+  summary = h("p", { class: "hint" });
+  calibrations = h("div", { class: "runs" });
+  placeholder = emptyState(
+    "What to send",
+    "Good images of one kind: a product without defects, a microscope’s usual fields. 100 are a start, 600 are better. " +
+      "Leave out the unusual ones: the model learns that whatever is here is usual.",
+  );
+  stage = h("div", { class: "stage" }, this.placeholder, this.calibrations);
+
+  constructor() {
+    const { notice, submitButton, form } = jobForm(
+      "Calibrate",
+      () => this.submit(),
+      () => this.files.length > 0,
+    );
+    Object.assign(this, { notice, submitButton });
+    const id = uid();
+    this.name = h("input", { id, required: true, pattern: "[A-Za-z0-9][A-Za-z0-9._\\-]*", maxlength: 64 });
+    const nameHint = "Letters, digits, dots, hyphens and underscores.";
+    const nameField = h(
+      "div",
+      { class: "field", "data-field": "name" },
+      h("label", { for: id }, "Name of the new model"),
+      this.name,
+      h("p", { class: "hint" }, nameHint),
+    );
+    const onFiles = (files) => this.take(files);
+    const accept = "image/*,.tif,.tiff,.zip";
+    this.zone = dropZone({
+      title: "Drop or select good images, or a zip",
+      filledTitle: "Add images",
+      text: `At least ${MIN_IMAGES}`,
+      multiple: true,
+      accept,
+      onFiles,
+    });
+    const images = h(
+      "div",
+      { class: "field", "data-field": "image" },
+      this.zone,
+      h(
+        "div",
+        { class: "row start" },
+        this.folderButton(onFiles),
+        button("Clear", () => this.clear(), "small"),
+      ),
+      this.summary,
+    );
+    this.element = form(images, nameField);
+    this.showFiles();
+    for (const record of jobs.of("calibrate")) this.watch(record);
+  }
+
+  /** A button that selects a whole folder. */
+  folderButton(onFiles) {
+    const onchange = () => {
+      onFiles([...input.files]);
+      input.value = "";
+    };
+    const input = h("input", { type: "file", webkitdirectory: true, class: "visually-hidden", tabindex: -1, onchange });
+    input.setAttribute("aria-label", "Folder of images");
+    return [input, button("Select a folder", () => input.click(), "small")];
+  }
+
+  /** Add files; those that are neither images nor zips are left out, as the service would. */
+  take(files) {
+    const usable = files.filter(isUsable);
+    this.skipped = files.length - usable.length;
+    this.files.push(...usable);
+    if (!this.name.value) this.name.value = suggestedName(usable);
+    this.showFiles();
+  }
+
+  clear() {
+    this.files = [];
+    this.skipped = 0;
+    this.showFiles();
+  }
+
+  showFiles() {
+    const { length } = this.files;
+    const bytes = this.files.reduce((sum, { size }) => sum + size, 0);
+    const skipped = this.skipped ? ` ${plural(this.skipped, "other file")} left out.` : "";
+    this.summary.textContent = length
+      ? `${plural(length, "file")}, ${(bytes / 2 ** 20).toFixed(1)} MB.${skipped}`
+      : `No images yet.${skipped}`;
+    this.zone.classList.toggle("filled", length > 0);
+    this.submitButton.disabled = !length;
+  }
+
+  async submit() {
+    const { name: base } = catalogue.requireCurrent();
+    const isZipped = this.files.some(isZip);
+    if (!isZipped && this.files.length < MIN_IMAGES) {
+      const remedy = `Add at least ${MIN_IMAGES - this.files.length} more.`;
+      throw new Refusal(`${plural(this.files.length, "image")} are too few.`, { remedy, fields: ["image"] });
+    }
+    const body = new FormData();
+    for (const file of this.files) body.append("image", file, file.name);
+    body.set("name", this.name.value);
+    body.set("model", base);
+    const { id } = await submit("calibrate", body);
+    const record = { id, view: "calibrate", name: this.name.value, base };
+    jobs.add(record);
+    this.name.value = "";
+    this.clear();
+    reveal(this.watch(record));
+  }
+
+  /** Show a calibration and follow its job. */
+  watch(record) {
+    const notice = h("div");
+    const body = h("div");
+    const monitor = jobMonitor(record.id, { notice, describe: describeProgress });
+    const actions = h("div", { class: "row" }, monitor.cancelButton);
+    const heading = h("h2", {}, record.name, h("span", { class: "hint" }, ` from ${record.base}`));
+    const progress = h("div", { class: "row progress" }, monitor.status, monitor.bar);
+    const attributes = { class: "run", "data-job": record.id };
+    const element = h("article", attributes, h("header", { class: "row" }, heading, actions), progress, body, notice);
+    const remove = () => {
+      jobs.remove(record.id);
+      element.remove();
+      this.placeholder.hidden = this.calibrations.children.length > 0;
+    };
+    this.calibrations.prepend(element);
+    this.placeholder.hidden = true;
+    this.follow(monitor, { body, notice, name: record.name }).finally(() => {
+      monitor.bar.remove();
+      actions.replaceChildren(button("Remove", remove, "small"));
+    });
+    return element;
+  }
+
+  async follow(monitor, { body, notice, name }) {
+    try {
+      const result = await monitor.result();
+      monitor.status.textContent = result ? "Calibrated" : "Canceled. No model was made.";
+      announce(`${name}: ${monitor.status.textContent}`);
+      if (!result) return;
+      body.replaceChildren(calibrationReport(result));
+      showPower(body, name);
+    } catch (error) {
+      monitor.status.remove();
+      notice.replaceChildren(failure(error));
+      announce(error.message);
+    }
+  }
+}
+
+/** The phases take about equally long. */
+function describeProgress({ stage, step, total }) {
+  const phase = PHASES.indexOf(stage);
+  if (phase < 0) return null;
+  const text = `${STAGES[stage]}: ${step.toLocaleString("en")} of ${total.toLocaleString("en")}`;
+  return { text, fraction: (phase + step / total) / PHASES.length };
+}
+
+/** What a finished calibration can and cannot do, and how to use it. */
+function calibrationReport({ model, calibration, skipped }) {
+  const { n_fit: estimated, n_rank: ranked, weakness, summary } = calibration;
+  const use = () => {
+    catalogue.select(model.name);
+    location.hash = "score";
+  };
+  const count = `${plural(estimated, "image")} estimate what is usual, ${ranked.toLocaleString("en")} rank.`;
+  const useButton = button("Score images with it", use, "primary");
+  return h(
+    "div",
+    { class: "stack report" },
+    h("p", {}, `${count} ${summary}`),
+    weakness && h("p", { class: "caution" }, h("strong", {}, "This calibration is weak"), `: ${weakness}.`),
+    skipped.length > 0 &&
+      h(
+        "details",
+        {},
+        h("summary", {}, `${plural(skipped.length, "file")} could not be used`),
+        h(
+          "ul",
+          { class: "hint" },
+          skipped.map((reason) => h("li", {}, reason)),
+        ),
+      ),
+    h("div", { class: "power-place" }),
+    h("div", { class: "row start" }, useButton),
+  );
+}
+
+/** Show the power of a new model, and allow its use, as soon as the service offers it. */
+function showPower(body, name) {
+  const [place, use] = [body.querySelector(".power-place"), body.querySelector("button.primary")];
+  const show = () => {
+    const model = catalogue.models.find((offered) => offered.name === name);
+    use.disabled = !model;
+    if (model?.calibration?.power) place.replaceChildren(powerTable(model.calibration.power));
+  };
+  catalogue.addEventListener("list", show);
+  show();
+}
+
+const isZip = ({ name, type }) => /zip/.test(type) || /\.zip$/i.test(name);
+
+const isUsable = (file) =>
+  !file.name.startsWith(".") &&
+  (isZip(file) || file.type.startsWith("image/") || /\.(tiff?|bmp|webp)$/i.test(file.name));
+
+/** A name for the model: that of the folder or the zip. */
+function suggestedName([file]) {
+  const folder =
+    file?.webkitRelativePath?.split("/")[0] || (file && isZip(file) ? file.name.replace(/\.zip$/i, "") : "");
+  return folder.replace(/[^A-Za-z0-9._-]+/g, "-").replace(/^[^A-Za-z0-9]+/, "");
+}

@@ -1,0 +1,80 @@
+// One model in full: its facts, its calibration and what that detects, samples, and its card.
+
+import { axisLabel, histogram } from "./chart.js";
+import { greyLevels, h, plural } from "./dom.js";
+import { explain } from "./fields.js";
+import { markdown } from "./markdown.js";
+import { powerTable } from "./power.js";
+import { SampleGrid } from "./samples.js";
+import { pText } from "./verdict.js";
+
+export function modelDetails(model) {
+  const { calibration, card } = model;
+  const facts = modelFacts(model).map(([term, value]) => h("div", {}, h("dt", {}, term), h("dd", {}, value)));
+  return h(
+    "div",
+    { class: "stack" },
+    h("div", { class: "columns" }, calibration ? calibrationFacts(model) : notCalibrated(), h("dl", {}, facts)),
+    new SampleGrid(model).element,
+    card &&
+      h(
+        "details",
+        {},
+        h("summary", {}, "Model card: training and measurements"),
+        h("div", { class: "prose" }, markdown(card)),
+      ),
+  );
+}
+
+function modelFacts(model) {
+  const { preprocessing } = model;
+  const solvers = Object.entries(model.solvers).map(([name, steps]) => `${name} (${plural(steps, "step")})`);
+  const metrics = Object.entries(model.metrics).map(([name, value]) => [
+    name.replaceAll("_", " ").replace("bpd", "bits/dim"),
+    h("span", { class: "mono" }, value.toLocaleString("en", { maximumFractionDigits: 4 })),
+  ]);
+  return [
+    ["Version", h("code", {}, model.version.slice(0, 12))],
+    ["Image size", `${model.width} × ${model.height}`],
+    ["Classes", model.classes.join(", ") || "none"],
+    ["Known halves", model.keeps.join(", ") || "none"],
+    ["Initial noise", `up to ${greyLevels(model.noise)}`],
+    ["Solvers", solvers.join(", ")],
+    ...metrics,
+    [
+      "Preprocessing",
+      typeof preprocessing === "string" ? preprocessing : `${preprocessing.name} v${preprocessing.version}`,
+    ],
+  ];
+}
+
+function notCalibrated() {
+  const link = h("a", { href: "#calibrate" }, "Calibrate a model");
+  const hint = ["Scores have no verdict. ", link, " on your own images to add one."];
+  return h("div", {}, h("h3", {}, "Not calibrated"), h("p", { class: "hint" }, hint));
+}
+
+/** How a calibration was made and what it detects. */
+export function calibrationFacts({ calibration, calibrations = {} }) {
+  const { statistic, threshold, histograms = {}, n_rank: ranked, n_fit: estimated } = calibration;
+  const { false_positive_rate: rate, smallest_p: smallestP, weakness, power } = calibration;
+  const names = Object.keys(calibrations);
+  const counts = histograms[statistic];
+  const description = `Histogram of ${statistic} over held-out images, threshold ${threshold.toPrecision(3)}`;
+  const flagged = `${(100 * rate).toFixed(0)}\u00a0%`;
+  const summary = [
+    `Statistic ${statistic}, estimated on ${plural(estimated, "image")}`,
+    ` and ranked among ${ranked.toLocaleString("en")} others.`,
+    ` At most ${flagged} of in-distribution images are flagged; the smallest p is ${pText(smallestP)}.`,
+  ];
+  return h(
+    "div",
+    {},
+    h("h3", {}, "Calibration", explain(statistic)),
+    h("p", { class: "hint" }, summary),
+    weakness && h("p", { class: "caution" }, h("strong", {}, "This calibration is weak"), `: ${weakness}.`),
+    names.length > 1 && h("p", { class: "hint" }, `Calibrations to choose from: ${names.join(", ")}.`),
+    power && powerTable(power),
+    counts && histogram(counts, { axis: axisLabel(statistic), threshold, description }),
+  );
+}

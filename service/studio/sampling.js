@@ -1,0 +1,158 @@
+// How a generation samples: initial noise, refinement, solver, guidance and temperature, as fields and in words.
+
+import { catalogue } from "./catalogue.js";
+import { greyLevels, h, plural } from "./dom.js";
+import { selectField, slider } from "./fields.js";
+
+/** The fields of sampling; `trajectory` omits settings without a trajectory. `read(model, className)` returns them. */
+export function samplingFields({ steps = 1, trajectory = false }) {
+  const refinement = refinementFields({ steps, trajectory });
+  const tilt = trajectory ? null : tiltFields();
+  return {
+    elements: [refinement.elements, tilt?.elements],
+    read: (model, className) => ({ ...refinement.read(model), ...tilt?.read(className) }),
+    write(parameters) {
+      refinement.write(parameters);
+      tilt?.write(parameters);
+    },
+    useModel(model) {
+      refinement.useModel(model);
+      tilt?.useModel(model);
+    },
+  };
+}
+
+/** The defaults of a model in a sentence. */
+export function defaultsText(model) {
+  const { name, guidance, temperature, classes } = model;
+  const noise = `noise of ${greyLevels(model.start_noise ?? model.noise)}`;
+  const tilt = classes.length ? [`guidance ${guidance}`] : [];
+  return `Defaults of ${name}: ${[noise, model.solver, ...tilt, `temperature ${temperature}`].join(", ")}.`;
+}
+
+/** The fields for initial noise, refinement steps and solver. */
+function refinementFields({ steps: initialSteps, trajectory }) {
+  const noise = slider({
+    label: "Initial noise",
+    field: "noise",
+    term: "grey levels",
+    min: trajectory ? 1 : 0,
+    max: 10,
+    step: 0.5,
+    value: 10,
+    words: greyLevels,
+    onInput: update,
+    hint: trajectory ? undefined : "Without noise, images are sampled directly and not refined.",
+  });
+  const minSteps = trajectory ? 4 : 1;
+  const steps = slider({
+    label: "Refinement steps",
+    field: "steps",
+    min: minSteps,
+    max: 32,
+    value: initialSteps,
+    onInput: update,
+  });
+  const hint = h("p", { class: "hint" });
+  const solver = selectField({ label: "Solver", field: "solver", term: "tweedie", onChange: update, hint });
+  const effectiveSolver = (model) => solver.value || (steps.value === 1 ? model.solver : model.stepped_solver);
+
+  function update() {
+    const isDirect = noise.value === 0;
+    if (solver.value === "tweedie") steps.value = 1;
+    steps.enable(!isDirect && solver.value !== "tweedie");
+    solver.enable(!isDirect);
+    const model = catalogue.current;
+    const isAutomatic = model && !isDirect && !solver.value;
+    const stepsText = steps.value === 1 ? "one step" : `${steps.value} steps`;
+    hint.textContent = isAutomatic ? `Automatic: ${effectiveSolver(model)} for ${stepsText}.` : "";
+  }
+
+  return {
+    elements: [noise.element, steps.element, solver.element],
+    read(model) {
+      if (noise.value === 0) return { noise: 0 };
+      return { noise: noise.value, steps: steps.value, solver: effectiveSolver(model) };
+    },
+    write(parameters) {
+      noise.value = parameters.noise;
+      if (parameters.steps) steps.value = parameters.steps;
+      solver.value = parameters.solver ?? "";
+      update();
+    },
+    useModel(model) {
+      noise.limit(model.noise);
+      noise.value = trajectory ? model.noise : (model.start_noise ?? model.noise);
+      if (!trajectory && model.steps) steps.value = model.steps;
+      const solvers = Object.keys(model.solvers).filter((name) => !(trajectory && name === "tweedie"));
+      solver.offer([["", "automatic"], ...solvers.map((name) => [name, name])]);
+      // heun adds no noise between steps, so that each frame follows from the previous one.
+      if (trajectory && solvers.includes("heun")) solver.value = "heun";
+      update();
+    },
+  };
+}
+
+/** The fields for guidance and temperature. */
+function tiltFields() {
+  const guidance = slider({
+    label: "Guidance",
+    field: "guidance",
+    term: "guidance",
+    min: 0.5,
+    max: 10,
+    step: 0.5,
+    value: 1,
+    hint: "Acts on images of a class, and takes about three times the time.",
+  });
+  const temperature = slider({
+    label: "Temperature",
+    field: "temperature",
+    term: "temperature",
+    min: 0.5,
+    max: 1.5,
+    step: 0.05,
+    value: 1,
+  });
+  return {
+    elements: [guidance.element, temperature.element],
+    /** The parameters; guidance only with a class, which it needs. */
+    read(className) {
+      return { temperature: temperature.value, ...(className && { guidance: guidance.value }) };
+    },
+    write(parameters) {
+      guidance.value = parameters.guidance ?? guidance.value;
+      temperature.value = parameters.temperature ?? temperature.value;
+    },
+    useModel(model) {
+      guidance.value = model.guidance;
+      temperature.value = model.temperature;
+    },
+  };
+}
+
+/** The parameters of a request in one line, with the class if there is one. */
+export const settingsText = ({ class: className, seed, ...sampling }) =>
+  [className, `seed ${seed}`, ...samplingParts(sampling)].filter(Boolean).join(" · ");
+
+/** What distinguishes how a request samples from how another one does. */
+export function differenceText(parameters, others) {
+  const otherParts = samplingParts(others, true);
+  return samplingParts(parameters, true)
+    .filter((part) => !otherParts.includes(part))
+    .join(" · ");
+}
+
+/** How a request samples, in parts; without those that change nothing unless `isComplete`. */
+function samplingParts({ noise, steps, solver, guidance, temperature }, isComplete = false) {
+  const refinement = noise
+    ? [`noise of ${greyLevels(noise)}`, `${plural(steps, "step")} of ${solver}`]
+    : ["sampled directly"];
+  const isShown = (value) => value !== undefined && (isComplete || value !== 1);
+  const tilt = [isShown(guidance) && `guidance ${guidance}`, isShown(temperature) && `temperature ${temperature}`];
+  return [...refinement, ...tilt].filter(Boolean);
+}
+
+/** A title for the images that a request generates. */
+export const imagesText = (parameters) =>
+  parameters.class ? `${parameters.n} × ${parameters.class}` : plural(parameters.n, "image");

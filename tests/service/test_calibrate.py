@@ -1,0 +1,174 @@
+"""POST /calibrate: images or zips of the client's own become a model of its own."""
+
+import io
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from ncml.errors import InputError
+from ncml.images import to_png
+from service.archives import read_archive
+from service.keys import digest
+from worker.contract import CalibrateJob
+
+
+def image(seed: int) -> bytes:
+    return to_png(np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8))
+
+
+def archive(files: Iterable[tuple[str, bytes]]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as target:
+        for name, data in files:
+            target.writestr(name, data)
+    return buffer.getvalue()
+
+
+def files(count: int) -> list[tuple[str, tuple[str, bytes]]]:
+    return [("image", (f"{i}.png", image(i))) for i in range(count)]
+
+
+@pytest.fixture
+def open_client(new_client: Callable[..., TestClient]) -> TestClient:
+    return new_client(allow_calibration=True, max_calibration_images=45)
+
+
+def test_it_is_off_by_default_and_the_answer_names_both_remedies(client: TestClient) -> None:
+    response = client.post("/calibrate?name=mine", files=files(40))
+    assert response.status_code == 403
+    assert response.json()["type"].endswith("calibration-off")
+    assert "NCML_ALLOW_CALIBRATION=1" in response.json()["detail"]
+    assert "ncml adapt" in response.json()["detail"]
+    assert client.get("/models").json()["calibration_allowed"] is False
+
+
+def test_images_become_a_job_and_its_result_describes_the_new_model(open_client: TestClient, queue) -> None:
+    assert open_client.get("/models").json()["calibration_allowed"] is True
+    response = open_client.post("/calibrate", data={"name": "mine"}, files=[*files(40), ("image", ("a.txt", b"no"))])
+    assert response.status_code == 200, response.text
+    answer = response.json()
+    assert answer["model"]["name"] == "mine"
+    assert answer["calibration"]["n_rank"] == 20
+    assert answer["skipped"] == [
+        "image[40] is not an image in a supported format; send a PNG, JPEG, WebP, BMP, TIFF or GIF file."
+    ]
+    ((job, _),) = queue.jobs.values()
+    assert isinstance(job, CalibrateJob)
+    assert (job.name, job.images, job.model, job.false_positive_rate) == ("mine", 40, "tiny", 0.05)
+    pixels = np.frombuffer(job.pixels, np.uint8).reshape(40, 8, 8, 3)
+    np.testing.assert_array_equal(pixels[7], np.random.default_rng(7).integers(0, 256, (8, 8, 3), np.uint8))
+
+
+def test_a_zip_is_unpacked_without_folders_and_hidden_files(open_client: TestClient, queue) -> None:
+    names = [("good/", b""), ("__MACOSX/good/._1.png", b"x"), ("good/.DS_Store", b"x"), ("good/a.txt", b"no")]
+    data = archive([*names, *((f"good/{i}.png", image(i)) for i in range(40))])
+    response = open_client.post("/calibrate?name=mine", files=[("image", ("good.zip", data))])
+    assert response.status_code == 200, response.text
+    assert [reason.split(" is")[0] for reason in response.json()["skipped"]] == ["good/a.txt"]
+    ((job, _),) = queue.jobs.values()
+    assert job.images == 40
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [("../x", "name"), ("tiny", "there is a model 'tiny' already"), (".x", "name"), ("a" * 65, "name"), ("", "name")],
+)
+def test_an_unsafe_or_taken_name_is_refused(open_client: TestClient, queue, name: str, sentence: str) -> None:
+    response = open_client.post("/calibrate", data={"name": name}, files=files(40))
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["field"] == "name"
+    assert sentence in response.json()["detail"]
+    assert not queue.jobs
+
+
+def bomb() -> bytes:
+    """A zip that unpacks to 200 MB."""
+    return archive([("zeros.png", bytes(200_000_000))])
+
+
+def understated() -> bytes:
+    """The same, with sizes of 10 bytes in its directory."""
+    data = bytearray(bomb())
+    for signature, offset in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
+        position = data.rfind(signature)
+        data[position + offset : position + offset + 4] = struct.pack("<I", 10)
+    return bytes(data)
+
+
+def encrypted() -> bytes:
+    data = bytearray(archive([("a.png", image(0))]))
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.rfind(signature) + offset] |= 1
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        pytest.param(lambda: archive([("../a.png", image(0))]), "unsafe name '../a.png'", id="parent"),
+        pytest.param(lambda: archive([("/etc/a.png", image(0))]), "unsafe name", id="absolute"),
+        pytest.param(lambda: archive([("c:\\a.png", image(0))]), "unsafe name", id="drive"),
+        pytest.param(lambda: archive([(f"{i}.png", b"") for i in range(46)]), "more than 45 files", id="many"),
+        pytest.param(lambda: archive([(f"{i}.png", b"") for i in range(400)]), "more than 45 files", id="directory"),
+        pytest.param(bomb, "more than 67108864 bytes when unpacked", id="bomb"),
+        pytest.param(understated, "is a zip that", id="understated bomb"),
+        pytest.param(encrypted, "cannot be read", id="encrypted"),
+        pytest.param(lambda: b"PK\x03\x04 and no more", "cannot be read", id="damaged"),
+        pytest.param(lambda: archive([("a.txt", b"x")]), "none of 1 files is a usable image", id="no images"),
+    ],
+)
+def test_a_hostile_or_useless_zip_is_refused(
+    open_client: TestClient, queue, data: Callable[[], bytes], sentence: str
+) -> None:
+    response = open_client.post("/calibrate?name=mine", files=[("image", ("a.zip", data()))])
+    assert response.status_code == 422, response.text
+    assert response.json()["errors"][0]["field"] == "image"
+    assert sentence in response.json()["detail"]
+    assert not queue.jobs
+
+
+def test_repeated_names_in_a_zip_are_refused() -> None:
+    with pytest.warns(UserWarning, match="Duplicate name"):
+        data = archive([("a.png", image(0)), ("a.png", image(1))])
+    with pytest.raises(InputError, match="two files"):
+        read_archive(data, field="image", max_files=45, max_bytes=10**6)
+
+
+def test_a_directory_that_claims_few_files_is_not_believed() -> None:
+    data = bytearray(archive([(f"{i}.png", b"x") for i in range(60)]))
+    end = data.rfind(b"PK\x05\x06")
+    data[end + 8 : end + 12] = struct.pack("<HH", 3, 3)
+    with pytest.raises(InputError, match="more than 45 files"):
+        read_archive(bytes(data), field="image", max_files=45, max_bytes=10**6)
+
+
+def test_damaged_contents_are_refused() -> None:
+    data = bytearray(archive([("a.png", zlib.compress(image(0)) * 20)]))
+    data[60:70] = bytes(10)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_archive(bytes(data), field="image", max_files=45, max_bytes=10**6)
+
+
+def test_too_many_images_and_bytes_are_refused(new_client: Callable[..., TestClient], queue) -> None:
+    client = new_client(allow_calibration=True, max_calibration_images=45, max_body_bytes=20_000)
+    response = client.post("/calibrate?name=mine", files=files(46))
+    assert response.status_code == 422
+    assert "at most 45 images" in response.json()["detail"]
+    both = archive((f"{i}.png", image(i)) for i in range(30))
+    response = client.post("/calibrate?name=mine", files=[*files(20), ("image", ("a.zip", both))])
+    assert response.status_code == 422
+    assert "50 images were sent; at most 45" in response.json()["detail"]
+    large = [("image", ("a.png", bytes(30_000)))]
+    assert client.post("/calibrate?name=mine", files=large).status_code == 413
+    assert not queue.jobs
+
+
+def test_a_key_is_required_where_keys_exist(new_client: Callable[..., TestClient], tmp_path) -> None:
+    (tmp_path / "keys").write_text(f"someone:{digest('ncml_key')}\n")
+    client = new_client(allow_calibration=True, api_keys_file=tmp_path / "keys")
+    assert client.post("/calibrate?name=mine", files=files(40)).status_code == 401
