@@ -1,5 +1,7 @@
-"""Arrays to PNG files, and several images to one sheet."""
+"""Arrays to PNG files and HTML, and several images to one sheet."""
 
+import base64
+import html
 import io
 import math
 from collections.abc import Sequence
@@ -14,6 +16,18 @@ def to_png(image: NDArray[np.uint8]) -> bytes:
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")
     return file.getvalue()
+
+
+def to_html(image: NDArray[np.uint8], text: str) -> str:
+    """Return an HTML element that holds an image, uint8 (H, W, 3), and its alternative text."""
+    data = base64.b64encode(to_png(image)).decode()
+    return f'<img src="data:image/png;base64,{data}" alt="{html.escape(text)}">'
+
+
+def enlarge(image: NDArray[np.uint8], side: int = 256) -> NDArray[np.uint8]:
+    """Repeat the pixels of a small image, uint8 (H, W, 3), until no side is shorter than `side`."""
+    factor = -(-side // min(image.shape[:2]))
+    return image.repeat(factor, 0).repeat(factor, 1)
 
 
 def grid(images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], columns: int | None = None) -> NDArray[np.uint8]:

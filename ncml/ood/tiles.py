@@ -21,7 +21,8 @@ from ncml.images.tiling import Box, Scores, TileSize, blend
 from ncml.limits import View
 from ncml.network.ncpn import NCPN
 from ncml.ood import conformal
-from ncml.ood.measurements import Columns, locate_peak, measure
+from ncml.ood.columns import Columns
+from ncml.ood.measurements import locate_peak, measure
 from ncml.ood.statistics import Gaussian
 from ncml.ood.tile_calibration import TileCalibration
 from ncml.ood.views import ViewScore, columns_of, peak_level, score_views
