@@ -13,6 +13,7 @@ import math
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from reprlib import repr as quote
@@ -57,8 +58,9 @@ class Description:
 
     @property
     def name(self) -> str:
-        """The name of the folder."""
-        return self.folder.name
+        """The name of the folder; the Hub's cache names it by a commit, and the model two levels above."""
+        parent = self.folder.parent
+        return parent.parent.name.rpartition("--")[2] if parent.name == "snapshots" else self.folder.name
 
     @property
     def height(self) -> int:
@@ -243,8 +245,35 @@ def digest(config: Config, weights: Path) -> str:
     return sha.hexdigest()
 
 
+def card_metadata(*, license: str | None = None, datasets: Sequence[str] = ()) -> str:
+    """Return the front matter of a card, YAML as the Hugging Face Hub reads it. Every line is JSON, too."""
+    values = {
+        "license": license,
+        "library_name": "ncml",
+        "tags": ["likelihood", "out-of-distribution-detection", "anomaly-detection", "image-generation"],
+        "datasets": list(datasets),
+        "metrics": ["bits-per-dimension"],
+    }
+    lines = (f"{name}: {json.dumps(value)}\n" for name, value in values.items() if value)
+    return f"---\n{''.join(lines)}---\n\n"
+
+
+def split_card(card: str) -> tuple[str, str]:
+    """Return the front matter of a card, "" if it has none, and its Markdown."""
+    match = re.match(r"---\r?\n.*?^---[ \t]*\r?\n\s*", card, re.MULTILINE | re.DOTALL)
+    return (match[0], card[match.end() :]) if match else ("", card)
+
+
 def read_card(folder: Path) -> str:
-    """Return the model card in Markdown; empty if the folder has none. Raises ModelError if it is not UTF-8 text."""
+    """Return the Markdown of the model card without its front matter; empty if the folder has none.
+
+    Raises ModelError if it is not UTF-8 text.
+    """
+    return split_card(read_file_of_card(folder))[1]
+
+
+def read_file_of_card(folder: Path) -> str:
+    """Return the whole model card; raises as `read_card` does."""
     path = folder / CARD
     if not path.is_file():
         return ""

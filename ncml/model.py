@@ -23,6 +23,7 @@ from ncml.arguments import (
     sampling_limits,
 )
 from ncml.errors import InputError, ModelError
+from ncml.hub import find_model
 from ncml.limits import MAX_IMAGES_PER_CALL, Keep, check_count
 from ncml.network.likelihood import bits_per_dim, from_uint8
 from ncml.network.ncpn import NCPN
@@ -34,7 +35,6 @@ from ncml.ood.statistics import build_statistics, required_columns
 from ncml.ood.storage import DEFAULT_NAME
 from ncml.ood.tile_calibration import TileCalibration, read_if_present
 from ncml.ood.tiles import Scan, scan
-from ncml.paths import find_model
 from ncml.progress import OnProgress, Progress, ignore_progress
 from ncml.results import ImageArray, Score
 from ncml.sampling.batch_invariance import GroupedSampler, choose_batching
@@ -51,7 +51,8 @@ SAMPLERS: dict[str, Sampler] = {"incremental": sample_cached, "naive": sample_na
 def load(model: str | os.PathLike[str] = "", device: str = "cpu", *, batching: str | None = None) -> Model:
     """Load a model; raise `ModelError` if it does not exist, is invalid or does not fit on the device.
 
-    model: a name, as `ncml models` lists them, or a model folder. "": the default model.
+    model: a name, as `ncml models` lists them, a model folder, or `hf://owner/model@revision`, which is fetched from
+        the Hugging Face Hub. "": the default model.
     batching: how a CPU samples a batch so that a seed is the same bytes in each: "fast" groups, slower "fixed" ones
         that need no check, or "auto", fast groups where they pass a check before the first sampling. Default: that of
         the environment variable NCML_BATCHING, else auto.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ncml.images import enlarge, grid, heat, to_html, to_png
+from ncml.images import enlarge, format_values, grid, heat, to_html, to_html_table, to_png
 
 if TYPE_CHECKING:
     from ncml.ood.calibration import Verdict
@@ -73,17 +72,12 @@ class Score(Mapping[str, Any]):
         return len(self.to_dict())
 
     def __repr__(self) -> str:
-        cells = (f"{name}={_format(value)}" for name, value in self.to_dict().items())
-        return f"Score({', '.join(cells)})"
+        return f"Score({', '.join(map('='.join, format_values(self.to_dict()).items()))})"
 
     def _repr_html_(self) -> str:
         """Return a table of the values, and the map if there is one."""
-        rows = "".join(
-            f"<tr><th>{html.escape(name)}</th><td>{html.escape(_format(value))}</td></tr>"
-            for name, value in self.to_dict().items()
-        )
         image = "" if self.map is None else to_html(heat.render_pixel_map(self.map), "bits per dimension of each pixel")
-        return f"<table>{rows}</table>{image}"
+        return to_html_table(self.to_dict()) + image
 
 
 class ImageArray(np.ndarray[tuple[int, ...], np.dtype[np.uint8]]):
@@ -94,7 +88,3 @@ class ImageArray(np.ndarray[tuple[int, ...], np.dtype[np.uint8]]):
         if self.dtype != np.uint8 or self.ndim not in (3, 4) or self.shape[-1] != 3 or not self.size:
             return None
         return to_png(enlarge(grid(np.asarray(self).reshape(-1, *self.shape[-3:]))))
-
-
-def _format(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else repr(value)

@@ -36,6 +36,8 @@ COMMANDS = {
     "compress": "ncml.cli.compress:compress",
     "decompress": "ncml.cli.decompress:decompress",
     "models": "ncml.cli.models:models",
+    "push": "ncml.cli.share:push",
+    "pull": "ncml.cli.share:pull",
 }
 
 FORMER_FLAGS = {

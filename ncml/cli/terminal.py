@@ -13,7 +13,7 @@ from tyro.conf import arg
 from ncml import checkpoint, runtime
 from ncml.checkpoint import Description
 from ncml.errors import InputError
-from ncml.paths import find_model
+from ncml.hub import find_model
 from ncml.progress import OnProgress, Progress
 
 if TYPE_CHECKING:

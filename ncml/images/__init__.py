@@ -4,7 +4,7 @@ Imports Pillow and numpy, never torch. Read `decoding.py` first, then `preproces
 """
 
 from ncml.images.decoding import MAX_BYTES, MAX_PIXELS, SUFFIXES, open_image, to_rgb
-from ncml.images.encoding import enlarge, grid, to_html, to_png
+from ncml.images.encoding import enlarge, format_values, grid, to_html, to_html_table, to_png
 from ncml.images.preprocess import (
     PREPROCESSING,
     open_resized,
@@ -19,6 +19,7 @@ __all__ = [
     "PREPROCESSING",
     "SUFFIXES",
     "enlarge",
+    "format_values",
     "grid",
     "open_image",
     "open_resized",
@@ -26,6 +27,7 @@ __all__ = [
     "place_known_half_of",
     "resize_to",
     "to_html",
+    "to_html_table",
     "to_png",
     "to_rgb",
 ]

@@ -4,7 +4,8 @@ import base64
 import html
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,17 @@ def to_html(image: NDArray[np.uint8], text: str) -> str:
     """Return an HTML element that holds an image, uint8 (H, W, 3), and its alternative text."""
     data = base64.b64encode(to_png(image)).decode()
     return f'<img src="data:image/png;base64,{data}" alt="{html.escape(text)}">'
+
+
+def format_values(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return values as a person reads them: floats with six digits."""
+    return {name: f"{value:.6g}" if isinstance(value, float) else repr(value) for name, value in values.items()}
+
+
+def to_html_table(values: Mapping[str, Any]) -> str:
+    """Return an HTML table with a row for each value."""
+    rows = (f"<tr><th>{html.escape(n)}</th><td>{html.escape(v)}</td></tr>" for n, v in format_values(values).items())
+    return f"<table>{''.join(rows)}</table>"
 
 
 def enlarge(image: NDArray[np.uint8], side: int = 256) -> NDArray[np.uint8]:
