@@ -1,10 +1,10 @@
 """ncml: exact likelihoods, out-of-distribution verdicts and images from a noise conditional pixel network.
 
 >>> import ncml
->>> model = ncml.load("models/cifar10")
->>> model.score(images)[0].bpd
+>>> model = ncml.load("cifar10")
+>>> model.score("photo.jpg")[0].bpd
 >>> model.generate(4, classes="cat", seeds=7)
->>> model.complete(half, keep="top")
+>>> model.complete("half.png", keep="top")
 
 This package does not import HTTP libraries, Redis or RQ. `import ncml` does not import torch; `load` does.
 """

@@ -1,42 +1,145 @@
-"""What callers of `ncml.Model` pass for a batch, checked and in one form: images, classes and seeds."""
+"""What callers of `ncml.Model` pass for a batch, checked and in one form. Does not import torch.
+
+The command line checks with the same functions before it loads a model.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image as PILImage
+from PIL import ImageOps
 
-from ncml.errors import InputError
-from ncml.images import to_rgb
-from ncml.limits import MAX_SEED
+from ncml.checkpoint import Description
+from ncml.errors import InputError, NotAnImage
+from ncml.images import SUFFIXES, open_image, place_known_half, place_known_half_of, resize_to, to_rgb
+from ncml.images.decoding import to_rgb_or_rgba
+from ncml.limits import MAX_SEED, Keep
+from ncml.network.sde import make_sde
+from ncml.paths import list_files, printable
+from ncml.sampling.options import SamplingLimits, SamplingOptions, SamplingSettings, check_noise
 
 Classes = str | int | None | Sequence[str | int | None]
-Images = NDArray[np.uint8] | Image.Image | Sequence[NDArray[np.uint8] | Image.Image]
+Image = NDArray[np.uint8] | PILImage.Image | str | os.PathLike[str]
+"""An array uint8 [H, W, 3], a PIL image, or the path of a file."""
+Images = Image | Sequence[Image]
+"""An image, several of them, an array uint8 [B, H, W, 3], or a folder."""
 
 
-def stack_images(images: Images, height: int, width: int) -> NDArray[np.uint8]:
-    """Return images as uint8 [B, H, W, 3]; raise `InputError` for another size or type, and for none."""
-    if isinstance(images, Image.Image) or (isinstance(images, np.ndarray) and images.ndim < 4):
-        images = [images]
-    arrays = [to_rgb(image) if isinstance(image, Image.Image) else np.asarray(image) for image in images]
-    for pixels in arrays:
-        if pixels.dtype != np.uint8 or pixels.shape != (height, width, 3):
-            expected = f"uint8 [{height}, {width}, 3]"
-            raise InputError("images", f"images must be {expected}, not {pixels.dtype} {list(pixels.shape)}.")
-    if not arrays:
+def read_images(
+    images: Images, height: int, width: int, *, preprocess: bool = True
+) -> tuple[NDArray[np.uint8], list[str | None]]:
+    """Return images as uint8 [B, height, width, 3], and the path of each that was read from a file.
+
+    preprocess: crop and resize images of another size as the service does; False refuses them.
+
+    Raises `InputError` for what is not an image, and for none.
+    """
+    pixels: list[NDArray[np.uint8]] = []
+    paths: list[str | None] = []
+    for image in iterate_images(images):
+        array = read_image(image)
+        if array.shape[:2] != (height, width) and not preprocess:
+            raise InputError(
+                "images",
+                f"images must be uint8 [{height}, {width}, 3], not uint8 {list(array.shape)}: resize them, or omit "
+                "preprocess=False.",
+            )
+        pixels.append(resize_to(array, height, width))
+        paths.append(printable(image) if isinstance(image, str | os.PathLike) else None)
+    if not pixels:
         raise InputError("images", "there is no image; pass at least one.")
-    return np.stack(arrays)
+    return np.stack(pixels), paths
 
 
-def class_indices(classes: Classes, n: int, names: Sequence[str]) -> torch.Tensor:
-    """Return the class of each of n images as its index among `names`, int64 [n]; their number stands for no class."""
+def read_halves(
+    images: Images, height: int, width: int, *, keeps: Collection[Keep], keep: Keep | None, preprocess: bool = True
+) -> tuple[NDArray[np.uint8], Keep]:
+    """Return images of which one half is known as uint8 [B, height, width, 3], and that half.
+
+    Arrays of exactly this size pass unchanged; `ncml.images.place_known_half` describes what it makes of others.
+    """
+    if keep is not None and keep not in keeps:
+        raise InputError("keep", f"this model completes {' or '.join(keeps)}, not {keep!r}.")
+    canvases: list[NDArray[np.uint8]] = []
+    halves: list[Keep] = []
+    for image in iterate_images(images):
+        if not preprocess or (isinstance(image, np.ndarray) and image.shape == (height, width, 3)):
+            canvas, half = read_images(image, height, width, preprocess=False)[0][0], keep or "top"
+        elif isinstance(image, str | os.PathLike):
+            canvas, half = place_known_half(image, height, width, keeps=keeps, keep=keep, field=printable(image))
+        else:
+            pil_image = image if isinstance(image, PILImage.Image) else PILImage.fromarray(read_image(image))
+            pil_image = _to_rgb_or_rgba(pil_image)
+            canvas, half = place_known_half_of(pil_image, height, width, keeps=keeps, keep=keep, field="images")
+        canvases.append(canvas)
+        halves.append(half)
+    if not canvases:
+        raise InputError("images", "there is no image; pass at least one.")
+    if len(set(halves)) > 1:
+        names = " and ".join(sorted(set(halves)))
+        raise InputError("keep", f"the known halves of the images differ ({names}): complete them in separate calls.")
+    return np.stack(canvases), halves[0]
+
+
+def iterate_images(images: Images) -> Iterator[Image]:
+    """Yield each image; of a folder, the files whose names end like an image's.
+
+    Raises `InputError` for a folder without images, and for a path that does not exist.
+    """
+    if isinstance(images, str | os.PathLike):
+        folder = Path(images)
+        if not folder.is_dir():
+            yield images
+            return
+        files = [path for path in list_files([folder]) if path.suffix.lower() in SUFFIXES]
+        if not files:
+            raise InputError("images", f"there is no image in {printable(folder)}: name a folder of {_FORMATS} files.")
+        yield from files
+    elif isinstance(images, PILImage.Image) or (isinstance(images, np.ndarray) and images.ndim < 4):
+        yield images
+    else:
+        for image in images:
+            yield from iterate_images(image)
+
+
+_FORMATS = ", ".join(suffix.removeprefix(".") for suffix in SUFFIXES)
+
+
+def read_image(image: Image) -> NDArray[np.uint8]:
+    """Return one image as uint8 [H, W, 3], in its own size."""
+    if isinstance(image, str | os.PathLike):
+        return open_image(image, field=printable(image))
+    if isinstance(image, PILImage.Image):
+        return to_rgb(_to_rgb_or_rgba(image))
+    array = np.asarray(image)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
+        raise InputError(
+            "images",
+            f"an image must be uint8 [height, width, 3], not {array.dtype} {list(array.shape)}: convert it, or pass a "
+            "PIL image or a path.",
+        )
+    return array
+
+
+def _to_rgb_or_rgba(image: PILImage.Image) -> PILImage.Image:
+    """Rotate a PIL image by its EXIF orientation and convert it, as files are; raise `NotAnImage` if that fails."""
+    try:
+        return to_rgb_or_rgba(ImageOps.exif_transpose(image))
+    except (OSError, SyntaxError, ValueError) as error:  # its file is damaged, or its samples have no agreed range
+        raise NotAnImage("images", f"a PIL image cannot be converted to RGB: {error}.") from error
+
+
+def class_indices(classes: Classes, n: int, names: Sequence[str]) -> list[int]:
+    """Return the class of each of n images as its index among `names`; their number stands for no class."""
     class_B = [classes] * n if classes is None or isinstance(classes, str | int | np.integer) else list(classes)
     if len(class_B) != n:
         raise InputError("classes", f"there are {len(class_B)} classes for {n} images; give one for each.")
-    return torch.tensor([_class_index(name, names) for name in class_B])
+    return [_class_index(name, names) for name in class_B]
 
 
 def image_seeds(seeds: int | Sequence[int], n: int) -> list[int]:
@@ -47,6 +150,26 @@ def image_seeds(seeds: int | Sequence[int], n: int) -> list[int]:
     if not all(isinstance(seed, int | np.integer) and 0 <= seed <= MAX_SEED for seed in seed_B):
         raise InputError("seed", f"seeds must be whole numbers from 0 to {MAX_SEED}.")
     return [int(seed) for seed in seed_B]
+
+
+def check_conditions(model: Description, classes: str | int | None, noise: float) -> None:
+    """Raise `InputError` for a class or a noise level that a model cannot score with."""
+    class_indices(classes, 1, model.classes)
+    make_sde(model.config.sde).time_of(check_noise(noise, model.noise))
+
+
+def sampling_limits(model: Description) -> SamplingLimits:
+    """Return the ranges and the defaults of a model's sampling options."""
+    return SamplingLimits.of_model(model.noise, model.sampling, has_classes=bool(model.classes))
+
+
+def resolve_sampling(
+    model: Description, n: int, classes: Classes, seeds: int | Sequence[int], options: SamplingOptions
+) -> tuple[list[int], list[int], SamplingSettings]:
+    """Return the class and the seed of each of n images, and the options with their defaults; all are checked."""
+    class_B = class_indices(classes, n, model.classes)
+    has_class = all(index < len(model.classes) for index in class_B)
+    return class_B, image_seeds(seeds, n), options.resolve(sampling_limits(model), has_class=has_class)
 
 
 def _class_index(name: str | int | None, names: Sequence[str]) -> int:

@@ -2,7 +2,7 @@
 
 The version of a model is a SHA-256 over its configuration and weights; results, calibration and metrics quote it.
 Whatever a folder contains, it loads or is refused with a `ModelError`: sizes are checked before anything is parsed or
-built.
+built. This module imports torch only to `save` and `load` (`ncml.weights`).
 """
 
 from __future__ import annotations
@@ -13,21 +13,22 @@ import math
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from reprlib import repr as quote
-from typing import Any
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from ncml import format1
 from ncml.config import Config, SamplingDefaults
 from ncml.errors import InputError, ModelError, NcmlError
-from ncml.network.ncpn import NCPN
-from ncml.network.sde import end_time, grey_levels_at, make_sde
+from ncml.limits import KEEPS, MAX_HEADER_BYTES, Keep
+from ncml.network.sde import largest_noise
+
+if TYPE_CHECKING:
+    import torch
+
+    from ncml.network.ncpn import NCPN
 
 FORMAT = 2
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "card.md"
@@ -39,19 +40,52 @@ MAX_CARD_BYTES = 256 * 2**10
 MAX_CALIBRATION_BYTES = 32 * 2**20
 """Some 150,000 ranking images."""
 MAX_METRICS = 1000
-MAX_PARAMETERS = 2**31
-"""Of a network: 8 GiB in fp32."""
-MAX_HEADER_BYTES = 4 * 2**20
-"""Of the weights: names and shapes of some 30,000 tensors."""
+TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "BOOL": "bool"}
+"""PyTorch's names of the types that a file of weights may have."""
 
 
 @dataclass(frozen=True)
 class Description:
-    """What `config.json` says of a model beside its configuration."""
+    """A model without its weights."""
 
+    folder: Path
+    config: Config
     version: str
+    """SHA-256 of configuration and weights, 64 hexadecimal digits."""
     metrics: dict[str, float]
     sampling: SamplingDefaults
+    """The sampling options that the model folder recommends."""
+
+    @property
+    def name(self) -> str:
+        """The name of the folder; the Hub's cache names it by a commit, and the model two levels above."""
+        parent = self.folder.parent
+        return parent.parent.name.rpartition("--")[2] if parent.name == "snapshots" else self.folder.name
+
+    @property
+    def height(self) -> int:
+        """Rows of an image."""
+        return self.config.model.height
+
+    @property
+    def width(self) -> int:
+        """Columns of an image."""
+        return self.config.model.width
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes."""
+        return self.config.model.classes
+
+    @property
+    def noise(self) -> float:
+        """Grey levels at T: the largest noise."""
+        return largest_noise(self.config.sde)
+
+    @property
+    def keeps(self) -> tuple[Keep, ...]:
+        """The known halves that are completed exactly."""
+        return KEEPS if self.config.model.orientations else KEEPS[:1]
 
 
 def save(
@@ -67,14 +101,14 @@ def save(
 
     dtype: that the parameters are stored in, torch.bfloat16 or the network's own.
     """
+    from ncml import weights
+
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for calibration in (CALIBRATION, TILES):
         (folder / calibration).unlink(missing_ok=True)
-    parameters = {name: parameter.detach().to(dtype) for name, parameter in network.named_parameters()}
-    state = {name: tensor.contiguous() for name, tensor in (network.state_dict() | parameters).items()}
-    replace_file(folder / WEIGHTS, lambda path: save_file(state, path))
-    version = digest(network.config, state)
+    replace_file(folder / WEIGHTS, lambda path: weights.write(path, network, dtype))
+    version = digest(network.config, folder / WEIGHTS)
     description: dict[str, Any] = {
         "format": FORMAT,
         "version": version,
@@ -140,27 +174,37 @@ def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
     weights, missing or surplus weights, a wrong shape or type, weights that are not finite, or weights that do not
     match the version.
     """
-    folder = Path(folder)
-    stored = read_json(folder / CONFIG)
+    from ncml import weights
+
+    description = describe(folder)
+    network = weights.read(Path(folder) / WEIGHTS, description.config)
+    check_version(description)
+    return network.to(device).channels_last().eval(), description
+
+
+def describe(folder: str | os.PathLike[str]) -> Description:
+    """Read a model folder without its weights, which are not checked; raise ModelError as `load` does."""
+    path = Path(folder) / CONFIG
+    stored = read_json(path)
     try:
         config = read_config(stored)
-        with torch.device("meta"):
-            network = NCPN(config)
     except ModelError as error:
-        raise ModelError(f"{folder / CONFIG} {error}") from error
-    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, NcmlError) as error:
+        raise ModelError(f"{path} {error}") from error
+    except (ArithmeticError, LookupError, TypeError, ValueError, NcmlError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
-        raise ModelError(f"{folder / CONFIG} does not describe a model: {reason}.") from error
-    metrics = _read_metrics(folder / CONFIG, stored.get("metrics", {}))
-    sampling = _read_sampling(folder / CONFIG, stored.get("sampling", {}), config)
-    state = _read_weights(folder, network.state_dict())
-    _check(folder / WEIGHTS, network.state_dict(), state)
-    version = digest(config, state)
-    if version != stored.get("version"):
+        raise ModelError(f"{path} does not describe a model: {reason}.") from error
+    metrics = _read_metrics(path, stored.get("metrics", {}))
+    sampling = _read_sampling(path, stored, config)
+    return Description(path.parent.resolve(), config, str(stored.get("version")), metrics, sampling)
+
+
+def check_version(description: Description) -> None:
+    """Raise ModelError if the weights are missing, or not those of the version in `config.json`."""
+    folder = description.folder
+    if not (folder / WEIGHTS).is_file():
+        raise ModelError(f"{folder} has no {WEIGHTS}.")
+    if digest(description.config, folder / WEIGHTS) != description.version:
         raise ModelError(f"{folder}: the weights do not match the version in {CONFIG}; copy the folder again.")
-    # Copies: the file is mapped into memory, and replacing it in place would end a process that reads it.
-    network.load_state_dict({name: _upcast(tensor).clone() for name, tensor in state.items()}, assign=True)
-    return network.to(device).channels_last().eval(), Description(version, metrics, sampling)
 
 
 def read_config(stored: dict[str, Any]) -> Config:
@@ -181,18 +225,55 @@ def read_config(stored: dict[str, Any]) -> Config:
             raise ModelError(f"has format {quote(other)}, which is not one of 1 and {FORMAT}: copy the folder again.")
 
 
-def digest(config: Config, state: dict[str, Tensor]) -> str:
-    """Return a model's version: SHA-256 over its configuration and stored weights, 64 hexadecimal digits."""
+def digest(config: Config, weights: Path) -> str:
+    """Return a model's version: SHA-256 over its configuration and the tensors in a file, 64 hexadecimal digits."""
     sha = hashlib.sha256(json.dumps(format1.downgrade(config.to_json()), sort_keys=True).encode())
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    try:
+        with weights.open("rb") as file:
+            header_bytes = int.from_bytes(file.read(8), "little")
+            if header_bytes > MAX_HEADER_BYTES:
+                raise ValueError(f"its header has {header_bytes} bytes")
+            tensors = json.loads(file.read(header_bytes))
+            tensors.pop("__metadata__", None)
+            for name, tensor in sorted(tensors.items()):
+                start, end = tensor["data_offsets"]
+                sha.update(f"{name} torch.{TYPES[tensor['dtype']]} {tuple(tensor['shape'])}\n".encode())
+                file.seek(8 + header_bytes + start)
+                sha.update(file.read(end - start))
+    except (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
+        raise ModelError(f"{weights} is not a complete safetensors file: {error}.") from error
     return sha.hexdigest()
 
 
+def card_metadata(*, license: str | None = None, datasets: Sequence[str] = ()) -> str:
+    """Return the front matter of a card, YAML as the Hugging Face Hub reads it. Every line is JSON, too."""
+    values = {
+        "license": license,
+        "library_name": "ncml",
+        "tags": ["likelihood", "out-of-distribution-detection", "anomaly-detection", "image-generation"],
+        "datasets": list(datasets),
+        "metrics": ["bits-per-dimension"],
+    }
+    lines = (f"{name}: {json.dumps(value)}\n" for name, value in values.items() if value)
+    return f"---\n{''.join(lines)}---\n\n"
+
+
+def split_card(card: str) -> tuple[str, str]:
+    """Return the front matter of a card, "" if it has none, and its Markdown."""
+    match = re.match(r"---\r?\n.*?^---[ \t]*\r?\n\s*", card, re.MULTILINE | re.DOTALL)
+    return (match[0], card[match.end() :]) if match else ("", card)
+
+
 def read_card(folder: Path) -> str:
-    """Return the model card in Markdown; empty if the folder has none. Raises ModelError if it is not UTF-8 text."""
+    """Return the Markdown of the model card without its front matter; empty if the folder has none.
+
+    Raises ModelError if it is not UTF-8 text.
+    """
+    return split_card(read_file_of_card(folder))[1]
+
+
+def read_file_of_card(folder: Path) -> str:
+    """Return the whole model card; raises as `read_card` does."""
     path = folder / CARD
     if not path.is_file():
         return ""
@@ -222,12 +303,12 @@ def _is_printable(name: str) -> bool:
     return 1 <= len(name) <= 200 and name.isprintable()
 
 
-def _read_sampling(path: Path, stored: object, config: Config) -> SamplingDefaults:
+def _read_sampling(path: Path, stored: dict[str, Any], config: Config) -> SamplingDefaults:
     try:
-        sampling = SamplingDefaults.from_json(stored)
+        sampling = SamplingDefaults.from_json(stored.get("sampling", {}))
     except InputError as error:
         raise ModelError(f"{path}: {error}.") from error
-    largest = round(grey_levels_at(make_sde(config.sde), end_time(config.sde)), 6)
+    largest = largest_noise(config.sde)
     if (sampling.start_noise or 0) > largest:
         raise ModelError(
             f"{path}: sampling.start_noise must be at most {largest:g} grey levels, the model's noise at T."
@@ -235,48 +316,6 @@ def _read_sampling(path: Path, stored: object, config: Config) -> SamplingDefaul
     if sampling.guidance is not None and not config.model.classes:
         raise ModelError(f"{path}: sampling.guidance needs a model with classes; remove it.")
     return sampling
-
-
-def _upcast(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
-
-
-def _read_weights(folder: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Read the weights if the file is not larger than the network that the configuration describes."""
-    path = folder / WEIGHTS
-    count = sum(tensor.numel() for tensor in expected.values())
-    if count > MAX_PARAMETERS:
-        raise ModelError(
-            f"{folder / CONFIG} describes a network of {count} weights; at most {MAX_PARAMETERS} are read."
-        )
-    if not path.is_file():
-        pickled = [other.name for other in folder.glob("*") if other.suffix in {".pt", ".pth", ".bin", ".ckpt", ".pkl"}]
-        hint = f": {pickled[0]} may be a pickle, which is never opened" if pickled else ""
-        raise ModelError(f"{folder} has no {WEIGHTS}{hint}.")
-    try:
-        with path.open("rb") as file:
-            size, header = os.fstat(file.fileno()).st_size, int.from_bytes(file.read(8), "little")
-        # Eight bytes a weight, of any type: a wrong one is named later.
-        if MAX_HEADER_BYTES < header < size or size > MAX_HEADER_BYTES + 8 * count:
-            raise ModelError(f"{path} has {size} bytes, more than the {count} weights of its configuration need.")
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ModelError(f"{path} is not a complete safetensors file: {error}.") from error
-
-
-def _check(path: Path, expected: dict[str, Tensor], state: dict[str, Tensor]) -> None:
-    for name in expected.keys() - state.keys():
-        raise ModelError(f"{path} lacks the weight {name}.")
-    for name in state.keys() - expected.keys():
-        raise ModelError(f"{path} has a weight {name} that is not part of its configuration.")
-    for name, tensor in state.items():
-        if tensor.shape != expected[name].shape:
-            shapes = f"{tuple(tensor.shape)} instead of {tuple(expected[name].shape)}"
-            raise ModelError(f"{path}: the weight {name} has shape {shapes}.")
-        if _upcast(tensor).dtype != expected[name].dtype:
-            raise ModelError(f"{path}: the weight {name} is {tensor.dtype} instead of {expected[name].dtype}.")
-        if not torch.isfinite(tensor).all():
-            raise ModelError(f"{path}: the weight {name} has values that are not finite.")
 
 
 def read_json(path: Path, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]:

@@ -10,6 +10,17 @@ NcmlError
 └── ServiceError      a service cannot be reached, or refuses a request
 """
 
+import difflib
+from collections.abc import Sequence
+
+
+def suggestion(word: str, choices: Sequence[str]) -> str:
+    """Return the end of a sentence which says that `word` is not one of the choices."""
+    nearest = difflib.get_close_matches(word, choices, n=1)
+    if nearest:
+        return f": did you mean {nearest[0]}?"
+    return f": choose from {', '.join(choices)}" if choices else ": none is installed"
+
 
 class NcmlError(Exception):
     """Root of every error that the library raises deliberately; its text is meant for the user."""

@@ -14,6 +14,9 @@ MAX_SEED = 2**53 - 1
 MAX_STEPS = 1000
 """The most refinement steps."""
 
+MAX_HEADER_BYTES = 4 * 2**20
+"""The largest header of a file of weights: names and shapes of some 30,000 tensors."""
+
 MAX_IMAGES_PER_CALL = 1024
 """The most images that one call of the library samples: they are sampled together, at some megabytes each."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,88 +11,84 @@ import torch
 from numpy.typing import NDArray
 
 from ncml import checkpoint, runtime
-from ncml.arguments import Classes, Images, class_indices, image_seeds, stack_images
+from ncml.arguments import (
+    Classes,
+    Image,
+    Images,
+    class_indices,
+    read_halves,
+    read_image,
+    read_images,
+    resolve_sampling,
+    sampling_limits,
+)
 from ncml.errors import InputError, ModelError
-from ncml.limits import KEEPS, MAX_IMAGES_PER_CALL, Keep, check_count
+from ncml.hub import find_model
+from ncml.limits import MAX_IMAGES_PER_CALL, Keep, check_count
 from ncml.network.likelihood import bits_per_dim, from_uint8
 from ncml.network.ncpn import NCPN
-from ncml.network.sde import end_time, grey_levels_at, make_sde
+from ncml.network.sde import make_sde
 from ncml.ood import calibrations
 from ncml.ood.calibration import Calibration, Verdict
 from ncml.ood.measurements import LevelMeasurement, measure, measure_level
 from ncml.ood.statistics import build_statistics, required_columns
 from ncml.ood.storage import DEFAULT_NAME
-from ncml.ood.tile_calibration import TileCalibration
+from ncml.ood.tile_calibration import TileCalibration, read_if_present
 from ncml.ood.tiles import Scan, scan
 from ncml.progress import OnProgress, Progress, ignore_progress
+from ncml.results import ImageArray, Score
 from ncml.sampling.batch_invariance import GroupedSampler, choose_batching
 from ncml.sampling.batching import Batching, BatchingSetting, Group, batching_setting
 from ncml.sampling.cached import sample_cached
 from ncml.sampling.conditions import NO_TILT, Tilt
 from ncml.sampling.cuda_graphs import ReplaySampler
-from ncml.sampling.options import SamplingLimits, SamplingOptions, check_noise
+from ncml.sampling.options import SamplingOptions, check_noise
 from ncml.sampling.sample import Plan, Sampler, generate_images, sample_naive
 
 SAMPLERS: dict[str, Sampler] = {"incremental": sample_cached, "naive": sample_naive}
 
 
-@dataclass(frozen=True)
-class Score:
-    """The likelihood of one image."""
+def load(model: str | os.PathLike[str] = "", device: str = "cpu", *, batching: str | None = None) -> Model:
+    """Load a model; raise `ModelError` if it does not exist, is invalid or does not fit on the device.
 
-    bpd: float
-    """Bits per dimension, exact at noise 0; lower means more likely."""
-    log_likelihood: float
-    """Nats of the whole image; at noise > 0 a log-density per grey level."""
-    map: NDArray[np.float32] | None = None
-    """Bits per dimension of each pixel given those before it, [H, W]; its mean is `bpd`."""
-    ood: Verdict | None = None
-    """The verdict; None if not requested or the model is not calibrated."""
-    statistics: dict[str, float] = field(default_factory=dict)
-    """The requested statistics, by name; higher means more out-of-distribution."""
-    flipped_bpd: float | None = None
-    """Bits per dimension with the lowest bit of every value flipped (`sanity`)."""
-
-
-def load(path: str | os.PathLike[str], device: str = "cpu", *, batching: str | None = None) -> Model:
-    """Load a model folder; raise `ModelError` if it is invalid or does not fit on the device.
-
+    model: a name, as `ncml models` lists them, a model folder, or `hf://owner/model@revision`, which is fetched from
+        the Hugging Face Hub. "": the default model.
     batching: how a CPU samples a batch so that a seed is the same bytes in each: "fast" groups, slower "fixed" ones
         that need no check, or "auto", fast groups where they pass a check before the first sampling. Default: that of
         the environment variable NCML_BATCHING, else auto.
     """
     setting = batching_setting(batching)
+    folder = find_model(model)
     runtime.use_full_precision()
     if problem := runtime.problem(device):
-        raise ModelError(f"{path} cannot be placed on {device!r}: {problem}")
+        raise ModelError(f"{folder} cannot be placed on {device!r}: {problem}")
     try:
-        network, description = checkpoint.load(path, device)
+        network, description = checkpoint.load(folder, device)
     except RuntimeError as error:  # the device is out of memory
-        raise ModelError(f"{path} cannot be placed on {device!r}: {str(error).splitlines()[0]}") from error
-    return Model(Path(path).resolve(), network.requires_grad_(False), description, setting)
+        raise ModelError(f"{folder} cannot be placed on {device!r}: {str(error).splitlines()[0]}") from error
+    return Model(network.requires_grad_(False), description, setting)
 
 
 class Model:
     """A trained NCPN: `score`, `generate` and `complete` on uint8 images, for one thread at a time."""
 
-    def __init__(
-        self, folder: Path, network: NCPN, description: checkpoint.Description, batching: BatchingSetting = "auto"
-    ) -> None:
-        self.folder, self.network = folder, network
-        self.config = network.config
-        self.name: str = folder.name
+    def __init__(self, network: NCPN, description: checkpoint.Description, batching: BatchingSetting = "auto") -> None:
+        self.network = network
+        self.description = description
+        self.folder: Path = description.folder
+        self.name, self.config = description.name, description.config
         self.version = description.version
         """SHA-256 of configuration and weights, 64 hexadecimal digits."""
         self.metrics = description.metrics
         self.sampling = description.sampling
         """The sampling options that the model folder recommends."""
-        self.height, self.width = self.config.model.height, self.config.model.width
-        self.classes: tuple[str, ...] = self.config.model.classes
-        self.noise: float = round(grey_levels_at(make_sde(self.config.sde), end_time(self.config.sde)), 6)
+        self.height, self.width = description.height, description.width
+        self.classes: tuple[str, ...] = description.classes
+        self.noise: float = description.noise
         """Grey levels at T: the largest noise."""
-        self.sampling_limits = SamplingLimits.of_model(self.noise, self.sampling, has_classes=bool(self.classes))
+        self.sampling_limits = sampling_limits(description)
         """The ranges and the defaults of sampling options."""
-        self.keeps: tuple[Keep, ...] = KEEPS if self.config.model.orientations else KEEPS[:1]
+        self.keeps: tuple[Keep, ...] = description.keeps
         """The known halves that are completed exactly."""
         self.statistics = build_statistics(self.config)
         """The out-of-distribution statistics by name."""
@@ -153,10 +148,11 @@ class Model:
         statistic: str | None = None,
         statistics: str | Sequence[str] = (),
         sanity: bool = False,
+        preprocess: bool = True,
         batch_size: int = 32,
         callback: OnProgress = ignore_progress,
     ) -> list[Score]:
-        """Score images of the model's size: uint8 [B, H, W, 3], [H, W, 3], or PIL images.
+        """Score images: paths, PIL images, uint8 [H, W, 3], a list of these, uint8 [B, H, W, 3], or a folder.
 
         classes: a name, an index or None (the null class), for all images or for each.
         noise: grey levels at which to score, from 0 to `Model.noise`. At more than 0 the image is scaled by alpha(t)
@@ -168,14 +164,16 @@ class Model:
         statistics: names of statistics to return, or "all": those of the calibration, or without one those that need
             none.
         sanity: also score each image with the lowest bit of every value flipped, at t = 0 and the null class.
+        preprocess: crop and resize images of another size than the model's, as the service does; images of exactly
+            its size are never changed. False refuses those of another size.
         batch_size: images scored together.
         callback: called with the number of images scored.
 
-        Raises `InputError` for images of another size or type, and for an argument out of range.
+        Raises `InputError` for what is not an image, and for an argument out of range.
         """
         batch_size = check_count("batch_size", batch_size)
-        pixels = stack_images(images, self.height, self.width)
-        class_B = class_indices(classes, len(pixels), self.classes)
+        pixels, files = read_images(images, self.height, self.width, preprocess=preprocess)
+        class_B = torch.tensor(class_indices(classes, len(pixels), self.classes))
         t = self._time(noise)
         judge = self.calibrations.select(calibration)
         verdict_statistic, names = self.calibrations.select_statistics(
@@ -186,6 +184,8 @@ class Model:
             batch = slice(start, start + batch_size)
             scores += self._score(pixels[batch], class_B[batch], t, map, judge, verdict_statistic, names, sanity)
             callback(Progress("score", len(scores), len(pixels)))
+        for score, file in zip(scores, files, strict=True):
+            score.file = file
         return scores
 
     def _score(
@@ -234,19 +234,19 @@ class Model:
     @property
     def tiles(self) -> TileCalibration | None:
         """The calibration of tiles, if there is one. Raises `ModelError` if it cannot be used."""
-        exists = (self.folder / checkpoint.TILES).is_file()
-        return TileCalibration.read(self.folder, self.version, self.config) if exists else None
+        return read_if_present(self.description)
 
     def scan(
         self,
-        image: NDArray[np.uint8],
+        image: Image,
         *,
         side: int | None = None,
         batch_size: int = 32,
         callback: OnProgress = ignore_progress,
     ) -> Scan:
-        """Score an image of any size, uint8 [H, W, 3], in overlapping tiles, and judge it in three views of them.
+        """Score an image of any size in overlapping tiles, and judge it in three views of them.
 
+        image: a path, a PIL image or uint8 [H, W, 3].
         side: of a tile in pixels; None: the calibration's, or the model's size. Without a calibration of tiles
             (`ncml calibrate --tile`) there is a map, but no p-value.
         callback: called with the number of tiles scored.
@@ -261,7 +261,9 @@ class Model:
             if self.calibration is None:
                 raise InputError("tile", f"tiles cannot be scored: {self.uncalibrated}")
             calibration = self.calibration.estimates.gaussians["multiscale"]
-        return scan(self.network, image, calibration, side=side, batch_size=batch_size, on_progress=callback)
+        return scan(
+            self.network, read_image(image), calibration, side=side, batch_size=batch_size, on_progress=callback
+        )
 
     def generate(
         self,
@@ -276,7 +278,7 @@ class Model:
         temperature: float | None = None,
         sampler: str | None = None,
         callback: OnProgress = ignore_progress,
-    ) -> NDArray[np.uint8]:
+    ) -> ImageArray:
         """Generate n images, 1 to 1024, uint8 [n, H, W, 3].
 
         classes: a name, an index or None, for all images or for each.
@@ -304,7 +306,7 @@ class Model:
         self,
         images: Images,
         *,
-        keep: Keep = "top",
+        keep: Keep | None = None,
         n: int = 1,
         classes: Classes = None,
         seeds: int | Sequence[int] = 0,
@@ -314,31 +316,38 @@ class Model:
         guidance: float | None = None,
         temperature: float | None = None,
         sampler: str | None = None,
+        preprocess: bool = True,
         callback: OnProgress = ignore_progress,
-    ) -> NDArray[np.uint8]:
-        """Complete 1 to 1024 images of the model's size, of which the half `keep` is known; uint8 [B, H, W, 3].
+    ) -> ImageArray:
+        """Complete 1 to 1024 images, of which the half `keep` is known; uint8 [B, H, W, 3] of the model's size.
 
-        One image gives n variants. Pixels of the unknown half are ignored; known pixels are returned exactly. The other
-        arguments are those of `generate`.
+        images: whole images or halves: paths, PIL images, uint8 [H, W, 3], a list of these, uint8 [B, H, W, 3], or a
+            folder. One image gives n variants. Pixels of the unknown half are ignored; known pixels of an image of the
+            model's size are returned exactly.
+        keep: top, bottom, left or right; None: derived from a half, or from the opaque half of an image with
+            transparency, else top.
+        preprocess: crop and resize images of another size than the model's; False refuses them.
 
-        Raises `InputError` for images of another size or type, for a half that the model does not complete, and for an
-        argument out of range.
+        The other arguments are those of `generate`.
+
+        Raises `InputError` for what is not an image, for a half that the model does not complete, and for an argument
+        out of range.
         """
         n = check_count("n", n, MAX_IMAGES_PER_CALL)
-        canvases = stack_images(images, self.height, self.width)
+        canvases, half = read_halves(
+            images, self.height, self.width, keeps=self.keeps, keep=keep, preprocess=preprocess
+        )
         if len(canvases) > MAX_IMAGES_PER_CALL:
             raise InputError(
                 "images", f"at most {MAX_IMAGES_PER_CALL} images can be passed in one call, not {len(canvases)}."
             )
         if n > 1 and len(canvases) > 1:
             raise InputError("n", "several variants need exactly one image; give one image or n=1.")
-        if keep not in self.keeps:
-            raise InputError("keep", f"this model completes {' or '.join(self.keeps)}, not {keep!r}.")
         canvases = np.repeat(canvases, n, axis=0)
         options = SamplingOptions(
             noise=noise, steps=steps, solver=solver, guidance=guidance, temperature=temperature, sampler=sampler
         )
-        return self._sample(len(canvases), classes, seeds, options, callback, canvases, keep)
+        return self._sample(len(canvases), classes, seeds, options, callback, canvases, half)
 
     def _sample(
         self,
@@ -349,17 +358,16 @@ class Model:
         on_progress: OnProgress,
         canvases: NDArray[np.uint8] | None = None,
         keep: Keep = "top",
-    ) -> NDArray[np.uint8]:
-        class_B = class_indices(classes, n, self.classes)
-        has_class = bool((class_B < len(self.classes)).all())
+    ) -> ImageArray:
+        class_B, seed_B, settings = resolve_sampling(self.description, n, classes, seeds, options)
         plan = Plan(
-            seeds=image_seeds(seeds, n),
-            class_B=class_B,
-            settings=options.resolve(self.sampling_limits, has_class=has_class),
+            seeds=seed_B,
+            class_B=torch.tensor(class_B),
+            settings=settings,
             known_BCHW=None if canvases is None else from_uint8(torch.from_numpy(canvases)),
             keep=keep,
         )
-        return generate_images(self.network, plan, self._sampler(plan), on_progress)
+        return generate_images(self.network, plan, self._sampler(plan), on_progress).view(ImageArray)
 
     def _sampler(self, plan: Plan) -> Sampler:
         if plan.settings.sampler != "incremental":

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ncml.errors import InputError
+from ncml.errors import InputError, ModelError, suggestion
 
 BUNDLED_MODEL = "cifar10"
 """The name of the model that comes with this package."""
@@ -43,6 +43,32 @@ def default_model(names: Iterable[str], setting: str) -> str | None:
     return setting or (BUNDLED_MODEL if BUNDLED_MODEL in present else next(iter(present), None))
 
 
+def default_name(names: Iterable[str]) -> str | None:
+    """Return the name of the default model among these, as the environment variable NCML_DEFAULT_MODEL sets it."""
+    return default_model(names, os.environ.get("NCML_DEFAULT_MODEL", "").partition("@")[0])
+
+
+def find_model(model: str | os.PathLike[str]) -> Path:
+    """Return the folder of a model by its name or path, "" for the default.
+
+    Raises `ModelError`, with the nearest name, if there is none. A path that is not a string is not looked up by name.
+    """
+    if not isinstance(model, str):
+        return Path(model)
+    folders = model_folders()
+    name = model or default_name(folders) or BUNDLED_MODEL
+    folder = folders.get(name) or Path(name)
+    if not folder.is_dir():
+        raise ModelError(f"there is no model {name!r}{suggestion(name, list(folders))}")
+    return folder
+
+
+def check_exists(path: Path) -> None:
+    """Raise `InputError` for a path that does not exist."""
+    if not path.exists():
+        raise InputError(str(path), f"{path} cannot be read: there is no such file or folder.")
+
+
 def list_files(paths: Iterable[Path]) -> Iterator[Path]:
     """Yield every file, those of a folder sorted by name, without hidden ones; holds one folder at a time in memory.
 
@@ -56,7 +82,7 @@ def list_files(paths: Iterable[Path]) -> Iterator[Path]:
         elif path.exists():
             yield path
         else:
-            raise InputError(str(path), f"{path} cannot be read: there is no such file or folder.")
+            check_exists(path)
 
 
 def printable(path: str | os.PathLike[str]) -> str:

@@ -21,7 +21,8 @@ from ncml.images.perturbations import Tolerance, apply_tolerances
 from ncml.model import Model
 from ncml.ood import conformal
 from ncml.ood.calibration import DEFAULT_STATISTIC, Calibration
-from ncml.ood.measurements import Columns, measure
+from ncml.ood.columns import Columns
+from ncml.ood.measurements import measure
 from ncml.ood.statistics import Estimates, build_statistics, check_image_count, required_columns, suspicious
 from ncml.ood.storage import DEFAULT_NAME
 from ncml.progress import OnProgress, Progress, ignore_progress

@@ -11,8 +11,8 @@ from ncml.images.tiling import TileSize
 from ncml.limits import View
 from ncml.model import Model
 from ncml.ood import conformal
+from ncml.ood.columns import Columns
 from ncml.ood.conformal import Floats
-from ncml.ood.measurements import Columns
 from ncml.ood.statistics import Gaussian, suspicious, usual_images
 from ncml.ood.tile_calibration import TileCalibration, views_for
 from ncml.ood.tiles import Pixels, concatenate, measure_tiles

@@ -6,7 +6,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from ncml.cli.terminal import JsonOption, ModelOption, load, parse_duration, print_json, progress_bar
+from ncml.cli.terminal import JsonOption, ModelOption, describe, load, parse_duration, print_json, progress_bar
+from ncml.training.sources import check_source
 
 
 def adapt(
@@ -35,7 +36,9 @@ def adapt(
         as_json: Print JSON.
     """
     max_seconds = 0.0 if max_time is None else parse_duration(max_time)
-    m = load(model, device)
+    description = describe(model)
+    check_source(str(data))
+    m = load(description, device)
     from ncml.calibration import report
     from ncml.training import dataset
     from ncml.training.adapt import adapt as adapt_model

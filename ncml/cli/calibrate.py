@@ -9,12 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tyro.conf import arg
 
-from ncml import images
-from ncml.cli.terminal import JsonOption, ModelOption, identity, load, print_json, progress_bar, suggestion
-from ncml.errors import InputError
+from ncml import checkpoint, images
+from ncml.cli.terminal import JsonOption, ModelOption, describe, identity, load, print_json, progress_bar
+from ncml.errors import InputError, suggestion
 from ncml.images.perturbations import TOLERANCES, Tolerance
+from ncml.ood.storage import check_name
 from ncml.paths import list_files, printable
 from ncml.progress import Progress
+from ncml.training.sources import check_source
 
 if TYPE_CHECKING:
     from ncml.model import Model
@@ -69,14 +71,14 @@ def calibrate(
     if limit is not None and limit < 1:
         raise InputError("limit", f"--limit must be more than 0, not {limit}.")
     tolerances: tuple[Tolerance, ...] = tuple(_parse_tolerance(name) for name in tolerate.split(",") if name)
-    from ncml import checkpoint
-    from ncml.ood.storage import check_name
-
     check_name(name)
-    m = load(model, device)
-    folder = m.folder if out is None else out
+    description = describe(model)
+    folder = description.folder if out is None else out
     if out is not None:
-        checkpoint.check_copy(m.folder, out)
+        checkpoint.check_copy(description.folder, out)
+    if not tile:
+        check_source(data)
+    m = load(description, device)
     if tile:
         for option, value in (("tolerate", tolerances), ("name", name != "default")):
             if value:
@@ -108,7 +110,6 @@ def _calibrate_images(
 ) -> tuple[dict[str, Any], list[str]]:
     import torch
 
-    from ncml import checkpoint
     from ncml.calibration import estimation, report
     from ncml.training import dataset
 
@@ -161,7 +162,6 @@ def _calibrate_images(
 def _calibrate_tiles(
     m: "Model", source: Path, folder: Path, side: int | None, rate: float, limit: int | None
 ) -> tuple[dict[str, Any], list[str]]:
-    from ncml import checkpoint
     from ncml.calibration import report, tiles
     from ncml.images.tiling import TileSize
 

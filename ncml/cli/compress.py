@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 from PIL import Image
 from tyro.conf import Positional, arg
 
@@ -11,6 +12,8 @@ from ncml.cli.terminal import (
     JsonOption,
     ModelOption,
     ThreadsOption,
+    check_threads,
+    describe,
     identity,
     load,
     print_json,
@@ -41,17 +44,13 @@ def compress(
         device: Device to compute on: cpu, cuda or cuda:N.
         as_json: Print JSON.
     """
-    from ncml import codec
-
     paths = list(list_files(files))
     if not paths:
         raise InputError("files", "no image is given: ncml compress FILE... -o ARCHIVE")
     if output.is_dir() or not output.parent.is_dir():
         raise InputError("output", f"{output} cannot be written: it is a folder, or its folder does not exist.")
-    use_threads(threads)
-    m = load(model, device)
-    import numpy as np
-
+    check_threads(threads)
+    m = describe(model)
     pixels = [images.open_image(path, field=str(path)) for path in paths]
     for path, image in zip(paths, pixels, strict=True):
         height, width, _ = image.shape
@@ -62,8 +61,12 @@ def compress(
                 "first, or omit it.",
             )
         _check_lossless(path)
+    from ncml import codec
+
+    use_threads(threads)
+    loaded = load(m, device)
     with progress_bar() as on_progress:
-        archive = codec.compress(m, np.stack(pixels), [path.stem for path in paths], on_progress)
+        archive = codec.compress(loaded, np.stack(pixels), [path.stem for path in paths], on_progress)
     output.write_bytes(archive)
     values = len(pixels) * 3 * m.height * m.width
     bits = 8 * len(archive) / values

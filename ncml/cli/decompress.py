@@ -6,7 +6,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from ncml import images
-from ncml.cli.terminal import JsonOption, ModelOption, identity, load, print_json, progress_bar
+from ncml.cli.terminal import JsonOption, ModelOption, describe, identity, load, print_json, progress_bar
 from ncml.errors import InputError
 
 
@@ -28,12 +28,13 @@ def decompress(
         device: Device to compute on: cpu, cuda or cuda:N.
         as_json: Print JSON.
     """
-    from ncml import codec
-
     try:
         data = archive.read_bytes()
     except OSError as error:
         raise InputError("archive", f"{archive} cannot be read: {error.strerror}.") from error
+    description = describe(model)
+    from ncml import codec
+
     header, _ = codec.read_archive(data)
     if output.is_file():
         raise InputError("output", f"{output} is a file: choose a folder.")
@@ -41,7 +42,7 @@ def decompress(
     for path in files:
         if path.exists():
             raise InputError("output", f"{path} already exists: choose another folder.")
-    m = load(model, device)
+    m = load(description, device)
     with progress_bar() as on_progress:
         _, decoded = codec.decompress(m, data, on_progress)
     output.mkdir(parents=True, exist_ok=True)

@@ -1,25 +1,30 @@
 """The options of `ncml generate` and `ncml complete`, and the file that they write."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
 
 from ncml import images
+from ncml.arguments import resolve_sampling
+from ncml.checkpoint import Description
 from ncml.cli.terminal import (
     ClassOption,
     JsonOption,
     ModelOption,
     ThreadsOption,
+    check_threads,
+    describe,
     identity,
     load,
     print_json,
     use_threads,
 )
 from ncml.errors import InputError
-from ncml.limits import random_seed
+from ncml.limits import MAX_IMAGES_PER_CALL, check_count, random_seed
+from ncml.sampling.options import SamplingOptions
 
 if TYPE_CHECKING:
     from ncml.model import Model
@@ -59,29 +64,31 @@ class DrawOptions:
     as_json: JsonOption = False
     """Print JSON."""
 
-    def load_model(self) -> "Model":
-        """Load the model, after refusing an invalid output file before minutes are spent on computing."""
+    def describe_model(self) -> Description:
+        """Return the model without its weights, after refusing an invalid output file and number of threads."""
         if self.output.suffix.lower() != ".png":
             raise InputError("output", f"{self.output} does not end in .png: images are written as PNG")
         folder = self.output.parent
         if self.output.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
             raise InputError("output", f"{self.output} cannot be written: its folder does not exist or is read-only")
-        use_threads(self.threads)
-        return load(self.model, self.device)
+        check_threads(self.threads)
+        return describe(self.model)
 
-    def arguments(self) -> dict[str, Any]:
-        """Return the arguments of `Model.generate` and `Model.complete`; a seed that is not given is random."""
-        return {
-            "n": self.number,
-            "classes": self.class_,
-            "seeds": random_seed(self.number) if self.seed is None else self.seed,
-            "noise": self.noise,
-            "steps": self.steps,
-            "solver": self.solver,
-            "guidance": self.guidance,
-            "temperature": self.temperature,
-            "sampler": self.sampler,
-        }
+    def load_model(self, description: Description) -> "Model":
+        """Load the model."""
+        use_threads(self.threads)
+        return load(description, self.device)
+
+    def arguments(self, model: Description) -> dict[str, Any]:
+        """Return the arguments of `Model.generate` and `Model.complete`; a seed that is not given is random.
+
+        Raises `InputError` for a value that the model refuses, before it is loaded.
+        """
+        n = check_count("n", self.number, MAX_IMAGES_PER_CALL)
+        seed = random_seed(n) if self.seed is None else self.seed
+        options = SamplingOptions.of(self)
+        resolve_sampling(model, n, self.class_, seed, options)
+        return {"n": n, "classes": self.class_, "seeds": seed} | asdict(options)
 
     def write(self, images_NHWC: Any, model: "Model", seed: int, **facts: str) -> None:
         """Write images, uint8 [n, H, W, 3], as one PNG; print the file and the seeds."""

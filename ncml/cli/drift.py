@@ -10,14 +10,14 @@ import numpy as np
 from tyro.conf import Positional, arg
 
 from ncml.cli import table
+from ncml.cli.local import LocalModel
 from ncml.cli.rows import SkippedFiles, image_scorer, score_batches
-from ncml.cli.terminal import CalibrationOption, JsonOption, ModelOption, identity, load, print_json, progress_bar
+from ncml.cli.terminal import CalibrationOption, JsonOption, ModelOption, describe, identity, print_json, progress_bar
 from ncml.errors import InputError, ModelError
 from ncml.paths import list_files
 from ncml.progress import Progress
 
 if TYPE_CHECKING:
-    from ncml.model import Model
     from ncml.ood.calibration import Calibration
 
 COLUMNS = ("model", "calibration", "statistic", "bpd", "score", "p_value")
@@ -56,7 +56,7 @@ def drift(
         raise InputError("files", "nothing to compare is given: ncml drift TABLE|FOLDER...")
     from ncml.ood import drift as drift_test
 
-    m = load(model, device)
+    m = LocalModel(describe(model), device)
     judge = m.calibrations.select(calibration)
     if judge is None:
         raise ModelError(f"drift is measured relative to a calibration, but {m.uncalibrated}")
@@ -89,7 +89,7 @@ def drift(
     return int(result.drifted)
 
 
-def _read_tables(m: "Model", calibration: "Calibration", tables: list[Path]) -> Iterator[Measurement]:
+def _read_tables(m: LocalModel, calibration: "Calibration", tables: list[Path]) -> Iterator[Measurement]:
     expected = (m.version[:12], calibration.version[:12], calibration.statistic)
     for path in tables:
         for row in table.read(path, COLUMNS, optional=CONDITIONS):
@@ -120,7 +120,7 @@ def _parse(path: Path, cell: str) -> float:
 
 
 def _score_files(
-    m: "Model", calibration: "Calibration", files: list[Path], skipped: SkippedFiles
+    m: LocalModel, calibration: "Calibration", files: list[Path], skipped: SkippedFiles
 ) -> Iterator[Measurement]:
     paths = list(list_files(files))
     scorer = image_scorer(m, {"calibration": calibration.name}, None, skipped)

@@ -12,8 +12,9 @@ from ncml.cli.terminal import progress_bar
 
 def generate(*, options: SharedOptions) -> None:
     """Generate images and write them as one PNG, as a grid if there are several."""
-    model = options.load_model()
-    arguments = options.arguments()
+    description = options.describe_model()
+    arguments = options.arguments(description)
+    model = options.load_model(description)
     with progress_bar() as on_progress:
         generated = model.generate(**arguments, callback=on_progress)
     options.write(generated, model, arguments["seeds"])
@@ -32,11 +33,12 @@ def complete(
         file: Half an image, or a whole image of which one half is kept.
         keep: The known half; by default derived from the image, or else the top.
     """
-    model = options.load_model()
+    description = options.describe_model()
     canvas, known_half = images.place_known_half(
-        file, model.height, model.width, keeps=model.keeps, keep=keep, field=str(file)
+        file, description.height, description.width, keeps=description.keeps, keep=keep, field=str(file)
     )
-    arguments = options.arguments()
+    arguments = options.arguments(description)
+    model = options.load_model(description)
     with progress_bar() as on_progress:
         completed = model.complete(canvas, keep=known_half, **arguments, callback=on_progress)
     options.write(completed, model, arguments["seeds"], keep=known_half)

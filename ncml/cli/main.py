@@ -3,8 +3,10 @@
 A user's mistake is reported in one line with exit status 2, never as a traceback.
 """
 
+import ast
 import contextlib
 import functools
+import importlib.util
 import io
 import itertools
 import os
@@ -13,13 +15,13 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points, version
+from pathlib import Path
 from typing import Any
 
 import tyro
 
 from ncml import runtime
-from ncml.cli.terminal import suggestion
-from ncml.errors import InputError, NcmlError
+from ncml.errors import InputError, NcmlError, suggestion
 
 COMMANDS = {
     "train": "ncml.cli.train:train",
@@ -34,6 +36,8 @@ COMMANDS = {
     "compress": "ncml.cli.compress:compress",
     "decompress": "ncml.cli.decompress:decompress",
     "models": "ncml.cli.models:models",
+    "push": "ncml.cli.share:push",
+    "pull": "ncml.cli.share:pull",
 }
 
 FORMER_FLAGS = {
@@ -68,9 +72,11 @@ def parse(arguments: Sequence[str]) -> Callable[[], int | None]:
         raise InputError("command", f"there is no command {requested!r}{suggestion(requested, list(locations))}")
     arguments = _rename_flags(requested or "", arguments)
     app = tyro.extras.SubcommandApp()
-    for name, location in locations.items():
-        if requested in (None, name):  # a command is imported only if it is listed or run
-            app.command(name=name)(_deferred(pkgutil.resolve_name(location)))
+    if requested is None:
+        for name, location in locations.items():
+            app.command(name=name)(_listed(location))
+    else:
+        app.command(name=requested)(_deferred(pkgutil.resolve_name(locations[requested])))
     output = io.StringIO()
     try:
         with contextlib.redirect_stderr(output):
@@ -96,6 +102,20 @@ def _rename_flags(command: str, arguments: Sequence[str]) -> list[str]:
             print(f"ncml: {flag} is now {name}; the former name works in this release only.", file=sys.stderr)
         renamed.append(f"{name or flag}{equals}{value}")
     return renamed
+
+
+def _listed(location: str) -> Callable[[], None]:
+    """Return a function with the description of a command, read from its source: the list imports no command."""
+    module, _, function = location.partition(":")
+    spec = importlib.util.find_spec(module)
+    tree = ast.parse(Path(spec.origin).read_bytes()) if spec and spec.origin else ast.Module([], [])
+    definitions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function]
+    doc = ast.get_docstring(definitions[0]) if definitions else ""
+
+    def listed() -> None: ...
+
+    listed.__doc__ = (doc or "").partition("\n\nArgs:")[0]
+    return listed
 
 
 def _deferred(command: Callable[..., Any]) -> Callable[..., functools.partial[Any]]:

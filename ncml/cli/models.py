@@ -4,9 +4,10 @@ import os
 import sys
 from typing import Any
 
-from ncml.cli.terminal import JsonOption, default_name, identity, load, print_json
+from ncml import checkpoint
+from ncml.cli.terminal import JsonOption, describe, identity, print_json
 from ncml.errors import ModelError
-from ncml.paths import model_folders, search_path
+from ncml.paths import default_name, model_folders, search_path
 
 
 def models(*, as_json: JsonOption = False) -> None:
@@ -22,7 +23,8 @@ def models(*, as_json: JsonOption = False) -> None:
     default = default_name(folders)
     for folder in folders.values():
         try:
-            m = load(str(folder), "cpu")
+            m = describe(str(folder))
+            checkpoint.check_version(m)
         except ModelError as error:
             print(f"ncml: left out: {error}", file=sys.stderr)
             continue

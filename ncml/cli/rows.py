@@ -24,8 +24,8 @@ from ncml.paths import printable
 from ncml.progress import ignore_progress
 
 if TYPE_CHECKING:
+    from ncml.cli.local import LocalModel
     from ncml.cli.remote import RemoteModel
-    from ncml.model import Model
 
 BATCH = 64
 """Images that are read and scored in one call of the model."""
@@ -84,7 +84,7 @@ def score_batches(paths: Iterable[Path], scorer: Scorer, concurrency: int = 1) -
 
 
 def image_scorer(
-    m: "Model | RemoteModel", arguments: dict[str, Any], maps: Path | None, skipped: SkippedFiles
+    m: "LocalModel | RemoteModel", arguments: dict[str, Any], maps: Path | None, skipped: SkippedFiles
 ) -> Scorer:
     """Return a function that resizes images to the model's size and scores them with these arguments of `Model.score`.
 
@@ -122,7 +122,7 @@ def image_scorer(
 
 
 def tile_scorer(
-    m: "Model | RemoteModel", side: int | None, maps: Path | None, skipped: SkippedFiles, *, concurrency: int = 1
+    m: "LocalModel | RemoteModel", side: int | None, maps: Path | None, skipped: SkippedFiles, *, concurrency: int = 1
 ) -> Scorer:
     """Return a function that judges each image by its tiles of `side` pixels with `Model.scan`.
 

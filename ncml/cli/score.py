@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from tyro.conf import Positional, arg
 
+from ncml.cli.local import LocalModel
 from ncml.cli.remote import REQUESTS, RemoteCalibration, RemoteModel, connect
 from ncml.cli.rows import Row, Scorer, SkippedFiles, image_scorer, tile_scorer
 from ncml.cli.score_output import explain_fdr, format_summary, print_row, score_in_memory, score_to_table
-from ncml.cli.terminal import CalibrationOption, ClassOption, JsonOption, ModelOption, identity, load, print_json
+from ncml.cli.terminal import CalibrationOption, ClassOption, JsonOption, ModelOption, describe, identity, print_json
 from ncml.errors import InputError
 from ncml.ood import conformal
+from ncml.paths import check_exists
 
 if TYPE_CHECKING:
-    from ncml.model import Model
     from ncml.ood.calibration import Calibration
     from ncml.ood.tile_calibration import TileCalibration
 
@@ -100,7 +101,9 @@ def score(
         raise InputError("device", "--device cannot be combined with --server, whose workers choose theirs: omit it.")
     if api_key and not server:
         raise InputError("api_key", "--api-key requires --server: add --server, or omit --api-key.")
-    m = connect(server, api_key, model) if server else load(model, device)
+    for path in files:
+        check_exists(path)
+    m = connect(server, api_key, model) if server else LocalModel(describe(model), device)
     concurrency = REQUESTS if server else 1
     skipped = SkippedFiles()
     if tile:
@@ -120,6 +123,8 @@ def score(
             "statistics": names,
             "ood": not only_bpd,
         }
+        if isinstance(m, LocalModel):
+            m.check(arguments)
         verdict_statistic = "" if judge is None else statistic or judge.statistic
         scorer = image_scorer(m, arguments, map_, skipped)
         facts = {} if judge is None else {"calibration": judge.name}
@@ -160,7 +165,7 @@ def score(
 
 
 def _additional_statistics(
-    m: "Model | RemoteModel", calibration: Any, statistics: str, *, conditional: bool
+    m: LocalModel | RemoteModel, calibration: Any, statistics: str, *, conditional: bool
 ) -> tuple[str, ...]:
     """Return the names of statistics beside bits/dim, which are always computed; "all" are those that are available.
 
@@ -169,15 +174,7 @@ def _additional_statistics(
     if not statistics:
         return ()
     everything = statistics == "all"
-    if isinstance(m, RemoteModel):
-        names = m.statistic_names(calibration, statistics)
-    else:
-        from ncml.ood.calibrations import available
-        from ncml.ood.statistics import select_names
-
-        names = (
-            available(calibration, m.statistics) if everything else select_names(statistics.split(","), m.statistics)
-        )
+    names = m.statistic_names(calibration, statistics)
     if conditional and not everything and "bpd" in names:
         raise InputError(
             "statistics",

@@ -1,24 +1,22 @@
 """Shared by the commands: options, progress, JSON, and models by name. Imports torch only to load a model."""
 
 import contextlib
-import difflib
 import json
-import os
 import re
 import sys
 import time
-from collections.abc import Generator, Iterable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from tyro.conf import arg
 
-from ncml.errors import InputError, ModelError
-from ncml.paths import BUNDLED_MODEL, default_model, model_folders
+from ncml import checkpoint, runtime
+from ncml.checkpoint import Description
+from ncml.errors import InputError
+from ncml.hub import find_model
 from ncml.progress import OnProgress, Progress
 
 if TYPE_CHECKING:
-    from ncml.cli.remote import RemoteModel
     from ncml.model import Model
 
 PATIENCE_S = 2.0
@@ -38,49 +36,58 @@ ThreadsOption = Annotated[
 ]
 
 
-def load(model: str, device: str) -> "Model":
-    """Load a model by name or folder, "" for the default; raises `ModelError` with the nearest name on a typo."""
+class Identified(Protocol):
+    """A model, loaded or not, here or behind a service."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """The digest of its configuration and weights."""
+        ...
+
+
+def describe(model: str) -> Description:
+    """Return a model without its weights, by name or folder, "" for the default; does not import torch.
+
+    Raises `ModelError`, for an unknown name with the nearest one.
+    """
+    return checkpoint.describe(find_model(model))
+
+
+def load(model: str | Description, device: str) -> "Model":
+    """Load a model by name or folder, or one that is described; imports torch once it exists."""
     import ncml
 
-    folders = model_folders()
-    model = model or default_name(folders) or BUNDLED_MODEL
-    folder = folders.get(model) or Path(model)
-    if not folder.is_dir():
-        raise ModelError(f"there is no model {model!r}{suggestion(model, list(folders))}")
-    return ncml.load(folder, device=device)
+    description = describe(model) if isinstance(model, str) else model
+    runtime.wait_without_spinning()
+    return ncml.load(description.folder, device=device)
 
 
-def default_name(names: Iterable[str]) -> str | None:
-    """Return the name of the default model among these."""
-    return default_model(names, os.environ.get("NCML_DEFAULT_MODEL", "").partition("@")[0])
-
-
-def identity(model: "Model | RemoteModel") -> dict[str, Any]:
+def identity(model: Identified) -> dict[str, Any]:
     """Return the name and version of a model for JSON results."""
     return {"name": model.name, "version": model.version}
 
 
-def suggestion(word: str, choices: Sequence[str]) -> str:
-    """Return the end of a sentence which says that `word` is not one of the choices."""
-    nearest = difflib.get_close_matches(word, choices, n=1)
-    if nearest:
-        return f": did you mean {nearest[0]}?"
-    return f": choose from {', '.join(choices)}" if choices else ": none is installed"
+def check_threads(count: int) -> None:
+    """Refuse a number of threads that is out of range."""
+    if not 1 <= count <= MAX_THREADS:
+        raise InputError("threads", f"--threads must be 1 to {MAX_THREADS}, not {count}.")
 
 
 def use_threads(count: int) -> None:
     """Compute on this number of cores."""
+    check_threads(count)
     import torch
 
-    if not 1 <= count <= MAX_THREADS:
-        raise InputError("threads", f"--threads must be 1 to {MAX_THREADS}, not {count}.")
     torch.set_num_threads(count)
 
 
 def check_device(device: str) -> None:
     """Refuse a device that is not available, before images are read."""
-    from ncml import runtime
-
     if problem := runtime.problem(device):
         raise InputError("device", f"the device {device!r} cannot be used: {problem}")
 

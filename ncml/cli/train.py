@@ -14,6 +14,7 @@ from ncml import config
 from ncml.cli.terminal import (
     JsonOption,
     check_device,
+    describe,
     load,
     parse_duration,
     print_json,
@@ -23,6 +24,7 @@ from ncml.cli.terminal import (
 from ncml.config import SHAPE, Config, ModelConfig
 from ncml.errors import InputError
 from ncml.progress import ignore_progress
+from ncml.training.sources import check_source
 
 if TYPE_CHECKING:
     from ncml.model import Model
@@ -137,6 +139,8 @@ def train(
     if objective == "mle":
         recipe_config = config.maximum_likelihood(recipe_config)
 
+    check_source(data)
+    starting_model = None if init_from is None else describe(init_from)
     from ncml.training import run
     from ncml.training.distributed import process_group
     from ncml.training.provenance import command
@@ -146,7 +150,7 @@ def train(
     check_device(device)
     if threads is not None:
         use_threads(threads)
-    initial = None if init_from is None else load(init_from, "cpu")
+    initial = None if starting_model is None else load(starting_model, "cpu")
     if recipe == "detector" and initial is not None:
         recipe_config = replace(recipe_config, model=_network_of(initial, recipe_config.model))
     trackers = [] if tracker is None else [tracker_factory(tracker)]

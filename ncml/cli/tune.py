@@ -11,6 +11,8 @@ from ncml.cli.terminal import (
     JsonOption,
     ModelOption,
     ThreadsOption,
+    check_threads,
+    describe,
     identity,
     load,
     parse_duration,
@@ -20,6 +22,7 @@ from ncml.cli.terminal import (
 )
 from ncml.errors import InputError
 from ncml.progress import OnProgress
+from ncml.training.sources import check_source
 
 if TYPE_CHECKING:
     from ncml.evaluation.tuning import Tuning
@@ -54,13 +57,16 @@ def tune(
         device: Device to compute on: cpu, cuda or cuda:N.
         as_json: Print JSON.
     """
+    max_seconds = math.inf if max_time is None else parse_duration(max_time)
+    check_threads(threads)
+    description = describe(model)
+    check_source(data)
     from ncml.evaluation.tuning import MIN_IMAGES
 
     if images < MIN_IMAGES:
         raise InputError("images", f"--images must be at least {MIN_IMAGES}, not {images}.")
-    max_seconds = math.inf if max_time is None else parse_duration(max_time)
     use_threads(threads)
-    loaded = load(model, device)
+    loaded = load(description, device)
     with progress_bar() as on_progress:
         tuning = tune_folder(loaded, data, split, images, max_seconds, on_progress)
     if as_json:

@@ -23,6 +23,8 @@ from ncml.errors import InputError, NotAnImage, TooLarge
 from ncml.images import structure, tiff
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+"""How the names of such files end."""
 MAX_BYTES = 16 * 2**20
 MAX_PIXELS = 2**25
 

@@ -1,8 +1,11 @@
-"""Arrays to PNG files, and several images to one sheet."""
+"""Arrays to PNG files and HTML, and several images to one sheet."""
 
+import base64
+import html
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +17,29 @@ def to_png(image: NDArray[np.uint8]) -> bytes:
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")
     return file.getvalue()
+
+
+def to_html(image: NDArray[np.uint8], text: str) -> str:
+    """Return an HTML element that holds an image, uint8 (H, W, 3), and its alternative text."""
+    data = base64.b64encode(to_png(image)).decode()
+    return f'<img src="data:image/png;base64,{data}" alt="{html.escape(text)}">'
+
+
+def format_values(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return values as a person reads them: floats with six digits."""
+    return {name: f"{value:.6g}" if isinstance(value, float) else repr(value) for name, value in values.items()}
+
+
+def to_html_table(values: Mapping[str, Any]) -> str:
+    """Return an HTML table with a row for each value."""
+    rows = (f"<tr><th>{html.escape(n)}</th><td>{html.escape(v)}</td></tr>" for n, v in format_values(values).items())
+    return f"<table>{''.join(rows)}</table>"
+
+
+def enlarge(image: NDArray[np.uint8], side: int = 256) -> NDArray[np.uint8]:
+    """Repeat the pixels of a small image, uint8 (H, W, 3), until no side is shorter than `side`."""
+    factor = -(-side // min(image.shape[:2]))
+    return image.repeat(factor, 0).repeat(factor, 1)
 
 
 def grid(images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], columns: int | None = None) -> NDArray[np.uint8]:

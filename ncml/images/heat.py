@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ncml.errors import InputError
-from ncml.images.encoding import to_png
+from ncml.images.encoding import enlarge, to_png
 
 _STOPS = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], np.float32)
 """Five evenly spaced colours of matplotlib's inferno: brightness rises evenly, also for colour-blind viewers."""
@@ -17,9 +17,6 @@ BAND = 256
 
 BRIGHTEST = 8.0
 """Bits per dimension that a map of pixels shows brightest: the cost of a pixel that is not predicted at all."""
-
-SIDE = 256
-"""Pixels to which the map of a small image is enlarged, at least."""
 
 
 def render(map_HW: NDArray[np.floating], low: float, high: float) -> NDArray[np.uint8]:
@@ -35,9 +32,8 @@ def render(map_HW: NDArray[np.floating], low: float, high: float) -> NDArray[np.
 
 
 def render_pixel_map(map_HW: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """Render an image's map of bits per dimension, from 0 to `BRIGHTEST`, enlarged to at least `SIDE` pixels."""
-    factor = -(-SIDE // min(map_HW.shape))
-    return render(map_HW, 0, BRIGHTEST).repeat(factor, 0).repeat(factor, 1)
+    """Render an image's map of bits per dimension, from 0 to `BRIGHTEST`, enlarged."""
+    return enlarge(render(map_HW, 0, BRIGHTEST))
 
 
 def score_range(map_HW: NDArray[np.floating], threshold: float | None) -> tuple[float, float]:

@@ -75,11 +75,22 @@ def place_known_half(
     Raises `InputError` with the field "keep" for a half that the model or the image does not allow, and the errors of
     `open_image`.
     """
-    if keep is not None and keep not in KEEPS:
-        raise InputError("keep", f"keep is {keep!r}; it must be one of {', '.join(KEEPS)}.")
-    whole, half = _locate_half(
-        decode(data, field, max_bytes, max_pixels), height, width, cast(Keep | None, keep), field
-    )
+    _check_keep(keep)  # before the image is decoded
+    image = decode(data, field, max_bytes, max_pixels)
+    return place_known_half_of(image, height, width, keeps=keeps, keep=keep, field=field)
+
+
+def place_known_half_of(
+    image: Image.Image,
+    height: int,
+    width: int,
+    *,
+    keeps: Collection[str],
+    keep: str | None = None,
+    field: str = "image",
+) -> tuple[NDArray[np.uint8], Keep]:
+    """Place the known half of a Pillow image as `place_known_half` does."""
+    whole, half = _locate_half(image, height, width, _check_keep(keep), field)
     if half not in keeps:
         supported = " or ".join(name for name in KEEPS if name in keeps)
         remedy = f"it completes images of which the {supported} half is known" if supported else "it completes none"
@@ -88,6 +99,12 @@ def place_known_half(
     index = _half_index(half, height // 2 if half in ("top", "bottom") else width // 2)
     canvas[index] = resize_to(whole, height, width)[index]
     return canvas, half
+
+
+def _check_keep(keep: str | None) -> Keep | None:
+    if keep is not None and keep not in KEEPS:
+        raise InputError("keep", f"keep is {keep!r}; it must be one of {', '.join(KEEPS)}.")
+    return cast(Keep | None, keep)
 
 
 def _locate_half(

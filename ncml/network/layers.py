@@ -194,7 +194,7 @@ class FourierFeatures(nn.Module):
 
     def __init__(self, features: int) -> None:
         super().__init__()
-        self.register_buffer("frequencies", torch.randn(features // 2))
+        self.register_buffer("frequencies", nn.init.normal_(torch.empty(features // 2)))
 
     def forward(self, value_B: Tensor) -> Tensor:
         """[B] -> [B, features]."""

@@ -29,7 +29,7 @@ from ncml.network.layers import (
     Stream,
 )
 from ncml.network.likelihood import PARAMETERS, initial_bias, promote_to_fp32
-from ncml.network.sde import GREY_LEVEL, end_time, grey_levels_at, make_sde
+from ncml.network.sde import GREY_LEVEL, end_time, make_sde
 
 CHANNELS = 3
 ORIENTATIONS = 4
@@ -156,7 +156,7 @@ class NCPN(nn.Module):
         levels = config.model.levels
         widths = [level.width for level in levels]
         last = len(levels) - 1
-        self.reach = 1 + REACH * grey_levels_at(make_sde(config.sde), end_time(config.sde)) * GREY_LEVEL
+        self.reach = 1 + REACH * make_sde(config.sde).grey_levels_at(end_time(config.sde)) * GREY_LEVEL
         self.conditioning = Conditioning(config)
         self.stem = Stem(widths[0])
         self.up = nn.ModuleList(
@@ -170,7 +170,7 @@ class NCPN(nn.Module):
         )
         self.grow = nn.ModuleList(Resample(b, a, down=True) for a, b in pairwise(widths))
         self.head = Pointwise(2 * widths[0], PARAMETERS * config.model.mixtures)
-        with torch.no_grad():
+        with torch.no_grad(), torch.device("cpu"):  # linspace on the meta device imports PyTorch's compiler
             self.head.weight.mul_(0.1)
             self.head.bias.copy_(initial_bias(config.model.mixtures))
 

@@ -3,16 +3,14 @@
 VE, VP and sub-VP are the SDEs of Song et al., "Score-Based Generative Modeling through SDEs" (2021), used by
 NCML for small t only. t = 0 is clean data exactly: alpha(0) = 1 and sigma(0) = 0 for every SDE, although VE's
 sigma tends to `sigma_min` as t falls to 0. Users speak of noise in grey levels (the standard deviation sigma(t) on the
-0..255 scale); `time_of` converts.
+0..255 scale); `time_of` and `grey_levels_at` convert. Does not import torch.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-import torch
+from typing import TYPE_CHECKING, TypeVar
 
 from ncml.errors import InputError
 
@@ -20,6 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ncml.config import SDEConfig
+
+Time = TypeVar("Time", "Tensor", float)
 
 GREY_LEVEL = 1 / 127.5
 """One step of the 0..255 scale on the [-1, 1] scale."""
@@ -37,15 +37,15 @@ class VESDE:
 
     def alpha(self, t: Tensor) -> Tensor:
         """Scale of the data at time t (any shape)."""
-        return torch.ones_like(t)
+        return t.new_ones(t.shape)
 
     def sigma(self, t: Tensor) -> Tensor:
         """Standard deviation of the noise at time t, on the [-1, 1] scale; 0 at t = 0."""
-        return torch.where(t > 0, self.sigma_min * (self.sigma_max / self.sigma_min) ** t, torch.zeros_like(t))
+        return self.sigma_min * (self.sigma_max / self.sigma_min) ** t * (t > 0)
 
     def drift(self, x_BCHW: Tensor, t: Tensor) -> Tensor:
         """f(x, t) of dx = f dt + g dw."""
-        return torch.zeros_like(x_BCHW)
+        return x_BCHW.new_zeros(x_BCHW.shape)
 
     def diffusion_squared(self, t: Tensor) -> Tensor:
         """g(t)^2 of dx = f dt + g dw: the derivative of sigma^2."""
@@ -62,6 +62,10 @@ class VESDE:
         # Never 0, which is clean data.
         return max(ROUNDING, math.log(ratio) / math.log(self.sigma_max / self.sigma_min))
 
+    def grey_levels_at(self, t: float) -> float:
+        """Sigma at time t on the 0..255 scale: the inverse of `time_of`."""
+        return self.sigma_min * (self.sigma_max / self.sigma_min) ** t / GREY_LEVEL if t > 0 else 0.0
+
 
 @dataclass(frozen=True)
 class VPSDE:
@@ -74,17 +78,17 @@ class VPSDE:
         """The schedule of VP and sub-VP, linear in t."""
         return self.beta_min + t * (self.beta_max - self.beta_min)
 
-    def integral(self, t: Tensor) -> Tensor:
+    def integral(self, t: Time) -> Time:
         """B(t), the integral of beta from 0 to t."""
         return t * self.beta_min + 0.5 * t**2 * (self.beta_max - self.beta_min)
 
     def alpha(self, t: Tensor) -> Tensor:
         """Scale of the data at time t (any shape)."""
-        return torch.exp(-0.5 * self.integral(t))
+        return (-0.5 * self.integral(t)).exp()
 
     def sigma(self, t: Tensor) -> Tensor:
         """Standard deviation of the noise at time t, on the [-1, 1] scale; 0 at t = 0."""
-        return torch.sqrt(-torch.expm1(-self.integral(t)))
+        return (-(-self.integral(t)).expm1()).sqrt()
 
     def drift(self, x_BCHW: Tensor, t: Tensor) -> Tensor:
         """f(x, t) of dx = f dt + g dw."""
@@ -100,8 +104,15 @@ class VPSDE:
             raise InputError("noise", f"noise must be at least 0 and less than {1 / GREY_LEVEL:g} grey levels.")
         return self._time_of_integral(self._integral_at(grey_levels * GREY_LEVEL))
 
+    def grey_levels_at(self, t: float) -> float:
+        """Sigma at time t on the 0..255 scale: the inverse of `time_of`."""
+        return self._sigma_at(self.integral(t)) / GREY_LEVEL
+
     def _integral_at(self, sigma: float) -> float:
         return -math.log1p(-(sigma**2))
+
+    def _sigma_at(self, integral: float) -> float:
+        return math.sqrt(-math.expm1(-integral))
 
     def _time_of_integral(self, integral: float) -> float:
         slope = self.beta_max - self.beta_min
@@ -115,14 +126,17 @@ class SubVPSDE(VPSDE):
 
     def sigma(self, t: Tensor) -> Tensor:
         """Standard deviation of the noise at time t, on the [-1, 1] scale; 0 at t = 0."""
-        return -torch.expm1(-self.integral(t))
+        return -(-self.integral(t)).expm1()
 
     def diffusion_squared(self, t: Tensor) -> Tensor:
         """g(t)^2 of dx = f dt + g dw."""
-        return self.beta(t) * -torch.expm1(-2 * self.integral(t))
+        return self.beta(t) * -(-2 * self.integral(t)).expm1()
 
     def _integral_at(self, sigma: float) -> float:
         return -math.log1p(-sigma)
+
+    def _sigma_at(self, integral: float) -> float:
+        return -math.expm1(-integral)
 
 
 SDE = VESDE | VPSDE
@@ -147,6 +161,11 @@ def end_time(config: SDEConfig) -> float:
     return make_sde(config).time_of(config.grey_levels) if config.end_time is None else config.end_time
 
 
+def largest_noise(config: SDEConfig) -> float:
+    """Return the noise at T in grey levels, rounded for people."""
+    return round(make_sde(config).grey_levels_at(end_time(config)), 6)
+
+
 def reaches(sde: SDE, grey_levels: float) -> bool:
     """Return whether the SDE has a time with this noise; VE has none between 0 and its least noise."""
     try:
@@ -154,11 +173,6 @@ def reaches(sde: SDE, grey_levels: float) -> bool:
     except InputError:
         return False
     return True
-
-
-def grey_levels_at(sde: SDE, t: float) -> float:
-    """Return the noise at time t as a standard deviation on the 0..255 scale."""
-    return float(sde.sigma(torch.tensor(t, dtype=torch.float64, device="cpu"))) / GREY_LEVEL
 
 
 def broadcast_to(value_B: Tensor, x_BCHW: Tensor) -> Tensor:

@@ -1,8 +1,6 @@
 """Measurements of an image by the network, from which `ncml.ood.statistics` are computed.
 
-A column is the values of one measurement for N images, named by its kind and noise level in grey levels, as in
-`bits_2.5`; `codec`, the size of the image as a lossless WebP file, has no level. The network runs once for each noise
-level, whatever is measured there.
+`ncml.ood.columns` names them. The network runs once for each noise level, whatever is measured there.
 
 Shapes: B or N images, C = 3 channels, H rows, W columns, P parameters of a pixel's mixture.
 """
@@ -10,9 +8,8 @@ Shapes: B or N images, C = 3 channels, H rows, W columns, P parameters of a pixe
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,52 +20,15 @@ from torch.nn import functional as F
 
 from ncml.network.likelihood import bits_per_dim, from_uint8, grad_log_prob, log_prob, normal_scores
 from ncml.network.ncpn import NCPN
-from ncml.network.sde import broadcast_to, end_time, grey_levels_at, make_sde, reaches
+from ncml.network.sde import broadcast_to, make_sde
+from ncml.ood.columns import CHANNELS, CORRELATION_KINDS, NEIGHBOURS, column_name
 from ncml.ood.conformal import Floats
-
-if TYPE_CHECKING:
-    from ncml.config import Config
-
-LEVEL_FRACTIONS = (0.0, 0.25, 1.0)
-"""The noise levels that are measured at, as fractions of the model's largest."""
 
 BLOCK = 4
 """Side, in pixels, of the blocks over which `coarse` averages."""
 
 WINDOW = 5
 """Side, in pixels, of the windows of which `peak` takes the largest mean."""
-
-NEIGHBOURS = {"right": (0, 1), "below": (1, 0), "falling": (1, 1), "rising": (-1, 1)}
-"""Rows and columns from a pixel to the one that it is correlated with."""
-
-CHANNELS = ("red", "green", "blue")
-CORRELATION_KINDS = (
-    *(f"corr_{neighbour}_{channel}" for neighbour in NEIGHBOURS for channel in CHANNELS),
-    "corr_red_green",
-    "corr_green_blue",
-    "corr_red_blue",
-)
-
-Columns = Mapping[str, Floats]
-"""Measurements of N images by column name, [N] each."""
-
-
-def noise_levels(config: Config) -> tuple[float, ...]:
-    """Return the noise levels of a model's statistics, in grey levels, as far as its SDE reaches them.
-
-    0 alone for a model that was trained on clean data only.
-    """
-    sde = make_sde(config.sde)
-    largest = grey_levels_at(sde, end_time(config.sde))
-    if config.training.clean_probability == 1:
-        return (0.0,)
-    levels = (float(f"{fraction * largest:.6g}") for fraction in LEVEL_FRACTIONS)
-    return tuple(level for level in levels if reaches(sde, level))
-
-
-def column_name(kind: str, level: float) -> str:
-    """Return the name of a measurement at a noise level."""
-    return f"{kind}_{level:g}"
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,8 @@ from numpy.typing import NDArray
 
 from ncml.errors import InputError
 from ncml.ood import storage
+from ncml.ood.columns import CORRELATION_KINDS, Columns, column_name, noise_levels
 from ncml.ood.conformal import Floats
-from ncml.ood.measurements import CORRELATION_KINDS, Columns, column_name, noise_levels
 
 if TYPE_CHECKING:
     from ncml.config import Config

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ncml import checkpoint
+from ncml.checkpoint import Description
 from ncml.config import Config
 from ncml.images.tiling import TileSize
 from ncml.limits import VIEWS, View
@@ -167,3 +168,9 @@ def views_for(ranking_count: int, false_positive_rate: float) -> tuple[View, ...
     """Return the views that as many ranking images support; raises `InputError` if they do not even support one."""
     conformal.threshold(np.zeros(ranking_count), false_positive_rate)
     return VIEWS[: math.floor(false_positive_rate * (ranking_count + 1) + 1e-9)]
+
+
+def read_if_present(model: Description) -> TileCalibration | None:
+    """Return the calibration of a model's tiles, if there is one. Raises `ModelError` if it cannot be used."""
+    exists = (model.folder / checkpoint.TILES).is_file()
+    return TileCalibration.read(model.folder, model.version, model.config) if exists else None

@@ -12,16 +12,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ncml import images
+from ncml.images import heat
 from ncml.images.tiling import Box, Scores, TileSize, blend
 from ncml.limits import View
 from ncml.network.ncpn import NCPN
 from ncml.ood import conformal
-from ncml.ood.measurements import Columns, locate_peak, measure
+from ncml.ood.columns import Columns
+from ncml.ood.measurements import locate_peak, measure
 from ncml.ood.statistics import Gaussian
 from ncml.ood.tile_calibration import TileCalibration
 from ncml.ood.views import ViewScore, columns_of, peak_level, score_views
@@ -75,6 +78,21 @@ class Scan:
     def map(self) -> Scores:
         """The tiles' scores blended where they overlap, [H, W]; a tile counts most at its centre."""
         return blend(self.grid, self.tile, self.height, self.width)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the values in a flat dictionary with the column names of `ncml score --tile`, without the grid."""
+        verdict = {"view": self.view, "score": self.score, "p_value": self.p_value, "is_ood": self.is_ood}
+        return verdict | self.box._asdict() | {"tiles": self.tiles}
+
+    def __repr__(self) -> str:
+        return f"Scan({', '.join(map('='.join, images.format_values(self.to_dict()).items()))})"
+
+    def _repr_html_(self) -> str:
+        """Return a table of the values, and the map with the box."""
+        rendered = heat.render(self.map, *heat.score_range(self.map, self.threshold))
+        return images.to_html_table(self.to_dict()) + images.to_html(
+            heat.frame(rendered, self.box), "scores of the tiles"
+        )
 
 
 def scan(

@@ -23,8 +23,8 @@ import numpy as np
 
 from ncml.config import Config
 from ncml.limits import View
+from ncml.ood.columns import Columns, column_name, noise_levels
 from ncml.ood.conformal import Floats
-from ncml.ood.measurements import Columns, column_name, noise_levels
 from ncml.ood.statistics import Gaussian, build_statistics
 
 STATISTICS: dict[View, str] = {"worst_tile": "multiscale", "mean": "multiscale_corr"}

@@ -14,7 +14,7 @@ from ncml import checkpoint
 from ncml.config import Config
 from ncml.images import grid, to_png
 from ncml.network.ncpn import NCPN
-from ncml.network.sde import end_time, grey_levels_at, make_sde
+from ncml.network.sde import end_time, make_sde
 from ncml.progress import OnProgress, Progress
 from ncml.sampling.cached import sample_cached
 from ncml.sampling.options import SamplingSettings
@@ -110,7 +110,7 @@ def sample_images(network: NCPN, count: int) -> NDArray[np.uint8]:
     maximum likelihood is sampled without noise.
     """
     config = network.config
-    largest = grey_levels_at(make_sde(config.sde), end_time(config.sde))
+    largest = make_sde(config.sde).grey_levels_at(end_time(config.sde))
     plan = Plan(
         seeds=list(range(count)),
         class_B=torch.arange(count) % (len(config.model.classes) + 1),

@@ -200,8 +200,9 @@ def _finish(
     if not trainer.group.is_main:
         return None
     metrics = {"test_bpd" if part == "test" else "held_out_bpd": round(bpd, 4), "images_seen": trainer.images_seen}
+    metadata = checkpoint.card_metadata(datasets=[] if Path(source).is_dir() else [source])
     card = model_card(trainer, command, data, bpd, part, len(measured))
-    version = checkpoint.save(out, trainer.ema, metrics=metrics, card=card)
+    version = checkpoint.save(out, trainer.ema, metrics=metrics, card=metadata + card)
     device = trainer.group.device
     if training.crop is not None:
         calibrated = _calibrate_tiles(out, source, data, training, device, on_message, on_progress)

@@ -41,12 +41,18 @@ class Source:
     """Files that cannot be images."""
 
 
+def check_source(name: str) -> None:
+    """Raise InputError for a name that is neither a folder nor a dataset of the Hub; imports no torch."""
+    if Path(name).is_file():
+        raise InputError("data", f"{name} is a file; name its folder instead.")
+    if not Path(name).is_dir():
+        _check_hub_dataset(name)
+
+
 def open_source(name: str, split: str) -> Source:
     """Open a source; raise InputError if it has no such split, or no images."""
-    folder = Path(name)
-    if folder.is_file():
-        raise InputError("data", f"{name} is a file; name its folder instead.")
-    source = _open_image_folder(folder) if is_image_folder(name) else _open_dataset(name, split)
+    check_source(name)
+    source = _open_image_folder(Path(name)) if is_image_folder(name) else _open_dataset(name, split)
     if not source.count:
         raise no_images(source, len(source.unreadable))
     return source
@@ -102,8 +108,6 @@ def _open_dataset(name: str, split: str) -> Source:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     import datasets
 
-    if not Path(name).is_dir():
-        _check_hub_dataset(name)
     try:
         splits = cast(dict[str, Any], datasets.load_dataset(name))
     except Exception as error:  # the library raises its own, the Hub's and the operating system's errors

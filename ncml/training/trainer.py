@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ncml.config import Config, TrainingConfig
 from ncml.errors import InputError, TrainingError
 from ncml.network.ncpn import NCPN
-from ncml.network.sde import grey_levels_at, make_sde
+from ncml.network.sde import make_sde
 from ncml.training.batches import Batch, draw_batch, step_seed
 from ncml.training.dataset import Dataset
 from ncml.training.distributed import SINGLE_PROCESS, ProcessGroup, no_gradient_sync
@@ -188,7 +188,7 @@ class Trainer:
         culprit = f" and {culprits[0]} not finite" if culprits else ""
         not_finite = (~loss_B.isfinite()).nonzero().flatten()
         worst = int(not_finite[0]) if len(not_finite) else int(loss_B.argmax())
-        noise = grey_levels_at(make_sde(self.config.sde), float(batch.t_B[worst]))
+        noise = make_sde(self.config.sde).grey_levels_at(float(batch.t_B[worst]))
         return (
             f"training diverged at step {self.step} ({self.images_seen} images): {len(not_finite)} of the batch's "
             f"{len(loss_B)} losses are not finite, the worst is {float(loss_B[worst]):.4g} bits/dim of image "

@@ -25,7 +25,7 @@ from ncml.evaluation import bootstrap
 from ncml.images import perturbations
 from ncml.images.perturbations import Perturbation
 from ncml.ood.calibration import DEFAULT_STATISTIC, Calibration
-from ncml.ood.measurements import Columns
+from ncml.ood.columns import Columns
 from ncml.ood.measurements import measure as measure_columns
 from ncml.ood.statistics import Gaussian, required_columns
 from ncml.training import dataset

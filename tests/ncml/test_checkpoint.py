@@ -41,7 +41,7 @@ def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -
     change(state)
     save_file(state, folder / "model.safetensors")
     description = json.loads((folder / "config.json").read_text())
-    description["version"] = checkpoint.digest(checkpoint.read_config(description), state)
+    description["version"] = checkpoint.digest(checkpoint.read_config(description), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(description))
 
 

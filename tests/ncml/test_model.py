@@ -134,11 +134,14 @@ def test_the_default_sampler_is_the_fast_one(model: ncml.Model) -> None:
 
 
 MISTAKES: list[tuple[str, Callable[[ncml.Model], object], str]] = [
-    ("images", lambda m: m.score(PICTURES.astype(np.float32)), r"uint8 \[8, 8, 3\], not float32"),
-    ("images", lambda m: m.score(PICTURES[:, :4]), r"not uint8 \[4, 8, 3\]"),
-    ("images", lambda m: m.score(PICTURES[0, :, :, 0]), "not uint8"),
-    ("images", lambda m: m.score(Image.new("RGB", (9, 8))), r"not uint8 \[8, 9, 3\]"),
-    ("images", lambda m: m.score([PICTURES[0], PICTURES[0, :4]]), "uint8"),
+    ("images", lambda m: m.score(PICTURES.astype(np.float32)), r"must be uint8 \[height, width, 3\], not float32"),
+    ("images", lambda m: m.score(PICTURES[:, :4], preprocess=False), r"not uint8 \[4, 8, 3\]: resize them"),
+    ("images", lambda m: m.score(PICTURES[0, :, :, 0]), r"must be uint8 \[height, width, 3\], not uint8 \[8, 8\]"),
+    ("images", lambda m: m.score(Image.new("RGB", (9, 8)), preprocess=False), r"not uint8 \[8, 9, 3\]: resize them"),
+    ("images", lambda m: m.score([PICTURES[0], PICTURES[0, :4]], preprocess=False), "uint8"),
+    ("images", lambda m: m.score(Image.new("F", (8, 8))), "a PIL image cannot be converted to RGB: 32-bit samples"),
+    ("images", lambda m: m.complete(PICTURES[:, :6], preprocess=False), r"not uint8 \[6, 8, 3\]"),
+    ("missing.png", lambda m: m.score("missing.png"), "missing.png cannot be read"),
     ("images", lambda m: m.score([]), "image"),
     ("images", lambda m: m.complete(PICTURES[:0]), "image"),
     ("class", lambda m: m.score(PICTURES, classes="zebra"), "no class 'zebra': choose from a, b"),

@@ -305,5 +305,16 @@ app.openapi()
 print(sorted(name for name in sys.modules if name.split(".")[0] == "torch" or name.startswith("worker.")))
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    modules = ("address", "changes", "contract", "descriptors", "keys", "logs", "published", "queue", "records")
+    modules = (
+        "address",
+        "changes",
+        "contract",
+        "descriptors",
+        "keys",
+        "logs",
+        "published",
+        "queue",
+        "records",
+        "traces",
+    )
     assert run.stdout.strip() == str([f"worker.{name}" for name in modules])

@@ -170,8 +170,8 @@ def test_an_image_that_cannot_be_tiled_is_refused_at_once(new_client, queue, mod
     queue.served = [model.model_copy(update={"tiles": None})]
     body = refusal(20, 20)
     assert body["errors"][0]["field"] == "tile_size"
-    assert body["detail"].endswith("makes 16 tiles of 8 x 8; at most 6 are scored, so set tile_size to at least 14.")
-    params = {"tile": 1, "tile_size": 14}
+    assert body["detail"].endswith("makes 16 tiles of 8 x 8; at most 6 are scored, so set tile_size to at least 13.")
+    params = {"tile": 1, "tile_size": 13}
     file = to_png(np.zeros((20, 20, 3), np.uint8))
     assert client.post("/score", params=params, files=[("image", file)]).status_code == 200
     assert "send it in parts" in refusal(8, 100)["detail"]

@@ -28,8 +28,8 @@ def test_a_map_taller_than_a_band_is_drawn_throughout() -> None:
 def test_a_map_of_pixels_is_enlarged_and_one_of_tiles_bright_where_it_is_flagged() -> None:
     pixels = np.array([[0, heat.BRIGHTEST], [9, 4]])
     drawn = heat.render_pixel_map(pixels)
-    assert drawn.shape == (heat.SIDE, heat.SIDE, 3)
-    assert np.array_equal(drawn[:: heat.SIDE // 2, :: heat.SIDE // 2], heat.render(pixels, 0, heat.BRIGHTEST))
+    assert drawn.shape == (256, 256, 3)
+    assert np.array_equal(drawn[:: 256 // 2, :: 256 // 2], heat.render(pixels, 0, heat.BRIGHTEST))
     assert heat.score_range(pixels, 7.5) == (0, 7.5)
     assert heat.score_range(pixels, None) == (0, 9)
 

@@ -56,20 +56,20 @@ def test_drift_and_diffusion_lead_to_the_marginals(sde: sde_module.SDE) -> None:
 def test_the_time_of_ten_grey_levels(name: str, expected: float) -> None:
     config = SDEConfig(kind=name, grey_levels=10)  # type: ignore[arg-type]
     assert sde_module.end_time(config) == pytest.approx(expected, abs=5e-5)
-    assert sde_module.grey_levels_at(sde_module.make_sde(config), sde_module.end_time(config)) == pytest.approx(10)
+    assert sde_module.make_sde(config).grey_levels_at(sde_module.end_time(config)) == pytest.approx(10)
 
 
 @pytest.mark.parametrize(("name", "expected"), [("ve", 90), ("vp", 41), ("sub-vp", 1.1)])
 def test_the_papers_literal_times(name: str, expected: float) -> None:
     config = paper_literal(cifar10_small(), name).sde  # type: ignore[arg-type]
-    levels = sde_module.grey_levels_at(sde_module.make_sde(config), sde_module.end_time(config))
+    levels = sde_module.make_sde(config).grey_levels_at(sde_module.end_time(config))
     assert levels == pytest.approx(expected, rel=0.03)
 
 
 @each_sde
 @pytest.mark.parametrize("levels", [1.3, 2.0, 10.0, 60.0])
 def test_time_of_is_the_inverse_of_sigma(sde: sde_module.SDE, levels: float) -> None:
-    assert sde_module.grey_levels_at(sde, sde.time_of(levels)) == pytest.approx(levels, rel=1e-9)
+    assert sde.grey_levels_at(sde.time_of(levels)) == pytest.approx(levels, rel=1e-9)
 
 
 def test_ve_refuses_less_than_its_least_noise() -> None:

@@ -22,6 +22,7 @@ from ncml.network.likelihood import from_uint8, log_prob
 from ncml.network.sde import make_sde
 from ncml.ood import measurements, statistics
 from ncml.ood.calibration import Calibration
+from ncml.ood.columns import CHANNELS, CORRELATION_KINDS, NEIGHBOURS, noise_levels
 from ncml.ood.statistics import MULTISCALE_KINDS
 from tests.ncml import nets
 from tests.ncml.nets import FIT, NEW, RANK
@@ -46,7 +47,7 @@ def by_hand(model: ncml.Model, level: float) -> tuple[torch.Tensor, torch.Tensor
 def test_statistics_are_their_equations(calibrated: ncml.Model, calibration: Calibration) -> None:
     scores = calibrated.score(NEW, statistics="all")
     values = {name: np.array([s.statistics[name] for s in scores]) for name in scores[0].statistics}
-    levels = measurements.noise_levels(calibrated.config)
+    levels = noise_levels(calibrated.config)
     assert levels == (0.0, 2.5, 10.0)
     assert list(values) == [
         "bpd", "typicality", "complexity", "llr", "score_norm_0", "score_norm_2.5", "score_norm_10", "ncml_grad",
@@ -77,7 +78,7 @@ def test_statistics_are_their_equations(calibrated: ncml.Model, calibration: Cal
 
 def test_the_statistics_of_an_image_measure_what_the_page_says(model: ncml.Model) -> None:
     multiscale = [f"{kind}_{level}" for level in ("0", "2.5", "10") for kind in MULTISCALE_KINDS]
-    corr_0 = [f"{kind}_0" for kind in measurements.CORRELATION_KINDS]
+    corr_0 = [f"{kind}_0" for kind in CORRELATION_KINDS]
     assert len(corr_0) == 15
     needs = {name: list(statistic.needs) for name, statistic in model.statistics.items()}
     assert needs["multiscale"] == multiscale
@@ -106,9 +107,9 @@ def test_fast_takes_one_pass_without_the_network_s_gradient(
 def test_correlations_are_mean_products_of_neighbours() -> None:
     z = np.random.default_rng(0).normal(size=(2, 3, 5, 7))
     values = {name: column.numpy() for name, column in measurements.correlations(torch.from_numpy(z)).items()}
-    assert tuple(values) == measurements.CORRELATION_KINDS
-    for name, (down, right) in measurements.NEIGHBOURS.items():
-        for channel, colour in enumerate(measurements.CHANNELS):
+    assert tuple(values) == CORRELATION_KINDS
+    for name, (down, right) in NEIGHBOURS.items():
+        for channel, colour in enumerate(CHANNELS):
             products = [
                 z[:, channel, i, j] * z[:, channel, i + down, j + right]
                 for i in range(5)

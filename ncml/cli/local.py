@@ -1,0 +1,76 @@
+"""A model of this machine, with the methods of `ncml.Model` by which `ncml score` scores. Imports torch to compute."""
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ncml.arguments import check_conditions
+from ncml.checkpoint import Description
+from ncml.cli.terminal import load
+from ncml.images.tiling import TileSize
+from ncml.ood import calibrations, tile_calibration
+from ncml.ood.statistics import build_statistics, select_names
+
+if TYPE_CHECKING:
+    from ncml.model import Model
+    from ncml.ood.calibration import Calibration
+    from ncml.ood.tiles import Scan
+    from ncml.results import Score
+
+
+class LocalModel:
+    """A model that is loaded when it first computes, so that refusals do not wait for torch."""
+
+    def __init__(self, description: Description, device: str) -> None:
+        self._description, self._device = description, device
+        self.name, self.version = description.name, description.version
+        self.height, self.width = description.height, description.width
+        self.statistics = build_statistics(description.config)
+
+    @functools.cached_property
+    def calibrations(self) -> calibrations.Calibrations:
+        """Those of the model folder."""
+        return calibrations.read(self._description.folder, self.version, self._description.config)
+
+    @property
+    def uncalibrated(self) -> str:
+        """Why there is no default calibration, if there is none."""
+        return self.calibrations.uncalibrated
+
+    @functools.cached_property
+    def tiles(self) -> tile_calibration.TileCalibration | None:
+        """The calibration of tiles, if there is one."""
+        return tile_calibration.read_if_present(self._description)
+
+    @functools.cached_property
+    def _model(self) -> "Model":
+        return load(self._description, self._device)
+
+    def statistic_names(self, calibration: "Calibration | None", statistics: str) -> tuple[str, ...]:
+        """Return the names in a list with commas; "all" are those that are available."""
+        if statistics == "all":
+            return calibrations.available(calibration, self.statistics)
+        return select_names(statistics.split(","), self.statistics)
+
+    def check(self, arguments: dict[str, Any]) -> None:
+        """Raise `InputError` for arguments of `Model.score` that this model refuses."""
+        check_conditions(self._description, arguments["classes"], arguments["noise"])
+        self.calibrations.select_statistics(
+            self.calibrations.select(arguments["calibration"]),
+            self.statistics,
+            arguments["statistic"],
+            arguments["statistics"],
+            with_verdict=arguments["ood"],
+        )
+
+    def score(self, images: list[NDArray[np.uint8]], **arguments: Any) -> "list[Score]":
+        """Score images as `Model.score` does."""
+        return self._model.score(images, **arguments)
+
+    def scan(self, image: NDArray[np.uint8], *, side: int | None, **arguments: Any) -> "Scan":
+        """Judge a large image as `Model.scan` does."""
+        tile = TileSize.resolve(self.height, self.width, side, self.tiles and self.tiles.tile)
+        tile.grid_shape(*image.shape[:2])  # refuses a smaller image
+        return self._model.scan(image, side=side, **arguments)

@@ -1,0 +1,51 @@
+"""The names of the measurements from which `ncml.ood.statistics` are computed. Does not import torch.
+
+A column is the values of one measurement for N images, named by its kind and noise level in grey levels, as in
+`bits_2.5`; `codec`, the size of the image as a lossless WebP file, has no level. `ncml.ood.measurements` measures them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ncml.network.sde import end_time, make_sde, reaches
+from ncml.ood.conformal import Floats
+
+if TYPE_CHECKING:
+    from ncml.config import Config
+
+LEVEL_FRACTIONS = (0.0, 0.25, 1.0)
+"""The noise levels that are measured at, as fractions of the model's largest."""
+
+NEIGHBOURS = {"right": (0, 1), "below": (1, 0), "falling": (1, 1), "rising": (-1, 1)}
+"""Rows and columns from a pixel to the one that it is correlated with."""
+
+CHANNELS = ("red", "green", "blue")
+CORRELATION_KINDS = (
+    *(f"corr_{neighbour}_{channel}" for neighbour in NEIGHBOURS for channel in CHANNELS),
+    "corr_red_green",
+    "corr_green_blue",
+    "corr_red_blue",
+)
+
+Columns = Mapping[str, Floats]
+"""Measurements of N images by column name, [N] each."""
+
+
+def noise_levels(config: Config) -> tuple[float, ...]:
+    """Return the noise levels of a model's statistics, in grey levels, as far as its SDE reaches them.
+
+    0 alone for a model that was trained on clean data only.
+    """
+    sde = make_sde(config.sde)
+    largest = sde.grey_levels_at(end_time(config.sde))
+    if config.training.clean_probability == 1:
+        return (0.0,)
+    levels = (float(f"{fraction * largest:.6g}") for fraction in LEVEL_FRACTIONS)
+    return tuple(level for level in levels if reaches(sde, level))
+
+
+def column_name(kind: str, level: float) -> str:
+    """Return the name of a measurement at a noise level."""
+    return f"{kind}_{level:g}"

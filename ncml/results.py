@@ -1,0 +1,90 @@
+"""What `ncml.Model` returns: scores that convert to dictionaries and tables, and images; notebooks show both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ncml.images import enlarge, format_values, grid, heat, to_html, to_html_table, to_png
+
+if TYPE_CHECKING:
+    from ncml.ood.calibration import Verdict
+
+
+class Score(Mapping[str, Any]):
+    """The likelihood of one image, and its verdict.
+
+    As a mapping it has the values of `to_dict`, so that `pandas.DataFrame(scores)` is a table.
+    """
+
+    def __init__(
+        self,
+        bpd: float,
+        log_likelihood: float,
+        map: NDArray[np.float32] | None = None,
+        ood: Verdict | None = None,
+        statistics: dict[str, float] | None = None,
+        flipped_bpd: float | None = None,
+        file: str | None = None,
+    ) -> None:
+        self.bpd = bpd
+        """Bits per dimension, exact at noise 0; lower means more likely."""
+        self.log_likelihood = log_likelihood
+        """Nats of the whole image; at noise > 0 a log-density per grey level."""
+        self.map = map
+        """Bits per dimension of each pixel given those before it, [H, W]; its mean is `bpd`. None if not requested."""
+        self.ood = ood
+        """The verdict; None if not requested or the model is not calibrated."""
+        self.statistics: dict[str, float] = statistics or {}
+        """The requested statistics, by name; higher means more out-of-distribution."""
+        self.flipped_bpd = flipped_bpd
+        """Bits per dimension with the lowest bit of every value flipped (`sanity`)."""
+        self.file = file
+        """The path of the image, if it was passed as one."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the values in a flat dictionary with the column names of `ncml score`; the map is left out.
+
+        `statistic`, `score`, `p_value` and `is_ood` are those of the verdict.
+        """
+        row: dict[str, Any] = {} if self.file is None else {"file": self.file}
+        row |= {"bpd": self.bpd, "log_likelihood": self.log_likelihood}
+        if self.ood is not None:
+            row |= {
+                "statistic": self.ood.statistic,
+                "score": self.ood.score,
+                "p_value": self.ood.p_value,
+                "is_ood": self.ood.is_ood,
+            }
+        row |= self.statistics
+        return row if self.flipped_bpd is None else row | {"flipped_bpd": self.flipped_bpd}
+
+    def __getitem__(self, column: str) -> Any:
+        return self.to_dict()[column]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.to_dict())
+
+    def __len__(self) -> int:
+        return len(self.to_dict())
+
+    def __repr__(self) -> str:
+        return f"Score({', '.join(map('='.join, format_values(self.to_dict()).items()))})"
+
+    def _repr_html_(self) -> str:
+        """Return a table of the values, and the map if there is one."""
+        image = "" if self.map is None else to_html(heat.render_pixel_map(self.map), "bits per dimension of each pixel")
+        return to_html_table(self.to_dict()) + image
+
+
+class ImageArray(np.ndarray[tuple[int, ...], np.dtype[np.uint8]]):
+    """Images, uint8 [n, H, W, 3] or [H, W, 3]: an array that a notebook renders."""
+
+    def _repr_png_(self) -> bytes | None:
+        """Return the images as a PNG, as a grid if there are several; None for an array that is not of images."""
+        if self.dtype != np.uint8 or self.ndim not in (3, 4) or self.shape[-1] != 3 or not self.size:
+            return None
+        return to_png(enlarge(grid(np.asarray(self).reshape(-1, *self.shape[-3:]))))
