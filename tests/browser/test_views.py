@@ -105,7 +105,7 @@ def test_an_image_is_scored_ranked_and_mapped(studio, photo: Path) -> None:
     assert pixels
     assert image["x"] + image["width"] < pixels["x"]  # side by side
     assert min(image["width"], pixels["width"]) > 300
-    layer.hover(position={"x": 1, "y": pixels["height"] - 1})
+    layer.hover(position={"x": 3, "y": pixels["height"] - 3})
     expect(reading.locator(".map output")).to_have_text(re.compile(r"^Row 8, column 1: -?\d+\.\d\d bits/dim$"))
     expect(reading.locator(".spot:visible")).to_have_count(2)
     colours = layer.evaluate("e => new Set(e.getContext('2d').getImageData(0, 0, 8, 8).data).size")
