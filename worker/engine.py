@@ -236,7 +236,8 @@ class BatchRunner:
         )
         self._add_time("score")
         for row, score in zip(rows, scores, strict=True):
-            self._outcomes[row.id].scores.append(Score.model_validate(score, from_attributes=True))
+            attributes = {name: getattr(score, name) for name in Score.model_fields}  # as a mapping, it has columns
+            self._outcomes[row.id].scores.append(Score.model_validate(attributes, from_attributes=True))
 
     def _scan(self, model: Model, job: ScanJob, rows: list[_Row], size: int, job_ids: Collection[str]) -> None:
         if job.file is not None:
