@@ -42,7 +42,7 @@ from ncml.sampling.batching import Batching, BatchingSetting, Group, batching_se
 from ncml.sampling.cached import sample_cached
 from ncml.sampling.conditions import NO_TILT, Tilt
 from ncml.sampling.cuda_graphs import ReplaySampler
-from ncml.sampling.options import SamplingOptions, check_noise
+from ncml.sampling.options import SamplingLimits, SamplingOptions, check_noise
 from ncml.sampling.sample import Plan, Sampler, generate_images, sample_naive
 
 SAMPLERS: dict[str, Sampler] = {"incremental": sample_cached, "naive": sample_naive}
@@ -86,8 +86,6 @@ class Model:
         self.classes: tuple[str, ...] = description.classes
         self.noise: float = description.noise
         """Grey levels at T: the largest noise."""
-        self.sampling_limits = sampling_limits(description)
-        """The ranges and the defaults of sampling options."""
         self.keeps: tuple[Keep, ...] = description.keeps
         """The known halves that are completed exactly."""
         self.statistics = build_statistics(self.config)
@@ -97,6 +95,11 @@ class Model:
         self._batchings: dict[tuple[int, Tilt], Batching] = {}
         """By number of threads and tilt."""
         self.read_calibration()
+
+    @property
+    def sampling_limits(self) -> SamplingLimits:
+        """The ranges and the defaults of sampling options."""
+        return sampling_limits(self.description)
 
     def read_calibration(self) -> None:
         """Reload `calibration.json`. If it belongs to another model, ignore it and explain why in `uncalibrated`."""

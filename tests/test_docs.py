@@ -161,7 +161,7 @@ def test_every_setting_that_is_named_exists(page: Path) -> None:
 
 
 def test_the_api_tells_every_parameter_of_a_score() -> None:
-    (table,) = re.findall(r"^\| Parameter \|.*?\n\n", (DOCS / "api.md").read_text(), re.MULTILINE | re.DOTALL)
+    table, _ = re.findall(r"^\| Parameter \|.*?\n\n", (DOCS / "api.md").read_text(), re.MULTILINE | re.DOTALL)
     headers = {"Prefer", "Idempotency-Key", "X-Request-Id"}
     taken = {parameter["name"] for parameter in operations()["/score"]["post"]["parameters"]}
     assert set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) == taken - headers

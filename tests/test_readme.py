@@ -219,4 +219,4 @@ def test_the_python_example_runs() -> None:
         timeout=280,
     )
     assert done.returncode == 0, done.stderr
-    assert re.fullmatch(r"\[\d+\.\d+(, \d+\.\d+){3}\]\n", done.stdout)
+    assert re.fullmatch(r"\[Score\(file='docs/cat.jpg', bpd=\d+\.\d+, .*is_ood=False\)\]\n", done.stdout)

@@ -21,7 +21,7 @@ from ncml.evaluation.features import Features, load_extractor
 from ncml.evaluation.image_sets import SEED, ImageSet
 from ncml.evaluation.inputs import Inputs
 from ncml.evaluation.probe import Labels, Probe
-from ncml.evaluation.quality import class_indices, extract_features, sample_features
+from ncml.evaluation.quality import classes_in_turn, extract_features, sample_features
 from ncml.evaluation.report import OURS, Cell, Section, Table
 from ncml.evaluation.samples import (
     IN_TURN,
@@ -111,7 +111,7 @@ def _features(inputs: Inputs, images: ImageSet) -> Features:
 def class_fidelity(inputs: Inputs, model: Model, probe: Probe, n: int, arguments: Arguments) -> bootstrap.Estimate:
     """Measure the share of n generated images, of all classes in turn, in which the probe recognises the class."""
     features_NF = sample_features(inputs, model, n, arguments | {"classes": IN_TURN})
-    return bootstrap.mean(probe.recognised(features_NF, class_indices(model, n)))
+    return bootstrap.mean(probe.recognised(features_NF, classes_in_turn(model, n)))
 
 
 def sampling_methods(model: Model) -> dict[str, Arguments]:

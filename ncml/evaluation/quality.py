@@ -40,14 +40,14 @@ def draw_samples(inputs: Inputs, model: Model, n: int, arguments: Arguments) -> 
     in_turn = arguments.get("classes") == IN_TURN
 
     def measure(start: int, stop: int) -> dict[str, Any]:
-        classes = {"classes": class_indices(model, stop)[start:].tolist()} if in_turn else {}
+        classes = {"classes": classes_in_turn(model, stop)[start:].tolist()} if in_turn else {}
         return {"pixels": model.generate(stop - start, seeds=start, **arguments | classes)}
 
     key = {"model": model.version, **arguments}
     return inputs.cache.rows("samples", key, n, measure, chunk=BATCH)["pixels"]
 
 
-def class_indices(model: Model, n: int) -> NDArray[np.intp]:
+def classes_in_turn(model: Model, n: int) -> NDArray[np.intp]:
     """Return the class of each of n images that are of all classes in turn, [n]."""
     return np.arange(n) % len(model.classes)
 

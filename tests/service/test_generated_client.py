@@ -46,7 +46,7 @@ class Generated:
 
 @pytest.fixture
 def generated(queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Generated]:
-    app = create_app(Settings(), queue)
+    app = create_app(Settings(allow_calibration=True), queue)
     document, folder = tmp_path / "openapi.json", tmp_path / "ncml_generated"
     document.write_text(json.dumps(app.openapi()))
     command = [sys.executable, "-m", "openapi_python_client", "generate", "--meta", "none"]
@@ -92,6 +92,10 @@ def test_a_generated_client_works_for_every_operation(generated: Generated, queu
     assert "event: succeeded" in generated.call("jobs.follow_job", job_id).content.decode()
     assert generated.call("jobs.cancel_job", job_id).parsed.status == "succeeded"
     assert generated.call("jobs.delete_job", job_id).status_code == 204
+    good = generated.model("CalibrateFilesBody")(
+        image=[types.File(payload=io.BytesIO(IMAGE), file_name=f"{i}.png", mime_type="image/png") for i in range(40)],
+    )
+    assert generated.call("models.calibrate", body=good, name="mine").parsed.model.name == "mine"
     assert generated.call("models.list_models").parsed.models[0].name == "tiny"
     assert generated.call("models.get_model", "tiny").parsed.height == 8
     assert generated.call("operations.health").parsed.status == "ok"

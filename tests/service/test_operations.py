@@ -170,8 +170,8 @@ def test_the_document_describes_requests_and_responses(client: TestClient) -> No
     document = client.get("/openapi.json").json()
     operations = {op["operationId"]: op for path in document["paths"].values() for op in path.values()}
     assert operations.keys() == {
-        "score", "generate", "complete", "get_job", "get_job_result", "cancel_job", "delete_job", "get_job_preview",
-        "follow_job",
+        "score", "generate", "complete", "calibrate",
+        "get_job", "get_job_result", "cancel_job", "delete_job", "get_job_preview", "follow_job",
         "list_models", "get_model", "health", "readiness", "metrics", "version",
     }  # fmt: skip
     assert {p["name"] for p in operations["generate"]["parameters"]} == {
@@ -244,7 +244,7 @@ def test_the_api_page_lists_every_kind_of_problem(client: TestClient) -> None:
 
 def test_the_api_page_lists_the_default_limits() -> None:
     documented = {name: value for name, value, _ in rows("Setting")}
-    assert len(documented) == 16
+    assert len(documented) == 17
     for name, value in documented.items():
         number, _, unit = value.partition(" ")
         base, _, power = number.partition("^")

@@ -55,7 +55,7 @@ def most_connections(process: psutil.Process, port: int) -> Iterator[list[int]]:
         thread.join()
 
 
-@pytest.mark.parametrize("each", [150, pytest.param(2000, marks=SLOW)])
+@pytest.mark.parametrize("count", [150, pytest.param(2000, marks=SLOW)])
 def test_every_waiting_request_and_stream_of_a_crowd_is_answered(
     fleet: Fleet, serve: Callable[..., Service], valkey_server: Valkey, count: int
 ) -> None:

@@ -172,7 +172,7 @@ def test_training_ends_with_tuning_if_there_is_time(
     assert model.card.index("Learning curve") < model.card.index("## Default sampling options")
     monkeypatch.setattr(tuning, "MIN_IMAGES", 1000)
     assert cli.main([*arguments, "--out", str(tmp_path / "few")]) == 0
-    assert "sampling options are not tuned: 20 images are held out" in capsys.readouterr().err
+    assert "sampling options are not tuned: 72 images are held out" in capsys.readouterr().err
 
 
 def test_a_section_of_the_card_is_replaced_and_the_others_stay(tmp_path: Path) -> None:

@@ -208,7 +208,7 @@ def test_levels_below_the_least_noise_of_a_process_are_left_out(tmp_path: Path) 
     model = ncml.load(tmp_path / "quiet")
     assert model.statistics["multiscale"].needs == tuple(f"{kind}_{t}" for t in (0, 4) for kind in MULTISCALE_KINDS)
     assert calibrate(model, FIT, RANK, power_images=0).thresholds.keys() == model.statistics.keys()
-    assert [arguments["noise"] for arguments in quality.headline_methods(model).values()] == [0.0, 4.0]
+    assert [arguments["noise"] for arguments in quality.headline_methods(model).values()] == [0.0, 4.0, 4.0]
     assert [level for level, _ in quality.sweep_points(model)["start noise"]] == [0.0, 2.0, 4.0]
 
 

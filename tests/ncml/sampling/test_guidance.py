@@ -12,6 +12,7 @@ from torch import Tensor
 
 import ncml
 from ncml import checkpoint
+from ncml.config import SamplingDefaults
 from ncml.errors import InputError
 from ncml.network.likelihood import HALF_LEVEL, PixelDraws, group_by_component, log_prob, split_parameters
 from ncml.network.sde import make_sde
@@ -173,7 +174,7 @@ def test_a_seed_gives_the_same_bytes_whatever_else_is_guided(
     classes = ["a", None, "b", "a", None]
     options = {"guidance": None, "temperature": 0.9}
     # A default acts on images of a class only.
-    monkeypatch.setattr(loaded, "sampling_limits", replace(loaded.sampling_limits, guidance=2.5))
+    monkeypatch.setattr(loaded, "description", replace(loaded.description, sampling=SamplingDefaults(guidance=2.5)))
     together = loaded.generate(5, classes=classes, seeds=[3, 11, 19, 4, 3], **options)
     for image, name, seed in zip(together, classes, [3, 11, 19, 4, 3], strict=True):
         assert np.array_equal(image, loaded.generate(1, classes=name, seeds=seed, **options)[0])
