@@ -97,7 +97,8 @@ def smallest_tile_side(model_hw: tuple[int, int], image_hw: tuple[int, int], max
 
     def has_few_tiles(side: int) -> bool:
         tile = TileSize.for_model(*model_hw, side)
-        return len(tile.starts(H, tile.height)) * len(tile.starts(W, tile.width)) <= max_tiles
+        heights, widths = tile.starts(H, min(tile.height, H)), tile.starts(W, min(tile.width, W))
+        return len(heights) * len(widths) <= max_tiles  # also where the tile is larger than the image
 
     sides = range(min(model_hw), min(H, W) + 1)
     index = bisect.bisect_left(sides, True, key=has_few_tiles)  # the number of tiles falls with their side

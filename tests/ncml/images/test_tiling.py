@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ncml.errors import InputError
@@ -67,6 +67,7 @@ def test_an_image_smaller_than_a_tile_is_refused() -> None:
             TileSize(8, 12).grid_shape(H, W)
 
 
+@example(8, 8, (4, 6), 2)  # the next larger tile is wider than the image
 @given(IMAGE_SIDE, IMAGE_SIDE, st.sampled_from([(4, 4), (4, 6), (8, 5)]), st.integers(1, 40))
 def test_the_smallest_side_that_fits_is_found(H: int, W: int, model: tuple[int, int], most: int) -> None:
     def tiles(side: int) -> int | None:
