@@ -61,7 +61,7 @@ class Site:
 
 
 @pytest.fixture(scope="session")
-def models(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def models(model_folder: Path, one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`tiny` (8x8), calibrated also for tiles, and `wide` (32x32, with a long class name), which is slow."""
     import torch
 
