@@ -1,6 +1,6 @@
 """`ncml score --server` against what the workers can do, with one worker and with two side by side.
 
-The workers are real processes with a synthetic model that takes as long as the bundled model does on a core of its own
+The workers are real processes with a synthetic model that takes as long as the bundled model does on an idle core
 but needs no processor, so that the machine's cores do not limit the workers. What they can do is measured with the same
 jobs, all of them in the queue before the first is claimed. Goal: at least 0.9 of that.
 

@@ -41,7 +41,7 @@ def read_images(
     """
     pixels: list[NDArray[np.uint8]] = []
     paths: list[str | None] = []
-    for image in iterate_images(images):
+    for image in list_images(images):
         array = read_image(image)
         if array.shape[:2] != (height, width) and not preprocess:
             raise InputError(
@@ -51,8 +51,6 @@ def read_images(
             )
         pixels.append(resize_to(array, height, width))
         paths.append(printable(image) if isinstance(image, str | os.PathLike) else None)
-    if not pixels:
-        raise InputError("images", "there is no image; pass at least one.")
     return np.stack(pixels), paths
 
 
@@ -67,7 +65,7 @@ def read_halves(
         raise InputError("keep", f"this model completes {' or '.join(keeps)}, not {keep!r}.")
     canvases: list[NDArray[np.uint8]] = []
     halves: list[Keep] = []
-    for image in iterate_images(images):
+    for image in list_images(images):
         if not preprocess or (isinstance(image, np.ndarray) and image.shape == (height, width, 3)):
             canvas, half = read_images(image, height, width, preprocess=False)[0][0], keep or "top"
         elif isinstance(image, str | os.PathLike):
@@ -78,19 +76,24 @@ def read_halves(
             canvas, half = place_known_half_of(pil_image, height, width, keeps=keeps, keep=keep, field="images")
         canvases.append(canvas)
         halves.append(half)
-    if not canvases:
-        raise InputError("images", "there is no image; pass at least one.")
     if len(set(halves)) > 1:
         names = " and ".join(sorted(set(halves)))
         raise InputError("keep", f"the known halves of the images differ ({names}): complete them in separate calls.")
     return np.stack(canvases), halves[0]
 
 
-def iterate_images(images: Images) -> Iterator[Image]:
-    """Yield each image; of a folder, the files whose names end like an image's.
+def list_images(images: Images) -> list[Image]:
+    """Return each image; of a folder, the files whose names end like an image's.
 
-    Raises `InputError` for a folder without images, and for a path that does not exist.
+    Raises `InputError` for no image, for a folder without images, and for a path that does not exist.
     """
+    listed = list(_iterate_images(images))
+    if not listed:
+        raise InputError("images", "there is no image; pass at least one.")
+    return listed
+
+
+def _iterate_images(images: Images) -> Iterator[Image]:
     if isinstance(images, str | os.PathLike):
         folder = Path(images)
         if not folder.is_dir():
@@ -104,7 +107,7 @@ def iterate_images(images: Images) -> Iterator[Image]:
         yield images
     else:
         for image in images:
-            yield from iterate_images(image)
+            yield from _iterate_images(image)
 
 
 _FORMATS = ", ".join(suffix.removeprefix(".") for suffix in SUFFIXES)

@@ -11,7 +11,17 @@ from numpy.typing import NDArray
 from ncml.images import enlarge, format_values, grid, heat, to_html, to_html_table, to_png
 
 if TYPE_CHECKING:
+    from ncml import client
     from ncml.ood.calibration import Verdict
+
+
+def score_columns(score: Score | client.Score) -> dict[str, Any]:
+    """Return the values of a score, computed here or by a service, with the column names of `ncml score`."""
+    columns: dict[str, Any] = {"bpd": score.bpd, "log_likelihood": score.log_likelihood}
+    if score.ood is not None:
+        columns |= {name: getattr(score.ood, name) for name in ("statistic", "score", "p_value", "is_ood")}
+    columns |= score.statistics
+    return columns if score.flipped_bpd is None else columns | {"flipped_bpd": score.flipped_bpd}
 
 
 class Score(Mapping[str, Any]):
@@ -50,17 +60,7 @@ class Score(Mapping[str, Any]):
 
         `statistic`, `score`, `p_value` and `is_ood` are those of the verdict.
         """
-        row: dict[str, Any] = {} if self.file is None else {"file": self.file}
-        row |= {"bpd": self.bpd, "log_likelihood": self.log_likelihood}
-        if self.ood is not None:
-            row |= {
-                "statistic": self.ood.statistic,
-                "score": self.ood.score,
-                "p_value": self.ood.p_value,
-                "is_ood": self.ood.is_ood,
-            }
-        row |= self.statistics
-        return row if self.flipped_bpd is None else row | {"flipped_bpd": self.flipped_bpd}
+        return ({} if self.file is None else {"file": self.file}) | score_columns(self)
 
     def __getitem__(self, column: str) -> Any:
         return self.to_dict()[column]

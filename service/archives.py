@@ -52,14 +52,14 @@ def _too_many(field: str, max_files: int) -> InputError:
 
 
 def _check_names(names: list[str], field: str) -> None:
-    seen: set[str] = set()
+    earlier: set[str] = set()
     for name in names:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or not name.isprintable():
             raise InputError(field, f"{field} is a zip with the unsafe name {name[:64]!r}; pack the folder again.")
-        if name in seen:
+        if name in earlier:
             raise InputError(field, f"{field} is a zip with two files {name[:64]!r}; pack the folder again.")
-        seen.add(name)
+        earlier.add(name)
 
 
 def _is_hidden(name: str) -> bool:

@@ -24,6 +24,7 @@ from worker.keys import blob_key
 from worker.leases import Claim
 from worker.messages import Outcome, Step
 from worker.records import write_event
+from worker.traces import trace_id
 
 
 @dataclass
@@ -42,8 +43,8 @@ class RunningJob:
     def log_fields(self) -> dict[str, str]:
         """The fields of its log lines."""
         fields = {"job": self.claim.id, "request": self.job.request_id, "model": self.job.model}
-        trace = self.claim.traceparent.split("-")
-        return fields | {"trace": trace[1]} if len(trace) == 4 else fields
+        trace = trace_id(self.claim.traceparent)
+        return fields | {"trace": trace} if trace else fields
 
     def update(self, step: Step) -> None:
         """Set the progress event."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -55,7 +56,9 @@ def calibrate(
     for index, open_image in enumerate(fit_images):
         fit_columns.append(measure_image(open_image(), most))
         on_progress(Progress("fit", index + 1, len(fit_images), "images"))
-    estimating = _usual(fit_columns)
+    fit_means = [_means(columns) for columns in fit_columns]
+    is_usual = usual_images(concatenate(fit_means)) if fit_means else []
+    estimating = list(itertools.compress(fit_columns, is_usual))
     gaussians: dict[View, Gaussian] = {
         view: Gaussian.estimate(
             {name: np.concatenate([np.empty(0), *(columns[name] for columns in estimating)]) for name in names[view]}
@@ -71,7 +74,7 @@ def calibrate(
         for view, view_score in score_views(columns, names, gaussians).items():
             scores[view].append(view_score.score)
         on_progress(Progress("rank", index + 1, len(rank_images), "images"))
-    is_suspicious = suspicious(concatenate([_means(columns) for columns in fit_columns] + rank_means))
+    is_suspicious = suspicious(concatenate(fit_means + rank_means))
     on_suspicious("fit", np.flatnonzero(is_suspicious[: len(fit_images)]).tolist())
     on_suspicious("rank", np.flatnonzero(is_suspicious[len(fit_images) :]).tolist())
     rounded: dict[View, Floats] = {view: conformal.round_scores(view_scores) for view, view_scores in scores.items()}
@@ -85,14 +88,6 @@ def calibrate(
         len(fit_images),
         false_positive_rate,
     )
-
-
-def _usual(fit_columns: list[Columns]) -> list[Columns]:
-    """Return the images that estimate."""
-    if not fit_columns:
-        return []
-    is_usual = usual_images(concatenate([_means(columns) for columns in fit_columns]))
-    return [columns for columns, usual in zip(fit_columns, is_usual, strict=True) if usual]
 
 
 def _means(columns: Columns) -> Columns:

@@ -23,14 +23,12 @@ from ncml.cli.terminal import (
 )
 from ncml.config import SHAPE, Config, ModelConfig
 from ncml.errors import InputError
+from ncml.paths import BUNDLED_MODEL
 from ncml.progress import ignore_progress
 from ncml.training.sources import check_source
 
 if TYPE_CHECKING:
     from ncml.model import Model
-
-BUNDLED = "cifar10"
-"""The model whose weights the recipe `detector` starts with."""
 
 TUNING_SHARE, MIN_TUNING_S = 0.1, 60.0
 """Tuning the sampling options takes this share of the training time, and is skipped if that is less than a minute."""
@@ -131,7 +129,7 @@ def train(
         recipe_config = replace(recipe_config, model=replace(recipe_config.model, height=height, width=width))
     recipe_config = _with_training(recipe_config, batch_size, learning_rate, precision, schedule == "constant", crop)
     if recipe == "detector" and init_from is None and cooldown_from is None:
-        init_from = BUNDLED
+        init_from = BUNDLED_MODEL
     if noise == "paper":
         recipe_config = config.paper_literal(recipe_config, process)
     else:

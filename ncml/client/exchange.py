@@ -241,7 +241,7 @@ class Exchanges:
         raise AssertionError("unreachable")
 
     def _refusal(self, response: httpx2.Response) -> ServiceError:
-        """Return the error for a response that is no success."""
+        """Return the error that a refused request raises."""
         if not response.headers.get("content-type", "").startswith("application/problem+json"):
             return self._foreign(response)
         problem = self._read(response)

@@ -75,17 +75,9 @@ class Dataset:
         return self.take(torch.arange(n) * len(self) // max(1, n))
 
     def part(self, name: Part, split: int = SPLIT) -> Dataset:
-        """Return one of three disjoint parts by position i: i mod `split` is 0-1, 2-6, or higher (fit).
-
-        The crops of an image share its position. split: that of the model's `TrainingConfig`.
-        """
-        position = torch.arange(len(self)) // self.crops % split
-        members = {
-            "calibration-fit": position < 2,
-            "calibration-rank": (position >= 2) & (position < 7),
-            "fit": position >= 7,
-        }[name]
-        return self.take(members.nonzero().flatten())
+        """Return one of three disjoint parts (`is_member`); the crops of an image are in the same one."""
+        is_member_N = is_member(name, len(self) // self.crops, split).repeat_interleave(self.crops)
+        return self.take(is_member_N.nonzero().flatten())
 
 
 def load(
@@ -123,6 +115,20 @@ def load(
         no_class_N = torch.zeros_like(labels_N)
         return Dataset(pixels_NHWC, no_class_N, (), decoded.inventory, crops=cropping.count)
     return Dataset(pixels_NHWC, labels_N, decoded.classes, decoded.inventory)
+
+
+def is_member(name: Part, count: int, split: int = SPLIT) -> Tensor:
+    """Return which of `count` images belong to a part, bool [count].
+
+    The parts of image i are disjoint: i mod `split` is 0-1 (calibration-fit), 2-6 (calibration-rank), or higher (fit).
+    split: that of the model's `TrainingConfig`.
+    """
+    position_N = torch.arange(count) % split
+    return {
+        "calibration-fit": position_N < 2,
+        "calibration-rank": (position_N >= 2) & (position_N < 7),
+        "fit": position_N >= 7,
+    }[name]
 
 
 def split_for(count: int) -> int:

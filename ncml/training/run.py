@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -32,7 +33,7 @@ from ncml.training.loop import train_loop
 from ncml.training.objective import held_out_bits
 from ncml.training.report import Reporter, describe_plan
 from ncml.training.sources import is_image_folder, open_source, readable_rows
-from ncml.training.state import STATE, TrainingState
+from ncml.training.state import STATE, read_config
 from ncml.training.tracking import Tracker
 from ncml.training.trainer import DEFAULT_EXECUTION, Execution, Trainer
 from ncml.training.transfer import start_from
@@ -106,7 +107,7 @@ def train(
             source, height, width, keep=run_folder / "images", crop=config.training.crop, on_progress=on_progress
         )
     earlier = state if resume else None if cooldown_from is None else cooldown_from / STATE
-    split = dataset.split_for(len(data) // data.crops) if earlier is None else TrainingState.read(earlier).split
+    split = dataset.split_for(len(data) // data.crops) if earlier is None else read_config(earlier).training.split
     config = replace(
         config,
         model=replace(config.model, classes=data.classes),
@@ -236,9 +237,10 @@ def _calibrate_tiles(
 ) -> bool:
     """Calibrate the tiles of the model in `out` on whole held-out images, if there are enough; return whether."""
     readers = image_readers(readable_rows(open_source(source, "train"), data.inventory.unreadable))
-    positions = [index % training.split for index in range(len(readers))]
-    fit = [reader for reader, position in zip(readers, positions, strict=True) if position < 2]
-    rank = [reader for reader, position in zip(readers, positions, strict=True) if 2 <= position < 7]
+    fit, rank = (
+        list(itertools.compress(readers, dataset.is_member(name, len(readers), training.split)))
+        for name in ("calibration-fit", "calibration-rank")
+    )
     try:
         calibration = tiles.calibrate(load_model(out, device), fit, rank, side=training.crop, on_progress=on_progress)
     except InputError as error:

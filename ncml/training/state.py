@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -40,11 +43,6 @@ class TrainingState:
     history: list[dict[str, float]]
     """The learning curve: a row for each measurement."""
 
-    @property
-    def split(self) -> int:
-        """How the run's images are split into parts (`ncml.training.dataset`)."""
-        return self.config.training.split
-
     def write(self, path: Path) -> None:
         """Write the state to a file atomically; raise OSError or SafetensorError where that fails."""
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,26 +62,45 @@ class TrainingState:
     @classmethod
     def read(cls, path: Path) -> TrainingState:
         """Read a state file of format 1 or 2; raise TrainingError if it is damaged or newer."""
-        try:
-            with safe_open(path, "pt") as file:
-                progress = {"format": 1, "skipped_steps": 0} | json.loads(file.metadata()["progress"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        with _refusing_damage(path), safe_open(path, "pt") as file:
+            progress = _progress_of(file)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             names = ("step", "skipped_steps", "seconds", "history")
             values = {name: progress[name] for name in names}
-        except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
-            raise TrainingError(f"{path} is not a training state that can be resumed: {error}.") from error
-        try:
-            config = checkpoint.read_config(progress)
-        except ModelError as error:
-            raise TrainingError(f"{path} {error}") from error
-        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-            raise TrainingError(f"{path} has a configuration that this ncml cannot read: {error}.") from error
-        return cls(tensors=tensors, config=config, **values)
+        return cls(tensors=tensors, config=_config_of(path, progress), **values)
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         """Return the tensors whose names begin with `prefix` and a dot, without either."""
         start = f"{prefix}."
         return {name.removeprefix(start): value for name, value in self.tensors.items() if name.startswith(start)}
+
+
+def read_config(path: Path) -> Config:
+    """Read the configuration of a state file, without its tensors; raise as `TrainingState.read` does."""
+    with _refusing_damage(path), safe_open(path, "pt") as file:
+        progress = _progress_of(file)
+    return _config_of(path, progress)
+
+
+@contextlib.contextmanager
+def _refusing_damage(path: Path) -> Generator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
+        raise TrainingError(f"{path} is not a training state that can be resumed: {error}.") from error
+
+
+def _progress_of(file: Any) -> dict[str, Any]:
+    return {"format": 1, "skipped_steps": 0} | json.loads(file.metadata()["progress"])
+
+
+def _config_of(path: Path, progress: dict[str, Any]) -> Config:
+    try:
+        return checkpoint.read_config(progress)
+    except ModelError as error:
+        raise TrainingError(f"{path} {error}") from error
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise TrainingError(f"{path} has a configuration that this ncml cannot read: {error}.") from error
 
 
 def check_same_run(path: Path, saved: Config, config: Config) -> None:

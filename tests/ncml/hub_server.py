@@ -78,10 +78,10 @@ class Handler(BaseHTTPRequestHandler):
         kind, revision = (parts[4], parts[5]) if api and len(parts) > 5 else ("revision", "main")
         if not api:
             revision = parts[3]
-        found = self.hub.resolve(repository, revision)
-        if found is None:
+        commit = self.hub.resolve(repository, revision)
+        if commit is None:
             return self.refuse("RevisionNotFound")
-        oid, files = found
+        oid, files = commit
         if not api:
             path = "/".join(parts[4:])
             if path not in files:

@@ -121,11 +121,9 @@ def test_a_full_queue_slows_the_run_down(run: Run, queue, tmp_path: Path, monkey
 
 def test_few_requests_are_in_progress_at_once() -> None:
     """So that memory does not grow with the number of files, however slow the service is."""
-    begun: list[int] = []
     gate = threading.Event()
 
     def slow(paths: list[Path]) -> list[dict]:
-        begun.append(len(paths))
         assert gate.wait(30)
         return [{"file": str(path)} for path in paths]
 
