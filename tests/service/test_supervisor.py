@@ -6,26 +6,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
 from service.supervisor import BACKOFF_S, Child, ServeError, Supervisor, terminate_orphans
+from tests.conftest import until
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 
 
 def python(code: str) -> list[str]:
     return [sys.executable, "-c", code]
-
-
-def until(condition: Callable[[], object], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition was not met in time"
-        time.sleep(0.02)
 
 
 def test_a_child_that_dies_is_restarted_with_growing_pauses(tmp_path: Path) -> None:
