@@ -8,6 +8,11 @@ import { powerTable } from "./power.js";
 import { SampleGrid } from "./samples.js";
 import { pText } from "./verdict.js";
 
+const METRIC_NAMES = {
+  class_fidelity: "Class recognised",
+  class_fidelity_real: "In real images",
+};
+
 export function modelDetails(model) {
   const { calibration, card } = model;
   const facts = modelFacts(model).map(([term, value]) => h("div", {}, h("dt", {}, term), h("dd", {}, value)));
@@ -30,7 +35,7 @@ function modelFacts(model) {
   const { preprocessing } = model;
   const solvers = Object.entries(model.solvers).map(([name, steps]) => `${name} (${plural(steps, "step")})`);
   const metrics = Object.entries(model.metrics).map(([name, value]) => [
-    name.replaceAll("_", " ").replace("bpd", "bits/dim"),
+    METRIC_NAMES[name] ?? name.replaceAll("_", " ").replace("bpd", "bits/dim"),
     h("span", { class: "mono" }, value.toLocaleString("en", { maximumFractionDigits: 4 })),
   ]);
   return [
