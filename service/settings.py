@@ -54,7 +54,7 @@ class Settings(BaseSettings):
     header_timeout_s: float = Field(default=10, gt=0, le=600)
     """Seconds within which the headers of a request must arrive."""
     body_timeout_s: float = Field(default=120, gt=0, le=3600)
-    """Seconds within which the body of a request must arrive."""
+    """Seconds within which the body of a request must arrive, and a response be read."""
     idle_timeout_s: int = Field(default=5, ge=1, le=3600)
     """Seconds that a connection stays open after a response."""
     start_within_s: float = Field(default=600, gt=0, le=86_400)

@@ -1,15 +1,18 @@
-"""Connections: how long a client may take to send a request, and how many may be open at once.
+"""Connections: how long a client may take to send a request and to read the response, and how many may be open at once.
 
-uvicorn closes idle connections after a response, and bounds nothing else: a connection that never sends a request, or
-sends it byte by byte, would stay open.
+uvicorn closes idle connections after a response, and bounds nothing else: a connection that never sends a request,
+sends it byte by byte, or never reads its response would stay open, and hold what it has not read.
 """
 
 import asyncio
 import json
+import socket
+import struct
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.http.problems import MEDIA_TYPE, RETRY_AFTER_S, Problem
@@ -34,6 +37,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().__init__(*args, **options)
         self._limits = limits
         self._deadline: asyncio.TimerHandle | None = None
+        self._read_deadline: asyncio.TimerHandle | None = None
         self._is_in_head = False
         self._is_refused = False
         self._head_bytes = self._header_bytes = 0
@@ -41,6 +45,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Accept a connection, unless too many are open."""
         super().connection_made(transport)
+        transport.set_write_buffer_limits(HIGH_WATER_LIMIT, low=0)  # `resume_writing` means that all was read
         if len(self.connections) > self._limits.connections:
             self._refuse(503, "The service has too many connections; retry in a few seconds.", "no-room")
         else:
@@ -49,6 +54,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
         self._expect(None)
+        self._forget_read_deadline()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -90,6 +96,37 @@ class BoundedProtocol(HttpToolsProtocol):
         if not self._is_refused:
             super().on_message_complete()
 
+    def pause_writing(self) -> None:
+        """Wait until the client has read what was sent."""
+        super().pause_writing()
+        self._expect_read()
+
+    def resume_writing(self) -> None:
+        """Send on, since the client has read everything."""
+        self._forget_read_deadline()
+        super().resume_writing()
+
+    def on_response_complete(self) -> None:
+        """End the response, of which the client may have to read the rest."""
+        super().on_response_complete()
+        self._expect_read()
+
+    def _expect_read(self) -> None:
+        """Set the time by which the client must have read what was sent so far."""
+        self._forget_read_deadline()
+        self._read_deadline = self.loop.call_later(self._limits.body_s, self._abort_unread)
+
+    def _forget_read_deadline(self) -> None:
+        if self._read_deadline:
+            self._read_deadline.cancel()
+
+    def _abort_unread(self) -> None:
+        if self.transport.get_write_buffer_size():
+            # a reset, since otherwise transport and kernel would keep the data for the client
+            connection: socket.socket = self.transport.get_extra_info("socket")
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.transport.abort()
+
     def _expect(self, timeout_s: float | None) -> None:
         """Set the time by which the next part of a request must have arrived; None: none is expected."""
         if self._deadline:
@@ -124,3 +161,4 @@ class BoundedProtocol(HttpToolsProtocol):
             cycle.disconnected = True
             cycle.message_event.set()
         self.transport.close()
+        self._expect_read()

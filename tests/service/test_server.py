@@ -3,6 +3,7 @@
 import contextlib
 import os
 import resource
+import select
 import socket
 import subprocess
 import sys
@@ -99,6 +100,17 @@ def test_connections_beyond_the_limit_are_refused_and_free_places_used_again(por
     received = answer(send(port, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"))
     assert received == b"" or (received.startswith(b"HTTP/1.1 503 ") and b"Retry-After" in received)
     assert [answer(connection) for connection in silent] == [b""] * 20  # after their second
+    assert answers(port)
+
+
+def test_a_client_that_does_not_read_its_responses_is_disconnected(port: int) -> None:
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        connection.connect(("127.0.0.1", port))
+        connection.sendall(50 * b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n")  # several megabytes
+        poll = select.poll()
+        poll.register(connection, 0)
+        assert poll.poll(30_000) == [(connection.fileno(), select.POLLERR | select.POLLHUP)]
     assert answers(port)
 
 
