@@ -5,7 +5,7 @@ RUNS   := .venv/.runs
 READY  := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow lint bench bench-sampler bench-train bench-worker bench-service bench-bulk storm compose-test audit screenshots clean
+.PHONY: help serve test test-slow lint bench bench-sampler bench-train bench-worker bench-service bench-bulk storm compose-test audit lock screenshots clean
 
 help:           ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST)
@@ -68,6 +68,15 @@ audit: $(READY) ## check the installed packages for known vulnerabilities; skipp
 	  .venv/audit/bin/python -m pip install -q --disable-pip-version-check 'pip-audit>=2.9'; } || \
 	  { echo "audit: skipped, pip-audit cannot be installed"; exit 0; }; \
 	.venv/audit/bin/python .ci/audit.py "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+
+# Torch is left out: its build depends on the host. What else it needs is locked with setuptools, which builds ncml.
+LOCK := .venv/uv/bin/uv pip compile pyproject.toml - --constraints requirements.lock --excludes docker/unlocked.txt \
+  --generate-hashes --no-annotate --python-version 3.11 --python-platform linux --custom-compile-command "make lock" -q
+
+lock:           ## renew docker/*.lock, the hashes of the packages in the images
+	@test -x .venv/uv/bin/uv || { $(PYTHON) -m venv .venv/uv && .venv/uv/bin/python -m pip install -q uv; }
+	echo setuptools | $(LOCK) -o docker/service.lock
+	printf '%s\n' setuptools jinja2 networkx sympy | $(LOCK) --extra worker --extra train -o docker/worker.lock
 
 screenshots: $(READY) ## retake docs/screenshots: every view of the studio with the bundled model (needs Chromium)
 	$(BIN)/python scripts/docs/screenshots.py

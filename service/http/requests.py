@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
 import anyio.to_thread
-import pydantic_core
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
@@ -209,10 +208,9 @@ def _parse_json(body: bytes, max_images: int) -> tuple[dict[str, Any], list[Uplo
         detail = f"The body has more than {_MAX_VALUES} values; send only the parameters of this endpoint."
         raise invalid_field("body", detail)
     try:
-        parsed = pydantic_core.from_json(body, allow_inf_nan=False)
-    except ValueError as error:
+        parsed = json.loads(body.decode(), object_pairs_hook=_object, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
         raise Problem(400, f"The body is not valid JSON: {error}.", kind="malformed") from error
-    json.loads(body, object_pairs_hook=_check_names)
     if not isinstance(parsed, dict):
         raise invalid_field("body", "The body is JSON but not an object; send {...}.")
     fields = cast(dict[str, Any], parsed)
@@ -227,11 +225,17 @@ def _parse_json(body: bytes, max_images: int) -> tuple[dict[str, Any], list[Uplo
     return fields, _numbered([Upload("image", _decode_base64(text)) for text in texts])
 
 
-def _check_names(members: list[tuple[str, object]]) -> None:
-    """Refuse an object with two members of one name, of which a parser would silently keep the last."""
+def _object(members: list[tuple[str, object]]) -> dict[str, object]:
+    """Return an object; refuse names that are no Unicode, and repeated ones, of which `dict` would keep the last."""
     names = [name for name, _ in members]
+    "".join(names).encode()
     for name in (name for name in names if names.count(name) > 1):
         raise invalid_field(name[:_MAX_NAME], f"{name[:_MAX_NAME]} appears more than once in the body; send it once.")
+    return dict(members)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number in JSON")
 
 
 def _decode_base64(text: object) -> bytes:

@@ -43,9 +43,12 @@ export function mount(host) {
   }
 }
 
-/** How to calibrate, and to train further, on the machine that has the images. */
+/** The command that calibrates on the machine that has the images, for any number of them. */
+const adaptCommand = (model, name) => `ncml adapt FOLDER --model ${quoted(model)} --out ${quoted(`models/${name}`)}`;
+
+/** How to calibrate, and to train further, on the command line. */
 function commandLines(model) {
-  const adapt = `ncml adapt FOLDER --model ${quoted(model)} --out models/mine`;
+  const adapt = adaptCommand(model, "mine");
   return [
     h("h2", {}, "On the command line"),
     h("p", {}, `FOLDER holds at least ${MIN_IMAGES} good images. Some estimate what is usual, the others rank.`),
@@ -159,7 +162,11 @@ class CalibrationForm {
     for (const file of this.files) body.append("image", file, file.name);
     body.set("name", this.name.value);
     body.set("model", base);
-    const { id } = await submit("calibrate", body);
+    const { id } = await submit("calibrate", body).catch((error) => {
+      if (error.status !== 413) throw error;
+      const remedy = `Leave some out, or run this where the images are: ${adaptCommand(base, this.name.value)}`;
+      throw new Refusal(error.message, { status: 413, remedy, fields: ["image"] });
+    });
     const record = { id, view: "calibrate", name: this.name.value, base };
     jobs.add(record);
     this.name.value = "";

@@ -1041,7 +1041,16 @@ def test_unusable_images_and_names_are_refused_beside_their_controls(studio, tab
     files.set_input_files([damaged])
     view.get_by_label("Name of the new model").fill("mine")
     submit_button.click()
-    expect(view.locator("[data-field=image] .failure")).to_contain_text("is a zip that cannot be read")
+    refusal = view.locator("[data-field=image] .failure")
+    expect(refusal).to_contain_text("is a zip that cannot be read")
+    view.get_by_role("button", name="Clear").click()
+    # Playwright sends no larger files; the service refuses such requests by their length
+    detail = "The request body is too large: at most 67108864 bytes are accepted; send fewer or smaller images."
+    page.route("**/calibrate", lambda route: route.fulfill(status=413, json={"detail": detail}))
+    files.set_input_files(good_images(40))
+    submit_button.click()
+    expect(refusal).to_contain_text("at most 67108864 bytes are accepted")
+    expect(refusal).to_contain_text("ncml adapt FOLDER --model tiny --out models/mine")
 
 
 def test_a_service_that_does_not_calibrate_names_the_setting_and_the_command(site, tab) -> None:

@@ -22,6 +22,7 @@ import yaml
 from numpy.typing import NDArray
 from PIL import Image
 
+from ncml.images import to_png
 from tests.conftest import free_port
 from tests.deploy.engine import ROOT, Engine, NoEngine, engine, run, works
 from tests.deploy.files import COMPOSE, base_images, expressions
@@ -215,6 +216,28 @@ def test_a_trained_model_is_served(stack: Stack, desk: Path) -> None:
     assert served[0]["version"] == trained["model"]["version"]
     assert stack.score(desk / "pictures" / "dark" / "0.png", "mine")["model"]["version"] == served[0]["version"]
     assert {m["name"] for m in httpx2.get(f"{stack.url}/models").json()["models"]} == {"cifar10", "mine"}
+
+
+def test_a_client_calibrates_a_model_where_that_is_allowed(stack: Stack) -> None:
+    rng = np.random.default_rng(0)
+    files = [("image", (f"{i}.png", to_png(rng.integers(0, 256, (8, 8, 3), np.uint8)))) for i in range(40)]
+    address = f"{stack.url}/calibrate?name=ours&model=mine"
+    assert httpx2.post(address, files=files, timeout=60).status_code == 403
+    stack.command += ["-f", ROOT / "docker" / "compose.calibrate.yml"]
+    stack.compose("up", "--detach", "--wait", timeout=600)
+    until(stack.ready)
+    submitted = httpx2.post(address, files=files, headers={"Prefer": "respond-async"}, timeout=60)
+    assert submitted.status_code == 202, submitted.text
+    job = f"{stack.url}/jobs/{submitted.json()['id']}"
+    until(lambda: httpx2.get(job, timeout=10).json()["status"] == "succeeded", 300)
+    version = httpx2.get(f"{job}/result", timeout=10).json()["model"]["version"]
+    served = until(lambda: [m for m in httpx2.get(f"{stack.url}/models").json()["models"] if m["name"] == "ours"], 120)
+    assert served[0]["version"] == version
+    assert stack.score(CAT, "ours")["results"][0]["ood"]["p_value"] > 0
+    writers = ("worker-score", "worker-generate")
+    code = "import os; print(os.access('/models', os.W_OK), sorted(os.listdir('/models')))"
+    assert [stack.python(name, code).split(" ", 1)[0] for name in writers] == ["False", "True"]
+    assert "'ours'" in stack.python("worker-score", code)
 
 
 def test_prometheus_sees_every_container(stack: Stack) -> None:

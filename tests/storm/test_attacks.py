@@ -61,7 +61,8 @@ def test_every_waiting_request_and_stream_of_a_crowd_is_answered(
 ) -> None:
     write_model(fleet.models, batch_s=count / 1000, image_s=0.0)
     fleet.start(max_batch=64)
-    service = serve(max_waiting=4096, max_streams=1, wait_s=300)
+    # the process of the crowd may be slower to send than ordinary clients
+    service = serve(max_waiting=4096, max_streams=1, wait_s=300, header_timeout_s=120)
     followed = [fleet.queue.submit(generate(seed=seed)) for seed in range(50)]
 
     async def crowd() -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
