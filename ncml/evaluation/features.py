@@ -10,6 +10,7 @@ Shapes: N and M images, F features.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -87,15 +88,14 @@ def load_extractor() -> FeatureExtractor:
 
 def frechet_distance(a_NF: Features, b_NF: Features) -> float:
     """Compute abs(m_a - m_b)^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) of Gaussians estimated from two sets of features."""
-    means, covariances = zip(
-        *((x.mean(0, np.float64), np.cov(x.astype(np.float64).T)) for x in (a_NF, b_NF)), strict=True
-    )
-    # The root's trace is the sum of the roots of the eigenvalues of R S_b R, symmetric, where R R = S_a.
-    values, vectors = np.linalg.eigh(covariances[0])
-    root_FF = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    inner = np.linalg.eigvalsh(root_FF @ covariances[1] @ root_FF)
-    traces = sum(float(np.trace(covariance)) for covariance in covariances)
-    return float(((means[0] - means[1]) ** 2).sum() + traces - 2 * np.sqrt(inner.clip(0)).sum())
+    means, roots = [], []
+    for x_NF in (a_NF.astype(np.float64), b_NF.astype(np.float64)):
+        means.append(x_NF.mean(0))
+        roots.append(np.linalg.qr(x_NF - means[-1], mode="r") / math.sqrt(len(x_NF) - 1))  # S = R' R
+    traces = sum(float((root_RF**2).sum()) for root_RF in roots)
+    # (S_a S_b)^(1/2) has the trace of the singular values of R_a R_b'.
+    singular_values = np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False)
+    return float(((means[0] - means[1]) ** 2).sum() + traces - 2 * singular_values.sum())
 
 
 def kernel_distance(a_NF: Features, b_MF: Features) -> Estimate:
