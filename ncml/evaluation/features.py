@@ -91,7 +91,7 @@ def frechet_distance(a_NF: Features, b_NF: Features) -> float:
     means, roots = [], []
     for x_NF in (a_NF.astype(np.float64), b_NF.astype(np.float64)):
         means.append(x_NF.mean(0))
-        roots.append(np.linalg.qr(x_NF - means[-1], mode="r") / math.sqrt(len(x_NF) - 1))  # S = R' R
+        roots.append(np.asarray(np.linalg.qr(x_NF - means[-1], mode="r")) / math.sqrt(len(x_NF) - 1))  # S = R' R
     traces = sum(float((root_RF**2).sum()) for root_RF in roots)
     # (S_a S_b)^(1/2) has the trace of the singular values of R_a R_b'.
     singular_values = np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False)
