@@ -43,14 +43,14 @@ BATCH = 32
 @contextlib.contextmanager
 def real_worker(queue: JobQueue, url: str, model: Path, *lanes: str) -> Iterator[None]:
     """Run `ncml worker` on one thread."""
-    existing = {worker.name for worker in queue.workers()}
+    existing = {worker.name for worker in queue.monitor.workers()}
     command = [sys.executable, "-m", "ncml.cli", "worker", "--models", str(model.parent), "--threads", "1"]
     worker = subprocess.Popen(
         [*command, "--redis-url", url, "--max-batch", str(BATCH), "--drain-s", "0", "--lane", *lanes],
         stderr=subprocess.DEVNULL,
     )
     try:
-        eventually(lambda: {w.name for w in queue.workers() if w.models} - existing, 120)
+        eventually(lambda: {w.name for w in queue.monitor.workers() if w.models} - existing, 120)
         yield
     finally:
         worker.terminate()

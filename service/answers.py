@@ -11,20 +11,8 @@ from ncml.limits import View
 from service.http import examples
 from service.http.negotiation import JSON
 from service.http.problems import FieldError, Problem, as_sentence
-from worker.contract import (
-    Box,
-    Calibrated,
-    JobError,
-    JobStatus,
-    JobView,
-    ModelRef,
-    Ood,
-    Priority,
-    Progress,
-    Task,
-    Timing,
-    ViewVerdict,
-)
+from worker.contract import JobStatus, Priority, Task
+from worker.results import Box, Calibrated, JobError, JobView, ModelRef, Ood, Progress, Timing, ViewVerdict
 
 
 class Answer(BaseModel):

@@ -27,20 +27,10 @@ from service.metrics import Metrics
 from service.params import CalibrateParams, Params
 from service.rendering import calibration_response, images_response, scan_response, score_response
 from service.settings import Settings
-from worker.contract import (
-    CalibrateResult,
-    Job,
-    JobStatus,
-    JobView,
-    Lane,
-    PictureResult,
-    Priority,
-    ScanResult,
-    ScoreResult,
-    Task,
-)
+from worker.contract import Job, JobStatus, Lane, Priority, Task
 from worker.descriptors import ModelDescriptor
-from worker.queue import CANCELED, DuplicateJob, JobNotFound, JobQueue, QueueFull
+from worker.queue import DuplicateJob, JobNotFound, JobQueue, QueueFull
+from worker.results import CANCELED, CalibrateResult, JobView, PictureResult, ScanResult, ScoreResult
 
 T = TypeVar("T")
 
@@ -79,7 +69,7 @@ class JobService:
 
         Raises the 503 `Problem` if no worker serves the task, 422 for an unknown model or class.
         """
-        worker_count, models = await anyio.to_thread.run_sync(self.queue.service, task.lane)
+        worker_count, models = await anyio.to_thread.run_sync(self.queue.monitor.service, task.lane)
         if not worker_count:
             self.metrics.rejected.labels(reason="no-worker").inc()
             detail = f"No worker is running for the {task.lane} lane; start one, or retry later."
@@ -190,7 +180,7 @@ class JobService:
         except QueueFull as error:
             self.metrics.rejected.labels(reason="queue-full").inc()
             lane = job.task.lane
-            pause_s = self._estimate_seconds(lane, self.queue.depth(lane) / 2)  # until half of the queue is done
+            pause_s = self._estimate_seconds(lane, self.queue.monitor.depth(lane) / 2)  # until half of them are done
             detail = as_sentence(f"{error}; retry in {pause_s} s")
             raise Problem(429, detail, kind="queue-full", headers={"Retry-After": str(pause_s)}) from error
         except DuplicateJob as error:
@@ -268,7 +258,7 @@ class JobService:
 
     def _estimate_seconds(self, lane: Lane, job_count: float) -> int:
         """Estimate how long a lane takes for a number of jobs by its workers' measured pace, from 1 to 3600 s."""
-        pace = self.queue.pace(lane)
+        pace = self.queue.monitor.pace(lane)
         return min(max(math.ceil(job_count / pace), 1), 3600) if pace else RETRY_AFTER_S
 
 

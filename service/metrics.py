@@ -10,7 +10,6 @@ from redis.exceptions import RedisError
 
 from worker.contract import Lane, queue_name
 from worker.descriptors import WorkerState
-from worker.published import pace_of
 from worker.queue import JobQueue
 
 log = logging.getLogger(__name__)
@@ -63,7 +62,7 @@ class _QueueState(Collector):
         """Return the gauges; only `ncml_redis_up` if the server is unreachable."""
         up = GaugeMetricFamily("ncml_redis_up", "1 if the queue's server is reachable.")
         try:
-            gauges = list(self._gauges()) if self.queue.ping() else []
+            gauges = list(self._gauges()) if self.queue.monitor.ping() else []
             up.add_metric([], 1)
         except RedisError as error:
             log.warning("the queue is unreachable: %s", error)
@@ -78,7 +77,7 @@ class _QueueState(Collector):
             "Seconds that the oldest waiting job has waited; 0 without one.",
             labels=["queue"],
         )
-        for entry in self.queue.depths():
+        for entry in self.queue.monitor.depths():
             name = queue_name(entry.lane, entry.priority)
             depth.add_metric([name], entry.depth)
             age.add_metric([name], entry.oldest_age_s)
@@ -87,14 +86,14 @@ class _QueueState(Collector):
             "ncml_lane_jobs_per_second", "Recent jobs per second of a lane's busy workers.",
             labels=["lane"],
         )  # fmt: skip
-        infos = self.queue.workers()
+        infos = self.queue.monitor.workers()
         for lane in Lane:
-            if rate := pace_of(infos, lane):
+            if rate := sum(info.pace.get(lane, 0.0) for info in infos):
                 pace.add_metric([lane], rate)
             for state in WorkerState:
                 count = sum(lane in info.lanes and info.state is state for info in infos)
                 workers.add_metric([lane, state], count)
         models = GaugeMetricFamily("ncml_model_info", "Served models.", labels=["model", "version"])
-        for model in self.queue.models():
+        for model in self.queue.monitor.models():
             models.add_metric([model.name, model.version], 1)
         return [depth, age, workers, pace, models]

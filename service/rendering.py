@@ -15,8 +15,8 @@ from ncml.images.tiling import TileSize, blend
 from service.answers import CalibrateAnswer, Picture, PictureAnswer, Sanity, ScanAnswer, Score, ScoreAnswer
 from service.http.negotiation import JSON, NPZ, PNG, ZIP
 from service.http.problems import Problem
-from worker.contract import CalibrateResult, JobView, PictureResult, ScanResult, ScoreResult
-from worker.contract import Score as ImageScore
+from worker.results import CalibrateResult, JobView, PictureResult, ScanResult, ScoreResult
+from worker.results import Score as ImageScore
 
 SCORE_OFFERS = (JSON, NPZ, PNG)
 IMAGE_OFFERS = (PNG, JSON, ZIP, NPZ)

@@ -16,7 +16,8 @@ from ncml.errors import InputError
 from ncml.ood.power import summary
 from ncml.training.adapt import adapt
 from ncml.training.dataset import Dataset
-from worker.contract import Calibrated, CalibrateJob
+from worker.contract import CalibrateJob
+from worker.results import Calibrated
 
 if TYPE_CHECKING:
     from ncml.model import Model

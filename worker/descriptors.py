@@ -10,7 +10,8 @@ from pydantic import BaseModel, Field
 
 from ncml.limits import Keep, View
 from ncml.sampling.options import SamplingLimits
-from worker.contract import FrozenModel, Lane, ModelRef, Priority
+from worker.contract import FrozenModel, Lane, Priority
+from worker.results import ModelRef
 
 
 class Preprocessing(FrozenModel):

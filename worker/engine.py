@@ -23,23 +23,10 @@ from ncml.images import open_image
 from ncml.progress import OnProgress, Progress
 from ncml.runtime import is_out_of_memory, reuse_freed_memory
 from worker import logs
-from worker.contract import (
-    Box,
-    CalibrateJob,
-    CompleteJob,
-    Job,
-    JobError,
-    ModelRef,
-    Pixels,
-    SamplingJob,
-    Scan,
-    ScanJob,
-    Score,
-    ScoreJob,
-    ViewVerdict,
-)
+from worker.contract import CalibrateJob, CompleteJob, Job, Pixels, SamplingJob, ScanJob, ScoreJob
 from worker.messages import Batch, Catalogue, Done, Drop, EngineSettings, Opening, Outcome, Previews, Step
 from worker.registry import ModelRegistry
+from worker.results import Box, JobError, ModelRef, Scan, Score, ViewVerdict
 
 if TYPE_CHECKING:
     from ncml.model import Model

@@ -13,16 +13,20 @@ from typing import Any, Literal
 
 import redis
 
-from worker.contract import JobError, JobStatus, Lane, Preview, Result, Timing
+from worker.contract import JobStatus, Lane
 from worker.keys import LEASES, job_key, preview_key, queue_key, queue_names, script, wake_key
-from worker.queue import CANCELED, DAMAGED, EVENTS_CAP, JobQueue
+from worker.queue import EVENTS_CAP, JobQueue
 from worker.records import status_event
+from worker.results import CANCELED, DAMAGED, Ending, JobError, Preview
 
 LEASE_S = 15.0
 """How long a worker may be silent before other workers take its jobs."""
 
 MAX_ATTEMPTS = 5
 """How often a job is started before it fails because its workers died."""
+
+SCAN = 128
+"""Jobs of each queue that one claim inspects."""
 
 _ORIGINS = frozenset(name.encode() for name in queue_names(list(Lane)))
 
@@ -43,17 +47,6 @@ class Claim:
     data: bytes = b""
     batch_key: str = ""
     traceparent: str = ""
-
-
-@dataclass(frozen=True)
-class Ending:
-    """The end of a job: its status, and its result or error."""
-
-    status: JobStatus
-    error: JobError | None = None
-    result: Result | None = None
-    blob: bytes = b""
-    timing: Timing | None = None
 
 
 Standing = Literal["held", "canceled", "lost"]
@@ -77,16 +70,16 @@ class Leases:
         """Block until a job may have arrived."""
         self._redis.blpop(self._wakes, timeout=timeout_s)
 
-    def claim(self, room: int, key: str = "", *, scan: int = 128) -> tuple[str, list[Claim]]:
+    def claim(self, room: int, key: str = "") -> tuple[str, list[Claim]]:
         """Claim compatible jobs of up to `room` images in total; a larger first job is claimed alone.
 
         `key` restricts the claim to a batch key. Returns the batch key that more jobs may join with ('' for none) and
-        the claims. `scan` is the number of jobs inspected in each queue.
+        the claims.
         """
         token = uuid.uuid4().hex
         next_key, rows = self._claim(
             keys=[LEASES, *map(queue_key, self._names)],
-            args=[token, self.lease_s, self._worker, room, scan, key,
+            args=[token, self.lease_s, self._worker, room, SCAN, key,
                   status_event(JobStatus.RUNNING)],
         )  # fmt: skip
         return next_key.decode(errors="replace"), [
@@ -109,19 +102,8 @@ class Leases:
     def finish(self, endings: Iterable[tuple[Claim, Ending]], *, lapsed: bool = False) -> list[bool]:
         """End claims; return for each whether this call ended it. A lost claim does not change."""
         pipe = self._redis.pipeline(transaction=False)
-        for claim, end in endings:
-            self.queue.finish(
-                claim.id,
-                claim.origin,
-                end.status,
-                token=claim.token,
-                lapsed=lapsed,
-                error=end.error,
-                result=end.result,
-                blob=end.blob,
-                timing=end.timing,
-                client=pipe,
-            )
+        for claim, ending in endings:
+            self.queue.finish(claim.id, claim.origin, ending, token=claim.token, lapsed=lapsed, client=pipe)
         return [bool(ended) for ended in pipe.execute()]
 
     def give_back(

@@ -15,7 +15,7 @@ from worker.contract import Lane
 from worker.messages import EngineSettings
 from worker.metrics import WorkerMetrics
 from worker.queue import JobQueue, QueueError
-from worker.worker import GpuWorker, WorkerSettings
+from worker.worker import BatchWorker, WorkerSettings
 
 
 def load(folder: Path, *, device: str) -> "ncml.Model":
@@ -105,6 +105,6 @@ def main(
     )
     tracer = traces.tracer_of("ncml-worker")
     try:
-        GpuWorker(queue, settings, metrics, tracer).work()
+        BatchWorker(queue, settings, metrics, tracer).work()
     finally:
         queue.close()

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from worker.contract import Calibrated, Job, JobError, ModelRef, Scan, Score
+from worker.contract import Job
 from worker.descriptors import ModelDescriptor
 from worker.registry import Load, Stamp
+from worker.results import Calibrated, JobError, ModelRef, Scan, Score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,10 @@ class Catalogue:
     faults: dict[str, str]
     memory_bytes: int = 0
 
+    def find(self, model: ModelRef) -> ModelDescriptor | None:
+        """Return the descriptor of a model, if it is still served."""
+        return next((m for m in self.models if (m.name, m.version) == (model.name, model.version)), None)
+
 
 Previews = dict[str, tuple[int, int, int, bytes]]
 """The images of some jobs as they look now: number, height, width, and uint8 NHWC bytes."""
@@ -73,7 +78,7 @@ class Step:
     step: int
     total: int
     done: dict[str, int]
-    previews: Previews = field(default_factory=dict[str, tuple[int, int, int, bytes]])
+    previews: Previews = field(default_factory=Previews)
 
 
 @dataclass

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from ncml.ood.alarm import FlaggedRateAlarm
-from worker.contract import Ood, Score, ScoreJob
+from worker.contract import ScoreJob
 from worker.descriptors import ModelDescriptor
+from worker.results import Ending, Ood, Score
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
@@ -83,6 +84,13 @@ class WorkerMetrics:
                 self.ood_p_value.labels(job.model).observe(score.ood.p_value)
                 if model is not None:
                     self._add_evidence(model, score.ood)
+
+    def count_end(self, task: str, model: str, ending: Ending, waited_s: float) -> None:
+        """Count the end of a job, and the time that it waited and ran."""
+        self.finished.labels(task, model, ending.status).inc()
+        self.queue_seconds.labels(task).observe(waited_s)
+        if ending.timing and ending.timing.compute_s is not None:
+            self.duration_seconds.labels(task).observe(ending.timing.compute_s)
 
     def _add_evidence(self, model: ModelDescriptor, verdict: Ood) -> None:
         calibration = model.calibrations.get(verdict.calibration)

@@ -16,24 +16,9 @@ import redis
 
 from ncml.errors import NcmlError
 from worker.changes import Changes
-from worker.contract import (
-    RESULT,
-    Event,
-    Job,
-    JobError,
-    JobStatus,
-    JobView,
-    Lane,
-    Preview,
-    Priority,
-    Result,
-    Timing,
-    queue_name,
-)
-from worker.descriptors import ModelDescriptor, QueueDepth, WorkerInfo
+from worker.contract import Job, JobStatus, Priority, queue_name
 from worker.keys import (
     LEASES,
-    PROBE,
     blob_key,
     events_key,
     job_key,
@@ -43,18 +28,15 @@ from worker.keys import (
     script,
     wake_key,
 )
-from worker.published import PublishedWorkers, pace_of, served_models
+from worker.monitor import QueueMonitor
 from worker.records import RQ_STATUS, VIEW_FIELDS, read_event, record_of, status_event, view_from
+from worker.results import CANCELED, EXPIRED, RESULT, Ending, Event, JobView, Preview, Result
 
 RESULT_TTL_S = 3600
 """How long an ended job, its result and its images are kept."""
 
 EVENTS_CAP = 256
 """Entries of a job's event stream; older ones are dropped."""
-
-CANCELED = JobError(reason="canceled", detail="the job was canceled on request")
-DAMAGED = JobError(reason="worker", detail="the record of the job is damaged")
-EXPIRED = JobError(reason="expired", detail="no worker started the job in time; try again later")
 
 _POOL: Any = redis.BlockingConnectionPool  # redis-py's types are incomplete
 
@@ -99,9 +81,8 @@ class JobQueue:
         self._finish = script(client, "finish")
         self._cancel = script(client, "cancel")
         self._forget = script(client, "forget")
-        self._probe = script(client, "probe")
         self._changes = Changes(client)
-        self._workers = PublishedWorkers(client)
+        self.monitor = QueueMonitor(client)
 
     @classmethod
     def from_url(cls, url: str, *, result_ttl_s: int = RESULT_TTL_S) -> "JobQueue":
@@ -222,41 +203,36 @@ class JobQueue:
         self,
         job_id: str,
         origin: str,
-        status: JobStatus,
+        ending: Ending,
         *,
         place: str = LEASES,
         token: str = "",
         lapsed: bool = False,
-        error: JobError | None = None,
-        result: Result | None = None,
-        blob: bytes = b"",
-        timing: Timing | None = None,
         client: Any = None,
     ) -> bool:
         """End a job, once; return whether this call did. For the worker, and for jobs that still wait.
 
-        A job whose cancellation was accepted ends canceled, whatever `status` is.
+        A job whose cancellation was accepted ends canceled, whatever its `ending` is.
 
         `place` and `token` name where the caller expects the job: in a queue, or leased under that token. `lapsed`
         restricts this to leases that have lapsed. `client` may be a pipeline, whose results hold the answer.
         """
-        rq_status, registry = RQ_STATUS[status]
-        fields: dict[str, str | bytes] = {"outcome": status}
-        if error:
-            fields["error"] = error.model_dump_json()
-        if result:
-            fields |= {"result": RESULT.dump_json(result), "version": result.model.version}
-        if timing:
-            fields["timing"] = timing.model_dump_json()
-        return bool(
-            self._finish(
-                keys=[place, job_key(job_id), blob_key(job_id)],
-                args=[job_id, token, int(lapsed), origin, registry, self.result_ttl_s, rq_status,
-                      status_event(status, error), blob, status_event(JobStatus.CANCELED, CANCELED),
-                      CANCELED.model_dump_json(), *(part for item in fields.items() for part in item)],
-                client=client,
-            )
+        rq_status, registry = RQ_STATUS[ending.status]
+        fields: dict[str, str | bytes] = {"outcome": ending.status}
+        if ending.error:
+            fields["error"] = ending.error.model_dump_json()
+        if ending.result:
+            fields |= {"result": RESULT.dump_json(ending.result), "version": ending.result.model.version}
+        if ending.timing:
+            fields["timing"] = ending.timing.model_dump_json()
+        ended = self._finish(
+            keys=[place, job_key(job_id), blob_key(job_id)],
+            args=[job_id, token, int(lapsed), origin, registry, self.result_ttl_s, rq_status,
+                  status_event(ending.status, ending.error), ending.blob, status_event(JobStatus.CANCELED, CANCELED),
+                  CANCELED.model_dump_json(), *(part for item in fields.items() for part in item)],
+            client=client,
         )  # fmt: skip
+        return bool(ended)
 
     # -- reading
 
@@ -276,7 +252,7 @@ class JobQueue:
         is_late = start_by is not None and start_by < time.time() and start_by < self.redis.time()[0]
         if is_late:
             origin = queue_name(view.task.lane, view.priority)
-            if self.finish(job_id, origin, JobStatus.EXPIRED, place=queue_key(origin), error=EXPIRED):
+            if self.finish(job_id, origin, Ending(JobStatus.EXPIRED, EXPIRED), place=queue_key(origin)):
                 return self.view(job_id)
         return view
 
@@ -387,57 +363,6 @@ class JobQueue:
                 del view  # thousands of requests wait here
                 await follower.wait(pause_s)
 
-    # -- workers, models and waiting jobs
-
-    def ping(self) -> bool:
-        """Return whether the server answers."""
-        return bool(self.redis.ping())
-
-    def refusal(self) -> str | None:
-        """Return why the server refuses new jobs; None if it accepts them."""
-        try:
-            return "it is short of memory" if self._probe(keys=[PROBE]) == b"memory" else None
-        except redis.ResponseError as error:
-            return str(error).partition(" script:")[0].rstrip(".")  # without the place in the script
-
-    def workers(self) -> list[WorkerInfo]:
-        """Return the live workers, longest-lived first."""
-        return [worker.info for worker in self._workers.read()]
-
-    def models(self) -> list[ModelDescriptor]:
-        """Return the models of live workers: one for each name and version, latest workers first."""
-        return served_models(self._workers.read())
-
-    def service(self, lane: Lane) -> tuple[int, list[ModelDescriptor]]:
-        """Return how many live workers serve a lane, and the models of all live workers."""
-        workers = self._workers.read()
-        return sum(lane in worker.info.lanes for worker in workers), served_models(workers)
-
-    def depths(self) -> list[QueueDepth]:
-        """Return how many jobs wait in each queue, and since when: lanes in order, high priority first."""
-        names = [(lane, priority) for lane in Lane for priority in Priority]
-        pipe = self.redis.pipeline(transaction=False)
-        for lane, priority in names:
-            pipe.llen(queue_key(queue_name(lane, priority)))
-            pipe.lindex(queue_key(queue_name(lane, priority)), 0)
-        answers: list[Any] = pipe.execute()
-        pipe = self.redis.pipeline(transaction=False)
-        for oldest in answers[1::2]:
-            pipe.hget(job_key(oldest.decode(errors="replace") if oldest else "-"), "submitted")
-        ages = [_age_s(at) for at in pipe.execute(raise_on_error=False)]
-        return [
-            QueueDepth(lane=lane, priority=priority, depth=depth, oldest_age_s=age)
-            for (lane, priority), depth, age in zip(names, answers[0::2], ages, strict=True)
-        ]
-
-    def depth(self, lane: Lane) -> int:
-        """Return the number of jobs that wait in a lane."""
-        return sum(entry.depth for entry in self.depths() if entry.lane is lane)
-
-    def pace(self, lane: Lane) -> float:
-        """Return the jobs per second of a lane's live workers together, as they measured; 0 before any has."""
-        return pace_of(self.workers(), lane)
-
     def close(self) -> None:
         """Release the connections."""
         self.redis.close()
@@ -445,14 +370,6 @@ class JobQueue:
     async def aclose(self) -> None:
         """Release the connection of `events` and `wait`."""
         await self._changes.aclose()
-
-
-def _age_s(submitted: object) -> float:
-    """Return how long ago a job was submitted; 0 if there is none, or its record is damaged."""
-    try:
-        return max(0.0, time.time() - float(submitted)) if isinstance(submitted, bytes) else 0.0
-    except ValueError:
-        return 0.0
 
 
 def _pause_s(view: JobView, longest_s: float) -> float:

@@ -9,20 +9,8 @@ import pydantic_core
 from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
-from worker.contract import (
-    JOB,
-    Event,
-    Job,
-    JobError,
-    JobStatus,
-    JobView,
-    ModelRef,
-    Priority,
-    Task,
-    Timing,
-    batch_key,
-    queue_name,
-)
+from worker.contract import JOB, Job, JobStatus, Priority, Task, batch_key, queue_name
+from worker.results import Event, JobError, JobView, ModelRef, Timing
 
 VIEW_FIELDS = (
     "status", "outcome", "task", "model", "version", "priority", "request_id", "n", "submitted", "started", "ended",

@@ -1,29 +1,28 @@
 """Jobs in the engine: what they report while they run, their results, and how fast a lane's jobs end."""
 
+from __future__ import annotations
+
 import time
 from dataclasses import dataclass, field
 
-from worker.contract import (
-    CalibrateJob,
+from worker.contract import CalibrateJob, Job, ScanJob, ScoreJob, batch_key
+from worker.keys import blob_key
+from worker.leases import Claim
+from worker.messages import Outcome, Step
+from worker.records import parse_job, write_event
+from worker.results import (
     CalibrateResult,
     Event,
-    Job,
     ModelRef,
     PictureResult,
     Pictures,
     Preview,
     Progress,
     Result,
-    ScanJob,
     ScanResult,
-    ScoreJob,
     ScoreResult,
     Timing,
 )
-from worker.keys import blob_key
-from worker.leases import Claim
-from worker.messages import Outcome, Step
-from worker.records import write_event
 from worker.traces import trace_id
 
 
@@ -38,6 +37,14 @@ class RunningJob:
     started_at: float = field(default_factory=time.time)
     stages: dict[str, float] = field(default_factory=dict[str, float])
     """Seconds of each stage of its batch, once it has ended."""
+
+    @classmethod
+    def parse(cls, claim: Claim) -> RunningJob:
+        """Read the job of a claim. Raises `ValueError` if it is not the job that its record describes."""
+        job = parse_job(claim.data)
+        if claim.batch_key and batch_key(job) != claim.batch_key:  # a job without a key runs alone
+            raise ValueError("the payload is another job than the record describes")
+        return cls(claim, job)
 
     @property
     def log_fields(self) -> dict[str, str]:

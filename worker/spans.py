@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
-from worker.leases import Ending
+from worker.results import Ending
 from worker.running import RunningJob
 from worker.traces import context_of, traceparent_of
 

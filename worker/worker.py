@@ -1,7 +1,7 @@
 """The control process: claims batches, sends them to the engine, keeps their leases, and ends each job once.
 
-It registers, sends heartbeats and can be suspended as an RQ worker, so RQ's tools see it. Unlike RQ's workers it has
-batches computed by a process that outlives them. Must not import torch: only the engine does.
+It registers, sends heartbeats and can be suspended as an RQ worker, so RQ's tools list it. Unlike RQ's workers, it has
+batches computed by one engine process, which keeps the models loaded. Must not import torch: only the engine does.
 """
 
 import logging
@@ -22,15 +22,15 @@ from rq.suspension import is_suspended
 from rq.worker import SimpleWorker
 from rq.worker_registration import clean_worker_registry
 
-from worker.contract import JobError, JobStatus, Lane, ModelRef, ScoreJob, Timing, batch_key
-from worker.descriptors import ModelDescriptor, PublishedWorker, WorkerInfo, WorkerState
+from worker.contract import JobStatus, Lane, ScoreJob
+from worker.descriptors import PublishedWorker, WorkerInfo, WorkerState
 from worker.keys import WORKERS, queue_names, worker_key
-from worker.leases import LEASE_S, Claim, Ending, Leases
+from worker.leases import LEASE_S, Claim, Leases
 from worker.messages import Batch, Catalogue, Done, Drop, EngineSettings, Opening, Step
 from worker.metrics import WorkerMetrics
 from worker.process import EngineDied, EngineProcess
-from worker.queue import CANCELED, EXPIRED, JobQueue
-from worker.records import parse_job
+from worker.queue import JobQueue
+from worker.results import CANCELED, EXPIRED, Ending, JobError, ModelRef, Timing
 from worker.running import Pace, RunningJob
 from worker.spans import record_job
 from worker.supervisor import EngineSupervisor
@@ -60,11 +60,7 @@ class WorkerSettings:
     lanes: tuple[Lane, ...]
     engine: EngineSettings
     window_s: float = 0.01
-    """How long a batch that is less than half full waits for more jobs, if the engine was busy.
-
-    It stops waiting when no job has come for a third of this time. A fuller batch starts at once: later jobs form the
-    next one.
-    """
+    """How long a batch less than half full waits for more jobs if the engine was busy; a third of it for each job."""
     drain_s: float = 25.0
     """How long a running batch may continue after SIGTERM; then its jobs go back to their queues."""
     hang_s: float = 300.0
@@ -72,7 +68,7 @@ class WorkerSettings:
     lease_s: float = LEASE_S
 
 
-class GpuWorker(SimpleWorker):
+class BatchWorker(SimpleWorker):
     """Claims compatible jobs of its lanes in batches, and ends each job once."""
 
     def __init__(
@@ -92,7 +88,6 @@ class GpuWorker(SimpleWorker):
         self.metrics = metrics or WorkerMetrics()
         self.leases = Leases(queue, settings.lanes, self.name, lease_s=settings.lease_s)
         self._tracer = tracer
-        self._queue = queue
         self._client: Any = queue.redis
         self._supervisor = EngineSupervisor(
             settings.engine, self.metrics, hang_s=settings.hang_s, on_catalogue=lambda: self._beat(force=True)
@@ -190,9 +185,7 @@ class GpuWorker(SimpleWorker):
         pipe.execute()
         for state in WorkerState:
             self.metrics.state.labels(state).set(state is info.state)
-        moved = self.leases.recover()
-        if moved:
-            self.metrics.retries.labels("worker").inc(moved)
+        self.metrics.retries.labels("worker").inc(self.leases.recover())
 
     def _current_state(self) -> WorkerState:
         if self._stop_at is not None:
@@ -242,10 +235,7 @@ class GpuWorker(SimpleWorker):
                 endings.append((claim, Ending(JobStatus.EXPIRED, EXPIRED)))
                 continue
             try:
-                job = parse_job(claim.data)
-                if claim.batch_key and batch_key(job) != claim.batch_key:  # a job without a key runs alone
-                    raise ValueError("the payload is another job than the record describes")
-                running[claim.id] = RunningJob(claim, job)
+                running[claim.id] = RunningJob.parse(claim)
             except ValueError as error:
                 detail = "the payload is not a job of this worker's version"
                 log.error("%s: %s", detail, error, extra={"job": claim.id})
@@ -275,19 +265,16 @@ class GpuWorker(SimpleWorker):
                 self._engine_lost(running, "died")
                 return
             now = time.monotonic()
-            match message:
-                case Done() if message.number == self._number:
-                    self._conclude(running, message)
-                    self._paces.setdefault(lane, Pace()).add(jobs, time.monotonic() - started)
-                    return
-                case Step():
-                    last_message = now
-                    self._note(running, message)
-                case Opening() | Catalogue():
-                    with self._outages():
-                        self._supervisor.note(message)
-                case _:
-                    pass
+            if isinstance(message, Done) and message.number == self._number:
+                self._conclude(running, message)
+                self._paces.setdefault(lane, Pace()).add(jobs, time.monotonic() - started)
+                return
+            if isinstance(message, Step):
+                last_message = now
+                self._note(running, message)
+            elif isinstance(message, Opening | Catalogue):
+                with self._outages():
+                    self._supervisor.note(message)
             if now - last_message > self.settings.hang_s:
                 self._engine_lost(running, "hung")
                 return
@@ -357,31 +344,25 @@ class GpuWorker(SimpleWorker):
             endings.append((entry.claim, Ending(JobStatus.SUCCEEDED, None, result, blob, timing)))
             self.metrics.images.labels(entry.job.task, entry.job.model).inc(entry.job.n)
             if isinstance(entry.job, ScoreJob):
-                self.metrics.count_scores(entry.job, outcome.scores, self._descriptor(outcome.model))
+                descriptor = self._supervisor.catalogue.find(outcome.model)
+                self.metrics.count_scores(entry.job, outcome.scores, descriptor)
         if endings:
             first = next(iter(running.values())).job
             largest = max((outcome.batch_size for outcome in done.outcomes.values()), default=0)
             self.metrics.batch_size.labels(first.task).observe(largest)
             self._end(endings, running)
 
-    def _descriptor(self, model: ModelRef) -> ModelDescriptor | None:
-        """Return the descriptor of a model, unless it was replaced since."""
-        models = self._supervisor.catalogue.models
-        return next((m for m in models if (m.name, m.version) == (model.name, model.version)), None)
-
     def _engine_lost(self, running: dict[str, RunningJob], reason: str) -> None:
         """Replace the engine, and have each of its jobs computed alone, so that a bad one fails alone.
 
         A job fails if the engine ended while computing it alone, and this was not its first attempt.
         """
-        alone = len(running) == 1
-        failed = [entry.claim for entry in running.values() if alone and entry.claim.attempts >= 2]
-        retried = [entry.claim for entry in running.values() if entry.claim not in failed]
-        detail = f"the engine {reason} twice while computing the job" if failed else ""
-        error = JobError(reason="engine", detail=detail)
-        self._end([(claim, Ending(JobStatus.FAILED, error)) for claim in failed], running)
-        if retried:
-            moved = self._retry(lambda: self.leases.give_back(retried, alone=True))
+        claims = [entry.claim for entry in running.values()]
+        if len(claims) == 1 and claims[0].attempts >= 2:
+            error = JobError(reason="engine", detail=f"the engine {reason} twice while computing the job")
+            self._end([(claims[0], Ending(JobStatus.FAILED, error))], running)
+        elif claims:
+            moved = self._retry(lambda: self.leases.give_back(claims, alone=True))
             self.metrics.retries.labels("engine").inc(sum(moved))
         self._supervisor.replace(reason)
 
@@ -400,10 +381,8 @@ class GpuWorker(SimpleWorker):
                 continue
             if ending.error:
                 extra |= {"reason": ending.error.reason, "detail": ending.error.detail}
-            self.metrics.finished.labels(task, model, ending.status).inc()
-            self.metrics.queue_seconds.labels(task).observe(claim.waited_s)
+            self.metrics.count_end(task, model, ending, claim.waited_s)
             if ending.timing and ending.timing.compute_s is not None:
-                self.metrics.duration_seconds.labels(task).observe(ending.timing.compute_s)
                 extra |= {"compute_s": round(ending.timing.compute_s, 4), "batch_size": ending.timing.batch_size}
             log.info("job ended", extra=extra)
             if self._tracer and entry:

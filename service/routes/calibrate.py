@@ -79,7 +79,7 @@ async def calibrate(request: Request, jobs: Jobs) -> Response:
 
 
 async def _check_name(jobs: JobService, name: str) -> None:
-    descriptors = await anyio.to_thread.run_sync(jobs.queue.models)
+    descriptors = await anyio.to_thread.run_sync(jobs.queue.monitor.models)
     if name in {model.name for model in descriptors}:
         raise invalid_field("name", f"name: there is a model {name!r} already; choose another name.")
 

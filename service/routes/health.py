@@ -72,10 +72,10 @@ async def readyz(jobs: Jobs) -> Readiness:
     curl localhost:8000/readyz
     ```
     """
-    refusal = await anyio.to_thread.run_sync(jobs.queue.refusal)
+    refusal = await anyio.to_thread.run_sync(jobs.queue.monitor.refusal)
     if refusal:
         raise Problem(503, f"The queue refuses new jobs: {refusal}.", kind="not-ready")
-    workers = await anyio.to_thread.run_sync(jobs.queue.workers)
+    workers = await anyio.to_thread.run_sync(jobs.queue.monitor.workers)
     ready = [info for info in workers if info.state is not WorkerState.LOADING and info.models]
     lanes = {str(lane): sum(lane in info.lanes for info in ready) for lane in jobs.settings.ready_lanes}
     missing = [lane for lane, count in lanes.items() if not count]

@@ -21,7 +21,8 @@ from service.http.openapi import BINARY, header_parameters, problem_responses
 from service.http.problems import Problem
 from service.jobs import Jobs, as_canceled
 from service.rendering import CALIBRATE_OFFERS, IMAGE_OFFERS, SCORE_OFFERS
-from worker.contract import Event, Task
+from worker.contract import Task
+from worker.results import Event
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 

@@ -47,7 +47,7 @@ async def models(jobs: Jobs) -> Models:
     curl localhost:8000/models
     ```
     """
-    descriptors = await anyio.to_thread.run_sync(jobs.queue.models)
+    descriptors = await anyio.to_thread.run_sync(jobs.queue.monitor.models)
     served = _mark_default(jobs, sorted(descriptors, key=lambda model: model.name), descriptors)
     return Models(models=served, calibration_allowed=jobs.settings.allow_calibration)
 
@@ -69,7 +69,7 @@ async def model(
     curl localhost:8000/models/cifar10@9f2c61
     ```
     """
-    descriptors = await anyio.to_thread.run_sync(jobs.queue.models)
+    descriptors = await anyio.to_thread.run_sync(jobs.queue.monitor.models)
     try:
         selected = jobs.select_model(descriptors, name)[0]
     except Problem as error:

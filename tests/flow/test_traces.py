@@ -31,7 +31,7 @@ from worker import traces
 from worker.contract import Lane
 from worker.messages import EngineSettings
 from worker.queue import JobQueue
-from worker.worker import GpuWorker, WorkerSettings
+from worker.worker import BatchWorker, WorkerSettings
 
 ROOT = Path(__file__).parents[2]
 IMAGE = to_png(np.full((8, 8, 3), 90, np.uint8))
@@ -53,7 +53,7 @@ def run(valkey_url: str, tmp_path: Path) -> Run:
         write_model(tmp_path / "models", batch_s=0.02, image_s=0.001)
         engine = EngineSettings(directories=(tmp_path / "models",), load=load, max_batch=16)
         queue = JobQueue.from_url(valkey_url)
-        worker = GpuWorker(queue, WorkerSettings(lanes=(Lane.SCORE, Lane.GENERATE), engine=engine), tracer=tracer)
+        worker = BatchWorker(queue, WorkerSettings(lanes=(Lane.SCORE, Lane.GENERATE), engine=engine), tracer=tracer)
 
         def use_service() -> None:
             app = create_app(Settings(), JobQueue.from_url(valkey_url), tracer)

@@ -15,36 +15,7 @@ from ncml.images import open_image
 from ncml.images.tiling import TileSize
 from service.app import create_app
 from service.settings import Settings
-from worker.contract import (
-    Box,
-    Calibrated,
-    CalibrateJob,
-    CalibrateResult,
-    CompleteJob,
-    Event,
-    GenerateJob,
-    Job,
-    JobError,
-    JobStatus,
-    JobView,
-    Lane,
-    ModelRef,
-    Ood,
-    PictureResult,
-    Pictures,
-    Preview,
-    Priority,
-    Progress,
-    Result,
-    Scan,
-    ScanJob,
-    ScanResult,
-    Score,
-    ScoreJob,
-    ScoreResult,
-    Timing,
-    ViewVerdict,
-)
+from worker.contract import CalibrateJob, CompleteJob, GenerateJob, Job, JobStatus, Lane, Priority, ScanJob, ScoreJob
 from worker.descriptors import (
     Calibration,
     Histogram,
@@ -55,7 +26,29 @@ from worker.descriptors import (
     WorkerInfo,
     WorkerState,
 )
-from worker.queue import CANCELED, DuplicateJob, JobNotFound, QueueFull
+from worker.queue import DuplicateJob, JobNotFound, QueueFull
+from worker.results import (
+    CANCELED,
+    Box,
+    Calibrated,
+    CalibrateResult,
+    Event,
+    JobError,
+    JobView,
+    ModelRef,
+    Ood,
+    PictureResult,
+    Pictures,
+    Preview,
+    Progress,
+    Result,
+    Scan,
+    ScanResult,
+    Score,
+    ScoreResult,
+    Timing,
+    ViewVerdict,
+)
 
 CALIBRATION = Calibration(
     version="c0" * 32,

@@ -15,8 +15,9 @@ from starlette.testclient import TestClient
 
 from ncml.images import grid, heat, open_image, to_png
 from ncml.images.tiling import TileSize, blend
-from worker.contract import CompleteJob, GenerateJob, JobError, Priority, ScanJob, ScoreJob
+from worker.contract import CompleteJob, GenerateJob, Priority, ScanJob, ScoreJob
 from worker.descriptors import WorkerState
+from worker.results import JobError
 
 
 def flat(level: int, h: int = 8, w: int = 8) -> bytes:

@@ -82,4 +82,4 @@ def test_every_waiting_request_and_stream_of_a_crowd_is_answered(
     assert all(answer.count("event: succeeded") == 1 for _, answer in streams)
     assert connections[0] <= 32
     assert memory.growth < 100 * MIB
-    eventually(lambda: sum(depth.depth for depth in fleet.queue.depths()) == 0, 120)
+    eventually(lambda: sum(depth.depth for depth in fleet.queue.monitor.depths()) == 0, 120)

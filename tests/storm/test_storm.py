@@ -19,8 +19,9 @@ from rq.serializers import JSONSerializer
 from tests.conftest import Valkey
 from tests.worker.fleet import Fleet, eventually, generate, score
 from tests.worker.synthetic import SyntheticModel, write_model
-from worker.contract import JobStatus, Lane, Pixels, ScoreResult
+from worker.contract import JobStatus, Lane, Pixels
 from worker.leases import Leases
+from worker.results import ScoreResult
 
 LEASE = {"lease_s": 1.5}
 
@@ -143,7 +144,7 @@ def test_the_server_is_killed_and_comes_back(new_valkey: Callable[..., Valkey], 
 
 def _answers(fleet: Fleet) -> bool:
     try:
-        return fleet.queue.ping()
+        return fleet.queue.monitor.ping()
     except redis.ConnectionError:
         return False
 

@@ -15,8 +15,9 @@ import psutil
 
 from ncml.images import to_png
 from tests.worker.synthetic import HEIGHT, WIDTH
-from worker.contract import CompleteJob, GenerateJob, JobStatus, JobView, PictureResult, Pixels, ScanJob, ScoreJob
+from worker.contract import CompleteJob, GenerateJob, JobStatus, Pixels, ScanJob, ScoreJob
 from worker.queue import JobQueue
+from worker.results import JobView, PictureResult
 
 ROOT = Path(__file__).parents[2]
 PIXELS = Pixels(height=HEIGHT, width=WIDTH, data=bytes(range(HEIGHT * WIDTH * 3)))
@@ -59,7 +60,7 @@ class Fleet:
 
     def start(self, lanes: str = "score,generate", *, ready: bool = True, **options: float) -> subprocess.Popen[bytes]:
         """Start a worker; options are fields of its settings."""
-        earlier_names = {worker.name for worker in self.queue.workers() if worker.models}
+        earlier_names = {worker.name for worker in self.queue.monitor.workers() if worker.models}
         command = [sys.executable, "tests/worker/synthetic.py", self.url, str(self.models), lanes]
         with self.log.open("ab") as log:
             process = subprocess.Popen(
@@ -68,7 +69,9 @@ class Fleet:
             )  # fmt: skip
         self.processes.append(process)
         if ready:
-            eventually(lambda: {worker.name for worker in self.queue.workers() if worker.models} - earlier_names)
+            eventually(
+                lambda: {worker.name for worker in self.queue.monitor.workers() if worker.models} - earlier_names
+            )
         return process
 
     def engine_of(self, process: subprocess.Popen[bytes]) -> int:
@@ -108,7 +111,7 @@ class Fleet:
             assert len(terminal) == 1, f"job {job_id} ended {len(terminal)} times"
             assert entries[-1] == terminal[0], f"job {job_id} has events after its end"
         assert redis.zcard("ncml:leases") == 0
-        assert [depth.depth for depth in self.queue.depths()] == [0] * 6
+        assert [depth.depth for depth in self.queue.monitor.depths()] == [0] * 6
         unfinished = [key for key in redis.keys("*") if b":wip:" in key or b":intermediate" in key]
         assert unfinished == []
         permanent_prefixes = (

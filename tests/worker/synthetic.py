@@ -286,7 +286,7 @@ def serve(url: str, models: str, lanes: str, *options: str) -> None:
     from worker.messages import EngineSettings
     from worker.metrics import WorkerMetrics
     from worker.queue import JobQueue
-    from worker.worker import GpuWorker, WorkerSettings
+    from worker.worker import BatchWorker, WorkerSettings
 
     logs.configure()
     values = {name: float(value) for name, _, value in (option.partition("=") for option in options)}
@@ -296,7 +296,7 @@ def serve(url: str, models: str, lanes: str, *options: str) -> None:
     if port := int(values.pop("metrics_port", 0)):
         metrics.serve(port)
     queue = JobQueue.from_url(url)
-    GpuWorker(queue, replace(settings, **values), metrics).work()
+    BatchWorker(queue, replace(settings, **values), metrics).work()
     queue.close()
 
 

@@ -131,5 +131,5 @@ def test_a_queue_is_used_over_tls_with_a_certificate_authority_of_ones_own(encry
 def test_a_server_of_another_certificate_authority_is_refused(encrypted_port: int) -> None:
     queue = JobQueue.from_url(f"rediss://localhost:{encrypted_port}/0")
     with pytest.raises(redis.ConnectionError):
-        queue.ping()
+        queue.monitor.ping()
     queue.close()

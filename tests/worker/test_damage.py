@@ -9,9 +9,10 @@ import pytest
 from tests.worker.fleet import Fleet, eventually, generate, score
 from worker.contract import GenerateJob, JobStatus, Lane
 from worker.keys import LEASES, WORKERS
-from worker.leases import Ending, Leases
+from worker.leases import Leases
 from worker.queue import JobNotFound, JobQueue
 from worker.records import MAX_PAYLOAD_BYTES, parse_job
+from worker.results import Ending
 
 
 @pytest.fixture
@@ -80,10 +81,10 @@ DAMAGES: dict[str, Callable[[JobQueue, str], object]] = {
 def test_a_damaged_record_ends_its_job_and_no_other(fleet: Fleet, name: str) -> None:
     first, damaged, last = (fleet.queue.submit(generate(seed=seed)) for seed in range(3))
     DAMAGES[name](fleet.queue, damaged)
-    assert {depth.lane for depth in fleet.queue.depths()} == set(Lane)
+    assert {depth.lane for depth in fleet.queue.monitor.depths()} == set(Lane)
     worker = fleet.start("generate", lease_s=1.5)
     assert [view.status for view in fleet.wait([first, last])] == [JobStatus.SUCCEEDED] * 2
-    eventually(lambda: fleet.queue.depth(Lane.GENERATE) == 0 and not fleet.queue.redis.zcard(LEASES))
+    eventually(lambda: fleet.queue.monitor.depth(Lane.GENERATE) == 0 and not fleet.queue.redis.zcard(LEASES))
     with contextlib.suppress(JobNotFound):
         assert fleet.queue.view(damaged).status.is_terminal
     assert worker.poll() is None
@@ -100,7 +101,7 @@ def test_damaged_leases_and_workers_are_ignored(queue: JobQueue) -> None:
     queue.redis.zadd(LEASES, dict.fromkeys(members, 1.0))
     queue.redis.zadd(WORKERS, {b"\xff\xfe": 1.0, b"": 2.0})
     queue.redis.sadd("rq:workers", b"rq:worker:\xff")
-    assert queue.workers() == []
+    assert queue.monitor.workers() == []
     assert Leases(queue, [Lane.GENERATE], "w").recover() == 1
     assert queue.redis.zcard(LEASES) == 0
     assert queue.view(job_id).status is JobStatus.QUEUED

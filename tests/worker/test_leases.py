@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from worker.contract import Event, GenerateJob, JobStatus, Lane, Preview, Priority, Progress
-from worker.leases import Ending, Leases
+from worker.contract import GenerateJob, JobStatus, Lane, Priority
+from worker.leases import Leases
 from worker.queue import EVENTS_CAP, JobQueue, QueueFull
+from worker.results import Ending, Event, Preview, Progress
 
 
 @pytest.fixture

@@ -18,8 +18,9 @@ import pytest
 import ncml
 from tests.conftest import free_port
 from tests.worker.fleet import eventually
-from worker.contract import CompleteJob, GenerateJob, PictureResult, Pixels, ScoreJob, ScoreResult
+from worker.contract import CompleteJob, GenerateJob, Pixels, ScoreJob
 from worker.queue import JobQueue
+from worker.results import PictureResult, ScoreResult
 
 COMMAND = [sys.executable, "-m", "ncml.cli", "worker"]
 
@@ -43,7 +44,7 @@ def test_a_real_model_returns_the_same_through_the_queue_as_in_process(
             stderr=stderr,
         )
     try:
-        descriptor = eventually(queue.models)[0]
+        descriptor = eventually(queue.monitor.models)[0]
         model = ncml.load(model_folder)
         assert (descriptor.name, descriptor.version) == ("tiny", model.version)
         assert (descriptor.classes, descriptor.keeps, descriptor.noise) == (model.classes, model.keeps, model.noise)
@@ -94,7 +95,7 @@ def test_a_real_model_returns_the_same_through_the_queue_as_in_process(
     finally:
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(timeout=10) == 0
-    assert queue.workers() == []
+    assert queue.monitor.workers() == []
     assert "traceback" not in log.read_text()
     entries = [json.loads(line) for line in log.read_text().splitlines()]
     assert [entry["batching"] for entry in entries if entry["message"] == "model served"] == [

@@ -19,11 +19,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from worker.contract import GenerateJob, JobError, JobStatus, Lane, Priority
+from worker.contract import GenerateJob, JobStatus, Lane, Priority
 from worker.keys import LEASES
-from worker.leases import MAX_ATTEMPTS, Claim, Ending, Leases
+from worker.leases import MAX_ATTEMPTS, Claim, Leases
 from worker.queue import JobQueue, QueueFull
 from worker.records import parse_job
+from worker.results import Ending, JobError
 
 LIMIT = 12
 QUEUES = [f"rq:queue:ncml:generate:{priority}" for priority in Priority]

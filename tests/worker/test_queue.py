@@ -13,9 +13,10 @@ from tests.conftest import Valkey
 from worker.contract import GenerateJob, JobStatus, Lane, Pixels, Priority, ScanJob, ScoreJob
 from worker.descriptors import Batching, ModelDescriptor, Preprocessing, PublishedWorker, WorkerInfo, WorkerState
 from worker.keys import WORKERS, job_key, worker_key
-from worker.leases import Ending, Leases
-from worker.queue import CANCELED, DuplicateJob, JobNotFound, JobQueue, QueueError, QueueFull
+from worker.leases import Leases
+from worker.queue import DuplicateJob, JobNotFound, JobQueue, QueueError, QueueFull
 from worker.records import parse_job
+from worker.results import CANCELED, Ending
 
 PIXELS = Pixels(height=2, width=2, data=bytes(range(12)))
 
@@ -36,8 +37,8 @@ def test_a_submitted_job_waits_in_its_queue_and_keeps_its_specification(queue: J
     assert 0 <= view.timing.queue_s < 5
     assert parse_job(queue.redis.hget(job_key(job_id), "data")) == job
     assert queue.result(job_id) is None
-    assert [d.depth for d in queue.depths()] == [1, 0, 0, 0, 0, 0]
-    assert 0 <= queue.depths()[0].oldest_age_s < 5
+    assert [d.depth for d in queue.monitor.depths()] == [1, 0, 0, 0, 0, 0]
+    assert 0 <= queue.monitor.depths()[0].oldest_age_s < 5
 
 
 def test_one_of_fifty_concurrent_submissions_gets_a_chosen_id(queue: JobQueue) -> None:
@@ -50,7 +51,7 @@ def test_one_of_fifty_concurrent_submissions_gets_a_chosen_id(queue: JobQueue) -
 
     with ThreadPoolExecutor(16) as pool:
         assert sum(pool.map(submit, range(50))) == 1
-    assert queue.depth(Lane.GENERATE) == 1
+    assert queue.monitor.depth(Lane.GENERATE) == 1
 
 
 def test_a_full_lane_accepts_exactly_its_limit_and_stores_nothing_of_refused_jobs(queue: JobQueue) -> None:
@@ -89,7 +90,7 @@ def test_a_job_keeps_its_owner(queue: JobQueue) -> None:
 
 
 def test_the_pace_of_a_lane_is_the_sum_of_its_workers(queue: JobQueue) -> None:
-    assert queue.pace(Lane.SCORE) == 0
+    assert queue.monitor.pace(Lane.SCORE) == 0
     for name, pace in (("a", {Lane.SCORE: 2.0}), ("b", {Lane.SCORE: 3.0, Lane.GENERATE: 0.5}), ("c", {})):
         info = WorkerInfo(
             name=name, lanes=tuple(Lane), state=WorkerState.IDLE, device="cpu", max_batch=8, models=(), started_at=0,
@@ -97,8 +98,8 @@ def test_the_pace_of_a_lane_is_the_sum_of_its_workers(queue: JobQueue) -> None:
         )  # fmt: skip
         queue.redis.set(worker_key(name), PublishedWorker(info=info, models=()).model_dump_json())
         queue.redis.zadd(WORKERS, {name: 0})
-    assert queue.pace(Lane.SCORE) == 5
-    assert queue.pace(Lane.GENERATE) == 0.5
+    assert queue.monitor.pace(Lane.SCORE) == 5
+    assert queue.monitor.pace(Lane.GENERATE) == 0.5
 
 
 def test_a_queued_job_is_canceled_at_once_and_only_once(queue: JobQueue) -> None:
@@ -107,7 +108,7 @@ def test_a_queued_job_is_canceled_at_once_and_only_once(queue: JobQueue) -> None
     assert view.status is JobStatus.CANCELED
     assert view.error
     assert view.error.reason == "canceled"
-    assert queue.depth(Lane.GENERATE) == 0
+    assert queue.monitor.depth(Lane.GENERATE) == 0
     assert queue.cancel(job_id) == view
     assert queue.redis.ttl(f"rq:job:{job_id}") > 0
 
@@ -229,8 +230,8 @@ def test_a_worker_of_another_version_is_ignored(queue: JobQueue, caplog: pytest.
     queue.redis.zadd(WORKERS, {"a": 1, "b": 2})
     queue.redis.set(worker_key("a"), current_worker.model_dump_json())
     queue.redis.set(worker_key("b"), '{"info": {"surprise": 1}, "models": []}')
-    assert queue.workers() == [current_worker.info]
-    assert [queue.service(lane)[0] for lane in Lane] == [1, 0]
+    assert queue.monitor.workers() == [current_worker.info]
+    assert [queue.monitor.service(lane)[0] for lane in Lane] == [1, 0]
     assert "ignoring a worker of another version" in caplog.text
 
 
@@ -253,7 +254,7 @@ def test_a_model_has_the_batching_of_the_latest_worker_that_generates(queue: Job
     publish("a", Lane.GENERATE, passed, "old")
     publish("b", Lane.GENERATE, failed, "newer")
     publish("c", Lane.SCORE, None, "newest")
-    assert queue.models() == [plain.model_copy(update={"batching": failed, "card": "newest"})]
+    assert queue.monitor.models() == [plain.model_copy(update={"batching": failed, "card": "newest"})]
 
 
 async def _wait(queue: JobQueue, job_id: str, timeout_s: float):
@@ -305,7 +306,7 @@ def test_two_deletions_leave_a_job_that_takes_the_id_meanwhile(queue: JobQueue) 
         with pytest.raises(JobNotFound):
             step("mine", old.created_at)
     assert queue.view("mine").status is JobStatus.QUEUED
-    assert queue.depth(Lane.GENERATE) == 1
+    assert queue.monitor.depth(Lane.GENERATE) == 1
     assert queue.cancel("mine", queue.view("mine").created_at).status is JobStatus.CANCELED
 
 
@@ -361,16 +362,16 @@ def test_the_bytes_that_wait_in_a_lane_are_limited(queue: JobQueue) -> None:
 
 
 def test_a_server_that_refuses_writes_is_noticed(queue: JobQueue) -> None:
-    assert queue.refusal() is None
+    assert queue.monitor.refusal() is None
     try:
         queue.redis.config_set("maxmemory", int(queue.redis.info("memory")["used_memory"] / 0.85))
-        assert queue.refusal() == "it is short of memory"
+        assert queue.monitor.refusal() == "it is short of memory"
         queue.redis.config_set("maxmemory", 1)
-        assert "not allowed when used memory" in (queue.refusal() or "")
+        assert "not allowed when used memory" in (queue.monitor.refusal() or "")
         queue.redis.config_set("maxmemory", 0)
         queue.redis.replicaof("127.0.0.1", 1)
-        assert "read only replica" in (queue.refusal() or "")
+        assert "read only replica" in (queue.monitor.refusal() or "")
     finally:
         queue.redis.replicaof("no", "one")
         queue.redis.config_set("maxmemory", 0)
-    assert queue.refusal() is None
+    assert queue.monitor.refusal() is None

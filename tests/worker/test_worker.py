@@ -18,8 +18,9 @@ from ncml.images.tiling import TileSize
 from tests.conftest import free_port
 from tests.worker.fleet import PIXELS, Fleet, complete, eventually, generate, scan, score
 from tests.worker.synthetic import HEIGHT, WIDTH, write_model
-from worker.contract import Box, JobStatus, Lane, Ood, PictureResult, Pixels, Priority, ScanResult, ScoreResult
+from worker.contract import JobStatus, Lane, Pixels, Priority
 from worker.queue import JobNotFound
+from worker.results import Box, Ood, PictureResult, ScanResult, ScoreResult
 
 
 def test_scoring_generating_and_completing_return_the_requested_results(fleet: Fleet) -> None:
@@ -36,7 +37,7 @@ def test_scoring_generating_and_completing_return_the_requested_results(fleet: F
     np.testing.assert_allclose(np.frombuffer(scored.results[0].map, "<f4"), np.full(HEIGHT * WIDTH, mean), rtol=1e-6)
     assert isinstance(generated, PictureResult)
     assert generated.seeds == (7, 8, 9)
-    assert generated.model.version == fleet.queue.models()[0].version
+    assert generated.model.version == fleet.queue.monitor.models()[0].version
     assert generated.timing.compute_s
     assert len(fleet.images(ids[1])) == 3 * HEIGHT * WIDTH * 3
     assert isinstance(completed, PictureResult)
@@ -75,7 +76,7 @@ def test_a_calibrated_model_gives_verdicts_statistics_and_the_sanity_test(fleet:
     assert named[0].statistics == {"bpd": pytest.approx(51 / 32)}
     assert [(score.ood, score.statistics) for score in bare] == [(None, {}), (None, {})]
     assert [(score.ood.calibration, score.ood.is_weak) for score in weak if score.ood] == [("weak", True)] * 2
-    (model,) = fleet.queue.models()
+    (model,) = fleet.queue.monitor.models()
     assert model.calibration
     assert model.calibrations["default"] == model.calibration
     assert model.calibrations["weak"].weakness == "it ranks among 19 images"
@@ -100,7 +101,7 @@ def test_an_uncalibrated_model_gives_no_verdict(fleet: Fleet) -> None:
     result = fleet.queue.result(job_id)
     assert isinstance(result, ScoreResult)
     assert result.results[0].ood is None
-    assert fleet.queue.models()[0].calibration is None
+    assert fleet.queue.monitor.models()[0].calibration is None
 
 
 def test_a_long_score_reports_progress_and_stops_when_canceled(fleet: Fleet) -> None:
@@ -141,7 +142,7 @@ def test_a_large_image_is_judged_by_its_tiles(fleet: Fleet) -> None:
     assert whole.scan.box == Box(left=4, top=8, width=8, height=8)
     assert (whole.scan.p_value, whole.scan.threshold, whole.scan.is_ood) == (0.5, 128, True)
     assert (small.scan.rows, small.scan.columns, small.scan.is_ood) == (1, 1, False)
-    (model,) = fleet.queue.models()
+    (model,) = fleet.queue.monitor.models()
     assert model.tiles
     assert (model.tiles.height, model.tiles.width, model.tiles.threshold, model.tiles.n_rank) == (8, 8, 128, 20)
     fleet.check(ids)
@@ -188,7 +189,7 @@ def test_an_invalid_scan_is_explained_and_an_uncalibrated_one_has_no_verdict(fle
         errors, ("8 pixels, not 4", "24 x 7", "not an image", "24 x 20", "is damaged"), strict=True
     ):
         assert words in error[2]
-    assert {model.name: model.tiles for model in fleet.queue.models()} == {"synthetic": None, "damaged": None}
+    assert {model.name: model.tiles for model in fleet.queue.monitor.models()} == {"synthetic": None, "damaged": None}
     assert "damaged/calibration-tiles.json is damaged" in fleet.log.read_text()
 
 
@@ -265,10 +266,10 @@ def test_a_worker_measures_its_pace(fleet: Fleet) -> None:
     write_model(fleet.models, batch_s=0.2, image_s=0.0)
     fleet.start(max_batch=4)
     fleet.wait([fleet.queue.submit(score()) for _ in range(24)])
-    pace = eventually(lambda: fleet.queue.pace(Lane.SCORE))
-    eventually(lambda: 10 < fleet.queue.pace(Lane.SCORE) <= 20)  # 4 in 0.2 s, and the overhead
+    pace = eventually(lambda: fleet.queue.monitor.pace(Lane.SCORE))
+    eventually(lambda: 10 < fleet.queue.monitor.pace(Lane.SCORE) <= 20)  # 4 in 0.2 s, and the overhead
     assert pace > 0
-    assert fleet.queue.pace(Lane.GENERATE) == 0
+    assert fleet.queue.monitor.pace(Lane.GENERATE) == 0
 
 
 def test_a_single_job_on_an_idle_engine_does_not_wait_for_more_jobs(fleet: Fleet) -> None:
@@ -516,8 +517,8 @@ def test_sigterm_lets_the_batch_finish_and_claims_nothing_more(fleet: Fleet) -> 
     assert time.monotonic() - began < 3
     assert fleet.queue.view(running).status is JobStatus.SUCCEEDED
     assert fleet.queue.view(waiting).status is JobStatus.QUEUED
-    assert fleet.queue.workers() == []
-    assert [fleet.queue.service(lane)[0] for lane in Lane] == [0, 0]
+    assert fleet.queue.monitor.workers() == []
+    assert [fleet.queue.monitor.service(lane)[0] for lane in Lane] == [0, 0]
 
 
 def test_a_batch_too_long_to_drain_returns_to_its_queue_without_counting_as_an_attempt(fleet: Fleet) -> None:
@@ -540,7 +541,7 @@ def test_a_model_is_swapped_while_in_use_and_every_result_names_its_version(flee
     eventually(lambda: fleet.queue.view(running).progress)
     write_model(fleet.models, batch_s=0.01)
     write_model(fleet.models, "another", batch_s=0.01)
-    eventually(lambda: len(fleet.queue.models()) == 2)
+    eventually(lambda: len(fleet.queue.monitor.models()) == 2)
     after = fleet.queue.submit(generate())
     views = fleet.wait([running, after])
     assert views[0].model
@@ -578,13 +579,13 @@ def test_the_engine_ends_with_its_worker(fleet: Fleet) -> None:
 
 
 def _version(fleet: Fleet) -> str:
-    return next(model.version for model in fleet.queue.models() if model.name == "synthetic")
+    return next(model.version for model in fleet.queue.monitor.models() if model.name == "synthetic")
 
 
 def test_a_folder_that_ends_two_engines_is_left_out_and_the_others_are_served(fleet: Fleet) -> None:
     write_model(fleet.models, "lethal")
     fleet.start()
-    assert [model.name for model in fleet.queue.models()] == ["synthetic"]
+    assert [model.name for model in fleet.queue.monitor.models()] == ["synthetic"]
     assert "loading this folder ended the engine twice" in fleet.log.read_text()
     write_model(fleet.models, "another")
-    eventually(lambda: {model.name for model in fleet.queue.models()} == {"another", "synthetic"})
+    eventually(lambda: {model.name for model in fleet.queue.monitor.models()} == {"another", "synthetic"})

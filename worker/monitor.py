@@ -1,0 +1,121 @@
+"""What operators and routes ask the queue's server: whether it accepts jobs, how many wait, and which workers live."""
+
+import logging
+import time
+from typing import Any
+
+import redis
+from pydantic import ValidationError
+
+from worker.contract import Lane, Priority, queue_name
+from worker.descriptors import ModelDescriptor, PublishedWorker, QueueDepth, WorkerInfo
+from worker.keys import PROBE, WORKERS, job_key, queue_key, script, worker_key
+
+log = logging.getLogger("ncml.queue")
+
+
+class QueueMonitor:
+    """Reads the state of the queue's server, its queues and the workers that publish there. Thread-safe.
+
+    All methods raise `redis.exceptions.RedisError` if the server does not answer.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._probe = script(client, "probe")
+        self._workers: dict[bytes, PublishedWorker | None] = {}
+        """By payload, each parsed once, since payloads seldom change; None for one of another version."""
+
+    def ping(self) -> bool:
+        """Return whether the server answers."""
+        return bool(self._client.ping())
+
+    def refusal(self) -> str | None:
+        """Return why the server refuses new jobs; None if it accepts them."""
+        try:
+            return "it is short of memory" if self._probe(keys=[PROBE]) == b"memory" else None
+        except redis.ResponseError as error:
+            return str(error).partition(" script:")[0].rstrip(".")  # without the place in the script
+
+    def workers(self) -> list[WorkerInfo]:
+        """Return the live workers, longest-lived first."""
+        return [worker.info for worker in self._live_workers()]
+
+    def models(self) -> list[ModelDescriptor]:
+        """Return the models of live workers: one for each name and version, latest workers first."""
+        return _served_models(self._live_workers())
+
+    def service(self, lane: Lane) -> tuple[int, list[ModelDescriptor]]:
+        """Return how many live workers serve a lane, and the models of all live workers."""
+        workers = self._live_workers()
+        return sum(lane in worker.info.lanes for worker in workers), _served_models(workers)
+
+    def pace(self, lane: Lane) -> float:
+        """Return the jobs per second of a lane's live workers together, as they measured; 0 before any has."""
+        return sum(worker.pace.get(lane, 0.0) for worker in self.workers())
+
+    def depths(self) -> list[QueueDepth]:
+        """Return how many jobs wait in each queue, and since when: lanes in order, high priority first."""
+        names = [(lane, priority) for lane in Lane for priority in Priority]
+        pipe = self._client.pipeline(transaction=False)
+        for lane, priority in names:
+            pipe.llen(queue_key(queue_name(lane, priority)))
+            pipe.lindex(queue_key(queue_name(lane, priority)), 0)
+        answers: list[Any] = pipe.execute()
+        pipe = self._client.pipeline(transaction=False)
+        for oldest in answers[1::2]:
+            pipe.hget(job_key(oldest.decode(errors="replace") if oldest else "-"), "submitted")
+        ages = [_age_s(submitted) for submitted in pipe.execute(raise_on_error=False)]
+        return [
+            QueueDepth(lane=lane, priority=priority, depth=depth, oldest_age_s=age)
+            for (lane, priority), depth, age in zip(names, answers[0::2], ages, strict=True)
+        ]
+
+    def depth(self, lane: Lane) -> int:
+        """Return the number of jobs that wait in a lane."""
+        return sum(entry.depth for entry in self.depths() if entry.lane is lane)
+
+    def _live_workers(self) -> list[PublishedWorker]:
+        """Return the live workers with their models, longest-lived first."""
+        names: list[bytes] = self._client.zrange(WORKERS, 0, -1)
+        if not names:
+            return []
+        # What workers publish lapses by the server's clock, so the clocks of their machines do not matter.
+        payloads: list[bytes | None] = self._client.mget([worker_key(name.decode(errors="replace")) for name in names])
+        previous = self._workers
+        self._workers = workers = {
+            payload: previous[payload] if payload in previous else _parse_worker(payload)
+            for payload in payloads
+            if payload
+        }
+        parsed = [worker for worker in workers.values() if worker]
+        return sorted(parsed, key=lambda worker: (worker.info.started_at, worker.info.name))
+
+
+def _parse_worker(payload: bytes) -> PublishedWorker | None:
+    """Return a published worker; None for one of another version, as there may be during an upgrade."""
+    try:
+        return PublishedWorker.model_validate_json(payload)
+    except ValidationError:
+        log.warning("ignoring a worker of another version")
+        return None
+
+
+def _served_models(workers: list[PublishedWorker]) -> list[ModelDescriptor]:
+    models: dict[tuple[str, str], ModelDescriptor] = {}
+    for worker in workers:
+        for model in worker.models:
+            key = (model.name, model.version)
+            # Only workers that generate have a batching to report.
+            if model.batching is None and key in models:
+                model = model.model_copy(update={"batching": models[key].batching})
+            models[key] = model
+    return list(reversed(models.values()))
+
+
+def _age_s(submitted: object) -> float:
+    """Return how long ago a job was submitted; 0 if there is none, or its record is damaged."""
+    try:
+        return max(0.0, time.time() - float(submitted)) if isinstance(submitted, bytes) else 0.0
+    except ValueError:
+        return 0.0

@@ -1,0 +1,254 @@
+"""What comes back for a job through the queue: its result, its state and progress, and its events.
+
+JSON through pydantic, as in `worker.contract`, which has the jobs.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BeforeValidator, Field, TypeAdapter
+
+from ncml.limits import View
+from worker.contract import FrozenModel, JobStatus, Priority, Task
+
+
+def _float_bytes(value: Any) -> Any:
+    """Turn a numpy array into its little-endian float32 bytes, without importing numpy."""
+    return value.astype("<f4").tobytes() if hasattr(value, "astype") else value
+
+
+FloatBytes = Annotated[bytes, BeforeValidator(_float_bytes)]
+
+
+class ModelRef(FrozenModel):
+    """A model and its version."""
+
+    name: str
+    version: str
+
+
+class Timing(FrozenModel):
+    """How long a job waited and ran."""
+
+    queue_s: float = Field(description="from submission to the start of its last attempt, in seconds")
+    compute_s: float | None = Field(default=None, description="in the engine, in seconds; None until the job has ended")
+    batch_size: int | None = Field(default=None, description="images in the largest batch that the job was part of")
+
+
+class Ood(FrozenModel):
+    """The verdict of a calibrated model. A higher score and a smaller p-value mean more out-of-distribution."""
+
+    statistic: str
+    score: float
+    p_value: float
+    threshold: float
+    is_ood: bool
+    calibration: str = Field(default="default", description="name of the calibration")
+    is_weak: bool = Field(
+        default=False, description="the calibration is weak, for the reason that its `weakness` in /models explains"
+    )
+
+
+class Score(FrozenModel):
+    """The likelihood of one image."""
+
+    bpd: float = Field(description="bits per dimension")
+    log_likelihood: float = Field(description="nats per image")
+    ood: Ood | None = Field(default=None, description="None if not requested or the model is not calibrated")
+    statistics: dict[str, float] = Field(default={}, description="the requested statistics, by name")
+    flipped_bpd: float | None = Field(default=None, description="bits/dim with every least significant bit flipped")
+    map: FloatBytes | None = Field(
+        default=None, description="height * width little-endian float32, row-major: bits/dim per pixel"
+    )
+
+
+class Box(FrozenModel):
+    """A part of an image, in pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+class ViewVerdict(FrozenModel):
+    """An image in one view of its tiles. A higher score and a smaller p-value mean more out-of-distribution."""
+
+    score: float = Field(description="OOD score in this view")
+    p_value: float = Field(description="rank among whole good images in this view alone")
+    threshold: float = Field(description="an image that scores above it is out-of-distribution")
+
+
+class Scan(FrozenModel):
+    """An image of this height and width, judged by its tiles. A higher score means more out-of-distribution."""
+
+    height: int
+    width: int
+    tile_height: int = Field(description="of a tile in pixels, as is the width")
+    tile_width: int
+    is_even: bool = Field(default=True, description="all neighbouring tiles overlap alike; false: the last two may not")
+    rows: int = Field(description="of tiles, as are the columns")
+    columns: int
+    view: View = Field(
+        description="the view in which the image lies furthest beyond good ones; score, threshold, box and tiles are of"
+        " this view"
+    )
+    score: float = Field(description="OOD score")
+    p_value: float | None = Field(
+        description="rank among whole good images over all views; None if tiles are not calibrated"
+    )
+    threshold: float | None
+    is_ood: bool | None = Field(description="the score is above the threshold in any view")
+    box: Box = Field(description="the part of the image that the view points at; for `mean` the whole image")
+    views: dict[View, ViewVerdict] = Field(default={}, description="every view; empty if tiles are not calibrated")
+    is_weak: bool | None = Field(default=None, description="the calibration is weak; None if tiles are not calibrated")
+    tiles: FloatBytes | None = Field(
+        default=None, description="rows * columns little-endian float32, row-major: the OOD score of each tile"
+    )
+
+
+class Pictures(FrozenModel):
+    """n images, stored as a blob for a limited time: uint8, n * height * width * 3 bytes, NHWC, row-major."""
+
+    blob: str = Field(description="key for JobQueue.blob, which returns None after the time to live")
+    n: int
+    height: int
+    width: int
+
+
+class ScoreResult(FrozenModel):
+    """The result of a ScoreJob; `results[i]` belongs to `images[i]`, and maps have this height and width."""
+
+    task: Literal[Task.SCORE] = Task.SCORE
+    model: ModelRef
+    height: int
+    width: int
+    results: tuple[Score, ...]
+    timing: Timing
+
+
+class ScanResult(FrozenModel):
+    """The result of a ScanJob."""
+
+    task: Literal[Task.SCAN] = Task.SCAN
+    model: ModelRef
+    scan: Scan
+    timing: Timing
+
+
+class PictureResult(FrozenModel):
+    """The result of a GenerateJob or a CompleteJob; image i used `seeds[i]`."""
+
+    task: Literal[Task.GENERATE, Task.COMPLETE]
+    model: ModelRef
+    pictures: Pictures
+    seeds: tuple[int, ...]
+    timing: Timing
+
+
+class Calibrated(FrozenModel):
+    """The calibration of a new model, and in sentences what it can and cannot detect."""
+
+    n_fit: int = Field(description="images that the statistics are estimated on")
+    n_rank: int = Field(description="other images, among which an image is ranked")
+    smallest_p: float
+    weakness: str = Field(default="", description='why it is weak, in a clause; "" if it is not')
+    summary: str = Field(description="what it can and cannot detect, in a sentence")
+
+
+class CalibrateResult(FrozenModel):
+    """The result of a CalibrateJob; `model` is the new one."""
+
+    task: Literal[Task.CALIBRATE] = Task.CALIBRATE
+    model: ModelRef
+    calibration: Calibrated
+    skipped: tuple[str, ...]
+    timing: Timing
+
+
+Result: TypeAlias = ScoreResult | ScanResult | PictureResult | CalibrateResult
+RESULT: TypeAdapter[Result] = TypeAdapter(Annotated[Result, Field(discriminator="task")])
+"""Reads and writes any result."""
+
+
+class Moment(FrozenModel):
+    """A moment of a running job. If the job is computed in chunks, `done` counts its finished images."""
+
+    stage: str = Field(description='"score", "tiles", "noisy_sampling", "refine"; "fit", "rank" or "power"')
+    step: int
+    total: int
+    done: int = 0
+
+
+class Progress(Moment):
+    """The progress of a running job of `n` images."""
+
+    n: int = 1
+    preview: bool = Field(default=False, description="whether JobQueue.preview has a preview")
+
+
+class Preview(Moment):
+    """The images of the chunk being sampled, as they looked at one moment; uint8 NHWC in `data`."""
+
+    n: int
+    height: int
+    width: int
+    data: bytes
+
+
+class JobError(FrozenModel):
+    """Why a job did not succeed; `detail` is one sentence for the user."""
+
+    field: str | None = Field(default=None, description="name of the invalid parameter; None: none is invalid")
+    detail: str
+    reason: Literal["input", "model", "timeout", "canceled", "expired", "engine", "worker"]
+
+
+CANCELED = JobError(reason="canceled", detail="the job was canceled on request")
+DAMAGED = JobError(reason="worker", detail="the record of the job is damaged")
+EXPIRED = JobError(reason="expired", detail="no worker started the job in time; try again later")
+
+
+@dataclass(frozen=True)
+class Ending:
+    """The end of a job: its status, and its result, with the images to store as `blob`, or its error."""
+
+    status: JobStatus
+    error: JobError | None = None
+    result: Result | None = None
+    blob: bytes = b""
+    timing: Timing | None = None
+
+
+class JobView(FrozenModel):
+    """The public state of a job."""
+
+    id: str
+    status: JobStatus
+    task: Task
+    model: ModelRef | None = Field(description="None before the result, unless the job names a version")
+    model_name: str
+    priority: Priority
+    request_id: str
+    fingerprint: str = Field(default="", description="digest of the request, given by the submitter")
+    owner: str = Field(default="", description="owner of the job, given by the submitter")
+    files: tuple[str, ...] = Field(default=(), description="names of the images' files, given by the submitter")
+    n: int
+    created_at: float = Field(description="seconds since 1970, as are the next three fields")
+    started_at: float | None = None
+    start_by: float | None = Field(default=None, description="a waiting job that has not started by then expires")
+    ended_at: float | None = None
+    timing: Timing | None = None
+    progress: Progress | None = None
+    error: JobError | None = None
+    is_canceling: bool = Field(default=False, description="whether it was canceled, and its worker has not stopped yet")
+
+
+class Event(FrozenModel):
+    """One entry of a job's event stream. The last entry has a terminal `status`."""
+
+    id: str = Field(description="pass it as `after` to resume the stream")
+    kind: Literal["status", "progress"]
+    status: JobStatus | None = None
+    progress: Progress | None = None
+    error: JobError | None = None
