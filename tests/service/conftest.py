@@ -150,6 +150,10 @@ class FakeQueue:
     closed: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
+    @property
+    def monitor(self) -> "FakeQueue":
+        return self  # it is its own monitor
+
     def _check_connection(self) -> None:
         if self.down:
             raise redis.ConnectionError("connection refused")
