@@ -163,7 +163,7 @@ def check_conditions(model: Description, classes: str | int | None, noise: float
 
 def sampling_limits(model: Description) -> SamplingLimits:
     """Return the ranges and the defaults of a model's sampling options."""
-    return SamplingLimits.of_model(model.noise, model.sampling, has_classes=bool(model.classes))
+    return SamplingLimits.for_model(model.noise, model.sampling, has_classes=bool(model.classes))
 
 
 def resolve_sampling(

@@ -5,7 +5,6 @@ A recipe is a function that returns a complete `Config`; a new experiment is a n
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -15,7 +14,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Field, TypeAdapter
 
-from ncml.errors import InputError
+from ncml.errors import InputError, suggestion
 
 SHAPE = ("levels", "mixtures", "heads", "embedding")
 """Settings that a model must share with the one whose weights it starts with; sizes, classes and noise may differ."""
@@ -382,9 +381,7 @@ RECIPES: dict[str, Callable[[], Config]] = {
 
 
 def recipe(name: str) -> Config:
-    """The recipe of that name; InputError with the nearest name on a typo."""
-    if name in RECIPES:
-        return RECIPES[name]()
-    nearest = difflib.get_close_matches(name, RECIPES, n=1)
-    hint = f"did you mean {nearest[0]}?" if nearest else f"choose from {', '.join(RECIPES)}."
-    raise InputError("recipe", f"there is no recipe {name!r}: {hint}")
+    """Return the recipe of that name; raise InputError, with the nearest name, if there is none."""
+    if name not in RECIPES:
+        raise InputError("recipe", f"there is no recipe {name!r}{suggestion(name, list(RECIPES))}")
+    return RECIPES[name]()

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 
 def suggestion(word: str, choices: Sequence[str]) -> str:
-    """Return the end of a sentence which says that `word` is not one of the choices."""
+    """Return the end of a sentence about a `word` that is not one of the choices: its remedy."""
     nearest = difflib.get_close_matches(word, choices, n=1)
     if nearest:
         return f": did you mean {nearest[0]}?"

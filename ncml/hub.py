@@ -1,6 +1,6 @@
 """Models on the Hugging Face Hub, or on a server with its interface (HF_ENDPOINT): publish and fetch model folders.
 
-Every folder is checked against its version on the way. Does not import torch.
+Every folder is checked against its version. Does not import torch.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ View = Literal["worst_tile", "peak", "mean"]
 """A view of a large image in tiles (`ncml.ood.views`)."""
 
 VIEWS: tuple[View, ...] = ("worst_tile", "mean", "peak")
-"""In the order in which a calibration takes them up; each further one needs more ranking images."""
+"""In the order in which a calibration adds them; each further one needs more ranking images."""
 
 
 def check_count(field: str, value: SupportsIndex, maximum: int | None = None) -> int:

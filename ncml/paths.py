@@ -14,7 +14,7 @@ BUNDLED_MODEL = "cifar10"
 
 
 def search_path() -> tuple[Path, ...]:
-    """Return the directories that hold model folders; of two folders with one name the first counts.
+    """Return the directories that hold model folders; of two folders with the same name, the first counts.
 
     They are those of the environment variable NCML_MODELS, separated like PATH; by default ./models and the models that
     come with this package.
@@ -28,13 +28,13 @@ def model_folders() -> dict[str, Path]:
     folders: dict[str, Path] = {}
     for directory in search_path():
         for config in sorted(directory.glob("*/config.json")):
-            if not config.parent.name.startswith("."):  # one that is being written
+            if not config.parent.name.startswith("."):  # it is being written
                 folders.setdefault(config.parent.name, config.parent)
     return folders
 
 
 def default_model(names: Iterable[str], setting: str) -> str | None:
-    """Return the model for those who name none; None without models. A further model folder does not change it.
+    """Return the default model; None if there are no models. Adding a model folder does not change it.
 
     It is the one that `setting` (NCML_DEFAULT_MODEL) names, present or not; else the bundled model; else the first by
     name.

@@ -23,7 +23,7 @@ class Progress:
     total: int
     note: str = ""
     preview: Callable[[], NDArray[np.uint8]] = no_images
-    """Return the images as they look now, uint8 [B, H, W, 3]; empty except while images are sampled."""
+    """Return the current images, uint8 [B, H, W, 3]; empty except while images are sampled."""
 
 
 OnProgress = Callable[[Progress], Collection[int] | None]

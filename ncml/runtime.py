@@ -13,7 +13,7 @@ OUT_OF_MEMORY = re.compile(
     "|can't start new thread",
     re.IGNORECASE,
 )
-"""How PyTorch and the system word it; their other errors have the same types."""
+"""Messages of PyTorch and the system; their other errors have the same types."""
 
 
 def problem(device: str) -> str | None:
@@ -42,7 +42,7 @@ def reuse_freed_memory() -> None:
 def wait_without_spinning() -> None:
     """Let OpenMP's threads sleep while they wait, unless OMP_WAIT_POLICY is set; no effect once torch is imported.
 
-    By default they spin, which takes more processor time than a score of one image itself.
+    By default they spin, which takes more processor time than scoring one image.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 

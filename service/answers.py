@@ -97,7 +97,7 @@ class CalibrateAnswer(Answer):
 
     model: ModelRef = Field(description="The new model; workers serve it within seconds.")
     calibration: Calibrated
-    skipped: list[str] = Field(description="Why other images were not used: the first 20 reasons.")
+    skipped: list[str] = Field(description="Why other images were not used, at most 20 reasons.")
     timing: Timing
 
 
@@ -224,7 +224,7 @@ def submitted_view(
 
 
 def job_response(view: JobView, position: int | None, retry_after_s: int, status: Literal[200, 202]) -> Response:
-    """Return the document of a job; 202 adds its address and when to look again."""
+    """Return the document of a job; 202 adds its address and when to retry."""
     headers = {"X-Job-Id": view.id}
     if status == 202:
         headers |= {"Location": f"/jobs/{view.id}", "Retry-After": str(retry_after_s)}

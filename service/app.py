@@ -30,7 +30,7 @@ from service.routes import calibrate, generate, health, jobs, models, score
 from service.settings import Settings
 from worker.address import AddressError
 from worker.queue import JobQueue, QueueError
-from worker.traces import tracer_of
+from worker.traces import make_tracer
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
@@ -49,6 +49,12 @@ _EXPOSED_HEADERS = (
 """Response headers that scripts of other origins may read."""
 
 
+_VARIABLES: dict[type[NcmlError], str] = {
+    AddressError: "NCML_REDIS_PASSWORD_FILE", QueueError: "NCML_REDIS_URL", KeyFileError: "NCML_API_KEYS_FILE",
+}  # fmt: skip
+"""The variable whose value an error is about."""
+
+
 def create_app(settings: Settings, queue: JobQueue, tracer: "Tracer | None" = None) -> FastAPI:
     """Create the application on a queue, which it closes on shutdown; `tracer` records a trace of each request."""
 
@@ -63,7 +69,7 @@ def create_app(settings: Settings, queue: JobQueue, tracer: "Tracer | None" = No
     app = FastAPI(
         title="ncml",
         version=version("ncml"),
-        summary="How likely is this image, and what would another one look like?",
+        summary="Exact likelihoods, out-of-distribution verdicts and new images.",
         description=_DESCRIPTION,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         docs_url=None,
@@ -128,18 +134,9 @@ def from_environment() -> FastAPI:
     settings = read_settings()
     try:
         queue = JobQueue.from_url(settings.queue_url)
-    except AddressError as error:
-        print(f"ncml: NCML_REDIS_PASSWORD_FILE: {error}", file=sys.stderr)
-        sys.exit(2)
-    except QueueError as error:
-        print(f"ncml: NCML_REDIS_URL: {error}", file=sys.stderr)
-        sys.exit(2)
-    log_to_stderr(settings.log_level)
-    try:
-        return create_app(settings, queue, tracer_of("ncml-service"))
-    except KeyFileError as error:
-        print(f"ncml: NCML_API_KEYS_FILE: {error}", file=sys.stderr)
-        sys.exit(2)
+        log_to_stderr(settings.log_level)
+        return create_app(settings, queue, make_tracer("ncml-service"))
     except NcmlError as error:
-        print(f"ncml: {error}", file=sys.stderr)
+        variable = _VARIABLES.get(type(error))
+        print(f"ncml: {variable}: {error}" if variable else f"ncml: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,6 +1,7 @@
 """A process that decodes images under limits of CPU time and memory. `service.decoders` starts and ends it.
 
-It answers one call at a time through its pipe, until the pipe ends. The kernel ends it when a call takes more CPU time.
+It answers one call at a time through its pipe, until the pipe closes. The kernel kills it if a call exceeds its CPU
+time.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def _answer(call: Callable[[], Any]) -> Answer:
 
 
 def _limit_memory(memory_bytes: int) -> None:
-    """Let this process allocate this much more than it has; where the system does not say how much it has, anything."""
+    """Let this process allocate this much more than it has; no limit where that is unknown."""
     if sys.platform == "linux":
         mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (mapped + memory_bytes, mapped + memory_bytes))
@@ -88,7 +89,7 @@ class TiledImage:
 
 
 def open_for_tiles(data: bytes, *, max_bytes: int, max_pixels: int, max_raw_bytes: int) -> TiledImage:
-    """Decode an image that will be split into tiles; return its pixels if they have at most `max_raw_bytes`."""
+    """Decode an image for tiles; return its size, and its pixels if they have at most `max_raw_bytes`."""
     image: NDArray[np.uint8] = open_image(data, max_bytes=max_bytes, max_pixels=max_pixels)
     height, width, _ = image.shape
     return TiledImage(height, width, image.tobytes() if image.nbytes <= max_raw_bytes else None)

@@ -1,7 +1,7 @@
-"""The pool of processes that decode images: kept, limited, and killed when a file costs too much or its client is gone.
+"""A pool of processes that decode images, killed when a file costs too much or its client disconnects.
 
-Every image starts in one of a few quick slots. One that turns out to be expensive leaves its slot to the next image: it
-goes on at a lower priority, one or a few at a time, so that ordinary images never wait behind expensive ones.
+Every image starts in one of a few quick slots. One that turns out to be expensive leaves its slot to the next image and
+continues at a lower priority, few at a time, so that ordinary images never wait behind expensive ones.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ T = TypeVar("T")
 QUICK_S = 0.025
 """CPU time after which an image is expensive: that of a photograph of about two megapixels."""
 MAX_WALL_S = 60.0
-"""Time after which a process is killed that uses none of its CPU time."""
+"""Time after which a process that uses no CPU time is killed."""
 MAX_EXPENSIVE = 16
-"""Expensive images that wait; further ones are refused."""
+"""Maximum expensive images that wait; further ones are refused."""
 NICENESS = 5
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ _processes.set_forkserver_preload(["service.decoder"])
 
 
 class DecoderDied(Exception):
-    """The process ended instead of answering, with this exit code, or sent something that is no answer (None)."""
+    """The process ended instead of answering, with this exit code, or sent something else (None)."""
 
     def __init__(self, exit_code: int | None) -> None:
         super().__init__(f"exit code {exit_code}")
@@ -55,7 +55,7 @@ class _AnswerReader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _PARTS_OF_ANSWERS:
             return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name} is no part of an answer")
+        raise pickle.UnpicklingError(f"{module}.{name} is not part of an answer")
 
 
 _PARTS_OF_ANSWERS = {
@@ -103,7 +103,7 @@ class Decoder:
             raise DecoderDied(self._process.exitcode) from None
         try:
             answer = _AnswerReader(io.BytesIO(data)).load()
-        except Exception as error:  # bytes that are no pickle raise errors of any kind
+        except Exception as error:  # invalid pickles raise errors of any kind
             raise DecoderDied(None) from error
         if not isinstance(answer, Answer):
             raise DecoderDied(None)
@@ -132,7 +132,7 @@ class Decoder:
 
 
 class DecoderPool:
-    """Runs functions of images in processes; see the module."""
+    """Runs calls that decode images in limited processes; see the module."""
 
     def __init__(self, slots: int, limits: Limits) -> None:
         self._limits = limits
@@ -158,7 +158,7 @@ class DecoderPool:
         self._idle.clear()
 
     async def run(self, field: str, call: Callable[[], T]) -> T:
-        """Return `call()`, computed in a process, to which it can be pickled; kill the process when canceled.
+        """Return `call()`, a picklable call, computed in a process; kill the process when canceled.
 
         Raises the call's `InputError`, `TooCostly` with this field beyond a limit, and the 503 `Problem` while too
         many expensive images wait.
@@ -175,7 +175,7 @@ class DecoderPool:
                     answer = await self._receive(decoder, field)
                     self._keep(decoder)
                     decoder = None
-                    return _value(answer, field, self._limits)
+                    return _unwrap(answer, field, self._limits)
                 if self._expensive.locked():
                     decoder.close()
                     decoder = None
@@ -195,7 +195,7 @@ class DecoderPool:
                 decoder.lower_priority()
                 if not await decoder.wait(MAX_WALL_S):
                     raise _too_much_time(field, self._limits)
-                return _value(await self._receive(decoder, field), field, self._limits)
+                return _unwrap(await self._receive(decoder, field), field, self._limits)
             finally:
                 self._expensive.release()
         finally:
@@ -235,7 +235,7 @@ class DecoderPool:
         task.add_done_callback(self._replacing.discard)
 
 
-def _value(answer: Answer, field: str, limits: Limits) -> Any:
+def _unwrap(answer: Answer, field: str, limits: Limits) -> Any:
     if answer.error is not None:
         kind, name, detail = answer.error
         raise kind(name, detail)

@@ -106,7 +106,7 @@ class JobService:
         """Return the fields that all kinds of jobs share. Raises the 403 `Problem` for a reserved priority."""
         names = self.settings.high_priority_keys
         if params.priority is Priority.HIGH and names and request.state.owner not in names:
-            detail = "priority: high is reserved for other keys; send normal or low."
+            detail = "priority: high is reserved for certain API keys; send normal or low."
             raise Problem(403, detail, kind="priority", errors=[FieldError(field="priority", detail=detail)])
         return {
             "model": model.name,

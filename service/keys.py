@@ -47,7 +47,7 @@ class KeyFile:
             raise KeyFileError(f"{path} contains no key; create one with: ncml key NAME >> {path}")
 
     def owner(self, key: str) -> str | None:
-        """Return the name that a key belongs to, None for an unknown key; every key takes the same time."""
+        """Return the owner of a key, None for an unknown key, in constant time."""
         self._reload_if_changed()
         key_digest, owner = digest(key), None
         for stored_digest, name in self._names.items():

@@ -48,7 +48,7 @@ def main(
     url = f"http://{'localhost' if host in {'127.0.0.1', '0.0.0.0', '::', '::1'} else host}:{port}"
     with lock(directory):
         if orphans := terminate_orphans(directory / "children.json"):
-            report(f"ended {orphans} processes of an `ncml serve` that was killed")
+            report(f"terminated {orphans} processes that a killed `ncml serve` left behind")
         threads = dict(zip(LANES, split_cores(available_cores(), len(LANES)), strict=True))
         queue: list[Child] = []
         environment: dict[str, str] = {}

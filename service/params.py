@@ -173,7 +173,7 @@ class SamplingParams(Params):
     @property
     def sampling(self) -> SamplingOptions:
         """The options of sampling; None stands for the model's defaults."""
-        return SamplingOptions.of(self)
+        return SamplingOptions.from_attributes(self)
 
 
 class GenerateParams(SamplingParams):

@@ -1,7 +1,7 @@
 """A supervisor of child processes: start in order, restart what dies, stop in reverse, and leave nothing behind.
 
 Each child gets its own session, so that Ctrl-C reaches the supervisor alone and the stop order holds. On Linux the
-kernel ends a child whose supervisor was killed; everywhere the next start ends what the record of the last one lists.
+kernel ends a child whose supervisor was killed; on every system, the next start ends the children that were recorded.
 """
 
 import contextlib

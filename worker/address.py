@@ -1,4 +1,4 @@
-"""The address of the queue, with the password of a file: a secret in an environment variable is easily disclosed."""
+"""The address of the queue, with a password read from a file: secrets in environment variables leak easily."""
 
 from pathlib import Path
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -13,7 +13,7 @@ class AddressError(NcmlError):
 
 
 def with_password(url: str, password_file: str | Path | None) -> str:
-    """Return an address of the queue with the password that a file contains, unless it has a password itself.
+    """Return an address of the queue with the password from a file, unless it already has one.
 
     A Unix socket needs none. Raises `AddressError` if the file cannot be read or has no password.
     """

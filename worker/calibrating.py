@@ -32,7 +32,7 @@ def calibrate_copy(model: Model, job: CalibrateJob, directories: Sequence[Path],
     directory = _writable_directory(directories)
     folder = directory / job.name
     if folder.exists():
-        raise InputError("name", f"there is a folder {job.name!r} already; choose another name")
+        raise InputError("name", f"a folder {job.name!r} already exists; choose another name")
     pixels_NHWC = np.frombuffer(job.pixels, np.uint8).reshape(job.images, job.height, job.width, 3)
     images = Dataset(torch.as_tensor(pixels_NHWC.copy()), torch.zeros(job.images, dtype=torch.int64), ())
     unfinished = directory / f".{job.name}.{os.getpid()}"  # models are not searched for in hidden folders
@@ -55,14 +55,14 @@ def calibrate_copy(model: Model, job: CalibrateJob, directories: Sequence[Path],
 
 
 def _writable_directory(directories: Sequence[Path]) -> Path:
-    """Return the first directory of models that can be written, which is created if its parent can be."""
+    """Return the first model directory that is writable; create it if its parent is."""
     for directory in directories:
         existing = directory if directory.exists() else directory.parent
         if existing.is_dir() and os.access(existing, os.W_OK):
             directory.mkdir(exist_ok=True)
             return directory
     names = ", ".join(map(str, directories))
-    raise InputError("name", f"no directory of models can be written ({names}); mount one of them writable")
+    raise InputError("name", f"no model directory is writable ({names}); make one of them writable")
 
 
 def _move(unfinished: Path, folder: Path) -> None:
@@ -71,4 +71,4 @@ def _move(unfinished: Path, folder: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-        raise InputError("name", f"there is a folder {folder.name!r} already; choose another name") from error
+        raise InputError("name", f"a folder {folder.name!r} already exists; choose another name") from error

@@ -1,7 +1,7 @@
-"""Changes of jobs: one connection of this process wakes everyone in it who follows a job.
+"""Changes of jobs: one connection of this process wakes everything in it that follows a job.
 
 The scripts in `lua/` publish the ids of jobs whose state or progress changed. Messages carry no data: a follower that
-wakes up reads the job itself, so a lost message costs time and nothing else.
+wakes up reads the job itself, so a lost message only costs time.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ class Follower:
         self._end_wait()
 
     async def wait(self, timeout_s: float) -> bool:
-        """Return whether the job may have changed since the last wait; False after `timeout_s`."""
+        """Return True once the job may have changed since the last wait, False after `timeout_s`."""
         if not self._has_changed:
             loop = asyncio.get_running_loop()
             self._waiting = loop.create_future()
@@ -58,7 +58,7 @@ class Follower:
 
 
 class Changes:
-    """Passes what the scripts publish on to the followers of this process, over one connection."""
+    """Dispatches what the scripts publish to the followers in this process, over one connection."""
 
     def __init__(self, client: Any) -> None:
         self._pool = client.connection_pool
@@ -100,13 +100,13 @@ class Changes:
                     async with client.pubsub() as channels:
                         await channels.subscribe(STATE_CHANNEL, PROGRESS_CHANNEL)
                         async for message in channels.listen():
-                            self._pass_on(message)
+                            self._dispatch(message)
                 except (redis.RedisError, OSError) as error:
                     log.warning("changes of jobs are not received: %s", error)
                     self._tried.set()
                     await asyncio.sleep(RECONNECT_S)
 
-    def _pass_on(self, message: dict[str, Any]) -> None:
+    def _dispatch(self, message: dict[str, Any]) -> None:
         is_progress = message["channel"] == PROGRESS_CHANNEL.encode()
         if message["type"] == "message":
             for job_id in message["data"].decode(errors="replace").split():

@@ -201,7 +201,7 @@ class SamplingJob(_Job):
     @property
     def sampling(self) -> SamplingOptions:
         """The options of sampling, which all images of a batch share."""
-        return SamplingOptions.of(self)
+        return SamplingOptions.from_attributes(self)
 
     @property
     def seeds(self) -> tuple[int, ...]:

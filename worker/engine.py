@@ -1,7 +1,7 @@
 """The engine: a process that owns the models and computes batches.
 
-Uses the library and a pipe; must not import RQ or Redis. It ends when its pipe does, so it outlives its worker by one
-row of pixels at most.
+Uses the library and a pipe; must not import RQ or Redis. It exits when its pipe closes, so it outlives its worker by at
+most one row of pixels.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class _Row:
 
 
 class _PipeClosed(Exception):
-    """The worker has ended."""
+    """The worker has exited."""
 
 
 class _BatchDropped(Exception):
@@ -75,7 +75,7 @@ def serve(pipe: Connection, settings: EngineSettings) -> None:
         device=settings.device,
         keep=settings.keep_models,
         generates=settings.generates,
-        lethal=settings.lethal,
+        quarantined=settings.quarantined,
         on_open=lambda folder, stamp: pipe.send(Opening(folder, stamp)),
     )
     runner = BatchRunner(pipe, registry, settings)
@@ -188,10 +188,7 @@ class BatchRunner:
             rows = rows[rows.index(chunk[-1]) + 1 :]
 
     def _compute_chunk(self, model: Model, rows: list[_Row], size: int, job_ids: Collection[str]) -> None:
-        """Append the results of some rows to the outcomes, with `size` images or tiles in memory at once.
-
-        All jobs share what `batch_key` names.
-        """
+        """Append the results of rows, whose jobs share a batch key, to the outcomes; `size` images or tiles at once."""
         self._marked = time.monotonic()
         match rows[0].job:
             case ScoreJob() as job:
@@ -237,13 +234,13 @@ class BatchRunner:
             self._outcomes[row.id].scan = _wire_scan(scan, with_tiles=scan_job.map)
 
     def _calibrate(self, model: Model, job: CalibrateJob, rows: list[_Row], job_ids: Collection[str]) -> None:
-        """Write a new model folder, and publish it; jobs of one batch are the same, so that the first one counts."""
+        """Write a new model folder and publish it; the jobs of a batch are identical, so the first one is computed."""
         from worker.calibrating import calibrate_copy
 
         if not self._calibrates:
             raise InputError("name", "calibration is off: start the workers with NCML_ALLOW_CALIBRATION=1")
         if job.name in self._registry.names:
-            raise InputError("name", f"there is a model {job.name!r} already; choose another name")
+            raise InputError("name", f"a model {job.name!r} already exists; choose another name")
         calibrated = calibrate_copy(model, job, self._directories, self._stop_when_dropped(job_ids))
         self._add_time("calibrate")
         self._registry.scan()
@@ -293,7 +290,7 @@ class BatchRunner:
         self._add_time(progress.stage)
         self._read_drops()
         now = time.monotonic()
-        # The finished noisy sample is visible only now, so it is sent however recent the last report is.
+        # The finished noisy sample can be shown only now, so it is sent however recent the last report is.
         finished = previews_of is not None and progress.done == progress.total
         if finished or now - self._reported >= PROGRESS_S:
             self._reported = now
@@ -358,7 +355,7 @@ def _wire_scan(scan: tiles.Scan, *, with_tiles: bool) -> Scan:
         threshold=scan.threshold,
         is_ood=scan.is_ood,
         box=Box.model_validate(scan.box, from_attributes=True),
-        views={view: ViewVerdict.model_validate(asdict(verdict)) for view, verdict in scan.views.items()},
+        views={view: ViewVerdict.model_validate(verdict, from_attributes=True) for view, verdict in scan.views.items()},
         is_weak=scan.is_weak,
         tiles=scan.grid.astype("<f4").tobytes() if with_tiles else None,
     )

@@ -20,7 +20,7 @@ from worker.records import status_event
 from worker.results import CANCELED, DAMAGED, Ending, JobError, Preview
 
 LEASE_S = 15.0
-"""How long a worker may be silent before other workers take its jobs."""
+"""How long a worker may be silent before others take over its jobs."""
 
 MAX_ATTEMPTS = 5
 """How often a job is started before it fails because its workers died."""
@@ -163,7 +163,7 @@ class Leases:
         return moved
 
     def _fields(self, job_id: str) -> list[bytes]:
-        """Return the origin, the attempts and the cancellation flag of a record; empty if it is no record."""
+        """Return the origin, the attempts and the cancellation flag of a record; empty if it is not a record."""
         try:
             values: list[bytes | None] = self._redis.hmget(job_key(job_id), ["origin", "attempts", "cancel"])
         except redis.ResponseError:

@@ -103,7 +103,7 @@ def main(
         drain_s=drain_s,
         hang_s=hang_s,
     )
-    tracer = traces.tracer_of("ncml-worker")
+    tracer = traces.make_tracer("ncml-worker")
     try:
         BatchWorker(queue, settings, metrics, tracer).work()
     finally:

@@ -22,11 +22,11 @@ class EngineSettings:
     max_batch: int = 32
     keep_models: int = 2
     generates: bool = False
-    """Whether it samples images, and so checks each model's batching when it loads it."""
+    """Whether it samples images; if so, it checks each model's batching when it loads the model."""
     calibrates: bool = False
     """Whether it may write new model folders, in the first of the directories that it can write."""
-    lethal: dict[Path, Stamp] = field(default_factory=dict[Path, Stamp])
-    """Folders that ended earlier engines while they were loaded; not loaded again before they change."""
+    quarantined: dict[Path, Stamp] = field(default_factory=dict[Path, Stamp])
+    """Folders that ended two engines in a row while they were loaded; they are not loaded again until they change."""
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from worker.keys import (
     wake_key,
 )
 from worker.monitor import QueueMonitor
-from worker.records import RQ_STATUS, VIEW_FIELDS, read_event, record_of, status_event, view_from
+from worker.records import RQ_STATUS, VIEW_FIELDS, make_record, read_event, read_view, status_event
 from worker.results import CANCELED, EXPIRED, RESULT, Ending, Event, JobView, Preview, Result
 
 RESULT_TTL_S = 3600
@@ -41,10 +41,10 @@ EVENTS_CAP = 256
 _POOL: Any = redis.BlockingConnectionPool  # redis-py's types are incomplete
 
 TICK_S = 15.0
-"""How long a quiet job is not read again; its changes are published."""
+"""How often a job without changes is read again: changes are published, but a message can be lost."""
 
 CONNECTIONS = 24
-"""Most connections of a process, besides the one that receives changes; further calls wait for a free one."""
+"""Maximum connections of a process, in addition to the one that receives changes; further calls wait."""
 
 log = logging.getLogger("ncml.queue")
 
@@ -64,7 +64,7 @@ class DuplicateJob(QueueError):
 
 
 class QueueFull(QueueError):
-    """The lane holds the most jobs allowed, or the server's memory is three quarters full."""
+    """The lane is at its limit of jobs or bytes, or the server's memory is three quarters full."""
 
 
 class JobQueue:
@@ -132,7 +132,7 @@ class JobQueue:
         if not _ID.fullmatch(job_id):
             raise ValueError(f"invalid job id {job_id!r}: use at most 64 letters, digits, _ and -")
         lane = job.task.lane
-        record = record_of(
+        record = make_record(
             job,
             job_id,
             result_ttl_s=self.result_ttl_s,
@@ -170,8 +170,8 @@ class JobQueue:
 
         A queued job is canceled at once. A running job is canceled by its worker, within a row or a solver step; until
         then its status is `running` and `is_canceling` is true. It ends canceled even if its worker finishes it first.
-        `submitted` restricts this to the job that was submitted at that time: another
-        one may have taken its id. Raises `JobNotFound`.
+        `submitted` restricts this to the job that was submitted at that time: another one may have taken its id.
+        Raises `JobNotFound`.
         """
         view = self.view(job_id)  # a job that is late expires
         fields = {"outcome": JobStatus.CANCELED, "error": CANCELED.model_dump_json()}
@@ -245,7 +245,7 @@ class JobQueue:
         if "task" not in by_name or "submitted" not in by_name:
             raise JobNotFound(f"there is no job {job_id}, or its result has expired")
         try:
-            view = view_from(job_id, {name: value.decode() for name, value in by_name.items()})
+            view = read_view(job_id, {name: value.decode() for name, value in by_name.items()})
         except (ValueError, KeyError) as error:
             raise JobNotFound(f"the record of the job {job_id} is damaged") from error
         start_by = view.start_by if view.status is JobStatus.QUEUED else None

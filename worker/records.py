@@ -16,7 +16,7 @@ VIEW_FIELDS = (
     "status", "outcome", "task", "model", "version", "priority", "request_id", "n", "submitted", "started", "ended",
     "timing", "error", "progress", "start_by", "origin", "fingerprint", "owner", "files", "cancel",
 )  # fmt: skip
-"""The fields that `view_from` reads."""
+"""The fields that `read_view` reads."""
 
 MAX_PAYLOAD_BYTES = 256 * 2**20
 """Most bytes of a job as JSON: more than a request body of the largest size in base64."""
@@ -32,7 +32,7 @@ RQ_STATUS = {
 _RQ_JOB: Any = RqJob  # RQ is not typed
 
 
-def record_of(
+def make_record(
     job: Job,
     job_id: str,
     *,
@@ -91,7 +91,7 @@ def parse_job(data: bytes) -> Job:
         raise ValueError("the payload is not a job of this version") from error
 
 
-def view_from(job_id: str, fields: dict[str, str]) -> JobView:
+def read_view(job_id: str, fields: dict[str, str]) -> JobView:
     """Return the public state of a job from the fields of its record."""
     status = _status(fields)
     has_started = "started" in fields and status is not JobStatus.QUEUED
@@ -133,7 +133,7 @@ def read_event(entry: str, event_id: str = "") -> Event:
     try:
         return Event.model_validate({"id": event_id} | pydantic_core.from_json(entry), strict=False)
     except TypeError as error:
-        raise ValueError("the entry is no event") from error
+        raise ValueError("the entry is not an event") from error
 
 
 def _status(fields: dict[str, str]) -> JobStatus:

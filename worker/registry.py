@@ -1,7 +1,7 @@
 """The models that an engine serves: discovered in folders, loaded on demand, replaced when their folder changes.
 
-Whatever a folder contains, it is served or has a fault, and the others are served. Uses `ncml.Model`; must not import
-RQ or Redis.
+A folder that cannot be served is listed with its fault, and does not affect the others. Uses `ncml.Model`; must not
+import RQ or Redis.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Stamp = tuple[tuple[str, int, int], ...]
 MAX_NAME = 200
 """Characters of a folder's name: as many as a job may name."""
 
-LETHAL = "loading this folder ended the engine twice; change the folder, or restart the worker to try again"
+QUARANTINED = "loading this folder ended the engine twice; change the folder, or restart the worker to try again"
 
 
 @dataclass
@@ -53,7 +53,7 @@ class ModelRegistry:
     even after the registry has replaced it.
 
     generates: whether the models are sampled from, which includes a check of their batching when they are loaded.
-    lethal: folders that are not loaded while they have this stamp.
+    quarantined: folders that are not loaded until their stamp changes.
     on_open: called with a new or changed folder and its stamp before the folder is loaded.
     """
 
@@ -65,7 +65,7 @@ class ModelRegistry:
         device: str,
         keep: int,
         generates: bool = False,
-        lethal: Mapping[Path, Stamp] | None = None,
+        quarantined: Mapping[Path, Stamp] | None = None,
         on_open: Callable[[Path, Stamp], None] = lambda folder, stamp: None,
     ) -> None:
         self._directories = directories
@@ -73,7 +73,7 @@ class ModelRegistry:
         self._device = device
         self._keep = keep
         self._generates = generates
-        self._lethal = lethal or {}
+        self._quarantined = quarantined or {}
         self._on_open = on_open
         self._entries: dict[str, _Entry] = {}
         self._loaded: OrderedDict[str, Model] = OrderedDict()
@@ -91,7 +91,7 @@ class ModelRegistry:
 
     @property
     def faults(self) -> dict[str, str]:
-        """Why the other folders cannot be used, by name."""
+        """Why each of the other folders cannot be used, by name."""
         return {name: e.fault for name, e in sorted(self._entries.items()) if e.fault}
 
     def scan(self) -> bool:
@@ -177,14 +177,14 @@ class ModelRegistry:
         return model
 
     def _check(self, name: str, entry: _Entry) -> None:
-        """Raise `ModelError` for a folder that no request could name, and for a lethal one."""
+        """Raise `ModelError` for a folder that no request could name, and for one in quarantine."""
         if not name.isprintable() or "@" in name or len(name) > MAX_NAME:
             raise ModelError(
                 f"{entry.folder}: the name of a model folder must have at most {MAX_NAME} printable characters, "
                 "none of them @; rename it"
             )
-        if self._lethal.get(entry.folder) == entry.stamp:
-            raise ModelError(LETHAL)
+        if self._quarantined.get(entry.folder) == entry.stamp:
+            raise ModelError(QUARANTINED)
 
 
 def describe(name: str, model: Model, batching: BatchingChoice | None) -> ModelDescriptor:

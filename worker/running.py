@@ -1,4 +1,4 @@
-"""Jobs in the engine: what they report while they run, their results, and how fast a lane's jobs end."""
+"""Jobs in the engine: their progress while they run, their results, and the pace of a lane."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class RunningJob:
     claim: Claim
     job: Job
     progress: str = ""
-    has_preview: bool = False  # whether any step had one: not every step does
+    has_preview: bool = False  # whether any step so far had one
     started_at: float = field(default_factory=time.time)
     stages: dict[str, float] = field(default_factory=dict[str, float])
     """Seconds of each stage of its batch, once it has ended."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from worker.results import Ending
 from worker.running import RunningJob
-from worker.traces import context_of, traceparent_of
+from worker.traces import format_traceparent, parse_context
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Link, Tracer
@@ -22,7 +22,7 @@ def record_job(tracer: Tracer, entry: RunningJob, ending: Ending, batch: Collect
     """
     from opentelemetry.trace import SpanKind, StatusCode
 
-    parent = context_of(entry.claim.traceparent)
+    parent = parse_context(entry.claim.traceparent)
     if parent is None:
         return
     started_ns, ended_ns = int(entry.started_at * 1e9), time.time_ns()
@@ -45,7 +45,7 @@ def record_job(tracer: Tracer, entry: RunningJob, ending: Ending, batch: Collect
     )
     if ending.error:
         span.set_status(StatusCode.ERROR, ending.error.detail)
-    stage_ns, within = started_ns, context_of(traceparent_of(span))
+    stage_ns, within = started_ns, parse_context(format_traceparent(span))
     for stage, seconds in entry.stages.items():
         stage_span = tracer.start_span(stage, within, start_time=stage_ns)
         stage_ns += int(seconds * 1e9)
@@ -56,6 +56,6 @@ def record_job(tracer: Tracer, entry: RunningJob, ending: Ending, batch: Collect
 def _links(entry: RunningJob) -> list[Link]:
     from opentelemetry.trace import Link, get_current_span
 
-    context = context_of(entry.claim.traceparent)
+    context = parse_context(entry.claim.traceparent)
     span_context = get_current_span(context).get_span_context()
     return [Link(span_context, {"ncml.job.id": entry.claim.id})] if context else []

@@ -1,4 +1,4 @@
-"""Supervision of the engine: start it, publish the models it serves, replace it when it died or hung."""
+"""Supervision of the engine: start it, publish the models it serves, replace it when it dies or hangs."""
 
 import logging
 import time
@@ -11,7 +11,7 @@ from worker.process import EngineDied, EngineProcess
 
 FIRST_PAUSE_S = 0.5
 MAX_PAUSE_S = 30.0
-"""Least and greatest pause before another engine starts in place of one that never was ready; it doubles each time."""
+"""Shortest and longest pause before an engine that never became ready is replaced; it doubles each time."""
 
 log = logging.getLogger("ncml.worker")
 
@@ -80,15 +80,15 @@ class EngineSupervisor:
         self._on_catalogue()
 
     def replace(self, reason: str) -> None:
-        """Stop the engine, which died or hung; `ready_engine` starts another."""
+        """Stop the engine, which died or hung; `ready_engine` starts a new one."""
         assert self._engine is not None
         log.error("the engine %s; starting another", reason, extra={"engine_pid": self._engine.pid})
         self._metrics.engine_restarts.labels(reason).inc()
         self.stop()
         if self._opening and self._opening == self._suspect:
             log.error("model folder is not loaded again: it ended the engine twice: %s", self._opening.folder)
-            lethal = self._settings.lethal | {self._opening.folder: self._opening.stamp}
-            self._settings = replace(self._settings, lethal=lethal)
+            quarantined = self._settings.quarantined | {self._opening.folder: self._opening.stamp}
+            self._settings = replace(self._settings, quarantined=quarantined)
         self._suspect, self._opening = self._opening, None
         if not self.is_ready:  # wait longer before each new attempt
             self._due = time.monotonic() + self._pause_s

@@ -1,4 +1,4 @@
-"""Traces with OpenTelemetry: from an HTTP request over the queue to the stages of the engine.
+"""Traces with OpenTelemetry: from an HTTP request through the queue to the stages of the engine.
 
 Off, and the SDK is not imported, unless the standard variables ask for traces: OTEL_TRACES_EXPORTER (`otlp`,
 `console`) or OTEL_EXPORTER_OTLP_ENDPOINT. A job carries the `traceparent` of its request (W3C Trace Context) in its
@@ -33,7 +33,7 @@ def are_requested() -> bool:
     return has_exporter and exporter != "none" and os.environ.get("OTEL_SDK_DISABLED", "").lower() != "true"
 
 
-def tracer_of(component: str) -> Tracer | None:
+def make_tracer(component: str) -> Tracer | None:
     """Return the tracer of this process, None if traces are off; raise `NcmlError` if they cannot be exported.
 
     component: the service's name in the traces, unless OTEL_SERVICE_NAME is set.
@@ -67,7 +67,7 @@ def start_request(tracer: Tracer, headers: Mapping[str, str], method: str) -> Sp
     from opentelemetry.trace import SpanKind
 
     return tracer.start_span(
-        method, context_of(headers.get("traceparent", "")), SpanKind.SERVER, {"http.request.method": method}
+        method, parse_context(headers.get("traceparent", "")), SpanKind.SERVER, {"http.request.method": method}
     )
 
 
@@ -82,13 +82,13 @@ def end_request(span: Span, method: str, route: str, status: int, request_id: st
     span.end()
 
 
-def traceparent_of(span: Span) -> str:
-    """Return the `traceparent` by which others continue the trace of a span."""
+def format_traceparent(span: Span) -> str:
+    """Return the `traceparent` with which other processes continue the trace of a span."""
     context = span.get_span_context()
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags):02x}"
 
 
-def context_of(traceparent: str) -> Context | None:
+def parse_context(traceparent: str) -> Context | None:
     """Return the OpenTelemetry context of a `traceparent`; None if it is not one."""
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 

@@ -279,7 +279,7 @@ class BatchWorker(SimpleWorker):
                 self._engine_lost(running, "hung")
                 return
             if self._stop_at is not None and now > self._stop_at:
-                log.warning("no time left to finish %d jobs; putting them back in their queues", len(running))
+                log.warning("no time left to finish %d jobs; returning them to their queues", len(running))
                 self._retry(lambda: self.leases.give_back([entry.claim for entry in running.values()], refund=True))
                 return
             if now - last_tick >= TICK_S:

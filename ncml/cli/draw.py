@@ -86,7 +86,7 @@ class DrawOptions:
         """
         n = check_count("n", self.number, MAX_IMAGES_PER_CALL)
         seed = random_seed(n) if self.seed is None else self.seed
-        options = SamplingOptions.of(self)
+        options = SamplingOptions.from_attributes(self)
         resolve_sampling(model, n, self.class_, seed, options)
         return {"n": n, "classes": self.class_, "seeds": seed} | asdict(options)
 

@@ -28,7 +28,6 @@ from ncml.evaluation.samples import (
     Arguments,
     as_trained,
     default_arguments,
-    is_noise_conditional,
     noise_levels,
 )
 from ncml.model import Model
@@ -117,7 +116,7 @@ def class_fidelity(inputs: Inputs, model: Model, probe: Probe, n: int, arguments
 def sampling_methods(model: Model) -> dict[str, Arguments]:
     """Return the ways of sampling that are compared: as trained, from no noise and from some, and the defaults."""
     limits = model.sampling_limits
-    levels = noise_levels(model, (0.0, 0.25, 1.0)) if is_noise_conditional(model) else [0.0]
+    levels = noise_levels(model, (0.0, 0.25, 1.0))
     methods = {f"noise {noise:g}, as trained": as_trained(noise) for noise in levels}
     defaults = default_arguments(model)
     if defaults not in methods.values():
@@ -136,7 +135,7 @@ def classes(inputs: Inputs) -> Section:
     for label, model in inputs.models.items():
         images = inputs.test_images(model, "classes")
         class_labels(model, images)  # refuse before minutes are spent
-        levels = noise_levels(model, (0.0, 0.25, 1.0)) if is_noise_conditional(model) else [0.0]
+        levels = noise_levels(model, (0.0, 0.25, 1.0))
         by_level = {f"{noise:g}": class_knowledge(inputs, model, images, noise) for noise in levels}
         knowledge += [(label, OURS, noise, *estimates.values()) for noise, estimates in by_level.items()]
         recognised = fidelities(inputs, model)

@@ -23,7 +23,7 @@ Cell = str | float | Estimate | None
 OURS, PUBLISHED = "measured here", "published"
 """Sources of a row's numbers, in the column `source` of every table that has both."""
 
-DPI = 100
+DPI, SCALE = 100, 2
 
 
 @dataclass(frozen=True)
@@ -142,17 +142,15 @@ def make_axes(width: float, height: float, rows: int = 1, columns: int = 1) -> t
     return plot, list(plot.subplots(rows, columns, squeeze=False).flat)
 
 
-def draw_sheet(
-    rows: Sequence[tuple[str, NDArray[np.uint8]]], *, below: Sequence[Sequence[str]] = (), scale: int = 2
-) -> Plot:
-    """Draw images in labelled rows, uint8 [N, H, W, 3] each, every pixel a square of `scale` dots.
+def draw_sheet(rows: Sequence[tuple[str, NDArray[np.uint8]]], *, below: Sequence[Sequence[str]] = ()) -> Plot:
+    """Draw images in labelled rows, uint8 [N, H, W, 3] each, every pixel a square of `SCALE` dots.
 
     below: for each row, a text for each image.
     """
     H, W = rows[0][1].shape[1:3]
     columns = max(len(images) for _, images in rows)
     left, gap = 12 + 6 * max(len(name) for name, _ in rows), 16 if below else 4  # dots
-    width, row_height = left + columns * W * scale, H * scale + gap
+    width, row_height = left + columns * W * SCALE, H * SCALE + gap
     plot = _make_plot(width / DPI, len(rows) * row_height / DPI)
     for i, (name, images) in enumerate(rows):
         strip = np.full((H, columns * W, 3), 255, np.uint8)
@@ -160,14 +158,14 @@ def draw_sheet(
         top = 1 - i / len(rows)
         box = (
             left / width,
-            top - H * scale / row_height / len(rows),
+            top - H * SCALE / row_height / len(rows),
             1 - left / width,
-            H * scale / row_height / len(rows),
+            H * SCALE / row_height / len(rows),
         )
         axis = plot.add_axes(box)
         axis.imshow(strip, interpolation="nearest", aspect="auto", extent=(0, columns, 1, 0))
         axis.axis("off")
-        axis.text(-6 / (W * scale), 0.5, name, ha="right", va="center", fontsize=8)
+        axis.text(-6 / (W * SCALE), 0.5, name, ha="right", va="center", fontsize=8)
         for j, text in enumerate(below[i] if below else ()):
             axis.text(j + 0.5, 1.03, text, ha="center", va="top", fontsize=7)
     return plot

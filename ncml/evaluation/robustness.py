@@ -20,7 +20,7 @@ from ncml.evaluation.image_sets import SEED, ImageSet
 from ncml.evaluation.inputs import Inputs
 from ncml.evaluation.likelihood import bits, flip
 from ncml.evaluation.report import Cell, Figure, Section, Table, make_axes
-from ncml.evaluation.samples import is_noise_conditional, noise_levels
+from ncml.evaluation.samples import noise_levels
 from ncml.model import Model
 from ncml.network.likelihood import from_uint8
 from ncml.network.sde import GREY_LEVEL, broadcast_to, make_sde
@@ -61,7 +61,7 @@ def robustness(inputs: Inputs) -> Section:
     results: dict[str, dict[str, Any]] = {}
     for label, model in inputs.models.items():
         images = inputs.test_images(model, "robustness")
-        levels = noise_levels(model, LEVEL_FRACTIONS) if is_noise_conditional(model) else [0.0]
+        levels = noise_levels(model, LEVEL_FRACTIONS)
         measurements = [measure_level(inputs, model, images, level) for level in levels]
         curves = {
             "bpd": [bootstrap.mean(m["bits"]) for m in measurements],

@@ -38,7 +38,12 @@ def is_noise_conditional(model: Model) -> bool:
 
 
 def noise_levels(model: Model, fractions: Iterable[float]) -> list[float]:
-    """Return fractions of the model's largest noise, in grey levels, as far as its SDE reaches them."""
+    """Return fractions of the model's largest noise, in grey levels, as far as its SDE reaches them.
+
+    A model that is not noise conditional has the level 0 only.
+    """
+    if not is_noise_conditional(model):
+        return [0.0]
     levels = (round(fraction * model.noise, 6) for fraction in fractions)
     return [level for level in levels if reaches(make_sde(model.config.sde), level)]
 

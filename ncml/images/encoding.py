@@ -11,6 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+MIN_SIDE = 256
+"""Pixels of the shorter side of an enlarged image."""
+
 
 def to_png(image: NDArray[np.uint8]) -> bytes:
     """Encode uint8 (H, W, 3) losslessly as the bytes of a PNG file."""
@@ -36,22 +39,22 @@ def to_html_table(values: Mapping[str, Any]) -> str:
     return f"<table>{''.join(rows)}</table>"
 
 
-def enlarge(image: NDArray[np.uint8], side: int = 256) -> NDArray[np.uint8]:
-    """Repeat the pixels of a small image, uint8 (H, W, 3), until no side is shorter than `side`."""
-    factor = -(-side // min(image.shape[:2]))
+def enlarge(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Repeat the pixels of a small image, uint8 (H, W, 3), until no side is shorter than `MIN_SIDE`."""
+    factor = -(-MIN_SIDE // min(image.shape[:2]))
     return image.repeat(factor, 0).repeat(factor, 1)
 
 
-def grid(images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], columns: int | None = None) -> NDArray[np.uint8]:
-    """Arrange n uint8 (H, W, 3) images row by row in one; as square as n allows unless `columns` is given.
+def grid(images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Arrange n uint8 (H, W, 3) images row by row in one that is as square as n allows; empty cells are black.
 
-    Empty cells are black. Raises `ValueError` if there is no image.
+    Raises `ValueError` if there is no image.
     """
     stack = np.asarray(images, dtype=np.uint8)
     if stack.ndim != 4 or len(stack) == 0:
         raise ValueError(f"a grid needs images (n, H, W, 3) with n >= 1, not {stack.shape}")
     n, h, w, c = stack.shape
-    columns = columns or math.ceil(math.sqrt(n))
+    columns = math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
     cells = np.zeros((rows * columns, h, w, c), np.uint8)
     cells[:n] = stack

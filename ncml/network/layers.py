@@ -2,9 +2,9 @@
 
 Shapes: B batch, C or F channels, H rows, W columns, E embedding, N heads, D channels of a head.
 
-Two streams obey two orders. The vertical stream u at (i, j) sees pixels of the rows before i; the horizontal stream ul
-sees pixels strictly before (i, j) in raster order. Every layer here keeps that property; none normalises over space,
-which would leak the future.
+There are two streams. The vertical stream u at (i, j) sees pixels of the rows before i; the horizontal stream ul sees
+pixels strictly before (i, j) in raster order. Every layer here preserves that; none normalises over space, which would
+leak later pixels.
 """
 
 from __future__ import annotations

@@ -28,14 +28,13 @@ HALF_LEVEL = 1 / 255
 """d: half a grey level on the [-1, 1] scale."""
 
 LOG_SCALES = (-7.0, 7.0)
-"""Log-scales are clamped to this range: e^-7 is a ninth of a grey level and e^7 five hundred times their range.
+"""Log-scales are clamped to this range: e^-7 is a ninth of a grey level, and e^7 is 500 times the whole range.
 
-Beyond about 100 the gradient of the interval's mass is NaN, for exp(-log_scale) underflows in it.
+Beyond about 100 the gradient of the interval's mass is NaN, because exp(-log_scale) underflows.
 """
 
-
 TAIL = 1e-6
-"""Normal scores are clamped to those of this probability and of its complement, -4.75 to 4.75."""
+"""Normal scores are clamped to those of this probability and of its complement: -4.75 to 4.75."""
 
 
 @dataclass(frozen=True)
@@ -144,8 +143,8 @@ class PixelSampler:
     At t = 0 (`clean`) values are rounded to the grid and clipped, which is exact ancestral sampling of the discretised
     likelihood; at t > 0 they are continuous and unclipped.
 
-    Results and intermediates lie in buffers with ready-made views, since a single image's time goes into starting
-    operations and making views.
+    Results and intermediates are kept in buffers with precomputed views: for a single image, launching operations and
+    creating views takes most of the time.
     """
 
     def __init__(self, B: int, K: int, W: int, like: Tensor, *, clean: bool) -> None:

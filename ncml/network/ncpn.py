@@ -29,7 +29,7 @@ from ncml.network.layers import (
     Stream,
 )
 from ncml.network.likelihood import PARAMETERS, initial_bias, promote_to_fp32
-from ncml.network.sde import GREY_LEVEL, end_time, make_sde
+from ncml.network.sde import GREY_LEVEL, make_sde, noise_at_end
 
 CHANNELS = 3
 ORIENTATIONS = 4
@@ -156,7 +156,7 @@ class NCPN(nn.Module):
         levels = config.model.levels
         widths = [level.width for level in levels]
         last = len(levels) - 1
-        self.reach = 1 + REACH * make_sde(config.sde).grey_levels_at(end_time(config.sde)) * GREY_LEVEL
+        self.reach = 1 + REACH * noise_at_end(config.sde) * GREY_LEVEL
         self.conditioning = Conditioning(config)
         self.stem = Stem(widths[0])
         self.up = nn.ModuleList(

@@ -157,13 +157,18 @@ def make_sde(config: SDEConfig) -> SDE:
 
 
 def end_time(config: SDEConfig) -> float:
-    """T, the largest time: given literally, or solved from the noise in grey levels."""
+    """Return T, the largest time: given literally, or solved from the noise in grey levels."""
     return make_sde(config).time_of(config.grey_levels) if config.end_time is None else config.end_time
 
 
+def noise_at_end(config: SDEConfig) -> float:
+    """Return the noise at T in grey levels."""
+    return make_sde(config).grey_levels_at(end_time(config))
+
+
 def largest_noise(config: SDEConfig) -> float:
-    """Return the noise at T in grey levels, rounded for people."""
-    return round(make_sde(config).grey_levels_at(end_time(config)), 6)
+    """Return the noise at T in grey levels, rounded to 6 decimals, as users see it and may request it."""
+    return round(noise_at_end(config), 6)
 
 
 def reaches(sde: SDE, grey_levels: float) -> bool:

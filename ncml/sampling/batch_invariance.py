@@ -82,7 +82,7 @@ def choose_batching(network: NCPN, setting: BatchingSetting = "auto", tilt: Tilt
     start = time.perf_counter()
     try:
         failure = check_fast_groups(network, tilt)
-    except Exception as error:  # of any kind: fixed groups are safe, and sampling itself reports it
+    except Exception as error:  # of any kind: fixed groups are safe, and sampling reports the error itself
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         batching = Batching("fixed", "error", f"the check of fast groups did not run: {reason}")
         log.warning("batches are sampled in fixed groups: %s", batching.detail)

@@ -1,4 +1,4 @@
-"""How a batch is divided into the groups that are sampled together, and the setting for it. Does not import torch.
+"""The division of a batch into groups that are sampled together, and the setting for it. Does not import torch.
 
 A library may choose its kernels by the shape of an operation, and a kernel may round a row by its position. So the
 bytes of an image depend on the shapes that it is sampled in and on its row, and on nothing else of its batch:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Tilt:
-    """A change of the distributions that pixels are sampled from (`ncml.sampling.guidance`); by default there is none.
+    """A change of the distributions that pixels are sampled from (`ncml.sampling.guidance`); none by default.
 
     guidance: weight of the class against no class. temperature: above 1 flattens the distributions.
     """

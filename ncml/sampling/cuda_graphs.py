@@ -1,10 +1,10 @@
-"""On a GPU: batches of a kind that was sampled before are replayed from CUDA graphs, one for each row.
+"""CUDA graphs: on a GPU, batches of a kind that was sampled before are replayed, one graph for each row.
 
-An image takes tens of thousands of operations, and starting one from Python takes longer than a GPU needs for it. A
-graph starts a row's operations at once; what they compute, and in what order, is defined by `ncml.sampling.cached`.
+An image takes tens of thousands of operations, and launching one from Python takes longer than a GPU needs for it. A
+graph launches a row's operations at once; what they compute, and in what order, is defined by `ncml.sampling.cached`.
 
-The first batch of a kind is sampled plainly. So is the second, which is then recorded and replayed once: a recording is
-kept only if it reproduces the images, to the bit.
+The first batch of a kind is sampled without a graph. So is the second, which is then recorded and replayed once: a
+recording is kept only if it reproduces the images, to the bit.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ a cell's centre, and the value is uniform in the cell; the grid ends where noise
 The class and no class are two rows of a batch (`Conditions.expand`) with the same pixels. Distributions that do not
 change (w = 1 and tau = 1) are sampled without a grid, by `ncml.network.likelihood.PixelSampler`.
 
-The arithmetic is numpy's on the CPU, whatever device the network is on: a pixel takes a hundred small operations, which
-cost less there, and an element's bits do not depend on its place in an array.
+The arithmetic runs in numpy on the CPU, whatever device the network is on: a pixel takes a hundred small operations,
+which cost less there, and an element's bits do not depend on its position in an array.
 
 Shapes: B images, H rows for each, 1, or 2 with guidance, N = H B rows in all, K components, V cells of the grid.
 """
@@ -105,7 +105,7 @@ class TiltedPixelSampler:
         sinh_CHBK1, cosh_CHBK1 = 2 * np.sinh(delta_CHBK1), 2 * np.cosh(delta_CHBK1)
         red_green, red_blue, green_blue = np.tanh(coefficient_CHBK1)
         probability_BC = 1 / (1 + np.exp(-logistic_BC))
-        # Probabilities are not normalised: the factors that are missing cancel in the end.
+        # Probabilities are not normalised: the missing factors cancel in the end.
         joint_HBK1 = np.exp(logit_HBK - logit_HBK.max(2, keepdims=True))[..., None]
         x_BC = np.empty_like(probability_BC)
         for c in range(3):

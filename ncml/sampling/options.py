@@ -37,7 +37,7 @@ class SamplingLimits:
     has_classes: bool = True
 
     @classmethod
-    def of_model(cls, max_noise: float, defaults: SamplingDefaults, *, has_classes: bool) -> SamplingLimits:
+    def for_model(cls, max_noise: float, defaults: SamplingDefaults, *, has_classes: bool) -> SamplingLimits:
         """Return the limits of a model that recommends these defaults."""
         return cls(
             max_noise=max_noise,
@@ -77,7 +77,7 @@ class SamplingOptions:
     sampler: str | None = None
 
     @classmethod
-    def of(cls, source: object) -> SamplingOptions:
+    def from_attributes(cls, source: object) -> SamplingOptions:
         """Return the options among the attributes of a job or of a request's parameters."""
         return cls(**{option.name: getattr(source, option.name, None) for option in fields(cls)})
 

@@ -1,7 +1,7 @@
 """From a small folder of good images to a calibrated detector: what `ncml adapt` does.
 
-Every image either estimates or ranks. The estimating part also fine-tunes the model, if time is allowed, and decides
-whether the fine-tuned model is kept; the ranking part is used for ranks only, so the p-values stay valid.
+Each image is used either to estimate or to rank. If time is allowed, the estimating part also fine-tunes the model and
+decides whether the fine-tuned model is kept; the ranking part is used for ranks only, so the p-values stay valid.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ncml.training.trainer import Trainer
 from ncml.training.transfer import start_from
 
 ESTIMATING = 2 / 7
-"""Share of the images that estimates, but at least `MIN_IMAGES`."""
+"""Share of the images that are used to estimate, but at least `MIN_IMAGES` images."""
 
 TRAINING = 0.6
 """Share of the estimating part that fine-tunes; the others decide whether it helped, and then estimate."""
@@ -43,7 +43,7 @@ GENERATED = 50
 
 @dataclass(frozen=True)
 class AdaptedModel:
-    """A model folder that is ready to judge images like those of the folder."""
+    """A model folder that is ready to judge images like those that it was adapted to."""
 
     folder: Path
     calibration: Calibration
@@ -62,11 +62,11 @@ def adapt(
     on_message: Callable[[str], None] = lambda line: None,
     on_progress: OnProgress = ignore_progress,
 ) -> AdaptedModel:
-    """Calibrate a copy of a model on good images that it was not trained on; fine-tune it first if that is stronger.
+    """Calibrate a copy of a model on good images that it was not trained on; fine-tune it first if that detects more.
 
     max_seconds: for fine-tuning; 0: none.
-    names: of the images, to name those that lie far from the others.
-    on_message: called with what was decided.
+    names: of the images, for the report on those that are unlike the others.
+    on_message: called with each decision.
     Raises `InputError` for too few images, for images that are all equal, and for a folder `out` of something else.
     """
     checkpoint.check_copy(model.folder, out)
@@ -139,7 +139,7 @@ def _halves(data: Dataset, count: int) -> tuple[Dataset, Dataset]:
 def _fine_tune(
     model: Model, data: Dataset, folder: Path, max_seconds: float, device: str, on_progress: OnProgress
 ) -> Model:
-    """Train a copy of the model on images for a time, and return it."""
+    """Train a copy of the model on images for at most `max_seconds`, and return it."""
     if len(data) < model.config.training.batch_size:
         raise InputError(
             "max-time",

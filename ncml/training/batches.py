@@ -1,4 +1,4 @@
-"""The batch of a training step: which images it has, in which orientation, of which class, at which noise.
+"""The batch of a training step: its images, their orientations and classes, and their noise.
 
 A batch is a function of the data, the configuration and the step alone: its images follow from (seed, epoch), all else
 from (seed, step). So a run that stops and resumes continues as if it had never stopped.
@@ -24,7 +24,7 @@ class Batch:
     """The input of a training step."""
 
     x_BCHW: Tensor
-    """Noised images, laid in their orientation."""
+    """Noised images, in their orientation."""
     t_B: Tensor
     class_B: Tensor
     orientation_B: Tensor

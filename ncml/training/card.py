@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import date
 
 from ncml.errors import TrainingError
-from ncml.network.sde import end_time, make_sde
+from ncml.network.sde import noise_at_end
 from ncml.training.dataset import Dataset
 from ncml.training.provenance import duration, machine
 from ncml.training.trainer import Trainer
@@ -21,7 +21,7 @@ def model_card(
     if not trainer.history:
         raise TrainingError("the run has not been measured; train for at least one step.")
     config = trainer.config
-    noise = make_sde(config.sde).grey_levels_at(end_time(config.sde))
+    noise = noise_at_end(config.sde)
     parameters = sum(parameter.numel() for parameter in trainer.network.parameters())
     curve = "\n".join(
         f"| {row['images']:,.0f} | {row['train_bpd']:.3f} | {row['held_out_bpd']:.3f} |" for row in trainer.history

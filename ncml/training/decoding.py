@@ -171,7 +171,7 @@ class ImageCache:
 
 
 def _reserve(path: Path, start: int) -> None:
-    """Reserve disk space for a sparse file: a full disk is an error now, and a crash when its pages are written."""
+    """Reserve disk space for a sparse file: a full disk is an error now, not a crash later."""
     size = path.stat().st_size
     with path.open("r+b") as file:
         if hasattr(os, "posix_fallocate"):

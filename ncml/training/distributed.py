@@ -24,7 +24,7 @@ TIMEOUT = timedelta(hours=6)
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process among those that share a run."""
+    """This process and the others that share a run."""
 
     rank: int = 0
     world_size: int = 1

@@ -14,7 +14,7 @@ MAX_CLASS_NAMES = 12
 """The same for classes."""
 
 MIN_CLASS_IMAGES = 50
-"""Images of a class below which it can hardly be learnt."""
+"""Fewest images from which a model can learn a class."""
 
 
 @dataclass

@@ -84,7 +84,7 @@ def train_loop(
 
 @contextlib.contextmanager
 def _stop_signals() -> Generator[list[int]]:
-    """Yield a list that collects SIGINT and SIGTERM, which have no other effect meanwhile: no step is cut in two."""
+    """Yield a list that collects SIGINT and SIGTERM, which have no other effect, so that no step is interrupted."""
     signals: list[int] = []
     if threading.current_thread() is not threading.main_thread():  # handlers can be set in the main thread only
         yield signals

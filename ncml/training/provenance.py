@@ -13,10 +13,10 @@ from ncml.paths import printable
 from ncml.training.inventory import counted
 
 
-def command(arguments: Sequence[str], places: Iterable[str]) -> str:
-    """Return an `ncml` command line without the parents of the folders among `places`, which are this machine's."""
-    hidden = {place for place in places if Path(place).is_dir()}
-    quoted = (f"…/{Path(a).name}" if a in hidden else shlex.quote(a) for a in arguments)
+def command(arguments: Sequence[str], paths: Iterable[str]) -> str:
+    """Return an `ncml` command line; folders among `paths` are named without their parents, which are private."""
+    hidden = {path for path in paths if Path(path).is_dir()}
+    quoted = (f"…/{Path(argument).name}" if argument in hidden else shlex.quote(argument) for argument in arguments)
     return printable(" ".join(["ncml", *quoted]))
 
 

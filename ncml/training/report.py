@@ -1,4 +1,4 @@
-"""What a run reports while it lasts: its plan, a progress bar, trackers and sample grids."""
+"""What a run reports while it trains: its plan, a progress bar, trackers and sample grids."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ncml import checkpoint
 from ncml.config import Config
 from ncml.images import grid, to_png
 from ncml.network.ncpn import NCPN
-from ncml.network.sde import end_time, make_sde
+from ncml.network.sde import noise_at_end
 from ncml.progress import OnProgress, Progress
 from ncml.sampling.cached import sample_cached
 from ncml.sampling.options import SamplingSettings
@@ -36,7 +36,7 @@ YEAR = 365 * 86_400
 
 
 def describe_plan(trainer: Trainer, step_seconds: float, max_seconds: float) -> str:
-    """Return a sentence on what is going to be computed, and how long that takes."""
+    """Return a sentence that states what will be computed and how long it takes."""
     training, group = trainer.config.training, trainer.group
     parameters = sum(parameter.numel() for parameter in trainer.network.parameters())
     where = counted(group.world_size, "process", "processes") if group.world_size > 1 else str(trainer.device)
@@ -110,12 +110,11 @@ def sample_images(network: NCPN, count: int) -> NDArray[np.uint8]:
     maximum likelihood is sampled without noise.
     """
     config = network.config
-    largest = make_sde(config.sde).grey_levels_at(end_time(config.sde))
     plan = Plan(
         seeds=list(range(count)),
         class_B=torch.arange(count) % (len(config.model.classes) + 1),
         settings=SamplingSettings(
-            noise=0.0 if config.training.clean_probability == 1 else largest, steps=1, solver="tweedie"
+            noise=0.0 if config.training.clean_probability == 1 else noise_at_end(config.sde), steps=1, solver="tweedie"
         ),
     )
     return generate_images(network, plan, sample_cached)

@@ -39,7 +39,7 @@ from ncml.training.trainer import DEFAULT_EXECUTION, Execution, Trainer
 from ncml.training.transfer import start_from
 
 MONITORED = 500
-"""Held-out images that measure a run while it lasts."""
+"""Held-out images on which a run is measured while it trains."""
 
 CALIBRATION_FIT, CALIBRATION_RANK = 2_000, 5_000
 """Images that estimate the statistics, and that rank, at most: as many as CIFAR-10 has."""
@@ -76,7 +76,7 @@ def train(
     on_message: Callable[[str], None] = lambda line: None,
     on_progress: OnProgress = ignore_progress,
 ) -> TrainedModel | None:
-    """Train a model on the fit part of a dataset, write its folder with what was measured in its card, calibrate it.
+    """Train a model on the fit part of a dataset, write its folder and card, and calibrate it.
 
     The parts calibration-fit and calibration-rank (`ncml.training.dataset`) are never trained on. A dataset with a test
     split is measured on it, any other on calibration-fit. Only rank 0 returns the model.
@@ -93,14 +93,16 @@ def train(
     reuse_freed_memory()
     state, run_folder = out / STATE, (out / STATE).parent
     _check_folder(out, resume)
-    if cooldown_from is not None and not (cooldown_from / STATE).exists():
-        raise InputError("cooldown-from", f"{cooldown_from} contains no training run; name a folder that contains one.")
-    if cooldown_from is not None and total_images is None and not resume:
-        raise InputError("max-images", "--cooldown-from needs --max-images: the length at which the rate reaches 0.")
-    if cooldown_from is not None and init_from is not None:
-        raise InputError(
-            "init-from", "--init-from cannot be combined with --cooldown-from, which determines the weights."
-        )
+    if cooldown_from is not None:
+        if not (cooldown_from / STATE).exists():
+            detail = f"{cooldown_from} contains no training run; name a folder that contains one."
+            raise InputError("cooldown-from", detail)
+        if total_images is None and not resume:
+            detail = "--cooldown-from needs --max-images: the length at which the rate reaches 0."
+            raise InputError("max-images", detail)
+        if init_from is not None:
+            detail = "--init-from cannot be combined with --cooldown-from, which determines the weights."
+            raise InputError("init-from", detail)
     height, width = config.model.height, config.model.width
     with group.main_first():  # rank 0 decodes the images, the others map the result
         data = dataset.load(
@@ -192,7 +194,7 @@ def _finish(
     on_message: Callable[[str], None],
     on_progress: OnProgress,
 ) -> TrainedModel | None:
-    """Measure the averaged weights, write the model folder, calibrate the model."""
+    """Measure the averaged weights, write the model folder, and calibrate the model."""
     training = trainer.config.training
     measured, part = _load_measured_part(source, data, training.split, (out / STATE).parent, trainer.group)
     if training.crop is not None:
@@ -204,11 +206,7 @@ def _finish(
     metadata = checkpoint.card_metadata(datasets=[] if Path(source).is_dir() else [source])
     card = model_card(trainer, command, data, bpd, part, len(measured))
     version = checkpoint.save(out, trainer.ema, metrics=metrics, card=metadata + card)
-    device = trainer.group.device
-    if training.crop is not None:
-        calibrated = _calibrate_tiles(out, source, data, training, device, on_message, on_progress)
-    else:
-        calibrated = _calibrate(out, data, training.split, device, on_message, on_progress)
+    calibrated = _calibrate(out, source, data, training, trainer.group.device, on_message, on_progress)
     return TrainedModel(out, version, metrics, calibrated)
 
 
@@ -226,7 +224,7 @@ def _load_measured_part(
     return data.part("calibration-fit", split), "calibration-fit"
 
 
-def _calibrate_tiles(
+def _calibrate(
     out: Path,
     source: str,
     data: Dataset,
@@ -235,42 +233,32 @@ def _calibrate_tiles(
     on_message: Callable[[str], None],
     on_progress: OnProgress,
 ) -> bool:
-    """Calibrate the tiles of the model in `out` on whole held-out images, if there are enough; return whether."""
-    readers = image_readers(readable_rows(open_source(source, "train"), data.inventory.unreadable))
-    fit, rank = (
-        list(itertools.compress(readers, dataset.is_member(name, len(readers), training.split)))
-        for name in ("calibration-fit", "calibration-rank")
-    )
-    try:
-        calibration = tiles.calibrate(load_model(out, device), fit, rank, side=training.crop, on_progress=on_progress)
-    except InputError as error:
-        on_message(f"not calibrated, so `ncml score --tile` gives no p-values: {error}")
-        return False
-    calibration.save(out)
-    on_message(f"tiles are calibrated on {calibration.n_fit} and {calibration.n_rank} held-out images")
-    for line in describe_tiles(calibration):
-        on_message(line)
-    return True
+    """Calibrate the model in `out` on held-out images; return whether there are enough.
 
-
-def _calibrate(
-    out: Path,
-    data: Dataset,
-    split: int,
-    device: str,
-    on_message: Callable[[str], None],
-    on_progress: OnProgress,
-) -> bool:
-    """Calibrate the model in `out` if there are enough images; return whether there are."""
-    fit = data.part("calibration-fit", split).spread(CALIBRATION_FIT)
-    rank = data.part("calibration-rank", split).spread(CALIBRATION_RANK)
+    A model of crops has its tiles calibrated instead, on whole held-out images.
+    """
+    model = load_model(out, device)
     try:
-        calibration = calibrate(load_model(out, device), fit.images_NHWC, rank.images_NHWC, on_progress=on_progress)
+        if training.crop is None:
+            fit = data.part("calibration-fit", training.split).spread(CALIBRATION_FIT)
+            rank = data.part("calibration-rank", training.split).spread(CALIBRATION_RANK)
+            calibration = calibrate(model, fit.images_NHWC, rank.images_NHWC, on_progress=on_progress)
+            save_calibration(calibration, out)
+            lines = describe_calibration(calibration)
+        else:
+            readers = image_readers(readable_rows(open_source(source, "train"), data.inventory.unreadable))
+            fit, rank = (
+                list(itertools.compress(readers, dataset.is_member(name, len(readers), training.split)))
+                for name in ("calibration-fit", "calibration-rank")
+            )
+            calibration = tiles.calibrate(model, fit, rank, side=training.crop, on_progress=on_progress)
+            calibration.save(out)
+            lines = describe_tiles(calibration)
     except InputError as error:
-        on_message(f"not calibrated, so `ncml score` gives no p-values: {error}")
+        option = "" if training.crop is None else " --tile"
+        on_message(f"not calibrated, so `ncml score{option}` gives no p-values: {error}")
         return False
-    save_calibration(calibration, out)
-    on_message(f"calibrated on {calibration.n_fit} and {calibration.n_rank} held-out images")
-    for line in describe_calibration(calibration):
+    subject = "" if training.crop is None else "tiles are "
+    for line in [f"{subject}calibrated on {calibration.n_fit} and {calibration.n_rank} held-out images", *lines]:
         on_message(line)
     return True

@@ -14,7 +14,7 @@ from ncml.errors import InputError
 from ncml.paths import list_files, printable
 
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"))
-"""Suffixes of image files; only used to tell a stray image from a stray file."""
+"""Suffixes of image files; used only to distinguish a stray image from another stray file."""
 
 
 @dataclass(frozen=True)
@@ -137,9 +137,9 @@ def _file_of(cell: dict[str, Any]) -> bytes | Path:
 
 @functools.cache
 def _check_hub_dataset(name: str) -> None:
-    """Raise InputError for a dataset that the Hub cannot give: loading would retry for half a minute first.
+    """Raise InputError for a dataset that the Hub does not have: loading would retry for half a minute first.
 
-    The Hub is asked once for each name: a test split comes out of the cache, hours after the train split.
+    Each name is checked once: hours after the train split, the test split is loaded from the cache.
     """
     import huggingface_hub
     from huggingface_hub import errors

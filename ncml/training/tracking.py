@@ -1,4 +1,4 @@
-"""Trackers of a training run: TensorBoard always, and any that the user names beside it."""
+"""Trackers of a training run: TensorBoard always, and any others that the user names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ncml.errors import InputError
 
 @runtime_checkable
 class Tracker(Protocol):
-    """What records the figures and images of a run. Users provide a function of (folder, config) that returns one."""
+    """Records the figures and images of a run. Users provide a function of (folder, config) that returns one."""
 
     def scalars(self, images_seen: int, values: Mapping[str, float]) -> None:
         """Record figures by name after `images_seen` images."""

@@ -1,4 +1,4 @@
-"""A training run: the network, its moving average, the optimiser, and how far they have come.
+"""A training run: the network, its moving average, the optimiser, and the progress made.
 
 Read `objective.py` for what is optimised and `batches.py` for what a step sees. The weights that are measured and kept
 are the moving average (EMA).
@@ -50,7 +50,7 @@ DEFAULT_EXECUTION = Execution()
 
 
 class Trainer:
-    """A training run: network, moving average, optimiser and position."""
+    """A training run: network, moving average, optimiser and progress."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class Trainer:
         self.average: AveragedModel = AveragedModel(
             self.network, multi_avg_fn=_ema_update(config.training), use_buffers=True
         )
-        self.average.eval()  # it is measured and kept, never trained: no dropout
+        self.average.eval()  # no dropout: it is measured and saved, never trained
         self.optimizer = Optimizer(self.network, config.training)
         self.parallel = group.data_parallel(self.network)
         self.loss = torch.compile(loss_bits) if execution.compile else loss_bits

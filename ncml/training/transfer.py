@@ -12,10 +12,10 @@ LABEL, ORIENTATION, BIAS = (f"conditioning.{name}" for name in ("label.weight", 
 
 
 def start_from(network: NCPN, source: NCPN, name: str) -> None:
-    """Give `network` the weights of `source`, so that under the null class both compute the same.
+    """Copy the weights of `source` to `network`, so that both compute the same under the null class.
 
     A class of the same name keeps its embedding, any other starts as the null class. Conditions that only `source` has
-    are fixed at the null class and the identity; those that only `network` has are without effect at first.
+    are fixed at the null class and the identity; those that only `network` has have no effect at first.
 
     name: of the source, for the InputError raised on another shape.
     """

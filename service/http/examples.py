@@ -12,7 +12,7 @@ PROBLEMS: dict[int, dict[str | None, str]] = {
     400: {"malformed": "The body is not valid JSON: expected value at line 1 column 1."},
     401: {"unauthorized": "An API key is required; send it as Authorization: Bearer KEY, or as X-API-Key."},
     403: {
-        "priority": "priority: high is reserved for other keys; send normal or low.",
+        "priority": "priority: high is reserved for certain API keys; send normal or low.",
         "calibration-off": "Calibration is off in this service; start it with NCML_ALLOW_CALIBRATION=1, or run ncml "
         "adapt FOLDER --out models/NAME.",
         "cross-site": "Pages of other sites are refused; name their origin in NCML_CORS_ORIGINS.",

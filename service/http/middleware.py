@@ -63,7 +63,7 @@ class RequestContextMiddleware:
         own_id = client_id if _REQUEST_ID.fullmatch(client_id) else uuid.uuid4().hex
         state: dict[str, Any] = scope.setdefault("state", {})  # authentication and rate limits add to it
         span = traces.start_request(self._tracer, Headers(scope=scope), method) if self._tracer else None
-        traceparent = traces.traceparent_of(span) if span else ""
+        traceparent = traces.format_traceparent(span) if span else ""
         state |= {"request_id": own_id, "owner": "", "headers": {}, "traceparent": traceparent}
         token, trace_token = request_id.set(own_id), trace_id.set(traces.trace_id(traceparent))
 

@@ -1,4 +1,4 @@
-"""POST /calibrate: a new model, calibrated on images of the client's own."""
+"""POST /calibrate: a new model, calibrated on the client's own images."""
 
 import functools
 
@@ -23,7 +23,7 @@ from worker.descriptors import ModelDescriptor
 router = APIRouter(tags=["models"])
 
 MAX_REASONS = 20
-"""Reasons in the answer why images were skipped."""
+"""Reasons for skipped images that the response lists."""
 
 
 @router.post(
@@ -31,20 +31,21 @@ MAX_REASONS = 20
     operation_id="calibrate",
     summary="Calibrate a model on your own images",
     responses={
-        200: {"model": answers.CalibrateAnswer, "description": "The new model, and what its verdicts can find."},
+        200: {"model": answers.CalibrateAnswer, "description": "The new model, and what its verdicts can detect."},
         202: answers.ACCEPTED,
         **problem_responses(403, *JOB_STATUSES, kinds=("calibration-off", *JOB_PROBLEMS)),
     },
     openapi_extra=request_schema(CalibrateParams, max_images=2000),
 )
 async def calibrate(request: Request, jobs: Jobs) -> Response:
-    """Calibrate a copy of a model on good images: its verdicts compare with these. The copy gets a name of its own.
+    """Calibrate a copy of a model on good images, with which its verdicts then compare. The copy gets a new name.
 
-    The images are files or zips, at least 39, all resized to the model's size. Some estimate what is usual, the others
-    rank. The answer says what share of altered and foreign images the new model finds. Files that are not images are
-    skipped, and listed. This takes minutes: `Prefer: respond-async` does not wait for it.
+    Send at least 39 images, as files or zips; all are resized to the model's size. Some are used to estimate what is
+    usual, the others to rank images. The response reports what share of altered and foreign images the new model
+    detects. Files that are not images are skipped and listed. This takes minutes: `Prefer: respond-async` does not wait
+    for it.
 
-    The operator allows it with NCML_ALLOW_CALIBRATION=1.
+    The operator must allow calibration with NCML_ALLOW_CALIBRATION=1.
 
     ```
     curl -F image=@good.zip 'localhost:8000/calibrate?name=bottles'
@@ -81,7 +82,7 @@ async def calibrate(request: Request, jobs: Jobs) -> Response:
 async def _check_name(jobs: JobService, name: str) -> None:
     descriptors = await anyio.to_thread.run_sync(jobs.queue.monitor.models)
     if name in {model.name for model in descriptors}:
-        raise invalid_field("name", f"name: there is a model {name!r} already; choose another name.")
+        raise invalid_field("name", f"name: a model {name!r} already exists; choose another name.")
 
 
 async def _unpack(request: Request, jobs: JobService, uploads: list[Upload]) -> list[Upload]:
@@ -103,7 +104,7 @@ async def _unpack(request: Request, jobs: JobService, uploads: list[Upload]) -> 
 async def _decode(
     request: Request, jobs: JobService, model: ModelDescriptor, files: list[Upload]
 ) -> tuple[list[np.ndarray], list[str]]:
-    """Return the images at the model's size, and why other files are no images that can be used."""
+    """Return the images at the model's size, and why the other files cannot be used."""
     images: list[np.ndarray] = []
     skipped: list[str] = []
     for file in files:

@@ -69,7 +69,7 @@ async def complete(request: Request, jobs: Jobs) -> Response:
     """Fill in the unknown half of an image; the known half is unchanged, at the model's size.
 
     There are three ways to give the known half: an image half as high (or as wide) as the model's; an image whose
-    unknown half is transparent; or a whole image and `keep`, the half to hold.
+    unknown half is transparent; or a whole image and `keep`, the half to keep.
 
     ```
     curl -F image=@half.png localhost:8000/complete -o full.png

@@ -28,7 +28,7 @@ class Models(BaseModel):
     model_config = ConfigDict(json_schema_extra={"example": {"models": [examples.MODEL], "calibration_allowed": False}})
 
     models: list[ServedModel]
-    calibration_allowed: bool = Field(description="whether /calibrate makes new models")
+    calibration_allowed: bool = Field(description="whether clients may calibrate new models with /calibrate")
 
 
 @router.get(

@@ -24,8 +24,8 @@ from worker.descriptors import Calibration, ModelDescriptor
 router = APIRouter(tags=["images"])
 
 MAX_RAW_BYTES = 4 * 2**20
-"""Pixels of an image for tiles cross the queue if they have at most these bytes or those of its file; else the file,
-which has been decoded within the limits once."""
+"""Bytes up to which the pixels of an image for tiles cross the queue, or up to the size of its file if that is larger;
+else the file does, which has been decoded within the limits once."""
 
 
 @router.post(
@@ -47,8 +47,9 @@ which has been decoded within the limits once."""
 async def score(request: Request, jobs: Jobs) -> Response:
     """Return bits per dimension and log-likelihood of one or several images, each resized to the model's size.
 
-    A calibrated model adds an out-of-distribution verdict, `ood`, whose p-value is small for an image unlike those of
-    the calibration. The verdict always uses the conditions of the calibration, independently of `class` and `noise`.
+    A calibrated model adds an out-of-distribution verdict, `ood`, whose p-value is small for an image unlike those that
+    the model was calibrated on. The verdict always uses the conditions of the calibration, independently of `class` and
+    `noise`.
 
     With `tile=1` one large image is split into overlapping tiles instead, and judged in three views of them: its worst
     tile, its sharpest peak and its mean. If the model's tiles are calibrated, the response has the image's rank among

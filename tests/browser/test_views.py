@@ -1035,7 +1035,7 @@ def test_unusable_images_and_names_are_refused_beside_their_controls(studio, tab
     files.set_input_files(good_images(30))
     view.get_by_label("Name of the new model").fill("tiny")
     submit_button.click()
-    expect(view.locator("[data-field=name] .failure")).to_contain_text("there is a model 'tiny' already")
+    expect(view.locator("[data-field=name] .failure")).to_contain_text("a model 'tiny' already exists")
     view.get_by_role("button", name="Clear").click()
     damaged = FilePayload(name="a.zip", mimeType="application/zip", buffer=b"PK\x03\x04 and no more")
     files.set_input_files([damaged])

@@ -171,7 +171,7 @@ def test_without_the_extra_traces_are_off_or_refused() -> None:
     """Its SDK is not imported while traces are off: here it cannot be."""
     code = (
         "import sys; sys.modules['opentelemetry.sdk'] = None; import service.app, worker.worker; "
-        "print(worker.traces.tracer_of('x'))"
+        "print(worker.traces.make_tracer('x'))"
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
     command = [sys.executable, "-c", code]
@@ -202,7 +202,7 @@ def test_the_standard_variables_switch_traces_on(
 
 
 def test_the_exporter_is_chosen_by_its_name() -> None:
-    code = "from worker.traces import tracer_of; tracer_of('ncml-test').start_span('hello').end()"
+    code = "from worker.traces import make_tracer; make_tracer('ncml-test').start_span('hello').end()"
     environment = os.environ | {"OTEL_TRACES_EXPORTER": "console", "OTEL_RESOURCE_ATTRIBUTES": "room=attic"}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
@@ -217,4 +217,4 @@ def test_an_unknown_exporter_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "pigeon")
     monkeypatch.setenv("OTEL_SERVICE_NAME", "x")
     with pytest.raises(NcmlError, match="OTEL_TRACES_EXPORTER is 'pigeon', which is not installed"):
-        traces.tracer_of("x")
+        traces.make_tracer("x")

@@ -76,7 +76,7 @@ def test_a_zip_is_unpacked_without_folders_and_hidden_files(open_client: TestCli
 
 @pytest.mark.parametrize(
     ("name", "sentence"),
-    [("../x", "name"), ("tiny", "there is a model 'tiny' already"), (".x", "name"), ("a" * 65, "name"), ("", "name")],
+    [("../x", "name"), ("tiny", "a model 'tiny' already exists"), (".x", "name"), ("a" * 65, "name"), ("", "name")],
 )
 def test_an_unsafe_or_taken_name_is_refused(open_client: TestClient, queue, name: str, sentence: str) -> None:
     response = open_client.post("/calibrate", data={"name": name}, files=files(40))

@@ -312,9 +312,10 @@ print(sorted(name for name in sys.modules if name.split(".")[0] == "torch" or na
         "descriptors",
         "keys",
         "logs",
-        "published",
+        "monitor",
         "queue",
         "records",
+        "results",
         "traces",
     )
     assert run.stdout.strip() == str([f"worker.{name}" for name in modules])

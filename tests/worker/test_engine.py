@@ -82,7 +82,7 @@ def test_a_calibration_becomes_a_model_that_is_served_at_once(engine: EngineProc
     outcome, _ = run(engine, calibration(60), 2)
     assert outcome.error
     assert (outcome.error.field, outcome.error.reason) == ("name", "input")
-    assert "there is a model 'mine' already" in outcome.error.detail
+    assert "a model 'mine' already exists" in outcome.error.detail
 
 
 def test_a_calibration_that_is_refused_or_dropped_leaves_nothing(engine: EngineProcess, tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_calibration_is_off_by_default_and_needs_a_writable_directory(model_fold
         assert "NCML_ALLOW_CALIBRATION=1" in outcome.error.detail
     finally:
         runner.stop()
-    with pytest.raises(InputError, match="no directory of models can be written"):
+    with pytest.raises(InputError, match="no model directory is writable"):
         calibrate_copy(
             load_model(model_folder, device="cpu"), calibration(60), [tmp_path / "no" / "models"], lambda _: None
         )

@@ -2,7 +2,7 @@
 --
 -- The first job determines the batch key; others with that key join while their images fit, in order of priority and
 -- then of arrival. A job marked `alone` is a batch by itself. Jobs that are too late to start are moved too and marked,
--- so that the caller ends them. What is no job at all is removed.
+-- so that the caller ends them. Ids that are not jobs are removed.
 --
 -- KEYS leases, then the queues in priority order
 -- ARGV token, lease_s, worker, room (images), scan (jobs inspected in each queue), batch key or '', event

@@ -24,7 +24,7 @@ The modules, in reading order:
     u_stream            u blocks, a row at a time
     ul_stream           ul blocks: a row's share from above at once, then a position at a time
     stem_and_head       from pixels to both streams, and from ul to the mixture of a pixel
-    levels              the blocks of one resolution, and the way to the level below and back
+    levels              the blocks of one resolution, and the resampling to the level below and back
     network_cache       all of these for one batch: `reset`, then `advance` row by row
     prefill             the caches of known rows
     sampler             sampling of a batch, and visits of pixels by another rule (`ncml.codec`)

@@ -1,8 +1,9 @@
 """Rows of the streams in memory, with ready-made views of each position.
 
-A single image's time goes into starting operations and making views, so all views are made once. A sequence of views is
-indexed by column. A row buffer has a column of zeros on its left, which is the convolutions' padding. Products read and
-write all S images; everything else is computed for R images, so that a single one does not pay for SLOT.
+For a single image, launching operations and creating views takes most of the time, so all views are created once. A
+sequence of views is indexed by column. A row buffer has a column of zeros on its left, which is the convolutions'
+padding. Products read and write all S images; everything else is computed for R images, so that a single one is not
+padded to SLOT.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""One resolution of the network: its blocks going up and down, and the way to the level below and back.
+"""One resolution of the network: its blocks going up and down, and the resampling to the level below and back.
 
-The level below emits 2x2 blocks of ul: an even row's positions wait in `grown[0]`, an odd row's in `grown[1]`. Row i
-starts down from `grown[i % 2]`, and has `grown[1 - i % 2]`, not yet overwritten, as the row above. (At the lowest level
-both are the last state going up.) A shrinking convolution reads an even row and the odd one above it, which u keeps by
-`advance`.
+The level below emits 2x2 blocks of ul: an even row's positions wait in `grown[0]`, an odd row's in `grown[1]`. On the
+way down, row i starts from `grown[i % 2]` and has `grown[1 - i % 2]`, not yet overwritten, as the row above. (At the
+lowest level both are the last state going up.) A shrinking convolution reads an even row and the odd one above it,
+which u keeps by `advance`.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class LevelCache:
 
 
 class LevelResample:
-    """The way from a level to the one below (`shrink_u`, `shrink_ul`) and back (`grow_row`, `grow_position`)."""
+    """Resampling from a level to the one below (`shrink_u`, `shrink_ul`) and back (`grow_row`, `grow_position`)."""
 
     def __init__(self, network: NCPN, index: int, shape: BatchShape, below: LevelCache) -> None:
         shrink = cast(Resample, network.shrink[index])

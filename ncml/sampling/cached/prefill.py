@@ -28,8 +28,8 @@ def prefill(cache: NetworkCache, x_BCHW: Tensor, conditions: Conditions, images:
             if u_block.attention is not None:
                 u_block.attention.row_count = rows >> index
     writers = [writer for level in cache.levels for writer in _cache_writers(level)]
-    # One image at a time: a whole pass chooses its kernels by the size of the batch. And each in memory of its own,
-    # which is aligned alike for every image.
+    # One image at a time, because a pass chooses its kernels by the size of the batch; and copied, so that the memory
+    # of every image has the same alignment.
     for b in images:
         image = slice(b, b + 1)
         image_conditions = conditions.select(image)

@@ -1,4 +1,4 @@
-"""Sampling with the caches: a whole batch, row by row on a schedule of the caller, or by another choice of pixels."""
+"""Sampling with the caches: a whole batch, row by row as the caller asks, or with pixels chosen by another rule."""
 
 from __future__ import annotations
 
