@@ -13,10 +13,10 @@ import { jobs } from "./session.js";
 
 const MIN_IMAGES = 39; // 20 estimate and 19 rank
 const STAGES = {
-  noisy_sampling: "Generating images of another kind, row",
+  noisy_sampling: "Generating images to compare with, row",
   fit: "Estimating what is usual",
   rank: "Ranking images",
-  power: "Measuring what it finds",
+  power: "Measuring what it detects",
 };
 const PHASES = Object.keys(STAGES);
 
@@ -28,7 +28,7 @@ export function mount(host) {
   const off = h(
     "p",
     { class: "hint" },
-    "This service does not calibrate models in the browser: its operator allows it with NCML_ALLOW_CALIBRATION=1.",
+    "Calibration in the browser is off: the operator of this service can allow it with NCML_ALLOW_CALIBRATION=1.",
   );
   host.append(bench, off, commands);
   catalogue.addEventListener("change", show);
@@ -51,9 +51,13 @@ function commandLines(model) {
   const adapt = adaptCommand(model, "mine");
   return [
     h("h2", {}, "On the command line"),
-    h("p", {}, `FOLDER holds at least ${MIN_IMAGES} good images. Some estimate what is usual, the others rank.`),
+    h(
+      "p",
+      {},
+      `FOLDER holds at least ${MIN_IMAGES} good images. Some are used to estimate what is usual, the others to rank.`,
+    ),
     terminal(adapt, "command"),
-    h("p", {}, "With time to train, the model also learns from them, which is kept only if it then detects more:"),
+    h("p", {}, "With a time limit, the model is also fine-tuned on them; the result is kept only if it detects more:"),
     terminal(`${adapt} --max-time 10m`, "command"),
   ];
 }
@@ -66,7 +70,7 @@ class CalibrationForm {
   placeholder = emptyState(
     "What to send",
     "Good images of one kind: a product without defects, a microscope’s usual fields. 100 are a start, 600 are better. " +
-      "Leave out the unusual ones: the model learns that whatever is here is usual.",
+      "Leave out unusual ones: whatever you send counts as good.",
   );
   stage = h("div", { class: "stage" }, this.placeholder, this.calibrations);
 

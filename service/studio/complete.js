@@ -14,6 +14,7 @@ export function mount(host, { sendTo }) {
   const settings = settingsForm({ images: 4, maxImages: 16, countLabel: "Variants", classInDetails: true });
   const pad = new KnownHalfPad();
   let selectedFile = null;
+  const complete = async () => runs.add(await submitCompletion(pad, settings.read()));
   const { notice, submitButton, form } = jobForm("Complete", complete);
   submitButton.disabled = true;
   const placeholder = emptyState(
@@ -55,24 +56,21 @@ export function mount(host, { sendTo }) {
     zone.classList.add("filled");
     announce(`${selectedFile.name} is ready to be completed`);
   }
+}
 
-  async function complete() {
-    const { width, height } = catalogue.requireCurrent();
-    const {
-      half: keep,
-      source: { file },
-    } = pad;
-    const parameters = { ...settings.read(), ...(keep ? { keep } : {}) };
-    const fileName = file.name || "image.png";
-    const body = new FormData();
-    body.append("image", file, fileName);
-    for (const [name, value] of Object.entries(parameters)) body.set(name, value);
-    const { id } = await submit("complete", body);
-    const title = `${plural(parameters.n, "variant")} of ${file.name || "a pasted image"}`;
-    const source = pad.submittedUrl(width, height);
-    const record = { id, view: "complete", task: "complete", settings: parameters, size: [width, height], title };
-    runs.add({ ...record, keep, fileName, source });
-  }
+/** Submit the image on the pad, and return the record of its run. */
+async function submitCompletion(pad, settings) {
+  const { width, height } = catalogue.requireCurrent();
+  const { half: keep, source: shown } = pad;
+  const parameters = { ...settings, ...(keep ? { keep } : {}) };
+  const fileName = shown.file.name || "image.png";
+  const body = new FormData();
+  body.append("image", shown.file, fileName);
+  for (const [name, value] of Object.entries(parameters)) body.set(name, value);
+  const { id } = await submit("complete", body);
+  const title = `${plural(parameters.n, "variant")} of ${shown.file.name || "a pasted image"}`;
+  const record = { id, view: "complete", task: "complete", settings: parameters, size: [width, height], title };
+  return { ...record, keep, fileName, source: pad.submittedUrl(width, height) };
 }
 
 /** The image that a run completes, with its known half. */

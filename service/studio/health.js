@@ -32,7 +32,7 @@ function laneRow(lane, metrics) {
 }
 
 /**
- * How long answers took. A 202 is not counted: it only accepts a job, as for everything that this page submits, and
+ * How long responses took. A 202 is not counted: it only accepts a job, as for everything that this page submits, and
  * the pace of the lanes covers those. Refusals are not counted either: they are quick whatever the load.
  */
 export function latencyTable(metrics) {
@@ -42,7 +42,7 @@ export function latencyTable(metrics) {
   const routes = [...new Set(buckets.map(({ labels }) => labels.route))].filter((route) => ROUTES.test(route));
   if (!routes.length) return h("div", {}, emptyState("No requests yet", "Latencies appear after the first requests."));
   return table({
-    caption: "Answers since the service started",
+    caption: "Responses since the service started",
     headings: ["Route", "Requests", "50 % within", "95 % within"],
     rows: routes.map((route) => latencyRow(route, withLabel(buckets, "route", route))),
   });

@@ -87,7 +87,7 @@ function modelRows(model) {
   return [row, details];
 }
 
-/** Whether a model gives verdicts, and what they can and cannot find. */
+/** Whether a model gives verdicts, and what they detect and miss. */
 function verdictsCell({ calibration }) {
   if (!calibration) return [h("span", { class: "badge plain" }, "none"), h("p", { class: "hint" }, "Not calibrated")];
   const { weakness, power, n_rank: ranked } = calibration;
@@ -96,7 +96,7 @@ function verdictsCell({ calibration }) {
     : h("span", { class: "badge" }, `calibrated on ${plural(ranked, "image")}`);
   const lines = [
     weakness && `${weakness[0].toUpperCase()}${weakness.slice(1)}.`,
-    power && `Finds ${detected(power) || "nothing"}. Misses ${missed(power) || "nothing measured"}.`,
+    power && `Detects ${detected(power) || "nothing"}. Misses ${missed(power) || "nothing measured"}.`,
   ];
-  return [badge, h("p", { class: "hint" }, lines.filter(Boolean).join(" ") || "What it finds was not measured.")];
+  return [badge, h("p", { class: "hint" }, lines.filter(Boolean).join(" ") || "What it detects was not measured.")];
 }

@@ -78,7 +78,7 @@ function likelihood({ score, model }) {
     h(
       "p",
       { class: "hint" },
-      `${comparison}Lower is more likely, but no verdict: flat images are cheap under every likelihood model. `,
+      `${comparison}Lower means more likely. This is not a verdict: flat images have few bits under every likelihood model. `,
       `The whole image: ${nats} nats.`,
     ),
   );
@@ -118,7 +118,7 @@ function oodScoreChart({ statistic, score: value, threshold, p_value: pValue }, 
 function bpdChart(value, counts) {
   const description = `Bits per dimension: this image at ${value.toFixed(2)}`;
   const warning =
-    "Likelihood alone is no verdict: simple images have few bits/dim even if they are out of distribution.";
+    "Likelihood alone is not a verdict: simple images have few bits/dim even if they are out of distribution.";
   return [
     histogram(counts, { axis: axisLabel("bpd"), value, description, tail: false }),
     h("p", { class: "hint" }, warning),

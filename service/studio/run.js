@@ -152,7 +152,7 @@ export class Run {
     announce(error.message);
   }
 
-  /** An expired run has no images, but its settings give them again. */
+  /** An expired run has no images, but its settings reproduce them. */
   showExpired(error) {
     this.element.classList.add("expired");
     error.remedy = "“Reuse settings” and generate again: the same seed gives the same images.";

@@ -44,11 +44,10 @@ function refinementFields({ steps: initialSteps, trajectory }) {
     onInput: update,
     hint: trajectory ? undefined : "Without noise, images are sampled directly and not refined.",
   });
-  const minSteps = trajectory ? 4 : 1;
   const steps = slider({
     label: "Refinement steps",
     field: "steps",
-    min: minSteps,
+    min: trajectory ? 4 : 1,
     max: 32,
     value: initialSteps,
     onInput: update,

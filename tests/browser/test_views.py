@@ -884,13 +884,13 @@ def test_models_and_health_are_shown(studio) -> None:
     page = studio("models")
     view = page.locator("#view-models")
     expect(view.get_by_role("table", name="Queues and workers")).to_contain_text("score")
-    expect(view.get_by_role("table", name="Answers since the service started")).to_contain_text("/models")
+    expect(view.get_by_role("table", name="Responses since the service started")).to_contain_text("/models")
     table = view.get_by_role("table", name="Models")
     expect(table.locator("thead")).to_have_text("ModelSizeClassesTest bits/dimVerdicts")
     tiny, wide = table.locator(":scope > tbody > tr:not(.details)").all()
     expect(tiny).to_contain_text("tinydefault8 × 8")
     expect(tiny.locator(".badge.weak")).to_have_text("weak")
-    expect(tiny).to_contain_text(re.compile("It ranks among 40 images, and 76 are needed.* Finds .* Misses "))
+    expect(tiny).to_contain_text(re.compile("It ranks among 40 images, and 76 are needed.* Detects .* Misses "))
     expect(wide).to_contain_text("Not calibrated")
     expect(wide.locator(".badge")).to_have_text("none")
     height = table.bounding_box()
@@ -936,7 +936,7 @@ def test_responses_that_accept_a_job_or_refuse_it_do_not_count_as_quick_answers(
     text += 'ncml_workers{lane="score",state="idle"} 1.0\nncml_workers{lane="generate",state="busy"} 1.0\n'
     text += 'ncml_lane_jobs_per_second{lane="generate"} 0.25\nncml_lane_jobs_per_second{lane="score"} 6.5\n'
     page.route("**/metrics", lambda route: route.fulfill(body=text))
-    responses = page.locator("#view-models").get_by_role("table", name="Answers since the service started")
+    responses = page.locator("#view-models").get_by_role("table", name="Responses since the service started")
     expect(responses.locator("tbody tr")).to_have_text(
         ["/generate4over a minuteover a minute", "/score4500 msover a minute"]
     )
