@@ -286,7 +286,7 @@ def read_file_of_card(folder: Path) -> str:
 def _read_metrics(path: Path, stored: object) -> dict[str, float]:
     if not isinstance(stored, dict) or len(stored) > MAX_METRICS or not all(map(_is_finite, stored.values())):
         raise ModelError(f"{path}: each value of metrics must be a number, at most {MAX_METRICS} of them.")
-    if not all(_is_printable(name) for name in stored):
+    if not all(1 <= len(name) <= 200 and name.isprintable() for name in stored):
         raise ModelError(f"{path}: each name of metrics must be 1 to 200 printable characters.")
     return stored
 
@@ -297,10 +297,6 @@ def _is_finite(value: object) -> bool:
         return type(value) in (int, float) and math.isfinite(value)  # pyright: ignore[reportArgumentType]
     except OverflowError:
         return False
-
-
-def _is_printable(name: str) -> bool:
-    return 1 <= len(name) <= 200 and name.isprintable()
 
 
 def _read_sampling(path: Path, stored: dict[str, Any], config: Config) -> SamplingDefaults:

@@ -1,5 +1,6 @@
 """Prometheus metrics: counters of the service, and the state of the queue at each scrape."""
 
+import functools
 import logging
 from collections.abc import Iterable
 
@@ -22,9 +23,8 @@ class Metrics:
 
     def __init__(self, queue: JobQueue) -> None:
         self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "ncml_http_requests_total", "HTTP requests.", ["route", "method", "code"], registry=self.registry
-        )
+        counter = functools.partial(Counter, registry=self.registry)
+        self.requests = counter("ncml_http_requests_total", "HTTP requests.", ["route", "method", "code"])
         self.request_seconds = Histogram(
             "ncml_http_request_duration_seconds",
             "Seconds from the head of a request to the last byte of its response.",
@@ -32,15 +32,10 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
-        self.enqueued = Counter(
-            "ncml_jobs_enqueued_total",
-            "Jobs submitted to a queue.",
-            ["task", "model", "priority"],
-            registry=self.registry,
-        )
-        self.rejected = Counter(
-            "ncml_jobs_rejected_total", "Requests refused before they became a job.", ["reason"], registry=self.registry
-        )
+        submitted = "Jobs submitted to a queue."
+        self.enqueued = counter("ncml_jobs_enqueued_total", submitted, ["task", "model", "priority"])
+        refused = "Requests refused before they became a job."
+        self.rejected = counter("ncml_jobs_rejected_total", refused, ["reason"])
         self.registry.register(_QueueState(queue))
 
     def exposition(self) -> bytes:

@@ -1,5 +1,6 @@
 """The Prometheus metrics of a worker. Each worker serves them on its own port."""
 
+import functools
 from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
@@ -16,61 +17,41 @@ class WorkerMetrics:
     """The worker's metrics, in their own registry."""
 
     def __init__(self) -> None:
-        registry = self.registry = CollectorRegistry()
-        self.finished = Counter(
-            "ncml_jobs_finished_total", "Jobs that ended.", ["task", "model", "outcome"], registry=registry
-        )
-        self.retries = Counter(
-            "ncml_jobs_retries_total", "Jobs put back in their queues.", ["reason"], registry=registry
-        )
-        self.fenced = Counter(
-            "ncml_jobs_fenced_total", "Jobs computed here after another worker took them.", registry=registry
-        )
-        self.queue_seconds = Histogram(
-            "ncml_job_queue_seconds", "From submission to start.", ["task"], buckets=_SECONDS, registry=registry
-        )
-        self.duration_seconds = Histogram(
-            "ncml_job_duration_seconds", "From start to end.", ["task"], buckets=_SECONDS, registry=registry
-        )
-        self.batch_size = Histogram(
-            "ncml_batch_size", "Images in a batch.", ["task"], buckets=(1, 2, 4, 8, 16, 32, 64, 128), registry=registry
-        )
-        self.batch_wait_seconds = Histogram(
-            "ncml_batch_wait_seconds", "Time spent waiting for more jobs after the first claim.", buckets=_SECONDS[:7],
-            registry=registry,
-        )  # fmt: skip
-        self.stage_seconds = Histogram(
-            "ncml_stage_seconds", "Engine time of a batch, by stage.", ["stage"], buckets=_SECONDS, registry=registry
-        )
-        self.images = Counter("ncml_images_total", "Images scored or generated.", ["task", "model"], registry=registry)
-        self.running = Gauge("ncml_jobs_running", "Jobs in the engine.", registry=registry)
-        self.state = Gauge("ncml_worker_state", "1 for the state of this worker.", ["state"], registry=registry)
-        self.model_info = Gauge("ncml_model_info", "1 for each model served.", ["name", "version"], registry=registry)
-        self.model_batching = Gauge(
-            "ncml_model_batching", "1 for how the batches of each model are sampled on this CPU.",
-            ["name", "version", "groups", "check"], registry=registry,
-        )  # fmt: skip
-        self.engine_restarts = Counter("ncml_engine_restarts_total", "Engines replaced.", ["reason"], registry=registry)
-        self.gpu_memory = Gauge("ncml_gpu_memory_bytes", "Memory held by the engine on its device.", registry=registry)
-        self.score_bpd = Histogram(
-            "ncml_score_bpd", "Bits per dimension of the images scored, without noise.", ["model"],
-            buckets=(0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 5.5, 6, 7, 8, 10, 12), registry=registry,
-        )  # fmt: skip
-
-        self.ood_verdicts = Counter(
-            "ncml_ood_verdicts_total", "Verdicts: in or out of distribution.", ["model", "verdict"],
-            registry=registry,
-        )  # fmt: skip
-        self.ood_p_value = Histogram(
-            "ncml_ood_p_value", "p-values of the verdicts: uniform for images like the training ones.", ["model"],
-            buckets=(0.001, 0.005, 0.01, 0.02, 0.05, *(n / 10 for n in range(1, 11))), registry=registry,
-        )  # fmt: skip
-
-        self.ood_evidence = Gauge(
+        self.registry = CollectorRegistry()
+        counter = functools.partial(Counter, registry=self.registry)
+        gauge = functools.partial(Gauge, registry=self.registry)
+        histogram = functools.partial(Histogram, registry=self.registry, buckets=_SECONDS)
+        self.finished = counter("ncml_jobs_finished_total", "Jobs that ended.", ["task", "model", "outcome"])
+        self.retries = counter("ncml_jobs_retries_total", "Jobs put back in their queues.", ["reason"])
+        self.fenced = counter("ncml_jobs_fenced_total", "Jobs computed here after another worker took them.")
+        self.queue_seconds = histogram("ncml_job_queue_seconds", "From submission to start.", ["task"])
+        self.duration_seconds = histogram("ncml_job_duration_seconds", "From start to end.", ["task"])
+        sizes = (1, 2, 4, 8, 16, 32, 64, 128)
+        self.batch_size = histogram("ncml_batch_size", "Images in a batch.", ["task"], buckets=sizes)
+        waiting = "Time spent waiting for more jobs after the first claim."
+        self.batch_wait_seconds = histogram("ncml_batch_wait_seconds", waiting, buckets=_SECONDS[:7])
+        self.stage_seconds = histogram("ncml_stage_seconds", "Engine time of a batch, by stage.", ["stage"])
+        self.images = counter("ncml_images_total", "Images scored or generated.", ["task", "model"])
+        self.running = gauge("ncml_jobs_running", "Jobs in the engine.")
+        self.state = gauge("ncml_worker_state", "1 for the state of this worker.", ["state"])
+        self.model_info = gauge("ncml_model_info", "1 for each model served.", ["name", "version"])
+        batching = "1 for how the batches of each model are sampled on this CPU."
+        self.model_batching = gauge("ncml_model_batching", batching, ["name", "version", "groups", "check"])
+        self.engine_restarts = counter("ncml_engine_restarts_total", "Engines replaced.", ["reason"])
+        self.gpu_memory = gauge("ncml_gpu_memory_bytes", "Memory held by the engine on its device.")
+        bits = (0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 5.5, 6, 7, 8, 10, 12)
+        scored = "Bits per dimension of the images scored, without noise."
+        self.score_bpd = histogram("ncml_score_bpd", scored, ["model"], buckets=bits)
+        verdicts = "Verdicts: in or out of distribution."
+        self.ood_verdicts = counter("ncml_ood_verdicts_total", verdicts, ["model", "verdict"])
+        ranks = (0.001, 0.005, 0.01, 0.02, 0.05, *(n / 10 for n in range(1, 11)))
+        uniform = "p-values of the verdicts: uniform for images like the training ones."
+        self.ood_p_value = histogram("ncml_ood_p_value", uniform, ["model"], buckets=ranks)
+        self.ood_evidence = gauge(
             "ncml_ood_evidence",
             "Evidence that more images are flagged than the calibration expects; false above 200 with probability 1 %.",
-            ["model", "calibration"], registry=registry,
-        )  # fmt: skip
+            ["model", "calibration"],
+        )
         self._alarms: dict[tuple[str, str], tuple[str, FlaggedRateAlarm]] = {}
         """By model and calibration: the calibration's version and its alarm."""
 

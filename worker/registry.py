@@ -82,7 +82,7 @@ class ModelRegistry:
     @property
     def descriptors(self) -> tuple[ModelDescriptor, ...]:
         """The usable models, sorted by name."""
-        return tuple(e.descriptor for _, e in sorted(self._entries.items()) if e.descriptor)
+        return tuple(entry.descriptor for _, entry in sorted(self._entries.items()) if entry.descriptor)
 
     @property
     def names(self) -> frozenset[str]:
@@ -92,7 +92,7 @@ class ModelRegistry:
     @property
     def faults(self) -> dict[str, str]:
         """Why each of the other folders cannot be used, by name."""
-        return {name: e.fault for name, e in sorted(self._entries.items()) if e.fault}
+        return {name: entry.fault for name, entry in sorted(self._entries.items()) if entry.fault}
 
     def scan(self) -> bool:
         """Load new and changed folders; return whether anything changed."""

@@ -23,8 +23,8 @@ def adapt(
 ) -> None:
     """Make a detector from a folder of good images: a copy of a model, calibrated on them, and its measured power.
 
-    Every image either estimates the statistics or ranks. With --max-time, the model is also fine-tuned, and the result
-    is kept only if it detects more.
+    Each image is used either to estimate the statistics or to rank. With --max-time, the model is also fine-tuned, and
+    the result is kept only if it detects more.
 
     Args:
         data: Folder of at least 39 good images that the model was not trained on.

@@ -78,7 +78,7 @@ def train(
 ) -> None:
     """Train, measure and calibrate a model on your images, and write a model folder that is ready to serve.
 
-    After runs of ten minutes and more, the default sampling options are tuned, too (see ncml tune).
+    After runs of ten minutes or more, the default sampling options are tuned, too (see ncml tune).
 
     Under torchrun, the processes share the work; the result equals that of one process.
 

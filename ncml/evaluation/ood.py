@@ -70,15 +70,20 @@ class Detection:
     @property
     def average(self) -> dict[str, float]:
         """AUROC of each statistic, averaged over the other sets."""
-        statistics = self.scores[self.inside]
-        return {s: float(np.mean([by[s]["auroc"].value for by in self.rates.values()])) for s in statistics}
+        return {
+            statistic: float(np.mean([by_statistic[statistic]["auroc"].value for by_statistic in self.rates.values()]))
+            for statistic in self.scores[self.inside]
+        }
 
     @property
     def flagged(self) -> dict[str, dict[str, Estimate]]:
         """The share of each set above the calibrated threshold of each statistic."""
-        threshold = self.calibration.thresholds
+        thresholds = self.calibration.thresholds
         return {
-            name: {s: bootstrap.mean((values > threshold[s]).astype(float)) for s, values in scores.items()}
+            name: {
+                statistic: bootstrap.mean((values > thresholds[statistic]).astype(float))
+                for statistic, values in scores.items()
+            }
             for name, scores in self.scores.items()
         }
 
@@ -87,7 +92,10 @@ class Detection:
 
         def nested(read: Callable[[Estimate], Any]) -> dict[str, Any]:
             return {
-                rate: {name: {s: read(r[rate]) for s, r in by.items()} for name, by in self.rates.items()}
+                rate: {
+                    name: {statistic: read(rates[rate]) for statistic, rates in by_statistic.items()}
+                    for name, by_statistic in self.rates.items()
+                }
                 for rate in bootstrap.RATES
             }
 
@@ -99,7 +107,10 @@ class Detection:
             **nested(lambda rate: rate.value),
             "intervals": nested(lambda rate: [rate.low, rate.high]),
             "average_auroc": self.average,
-            "flagged": {name: {s: share.to_json() for s, share in by.items()} for name, by in self.flagged.items()},
+            "flagged": {
+                name: {statistic: share.to_json() for statistic, share in shares.items()}
+                for name, shares in self.flagged.items()
+            },
         }
 
 
@@ -112,7 +123,8 @@ def detect(
     for images in outside:
         inputs.cache.on_progress(Progress("intervals", len(rates), len(outside)))
         rates[images.name] = {
-            s: bootstrap.estimate_detection(inside_scores[s], scores[images.name][s]) for s in inside_scores
+            statistic: bootstrap.estimate_detection(inside_scores[statistic], scores[images.name][statistic])
+            for statistic in inside_scores
         }
     return Detection(calibration, inside.name, scores, rates)
 
@@ -157,7 +169,7 @@ def _table_2(data: str, detections: dict[str, Detection]) -> Table:
     rows: list[list[Cell]] = []
     for label, detection in detections.items():
         for statistic, average in detection.average.items():
-            values = {name: by[statistic]["auroc"].value for name, by in detection.rates.items()}
+            values = {name: rates[statistic]["auroc"].value for name, rates in detection.rates.items()}
             rows.append([f"{label}, {statistic}", OURS, *map(values.get, columns), average])
     if with_published:
         for name, aurocs in published.AUROC.items():
@@ -171,8 +183,8 @@ def _table_4(detections: dict[str, Detection]) -> Table:
     rows = [
         (label, name, statistic, *rates.values())
         for label, detection in detections.items()
-        for name, by in detection.rates.items()
-        for statistic, rates in by.items()
+        for name, by_statistic in detection.rates.items()
+        for statistic, rates in by_statistic.items()
     ]
     header = ("model", "set", "statistic", "AUROC", "AUPR", "FPR95")
     return Table("ood_detection", "Table 4. Detection by set and statistic", header, rows)

@@ -112,13 +112,4 @@ def _sampling_fields(jobs: JobService, params: SamplingParams, model: ModelDescr
     seed = random_seed(params.n) if params.seed is None else params.seed
     if seed > max_seed:
         raise invalid_field("seed", f"seed is {seed}; with n = {params.n} it must be at most {max_seed}.")
-    return {
-        "n": params.n,
-        "class_name": params.class_name,
-        "seed": seed,
-        "noise": params.noise,
-        "steps": params.steps,
-        "solver": params.solver,
-        "guidance": params.guidance,
-        "temperature": params.temperature,
-    }
+    return params.model_dump(exclude={"model", "priority", "format", "keep"}) | {"seed": seed}
