@@ -1,4 +1,4 @@
-"""What callers of `ncml.Model` pass for a batch, checked and in one form. Does not import torch.
+"""The arguments of `ncml.Model` for a batch of images: checked, and converted to one form. Does not import torch.
 
 The command line checks with the same functions before it loads a model.
 """
@@ -37,7 +37,7 @@ def read_images(
 
     preprocess: crop and resize images of another size as the service does; False refuses them.
 
-    Raises `InputError` for what is not an image, and for none.
+    Raises `InputError` for anything that is not an image, and if there is none.
     """
     pixels: list[NDArray[np.uint8]] = []
     paths: list[str | None] = []
@@ -59,7 +59,7 @@ def read_halves(
 ) -> tuple[NDArray[np.uint8], Keep]:
     """Return images of which one half is known as uint8 [B, height, width, 3], and that half.
 
-    Arrays of exactly this size pass unchanged; `ncml.images.place_known_half` describes what it makes of others.
+    Arrays of exactly this size pass unchanged; `ncml.images.place_known_half` describes how others are placed.
     """
     if keep is not None and keep not in keeps:
         raise InputError("keep", f"this model completes {' or '.join(keeps)}, not {keep!r}.")

@@ -97,7 +97,7 @@ def save(
     card: str = "",
     dtype: torch.dtype | None = None,
 ) -> str:
-    """Write a model folder, replacing each file atomically, and return its version; remove other weights' calibration.
+    """Write a model folder, replacing each file atomically, and return its version; remove earlier calibrations.
 
     dtype: that the parameters are stored in, torch.bfloat16 or the network's own.
     """
@@ -148,7 +148,7 @@ def write_card_section(folder: Path, title: str, text: str) -> None:
 
 
 def check_copy(folder: Path, out: Path) -> None:
-    """Raise `InputError` if `out` holds something else than the model in `folder`."""
+    """Raise `InputError` if `out` holds anything but the model in `folder`."""
     if (out / CONFIG).is_file():
         if read_json(out / CONFIG).get("version") != read_json(folder / CONFIG).get("version"):
             raise InputError("out", f"{out} holds another model; choose another folder.")
@@ -171,7 +171,7 @@ def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
     """Read a model folder of format 1 or 2: the network in evaluation mode, and its description.
 
     Parameters stored in bf16 become fp32. Raises ModelError, in one sentence, for a missing or damaged file, pickled
-    weights, missing or surplus weights, a wrong shape or type, weights that are not finite, or weights that do not
+    weights, missing or unexpected weights, a wrong shape or type, weights that are not finite, or weights that do not
     match the version.
     """
     from ncml import weights
@@ -344,7 +344,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def replace_file(path: Path, write: Any) -> None:
-    """Replace a file atomically: write a new one beside `path`, then move it there."""
+    """Replace a file atomically: write a new one next to `path`, then rename it."""
     new = path.with_name(f".{path.name}.new")
     write(new)
     new.chmod(0o644)  # safetensors creates private files; a service may run as another user

@@ -2,8 +2,8 @@
 
 The length of an image's code is the model's bits per dimension, which makes an archive the most practical check of that
 number. Encoder and decoder visit the pixels of the same batches in the same way (`ncml.sampling.cached.visit_pixels`),
-so that they round alike; a pass over whole images would be faster for the encoder, and differ from the decoder in the
-last bits.
+so that they round identically; a pass over whole images would be faster for the encoder, but differ from the decoder in
+the last bits.
 
 An archive, format 1, numbers little-endian:
 
@@ -65,7 +65,7 @@ class Header(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     model: str
-    """Name of the model, for people; the version identifies it."""
+    """Name of the model, for readers; the version identifies it."""
     height: int
     width: int
     torch: str

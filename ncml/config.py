@@ -26,7 +26,7 @@ DEFAULT_SOLVER = "tweedie"
 """One score evaluation; the others cost twenty and look no better at the bundled model's size."""
 
 STEPPED_SOLVER = "euler-maruyama"
-"""What is meant by several steps where no solver is named: the reverse SDE."""
+"""The default solver for more than one step: the reverse SDE."""
 
 SAMPLING_RANGES = {"start_noise": (0, 255), "steps": (1, 1000), "guidance": (0.5, 10), "temperature": (0.5, 1.5)}
 """Smallest and largest value of the numerical sampling options that a model folder may recommend."""
@@ -218,7 +218,7 @@ class SamplingDefaults:
 
 
 def smoke() -> Config:
-    """Seconds on a CPU: for tests and for trying the machinery. 8x8, two classes."""
+    """Seconds on a CPU: for tests, and for trying the pipeline. 8x8, two classes."""
     return Config(
         recipe="smoke",
         model=ModelConfig(

@@ -129,7 +129,7 @@ class Model:
     def batching(self) -> Batching | None:
         """How batches are sampled on a CPU with the present number of threads; the first time, this runs the check.
 
-        None elsewhere, where a seed is promised the same bytes in the same batch only.
+        None on other devices, where a seed gives the same bytes only in the same batch.
         """
         return None if self.device.type != "cpu" else self._batching(NO_TILT)
 
@@ -172,7 +172,7 @@ class Model:
         batch_size: images scored together.
         callback: called with the number of images scored.
 
-        Raises `InputError` for what is not an image, and for an argument out of range.
+        Raises `InputError` for anything that is not an image, and for an argument out of range.
         """
         batch_size = check_count("batch_size", batch_size)
         pixels, files = read_images(images, self.height, self.width, preprocess=preprocess)
@@ -333,8 +333,8 @@ class Model:
 
         The other arguments are those of `generate`.
 
-        Raises `InputError` for what is not an image, for a half that the model does not complete, and for an argument
-        out of range.
+        Raises `InputError` for anything that is not an image, for a half that the model does not complete, and for an
+        argument out of range.
         """
         n = check_count("n", n, MAX_IMAGES_PER_CALL)
         canvases, half = read_halves(

@@ -29,7 +29,7 @@ def write(path: Path, network: NCPN, dtype: torch.dtype | None) -> None:
 
 
 def read(path: Path, config: Config) -> NCPN:
-    """Read weights into a network of a configuration, on the CPU; raise ModelError for any others."""
+    """Read weights into a network of this configuration, on the CPU; raise ModelError if they do not match it."""
     try:
         with torch.device("meta"), _SkipRandomWeights():
             network = NCPN(config)
@@ -38,13 +38,13 @@ def read(path: Path, config: Config) -> NCPN:
         raise ModelError(f"{path.parent} does not describe a model: {reason}.") from error
     state = _read_file(path, network.state_dict())
     _check(path, network.state_dict(), state)
-    # Copies: the file is mapped into memory, and replacing it in place would end a process that reads it.
+    # Copied, because the file is mapped into memory: overwriting it in place would crash a process that reads it.
     network.load_state_dict({name: _upcast(tensor).clone() for name, tensor in state.items()}, assign=True)
     return network
 
 
 class _SkipRandomWeights(TorchFunctionMode):
-    """Leave parameters as they are: to draw them on the meta device, PyTorch would import its compiler for seconds."""
+    """Skip random initialisation: on the meta device, PyTorch would import its compiler for it, which takes seconds."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -71,7 +71,7 @@ def _read_file(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
     try:
         with path.open("rb") as file:
             size, header = os.fstat(file.fileno()).st_size, int.from_bytes(file.read(8), "little")
-        # Eight bytes a weight, of any type: a wrong one is named later.
+        # At most eight bytes per weight, whatever its type; a wrong type is reported later.
         if MAX_HEADER_BYTES < header < size or size > MAX_HEADER_BYTES + 8 * count:
             raise ModelError(f"{path} has {size} bytes, more than the {count} weights of its configuration need.")
         return load_file(path)

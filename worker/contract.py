@@ -21,7 +21,7 @@ MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
 class Lane(StrEnum):
-    """The kind of work of one engine. Scores are quick, so they have a lane of their own."""
+    """The kind of work of one engine. Scores are quick, so they have their own lane."""
 
     SCORE = "score"
     GENERATE = "generate"
@@ -224,7 +224,7 @@ class CompleteJob(SamplingJob):
 
 
 class CalibrateJob(_Job):
-    """Calibrate a copy of the model on good images, which becomes a model of its own with this name."""
+    """Calibrate a copy of the model on good images, which becomes a new model with this name."""
 
     task: Literal[Task.CALIBRATE] = Task.CALIBRATE
     name: str = Field(pattern=MODEL_NAME, max_length=64, description="of the new model folder")

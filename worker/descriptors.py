@@ -31,11 +31,11 @@ class Histogram(FrozenModel):
 class Power(FrozenModel):
     """The shares of images that a calibration flags, measured when it was made."""
 
-    images: int = Field(description="held-out images that were judged unchanged, and after each change")
-    good: float = Field(description="of these images unchanged")
-    processed: dict[str, float] = Field(description="after processing that hardly shows, by its name")
-    altered: dict[str, float] = Field(description="after a standard alteration, by its name")
-    foreign: dict[str, float] = Field(description="of images from elsewhere, by their kind")
+    images: int = Field(description="held-out images that were judged, unchanged and after each change")
+    good: float = Field(description="share of the unchanged images that is flagged")
+    processed: dict[str, float] = Field(description="the same after processing that hardly shows, by its name")
+    altered: dict[str, float] = Field(description="the same after a standard alteration, by its name")
+    foreign: dict[str, float] = Field(description="the same of images from elsewhere, by their kind")
 
 
 class Calibration(FrozenModel):
@@ -51,7 +51,7 @@ class Calibration(FrozenModel):
     smallest_p: float = Field(description="smallest possible p-value, 1 / (n_rank + 1)")
     tolerate: tuple[str, ...] = Field(default=(), description="processing that is not flagged: jpeg, resize")
     weakness: str = Field(default="", description='why the calibration is weak, in a clause; "" if it is not')
-    power: Power | None = Field(default=None, description="what it detects; null if that was not measured")
+    power: Power | None = Field(default=None, description="what it flags; null if that was not measured")
     preprocessing: str = Field(description="rules that resized its images to the model's size")
     histograms: dict[str, Histogram] = Field(description="of the statistics over the ranking images")
 
@@ -72,11 +72,11 @@ class TileCalibration(FrozenModel):
 
 
 class Batching(FrozenModel):
-    """How a worker samples batches on a CPU so that a seed is the same bytes in each."""
+    """How a worker samples batches on a CPU so that a seed gives the same bytes in each."""
 
-    groups: Literal["fast", "fixed"] = Field(description="in which batches are sampled; fixed ones are slower")
+    groups: Literal["fast", "fixed"] = Field(description="groups in which batches are sampled; fixed ones are slower")
     check: Literal["passed", "failed", "error", "skipped"] = Field(
-        description="of the fast groups on the worker's machine. error: it did not run. skipped: NCML_BATCHING is set"
+        description="check of fast groups on the worker's machine; error: it did not run; skipped: NCML_BATCHING is set"
     )
     detail: str = Field(description="the reason, in one sentence")
 
@@ -90,7 +90,7 @@ class ModelDescriptor(FrozenModel):
     width: int
     classes: tuple[str, ...] = Field(description="() for a model without classes")
     noise: float = Field(description="grey levels at T: the largest noise")
-    keeps: tuple[Keep, ...] = Field(description="known halves that are completed exactly")
+    keeps: tuple[Keep, ...] = Field(description="known halves from which images are completed exactly")
     start_noise: float | None = Field(default=None, description="the default start noise in grey levels; null: `noise`")
     solver: str = Field(description="the default solver")
     steps: int | None = Field(default=None, description="its default number of steps; null: that in `solvers`")
@@ -98,14 +98,17 @@ class ModelDescriptor(FrozenModel):
     temperature: float = Field(default=1.0, description="the default; 1: the model as trained")
     stepped_solver: str = Field(description="the default solver for more than one step")
     solvers: dict[str, int] = Field(
-        description="every solver and its default number of steps; 1 is the only number then"
+        description="every solver and its default number of steps; one with 1 takes no other number"
     )
     preprocessing: Preprocessing
     calibration: Calibration | None = Field(default=None, description="the default one; null if there is none")
-    calibrations: dict[str, Calibration] = Field(default={}, description="all of them by name, the default among them")
+    calibrations: dict[str, Calibration] = Field(
+        default={}, description="all calibrations by name, including the default one"
+    )
     tiles: TileCalibration | None = None
     batching: Batching | None = Field(
-        default=None, description="of the latest worker that generates; null on a GPU, where batches may differ"
+        default=None,
+        description="of the latest worker that generates; null on a GPU, where images may differ between batches",
     )
     metrics: dict[str, float] = Field(default={})
     card: str = Field(default="", description="markdown")

@@ -81,14 +81,14 @@ def serve(pipe: Connection, settings: EngineSettings) -> None:
     runner = BatchRunner(pipe, registry, settings)
     try:
         registry.scan()
-        pipe.send(Catalogue(registry.descriptors, registry.faults, _device_memory(settings.device)))
+        pipe.send(_catalogue(registry, settings.device))
         scanned = time.monotonic()
         while True:
             message: Batch | Drop | None = pipe.recv() if pipe.poll(RESCAN_S) else None
             if time.monotonic() - scanned > RESCAN_S:
                 scanned = time.monotonic()
                 if registry.scan():
-                    pipe.send(Catalogue(registry.descriptors, registry.faults, _device_memory(settings.device)))
+                    pipe.send(_catalogue(registry, settings.device))
             if isinstance(message, Batch):
                 pipe.send(runner.run(message))
     except (EOFError, BrokenPipeError, ConnectionResetError, _PipeClosed):
@@ -244,7 +244,7 @@ class BatchRunner:
         calibrated = calibrate_copy(model, job, self._directories, self._stop_when_dropped(job_ids))
         self._add_time("calibrate")
         self._registry.scan()
-        self._pipe.send(Catalogue(self._registry.descriptors, self._registry.faults, _device_memory(self._device)))
+        self._pipe.send(_catalogue(self._registry, self._device))
         for row in rows:
             self._outcomes[row.id].model = ModelRef(name=job.name, version=model.version)
             self._outcomes[row.id].calibration = calibrated
@@ -359,6 +359,10 @@ def _wire_scan(scan: tiles.Scan, *, with_tiles: bool) -> Scan:
         is_weak=scan.is_weak,
         tiles=scan.grid.astype("<f4").tobytes() if with_tiles else None,
     )
+
+
+def _catalogue(registry: ModelRegistry, device: str) -> Catalogue:
+    return Catalogue(registry.descriptors, registry.faults, _device_memory(device))
 
 
 def _device_memory(device: str) -> int:

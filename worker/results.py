@@ -45,7 +45,7 @@ class Ood(FrozenModel):
     is_ood: bool
     calibration: str = Field(default="default", description="name of the calibration")
     is_weak: bool = Field(
-        default=False, description="the calibration is weak, for the reason that its `weakness` in /models explains"
+        default=False, description="whether the calibration is weak; its `weakness` in /models explains why"
     )
 
 
@@ -98,10 +98,12 @@ class Scan(FrozenModel):
         description="rank among whole good images over all views; None if tiles are not calibrated"
     )
     threshold: float | None
-    is_ood: bool | None = Field(description="the score is above the threshold in any view")
+    is_ood: bool | None = Field(description="whether the score is above the threshold in any view")
     box: Box = Field(description="the part of the image that the view points at; for `mean` the whole image")
     views: dict[View, ViewVerdict] = Field(default={}, description="every view; empty if tiles are not calibrated")
-    is_weak: bool | None = Field(default=None, description="the calibration is weak; None if tiles are not calibrated")
+    is_weak: bool | None = Field(
+        default=None, description="whether the calibration is weak; None if tiles are not calibrated"
+    )
     tiles: FloatBytes | None = Field(
         default=None, description="rows * columns little-endian float32, row-major: the OOD score of each tile"
     )
@@ -147,7 +149,7 @@ class PictureResult(FrozenModel):
 
 
 class Calibrated(FrozenModel):
-    """The calibration of a new model, and in sentences what it can and cannot detect."""
+    """The calibration of a new model, and a summary of what it can and cannot detect."""
 
     n_fit: int = Field(description="images that the statistics are estimated on")
     n_rank: int = Field(description="other images, among which an image is ranked")

@@ -6,7 +6,7 @@
     cache        measurements on disk, so that an evaluation resumes
     bootstrap    means and detection rates with bootstrap intervals
     report       tables and figures as Markdown, CSV, PNG and JSON
-    published    the paper's own numbers, printed beside ours and marked as such
+    published    the paper's own numbers, printed next to ours and marked as such
     likelihood   Tables 1 and 3
     sanity       the sanity test of Section 3.1 (Figure 2, Eq. 6), and compressed size
     robustness   Figure 4

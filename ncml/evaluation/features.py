@@ -1,7 +1,7 @@
 """Networks whose features compare images, and the distances between two sets of features.
 
 FID is a Frechet distance in one network's features (torch-fidelity's Inception); a distance in any other network's is
-called FD, with the network's name, and is not comparable with published FIDs. It grows as images get fewer. KD, the
+called FD, with the network's name, and is not comparable with published FIDs. It is larger for fewer images. KD, the
 kernel distance (squared MMD with the cubic kernel of KID), is unbiased at any number, and has an interval.
 
 Shapes: N and M images, F features.

@@ -33,7 +33,7 @@ probe, and that measure it.
 """
 
 MIN_IMAGES = 8
-"""Images in a set, at least: bootstrap samples of fewer are too often alike."""
+"""Images in a set, at least: bootstrap samples of fewer are too often identical."""
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """A classifier that is independent of the model, to recognise the class that an image shows.
 
 Logistic regression on the standardised features of a named network (`ncml.evaluation.features`), trained on the data
-set's own training images. Its accuracy on real images stands beside every figure that it gives of generated ones.
+set's own training images. Its accuracy on real images is reported with every figure for generated ones.
 
 Shapes: N images, F features.
 """

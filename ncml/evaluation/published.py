@@ -1,4 +1,4 @@
-"""Numbers reported by the paper (Li and Kluger, 2022), printed beside ours. None of them was measured here."""
+"""Numbers reported by the paper (Li and Kluger, 2022), printed next to ours. None of them was measured here."""
 
 Row = tuple[str, tuple[float, float, float]]
 """A model and its bits/dim at pi = 0, 0.5 and 1."""

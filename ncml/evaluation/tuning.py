@@ -39,7 +39,7 @@ REFERENCE, PROBE_TRAINING = 1_000, 4_000
 """Held-out images that generated ones are compared with, and training images of the probe, at most."""
 
 GUIDANCES, TEMPERATURES = (2.0, 3.0, 5.0, 8.0), (0.95, 0.9)
-"""Candidates beside 1."""
+"""Candidates in addition to 1."""
 
 BATCH = 64
 
@@ -176,7 +176,7 @@ def tune(
     """Measure candidates and choose the sampling options of a model.
 
     data: its training data; the parts that training held out are compared with, the rest trains the probe.
-    images: generated with each candidate. max_seconds: no candidate is begun after this time, but the first always is.
+    images: generated with each candidate. max_seconds: no candidate is started after this time, except the first.
     """
     start = time.monotonic()
     tuner = Tuner(model, data, images, on_progress)

@@ -1,6 +1,6 @@
 """Images to the model's size: the whole image, or the known half of one.
 
-Training, calibration and serving all use `decoding.open_image` and `resize_to`, so an image means the same numbers
+Training, calibration and serving all use `decoding.open_image` and `resize_to`, so an image becomes the same numbers
 everywhere. `PREPROCESSING` names their rules; a calibration made under other rules does not apply.
 
 `resize_to` crops the centre to the model's aspect and resizes by Pillow's antialiased bicubic filter; an image that

@@ -1,7 +1,7 @@
-"""Cheap checks of a file before a decoder opens it: how many parts it has that cost far more than they show.
+"""Cheap checks of a file before a decoder opens it: the number of parts whose cost is out of proportion to their size.
 
-They count what ordinary files have few of. Whatever passes still costs what its decoder costs; a service that decodes
-files of strangers also limits CPU time and memory (`service.decoders`).
+Ordinary files have few of them. A file that passes can still be expensive to decode; a service that decodes untrusted
+files also limits CPU time and memory (`service.decoders`).
 """
 
 import struct

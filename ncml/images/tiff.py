@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0")
 _BIG_ENDIAN_BIGTIFF = b"MM\0+"
-"""Pillow takes it for a classic file and reads its directory from another offset."""
+"""Pillow mistakes it for a classic file and reads its directory from another offset."""
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323
 _OFFSETS = (273, 324)
 """Tags that list the offset of each strip or tile."""

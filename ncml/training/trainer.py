@@ -117,7 +117,7 @@ class Trainer:
         self._change(total_images=total_images)
 
     def cool_down(self, total_images: int) -> None:
-        """Let the learning rate fall to 0 from now until this many images have been seen in all."""
+        """Make the learning rate fall to 0 from now on, until `total_images` images have been seen."""
         if total_images <= self.images_seen:
             raise InputError(
                 "max-images",
