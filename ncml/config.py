@@ -15,6 +15,7 @@ import pydantic
 from pydantic import Field, TypeAdapter
 
 from ncml.errors import InputError, suggestion
+from ncml.limits import MAX_STEPS
 
 SHAPE = ("levels", "mixtures", "heads", "embedding")
 """Settings that a model must share with the one whose weights it starts with; sizes, classes and noise may differ."""
@@ -28,7 +29,7 @@ DEFAULT_SOLVER = "tweedie"
 STEPPED_SOLVER = "euler-maruyama"
 """The default solver for more than one step: the reverse SDE."""
 
-SAMPLING_RANGES = {"start_noise": (0, 255), "steps": (1, 1000), "guidance": (0.5, 10), "temperature": (0.5, 1.5)}
+SAMPLING_RANGES = {"start_noise": (0, 255), "steps": (1, MAX_STEPS), "guidance": (0.5, 10), "temperature": (0.5, 1.5)}
 """Smallest and largest value of the numerical sampling options that a model folder may recommend."""
 
 MAX_BLOCKS = 512

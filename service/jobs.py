@@ -9,11 +9,14 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar
 
 import anyio.to_thread
+import numpy as np
 from fastapi import Depends, Request, Response
+from numpy.typing import NDArray
 from redis.exceptions import RedisError
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from ncml.images import open_resized
 from ncml.paths import default_model
 from service.answers import job_problem, job_response, submitted_view
 from service.decoder import Limits
@@ -22,7 +25,7 @@ from service.http.clients import StreamLimit
 from service.http.deferred import DeferredResponse
 from service.http.negotiation import WaitPreference, idempotency_key, wait_preference
 from service.http.problems import RETRY_AFTER_S, FieldError, Problem, as_sentence, invalid_field
-from service.http.requests import ParsedRequest
+from service.http.requests import ParsedRequest, Upload
 from service.metrics import Metrics
 from service.params import CalibrateParams, Params
 from service.rendering import calibration_response, images_response, scan_response, score_response
@@ -130,6 +133,12 @@ class JobService:
             for future in (decoding, disconnect):
                 future.cancel()
             await asyncio.wait({decoding, disconnect})
+
+    async def decode_resized(self, request: Request, upload: Upload, model: ModelDescriptor) -> NDArray[np.uint8]:
+        """Return an image at the model's size, uint8 (height, width, 3); raises as `ncml.images.open_resized` does."""
+        size, limits = (model.height, model.width), self.settings.image_limits
+        call = functools.partial(open_resized, upload.data, *size, field=upload.field, **limits)
+        return await self.decode(request, upload.field, call)
 
     # -- the job
 

@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from ncml.errors import InputError
+from ncml.images import SUFFIXES
 from ncml.paths import list_files, printable
-
-SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"))
-"""Suffixes of image files; used only to distinguish a stray image from another stray file."""
 
 
 @dataclass(frozen=True)

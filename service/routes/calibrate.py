@@ -7,7 +7,6 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 
 from ncml.errors import InputError
-from ncml.images import open_resized
 from service import answers
 from service.archives import is_archive, read_archive
 from service.http.negotiation import negotiate
@@ -108,10 +107,8 @@ async def _decode(
     images: list[np.ndarray] = []
     skipped: list[str] = []
     for file in files:
-        size = model.height, model.width
-        call = functools.partial(open_resized, file.data, *size, field=file.field, **jobs.settings.image_limits)
         try:
-            images.append(await jobs.decode(request, file.field, call))
+            images.append(await jobs.decode_resized(request, file, model))
         except InputError as error:
             skipped.append(error.detail)
     if not images:

@@ -5,7 +5,6 @@ from typing import Literal
 
 from fastapi import APIRouter, Request, Response
 
-from ncml.images import open_resized
 from ncml.images.tiling import TileSize, smallest_tile_side
 from ncml.limits import MAX_IMAGES_PER_REQUEST
 from service import answers
@@ -87,16 +86,10 @@ async def score(request: Request, jobs: Jobs) -> Response:
         )
         return await jobs.run(request, parsed, scan, media)
     statistics = _check_statistics(params, model)
-
-    async def pixels(upload: Upload) -> Pixels:
-        size = model.height, model.width
-        call = functools.partial(open_resized, upload.data, *size, field=upload.field, **jobs.settings.image_limits)
-        image = await jobs.decode(request, upload.field, call)
-        return Pixels(height=model.height, width=model.width, data=image.tobytes())
-
+    images = [await jobs.decode_resized(request, upload, model) for upload in uploads]
     job = ScoreJob(
         **common,
-        images=tuple([await pixels(upload) for upload in uploads]),
+        images=tuple(Pixels(height=model.height, width=model.width, data=image.tobytes()) for image in images),
         class_name=params.class_name,
         noise=params.noise,
         map=params.map or media == PNG,
