@@ -148,7 +148,7 @@ def decompress(
 def read_archive(archive: bytes) -> tuple[Header, list[NDArray[np.uint32]]]:
     """Return the header and the streams of an archive; raise `InputError` if it is invalid or incomplete."""
     if archive[:4] != MAGIC:
-        raise InputError("archive", "this is not an archive of ncml compress.")
+        raise InputError("archive", "the file is not an archive written by ncml compress.")
     if archive[4:5] != bytes([FORMAT]):
         raise InputError("archive", f"the archive is not of format {FORMAT}, the only one that this version reads.")
     try:

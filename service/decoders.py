@@ -211,7 +211,7 @@ class DecoderPool:
                 raise _too_much_time(field, self._limits) from death
             log.error("a decoder ended with %s", death)
             raise TooCostly(
-                field, f"{field} cannot be decoded: it ended the decoder; save it again as an ordinary PNG or JPEG."
+                field, f"{field} cannot be decoded: it crashed the decoder; save it again as an ordinary PNG or JPEG."
             ) from death
 
     async def _new(self) -> Decoder:

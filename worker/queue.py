@@ -160,7 +160,7 @@ class JobQueue:
         if answer == b"full":
             raise QueueFull(f"{limit} jobs are waiting in the {lane} lane already")
         if answer == b"bytes":
-            raise QueueFull(f"the images of the jobs that wait in the {lane} lane have {byte_limit} bytes already")
+            raise QueueFull(f"the jobs that wait in the {lane} lane hold {byte_limit} bytes already")
         if answer == b"memory":
             raise QueueFull("the queue is short of memory until earlier results expire")
         return job_id

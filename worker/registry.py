@@ -116,12 +116,14 @@ class ModelRegistry:
         entry = self._entries.get(name)
         if entry is None:
             names = ", ".join(sorted(self._entries)) or "none"
-            raise ModelError(f"there is no model {name!r} here; there are {names}")
+            raise ModelError(f"there is no model {name!r} here; the models here are {names}")
         model = self._loaded.get(name) or self._open(name)
         if model is None:
             raise ModelError(f"the model {name!r} cannot be used: {entry.fault}")
         if version is not None and model.version != version:
-            raise ModelError(f"version {version[:12]} of {name!r} is gone; the current one is {model.version[:12]}")
+            raise ModelError(
+                f"version {version[:12]} of {name!r} is no longer served; the current one is {model.version[:12]}"
+            )
         self._loaded.move_to_end(name)
         return model
 

@@ -101,7 +101,7 @@ def test_an_answer_cannot_run_code(tmp_path: Path) -> None:
     target = tmp_path / "made"
 
     async def check(pool: DecoderPool) -> None:
-        with pytest.raises(TooCostly, match="ended the decoder"):
+        with pytest.raises(TooCostly, match="crashed the decoder"):
             await pool.run("image", functools.partial(Exploit, str(target)))
         assert await pool.run("image", os.getpid)
 
@@ -130,7 +130,7 @@ def test_a_process_answers_as_the_function_does() -> None:
     [
         (burn, "^image takes more than 0.1 s to decode, the limit; "),
         (fill_memory, "^image needs more than 400 MB of memory to decode, the limit; "),
-        (functools.partial(die, signal.SIGSEGV), "^image cannot be decoded: it ended the decoder; "),
+        (functools.partial(die, signal.SIGSEGV), "^image cannot be decoded: it crashed the decoder; "),
     ],
     ids=["time", "memory", "crash"],
 )

@@ -72,7 +72,7 @@ def test_only_a_changed_folder_is_reloaded(tmp_path: Path, loads: Loads) -> None
     assert registry.scan()
     assert registry.get("a").version != held.version
     assert loads.names == ["a", "a"]
-    with pytest.raises(ModelError, match="is gone; the current one is"):
+    with pytest.raises(ModelError, match="is no longer served; the current one is"):
         registry.get("a", held.version)
 
 
@@ -104,5 +104,5 @@ def test_a_removed_folder_is_forgotten(tmp_path: Path, loads: Loads) -> None:
     registry = registry_of(loads, tmp_path)
     shutil.rmtree(tmp_path / "a")
     assert registry.scan()
-    with pytest.raises(ModelError, match="there is no model 'a' here; there are b"):
+    with pytest.raises(ModelError, match="there is no model 'a' here; the models here are b"):
         registry.get("a")

@@ -391,9 +391,13 @@ def test_bad_input_fails_alone_with_a_reason(fleet: Fleet) -> None:
     errors = [(view.error.reason, view.error.field, view.error.detail) for view in views[1:6] if view.error]
     assert errors == [
         ("input", "class", "this class cannot be computed"),
-        ("model", "model", "there is no model 'nobody' here; there are broken, synthetic"),
+        ("model", "model", "there is no model 'nobody' here; the models here are broken, synthetic"),
         ("model", "model", "the model 'broken' cannot be used: broken/config.json is not JSON"),
-        ("model", "model", f"version 000000000000 of 'synthetic' is gone; the current one is {_version(fleet)[:12]}"),
+        (
+            "model",
+            "model",
+            f"version 000000000000 of 'synthetic' is no longer served; the current one is {_version(fleet)[:12]}",
+        ),
         ("input", "keep", "this model completes top only"),
     ]
     assert [view.status for view in views[6:]] == ["succeeded"] * 4
