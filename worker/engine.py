@@ -126,7 +126,7 @@ class BatchRunner:
         return Done(batch.number, self._outcomes, seconds, dict(self._stages), _device_memory(self._device))
 
     def _reset(self, batch: Batch) -> None:
-        self._number = batch.number
+        self._batch_number = batch.number
         self._outcomes = {job_id: Outcome() for job_id in batch.jobs}
         self._done = dict.fromkeys(batch.jobs, 0)
         self._stages: dict[str, float] = {}
@@ -304,7 +304,7 @@ class BatchRunner:
         try:
             while self._pipe.poll():
                 message: Batch | Drop = self._pipe.recv()
-                if isinstance(message, Drop) and message.number == self._number:
+                if isinstance(message, Drop) and message.number == self._batch_number:
                     self._dropped |= message.ids
         except (EOFError, OSError) as error:
             raise _PipeClosed from error

@@ -93,11 +93,11 @@ class BatchWorker(SimpleWorker):
             settings.engine, self.metrics, hang_s=settings.hang_s, on_catalogue=lambda: self._beat(force=True)
         )
         self._stop_at: float | None = None
-        self._since = time.time()
+        self._started_at = time.time()
         self._beat_at = self._outage_log_at = 0.0
-        self._number = 0
+        self._batch_number = 0
         self._busy = False
-        self._idle = True
+        self._was_idle = True
         self._paces: dict[Lane, Pace] = {}
 
     # -- the worker's life
@@ -170,7 +170,7 @@ class BatchWorker(SimpleWorker):
             device=self.settings.engine.device,
             max_batch=self.settings.engine.max_batch,
             models=tuple(ModelRef(name=m.name, version=m.version) for m in models),
-            started_at=self._since,
+            started_at=self._started_at,
             seen_at=time.time(),
             pace={lane: pace.rate for lane, pace in self._paces.items()},
         )
@@ -201,13 +201,13 @@ class BatchWorker(SimpleWorker):
         max_batch = self.settings.engine.max_batch
         key, claims = self.leases.claim(max_batch)
         if not claims:
-            self._idle = True
+            self._was_idle = True
             self.leases.wait(1.0)
             key, claims = self.leases.claim(max_batch)
-        if not self._idle and key:
+        if not self._was_idle and key:
             self._top_up(key, claims)
         if claims:
-            self._idle = False
+            self._was_idle = False
         return claims
 
     def _top_up(self, key: str, claims: list[Claim]) -> None:
@@ -252,11 +252,13 @@ class BatchWorker(SimpleWorker):
             self._busy = False
 
     def _compute(self, engine: EngineProcess, running: dict[str, RunningJob]) -> None:
-        self._number += 1
+        self._batch_number += 1
         lane, jobs = next(iter(running.values())).job.task.lane, len(running)
         for entry in running.values():
-            log.info("job started", extra=entry.log_fields | {"batch": self._number, "attempt": entry.claim.attempts})
-        engine.send(Batch(self._number, {job_id: entry.job for job_id, entry in running.items()}))
+            log.info(
+                "job started", extra=entry.log_fields | {"batch": self._batch_number, "attempt": entry.claim.attempts}
+            )
+        engine.send(Batch(self._batch_number, {job_id: entry.job for job_id, entry in running.items()}))
         started = last_message = last_tick = time.monotonic()
         while True:
             try:
@@ -265,7 +267,7 @@ class BatchWorker(SimpleWorker):
                 self._engine_lost(running, "died")
                 return
             now = time.monotonic()
-            if isinstance(message, Done) and message.number == self._number:
+            if isinstance(message, Done) and message.number == self._batch_number:
                 self._conclude(running, message)
                 self._paces.setdefault(lane, Pace()).add(jobs, time.monotonic() - started)
                 return
@@ -320,7 +322,7 @@ class BatchWorker(SimpleWorker):
                 endings.append((entry.claim, Ending(JobStatus.FAILED, error, timing=timing)))
         dropped |= {claim.id for claim, _ in endings}
         if dropped:
-            engine.send(Drop(self._number, frozenset(dropped)))
+            engine.send(Drop(self._batch_number, frozenset(dropped)))
             self._end(endings, running)
             for job_id in dropped:
                 del running[job_id]
