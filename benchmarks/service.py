@@ -3,13 +3,16 @@
 Scores are without a verdict, one pass of the network; a verdict makes the model slower and the overhead relatively
 smaller.
 
-    python benchmarks/service.py [--model FOLDER] [--json]
+    python benchmarks/service.py [--model FOLDER] [--json] [--traces]
 
 1. Latency of POST /score for one image on an idle machine, compared with decoding and scoring the same file in this
    process, alternating. Goal: at most 12 ms more at the median.
 2. Images per second with 32 clients that send one image at a time, compared with in-process batches of the worker's
    size. Goal: at least 0.85.
 3. Cost of a subscriber to a job's events: processor time of the service for 32 idle streams.
+
+With --traces, instead: latency of POST /score at a second stack that exports traces to a collector in this process,
+compared with one that does not, alternating. Goal: at most 1 ms more at the median.
 """
 
 import argparse
@@ -23,8 +26,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: the in-process side has the same threads as the engine
@@ -46,12 +51,14 @@ STREAMS = 32
 
 
 @contextlib.contextmanager
-def stack(url: str, folder: Path, log: Path) -> Iterator[tuple[httpx2.Client, psutil.Process]]:
-    """Run a score worker and the service; yield a client and the service's process."""
+def stack(
+    url: str, folder: Path, log: Path, variables: Mapping[str, str] = {}
+) -> Iterator[tuple[httpx2.Client, psutil.Process]]:
+    """Run a score worker and the service with further environment variables; yield a client and the service."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = os.environ | {"NCML_REDIS_URL": url, "NCML_READY_LANES": '["score"]'}
+    environment = os.environ | {"NCML_REDIS_URL": url, "NCML_READY_LANES": '["score"]'} | variables
     worker = [sys.executable, "-m", "ncml.cli", "worker", "--models", str(folder.parent), "--threads", "1"]
     commands = [
         [*worker, "--max-batch", str(BATCH), "--drain-s", "0", "--lane", "score"],
@@ -87,20 +94,24 @@ def score_in_process(model: Model, files: list[bytes]) -> None:
     model.score(np.stack([resize_to(open_image(file), model.height, model.width) for file in files]), ood=False)
 
 
-def latency(http: httpx2.Client, model: Model, file: bytes, samples: int = 300) -> dict[str, float]:
-    """Return the seconds of one score, over HTTP and in this process, alternating."""
-    over_http: list[float] = []
-    in_process: list[float] = []
+def alternate(samples: int, *runs: Callable[[], None]) -> list[list[float]]:
+    """Return the seconds of each of several runs, which alternate."""
+    times: list[list[float]] = [[] for _ in runs]
     for i in range(samples + 20):
-        for times, run in (
-            (over_http, lambda: score(http, model, file)),
-            (in_process, lambda: score_in_process(model, [file])),
-        ):
+        for seconds, run in zip(times, runs, strict=True):
             started = time.perf_counter()
             run()
             if i >= 20:  # the first runs warm up the caches
-                times.append(time.perf_counter() - started)
+                seconds.append(time.perf_counter() - started)
             time.sleep(0.005)
+    return times
+
+
+def latency(http: httpx2.Client, model: Model, file: bytes, samples: int = 300) -> dict[str, float]:
+    """Return the seconds of one score, over HTTP and in this process, alternating."""
+    over_http, in_process = alternate(
+        samples, lambda: score(http, model, file), lambda: score_in_process(model, [file])
+    )
     http_p = statistics.quantiles(over_http, n=100)
     in_process_p = statistics.quantiles(in_process, n=100)
     return {
@@ -160,15 +171,60 @@ def subscribers(http: httpx2.Client, service: psutil.Process, url: str, seconds:
     return {"cpu_share_each": (busy - idle) / STREAMS}
 
 
+class Collector(BaseHTTPRequestHandler):
+    """A collector of traces, which accepts and forgets them."""
+
+    received = 0
+
+    def do_POST(self) -> None:
+        """Answer a batch of spans."""
+        self.rfile.read(int(self.headers["content-length"]))
+        Collector.received += 1
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Print nothing."""
+
+
+def traces(model: Model, folder: Path, file: bytes, samples: int = 1000) -> dict[str, float]:
+    """Return the seconds of one score without and with traces, at two stacks in turn."""
+    collector = ThreadingHTTPServer(("127.0.0.1", 0), Collector)
+    threading.Thread(target=collector.serve_forever, daemon=True).start()
+    endpoint = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.server_port}"}
+    with contextlib.ExitStack() as cleanup:
+        clients: list[httpx2.Client] = []
+        for name, variables in (("without", {}), ("with", endpoint)):
+            server = Valkey()
+            server.start()
+            cleanup.callback(server.stop)
+            log = Path(cleanup.enter_context(tempfile.TemporaryDirectory())) / name
+            clients.append(cleanup.enter_context(stack(server.url, folder, log, variables))[0])
+        without, with_traces = alternate(samples, *(partial(score, http, model, file) for http in clients))
+    collector.shutdown()
+    assert Collector.received
+    added = statistics.median(b - a for a, b in zip(without, with_traces, strict=True))
+    medians = {"without_p50_s": statistics.median(without), "with_p50_s": statistics.median(with_traces)}
+    return medians | {"added_p50_s": added}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=Path(__file__).parents[1] / "models" / "cifar10")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--traces", action="store_true", help="measure the cost of traces instead")
     arguments = parser.parse_args()
     reuse_freed_memory()  # as the engine does
     model = ncml.load(arguments.model)
     rng = np.random.default_rng(0)
     files = [to_png(rng.integers(0, 256, (model.height, model.width, 3), np.uint8)) for _ in range(16 * BATCH)]
+    if arguments.traces:
+        cost = traces(model, arguments.model.resolve(), files[0])
+        without, with_traces, added = (1e3 * cost[name] for name in ("without_p50_s", "with_p50_s", "added_p50_s"))
+        text = f"one image     p50 {without:.2f} ms without traces, {with_traces:.2f} with (goal: at most 1 more)"
+        text += f"\n              median of the differences of pairs {added:+.2f} ms"
+        print(json.dumps(cost) if arguments.json else text)
+        return
     server = Valkey()
     server.start()
     try:

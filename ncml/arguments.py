@@ -5,29 +5,20 @@ The command line checks with the same functions before it loads a model.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image as PILImage
-from PIL import ImageOps
 
 from ncml.checkpoint import Description
-from ncml.errors import InputError, NotAnImage
-from ncml.images import SUFFIXES, open_image, place_known_half, place_known_half_of, resize_to, to_rgb
-from ncml.images.decoding import to_rgb_or_rgba
+from ncml.errors import InputError
+from ncml.images import place_known_half_of, resize_to
+from ncml.images.sources import Images, list_images, name_of, read_image, read_pil
 from ncml.limits import MAX_SEED, Keep
 from ncml.network.sde import make_sde
-from ncml.paths import list_files, printable
 from ncml.sampling.options import SamplingLimits, SamplingOptions, SamplingSettings, check_noise
 
 Classes = str | int | None | Sequence[str | int | None]
-Image = NDArray[np.uint8] | PILImage.Image | str | os.PathLike[str]
-"""An array uint8 [H, W, 3], a PIL image, or the path of a file."""
-Images = Image | Sequence[Image]
-"""An image, several of them, an array uint8 [B, H, W, 3], or a folder."""
 
 
 def read_images(
@@ -50,7 +41,7 @@ def read_images(
                 "preprocess=False.",
             )
         pixels.append(resize_to(array, height, width))
-        paths.append(printable(image) if isinstance(image, str | os.PathLike) else None)
+        paths.append(name_of(image))
     return np.stack(pixels), paths
 
 
@@ -68,73 +59,15 @@ def read_halves(
     for image in list_images(images):
         if not preprocess or (isinstance(image, np.ndarray) and image.shape == (height, width, 3)):
             canvas, half = read_images(image, height, width, preprocess=False)[0][0], keep or "top"
-        elif isinstance(image, str | os.PathLike):
-            canvas, half = place_known_half(image, height, width, keeps=keeps, keep=keep, field=printable(image))
         else:
-            pil_image = image if isinstance(image, PILImage.Image) else PILImage.fromarray(read_image(image))
-            pil_image = _to_rgb_or_rgba(pil_image)
-            canvas, half = place_known_half_of(pil_image, height, width, keeps=keeps, keep=keep, field="images")
+            field = name_of(image) or "images"
+            canvas, half = place_known_half_of(read_pil(image), height, width, keeps=keeps, keep=keep, field=field)
         canvases.append(canvas)
         halves.append(half)
     if len(set(halves)) > 1:
         names = " and ".join(sorted(set(halves)))
         raise InputError("keep", f"the known halves of the images differ ({names}): complete them in separate calls.")
     return np.stack(canvases), halves[0]
-
-
-def list_images(images: Images) -> list[Image]:
-    """Return each image; of a folder, the files whose names end like an image's.
-
-    Raises `InputError` for no image, for a folder without images, and for a path that does not exist.
-    """
-    listed = list(_iterate_images(images))
-    if not listed:
-        raise InputError("images", "there is no image; pass at least one.")
-    return listed
-
-
-def _iterate_images(images: Images) -> Iterator[Image]:
-    if isinstance(images, str | os.PathLike):
-        folder = Path(images)
-        if not folder.is_dir():
-            yield images
-            return
-        files = [path for path in list_files([folder]) if path.suffix.lower() in SUFFIXES]
-        if not files:
-            raise InputError("images", f"there is no image in {printable(folder)}: name a folder of {_FORMATS} files.")
-        yield from files
-    elif isinstance(images, PILImage.Image) or (isinstance(images, np.ndarray) and images.ndim < 4):
-        yield images
-    else:
-        for image in images:
-            yield from _iterate_images(image)
-
-
-_FORMATS = ", ".join(suffix.removeprefix(".") for suffix in SUFFIXES)
-
-
-def read_image(image: Image) -> NDArray[np.uint8]:
-    """Return one image as uint8 [H, W, 3], in its own size."""
-    if isinstance(image, str | os.PathLike):
-        return open_image(image, field=printable(image))
-    if isinstance(image, PILImage.Image):
-        return to_rgb(_to_rgb_or_rgba(image))
-    array = np.asarray(image)
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
-        raise InputError(
-            "images",
-            f"an image must be uint8 [height, width, 3], not {array.dtype} {list(array.shape)}: convert it, or pass a "
-            "PIL image or a path.",
-        )
-    return array
-
-
-def _to_rgb_or_rgba(image: PILImage.Image) -> PILImage.Image:
-    """Rotate a PIL image by its EXIF orientation and convert it, as files are; raise `NotAnImage` if that fails."""
-    try:
-        return to_rgb_or_rgba(ImageOps.exif_transpose(image))
-    except (OSError, SyntaxError, ValueError) as error:  # its file is damaged, or its samples have no agreed range
-        raise NotAnImage("images", f"a PIL image cannot be converted to RGB: {error}.") from error
 
 
 def class_indices(classes: Classes, n: int, names: Sequence[str]) -> list[int]:

@@ -3,41 +3,21 @@
 The length of an image's code is the model's bits per dimension, which makes an archive the most practical check of that
 number. Encoder and decoder visit the pixels of the same batches in the same way (`ncml.sampling.cached.visit_pixels`),
 so that they round identically; a pass over whole images would be faster for the encoder, but differ from the decoder in
-the last bits.
-
-An archive, format 1, numbers little-endian:
-
-    4 bytes   NCML
-    1 byte    the format: 1
-    32 bytes  version of the model, SHA-256
-    16 bytes  start of the SHA-256 of the pixels, uint8 in raster order
-    4 bytes   length of the header
-    header    JSON, deflated: see `Header`
-    streams   one for each group of 64 images: 32-bit words of a range coder, pixel by pixel in raster order, red,
-              green and blue, the images of the group in turn
-
-An archive has no random parts. A processor that rounds differently decodes other images, which the digest detects:
-decoding is guaranteed for one build of PyTorch, kind of processor and number of threads.
+the last bits. `ncml.archive` has the format of the file.
 """
 
 from __future__ import annotations
 
-import hashlib
-import struct
-import zlib
-from collections import Counter
 from collections.abc import Callable, Sequence
-from itertools import pairwise
-from pathlib import PurePath
-from typing import Annotated, Any
+from typing import Any
 
 import constriction
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from ncml.archive import Header, check_names, digest, groups, read_archive, write_archive
 from ncml.errors import InputError
 from ncml.model import Model
 from ncml.network.likelihood import LOG_SCALES, from_uint8
@@ -48,32 +28,10 @@ from ncml.sampling.conditions import Conditions
 
 range_coding: Any = constriction.stream  # pyright: ignore[reportAttributeAccessIssue] - a compiled module without stubs
 
-MAGIC, FORMAT = b"NCML", 1
-START = struct.Struct("<4sB32s16sI")
-GROUP = 64
-"""Images coded in one stream, side by side."""
-MAX_HEADER = 2**24
 GREY_LEVELS = 256
 """Values of a channel."""
 MIN_MASS = 1e-30
 """Lower bound of a component's mass, which could underflow; the coder gives every level at least 2^-24."""
-
-
-class Header(BaseModel):
-    """The header of an archive."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    model: str
-    """Name of the model, for readers; the version identifies it."""
-    height: int
-    width: int
-    torch: str
-    threads: Annotated[int, Field(ge=1, le=256)]
-    names: Annotated[list[str], Field(min_length=1, max_length=2**20)]
-    """File names of the images, without folder and extension."""
-    words: list[Annotated[int, Field(ge=0)]]
-    """Length of each stream."""
 
 
 def compress(
@@ -86,14 +44,9 @@ def compress(
     image_shape = (model.height, model.width, 3)
     if pixels_NHWC.dtype != np.uint8 or pixels_NHWC.shape[1:] != image_shape or not len(pixels_NHWC):
         raise InputError("files", f"only uint8 images of {model.width} x {model.height} pixels can be compressed.")
-    if len(names) != len(pixels_NHWC) or not all(map(_is_name, names)):
-        raise InputError("files", "every image needs a file name, without a folder.")
-    if invalid := next((name for name in names if name.encode(errors="replace").decode() != name), None):
-        raise InputError("files", f"the file name {invalid!r} is not valid UTF-8: rename the file.")
-    if duplicate := next((name for name, count in Counter(names).items() if count > 1), None):
-        raise InputError("files", f"two images are named {duplicate!r}: rename one of the files.")
+    check_names(names, len(pixels_NHWC))
     streams: list[NDArray[np.uint32]] = []
-    for group in _groups(len(pixels_NHWC)):
+    for group in groups(len(pixels_NHWC)):
         on_row = _row_counter(on_progress, "compress", group.start, len(pixels_NHWC), model.height)
         streams.append(_encode(model, pixels_NHWC[group], on_row))
     header = Header(
@@ -105,9 +58,7 @@ def compress(
         names=list(names),
         words=[len(stream) for stream in streams],
     )
-    text = zlib.compress(header.model_dump_json().encode(), 9)
-    start = START.pack(MAGIC, FORMAT, bytes.fromhex(model.version), _digest(pixels_NHWC), len(text))
-    return start + text + b"".join(stream.astype("<u4").tobytes() for stream in streams)
+    return write_archive(header, model.version, pixels_NHWC, streams)
 
 
 def decompress(
@@ -117,68 +68,24 @@ def decompress(
 
     Raise `InputError` if it belongs to another model, is damaged, or does not decode to the original pixels.
     """
-    header, streams = read_archive(archive)
-    _, _, version, digest, _ = START.unpack_from(archive)
-    if version.hex() != model.version:
-        raise InputError(
-            "archive",
-            f"the archive was made by {header.model} {version.hex()[:12]}, not by {model.name} {model.version[:12]}: "
-            "choose that model.",
-        )
-    if (header.height, header.width) != (model.height, model.width):
-        raise InputError("archive", "the archive is damaged: its images do not have the size of its model.")
+    content = read_archive(archive, model.description)
+    header = content.header
     pixels = np.empty((len(header.names), model.height, model.width, 3), np.uint8)
     threads = torch.get_num_threads()
     torch.set_num_threads(header.threads)
     try:
-        for group, stream in zip(_groups(len(pixels)), streams, strict=True):
+        for group, stream in zip(groups(len(pixels)), content.streams, strict=True):
             on_row = _row_counter(on_progress, "decompress", group.start, len(pixels), model.height)
             pixels[group] = _decode(model, stream, pixels[group], on_row)
     finally:
         torch.set_num_threads(threads)
-    if _digest(pixels) != digest:
+    if digest(pixels) != content.digest:
         raise InputError(
             "archive",
             f"the archive does not decode to the original images: it is damaged, or was made on a machine that rounds "
             f"differently (with PyTorch {header.torch}; this is {torch.__version__}).",
         )
     return header.names, pixels
-
-
-def read_archive(archive: bytes) -> tuple[Header, list[NDArray[np.uint32]]]:
-    """Return the header and the streams of an archive; raise `InputError` if it is invalid or incomplete."""
-    if archive[:4] != MAGIC:
-        raise InputError("archive", "the file is not an archive written by ncml compress.")
-    if archive[4:5] != bytes([FORMAT]):
-        raise InputError("archive", f"the archive is not of format {FORMAT}, the only one that this version reads.")
-    try:
-        *_, length = START.unpack_from(archive)
-        text = zlib.decompressobj().decompress(archive[START.size : START.size + length], MAX_HEADER)
-        header = Header.model_validate_json(text)
-        body = np.frombuffer(archive[START.size + length :], "<u4").astype(np.uint32)
-        ends = np.cumsum([0, *header.words]).tolist()
-        if len(header.words) != len(_groups(len(header.names))) or ends[-1] != len(body):
-            raise ValueError("its streams do not have the stated lengths")
-        if len(set(header.names)) != len(header.names) or not all(map(_is_name, header.names)):
-            raise ValueError("its image names are not file names")
-    except ValidationError as error:
-        raise InputError("archive", "the archive is damaged: its header cannot be read.") from error
-    except (ValueError, struct.error, zlib.error) as error:
-        raise InputError("archive", f"the archive is damaged: {error}.") from error
-    return header, [body[start:end] for start, end in pairwise(ends)]
-
-
-def _digest(pixels_NHWC: NDArray[np.uint8]) -> bytes:
-    return hashlib.sha256(pixels_NHWC.tobytes()).digest()[:16]
-
-
-def _is_name(name: str) -> bool:
-    """Return whether this is a plain file name: no folder, not hidden, no way out of a folder."""
-    return bool(name) and not name.startswith(".") and not set(name) & set("/\\:\0") and PurePath(name).name == name
-
-
-def _groups(n: int) -> list[slice]:
-    return [slice(start, min(start + GROUP, n)) for start in range(0, n, GROUP)]
 
 
 def _row_counter(on_progress: OnProgress, stage: str, start: int, n: int, height: int) -> Callable[[int, int], bool]:

@@ -23,6 +23,9 @@ MAX_IMAGES_PER_CALL = 1024
 MAX_IMAGES_PER_REQUEST = 64
 """The most images that one request may send or ask for; a worker with a smaller batch works in chunks."""
 
+MIN_TUNING_IMAGES = 16
+"""The fewest images that `ncml tune` generates with each candidate, and compares them with."""
+
 Keep = Literal["top", "bottom", "left", "right"]
 """The known half of an image that is completed."""
 

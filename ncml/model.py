@@ -13,30 +13,28 @@ from numpy.typing import NDArray
 from ncml import checkpoint, runtime
 from ncml.arguments import (
     Classes,
-    Image,
-    Images,
     class_indices,
     read_halves,
-    read_image,
     read_images,
     resolve_sampling,
     sampling_limits,
 )
 from ncml.errors import InputError, ModelError
 from ncml.hub import find_model
+from ncml.images.sources import Image, Images, read_image
 from ncml.limits import MAX_IMAGES_PER_CALL, Keep, check_count
 from ncml.network.likelihood import bits_per_dim, from_uint8
 from ncml.network.ncpn import NCPN
 from ncml.network.sde import make_sde
 from ncml.ood import calibrations
-from ncml.ood.calibration import Calibration, Verdict
+from ncml.ood.calibration import Calibration
 from ncml.ood.measurements import LevelMeasurement, measure, measure_level
 from ncml.ood.statistics import build_statistics, required_columns
 from ncml.ood.storage import DEFAULT_NAME
 from ncml.ood.tile_calibration import TileCalibration, read_if_present
-from ncml.ood.tiles import Scan, scan
+from ncml.ood.tiles import scan
 from ncml.progress import OnProgress, Progress, ignore_progress
-from ncml.results import ImageArray, Score
+from ncml.results import ImageArray, Scan, Score, Verdict
 from ncml.sampling.batch_invariance import GroupedSampler, choose_batching
 from ncml.sampling.batching import Batching, BatchingSetting, Group, batching_setting
 from ncml.sampling.cached import sample_cached
@@ -155,7 +153,7 @@ class Model:
         batch_size: int = 32,
         callback: OnProgress = ignore_progress,
     ) -> list[Score]:
-        """Score images: paths, PIL images, uint8 [H, W, 3], a list of these, uint8 [B, H, W, 3], or a folder.
+        """Score images: paths, bytes, PIL images, uint8 [H, W, 3], a list of these, uint8 [B, H, W, 3], or a folder.
 
         classes: a name, an index or None (the null class), for all images or for each.
         noise: grey levels at which to score, from 0 to `Model.noise`. At more than 0 the image is scaled by alpha(t)
@@ -265,7 +263,12 @@ class Model:
                 raise InputError("tile", f"tiles cannot be scored: {self.uncalibrated}")
             calibration = self.calibration.estimates.gaussians["multiscale"]
         return scan(
-            self.network, read_image(image), calibration, side=side, batch_size=batch_size, on_progress=callback
+            self.network,
+            read_image(image, "image"),
+            calibration,
+            side=side,
+            batch_size=batch_size,
+            on_progress=callback,
         )
 
     def generate(

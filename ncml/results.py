@@ -1,28 +1,40 @@
-"""What `ncml.Model` returns: scores that convert to dictionaries and tables, and images; notebooks show both."""
+"""What `ncml.Model` and the clients of a service return: scores, scans and images.
+
+Scores and scans convert to dictionaries and tables; notebooks show all three. Does not import torch.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ncml.errors import InputError
 from ncml.images import enlarge, format_values, grid, heat, to_html, to_html_table, to_png
-
-if TYPE_CHECKING:
-    from ncml import client
-    from ncml.ood.calibration import Verdict
+from ncml.images.tiling import Box, Scores, TileSize, blend
+from ncml.limits import View
 
 
-def score_columns(score: Score | client.Score) -> dict[str, Any]:
-    """Return the values of a score, computed here or by a service, with the column names of `ncml score`."""
-    columns: dict[str, Any] = {"bpd": score.bpd, "log_likelihood": score.log_likelihood}
-    if score.ood is not None:
-        columns |= {name: getattr(score.ood, name) for name in ("statistic", "score", "p_value", "is_ood")}
-    columns |= score.statistics
-    return columns if score.flipped_bpd is None else columns | {"flipped_bpd": score.flipped_bpd}
+@dataclass(frozen=True)
+class Verdict:
+    """The verdict on one image."""
+
+    statistic: str
+    score: float
+    p_value: float
+    """The share of images of the calibrated distribution that score at least as high, estimated from ranks."""
+    threshold: float
+    is_ood: bool
+    """score > threshold: the p-value is at most the calibrated false-positive rate."""
+    calibration: str
+    """The name of the calibration."""
+    is_weak: bool
+    """Whether the calibration is weak: see `Calibration.weakness`."""
 
 
 @dataclass(eq=False, repr=False)
@@ -52,7 +64,12 @@ class Score(Mapping[str, Any]):
 
         `statistic`, `score`, `p_value` and `is_ood` are those of the verdict.
         """
-        return ({} if self.file is None else {"file": self.file}) | score_columns(self)
+        columns: dict[str, Any] = {} if self.file is None else {"file": self.file}
+        columns |= {"bpd": self.bpd, "log_likelihood": self.log_likelihood}
+        if self.ood is not None:
+            columns |= {name: getattr(self.ood, name) for name in ("statistic", "score", "p_value", "is_ood")}
+        columns |= self.statistics
+        return columns if self.flipped_bpd is None else columns | {"flipped_bpd": self.flipped_bpd}
 
     def __getitem__(self, column: str) -> Any:
         return self.to_dict()[column]
@@ -70,6 +87,71 @@ class Score(Mapping[str, Any]):
         """Return a table of the values, and the map if there is one."""
         image = "" if self.map is None else to_html(heat.render_pixel_map(self.map), "bits per dimension of each pixel")
         return to_html_table(self.to_dict()) + image
+
+
+@dataclass(frozen=True)
+class ViewVerdict:
+    """An image in one view. A higher score and a smaller p-value mean more out-of-distribution."""
+
+    score: float
+    p_value: float
+    """Its rank among good images in this view alone."""
+    threshold: float
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A large image, judged by its tiles. Score, threshold, box and grid are those of one view."""
+
+    view: View
+    """The view in which the image lies furthest beyond good ones."""
+    score: float
+    p_value: float | None
+    """Of all views together; None if tiles are not calibrated."""
+    threshold: float | None
+    """Of the view."""
+    is_ood: bool | None
+    """Whether the image is above the threshold of any view."""
+    box: Box
+    """The part that the view points at: a tile, a window of 5x5 pixels of the model's size, or the whole image."""
+    tile: TileSize
+    height: int
+    """Of the image."""
+    width: int
+    views: Mapping[View, ViewVerdict]
+    """The image in each view; {} if tiles are not calibrated."""
+    is_weak: bool | None
+    """Whether the calibration is weak."""
+    grid: Scores = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    """The score of each tile in the view, [R, C]; empty if a service was not asked for the map."""
+
+    @property
+    def tiles(self) -> int:
+        """Number of tiles."""
+        return math.prod(self.tile.grid_shape(self.height, self.width))
+
+    @cached_property
+    def map(self) -> Scores:
+        """The tiles' scores blended where they overlap, [H, W]; a tile counts most at its centre."""
+        if not self.grid.size:
+            raise InputError("map", "this scan has no map: scan the image with map=True.")
+        return blend(self.grid, self.tile, self.height, self.width)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the values in a flat dictionary with the column names of `ncml score --tile`, without the grid."""
+        verdict = {"view": self.view, "score": self.score, "p_value": self.p_value, "is_ood": self.is_ood}
+        return verdict | self.box._asdict() | {"tiles": self.tiles}
+
+    def __repr__(self) -> str:
+        return f"Scan({', '.join(map('='.join, format_values(self.to_dict()).items()))})"
+
+    def _repr_html_(self) -> str:
+        """Return a table of the values, and the map with the box if there is one."""
+        table = to_html_table(self.to_dict())
+        if not self.grid.size:
+            return table
+        rendered = heat.render(self.map, *heat.score_range(self.map, self.threshold))
+        return table + to_html(heat.frame(rendered, self.box), "scores of the tiles")
 
 
 class ImageArray(np.ndarray[tuple[int, ...], np.dtype[np.uint8]]):

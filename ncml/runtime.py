@@ -5,6 +5,8 @@ import os
 import platform
 import re
 
+from ncml.errors import InputError
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LIMIT = 2**30
 
@@ -16,8 +18,19 @@ OUT_OF_MEMORY = re.compile(
 """Messages of PyTorch and the system; their other errors have the same types."""
 
 
+DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d{1,3})?")
+"""The names of devices."""
+
+
+def check_device_name(device: str) -> None:
+    """Raise `InputError` for what is not the name of a device; does not import torch."""
+    if not DEVICE.fullmatch(device):
+        raise InputError("device", f"there is no device {device!r}: name cpu, cuda or cuda:N.")
+
+
 def problem(device: str) -> str | None:
-    """Return why a device cannot be used, in one line; None if it can."""
+    """Return why a device cannot be used, in one line; None if it can. Raises `InputError` for another name."""
+    check_device_name(device)
     import torch
 
     try:

@@ -71,6 +71,9 @@ class ScanAnswer(Answer):
     height: int
     tile_width: int = Field(description="Width of each tile in pixels; neighbours overlap by half or more.")
     tile_height: int
+    is_even: bool = Field(
+        description="Whether all neighbouring tiles overlap alike; false: the last two of a line may nearly coincide."
+    )
     rows: int = Field(description="Rows of tiles.")
     columns: int
     view: View = Field(

@@ -107,7 +107,7 @@ def scan_response(view: JobView, result: ScanResult, media: str) -> Response:
         document = ScanAnswer(
             id=view.id,
             status=view.status,
-            **scan.model_dump(exclude={"tiles", "is_even"}),
+            **scan.model_dump(exclude={"tiles"}),
             model=result.model,
             tiles=None if tiles is None else _rounded(tiles),
             timing=result.timing,

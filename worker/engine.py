@@ -29,8 +29,8 @@ from worker.registry import ModelRegistry
 from worker.results import Box, JobError, ModelRef, Scan, Score, ViewVerdict
 
 if TYPE_CHECKING:
+    from ncml import results
     from ncml.model import Model
-    from ncml.ood import tiles
 
 RESCAN_S = 2.0
 """How often an engine checks whether a model folder has changed."""
@@ -339,7 +339,7 @@ def _by_job(rows: Sequence[_Row], images: NDArray[np.uint8]) -> Previews:
     return previews
 
 
-def _wire_scan(scan: tiles.Scan, *, with_tiles: bool) -> Scan:
+def _wire_scan(scan: results.Scan, *, with_tiles: bool) -> Scan:
     rows, columns = scan.grid.shape
     return Scan(
         height=scan.height,

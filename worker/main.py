@@ -8,6 +8,7 @@ from typing import Literal
 import ncml
 from ncml.errors import NcmlError
 from ncml.paths import search_path
+from ncml.runtime import check_device_name
 from ncml.sampling.batching import batching_setting
 from worker import logs, traces
 from worker.address import AddressError, with_password
@@ -72,6 +73,7 @@ def main(
         raise NcmlError(f"--hang-s must be more than 0, not {hang_s}")
     if not 0 <= metrics_port < 2**16:
         raise NcmlError(f"--metrics-port must be 0 to 65535, not {metrics_port}")
+    check_device_name(device)
     batching_setting()  # which the engine reads
     url = redis_url or os.environ.get("NCML_REDIS_URL", "redis://localhost:6379/0")
     try:

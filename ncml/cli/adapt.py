@@ -6,7 +6,9 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from ncml.checkpoint import check_copy
 from ncml.cli.terminal import JsonOption, ModelOption, describe, load, parse_duration, print_json, progress_bar
+from ncml.ood.conformal import check_rate
 from ncml.training.sources import check_source
 
 
@@ -36,7 +38,9 @@ def adapt(
         as_json: Print JSON.
     """
     max_seconds = 0.0 if max_time is None else parse_duration(max_time)
-    description = describe(model)
+    check_rate(false_positive_rate)
+    description = describe(model, device)
+    check_copy(description.folder, out)
     check_source(str(data))
     m = load(description, device)
     from ncml.calibration import report

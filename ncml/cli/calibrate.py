@@ -13,7 +13,9 @@ from ncml import checkpoint, images
 from ncml.cli.terminal import JsonOption, ModelOption, describe, identity, load, print_json, progress_bar
 from ncml.errors import InputError, suggestion
 from ncml.images.perturbations import TOLERANCES, Tolerance
-from ncml.ood.storage import check_name
+from ncml.images.tiling import TileSize
+from ncml.ood.conformal import check_rate
+from ncml.ood.storage import DEFAULT_NAME, check_name
 from ncml.paths import list_files, printable
 from ncml.progress import Progress
 from ncml.training.sources import check_source
@@ -72,19 +74,25 @@ def calibrate(
         raise InputError("limit", f"--limit must be more than 0, not {limit}.")
     tolerances: tuple[Tolerance, ...] = tuple(_parse_tolerance(name) for name in tolerate.split(",") if name)
     check_name(name)
-    description = describe(model)
+    check_rate(false_positive_rate)
+    if tile:
+        for option, is_given in (("tolerate", bool(tolerances)), ("name", name != DEFAULT_NAME)):
+            if is_given:
+                raise InputError(
+                    option, f"--{option} applies to images of the model's size only: omit --{option} or --tile."
+                )
+    description = describe(model, device)
     folder = description.folder if out is None else out
     if out is not None:
         checkpoint.check_copy(description.folder, out)
     if not tile:
         check_source(data)
+    elif not Path(data).is_dir():
+        raise InputError("data", f"{data} is not a folder: tiles are calibrated on a folder of large good images.")
+    else:
+        TileSize.for_model(description.height, description.width, tile_size)
     m = load(description, device)
     if tile:
-        for option, value in (("tolerate", tolerances), ("name", name != "default")):
-            if value:
-                raise InputError(
-                    option, f"--{option} applies to images of the model's size only: omit --{option} or --tile."
-                )
         result, lines = _calibrate_tiles(m, Path(data), folder, tile_size, false_positive_rate, limit)
     else:
         result, lines = _calibrate_images(m, data, folder, split, unseen, tolerances, false_positive_rate, limit, name)
@@ -163,10 +171,7 @@ def _calibrate_tiles(
     m: "Model", source: Path, folder: Path, side: int | None, rate: float, limit: int | None
 ) -> tuple[dict[str, Any], list[str]]:
     from ncml.calibration import report, tiles
-    from ncml.images.tiling import TileSize
 
-    if not source.is_dir():
-        raise InputError("data", f"{source} is not a folder: tiles are calibrated on a folder of large good images.")
     readers: list[tuple[Path, Callable[[], NDArray[np.uint8]]]] = []
     skipped = 0
     tile = TileSize.for_model(m.height, m.width, side)

@@ -8,6 +8,7 @@ from PIL import Image
 from tyro.conf import Positional, arg
 
 from ncml import images
+from ncml.archive import check_names
 from ncml.cli.terminal import (
     JsonOption,
     ModelOption,
@@ -49,8 +50,10 @@ def compress(
         raise InputError("files", "no image is given: ncml compress FILE... -o ARCHIVE")
     if output.is_dir() or not output.parent.is_dir():
         raise InputError("output", f"{output} cannot be written: it is a folder, or its folder does not exist.")
+    names = [path.stem for path in paths]
+    check_names(names, len(paths))
     check_threads(threads)
-    m = describe(model)
+    m = describe(model, device)
     pixels = [images.open_image(path, field=str(path)) for path in paths]
     for path, image in zip(paths, pixels, strict=True):
         height, width, _ = image.shape
@@ -66,7 +69,7 @@ def compress(
     use_threads(threads)
     loaded = load(m, device)
     with progress_bar() as on_progress:
-        archive = codec.compress(loaded, np.stack(pixels), [path.stem for path in paths], on_progress)
+        archive = codec.compress(loaded, np.stack(pixels), names, on_progress)
     output.write_bytes(archive)
     values = len(pixels) * 3 * m.height * m.width
     bits = 8 * len(archive) / values

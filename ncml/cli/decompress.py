@@ -6,6 +6,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from ncml import images
+from ncml.archive import read_archive
 from ncml.cli.terminal import JsonOption, ModelOption, describe, identity, load, print_json, progress_bar
 from ncml.errors import InputError
 
@@ -32,16 +33,16 @@ def decompress(
         data = archive.read_bytes()
     except OSError as error:
         raise InputError("archive", f"{archive} cannot be read: {error.strerror}.") from error
-    description = describe(model)
-    from ncml import codec
-
-    header, _ = codec.read_archive(data)
+    description = describe(model, device)
+    header = read_archive(data, description).header
     if output.is_file():
         raise InputError("output", f"{output} is a file: choose a folder.")
     files = [output / f"{name}.png" for name in header.names]
     for path in files:
         if path.exists():
             raise InputError("output", f"{path} already exists: choose another folder.")
+    from ncml import codec
+
     m = load(description, device)
     with progress_bar() as on_progress:
         _, decoded = codec.decompress(m, data, on_progress)

@@ -72,7 +72,7 @@ class DrawOptions:
         if self.output.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
             raise InputError("output", f"{self.output} cannot be written: its folder does not exist or is read-only")
         check_threads(self.threads)
-        return describe(self.model)
+        return describe(self.model, self.device)
 
     def load_model(self, description: Description) -> "Model":
         """Load the model."""

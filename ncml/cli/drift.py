@@ -56,7 +56,8 @@ def drift(
         raise InputError("files", "nothing to compare is given: ncml drift TABLE|FOLDER...")
     from ncml.ood import drift as drift_test
 
-    m = LocalModel(describe(model), device)
+    drift_test.check_alpha(alpha)
+    m = LocalModel(describe(model, device), device)
     judge = m.calibrations.select(calibration)
     if judge is None:
         raise ModelError(f"drift is measured relative to a calibration, but {m.uncalibrated}")

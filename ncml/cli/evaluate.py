@@ -6,7 +6,20 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from ncml.cli.terminal import JsonOption, ThreadsOption, load, print_json, progress_bar, use_threads
+from ncml.cli.terminal import (
+    JsonOption,
+    ThreadsOption,
+    check_threads,
+    describe,
+    load,
+    print_json,
+    progress_bar,
+    use_threads,
+)
+from ncml.errors import InputError
+from ncml.evaluation.image_sets import GENERATED, split_source
+from ncml.evaluation.inputs import Inputs, label_models, parse_limits
+from ncml.training.sources import check_source
 
 
 def evaluate(
@@ -44,17 +57,22 @@ def evaluate(
         device: Device to compute on: cpu, cuda or cuda:N.
         as_json: Print JSON instead of tables.
     """
+    check_threads(threads)
+    if out.exists() and not out.is_dir():
+        raise InputError("out", f"{out} is a file: choose a folder.")
+    limits = parse_limits(limit)
+    descriptions = [describe(name, device) for name in dict.fromkeys(model or ("",))]
+    if data not in GENERATED:
+        check_source(split_source(data)[0])
     use_threads(threads)
     from ncml.evaluation import run
     from ncml.evaluation.cache import MeasurementCache
-    from ncml.evaluation.inputs import Inputs, label_models, parse_limits
     from ncml.evaluation.report import Section
     from ncml.runtime import reuse_freed_memory
     from ncml.training.provenance import command
 
     command_line = command(sys.argv[1:], [data, *ood, *model])
-    limits = parse_limits(limit)
-    models = label_models([load(name, device) for name in dict.fromkeys(model or ("",))])
+    models = label_models([load(description, device) for description in descriptions])
     reuse_freed_memory()
 
     def show(section: Section) -> None:

@@ -16,8 +16,7 @@ from ncml.ood.statistics import build_statistics, select_names
 if TYPE_CHECKING:
     from ncml.model import Model
     from ncml.ood.calibration import Calibration
-    from ncml.ood.tiles import Scan
-    from ncml.results import Score
+    from ncml.results import Scan, Score
 
 
 class LocalModel:

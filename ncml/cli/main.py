@@ -133,6 +133,9 @@ def to_one_line(box: str) -> str:
     lines = [line.strip("│ ") for line in box.splitlines()[1:]]  # without its title; no │ where output is ASCII
     sections = [list(part) for rule, part in itertools.groupby(lines, lambda line: not line.strip("─-╰╯")) if not rule]
     sentences = [" ".join(part) for part in sections if "helptext" not in part[0]]
+    if parsing := re.match(r"Error parsing (\S+): .*?\b(int|float)\b[^']*: '([^']*)'", ". ".join(sentences)):
+        kind = "an integer" if parsing[2] == "int" else "a number"
+        return f"{parsing[1]} must be {kind}, not {parsing[3]!r}."
     # None stands for an omitted option; it is not one of the values to choose from.
     return re.sub(r" in ncml .*|'None', |, 'None'", "", ". ".join(sentences)).replace("..", ".")
 

@@ -14,7 +14,8 @@ from ncml.images import PREPROCESSING
 from ncml.progress import OnProgress, Progress, ignore_progress
 
 if TYPE_CHECKING:
-    from ncml.client import Client, JobProgress, Scan, Score
+    from ncml.client import Client, JobProgress
+    from ncml.results import Scan, Score
 
 REQUESTS = 32
 """Requests in progress at once: enough that a fleet's workers always find jobs waiting."""

@@ -22,7 +22,6 @@ from ncml.errors import InputError
 from ncml.images import heat
 from ncml.paths import printable
 from ncml.progress import ignore_progress
-from ncml.results import score_columns
 
 if TYPE_CHECKING:
     from ncml.cli.local import LocalModel
@@ -106,7 +105,7 @@ def image_scorer(
                 readable_rows.append(rows[-1])
         scores = m.score(pixels, map=maps is not None, **arguments) if pixels else []
         for row, score in zip(readable_rows, scores, strict=True):
-            row |= score_columns(score)
+            row |= score.to_dict()
             if maps is not None and score.map is not None:
                 heat.save(maps / _relative(Path(row["file"])), heat.render_pixel_map(score.map), score.map)
         return rows

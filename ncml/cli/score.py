@@ -101,9 +101,11 @@ def score(
         raise InputError("device", "--device cannot be combined with --server, whose workers choose theirs: omit it.")
     if api_key and not server:
         raise InputError("api_key", "--api-key requires --server: add --server, or omit --api-key.")
+    if map_ is not None and map_.exists() and not map_.is_dir():
+        raise InputError("map", f"--map {map_} is not a folder: name one for the heat maps.")
     for path in files:
         check_exists(path)
-    m = connect(server, api_key, model) if server else LocalModel(describe(model), device)
+    m = connect(server, api_key, model) if server else LocalModel(describe(model, device), device)
     concurrency = REQUESTS if server else 1
     skipped = SkippedFiles()
     if tile:

@@ -17,6 +17,8 @@ from ncml.hub import find_model
 from ncml.progress import OnProgress, Progress
 
 if TYPE_CHECKING:
+    from rich import progress as rich
+
     from ncml.model import Model
 
 PATIENCE_S = 2.0
@@ -50,11 +52,13 @@ class Identified(Protocol):
         ...
 
 
-def describe(model: str) -> Description:
+def describe(model: str, device: str = "cpu") -> Description:
     """Return a model without its weights, by name or folder, "" for the default; does not import torch.
 
-    Raises `ModelError`, for an unknown name with the nearest one.
+    device: where the model will be placed. Raises `InputError` for what is not the name of a device, and `ModelError`,
+    for an unknown name with the nearest one.
     """
+    runtime.check_device_name(device)
     return checkpoint.describe(find_model(model))
 
 
@@ -112,11 +116,7 @@ def progress_bar() -> Generator[OnProgress]:
 
     If stderr is not a terminal, it writes a line every `QUIET_S` instead.
     """
-    from rich import progress as rich
-    from rich.console import Console
-
     started = last = time.monotonic()
-    console = Console(stderr=True)
     with contextlib.ExitStack() as stack:
         bar: rich.Progress | None = None
         tasks: dict[str, Any] = {}
@@ -126,13 +126,16 @@ def progress_bar() -> Generator[OnProgress]:
             now, stage = time.monotonic(), progress.stage.replace("_", " ")
             if now - started < PATIENCE_S:
                 return
-            if not console.is_terminal:
+            if bar is None and not sys.stderr.isatty():
                 if now - last >= QUIET_S:
                     last = now
                     line = f"{stage} {progress.done}/{progress.total} {progress.note}"
                     print(line.rstrip(), file=sys.stderr, flush=True)
                 return
             if bar is None:
+                from rich import progress as rich
+                from rich.console import Console
+
                 columns = (
                     rich.TextColumn("{task.description}"),
                     rich.BarColumn(),
@@ -140,7 +143,7 @@ def progress_bar() -> Generator[OnProgress]:
                     rich.TimeRemainingColumn(),
                     rich.TextColumn("{task.fields[note]}"),
                 )
-                bar = stack.enter_context(rich.Progress(*columns, console=console, transient=True))
+                bar = stack.enter_context(rich.Progress(*columns, console=Console(stderr=True), transient=True))
             if stage not in tasks:
                 tasks[stage] = bar.add_task(stage, total=progress.total, note=progress.note)
             bar.update(tasks[stage], completed=progress.done, total=progress.total, note=progress.note)

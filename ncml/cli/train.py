@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from ncml import config
+from ncml import config, runtime
 from ncml.cli.terminal import (
     JsonOption,
     check_device,
+    check_threads,
     describe,
     load,
     parse_duration,
@@ -23,9 +24,12 @@ from ncml.cli.terminal import (
 )
 from ncml.config import SHAPE, Config, ModelConfig
 from ncml.errors import InputError
+from ncml.network.sde import largest_noise
 from ncml.paths import BUNDLED_MODEL
 from ncml.progress import ignore_progress
+from ncml.training.folder import check_folder
 from ncml.training.sources import check_source
+from ncml.training.tracking import tracker_factory
 
 if TYPE_CHECKING:
     from ncml.model import Model
@@ -137,12 +141,23 @@ def train(
     if objective == "mle":
         recipe_config = config.maximum_likelihood(recipe_config)
 
-    check_source(data)
+    largest_noise(recipe_config.sde)  # refuses a noise that the SDE does not reach
+    if threads is not None:
+        check_threads(threads)
+    runtime.check_device_name(device)
     starting_model = None if init_from is None else describe(init_from)
+    trackers = [] if tracker is None else [tracker_factory(tracker)]
+    check_folder(
+        out,
+        resume=resume,
+        cooldown_from=cooldown_from,
+        total_images=max_images,
+        has_initial_model=init_from is not None,
+    )
+    check_source(data)
     from ncml.training import run
     from ncml.training.distributed import process_group
     from ncml.training.provenance import command
-    from ncml.training.tracking import tracker_factory
     from ncml.training.trainer import Execution
 
     check_device(device)
@@ -151,7 +166,6 @@ def train(
     initial = None if starting_model is None else load(starting_model, "cpu")
     if recipe == "detector" and initial is not None:
         recipe_config = replace(recipe_config, model=_network_of(initial, recipe_config.model))
-    trackers = [] if tracker is None else [tracker_factory(tracker)]
     start = time.monotonic()
     with process_group(device) as group, progress_bar() as on_progress:
         trained = run.train(

@@ -21,6 +21,7 @@ from ncml.cli.terminal import (
     use_threads,
 )
 from ncml.errors import InputError
+from ncml.limits import MIN_TUNING_IMAGES
 from ncml.progress import OnProgress
 from ncml.training.sources import check_source
 
@@ -59,12 +60,10 @@ def tune(
     """
     max_seconds = math.inf if max_time is None else parse_duration(max_time)
     check_threads(threads)
-    description = describe(model)
+    if images < MIN_TUNING_IMAGES:
+        raise InputError("images", f"--images must be at least {MIN_TUNING_IMAGES}, not {images}.")
+    description = describe(model, device)
     check_source(data)
-    from ncml.evaluation.tuning import MIN_IMAGES
-
-    if images < MIN_IMAGES:
-        raise InputError("images", f"--images must be at least {MIN_IMAGES}, not {images}.")
     use_threads(threads)
     loaded = load(description, device)
     with progress_bar() as on_progress:

@@ -9,15 +9,14 @@ Read `clients.py` first, then `exchange.py`.
 """
 
 from ncml.client.clients import AsyncClient, Client
-from ncml.client.results import Generated, Job, JobProgress, Scan, Score, Verdict
-from ncml.client.uploads import ImageSource
+from ncml.client.results import Generated, Job, JobProgress
 from ncml.errors import ServiceError
+from ncml.results import Scan, Score, Verdict
 
 __all__ = [
     "AsyncClient",
     "Client",
     "Generated",
-    "ImageSource",
     "Job",
     "JobProgress",
     "Scan",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Sequence
 from typing import Any, Self, TypeVar, Unpack
 
 import httpx2
@@ -20,9 +19,10 @@ from ncml.client.exchange import (
     ScanOptions,
     ScoreOptions,
 )
-from ncml.client.results import Generated, Job, Scan, Score
-from ncml.client.uploads import ImageSource
+from ncml.client.results import Generated, Job
 from ncml.errors import InputError
+from ncml.images.sources import Image, Images
+from ncml.results import Scan, Score
 
 T = TypeVar("T")
 
@@ -65,11 +65,11 @@ class Client:
         """Close the connections."""
         self._http.close()
 
-    def score(self, images: ImageSource | Sequence[ImageSource], **options: Unpack[ScoreOptions]) -> list[Score]:
+    def score(self, images: Images, **options: Unpack[ScoreOptions]) -> list[Score]:
         """Return the likelihood and the verdict of each image."""
         return self._run(self._exchanges.score(images, options))
 
-    def scan(self, image: ImageSource, **options: Unpack[ScanOptions]) -> Scan:
+    def scan(self, image: Image, **options: Unpack[ScanOptions]) -> Scan:
         """Return the verdict on an image larger than the model by its tiles."""
         return self._run(self._exchanges.scan(image, options))
 
@@ -77,7 +77,7 @@ class Client:
         """Return new images."""
         return self._run(self._exchanges.generate(n, options))
 
-    def complete(self, image: ImageSource, n: int = 1, **options: Unpack[CompleteOptions]) -> Generated:
+    def complete(self, image: Image, n: int = 1, **options: Unpack[CompleteOptions]) -> Generated:
         """Return completions of half an image."""
         return self._run(self._exchanges.complete(image, n, options))
 
@@ -151,11 +151,11 @@ class AsyncClient:
         """Close the connections."""
         await self._http.aclose()
 
-    async def score(self, images: ImageSource | Sequence[ImageSource], **options: Unpack[ScoreOptions]) -> list[Score]:
+    async def score(self, images: Images, **options: Unpack[ScoreOptions]) -> list[Score]:
         """Return the likelihood and the verdict of each image."""
         return await self._run(self._exchanges.score(images, options))
 
-    async def scan(self, image: ImageSource, **options: Unpack[ScanOptions]) -> Scan:
+    async def scan(self, image: Image, **options: Unpack[ScanOptions]) -> Scan:
         """Return the verdict on an image larger than the model by its tiles."""
         return await self._run(self._exchanges.scan(image, options))
 
@@ -163,7 +163,7 @@ class AsyncClient:
         """Return new images."""
         return await self._run(self._exchanges.generate(n, options))
 
-    async def complete(self, image: ImageSource, n: int = 1, **options: Unpack[CompleteOptions]) -> Generated:
+    async def complete(self, image: Image, n: int = 1, **options: Unpack[CompleteOptions]) -> Generated:
         """Return completions of half an image."""
         return await self._run(self._exchanges.complete(image, n, options))
 

@@ -17,10 +17,12 @@ from urllib.parse import quote
 
 import httpx2
 
-from ncml.client.results import Generated, Job, JobProgress, Scan, Score
-from ncml.client.uploads import ImageSource, Upload, list_images, read_upload
-from ncml.errors import InputError, ServiceError
+from ncml.client.results import Generated, Job, JobProgress, read_scan, read_score
+from ncml.client.uploads import Upload, read_upload
+from ncml.errors import ServiceError
+from ncml.images.sources import Image, Images, list_images, name_of
 from ncml.limits import MAX_IMAGES_PER_REQUEST, Keep
+from ncml.results import Scan, Score
 
 T = TypeVar("T")
 OnJobProgress = Callable[[JobProgress], object]
@@ -125,29 +127,28 @@ class Exchanges:
     url: str
     policy: RetryPolicy
 
-    def score(self, images: ImageSource | Sequence[ImageSource], options: ScoreOptions) -> Exchange[list[Score]]:
+    def score(self, images: Images, options: ScoreOptions) -> Exchange[list[Score]]:
         """Score images, in as many requests as their number needs."""
         scores: list[Score] = []
-        sources = list_images(images)
-        if not sources:
-            raise InputError("image", "there is no image to score: pass at least one.")
+        sources = list_images(images, "image")
         for start in range(0, len(sources), MAX_IMAGES_PER_REQUEST):
-            files = [read_upload(source) for source in sources[start : start + MAX_IMAGES_PER_REQUEST]]
+            part = sources[start : start + MAX_IMAGES_PER_REQUEST]
+            files = [read_upload(source) for source in part]
             document = yield from self._run("/score", options, files=files, part=start // MAX_IMAGES_PER_REQUEST)
-            results = zip(document["results"], files, strict=True)
-            scores += [Score.of(result | {"file": name or None}) for result, (name, _) in results]
+            results = zip(document["results"], part, strict=True)
+            scores += [read_score(result, name_of(source)) for result, source in results]
         return scores
 
-    def scan(self, image: ImageSource, options: ScanOptions) -> Exchange[Scan]:
+    def scan(self, image: Image, options: ScanOptions) -> Exchange[Scan]:
         """Score an image in tiles."""
         document = yield from self._run("/score", options, files=[read_upload(image)], tile=True)
-        return Scan.of(document)
+        return read_scan(document)
 
     def generate(self, n: int, options: GenerateOptions) -> Exchange[Generated]:
         """Generate images."""
         return Generated.of((yield from self._run("/generate", options, n=n)))
 
-    def complete(self, image: ImageSource, n: int, options: CompleteOptions) -> Exchange[Generated]:
+    def complete(self, image: Image, n: int, options: CompleteOptions) -> Exchange[Generated]:
         """Complete half an image."""
         return Generated.of((yield from self._run("/complete", options, files=[read_upload(image)], n=n)))
 

@@ -6,14 +6,13 @@ import base64
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from ncml.images.tiling import Box, TileSize, blend
+from ncml.images.tiling import Box, TileSize
+from ncml.results import ImageArray, Scan, Score, Verdict, ViewVerdict
 
 Document = Mapping[str, Any]
 """A JSON object."""
@@ -24,119 +23,37 @@ def _select(cls: type, document: Document) -> dict[str, Any]:
     return {member.name: document[member.name] for member in fields(cls) if member.name in document}
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """The out-of-distribution verdict: a higher score and a smaller p-value mean more out-of-distribution."""
-
-    statistic: str
-    score: float
-    p_value: float
-    threshold: float
-    is_ood: bool
-    calibration: str = "default"
-    is_weak: bool = False
-
-    @classmethod
-    def of(cls, document: Document) -> Self:
-        """Read a verdict."""
-        return cls(**_select(cls, document))
+def read_score(document: Document, file: str | None) -> Score:
+    """Read a score of the image in a file."""
+    values, verdict = document.get("map"), document.get("ood")
+    return Score(
+        document["bpd"],
+        document["log_likelihood"],
+        map=np.array(values, np.float32) if values else None,
+        ood=Verdict(**_select(Verdict, verdict)) if verdict else None,
+        statistics=document.get("statistics") or {},
+        flipped_bpd=(document.get("sanity") or {}).get("flipped_bpd"),
+        file=file,
+    )
 
 
-@dataclass(frozen=True)
-class Score:
-    """The likelihood of one image."""
-
-    bpd: float
-    """Bits per dimension; lower means more likely."""
-    log_likelihood: float
-    """Nats of the whole image, at the model's size."""
-    ood: Verdict | None = None
-    statistics: dict[str, float] = field(default_factory=dict)
-    flipped_bpd: float | None = None
-    """With `sanity`: bits per dimension with every lowest bit flipped."""
-    map: NDArray[np.float32] | None = None
-    """With `map`: bits per dimension of each pixel, [H, W]."""
-    file: str | None = None
-    """The name of its file; None if it was sent without one."""
-
-    @classmethod
-    def of(cls, document: Document) -> Self:
-        """Read a score."""
-        values: dict[str, Any] = _select(cls, document) | {"statistics": document.get("statistics") or {}}
-        if values.get("ood"):
-            values["ood"] = Verdict.of(document["ood"])
-        if values.get("map"):
-            values["map"] = np.array(document["map"], np.float32)
-        if sanity := document.get("sanity"):
-            values["flipped_bpd"] = sanity["flipped_bpd"]
-        return cls(**values)
-
-
-@dataclass(frozen=True)
-class ViewVerdict:
-    """An image in one view of its tiles."""
-
-    score: float
-    p_value: float
-    threshold: float
-
-
-@dataclass(frozen=True)
-class Scan:
-    """A large image, judged by its tiles. Score, threshold, box and grid are those of one view."""
-
-    view: str
-    """The view in which the image lies furthest beyond good ones: worst_tile, peak or mean."""
-    score: float
-    p_value: float | None
-    """Of all views together; None if tiles are not calibrated, as are the next two."""
-    threshold: float | None
-    is_ood: bool | None
-    box: Box
-    """The part that the view points at."""
-    tile: TileSize
-    height: int
-    """Of the image."""
-    width: int
-    rows: int
-    """Of tiles."""
-    columns: int
-    views: dict[str, ViewVerdict]
-    """The image in each view; {} if tiles are not calibrated."""
-    is_weak: bool | None
-    grid: NDArray[np.float32] | None = None
-    """With `map`: the score of each tile, [rows, columns]."""
-
-    @classmethod
-    def of(cls, document: Document) -> Self:
-        """Read a scan."""
-        values: dict[str, Any] = _select(cls, document)
-        values["box"] = Box(**document["box"])
-        values["tile"] = TileSize(document["tile_height"], document["tile_width"])
-        values["views"] = {name: ViewVerdict(**_select(ViewVerdict, view)) for name, view in document["views"].items()}
-        if document.get("tiles"):
-            values["grid"] = np.array(document["tiles"], np.float32)
-        return cls(**values)
-
-    @property
-    def tiles(self) -> int:
-        """Number of tiles."""
-        return self.rows * self.columns
-
-    @cached_property
-    def map(self) -> NDArray[np.float32]:
-        """The tiles' scores blended where they overlap, [height, width]; needs the option `map`."""
-        if self.grid is None:
-            raise ValueError("this scan has no map: scan the image with map=True")
-        return blend(self.grid, self.tile, self.height, self.width)
+def read_scan(document: Document) -> Scan:
+    """Read a scan."""
+    values: dict[str, Any] = _select(Scan, document)
+    values["box"] = Box(**document["box"])
+    values["tile"] = TileSize(document["tile_height"], document["tile_width"], document.get("is_even", True))
+    values["views"] = {name: ViewVerdict(**_select(ViewVerdict, view)) for name, view in document["views"].items()}
+    if document.get("tiles"):
+        values["grid"] = np.array(document["tiles"], np.float32)
+    return Scan(**values)
 
 
 @dataclass(frozen=True)
 class Generated:
     """Generated images, or completions of one."""
 
-    images: NDArray[np.uint8]
-    """[N, H, W, 3]"""
+    images: ImageArray = field(repr=False)
+    """uint8 [N, H, W, 3], which a notebook shows as a grid."""
     seeds: tuple[int, ...]
     """The seed of each image."""
     model: str
@@ -148,7 +65,11 @@ class Generated:
         files = [base64.b64decode(image["png"]) for image in document["images"]]
         images = np.stack([np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files])
         seeds = tuple(image["seed"] for image in document["images"])
-        return cls(images, seeds, document["model"]["name"], document["model"]["version"])
+        return cls(images.view(ImageArray), seeds, document["model"]["name"], document["model"]["version"])
+
+    def _repr_png_(self) -> bytes | None:
+        """Return the images as a PNG, as a grid if there are several."""
+        return self.images._repr_png_()
 
     @property
     def pil(self) -> list[Image.Image]:

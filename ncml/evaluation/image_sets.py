@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from ncml.paths import printable
 from ncml.progress import OnProgress, ignore_progress
-from ncml.training import dataset
 
 SEED = 2022
 """Seed of shuffling, generated images and flips."""
@@ -89,6 +88,8 @@ def load(
     """
     if source in GENERATED:
         return generate(source, GENERATED_COUNT, height, width)
+    from ncml.training import dataset  # which imports torch
+
     location, source_split = split_source(source)
     images = dataset.load(location, height, width, split=split or source_split or "test", on_progress=on_progress)
     pixels_NHWC = images.images_NHWC.numpy()

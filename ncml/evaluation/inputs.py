@@ -1,16 +1,22 @@
-"""The inputs of an evaluation: the models, the sets of images, and the number of images taken of each."""
+"""The inputs of an evaluation: the models, the sets of images, and the number of images taken of each.
+
+Does not import torch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from ncml.errors import InputError
 from ncml.evaluation import image_sets
 from ncml.evaluation.cache import MeasurementCache
 from ncml.evaluation.image_sets import ImageSet
-from ncml.model import Model
+
+if TYPE_CHECKING:
+    from ncml.model import Model
 
 LIMITS = {
     "likelihood": 10_000,

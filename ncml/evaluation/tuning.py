@@ -25,15 +25,13 @@ from ncml.evaluation.bootstrap import Estimate
 from ncml.evaluation.features import Features, kernel_distance, load_extractor
 from ncml.evaluation.probe import Probe
 from ncml.evaluation.samples import noise_levels
+from ncml.limits import MIN_TUNING_IMAGES
 from ncml.model import Model
 from ncml.progress import OnProgress, Progress, ignore_progress
 from ncml.training.dataset import Dataset
 
 IMAGES = 256
 """Images generated with each candidate, by default."""
-
-MIN_IMAGES = 16
-"""The fewest, and the fewest held-out images."""
 
 REFERENCE, PROBE_TRAINING = 1_000, 4_000
 """Held-out images that generated ones are compared with, and training images of the probe, at most."""
@@ -114,9 +112,10 @@ class Tuner:
         self.model, self.images, self.on_progress = model, images, on_progress
         self.extractor = load_extractor()
         held_out = data.part("calibration-rank", model.config.training.split).spread(REFERENCE)
-        if len(held_out) < MIN_IMAGES:
+        if len(held_out) < MIN_TUNING_IMAGES:
             raise InputError(
-                "data", f"{len(held_out)} images are held out; tuning compares with at least {MIN_IMAGES}: add images."
+                "data",
+                f"{len(held_out)} images are held out; tuning compares with at least {MIN_TUNING_IMAGES}: add images.",
             )
         self.reference_NF = self._features(held_out.images_NHWC.numpy(), "held-out images")
         self.probe, self.real = self._train_probe(data, held_out)

@@ -48,16 +48,21 @@ def p_values(scores: ArrayLike, ranked: Floats) -> Floats:
     return ranks(scores, ranked) / (len(ranked) + 1)
 
 
-def threshold(ranked: Floats, false_positive_rate: float) -> float:
-    """Return the largest calibration score whose p-value is above the rate: s > threshold exactly when p <= rate.
-
-    Raises `InputError` if the n calibration scores cannot support the rate: 1 / (n + 1) must not exceed it.
-    """
+def check_rate(false_positive_rate: float) -> None:
+    """Raise `InputError` for a false-positive rate that is out of range."""
     if not MIN_RATE <= false_positive_rate < 1:
         raise InputError(
             "false_positive_rate",
             f"a false-positive rate must be at least {MIN_RATE:g} and less than 1, not {false_positive_rate:g}.",
         )
+
+
+def threshold(ranked: Floats, false_positive_rate: float) -> float:
+    """Return the largest calibration score whose p-value is above the rate: s > threshold exactly when p <= rate.
+
+    Raises `InputError` if the n calibration scores cannot support the rate: 1 / (n + 1) must not exceed it.
+    """
+    check_rate(false_positive_rate)
     n = len(ranked)
     flagged = math.floor(false_positive_rate * (n + 1) + 1e-9) - 1  # of the n, those that may lie above the threshold
     if flagged < 0:

@@ -56,17 +56,22 @@ class Drift:
     """The KS test's p-value of the OOD score is below alpha."""
 
 
+def check_alpha(alpha: float) -> None:
+    """Raise `InputError` for a false-positive rate that is out of range."""
+    if not 0 < alpha < 1:
+        raise InputError("alpha", f"alpha must be more than 0 and less than 1, not {alpha:g}.")
+
+
 def compare(
     bpd: Floats, score: Floats, p_value: Floats, ranked_bpd: Floats, ranked_score: Floats, rate: float, alpha: float
 ) -> Drift:
     """Compare scored images with ranking images; raises `InputError` for fewer than 20 scored images."""
-    from scipy import stats
-
-    if not 0 < alpha < 1:
-        raise InputError("alpha", f"alpha must be more than 0 and less than 1, not {alpha:g}.")
+    check_alpha(alpha)
     n = len(bpd)
     if n < MIN_IMAGES:
         raise InputError("files", f"{n} scored images are too few to detect drift: use at least {MIN_IMAGES}.")
+    from scipy import stats
+
     bpd_shift, score_shift = _shift(bpd, ranked_bpd), _shift(score, ranked_score)
     flagged = int((p_value <= rate).sum())
     interval: Any = stats.binomtest(flagged, n).proportion_ci(method="wilson")

@@ -10,16 +10,12 @@ Shapes: H rows and W columns of the image; R rows and C columns of tiles, T in a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ncml import images
-from ncml.images import heat
-from ncml.images.tiling import Box, Scores, TileSize, blend
+from ncml.images.tiling import Box, TileSize
 from ncml.limits import View
 from ncml.network.ncpn import NCPN
 from ncml.ood import conformal
@@ -29,70 +25,9 @@ from ncml.ood.statistics import Gaussian
 from ncml.ood.tile_calibration import TileCalibration
 from ncml.ood.views import ViewScore, columns_of, peak_level, score_views
 from ncml.progress import OnProgress, Progress, ignore_progress
+from ncml.results import Scan, ViewVerdict
 
 Pixels = NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class ViewVerdict:
-    """An image in one view. A higher score and a smaller p-value mean more out-of-distribution."""
-
-    score: float
-    p_value: float
-    """Its rank among good images in this view alone."""
-    threshold: float
-
-
-@dataclass(frozen=True)
-class Scan:
-    """A large image, judged by its tiles. Score, threshold, box and grid are those of one view."""
-
-    view: View
-    """The view in which the image lies furthest beyond good ones."""
-    score: float
-    p_value: float | None
-    """Of all views together; None if tiles are not calibrated."""
-    threshold: float | None
-    """Of the view."""
-    is_ood: bool | None
-    """Whether the image is above the threshold of any view."""
-    box: Box
-    """The part that the view points at: a tile, a window of 5x5 pixels of the model's size, or the whole image."""
-    grid: Scores
-    """The score of each tile in the view, [R, C]."""
-    tile: TileSize
-    height: int
-    """Of the image."""
-    width: int
-    views: Mapping[View, ViewVerdict]
-    """The image in each view; {} if tiles are not calibrated."""
-    is_weak: bool | None
-    """Whether the calibration is weak."""
-
-    @property
-    def tiles(self) -> int:
-        """Number of tiles."""
-        return self.grid.size
-
-    @cached_property
-    def map(self) -> Scores:
-        """The tiles' scores blended where they overlap, [H, W]; a tile counts most at its centre."""
-        return blend(self.grid, self.tile, self.height, self.width)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the values in a flat dictionary with the column names of `ncml score --tile`, without the grid."""
-        verdict = {"view": self.view, "score": self.score, "p_value": self.p_value, "is_ood": self.is_ood}
-        return verdict | self.box._asdict() | {"tiles": self.tiles}
-
-    def __repr__(self) -> str:
-        return f"Scan({', '.join(map('='.join, images.format_values(self.to_dict()).items()))})"
-
-    def _repr_html_(self) -> str:
-        """Return a table of the values, and the map with the box."""
-        rendered = heat.render(self.map, *heat.score_range(self.map, self.threshold))
-        return images.to_html_table(self.to_dict()) + images.to_html(
-            heat.frame(rendered, self.box), "scores of the tiles"
-        )
 
 
 def scan(
@@ -136,7 +71,7 @@ def scan(
         is_weak = bool(tile_calibration.weakness)
     box = _box(network, image_HWC, tile, corners, view, scores[view])
     grid_RC = scores[view].tiles_T.astype(np.float32).reshape(tile.grid_shape(H, W))
-    return Scan(view, scores[view].score, p_value, threshold, is_ood, box, grid_RC, tile, H, W, verdicts, is_weak)
+    return Scan(view, scores[view].score, p_value, threshold, is_ood, box, tile, H, W, verdicts, is_weak, grid_RC)
 
 
 def _judge(scores: Mapping[View, ViewScore], calibration: TileCalibration | None) -> dict[View, ViewVerdict]:

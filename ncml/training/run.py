@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,6 @@ from ncml.errors import InputError
 from ncml.model import Model
 from ncml.model import load as load_model
 from ncml.network.ncpn import NCPN
-from ncml.paths import printable
 from ncml.progress import OnProgress, ignore_progress
 from ncml.runtime import reuse_freed_memory, use_full_precision
 from ncml.training import dataset
@@ -28,12 +26,13 @@ from ncml.training.card import model_card
 from ncml.training.cropping import image_readers
 from ncml.training.dataset import Dataset
 from ncml.training.distributed import SINGLE_PROCESS, ProcessGroup
+from ncml.training.folder import STATE, check_folder
 from ncml.training.inventory import counted
 from ncml.training.loop import train_loop
 from ncml.training.objective import held_out_bits
 from ncml.training.report import Reporter, describe_plan
 from ncml.training.sources import is_image_folder, open_source, readable_rows
-from ncml.training.state import STATE, read_config
+from ncml.training.state import read_config
 from ncml.training.tracking import Tracker
 from ncml.training.trainer import DEFAULT_EXECUTION, Execution, Trainer
 from ncml.training.transfer import start_from
@@ -92,17 +91,13 @@ def train(
     use_full_precision()
     reuse_freed_memory()
     state, run_folder = out / STATE, (out / STATE).parent
-    _check_folder(out, resume)
-    if cooldown_from is not None:
-        if not (cooldown_from / STATE).exists():
-            detail = f"{cooldown_from} contains no training run; name a folder that contains one."
-            raise InputError("cooldown-from", detail)
-        if total_images is None and not resume:
-            detail = "--cooldown-from needs --max-images: the length at which the rate reaches 0."
-            raise InputError("max-images", detail)
-        if init_from is not None:
-            detail = "--init-from cannot be combined with --cooldown-from, which determines the weights."
-            raise InputError("init-from", detail)
+    check_folder(
+        out,
+        resume=resume,
+        cooldown_from=cooldown_from,
+        total_images=total_images,
+        has_initial_model=init_from is not None,
+    )
     height, width = config.model.height, config.model.width
     with group.main_first():  # rank 0 decodes the images, the others map the result
         data = dataset.load(
@@ -163,26 +158,6 @@ def train(
             f"stopped before the model was measured; all {trainer.images_seen} images are saved; add --resume to the "
             "command to continue"
         ) from stop
-
-
-def _check_folder(out: Path, resume: bool) -> None:
-    """Refuse a folder that cannot hold this run, before anything is read."""
-    if printable(out) != str(out):
-        raise InputError(
-            "out", f"{printable(out)} is not UTF-8, as TensorBoard's file names must be: choose another folder."
-        )
-    state = out / STATE
-    if state.exists() and not resume:
-        raise InputError(
-            "out", f"{out} already contains a training run; add --resume to continue it, or choose another folder."
-        )
-    if not state.exists() and (out / checkpoint.CONFIG).exists():
-        raise InputError("out", f"{out} already contains a finished model; choose another folder.")
-    if resume and not state.exists():
-        raise InputError("resume", f"{out} contains no training run to resume; omit --resume to start one.")
-    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise InputError("out", f"{out} cannot be written: {nearest} is not a writable folder.")
 
 
 def _finish(

@@ -40,11 +40,16 @@ class Source:
 
 
 def check_source(name: str) -> None:
-    """Raise InputError for a name that is neither a folder nor a dataset of the Hub; imports no torch."""
-    if Path(name).is_file():
+    """Raise InputError for a name that is neither a folder of images nor a dataset of the Hub; imports no torch."""
+    folder = Path(name)
+    if folder.is_file():
         raise InputError("data", f"{name} is a file; name its folder instead.")
-    if not Path(name).is_dir():
+    if not folder.is_dir():
         _check_hub_dataset(name)
+    elif not any(list_files([folder])):
+        raise InputError("data", f"{name!r} contains no readable image: it has no files.")
+    elif is_image_folder(name):
+        _list_image_folder(folder)
 
 
 def open_source(name: str, split: str) -> Source:
@@ -75,13 +80,18 @@ def no_images(source: Source, unreadable_count: int) -> InputError:
     )
 
 
-def _open_image_folder(folder: Path) -> Source:
+def _list_image_folder(folder: Path) -> tuple[list[Path], list[Path], list[str]]:
+    """Return the files that may be images, the other files, and the names of the class folders."""
     files = sorted(path for path in list_files([folder]) if path.is_file())
     classes = sorted({path.relative_to(folder).parts[0] for path in files if path.parent != folder})
     outside = [path for path in files if path.parent == folder] if classes else []
     if any(path.suffix.lower() in SUFFIXES for path in outside):
         raise InputError("data", f"{folder} has images both in class folders and outside them; use one of the two.")
-    inside = [path for path in files if path.parent != folder] if classes else files
+    return [path for path in files if path.parent != folder] if classes else files, outside, classes
+
+
+def _open_image_folder(folder: Path) -> Source:
+    inside, outside, classes = _list_image_folder(folder)
     index = {name: i for i, name in enumerate(classes)}
     rows = (
         Row(printable(path.relative_to(folder)), path, index[path.relative_to(folder).parts[0]] if classes else 0)
@@ -89,7 +99,12 @@ def _open_image_folder(folder: Path) -> Source:
     )
     class_names = tuple(printable(name) for name in classes)
     return Source(
-        str(folder), len(inside), class_names, rows, _digest(files), tuple(printable(path.name) for path in outside)
+        str(folder),
+        len(inside),
+        class_names,
+        rows,
+        _digest(sorted([*inside, *outside])),
+        tuple(printable(path.name) for path in outside),
     )
 
 

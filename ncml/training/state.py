@@ -18,9 +18,6 @@ from ncml import checkpoint
 from ncml.config import Config
 from ncml.errors import ModelError, TrainingError
 
-STATE = "training/state.safetensors"
-"""The file of a run's state inside the model folder."""
-
 KEPT = ("total_images", "cooldown_fraction", "ema_images")
 """Training settings that a resumed run takes from its state, whatever the configuration says."""
 

@@ -14,8 +14,9 @@ from PIL import Image
 
 import ncml
 from ncml import checkpoint
+from ncml.archive import GROUP, START
 from ncml.cli import main as cli
-from ncml.codec import GROUP, START, compress, decompress
+from ncml.codec import compress, decompress
 from tests.ncml import nets
 from tests.ncml.images.test_preprocess import png
 

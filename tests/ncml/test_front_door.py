@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 import ncml
@@ -42,8 +43,12 @@ def test_a_model_is_loaded_by_name_by_path_and_by_default(
 def test_whatever_holds_an_image_has_the_same_score(model: ncml.Model, folder: Path) -> None:
     path = folder / "000.png"
     expected = model.score(images.resize_to(PIXELS[0], 8, 8))[0].bpd
-    for image in (path, str(path), Image.open(path), PIXELS[0], [path], [PIXELS[0]], PIXELS[:1]):
+    exact = (path, str(path), path.read_bytes(), Image.open(path), PIXELS[0], torch.from_numpy(PIXELS[0]))
+    opaque = np.dstack([PIXELS[0], np.full((20, 30), 255, np.uint8)])
+    for image in (*exact, opaque, [path], (PIXELS[0],), iter([path]), PIXELS[:1], np.array([str(path)])):
         assert [score.bpd for score in model.score(image)] == [expected]
+    grey = PIXELS[0, :, :, 0]
+    assert model.score(grey) == model.score(np.stack([grey] * 3, 2))
     mixed = model.score([path, Image.open(path), PIXELS[0]])
     assert [score.bpd for score in mixed] == pytest.approx([expected] * 3, rel=1e-5)
     assert [score.file for score in mixed] == [str(path), None, None]
@@ -78,6 +83,9 @@ def test_mistakes_about_images_name_the_remedy(model: ncml.Model, tmp_path: Path
         model.score(tmp_path / "empty")
     with pytest.raises(InputError, match=r"not float64 \[8, 8, 3\]: convert it, or pass a PIL image or a path"):
         model.score(np.zeros((8, 8, 3)))
+    for invalid in (5, None, [None], [PIXELS[0], 5.0]):
+        with pytest.raises(InputError, match="an image must be a path, bytes, a PIL image or a uint8 array, not"):
+            model.score(invalid)  # type: ignore[arg-type]
     cut = io.BytesIO()
     Image.fromarray(PIXELS[0]).save(cut, "PNG")
     lazy = Image.open(io.BytesIO(cut.getvalue()[:200]))

@@ -1,6 +1,7 @@
 """`ncml.client` against the application, and against answers that a service gives in distress."""
 
 import asyncio
+import io
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import httpx2
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -52,11 +54,37 @@ def test_every_kind_of_image_is_scored(client: Client, tmp_path: Path) -> None:
     images = [path, str(path), path.read_bytes(), Image.fromarray(flat(2)), flat(3), flat(4)[:, :, 0], large]
     scores = client.score(images)
     assert [score.bpd for score in scores] == [1, 1, 1, 2, 3, 4, 255]
-    assert [score.file for score in scores] == ["a.png", "a.png", None, None, None, None, None]
+    assert [score.file for score in scores] == [str(path), str(path), None, None, None, None, None]
     assert scores[0].ood is not None
     assert (scores[0].ood.statistic, scores[0].ood.is_ood, scores[-1].ood.is_ood) == ("multiscale", False, True)
     assert client.score(path)[0].bpd == 1
     assert [score.bpd for score in client.score(np.stack([flat(5), flat(6)]))] == [5, 6]
+
+
+def test_a_folder_is_scored_and_the_scores_make_a_table(client: Client, tmp_path: Path) -> None:
+    for level in (3, 4):
+        (tmp_path / f"{level}.png").write_bytes(to_png(flat(level)))
+    (tmp_path / "notes.txt").write_text("not an image")
+    scores = client.score(tmp_path, map=True, statistics=["multiscale"])
+    assert repr(scores[0]).startswith(f"Score(file='{tmp_path / '3.png'}', bpd=3, log_likelihood=")
+    assert '<img src="data:image/png;base64,' in scores[0]._repr_html_()
+    table = pd.DataFrame(scores)
+    assert list(table.columns) == [
+        "file", "bpd", "log_likelihood", "statistic", "score", "p_value", "is_ood", "multiscale",
+    ]  # fmt: skip
+    assert table["bpd"].tolist() == [3, 4]
+    assert scores[0].to_dict() == table.iloc[0].to_dict()
+
+
+def test_a_pil_image_is_turned_like_its_file(client: Client, queue, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.arange(20 * 16 * 3, dtype=np.uint8).reshape(20, 16, 3)
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    client.score([tmp_path / "turned.png", Image.open(tmp_path / "turned.png"), pixels])
+    [(job, _)] = queue.jobs.values()
+    from_file, from_image, unturned = job.images
+    assert from_file == from_image != unturned
 
 
 def test_more_images_than_a_request_takes_are_sent_in_several(client: Client, queue) -> None:
@@ -84,8 +112,13 @@ def test_a_scan_has_its_box_and_map(client: Client) -> None:
     scan = client.scan(image, tile_size=8, map=True)
     assert (scan.view, scan.score, scan.is_ood, tuple(scan.box)) == ("worst_tile", 200, True, (4, 8, 8, 8))
     assert (scan.tiles, scan.map.shape) == (20, (20, 24))
-    with pytest.raises(ValueError, match="map=True"):
-        _ = client.scan(image).map
+    assert '<img src="data:image/png;base64,' in scan._repr_html_()
+    without_map = client.scan(image, tile_size=8)
+    assert repr(without_map) == repr(scan)
+    assert without_map.to_dict() == scan.to_dict()
+    assert "<img" not in without_map._repr_html_()
+    with pytest.raises(InputError, match="map=True"):
+        _ = without_map.map
 
 
 def test_images_are_generated_and_completed(client: Client) -> None:
@@ -93,6 +126,10 @@ def test_images_are_generated_and_completed(client: Client) -> None:
     assert (generated.seeds, generated.model) == ((7, 8), "tiny")
     assert np.array_equal(generated.images, [flat(7), flat(8)])
     assert generated.pil[1].size == (8, 8)
+    assert repr(generated).startswith("Generated(seeds=(7, 8), model='tiny', version=")
+    png = generated._repr_png_()
+    assert png is not None
+    assert Image.open(io.BytesIO(png)).size == (2 * 256, 256)
     [image] = client.complete(flat(100), keep="top").images
     assert np.array_equal(image[:4], flat(100)[:4])
     assert np.array_equal(image[4:], flat(7)[4:])
@@ -161,9 +198,9 @@ def test_a_refusal_names_the_field(client: Client) -> None:
     ("image", "words"),
     [
         ("nowhere.png", "nowhere.png cannot be read: No such file"),
-        (np.zeros((8, 8, 3)), "must be uint8 .* not float64 8x8x3"),
-        (np.zeros((8, 8, 2), np.uint8), "not uint8 8x8x2"),
-        (5, "a path, bytes, a Pillow image or a uint8 array, not int"),
+        (np.zeros((8, 8, 3)), r"must be uint8 .* not float64 \[8, 8, 3\]"),
+        (np.zeros((8, 8, 2), np.uint8), r"not uint8 \[8, 8, 2\]"),
+        (5, "a path, bytes, a PIL image or a uint8 array, not 5"),
         (Image.new("F", (8, 8)), "no agreed range"),
     ],
 )
@@ -172,7 +209,7 @@ def test_what_is_no_image_is_refused_before_it_is_sent(client: Client, queue, im
         client.score([image])  # type: ignore[list-item]
     assert caught.value.field == "image"
     assert not queue.jobs
-    with pytest.raises(InputError, match="no image to score"):
+    with pytest.raises(InputError, match="there is no image"):
         client.score([])
 
 

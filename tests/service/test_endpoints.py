@@ -219,7 +219,7 @@ def test_a_large_image_is_judged_by_its_tiles(client: TestClient, queue) -> None
     body = response.json()
     assert body == {
         "id": "job-0", "status": "succeeded", "model": {"name": "tiny", "version": "a1" * 32},
-        "width": 24, "height": 20, "tile_width": 8, "tile_height": 8, "rows": 4, "columns": 5,
+        "width": 24, "height": 20, "tile_width": 8, "tile_height": 8, "is_even": True, "rows": 4, "columns": 5,
         "view": "worst_tile", "score": pytest.approx(max(means)), "p_value": 0.5, "threshold": 100, "is_ood": True,
         "views": {"worst_tile": {"score": pytest.approx(max(means)), "p_value": 0.5, "threshold": 100}},
         "is_weak": False, "box": {"left": 4, "top": 8, "width": 8, "height": 8},

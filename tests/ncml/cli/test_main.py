@@ -260,7 +260,7 @@ sys.exit(main(sys.argv[1:]))
         (["score"], "no image is given"),
         (["score", ""], "an argument is empty: give it a value, or omit it"),
         (["train", "smoke", "--data=", "--out", "y"], "an argument is empty"),
-        (["score", "ok.png", "--device", "meta"], "cannot be placed on 'meta'"),
+        (["score", "ok.png", "--device", "meta"], "there is no device 'meta': name cpu, cuda or cuda:N"),
         (["score", "missing.png"], "missing.png"),
         (["score", "text.png"], "text.png is not an image"),
         (["score", "ok.png", "--josn"], "--josn. Perhaps you meant: --json"),
@@ -288,8 +288,11 @@ sys.exit(main(sys.argv[1:]))
         (["train", "smoke", "--data", "./not/there", "--out", "y"], "there is no folder './not/there'"),
         (["train", "smoke", "--data", "ok.png", "--out", "y"], "ok.png is a file; name its folder instead"),
         (["train", "smoke", "--data", "x", "--out", "y", "--noise", "nan"], "--noise must be more than 0"),
-        (["train", "smoke", "--data", "empty", "--out", "y", "--device", "cuda:99"], "cuda:99"),
-        (["train", "smoke", "--data", "empty", "--out", "y", "--device", "meta"], "the device 'meta' cannot be used"),
+        (["train", "smoke", "--data", "photos", "--out", "y", "--device", "cuda:99"], "cuda:99"),
+        (
+            ["train", "smoke", "--data", "empty", "--out", "y", "--device", "meta"],
+            "there is no device 'meta': name cpu, cuda or cuda:N",
+        ),
         (["train", "smoke", "--data", "x", "--out", "y", "--max-images", "0"], "--max-images must be more than 0"),
         (["train", "smoke", "--data", "x", "--out", "y", "--max-images", str(10**400)], "at most 9007199254740991"),
         (
@@ -312,7 +315,9 @@ sys.exit(main(sys.argv[1:]))
 def test_a_mistake_is_one_line_and_status_2(arguments: list[str], message: str, run: Run, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("hello")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "photos").mkdir()
     save_image(tmp_path / "ok.png")
+    save_image(tmp_path / "photos" / "a.png")
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny" / "config.json").write_text("{}")
     done = run(*arguments, *([] if "--model" in arguments or arguments[0] == "train" else ["--model", "tiny"]))
@@ -399,8 +404,12 @@ WITHOUT_TORCH = """
 2 score ok.png --tile --tile-size 4
 2 score ok.png --tile --tile-size 4000
 2 score ok.png -o table.txt
+2 score ok.png --device gpu
+2 score ok.png --map ok.png
 2 drift ok.png
 2 drift ok.png --calibration strict
+2 drift ok.png --alpha 7
+2 drift ok.png --device gpu
 2 generate -o a.gif
 2 generate -o a.png -n 0
 2 generate -o a.png --seed -3
@@ -409,30 +418,75 @@ WITHOUT_TORCH = """
 2 generate -o a.png --class cat
 2 generate -o a.png --guidance 99
 2 generate -o a.png --threads 0
+2 generate -o a.png --device gpu
 2 complete missing.png -o a.png
 2 complete text.png -o a.png
 2 calibrate --data empty --limit 0
 2 calibrate --data ./not/there
 2 calibrate --data empty --model tinny
+2 calibrate --data empty
+2 calibrate --data mixed
+2 calibrate --data ./not/there --tile
+2 calibrate --data empty --tile --tile-size 4
+2 calibrate --data empty --tile --name strict
+2 calibrate --data mixed --false-positive-rate 7
+2 calibrate --data mixed --device gpu
 2 adapt ok.png --out y
 2 adapt empty --out y --model tinny
+2 adapt empty --out y
+2 adapt mixed --out y
+2 adapt mixed --out mixed
+2 adapt mixed --out y --false-positive-rate 7
+2 adapt mixed --out y --device gpu
 2 tune --data ./not/there --model tiny
+2 tune --data empty --model tiny
+2 tune --data mixed --model tiny --images 2
+2 tune --data mixed --model tiny --device gpu
 2 compress missing.png -o x
 2 compress ok.png -o x --model tinny
+2 compress ok.png ok.png -o x
+2 compress ok.png -o x --device gpu
 2 decompress missing -o x
+2 decompress ok.png -o x
+2 decompress bad.ncml -o x
+2 decompress short.ncml -o x
 2 evaluate nothing --data x
+2 evaluate likelihood --data empty
+2 evaluate likelihood --data ./not/there
+2 evaluate likelihood --data mixed --limit some
+2 evaluate likelihood --data mixed --model tinny
+2 evaluate likelihood --data mixed --threads 0
+2 evaluate likelihood --data mixed --out ok.png
+2 evaluate likelihood --data mixed --device gpu
 2 train smok --data x --out y
 2 train smoke --data ./not/there --out y
 2 train smoke --data empty --out y --init-from tinny
 2 train smoke --data empty --out y --size 30
+2 train smoke --data empty --out y
+2 train smoke --data mixed --out y
+2 train smoke --data mixed --out ok.png
+2 train smoke --data mixed --out y --resume
+2 train smoke --data mixed --out y --cooldown-from mixed
+2 train smoke --data mixed --out y --tracker nothing
+2 train smoke --data mixed --out y --noise 999
+2 train smoke --data mixed --out y --max-images some
+2 train smoke --data mixed --out y --threads 0
+2 train smoke --data mixed --out y --device gpu
+2 push tinny owner/name
+2 push tiny name
+2 pull name
 """
 """Commands that end before torch is imported, with their exit status."""
 
 
 def test_help_lists_and_refusals_import_no_torch(tmp_path: Path, model_folder: Path) -> None:
     (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "bad.ncml").write_bytes(b"NCML\x01" + bytes(100))
+    (tmp_path / "short.ncml").write_bytes(b"NCML\x01")
     (tmp_path / "empty").mkdir()
-    save_image(tmp_path / "ok.png")
+    (tmp_path / "mixed" / "class").mkdir(parents=True)
+    for name in ("ok.png", "mixed/a.png", "mixed/class/a.png"):
+        save_image(tmp_path / name)
     code = """
 import contextlib, io, sys
 from ncml.cli.main import main

@@ -170,7 +170,7 @@ def test_training_ends_with_tuning_if_there_is_time(
     assert "sampling options: start noise" in capsys.readouterr().err
     assert model.sampling.start_noise is not None
     assert model.card.index("Learning curve") < model.card.index("## Default sampling options")
-    monkeypatch.setattr(tuning, "MIN_IMAGES", 1000)
+    monkeypatch.setattr(tuning, "MIN_TUNING_IMAGES", 1000)
     assert cli.main([*arguments, "--out", str(tmp_path / "few")]) == 0
     assert "sampling options are not tuned: 72 images are held out" in capsys.readouterr().err
 

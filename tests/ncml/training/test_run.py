@@ -25,8 +25,8 @@ from ncml import config
 from ncml.config import Config
 from ncml.errors import InputError, TrainingError
 from ncml.training import dataset, decoding, run, tracking
+from ncml.training.folder import STATE
 from ncml.training.report import describe_plan
-from ncml.training.state import STATE
 from ncml.training.trainer import Trainer
 from tests.ncml import nets
 

@@ -1,0 +1,85 @@
+"""What holds an image: a path, the bytes of a file, a Pillow image or an array; several of these, or a folder.
+
+`ncml.Model` and the clients of a service take the same.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PILImage
+from PIL import ImageOps
+
+from ncml.errors import InputError, NotAnImage
+from ncml.images.decoding import MAX_BYTES, MAX_PIXELS, SUFFIXES, decode, to_rgb, to_rgb_or_rgba
+from ncml.paths import list_files, printable
+
+Image: TypeAlias = "str | os.PathLike[str] | bytes | PILImage.Image | NDArray[np.uint8]"
+"""The path or the bytes of a file, a Pillow image, or an array uint8 [H, W, 3], [H, W, 4] or [H, W]."""
+Images: TypeAlias = "Image | Sequence[Image]"
+"""An image, several of them, an array of them uint8 [B, H, W, 3], or a folder."""
+
+
+def list_images(images: Images, field: str = "images") -> list[Image]:
+    """Return each image; of a folder, the files whose names end like an image's.
+
+    Raises `InputError` for no image, for a folder without images, and for what does not hold images.
+    """
+    listed = list(_iterate(images, field))
+    if not listed:
+        raise InputError(field, "there is no image; pass at least one.")
+    return listed
+
+
+def _iterate(images: Any, field: str) -> Iterator[Image]:
+    if isinstance(images, str | os.PathLike) and Path(images).is_dir():
+        folder = Path(images)
+        files = [path for path in list_files([folder]) if path.suffix.lower() in SUFFIXES]
+        if not files:
+            formats = ", ".join(suffix.removeprefix(".") for suffix in SUFFIXES)
+            raise InputError(field, f"there is no image in {printable(folder)}: name a folder of {formats} files.")
+        yield from files
+    elif isinstance(images, str | os.PathLike | bytes | PILImage.Image):
+        yield images
+    elif hasattr(images, "__array__") and (array := np.asarray(images)).dtype.kind not in "OU":
+        yield from array if array.ndim == 4 else [array]
+    elif isinstance(images, Iterable):
+        for image in images:
+            yield from _iterate(image, field)
+    else:
+        raise InputError(field, f"an image must be a path, bytes, a PIL image or a uint8 array, not {images!r:.60}.")
+
+
+def name_of(image: Image) -> str | None:
+    """Return the path of an image that was passed as one."""
+    return printable(image) if isinstance(image, str | os.PathLike) else None
+
+
+def read_image(image: Image, field: str = "images") -> NDArray[np.uint8]:
+    """Return one image as uint8 [H, W, 3], in its own size."""
+    return to_rgb(read_pil(image, field))
+
+
+def read_pil(image: Image, field: str = "images") -> PILImage.Image:
+    """Return one image, rotated by its EXIF orientation, in mode RGB or RGBA."""
+    if isinstance(image, str | os.PathLike | bytes):
+        return decode(image, name_of(image) or field, MAX_BYTES, MAX_PIXELS)
+    if isinstance(image, PILImage.Image):
+        try:
+            return to_rgb_or_rgba(ImageOps.exif_transpose(image))
+        except (OSError, SyntaxError, ValueError) as error:  # damaged, or its samples have no agreed range
+            raise NotAnImage(field, f"a PIL image cannot be converted to RGB: {error}.") from error
+    array = np.asarray(image)
+    is_image = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
+    if array.dtype != np.uint8 or not is_image or not array.size:
+        raise InputError(
+            field,
+            f"an image must be uint8 [height, width, 3], not {array.dtype} {list(array.shape)}: convert it, or pass a "
+            "PIL image or a path.",
+        )
+    return to_rgb_or_rgba(PILImage.fromarray(array))

@@ -1,0 +1,46 @@
+"""The folder of a training run, and what it must contain before a run starts. Does not import torch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ncml import checkpoint
+from ncml.errors import InputError
+from ncml.paths import printable
+
+STATE = "training/state.safetensors"
+"""The file of a run's state inside the model folder."""
+
+
+def check_folder(
+    out: Path, *, resume: bool, cooldown_from: Path | None, total_images: int | None, has_initial_model: bool
+) -> None:
+    """Raise `InputError` for a folder that cannot hold this run, before anything is read.
+
+    The arguments are those of `ncml.training.run.train`.
+    """
+    if printable(out) != str(out):
+        raise InputError(
+            "out", f"{printable(out)} is not UTF-8, as TensorBoard's file names must be: choose another folder."
+        )
+    state = out / STATE
+    if state.exists() and not resume:
+        raise InputError(
+            "out", f"{out} already contains a training run; add --resume to continue it, or choose another folder."
+        )
+    if not state.exists() and (out / checkpoint.CONFIG).exists():
+        raise InputError("out", f"{out} already contains a finished model; choose another folder.")
+    if resume and not state.exists():
+        raise InputError("resume", f"{out} contains no training run to resume; omit --resume to start one.")
+    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise InputError("out", f"{out} cannot be written: {nearest} is not a writable folder.")
+    if cooldown_from is not None and not (cooldown_from / STATE).exists():
+        raise InputError("cooldown-from", f"{cooldown_from} contains no training run; name a folder that contains one.")
+    if cooldown_from is not None and total_images is None and not resume:
+        raise InputError("max-images", "--cooldown-from needs --max-images: the length at which the rate reaches 0.")
+    if cooldown_from is not None and has_initial_model:
+        raise InputError(
+            "init-from", "--init-from cannot be combined with --cooldown-from, which determines the weights."
+        )
