@@ -185,5 +185,8 @@ def _explaining(repository: str, revision: str | None) -> Generator[None]:
                 "token", f"the Hub refuses the token for {repository}: set HF_TOKEN to one that may."
             ) from error
         raise InputError("model", f"the Hub refuses {place}: {' '.join(str(error).split())[:300]}") from error
-    except (errors.OfflineModeIsEnabled, errors.HTTPError) as error:  # pyright: ignore[reportPrivateImportUsage]
+    except (ConnectionError, errors.HTTPError) as error:  # pyright: ignore[reportPrivateImportUsage]
         raise InputError("model", f"the Hub at {constants.ENDPOINT} cannot be reached: {error}.") from error
+    except (errors.XetDownloadError, RuntimeError) as error:  # of a large file, with the reason as its cause
+        reason = " ".join(str(error.__cause__ or error).split())[:300]
+        raise InputError("model", f"a file of {place} cannot be exchanged with the Hub: {reason}") from error

@@ -21,6 +21,7 @@ class Hub:
         self.commits: dict[str, dict[str, dict[str, bytes]]] = {}
         self.branches: dict[str, dict[str, str]] = {}
         self.uploads: dict[str, bytes] = {}
+        self.accepts_uploads = True
         self.url = ""
 
     def resolve(self, repository: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
@@ -104,7 +105,7 @@ class Handler(BaseHTTPRequestHandler):
         """Receive a large file."""
         content = self.rfile.read(int(self.headers["Content-Length"]))
         self.hub.uploads[hashlib.sha256(content).hexdigest()] = content
-        self.answer(200, {})
+        self.answer(200 if self.hub.accepts_uploads else 403, {})
 
     def do_POST(self) -> None:
         """Create repositories and branches, say how files are uploaded, and commit."""

@@ -123,6 +123,16 @@ def test_a_branch_is_published_and_named(run: Run, hub: Hub, published: str) -> 
     assert "README.md" in hub.resolve("someone/tiny", "next")[1]  # type: ignore[index]
 
 
+def test_an_upload_that_fails_is_one_sentence_and_no_commit(
+    run: Run, hub: Hub, published: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "accepts_uploads", False)
+    message = refused(run("push", "tiny", "someone/tiny"))
+    assert message.startswith("ncml: a file of someone/tiny cannot be exchanged with the Hub: ")
+    assert "403" in message
+    assert hub.branches["someone/tiny"]["main"] == published
+
+
 def test_damaged_weights_are_refused_and_leave_nothing(run: Run, hub: Hub, published: str, tmp_path: Path) -> None:
     files = hub.commits["someone/tiny"][published]
     weights = bytearray(files["model.safetensors"])
