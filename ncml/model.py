@@ -47,7 +47,7 @@ SAMPLERS: dict[str, Sampler] = {"incremental": sample_cached, "naive": sample_na
 
 
 def load(model: str | os.PathLike[str] = "", device: str = "cpu", *, batching: str | None = None) -> Model:
-    """Load a model; raise `ModelError` if it does not exist, is invalid or does not fit on the device.
+    """Load a model; raise `ModelError` if it does not exist, is invalid or cannot be placed on the device.
 
     model: a name, as `ncml models` lists them, a model folder, or `hf://owner/model@revision`, which is fetched from
         the Hugging Face Hub. "": the default model.

@@ -136,7 +136,7 @@ def test_the_default_sampler_is_the_fast_one(model: ncml.Model) -> None:
 MISTAKES: list[tuple[str, Callable[[ncml.Model], object], str]] = [
     ("images", lambda m: m.score(PICTURES.astype(np.float32)), r"must be uint8 \[height, width, 3\], not float32"),
     ("images", lambda m: m.score(PICTURES[:, :4], preprocess=False), r"not uint8 \[4, 8, 3\]: resize them"),
-    ("images", lambda m: m.score(PICTURES[0, :, :, 0]), r"must be uint8 \[height, width, 3\], not uint8 \[8, 8\]"),
+    ("images", lambda m: m.score(PICTURES[0, :, :, :2]), r"must be uint8 \[height, width, 3\], not uint8 \[8, 8, 2\]"),
     ("images", lambda m: m.score(Image.new("RGB", (9, 8)), preprocess=False), r"not uint8 \[8, 9, 3\]: resize them"),
     ("images", lambda m: m.score([PICTURES[0], PICTURES[0, :4]], preprocess=False), "uint8"),
     ("images", lambda m: m.score(Image.new("F", (8, 8))), "a PIL image cannot be converted to RGB: 32-bit samples"),
@@ -197,11 +197,17 @@ def test_what_this_model_cannot_do_is_said(plain_model: ncml.Model) -> None:
         plain_model.generate(classes="cat")
 
 
-@pytest.mark.parametrize("device", ["abacus", "meta", "hpu", "cuda:99", ""])
-def test_a_device_that_nothing_can_be_computed_on_is_said(model: ncml.Model, device: str) -> None:
-    with pytest.raises(ncml.ModelError, match=f"cannot be placed on '{device}': ") as refused:
-        ncml.load(model.folder, device=device)
+def test_a_device_that_nothing_can_be_computed_on_is_said(model: ncml.Model) -> None:
+    with pytest.raises(ncml.ModelError, match="cannot be placed on 'cuda:99': ") as refused:
+        ncml.load(model.folder, device="cuda:99")
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("device", ["abacus", "meta", "hpu", "cuda:", "CPU", ""])
+def test_what_is_not_the_name_of_a_device_is_refused(model: ncml.Model, device: str) -> None:
+    with pytest.raises(ncml.InputError, match=f"there is no device '{device}': name cpu, cuda or cuda:N") as refused:
+        ncml.load(model.folder, device=device)
+    assert refused.value.field == "device"
 
 
 def test_numpy_numbers_are_numbers(model: ncml.Model) -> None:
