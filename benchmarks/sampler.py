@@ -127,7 +127,7 @@ def sample_batch(network: NCPN, batch: int, *, side: int | None = None, sampler:
     draws = BatchDraws(list(range(batch)), dtype=x_BCHW.dtype, device=x_BCHW.device).draw_pixels(
         model.mixtures, side, side
     )
-    sampler(network, x_BCHW, make_conditions(network, batch), draws, first_row=0, on_row=lambda row: False)
+    sampler(network, x_BCHW, make_conditions(network, batch), draws, lambda row: False)
     return x_BCHW
 
 
@@ -179,7 +179,7 @@ def measure_guidance(network: NCPN, batch: int) -> float:
         x_BCHW = torch.zeros(batch, 3, model.height, model.width).contiguous(memory_format=torch.channels_last)
         sampler = GroupedSampler(fast_groups(range(batch), tilt.rows_per_image))
         conditions = Conditions(t, index_B, index_B, tilt)
-        sampler(network, x_BCHW, conditions, draws, first_row=0, on_row=lambda row: False)
+        sampler(network, x_BCHW, conditions, draws, lambda row: False)
 
     sample(GUIDED)
     turns = [[measure_seconds(lambda tilt=tilt: sample(tilt)) for tilt in (GUIDED, Tilt())] for _ in range(5)]

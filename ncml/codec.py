@@ -160,7 +160,7 @@ def _code_pixels(model: Model, B: int, code: Coder, on_row: OnRow) -> None:
     x_BCHW = weight.new_zeros(B, 3, model.height, model.width)
     null_B = torch.full((B,), len(model.classes), device=weight.device)
     conditions = Conditions(0.0, null_B, torch.zeros_like(null_B))
-    visit_pixels(model.network, x_BCHW, conditions, choose_pixels, on_row=lambda row: on_row(row, B))
+    visit_pixels(model.network, x_BCHW, conditions, choose_pixels, lambda row: on_row(row, B))
 
 
 def _masses(mixture_BK9: Tensor, x_BC: Tensor, c: int) -> Tensor:

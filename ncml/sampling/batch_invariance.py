@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,7 +23,7 @@ from ncml.network.ncpn import NCPN
 from ncml.network.sde import end_time
 from ncml.sampling.batching import Batching, BatchingSetting, Group, fast_sizes
 from ncml.sampling.cached import RowSampler
-from ncml.sampling.conditions import NO_TILT, Conditions, Tilt
+from ncml.sampling.conditions import NO_TILT, Conditions, OnRow, Tilt
 
 log = logging.getLogger(__name__)
 
@@ -40,18 +40,10 @@ class GroupedSampler:
 
     groups: Sequence[Group]
 
-    def __call__(
-        self,
-        network: NCPN,
-        x_BCHW: Tensor,
-        conditions: Conditions,
-        draws: PixelDraws,
-        *,
-        first_row: int,
-        on_row: Callable[[int], bool],
-    ) -> None:
-        """Sample the pixels of x from row `first_row` on, in place; `on_row` gets the mean of the groups' rows."""
+    def __call__(self, network: NCPN, x_BCHW: Tensor, conditions: Conditions, draws: PixelDraws, on_row: OnRow) -> None:
+        """Sample the unknown pixels of x, in place; `on_row` gets the mean of the groups' rows."""
         sampler, sampler_kind, null_class = None, None, len(network.config.model.classes)
+        first_row = conditions.first_row
         for index, group in enumerate(self.groups):
             members = [member for member in group if member is not None]
             rows = [row for row, member in enumerate(group) if member is not None]
@@ -62,7 +54,7 @@ class GroupedSampler:
             group_conditions = replace(group_conditions, tilt=conditions.tilt.for_class(has_class=has_class))
             if sampler is None or sampler_kind != (len(group), group_conditions.tilt):
                 sampler_kind = len(group), group_conditions.tilt
-                sampler = RowSampler(network, x_GCHW, group_conditions, first_row=first_row)
+                sampler = RowSampler(network, x_GCHW, group_conditions)
             draws_G = PixelDraws(draws.gumbel_BK[padded_G], draws.logistic_BC[padded_G], draws.uniform_BC[padded_G])
             sampler.reset(x_GCHW, group_conditions, draws_G, images=rows)
             for i in sampler.rows:
@@ -134,5 +126,5 @@ def _sample_copies(network: NCPN, size: int, H: int, W: int, tilt: Tilt, deadlin
             raise TimeoutError(f"it takes longer than {LIMIT_S:g} s.")
         return row == rows
 
-    GroupedSampler([range(size)])(network, x_BCHW, conditions, draws, first_row=0, on_row=on_row)
+    GroupedSampler([range(size)])(network, x_BCHW, conditions, draws, on_row)
     return x_BCHW

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -31,6 +31,9 @@ class Tilt:
 
 NO_TILT = Tilt()
 
+OnRow = Callable[[int], bool]
+"""Called with the number of rows that are done; True stops the sampling."""
+
 
 @dataclass(frozen=True)
 class Conditions:
@@ -40,6 +43,8 @@ class Conditions:
     class_B: Tensor
     orientation_B: Tensor
     tilt: Tilt = NO_TILT
+    first_row: int = 0
+    """The rows before this one are known."""
 
     @property
     def t_B(self) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor
 from ncml.network.likelihood import PixelDraws
 from ncml.network.ncpn import NCPN
 from ncml.sampling.cached import RowSampler, sample_cached
-from ncml.sampling.conditions import NO_TILT, Conditions
+from ncml.sampling.conditions import NO_TILT, Conditions, OnRow
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class _Recording:
     sampler: RowSampler
     rows: list[Operations]
 
-    def sample(self, x_BCHW: Tensor, conditions: Conditions, draws: PixelDraws, on_row: Callable[[int], bool]) -> None:
+    def sample(self, x_BCHW: Tensor, conditions: Conditions, draws: PixelDraws, on_row: OnRow) -> None:
         """Sample the pixels of x by replaying the rows."""
         self.sampler.reset(x_BCHW, conditions, draws)
         first = self.sampler.rows.start
@@ -79,28 +79,19 @@ class ReplaySampler:
         self.unrecordable_kinds: set[BatchKind] = set()
         self.lock = threading.Lock()
 
-    def __call__(
-        self,
-        network: NCPN,
-        x_BCHW: Tensor,
-        conditions: Conditions,
-        draws: PixelDraws,
-        *,
-        first_row: int,
-        on_row: Callable[[int], bool],
-    ) -> None:
-        """Sample the pixels of x from row `first_row` on, in place."""
+    def __call__(self, network: NCPN, x_BCHW: Tensor, conditions: Conditions, draws: PixelDraws, on_row: OnRow) -> None:
+        """Sample the unknown pixels of x, in place."""
         if conditions.tilt != NO_TILT:  # whose operations depend on t and on the tilt: too many kinds to record
-            sample_cached(network, x_BCHW, conditions, draws, first_row=first_row, on_row=on_row)
+            sample_cached(network, x_BCHW, conditions, draws, on_row)
             return
-        kind = (network, tuple(x_BCHW.shape), first_row, conditions.t == 0)
+        kind = (network, tuple(x_BCHW.shape), conditions.first_row, conditions.t == 0)
         with self.lock:  # a recording has memory for one batch at a time
             recording = self.recordings.get(kind)
             if recording is not None:
                 self.recordings.move_to_end(kind)
                 recording.sample(x_BCHW, conditions, draws, on_row)
                 return
-            rows_done = first_row
+            rows_done = conditions.first_row
 
             def count_row(row: int) -> bool:
                 nonlocal rows_done
@@ -108,7 +99,7 @@ class ReplaySampler:
                 return on_row(row)
 
             try:
-                sample_cached(network, x_BCHW, conditions, draws, first_row=first_row, on_row=count_row)
+                sample_cached(network, x_BCHW, conditions, draws, count_row)
             except torch.OutOfMemoryError:
                 self.recordings.clear()  # so that the caller can retry with fewer images
                 raise
@@ -117,17 +108,12 @@ class ReplaySampler:
             self.sampled_kinds.add(kind)
 
     def _record(
-        self,
-        kind: BatchKind,
-        x_BCHW: Tensor,
-        conditions: Conditions,
-        draws: PixelDraws,
-        on_row: Callable[[int], bool],
+        self, kind: BatchKind, x_BCHW: Tensor, conditions: Conditions, draws: PixelDraws, on_row: OnRow
     ) -> None:
-        """Record a kind of batch, of which x is a result, if the recording reproduces x; stop when `on_row` says so."""
+        """Record a kind of batch, of which x is a result, if the recording reproduces x; stop when `on_row` does."""
         network, shape, first_row, _ = kind
         try:
-            sampler = RowSampler(network, x_BCHW, conditions, first_row=first_row)
+            sampler = RowSampler(network, x_BCHW, conditions)
             sampler.reset(x_BCHW, conditions, draws)
             record = self.make_recorder(x_BCHW.device)
             rows: list[Operations] = []

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -31,7 +30,7 @@ from ncml.network.ncpn import NCPN
 from ncml.network.orientation import orient, restore
 from ncml.network.sde import GREY_LEVEL, SDE, VESDE, end_time, make_sde
 from ncml.progress import OnProgress, Progress, ignore_progress
-from ncml.sampling.conditions import Conditions, Tilt
+from ncml.sampling.conditions import Conditions, OnRow, Tilt
 from ncml.sampling.guidance import make_pixel_sampler
 from ncml.sampling.options import SamplingSettings
 from ncml.sampling.solvers import GradLogProb, refine
@@ -40,21 +39,8 @@ REFINE_END = 1.0
 """Grey levels of noise at which refinement takes its final Tweedie step (VE: at least its smallest noise, 1.275)."""
 
 
-class Sampler(Protocol):
-    """Samples the pixels of x from row `first_row` on, in raster order, in place."""
-
-    def __call__(
-        self,
-        network: NCPN,
-        x_BCHW: Tensor,
-        conditions: Conditions,
-        draws: PixelDraws,
-        *,
-        first_row: int,
-        on_row: Callable[[int], bool],
-    ) -> None:
-        """Sample the rows from `first_row` on. `on_row` is called with the number of rows done; True stops."""
-        ...
+Sampler = Callable[[NCPN, Tensor, Conditions, PixelDraws, OnRow], None]
+"""Samples the unknown pixels of x [B, 3, H, W], in raster order and in place."""
 
 
 @dataclass(frozen=True)
@@ -121,11 +107,11 @@ def generate_images(
     known_BCHW = orient(known_BCHW.to(weight), orientation).contiguous(memory_format=torch.channels_last)
     _, _, H, W = known_BCHW.shape
     class_B, orientation_B = plan.class_B.to(weight.device), torch.full((B,), orientation, device=weight.device)
-    conditions = Conditions(t, class_B, orientation_B, plan.tilt)
     draws = BatchDraws(plan.seeds, dtype=weight.dtype, device=weight.device)
     pixel_draws = draws.draw_pixels(model.mixtures, H, W)
     # If the number of rows is odd, a flipped half that comes first is the larger one, as `ncml.images` divides it.
     first_row = 0 if plan.known_BCHW is None else (H + orientation % 2) // 2
+    conditions = Conditions(t, class_B, orientation_B, plan.tilt, first_row)
     set_known = _known_rows_setter(known_BCHW, draws, first_row, sde)
     x_BCHW = set_known(torch.zeros_like(known_BCHW), t)
     stopped = False
@@ -139,14 +125,7 @@ def generate_images(
         return stopped
 
     with torch.inference_mode():
-        sampler(
-            network,
-            x_BCHW,
-            conditions,
-            pixel_draws,
-            first_row=first_row,
-            on_row=lambda row: report("noisy_sampling", row, H, x_BCHW),
-        )
+        sampler(network, x_BCHW, conditions, pixel_draws, lambda row: report("noisy_sampling", row, H, x_BCHW))
     if t > 0 and not stopped:
         x_BCHW = refine(
             x_BCHW.clone(),
@@ -223,21 +202,13 @@ def _refine_end(network: NCPN) -> float:
     return min(sde.time_of(max(REFINE_END, min_noise)), end_time(network.config.sde))
 
 
-def sample_naive(
-    network: NCPN,
-    x_BCHW: Tensor,
-    conditions: Conditions,
-    draws: PixelDraws,
-    *,
-    first_row: int,
-    on_row: Callable[[int], bool],
-) -> None:
+def sample_naive(network: NCPN, x_BCHW: Tensor, conditions: Conditions, draws: PixelDraws, on_row: OnRow) -> None:
     """Sample with one pass of the whole network for each pixel: the reference."""
     B, _, H, W = x_BCHW.shape
     model, rows = network.config.model, conditions.tilt.rows_per_image
     row_conditions = conditions.expand(len(model.classes))
     sample_pixels = make_pixel_sampler(network, B, W, conditions)
-    for i in range(first_row, H):
+    for i in range(conditions.first_row, H):
         for j in range(W):
             x_NCHW = x_BCHW.repeat(rows, 1, 1, 1)
             parameters_NPHW = network(x_NCHW, row_conditions.t_B, row_conditions.class_B, row_conditions.orientation_B)

@@ -5,6 +5,7 @@ A tensor left on the CPU, which would fail on a GPU, fails here on a machine wit
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -57,9 +58,8 @@ def test_sampling(other_device: torch.device, first_row: int) -> None:
     """From nothing, and from known rows."""
     x = torch.zeros(3, 3, 4, 4, device=other_device)
     draws = BatchDraws([0, 1, 2], dtype=x.dtype, device=other_device).draw_pixels(CONFIG.model.mixtures, 4, 4)
-    sample_cached(
-        network(other_device), x, conditions(other_device), draws, first_row=first_row, on_row=lambda row: False
-    )
+    known_rows = replace(conditions(other_device), first_row=first_row)
+    sample_cached(network(other_device), x, known_rows, draws, lambda row: False)
     assert x.device == other_device
 
 

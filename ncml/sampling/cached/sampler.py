@@ -11,27 +11,19 @@ from ncml.network.likelihood import PixelDraws, promote_to_fp32
 from ncml.network.ncpn import NCPN
 from ncml.sampling.cached.network_cache import NetworkCache, PixelChooser
 from ncml.sampling.cached.prefill import prefill
-from ncml.sampling.conditions import Conditions
+from ncml.sampling.conditions import Conditions, OnRow
 from ncml.sampling.guidance import make_pixel_sampler
 
 
-def sample_cached(
-    network: NCPN,
-    x_BCHW: Tensor,
-    conditions: Conditions,
-    draws: PixelDraws,
-    *,
-    first_row: int,
-    on_row: Callable[[int], bool],
-) -> None:
-    """Sample the pixels of x from row `first_row` on, in place; a `ncml.sampling.sample.Sampler`."""
-    sampler = RowSampler(network, x_BCHW, conditions, first_row=first_row)
+def sample_cached(network: NCPN, x_BCHW: Tensor, conditions: Conditions, draws: PixelDraws, on_row: OnRow) -> None:
+    """Sample the unknown pixels of x, in place; a `ncml.sampling.sample.Sampler`."""
+    sampler = RowSampler(network, x_BCHW, conditions)
     sampler.reset(x_BCHW, conditions, draws)
     sampler.sample_rows(x_BCHW, sampler.sample_row, on_row)
 
 
 def visit_pixels(
-    network: NCPN, x_BCHW: Tensor, conditions: Conditions, choose_pixels: PixelChooser, *, on_row: Callable[[int], bool]
+    network: NCPN, x_BCHW: Tensor, conditions: Conditions, choose_pixels: PixelChooser, on_row: OnRow
 ) -> None:
     """Set the pixels of x, in place and in raster order, to what `choose_pixels` returns for their mixtures."""
     B, _, H, W = x_BCHW.shape
@@ -49,17 +41,17 @@ class RowSampler:
     So a row can be recorded and replayed (`ncml.sampling.cuda_graphs`).
     """
 
-    def __init__(self, network: NCPN, x_BCHW: Tensor, conditions: Conditions, *, first_row: int) -> None:
-        """For batches like x, of which the rows before `first_row` are known, with the same t and tilt."""
+    def __init__(self, network: NCPN, x_BCHW: Tensor, conditions: Conditions) -> None:
+        """For batches like x, with the same t, tilt and number of known rows."""
         B, _, H, W = x_BCHW.shape
         self.rows_per_image = conditions.tilt.rows_per_image
         self.null_class = len(network.config.model.classes)
-        self.cache, self.first_row = NetworkCache(network, B * self.rows_per_image, H, W), first_row
+        self.cache, self.first_row = NetworkCache(network, B * self.rows_per_image, H, W), conditions.first_row
         self.x_NCHW = torch.empty_like(x_BCHW).repeat(self.rows_per_image, 1, 1, 1)
         self.x_BCHW = self.x_NCHW[:B]
         K, like = network.config.model.mixtures, promote_to_fp32(network.head.weight)
         # Whole strides are prefilled, since all levels are in step again at every multiple of the largest stride.
-        self.prefilled = first_row - first_row % self.cache.stride
+        self.prefilled = self.first_row - self.first_row % self.cache.stride
         self.rows = range(self.prefilled, H)
         self.draw_buffers = [like.new_empty(H * W, B, channels) for channels in (K, 3, 3)]
         """By position, so that one position's draws lie together."""
@@ -83,8 +75,8 @@ class RowSampler:
         """Sample row i into `x_BCHW`, after those before it."""
         self.cache.advance(i, self.x_NCHW, self._choose_pixels, self.first_row)
 
-    def sample_rows(self, x_BCHW: Tensor, sample_row: Callable[[int], None], on_row: Callable[[int], bool]) -> None:
-        """Sample all rows by `sample_row`, and copy them to x; `on_row` is called as `Sampler` says."""
+    def sample_rows(self, x_BCHW: Tensor, sample_row: Callable[[int], None], on_row: OnRow) -> None:
+        """Sample all rows by `sample_row`, and copy them to x; stop when `on_row` returns True."""
         for i in self.rows:
             sample_row(i)
             x_BCHW[:, :, i] = self.x_BCHW[:, :, i]

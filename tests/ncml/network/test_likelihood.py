@@ -285,7 +285,7 @@ def test_the_gradient_has_its_moments_on_the_models_own_samples() -> None:
     draws = BatchDraws(list(range(count)), dtype=torch.float64, device=torch.device("cpu")).draw_pixels(2, 4, 4)
     x = torch.zeros(count, 3, 4, 4, dtype=torch.float64)
     with torch.inference_mode():
-        sample_cached(net, x, conditions, draws, first_row=0, on_row=lambda row: False)
+        sample_cached(net, x, conditions, draws, lambda row: False)
 
     def density(x: Tensor) -> Tensor:
         out = net(x, conditions.t_B, conditions.class_B, conditions.orientation_B)

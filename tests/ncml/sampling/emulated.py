@@ -48,7 +48,7 @@ def sample(network: NCPN, sampler: GroupedSampler, seeds: list[int], tilt: Tilt 
     conditions = Conditions(end_time(network.config.sde), class_B, torch.zeros_like(class_B), tilt)
     draws = BatchDraws(seeds, dtype=torch.float32, device=torch.device("cpu")).draw_pixels(model.mixtures, H, W)
     x_BCHW = torch.zeros(len(seeds), 3, H, W).contiguous(memory_format=torch.channels_last)
-    sampler(network, x_BCHW, conditions, draws, first_row=0, on_row=lambda row: False)
+    sampler(network, x_BCHW, conditions, draws, lambda row: False)
     return x_BCHW
 
 

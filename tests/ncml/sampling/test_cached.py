@@ -51,7 +51,7 @@ def sample_reference(net: NCPN, conditions: Conditions) -> Tensor:
     H, W = model.height, model.width
     x = torch.zeros(count, 3, H, W, dtype=net.head.weight.dtype)
     draws = make_draws(net.config, count, x.dtype).draw_pixels(model.mixtures, H, W)
-    sample_naive(net, x, conditions, draws, first_row=0, on_row=lambda row: False)
+    sample_naive(net, x, conditions, draws, lambda row: False)
     return x
 
 
@@ -69,7 +69,7 @@ def test_both_samplers_agree_from_every_known_prefix(config: Config, t: float) -
         x = torch.full_like(expected, torch.nan)
         x[:, :, :first_row] = expected[:, :, :first_row]
         with torch.inference_mode():
-            sample_cached(net, x, conditions, draws, first_row=first_row, on_row=lambda row: False)
+            sample_cached(net, x, replace(conditions, first_row=first_row), draws, lambda row: False)
         assert torch.equal(x[:, :, :first_row], expected[:, :, :first_row])
         assert torch.allclose(x, expected, rtol=0, atol=1e-9), f"known rows: {first_row}"
 
@@ -183,7 +183,7 @@ def test_bf16_on_a_cpu(t: float) -> None:
     sampled[:, :, 4:] = torch.nan
     with torch.inference_mode():
         draws = make_draws(config, 3, torch.bfloat16).draw_pixels(config.model.mixtures, 8, 8)
-        sample_cached(net, sampled, conditions, draws, first_row=4, on_row=lambda row: False)
+        sample_cached(net, sampled, replace(conditions, first_row=4), draws, lambda row: False)
     assert sampled.isfinite().all()
     assert torch.equal(to_uint8(sampled)[:, :4], image[:, :4])
 
@@ -299,7 +299,7 @@ def test_samples_have_the_same_bits_in_every_batch(config: Config, thread_count:
         x = torch.rand(17, 3, H, W, generator=torch.Generator().manual_seed(0))[torch.tensor(members)] * 2 - 1
         with torch.inference_mode():
             sampler = GroupedSampler(batching.divide(members))
-            sampler(net, x, conditions, draws, first_row=first_row, on_row=lambda row: False)
+            sampler(net, x, replace(conditions, first_row=first_row), draws, lambda row: False)
         return x
 
     whole = sample(list(range(17)))
@@ -315,7 +315,5 @@ def test_blocks_on_every_level_may_be_left_out() -> None:
     conditions = nets.conditions(2, end_time(config.sde), config)
     x = torch.zeros(2, 3, 4, 4, dtype=torch.float64)
     with torch.inference_mode():
-        sample_cached(
-            net, x, conditions, make_draws(config, 2).draw_pixels(1, 4, 4), first_row=0, on_row=lambda row: False
-        )
+        sample_cached(net, x, conditions, make_draws(config, 2).draw_pixels(1, 4, 4), lambda row: False)
     assert torch.allclose(x, sample_reference(net, conditions), rtol=0, atol=1e-9)

@@ -1,5 +1,6 @@
 """Replayed batches equal the plain ones; checked on a CPU with a tape in place of CUDA graphs."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -62,7 +63,8 @@ def sample(
         x[:, :, :rows] = known_half[:, :, :rows]
     draws = BatchDraws(list(range(seed, seed + B)), dtype=weight.dtype, device=weight.device)
     with torch.inference_mode():
-        sampler(net, x, conditions, draws.draw_pixels(model.mixtures, H, W), first_row=rows, on_row=lambda row: False)
+        pixel_draws = draws.draw_pixels(model.mixtures, H, W)
+        sampler(net, x, replace(conditions, first_row=rows), pixel_draws, lambda row: False)
     return x
 
 
@@ -165,7 +167,7 @@ def test_a_replayed_batch_stops_after_a_row_and_a_stopped_one_is_not_recorded(sm
         x = torch.full((2, 3, 8, 8), torch.nan)
         with torch.inference_mode():
             draws = BatchDraws([0, 1], dtype=x.dtype, device=x.device).draw_pixels(small.config.model.mixtures, 8, 8)
-            replay(small, x, conditions, draws, first_row=0, on_row=on_row)
+            replay(small, x, conditions, draws, on_row)
         assert rows == [1, 2, 3]
         assert x[:, :, :3].isfinite().all()
         assert x[:, :, 3:].isnan().all()

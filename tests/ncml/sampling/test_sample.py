@@ -176,7 +176,7 @@ def test_direct_images_are_on_the_grid() -> None:
     net = nets.network(config)
     x = torch.zeros(2, 3, 8, 8, dtype=torch.float64)
     draws = BatchDraws([1, 2], dtype=torch.float64, device=CPU).draw_pixels(2, 8, 8)
-    sample_cached(net, x, nets.conditions(2, 0.0, config), draws, first_row=0, on_row=lambda row: False)
+    sample_cached(net, x, nets.conditions(2, 0.0, config), draws, lambda row: False)
     assert torch.equal(to_grid(x), x)
 
 
