@@ -1,13 +1,14 @@
 """`ncml generate` and `ncml complete`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from tyro.conf import Positional, arg
 
 from ncml import images
 from ncml.cli.draw import SharedOptions
 from ncml.cli.terminal import progress_bar
+from ncml.limits import Keep
 
 
 def generate(*, options: SharedOptions) -> None:
@@ -24,14 +25,14 @@ def complete(
     file: Annotated[Positional[Path], arg(metavar="FILE")],
     /,
     *,
-    keep: Literal["top", "bottom", "left", "right"] | None = None,
+    keep: Annotated[Keep | None, arg(help_behavior_hint="(default: derived from the image, or else top)")] = None,
     options: SharedOptions,
 ) -> None:
     """Complete half an image and write the result as PNG, as a grid if there are several variants.
 
     Args:
         file: Half an image, or a whole image of which one half is kept.
-        keep: The known half; by default derived from the image, or else the top.
+        keep: The known half.
     """
     description = options.describe_model()
     canvas, known_half = images.place_known_half(
