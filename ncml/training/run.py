@@ -103,13 +103,14 @@ def train(
         data = dataset.load(
             source, height, width, keep=run_folder / "images", crop=config.training.crop, on_progress=on_progress
         )
-    earlier = state if resume else None if cooldown_from is None else cooldown_from / STATE
-    split = dataset.split_for(len(data) // data.crops) if earlier is None else read_config(earlier).training.split
-    config = replace(
-        config,
-        model=replace(config.model, classes=data.classes),
-        training=replace(config.training, split=split),
-    )
+    if resume:
+        split = read_config(state).training.split
+    elif cooldown_from is not None:
+        split = read_config(cooldown_from / STATE).training.split
+    else:
+        split = dataset.split_for(len(data) // data.crops)
+    model, training = replace(config.model, classes=data.classes), replace(config.training, split=split)
+    config = replace(config, model=model, training=training)
     training_part, held_out = data.part("fit", split), data.part("calibration-fit", split)
     for line in data.inventory.lines(height, width, data.crops):
         on_message(line)
