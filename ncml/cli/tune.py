@@ -77,7 +77,7 @@ def tune(
             }
             for candidate in tuning.candidates
         ]
-        result: dict[str, Any] = {"sampling": asdict(tuning.chosen.options), "features": tuning.features}
+        result: dict[str, Any] = {"sampling": asdict(tuning.best.options), "features": tuning.features}
         print_json({"model": identity(loaded)} | result | {"candidates": candidates})
         return
     from ncml.evaluation.report import Table
@@ -98,7 +98,7 @@ def tune_folder(
 
     images_of_data = dataset.load(data, model.height, model.width, split=split, on_progress=on_progress)
     tuning = tune(model, images_of_data, images=images, max_seconds=max_seconds, on_progress=on_progress)
-    checkpoint.write_sampling(model.folder, tuning.chosen.options)
+    checkpoint.write_sampling(model.folder, tuning.best.options)
     checkpoint.add_metrics(model.folder, tuning.metrics())
     made = f"Measured on {machine(model.device)}, {date.today().isoformat()} (`ncml tune`)."
     checkpoint.write_card_section(model.folder, SECTION, f"{tuning.card_section()}\n{made}")

@@ -63,7 +63,7 @@ class Tuning:
     """Every candidate, in the order of measurement, and the one that was chosen."""
 
     candidates: Sequence[Candidate]
-    chosen: Candidate
+    best: Candidate
     real: Estimate | None
     """Share of real held-out images whose class the probe recognises."""
     images: int
@@ -78,14 +78,14 @@ class Tuning:
 
     def summary(self) -> str:
         """Return the chosen options in one line."""
-        options = self.chosen.options
+        options = self.best.options
         return (
             f"start noise {options.start_noise:g}, temperature {options.temperature:g}, guidance {options.guidance:g}"
         )
 
     def metrics(self) -> dict[str, float]:
         """Return the fidelity with the chosen options, and that of real images; none without a probe."""
-        shares = {"class_fidelity": self.chosen.fidelity, "class_fidelity_real": self.real}
+        shares = {"class_fidelity": self.best.fidelity, "class_fidelity_real": self.real}
         return {name: round(share.value, 4) for name, share in shares.items() if share is not None}
 
     def card_section(self) -> str:
@@ -100,7 +100,7 @@ class Tuning:
                 f"features; it recognises {_text(self.real)} of real held-out images. "
             )
         rows = [self.header, ["---"] * len(self.header)]
-        rows += [[f"**{cell}**" if row is self.chosen else cell for cell in row.cells()] for row in self.candidates]
+        rows += [[f"**{cell}**" if row is self.best else cell for cell in row.cells()] for row in self.candidates]
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
         return f"{text}Brackets are 95 % bootstrap intervals; the chosen options are bold.\n\n{table}\n"
 

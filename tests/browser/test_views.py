@@ -1060,6 +1060,6 @@ def test_a_service_that_does_not_calibrate_names_the_setting_and_the_command(sit
     page.reload()
     expect(page.locator("#pulse")).to_contain_text("ready")
     view = page.locator("#view-calibrate")
-    expect(view).to_contain_text("its operator allows it with NCML_ALLOW_CALIBRATION=1")
+    expect(view).to_contain_text("the operator of this service can allow it with NCML_ALLOW_CALIBRATION=1")
     expect(view).to_contain_text("ncml adapt FOLDER --model")
     expect(view.locator("form")).to_be_hidden()

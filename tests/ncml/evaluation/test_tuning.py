@@ -83,7 +83,7 @@ def test_candidates_are_measured_as_they_are_drawn(folder: Path, tmp_path: Path)
     assert [candidate.options.temperature for candidate in tempered] == [0.95, 0.9]
     at_one = next(c for c in result.candidates if c.options == replace(tempered[0].options, temperature=1.0))
     assert at_one is unguided or at_one.distance.value <= unguided.distance.high
-    assert result.chosen is min([at_one, *tempered], key=lambda candidate: candidate.distance.value)
+    assert result.best is min([at_one, *tempered], key=lambda candidate: candidate.distance.value)
     drawn = model.generate(16, classes=["a", "b"] * 8, noise=2.5, guidance=1, temperature=1)
     extract = tuning.load_extractor().extract
     reference_NF = extract(data.part("calibration-rank").images_NHWC.numpy())
@@ -128,15 +128,15 @@ def test_guidance_is_the_nearest_of_the_clearest_that_cost_no_quality(
 ) -> None:
     monkeypatch.setattr(tuning, "Tuner", lambda *_: Recorded(measured))
     result = tuning.tune(ncml.load(folder), None)  # type: ignore[arg-type]
-    assert (result.chosen.options.start_noise, result.chosen.options.temperature) == (2.5, 1.0)
-    assert result.chosen.options.guidance == guidance
+    assert (result.best.options.start_noise, result.best.options.temperature) == (2.5, 1.0)
+    assert result.best.options.guidance == guidance
 
 
 def test_after_its_time_no_candidate_is_begun(folder: Path, tmp_path: Path) -> None:
     data = dataset.load(pets(tmp_path / "pets"), 8, 8)
     result = tuning.tune(ncml.load(folder), data, images=16, max_seconds=0)
     assert [candidate.options.start_noise for candidate in result.candidates] == [2.5]
-    assert result.chosen is result.candidates[0]
+    assert result.best is result.candidates[0]
 
 
 def test_without_the_models_classes_there_is_no_probe(folder: Path, tmp_path: Path) -> None:
