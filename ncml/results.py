@@ -37,27 +37,37 @@ class Verdict:
     """Whether the calibration is weak: see `Calibration.weakness`."""
 
 
-@dataclass(eq=False, repr=False)
 class Score(Mapping[str, Any]):
     """The likelihood of one image, and its verdict.
 
-    As a mapping it has the values of `to_dict`, so that `pandas.DataFrame(scores)` is a table.
+    As a mapping it has the values of `to_dict`, so that `pandas.DataFrame(scores)` is a table; pandas before release 3
+    would take the fields of a dataclass instead.
     """
 
-    bpd: float
-    """Bits per dimension, exact at noise 0; lower means more likely."""
-    log_likelihood: float
-    """Nats of the whole image; at noise > 0 a log-density per grey level."""
-    map: NDArray[np.float32] | None = None
-    """Bits per dimension of each pixel given those before it, [H, W]; its mean is `bpd`. None if not requested."""
-    ood: Verdict | None = None
-    """The verdict; None if not requested or the model is not calibrated."""
-    statistics: dict[str, float] = field(default_factory=dict[str, float])
-    """The requested statistics, by name; higher means more out-of-distribution."""
-    flipped_bpd: float | None = None
-    """Bits per dimension with the lowest bit of every value flipped (`sanity`)."""
-    file: str | None = None
-    """The path of the image, if it was passed as one."""
+    def __init__(
+        self,
+        bpd: float,
+        log_likelihood: float,
+        map: NDArray[np.float32] | None = None,
+        ood: Verdict | None = None,
+        statistics: dict[str, float] | None = None,
+        flipped_bpd: float | None = None,
+        file: str | None = None,
+    ) -> None:
+        self.bpd = bpd
+        """Bits per dimension, exact at noise 0; lower means more likely."""
+        self.log_likelihood = log_likelihood
+        """Nats of the whole image; at noise > 0 a log-density per grey level."""
+        self.map = map
+        """Bits per dimension of each pixel given those before it, [H, W]; its mean is `bpd`. None if not requested."""
+        self.ood = ood
+        """The verdict; None if not requested or the model is not calibrated."""
+        self.statistics: dict[str, float] = statistics or {}
+        """The requested statistics, by name; higher means more out-of-distribution."""
+        self.flipped_bpd = flipped_bpd
+        """Bits per dimension with the lowest bit of every value flipped (`sanity`)."""
+        self.file = file
+        """The path of the image, if it was passed as one."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values in a flat dictionary with the column names of `ncml score`; the map is left out.

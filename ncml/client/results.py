@@ -31,7 +31,7 @@ def read_score(document: Document, file: str | None) -> Score:
         document["log_likelihood"],
         map=np.array(values, np.float32) if values else None,
         ood=Verdict(**_select(Verdict, verdict)) if verdict else None,
-        statistics=document.get("statistics") or {},
+        statistics=document.get("statistics"),
         flipped_bpd=(document.get("sanity") or {}).get("flipped_bpd"),
         file=file,
     )

@@ -1,5 +1,6 @@
 """What people have goes in: names, paths, images of any size, folders; what comes out shows itself."""
 
+import dataclasses
 import io
 import json
 import math
@@ -132,6 +133,7 @@ def test_scores_read_well_and_make_a_table(calibrated: ncml.Model, folder: Path)
     table = pd.DataFrame(scores)
     assert set(table.columns) == set(row)
     assert table["bpd"].tolist() == [score.bpd for score in scores]
+    assert not dataclasses.is_dataclass(scores[0])  # whose fields would be the columns before pandas 3
     assert list(calibrated.score(PIXELS[0], ood=False)[0].to_dict()) == ["bpd", "log_likelihood"]
     assert "flipped_bpd" in calibrated.score(PIXELS[0], sanity=True)[0].to_dict()
 
