@@ -5,7 +5,7 @@ The command line checks with the same functions before it loads a model.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,7 +72,7 @@ def read_halves(
 
 def class_indices(classes: Classes, n: int, names: Sequence[str]) -> list[int]:
     """Return the class of each of n images as its index among `names`; their number stands for no class."""
-    class_B = [classes] * n if classes is None or isinstance(classes, str | int | np.integer) else list(classes)
+    class_B = [classes] * n if isinstance(classes, str) or not isinstance(classes, Iterable) else list(classes)
     if len(class_B) != n:
         raise InputError("classes", f"there are {len(class_B)} classes for {n} images; give one for each.")
     return [_class_index(name, names) for name in class_B]
@@ -80,7 +80,10 @@ def class_indices(classes: Classes, n: int, names: Sequence[str]) -> list[int]:
 
 def image_seeds(seeds: int | Sequence[int], n: int) -> list[int]:
     """Return the seed of each of n images: consecutive ones from a single seed."""
-    seed_B = [seeds + i for i in range(n)] if isinstance(seeds, int | np.integer) else list(seeds)
+    if not isinstance(seeds, Iterable):
+        first = seeds if isinstance(seeds, int | np.integer) else -1  # which is refused
+        seeds = [first + i for i in range(n)]
+    seed_B = list(seeds)
     if len(seed_B) != n:
         raise InputError("seeds", f"there are {len(seed_B)} seeds for {n} images; give one for each.")
     if not all(isinstance(seed, int | np.integer) and 0 <= seed <= MAX_SEED for seed in seed_B):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import secrets
-from typing import Literal, SupportsIndex
+from typing import Literal, SupportsFloat, SupportsIndex
 
 from ncml.errors import InputError
 
@@ -48,6 +48,13 @@ def check_count(field: str, value: SupportsIndex, maximum: int | None = None) ->
         bounds = "at least 1" if maximum is None else f"1 to {maximum}"
         raise InputError(field, f"{field} must be {bounds}, not {count}.")
     return count
+
+
+def check_number(field: str, value: SupportsFloat) -> float:
+    """Return a number (NumPy's included) as Python's; raise `InputError` for anything else."""
+    if not isinstance(value, SupportsFloat):
+        raise InputError(field, f"{field} must be a number, not {value!r}.")
+    return float(value)
 
 
 def random_seed(n: int) -> int:

@@ -94,6 +94,10 @@ class Model:
         """By number of threads and tilt."""
         self.read_calibration()
 
+    def __repr__(self) -> str:
+        size = f"{self.height}x{self.width}, {len(self.classes)} classes"
+        return f"Model({self.name!r}, version {self.version[:12]}, {size}, on {self.device})"
+
     @property
     def sampling_limits(self) -> SamplingLimits:
         """The ranges and the defaults of sampling options."""

@@ -53,8 +53,10 @@ def find_model(model: str | os.PathLike[str]) -> Path:
 
     Raises `ModelError`, with the nearest name, if there is none. A path that is not a string is not looked up by name.
     """
-    if not isinstance(model, str):
+    if isinstance(model, os.PathLike):
         return Path(model)
+    if not isinstance(model, str):
+        raise ModelError(f"{model!r} is not a model: pass its name or its folder.")
     folders = model_folders()
     name = model or default_name(folders) or BUNDLED_MODEL
     folder = folders.get(name) or Path(name)

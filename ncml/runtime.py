@@ -24,7 +24,7 @@ DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d{1,3})?")
 
 def check_device_name(device: str) -> None:
     """Raise `InputError` for what is not the name of a device; does not import torch."""
-    if not DEVICE.fullmatch(device):
+    if not isinstance(device, str) or not DEVICE.fullmatch(device):
         raise InputError("device", f"there is no device {device!r}: name cpu, cuda or cuda:N.")
 
 

@@ -210,10 +210,14 @@ class AsyncClient:
 
 def _checked(url: str) -> str:
     """Return the address of a service; raise `InputError` if it is none."""
-    if not re.fullmatch(r"https?://[^/\s]+(/\S*)?", url):
+    if not isinstance(url, str) or not re.fullmatch(r"https?://[^/\s]+(/\S*)?", url):
         raise InputError("server", f"{url!r} is not the address of a service: give one like http://localhost:8000.")
     return url.rstrip("/")
 
 
 def _credentials(api_key: str | None) -> dict[str, str]:
-    return {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    if not api_key:
+        return {}
+    if not (api_key.isascii() and api_key.isprintable()) or " " in api_key:
+        raise InputError("api_key", "the API key has a space, a line break or a non-ASCII character: remove it.")
+    return {"Authorization": f"Bearer {api_key}"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import email.utils
 import itertools
+import re
 import time
 import uuid
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -19,7 +20,7 @@ import httpx2
 
 from ncml.client.results import Generated, Job, JobProgress, read_scan, read_score
 from ncml.client.uploads import Upload, read_upload
-from ncml.errors import ServiceError
+from ncml.errors import InputError, ServiceError
 from ncml.images.sources import Image, Images, list_images, name_of
 from ncml.limits import MAX_IMAGES_PER_REQUEST, Keep
 from ncml.results import Scan, Score
@@ -133,15 +134,14 @@ class Exchanges:
         sources = list_images(images, "image")
         for start in range(0, len(sources), MAX_IMAGES_PER_REQUEST):
             part = sources[start : start + MAX_IMAGES_PER_REQUEST]
-            files = [read_upload(source) for source in part]
-            document = yield from self._run("/score", options, files=files, part=start // MAX_IMAGES_PER_REQUEST)
+            document = yield from self._run("/score", options, images=part, start=start)
             results = zip(document["results"], part, strict=True)
             scores += [read_score(result, name_of(source)) for result, source in results]
         return scores
 
     def scan(self, image: Image, options: ScanOptions) -> Exchange[Scan]:
         """Score an image in tiles."""
-        document = yield from self._run("/score", options, files=[read_upload(image)], tile=True)
+        document = yield from self._run("/score", options, images=[image], tile=True)
         return read_scan(document)
 
     def generate(self, n: int, options: GenerateOptions) -> Exchange[Generated]:
@@ -150,7 +150,7 @@ class Exchanges:
 
     def complete(self, image: Image, n: int, options: CompleteOptions) -> Exchange[Generated]:
         """Complete half an image."""
-        return Generated.of((yield from self._run("/complete", options, files=[read_upload(image)], n=n)))
+        return Generated.of((yield from self._run("/complete", options, images=[image], n=n)))
 
     def models(self) -> Exchange[list[dict[str, Any]]]:
         """Get the documents of all models."""
@@ -181,20 +181,29 @@ class Exchanges:
         path: str,
         options: JobOptions,
         *,
-        files: Sequence[Upload] = (),
-        part: int = 0,
+        images: Sequence[Image] = (),
+        start: int = 0,
         **parameters: object,
     ) -> Exchange[dict[str, Any]]:
-        """Submit a job and return the document of its result, however long that takes."""
+        """Submit a job and return the document of its result, however long that takes.
+
+        start: the position of the first image among those of the call.
+        """
         fields: dict[str, Any] = {"format": "json", **options, **parameters}
         on_progress: OnJobProgress | None = fields.pop("on_progress", None)
         key = fields.pop("idempotency_key", None) or uuid.uuid4().hex
+        if not (key.isascii() and key.isprintable()):
+            raise InputError("idempotency_key", f"idempotency_key must be ASCII characters, not {key!r}.")
+        files = [read_upload(image) for image in images]
         headers = {
             "Prefer": "respond-async" if on_progress else f"wait={WAIT_S}",
-            "Idempotency-Key": f"{key}-{part}" if part else key,
+            "Idempotency-Key": f"{key}-{start // MAX_IMAGES_PER_REQUEST}" if start else key,
         }
         params = {name.rstrip("_"): _as_text(value) for name, value in fields.items() if value is not None}
-        response = yield from self._send(Call("POST", path, params, files, headers))
+        try:
+            response = yield from self._send(Call("POST", path, params, files, headers))
+        except ServiceError as error:
+            raise _name_image(error, images, start) from error
         while response.status_code == 202:
             job_id = str(self._read(response)["id"])
             if on_progress:
@@ -275,6 +284,17 @@ def _as_text(value: object) -> str:
     if isinstance(value, bool):
         return str(int(value))
     return str(value) if isinstance(value, (str, int, float)) else ",".join(value)  # type: ignore[arg-type]
+
+
+def _name_image(error: ServiceError, images: Sequence[Image], start: int) -> ServiceError:
+    """Return an error that names the path of the image that it blames, or its position in the call."""
+    match = re.fullmatch(r"image(?:\[(\d+)\])?", error.field or "")
+    if match is None or not error.detail.startswith(f"{match[0]} "):
+        return error
+    index = int(match[1] or 0)
+    name = name_of(images[index]) or (f"image[{start + index}]" if match[1] else match[0])
+    detail = name + error.detail.removeprefix(match[0])
+    return ServiceError(detail, status=error.status, kind=error.kind, field=name, request_id=error.request_id)
 
 
 def _retry_after(response: httpx2.Response) -> float:

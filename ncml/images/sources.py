@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -48,11 +49,16 @@ def _iterate(images: Any, field: str) -> Iterator[Image]:
         yield images
     elif hasattr(images, "__array__") and (array := np.asarray(images)).dtype.kind not in "OU":
         yield from array if array.ndim == 4 else [array]
-    elif isinstance(images, Iterable):
+    elif isinstance(images, Iterable) and not isinstance(images, Mapping):
         for image in images:
             yield from _iterate(image, field)
     else:
-        raise InputError(field, f"an image must be a path, bytes, a PIL image or a uint8 array, not {images!r:.60}.")
+        raise _not_an_image(images, field)
+
+
+def _not_an_image(value: object, field: str) -> InputError:
+    kinds = "a path, bytes, a PIL image or a uint8 array"
+    return InputError(field, f"an image must be {kinds}, not {reprlib.repr(value)}.")
 
 
 def name_of(image: Image) -> str | None:
@@ -70,10 +76,14 @@ def read_pil(image: Image, field: str = "images") -> PILImage.Image:
     if isinstance(image, str | os.PathLike | bytes):
         return decode(image, name_of(image) or field, MAX_BYTES, MAX_PIXELS)
     if isinstance(image, PILImage.Image):
+        if not image.width * image.height:
+            raise NotAnImage(field, "a PIL image has no pixels: pass another one.")
         try:
             return to_rgb_or_rgba(ImageOps.exif_transpose(image))
         except (OSError, SyntaxError, ValueError) as error:  # damaged, or its samples have no agreed range
             raise NotAnImage(field, f"a PIL image cannot be converted to RGB: {error}.") from error
+    if not hasattr(image, "__array__"):
+        raise _not_an_image(image, field)
     array = np.asarray(image)
     is_image = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
     if array.dtype != np.uint8 or not is_image or not array.size:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 
 from ncml.config import DEFAULT_SOLVER, SAMPLING_RANGES, SOLVERS, STEPPED_SOLVER, SamplingDefaults
 from ncml.errors import InputError
-from ncml.limits import MAX_STEPS, check_count
+from ncml.limits import MAX_STEPS, check_count, check_number
 
 SAMPLERS = ("incremental", "naive")
 """The first is the default; `naive` is the reference, hundreds of times slower."""
@@ -120,6 +120,7 @@ class SamplingOptions:
 
 def check_noise(noise: float, max_noise: float) -> float:
     """Return a noise level in grey levels; raise `InputError` if it is out of range."""
+    noise = check_number("noise", noise)
     if not 0 <= noise <= max_noise:
         raise InputError("noise", f"noise must be 0 to {max_noise:g} grey levels, not {noise:g}.")
     return noise
@@ -129,6 +130,7 @@ def _check_range(name: str, value: float | None, default: float) -> float:
     low, high = SAMPLING_RANGES[name]
     if value is None:
         return default
-    if not low <= value <= high:
-        raise InputError(name, f"{name} must be {low:g} to {high:g}, not {value:g}.")
-    return float(value)
+    number = check_number(name, value)
+    if not low <= number <= high:
+        raise InputError(name, f"{name} must be {low:g} to {high:g}, not {number:g}.")
+    return number

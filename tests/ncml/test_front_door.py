@@ -84,9 +84,11 @@ def test_mistakes_about_images_name_the_remedy(model: ncml.Model, tmp_path: Path
         model.score(tmp_path / "empty")
     with pytest.raises(InputError, match=r"not float64 \[8, 8, 3\]: convert it, or pass a PIL image or a path"):
         model.score(np.zeros((8, 8, 3)))
-    for invalid in (5, None, [None], [PIXELS[0], 5.0]):
+    for invalid in (5, None, [None], [PIXELS[0], 5.0], {"a": PIXELS[0]}):
         with pytest.raises(InputError, match="an image must be a path, bytes, a PIL image or a uint8 array, not"):
             model.score(invalid)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="has no pixels"):
+        model.score(Image.new("RGB", (0, 4)))
     cut = io.BytesIO()
     Image.fromarray(PIXELS[0]).save(cut, "PNG")
     lazy = Image.open(io.BytesIO(cut.getvalue()[:200]))

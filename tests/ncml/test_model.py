@@ -134,6 +134,10 @@ def test_the_default_sampler_is_the_fast_one(model: ncml.Model) -> None:
 
 
 MISTAKES: list[tuple[str, Callable[[ncml.Model], object], str]] = [
+    ("class", lambda m: m.score(PICTURES, classes=1.5), "there is no class 1.5"),  # type: ignore[arg-type]
+    ("noise", lambda m: m.score(PICTURES, noise="1"), "noise must be a number, not '1'"),  # type: ignore[arg-type]
+    ("seed", lambda m: m.generate(seeds=None), "seeds must be whole numbers"),  # type: ignore[arg-type]
+    ("temperature", lambda m: m.generate(temperature="1"), "must be a number"),  # type: ignore[arg-type]
     ("images", lambda m: m.score(PICTURES.astype(np.float32)), r"must be uint8 \[height, width, 3\], not float32"),
     ("images", lambda m: m.score(PICTURES[:, :4], preprocess=False), r"not uint8 \[4, 8, 3\]: resize them"),
     ("images", lambda m: m.score(PICTURES[0, :, :, :2]), r"must be uint8 \[height, width, 3\], not uint8 \[8, 8, 2\]"),

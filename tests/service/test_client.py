@@ -213,6 +213,25 @@ def test_what_is_no_image_is_refused_before_it_is_sent(client: Client, queue, im
         client.score([])
 
 
+def test_the_service_s_refusal_names_the_image(client: Client, tmp_path: Path) -> None:
+    path = tmp_path / "notes.png"
+    path.write_text("hello")
+    for images in (path, [flat(1), path]):
+        with pytest.raises(ServiceError, match=rf"^{path} is not an image") as caught:
+            client.score(images)
+        assert (caught.value.field, caught.value.status) == (str(path), 422)
+    with pytest.raises(ServiceError, match=r"^image\[65\] is not an image"):
+        client.score([flat(1)] * 65 + [b"hello", flat(1)])
+
+
+def test_what_no_header_can_have_is_refused(client: Client) -> None:
+    for key in ("secret\n", "geheimnis \xfc"):
+        with pytest.raises(InputError, match="the API key has a space, a line break"):
+            Client("http://localhost", api_key=key)
+    with pytest.raises(InputError, match="idempotency_key must be ASCII"):
+        client.score(flat(1), idempotency_key="\xfc")
+
+
 def test_a_wrong_key_is_one_sentence(queue, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text(f"ann:{digest('secret')}\n")
