@@ -184,6 +184,19 @@ def engine() -> Iterator[Engine]:
         shutil.rmtree(folder)
 
 
+FORWARDED = "-i br-+ -o br-+ -j ACCEPT"
+"""The rule that lets containers of Compose reach each other where nothing is forwarded."""
+
+
+def _firewall_separates_containers() -> bool:
+    """Whether what containers of one network send each other is dropped, as other engines' rules do once they end."""
+    filtered = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
+    if not filtered.exists() or filtered.read_text().strip() == "0" or not shutil.which("iptables"):
+        return False
+    rules = run(["iptables", "-S", "FORWARD"])
+    return "-P FORWARD DROP" in rules and FORWARDED not in rules
+
+
 @contextlib.contextmanager
 def _started(folder: Path) -> Iterator[dict[str, str]]:
     missing = [name for name in ("dockerd", "containerd", "runc") if not shutil.which(name)]
@@ -192,6 +205,9 @@ def _started(folder: Path) -> Iterator[dict[str, str]]:
     if missing:
         programs = " and ".join(missing)
         raise NoEngine(lacking(f"no Docker engine answers, and starting one needs {programs}", "docker.io"))
+    if _firewall_separates_containers():
+        remedy = f"allow them with: iptables -I FORWARD {FORWARDED}"
+        raise NoEngine(f"no Docker engine answers, and this host's firewall separates containers; {remedy}")
     address = f"unix://{folder}/docker.sock"
     places = {
         "--host": address,
