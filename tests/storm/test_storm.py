@@ -42,11 +42,11 @@ def fleet(valkey_url: str, tmp_path: Path) -> Iterator[Fleet]:
     fleet.stop()
 
 
-def submit_many(fleet: Fleet, n: int) -> list[str]:
-    """Return scores and generations in turn; job i has its own pixels or its own seed."""
+def submit_many(fleet: Fleet, n: int, start: int = 0) -> list[str]:
+    """Return scores and generations in turn; job i, from `start` on, has its own pixels or its own seed."""
     return [
         fleet.queue.submit(score(images=(pixels(i),)) if i % 2 else generate(seed=i, noise=float(i % 4)))
-        for i in range(n)
+        for i in range(start, start + n)
     ]
 
 
@@ -90,13 +90,14 @@ def test_workers_terminated(fleet: Fleet, jobs: int, stops: int) -> None:
     pick = random.Random(stops)
     write_model(fleet.models, batch_s=0.25, image_s=0.0)
     workers = [fleet.start(max_batch=4, **LEASE), fleet.start(max_batch=4, **LEASE)]
-    ids = submit_many(fleet, jobs)
+    ids: list[str] = []
     for i in range(stops):
+        ids += submit_many(fleet, jobs // stops, len(ids))
         time.sleep(pick.uniform(0.05, 0.3))
+        assert not all(fleet.queue.view(job_id).status.is_terminal for job_id in ids), "the stop came too late"
         workers[i % 2].send_signal(signal.SIGTERM)
         assert workers[i % 2].wait(timeout=10) == 0
         workers[i % 2] = fleet.start(max_batch=4, **LEASE)
-    assert not all(fleet.queue.view(job_id).status.is_terminal for job_id in ids), "the stops came too late"
     views = fleet.wait(ids, timeout_s=120)
     assert [view.status for view in views] == [JobStatus.SUCCEEDED] * jobs
     assert {fleet.queue.redis.hget(f"rq:job:{job_id}", "attempts") for job_id in ids} == {b"1"}
