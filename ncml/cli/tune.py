@@ -36,7 +36,7 @@ SECTION = "Default sampling options"
 def tune(
     *,
     data: Annotated[str, arg(metavar="FOLDER|NAME")],
-    model: ModelOption = "cifar10",
+    model: ModelOption = "",
     images: Annotated[int, arg(metavar="COUNT")] = 256,
     max_time: Annotated[str | None, arg(metavar="TIME", help_behavior_hint="(default: no limit)")] = None,
     split: str = "train",
