@@ -101,7 +101,6 @@ class ModelDescriptor(FrozenModel):
         description="every solver and its default number of steps; one with 1 takes no other number"
     )
     preprocessing: Preprocessing
-    calibration: Calibration | None = Field(default=None, description="the default one; null if there is none")
     calibrations: dict[str, Calibration] = Field(
         default={}, description="all calibrations by name, including the default one"
     )
@@ -112,6 +111,11 @@ class ModelDescriptor(FrozenModel):
     )
     metrics: dict[str, float] = Field(default={})
     card: str = Field(default="", description="markdown")
+
+    @property
+    def default_calibration(self) -> Calibration | None:
+        """The one that judges for requests that name none."""
+        return self.calibrations.get("default")
 
     @property
     def sampling_limits(self) -> SamplingLimits:

@@ -192,7 +192,6 @@ class ModelRegistry:
 def describe(name: str, model: Model, batching: BatchingChoice | None) -> ModelDescriptor:
     """Return what a worker publishes about a model."""
     limits = model.sampling_limits
-    calibration = model.calibration
     return ModelDescriptor(
         name=name,
         version=model.version,
@@ -209,7 +208,6 @@ def describe(name: str, model: Model, batching: BatchingChoice | None) -> ModelD
         stepped_solver=limits.stepped_solver,
         solvers=dict(limits.solvers),
         preprocessing=Preprocessing.model_validate(PREPROCESSING),
-        calibration=Calibration.model_validate(calibration, from_attributes=True) if calibration else None,
         calibrations={
             name: Calibration.model_validate(calibration, from_attributes=True)
             for name, calibration in model.calibrations.by_name.items()

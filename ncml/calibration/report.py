@@ -30,8 +30,8 @@ def describe(calibration: Calibration) -> list[str]:
     ]
     if power is not None:
         lines += [
-            f"of {power.images} good images, {power.good:.0%} are flagged (expected {rate:.0%}); after processing that "
-            f"hardly shows: {_shares(power.processed)}",
+            f"flagged of {power.images} ranking images after processing that hardly shows: {_shares(power.processed)} "
+            f"(unchanged, {rate:.0%} are expected)",
             f"detected: {_shares(power.altered)}, {_shares(power.foreign)}",
             summary(power, calibration.smallest_p),
         ]

@@ -9,7 +9,7 @@ from tyro.conf import Positional, arg
 from ncml.checkpoint import check_copy
 from ncml.cli.terminal import JsonOption, ModelOption, describe, load, parse_duration, print_json, progress_bar
 from ncml.ood.conformal import check_rate
-from ncml.training.sources import check_source
+from ncml.training.sources import open_source, readable_rows
 
 
 def adapt(
@@ -41,18 +41,17 @@ def adapt(
     check_rate(false_positive_rate)
     description = describe(model, device)
     check_copy(description.folder, out)
-    check_source(str(data))
+    source = open_source(str(data), "train")
     m = load(description, device)
     from ncml.calibration import report
     from ncml.training import dataset
     from ncml.training.adapt import adapt as adapt_model
-    from ncml.training.sources import open_source, readable_rows
 
     def print_message(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
     with progress_bar() as on_progress:
-        images = dataset.load(str(data), m.height, m.width, on_progress=on_progress)
+        images = dataset.load(source, m.height, m.width, on_progress=on_progress)
         for line in images.inventory.lines(m.height, m.width):
             print_message(line)
         adapted = adapt_model(
@@ -61,7 +60,7 @@ def adapt(
             out,
             false_positive_rate=false_positive_rate,
             max_seconds=max_seconds,
-            names=[row.name for row in readable_rows(open_source(str(data), "train"), images.inventory.unreadable)],
+            names=[row.name for row in readable_rows(source, images.inventory.unreadable)],
             device=device,
             on_message=print_message,
             on_progress=on_progress,

@@ -29,7 +29,7 @@ class LocalModel:
         self.statistics = build_statistics(description.config)
 
     @functools.cached_property
-    def calibrations(self) -> calibrations.Calibrations:
+    def calibrations(self) -> "calibrations.Calibrations[Calibration]":
         """Those of the model folder."""
         return calibrations.read(self._description.folder, self.version, self._description.config)
 

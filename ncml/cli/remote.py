@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ncml.errors import InputError, NcmlError, ServiceError
 from ncml.images import PREPROCESSING
+from ncml.ood.calibrations import Calibrations
 from ncml.progress import OnProgress, Progress, ignore_progress
 
 if TYPE_CHECKING:
@@ -54,20 +55,6 @@ class RemoteCalibration:
         return bool(self.weakness)
 
 
-@dataclass(frozen=True)
-class RemoteCalibrations:
-    """The calibrations of a model, by name."""
-
-    by_name: dict[str, RemoteCalibration]
-
-    def select(self, name: str | None) -> RemoteCalibration | None:
-        """Return a calibration; for None the default one, if there is one. Raises `InputError` for an unknown name."""
-        if name is None or name in self.by_name:
-            return self.by_name.get(name or "default")
-        remedy = f"choose from {', '.join(self.by_name)}" if self.by_name else "the model is not calibrated"
-        raise InputError("calibration", f"there is no calibration {name!r}: {remedy}.")
-
-
 class RemoteModel:
     """One version of a model, served elsewhere: a run does not mix versions if the service replaces it."""
 
@@ -77,8 +64,8 @@ class RemoteModel:
         self.name, self.version = str(document["name"]), str(document["version"])
         self.height, self.width = int(document["height"]), int(document["width"])
         calibrations = document.get("calibrations") or {}
-        self.calibrations = RemoteCalibrations(
-            {name: RemoteCalibration.of(name, calibration) for name, calibration in calibrations.items()}
+        self.calibrations = Calibrations(
+            {name: RemoteCalibration.of(name, calibration) for name, calibration in calibrations.items()}, {}
         )
         tiles = document.get("tiles")
         self.tiles = RemoteCalibration.of("tiles", tiles) if tiles else None

@@ -134,11 +134,7 @@ def tile_scorer(
                 message = f"{printable(path)}: {error}" if error.field == "image" else str(error)
                 rows.append(skipped.add(path, message))
                 continue
-            row: Row = {"file": printable(path)}
-            row |= dict(zip(("left", "top", "width", "height"), scan.box, strict=True))
-            row |= {"view": scan.view, "score": scan.score, "p_value": scan.p_value, "is_ood": scan.is_ood}
-            row["tiles"] = scan.tiles
-            rows.append(row)
+            rows.append({"file": printable(path)} | scan.to_dict())
             if maps is not None:
                 overlay = heat.overlay(image, scan.map, *heat.score_range(scan.map, scan.threshold))
                 heat.save(maps / _relative(path), heat.frame(overlay, scan.box), scan.map)

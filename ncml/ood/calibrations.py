@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from ncml import checkpoint
 from ncml.config import Config
@@ -14,12 +15,14 @@ from ncml.ood.calibration import Calibration
 from ncml.ood.statistics import Statistic, select_names
 from ncml.ood.storage import DEFAULT_NAME
 
+AnyCalibration = TypeVar("AnyCalibration")
+
 
 @dataclass(frozen=True)
-class Calibrations:
-    """What a model folder holds."""
+class Calibrations(Generic[AnyCalibration]):
+    """What a model folder holds, or a service describes."""
 
-    by_name: dict[str, Calibration]
+    by_name: dict[str, AnyCalibration]
     problems: dict[str, str]
     """Why others cannot be used, by name."""
 
@@ -32,7 +35,7 @@ class Calibrations:
             return f"this model has no default calibration: choose from {', '.join(self.by_name)}."
         return "this model is not calibrated: run ncml calibrate."
 
-    def select(self, name: str | None) -> Calibration | None:
+    def select(self, name: str | None) -> AnyCalibration | None:
         """Return a calibration; for None the default one, if there is one. Raises `InputError` for an unknown name."""
         if name is None:
             return self.by_name.get(DEFAULT_NAME)
@@ -82,10 +85,10 @@ def available(calibration: Calibration | None, statistics: Mapping[str, Statisti
     )
 
 
-def read(folder: Path, model_version: str, config: Config) -> Calibrations:
+def read(folder: Path, model_version: str, config: Config) -> Calibrations[Calibration]:
     """Read the calibrations of a model; those that are damaged or belong to another model are explained."""
     path = folder / checkpoint.CALIBRATION
-    stored = Calibrations({}, {})
+    stored = Calibrations[Calibration]({}, {})
     if not path.is_file():
         return stored
     try:

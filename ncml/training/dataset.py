@@ -20,7 +20,7 @@ from ncml.progress import OnProgress, ignore_progress
 from ncml.training.cropping import Cropping, crops_per_image
 from ncml.training.decoding import ImageCache, decode
 from ncml.training.inventory import Inventory
-from ncml.training.sources import open_source
+from ncml.training.sources import Source, open_source
 
 Part = Literal["fit", "calibration-fit", "calibration-rank"]
 
@@ -81,7 +81,7 @@ class Dataset:
 
 
 def load(
-    source: str,
+    source: str | Source,
     height: int,
     width: int,
     *,
@@ -92,15 +92,16 @@ def load(
 ) -> Dataset:
     """Read a dataset at the given size.
 
-    source: a folder of images (with a subfolder for each class, or none), a folder of parquet files, or a Hub name.
-    split: which split of a parquet folder or Hub dataset.
+    source: a folder of images (with a subfolder for each class, or none), a folder of parquet files, or a Hub name; or
+        what `open_source` returns for it.
+    split: which split of a parquet folder or Hub dataset, if it is not opened yet.
     keep: folder for the decoded images, which are then mapped instead of held in memory. If it holds them already they
         are not decoded again, unless the source has changed. Processes on the same disk can share it.
     crop: side in pixels of the random squares that are cut from each image (of the model's aspect), instead of the
         whole image; several from each, without classes.
     on_progress: counts images.
     """
-    opened = open_source(source, split)
+    opened = open_source(source, split) if isinstance(source, str) else source
     cropping = (
         None if crop is None else Cropping(TileSize.for_model(height, width, crop), crops_per_image(opened.count))
     )

@@ -67,7 +67,7 @@ def decode(
     sizes: Counter[str] = Counter()
     hashes: set[bytes] = set()
     enlarged = decoded_count = 0
-    for number, (row, decoded) in enumerate(_decode_rows(source.rows, height, width, cropping), 1):
+    for number, (row, decoded) in enumerate(_decode_rows(source.rows(), height, width, cropping), 1):
         if decoded is None:
             unreadable.append(row.name)
         else:

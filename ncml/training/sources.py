@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -32,7 +32,8 @@ class Source:
     count: int
     classes: tuple[str, ...]
     """Class names in the order of the labels; () where the source has no classes."""
-    rows: Iterable[Row]
+    rows: Callable[[], Iterable[Row]]
+    """Yields them from the first on."""
     identity: str
     """A digest that changes when the images do."""
     unreadable: tuple[str, ...] = ()
@@ -41,21 +42,15 @@ class Source:
 
 def check_source(name: str) -> None:
     """Raise InputError for a name that is neither a folder of images nor a dataset of the Hub; imports no torch."""
-    folder = Path(name)
-    if folder.is_file():
-        raise InputError("data", f"{name} is a file; name its folder instead.")
-    if not folder.is_dir():
-        _check_hub_dataset(name)
-    elif not any(list_files([folder])):
-        raise InputError("data", f"{name!r} contains no readable image: it has no files.")
-    elif is_image_folder(name):
-        _list_image_folder(folder)
+    files = _list_source(name)
+    if files is not None:
+        _divide(Path(name), files)
 
 
 def open_source(name: str, split: str) -> Source:
     """Open a source; raise InputError if it has no such split, or no images."""
-    check_source(name)
-    source = _open_image_folder(Path(name)) if is_image_folder(name) else _open_dataset(name, split)
+    files = _list_source(name)
+    source = _open_dataset(name, split) if files is None else _open_image_folder(Path(name), files)
     if not source.count:
         raise no_images(source, len(source.unreadable))
     return source
@@ -64,13 +59,16 @@ def open_source(name: str, split: str) -> Source:
 def readable_rows(source: Source, unreadable: Collection[str]) -> list[Row]:
     """Return the rows of a source's dataset: those whose names are not among the unreadable ones."""
     skipped = set(unreadable)
-    return [row for row in source.rows if row.name not in skipped]
+    return [row for row in source.rows() if row.name not in skipped]
 
 
 def is_image_folder(name: str) -> bool:
     """Return whether a source is a folder of images: it has no splits, and its images are ordered by class."""
-    folder = Path(name)
-    return folder.is_dir() and not any(path.suffix == ".parquet" for path in list_files([folder]))
+    return Path(name).is_dir() and _has_no_parquet(list_files([Path(name)]))
+
+
+def _has_no_parquet(files: Iterable[Path]) -> bool:
+    return not any(path.suffix == ".parquet" for path in files)
 
 
 def no_images(source: Source, unreadable_count: int) -> InputError:
@@ -80,30 +78,45 @@ def no_images(source: Source, unreadable_count: int) -> InputError:
     )
 
 
-def _list_image_folder(folder: Path) -> tuple[list[Path], list[Path], list[str]]:
+def _list_source(name: str) -> list[Path] | None:
+    """Return the files of a folder of images, and None for a dataset; raise InputError for anything else."""
+    folder = Path(name)
+    if folder.is_file():
+        raise InputError("data", f"{name} is a file; name its folder instead.")
+    if not folder.is_dir():
+        _check_hub_dataset(name)
+        return None
+    files = list(list_files([folder]))
+    if not files:
+        raise InputError("data", f"{name!r} contains no readable image: it has no files.")
+    return sorted(path for path in files if path.is_file()) if _has_no_parquet(files) else None
+
+
+def _divide(folder: Path, files: Sequence[Path]) -> tuple[list[Path], list[Path], list[str]]:
     """Return the files that may be images, the other files, and the names of the class folders."""
-    files = sorted(path for path in list_files([folder]) if path.is_file())
     classes = sorted({path.relative_to(folder).parts[0] for path in files if path.parent != folder})
     outside = [path for path in files if path.parent == folder] if classes else []
     if any(path.suffix.lower() in SUFFIXES for path in outside):
         raise InputError("data", f"{folder} has images both in class folders and outside them; use one of the two.")
-    return [path for path in files if path.parent != folder] if classes else files, outside, classes
+    return [path for path in files if path.parent != folder or not classes], outside, classes
 
 
-def _open_image_folder(folder: Path) -> Source:
-    inside, outside, classes = _list_image_folder(folder)
+def _open_image_folder(folder: Path, files: Sequence[Path]) -> Source:
+    inside, outside, classes = _divide(folder, files)
     index = {name: i for i, name in enumerate(classes)}
-    rows = (
-        Row(printable(path.relative_to(folder)), path, index[path.relative_to(folder).parts[0]] if classes else 0)
-        for path in inside
-    )
+
+    def rows() -> Iterable[Row]:
+        for path in inside:
+            relative = path.relative_to(folder)
+            yield Row(printable(relative), path, index[relative.parts[0]] if classes else 0)
+
     class_names = tuple(printable(name) for name in classes)
     return Source(
         str(folder),
         len(inside),
         class_names,
         rows,
-        _digest(sorted([*inside, *outside])),
+        _digest(files),
         tuple(printable(path.name) for path in outside),
     )
 
@@ -134,11 +147,13 @@ def _open_dataset(name: str, split: str) -> Source:
         raise InputError("data", f"{name!r} has no column of images, only {', '.join(table.features)}.")
     label = next((column for column in ("label", "labels", "fine_label") if column in table.features), None)
     labels, classes = _read_labels(name, table, label) if label else ([0] * len(table), ())
-    cells = (row[image] or {} for row in table.cast_column(image, datasets.Image(decode=False)))
-    rows = (
-        Row(cell.get("path") or f"row {i}", _file_of(cell), label)
-        for i, (cell, label) in enumerate(zip(cells, labels, strict=True))
-    )
+    encoded = table.cast_column(image, datasets.Image(decode=False))
+
+    def rows() -> Iterable[Row]:
+        for i, (row, label) in enumerate(zip(encoded, labels, strict=True)):
+            cell = row[image] or {}
+            yield Row(cell.get("path") or f"row {i}", _file_of(cell), label)
+
     # The library's fingerprint of a table depends on the names, sizes and times of its files.
     return Source(name, len(table), classes, rows, str(table._fingerprint))
 

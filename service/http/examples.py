@@ -96,7 +96,7 @@ CALIBRATION: JsonDict = {
         "n_rank": 214,
         "smallest_p": 0.0047,
         "weakness": "",
-        "summary": "Flagging 5% of good images, this calibration detects most of: blur, 1.5 pixels (96%); it misses "
+        "summary": "This calibration detects most of: blur, 1.5 pixels (96%); it misses "
         "most of: pasted patch, 3/8 of the side (21%); no p-value is below 0.0047.",
     },
     "skipped": ["notes.txt is not an image in a supported format; send a PNG, JPEG, WebP, BMP, TIFF or GIF file."],

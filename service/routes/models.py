@@ -11,7 +11,7 @@ from service.http.negotiation import JSON
 from service.http.openapi import problem_responses
 from service.http.problems import Problem
 from service.jobs import Jobs, JobService
-from worker.descriptors import ModelDescriptor
+from worker.descriptors import Calibration, ModelDescriptor
 
 router = APIRouter(prefix="/models", tags=["models"])
 
@@ -19,6 +19,7 @@ router = APIRouter(prefix="/models", tags=["models"])
 class ServedModel(ModelDescriptor):
     """A model that live workers serve."""
 
+    calibration: Calibration | None = Field(default=None, description="the one named default; null if there is none")
     default: bool = Field(description="whether it serves requests that name no model")
 
 
@@ -78,9 +79,11 @@ async def model(
 
 
 def _mark_default(jobs: JobService, models: list[ModelDescriptor], served: list[ModelDescriptor]) -> list[ServedModel]:
-    """Return models with `default` set; none is the default if the setting names a model that is not served."""
+    """Return models as they are served; none is the default if the setting names a model that is not served."""
     try:
         default = jobs.select_model(served, None)[0]
     except Problem:
         default = None
-    return [ServedModel.model_validate(model.model_dump() | {"default": model == default}) for model in models]
+    return [
+        ServedModel(**dict(model), calibration=model.default_calibration, default=model == default) for model in models
+    ]

@@ -127,7 +127,7 @@ async def _open_for_tiles(
     request: Request, jobs: JobService, params: ScoreParams, model: ModelDescriptor, upload: Upload
 ) -> TiledImage:
     """Decode an image and check that it can be tiled."""
-    if model.calibration is None and model.tiles is None:
+    if model.default_calibration is None and model.tiles is None:
         raise invalid_field("tile", f"tile: {model.name} is not calibrated; omit tile, or calibrate the model.")
     calibrated = model.tiles and TileSize(model.tiles.height, model.tiles.width)
     tile = TileSize.resolve(model.height, model.width, params.tile_size, calibrated)
@@ -177,7 +177,7 @@ def _check_calibration(params: ScoreParams, model: ModelDescriptor) -> Calibrati
     """Return the calibration that judges, if there is one, after checking its name."""
     name = params.calibration
     if name is None:
-        return model.calibration
+        return model.default_calibration
     if not params.ood:
         raise invalid_field("calibration", "calibration cannot be combined with ood=0; omit one of the two.")
     if name not in model.calibrations:

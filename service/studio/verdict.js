@@ -31,7 +31,9 @@ export function verdict(reading) {
   const views = Object.keys(scan?.views ?? {}).length;
   const rank = views > 1 ? viewsText(ood.p_value, views) : rankText(ood, calibration);
   const text = `${rank} ${pValueText(ood, calibration)}`;
-  if (!ood.is_ood) return { kind: "in", label: "In distribution", title: `Like ${others}`, text, caution };
+  if (!ood.is_ood) {
+    return { kind: "in", label: "In distribution", title: `No difference found from ${others}`, text, caution };
+  }
   const title = outTitle(ood, calibration, others, views);
   return { kind: "out", label: "Out of distribution", title, text, caution };
 }
@@ -68,7 +70,8 @@ const percentBelow = (share) => `${Math.floor(1000 * share) / 10}\u00a0%`;
 
 /** What a p-value of several views of tiles together states. */
 const viewsText = (pValue, views) =>
-  `At most ${Math.ceil(1000 * pValue) / 10}\u00a0% of good images are as unusual in any of the ${views} views of their tiles.`;
+  `In any of the ${views} views of its tiles, at most ${Math.ceil(1000 * pValue) / 10}\u00a0% of good images are expected ` +
+  "to be as unusual.";
 
 function rankText(ood, calibration) {
   if (!calibration) return "";

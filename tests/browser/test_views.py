@@ -125,7 +125,7 @@ def test_shading_is_explained_only_where_there_is_some(studio, tmp_path: Path) -
     upload(page, "score", tmp_path / "usual.png")
     page.get_by_role("button", name="Score 1 image").click()
     expect(page.locator(".verdict .label")).to_have_text("In distribution")
-    expect(page.locator(".verdict h3")).to_have_text("Like the images tiny was calibrated on")
+    expect(page.locator(".verdict h3")).to_have_text("No difference found from the images tiny was calibrated on")
     expect(page.locator(".verdict")).to_contain_text(
         re.compile(
             r"\d+ of the 40 held-out images (is|are) at least as unusual. p = 0.\d+; the smallest possible is 0.024"
@@ -905,7 +905,7 @@ def test_models_and_health_are_shown(studio) -> None:
     expect(toggle).to_have_attribute("aria-expanded", "true")
     details = table.locator("tr.details:visible")
     expect(details).to_contain_text("ranked among 40 others")
-    expect(details.get_by_role("table", name="What it flags")).to_contain_text("unchanged good images")
+    expect(details.get_by_role("table", name="What it flags")).to_contain_text("unchanged, by its ranks")
     expect(details.locator(".chart")).to_be_visible()
     details.get_by_role("button", name="Generate 4 of each class").click()
     expect(details.locator(".faces img")).to_have_count(8)
@@ -990,9 +990,9 @@ def test_own_images_calibrate_a_model_that_can_be_used_at_once(studio, models: P
         expect(run).to_contain_text(re.compile("Generating|Estimating what|Ranking images|Measuring what"))
         page.reload()
         expect(run).to_contain_text("Calibrated", timeout=90_000)
-        expect(run).to_contain_text("20 images estimate what is usual, 40 rank. Flagging")
+        expect(run).to_contain_text("20 images estimate what is usual, 40 rank. This calibration")
         expect(run).to_contain_text("This calibration is weak: it ranks among 40 images")
-        expect(run.get_by_role("table", name="What it flags")).to_contain_text("unchanged good images")
+        expect(run.get_by_role("table", name="What it flags")).to_contain_text("unchanged, by its ranks")
         run.locator("summary").click()
         expect(run).to_contain_text("good/notes.txt is not an image")
         run.get_by_role("button", name="Score images with it").click()

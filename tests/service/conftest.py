@@ -77,7 +77,6 @@ MODEL = ModelDescriptor(
     stepped_solver="heun",
     solvers={"heun": 10, "tweedie": 1},
     preprocessing=Preprocessing(name="centre-crop-bicubic", version=1),
-    calibration=CALIBRATION,
     calibrations={"default": CALIBRATION, "weak": WEAK},
     tiles=TileCalibration(
         version="71" * 32,
@@ -106,7 +105,7 @@ TIMING = Timing(queue_s=0.001, compute_s=0.002, batch_size=1)
 
 
 def _verdict(job: ScoreJob, score: float) -> Ood | None:
-    if not job.ood or not MODEL.calibration:
+    if not job.ood or not MODEL.default_calibration:
         return None
     calibration = MODEL.calibrations[job.calibration or "default"]
     name = job.statistic or calibration.statistic

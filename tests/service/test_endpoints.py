@@ -576,10 +576,9 @@ def test_a_deleted_job_is_gone_at_once(client: TestClient, queue) -> None:
 
 
 def test_models_are_listed_and_looked_up(client: TestClient, model) -> None:
-    assert client.get("/models").json() == {
-        "models": [json.loads(model.model_dump_json()) | {"default": True}],
-        "calibration_allowed": False,
-    }
+    described = json.loads(model.model_dump_json())
+    served = described | {"calibration": described["calibrations"]["default"], "default": True}
+    assert client.get("/models").json() == {"models": [served], "calibration_allowed": False}
     for name in ("tiny", f"tiny@{model.version}", f"tiny@{model.version[:8]}"):
         assert client.get(f"/models/{name}").json()["classes"] == ["cat", "dog"]
     assert client.get("/models/other").status_code == 404

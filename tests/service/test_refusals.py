@@ -140,7 +140,7 @@ def test_a_class_of_a_model_without_classes(client, queue, model) -> None:
 
 
 def test_statistics_of_a_model_that_is_not_calibrated(client, queue, model) -> None:
-    queue.served = [model.model_copy(update={"calibration": None, "calibrations": {}})]
+    queue.served = [model.model_copy(update={"calibrations": {}})]
     for name in ("statistic", "statistics"):
         body = assert_problem(client.post(f"/score?{name}=bpd", files=[("image", IMAGE)]), 422)
         assert body["errors"][0]["field"] == name
@@ -175,7 +175,7 @@ def test_an_image_that_cannot_be_tiled_is_refused_at_once(new_client, queue, mod
     file = to_png(np.zeros((20, 20, 3), np.uint8))
     assert client.post("/score", params=params, files=[("image", file)]).status_code == 200
     assert "send it in parts" in refusal(8, 100)["detail"]
-    queue.served = [model.model_copy(update={"tiles": None, "calibration": None})]
+    queue.served = [model.model_copy(update={"tiles": None, "calibrations": {}})]
     body = refusal(8, 8)
     assert body["errors"][0]["field"] == "tile"
     assert "tiny is not calibrated; omit tile, or calibrate the model" in body["detail"]

@@ -114,7 +114,6 @@ EXAMPLES: dict[str, BaseModel] = {
         name="m", version="ab" * 32, height=32, width=32, classes=("cat",), noise=10.0, keeps=("top",), solver="heun",
         stepped_solver="heun", solvers={"heun": 10}, preprocessing=Preprocessing(name="p", version=1),
         metrics={"test_bpd": 3.5}, card="# m",
-        calibration=CALIBRATION,
         calibrations={"default": CALIBRATION},
         tiles=TileCalibration(
             version="ef" * 32, height=64, width=64, false_positive_rate=0.05, threshold=8.0,

@@ -77,11 +77,11 @@ def test_a_calibrated_model_gives_verdicts_statistics_and_the_sanity_test(fleet:
     assert [(score.ood, score.statistics) for score in bare] == [(None, {}), (None, {})]
     assert [(score.ood.calibration, score.ood.is_weak) for score in weak if score.ood] == [("weak", True)] * 2
     (model,) = fleet.queue.monitor.models()
-    assert model.calibration
-    assert model.calibrations["default"] == model.calibration
+    calibration = model.calibrations["default"]
+    assert model.default_calibration == calibration
     assert model.calibrations["weak"].weakness == "it ranks among 19 images"
-    assert (model.calibration.statistic, model.calibration.threshold) == ("mean", 128)
-    assert model.calibration.histograms["bpd"].counts == (50, 49)
+    assert (calibration.statistic, calibration.threshold) == ("mean", 128)
+    assert calibration.histograms["bpd"].counts == (50, 49)
 
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as response:
         lines = response.read().decode().splitlines()

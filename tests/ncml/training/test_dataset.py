@@ -2,6 +2,7 @@
 
 import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
@@ -12,7 +13,7 @@ from PIL import Image
 
 from ncml import images
 from ncml.errors import InputError
-from ncml.training import dataset
+from ncml.training import dataset, sources
 from ncml.training.dataset import Dataset
 from ncml.training.inventory import Inventory
 from ncml.training.sources import is_image_folder
@@ -282,3 +283,27 @@ def test_pictures_evenly_spaced() -> None:
     assert whole.spread(3).labels_N.tolist() == [0, 2, 4]
     assert whole.part("fit").spread(9).labels_N.tolist() == []
     assert whole.spread(9).labels_N.tolist() == list(range(7))
+
+
+def test_a_folder_is_listed_once_and_its_rows_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nets.save_images(tmp_path, nets.images(3).numpy())
+    (tmp_path / "notes.txt").write_text("not an image")
+    listed: list[Path] = []
+
+    def list_files(paths: list[Path]) -> Iterator[Path]:
+        listed.extend(paths)
+        return paths_of(paths)
+
+    paths_of = sources.list_files
+    monkeypatch.setattr(sources, "list_files", list_files)
+    source = sources.open_source(str(tmp_path), "train")
+    loaded = dataset.load(source, 8, 8)
+    names = [row.name for row in sources.readable_rows(source, loaded.inventory.unreadable)]
+    assert names == ["000.png", "001.png", "002.png"]
+    assert listed == [tmp_path]
+
+
+def test_the_rows_of_a_parquet_folder_are_read_again(tmp_path: Path) -> None:
+    source = sources.open_source(parquet(tmp_path / "set", [0, 1, 0], datasets.Value("int64")), "train")
+    loaded = dataset.load(source, 8, 8)
+    assert [row.label for row in source.rows()] == loaded.labels_N.tolist() == [0, 1, 0]
