@@ -61,8 +61,8 @@ def test_a_weak_calibration_has_a_reason(power: Power | None, n_rank: int, reaso
 
 def test_a_sentence_names_what_is_detected_and_what_is_missed() -> None:
     assert summary(STRONG, 0.0002) == (
-        "This calibration detects most of: blur (100%), noise (60%), one colour (100%); it misses most of: colour shift "
-        "(10%); no p-value is below 0.0002."
+        "This calibration detects most of: blur (100%), noise (60%), one colour (100%); it misses most of: colour "
+        "shift (10%); no p-value is below 0.0002."
     )
 
 
