@@ -19,7 +19,7 @@ from ncml.progress import OnProgress, Progress, ignore_progress
 IMAGES = 100
 """Held-out images that are judged unchanged and after each change."""
 GENERATED = 50
-"""Images of one colour, and of random values."""
+"""Images of one colour, of random values, and that the model generates."""
 
 ROUNDING = 1e-4
 """By how much, relatively, two scores of one image may differ between batches."""
@@ -75,6 +75,14 @@ def measure_power(
         altered={name: shares[name] for name in ALTERATIONS},
         foreign={name: flagged(pixels) for name, pixels in elsewhere.items()},
     )
+
+
+def generate_foreign(model: Model, on_progress: OnProgress = ignore_progress) -> dict[str, Pixels]:
+    """Return images that the model generates, by name: foreign to a calibration on other images than the model's own.
+
+    They are no sample of what it was trained on: many are flagged where few of those images are.
+    """
+    return {"images that the model generates": model.generate(GENERATED, callback=on_progress)}
 
 
 def _perturb(images_NHWC: Pixels, change: Perturbation) -> Pixels:

@@ -23,9 +23,6 @@ from ncml.training.sources import check_source
 if TYPE_CHECKING:
     from ncml.model import Model
 
-GENERATED, GENERATED_IMAGES = "images that the model generates", 50
-"""Images from the model's own training domain, which are foreign to a calibration on other images."""
-
 Item = TypeVar("Item")
 
 FIT, SPLIT = 2, 7
@@ -119,6 +116,7 @@ def _calibrate_images(
     import torch
 
     from ncml.calibration import estimation, report
+    from ncml.calibration.power import generate_foreign
     from ncml.training import dataset
 
     with progress_bar() as on_progress:
@@ -138,7 +136,7 @@ def _calibrate_images(
                 false_positive_rate=rate,
                 tolerate=tolerate,
                 name=name,
-                foreign={GENERATED: m.generate(GENERATED_IMAGES)} if unseen else None,
+                foreign=generate_foreign(m) if unseen else None,
                 on_progress=on_progress,
             )
         except InputError as error:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ncml import checkpoint
 from ncml.calibration import report
 from ncml.calibration.estimation import calibrate
+from ncml.calibration.power import generate_foreign
 from ncml.calibration.report import describe_suspects
 from ncml.errors import InputError
 from ncml.model import Model, load
@@ -36,9 +37,6 @@ ESTIMATING = 2 / 7
 
 TRAINING = 0.6
 """Share of the estimating part that fine-tunes; the others decide whether it helped, and then estimate."""
-
-GENERATED = 50
-"""Images that the model generates before it is adapted: a sample of what it was trained on."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ def adapt(
     checkpoint.check_copy(model.folder, out)
     estimating, ranking = split(data, false_positive_rate)
     on_message(f"{len(estimating)} images estimate, {len(ranking)} rank")
-    foreign = {"images of the model's own kind": model.generate(GENERATED, callback=on_progress)}
+    foreign = generate_foreign(model, on_progress)
     winner, fine_tuned = model, False
     with tempfile.TemporaryDirectory() as folder:
         if max_seconds:

@@ -51,7 +51,7 @@ def test_a_folder_becomes_a_detector(
     result = json.loads(printed.out)
     assert "1 of 60 images are unlike the others: 007.png; remove any that is not good" in printed.err
     assert (result["n_fit"], result["n_rank"], result["fine_tuned"]) == (20, 40, False)
-    assert "images of the model's own kind" in result["power"]["foreign"]
+    assert "images that the model generates" in result["power"]["foreign"]
     adapted = ncml.load("mine")
     assert adapted.version == model.version
     assert adapted.calibration is not None
