@@ -1,7 +1,8 @@
 """Detect real defects: AUROC, share detected at 5 %, false positives and seconds an image, beside other methods.
 
     pip install conformal-clip-data elpv-dataset
-    python benchmarks/defects.py [--quick] [--sets textiles cells] [--methods bundled detector patches pooled]
+    python benchmarks/defects.py [--quick] [--tile N] [--sets textiles cells]
+                                 [--methods bundled detector patches pooled]
 
 Textiles are 250x250 RGB, with local or global defects; cells are photographs of solar cells, 300x300 grey, sound or
 certainly defective. (The data of elpv-dataset is CC-BY-NC-SA: it is measured with, and not part of this project.) Each
@@ -50,7 +51,7 @@ RATE, CALIBRATION, ESTIMATING, TRAINING = 0.05, 100, 30, 500
 """False-positive rate; good images that calibrate, of which the first estimate; and further ones that train."""
 
 TILE = 128
-"""Side of tiles and crops in pixels."""
+"""Side of tiles and crops in pixels: a quarter of it is left at the model's size, and small defects may not be."""
 
 TIE_WEIGHT, TIE_RANGE = 1e-6, 1e3
 """Of what orders images of one p-value; together far less than the difference of two p-values."""
@@ -70,6 +71,7 @@ class ImageSet:
     training: list[Path]
     calibration: list[Path]
     tests: dict[str, list[Path]]
+    tile: int = TILE
 
 
 def main() -> None:
@@ -79,6 +81,9 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--images", type=int, metavar="N", help="test images of each kind (default: 100, or 10)")
+    parser.add_argument(
+        "--tile", type=int, default=TILE, metavar="N", help=f"side of tiles in pixels (default: {TILE})"
+    )
     parser.add_argument("--minutes", type=float, metavar="N", help="CPU time of training (default: 10, or 2)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file, as they come")
     options = parser.parse_args()
@@ -88,7 +93,7 @@ def main() -> None:
     use_full_precision()
     results: dict[str, Any] = {}
     for name in options.sets:
-        image_set = SETS[name](count)
+        image_set = replace(SETS[name](count), tile=options.tile)
         for method in options.methods:
             scorer, good = METHODS[method](image_set, minutes)
             results[f"{name}, {method}"] = measure(f"{name}, {method}", image_set, scorer, good)
@@ -142,7 +147,7 @@ def detector(image_set: ImageSet, minutes: float) -> tuple[Scorer, dict[str, Any
     recipe = config.detector()
     shape = {name: getattr(base.config.model, name) for name in config.SHAPE}
     recipe = replace(recipe, model=replace(recipe.model, **shape))
-    cropping = Cropping(TileSize.for_model(base.height, base.width, TILE), CROPS)
+    cropping = Cropping(TileSize.for_model(base.height, base.width, image_set.tile), CROPS)
     crops = [
         crop
         for number, path in enumerate(image_set.training)
@@ -172,7 +177,7 @@ def detector(image_set: ImageSet, minutes: float) -> tuple[Scorer, dict[str, Any
 def _calibrated(model: ncml.Model, image_set: ImageSet) -> tuple[Scorer, dict[str, Any]]:
     readers = [lambda path=path: images.open_image(path) for path in image_set.calibration]
     calibration = tiles.calibrate(
-        model, readers[:ESTIMATING], readers[ESTIMATING:], side=TILE, false_positive_rate=RATE
+        model, readers[:ESTIMATING], readers[ESTIMATING:], side=image_set.tile, false_positive_rate=RATE
     )
 
     def score(image_HWC: Pixels) -> dict[str, float]:
