@@ -80,7 +80,7 @@ def decode(
         if number % CHUNK == 0:
             on_progress(Progress("read", number, source.count))
     if not labels:
-        raise no_images(source, len(unreadable))
+        raise no_images(source.name, len(unreadable))
     by_class = np.bincount(labels, minlength=len(source.classes)).tolist() if source.classes else []
     inventory = Inventory(
         files=decoded_count + len(unreadable),

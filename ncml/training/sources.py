@@ -52,7 +52,7 @@ def open_source(name: str, split: str) -> Source:
     files = _list_source(name)
     source = _open_dataset(name, split) if files is None else _open_image_folder(Path(name), files)
     if not source.count:
-        raise no_images(source, len(source.unreadable))
+        raise no_images(name, len(source.unreadable))
     return source
 
 
@@ -71,11 +71,9 @@ def _has_no_parquet(files: Iterable[Path]) -> bool:
     return not any(path.suffix == ".parquet" for path in files)
 
 
-def no_images(source: Source, unreadable_count: int) -> InputError:
+def no_images(name: str, unreadable_count: int) -> InputError:
     """Return the error for a source without a readable image."""
-    return InputError(
-        "data", f"{source.name!r} contains no readable image ({unreadable_count} files could not be read)."
-    )
+    return InputError("data", f"{name!r} contains no readable image ({unreadable_count} files could not be read).")
 
 
 def _list_source(name: str) -> list[Path] | None:
@@ -88,7 +86,7 @@ def _list_source(name: str) -> list[Path] | None:
         return None
     files = list(list_files([folder]))
     if not files:
-        raise InputError("data", f"{name!r} contains no readable image: it has no files.")
+        raise no_images(name, 0)
     return sorted(path for path in files if path.is_file()) if _has_no_parquet(files) else None
 
 
