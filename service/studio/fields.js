@@ -36,9 +36,9 @@ export function explain(term) {
     ];
     const x = Math.max(12, Math.min(left - 20, clientWidth - 332));
     const fitsBelow = bottom < clientHeight - 240;
-    explanation.style.inset = fitsBelow
-      ? `${scrollY + bottom + 8}px auto auto ${x}px`
-      : `auto auto ${clientHeight - scrollY - top + 8}px ${x}px`;
+    const y = scrollY + (fitsBelow ? bottom + 8 : top - 8);
+    explanation.style.inset = `${y}px auto auto ${x}px`;
+    explanation.style.translate = fitsBelow ? "" : "0 -100%";
   };
   const questionMark = h(
     "button",

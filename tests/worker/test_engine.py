@@ -76,8 +76,8 @@ def test_a_calibration_becomes_a_model_that_is_served_at_once(engine: EngineProc
     assert {step.stage for step in messages if isinstance(step, Step)} & {"fit", "rank", "power"}
     catalogue = [message for message in messages if isinstance(message, Catalogue)][-1]
     assert [model.name for model in catalogue.models] == ["mine", "tiny"]
-    assert catalogue.models[0].calibration
-    assert catalogue.models[0].calibration.n_rank == 40
+    assert catalogue.models[0].default_calibration
+    assert catalogue.models[0].default_calibration.n_rank == 40
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["mine", "tiny"]
     outcome, _ = run(engine, calibration(60), 2)
     assert outcome.error

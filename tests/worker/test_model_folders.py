@@ -170,7 +170,7 @@ def test_a_bad_calibration_is_refused_and_its_model_is_served(
     assert faults == {}
     model = ncml.load(beside)
     if name == "calibration.json":
-        assert models["bad"].calibration is None
+        assert models["bad"].default_calibration is None
         assert reason in model.uncalibrated
     else:
         assert models["bad"].tiles is None

@@ -101,7 +101,7 @@ def test_an_uncalibrated_model_gives_no_verdict(fleet: Fleet) -> None:
     result = fleet.queue.result(job_id)
     assert isinstance(result, ScoreResult)
     assert result.results[0].ood is None
-    assert fleet.queue.monitor.models()[0].calibration is None
+    assert fleet.queue.monitor.models()[0].default_calibration is None
 
 
 def test_a_long_score_reports_progress_and_stops_when_canceled(fleet: Fleet) -> None:
