@@ -80,7 +80,7 @@ def measure_power(
 def generate_foreign(model: Model, on_progress: OnProgress = ignore_progress) -> dict[str, Pixels]:
     """Return images that the model generates, by name: foreign to a calibration on other images than the model's own.
 
-    They are no sample of what it was trained on: many are flagged where few of those images are.
+    They do not stand for its training images: they are flagged much more often.
     """
     return {"images that the model generates": model.generate(GENERATED, callback=on_progress)}
 

@@ -226,7 +226,7 @@ def _parse_json(body: bytes, max_images: int) -> tuple[dict[str, Any], list[Uplo
 
 
 def _object(members: list[tuple[str, object]]) -> dict[str, object]:
-    """Return an object; refuse names that are no Unicode, and repeated ones, of which `dict` would keep the last."""
+    """Return an object; refuse names that are not valid Unicode, and repeated names, which `dict` would merge."""
     names = [name for name, _ in members]
     "".join(names).encode()
     for name in (name for name in names if names.count(name) > 1):
