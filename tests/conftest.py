@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group(str(item.path) if computes else "processes"))
 
 
-def until(condition: Callable[[], object], seconds: float = 20) -> None:
+def until(condition: Callable[[], object], seconds: float = 60) -> None:
     """Wait for a condition; fail if it is not met in time."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -77,7 +77,7 @@ class Valkey:
             command += [f"--{name}", str(value)]
         self.process = subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL)
         with contextlib.closing(redis.Redis.from_url(self.url)) as client:
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 60
             while True:
                 try:
                     if client.ping():
@@ -96,7 +96,7 @@ class Valkey:
     def stop(self) -> None:
         if self.process:
             self.process.terminate()
-            self.process.wait(timeout=10)
+            self.process.wait(timeout=60)
         shutil.rmtree(self.directory, ignore_errors=True)
 
 

@@ -59,7 +59,7 @@ class Stack:
 
     def interrupt(self) -> int:
         os.kill(self.process.pid, signal.SIGINT)
-        status = self.process.wait(40)
+        status = self.process.wait(60)
         self.close()
         return status
 
@@ -72,7 +72,7 @@ class Stack:
         self.process.stdout.close()  # type: ignore[union-attr]
 
 
-def until(condition: Callable[[], object], seconds: float = 20) -> None:
+def until(condition: Callable[[], object], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "the condition was not met in time"

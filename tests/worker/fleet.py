@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 PIXELS = Pixels(height=HEIGHT, width=WIDTH, data=bytes(range(HEIGHT * WIDTH * 3)))
 
 
-def eventually(condition: Callable[[], Any], timeout_s: float = 30.0, every_s: float = 0.02) -> Any:
+def eventually(condition: Callable[[], Any], timeout_s: float = 60.0, every_s: float = 0.02) -> Any:
     """Return the condition's value once it is true; fail if that takes longer than `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
@@ -79,7 +79,7 @@ class Fleet:
         children = psutil.Process(process.pid).children()
         return next(child.pid for child in children if "spawn_main" in " ".join(child.cmdline()))
 
-    def wait(self, ids: Iterable[str], timeout_s: float = 30.0) -> list[JobView]:
+    def wait(self, ids: Iterable[str], timeout_s: float = 60.0) -> list[JobView]:
         """Return the views of jobs once all have ended."""
         views: dict[str, JobView] = {}
 

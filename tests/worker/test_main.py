@@ -83,7 +83,7 @@ def test_a_real_model_returns_the_same_through_the_queue_as_in_process(
         assert (error.reason, error.field) == ("input", "class")
         assert "unicorn" in error.detail
 
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as response:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as response:
             text = response.read().decode()
         assert 'ncml_jobs_finished_total{model="tiny",outcome="succeeded",task="generate"} 2.0' in text
         assert 'ncml_score_bpd_count{model="tiny"} 3.0' in text
@@ -94,7 +94,7 @@ def test_a_real_model_returns_the_same_through_the_queue_as_in_process(
         assert f'ncml_model_batching{{{how},name="tiny",version="{model.version}"}} 1.0' in text
     finally:
         worker.send_signal(signal.SIGTERM)
-        assert worker.wait(timeout=10) == 0
+        assert worker.wait(timeout=60) == 0
     assert queue.monitor.workers() == []
     assert "traceback" not in log.read_text()
     entries = [json.loads(line) for line in log.read_text().splitlines()]
@@ -155,6 +155,6 @@ def test_a_worker_waits_until_the_queue_is_available() -> None:
     time.sleep(1)  # about five attempts
     worker.terminate()
     messages = worker.stderr.read()
-    assert worker.wait(timeout=20) == 0
+    assert worker.wait(timeout=60) == 0
     assert "does not answer" not in messages
     worker.stderr.close()

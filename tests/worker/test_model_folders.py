@@ -137,7 +137,7 @@ def test_a_bad_folder_is_refused_with_its_reason(
     damage(beside)
     started = time.process_time()
     models, faults = served(beside.parent, sound.parent)
-    assert time.process_time() - started < 5
+    assert time.process_time() - started < 30
     assert list(models) == ["sound"]
     (fault,) = faults.values()
     assert "\n" not in fault
