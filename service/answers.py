@@ -37,10 +37,10 @@ class Score(BaseModel):
     """The likelihood of one image. Members that were not requested are omitted."""
 
     file: str | None = Field(
-        default=None, description="The name of its file, in the response to a form with several images."
+        default=None, description="The name of the image's file, in the response to a form with several images."
     )
     bpd: float = Field(description="Bits per dimension: lower means more likely.")
-    log_likelihood: float = Field(description="Nats of the whole image, at the model's size.")
+    log_likelihood: float = Field(description="Log-likelihood of the whole image at the model's size, in nats.")
     ood: Ood | None = Field(
         description="The out-of-distribution verdict; null with ood=0, and for a model that is not calibrated."
     )
@@ -72,23 +72,26 @@ class ScanAnswer(Answer):
     tile_width: int = Field(description="Width of each tile in pixels; neighbours overlap by half or more.")
     tile_height: int
     is_even: bool = Field(
-        description="Whether all neighbouring tiles overlap alike; false: the last two of a line may nearly coincide."
+        description="Whether all neighbouring tiles overlap equally; if not, the last two of a row or column may "
+        "nearly coincide."
     )
     rows: int = Field(description="Rows of tiles.")
     columns: int
     view: View = Field(
-        description="The view in which the image lies furthest beyond good ones: `worst_tile` (a region), `peak` (a "
-        "small defect) or `mean` (the whole image). Score, threshold, box and tiles are of this view."
+        description="The view in which the image differs most from good ones: `worst_tile` (a region), `peak` (a small "
+        "defect) or `mean` (the whole image). Score, threshold, box and tiles belong to this view."
     )
     score: float = Field(description="OOD score: higher means more out-of-distribution.")
     p_value: float | None = Field(
-        description="The image's rank among whole good images, over all views: small for one unlike them."
+        description="The image's rank among whole good images, over all views: small for an image unlike them."
     )
     threshold: float | None = Field(description="An image that scores above it in this view is out-of-distribution.")
     is_ood: bool | None = Field(description="Whether the image is above the threshold in any view.")
     box: Box = Field(description="The part of the image that the view points at; for `mean`, all of it.")
     views: dict[View, ViewVerdict] = Field(description="The image in every view, with its rank in that view alone.")
-    is_weak: bool | None = Field(description="Whether the calibration of tiles is weak: its rate is not reliable.")
+    is_weak: bool | None = Field(
+        description="Whether the calibration of tiles is weak, so that its false-positive rate is not reliable."
+    )
     tiles: list[list[float]] | None = Field(default=None, description="With map=1: rows of OOD scores, one per tile.")
     timing: Timing
 
@@ -131,7 +134,7 @@ class ProgressAnswer(BaseModel):
     total: int
     done: int = Field(description="Finished images of this job, if it is split into several batches.")
     n: int
-    preview: str | None = Field(description="Where to get the current images.")
+    preview: str | None = Field(description="The path of the current images; null if there are none.")
 
 
 class Links(BaseModel):
@@ -152,9 +155,9 @@ class JobAnswer(Answer):
     model: ModelRef | None = Field(
         description="Null until the version is known: with the result, unless the request named it."
     )
-    n: int = Field(description="Images of this job.")
+    n: int = Field(description="Number of images.")
     priority: Priority
-    position: int | None = Field(description="Jobs of its lane ahead of it; null unless it is waiting.")
+    position: int | None = Field(description="Number of jobs ahead of it in its lane; null unless it is waiting.")
     request_id: str = Field(description="The id of the request that created it, as in the logs.")
     created_at: datetime
     started_at: datetime | None
@@ -187,7 +190,7 @@ def progress_answer(job_id: str, progress: Progress) -> ProgressAnswer:
 def job_answer(view: JobView, position: int | None) -> JobAnswer:
     """Return the document of a job and its position in the queue."""
     base, progress = f"/jobs/{view.id}", view.progress
-    if progress and view.status is JobStatus.SUCCEEDED:  # the last progress was reported before the end
+    if progress and view.status is JobStatus.SUCCEEDED:  # the last report precedes the end
         progress = progress.model_copy(update={"step": progress.total, "done": progress.n})
     return JobAnswer(
         id=view.id,
@@ -211,7 +214,7 @@ def job_answer(view: JobView, position: int | None) -> JobAnswer:
 def submitted_view(
     job_id: str, task: Task, model_name: str, priority: Priority, n: int, request_id: str, owner: str
 ) -> JobView:
-    """Return a job that was submitted, as it was then."""
+    """Return the view of a job at the time of its submission, which is now."""
     return JobView(
         id=job_id,
         status=JobStatus.QUEUED,

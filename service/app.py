@@ -1,4 +1,4 @@
-"""The application: `create_app` assembles it, `from_environment` creates the one of a server process."""
+"""The application: `create_app` assembles it, and `from_environment` creates it in a server process."""
 
 import contextlib
 import sys
@@ -52,7 +52,7 @@ _EXPOSED_HEADERS = (
 _VARIABLES: dict[type[NcmlError], str] = {
     AddressError: "NCML_REDIS_PASSWORD_FILE", QueueError: "NCML_REDIS_URL", KeyFileError: "NCML_API_KEYS_FILE",
 }  # fmt: skip
-"""The variable whose value an error is about."""
+"""The environment variable that each kind of error is about."""
 
 
 def create_app(settings: Settings, queue: JobQueue, tracer: "Tracer | None" = None) -> FastAPI:
@@ -130,7 +130,7 @@ def read_settings() -> Settings:
 
 
 def from_environment() -> FastAPI:
-    """Create the application of a process (`python -m service`); exit with status 2 for an invalid setting."""
+    """Create the application in a process of `python -m service`; exit with status 2 for an invalid setting."""
     settings = read_settings()
     try:
         queue = JobQueue.from_url(settings.queue_url)

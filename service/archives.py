@@ -10,7 +10,7 @@ from ncml.errors import InputError
 SIGNATURE = b"PK\x03\x04"
 _END, _END_BYTES, _MAX_COMMENT = b"PK\x05\x06", 22, 2**16
 _ENTRY_BYTES = 512
-"""Of the directory, for each file: more than its name needs."""
+"""Maximum size of a file's entry in the directory: more than any ordinary name needs."""
 
 
 def is_archive(data: bytes) -> bool:
@@ -73,7 +73,7 @@ def _unpack(
     remaining = max_bytes
     for entry in entries:
         with archive.open(entry) as file:
-            content = file.read(remaining + 1)  # the directory may state any size
+            content = file.read(remaining + 1)  # the size in the directory may be wrong
         remaining -= len(content)
         if remaining < 0:
             raise InputError(

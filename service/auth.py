@@ -23,7 +23,7 @@ _HEADER = APIKeyHeader(name="X-API-Key", auto_error=False, scheme_name="key", de
 
 
 class ApiKeyAuth:
-    """Requires an API key: stores its owner in `request.state.owner`, or raises the 401."""
+    """Requires an API key: stores its owner in `request.state.owner`, or raises the 401 `Problem`."""
 
     def __init__(self, keys: KeyFile, metrics: Metrics) -> None:
         self._keys = keys
@@ -51,10 +51,10 @@ class ApiKeyAuth:
 
 
 class RateLimit:
-    """Counts the requests of each client for new jobs, or raises the 429.
+    """Counts each client's requests for new jobs, and raises the 429 `Problem` above a limit.
 
-    Windows slide: requests of the previous window count in part. The counters are kept in the queue's server, so that
-    several instances share them.
+    Windows slide: requests of the previous window count in part. The queue's server holds the counters, so that all
+    instances share them.
     """
 
     def __init__(self, redis_url: str, limits: Sequence[RateLimitItem], metrics: Metrics) -> None:

@@ -23,12 +23,12 @@ from PIL import Image
 from ncml.errors import InputError
 from ncml.images import open_image
 
-Image.init()  # every decoder, once for all processes, which are forked from one that has imported this module
+Image.init()  # imports every decoder, once: all processes are forked from one that has imported this module
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one call may cost."""
+    """Maximum CPU time and memory of one call."""
 
     cpu_s: float
     memory_bytes: int
@@ -36,7 +36,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a call returned, the error of the input, or neither if there was not enough memory."""
+    """The value that a call returned, or class, field and detail of its `InputError`; neither if out of memory."""
 
     value: Any = None
     error: tuple[type[InputError], str, str] | None = None
@@ -72,7 +72,7 @@ def _answer(call: Callable[[], Any]) -> Answer:
 
 
 def _limit_memory(memory_bytes: int) -> None:
-    """Let this process allocate this much more than it has; no limit where that is unknown."""
+    """Limit what this process may allocate in addition (on Linux only), and write no core dumps."""
     if sys.platform == "linux":
         mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (mapped + memory_bytes, mapped + memory_bytes))

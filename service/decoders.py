@@ -32,7 +32,7 @@ QUICK_S = 0.025
 MAX_WALL_S = 60.0
 """Time after which a process that uses no CPU time is killed."""
 MAX_EXPENSIVE = 16
-"""Maximum expensive images that wait; further ones are refused."""
+"""Maximum number of expensive images that wait; further ones are refused."""
 NICENESS = 5
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ _processes.set_forkserver_preload(["service.decoder"])
 
 
 class DecoderDied(Exception):
-    """The process ended instead of answering, with this exit code, or sent something else (None)."""
+    """The process ended without an answer, or sent something that is not an answer (`exit_code` is None)."""
 
     def __init__(self, exit_code: int | None) -> None:
         super().__init__(f"exit code {exit_code}")
@@ -50,7 +50,7 @@ class DecoderDied(Exception):
 
 
 class _AnswerReader(pickle.Unpickler):
-    """Reads answers, and nothing else: a decoder that a file has taken over cannot make the service run code."""
+    """Unpickles answers only, so that a decoder compromised by a file cannot make the service run code."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _PARTS_OF_ANSWERS:
@@ -84,7 +84,7 @@ class Decoder:
             self._pipe.send(call)
 
     async def wait(self, seconds: float) -> bool:
-        """Return whether the answer, or the end of the process, came within a time."""
+        """Return whether the call was answered, or the process ended, within a time."""
         try:
             with anyio.move_on_after(seconds):
                 await anyio.wait_readable(self._pipe.fileno())
@@ -95,7 +95,7 @@ class Decoder:
                 os.set_blocking(self._pipe.fileno(), True)  # uvloop has changed it, and `send` and `receive` block
 
     def receive(self) -> Answer:
-        """Return the answer of the call. Raises `DecoderDied`, also for anything but an answer."""
+        """Return the answer of the call. Raises `DecoderDied` if there is none."""
         try:
             data = self._pipe.recv_bytes()
         except (EOFError, ConnectionResetError):
@@ -121,7 +121,7 @@ class Decoder:
         return times.user + times.system
 
     def lower_priority(self) -> None:
-        """Let everything else run first."""
+        """Lower the priority of the process below that of ordinary images and of the service."""
         with contextlib.suppress(ProcessLookupError):
             os.setpriority(os.PRIO_PROCESS, self._statistics.pid, NICENESS)
 
@@ -136,18 +136,18 @@ class DecoderPool:
 
     def __init__(self, slots: int, limits: Limits) -> None:
         self._limits = limits
-        self._kept = slots + 1  # one is at hand when another has been killed
-        self._quick = asyncio.Semaphore(slots)
-        self._expensive = asyncio.Semaphore(max(1, slots // 2))
+        self._max_idle = slots + 1  # one is at hand when another has been killed
+        self._quick_slots = asyncio.Semaphore(slots)
+        self._expensive_slots = asyncio.Semaphore(max(1, slots // 2))
         self._waiting = 0
         self._idle: list[Decoder] = []
         self._replacing: set[asyncio.Task[None]] = set()
         self._closed = False
 
     async def start(self) -> None:
-        """Start the processes; without this the first images do."""
-        while not self._closed and len(self._idle) < self._kept:
-            self._keep(await self._new())
+        """Start the processes now rather than with the first images."""
+        while not self._closed and len(self._idle) < self._max_idle:
+            self._release(await self._start_decoder())
 
     async def close(self) -> None:
         """Kill the processes."""
@@ -165,18 +165,18 @@ class DecoderPool:
         """
         decoder: Decoder | None = None
         try:
-            async with self._quick:
-                decoder = self._idle.pop() if self._idle else await self._new()
+            async with self._quick_slots:
+                decoder = self._idle.pop() if self._idle else await self._start_decoder()
                 await anyio.to_thread.run_sync(decoder.send, call)
                 while not await decoder.wait(QUICK_S):
                     if decoder.cpu_s() >= QUICK_S:
                         break
                 else:
                     answer = await self._receive(decoder, field)
-                    self._keep(decoder)
+                    self._release(decoder)
                     decoder = None
                     return _unwrap(answer, field, self._limits)
-                if self._expensive.locked():
+                if self._expensive_slots.locked():
                     decoder.close()
                     decoder = None
                     self._replace()
@@ -185,19 +185,19 @@ class DecoderPool:
                 raise Problem(503, detail, kind="no-room")
             self._waiting += 1
             try:
-                await self._expensive.acquire()
+                await self._expensive_slots.acquire()
             finally:
                 self._waiting -= 1
             try:
                 if decoder is None:
-                    decoder = await self._new()
+                    decoder = await self._start_decoder()
                     await anyio.to_thread.run_sync(decoder.send, call)
                 decoder.lower_priority()
                 if not await decoder.wait(MAX_WALL_S):
                     raise _too_much_time(field, self._limits)
                 return _unwrap(await self._receive(decoder, field), field, self._limits)
             finally:
-                self._expensive.release()
+                self._expensive_slots.release()
         finally:
             if decoder is not None:
                 decoder.close()
@@ -214,11 +214,11 @@ class DecoderPool:
                 field, f"{field} cannot be decoded: it crashed the decoder; save it again as an ordinary PNG or JPEG."
             ) from death
 
-    async def _new(self) -> Decoder:
+    async def _start_decoder(self) -> Decoder:
         return await anyio.to_thread.run_sync(Decoder, self._limits)
 
-    def _keep(self, decoder: Decoder) -> None:
-        if self._closed or len(self._idle) >= self._kept:
+    def _release(self, decoder: Decoder) -> None:
+        if self._closed or len(self._idle) >= self._max_idle:
             decoder.close()
         else:
             self._idle.append(decoder)
@@ -227,8 +227,8 @@ class DecoderPool:
         """Start a process in place of one that was killed, in the background."""
 
         async def start() -> None:
-            if not self._closed and len(self._idle) < self._kept:
-                self._keep(await self._new())
+            if not self._closed and len(self._idle) < self._max_idle:
+                self._release(await self._start_decoder())
 
         task = asyncio.get_running_loop().create_task(start())
         self._replacing.add(task)

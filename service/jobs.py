@@ -1,4 +1,4 @@
-"""Between the routes and the queue: choose the model, submit the job, wait for it, and answer with its result."""
+"""What the routes share: select the model, decode images, submit the job, wait for it, and respond with its result."""
 
 import asyncio
 import functools
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 class JobService:
-    """What the routes need; one per application."""
+    """Selects models, decodes images and runs jobs for the routes; one per application."""
 
     def __init__(self, settings: Settings, queue: JobQueue, metrics: Metrics) -> None:
         self.settings = settings
@@ -146,8 +146,8 @@ class JobService:
         """Submit the job; respond with its result as `media`, or with 202 if it takes longer than the client waits.
 
         A repeated request under the same Idempotency-Key is answered from its first job. A client that disconnects
-        cancels its job, unless it sent such a key: it may come back. If the queue fails after it accepted the job, the
-        response is 202, too.
+        cancels its job, unless it sent such a key, with which it may retry. If the queue fails after it accepted the
+        job, the response is 202, too.
         """
         preference = wait_preference(request.headers, self.settings.wait_s)
         key = idempotency_key(request.headers)
@@ -163,7 +163,7 @@ class JobService:
             try:
                 view = await self._wait(receive, job_id, preference.wait_s, cancels=not key)
                 response = await self.respond(view, media, preference)
-            except RedisError as error:  # the job is accepted, so its client must learn where it is
+            except RedisError as error:  # the job is accepted, so the client needs its address
                 log.error("waiting for the job %s failed: %s", job_id, error)
                 response = job_response(submitted(), None, RETRY_AFTER_S, 202)
             await response(scope, receive, send)
@@ -202,7 +202,7 @@ class JobService:
         return job_id
 
     async def _wait(self, receive: Receive, job_id: str, wait_s: float, *, cancels: bool) -> JobView:
-        """Return the job when it ends or after `wait_s`; `cancels`: cancel it if the client disconnects before."""
+        """Return the job when it ends or after `wait_s`; with `cancels`, cancel it if the client disconnects first."""
         disconnect = asyncio.ensure_future(_disconnected(receive))
         try:
             view = await self.queue.wait(job_id, wait_s, disconnect)
@@ -213,7 +213,7 @@ class JobService:
             disconnect.cancel()
 
     async def view(self, request: Request, job_id: str) -> JobView:
-        """Return a job of this client as it sees it. Raises `JobNotFound` for the jobs of others, too."""
+        """Return a job of this client, as clients see it. Raises `JobNotFound` for the jobs of others, too."""
         view = await anyio.to_thread.run_sync(self.queue.view, job_id)
         if view.owner != request.state.owner:
             raise JobNotFound(f"there is no job {job_id} of this client")
@@ -235,7 +235,7 @@ class JobService:
         return response
 
     async def describe(self, view: JobView, status: Literal[200, 202]) -> Response:
-        """Respond with the state of a job; 202 adds its location and, by its queue position, when to look again."""
+        """Respond with the state of a job; 202 adds its address and, from its queue position, when to retry."""
 
         def estimate() -> tuple[int | None, int]:
             position = self.queue.position(view)
@@ -272,12 +272,12 @@ class JobService:
 
 
 def as_canceled(view: JobView) -> JobView:
-    """Return a job as clients see it: canceled once that was accepted, although its worker may still be running."""
+    """Return a job as clients see it: canceled once the cancellation is accepted, even if its worker still runs."""
     return view.model_copy(update={"status": JobStatus.CANCELED, "error": CANCELED}) if view.is_canceling else view
 
 
 async def _disconnected(receive: Receive) -> None:
-    """Return when the client closes its connection; its body has been read before."""
+    """Return when the client closes its connection. The body must have been read before."""
     while (await receive())["type"] != "http.disconnect":
         pass
 

@@ -94,13 +94,13 @@ def is_ready(url: str) -> bool:
 
 
 def report(line: str) -> None:
-    """Print progress to stderr, so that stdout has nothing but the ready line."""
+    """Print progress to stderr, so that stdout contains only the ready line."""
     print(f"ncml: {line}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def lock(directory: Path) -> Generator[None]:
-    """Hold `directory` for this process; the kernel releases it however the process ends."""
+    """Lock `directory` for this process; the kernel releases the lock however the process ends."""
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         file: IO[str] = (directory / "lock").open("a+")

@@ -67,7 +67,7 @@ class ScoreParams(Params):
     calibration: str | None = Field(
         default=None,
         max_length=64,
-        description="The calibration that judges, one of the model's `calibrations` in /models. Default: `default`.",
+        description="The calibration of the verdict, one of the model's `calibrations` in /models. Default: `default`.",
         examples=["tolerant"],
     )
     statistic: str | None = Field(

@@ -1,4 +1,4 @@
-"""The HTTP service in this process, with limits on what clients may occupy."""
+"""The HTTP server of `python -m service`, with limits on the connections of clients."""
 
 import functools
 import logging
@@ -12,7 +12,7 @@ from service.app import read_settings
 from service.http.protocol import BoundedProtocol, ConnectionLimits
 
 RESERVED_FILES = 96
-"""Files that a process needs besides its clients' connections: the queue's, uploads, modules."""
+"""File descriptors reserved for everything but the connections of clients: the queue, uploads, modules."""
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ def main(*, host: str = "127.0.0.1", port: int = 8000, graceful_s: int = 35) -> 
     """
     settings = read_settings()
     limits = ConnectionLimits(
-        connections=most_connections(settings.max_connections),
+        connections=connection_limit(settings.max_connections),
         header_s=settings.header_timeout_s,
         body_s=settings.body_timeout_s,
     )
@@ -47,8 +47,8 @@ def main(*, host: str = "127.0.0.1", port: int = 8000, graceful_s: int = 35) -> 
     uvicorn.Server(config).run()
 
 
-def most_connections(requested: int) -> int:
-    """Return how many connections the process can hold, after raising its limit of open files as far as it may."""
+def connection_limit(requested: int) -> int:
+    """Raise the process's limit of open files if necessary; return how many of the connections it then allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = requested + RESERVED_FILES
     if soft != resource.RLIM_INFINITY and soft < needed:

@@ -80,7 +80,7 @@ class Settings(BaseSettings):
     ready_lanes: Annotated[tuple[Lane, ...], NoDecode] = (Lane.SCORE, Lane.GENERATE)
     """Lanes that need a worker with a loaded model before /readyz returns 200, as a JSON list."""
     decode_threads: int = Field(default=2, ge=1)
-    """Images decoded concurrently, and half as many expensive ones, each in its own process."""
+    """Maximum images decoded concurrently, plus half as many expensive ones, each in its own process."""
     decode_cpu_s: float = Field(default=2.0, gt=0, le=600)
     """Maximum seconds of CPU time that decoding one image may take."""
     decode_memory_bytes: int = Field(default=400 * 10**6, ge=32 * 10**6)

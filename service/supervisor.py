@@ -66,7 +66,7 @@ class Child:
 
 
 def _die_with_parent(signum: int) -> Callable[[], None] | None:
-    """Return what a child calls to receive `signum` when its parent dies; None where the kernel cannot do that."""
+    """Return a function with which a child requests `signum` for when its parent dies; None except on Linux."""
     if sys.platform != "linux":
         return None
     libc, parent, set_parent_death_signal = ctypes.CDLL(None), os.getpid(), 1

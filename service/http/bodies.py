@@ -1,4 +1,4 @@
-"""Limits of request bodies: of each, and of all that are being received and decoded."""
+"""Limits on the bytes of each request body, and of all bodies that are being received and decoded."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""Who a client is, and how much of the service each may use at once."""
+"""The names under which clients are counted, and the limit of event streams per client."""
 
 import ipaddress
 from collections import Counter
@@ -17,7 +17,7 @@ def client_name(request: Request) -> str:
 
 
 def address_name(host: str) -> str:
-    """Return the name under which an address is counted: an IPv6 address with its /64, which one customer has."""
+    """Return the name under which an address is counted: for IPv6 its /64 network, which one customer usually has."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:  # a Unix socket has none
@@ -46,7 +46,7 @@ class StreamLimit:
         self._open[client] += 1
 
     def close(self, client: str) -> None:
-        """Count a stream no longer."""
+        """Stop counting a stream."""
         self._open[client] -= 1
         if not self._open[client]:
             del self._open[client]

@@ -1,4 +1,4 @@
-"""Responses that wait: a request that waits for its job holds neither its body nor the frames of its route."""
+"""Deferred responses: a request that waits for its job holds neither its body nor the frames of its route."""
 
 import asyncio
 import contextlib
@@ -11,8 +11,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.http.origins import OPEN_PATHS
 
-TURNS = 64
-"""Routes that run at once for requests without a body."""
+MAX_CONCURRENT_ROUTES = 64
+"""Maximum number of routes that run at once for requests without a body."""
 
 
 class DeferredResponse(Response):
@@ -27,29 +27,29 @@ class DeferredResponse(Response):
         scope["state"]["deferred"] = self._respond, receive, send
 
 
-class Turns:
-    """Runs few routes at a time for requests without a body: a crowd then waits where it holds little memory.
+class RouteLimit:
+    """Limits how many routes run at once for requests without a body, so that a burst waits with little memory.
 
-    Requests with a body take no turn, because their clients decide how long the body takes.
+    Requests with a body are exempt, because their clients determine how long the body takes.
     """
 
     def __init__(self) -> None:
-        self._turns = asyncio.Semaphore(TURNS)
+        self._slots = asyncio.Semaphore(MAX_CONCURRENT_ROUTES)
 
-    def take(self, scope: Scope) -> contextlib.AbstractAsyncContextManager[None]:
-        """Return the turn of a request, to be entered."""
+    def slot(self, scope: Scope) -> contextlib.AbstractAsyncContextManager[None]:
+        """Return the context in which the route of a request may run."""
         headers = Headers(scope=scope)
         has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
-        return contextlib.nullcontext() if has_body or scope["path"] in OPEN_PATHS else self._turns
+        return contextlib.nullcontext() if has_body or scope["path"] in OPEN_PATHS else self._slots
 
 
-async def call_and_respond(app: ASGIApp, scope: Scope, receive: Receive, send: Send, turns: Turns) -> None:
+async def call_and_respond(app: ASGIApp, scope: Scope, receive: Receive, send: Send, limit: RouteLimit) -> None:
     """Call an application; if it defers its response, release what it put into the scope and send the response.
 
     Exceptions of the deferred response become problem documents, as those of routes do.
     """
     inherited = scope.keys() | {"route", "starlette.exception_handlers"}
-    async with turns.take(scope):
+    async with limit.slot(scope):
         await app(scope, receive, send)
     if "deferred" not in scope["state"]:
         return

@@ -11,7 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.http.deferred import Turns, call_and_respond
+from service.http.deferred import RouteLimit, call_and_respond
 from service.http.problems import Problem
 from service.metrics import Metrics
 from worker import traces
@@ -104,12 +104,12 @@ def _route_path(scope: Scope) -> str:
 class UnexpectedErrorMiddleware:
     """Sends deferred responses; answers unexpected exceptions with a 500 and logs their traceback.
 
-    It stands inside the CORS middleware, so that pages of other origins can read these responses as well.
+    It is inside the CORS middleware, so that pages of other origins can read these responses as well.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self._turns = Turns()
+        self._route_limit = RouteLimit()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -124,12 +124,12 @@ class UnexpectedErrorMiddleware:
             await send(message)
 
         try:
-            await call_and_respond(self.app, scope, receive, send_tracked, self._turns)
+            await call_and_respond(self.app, scope, receive, send_tracked, self._route_limit)
         except ClientDisconnect:
             log.debug("the client disconnected while sending its body")
         except Exception:
             log.exception("unexpected error")
-            if response_started:  # all that is left is to close the connection
+            if response_started:  # the status is sent, so only closing the connection can report the error
                 raise
             problem = Problem(500, "The service failed unexpectedly; its log has the details under this request id.")
             await problem.response(scope["state"]["request_id"])(scope, receive, send)

@@ -26,7 +26,7 @@ _MAX_MEMBERS = 100
 
 
 def negotiate(headers: Headers, offers: Sequence[str], requested: Format | None = None) -> str:
-    """Return the media type of the requested format, or else the offer that `Accept` prefers, the first among equals.
+    """Return the media type of the requested format, or else the offer that `Accept` prefers, on a tie the first.
 
     Raises the 422 `Problem` if the format is not offered, and 406 if `Accept` matches no offer.
     """
@@ -63,7 +63,7 @@ class WaitPreference:
 def wait_preference(headers: Headers, limit_s: float) -> WaitPreference:
     """Read `respond-async` and `wait=N` (whole seconds) of `Prefer`; the wait is at most, and by default, `limit_s`.
 
-    As the RFC requires, other preferences and unusable ones are ignored, and of repeated ones the first counts.
+    As the RFC requires, other and invalid preferences are ignored, and of repeated ones the first counts.
     """
     preferences: dict[str, str] = {}
     for member in _members(headers, "prefer"):

@@ -35,7 +35,7 @@ _REQUEST_HEADERS = {
 
 
 def install_openapi(app: FastAPI) -> None:
-    """Make the application build its document here."""
+    """Replace the application's `openapi` method with this module's."""
     app.openapi = functools.partial(_document, app)
 
 

@@ -1,7 +1,7 @@
-"""Which hosts the service answers for, and which pages may call it: no page that a browser loaded from elsewhere.
+"""Checks of the host that a request names and of the page that sends it: pages of other sites are refused.
 
-A page of another site could otherwise send forms to a service on the user's machine, or read it after pointing its own
-name there (DNS rebinding). Programs that are no browsers send neither `Origin` nor `Sec-Fetch-Site`.
+A page of another site could otherwise send forms to a service on the user's machine, or read its data by pointing its
+own name there (DNS rebinding). Programs other than browsers send neither `Origin` nor `Sec-Fetch-Site`.
 """
 
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.http.problems import Problem, truncate
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
-"""Paths that probes and Prometheus request under any name; they tell nothing that a page could use."""
+"""Paths that probes and Prometheus request under any host name; they contain nothing of use to a foreign page."""
 
 
 class OriginMiddleware:
-    """Refuses requests to hosts that are not allowed (421), and of pages of other origins (403)."""
+    """Refuses requests to hosts that are not allowed (421), and from pages of other origins (403)."""
 
     def __init__(self, app: ASGIApp, allowed_hosts: Sequence[str], origins: Sequence[str]) -> None:
         self.app = app
@@ -50,7 +50,7 @@ class OriginMiddleware:
             return None
         if site is None and (origin is None or urlsplit(origin).netloc == headers.get("host")):
             return None
-        if site and method == "GET" and headers.get("sec-fetch-mode") == "navigate":  # somebody followed a link
+        if site and method == "GET" and headers.get("sec-fetch-mode") == "navigate":  # the user followed a link
             return None
         site_name = truncate(origin) if origin and origin != "null" else "other sites"
         detail = f"Pages of {site_name} are refused; name their origin in NCML_CORS_ORIGINS."

@@ -1,7 +1,7 @@
-"""Connections: how long a client may take to send a request and to read the response, and how many may be open at once.
+"""Limits on connections: how many may be open, and how long a client may take to send a request or read a response.
 
-uvicorn closes idle connections after a response, and bounds nothing else: a connection that never sends a request,
-sends it byte by byte, or never reads its response would stay open, and hold what it has not read.
+uvicorn itself only closes connections that are idle after a response. One that never sends a request, sends it byte by
+byte, or never reads its response would stay open and keep the unread data in memory.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from service.http.problems import MEDIA_TYPE, RETRY_AFTER_S, Problem
 
 MAX_HEAD_BYTES = 64 * 2**10
-"""Most bytes of a request's line and headers."""
+"""Maximum bytes of a request's line and headers."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ConnectionLimits:
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol with limits. What exceeds one is answered with a problem document, and closed."""
+    """uvicorn's protocol with limits. A connection that exceeds one receives a problem document and is closed."""
 
     def __init__(self, *args: Any, limits: ConnectionLimits, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -49,16 +49,16 @@ class BoundedProtocol(HttpToolsProtocol):
         if len(self.connections) > self._limits.connections:
             self._refuse(503, "The service has too many connections; retry in a few seconds.", "no-room")
         else:
-            self._expect(self._limits.header_s)
+            self._set_deadline(self._limits.header_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
-        self._expect(None)
-        self._forget_read_deadline()
+        """Cancel the deadlines of the connection."""
+        self._set_deadline(None)
+        self._cancel_read_deadline()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse what arrived."""
+        """Parse data, and check the size of an unfinished head."""
         if self._is_refused:
             return
         super().data_received(data)
@@ -70,65 +70,65 @@ class BoundedProtocol(HttpToolsProtocol):
         """Begin a request."""
         super().on_message_begin()
         self._is_in_head, self._head_bytes, self._header_bytes = True, 0, 0
-        self._expect(self._limits.header_s)
+        self._set_deadline(self._limits.header_s)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header."""
+        """Process a header, and count its bytes."""
         super().on_header(name, value)
         self._header_bytes += len(name) + len(value)
 
     def on_headers_complete(self) -> None:
-        """Hand the request to the application, unless its head is too large."""
+        """Pass the request to the application, unless its head is too large."""
         self._is_in_head = False
         self._check_head(self._header_bytes + len(self.url))
         if not self._is_refused:
             super().on_headers_complete()
-            self._expect(self._limits.body_s)
+            self._set_deadline(self._limits.body_s)
 
     def on_body(self, body: bytes) -> None:
-        """Take a part of the body."""
+        """Process a part of the body."""
         if not self._is_refused:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
         """End the request; its response may take any time."""
-        self._expect(None)
+        self._set_deadline(None)
         if not self._is_refused:
             super().on_message_complete()
 
     def pause_writing(self) -> None:
-        """Wait until the client has read what was sent."""
+        """Pause until the client has read what was sent."""
         super().pause_writing()
-        self._expect_read()
+        self._set_read_deadline()
 
     def resume_writing(self) -> None:
-        """Send on, since the client has read everything."""
-        self._forget_read_deadline()
+        """Resume, since the client has read everything."""
+        self._cancel_read_deadline()
         super().resume_writing()
 
     def on_response_complete(self) -> None:
-        """End the response, of which the client may have to read the rest."""
+        """End the response, which the client may not have read completely."""
         super().on_response_complete()
-        self._expect_read()
+        self._set_read_deadline()
 
-    def _expect_read(self) -> None:
+    def _set_read_deadline(self) -> None:
         """Set the time by which the client must have read what was sent so far."""
-        self._forget_read_deadline()
+        self._cancel_read_deadline()
         self._read_deadline = self.loop.call_later(self._limits.body_s, self._abort_unread)
 
-    def _forget_read_deadline(self) -> None:
+    def _cancel_read_deadline(self) -> None:
         if self._read_deadline:
             self._read_deadline.cancel()
 
     def _abort_unread(self) -> None:
         if self.transport.get_write_buffer_size():
-            # a reset, since otherwise transport and kernel would keep the data for the client
+            # a reset: after an ordinary close, transport and kernel would keep the data for the client
             connection: socket.socket = self.transport.get_extra_info("socket")
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.transport.abort()
 
-    def _expect(self, timeout_s: float | None) -> None:
-        """Set the time by which the next part of a request must have arrived; None: none is expected."""
+    def _set_deadline(self, timeout_s: float | None) -> None:
+        """Set the time by which the next part of a request must have arrived; None: no part is expected."""
         if self._deadline:
             self._deadline.cancel()
         self._deadline = self.loop.call_later(timeout_s, self._on_timeout) if timeout_s is not None else None
@@ -138,7 +138,7 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         cycle: Any = self.cycle  # None before the first request
         if cycle is None and not self._is_in_head:
-            self.transport.close()  # it has sent nothing
+            self.transport.close()  # the client has sent nothing
         else:
             self._refuse(408, "The request did not arrive in time; send it faster.", "timeout")
 
@@ -150,15 +150,15 @@ class BoundedProtocol(HttpToolsProtocol):
     def _refuse(self, status: int, detail: str, kind: str) -> None:
         """Answer with a problem, unless a response has begun, and close the connection."""
         self._is_refused = True
-        self._expect(None)
+        self._set_deadline(None)
         cycle: Any = self.cycle  # None before the first request
         if cycle is None or cycle.response_complete or not cycle.response_started:
             body = json.dumps(Problem(status, detail, kind=kind).document("").model_dump()).encode()
             head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: {MEDIA_TYPE}\r\n"
             head += f"Retry-After: {RETRY_AFTER_S}\r\n" if status == 503 else ""
             self.transport.write(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body)
-        if cycle is not None and not cycle.response_complete:  # the application learns that its client is gone
+        if cycle is not None and not cycle.response_complete:  # notify the application of the disconnection
             cycle.disconnected = True
             cycle.message_event.set()
         self.transport.close()
-        self._expect_read()
+        self._set_read_deadline()

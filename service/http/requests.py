@@ -30,11 +30,11 @@ OCTETS = "application/octet-stream"
 _MAX_NAME = 64
 """Characters of a field's name that an error message repeats."""
 _MAX_FIELDS = 32
-"""More than any endpoint has."""
+"""Fields of a request: more than any endpoint has."""
 _MAX_FIELD_BYTES = 4096
-"""More than any parameter accepts."""
+"""Bytes of a text field: more than any parameter accepts."""
 _MAX_PART_BYTES = 2**20
-"""Most bytes of a form's text field that are read, to name a field that is too long."""
+"""Bytes of a form's text field that are read, so that the error can name a field that is too long."""
 _MAX_FILE_NAME = 255
 """Characters of a file's name that a response repeats."""
 _MAX_VALUES = 1000
@@ -252,7 +252,7 @@ def _decode_base64(text: object) -> bytes:
 
 
 def _numbered(uploads: list[Upload]) -> list[Upload]:
-    """Add their position to the names of several images."""
+    """Add the position to the field of each of several images."""
     if len(uploads) < 2:
         return uploads
     return [dataclasses.replace(upload, field=f"image[{i}]") for i, upload in enumerate(uploads)]

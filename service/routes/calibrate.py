@@ -37,10 +37,10 @@ MAX_REASONS = 20
     openapi_extra=request_schema(CalibrateParams, max_images=2000),
 )
 async def calibrate(request: Request, jobs: Jobs) -> Response:
-    """Calibrate a copy of a model on good images, with which its verdicts then compare. The copy gets a new name.
+    """Calibrate a copy of a model on good images, to which its verdicts then compare other images.
 
-    Send at least 39 images, as files or zips; all are resized to the model's size. Some are used to estimate what is
-    usual, the others to rank images. The response reports what share of altered and foreign images the new model
+    Send at least 39 images, as files or zips; all are resized to the model's size. Some are used to estimate the
+    statistics, the others to rank images. The response reports what share of altered and foreign images the new model
     detects. Files that are not images are skipped and listed. This takes minutes: `Prefer: respond-async` does not wait
     for it.
 
@@ -85,7 +85,7 @@ async def _check_name(jobs: JobService, name: str) -> None:
 
 
 async def _unpack(request: Request, jobs: JobService, uploads: list[Upload]) -> list[Upload]:
-    """Return the files that were sent, those of zips by their names. Raises the 422 `Problem` for too many."""
+    """Return the uploaded files, with zips unpacked. Raises the 422 `Problem` for too many."""
     limit = jobs.settings.max_calibration_images
     files: list[Upload] = []
     for upload in uploads:

@@ -38,7 +38,7 @@ LastEventId = Annotated[
 ]
 
 _PROGRESS_HEADER = {
-    "description": "The moment of the preview, as in the events: a dictionary (RFC 9651).",
+    "description": "The progress at the time of the preview, as in the events: a dictionary (RFC 9651).",
     "schema": {"type": "string"},
     "example": "stage=noisy_sampling, step=12, total=32, done=0",
 }
@@ -159,7 +159,7 @@ async def delete(job_id: JobId, request: Request, jobs: Jobs) -> None:
                **problem_responses(401, 404, 422, 503, kinds=(*_PROBLEMS, "no-preview"))},
 )  # fmt: skip
 async def preview(job_id: JobId, request: Request, jobs: Jobs) -> Response:
-    """Return the current images of a running job, and their moment in X-Progress; 404 while there is no preview.
+    """Return the current images of a running job, and its progress in X-Progress; 404 while there is no preview.
 
     ```
     curl localhost:8000/jobs/$ID/preview -o preview.png
@@ -217,7 +217,7 @@ async def events(job_id: JobId, request: Request, jobs: Jobs, last_event_id: Las
 
 
 class _ClosingStream(StreamingResponse):
-    """A stream that calls `close` at its end, also if the client disconnects before its first byte."""
+    """A stream that calls `close` at its end, even if the client disconnects before the first byte."""
 
     def __init__(
         self, content: AsyncGenerator[bytes], close: Callable[[], None], headers: dict[str, str], media: str

@@ -41,8 +41,8 @@ class Models(BaseModel):
 async def models(jobs: Jobs) -> Models:
     """Return name, version, size, classes, default settings, calibration, batching, metrics and card of every model.
 
-    `default` marks the one that serves requests which name no model: that of NCML_DEFAULT_MODEL, else the bundled one,
-    else the first by name.
+    `default` marks the model of requests that name none: that of NCML_DEFAULT_MODEL, else the bundled one, else the
+    first by name.
 
     ```
     curl localhost:8000/models
@@ -79,7 +79,7 @@ async def model(
 
 
 def _mark_default(jobs: JobService, models: list[ModelDescriptor], served: list[ModelDescriptor]) -> list[ServedModel]:
-    """Return models as they are served; none is the default if the setting names a model that is not served."""
+    """Return the models with their mark; none is the default if the setting names a model that is not served."""
     try:
         default = jobs.select_model(served, None)[0]
     except Problem:

@@ -23,8 +23,8 @@ from worker.descriptors import Calibration, ModelDescriptor
 router = APIRouter(tags=["images"])
 
 MAX_RAW_BYTES = 4 * 2**20
-"""Bytes up to which the pixels of an image for tiles cross the queue, or up to the size of its file if that is larger;
-else the file does, which has been decoded within the limits once."""
+"""Size up to which a scan's pixels are sent to the worker even if the image file is smaller. Beyond it, the smaller of
+the two is sent; a file has been decoded within the limits before."""
 
 
 @router.post(
@@ -50,9 +50,9 @@ async def score(request: Request, jobs: Jobs) -> Response:
     the model was calibrated on. The verdict always uses the conditions of the calibration, independently of `class` and
     `noise`.
 
-    With `tile=1` one large image is split into overlapping tiles instead, and judged in three views of them: its worst
-    tile, its sharpest peak and its mean. If the model's tiles are calibrated, the response has the image's rank among
-    whole good images over all views, and the score and the box of the view that points at a change most clearly.
+    With `tile=1` one large image is split into overlapping tiles instead, and judged by three views of their scores:
+    the worst tile, the sharpest peak and the mean. If the model's tiles are calibrated, the response has the image's
+    rank among whole good images over all views, and score and box of the view in which it differs most from them.
     This takes as long as scoring every tile; `Prefer: respond-async` does not wait for it.
 
     ```
@@ -174,7 +174,7 @@ def _check_statistics(params: ScoreParams, model: ModelDescriptor) -> tuple[str,
 
 
 def _check_calibration(params: ScoreParams, model: ModelDescriptor) -> Calibration | None:
-    """Return the calibration that judges, if there is one, after checking its name."""
+    """Return the calibration of the verdict, if there is one, after checking its name."""
     name = params.calibration
     if name is None:
         return model.default_calibration

@@ -132,7 +132,7 @@ def test_a_forwarded_address_is_believed_from_named_proxies_only(port: int) -> N
 
 
 def test_the_limit_of_open_files_bounds_the_connections() -> None:
-    code = "from service.server import most_connections; print(most_connections(4096))"
+    code = "from service.server import connection_limit; print(connection_limit(4096))"
     for files, connections in ((256, 256 - RESERVED_FILES), (8192, 4096)):
         done = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True,
