@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def calibrate_copy(model: Model, job: CalibrateJob, directories: Sequence[Path], on_progress: OnProgress) -> Calibrated:
     """Calibrate a copy of a model, and move it into the first writable directory when it is complete.
 
-    Raises `InputError` for images that cannot calibrate it, for a name that exists, and without a writable directory.
+    Raises `InputError` for unsuitable images, for a name that exists, and if no directory is writable.
     """
     directory = _writable_directory(directories)
     folder = directory / job.name

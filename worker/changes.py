@@ -1,4 +1,4 @@
-"""Changes of jobs: one connection of this process wakes everything in it that follows a job.
+"""Notifications of changed jobs: one connection per process wakes all followers of a job in it.
 
 The scripts in `lua/` publish the ids of jobs whose state or progress changed. Messages carry no data: a follower that
 wakes up reads the job itself, so a lost message only costs time.
@@ -64,21 +64,21 @@ class Changes:
         self._pool = client.connection_pool
         self._followers: dict[str, set[Follower]] = {}
         self._listener: asyncio.Task[None] | None = None
-        self._tried = asyncio.Event()
+        self._first_attempt = asyncio.Event()  # set once the first subscription has succeeded or failed
 
     @contextlib.asynccontextmanager
     async def follow(self, job_id: str, *, progress: bool = False) -> AsyncGenerator[Follower]:
         """Yield a follower of a job's state, and of its progress if requested.
 
-        What changes after this call wakes it. While the server cannot be reached, nothing does.
+        Changes after this call wake it. Nothing wakes it while the server is unreachable.
         """
         if self._listener is None:
-            self._tried = asyncio.Event()
+            self._first_attempt = asyncio.Event()
             self._listener = asyncio.create_task(self._listen())
         follower = Follower(progress=progress)
         self._followers.setdefault(job_id, set()).add(follower)
         try:
-            await self._tried.wait()
+            await self._first_attempt.wait()
             yield follower
         finally:
             self._followers[job_id].discard(follower)
@@ -103,7 +103,7 @@ class Changes:
                             self._dispatch(message)
                 except (redis.RedisError, OSError) as error:
                     log.warning("changes of jobs are not received: %s", error)
-                    self._tried.set()
+                    self._first_attempt.set()
                     await asyncio.sleep(RECONNECT_S)
 
     def _dispatch(self, message: dict[str, Any]) -> None:
@@ -113,8 +113,8 @@ class Changes:
                 for follower in self._followers.get(job_id, ()):
                     if follower.progress or not is_progress:
                         follower.wake()
-        elif is_progress:  # both subscriptions are confirmed: look at what was missed before
-            self._tried.set()
+        elif is_progress:  # both subscriptions are confirmed: wake all, since earlier changes may have been missed
+            self._first_attempt.set()
             for followers in self._followers.values():
                 for follower in followers:
                     follower.wake()

@@ -17,7 +17,7 @@ from ncml.limits import MAX_IMAGES_PER_REQUEST, MAX_SEED, MAX_STEPS, Keep
 from ncml.sampling.options import SamplingOptions
 
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-"""Names of new models: of ordinary characters, so that they are the names of folders everywhere."""
+"""Names of new models: only characters that are valid in folder names on every system."""
 
 
 class Lane(StrEnum):
@@ -87,7 +87,7 @@ class Pixels(FrozenModel):
     data: bytes
 
     @model_validator(mode="after")
-    def _size(self) -> Self:
+    def _check_size(self) -> Self:
         if len(self.data) != self.height * self.width * 3:
             raise ValueError(
                 f"data has {len(self.data)} bytes; {self.height} x {self.width} RGB needs "
@@ -121,14 +121,14 @@ class ScoreJob(_Job):
     map: bool = Field(default=False, description="also return bits/dim for each pixel")
     ood: bool = Field(default=True, description="also return a verdict, if the model is calibrated; False: one pass")
     calibration: str | None = Field(
-        default=None, max_length=64, description="name of the calibration that judges; None: default"
+        default=None, max_length=64, description="name of the calibration of the verdict; None: default"
     )
     statistic: str | None = Field(default=None, description="the statistic of the verdict; None: the calibration's")
     statistics: tuple[str, ...] | Literal["all"] = Field(default=(), description="statistics to return, by name")
     sanity: bool = Field(default=False, description="also score the image with every least significant bit flipped")
 
     @model_validator(mode="after")
-    def _one_shape(self) -> Self:
+    def _check_sizes(self) -> Self:
         if len({(image.height, image.width) for image in self.images}) > 1:
             raise ValueError("images differ in size; send images of the model's size")
         return self
@@ -143,19 +143,19 @@ class ScanJob(_Job):
     """Judge an image larger than the model by its overlapping tiles."""
 
     task: Literal[Task.SCAN] = Task.SCAN
-    pixels: bytes | None = Field(default=None, description="of the image, uint8 HWC RGB; None: it is sent as a file")
+    pixels: bytes | None = Field(default=None, description="uint8 HWC RGB; None: the image is sent as a file")
     file: bytes | None = Field(
-        default=None, min_length=1, description="the image file, which was decoded before; its pixels are far larger"
+        default=None, min_length=1, description="the image file, already decoded once; sent if its pixels are larger"
     )
-    height: int = Field(ge=1, description="of the image in pixels, as is the width; a larger image is not decoded")
-    width: int = Field(ge=1)
+    height: int = Field(ge=1, description="height of the image in pixels; a larger image is not decoded")
+    width: int = Field(ge=1, description="width of the image in pixels")
     tile_size: int | None = Field(
         default=None, ge=1, description="shorter side in pixels; None: the calibrated one, or the model's"
     )
     map: bool = Field(default=False, description="also return the score of each tile")
 
     @model_validator(mode="after")
-    def _one_image(self) -> Self:
+    def _check_content(self) -> Self:
         if (self.pixels is None) == (self.file is None):
             raise ValueError("an image is sent as pixels or as a file")
         if self.pixels is not None and len(self.pixels) != self.height * self.width * 3:
@@ -193,7 +193,7 @@ class SamplingJob(_Job):
     temperature: float | None = Field(default=None, allow_inf_nan=False, description="None: the model's")
 
     @model_validator(mode="after")
-    def _seeds_fit(self) -> Self:
+    def _check_seeds(self) -> Self:
         if self.seed + self.n - 1 > MAX_SEED:
             raise ValueError(f"seed + n - 1 exceeds {MAX_SEED}; choose a smaller seed")
         return self
@@ -227,7 +227,7 @@ class CalibrateJob(_Job):
     """Calibrate a copy of the model on good images, which becomes a new model with this name."""
 
     task: Literal[Task.CALIBRATE] = Task.CALIBRATE
-    name: str = Field(pattern=MODEL_NAME, max_length=64, description="of the new model folder")
+    name: str = Field(pattern=MODEL_NAME, max_length=64, description="name of the new model folder")
     images: int = Field(ge=1, description="number of images, each of this height and width")
     height: int = Field(ge=1, le=4096)
     width: int = Field(ge=1, le=4096)
@@ -236,7 +236,7 @@ class CalibrateJob(_Job):
     skipped: tuple[str, ...] = Field(default=(), description="why other images were not used, a sentence each")
 
     @model_validator(mode="after")
-    def _whole(self) -> Self:
+    def _check_size(self) -> Self:
         if len(self.pixels) != self.images * self.height * self.width * 3:
             raise ValueError(f"pixels has {len(self.pixels)} bytes, which is not {self.images} images")
         return self

@@ -33,9 +33,9 @@ class Power(FrozenModel):
 
     images: int = Field(description="held-out images that were judged, unchanged and after each change")
     good: float = Field(description="share of the unchanged images that is flagged")
-    processed: dict[str, float] = Field(description="the same after processing that hardly shows, by its name")
-    altered: dict[str, float] = Field(description="the same after a standard alteration, by its name")
-    foreign: dict[str, float] = Field(description="the same of images from elsewhere, by their kind")
+    processed: dict[str, float] = Field(description="share flagged after barely visible processing, by its name")
+    altered: dict[str, float] = Field(description="share flagged after a standard alteration, by its name")
+    foreign: dict[str, float] = Field(description="share flagged of foreign images, by their kind")
 
 
 class Calibration(FrozenModel):
@@ -44,8 +44,8 @@ class Calibration(FrozenModel):
     version: str = Field(description="digest of the calibration, 64 hex digits")
     statistic: str = Field(description="default statistic of the verdict")
     false_positive_rate: float = Field(description="share of in-distribution images that are flagged as OOD")
-    threshold: float = Field(description="of that statistic; a higher score is OOD")
-    thresholds: dict[str, float] = Field(description="of every statistic")
+    threshold: float = Field(description="threshold of that statistic; a higher score is OOD")
+    thresholds: dict[str, float] = Field(description="threshold of every statistic")
     n_fit: int = Field(description="held-out images that the statistics are estimated on")
     n_rank: int = Field(description="other held-out images, among which an image is ranked")
     smallest_p: float = Field(description="smallest possible p-value, 1 / (n_rank + 1)")
@@ -53,18 +53,18 @@ class Calibration(FrozenModel):
     weakness: str = Field(default="", description='why the calibration is weak, in a clause; "" if it is not')
     power: Power | None = Field(default=None, description="what it flags; null if that was not measured")
     preprocessing: str = Field(description="rules that resized its images to the model's size")
-    histograms: dict[str, Histogram] = Field(description="of the statistics over the ranking images")
+    histograms: dict[str, Histogram] = Field(description="histogram of every statistic over the ranking images")
 
 
 class TileCalibration(FrozenModel):
     """The calibration that gives verdicts on images in tiles."""
 
     version: str = Field(description="digest of the calibration, 64 hex digits")
-    height: int = Field(description="of a tile in pixels, as is the width")
-    width: int
+    height: int = Field(description="height of a tile in pixels")
+    width: int = Field(description="width of a tile in pixels")
     false_positive_rate: float = Field(description="share of good images that are flagged as OOD")
-    threshold: float = Field(description="of the view worst_tile")
-    thresholds: dict[View, float] = Field(default={}, description="by view; an image above any of them is OOD")
+    threshold: float = Field(description="threshold of the view worst_tile")
+    thresholds: dict[View, float] = Field(default={}, description="threshold by view; an image above any is OOD")
     n_fit: int = Field(description="good images whose tiles the statistic is estimated on")
     n_rank: int = Field(description="other good images, among which an image is ranked")
     smallest_p: float = Field(description="smallest possible p-value, up to 3 / (n_rank + 1) with three views")
@@ -72,7 +72,7 @@ class TileCalibration(FrozenModel):
 
 
 class Batching(FrozenModel):
-    """How a worker samples batches on a CPU so that a seed gives the same bytes in each."""
+    """How a worker samples batches on a CPU so that a seed gives the same bytes in every batch."""
 
     groups: Literal["fast", "fixed"] = Field(description="groups in which batches are sampled; fixed ones are slower")
     check: Literal["passed", "failed", "error", "skipped"] = Field(
@@ -89,7 +89,7 @@ class ModelDescriptor(FrozenModel):
     height: int
     width: int
     classes: tuple[str, ...] = Field(description="() for a model without classes")
-    noise: float = Field(description="grey levels at T: the largest noise")
+    noise: float = Field(description="largest noise level, at t = T, in grey levels")
     keeps: tuple[Keep, ...] = Field(description="known halves from which images are completed exactly")
     start_noise: float | None = Field(default=None, description="the default start noise in grey levels; null: `noise`")
     solver: str = Field(description="the default solver")
@@ -98,7 +98,7 @@ class ModelDescriptor(FrozenModel):
     temperature: float = Field(default=1.0, description="the default; 1: the model as trained")
     stepped_solver: str = Field(description="the default solver for more than one step")
     solvers: dict[str, int] = Field(
-        description="every solver and its default number of steps; one with 1 takes no other number"
+        description="every solver and its default number of steps; a solver with 1 accepts no other number"
     )
     preprocessing: Preprocessing
     calibrations: dict[str, Calibration] = Field(
@@ -107,14 +107,14 @@ class ModelDescriptor(FrozenModel):
     tiles: TileCalibration | None = None
     batching: Batching | None = Field(
         default=None,
-        description="of the latest worker that generates; null on a GPU, where images may differ between batches",
+        description="how the latest generating worker samples; null on a GPU, where images may differ between batches",
     )
     metrics: dict[str, float] = Field(default={})
     card: str = Field(default="", description="markdown")
 
     @property
     def default_calibration(self) -> Calibration | None:
-        """The one that judges for requests that name none."""
+        """The calibration of requests that name none."""
         return self.calibrations.get("default")
 
     @property

@@ -37,7 +37,7 @@ RESCAN_S = 2.0
 
 PROGRESS_S = 0.1
 PREVIEW_S = 0.2
-"""The least time between two reports, and between two reports with previews."""
+"""Minimum seconds between two reports, and between two reports with previews."""
 
 JobType = TypeVar("JobType")
 
@@ -122,7 +122,7 @@ class BatchRunner:
                     self._fail({job_id: job}, error)
         for job_id in self._dropped & batch.jobs.keys():
             self._outcomes[job_id] = Outcome()
-        seconds = time.monotonic() - self._started
+        seconds = time.monotonic() - self._started_at
         return Done(batch.number, self._outcomes, seconds, dict(self._stages), _device_memory(self._device))
 
     def _reset(self, batch: Batch) -> None:
@@ -130,8 +130,8 @@ class BatchRunner:
         self._outcomes = {job_id: Outcome() for job_id in batch.jobs}
         self._done = dict.fromkeys(batch.jobs, 0)
         self._stages: dict[str, float] = {}
-        self._started = self._marked = time.monotonic()
-        self._reported = self._previewed = time.monotonic()
+        self._started_at = self._stage_started_at = time.monotonic()
+        self._reported_at = self._previewed_at = time.monotonic()
 
     def _attempt(self, jobs: Mapping[str, Job]) -> Exception | None:
         """Compute jobs together; return the error that ended the computation, if any."""
@@ -189,7 +189,7 @@ class BatchRunner:
 
     def _compute_chunk(self, model: Model, rows: list[_Row], size: int, job_ids: Collection[str]) -> None:
         """Append the results of rows, whose jobs share a batch key, to the outcomes; `size` images or tiles at once."""
-        self._marked = time.monotonic()
+        self._stage_started_at = time.monotonic()
         match rows[0].job:
             case ScoreJob() as job:
                 self._score(model, job, rows, size, job_ids)
@@ -220,7 +220,8 @@ class BatchRunner:
         )
         self._add_time("score")
         for row, score in zip(rows, scores, strict=True):
-            attributes = {name: getattr(score, name) for name in Score.model_fields}  # as a mapping, it has columns
+            # read as attributes, because the library's `Score` is also a mapping, whose keys are table columns
+            attributes = {name: getattr(score, name) for name in Score.model_fields}
             self._outcomes[row.id].scores.append(Score.model_validate(attributes, from_attributes=True))
 
     def _scan(self, model: Model, job: ScanJob, rows: list[_Row], size: int, job_ids: Collection[str]) -> None:
@@ -292,11 +293,11 @@ class BatchRunner:
         now = time.monotonic()
         # The finished noisy sample can be shown only now, so it is sent however recent the last report is.
         finished = previews_of is not None and progress.done == progress.total
-        if finished or now - self._reported >= PROGRESS_S:
-            self._reported = now
+        if finished or now - self._reported_at >= PROGRESS_S:
+            self._reported_at = now
             previews: Previews = {}
-            if previews_of and (finished or now - self._previewed >= PREVIEW_S):
-                self._previewed = now
+            if previews_of and (finished or now - self._previewed_at >= PREVIEW_S):
+                self._previewed_at = now
                 previews = previews_of()
             self._pipe.send(Step(progress.stage, progress.done, progress.total, dict(self._done), previews))
 
@@ -312,8 +313,8 @@ class BatchRunner:
     def _add_time(self, stage: str) -> None:
         """Add the time since the last call to a stage."""
         now = time.monotonic()
-        self._stages[stage] = self._stages.get(stage, 0.0) + now - self._marked
-        self._marked = now
+        self._stages[stage] = self._stages.get(stage, 0.0) + now - self._stage_started_at
+        self._stage_started_at = now
 
 
 def _jobs(rows: Sequence[_Row], job_type: type[JobType]) -> list[JobType]:

@@ -10,7 +10,7 @@
     ncml:blob:{id}:preview   a Preview
     ncml:waiting             hash: bytes of the jobs that wait, by lane
     ncml:changes:state, ncml:changes:progress   channels: ids of jobs, separated by spaces, that changed
-    ncml:workers             sorted set: names of workers; ncml:worker:{name}: what a worker publishes, which lapses
+    ncml:workers             sorted set: names of workers; ncml:worker:{name}: what a worker publishes, until it lapses
     rq:wip:*, rq:finished:*, rq:failed:*, rq:canceled:*   RQ's registries, for RQ's tools; nothing here reads them
 
 The scripts build key names themselves, so this needs one Redis (or Valkey) server rather than a cluster.

@@ -1,4 +1,4 @@
-"""Leases: claim jobs, keep them, give them back and end them, each by one atomic script.
+"""Leases: claim, renew, requeue and finish jobs, each by one atomic script.
 
 A claimed job is leased: it belongs to the holder of its token until the lease lapses, and any worker may take a lapsed
 one. Every script checks the token, so a worker that resumes after its lease has lapsed changes nothing.
@@ -50,6 +50,7 @@ class Claim:
 
 
 Standing = Literal["held", "canceled", "lost"]
+"""Of a claim: still leased; leased, and its cancellation was accepted; taken by another worker."""
 
 
 class Leases:
@@ -106,15 +107,15 @@ class Leases:
             self.queue.finish(claim.id, claim.origin, ending, token=claim.token, lapsed=lapsed, client=pipe)
         return [bool(ended) for ended in pipe.execute()]
 
-    def give_back(
+    def requeue(
         self, claims: Iterable[Claim], *, alone: bool = False, refund: bool = False, lapsed: bool = False
     ) -> list[bool]:
-        """Put claims back at the front of their queues; return for each whether this call did.
+        """Put claims back at the front of their queues; return for each whether this call moved it.
 
         `alone`: compute each job alone from now on. `refund`: do not count the attempt.
         """
         pipe = self._redis.pipeline(transaction=False)
-        for claim in reversed(list(claims)):  # each is put in front of the one before
+        for claim in reversed(list(claims)):  # each is put in front of the previous one
             self._requeue(
                 keys=[LEASES, job_key(claim.id), queue_key(claim.origin),
                       wake_key(Lane(claim.origin.split(":")[1])), f"rq:wip:{claim.origin}"],
@@ -156,7 +157,7 @@ class Leases:
         self.finish(endings, lapsed=True)
         moved = 0
         for alone, claims in retries.items():
-            for claim, done in zip(claims, self.give_back(claims, alone=alone, lapsed=True), strict=True):
+            for claim, done in zip(claims, self.requeue(claims, alone=alone, lapsed=True), strict=True):
                 moved += done
                 if done:
                     log.warning("job taken from a silent worker", extra={"job": claim.id, "attempts": claim.attempts})
@@ -171,5 +172,5 @@ class Leases:
         return [value or b"" for value in values]
 
     def preview(self, job_id: str, preview: Preview) -> None:
-        """Keep a job's preview for a while, in place of the one before."""
+        """Store a job's preview, in place of the previous one, until its time to live ends."""
         self._redis.set(preview_key(job_id), preview.model_dump_json(), ex=self.queue.result_ttl_s)

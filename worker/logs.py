@@ -1,4 +1,4 @@
-"""Structured logs: one JSON object a line on standard error, with whatever `extra` a record carries."""
+"""Structured logs: one JSON object per line on standard error, with the `extra` fields of each record."""
 
 import json
 import logging
@@ -9,10 +9,10 @@ _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as JSON: time (UTC), level, logger, message, then its extras such as `job` and `request`."""
+    """Formats records as JSON: time (UTC), level, logger, message, then extra fields such as `job` and `request`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line."""
+        """Return the record as one line of JSON."""
         entry: dict[str, object] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
@@ -26,7 +26,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure(level: int | str = logging.INFO, formatter: logging.Formatter | None = None) -> None:
-    """Send every logger of this process there, and what libraries warn of."""
+    """Send the records of all loggers of this process, and all warnings, to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter or JsonFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)

@@ -25,7 +25,7 @@ def load(folder: Path, *, device: str) -> "ncml.Model":
 
 
 def _is_set(name: str) -> bool:
-    """Return whether an environment variable is 1 or true; raise `NcmlError` unless it is, or 0, false or unset."""
+    """Return whether an environment variable is 1 or true rather than 0, false or unset; refuse other values."""
     value = os.environ.get(name, "").lower()
     if value not in ("", "0", "false", "1", "true"):
         raise NcmlError(f"{name} must be 1 or 0, not {value!r}")
@@ -74,7 +74,7 @@ def main(
     if not 0 <= metrics_port < 2**16:
         raise NcmlError(f"--metrics-port must be 0 to 65535, not {metrics_port}")
     check_device_name(device)
-    batching_setting()  # which the engine reads
+    batching_setting()  # refuses an invalid NCML_BATCHING before the engine reads it
     url = redis_url or os.environ.get("NCML_REDIS_URL", "redis://localhost:6379/0")
     try:
         queue = JobQueue.from_url(with_password(url, os.environ.get("NCML_REDIS_PASSWORD_FILE")))

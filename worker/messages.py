@@ -67,7 +67,7 @@ class Catalogue:
 
 
 Previews = dict[str, tuple[int, int, int, bytes]]
-"""The images of some jobs as they look now: number, height, width, and uint8 NHWC bytes."""
+"""The current images of some jobs: number, height, width, and uint8 NHWC bytes."""
 
 
 @dataclass(frozen=True)

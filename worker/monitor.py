@@ -1,4 +1,4 @@
-"""What operators and routes ask the queue's server: whether it accepts jobs, how many wait, and which workers live."""
+"""The state of the queue for operators and routes: whether it accepts jobs, how many wait, and which workers live."""
 
 import logging
 import time
@@ -24,7 +24,7 @@ class QueueMonitor:
         self._client = client
         self._probe = script(client, "probe")
         self._workers: dict[bytes, PublishedWorker | None] = {}
-        """By payload, each parsed once, since payloads seldom change; None for one of another version."""
+        """Parsed payloads, kept because they seldom change; None for a payload of another version."""
 
     def ping(self) -> bool:
         """Return whether the server answers."""
@@ -51,7 +51,7 @@ class QueueMonitor:
         return sum(lane in worker.info.lanes for worker in workers), _served_models(workers)
 
     def pace(self, lane: Lane) -> float:
-        """Return the jobs per second of a lane's live workers together, as they measured; 0 before any has."""
+        """Return the jobs per second of a lane, as measured by its live workers together; 0 before the first batch."""
         return sum(worker.pace.get(lane, 0.0) for worker in self.workers())
 
     def depths(self) -> list[QueueDepth]:

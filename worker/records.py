@@ -19,7 +19,7 @@ VIEW_FIELDS = (
 """The fields that `read_view` reads."""
 
 MAX_PAYLOAD_BYTES = 256 * 2**20
-"""Most bytes of a job as JSON: more than a request body of the largest size in base64."""
+"""Maximum bytes of a job as JSON: more than the largest request body takes in base64."""
 
 RQ_STATUS = {
     JobStatus.SUCCEEDED: ("finished", "finished"),

@@ -13,7 +13,7 @@ from worker.contract import FrozenModel, JobStatus, Priority, Task
 
 
 def _float_bytes(value: Any) -> Any:
-    """Turn a numpy array into its little-endian float32 bytes, without importing numpy."""
+    """Convert a numpy array to its little-endian float32 bytes, without importing numpy."""
     return value.astype("<f4").tobytes() if hasattr(value, "astype") else value
 
 
@@ -84,14 +84,14 @@ class Scan(FrozenModel):
 
     height: int
     width: int
-    tile_height: int = Field(description="of a tile in pixels, as is the width")
-    tile_width: int
-    is_even: bool = Field(default=True, description="all neighbouring tiles overlap alike; false: the last two may not")
-    rows: int = Field(description="of tiles, as are the columns")
-    columns: int
+    tile_height: int = Field(description="height of a tile in pixels")
+    tile_width: int = Field(description="width of a tile in pixels")
+    is_even: bool = Field(default=True, description="whether all neighbours overlap equally; else the last two may not")
+    rows: int = Field(description="rows of tiles")
+    columns: int = Field(description="columns of tiles")
     view: View = Field(
-        description="the view in which the image lies furthest beyond good ones; score, threshold, box and tiles are of"
-        " this view"
+        description="the view in which the image differs most from good ones; score, threshold, box and tiles belong "
+        "to it"
     )
     score: float = Field(description="OOD score")
     p_value: float | None = Field(

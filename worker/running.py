@@ -97,7 +97,7 @@ class RunningJob:
 
 @dataclass
 class Pace:
-    """Jobs per second of a lane while it is busy: over its latest batches, with weights that fall by 0.8 a batch."""
+    """Jobs per second of a lane while it is busy: a mean over batches, each weighted 0.8 times as much as the next."""
 
     jobs: float = 0.0
     seconds: float = 0.0

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 def record_job(tracer: Tracer, entry: RunningJob, ending: Ending, batch: Collection[RunningJob]) -> None:
     """Record a job that has ended: how long it waited, and its computation with the stages of its batch.
 
-    The computation links the requests of the other jobs in the batch. The stages are one after the other, each as long
-    as all of its parts took.
+    The computation links the requests of the other jobs in the batch. Its stages follow one another, each as long as
+    all parts of the stage together.
     """
     from opentelemetry.trace import SpanKind, StatusCode
 
@@ -45,9 +45,9 @@ def record_job(tracer: Tracer, entry: RunningJob, ending: Ending, batch: Collect
     )
     if ending.error:
         span.set_status(StatusCode.ERROR, ending.error.detail)
-    stage_ns, within = started_ns, parse_context(format_traceparent(span))
+    stage_ns, computation = started_ns, parse_context(format_traceparent(span))
     for stage, seconds in entry.stages.items():
-        stage_span = tracer.start_span(stage, within, start_time=stage_ns)
+        stage_span = tracer.start_span(stage, computation, start_time=stage_ns)
         stage_ns += int(seconds * 1e9)
         stage_span.end(stage_ns)
     span.end(max(ended_ns, stage_ns))

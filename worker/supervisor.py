@@ -54,7 +54,7 @@ class EngineSupervisor:
         return None
 
     def note(self, message: Message) -> None:
-        """Remember which folder is being loaded; publish a catalogue."""
+        """Process a message that is not about a batch: record which folder is being loaded, or publish a catalogue."""
         self._opening = message if isinstance(message, Opening) else None
         if isinstance(message, Catalogue):
             self._publish(message)

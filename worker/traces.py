@@ -1,8 +1,8 @@
 """Traces with OpenTelemetry: from an HTTP request through the queue to the stages of the engine.
 
-Off, and the SDK is not imported, unless the standard variables ask for traces: OTEL_TRACES_EXPORTER (`otlp`,
-`console`) or OTEL_EXPORTER_OTLP_ENDPOINT. A job carries the `traceparent` of its request (W3C Trace Context) in its
-record, not in its payload, so that workers without traces ignore it. `worker.spans` records the jobs.
+Traces are off, and the SDK is not imported, unless a standard variable requests them: OTEL_TRACES_EXPORTER (`otlp`,
+`console`) or OTEL_EXPORTER_OTLP_ENDPOINT. The `traceparent` of a job's request (W3C Trace Context) is in the job's
+record rather than its payload, so that workers without traces ignore it. `worker.spans` records the jobs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _EXPORTERS = {"otlp": "otlp_proto_http"}
 
 
 def are_requested() -> bool:
-    """Return whether the environment asks for traces."""
+    """Return whether the environment requests traces."""
     exporter = os.environ.get("OTEL_TRACES_EXPORTER", "")
     endpoints = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
     has_exporter = bool(exporter) or any(os.environ.get(name) for name in endpoints)

@@ -100,14 +100,14 @@ class BatchWorker(SimpleWorker):
         self._was_idle = True
         self._paces: dict[Lane, Pace] = {}
 
-    # -- the worker's life
+    # -- the worker's life cycle
 
     def work(self, *args: Any, **kwargs: Any) -> bool:
-        """Serve until SIGTERM or SIGINT; return whether it ended in order."""
+        """Serve until SIGTERM or SIGINT; return True."""
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, self._on_signal)
         try:
-            while not self._registered():
+            while not self._register():
                 if self._stop_at is not None:
                     return True
             while self._stop_at is None:
@@ -133,7 +133,7 @@ class BatchWorker(SimpleWorker):
         if self._stop_at is None:
             self._stop_at = time.monotonic() + self.settings.drain_s
 
-    def _registered(self) -> bool:
+    def _register(self) -> bool:
         with self._outages():
             self.register_birth()
             try:
@@ -273,7 +273,7 @@ class BatchWorker(SimpleWorker):
                 return
             if isinstance(message, Step):
                 last_message = now
-                self._note(running, message)
+                self._store_progress(running, message)
             elif isinstance(message, Opening | Catalogue):
                 with self._outages():
                     self._supervisor.note(message)
@@ -282,14 +282,14 @@ class BatchWorker(SimpleWorker):
                 return
             if self._stop_at is not None and now > self._stop_at:
                 log.warning("no time left to finish %d jobs; returning them to their queues", len(running))
-                self._retry(lambda: self.leases.give_back([entry.claim for entry in running.values()], refund=True))
+                self._retry(lambda: self.leases.requeue([entry.claim for entry in running.values()], refund=True))
                 return
             if now - last_tick >= TICK_S:
                 last_tick = now
                 with self._outages():
                     self._tick(engine, running, now - started)
 
-    def _note(self, running: dict[str, RunningJob], step: Step) -> None:
+    def _store_progress(self, running: dict[str, RunningJob], step: Step) -> None:
         """Store the previews of a step, and prepare the progress event of each job."""
         for entry in running.values():
             if preview := entry.preview(step):
@@ -364,7 +364,7 @@ class BatchWorker(SimpleWorker):
             error = JobError(reason="engine", detail=f"the engine {reason} twice while computing the job")
             self._end([(claims[0], Ending(JobStatus.FAILED, error))], running)
         elif claims:
-            moved = self._retry(lambda: self.leases.give_back(claims, alone=True))
+            moved = self._retry(lambda: self.leases.requeue(claims, alone=True))
             self.metrics.retries.labels("engine").inc(sum(moved))
         self._supervisor.replace(reason)
 
@@ -391,7 +391,7 @@ class BatchWorker(SimpleWorker):
                 record_job(self._tracer, entry, ending, running.values())
 
     def _retry(self, step: Callable[[], list[bool]]) -> list[bool]:
-        """Carry out a step once the server answers. Give up after the lease: other workers own the jobs by then."""
+        """Retry a step until the server answers; give up after the leases have lapsed, when others own the jobs."""
         deadline = time.monotonic() + 2 * self.settings.lease_s
         while True:
             with self._outages():

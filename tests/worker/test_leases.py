@@ -75,7 +75,7 @@ def test_a_server_short_of_memory_refuses_new_jobs_and_ends_the_others(queue: Jo
         queue.cancel(ids[1])
         queue.redis.config_set("maxmemory", used // 2)  # results of jobs accepted earlier may exceed it
         assert leases.renew(claims, {ids[0]: '{"kind": "progress"}'}) == ["held"]
-        assert leases.give_back(claims) == [True]
+        assert leases.requeue(claims) == [True]
         _, claims = leases.claim(1)
         assert leases.finish([(claims[0], Ending(JobStatus.SUCCEEDED, blob=bytes(1000)))]) == [True]
     finally:
@@ -87,7 +87,7 @@ def test_a_server_short_of_memory_refuses_new_jobs_and_ends_the_others(queue: Jo
 def test_a_job_that_must_run_alone_shares_no_batch(queue: JobQueue) -> None:
     leases = Leases(queue, [Lane.GENERATE], "w")
     suspect = queue.submit(GenerateJob(model="m"))
-    leases.give_back(leases.claim(8)[1], alone=True)
+    leases.requeue(leases.claim(8)[1], alone=True)
     before = [queue.submit(GenerateJob(model="m", priority=Priority.HIGH)) for _ in range(2)]
     after = queue.submit(GenerateJob(model="m"))
 

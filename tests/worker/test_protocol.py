@@ -108,8 +108,8 @@ class Protocol(RuleBasedStateMachine):
         self.end(claims, 1, JobStatus.FAILED)
 
     @rule(claims=consumes(claims), alone=st.booleans(), refund=st.booleans())
-    def give_back(self, claims: list[Claim], alone: bool, refund: bool) -> None:
-        moved = self.workers[0].give_back(claims, alone=alone, refund=refund)
+    def requeue(self, claims: list[Claim], alone: bool, refund: bool) -> None:
+        moved = self.workers[0].requeue(claims, alone=alone, refund=refund)
         assert moved == [self.holders.get(claim.id) == claim.token for claim in claims]
         for claim, done in zip(claims, moved, strict=True):
             if done:

@@ -291,7 +291,7 @@ def test_a_live_job_has_no_time_to_live(queue: JobQueue) -> None:
     _, claims = leases.claim(1)
     leases.renew(claims, {job_id: '{"kind":"progress"}'})
     assert [queue.redis.ttl(key) for key in keys] == [-1, -1]
-    leases.give_back(claims)
+    leases.requeue(claims)
     assert [queue.redis.ttl(key) for key in keys] == [-1, -1]
     queue.cancel(job_id)
     assert all(0 < queue.redis.ttl(key) <= 3600 for key in keys)
@@ -352,7 +352,7 @@ def test_the_bytes_that_wait_in_a_lane_are_limited(queue: JobQueue) -> None:
     leases = Leases(queue, [Lane.GENERATE], "w")
     claims = leases.claim(1)[1]  # a running job does not wait
     ids.append(queue.submit(large, byte_limit=limit))
-    assert leases.give_back(claims) == [True]  # an accepted job returns in any case
+    assert leases.requeue(claims) == [True]  # an accepted job returns in any case
     with pytest.raises(QueueFull):
         queue.submit(large, byte_limit=limit)
     for job_id in ids:

@@ -1,6 +1,6 @@
--- Cancels a job: ends it if it waits, or asks its worker to end it.
--- KEYS job; ARGV id, the time of its submission ('': whenever), ttl, status, event, field, value, ...
--- returns 'missing', 'ended', 'canceled' or 'asked'
+-- Cancels a job: ends it if it waits, or requests its worker to end it.
+-- KEYS job; ARGV id, the time of its submission ('': any), ttl, status, event, field, value, ...
+-- returns 'missing', 'ended', 'canceled' or 'requested'
 local id, now = ARGV[1], clock()
 local record = fields_of(KEYS[1], 'task', 'submitted', 'outcome', 'status', 'origin')
 if not record[1] or (ARGV[2] ~= '' and tonumber(record[2]) ~= tonumber(ARGV[2])) then return 'missing' end
@@ -11,4 +11,4 @@ if record[4] == 'queued' and leave_queue('rq:queue:' .. origin, id, KEYS[1]) the
   return 'canceled'
 end
 redis.call('HSET', KEYS[1], 'cancel', '1')
-return 'asked'
+return 'requested'

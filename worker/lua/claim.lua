@@ -36,19 +36,20 @@ for k = 2, #KEYS do
   for _, id in ipairs(redis.call('LRANGE', KEYS[k], 0, scan - 1)) do
     if closed then break end
     local job = 'rq:job:' .. id
-    local h = fields_of(job, 'status', 'batch_key', 'n', 'alone', 'start_by')
-    local n, alone, start_by = tonumber(h[3]), h[4] == '1' or not h[2], tonumber(h[5])
+    local record = fields_of(job, 'status', 'batch_key', 'n', 'alone', 'start_by')
+    local status, key, n, start_by = record[1], record[2] or '', tonumber(record[3]), tonumber(record[5])
+    local alone = record[4] == '1' or key == ''
     n = n and n >= 1 and n < 1e6 and math.floor(n) or 1
-    if h[1] ~= 'queued' or not string.match(id, '^[%w_-]+$') then
+    if status ~= 'queued' or not string.match(id, '^[%w_-]+$') then
       leave_queue(KEYS[k], id, job)
     elseif start_by and start_by < now then
-      claim(KEYS[k], id, job, n, true, h[2] or '')
+      claim(KEYS[k], id, job, n, true, key)
     elseif batch_key == '' then
-      claim(KEYS[k], id, job, n, false, h[2] or '')
-      batch_key, taken = h[2] or '', n
+      claim(KEYS[k], id, job, n, false, key)
+      batch_key, taken = key, n
       closed = alone or taken >= room
-    elseif h[2] == batch_key and not alone and taken + n <= room then
-      claim(KEYS[k], id, job, n, false, h[2])
+    elseif key == batch_key and not alone and taken + n <= room then
+      claim(KEYS[k], id, job, n, false, key)
       taken = taken + n
       closed = taken >= room
     end

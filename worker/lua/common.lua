@@ -54,7 +54,7 @@ end
 
 local function short_of_memory() -- a quarter is reserved for accepted jobs, and for what workers publish
   local memory = redis.call('INFO', 'memory')
-  local most = tonumber(string.match(memory, 'maxmemory:(%d+)'))
-  return most > 0 and tonumber(string.match(memory, 'used_memory:(%d+)')) > 0.75 * most
+  local limit = tonumber(string.match(memory, 'maxmemory:(%d+)'))
+  return limit > 0 and tonumber(string.match(memory, 'used_memory:(%d+)')) > 0.75 * limit
 end
 

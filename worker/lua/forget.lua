@@ -1,5 +1,5 @@
 -- Deletes an ended job with everything that belongs to it.
--- KEYS job, events, blob, preview; ARGV the time of its submission ('': whenever)
+-- KEYS job, events, blob, preview; ARGV the time of its submission ('': any)
 -- returns 'missing', 'live' or 'forgotten'
 local record = fields_of(KEYS[1], 'task', 'submitted', 'outcome', 'status')
 if not record[1] or (ARGV[1] ~= '' and tonumber(record[2]) ~= tonumber(ARGV[1])) then return 'missing' end
