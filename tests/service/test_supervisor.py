@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -70,21 +69,22 @@ def test_stop_goes_by_stages_and_leaves_no_descendant(tmp_path: Path) -> None:
     polite = python(
         "import signal, sys, time\n"
         f"def bye(*_): open({str(journal)!r}, 'a').write(sys.argv[1]); sys.exit()\n"
-        "signal.signal(signal.SIGTERM, bye); print('up', flush=True); time.sleep(600)"
+        f"signal.signal(signal.SIGTERM, bye); open({str(tmp_path)!r} + '/ready' + sys.argv[1], 'w')\n"
+        "time.sleep(600)"
     )
     stubborn = python(
         "import signal, subprocess, sys, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         f"subprocess.Popen({SLEEP!r})\n"
-        "signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+        "time.sleep(600)"
     )
     first, second = Child("first", [*polite, "1"]), Child("second", [*polite, "2"])
     third = Child("stubborn one", stubborn)
     supervisor = Supervisor([[first], [second, third]], tmp_path, print, grace_s=1.0)
     supervisor.start_due()
     parents = [psutil.Process(child.process.pid) for child in supervisor.children if child.process]
-    until(parents[-1].children)
+    until(lambda: parents[-1].children() and all((tmp_path / f"ready{number}").exists() for number in (1, 2)))
     family = [*parents, *parents[-1].children()]
-    time.sleep(1)  # until signal handlers are installed
     supervisor.stop()
     assert journal.read_text() == "21"
     assert len(family) == 4

@@ -33,14 +33,15 @@ def test_a_progress_stream_is_capped_and_keeps_its_latest_entries(queue: JobQueu
 
 
 def test_an_ended_job_frees_its_input_and_later_expires(queue: JobQueue) -> None:
+    queue.result_ttl_s = 3
     leases = Leases(queue, [Lane.GENERATE], "w")
-    ids = [queue.submit(GenerateJob(model="m", start_within_s=1.0)) for _ in range(20)]
+    ids = [queue.submit(GenerateJob(model="m")) for _ in range(20)]
     claims = leases.claim(64)[1]
     leases.preview(ids[0], Preview(stage="refine", step=1, total=2, n=1, height=1, width=1, data=b"abc"))
     assert leases.finish([(claim, Ending(JobStatus.SUCCEEDED, blob=b"abc")) for claim in claims]) == [True] * 20
     assert queue.blob(f"ncml:blob:{ids[0]}") == b"abc"
     assert not queue.redis.hget(f"rq:job:{ids[0]}", "data")
-    time.sleep(1.2)
+    time.sleep(3.2)
     later = queue.submit(GenerateJob(model="m"))
     queue.cancel(later)
     left = {key.decode() for key in queue.redis.keys("*")}

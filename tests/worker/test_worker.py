@@ -488,7 +488,7 @@ def test_rq_tools_list_the_worker_and_can_suspend_it(fleet: Fleet) -> None:
     assert worker.queue_names()[:2] == ["ncml:score:high", "ncml:generate:high"]
     assert {queue.name for queue in rq.Queue.all(connection=redis)} == set()
     suspend(redis)
-    time.sleep(1.5)
+    time.sleep(4)  # the worker looks at least once a second
     job_id = fleet.queue.submit(score())
     time.sleep(0.5)
     assert fleet.queue.view(job_id).status is JobStatus.QUEUED
