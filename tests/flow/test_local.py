@@ -107,7 +107,7 @@ def test_serve_responds_and_ctrl_c_leaves_nothing(start: Callable[[], Stack]) ->
     assert stack.interrupt() == 0
     assert alive(family) == []
     with pytest.raises(httpx2.ConnectError):
-        httpx2.get(f"{stack.url}/healthz")
+        httpx2.get(f"{stack.url}/healthz", timeout=60)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends the children of a killed parent at once")
