@@ -11,7 +11,7 @@ Format 1, numbers little-endian:
     streams   one for each group of 64 images: 32-bit words of a range coder, pixel by pixel in raster order, red,
               green and blue, the images of the group in turn
 
-An archive has no random parts. A processor that rounds differently decodes other images, which the digest detects:
+An archive has no random parts. A processor that rounds differently would decode other images, which the digest detects:
 decoding is guaranteed for one build of PyTorch, kind of processor and number of threads.
 """
 
@@ -47,7 +47,7 @@ class Header(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     model: str
-    """Name of the model, for readers; the version identifies it."""
+    """Name of the model, for information only: the version identifies it."""
     height: int
     width: int
     torch: str
@@ -60,13 +60,13 @@ class Header(BaseModel):
 
 @dataclass(frozen=True)
 class Archive:
-    """What an archive contains."""
+    """The content of an archive."""
 
     header: Header
     digest: bytes
-    """Of the pixels."""
+    """The result of `digest` for the pixels."""
     streams: list[NDArray[np.uint32]]
-    """One for each of `groups`."""
+    """The words of the range coder, one stream for each of `groups`."""
 
 
 def write_archive(
@@ -109,7 +109,7 @@ def read_archive(archive: bytes, model: Description) -> Archive:
 
 
 def check_names(names: Sequence[str], count: int) -> None:
-    """Raise `InputError` for names that cannot be those of the images of an archive: file names without extension."""
+    """Raise `InputError` unless these are `count` different file names, valid UTF-8, without folder and extension."""
     if len(names) != count or not all(map(_is_name, names)):
         raise InputError("files", "every image needs a file name, without a folder.")
     if invalid := next((name for name in names if name.encode(errors="replace").decode() != name), None):
@@ -119,15 +119,15 @@ def check_names(names: Sequence[str], count: int) -> None:
 
 
 def digest(pixels_NHWC: NDArray[np.uint8]) -> bytes:
-    """Return the start of the SHA-256 of pixels."""
+    """Return the first 16 bytes of the SHA-256 of pixels, uint8 in raster order."""
     return hashlib.sha256(pixels_NHWC.tobytes()).digest()[:16]
 
 
 def groups(n: int) -> list[slice]:
-    """Return the images of each stream."""
+    """Return the range of images of each stream, given the number of images."""
     return [slice(start, min(start + GROUP, n)) for start in range(0, n, GROUP)]
 
 
 def _is_name(name: str) -> bool:
-    """Return whether this is a plain file name: no folder, not hidden, no way out of a folder."""
+    """Return whether this is a plain file name: not hidden, without folder or drive."""
     return bool(name) and not name.startswith(".") and not set(name) & set("/\\:\0") and PurePath(name).name == name

@@ -71,7 +71,7 @@ def read_halves(
 
 
 def class_indices(classes: Classes, n: int, names: Sequence[str]) -> list[int]:
-    """Return the class of each of n images as its index among `names`; their number stands for no class."""
+    """Return the class of each of n images as its index in `names`; `len(names)` stands for no class."""
     class_B = [classes] * n if isinstance(classes, str) or not isinstance(classes, Iterable) else list(classes)
     if len(class_B) != n:
         raise InputError("classes", f"there are {len(class_B)} classes for {n} images; give one for each.")
@@ -81,7 +81,7 @@ def class_indices(classes: Classes, n: int, names: Sequence[str]) -> list[int]:
 def image_seeds(seeds: int | Sequence[int], n: int) -> list[int]:
     """Return the seed of each of n images: consecutive ones from a single seed."""
     if not isinstance(seeds, Iterable):
-        first = seeds if isinstance(seeds, int | np.integer) else -1  # which is refused
+        first = seeds if isinstance(seeds, int | np.integer) else -1  # refused below
         seeds = [first + i for i in range(n)]
     seed_B = list(seeds)
     if len(seed_B) != n:

@@ -13,7 +13,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from reprlib import repr as quote
@@ -79,7 +79,7 @@ class Description:
 
     @property
     def noise(self) -> float:
-        """Grey levels at T: the largest noise."""
+        """The largest noise level, at t = T, in grey levels."""
         return largest_noise(self.config.sde)
 
     @property
@@ -99,7 +99,7 @@ def save(
 ) -> str:
     """Write a model folder, replacing each file atomically, and return its version; remove earlier calibrations.
 
-    dtype: that the parameters are stored in, torch.bfloat16 or the network's own.
+    dtype: the type in which parameters are stored, such as torch.bfloat16; None: the network's own.
     """
     from ncml import weights
 
@@ -246,7 +246,7 @@ def digest(config: Config, weights: Path) -> str:
 
 
 def card_metadata(*, license: str | None = None, datasets: Sequence[str] = ()) -> str:
-    """Return the front matter of a card, YAML as the Hugging Face Hub reads it. Every line is JSON, too."""
+    """Return the front matter of a card, YAML as the Hugging Face Hub reads it; every value is written as JSON."""
     values = {
         "license": license,
         "library_name": "ncml",
@@ -330,7 +330,7 @@ def read_json(path: Path, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
 
 
 def _read_file(path: Path, max_bytes: int) -> bytes:
-    """Return the content of a file; raise ValueError, without reading on, if it has more than `max_bytes`."""
+    """Return the content of a file; raise ValueError, without reading the remainder, beyond `max_bytes`."""
     with path.open("rb") as file:
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
@@ -343,7 +343,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     replace_file(path, lambda new: new.write_text(json.dumps(value, indent=2) + "\n"))
 
 
-def replace_file(path: Path, write: Any) -> None:
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Replace a file atomically: write a new one next to `path`, then rename it."""
     new = path.with_name(f".{path.name}.new")
     write(new)

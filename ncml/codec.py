@@ -29,7 +29,7 @@ from ncml.sampling.conditions import Conditions
 range_coding: Any = constriction.stream  # pyright: ignore[reportAttributeAccessIssue] - a compiled module without stubs
 
 GREY_LEVELS = 256
-"""Values of a channel."""
+"""Number of values of a channel."""
 MIN_MASS = 1e-30
 """Lower bound of a component's mass, which could underflow; the coder gives every level at least 2^-24."""
 
@@ -99,10 +99,10 @@ def _row_counter(on_progress: OnProgress, stage: str, start: int, n: int, height
 
 
 OnRow = Callable[[int, int], bool]
-"""(rows done, images of the group)."""
+"""(rows done, images of the group) -> whether to stop."""
 
 Coder = Callable[[int, int, int, NDArray[np.float32]], NDArray[np.int32]]
-"""(row, column, channel, probabilities [B, 256]) -> the levels there, [B]."""
+"""(row, column, channel, probabilities [B, 256]) -> the levels at that position, [B]."""
 
 
 def _encode(model: Model, pixels_BHWC: NDArray[np.uint8], on_row: OnRow) -> NDArray[np.uint32]:

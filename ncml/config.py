@@ -24,7 +24,8 @@ SOLVERS = {"tweedie": 1, "euler-maruyama": 20, "heun": 10, "predictor-corrector"
 """Refinement solvers and their default number of steps."""
 
 DEFAULT_SOLVER = "tweedie"
-"""One score evaluation; the others cost twenty and look no better at the bundled model's size."""
+"""It takes one evaluation of the score function; the others take about twenty, and their images look no better at the
+bundled model's size."""
 
 STEPPED_SOLVER = "euler-maruyama"
 """The default solver for more than one step: the reverse SDE."""
@@ -97,7 +98,7 @@ class SDEConfig:
     grey_levels: Annotated[float, Field(gt=0, le=10_000)] = 10.0
     """Standard deviation of the noise at T on the 0..255 scale; T is solved from it."""
     end_time: Annotated[float | None, Field(gt=0, le=1)] = None
-    """T given literally; overrides `grey_levels`."""
+    """T itself; overrides `grey_levels`."""
     beta_min: Annotated[float, Field(ge=1e-6, le=1000)] = 0.1
     beta_max: Annotated[float, Field(ge=1e-6, le=1000)] = 20.0
     sigma_min: Annotated[float, Field(ge=1e-6, le=1000)] = 0.01
@@ -120,9 +121,9 @@ class TrainingConfig:
     """Length of the run in images; an image counts each time it is drawn."""
     batch_size: Count = 32
     learning_rate: Rate = 2e-3
-    """Of Adam."""
+    """Learning rate of Adam."""
     muon_learning_rate: Rate | None = None
-    """Of Muon, which trains the matrices of the network's body (`ncml.training.optimizer`); None: Adam trains all."""
+    """Learning rate of Muon for the matrices of the network's body (`ncml.training.optimizer`); None: Adam only."""
     embedding_lr_multiplier: Rate = 1.0
     """The learning rate of class and orientation embeddings, as a multiple of Adam's."""
     warmup_images: Annotated[int, Field(ge=0, le=10**15)] = 20_000
@@ -130,7 +131,7 @@ class TrainingConfig:
     cooldown_fraction: Share = 0.3
     """Share of the run, at its end, over which the learning rate falls linearly to 0."""
     betas: tuple[Share, Share] = (0.9, 0.99)
-    """Of Adam."""
+    """Decay rates of Adam's moving averages."""
     ema_images: Annotated[float, Field(gt=0, le=1e15)] = 32_000
     """Horizon of the weights' moving average in images: its decay per step is 1 - batch_size / ema_images."""
     grad_clip: Annotated[float, Field(gt=0, le=1e15)] = 1.0
@@ -219,7 +220,7 @@ class SamplingDefaults:
 
 
 def smoke() -> Config:
-    """Seconds on a CPU: for tests, and for trying the pipeline. 8x8, two classes."""
+    """For tests, and for trying the pipeline: 8x8, two classes, seconds on a CPU."""
     return Config(
         recipe="smoke",
         model=ModelConfig(
@@ -270,7 +271,7 @@ def cifar10_base() -> Config:
 
 
 def _muon(training: TrainingConfig) -> TrainingConfig:
-    """Set the optimiser up as `docs/training.md` describes and measures it."""
+    """Return the settings with Muon as `docs/training.md` describes and measures it."""
     return replace(
         training,
         batch_size=16,
@@ -359,7 +360,7 @@ def _at_64(config: Config, recipe: str) -> Config:
 
 
 def paper_literal(config: Config, sde: Literal["ve", "vp", "sub-vp"]) -> Config:
-    """The recipe with the paper's literal T (VE .5, VP .1, sub-VP .025) under the usual SDE constants.
+    """Return the configuration with the paper's literal T (VE .5, VP .1, sub-VP .025) under the usual SDE constants.
 
     On [-1, 1] data that is noise of 90, 41 and 1.1 grey levels, although the paper's text says about 10.
     """
@@ -368,7 +369,7 @@ def paper_literal(config: Config, sde: Literal["ve", "vp", "sub-vp"]) -> Config:
 
 
 def maximum_likelihood(config: Config) -> Config:
-    """The recipe trained by plain maximum likelihood: mu puts all of its mass at t = 0."""
+    """Return the configuration for plain maximum likelihood: mu puts all of its mass at t = 0."""
     return replace(config, training=replace(config.training, clean_probability=1.0))
 
 

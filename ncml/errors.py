@@ -44,7 +44,7 @@ class TooCostly(InputError):
 
 
 class NotAnImage(InputError):
-    """The bytes are not an image in a supported format, or are cut short."""
+    """The bytes are not an image in a supported format, or are incomplete."""
 
 
 class ModelError(NcmlError):
@@ -68,6 +68,6 @@ class ServiceError(NcmlError):
         self.kind = kind
         """The kind of problem, such as `queue-full`; see docs/api.md."""
         self.field = field
-        """The invalid parameter, if one is."""
+        """The invalid parameter, if there is one."""
         self.request_id = request_id
         """The id of the request in the service's log."""

@@ -17,10 +17,10 @@ TRAINING_NAMES = {
     "cooldown": "cooldown_fraction",
     "clip": "grad_clip",
 }
-"""Fields of `TrainingConfig` that were renamed: the name in format 1, and today's."""
+"""Fields of `TrainingConfig` that were renamed: the name in format 1, and the current one."""
 
 ADDED: dict[str, float | None] = {"muon_learning_rate": None, "embedding_rate": 1.0, "split": 50, "crop": None}
-"""Fields that earlier folders lack, with the value that their absence means: left out at that value."""
+"""Fields that earlier folders lack, with the value that their absence means; format 1 omits them at that value."""
 
 
 def upgrade(config: dict[str, Any]) -> dict[str, Any]:

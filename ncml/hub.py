@@ -55,7 +55,7 @@ def parse(reference: str) -> tuple[str, str | None]:
 def fetch(reference: str) -> Description:
     """Fetch a model into the Hub's cache, or find it there, and check it; raise `InputError` or `ModelError`."""
     repository, revision = parse(reference)
-    with _explaining(repository, revision):
+    with _translate_errors(repository, revision):
         import huggingface_hub
 
         folder = huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=list(FILES))
@@ -70,7 +70,7 @@ def fetch(reference: str) -> Description:
 def pull(reference: str, out: Path) -> Description:
     """Fetch a model and copy it to a folder; raise `InputError` if the folder holds something else.
 
-    A folder that holds the same version gets the Hub's card and calibrations. Nothing is left behind by a failure.
+    A folder that holds the same version gets the Hub's card and calibrations. A failure leaves no new folder behind.
     """
     fetched = fetch(reference)
     checkpoint.check_copy(fetched.folder, out)
@@ -108,7 +108,7 @@ def push(
     description = checkpoint.describe(find_model(model))
     checkpoint.check_version(description)
     card = published_card(description, license)
-    with _explaining(repository_id, revision):
+    with _translate_errors(repository_id, revision):
         import huggingface_hub
         from huggingface_hub import CommitOperationAdd
 
@@ -129,7 +129,7 @@ def push(
 
 
 def published_card(description: Description, license: str | None) -> str:
-    """Return the card of a model with the Hub's metadata; those that it has are kept.
+    """Return the card of a model with metadata for the Hub; existing metadata are kept.
 
     Raises `InputError` if they are not valid YAML.
     """
@@ -150,8 +150,8 @@ def published_card(description: Description, license: str | None) -> str:
 
 
 @contextlib.contextmanager
-def _explaining(repository: str, revision: str | None) -> Generator[None]:
-    """Raise `InputError`, in one sentence, for the errors of the Hub and of the connection to it."""
+def _translate_errors(repository: str, revision: str | None) -> Generator[None]:
+    """Raise `InputError`, in one sentence, for errors of the Hub and of the connection to it."""
     from huggingface_hub import constants, errors
 
     place = f"{repository}@{revision}" if revision else repository
@@ -163,7 +163,7 @@ def _explaining(repository: str, revision: str | None) -> Generator[None]:
         ) from error
     except errors.GatedRepoError as error:
         raise InputError(
-            "token", f"{place} needs its owner's permission: ask for it on its page, and set HF_TOKEN."
+            "token", f"{place} needs its owner's permission: request access on its page, and set HF_TOKEN."
         ) from error
     except errors.RevisionNotFoundError as error:
         raise InputError(
@@ -182,7 +182,7 @@ def _explaining(repository: str, revision: str | None) -> Generator[None]:
         status = getattr(error.response, "status_code", None)
         if status in (401, 403):
             raise InputError(
-                "token", f"the Hub refuses the token for {repository}: set HF_TOKEN to one that may."
+                "token", f"the Hub refuses the token for {repository}: set HF_TOKEN to one with access."
             ) from error
         raise InputError("model", f"the Hub refuses {place}: {' '.join(str(error).split())[:300]}") from error
     except (ConnectionError, errors.HTTPError) as error:  # pyright: ignore[reportPrivateImportUsage]

@@ -9,22 +9,22 @@ from typing import Literal, SupportsFloat, SupportsIndex
 from ncml.errors import InputError
 
 MAX_SEED = 2**53 - 1
-"""The largest seed: the largest integer that every JSON reader keeps exactly."""
+"""The largest seed: the largest integer that every JSON parser represents exactly."""
 
 MAX_STEPS = 1000
-"""The most refinement steps."""
+"""Maximum number of refinement steps."""
 
 MAX_HEADER_BYTES = 4 * 2**20
-"""The largest header of a file of weights: names and shapes of some 30,000 tensors."""
+"""Maximum size of the header of a weights file: names and shapes of some 30,000 tensors."""
 
 MAX_IMAGES_PER_CALL = 1024
-"""The most images that one call of the library samples: they are sampled together, at some megabytes each."""
+"""Maximum images that one call of the library samples: they are sampled together, at some megabytes each."""
 
 MAX_IMAGES_PER_REQUEST = 64
-"""The most images that one request may send or ask for; a worker with a smaller batch works in chunks."""
+"""Maximum images that one request may send or request; a worker with a smaller batch works in chunks."""
 
 MIN_TUNING_IMAGES = 16
-"""The fewest images that `ncml tune` generates with each candidate, and compares them with."""
+"""Minimum images that `ncml tune` generates with each candidate, and of the data that it compares them with."""
 
 Keep = Literal["top", "bottom", "left", "right"]
 """The known half of an image that is completed."""
@@ -35,7 +35,7 @@ View = Literal["worst_tile", "peak", "mean"]
 """A view of a large image in tiles (`ncml.ood.views`)."""
 
 VIEWS: tuple[View, ...] = ("worst_tile", "mean", "peak")
-"""In the order in which a calibration adds them; each further one needs more ranking images."""
+"""The views in the order in which a calibration adds them; each additional one needs more ranking images."""
 
 
 def check_count(field: str, value: SupportsIndex, maximum: int | None = None) -> int:

@@ -83,7 +83,7 @@ class Model:
         self.height, self.width = description.height, description.width
         self.classes: tuple[str, ...] = description.classes
         self.noise: float = description.noise
-        """Grey levels at T: the largest noise."""
+        """The largest noise level, at t = T, in grey levels."""
         self.keeps: tuple[Keep, ...] = description.keeps
         """The known halves that are completed exactly."""
         self.statistics = build_statistics(self.config)
@@ -129,17 +129,17 @@ class Model:
 
     @property
     def batching(self) -> Batching | None:
-        """How batches are sampled on a CPU with the present number of threads; the first time, this runs the check.
+        """How batches are sampled on a CPU with the current number of threads; the first call runs the check.
 
         None on other devices, where a seed gives the same bytes only in the same batch.
         """
         return None if self.device.type != "cpu" else self._batching(NO_TILT)
 
     def _batching(self, tilt: Tilt) -> Batching:
-        kind = torch.get_num_threads(), tilt
-        if kind not in self._batchings:
-            self._batchings[kind] = choose_batching(self.network, self._batching_setting, tilt)
-        return self._batchings[kind]
+        key = torch.get_num_threads(), tilt
+        if key not in self._batchings:
+            self._batchings[key] = choose_batching(self.network, self._batching_setting, tilt)
+        return self._batchings[key]
 
     def score(
         self,
@@ -164,10 +164,10 @@ class Model:
             but no noise is added, so that scores are deterministic.
         ood: return a verdict for each image, if the model is calibrated. Statistics use their own conditions: the null
             class and the noise levels of `ncml.ood`, whatever `classes` and `noise` are. False: one pass.
-        calibration: the name of the calibration that judges; None: default.
+        calibration: the name of the calibration of the verdict; None: default.
         statistic: the statistic of the verdict; None: the calibration's.
-        statistics: names of statistics to return, or "all": those of the calibration, or without one those that need
-            none.
+        statistics: names of statistics to return, or "all": those of the calibration, or without a calibration those
+            that need none.
         sanity: also score each image with the lowest bit of every value flipped, at t = 0 and the null class.
         preprocess: crop and resize images of another size than the model's, as the service does; images of exactly
             its size are never changed. False refuses those of another size.
@@ -180,14 +180,14 @@ class Model:
         pixels, files = read_images(images, self.height, self.width, preprocess=preprocess)
         class_B = torch.tensor(class_indices(classes, len(pixels), self.classes))
         t = self._time(noise)
-        judge = self.calibrations.select(calibration)
+        selected = self.calibrations.select(calibration)
         verdict_statistic, names = self.calibrations.select_statistics(
-            judge, self.statistics, statistic, statistics, with_verdict=ood
+            selected, self.statistics, statistic, statistics, with_verdict=ood
         )
         scores: list[Score] = []
         for start in range(0, len(pixels), batch_size):
             batch = slice(start, start + batch_size)
-            scores += self._score(pixels[batch], class_B[batch], t, map, judge, verdict_statistic, names, sanity)
+            scores += self._score(pixels[batch], class_B[batch], t, map, selected, verdict_statistic, names, sanity)
             callback(Progress("score", len(scores), len(pixels)))
         for score, file in zip(scores, files, strict=True):
             score.file = file
@@ -249,10 +249,10 @@ class Model:
         batch_size: int = 32,
         callback: OnProgress = ignore_progress,
     ) -> Scan:
-        """Score an image of any size in overlapping tiles, and judge it in three views of them.
+        """Score an image of any size in overlapping tiles, and judge it by three views of their scores.
 
         image: a path, a PIL image or uint8 [H, W, 3].
-        side: of a tile in pixels; None: the calibration's, or the model's size. Without a calibration of tiles
+        side: shorter side of a tile in pixels; None: the calibration's, or the model's. Without a calibration of tiles
             (`ncml calibrate --tile`) there is a map, but no p-value.
         callback: called with the number of tiles scored.
 
@@ -389,9 +389,9 @@ class Model:
         groups: list[Group] = []
         tilts = [plan.tilt.for_class(has_class=index < len(self.classes)) for index in plan.class_B.tolist()]
         for tilt in dict.fromkeys(tilts):
-            members = [member for member, its_tilt in enumerate(tilts) if its_tilt == tilt]
-            seeds = [plan.seeds[member] for member in members]
-            groups += self._batching(tilt).divide(seeds, members, tilt.rows_per_image)
+            indices = [i for i, image_tilt in enumerate(tilts) if image_tilt == tilt]
+            seeds = [plan.seeds[i] for i in indices]
+            groups += self._batching(tilt).divide(seeds, indices, tilt.rows_per_image)
         return GroupedSampler(groups)
 
     def _time(self, noise: float) -> float:

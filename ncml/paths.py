@@ -1,4 +1,4 @@
-"""Paths: where model folders are searched for, which is the default, and the files of a command's arguments.
+"""Paths: the search path of model folders, the default model, and the files of a command's arguments.
 
 Does not import torch.
 """
@@ -14,7 +14,7 @@ BUNDLED_MODEL = "cifar10"
 
 
 def search_path() -> tuple[Path, ...]:
-    """Return the directories that hold model folders; of two folders with the same name, the first counts.
+    """Return the directories that hold model folders; of two folders with the same name, the first takes precedence.
 
     They are those of the environment variable NCML_MODELS, separated like PATH; by default ./models and the models that
     come with this package.
@@ -44,7 +44,7 @@ def default_model(names: Iterable[str], setting: str) -> str | None:
 
 
 def default_name(names: Iterable[str]) -> str | None:
-    """Return the name of the default model among these, as the environment variable NCML_DEFAULT_MODEL sets it."""
+    """Return the default model among these names; the environment variable NCML_DEFAULT_MODEL takes precedence."""
     return default_model(names, os.environ.get("NCML_DEFAULT_MODEL", "").partition("@")[0])
 
 

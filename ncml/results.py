@@ -27,7 +27,7 @@ class Verdict:
     statistic: str
     score: float
     p_value: float
-    """The share of images of the calibrated distribution that score at least as high, estimated from ranks."""
+    """Estimated share of in-distribution images that score at least as high, from ranks."""
     threshold: float
     is_ood: bool
     """score > threshold: the p-value is at most the calibrated false-positive rate."""
@@ -57,7 +57,7 @@ class Score(Mapping[str, Any]):
         self.bpd = bpd
         """Bits per dimension, exact at noise 0; lower means more likely."""
         self.log_likelihood = log_likelihood
-        """Nats of the whole image; at noise > 0 a log-density per grey level."""
+        """Log-likelihood of the whole image in nats; at noise > 0 that of a density per grey level."""
         self.map = map
         """Bits per dimension of each pixel given those before it, [H, W]; its mean is `bpd`. None if not requested."""
         self.ood = ood
@@ -114,26 +114,27 @@ class Scan:
     """A large image, judged by its tiles. Score, threshold, box and grid are those of one view."""
 
     view: View
-    """The view in which the image lies furthest beyond good ones."""
+    """The view in which the image differs most from good ones."""
     score: float
     p_value: float | None
-    """Of all views together; None if tiles are not calibrated."""
+    """The p-value over all views; None if tiles are not calibrated."""
     threshold: float | None
-    """Of the view."""
+    """The threshold of the view."""
     is_ood: bool | None
     """Whether the image is above the threshold of any view."""
     box: Box
     """The part that the view points at: a tile, a window of 5x5 pixels of the model's size, or the whole image."""
     tile: TileSize
     height: int
-    """Of the image."""
+    """Height of the image in pixels."""
     width: int
+    """Width of the image in pixels."""
     views: Mapping[View, ViewVerdict]
     """The image in each view; {} if tiles are not calibrated."""
     is_weak: bool | None
     """Whether the calibration is weak."""
     grid: Scores = field(default_factory=lambda: np.empty((0, 0), np.float32))
-    """The score of each tile in the view, [R, C]; empty if a service was not asked for the map."""
+    """The score of each tile in the view, [R, C]; empty if the map was not requested from a service."""
 
     @property
     def tiles(self) -> int:
@@ -142,7 +143,7 @@ class Scan:
 
     @cached_property
     def map(self) -> Scores:
-        """The tiles' scores blended where they overlap, [H, W]; a tile counts most at its centre."""
+        """The tiles' scores blended where they overlap, [H, W]; a tile's weight is largest at its centre."""
         if not self.grid.size:
             raise InputError("map", "this scan has no map: scan the image with map=True.")
         return blend(self.grid, self.tile, self.height, self.width)

@@ -17,19 +17,18 @@ OUT_OF_MEMORY = re.compile(
 )
 """Messages of PyTorch and the system; their other errors have the same types."""
 
-
 DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d{1,3})?")
 """The names of devices."""
 
 
 def check_device_name(device: str) -> None:
-    """Raise `InputError` for what is not the name of a device; does not import torch."""
+    """Raise `InputError` unless this is the name of a device; does not import torch."""
     if not isinstance(device, str) or not DEVICE.fullmatch(device):
         raise InputError("device", f"there is no device {device!r}: name cpu, cuda or cuda:N.")
 
 
 def problem(device: str) -> str | None:
-    """Return why a device cannot be used, in one line; None if it can. Raises `InputError` for another name."""
+    """Return why a device cannot be used, in one line; None if it can. Raises `InputError` for an invalid name."""
     check_device_name(device)
     import torch
 
@@ -63,8 +62,8 @@ def wait_without_spinning() -> None:
 def use_full_precision() -> None:
     """Turn TF32 off for convolutions on a GPU.
 
-    TF32 keeps ten bits of each number. A score must not depend on the device by more than rounding, nor the sampler's
-    products differ from the network's convolutions.
+    TF32 keeps ten bits of each number. Scores must depend on the device by rounding only, and the sampler's products
+    must not differ from the network's convolutions.
     """
     import torch
 

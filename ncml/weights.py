@@ -1,4 +1,4 @@
-"""The weights of a model folder: written from a network, and read into one after a check of each tensor."""
+"""The weights of a model folder: write those of a network, and read them into one after checking each tensor."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ncml.limits import MAX_HEADER_BYTES
 from ncml.network.ncpn import NCPN
 
 MAX_PARAMETERS = 2**31
-"""Of a network: 8 GiB in fp32."""
+"""Maximum parameters of a network: 8 GiB in fp32."""
 
 
 def write(path: Path, network: NCPN, dtype: torch.dtype | None) -> None:
-    """Write the weights of a network; dtype: that parameters are stored in, None for their own."""
+    """Write the weights of a network; `dtype` is the type in which parameters are stored, None for their own."""
     parameters = {name: parameter.detach().to(dtype) for name, parameter in network.named_parameters()}
     state = {name: tensor.contiguous() for name, tensor in (network.state_dict() | parameters).items()}
     save_file(state, path)

@@ -42,7 +42,7 @@ def adapt(
     description = describe(model, device)
     check_copy(description.folder, out)
     source = open_source(str(data), "train")
-    m = load(description, device)
+    loaded = load(description, device)
     from ncml.calibration import report
     from ncml.training import dataset
     from ncml.training.adapt import adapt as adapt_model
@@ -51,11 +51,11 @@ def adapt(
         print(line, file=sys.stderr, flush=True)
 
     with progress_bar() as on_progress:
-        images = dataset.load(source, m.height, m.width, on_progress=on_progress)
-        for line in images.inventory.lines(m.height, m.width):
+        images = dataset.load(source, loaded.height, loaded.width, on_progress=on_progress)
+        for line in images.inventory.lines(loaded.height, loaded.width):
             print_message(line)
         adapted = adapt_model(
-            m,
+            loaded,
             images,
             out,
             false_positive_rate=false_positive_rate,

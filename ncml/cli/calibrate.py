@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 
 FIT, SPLIT = 2, 7
-"""Of every 7 images, the first 2 estimate and the others rank: the ratio of the held-out parts."""
+"""Of every 7 images, the first 2 are used to estimate and the others to rank, as in training's held-out parts."""
 
 
 def calibrate(
@@ -88,13 +88,15 @@ def calibrate(
         raise InputError("data", f"{data} is not a folder: tiles are calibrated on a folder of large good images.")
     else:
         TileSize.for_model(description.height, description.width, tile_size)
-    m = load(description, device)
+    loaded = load(description, device)
     if tile:
-        result, lines = _calibrate_tiles(m, Path(data), folder, tile_size, false_positive_rate, limit)
+        result, lines = _calibrate_tiles(loaded, Path(data), folder, tile_size, false_positive_rate, limit)
     else:
-        result, lines = _calibrate_images(m, data, folder, split, unseen, tolerances, false_positive_rate, limit, name)
+        result, lines = _calibrate_images(
+            loaded, data, folder, split, unseen, tolerances, false_positive_rate, limit, name
+        )
     if as_json:
-        print_json({"model": identity(m)} | result)
+        print_json({"model": identity(loaded)} | result)
     else:
         unit = "images by their tiles" if tile else "images"
         skipped = f"  ({result['skipped']} could not be read)" if result["skipped"] else ""
@@ -103,7 +105,7 @@ def calibrate(
 
 
 def _calibrate_images(
-    m: "Model",
+    model: "Model",
     source: str,
     folder: Path,
     split: str,
@@ -120,23 +122,23 @@ def _calibrate_images(
     from ncml.training import dataset
 
     with progress_bar() as on_progress:
-        data = dataset.load(source, m.height, m.width, split=split, on_progress=on_progress)
+        data = dataset.load(source, model.height, model.width, split=split, on_progress=on_progress)
         if unseen:
             is_fit = torch.arange(len(data)) % SPLIT < FIT
             parts = data.take(is_fit.nonzero().flatten()), data.take((~is_fit).nonzero().flatten())
         else:
-            split_of = m.config.training.split
+            split_of = model.config.training.split
             parts = data.part("calibration-fit", split_of), data.part("calibration-rank", split_of)
         fit, rank = (part.spread(limit or len(part)).images_NHWC for part in parts)
         try:
             calibration = estimation.calibrate(
-                m,
+                model,
                 fit,
                 rank,
                 false_positive_rate=rate,
                 tolerate=tolerate,
                 name=name,
-                foreign=generate_foreign(m) if unseen else None,
+                foreign=generate_foreign(model) if unseen else None,
                 on_progress=on_progress,
             )
         except InputError as error:
@@ -145,7 +147,7 @@ def _calibrate_images(
             raise InputError(
                 "data", f"{error.detail} If the model was not trained on any of them, --unseen uses all of them."
             ) from error
-    checkpoint.copy(m.folder, folder)
+    checkpoint.copy(model.folder, folder)
     report.save(calibration, folder)
     result = {
         "folder": str(folder),
@@ -166,13 +168,13 @@ def _calibrate_images(
 
 
 def _calibrate_tiles(
-    m: "Model", source: Path, folder: Path, side: int | None, rate: float, limit: int | None
+    model: "Model", source: Path, folder: Path, side: int | None, rate: float, limit: int | None
 ) -> tuple[dict[str, Any], list[str]]:
     from ncml.calibration import report, tiles
 
     readers: list[tuple[Path, Callable[[], NDArray[np.uint8]]]] = []
     skipped = 0
-    tile = TileSize.for_model(m.height, m.width, side)
+    tile = TileSize.for_model(model.height, model.width, side)
     with progress_bar() as on_progress:
         files = list(list_files([source]))
         for index, path in enumerate(files):
@@ -197,7 +199,7 @@ def _calibrate_tiles(
             suspects.extend(printable(part[position][0]) for position in positions)
 
         calibration = tiles.calibrate(
-            m,
+            model,
             [read for _, read in fit],
             [read for _, read in rank],
             side=side,
@@ -205,7 +207,7 @@ def _calibrate_tiles(
             on_suspicious=add_suspects,
             on_progress=on_progress,
         )
-    checkpoint.copy(m.folder, folder)
+    checkpoint.copy(model.folder, folder)
     calibration.save(folder)
     result = {
         "calibration": calibration.version,

@@ -38,8 +38,8 @@ def compress(
     """Compress images of the model's size losslessly into one archive, by arithmetic coding under the model.
 
     Args:
-        files: Images of exactly the model's size, or folders of them: PNG, JPEG, WebP, BMP, TIFF or GIF, of 8-bit
-            colours or grey, without transparency.
+        files: Images of exactly the model's size, or folders of them: PNG, JPEG, WebP, BMP, TIFF or GIF, in 8-bit
+            RGB or grey, without transparency.
         output: The archive to write.
         model: Name or folder of the model; decompressing needs the same model.
         device: Device to compute on: cpu, cuda or cuda:N.
@@ -53,35 +53,33 @@ def compress(
     names = [path.stem for path in paths]
     check_names(names, len(paths))
     check_threads(threads)
-    m = describe(model, device)
+    description = describe(model, device)
     pixels = [images.open_image(path, field=str(path)) for path in paths]
     for path, image in zip(paths, pixels, strict=True):
         height, width, _ = image.shape
-        if (height, width) != (m.height, m.width):
-            raise InputError(
-                "files",
-                f"{path} is {width} x {height} pixels, and {m.name} needs {m.width} x {m.height}: resize it "
-                "first, or omit it.",
-            )
+        if (height, width) != (description.height, description.width):
+            needed = f"{description.name} needs {description.width} x {description.height}"
+            detail = f"{path} is {width} x {height} pixels, and {needed}: resize it first, or omit it."
+            raise InputError("files", detail)
         _check_lossless(path)
     from ncml import codec
 
     use_threads(threads)
-    loaded = load(m, device)
+    loaded = load(description, device)
     with progress_bar() as on_progress:
         archive = codec.compress(loaded, np.stack(pixels), names, on_progress)
     output.write_bytes(archive)
-    values = len(pixels) * 3 * m.height * m.width
+    values = len(pixels) * 3 * description.height * description.width
     bits = 8 * len(archive) / values
     if as_json:
         result = {"file": str(output), "pictures": len(pixels), "bytes": len(archive), "bits_per_dim": bits}
-        print_json({"model": identity(m)} | result)
+        print_json({"model": identity(description)} | result)
     else:
         print(f"{output}  {len(pixels)} images, {len(archive):,} bytes of {values:,}: {bits:.3f} bits/dim")
 
 
 def _check_lossless(path: Path) -> None:
-    """Refuse a file that contains more than 8-bit RGB, which is all that is coded."""
+    """Refuse a file that contains more than 8-bit RGB, the only information that is coded."""
     with Image.open(path) as image:
         for is_lossy, reason in (
             (image.has_transparency_data, "has transparency"),

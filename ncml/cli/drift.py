@@ -58,33 +58,33 @@ def drift(
 
     drift_test.check_alpha(alpha)
     m = LocalModel(describe(model, device), device)
-    judge = m.calibrations.select(calibration)
-    if judge is None:
+    reference = m.calibrations.select(calibration)
+    if reference is None:
         raise ModelError(f"drift is measured relative to a calibration, but {m.uncalibrated}")
     tables = [path for path in files if path.suffix in table.SUFFIXES]
     skipped = SkippedFiles()
     measurements = [
-        *_read_tables(m, judge, tables),
-        *_score_files(m, judge, [path for path in files if path not in tables], skipped),
+        *_read_tables(m, reference, tables),
+        *_score_files(m, reference, [path for path in files if path not in tables], skipped),
     ]
     if not measurements:
         raise InputError("files", f"there are no scored images in {', '.join(map(str, files))}.")
     bpd, score, p_value = np.array(measurements, np.float64).T
-    ranked = judge.ranked
+    ranked = reference.ranked
     result = drift_test.compare(
-        bpd, score, p_value, ranked["bpd"], ranked[judge.statistic], judge.false_positive_rate, alpha
+        bpd, score, p_value, ranked["bpd"], ranked[reference.statistic], reference.false_positive_rate, alpha
     )
     if plot is not None:
         drift_test.plot(plot, bpd, p_value, ranked["bpd"], result, m.name)
     if as_json:
-        print_json({"model": identity(m), "calibration": judge.version, "skipped": skipped.count} | asdict(result))
+        print_json({"model": identity(m), "calibration": reference.version, "skipped": skipped.count} | asdict(result))
     else:
-        for name, shift in (("bits/dim", result.bpd), (judge.statistic, result.score)):
+        for name, shift in (("bits/dim", result.bpd), (reference.statistic, result.score)):
             means = f"mean {shift.mean:.4g} (calibrated {shift.calibrated_mean:.4g})"
             print(f"{name:12} PSI {shift.psi:.3f}  KS {shift.ks:.3f} (p {shift.ks_p:.2g})  {means}")
         interval = f"{result.flagged_low:.1%} to {result.flagged_high:.1%}"
         print(f"{'flagged':12} {result.flagged:.1%} of {result.images} ({interval}); expected {result.expected:.1%}")
-        reason = f"p {result.score.ks_p:.2g} of the KS test of {judge.statistic}, alpha {alpha:g}"
+        reason = f"p {result.score.ks_p:.2g} of the KS test of {reference.statistic}, alpha {alpha:g}"
         print(f"{'drifted' if result.drifted else 'no drift found'} ({reason})")
         skipped.report(skipped.count)
     return int(result.drifted)

@@ -6,7 +6,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from ncml import images
-from ncml.cli.draw import SharedOptions
+from ncml.cli.generate_options import SharedOptions
 from ncml.cli.terminal import progress_bar
 from ncml.limits import Keep
 

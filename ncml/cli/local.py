@@ -1,4 +1,4 @@
-"""A model of this machine, with the methods of `ncml.Model` by which `ncml score` scores. Imports torch to compute."""
+"""A model of this machine, with the methods of `ncml.Model` that `ncml score` calls. Imports torch only to compute."""
 
 import functools
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ class LocalModel:
 
     @functools.cached_property
     def calibrations(self) -> "calibrations.Calibrations[Calibration]":
-        """Those of the model folder."""
+        """The calibrations of the model folder."""
         return calibrations.read(self._description.folder, self.version, self._description.config)
 
     @property
@@ -48,7 +48,7 @@ class LocalModel:
         return load(self._description, self._device)
 
     def statistic_names(self, calibration: "Calibration | None", statistics: str) -> tuple[str, ...]:
-        """Return the names in a list with commas; "all" are those that are available."""
+        """Return the names in a comma-separated list; "all": every available one."""
         if statistics == "all":
             return calibrations.available(calibration, self.statistics)
         return select_names(statistics.split(","), self.statistics)

@@ -47,7 +47,7 @@ FORMER_FLAGS = {
         "--recompute": "--activation-checkpointing",
     }
 }
-"""Flags of each command that were renamed, with today's names: accepted for one release, and not in the help."""
+"""Flags of each command that were renamed, with their current names: accepted for one release, and not in the help."""
 
 EXTRAS = {"torch": "worker", "safetensors": "worker", "httpx2": "client"} | dict.fromkeys(
     ("datasets", "pyarrow", "constriction", "sklearn", "scipy", "matplotlib", "efficientnet_lite_pytorch"), "train"
@@ -93,7 +93,7 @@ def parse(arguments: Sequence[str]) -> Callable[[], int | None]:
 
 
 def _rename_flags(command: str, arguments: Sequence[str]) -> list[str]:
-    """Replace `FORMER_FLAGS` by today's names, with a note on standard error for each."""
+    """Replace `FORMER_FLAGS` by their current names, with a note on standard error for each."""
     renamed: list[str] = []
     for argument in arguments:
         flag, equals, value = argument.partition("=")
@@ -129,7 +129,7 @@ def _deferred(command: Callable[..., Any]) -> Callable[..., functools.partial[An
 
 
 def to_one_line(box: str) -> str:
-    """Return the error box that tyro draws as one line: the error, and the nearest spelling if it suggests one."""
+    """Convert the error box that tyro draws to one line: the error, and the nearest spelling if it suggests one."""
     lines = [line.strip("│ ") for line in box.splitlines()[1:]]  # without its title; no │ where output is ASCII
     sections = [list(part) for rule, part in itertools.groupby(lines, lambda line: not line.strip("─-╰╯")) if not rule]
     sentences = [" ".join(part) for part in sections if "helptext" not in part[0]]

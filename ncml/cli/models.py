@@ -23,22 +23,22 @@ def models(*, as_json: JsonOption = False) -> None:
     default = default_name(folders)
     for folder in folders.values():
         try:
-            m = describe(str(folder))
-            checkpoint.check_version(m)
+            description = describe(str(folder))
+            checkpoint.check_version(description)
         except ModelError as error:
             print(f"ncml: left out: {error}", file=sys.stderr)
             continue
         listed.append(
-            identity(m)
+            identity(description)
             | {
-                "default": m.name == default,
+                "default": description.name == default,
                 "folder": str(folder),
-                "height": m.height,
-                "width": m.width,
-                "classes": list(m.classes),
-                "noise": m.noise,
-                "keeps": list(m.keeps),
-                "metrics": m.metrics,
+                "height": description.height,
+                "width": description.width,
+                "classes": list(description.classes),
+                "noise": description.noise,
+                "keeps": list(description.keeps),
+                "metrics": description.metrics,
             }
         )
     if as_json:
@@ -46,9 +46,10 @@ def models(*, as_json: JsonOption = False) -> None:
     elif not listed:
         print("no model found in", os.pathsep.join(map(str, search_path())))
     else:
-        for m in listed:
-            mark = "  (default)" if m["default"] else ""
-            metrics = "  ".join(f"{name} {value:g}" for name, value in m["metrics"].items())
-            print(f"{m['name']}  {m['version'][:12]}  {m['height']}x{m['width']}  {metrics}  {m['folder']}{mark}")
-            if m["classes"]:
-                print("  classes:", ", ".join(m["classes"]))
+        for model in listed:
+            size = f"{model['height']}x{model['width']}"
+            metrics = "  ".join(f"{name} {value:g}" for name, value in model["metrics"].items())
+            mark = "  (default)" if model["default"] else ""
+            print(f"{model['name']}  {model['version'][:12]}  {size}  {metrics}  {model['folder']}{mark}")
+            if model["classes"]:
+                print("  classes:", ", ".join(model["classes"]))

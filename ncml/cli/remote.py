@@ -1,4 +1,4 @@
-"""A model behind a service, with the methods of `ncml.Model` by which `ncml score` scores. Does not import torch."""
+"""A model of a service, with the methods of `ncml.Model` that `ncml score` calls. Does not import torch."""
 
 import os
 import weakref
@@ -37,7 +37,7 @@ class RemoteCalibration:
     statistics: tuple[str, ...]
 
     @classmethod
-    def of(cls, name: str, document: dict[str, Any]) -> "RemoteCalibration":
+    def from_document(cls, name: str, document: dict[str, Any]) -> "RemoteCalibration":
         """Read a calibration from the document of its model."""
         return cls(
             name=name,
@@ -51,12 +51,12 @@ class RemoteCalibration:
 
     @property
     def is_weak(self) -> bool:
-        """Whether the service calls it weak."""
+        """Whether the service reports that it is weak."""
         return bool(self.weakness)
 
 
 class RemoteModel:
-    """One version of a model, served elsewhere: a run does not mix versions if the service replaces it."""
+    """One version of a service's model: a run does not mix versions if the service replaces the model."""
 
     def __init__(self, client: "Client", document: dict[str, Any]) -> None:
         self._client = client
@@ -65,10 +65,10 @@ class RemoteModel:
         self.height, self.width = int(document["height"]), int(document["width"])
         calibrations = document.get("calibrations") or {}
         self.calibrations = Calibrations(
-            {name: RemoteCalibration.of(name, calibration) for name, calibration in calibrations.items()}, {}
+            {name: RemoteCalibration.from_document(name, entry) for name, entry in calibrations.items()}, {}
         )
         tiles = document.get("tiles")
-        self.tiles = RemoteCalibration.of("tiles", tiles) if tiles else None
+        self.tiles = RemoteCalibration.from_document("tiles", tiles) if tiles else None
         self.uncalibrated = f"the service's model {self.name} is not calibrated: run ncml calibrate where it is served."
 
     @property
@@ -92,11 +92,11 @@ class RemoteModel:
         def report(progress: "JobProgress") -> None:
             callback(Progress("tiles", progress.step, progress.total))
 
-        watched: dict[str, Any] = {} if callback is ignore_progress else {"on_progress": report}
-        return self._client.scan(image, model=self._reference, tile_size=side, map=True, priority="low", **watched)
+        options: dict[str, Any] = {} if callback is ignore_progress else {"on_progress": report}
+        return self._client.scan(image, model=self._reference, tile_size=side, map=True, priority="low", **options)
 
     def statistic_names(self, calibration: RemoteCalibration | None, statistics: str) -> tuple[str, ...]:
-        """Return the names in a list with commas; "all" are those of the calibration."""
+        """Return the names in a comma-separated list; "all": every one of the calibration."""
         available = calibration.statistics if calibration else ()
         names = available if statistics == "all" else tuple(dict.fromkeys(statistics.split(",")))
         for name in names:

@@ -118,7 +118,7 @@ def tile_scorer(
 ) -> Scorer:
     """Return a function that judges each image by its tiles of `side` pixels with `Model.scan`.
 
-    maps: folder for heat maps; None writes none. concurrency: calls at once; several show no bar for each image.
+    maps: folder for heat maps; None writes none. concurrency: number of calls at once; only 1 shows progress bars.
     """
 
     def score_files(paths: list[Path]) -> list[Row]:

@@ -77,8 +77,8 @@ def score(
         statistics: Names of additional statistics to print.
         fdr: Mark the images that are out-of-distribution at this false discovery rate among all scored images.
         map_: Folder for a heat map (PNG and npz) of each image.
-        tile: Split images larger than the model into overlapping tiles; their worst one, their mean and small peaks
-            decide the verdict together.
+        tile: Split images larger than the model into overlapping tiles; the worst tile, the mean of all and small
+            peaks decide the verdict together.
         tile_size: Side of a tile in pixels; only for a model whose tiles are not calibrated.
         only_bpd: Compute bits/dim only: one pass of the network, no verdict.
         device: Device to compute on: cpu, cuda or cuda:N.
@@ -111,12 +111,12 @@ def score(
     if tile:
         uncalibrated = "tiles are not calibrated: run ncml calibrate --tile."
         scorer = tile_scorer(m, tile_size, map_, skipped, concurrency=concurrency)
-        judge = m.tiles
-        facts = {"weakness": judge.weakness} if judge is not None and judge.weakness else {}
-        scoring = Scoring(scorer, TILE_COLUMNS, judge, uncalibrated, "tiles", facts)
+        selected = m.tiles
+        facts = {"weakness": selected.weakness} if selected is not None and selected.weakness else {}
+        scoring = Scoring(scorer, TILE_COLUMNS, selected, uncalibrated, "tiles", facts)
     else:
-        judge = None if only_bpd else m.calibrations.select(calibration)
-        names = _additional_statistics(m, judge, statistics, conditional=class_ is not None or noise > 0)
+        selected = None if only_bpd else m.calibrations.select(calibration)
+        names = _additional_statistics(m, selected, statistics, conditional=class_ is not None or noise > 0)
         arguments = {
             "classes": class_,
             "noise": noise,
@@ -127,14 +127,14 @@ def score(
         }
         if isinstance(m, LocalModel):
             m.check(arguments)
-        verdict_statistic = "" if judge is None else statistic or judge.statistic
+        verdict_statistic = "" if selected is None else statistic or selected.statistic
         scorer = image_scorer(m, arguments, map_, skipped)
-        facts = {} if judge is None else {"calibration": judge.name}
-        if judge is not None and judge.is_weak:
-            facts["weakness"] = judge.weakness
-        scoring = Scoring(scorer, (*IMAGE_COLUMNS, *names), judge, m.uncalibrated, verdict_statistic, facts)
-    judge = scoring.calibration
-    if fdr is not None and judge is None:
+        facts = {} if selected is None else {"calibration": selected.name}
+        if selected is not None and selected.is_weak:
+            facts["weakness"] = selected.weakness
+        scoring = Scoring(scorer, (*IMAGE_COLUMNS, *names), selected, m.uncalibrated, verdict_statistic, facts)
+    selected = scoring.calibration
+    if fdr is not None and selected is None:
         remedy = "omit --only-bpd." if only_bpd else scoring.uncalibrated
         raise InputError("fdr", f"--fdr needs p-values: {remedy}")
     summary: Row
@@ -145,21 +145,21 @@ def score(
         conditions = {"class": class_, "noise": noise, "tile_size": tile_size}
         constants = {
             "model": m.version[:12],
-            "calibration": "" if judge is None else judge.version[:12],
+            "calibration": "" if selected is None else selected.version[:12],
             "statistic": scoring.statistic,
         } | {name: str(value) for name, value in conditions.items() if value}
         summary = score_to_table(output, files, scoring.scorer, fdr, scoring.columns, constants, skipped, concurrency)
-    if judge is not None:
-        summary["false_positive_rate"] = judge.false_positive_rate
-        if fdr is not None and (limit := explain_fdr(summary, judge.smallest_p)):
+    if selected is not None:
+        summary["false_positive_rate"] = selected.false_positive_rate
+        if fdr is not None and (limit := explain_fdr(summary, selected.smallest_p)):
             summary["fdr_limit"] = limit
     if as_json:
-        facts: dict[str, Any] = {"uncalibrated": scoring.uncalibrated} if judge is None else scoring.facts
+        facts: dict[str, Any] = {"uncalibrated": scoring.uncalibrated} if selected is None else scoring.facts
         print_json({"model": identity(m)} | facts | summary)
         return
     if output is not None or summary["pictures"] > 1:
         print(format_summary(summary), file=sys.stderr if output is None else sys.stdout)
-    if judge is None and not only_bpd:
+    if selected is None and not only_bpd:
         print(f"ncml: no verdicts: {scoring.uncalibrated}", file=sys.stderr)
     skipped.report(summary["skipped"])
     if weakness := scoring.facts.get("weakness"):
@@ -169,7 +169,7 @@ def score(
 def _additional_statistics(
     m: LocalModel | RemoteModel, calibration: Any, statistics: str, *, conditional: bool
 ) -> tuple[str, ...]:
-    """Return the names of statistics beside bits/dim, which are always computed; "all" are those that are available.
+    """Return the names of the statistics other than bits/dim, which are always computed; "all": every available one.
 
     conditional: bits/dim are conditioned on a class or a noise level, and so differ from the statistic bpd.
     """

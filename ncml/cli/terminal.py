@@ -55,15 +55,15 @@ class Identified(Protocol):
 def describe(model: str, device: str = "cpu") -> Description:
     """Return a model without its weights, by name or folder, "" for the default; does not import torch.
 
-    device: where the model will be placed. Raises `InputError` for what is not the name of a device, and `ModelError`,
-    for an unknown name with the nearest one.
+    device: where the model will be placed. Raises `InputError` for an invalid device name, and `ModelError`, with the
+    nearest name, for an unknown model.
     """
     runtime.check_device_name(device)
     return checkpoint.describe(find_model(model))
 
 
 def load(model: str | Description, device: str) -> "Model":
-    """Load a model by name or folder, or one that is described; imports torch once it exists."""
+    """Load a model by name, folder or description; imports torch only if the model exists."""
     import ncml
 
     description = describe(model) if isinstance(model, str) else model
@@ -83,7 +83,7 @@ def check_threads(count: int) -> None:
 
 
 def use_threads(count: int) -> None:
-    """Compute on this number of cores."""
+    """Use this number of CPU threads."""
     check_threads(count)
     import torch
 

@@ -241,7 +241,7 @@ def _with_training(
 
 
 def _network_of(initial: "Model", model: ModelConfig) -> ModelConfig:
-    """Return the model with the network's shape of the one that it starts from, at its own size."""
+    """Return `model` with the network shape of `initial`, at its own image size."""
     shape = {name: getattr(initial.config.model, name) for name in SHAPE}
     return replace(model, **shape)
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ncml.model import Model
 
 SECTION = "Default sampling options"
-"""Of the model card."""
+"""The section of the model card."""
 
 
 def tune(
@@ -100,6 +100,6 @@ def tune_folder(
     tuning = tune(model, images_of_data, images=images, max_seconds=max_seconds, on_progress=on_progress)
     checkpoint.write_sampling(model.folder, tuning.best.options)
     checkpoint.add_metrics(model.folder, tuning.metrics())
-    made = f"Measured on {machine(model.device)}, {date.today().isoformat()} (`ncml tune`)."
-    checkpoint.write_card_section(model.folder, SECTION, f"{tuning.card_section()}\n{made}")
+    provenance = f"Measured on {machine(model.device)}, {date.today().isoformat()} (`ncml tune`)."
+    checkpoint.write_card_section(model.folder, SECTION, f"{tuning.card_section()}\n{provenance}")
     return tuning

@@ -204,14 +204,14 @@ class SyntheticModel:
         scores: list[Score] = []
         for mean in images.reshape(n, -1).mean(1).tolist():
             values = {"mean": mean, "bpd": mean / 32}
-            judge = self.calibrations.by_name.get(calibration or "default") if ood else None
+            selected = self.calibrations.by_name.get(calibration or "default") if ood else None
             scores.append(
                 Score(
                     bpd=mean / 32 + noise,
                     log_likelihood=-mean,
                     map=np.full((HEIGHT, WIDTH), mean, np.float32) if map else None,
-                    ood=judge.judge(statistic or judge.statistic, values[statistic or judge.statistic])
-                    if judge
+                    ood=selected.judge(statistic or selected.statistic, values[statistic or selected.statistic])
+                    if selected
                     else None,
                     statistics=values if statistics == "all" else {name: values[name] for name in statistics},
                     flipped_bpd=mean / 32 + 0.5 if sanity else None,

@@ -87,9 +87,9 @@ def test_calibrations_are_made_and_selected_by_name(calibrated: Run, tmp_path: P
     )
     assert (plain["calibration"], tolerant["calibration"]) == ("default", "tolerant")
     for result in (plain, tolerant):
-        judge = model.calibrations.by_name[result["calibration"]]
+        calibration = model.calibrations.by_name[result["calibration"]]
         scores = [row["score"] for row in result["results"]]
-        assert [row["p_value"] for row in result["results"]] == judge.p_values("llr", np.array(scores)).tolist()
+        assert [row["p_value"] for row in result["results"]] == calibration.p_values("llr", np.array(scores)).tolist()
     assert calibrated(*arguments[:4], "-o", "t.csv", "--calibration", "tolerant").returncode == 0
     assert rows(tmp_path / "t.csv")[0]["calibration"] == model.calibrations.by_name["tolerant"].version[:12]
     done = calibrated(*arguments, "--calibration", "strict")

@@ -33,7 +33,7 @@ _MODEL_DEFAULT = "(default: the model's)"
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrawOptions:
+class GenerateOptions:
     """The options that `ncml generate` and `ncml complete` share."""
 
     output: Annotated[Path, arg(aliases=("-o",))]
@@ -100,4 +100,4 @@ class DrawOptions:
             print(f"{self.output}  (seed {seed})")
 
 
-SharedOptions = Annotated[DrawOptions, arg(name="")]
+SharedOptions = Annotated[GenerateOptions, arg(name="")]
