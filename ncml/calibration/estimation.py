@@ -1,7 +1,6 @@
-"""Calibration of a model on held-out images.
+"""Calibration of a model on two sets of held-out images.
 
-Two sets of images that the model was not trained on: one estimates the parameters of the statistics of `ncml.ood`, the
-other ranks.
+One is used to estimate the parameters of the statistics of `ncml.ood`, the other to rank images.
 
 Shapes: N images, H rows, W columns.
 """
@@ -46,17 +45,17 @@ def calibrate(
     batch_size: int = 32,
     on_progress: OnProgress = ignore_progress,
 ) -> Calibration:
-    """Calibrate a model on held-out images, uint8 [N, H, W, 3]: one set estimates the statistics, the other ranks.
+    """Calibrate a model on held-out images, uint8 [N, H, W, 3]: estimate on `fit_images`, rank with `rank_images`.
 
     The two sets must be disjoint from each other and from the training images; else p-values are too small.
-    tolerate: changes of processing (`ncml.images.perturbations`) applied to half of the images, so that they are not
+    tolerate: kinds of processing (`ncml.images.perturbations`) applied to half of the images, so that they are not
         flagged.
-    name: that of the calibration in the model folder.
-    power_images: ranking images that the calibration's power is measured on; 0 does not measure it.
-    foreign: images from elsewhere, by name, that its power is measured on.
+    name: name of the calibration in the model folder.
+    power_images: number of ranking images on which the calibration's power is measured; 0 does not measure it.
+    foreign: foreign images, by name, on which its power is also measured.
     prior: a calibration on other images, towards whose correlations the Gaussians are shrunk.
     on_suspicious: called with "fit" and with "rank", and the positions of the images of that set that lie far from the
-        others. Those of "fit" do not estimate; those of "rank" rank, since p-values would be too small without them.
+        others. Those of "fit" are not used; those of "rank" are, since p-values would be too small without them.
     Raises `InputError` for too few images: the minimum is 20 to estimate, and 1 / false_positive_rate - 1 to rank.
     """
     fit_pixels, rank_pixels = np.asarray(fit_images, np.uint8), np.asarray(rank_images, np.uint8)

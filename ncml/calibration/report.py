@@ -1,4 +1,4 @@
-"""What a calibration is reported to be: in lines on the terminal, and in the model card."""
+"""Reports on a calibration: lines on the terminal, and a section of the model card."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def describe(calibration: Calibration) -> list[str]:
     ]
     if power is not None:
         lines += [
-            f"flagged of {power.images} ranking images after processing that hardly shows: {_shares(power.processed)} "
+            f"flagged of {power.images} ranking images after barely visible processing: {_shares(power.processed)} "
             f"(unchanged, {rate:.0%} are expected)",
             f"detected: {_shares(power.altered)}, {_shares(power.foreign)}",
             summary(power, calibration.smallest_p),
         ]
         if tolerances := [name for name in power.tolerances(rate) if name not in calibration.tolerate]:
             lines.append(
-                "if the images that you score may be processed so, calibrate with --tolerate " + ",".join(tolerances)
+                "if images to be scored may be processed like this, calibrate with --tolerate " + ",".join(tolerances)
             )
     if calibration.is_weak:
         lines.append(f"this calibration is weak: {calibration.weakness}")
@@ -45,7 +45,7 @@ def describe(calibration: Calibration) -> list[str]:
 
 
 def describe_suspects(names: Sequence[str], count: int) -> str:
-    """Return a line that lists the images that lie far from the others."""
+    """Return a line that lists suspicious images by name; `count` is the number of all images."""
     listed = ", ".join(names[:MAX_NAMES]) + (f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else "")
     return f"{len(names)} of {count} images are unlike the others: {listed}; remove any that is not good"
 

@@ -21,7 +21,7 @@ from ncml.ood.views import STATISTICS, columns_of, score_views
 from ncml.progress import OnProgress, Progress, ignore_progress
 
 MAX_FIT_TILES = 4000
-"""Tiles that estimate the Gaussians, at most: taken evenly from the images of that set."""
+"""Maximum number of tiles from which the Gaussians are estimated, taken evenly from the images."""
 
 
 def calibrate(
@@ -35,9 +35,9 @@ def calibrate(
     batch_size: int = 32,
     on_progress: OnProgress = ignore_progress,
 ) -> TileCalibration:
-    """Calibrate tiles on large good images, each opened when it is needed: one list estimates, the other ranks.
+    """Calibrate tiles on large good images, each opened when it is needed: estimate on one list, rank with the other.
 
-    on_suspicious: as for whole images (`ncml.calibration.estimation`); of images by the means of their tiles.
+    on_suspicious: as for whole images (`ncml.calibration.estimation`), for which the means of their tiles are compared.
     At a rate of 5 %, 19 ranking images support one view, 39 two, and 59 all three.
     Raises `InputError` for fewer images than the false-positive rate needs, or fewer tiles than the Gaussians need.
     """
@@ -45,23 +45,23 @@ def calibrate(
     tile = TileSize.for_model(model.height, model.width, side)
     names = columns_of(model.config, views)
 
-    def measure_image(image_HWC: Pixels, most: int | None = None) -> Columns:
+    def measure_image(image_HWC: Pixels, max_tiles: int | None = None) -> Columns:
         corners = tile.corners(*image_HWC.shape[:2])
-        stride = 1 if most is None else -(-len(corners) // most)
+        stride = 1 if max_tiles is None else -(-len(corners) // max_tiles)
         measured = measure_tiles(model.network, image_HWC, tile, corners[::stride], names.values(), batch_size)
         return concatenate(list(measured))
 
-    most = max(1, MAX_FIT_TILES // max(1, len(fit_images)))
+    max_tiles = max(1, MAX_FIT_TILES // max(1, len(fit_images)))
     fit_columns: list[Columns] = []
     for index, open_image in enumerate(fit_images):
-        fit_columns.append(measure_image(open_image(), most))
+        fit_columns.append(measure_image(open_image(), max_tiles))
         on_progress(Progress("fit", index + 1, len(fit_images), "images"))
     fit_means = [_means(columns) for columns in fit_columns]
     is_usual = usual_images(concatenate(fit_means)) if fit_means else []
-    estimating = list(itertools.compress(fit_columns, is_usual))
+    usual_columns = list(itertools.compress(fit_columns, is_usual))
     gaussians: dict[View, Gaussian] = {
         view: Gaussian.estimate(
-            {name: np.concatenate([np.empty(0), *(columns[name] for columns in estimating)]) for name in names[view]}
+            {name: np.concatenate([np.empty(0), *(columns[name] for columns in usual_columns)]) for name in names[view]}
         )
         for view in views
         if view in STATISTICS

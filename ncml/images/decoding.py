@@ -1,4 +1,4 @@
-"""Bytes of an image file to checked RGB pixels.
+"""Decode an image file to RGB pixels, under limits of bytes, pixels and structure.
 
 The rules:
 
@@ -24,7 +24,7 @@ from ncml.images import structure, tiff
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-"""How the names of such files end."""
+"""The file name suffixes of these formats."""
 MAX_BYTES = 16 * 2**20
 MAX_PIXELS = 2**25
 
@@ -57,7 +57,7 @@ def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode == "RGB":
         return np.array(image, dtype=np.uint8)
     pixels = np.empty((image.height, image.width, 3), np.uint8)
-    for top in range(0, image.height, _STRIP_ROWS):  # in strips: two more copies of a large image take much memory
+    for top in range(0, image.height, _STRIP_ROWS):  # in strips, to avoid two more copies of a large image
         strip = image.crop((0, top, image.width, min(top + _STRIP_ROWS, image.height)))
         white = Image.new("RGBA", strip.size, (255, 255, 255, 255))
         pixels[top : top + _STRIP_ROWS] = np.asarray(Image.alpha_composite(white, strip).convert("RGB"))
@@ -82,7 +82,7 @@ def decode(data: bytes | str | os.PathLike[str], field: str, max_bytes: int, max
         ) from error
     except (MemoryError, TooLarge):
         raise
-    except Exception as error:  # a decoder that is fed hostile bytes may raise anything
+    except Exception as error:  # a decoder may raise any error for hostile bytes
         raise NotAnImage(
             field, f"{field} is not an image in a supported format; send a {_FORMAT_NAMES} file."
         ) from error
@@ -124,7 +124,7 @@ def to_rgb_or_rgba(image: Image.Image) -> Image.Image:
 
 
 def _read(data: bytes | str | os.PathLike[str], field: str, max_bytes: int) -> bytes:
-    """Return the file's bytes, reading at most `max_bytes` and one."""
+    """Return the file's bytes; read at most `max_bytes` + 1."""
     if isinstance(data, bytes):
         size, raw = len(data), data
     else:

@@ -1,4 +1,4 @@
-"""Arrays to PNG files and HTML, and several images to one sheet."""
+"""Encode arrays as PNG and HTML, and arrange several images in a grid."""
 
 import base64
 import html
@@ -29,7 +29,7 @@ def to_html(image: NDArray[np.uint8], text: str) -> str:
 
 
 def format_values(values: Mapping[str, Any]) -> dict[str, str]:
-    """Return values as a person reads them: floats with six digits."""
+    """Return values as text for display: floats with six digits."""
     return {name: f"{value:.6g}" if isinstance(value, float) else repr(value) for name, value in values.items()}
 
 
@@ -46,7 +46,7 @@ def enlarge(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def grid(images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Arrange n uint8 (H, W, 3) images row by row in one that is as square as n allows; empty cells are black.
+    """Arrange n images, uint8 (H, W, 3), row by row in a grid that is as square as possible; empty cells are black.
 
     Raises `ValueError` if there is no image.
     """

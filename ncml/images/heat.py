@@ -16,7 +16,7 @@ BAND = 256
 """Rows that are rendered at once, to bound memory."""
 
 BRIGHTEST = 8.0
-"""Bits per dimension that a map of pixels shows brightest: the cost of a pixel that is not predicted at all."""
+"""Bits per dimension of the brightest colour in a map of pixels: those of a pixel that is not predicted at all."""
 
 
 def render(map_HW: NDArray[np.floating], low: float, high: float) -> NDArray[np.uint8]:
@@ -37,7 +37,7 @@ def render_pixel_map(map_HW: NDArray[np.floating]) -> NDArray[np.uint8]:
 
 
 def score_range(map_HW: NDArray[np.floating], threshold: float | None) -> tuple[float, float]:
-    """Return the scores between which a map of tiles is rendered: its lowest, and the threshold or its highest."""
+    """Return the range in which a map of tiles is rendered: from its minimum to the threshold, or else its maximum."""
     return float(map_HW.min()), threshold or float(map_HW.max())
 
 

@@ -1,8 +1,8 @@
-"""Changes of an image that keep its size: of processing, which a user may want tolerated, and of content.
+"""Changes of an image that keep its size: processing, which users may want to tolerate, and alterations of content.
 
-Calibration applies the tolerated ones, and measures which of `PROCESSING` and `ALTERATIONS` it flags; the controls of
-docs/ood.md measure more of them.
-Does not import torch: uint8 [H, W, 3] and a generator in, uint8 [H, W, 3] out.
+Calibration applies the tolerated ones, and measures how often those of `PROCESSING` and `ALTERATIONS` are flagged; the
+controls in docs/ood.md use more of them. Each maps uint8 [H, W, 3] and a generator to uint8 [H, W, 3]. Does not import
+torch.
 """
 
 import io
@@ -25,7 +25,7 @@ Tolerance = Literal["jpeg", "resize"]
 
 
 def jpeg(quality: int) -> Perturbation:
-    """Compress to JPEG and decode again, as most images on the web have been."""
+    """Compress to JPEG and decode again."""
 
     def perturb(image: Pixels, _: np.random.Generator) -> Pixels:
         file = io.BytesIO()
@@ -154,7 +154,7 @@ PROCESSING: dict[str, Perturbation] = {
     "blur, 0.5 pixels": blur(0.5),
     "noise, 1 grey level": noise(1),
 }
-"""Processing that hardly shows: the share that a calibration flags says whether it needs a tolerance."""
+"""Barely visible processing: the share that a calibration flags shows whether it needs a tolerance."""
 
 ALTERATIONS: dict[str, Perturbation] = {
     "blur, 1.5 pixels": blur(1.5),
@@ -163,4 +163,4 @@ ALTERATIONS: dict[str, Perturbation] = {
     "colour shift, 40 grey levels": shift_colours(40),
     "pasted patch, 3/8 of the side": paste_patch(3 / 8),
 }
-"""Changes that a detector should notice: the share that a calibration flags is a measure of its power."""
+"""Changes that a detector should flag: the share that a calibration flags is a measure of its power."""

@@ -1,7 +1,7 @@
-"""Images to the model's size: the whole image, or the known half of one.
+"""Preprocess whole images, or the known half of one, to the model's size.
 
-Training, calibration and serving all use `decoding.open_image` and `resize_to`, so an image becomes the same numbers
-everywhere. `PREPROCESSING` names their rules; a calibration made under other rules does not apply.
+Training, calibration and serving all use `decoding.open_image` and `resize_to`, so an image has the same pixels in all
+of them. `PREPROCESSING` names their rules; a calibration made under other rules does not apply.
 
 `resize_to` crops the centre to the model's aspect and resizes by Pillow's antialiased bicubic filter; an image that
 already has the model's size passes unchanged.
@@ -28,7 +28,7 @@ Index = tuple[slice, slice]
 
 
 def resize_to(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """Bring uint8 (h, w, 3) to (height, width, 3): centre crop to the aspect, then antialiased bicubic."""
+    """Resize uint8 (h, w, 3) to (height, width, 3): centre crop to the aspect, then antialiased bicubic."""
     if image.shape == (height, width, 3):
         return image
     top, left, bottom, right = _centre_box(image.shape[0], image.shape[1], height, width)
@@ -160,7 +160,7 @@ def _half_index(half: Keep, boundary: int) -> Index:
 
 
 def _mirror(known_half: NDArray[np.uint8], half: Keep, h: int, w: int) -> NDArray[np.uint8]:
-    """Pad a half to (h, w, 3) with its own reflection, so that resizing blends nothing else into it."""
+    """Pad a half to (h, w, 3) with its own reflection, so that resizing does not blend other pixels into it."""
     rows, columns = h - known_half.shape[0], w - known_half.shape[1]
     pad_before = half in ("bottom", "right")
     return np.pad(

@@ -1,6 +1,6 @@
-"""What holds an image: a path, the bytes of a file, a Pillow image or an array; several of these, or a folder.
+"""Sources of images: a path, the bytes of a file, a Pillow image or an array; several of these, or a folder.
 
-`ncml.Model` and the clients of a service take the same.
+`ncml.Model` and the clients of a service accept the same.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ Images: TypeAlias = "Image | Sequence[Image]"
 
 
 def list_images(images: Images, field: str = "images") -> list[Image]:
-    """Return each image; of a folder, the files whose names end like an image's.
+    """Return the images one by one; of a folder, the files with an image's suffix.
 
-    Raises `InputError` for no image, for a folder without images, and for what does not hold images.
+    Raises `InputError` if there is no image, and for a value of another type.
     """
     listed = list(_iterate(images, field))
     if not listed:
@@ -72,7 +72,7 @@ def read_image(image: Image, field: str = "images") -> NDArray[np.uint8]:
 
 
 def read_pil(image: Image, field: str = "images") -> PILImage.Image:
-    """Return one image, rotated by its EXIF orientation, in mode RGB or RGBA."""
+    """Return one image, rotated by its EXIF orientation, in mode RGB or RGBA; raises `InputError` if it is none."""
     if isinstance(image, str | os.PathLike | bytes):
         return decode(image, name_of(image) or field, MAX_BYTES, MAX_PIXELS)
     if isinstance(image, PILImage.Image):

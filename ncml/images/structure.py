@@ -1,7 +1,7 @@
-"""Cheap checks of a file before a decoder opens it: the number of parts whose cost is out of proportion to their size.
+"""Cheap checks of a file before a decoder opens it: limits on parts that cost far more than their size suggests.
 
-Ordinary files have few of them. A file that passes can still be expensive to decode; a service that decodes untrusted
-files also limits CPU time and memory (`service.decoders`).
+Ordinary files have few such parts. A file that passes can still be expensive to decode; a service that decodes
+untrusted files also limits CPU time and memory (`service.decoders`).
 """
 
 import struct
@@ -11,12 +11,12 @@ from ncml.errors import TooCostly
 MAX_JPEG_SEGMENTS = 4096
 """Segments, and bytes between them, before the first scan: Pillow reads each in Python."""
 MAX_JPEG_SCANS = 128
-"""Each may cost as much as decoding the whole image. Encoders write about ten."""
+"""Each scan may cost as much as decoding the whole image. Encoders write about ten."""
 MAX_PNG_CHUNKS = 2**15
 MAX_GIF_BLOCKS = 4096
-"""Of comments and extensions before the first frame: Pillow's memory grows with their number times their size."""
+"""Comment and extension blocks before the first frame: Pillow's memory grows with their number times their size."""
 MAX_BMP_RLE_BYTES = 2**20
-"""A run-length encoded bitmap is decoded in Python."""
+"""Pillow decodes a run-length encoded bitmap in Python."""
 
 
 def check(raw: bytes, field: str) -> None:

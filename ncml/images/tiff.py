@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0")
 _BIG_ENDIAN_BIGTIFF = b"MM\0+"
-"""Pillow mistakes it for a classic file and reads its directory from another offset."""
+"""A file that Pillow takes for a classic one, so that it reads the directory from another offset."""
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323
 _OFFSETS = (273, 324)
 """Tags that list the offset of each strip or tile."""
@@ -18,10 +18,10 @@ class Blocks:
     """The strips or tiles of a file."""
 
     count: int
-    """Strips or tiles."""
+    """Number of strips or tiles."""
     tile_width: int
     tile_height: int
-    """Pixels; 0 for a file in strips."""
+    """Size of a tile in pixels; 0 for a file in strips."""
 
 
 def read_blocks(raw: bytes) -> Blocks | None:
@@ -29,9 +29,9 @@ def read_blocks(raw: bytes) -> Blocks | None:
 
     Raises struct.error for a truncated file, ValueError for one that decoders read differently.
 
-    A decoder allocates whole tiles however small the image is (a strip is clipped to it), and opening a file lists its
-    uncompressed blocks one by one. Of a repeated tag some readers take the first and others the last, so the largest
-    counts.
+    A decoder allocates whole tiles even if the image is smaller (a strip is clipped to it), and opening a file lists
+    its uncompressed blocks one by one. Of a repeated tag, some decoders read the first value and others the last, so
+    the largest is returned.
     """
     if raw.startswith(_BIG_ENDIAN_BIGTIFF):
         raise ValueError("a big-endian BigTIFF file")

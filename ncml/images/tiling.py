@@ -34,11 +34,11 @@ class TileSize:
     height: int
     width: int
     is_even: bool = True
-    """Whether all neighbours overlap alike; False: the last two may nearly coincide, as in calibrations of format 1."""
+    """Whether all neighbours overlap equally; if not, the last two may nearly coincide, as in format 1 calibrations."""
 
     @classmethod
     def for_model(cls, height: int, width: int, side: int | None = None) -> TileSize:
-        """Return the tiles of a model of this size, their shorter side `side` pixels; None is the model's own side.
+        """Return the tiles of a model of this size, whose shorter side has `side` pixels; None: the model's own side.
 
         Raises `InputError` for tiles smaller than the model.
         """
@@ -83,7 +83,7 @@ class TileSize:
         return [(top, left) for top in tops for left in lefts]
 
     def starts(self, length: int, side: int) -> list[int]:
-        """Return where the tiles of a line begin, which has `length` pixels, and each tile `side` of them."""
+        """Return the first pixel of each tile along a side of the image: `length` pixels, `side` of them per tile."""
         room = length - side
         if not self.is_even:
             return [*range(0, room, max(1, side // 2)), room]
@@ -111,7 +111,7 @@ def smallest_tile_side(model_hw: tuple[int, int], image_hw: tuple[int, int], max
 def blend(scores_RC: Scores, tile: TileSize, height: int, width: int) -> Scores:
     """Blend the tiles' scores where they overlap into a map of the image's size [H, W].
 
-    A tile counts most at its centre: its weight falls towards its edges, and weights add up to 1 at every pixel.
+    The weight of a tile falls from its centre to its edges, and weights add up to 1 at every pixel.
     """
     across_WR = _spread(scores_RC.T, tile.starts(width, tile.width), tile.width, width)
     return _spread(across_WR.T, tile.starts(height, tile.height), tile.height, height)

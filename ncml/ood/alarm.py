@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike
 from ncml.ood.conformal import Floats
 
 ALPHA = 0.01
-"""Probability of a false alarm."""
+"""Probability of a false alarm over the whole stream."""
 
 RESTART = 500
 """Images over which half of the restarting weight is spent."""
@@ -44,7 +44,7 @@ class FlaggedRateAlarm:
 
     def __init__(self, n_rank: int, false_positive_rate: float, *, alpha: float = ALPHA) -> None:
         self.limit = 2 / alpha
-        """Evidence from which on there is an alarm."""
+        """Evidence at which the alarm is raised."""
         self.null_rate = upper_rate(n_rank, false_positive_rate, alpha / 2)
         alternative = min(self.null_rate + false_positive_rate, (1 + self.null_rate) / 2)
         self._flagged = alternative / self.null_rate

@@ -55,9 +55,9 @@ class Calibration:
     tolerate: tuple[Tolerance, ...] = ()
     preprocessing: str = storage.PREPROCESSING
     name: str = storage.DEFAULT_NAME
-    """Its name in the model folder; no verdict depends on it, nor on the next."""
+    """Its name in the model folder; verdicts depend neither on it nor on `power`."""
     power: Power | None = None
-    """What it flags; None if that was not measured."""
+    """The shares of images that it flags; None if they were not measured."""
 
     @property
     def n_rank(self) -> int:
@@ -76,7 +76,7 @@ class Calibration:
 
     @property
     def is_weak(self) -> bool:
-        """Whether its verdicts need a caution."""
+        """Whether there is a `weakness`."""
         return bool(self.weakness)
 
     @property
@@ -145,7 +145,7 @@ class Calibration:
 
     @classmethod
     def from_json(cls, name: str, path: Path, stored: object, model_version: str, config: Config) -> Calibration:
-        """Rebuild a calibration that is stored in a file; raises `ModelError` if it is damaged or of another model."""
+        """Rebuild a calibration from the file at `path`; raises `ModelError` if it is damaged or of another model."""
         stored_power = stored.get("power") if isinstance(stored, dict) else None
         content = storage.check(path, stored, model_version, formats=FORMATS)
         statistics = build_statistics(config)
@@ -161,7 +161,7 @@ class Calibration:
                 name=name,
                 power=None if stored_power is None else Power.from_json(stored_power),
             )
-            _ = calibration.threshold, calibration.histograms, calibration.weakness  # which may fail, too
+            _ = calibration.threshold, calibration.histograms, calibration.weakness  # fail for impossible values
             return calibration
 
 

@@ -20,11 +20,11 @@ AnyCalibration = TypeVar("AnyCalibration")
 
 @dataclass(frozen=True)
 class Calibrations(Generic[AnyCalibration]):
-    """What a model folder holds, or a service describes."""
+    """The calibrations in a model folder, or those that a service describes."""
 
     by_name: dict[str, AnyCalibration]
     problems: dict[str, str]
-    """Why others cannot be used, by name."""
+    """Why each of the others cannot be used, by name."""
 
     @property
     def uncalibrated(self) -> str:
@@ -77,7 +77,7 @@ class Calibrations(Generic[AnyCalibration]):
 
 
 def available(calibration: Calibration | None, statistics: Mapping[str, Statistic]) -> tuple[str, ...]:
-    """Return the names of the statistics of a calibration, or without one of those that need none."""
+    """Return the names of a calibration's statistics; without a calibration, of those that need none."""
     return tuple(
         name
         for name, statistic in statistics.items()

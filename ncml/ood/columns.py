@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from ncml.config import Config
 
 LEVEL_FRACTIONS = (0.0, 0.25, 1.0)
-"""The noise levels that are measured at, as fractions of the model's largest."""
+"""The noise levels of the measurements, as fractions of the model's largest."""
 
 NEIGHBOURS = {"right": (0, 1), "below": (1, 0), "falling": (1, 1), "rising": (-1, 1)}
-"""Rows and columns from a pixel to the one that it is correlated with."""
+"""Offsets in rows and columns from a pixel to the neighbour that it is correlated with."""
 
 CHANNELS = ("red", "green", "blue")
 CORRELATION_KINDS = (
@@ -34,9 +34,9 @@ Columns = Mapping[str, Floats]
 
 
 def noise_levels(config: Config) -> tuple[float, ...]:
-    """Return the noise levels of a model's statistics, in grey levels, as far as its SDE reaches them.
+    """Return the noise levels of a model's statistics that its SDE reaches, in grey levels.
 
-    0 alone for a model that was trained on clean data only.
+    Only 0 for a model that was trained on clean data only.
     """
     sde = make_sde(config.sde)
     largest = sde.grey_levels_at(end_time(config.sde))

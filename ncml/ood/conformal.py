@@ -76,7 +76,7 @@ def threshold(ranked: Floats, false_positive_rate: float) -> float:
 
 
 def smallest_ranks(scores_VN: ArrayLike) -> Integers:
-    """Return the smallest rank of each of N images over V views, ascending, [N]; of equal scores all rank lowest."""
+    """Return the smallest rank of each of N images over V views, ascending, [N]; equal scores share the higher rank."""
     scores_VN = np.asarray(scores_VN, np.float64)
     ranks_VN = [ranks(scores_N, np.sort(scores_N)) - 1 for scores_N in scores_VN]  # an image is among the ranked
     return np.sort(np.min(ranks_VN, 0))

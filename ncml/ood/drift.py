@@ -17,7 +17,7 @@ from ncml.errors import InputError
 from ncml.ood.conformal import Floats
 
 MIN_IMAGES = 20
-"""Scored images that are compared, at least."""
+"""Minimum number of scored images."""
 
 BINS = 10
 

@@ -1,6 +1,6 @@
 """Measurements of an image by the network, from which `ncml.ood.statistics` are computed.
 
-`ncml.ood.columns` names them. The network runs once for each noise level, whatever is measured there.
+`ncml.ood.columns` names them. The network runs once for each noise level, independently of how much is measured.
 
 Shapes: B or N images, C = 3 channels, H rows, W columns, P parameters of a pixel's mixture.
 """
@@ -36,9 +36,9 @@ class LevelMeasurement:
     """One pass of the network over a batch at one noise level."""
 
     log_prob_BHW: Tensor
-    """Nats of each pixel: a mass at t = 0, a density above."""
+    """Log-likelihood of each pixel in nats: of a mass at t = 0, of a density at t > 0."""
     values: dict[str, Tensor]
-    """By kind, [B] in fp64."""
+    """The measurements by kind, [B] in fp64."""
 
 
 def measure_level(
@@ -46,11 +46,13 @@ def measure_level(
 ) -> LevelMeasurement:
     """Measure a batch at time t under its classes (None: no class).
 
-    kinds: `bits`, b_t. `direct`, the log norm of the part of grad log p that does not pass through the context, which
-    needs no gradient of the network. `fine`, the log of the standard deviation of -log p over pixels; `coarse`, the
-    same over means of 4x4 pixels. `peak`, the largest mean bits/dim of 5x5 pixels, minus the mean of all.
-    `norm`, the log norm of all of grad log p, which costs the network's gradient.
-    `CORRELATION_KINDS`, only at t = 0: mean products of the normal scores of neighbouring pixels, and of two channels.
+    kinds: any of
+        bits: b_t.
+        direct: log norm of the part of grad log p that does not pass through the context; needs no network gradient.
+        fine, coarse: log of the standard deviation of -log p over pixels, and over means of 4x4 pixels.
+        peak: the largest mean bits/dim of 5x5 pixels, minus the mean of all.
+        norm: log norm of the whole of grad log p, which needs the network's gradient.
+        CORRELATION_KINDS, only at t = 0: mean products of normal scores of neighbouring pixels, and of two channels.
     """
     kinds = set(kinds)
     weight = network.head.weight
@@ -107,7 +109,7 @@ def window_excess(log_prob_BHW: Tensor) -> Tensor:
 
 
 def locate_peak(network: NCPN, pixels_HWC: NDArray[np.uint8], level: float) -> tuple[int, int, int]:
-    """Return top, left and side of the window that `peak` is the excess of, at a noise level in grey levels."""
+    """Return top, left and side of the window with the largest excess, `peak`, at a noise level in grey levels."""
     time = make_sde(network.config.sde).time_of(level)
     excess_HW = window_excess(measure_level(network, pixels_HWC[None], time).log_prob_BHW)[0]
     top, left = divmod(int(excess_HW.argmax()), excess_HW.shape[1])
@@ -115,7 +117,7 @@ def locate_peak(network: NCPN, pixels_HWC: NDArray[np.uint8], level: float) -> t
 
 
 def correlations(z_BCHW: Tensor) -> dict[str, Tensor]:
-    """Return the mean products of values of neighbours, for each channel, and of channels; by kind, [B] in fp64."""
+    """Return the mean products of neighbouring values in each channel, and of channels; by kind, [B] in fp64."""
     z_BCHW = z_BCHW.double()
     H, W = z_BCHW.shape[2:]
     values: dict[str, Tensor] = {}

@@ -11,11 +11,11 @@ import numpy as np
 MIN_DETECTED = 0.5
 """The share of the standard alterations below which a calibration is called weak."""
 
-HIGH = 3
-"""Times the false-positive rate: processing that is flagged more often is worth tolerating."""
+MAX_FACTOR = 3
+"""Processing that is flagged more than this many times as often as the false-positive rate should be tolerated."""
 
-TOLERANCE_OF = {"JPEG": "jpeg", "half size": "resize", "blur": "resize"}
-"""The tolerance that covers a kind of processing, by the first word of its name; `ncml calibrate --tolerate`."""
+TOLERANCE_BY_PREFIX = {"JPEG": "jpeg", "half size": "resize", "blur": "resize"}
+"""The tolerance (`ncml calibrate --tolerate`) for processing whose name starts so."""
 
 
 @dataclass(frozen=True)
@@ -23,27 +23,26 @@ class Power:
     """Shares of images that the default statistic flags at the false-positive rate."""
 
     images: int
-    """Held-out images that were judged as they are, and after each change."""
+    """Number of held-out images, measured unchanged and after each change."""
     good: float
-    """Share of these images, unchanged, each ranked among the others: near the rate by construction, no test of it."""
+    """Share of the unchanged images, each ranked among the others: near the rate by construction, so no test of it."""
     processed: Mapping[str, float]
-    """By processing that hardly shows (`ncml.images.perturbations.PROCESSING`)."""
+    """Share after barely visible processing, by its name (`ncml.images.perturbations.PROCESSING`)."""
     altered: Mapping[str, float]
-    """By standard alteration (`ncml.images.perturbations.ALTERATIONS`)."""
+    """Share after a standard alteration, by its name (`ncml.images.perturbations.ALTERATIONS`)."""
     foreign: Mapping[str, float]
-    """By kind of images from elsewhere."""
+    """Share of foreign images, by their kind."""
 
     @property
     def detected(self) -> float:
-        """The share of the standard alterations that is detected, the mean over their kinds."""
+        """The share of altered images that is flagged, averaged over the standard alterations."""
         return float(np.mean(list(self.altered.values())))
 
     def tolerances(self, rate: float) -> list[str]:
-        """Return the tolerances that cover the processing that is flagged often."""
-        often = [name for name, share in self.processed.items() if share > HIGH * rate]
-        return list(
-            dict.fromkeys(value for name in often for key, value in TOLERANCE_OF.items() if name.startswith(key))
-        )
+        """Return the tolerances for processing that is flagged too often at this false-positive rate."""
+        flagged = [name for name, share in self.processed.items() if share > MAX_FACTOR * rate]
+        prefixes = TOLERANCE_BY_PREFIX.items()
+        return list(dict.fromkeys(value for name in flagged for prefix, value in prefixes if name.startswith(prefix)))
 
     def to_json(self) -> dict[str, Any]:
         """Return the shares as plain data."""
@@ -74,7 +73,7 @@ def explain_weakness(power: Power | None, n_rank: int, false_positive_rate: floa
 
 
 def summary(power: Power, smallest_p: float) -> str:
-    """Return in one sentence what a calibration can and cannot do."""
+    """Return what a calibration can and cannot detect, in one sentence."""
     shares = {**power.altered, **power.foreign}
     detects = [name for name, share in shares.items() if share >= MIN_DETECTED]
     misses = [name for name, share in shares.items() if share < MIN_DETECTED]

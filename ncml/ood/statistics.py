@@ -45,43 +45,41 @@ if TYPE_CHECKING:
     from ncml.config import Config
 
 MULTISCALE_KINDS = ("bits", "direct", "fine", "coarse")
-"""What `multiscale` measures at each level."""
+"""The measurements of `multiscale` at each level."""
 
 MIN_IMAGES = 20
-"""Images that estimate a mean and covariance, at least."""
+"""Minimum number of images from which a mean and covariance are estimated."""
 
 RIDGE = 0.03
-"""Times M / N, added to the diagonal of the correlation matrix: levels agree to three digits, and N may be small.
-
-From 24 to 225 images its size matters little; shrinking as much as the formula of OAS (2010) detects less.
+"""Factor of the ridge RIDGE M / N on the diagonal of the correlation matrix: levels agree to three digits, and N may be
+small. From 24 to 225 images the factor matters little; shrinking as much as the formula of OAS (2010) detects less.
 """
 
-
 PRIOR_IMAGES = 10
-"""Images that the correlations of another Gaussian count as, where one is shrunk towards it.
+"""Weight of a prior's correlations, as a number of images.
 
 Measured on photographs (imagenet1k_32) with the bundled calibration as prior: the mean AUROC over alterations and
 textures rises by .013 with 20 images, and falls by .004 with 100; larger weights lose more.
 """
 
 SUSPICIOUS = 8
-"""Robust standard deviations from the median beyond which a measurement makes an image suspicious.
+"""Distance from the median, in robust standard deviations, beyond which a measurement makes an image suspicious.
 
-Of 200 photographs, the largest is 6.5.
+The largest distance among 200 photographs is 6.5.
 """
 
 
 def suspicious(columns: Columns) -> NDArray[np.bool_]:
-    """Return which images of a set that should be alike lie far from the others in any measurement, [N]."""
+    """Return which images of a set of similar images lie far from the others in any measurement, [N]."""
     x_NM = np.stack(list(columns.values()), 1)
     distance_NM = np.abs(x_NM - np.median(x_NM, 0))
-    deviation_M = 1.4826 * np.median(distance_NM, 0)  # that of a Gaussian
-    deviation_M = np.where(deviation_M > 1e-6, deviation_M, np.maximum(x_NM.std(0), 1e-6))  # most may be equal
+    deviation_M = 1.4826 * np.median(distance_NM, 0)  # the standard deviation of a Gaussian
+    deviation_M = np.where(deviation_M > 1e-6, deviation_M, np.maximum(x_NM.std(0), 1e-6))  # if most values are equal
     return np.asarray((distance_NM > SUSPICIOUS * deviation_M).any(1), np.bool_)
 
 
 def usual_images(columns: Columns) -> NDArray[np.bool_]:
-    """Return which images estimate, [N]: those that are not suspicious, or all if fewer than 20 are not."""
+    """Return which images are used to estimate, [N]: those that are not suspicious; all if these are fewer than 20."""
     is_usual_N = ~suspicious(columns)
     return is_usual_N if is_usual_N.sum() >= MIN_IMAGES else np.ones_like(is_usual_N)
 
@@ -99,9 +97,9 @@ def check_image_count(count: int) -> None:
 class Gaussian:
     """A Gaussian estimated from named measurements.
 
-    Whitened nearest neighbours (k = 5) were measured in its place for `multiscale_corr` on CIFAR-10 against other sets:
-    with 2,000 images they gain .003 to .011 of AUROC on whole data sets and lose .03 on images of half the resolution,
-    and with 200 or fewer they gain nothing. That is not worth a stored reference set.
+    Whitened nearest neighbours (k = 5) were measured as an alternative for `multiscale_corr` on CIFAR-10 against other
+    sets: with 2,000 images they gain .003 to .011 of AUROC on whole data sets and lose .03 on images of half the
+    resolution, and with 200 or fewer they gain nothing. This does not justify storing a reference set.
     """
 
     columns: tuple[str, ...]
@@ -159,7 +157,7 @@ class Estimates:
 
     typical_bpd: float
     gaussians: Mapping[str, Gaussian]
-    """By statistic."""
+    """The Gaussian of each statistic that is a distance."""
 
     @classmethod
     def estimate(
@@ -167,7 +165,7 @@ class Estimates:
     ) -> Estimates:
         """Estimate the parameters of all statistics; `columns` are those that `required_columns` lists for them.
 
-        Images that are suspicious in the measurements of a Gaussian do not estimate it, if 20 others do.
+        A Gaussian is estimated without the images that are suspicious in its measurements, if 20 others remain.
         prior: other estimates, towards whose correlations the Gaussians are shrunk.
         """
         priors = {} if prior is None else prior.gaussians
@@ -186,7 +184,7 @@ class Statistic:
     """How one statistic is computed."""
 
     needs: tuple[str, ...]
-    """Column names."""
+    """The names of the columns that it is computed from."""
     compute: Callable[[Columns, Any], Floats]
     """(columns, `Estimates`, or None if none are needed) -> [N]."""
     needs_estimates: bool = False

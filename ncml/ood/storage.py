@@ -19,7 +19,7 @@ from ncml.errors import InputError, ModelError
 from ncml.ood.conformal import Floats
 
 PREPROCESSING = "{name} v{version}".format(**images.PREPROCESSING)
-"""What images go through before they are measured."""
+"""The preprocessing of images before they are measured."""
 
 DEFAULT_NAME = "default"
 """The name of the calibration that gives the verdict unless another is requested."""
@@ -30,7 +30,7 @@ NAME_RULE = "a calibration's name must be 1 to 40 letters, digits, hyphens and u
 MAX_MAGNITUDE = 1e100
 ENTRIES_FORMAT = 2
 UNSIGNED = ("power",)
-"""Members that no verdict depends on, and so are not part of the digest."""
+"""Members that do not affect verdicts, and so are not part of the digest."""
 REMEDY = "calibrate the model again"
 
 
@@ -73,7 +73,7 @@ def check(path: Path, stored: object, model_version: str, *, formats: tuple[int,
 
 @contextlib.contextmanager
 def refusing_damage(path: Path) -> Generator[None]:
-    """Raise ModelError, naming the file and the remedy, for whatever its values cause while they are converted."""
+    """Raise ModelError, naming the file and the remedy, for the errors that converting its values raises."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -91,7 +91,7 @@ def floats(stored: Any, *shape: int) -> Floats:
         n == size or (n == -1 and size) for n, size in zip(shape, values.shape, strict=True)
     )
     if not is_fitting or not (np.abs(values) <= MAX_MAGNITUDE).all():
-        raise ValueError(f"it has no finite numbers of shape {list(shape)} where they belong")
+        raise ValueError(f"it lacks finite numbers of shape {list(shape)}")
     return values
 
 

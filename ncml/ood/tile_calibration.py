@@ -26,7 +26,7 @@ from ncml.ood.statistics import Gaussian
 from ncml.ood.views import STATISTICS, columns_of
 
 FORMAT = 2
-"""Format 1 has the view `worst_tile` alone, and tiles of which the last two of a line may nearly coincide."""
+"""Format 1 has only the view `worst_tile`, and tiles of which the last two of a row or column may nearly coincide."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,13 @@ class TileCalibration:
     model_version: str
     tile: TileSize
     gaussians: Mapping[View, Gaussian]
-    """By view."""
+    """The Gaussian of each view that has one."""
     ranked: Mapping[View, Floats]
-    """By view: the ranking images' scores, ascending."""
+    """The ranking images' scores in each view, ascending."""
     smallest_ranks: Integers
-    """Of the ranking images over the views, ascending (`conformal.smallest_ranks`)."""
+    """The ranking images' smallest ranks over the views, ascending (`conformal.smallest_ranks`)."""
     n_fit: int
-    """Images whose tiles estimate the Gaussians."""
+    """Number of images from whose tiles the Gaussians are estimated."""
     false_positive_rate: float = 0.05
     preprocessing: str = storage.PREPROCESSING
     format: int = FORMAT
@@ -59,7 +59,7 @@ class TileCalibration:
 
     @property
     def views(self) -> tuple[View, ...]:
-        """The views that judge an image."""
+        """The views that determine the verdict."""
         return tuple(self.ranked)
 
     @property
@@ -79,7 +79,7 @@ class TileCalibration:
 
     @functools.cached_property
     def thresholds(self) -> dict[View, float]:
-        """By view: an image that scores above one of them is out-of-distribution at the false-positive rate."""
+        """Thresholds by view: an image that scores above any is out-of-distribution at the false-positive rate."""
         rank = conformal.largest_rank(len(self.views), self.smallest_ranks, self.false_positive_rate)
         return {view: float(scores[self.n_rank - rank]) for view, scores in self.ranked.items()}
 
@@ -155,17 +155,17 @@ class TileCalibration:
                 float(storage.floats(stored["false_positive_rate"])),
                 format=stored["format"],
             )
-            _ = calibration.thresholds  # which may fail, too
+            _ = calibration.thresholds  # fails for impossible values
             return calibration
 
 
 def min_ranks(views: int, false_positive_rate: float) -> int:
-    """Return how many ranking images this number of views needs, so that each of them can flag an image."""
+    """Return the minimum number of ranking images with which each of this number of views can flag an image."""
     return math.ceil(views / false_positive_rate - 1e-9) - 1
 
 
 def views_for(ranking_count: int, false_positive_rate: float) -> tuple[View, ...]:
-    """Return the views that as many ranking images support; raises `InputError` if they do not even support one."""
+    """Return the views that this number of ranking images supports; raises `InputError` if it supports none."""
     conformal.threshold(np.zeros(ranking_count), false_positive_rate)
     return VIEWS[: math.floor(false_positive_rate * (ranking_count + 1) + 1e-9)]
 

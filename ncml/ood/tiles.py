@@ -1,8 +1,8 @@
 """Images larger than the model: scored in overlapping tiles, and judged in the views of `ncml.ood.views`.
 
-Each view has its own conformal rank, that of the image among whole good images, and the ranks have one p-value together
-(`ncml.ood.conformal`). Tiles of one image are too many and too similar to be tested one by one: corrected for their
-number, no defect would be found.
+Each view ranks the image among whole good images, and the ranks have one p-value together (`ncml.ood.conformal`). Tiles
+of one image are too many and too similar to be tested one by one: with a correction for their number, no defect would
+be found.
 
 Shapes: H rows and W columns of the image; R rows and C columns of tiles, T in all; B tiles of the model's size.
 """
@@ -41,8 +41,8 @@ def scan(
 ) -> Scan:
     """Score an image in tiles, uint8 [H, W, 3], no side smaller than a tile.
 
-    calibration: of tiles; or the Gaussian of whole images that tiles are measured against, without a p-value.
-    side: of a tile in pixels; None is the calibration's, or the model's size.
+    calibration: that of tiles; or a Gaussian of whole images as a substitute, which gives no p-value.
+    side: shorter side of a tile in pixels; None: the calibration's, or the model's.
     """
     tile_calibration = calibration if isinstance(calibration, TileCalibration) else None
     gaussians: Mapping[View, Gaussian] = (

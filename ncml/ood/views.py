@@ -2,14 +2,14 @@
 
 | view | score of a tile | score of the image | finds |
 |---|---|---|---|
-| worst_tile | Mahalanobis distance of its measurements | the largest of the tiles' | changes of a region |
-| peak | the largest mean surprise of 5x5 pixels, minus the tile's mean | the largest of the tiles' | small defects |
-| mean | its share, whose mean is the image's | Mahalanobis distance of the tiles' mean | global changes |
+| worst_tile | Mahalanobis distance of its measurements | the largest of its tiles | changes of a region |
+| peak | the largest mean bits/dim of 5x5 pixels, minus the tile's mean | the largest of its tiles | small defects |
+| mean | its share of the image's score | Mahalanobis distance of the mean over tiles | global changes |
 
-One statistic does not find all three: a small defect is lost in the average of a tile, and a global change in the
-spread of tiles. The measurements of `worst_tile` are those of `multiscale`, those of `mean` of `multiscale_corr`
-(`ncml.ood.statistics`); the Gaussians of both are those of tiles, since a Gaussian of the means of some 30 images was
-measured to detect less. `peak` is taken at the smallest noise level above 0, where single pixels surprise least.
+No single statistic finds all three: a small defect is lost in the average of a tile, and a global change in the
+variation between tiles. `worst_tile` uses the measurements of `multiscale`, `mean` those of `multiscale_corr`
+(`ncml.ood.statistics`); both use Gaussians of tiles, since a Gaussian of the means of some 30 images was measured to
+detect less. `peak` is measured at the smallest noise level above 0, where the bits/dim of single pixels vary least.
 
 Shapes: T tiles, M measurements.
 """
@@ -37,6 +37,7 @@ class ViewScore:
 
     score: float
     tiles_T: Floats
+    """The score of each tile."""
 
 
 def peak_level(config: Config) -> float:
@@ -54,7 +55,7 @@ def columns_of(config: Config, views: Iterable[View]) -> dict[View, tuple[str, .
 def score_views(
     columns: Columns, names: Mapping[View, tuple[str, ...]], gaussians: Mapping[View, Gaussian]
 ) -> dict[View, ViewScore]:
-    """Score an image in the views of `names`, the result of `columns_of`; `columns` are of its tiles."""
+    """Score an image in the views of `names`, the result of `columns_of`, from the measurements of its tiles."""
     return {view: _score(view, columns, columns_of_view, gaussians) for view, columns_of_view in names.items()}
 
 
