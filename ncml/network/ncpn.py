@@ -152,7 +152,7 @@ class NCPN(nn.Module):
         super().__init__()
         self.config = config
         self.activation_checkpointing = False
-        """Store only the activations between pairs for the backward pass, and compute the others again."""
+        """Store only the activations between pairs for the backward pass, and recompute the others."""
         levels = config.model.levels
         widths = [level.width for level in levels]
         last = len(levels) - 1
@@ -175,10 +175,10 @@ class NCPN(nn.Module):
             self.head.bias.copy_(initial_bias(config.model.mixtures))
 
     def clamp_context(self, x_BCHW: Tensor) -> Tensor:
-        """Clamp pixels, of any shape, to the range that noised data reaches, as the network reads them.
+        """Clamp pixels, a tensor of any shape, to the range of noised data before the network reads them.
 
-        The densities stay exact and unbounded, since only what they are conditioned on is clamped. Without this, one
-        stray draw at t > 0 leads the network outside the range of its training data, and the image diverges.
+        The densities stay exact and unbounded, since only their context is clamped. Without this, one extreme draw at
+        t > 0 leads the network outside the range of its training data, and the image diverges.
         """
         return x_BCHW.clamp(-self.reach, self.reach)
 

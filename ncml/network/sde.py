@@ -25,7 +25,7 @@ GREY_LEVEL = 1 / 127.5
 """One step of the 0..255 scale on the [-1, 1] scale."""
 
 ROUNDING = 1e-12
-"""Error of a conversion between times and grey levels, at most."""
+"""Maximum error of a conversion between times and grey levels."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def make_sde(config: SDEConfig) -> SDE:
 
 
 def end_time(config: SDEConfig) -> float:
-    """Return T, the largest time: given literally, or solved from the noise in grey levels."""
+    """Return T, the largest time: as configured, or solved from the noise in grey levels."""
     return make_sde(config).time_of(config.grey_levels) if config.end_time is None else config.end_time
 
 
@@ -167,12 +167,12 @@ def noise_at_end(config: SDEConfig) -> float:
 
 
 def largest_noise(config: SDEConfig) -> float:
-    """Return the noise at T in grey levels, rounded to 6 decimals, as users see it and may request it."""
+    """Return the noise at T in grey levels, rounded to 6 decimals: the largest noise that users may request."""
     return round(noise_at_end(config), 6)
 
 
 def reaches(sde: SDE, grey_levels: float) -> bool:
-    """Return whether the SDE has a time with this noise; VE has none between 0 and its least noise."""
+    """Return whether the SDE has a time with this noise; VE has none between 0 and its smallest noise."""
     try:
         sde.time_of(grey_levels)
     except InputError:

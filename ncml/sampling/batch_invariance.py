@@ -1,4 +1,4 @@
-"""A seed gives the same bytes in every batch, on every CPU: batches are sampled in groups whose shapes are checked.
+"""Batch-invariant sampling on every CPU: a seed gives the same bytes in every batch, since its groups are checked.
 
 The check fills a group of each size in `batching.FAST_SIZES` with copies of one image. All of them must equal the image
 sampled alone, to the bit: then neither shape nor position changes a result, since fast groups have no other shapes.
@@ -70,7 +70,7 @@ class GroupedSampler:
 def choose_batching(network: NCPN, setting: BatchingSetting = "auto", tilt: Tilt = NO_TILT) -> Batching:
     """Choose how to sample batches on this CPU with the current number of threads: in fast groups if they pass."""
     if setting != "auto":
-        return Batching(setting, "skipped", f"the setting asks for {setting} groups.")
+        return Batching(setting, "skipped", f"the setting is {setting} groups.")
     start = time.perf_counter()
     try:
         failure = check_fast_groups(network, tilt)
@@ -92,7 +92,7 @@ def choose_batching(network: NCPN, setting: BatchingSetting = "auto", tilt: Tilt
 def check_fast_groups(network: NCPN, tilt: Tilt = NO_TILT) -> str | None:
     """Compare copies of one image in every size of fast group with the image in the smallest; return the difference.
 
-    Sample as many rows as every level needs to see a row above, for each canvas size of the model.
+    For each canvas size of the model, sample as many rows as every level needs to have a row above.
     """
     model = network.config.model
     canvases = {(model.height, model.width)}

@@ -21,7 +21,7 @@ class Tilt:
 
     @property
     def rows_per_image(self) -> int:
-        """Rows of a batch that an image takes: with guidance, one with its class and one without."""
+        """Rows of a batch that an image takes: with guidance two, one with its class and one without."""
         return 1 if self.guidance == 1 else 2
 
     def for_class(self, *, has_class: bool) -> Tilt:

@@ -1,4 +1,4 @@
-"""CUDA graphs: on a GPU, batches of a kind that was sampled before are replayed, one graph for each row.
+"""CUDA graphs: on a GPU, kinds of batches that were sampled before are replayed, with one graph for each row.
 
 An image takes tens of thousands of operations, and launching one from Python takes longer than a GPU needs for it. A
 graph launches a row's operations at once; what they compute, and in what order, is defined by `ncml.sampling.cached`.
@@ -27,13 +27,13 @@ from ncml.sampling.conditions import NO_TILT, Conditions, OnRow
 log = logging.getLogger(__name__)
 
 MAX_RECORDINGS = 4
-"""Kinds of batches that are kept recorded: each holds caches, a megabyte for each image of the bundled model's size,
-and the weights once more, laid out for the sampler."""
+"""Maximum number of kinds of batches that stay recorded. Each holds caches, a megabyte for each image of the bundled
+model's size, and a copy of the weights, laid out for the sampler."""
 
 Operations = Callable[[], None]
 
 Recorder = Callable[[Operations], Operations]
-"""Records the operations of a function without running them -> what runs them on the same memory."""
+"""Records the operations of a function without running them; returns a function that runs them on the same memory."""
 
 BatchKind = tuple[NCPN, tuple[int, ...], int, bool]
 """Network, shape of the batch, first unknown row, whether t = 0."""

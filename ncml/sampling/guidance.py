@@ -37,7 +37,7 @@ TAIL = 4.5
 """Standard deviations of the noise that the grid reaches beyond the range of the data."""
 
 CELLS_PER_DEVIATION, CELLS = 2, (128, 384)
-"""Width of a cell at t > 0, as a share of the noise's standard deviation, and the least and the most cells."""
+"""Cells of the grid at t > 0 for each standard deviation of the noise, and their minimum and maximum number."""
 
 CHUNK = 16
 """Images computed together: more do not fit in a processor's cache."""

@@ -21,16 +21,16 @@ class SamplingLimits:
     """The ranges and the defaults of a model's sampling options."""
 
     max_noise: float
-    """Grey levels: the largest start noise."""
+    """The largest start noise, in grey levels."""
     noise: float
     """The default start noise."""
     solver: str = DEFAULT_SOLVER
     steps: int | None = None
-    """Of the default solver, by default; None: its number in `solvers`."""
+    """The default number of steps of the default solver; None: its number in `solvers`."""
     stepped_solver: str = STEPPED_SOLVER
     """The default solver for more than one step."""
     solvers: Mapping[str, int] = field(default_factory=lambda: SOLVERS)
-    """Every solver and its default number of steps; one whose default is 1 takes no other number."""
+    """Every solver and its default number of steps; a solver whose default is 1 accepts no other number."""
     guidance: float = 1.0
     """The default for images of a class."""
     temperature: float = 1.0

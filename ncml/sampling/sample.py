@@ -59,7 +59,7 @@ class Plan:
 
     @property
     def tilt(self) -> Tilt:
-        """The tilt that the settings ask for."""
+        """The tilt of the settings."""
         return Tilt(self.settings.guidance, self.settings.temperature)
 
 

@@ -1,6 +1,6 @@
-"""Refinement: from a sample at noise level t back to clean data, by the gradient of the network's own log-density.
+"""Refinement of a sample at noise level t to clean data, by the gradient of the network's own log-density.
 
-One signature for every solver of the reverse diffusion (Song et al., 2021). Time falls evenly from t to `t_end` in
+All solvers of the reverse diffusion (Song et al., 2021) share a signature. Time falls evenly from t to `t_end` in
 `steps` - 1 steps; the last step is always Tweedie's: x_0 = (x + sigma^2 s) / alpha, with the score s = grad log p(x).
 With one step, every solver is Tweedie's step alone. Shapes: x_BCHW; times are floats.
 
@@ -57,7 +57,7 @@ def refine(
     set_known: Callable[[Tensor, float], Tensor] = lambda x, t: x,
     on_step: Callable[[int, Tensor], bool] = lambda step, x: False,
 ) -> Tensor:
-    """Bring x at time t to clean data.
+    """Refine x at time t to clean data, [B, 3, H, W].
 
     set_known: sets known pixels to their noised values for a time (exact at 0); called after every step.
     on_step: called with the number of steps done and x after each; True stops the refinement.
@@ -76,7 +76,7 @@ def refine(
 
 
 def tweedie(x_BCHW: Tensor, t: float, *, sde: SDE, grad_log_prob: GradLogProb) -> Tensor:
-    """E[x_0 | x_t] by Tweedie's formula."""
+    """Compute E[x_0 | x_t] by Tweedie's formula."""
     time = _time(x_BCHW, t)
     return (x_BCHW + sde.sigma(time) ** 2 * grad_log_prob(x_BCHW, t)) / sde.alpha(time)
 
@@ -84,7 +84,7 @@ def tweedie(x_BCHW: Tensor, t: float, *, sde: SDE, grad_log_prob: GradLogProb) -
 def euler_maruyama(
     x: Tensor, t: float, t_next: float, *, sde: SDE, grad_log_prob: GradLogProb, draw_normal: Callable[[], Tensor]
 ) -> Tensor:
-    """The reverse SDE dx = (f - g^2 s) dt + g dw."""
+    """Take a step of the reverse SDE dx = (f - g^2 s) dt + g dw."""
     time, dt = _time(x, t), t - t_next
     g2 = sde.diffusion_squared(time)
     return x - (sde.drift(x, time) - g2 * grad_log_prob(x, t)) * dt + torch.sqrt(g2 * dt) * draw_normal()
@@ -93,7 +93,7 @@ def euler_maruyama(
 def heun(
     x: Tensor, t: float, t_next: float, *, sde: SDE, grad_log_prob: GradLogProb, draw_normal: Callable[[], Tensor]
 ) -> Tensor:
-    """The probability-flow ODE dx = (f - g^2 s / 2) dt, to second order; deterministic."""
+    """Take a second-order step of the probability-flow ODE dx = (f - g^2 s / 2) dt; deterministic."""
 
     def slope(x: Tensor, t: float) -> Tensor:
         time = _time(x, t)
@@ -107,7 +107,7 @@ def heun(
 def predictor_corrector(
     x: Tensor, t: float, t_next: float, *, sde: SDE, grad_log_prob: GradLogProb, draw_normal: Callable[[], Tensor]
 ) -> Tensor:
-    """A reverse SDE step, then a step of Langevin dynamics at t_next, scaled by alpha(t_next) (near 1 at small t)."""
+    """Take a reverse SDE step, then one of Langevin dynamics at t_next, scaled by alpha(t_next) (near 1 at small t)."""
     x = euler_maruyama(x, t, t_next, sde=sde, grad_log_prob=grad_log_prob, draw_normal=draw_normal)
     s, z = grad_log_prob(x, t_next), draw_normal()
     # One image at a time: a sum is split by the size of the whole.

@@ -1,7 +1,7 @@
-"""From a small folder of good images to a calibrated detector: what `ncml adapt` does.
+"""`ncml adapt`: make a calibrated detector from a small folder of good images.
 
-Each image is used either to estimate or to rank. If time is allowed, the estimating part also fine-tunes the model and
-decides whether the fine-tuned model is kept; the ranking part is used for ranks only, so the p-values stay valid.
+Each image is used either to estimate or to rank. If time is allowed, the model is also fine-tuned on a part of the
+images for estimation, and kept if it detects more; the others are used for ranks only, so p-values stay valid.
 """
 
 from __future__ import annotations
@@ -32,16 +32,17 @@ from ncml.training.run import MARGIN
 from ncml.training.trainer import Trainer
 from ncml.training.transfer import start_from
 
-ESTIMATING = 2 / 7
+ESTIMATION_SHARE = 2 / 7
 """Share of the images that are used to estimate, but at least `MIN_IMAGES` images."""
 
-TRAINING = 0.6
-"""Share of the estimating part that fine-tunes; the others decide whether it helped, and then estimate."""
+TRAINING_SHARE = 0.6
+"""Share of these on which the model is fine-tuned; the others decide whether it is kept, and are then used to estimate.
+"""
 
 
 @dataclass(frozen=True)
 class AdaptedModel:
-    """A model folder that is ready to judge images like those that it was adapted to."""
+    """A model folder, and its calibration on images like those that it was adapted to."""
 
     folder: Path
     calibration: Calibration
@@ -62,28 +63,28 @@ def adapt(
 ) -> AdaptedModel:
     """Calibrate a copy of a model on good images that it was not trained on; fine-tune it first if that detects more.
 
-    max_seconds: for fine-tuning; 0: none.
-    names: of the images, for the report on those that are unlike the others.
+    max_seconds: time for fine-tuning; 0: none.
+    names: names of the images, for the report on those that are unlike the others.
     on_message: called with each decision.
     Raises `InputError` for too few images, for images that are all equal, and for a folder `out` of something else.
     """
     checkpoint.check_copy(model.folder, out)
     estimating, ranking = split(data, false_positive_rate)
-    on_message(f"{len(estimating)} images estimate, {len(ranking)} rank")
+    on_message(f"{len(estimating)} images are used to estimate, {len(ranking)} to rank")
     foreign = generate_foreign(model, on_progress)
-    winner, fine_tuned = model, False
+    selected, fine_tuned = model, False
     with tempfile.TemporaryDirectory() as folder:
         if max_seconds:
-            training, selecting = _halves(estimating, math.ceil(TRAINING * len(estimating)))
+            training, selecting = _divide(estimating, math.ceil(TRAINING_SHARE * len(estimating)))
             candidate = _fine_tune(model, training, Path(folder) / out.name, max_seconds, device, on_progress)
             before, after = (_detected(m, selecting, on_progress) for m in (model, candidate))
             fine_tuned = after > before
             on_message(
-                f"fine-tuned on {len(training)} images, the model detects {after:.0%} of the standard alterations, "
-                f"without {before:.0%}: {'kept' if fine_tuned else 'not kept'}"
+                f"fine-tuned on {len(training)} images, the model detects {after:.0%} of the standard alterations "
+                f"instead of {before:.0%}: {'kept' if fine_tuned else 'not kept'}"
             )
             if fine_tuned:
-                winner, estimating = candidate, selecting
+                selected, estimating = candidate, selecting
         suspects: list[int] = []
 
         def add_suspects(stage: str, positions: list[int]) -> None:
@@ -91,7 +92,7 @@ def adapt(
             suspects.extend(_positions(part)[positions].tolist())
 
         calibration = calibrate(
-            winner,
+            selected,
             estimating.images_NHWC,
             ranking.images_NHWC,
             false_positive_rate=false_positive_rate,
@@ -102,7 +103,7 @@ def adapt(
         )
         if suspects:
             on_message(describe_suspects([names[i] if names else f"image {i}" for i in sorted(suspects)], len(data)))
-        checkpoint.copy(winner.folder, out)
+        checkpoint.copy(selected.folder, out)
     report.save(calibration, out)
     return AdaptedModel(out, calibration, fine_tuned)
 
@@ -119,7 +120,7 @@ def split(data: Dataset, false_positive_rate: float) -> tuple[Dataset, Dataset]:
     images_NHWC = data.images_NHWC
     if bool((images_NHWC == images_NHWC[:1]).all()):
         raise InputError("data", "all images are equal: use images that show how good ones differ.")
-    return _halves(data, max(MIN_IMAGES, min(len(data) - min_ranks, round(ESTIMATING * len(data)))))
+    return _divide(data, max(MIN_IMAGES, min(len(data) - min_ranks, round(ESTIMATION_SHARE * len(data)))))
 
 
 def _positions(part: Dataset) -> NDArray[np.int64]:
@@ -127,7 +128,7 @@ def _positions(part: Dataset) -> NDArray[np.int64]:
     return np.arange(len(part)) if part.rows_N is None else part.rows_N.numpy()
 
 
-def _halves(data: Dataset, count: int) -> tuple[Dataset, Dataset]:
+def _divide(data: Dataset, count: int) -> tuple[Dataset, Dataset]:
     """Return `count` images evenly spaced, and the others."""
     is_first = torch.zeros(len(data), dtype=torch.bool)
     is_first[torch.arange(count) * len(data) // count] = True
@@ -160,7 +161,7 @@ def _fine_tune(
 
 def _detected(model: Model, images: Dataset, on_progress: OnProgress) -> float:
     """Return the share of the standard alterations that a calibration on these images detects."""
-    estimating, ranking = _halves(images, max(MIN_IMAGES, len(images) // 3))
+    estimating, ranking = _divide(images, max(MIN_IMAGES, len(images) // 3))
     calibration = calibrate(model, estimating.images_NHWC, ranking.images_NHWC, on_progress=on_progress)
     assert calibration.power is not None
     return calibration.power.detected

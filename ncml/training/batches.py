@@ -63,7 +63,7 @@ def draw_batch(data: Dataset, config: Config, step: int) -> Batch:
 
 
 def step_seed(seed: int, step: int) -> int:
-    """Return the seed of a step's generator. Seeds of two steps differ by 2 or more: `step_seed(...) ^ 1` is free."""
+    """Return the seed of a step's generator. Seeds of two steps differ by 2 or more: `step_seed(...) ^ 1` is unused."""
     return (seed * 1_000_003 + step * 2) & (2**63 - 1)
 
 

@@ -15,7 +15,7 @@ from ncml.images.tiling import TileSize
 from ncml.training.sources import Row
 
 MAX_CROPS, MIN_CROPS, TOTAL_CROPS = 64, 4, 50_000
-"""Crops of each image, and about how many of all: more than a run of the recipe `detector` draws."""
+"""Maximum and minimum crops per image, and crops in total, more than a run of the recipe `detector` draws."""
 
 Pixels = NDArray[np.uint8]
 
@@ -27,7 +27,7 @@ class Cropping:
     tile: TileSize
     """Height and width of a crop in pixels of the image."""
     count: int
-    """Crops of each image."""
+    """Number of crops per image."""
 
     def cut(self, image_HWC: Pixels, name: str, number: int, height: int, width: int) -> list[Pixels]:
         """Return crops at random positions, resized to this size; raise `InputError` for an image smaller than a crop.

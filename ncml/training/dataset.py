@@ -50,7 +50,7 @@ class Dataset:
     rows_N: Tensor | None = None
     """int64 [N]: the position of each image in the store."""
     crops: int = 1
-    """Consecutive images that are crops of one; of the whole dataset, not of a part."""
+    """Number of consecutive images that are crops of the same one; only for a whole dataset, not for a part."""
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -86,7 +86,7 @@ def load(
     width: int,
     *,
     split: str = "train",
-    keep: Path | None = None,
+    cache_folder: Path | None = None,
     crop: int | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> Dataset:
@@ -95,8 +95,8 @@ def load(
     source: a folder of images (with a subfolder for each class, or none), a folder of parquet files, or a Hub name; or
         what `open_source` returns for it.
     split: which split of a parquet folder or Hub dataset, if it is not opened yet.
-    keep: folder for the decoded images, which are then mapped instead of held in memory. If it holds them already they
-        are not decoded again, unless the source has changed. Processes on the same disk can share it.
+    cache_folder: folder for the decoded images, which are then mapped instead of held in memory. Images that it already
+        holds are not decoded again, unless the source has changed. Processes on the same disk can share it.
     crop: side in pixels of the random squares that are cut from each image (of the model's aspect), instead of the
         whole image; several from each, without classes.
     on_progress: counts images.
@@ -105,11 +105,11 @@ def load(
     cropping = (
         None if crop is None else Cropping(TileSize.for_model(height, width, crop), crops_per_image(opened.count))
     )
-    if keep is None:
+    if cache_folder is None:
         count = opened.count * (cropping.count if cropping else 1)
         decoded = decode(opened, np.empty((count, height, width, 3), np.uint8), on_progress, cropping)
     else:
-        cache = ImageCache(keep, opened, height, width, split, cropping)
+        cache = ImageCache(cache_folder, opened, height, width, split, cropping)
         decoded = cache.read() or cache.fill(on_progress)
     pixels_NHWC, labels_N = torch.from_numpy(decoded.pixels_NHWC), torch.from_numpy(decoded.labels_N)
     if cropping is not None:
@@ -133,7 +133,7 @@ def is_member(name: Part, count: int, split: int = SPLIT) -> Tensor:
 
 
 def split_for(count: int) -> int:
-    """Return of how many images 7 are held out, for a dataset of this many."""
+    """Return the `split` of a dataset with this number of images: 7 of every `split` images are held out."""
     if 2 * count < MIN_IMAGES * SMALLEST_SPLIT:
         return SPLIT
     return max(SMALLEST_SPLIT, min(SPLIT, 7 * count // HELD_OUT))

@@ -1,4 +1,4 @@
-"""Decode a source's images, in memory or into a folder that keeps them for later runs."""
+"""Decode the images of a source into memory, or into a cache on disk for later runs."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from ncml.training.sources import Row, Source, no_images
 CHUNK = 256
 """Images whose files are in memory at the same time."""
 
-ZEROS = 2**24
-"""Bytes written at once to reserve disk space."""
+BLOCK_BYTES = 2**24
+"""Number of zeros written at once to reserve disk space."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class DecodedRow:
     pixels_KHWC: NDArray[np.uint8]
     """The image at the model's size, or its crops."""
     size: str
-    """Width and height before."""
+    """Width x height before."""
     enlarged: bool
     """Whether it is smaller than the model's size."""
     digest: bytes
-    """Of the whole image at the model's size."""
+    """Digest of the whole image at the model's size."""
 
 
 def decode(
@@ -137,7 +137,7 @@ class ImageCache:
             if description["identity"] != self.identity:
                 return None
             labels_N = np.load(self.labels)
-            # Copy on write, and nothing writes: PyTorch warns of read-only arrays.
+            # Mapped copy-on-write although nothing is written: PyTorch warns about read-only arrays.
             pixels_NHWC = np.load(self.pixels, mmap_mode="c")[: len(labels_N)]
             inventory = Inventory.from_json(description["inventory"])
             return DecodedImages(pixels_NHWC, labels_N, tuple(description["classes"]), inventory)
@@ -178,5 +178,5 @@ def _reserve(path: Path, start: int) -> None:
             os.posix_fallocate(file.fileno(), 0, size)
             return
         file.seek(start)  # macOS has no such call
-        for offset in range(start, size, ZEROS):
-            file.write(bytes(min(ZEROS, size - offset)))
+        for offset in range(start, size, BLOCK_BYTES):
+            file.write(bytes(min(BLOCK_BYTES, size - offset)))

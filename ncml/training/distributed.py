@@ -80,7 +80,7 @@ SINGLE_PROCESS = ProcessGroup()
 
 @contextlib.contextmanager
 def process_group(device: str) -> Generator[ProcessGroup]:
-    """Join the processes that `torchrun` started, by NCCL on GPUs and gloo on CPUs; without it, this process is alone.
+    """Join the processes that `torchrun` started, by NCCL on GPUs and gloo on CPUs; else yield this process alone.
 
     device: cpu, cuda or cuda:N; under `torchrun`, cuda is each process's own GPU.
     """
@@ -106,7 +106,7 @@ def process_group(device: str) -> Generator[ProcessGroup]:
 
 @contextlib.contextmanager
 def no_gradient_sync(network: nn.Module, enabled: bool) -> Generator[None]:
-    """Keep gradients to this process while `enabled`: they are averaged with those of the batch's last part."""
+    """Do not average gradients over processes while `enabled`; those of the batch's last part include them."""
     parallel = isinstance(network, DistributedDataParallel) and enabled
     with cast(DistributedDataParallel, network).no_sync() if parallel else contextlib.nullcontext():
         yield

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 MAX_NAMES = 3
-"""Sizes or files that a line lists before it counts the others."""
+"""Maximum number of sizes or files that a line lists; the others are counted."""
 
 MAX_CLASS_NAMES = 12
-"""The same for classes."""
+"""Maximum number of classes that a line lists."""
 
 MIN_CLASS_IMAGES = 50
-"""Fewest images from which a model can learn a class."""
+"""Minimum number of images from which a model can learn a class."""
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Inventory:
         return replace(cls(**value), sizes=Counter(value["sizes"]))
 
     def lines(self, height: int, width: int, crops: int = 1) -> list[str]:
-        """Return the report, a sentence a line, for a model of this size, and random crops of each image if several."""
+        """Return the report for a model of this size, a sentence per line; with several `crops`, for random crops."""
         sizes = [f"{size} ({count:,})" for size, count in self.sizes.most_common()]
         lines = [f"{counted(self.images, 'image')}, of {_enumerate(sizes)}"]
         if crops > 1:

@@ -36,7 +36,7 @@ def train_loop(
 
     SIGINT and SIGTERM let the current step end, and raise KeyboardInterrupt once the state is saved.
 
-    path: file of the state, also saved after each `save_seconds`, so that a crash costs no more than these.
+    path: file of the state, also saved every `save_seconds`, so that a crash loses at most this time.
     on_step: called after every step with the trainer, a running mean of the loss in bits per dimension, and images per
         second.
     on_measurement: called when a row has been added to the trainer's history.

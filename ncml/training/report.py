@@ -26,17 +26,16 @@ from ncml.training.tracking import TensorBoard, Tracker
 from ncml.training.trainer import Trainer
 
 SAMPLES = 16
-"""Images sampled at every measurement, from the same seeds each time."""
+"""Number of images sampled at every measurement, with the same seeds each time."""
 
 LOG_STEPS = 50
-"""Steps from one record of the training figures to the next."""
+"""Number of steps between records of the training figures."""
 
-YEAR = 365 * 86_400
-"""Seconds."""
+YEAR_S = 365 * 86_400
 
 
 def describe_plan(trainer: Trainer, step_seconds: float, max_seconds: float) -> str:
-    """Return a sentence that states what will be computed and how long it takes."""
+    """Return a sentence that states what will be computed and how long it will take."""
     training, group = trainer.config.training, trainer.group
     parameters = sum(parameter.numel() for parameter in trainer.network.parameters())
     where = counted(group.world_size, "process", "processes") if group.world_size > 1 else str(trainer.device)
@@ -49,7 +48,7 @@ def describe_plan(trainer: Trainer, step_seconds: float, max_seconds: float) -> 
     plan += f"{remaining:,} images at {rate:,.3g} images/s take about {duration(seconds)}"
     if seconds > max_seconds:
         return plan + f"; it stops after {duration(max_seconds)}, and --resume continues it"
-    if seconds > YEAR:  # the date has no year
+    if seconds > YEAR_S:  # the date below has no year
         return plan
     return plan + time.strftime(", until %H:%M on %d %B", time.localtime(time.time() + seconds))
 

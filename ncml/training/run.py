@@ -1,4 +1,4 @@
-"""From a recipe and a dataset to a model folder: what `ncml train` does."""
+"""`ncml train`: make a model folder from a recipe and a dataset."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ from ncml.training.trainer import DEFAULT_EXECUTION, Execution, Trainer
 from ncml.training.transfer import start_from
 
 MONITORED = 500
-"""Held-out images on which a run is measured while it trains."""
+"""Number of held-out images on which a run is measured while it trains."""
 
 CALIBRATION_FIT, CALIBRATION_RANK = 2_000, 5_000
-"""Images that estimate the statistics, and that rank, at most: as many as CIFAR-10 has."""
+"""Maximum number of images to estimate the statistics, and to rank: those that CIFAR-10 has."""
 
 MARGIN = 0.9
 """Share of the available time that training is planned to take: machines slow down, and measuring takes time too."""
@@ -101,7 +101,12 @@ def train(
     height, width = config.model.height, config.model.width
     with group.main_first():  # rank 0 decodes the images, the others map the result
         data = dataset.load(
-            source, height, width, keep=run_folder / "images", crop=config.training.crop, on_progress=on_progress
+            source,
+            height,
+            width,
+            cache_folder=run_folder / "images",
+            crop=config.training.crop,
+            on_progress=on_progress,
         )
     if resume:
         split = read_config(state).training.split
@@ -189,12 +194,12 @@ def _finish(
 def _load_measured_part(
     source: str, data: Dataset, split: int, run_folder: Path, group: ProcessGroup
 ) -> tuple[Dataset, str]:
-    """Return the images that measure the finished run, and the name of their part or split."""
+    """Return the images on which the finished run is measured, and the name of their part or split."""
     if not is_image_folder(source) and data.crops == 1:
         height, width = data.store_NHWC.shape[1:3]
         try:
             with group.main_first():
-                return dataset.load(source, height, width, split="test", keep=run_folder / "test"), "test"
+                return dataset.load(source, height, width, split="test", cache_folder=run_folder / "test"), "test"
         except InputError:
             pass  # the dataset has no test split
     return data.part("calibration-fit", split), "calibration-fit"

@@ -33,7 +33,7 @@ class Source:
     classes: tuple[str, ...]
     """Class names in the order of the labels; () where the source has no classes."""
     rows: Callable[[], Iterable[Row]]
-    """Yields them from the first on."""
+    """Yields all rows, starting with the first each time it is called."""
     identity: str
     """A digest that changes when the images do."""
     unreadable: tuple[str, ...] = ()

@@ -19,7 +19,7 @@ from ncml.config import Config
 from ncml.errors import ModelError, TrainingError
 
 KEPT = ("total_images", "cooldown_fraction", "ema_images")
-"""Training settings that a resumed run takes from its state, whatever the configuration says."""
+"""Training settings that a resumed run takes from its state rather than from the configuration."""
 
 CHANGEABLE = (*KEPT, "learning_rate", "muon_learning_rate")
 """Training settings that may differ between a run and the configuration that it is resumed with."""
@@ -30,13 +30,13 @@ class TrainingState:
     """A run between two steps."""
 
     tensors: dict[str, Tensor]
-    """Of the network, the moving average and the optimiser, by names that begin with network., average. or
+    """The tensors of the network, the moving average and the optimiser; their names begin with network., average. or
     optimizer."""
     config: Config
     step: int
     skipped_steps: int
     seconds: float
-    """Spent training."""
+    """Training time so far."""
     history: list[dict[str, float]]
     """The learning curve: a row for each measurement."""
 
@@ -67,7 +67,7 @@ class TrainingState:
         return cls(tensors=tensors, config=_config_of(path, progress), **values)
 
     def part(self, prefix: str) -> dict[str, Tensor]:
-        """Return the tensors whose names begin with `prefix` and a dot, without either."""
+        """Return the tensors whose names begin with `prefix` and a dot, which are removed from the names."""
         start = f"{prefix}."
         return {name.removeprefix(start): value for name, value in self.tensors.items() if name.startswith(start)}
 

@@ -36,7 +36,7 @@ class TensorBoard:
     """Event files in a folder, for `tensorboard --logdir`; the horizontal axis counts images."""
 
     def __init__(self, folder: Path, images_seen: int) -> None:
-        """images_seen: images seen so far; what an earlier process recorded beyond them is dropped."""
+        """images_seen: images seen so far; later records of an earlier process are dropped."""
         from torch.utils.tensorboard import SummaryWriter
 
         self.writer = SummaryWriter(str(folder), purge_step=images_seen)

@@ -1,7 +1,7 @@
 """A training run: the network, its moving average, the optimiser, and the progress made.
 
-Read `objective.py` for what is optimised and `batches.py` for what a step sees. The weights that are measured and kept
-are the moving average (EMA).
+Read `objective.py` for the loss and `batches.py` for the input of a step. The weights that are measured and saved in
+the model folder are the moving average (EMA).
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class Execution:
     """How a run is computed; the result is the same up to rounding."""
 
     grad_accum_steps: int = 1
-    """Parts of a process's share of a batch, computed one after the other with their gradients summed: less memory."""
+    """Number of parts of a process's share of a batch, computed one after the other to save memory."""
     activation_checkpointing: bool = False
-    """Only activations between the network's blocks are stored, the others computed again: much less memory, a third
-    more arithmetic."""
+    """Store only the activations between the network's blocks and recompute the others: much less memory, a third more
+    arithmetic."""
     compile: bool = False
     """Compile the network and the likelihood first, which takes minutes and a C++ compiler."""
 
@@ -102,7 +102,7 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Whether the run has seen all images that its configuration asks for."""
+        """Whether the run has seen all images of its configuration."""
         return self.images_seen >= self.config.training.total_images
 
     @property

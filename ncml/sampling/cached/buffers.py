@@ -26,9 +26,9 @@ class BatchShape:
 
     B: int
     S: int
-    """Padded, for products by position."""
+    """Images, padded, of products by position."""
     R: int
-    """For products by row."""
+    """Images of products by row: B or S."""
     H: int
     W: int
 

@@ -29,7 +29,7 @@ class NetworkCache:
         self.network = network
         self.shape = BatchShape.plan(network, B, H, W)
         self.stride = 2 ** (len(network.up) - 1)
-        """Of the lowest level: rows whose index it divides reach every level."""
+        """Stride of the lowest level: rows whose index it divides reach every level."""
         self.levels: list[LevelCache] = []
         for index in reversed(range(len(network.up))):
             below = self.levels[0] if self.levels else None

@@ -18,7 +18,7 @@ CacheWriter = Callable[[slice, Tensor, Tensor], None]
 def prefill(cache: NetworkCache, x_BCHW: Tensor, conditions: Conditions, images: Iterable[int]) -> None:
     """Add known rows to a cache that was reset, none or as many as `cache.stride` divides.
 
-    images: whose known rows are computed; those of the others are left out.
+    images: positions of the images whose known rows are computed; the caches of the others stay empty.
     """
     rows = x_BCHW.shape[2]
     if not rows:

@@ -23,16 +23,16 @@ SLOT = 8
 """Rows of a matrix product come in multiples of this."""
 
 DEPTH = 384
-"""Terms that a convolution's product sums at most; longer sums are several products.
+"""Maximum number of terms in a sum of a convolution's product; longer sums are split into several products.
 
-Products over the channels of one position are not split: these are as long only in levels wider than 192.
+Products over the channels of one position are not split: they are longer only in levels wider than 192.
 """
 
 ONE_THREAD = 32768
 """Elements up to which PyTorch computes an elementwise operation on one thread."""
 
 VECTOR = 32
-"""Elements that it computes at a time, at most."""
+"""Maximum number of elements that PyTorch computes at a time."""
 
 # What F.elu and F.glu call: F's wrappers hide `out`, and cost as much again as a small operation does.
 _nn: Any = torch._C._nn  # pyright: ignore[reportAttributeAccessIssue]

@@ -36,13 +36,13 @@ def visit_pixels(
 
 
 class RowSampler:
-    """Samples batches of one kind, one after another, in its own memory: a row is the same operations on it every time.
+    """Samples batches of one kind, one after another, in its own memory.
 
-    So a row can be recorded and replayed (`ncml.sampling.cuda_graphs`).
+    A row runs the same operations on that memory every time, so it can be recorded (`ncml.sampling.cuda_graphs`).
     """
 
     def __init__(self, network: NCPN, x_BCHW: Tensor, conditions: Conditions) -> None:
-        """For batches like x, with the same t, tilt and number of known rows."""
+        """Allocate memory for batches like x, with the same t, tilt and number of known rows."""
         B, _, H, W = x_BCHW.shape
         self.rows_per_image = conditions.tilt.rows_per_image
         self.null_class = len(network.config.model.classes)
@@ -61,7 +61,7 @@ class RowSampler:
     def reset(
         self, x_BCHW: Tensor, conditions: Conditions, draws: PixelDraws, *, images: Sequence[int] | None = None
     ) -> None:
-        """Start a batch; known rows of images that are not among `images` (default: all) are left out."""
+        """Start a batch; `images` are the positions of those whose known rows are computed (default: all)."""
         for buffer, part in zip(self.draw_buffers, (draws.gumbel_BK, draws.logistic_BC, draws.uniform_BC), strict=True):
             buffer.copy_(part.flatten(2).permute(2, 0, 1))
         self.x_NCHW.copy_(x_BCHW.repeat(self.rows_per_image, 1, 1, 1))

@@ -1,4 +1,4 @@
-"""Both ends of the network: the stem, from pixels to both streams, and the head, from ul to a pixel's mixture."""
+"""Caches of both ends of the network: the stem, from pixels to both streams, and the head, from ul to a mixture."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class StemCache:
         like = stem.u.weight
         self.u = RowConv(stem.u, shape)
         self.pixels = [PixelRow(like.new_zeros(shape.S, shape.W + 2, C), shape.B) for _ in range(2)]
-        """Of an even and of an odd row."""
+        """The pixels of an even and of an odd row."""
         self.above = stem.ul_above.weight.permute(3, 2, 1, 0).reshape(3 * C, -1).contiguous()
         self.left_above, self.left = (w.t().contiguous() for w in stem.ul_left.weight[..., 0].unbind(2))
         self.ul = RowSums(first.values_SWF, shape.R)
@@ -48,11 +48,11 @@ class StemCache:
         self.ul.padded_positions[j].addmm_(self.pixels[i % 2].left_neighbours[j], self.left)
 
     def set_pixels(self, i: int, j: int, x_BC: Tensor) -> None:
-        """Take the pixels at (i, j)."""
+        """Store the pixels at (i, j)."""
         self.pixels[i % 2].colours[j].copy_(self.network.clamp_context(x_BC))
 
     def prefill(self, x_BCHW: Tensor) -> None:
-        """Take the known rows: the last one becomes the row above, and u holds the one before it."""
+        """Store the known rows: the last one becomes the row above, and u holds the one before it."""
         rows = x_BCHW.shape[2]
         self._fill_row(self.pixels[(rows - 1) % 2].data[:, 1:-1], x_BCHW[:, :, -1])
         if rows > 1:

@@ -171,7 +171,7 @@ def test_names_need_not_be_utf_8(tmp_path: Path) -> None:
         folder.mkdir()
         pictures(1)[0].save(folder / os.fsdecode(b"\xe9.png"))
         (folder / os.fsdecode(b"\xe9.txt")).write_text("notes")
-    loaded = dataset.load(str(tmp_path), 8, 8, keep=tmp_path.with_name("kept"))
+    loaded = dataset.load(str(tmp_path), 8, 8, cache_folder=tmp_path.with_name("kept"))
     assert loaded.classes == ("caf\\xe9", "tea")
     assert loaded.inventory.unreadable == [f"{name}/\\xe9.txt" for name in loaded.classes]
     assert len(loaded) == 2
@@ -254,7 +254,7 @@ def test_crops_are_cut_from_large_images_and_stay_in_the_part_of_their_image(tmp
         image[..., 0] = np.arange(40)
         Image.fromarray(image).save(folder / f"{i}.png")
     (folder / "3.png").write_text("junk")
-    first, again = (dataset.load(str(folder), 8, 8, crop=16, keep=kept) for _ in range(2))
+    first, again = (dataset.load(str(folder), 8, 8, crop=16, cache_folder=kept) for _ in range(2))
     assert first.crops == 64
     assert len(first) == 8 * 64
     assert torch.equal(first.images_NHWC, again.images_NHWC)

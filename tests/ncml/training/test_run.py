@@ -265,17 +265,19 @@ def test_a_run_is_as_long_as_its_time(tmp_path: Path) -> None:
 
 
 def test_images_are_decoded_once_and_again_when_they_change(tmp_path: Path) -> None:
-    source, keep = pictures(tmp_path / "photos", 20), tmp_path / "kept"
-    first = dataset.load(source, 8, 8, keep=keep)
+    source, cache = pictures(tmp_path / "photos", 20), tmp_path / "cache"
+    first = dataset.load(source, 8, 8, cache_folder=cache)
     decoded: list[int] = []
 
     def again() -> dataset.Dataset:
         decoded.clear()
-        return dataset.load(source, 8, 8, keep=keep, on_progress=lambda progress: decoded.append(progress.done))
+        return dataset.load(
+            source, 8, 8, cache_folder=cache, on_progress=lambda progress: decoded.append(progress.done)
+        )
 
-    written = (keep / "images.npy").stat().st_mtime_ns
+    written = (cache / "images.npy").stat().st_mtime_ns
     second = again()
-    assert (keep / "images.npy").stat().st_mtime_ns == written
+    assert (cache / "images.npy").stat().st_mtime_ns == written
     assert torch.equal(second.images_NHWC, first.images_NHWC)
     assert torch.equal(second.labels_N, first.labels_N)
     assert (second.classes, second.inventory) == (first.classes, first.inventory)
@@ -283,11 +285,11 @@ def test_images_are_decoded_once_and_again_when_they_change(tmp_path: Path) -> N
     assert torch.equal(plain.images_NHWC, first.images_NHWC)
     assert plain.inventory == first.inventory
 
-    (keep / "labels.npy").write_bytes(b"")  # not whole
+    (cache / "labels.npy").write_bytes(b"")  # incomplete
     assert torch.equal(again().labels_N, first.labels_N)
     Image.new("RGB", (8, 8)).save(Path(source) / "dark" / "new.png")
     assert len(again()) == 21
-    assert len(dataset.load(source, 4, 4, keep=keep).images_NHWC[0]) == 4
+    assert len(dataset.load(source, 4, 4, cache_folder=cache).images_NHWC[0]) == 4
 
 
 def test_a_part_of_a_large_set_is_read_from_the_disk_as_it_is_drawn(tmp_path: Path) -> None:
@@ -365,11 +367,11 @@ sys.exit(main(sys.argv[1:]))
 def test_where_room_cannot_be_reserved_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on macOS."""
     monkeypatch.delattr(os, "posix_fallocate")
-    monkeypatch.setattr(decoding, "ZEROS", 1000)
-    source, keep = pictures(tmp_path / "photos", 20), tmp_path / "kept"
-    kept = dataset.load(source, 8, 8, keep=keep)
-    assert torch.equal(kept.images_NHWC, dataset.load(source, 8, 8).images_NHWC)
-    assert (keep / "images.npy").stat().st_size == 128 + 20 * 8 * 8 * 3
+    monkeypatch.setattr(decoding, "BLOCK_BYTES", 1000)
+    source, cache = pictures(tmp_path / "photos", 20), tmp_path / "cache"
+    cached = dataset.load(source, 8, 8, cache_folder=cache)
+    assert torch.equal(cached.images_NHWC, dataset.load(source, 8, 8).images_NHWC)
+    assert (cache / "images.npy").stat().st_size == 128 + 20 * 8 * 8 * 3
 
 
 @pytest.mark.parametrize("system", ["", "import os; del os.posix_fallocate"], ids=["Linux", "macOS"])
