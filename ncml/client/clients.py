@@ -27,13 +27,13 @@ from ncml.results import Scan, Score
 T = TypeVar("T")
 
 TIMEOUT_S = 90.0
-"""Seconds to wait for a response; the service answers 202 before."""
+"""Seconds to wait for a response; the service answers 202 earlier."""
 
 
 class Client:
     """A client of a service, which several threads may share.
 
-    Results that take long are awaited. Requests are retried as the service's `Retry-After` asks; each has an
+    Its methods wait for the result of a job. Requests are retried after the service's `Retry-After`; each has an
     idempotency key, so that a retry creates no second job. A refusal raises `ServiceError`.
     """
 
@@ -49,10 +49,10 @@ class Client:
     ) -> None:
         """Connect to the service at `url` on first use.
 
-        retries: attempts after a connection failed. patience_s: longest wait while the queue is full or a quota is
-        exhausted. transport: sends the requests in place of the network, for tests.
+        retries: maximum retries after failed connections. patience_s: longest wait while the queue is full or a quota
+        is exhausted. transport: sends the requests in place of the network, for tests.
         """
-        self._exchanges = Exchanges(_checked(url), RetryPolicy(retries, patience_s))
+        self._exchanges = Exchanges(_check_url(url), RetryPolicy(retries, patience_s))
         self._http = httpx2.Client(base_url=url, headers=_credentials(api_key), timeout=timeout_s, transport=transport)
 
     def __enter__(self) -> Self:
@@ -136,7 +136,7 @@ class AsyncClient:
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         """Connect to the service at `url` on first use; the arguments are those of `Client`."""
-        self._exchanges = Exchanges(_checked(url), RetryPolicy(retries, patience_s))
+        self._exchanges = Exchanges(_check_url(url), RetryPolicy(retries, patience_s))
         self._http = httpx2.AsyncClient(
             base_url=url, headers=_credentials(api_key), timeout=timeout_s, transport=transport
         )
@@ -208,8 +208,8 @@ class AsyncClient:
                 answer = error
 
 
-def _checked(url: str) -> str:
-    """Return the address of a service; raise `InputError` if it is none."""
+def _check_url(url: str) -> str:
+    """Return the address of a service without a final slash; raise `InputError` if it is not an HTTP address."""
     if not isinstance(url, str) or not re.fullmatch(r"https?://[^/\s]+(/\S*)?", url):
         raise InputError("server", f"{url!r} is not the address of a service: give one like http://localhost:8000.")
     return url.rstrip("/")

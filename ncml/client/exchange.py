@@ -1,4 +1,4 @@
-"""The exchanges of a client with a service, without input and output, so that both clients share them.
+"""The exchanges of a client with a service, without any I/O, so that both clients share them.
 
 An exchange is a generator: it yields a request to send, and is resumed with the response or the transport's error; or
 it yields a number of seconds to pause. Its return value is the result.
@@ -31,11 +31,11 @@ OnJobProgress = Callable[[JobProgress], object]
 WAIT_S = 30
 """Seconds that one request waits for a result."""
 POLL_S = 0.25
-"""Interval between two looks at a job whose progress is reported."""
+"""Interval at which a job is polled if its progress is reported."""
 OUTAGE_S = 60.0
 """Longest wait for a service that is unavailable (502, 503)."""
 FIRST_PAUSE_S = 0.5
-"""Pause before the first retry without a `Retry-After`; it doubles with each further one."""
+"""Pause before the first retry without a `Retry-After`; it doubles with each retry."""
 
 
 class JobOptions(TypedDict, total=False):
@@ -113,10 +113,10 @@ Exchange: TypeAlias = Generator[Call | float, "httpx2.Response | httpx2.Transpor
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How long a client keeps trying."""
+    """How often, and for how long, a client retries."""
 
     retries: int = 3
-    """Attempts after a connection failed."""
+    """Maximum retries after failed connections."""
     patience_s: float = 60.0
     """Longest wait while the queue is full or a quota is exhausted (429)."""
 
@@ -146,11 +146,11 @@ class Exchanges:
 
     def generate(self, n: int, options: GenerateOptions) -> Exchange[Generated]:
         """Generate images."""
-        return Generated.of((yield from self._run("/generate", options, n=n)))
+        return Generated.from_document((yield from self._run("/generate", options, n=n)))
 
     def complete(self, image: Image, n: int, options: CompleteOptions) -> Exchange[Generated]:
         """Complete half an image."""
-        return Generated.of((yield from self._run("/complete", options, images=[image], n=n)))
+        return Generated.from_document((yield from self._run("/complete", options, images=[image], n=n)))
 
     def models(self) -> Exchange[list[dict[str, Any]]]:
         """Get the documents of all models."""
@@ -168,7 +168,7 @@ class Exchanges:
     def job(self, job_id: str, method: str = "GET", action: str = "") -> Exchange[Job]:
         """Get, or with an action change, the state of a job."""
         response = yield from self._send(Call(method, f"/jobs/{quote(job_id, safe='')}{action}"))
-        return Job.of(self._read(response))
+        return Job.from_document(self._read(response))
 
     def delete(self, job_id: str) -> Exchange[None]:
         """Delete a job."""
@@ -227,7 +227,7 @@ class Exchanges:
     # -- one request
 
     def _send(self, call: Call) -> Exchange[httpx2.Response]:
-        """Send a request until it is answered; raise `ServiceError` for a refusal, and when patience ends."""
+        """Send a request until it is answered; raise `ServiceError` for a refusal, and when the policy is exhausted."""
         failures, waited_s = 0, {True: 0.0, False: 0.0}  # while the service is busy, or unavailable
         for attempt in itertools.count():
             pause_s = min(FIRST_PAUSE_S * 2**attempt, 10.0)
@@ -253,7 +253,7 @@ class Exchanges:
     def _refusal(self, response: httpx2.Response) -> ServiceError:
         """Return the error that a refused request raises."""
         if not response.headers.get("content-type", "").startswith("application/problem+json"):
-            return self._foreign(response)
+            return self._not_a_service(response)
         problem = self._read(response)
         errors = problem.get("errors") or [{"field": None}]
         return ServiceError(
@@ -271,10 +271,10 @@ class Exchanges:
         except ValueError:
             document = None
         if not isinstance(document, dict):
-            raise self._foreign(response)
+            raise self._not_a_service(response)
         return document
 
-    def _foreign(self, response: httpx2.Response) -> ServiceError:
+    def _not_a_service(self, response: httpx2.Response) -> ServiceError:
         detail = f"{self.url} answered {response.status_code}, but not as an ncml service does: check the address."
         return ServiceError(detail, status=response.status_code)
 
@@ -287,7 +287,7 @@ def _as_text(value: object) -> str:
 
 
 def _name_image(error: ServiceError, images: Sequence[Image], start: int) -> ServiceError:
-    """Return an error that names the path of the image that it blames, or its position in the call."""
+    """Return an error that names the faulty image by its path, or by its position in the call."""
     match = re.fullmatch(r"image(?:\[(\d+)\])?", error.field or "")
     if match is None or not error.detail.startswith(f"{match[0]} "):
         return error

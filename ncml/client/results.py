@@ -1,4 +1,4 @@
-"""What a service answers, as objects. Members that a service of another release adds are ignored."""
+"""The results of a service as objects. Members that another release of the service adds are ignored."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Generated:
     version: str
 
     @classmethod
-    def of(cls, document: Document) -> Self:
+    def from_document(cls, document: Document) -> Self:
         """Read images."""
         files = [base64.b64decode(image["png"]) for image in document["images"]]
         images = np.stack([np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files])
@@ -99,11 +99,11 @@ class Job:
     task: str
     n: int
     position: int | None = None
-    """Jobs before it in its lane."""
+    """Number of jobs ahead of it in its lane; None unless it is waiting."""
     progress: JobProgress | None = None
 
     @classmethod
-    def of(cls, document: Document) -> Self:
+    def from_document(cls, document: Document) -> Self:
         """Read a job."""
         progress = document.get("progress")
         values: dict[str, Any] = _select(cls, document)

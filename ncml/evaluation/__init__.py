@@ -1,4 +1,4 @@
-"""The paper's tables and figures, measured on model folders: what `ncml evaluate` does.
+"""`ncml evaluate`: the paper's tables and figures, measured on model folders.
 
     run          runs the requested kinds of evaluation in order; read it first
     inputs       the models, the image sets and the limits of an evaluation
@@ -15,5 +15,5 @@
     quality      FID, or a distance in named features; quality against refinement steps and start noise
     samples      Figures 1 and 5 to 10
 
-Each kind is a function from `inputs.Inputs` to a `report.Section`. This package must not train, calibrate or serve.
+Each kind is a function from `inputs.Inputs` to a `report.Section`. This package neither trains, calibrates nor serves.
 """

@@ -17,7 +17,7 @@ Indices = NDArray[np.intp]
 
 RESAMPLES = 1000
 CURVE_RESAMPLES = 200
-"""For statistics that take a sort or a matrix product each."""
+"""Number of resamples for statistics that need a sort or a matrix product each."""
 LEVEL = 0.95
 
 
@@ -76,7 +76,7 @@ def detection_rates(inside_N: Floats, outside_M: Floats) -> tuple[float, float, 
 
     truth = np.repeat([0, 1], [len(inside_N), len(outside_M)])
     scores = np.concatenate([inside_N, outside_M])
-    # Without dropping points: the threshold that flags 95 % must be one of them.
+    # All points are kept: the threshold that flags 95 % must be one of them.
     false, true, _ = metrics.roc_curve(truth, scores, drop_intermediate=False)
     outside, inside = len(outside_M) * true[1:], len(inside_N) * false[1:]  # flagged at each threshold
     average_precision = float(np.sum(np.diff(true) * outside / (outside + inside)))

@@ -20,7 +20,7 @@ Columns = dict[str, NDArray[Any]]
 """Arrays of one length: a row for each image."""
 
 SECONDS = "seconds"
-"""The column, stored beside those of a measurement, of the time that each row took."""
+"""The column of the time that each row took, stored with those of the measurement."""
 
 WRITE_INTERVAL_S = 10.0
 """Time between writes while rows are measured."""
@@ -32,7 +32,7 @@ class MeasurementCache:
     def __init__(self, folder: Path, on_progress: OnProgress) -> None:
         self.folder, self.on_progress = folder, on_progress
         self.saved_seconds = 0.0
-        """Time that the rows read from disk once took."""
+        """Measuring time of the rows that were read from disk."""
 
     def rows(
         self,

@@ -1,4 +1,4 @@
-"""What a model knows about its classes: in its likelihoods, and in the images that it generates.
+"""Knowledge of classes in a model's likelihoods, and in the images that it generates.
 
     gain         mean of log p(x | true class) - log p(x | no class), in nats: above 0 if the class helps to predict
     posterior    share of images whose true class has the largest p(x | class) (Bayes' rule, all classes equally likely)
@@ -114,7 +114,7 @@ def class_fidelity(inputs: Inputs, model: Model, probe: Probe, n: int, arguments
 
 
 def sampling_methods(model: Model) -> dict[str, Arguments]:
-    """Return the ways of sampling that are compared: as trained, from no noise and from some, and the defaults."""
+    """Return the sampling methods that are compared: as trained, directly and from noise, and the defaults."""
     limits = model.sampling_limits
     levels = noise_levels(model, (0.0, 0.25, 1.0))
     methods = {f"noise {noise:g}, as trained": as_trained(noise) for noise in levels}
@@ -134,7 +134,7 @@ def classes(inputs: Inputs) -> Section:
     results: dict[str, dict[str, Any]] = {}
     for label, model in inputs.models.items():
         images = inputs.test_images(model, "classes")
-        class_labels(model, images)  # so that an error comes before minutes are spent
+        class_labels(model, images)  # refuses other classes before minutes are spent
         levels = noise_levels(model, (0.0, 0.25, 1.0))
         by_level = {f"{noise:g}": class_knowledge(inputs, model, images, noise) for noise in levels}
         knowledge += [(label, OURS, noise, *estimates.values()) for noise, estimates in by_level.items()]

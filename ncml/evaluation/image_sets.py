@@ -33,9 +33,9 @@ class ImageSet:
     name: str
     pixels_NHWC: NDArray[np.uint8]
     digest: str
-    """Of the whole set, of which these are the first."""
+    """Digest of the whole set, of which these are the first images."""
     notes: tuple[str, ...] = ()
-    """What a reader must know about them, a sentence each."""
+    """Remarks for the reader of the report, one sentence each."""
     labels_N: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     """Index of each image's class; empty for a set without classes."""
     classes: tuple[str, ...] = ()

@@ -31,15 +31,15 @@ LIMITS = {
     "fidelity": 500,
     "probe": 4_000,
 }
-"""Images of a set that each kind takes, at most, unless `--limit` changes it.
+"""Maximum number of images of a set for each kind, unless `--limit` changes it.
 
-For fid these are also the samples drawn; sweep are the samples for each point of quality against steps and start noise,
-solvers those of each solver. For classes, fidelity are the samples of each method, and probe the images that train the
-probe, and that measure it.
+For fid it is also the number of samples. sweep: samples for each point of quality against steps and start noise.
+solvers: samples of each solver. fidelity: samples of each method. probe: images on which the probe is trained, and
+images on which it is measured.
 """
 
 MIN_IMAGES = 8
-"""Images in a set, at least: bootstrap samples of fewer are too often identical."""
+"""Minimum number of images in a set: bootstrap samples of fewer are too often identical."""
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Inputs:
     cache: MeasurementCache
     limits: dict[str, int] = field(default_factory=lambda: dict(LIMITS))
     notes: list[str] = field(default_factory=list)
-    """What a reader must know about the in-distribution set."""
+    """Remarks on the in-distribution set for the reader of the report."""
     loaded: dict[tuple[str, int, int, str], ImageSet] = field(default_factory=dict)
     """By source, height, width and split."""
 

@@ -1,7 +1,7 @@
 """Tables 2 and 4: how well each statistic of a model separates other data from its own.
 
-The statistics are those of `ncml.ood`, by `Model.score`; constant and uniform images are generated. A user's decision
-is the calibrated threshold, so the share that it flags is measured too, first of all for in-distribution test images.
+The statistics are those of `ncml.ood`, computed by `Model.score`; constant and uniform images are generated. Verdicts
+use the calibrated threshold, so the share that it flags is measured too, also of in-distribution test images.
 """
 
 from __future__ import annotations
@@ -63,13 +63,13 @@ class Detection:
     inside: str
     """Name of the in-distribution set."""
     scores: dict[str, Scores]
-    """By set, the in-distribution one among them."""
+    """By set, including the in-distribution one."""
     rates: dict[str, dict[str, dict[str, Estimate]]]
-    """By other set, statistic and rate."""
+    """By out-of-distribution set, statistic and rate."""
 
     @property
     def average(self) -> dict[str, float]:
-        """AUROC of each statistic, averaged over the other sets."""
+        """AUROC of each statistic, averaged over the out-of-distribution sets."""
         return {
             statistic: float(np.mean([by_statistic[statistic]["auroc"].value for by_statistic in self.rates.values()]))
             for statistic in self.scores[self.inside]

@@ -70,7 +70,7 @@ def sample_features(inputs: Inputs, model: Model, n: int, arguments: Arguments) 
 
 
 def headline_methods(model: Model) -> dict[str, Arguments]:
-    """Return the methods of the headline: direct, from much and from little noise, and the defaults."""
+    """Return the methods of the main table: direct, from the largest noise and a quarter of it, and the defaults."""
     direct = {"direct (t = 0)": as_trained(0.0)}
     if not is_noise_conditional(model):
         return direct
@@ -89,7 +89,7 @@ def headline_methods(model: Model) -> dict[str, Arguments]:
 
 
 def sweep_points(model: Model) -> dict[str, list[tuple[float, Arguments]]]:
-    """Return by curve its points: start noise with one Tweedie step, and reverse SDE steps from the largest noise."""
+    """Return the points of each curve: start noise with one Tweedie step, and SDE steps from the largest noise."""
     if not is_noise_conditional(model):
         return {}
     levels = noise_levels(model, (0.0, 0.25, 0.5, 1.0))
@@ -99,7 +99,7 @@ def sweep_points(model: Model) -> dict[str, list[tuple[float, Arguments]]]:
 
 
 def solver_methods(model: Model) -> dict[str, Arguments]:
-    """Return every solver at its default number of steps, from the largest noise, after drawing directly."""
+    """Return direct sampling, and every solver with its default number of steps from the largest noise."""
     if not is_noise_conditional(model):
         return {}
     refined = {
@@ -184,7 +184,7 @@ class _QualityReport:
     def add_methods(
         self, rows: list[tuple[Cell, ...]], label: str, qualities: dict[str, SampleQuality]
     ) -> dict[str, Any]:
-        """Append a row for each method, a floor that models share once; return their JSON."""
+        """Append a row for each method, without repeating a floor that models share; return their JSON."""
         for method, quality in qualities.items():
             name = f"{self.data_name} train (the floor)" if method == "floor" else f"{label}, {method}"
             row = (name, OURS, *quality.cells())

@@ -31,7 +31,7 @@ class Table:
     """Rows under a header."""
 
     name: str
-    """Of its CSV file."""
+    """Name of its CSV file."""
     caption: str
     header: Sequence[str]
     rows: Sequence[Sequence[Cell]]
@@ -84,10 +84,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A plot and what it shows."""
+    """A plot with its caption."""
 
     name: str
-    """Of its PNG file."""
+    """Name of its PNG file."""
     caption: str
     plot: Plot
 

@@ -1,4 +1,4 @@
-"""Figure 4: how much of the sanity test's damage remains at noise level t.
+"""Figure 4: the effect of flipped lowest bits on the likelihood at noise level t.
 
 Delta log p(t) = abs(log p_t(x_t) - log p_t(flipped x_t)) of Eq. 9, averaged over images, in bits/dim: x_t is the image
 noised to time t, flipped x_t the same with all lowest bits flipped first and the same noise. Beside it, the average

@@ -1,7 +1,7 @@
 """The sanity test of Section 3.1: the cost of flipped lowest bits (Figure 2), and compressed size.
 
-At pi = 0.5 the lowest bits are uniform whatever the image, so the flipped data's entropy is that of its upper seven
-bits plus one bit, and a model's seven-bit marginal (Eq. 6) plus one bounds its bits/dim from below, with equality for a
+At pi = 0.5 the lowest bits are uniform for every image, so the flipped data's entropy is that of its upper seven bits
+plus one bit, and a model's seven-bit marginal (Eq. 6) plus one is a lower bound of its bits/dim, with equality for a
 model whose lowest bits are uniform.
 
 Shapes: N images, B of them at once, C = 3 channels, H rows, W columns, P parameters of a pixel's mixture.
@@ -27,10 +27,10 @@ from ncml.network.likelihood import bits_per_dim, from_uint8, log_prob
 from ncml.network.ncpn import NCPN
 
 COMPRESSED_COUNT = 64
-"""Images that are compressed: one group of the coder."""
+"""Number of images that are compressed: one group of the coder."""
 SHOWN_COUNT = 8
 AMPLIFICATION = 100
-"""Grey levels that a flipped bit is shown as."""
+"""Grey levels by which a flipped bit is shown."""
 
 
 @torch.inference_mode()
