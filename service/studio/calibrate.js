@@ -11,10 +11,10 @@ import { powerTable } from "./power.js";
 import { jobForm } from "./runs.js";
 import { jobs } from "./session.js";
 
-const MIN_IMAGES = 39; // 20 estimate and 19 rank
+const MIN_IMAGES = 39; // 20 to estimate and 19 to rank
 const STAGES = {
   noisy_sampling: "Generating images to compare with, row",
-  fit: "Estimating what is usual",
+  fit: "Estimating the statistics",
   rank: "Ranking images",
   power: "Measuring what it detects",
 };
@@ -54,7 +54,7 @@ function commandLines(model) {
     h(
       "p",
       {},
-      `FOLDER holds at least ${MIN_IMAGES} good images. Some are used to estimate what is usual, the others to rank.`,
+      `FOLDER holds at least ${MIN_IMAGES} good images. Some are used to estimate the statistics, the others to rank images.`,
     ),
     terminal(adapt, "command"),
     h("p", {}, "With a time limit, the model is also fine-tuned on them; the result is kept only if it detects more:"),
@@ -70,7 +70,7 @@ class CalibrationForm {
   placeholder = emptyState(
     "What to send",
     "Good images of one kind: a product without defects, a microscope’s usual fields. 100 are a start, 600 are better. " +
-      "Leave out unusual ones: whatever you send counts as good.",
+      "Leave out unusual ones: every image that you send counts as good.",
   );
   stage = h("div", { class: "stage" }, this.placeholder, this.calibrations);
 
@@ -218,7 +218,7 @@ class CalibrationForm {
   }
 }
 
-/** The phases take about equally long. */
+/** The status of a calibration, whose phases take about equally long. */
 function describeProgress({ stage, step, total }) {
   const phase = PHASES.indexOf(stage);
   if (phase < 0) return null;
@@ -233,7 +233,7 @@ function calibrationReport({ model, calibration, skipped }) {
     catalogue.select(model.name);
     location.hash = "score";
   };
-  const count = `${plural(estimated, "image")} estimate what is usual, ${ranked.toLocaleString("en")} rank.`;
+  const count = `Estimated on ${plural(estimated, "image")}, ranked among ${ranked.toLocaleString("en")} others.`;
   const useButton = button("Score images with it", use, "primary");
   return h(
     "div",

@@ -24,7 +24,7 @@ export async function follow(id, onEvent) {
   }
 }
 
-/** Call `attempt(onAlive)` until it returns the final state; only failures that may pass are followed by another one. */
+/** Call `attempt(onAlive)` until it returns the final state; it is repeated after failures that may be temporary. */
 async function persist(attempt, onEvent) {
   let failures = 0;
   const onAlive = () => {

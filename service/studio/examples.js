@@ -37,7 +37,7 @@ function paint(name, width, height) {
   return image;
 }
 
-/** Buttons with a picture of each example, which pass it to `onFiles`; failures are reported in `notice`. */
+/** Buttons with a thumbnail of each example, which pass it to `onFiles`; failures are reported in `notice`. */
 export function exampleButtons({ names = EXAMPLES, hint, onFiles, notice }) {
   async function pass(name) {
     try {

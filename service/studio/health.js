@@ -32,8 +32,8 @@ function laneRow(lane, metrics) {
 }
 
 /**
- * How long responses took. A 202 is not counted: it only accepts a job, as for everything that this page submits, and
- * the pace of the lanes covers those. Refusals are not counted either: they are quick whatever the load.
+ * How long responses took. A 202 is not counted: it only accepts a job, as this page always requests, and the pace of
+ * the lanes covers those. Refusals are not counted either: they are quick under any load.
  */
 export function latencyTable(metrics) {
   const buckets = (metrics.get("ncml_http_request_duration_seconds_bucket") ?? []).filter(

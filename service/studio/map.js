@@ -4,7 +4,7 @@ import { button, h, save, stem } from "./dom.js";
 import { enlarge, pixelCanvas, toPng } from "./image.js";
 
 const CLIPPED = 0.02; // share of pixels beyond each end of the colour scale
-let mapsShown = false; // for the next images, too
+let mapsShown = false; // kept for the next images
 let sharedScale = false; // one colour scale for all maps, so that they can be compared
 
 /** The image of a reading as the model saw it. */
@@ -14,7 +14,7 @@ export function modelView({ modelView: src, name }) {
   return h("figure", {}, h("div", { class: "over" }, image), h("figcaption", { class: "hint" }, caption));
 }
 
-/** Details that show a map beside the image; `content()` returns their elements when they are opened first. */
+/** Details that show a map beside the image; `content()` returns their elements when they are first opened. */
 export function showMap(summary, content) {
   const details = h("details", { class: "map", open: mapsShown, ontoggle: fill }, h("summary", {}, summary));
   function fill() {

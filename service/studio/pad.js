@@ -94,7 +94,7 @@ export class KnownHalfPad {
     this.paint();
   }
 
-  /** What was submitted, at the model's size: a half lies in its place. */
+  /** The submitted image as a data URL at the model's size; a half is drawn in its place. */
   submittedUrl(width, height) {
     const { modelView, part } = this.source;
     if (!modelView) return undefined;
@@ -115,7 +115,7 @@ export class KnownHalfPad {
     canvas.setAttribute("aria-label", `${file.name}; its ${half} half is kept`);
   }
 
-  /** Paint the known half, and the rest faintly. */
+  /** Paint the known half, and the other half faintly. */
   paintImage(image) {
     const { canvas, context, source } = this;
     const half = this.choice.value || "top";

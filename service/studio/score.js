@@ -220,7 +220,7 @@ class ScoreView {
   }
 }
 
-/** Whether to score in tiles, the class and noise level that a score is conditioned on, and what judges it. */
+/** Fields: whether to score in tiles, the class and noise level that a score is conditioned on, and the calibration. */
 function conditionFields({ onTiledChange }) {
   const tiledInput = h("input", { type: "checkbox", onchange: onTiledChange });
   const classes = selectField({ label: "Class", field: "class" });
@@ -298,7 +298,7 @@ function progressTexts({ conditions, images }) {
   };
 }
 
-/** What the page shows of each scored image; `scan` is the result if it was scored in tiles. */
+/** The reading of each scored image that the page shows; `scan` is the result if it was scored in tiles. */
 async function toReadings(record, result, files) {
   const scan = result.box && result;
   const mapUrl = scan && (await tileMapUrl(record.id));

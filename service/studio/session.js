@@ -1,4 +1,4 @@
-// What this browser tab stores until it is closed: the API key, the selected model and the submitted jobs.
+// The storage of this browser tab, until it is closed: the API key, the selected model and the submitted jobs.
 
 const API_KEY = "ncml.key";
 const MODEL_NAME = "ncml.model";

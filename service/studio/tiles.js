@@ -26,14 +26,14 @@ export function tiling(model, width, height) {
 /** The address of the map that the service drew for a job. */
 export const tileMapUrl = async (id) => URL.createObjectURL(await resultFile(id, "image/png"));
 
-/** What a view points at, and what its map shows. */
+/** The name of each view, and the part of the image that it frames. */
 export const VIEWS = {
   worst_tile: { name: "worst tile", framed: "the worst tile" },
-  peak: { name: "peak", framed: "the most surprising spot" },
+  peak: { name: "peak", framed: "the least likely spot" },
   mean: { name: "mean of all tiles", framed: "the whole image, which differs as a whole" },
 };
 
-/** The image, or its map if the file is not available, with a frame around what the view points at. */
+/** The image, or its map if the file is not available, with a frame around the view's box. */
 export function framedImage(reading) {
   const { file, name, scan } = reading;
   if (!file) return framed(reading, mapImage(reading), "Its map: the page does not keep files when it is reloaded");
@@ -62,7 +62,7 @@ const size = ({ scan: { width, height } }) => ({ width, height });
 const mapImage = (reading) =>
   h("img", { ...size(reading), src: reading.mapUrl, alt: `Map of the OOD scores of ${reading.name}’s tiles` });
 
-/** An image with a frame around what the view points at. */
+/** An image with a frame around the view's box. */
 function framed({ scan: { box, width, height } }, image, caption) {
   const frame = h("span", { class: "box" });
   const edges = {

@@ -11,7 +11,7 @@ export function calibrationOf({ score: { ood }, scan, model }) {
   return current.calibrations?.[ood.calibration] ?? current.calibration ?? null;
 }
 
-/** A p-value, without digits that it does not have. */
+/** A p-value with two significant digits. */
 export const pText = (pValue) => String(Number(pValue.toPrecision(2)));
 
 /** The first number of a reading: its p-value, or the OOD score of its worst tile or its bits/dim without a verdict. */
@@ -68,7 +68,7 @@ function outTitle(ood, calibration, others, views) {
 /** A share in percent, rounded down so that it is never 100 %. */
 const percentBelow = (share) => `${Math.floor(1000 * share) / 10}\u00a0%`;
 
-/** What a p-value of several views of tiles together states. */
+/** The meaning of a p-value over several views of tiles. */
 const viewsText = (pValue, views) =>
   `In any of the ${views} views of its tiles, at most ${Math.ceil(1000 * pValue) / 10}\u00a0% of good images are expected ` +
   "to be as unusual.";

@@ -987,10 +987,10 @@ def test_own_images_calibrate_a_model_that_can_be_used_at_once(studio, models: P
     try:
         view.get_by_role("button", name="Calibrate").click()
         run = view.locator("article.run")
-        expect(run).to_contain_text(re.compile("Generating|Estimating what|Ranking images|Measuring what"))
+        expect(run).to_contain_text(re.compile("Generating|Estimating the|Ranking images|Measuring what"))
         page.reload()
         expect(run).to_contain_text("Calibrated", timeout=90_000)
-        expect(run).to_contain_text("20 images estimate what is usual, 40 rank. This calibration")
+        expect(run).to_contain_text("Estimated on 20 images, ranked among 40 others. This calibration")
         expect(run).to_contain_text("This calibration is weak: it ranks among 40 images")
         expect(run.get_by_role("table", name="What it flags")).to_contain_text("unchanged, by its ranks")
         run.locator("summary").click()
