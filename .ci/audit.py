@@ -1,6 +1,6 @@
-"""Look installed packages up among known vulnerabilities: `python .ci/audit.py SITE_PACKAGES`, with pip-audit at hand.
+"""Check installed packages for known vulnerabilities: `python .ci/audit.py SITE_PACKAGES`. Needs pip-audit.
 
-Status 1 for a vulnerability. Where the advisories cannot be reached, nothing can be said: a line says so, status 0.
+Exits with status 1 for a vulnerability. If the advisories cannot be reached, prints a line and exits with status 0.
 """
 
 import json
@@ -9,25 +9,25 @@ import sys
 
 
 def main(site_packages: str) -> int:
-    """Say what was found, and return the status."""
+    """Print the vulnerabilities, and return the exit status."""
     command = [sys.executable, "-m", "pip_audit", "--path", site_packages, "--skip-editable", "--format", "json"]
     command += ["--progress-spinner", "off", "--timeout", "10"]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
-        found = json.loads(run.stdout)["dependencies"]
+        packages = json.loads(run.stdout)["dependencies"]
     except (ValueError, KeyError):
         print(f"audit: skipped, the advisories cannot be reached ({run.stderr.strip().splitlines()[-1][:200]})")
         return 0
-    looked_up = [package for package in found if "skip_reason" not in package]
-    vulnerable = [package for package in looked_up if package["vulns"]]
+    checked = [package for package in packages if "skip_reason" not in package]
+    vulnerable = [package for package in checked if package["vulns"]]
     for package in vulnerable:
         for fault in package["vulns"]:
             remedy = f"fixed in {', '.join(fault['fix_versions'])}" if fault["fix_versions"] else "not fixed yet"
             print(f"audit: {package['name']} {package['version']}: {fault['id']}, {remedy}")
-    if not looked_up:
-        print(f"audit: skipped, none of {len(found)} packages is known to the advisories that can be reached from here")
+    if not checked:
+        print(f"audit: skipped, none of {len(packages)} packages is known to the advisories that can be reached")
     else:
-        print(f"audit: {len(vulnerable)} of {len(looked_up)} packages are vulnerable ({len(found)} are installed)")
+        print(f"audit: {len(vulnerable)} of {len(checked)} packages are vulnerable ({len(packages)} are installed)")
     return 1 if vulnerable else 0
 
 

@@ -65,7 +65,7 @@ def measure(images: int, image_s: float, workers: int) -> tuple[float, float]:
 
 
 def score_folder(images: Path, url: str, table: Path) -> None:
-    """Run the command."""
+    """Run `ncml score` on a folder through the service."""
     with contextlib.redirect_stdout(sys.stderr):
         assert cli.main(["score", str(images), "--server", url, "--output", str(table)]) == 0
 
@@ -92,7 +92,7 @@ def wait_until_ready(url: str) -> None:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure one and two workers, and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=1024)
     parser.add_argument("--image-ms", type=float, default=40.0, help="of the model, for one image")

@@ -132,7 +132,7 @@ def sample_batch(network: NCPN, batch: int, *, side: int | None = None, sampler:
 
 
 def measure_seconds(call: Callable[[], Any]) -> float:
-    """Seconds of one call."""
+    """Return the seconds of one call."""
     start = time.perf_counter()
     call()
     if torch.cuda.is_available():
@@ -168,7 +168,7 @@ def compare(network: NCPN, batch: int, *, repeats: int, sampler: Sampler | None 
 
 
 def measure_guidance(network: NCPN, batch: int) -> float:
-    """Seconds of a batch with guidance and temperature over those without, taking turns."""
+    """Return the ratio of a batch's seconds with guidance and temperature to those without, taking turns."""
     index_B = torch.zeros(batch, dtype=torch.long)
     model, t = network.config.model, end_time(network.config.sde)
     draws = BatchDraws(list(range(batch)), dtype=torch.float32, device=index_B.device).draw_pixels(
@@ -188,7 +188,7 @@ def measure_guidance(network: NCPN, batch: int) -> float:
 
 
 def measure_growth(network: NCPN) -> float:
-    """Seconds per pixel at 64x64 over those at 32x32, batch 1."""
+    """Return the ratio of the seconds per pixel at 64x64 to those at 32x32, batch 1."""
     side = network.config.model.height
     for _ in range(WARM_UP):
         sample_batch(network, 1, side=2 * side)

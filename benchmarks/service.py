@@ -172,7 +172,7 @@ def subscribers(http: httpx2.Client, service: psutil.Process, url: str, seconds:
 
 
 class Collector(BaseHTTPRequestHandler):
-    """A collector of traces, which accepts and forgets them."""
+    """A collector of traces, which accepts and discards them."""
 
     received = 0
 

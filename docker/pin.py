@@ -1,4 +1,4 @@
-"""Pin the images of others to their present digests, so that a build or a start always uses the same bytes.
+"""Pin third-party images to their current digests, so that a build or a start always uses the same bytes.
 
 python docker/pin.py    rewrites `name:tag` as `name:tag@sha256:...` in the Dockerfile, the compose file and the
                         manifests. It asks the registries through `docker buildx imagetools`; run it again to renew.
@@ -55,7 +55,7 @@ def main() -> int:
             print(f"{image} {digest}")
     except (OSError, ValueError, subprocess.CalledProcessError) as error:
         reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1]
-        print(f"pin: nothing is changed, because a digest cannot be learned: {reason}", file=sys.stderr)
+        print(f"pin: nothing was changed, because a digest is not available: {reason}", file=sys.stderr)
         return 1
     return 0
 

@@ -1,4 +1,4 @@
-"""Write what an image contains: a CycloneDX bill of materials, and the licences of third parties with their texts.
+"""Describe the contents of an image: a CycloneDX bill of materials, and third-party licences with their texts.
 
 python docker/sbom.py FOLDER    runs in the image's build, and writes FOLDER/sbom.cdx.json and FOLDER/THIRD-PARTY.txt
 """

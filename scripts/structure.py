@@ -77,7 +77,7 @@ class Structure:
 
 
 def measure(root: Path) -> Structure:
-    """Count the code that lies in the folder `root`."""
+    """Count the code in the folder `root`."""
     paths = [path for package in PACKAGES for path in source_files(root / package)]
     line_counts = {path.relative_to(root).as_posix(): count_lines(path) for path in paths}
     modules = [path for path in paths if path.suffix == ".py"]

@@ -56,9 +56,9 @@ MATCHED: dict[str, Perturbation] = {
 """Perturbations that remove most traces of how a set was processed before."""
 STATISTICS = (DEFAULT_STATISTIC, "fast", "multiscale", "bpd")
 MATCHED_FIT = 300
-"""Held-out images that estimate the Gaussian."""
+"""Number of held-out images from which the Gaussian is estimated."""
 
-ALIKE = {
+CORRESPONDING_CLASSES = {
     "airplane": (404, 895),
     "automobile": (436, 468, 511, 627, 656, 661, 751, 779, 817),
     "bird": (*range(7, 25), *range(80, 101), *range(127, 147)),
@@ -119,7 +119,7 @@ def main() -> None:
         name = source.rstrip("/").rsplit("/")[-1]
         others[name] = partial(load, source, model, options.limit)
         if name.startswith("imagenet1k"):
-            others[f"{name}, the classes of CIFAR-10"] = partial(alike, source, model, options.limit)
+            others[f"{name}, the classes of CIFAR-10"] = partial(load_corresponding, source, model, options.limit)
     table("other images", others)
     cat = measured(images.resize_to(images.open_image(PHOTOGRAPH), model.height, model.width)[None])
     for c in calibrations:
@@ -161,7 +161,7 @@ def share(model: ncml.Model, calibration: Calibration, columns: Columns, statist
 
 
 def matched(model: ncml.Model, source: str, own: Images, others: Images, change: Perturbation) -> str:
-    """Format the AUROC of a Gaussian estimated on images that went through the same change."""
+    """Format the AUROC of a Gaussian estimated on images after the same change."""
     held_out = dataset.load(source, model.height, model.width).part("calibration-fit").spread(MATCHED_FIT)
     estimation, inside, outside = (
         measure(model, perturb(pixels, change)) for pixels in (held_out.images_NHWC.numpy(), own, others)
@@ -176,11 +176,11 @@ def load(source: str, model: ncml.Model, limit: int) -> Images:
     return dataset.load(source, model.height, model.width, split="test").spread(limit).images_NHWC.numpy()
 
 
-def alike(source: str, model: ncml.Model, limit: int) -> Images:
+def load_corresponding(source: str, model: ncml.Model, limit: int) -> Images:
     """Load evenly spaced images of ImageNet whose class is one of CIFAR-10's."""
     images = dataset.load(source, model.height, model.width, split="test")
-    is_alike = np.isin(images.labels_N.numpy(), [label for labels in ALIKE.values() for label in labels])
-    pixels = images.images_NHWC.numpy()[is_alike]
+    labels = [label for labels in CORRESPONDING_CLASSES.values() for label in labels]
+    pixels = images.images_NHWC.numpy()[np.isin(images.labels_N.numpy(), labels)]
     return pixels[:: max(1, len(pixels) // limit)][:limit]
 
 

@@ -30,7 +30,7 @@ Save = Callable[[str], None]
 
 @contextmanager
 def service(models: Path) -> Iterator[str]:
-    """`ncml serve` with a folder of models on a free port; yields its address."""
+    """Run `ncml serve` with a folder of models on a free port; yield its address."""
     with tempfile.TemporaryDirectory(prefix="ncml-") as state:
         environment = os.environ | {"NCML_DATA_DIR": state, "NCML_MODELS": str(models), "NCML_ALLOW_CALIBRATION": "1"}
         command = [sys.executable, "-m", "ncml.cli", "serve", "--port", "0"]
@@ -78,7 +78,7 @@ def wide_cat() -> FilePayload:
 
 
 def tour(page: Page, save: Save) -> None:
-    """Work through every view and save each."""
+    """Use every view and save each."""
     page.locator("#view-score input[type=file]").set_input_files(wide_cat())
     page.locator(".waiting canvas").nth(1).wait_for()
     save("crop")
@@ -95,11 +95,11 @@ def tour(page: Page, save: Save) -> None:
     go(page, "generate")
     page.locator("#view-generate").get_by_label("ship", exact=True).check()
     begin(page, "generate", 7, images=12)
-    drawn = page.locator("#view-generate .cell:enabled")
-    drawn.nth(11).wait_for(timeout=SLOW)
+    generated = page.locator("#view-generate .cell:enabled")
+    generated.nth(11).wait_for(timeout=SLOW)
     show(page, "generate")
     save("generate")
-    drawn.nth(3).click()
+    generated.nth(3).click()
     save("picture")
     page.keyboard.press("Escape")
     go(page, "complete")
@@ -142,18 +142,18 @@ def main() -> None:
     if not browser_path:
         sys.exit("no chromium is installed: apt-get install chromium")
     OUT.mkdir(exist_ok=True)
-    photograph(ROOT / "models", tour, browser_path)
+    capture(ROOT / "models", tour, browser_path)
     with tempfile.TemporaryDirectory() as folder:
         tiles.calibrate_wall(Path(folder) / "wall")
-        photograph(Path(folder), defect, browser_path)
+        capture(Path(folder), defect, browser_path)
 
 
-def photograph(models: Path, walk: Callable[[Page, Save], None], browser_path: str) -> None:
-    """Capture two screens, each in light and dark."""
+def capture(models: Path, walk: Callable[[Page, Save], None], browser_path: str) -> None:
+    """Capture what `walk` saves on two screens, each in light and dark mode."""
     with service(models) as url, sync_playwright() as playwright:
-        shown = f"--host-resolver-rules=MAP {urlsplit(ADDRESS).netloc} 127.0.0.1:{urlsplit(url).port}"
+        mapping = f"--host-resolver-rules=MAP {urlsplit(ADDRESS).netloc} 127.0.0.1:{urlsplit(url).port}"
         browser = playwright.chromium.launch(
-            executable_path=browser_path, args=["--no-sandbox", "--disable-gpu", shown]
+            executable_path=browser_path, args=["--no-sandbox", "--disable-gpu", mapping]
         )
         for screen, options in (("desktop", DESKTOP), ("phone", PHONE)):
             page = browser.new_context(**options, reduced_motion="reduce").new_page()

@@ -31,7 +31,7 @@ DEFECT = (150, 90, 194, 122)
 
 
 def main() -> None:
-    """Calibrate, judge and draw."""
+    """Calibrate on the wall, score the good and the stained image, and draw both."""
     wall = images.open_image(BRICK)[128:384, 256:]
     stained = stain(wall, np.random.default_rng(1))
     Image.fromarray(stained).save(DOCS / "stained.png", optimize=True)

@@ -34,7 +34,7 @@ print(f"{score.bpd:.4f} bits/dim, p {score.ood.p_value:.4f}, out-of-distribution
 print(f"the least likely pixel takes {score.map.max():.1f} bits per channel, the median {np.median(score.map):.1f}")
 
 # %%
-# A seed is an image: the same bytes alone, in a batch, and from the service below.
+# A seed determines an image: the same bytes alone, in a batch, and from the service below.
 images = model.generate(2, classes="cat", seeds=7)
 completions = model.complete(cat, keep="top", seeds=7)
 print(images.shape, completions.shape)
@@ -42,7 +42,7 @@ assert np.array_equal(completions[:, :16], cat[None, :16])
 
 # %% [markdown]
 # # The client
-# The same from a service, on this machine or elsewhere, without PyTorch. Images may be paths, Pillow images or arrays.
+# The same from a service, on this or another machine, without PyTorch. Images may be paths, Pillow images or arrays.
 
 # %%
 client = Client(URL)
