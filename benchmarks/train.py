@@ -49,7 +49,7 @@ RECIPES = {"cifar10_small": (32, 7), "paper_cifar10": (2, 3)}
 PRECISIONS = ("fp32", "bf16")
 GOALS = {"of the plain step": 3.0, "of a convolution's FLOP/s": 0.5}
 LEARNED, HELD_OUT = "cifar10_small", 500
-"""The recipe whose learning is compared, and the images that measure it."""
+"""The recipe whose learning is compared, and the number of images on which it is measured."""
 
 PLAIN_RATE = 1e-3
 """Learning rate of the plain peer."""
@@ -214,7 +214,7 @@ def compare_learning(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def time_plain_steps(pipe: Connection, recipe_config: Config, device: str, threads: int) -> None:
-    """Take a plain step and send its seconds each time the pipe asks for one."""
+    """Take a plain step for each request through the pipe, and send its seconds."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     network, data, training = NCPN(recipe_config).to(device), random_images(recipe_config), recipe_config.training

@@ -1,7 +1,7 @@
 """Pin third-party images to their current digests, so that a build or a start always uses the same bytes.
 
 python docker/pin.py    rewrites `name:tag` as `name:tag@sha256:...` in the Dockerfile, the compose file and the
-                        manifests. It asks the registries through `docker buildx imagetools`; run it again to renew.
+                        manifests. It queries the registries with `docker buildx imagetools`; run it again to renew.
 """
 
 from __future__ import annotations

@@ -163,7 +163,7 @@ class Model:
         noise: grey levels at which to score, from 0 to `Model.noise`. At more than 0 the image is scaled by alpha(t)
             but no noise is added, so that scores are deterministic.
         ood: return a verdict for each image, if the model is calibrated. Statistics use their own conditions: the null
-            class and the noise levels of `ncml.ood`, whatever `classes` and `noise` are. False: one pass.
+            class and the noise levels of `ncml.ood`, regardless of `classes` and `noise`. False: one pass.
         calibration: the name of the calibration of the verdict; None: default.
         statistic: the statistic of the verdict; None: the calibration's.
         statistics: names of statistics to return, or "all": those of the calibration, or without a calibration those

@@ -136,7 +136,7 @@ class DecoderPool:
 
     def __init__(self, slots: int, limits: Limits) -> None:
         self._limits = limits
-        self._max_idle = slots + 1  # one is at hand when another has been killed
+        self._max_idle = slots + 1  # a spare one replaces a process that was killed
         self._quick_slots = asyncio.Semaphore(slots)
         self._expensive_slots = asyncio.Semaphore(max(1, slots // 2))
         self._waiting = 0

@@ -1,4 +1,4 @@
-"""What every room's tests may use: a real Valkey, a small model folder, and one thread to compute in."""
+"""Fixtures of all test packages: a real Valkey, a small model folder, and one thread to compute in."""
 
 import contextlib
 import os
@@ -43,14 +43,14 @@ def until(condition: Callable[[], object], seconds: float = 60) -> None:
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that was free a moment ago."""
+    """Return a TCP port of 127.0.0.1 that was free just now."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return sock.getsockname()[1]
 
 
 class Valkey:
-    """A Valkey server of its own, in a session of its own; `kill` and `start` may follow each other."""
+    """A separate Valkey server in its own session; it can be killed and started again."""
 
     def __init__(self, *, aof: bool = False) -> None:
         self.port = free_port()
@@ -88,7 +88,7 @@ class Valkey:
                 time.sleep(0.01)
 
     def kill(self) -> None:
-        """SIGKILL, as in a power cut; what the append-only file holds survives."""
+        """Send SIGKILL, as in a power cut; the contents of the append-only file survive."""
         assert self.process
         os.kill(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -119,7 +119,7 @@ def valkey_url(valkey_server: Valkey) -> str:
 
 @pytest.fixture
 def new_valkey() -> Iterator[Callable[..., Valkey]]:
-    """Start a server of the test's own: `new_valkey(aof=True)`."""
+    """Start a separate server for a test: `new_valkey(aof=True)`."""
     servers: list[Valkey] = []
 
     def start(*, aof: bool = False) -> Valkey:
@@ -134,7 +134,7 @@ def new_valkey() -> Iterator[Callable[..., Valkey]]:
 
 @pytest.fixture(scope="session")
 def one_thread() -> Iterator[None]:
-    """One thread for what PyTorch computes in this process: tiny products are slower on several."""
+    """Let PyTorch compute on one thread in this process: tiny products are slower on several."""
     import torch
 
     before = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""What CI makes of pip-audit's word: a vulnerability fails, advisories out of reach do not, and each is said."""
+"""CI's use of pip-audit: a vulnerability fails, unreachable advisories do not, and both are reported."""
 
 import json
 import os
@@ -22,7 +22,7 @@ UNKNOWN = {"name": "unknown", "skip_reason": "not found"}
         (None, 0, "skipped, the advisories cannot be reached (no route)"),
     ],
 )
-def test_the_verdict_of_the_audit(tmp_path: Path, reported: list | None, status: int, words: str) -> None:
+def test_the_result_of_the_audit(tmp_path: Path, reported: list | None, status: int, words: str) -> None:
     output = "no route" if reported is None else json.dumps({"dependencies": reported})
     (tmp_path / "pip_audit.py").write_text(
         f"import sys; print({output!r}, file=sys.{'stderr' if reported is None else 'stdout'}); sys.exit(1)"

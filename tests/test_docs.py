@@ -1,4 +1,4 @@
-"""docs/ tells the truth: what it links, runs or sets exists. (test_readme runs the commands of the quick start.)"""
+"""docs/ is correct: what it links, runs or sets exists. (test_readme runs the commands of the quick start.)"""
 
 import functools
 import json
@@ -22,12 +22,12 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 WRITTEN = [page for page in PAGES if page.parent == DOCS]
-"""The pages that people write; those of docs/report are written by `ncml evaluate`."""
+"""The pages that are written by hand; those of docs/report are written by `ncml evaluate`."""
 OPERATE = DOCS / "operate.md"
 """What it names is checked by tests/deploy."""
 PROGRAMS = ("curl", "make", "ncml", "python", "torchrun")
 FOREIGN = {"--logdir", "--nproc-per-node"}
-"""Options that pages name of programs that are not ours."""
+"""Options of other programs that pages name."""
 
 by_page = pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.name)
 
@@ -87,7 +87,7 @@ def check_curl(words: list[str]) -> None:
 
 
 def check(words: list[str]) -> None:
-    """A command exists, with its options; fails for programs that nobody here knows."""
+    """Check that a command exists with its options; fail for unknown programs."""
     match words:
         case ["make", *targets]:
             done = subprocess.run(["make", "-n", *targets], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -107,7 +107,7 @@ def check(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *PAGES], ids=lambda page: str(page.relative_to(ROOT)))
-def test_what_a_page_links_is_there(page: Path) -> None:
+def test_every_linked_file_exists(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s#]+)[^)]*\)", page.read_text()):
         if not re.match(r"[a-z]+:", target):
             assert (page.parent / target).exists(), target
@@ -160,7 +160,7 @@ def test_every_setting_that_is_named_exists(page: Path) -> None:
     assert page == OPERATE or named <= exist
 
 
-def test_the_api_tells_every_parameter_of_a_score() -> None:
+def test_the_api_page_documents_every_parameter_of_a_score() -> None:
     table, _ = re.findall(r"^\| Parameter \|.*?\n\n", (DOCS / "api.md").read_text(), re.MULTILINE | re.DOTALL)
     headers = {"Prefer", "Idempotency-Key", "X-Request-Id"}
     taken = {parameter["name"] for parameter in operations()["/score"]["post"]["parameters"]}

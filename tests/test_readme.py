@@ -61,7 +61,7 @@ def test_every_make_target_that_is_named_exists() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_readme_opens_with_the_two_commands() -> None:
+def test_readme_starts_with_the_two_commands() -> None:
     language, text = blocks(README)[0]
     assert language == "bash"
     assert [re.sub(r"\s+#.*", "", line) for line in text.splitlines()] == ["make serve", "make test"]
@@ -74,28 +74,28 @@ needs_model = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as a clone is, with pictures of the user's own, where the commands are run."""
-    desk = tmp_path_factory.mktemp("desk")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like a clone, with the user's own images, in which the commands run."""
+    workspace = tmp_path_factory.mktemp("workspace")
     rng = np.random.default_rng(0)
     for name in ("dark", "light"):
-        (desk / "pictures" / name).mkdir(parents=True)
+        (workspace / "pictures" / name).mkdir(parents=True)
         for i in range(20):
-            Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(desk / "pictures" / name / f"{i}.png")
-    (desk / "docs").symlink_to(ROOT / "docs")
-    (desk / "models").mkdir()
-    (desk / "models" / "cifar10").symlink_to(BUNDLED)
-    (desk / ".curlrc").write_text("fail-with-body\nsilent\nshow-error\nmax-time = 120\n")
-    return desk
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(workspace / "pictures" / name / f"{i}.png")
+    (workspace / "docs").symlink_to(ROOT / "docs")
+    (workspace / "models").mkdir()
+    (workspace / "models" / "cifar10").symlink_to(BUNDLED)
+    (workspace / ".curlrc").write_text("fail-with-body\nsilent\nshow-error\nmax-time = 120\n")
+    return workspace
 
 
 @pytest.fixture(scope="module")
-def port(desk: Path) -> Iterator[int]:
+def port(workspace: Path) -> Iterator[int]:
     """The port on which README's first command serves; Ctrl-C ends it and must leave nothing behind."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
-    environment = os.environ | {"PORT": str(port), "NCML_DATA_DIR": str(desk / "state")}
-    with (desk / "serve.log").open("w") as log:
+    environment = os.environ | {"PORT": str(port), "NCML_DATA_DIR": str(workspace / "state")}
+    with (workspace / "serve.log").open("w") as log:
         make = subprocess.Popen(
             ["make", "serve"],
             cwd=ROOT,
@@ -109,7 +109,7 @@ def port(desk: Path) -> Iterator[int]:
     family: list[psutil.Process] = []
     try:
         line = next((line for line in make.stdout if line.startswith("ncml is ready on")), "")
-        assert f"http://localhost:{port} " in line, (desk / "serve.log").read_text()
+        assert f"http://localhost:{port} " in line, (workspace / "serve.log").read_text()
         family = psutil.Process(make.pid).children(recursive=True)
         yield port
         os.killpg(make.pid, signal.SIGINT)  # what a terminal does on Ctrl-C
@@ -123,19 +123,19 @@ def port(desk: Path) -> Iterator[int]:
         make.wait(10)
 
 
-def run(page: str, desk: Path, port: int) -> list[str]:
-    """Run each command of a page; fails with the first that does, or that leaves no file where it says."""
-    shutil.rmtree(desk / "models" / "mine", ignore_errors=True)  # both pages train a model of that name
+def run(page: str, workspace: Path, port: int) -> list[str]:
+    """Run each command of a page; fail with the first one that fails or does not write its file."""
+    shutil.rmtree(workspace / "models" / "mine", ignore_errors=True)  # both pages train a model of that name
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "CURL_HOME": str(desk), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PATH": path, "CURL_HOME": str(workspace), "OMP_NUM_THREADS": "1"}
     commands = bash_lines(page)
     for command in commands:
         start = time.monotonic()
-        written = desk / match[1] if (match := re.search(r"-o (\S+)", command)) else None
+        written = workspace / match[1] if (match := re.search(r"-o (\S+)", command)) else None
         before = written.stat().st_mtime_ns if written and written.exists() else 0
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", command.replace("localhost:8000", f"localhost:{port}")],
-            cwd=desk,
+            cwd=workspace,
             env=environment,
             capture_output=True,
             text=True,
@@ -148,28 +148,28 @@ def run(page: str, desk: Path, port: int) -> list[str]:
             if written.suffix == ".png":
                 with Image.open(written) as image:
                     assert image.format == "PNG", command
-    assert (desk / "models" / "mine" / "config.json").exists()
+    assert (workspace / "models" / "mine" / "config.json").exists()
     return commands
 
 
 @needs_model
 @pytest.mark.timeout(600)
-def test_every_command_runs(desk: Path, port: int) -> None:
-    commands = run(README, desk, port)
+def test_every_command_runs(workspace: Path, port: int) -> None:
+    commands = run(README, workspace, port)
     assert sum("curl" in command for command in commands) >= 6
     assert sum("ncml " in command for command in commands) >= 5
-    full, half = (np.asarray(Image.open(desk / name).convert("RGB")) for name in ("full.png", "docs/half.png"))
+    full, half = (np.asarray(Image.open(workspace / name).convert("RGB")) for name in ("full.png", "docs/half.png"))
     assert full.shape == (32, 32, 3)
     assert np.array_equal(full[:16], half)
 
 
 @needs_model
 @pytest.mark.timeout(600)
-def test_every_command_of_the_quick_start_runs(desk: Path, port: int) -> None:
-    commands = run(GUIDE, desk, port)
+def test_every_command_of_the_quick_start_runs(workspace: Path, port: int) -> None:
+    commands = run(GUIDE, workspace, port)
     assert blocks(GUIDE)[0] == ("bash", "make serve\n")  # which `port` has done
     assert {command.split()[0] for command in commands} == {"curl", "ncml"}
-    with (desk / "scores.csv").open(newline="") as table:
+    with (workspace / "scores.csv").open(newline="") as table:
         assert len(list(csv.DictReader(table))) == 40
 
 

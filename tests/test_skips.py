@@ -1,4 +1,4 @@
-"""Tests that are skipped for missing packages are summed up in the last line of a run."""
+"""Tests that are skipped for missing packages are summarised in the last line of a run."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ from tests.packages import lacking, summary
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_a_run_ends_with_the_command_that_installs_what_is_missing(tmp_path: Path) -> None:
+def test_a_run_ends_with_the_command_that_installs_missing_packages(tmp_path: Path) -> None:
     """Run real tests where no program is found."""
     environment = {name: value for name, value in os.environ.items() if name != "CI"} | {"PATH": str(tmp_path)}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
@@ -38,5 +38,5 @@ def test_equal_packages_are_counted_together() -> None:
     )
 
 
-def test_a_run_that_lacks_nothing_ends_as_ever() -> None:
+def test_a_run_without_missing_packages_ends_as_usual() -> None:
     assert summary(["there is no GPU"]) is None

@@ -19,7 +19,7 @@ def write(root: Path, sources: dict[str, str]) -> list[Path]:
     return source_files(root)
 
 
-def test_every_way_to_bind_a_name_counts_and_nothing_else(tmp_path: Path) -> None:
+def test_exactly_the_bindings_of_names_are_counted(tmp_path: Path) -> None:
     text = """
 import os as imported
 class Defined:

@@ -212,7 +212,7 @@ class JobQueue:
     ) -> bool:
         """End a job, once; return whether this call did. For the worker, and for jobs that still wait.
 
-        A job whose cancellation was accepted ends canceled, whatever its `ending` is.
+        A job whose cancellation was accepted ends canceled, regardless of `ending`.
 
         `place` and `token` name where the caller expects the job: in a queue, or leased under that token. `lapsed`
         restricts this to leases that have lapsed. `client` may be a pipeline, whose results hold the answer.

@@ -227,7 +227,7 @@ class BatchWorker(SimpleWorker):
         self.metrics.batch_wait_seconds.observe(time.monotonic() - started)
 
     def _run(self, engine: EngineProcess, claims: list[Claim]) -> None:
-        """Run a batch. Whatever happens, each of its jobs ends or goes back to its queue."""
+        """Run a batch. In every case, each of its jobs ends or returns to its queue."""
         running: dict[str, RunningJob] = {}
         endings: list[tuple[Claim, Ending]] = []
         for claim in claims:

@@ -36,7 +36,7 @@ def flip(pixels_NHWC: NDArray[np.uint8], pi: float, first: int = 0) -> NDArray[n
 
 @torch.inference_mode()
 def bits(network: NCPN, x_BCHW: Tensor, t: float = 0.0) -> NDArray[np.float64]:
-    """Compute bits per dimension of images at time t under no class, of which x is already noised. [B]."""
+    """Compute bits per dimension of images x, already noised to time t, under no class. [B]."""
     x_BCHW = x_BCHW.to(network.head.weight)
     t_B = torch.full((len(x_BCHW),), t, device=x_BCHW.device)
     total_B = log_prob(x_BCHW, network(x_BCHW, t_B), t_B == 0).sum((1, 2), dtype=torch.float64)

@@ -1,6 +1,6 @@
 """Quality of samples: their distance from test images in named features, by sampling method.
 
-The floor, the distance of as many training images from the same test images, is what a perfect model would reach.
+The floor is the distance of the same number of training images from the test images: that of a perfect model.
 
 Shapes: N and M images, F features.
 """

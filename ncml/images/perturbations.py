@@ -35,13 +35,14 @@ def jpeg(quality: int) -> Perturbation:
     return perturb
 
 
-def resample(factor: float, there: Filter, back: Filter) -> Perturbation:
+def resample(factor: float, first_filter: Filter, second_filter: Filter) -> Perturbation:
     """Resize by a factor with one filter and back with another."""
 
     def perturb(image: Pixels, _: np.random.Generator) -> Pixels:
         height, width = image.shape[:2]
         size = max(1, round(width * factor)), max(1, round(height * factor))
-        return np.array(Image.fromarray(image).resize(size, there).resize((width, height), back), np.uint8)
+        resized = Image.fromarray(image).resize(size, first_filter)
+        return np.array(resized.resize((width, height), second_filter), np.uint8)
 
     return perturb
 
@@ -138,8 +139,8 @@ def _random_jpeg(image: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 def _random_resample(image: Pixels, rng: np.random.Generator) -> Pixels:
-    there, back = (FILTERS[i] for i in rng.integers(len(FILTERS), size=2))
-    return resample(float(rng.uniform(0.6, 2)), there, back)(image, rng)
+    first_filter, second_filter = (FILTERS[i] for i in rng.integers(len(FILTERS), size=2))
+    return resample(float(rng.uniform(0.6, 2)), first_filter, second_filter)(image, rng)
 
 
 def _round(values: NDArray[np.float64]) -> Pixels:

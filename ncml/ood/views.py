@@ -9,7 +9,7 @@
 No single statistic finds all three: a small defect is lost in the average of a tile, and a global change in the
 variation between tiles. `worst_tile` uses the measurements of `multiscale`, `mean` those of `multiscale_corr`
 (`ncml.ood.statistics`); both use Gaussians of tiles, since a Gaussian of the means of some 30 images was measured to
-detect less. `peak` is measured at the smallest noise level above 0, where the bits/dim of single pixels vary least.
+detect less. `peak` is measured at the smallest noise level above 0, where single pixels are least surprising.
 
 Shapes: T tiles, M measurements.
 """

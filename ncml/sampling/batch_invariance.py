@@ -3,7 +3,7 @@
 The check fills a group of each size in `batching.FAST_SIZES` with copies of one image. All of them must equal the image
 sampled alone, to the bit: then neither shape nor position changes a result, since fast groups have no other shapes.
 Where the check fails, or cannot run, batches are sampled in fixed groups, which need no check: every operation on an
-image has the same shape, memory layout and position whatever shares its batch. (Known rows, gradients and norms are
+image has the same shape, memory layout and position in every batch. (Known rows, gradients and norms are
 computed one image at a time in any case.) Where the check passes, both kinds of groups give the same bytes.
 """
 

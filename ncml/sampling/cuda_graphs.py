@@ -81,7 +81,7 @@ class ReplaySampler:
 
     def __call__(self, network: NCPN, x_BCHW: Tensor, conditions: Conditions, draws: PixelDraws, on_row: OnRow) -> None:
         """Sample the unknown pixels of x, in place."""
-        if conditions.tilt != NO_TILT:  # whose operations depend on t and on the tilt: too many kinds to record
+        if conditions.tilt != NO_TILT:  # operations depend on t and on the tilt: too many kinds to record
             sample_cached(network, x_BCHW, conditions, draws, on_row)
             return
         kind = (network, tuple(x_BCHW.shape), conditions.first_row, conditions.t == 0)

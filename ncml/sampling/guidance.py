@@ -12,7 +12,7 @@ a cell's centre, and the value is uniform in the cell; the grid ends where noise
 The class and no class are two rows of a batch (`Conditions.expand`) with the same pixels. Distributions that do not
 change (w = 1 and tau = 1) are sampled without a grid, by `ncml.network.likelihood.PixelSampler`.
 
-The arithmetic runs in numpy on the CPU, whatever device the network is on: a pixel takes a hundred small operations,
+The arithmetic runs in numpy on the CPU, on every device of the network: a pixel takes a hundred small operations,
 which cost less there, and an element's bits do not depend on its position in an array.
 
 Shapes: B images, H rows for each, 1, or 2 with guidance, N = H B rows in all, K components, V cells of the grid.

@@ -2,7 +2,7 @@
 
 Every image has its own seed. All its random numbers come from its own generator on the CPU, in a fixed order: the draws
 of its pixels, the noise on its known pixels, the draws of refinement. An image is therefore a function of the weights,
-the conditions and its seed, whatever else is in its batch.
+the conditions and its seed, and does not depend on the rest of its batch.
 """
 
 from __future__ import annotations

@@ -38,8 +38,8 @@ def describe_plan(trainer: Trainer, step_seconds: float, max_seconds: float) -> 
     """Return a sentence that states what will be computed and how long it will take."""
     training, group = trainer.config.training, trainer.group
     parameters = sum(parameter.numel() for parameter in trainer.network.parameters())
-    where = counted(group.world_size, "process", "processes") if group.world_size > 1 else str(trainer.device)
-    plan = f"{trainer.config.recipe}, {parameters:,} parameters, {training.precision} on {where}: "
+    processors = counted(group.world_size, "process", "processes") if group.world_size > 1 else str(trainer.device)
+    plan = f"{trainer.config.recipe}, {parameters:,} parameters, {training.precision} on {processors}: "
     remaining = training.total_images - trainer.images_seen
     if remaining <= 0:
         return plan + f"the run is finished after {trainer.images_seen:,} images; --max-images makes it longer"

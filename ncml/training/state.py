@@ -101,12 +101,12 @@ def _config_of(path: Path, progress: dict[str, Any]) -> Config:
 
 
 def check_same_run(path: Path, saved: Config, config: Config) -> None:
-    """Raise TrainingError if a saved run differs from `config` in anything but what is `CHANGEABLE`."""
+    """Raise TrainingError if a saved run differs from `config` in any setting that is not `CHANGEABLE`."""
     for section in ("model", "sde", "training"):
-        then, now = getattr(saved, section), getattr(config, section)
-        for name in (field.name for field in dataclasses.fields(now)):
-            if name not in CHANGEABLE and getattr(then, name) != getattr(now, name):
+        for name in (field.name for field in dataclasses.fields(getattr(config, section))):
+            saved_value, value = (getattr(getattr(run, section), name) for run in (saved, config))
+            if name not in CHANGEABLE and saved_value != value:
                 raise TrainingError(
-                    f"{path} is a run with {section} {name} {getattr(then, name)!r}, not {getattr(now, name)!r}; "
+                    f"{path} is a run with {section} {name} {saved_value!r}, not {value!r}; "
                     "resume with its original options, or choose another --out."
                 )

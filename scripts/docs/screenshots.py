@@ -23,7 +23,7 @@ DOCS = ROOT / "docs"
 OUT = DOCS / "screenshots"
 DESKTOP = {"viewport": {"width": 1280, "height": 960}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
-ADDRESS = "http://localhost:8000"  # the address in the page's curl lines, whatever port is free
+ADDRESS = "http://localhost:8000"  # the address in the page's curl lines, mapped to the free port
 SLOW = 300_000  # milliseconds that sampling may take
 Save = Callable[[str], None]
 

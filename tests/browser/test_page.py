@@ -1,4 +1,4 @@
-"""The page as a whole: jobs outlive a reload, keys, keyboard, small screens, accessibility, weight, speed."""
+"""The page as a whole: reloads, API keys, keyboard, small screens, accessibility, weight and speed."""
 
 import re
 from importlib.metadata import version
@@ -61,7 +61,7 @@ def test_a_reload_restores_running_and_finished_jobs(studio) -> None:
     expect(run).to_have_count(0)
 
 
-def test_a_reload_during_a_trace_follows_it_to_its_end(studio) -> None:
+def test_a_reload_during_a_trace_continues_to_follow_it(studio) -> None:
     page = studio("trajectory", model="wide")
     generate(page, 4, "trajectory")
     expect(page.locator("article.trace")).to_contain_text(re.compile("Sampling row|Refining, step"))

@@ -118,7 +118,7 @@ def test_an_image_is_scored_ranked_and_mapped(studio, photo: Path) -> None:
     assert "-F 'image=@it'\\''s a photo.png'" in (reading.locator(".curl").text_content() or "")
 
 
-def test_shading_is_explained_only_where_there_is_some(studio, tmp_path: Path) -> None:
+def test_shading_is_explained_only_where_it_is_shown(studio, tmp_path: Path) -> None:
     usual = np.random.default_rng(9).integers(96, 160, (8, 8, 3), np.uint8)
     Image.fromarray(usual).save(tmp_path / "usual.png")
     page = studio("score")
@@ -352,7 +352,7 @@ def test_a_file_that_is_not_an_image_is_refused_in_a_sentence(studio, tab, tmp_p
 
 
 @pytest.mark.parametrize("tiled", [False, True])
-def test_refused_images_do_not_hold_up_the_others(studio, tab, tmp_path: Path, tiled: bool) -> None:
+def test_refused_images_do_not_delay_the_others(studio, tab, tmp_path: Path, tiled: bool) -> None:
     tab.expected_messages = [REFUSED]
     page = studio("score", viewport={"width": 1440, "height": 900})
     page.get_by_label("In tiles").set_checked(tiled)
@@ -788,7 +788,7 @@ def test_an_image_whose_unknown_part_is_not_a_half_is_refused(studio, tab, tmp_p
     expect(page.locator("#view-complete .failure")).to_contain_text("half opaque")
 
 
-def test_an_image_that_arrives_before_the_models_is_not_lost(studio, photo: Path) -> None:
+def test_an_image_that_is_dropped_before_the_models_are_loaded_is_kept(studio, photo: Path) -> None:
     page = studio("complete")
     held_routes = []
     page.route("**/models", lambda route: held_routes.append(route))
@@ -975,7 +975,7 @@ def good_zip(count: int) -> FilePayload:
     return FilePayload(name="good ones.zip", mimeType="application/zip", buffer=buffer.getvalue())
 
 
-def test_own_images_calibrate_a_model_that_can_be_used_at_once(studio, models: Path) -> None:
+def test_a_model_is_calibrated_on_own_images_and_can_be_used_at_once(studio, models: Path) -> None:
     page = studio("calibrate")
     view = page.locator("#view-calibrate")
     expect(view).to_contain_text("ncml adapt FOLDER --model tiny --out models/mine")

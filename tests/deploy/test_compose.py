@@ -1,4 +1,4 @@
-"""The compose files and the Dockerfile, read: what they start, as whom, and that every name in them exists."""
+"""The compose files and the Dockerfile: what they start, as which user, and that every name in them exists."""
 
 import functools
 import os
@@ -24,20 +24,20 @@ DOCKER = DOCKERFILE.read_text()
 
 
 def stage(name: str) -> str:
-    """The part of the Dockerfile that makes a target."""
+    """Return the part of the Dockerfile that builds a target."""
     match = re.search(rf"^FROM \S+ AS {name}\n(.*?)(?=^FROM |\Z)", DOCKER, re.MULTILINE | re.DOTALL)
     assert match
     return match[1]
 
 
 def instruction(name: str, keyword: str) -> list[str]:
-    """A JSON-form instruction of a stage."""
+    """Return a JSON-form instruction of a stage."""
     match = re.search(rf"^{keyword} (\[.*?\])$", stage(name), re.MULTILINE | re.DOTALL)
     return yaml.safe_load(match[1].replace("\\\n", "")) if match else []
 
 
 def filled(command: list[str]) -> list[str]:
-    """A command with the defaults of its variables."""
+    """Return a command with the defaults of its variables."""
     return [re.sub(r"\$\{\w+:-(\w*)\}", r"\1", word) for word in command]
 
 
@@ -79,7 +79,7 @@ def test_every_container_is_locked(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_every_container_runs_as_somebody_else_than_root(name: str) -> None:
+def test_no_container_runs_as_root(name: str) -> None:
     spec = SERVICES[name]
     if "build" in spec:
         users = re.findall(r"^USER (\S+)$", stage(spec["build"]["target"]), re.MULTILINE)
@@ -145,7 +145,7 @@ def test_the_password_of_the_queue_is_random_unless_given_and_disclosed_by_a_fil
 
 
 @pytest.mark.parametrize("name", [name for name in SERVICES if name != "train"])
-def test_every_lasting_container_is_watched_and_started_again(name: str) -> None:
+def test_every_permanent_container_has_a_health_check_and_is_restarted(name: str) -> None:
     spec = SERVICES[name]
     assert spec["restart"] == "unless-stopped"
     test = spec["healthcheck"]["test"] if "healthcheck" in spec else None
@@ -161,7 +161,7 @@ def environment(spec: dict[str, Any]) -> dict[str, str]:
     return {name: value for name, value in spec.get("environment", {}).items() if name.startswith("NCML_")}
 
 
-def test_every_variable_is_read_by_somebody() -> None:
+def test_every_variable_is_read_by_a_program() -> None:
     settings = {f"NCML_{name.upper()}" for name in Settings.model_fields}
     sources = [path.read_text() for room in ("ncml", "worker") for path in (ROOT / room).rglob("*.py")]
     elsewhere = {name for text in sources for name in re.findall(r"\"(NCML_[A-Z_]+)\"", text)}
@@ -177,7 +177,7 @@ def test_every_variable_is_read_by_somebody() -> None:
     assert image["NCML_MODELS"].split(":") == ["/app/models", "/models"]  # those shipped come first
 
 
-def test_every_command_is_understood() -> None:
+def test_every_command_is_parsed_by_its_program() -> None:
     service(instruction("service", "CMD"))
     entrypoint = instruction("worker", "ENTRYPOINT")
     ncml(entrypoint + instruction("worker", "CMD"))
@@ -198,7 +198,7 @@ def test_models_are_written_by_training_and_read_by_workers() -> None:
     assert "models" not in str(SERVICES["service"])
 
 
-def test_overrides_change_what_is_there() -> None:
+def test_overrides_change_existing_services() -> None:
     names = ["compose.calibrate.yml", "compose.gpu.yml", "compose.hosts.yml", "compose.keys.yml"]
     assert [path.name for path in OVERRIDES] == names
     for path in OVERRIDES:
@@ -242,7 +242,7 @@ def test_only_the_worker_that_calibrates_writes_models() -> None:
 
 
 def test_keys_are_mounted_by_their_folder() -> None:
-    """So that a file which an editor puts in the place of another is seen."""
+    """A file that an editor replaces is noticed only in a mounted folder."""
     service = compose(ROOT / "docker" / "compose.keys.yml")["services"]["service"]
     (mount,) = service["volumes"]
     assert (mount["type"], mount["read_only"], mount["bind"]) == ("bind", True, {"create_host_path": False})
@@ -252,7 +252,7 @@ def test_keys_are_mounted_by_their_folder() -> None:
     assert "/api-keys" in ignored
 
 
-def test_what_is_secret_or_large_stays_out_of_the_images() -> None:
+def test_secret_and_large_files_are_not_copied_into_the_images() -> None:
     ignored = (ROOT / ".dockerignore").read_text().split()
     assert ignored[0] == "*"
     copied = {word for line in re.findall(r"^COPY (.*) \S+$", DOCKER, re.MULTILINE) for word in line.split()}
@@ -260,7 +260,7 @@ def test_what_is_secret_or_large_stays_out_of_the_images() -> None:
     assert {"/ncml.env", ".env", "/api-keys"} <= set((ROOT / ".gitignore").read_text().split())
 
 
-def test_the_service_answers_for_its_names() -> None:
+def test_the_service_accepts_its_own_host_names() -> None:
     value = SERVICES["service"]["environment"]["NCML_ALLOWED_HOSTS"]
     default = re.fullmatch(r"\$\{NCML_ALLOWED_HOSTS:-(.*)\}", value)
     assert default

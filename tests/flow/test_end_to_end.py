@@ -141,7 +141,7 @@ def pixels(png: bytes) -> np.ndarray:
 # The three endpoints agree with the library.
 
 
-def test_scores_are_the_models_own(stack: Stack, image_HWC: np.ndarray) -> None:
+def test_scores_equal_those_of_the_model(stack: Stack, image_HWC: np.ndarray) -> None:
     large = np.random.default_rng(1).integers(0, 256, (30, 40, 3), dtype=np.uint8)
     response = stack.http.post("/score", files=[("image", to_png(image_HWC)), ("image", to_png(large))])
     assert response.status_code == 200, response.text
@@ -166,7 +166,7 @@ def test_scores_of_a_class_under_noise_with_a_map(stack: Stack, image_HWC: np.nd
     assert bare["bpd"] != result["bpd"]
 
 
-def test_images_are_the_models_own_and_the_seeds(stack: Stack) -> None:
+def test_images_equal_those_of_the_model_and_its_seeds(stack: Stack) -> None:
     params = {"class": "dark", "n": 3, "seed": 11, "noise": 4, "solver": "tweedie", "guidance": 2, "temperature": 0.9}
     expected = stack.model.generate(
         3, classes="dark", seeds=11, noise=4.0, solver="tweedie", guidance=2.0, temperature=0.9
@@ -322,7 +322,7 @@ def test_fifty_posts_with_one_key_are_one_job(stack: Stack) -> None:
     assert len(set(stack.queue.redis.keys("rq:job:*")) - existing) == 1
 
 
-def test_a_deleted_job_leaves_nothing(stack: Stack) -> None:
+def test_a_deleted_job_leaves_no_key(stack: Stack) -> None:
     job_id = stack.http.post("/generate?noise=0").headers["x-job-id"]
     location = long_job(stack)
     for path in (f"/jobs/{job_id}", location):
@@ -348,7 +348,7 @@ def test_concurrent_requests_are_all_answered_correctly(stack: Stack) -> None:
 # Refusals that need the real stack
 
 
-def test_a_bomb_costs_no_memory(stack: Stack) -> None:
+def test_a_decompression_bomb_takes_no_memory(stack: Stack) -> None:
     out = io.BytesIO()
     Image.new("1", (16000, 16000)).save(out, "PNG")
     assert len(out.getvalue()) < 2**20

@@ -1,4 +1,4 @@
-"""`ncml serve` as a user runs it, with real processes; and what remains when it ends or is killed."""
+"""`ncml serve` as a user runs it, with real processes, and what remains after it ends or is killed."""
 
 import contextlib
 import io
@@ -111,7 +111,7 @@ def test_serve_responds_and_ctrl_c_leaves_nothing(start: Callable[[], Stack]) ->
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends the children of a killed parent at once")
-def test_a_killed_supervisor_leaves_no_orphan_and_the_next_start_works(start: Callable[[], Stack]) -> None:
+def test_a_killed_supervisor_leaves_no_process_and_the_next_start_works(start: Callable[[], Stack]) -> None:
     stack = start()
     family = stack.family
     bpd = stack.score().json()["results"][0]["bpd"]
@@ -123,7 +123,7 @@ def test_a_killed_supervisor_leaves_no_orphan_and_the_next_start_works(start: Ca
     assert second.interrupt() == 0
 
 
-def test_a_worker_that_is_killed_comes_back(start: Callable[[], Stack]) -> None:
+def test_a_killed_worker_is_restarted(start: Callable[[], Stack]) -> None:
     stack = start()
     victim = stack.worker("score")
     assert victim is not None

@@ -168,7 +168,7 @@ def test_logs_have_the_ids_of_the_request_and_its_trace(run: Run, caplog: pytest
 
 
 def test_without_the_extra_traces_are_off_or_refused() -> None:
-    """Its SDK is not imported while traces are off: here it cannot be."""
+    """The SDK is not imported while traces are off: in this test it cannot be imported."""
     code = (
         "import sys; sys.modules['opentelemetry.sdk'] = None; import service.app, worker.worker; "
         "print(worker.traces.make_tracer('x'))"
@@ -179,7 +179,7 @@ def test_without_the_extra_traces_are_off_or_refused() -> None:
     assert done.stdout == "None\n"
     environment |= {"OTEL_TRACES_EXPORTER": "console"}
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
-    assert done.stderr.rstrip().endswith("NcmlError: OTEL_* variables ask for traces: pip install 'ncml[traces]'.")
+    assert done.stderr.rstrip().endswith("NcmlError: OTEL_* variables request traces: pip install 'ncml[traces]'.")
 
 
 @pytest.mark.parametrize(

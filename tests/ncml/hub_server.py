@@ -66,7 +66,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def refuse(self, code: str) -> None:
-        """Send the Hub's way to say that something does not exist."""
+        """Send the Hub's response for something that does not exist."""
         self.answer(404, {"error": code}, X_Error_Code=code, X_Error_Message=code)
 
     def do_GET(self) -> None:
@@ -108,7 +108,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(200 if self.hub.accepts_uploads else 403, {})
 
     def do_POST(self) -> None:
-        """Create repositories and branches, say how files are uploaded, and commit."""
+        """Create repositories and branches, describe uploads, and commit."""
         raw = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         parts = unquote(urlsplit(self.path).path).strip("/").split("/")
         if parts == ["api", "validate-yaml"]:

@@ -79,4 +79,4 @@ def save_images(folder: Path, pixels_NHWC: np.ndarray) -> Path:
 
 
 FIT, RANK, NEW = (images(n, seed=seed).numpy() for n, seed in ((30, 1), (60, 2), (6, 3)))
-"""Images that estimate statistics, that rank, and that are new; uint8 [N, 8, 8, 3]."""
+"""Images for estimating statistics, for ranking, and new ones; uint8 [N, 8, 8, 3]."""

@@ -1,4 +1,4 @@
-"""A model folder is read whole and checked, or refused in one sentence."""
+"""A model folder is read completely and checked, or refused in one sentence."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ from tests.ncml import nets
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A sound model folder."""
+    """A valid model folder."""
     checkpoint.save(tmp_path / "sound", nets.network(nets.config(), dtype=torch.float32), metrics={"test_bpd": 3.5})
     return tmp_path / "sound"
 
@@ -36,7 +36,7 @@ def refused(folder: Path) -> str:
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    """Change the weights, and make the version agree, so that it is not what catches the change."""
+    """Change the weights and update the version, so that the change is not detected by the version."""
     state = load_file(folder / "model.safetensors")
     change(state)
     save_file(state, folder / "model.safetensors")
@@ -51,7 +51,7 @@ def describe(folder: Path, change: Callable[[dict], object]) -> None:
     (folder / "config.json").write_text(json.dumps(description))
 
 
-def test_a_folder_gives_back_the_network(tmp_path: Path) -> None:
+def test_a_folder_restores_the_network(tmp_path: Path) -> None:
     net = nets.network(nets.config(), dtype=torch.float32)
     version = checkpoint.save(tmp_path / "m", net, metrics={"test_bpd": 3.5}, card="# m\n")
     loaded, description = checkpoint.load(tmp_path / "m")
@@ -134,14 +134,14 @@ def test_altered_weights_are_found(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, -1])
-def test_cut_weights_are_refused(folder: Path, keep: int) -> None:
+def test_truncated_weights_are_refused(folder: Path, keep: int) -> None:
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[:keep])
     assert "is not a complete safetensors file" in refused(folder)
 
 
 @pytest.mark.parametrize("text", ["", "{", "\xff\xfe", "[1]", "null", '"x"'])
-def test_what_is_not_json_is_refused(folder: Path, text: str) -> None:
+def test_a_file_that_is_not_json_is_refused(folder: Path, text: str) -> None:
     (folder / "config.json").write_bytes(text.encode("latin-1"))
     assert re.search("cannot be read as JSON|does not hold a JSON object", refused(folder))
 
@@ -163,14 +163,14 @@ def test_what_is_not_json_is_refused(folder: Path, text: str) -> None:
         lambda d: d["config"]["sde"].update(kind="cosine"),
     ],
 )
-def test_a_configuration_that_makes_no_sense_is_refused(folder: Path, change: Callable[[dict], object]) -> None:
+def test_an_invalid_configuration_is_refused(folder: Path, change: Callable[[dict], object]) -> None:
     describe(folder, change)
     assert "does not describe a model" in refused(folder)
 
 
 @pytest.mark.parametrize("metrics", [3, None, ["test_bpd"], {"test_bpd": "low"}, {"test_bpd": True}])
 def test_metrics_are_numbers(folder: Path, metrics: object) -> None:
-    """They are printed and announced as such."""
+    """Metrics are printed and published as numbers."""
     describe(folder, lambda d: d.update(metrics=metrics))
     assert "each value of metrics must be a number" in refused(folder)
 
@@ -189,7 +189,7 @@ def test_another_format_is_refused(folder: Path, number: int | None, reason: str
 
 
 def as_format_1(folder: Path) -> None:
-    """Rewrite a folder's description as format 1 had it."""
+    """Rewrite a folder's description in format 1."""
 
     def rewrite(description: dict) -> None:
         config = description["config"]
@@ -214,7 +214,7 @@ def as_format_1(folder: Path) -> None:
 
 
 def test_a_folder_of_format_1_loads_with_its_version(folder: Path) -> None:
-    """Its digest is the one that format 1 took: a hash of the configuration as it stands, and of the weights."""
+    """Its version is that of format 1: a hash of the configuration as stored, and of the weights."""
     network, description = checkpoint.load(folder)
     as_format_1(folder)
     stored = json.loads((folder / "config.json").read_text())
@@ -284,7 +284,7 @@ def test_guidance_needs_classes(tmp_path: Path) -> None:
 
 
 def test_weights_may_be_stored_in_bf16(tmp_path: Path) -> None:
-    """Half the size; parameters are read as fp32, and the version is of what is stored."""
+    """The file has half the size; parameters are read as fp32, and the version hashes the stored ones."""
     network = nets.network(nets.config(), dtype=torch.float32)
     whole = checkpoint.save(tmp_path / "fp32", network)
     version = checkpoint.save(tmp_path / "bf16", network, dtype=torch.bfloat16)
@@ -299,14 +299,14 @@ def test_weights_may_be_stored_in_bf16(tmp_path: Path) -> None:
     assert sizes[0] < 0.7 * sizes[1]
 
 
-def test_a_folder_is_read_from_anywhere(folder: Path, tmp_path: Path) -> None:
-    """The version does not depend on the place."""
+def test_a_folder_is_read_from_any_path(folder: Path, tmp_path: Path) -> None:
+    """The version does not depend on the path."""
     moved = Path(shutil.copytree(folder, tmp_path / "other name"))
     assert ncml.load(moved).version == ncml.load(str(folder)).version
     assert ncml.load(moved).name == "other name"
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_file_is_written_completely_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     checkpoint.write_json(path, {"a": 1})
 

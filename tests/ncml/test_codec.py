@@ -1,4 +1,4 @@
-"""Archives: lossless, as long as the model's bits, and refused when they are damaged."""
+"""Archives are lossless, have the length of the model's bits, and are refused if damaged."""
 
 import json
 import os
@@ -25,7 +25,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> ncml.Model:
-    """A model of random weights that holds no value of `pixels` for less likely than the coder can express."""
+    """A model of random weights that gives no value of `pixels` a smaller probability than the coder can express."""
     folder = tmp_path_factory.mktemp("models") / "quiet"
     checkpoint.save(folder, nets.network(nets.config(), dtype=torch.float32, spread=0.08))
     return ncml.load(folder)
@@ -52,13 +52,15 @@ def test_an_archive_of_several_groups_decodes_bit_for_bit(
     assert done == sorted(done)
 
 
-def test_an_archive_has_the_bits_of_the_model(model: ncml.Model, archive: bytes, pixels: np.ndarray) -> None:
+def test_an_archive_has_the_length_of_the_bits_of_the_model(
+    model: ncml.Model, archive: bytes, pixels: np.ndarray
+) -> None:
     bits = sum(score.bpd for score in model.score(pixels)) * pixels[0].size
     header = START.size + START.unpack_from(archive)[-1]
     assert 8 * (len(archive) - header) == pytest.approx(bits, rel=0.01)
 
 
-def test_extreme_images_survive(model: ncml.Model) -> None:
+def test_extreme_images_are_restored(model: ncml.Model) -> None:
     """Values of almost no probability are coded, too."""
     noise = np.random.default_rng(0).choice(np.array([0, 255], np.uint8), (3, 8, 8, 3))
     _, decoded = decompress(model, compress(model, noise, ["a", "b", "c"]))
@@ -100,12 +102,12 @@ def test_damaged_archives_are_refused(model: ncml.Model, archive: bytes) -> None
 
 
 @pytest.mark.parametrize("name", ["../a", "/a", "a/b", "", ".", "..", ".hidden", "a\\b"])
-def test_a_name_is_a_file_name(model: ncml.Model, pixels: np.ndarray, name: str) -> None:
+def test_names_must_be_file_names(model: ncml.Model, pixels: np.ndarray, name: str) -> None:
     with pytest.raises(ncml.InputError, match="file name"):
         compress(model, pixels[:1], [name])
 
 
-def test_a_name_is_utf_8(model: ncml.Model, pixels: np.ndarray) -> None:
+def test_names_must_be_utf_8(model: ncml.Model, pixels: np.ndarray) -> None:
     with pytest.raises(ncml.InputError, match=r"the file name 'caf\\udce9' is not valid UTF-8.*rename the file"):
         compress(model, pixels[:1], [os.fsdecode(b"caf\xe9")])
 

@@ -1,4 +1,4 @@
-"""Recipes, and what a configuration may ask for."""
+"""Recipes, and the ranges of a configuration."""
 
 import json
 import subprocess
@@ -47,7 +47,7 @@ def test_the_bundled_model_fits_16_mib() -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_configuration_survives_json(name: str) -> None:
+def test_json_restores_a_configuration(name: str) -> None:
     recipe = config.recipe(name)
     assert Config.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
 
@@ -55,7 +55,7 @@ def test_a_configuration_survives_json(name: str) -> None:
 @pytest.mark.parametrize("decay", [0.9, 0.999, 0.9995, 0.9999, 0.97, 0.0, 0.123456789])
 @pytest.mark.parametrize("batch_size", [1, 16, 32, 48])
 def test_the_spelling_of_format_1_is_restored_exactly(decay: float, batch_size: int) -> None:
-    """Digests rest on it: the decay of the moving average becomes a horizon in images and back, bit for bit."""
+    """The decay of the moving average becomes a horizon in images and back, bit for bit: versions depend on it."""
     spelling = format1.downgrade(config.smoke().to_json())
     spelling["training"] |= {"ema": decay, "batch_size": batch_size}
     upgraded = Config.from_json(format1.upgrade(spelling))
@@ -64,7 +64,7 @@ def test_the_spelling_of_format_1_is_restored_exactly(decay: float, batch_size: 
 
 
 @pytest.mark.parametrize(("decay", "batch_size"), [(0.999, 32), (0.9995, 16)])
-def test_equal_memories_in_images_are_equal_horizons(decay: float, batch_size: int) -> None:
+def test_equal_averages_over_images_have_equal_horizons(decay: float, batch_size: int) -> None:
     spelling = format1.downgrade(config.smoke().to_json())
     spelling["training"] |= {"ema": decay, "batch_size": batch_size}
     assert format1.upgrade(spelling)["training"]["ema_images"] == 32_000
@@ -89,7 +89,7 @@ def test_heads_must_divide_the_width_where_there_is_attention() -> None:
     assert refused.value.field == "heads"
 
 
-def test_a_misspelt_recipe_is_answered_with_the_nearest() -> None:
+def test_a_misspelt_recipe_suggests_the_nearest() -> None:
     with pytest.raises(InputError, match="did you mean cifar10_small") as refused:
         config.recipe("cifar10-smal")
     assert refused.value.field == "recipe"
@@ -97,19 +97,19 @@ def test_a_misspelt_recipe_is_answered_with_the_nearest() -> None:
         config.recipe("zebra")
 
 
-def test_maximum_likelihood_changes_the_objective_alone() -> None:
+def test_maximum_likelihood_changes_only_the_objective() -> None:
     recipe = config.smoke()
     plain = config.maximum_likelihood(recipe)
     assert plain.training.clean_probability == 1
     assert replace(plain, training=recipe.training) == recipe
 
 
-def test_solvers_are_those_that_exist() -> None:
+def test_configured_solvers_exist() -> None:
     assert SOLVERS.keys() == REFINERS.keys()
     assert config.DEFAULT_SOLVER in SOLVERS
 
 
-def test_the_public_names_are_these() -> None:
+def test_the_public_names() -> None:
     assert ncml.__all__ == [
         "InputError", "Model", "ModelError", "NcmlError", "NotAnImage", "Score", "TooLarge", "TrainingError", "load",
     ]  # fmt: skip

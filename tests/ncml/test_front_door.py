@@ -1,4 +1,4 @@
-"""What people have goes in: names, paths, images of any size, folders; what comes out shows itself."""
+"""The library accepts names, paths, images of any size and folders, and its results display themselves."""
 
 import dataclasses
 import io
@@ -23,7 +23,7 @@ PIXELS = nets.images(3, 20, 30).numpy()
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with three images, one of them in a subfolder, and a file that is none."""
+    """A folder with three images, one of them in a subfolder, and a file that is not an image."""
     nets.save_images(tmp_path / "photos", PIXELS[:2])
     nets.save_images(tmp_path / "photos" / "more", PIXELS[2:])
     (tmp_path / "photos" / "notes.txt").write_text("not an image")
@@ -41,7 +41,7 @@ def test_a_model_is_loaded_by_name_by_path_and_by_default(
         ncml.load("load")
 
 
-def test_whatever_holds_an_image_has_the_same_score(model: ncml.Model, folder: Path) -> None:
+def test_every_source_of_an_image_has_the_same_score(model: ncml.Model, folder: Path) -> None:
     path = folder / "000.png"
     expected = model.score(images.resize_to(PIXELS[0], 8, 8))[0].bpd
     exact = (path, str(path), path.read_bytes(), Image.open(path), PIXELS[0], torch.from_numpy(PIXELS[0]))
@@ -69,7 +69,7 @@ def test_images_of_the_model_s_size_are_untouched(model: ncml.Model) -> None:
     assert [s.bpd for s in model.score(exact)] == [s.bpd for s in model.score(exact, preprocess=False)]
 
 
-def test_a_pil_image_is_turned_like_its_file(model: ncml.Model, tmp_path: Path) -> None:
+def test_a_pil_image_is_rotated_like_its_file(model: ncml.Model, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(PIXELS[0]).save(tmp_path / "turned.png", exif=exif)
@@ -122,7 +122,7 @@ def test_large_images_are_scanned_from_paths_and_pil_images(calibrated: ncml.Mod
     assert '<img src="data:image/png;base64,' in scan._repr_html_()
 
 
-def test_scores_read_well_and_make_a_table(calibrated: ncml.Model, folder: Path) -> None:
+def test_scores_display_well_and_convert_to_a_table(calibrated: ncml.Model, folder: Path) -> None:
     scores = calibrated.score(folder, statistics=["typicality"])
     row = scores[0].to_dict()
     assert list(row) == [

@@ -27,7 +27,7 @@ def hub() -> Iterator[Hub]:
 
 @pytest.fixture
 def run(hub: Hub, model_folder: Path, tmp_path: Path) -> Run:
-    """Run ncml in a process of its own: the Hub's library reads its settings when it is imported."""
+    """Run ncml in a separate process: the Hub's library reads its settings when it is imported."""
 
     def ncml(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         settings = {
@@ -68,7 +68,7 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
     return done.stderr
 
 
-def test_a_model_comes_back_as_it_was_published(
+def test_a_fetched_model_equals_the_published_one(
     run: Run, hub: Hub, published: str, model_folder: Path, tmp_path: Path
 ) -> None:
     files = hub.commits["someone/tiny"][published]
@@ -90,7 +90,7 @@ def test_the_card_has_the_hub_s_metadata(published: str, hub: Hub) -> None:
     assert card.text.strip().startswith("# tiny")
 
 
-def test_the_bundled_card_has_the_hub_s_metadata_and_shows_without() -> None:
+def test_the_bundled_card_has_the_hub_s_metadata_and_is_shown_without_them() -> None:
     folder = ROOT / "models" / "cifar10"
     card = ModelCard((folder / "card.md").read_text(), ignore_metadata_errors=False)
     assert (card.data.license, card.data.datasets) == ("apache-2.0", ["uoft-cs/cifar10"])

@@ -1,4 +1,4 @@
-"""The front door: scores that are right, and every mistake answered in a sentence."""
+"""The public interface: scores are correct, and every mistake is explained in a sentence."""
 
 import math
 from collections.abc import Callable
@@ -15,11 +15,11 @@ from ncml.model import SAMPLERS
 from ncml.network.likelihood import LOG_SCALES, split_parameters
 from tests.ncml import nets
 
-PICTURES = nets.images(5).numpy()
+IMAGES = nets.images(5).numpy()
 
 
 def direct_nats(model: ncml.Model, image: np.ndarray, label: int) -> np.ndarray:
-    """log2 p of every pixel by differences of cdfs in fp64, pixel by pixel: [H, W] nats."""
+    """Compute log p of every pixel by differences of cdfs in fp64, pixel by pixel: [H, W] nats."""
     net = model.network
     x = (torch.from_numpy(image).double().permute(2, 0, 1)[None] - 127.5) / 127.5
     with torch.inference_mode():
@@ -46,7 +46,7 @@ def direct_nats(model: ncml.Model, image: np.ndarray, label: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("classes", "label"), [(None, 2), ("b", 1), (0, 0)])
 def test_a_score_is_the_likelihood_computed_by_hand(model: ncml.Model, classes: str | int | None, label: int) -> None:
-    image = PICTURES[0].copy()
+    image = IMAGES[0].copy()
     image[0, 0], image[3, 4] = 0, 255
     (score,) = model.score(image, classes=classes, map=True)
     nats = direct_nats(model, image, label)
@@ -59,38 +59,38 @@ def test_a_score_is_the_likelihood_computed_by_hand(model: ncml.Model, classes: 
 
 @pytest.mark.parametrize("noise", [0.0, 4.0])
 def test_the_map_s_mean_is_the_score(model: ncml.Model, noise: float) -> None:
-    for score in model.score(PICTURES, noise=noise, map=True):
+    for score in model.score(IMAGES, noise=noise, map=True):
         assert score.map is not None
         assert score.map.shape == (8, 8)
         assert score.map.mean() == pytest.approx(score.bpd, rel=1e-5)
         assert score.bpd == pytest.approx(-score.log_likelihood / (192 * math.log(2)))
 
 
-def test_scores_are_deterministic_and_differ_by_what_is_asked(model: ncml.Model) -> None:
+def test_scores_are_deterministic_and_depend_on_the_arguments(model: ncml.Model) -> None:
     conditions = [{}, {"noise": 2.0}, {"noise": 10.0}, {"classes": "a"}, {"classes": 1}]
-    scores = [[score.bpd for score in model.score(PICTURES, **how)] for how in conditions]
-    assert scores == [[score.bpd for score in model.score(PICTURES, **how)] for how in conditions]
+    scores = [[score.bpd for score in model.score(IMAGES, **options)] for options in conditions]
+    assert scores == [[score.bpd for score in model.score(IMAGES, **options)] for options in conditions]
     assert len({tuple(score) for score in scores}) == len(conditions)
-    assert model.score(PICTURES[:1])[0].map is None
+    assert model.score(IMAGES[:1])[0].map is None
 
 
 def test_large_sets_are_scored_in_batches(model: ncml.Model) -> None:
-    whole = [score.bpd for score in model.score(PICTURES, classes=["a", "b", None, 0, 1])]
-    parts = [score.bpd for score in model.score(PICTURES, classes=["a", "b", None, 0, 1], batch_size=2)]
+    whole = [score.bpd for score in model.score(IMAGES, classes=["a", "b", None, 0, 1])]
+    parts = [score.bpd for score in model.score(IMAGES, classes=["a", "b", None, 0, 1], batch_size=2)]
     assert parts == pytest.approx(whole, rel=1e-5)
 
 
-def test_images_come_as_arrays_and_as_pictures(model: ncml.Model) -> None:
-    expected = [score.bpd for score in model.score(PICTURES[:2])]
-    as_pil = [Image.fromarray(picture) for picture in PICTURES[:2]]
-    for batch in (list(PICTURES[:2]), as_pil, [as_pil[0], PICTURES[1]], PICTURES[:2][:, :, ::-1][:, :, ::-1]):
+def test_images_are_returned_as_arrays(model: ncml.Model) -> None:
+    expected = [score.bpd for score in model.score(IMAGES[:2])]
+    as_pil = [Image.fromarray(image) for image in IMAGES[:2]]
+    for batch in (list(IMAGES[:2]), as_pil, [as_pil[0], IMAGES[1]], IMAGES[:2][:, :, ::-1][:, :, ::-1]):
         assert [score.bpd for score in model.score(batch)] == expected
     assert model.score(as_pil[0])[0].bpd == pytest.approx(expected[0], rel=1e-5)
-    grey = Image.fromarray(PICTURES[0, :, :, 0])
-    assert model.score(grey)[0].bpd == model.score(np.stack([PICTURES[0, :, :, 0]] * 3, -1))[0].bpd
+    grey = Image.fromarray(IMAGES[0, :, :, 0])
+    assert model.score(grey)[0].bpd == model.score(np.stack([IMAGES[0, :, :, 0]] * 3, -1))[0].bpd
 
 
-def test_a_model_tells_what_it_is(model: ncml.Model, plain_model: ncml.Model) -> None:
+def test_a_model_describes_itself(model: ncml.Model, plain_model: ncml.Model) -> None:
     assert (model.name, model.height, model.width) == ("loud", 8, 8)
     assert model.classes == ("a", "b")
     assert model.noise == 10
@@ -110,18 +110,18 @@ def test_seeds_count_up_and_may_be_listed(model: ncml.Model) -> None:
     assert model.generate(seeds=2**53 - 1, steps=1).shape == (1, 8, 8, 3)
 
 
-def test_classes_noise_and_solvers_make_other_pictures(model: ncml.Model) -> None:
+def test_classes_noise_and_solvers_change_the_images(model: ncml.Model) -> None:
     conditions: list[dict] = [
         {}, {"classes": "a"}, {"classes": "b"}, {"noise": 0}, {"noise": 5}, {"solver": "heun", "steps": 3},
         {"steps": 1}, {"solver": "predictor-corrector", "steps": 3}, {"steps": 4},
     ]  # fmt: skip
-    pictures = [model.generate(2, **({"steps": 2} | how)).tobytes() for how in conditions]
-    assert len(set(pictures)) == len(conditions)
+    images = [model.generate(2, **({"steps": 2} | options)).tobytes() for options in conditions]
+    assert len(set(images)) == len(conditions)
     assert model.generate(2, steps=1).tobytes() == model.generate(2, solver="tweedie").tobytes()
     assert model.generate(2, classes=["a", 1]).tobytes() == model.generate(2, classes=[0, "b"]).tobytes()
 
 
-def test_a_model_that_is_not_square_draws_and_completes(plain_model: ncml.Model) -> None:
+def test_a_model_that_is_not_square_generates_and_completes(plain_model: ncml.Model) -> None:
     assert plain_model.generate(2, steps=2).shape == (2, 8, 12, 3)
     canvas = nets.images(1, 8, 12).numpy()
     completed = plain_model.complete(canvas, n=3, steps=2)
@@ -134,42 +134,42 @@ def test_the_default_sampler_is_the_fast_one(model: ncml.Model) -> None:
 
 
 MISTAKES: list[tuple[str, Callable[[ncml.Model], object], str]] = [
-    ("class", lambda m: m.score(PICTURES, classes=1.5), "there is no class 1.5"),  # type: ignore[arg-type]
-    ("noise", lambda m: m.score(PICTURES, noise="1"), "noise must be a number, not '1'"),  # type: ignore[arg-type]
+    ("class", lambda m: m.score(IMAGES, classes=1.5), "there is no class 1.5"),  # type: ignore[arg-type]
+    ("noise", lambda m: m.score(IMAGES, noise="1"), "noise must be a number, not '1'"),  # type: ignore[arg-type]
     ("seed", lambda m: m.generate(seeds=None), "seeds must be whole numbers"),  # type: ignore[arg-type]
     ("temperature", lambda m: m.generate(temperature="1"), "must be a number"),  # type: ignore[arg-type]
-    ("images", lambda m: m.score(PICTURES.astype(np.float32)), r"must be uint8 \[height, width, 3\], not float32"),
-    ("images", lambda m: m.score(PICTURES[:, :4], preprocess=False), r"not uint8 \[4, 8, 3\]: resize them"),
-    ("images", lambda m: m.score(PICTURES[0, :, :, :2]), r"must be uint8 \[height, width, 3\], not uint8 \[8, 8, 2\]"),
+    ("images", lambda m: m.score(IMAGES.astype(np.float32)), r"must be uint8 \[height, width, 3\], not float32"),
+    ("images", lambda m: m.score(IMAGES[:, :4], preprocess=False), r"not uint8 \[4, 8, 3\]: resize them"),
+    ("images", lambda m: m.score(IMAGES[0, :, :, :2]), r"must be uint8 \[height, width, 3\], not uint8 \[8, 8, 2\]"),
     ("images", lambda m: m.score(Image.new("RGB", (9, 8)), preprocess=False), r"not uint8 \[8, 9, 3\]: resize them"),
-    ("images", lambda m: m.score([PICTURES[0], PICTURES[0, :4]], preprocess=False), "uint8"),
+    ("images", lambda m: m.score([IMAGES[0], IMAGES[0, :4]], preprocess=False), "uint8"),
     ("images", lambda m: m.score(Image.new("F", (8, 8))), "a PIL image cannot be converted to RGB: 32-bit samples"),
-    ("images", lambda m: m.complete(PICTURES[:, :6], preprocess=False), r"not uint8 \[6, 8, 3\]"),
+    ("images", lambda m: m.complete(IMAGES[:, :6], preprocess=False), r"not uint8 \[6, 8, 3\]"),
     ("missing.png", lambda m: m.score("missing.png"), "missing.png cannot be read"),
     ("images", lambda m: m.score([]), "image"),
-    ("images", lambda m: m.complete(PICTURES[:0]), "image"),
-    ("class", lambda m: m.score(PICTURES, classes="zebra"), "no class 'zebra': choose from a, b"),
+    ("images", lambda m: m.complete(IMAGES[:0]), "image"),
+    ("class", lambda m: m.score(IMAGES, classes="zebra"), "no class 'zebra': choose from a, b"),
     ("class", lambda m: m.generate(classes=2), "no class 2: choose from a, b"),
     ("class", lambda m: m.generate(classes=-1), "no class -1"),
     ("classes", lambda m: m.generate(3, classes=["a", "b"]), "2 classes for 3 images"),
     ("n", lambda m: m.generate(0), "1 to 1024, not 0"),
     ("n", lambda m: m.generate(10**9), "1 to 1024, not 1000000000"),
-    ("n", lambda m: m.complete(PICTURES[:1], n=-1), "1 to 1024, not -1"),
-    ("n", lambda m: m.complete(PICTURES[:1], n=10**9), "1 to 1024"),
-    ("n", lambda m: m.complete(PICTURES[:2], n=2), "one image"),
+    ("n", lambda m: m.complete(IMAGES[:1], n=-1), "1 to 1024, not -1"),
+    ("n", lambda m: m.complete(IMAGES[:1], n=10**9), "1 to 1024"),
+    ("n", lambda m: m.complete(IMAGES[:2], n=2), "one image"),
     ("n", lambda m: m.generate(2.5), "n must be an integer, not 2.5"),  # type: ignore[arg-type]
-    ("images", lambda m: m.complete(np.repeat(PICTURES, 205, 0)), "at most 1024 images .*, not 1025"),
-    ("batch_size", lambda m: m.score(PICTURES, batch_size=-1), "at least 1, not -1"),
-    ("batch_size", lambda m: m.score(PICTURES, batch_size=0), "at least 1, not 0"),
-    ("batch_size", lambda m: m.score(PICTURES, batch_size=1.5), "an integer"),  # type: ignore[arg-type]
-    ("batch_size", lambda m: m.scan(PICTURES[0], batch_size=-1), "at least 1, not -1"),
-    ("tile_size", lambda m: m.scan(PICTURES[0], side=8.5), "an integer"),  # type: ignore[arg-type]
+    ("images", lambda m: m.complete(np.repeat(IMAGES, 205, 0)), "at most 1024 images .*, not 1025"),
+    ("batch_size", lambda m: m.score(IMAGES, batch_size=-1), "at least 1, not -1"),
+    ("batch_size", lambda m: m.score(IMAGES, batch_size=0), "at least 1, not 0"),
+    ("batch_size", lambda m: m.score(IMAGES, batch_size=1.5), "an integer"),  # type: ignore[arg-type]
+    ("batch_size", lambda m: m.scan(IMAGES[0], batch_size=-1), "at least 1, not -1"),
+    ("tile_size", lambda m: m.scan(IMAGES[0], side=8.5), "an integer"),  # type: ignore[arg-type]
     ("seed", lambda m: m.generate(2, seeds=[1, 1.5]), "whole numbers"),
     ("seed", lambda m: m.generate(seeds=-1), "from 0 to 9007199254740991"),
     ("seed", lambda m: m.generate(2, seeds=2**53 - 1), "from 0 to 9007199254740991"),
     ("seeds", lambda m: m.generate(2, seeds=[1]), "1 seeds for 2 images"),
-    ("noise", lambda m: m.score(PICTURES, noise=-1), "0 to 10 grey levels, not -1"),
-    ("noise", lambda m: m.score(PICTURES, noise=math.nan), "0 to 10 grey levels"),
+    ("noise", lambda m: m.score(IMAGES, noise=-1), "0 to 10 grey levels, not -1"),
+    ("noise", lambda m: m.score(IMAGES, noise=math.nan), "0 to 10 grey levels"),
     ("noise", lambda m: m.generate(noise=10.1), "0 to 10 grey levels, not 10.1"),
     ("steps", lambda m: m.generate(steps=0), "1 to 1000, not 0"),
     ("steps", lambda m: m.generate(steps=1001), "1 to 1000, not 1001"),
@@ -179,7 +179,7 @@ MISTAKES: list[tuple[str, Callable[[ncml.Model], object], str]] = [
     ("steps", lambda m: m.generate(steps=math.inf), "an integer, not inf"),  # type: ignore[arg-type]
     ("solver", lambda m: m.generate(solver="ddim"), "choose from tweedie, euler-maruyama, heun, predictor-corrector"),
     ("sampler", lambda m: m.generate(sampler="slow"), "choose from incremental, naive"),
-    ("keep", lambda m: m.complete(PICTURES, keep="middle"), "top or bottom or left or right, not 'middle'"),
+    ("keep", lambda m: m.complete(IMAGES, keep="middle"), "top or bottom or left or right, not 'middle'"),
 ]
 
 
@@ -193,7 +193,7 @@ def test_a_mistake_is_named(
     assert "\n" not in refused.value.detail
 
 
-def test_what_this_model_cannot_do_is_said(plain_model: ncml.Model) -> None:
+def test_options_that_a_model_does_not_support_are_refused(plain_model: ncml.Model) -> None:
     canvas = nets.images(1, 8, 12).numpy()
     with pytest.raises(InputError, match="this model completes top, not 'left'"):
         plain_model.complete(canvas, keep="left")
@@ -201,14 +201,14 @@ def test_what_this_model_cannot_do_is_said(plain_model: ncml.Model) -> None:
         plain_model.generate(classes="cat")
 
 
-def test_a_device_that_nothing_can_be_computed_on_is_said(model: ncml.Model) -> None:
+def test_an_unusable_device_is_refused(model: ncml.Model) -> None:
     with pytest.raises(ncml.ModelError, match="cannot be placed on 'cuda:99': ") as refused:
         ncml.load(model.folder, device="cuda:99")
     assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("device", ["abacus", "meta", "hpu", "cuda:", "CPU", ""])
-def test_what_is_not_the_name_of_a_device_is_refused(model: ncml.Model, device: str) -> None:
+def test_an_invalid_device_name_is_refused(model: ncml.Model, device: str) -> None:
     with pytest.raises(ncml.InputError, match=f"there is no device '{device}': name cpu, cuda or cuda:N") as refused:
         ncml.load(model.folder, device=device)
     assert refused.value.field == "device"
@@ -216,8 +216,8 @@ def test_what_is_not_the_name_of_a_device_is_refused(model: ncml.Model, device: 
 
 def test_numpy_numbers_are_numbers(model: ncml.Model) -> None:
     numbers = [np.int64(i) for i in range(4)]
-    pictures = model.generate(numbers[2], seeds=numbers[3], classes=numbers[1], steps=numbers[1])  # type: ignore[arg-type]
-    assert np.array_equal(pictures, model.generate(2, seeds=3, classes=1, steps=1))
+    images = model.generate(numbers[2], seeds=numbers[3], classes=numbers[1], steps=numbers[1])  # type: ignore[arg-type]
+    assert np.array_equal(images, model.generate(2, seeds=3, classes=1, steps=1))
 
 
 def test_a_relative_folder_has_its_name(model: ncml.Model, monkeypatch: pytest.MonkeyPatch) -> None:

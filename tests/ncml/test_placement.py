@@ -47,15 +47,15 @@ def conditions(device: torch.device) -> Conditions:
     return Conditions(T, index_B, index_B)
 
 
-def test_mixed_devices_are_noticed(other_device: torch.device) -> None:
-    """Otherwise the other tests would prove nothing."""
+def test_mixed_devices_are_detected(other_device: torch.device) -> None:
+    """If the device accepted mixed tensors, the other tests would prove nothing."""
     with pytest.raises(Exception, match="device"):
         network(other_device)(torch.zeros(1, 3, 4, 4), torch.zeros(1))
 
 
 @pytest.mark.parametrize("first_row", [0, 2])
 def test_sampling(other_device: torch.device, first_row: int) -> None:
-    """From nothing, and from known rows."""
+    """Sample whole images, and complete known rows."""
     x = torch.zeros(3, 3, 4, 4, device=other_device)
     draws = BatchDraws([0, 1, 2], dtype=x.dtype, device=other_device).draw_pixels(CONFIG.model.mixtures, 4, 4)
     known_rows = replace(conditions(other_device), first_row=first_row)

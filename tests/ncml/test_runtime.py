@@ -1,4 +1,4 @@
-"""Freed memory is kept."""
+"""The process keeps freed memory."""
 
 import platform
 import subprocess
@@ -21,11 +21,12 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def faults(way: str) -> int:
-    return int(subprocess.run([sys.executable, "-c", FAULTS, way], check=True, capture_output=True, text=True).stdout)
+def faults(variant: str) -> int:
+    command = [sys.executable, "-c", FAULTS, variant]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a matter of glibc")
-def test_pages_of_freed_tensors_are_not_cleared_anew() -> None:
+def test_pages_of_freed_tensors_are_reused() -> None:
     """Eight times 64 MiB in pages of 4 KiB, or of 2 MiB at the best."""
     assert faults("keep") * 8 < faults("lose")

@@ -14,11 +14,11 @@ from PIL import Image
 
 MAX_BYTES = 16 * 2**20
 SIDE = 5792
-"""Of the largest square image that the service accepts."""
+"""Side in pixels of the largest square image that the service accepts."""
 
 
 def progressive_jpeg(side: int, scans: int) -> bytes:
-    """Return a grey JPEG of empty blocks, which each scan visits: one bit a block, then two bytes for 32,767 blocks."""
+    """Return a grey JPEG of empty blocks that each scan visits: one bit per block, then two bytes per 32,767 blocks."""
     blocks = ((side + 7) // 8) ** 2
 
     def segment(marker: int, content: bytes) -> bytes:
@@ -85,7 +85,7 @@ FILES: dict[str, Callable[[], bytes]] = {
     "gif-comment-of-one-byte-blocks": lambda: fill(GIF + b"!\xfe", b"\1a"),
     "gif-empty-comments": lambda: fill(GIF, b"!\xfe\1a\0"),
 }
-"""Files that a look at their structure refuses."""
+"""Files that the check of their structure refuses."""
 
 LARGE_FILES: dict[str, Callable[[], bytes]] = {
     "jpeg-120-scans": lambda: progressive_jpeg(SIDE, 120),

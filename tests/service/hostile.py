@@ -33,7 +33,7 @@ FORMS = (
 
 
 def corpus() -> dict[str, bytes]:
-    """Return the files by name; always the same ones."""
+    """Return the files by name; they are the same in every run."""
     return dict([*_damaged(), *_bombs(), *_other_files()])
 
 

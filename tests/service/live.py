@@ -1,4 +1,4 @@
-"""The application on a port of its own, for clients that need a real connection."""
+"""The application on a separate port, for clients that need a real connection."""
 
 import contextlib
 import threading

@@ -1,4 +1,4 @@
-"""POST /calibrate: images or zips of the client's own become a model of its own."""
+"""POST /calibrate: a client's images or zips become a new model."""
 
 import io
 import struct
@@ -38,7 +38,7 @@ def open_client(new_client: Callable[..., TestClient]) -> TestClient:
     return new_client(allow_calibration=True, max_calibration_images=45)
 
 
-def test_it_is_off_by_default_and_the_answer_names_both_remedies(client: TestClient) -> None:
+def test_calibration_is_off_by_default_and_the_refusal_names_both_remedies(client: TestClient) -> None:
     response = client.post("/calibrate?name=mine", files=files(40))
     assert response.status_code == 403
     assert response.json()["type"].endswith("calibration-off")
@@ -139,7 +139,7 @@ def test_repeated_names_in_a_zip_are_refused() -> None:
         read_archive(data, field="image", max_files=45, max_bytes=10**6)
 
 
-def test_a_directory_that_claims_few_files_is_not_believed() -> None:
+def test_a_directory_with_a_false_number_of_files_is_refused() -> None:
     data = bytearray(archive([(f"{i}.png", b"x") for i in range(60)]))
     end = data.rfind(b"PK\x05\x06")
     data[end + 8 : end + 12] = struct.pack("<HH", 3, 3)

@@ -1,4 +1,4 @@
-"""`ncml.client` against the application, and against answers that a service gives in distress."""
+"""`ncml.client` against the application, and against responses of an overloaded or failing service."""
 
 import asyncio
 import io
@@ -41,7 +41,7 @@ def client(url: str) -> Iterator[Client]:
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses that a client would make."""
+    """Collect the pauses of a client instead of waiting."""
     pauses: list[float] = []
     monkeypatch.setattr("time.sleep", pauses.append)
     return pauses
@@ -76,7 +76,7 @@ def test_a_folder_is_scored_and_the_scores_make_a_table(client: Client, tmp_path
     assert scores[0].to_dict() == table.iloc[0].to_dict()
 
 
-def test_a_pil_image_is_turned_like_its_file(client: Client, queue, tmp_path: Path) -> None:
+def test_a_pil_image_is_rotated_like_its_file(client: Client, queue, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     pixels = np.arange(20 * 16 * 3, dtype=np.uint8).reshape(20, 16, 3)
@@ -87,13 +87,13 @@ def test_a_pil_image_is_turned_like_its_file(client: Client, queue, tmp_path: Pa
     assert from_file == from_image != unturned
 
 
-def test_more_images_than_a_request_takes_are_sent_in_several(client: Client, queue) -> None:
+def test_more_images_than_a_request_accepts_are_sent_in_several_requests(client: Client, queue) -> None:
     scores = client.score([flat(i) for i in range(70)], idempotency_key="mine")
     assert [score.bpd for score in scores] == list(range(70))
     assert [job.n for job, _ in queue.jobs.values()] == [64, 6]
 
 
-def test_options_of_scores(client: Client, queue) -> None:
+def test_options_of_score(client: Client, queue) -> None:
     [score] = client.score(
         flat(9), class_="cat", noise=2.0, map=True, statistics=["multiscale"], calibration="weak", priority="low"
     )
@@ -204,7 +204,9 @@ def test_a_refusal_names_the_field(client: Client) -> None:
         (Image.new("F", (8, 8)), "no agreed range"),
     ],
 )
-def test_what_is_no_image_is_refused_before_it_is_sent(client: Client, queue, image: object, words: str) -> None:
+def test_a_file_that_is_not_an_image_is_refused_before_it_is_sent(
+    client: Client, queue, image: object, words: str
+) -> None:
     with pytest.raises(InputError, match=words) as caught:
         client.score([image])  # type: ignore[list-item]
     assert caught.value.field == "image"
@@ -224,7 +226,7 @@ def test_the_service_s_refusal_names_the_image(client: Client, tmp_path: Path) -
         client.score([flat(1)] * 65 + [b"hello", flat(1)])
 
 
-def test_what_no_header_can_have_is_refused(client: Client) -> None:
+def test_values_that_are_invalid_in_a_header_are_refused(client: Client) -> None:
     for key in ("secret\n", "geheimnis \xfc"):
         with pytest.raises(InputError, match="the API key has a space, a line break"):
             Client("http://localhost", api_key=key)
@@ -232,7 +234,7 @@ def test_what_no_header_can_have_is_refused(client: Client) -> None:
         client.score(flat(1), idempotency_key="\xfc")
 
 
-def test_a_wrong_key_is_one_sentence(queue, tmp_path: Path) -> None:
+def test_a_wrong_key_is_refused_in_one_sentence(queue, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text(f"ann:{digest('secret')}\n")
     with served(create_app(Settings(api_keys_file=keys), queue)) as url:
@@ -243,7 +245,7 @@ def test_a_wrong_key_is_one_sentence(queue, tmp_path: Path) -> None:
     assert caught.value.status == 401
 
 
-def test_an_address_without_a_service_is_one_sentence(pauses: list[float]) -> None:
+def test_an_address_without_a_service_is_reported_in_one_sentence(pauses: list[float]) -> None:
     message = r"cannot be reached .* check the address"
     with Client(f"http://127.0.0.1:{free_port()}") as client, pytest.raises(ServiceError, match=message) as caught:
         client.models()
@@ -276,7 +278,7 @@ def problem(status: int, kind: str, **headers: str) -> httpx2.Response:
 MODELS = httpx2.Response(200, json={"models": []})
 
 
-def test_a_busy_service_is_asked_again_when_it_says(pauses: list[float]) -> None:
+def test_a_busy_service_is_retried_after_its_retry_after(pauses: list[float]) -> None:
     client, requests = scripted(
         problem(429, "queue-full", **{"retry-after": "7"}),
         problem(503, "no-room", **{"retry-after": "2"}),
@@ -302,14 +304,14 @@ def test_a_busy_service_is_asked_again_when_it_says(pauses: list[float]) -> None
         ([httpx2.ReadTimeout("")] * 4, "cannot be reached .ReadTimeout.", 3),
     ],
 )
-def test_patience_ends(answers: list, words: str, pause_count: int, pauses: list[float]) -> None:
+def test_retries_end(answers: list, words: str, pause_count: int, pauses: list[float]) -> None:
     client, _ = scripted(*answers)
     with pytest.raises(ServiceError, match=words):
         client.models()
     assert len(pauses) == pause_count
 
 
-def test_a_date_says_when_to_retry(pauses: list[float]) -> None:
+def test_retry_after_may_be_a_date(pauses: list[float]) -> None:
     client, _ = scripted(problem(429, "queue-full", **{"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}), MODELS)
     assert client.models() == []
     assert 0 < pauses[0] < 1

@@ -1,4 +1,4 @@
-"""The examples of docs/clients.md run as they stand, in all three languages."""
+"""The examples of docs/clients.md run unchanged in all three languages."""
 
 import contextlib
 import io

@@ -330,7 +330,7 @@ def test_an_image_is_generated_as_png(client: TestClient, queue) -> None:
     assert (job.class_name, job.seed, job.n, job.noise, job.steps, job.solver) == ("cat", 77, 1, None, None, None)
 
 
-def test_several_images_are_a_grid_a_zip_json_or_arrays(client: TestClient) -> None:
+def test_several_images_are_returned_as_a_grid_a_zip_json_or_arrays(client: TestClient) -> None:
     url = "/generate?n=3&seed=5"
     image = pixels(client.post(url).content)
     assert image.shape == (16, 16, 3)
@@ -358,7 +358,7 @@ def test_every_setting_reaches_the_job(client: TestClient, queue) -> None:
     assert len(queue.jobs) == 3
 
 
-def test_without_a_seed_one_is_chosen(client: TestClient) -> None:
+def test_without_a_seed_a_random_one_is_chosen(client: TestClient) -> None:
     seeds = {client.post("/generate").headers["x-seed"] for _ in range(3)}
     assert len(seeds) == 3
     assert all(0 <= int(seed) < 2**53 for seed in seeds)
@@ -469,7 +469,7 @@ def test_the_operator_limits_the_wait(new_client: Callable[..., TestClient], que
 
 
 def test_a_job_that_succeeded_is_complete(client: TestClient) -> None:
-    """Whatever progress it last reported."""
+    """The last reported progress does not matter."""
     client.post("/generate?n=2")
     progress = client.get("/jobs/job-0").json()["progress"]
     assert (progress["step"], progress["total"], progress["done"], progress["n"]) == (2, 2, 2, 2)
@@ -552,8 +552,8 @@ def test_the_same_request_under_one_key_is_one_job(client: TestClient, queue) ->
     assert len(queue.jobs) == 2
 
 
-def test_a_job_reads_canceled_once_that_was_accepted(client: TestClient, queue) -> None:
-    """Although its worker has not stopped yet."""
+def test_a_job_is_shown_as_canceled_once_the_cancellation_is_accepted(client: TestClient, queue) -> None:
+    """Its worker may not have stopped yet."""
     queue.delay_s, queue.cancels_slowly = 60, True
     client.post("/generate", headers={"prefer": "respond-async"})
     assert client.get("/jobs/job-0").json()["status"] == "running"
@@ -617,7 +617,7 @@ def test_the_operator_chooses_the_default_model(new_client: Callable[..., TestCl
         ("absent", ["birds", "cifar10"], None),
     ],
 )
-def test_a_further_model_does_not_become_the_default(
+def test_adding_a_model_does_not_change_the_default(
     new_client: Callable[..., TestClient], queue, model, setting: str, served: list[str], default: str | None
 ) -> None:
     queue.served = [model.model_copy(update={"name": name}) for name in served]
@@ -628,7 +628,9 @@ def test_a_further_model_does_not_become_the_default(
     assert client.get("/models/birds").json()["default"] == (default == "birds")
 
 
-def test_ready_only_with_a_loaded_model_in_every_lane(new_client: Callable[..., TestClient], queue, worker) -> None:
+def test_the_service_is_ready_only_with_a_loaded_model_in_every_lane(
+    new_client: Callable[..., TestClient], queue, worker
+) -> None:
     client = new_client()
     assert client.get("/readyz").json() == {"status": "ready", "lanes": {"score": 1, "generate": 1}}
     for infos in (

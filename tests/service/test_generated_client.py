@@ -1,4 +1,4 @@
-"""The client that openapi-python-client generates from the OpenAPI document works for every operation, as it is."""
+"""The client that openapi-python-client generates from the OpenAPI document works unchanged for every operation."""
 
 import base64
 import importlib

@@ -43,7 +43,7 @@ def test_cores_are_split_between_the_lanes(cores: int, shares: list[int]) -> Non
     assert local.split_cores(cores, 2) == shares
 
 
-def test_a_data_directory_too_deep_for_a_socket(tmp_path: Path) -> None:
+def test_a_data_directory_with_a_path_too_long_for_a_socket(tmp_path: Path) -> None:
     with pytest.raises(ServeError, match="too long for a socket: set NCML_DATA_DIR"):
         local.socket_path(tmp_path / ("deep" * 30))
 

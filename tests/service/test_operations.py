@@ -275,7 +275,7 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         ("API_KEYS_FILE", "/nowhere/keys", ": /nowhere/keys cannot be read: No such file"),
     ],
 )
-def test_an_invalid_setting_stops_the_process_with_a_line(name: str, value: str, words: str) -> None:
+def test_an_invalid_setting_stops_the_process_with_one_line(name: str, value: str, words: str) -> None:
     code = "from service.app import from_environment; from_environment()"
     environment = os.environ | {f"NCML_{name}": value}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)

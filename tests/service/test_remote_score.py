@@ -37,7 +37,7 @@ def table(path: Path) -> list[dict[str, str]]:
 
 @pytest.fixture
 def run(queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """Run `ncml score` in a folder of its own, against a service with an API key."""
+    """Run `ncml score` in a temporary folder, against a service with an API key."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(rows, "REQUEST", 4)
     (tmp_path / "keys").write_text(f"ann:{digest('secret')}\n")
@@ -117,7 +117,7 @@ def test_a_full_queue_slows_the_run_down(run: Run, queue, tmp_path: Path, monkey
 
 
 def test_few_requests_are_in_progress_at_once() -> None:
-    """So that memory does not grow with the number of files, however slow the service is."""
+    """Memory does not grow with the number of files, even if the service is slow."""
     gate = threading.Event()
 
     def slow(paths: list[Path]) -> list[dict]:
@@ -180,7 +180,7 @@ def test_large_images_are_judged_by_their_tiles(run: Run, tmp_path: Path) -> Non
         (["images"], {"server": f"http://127.0.0.1:{free_port()}"}, "cannot be reached"),
     ],
 )
-def test_a_mistake_is_one_sentence_and_leaves_nothing(
+def test_a_mistake_is_reported_in_one_sentence_and_leaves_no_file(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], options: dict, message: str
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda _: None)
@@ -197,7 +197,7 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(
 
 
 def test_no_torch_is_needed(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that a small machine can have its files scored."""
+    """A machine without torch can score its files."""
     write(tmp_path / "images", range(80, 82, 2))
     monkeypatch.delitem(sys.modules, "ncml.cli.score", raising=False)
     monkeypatch.setitem(sys.modules, "torch", None)

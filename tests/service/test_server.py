@@ -95,7 +95,7 @@ def test_headers_without_end_are_refused(port: int, ends: bytes) -> None:
     assert received.startswith(b"HTTP/1.1 431 ")
 
 
-def test_connections_beyond_the_limit_are_refused_and_free_places_used_again(port: int) -> None:
+def test_connections_beyond_the_limit_are_refused_and_closed_ones_make_room(port: int) -> None:
     silent = [send(port, b"") for _ in range(20)]
     received = answer(send(port, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"))
     assert received == b"" or (received.startswith(b"HTTP/1.1 503 ") and b"Retry-After" in received)
@@ -123,7 +123,7 @@ def test_uploads_beyond_the_limit_are_refused(port: int) -> None:
     assert answers(port)
 
 
-def test_a_forwarded_address_is_believed_from_named_proxies_only(port: int) -> None:
+def test_a_forwarded_address_is_trusted_from_named_proxies_only(port: int) -> None:
     codes = [
         httpx2.post(
             f"http://127.0.0.1:{port}/generate", headers={"x-forwarded-for": f"192.0.2.{i}"}, timeout=60

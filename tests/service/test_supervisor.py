@@ -37,7 +37,7 @@ def test_a_child_that_dies_is_restarted_with_growing_pauses(tmp_path: Path) -> N
     assert len(messages) == 3
 
 
-def test_a_child_that_was_healthy_is_restarted_soon(tmp_path: Path) -> None:
+def test_a_child_that_was_healthy_is_restarted_without_a_long_pause(tmp_path: Path) -> None:
     messages: list[str] = []
     child = Child("sleeper", SLEEP, pause_s=16.0)
     supervisor = Supervisor([[child]], tmp_path, messages.append)
@@ -64,7 +64,7 @@ def test_a_child_with_an_invalid_setup_ends_the_stack(tmp_path: Path) -> None:
         supervisor.start_due()
 
 
-def test_stop_goes_by_stages_and_leaves_no_descendant(tmp_path: Path) -> None:
+def test_children_are_stopped_by_stages_and_no_descendant_remains(tmp_path: Path) -> None:
     journal = tmp_path / "journal"
     polite = python(
         "import signal, sys, time\n"

@@ -28,7 +28,7 @@ def fleet(valkey_url: str, tmp_path: Path) -> Iterator[Fleet]:
 
 @pytest.fixture
 def serve(valkey_url: str, tmp_path: Path) -> Iterator[Callable[..., Service]]:
-    """Start a service that may open so many files, with the given settings, once workers serve both lanes."""
+    """Start a service with this limit of open files and these settings, once workers serve both lanes."""
     with contextlib.ExitStack() as stack:
 
         def start(files: int = 8192, **settings: object) -> Service:

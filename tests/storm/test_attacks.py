@@ -38,7 +38,7 @@ async def exchange(port: int, request: str, source: str = "127.0.0.1", timeout_s
 
 @contextmanager
 def most_connections(process: psutil.Process, port: int) -> Iterator[list[int]]:
-    """Yield a list that holds, after the context, the most connections of a process to a port."""
+    """Yield a list that holds, after the context, the maximum number of connections of a process to a port."""
     counts, over = [0], threading.Event()
 
     def sample() -> None:
@@ -56,7 +56,7 @@ def most_connections(process: psutil.Process, port: int) -> Iterator[list[int]]:
 
 
 @pytest.mark.parametrize("count", [150, pytest.param(2000, marks=SLOW)])
-def test_every_waiting_request_and_stream_of_a_crowd_is_answered(
+def test_every_request_and_stream_of_a_burst_is_answered(
     fleet: Fleet, serve: Callable[..., Service], valkey_server: Valkey, count: int
 ) -> None:
     write_model(fleet.models, batch_s=count / 1000, image_s=0.0)

@@ -31,7 +31,7 @@ from tests.storm.service import MIB, SLOW, Peak, Service
 from tests.worker.fleet import Fleet, eventually
 from tests.worker.synthetic import write_model
 
-PICTURES = [to_png(np.full((8, 8, 3), level, np.uint8)) for level in range(256)]
+IMAGES = [to_png(np.full((8, 8, 3), level, np.uint8)) for level in range(256)]
 
 
 def quantile(values: list[float], percent: int) -> float:
@@ -53,7 +53,7 @@ def test_requests_beyond_the_limit_are_refused_and_all_others_succeed(
     async def request_score(http: httpx2.AsyncClient, turn: asyncio.Semaphore, i: int) -> tuple[int, str]:
         headers = {"prefer": "respond-async"} if i % 2 else {}
         async with turn:
-            answer = await http.post("/score", files={"image": PICTURES[i % 256]}, headers=headers)
+            answer = await http.post("/score", files={"image": IMAGES[i % 256]}, headers=headers)
         if answer.status_code == 429:
             worker.send_signal(signal.SIGCONT)
             assert answer.json()["type"] == "urn:ncml:problem:queue-full"
@@ -69,7 +69,7 @@ def test_requests_beyond_the_limit_are_refused_and_all_others_succeed(
             return list(await asyncio.gather(*(request_score(http, turn, i) for i in range(500))))
 
     with service.client() as http:
-        http.post("/score", files={"image": PICTURES[0]})
+        http.post("/score", files={"image": IMAGES[0]})
     pinging = [sys.executable, "tests/storm/pinger.py", "127.0.0.1", str(service.port), "/healthz", "0.02"]
     with (
         subprocess.Popen(pinging, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as pinger,
@@ -151,7 +151,9 @@ def test_a_stream_that_is_dropped_repeatedly_neither_misses_nor_repeats_events(
 # Hostile uploads
 
 
-def test_hostile_uploads_hang_nothing_and_cost_no_memory(fleet: Fleet, serve: Callable[..., Service]) -> None:
+def test_hostile_uploads_neither_block_the_service_nor_grow_its_memory(
+    fleet: Fleet, serve: Callable[..., Service]
+) -> None:
     fleet.start()
     service = serve()
     with service.client() as http:
@@ -185,7 +187,7 @@ def test_scores_stay_quick_beside_expensive_uploads(fleet: Fleet, serve: Callabl
         seconds: list[float] = []
         for i in range(scores):
             began = time.monotonic()
-            answer = http.post("/score", files={"image": PICTURES[i % 256]})
+            answer = http.post("/score", files={"image": IMAGES[i % 256]})
             assert answer.status_code == 200, answer.text
             seconds.append(time.monotonic() - began)
         return seconds
@@ -222,7 +224,7 @@ def test_decoding_ends_when_its_client_is_gone(fleet: Fleet, serve: Callable[...
     eventually(lambda: is_quiet() and (time.sleep(0.1), is_quiet())[1], 10)
     assert service.process.children(recursive=True)
     with service.client() as http:
-        assert http.post("/score", files={"image": PICTURES[0]}).status_code == 200
+        assert http.post("/score", files={"image": IMAGES[0]}).status_code == 200
 
 
 # Who asked
@@ -234,7 +236,7 @@ def test_the_id_of_a_request_reaches_the_job_the_worker_and_the_logs(
     fleet.start()
     service = serve()
     with service.client(headers={"x-request-id": "order-7"}) as http:
-        answer = http.post("/score?class=hungry", files={"image": PICTURES[3]})
+        answer = http.post("/score?class=hungry", files={"image": IMAGES[3]})
         assert answer.json()["request_id"] == answer.headers["x-request-id"] == "order-7"
         job_id = answer.headers["x-job-id"]
         assert http.get(f"/jobs/{job_id}", headers={"x-request-id": "look"}).json()["request_id"] == "order-7"
@@ -249,7 +251,7 @@ def test_the_id_of_a_request_reaches_the_job_the_worker_and_the_logs(
 
 
 @pytest.mark.parametrize("scores", [pytest.param(5000, marks=SLOW)])
-def test_memory_is_flat_in_every_process(
+def test_memory_does_not_grow_in_any_process(
     valkey_server, valkey_url: str, model_folder: Path, tmp_path: Path, serve: Callable[..., Service], scores: int
 ) -> None:
     """5,000 scores by a real model, each deleted by its client; the first 1,000 fill caches and arenas."""
@@ -269,7 +271,7 @@ def test_memory_is_flat_in_every_process(
         with service.client(limits=httpx2.Limits(max_connections=8)) as http, ThreadPoolExecutor(8) as pool:
 
             def request_score(i: int) -> None:
-                answer = http.post("/score?map=1", files={"image": PICTURES[i % 256]})
+                answer = http.post("/score?map=1", files={"image": IMAGES[i % 256]})
                 assert answer.status_code == 200, answer.text
                 assert http.delete(f"/jobs/{answer.headers['x-job-id']}").status_code == 204
 

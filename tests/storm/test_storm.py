@@ -106,7 +106,7 @@ def test_workers_terminated(fleet: Fleet, jobs: int, stops: int) -> None:
 
 
 @pytest.mark.parametrize("rounds", [1, pytest.param(10, marks=[pytest.mark.slow, LONG])])
-def test_a_poisonous_job_fails_alone(fleet: Fleet, rounds: int) -> None:
+def test_a_job_that_kills_its_engine_fails_alone(fleet: Fleet, rounds: int) -> None:
     fleet.start(**LEASE)
     for i in range(rounds):
         jobs = [generate(seed=seed, class_name="lethal" if seed == i % 8 else "good") for seed in range(8)]
@@ -121,7 +121,9 @@ def test_a_poisonous_job_fails_alone(fleet: Fleet, rounds: int) -> None:
 
 
 @pytest.mark.parametrize("rounds", [1, pytest.param(5, marks=[pytest.mark.slow, LONG])])
-def test_the_server_is_killed_and_comes_back(new_valkey: Callable[..., Valkey], tmp_path: Path, rounds: int) -> None:
+def test_the_queue_s_server_is_killed_and_restarted(
+    new_valkey: Callable[..., Valkey], tmp_path: Path, rounds: int
+) -> None:
     server = new_valkey(aof=True)
     write_model(tmp_path / "models", batch_s=0.2, image_s=0.01)
     fleet = Fleet(server.url, tmp_path / "models", tmp_path / "log")
@@ -175,7 +177,7 @@ def test_one_of_eight_canceled_and_one_of_five_out_of_time(fleet: Fleet, rounds:
 
 
 @pytest.mark.parametrize("rounds", [1, pytest.param(5, marks=[pytest.mark.slow, LONG])])
-def test_a_frozen_worker_that_comes_back_changes_nothing(fleet: Fleet, rounds: int) -> None:
+def test_a_frozen_worker_that_resumes_changes_nothing(fleet: Fleet, rounds: int) -> None:
     write_model(fleet.models, batch_s=1.0, image_s=0.0)
     for _ in range(rounds):
         frozen = fleet.start(**LEASE)

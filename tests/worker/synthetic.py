@@ -56,7 +56,7 @@ class Histogram:
 
 @dataclass
 class Calibration:
-    """Judges an image out-of-distribution if its mean is above 128; the p-value falls from 1 to 0.01 with the mean."""
+    """Calls an image out-of-distribution if its mean is above 128; the p-value falls from 1 to 0.01 with the mean."""
 
     version: str = "c0" * 32
     name: str = "default"
@@ -89,7 +89,7 @@ class Calibrations:
 
 @dataclass
 class TileCalibration:
-    """Judges an image out-of-distribution if the mean of a tile is above 128."""
+    """Calls an image out-of-distribution if the mean of a tile is above 128."""
 
     version: str = "71" * 32
     height: int = HEIGHT

@@ -1,4 +1,4 @@
-"""The queue's password from a file, and its connection encrypted with a certificate of one's own."""
+"""The queue's password from a file, and its connection encrypted with a private certificate."""
 
 import asyncio
 import contextlib
@@ -31,7 +31,7 @@ from worker.queue import JobQueue
         ("unix:///run/valkey.sock", "unix:///run/valkey.sock"),
     ],
 )
-def test_the_password_is_that_of_the_file_unless_the_address_has_one(tmp_path: Path, url: str, expected: str) -> None:
+def test_the_password_is_read_from_the_file_unless_the_address_has_one(tmp_path: Path, url: str, expected: str) -> None:
     (tmp_path / "password").write_text("p@ss/word\n")
     assert with_password(url, tmp_path / "password") == expected
     assert with_password(url, None) == url
@@ -69,7 +69,7 @@ def certificate(folder: Path) -> None:
 
 @pytest.fixture
 def encrypted_port(valkey_server, valkey_url: str, tmp_path: Path) -> Iterator[int]:
-    """The port of a TLS proxy in front of the server: the one that is installed for tests has no TLS."""
+    """The port of a TLS proxy in front of the server, since the server that is installed for tests has no TLS."""
     certificate(tmp_path)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(tmp_path / "server.pem", tmp_path / "server.key")
@@ -110,8 +110,8 @@ def encrypted_port(valkey_server, valkey_url: str, tmp_path: Path) -> Iterator[i
     loop.close()
 
 
-def test_a_queue_is_used_over_tls_with_a_certificate_authority_of_ones_own(encrypted_port: int, tmp_path: Path) -> None:
-    """Submitted, looked up, canceled and waited for: each of the two clients, and what is published."""
+def test_a_queue_is_used_over_tls_with_a_private_certificate_authority(encrypted_port: int, tmp_path: Path) -> None:
+    """A job is submitted, looked up, canceled and awaited, by both clients and over the published changes."""
     queue = JobQueue.from_url(f"rediss://localhost:{encrypted_port}/0?ssl_ca_certs={tmp_path}/ca.pem")
     job_id = queue.submit(score(images=(PIXELS,)))
     assert queue.view(job_id).status is JobStatus.QUEUED

@@ -1,4 +1,4 @@
-"""The JSON that crosses the queue: every change shows in `contract.json`, and so in review."""
+"""The JSON that crosses the queue: every change is visible in `contract.json`, and therefore in review."""
 
 import json
 from pathlib import Path
@@ -124,7 +124,7 @@ EXAMPLES: dict[str, BaseModel] = {
 }  # fmt: skip
 
 
-def test_every_message_keeps_its_json_and_can_be_read_back() -> None:
+def test_every_message_keeps_its_json_and_can_be_parsed() -> None:
     golden: dict[str, Any] = json.loads(Path(__file__).with_name("contract.json").read_text())
     assert {name: json.loads(message.model_dump_json()) for name, message in EXAMPLES.items()} == golden
     for name, message in EXAMPLES.items():
@@ -205,7 +205,7 @@ def test_the_batch_key_separates_incompatible_jobs() -> None:
     assert len({batch_key(scoring.model_copy(update={"statistics": names})) for names in same}) == 1
 
 
-def test_only_scans_of_the_same_file_share_a_batch_key() -> None:
+def test_scans_share_a_batch_key_only_for_the_same_file() -> None:
     job = ScanJob(model="m", file=b"a", height=8, width=8)
     same = [{"map": True}, {"priority": Priority.LOW}, {"request_id": "r"}]
     assert {batch_key(job.model_copy(update=change)) for change in same} == {batch_key(job)}

@@ -39,7 +39,7 @@ def nested(depth: int = 100_000) -> bytes:
     ],
     ids=["empty", "plain", "nothing", "nested", "nested inside", "number", "not UTF-8", "cut"],
 )
-def test_a_damaged_payload_is_not_a_job(data: bytes) -> None:
+def test_a_damaged_payload_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match="payload"):
         parse_job(data)
 

@@ -65,7 +65,7 @@ def run(engine: EngineProcess, job: CalibrateJob, number: int = 1) -> tuple[Outc
     return message.outcomes["job"], messages
 
 
-def test_a_calibration_becomes_a_model_that_is_served_at_once(engine: EngineProcess, tmp_path: Path) -> None:
+def test_a_calibrated_model_is_served_at_once(engine: EngineProcess, tmp_path: Path) -> None:
     outcome, messages = run(engine, calibration(60))
     assert outcome.error is None
     assert outcome.model
@@ -85,7 +85,7 @@ def test_a_calibration_becomes_a_model_that_is_served_at_once(engine: EngineProc
     assert "a model 'mine' already exists" in outcome.error.detail
 
 
-def test_a_calibration_that_is_refused_or_dropped_leaves_nothing(engine: EngineProcess, tmp_path: Path) -> None:
+def test_a_refused_or_dropped_calibration_leaves_no_folder(engine: EngineProcess, tmp_path: Path) -> None:
     outcome, _ = run(engine, calibration(30))
     assert outcome.error
     assert (outcome.error.field, outcome.error.reason) == ("image", "input")

@@ -90,8 +90,8 @@ def test_a_real_model_returns_the_same_through_the_queue_as_in_process(
         assert 'stage="refine"' in text
         assert 'ncml_worker_state{state="loading"} 0.0' in text  # the health check of docker-compose.yml
         assert 'ncml_images_total{model="tiny",task="complete"} 2.0' in text
-        how = f'check="{descriptor.batching.check}",groups="{descriptor.batching.groups}"'
-        assert f'ncml_model_batching{{{how},name="tiny",version="{model.version}"}} 1.0' in text
+        labels = f'check="{descriptor.batching.check}",groups="{descriptor.batching.groups}"'
+        assert f'ncml_model_batching{{{labels},name="tiny",version="{model.version}"}} 1.0' in text
     finally:
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(timeout=60) == 0

@@ -1,4 +1,4 @@
-"""Whatever a model folder contains, it is served or refused with a reason, and the folder beside it is served."""
+"""Any model folder is served or refused with a reason, and the other folders are served."""
 
 import contextlib
 import copy
@@ -51,7 +51,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def beside(sound: Path, tmp_path: Path) -> Iterator[Path]:
-    """A copy of the sound folder, to be damaged, in another directory."""
+    """A copy of the valid folder in another directory, to be damaged."""
     yield Path(shutil.copytree(sound, tmp_path / "models" / "bad"))
     shutil.rmtree(tmp_path / "models")
 
@@ -69,7 +69,7 @@ def served(*directories: Path) -> tuple[dict[str, ModelDescriptor], dict[str, st
 
 
 def sign(folder: Path) -> None:
-    """Make the versions agree with the contents, as far as they can be computed, so that they do not catch a change."""
+    """Update the versions to match the contents, as far as they can be computed, so that they reveal no change."""
     try:
         description = json.loads((folder / "config.json").read_text())
         version = checkpoint.digest(checkpoint.read_config(description), folder / "model.safetensors")
@@ -131,7 +131,7 @@ NESTED = b'{"a":' * 50_000
     ],
     ids=lambda value: None if callable(value) else value[:24],
 )
-def test_a_bad_folder_is_refused_with_its_reason(
+def test_an_invalid_folder_is_refused_with_a_reason(
     sound: Path, beside: Path, damage: Callable[[Path], object], reason: str
 ) -> None:
     damage(beside)
@@ -160,7 +160,7 @@ def test_a_bad_folder_is_refused_with_its_reason(
         (lambda f: change(f.parent, f.name, lambda c: gaussian(c)["columns"].__setitem__(0, "x")), "is damaged"),
     ],
 )
-def test_a_bad_calibration_is_refused_and_its_model_is_served(
+def test_an_invalid_calibration_is_refused_and_its_model_is_served(
     beside: Path, name: str, damage: Callable[[Path], object], reason: str
 ) -> None:
     damage(beside / name)
@@ -182,7 +182,7 @@ def test_a_bad_calibration_is_refused_and_its_model_is_served(
     "power",
     [None, 3, {}, {"altered": {}}, {"images": 10**400}, {"good": 2}, {"good": "x"}, {"foreign": {"x": float("nan")}}],
 )
-def test_a_calibration_with_a_bad_power_is_refused(beside: Path, power: Any) -> None:
+def test_a_calibration_with_an_invalid_power_is_refused(beside: Path, power: Any) -> None:
     """The power is not part of the digest, so a change must be caught by its values."""
 
     def edit(calibration: dict[str, Any]) -> None:
@@ -194,7 +194,7 @@ def test_a_calibration_with_a_bad_power_is_refused(beside: Path, power: Any) -> 
     assert power is None or "is damaged" in model.uncalibrated
 
 
-def test_a_calibration_with_a_bad_name_is_refused(beside: Path) -> None:
+def test_a_calibration_with_an_invalid_name_is_refused(beside: Path) -> None:
     path = beside / "calibration.json"
     stored = json.loads(path.read_text())
     stored["calibrations"]["\ud800"] = stored["calibrations"]["default"]

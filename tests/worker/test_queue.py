@@ -41,7 +41,7 @@ def test_a_submitted_job_waits_in_its_queue_and_keeps_its_specification(queue: J
     assert 0 <= queue.monitor.depths()[0].oldest_age_s < 5
 
 
-def test_one_of_fifty_concurrent_submissions_gets_a_chosen_id(queue: JobQueue) -> None:
+def test_one_of_fifty_concurrent_submissions_with_one_id_succeeds(queue: JobQueue) -> None:
     def submit(_: int) -> bool:
         try:
             queue.submit(GenerateJob(model="m"), job_id="mine")
@@ -197,7 +197,7 @@ def test_a_fingerprint_and_the_names_of_files_are_kept_in_the_view(queue: JobQue
 
 
 def test_a_job_whose_cancellation_was_accepted_ends_canceled(queue: JobQueue) -> None:
-    """Also if its worker finishes it before it learns of the cancellation."""
+    """This holds even if its worker finishes it before it notices the cancellation."""
     leases = Leases(queue, [Lane.GENERATE], "w")
     job_id = queue.submit(GenerateJob(model="m"))
     _, claims = leases.claim(1)
@@ -283,7 +283,7 @@ def test_an_idle_stream_yields_none_each_tick(queue: JobQueue) -> None:
 
 
 def test_a_live_job_has_no_time_to_live(queue: JobQueue) -> None:
-    """A jump of the clock would otherwise erase waiting jobs, without a final event."""
+    """With a time to live, a jump of the clock would erase waiting jobs without a final event."""
     job_id = queue.submit(GenerateJob(model="m"))
     keys = [job_key(job_id), f"ncml:events:{job_id}"]
     assert [queue.redis.ttl(key) for key in keys] == [-1, -1]
@@ -361,7 +361,7 @@ def test_the_bytes_that_wait_in_a_lane_are_limited(queue: JobQueue) -> None:
     assert queue.submit(large, byte_limit=1000)  # alone, a job of any size is accepted
 
 
-def test_a_server_that_refuses_writes_is_noticed(queue: JobQueue) -> None:
+def test_a_server_that_refuses_writes_is_detected(queue: JobQueue) -> None:
     assert queue.monitor.refusal() is None
     try:
         queue.redis.config_set("maxmemory", int(queue.redis.info("memory")["used_memory"] / 0.85))

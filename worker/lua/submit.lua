@@ -6,7 +6,7 @@ if redis.call('EXISTS', KEYS[1]) == 1 then return 'duplicate' end
 local depth, bytes = 0, 0
 for k = 4, #KEYS do depth = depth + redis.call('LLEN', KEYS[k]) end
 if depth == 0 then
-  redis.call('HDEL', 'ncml:waiting', ARGV[4]) -- nothing waits, whatever was counted for damaged records
+  redis.call('HDEL', 'ncml:waiting', ARGV[4]) -- nothing waits: reset bytes that were counted for damaged records
 else
   bytes = tonumber(redis.call('HGET', 'ncml:waiting', ARGV[4])) or 0
 end

@@ -1,4 +1,4 @@
-"""Sampling with the caches: a whole batch, row by row as the caller asks, or with pixels chosen by another rule."""
+"""Sampling with the caches: a whole batch, single rows on request, or with pixels chosen by another rule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calibration that is bound to what it was made for, and verdicts that keep a rate."""
+"""Calibrations are bound to a model and preprocessing, and their verdicts keep the false-positive rate."""
 
 import json
 from dataclasses import replace
@@ -140,7 +140,7 @@ def edited(folder: Path, **changed: object) -> None:
         ({"ranked": {}}, "changed after it was written"),
     ],
 )
-def test_a_calibration_for_something_else_is_not_used(calibrated: ncml.Model, changed: dict, message: str) -> None:
+def test_a_calibration_of_another_model_is_not_used(calibrated: ncml.Model, changed: dict, message: str) -> None:
     edited(calibrated.folder, **changed)
     model = ncml.load(calibrated.folder)
     assert model.calibration is None
@@ -169,7 +169,7 @@ def test_a_damaged_calibration_is_reported(calibrated: ncml.Model, content: str)
     assert str(calibrated.folder) in model.uncalibrated
 
 
-def test_a_well_signed_calibration_that_lacks_something_is_damaged(calibrated: ncml.Model) -> None:
+def test_a_calibration_with_a_valid_digest_but_missing_members_is_damaged(calibrated: ncml.Model) -> None:
     path = calibrated.folder / checkpoint.CALIBRATION
     stored = json.loads(path.read_text())
     entry = stored["calibrations"]["default"]
@@ -185,8 +185,8 @@ def test_new_weights_leave_no_old_calibration(calibrated: ncml.Model) -> None:
     assert ncml.load(calibrated.folder).uncalibrated == "this model is not calibrated: run ncml calibrate."
 
 
-def test_what_is_tolerated_is_less_surprising(model: ncml.Model) -> None:
-    """Strong noise is what resizing removes: resized images belong more where calibration has seen such."""
+def test_tolerated_processing_has_lower_scores(model: ncml.Model) -> None:
+    """Resizing removes strong noise: resized images score lower if the calibration tolerates resizing."""
     rng = np.random.default_rng(5)
     noisy = [perturbations.noise(40)(p, rng) for p in nets.images(180, seed=11).numpy()]
     fit, rank, new = np.stack(noisy[:60]), np.stack(noisy[60:120]), noisy[120:]
@@ -242,13 +242,13 @@ def test_without_a_default_calibration_another_must_be_named(calibrated: ncml.Mo
 
 
 @pytest.mark.parametrize("name", ["", "a b", "../up", "-x", "x" * 41])
-def test_a_calibration_s_name_is_a_word(calibrated: ncml.Model, calibration: Calibration, name: str) -> None:
+def test_the_name_of_a_calibration_is_checked(calibrated: ncml.Model, calibration: Calibration, name: str) -> None:
     with pytest.raises(InputError, match="a calibration's name must be 1 to 40"):
         replace(calibration, name=name).save(calibrated.folder)
 
 
 def test_an_old_calibration_is_the_default_one(calibrated: ncml.Model, calibration: Calibration) -> None:
-    """Format 1: one calibration without a name, with the Gaussian of `multiscale` alone."""
+    """Format 1: one calibration without a name, which has only the Gaussian of `multiscale`."""
     path = calibrated.folder / checkpoint.CALIBRATION
     entry = calibration.to_json()
     del entry["version"], entry["power"]

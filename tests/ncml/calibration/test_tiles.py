@@ -30,7 +30,7 @@ GOOD = [image_of(seed) for seed in range(28)]
 
 @pytest.fixture(scope="module")
 def calibrated(tmp_path_factory: pytest.TempPathFactory) -> ncml.Model:
-    """A model that finds the defect below; larger random weights, as those of `model`, find it with some seeds only."""
+    """A model that detects the defect below; larger random weights, such as those of `model`, need a lucky seed."""
     folder = tmp_path_factory.mktemp("tiles") / "quiet"
     checkpoint.save(folder, nets.network(nets.config(), dtype=torch.float32, seed=3, spread=0.08))
     model = ncml.load(folder)
@@ -43,7 +43,7 @@ def read(model: ncml.Model) -> TileCalibration:
     return TileCalibration.read(model.folder, model.version, model.config)
 
 
-def test_a_scan_is_its_tiles(calibrated: ncml.Model) -> None:
+def test_a_scan_has_the_scores_of_its_tiles(calibrated: ncml.Model) -> None:
     calibration, image = read(calibrated), image_of(50)
     result = scan(calibrated.network, image, calibration)
     corners = calibration.tile.corners(*image.shape[:2])
@@ -61,7 +61,7 @@ def test_a_scan_is_its_tiles(calibrated: ncml.Model) -> None:
     assert result.map[0, 0] == pytest.approx(score[0], rel=1e-4)  # a corner has one tile
 
 
-def test_a_defect_is_found_where_it_is(calibrated: ncml.Model) -> None:
+def test_a_defect_is_located(calibrated: ncml.Model) -> None:
     image = image_of(51, 40, 48)
     image[22:30, 30:38] = 255 * np.random.default_rng(0).integers(0, 2, (8, 8, 3))
     calibration = read(calibrated)
@@ -78,7 +78,7 @@ def test_a_defect_is_found_where_it_is(calibrated: ncml.Model) -> None:
     assert 26 <= j < 42
 
 
-def test_good_images_rank_evenly(calibrated: ncml.Model) -> None:
+def test_good_images_have_uniform_ranks(calibrated: ncml.Model) -> None:
     calibration = read(calibrated)
     p = np.array([scan(calibrated.network, image_of(seed), calibration).p_value for seed in range(100, 130)], float)
     assert 0.3 < p.mean() < 0.7

@@ -93,7 +93,7 @@ def test_score_json_agrees_with_the_library(run: Run, tmp_path: Path, model_fold
     assert answer["results"][0]["log_likelihood"] == pytest.approx(-expected[0] * 8 * 8 * 3 * np.log(2), rel=1e-5)
 
 
-def test_score_prints_a_line_for_each_picture(run: Run, tmp_path: Path, model_folder: Path) -> None:
+def test_score_prints_a_line_for_each_image(run: Run, tmp_path: Path, model_folder: Path) -> None:
     save_image(tmp_path / "a.png"), save_image(tmp_path / "b.jpg", 20, 30)
     done = run("score", "a.png", "b.jpg", "-m", str(model_folder), "--class", "dark", "--noise", "5")
     assert done.returncode == 0, done.stderr
@@ -102,7 +102,7 @@ def test_score_prints_a_line_for_each_picture(run: Run, tmp_path: Path, model_fo
     assert all("bits/dim" in line and name in line for line, name in zip(lines, ("a.png", "b.jpg"), strict=True))
 
 
-def test_generate_writes_the_grid_that_its_seed_means(run: Run, tmp_path: Path, model_folder: Path) -> None:
+def test_generate_writes_the_grid_of_its_seeds(run: Run, tmp_path: Path, model_folder: Path) -> None:
     common = ("--class", "light", "--model", model_folder.name, "--json")
     done = run("generate", "-n", "4", "--seed", "7", "-o", "grid.png", *common)
     assert done.returncode == 0, done.stderr
@@ -158,7 +158,7 @@ def test_models_lists_every_model(run: Run, model_folder: Path) -> None:
     assert model_folder.name in run("models").stdout
 
 
-def test_a_broken_folder_hides_no_other_model(
+def test_a_broken_folder_does_not_hide_other_models(
     run: Run, tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "models" / "broken").mkdir(parents=True)
@@ -172,7 +172,7 @@ def test_a_broken_folder_hides_no_other_model(
     assert done.stderr.count("\n") == 1
 
 
-def test_a_further_model_folder_does_not_become_the_default(
+def test_adding_a_model_folder_does_not_change_the_default(
     run: Run, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("birds", "cifar10", "zebras"):
@@ -228,7 +228,7 @@ def test_a_bug_keeps_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_training_without_enough_memory_ends_in_one_line(tmp_path: Path) -> None:
-    """Pictures of 1024 x 1024 in batches of 32, with half a gibibyte to compute them in."""
+    """Images of 1024 x 1024 in batches of 32, with half a gibibyte of memory."""
     (tmp_path / "pictures").mkdir()
     for i in range(20):
         save_image(tmp_path / "pictures" / f"{i}.png", seed=i)
@@ -535,7 +535,7 @@ def test_help_lists_every_command_without_importing_it(run: Run, capsys: pytest.
 
 
 def test_scoring_imports_no_compiler(tmp_path: Path, model_folder: Path) -> None:
-    """PyTorch's compiler takes seconds to import, and networks on the meta device import it unless they take care."""
+    """PyTorch's compiler takes seconds to import, and building a network on the meta device would import it."""
     save_image(tmp_path / "a.png")
     code = "import sys; from ncml.cli.main import main; main(sys.argv[1:]); assert 'torch._dynamo' not in sys.modules"
     arguments = ("score", "a.png", "--model", str(model_folder))

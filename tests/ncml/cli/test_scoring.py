@@ -119,7 +119,7 @@ def test_a_copy_is_calibrated_and_the_model_is_not_changed(calibrated: Run, tmp_
 
 
 def test_a_limit_takes_a_spread_sample(run: Run, tmp_path: Path) -> None:
-    """Two folders, one of dark and one of light images: the first N would be one of them."""
+    """Two folders, one of dark and one of light images: the first N images would all be of one kind."""
     for name, value in (("a", 20), ("b", 220)):
         folder = tmp_path / "good" / name
         folder.mkdir(parents=True)
@@ -134,7 +134,7 @@ def test_a_limit_takes_a_spread_sample(run: Run, tmp_path: Path) -> None:
     assert counts.tolist() == [10, 10]
 
 
-def test_a_weak_calibration_is_called_weak_with_its_verdicts(calibrated: Run, tmp_path: Path) -> None:
+def test_verdicts_of_a_weak_calibration_are_called_weak(calibrated: Run, tmp_path: Path) -> None:
     write(tmp_path / "new", 2, 2)
     done = calibrated("score", "new", "--model", "loud")
     assert "ncml: the calibration is weak: it ranks among 60 images, and 76 are needed" in done.stderr
@@ -295,7 +295,7 @@ def test_json_has_every_result(calibrated: Run, tmp_path: Path) -> None:
     assert result["results"][0]["score"] == result["results"][0]["llr"]
 
 
-def test_bits_per_dim_follow_the_conditions_whatever_the_statistics(calibrated: Run, tmp_path: Path) -> None:
+def test_bits_per_dim_follow_the_conditions_with_any_statistics(calibrated: Run, tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     write(tmp_path / "new", 3, 2)
     model = ncml.load(tmp_path / "models" / "loud")
@@ -463,7 +463,7 @@ def test_a_table_under_other_conditions_is_refused(
 
 
 @pytest.mark.parametrize("cell", ["many", "nan"])
-def test_a_table_with_words_for_numbers_is_refused(calibrated: Run, tmp_path: Path, cell: str) -> None:
+def test_a_table_with_text_instead_of_numbers_is_refused(calibrated: Run, tmp_path: Path, cell: str) -> None:
     write(tmp_path / "new", 22, 2)
     assert calibrated("score", "new", "--model", "loud", "--output", "t.csv").returncode == 0
     text = (tmp_path / "t.csv").read_text()

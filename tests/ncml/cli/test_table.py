@@ -1,4 +1,4 @@
-"""A table on disk: rows persist, and a run resumes only a table of its own."""
+"""A table on disk: rows persist, and a run resumes only its own table."""
 
 from pathlib import Path
 
@@ -60,13 +60,13 @@ def test_another_run_s_table_is_not_changed(tmp_path: Path, arguments: dict) -> 
 
 
 @pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n\xff", b"file,x,model\na,much,m1\n", b"f" * 200_000 + b"\n"])
-def test_what_is_no_part_is_left_alone(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_partial_table_is_not_changed(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "t.csv.part").write_bytes(content)
     with pytest.raises(InputError, match="started by another command or model: remove it"):
         table(tmp_path / "t.csv")
 
 
-def test_columns_that_a_table_need_not_have_are_empty_where_it_has_not(tmp_path: Path) -> None:
+def test_missing_optional_columns_are_empty(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow.parquet")
     for name in ("t.csv", "t.parquet"):
         made = table(tmp_path / name)
@@ -77,7 +77,7 @@ def test_columns_that_a_table_need_not_have_are_empty_where_it_has_not(tmp_path:
         ]
 
 
-def test_parquet_has_numbers_text_and_nothing(tmp_path: Path) -> None:
+def test_parquet_has_numbers_text_and_nulls(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "t.parquet"
     made = table(path)
@@ -90,7 +90,7 @@ def test_parquet_has_numbers_text_and_nothing(tmp_path: Path) -> None:
     assert list(read(path, ["x", "file"])) == [{"x": "1.25", "file": "a"}, {"x": "", "file": "b"}]
 
 
-def test_places_and_suffixes_are_checked_at_once(tmp_path: Path) -> None:
+def test_paths_and_suffixes_are_checked_at_once(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"must end in \.csv or \.parquet"):
         table(tmp_path / "t.xlsx")
     with pytest.raises(InputError, match="cannot be written"):

@@ -27,7 +27,7 @@ def mean_colours(pixels_NHWC: np.ndarray) -> np.ndarray:
 
 @pytest.fixture
 def colour_features(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Features that take no network: the mean colour of an image."""
+    """Features without a network: the mean colour of an image."""
     extractor = FeatureExtractor("FD (mean colours)", mean_colours)
     monkeypatch.setattr(quality, "load_extractor", lambda: extractor)
     monkeypatch.setattr(evaluated, "load_extractor", lambda: extractor)
@@ -63,7 +63,7 @@ def test_log_probabilities_are_those_of_scores(models: Path) -> None:
 
 
 def test_images_are_noised_by_their_position(models: Path) -> None:
-    """In parts as in one; with the standard deviation of the noise level."""
+    """The result is the same in parts as at once, and the noise has the standard deviation of its level."""
     model = ncml.load(models / "mine")
     pixels = nets.images(4, seed=7).numpy()
     whole = evaluated.class_log_probs(model, pixels, 5.0)
@@ -113,7 +113,7 @@ def test_labels_are_those_of_the_model_by_name(models: Path, tmp_path: Path) -> 
 
 @pytest.mark.usefixtures("colour_features")
 def test_a_folder_without_splits_has_no_probe(models: Path, tmp_path: Path) -> None:
-    """It would be measured on the images that it was trained on."""
+    """The probe would be measured on the images that it was trained on."""
     model = ncml.load(models / "mine")
     for seed, name in enumerate("ab"):
         nets.save_images(tmp_path / "pets" / name, nets.images(10, seed=seed).numpy())

@@ -70,7 +70,7 @@ def test_generated_sets_match_their_names() -> None:
     assert image_sets.generate("uniform", 50, 8, 8).digest == uniform.digest
 
 
-def test_the_oddities_of_a_set_are_noted(tmp_path: Path) -> None:
+def test_anomalies_of_a_set_are_noted(tmp_path: Path) -> None:
     folder = save_images(tmp_path / "odd", RNG.integers(256, size=(6, 12, 10), dtype=np.uint8))
     (folder / "002.png").write_bytes((folder / "002.png").read_bytes()[:60])
     notes = " ".join(image_sets.load(str(folder), 8, 8).notes)
@@ -104,7 +104,7 @@ def test_limits_are_for_all_kinds_or_for_one() -> None:
             parse_limits([option])
 
 
-def test_the_floor_reads_the_training_split_whatever_split_the_source_names(
+def test_the_floor_uses_the_training_split_even_if_the_source_names_another(
     tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")

@@ -1,4 +1,4 @@
-"""What evaluations compute, against slow or known answers."""
+"""The measures of evaluations, against slow computations or known values."""
 
 import itertools
 
@@ -36,7 +36,7 @@ def test_bits_agree_with_the_model_s_scores(model: ncml.Model) -> None:
 
 
 def test_the_seven_bit_marginal_sums_the_settings_of_a_pixels_lowest_bits(model: ncml.Model) -> None:
-    """Checked at the last pixel, whose settings change no context."""
+    """Check the last pixel, whose lowest bits are no other pixel's context."""
     pixels = nets.images(1).numpy()
     settings = np.repeat(pixels, 8, 0)
     settings[:, -1, -1] = (pixels[0, -1, -1] & 254) | np.array(list(itertools.product((0, 1), repeat=3)), np.uint8)
@@ -58,7 +58,7 @@ def test_random_lowest_bits_cost_at_least_a_bit(model: ncml.Model) -> None:
     assert (seven_bit_bits(model.network, pixels) + 1).mean() <= spent_bits.mean() + 0.01
 
 
-def test_auroc_counts_pairs_and_fpr95_its_share() -> None:
+def test_auroc_counts_pairs_and_fpr95_flagged_images() -> None:
     inside, outside = RNG.normal(size=80), RNG.normal(1, size=60)
     pairs = (outside[:, None] > inside).mean()
     auroc, aupr, fpr95 = bootstrap.detection_rates(inside, outside)

@@ -1,4 +1,4 @@
-"""`ncml evaluate`: the folder that it fills, that it resumes, and its answers to bad input."""
+"""`ncml evaluate`: its folder, resuming, and its errors for bad input."""
 
 import csv
 import json
@@ -107,7 +107,7 @@ def test_all_fills_a_folder_and_resumes(evaluate: Run, tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in (out / "measured").glob("*.npz")} == measured
 
 
-def test_several_models_stand_side_by_side(evaluate: Run, tmp_path: Path) -> None:
+def test_several_models_are_compared_in_one_table(evaluate: Run, tmp_path: Path) -> None:
     both = ("--limit", "8", "--model", "mine", "--model", "mle")
     done = evaluate("robustness", *both, "--json")
     assert done.returncode == 0, done.stderr
@@ -160,7 +160,7 @@ def test_models_without_noise_have_no_table_of_refinement(evaluate: Run, tmp_pat
     assert (tmp_path / "out" / "quality_solvers.csv").read_text().count("\n") == 1
 
 
-def test_mistakes_are_one_line(evaluate: Run, tmp_path: Path) -> None:
+def test_mistakes_are_reported_in_one_line(evaluate: Run, tmp_path: Path) -> None:
     for arguments, message in [
         (("ood", "--model", "mle"), "mle: this model is not calibrated"),
         (("likelihood", "--model", "nobody"), "there is no model 'nobody'"),

@@ -1,4 +1,4 @@
-"""The options that a model folder recommends, and the card that says why."""
+"""The options that a model folder recommends, and their reasons in the card."""
 
 import shutil
 from dataclasses import replace
@@ -28,7 +28,7 @@ def folder(models: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def colour_features(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Features that take no network: the mean colour of an image, and how it varies."""
+    """Features without a network: the mean colour of an image, and its variation."""
 
     def extract(pixels_NHWC: np.ndarray) -> np.ndarray:
         x = pixels_NHWC.astype(np.float32) / 255
@@ -123,7 +123,7 @@ class Recorded:
         ({1.0: (0.53, 0.2), 2.0: (0.46, 0.37), 3.0: (0.39, 0.5), 5.0: (0.38, 0.62), 8.0: (0.53, 0.64)}, 5.0),
     ],
 )
-def test_guidance_is_the_nearest_of_the_clearest_that_cost_no_quality(
+def test_guidance_is_the_smallest_of_the_clearest_without_loss_of_quality(
     folder: Path, monkeypatch: pytest.MonkeyPatch, measured: dict[float, tuple[float, float]], guidance: float
 ) -> None:
     monkeypatch.setattr(tuning, "Tuner", lambda *_: Recorded(measured))
@@ -132,14 +132,14 @@ def test_guidance_is_the_nearest_of_the_clearest_that_cost_no_quality(
     assert result.best.options.guidance == guidance
 
 
-def test_after_its_time_no_candidate_is_begun(folder: Path, tmp_path: Path) -> None:
+def test_no_candidate_is_measured_after_the_time_limit(folder: Path, tmp_path: Path) -> None:
     data = dataset.load(pets(tmp_path / "pets"), 8, 8)
     result = tuning.tune(ncml.load(folder), data, images=16, max_seconds=0)
     assert [candidate.options.start_noise for candidate in result.candidates] == [2.5]
     assert result.best is result.candidates[0]
 
 
-def test_without_the_models_classes_there_is_no_probe(folder: Path, tmp_path: Path) -> None:
+def test_without_the_classes_of_the_model_there_is_no_probe(folder: Path, tmp_path: Path) -> None:
     nets.save_images(tmp_path / "flat", nets.images(200).numpy())
     result = tuning.tune(ncml.load(folder), dataset.load(str(tmp_path / "flat"), 8, 8), images=16)
     assert result.real is None

@@ -1,4 +1,4 @@
-"""Maps as pictures."""
+"""Maps as images."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from ncml.errors import InputError
 from ncml.images import heat
 
 
-def test_brightness_rises_with_the_number() -> None:
+def test_brightness_increases_with_the_value() -> None:
     ramp = np.linspace(-1, 2, 300)[None]
     brightness = heat.render(ramp, 0, 1).astype(float).sum(2)[0]
     assert (np.diff(brightness) >= -8).all()  # two neighbouring colours may round apart
@@ -20,7 +20,7 @@ def test_brightness_rises_with_the_number() -> None:
     assert heat.render(np.ones((2, 3)), 1, 1).shape == (2, 3, 3)
 
 
-def test_a_map_taller_than_a_band_is_drawn_throughout() -> None:
+def test_a_map_taller_than_a_band_is_rendered_completely() -> None:
     tall = np.linspace(0, 1, 2 * heat.BAND + 3)[:, None]
     assert np.array_equal(heat.render(tall, 0, 1)[:, 0], heat.render(tall.T, 0, 1)[0])
 
@@ -34,29 +34,29 @@ def test_a_map_of_pixels_is_enlarged_and_one_of_tiles_bright_where_it_is_flagged
     assert heat.score_range(pixels, None) == (0, 9)
 
 
-def test_a_frame_surrounds_its_box_and_changes_nothing_else() -> None:
-    picture = np.full((20, 30, 3), 100, np.uint8)
-    framed = heat.frame(picture, (5, 4, 10, 8))
-    changed = (framed != picture).any(2)
+def test_a_frame_is_inside_its_box_and_changes_no_other_pixel() -> None:
+    image = np.full((20, 30, 3), 100, np.uint8)
+    framed = heat.frame(image, (5, 4, 10, 8))
+    changed = (framed != image).any(2)
     assert changed.sum() == 2 * 10 + 2 * 6
     assert changed[4, 5]
     assert changed[11, 14]
     assert not changed[5:11, 6:14].any()
-    assert (picture == 100).all()
+    assert (image == 100).all()
 
 
-def test_the_frame_of_a_small_tile_leaves_its_middle_to_be_seen() -> None:
+def test_the_frame_of_a_small_tile_leaves_its_interior_visible() -> None:
     framed = heat.frame(np.zeros((4000, 4000, 3), np.uint8), (0, 0, 32, 32))
     assert not framed[4:28, 4:28].any()
     assert framed[:4, :32].all()
 
 
-def test_a_map_is_saved_twice(tmp_path: Path) -> None:
+def test_a_map_is_saved_as_png_and_npz(tmp_path: Path) -> None:
     numbers = np.arange(12, dtype=np.float32).reshape(3, 4)
-    picture = heat.overlay(np.full((3, 4, 3), 200, np.uint8), numbers, 0, 11)
-    heat.save(tmp_path / "deep" / "a.jpg", picture, numbers)
-    assert np.array_equal(images.open_image(tmp_path / "deep" / "a.jpg.png"), picture)
+    image = heat.overlay(np.full((3, 4, 3), 200, np.uint8), numbers, 0, 11)
+    heat.save(tmp_path / "deep" / "a.jpg", image, numbers)
+    assert np.array_equal(images.open_image(tmp_path / "deep" / "a.jpg.png"), image)
     assert np.array_equal(np.load(tmp_path / "deep" / "a.jpg.npz")["map"], numbers)
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be written"):
-        heat.save(tmp_path / "file" / "a.jpg", picture, numbers)
+        heat.save(tmp_path / "file" / "a.jpg", image, numbers)

@@ -39,7 +39,7 @@ def test_rearrangements_keep_every_value() -> None:
     assert sorted(map(bytes, blocks)) == sorted(map(bytes, original))
 
 
-def test_amounts_match_their_names() -> None:
+def test_perturbations_have_the_amounts_in_their_names() -> None:
     grey = np.full((64, 64, 3), 128, np.uint8)
     assert perturbations.noise(8)(grey, np.random.default_rng(0)).std() == pytest.approx(8, rel=0.05)
     halved = perturbations.contrast(0.5)(IMAGE, np.random.default_rng(0))

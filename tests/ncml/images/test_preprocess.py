@@ -24,9 +24,9 @@ from ncml.limits import KEEPS
 Pixels = NDArray[np.uint8]
 
 
-def encode(picture: Image.Image, form: str, **options: object) -> bytes:
+def encode(image: Image.Image, form: str, **options: object) -> bytes:
     out = io.BytesIO()
-    picture.save(out, form, **options)
+    image.save(out, form, **options)
     return out.getvalue()
 
 
@@ -95,7 +95,7 @@ def test_resizing_keeps_an_image_of_the_right_size_unchanged(image: Pixels) -> N
 
 @given(images)
 def test_resizing_crops_the_middle(image: Pixels) -> None:
-    """Only what lies within the centred square reaches the result."""
+    """Only the pixels within the centred square affect the result."""
     h, w = image.shape[:2]
     side = min(h, w)
     top, left = (h - side) // 2, (w - side) // 2
@@ -118,7 +118,7 @@ def test_lossy_formats_are_read_closely(form: str) -> None:
     assert np.abs(read.astype(int) - image).mean() < 8
 
 
-def test_path_is_read_like_its_bytes(tmp_path: Path) -> None:
+def test_a_path_is_read_like_its_bytes(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(to_png(noise(4, 5)))
     assert np.array_equal(open_image(tmp_path / "a.png"), noise(4, 5))
     with pytest.raises(InputError, match="cannot be read"):
@@ -150,21 +150,21 @@ def test_alpha_is_composited_on_white() -> None:
 
 
 def test_palette_and_its_transparent_entry() -> None:
-    picture = Image.new("P", (2, 1))
-    picture.putpalette([10, 20, 30, 40, 50, 60])
-    picture.putpixel((1, 0), 1)
-    assert open_image(encode(picture, "PNG")).tolist() == [[[10, 20, 30], [40, 50, 60]]]
-    assert open_image(encode(picture, "PNG", transparency=0)).tolist() == [[[255, 255, 255], [40, 50, 60]]]
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putpixel((1, 0), 1)
+    assert open_image(encode(image, "PNG")).tolist() == [[[10, 20, 30], [40, 50, 60]]]
+    assert open_image(encode(image, "PNG", transparency=0)).tolist() == [[[255, 255, 255], [40, 50, 60]]]
 
 
 def test_rgb_with_a_transparent_colour() -> None:
-    picture = Image.fromarray(np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8))
-    assert open_image(encode(picture, "PNG", transparency=(1, 2, 3))).tolist() == [[[255, 255, 255], [4, 5, 6]]]
+    image = Image.fromarray(np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8))
+    assert open_image(encode(image, "PNG", transparency=(1, 2, 3))).tolist() == [[[255, 255, 255], [4, 5, 6]]]
 
 
 def test_grey_with_alpha() -> None:
-    picture = Image.merge("LA", [Image.new("L", (1, 1), 90), Image.new("L", (1, 1), 255)])
-    assert open_image(encode(picture, "PNG")).tolist() == [[[90, 90, 90]]]
+    image = Image.merge("LA", [Image.new("L", (1, 1), 90), Image.new("L", (1, 1), 255)])
+    assert open_image(encode(image, "PNG")).tolist() == [[[90, 90, 90]]]
 
 
 @pytest.mark.parametrize("form", ["JPEG", "TIFF"])
@@ -244,9 +244,9 @@ def test_exif_rotation_is_applied(orientation: int) -> None:
     }
     exif = Image.Exif()
     exif[0x0112] = orientation
-    picture = Image.fromarray(np.ascontiguousarray(stored[orientation](upright)))
-    assert np.array_equal(open_image(encode(picture, "PNG", exif=exif)), upright)
-    jpeg = open_image(encode(picture, "JPEG", exif=exif, quality=95))
+    image = Image.fromarray(np.ascontiguousarray(stored[orientation](upright)))
+    assert np.array_equal(open_image(encode(image, "PNG", exif=exif)), upright)
+    jpeg = open_image(encode(image, "JPEG", exif=exif, quality=95))
     assert jpeg.shape == upright.shape
     assert np.abs(jpeg.astype(int) - upright).mean() < 4
 
@@ -260,14 +260,14 @@ def test_other_formats_are_off(form: str) -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"\0", b"hello", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%!PS-Adobe-3.0"]
 )
-def test_what_is_no_image_is_called_so(data: bytes) -> None:
+def test_a_file_that_is_not_an_image_is_refused_as_such(data: bytes) -> None:
     with pytest.raises(NotAnImage, match=r"^photo .*\.$") as caught:
         open_image(data, field="photo")
     assert caught.value.field == "photo"
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF"])
-def test_a_file_cut_anywhere_is_never_a_crash(form: str) -> None:
+def test_a_truncated_file_never_crashes(form: str) -> None:
     whole = encode(Image.fromarray(noise(24, 24)), form)
     for size in range(0, len(whole) * 9 // 10, max(1, len(whole) // 60)):
         with pytest.raises(NotAnImage):
@@ -291,7 +291,7 @@ def test_a_file_with_bytes_changed_is_read_or_refused(data: st.DataObject) -> No
 
 @pytest.mark.parametrize("size", [(16000, 16000), (10000, 10000), (8000, 5000)])
 def test_a_bomb_is_refused_before_it_is_decoded(size: tuple[int, int], tmp_path: Path) -> None:
-    """In a process of its own, so that its peak memory is that of this picture alone."""
+    """Decode in a separate process, so that its peak memory is that of this image alone."""
     bomb = one_bit_png(*size)
     assert len(bomb) < 2**20
     (tmp_path / "bomb.png").write_bytes(bomb)
@@ -327,7 +327,7 @@ def test_tiles_and_strips_are_read(order: str) -> None:
     for tags in (STRIP, tiles((322, 3, 16), (323, 3, 16)), tiles((322, 4, 16), (323, 4, 16))):
         assert open_image(tiff(*tags, compressed=ZEROS, order=order)).shape == (16, 16, 3)
     beyond = tiff((273, 4, "DATA"), (278, 4, 2**31 - 1), (279, 4, "SIZE"), compressed=ZEROS, order=order)
-    assert open_image(beyond).shape == (16, 16, 3), "a strip ends with the picture"
+    assert open_image(beyond).shape == (16, 16, 3), "a strip ends with the image"
     if order == "<":
         assert open_image(tiff(*tiles((322, 4, 16), (323, 16, 16)), compressed=ZEROS, big=True)).shape == (16, 16, 3)
 
@@ -344,20 +344,20 @@ def test_tiles_and_strips_are_read(order: str) -> None:
     ],
 )
 def test_a_tile_above_the_pixel_limit_is_refused(order: str, big: bool, sides: list) -> None:
-    """Whichever of two equal tags a reader believes."""
+    """The file is refused for the larger one of two equal tags, which some decoder would read."""
     file = tiff(*tiles(*sides), compressed=ZEROS, order=order, big=big)
     with pytest.raises(TooLarge, match=r"^photo is a TIFF file in tiles of \d+ x \d+ pixels; at most .*\.$"):
         open_image(file, field="photo")
 
 
 def test_a_file_that_decoders_read_differently_is_refused() -> None:
-    """Pillow takes big-endian BigTIFF for a classic file, and looks for its directory elsewhere."""
+    """Pillow takes big-endian BigTIFF for a classic file, and reads its directory from another offset."""
     with pytest.raises(NotAnImage, match="not an image in a supported format"):
         open_image(tiff(*STRIP, compressed=ZEROS, order=">", big=True))
 
 
-def test_a_directory_of_very_many_entries_copies_no_more_than_itself() -> None:
-    """Of values that lie elsewhere in the file no more is read than they have bytes."""
+def test_a_directory_of_many_entries_is_read_without_further_copies() -> None:
+    """Of values that are stored outside the directory, only their own bytes are read."""
 
     class Counted(bytes):
         read = 0
@@ -380,8 +380,8 @@ def test_a_file_of_very_many_strips_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["gif", "gif-frame", "gif-disposal", "webp", "webp-lossless", "png"])
-def test_a_hostile_header_is_refused_by_its_pixels(name: str) -> None:
-    """Before anything is decoded, for that there is nothing to decode in these files goes unnoticed."""
+def test_a_hostile_header_is_refused_for_its_pixels(name: str) -> None:
+    """The files are refused before they are decoded: that they have nothing to decode goes unnoticed."""
     frame = b"," + struct.pack("<HHHHB", 0, 0, 65535, 65535, 0) + b"\x08" + bytes(40)
     file = {
         "gif": b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + frame,
@@ -397,7 +397,7 @@ def test_a_hostile_header_is_refused_by_its_pixels(name: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["PNG", "TIFF"])
-def test_a_limit_above_pillows_own_counts(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_limit_above_that_of_pillow_applies(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     data = encode(Image.fromarray(noise(20, 30)), form, **({"compression": "tiff_deflate"} if form == "TIFF" else {}))
     assert open_image(data, max_pixels=600).shape == (20, 30, 3)
@@ -405,19 +405,19 @@ def test_a_limit_above_pillows_own_counts(form: str, monkeypatch: pytest.MonkeyP
         open_image(data, max_pixels=599)
 
 
-def test_a_header_that_lies_about_its_size_is_refused() -> None:
+def test_a_header_with_a_false_size_is_refused() -> None:
     honest = one_bit_png(1, 1)
     huge = honest.replace(struct.pack(">II", 1, 1), struct.pack(">II", 2**31 - 1, 1))
     with pytest.raises(InputError):
         open_image(huge)
 
 
-def test_too_many_bytes_are_named() -> None:
+def test_too_many_bytes_are_refused_with_their_number() -> None:
     with pytest.raises(TooLarge, match=r"^image has 50 bytes; at most 49 are accepted\.$"):
         open_image(bytes(50), max_bytes=49)
 
 
-def test_one_pixel_is_an_image() -> None:
+def test_an_image_of_one_pixel_is_read() -> None:
     image = np.array([[[1, 2, 3]]], np.uint8)
     assert np.all(resize_to(open_image(to_png(image)), 32, 32) == (1, 2, 3))
 
@@ -451,14 +451,14 @@ def test_three_forms_of_half_an_image_agree(keep: str) -> None:
 
 
 @pytest.mark.parametrize(("h", "w", "place"), [(16, 32, "top"), (32, 16, "left"), (32, 32, "top"), (20, 90, "top")])
-def test_the_half_that_is_meant_when_keep_is_left_out(h: int, w: int, place: str) -> None:
+def test_the_half_without_keep_is_derived_from_the_image(h: int, w: int, place: str) -> None:
     assert place_known_half(to_png(noise(h, w)), 32, 32, keeps=KEEPS)[1] == place
 
 
 @pytest.mark.parametrize("keep", KEEPS)
 @pytest.mark.parametrize("shape", [(64, 64), (100, 150), (151, 90), (31, 33)])
 def test_alpha_half_of_any_size_reaches_only_its_half(keep: str, shape: tuple[int, int]) -> None:
-    """The unknown half is red where nothing may look; the known half is grey and stays grey to its last row."""
+    """The red of the unknown half must not affect the known half, which is grey and stays grey to its last row."""
     h, w = shape
     rgba = np.zeros((h, w, 4), np.uint8)
     rgba[..., 0] = 255
@@ -475,7 +475,7 @@ def test_alpha_half_of_any_size_reaches_only_its_half(keep: str, shape: tuple[in
     assert canvas.sum() == 90 * 3 * 512
 
 
-def test_alpha_that_is_no_half_is_refused() -> None:
+def test_alpha_that_does_not_mark_a_half_is_refused() -> None:
     for opaque in (np.s_[:15], np.s_[8:24], np.s_[::2], np.s_[:16, :16], np.s_[:0]):
         rgba = noise(32, 32, 4)
         rgba[..., 3] = 0

@@ -27,8 +27,8 @@ def test_tiles_cover_every_pixel_and_lie_inside(H: int, W: int, height: int, wid
 
 
 @given(IMAGE_SIDE, TILE_SIDE)
-def test_neighbours_overlap_by_half_and_alike(length: int, side: int) -> None:
-    """So no two tiles nearly coincide, neither of an odd size nor at the edges."""
+def test_neighbours_overlap_equally_by_half_or_more(length: int, side: int) -> None:
+    """No two tiles nearly coincide, neither of an odd size nor at the edges."""
     starts = TileSize(side, side).starts(length, side)
     steps = np.diff(starts)
     assert (starts[0], starts[-1]) == (0, length - side)
@@ -69,7 +69,7 @@ def test_an_image_smaller_than_a_tile_is_refused() -> None:
 
 @example(8, 8, (4, 6), 2)  # the next larger tile is wider than the image
 @given(IMAGE_SIDE, IMAGE_SIDE, st.sampled_from([(4, 4), (4, 6), (8, 5)]), st.integers(1, 40))
-def test_the_smallest_side_that_fits_is_found(H: int, W: int, model: tuple[int, int], most: int) -> None:
+def test_the_smallest_side_within_the_limit_of_tiles(H: int, W: int, model: tuple[int, int], most: int) -> None:
     def tiles(side: int) -> int | None:
         tile = TileSize.for_model(*model, side)
         try:
@@ -100,11 +100,11 @@ def test_a_map_is_the_mean_of_the_tiles_over_it_by_their_weights(H: int, W: int,
     np.testing.assert_allclose(drawn, total / weight, rtol=1e-4)
 
 
-def test_a_map_of_equal_tiles_is_level() -> None:
+def test_a_map_of_equal_tiles_is_constant() -> None:
     assert blend(np.full((5, 4), 3.5, np.float32), TileSize(8, 8), 24, 20) == pytest.approx(np.full((24, 20), 3.5))
 
 
-def test_a_map_of_a_ribbon_takes_no_more_memory_than_the_map() -> None:
+def test_a_map_of_a_long_image_takes_no_more_memory_than_the_map() -> None:
     tile = TileSize(8, 8)
     drawn = blend(np.ones(tile.grid_shape(8, 10**6), np.float32), tile, 8, 10**6)
     assert drawn.shape == (8, 10**6)

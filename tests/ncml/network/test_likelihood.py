@@ -27,7 +27,7 @@ SIGNIFICANCE = 1e-3
 def parameters(
     logits: list[float], means: list[list[float]], log_scales: list[list[float]], coefficients: list[list[float]]
 ) -> Tensor:
-    """One pixel's parameters [1, P], from lists by component (and channel)."""
+    """Return one pixel's parameters [1, P], from lists by component (and channel)."""
     parts = [torch.tensor(part, dtype=torch.float64).flatten() for part in (logits, means, log_scales, coefficients)]
     return torch.cat(parts)[None]
 
@@ -91,7 +91,7 @@ def test_the_mass_of_the_256_values_of_a_channel_is_one(channel: int) -> None:
     assert abs(total - 1) < 1e-12
 
 
-def test_the_mass_of_all_colours_is_one() -> None:
+def test_the_masses_of_all_colours_sum_to_one() -> None:
     low, high = GREYS[:32], GREYS[-32:]
     total = log_prob_of(cells(low, high, low), CORNER, clean=True).exp().sum()
     assert abs(total - 1) < 1e-9
@@ -106,7 +106,7 @@ def test_the_density_integrates_to_one() -> None:
 
 
 def marginal_of_red(values: Tensor, pixel_1P: Tensor) -> Tensor:
-    """P(red) at t = 0 by differences of cdfs, whatever green and blue. [N]."""
+    """Compute P(red) at t = 0 by differences of cdfs, for any green and blue. [N]."""
     mixture = likelihood.split_parameters(pixel_1P)
     z = (values[:, None] - mixture.mean_BKC[0, :, 0]), mixture.log_scale_BKC[0, :, 0].exp()
     upper, lower = torch.sigmoid((z[0] + HALF_LEVEL) / z[1]), torch.sigmoid((z[0] - HALF_LEVEL) / z[1])
@@ -125,7 +125,7 @@ def test_red_depends_on_neither_green_nor_blue(red: int) -> None:
 
 @pytest.mark.parametrize("coefficient", range(3), ids=["green on red", "blue on red", "blue on green"])
 def test_each_coefficient_couples_its_pair_of_channels(coefficient: int) -> None:
-    """With one coefficient at work, log p has a mixed derivative in exactly the pair that it couples."""
+    """With one non-zero coefficient, log p has a mixed derivative in exactly the pair of channels that it couples."""
     means, scales = [[0.1, -0.2, 0.3]], [[-2.0, -2.0, -2.0]]
     only = [[0.0, 0.0, 0.0]]
     only[0][coefficient] = 0.9
@@ -138,7 +138,7 @@ def test_each_coefficient_couples_its_pair_of_channels(coefficient: int) -> None
 
 
 def test_clean_draws_have_the_stated_mass() -> None:
-    """Chi-square over joint colours, the edge bins among them."""
+    """Chi-square test over joint colours, including the edge bins."""
     count = 200_000
     colours = ((sample_colours(CORNER, count, clean=True) * 127.5) + 127.5).round().long()
     low, high = range(12), range(244, 256)
@@ -205,7 +205,7 @@ def exact(value: float, mean: float, log_scale: float, *, edge: int | None = Non
 @pytest.mark.parametrize("value", [-1.0, -0.25, 0.0, 1.0])
 @pytest.mark.parametrize("clean", [True, False])
 def test_the_log_mass_is_stable_in_fp32(value: float, log_scale: float, clean: bool) -> None:
-    """To four decimals of the 900-digit value, or six digits; with a gradient that is non-zero in the farthest tail."""
+    """The mass has four decimals, or six digits, of the 900-digit value, and a gradient even in the farthest tail."""
     mean = 0.0
     pixel = parameters([0.0], [[mean] * 3], [[log_scale] * 3], [[0.0] * 3]).float()
     x = torch.full((1, 3), value, requires_grad=True)
@@ -219,8 +219,8 @@ def test_the_log_mass_is_stable_in_fp32(value: float, log_scale: float, clean: b
 
 
 @pytest.mark.parametrize(("beyond", "bound"), [(-20.0, -7.0), (123.0, 7.0)])
-def test_scales_out_of_range_count_as_its_bounds(beyond: float, bound: float) -> None:
-    """In the likelihood and in the sampler alike."""
+def test_scales_out_of_range_are_clamped(beyond: float, bound: float) -> None:
+    """This holds for the likelihood and for the sampler."""
     colour = torch.tensor([[0.2, 0.1, 0.0]], dtype=torch.float64)
     extreme, clamped = (parameters([0.0], [[0.2] * 3], [[s] * 3], [[0.0] * 3]) for s in (beyond, bound))
     assert torch.equal(log_prob_of(colour, extreme, clean=False), log_prob_of(colour, clamped, clean=False))
@@ -230,7 +230,7 @@ def test_scales_out_of_range_count_as_its_bounds(beyond: float, bound: float) ->
 @pytest.mark.parametrize("log_scale", [-1e4, -123.0, 123.0, 1e4])
 @pytest.mark.parametrize("clean", [True, False])
 def test_extreme_scales_have_finite_values_and_gradients(log_scale: float, clean: bool) -> None:
-    """In fp32; without the clamp the gradient is NaN from about 100 on."""
+    """In fp32; without the clamp the gradient is NaN above about 100."""
     pixel = parameters([0.0], [[0.2] * 3], [[log_scale] * 3], [[0.1] * 3]).float().requires_grad_()
     log_mass = log_prob_of(torch.tensor([[0.2, -1.0, 1.0]]), pixel, clean=clean).sum()
     (grad,) = torch.autograd.grad(log_mass, pixel)

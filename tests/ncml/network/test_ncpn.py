@@ -1,4 +1,4 @@
-"""The network's parts, one by one, and as a whole."""
+"""The network, and each of its parts."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def test_the_gate_is_glu_and_so_is_its_gradient() -> None:
 
 
 @pytest.mark.parametrize("stream", ["u", "ul"])
-def test_halving_and_doubling_keep_the_size(stream: str) -> None:
+def test_halving_and_doubling_restore_the_size(stream: str) -> None:
     x = torch.rand(1, 4, 6, 10)
     assert CausalConv(stream, 4, 5)(x).shape == (1, 5, 6, 10)  # type: ignore[arg-type]
     assert CausalConv(stream, 4, 5, stride=2)(x).shape == (1, 5, 3, 5)  # type: ignore[arg-type]
@@ -45,7 +45,7 @@ def test_halving_and_doubling_keep_the_size(stream: str) -> None:
 
 @pytest.mark.parametrize("stream", ["u", "ul"])
 def test_attention_agrees_with_the_definition(stream: str) -> None:
-    """Against a loop over positions, with the masks of each stream."""
+    """Compare with a loop over positions, with the masks of each stream."""
     torch.manual_seed(0)
     H, W, N, D = 3, 4, 2, 3
     attention = AxialAttention(stream, N * D, N).double()  # type: ignore[arg-type]
@@ -100,7 +100,7 @@ def test_the_network_is_conditioned_on_noise_class_and_orientation() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_every_weight_gets_a_gradient(dtype: torch.dtype) -> None:
-    """Of the smoke recipe as it is initialised: none missing, none zero, none NaN."""
+    """In the initial network of the smoke recipe, no gradient is missing, zero or NaN."""
     torch.manual_seed(0)
     net = NCPN(smoke()).to(dtype)
     batch = draw_batch(dataset(64), SMOKE, 0)
@@ -139,7 +139,7 @@ def test_bf16_is_near_fp32() -> None:
     assert not torch.equal(full, half)
 
 
-def test_the_first_mixture_covers_the_greys() -> None:
+def test_the_initial_mixture_covers_all_grey_levels() -> None:
     bias = initial_bias(3)
     assert bias.shape == (30,)
     assert bias[3:12].view(3, 3)[:, 0].tolist() == pytest.approx([-0.9, 0, 0.9])

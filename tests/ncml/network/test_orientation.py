@@ -1,4 +1,4 @@
-"""Every half comes first in one orientation."""
+"""Every half comes first in one of the orientations."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def test_the_edge_of_the_image_comes_first() -> None:
     assert first_rows == [x[0, 0, 0].tolist(), x[0, 0, -1].tolist(), x[0, 0, :, 0].tolist(), x[0, 0, :, -1].tolist()]
 
 
-def test_each_image_is_turned_as_it_would_be_alone() -> None:
+def test_each_image_is_oriented_as_it_would_be_alone() -> None:
     x = torch.rand(8, 3, 6, 6)
     orientation_B = torch.tensor([3, 0, 1, 2, 2, 1, 0, 3])
     turned = orient_each(x, orientation_B)
@@ -41,14 +41,14 @@ def test_each_image_is_turned_as_it_would_be_alone() -> None:
         assert torch.equal(turned[i : i + 1], orient(x[i : i + 1], index))
 
 
-def test_turned_images_are_the_stated_share() -> None:
+def test_the_share_of_oriented_images_is_the_stated_one() -> None:
     orientation_B = orientation.draw_orientations(40_000, 0.25, True, torch.Generator().manual_seed(0))
     counts = torch.bincount(orientation_B, minlength=4) / len(orientation_B)
     # Four standard errors of a share of 1/12 of 40,000 are .0055.
     assert torch.allclose(counts, torch.tensor([0.75, 0.25 / 3, 0.25 / 3, 0.25 / 3]), atol=0.009)
 
 
-def test_images_that_are_not_square_are_turned_together() -> None:
+def test_images_that_are_not_square_are_oriented_together() -> None:
     generator = torch.Generator().manual_seed(0)
     batches = [orientation.draw_orientations(5, 0.5, False, generator) for _ in range(200)]
     assert all(len(batch) == 5 and batch.unique().numel() == 1 for batch in batches)

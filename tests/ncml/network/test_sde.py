@@ -72,15 +72,15 @@ def test_time_of_is_the_inverse_of_sigma(sde: sde_module.SDE, levels: float) -> 
     assert sde.grey_levels_at(sde.time_of(levels)) == pytest.approx(levels, rel=1e-9)
 
 
-def test_ve_refuses_less_than_its_least_noise() -> None:
+def test_ve_refuses_less_than_its_smallest_noise() -> None:
     with pytest.raises(InputError, match=r"at least 1\.2[78]") as refused:
         VESDE().time_of(1.2)
     assert refused.value.field == "noise"
 
 
 @pytest.mark.parametrize("sigma_min", [0.003, 0.005, 0.01, 0.02])
-def test_ves_least_noise_is_noise(sigma_min: float) -> None:
-    """sigma jumps from 0 to sigma_min at t = 0: the least noise must not come out as clean data."""
+def test_the_smallest_noise_of_ve_is_not_clean(sigma_min: float) -> None:
+    """sigma jumps from 0 to sigma_min at t = 0: the smallest noise must not become clean data."""
     sde = VESDE(sigma_min=sigma_min)
     t = sde.time_of(sigma_min / GREY_LEVEL)
     assert sde.sigma(torch.tensor(t, dtype=torch.float32)).item() == pytest.approx(sigma_min, rel=1e-6)
@@ -88,7 +88,7 @@ def test_ves_least_noise_is_noise(sigma_min: float) -> None:
 
 @pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE()], ids=["vp", "sub-vp"])
 @pytest.mark.parametrize("levels", [-1.0, 127.5, 200.0, math.nan])
-def test_noise_that_no_time_has_is_refused(sde: VPSDE, levels: float) -> None:
+def test_noise_without_a_time_is_refused(sde: VPSDE, levels: float) -> None:
     with pytest.raises(InputError, match=r"127\.5") as refused:
         sde.time_of(levels)
     assert refused.value.field == "noise"

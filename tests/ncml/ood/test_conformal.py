@@ -14,14 +14,16 @@ RATES = st.sampled_from([0.01, 0.05, 0.1, 0.25, 0.5])
 
 
 @given(FEW, FEW)
-def test_p_values_are_counts(calibration: list[float], scores: list[float]) -> None:
+def test_p_values_are_ranks(calibration: list[float], scores: list[float]) -> None:
     result = conformal.p_values(scores, np.sort(calibration))
     expected = [(1 + sum(c >= s for c in calibration)) / (len(calibration) + 1) for s in scores]
     assert result.tolist() == expected
 
 
 @given(FEW, FEW, RATES)
-def test_above_the_threshold_is_where_p_is_at_most_the_rate(cal: list[float], scores: list[float], rate: float) -> None:
+def test_a_score_is_above_the_threshold_if_p_is_at_most_the_rate(
+    cal: list[float], scores: list[float], rate: float
+) -> None:
     ranked = np.sort(cal)
     if 1 / (len(cal) + 1) > rate + 1e-12:
         with pytest.raises(InputError, match="ranking images cannot support"):
@@ -64,13 +66,13 @@ def test_discoveries_are_those_of_scipy(p: list[float], rate: float) -> None:
     assert ((conformal.discoveries(p, rate) == (adjusted <= rate)) | near).all()
 
 
-def test_no_p_value_is_no_discovery() -> None:
+def test_without_p_values_there_is_no_discovery() -> None:
     assert conformal.largest_discovery(np.empty(0), 0.1) == -1
     assert conformal.discoveries([], 0.1).tolist() == []
 
 
-def test_the_false_discovery_rate_is_held() -> None:
-    """Of 200 images 40 do not belong; each round has a calibration set of its own."""
+def test_the_false_discovery_rate_is_controlled() -> None:
+    """40 of 200 images are out-of-distribution; each round has its own calibration set."""
     rng = np.random.default_rng(1)
     false, power = [], []
     for _ in range(300):
@@ -100,7 +102,7 @@ VIEWS_OF_IMAGES = st.integers(1, 3).flatmap(
 
 @given(VIEWS_OF_IMAGES)
 def test_the_p_value_of_several_views_is_no_smaller_than_that_of_the_smallest_rank(scores: list[list[float]]) -> None:
-    """The last image against the others: its place among all, by the smallest of its ranks among all, is valid."""
+    """Rank the last image among the others: its rank by the smallest of its ranks among all images is valid."""
     every_VN = np.array(scores).T
     views, ranking_VN = len(every_VN), every_VN[:, :-1]
     smallest = conformal.smallest_ranks(ranking_VN)
@@ -119,7 +121,7 @@ def test_the_p_value_of_several_views_is_no_smaller_than_that_of_the_smallest_ra
 @pytest.mark.parametrize("correlation", [0.0, 0.9])
 @pytest.mark.parametrize("count", [59, 118, 200])
 def test_three_views_flag_good_images_at_no_more_than_the_rate(correlation: float, count: int) -> None:
-    """And hardly less, except for what the number of ranks leaves over."""
+    """The rate is hardly lower, except for the remainder that the number of ranks leaves."""
     rng, repeats, rate = np.random.default_rng(0), 4_000, 0.05
     mixing = np.linalg.cholesky(correlation + (1 - correlation) * np.eye(3))
     flagged = 0

@@ -50,7 +50,7 @@ def test_numbers_are_those_of_scipy() -> None:
     assert (result.flagged_low, result.flagged_high) == pytest.approx((wilson.low, wilson.high), abs=1e-4)
 
 
-def test_stability_is_its_sum() -> None:
+def test_stability_equals_its_definition() -> None:
     ranked = np.arange(1000.0)
     assert drift.stability(ranked, ranked) == pytest.approx(0, abs=1e-12)
     lower_half = drift.stability(np.arange(500.0), ranked)

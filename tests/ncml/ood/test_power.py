@@ -1,4 +1,4 @@
-"""The power of a calibration: what it measures, and what it is called."""
+"""The power of a calibration: its shares, and its description."""
 
 from dataclasses import replace
 
@@ -37,7 +37,7 @@ def test_shares_are_those_of_the_verdicts(calibrated: ncml.Model, calibration: C
 
 
 def test_good_images_are_ranked_among_the_others(calibrated: ncml.Model, calibration: Calibration) -> None:
-    """The unchanged images that rank: each is left out of its own ranks, so the rate is the expected one."""
+    """Each unchanged ranking image is left out of its own ranks, so the expected rate is flagged."""
     statistic = calibration.statistic
     own = np.array([s.statistics[statistic] for s in calibrated.score(RANK, statistics=[statistic])])
     power = measure_power(calibrated, calibration, RANK, own)
@@ -59,7 +59,7 @@ def test_a_weak_calibration_has_a_reason(power: Power | None, n_rank: int, reaso
     assert bool(explain_weakness(power, n_rank, 0.05)) == bool(reason)
 
 
-def test_a_sentence_names_what_is_detected_and_what_is_missed() -> None:
+def test_a_summary_names_what_is_detected_and_what_is_missed() -> None:
     assert summary(STRONG, 0.0002) == (
         "This calibration detects most of: blur (100%), noise (60%), one colour (100%); it misses most of: colour "
         "shift (10%); no p-value is below 0.0002."

@@ -1,4 +1,4 @@
-"""Statistics by their equations."""
+"""The statistics against their equations."""
 
 import io
 import math
@@ -44,7 +44,7 @@ def by_hand(model: ncml.Model, level: float) -> tuple[torch.Tensor, torch.Tensor
     return nats, s
 
 
-def test_statistics_are_their_equations(calibrated: ncml.Model, calibration: Calibration) -> None:
+def test_statistics_equal_their_equations(calibrated: ncml.Model, calibration: Calibration) -> None:
     scores = calibrated.score(NEW, statistics="all")
     values = {name: np.array([s.statistics[name] for s in scores]) for name in scores[0].statistics}
     levels = noise_levels(calibrated.config)
@@ -76,7 +76,7 @@ def test_statistics_are_their_equations(calibrated: ncml.Model, calibration: Cal
             assert values[name][i] == pytest.approx(math.sqrt(v @ np.array(gaussian.precision) @ v), rel=1e-6)
 
 
-def test_the_statistics_of_an_image_measure_what_the_page_says(model: ncml.Model) -> None:
+def test_statistics_of_an_image_have_the_documented_measurements(model: ncml.Model) -> None:
     multiscale = [f"{kind}_{level}" for level in ("0", "2.5", "10") for kind in MULTISCALE_KINDS]
     corr_0 = [f"{kind}_0" for kind in CORRELATION_KINDS]
     assert len(corr_0) == 15
@@ -130,7 +130,7 @@ def test_complexity_subtracts_the_size_of_a_lossless_file() -> None:
 
 
 def test_the_direct_gradient_excludes_the_context(model: ncml.Model) -> None:
-    """By finite differences: move one value, keep the parameters of the others."""
+    """Compare with finite differences: change one value, and keep the parameters of the others."""
     measurement = measurements.measure_level(model.network, NEW[:1], 0.0, ["direct"])
     x = from_uint8(torch.from_numpy(NEW[:1]))
     zero = torch.zeros(1, dtype=torch.bool)
@@ -145,7 +145,7 @@ def test_the_direct_gradient_excludes_the_context(model: ncml.Model) -> None:
     assert float(measurement.values["direct"][0]) == pytest.approx(math.log(math.sqrt(total)), rel=1e-4)
 
 
-def test_spreads_are_those_of_the_map(model: ncml.Model) -> None:
+def test_spreads_equal_those_of_the_map(model: ncml.Model) -> None:
     measurement = measurements.measure_level(model.network, NEW, 0.0, ["fine", "coarse"])
     nats = measurement.log_prob_BHW.double().numpy()
     assert np.exp(measurement.values["fine"].numpy()) - 1e-3 == pytest.approx(nats.std((1, 2)), rel=1e-6)
@@ -153,7 +153,7 @@ def test_spreads_are_those_of_the_map(model: ncml.Model) -> None:
     assert np.exp(measurement.values["coarse"].numpy()) - 1e-3 == pytest.approx(blocks.std((1, 2)), rel=1e-5)
 
 
-def test_the_gaussian_s_distances_are_chi() -> None:
+def test_distances_of_a_gaussian_follow_a_chi_distribution() -> None:
     """Distances of data that is Gaussian with known mean and covariance: chi of as many degrees as columns."""
     rng = np.random.default_rng(0)
     mix = rng.normal(size=(5, 5))
@@ -189,7 +189,7 @@ def test_an_unknown_statistic_is_named(calibrated: ncml.Model) -> None:
             calibrated.score(NEW, **arguments)
 
 
-def test_maximum_likelihood_is_judged_at_t_0_alone(tmp_path: Path) -> None:
+def test_a_maximum_likelihood_model_is_measured_at_t_0_only(tmp_path: Path) -> None:
     network = nets.network(maximum_likelihood(nets.config()), dtype=torch.float32)
     checkpoint.save(tmp_path / "mle", network)
     model = ncml.load(tmp_path / "mle")
@@ -200,8 +200,8 @@ def test_maximum_likelihood_is_judged_at_t_0_alone(tmp_path: Path) -> None:
     assert len(model.statistics["multiscale_corr"].needs) == 4 + 15
 
 
-def test_levels_below_the_least_noise_of_a_process_are_left_out(tmp_path: Path) -> None:
-    """VE has no time of less than 1.275 grey levels, but 0."""
+def test_levels_below_the_smallest_noise_of_an_sde_are_left_out(tmp_path: Path) -> None:
+    """VE has no time with less than 1.275 grey levels, except 0."""
     config = nets.config(sde="ve")
     config = replace(config, sde=replace(config.sde, grey_levels=4.0))
     checkpoint.save(tmp_path / "quiet", nets.network(config, dtype=torch.float32))
@@ -220,13 +220,13 @@ def test_the_page_lists_every_statistic_of_the_bundled_model() -> None:
 
 
 def related(count: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Return measurements of so many images, which are correlated."""
+    """Return correlated measurements of `count` images."""
     mix = np.random.default_rng(1).normal(size=(5, 5))
     rng = np.random.default_rng(seed)
     return dict(zip("abcde", (rng.normal(size=(count, 5)) @ mix + 3).T, strict=True))
 
 
-def test_a_good_image_with_a_defect_is_suspicious_and_does_not_estimate() -> None:
+def test_an_image_with_a_defect_is_suspicious_and_not_used_to_estimate() -> None:
     columns = {name: values.copy() for name, values in related(60).items()}
     assert not statistics.suspicious(columns).any()
     columns["a"][0] += 1e3

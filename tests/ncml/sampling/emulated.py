@@ -28,7 +28,7 @@ HEIGHT = 8
 
 
 def smallest() -> NCPN:
-    """The smallest network with every part: products of a few columns."""
+    """Return the smallest network with every part: its products have few columns."""
     levels = tuple(LevelConfig(width=width, blocks=1) for width in (6, 10))
     model = ModelConfig(height=8, width=8, levels=levels, mixtures=1, heads=2, embedding=8)
     return nets.network(Config(recipe="test", model=model), dtype=torch.float32, spread=0.03)
@@ -53,7 +53,7 @@ def sample(network: NCPN, sampler: GroupedSampler, seeds: list[int], tilt: Tilt 
 
 
 def find_differing(network: NCPN, batching: Batching, tilt: Tilt = NO_TILT) -> list[list[int]]:
-    """The batches in which an image has other bytes than among all members, or than in fixed groups where it should."""
+    """Return the batches in which an image has other bytes than in the largest batch, or than in fixed groups."""
 
     def sample_batch(seeds: list[int]) -> Tensor:
         groups = batching.divide(seeds, rows_per_image=tilt.rows_per_image)

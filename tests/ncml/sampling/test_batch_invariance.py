@@ -27,7 +27,7 @@ from tests.ncml.sampling.emulated import MEMBERS, find_differing
 ROOT = Path(__file__).parents[3]
 NET = nets.network(nets.config(((6, 1), (10, 1))), dtype=torch.float32, spread=0.03)
 SEEDS = [3, 11, 2**53 - 1, 4, 19, 5]
-"""Three of them share a row, another two as well."""
+"""Seeds of which three share a row, and another two, too."""
 
 
 # -- groups
@@ -103,7 +103,7 @@ def other_machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.usefixtures("other_machine")
-def test_where_the_check_fails_fixed_groups_keep_the_promise() -> None:
+def test_fixed_groups_are_batch_invariant_where_the_check_fails() -> None:
     batching = choose_batching(NET)
     assert (batching.groups, batching.check) == ("fixed", "failed")
     assert "differs from the same image alone" in batching.detail
@@ -174,7 +174,7 @@ def fixed(model: ncml.Model) -> ncml.Model:
 
 @pytest.fixture
 def passes(fixed: ncml.Model) -> Iterator[list[int]]:
-    """The number of images in each pass of the network."""
+    """Collect the number of images in each pass of the network."""
     counted: list[int] = []
     hook = fixed.network.register_forward_hook(lambda _, inputs, __: counted.append(len(inputs[0])))
     yield counted
@@ -247,7 +247,7 @@ def run_cells(instructions: str, threads: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("instructions", ["", "AVX2"], ids=["as it is", "AVX2"])
-def test_a_seed_is_the_same_bytes_on_an_emulated_machine(instructions: str) -> None:
+def test_a_seed_gives_the_same_bytes_on_an_emulated_machine(instructions: str) -> None:
     """The short form of the matrix; both outcomes of the check are among these on an Intel processor."""
     cells = run_cells(instructions, "1")
     assert len(cells) == 4
@@ -257,14 +257,14 @@ def test_a_seed_is_the_same_bytes_on_an_emulated_machine(instructions: str) -> N
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("instructions", ["", "AVX2", "AVX512", "COMPATIBLE"])
-def test_a_seed_is_the_same_bytes_on_every_emulated_machine(instructions: str) -> None:
+def test_a_seed_gives_the_same_bytes_on_every_emulated_machine(instructions: str) -> None:
     cells = run_cells(instructions, "1,2,3")
     print(*(json.dumps(cell) for cell in cells), sep="\n")
     assert len(cells) == 12
     assert [cell for cell in cells if cell["differing"]] == []
 
 
-def test_the_matrix_would_show_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_matrix_detects_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     plain: Callable[[Tensor], Tensor] = products._concat_elu
     monkeypatch.setattr(products, "_concat_elu", lambda x_RWF: plain(by_position(x_RWF)))
     assert MEMBERS in find_differing(NET, choose_batching(NET, "fast"))

@@ -58,7 +58,7 @@ def sample_reference(net: NCPN, conditions: Conditions) -> Tensor:
 @pytest.mark.parametrize("t", [0.0, T], ids=["clean", "noisy"])
 @pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
 def test_both_samplers_agree_from_every_known_prefix(config: Config, t: float) -> None:
-    """In fp64. A row that is not known starts as NaN, so that nothing is read before it is sampled."""
+    """Compare in fp64. Unknown rows start as NaN, so that nothing is read before it is sampled."""
     net = nets.network(config, spread=0.08)
     conditions = nets.conditions(3, t, config, orientation=2 * config.model.orientations)
     expected = sample_reference(net, conditions)
@@ -100,7 +100,7 @@ def whole_parameters(net: NCPN, x: Tensor, conditions: Conditions) -> tuple[Tens
 
 @pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
 def test_parameters_agree_in_fp32(config: Config) -> None:
-    """Of every pixel, to 1e-5 of their size."""
+    """Compare the parameters of every pixel, to 1e-5 of their size."""
     net = nets.network(config, dtype=torch.float32)
     conditions = nets.conditions(3, T, config)
     x = torch.rand(3, 3, config.model.height, config.model.width, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -137,7 +137,7 @@ def cached_inputs(cache: NetworkCache, i: int) -> Iterator[tuple[nn.Module, int,
 @pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
 @torch.inference_mode()
 def test_every_layer_agrees_in_fp32(config: Config) -> None:
-    """The input of each layer of both streams, to 1e-5 of its size: a failure names the first layer that differs."""
+    """Compare the input of each layer of both streams, to 1e-5 of its size; a failure names the first layer."""
     net = nets.network(config, dtype=torch.float32)
     conditions = nets.conditions(3, T, config)
     H, W = config.model.height, config.model.width
@@ -189,7 +189,7 @@ def test_bf16_on_a_cpu(t: float) -> None:
 
 
 @pytest.mark.parametrize("noise", [0.0, 10.0], ids=["direct", "refined"])
-def test_known_pixels_come_back_exactly_in_bf16(noise: float) -> None:
+def test_known_pixels_are_exact_in_bf16(noise: float) -> None:
     config = nets.config(height=4, width=64)
     net = nets.network(config, dtype=torch.bfloat16)
     image = torch.arange(256, dtype=torch.uint8).view(1, 4, 64, 1).expand(1, 4, 64, 3)
@@ -199,7 +199,7 @@ def test_known_pixels_come_back_exactly_in_bf16(noise: float) -> None:
 
 
 def test_every_weight_reaches_the_cached_sampler() -> None:
-    """Changing any weight changes both samplers alike: a part of the network that the sampler misses fails here."""
+    """Changing any weight changes both samplers equally, so a part of the network that the sampler omits fails here."""
     config = nets.config(((4, 1), (6, 1)), height=4, width=4)
     net = nets.network(config)
     conditions = Conditions(T, torch.tensor([1]), torch.tensor([3]))
@@ -241,7 +241,7 @@ CASES = (
 
 @pytest.mark.parametrize(("noise", "solver", "keep"), CASES)
 def test_an_image_has_the_same_bytes_in_every_batch(noise: float, solver: str, keep: Keep | None) -> None:
-    """In fp32: alone, and among 3, 16 and 17 of other seeds and classes."""
+    """Compare in fp32: alone, and among 3, 16 and 17 images of other seeds and classes."""
     config = nets.config(((6, 1), (10, 1)), height=4, mixtures=3)
     net = nets.network(config, dtype=torch.float32)
     batching = choose_batching(net)
@@ -257,7 +257,7 @@ def test_an_image_has_the_same_bytes_in_every_batch(noise: float, solver: str, k
 
 
 def small(height: int, width: int, **changed: object) -> Config:
-    """The network of `cifar10_small` for small images; its products are wide enough for other kernels."""
+    """Return the network of `cifar10_small` for small images, whose products are wide enough for other kernels."""
     model = cifar10_small().model
     return Config(recipe="test", model=replace(model, height=height, width=width, **changed))  # type: ignore[arg-type]
 
@@ -288,7 +288,7 @@ WIDE = small(4, 32, levels=(LevelConfig(width=160, blocks=1),))
 )
 @pytest.mark.parametrize("first_row", [0, 2])
 def test_samples_have_the_same_bits_in_every_batch(config: Config, thread_count: None, first_row: int) -> None:
-    """In fp32 at t > 0, before rounding to grey levels could hide a difference. One seed for each image."""
+    """Compare in fp32 at t > 0, where rounding to grey levels cannot hide a difference. Each image has its own seed."""
     net = nets.network(config, dtype=torch.float32, spread=0.03)
     batching = choose_batching(net)
     H, W = config.model.height, config.model.width
@@ -308,7 +308,7 @@ def test_samples_have_the_same_bits_in_every_batch(config: Config, thread_count:
 
 
 def test_blocks_on_every_level_may_be_left_out() -> None:
-    """The shallowest network that a configuration can ask for."""
+    """The shallowest network that a configuration allows."""
     levels = (LevelConfig(width=4, blocks=0), LevelConfig(width=4, blocks=0, attention=False))
     config = Config(recipe="test", model=ModelConfig(height=4, width=4, levels=levels, mixtures=1, heads=2))
     net = nets.network(config)

@@ -78,7 +78,7 @@ SHAPES = {
 @pytest.mark.parametrize("t", [0.0, T], ids=["clean", "noisy"])
 @pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
 def test_a_replayed_batch_equals_the_plain_one(config: Config, t: float) -> None:
-    """Byte for byte, with other seeds, classes and times than those recorded, and from known rows."""
+    """Compare bytes, with other seeds, classes and times than those recorded, and from known rows."""
     net = nets.network(config, dtype=torch.float32, spread=0.08)
     replay = ReplaySampler(tapes)
     half = config.model.height // 2
@@ -140,7 +140,7 @@ def fails(device: torch.device) -> Recorder:
 def test_a_recording_that_does_not_reproduce_the_images_is_never_used(
     small: NCPN, recorder: Any, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is logged once; the images are always correct."""
+    """The failure is logged once; the images are always correct."""
     replay = ReplaySampler(recorder)
     conditions = nets.conditions(2, T, small.config)
     plain = sample(sample_cached, small, conditions, 0)

@@ -1,4 +1,4 @@
-"""Guidance and temperature against a slow twin, and what a caller may ask for."""
+"""Guidance and temperature against a slow implementation, and their ranges."""
 
 import json
 from dataclasses import replace
@@ -191,7 +191,7 @@ def test_groups_have_room_for_both_rows_of_an_image() -> None:
     assert {len(group) for group in groups} == {FIXED_SIZE // 2}
 
 
-def test_no_tilt_is_the_plain_sampler(model: ncml.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_tilt_the_plain_sampler_is_used(model: ncml.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = model.generate(2, classes="a", seeds=5)
     monkeypatch.setattr(guidance, "TiltedPixelSampler", pytest.fail)
     assert np.array_equal(model.generate(2, classes="a", seeds=5, guidance=1.0, temperature=1), expected)
@@ -215,7 +215,7 @@ def test_no_tilt_is_the_plain_sampler(model: ncml.Model, monkeypatch: pytest.Mon
         ),
     ],
 )
-def test_refusals_name_the_option(model: ncml.Model, options: dict[str, Any], detail: str) -> None:
+def test_an_invalid_option_is_named(model: ncml.Model, options: dict[str, Any], detail: str) -> None:
     with pytest.raises(InputError) as refused:
         model.generate(**options)
     assert str(refused.value) == detail

@@ -41,15 +41,15 @@ def test_draws_belong_to_the_seed() -> None:
         ("uniform_BC", stats.uniform(-HALF_LEVEL, 2 * HALF_LEVEL)),
     ],
 )
-def test_draws_have_their_distribution(field: str, distribution: stats.rv_continuous) -> None:
-    """Kolmogorov-Smirnov at 0.001."""
+def test_draws_have_the_right_distribution(field: str, distribution: stats.rv_continuous) -> None:
+    """Kolmogorov-Smirnov test at 0.001."""
     values = getattr(BatchDraws([0], dtype=torch.float64, device=CPU).draw_pixels(3, 64, 64), field)
     assert stats.kstest(values.flatten().numpy(), distribution.cdf).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_images_are_those_of_the_naive_sampler(solver: str) -> None:
-    """Through refinement and rounding, in fp64: byte for byte."""
+    """The bytes are equal after refinement and rounding, in fp64."""
     config = nets.config(((4, 1), (6, 1)), height=4, width=4)
     net = nets.network(config, spread=0.08)
     canvases = from_uint8(nets.images(3, 4, 4)).double()
@@ -66,7 +66,7 @@ def test_images_are_those_of_the_naive_sampler(solver: str) -> None:
 
 @pytest.mark.parametrize("noise", [0.0, 10.0], ids=["direct", "noisy"])
 @pytest.mark.parametrize("keep", KEEPS)
-def test_known_pixels_come_back(model: ncml.Model, keep: str, noise: float) -> None:
+def test_known_pixels_are_returned_exactly(model: ncml.Model, keep: str, noise: float) -> None:
     """The unknown half of a canvas makes no difference, the known half does."""
     canvases = nets.images(2).numpy()
     foreign, changed = canvases.copy(), canvases.copy()
@@ -80,8 +80,8 @@ def test_known_pixels_come_back(model: ncml.Model, keep: str, noise: float) -> N
     assert not np.array_equal(image[HALVES[unknown]], canvases[HALVES[unknown]])
 
 
-def test_the_larger_half_of_an_odd_size_comes_back_complete() -> None:
-    """As in `ncml.images`: the row in the middle belongs to the bottom."""
+def test_the_larger_half_of_an_odd_size_is_returned_completely() -> None:
+    """As in `ncml.images`, the middle row belongs to the bottom half."""
     config = nets.config(((4, 1),), height=7, width=7, orientations=True)
     network = nets.network(config, dtype=torch.float32)
     canvas = nets.images(1, 7, 7)
@@ -99,7 +99,7 @@ def test_the_larger_half_of_an_odd_size_comes_back_complete() -> None:
 
 
 def test_a_completion_that_fails_leaves_the_model_as_it_was(model: ncml.Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For example out of memory: the worker continues with the same model."""
+    """After an error such as out of memory, a worker continues with the same model."""
     expected = [score.bpd for score in model.score(nets.images(3).numpy())]
 
     def fail(x: torch.Tensor) -> torch.Tensor:
@@ -171,7 +171,7 @@ def test_a_dropped_image_leaves_the_others_unchanged(model: ncml.Model) -> None:
 
 
 def test_direct_images_are_on_the_grid() -> None:
-    """At t = 0 there is nothing to round."""
+    """At t = 0 no value needs rounding."""
     config = nets.config()
     net = nets.network(config)
     x = torch.zeros(2, 3, 8, 8, dtype=torch.float64)
@@ -204,7 +204,7 @@ def test_refinement_removes_the_noise(sde: str) -> None:
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_the_gradient_of_an_image_does_not_depend_on_its_batch(count: int) -> None:
-    """On a CPU, to the bit."""
+    """On a CPU, the bits are equal."""
     config = nets.config(((6, 1), (10, 1)))
     net = nets.network(config, dtype=torch.float32)
     x = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -215,7 +215,7 @@ def test_the_gradient_of_an_image_does_not_depend_on_its_batch(count: int) -> No
     )
 
 
-def test_a_stray_draw_does_not_spread() -> None:
+def test_an_extreme_draw_does_not_spread() -> None:
     """Values beyond the reach of noised data are clamped to it, by network and sampler alike."""
     network = nets.network(nets.config())
     inside = torch.rand(1, 3, 8, 8, dtype=torch.float64) * 2 - 1

@@ -65,7 +65,7 @@ START, END = 0.4, 0.1
 
 @each_sde
 def test_heun_is_of_second_order(sde: SDE) -> None:
-    """Against the exact flow: a Gaussian is carried into a Gaussian, deviation by deviation."""
+    """Compare with the exact flow, which maps a Gaussian to a Gaussian, deviation by deviation."""
     data = Gaussian(sde)
     x = data.sample(START, 30)
     exact = data.mean(END) + (x - data.mean(START)) * math.sqrt(data.variance(END) / data.variance(START))
@@ -108,8 +108,8 @@ def test_solvers_reach_the_marginal(sde: SDE, solver: str) -> None:
     assert actual.var().item() == pytest.approx((1 + bias) * data.variance(END), rel=0.04)
 
 
-def test_the_corrector_corrects() -> None:
-    """From draws that are twice as wide, its steps come closer to the marginal than the predictor's alone."""
+def test_the_corrector_approaches_the_marginal() -> None:
+    """Started from draws that are twice as wide, it comes closer to the marginal than the predictor alone."""
     data = Gaussian(VESDE())
     wide = data.mean(START) + 2 * (data.sample(START, 30_000) - data.mean(START))
     times = torch.linspace(START, START - 0.01, 41).double().tolist()
@@ -121,7 +121,7 @@ def test_the_corrector_corrects() -> None:
 
 
 @each_sde
-def test_tweedie_is_the_posterior_mean(sde: SDE) -> None:
+def test_tweedie_computes_the_posterior_mean(sde: SDE) -> None:
     data = Gaussian(sde)
     x = data.sample(START, 30)
     alpha, sigma = data.alpha_sigma(START)
@@ -141,14 +141,14 @@ def refined(solver: str, steps: int, data: Gaussian, **options: object) -> Tenso
 
 
 @pytest.mark.parametrize("solver", solvers.SOLVERS)
-def test_one_step_of_any_solver_is_tweedies(solver: str) -> None:
+def test_one_step_of_any_solver_is_tweedie(solver: str) -> None:
     data = Gaussian(VPSDE())
     expected = solvers.tweedie(data.sample(START, 30), START, sde=data.sde, grad_log_prob=data.grad_log_prob)
     assert torch.equal(refined(solver, 1, data), expected)
 
 
 @pytest.mark.parametrize("solver", [name for name in solvers.SOLVERS if name != "tweedie"])
-def test_the_cost_is_as_stated(solver: str) -> None:
+def test_solvers_have_the_stated_cost(solver: str) -> None:
     data = Gaussian(VPSDE())
     refined(solver, 7, data)
     assert data.evaluations == (7 if solver == "euler-maruyama" else 13)
@@ -174,7 +174,7 @@ def test_refinement_reports_steps_and_stops_on_request() -> None:
 
 
 def test_known_pixels_are_set_after_every_step() -> None:
-    """To their noised values for each time, and exactly at the end."""
+    """They have their noised values at each time, and their exact ones at the end."""
     times: list[float] = []
 
     def set_known(x: Tensor, t: float) -> Tensor:

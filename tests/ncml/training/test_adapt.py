@@ -20,7 +20,7 @@ def good(count: int, seed: int = 0) -> Dataset:
 
 
 @pytest.mark.parametrize(("count", "estimating"), [(39, 20), (60, 20), (70, 20), (100, 29), (600, 171)])
-def test_every_image_either_estimates_or_ranks(count: int, estimating: int) -> None:
+def test_every_image_is_used_either_to_estimate_or_to_rank(count: int, estimating: int) -> None:
     images = Dataset(torch.arange(count, dtype=torch.uint8)[:, None, None, None], torch.arange(count), ())
     parts = adapting.split(images, 0.05)
     assert [len(part) for part in parts] == [estimating, count - estimating]

@@ -1,4 +1,4 @@
-"""Datasets as users have them: parquet from the Hub, folders of pictures, and folders with something else in them."""
+"""Datasets of users: parquet files from the Hub, folders of images, and folders with other files in them."""
 
 import io
 import os
@@ -22,17 +22,17 @@ from tests.ncml import nets
 
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library's cache lies with the test."""
+    """Place the library's cache in the test's folder."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-def pictures(count: int, size: int = 8, *, seed: int = 0) -> list[Image.Image]:
-    return [Image.fromarray(picture) for picture in nets.images(count, size, size, seed=seed).numpy()]
+def make_images(count: int, size: int = 8, *, seed: int = 0) -> list[Image.Image]:
+    return [Image.fromarray(image) for image in nets.images(count, size, size, seed=seed).numpy()]
 
 
-def png(picture: Image.Image) -> bytes:
+def png(image: Image.Image) -> bytes:
     out = io.BytesIO()
-    picture.save(out, "PNG")
+    image.save(out, "PNG")
     return out.getvalue()
 
 
@@ -41,7 +41,7 @@ def parquet(
 ) -> str:
     folder.mkdir(exist_ok=True)
     features = {column: datasets.Image()} | ({"label": label} if label else {})
-    rows = {column: pictures(len(labels))} | ({"label": labels} if label else {})
+    rows = {column: make_images(len(labels))} | ({"label": labels} if label else {})
     table = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
     table.to_parquet(folder / f"{split}-00000-of-00001.parquet")
     return str(folder)
@@ -71,7 +71,7 @@ def test_parquet_without_classes(tmp_path: Path) -> None:
     ],
     ids=["numbers", "numbers with gaps", "words"],
 )
-def test_labels_without_names_are_their_own_names(
+def test_labels_without_names_are_named_by_their_numbers(
     tmp_path: Path, labels: list[object], kind: str, classes: tuple[str, ...], indices: list[int]
 ) -> None:
     loaded = dataset.load(parquet(tmp_path / "set", labels, datasets.Value(kind)), 8, 8)
@@ -79,23 +79,23 @@ def test_labels_without_names_are_their_own_names(
     assert loaded.labels_N.tolist() == indices
 
 
-def test_pictures_without_a_label_are_refused(tmp_path: Path) -> None:
-    """-1 is the Hub's mark of a label that is withheld."""
+def test_images_without_a_label_are_refused(tmp_path: Path) -> None:
+    """-1 marks a withheld label on the Hub."""
     source = parquet(tmp_path / "set", [0, -1], datasets.ClassLabel(names=["cat", "dog"]))
     with pytest.raises(InputError, match="label") as refused:
         dataset.load(source, 8, 8)
     assert refused.value.field == "data"
 
 
-def test_pictures_with_several_labels_are_refused(tmp_path: Path) -> None:
+def test_images_with_several_labels_are_refused(tmp_path: Path) -> None:
     source = parquet(tmp_path / "set", [[0, 1], [1]], datasets.Sequence(datasets.Value("int64")))
     with pytest.raises(InputError, match="several values in a label; keep one for each image") as refused:
         dataset.load(source, 8, 8)
     assert refused.value.field == "data"
 
 
-def test_a_row_without_a_picture_is_skipped_and_counted(tmp_path: Path) -> None:
-    rows = {"img": [None, *pictures(2), {"bytes": b"", "path": None}], "label": [0, 1, 0, 1]}
+def test_a_row_without_an_image_is_skipped_and_counted(tmp_path: Path) -> None:
+    rows = {"img": [None, *make_images(2), {"bytes": b"", "path": None}], "label": [0, 1, 0, 1]}
     features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
     loaded = dataset.load(str(tmp_path), 8, 8)
@@ -112,7 +112,7 @@ def test_a_split_is_named(tmp_path: Path) -> None:
         dataset.load(source, 8, 8, split="valid")
 
 
-def test_a_table_without_pictures_is_refused(tmp_path: Path) -> None:
+def test_a_table_without_images_is_refused(tmp_path: Path) -> None:
     datasets.Dataset.from_dict({"text": ["a"]}).to_parquet(tmp_path / "train.parquet")
     with pytest.raises(InputError, match="no column of images, only text"):
         dataset.load(str(tmp_path), 8, 8)
@@ -126,23 +126,23 @@ def test_a_broken_table_is_refused(tmp_path: Path) -> None:
 
 
 def test_class_folders(tmp_path: Path) -> None:
-    """Classes in alphabetical order; other sizes are brought to the model's as serving does."""
+    """Classes are in alphabetical order; other sizes are resized to the model's as in serving."""
     for name, size in (("dog", 8), ("cat", 20)):
         (tmp_path / name).mkdir()
-        for i, picture in enumerate(pictures(2, size)):
-            picture.save(tmp_path / name / f"{i}.png")
+        for i, image in enumerate(make_images(2, size)):
+            image.save(tmp_path / name / f"{i}.png")
     loaded = dataset.load(str(tmp_path), 8, 8)
     assert loaded.classes == ("cat", "dog")
     assert loaded.labels_N.tolist() == [0, 0, 1, 1]
     assert torch.equal(loaded.images_NHWC[2:], nets.images(2))
-    served = images.resize_to(images.open_image(png(pictures(2, 20)[0])), 8, 8)
+    served = images.resize_to(images.open_image(png(make_images(2, 20)[0])), 8, 8)
     assert np.array_equal(loaded.images_NHWC[0].numpy(), served)
 
 
-def test_pictures_without_class_folders(tmp_path: Path) -> None:
-    for i, picture in enumerate(pictures(3)):
-        picture.save(tmp_path / f"{i}.png")
-    (tmp_path / ".hidden").write_text("not a picture, and not looked at")
+def test_images_without_class_folders(tmp_path: Path) -> None:
+    for i, image in enumerate(make_images(3)):
+        image.save(tmp_path / f"{i}.png")
+    (tmp_path / ".hidden").write_text("not an image, and never read")
     loaded = dataset.load(str(tmp_path), 8, 8)
     assert loaded.classes == ()
     assert loaded.inventory.unreadable == []
@@ -150,13 +150,13 @@ def test_pictures_without_class_folders(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("classes", [(), ("cat", "dog")], ids=["no classes", "classes"])
-def test_hidden_folders_are_not_looked_at(tmp_path: Path, classes: tuple[str, ...]) -> None:
-    """Notebooks leave copies of pictures in them, and caches their tables."""
+def test_hidden_folders_are_not_read(tmp_path: Path, classes: tuple[str, ...]) -> None:
+    """Notebooks leave copies of images in hidden folders, and caches leave tables."""
     for folder in (*classes, ".ipynb_checkpoints", *(f"{name}/.hidden" for name in classes)):
         (tmp_path / folder).mkdir()
     for i, folder in enumerate(classes or ("", "")):
-        pictures(2)[i].save(tmp_path / folder / f"{i}.png")
-    pictures(1)[0].save(tmp_path / ".ipynb_checkpoints" / "1-checkpoint.png")
+        make_images(2)[i].save(tmp_path / folder / f"{i}.png")
+    make_images(1)[0].save(tmp_path / ".ipynb_checkpoints" / "1-checkpoint.png")
     loaded = dataset.load(str(tmp_path), 8, 8)
     assert loaded.classes == classes
     assert torch.equal(loaded.images_NHWC, nets.images(2))
@@ -165,11 +165,11 @@ def test_hidden_folders_are_not_looked_at(tmp_path: Path, classes: tuple[str, ..
 
 
 def test_names_need_not_be_utf_8(tmp_path: Path) -> None:
-    """Other systems and old archives leave such names."""
+    """Other systems and old archives create such names."""
     for name in (b"caf\xe9", b"tea"):
         folder = tmp_path / os.fsdecode(name)
         folder.mkdir()
-        pictures(1)[0].save(folder / os.fsdecode(b"\xe9.png"))
+        make_images(1)[0].save(folder / os.fsdecode(b"\xe9.png"))
         (folder / os.fsdecode(b"\xe9.txt")).write_text("notes")
     loaded = dataset.load(str(tmp_path), 8, 8, cache_folder=tmp_path.with_name("kept"))
     assert loaded.classes == ("caf\\xe9", "tea")
@@ -177,17 +177,17 @@ def test_names_need_not_be_utf_8(tmp_path: Path) -> None:
     assert len(loaded) == 2
 
 
-def test_a_folder_that_mixes_both_is_refused(tmp_path: Path) -> None:
+def test_a_folder_with_images_inside_and_outside_class_folders_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cat").mkdir()
-    pictures(1)[0].save(tmp_path / "cat" / "1.png")
-    pictures(1)[0].save(tmp_path / "2.png")
+    make_images(1)[0].save(tmp_path / "cat" / "1.png")
+    make_images(1)[0].save(tmp_path / "2.png")
     with pytest.raises(InputError, match="both in class folders and outside them") as refused:
         dataset.load(str(tmp_path), 8, 8)
     assert refused.value.field == "data"
 
 
 def test_files_that_cannot_be_read_are_skipped_and_counted(tmp_path: Path) -> None:
-    whole = png(pictures(1)[0])
+    whole = png(make_images(1)[0])
     (tmp_path / "0.png").write_bytes(whole)
     (tmp_path / "1.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "2.png").write_bytes(b"")
@@ -201,7 +201,7 @@ def test_files_that_cannot_be_read_are_skipped_and_counted(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("files", [[], ["notes.txt"]])
-def test_a_folder_without_pictures_is_refused(tmp_path: Path, files: list[str]) -> None:
+def test_a_folder_without_images_is_refused(tmp_path: Path, files: list[str]) -> None:
     folder = tmp_path / "empty"
     folder.mkdir()
     for name in files:
@@ -212,16 +212,16 @@ def test_a_folder_without_pictures_is_refused(tmp_path: Path, files: list[str]) 
 
 
 def test_progress_is_reported(tmp_path: Path) -> None:
-    picture = pictures(1)[0]
+    image = make_images(1)[0]
     for i in range(257):
-        picture.save(tmp_path / f"{i}.bmp")
+        image.save(tmp_path / f"{i}.bmp")
     reported: list[tuple[int, int]] = []
     dataset.load(str(tmp_path), 8, 8, on_progress=lambda progress: reported.append((progress.done, progress.total)))
     assert reported == [(256, 257)]
 
 
 def test_the_three_parts_are_disjoint_and_have_the_stated_sizes() -> None:
-    """CIFAR-10's 50,000 pictures: 43,000 to fit, 2,000 and 5,000 to calibrate."""
+    """Of CIFAR-10's 50,000 images, 43,000 are for training, 2,000 and 5,000 for calibration."""
     whole = Dataset(torch.zeros(50_000, 1, 1, 3, dtype=torch.uint8), torch.arange(50_000), ("a",))
     parts = {name: whole.part(name) for name in ("fit", "calibration-fit", "calibration-rank")}
     assert {name: len(part) for name, part in parts.items()} == {
@@ -246,7 +246,7 @@ def test_a_small_dataset_holds_out_enough_to_calibrate(count: int, split: int, e
 
 
 def test_crops_are_cut_from_large_images_and_stay_in_the_part_of_their_image(tmp_path: Path) -> None:
-    """Image i has the grey level i, and its position in red, so that crops show where they come from."""
+    """Image i has the grey level i, and positions in its red channel, which show where a crop was cut."""
     folder, kept = tmp_path / "photos", tmp_path / "kept"
     folder.mkdir()
     for i in range(9):
@@ -271,14 +271,14 @@ def test_crops_are_cut_from_large_images_and_stay_in_the_part_of_their_image(tmp
         dataset.load(str(folder), 8, 8, crop=32)
 
 
-def test_the_first_so_many() -> None:
+def test_the_first_images() -> None:
     whole = Dataset(nets.images(4), torch.arange(4), ("a", "b", "c", "d"), Inventory(files=4))
     part = whole.first(3)
     assert len(part) == 3
     assert (part.classes, part.inventory) == (whole.classes, whole.inventory)
 
 
-def test_pictures_evenly_spaced() -> None:
+def test_evenly_spaced_images() -> None:
     whole = Dataset(nets.images(7), torch.arange(7), ("a",) * 7)
     assert whole.spread(3).labels_N.tolist() == [0, 2, 4]
     assert whole.part("fit").spread(9).labels_N.tolist() == []

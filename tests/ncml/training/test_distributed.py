@@ -23,7 +23,7 @@ print(during > before, psutil.Process().num_threads() - before)
 
 
 def test_no_thread_of_the_process_group_outlives_a_run() -> None:
-    """A thread that frees a tensor at the interpreter's exit aborts the process. This failed run's network lives on."""
+    """A thread that frees a tensor at the interpreter's exit aborts the process; this run keeps its network alive."""
     environment = os.environ | {
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1",
         "TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "2",

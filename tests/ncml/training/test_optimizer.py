@@ -23,13 +23,13 @@ def network(seed: int = 0) -> NCPN:
 
 
 def orthogonalised(gradient: Tensor) -> Tensor:
-    """U V^T of the singular value decomposition, which Newton-Schulz approximates."""
+    """Compute U V^T of the singular value decomposition, which Newton-Schulz approximates."""
     u, _, vh = torch.linalg.svd(gradient, full_matrices=False)
     return u @ vh
 
 
 def test_a_first_update_of_muon_is_the_orthogonalised_gradient() -> None:
-    """Each fused matrix by itself; Newton-Schulz brings the singular values near 1."""
+    """Each fused matrix is orthogonalised separately; Newton-Schulz moves its singular values close to 1."""
     net = network()
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
     Optimizer(net, TRAINING).step(0.5)
@@ -87,7 +87,7 @@ def test_moments_of_another_network_are_refused() -> None:
 
 
 def test_every_parameter_is_trained_once() -> None:
-    """By one optimiser; views of a fused weight cover it."""
+    """Each parameter has one optimiser; the views of a fused weight cover it."""
     net = NCPN(cifar10_small()).channels_last()
     optimizer = Optimizer(net, TRAINING)
     trained = sum(p.numel() for part, _ in optimizer.parts for group in part.param_groups for p in group["params"])

@@ -1,4 +1,4 @@
-"""A run from pictures to a model folder: what it says, what it leaves, and what a crash costs."""
+"""A training run from images to a model folder: its messages, its files, and the cost of a crash."""
 
 import math
 import os
@@ -31,12 +31,12 @@ from ncml.training.trainer import Trainer
 from tests.ncml import nets
 
 
-def pictures(folder: Path, count: int, size: int = 8, *, classes: tuple[str, ...] = ("dark", "light")) -> str:
-    """So many pictures in class folders, by brightness; without classes, in the folder itself."""
-    for i, picture in enumerate(nets.images(count, size, size).numpy()):
-        where = folder / classes[int(picture.mean() > 127)] if classes else folder
+def write_images(folder: Path, count: int, size: int = 8, *, classes: tuple[str, ...] = ("dark", "light")) -> str:
+    """Write `count` images into class folders, by brightness; without classes, into the folder itself."""
+    for i, image in enumerate(nets.images(count, size, size).numpy()):
+        where = folder / classes[int(image.mean() > 127)] if classes else folder
         where.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(where / f"{i:04d}.png")
+        Image.fromarray(image).save(where / f"{i:04d}.png")
     return str(folder)
 
 
@@ -75,8 +75,8 @@ class Recorder:
 
 
 def test_a_folder_of_images_becomes_a_calibrated_model(tmp_path: Path) -> None:
-    """1,000 pictures leave 50 to estimate the statistics and 125 to rank."""
-    source = pictures(tmp_path / "photos", 1000, classes=("dark", "light"))
+    """1,000 images leave 50 to estimate the statistics and 125 to rank."""
+    source = write_images(tmp_path / "photos", 1000, classes=("dark", "light"))
     messages: list[str] = []
     recorders = len(Recorder.made)
     done = train(source, tmp_path / "mine", messages, total_images=1600, interval=800, trackers=[Recorder])
@@ -99,7 +99,7 @@ def test_a_folder_of_images_becomes_a_calibrated_model(tmp_path: Path) -> None:
     grids = sorted(path.name for path in (run / "samples").iterdir())
     assert grids == ["0000000800.png", "0000001600.png"]
     with Image.open(run / "samples" / grids[0]) as grid:
-        assert grid.size == (32, 32)  # 4 x 4 pictures of 8 x 8
+        assert grid.size == (32, 32)  # 4 x 4 images of 8 x 8
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0}).Reload()
     assert [event.step for event in events.Scalars("held_out/bits_per_dim")] == [800, 1600]
     assert [event.step for event in events.Scalars("train/bits_per_dim")] == [1600]
@@ -117,7 +117,7 @@ def test_a_folder_of_images_becomes_a_calibrated_model(tmp_path: Path) -> None:
 def test_a_detector_is_trained_on_crops_and_calibrated_on_whole_held_out_images(
     tmp_path: Path, model: ncml.Model
 ) -> None:
-    source, messages = pictures(tmp_path / "photos", 140, 16), list[str]()  # in folders, which make no classes here
+    source, messages = write_images(tmp_path / "photos", 140, 16), list[str]()  # in folders, which make no classes here
     recipe = config.smoke()
     shape = {name: getattr(model.config.model, name) for name in config.SHAPE}
     recipe = replace(recipe, model=replace(recipe.model, classes=(), **shape))
@@ -141,8 +141,8 @@ def test_a_detector_is_trained_on_crops_and_calibrated_on_whole_held_out_images(
 
 
 def test_a_resumed_run_keeps_its_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run of an earlier version held out 7 of 50 of its 140 images: the others were trained on."""
-    source, messages = pictures(tmp_path / "photos", 140), list[str]()
+    """A run of an earlier version held out 7 of 50 of its 140 images, and was trained on the others."""
+    source, messages = write_images(tmp_path / "photos", 140), list[str]()
     monkeypatch.setattr(dataset, "split_for", lambda count: 50)
     assert train(source, tmp_path / "mine", total_images=32) is not None
     monkeypatch.undo()
@@ -153,7 +153,7 @@ def test_a_resumed_run_keeps_its_split(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_too_few_images_to_calibrate_are_reported(tmp_path: Path) -> None:
     messages: list[str] = []
-    done = train(pictures(tmp_path / "photos", 50), tmp_path / "mine", messages, total_images=32)
+    done = train(write_images(tmp_path / "photos", 50), tmp_path / "mine", messages, total_images=32)
     assert done is not None
     assert not done.calibrated
     assert messages[-1].startswith("not calibrated, so `ncml score` gives no p-values: ")
@@ -162,9 +162,9 @@ def test_too_few_images_to_calibrate_are_reported(tmp_path: Path) -> None:
 
 
 def test_problems_of_the_images_are_reported_first(tmp_path: Path) -> None:
-    """Other sizes, copies, a class of one picture, files that are none, and none of it ends the run."""
+    """Other sizes, copies, a class of one image, and files that are not images do not end the run."""
     folder = tmp_path / "photos"
-    source = pictures(folder, 60)
+    source = write_images(folder, 60)
     image = next((folder / "dark").glob("*.png"))
     Image.open(image).resize((4, 4)).save(folder / "dark" / "small.png")
     Image.open(image).resize((20, 10)).save(folder / "dark" / "wide.png")
@@ -172,7 +172,7 @@ def test_problems_of_the_images_are_reported_first(tmp_path: Path) -> None:
     (folder / "hawk").mkdir()
     Image.new("RGB", (8, 8), "red").save(folder / "hawk" / "1.png")
     (folder / "dark" / "notes.txt").write_text("notes")
-    (folder / "readme.md").write_text("not in a class, and no picture")
+    (folder / "readme.md").write_text("not in a class, and not an image")
     messages: list[str] = []
     train(source, tmp_path / "mine", messages, total_images=32)
     report = "\n".join(messages)
@@ -191,11 +191,11 @@ def test_problems_of_the_images_are_reported_first(tmp_path: Path) -> None:
 def test_images_that_cannot_be_split_are_refused(tmp_path: Path, count: int) -> None:
     counted = "1 image;" if count == 1 else "7 images;"
     with pytest.raises(InputError, match=f"holds {counted} at least 8 are needed") as refused:
-        train(pictures(tmp_path / "photos", count, classes=()), tmp_path / "mine")
+        train(write_images(tmp_path / "photos", count, classes=()), tmp_path / "mine")
     assert refused.value.field == "data"
 
 
-def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path, model_folder: Path) -> None:
+def test_a_folder_of_something_else_is_refused(tmp_path: Path, model_folder: Path) -> None:
     (tmp_path / "file").write_text("x")
     for out, reason in (
         (model_folder, "already contains a finished model"),
@@ -210,9 +210,9 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path, model_fol
 
 
 def test_a_run_starts_with_another_model_s_weights(tmp_path: Path) -> None:
-    """Before a step its first measurement is the other model's, although the classes are others."""
-    first = train(pictures(tmp_path / "photos", 50), tmp_path / "first", total_images=640)
-    other = pictures(tmp_path / "others", 50, classes=("dim", "white"))
+    """Before its first step it measures the same as the other model, although the classes differ."""
+    first = train(write_images(tmp_path / "photos", 50), tmp_path / "first", total_images=640)
+    other = write_images(tmp_path / "others", 50, classes=("dim", "white"))
     # A learning rate of next to nothing leaves the weights where they began.
     still = replace(config.smoke(), training=replace(config.smoke().training, learning_rate=1e-12))
     started = run.train(
@@ -236,7 +236,7 @@ def test_a_run_beyond_a_year_is_planned_without_a_date() -> None:
         assert ("until" in plan) == (images == 10_000)
 
 
-def test_a_tracker_is_a_function_of_folder_and_configuration_that_makes_one(tmp_path: Path) -> None:
+def test_a_tracker_is_created_by_a_function_of_folder_and_configuration(tmp_path: Path) -> None:
     for name in ("os:getcwd", "math:pi"):
         with pytest.raises(InputError, match=f"{name} is not a function of"):
             tracking.tracker_factory(name)
@@ -246,9 +246,9 @@ def test_a_tracker_is_a_function_of_folder_and_configuration_that_makes_one(tmp_
     assert isinstance(tracking.tracker_factory(f"{__name__}:Recorder")(tmp_path, config.smoke()), Recorder)
 
 
-def test_a_run_is_as_long_as_its_time(tmp_path: Path) -> None:
-    """The learning rate falls to 0 within the time; resumed, the run keeps the length that it was given."""
-    source, messages = pictures(tmp_path / "photos", 50), list[str]()
+def test_a_run_takes_the_time_that_it_is_given(tmp_path: Path) -> None:
+    """The learning rate falls to 0 within the time; a resumed run keeps its length."""
+    source, messages = write_images(tmp_path / "photos", 50), list[str]()
     start = time.monotonic()
     done = train(source, tmp_path / "mine", messages, total_images=None, max_seconds=4.0)
     assert time.monotonic() - start < 60
@@ -265,7 +265,7 @@ def test_a_run_is_as_long_as_its_time(tmp_path: Path) -> None:
 
 
 def test_images_are_decoded_once_and_again_when_they_change(tmp_path: Path) -> None:
-    source, cache = pictures(tmp_path / "photos", 20), tmp_path / "cache"
+    source, cache = write_images(tmp_path / "photos", 20), tmp_path / "cache"
     first = dataset.load(source, 8, 8, cache_folder=cache)
     decoded: list[int] = []
 
@@ -293,7 +293,7 @@ def test_images_are_decoded_once_and_again_when_they_change(tmp_path: Path) -> N
 
 
 def test_a_part_of_a_large_set_is_read_from_the_disk_as_it_is_drawn(tmp_path: Path) -> None:
-    """512 MiB of pictures, of which a batch is drawn without holding more than a few."""
+    """A batch is drawn from 512 MiB of images without holding more than a few in memory."""
     code = """
 import resource, numpy as np, torch
 from ncml.training.dataset import Dataset
@@ -318,9 +318,9 @@ def command(folder: Path, *arguments: str) -> list[str]:
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-def test_a_killed_run_resumes_as_if_it_had_never_stopped(tmp_path: Path) -> None:
-    """SIGKILL at some moment after the first interval; the weights are those of the run that was left alone."""
-    pictures(tmp_path / "photos", 50)
+def test_a_killed_run_resumes_exactly(tmp_path: Path) -> None:
+    """After SIGKILL at any moment past the first interval, the weights are those of an uninterrupted run."""
+    write_images(tmp_path / "photos", 50)
     options = ("--max-images", "320", "--interval", "96", "--out")
     killed = subprocess.Popen(command(tmp_path / "photos", *options, "killed"), cwd=tmp_path, env=ENVIRONMENT)
     try:
@@ -341,8 +341,8 @@ def test_a_killed_run_resumes_as_if_it_had_never_stopped(tmp_path: Path) -> None
 
 
 def test_a_full_disk_ends_the_run_in_a_sentence_and_keeps_what_was_saved(tmp_path: Path) -> None:
-    """The largest file that this process may write stands in for the room on the disk."""
-    source, out = pictures(tmp_path / "photos", 50), tmp_path / "mine"
+    """The maximum size of a file that this process may write simulates a full disk."""
+    source, out = write_images(tmp_path / "photos", 50), tmp_path / "mine"
     train(source, out, total_images=64)
     saved = (out / STATE).read_bytes()
     code = f"""
@@ -364,11 +364,13 @@ sys.exit(main(sys.argv[1:]))
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
 
 
-def test_where_room_cannot_be_reserved_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on macOS."""
+def test_disk_space_is_reserved_by_writing_where_it_cannot_be_allocated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """macOS lacks posix_fallocate."""
     monkeypatch.delattr(os, "posix_fallocate")
     monkeypatch.setattr(decoding, "BLOCK_BYTES", 1000)
-    source, cache = pictures(tmp_path / "photos", 20), tmp_path / "cache"
+    source, cache = write_images(tmp_path / "photos", 20), tmp_path / "cache"
     cached = dataset.load(source, 8, 8, cache_folder=cache)
     assert torch.equal(cached.images_NHWC, dataset.load(source, 8, 8).images_NHWC)
     assert (cache / "images.npy").stat().st_size == 128 + 20 * 8 * 8 * 3
@@ -378,7 +380,7 @@ def test_where_room_cannot_be_reserved_it_is_written(tmp_path: Path, monkeypatch
 def test_decoded_images_that_do_not_fit_on_the_disk_are_refused_before_they_are_read(
     tmp_path: Path, system: str
 ) -> None:
-    pictures(tmp_path / "photos", 50)
+    write_images(tmp_path / "photos", 50)
     code = f"""
 import resource, sys
 {system}
@@ -395,8 +397,8 @@ sys.exit(main(sys.argv[1:]))
 
 
 def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
-    """torchrun with gloo, each process taking its half of a batch in two pieces: same losses, same weights."""
-    source = pictures(tmp_path / "photos", 60)
+    """With torchrun and gloo, each process computes its half of a batch in two parts: same losses, same weights."""
+    source = write_images(tmp_path / "photos", 60)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     options = ("--max-images", "256", "--interval", "64", "--grad-accum-steps", "2", "--out", str(tmp_path / "two"))
     done = subprocess.run(
@@ -420,9 +422,9 @@ def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
     assert figures[0] == pytest.approx(figures[1], abs=2e-3)
 
 
-def test_a_run_cools_down_in_a_folder_of_its_own(tmp_path: Path) -> None:
-    """From the weights and moments of a run that stays as it is."""
-    source, run = pictures(tmp_path / "photos", 60), tmp_path / "constant"
+def test_a_run_cools_down_in_a_separate_folder(tmp_path: Path) -> None:
+    """The branch starts with the weights and moments of a run that does not change."""
+    source, run = write_images(tmp_path / "photos", 60), tmp_path / "constant"
     train(source, run, total_images=128)
     before = (run / STATE).read_bytes()
     cooled = train(source, tmp_path / "cooled", total_images=256, cooldown_from=run)
@@ -490,12 +492,12 @@ with process_group("cpu") as group:
 
 def test_a_batch_that_cannot_be_divided_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="a batch of 32 images cannot be divided into 3 parts") as refused:
-        train(pictures(tmp_path / "photos", 50), tmp_path / "mine", execution=run.Execution(grad_accum_steps=3))
+        train(write_images(tmp_path / "photos", 50), tmp_path / "mine", execution=run.Execution(grad_accum_steps=3))
     assert refused.value.field == "batch-size"
 
 
 def test_a_run_that_diverges_leaves_its_last_state(tmp_path: Path) -> None:
-    source, out = pictures(tmp_path / "photos", 50), tmp_path / "mine"
+    source, out = write_images(tmp_path / "photos", 50), tmp_path / "mine"
     train(source, out, total_images=64)
     saved = (out / STATE).read_bytes()
     wild = replace(config.smoke(), training=replace(config.smoke().training, learning_rate=1e30))

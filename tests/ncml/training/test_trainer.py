@@ -1,4 +1,4 @@
-"""The objective, and a run that may stop at any moment."""
+"""The objective, and runs that stop at any moment."""
 
 import json
 import math
@@ -37,7 +37,7 @@ def dataset(count: int = 64) -> Dataset:
     return Dataset(images, bright, ("dark", "light"))
 
 
-def test_maximum_likelihood_is_ncml_with_all_mass_at_0() -> None:
+def test_maximum_likelihood_is_ncml_with_all_mass_at_t_0() -> None:
     """Every t is 0, every pixel lies on the grid, and the loss is the discretised likelihood of the images."""
     config = maximum_likelihood(SMOKE)
     config = replace(
@@ -63,7 +63,7 @@ def test_a_batch_is_a_function_of_its_step() -> None:
     assert not torch.equal(first.x_BCHW, next_one.x_BCHW)
 
 
-def test_every_image_is_seen_once_an_epoch() -> None:
+def test_every_image_is_drawn_once_per_epoch() -> None:
     data = dataset(40)  # not a multiple of the batch
     config = replace(
         SMOKE, training=replace(SMOKE.training, flip=False, orientation_probability=0.0, clean_probability=1.0)
@@ -85,7 +85,7 @@ def test_mu_has_its_mass_at_0_and_is_uniform_elsewhere() -> None:
     assert stats.kstest(batch.t_B[~clean].double().numpy(), stats.uniform(0, T).cdf).pvalue > 1e-3
 
 
-def test_noise_is_added_by_the_process() -> None:
+def test_noise_is_added_by_the_sde() -> None:
     """(x_t - alpha x_0) / sigma is standard normal; clean items are untouched."""
     black = Dataset(torch.zeros(1, 8, 8, 3, dtype=torch.uint8), torch.zeros(1, dtype=torch.long), ("dark", "light"))
     config = replace(SMOKE, training=replace(SMOKE.training, batch_size=256))
@@ -98,7 +98,7 @@ def test_noise_is_added_by_the_process() -> None:
     assert stats.kstest(standard.flatten()[:20_000].numpy(), stats.norm.cdf).pvalue > 1e-3
 
 
-def test_classes_are_withheld_and_images_oriented_at_the_stated_rates() -> None:
+def test_classes_are_dropped_and_images_oriented_at_the_stated_rates() -> None:
     config = replace(SMOKE, training=replace(SMOKE.training, batch_size=4096))
     batch = draw_batch(dataset(), config, 0)
     assert abs((batch.class_B == 2).double().mean() - 0.1) < 4 * math.sqrt(0.1 * 0.9 / 4096)
@@ -125,8 +125,8 @@ def state(trainer: Trainer) -> dict[str, torch.Tensor]:
     return dict(trainer.network.state_dict()) | {f"ema.{k}": v for k, v in trainer.ema.state_dict().items()}
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
-    """Bit for bit: losses, weights and moving average; with dropout, so that its draws are continued too."""
+def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path: Path) -> None:
+    """Losses, weights and moving average are equal bit for bit, with dropout, whose draws continue too."""
     config = replace(SMOKE, model=replace(SMOKE.model, dropout=0.1))
     whole = Trainer(config, dataset())
     losses = [whole.train_step() for _ in range(6)]
@@ -143,7 +143,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
 
 
 def as_format_1(path: Path) -> None:
-    """Rewrite a training state's description as earlier versions had it, with the decay per step of the average."""
+    """Rewrite a training state's description in format 1, with the decay per step of the average."""
     with safe_open(path, "pt") as file:
         progress = json.loads(file.metadata()["progress"])
     progress["config"] = format1.downgrade(progress["config"])
@@ -152,7 +152,7 @@ def as_format_1(path: Path) -> None:
 
 
 def test_a_run_of_an_earlier_version_is_resumed(tmp_path: Path) -> None:
-    """As a run of this version is, with its own horizon of the moving average."""
+    """It resumes like a run of this version, with its own horizon of the moving average."""
     config = replace(SMOKE, training=replace(SMOKE.training, muon_learning_rate=4e-3, ema_images=80))
     whole = Trainer(config, dataset())
     losses = [whole.train_step() for _ in range(4)]
@@ -227,8 +227,8 @@ def test_a_run_can_be_made_longer(tmp_path: Path) -> None:
     assert again.config.training.total_images == 1024
 
 
-def test_a_branch_cools_down_from_where_its_run_stood(tmp_path: Path) -> None:
-    """The rate is constant before and falls linearly to 0 after; a resumed branch goes the same way."""
+def test_a_branch_cools_down_from_the_state_of_its_run(tmp_path: Path) -> None:
+    """The rate is constant before and falls linearly to 0 after; a resumed branch does the same."""
     config = replace(
         SMOKE, training=replace(SMOKE.training, cooldown_fraction=0.0, total_images=100_000, warmup_images=16)
     )
@@ -253,7 +253,7 @@ def test_a_branch_cools_down_from_where_its_run_stood(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_between_steps_with_all_saved(tmp_path: Path, number: int) -> None:
+def test_a_signal_stops_the_run_between_steps_after_saving(tmp_path: Path, number: int) -> None:
     trainer, path = Trainer(SMOKE, dataset()), tmp_path / "state.safetensors"
 
     def report(trainer: Trainer, bits: float, rate: float) -> None:
@@ -273,7 +273,7 @@ GOLDEN = [9.2465, 9.485, 10.0387, 9.5874, 9.5001, 9.4116, 9.0601, 9.229]
 
 
 def test_the_loss_curve_is_reproduced() -> None:
-    """Eight steps of the smoke recipe, bits per dimension, to 2e-3: a refactoring proves itself here."""
+    """Eight steps of the smoke recipe reproduce recorded bits per dimension to 2e-3, to protect refactorings."""
     trainer = Trainer(SMOKE, dataset())
     assert [trainer.train_step() for _ in range(8)] == pytest.approx(GOLDEN, abs=2e-3)
 
@@ -339,7 +339,7 @@ def test_a_step_without_a_finite_gradient_is_skipped_and_counted(tmp_path: Path)
         trainer.train_step()
 
 
-def test_held_out_bits_weigh_every_image_the_same() -> None:
+def test_held_out_bits_weigh_all_images_equally() -> None:
     """Batches of unequal size make no difference, and dropout is off."""
     config = replace(SMOKE, model=replace(SMOKE.model, dropout=0.5))
     trainer = Trainer(config, dataset())
@@ -352,7 +352,7 @@ def test_held_out_bits_weigh_every_image_the_same() -> None:
     assert sum(bits_of_images) / 10 == pytest.approx(whole, abs=1e-6)
 
 
-def test_a_run_needs_images() -> None:
+def test_a_run_without_images_is_refused() -> None:
     with pytest.raises(InputError) as refused:
         Trainer(SMOKE, dataset().first(0))
     assert refused.value.field == "data"
@@ -363,7 +363,7 @@ def test_a_run_needs_images() -> None:
     [Execution(grad_accum_steps=4), Execution(activation_checkpointing=True)],
     ids=["grad-accum-steps", "activation-checkpointing"],
 )
-def test_less_memory_makes_no_difference(execution: Execution) -> None:
+def test_saving_memory_does_not_change_the_result(execution: Execution) -> None:
     """Losses of several steps, and so gradients, are the same up to rounding."""
     plain, other = Trainer(SMOKE, dataset()), Trainer(SMOKE, dataset(), execution=execution)
     for _ in range(3):
@@ -373,7 +373,7 @@ def test_less_memory_makes_no_difference(execution: Execution) -> None:
 
 
 def test_activation_checkpointing_stores_less() -> None:
-    """What the forward pass saves for the backward pass is much less."""
+    """The forward pass saves much less for the backward pass."""
 
     def saved(execution: Execution) -> int:
         trainer, total = Trainer(SMOKE, dataset(), execution=execution), 0
@@ -400,7 +400,7 @@ def test_a_compiled_step_computes_the_same() -> None:
         assert other.train_step() == pytest.approx(plain.train_step(), abs=1e-3)
 
 
-def test_a_rehearsal_leaves_the_run_as_it_is() -> None:
+def test_measuring_the_step_time_does_not_change_the_run() -> None:
     rehearsed, plain = Trainer(SMOKE, dataset()), Trainer(SMOKE, dataset())
     assert rehearsed.measure_step_seconds() > 0
     assert rehearsed.train_step() == plain.train_step()

@@ -1,4 +1,4 @@
-"""Another model's weights as a beginning: the same function under the null class, whatever else differs."""
+"""Training that starts with another model's weights: the function under the null class is the same."""
 
 from dataclasses import replace
 
@@ -33,7 +33,7 @@ def test_the_null_class_computes_the_same(source: Config, classes: tuple[str, ..
     assert torch.allclose(outputs(after)[0], outputs(before)[0], atol=1e-12)
 
 
-def test_a_class_of_the_same_name_keeps_its_meaning_and_a_new_one_begins_as_none() -> None:
+def test_a_class_of_the_same_name_keeps_its_embedding_and_a_new_one_starts_without() -> None:
     before, after = nets.network(nets.config()), nets.network(nets.config(classes=("c", "a")), seed=1)
     start_from(after, before, "source")
     a, c, null = (torch.full((2,), index) for index in (1, 0, 2))
@@ -42,7 +42,7 @@ def test_a_class_of_the_same_name_keeps_its_meaning_and_a_new_one_begins_as_none
     assert not torch.allclose(outputs(after, a), outputs(after, null))
 
 
-def test_another_size_of_picture_may_start_from_the_same_weights() -> None:
+def test_another_image_size_may_start_from_the_same_weights() -> None:
     before, after = nets.network(nets.config()), nets.network(nets.config(height=16, width=12), seed=1)
     start_from(after, before, "source")
     assert torch.equal(outputs(after), outputs(before))
@@ -56,7 +56,7 @@ def test_another_size_of_picture_may_start_from_the_same_weights() -> None:
         ({"heads": 1}, "has heads 1 and"),
     ],
 )
-def test_another_shape_is_refused(change: dict[str, object], message: str) -> None:
+def test_another_network_shape_is_refused(change: dict[str, object], message: str) -> None:
     source = nets.config()
     source = replace(source, model=replace(source.model, **change))
     with pytest.raises(InputError, match=message) as refused:
