@@ -1,6 +1,6 @@
-"""Capture docs/screenshots: every view of the studio in use with the bundled model: `make screenshots`.
+"""Capture docs/screenshots, which show every view of the studio with the bundled model: `make screenshots`.
 
-Needs an installed Chromium. Seeds are fixed, so that images change only with the model and the page.
+Needs Chromium. Seeds are fixed, so that images change only with the model and the page.
 """
 
 import io
@@ -23,8 +23,8 @@ DOCS = ROOT / "docs"
 OUT = DOCS / "screenshots"
 DESKTOP = {"viewport": {"width": 1280, "height": 960}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
-ADDRESS = "http://localhost:8000"  # the address in the page's curl lines, mapped to the free port
-SLOW = 300_000  # milliseconds that sampling may take
+ADDRESS = "http://localhost:8000"  # shown in the page's curl commands, whichever port is free
+TIMEOUT_MS = 300_000  # of sampling
 Save = Callable[[str], None]
 
 
@@ -47,13 +47,13 @@ def service(models: Path) -> Iterator[str]:
 
 
 def go(page: Page, view: str) -> None:
-    """Open a view by its tab."""
+    """Open a view with its tab."""
     page.locator(f'.tabs a[href="#{view}"]').click()
     page.evaluate("scrollTo(0, 0)")
 
 
-def begin(page: Page, view: str, seed: int, **values: int) -> None:
-    """Set the seed and sliders, by their label's first word, and press the view's button."""
+def submit(page: Page, view: str, seed: int, **values: int) -> None:
+    """Set the seed and the sliders that the first word of their label names, and submit the view's form."""
     form = page.locator(f"#view-{view} form")
     form.get_by_label("Seed", exact=True).fill(str(seed))
     for name, value in values.items():
@@ -61,16 +61,16 @@ def begin(page: Page, view: str, seed: int, **values: int) -> None:
     form.locator("button[type=submit]").click()
 
 
-def show(page: Page, view: str) -> None:
-    """Scroll to the whole view; on a small screen to its result, which is below the controls."""
-    small = (page.viewport_size or {"width": 0})["width"] < 760
-    page.locator(f"#view-{view} .stage" if small and view != "models" else "body").evaluate(
+def scroll_to_result(page: Page, view: str) -> None:
+    """Scroll to the top of the view or, on a small screen, to its result, which is below the controls."""
+    is_small = (page.viewport_size or {"width": 0})["width"] < 760
+    page.locator(f"#view-{view} .stage" if is_small and view != "models" else "body").evaluate(
         "e => scrollTo(0, e.getBoundingClientRect().top + scrollY - 12)"
     )
 
 
 def wide_cat() -> FilePayload:
-    """Return a photograph that is wider than high, so that it needs cropping."""
+    """Return an image that is wider than high, so that it needs cropping."""
     buffer = io.BytesIO()
     with Image.open(DOCS / "cat.jpg") as image:
         image.crop((0, 20, 300, 260)).save(buffer, "PNG")
@@ -78,46 +78,46 @@ def wide_cat() -> FilePayload:
 
 
 def tour(page: Page, save: Save) -> None:
-    """Use every view and save each."""
+    """Use every view and save a screenshot of each."""
     page.locator("#view-score input[type=file]").set_input_files(wide_cat())
     page.locator(".waiting canvas").nth(1).wait_for()
     save("crop")
     for i, name in enumerate(("noise", "stripes", "gradient", "flat grey")):
         page.locator("#view-score").get_by_role("button", name=name, exact=True).click()
-        page.locator(".strip .tile").nth(i).wait_for(timeout=SLOW, state="attached")
+        page.locator(".strip .tile").nth(i).wait_for(timeout=TIMEOUT_MS, state="attached")
     page.locator("#view-score input[type=file]").set_input_files(DOCS / "brick.png")
     page.locator(".waiting canvas").nth(3).wait_for()
     page.get_by_role("button", name="Score 2 images").click()
-    page.locator(".strip .tile").nth(5).wait_for(timeout=SLOW)
+    page.locator(".strip .tile").nth(5).wait_for(timeout=TIMEOUT_MS)
     page.locator(".reading summary", has_text="Map").click()
-    show(page, "score")
+    scroll_to_result(page, "score")
     save("score")
     go(page, "generate")
     page.locator("#view-generate").get_by_label("ship", exact=True).check()
-    begin(page, "generate", 7, images=12)
-    generated = page.locator("#view-generate .cell:enabled")
-    generated.nth(11).wait_for(timeout=SLOW)
-    show(page, "generate")
+    submit(page, "generate", 7, images=12)
+    cells = page.locator("#view-generate .cell:enabled")
+    cells.nth(11).wait_for(timeout=TIMEOUT_MS)
+    scroll_to_result(page, "generate")
     save("generate")
-    generated.nth(3).click()
-    save("picture")
+    cells.nth(3).click()
+    save("image")
     page.keyboard.press("Escape")
     go(page, "complete")
     page.locator("#view-complete input[type=file]").set_input_files(wide_cat())
-    begin(page, "complete", 11, variants=5)
-    page.locator("#view-complete .cell:enabled").nth(4).wait_for(timeout=SLOW)
-    show(page, "complete")
+    submit(page, "complete", 11, variants=5)
+    page.locator("#view-complete .cell:enabled").nth(4).wait_for(timeout=TIMEOUT_MS)
+    scroll_to_result(page, "complete")
     save("complete")
     go(page, "trajectory")
-    begin(page, "trajectory", 21, images=4)
-    page.get_by_text("Recorded").wait_for(timeout=SLOW)
-    show(page, "trajectory")
+    submit(page, "trajectory", 21, images=4)
+    page.get_by_text("Recorded").wait_for(timeout=TIMEOUT_MS)
+    scroll_to_result(page, "trajectory")
     save("trajectory")
     go(page, "models")
     page.locator("#view-models .expand").first.click()
     page.get_by_role("button", name="Generate 4 of each class").click()
-    page.get_by_text("not selected").wait_for(timeout=SLOW)
-    show(page, "models")
+    page.get_by_text("not hand-picked").wait_for(timeout=TIMEOUT_MS)
+    scroll_to_result(page, "models")
     save("models")
     page.get_by_role("link", name="Calibrate a model on your own images").click()
     page.locator("#view-calibrate form").wait_for()
@@ -126,13 +126,13 @@ def tour(page: Page, save: Save) -> None:
 
 
 def defect(page: Page, save: Save) -> None:
-    """Find the defect on the wall of scripts/docs/tiles.py."""
+    """Score the wall of scripts/docs/tiles.py in tiles, and save a screenshot of the defect found."""
     page.locator("#view-score input[type=file]").set_input_files(DOCS / "stained.png")
     page.get_by_label("Score in tiles (large images)").check()
     page.get_by_role("button", name="Score 1 image").click()
-    page.locator("#view-score .over.whole img").first.wait_for(timeout=SLOW)
+    page.locator("#view-score .over.whole img").first.wait_for(timeout=TIMEOUT_MS)
     page.locator(".reading summary", has_text="Map").click()
-    show(page, "score")
+    scroll_to_result(page, "score")
     save("tiles")
 
 
@@ -148,12 +148,12 @@ def main() -> None:
         capture(Path(folder), defect, browser_path)
 
 
-def capture(models: Path, walk: Callable[[Page, Save], None], browser_path: str) -> None:
-    """Capture what `walk` saves on two screens, each in light and dark mode."""
+def capture(models: Path, use_page: Callable[[Page, Save], None], browser_path: str) -> None:
+    """Call `use_page` on a desktop and a phone screen, and save its screenshots in the light and dark schemes."""
     with service(models) as url, sync_playwright() as playwright:
-        mapping = f"--host-resolver-rules=MAP {urlsplit(ADDRESS).netloc} 127.0.0.1:{urlsplit(url).port}"
+        host_rule = f"--host-resolver-rules=MAP {urlsplit(ADDRESS).netloc} 127.0.0.1:{urlsplit(url).port}"
         browser = playwright.chromium.launch(
-            executable_path=browser_path, args=["--no-sandbox", "--disable-gpu", mapping]
+            executable_path=browser_path, args=["--no-sandbox", "--disable-gpu", host_rule]
         )
         for screen, options in (("desktop", DESKTOP), ("phone", PHONE)):
             page = browser.new_context(**options, reduced_motion="reduce").new_page()
@@ -169,7 +169,7 @@ def capture(models: Path, walk: Callable[[Page, Save], None], browser_path: str)
                     print(path)
                 page.emulate_media(color_scheme="light")
 
-            walk(page, save)
+            use_page(page, save)
         browser.close()
 
 

@@ -1,4 +1,4 @@
-// The HTTP API: requests with the API key, and refusals as sentences. Paths are relative to the page.
+// The HTTP API: sends requests with the API key, and reports refusals as sentences. Paths are relative to the page.
 
 import { apiKey } from "./session.js";
 

@@ -1,4 +1,4 @@
-// The page as a whole: views by the address's fragment, the state of the service, the API key, and dropped images.
+// The page as a whole: switches views by URL fragment, shows the service's state, and takes the API key and images.
 
 import { Refusal } from "./api.js";
 import { catalogue } from "./catalogue.js";
@@ -17,7 +17,7 @@ const views = {};
 const notice = document.getElementById("notice");
 const pulse = document.getElementById("pulse");
 const modelSelect = document.getElementById("model");
-let metrics = null; // null as long as the service does not respond
+let metrics = null; // null while the service does not respond
 
 // -- views
 
@@ -85,27 +85,27 @@ async function refresh() {
     problem = showLoad(load(metrics));
   } catch (error) {
     problem = error;
-    showPulse(error.status === 401 ? "API key needed" : "unreachable", false);
+    showPulse(error.status === 401 ? "API key needed" : "Unreachable", false);
     metrics = null;
   }
   views.models.showHealth?.(metrics);
   showProblem(problem);
 }
 
-/** Show whether the service can work; returns the problem if it cannot. */
+/** Show whether the service can process jobs; returns the problem if it cannot. */
 function showLoad({ unserved, waiting }) {
   if (!catalogue.models.length) {
-    showPulse("no model yet", false);
+    showPulse("No model yet", false);
     const remedy = "This page continues automatically as soon as one is ready.";
     return new Refusal("No model is available yet: the workers are loading their models.", { remedy, calm: true });
   }
   if (unserved.length) {
-    showPulse(`no worker for ${unserved.join(" or ")}`, false);
+    showPulse(`No worker for ${unserved.join(" or ")}`, false);
     const tasks = unserved.map((lane) => LANE_TASKS[lane] ?? lane).join(" or ");
     const remedy = "Start one, or ask the operator of the service; this page continues automatically.";
     return new Refusal(`No worker is available to ${tasks}.`, { remedy, calm: true });
   }
-  showPulse(`ready · ${waiting} waiting`, true);
+  showPulse(`Ready · ${waiting} waiting`, true);
   return null;
 }
 
@@ -147,12 +147,11 @@ modelSelect.addEventListener("change", () => catalogue.select(modelSelect.value)
 function openKeyDialog() {
   const id = uid();
   const input = h("input", { type: "password", id, autocomplete: "off", value: apiKey.get(), class: "mono" });
-  const hint =
-    "Stored in this tab until you close it, and sent to this service only. A service without API keys needs none.";
+  const hint = "Stored in this tab until you close it, and sent only to this service. Some services need no key.";
   const useKey = (key) => {
     apiKey.set(key);
     dialog.close();
-    announce(key ? "The API key is set" : "The API key is removed");
+    announce(key ? "API key set" : "API key removed");
     refresh();
   };
   const buttons = h(

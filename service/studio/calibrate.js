@@ -11,12 +11,12 @@ import { powerTable } from "./power.js";
 import { jobForm } from "./runs.js";
 import { jobs } from "./session.js";
 
-const MIN_IMAGES = 39; // 20 to estimate and 19 to rank
+const MIN_IMAGES = 39; // 20 for estimation and 19 for ranking
 const STAGES = {
-  noisy_sampling: "Generating images to compare with, row",
-  fit: "Estimating the statistics",
-  rank: "Ranking images",
-  power: "Measuring what it detects",
+  noisy_sampling: "Generating images for comparison: row",
+  fit: "Estimating what good images look like: image",
+  rank: "Ranking good images: image",
+  power: "Measuring what it detects: image",
 };
 const PHASES = Object.keys(STAGES);
 
@@ -25,12 +25,12 @@ export function mount(host) {
   const bench = h("div", { class: "bench" });
   const upload = new CalibrationForm();
   bench.append(upload.element, upload.stage);
-  const off = h(
+  const disabledHint = h(
     "p",
     { class: "hint" },
-    "Calibration in the browser is off: the operator of this service can allow it with NCML_ALLOW_CALIBRATION=1.",
+    "Calibration in the browser is disabled: the operator of this service can allow it with NCML_ALLOW_CALIBRATION=1.",
   );
-  host.append(bench, off, commands);
+  host.append(bench, disabledHint, commands);
   catalogue.addEventListener("change", show);
   catalogue.addEventListener("list", show);
   show();
@@ -38,26 +38,26 @@ export function mount(host) {
 
   function show() {
     bench.hidden = !catalogue.calibrationAllowed;
-    off.hidden = catalogue.calibrationAllowed;
+    disabledHint.hidden = catalogue.calibrationAllowed;
     commands.replaceChildren(...commandLines(catalogue.current?.name ?? "cifar10").flat());
   }
 }
 
-/** The command that calibrates on the machine that has the images, for any number of them. */
+/** The command that calibrates on the machine where the images are, however many there are. */
 const adaptCommand = (model, name) => `ncml adapt FOLDER --model ${quoted(model)} --out ${quoted(`models/${name}`)}`;
 
-/** How to calibrate, and to train further, on the command line. */
+/** How to calibrate and fine-tune on the command line. */
 function commandLines(model) {
   const adapt = adaptCommand(model, "mine");
   return [
     h("h2", {}, "On the command line"),
+    h("p", {}, `FOLDER contains at least ${MIN_IMAGES} good images: some for estimation, the others for ranking.`),
+    terminal(adapt, "command"),
     h(
       "p",
       {},
-      `FOLDER holds at least ${MIN_IMAGES} good images. Some are used to estimate the statistics, the others to rank images.`,
+      "With a time limit, the model is also fine-tuned on them. The fine-tuned model is kept only if it detects more:",
     ),
-    terminal(adapt, "command"),
-    h("p", {}, "With a time limit, the model is also fine-tuned on them; the result is kept only if it detects more:"),
     terminal(`${adapt} --max-time 10m`, "command"),
   ];
 }
@@ -68,9 +68,9 @@ class CalibrationForm {
   summary = h("p", { class: "hint" });
   calibrations = h("div", { class: "runs" });
   placeholder = emptyState(
-    "What to send",
-    "Good images of one kind: a product without defects, a microscope’s usual fields. 100 are a start, 600 are better. " +
-      "Leave out unusual ones: every image that you send counts as good.",
+    "What to upload",
+    "Good images of one kind, such as a product without defects. 100 are enough to start, 600 are better. " +
+      "Leave out unusual images: every image you upload counts as good.",
   );
   stage = h("div", { class: "stage" }, this.placeholder, this.calibrations);
 
@@ -83,7 +83,7 @@ class CalibrationForm {
     Object.assign(this, { notice, submitButton });
     const id = uid();
     this.name = h("input", { id, required: true, pattern: "[A-Za-z0-9][A-Za-z0-9._\\-]*", maxlength: 64 });
-    const nameHint = "Letters, digits, dots, hyphens and underscores.";
+    const nameHint = "Letters, digits, dots, hyphens and underscores; the first must be a letter or digit.";
     const nameField = h(
       "div",
       { class: "field", "data-field": "name" },
@@ -94,9 +94,9 @@ class CalibrationForm {
     const onFiles = (files) => this.take(files);
     const accept = "image/*,.tif,.tiff,.zip";
     this.zone = dropZone({
-      title: "Drop or select good images, or a zip",
+      title: "Drop or select good images or a zip file",
       filledTitle: "Add images",
-      text: `At least ${MIN_IMAGES}`,
+      text: `At least ${MIN_IMAGES} images`,
       multiple: true,
       accept,
       onFiles,
@@ -129,7 +129,7 @@ class CalibrationForm {
     return [input, button("Select a folder", () => input.click(), "small")];
   }
 
-  /** Add files; those that are neither images nor zips are left out, as the service would. */
+  /** Add files; skip those that are neither images nor zip files, as the service does. */
   take(files) {
     const usable = files.filter(isUsable);
     this.skipped = files.length - usable.length;
@@ -147,7 +147,7 @@ class CalibrationForm {
   showFiles() {
     const { length } = this.files;
     const bytes = this.files.reduce((sum, { size }) => sum + size, 0);
-    const skipped = this.skipped ? ` ${plural(this.skipped, "other file")} left out.` : "";
+    const skipped = this.skipped ? ` ${plural(this.skipped, "other file")} skipped.` : "";
     this.summary.textContent = length
       ? `${plural(length, "file")}, ${(bytes / 2 ** 20).toFixed(1)} MB.${skipped}`
       : `No images yet.${skipped}`;
@@ -160,7 +160,7 @@ class CalibrationForm {
     const isZipped = this.files.some(isZip);
     if (!isZipped && this.files.length < MIN_IMAGES) {
       const remedy = `Add at least ${MIN_IMAGES - this.files.length} more.`;
-      throw new Refusal(`${plural(this.files.length, "image")} are too few.`, { remedy, fields: ["image"] });
+      throw new Refusal(`A calibration needs at least ${MIN_IMAGES} images.`, { remedy, fields: ["image"] });
     }
     const body = new FormData();
     for (const file of this.files) body.append("image", file, file.name);
@@ -168,7 +168,7 @@ class CalibrationForm {
     body.set("model", base);
     const { id } = await submit("calibrate", body).catch((error) => {
       if (error.status !== 413) throw error;
-      const remedy = `Leave some out, or run this where the images are: ${adaptCommand(base, this.name.value)}`;
+      const remedy = `Upload fewer images, or run this command where the images are: ${adaptCommand(base, this.name.value)}`;
       throw new Refusal(error.message, { status: 413, remedy, fields: ["image"] });
     });
     const record = { id, view: "calibrate", name: this.name.value, base };
@@ -205,7 +205,7 @@ class CalibrationForm {
   async follow(monitor, { body, notice, name }) {
     try {
       const result = await monitor.result();
-      monitor.status.textContent = result ? "Calibrated" : "Canceled. No model was made.";
+      monitor.status.textContent = result ? "Calibrated" : "Canceled. No model was created.";
       announce(`${name}: ${monitor.status.textContent}`);
       if (!result) return;
       body.replaceChildren(calibrationReport(result));
@@ -222,7 +222,7 @@ class CalibrationForm {
 function describeProgress({ stage, step, total }) {
   const phase = PHASES.indexOf(stage);
   if (phase < 0) return null;
-  const text = `${STAGES[stage]}: ${step.toLocaleString("en")} of ${total.toLocaleString("en")}`;
+  const text = `${STAGES[stage]} ${step.toLocaleString("en")} of ${total.toLocaleString("en")}`;
   return { text, fraction: (phase + step / total) / PHASES.length };
 }
 
@@ -233,7 +233,7 @@ function calibrationReport({ model, calibration, skipped }) {
     catalogue.select(model.name);
     location.hash = "score";
   };
-  const count = `Estimated on ${plural(estimated, "image")}, ranked among ${ranked.toLocaleString("en")} others.`;
+  const count = `${plural(estimated, "image")} for estimation, ${ranked.toLocaleString("en")} for ranking.`;
   const useButton = button("Score images with it", use, "primary");
   return h(
     "div",

@@ -10,8 +10,8 @@ export const axisLabel = (statistic) =>
   statistic === "bpd" ? "bits/dim: lower is more likely" : `${statistic} OOD score: higher is more unusual`;
 
 /**
- * A chart of a histogram {edges, counts} with the label of its `axis`: the line of a `value`, with everything above it
- * shaded if `tail`, and that of a `threshold`.
+ * Draw a histogram {edges, counts} with a labelled `axis`. Lines mark `value` and `threshold`; with `tail`, everything
+ * above `value` is shaded.
  */
 export function histogram({ edges, counts }, { description, axis, value, threshold, tail = true }) {
   const chart = h("svg", { class: "chart", height: HEIGHT, role: "img", "aria-label": description });
@@ -66,7 +66,7 @@ function ticks(low, high) {
 
 function thresholdLine(threshold, [low, high], x, value) {
   if (!(threshold > low && threshold < high)) return [];
-  const toTheLeft = value !== undefined && value >= threshold; // the text keeps clear of the value's line
+  const toTheLeft = value !== undefined && value >= threshold; // so that the text does not cross the value's line
   const position = { x: x(threshold) + (toTheLeft ? -5 : 5), y: TOP, "text-anchor": toTheLeft ? "end" : "start" };
   return [
     h("line", { x1: x(threshold), x2: x(threshold), y1: TOP - 8, y2: BASE, class: "limit" }),

@@ -30,11 +30,11 @@ export function mount(host, { sendTo }) {
   const zone = dropZone({
     title: "Drop, paste or select an image",
     filledTitle: "Choose another image",
-    text: "Whole, or only one half: half as high or half as wide",
+    text: "A whole image, or only one half of it",
     onFiles: take,
   });
   const names = EXAMPLES.filter((name) => name !== "noise");
-  const examples = exampleButtons({ names, hint: "Or take an example:", onFiles: take, notice });
+  const examples = exampleButtons({ names, hint: "Or use an example:", onFiles: take, notice });
   const fields = [zone, pad.element, examples, settings.element];
   const stage = h("div", { class: "stage" }, placeholder, runs.element);
   host.append(h("div", { class: "bench" }, form(fields), stage));
@@ -48,7 +48,7 @@ export function mount(host, { sendTo }) {
     await showFile();
   }
 
-  /** Show the file as the current model sees it: at once, or when there is a model. */
+  /** Show the file as the current model sees it, as soon as there is a model. */
   async function showFile() {
     if (!selectedFile || !catalogue.current) return;
     await pad.load(selectedFile, catalogue.current);

@@ -1,4 +1,4 @@
-// One model in full: its facts, its calibration and what that detects, samples, and its card.
+// The details of a model: its properties, its calibration and what that detects, samples, and its card.
 
 import { axisLabel, histogram } from "./chart.js";
 import { greyLevels, h, plural } from "./dom.js";
@@ -9,8 +9,8 @@ import { SampleGrid } from "./samples.js";
 import { pText } from "./verdict.js";
 
 const METRIC_NAMES = {
-  class_fidelity: "Class recognised",
-  class_fidelity_real: "In real images",
+  class_fidelity: "Class recognised, generated images",
+  class_fidelity_real: "Class recognised, real images",
 };
 
 export function modelDetails(model) {
@@ -55,7 +55,7 @@ function modelFacts(model) {
 
 function notCalibrated() {
   const link = h("a", { href: "#calibrate" }, "Calibrate a model");
-  const hint = ["Scores have no verdict. ", link, " on your own images to add one."];
+  const hint = ["Scores of this model have no verdict. ", link, " on your own images to add one."];
   return h("div", {}, h("h3", {}, "Not calibrated"), h("p", { class: "hint" }, hint));
 }
 
@@ -68,9 +68,9 @@ export function calibrationFacts({ calibration, calibrations = {} }) {
   const description = `Histogram of ${statistic} over held-out images, threshold ${threshold.toPrecision(3)}`;
   const flagged = `${(100 * rate).toFixed(0)}\u00a0%`;
   const summary = [
-    `Statistic ${statistic}, estimated on ${plural(estimated, "image")}`,
+    `The statistic ${statistic} is estimated on ${plural(estimated, "image")}`,
     ` and ranked among ${ranked.toLocaleString("en")} others.`,
-    ` At most ${flagged} of in-distribution images are flagged; the smallest p is ${pText(smallestP)}.`,
+    ` At most ${flagged} of in-distribution images are flagged. The smallest possible p-value is ${pText(smallestP)}.`,
   ];
   return h(
     "div",
@@ -78,7 +78,7 @@ export function calibrationFacts({ calibration, calibrations = {} }) {
     h("h3", {}, "Calibration", explain(statistic)),
     h("p", { class: "hint" }, summary),
     weakness && h("p", { class: "caution" }, h("strong", {}, "This calibration is weak"), `: ${weakness}.`),
-    names.length > 1 && h("p", { class: "hint" }, `Calibrations to choose from: ${names.join(", ")}.`),
+    names.length > 1 && h("p", { class: "hint" }, `Available calibrations: ${names.join(", ")}.`),
     power && powerTable(power),
     counts && histogram(counts, { axis: axisLabel(statistic), threshold, description }),
   );

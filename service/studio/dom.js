@@ -1,4 +1,4 @@
-// Elements and words: builds elements, copies text, saves files.
+// Helpers: create elements, copy text, save files, and format numbers.
 
 const SVG_TAGS = new Set(["svg", "path", "rect", "line", "g", "text"]);
 const SVG_NAMESPACE = "http://www.w3.org/2000/svg";
@@ -47,7 +47,7 @@ export function copyButton(label, text, kind = "quiet") {
   const element = button(
     label,
     async () => {
-      element.textContent = (await copy(text())) ? "Copied" : "Cannot copy: select the text";
+      element.textContent = (await copy(text())) ? "Copied" : "Copying failed: select the text";
       announce(element.textContent);
       setTimeout(() => element.replaceChildren(label), 1600);
     },

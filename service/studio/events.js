@@ -1,4 +1,4 @@
-// The states and the progress of a job, by its event stream or by polling.
+// Follows the state and the progress of a job, by its event stream or by polling.
 // Events are read through fetch: EventSource cannot send an API key.
 
 import { Refusal, request, requestJson } from "./api.js";
@@ -11,21 +11,21 @@ let openStreams = 0;
 
 /**
  * Follow a job: call `onEvent({status} | {progress} | {lost})` for each change; resolves to its final {status, error}.
- * A lost connection resumes after its last event; `lost` is whether it is lost. Beyond a few streams at once, jobs are
- * polled instead.
+ * `lost` is whether the connection is lost; it resumes after the last event received. If several streams are already
+ * open, the job is polled instead.
  */
 export async function follow(id, onEvent) {
-  if (openStreams >= MAX_STREAMS) return persist(poller(id, onEvent), onEvent);
+  if (openStreams >= MAX_STREAMS) return retry(poller(id, onEvent), onEvent);
   openStreams += 1;
   try {
-    return await persist(streamer(id, onEvent), onEvent);
+    return await retry(streamer(id, onEvent), onEvent);
   } finally {
     openStreams -= 1;
   }
 }
 
-/** Call `attempt(onAlive)` until it returns the final state; it is repeated after failures that may be temporary. */
-async function persist(attempt, onEvent) {
+/** Call `attempt(onAlive)` until it returns the final state, or fails permanently or too often. */
+async function retry(attempt, onEvent) {
   let failures = 0;
   const onAlive = () => {
     if (failures) onEvent({ lost: false });
@@ -53,7 +53,7 @@ function streamer(id, onEvent) {
   return async (onAlive) => {
     const response = await request(`jobs/${id}/events`, { headers: { "Last-Event-ID": lastId } });
     onAlive();
-    if (response.status === 204) return requestJson(`jobs/${id}`); // it has ended, and there are no more events
+    if (response.status === 204) return requestJson(`jobs/${id}`); // the job has ended, and there are no more events
     for await (const event of messages(response.body)) {
       lastId = event.id || lastId;
       const data = JSON.parse(event.data);

@@ -37,9 +37,9 @@ function paint(name, width, height) {
   return image;
 }
 
-/** Buttons with a thumbnail of each example, which pass it to `onFiles`; failures are reported in `notice`. */
+/** Buttons with a thumbnail of each example, which pass its file to `onFiles`; failures are reported in `notice`. */
 export function exampleButtons({ names = EXAMPLES, hint, onFiles, notice }) {
-  async function pass(name) {
+  async function passFile(name) {
     try {
       const { width, height } = catalogue.requireCurrent();
       await onFiles([await exampleFile(name, width, height)]);
@@ -52,6 +52,6 @@ export function exampleButtons({ names = EXAMPLES, hint, onFiles, notice }) {
       ? h("img", { src: "studio/chelsea.jpg", alt: "", width: 44, height: 44 })
       : pixelCanvas(paint(name, 16, 16), "");
   const item = (name) =>
-    h("li", {}, h("button", { type: "button", onclick: () => pass(name) }, thumbnail(name), h("span", {}, name)));
+    h("li", {}, h("button", { type: "button", onclick: () => passFile(name) }, thumbnail(name), h("span", {}, name)));
   return h("div", { class: "field" }, h("p", { class: "hint" }, hint), h("ul", { class: "examples" }, names.map(item)));
 }

@@ -7,24 +7,24 @@ const EXPLANATIONS = {
     "Bits per dimension: the average number of bits that the model needs to encode one red, green or blue value of " +
     "the image. Lower means more likely. Without a model, every value takes 8 bits.",
   multiscale_corr:
-    "An OOD score: the distance of an image from held-out images, measured by its likelihood, the gradient of the " +
-    "log-density and the variation of its bits across pixels, at several noise levels, and by correlations between " +
+    "An OOD score: how far an image lies from held-out images. It combines, at several noise levels, the likelihood, " +
+    "the gradient of the log-density and the variation of the bits across pixels, and adds correlations between " +
     "neighbouring pixels that the model does not explain. Higher means more out-of-distribution.",
   multiscale:
-    "An OOD score: the distance of an image from held-out images, measured by its likelihood, the gradient of the " +
-    "log-density and the variation of its bits across pixels, at several noise levels. " +
+    "An OOD score: how far an image lies from held-out images. It combines, at several noise levels, the likelihood, " +
+    "the gradient of the log-density and the variation of the bits across pixels. " +
     "Higher means more out-of-distribution.",
   "grey levels":
     "A colour value is one of 256 levels, from 0 to 255. " +
     "Noise of 10 grey levels moves each value by about 10, up or down.",
-  guidance: "Weight of the class against no class. Above 1, images show their class more clearly and vary less.",
+  guidance: "The influence of the class. Above 1, images show their class more clearly and vary less.",
   temperature: "Below 1, likely values become more likely and images smoother. Above 1, images vary more.",
-  tweedie:
+  solver:
     "A solver turns a noisy sample into a clean image. tweedie does it in one step. heun takes several steps and " +
     "adds no noise; euler-maruyama and predictor-corrector add noise at each step.",
 };
 
-/** A question mark that explains a term, to the pointer and the keyboard alike; nothing for other terms. */
+/** A question-mark button that explains a term; nothing for a term without an explanation. */
 export function explain(term) {
   if (!(term in EXPLANATIONS)) return [];
   const id = uid();
@@ -42,13 +42,13 @@ export function explain(term) {
   };
   const questionMark = h(
     "button",
-    { type: "button", class: "explain", popovertarget: id, "aria-label": `What is ${term}?`, onclick: place },
+    { type: "button", class: "explain", popovertarget: id, "aria-label": `Explain ${term}`, onclick: place },
     "?",
   );
   return [questionMark, explanation];
 }
 
-/** A labelled slider that shows its value in words; `term` is explained beside the label. `field` is its parameter. */
+/** A labelled slider for the parameter `field`. `words` formats its value; `term` is explained beside the label. */
 export function slider({ label, field, term, min, max, step = 1, value, words = String, hint, onInput }) {
   const [id, hintId] = [uid(), hint && uid()];
   const output = h("output", { for: id });
@@ -146,7 +146,7 @@ export function selectField({ label, field, term, onChange, hint }) {
   };
 }
 
-/** An area to drop or select image files; with the class `filled` it is one line that offers to add or replace. */
+/** An area to drop or select image files; with the class `filled`, it shrinks to one line with `filledTitle`. */
 export function dropZone({ title, filledTitle, text, multiple, accept = "image/*,.tif,.tiff", onFiles }) {
   const onchange = () => {
     onFiles([...input.files]);

@@ -9,7 +9,7 @@ import { jobMonitor } from "./job.js";
 export function flipTest({ file, model, name }) {
   const holder = h("div", { class: "flip" });
   const explanation =
-    "Flip the lowest bit of every value: the change is invisible, but an exact likelihood detects it.";
+    "Flip the lowest bit of every value: the change is invisible, but an exact likelihood can detect it.";
   const unavailable =
     "To flip the lowest bits, choose the image again: the page does not keep files when it is reloaded.";
   if (!file) holder.append(h("p", { class: "hint" }, unavailable));
@@ -53,6 +53,6 @@ function comparison(bpd, flippedBpd) {
 
 function interpretation(change) {
   if (change > 0.0005) return "The flipped image is less likely: the model has learned even the lowest bits.";
-  if (change < -0.0005) return "The flipped image is more likely, as happens if the lowest bits carry no structure.";
+  if (change < -0.0005) return "The flipped image is more likely: the lowest bits of this image carry no structure.";
   return "No difference: the lowest bits of this image carry no information for the model.";
 }

@@ -17,7 +17,7 @@ export class Frames {
     return this.list.at(-1);
   }
 
-  /** The refined images, or null as long as they are not available. */
+  /** The refined images, or null until they are available. */
   get finalImages() {
     return this.last?.stage === "end" ? this.last.images : null;
   }
@@ -40,7 +40,7 @@ export class Frames {
     return steps;
   }
 
-  /** Make a frame for each row, and return their number. Sampled rows do not change: their last preview has all. */
+  /** Replace the previews of sampling by a frame for each row, all cut from the last preview; returns their number. */
   expandRows() {
     const previews = this.list.filter(({ stage }) => stage === "noisy_sampling");
     const last = previews.at(-1);
@@ -53,7 +53,7 @@ export class Frames {
     return rows.length;
   }
 
-  /** Images without the rows that are not sampled at a moment. */
+  /** Copy images without the rows that are not sampled at a moment. */
   sampledImages(images, moment) {
     const [, , width, rows] = sampledArea(this, moment);
     return images.map(({ data }) => new ImageData(data.slice().fill(0, 4 * width * rows), width));

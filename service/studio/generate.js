@@ -14,7 +14,7 @@ export function mount(host, { sendTo }) {
   const expectation = h("p", { class: "hint expectation" });
   const placeholder = emptyState(
     "Nothing generated yet",
-    "Choose a class, or any, and generate images. They appear row by row, in the order in which they are sampled.",
+    "Choose a class (or any) and generate images. They appear row by row as they are sampled.",
   );
   const runs = new RunList("generate", { settings, placeholder, use: sendTo });
   const stage = h("div", { class: "stage" }, placeholder, runs.element);
@@ -63,7 +63,7 @@ function expectationText({ name, classes, metrics, width, height }) {
   const size = `${name} generates images of ${width} × ${height} pixels.`;
   const { class_fidelity: fidelity, class_fidelity_real: real } = metrics;
   if (!classes.length) return size;
-  if (fidelity === undefined) return `${size} How often they show their class was not measured (ncml tune).`;
+  if (fidelity === undefined) return `${size} How often they show their class was not measured: run ncml tune.`;
   const percent = (share) => `${Math.round(100 * share)}\u00a0%`;
   const comparison = real === undefined ? "" : `, against ${percent(real)} of real ones`;
   return `${size} With its default settings, a classifier recognises the class of ${percent(fidelity)} of them${comparison}.`;

@@ -8,7 +8,7 @@ import { laneNames, total, withLabel } from "./metrics.js";
 const ROUTES = /^\/(score|generate|complete|jobs\/\{job_id\}\/result|models)$/;
 
 export function lanesTable(metrics) {
-  const headings = ["Lane", "Waiting", "Oldest", "Pace", "Workers"];
+  const headings = ["Lane", "Waiting", "Longest wait", "Pace", "Workers"];
   return table({
     caption: "Queues and workers",
     headings,
@@ -32,8 +32,8 @@ function laneRow(lane, metrics) {
 }
 
 /**
- * How long responses took. A 202 is not counted: it only accepts a job, as this page always requests, and the pace of
- * the lanes covers those. Refusals are not counted either: they are quick under any load.
+ * How long responses took. A 202, as every request of this page gets, is not counted: it only accepts a job, and the
+ * pace of the lanes covers those. Refusals are not counted either: they are quick whatever the load.
  */
 export function latencyTable(metrics) {
   const buckets = (metrics.get("ncml_http_request_duration_seconds_bucket") ?? []).filter(

@@ -7,7 +7,7 @@ import { failure } from "./feedback.js";
 
 const LABELS = { queued: "Waiting in the queue", running: "Started" };
 const EXPIRED = "This result has expired: the service keeps results for one hour.";
-const LOST = "Connection lost: trying again. The job continues in the meantime.";
+const LOST = "Connection lost: trying again. The job continues meanwhile.";
 
 /** Follow a job to its result; resolves to null if it was canceled, throws if it failed. */
 export async function jobResult(id, onEvent = () => {}) {
@@ -24,7 +24,7 @@ export async function jobResult(id, onEvent = () => {}) {
 
 /**
  * The controls of a running job. `labels` are the status lines of its states; `describe(progress)` returns the status
- * line and the completed fraction, {text, fraction}, or null to keep the current ones. A cancellation that fails is
+ * line and the completed fraction, {text, fraction}, or null to leave them unchanged. A cancellation that fails is
  * reported in `notice`. `result(onProgress)` resolves as `jobResult` does.
  */
 export function jobMonitor(id, { notice, labels = LABELS, describe = () => null, fraction = 0 }) {

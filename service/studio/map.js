@@ -4,7 +4,7 @@ import { button, h, save, stem } from "./dom.js";
 import { enlarge, pixelCanvas, toPng } from "./image.js";
 
 const CLIPPED = 0.02; // share of pixels beyond each end of the colour scale
-let mapsShown = false; // kept for the next images
+let mapsShown = false; // also for the images selected next
 let sharedScale = false; // one colour scale for all maps, so that they can be compared
 
 /** The image of a reading as the model saw it. */
@@ -33,7 +33,7 @@ function mapElements(reading, readings) {
   const [least, most] = bitsRange([reading], 0);
   const label = `Bits per dimension of each pixel, from ${least.toFixed(1)} to ${most.toFixed(1)}`;
   const layer = pixelCanvas(heatmap(score.map, least, most), label);
-  const output = h("output", { class: "mono" }, "Point at a pixel to read its value.");
+  const output = h("output", { class: "mono" }, "Point at a pixel to see its value.");
   const mapFigure = h(
     "figure",
     {},
@@ -99,7 +99,7 @@ function colourScale(reading, readings, layer) {
   ];
 }
 
-/** [low, high] of the bits of maps, without a share of the pixels at each end. */
+/** [low, high] of the bits of maps, ignoring a share of the pixels at each end. */
 function bitsRange(readings, clipped = CLIPPED) {
   const bits = readings.flatMap(({ score }) => score.map.flat()).sort((a, b) => a - b);
   return [clipped, 1 - clipped].map((share) => bits[Math.round(share * (bits.length - 1))]);

@@ -1,4 +1,4 @@
-// Models and health: a table of the models, each with its details, and the load of the service.
+// Models and health: a table of the models with their details, and the load on the service.
 
 import { catalogue } from "./catalogue.js";
 import { modelDetails } from "./details.js";
@@ -32,7 +32,7 @@ export function mount(host) {
 }
 
 const noModels = () =>
-  emptyState("No models", "A worker offers its models when it has loaded them, a few seconds after it starts.");
+  emptyState("No models", "Models appear here when a worker has loaded them, a few seconds after it starts.");
 
 function modelTable(models) {
   const head = h(
@@ -96,7 +96,10 @@ function verdictsCell({ calibration }) {
     : h("span", { class: "badge" }, `calibrated on ${plural(ranked, "image")}`);
   const lines = [
     weakness && `${weakness[0].toUpperCase()}${weakness.slice(1)}.`,
-    power && `Detects ${detected(power) || "nothing"}. Misses ${missed(power) || "nothing measured"}.`,
+    power && `Detects ${detected(power) || "nothing"}. Misses ${missed(power) || "nothing that was measured"}.`,
   ];
-  return [badge, h("p", { class: "hint" }, lines.filter(Boolean).join(" ") || "What it detects was not measured.")];
+  return [
+    badge,
+    h("p", { class: "hint" }, lines.filter(Boolean).join(" ") || "What it detects has not been measured."),
+  ];
 }

@@ -94,7 +94,7 @@ export class KnownHalfPad {
     this.paint();
   }
 
-  /** The submitted image as a data URL at the model's size; a half is drawn in its place. */
+  /** The submitted image at the model's size; a half is drawn where it belongs. */
   submittedUrl(width, height) {
     const { modelView, part } = this.source;
     if (!modelView) return undefined;
@@ -171,7 +171,7 @@ export class KnownHalfPad {
   }
 }
 
-/** The half in which most of a stroke lies: the top or the bottom if the stroke is wider than high. */
+/** The half that a stroke marks by its mean position: the top or the bottom if the stroke is wider than high. */
 function strokeHalf(stroke, { width, height }, halves) {
   const [xs, ys] = [stroke.map(([x]) => x), stroke.map(([, y]) => y)];
   const extent = (values) => Math.max(...values) - Math.min(...values);

@@ -1,4 +1,4 @@
-// The images that are selected and not yet submitted, each with the crop that the model will see.
+// The images that are selected but not yet submitted, each with the crop that the model will see.
 
 import { Refusal } from "./api.js";
 import { catalogue } from "./catalogue.js";
@@ -9,7 +9,7 @@ import { tiling } from "./tiles.js";
 
 const MAX_IMAGES = 64; // of a request
 
-/** A selected file: `modelView` is the ImageData that the model sees, `tiling` how the service cuts it into tiles. */
+/** A selected file: `modelView` is the ImageData that the model sees, `tiling` how the service splits it into tiles. */
 class PendingImage {
   modelView = null;
   tiling = null;
@@ -29,7 +29,7 @@ class PendingImage {
     );
   }
 
-  /** Read the file, and show what the model will see. A file that the browser cannot decode may still be one that the service can. */
+  /** Decode the file and show what the model will see. The service decodes some files that browsers cannot. */
   async refresh(isTiled) {
     const model = catalogue.current;
     if (!model) return;
@@ -76,17 +76,17 @@ export class PendingImages {
     const accepted = imageFiles(files, this.notice);
     const room = MAX_IMAGES - this.images.length;
     if (accepted.length > room) {
-      const remedy = `At most ${MAX_IMAGES} can be scored at once; the first ${room} were added.`;
-      showFailure(this.notice, new Refusal(`${plural(accepted.length, "image")} exceed the limit.`, { remedy }));
+      const message = `At most ${MAX_IMAGES} images can be scored at once: ${room} of ${accepted.length} were added.`;
+      showFailure(this.notice, new Refusal(message, { remedy: "Score these first, then add the others." }));
     }
     const added = accepted.slice(0, room).map((file) => new PendingImage(file, (image) => this.remove([image])));
     this.images = [...this.images, ...added];
     for (const image of added) image.refresh(this.isTiled);
     this.render();
-    if (accepted.length) announce(`${plural(this.images.length, "image")} ready to be scored`);
+    if (accepted.length) announce(`${plural(this.images.length, "image")} ready to score`);
   }
 
-  /** An image that is submitted at once, without being listed. */
+  /** Prepare an image that is submitted without being listed. */
   async prepare(file) {
     const image = new PendingImage(file, () => {});
     await image.refresh(this.isTiled);
@@ -102,7 +102,7 @@ export class PendingImages {
     this.remove(this.images);
   }
 
-  /** Show the previews again, for another model or with another use of tiles. */
+  /** Update the previews after a change of the model or of the use of tiles. */
   refresh() {
     for (const image of this.images) image.refresh(this.isTiled);
   }

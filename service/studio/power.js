@@ -1,31 +1,31 @@
-// The power of a calibration: which shares of images it flags, measured on held-out images when it was made.
+// The power of a calibration: the shares of images that it flags, measured on held-out images when it was made.
 
 import { h, plural } from "./dom.js";
 
-const MOST = 0.5; // share above which a kind of image is called detected
+const DETECTED = 0.5; // share of flagged images from which on their kind counts as detected
 
 const shares = ({ altered, foreign }) => Object.entries({ ...altered, ...foreign });
 
 /** The kind of an image without its amount: "blur, 1.5 pixels" is "blur". */
 const kind = ([name]) => name.split(",")[0];
 
-/** What a calibration detects mostly, and what it misses mostly, as lists in words. */
-export const detected = (power) => listed(shares(power).filter(([, share]) => share >= MOST));
-export const missed = (power) => listed(shares(power).filter(([, share]) => share < MOST));
+/** The kinds of images that a calibration detects and misses, as text. */
+export const detected = (power) => listed(shares(power).filter(([, share]) => share >= DETECTED));
+export const missed = (power) => listed(shares(power).filter(([, share]) => share < DETECTED));
 
 const listed = (entries) => [...new Set(entries.map(kind))].join(", ");
 
-/** A table of all shares with bars: first of images that should be flagged, then of those that should not. */
+/** A table of all shares with bars: first the images that should be flagged, then those that should not. */
 export function powerTable({ images, good, processed, altered, foreign }) {
   const groups = [
     ["Should be flagged", { ...altered, ...foreign }],
-    ["Should rarely be flagged", { "unchanged, by its ranks": good, ...processed }],
+    ["Should rarely be flagged", { "unchanged (all ranking images)": good, ...processed }],
   ];
   const rows = groups.flatMap(([title, group]) => [
     h("tr", {}, h("th", { scope: "colgroup", colspan: 2, class: "group" }, title)),
     ...Object.entries(group).map(([name, share]) => powerRow(name, share)),
   ]);
-  const caption = `What it flags, of ${plural(images, "held-out image")} each`;
+  const caption = `What it flags, of ${plural(images, "held-out image")} of each kind`;
   return h("table", { class: "power" }, h("caption", {}, caption), h("tbody", {}, rows));
 }
 

@@ -1,4 +1,4 @@
-// One scored image: what the model sees, the verdict, the map, the likelihood, and its place among held-out images.
+// One scored image: what the model sees, the verdict, the map, the likelihood, and its position among held-out images.
 
 import { catalogue, reference } from "./catalogue.js";
 import { axisLabel, histogram } from "./chart.js";
@@ -28,7 +28,7 @@ export function readingArticle(reading, readings) {
     !scan && likelihood(reading),
     !scan && calibration && placement(reading, calibration),
     !scan && flipTest(reading),
-    curlLine(reading),
+    curlDetails(reading),
   );
 }
 
@@ -64,7 +64,7 @@ const tilesText = ({ rows, columns, tile_width: width, tile_height: height, view
 function nextStep(kind) {
   const link = h("a", { href: "#calibrate" }, "calibrate a model");
   if (kind === "unknown") return ["For a verdict, ", link, " on your own images."];
-  return ["Compare with your own images: ", link, "."];
+  return ["To compare with your own images, ", link, "."];
 }
 
 function likelihood({ score, model }) {
@@ -78,20 +78,20 @@ function likelihood({ score, model }) {
     h(
       "p",
       { class: "hint" },
-      `${comparison}Lower means more likely. This is not a verdict: flat images have few bits under every likelihood model. `,
-      `The whole image: ${nats} nats.`,
+      `${comparison}Lower means more likely. This is not a verdict: flat images are likely under every such model. `,
+      `Log-likelihood of the whole image: ${nats} nats.`,
     ),
   );
 }
 
-/** The OOD score, or bits/dim, in the histogram of held-out images. */
+/** The position of the OOD score, or of bits/dim, in the histogram of held-out images. */
 function placement({ score }, { histograms, n_rank: ranked }) {
   const { statistic } = score.ood;
   const names = [...new Set([statistic, "bpd"])].filter((name) => histograms?.[name]);
   if (!names.length) return null;
   const holder = h("div");
   const tabs = chips({
-    legend: `Among ${plural(ranked, "held-out image")}`,
+    legend: `Compared with ${plural(ranked, "held-out image")}`,
     options: names.map((name) => [name, name === "bpd" ? "bits/dim" : name]),
     value: names[0],
     kind: "chips small",
@@ -112,7 +112,10 @@ function oodScoreChart({ statistic, score: value, threshold, p_value: pValue }, 
   const description = `${position}, p = ${pText(pValue)}`;
   const chart = histogram(counts, { axis: axisLabel(statistic), value, threshold, description });
   const isShaded = value <= counts.edges.at(-1);
-  return [chart, ...(isShaded ? [h("p", { class: "hint" }, "Shaded: OOD scores at least as high.")] : [])];
+  return [
+    chart,
+    ...(isShaded ? [h("p", { class: "hint" }, "Shaded: held-out images with at least this OOD score.")] : []),
+  ];
 }
 
 function bpdChart(value, counts) {
@@ -125,9 +128,9 @@ function bpdChart(value, counts) {
   ];
 }
 
-function curlLine({ name, model, conditions }) {
+function curlDetails({ name, model, conditions }) {
   const parameters = { model: reference(model), map: "1" };
   for (const [key, value] of Object.entries(conditions)) if (value) parameters[key] = value;
-  const line = curl("-F", quoted(`image=@${name}`), endpoint("score", parameters));
-  return h("details", {}, h("summary", {}, "From a terminal"), terminal(line));
+  const command = curl("-F", quoted(`image=@${name}`), endpoint("score", parameters));
+  return h("details", {}, h("summary", {}, "The same from a terminal"), terminal(command));
 }

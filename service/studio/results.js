@@ -1,4 +1,4 @@
-// The scored images: a strip to select one, the selected one in full, and all as a table.
+// The scored images: a strip to select one, the selected one in detail, and a CSV table of all.
 
 import { button, h, plural, save } from "./dom.js";
 import { emptyState } from "./feedback.js";
@@ -10,7 +10,7 @@ const COLUMNS = [
   ...["tile_left", "tile_top", "tile_width", "tile_height", "class", "noise", "model", "version"],
 ];
 
-/** The readings, newest first. `isRunning()` is whether more are on their way. */
+/** The readings, newest first. `isRunning()` is whether scoring jobs are still running. */
 export class Results {
   readings = [];
   selected = null;
@@ -38,7 +38,7 @@ export class Results {
   select(reading) {
     this.selected = reading;
     this.render();
-    this.strip.querySelector("[aria-pressed=true]").focus({ preventScroll: true }); // the pressed one was replaced
+    this.strip.querySelector("[aria-pressed=true]").focus({ preventScroll: true }); // it was replaced
   }
 
   download() {
@@ -86,7 +86,7 @@ export class Results {
 }
 
 const nothingScored = () =>
-  emptyState("No scores yet", "Drop your own images, or click an example: it is scored at once.");
+  emptyState("No scores yet", "Drop your own images, or click an example to score it immediately.");
 
 function csv(readings) {
   const lines = [COLUMNS, ...readings.map(csvRow)].map((cells) => cells.map(csvCell).join());

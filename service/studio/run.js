@@ -1,4 +1,4 @@
-// One run: progress, rows as they are sampled, and the generated images with downloads and curl lines.
+// One run: progress, rows as they are sampled, and the generated images with downloads and curl commands.
 
 import { resultFile } from "./api.js";
 import { curl, endpoint, quoted, terminal } from "./curl.js";
@@ -134,7 +134,7 @@ export class Run {
     open.replaceChildren(h("img", { src: `data:image/png;base64,${png}`, alt: "", width, height }));
     open.className = "cell";
     open.disabled = false;
-    open.setAttribute("aria-label", `Image with seed ${seed}: open`);
+    open.setAttribute("aria-label", `Open the image with seed ${seed}`);
     open.addEventListener("click", () => openImage({ record: this.record, i, seed, png }, this.onUse));
   }
 
@@ -155,7 +155,7 @@ export class Run {
   /** An expired run has no images, but its settings reproduce them. */
   showExpired(error) {
     this.element.classList.add("expired");
-    error.remedy = "“Reuse settings” and generate again: the same seed gives the same images.";
+    error.remedy = "Click “Reuse settings” and generate again: the same seed gives the same images.";
   }
 
   stop() {
@@ -176,7 +176,7 @@ export class Run {
   }
 }
 
-/** A grid with rows as equal as possible, for wide and for narrow screens. */
+/** A grid with rows of about equal length, on wide and on narrow screens. */
 function imageGrid(items) {
   const isMany = items.length > MANY;
   const columns = (most) => Math.ceil(items.length / Math.ceil(items.length / most));
@@ -186,7 +186,7 @@ function imageGrid(items) {
   return grid;
 }
 
-/** Open one image in a dialog: enlarged, with its seed, its curl line and actions. */
+/** Open one image in a dialog: enlarged, with its seed, its curl command and actions. */
 function openImage({ record, i, seed, png }, onUse) {
   const src = `data:image/png;base64,${png}`;
   const name = downloadName(record, i);
@@ -212,15 +212,15 @@ function openImage({ record, i, seed, png }, onUse) {
     h("p", {}, settingsText({ ...record.settings, seed })),
     actions,
     h("p", { class: "strong" }, "The same image from a terminal"),
-    record.task === "complete" && h("p", { class: "hint" }, `Run it in the folder of ${record.fileName}.`),
-    terminal(curlLine(record, i)),
+    record.task === "complete" && h("p", { class: "hint" }, `Run it in the folder that contains ${record.fileName}.`),
+    terminal(curlCommand(record, i)),
   );
   const image = h("img", { class: "pixels", src, alt: `Image with seed ${seed}` });
   const dialog = openDialog(`Seed ${seed}`, h("div", { class: "closer" }, image, details));
 }
 
-/** The curl line that generates image `i` of a run again, alone. */
-function curlLine(record, i) {
+/** The curl command that generates image `i` of a run again, alone. */
+function curlCommand(record, i) {
   const { n: _, seed, ...parameters } = record.settings;
   const target = endpoint(record.task, { ...parameters, seed: seed + i });
   const output = ["-o", quoted(downloadName(record, i))];

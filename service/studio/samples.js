@@ -1,4 +1,4 @@
-// A grid of a model's samples, generated on request: always with the same seeds.
+// A grid of samples of a model, generated on request and always with the same seeds.
 
 import { cancel, submit } from "./api.js";
 import { reference } from "./catalogue.js";
@@ -50,14 +50,14 @@ export class SampleGrid {
   /** Show the samples of each job when it has finished. */
   async show(records) {
     const rows = records.map(({ label }) =>
-      h("li", {}, h("span", { class: "name" }, label), h("span", { class: "faces" })),
+      h("li", {}, h("span", { class: "name" }, label), h("span", { class: "samples-of-class" })),
     );
     const bar = h("progress", { max: records.length, value: 0, "aria-label": "Progress" });
     const cancelAll = () => {
       discard(records);
       this.offer();
     };
-    const status = h("p", { class: "hint grow" }, "Generating samples, seeds from 0");
+    const status = h("p", { class: "hint grow" }, "Generating samples with seeds from 0");
     const header = h("div", { class: "row" }, status, bar, button("Cancel", cancelAll, "small"));
     this.element.replaceChildren(header, h("ul", { class: "classes" }, rows));
     try {
@@ -85,7 +85,7 @@ export class SampleGrid {
       this.generate();
     };
     header.replaceChildren(
-      h("p", { class: "hint grow" }, "Samples of the model, seeds from 0, not selected"),
+      h("p", { class: "hint grow" }, "Samples with seeds from 0, not hand-picked"),
       button("Generate again", repeat, "small"),
     );
   }

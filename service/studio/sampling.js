@@ -1,10 +1,10 @@
-// How a generation samples: initial noise, refinement, solver, guidance and temperature, as fields and in words.
+// The sampling options (initial noise, refinement, solver, guidance and temperature), as form fields and as text.
 
 import { catalogue } from "./catalogue.js";
 import { greyLevels, h, plural } from "./dom.js";
 import { selectField, slider } from "./fields.js";
 
-/** The fields of sampling; `trajectory` omits settings without a trajectory. `read(model, className)` returns them. */
+/** The fields of all sampling options, whose values `read(model, className)` returns; see `settingsForm`. */
 export function samplingFields({ steps = 1, trajectory = false }) {
   const refinement = refinementFields({ steps, trajectory });
   const tilt = trajectory ? null : tiltFields();
@@ -53,7 +53,7 @@ function refinementFields({ steps: initialSteps, trajectory }) {
     onInput: update,
   });
   const hint = h("p", { class: "hint" });
-  const solver = selectField({ label: "Solver", field: "solver", term: "tweedie", onChange: update, hint });
+  const solver = selectField({ label: "Solver", field: "solver", term: "solver", onChange: update, hint });
   const effectiveSolver = (model) => solver.value || (steps.value === 1 ? model.solver : model.stepped_solver);
 
   function update() {
@@ -102,7 +102,7 @@ function tiltFields() {
     max: 10,
     step: 0.5,
     value: 1,
-    hint: "Acts on images of a class, and takes about three times the time.",
+    hint: "Needs a class. Values other than 1 take about three times as long.",
   });
   const temperature = slider({
     label: "Temperature",
@@ -134,7 +134,7 @@ function tiltFields() {
 export const settingsText = ({ class: className, seed, ...sampling }) =>
   [className, `seed ${seed}`, ...samplingParts(sampling)].filter(Boolean).join(" · ");
 
-/** What distinguishes how a request samples from how another one does. */
+/** The sampling options in which a request differs from another one, as text. */
 export function differenceText(parameters, others) {
   const otherParts = samplingParts(others, true);
   return samplingParts(parameters, true)
@@ -142,7 +142,7 @@ export function differenceText(parameters, others) {
     .join(" · ");
 }
 
-/** How a request samples, in parts; without those that change nothing unless `isComplete`. */
+/** The sampling options of a request as texts; those that change nothing are omitted unless `isComplete`. */
 function samplingParts({ noise, steps, solver, guidance, temperature }, isComplete = false) {
   const refinement = noise
     ? [`noise of ${greyLevels(noise)}`, `${plural(steps, "step")} of ${solver}`]

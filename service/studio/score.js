@@ -95,7 +95,7 @@ class ScoreView {
     if (!this.submitting) await this.submitImages([await this.pending.prepare(file)]);
   }
 
-  /** Submit images: as one job, or in tiles as one job each. Those that are refused stay in the list. */
+  /** Submit images as one job or, in tiles, as one job each. Refused images stay in the list. */
   async submitImages(images) {
     this.submitting = true;
     this.updateButtons();
@@ -191,11 +191,11 @@ class ScoreView {
     this.results.render();
   }
 
-  /** Put the images of a canceled job back into the list, or report that they are gone. */
+  /** Put the images of a canceled job back into the list, or report that they must be selected again. */
   showCanceled({ id, images }, files) {
     jobs.remove(id);
     const subject = plural(images.length, "image");
-    const remedy = files.length ? "They are in the list again." : "Choose them again to score them.";
+    const remedy = files.length ? "Ready to score again." : "Select the files again to score them.";
     this.pending.add(files);
     const message = `Canceled: ${subject} ${images.length === 1 ? "was" : "were"} not scored.`;
     showFailure(this.notice, new Refusal(message, { remedy, calm: true }));
@@ -220,7 +220,7 @@ class ScoreView {
   }
 }
 
-/** Fields: whether to score in tiles, the class and noise level that a score is conditioned on, and the calibration. */
+/** The fields of a score: tiles, the class and noise level that it is conditioned on, and the calibration. */
 function conditionFields({ onTiledChange }) {
   const tiledInput = h("input", { type: "checkbox", onchange: onTiledChange });
   const classes = selectField({ label: "Class", field: "class" });
@@ -234,9 +234,9 @@ function conditionFields({ onTiledChange }) {
     step: 0.5,
     value: 0,
     words: greyLevels,
-    hint: "Without noise: the exact likelihood of the image.",
+    hint: "Without noise, you get the exact likelihood of the image.",
   });
-  const hint = "Ignored for tiles. The verdict always uses the class and noise level of the calibration.";
+  const hint = "Class and noise level affect only the likelihood, not the verdict. They are ignored for tiles.";
   return {
     elements: [
       h("div", { "data-field": "tile" }, h("label", { class: "check" }, tiledInput, "Score in tiles (large images)")),
@@ -272,7 +272,7 @@ function conditionFields({ onTiledChange }) {
   };
 }
 
-/** Mark and return the image that was refused, with its name in the message; throws the error if it names no image. */
+/** Mark and return the refused image, and put its name into the message; throws the error if it names no image. */
 function refusedImage(error, images) {
   const match = /^image(?:\[(\d+)\])?$/.exec(error.fields?.[0]);
   const onlyImage = images.length === 1 ? images[0] : undefined;

@@ -1,4 +1,4 @@
-// The settings of a generation, shared by three views.
+// The settings of a generation, used by three views.
 
 import { Refusal } from "./api.js";
 import { catalogue, reference } from "./catalogue.js";
@@ -9,8 +9,8 @@ import { defaultsText, samplingFields } from "./sampling.js";
 const randomSeed = () => Math.floor(Math.random() * 1e6);
 
 /**
- * Class, number of images, seed, and how to sample. `trajectory` omits settings without a trajectory; `classInDetails`
- * moves the class into the collapsed settings; `comparable` offers a second way to sample the same seeds.
+ * Class, number of images, seed, and sampling options. `trajectory` omits options that have no trajectory;
+ * `classInDetails` moves the class into the collapsed settings; `comparable` offers a second set of options.
  */
 export function settingsForm({
   maxImages = 64,
@@ -28,7 +28,7 @@ export function settingsForm({
   const other = comparable ? otherSettings() : null;
   const defaults = h("span", {});
   const summary = `${classInDetails ? "Class, noise" : "Noise"}, solver${trajectory ? "" : ", guidance"} and more`;
-  const reset = button("Use them", () => sampling.useModel(catalogue.current), "small");
+  const reset = button("Use defaults", () => sampling.useModel(catalogue.current), "small");
   const details = h(
     "details",
     { open: trajectory },
@@ -76,7 +76,7 @@ export function settingsForm({
       const [first, second] = [sampling, other.fields].map((fields) => fields && parameters(fields, seedValue));
       if (!second) return [first];
       if (JSON.stringify(first) !== JSON.stringify(second)) return [first, second];
-      throw new Refusal("The other settings are the same.", { remedy: "Change one of them.", fields: ["other"] });
+      throw new Refusal("Both sets of settings are identical.", { remedy: "Change one of them.", fields: ["other"] });
     },
     /** Set the fields to the parameters of an earlier request. */
     write(earlier) {
@@ -89,17 +89,17 @@ export function settingsForm({
   };
 }
 
-/** A checkbox that unfolds a second way to sample; `fields` is null while it is folded. */
+/** A checkbox that shows a second set of sampling options; `fields` is null while they are hidden. */
 function otherSettings() {
   const holder = h("div");
   let fields = null;
-  function unfold({ target }) {
+  function toggle({ target }) {
     fields = target.checked ? samplingFields({ steps: 1 }) : null;
     if (fields && catalogue.current) fields.useModel(catalogue.current);
     const legend = h("legend", {}, "Other settings, for the same seeds");
     holder.replaceChildren(...(fields ? [h("fieldset", { class: "other stack" }, legend, fields.elements)] : []));
   }
-  const input = h("input", { type: "checkbox", onchange: unfold });
+  const input = h("input", { type: "checkbox", onchange: toggle });
   return {
     element: h(
       "div",
@@ -114,7 +114,7 @@ function otherSettings() {
   };
 }
 
-/** A seed field. It shows the seed of the images on the page; the next request takes a new one unless it is kept. */
+/** A seed field. It shows the seed of the latest images; the next request uses a new one unless the user keeps it. */
 function seedField() {
   const id = uid();
   const limits = { min: 0, max: Number.MAX_SAFE_INTEGER, step: 1, required: true };
@@ -143,13 +143,13 @@ function seedField() {
       if (renewed.checked && input.value === used) renew();
       return Number(input.value);
     },
-    /** Use a seed again: the next request keeps it. */
+    /** Use a seed again, also for the next request. */
     reuse(seed) {
       input.value = seed;
       renewed.checked = false;
       announce(`Seed ${seed} is set`);
     },
-    /** Called when a request has used the seed. */
+    /** Record that a request has used the seed. */
     markUsed() {
       used = input.value;
     },

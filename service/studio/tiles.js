@@ -1,4 +1,4 @@
-// Large images in tiles: how many there are, and the map of their OOD scores over the whole image.
+// Large images in tiles: the number of tiles, and the map of their OOD scores over the whole image.
 
 import { resultFile } from "./api.js";
 import { h, stem } from "./dom.js";
@@ -7,7 +7,7 @@ import { showMap } from "./map.js";
 
 const MAX_TILES = 1024; // of an image; a core scores about 25 a second
 
-/** How the service cuts an image: [width, height] of a tile, the number of tiles, and the `side` to request, if any. */
+/** How the service splits an image: the `size` of a tile, the number `n` of tiles, and the `side` to request, if any. */
 export function tiling(model, width, height) {
   const countAlong = (length, tile) => (length < tile ? 0 : Math.ceil((length - tile) / ((tile + 1) >> 1)) + 1);
   const count = (size) => countAlong(width, size[0]) * countAlong(height, size[1]);
@@ -26,17 +26,18 @@ export function tiling(model, width, height) {
 /** The address of the map that the service drew for a job. */
 export const tileMapUrl = async (id) => URL.createObjectURL(await resultFile(id, "image/png"));
 
-/** The name of each view, and the part of the image that it frames. */
+/** The names of the views, and what the frame of each marks. */
 export const VIEWS = {
   worst_tile: { name: "worst tile", framed: "the worst tile" },
-  peak: { name: "peak", framed: "the least likely spot" },
-  mean: { name: "mean of all tiles", framed: "the whole image, which differs as a whole" },
+  peak: { name: "peak", framed: "the most surprising spot" },
+  mean: { name: "mean of all tiles", framed: "the whole image, because its tiles differ on average" },
 };
 
-/** The image, or its map if the file is not available, with a frame around the view's box. */
+/** The image, or its map if the file is not available, with the frame of the view. */
 export function framedImage(reading) {
   const { file, name, scan } = reading;
-  if (!file) return framed(reading, mapImage(reading), "Its map: the page does not keep files when it is reloaded");
+  if (!file)
+    return framed(reading, mapImage(reading), "Only the map: the page does not keep files when it is reloaded");
   reading.fileUrl ??= URL.createObjectURL(file);
   const onerror = () => image.replaceWith(mapImage(reading));
   const image = h("img", { ...size(reading), src: reading.fileUrl, alt: name, onerror });
@@ -48,7 +49,7 @@ export function tileMapDetails(reading) {
   const { mapUrl, name, scan, file } = reading;
   const download = h("a", { class: "button small", href: mapUrl, download: `${stem(name)}-map.png` }, "Download map");
   const scale = scan.threshold
-    ? `Above ${scan.threshold.toPrecision(3)} an image is out of distribution in this view; the map is brightest there.`
+    ? `Brightest above ${scan.threshold.toPrecision(3)}, the threshold of this view.`
     : "Bright tiles are the most unusual.";
   const map = () => framed(reading, mapImage(reading), scale);
   return showMap("Map: which tiles are unusual", () => [
@@ -62,7 +63,7 @@ const size = ({ scan: { width, height } }) => ({ width, height });
 const mapImage = (reading) =>
   h("img", { ...size(reading), src: reading.mapUrl, alt: `Map of the OOD scores of ${reading.name}’s tiles` });
 
-/** An image with a frame around the view's box. */
+/** An image with the frame of the view. */
 function framed({ scan: { box, width, height } }, image, caption) {
   const frame = h("span", { class: "box" });
   const edges = {

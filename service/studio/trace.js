@@ -14,8 +14,8 @@ import { jobs } from "./session.js";
 
 const THUMBNAILS = 9;
 const FINAL_ONLY =
-  "Only the refined images are available: the trace was made before this page was loaded, or too fast to be " +
-  "recorded. Its seed gives the same trace again.";
+  "Only the refined images are available: the trace finished before this page was loaded, or too fast to be " +
+  "recorded. Trace again with its seed to get the same frames.";
 
 export class Trace {
   timer = null; // while the frames are played
@@ -96,7 +96,7 @@ export class Trace {
       this.monitor.status.textContent = "";
       if (error.status === 404) {
         jobs.remove(this.record.id);
-        error.remedy = "“Reuse settings” and trace again: the same seed gives the same images.";
+        error.remedy = "Click “Reuse settings” and trace again: the same seed gives the same images.";
       }
       this.notice.replaceChildren(failure(error));
     }
@@ -154,7 +154,7 @@ export class Trace {
     this.goTo(last);
   }
 
-  /** Make all frames accessible, beginning with the noisy sample; returns how many rows there are. */
+  /** Make all frames accessible, and show the noisy sample; returns the number of rows. */
   showFrames() {
     const rows = this.frames.expandRows();
     const { length } = this.frames.list;

@@ -14,7 +14,7 @@ export function mount(host) {
   const { form } = jobForm("Trace", submitTrace);
   const placeholder = emptyState(
     "Nothing traced yet",
-    "Trace a few images, then move from the first row through the noisy sample to the refined images.",
+    "Trace a few images, then step from their first row to the noisy samples to the refined images.",
   );
   const stage = h("div", { class: "stage" }, placeholder);
   host.append(h("div", { class: "bench" }, form(settings.element), stage));

@@ -11,10 +11,10 @@ export function calibrationOf({ score: { ood }, scan, model }) {
   return current.calibrations?.[ood.calibration] ?? current.calibration ?? null;
 }
 
-/** A p-value with two significant digits. */
+/** A p-value, rounded to its two significant digits. */
 export const pText = (pValue) => String(Number(pValue.toPrecision(2)));
 
-/** The first number of a reading: its p-value, or the OOD score of its worst tile or its bits/dim without a verdict. */
+/** The first number of a reading: its p-value or, without a verdict, the OOD score of its tiles or its bits/dim. */
 export function headline({ score, scan }) {
   if (score.ood) return `p ${pText(score.ood.p_value)}`;
   return (scan ? score.score : score.bpd).toFixed(2);
@@ -68,10 +68,10 @@ function outTitle(ood, calibration, others, views) {
 /** A share in percent, rounded down so that it is never 100 %. */
 const percentBelow = (share) => `${Math.floor(1000 * share) / 10}\u00a0%`;
 
-/** The meaning of a p-value over several views of tiles. */
+/** What a p-value that combines several views of the tiles means. */
 const viewsText = (pValue, views) =>
-  `In any of the ${views} views of its tiles, at most ${Math.ceil(1000 * pValue) / 10}\u00a0% of good images are expected ` +
-  "to be as unusual.";
+  `At most ${Math.ceil(1000 * pValue) / 10}\u00a0% of good images are expected to be as unusual in any of the ` +
+  `${views} views of their tiles.`;
 
 function rankText(ood, calibration) {
   if (!calibration) return "";

@@ -210,7 +210,7 @@ def studio(site: Site, tab: Tab) -> Callable[..., Page]:
 
     def open_view(view: str = "score", model: str = "tiny", **options) -> Page:
         page = tab.open(f"{site.url}/#{view}", **options)
-        expect(page.locator("#pulse")).to_contain_text("ready")
+        expect(page.locator("#pulse")).to_contain_text("Ready")
         page.select_option("#model", model)
         return page
 

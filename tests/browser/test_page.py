@@ -103,7 +103,7 @@ def test_a_service_with_keys_asks_for_one_and_works_with_it(site, tab) -> None:
     page.locator("#notice").get_by_role("button", name="Enter an API key").click()
     page.get_by_label("Key", exact=True).fill("ncml_of-the-browser-tests")
     page.get_by_role("button", name="Use key").click()
-    expect(page.locator("#pulse")).to_contain_text("ready")
+    expect(page.locator("#pulse")).to_contain_text("Ready")
     expect(page.locator("#notice .failure")).to_have_count(0)
     generate(page, 2)  # submits, follows events, fetches previews and results
     expect(page.locator(".cell img")).to_have_count(2)
@@ -289,7 +289,7 @@ def test_the_page_is_light_and_quick_and_loads_nothing_from_elsewhere(site, tab)
     page = tab.open(site.url, lambda response: weights.__setitem__(response.url, len(response.body())))
     # Modules run before this event, so that everything is interactive then.
     interactive = page.evaluate("performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd")
-    expect(page.locator("#pulse")).to_contain_text("ready")
+    expect(page.locator("#pulse")).to_contain_text("Ready")
     files = {url: size for url, size in weights.items() if re.fullmatch(rf"{site.url}/(studio/.*)?", url)}
     assert len(files) > 10
     print(f"first view: {sum(files.values()):,} bytes in {len(files)} files, interactive after {interactive:.0f} ms")

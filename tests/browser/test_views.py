@@ -133,7 +133,7 @@ def test_shading_is_explained_only_where_it_is_shown(studio, tmp_path: Path) -> 
     )
     placed = page.locator(".reading .placed")
     expect(placed.locator(".chart")).to_contain_text("OOD score: higher is more unusual")
-    expect(placed).to_contain_text("Shaded: OOD scores at least as high.")
+    expect(placed).to_contain_text("Shaded: held-out images with at least this OOD score.")
     page.locator("#view-score").get_by_role("button", name="noise", exact=True).click()
     expect(placed.locator(".chart")).to_contain_text("this image, above the scale")
     expect(placed).not_to_contain_text("Shaded")
@@ -205,13 +205,13 @@ def test_terms_are_explained_to_the_keyboard_too(studio) -> None:
         ("score", "bits/dim", "Lower means more likely"),
         ("score", "multiscale_corr", "Higher means more out-of-distribution"),
         ("score", "grey levels", "256 levels"),
-        ("generate", "tweedie", "in one step"),
+        ("generate", "solver", "in one step"),
     ):
         page.locator(f'.tabs a[href="#{view}"]').click()
         expect(page.locator(f"#view-{view} .controls")).to_be_visible()
         for summary in page.locator(f"#view-{view} .controls details:not([open]) summary").all():
             summary.click()
-        question_mark = page.locator(f"#view-{view}").get_by_role("button", name=f"What is {term}?")
+        question_mark = page.locator(f"#view-{view}").get_by_role("button", name=f"Explain {term}", exact=True)
         explanation = page.locator(".explanation:popover-open")
         question_mark.press("Enter")
         expect(explanation).to_contain_text(text)
@@ -652,7 +652,7 @@ def test_the_page_states_what_to_expect_of_the_images(studio) -> None:
     expect(page.locator("#view-generate .defaults")).to_contain_text("Defaults of tiny: noise of 10 grey levels")
     guidance = page.locator("#view-generate").get_by_label("Guidance", exact=True)
     guidance.fill("4")
-    page.get_by_role("button", name="Use them").click()
+    page.get_by_role("button", name="Use defaults").click()
     expect(guidance).to_have_value("1")
 
 
@@ -672,7 +672,7 @@ def test_two_settings_are_compared_for_the_same_seeds(studio) -> None:
     view.get_by_label("Seed", exact=True).fill("11")
     view.get_by_label("Compare with other settings").check()
     submit(page, "generate", images=2)
-    expect(view.locator("[data-field=other] .failure")).to_contain_text("The other settings are the same.")
+    expect(view.locator("[data-field=other] .failure")).to_contain_text("Both sets of settings are identical.")
     view.locator(".other").get_by_label("Temperature", exact=True).fill("0.8")
     view.locator("button[type=submit]").click()
     runs = page.locator(".comparison article.run")
@@ -852,7 +852,7 @@ def test_a_trace_is_downloaded_and_removed(studio) -> None:
     expect(trace).to_have_count(0)
     expect(page.get_by_text("Nothing traced yet")).to_be_visible()
     page.reload()
-    expect(page.locator("#pulse")).to_contain_text("ready")
+    expect(page.locator("#pulse")).to_contain_text("Ready")
     expect(trace).to_have_count(0)
 
 
@@ -905,11 +905,11 @@ def test_models_and_health_are_shown(studio) -> None:
     expect(toggle).to_have_attribute("aria-expanded", "true")
     details = table.locator("tr.details:visible")
     expect(details).to_contain_text("ranked among 40 others")
-    expect(details.get_by_role("table", name="What it flags")).to_contain_text("unchanged, by its ranks")
+    expect(details.get_by_role("table", name="What it flags")).to_contain_text("unchanged (all ranking images)")
     expect(details.locator(".chart")).to_be_visible()
     details.get_by_role("button", name="Generate 4 of each class").click()
-    expect(details.locator(".faces img")).to_have_count(8)
-    expect(details).to_contain_text("not selected")
+    expect(details.locator(".samples-of-class img")).to_have_count(8)
+    expect(details).to_contain_text("not hand-picked")
     toggle.click()
     expect(details).to_have_count(0)
     wide.get_by_role("button").click()
@@ -948,11 +948,11 @@ def test_an_unreachable_service_is_reported_and_reached_again(studio, tab) -> No
     tab.expected_messages = [REFUSED]
     page = studio("models")
     page.context.set_offline(True)
-    expect(page.locator("#pulse")).to_have_text("unreachable")
+    expect(page.locator("#pulse")).to_have_text("Unreachable")
     expect(page.locator("#notice")).to_contain_text("Check that it is running")
     page.context.set_offline(False)
     page.locator("#notice").get_by_role("button", name="Try again").click()
-    expect(page.locator("#pulse")).to_contain_text("ready")
+    expect(page.locator("#pulse")).to_contain_text("Ready")
     expect(page.locator("#notice .failure")).to_have_count(0)
 
 
@@ -987,12 +987,12 @@ def test_a_model_is_calibrated_on_own_images_and_can_be_used_at_once(studio, mod
     try:
         view.get_by_role("button", name="Calibrate").click()
         run = view.locator("article.run")
-        expect(run).to_contain_text(re.compile("Generating|Estimating the|Ranking images|Measuring what"))
+        expect(run).to_contain_text(re.compile("Generating images|Estimating what|Ranking good images|Measuring what"))
         page.reload()
         expect(run).to_contain_text("Calibrated", timeout=90_000)
-        expect(run).to_contain_text("Estimated on 20 images, ranked among 40 others. This calibration")
+        expect(run).to_contain_text("20 images for estimation, 40 for ranking. This calibration")
         expect(run).to_contain_text("This calibration is weak: it ranks among 40 images")
-        expect(run.get_by_role("table", name="What it flags")).to_contain_text("unchanged, by its ranks")
+        expect(run.get_by_role("table", name="What it flags")).to_contain_text("unchanged (all ranking images)")
         run.locator("summary").click()
         expect(run).to_contain_text("good/notes.txt is not an image")
         run.get_by_role("button", name="Score images with it").click()
@@ -1012,11 +1012,11 @@ def test_a_calibration_is_canceled(studio, models: Path, site) -> None:
     view.get_by_role("button", name="Calibrate").click()
     run = view.locator("article.run")
     run.get_by_role("button", name="Cancel").click()
-    expect(run).to_contain_text("Canceled. No model was made.")
+    expect(run).to_contain_text("Canceled. No model was created.")
     assert site.http.get(f"/jobs/{run.get_attribute('data-job')}").json()["status"] == "canceled"
     assert [path.name for path in sorted(models.iterdir())] == ["tiny", "wide"]
     run.get_by_role("button", name="Remove").click()
-    expect(view.get_by_text("What to send")).to_be_visible()
+    expect(view.get_by_text("What to upload")).to_be_visible()
 
 
 def test_unusable_images_and_names_are_refused_beside_their_controls(studio, tab, tmp_path: Path) -> None:
@@ -1027,11 +1027,13 @@ def test_unusable_images_and_names_are_refused_beside_their_controls(studio, tab
     files = view.locator("input[type=file]").first
     files.set_input_files(good_images(12))
     files.set_input_files(tmp_path / "notes.txt")
-    expect(view).to_contain_text("1 other file left out.")
+    expect(view).to_contain_text("1 other file skipped.")
     view.get_by_label("Name of the new model").fill("mine")
     submit_button = view.get_by_role("button", name="Calibrate")
     submit_button.click()
-    expect(view.locator("[data-field=image] .failure")).to_contain_text("12 images are too few.Add at least 27 more.")
+    expect(view.locator("[data-field=image] .failure")).to_contain_text(
+        "A calibration needs at least 39 images.Add at least 27 more."
+    )
     files.set_input_files(good_images(30))
     view.get_by_label("Name of the new model").fill("tiny")
     submit_button.click()
@@ -1058,7 +1060,7 @@ def test_a_service_that_does_not_calibrate_names_the_setting_and_the_command(sit
     tab.expected_messages = ["status of 401"]
     page.evaluate("sessionStorage.setItem('ncml.key', 'ncml_of-the-browser-tests')")
     page.reload()
-    expect(page.locator("#pulse")).to_contain_text("ready")
+    expect(page.locator("#pulse")).to_contain_text("Ready")
     view = page.locator("#view-calibrate")
     expect(view).to_contain_text("the operator of this service can allow it with NCML_ALLOW_CALIBRATION=1")
     expect(view).to_contain_text("ncml adapt FOLDER --model")
