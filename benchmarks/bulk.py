@@ -1,8 +1,8 @@
-"""`ncml score --server` against what the workers can do, with one worker and with two side by side.
+"""Compare the throughput of `ncml score --server` with that of the workers alone, for one worker and for two.
 
-The workers are real processes with a synthetic model that takes as long as the bundled model does on an idle core
-but needs no processor, so that the machine's cores do not limit the workers. What they can do is measured with the same
-jobs, all of them in the queue before the first is claimed. Goal: at least 0.9 of that.
+The workers are real processes with a synthetic model that takes as long as the bundled model does on an idle core but
+uses no processor time, so that the machine's cores do not limit the workers. The throughput of the workers alone is
+measured with the same jobs, all queued at once. Goal: at least 0.9 of it.
 
     python benchmarks/bulk.py [--images N] [--image-ms MS] [--json]
 """
@@ -33,7 +33,7 @@ BATCH = 64
 
 
 def measure(images: int, image_s: float, workers: int) -> tuple[float, float]:
-    """Return the images per second that workers score for the command, and with all jobs in the queue."""
+    """Return the images per second that workers score for the command, and with all jobs queued at once."""
     valkey = Valkey()
     valkey.start()
     with tempfile.TemporaryDirectory(prefix="ncml-bulk-") as name:
@@ -56,7 +56,7 @@ def measure(images: int, image_s: float, workers: int) -> tuple[float, float]:
             score_folder(folder / "images" / "000000.jpg", url, folder / "warm.csv")
             started = time.perf_counter()
             score_folder(folder / "images", url, folder / "scores.csv")
-            return images / (time.perf_counter() - started), time_queue(fleet, images)
+            return images / (time.perf_counter() - started), queue_throughput(fleet, images)
         finally:
             service.terminate()
             service.wait()
@@ -65,13 +65,13 @@ def measure(images: int, image_s: float, workers: int) -> tuple[float, float]:
 
 
 def score_folder(images: Path, url: str, table: Path) -> None:
-    """Run `ncml score` on a folder through the service."""
+    """Score images with the command."""
     with contextlib.redirect_stdout(sys.stderr):
         assert cli.main(["score", str(images), "--server", url, "--output", str(table)]) == 0
 
 
-def time_queue(fleet: Fleet, images: int) -> float:
-    """Return the images per second of workers that find all jobs in the queue."""
+def queue_throughput(fleet: Fleet, images: int) -> float:
+    """Return the images per second that workers score with all jobs queued at once."""
     job = score(images=(PIXELS,) * REQUEST)
     started = time.perf_counter()
     ids = [fleet.queue.submit(job) for _ in range(images // REQUEST)]
@@ -80,7 +80,7 @@ def time_queue(fleet: Fleet, images: int) -> float:
 
 
 def wait_until_ready(url: str) -> None:
-    """Wait until the service has its workers."""
+    """Wait until the service is ready."""
     deadline = time.monotonic() + 120
     while True:
         with contextlib.suppress(httpx2.TransportError):
@@ -95,7 +95,9 @@ def main() -> None:
     """Measure one and two workers, and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=1024)
-    parser.add_argument("--image-ms", type=float, default=40.0, help="of the model, for one image")
+    parser.add_argument(
+        "--image-ms", type=float, default=40.0, help="time that the model takes for an image (default: %(default)g)"
+    )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     results = []
@@ -103,7 +105,9 @@ def main() -> None:
         rate, possible = measure(options.images, options.image_ms / 1000, workers)
         results.append({"workers": workers, "images_per_s": rate, "possible": possible, "share": rate / possible})
         if not options.json:
-            print(f"{workers} workers: {rate:6.1f} images/s of {possible:6.1f} that they can do: {rate / possible:.2f}")
+            print(
+                f"{workers} worker(s): {rate:.1f} images/s, {rate / possible:.2f} of {possible:.1f} for the workers alone"
+            )
     if options.json:
         print(json.dumps(results))
 

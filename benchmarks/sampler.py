@@ -1,9 +1,9 @@
-"""The cached sampler against one forward pass of the same batch, side by side in one run.
+"""Compare the time of the cached sampler with that of one forward pass of the same batch, in one run.
 
     python benchmarks/sampler.py [--model models/cifar10] [--device cpu] [--threads 1] [--json FILE]
 
-Each figure is the median of several runs in which the two sides take turns; ratios are of medians. Nothing else should
-be running. `ratio` is keyed by batch size.
+Each figure is the median of several runs in which the two alternate; ratios are ratios of medians. Nothing else should
+run at the same time. In the JSON, `ratio` is keyed by batch size.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ GUIDANCE_GOAL = 2.2
 GUIDED = Tilt(guidance=3.0, temperature=0.95)
 
 WARM_UP = 2
-"""Batches after which a GPU replays them."""
+"""Batches after which a GPU replays recorded graphs."""
 
 
 def main() -> None:
@@ -48,9 +48,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="models/cifar10", help="folder of the model (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="processor cores, the same for both sides (default: 1)")
-    parser.add_argument("--quick", action="store_true", help="leave out the 73M network, the naive sampler and memory")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
+    parser.add_argument("--threads", type=int, default=1, help="number of threads (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="omit the 73M network, the naive sampler and the memory")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     reuse_freed_memory()
@@ -75,7 +75,7 @@ def main() -> None:
             results["guided"] = {batch: measure_guidance(network, batch) for batch in GOALS}
             for batch, ratio in results["guided"].items():
                 print_line(
-                    f"batch {batch:2}, guided: {ratio:.2f} of the time without guidance   goal {GUIDANCE_GOAL:g}"
+                    f"batch {batch:2}, guided: {ratio:.2f} times as long as without guidance   goal {GUIDANCE_GOAL:g}"
                 )
         results["growth_per_pixel_32_to_64"] = measure_growth(network)
         print_line(f"cost per pixel, 64x64 over 32x32, batch 1: {results['growth_per_pixel_32_to_64']:.2f}   goal 1.15")
@@ -100,7 +100,7 @@ def main() -> None:
 
 
 def print_line(line: str) -> None:
-    """Print a line at once."""
+    """Print a line and flush."""
     print(line, flush=True)
 
 
@@ -110,7 +110,7 @@ def row_text(row: dict[str, float]) -> str:
 
 
 def make_conditions(network: NCPN, batch: int) -> Conditions:
-    """Return the null class, at the network's largest time."""
+    """Return conditions without a class at the network's largest time."""
     null = torch.full((batch,), len(network.config.model.classes), device=network.head.weight.device)
     return Conditions(end_time(network.config.sde), null, torch.zeros_like(null))
 
@@ -119,7 +119,7 @@ REPLAY = ReplaySampler()
 
 
 def sample_batch(network: NCPN, batch: int, *, side: int | None = None, sampler: Sampler | None = None) -> torch.Tensor:
-    """Sample one batch, by default with a model's own sampler: fast groups on a CPU."""
+    """Sample one batch, by default with the sampler of a loaded model: fast groups on a CPU, replay on a GPU."""
     model, device = network.config.model, network.head.weight.device
     side = side or model.height
     sampler = sampler or (GroupedSampler(fast_groups(range(batch))) if device.type == "cpu" else REPLAY)
@@ -141,12 +141,12 @@ def measure_seconds(call: Callable[[], Any]) -> float:
 
 
 def in_fixed_groups(batch: int) -> Sampler:
-    """Return the sampler of a model where the check fails."""
+    """Return the sampler that a model uses if the check of fast groups fails."""
     return GroupedSampler(fixed_groups(range(batch), range(batch)))
 
 
 def compare(network: NCPN, batch: int, *, repeats: int, sampler: Sampler | None = None) -> dict[str, float]:
-    """Measure the seconds of both sides, which take turns, and their ratio."""
+    """Measure the seconds of the sampler and of a forward pass, alternating, and their ratio."""
     conditions = make_conditions(network, batch)
     *_, x_BCHW = (sample_batch(network, batch, sampler=sampler) for _ in range(WARM_UP))
 
@@ -168,7 +168,7 @@ def compare(network: NCPN, batch: int, *, repeats: int, sampler: Sampler | None 
 
 
 def measure_guidance(network: NCPN, batch: int) -> float:
-    """Return the ratio of a batch's seconds with guidance and temperature to those without, taking turns."""
+    """Return the time of a batch with guidance and temperature divided by that without, alternating."""
     index_B = torch.zeros(batch, dtype=torch.long)
     model, t = network.config.model, end_time(network.config.sde)
     draws = BatchDraws(list(range(batch)), dtype=torch.float32, device=index_B.device).draw_pixels(
@@ -188,7 +188,7 @@ def measure_guidance(network: NCPN, batch: int) -> float:
 
 
 def measure_growth(network: NCPN) -> float:
-    """Return the ratio of the seconds per pixel at 64x64 to those at 32x32, batch 1."""
+    """Return the time per pixel at twice the model's height and width divided by that at the model's size, batch 1."""
     side = network.config.model.height
     for _ in range(WARM_UP):
         sample_batch(network, 1, side=2 * side)
@@ -203,7 +203,7 @@ def measure_growth(network: NCPN) -> float:
 
 
 def measure_refinement(network: NCPN, batch: int) -> dict[str, float]:
-    """Measure one gradient of the log-density, and each solver, in forward passes of the same batch."""
+    """Return the cost of one gradient of the log-density, and of each solver, in forward passes of the same batch."""
     x_BCHW, conditions = sample_batch(network, batch), make_conditions(network, batch)
     evaluate = make_grad_log_prob(network, conditions)
 
@@ -235,18 +235,18 @@ def measure_refinement(network: NCPN, batch: int) -> dict[str, float]:
 
 
 def measure_peak(model: str, threads: int, batch: int) -> float:
-    """Peak resident MiB of a process that samples one batch."""
+    """Return the peak resident set in MiB of a process that samples one batch."""
     torch.set_num_threads(threads)
     network = ncml.load(model).network
     with torch.inference_mode():
         sample_batch(network, batch)
-    # Not getrusage, whose maximum starts at that of the parent process.
+    # getrusage would include the maximum of the parent process.
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
 
 
 def measure_memory(model: str, threads: int) -> float:
-    """MiB that each image of a batch adds, from processes that sample 64 and 512."""
+    """Return the MiB that each image of a batch adds, measured with batches of 64 and 512."""
     with multiprocessing.get_context("spawn").Pool(2, maxtasksperchild=1) as pool:
         few, many = pool.starmap(measure_peak, [(model, threads, 64), (model, threads, 512)], chunksize=1)
     return (many - few) / 448

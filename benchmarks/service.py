@@ -1,7 +1,7 @@
-"""Overhead of HTTP and the queue on a score, measured side by side in one run with one thread for the model.
+"""Measure the overhead of HTTP and the queue on a score, with one thread for the model.
 
-Scores are without a verdict, one pass of the network; a verdict makes the model slower and the overhead relatively
-smaller.
+Scores have no verdict, so that they take one pass of the network; with a verdict, the model takes longer and the
+overhead is relatively smaller.
 
     python benchmarks/service.py [--model FOLDER] [--json] [--traces]
 
@@ -9,10 +9,11 @@ smaller.
    process, alternating. Goal: at most 12 ms more at the median.
 2. Images per second with 32 clients that send one image at a time, compared with in-process batches of the worker's
    size. Goal: at least 0.85.
-3. Cost of a subscriber to a job's events: processor time of the service for 32 idle streams.
+3. Cost of following a job's events: processor time of the service for each of 32 idle streams.
 
-With --traces, instead: latency of POST /score at a stack that exports traces to a collector in this process, compared
-with two that do not, alternating; the difference of the two is the error. Goal: at most 1 ms more at the median.
+With --traces, only the cost of traces is measured: the latency of POST /score with a stack that exports traces to a
+collector in this process, compared with two stacks that do not, alternating. The difference between these two shows the
+error of the measurement. Goal: at most 1 ms more at the median.
 """
 
 import argparse
@@ -54,7 +55,7 @@ STREAMS = 32
 def stack(
     url: str, folder: Path, log: Path, variables: Mapping[str, str] = {}
 ) -> Iterator[tuple[httpx2.Client, psutil.Process]]:
-    """Run a score worker and the service with further environment variables; yield a client and the service."""
+    """Run a score worker and the service with additional environment variables; yield a client and the service."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -95,7 +96,7 @@ def score_in_process(model: Model, files: list[bytes]) -> None:
 
 
 def alternate(samples: int, *runs: Callable[[], None]) -> list[list[float]]:
-    """Return the seconds of each of several runs, which alternate."""
+    """Return the seconds of each run of several functions, which alternate."""
     times: list[list[float]] = [[] for _ in runs]
     for i in range(samples + 20):
         for seconds, run in zip(times, runs, strict=True):
@@ -172,12 +173,12 @@ def subscribers(http: httpx2.Client, service: psutil.Process, url: str, seconds:
 
 
 class Collector(BaseHTTPRequestHandler):
-    """A collector of traces, which accepts and discards them."""
+    """A collector that accepts traces and discards them."""
 
     received = 0
 
     def do_POST(self) -> None:
-        """Answer a batch of spans."""
+        """Accept a batch of spans."""
         self.rfile.read(int(self.headers["content-length"]))
         Collector.received += 1
         self.send_response(200)
@@ -188,7 +189,7 @@ class Collector(BaseHTTPRequestHandler):
 
 
 def traces(model: Model, folder: Path, file: bytes, samples: int = 1000) -> dict[str, float]:
-    """Return the median seconds of one score at three stacks in turn: without traces, with them, and without."""
+    """Return the median seconds of a score with three stacks, alternating: without traces, with them, and without."""
     collector = ThreadingHTTPServer(("127.0.0.1", 0), Collector)
     threading.Thread(target=collector.serve_forever, daemon=True).start()
     endpoint = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.server_port}"}

@@ -1,15 +1,15 @@
-"""Compare a training step with a plain one, and its FLOP/s with those of a plain convolution, in one run.
+"""Compare a training step with a plain one, and its FLOP/s with those of a convolution, in one run.
 
     python benchmarks/train.py [--device cpu] [--threads 1] [--compile] [--data FOLDER|NAME] [--json FILE]
 
-The plain step is the same network and loss in fp32 with channels first (NCHW), without autocast, channels-last or the
-allocator's setting, in its own process. All variants take turns; each figure is the median of their steps, ratios are
+The plain step uses the same network and loss in fp32 with channels first (NCHW) and PyTorch's default memory
+allocation, in its own process. All variants alternate; each figure is the median of their steps, and ratios are ratios
 of medians. FLOP are those of the convolutions and matrix products of a step, forward and backward, as PyTorch counts
-them. Nothing else should run meanwhile.
+them. Nothing else should run at the same time.
 
-With `--data` it also compares what is learned: held-out bits/dim after the same CPU time of the recipe's own training,
-and of a peer without its optimiser, precision, schedule and averaging: the same network, objective and batches in fp32
-under Adam at a constant 1e-3, as PixelCNN++ was published.
+With `--data`, the script also compares held-out bits/dim after the same CPU time of the recipe's training and of plain
+training: the same network, objective and batches in fp32 with Adam at a constant learning rate of 1e-3, without the
+recipe's optimiser, precision, schedule and averaging, as published for PixelCNN++.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ from ncml.training.objective import held_out_bits, loss_bits
 from ncml.training.trainer import Execution, Trainer
 
 RECIPES = {"cifar10_small": (32, 7), "paper_cifar10": (2, 3)}
-"""Batch size and steps of each on a CPU; a GPU uses the recipe's batch size."""
+"""Batch size and number of steps of each recipe on a CPU; a GPU uses the recipe's batch size."""
 
 PRECISIONS = ("fp32", "bf16")
 GOALS = {"of the plain step": 3.0, "of a convolution's FLOP/s": 0.5}
-LEARNED, HELD_OUT = "cifar10_small", 500
-"""The recipe whose learning is compared, and the number of images on which it is measured."""
+LEARNING_RECIPE, HELD_OUT_IMAGES = "cifar10_small", 500
+"""The recipe whose learning is compared, and the number of images that measure it."""
 
 PLAIN_RATE = 1e-3
-"""Learning rate of the plain peer."""
+"""Learning rate of plain training."""
 
 CONVOLUTION = (32, 160, 32)
 """Batch size, channels, and side of the plain 3x3 convolution: the paper's width at CIFAR-10's size."""
@@ -63,12 +63,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument(
-        "--threads", type=int, default=1, help="processor cores, the same for all variants (default: 1)"
+        "--threads", type=int, default=1, help="number of threads, the same for all variants (default: %(default)s)"
     )
-    parser.add_argument("--compile", action="store_true", help="also a compiled step; compiling takes minutes")
-    parser.add_argument("--data", help="data set to train on: also compare held-out bits/dim after the same CPU time")
-    parser.add_argument("--minutes", type=float, default=10.0, help="of CPU time, with --data (default: %(default)g)")
-    parser.add_argument("--quick", action="store_true", help="leave the 73M network out")
+    parser.add_argument("--compile", action="store_true", help="also measure a compiled step; compiling takes minutes")
+    parser.add_argument(
+        "--data", help="data set; also compare held-out bits/dim after training on it for the same CPU time"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=10.0, help="CPU time of each training with --data (default: %(default)g)"
+    )
+    parser.add_argument("--quick", action="store_true", help="omit the 73M network")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -93,7 +97,7 @@ def print_line(line: str) -> None:
 
 
 def recipe_at(recipe: str, batch_size: int | None, precision: str) -> Config:
-    """Return a recipe at a batch size and a precision."""
+    """Return a recipe with another batch size and precision."""
     recipe_config = config.recipe(recipe)
     batch_size = batch_size or recipe_config.training.batch_size
     training = replace(recipe_config.training, precision=precision, batch_size=batch_size)
@@ -101,7 +105,7 @@ def recipe_at(recipe: str, batch_size: int | None, precision: str) -> Config:
 
 
 def random_images(recipe_config: Config) -> Dataset:
-    """Return random images: the arithmetic takes as long on them."""
+    """Return random images, with which a step takes as long as with real ones."""
     model, generator = recipe_config.model, torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (256, model.height, model.width, 3), generator=generator, dtype=torch.uint8)
     return Dataset(pixels, torch.arange(256) % len(model.classes), model.classes)
@@ -110,7 +114,7 @@ def random_images(recipe_config: Config) -> Dataset:
 def compare(
     recipe: str, batch_size: int | None, repeats: int, options: argparse.Namespace, convolution_flops: dict[str, float]
 ) -> dict[str, Any]:
-    """Time the steps of all variants in turn."""
+    """Time the steps of all variants, alternating."""
     batch_size = batch_size if options.device == "cpu" else None
     pipe, remote_pipe = multiprocessing.get_context("spawn").Pipe()
     arguments = (remote_pipe, recipe_at(recipe, batch_size, "fp32"), options.device, options.threads)
@@ -127,7 +131,7 @@ def compare(
         variants[precision] = step_timer(recipe_config, options.device, Execution())
         if options.compile:
             variants[f"{precision} compiled"] = step_timer(recipe_config, options.device, Execution(compile=True))
-    for step in variants.values():  # the first initialises kernels
+    for step in variants.values():  # the first step initialises kernels
         step()
     times: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(repeats):
@@ -167,7 +171,7 @@ def seconds_of(step: Callable[[], object]) -> float:
 
 
 class PlainTraining:
-    """The peer: the same network, loss and batches in fp32 under Adam at a constant rate."""
+    """Plain training: the same network, loss and batches in fp32 with Adam at a constant learning rate."""
 
     def __init__(self, recipe_config: Config, data: Dataset, device: str) -> None:
         torch.manual_seed(0)
@@ -187,12 +191,12 @@ class PlainTraining:
 
 
 def compare_learning(options: argparse.Namespace) -> dict[str, Any]:
-    """Train both for the same CPU time, one after the other, and measure held-out bits/dim."""
-    recipe_config = recipe_at(LEARNED, None, config.recipe(LEARNED).training.precision)
+    """Train both ways for the same CPU time, one after the other, and measure held-out bits/dim."""
+    recipe_config = recipe_at(LEARNING_RECIPE, None, config.recipe(LEARNING_RECIPE).training.precision)
     model = recipe_config.model
     data = dataset.load(options.data, model.height, model.width)
     recipe_config = replace(recipe_config, model=replace(model, classes=data.classes))
-    training_part, held_out = data.part("fit"), data.part("calibration-fit").first(HELD_OUT)
+    training_part, held_out = data.part("fit"), data.part("calibration-fit").first(HELD_OUT_IMAGES)
     trainer = Trainer(recipe_config, training_part, group=ProcessGroup(device=options.device))
     step_seconds = trainer.measure_step_seconds()
     batch_size, budget = recipe_config.training.batch_size, 60 * options.minutes
@@ -209,12 +213,14 @@ def compare_learning(options: argparse.Namespace) -> dict[str, Any]:
         bits = held_out_bits(network.eval(), held_out)
         images = training.step * batch_size
         results[name] = {"cpu_seconds": seconds, "images": images, "held_out_bpd": bits}
-        print_line(f"{LEARNED}, {name}: {bits:.3f} held-out bits/dim, {images:,} images in {seconds:.0f} CPU seconds")
+        print_line(
+            f"{LEARNING_RECIPE}, {name}: {bits:.3f} held-out bits/dim, {images:,} images in {seconds:.0f} CPU seconds"
+        )
     return results
 
 
 def time_plain_steps(pipe: Connection, recipe_config: Config, device: str, threads: int) -> None:
-    """Take a plain step for each request through the pipe, and send its seconds."""
+    """Take a plain step whenever the pipe requests one, and send its seconds."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     network, data, training = NCPN(recipe_config).to(device), random_images(recipe_config), recipe_config.training

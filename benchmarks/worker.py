@@ -1,4 +1,4 @@
-"""Overhead and benefit of the queue and its batches; each ratio is measured side by side in one run, on 2 cores.
+"""Measure the overhead of the queue and the benefit of its batches, on 2 cores.
 
     python benchmarks/worker.py [--model FOLDER] [--json]
 
@@ -6,8 +6,8 @@
    Goal: batch 16 at least 9 times batch 1 (the engine's times allow 10.1).
 2. Scores through the queue, one image per job, compared with the same model and images in this process in batches of
    the same size, both on one thread, alternating in short rounds; the best round of each counts. Goal: at least 0.9.
-   The share of time that the engine computes is reported as well: it does not depend on the machine's other load.
-3. Latency of a score while 64 images are being generated, compared with idle, one thread per lane.
+   The share of time in which the engine computes is reported as well, because it does not depend on other load.
+3. Latency of a score while 64 images are being generated, compared with an idle machine, one thread per lane.
    Goal: 95th percentile at most 3 times.
 """
 
@@ -42,7 +42,7 @@ BATCH = 32
 
 @contextlib.contextmanager
 def real_worker(queue: JobQueue, url: str, model: Path, *lanes: str) -> Iterator[None]:
-    """Run `ncml worker` on one thread."""
+    """Run `ncml worker` with one thread."""
     existing = {worker.name for worker in queue.monitor.workers()}
     command = [sys.executable, "-m", "ncml.cli", "worker", "--models", str(model.parent), "--threads", "1"]
     worker = subprocess.Popen(
@@ -57,7 +57,7 @@ def real_worker(queue: JobQueue, url: str, model: Path, *lanes: str) -> Iterator
         worker.wait()
 
 
-def span(queue: JobQueue, ids: list[str], timeout_s: float = 600) -> float:
+def duration(queue: JobQueue, ids: list[str], timeout_s: float = 600) -> float:
     """Return the seconds from the first start to the last end of the jobs, by the server's clock."""
     eventually(lambda: queue.view(ids[-1]).status.is_terminal, timeout_s, every_s=0.01)
     views = [eventually(lambda i=i: (v := queue.view(i)).status.is_terminal and v, timeout_s) for i in ids]
@@ -75,7 +75,7 @@ def batching(url: str, folder: Path) -> dict[str, float]:
             jobs = 40 if size == 1 else 32 * size
             ids = [fleet.queue.submit(score()) for _ in range(jobs)]
             fleet.start("score", max_batch=size)
-            rates[str(size)] = jobs / span(fleet.queue, ids)
+            rates[str(size)] = jobs / duration(fleet.queue, ids)
         finally:
             fleet.stop()
     return rates
@@ -93,7 +93,7 @@ def throughput(queue: JobQueue, url: str, folder: Path, model: Model, rounds: in
     direct: list[float] = []
     shares: list[float] = []  # share of the time from the first submission to the last result
     with real_worker(queue, url, folder, "score"):
-        span(queue, [queue.submit(job) for job in jobs[:BATCH]])  # warm up
+        duration(queue, [queue.submit(job) for job in jobs[:BATCH]])  # warm up
         model.score(images[:BATCH])
         for _ in range(rounds):
             started = time.monotonic()
@@ -102,7 +102,7 @@ def throughput(queue: JobQueue, url: str, folder: Path, model: Model, rounds: in
             direct.append(n / (time.monotonic() - started))
             started = time.monotonic()
             ids = [queue.submit(job) for job in jobs]
-            span(queue, ids)
+            duration(queue, ids)
             elapsed_s = time.monotonic() - started
             queued.append(n / elapsed_s)
             batches = {view.timing.compute_s or 0 for view in map(queue.view, ids) if view.timing}
@@ -133,7 +133,7 @@ def latency(queue: JobQueue, url: str, folder: Path, model: Model, samples: int 
         busy = measure()
         still_running = queue.view(generation_id).status == "running"
         queue.cancel(generation_id)
-    assert still_running, "the generation ended before the measurement: increase its size"
+    assert still_running, "the generation ended before the measurement: generate more images"
     p95_s = {name: statistics.quantiles(times, n=20)[18] for name, times in (("idle", idle), ("busy", busy))}
     return {
         "idle_p50_s": statistics.median(idle), "busy_p50_s": statistics.median(busy),

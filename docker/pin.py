@@ -1,7 +1,7 @@
-"""Pin third-party images to their current digests, so that a build or a start always uses the same bytes.
+"""Pin third-party images to their current digests, so that every build and start uses the same bytes.
 
 python docker/pin.py    rewrites `name:tag` as `name:tag@sha256:...` in the Dockerfile, the compose file and the
-                        manifests. It queries the registries with `docker buildx imagetools`; run it again to renew.
+                        manifests. It gets the digests with `docker buildx imagetools`; run it again to renew them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FILES = {
     "docker-compose.yml": rf"^( +image: )((?!ncml-)\S+?:\S+?){DIGEST}$",
     "docker/k8s/base/valkey.yaml": rf"^( +image: )(\S+?:\S+?){DIGEST}$",
 }
-"""The lines of each file that name an image, without its digest as the second group."""
+"""Patterns of the lines in each file that name an image; the second group is the name without the digest."""
 
 
 def digest_of(image: str) -> str:
@@ -32,7 +32,7 @@ def digest_of(image: str) -> str:
 
 
 def pin(root: Path, look_up: Callable[[str], str]) -> dict[str, str]:
-    """Rewrite the files below a folder; return the digest of each image."""
+    """Pin the images in the files below `root`; return the digest of each image."""
     digests: dict[str, str] = {}
     texts: dict[Path, str] = {}
 
@@ -43,13 +43,13 @@ def pin(root: Path, look_up: Callable[[str], str]) -> dict[str, str]:
 
     for name, pattern in FILES.items():
         texts[root / name] = re.sub(pattern, pinned, (root / name).read_text(), flags=re.MULTILINE)
-    for path, text in texts.items():  # only when every digest is known
+    for path, text in texts.items():  # only once all digests are known
         path.write_text(text)
     return digests
 
 
 def main() -> int:
-    """Pin the files of this clone and print the digests; status 1 if a registry cannot be reached."""
+    """Pin the images of this clone and print their digests; return 1 if a registry cannot be reached."""
     try:
         for image, digest in pin(ROOT, digest_of).items():
             print(f"{image} {digest}")

@@ -1,6 +1,6 @@
-"""Describe the contents of an image: a CycloneDX bill of materials, and third-party licences with their texts.
+"""Document what an image contains: a CycloneDX bill of materials, and the licences of third parties with their texts.
 
-python docker/sbom.py FOLDER    runs in the image's build, and writes FOLDER/sbom.cdx.json and FOLDER/THIRD-PARTY.txt
+python docker/sbom.py FOLDER    runs when the image is built, and writes FOLDER/sbom.cdx.json and FOLDER/THIRD-PARTY.txt
 """
 
 from __future__ import annotations

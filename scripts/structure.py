@@ -30,7 +30,7 @@ UNINFORMATIVE = {
     *("found", "some", "known", "each", "told", "asked", "wanted", "given"),
     *("begun", "what", "said", "chosen", "seen", "mine", "here", "rest"),
 }
-"""Names that do not say what a variable holds."""
+"""Names that do not express what a variable holds."""
 
 READING_PATHS = {
     "scoring": (
@@ -128,7 +128,7 @@ def bindings(modules: list[Path]) -> Iterator[tuple[str, bool]]:
 
 
 def import_graph(root: Path, modules: list[Path]) -> dict[str, set[str]]:
-    """Map each module to the modules that it imports, in functions and under TYPE_CHECKING too."""
+    """Map each module to the modules that it imports, including in functions and under TYPE_CHECKING."""
     paths = {_module_name(root, path): path for path in modules}
     graph: dict[str, set[str]] = {}
     for name, path in paths.items():
@@ -219,7 +219,7 @@ def table(columns: dict[str, Structure]) -> str:
         row(f"files under {MIN_LINES} lines", [len(state.small_files) for state in states]),
         row("import cycles, types included", [len(state.import_cycles) for state in states]),
         row("bindings", [state.bindings for state in states]),
-        row("bindings without a meaning", [sum(state.uninformative_bindings.values()) for state in states]),
+        row("uninformative bindings", [sum(state.uninformative_bindings.values()) for state in states]),
         row("arguments among them", [state.uninformative_arguments for state in states]),
     ]
     rows += [

@@ -1,10 +1,10 @@
-"""The tables of docs/ood.md: which changes of an image are flagged, and which are not.
+"""Measure the tables of docs/ood.md: which changes of an image are flagged, and which are not.
 
     python scripts/docs/controls.py --data cifar10 --ood mnist dtd10 imagenet1k_32
 
 Prints Markdown: the false-positive rate on CIFAR-10 test images, and the flagged share of the same images after each
-change and of other data sets, by each calibration of the model. Brackets are 95 % intervals: Wilson's of shares,
-bootstrap of AUROCs.
+change and of other data sets, by each calibration of the model. Brackets are 95 % intervals: Wilson's for shares,
+bootstrap for AUROCs.
 """
 
 import argparse
@@ -53,12 +53,12 @@ MATCHED: dict[str, Perturbation] = {
     "as they are": lambda image, _: image,
     **{name: PROCESSING[name] for name in ("JPEG, quality 50", "half size and back (box, bicubic)")},
 }
-"""Perturbations that remove most traces of how a set was processed before."""
+"""Perturbations that remove most traces of the earlier processing of a set."""
 STATISTICS = (DEFAULT_STATISTIC, "fast", "multiscale", "bpd")
-MATCHED_FIT = 300
-"""Number of held-out images from which the Gaussian is estimated."""
+ESTIMATION_IMAGES = 300
+"""Number of held-out images that estimate the Gaussian."""
 
-CORRESPONDING_CLASSES = {
+CORRESPONDING_LABELS = {
     "airplane": (404, 895),
     "automobile": (436, 468, 511, 627, 656, 661, 751, 779, 817),
     "bird": (*range(7, 25), *range(80, 101), *range(127, 147)),
@@ -70,10 +70,10 @@ CORRESPONDING_CLASSES = {
     "ship": (403, 510, 628, 724),
     "truck": (555, 569, 675, 717, 734, 864, 867),
 }
-"""ImageNet's classes that correspond to a class of CIFAR-10."""
+"""The labels of ImageNet that correspond to each class of CIFAR-10."""
 
-PHOTOGRAPH = Path(__file__).resolve().parents[2] / "docs" / "cat.jpg"
-"""Chelsea by Stefan van der Walt, CC0, cut square and compressed."""
+CAT = Path(__file__).resolve().parents[2] / "docs" / "cat.jpg"
+"""Chelsea by Stefan van der Walt, CC0, cropped to a square and compressed."""
 
 Images = NDArray[np.uint8]
 
@@ -84,27 +84,27 @@ def main() -> None:
     parser.add_argument("--model", default="models/cifar10")
     parser.add_argument("--data", required=True)
     parser.add_argument("--ood", nargs="*", default=[])
-    parser.add_argument("--limit", type=int, default=200, help="images of each set")
-    parser.add_argument("--untouched", type=int, default=4000, help="test images for the false-positive rate")
+    parser.add_argument("--limit", type=int, default=200, help="number of images of each set")
+    parser.add_argument("--untouched", type=int, default=4000, help="number of test images for the false-positive rate")
     options = parser.parse_args()
     model = ncml.load(options.model)
     calibrations = list(model.calibrations.by_name.values())
     if not calibrations:
         sys.exit(model.uncalibrated)
-    head, *further = [f"flagged, {calibration.name}" for calibration in calibrations]
+    headings = [f"flagged, {calibration.name}" for calibration in calibrations]
     measured = partial(measure, model)
 
     def flagged(columns: Columns, statistic: str = DEFAULT_STATISTIC) -> str:
         return " | ".join(share(model, calibration, columns, statistic) for calibration in calibrations)
 
     def table(title: str, sets: dict[str, Callable[[], Images]]) -> None:
-        print(f"\n{line([title, head, *further])}\n{line(['---', *['---:'] * len(calibrations)])}")
+        print(f"\n{line([title, *headings])}\n{line(['---', *['---:'] * len(calibrations)])}")
         for name, load_set in sets.items():
             print(f"| {name} | {flagged(measured(load_set()))} |", flush=True)
 
     own = partial(load, options.data, model)
     print(f"{model.version[:12]}, {time.strftime('%Y-%m-%d')}, {options.limit} images of each set")
-    print(f"\n{line(['as they are, by', head, *further])}\n{line(['---', *['---:'] * len(calibrations)])}")
+    print(f"\n{line(['as they are, by', *headings])}\n{line(['---', *['---:'] * len(calibrations)])}")
     untouched = measured(own(options.untouched))
     for statistic in STATISTICS:
         print(f"| {statistic}, {options.untouched} images | {flagged(untouched, statistic)} |", flush=True)
@@ -121,10 +121,11 @@ def main() -> None:
         if name.startswith("imagenet1k"):
             others[f"{name}, the classes of CIFAR-10"] = partial(load_corresponding, source, model, options.limit)
     table("other images", others)
-    cat = measured(images.resize_to(images.open_image(PHOTOGRAPH), model.height, model.width)[None])
-    for c in calibrations:
-        p = float(c.p_values(DEFAULT_STATISTIC, scored(model, c, cat, DEFAULT_STATISTIC))[0])
-        print(f"\n{PHOTOGRAPH.name}, {c.name}: p {p:.2f}")
+    cat = measured(images.resize_to(images.open_image(CAT), model.height, model.width)[None])
+    for calibration in calibrations:
+        ood_score = scored(model, calibration, cat, DEFAULT_STATISTIC)
+        p_value = float(calibration.p_values(DEFAULT_STATISTIC, ood_score)[0])
+        print(f"\n{CAT.name}, {calibration.name}: p {p_value:.2f}")
     for name in others:
         if name.startswith("imagenet1k") and "," not in name:
             print(f"\n| cifar10 against {name}, both processed alike | AUROC |\n|---|---:|")
@@ -136,12 +137,12 @@ def main() -> None:
 
 
 def line(cells: list[str]) -> str:
-    """Format a row of a Markdown table."""
+    """Format cells as a row of a Markdown table."""
     return f"| {' | '.join(cells)} |"
 
 
 def measure(model: ncml.Model, pixels: Images) -> Columns:
-    """Return the columns that `STATISTICS` need, of every image."""
+    """Measure the columns of every image that `STATISTICS` need."""
     names = required_columns(STATISTICS, model.statistics)
     parts = [measure_columns(model.network, pixels[i : i + 32], names)[0] for i in range(0, len(pixels), 32)]
     return {name: np.concatenate([part[name] for part in parts]) for name in names}
@@ -161,8 +162,8 @@ def share(model: ncml.Model, calibration: Calibration, columns: Columns, statist
 
 
 def matched(model: ncml.Model, source: str, own: Images, others: Images, change: Perturbation) -> str:
-    """Format the AUROC of a Gaussian estimated on images after the same change."""
-    held_out = dataset.load(source, model.height, model.width).part("calibration-fit").spread(MATCHED_FIT)
+    """Format the AUROC of a Gaussian estimated on images that went through the same change."""
+    held_out = dataset.load(source, model.height, model.width).part("calibration-fit").spread(ESTIMATION_IMAGES)
     estimation, inside, outside = (
         measure(model, perturb(pixels, change)) for pixels in (held_out.images_NHWC.numpy(), own, others)
     )
@@ -179,8 +180,10 @@ def load(source: str, model: ncml.Model, limit: int) -> Images:
 def load_corresponding(source: str, model: ncml.Model, limit: int) -> Images:
     """Load evenly spaced images of ImageNet whose class is one of CIFAR-10's."""
     images = dataset.load(source, model.height, model.width, split="test")
-    labels = [label for labels in CORRESPONDING_CLASSES.values() for label in labels]
-    pixels = images.images_NHWC.numpy()[np.isin(images.labels_N.numpy(), labels)]
+    corresponds = np.isin(
+        images.labels_N.numpy(), [label for labels in CORRESPONDING_LABELS.values() for label in labels]
+    )
+    pixels = images.images_NHWC.numpy()[corresponds]
     return pixels[:: max(1, len(pixels) // limit)][:limit]
 
 

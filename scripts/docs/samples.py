@@ -1,4 +1,4 @@
-"""Draw docs/samples.png and docs/refinement.png with the bundled model: `python scripts/docs/samples.py`."""
+"""Make docs/samples.png and docs/refinement.png with the bundled model: `python scripts/docs/samples.py`."""
 
 from pathlib import Path
 
@@ -13,19 +13,19 @@ DOCS = ROOT / "docs"
 
 
 def main() -> None:
-    """Draw sixteen images of each class, not selected; and ten seeds by six methods."""
+    """Generate sixteen images of each class, not selected, and ten seeds with each of six methods."""
     torch.set_num_threads(1)
     model = ncml.load(ROOT / "models" / "cifar10")
     classes = [(name, model.generate(16, classes=name, seeds=16 * i)) for i, name in enumerate(model.classes)]
     draw_sheet(classes).savefig(DOCS / "samples.png")
     limits = model.sampling_limits
-    from_largest = as_trained(model.noise)
+    from_largest_noise = as_trained(model.noise)
     methods = {
         "direct": as_trained(0.0),
         f"{limits.noise:g} levels, Tweedie": as_trained(limits.noise),
-        f"{model.noise:g} levels, Tweedie": from_largest,
-        f"{model.noise:g} levels, Euler-Maruyama": from_largest | {"solver": "euler-maruyama", "steps": 20},
-        f"{model.noise:g} levels, Heun": from_largest | {"solver": "heun", "steps": 10},
+        f"{model.noise:g} levels, Tweedie": from_largest_noise,
+        f"{model.noise:g} levels, Euler-Maruyama": from_largest_noise | {"solver": "euler-maruyama", "steps": 20},
+        f"{model.noise:g} levels, Heun": from_largest_noise | {"solver": "heun", "steps": 10},
         f"{limits.noise:g} levels, guidance {limits.guidance:g}": {},
     }
     rows = [

@@ -1,8 +1,8 @@
-"""The wall of docs/ood.md: a defect composed into a good image, found by tiles.
+"""Make the wall of docs/ood.md: a defect is drawn into a good image and found by tiles.
 
     python scripts/docs/tiles.py
 
-28 good images are random crops of the left half of docs/brick.png; the judged wall is a crop of its right half.
+28 good images are random crops of the left half of docs/brick.png; the scored wall is a crop of its right half.
 brick.png is scikit-image's, CC0. Writes docs/tiles.png, and docs/stained.png for scripts/docs/screenshots.py.
 """
 
@@ -27,11 +27,11 @@ DOCS = ROOT / "docs"
 BRICK = DOCS / "brick.png"
 SIDE = 128
 DEFECT = (150, 90, 194, 122)
-"""Left, top, right, bottom of the ellipse where the bricks' texture and mortar are almost invisible."""
+"""Left, top, right and bottom of the ellipse in which the texture and mortar are almost invisible."""
 
 
 def main() -> None:
-    """Calibrate on the wall, score the good and the stained image, and draw both."""
+    """Calibrate the model, scan both walls, and draw the figure."""
     wall = images.open_image(BRICK)[128:384, 256:]
     stained = stain(wall, np.random.default_rng(1))
     Image.fromarray(stained).save(DOCS / "stained.png", optimize=True)

@@ -1,4 +1,4 @@
-"""A tour in cells, to read, to run, or to open as a notebook: the library, then the client of a running service.
+"""A tour of the library and of the client of a running service, in cells: read it, run it or open it as a notebook.
 
 make serve                                          # in another terminal
 python scripts/docs/tour.py [http://localhost:8000]
@@ -6,7 +6,7 @@ python scripts/docs/tour.py [http://localhost:8000]
 
 # %% [markdown]
 # # The library
-# A model scores images, generates new ones and completes halves. It computes in this process, and needs no service.
+# A model scores, generates and completes images. It runs in this process and needs no service.
 
 # %%
 import sys
@@ -34,7 +34,7 @@ print(f"{score.bpd:.4f} bits/dim, p {score.ood.p_value:.4f}, out-of-distribution
 print(f"the least likely pixel takes {score.map.max():.1f} bits per channel, the median {np.median(score.map):.1f}")
 
 # %%
-# A seed determines an image: the same bytes alone, in a batch, and from the service below.
+# The same seed gives the same bytes: alone, in a batch, and from the service below.
 images = model.generate(2, classes="cat", seeds=7)
 completions = model.complete(cat, keep="top", seeds=7)
 print(images.shape, completions.shape)
@@ -42,7 +42,7 @@ assert np.array_equal(completions[:, :16], cat[None, :16])
 
 # %% [markdown]
 # # The client
-# The same from a service, on this or another machine, without PyTorch. Images may be paths, Pillow images or arrays.
+# It calls a service, on this machine or elsewhere, and needs no PyTorch. Images may be paths, Pillow images or arrays.
 
 # %%
 client = Client(URL)
@@ -52,7 +52,7 @@ print(f"{remote.bpd:.4f} bits/dim, p {remote.ood.p_value:.4f}")
 assert abs(remote.bpd - score.bpd) < 1e-4
 
 # %%
-# Several images are one request; each result names its file.
+# Several images can be sent in one request; each result names its file.
 for result in client.score([ROOT / "docs" / "cat.jpg", ROOT / "docs" / "half.png"]):
     print(result.file, f"{result.bpd:.4f}")
 
@@ -64,21 +64,21 @@ completed = client.complete(Image.open(ROOT / "docs" / "half.png"), seed=7)
 assert completed.images.shape == (1, 32, 32, 3)
 
 # %%
-# A large image is judged by its tiles if tiles are calibrated, and mapped in any case.
+# A large image is split into tiles. It gets a map and, if tiles are calibrated, a verdict.
 scan = client.scan(Image.open(ROOT / "docs" / "cat.jpg").crop((64, 64, 128, 128)), map=True)
-print(f"{scan.tiles} tiles, the largest score {scan.score:.1f} at {tuple(scan.box)}, map {scan.map.shape}")
+print(f"{scan.tiles} tiles, the OOD score {scan.score:.1f} at {tuple(scan.box)}, map {scan.map.shape}")
 
 # %%
-# A mistake is one sentence with the field and the remedy.
+# An error is one sentence that names the field and the remedy.
 try:
     client.generate(class_="unicorn")
 except ServiceError as error:
     print(error.status, error.field, error, sep=": ")
 else:
-    raise AssertionError("a unicorn was generated")
+    raise AssertionError("an unknown class was accepted")
 
 # %%
-# Many images: the command line, through the same service.
+# For many images, use the command line with the same service.
 from ncml.cli import main as command_line  # noqa: E402 - a cell imports what it needs
 
 with tempfile.TemporaryDirectory() as folder:
