@@ -105,9 +105,7 @@ def main() -> None:
         rate, possible = measure(options.images, options.image_ms / 1000, workers)
         results.append({"workers": workers, "images_per_s": rate, "possible": possible, "share": rate / possible})
         if not options.json:
-            print(
-                f"{workers} worker(s): {rate:.1f} images/s, {rate / possible:.2f} of {possible:.1f} for the workers alone"
-            )
+            print(f"{workers} worker(s): {rate:.1f} images/s, {rate / possible:.2f} of that of the workers alone")
     if options.json:
         print(json.dumps(results))
 
