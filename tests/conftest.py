@@ -28,7 +28,7 @@ if (emulated := os.environ.get("ATEN_CPU_CAPABILITY")) in ("default", "avx2"):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group tests for parallel runs: files that only compute, and in one group those that start processes and wait."""
+    """Group tests for parallel runs: by file if they only compute, in one group if they start processes and wait."""
     for item in items:
         computes = Path(__file__).parent / "ncml" in item.path.parents
         item.add_marker(pytest.mark.xdist_group(str(item.path) if computes else "processes"))

@@ -33,9 +33,9 @@ by_page = pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.name)
 
 
 def lines(page: Path) -> list[list[str]]:
-    """The commands of a page, in words: of its blocks, joined where they go on, and of its sentences.
+    """Return the commands in the blocks and sentences of a page, split into words, with continued lines joined.
 
-    A block marked as bash has nothing but commands; of others, and of sentences, those of PROGRAMS count.
+    Every line of a block marked as bash is a command; elsewhere, a command begins with one of PROGRAMS.
     """
     text = page.read_text().replace("\\\n", " ")
     commands: list[list[str]] = []
@@ -53,7 +53,7 @@ def _is_command(line: str, language: str) -> bool:
 
 @functools.cache
 def options(command: str) -> set[str]:
-    """The options of one of ncml's commands, from its own help."""
+    """Return the options of an ncml command, from its help."""
     done = subprocess.run(
         [sys.executable, "-m", "ncml.cli", command, "--help"], capture_output=True, text=True, check=True, timeout=60
     )
@@ -62,12 +62,12 @@ def options(command: str) -> set[str]:
 
 @functools.cache
 def operations() -> dict[str, Any]:
-    """The paths of the service's own OpenAPI document."""
+    """Return the paths of the service's OpenAPI document."""
     return create_app(Settings(), JobQueue.from_url("redis://localhost")).openapi()["paths"]
 
 
 def check_curl(words: list[str]) -> None:
-    """The operation exists, and takes the parameters that are given."""
+    """Check that the operation exists and accepts the parameters."""
     address = urlsplit(next(f"//{word}" for word in words if word.startswith("localhost:8000")))
     named = {name for name, _ in parse_qsl(address.query, strict_parsing=bool(address.query))}
     method = "get"

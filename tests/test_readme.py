@@ -1,6 +1,6 @@
-"""README tells the truth: its commands run here as they stand, and its settings and targets are those that exist.
+"""The commands of README and of the quick start run unchanged, and the settings and targets of README exist.
 
-The commands of the quick start run here, too: before the same service.
+Both use the same service.
 """
 
 import contextlib
@@ -29,12 +29,12 @@ GUIDE = (ROOT / "docs" / "quick-start.md").read_text()
 
 
 def blocks(page: str) -> list[tuple[str, str]]:
-    """(language, text) of each block of code, in order; the first one starts the service."""
+    """Return (language, text) of each block of code, in order; the first one starts the service."""
     return re.findall(r"^```(bash|python)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
 
 
 def bash_lines(page: str) -> list[str]:
-    """Every shell command after those of the first block, without its comment."""
+    """Return every shell command after the first block, without its comment."""
     lines = [line for language, text in blocks(page)[1:] if language == "bash" for line in text.splitlines()]
     return [re.sub(r"\s+#.*", "", line) for line in lines]
 
@@ -191,7 +191,7 @@ def test_the_tour_runs_before_the_service(port: int) -> None:
 
 
 def test_the_package_is_imported_from_the_folder_above_a_clone(tmp_path: Path) -> None:
-    """Where a clone named ncml is itself importable, as a namespace package."""
+    """There, a clone named ncml is itself importable, as a namespace package."""
     (tmp_path / "ncml").symlink_to(ROOT)
     done = subprocess.run(
         [sys.executable, "-c", "import ncml; ncml.load"],

@@ -1,6 +1,6 @@
 """A real browser and a real service: Valkey, workers, small models, and an installed Chromium.
 
-Without a browser these tests are skipped, unless CI is set: then they must run.
+Without a browser these tests are skipped or, if CI is set, fail.
 """
 
 import contextlib
@@ -145,7 +145,7 @@ def _ready(http: httpx2.Client, base: str = "") -> bool:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """For one module: Playwright keeps an event loop running in this thread, so that no other can run in it."""
+    """Start a browser for one module only: Playwright keeps an event loop running in this thread."""
     assert CHROMIUM, "CI is set, but no chromium is installed"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGS))
@@ -154,7 +154,7 @@ def browser() -> Iterator[Browser]:
 
 
 UNUSED_PRELOAD = "was preloaded using link preload but not used within a few seconds"
-"""Chromium's advice if a busy machine draws the page seconds after it loaded: about time, not about the page."""
+"""Chromium's warning if a busy machine renders the page seconds after loading it; it is no fault of the page."""
 
 
 class Tab:

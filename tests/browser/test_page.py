@@ -213,7 +213,7 @@ def test_a_phone_shows_every_view_without_scrolling_sideways(studio) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious(studio, tab, tmp_path: Path, scheme: str) -> None:
+def test_axe_finds_no_serious_violation(studio, tab, tmp_path: Path, scheme: str) -> None:
     tab.expected_messages = ["Failed to load resource"]
     page = studio("score", color_scheme=scheme, reduced_motion="reduce")
     axe = Axe()

@@ -1,4 +1,4 @@
-"""Each view fulfils its purpose, or reports what to do when it cannot."""
+"""Each view works, or reports what to do when it cannot."""
 
 import base64
 import csv
@@ -49,7 +49,7 @@ def submit(page: Page, view: str, **values: int) -> None:
 
 
 def score_example(page: Page, *names: str) -> None:
-    """Click examples, which scores each at once; waits for their scores."""
+    """Click examples, which scores each immediately; wait for their scores."""
     count = page.locator(".strip .tile").count()
     for name in names:
         page.locator("#view-score").get_by_role("button", name=name, exact=True).click()
@@ -198,7 +198,7 @@ def test_scores_and_maps_are_downloaded(studio, photo: Path) -> None:
     assert 0 < float(second["p_value"]) <= 1
 
 
-def test_terms_are_explained_to_the_keyboard_too(studio) -> None:
+def test_explanations_can_be_opened_with_the_keyboard(studio) -> None:
     page = studio("score")
     score_example(page, "stripes")
     for view, term, text in (
@@ -316,7 +316,7 @@ def test_impossible_tiles_are_refused_in_a_sentence(studio, tab, tmp_path: Path)
     expect(refusal).to_contain_text("wide is not calibrated")
 
 
-def test_several_images_are_distinguished(studio) -> None:
+def test_each_of_several_images_can_be_selected_and_removed(studio) -> None:
     page = studio("score")
     choose_examples(page, "flat grey", "noise", "stripes")
     page.get_by_role("button", name="Remove stripes.png").click()
@@ -421,8 +421,8 @@ def test_a_photograph_is_among_the_examples(studio) -> None:
 
 @pytest.mark.parametrize("view", ["score", "generate", "complete", "trajectory"])
 @pytest.mark.parametrize("viewport", [{"width": 1280, "height": 800}, {"width": 390, "height": 844}])
-def test_the_primary_button_is_in_sight(studio, photo: Path, view: str, viewport: dict[str, int]) -> None:
-    """With an image chosen and the settings unfolded, however far the controls are scrolled."""
+def test_the_primary_button_stays_visible(studio, photo: Path, view: str, viewport: dict[str, int]) -> None:
+    """It does so with an image chosen and the settings open, however far the controls are scrolled."""
     page = studio(view, viewport=viewport)
     if view in ("score", "complete"):
         upload(page, view, photo)
@@ -511,7 +511,7 @@ def test_only_sampled_lines_are_shown(studio, keep: str) -> None:
 # Generate
 
 
-def test_rows_appear_and_the_gallery_has_everything(studio, site) -> None:
+def test_rows_appear_and_images_can_be_opened_and_downloaded(studio, site) -> None:
     page = studio("generate", model="wide")
     page.locator("#view-generate").get_by_label("dark").check()
     seed = int(page.locator("#view-generate").get_by_label("Seed", exact=True).input_value())
@@ -716,7 +716,7 @@ def refusal_of(field: str) -> dict[str, object]:
     return {"status": 422, "detail": "It is out of range.", "errors": [{"field": field, "detail": "It is."}]}
 
 
-def test_a_lost_connection_and_an_expired_result_have_states_of_their_own(studio, tab) -> None:
+def test_a_lost_connection_and_an_expired_result_are_shown(studio, tab) -> None:
     tab.expected_messages = ["ERR_INTERNET_DISCONNECTED", "ERR_FAILED", REFUSED]
     page = studio("generate", model="wide")
     page.route("**/jobs/*/events", lambda route: route.abort())
@@ -743,7 +743,7 @@ def test_a_lost_connection_and_an_expired_result_have_states_of_their_own(studio
 
 
 @pytest.mark.parametrize("half", ["right", "top"])
-def test_the_known_half_is_marked_or_chosen_and_variants_are_beside_it(studio, photo: Path, half: str) -> None:
+def test_the_known_half_is_marked_or_chosen_and_shown_beside_the_variants(studio, photo: Path, half: str) -> None:
     page = studio("complete")
     upload(page, "complete", photo)
     if half == "top":
@@ -918,7 +918,7 @@ def test_models_and_health_are_shown(studio) -> None:
     expect(details.locator(".prose td").first).to_have_text("1")
 
 
-def test_responses_that_accept_a_job_or_refuse_it_do_not_count_as_quick_answers(studio) -> None:
+def test_responses_that_accept_or_refuse_a_job_are_not_counted(studio) -> None:
     page = studio("models")
     name = "ncml_http_request_duration_seconds_bucket"
     buckets = [

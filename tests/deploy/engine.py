@@ -1,10 +1,10 @@
-"""A Docker engine for tests: the one at hand, or one of their own, with base images made here where none can be pulled.
+"""A Docker engine for tests: the host's, or a temporary one, with stand-ins for base images that cannot be pulled.
 
-An engine of its own needs root and the Debian packages docker.io, docker-cli, docker-compose, docker-buildx and
-debootstrap. It keeps everything under one temporary folder, changes no firewall rule, and is gone afterwards. Where the
-registry cannot be reached, stand-ins take the base images' names: a bare system of the host's own release, with the
-Python that runs the tests, or with Valkey's or Prometheus's own server. They show that our images build and run, and
-not that the real bases do.
+A temporary engine needs root and the Debian packages docker.io, docker-cli, docker-compose, docker-buildx and
+debootstrap. It keeps everything in one temporary folder, changes no firewall rule, and is removed afterwards. If the
+registry cannot be reached, stand-ins get the names of the base images: a minimal system of the host's release, with the
+Python that runs the tests, or with the server of Valkey or Prometheus. They show that our images build and run, but not
+with the real base images.
 """
 
 import contextlib

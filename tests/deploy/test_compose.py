@@ -70,7 +70,7 @@ def test_base_images_are_pinned_to_a_release() -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_every_container_is_locked(name: str) -> None:
+def test_every_container_is_hardened(name: str) -> None:
     spec = SERVICES[name]
     assert spec["read_only"] is True
     assert spec["cap_drop"] == ["ALL"]
@@ -118,7 +118,7 @@ def test_only_service_and_workers_reach_the_queue() -> None:
     assert networks["queue"] == {"internal": True}
 
 
-def test_the_password_of_the_queue_is_random_unless_given_and_disclosed_by_a_file_only(tmp_path: Path) -> None:
+def test_the_password_of_the_queue_is_random_by_default_and_only_in_a_file(tmp_path: Path) -> None:
     command = SERVICES["valkey"]["command"]
     assert command[:2] == ["sh", "-euc"]
     (tmp_path / "bin").mkdir()

@@ -1,6 +1,6 @@
 """`make compose-test`: the compose file on a real engine, from the build to a trained model that is served.
 
-Skipped, with the reason, where no engine can run. Where base images were stand-ins, the last lines say so.
+These tests are skipped, with the reason, if no engine can run. The last lines report stand-ins for base images.
 """
 
 import contextlib
@@ -139,7 +139,7 @@ def test_the_three_requests_of_the_readme(stack: Stack, workspace: Path) -> None
     assert full.shape == generated.shape == (32, 32, 3)
 
 
-def test_every_container_is_locked_and_healthy(stack: Stack) -> None:
+def test_every_container_is_hardened_and_healthy(stack: Stack) -> None:
     descriptions = json.loads(stack.engine.docker("inspect", *stack.containers()))
     assert len(descriptions) == 4
     for container in descriptions:

@@ -1,7 +1,7 @@
-"""Several hosts: the queue and the service on one, a worker on each of two others, every one in a network of its own.
+"""Several hosts: the queue and the service on one, and a worker on each of two others.
 
-Network namespaces are the hosts: processes on them reach each other through a bridge alone, by address and with the
-queue's password. Nothing else is shared: each worker reads its own copy of the models folder from its own directory.
+Network namespaces represent the hosts: their processes reach each other only through a bridge, by address and with the
+queue's password. Nothing else is shared: each worker reads a copy of the models folder in its own directory.
 """
 
 import contextlib
@@ -84,7 +84,7 @@ class Client:
         return httpx2.Response(int(status), text=body)
 
     def ready(self) -> dict[str, int]:
-        """Workers of each lane."""
+        """Return the number of workers of each lane."""
         with contextlib.suppress(AssertionError):  # it does not listen yet
             answer = self.ask("/readyz")
             return answer.json()["lanes"] if answer.status_code == 200 else {}

@@ -75,12 +75,12 @@ def manifests() -> list[dict[str, Any]]:
 
 
 def kind(manifests: list[dict[str, Any]], name: str) -> dict[str, dict[str, Any]]:
-    """Objects of a kind, by name."""
+    """Return the objects of a kind by name."""
     return {m["metadata"]["name"]: m for m in manifests if m["kind"] == name}
 
 
 def pods(manifests: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Templates of pods, by the name of their owner."""
+    """Return the pod templates by the name of their owner."""
     owners = kind(manifests, "Deployment") | kind(manifests, "StatefulSet")
     return {name: owner["spec"]["template"] for name, owner in owners.items()}
 
@@ -167,7 +167,7 @@ def test_selectors_ports_and_claims_match(manifests: list[dict[str, Any]]) -> No
         assert name == "valkey" or files == {"NCML_REDIS_PASSWORD_FILE": f"{mount['mountPath']}/password"}, name
 
 
-def test_the_queue_is_for_service_and_workers_alone(manifests: list[dict[str, Any]]) -> None:
+def test_only_the_service_and_the_workers_reach_the_queue(manifests: list[dict[str, Any]]) -> None:
     (rule,) = kind(manifests, "NetworkPolicy")["valkey"]["spec"]["ingress"]
     let_in = rule["from"][0]["podSelector"]["matchLabels"]
     clients = [n for n, t in pods(manifests).items() if let_in.items() <= t["metadata"]["labels"].items()]
@@ -287,7 +287,7 @@ def test_the_calibrate_component_lets_one_worker_write_models(tmp_path: Path) ->
         assert [claim.get("readOnly") for claim in claims] == read_only
 
 
-def test_manifests_are_all_used() -> None:
+def test_every_manifest_is_used() -> None:
     named = {path for folder in FOLDER.rglob("kustomization.yaml") for path in _resources(folder)}
     assert {p for p in FOLDER.rglob("*.yaml") if p.name != "kustomization.yaml"} == named
 

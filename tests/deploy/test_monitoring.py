@@ -145,7 +145,7 @@ def test_grafana_accepts_the_dashboard() -> None:
             assert panel["targets"], panel["title"]
             assert {t["datasource"]["uid"] for t in panel["targets"]} == {source["uid"]}
     titles = " ".join(panel["title"] for panel in panels).lower()
-    topics = ("queue", "latency", "batch", "device", "bits per dimension", "out-of-distribution")
+    topics = ("queue", "latency", "batch", "gpu", "bits per dimension", "out-of-distribution")
     assert all(topic in titles for topic in topics)
 
 

@@ -56,7 +56,7 @@ def locked(path: Path) -> dict[str, str]:
 
 
 def needed(name: str, extras: Iterable[str] = (), *, without: str) -> set[str]:
-    """Return the packages that a package needs on this machine, and those that they need, except one and its own."""
+    """Return the direct and indirect dependencies of a package on this machine, except one and its dependencies."""
     names: set[str] = set()
     for line in requires(name) or ():
         requirement = Requirement(line)

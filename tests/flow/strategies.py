@@ -25,7 +25,7 @@ schemathesis.openapi.format("binary", IMAGES)
 
 @schemathesis.hook
 def before_load_schema(context: schemathesis.HookContext, raw_schema: dict[str, Any]) -> None:
-    """Remove the examples of files as bodies: they are text for readers, where a request needs bytes."""
+    """Remove the examples of file bodies: they are text for readers, but a request needs bytes."""
     for path in raw_schema["paths"].values():
         for operation in path.values():
             for media in ("image/*", "application/octet-stream"):

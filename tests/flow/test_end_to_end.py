@@ -156,7 +156,7 @@ def test_scores_equal_those_of_the_model(stack: Stack, image_HWC: np.ndarray) ->
     assert body["timing"]["compute_s"] > 0
 
 
-def test_scores_of_a_class_under_noise_with_a_map(stack: Stack, image_HWC: np.ndarray) -> None:
+def test_scores_can_have_a_class_a_noise_level_and_a_map(stack: Stack, image_HWC: np.ndarray) -> None:
     params = {"class": "light", "noise": 5, "map": 1}
     [result] = stack.http.post("/score", params=params, files={"image": to_png(image_HWC)}).json()["results"]
     [score] = stack.model.score(image_HWC, classes="light", noise=5.0, map=True)
@@ -308,7 +308,7 @@ def test_a_client_that_disconnects_cancels_its_job(stack: Stack) -> None:
     assert view.status is JobStatus.CANCELED
 
 
-def test_fifty_posts_with_one_key_are_one_job(stack: Stack) -> None:
+def test_fifty_posts_with_the_same_key_create_one_job(stack: Stack) -> None:
     existing = set(stack.queue.redis.keys("rq:job:*"))
 
     def post(_: int) -> tuple[int, str, bytes]:
@@ -405,7 +405,7 @@ def test_metrics_describe_the_queue_and_the_workers(stack: Stack) -> None:
     assert re.search(r'ncml_jobs_enqueued_total\{model="tiny",priority="normal",task="score"\} \d', text)
 
 
-def test_without_workers_or_queue_the_answer_is_503_at_once(new_valkey: Callable, tmp_path: Path) -> None:
+def test_without_workers_or_queue_the_response_is_an_immediate_503(new_valkey: Callable, tmp_path: Path) -> None:
     valkey, port = new_valkey(), free_port()
     with (
         running([service(port)], tmp_path / "log", NCML_REDIS_URL=valkey.url),

@@ -15,7 +15,7 @@ from tests.ncml import nets
 
 @pytest.fixture(scope="session", autouse=True)
 def threads(one_thread: None) -> None:
-    """Set one thread: equal bytes are promised for one thread count."""
+    """Compute with one thread: images have the same bytes only for the same number of threads."""
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +39,7 @@ def plain_model(tmp_path_factory: pytest.TempPathFactory) -> ncml.Model:
 
 @pytest.fixture(scope="session")
 def calibration(model: ncml.Model) -> Calibration:
-    """The calibration of `model`, estimated on 30 images and ranked by 60."""
+    """The calibration of `model` with 30 images for estimation and 60 for ranking."""
     return calibrate(model, nets.FIT, nets.RANK, power_images=10)
 
 

@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face Hub: the part of its HTTP interface that publishing and fetching a model use."""
+"""A stand-in for the Hugging Face Hub: the part of its HTTP interface that publishes and fetches models."""
 
 import base64
 import hashlib
@@ -15,7 +15,7 @@ TOKEN = "hf_right"
 
 
 class Hub:
-    """Repositories in memory: by name, commits with the files of each; branches point to commits."""
+    """Repositories in memory: the files of each commit, and the commit of each branch."""
 
     def __init__(self) -> None:
         self.commits: dict[str, dict[str, dict[str, bytes]]] = {}

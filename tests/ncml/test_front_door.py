@@ -78,7 +78,7 @@ def test_a_pil_image_is_rotated_like_its_file(model: ncml.Model, tmp_path: Path)
     assert from_file == from_image != model.score(PIXELS[0])[0].bpd
 
 
-def test_mistakes_about_images_name_the_remedy(model: ncml.Model, tmp_path: Path) -> None:
+def test_errors_about_images_name_the_remedy(model: ncml.Model, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"there is no image in .*empty: name a folder of png, jpg"):
         model.score(tmp_path / "empty")

@@ -1,4 +1,4 @@
-"""Models on a stand-in of the Hub's interface: published, fetched, checked, refused in one sentence."""
+"""Models are published to, fetched from and checked on a stand-in for the Hub."""
 
 import json
 import os
@@ -160,7 +160,7 @@ def test_damaged_weights_are_refused_and_leave_nothing(run: Run, hub: Hub, publi
         (["push", "tiny", "someone/tiny"], {"HF_ENDPOINT": "http://127.0.0.1:9"}, "cannot be reached"),
     ],
 )
-def test_a_mistake_is_one_sentence_and_writes_nothing(
+def test_an_error_is_one_sentence_and_writes_nothing(
     run: Run, published: str, tmp_path: Path, arguments: list[str], variables: dict[str, str], message: str
 ) -> None:
     (tmp_path / "full").mkdir()

@@ -184,7 +184,7 @@ MISTAKES: list[tuple[str, Callable[[ncml.Model], object], str]] = [
 
 
 @pytest.mark.parametrize(("field", "mistake", "message"), MISTAKES)
-def test_a_mistake_is_named(
+def test_an_invalid_argument_is_named(
     model: ncml.Model, field: str, mistake: Callable[[ncml.Model], object], message: str
 ) -> None:
     with pytest.raises(InputError, match=message) as refused:

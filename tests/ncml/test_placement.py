@@ -1,4 +1,4 @@
-"""Nothing mixes devices: sampling, scoring and training on a device other than the CPU, as shapes only (fake tensors).
+"""Sampling, scoring and training on a device other than the CPU do not mix devices, tested with fake tensors.
 
 A tensor left on the CPU, which would fail on a GPU, fails here on a machine without one.
 """
@@ -64,7 +64,7 @@ def test_sampling(other_device: torch.device, first_row: int) -> None:
 
 
 @pytest.mark.parametrize("solver", ["tweedie", "euler-maruyama", "heun", "predictor-corrector"])
-def test_solvers(other_device: torch.device, solver: str) -> None:
+def test_solvers_stay_on_their_device(other_device: torch.device, solver: str) -> None:
     """One step of each, with the gradient of the network's log-density."""
     x = torch.zeros(3, 3, 4, 4, device=other_device)
     draws = BatchDraws([0, 1, 2], dtype=x.dtype, device=other_device)
@@ -78,7 +78,7 @@ def test_solvers(other_device: torch.device, solver: str) -> None:
     assert after.device == other_device
 
 
-def test_measurements(other_device: torch.device) -> None:
+def test_measurements_stay_on_their_device(other_device: torch.device) -> None:
     """The likelihood of an image, and everything that statistics use."""
     pixels = np.zeros((3, 4, 4, 3), np.uint8)
     measurement = measure_level(
@@ -87,7 +87,7 @@ def test_measurements(other_device: torch.device) -> None:
     assert {part.device for part in (measurement.log_prob_BHW, *measurement.values.values())} == {other_device}
 
 
-def test_a_training_step(other_device: torch.device) -> None:
+def test_a_training_step_stays_on_its_device(other_device: torch.device) -> None:
     """Loss and gradients."""
     net = network(other_device).requires_grad_()
     index_B = torch.zeros(3, dtype=torch.long)

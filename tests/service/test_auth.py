@@ -169,7 +169,7 @@ def test_neither_keys_nor_images_are_logged(guarded: TestClient, caplog: pytest.
     assert not any(word in log for word in (ANN, "wrong-key", "secret pixels", "xxx", digest(ANN)))
 
 
-def test_the_document_requires_keys_where_the_service_does(guarded: TestClient, client: TestClient) -> None:
+def test_the_openapi_document_requires_keys_where_the_service_does(guarded: TestClient, client: TestClient) -> None:
     document = guarded.get("/openapi.json").json()
     assert document["paths"]["/score"]["post"]["security"] == [{"bearer": []}, {"key": []}]
     assert "security" not in document["paths"]["/healthz"]["get"]
@@ -252,7 +252,7 @@ def test_allowed_hosts_are_served(new_client: Callable[..., TestClient], host: s
 @pytest.mark.parametrize(
     "host", ["evil.example", "localhost.evil.example", "evil.example:80", "", "[::2]", "x@localhost"]
 )
-def test_a_name_that_is_pointed_at_the_service_is_refused(client: TestClient, queue, host: str) -> None:
+def test_a_host_name_that_is_not_allowed_is_refused(client: TestClient, queue, host: str) -> None:
     for method, path in (("GET", "/"), ("GET", "/models"), ("POST", "/generate"), ("GET", "/docs")):
         response = client.request(method, path, headers={"host": host})
         assert response.status_code == 421, path

@@ -92,7 +92,7 @@ def bomb() -> bytes:
 
 
 def understated() -> bytes:
-    """The same, with sizes of 10 bytes in its directory."""
+    """The same zip, whose directory declares a size of 10 bytes."""
     data = bytearray(bomb())
     for signature, offset in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
         position = data.rfind(signature)

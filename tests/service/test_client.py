@@ -154,7 +154,7 @@ def test_jobs_are_looked_up_canceled_and_deleted(client: Client, queue) -> None:
     assert (caught.value.status, caught.value.kind) == (404, "no-such-job")
 
 
-def test_models_and_the_version(client: Client) -> None:
+def test_models_and_the_version_are_returned(client: Client) -> None:
     assert [model["name"] for model in client.models()] == ["tiny"]
     assert client.model("tiny")["default"]
     assert client.version()

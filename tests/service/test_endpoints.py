@@ -379,7 +379,7 @@ def test_half_an_image_is_completed(client: TestClient, queue) -> None:
     assert (job.keep, job.seed) == ("top", 3)
 
 
-def test_several_completions_of_one_image(client: TestClient) -> None:
+def test_an_image_can_have_several_completions(client: TestClient) -> None:
     body = client.post("/complete?n=2&seed=3", files=[part(flat(5))], headers={"accept": "application/json"}).json()
     assert [image["seed"] for image in body["images"]] == [3, 4]
 
@@ -394,7 +394,7 @@ def test_a_half_that_the_model_cannot_complete_is_refused(client: TestClient) ->
 # Waiting, and jobs
 
 
-def test_a_job_longer_than_the_wait_is_answered_202(client: TestClient, queue) -> None:
+def test_a_job_longer_than_the_wait_gets_a_202(client: TestClient, queue) -> None:
     queue.delay_s = 0.5
     response = client.post("/generate?seed=1", headers={"prefer": "wait=0"})
     assert response.status_code == 202
@@ -563,7 +563,7 @@ def test_a_job_is_shown_as_canceled_once_the_cancellation_is_accepted(client: Te
     assert client.get("/jobs/job-0/result").status_code == 410
 
 
-def test_a_deleted_job_is_gone_at_once(client: TestClient, queue) -> None:
+def test_a_deleted_job_is_gone_immediately(client: TestClient, queue) -> None:
     queue.delay_s = 60
     client.post("/generate", headers={"prefer": "respond-async"})
     assert client.delete("/jobs/job-0").status_code == 204

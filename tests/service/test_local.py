@@ -17,13 +17,13 @@ def test_a_directory_has_one_supervisor(tmp_path: Path) -> None:
         pass
 
 
-def test_a_directory_that_cannot_be_created(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ServeError, match="NCML_DATA_DIR"), local.lock(tmp_path / "file" / "below"):
         pass
 
 
-def test_a_port_in_use_and_a_free_one() -> None:
+def test_a_port_in_use_is_refused_and_a_free_one_is_found() -> None:
     with socket.socket() as occupied:
         occupied.bind(("127.0.0.1", 0))
         occupied.listen()

@@ -57,7 +57,7 @@ def test_requests_and_jobs_are_counted(client: TestClient, queue) -> None:
     assert samples["ncml_jobs_rejected_total", "no-worker"] == 1
 
 
-def test_the_queue_is_measured_at_the_scrape(client: TestClient, queue, model) -> None:
+def test_the_queue_is_measured_when_metrics_are_requested(client: TestClient, queue, model) -> None:
     samples = metrics(client)
     assert samples[("ncml_redis_up",)] == 1
     assert samples["ncml_queue_depth", "ncml:score:high"] == 3

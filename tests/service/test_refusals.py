@@ -134,12 +134,12 @@ def test_the_operator_limits_the_images_of_a_request(new_client) -> None:
     assert "at most 2" in assert_problem(client.post("/score", files=[("image", IMAGE)] * 3), 422)["detail"]
 
 
-def test_a_class_of_a_model_without_classes(client, queue, model) -> None:
+def test_a_class_is_refused_by_a_model_without_classes(client, queue, model) -> None:
     queue.served = [model.model_copy(update={"classes": ()})]
     assert "it has no classes" in assert_problem(client.post("/generate?class=cat"), 422)["detail"]
 
 
-def test_statistics_of_a_model_that_is_not_calibrated(client, queue, model) -> None:
+def test_statistics_are_refused_by_a_model_that_is_not_calibrated(client, queue, model) -> None:
     queue.served = [model.model_copy(update={"calibrations": {}})]
     for name in ("statistic", "statistics"):
         body = assert_problem(client.post(f"/score?{name}=bpd", files=[("image", IMAGE)]), 422)
@@ -470,7 +470,7 @@ def test_a_long_text_field_is_named(client) -> None:
         assert assert_problem(client.post("/score", json=body), 422)["errors"][0]["field"] == "class"
 
 
-def test_without_a_worker_the_answer_is_503_at_once(client, queue, worker) -> None:
+def test_without_a_worker_the_response_is_an_immediate_503(client, queue, worker) -> None:
     queue.infos = [worker.model_copy(update={"lanes": ("generate",)})]
     response = client.post("/score", files=[("image", IMAGE)])
     assert "score lane" in assert_problem(response, 503)["detail"]
@@ -478,7 +478,7 @@ def test_without_a_worker_the_answer_is_503_at_once(client, queue, worker) -> No
     assert len(queue.jobs) == 1
 
 
-def test_while_no_model_is_loaded_the_answer_is_503(client, queue) -> None:
+def test_while_no_model_is_loaded_the_response_is_a_503(client, queue) -> None:
     queue.served = []
     assert (
         assert_problem(client.get("/models/x"), 404)["detail"] == "model: 'x' is not available; no models are served."
@@ -487,7 +487,7 @@ def test_while_no_model_is_loaded_the_answer_is_503(client, queue) -> None:
     assert "loading" in assert_problem(response, 503)["detail"]
 
 
-def test_without_the_queue_the_answer_is_503(client, queue) -> None:
+def test_without_the_queue_the_response_is_a_503(client, queue) -> None:
     queue.down = True
     for method, path in [("POST", "/generate"), ("GET", "/jobs/a"), ("GET", "/models"), ("GET", "/readyz")]:
         response = client.request(method, path)

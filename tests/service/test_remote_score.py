@@ -141,7 +141,7 @@ def test_few_requests_are_in_progress_at_once() -> None:
     batches.close()
 
 
-def test_lines_json_statistics_and_maps(run: Run, tmp_path: Path) -> None:
+def test_lines_json_statistics_and_maps_are_written(run: Run, tmp_path: Path) -> None:
     write(tmp_path / "images", range(80, 84, 2))
     status, out, err = run("images", "--statistics", "all", "--map", "maps", "--class", "cat")
     assert status == 0, err

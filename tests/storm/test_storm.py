@@ -66,7 +66,7 @@ def check_answers(fleet: Fleet, ids: Sequence[str]) -> None:
 
 
 @pytest.mark.parametrize(("jobs", "kills"), short_and_long((80, 3), (300, 8)))
-def test_workers_killed(fleet: Fleet, jobs: int, kills: int) -> None:
+def test_jobs_survive_killed_workers(fleet: Fleet, jobs: int, kills: int) -> None:
     pick = random.Random(kills)
     write_model(fleet.models, batch_s=0.25, image_s=0.0)
     workers = [fleet.start(max_batch=4, **LEASE), fleet.start(max_batch=4, **LEASE)]
@@ -86,7 +86,7 @@ def test_workers_killed(fleet: Fleet, jobs: int, kills: int) -> None:
 
 
 @pytest.mark.parametrize(("jobs", "stops"), short_and_long((120, 3), (400, 8)))
-def test_workers_terminated(fleet: Fleet, jobs: int, stops: int) -> None:
+def test_jobs_survive_terminated_workers(fleet: Fleet, jobs: int, stops: int) -> None:
     pick = random.Random(stops)
     write_model(fleet.models, batch_s=0.25, image_s=0.0)
     workers = [fleet.start(max_batch=4, **LEASE), fleet.start(max_batch=4, **LEASE)]
@@ -153,7 +153,7 @@ def _answers(fleet: Fleet) -> bool:
 
 
 @pytest.mark.parametrize("rounds", [2, pytest.param(50, marks=[pytest.mark.slow, LONG])])
-def test_one_of_eight_canceled_and_one_of_five_out_of_time(fleet: Fleet, rounds: int) -> None:
+def test_a_canceled_job_and_one_over_its_time_limit_leave_the_others_of_their_batch(fleet: Fleet, rounds: int) -> None:
     write_model(fleet.models, batch_s=0.6, image_s=0.0, rows=30)
     fleet.start(**LEASE)
     for i in range(rounds):
@@ -201,7 +201,7 @@ def test_a_frozen_worker_that_resumes_changes_nothing(fleet: Fleet, rounds: int)
 
 
 @pytest.mark.parametrize("rounds", [3, pytest.param(30, marks=[pytest.mark.slow, LONG])])
-def test_thirty_recoveries_at_once(fleet: Fleet, rounds: int) -> None:
+def test_thirty_concurrent_recoveries_requeue_each_job_once(fleet: Fleet, rounds: int) -> None:
     queue = fleet.queue
     for _ in range(rounds):
         lost = Leases(queue, list(Lane), "lost", lease_s=0.05)

@@ -213,7 +213,7 @@ def test_scans_share_a_batch_key_only_for_the_same_file() -> None:
     assert len({batch_key(job.model_copy(update=change)) for change in ({}, *other)}) == 5
 
 
-def test_states_and_lanes() -> None:
+def test_tasks_have_their_lanes() -> None:
     assert {status for status in JobStatus if not status.is_terminal} == {"queued", "running"}
     lanes = {
         "score": "score",

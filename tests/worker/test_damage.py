@@ -109,7 +109,7 @@ def test_damaged_leases_and_workers_are_ignored(queue: JobQueue) -> None:
     assert lost.finish([(claim, Ending(JobStatus.SUCCEEDED)), (second, Ending(JobStatus.SUCCEEDED))]) == [False] * 2
 
 
-def test_a_worker_starts_beside_a_worker_name_of_other_bytes(fleet: Fleet) -> None:
+def test_a_worker_starts_beside_a_worker_whose_name_is_not_text(fleet: Fleet) -> None:
     fleet.queue.redis.sadd("rq:workers", b"rq:worker:\xff")
     fleet.queue.redis.sadd("rq:workers:ncml:generate:normal", b"rq:worker:\xff")
     fleet.queue.redis.zadd(WORKERS, {b"\xff\xfe": 1.0})

@@ -158,7 +158,7 @@ def test_fewer_ranks_support_fewer_views(calibrated: ncml.Model) -> None:
 
 
 def test_a_calibration_of_format_1_keeps_its_tiles_and_verdicts(calibrated: ncml.Model, tmp_path: Path) -> None:
-    """Written by hand, as the former version stored it."""
+    """The file is written by hand as the former version stored it."""
     made = read(calibrated)
     content = {
         "format": 1,

@@ -145,7 +145,7 @@ def test_complete_keeps_the_known_half(run: Run, tmp_path: Path, model_folder: P
     assert not np.array_equal(full[4:, :8], full[4:, 8:])
 
 
-def test_the_version_is_the_package_s(run: Run) -> None:
+def test_the_version_is_that_of_the_package(run: Run) -> None:
     assert run("--version").stdout == f"{version('ncml')}\n"
 
 
@@ -312,7 +312,7 @@ sys.exit(main(sys.argv[1:]))
         (["train", "smoke", "--data", "x", "--out", "y", "--objective", "gan"], "gan"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2(arguments: list[str], message: str, run: Run, tmp_path: Path) -> None:
+def test_an_error_is_one_line_and_status_2(arguments: list[str], message: str, run: Run, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("hello")
     (tmp_path / "empty").mkdir()
     (tmp_path / "photos").mkdir()
@@ -352,7 +352,7 @@ def test_a_former_flag_still_works_and_is_not_in_the_help(
     assert re.search(f"{name}\\b", text) is None
 
 
-def test_an_unreachable_hub_is_reported_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_reported_immediately(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing listens on port 9; the datasets library would retry six times and print each attempt."""
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)

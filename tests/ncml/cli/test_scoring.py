@@ -142,7 +142,7 @@ def test_verdicts_of_a_weak_calibration_are_called_weak(calibrated: Run, tmp_pat
     assert result["weakness"].startswith("it ranks among 60 images")
 
 
-def test_the_held_out_parts_are_used_without_unseen(run: Run, tmp_path: Path) -> None:
+def test_without_unseen_the_held_out_parts_are_used(run: Run, tmp_path: Path) -> None:
     write(tmp_path / "good", 84, 1)
     done = run("calibrate", "--model", "loud", "--data", "good")
     assert done.returncode == 2

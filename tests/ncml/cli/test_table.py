@@ -18,7 +18,7 @@ def lines(path: Path) -> list[str]:
     return path.read_text().splitlines()
 
 
-def test_rows_are_on_disk_at_once_and_resumed(tmp_path: Path) -> None:
+def test_rows_are_written_immediately_and_resumed(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     first = table(path)
     first.add([{"file": "a,b", "x": 1.5}, {"file": "c"}])
@@ -32,7 +32,7 @@ def test_rows_are_on_disk_at_once_and_resumed(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["t.csv"]
 
 
-def test_half_a_row_is_dropped(tmp_path: Path) -> None:
+def test_an_incomplete_row_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     table(path).add([{"file": "a", "x": 1}, {"file": "b", "x": 2}])
     part = tmp_path / "t.csv.part"
@@ -97,7 +97,7 @@ def test_paths_and_suffixes_are_checked_at_once(tmp_path: Path) -> None:
         table(tmp_path / "no" / "t.csv")
 
 
-def test_a_table_of_something_else_is_refused(tmp_path: Path) -> None:
+def test_a_table_that_is_not_of_scores_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("a,b\n1,2\n")
     with pytest.raises(InputError, match="not a table of ncml score --output: it lacks file"):
         list(read(tmp_path / "t.csv", ["file"]))

@@ -14,7 +14,7 @@ from tests.ncml import nets
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`mine`, calibrated, and `mle`, trained at t = 0 alone and not calibrated; random weights."""
+    """`mine`, calibrated, and `mle`, for t = 0 only and not calibrated; random weights."""
     folder = tmp_path_factory.mktemp("models")
     config = nets.config()
     checkpoint.save(folder / "mine", nets.network(config, dtype=torch.float32))

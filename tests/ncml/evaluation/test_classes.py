@@ -75,7 +75,7 @@ def test_images_are_noised_by_their_position(models: Path) -> None:
 
 
 @pytest.mark.usefixtures("colour_features")
-def test_a_section_holds_knowledge_and_fidelity(models: Path, tmp_path: Path) -> None:
+def test_the_section_reports_class_gain_and_fidelity(models: Path, tmp_path: Path) -> None:
     model = ncml.load(models / "mine")
     inputs = inputs_of(make_dataset(tmp_path / "set", ["a", "b"]), model, tmp_path / "measured")
     section = evaluated.classes(inputs)

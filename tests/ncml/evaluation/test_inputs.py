@@ -96,7 +96,7 @@ def test_a_set_is_named_by_the_shortest_unique_path(tmp_path: Path, monkeypatch:
         assert list(image_sets.name_sources(sources).values()) == names
 
 
-def test_limits_are_for_all_kinds_or_for_one() -> None:
+def test_a_limit_applies_to_all_evaluations_or_to_one() -> None:
     limits = parse_limits(["ood=9", "700"])
     assert (limits["ood"], limits["likelihood"], limits["robustness"]) == (9, 700, 500)
     for option in ("x", "7", "-3", "kind=5", "ood=", "ood=1.5"):

@@ -19,7 +19,7 @@ from tests.ncml import nets
 RNG = np.random.default_rng(0)
 
 
-def test_flips_are_of_lowest_bits_and_do_not_depend_on_the_chunk() -> None:
+def test_only_lowest_bits_are_flipped_independently_of_the_chunk() -> None:
     pixels = nets.images(20).numpy()
     np.testing.assert_array_equal(flip(pixels, 0), pixels)
     np.testing.assert_array_equal(flip(pixels, 1), pixels ^ 1)

@@ -43,7 +43,7 @@ def without_provenance(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(300)
-def test_all_fills_a_folder_and_resumes(evaluate: Run, tmp_path: Path) -> None:
+def test_evaluate_all_writes_the_report_and_resumes(evaluate: Run, tmp_path: Path) -> None:
     small = (
         "--limit",
         "16",
@@ -136,7 +136,7 @@ def test_unreadable_sets_are_noted_and_the_others_measured(evaluate: Run, tmp_pa
     assert "noise: 1 files could not be read" in notes
 
 
-def test_sets_of_one_name_are_kept_apart(evaluate: Run, tmp_path: Path) -> None:
+def test_sets_with_the_same_name_are_distinguished(evaluate: Run, tmp_path: Path) -> None:
     save_images(tmp_path / "A" / "cifar10", nets.images(12, seed=3).numpy())
     save_images(tmp_path / "B" / "cifar10", RNG.integers(256, size=(12, 8, 8, 3), dtype=np.uint8))
     others = ("--ood", "A/cifar10", "--ood", "B/cifar10", "--ood", "./cifar10")

@@ -38,7 +38,7 @@ def colour_features(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pets(folder: Path, count: int = 100) -> str:
-    """A folder with the model's classes."""
+    """Make a data set with the model's classes."""
     for seed, name in enumerate("ab"):
         nets.save_images(folder / name, np.uint8(nets.images(count, seed=seed).numpy() // 2 + 100 * seed))
     return str(folder)
@@ -70,7 +70,7 @@ def test_the_best_candidate_becomes_the_default(folder: Path, tmp_path: Path) ->
     assert ncml.load(folder).card == tuned.card
 
 
-def test_candidates_are_measured_as_they_are_drawn(folder: Path, tmp_path: Path) -> None:
+def test_candidates_vary_noise_then_guidance_then_temperature(folder: Path, tmp_path: Path) -> None:
     model = ncml.load(folder)
     data = dataset.load(pets(tmp_path / "pets"), 8, 8)
     result = tuning.tune(model, data, images=16)

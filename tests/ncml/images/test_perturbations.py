@@ -1,4 +1,4 @@
-"""Perturbations: what each preserves, and that its randomness is a function of the seed."""
+"""Perturbations: what each preserves, and that it depends only on the seed."""
 
 import numpy as np
 import pytest

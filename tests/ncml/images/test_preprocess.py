@@ -1,4 +1,4 @@
-"""Images in every form that users send, and in those that attackers send."""
+"""Images in all formats that users send, and hostile files."""
 
 import io
 import struct
@@ -40,14 +40,14 @@ def smooth(h: int, w: int) -> Pixels:
 
 
 def one_bit_png(width: int, height: int) -> bytes:
-    """A valid PNG of any size, of one colour and a few kilobytes."""
+    """Return a valid PNG of any size with one colour, in a few kilobytes."""
     packer = zlib.compressobj(9)
     row = bytes(1 + (width + 7) // 8)
     return png(width, height, 1, 0, b"".join(packer.compress(row) for _ in range(height)) + packer.flush())
 
 
 def png(width: int, height: int, depth: int, colour: int, packed: bytes, transparent: bytes = b"") -> bytes:
-    """A PNG of a depth and colour type, of compressed rows, and with a chunk tRNS if that is given."""
+    """Return a PNG with a bit depth, a colour type, compressed rows and, if given, a chunk tRNS."""
 
     def chunk(name: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
@@ -81,7 +81,7 @@ def test_png_keeps_every_pixel(image: Pixels) -> None:
 
 
 @given(images, st.integers(1, 40), st.integers(1, 40))
-def test_resizing_has_the_requested_shape_and_keeps_a_flat_image_flat(image: Pixels, height: int, width: int) -> None:
+def test_resizing_gives_the_requested_shape_and_keeps_a_flat_image_flat(image: Pixels, height: int, width: int) -> None:
     resized = resize_to(image, height, width)
     assert resized.shape == (height, width, 3)
     assert resized.dtype == np.uint8
@@ -222,7 +222,7 @@ def test_float_samples_are_refused_in_a_sentence() -> None:
 
 
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", "TIFF"])
-def test_first_frame_of_an_animation(form: str) -> None:
+def test_the_first_frame_of_an_animation_is_read(form: str) -> None:
     frames = [Image.new("RGB", (9, 5), colour) for colour in ("red", "lime", "blue")]
     options = {"lossless": True} if form == "WEBP" else {}
     data = encode(frames[0], form, save_all=True, append_images=frames[1:], **options)
@@ -252,7 +252,7 @@ def test_exif_rotation_is_applied(orientation: int) -> None:
 
 
 @pytest.mark.parametrize("form", ["EPS", "PPM", "ICO", "TGA", "PDF", "PCX", "JPEG2000"])
-def test_other_formats_are_off(form: str) -> None:
+def test_other_formats_are_disabled(form: str) -> None:
     with pytest.raises(NotAnImage, match="PNG, JPEG, WebP, BMP, TIFF or GIF"):
         open_image(encode(Image.new("RGB", (16, 16)), form))
 
@@ -504,7 +504,7 @@ def test_keep_is_checked_against_the_image_and_the_model() -> None:
         assert caught.value.field == "keep"
 
 
-def test_half_of_a_model_that_is_not_square() -> None:
+def test_half_an_image_of_a_model_that_is_not_square_is_read() -> None:
     half = noise(8, 64)
     canvas, place = place_known_half(to_png(half), 16, 64, keeps=KEEPS)
     assert place == "top"
@@ -518,7 +518,7 @@ def test_half_of_a_model_that_is_not_square() -> None:
 
 
 @given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 20), st.integers(1, 5), st.integers(1, 5), st.just(3))))
-def test_grid_holds_every_image_in_reading_order(stack: Pixels) -> None:
+def test_a_grid_contains_all_images_in_reading_order(stack: Pixels) -> None:
     n, h, w, _ = stack.shape
     sheet = grid(stack)
     columns = sheet.shape[1] // w
@@ -528,6 +528,6 @@ def test_grid_holds_every_image_in_reading_order(stack: Pixels) -> None:
         assert np.array_equal(sheet[y * h : (y + 1) * h, x * w : (x + 1) * w], image)
 
 
-def test_grid_of_nothing_is_an_error() -> None:
+def test_an_empty_grid_is_an_error() -> None:
     with pytest.raises(ValueError, match="n >= 1"):
         grid([])

@@ -1,4 +1,4 @@
-"""A pixel sees every pixel before it and nothing else: by gradients, in fp64, for every output pixel."""
+"""Each output pixel depends on every pixel before it and on no other, tested by gradients in fp64."""
 
 import pytest
 import torch

@@ -39,7 +39,7 @@ def log_prob_of(values: Tensor, pixel_1P: Tensor, *, clean: bool) -> Tensor:
 
 
 def cells(*axes: Tensor) -> Tensor:
-    """Every combination of red, green and blue values, [N, 3]."""
+    """Return every combination of red, green and blue values, [N, 3]."""
     return torch.stack([axis.flatten() for axis in torch.meshgrid(*axes, indexing="ij")], 1)
 
 
@@ -74,7 +74,7 @@ CORNER = parameters(
 
 
 def isolate_channel(pixel_1P: Tensor, channel: int) -> Tensor:
-    """The same parameters with the two other channels fixed at level 0."""
+    """Return the parameters with the two other channels fixed at level 0."""
     pixel = pixel_1P.clone()
     K = pixel.shape[1] // likelihood.PARAMETERS
     mean_KC, log_scale_KC = pixel[0, K : 4 * K].view(K, 3), pixel[0, 4 * K : 7 * K].view(K, 3)
@@ -116,7 +116,7 @@ def marginal_of_red(values: Tensor, pixel_1P: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("red", [0, 1, 77, 255])
 def test_red_depends_on_neither_green_nor_blue(red: int) -> None:
-    """Summed over green and blue, the colour's mass is red's own."""
+    """Summed over green and blue, the mass of a colour is the marginal of red."""
     colours = cells(GREYS[red : red + 1], GREYS, GREYS)
     assert torch.allclose(
         log_prob_of(colours, TWO, clean=True).exp().sum(), marginal_of_red(GREYS[red : red + 1], TWO)[0], rtol=1e-10
@@ -153,7 +153,7 @@ def test_clean_draws_have_the_stated_mass() -> None:
 
 
 def smooth_cdf(x: np.ndarray, mean: float, scale: float) -> np.ndarray:
-    """Of logistic + U(-d, d): the mean of F over (x - d, x + d)."""
+    """Return the CDF of logistic + U(-d, d): the mean of F over (x - d, x + d)."""
     upper, lower = np.logaddexp(0, (x + HALF_LEVEL - mean) / scale), np.logaddexp(0, (x - HALF_LEVEL - mean) / scale)
     return scale * (upper - lower) / (2 * HALF_LEVEL)
 
@@ -192,7 +192,7 @@ def test_the_log_density_of_draws_has_the_stated_mean() -> None:
 
 
 def exact(value: float, mean: float, log_scale: float, *, edge: int | None = None) -> mpmath.mpf:
-    """log mass of one channel, in 60 digits."""
+    """Return the log mass of one channel to 60 digits."""
     with mpmath.workdps(900):  # cdfs differ from 1 by e^-1100 in the far tail
         s, x, m = mpmath.exp(mpmath.mpf(log_scale)), mpmath.mpf(value), mpmath.mpf(mean)
         d = mpmath.mpf(1) / 255

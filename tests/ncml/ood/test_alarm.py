@@ -11,7 +11,7 @@ RANKS, RATE = 5_000, 0.05
 
 
 def true_rates(streams: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw calibrations, and return the share of in-distribution images that each flags."""
+    """Simulate calibrations, and return the share of in-distribution images that each flags."""
     thresholds = [conformal.threshold(np.sort(rng.normal(size=RANKS)), RATE) for _ in range(streams)]
     return stats.norm.sf(thresholds)
 
@@ -65,7 +65,7 @@ def test_at_most_1_percent_have_a_false_alarm_in_100_000_images() -> None:
 
 
 def test_the_weights_of_all_bets_sum_to_1() -> None:
-    """Without evidence either way, the capital is the weight that was spent."""
+    """Without evidence in either direction, the capital is the weight spent so far."""
     alarm = FlaggedRateAlarm(RANKS, RATE)
     alarm._flagged = alarm._unflagged = 1.0
     for _ in range(20 * RESTART):

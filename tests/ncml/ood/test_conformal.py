@@ -60,7 +60,7 @@ def test_p_values_of_the_same_distribution_are_uniform() -> None:
 
 
 @given(st.lists(st.floats(0.0001, 1), min_size=1, max_size=60), RATES)
-def test_discoveries_are_those_of_scipy(p: list[float], rate: float) -> None:
+def test_discoveries_equal_those_of_scipy(p: list[float], rate: float) -> None:
     adjusted = stats.false_discovery_control(p)
     near = np.isclose(adjusted, rate, rtol=1e-9, atol=0)
     assert ((conformal.discoveries(p, rate) == (adjusted <= rate)) | near).all()

@@ -1,4 +1,4 @@
-"""Drift: its test, its numbers and its plot."""
+"""Drift: its test, its statistics and its plot."""
 
 from pathlib import Path
 
@@ -34,14 +34,14 @@ def test_a_shift_is_detected(shift: float) -> None:
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.15, 0.2, 0.3])
-def test_one_test_decides(shift: float) -> None:
+def test_drift_is_decided_by_the_kolmogorov_smirnov_test_of_scores(shift: float) -> None:
     for alpha in (0.001, 0.01, 0.1):
         for seed in range(5):
             result = compared(200, shift, alpha=alpha, seed=seed)
             assert result.drifted == (result.score.ks_p < alpha)
 
 
-def test_numbers_are_those_of_scipy() -> None:
+def test_statistics_equal_those_of_scipy() -> None:
     result = compared(250, 0.5)
     rng = np.random.default_rng(1)
     bpd = rng.normal(3.5, 0.5, 250)

@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def by_hand(model: ncml.Model, level: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute nats [B] and grad log p [B, 3, H, W] of NEW at a noise level in the plainest way."""
+    """Compute nats [B] and grad log p [B, 3, H, W] of NEW at a noise level in the most direct way."""
     t = make_sde(model.config.sde).time_of(level)
     t_B = torch.full((len(NEW),), t)
     x = from_uint8(torch.from_numpy(NEW)) * make_sde(model.config.sde).alpha(t_B)[:, None, None, None]

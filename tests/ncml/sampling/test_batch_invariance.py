@@ -86,18 +86,18 @@ def test_a_setting_is_followed_without_a_check(
 
 
 def by_position(x_RWF: Tensor) -> Tensor:
-    """A kernel that rounds a row by its position."""
+    """Imitate a kernel that rounds a row depending on its position."""
     return x_RWF * (1 + 1e-6 * torch.arange(len(x_RWF))[:, None, None])
 
 
 def by_size(x_RWF: Tensor) -> Tensor:
-    """A kernel that rounds by the number of rows."""
+    """Imitate a kernel that rounds depending on the number of rows."""
     return x_RWF * (1 + 1e-6 * len(x_RWF))
 
 
 @pytest.fixture(params=[by_position, by_size])
 def other_machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One whose kernels differ by shape or position."""
+    """Imitate a machine whose kernels round depending on shape or position."""
     plain: Callable[[Tensor], Tensor] = products._concat_elu
     monkeypatch.setattr(products, "_concat_elu", lambda x_RWF: plain(request.param(x_RWF)))
 

@@ -167,7 +167,7 @@ def test_every_layer_agrees_in_fp32(config: Config) -> None:
 
 
 @pytest.mark.parametrize("t", [0.0, T], ids=["clean", "noisy"])
-def test_bf16_on_a_cpu(t: float) -> None:
+def test_bf16_parameters_are_close_to_fp32_on_a_cpu(t: float) -> None:
     """A network in bf16 can be sampled: close to fp32, and exact where pixels are known."""
     config = nets.config(((8, 1), (8, 1)))
     exact = nets.network(config, dtype=torch.float32)

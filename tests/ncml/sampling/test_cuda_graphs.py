@@ -177,7 +177,7 @@ def test_a_replayed_batch_stops_after_a_row_and_a_stopped_one_is_not_recorded(sm
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 @pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
 def test_cuda_graphs_reproduce_the_plain_images(config: Config) -> None:
-    """On a real GPU."""
+    """Needs a GPU."""
     net = nets.network(config, dtype=torch.float32, spread=0.08).to("cuda")
     replay = ReplaySampler()
     for seed in range(4):

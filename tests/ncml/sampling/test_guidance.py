@@ -31,7 +31,7 @@ TILTS = [Tilt(3.0, 0.8), Tilt(0.5, 1.0), Tilt(1.0, 0.7), Tilt(1.0, 1.0)]
 
 
 def mixtures(count: int, *, seed: int) -> Tensor:
-    """Return parameters of random mixtures, broad and narrow, [N, P]."""
+    """Return the parameters of random mixtures, broad and narrow, [N, P]."""
     torch.manual_seed(seed)
     parameters = torch.randn(count, 10 * K, dtype=torch.float64)
     parameters[:, 4 * K : 7 * K] -= 2  # among them the log-scales
@@ -130,7 +130,7 @@ def test_noisy_values_have_the_density_of_the_model() -> None:
 
 @pytest.mark.parametrize("noise", [0.0, 8.0], ids=["direct", "noisy"])
 @pytest.mark.parametrize("tilt", TILTS[:3], ids=str)
-def test_images_are_those_of_the_naive_sampler(tilt: Tilt, noise: float) -> None:
+def test_images_equal_those_of_the_naive_sampler(tilt: Tilt, noise: float) -> None:
     net = nets.network(nets.config(((4, 1), (6, 1)), height=4, width=4), spread=0.08)
     canvases = nets.images(2, 4, 4)
     for keep in (None, "right"):
@@ -149,7 +149,7 @@ def test_images_are_those_of_the_naive_sampler(tilt: Tilt, noise: float) -> None
             assert np.array_equal(images[:, :, 2:], canvases.numpy()[:, :, 2:])
 
 
-def test_the_score_is_guided() -> None:
+def test_the_score_function_is_guided() -> None:
     net = nets.network(nets.config())
     x_BCHW = 0.3 * torch.randn(2, 3, 8, 8, dtype=torch.float64)
     class_B, orientation_B = torch.tensor([0, 2]), torch.zeros(2, dtype=torch.long)  # the second has no class
@@ -233,7 +233,7 @@ def test_guidance_needs_a_model_with_classes() -> None:
     assert SamplingOptions(guidance=1).resolve(limits, has_class=False).guidance == 1
 
 
-def test_the_folder_names_the_defaults(model: ncml.Model, tmp_path: Path) -> None:
+def test_the_model_folder_sets_the_defaults(model: ncml.Model, tmp_path: Path) -> None:
     network, description = checkpoint.load(model.folder)
     folder = tmp_path / "tuned"
     defaults = {"start_noise": 2.5, "solver": "heun", "steps": 3, "guidance": 2.0, "temperature": 0.9}

@@ -47,7 +47,7 @@ def parquet(
     return str(folder)
 
 
-def test_parquet_with_named_classes(tmp_path: Path) -> None:
+def test_parquet_files_can_have_named_classes(tmp_path: Path) -> None:
     source = parquet(tmp_path / "set", [1, 0, 1], datasets.ClassLabel(names=["cat", "dog"]))
     loaded = dataset.load(source, 8, 8)
     assert loaded.classes == ("cat", "dog")
@@ -56,7 +56,7 @@ def test_parquet_with_named_classes(tmp_path: Path) -> None:
     assert torch.equal(loaded.images_NHWC, nets.images(3))
 
 
-def test_parquet_without_classes(tmp_path: Path) -> None:
+def test_parquet_files_can_have_no_classes(tmp_path: Path) -> None:
     loaded = dataset.load(parquet(tmp_path / "set", [None] * 3, None, column="image"), 8, 8)
     assert loaded.classes == ()
     assert loaded.labels_N.tolist() == [0, 0, 0]

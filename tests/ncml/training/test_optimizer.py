@@ -1,4 +1,4 @@
-"""Muon against its definition, and the division of the parameters between Muon and Adam."""
+"""Muon compared with its definition, and the division of the parameters between Muon and Adam."""
 
 from dataclasses import replace
 
