@@ -1,4 +1,4 @@
-"""A fake `worker.queue.JobQueue` in this process, and the application on it."""
+"""A fake `worker.queue.JobQueue` in this process, and an application that uses it."""
 
 import asyncio
 import threading
@@ -380,7 +380,7 @@ def queue() -> FakeQueue:
 
 @pytest.fixture
 def new_client(queue: FakeQueue) -> Iterator[Callable[..., TestClient]]:
-    """A factory of clients, each with an application of its own settings."""
+    """Return a function that creates a client of an application with the given settings."""
     clients: list[TestClient] = []
 
     def create(**settings: object) -> TestClient:

@@ -1,4 +1,4 @@
-"""Small valid or nearly valid image files that cost their decoder a thousand times what they show.
+"""Small valid or nearly valid image files that cost a decoder a thousand times more than their size suggests.
 
 python -m tests.service.costly FOLDER    writes them to files
 """
@@ -39,7 +39,7 @@ def progressive_jpeg(side: int, scans: int) -> bytes:
 
 
 def fill(start: bytes, part: bytes) -> bytes:
-    """Return a file of the largest size accepted: a start, then the same part again and again."""
+    """Return a file of the largest size accepted: a start, followed by copies of one part."""
     return start + part * ((MAX_BYTES - len(start)) // len(part))
 
 

@@ -1,4 +1,4 @@
-"""API keys, owners of jobs, rate limits, and pages of other origins."""
+"""API keys, owners of jobs, rate limits, host names and other origins."""
 
 import logging
 import re

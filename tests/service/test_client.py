@@ -257,7 +257,7 @@ def test_an_address_without_a_service_is_reported_in_one_sentence(pauses: list[f
 
 
 def scripted(*answers: httpx2.Response | Exception) -> tuple[Client, list[httpx2.Request]]:
-    """A client whose requests get these answers in turn, and the requests."""
+    """Return a client whose requests get these responses in order, and a list of the requests."""
     requests: list[httpx2.Request] = []
 
     def answer(request: httpx2.Request) -> httpx2.Response:

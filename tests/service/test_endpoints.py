@@ -187,7 +187,7 @@ def test_several_scores_name_their_files(client: TestClient) -> None:
 
 @pytest.mark.parametrize("path", ["/score", "/generate", "/complete"])
 def test_the_format_can_be_a_parameter(client: TestClient, path: str) -> None:
-    """For clients that cannot choose the header Accept; it takes precedence."""
+    """It is for clients that cannot set the header Accept, and takes precedence over it."""
     files = None if path == "/generate" else [part(flat(5))]
     formats = {"json": "application/json", "png": "image/png", "npz": "application/x-npz", "zip": "application/zip"}
     for name, media in formats.items():

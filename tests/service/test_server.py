@@ -1,4 +1,4 @@
-"""The limits of connections and uploads, and the trust in proxies, of a service process."""
+"""A service process limits connections and uploads, and trusts only named proxies."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ MIB = 2**20
 
 @pytest.fixture(scope="module")
 def port(valkey_server: Valkey) -> Iterator[int]:
-    """A service without workers: at most 20 connections, 1 MiB of uploads, and a second for each part of a request."""
+    """A service without workers: at most 20 connections, 1 MiB of uploads, one second for each part of a request."""
     port = free_port()
     settings = {
         "NCML_REDIS_URL": valkey_server.url, "NCML_MAX_CONNECTIONS": "20", "NCML_MAX_RECEIVING_BYTES": str(MIB),

@@ -1,6 +1,6 @@
 """Request a URL repeatedly until standard input ends, then print the seconds that each response took.
 
-A process of its own, so that a load generator's interpreter lock is not measured.
+It is a separate process, so that the interpreter lock of a load generator does not distort the result.
 """
 
 import http.client

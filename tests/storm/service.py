@@ -1,4 +1,4 @@
-"""A service process on a fleet's queue, and the peak of its memory."""
+"""A service process on a fleet's queue, and the peak memory of a process."""
 
 import threading
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Crowds and hostile clients: the work and memory of the service are bounded, and others are served meanwhile.
+"""Many or hostile clients: the work and memory of the service stay bounded, and others are served.
 
 The short form runs with the other tests; the long form is `pytest -m slow tests/storm`.
 """

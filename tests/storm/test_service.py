@@ -1,4 +1,4 @@
-"""The service under load, hostile uploads, dropped streams and long use, with a real queue and real workers.
+"""The service under load, with hostile uploads, dropped streams and long use, on a real queue with real workers.
 
 The short form runs with the other tests; the long form is `pytest -m slow tests/storm`.
 """
@@ -171,7 +171,7 @@ def test_hostile_uploads_neither_block_the_service_nor_grow_its_memory(
 
 @pytest.mark.parametrize("scores", [pytest.param(10, id="short"), pytest.param(200, marks=SLOW, id="long")])
 def test_scores_stay_quick_beside_expensive_uploads(fleet: Fleet, serve: Callable[..., Service], scores: int) -> None:
-    """Eight clients send the largest JPEG of 120 scans again and again; each costs more than a second of a core."""
+    """Eight clients repeatedly send the largest JPEG of 120 scans, which takes more than a second of a core."""
     fleet.start()
     service = serve()
     hostile, over = costly.LARGE_FILES["jpeg-120-scans"](), threading.Event()

@@ -11,7 +11,7 @@ from tests.worker.synthetic import write_model
 
 @pytest.fixture
 def fleet(valkey_url: str, tmp_path: Path) -> Iterator[Fleet]:
-    """A fleet without workers (`fleet.start()` adds one), and a model `synthetic`: 20 ms a batch, 1 ms an image."""
+    """A fleet without workers (`fleet.start()` adds one), and a model `synthetic`: 20 ms per batch, 1 ms per image."""
     models = tmp_path / "models"
     write_model(models, batch_s=0.02, image_s=0.001)
     fleet = Fleet(valkey_url, models, tmp_path / "log")

@@ -1,4 +1,4 @@
-"""A model with the interface of `ncml.Model`, and configured costs and faults.
+"""A model with the interface of `ncml.Model` whose costs and faults can be configured.
 
 Its folder holds a config.json with the costs (default: 50 ms a batch, 2 ms an image); class names decide a job's fate.
 An actual engine process runs it.

@@ -54,7 +54,7 @@ def test_a_file_without_a_password_is_explained(
 
 
 def certificate(folder: Path) -> None:
-    """Make a certificate authority, and a certificate of localhost that it signed."""
+    """Create a certificate authority and a certificate for localhost that it signed."""
 
     def openssl(*arguments: str) -> None:
         subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True, timeout=60)

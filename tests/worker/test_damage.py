@@ -1,4 +1,4 @@
-"""Hostile and damaged records in the queue: each ends its own job, or is ignored, and nothing else."""
+"""Hostile and damaged records in the queue end only their own job, or are ignored."""
 
 import contextlib
 import zlib

@@ -19,7 +19,7 @@ from worker.process import EngineProcess
 def test_a_job_dropped_while_it_is_computed_alone_does_not_fail(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """It is computed alone because the failure of the batch could have come from any of its jobs."""
+    """Jobs are computed alone after their batch failed, because any of them could be the cause."""
     write_model(tmp_path, batch_s=0.1, rows=40)
     engine = EngineProcess(EngineSettings(directories=(tmp_path,), load=load))
     try:

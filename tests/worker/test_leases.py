@@ -1,4 +1,4 @@
-"""Leases, and the bounds of what Redis holds."""
+"""Leases, and the limits of the data in Redis."""
 
 import contextlib
 import time

@@ -1,4 +1,4 @@
-"""Each line of the log is a JSON object, from any logger."""
+"""Each line of the log is a JSON object, whichever logger writes it."""
 
 import json
 import subprocess

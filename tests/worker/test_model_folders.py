@@ -38,7 +38,7 @@ def threads(one_thread: None) -> None:
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder with a card and both calibrations, alone in its directory."""
+    """A valid model folder with a card and both calibrations, alone in its directory."""
     folder = tmp_path_factory.mktemp("models") / "sound"
     network = nets.network(nets.config(((4, 1),)), dtype=torch.float32, spread=0.08)
     checkpoint.save(folder, network, metrics={"test_bpd": 5.0}, card="# sound\n")
@@ -57,7 +57,7 @@ def beside(sound: Path, tmp_path: Path) -> Iterator[Path]:
 
 
 def served(*directories: Path) -> tuple[dict[str, ModelDescriptor], dict[str, str]]:
-    """Return what a registry serves, as its worker publishes it, and its faults."""
+    """Return the descriptors that a registry publishes, and its faults."""
     registry = ModelRegistry(directories, load, device="cpu", keep=2)
     registry.scan()
     published = [ModelDescriptor.model_validate_json(model.model_dump_json()) for model in registry.descriptors]
@@ -213,7 +213,7 @@ HOSTILE = st.sampled_from([
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Yield the path of every value inside a JSON document; of a list, those of its ends."""
+    """Yield the path of every value in a JSON document, but of a list only those of its ends."""
     if path:
         yield path
     if isinstance(value, dict):

@@ -103,7 +103,7 @@ class Protocol(RuleBasedStateMachine):
 
     @rule(claims=claims)
     def finish_twice(self, claims: list[Claim]) -> None:
-        """A worker that was frozen resumes and finishes its jobs twice."""
+        """Let a frozen worker resume and finish its jobs twice."""
         self.end(claims, 0, JobStatus.SUCCEEDED)
         self.end(claims, 1, JobStatus.FAILED)
 
@@ -127,7 +127,7 @@ class Protocol(RuleBasedStateMachine):
 
     @rule(claims=claims)
     def crash(self, claims: list[Claim]) -> None:
-        """The worker that holds these is silent for longer than a lease; both workers notice at once."""
+        """Let the worker that holds these jobs be silent for longer than a lease; both workers notice it."""
         for claim in claims:
             self.queue.redis.zadd(LEASES, {f"{claim.id}:{claim.token}": 1.0}, xx=True)
         lapsed = [claim for claim in claims if self.holders.get(claim.id) == claim.token]

@@ -1,4 +1,4 @@
-"""The queue against a real Valkey, without any worker."""
+"""The queue on a real Valkey, without workers."""
 
 import asyncio
 import contextlib
