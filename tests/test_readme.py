@@ -153,7 +153,7 @@ def run(page: str, workspace: Path, port: int) -> list[str]:
 
 
 @needs_model
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_every_command_runs(workspace: Path, port: int) -> None:
     commands = run(README, workspace, port)
     assert sum("curl" in command for command in commands) >= 6
@@ -164,7 +164,7 @@ def test_every_command_runs(workspace: Path, port: int) -> None:
 
 
 @needs_model
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_every_command_of_the_quick_start_runs(workspace: Path, port: int) -> None:
     commands = run(GUIDE, workspace, port)
     assert blocks(GUIDE)[0] == ("bash", "make serve\n")  # which `port` has done
@@ -174,7 +174,7 @@ def test_every_command_of_the_quick_start_runs(workspace: Path, port: int) -> No
 
 
 @needs_model
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_the_tour_runs_before_the_service(port: int) -> None:
     done = subprocess.run(
         [sys.executable, "scripts/docs/tour.py", f"http://localhost:{port}"],
@@ -206,7 +206,7 @@ def test_the_package_is_imported_from_the_folder_above_a_clone(tmp_path: Path) -
 
 
 @needs_model
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_the_python_example_runs() -> None:
     example = next(text for language, text in blocks(README) if language == "python")
     done = subprocess.run(

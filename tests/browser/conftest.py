@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     skip = pytest.mark.skip(reason=lacking("no browser is installed", "chromium"))
     for item in items:
         if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.timeout(300))  # the first one also makes models and starts services
+            item.add_marker(pytest.mark.timeout(900))  # the first one also makes models and starts services
             if not CHROMIUM and not os.environ.get("CI"):
                 item.add_marker(skip)
 

@@ -42,7 +42,7 @@ def without_provenance(answer: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in answer.items() if name != "made"}
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_evaluate_all_writes_the_report_and_resumes(evaluate: Run, tmp_path: Path) -> None:
     small = (
         "--limit",
