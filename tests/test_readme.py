@@ -200,7 +200,7 @@ def test_the_package_is_imported_from_the_folder_above_a_clone(tmp_path: Path) -
         capture_output=True,
         text=True,
         check=False,
-        timeout=100,
+        timeout=500,
     )
     assert done.returncode == 0, done.stderr
 
@@ -216,7 +216,7 @@ def test_the_python_example_runs() -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=280,
+        timeout=500,
     )
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"\[Score\(file='docs/cat.jpg', bpd=\d+\.\d+, .*is_ood=False\)\]\n", done.stdout)

@@ -21,7 +21,7 @@ def test_a_run_ends_with_the_command_that_installs_missing_packages(tmp_path: Pa
         capture_output=True,
         text=True,
         check=False,
-        timeout=100,
+        timeout=500,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     line = done.stdout.splitlines()[-1]

@@ -47,7 +47,7 @@ def run(hub: Hub, model_folder: Path, tmp_path: Path) -> Run:
             capture_output=True,
             text=True,
             check=False,
-            timeout=100,
+            timeout=500,
         )
 
     return ncml

@@ -55,7 +55,7 @@ def generated(queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
         capture_output=True,
         text=True,
         check=False,
-        timeout=100,
+        timeout=500,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     monkeypatch.syspath_prepend(tmp_path)

@@ -31,7 +31,7 @@ def process(folder: Path, models: Path, *arguments: str) -> subprocess.Completed
         env=os.environ | {"NCML_MODELS": str(models), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=500,
         check=False,
     )
 
@@ -511,7 +511,7 @@ for line in sys.stdin:
         capture_output=True,
         text=True,
         check=False,
-        timeout=100,
+        timeout=500,
     )
     assert done.returncode == 0, done.stderr
 
@@ -540,7 +540,7 @@ def test_scoring_imports_no_compiler(tmp_path: Path, model_folder: Path) -> None
     code = "import sys; from ncml.cli.main import main; main(sys.argv[1:]); assert 'torch._dynamo' not in sys.modules"
     arguments = ("score", "a.png", "--model", str(model_folder))
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=100
+        [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=500
     )
     assert done.returncode == 0, done.stderr
 

@@ -38,6 +38,6 @@ def test_no_thread_of_the_process_group_outlives_a_run() -> None:
         )
         for rank in (0, 1)
     ]
-    for stdout, stderr in [process.communicate(timeout=100) for process in processes]:
+    for stdout, stderr in [process.communicate(timeout=500) for process in processes]:
         assert stdout == "True 0\n", stderr
     assert [process.returncode for process in processes] == [0, 0]

@@ -407,7 +407,7 @@ def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=100,
+        timeout=500,
     )
     assert done.returncode == 0, done.stderr
     assert "fp32 on 2 processes" in done.stderr
@@ -479,7 +479,7 @@ with process_group("cpu") as group:
             capture_output=True,
             text=True,
             check=False,
-            timeout=100,
+            timeout=500,
         )
         assert done.returncode == 0, done.stderr
     initial, first, second = load_file(start), load_file(one), load_file(two)
