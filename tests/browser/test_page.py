@@ -22,9 +22,9 @@ def generate(page: Page, n: int, view: str = "generate") -> None:
 def long_run(page: Page, wait: bool = True) -> str:
     """Submit a job that takes many seconds; returns its id."""
     form = page.locator("#view-generate form")
-    if not form.get_by_label("Solver").is_visible():
+    if not form.get_by_label("Solver", exact=True).is_visible():
         form.locator("summary").click()
-    form.get_by_label("Solver").select_option("predictor-corrector")
+    form.get_by_label("Solver", exact=True).select_option("predictor-corrector")
     form.get_by_label("Images").fill("32")
     form.get_by_label("Refinement steps").fill("32")
     runs = page.locator("#view-generate article.run")
