@@ -77,18 +77,18 @@ def serve(pipe: Connection, settings: EngineSettings) -> None:
         generates=settings.generates,
         quarantined=settings.quarantined,
         on_open=lambda folder, stamp: pipe.send(Opening(folder, stamp)),
+        on_change=lambda: pipe.send(_catalogue(registry, settings.device)),
     )
     runner = BatchRunner(pipe, registry, settings)
     try:
-        registry.scan()
-        pipe.send(_catalogue(registry, settings.device))
+        if not registry.scan():
+            pipe.send(_catalogue(registry, settings.device))  # there is no model, which the worker must know
         scanned = time.monotonic()
         while True:
             message: Batch | Drop | None = pipe.recv() if pipe.poll(RESCAN_S) else None
             if time.monotonic() - scanned > RESCAN_S:
                 scanned = time.monotonic()
-                if registry.scan():
-                    pipe.send(_catalogue(registry, settings.device))
+                registry.scan()
             if isinstance(message, Batch):
                 pipe.send(runner.run(message))
     except (EOFError, BrokenPipeError, ConnectionResetError, _PipeClosed):
@@ -245,7 +245,6 @@ class BatchRunner:
         calibrated = calibrate_copy(model, job, self._directories, self._stop_when_dropped(job_ids))
         self._add_time("calibrate")
         self._registry.scan()
-        self._pipe.send(_catalogue(self._registry, self._device))
         for row in rows:
             self._outcomes[row.id].model = ModelRef(name=job.name, version=model.version)
             self._outcomes[row.id].calibration = calibrated

@@ -55,6 +55,7 @@ class ModelRegistry:
     generates: whether the models are sampled from, which includes a check of their batching when they are loaded.
     quarantined: folders that are not loaded until their stamp changes.
     on_open: called with a new or changed folder and its stamp before the folder is loaded.
+    on_change: called after a scan that found a change.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class ModelRegistry:
         generates: bool = False,
         quarantined: Mapping[Path, Stamp] | None = None,
         on_open: Callable[[Path, Stamp], None] = lambda folder, stamp: None,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self._directories = directories
         self._load = load
@@ -75,6 +77,7 @@ class ModelRegistry:
         self._generates = generates
         self._quarantined = quarantined or {}
         self._on_open = on_open
+        self._on_change = on_change
         self._entries: dict[str, _Entry] = {}
         self._loaded: OrderedDict[str, Model] = OrderedDict()
         self._unreadable: set[Path] = set()
@@ -109,11 +112,20 @@ class ModelRegistry:
                 self._on_open(folder, stamp)
                 self._open(name)
                 changed = True
+        if changed:
+            self._on_change()
         return changed
 
     def get(self, name: str, version: str | None = None) -> Model:
-        """Return a loaded model; raise `ModelError` if it is missing, damaged, or of another version."""
+        """Return a loaded model; raise `ModelError` if it is missing, damaged, or of another version.
+
+        Scan first for a model that this registry does not have: another worker may have found and published it earlier.
+        """
         entry = self._entries.get(name)
+        served_version = entry.descriptor.version if entry and entry.descriptor else None
+        if entry is None or version not in (None, served_version):
+            self.scan()
+            entry = self._entries.get(name)
         if entry is None:
             names = ", ".join(sorted(self._entries)) or "none"
             raise ModelError(f"there is no model {name!r} here; the models here are {names}")

@@ -76,6 +76,26 @@ def test_only_a_changed_folder_is_reloaded(tmp_path: Path, loads: Loads) -> None
         registry.get("a", held.version)
 
 
+def test_a_model_that_another_worker_found_first_is_found_when_a_job_names_it(tmp_path: Path, loads: Loads) -> None:
+    changes: list[tuple[str, ...]] = []
+    registry = ModelRegistry(
+        [tmp_path],
+        loads,
+        device="cpu",
+        keep=2,
+        on_change=lambda: changes.append(tuple(model.name for model in registry.descriptors)),
+    )
+    assert not registry.scan()
+    write_model(tmp_path, "a")
+    first = registry.get("a").version
+    write_model(tmp_path, "a", batch_s=9.0)
+    assert registry.get("a").version == first
+    second = SyntheticModel(tmp_path / "a").version
+    assert registry.get("a", second).version == second
+    assert changes == [("a",), ("a",)]
+    assert not registry.scan()
+
+
 def test_the_loaded_model_stays_in_service_when_its_folder_breaks(tmp_path: Path, loads: Loads) -> None:
     folder = write_model(tmp_path, "a")
     registry = registry_of(loads, tmp_path)
