@@ -103,7 +103,10 @@ async def _unpack(request: Request, jobs: JobService, uploads: list[Upload]) -> 
 async def _decode(
     request: Request, jobs: JobService, model: ModelDescriptor, files: list[Upload]
 ) -> tuple[list[np.ndarray], list[str]]:
-    """Return the images at the model's size, and why the other files cannot be used."""
+    """Return the images at the model's size, and why the other files cannot be used.
+
+    Files are decoded one after another, so that the images of other requests find a free decoder.
+    """
     images: list[np.ndarray] = []
     skipped: list[str] = []
     for file in files:
