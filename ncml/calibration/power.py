@@ -80,7 +80,7 @@ def measure_power(
 def generate_foreign(model: Model, on_progress: OnProgress = ignore_progress) -> dict[str, Pixels]:
     """Return images that the model generates, by name: foreign to a calibration on images unlike its training images.
 
-    They are no substitute for training images: they are flagged much more often.
+    They cannot replace training images, because they are flagged much more often.
     """
     return {"images that the model generates": model.generate(GENERATED, callback=on_progress)}
 

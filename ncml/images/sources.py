@@ -29,7 +29,7 @@ Images: TypeAlias = "Image | Sequence[Image]"
 def list_images(images: Images, field: str = "images") -> list[Image]:
     """Return the images one by one; of a folder, the files with an image's suffix.
 
-    Raises `InputError` if there is no image, and for a value of another type.
+    Raises `InputError` if there is no image, or if a value has an unsupported type.
     """
     listed = list(_iterate(images, field))
     if not listed:

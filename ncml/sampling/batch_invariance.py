@@ -70,7 +70,7 @@ class GroupedSampler:
 def choose_batching(network: NCPN, setting: BatchingSetting = "auto", tilt: Tilt = NO_TILT) -> Batching:
     """Choose how to sample batches on this CPU with the current number of threads: in fast groups if they pass."""
     if setting != "auto":
-        return Batching(setting, "skipped", f"the setting is {setting} groups.")
+        return Batching(setting, "skipped", f"the setting requires {setting} groups.")
     start = time.perf_counter()
     try:
         failure = check_fast_groups(network, tilt)

@@ -159,7 +159,7 @@ async def delete(job_id: JobId, request: Request, jobs: Jobs) -> None:
                **problem_responses(401, 404, 422, 503, kinds=(*_PROBLEMS, "no-preview"))},
 )  # fmt: skip
 async def preview(job_id: JobId, request: Request, jobs: Jobs) -> Response:
-    """Return the current images of a running job, and its progress in X-Progress; 404 while there is no preview.
+    """Return the current images of a running job, with its progress in `X-Progress`; 404 until there is a preview.
 
     ```
     curl localhost:8000/jobs/$ID/preview -o preview.png

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +16,8 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
+
+from tests.conftest import until
 
 SERVE = [sys.executable, "-m", "ncml.cli", "serve", "--port", "0"]
 
@@ -70,13 +71,6 @@ class Stack:
                     process.kill()
         self.process.wait()
         self.process.stdout.close()  # type: ignore[union-attr]
-
-
-def until(condition: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition was not met in time"
-        time.sleep(0.05)
 
 
 def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
