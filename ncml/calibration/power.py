@@ -39,15 +39,15 @@ def measure_power(
 ) -> Power:
     """Measure which shares of images the calibration flags.
 
-    images_NHWC: unchanged ranking images. own_N: their scores among the calibration's ranks; each is left out when its
-        own image is ranked.
+    images_NHWC: unchanged ranking images. own_N: their scores among the calibration's ranks, after the processing that
+        it tolerates; each is left out when its own image is ranked.
     foreign: foreign images by name, in addition to images of one colour and of random values.
     """
     statistic = model.statistics[calibration.statistic]
     ranked, rate = calibration.ranked[calibration.statistic], calibration.false_positive_rate
     sets = {name: partial(_perturb, images_NHWC, change) for name, change in {**PROCESSING, **ALTERATIONS}.items()}
     foreign = {"one colour": _one_colour(images_NHWC), "random values": _random(images_NHWC), **(foreign or {})}
-    total = len(images_NHWC) * (1 + len(sets)) + sum(map(len, foreign.values()))
+    total = len(images_NHWC) * (bool(calibration.tolerate) + len(sets)) + sum(map(len, foreign.values()))
     done = 0
 
     def score(pixels: Pixels) -> Floats:
@@ -63,7 +63,7 @@ def measure_power(
     def flagged(pixels: Pixels) -> float:
         return float((calibration.p_values(calibration.statistic, score(pixels)) <= rate).mean())
 
-    scores_N = score(images_NHWC)
+    scores_N = score(images_NHWC) if calibration.tolerate else own_N
     lowered_N = scores_N * (1 - ROUNDING)  # so that an image's own score always counts before it is left out
     others_N = len(ranked) - np.searchsorted(ranked, lowered_N, side="left") - (own_N >= lowered_N)
     good = float(((1 + others_N) / len(ranked) <= rate).mean())

@@ -35,6 +35,11 @@ from ncml.training.transfer import start_from
 ESTIMATION_SHARE = 2 / 7
 """Share of the images that are used to estimate, but at least `MIN_IMAGES` images."""
 
+POWER_IMAGES = 60
+"""Number of ranking images on which power is measured: with `ncml.calibration.power.IMAGES`, this would take most of the
+time.
+"""
+
 TRAINING_SHARE = 0.6
 """Share of these on which the model is fine-tuned; the others decide whether it is kept, and are then used to estimate.
 """
@@ -96,6 +101,7 @@ def adapt(
             estimating.images_NHWC,
             ranking.images_NHWC,
             false_positive_rate=false_positive_rate,
+            power_images=POWER_IMAGES,
             foreign=foreign,
             prior=model.calibration,
             on_suspicious=add_suspects,

@@ -108,7 +108,7 @@ def test_progress_of_a_calibration_is_reported(model: ncml.Model) -> None:
         on_progress=lambda at: reports.append((at.stage, at.done, at.total)),
     )
     assert reports[:3] == [("fit", 30, 30), ("rank", 40, 60), ("rank", 60, 60)]
-    total = 2 * 12 + 100  # unchanged and after each of eleven changes; one colour and random values
+    total = 2 * 11 + 100  # after each of eleven changes; one colour and random values
     assert reports[3] == ("power", 2, total)
     assert reports[-1] == ("power", total, total)
 
