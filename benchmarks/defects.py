@@ -1,7 +1,7 @@
 """Detect real defects: AUROC, share detected at 5 %, false positives and seconds an image, beside other methods.
 
     pip install conformal-clip-data elpv-dataset
-    python benchmarks/defects.py [--quick] [--tile N] [--sets textiles cells]
+    python benchmarks/defects.py [--quick] [--tile N] [--overlap SHARE] [--sets textiles cells]
                                  [--methods bundled detector patches pooled]
 
 Textiles are 250x250 RGB, with local or global defects; cells are photographs of solar cells, 300x300 grey, sound or
@@ -36,7 +36,7 @@ from PIL import Image
 import ncml
 from ncml import checkpoint, config, images
 from ncml.calibration import tiles
-from ncml.images.tiling import TileSize
+from ncml.images.tiling import OVERLAP, Tiling
 from ncml.network.ncpn import NCPN
 from ncml.ood import conformal
 from ncml.ood.tiles import scan
@@ -72,6 +72,7 @@ class ImageSet:
     calibration: list[Path]
     tests: dict[str, list[Path]]
     tile: int = TILE
+    overlap: float = OVERLAP
 
 
 def main() -> None:
@@ -84,6 +85,9 @@ def main() -> None:
     parser.add_argument(
         "--tile", type=int, default=TILE, metavar="N", help=f"side of tiles in pixels (default: {TILE})"
     )
+    parser.add_argument(
+        "--overlap", type=float, default=OVERLAP, metavar="SHARE", help=f"of a tile (default: {OVERLAP:g})"
+    )
     parser.add_argument("--minutes", type=float, metavar="N", help="CPU time of training (default: 10, or 2)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file, as they come")
     options = parser.parse_args()
@@ -93,7 +97,7 @@ def main() -> None:
     use_full_precision()
     results: dict[str, Any] = {}
     for name in options.sets:
-        image_set = replace(SETS[name](count), tile=options.tile)
+        image_set = replace(SETS[name](count), tile=options.tile, overlap=options.overlap)
         for method in options.methods:
             scorer, good = METHODS[method](image_set, minutes)
             results[f"{name}, {method}"] = measure(f"{name}, {method}", image_set, scorer, good)
@@ -147,7 +151,7 @@ def detector(image_set: ImageSet, minutes: float) -> tuple[Scorer, dict[str, Any
     recipe = config.detector()
     shape = {name: getattr(base.config.model, name) for name in config.SHAPE}
     recipe = replace(recipe, model=replace(recipe.model, **shape))
-    cropping = Cropping(TileSize.for_model(base.height, base.width, image_set.tile), CROPS)
+    cropping = Cropping(Tiling.for_model(base.height, base.width, image_set.tile), CROPS)
     crops = [
         crop
         for number, path in enumerate(image_set.training)
@@ -176,8 +180,9 @@ def detector(image_set: ImageSet, minutes: float) -> tuple[Scorer, dict[str, Any
 
 def _calibrated(model: ncml.Model, image_set: ImageSet) -> tuple[Scorer, dict[str, Any]]:
     readers = [lambda path=path: images.open_image(path) for path in image_set.calibration]
+    tiling = Tiling.for_model(model.height, model.width, image_set.tile, image_set.overlap)
     calibration = tiles.calibrate(
-        model, readers[:ESTIMATING], readers[ESTIMATING:], side=image_set.tile, false_positive_rate=RATE
+        model, readers[:ESTIMATING], readers[ESTIMATING:], tiling=tiling, false_positive_rate=RATE
     )
 
     def score(image_HWC: Pixels) -> dict[str, float]:

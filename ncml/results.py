@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ncml.errors import InputError
 from ncml.images import enlarge, format_values, grid, heat, to_html, to_html_table, to_png
-from ncml.images.tiling import Box, Scores, TileSize, blend
+from ncml.images.tiling import Box, Scores, Tiling, blend
 from ncml.limits import View
 
 
@@ -124,7 +124,7 @@ class Scan:
     """Whether the image is above the threshold of any view."""
     box: Box
     """The part that the view points at: a tile, a window of 5x5 pixels of the model's size, or the whole image."""
-    tile: TileSize
+    tile: Tiling
     height: int
     """Height of the image in pixels."""
     width: int

@@ -69,12 +69,9 @@ class ScanAnswer(Answer):
     model: ModelRef
     width: int = Field(description="Width of the image in pixels.")
     height: int
-    tile_width: int = Field(description="Width of each tile in pixels; neighbours overlap by half or more.")
+    tile_width: int = Field(description="Width of each tile in pixels.")
     tile_height: int
-    is_even: bool = Field(
-        description="Whether all neighbouring tiles overlap equally; if not, the last two of a row or column may "
-        "nearly coincide."
-    )
+    tile_overlap: float = Field(description="Share of a tile that neighbours have in common, or more.")
     rows: int = Field(description="Rows of tiles.")
     columns: int
     view: View = Field(

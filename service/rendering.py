@@ -11,7 +11,7 @@ from fastapi import Response
 from numpy.typing import NDArray
 
 from ncml.images import grid, heat, to_png
-from ncml.images.tiling import TileSize, blend
+from ncml.images.tiling import Tiling, blend
 from service.answers import CalibrateAnswer, Picture, PictureAnswer, Sanity, ScanAnswer, Score, ScoreAnswer
 from service.http.negotiation import JSON, NPZ, PNG, ZIP
 from service.http.problems import Problem
@@ -101,7 +101,7 @@ def scan_response(view: JobView, result: ScanResult, media: str) -> Response:
     """
     headers = {"X-Job-Id": view.id}
     scan = result.scan
-    box, tile = scan.box, TileSize(scan.tile_height, scan.tile_width, scan.is_even)
+    box, tile = scan.box, Tiling(scan.tile_height, scan.tile_width, scan.tile_overlap)
     tiles = None if scan.tiles is None else np.frombuffer(scan.tiles, "<f4").reshape(scan.rows, scan.columns)
     if media == JSON:
         document = ScanAnswer(

@@ -62,6 +62,7 @@ class TileCalibration(FrozenModel):
     version: str = Field(description="digest of the calibration, 64 hex digits")
     height: int = Field(description="height of a tile in pixels")
     width: int = Field(description="width of a tile in pixels")
+    overlap: float = Field(default=0.5, description="share of a tile that neighbours have in common")
     false_positive_rate: float = Field(description="share of good images that are flagged as OOD")
     threshold: float = Field(description="threshold of the view worst_tile")
     thresholds: dict[View, float] = Field(default={}, description="threshold by view; an image above any is OOD")

@@ -346,7 +346,7 @@ def _wire_scan(scan: results.Scan, *, with_tiles: bool) -> Scan:
         width=scan.width,
         tile_height=scan.tile.height,
         tile_width=scan.tile.width,
-        is_even=scan.tile.is_even,
+        tile_overlap=scan.tile.overlap,
         rows=rows,
         columns=columns,
         view=scan.view,

@@ -86,7 +86,7 @@ class Scan(FrozenModel):
     width: int
     tile_height: int = Field(description="height of a tile in pixels")
     tile_width: int = Field(description="width of a tile in pixels")
-    is_even: bool = Field(default=True, description="whether all neighbours overlap equally; else the last two may not")
+    tile_overlap: float = Field(default=0.5, description="share of a tile that neighbours have in common")
     rows: int = Field(description="rows of tiles")
     columns: int = Field(description="columns of tiles")
     view: View = Field(

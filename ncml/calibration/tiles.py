@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ncml.calibration.estimation import OnSuspicious
-from ncml.images.tiling import TileSize
+from ncml.images.tiling import Tiling
 from ncml.limits import View
 from ncml.model import Model
 from ncml.ood import conformal
@@ -29,7 +29,7 @@ def calibrate(
     fit_images: list[Callable[[], Pixels]],
     rank_images: list[Callable[[], Pixels]],
     *,
-    side: int | None = None,
+    tiling: Tiling | None = None,
     false_positive_rate: float = 0.05,
     on_suspicious: OnSuspicious = lambda stage, positions: None,
     batch_size: int = 32,
@@ -37,12 +37,13 @@ def calibrate(
 ) -> TileCalibration:
     """Calibrate tiles on large good images, each opened when it is needed: estimate on one list, rank with the other.
 
+    tiling: None: tiles of the model's size.
     on_suspicious: as for whole images (`ncml.calibration.estimation`), for which the means of their tiles are compared.
     At a rate of 5 %, 19 ranking images support one view, 39 two, and 59 all three.
     Raises `InputError` for fewer images than the false-positive rate needs, or fewer tiles than the Gaussians need.
     """
     views = views_for(len(rank_images), false_positive_rate)
-    tile = TileSize.for_model(model.height, model.width, side)
+    tile = tiling or Tiling.for_model(model.height, model.width)
     names = columns_of(model.config, views)
 
     def measure_image(image_HWC: Pixels, max_tiles: int | None = None) -> Columns:

@@ -13,7 +13,7 @@ from ncml import checkpoint, images
 from ncml.cli.terminal import JsonOption, ModelOption, describe, identity, load, print_json, progress_bar
 from ncml.errors import InputError, suggestion
 from ncml.images.perturbations import TOLERANCES, Tolerance
-from ncml.images.tiling import TileSize
+from ncml.images.tiling import OVERLAP, Tiling
 from ncml.ood.conformal import check_rate
 from ncml.ood.storage import DEFAULT_NAME, check_name
 from ncml.paths import list_files, printable
@@ -40,6 +40,7 @@ def calibrate(
     tolerate: Annotated[str, arg(metavar="CHANGE,...", help_behavior_hint="(default: none)")] = "",
     tile: bool = False,
     tile_size: Annotated[int | None, arg(metavar="PIXELS", help_behavior_hint="(default: the model's size)")] = None,
+    tile_overlap: Annotated[float, arg(metavar="SHARE")] = OVERLAP,
     split: str = "train",
     limit: Annotated[int | None, arg(metavar="COUNT", help_behavior_hint="(default: all)")] = None,
     device: str = "cpu",
@@ -62,6 +63,7 @@ def calibrate(
         tolerate: Processing that should not be flagged: jpeg, resize, or both.
         tile: Calibrate the tiles of large images; the data is a folder of good images that were not used for training.
         tile_size: Side of a tile, in pixels of the image.
+        tile_overlap: Share of a tile that neighbours have in common, 0 to 0.75; less is faster and detects less.
         split: Split of a parquet folder or Hub dataset.
         limit: Maximum number of images for estimating, and of images for ranking, evenly spaced.
         device: Device to compute on: cpu, cuda or cuda:N.
@@ -86,11 +88,10 @@ def calibrate(
         check_source(data)
     elif not Path(data).is_dir():
         raise InputError("data", f"{data} is not a folder: tiles are calibrated on a folder of large good images.")
-    else:
-        TileSize.for_model(description.height, description.width, tile_size)
+    tiling = Tiling.for_model(description.height, description.width, tile_size, tile_overlap)
     loaded = load(description, device)
     if tile:
-        result, lines = _calibrate_tiles(loaded, Path(data), folder, tile_size, false_positive_rate, limit)
+        result, lines = _calibrate_tiles(loaded, Path(data), folder, tiling, false_positive_rate, limit)
     else:
         result, lines = _calibrate_images(
             loaded, data, folder, split, unseen, tolerances, false_positive_rate, limit, name
@@ -168,13 +169,12 @@ def _calibrate_images(
 
 
 def _calibrate_tiles(
-    model: "Model", source: Path, folder: Path, side: int | None, rate: float, limit: int | None
+    model: "Model", source: Path, folder: Path, tiling: Tiling, rate: float, limit: int | None
 ) -> tuple[dict[str, Any], list[str]]:
     from ncml.calibration import report, tiles
 
     readers: list[tuple[Path, Callable[[], NDArray[np.uint8]]]] = []
     skipped = 0
-    tile = TileSize.for_model(model.height, model.width, side)
     with progress_bar() as on_progress:
         files = list(list_files([source]))
         for index, path in enumerate(files):
@@ -186,7 +186,7 @@ def _calibrate_tiles(
                 skipped += 1
                 continue
             try:
-                tile.grid_shape(*image.shape[:2])
+                tiling.grid_shape(*image.shape[:2])
             except InputError as error:
                 raise InputError("data", f"{path}: {error.detail}") from error
             readers.append((path, read))
@@ -202,7 +202,7 @@ def _calibrate_tiles(
             model,
             [read for _, read in fit],
             [read for _, read in rank],
-            side=side,
+            tiling=tiling,
             false_positive_rate=rate,
             on_suspicious=add_suspects,
             on_progress=on_progress,
@@ -215,7 +215,8 @@ def _calibrate_tiles(
         "threshold": calibration.threshold,
         "thresholds": calibration.thresholds,
         "false_positive_rate": rate,
-        "tile": [calibration.tile.height, calibration.tile.width],
+        "tile": [tiling.height, tiling.width],
+        "overlap": tiling.overlap,
         "n_fit": calibration.n_fit,
         "n_rank": calibration.n_rank,
         "smallest_p": calibration.smallest_p,

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from ncml.arguments import check_conditions
 from ncml.checkpoint import Description
 from ncml.cli.terminal import load
-from ncml.images.tiling import TileSize
+from ncml.images.tiling import Tiling
 from ncml.ood import calibrations, tile_calibration
 from ncml.ood.statistics import build_statistics, select_names
 
@@ -70,6 +70,6 @@ class LocalModel:
 
     def scan(self, image: NDArray[np.uint8], *, side: int | None, **arguments: Any) -> "Scan":
         """Judge a large image as `Model.scan` does."""
-        tile = TileSize.resolve(self.height, self.width, side, self.tiles and self.tiles.tile)
+        tile = Tiling.resolve(self.height, self.width, side, self.tiles and self.tiles.tile)
         tile.grid_shape(*image.shape[:2])  # refuses a smaller image
         return self._model.scan(image, side=side, **arguments)

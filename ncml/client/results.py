@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
-from ncml.images.tiling import Box, TileSize
+from ncml.images.tiling import Box, Tiling
 from ncml.results import ImageArray, Scan, Score, Verdict, ViewVerdict
 
 Document = Mapping[str, Any]
@@ -41,7 +41,7 @@ def read_scan(document: Document) -> Scan:
     """Read a scan."""
     values: dict[str, Any] = _select(Scan, document)
     values["box"] = Box(**document["box"])
-    values["tile"] = TileSize(document["tile_height"], document["tile_width"], document.get("is_even", True))
+    values["tile"] = Tiling(document["tile_height"], document["tile_width"], document["tile_overlap"])
     values["views"] = {name: ViewVerdict(**_select(ViewVerdict, view)) for name, view in document["views"].items()}
     if document.get("tiles"):
         values["grid"] = np.array(document["tiles"], np.float32)

@@ -6,6 +6,7 @@ Shapes: H rows and W columns of the image; R rows and C columns of tiles, which 
 from __future__ import annotations
 
 import bisect
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,32 +27,43 @@ class Box(NamedTuple):
 
 Scores = NDArray[np.float32]
 
+OVERLAP = 0.5
+"""Default share of a tile that neighbours have in common. A smaller one costs less, and detects less
+(docs/report/defects.md).
+"""
+
+MAX_OVERLAP = 0.75
+
 
 @dataclass(frozen=True)
-class TileSize:
-    """Height and width of tiles in pixels; neighbours overlap by half or more, and the outer ones end at the edges."""
+class Tiling:
+    """How an image is split into tiles: all neighbours overlap equally, and the outer tiles end at the edges."""
 
     height: int
+    """Rows of a tile."""
     width: int
-    is_even: bool = True
-    """Whether all neighbours overlap equally; if not, the last two may nearly coincide, as in format 1 calibrations."""
+    """Columns of a tile."""
+    overlap: float = OVERLAP
+    """Share of a tile that neighbours have in common, or more, up to rounding."""
 
     @classmethod
-    def for_model(cls, height: int, width: int, side: int | None = None) -> TileSize:
+    def for_model(cls, height: int, width: int, side: int | None = None, overlap: float = OVERLAP) -> Tiling:
         """Return the tiles of a model of this size, whose shorter side has `side` pixels; None: the model's own side.
 
-        Raises `InputError` for tiles smaller than the model.
+        Raises `InputError` for tiles smaller than the model, and for an overlap that is not from 0 to .75.
         """
+        if not 0 <= overlap <= MAX_OVERLAP:
+            raise InputError("tile_overlap", f"the overlap of tiles must be from 0 to {MAX_OVERLAP}, not {overlap:g}.")
         model_side = min(height, width)
         side = model_side if side is None else side
         if side < model_side:
             raise InputError(
                 "tile_size", f"the side of a tile must be at least the model's {model_side} pixels, not {side}."
             )
-        return cls(round(side * height / model_side), round(side * width / model_side))
+        return cls(round(side * height / model_side), round(side * width / model_side), overlap)
 
     @classmethod
-    def resolve(cls, height: int, width: int, side: int | None, calibrated: TileSize | None) -> TileSize:
+    def resolve(cls, height: int, width: int, side: int | None, calibrated: Tiling | None) -> Tiling:
         """Return the tiles for a requested side and a calibration of tiles, if there is one.
 
         Raises `InputError` for tiles smaller than the model, or of another size than the calibrated ones.
@@ -74,21 +86,23 @@ class TileSize:
                 f"an image of {width} x {height} pixels is smaller than a tile of {self.width} x {self.height}: "
                 "score it without tiles.",
             )
-        return len(self.starts(height, self.height)), len(self.starts(width, self.width))
+        return self.count_along(height, self.height), self.count_along(width, self.width)
 
     def corners(self, height: int, width: int) -> list[tuple[int, int]]:
         """Return (top, left) of every tile of an image, in raster order; raises as `grid_shape` does."""
-        self.grid_shape(height, width)
-        tops, lefts = self.starts(height, self.height), self.starts(width, self.width)
+        rows, columns = self.grid_shape(height, width)
+        tops, lefts = starts(height, self.height, rows), starts(width, self.width, columns)
         return [(top, left) for top in tops for left in lefts]
 
-    def starts(self, length: int, side: int) -> list[int]:
-        """Return the first pixel of each tile along a side of the image: `length` pixels, `side` of them per tile."""
-        room = length - side
-        if not self.is_even:
-            return [*range(0, room, max(1, side // 2)), room]
-        steps = max(1, -(-room // -(-side // 2)))
-        return [step * room // steps for step in range(steps + 1)] if room else [0]
+    def count_along(self, length: int, side: int) -> int:
+        """Return the smallest number of tiles of `side` pixels that cover a line with this overlap."""
+        max_step = math.ceil(side * (1 - self.overlap))
+        return 1 + max(0, -(-(length - side) // max_step))
+
+
+def starts(length: int, side: int, count: int) -> list[int]:
+    """Return the first pixel of each of `count` tiles of `side` pixels, evenly spaced along a line of `length`."""
+    return [index * (length - side) // max(1, count - 1) for index in range(count)]
 
 
 def smallest_tile_side(model_hw: tuple[int, int], image_hw: tuple[int, int], max_tiles: int) -> int | None:
@@ -96,33 +110,32 @@ def smallest_tile_side(model_hw: tuple[int, int], image_hw: tuple[int, int], max
     H, W = image_hw
 
     def has_few_tiles(side: int) -> bool:
-        tile = TileSize.for_model(*model_hw, side)
-        heights, widths = tile.starts(H, min(tile.height, H)), tile.starts(W, min(tile.width, W))
-        return len(heights) * len(widths) <= max_tiles  # also where the tile is larger than the image
+        tile = Tiling.for_model(*model_hw, side)
+        return tile.count_along(H, tile.height) * tile.count_along(W, tile.width) <= max_tiles
 
     sides = range(min(model_hw), min(H, W) + 1)
     index = bisect.bisect_left(sides, True, key=has_few_tiles)  # the number of tiles falls with their side
     if index == len(sides):
         return None
-    tile = TileSize.for_model(*model_hw, sides[index])
+    tile = Tiling.for_model(*model_hw, sides[index])
     return sides[index] if tile.height <= H and tile.width <= W else None
 
 
-def blend(scores_RC: Scores, tile: TileSize, height: int, width: int) -> Scores:
+def blend(scores_RC: Scores, tile: Tiling, height: int, width: int) -> Scores:
     """Blend the tiles' scores where they overlap into a map of the image's size [H, W].
 
     The weight of a tile falls from its centre to its edges, and weights add up to 1 at every pixel.
     """
-    across_WR = _spread(scores_RC.T, tile.starts(width, tile.width), tile.width, width)
-    return _spread(across_WR.T, tile.starts(height, tile.height), tile.height, height)
+    across_WR = _spread(scores_RC.T, tile.width, width)
+    return _spread(across_WR.T, tile.height, height)
 
 
-def _spread(scores_NK: Scores, starts: list[int], side: int, length: int) -> Scores:
+def _spread(scores_NK: Scores, side: int, length: int) -> Scores:
     """Blend N tiles along a line of `length` pixels, for K lines at once: [length, K]."""
     ramp = (1 - np.abs(np.arange(side) + 0.5 - side / 2) / (side / 2) * (1 - 1 / side)).astype(np.float32)
     spread = np.zeros((length, scores_NK.shape[1]), np.float32)
     weight = np.zeros((length, 1), np.float32)
-    for start, score_K in zip(starts, scores_NK, strict=True):
+    for start, score_K in zip(starts(length, side, len(scores_NK)), scores_NK, strict=True):
         spread[start : start + side] += ramp[:, None] * score_K
         weight[start : start + side] += ramp[:, None]
     spread /= weight

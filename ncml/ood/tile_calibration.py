@@ -17,7 +17,7 @@ import numpy as np
 from ncml import checkpoint
 from ncml.checkpoint import Description
 from ncml.config import Config
-from ncml.images.tiling import TileSize
+from ncml.images.tiling import MAX_OVERLAP, Tiling
 from ncml.limits import VIEWS, View
 from ncml.ood import conformal, storage
 from ncml.ood.conformal import Floats, Integers
@@ -25,8 +25,8 @@ from ncml.ood.power import explain_weakness
 from ncml.ood.statistics import Gaussian
 from ncml.ood.views import STATISTICS, columns_of
 
-FORMAT = 2
-"""Format 1 has only the view `worst_tile`, and tiles of which the last two of a row or column may nearly coincide."""
+FORMAT = 3
+"""Formats 1 and 2 do not state the overlap of tiles, and format 1 has only the view `worst_tile`."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class TileCalibration:
     """Estimates and ranks from the tiles of good images; bound to one version of the model and of preprocessing."""
 
     model_version: str
-    tile: TileSize
+    tile: Tiling
     gaussians: Mapping[View, Gaussian]
     """The Gaussian of each view that has one."""
     ranked: Mapping[View, Floats]
@@ -45,7 +45,6 @@ class TileCalibration:
     """Number of images from whose tiles the Gaussians are estimated."""
     false_positive_rate: float = 0.05
     preprocessing: str = storage.PREPROCESSING
-    format: int = FORMAT
 
     @property
     def height(self) -> int:
@@ -56,6 +55,11 @@ class TileCalibration:
     def width(self) -> int:
         """Columns of a tile."""
         return self.tile.width
+
+    @property
+    def overlap(self) -> float:
+        """Share of a tile that neighbours have in common."""
+        return self.tile.overlap
 
     @property
     def views(self) -> tuple[View, ...]:
@@ -103,18 +107,14 @@ class TileCalibration:
         return (score - median) / max(threshold - median, 1e-12)
 
     def _content(self) -> dict[str, Any]:
-        content = {
-            "format": self.format,
+        return {
+            "format": FORMAT,
             "model_version": self.model_version,
             "preprocessing": self.preprocessing,
             "false_positive_rate": self.false_positive_rate,
             "cut": [self.tile.height, self.tile.width],
+            "overlap": self.tile.overlap,
             "n_fit": self.n_fit,
-        }
-        if self.format == 1:
-            ranked = self.ranked["worst_tile"].tolist()
-            return content | {"gaussian": asdict(self.gaussians["worst_tile"]), "ranked": ranked}
-        return content | {
             "gaussians": {view: asdict(gaussian) for view, gaussian in self.gaussians.items()},
             "ranked": {view: scores.tolist() for view, scores in self.ranked.items()},
             "smallest_ranks": self.smallest_ranks.tolist(),
@@ -128,32 +128,28 @@ class TileCalibration:
     def read(cls, folder: Path, model_version: str, config: Config) -> TileCalibration:
         """Read `calibration-tiles.json`; raises `ModelError` if it is missing, damaged or belongs to another model."""
         path = folder / checkpoint.TILES
-        stored = storage.read(path, model_version, formats=(1, FORMAT))
-        ranked: dict[View, Floats]
+        stored = storage.read(path, model_version, formats=(FORMAT,))
         with storage.refusing_damage(path):
-            if stored["format"] == 1:
-                gaussians = {"worst_tile": stored["gaussian"]}
-                ranked = {"worst_tile": storage.ranks(stored["ranked"])}
-                smallest_ranks = conformal.smallest_ranks([ranked["worst_tile"]])
-            else:
-                gaussians = stored["gaussians"]
-                ranked = {view: storage.ranks(stored["ranked"][view]) for view in VIEWS if view in stored["ranked"]}
-                smallest_ranks = storage.floats(stored["smallest_ranks"], -1).astype(np.int64)
+            gaussians, stored_ranks = stored["gaussians"], stored["ranked"]
+            ranked: dict[View, Floats] = {v: storage.ranks(stored_ranks[v]) for v in VIEWS if v in stored_ranks}
+            smallest_ranks = storage.floats(stored["smallest_ranks"], -1).astype(np.int64)
             height, width = map(storage.count, stored["cut"])
             if height < config.model.height or width < config.model.width:
                 raise ValueError(f"tiles of {width} x {height} pixels are smaller than the model")
+            overlap = float(storage.floats(stored["overlap"]))
+            if not 0 <= overlap <= MAX_OVERLAP:
+                raise ValueError(f"tiles overlap by {overlap:g}")
             if not ranked or any(len(scores) != len(smallest_ranks) for scores in ranked.values()):
                 raise ValueError("the views do not rank the same images")
             names = columns_of(config, ranked)
             calibration = cls(
                 model_version,
-                TileSize(height, width, is_even=stored["format"] > 1),
+                Tiling(height, width, overlap),
                 {view: Gaussian.from_json(gaussians[view], names[view]) for view in ranked if view in STATISTICS},
                 ranked,
                 np.sort(smallest_ranks),
                 storage.count(stored["n_fit"]),
                 float(storage.floats(stored["false_positive_rate"])),
-                format=stored["format"],
             )
             _ = calibration.thresholds  # fails for impossible values
             return calibration

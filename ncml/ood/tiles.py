@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ncml import images
-from ncml.images.tiling import Box, TileSize
+from ncml.images.tiling import Box, Tiling
 from ncml.limits import View
 from ncml.network.ncpn import NCPN
 from ncml.ood import conformal
@@ -49,7 +49,7 @@ def scan(
         calibration.gaussians if isinstance(calibration, TileCalibration) else {"worst_tile": calibration}
     )
     model = network.config.model
-    tile = TileSize.resolve(model.height, model.width, side, tile_calibration.tile if tile_calibration else None)
+    tile = Tiling.resolve(model.height, model.width, side, tile_calibration.tile if tile_calibration else None)
     H, W = image_HWC.shape[:2]
     corners = tile.corners(H, W)
     names = columns_of(network.config, tile_calibration.views if tile_calibration else ["worst_tile"])
@@ -88,7 +88,7 @@ def _judge(scores: Mapping[View, ViewScore], calibration: TileCalibration | None
 
 
 def _box(
-    network: NCPN, image_HWC: Pixels, tile: TileSize, corners: list[tuple[int, int]], view: View, score: ViewScore
+    network: NCPN, image_HWC: Pixels, tile: Tiling, corners: list[tuple[int, int]], view: View, score: ViewScore
 ) -> Box:
     """Return the part of the image that a view points at."""
     H, W = image_HWC.shape[:2]
@@ -113,7 +113,7 @@ def concatenate(batches: list[Columns]) -> Columns:
 def measure_tiles(
     network: NCPN,
     image_HWC: Pixels,
-    tile: TileSize,
+    tile: Tiling,
     corners: list[tuple[int, int]],
     names: Iterable[Iterable[str]],
     batch_size: int,

@@ -36,9 +36,7 @@ ESTIMATION_SHARE = 2 / 7
 """Share of the images that are used to estimate, but at least `MIN_IMAGES` images."""
 
 POWER_IMAGES = 60
-"""Number of ranking images on which power is measured: with `ncml.calibration.power.IMAGES`, this would take most of the
-time.
-"""
+"""Number of ranking images on which power is measured; the 100 of `ncml calibrate` would take most of the time."""
 
 TRAINING_SHARE = 0.6
 """Share of these on which the model is fine-tuned; the others decide whether it is kept, and are then used to estimate.

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ncml import images
 from ncml.errors import InputError
-from ncml.images.tiling import TileSize
+from ncml.images.tiling import Tiling
 from ncml.training.sources import Row
 
 MAX_CROPS, MIN_CROPS, TOTAL_CROPS = 64, 4, 50_000
@@ -24,7 +24,7 @@ Pixels = NDArray[np.uint8]
 class Cropping:
     """How crops are cut from an image."""
 
-    tile: TileSize
+    tile: Tiling
     """Height and width of a crop in pixels of the image."""
     count: int
     """Number of crops per image."""

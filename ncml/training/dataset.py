@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ncml.images.tiling import TileSize
+from ncml.images.tiling import Tiling
 from ncml.ood.statistics import MIN_IMAGES
 from ncml.progress import OnProgress, ignore_progress
 from ncml.training.cropping import Cropping, crops_per_image
@@ -102,9 +102,7 @@ def load(
     on_progress: counts images.
     """
     opened = open_source(source, split) if isinstance(source, str) else source
-    cropping = (
-        None if crop is None else Cropping(TileSize.for_model(height, width, crop), crops_per_image(opened.count))
-    )
+    cropping = None if crop is None else Cropping(Tiling.for_model(height, width, crop), crops_per_image(opened.count))
     if cache_folder is None:
         count = opened.count * (cropping.count if cropping else 1)
         decoded = decode(opened, np.empty((count, height, width, 3), np.uint8), on_progress, cropping)

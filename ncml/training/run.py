@@ -16,6 +16,7 @@ from ncml.calibration.report import describe_tiles
 from ncml.calibration.report import save as save_calibration
 from ncml.config import Config, TrainingConfig
 from ncml.errors import InputError
+from ncml.images.tiling import Tiling
 from ncml.model import Model
 from ncml.model import load as load_model
 from ncml.network.ncpn import NCPN
@@ -232,7 +233,8 @@ def _calibrate(
                 list(itertools.compress(readers, dataset.is_member(name, len(readers), training.split)))
                 for name in ("calibration-fit", "calibration-rank")
             )
-            calibration = tiles.calibrate(model, fit, rank, side=training.crop, on_progress=on_progress)
+            tiling = Tiling.for_model(model.height, model.width, training.crop)
+            calibration = tiles.calibrate(model, fit, rank, tiling=tiling, on_progress=on_progress)
             calibration.save(out)
             lines = describe_tiles(calibration)
     except InputError as error:

@@ -107,7 +107,7 @@ SCAN: JsonDict = {
     "height": 3000,
     "tile_width": 250,
     "tile_height": 250,
-    "is_even": True,
+    "tile_overlap": 0.5,
     "rows": 23,
     "columns": 31,
     "view": "peak",

@@ -5,7 +5,7 @@ from typing import Literal
 
 from fastapi import APIRouter, Request, Response
 
-from ncml.images.tiling import TileSize, smallest_tile_side
+from ncml.images.tiling import Tiling, smallest_tile_side
 from ncml.limits import MAX_IMAGES_PER_REQUEST
 from service import answers
 from service.decoder import TiledImage, open_for_tiles
@@ -129,8 +129,8 @@ async def _open_for_tiles(
     """Decode an image and check that it can be tiled."""
     if model.default_calibration is None and model.tiles is None:
         raise invalid_field("tile", f"tile: {model.name} is not calibrated; omit tile, or calibrate the model.")
-    calibrated = model.tiles and TileSize(model.tiles.height, model.tiles.width)
-    tile = TileSize.resolve(model.height, model.width, params.tile_size, calibrated)
+    calibrated = model.tiles and Tiling(model.tiles.height, model.tiles.width, model.tiles.overlap)
+    tile = Tiling.resolve(model.height, model.width, params.tile_size, calibrated)
     max_raw_bytes = max(len(upload.data), MAX_RAW_BYTES)
     call = functools.partial(open_for_tiles, upload.data, max_raw_bytes=max_raw_bytes, **jobs.settings.image_limits)
     image = await jobs.decode(request, upload.field, call)

@@ -56,8 +56,8 @@ function verdictFacts(reading) {
   );
 }
 
-const tilesText = ({ rows, columns, tile_width: width, tile_height: height, view }, { score }) =>
-  `${plural(rows * columns, "tile")} of ${width} × ${height} pixels, overlapping by half or more. ` +
+const tilesText = ({ rows, columns, tile_width: width, tile_height: height, tile_overlap: overlap, view }, { score }) =>
+  `${plural(rows * columns, "tile")} of ${width} × ${height} pixels, overlapping by at least ${Math.round(100 * overlap)} %. ` +
   `Most unusual view: ${VIEWS[view].name}, with an OOD score of ${score.toFixed(2)}.`;
 
 /** What to do about a verdict. */

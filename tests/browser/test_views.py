@@ -16,7 +16,7 @@ from playwright.sync_api import FilePayload, Page, Route, expect
 
 from ncml.errors import InputError
 from ncml.images import resize_to, to_png
-from ncml.images.tiling import TileSize, smallest_tile_side
+from ncml.images.tiling import Tiling, smallest_tile_side
 
 NUMBER = re.compile(r"^\d+\.\d\d$")
 REFUSED = "Failed to load resource"  # Chromium logs this for every response that is not a success
@@ -286,7 +286,7 @@ def test_the_tiles_on_the_page_are_those_of_the_service(studio) -> None:
             "async ([model, w, h]) => (await import('/studio/tiles.js')).tiling(model, w, h)",
             [{"height": height, "width": width}, W, H],
         )
-        tile = TileSize.for_model(height, width, tiling["side"])
+        tile = Tiling.for_model(height, width, tiling["side"])
         assert tiling["size"] == [tile.width, tile.height]
         if tiling["n"]:
             assert tiling["n"] == np.prod(tile.grid_shape(H, W)) <= 1024

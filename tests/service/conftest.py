@@ -12,7 +12,7 @@ import redis
 from starlette.testclient import TestClient
 
 from ncml.images import open_image
-from ncml.images.tiling import TileSize
+from ncml.images.tiling import Tiling
 from service.app import create_app
 from service.settings import Settings
 from worker.contract import CalibrateJob, CompleteJob, GenerateJob, Job, JobStatus, Lane, Priority, ScanJob, ScoreJob
@@ -266,7 +266,7 @@ class FakeQueue:
         image = open_image(job.file) if job.file else np.frombuffer(job.content, np.uint8)
         image = image.reshape(job.height, job.width, 3)
         assert image.shape[:2] == (job.height, job.width)
-        tile = TileSize.for_model(8, 8, job.tile_size)
+        tile = Tiling.for_model(8, 8, job.tile_size)
         corners = tile.corners(job.height, job.width)
         means = [image[top : top + tile.height, left : left + tile.width].mean() for top, left in corners]
         top, left = corners[int(np.argmax(means))]

@@ -14,7 +14,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from ncml.images import grid, heat, open_image, to_png
-from ncml.images.tiling import TileSize, blend
+from ncml.images.tiling import Tiling, blend
 from worker.contract import CompleteJob, GenerateJob, Priority, ScanJob, ScoreJob
 from worker.descriptors import WorkerState
 from worker.results import JobError
@@ -215,11 +215,11 @@ def test_a_large_image_is_judged_by_its_tiles(client: TestClient, queue) -> None
     file = to_png(large())
     response = client.post("/score?tile=1", files=[part(file)])
     assert response.status_code == 200, response.text
-    means = [large()[top : top + 8, left : left + 8].mean() for top, left in TileSize(8, 8).corners(20, 24)]
+    means = [large()[top : top + 8, left : left + 8].mean() for top, left in Tiling(8, 8).corners(20, 24)]
     body = response.json()
     assert body == {
         "id": "job-0", "status": "succeeded", "model": {"name": "tiny", "version": "a1" * 32},
-        "width": 24, "height": 20, "tile_width": 8, "tile_height": 8, "is_even": True, "rows": 4, "columns": 5,
+        "width": 24, "height": 20, "tile_width": 8, "tile_height": 8, "tile_overlap": 0.5, "rows": 4, "columns": 5,
         "view": "worst_tile", "score": pytest.approx(max(means)), "p_value": 0.5, "threshold": 100, "is_ood": True,
         "views": {"worst_tile": {"score": pytest.approx(max(means)), "p_value": 0.5, "threshold": 100}},
         "is_weak": False, "box": {"left": 4, "top": 8, "width": 8, "height": 8},
@@ -240,10 +240,10 @@ def test_a_large_image_is_judged_by_its_tiles(client: TestClient, queue) -> None
 def test_the_map_of_a_large_image_has_its_size(client: TestClient, queue) -> None:
     request = {"files": [part(to_png(large()))], "data": {"tile": "1"}}
     arrays = np.load(io.BytesIO(client.post("/score", **request, headers={"accept": "application/x-npz"}).content))
-    means = [large()[top : top + 8, left : left + 8].mean() for top, left in TileSize(8, 8).corners(20, 24)]
+    means = [large()[top : top + 8, left : left + 8].mean() for top, left in Tiling(8, 8).corners(20, 24)]
     tiles = np.reshape(means, (4, 5)).astype(np.float32)
     assert np.array_equal(arrays["tiles"], tiles)
-    assert np.array_equal(arrays["map"], blend(tiles, TileSize(8, 8), 20, 24))
+    assert np.array_equal(arrays["map"], blend(tiles, Tiling(8, 8), 20, 24))
     assert arrays["map"].dtype == np.float32
     assert arrays["box"].tolist() == [4, 8, 8, 8]
     assert (arrays["p_value"], arrays["threshold"], arrays["is_ood"]) == (0.5, 100, True)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ncml.errors import InputError, ModelError
-from ncml.images.tiling import Box, TileSize
+from ncml.images.tiling import Box, Tiling
 from ncml.progress import OnProgress, Progress
 from ncml.sampling.options import SamplingLimits
 
@@ -94,6 +94,7 @@ class TileCalibration:
     version: str = "71" * 32
     height: int = HEIGHT
     width: int = WIDTH
+    overlap: float = 0.5
     false_positive_rate: float = 0.05
     threshold: float = 128.0
     thresholds: dict[str, float] = field(default_factory=lambda: {"worst_tile": 128.0})
@@ -118,7 +119,7 @@ class Scan:
     is_ood: bool | None
     box: Box
     grid: np.ndarray
-    tile: TileSize
+    tile: Tiling
     height: int
     width: int
     view: str = "worst_tile"
@@ -228,8 +229,8 @@ class SyntheticModel:
     def scan(self, image: np.ndarray, *, side: int | None, batch_size: int, callback: OnProgress) -> Scan:
         """Score each tile by its mean; each batch of tiles takes `batch_s`."""
         calibration = self.tiles
-        tile = TileSize.resolve(
-            HEIGHT, WIDTH, side, TileSize(calibration.height, calibration.width) if calibration else None
+        tile = Tiling.resolve(
+            HEIGHT, WIDTH, side, Tiling(calibration.height, calibration.width) if calibration else None
         )
         H, W = image.shape[:2]
         corners = tile.corners(H, W)

@@ -14,7 +14,7 @@ import rq
 from rq.job import Job as RqJob
 from rq.suspension import resume, suspend
 
-from ncml.images.tiling import TileSize
+from ncml.images.tiling import Tiling
 from tests.conftest import free_port
 from tests.worker.fleet import PIXELS, Fleet, complete, eventually, generate, scan, score
 from tests.worker.synthetic import HEIGHT, WIDTH, write_model
@@ -133,7 +133,7 @@ def test_a_large_image_is_judged_by_its_tiles(fleet: Fleet) -> None:
     assert isinstance(small, ScanResult)
     assert whole.scan.tiles
     assert bare.scan == whole.scan.model_copy(update={"tiles": None})
-    means = [LARGE[top : top + 8, left : left + 8].mean() for top, left in TileSize(8, 8).corners(20, 24)]
+    means = [LARGE[top : top + 8, left : left + 8].mean() for top, left in Tiling(8, 8).corners(20, 24)]
     assert np.frombuffer(whole.scan.tiles, "<f4") == pytest.approx(means)
     assert (whole.scan.height, whole.scan.width, whole.scan.rows, whole.scan.columns) == (20, 24, 4, 5)
     assert whole.scan.score == max(means)

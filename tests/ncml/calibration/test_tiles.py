@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,8 @@ from ncml import checkpoint
 from ncml.calibration import tiles
 from ncml.calibration.estimation import calibrate
 from ncml.errors import InputError, ModelError
-from ncml.ood import conformal, storage
+from ncml.images.tiling import Tiling
+from ncml.ood import storage
 from ncml.ood.measurements import measure
 from ncml.ood.tile_calibration import TileCalibration
 from ncml.ood.tiles import scan
@@ -87,7 +88,7 @@ def test_good_images_have_uniform_ranks(calibrated: ncml.Model) -> None:
 
 def test_tiles_of_another_size_are_resized(model: ncml.Model) -> None:
     made = tiles.calibrate(
-        model, [lambda p=p: p for p in GOOD[:8]], [lambda p=p: p for p in GOOD[8:]], side=16, batch_size=5
+        model, [lambda p=p: p for p in GOOD[:8]], [lambda p=p: p for p in GOOD[8:]], tiling=Tiling(16, 16), batch_size=5
     )
     result = scan(model.network, image_of(60), made)
     assert result.box[2:] == (16, 16)
@@ -157,30 +158,21 @@ def test_fewer_ranks_support_fewer_views(calibrated: ncml.Model) -> None:
         assert made.smallest_p <= 0.05
 
 
-def test_a_calibration_of_format_1_keeps_its_tiles_and_verdicts(calibrated: ncml.Model, tmp_path: Path) -> None:
-    """The file is written by hand as the former version stored it."""
-    made = read(calibrated)
-    content = {
-        "format": 1,
-        "model_version": made.model_version,
-        "preprocessing": made.preprocessing,
-        "false_positive_rate": 0.05,
-        "cut": [9, 9],
-        "n_fit": 8,
-        "gaussian": asdict(made.gaussians["worst_tile"]),
-        "ranked": made.ranked["worst_tile"].tolist(),
-    }
+def test_a_calibration_of_a_former_format_is_refused_with_the_remedy(calibrated: ncml.Model, tmp_path: Path) -> None:
+    content = json.loads((calibrated.folder / checkpoint.TILES).read_text()) | {"format": 2}
     storage.write(tmp_path / checkpoint.TILES, content)
-    old = TileCalibration.read(tmp_path, made.model_version, calibrated.config)
-    assert old.version == storage.digest(content)
-    image = image_of(70, 18, 18)
-    result = scan(calibrated.network, image, old)
-    assert result.grid.shape == (4, 4)  # from 0, 4, 8 and 9
-    assert (result.view, list(result.views)) == ("worst_tile", ["worst_tile"])
-    assert result.threshold == conformal.threshold(old.ranked["worst_tile"], 0.05)
-    assert result.p_value == float(conformal.p_values(result.score, old.ranked["worst_tile"]))
-    old.save(tmp_path)
-    assert TileCalibration.read(tmp_path, made.model_version, calibrated.config).version == old.version
+    with pytest.raises(ModelError, match=r"has format 2, not 3: calibrate the model again\.$"):
+        TileCalibration.read(tmp_path, calibrated.version, calibrated.config)
+
+
+def test_tiles_that_overlap_less_are_fewer(calibrated: ncml.Model, tmp_path: Path) -> None:
+    """The calibration decides: scans use its tiles, also after it was read."""
+    good = [lambda p=p: p for p in GOOD]
+    tiles.calibrate(calibrated, good[:8], good[8:], tiling=Tiling(8, 8, overlap=0)).save(tmp_path)
+    read_again = TileCalibration.read(tmp_path, calibrated.version, calibrated.config)
+    assert read_again.tile == Tiling(8, 8, overlap=0)
+    assert scan(calibrated.network, GOOD[8], read_again).grid.shape == (3, 3)
+    assert scan(calibrated.network, GOOD[8], read(calibrated)).grid.shape == (5, 4)
 
 
 def test_a_calibration_of_three_views_is_read_as_it_was_saved(
