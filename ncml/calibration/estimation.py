@@ -54,8 +54,9 @@ def calibrate(
     power_images: number of ranking images on which the calibration's power is measured; 0 does not measure it.
     foreign: foreign images, by name, on which its power is also measured.
     prior: a calibration on other images, towards whose correlations the Gaussians are shrunk.
-    on_suspicious: called with "fit" and with "rank", and the positions of the images of that set that lie far from the
-        others. Those of "fit" are not used; those of "rank" are, since p-values would be too small without them.
+    on_suspicious: called with "fit" and with "rank", and the positions of the images of that set that lie far from all
+        others in the measurements of the default statistic. Images that lie far from the others of `fit_images` are
+        not used, if 20 others remain; those of `rank_images` are, since p-values would be too small without them.
     Raises `InputError` for too few images: the minimum is 20 to estimate, and 1 / false_positive_rate - 1 to rank.
     """
     fit_pixels, rank_pixels = np.asarray(fit_images, np.uint8), np.asarray(rank_images, np.uint8)

@@ -8,8 +8,9 @@ from pathlib import Path
 from ncml import checkpoint
 from ncml.limits import VIEWS
 from ncml.ood.calibration import Calibration
+from ncml.ood.conformal import min_ranks
 from ncml.ood.power import summary
-from ncml.ood.tile_calibration import TileCalibration, min_ranks
+from ncml.ood.tile_calibration import TileCalibration
 
 MAX_NAMES = 10
 """Images that are listed by name."""
@@ -31,7 +32,7 @@ def describe(calibration: Calibration) -> list[str]:
     if power is not None:
         lines += [
             f"flagged of {power.images} ranking images after barely visible processing: {_shares(power.processed)} "
-            f"(unchanged, {rate:.0%} are expected)",
+            f"(unchanged, {100 * rate:g}% are expected)",
             f"detected: {_shares(power.altered)}, {_shares(power.foreign)}",
             summary(power, calibration.smallest_p),
         ]
@@ -68,8 +69,8 @@ def _card_lines(calibration: Calibration) -> list[str]:
     tolerated = f", tolerating {', '.join(calibration.tolerate)}" if calibration.tolerate else ""
     lines = [
         f"Statistic {calibration.statistic}, estimated on {calibration.n_fit:,} images and ranked by "
-        f"{calibration.n_rank:,}{tolerated}; {calibration.false_positive_rate:.0%} of good images are expected to be "
-        f"flagged, and the smallest p-value is {calibration.smallest_p:.2g}.",
+        f"{calibration.n_rank:,}{tolerated}; {100 * calibration.false_positive_rate:g}% of good images are expected "
+        f"to be flagged, and the smallest p-value is {calibration.smallest_p:.2g}.",
     ]
     if calibration.is_weak:
         lines += ["", f"**This calibration is weak**: {calibration.weakness}."]

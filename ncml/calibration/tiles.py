@@ -8,20 +8,21 @@ from collections.abc import Callable
 import numpy as np
 
 from ncml.calibration.estimation import OnSuspicious
+from ncml.errors import InputError
 from ncml.images.tiling import Tiling
 from ncml.limits import View
 from ncml.model import Model
 from ncml.ood import conformal
 from ncml.ood.columns import Columns
 from ncml.ood.conformal import Floats
-from ncml.ood.statistics import Gaussian, suspicious, usual_images
+from ncml.ood.statistics import MIN_IMAGES, Gaussian, suspicious, usual_images
 from ncml.ood.tile_calibration import TileCalibration, views_for
 from ncml.ood.tiles import Pixels, concatenate, measure_tiles
 from ncml.ood.views import STATISTICS, columns_of, score_views
 from ncml.progress import OnProgress, Progress, ignore_progress
 
 MAX_FIT_TILES = 4000
-"""Maximum number of tiles from which the Gaussians are estimated, taken evenly from the images."""
+"""Maximum number of tiles from which the Gaussians are estimated, equally many from each image, at random."""
 
 
 def calibrate(
@@ -38,7 +39,7 @@ def calibrate(
     """Calibrate tiles on large good images, each opened when it is needed: estimate on one list, rank with the other.
 
     tiling: None: tiles of the model's size.
-    on_suspicious: as for whole images (`ncml.calibration.estimation`), for which the means of their tiles are compared.
+    on_suspicious: as for whole images (`ncml.calibration.estimation`), by the means of their tiles.
     At a rate of 5 %, 19 ranking images support one view, 39 two, and 59 all three.
     Raises `InputError` for fewer images than the false-positive rate needs, or fewer tiles than the Gaussians need.
     """
@@ -46,17 +47,24 @@ def calibrate(
     tile = tiling or Tiling.for_model(model.height, model.width)
     names = columns_of(model.config, views)
 
-    def measure_image(image_HWC: Pixels, max_tiles: int | None = None) -> Columns:
-        corners = tile.corners(*image_HWC.shape[:2])
-        stride = 1 if max_tiles is None else -(-len(corners) // max_tiles)
-        measured = measure_tiles(model.network, image_HWC, tile, corners[::stride], names.values(), batch_size)
-        return concatenate(list(measured))
+    def measure_image(image_HWC: Pixels, corners: list[tuple[int, int]]) -> Columns:
+        return concatenate(list(measure_tiles(model.network, image_HWC, tile, corners, names.values(), batch_size)))
 
     max_tiles = max(1, MAX_FIT_TILES // max(1, len(fit_images)))
     fit_columns: list[Columns] = []
     for index, open_image in enumerate(fit_images):
-        fit_columns.append(measure_image(open_image(), max_tiles))
+        image_HWC = open_image()
+        corners = tile.corners(*image_HWC.shape[:2])
+        np.random.default_rng(index).shuffle(corners)  # evenly spaced ones could all lie in one column
+        fit_columns.append(measure_image(image_HWC, corners[:max_tiles]))
         on_progress(Progress("fit", index + 1, len(fit_images), "images"))
+    fit_count = sum(len(next(iter(columns.values()))) for columns in fit_columns)
+    if fit_count < MIN_IMAGES:
+        raise InputError(
+            "data",
+            f"{fit_count} tiles of {len(fit_images)} images are too few to estimate the statistics: use more images, "
+            f"with at least {MIN_IMAGES} tiles in all.",
+        )
     fit_means = [_means(columns) for columns in fit_columns]
     is_usual = usual_images(concatenate(fit_means)) if fit_means else []
     usual_columns = list(itertools.compress(fit_columns, is_usual))
@@ -70,7 +78,8 @@ def calibrate(
     scores: dict[View, list[float]] = {view: [] for view in views}
     rank_means: list[Columns] = []
     for index, open_image in enumerate(rank_images):
-        columns = measure_image(open_image())
+        image_HWC = open_image()
+        columns = measure_image(image_HWC, tile.corners(*image_HWC.shape[:2]))
         rank_means.append(_means(columns))
         for view, view_score in score_views(columns, names, gaussians).items():
             scores[view].append(view_score.score)

@@ -90,7 +90,7 @@ def sanity(inputs: Inputs) -> Section:
         checks.append((label, bootstrap.mean(marginal), bootstrap.mean(marginal + 1), bootstrap.mean(half), gap))
         sample = images.first(COMPRESSED_COUNT)
         size, exact = compress(inputs, model, sample)
-        expected = float(flipped_bits(inputs, model, sample, 0).mean())
+        expected = float(flipped_bits(inputs, model, sample, 0.0).mean())
         ratio = size / expected
         sizes.append((label, str(len(sample)), expected, size, f"{100 * (ratio - 1):+.2f} %", "yes" if exact else "NO"))
         figures.append(_figure_2(inputs, model, label, images.first(SHOWN_COUNT)))

@@ -96,7 +96,7 @@ class Tiling:
 
     def count_along(self, length: int, side: int) -> int:
         """Return the smallest number of tiles of `side` pixels that cover a line with this overlap."""
-        max_step = math.ceil(side * (1 - self.overlap))
+        max_step = math.ceil(side * (1 - self.overlap) - 1e-9)
         return 1 + max(0, -(-(length - side) // max_step))
 
 

@@ -15,6 +15,7 @@ With V = 1, p is the p-value of that view. V S alone is Bonferroni's correction;
 """
 
 import math
+from decimal import ROUND_CEILING, Context
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -34,8 +35,12 @@ def rank_scores(scores: ArrayLike) -> Floats:
 
 
 def round_scores(scores: ArrayLike) -> Floats:
-    """Round scores to six digits: more would be rounding errors of fp32."""
-    return np.array([float(f"{score:.6g}") for score in np.asarray(scores, np.float64)])
+    """Round scores up to six digits: more would be rounding errors of fp32.
+
+    Up, so that an image equal to a ranking image never scores above it: p-values stay valid where images repeat.
+    """
+    six_digits = Context(prec=6, rounding=ROUND_CEILING)
+    return np.array([float(six_digits.create_decimal_from_float(score)) for score in np.asarray(scores, np.float64)])
 
 
 def p_values(scores: ArrayLike, ranked: Floats) -> Floats:
@@ -57,6 +62,11 @@ def check_rate(false_positive_rate: float) -> None:
         )
 
 
+def min_ranks(views: int, false_positive_rate: float) -> int:
+    """Return the minimum number of ranking images with which each of this number of views can flag an image."""
+    return math.ceil(views / false_positive_rate - 1e-9) - 1
+
+
 def threshold(ranked: Floats, false_positive_rate: float) -> float:
     """Return the largest calibration score whose p-value is above the rate: s > threshold exactly when p <= rate.
 
@@ -66,7 +76,7 @@ def threshold(ranked: Floats, false_positive_rate: float) -> float:
     n = len(ranked)
     flagged = math.floor(false_positive_rate * (n + 1) + 1e-9) - 1  # of the n, those that may lie above the threshold
     if flagged < 0:
-        min_count = math.ceil(1 / false_positive_rate - 1e-9) - 1
+        min_count = min_ranks(1, false_positive_rate)
         raise InputError(
             "data",
             f"{n} ranking images cannot support a false-positive rate of {false_positive_rate:g}: "
@@ -99,7 +109,7 @@ def combined_p_value(rank: int, views: int, smallest: Integers) -> float:
 def largest_rank(views: int, smallest: Integers, false_positive_rate: float) -> int:
     """Return the largest rank whose combined p-value is at most the rate; 0 if there is none."""
     rank = 0
-    while combined_p_value(rank + 1, views, smallest) <= false_positive_rate + 1e-9:
+    while rank < len(smallest) and combined_p_value(rank + 1, views, smallest) <= false_positive_rate + 1e-9:
         rank += 1
     return rank
 
@@ -120,7 +130,8 @@ def largest_discovery(p: Floats, rate: float) -> float:
     if not 0 < rate < 1:
         raise InputError("fdr", f"a false discovery rate must be more than 0 and less than 1, not {rate:g}.")
     ordered = np.sort(p)
-    below = np.flatnonzero(ordered <= rate * np.arange(1, len(p) + 1) / len(p)) if len(p) else np.empty(0, np.intp)
+    bounds = rate * np.arange(1, len(p) + 1) / max(1, len(p))
+    below = np.flatnonzero(ordered <= bounds * (1 + 1e-9))  # p-values often equal their bounds but for rounding errors
     return float(ordered[below[-1]]) if len(below) else -1.0
 
 

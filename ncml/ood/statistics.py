@@ -238,14 +238,16 @@ def build_statistics(config: Config) -> dict[str, Statistic]:
     return statistics | {name: Statistic.distance(name, columns) for name, columns in vectors.items()}
 
 
-def select_names(names: Iterable[str] | str, statistics: Mapping[str, Statistic]) -> tuple[str, ...]:
-    """Return the requested names, or every name for "all"; raises `InputError` for an unknown one."""
+def select_names(
+    names: Iterable[str] | str, statistics: Mapping[str, Statistic], field: str = "statistics"
+) -> tuple[str, ...]:
+    """Return the requested names, or every name for "all"; raises `InputError`, which names `field`, for others."""
     if names == "all":
         return tuple(statistics)
     names = (names,) if isinstance(names, str) else tuple(names)
     for name in names:
         if name not in statistics:
-            raise InputError("statistic", f"there is no statistic {name!r}: choose from {', '.join(statistics)}.")
+            raise InputError(field, f"there is no statistic {name!r}: choose from {', '.join(statistics)}.")
     return names
 
 

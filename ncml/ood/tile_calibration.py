@@ -42,7 +42,7 @@ class TileCalibration:
     smallest_ranks: Integers
     """The ranking images' smallest ranks over the views, ascending (`conformal.smallest_ranks`)."""
     n_fit: int
-    """Number of images from whose tiles the Gaussians are estimated."""
+    """Number of images for estimation, including those that were not used because they are unlike the others."""
     false_positive_rate: float = 0.05
     preprocessing: str = storage.PREPROCESSING
 
@@ -136,6 +136,8 @@ class TileCalibration:
             height, width = map(storage.count, stored["cut"])
             if height < config.model.height or width < config.model.width:
                 raise ValueError(f"tiles of {width} x {height} pixels are smaller than the model")
+            rate = float(storage.floats(stored["false_positive_rate"]))
+            conformal.check_rate(rate)
             overlap = float(storage.floats(stored["overlap"]))
             if not 0 <= overlap <= MAX_OVERLAP:
                 raise ValueError(f"tiles overlap by {overlap:g}")
@@ -149,15 +151,10 @@ class TileCalibration:
                 ranked,
                 np.sort(smallest_ranks),
                 storage.count(stored["n_fit"]),
-                float(storage.floats(stored["false_positive_rate"])),
+                rate,
             )
             _ = calibration.thresholds  # fails for impossible values
             return calibration
-
-
-def min_ranks(views: int, false_positive_rate: float) -> int:
-    """Return the minimum number of ranking images with which each of this number of views can flag an image."""
-    return math.ceil(views / false_positive_rate - 1e-9) - 1
 
 
 def views_for(ranking_count: int, false_positive_rate: float) -> tuple[View, ...]:

@@ -25,6 +25,7 @@ from ncml.calibration.report import describe_suspects
 from ncml.errors import InputError
 from ncml.model import Model, load
 from ncml.ood.calibration import Calibration
+from ncml.ood.conformal import check_rate, min_ranks
 from ncml.ood.statistics import MIN_IMAGES
 from ncml.progress import OnProgress, Progress, ignore_progress
 from ncml.training.dataset import Dataset
@@ -79,8 +80,9 @@ def adapt(
     with tempfile.TemporaryDirectory() as folder:
         if max_seconds:
             training, selecting = _divide(estimating, math.ceil(TRAINING_SHARE * len(estimating)))
+            _check_fine_tuning(model, training, selecting, false_positive_rate)
             candidate = _fine_tune(model, training, Path(folder) / out.name, max_seconds, device, on_progress)
-            before, after = (_detected(m, selecting, on_progress) for m in (model, candidate))
+            before, after = (_detected(m, selecting, false_positive_rate, on_progress) for m in (model, candidate))
             fine_tuned = after > before
             on_message(
                 f"fine-tuned on {len(training)} images, the model detects {after:.0%} of the standard alterations "
@@ -114,17 +116,18 @@ def adapt(
 
 def split(data: Dataset, false_positive_rate: float) -> tuple[Dataset, Dataset]:
     """Return the estimating and the ranking part of good images, each evenly spread over the folder."""
-    min_ranks = math.ceil(1 / false_positive_rate - 1e-9) - 1 if 0 < false_positive_rate < 1 else 1
-    if len(data) < MIN_IMAGES + min_ranks:
+    check_rate(false_positive_rate)
+    min_count = min_ranks(1, false_positive_rate)
+    if len(data) < MIN_IMAGES + min_count:
         raise InputError(
             "data",
-            f"{len(data)} images are too few: use at least {MIN_IMAGES + min_ranks} good images, {MIN_IMAGES} to "
-            f"estimate and {min_ranks} to rank.",
+            f"{len(data)} images are too few: use at least {MIN_IMAGES + min_count} good images, {MIN_IMAGES} to "
+            f"estimate and {min_count} to rank.",
         )
     images_NHWC = data.images_NHWC
     if bool((images_NHWC == images_NHWC[:1]).all()):
         raise InputError("data", "all images are equal: use images that show how good ones differ.")
-    return _divide(data, max(MIN_IMAGES, min(len(data) - min_ranks, round(ESTIMATION_SHARE * len(data)))))
+    return _divide(data, max(MIN_IMAGES, min(len(data) - min_count, round(ESTIMATION_SHARE * len(data)))))
 
 
 def _positions(part: Dataset) -> NDArray[np.int64]:
@@ -139,16 +142,24 @@ def _divide(data: Dataset, count: int) -> tuple[Dataset, Dataset]:
     return data.take(is_first.nonzero().flatten()), data.take((~is_first).nonzero().flatten())
 
 
+def _check_fine_tuning(model: Model, training: Dataset, selecting: Dataset, false_positive_rate: float) -> None:
+    """Raise `InputError` for too few images to train a batch, or to decide whether the result is kept."""
+    batch_size = model.config.training.batch_size
+    for part, min_count, purpose in (
+        (training, batch_size, "for a training batch"),
+        (selecting, MIN_IMAGES + min_ranks(1, false_positive_rate), "to decide whether the result is kept"),
+    ):
+        if len(part) < min_count:
+            raise InputError(
+                "max-time",
+                f"there are too few images to fine-tune: {len(part)} of the {min_count} {purpose}; omit --max-time.",
+            )
+
+
 def _fine_tune(
     model: Model, data: Dataset, folder: Path, max_seconds: float, device: str, on_progress: OnProgress
 ) -> Model:
     """Train a copy of the model on images for at most `max_seconds`, and return it."""
-    if len(data) < model.config.training.batch_size:
-        raise InputError(
-            "max-time",
-            f"{len(data)} images are too few to fine-tune, for which a batch takes {model.config.training.batch_size}: "
-            "omit --max-time.",
-        )
     started = time.monotonic()
     config = replace(model.config, model=replace(model.config.model, classes=data.classes))
     trainer = Trainer(config, data, initialize=lambda network: start_from(network, model.network, model.name))
@@ -163,9 +174,15 @@ def _fine_tune(
     return load(folder, device)
 
 
-def _detected(model: Model, images: Dataset, on_progress: OnProgress) -> float:
+def _detected(model: Model, images: Dataset, false_positive_rate: float, on_progress: OnProgress) -> float:
     """Return the share of the standard alterations that a calibration on these images detects."""
-    estimating, ranking = _divide(images, max(MIN_IMAGES, len(images) // 3))
-    calibration = calibrate(model, estimating.images_NHWC, ranking.images_NHWC, on_progress=on_progress)
+    estimating, ranking = split(images, false_positive_rate)
+    calibration = calibrate(
+        model,
+        estimating.images_NHWC,
+        ranking.images_NHWC,
+        false_positive_rate=false_positive_rate,
+        on_progress=on_progress,
+    )
     assert calibration.power is not None
     return calibration.power.detected

@@ -10,7 +10,7 @@ const MAX_TILES = 1024; // of an image; a core scores about 16 a second
 /** How the service splits an image: the `size` of a tile, the number `n` of tiles, and the `side` to request, if any. */
 export function tiling(model, width, height) {
   const { overlap } = model.tiles ?? { overlap: 0.5 };
-  const maxStep = (tile) => Math.ceil(tile * (1 - overlap));
+  const maxStep = (tile) => Math.ceil(tile * (1 - overlap) - 1e-9);
   const countAlong = (length, tile) => (length < tile ? 0 : Math.ceil((length - tile) / maxStep(tile)) + 1);
   const count = (size) => countAlong(width, size[0]) * countAlong(height, size[1]);
   if (model.tiles) {

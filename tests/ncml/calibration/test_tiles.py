@@ -175,6 +175,23 @@ def test_tiles_that_overlap_less_are_fewer(calibrated: ncml.Model, tmp_path: Pat
     assert scan(calibrated.network, GOOD[8], read(calibrated)).grid.shape == (5, 4)
 
 
+def test_estimation_takes_tiles_from_the_whole_image(calibrated: ncml.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every fifth of 5 x 5 tiles would be of one column."""
+    monkeypatch.setattr(tiles, "MAX_FIT_TILES", 8 * 5)
+    columns: list[int] = []
+    original = tiles.measure_tiles
+
+    def measure_tiles(network, image_HWC, tile, corners, *args):
+        if len(corners) == 5:
+            columns.extend(left for _, left in corners)
+        return original(network, image_HWC, tile, corners, *args)
+
+    monkeypatch.setattr(tiles, "measure_tiles", measure_tiles)
+    square = [lambda p=p: np.concatenate([p, p[:, :4]], 1) for p in GOOD]
+    tiles.calibrate(calibrated, square[:8], square[8:])
+    assert set(columns) == {0, 4, 8, 12, 16}
+
+
 def test_a_calibration_of_three_views_is_read_as_it_was_saved(
     calibrated: ncml.Model, three_views: TileCalibration, tmp_path: Path
 ) -> None:
@@ -215,8 +232,9 @@ def test_too_few_images_are_refused(model: ncml.Model) -> None:
     opened = [lambda p=p: p for p in GOOD]
     with pytest.raises(InputError, match="18 ranking images cannot support"):
         tiles.calibrate(model, opened[:3], opened[3:21])
-    with pytest.raises(InputError, match="too few to estimate the statistics"):
-        tiles.calibrate(model, [], opened)
+    for few, words in ((opened[:0], "0 tiles of 0 images"), ([lambda: GOOD[0][:12, :12]] * 2, "8 tiles of 2 images")):
+        with pytest.raises(InputError, match=f"{words} are too few to estimate the statistics: use more images"):
+            tiles.calibrate(model, few, opened)
     with pytest.raises(InputError, match="5 x 6 pixels is smaller than a tile of 8 x 8"):
         scan(model.network, np.zeros((6, 5, 3), np.uint8), tiles.calibrate(model, opened[:8], opened[8:]))
 
@@ -229,7 +247,8 @@ def test_a_calibration_of_tiles_is_bound_to_its_model(calibrated: ncml.Model, tm
     path.write_text(json.dumps(stored | {"n_fit": 99}))
     with pytest.raises(ModelError, match="changed after it was written"):
         TileCalibration.read(tmp_path, calibrated.version, calibrated.config)
-    del stored["version"], stored["cut"]
-    storage.write(path, stored)
-    with pytest.raises(ModelError, match="is damaged"):
-        TileCalibration.read(tmp_path, calibrated.version, calibrated.config)
+    del stored["version"]
+    for damage in ({"cut": None}, {"overlap": 0.9}, {"false_positive_rate": 1.0}):
+        storage.write(path, stored | damage)
+        with pytest.raises(ModelError, match="is damaged"):
+            TileCalibration.read(tmp_path, calibrated.version, calibrated.config)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -87,8 +87,6 @@ def test_the_false_discovery_rate_is_controlled() -> None:
 @given(st.integers(1, 60), st.integers(19, 200), RATES)
 def test_fewer_than_the_minimum_of_discoveries_find_nothing(count: int, n_rank: int, rate: float) -> None:
     smallest = 1 / (n_rank + 1)
-    exact = count * smallest / rate
-    assume(abs(exact - round(exact)) > 1e-6)  # else rounding decides whether p is at most its bound
     needed = conformal.min_discoveries(count, smallest, rate)
     for flagged in {min(max(0, needed - 1), count), min(needed, count)}:
         p = np.concatenate([np.full(flagged, smallest), np.ones(count - flagged)])
@@ -141,3 +139,24 @@ def test_three_views_flag_good_images_at_no_more_than_the_rate(correlation: floa
     assert share >= 1 / (count + 1)
     if count == 200:
         assert share >= 0.6 * rate
+
+
+@given(st.lists(st.floats(-1e6, 1e6, allow_subnormal=False), min_size=1, max_size=30))
+def test_an_image_equal_to_a_ranking_image_never_scores_above_it(scores: list[float]) -> None:
+    """Rounding must not break ties: it goes up, and keeps six digits."""
+    rounded = conformal.round_scores(scores)
+    assert (rounded >= scores).all()
+    assert rounded == pytest.approx(scores, rel=1e-5)
+    assert (conformal.p_values(scores, np.sort(rounded)) >= conformal.p_values(scores, np.sort(scores))).all()
+
+
+def test_repeated_images_are_flagged_no_more_often_than_the_rate() -> None:
+    score = 1.2345641  # six digits: 1.23456, below it
+    ranked = conformal.rank_scores([score] * 99)
+    assert conformal.p_values([score], ranked).tolist() == [1.0]
+    assert score <= conformal.threshold(ranked, 0.05)
+
+
+@pytest.mark.parametrize("rate", [0.5, 1 - 1e-10])
+def test_the_largest_rank_is_at_most_the_number_of_ranking_images(rate: float) -> None:
+    assert 0 < conformal.largest_rank(1, np.arange(1, 20), rate) <= 19

@@ -59,6 +59,11 @@ def test_a_weak_calibration_has_a_reason(power: Power | None, n_rank: int, reaso
     assert bool(explain_weakness(power, n_rank, 0.05)) == bool(reason)
 
 
+def test_the_number_of_images_that_are_needed_suffices() -> None:
+    assert "among 129 images, and 130 are needed" in explain_weakness(None, 129, 0.03)
+    assert not explain_weakness(None, 130, 0.03)
+
+
 def test_a_summary_names_what_is_detected_and_what_is_missed() -> None:
     assert summary(STRONG, 0.0002) == (
         "This calibration detects most of: blur (100%), noise (60%), one colour (100%); it misses most of: colour "

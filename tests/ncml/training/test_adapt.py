@@ -1,6 +1,7 @@
 """One command from a folder of good images to a calibrated detector."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,7 @@ def test_a_fine_tuned_model_is_kept_only_if_it_detects_more(
     image_sets: list[set[bytes]] = []
     monkeypatch.setattr(adapting, "_detected", _detection(model.version, is_stronger, image_sets))
     monkeypatch.setattr(adapting, "calibrate", _recorded(image_sets))
-    images = Dataset(nets.images(240), torch.arange(240), ())
+    images = Dataset(nets.images(400), torch.arange(400), ())
     messages: list[str] = []
     adapted = adapting.adapt(model, images, tmp_path / "mine", max_seconds=0.5, on_message=messages.append)
     assert adapted.fine_tuned == is_stronger
@@ -82,8 +83,21 @@ def test_a_fine_tuned_model_is_kept_only_if_it_detects_more(
     assert image_sets[-1] == ranks
 
 
+@pytest.mark.parametrize(("count", "words"), [(100, "for a training batch"), (300, "to decide whether the result")])
+def test_too_few_images_to_fine_tune_are_refused_before_training(
+    model: ncml.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, words: str
+) -> None:
+    monkeypatch.setattr(adapting, "_fine_tune", None)
+    monkeypatch.setattr(adapting, "generate_foreign", lambda *_: {})
+    larger = replace(model.config, training=replace(model.config.training, batch_size=20))
+    monkeypatch.setattr(model, "config", larger)
+    images = Dataset(nets.images(count), torch.arange(count), ())
+    with pytest.raises(InputError, match=f"too few images to fine-tune: .* {words}.*; omit --max-time"):
+        adapting.adapt(model, images, tmp_path / "mine", max_seconds=1.0)
+
+
 def _detection(base: str, is_stronger: bool, image_sets: list[set[bytes]]):
-    def detected(model: ncml.Model, images: Dataset, on_progress: object) -> float:
+    def detected(model: ncml.Model, images: Dataset, false_positive_rate: float, on_progress: object) -> float:
         image_sets.append({pixels.numpy().tobytes() for pixels in images.images_NHWC})
         return 0.5 if model.version == base else 0.6 if is_stronger else 0.4
 
