@@ -1,6 +1,7 @@
 """A model of this machine, with the methods of `ncml.Model` that `ncml score` calls. Imports torch only to compute."""
 
 import functools
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,9 +10,11 @@ from numpy.typing import NDArray
 from ncml.arguments import check_conditions
 from ncml.checkpoint import Description
 from ncml.cli.terminal import load
+from ncml.images import open_image
 from ncml.images.tiling import Tiling
 from ncml.ood import calibrations, tile_calibration
 from ncml.ood.statistics import build_statistics, select_names
+from ncml.paths import printable
 
 if TYPE_CHECKING:
     from ncml.model import Model
@@ -68,8 +71,9 @@ class LocalModel:
         """Score images as `Model.score` does."""
         return self._model.score(images, **arguments)
 
-    def scan(self, image: NDArray[np.uint8], *, side: int | None, **arguments: Any) -> "Scan":
+    def scan(self, path: Path, *, side: int | None, **arguments: Any) -> "Scan":
         """Judge a large image as `Model.scan` does."""
+        image = open_image(path, field=printable(path))
         tile = Tiling.resolve(self.height, self.width, side, self.tiles and self.tiles.tile)
         tile.grid_shape(*image.shape[:2])  # refuses a smaller image
         return self._model.scan(image, side=side, **arguments)

@@ -4,14 +4,16 @@ import os
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ncml.errors import InputError, NcmlError, ServiceError
-from ncml.images import PREPROCESSING
+from ncml.images import PREPROCESSING, open_image
 from ncml.ood.calibrations import Calibrations
+from ncml.paths import printable
 from ncml.progress import OnProgress, Progress, ignore_progress
 
 if TYPE_CHECKING:
@@ -86,14 +88,15 @@ class RemoteModel:
             images, model=self._reference, class_=classes, statistics=statistic_names, priority="low", **options
         )
 
-    def scan(self, image: NDArray[np.uint8], *, side: int | None, callback: OnProgress = ignore_progress) -> "Scan":
-        """Judge an image by its tiles."""
+    def scan(self, path: Path, *, side: int | None, callback: OnProgress = ignore_progress) -> "Scan":
+        """Judge an image by its tiles; its file is sent as it is, after it has been checked to be an image."""
+        open_image(path, field=printable(path))
 
         def report(progress: "JobProgress") -> None:
             callback(Progress("tiles", progress.step, progress.total))
 
         options: dict[str, Any] = {} if callback is ignore_progress else {"on_progress": report}
-        return self._client.scan(image, model=self._reference, tile_size=side, map=True, priority="low", **options)
+        return self._client.scan(path, model=self._reference, tile_size=side, map=True, priority="low", **options)
 
     def statistic_names(self, calibration: RemoteCalibration | None, statistics: str) -> tuple[str, ...]:
         """Return the names in a comma-separated list; "all": every one of the calibration."""

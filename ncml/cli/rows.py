@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ncml import images
 from ncml.cli.terminal import progress_bar
-from ncml.errors import InputError
+from ncml.errors import InputError, ServiceError
 from ncml.images import heat
 from ncml.paths import printable
 from ncml.progress import ignore_progress
@@ -125,22 +125,29 @@ def tile_scorer(
         rows: list[Row] = []
         for path in paths:
             try:
-                image = images.open_image(path, field=printable(path))
                 with progress_bar() if concurrency == 1 else nullcontext(ignore_progress) as on_progress:
-                    scan = m.scan(image, side=side, callback=on_progress)
-            except InputError as error:
-                if error.field in ("tile", "tile_size"):
+                    scan = m.scan(path, side=side, callback=on_progress)
+            except (InputError, ServiceError) as error:
+                if not _concerns_image(error, path):
                     raise
-                message = f"{printable(path)}: {error}" if error.field == "image" else str(error)
+                message = str(error) if error.field == printable(path) else f"{printable(path)}: {error}"
                 rows.append(skipped.add(path, message))
                 continue
             rows.append({"file": printable(path)} | scan.to_dict())
             if maps is not None:
+                image = images.open_image(path, field=printable(path))
                 overlay = heat.overlay(image, scan.map, *heat.score_range(scan.map, scan.threshold))
                 heat.save(maps / _relative(path), heat.frame(overlay, scan.box), scan.map)
         return rows
 
     return score_files
+
+
+def _concerns_image(error: InputError | ServiceError, path: Path) -> bool:
+    """Return whether an error of a scan is due to this image, so that others can still be scored."""
+    if isinstance(error, ServiceError):
+        return error.status == 413 or (error.status == 422 and error.field in ("image", printable(path)))
+    return error.field not in ("tile", "tile_size")
 
 
 def _relative(path: Path) -> Path:

@@ -165,6 +165,30 @@ def test_large_images_are_judged_by_their_tiles(run: Run, tmp_path: Path) -> Non
     assert (tmp_path / "maps" / "images" / "080.png.png").exists()
 
 
+def test_large_images_are_sent_as_files_and_those_that_the_service_refuses_are_skipped(
+    queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The JPEG is below the service's limit, as a PNG it would not be."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8))
+    noise.save(tmp_path / "images" / "1.png")
+    noise.save(tmp_path / "images" / "2.jpg")
+    noise.resize((4, 4)).save(tmp_path / "images" / "3.png")
+    (tmp_path / "images" / "4.png").write_text("not an image")
+    assert (tmp_path / "images" / "2.jpg").stat().st_size < 25_000 < (tmp_path / "images" / "1.png").stat().st_size
+    with served(create_app(Settings(max_body_bytes=25_000), queue)) as url:
+        status = cli.main(["score", "images", "--tile", "--output", "scores.csv", "--server", url])
+    assert status == 0, capsys.readouterr().err
+    too_large, scored, too_small, unreadable = table(tmp_path / "scores.csv")
+    assert too_large["error"].startswith("images/1.png: The request body is too large: at most 25000 bytes")
+    assert (scored["error"], scored["tiles"]) == ("", str(31 * 31))
+    assert "smaller than a tile" in too_small["error"]
+    assert too_small["error"].startswith("images/3.png: ")
+    assert unreadable["error"].startswith("images/4.png is not an image")
+    assert len(queue.jobs) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
