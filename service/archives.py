@@ -1,6 +1,7 @@
 """Zip files of images, unpacked in memory under limits. `read_archive` runs in a decoder process."""
 
 import io
+import lzma
 import zipfile
 import zlib
 from pathlib import PurePosixPath
@@ -11,6 +12,12 @@ SIGNATURE = b"PK\x03\x04"
 _END, _END_BYTES, _MAX_COMMENT = b"PK\x05\x06", 22, 2**16
 _ENTRY_BYTES = 512
 """Maximum size of a file's entry in the directory: more than any ordinary name needs."""
+_OTHER_ENTRIES = 64
+"""Folders and the like in a directory, besides a file and its hidden companion."""
+_DAMAGED = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, ValueError, NotImplementedError, RuntimeError,
+)  # fmt: skip
+"""What `zipfile` and its decompressors raise for damaged and encrypted zips."""
 
 
 def is_archive(data: bytes) -> bool:
@@ -21,7 +28,8 @@ def is_archive(data: bytes) -> bool:
 def read_archive(data: bytes, *, field: str, max_files: int, max_bytes: int) -> list[tuple[str, bytes]]:
     """Return name and content of each file of a zip, without folders and hidden files.
 
-    Raises `InputError` for a damaged or encrypted zip, for unsafe or repeated names, and beyond the limits.
+    The limits are what remains of those of the request. Raises `InputError` beyond them, for a damaged or encrypted
+    zip, and for unsafe or repeated names.
     """
     _check_directory(data, field, max_files)
     try:
@@ -32,7 +40,9 @@ def read_archive(data: bytes, *, field: str, max_files: int, max_bytes: int) -> 
             if len(entries) > max_files:
                 raise _too_many(field, max_files)
             return _unpack(archive, entries, field, max_bytes)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except InputError:
+        raise
+    except _DAMAGED as error:
         raise InputError(
             field, f"{field} is a zip that cannot be read ({error}); send an ordinary zip without a password."
         ) from error
@@ -43,12 +53,13 @@ def _check_directory(data: bytes, field: str, max_files: int) -> None:
     end = data.rfind(_END, max(0, len(data) - _END_BYTES - _MAX_COMMENT))
     count = int.from_bytes(data[end + 10 : end + 12], "little")
     size = int.from_bytes(data[end + 12 : end + 16], "little")
-    if end >= 0 and (count > 2 * max_files or size > 2 * max_files * _ENTRY_BYTES):
+    max_entries = 2 * max_files + _OTHER_ENTRIES
+    if end >= 0 and (count > max_entries or size > max_entries * _ENTRY_BYTES):
         raise _too_many(field, max_files)
 
 
 def _too_many(field: str, max_files: int) -> InputError:
-    return InputError(field, f"{field} is a zip of more than {max_files} files, the limit; send fewer.")
+    return InputError(field, f"{field} is a zip of more than {max_files} files, the rest of the request's limit; send fewer.")
 
 
 def _check_names(names: list[str], field: str) -> None:
@@ -77,7 +88,9 @@ def _unpack(
         remaining -= len(content)
         if remaining < 0:
             raise InputError(
-                field, f"{field} is a zip of more than {max_bytes} bytes when unpacked; send fewer images."
+                field,
+                f"{field} is a zip of more than {max_bytes} bytes when unpacked, the rest of the request's limit; send "
+                "fewer images.",
             )
         files.append((entry.filename, content))
     return files

@@ -85,18 +85,21 @@ async def _check_name(jobs: JobService, name: str) -> None:
 
 
 async def _unpack(request: Request, jobs: JobService, uploads: list[Upload]) -> list[Upload]:
-    """Return the uploaded files, with zips unpacked. Raises the 422 `Problem` for too many."""
-    limit = jobs.settings.max_calibration_images
+    """Return the uploaded files, with zips unpacked. Raises `InputError` beyond the limits of files and bytes."""
+    max_files = jobs.settings.max_calibration_images - sum(not is_archive(upload.data) for upload in uploads)
+    max_bytes = jobs.settings.max_body_bytes
     files: list[Upload] = []
     for upload in uploads:
         if not is_archive(upload.data):
             files.append(upload)
             continue
-        max_bytes = jobs.settings.max_body_bytes
-        call = functools.partial(read_archive, upload.data, field=upload.field, max_files=limit, max_bytes=max_bytes)
-        files += [Upload(name, data) for name, data in await jobs.decode(request, upload.field, call)]
-    if len(files) > limit:
-        raise invalid_field("image", f"image: {len(files)} images were sent; at most {limit} calibrate a model.")
+        call = functools.partial(
+            read_archive, upload.data, field=upload.field, max_files=max_files, max_bytes=max_bytes
+        )
+        unpacked = [Upload(name, data) for name, data in await jobs.decode(request, upload.field, call)]
+        files += unpacked
+        max_files -= len(unpacked)
+        max_bytes -= sum(len(file.data) for file in unpacked)
     return files
 
 
@@ -107,6 +110,8 @@ async def _decode(
 
     Files are decoded one after another, so that the images of other requests find a free decoder.
     """
+    if not files:
+        raise invalid_field("image", "image: the zip contains no files; send images.")
     images: list[np.ndarray] = []
     skipped: list[str] = []
     for file in files:

@@ -21,9 +21,9 @@ def image(seed: int) -> bytes:
     return to_png(np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8))
 
 
-def archive(files: Iterable[tuple[str, bytes]]) -> bytes:
+def archive(files: Iterable[tuple[str, bytes]], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as target:
+    with zipfile.ZipFile(buffer, "w", compression) as target:
         for name, data in files:
             target.writestr(name, data)
     return buffer.getvalue()
@@ -120,6 +120,7 @@ def encrypted() -> bytes:
         pytest.param(encrypted, "cannot be read", id="encrypted"),
         pytest.param(lambda: b"PK\x03\x04 and no more", "cannot be read", id="damaged"),
         pytest.param(lambda: archive([("a.txt", b"x")]), "none of 1 files is a usable image", id="no images"),
+        pytest.param(lambda: archive([("good/", b"")]), "the zip contains no files", id="no files"),
     ],
 )
 def test_a_hostile_or_useless_zip_is_refused(
@@ -147,11 +148,33 @@ def test_a_directory_with_a_false_number_of_files_is_refused() -> None:
         read_archive(bytes(data), field="image", max_files=45, max_bytes=10**6)
 
 
-def test_damaged_contents_are_refused() -> None:
-    data = bytearray(archive([("a.png", zlib.compress(image(0)) * 20)]))
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damaged_contents_are_refused(compression: int) -> None:
+    data = bytearray(archive([("a.png", zlib.compress(image(0)) * 20)], compression))
     data[60:70] = bytes(10)
     with pytest.raises(InputError, match="cannot be read"):
         read_archive(bytes(data), field="image", max_files=45, max_bytes=10**6)
+
+
+def test_a_damaged_name_is_refused() -> None:
+    data = archive([("ä.png", image(0))]).replace("ä".encode(), b"\xc3\xc3")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_archive(data, field="image", max_files=45, max_bytes=10**6)
+
+
+def test_the_limits_on_files_and_bytes_apply_to_all_zips_of_a_request(
+    new_client: Callable[..., TestClient], queue
+) -> None:
+    client = new_client(allow_calibration=True, max_calibration_images=45, max_body_bytes=100_000)
+    zeros = archive([("a.png", bytes(60_000))])
+    response = client.post("/calibrate?name=mine", files=[("image", (f"{i}.zip", zeros)) for i in range(2)])
+    assert response.status_code == 422
+    assert "image[1] is a zip of more than 40000 bytes when unpacked" in response.json()["detail"]
+    many = archive((f"{i}.txt", b"") for i in range(30))
+    response = client.post("/calibrate?name=mine", files=[("image", (f"{i}.zip", many)) for i in range(2)])
+    assert response.status_code == 422
+    assert "image[1] is a zip of more than 15 files" in response.json()["detail"]
+    assert not queue.jobs
 
 
 def test_too_many_images_and_bytes_are_refused(new_client: Callable[..., TestClient], queue) -> None:
@@ -162,7 +185,7 @@ def test_too_many_images_and_bytes_are_refused(new_client: Callable[..., TestCli
     both = archive((f"{i}.png", image(i)) for i in range(30))
     response = client.post("/calibrate?name=mine", files=[*files(20), ("image", ("a.zip", both))])
     assert response.status_code == 422
-    assert "50 images were sent; at most 45" in response.json()["detail"]
+    assert "image[20] is a zip of more than 25 files" in response.json()["detail"]
     large = [("image", ("a.png", bytes(30_000)))]
     assert client.post("/calibrate?name=mine", files=large).status_code == 413
     assert not queue.jobs
