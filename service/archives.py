@@ -59,7 +59,9 @@ def _check_directory(data: bytes, field: str, max_files: int) -> None:
 
 
 def _too_many(field: str, max_files: int) -> InputError:
-    return InputError(field, f"{field} is a zip of more than {max_files} files, the rest of the request's limit; send fewer.")
+    return InputError(
+        field, f"{field} is a zip of more than {max_files} files, the rest of the request's limit; send fewer."
+    )
 
 
 def _check_names(names: list[str], field: str) -> None:
