@@ -12,8 +12,8 @@ from service.http.problems import Problem
 class BodyLimitMiddleware:
     """Refuses bodies above the limit, by their Content-Length or while they arrive, and bodies beyond the total.
 
-    A body counts until its route has returned: a request that waits for its job holds it no longer. One client may
-    occupy half of the total.
+    A body counts until its route has returned: a request that waits for its job holds it no longer, and what arrives
+    of it then is dropped. One client may occupy half of the total.
     """
 
     def __init__(self, app: ASGIApp, max_body_bytes: int, max_receiving_bytes: int) -> None:
@@ -31,7 +31,7 @@ class BodyLimitMiddleware:
         if length.isdecimal() and (len(length) > 18 or int(length) > self.max_body_bytes):
             await self._too_large().response(scope["state"]["request_id"])(scope, receive, send)
             return
-        received_bytes = 0
+        received_bytes, has_returned = 0, False
         client = address_name(scope["client"][0] if scope.get("client") else "")
 
         async def receive_counted() -> Message:
@@ -39,16 +39,18 @@ class BodyLimitMiddleware:
             message = await receive()
             size = len(message.get("body", b""))
             received_bytes += size
-            self._receiving[client] += size
+            if size and not has_returned:
+                self._receiving[client] += size
             if received_bytes > self.max_body_bytes:
                 raise self._too_large()
-            if size:
+            if size and not has_returned:
                 self._check_room(client)
             return message
 
         try:
             await self.app(scope, receive_counted, send)
         finally:
+            has_returned = True
             self._receiving[client] -= received_bytes
             if not self._receiving[client]:
                 del self._receiving[client]
