@@ -161,8 +161,7 @@ class JobService:
 
         async def respond(scope: Scope, receive: Receive, send: Send) -> None:
             try:
-                view = await self._wait(receive, job_id, preference.wait_s, cancels=not key)
-                response = await self.respond(view, media, preference)
+                response = await self.wait_and_respond(receive, job_id, media, preference, cancels=not key)
             except RedisError as error:  # the job is accepted, so the client needs its address
                 log.error("waiting for the job %s failed: %s", job_id, error)
                 response = job_response(submitted(), None, RETRY_AFTER_S, 202)
@@ -201,16 +200,23 @@ class JobService:
         self.metrics.enqueued.labels(task=job.task, model=job.model, priority=job.priority).inc()
         return job_id
 
-    async def _wait(self, receive: Receive, job_id: str, wait_s: float, *, cancels: bool) -> JobView:
-        """Return the job when it ends or after `wait_s`; with `cancels`, cancel it if the client disconnects first."""
+    async def wait_and_respond(
+        self, receive: Receive, job_id: str, media: str, preference: WaitPreference, *, cancels: bool = False
+    ) -> Response:
+        """Respond as `respond` does once the job has ended or the client waits no longer.
+
+        With `cancels`, a client that disconnects while it waits cancels the job.
+        """
         disconnect = asyncio.ensure_future(_disconnected(receive))
         try:
-            view = await self.queue.wait(job_id, wait_s, disconnect)
-            if disconnect.done() and cancels:
-                return await anyio.to_thread.run_sync(self.queue.cancel, job_id)
-            return view
+            view = await self.queue.wait(job_id, preference.wait_s, disconnect)
+            if disconnect.done():
+                disconnect.result()  # raises the `Problem` of a body that is too large
+                if cancels:
+                    view = await anyio.to_thread.run_sync(self.queue.cancel, job_id)
         finally:
             disconnect.cancel()
+        return await self.respond(view, media, preference)
 
     async def view(self, request: Request, job_id: str) -> JobView:
         """Return a job of this client, as clients see it. Raises `JobNotFound` for the jobs of others, too."""
@@ -277,7 +283,7 @@ def as_canceled(view: JobView) -> JobView:
 
 
 async def _disconnected(receive: Receive) -> None:
-    """Return when the client closes its connection. The body must have been read before."""
+    """Return when the client closes its connection; drop what arrives of its body."""
     while (await receive())["type"] != "http.disconnect":
         pass
 

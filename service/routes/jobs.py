@@ -100,9 +100,14 @@ async def result(job_id: JobId, request: Request, jobs: Jobs, format: ResultForm
     view = await jobs.view(request, job_id)
     media = negotiate(request.headers, OFFERS.get(view.task, IMAGE_OFFERS), format)
     preference = wait_preference(request.headers, jobs.settings.wait_s)
-    if not view.status.is_terminal and preference.applied:
-        view = await jobs.queue.wait(job_id, preference.wait_s)
-    return await jobs.respond(view, media, preference)
+    if view.status.is_terminal or not preference.applied:
+        return await jobs.respond(view, media, preference)
+
+    async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+        response = await jobs.wait_and_respond(receive, job_id, media, preference)
+        await response(scope, receive, send)
+
+    return DeferredResponse(respond)
 
 
 @router.post(
@@ -133,7 +138,7 @@ async def cancel(job_id: JobId, request: Request, jobs: Jobs) -> Response:
     status_code=204,
     responses=problem_responses(401, 404, 409, 422, 503, kinds=_PROBLEMS),
 )
-async def delete(job_id: JobId, request: Request, jobs: Jobs) -> None:
+async def delete(job_id: JobId, request: Request, jobs: Jobs) -> Response:
     """Cancel a job if necessary, and delete it at once with its input, result and images.
 
     ```
@@ -143,10 +148,15 @@ async def delete(job_id: JobId, request: Request, jobs: Jobs) -> None:
     # another request may delete the job meanwhile, and a third one create a new job under the same Idempotency-Key
     created_at = (await jobs.view(request, job_id)).created_at
     await anyio.to_thread.run_sync(jobs.queue.cancel, job_id, created_at)
-    if not (await jobs.queue.wait(job_id, 5)).status.is_terminal:
-        detail = f"The job {job_id} is being canceled but has not ended yet; retry the deletion."
-        raise Problem(409, detail, kind="running")
-    await anyio.to_thread.run_sync(jobs.queue.forget, job_id, created_at)
+
+    async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+        if not (await jobs.queue.wait(job_id, 5)).status.is_terminal:
+            detail = f"The job {job_id} is being canceled but has not ended yet; retry the deletion."
+            raise Problem(409, detail, kind="running")
+        await anyio.to_thread.run_sync(jobs.queue.forget, job_id, created_at)
+        await Response(status_code=204)(scope, receive, send)
+
+    return DeferredResponse(respond)
 
 
 @router.get(

@@ -1,13 +1,39 @@
-"""What a request holds while it waits for its job: no space for uploads."""
+"""What a request holds while it waits for its job: no space for uploads, and no slot of the routes."""
 
+import asyncio
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 from starlette.testclient import TestClient
+from starlette.types import Message
 
 from ncml.images import to_png
+from service.http.deferred import MAX_CONCURRENT_ROUTES
 
 IMAGE = to_png(np.full((8, 8, 3), 50, np.uint8))
+HANG_S = 60
+"""Time after which a test that hangs is ended."""
+
+
+async def call(client: TestClient, method: str, path: str, *messages: Message) -> int:
+    """Send one request whose client disconnects after the messages, or never; return the status of the response."""
+    headers = [(b"host", b"localhost"), (b"prefer", b"wait=600")]
+    scope = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": headers}
+    arriving = iter(messages)
+    statuses: list[int] = []
+
+    async def receive() -> Message:
+        for message in arriving:
+            return message
+        return await asyncio.Future()
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+
+    await client.app(scope, receive, send)
+    return statuses[0]
 
 
 def test_the_body_of_an_event_stream_takes_no_space_from_uploads(new_client: Callable[..., TestClient]) -> None:
@@ -16,3 +42,41 @@ def test_the_body_of_an_event_stream_takes_no_space_from_uploads(new_client: Cal
     for _ in range(4):
         assert client.request("GET", "/jobs/job-0/events", content=bytes(1000)).status_code == 200
     assert client.post("/score", files=[("image", IMAGE)]).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("GET", "/jobs/job-0/result", 200), ("DELETE", "/jobs/job-0", 204)]
+)
+def test_any_number_of_requests_can_wait_for_a_job(
+    client: TestClient, queue, monkeypatch: pytest.MonkeyPatch, method: str, path: str, status: int
+) -> None:
+    queue.delay_s = 600
+    client.post("/score", files=[("image", IMAGE)], headers={"prefer": "respond-async"})
+
+    async def run() -> None:
+        ended = asyncio.Event()
+
+        async def wait(job_id: str, *_: object):
+            await ended.wait()
+            return queue.view(job_id)
+
+        monkeypatch.setattr(queue, "wait", wait)
+        monkeypatch.setattr(queue, "forget", lambda *_: None)
+        monkeypatch.setattr(queue, "cancel", lambda *_: None)
+        requests = [asyncio.ensure_future(call(client, method, path)) for _ in range(MAX_CONCURRENT_ROUTES)]
+        await asyncio.sleep(0)
+        assert await call(client, "GET", "/version") == 200
+        queue.delay_s = 0
+        ended.set()
+        assert set(await asyncio.gather(*requests)) == {status}
+
+    asyncio.run(asyncio.wait_for(run(), HANG_S))
+
+
+def test_a_request_for_a_result_ends_when_its_client_disconnects(new_client: Callable[..., TestClient], queue) -> None:
+    queue.delay_s = 600
+    client = new_client(wait_s=600)
+    client.post("/score", files=[("image", IMAGE)], headers={"prefer": "respond-async"})
+    request = call(client, "GET", "/jobs/job-0/result", {"type": "http.request"}, {"type": "http.disconnect"})
+    assert asyncio.run(asyncio.wait_for(request, HANG_S)) == 202
+    assert not queue.canceled
