@@ -65,9 +65,9 @@ class Power:
 def explain_weakness(power: Power | None, n_rank: int, false_positive_rate: float) -> str:
     """Explain in a clause why a calibration is weak; "" if it is not."""
     # The standard deviation of the actual rate of a threshold, sqrt(r (1 - r) / n), is then more than r / 2.
-    min_count = 4 * (1 - false_positive_rate) / false_positive_rate
+    min_count = math.ceil(4 * (1 - false_positive_rate) / false_positive_rate - 1e-9)
     if n_rank < min_count:
-        return f"it ranks among {n_rank} images, and {math.ceil(min_count)} are needed for a reliable rate"
+        return f"it ranks among {n_rank} images, and {min_count} are needed for a reliable rate"
     if power is not None and power.detected < MIN_DETECTED:
         return f"it detects {power.detected:.0%} of the standard alterations"
     return ""
