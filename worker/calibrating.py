@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import hashlib
+import logging
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,38 +16,76 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from ncml import checkpoint
 from ncml.errors import InputError
+from ncml.ood import calibrations
 from ncml.ood.power import summary
+from ncml.progress import Progress
 from ncml.training.adapt import adapt
 from ncml.training.dataset import Dataset
-from worker.contract import CalibrateJob
-from worker.results import Calibrated
+from worker.contract import CalibrateJob, batch_key
+from worker.results import Calibrated, WorkerFault
 
 if TYPE_CHECKING:
     from ncml.model import Model
+    from ncml.ood.calibration import Calibration
     from ncml.progress import OnProgress
 
+REQUEST = ".request"
+"""The file of a new model folder that identifies what was requested: a repeated attempt at the job finds its result."""
 
-def calibrate_copy(model: Model, job: CalibrateJob, directories: Sequence[Path], on_progress: OnProgress) -> Calibrated:
+STALE_S = 3600.0
+"""Age of an unfinished folder that no worker writes any more: writing one takes seconds."""
+
+log = logging.getLogger("ncml.engine")
+
+
+def calibrate_copy(
+    model: Model, job: CalibrateJob, job_id: str, directories: Sequence[Path], on_progress: OnProgress
+) -> Calibrated:
     """Calibrate a copy of a model, and move it into the first writable directory when it is complete.
 
-    Raises `InputError` for unsuitable images, for a name that exists, and if no directory is writable.
+    If an earlier attempt at the job has done so, return its result.
+
+    Raises `InputError` for unsuitable images and for a name that exists, `WorkerFault` if no directory is writable.
     """
+    request = hashlib.sha256(f"{batch_key(job)}|{model.version}".encode()).hexdigest()
+    for existing in (directory / job.name for directory in directories):
+        if existing.exists():
+            return _read_result(existing, request)
     directory = _writable_directory(directories)
-    folder = directory / job.name
-    if folder.exists():
-        raise InputError("name", f"a folder {job.name!r} already exists; choose another name")
+    _remove_unfinished(directory, job.name, job_id)
     pixels_NHWC = np.frombuffer(job.pixels, np.uint8).reshape(job.images, job.height, job.width, 3)
     images = Dataset(torch.as_tensor(pixels_NHWC.copy()), torch.zeros(job.images, dtype=torch.int64), ())
-    unfinished = directory / f".{job.name}.{os.getpid()}"  # models are not searched for in hidden folders
+    folder, unfinished = directory / job.name, directory / f".{job.name}.{job_id}.{os.getpid()}"  # hidden: not a model
     try:
         adapted = adapt(model, images, unfinished, false_positive_rate=job.false_positive_rate, on_progress=on_progress)
-        _move(unfinished, folder)
+        (unfinished / REQUEST).write_text(request)
+        on_progress(Progress("power", 1, 1))  # the last moment at which a cancellation leaves nothing behind
+        unfinished.rename(folder)
     except InputError as error:
         raise InputError("image" if error.field == "data" else error.field, error.detail) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return _read_result(folder, request)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    calibration = adapted.calibration
+    return _describe(adapted.calibration)
+
+
+def _read_result(folder: Path, request: str) -> Calibrated:
+    """Return the calibration of a folder that was made for the same request; raise `InputError` for any other."""
+    marker = folder / REQUEST
+    if marker.is_file() and marker.read_text() == request:
+        description = checkpoint.describe(folder)
+        calibration = calibrations.read(folder, description.version, description.config).select(None)
+        if calibration is not None and calibration.power is not None:
+            return _describe(calibration)
+    raise InputError("name", f"a model {folder.name!r} already exists; choose another name")
+
+
+def _describe(calibration: Calibration) -> Calibrated:
     assert calibration.power is not None
     return Calibrated(
         n_fit=calibration.n_fit,
@@ -61,14 +103,13 @@ def _writable_directory(directories: Sequence[Path]) -> Path:
         if existing.is_dir() and os.access(existing, os.W_OK):
             directory.mkdir(exist_ok=True)
             return directory
-    names = ", ".join(map(str, directories))
-    raise InputError("name", f"no model directory is writable ({names}); make one of them writable")
+    log.error("no model directory is writable: %s", ", ".join(map(str, directories)))
+    raise WorkerFault("no model directory of the worker is writable: the operator must make one of them writable")
 
 
-def _move(unfinished: Path, folder: Path) -> None:
-    try:
-        unfinished.rename(folder)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-        raise InputError("name", f"a folder {folder.name!r} already exists; choose another name") from error
+def _remove_unfinished(directory: Path, name: str, job_id: str) -> None:
+    """Remove what workers that were killed have left of this job, and of earlier ones for the same name."""
+    for folder in directory.glob(f".{name}.*"):
+        with contextlib.suppress(FileNotFoundError):  # another worker has finished it
+            if folder.name.startswith(f".{name}.{job_id}.") or time.time() - folder.stat().st_mtime > STALE_S:
+                shutil.rmtree(folder, ignore_errors=True)

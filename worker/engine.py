@@ -26,7 +26,7 @@ from worker import logs
 from worker.contract import CalibrateJob, CompleteJob, Job, Pixels, SamplingJob, ScanJob, ScoreJob
 from worker.messages import Batch, Catalogue, Done, Drop, EngineSettings, Opening, Outcome, Previews, Step
 from worker.registry import ModelRegistry
-from worker.results import Box, JobError, ModelRef, Scan, Score, ViewVerdict
+from worker.results import Box, JobError, ModelRef, Scan, Score, ViewVerdict, WorkerFault
 
 if TYPE_CHECKING:
     from ncml import results
@@ -151,6 +151,8 @@ class BatchRunner:
                 reason = JobError(reason="input", field=error.field, detail=error.detail)
             case ModelError():
                 reason = JobError(reason="model", field="model", detail=str(error))
+            case WorkerFault():
+                reason = JobError(reason="worker", detail=str(error))
             case _ if is_out_of_memory(error):
                 reason = JobError(reason="engine", detail="one image does not fit in the memory of this device")
             case _:
@@ -239,10 +241,8 @@ class BatchRunner:
         from worker.calibrating import calibrate_copy
 
         if not self._calibrates:
-            raise InputError("name", "calibration is off: start the workers with NCML_ALLOW_CALIBRATION=1")
-        if job.name in self._registry.names:
-            raise InputError("name", f"a model {job.name!r} already exists; choose another name")
-        calibrated = calibrate_copy(model, job, self._directories, self._stop_when_dropped(job_ids))
+            raise WorkerFault("calibration is off: the operator must start the workers with NCML_ALLOW_CALIBRATION=1")
+        calibrated = calibrate_copy(model, job, min(job_ids), self._directories, self._stop_when_dropped(job_ids))
         self._add_time("calibrate")
         self._registry.scan()
         for row in rows:

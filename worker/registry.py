@@ -88,11 +88,6 @@ class ModelRegistry:
         return tuple(entry.descriptor for _, entry in sorted(self._entries.items()) if entry.descriptor)
 
     @property
-    def names(self) -> frozenset[str]:
-        """The names of all folders, usable or not."""
-        return frozenset(self._entries)
-
-    @property
     def faults(self) -> dict[str, str]:
         """Why each of the other folders cannot be used, by name."""
         return {name: entry.fault for name, entry in sorted(self._entries.items()) if entry.fault}

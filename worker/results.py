@@ -206,6 +206,10 @@ class JobError(FrozenModel):
     reason: Literal["input", "model", "timeout", "canceled", "expired", "engine", "worker"]
 
 
+class WorkerFault(Exception):
+    """The worker is not set up for a job. Its text is for the client: a sentence without paths."""
+
+
 CANCELED = JobError(reason="canceled", detail="the job was canceled on request")
 DAMAGED = JobError(reason="worker", detail="the record of the job is damaged")
 EXPIRED = JobError(reason="expired", detail="no worker started the job in time; try again later")

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from ncml.errors import InputError
 from service import answers
 from service.archives import is_archive, read_archive
-from service.http.negotiation import negotiate
+from service.http.negotiation import idempotency_key, negotiate
 from service.http.openapi import JOB_PROBLEMS, JOB_STATUSES, problem_responses, request_schema
 from service.http.problems import Problem, invalid_field
 from service.http.requests import Upload, parse_request
@@ -62,7 +62,8 @@ async def calibrate(request: Request, jobs: Jobs) -> Response:
     params = parsed.params
     model, version = await jobs.find_model(params, Task.CALIBRATE)
     common = jobs.job_fields(request, params, model, version)
-    await _check_name(jobs, params.name)
+    if not idempotency_key(request.headers):  # the model may be the result of an earlier request with this key
+        await _check_name(jobs, params.name)
     files = await _unpack(request, jobs, parsed.uploads)
     images, skipped = await _decode(request, jobs, model, files)
     job = CalibrateJob(

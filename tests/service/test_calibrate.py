@@ -86,6 +86,17 @@ def test_an_unsafe_or_taken_name_is_refused(open_client: TestClient, queue, name
     assert not queue.jobs
 
 
+def test_a_request_repeated_with_its_key_returns_its_job_although_the_model_exists(
+    open_client: TestClient, queue, model
+) -> None:
+    headers = {"Idempotency-Key": "bottles"}
+    first = open_client.post("/calibrate?name=mine", files=files(40), headers=headers)
+    queue.served.append(model.model_copy(update={"name": "mine"}))
+    again = open_client.post("/calibrate?name=mine", files=files(40), headers=headers)
+    assert (again.status_code, again.json()) == (200, first.json())
+    assert len(queue.jobs) == 1
+
+
 def bomb() -> bytes:
     """A zip that unpacks to 200 MB."""
     return archive([("zeros.png", bytes(200_000_000))])

@@ -1,19 +1,24 @@
 """The engine through its pipe: jobs that are dropped while they are computed, and calibrations."""
 
+import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ncml.errors import InputError
+from ncml.progress import Progress
+from ncml.training.adapt import adapt
 from tests.worker.fleet import score
 from tests.worker.synthetic import load, write_model
+from worker import calibrating
 from worker.contract import CalibrateJob
 from worker.main import load as load_model
 from worker.messages import Batch, Catalogue, Done, Drop, EngineSettings, Opening, Outcome, Step
 from worker.process import EngineProcess
+from worker.results import WorkerFault
 
 
 def test_a_job_dropped_while_it_is_computed_alone_does_not_fail(
@@ -58,6 +63,7 @@ def engine(model_folder: Path, tmp_path: Path) -> Iterator[EngineProcess]:
 
 
 def run(engine: EngineProcess, job: CalibrateJob, number: int = 1) -> tuple[Outcome, list[object]]:
+    """Run a calibration; return its outcome, and the messages before it."""
     engine.send(Batch(number, {"job": job}))
     messages: list[object] = []
     while not isinstance(message := engine.receive(100), Done):
@@ -79,7 +85,10 @@ def test_a_calibrated_model_is_served_at_once(engine: EngineProcess, tmp_path: P
     assert catalogue.models[0].default_calibration
     assert catalogue.models[0].default_calibration.n_rank == 40
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["mine", "tiny"]
-    outcome, _ = run(engine, calibration(60), 2)
+    repeated, messages = run(engine, calibration(60), 2)  # its worker was lost before it could report the result
+    assert (repeated.error, repeated.calibration) == (None, outcome.calibration)
+    assert not any(isinstance(message, Step) for message in messages)
+    outcome, _ = run(engine, calibration(60, false_positive_rate=0.1), 3)
     assert outcome.error
     assert (outcome.error.field, outcome.error.reason) == ("name", "input")
     assert "a model 'mine' already exists" in outcome.error.detail
@@ -101,19 +110,44 @@ def test_a_refused_or_dropped_calibration_leaves_no_folder(engine: EngineProcess
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["tiny"]
 
 
-def test_calibration_is_off_by_default_and_needs_a_writable_directory(model_folder: Path, tmp_path: Path) -> None:
-    from worker.calibrating import calibrate_copy
+def test_a_calibration_canceled_at_the_last_moment_leaves_no_folder(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete: list[bool] = []
+    monkeypatch.setattr(
+        calibrating, "adapt", lambda *args, **kwargs: (adapt(*args, **kwargs), complete.append(True))[0]
+    )
+    for name, age_s in ((".mine.job.1", 0), (".mine.other.1", 7200), (".mine.running.1", 0)):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, times=(time.time() - age_s,) * 2)
 
+    def cancel_when_complete(progress: Progress) -> None:
+        if complete:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        calibrating.calibrate_copy(
+            load_model(model_folder, device="cpu"), calibration(60), "job", [tmp_path], cancel_when_complete
+        )
+    assert [path.name for path in tmp_path.iterdir()] == [".mine.running.1"]  # those of killed workers are removed
+
+
+def test_calibration_is_off_by_default_and_needs_a_writable_directory(
+    model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """These are the operator's faults: the client gets no field to correct, and no path of the worker."""
     runner = EngineProcess(EngineSettings(directories=(model_folder.parent,), load=load_model, threads=1))
     try:
         while not isinstance(runner.receive(100), Catalogue):
             pass
         outcome, _ = run(runner, calibration(60, model=model_folder.name))
         assert outcome.error
+        assert (outcome.error.reason, outcome.error.field) == ("worker", None)
         assert "NCML_ALLOW_CALIBRATION=1" in outcome.error.detail
     finally:
         runner.stop()
-    with pytest.raises(InputError, match="no model directory is writable"):
-        calibrate_copy(
-            load_model(model_folder, device="cpu"), calibration(60), [tmp_path / "no" / "models"], lambda _: None
-        )
+    model, directory = load_model(model_folder, device="cpu"), tmp_path / "no" / "models"
+    with pytest.raises(WorkerFault, match="no model directory of the worker is writable") as fault:
+        calibrating.calibrate_copy(model, calibration(60), "job", [directory], lambda _: None)
+    assert str(tmp_path) not in str(fault.value)
+    assert str(directory) in caplog.text
