@@ -117,10 +117,13 @@ def connect(url: str, api_key: str, name: str) -> RemoteModel:
         document = client.model(name) if name else _default_model(client, url)
         if document["preprocessing"] != PREPROCESSING:
             raise ServiceError(f"{url} preprocesses images by other rules: use the release of ncml that it runs.")
+        return RemoteModel(client, document)
     except NcmlError:
         client.close()
         raise
-    return RemoteModel(client, document)
+    except (LookupError, TypeError, ValueError) as error:
+        client.close()
+        raise ServiceError(f"{url} describes models in another way than an ncml service: check the address.") from error
 
 
 def _default_model(client: "Client", url: str) -> dict[str, Any]:

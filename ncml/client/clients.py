@@ -27,7 +27,7 @@ from ncml.results import Scan, Score
 T = TypeVar("T")
 
 TIMEOUT_S = 90.0
-"""Seconds to wait for a response; the service answers 202 earlier."""
+"""Seconds to wait for a response, not for a job, whose result is requested until it is there."""
 
 
 class Client:
@@ -49,10 +49,11 @@ class Client:
     ) -> None:
         """Connect to the service at `url` on first use.
 
-        retries: maximum retries after failed connections. patience_s: longest wait while the queue is full or a quota
-        is exhausted. transport: sends the requests in place of the network, for tests.
+        timeout_s: longest wait for one response; a job may take longer. retries: maximum retries after failed
+        connections. patience_s: longest wait while the queue is full or a quota is exhausted. transport: sends the
+        requests in place of the network, for tests.
         """
-        self._exchanges = Exchanges(_check_url(url), RetryPolicy(retries, patience_s))
+        self._exchanges = Exchanges(_check_url(url), RetryPolicy(retries, patience_s), timeout_s)
         self._http = httpx2.Client(base_url=url, headers=_credentials(api_key), timeout=timeout_s, transport=transport)
 
     def __enter__(self) -> Self:
@@ -136,7 +137,7 @@ class AsyncClient:
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         """Connect to the service at `url` on first use; the arguments are those of `Client`."""
-        self._exchanges = Exchanges(_check_url(url), RetryPolicy(retries, patience_s))
+        self._exchanges = Exchanges(_check_url(url), RetryPolicy(retries, patience_s), timeout_s)
         self._http = httpx2.AsyncClient(
             base_url=url, headers=_credentials(api_key), timeout=timeout_s, transport=transport
         )
@@ -210,8 +211,13 @@ class AsyncClient:
 
 def _check_url(url: str) -> str:
     """Return the address of a service without a final slash; raise `InputError` if it is not an HTTP address."""
+    message = f"{url!r} is not the address of a service: give one like http://localhost:8000."
     if not isinstance(url, str) or not re.fullmatch(r"https?://[^/\s]+(/\S*)?", url):
-        raise InputError("server", f"{url!r} is not the address of a service: give one like http://localhost:8000.")
+        raise InputError("server", message)
+    try:
+        httpx2.URL(url)
+    except httpx2.InvalidURL as error:
+        raise InputError("server", message) from error
     return url.rstrip("/")
 
 

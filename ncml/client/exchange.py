@@ -13,13 +13,14 @@ import time
 import uuid
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeAlias, TypedDict, TypeVar
 from urllib.parse import quote
 
 import httpx2
 
-from ncml.client.results import Generated, Job, JobProgress, read_scan, read_score
-from ncml.client.uploads import Upload, read_upload
+from ncml.client.results import Document, Generated, Job, JobProgress, read_scan, read_scores
+from ncml.client.uploads import Upload, read_upload, read_uploads
 from ncml.errors import InputError, ServiceError
 from ncml.images.sources import Image, Images, list_images, name_of
 from ncml.limits import MAX_IMAGES_PER_REQUEST, Keep
@@ -29,7 +30,7 @@ T = TypeVar("T")
 OnJobProgress = Callable[[JobProgress], object]
 
 WAIT_S = 30
-"""Seconds that one request waits for a result."""
+"""Longest time that one request asks the service to wait for a result."""
 POLL_S = 0.25
 """Interval at which a job is polled if its progress is reported."""
 OUTAGE_S = 60.0
@@ -127,48 +128,57 @@ class Exchanges:
 
     url: str
     policy: RetryPolicy
+    timeout_s: float
+    """How long the transport waits for a response; requests ask the service to respond in half of that."""
+
+    @property
+    def _wait_s(self) -> int:
+        return int(min(WAIT_S, self.timeout_s / 2))
 
     def score(self, images: Images, options: ScoreOptions) -> Exchange[list[Score]]:
-        """Score images, in as many requests as their number needs."""
+        """Score images, in as many requests as their number and size need."""
         scores: list[Score] = []
         sources = list_images(images, "image")
-        for start in range(0, len(sources), MAX_IMAGES_PER_REQUEST):
-            part = sources[start : start + MAX_IMAGES_PER_REQUEST]
-            document = yield from self._run("/score", options, images=part, start=start)
-            results = zip(document["results"], part, strict=True)
-            scores += [read_score(result, name_of(source)) for result, source in results]
+        while len(scores) < len(sources):
+            start = len(scores)
+            files = read_uploads(sources[start : start + MAX_IMAGES_PER_REQUEST])
+            part = sources[start : start + len(files)]
+            read = partial(read_scores, files=[name_of(image) for image in part])
+            scores += yield from self._run("/score", options, read, images=part, files=files, start=start)
         return scores
 
     def scan(self, image: Image, options: ScanOptions) -> Exchange[Scan]:
         """Score an image in tiles."""
-        document = yield from self._run("/score", options, images=[image], tile=True)
-        return read_scan(document)
+        files = [read_upload(image)]
+        return (yield from self._run("/score", options, read_scan, images=[image], files=files, tile=True))
 
     def generate(self, n: int, options: GenerateOptions) -> Exchange[Generated]:
         """Generate images."""
-        return Generated.from_document((yield from self._run("/generate", options, n=n)))
+        return (yield from self._run("/generate", options, Generated.from_document, n=n))
 
     def complete(self, image: Image, n: int, options: CompleteOptions) -> Exchange[Generated]:
         """Complete half an image."""
-        return Generated.from_document((yield from self._run("/complete", options, images=[image], n=n)))
+        files, read = [read_upload(image)], Generated.from_document
+        return (yield from self._run("/complete", options, read, images=[image], files=files, n=n))
 
     def models(self) -> Exchange[list[dict[str, Any]]]:
         """Get the documents of all models."""
         response = yield from self._send(Call("GET", "/models"))
-        return self._read(response)["models"]
+        return self._read(response, lambda document: document["models"])
 
     def model(self, name: str) -> Exchange[dict[str, Any]]:
         """Get the document of a model."""
-        return self._read((yield from self._send(Call("GET", f"/models/{quote(name, safe='@')}"))))
+        return self._read((yield from self._send(Call("GET", f"/models/{quote(name, safe='@')}"))), dict)
 
     def version(self) -> Exchange[str]:
         """Get the release of the service."""
-        return str(self._read((yield from self._send(Call("GET", "/version"))))["version"])
+        response = yield from self._send(Call("GET", "/version"))
+        return self._read(response, lambda document: str(document["version"]))
 
     def job(self, job_id: str, method: str = "GET", action: str = "") -> Exchange[Job]:
         """Get, or with an action change, the state of a job."""
         response = yield from self._send(Call(method, f"/jobs/{quote(job_id, safe='')}{action}"))
-        return Job.from_document(self._read(response))
+        return self._read(response, Job.from_document)
 
     def delete(self, job_id: str) -> Exchange[None]:
         """Delete a job."""
@@ -180,24 +190,27 @@ class Exchanges:
         self,
         path: str,
         options: JobOptions,
+        read: Callable[[Document], T],
         *,
         images: Sequence[Image] = (),
+        files: Sequence[Upload] = (),
         start: int = 0,
         **parameters: object,
-    ) -> Exchange[dict[str, Any]]:
-        """Submit a job and return the document of its result, however long that takes.
+    ) -> Exchange[T]:
+        """Submit a job and return its result, however long that takes.
 
-        start: the position of the first image among those of the call.
+        read: converts the document of the result. files: those of the images. start: the position of the first image
+        among those of the call.
         """
         fields: dict[str, Any] = {"format": "json", **options, **parameters}
         on_progress: OnJobProgress | None = fields.pop("on_progress", None)
         key = fields.pop("idempotency_key", None) or uuid.uuid4().hex
         if not (key.isascii() and key.isprintable()):
             raise InputError("idempotency_key", f"idempotency_key must be ASCII characters, not {key!r}.")
-        files = [read_upload(image) for image in images]
+        wait = f"wait={self._wait_s}"
         headers = {
-            "Prefer": "respond-async" if on_progress else f"wait={WAIT_S}",
-            "Idempotency-Key": f"{key}-{start // MAX_IMAGES_PER_REQUEST}" if start else key,
+            "Prefer": "respond-async" if on_progress else wait,
+            "Idempotency-Key": f"{key}-{start}" if start else key,
         }
         params = {name.rstrip("_"): _as_text(value) for name, value in fields.items() if value is not None}
         try:
@@ -205,12 +218,14 @@ class Exchanges:
         except ServiceError as error:
             raise _name_image(error, images, start) from error
         while response.status_code == 202:
-            job_id = str(self._read(response)["id"])
+            job_id = self._read(response, lambda document: str(document["id"]))
             if on_progress:
                 yield from self._follow(job_id, on_progress)
+            elif not self._wait_s:
+                yield POLL_S
             result = f"/jobs/{quote(job_id, safe='')}/result"
-            response = yield from self._send(Call("GET", result, {"format": "json"}, (), {"Prefer": f"wait={WAIT_S}"}))
-        return self._read(response)
+            response = yield from self._send(Call("GET", result, {"format": "json"}, (), {"Prefer": wait}))
+        return self._read(response, read)
 
     def _follow(self, job_id: str, on_progress: OnJobProgress) -> Exchange[None]:
         """Report a job's progress until it ends."""
@@ -254,29 +269,33 @@ class Exchanges:
         """Return the error that a refused request raises."""
         if not response.headers.get("content-type", "").startswith("application/problem+json"):
             return self._not_a_service(response)
-        problem = self._read(response)
-        errors = problem.get("errors") or [{"field": None}]
-        return ServiceError(
-            str(problem["detail"]),
-            status=response.status_code,
-            kind=str(problem.get("type", "")).removeprefix("urn:ncml:problem:"),
-            field=errors[0]["field"],
-            request_id=str(problem.get("request_id", "")),
-        )
+        return self._read(response, partial(_read_problem, status=response.status_code))
 
-    def _read(self, response: httpx2.Response) -> dict[str, Any]:
-        """Return the JSON object of a response."""
+    def _read(self, response: httpx2.Response, read: Callable[[Document], T]) -> T:
+        """Return what `read` makes of the JSON document of a response."""
         try:
             document = response.json()
-        except ValueError:
-            document = None
-        if not isinstance(document, dict):
-            raise self._not_a_service(response)
-        return document
+            if not isinstance(document, dict):
+                raise TypeError("the document is not an object")
+            return read(document)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise self._not_a_service(response) from error
 
     def _not_a_service(self, response: httpx2.Response) -> ServiceError:
         detail = f"{self.url} answered {response.status_code}, but not as an ncml service does: check the address."
         return ServiceError(detail, status=response.status_code)
+
+
+def _read_problem(problem: Document, status: int) -> ServiceError:
+    """Return the error that a problem document (RFC 9457) describes."""
+    errors = problem.get("errors") or [{}]
+    return ServiceError(
+        str(problem.get("detail") or problem["title"]),
+        status=status,
+        kind=str(problem.get("type", "")).removeprefix("urn:ncml:problem:"),
+        field=errors[0].get("field"),
+        request_id=str(problem.get("request_id", "")),
+    )
 
 
 def _as_text(value: object) -> str:

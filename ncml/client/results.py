@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
@@ -23,8 +23,12 @@ def _select(cls: type, document: Document) -> dict[str, Any]:
     return {member.name: document[member.name] for member in fields(cls) if member.name in document}
 
 
-def read_score(document: Document, file: str | None) -> Score:
-    """Read a score of the image in a file."""
+def read_scores(document: Document, files: Sequence[str | None]) -> list[Score]:
+    """Read the scores of the images in files."""
+    return [_read_score(result, file) for result, file in zip(document["results"], files, strict=True)]
+
+
+def _read_score(document: Document, file: str | None) -> Score:
     values, verdict = document.get("map"), document.get("ood")
     return Score(
         document["bpd"],

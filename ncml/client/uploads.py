@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from ncml.errors import InputError
@@ -11,6 +12,22 @@ from ncml.images.sources import Image, name_of, read_pil
 
 Upload = tuple[str, bytes]
 """The name and the bytes of a file."""
+
+
+MAX_BYTES = 60 * 2**20
+"""Bytes of the files in one request: a service accepts bodies of 64 MiB by default."""
+
+
+def read_uploads(images: Sequence[Image]) -> list[Upload]:
+    """Return the first images as files: at least one, and as many as one request may hold; raise as `read_upload`."""
+    files: list[Upload] = []
+    size = 0
+    for image in images:
+        files.append(read_upload(image))
+        size += len(files[-1][1])
+        if size > MAX_BYTES and len(files) > 1:
+            return files[:-1]
+    return files
 
 
 def read_upload(image: Image) -> Upload:

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from ncml.client import AsyncClient, Client, JobProgress
+from ncml.client import AsyncClient, Client, JobProgress, uploads
 from ncml.errors import InputError, ServiceError
 from ncml.images import to_png
 from service.app import create_app
@@ -91,6 +91,15 @@ def test_more_images_than_a_request_accepts_are_sent_in_several_requests(client:
     scores = client.score([flat(i) for i in range(70)], idempotency_key="mine")
     assert [score.bpd for score in scores] == list(range(70))
     assert [job.n for job, _ in queue.jobs.values()] == [64, 6]
+
+
+def test_more_bytes_than_a_request_accepts_are_sent_in_several_requests(
+    client: Client, queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "MAX_BYTES", int(3.5 * len(to_png(flat(1)))))
+    scores = client.score([flat(i) for i in range(7)], idempotency_key="mine")
+    assert [score.bpd for score in scores] == list(range(7))
+    assert [job.n for job, _ in queue.jobs.values()] == [3, 3, 1]
 
 
 def test_options_of_score(client: Client, queue) -> None:
@@ -251,12 +260,12 @@ def test_an_address_without_a_service_is_reported_in_one_sentence(pauses: list[f
         client.models()
     assert caught.value.status == 0
     assert len(pauses) == 3
-    for url in ("localhost:8000", "ftp://localhost", "", "http://"):
+    for url in ("localhost:8000", "ftp://localhost", "", "http://", "http://localhost:abc", "http://[::1"):
         with pytest.raises(InputError, match="give one like http://localhost:8000"):
             Client(url)
 
 
-def scripted(*answers: httpx2.Response | Exception) -> tuple[Client, list[httpx2.Request]]:
+def scripted(*answers: httpx2.Response | Exception, timeout_s: float = 90) -> tuple[Client, list[httpx2.Request]]:
     """Return a client whose requests get these responses in order, and a list of the requests."""
     requests: list[httpx2.Request] = []
 
@@ -267,12 +276,16 @@ def scripted(*answers: httpx2.Response | Exception) -> tuple[Client, list[httpx2
             raise reply
         return reply
 
-    return Client("http://service", transport=httpx2.MockTransport(answer), patience_s=100), requests
+    transport = httpx2.MockTransport(answer)
+    return Client("http://service", transport=transport, patience_s=100, timeout_s=timeout_s), requests
+
+
+PROBLEM = {"content-type": "application/problem+json"}
 
 
 def problem(status: int, kind: str, **headers: str) -> httpx2.Response:
     document = {"type": f"urn:ncml:problem:{kind}", "status": status, "detail": f"{kind}.", "request_id": "r"}
-    return httpx2.Response(status, json=document, headers={"content-type": "application/problem+json"} | headers)
+    return httpx2.Response(status, json=document, headers=PROBLEM | headers)
 
 
 MODELS = httpx2.Response(200, json={"models": []})
@@ -300,6 +313,10 @@ def test_a_busy_service_is_retried_after_its_retry_after(pauses: list[float]) ->
         ([problem(504, "job-timeout")], "job-timeout", 0),
         ([problem(404, "result-expired")], "result-expired", 0),
         ([httpx2.Response(404, text="not here")], "answered 404, but not as an ncml service", 0),
+        ([httpx2.Response(200, json={"data": []})], "answered 200, but not as an ncml service", 0),
+        ([httpx2.Response(200, json=[])], "answered 200, but not as an ncml service", 0),
+        ([httpx2.Response(400, json={"title": "Bad Request"}, headers=PROBLEM)], "^Bad Request$", 0),
+        ([httpx2.Response(400, json={}, headers=PROBLEM)], "answered 400, but not as an ncml service", 0),
         ([httpx2.Response(200, text="<html>")], "answered 200, but not as an ncml service", 0),
         ([httpx2.ReadTimeout("")] * 4, "cannot be reached .ReadTimeout.", 3),
     ],
@@ -309,6 +326,19 @@ def test_retries_end(answers: list, words: str, pause_count: int, pauses: list[f
     with pytest.raises(ServiceError, match=words):
         client.models()
     assert len(pauses) == pause_count
+
+
+@pytest.mark.parametrize(("timeout_s", "wait", "expected_pauses"), [(90, 30, []), (10, 5, []), (1, 0, [0.25, 0.25])])
+def test_a_job_may_take_longer_than_the_timeout(
+    timeout_s: float, wait: int, expected_pauses: list[float], pauses: list[float]
+) -> None:
+    """The service is asked to answer within half of the timeout."""
+    accepted = httpx2.Response(202, json={"id": "1"})
+    scores = httpx2.Response(200, json={"results": [{"bpd": 1.5, "log_likelihood": -1.0}]})
+    client, requests = scripted(accepted, accepted, scores, timeout_s=timeout_s)
+    assert client.score(flat(1))[0].bpd == 1.5
+    assert [request.headers["prefer"] for request in requests] == [f"wait={wait}"] * 3
+    assert pauses == expected_pauses
 
 
 def test_retry_after_may_be_a_date(pauses: list[float]) -> None:

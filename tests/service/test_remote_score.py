@@ -201,6 +201,7 @@ def test_large_images_are_sent_as_files_and_those_that_the_service_refuses_are_s
         (["empty"], {}, "there is no image in empty."),
         (["nowhere"], {}, "nowhere cannot be read"),
         (["images"], {"server": "localhost"}, "is not the address of a service"),
+        (["images"], {"server": "http://localhost:abc"}, "is not the address of a service"),
         (["images"], {"server": f"http://127.0.0.1:{free_port()}"}, "cannot be reached"),
     ],
 )
@@ -235,7 +236,9 @@ def test_a_key_needs_a_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "--api-key requires --server" in capsys.readouterr().err
 
 
-def test_another_preprocessing_is_refused(run: Run, queue, model, tmp_path: Path) -> None:
+def test_another_preprocessing_is_refused(
+    run: Run, queue, model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(tmp_path / "images", range(80, 82, 2))
     preprocessing = model.preprocessing.model_copy(update={"version": 2})
     queue.served = [model.model_copy(update={"preprocessing": preprocessing})]
@@ -244,3 +247,6 @@ def test_another_preprocessing_is_refused(run: Run, queue, model, tmp_path: Path
     assert "preprocesses images by other rules" in err
     queue.served = []
     assert "serves no model" in run("images")[2]
+    queue.served = [model]
+    monkeypatch.setattr("ncml.client.Client.models", lambda client: [{"name": "llama", "default": True}])
+    assert "describes models in another way than an ncml service" in run("images")[2]
