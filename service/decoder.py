@@ -6,6 +6,7 @@ time.
 
 from __future__ import annotations
 
+import pickle
 import resource
 import signal
 import sys
@@ -43,6 +44,10 @@ class Answer:
     out_of_memory: bool = False
 
 
+_PROTOCOL = 4
+"""The pickle protocol of answers: the names that it refers to are those that `service.decoders` accepts."""
+
+
 def serve(pipe: Connection, limits: Limits) -> None:
     """Answer calls until the pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the service, which closes the pipe
@@ -56,7 +61,7 @@ def serve(pipe: Connection, limits: Limits) -> None:
             signal.setitimer(signal.ITIMER_PROF, limits.cpu_s)  # SIGPROF ends the process
             answer = _answer(call)
             signal.setitimer(signal.ITIMER_PROF, 0)
-            pipe.send(answer)
+            pipe.send_bytes(pickle.dumps(answer, _PROTOCOL))
             del call, answer  # an idle process holds no image
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return

@@ -4,11 +4,13 @@ import asyncio
 import functools
 import io
 import os
+import pickle
 import signal
 import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +116,20 @@ def test_an_answer_cannot_run_code(tmp_path: Path) -> None:
 
     run(check)
     assert not target.exists()
+
+
+def array_with_a_newer_default_protocol() -> np.ndarray:
+    """Return an image from a process that pickles with protocol 5 by default, as Python 3.14 does."""
+    ForkingPickler.dumps = classmethod(lambda _, value, protocol=5: pickle.dumps(value, protocol))
+    return np.ones((8, 8, 3), np.uint8)
+
+
+def test_answers_can_be_read_whatever_the_default_pickle_protocol() -> None:
+    async def check(pool: DecoderPool) -> None:
+        image = await pool.run("image", array_with_a_newer_default_protocol)
+        np.testing.assert_array_equal(image, np.ones((8, 8, 3), np.uint8))
+
+    run(check)
 
 
 def test_a_process_answers_as_the_function_does() -> None:
