@@ -5,7 +5,6 @@ own name there (DNS rebinding). Programs other than browsers send neither `Origi
 """
 
 from collections.abc import Sequence
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -48,7 +47,7 @@ class OriginMiddleware:
         origin, site = headers.get("origin"), headers.get("sec-fetch-site")
         if origin in self._origins or site in ("same-origin", "none"):
             return None
-        if site is None and (origin is None or urlsplit(origin).netloc == headers.get("host")):
+        if site is None and (origin is None or origin.partition("://")[2] == headers.get("host")):
             return None
         if site and method == "GET" and headers.get("sec-fetch-mode") == "navigate":  # the user followed a link
             return None

@@ -268,6 +268,7 @@ def test_a_host_name_that_is_not_allowed_is_refused(client: TestClient, queue, h
     [
         ({"origin": "https://evil.example"}, 403),
         ({"origin": "null"}, 403),
+        ({"origin": "http://["}, 403),
         ({"origin": "http://localhost:3000"}, 403),  # another program of this machine
         ({"sec-fetch-site": "cross-site"}, 403),
         ({"sec-fetch-site": "same-site", "origin": "http://localhost:3000"}, 403),
