@@ -20,6 +20,10 @@ class ImageLimits(TypedDict):
     max_pixels: int
 
 
+MAX_CALIBRATION_IMAGES = 20_000
+"""Maximum of the setting `max_calibration_images`."""
+
+
 class Settings(BaseSettings):
     """The settings; an invalid value stops the service at startup with a sentence."""
 
@@ -63,7 +67,7 @@ class Settings(BaseSettings):
     """Seconds after which a running job fails."""
     allow_calibration: bool = False
     """Whether clients may calibrate new models with /calibrate; set it for the workers, too."""
-    max_calibration_images: int = Field(default=2000, ge=40, le=20_000)
+    max_calibration_images: int = Field(default=2000, ge=40, le=MAX_CALIBRATION_IMAGES)
     """Maximum images of one calibration."""
     default_model: str = ""
     """Model of requests that name none. Empty: the bundled model, or else the first by name."""

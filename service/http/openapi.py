@@ -85,10 +85,13 @@ def request_schema(params: type[BaseModel], *, max_images: int) -> dict[str, Any
             "anyOf": [text, {"type": "array", "items": text, "minItems": 1, "maxItems": max_images}]
         }
         form_fields["image"] = {"type": "array", "items": file, "minItems": 1, "maxItems": max_images}
-    json_example: dict[str, Any] = {"image": TINY_PNG} if max_images else {"class": "cat", "n": 4, "seed": 7}
-    form_example = {"image": "(the bytes of the file)", "class": "cat"} if max_images else json_example
-    json_body = {"schema": _object(json_fields, max_images), "example": json_example}
-    form_body = {"schema": _object(form_fields, max_images), "example": form_example}
+    names: list[str] = schema.get("required", [])
+    values = {name: schema["properties"][name]["examples"][0] for name in names}
+    json_example: dict[str, Any] = {"image": TINY_PNG} | values if max_images else {"class": "cat", "n": 4, "seed": 7}
+    form_example = {"image": "(the bytes of the file)"} | (values or {"class": "cat"}) if max_images else json_example
+    required = ["image", *names] if max_images else names
+    json_body = {"schema": _object(json_fields, required), "example": json_example}
+    form_body = {"schema": _object(form_fields, required), "example": form_example}
     content: dict[str, Any] = {JSON: json_body, FORM: form_body, URLENCODED: form_body}
     if max_images:
         content = {FORM: form_body, "image/*": BINARY, OCTETS: BINARY, JSON: json_body}
@@ -107,9 +110,9 @@ def header_parameters(*names: str) -> list[dict[str, Any]]:
     ]
 
 
-def _object(fields: dict[str, Any], max_images: int) -> dict[str, Any]:
-    required = {"required": ["image"]} if max_images else {}
-    return {"type": "object", "properties": fields, "additionalProperties": False, **required}
+def _object(fields: dict[str, Any], required: list[str]) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "object", "properties": fields, "additionalProperties": False}
+    return schema | {"required": required} if required else schema
 
 
 def _inlined(field: dict[str, Any], defs: Mapping[str, Any]) -> dict[str, Any]:

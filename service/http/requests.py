@@ -38,7 +38,8 @@ _MAX_PART_BYTES = 2**20
 _MAX_FILE_NAME = 255
 """Characters of a file's name that a response repeats."""
 _MAX_VALUES = 1000
-"""Values of a JSON body, estimated by its commas before it is parsed: parsing millions would block the event loop."""
+"""Values of a JSON body without images, estimated by its commas before it is parsed: parsing millions would block the
+event loop."""
 
 
 @dataclass(frozen=True)
@@ -204,8 +205,9 @@ def _form_problem(message: str, max_images: int) -> Problem:
 def _parse_json(body: bytes, max_images: int) -> tuple[dict[str, Any], list[Upload]]:
     if not body:
         return {}, []
-    if body.count(b",") > _MAX_VALUES:
-        detail = f"The body has more than {_MAX_VALUES} values; send only the parameters of this endpoint."
+    max_values = max(_MAX_VALUES, 2 * max_images + _MAX_FIELDS)  # the data URL of an image contains a comma
+    if body.count(b",") > max_values:
+        detail = f"The body has more than {max_values} values; send only the parameters of this endpoint."
         raise invalid_field("body", detail)
     try:
         parsed = json.loads(body.decode(), object_pairs_hook=_object, parse_constant=_refuse_constant)

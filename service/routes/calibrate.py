@@ -16,6 +16,7 @@ from service.http.requests import Upload, parse_request
 from service.jobs import Jobs, JobService
 from service.params import CalibrateParams
 from service.rendering import CALIBRATE_OFFERS
+from service.settings import MAX_CALIBRATION_IMAGES
 from worker.contract import CalibrateJob, Task
 from worker.descriptors import ModelDescriptor
 
@@ -34,7 +35,7 @@ MAX_REASONS = 20
         202: answers.ACCEPTED,
         **problem_responses(403, *JOB_STATUSES, kinds=("calibration-off", *JOB_PROBLEMS)),
     },
-    openapi_extra=request_schema(CalibrateParams, max_images=2000),
+    openapi_extra=request_schema(CalibrateParams, max_images=MAX_CALIBRATION_IMAGES),
 )
 async def calibrate(request: Request, jobs: Jobs) -> Response:
     """Calibrate a copy of a model on good images, to which its verdicts then compare other images.

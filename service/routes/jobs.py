@@ -76,8 +76,10 @@ async def job(job_id: JobId, request: Request, jobs: Jobs) -> Response:
                     "schema": {"anyOf": [
                         {"$ref": "#/components/schemas/ScoreAnswer"}, {"$ref": "#/components/schemas/ScanAnswer"},
                         {"$ref": "#/components/schemas/PictureAnswer"},
+                        {"$ref": "#/components/schemas/CalibrateAnswer"},
                     ]},
-                    "examples": examples.SCORES | {"images": {"value": examples.IMAGES}},
+                    "examples": examples.SCORES
+                    | {"images": {"value": examples.IMAGES}, "calibration": {"value": examples.CALIBRATION}},
                 },
                 PNG: BINARY, ZIP: BINARY, NPZ: BINARY,
             },

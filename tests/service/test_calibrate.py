@@ -1,5 +1,6 @@
 """POST /calibrate: a client's images or zips become a new model."""
 
+import base64
 import io
 import struct
 import zipfile
@@ -62,6 +63,15 @@ def test_images_become_a_job_and_its_result_describes_the_new_model(open_client:
     assert (job.name, job.images, job.model, job.false_positive_rate) == ("mine", 40, "tiny", 0.05)
     pixels = np.frombuffer(job.pixels, np.uint8).reshape(40, 8, 8, 3)
     np.testing.assert_array_equal(pixels[7], np.random.default_rng(7).integers(0, 256, (8, 8, 3), np.uint8))
+
+
+def test_images_can_be_sent_in_json_up_to_the_limit(new_client: Callable[..., TestClient], queue) -> None:
+    client = new_client(allow_calibration=True, max_calibration_images=1500)
+    url = f"data:image/png;base64,{base64.b64encode(image(0)).decode()}"
+    response = client.post("/calibrate", json={"name": "mine", "image": [url] * 1500})
+    assert response.status_code == 200, response.text
+    ((job, _),) = queue.jobs.values()
+    assert job.images == 1500
 
 
 def test_a_zip_is_unpacked_without_folders_and_hidden_files(open_client: TestClient, queue) -> None:

@@ -94,8 +94,9 @@ def test_a_generated_client_works_for_every_operation(generated: Generated, queu
     assert generated.call("jobs.delete_job", job_id).status_code == 204
     good = generated.model("CalibrateFilesBody")(
         image=[types.File(payload=io.BytesIO(IMAGE), file_name=f"{i}.png", mime_type="image/png") for i in range(40)],
+        name="mine",
     )
-    assert generated.call("models.calibrate", body=good, name="mine").parsed.model.name == "mine"
+    assert generated.call("models.calibrate", body=good).parsed.model.name == "mine"
     assert generated.call("models.list_models").parsed.models[0].name == "tiny"
     assert generated.call("models.get_model", "tiny").parsed.height == 8
     assert generated.call("operations.health").parsed.status == "ok"

@@ -183,6 +183,12 @@ def test_the_document_describes_requests_and_responses(client: TestClient) -> No
     }  # fmt: skip
     assert "application/x-www-form-urlencoded" in operations["generate"]["requestBody"]["content"]
     assert "Prefer" in {p["name"] for p in operations["get_job_result"]["parameters"]}
+    for media in ("application/json", "multipart/form-data"):
+        assert operations["calibrate"]["requestBody"]["content"][media]["schema"]["required"] == ["image", "name"]
+    results = operations["get_job_result"]["responses"]["200"]["content"]["application/json"]
+    assert {answer["$ref"].rsplit("/", 1)[-1] for answer in results["schema"]["anyOf"]} == {
+        "ScoreAnswer", "ScanAnswer", "PictureAnswer", "CalibrateAnswer",
+    }  # fmt: skip
     assert document["servers"][0]["url"] == "/"
     assert operations["generate"]["responses"]["200"]["content"].keys() == {
         "application/json", "image/png", "application/zip", "application/x-npz",
@@ -201,6 +207,9 @@ def test_the_document_describes_requests_and_responses(client: TestClient) -> No
             name = body["schema"].get("$ref", "").rsplit("/", 1)[-1]
             schema = document["components"]["schemas"].get(name, {})
             assert "example" in body or "examples" in body or "example" in schema, (operation["operationId"], media)
+            if "additionalProperties" in body["schema"]:  # the fields of a request
+                fields, required = body["schema"]["properties"].keys(), set(body["schema"].get("required", []))
+                assert required <= body["example"].keys() <= fields, (operation["operationId"], media)
             if media == "application/problem+json":
                 examples = [example["value"] for example in body["examples"].values()]
                 assert len({example["type"] for example in examples}) == len(examples)
