@@ -3,6 +3,7 @@
 import functools
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from tests.deploy.files import COMPOSE, DOCKERFILE, ROOT, base_images, compose
 SERVICES = compose()["services"]
 OURS = ["service", "train", "worker-generate", "worker-score"]
 OVERRIDES = sorted((ROOT / "docker").glob("compose.*.yml"))
+SERVICE_ENV = ROOT / "docker" / "service.env"
 DOCKER = DOCKERFILE.read_text()
 
 
@@ -169,9 +171,7 @@ def test_every_variable_is_read_by_a_program() -> None:
         for name, spec in compose(path)["services"].items():
             assert environment(spec).keys() <= (settings if name == "service" else elsewhere), (path.name, name)
     assert environment(SERVICES["worker-score"]).keys() == {"NCML_REDIS_URL", "NCML_REDIS_PASSWORD_FILE"}
-    assert environment(SERVICES["service"]).keys() == {
-        "NCML_REDIS_URL", "NCML_REDIS_PASSWORD_FILE", "NCML_ALLOWED_HOSTS",
-    }  # fmt: skip
+    assert environment(SERVICES["service"]).keys() == {"NCML_REDIS_URL", "NCML_REDIS_PASSWORD_FILE"}
     image = dict(re.findall(r"(\w+)=(\S+)", re.findall(r"^ENV (.*)$", stage("worker"), re.MULTILINE)[0]))
     assert "NCML_MODELS" in elsewhere
     assert image["NCML_MODELS"].split(":") == ["/app/models", "/models"]  # those shipped come first
@@ -261,7 +261,25 @@ def test_secret_and_large_files_are_not_copied_into_the_images() -> None:
 
 
 def test_the_service_accepts_its_own_host_names() -> None:
-    value = SERVICES["service"]["environment"]["NCML_ALLOWED_HOSTS"]
-    default = re.fullmatch(r"\$\{NCML_ALLOWED_HOSTS:-(.*)\}", value)
+    default = re.search(r"^NCML_ALLOWED_HOSTS=\$\{NCML_ALLOWED_HOSTS:-(.*)\}$", SERVICE_ENV.read_text(), re.MULTILINE)
     assert default
     assert Settings(allowed_hosts=default[1]).allowed_hosts == ("localhost", "127.0.0.1", "[::1]", "service")
+
+
+def test_settings_in_ncml_env_take_precedence(tmp_path: Path) -> None:
+    assert SERVICES["service"]["env_file"][-1]["path"] == "ncml.env"
+    if not works(["docker", "compose", "version"]):
+        pytest.skip(NO_COMPOSE)
+    (tmp_path / "docker").mkdir()
+    for path in (COMPOSE, SERVICE_ENV):
+        shutil.copy(path, tmp_path / path.relative_to(ROOT))
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("NCML_")}
+
+    def allowed_hosts(**more: str) -> str:
+        config = yaml.safe_load(run(["docker", "compose", "config"], env=variables | more, cwd=tmp_path))
+        return config["services"]["service"]["environment"]["NCML_ALLOWED_HOSTS"]
+
+    assert allowed_hosts() == '["localhost", "127.0.0.1", "[::1]", "service"]'
+    assert allowed_hosts(NCML_ALLOWED_HOSTS='["shell.example", "b"]') == '["shell.example", "b"]'
+    (tmp_path / "ncml.env").write_text('NCML_ALLOWED_HOSTS=["file.example", "c"]\n')
+    assert allowed_hosts(NCML_ALLOWED_HOSTS='["shell.example"]') == '["file.example", "c"]'
