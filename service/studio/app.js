@@ -48,7 +48,7 @@ async function sendTo(name, file) {
 /** Show the view of the address; `navigated` unless the page has just been loaded. */
 async function route(navigated) {
   const fragment = location.hash.slice(1);
-  if (fragment === "content") return;
+  if (fragment === "content" && navigated) return; // the skip link
   document.querySelector("dialog")?.close();
   const name = fragment in views ? fragment : "score";
   const { host } = views[name];

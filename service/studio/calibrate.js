@@ -11,6 +11,7 @@ import { powerTable } from "./power.js";
 import { jobForm } from "./runs.js";
 import { jobs } from "./session.js";
 
+const MAX_REASONS = 20; // files that a result names
 const MIN_IMAGES = 39; // 20 for estimation and 19 for ranking
 const STAGES = {
   noisy_sampling: "Generating images for comparison: row",
@@ -75,12 +76,12 @@ class CalibrationForm {
   stage = h("div", { class: "stage" }, this.placeholder, this.calibrations);
 
   constructor() {
-    const { notice, submitButton, form } = jobForm(
+    const { notice, update, form } = jobForm(
       "Calibrate",
       () => this.submit(),
       () => this.files.length > 0,
     );
-    Object.assign(this, { notice, submitButton });
+    Object.assign(this, { notice, update });
     const id = uid();
     this.name = h("input", { id, required: true, pattern: "[A-Za-z0-9][A-Za-z0-9._\\-]*", maxlength: 64 });
     const nameHint = "Letters, digits, dots, hyphens and underscores; the first must be a letter or digit.";
@@ -133,7 +134,7 @@ class CalibrationForm {
   take(files) {
     const usable = files.filter(isUsable);
     this.skipped = files.length - usable.length;
-    this.files.push(...usable);
+    this.files = [...this.files, ...usable];
     if (!this.name.value) this.name.value = suggestedName(usable);
     this.showFiles();
   }
@@ -152,29 +153,33 @@ class CalibrationForm {
       ? `${plural(length, "file")}, ${(bytes / 2 ** 20).toFixed(1)} MB.${skipped}`
       : `No images yet.${skipped}`;
     this.zone.classList.toggle("filled", length > 0);
-    this.submitButton.disabled = !length;
+    this.update();
   }
 
   async submit() {
     const { name: base } = catalogue.requireCurrent();
-    const isZipped = this.files.some(isZip);
-    if (!isZipped && this.files.length < MIN_IMAGES) {
-      const remedy = `Add at least ${MIN_IMAGES - this.files.length} more.`;
+    const { files } = this;
+    const name = this.name.value; // this and the files can change during the upload
+    const isZipped = files.some(isZip);
+    if (!isZipped && files.length < MIN_IMAGES) {
+      const remedy = `Add at least ${MIN_IMAGES - files.length} more.`;
       throw new Refusal(`A calibration needs at least ${MIN_IMAGES} images.`, { remedy, fields: ["image"] });
     }
     const body = new FormData();
-    for (const file of this.files) body.append("image", file, file.name);
-    body.set("name", this.name.value);
+    for (const file of files) body.append("image", file, file.name);
+    body.set("name", name);
     body.set("model", base);
     const { id } = await submit("calibrate", body).catch((error) => {
       if (error.status !== 413) throw error;
-      const remedy = `Upload fewer images, or run this command where the images are: ${adaptCommand(base, this.name.value)}`;
+      const remedy = `Upload fewer images, or run this command where the images are: ${adaptCommand(base, name)}`;
       throw new Refusal(error.message, { status: 413, remedy, fields: ["image"] });
     });
-    const record = { id, view: "calibrate", name: this.name.value, base };
+    const record = { id, view: "calibrate", name, base };
     jobs.add(record);
-    this.name.value = "";
-    this.clear();
+    if (this.name.value === name) this.name.value = "";
+    this.files = this.files.filter((file) => !files.includes(file));
+    this.skipped = 0;
+    this.showFiles();
     reveal(this.watch(record));
   }
 
@@ -244,7 +249,7 @@ function calibrationReport({ model, calibration, skipped }) {
       h(
         "details",
         {},
-        h("summary", {}, `${plural(skipped.length, "file")} could not be used`),
+        h("summary", {}, `Files that could not be used (at most ${MAX_REASONS} are listed)`),
         h(
           "ul",
           { class: "hint" },

@@ -35,6 +35,14 @@ class Catalogue extends EventTarget {
     modelName.set(name);
     this.dispatchEvent(new Event("change"));
   }
+
+  /** Select the model of a `reference`; throws a `Refusal` if it is not offered any more. */
+  selectVersion(text) {
+    const model = this.models.find((offered) => reference(offered) === text);
+    const remedy = "Another model gives other images for the same settings.";
+    if (!model) throw new Refusal(`${text} is no longer available.`, { remedy });
+    if (model !== this.current) this.select(model.name);
+  }
 }
 
 /** What distinguishes a model from its other versions and calibrations. */

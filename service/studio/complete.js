@@ -15,8 +15,7 @@ export function mount(host, { sendTo }) {
   const pad = new KnownHalfPad();
   let selectedFile = null;
   const complete = async () => runs.add(await submitCompletion(pad, settings.read()));
-  const { notice, submitButton, form } = jobForm("Complete", complete);
-  submitButton.disabled = true;
+  const { notice, update, form } = jobForm("Complete", complete, () => pad.source !== null);
   const placeholder = emptyState(
     "Nothing completed yet",
     "Choose an image and the half to keep, or press “Complete it” on a generated image. The variants appear here.",
@@ -51,8 +50,9 @@ export function mount(host, { sendTo }) {
   /** Show the file as the current model sees it, as soon as there is a model. */
   async function showFile() {
     if (!selectedFile || !catalogue.current) return;
-    await pad.load(selectedFile, catalogue.current);
-    submitButton.disabled = false;
+    const isLatest = await pad.load(selectedFile, catalogue.current);
+    if (!isLatest) return;
+    update();
     zone.classList.add("filled");
     announce(`${selectedFile.name} is ready to be completed`);
   }
@@ -62,6 +62,7 @@ export function mount(host, { sendTo }) {
 async function submitCompletion(pad, settings) {
   const { width, height } = catalogue.requireCurrent();
   const { half: keep, source: shown } = pad;
+  const source = pad.submittedUrl(width, height); // before another image can be loaded
   const parameters = { ...settings, ...(keep ? { keep } : {}) };
   const fileName = shown.file.name || "image.png";
   const body = new FormData();
@@ -70,7 +71,7 @@ async function submitCompletion(pad, settings) {
   const { id } = await submit("complete", body);
   const title = `${plural(parameters.n, "variant")} of ${shown.file.name || "a pasted image"}`;
   const record = { id, view: "complete", task: "complete", settings: parameters, size: [width, height], title };
-  return { ...record, keep, fileName, source: pad.submittedUrl(width, height) };
+  return { ...record, keep, fileName, source };
 }
 
 /** The image that a run completes, with its known half. */

@@ -12,6 +12,12 @@ export function curl(...parts) {
   return ["curl", ...authorization, ...parts].join(" ");
 }
 
+/** The quoted value of `-F` that uploads a file as `image`; curl itself reads commas, semicolons and quotes. */
+export function imageField(name) {
+  const file = /[,;"\\]/.test(name) ? `"${name.replace(/["\\]/g, "\\$&")}"` : name;
+  return quoted(`image=@${file}`);
+}
+
 /** The quoted URL of a path of the service, with query parameters. */
 export function endpoint(path, parameters) {
   const query = String(new URLSearchParams(parameters)).replaceAll("%40", "@").replaceAll("+", "%20");

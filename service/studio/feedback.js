@@ -18,6 +18,15 @@ export function failure(error, retry) {
   );
 }
 
+/** Perform an action, and show in `element` why it failed. */
+export function attempt(action, element) {
+  try {
+    action();
+  } catch (error) {
+    element.replaceChildren(failure(error));
+  }
+}
+
 /** Show an error in an element and scroll to it. */
 export function showFailure(element, error) {
   element.replaceChildren(failure(error));

@@ -77,8 +77,12 @@ export class KnownHalfPad {
     return this.source.transparent ? undefined : this.choice.value;
   }
 
+  /** Show a file; resolves to whether it is still the latest. */
   async load(file, model) {
-    this.source = await readSource(file, model);
+    this.latest = file;
+    const source = await readSource(file, model);
+    if (this.latest !== file) return false;
+    this.source = source;
     const { halves, modelView, transparent } = this.source;
     const selected = halves.includes(this.choice.value) ? this.choice.value : halves[0];
     this.choice.offer(
@@ -92,6 +96,7 @@ export class KnownHalfPad {
     this.canvas.height = Math.round((SIDE * model.height) / model.width);
     this.element.hidden = false;
     this.paint();
+    return true;
   }
 
   /** The submitted image at the model's size; a half is drawn where it belongs. */

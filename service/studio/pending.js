@@ -13,6 +13,7 @@ const MAX_IMAGES = 64; // of a request
 class PendingImage {
   modelView = null;
   tiling = null;
+  ready = null; // a promise that resolves when both are known
 
   constructor(file, onRemove) {
     this.file = file;
@@ -81,15 +82,15 @@ export class PendingImages {
     }
     const added = accepted.slice(0, room).map((file) => new PendingImage(file, (image) => this.remove([image])));
     this.images = [...this.images, ...added];
-    for (const image of added) image.refresh(this.isTiled);
+    this.refresh(added);
     this.render();
     if (accepted.length) announce(`${plural(this.images.length, "image")} ready to score`);
   }
 
   /** Prepare an image that is submitted without being listed. */
-  async prepare(file) {
+  prepare(file) {
     const image = new PendingImage(file, () => {});
-    await image.refresh(this.isTiled);
+    this.refresh([image]);
     return image;
   }
 
@@ -102,9 +103,9 @@ export class PendingImages {
     this.remove(this.images);
   }
 
-  /** Update the previews after a change of the model or of the use of tiles. */
-  refresh() {
-    for (const image of this.images) image.refresh(this.isTiled);
+  /** Update the previews, for example after a change of the model or of the use of tiles. */
+  refresh(images = this.images) {
+    for (const image of images) image.ready = image.refresh(this.isTiled);
   }
 
   render() {

@@ -2,7 +2,7 @@
 
 import { catalogue, reference } from "./catalogue.js";
 import { axisLabel, histogram } from "./chart.js";
-import { curl, endpoint, quoted, terminal } from "./curl.js";
+import { curl, endpoint, imageField, terminal } from "./curl.js";
 import { greyLevels, h, plural } from "./dom.js";
 import { chips, explain } from "./fields.js";
 import { flipTest } from "./flip.js";
@@ -52,7 +52,7 @@ function verdictFacts(reading) {
     h("p", {}, text),
     scan && h("p", { class: "hint" }, tilesText(scan, score)),
     caution && h("p", { class: "caution" }, caution),
-    h("p", {}, nextStep(kind)),
+    !scan && h("p", {}, nextStep(kind)),
   );
 }
 
@@ -131,6 +131,6 @@ function bpdChart(value, counts) {
 function curlDetails({ name, model, conditions }) {
   const parameters = { model: reference(model), map: "1" };
   for (const [key, value] of Object.entries(conditions)) if (value) parameters[key] = value;
-  const command = curl("-F", quoted(`image=@${name}`), endpoint("score", parameters));
+  const command = curl("-F", imageField(name), endpoint("score", parameters));
   return h("details", {}, h("summary", {}, "The same from a terminal"), terminal(command));
 }

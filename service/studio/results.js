@@ -14,6 +14,7 @@ const COLUMNS = [
 export class Results {
   readings = [];
   selected = null;
+  shown = null; // the reading of the article, which keeps its state until another one is selected
   count = h("p", { class: "hint" });
   header = h(
     "div",
@@ -50,8 +51,20 @@ export class Results {
     this.count.textContent = `${plural(this.readings.length, "image")} scored`;
     this.strip.hidden = this.readings.length < 2;
     this.strip.replaceChildren(...this.readings.map((reading) => this.stripItem(reading)));
-    if (this.selected) this.article.replaceChildren(readingArticle(this.selected, this.readings));
+    if (this.selected) this.showArticle();
     else this.article.replaceChildren(...(this.isRunning() ? [] : [nothingScored()]));
+  }
+
+  showArticle() {
+    if (this.shown === this.selected) return;
+    this.shown = this.selected;
+    this.article.replaceChildren(readingArticle(this.selected, this.readings));
+  }
+
+  /** Render again after a change of the model. */
+  refresh() {
+    this.shown = null;
+    this.render();
   }
 
   stripItem(reading) {

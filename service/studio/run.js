@@ -3,7 +3,7 @@
 import { resultFile } from "./api.js";
 import { curl, endpoint, quoted, terminal } from "./curl.js";
 import { announce, button, copyButton, h, plural, save, seconds } from "./dom.js";
-import { failure, openDialog } from "./feedback.js";
+import { attempt, failure, openDialog } from "./feedback.js";
 import { createCanvas, pngBlob } from "./image.js";
 import { jobMonitor } from "./job.js";
 import { gridImages, previewFetcher, sampledArea } from "./preview.js";
@@ -166,7 +166,10 @@ export class Run {
   }
 
   finalActions() {
-    return [button("Reuse settings", this.onReuse, "small"), button("Remove", () => this.remove(), "small")];
+    return [
+      button("Reuse settings", () => attempt(this.onReuse, this.notice), "small"),
+      button("Remove", () => this.remove(), "small"),
+    ];
   }
 
   remove() {
@@ -224,7 +227,7 @@ function curlCommand(record, i) {
   const { n: _, seed, ...parameters } = record.settings;
   const target = endpoint(record.task, { ...parameters, seed: seed + i });
   const output = ["-o", quoted(downloadName(record, i))];
-  if (record.task === "complete") return curl("-F", quoted(`image=@${record.fileName}`), target, ...output);
+  if (record.task === "complete") return curl("-F", imageField(record.fileName), target, ...output);
   return curl("-X POST", target, ...output);
 }
 

@@ -6,28 +6,35 @@ import { Run } from "./run.js";
 import { jobs } from "./session.js";
 
 /**
- * Create a submit button, a notice for failures, and `form`, which ends with them. The form calls `submitJob`;
- * `isReady()` is whether it can be submitted again afterwards.
+ * Create a notice for failures, and `form`, which ends with it and a submit button. The form calls `submitJob`;
+ * `isReady()` is whether it can be submitted, and `update` must be called when that changes.
  */
 export function jobForm(label, submitJob, isReady = () => true) {
   const notice = h("div");
   const submitButton = h("button", { type: "submit", class: "primary" }, label);
+  let submitting = false;
+  const update = () => {
+    submitButton.disabled = submitting || !isReady();
+  };
   async function submitForm() {
     clearRefusals(element, notice);
-    submitButton.disabled = true;
+    submitting = true;
+    update();
     try {
       await submitJob();
     } catch (error) {
       showRefusal(element, notice, error);
     }
-    submitButton.disabled = !isReady();
+    submitting = false;
+    update();
   }
   const element = h("form", { class: "controls stack", onsubmit: onSubmit(submitForm) });
   const form = (...elements) => {
     element.append(...elements.flat(), notice, h("div", { class: "row send" }, submitButton));
     return element;
   };
-  return { notice, submitButton, form };
+  update();
+  return { notice, update, form };
 }
 
 /**

@@ -54,7 +54,8 @@ function refinementFields({ steps: initialSteps, trajectory }) {
   });
   const hint = h("p", { class: "hint" });
   const solver = selectField({ label: "Solver", field: "solver", term: "solver", onChange: update, hint });
-  const effectiveSolver = (model) => solver.value || (steps.value === 1 ? model.solver : model.stepped_solver);
+  const effectiveSolver = (model) =>
+    solver.value || ([1, model.steps].includes(steps.value) ? model.solver : model.stepped_solver);
 
   function update() {
     const isDirect = noise.value === 0;
@@ -82,7 +83,7 @@ function refinementFields({ steps: initialSteps, trajectory }) {
     useModel(model) {
       noise.limit(model.noise);
       noise.value = trajectory ? model.noise : (model.start_noise ?? model.noise);
-      if (!trajectory && model.steps) steps.value = model.steps;
+      if (!trajectory) steps.value = model.steps ?? model.solvers[model.solver] ?? 1;
       const solvers = Object.keys(model.solvers).filter((name) => !(trajectory && name === "tweedie"));
       solver.offer([["", "automatic"], ...solvers.map((name) => [name, name])]);
       // heun adds no noise between steps, so that each frame follows from the previous one.

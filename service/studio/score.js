@@ -70,7 +70,7 @@ class ScoreView {
     if (!catalogue.current) return;
     this.conditions.useModel(catalogue.current);
     this.pending.refresh();
-    this.results.render();
+    this.results.refresh();
   }
 
   updateButtons() {
@@ -92,7 +92,7 @@ class ScoreView {
 
   /** Score one file without listing it first. */
   async scoreAtOnce(file) {
-    if (!this.submitting) await this.submitImages([await this.pending.prepare(file)]);
+    if (!this.submitting) await this.submitImages([this.pending.prepare(file)]);
   }
 
   /** Submit images as one job or, in tiles, as one job each. Refused images stay in the list. */
@@ -103,6 +103,7 @@ class ScoreView {
     const refusals = [];
     let submitted = 0;
     try {
+      await Promise.all(images.map(({ ready }) => ready));
       const groups = this.conditions.tiled ? images.map((image) => [image]) : [images];
       for (const group of groups) submitted += await this.submitGroup(group, refusals);
     } catch (error) {
@@ -154,7 +155,7 @@ class ScoreView {
 
   showRefusals(refusals, submitted) {
     const message = refusals.map((refusal) => refusal.message).join(" ");
-    const others = submitted === 1 ? "The other image was submitted." : `The other ${submitted} images were submitted.`;
+    const others = `${plural(submitted, "image")} ${submitted === 1 ? "was" : "were"} submitted.`;
     const [{ status, remedy = "", fields }] = refusals;
     showRefusal(
       this.form,
@@ -185,8 +186,7 @@ class ScoreView {
       if (readings) this.addReadings(readings);
       else this.showCanceled(record, files);
     } catch (error) {
-      jobs.remove(record.id);
-      this.reportFailure(row, error);
+      this.reportFailure(row, record, files, error);
     }
     this.results.render();
   }
@@ -202,13 +202,20 @@ class ScoreView {
     announce("Canceled");
   }
 
-  /** Show why a job failed or that it has expired. */
-  reportFailure(row, error) {
+  /** Show why a job failed, that it has expired, or why its result could not be fetched, which can be tried again. */
+  reportFailure(row, record, files, error) {
+    const isOver = error.status === undefined || error.status === 404;
+    if (isOver) jobs.remove(record.id);
+    const retry = () => {
+      row.remove();
+      this.watch(record, files);
+    };
     const dismiss = () => {
+      jobs.remove(record.id);
       row.remove();
       this.results.render();
     };
-    row.replaceChildren(failure(error), button("Dismiss", dismiss, "small"));
+    row.replaceChildren(failure(error, isOver ? undefined : retry), button("Dismiss", dismiss, "small"));
   }
 
   addReadings(readings) {

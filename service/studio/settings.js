@@ -80,6 +80,7 @@ export function settingsForm({
     },
     /** Set the fields to the parameters of an earlier request. */
     write(earlier) {
+      catalogue.selectVersion(earlier.model);
       classes.value = earlier.class ?? "";
       count.value = earlier.n;
       sampling.write(earlier);

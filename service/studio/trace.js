@@ -2,7 +2,7 @@
 
 import { cancel } from "./api.js";
 import { announce, button, h } from "./dom.js";
-import { failure } from "./feedback.js";
+import { attempt, failure } from "./feedback.js";
 import { slider } from "./fields.js";
 import { DIFFERENCE_LABEL, difference, Frames, frameLabel } from "./frames.js";
 import { createCanvas, decode, pixelCanvas, pngBlob } from "./image.js";
@@ -46,7 +46,8 @@ export class Trace {
     });
     this.slider.enable(false);
     this.playButton.disabled = true;
-    this.actions = h("div", { class: "row" }, button("Reuse settings", onReuse, "small"), this.monitor.cancelButton);
+    const reuseButton = button("Reuse settings", () => attempt(onReuse, this.notice), "small");
+    this.actions = h("div", { class: "row" }, reuseButton, this.monitor.cancelButton);
     this.element = this.createElement();
     this.watch();
   }

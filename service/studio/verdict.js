@@ -46,7 +46,7 @@ function uncalibrated({ name }) {
 function uncalibratedTiles({ name }) {
   const text =
     "The map shows the most unusual tiles, but not whether the image is out of distribution. " +
-    "To calibrate tiles, run ncml calibrate --tile.";
+    "For a verdict, calibrate the tiles on the command line: ncml calibrate --tile.";
   return { kind: "unknown", label: "No verdict", title: `The tiles of ${name} are not calibrated`, text };
 }
 

@@ -116,6 +116,16 @@ def test_a_service_with_keys_asks_for_one_and_works_with_it(site, tab) -> None:
     expect(page.locator(".cell img")).to_have_count(2)
 
 
+def test_a_page_reloaded_after_its_skip_link_shows_a_view(studio) -> None:
+    page = studio("generate")
+    expect(page.locator("#view-generate h1")).to_be_visible()
+    page.get_by_role("link", name="Skip to content").press("Enter")
+    expect(page).to_have_url(re.compile("#content$"))
+    expect(page.locator("#view-generate h1")).to_be_visible()
+    page.reload()
+    expect(page.locator("#view-score h1")).to_be_visible()
+
+
 def test_everything_can_be_reached_by_keyboard(studio) -> None:
     page = studio("score")
     page.on("filechooser", lambda _: None)  # without a listener the browser opens none

@@ -6,6 +6,7 @@ import io
 import itertools
 import re
 import shutil
+import subprocess
 import zipfile
 from pathlib import Path
 
@@ -116,6 +117,14 @@ def test_an_image_is_scored_ranked_and_mapped(studio, photo: Path) -> None:
     )
     reading.locator("summary", has_text="terminal").click()
     assert "-F 'image=@it'\\''s a photo.png'" in (reading.locator(".curl").text_content() or "")
+
+
+@pytest.mark.parametrize("name", ["plain.png", 'it\'s, a; "photo" \\.png'])
+def test_the_copied_command_names_the_file_as_curl_reads_it(studio, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("content")
+    field = studio("score").evaluate("async (name) => (await import('/studio/curl.js')).imageField(name)", name)
+    command = f"curl --silent --show-error -F {field} file:///dev/null"
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True, capture_output=True)
 
 
 def test_shading_is_explained_only_where_it_is_shown(studio, tmp_path: Path) -> None:
@@ -368,7 +377,7 @@ def test_refused_images_do_not_delay_the_others(studio, tab, tmp_path: Path, til
     expect(page.locator(".waiting .bad")).to_have_text([re.compile("broken.png"), re.compile("cut.png")])
     refusal = page.get_by_role("alert")
     expect(refusal).to_contain_text(re.compile("broken.png is not an image.* cut.png is not an image"))
-    expect(refusal).to_contain_text("The other 2 images were submitted.")
+    expect(refusal).to_contain_text("2 images were submitted.")
     expect(refusal).to_be_in_viewport(ratio=1)
 
 
@@ -650,10 +659,14 @@ def test_the_page_states_what_to_expect_of_the_images(studio) -> None:
     expect(expectation).to_contain_text("a classifier recognises the class of 60\u00a0% of them, against 78\u00a0%")
     page.locator("#view-generate summary").click()
     expect(page.locator("#view-generate .defaults")).to_contain_text("Defaults of tiny: noise of 10 grey levels")
-    guidance = page.locator("#view-generate").get_by_label("Guidance", exact=True)
+    fields = page.locator("#view-generate")
+    guidance, steps = (fields.get_by_label(label, exact=True) for label in ("Guidance", "Refinement steps"))
+    default_steps = steps.input_value()
     guidance.fill("4")
+    steps.fill("20")
     page.get_by_role("button", name="Use defaults").click()
     expect(guidance).to_have_value("1")
+    expect(steps).to_have_value(default_steps)
 
 
 def with_fidelity(route: Route) -> None:
@@ -737,6 +750,41 @@ def test_a_lost_connection_and_an_expired_result_are_shown(studio, tab) -> None:
     run.get_by_role("button", name="Reuse settings").click()
     page.locator("#view-generate").locator("button[type=submit]").click()
     expect(page.locator("article.run").first.locator(".cell img")).to_have_count(1)
+
+
+def test_a_result_that_could_not_be_fetched_is_fetched_again(studio, tab) -> None:
+    tab.expected_messages = [REFUSED]
+    page = studio("score")
+    page.route("**/jobs/*/result", lambda route: route.fulfill(status=503, json=refusal_of("") | {"status": 503}))
+    page.get_by_role("button", name="stripes", exact=True).click()
+    failed = page.locator(".run .failure")
+    expect(failed).to_contain_text("It is out of range.")
+    page.unroute("**/jobs/*/result")
+    failed.get_by_role("button", name="Try again").click()
+    expect(page.locator(".reading h2")).to_have_text("stripes.png")
+    expect(page.locator(".run")).to_have_count(0)
+
+
+def test_settings_are_reused_with_the_model_that_they_were_used_with(studio, tab) -> None:
+    tab.expected_messages = [REFUSED]
+    page = studio("generate", model="wide")
+    submit(page, "generate", images=1)
+    run = page.locator("article.run")
+    expect(run.locator(".cell img")).to_have_count(1)
+    page.locator("#model").select_option("tiny")
+    run.get_by_role("button", name="Reuse settings").click()
+    expect(page.locator("#model")).to_have_value("wide")
+    page.route("**/models", without_wide)
+    page.reload()
+    run.get_by_role("button", name="Reuse settings").click()
+    expect(run.locator(".failure")).to_contain_text(re.compile("wide@[0-9a-f]{12} is no longer available"))
+
+
+def without_wide(route: Route) -> None:
+    response = route.fetch()
+    document = response.json()
+    models = [model for model in document["models"] if model["name"] != "wide"]
+    route.fulfill(response=response, json=document | {"models": models})
 
 
 # Complete
