@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 
+DEFAULT_SPLIT = "train"
+
 FIT, SPLIT = 2, 7
 """Of every 7 images, the first 2 are used to estimate and the others to rank, as in training's held-out parts."""
 
@@ -41,7 +43,7 @@ def calibrate(
     tile: bool = False,
     tile_size: Annotated[int | None, arg(metavar="PIXELS", help_behavior_hint="(default: the model's size)")] = None,
     tile_overlap: Annotated[float, arg(metavar="SHARE")] = OVERLAP,
-    split: str = "train",
+    split: str = DEFAULT_SPLIT,
     limit: Annotated[int | None, arg(metavar="COUNT", help_behavior_hint="(default: all)")] = None,
     device: str = "cpu",
     as_json: JsonOption = False,
@@ -75,11 +77,17 @@ def calibrate(
     check_name(name)
     check_rate(false_positive_rate)
     if tile:
-        for option, is_given in (("tolerate", bool(tolerances)), ("name", name != DEFAULT_NAME)):
+        for option, is_given in (
+            ("tolerate", bool(tolerances)),
+            ("name", name != DEFAULT_NAME),
+            ("split", split != DEFAULT_SPLIT),
+        ):
             if is_given:
-                raise InputError(
-                    option, f"--{option} applies to images of the model's size only: omit --{option} or --tile."
-                )
+                raise InputError(option, f"--{option} does not apply to tiles: omit --{option} or --tile.")
+    else:
+        for option, is_given in (("tile-size", tile_size is not None), ("tile-overlap", tile_overlap != OVERLAP)):
+            if is_given:
+                raise InputError(option, f"--{option} requires --tile: add --tile, or omit --{option}.")
     description = describe(model, device)
     folder = description.folder if out is None else out
     if out is not None:
