@@ -6,7 +6,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
@@ -27,12 +27,9 @@ from ncml.errors import InputError
 from ncml.network.sde import largest_noise
 from ncml.paths import BUNDLED_MODEL
 from ncml.progress import ignore_progress
-from ncml.training.folder import check_folder
+from ncml.training.folder import STATE, check_folder
 from ncml.training.sources import check_source
 from ncml.training.tracking import tracker_factory
-
-if TYPE_CHECKING:
-    from ncml.model import Model
 
 TUNING_SHARE, MIN_TUNING_S = 0.1, 60.0
 """Tuning the sampling options takes this share of the training time, and is skipped if that is less than a minute."""
@@ -103,7 +100,7 @@ def train(
         schedule: Learning rate after the warm-up: cooldown falls to 0 at the end, constant does not change.
         cooldown_from: Folder of a run to branch from. The learning rate of the branch falls to 0 by --max-images; the
             original run does not change.
-        init_from: Model whose weights the run starts with; in the recipe detector, it also determines the network.
+        init_from: Model whose weights a new run starts with; in the recipe detector, it also determines the network.
         crop: Train on random squares of this side, cut from large images and resized to the model's size, and calibrate
             tiles of that side on whole images; for small defects, choose about ten times their size.
         resume: Continue the run in the folder.
@@ -132,7 +129,7 @@ def train(
         height, width = parse_size(size)
         recipe_config = replace(recipe_config, model=replace(recipe_config.model, height=height, width=width))
     recipe_config = _with_training(recipe_config, batch_size, learning_rate, precision, schedule == "constant", crop)
-    if recipe == "detector" and init_from is None and cooldown_from is None:
+    if recipe == "detector" and init_from is None and cooldown_from is None and not resume:
         init_from = BUNDLED_MODEL
     if noise == "paper":
         recipe_config = config.paper_literal(recipe_config, process)
@@ -158,14 +155,17 @@ def train(
     from ncml.training import run
     from ncml.training.distributed import process_group
     from ncml.training.provenance import command
+    from ncml.training.state import read_config
     from ncml.training.trainer import Execution
 
     check_device(device)
     if threads is not None:
         use_threads(threads)
     initial = None if starting_model is None else load(starting_model, "cpu")
-    if recipe == "detector" and initial is not None:
-        recipe_config = replace(recipe_config, model=_network_of(initial, recipe_config.model))
+    if recipe == "detector":  # has the network of the model or the run whose weights it starts with
+        earlier_run = cooldown_from if cooldown_from is not None and not resume else out
+        start_config = read_config(earlier_run / STATE) if initial is None else initial.config
+        recipe_config = replace(recipe_config, model=_network_of(start_config.model, recipe_config.model))
     start = time.monotonic()
     with process_group(device) as group, progress_bar() as on_progress:
         trained = run.train(
@@ -240,10 +240,9 @@ def _with_training(
     return replace(recipe_config, training=training)
 
 
-def _network_of(initial: "Model", model: ModelConfig) -> ModelConfig:
+def _network_of(initial: ModelConfig, model: ModelConfig) -> ModelConfig:
     """Return `model` with the network shape of `initial`, at its own image size."""
-    shape = {name: getattr(initial.config.model, name) for name in SHAPE}
-    return replace(model, **shape)
+    return replace(model, **{name: getattr(initial, name) for name in SHAPE})
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -22,6 +22,7 @@ def model_card(
         raise TrainingError("the run has not been measured; train for at least one step.")
     config = trainer.config
     noise = noise_at_end(config.sde)
+    unit = "images" if data.crops == 1 else "random crops"
     parameters = sum(parameter.numel() for parameter in trainer.network.parameters())
     curve = "\n".join(
         f"| {row['images']:,.0f} | {row['train_bpd']:.3f} | {row['held_out_bpd']:.3f} |" for row in trainer.history
@@ -34,11 +35,12 @@ NCPN of {parameters:,} parameters, {config.model.height}x{config.model.width}, t
 {config.training.clean_probability:.0%} of the objective's mass at t = 0).
 
 - Command: `{command}`
-- Trained on: {len(trainer.data):,} of {len(data):,} images (the training part), {trainer.images_seen:,} images seen
+- Trained on: {len(trainer.data) // data.crops:,} of {len(data) // data.crops:,} images (the training part),
+  {trainer.images_seen:,} {unit} seen
 - Wall time: {duration(trainer.seconds)} on {machine(trainer.device)}
 - Classes: {", ".join(config.model.classes) or "none"}
 - Orientations: {"all four: completes every half" if config.model.orientations else "identity: completes the top half"}
-- **{bpd:.4f} bits/dim** at t = 0 on {measured_count:,} images of {measured_part}, averaged weights, no class given
+- **{bpd:.4f} bits/dim** at t = 0 on {measured_count:,} {unit} of {measured_part}, averaged weights, no class given
 - Written: {date.today().isoformat()}
 
 Learning curve (training loss over all noise levels; held-out clean images, averaged weights; bits/dim):

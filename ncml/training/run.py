@@ -121,10 +121,11 @@ def train(
     for line in data.inventory.lines(height, width, data.crops):
         on_message(line)
     if not len(training_part) or not len(held_out):
-        raise InputError("data", f"{source} holds {counted(len(data), 'image')}; at least 8 are needed to split them.")
+        images = counted(len(data) // data.crops, "image")
+        raise InputError("data", f"{source} holds {images}; at least 8 are needed to split them.")
 
     def initialize(network: NCPN) -> None:
-        if init_from is not None and not resume:
+        if init_from is not None:
             start_from(network, init_from.network, init_from.name)
 
     trainer = Trainer(config, training_part, initialize=initialize, group=group, execution=execution)

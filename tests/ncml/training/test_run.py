@@ -22,6 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import ncml
 from ncml import config
+from ncml.cli import main as cli
 from ncml.config import Config
 from ncml.errors import InputError, TrainingError
 from ncml.training import dataset, decoding, run, tracking
@@ -138,6 +139,27 @@ def test_a_detector_is_trained_on_crops_and_calibrated_on_whole_held_out_images(
     ]
     assert any(line.startswith("50 ranking images support 2 of 3 views; 59 support all") for line in messages)
     assert detector.scan(nets.images(1, 16, 16, seed=9).numpy()[0]).p_value is not None
+    card = (done.folder / "card.md").read_text()
+    assert "Trained on: 70 of 140 images (the training part),\n  32 random crops seen" in card
+    assert "at t = 0 on 500 random crops of calibration-fit" in card
+    with pytest.raises(InputError, match="--init-from cannot be combined with --resume") as refused:
+        run.train(recipe, source, tmp_path / "mine", resume=True, **options)
+    assert refused.value.field == "init-from"
+    few = write_images(tmp_path / "few", 7, 16, classes=())
+    with pytest.raises(InputError, match="holds 7 images; at least 8 are needed"):
+        run.train(recipe, few, tmp_path / "other", **options)
+
+
+def test_a_detector_resumes_with_the_network_of_its_run(
+    tmp_path: Path, model: ncml.Model, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = write_images(tmp_path / "photos", 8, 16, classes=()), tmp_path / "mine"
+    arguments = ["train", "detector", "--data", source, "--out", str(out), "--size", "8", "--crop", "12"]
+    arguments += ["--batch-size", "8", "--threads", "1"]
+    assert cli.main([*arguments, "--max-images", "8", "--init-from", str(model.folder)]) == 0, capsys.readouterr().err
+    arguments += ["--max-images", "16", "--resume"]
+    assert cli.main(arguments) == 0, capsys.readouterr().err
+    assert ncml.load(out).metrics["images_seen"] == 16
 
 
 def test_a_resumed_run_keeps_its_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
