@@ -10,6 +10,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = ROOT / "docker-compose.yml"
+SERVICE_ENV = ROOT / "docker" / "service.env"
 DOCKERFILE = ROOT / "docker" / "Dockerfile"
 DASHBOARD = ROOT / "docker" / "grafana" / "dashboards" / "ncml.json"
 ALERTS = ROOT / "docker" / "prometheus" / "alerts.yml"

@@ -16,12 +16,11 @@ from ncml.cli.main import parse
 from service import server
 from service.settings import Settings
 from tests.deploy.engine import NO_COMPOSE, run, works
-from tests.deploy.files import COMPOSE, DOCKERFILE, ROOT, base_images, compose
+from tests.deploy.files import COMPOSE, DOCKERFILE, ROOT, SERVICE_ENV, base_images, compose
 
 SERVICES = compose()["services"]
 OURS = ["service", "train", "worker-generate", "worker-score"]
 OVERRIDES = sorted((ROOT / "docker").glob("compose.*.yml"))
-SERVICE_ENV = ROOT / "docker" / "service.env"
 DOCKER = DOCKERFILE.read_text()
 
 

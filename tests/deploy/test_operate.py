@@ -14,7 +14,7 @@ from service import server
 from service.app import create_app
 from service.settings import Settings
 from tests.deploy.engine import NO_COMPOSE, works
-from tests.deploy.files import COMPOSE, ROOT, compose
+from tests.deploy.files import COMPOSE, ROOT, SERVICE_ENV, compose
 from tests.deploy.test_compose import OVERRIDES
 from worker.main import main as worker
 from worker.queue import JobQueue
@@ -23,7 +23,7 @@ TEXT = (ROOT / "docs" / "operate.md").read_text()
 QUOTED = re.findall(r"`([^`\n]+)`", TEXT)
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 LINES = [re.sub(r"\s{2,}#.*", "", line) for language, block in BLOCKS if not language for line in block.splitlines()]
-VARIABLES = {name for path in (COMPOSE, *OVERRIDES) for name in re.findall(r"\$\{(\w+)", path.read_text())}
+VARIABLES = {name for path in (COMPOSE, SERVICE_ENV, *OVERRIDES) for name in re.findall(r"\$\{(\w+)", path.read_text())}
 SERVICES = compose()["services"]
 
 
