@@ -100,7 +100,7 @@ def train(
         schedule: Learning rate after the warm-up: cooldown falls to 0 at the end, constant does not change.
         cooldown_from: Folder of a run to branch from. The learning rate of the branch falls to 0 by --max-images; the
             original run does not change.
-        init_from: Model whose weights a new run starts with; in the recipe detector, it also determines the network.
+        init_from: Model whose weights a new run starts with, not a resumed one; in the recipe detector, it also determines the network.
         crop: Train on random squares of this side, cut from large images and resized to the model's size, and calibrate
             tiles of that side on whole images; for small defects, choose about ten times their size.
         resume: Continue the run in the folder.
@@ -129,7 +129,9 @@ def train(
         height, width = parse_size(size)
         recipe_config = replace(recipe_config, model=replace(recipe_config.model, height=height, width=width))
     recipe_config = _with_training(recipe_config, batch_size, learning_rate, precision, schedule == "constant", crop)
-    if recipe == "detector" and init_from is None and cooldown_from is None and not resume:
+    if resume:
+        init_from = None  # the same command resumes a run, which has its own weights
+    elif recipe == "detector" and init_from is None and cooldown_from is None:
         init_from = BUNDLED_MODEL
     if noise == "paper":
         recipe_config = config.paper_literal(recipe_config, process)

@@ -33,11 +33,6 @@ def check_folder(
         raise InputError("out", f"{out} already contains a finished model; choose another folder.")
     if resume and not state.exists():
         raise InputError("resume", f"{out} contains no training run to resume; omit --resume to start one.")
-    if resume and has_initial_model:
-        raise InputError(
-            "init-from",
-            "--init-from cannot be combined with --resume, which continues with the run's weights: omit it.",
-        )
     nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise InputError("out", f"{out} cannot be written: {nearest} is not a writable folder.")

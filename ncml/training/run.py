@@ -83,7 +83,7 @@ def train(
 
     total_images: the run's length. None: that of the resumed run, or what fits into `max_seconds`, or the recipe's. The
         learning rate falls to 0 by then.
-    init_from: the model whose weights a new run starts with (`ncml.training.transfer`).
+    init_from: the model whose weights a new run starts with (`ncml.training.transfer`); a resumed one ignores it.
     cooldown_from: the folder of a run that this one branches off, with the learning rate falling to 0 by
         `total_images`.
     trackers: factories of further trackers, called with the run's folder and the configuration.
@@ -125,7 +125,7 @@ def train(
         raise InputError("data", f"{source} holds {images}; at least 8 are needed to split them.")
 
     def initialize(network: NCPN) -> None:
-        if init_from is not None:
+        if init_from is not None and not resume:
             start_from(network, init_from.network, init_from.name)
 
     trainer = Trainer(config, training_part, initialize=initialize, group=group, execution=execution)
