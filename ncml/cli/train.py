@@ -100,7 +100,8 @@ def train(
         schedule: Learning rate after the warm-up: cooldown falls to 0 at the end, constant does not change.
         cooldown_from: Folder of a run to branch from. The learning rate of the branch falls to 0 by --max-images; the
             original run does not change.
-        init_from: Model whose weights a new run starts with, not a resumed one; in the recipe detector, it also determines the network.
+        init_from: Model whose weights a new run starts with, not a resumed one; in the recipe detector, it also
+            determines the network.
         crop: Train on random squares of this side, cut from large images and resized to the model's size, and calibrate
             tiles of that side on whole images; for small defects, choose about ten times their size.
         resume: Continue the run in the folder.
