@@ -123,9 +123,15 @@ def save(
 
 
 def write_sampling(folder: Path, sampling: SamplingDefaults) -> None:
-    """Replace the sampling options that a model folder recommends; its version does not depend on them."""
+    """Replace the sampling options that a model folder recommends; its version does not depend on them.
+
+    Guidance is omitted for a model without classes.
+    """
+    stored = read_json(folder / CONFIG)
     values = {name: value for name, value in asdict(sampling).items() if value is not None}
-    write_json(folder / CONFIG, read_json(folder / CONFIG) | {"sampling": values})
+    if not stored["config"]["model"]["classes"]:
+        values.pop("guidance", None)
+    write_json(folder / CONFIG, stored | {"sampling": values})
 
 
 def add_metrics(folder: Path, metrics: dict[str, float]) -> None:

@@ -279,7 +279,9 @@ def test_sampling_defaults_out_of_range_are_refused(folder: Path, sampling: obje
 
 def test_guidance_needs_classes(tmp_path: Path) -> None:
     network = nets.network(nets.config(classes=()), dtype=torch.float32)
-    checkpoint.save(tmp_path / "m", network, sampling=SamplingDefaults(guidance=2.0))
+    checkpoint.save(tmp_path / "m", network, sampling=SamplingDefaults(guidance=2.0, temperature=0.9))
+    assert ncml.load(tmp_path / "m").sampling == SamplingDefaults(temperature=0.9)
+    describe(tmp_path / "m", lambda d: d.update(sampling={"guidance": 2.0}))
     assert "sampling.guidance needs a model with classes" in refused(tmp_path / "m")
 
 

@@ -70,6 +70,15 @@ def test_the_best_candidate_becomes_the_default(folder: Path, tmp_path: Path) ->
     assert ncml.load(folder).card == tuned.card
 
 
+def test_a_tuned_model_without_classes_loads(plain_model: ncml.Model, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(plain_model.folder, tmp_path / "plain"))
+    source = nets.save_images(tmp_path / "photos", nets.images(200, 8, 12).numpy())
+    assert cli.main(["tune", "--data", str(source), "--model", str(folder), "--images", "16"]) == 0
+    sampling = ncml.load(folder).sampling
+    assert sampling.start_noise is not None
+    assert sampling.guidance is None
+
+
 def test_candidates_vary_noise_then_guidance_then_temperature(folder: Path, tmp_path: Path) -> None:
     model = ncml.load(folder)
     data = dataset.load(pets(tmp_path / "pets"), 8, 8)

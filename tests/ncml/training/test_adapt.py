@@ -10,6 +10,7 @@ import torch
 
 import ncml
 from ncml.cli import main as cli
+from ncml.config import SamplingDefaults
 from ncml.errors import InputError
 from ncml.training import adapt as adapting
 from ncml.training.dataset import Dataset
@@ -70,11 +71,15 @@ def test_a_fine_tuned_model_is_kept_only_if_it_detects_more(
     image_sets: list[set[bytes]] = []
     monkeypatch.setattr(adapting, "_detected", _detection(model.version, is_stronger, image_sets))
     monkeypatch.setattr(adapting, "calibrate", _recorded(image_sets))
+    guided = SamplingDefaults(start_noise=2.5, guidance=2.0)  # for its classes, which the images do not have
+    monkeypatch.setattr(model, "sampling", guided)
     images = Dataset(nets.images(400), torch.arange(400), ())
     messages: list[str] = []
     adapted = adapting.adapt(model, images, tmp_path / "mine", max_seconds=0.5, on_message=messages.append)
     assert adapted.fine_tuned == is_stronger
     assert (ncml.load(tmp_path / "mine").version != model.version) == is_stronger
+    if is_stronger:
+        assert ncml.load(tmp_path / "mine").sampling == replace(guided, guidance=None)
     assert any(message.endswith(": kept" if is_stronger else ": not kept") for message in messages)
     _, ranking = adapting.split(images, 0.05)
     ranks = {pixels.numpy().tobytes() for pixels in ranking.images_NHWC}
