@@ -53,7 +53,9 @@ def train(
     ] = None,
     max_time: Annotated[str | None, arg(metavar="TIME", help_behavior_hint="(default: no limit)")] = None,
     batch_size: Annotated[int | None, arg(metavar="COUNT", help_behavior_hint="(default: the recipe's)")] = None,
-    learning_rate: Annotated[float | None, arg(metavar="RATE", help_behavior_hint="(default: the recipe's)")] = None,
+    learning_rate: Annotated[
+        float | None, arg(metavar="RATE", help_behavior_hint="(default: the run's or the recipe's)")
+    ] = None,
     precision: Annotated[
         Literal["fp32", "bf16"] | None, arg(metavar="fp32|bf16", help_behavior_hint="(default: the recipe's)")
     ] = None,
@@ -165,9 +167,13 @@ def train(
     if threads is not None:
         use_threads(threads)
     initial = None if starting_model is None else load(starting_model, "cpu")
+    earlier_run = out if resume else cooldown_from
+    saved = None if earlier_run is None else read_config(earlier_run / STATE)
+    if saved is not None and learning_rate is None:
+        recipe_config = _with_rates_of(saved, recipe_config)
     if recipe == "detector":  # has the network of the model or the run whose weights it starts with
-        earlier_run = cooldown_from if cooldown_from is not None and not resume else out
-        start_config = read_config(earlier_run / STATE) if initial is None else initial.config
+        start_config = saved if initial is None else initial.config
+        assert start_config is not None
         recipe_config = replace(recipe_config, model=_network_of(start_config.model, recipe_config.model))
     start = time.monotonic()
     with process_group(device) as group, progress_bar() as on_progress:
@@ -240,6 +246,13 @@ def _with_training(
         precision=precision or training.precision,
         crop=crop or training.crop,
     )
+    return replace(recipe_config, training=training)
+
+
+def _with_rates_of(saved: Config, recipe_config: Config) -> Config:
+    """Return the recipe with the learning rates of a saved run."""
+    adam_rate, muon_rate = saved.training.learning_rate, saved.training.muon_learning_rate
+    training = replace(recipe_config.training, learning_rate=adam_rate, muon_learning_rate=muon_rate)
     return replace(recipe_config, training=training)
 
 

@@ -22,7 +22,7 @@ KEPT = ("total_images", "cooldown_fraction", "ema_images")
 """Training settings that a resumed run takes from its state rather than from the configuration."""
 
 CHANGEABLE = (*KEPT, "learning_rate", "muon_learning_rate")
-"""Training settings that may differ between a run and the configuration that it is resumed with."""
+"""Training settings that may differ between a run and the configuration that it is resumed with, whose rates apply."""
 
 
 @dataclass(frozen=True, kw_only=True)

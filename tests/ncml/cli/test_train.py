@@ -1,0 +1,46 @@
+"""The options of `ncml train` for a run that continues a saved one."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import ncml
+from ncml.cli import main as cli
+from ncml.training.folder import STATE
+from tests.ncml import nets
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the images `photos` and the run `run`, whose learning rates are a quarter of the recipe's."""
+    folder = tmp_path_factory.mktemp("saved")
+    nets.save_images(folder / "photos", nets.images(30).numpy())
+    assert train(folder, "run", "--max-images", "64", "--schedule", "constant", "--learning-rate", "5e-4") == 0
+    return folder
+
+
+def train(folder: Path, out: str, *options: str, recipe: str = "smoke") -> int:
+    return cli.main(["train", recipe, "--data", str(folder / "photos"), "--out", str(folder / out), *options])
+
+
+def learning_rate(folder: Path) -> float:
+    return ncml.load(folder).config.training.learning_rate
+
+
+def test_a_resumed_run_keeps_its_learning_rate_unless_another_is_given(saved: Path) -> None:
+    for name, options in {"same": (), "stated": ("--learning-rate", "5e-4"), "lower": ("--learning-rate", "1e-4")}.items():
+        shutil.copytree(saved / "run", saved / name)
+        assert train(saved, name, "--resume", "--max-images", "96", *options) == 0
+    assert [learning_rate(saved / name) for name in ("same", "stated", "lower")] == [5e-4, 5e-4, 1e-4]
+    same, stated, lower = (load_file(saved / name / STATE) for name in ("same", "stated", "lower"))
+    assert all(torch.equal(same[name], stated[name]) for name in same)
+    assert not all(torch.equal(same[name], lower[name]) for name in same)
+
+
+def test_a_branch_keeps_the_learning_rate_of_its_run(saved: Path) -> None:
+    branch = ("--cooldown-from", str(saved / "run"), "--max-images", "128")
+    assert train(saved, "branch", *branch) == 0
+    assert learning_rate(saved / "branch") == 5e-4
