@@ -20,7 +20,7 @@ from ncml import checkpoint, images
 from ncml.errors import InputError
 from ncml.progress import OnProgress, Progress
 from ncml.training.cropping import Cropping
-from ncml.training.inventory import Inventory
+from ncml.training.inventory import ImageOrder, Inventory
 from ncml.training.sources import Row, Source, no_images
 
 CHUNK = 256
@@ -63,17 +63,18 @@ def decode(
     """
     _, height, width, _ = pixels_NHWC.shape
     labels: list[int] = []
+    names: list[str] = []
     unreadable = list(source.unreadable)
     sizes: Counter[str] = Counter()
     hashes: set[bytes] = set()
-    enlarged = decoded_count = 0
+    enlarged = 0
     for number, (row, decoded) in enumerate(_decode_rows(source.rows(), height, width, cropping), 1):
         if decoded is None:
             unreadable.append(row.name)
         else:
             pixels_NHWC[len(labels) : len(labels) + len(decoded.pixels_KHWC)] = decoded.pixels_KHWC
             labels += [row.label] * len(decoded.pixels_KHWC)
-            decoded_count += 1
+            names.append(row.name)
             sizes[decoded.size] += 1
             enlarged += decoded.enlarged
             hashes.add(decoded.digest)
@@ -83,12 +84,13 @@ def decode(
         raise no_images(source.name, len(unreadable))
     by_class = np.bincount(labels, minlength=len(source.classes)).tolist() if source.classes else []
     inventory = Inventory(
-        files=decoded_count + len(unreadable),
+        files=len(names) + len(unreadable),
         sizes=sizes,
         enlarged=enlarged,
-        copies=decoded_count - len(hashes),
+        copies=len(names) - len(hashes),
         unreadable=unreadable,
         classes=dict(zip(source.classes, by_class, strict=bool(source.classes))),
+        order=ImageOrder.of(names),
     )
     return DecodedImages(pixels_NHWC[: len(labels)], np.array(labels, np.int64), source.classes, inventory)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+from ncml.errors import InputError
 
 MAX_NAMES = 3
 """Maximum number of sizes or files that a line lists; the others are counted."""
@@ -15,6 +18,30 @@ MAX_CLASS_NAMES = 12
 
 MIN_CLASS_IMAGES = 50
 """Minimum number of images from which a model can learn a class."""
+
+
+@dataclass(frozen=True)
+class ImageOrder:
+    """What the split of a dataset depends on: an image is held out for its position."""
+
+    count: int = 0
+    names: str = ""
+    """Digest of the names in order; the folder may move."""
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> ImageOrder:
+        """Return the order of images with these names."""
+        return cls(len(names), hashlib.sha256("\0".join(names).encode()).hexdigest())
+
+    def check(self, now: ImageOrder) -> None:
+        """Raise `InputError` if a run that began with these images would now be split differently."""
+        if self != now:
+            change = f"{self.count:,} then, {now.count:,} now" if self.count != now.count else "their names differ"
+            raise InputError(
+                "data",
+                f"the images changed since the run began ({change}), so the held-out parts are no longer the same: "
+                "restore the images, or start a new run.",
+            )
 
 
 @dataclass
@@ -33,6 +60,7 @@ class Inventory:
     """Names of files that could not be read."""
     classes: dict[str, int] = field(default_factory=dict)
     """Images of each class."""
+    order: ImageOrder = ImageOrder()
 
     @property
     def images(self) -> int:
@@ -41,12 +69,12 @@ class Inventory:
 
     def to_json(self) -> dict[str, Any]:
         """Return the inventory as plain JSON values."""
-        return dict(vars(self))
+        return vars(self) | {"order": asdict(self.order)}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Inventory:
         """Read the result of `to_json`."""
-        return replace(cls(**value), sizes=Counter(value["sizes"]))
+        return replace(cls(**value), sizes=Counter(value["sizes"]), order=ImageOrder(**value["order"]))
 
     def lines(self, height: int, width: int, crops: int = 1) -> list[str]:
         """Return the report for a model of this size, a sentence per line; with several `crops`, for random crops."""

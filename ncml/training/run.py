@@ -28,7 +28,7 @@ from ncml.training.cropping import image_readers
 from ncml.training.dataset import Dataset
 from ncml.training.distributed import SINGLE_PROCESS, ProcessGroup
 from ncml.training.folder import STATE, check_folder
-from ncml.training.inventory import counted
+from ncml.training.inventory import ImageOrder, counted
 from ncml.training.loop import train_loop
 from ncml.training.objective import held_out_bits
 from ncml.training.report import Reporter, describe_plan
@@ -229,7 +229,9 @@ def _calibrate(
             save_calibration(calibration, out)
             lines = describe_calibration(calibration)
         else:
-            readers = image_readers(readable_rows(open_source(source, "train"), data.inventory.unreadable))
+            rows = readable_rows(open_source(source, "train"), data.inventory.unreadable)
+            data.inventory.order.check(ImageOrder.of([row.name for row in rows]))
+            readers = image_readers(rows)
             fit, rank = (
                 list(itertools.compress(readers, dataset.is_member(name, len(readers), training.split)))
                 for name in ("calibration-fit", "calibration-rank")

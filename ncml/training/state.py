@@ -17,6 +17,7 @@ from torch import Tensor
 from ncml import checkpoint
 from ncml.config import Config
 from ncml.errors import ModelError, TrainingError
+from ncml.training.inventory import ImageOrder
 
 KEPT = ("total_images", "cooldown_fraction", "ema_images")
 """Training settings that a resumed run takes from its state rather than from the configuration."""
@@ -39,6 +40,8 @@ class TrainingState:
     """Training time so far."""
     history: list[dict[str, float]]
     """The learning curve: a row for each measurement."""
+    images: ImageOrder | None
+    """The images of the run, held-out ones included; None in states of an earlier version."""
 
     def write(self, path: Path) -> None:
         """Write the state to a file atomically; raise OSError or SafetensorError where that fails."""
@@ -49,6 +52,7 @@ class TrainingState:
             "skipped_steps": self.skipped_steps,
             "seconds": self.seconds,
             "history": self.history,
+            "images": self.images and dataclasses.asdict(self.images),
             "config": self.config.to_json(),
         }
         # Contiguous copies: the file format has no strides, and no tensors that share memory.
@@ -64,7 +68,8 @@ class TrainingState:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             names = ("step", "skipped_steps", "seconds", "history")
             values = {name: progress[name] for name in names}
-        return cls(tensors=tensors, config=_config_of(path, progress), **values)
+            images = progress.get("images") and ImageOrder(**progress["images"])
+        return cls(tensors=tensors, config=_config_of(path, progress), images=images, **values)
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         """Return the tensors whose names begin with `prefix` and a dot, which are removed from the names."""

@@ -210,6 +210,7 @@ class Trainer:
             skipped_steps=self.skipped_steps,
             seconds=self.seconds,
             history=self.history,
+            images=self.data.inventory.order,
         )
         try:
             state.write(path)
@@ -221,12 +222,16 @@ class Trainer:
         self.saved = True
 
     def resume(self, path: Path, *, total_images: int | None = None) -> None:
-        """Continue a saved run exactly; raise TrainingError if the file is damaged or of another run.
+        """Continue a saved run exactly.
+
+        Raises TrainingError if the file is damaged or of another run, and InputError if it began with other images.
 
         total_images: the run's new length; None keeps it.
         """
         state = TrainingState.read(path)
         check_same_run(path, state.config, self.config)
+        if state.images is not None:
+            state.images.check(self.data.inventory.order)
         self._change(**{name: getattr(state.config.training, name) for name in KEPT})
         if total_images is not None:
             self.set_length(total_images)

@@ -31,9 +31,11 @@ def learning_rate(folder: Path) -> float:
 
 
 def test_a_resumed_run_keeps_its_learning_rate_unless_another_is_given(saved: Path) -> None:
-    for name, options in {"same": (), "stated": ("--learning-rate", "5e-4"), "lower": ("--learning-rate", "1e-4")}.items():
+    for name, rate in ("same", ()), ("stated", ("5e-4",)), ("lower", ("1e-4",)):
         shutil.copytree(saved / "run", saved / name)
-        assert train(saved, name, "--resume", "--max-images", "96", *options) == 0
+        assert (
+            train(saved, name, "--resume", "--max-images", "96", *(f"--learning-rate={value}" for value in rate)) == 0
+        )
     assert [learning_rate(saved / name) for name in ("same", "stated", "lower")] == [5e-4, 5e-4, 1e-4]
     same, stated, lower = (load_file(saved / name / STATE) for name in ("same", "stated", "lower"))
     assert all(torch.equal(same[name], stated[name]) for name in same)

@@ -1,8 +1,10 @@
 """A training run from images to a model folder: its messages, its files, and the cost of a crash."""
 
+import json
 import math
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +19,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import ncml
@@ -167,6 +170,55 @@ def test_a_resumed_run_keeps_its_split(tmp_path: Path, monkeypatch: pytest.Monke
     assert train(source, tmp_path / "mine", messages, total_images=64, resume=True) is not None
     assert ncml.load(tmp_path / "mine").config.training.split == 50
     assert any(line.startswith("119 for training, 21 held out") for line in messages)
+
+
+def without_images(path: Path) -> None:
+    """Rewrite a training state as an earlier version wrote it, without the names of its images."""
+    with safe_open(path, "pt") as file:
+        progress = json.loads(file.metadata()["progress"])
+    assert progress.pop("images")["count"] == 50
+    save_file(load_file(path), path, metadata={"progress": json.dumps(progress)})
+
+
+def test_a_run_continues_only_with_the_images_that_it_began_with(tmp_path: Path) -> None:
+    """One more image would move others from the held-out parts to the training part. The folder may move."""
+    source, out = write_images(tmp_path / "photos", 50, classes=()), tmp_path / "mine"
+    train(source, out, total_images=32)
+    first = tmp_path / "photos/0000.png"
+    added = shutil.copyfile(first, tmp_path / "photos/000.png")
+    changed = r"images changed since the run began \(50 then, 51 now\).*: restore the images, or start a new run"
+    for folder, options in ((out, {"resume": True}), (tmp_path / "branch", {"cooldown_from": out})):
+        with pytest.raises(InputError, match=changed) as refused:
+            train(source, folder, total_images=64, **options)
+        assert refused.value.field == "data"
+    added.unlink()
+    first.rename(tmp_path / "photos/last.png")
+    with pytest.raises(InputError, match=r"images changed since the run began \(their names differ\)"):
+        train(source, out, total_images=64, resume=True)
+    (tmp_path / "photos/last.png").rename(first)
+    moved = str(shutil.move(source, tmp_path / "moved"))
+    assert train(moved, out, total_images=64, resume=True) is not None
+    without_images(out / STATE)
+    shutil.copyfile(tmp_path / "moved/0000.png", tmp_path / "moved/000.png")
+    assert train(moved, out, total_images=96, resume=True) is not None
+
+
+def test_tiles_are_not_calibrated_on_images_that_changed_during_the_run(tmp_path: Path) -> None:
+    source, messages = write_images(tmp_path / "photos", 140, 16, classes=()), list[str]()
+
+    def change(folder: Path, config: Config) -> Recorder:
+        shutil.copyfile(tmp_path / "photos/0000.png", tmp_path / "photos/000.png")
+        return Recorder(folder, config)
+
+    recipe = config.smoke()
+    recipe = replace(
+        recipe, model=replace(recipe.model, classes=()), training=replace(recipe.training, crop=12, total_images=32)
+    )
+    options = {"command": "ncml train", "trackers": [change], "on_message": messages.append}
+    done = run.train(recipe, source, tmp_path / "mine", **options)
+    assert done is not None
+    assert not done.calibrated
+    assert "gives no p-values: the images changed since the run began (140 then, 141 now)" in messages[-1]
 
 
 def test_too_few_images_to_calibrate_are_reported(tmp_path: Path) -> None:
