@@ -34,7 +34,8 @@ def train_loop(
 ) -> None:
     """Train until the run is finished or the time is up; measure and save every `interval` images.
 
-    SIGINT and SIGTERM let the current step end, and raise KeyboardInterrupt once the state is saved.
+    SIGINT and SIGTERM let the current step end, and raise KeyboardInterrupt once the state is saved. Nothing is
+    measured then, because the process may soon be killed.
 
     path: file of the state, also saved every `save_seconds`, so that a crash loses at most this time.
     on_step: called after every step with the trainer, a running mean of the loss in bits per dimension, and images per
@@ -70,13 +71,16 @@ def train_loop(
             if math.isfinite(loss):
                 mean_loss = loss if math.isnan(mean_loss) else mean_loss + SMOOTHING * (loss - mean_loss)
             on_step(trainer, mean_loss, (trainer.images_seen - images_before) / (time.monotonic() - start))
-            if trainer.images_seen % interval < trainer.config.training.batch_size:
+            if trainer.images_seen % interval < trainer.config.training.batch_size and not group.any(bool(signals)):
                 measure()
             elif time.monotonic() - saved_at >= save_seconds:
                 save()
-        if trainer.images_seen != (trainer.history[-1]["images"] if trainer.history else images_before):
+        stopped = group.any(bool(signals))
+        if stopped:
+            save()
+        elif trainer.images_seen != (trainer.history[-1]["images"] if trainer.history else images_before):
             measure()
-    if group.any(bool(signals)):
+    if stopped:
         raise KeyboardInterrupt(
             f"stopped after {trainer.images_seen} images, all saved; add --resume to the command to continue"
         )
