@@ -150,7 +150,7 @@ def test_a_detector_is_trained_on_crops_and_calibrated_on_whole_held_out_images(
         run.train(recipe, few, tmp_path / "other", **options)
 
 
-def test_a_detector_resumes_with_the_network_of_its_run(
+def test_a_detector_continues_with_the_network_of_its_run(
     tmp_path: Path, model: ncml.Model, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, out = write_images(tmp_path / "photos", 8, 16, classes=()), tmp_path / "mine"
@@ -159,6 +159,10 @@ def test_a_detector_resumes_with_the_network_of_its_run(
     assert cli.main([*arguments, "--max-images", "8"]) == 0, capsys.readouterr().err
     assert cli.main([*arguments, "--max-images", "16", "--resume"]) == 0, capsys.readouterr().err
     assert ncml.load(out).metrics["images_seen"] == 16
+    arguments[arguments.index(str(out))] = str(tmp_path / "branch")
+    arguments[-2:] = ["24", "--cooldown-from", str(out)]
+    assert cli.main(arguments) == 0, capsys.readouterr().err
+    assert ncml.load(tmp_path / "branch").metrics["images_seen"] == 24
 
 
 def test_a_resumed_run_keeps_its_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
