@@ -133,7 +133,7 @@ class TrainingConfig:
     betas: tuple[Share, Share] = (0.9, 0.99)
     """Decay rates of Adam's moving averages."""
     ema_images: Annotated[float, Field(gt=0, le=1e15)] = 32_000
-    """Horizon of the weights' moving average in images: its decay per step is 1 - batch_size / ema_images."""
+    """Horizon of the weights' moving average in images: its decay per step is 1 - batch_size / ema_images, or 0."""
     grad_clip: Annotated[float, Field(gt=0, le=1e15)] = 1.0
     """Largest global norm of the gradient."""
     precision: Literal["fp32", "bf16"] = "fp32"

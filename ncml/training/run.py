@@ -44,6 +44,9 @@ MONITORED = 500
 CALIBRATION_FIT, CALIBRATION_RANK = 2_000, 5_000
 """Maximum number of images to estimate the statistics, and to rank: those that CIFAR-10 has."""
 
+OPTIONS = {"height": "size", "width": "size", "classes": "data", "total_images": "max-images", "grey_levels": "noise"}
+"""Options that determine settings of another name."""
+
 MARGIN = 0.9
 """Share of the available time that training is planned to take: machines slow down, and measuring takes time too."""
 
@@ -91,6 +94,7 @@ def train(
     """
     use_full_precision()
     reuse_freed_memory()
+    _check(config)
     state, run_folder = out / STATE, (out / STATE).parent
     check_folder(
         out,
@@ -117,6 +121,7 @@ def train(
         split = dataset.split_for(len(data) // data.crops)
     model, training = replace(config.model, classes=data.classes), replace(config.training, split=split)
     config = replace(config, model=model, training=training)
+    _check(config)  # the names of the classes
     training_part, held_out = data.part("fit", split), data.part("calibration-fit", split)
     for line in data.inventory.lines(height, width, data.crops):
         on_message(line)
@@ -166,6 +171,16 @@ def train(
             f"stopped before the model was measured; all {trainer.images_seen} images are saved; add --resume to the "
             "command to continue"
         ) from stop
+
+
+def _check(config: Config) -> None:
+    """Raise InputError for a configuration that no model folder may contain."""
+    try:
+        Config.from_json(config.to_json())
+    except ValueError as error:
+        name = str(error).partition(":")[0].split(".")[:2][-1]
+        option = OPTIONS.get(name, name.replace("_", "-"))
+        raise InputError(option, f"no model can have this {error}; change --{option}.") from error
 
 
 def _finish(

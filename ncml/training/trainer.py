@@ -249,7 +249,7 @@ class Trainer:
 
 def _ema_update(training: TrainingConfig) -> Callable[[Any, Any, Any], None]:
     """Return the moving average's update, with a shorter horizon at first so that it forgets the random weights."""
-    decay = 1 - training.batch_size / training.ema_images
+    decay = max(0.0, 1 - training.batch_size / training.ema_images)  # a horizon within a batch: the latest weights
 
     def update(average: Any, current: Any, updates: Any) -> None:
         n = int(updates)

@@ -283,6 +283,32 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path, model_folder: Pat
         train("nowhere", tmp_path / "new", resume=True)
 
 
+@pytest.mark.parametrize(
+    ("section", "change", "option"),
+    [
+        ("training", {"crop": 1500}, "crop"),
+        ("training", {"learning_rate": 1001.0}, "learning-rate"),
+        ("model", {"height": 2048}, "size"),
+        ("sde", {"grey_levels": math.inf}, "noise"),
+    ],
+)
+def test_a_configuration_that_could_not_be_loaded_is_refused_before_images_are_read(
+    tmp_path: Path, section: str, change: dict[str, Any], option: str
+) -> None:
+    recipe = config.smoke()
+    recipe = replace(recipe, **{section: replace(getattr(recipe, section), **change)})
+    with pytest.raises(InputError, match=f"should be less than or equal to .*; change --{option}") as refused:
+        run.train(recipe, "nowhere", tmp_path / "mine", command="")
+    assert refused.value.field == option
+
+
+def test_names_of_classes_that_could_not_be_loaded_are_refused_before_training(tmp_path: Path) -> None:
+    source = write_images(tmp_path / "photos", 50, classes=("dark", "x" * 201))
+    with pytest.raises(InputError, match="this model.classes.1: string should have at most 200 .*; change --data"):
+        train(source, tmp_path / "mine")
+    assert not (tmp_path / "mine" / STATE).exists()
+
+
 def test_a_run_starts_with_another_model_s_weights(tmp_path: Path) -> None:
     """Before its first step it measures the same as the other model, although the classes differ."""
     first = train(write_images(tmp_path / "photos", 50), tmp_path / "first", total_images=640)
@@ -574,7 +600,7 @@ def test_a_run_that_diverges_leaves_its_last_state(tmp_path: Path) -> None:
     source, out = write_images(tmp_path / "photos", 50), tmp_path / "mine"
     train(source, out, total_images=64)
     saved = (out / STATE).read_bytes()
-    wild = replace(config.smoke(), training=replace(config.smoke().training, learning_rate=1e30))
+    wild = replace(config.smoke(), training=replace(config.smoke().training, learning_rate=1e3))
     diverged = r"diverged at step \d+ .* of image \d+ of the training part at .* grey levels.*; "
     with pytest.raises(
         TrainingError, match=diverged + "nothing was saved yet: start again with a lower --learning-rate"

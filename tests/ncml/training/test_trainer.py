@@ -300,6 +300,14 @@ def test_a_run_learns_and_keeps_its_average(tmp_path: Path) -> None:
     json.dumps(trainer.history)
 
 
+def test_the_average_over_less_than_a_batch_is_the_network() -> None:
+    trainer = Trainer(replace(SMOKE, training=replace(SMOKE.training, batch_size=32, ema_images=16)), dataset())
+    for _ in range(3):
+        trainer.train_step()
+    weights = trainer.network.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in trainer.ema.state_dict().items())
+
+
 def test_divergence_is_reported_by_step_and_parameter() -> None:
     trainer = Trainer(SMOKE, dataset())
     trainer.train_step()
