@@ -153,9 +153,11 @@ def write_card_section(folder: Path, title: str, text: str) -> None:
     replace_file(path, lambda new: new.write_text(f"{card.rstrip()}\n"))
 
 
-def check_copy(folder: Path, out: Path) -> None:
-    """Raise `InputError` if `out` holds anything but the model in `folder`."""
+def check_copy(folder: Path, out: Path, *, changing: bool = False) -> None:
+    """Raise `InputError` if `out` holds anything but the model in `folder`; if `changing` it, anything at all."""
     if (out / CONFIG).is_file():
+        if changing:
+            raise InputError("out", f"{out} already contains a model; choose another folder.")
         if read_json(out / CONFIG).get("version") != read_json(folder / CONFIG).get("version"):
             raise InputError("out", f"{out} holds another model; choose another folder.")
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -40,7 +40,7 @@ def adapt(
     max_seconds = 0.0 if max_time is None else parse_duration(max_time)
     check_rate(false_positive_rate)
     description = describe(model, device)
-    check_copy(description.folder, out)
+    check_copy(description.folder, out, changing=max_seconds > 0)
     source = open_source(str(data), "train")
     loaded = load(description, device)
     from ncml.calibration import report

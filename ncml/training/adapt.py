@@ -29,6 +29,7 @@ from ncml.ood.conformal import check_rate, min_ranks
 from ncml.ood.statistics import MIN_IMAGES
 from ncml.progress import OnProgress, Progress, ignore_progress
 from ncml.training.dataset import Dataset
+from ncml.training.distributed import ProcessGroup
 from ncml.training.run import MARGIN
 from ncml.training.trainer import Trainer
 from ncml.training.transfer import start_from
@@ -72,7 +73,7 @@ def adapt(
     on_message: called with each decision.
     Raises `InputError` for too few images, for images that are all equal, and for a folder `out` of something else.
     """
-    checkpoint.check_copy(model.folder, out)
+    checkpoint.check_copy(model.folder, out, changing=max_seconds > 0)
     estimating, ranking = split(data, false_positive_rate)
     on_message(f"{len(estimating)} images are used to estimate, {len(ranking)} to rank")
     foreign = generate_foreign(model, on_progress)
@@ -162,7 +163,12 @@ def _fine_tune(
     """Train a copy of the model on images for at most `max_seconds`, and return it."""
     started = time.monotonic()
     config = replace(model.config, model=replace(model.config.model, classes=data.classes))
-    trainer = Trainer(config, data, initialize=lambda network: start_from(network, model.network, model.name))
+    trainer = Trainer(
+        config,
+        data,
+        initialize=lambda network: start_from(network, model.network, model.name),
+        group=ProcessGroup(device=device),
+    )
     batch_size = config.training.batch_size
     steps = max(1, int(MARGIN * max_seconds / trainer.measure_step_seconds()))
     trainer.set_length(steps * batch_size)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import ncml
+from ncml import checkpoint
 from ncml.cli import main as cli
 from ncml.config import SamplingDefaults
 from ncml.errors import InputError
@@ -99,6 +100,36 @@ def test_too_few_images_to_fine_tune_are_refused_before_training(
     images = Dataset(nets.images(count), torch.arange(count), ())
     with pytest.raises(InputError, match=f"too few images to fine-tune: .* {words}.*; omit --max-time"):
         adapting.adapt(model, images, tmp_path / "mine", max_seconds=1.0)
+
+
+def test_fine_tuning_into_a_folder_with_a_model_is_refused_before_training(
+    model: ncml.Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Even with the model itself, which a calibration alone would accept."""
+    checkpoint.copy(model.folder, tmp_path / "mine")
+    nets.save_images(tmp_path / "good", nets.images(8).numpy())
+    arguments = ["adapt", str(tmp_path / "good"), "--model", str(model.folder), "--out", str(tmp_path / "mine")]
+    assert cli.main([*arguments, "--max-time", "1s"]) == 2
+    assert "mine already contains a model; choose another folder" in capsys.readouterr().err
+    with pytest.raises(InputError, match="already contains a model") as refused:
+        adapting.adapt(model, good(400), tmp_path / "mine", max_seconds=1.0)
+    assert refused.value.field == "out"
+
+
+def test_fine_tuning_computes_on_the_chosen_device(
+    model: ncml.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices: list[torch.device] = []
+
+    class Recorder(adapting.Trainer):
+        def train_step(self) -> float:
+            devices.append(self.device)
+            return super().train_step()
+
+    monkeypatch.setattr(adapting, "Trainer", Recorder)
+    monkeypatch.setattr(adapting, "_detected", lambda *_: 0.5)
+    adapting.adapt(model, good(400), tmp_path / "mine", max_seconds=0.5, device="cpu:0")
+    assert set(devices) == {torch.device("cpu:0")}
 
 
 def _detection(base: str, is_stronger: bool, image_sets: list[set[bytes]]):
