@@ -39,7 +39,7 @@ class TensorBoard:
         """images_seen: images seen so far; later records of an earlier process are dropped."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(folder), purge_step=images_seen)
+        self.writer = SummaryWriter(str(folder), purge_step=images_seen + 1)
 
     def scalars(self, images_seen: int, values: Mapping[str, float]) -> None:
         """Record figures by name after `images_seen` images."""

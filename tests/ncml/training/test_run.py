@@ -165,6 +165,14 @@ def test_a_detector_continues_with_the_network_of_its_run(
     assert ncml.load(tmp_path / "branch").metrics["images_seen"] == 24
 
 
+def test_a_resumed_run_keeps_the_records_of_its_saved_state(tmp_path: Path) -> None:
+    source, out = write_images(tmp_path / "photos", 50), tmp_path / "mine"
+    for total_images, resume in ((64, False), (96, True)):
+        train(source, out, total_images=total_images, interval=32, resume=resume)
+    events = EventAccumulator(str(out / "training/tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("held_out/bits_per_dim")] == [32, 64, 96]
+
+
 def test_a_resumed_run_keeps_its_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run of an earlier version held out 7 of 50 of its 140 images, and was trained on the others."""
     source, messages = write_images(tmp_path / "photos", 140), list[str]()
@@ -304,7 +312,7 @@ def test_a_configuration_that_could_not_be_loaded_is_refused_before_images_are_r
 
 def test_names_of_classes_that_could_not_be_loaded_are_refused_before_training(tmp_path: Path) -> None:
     source = write_images(tmp_path / "photos", 50, classes=("dark", "x" * 201))
-    with pytest.raises(InputError, match="this model.classes.1: string should have at most 200 .*; change --data"):
+    with pytest.raises(InputError, match=r"this model\.classes\.1: string should have at most 200 .*; change --data"):
         train(source, tmp_path / "mine")
     assert not (tmp_path / "mine" / STATE).exists()
 
