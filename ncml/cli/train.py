@@ -27,7 +27,7 @@ from ncml.errors import InputError
 from ncml.network.sde import largest_noise
 from ncml.paths import BUNDLED_MODEL
 from ncml.progress import ignore_progress
-from ncml.training.folder import STATE, check_folder
+from ncml.training.folder import IMAGE_CACHE, STATE, check_folder
 from ncml.training.sources import check_source
 from ncml.training.tracking import tracker_factory
 
@@ -219,7 +219,8 @@ def _tune(folder: Path, data: str, device: str, max_seconds: float) -> None:
         return
     with progress_bar() as on_progress:
         try:
-            tuning = tune_folder(load(str(folder), device), data, "train", IMAGES, max_seconds, on_progress)
+            model = load(str(folder), device)
+            tuning = tune_folder(model, data, "train", IMAGES, max_seconds, on_progress, folder / IMAGE_CACHE)
         except InputError as error:
             print(f"sampling options are not tuned: {error}", file=sys.stderr, flush=True)
         else:

@@ -3,6 +3,7 @@
 import math
 from dataclasses import asdict
 from datetime import date
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
@@ -88,15 +89,26 @@ def tune(
 
 
 def tune_folder(
-    model: "Model", data: str, split: str, images: int, max_seconds: float, on_progress: OnProgress
+    model: "Model",
+    data: str,
+    split: str,
+    images: int,
+    max_seconds: float,
+    on_progress: OnProgress,
+    cache_folder: Path | None = None,
 ) -> "Tuning":
-    """Tune a model, and write the chosen options and the measurements to its folder."""
+    """Tune a model, and write the chosen options and the measurements to its folder.
+
+    cache_folder: folder with the decoded images of the training run.
+    """
     from ncml import checkpoint
     from ncml.evaluation.tuning import tune
     from ncml.training import dataset
     from ncml.training.provenance import machine
 
-    images_of_data = dataset.load(data, model.height, model.width, split=split, on_progress=on_progress)
+    images_of_data = dataset.load(
+        data, model.height, model.width, split=split, cache_folder=cache_folder, on_progress=on_progress
+    )
     tuning = tune(model, images_of_data, images=images, max_seconds=max_seconds, on_progress=on_progress)
     checkpoint.write_sampling(model.folder, tuning.best.options)
     checkpoint.add_metrics(model.folder, tuning.metrics())

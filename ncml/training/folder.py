@@ -12,6 +12,9 @@ from ncml.paths import printable
 STATE = "training/state.safetensors"
 """The file of a run's state inside the model folder."""
 
+IMAGE_CACHE = "training/images"
+"""The folder of a run's decoded images inside the model folder."""
+
 
 def check_folder(
     out: Path, *, resume: bool, cooldown_from: Path | None, total_images: int | None, has_initial_model: bool

@@ -27,7 +27,7 @@ from ncml.training.card import model_card
 from ncml.training.cropping import image_readers
 from ncml.training.dataset import Dataset
 from ncml.training.distributed import SINGLE_PROCESS, ProcessGroup
-from ncml.training.folder import STATE, check_folder
+from ncml.training.folder import IMAGE_CACHE, STATE, check_folder
 from ncml.training.inventory import ImageOrder, counted
 from ncml.training.loop import train_loop
 from ncml.training.objective import held_out_bits
@@ -109,7 +109,7 @@ def train(
             source,
             height,
             width,
-            cache_folder=run_folder / "images",
+            cache_folder=out / IMAGE_CACHE,
             crop=config.training.crop,
             on_progress=on_progress,
         )
