@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -352,8 +353,11 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Replace a file atomically: write a new one next to `path`, then rename it."""
-    new = path.with_name(f".{path.name}.new")
-    write(new)
-    new.chmod(0o644)  # safetensors creates private files; a service may run as another user
-    new.replace(path)
+    """Replace a file atomically: write a new one next to `path`, under a name of its own, then rename it."""
+    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
+    try:
+        write(new)
+        new.chmod(0o644)  # safetensors creates private files; a service may run as another user
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 from ncml import checkpoint
@@ -47,3 +50,26 @@ def check_folder(
         raise InputError(
             "init-from", "--init-from cannot be combined with --cooldown-from, which determines the weights."
         )
+
+
+@contextlib.contextmanager
+def exclusive(out: Path) -> Generator[None]:
+    """Let only this process train in a folder; raise `InputError` if another one does.
+
+    What a killed process had written of a new state is removed.
+    """
+    state = out / STATE
+    state.parent.mkdir(parents=True, exist_ok=True)
+    with (state.parent / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                "out", f"another process is training in {out}: wait until it ends, or choose another folder."
+            ) from error
+        except OSError:  # this file system has no locks
+            pass
+        else:
+            for unfinished in state.parent.glob(f".{state.name}.*"):
+                unfinished.unlink()
+        yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -27,7 +28,7 @@ from ncml.training.card import model_card
 from ncml.training.cropping import image_readers
 from ncml.training.dataset import Dataset
 from ncml.training.distributed import SINGLE_PROCESS, ProcessGroup
-from ncml.training.folder import IMAGE_CACHE, STATE, check_folder
+from ncml.training.folder import IMAGE_CACHE, STATE, check_folder, exclusive
 from ncml.training.inventory import ImageOrder, counted
 from ncml.training.loop import train_loop
 from ncml.training.objective import held_out_bits
@@ -103,74 +104,77 @@ def train(
         total_images=total_images,
         has_initial_model=init_from is not None,
     )
-    height, width = config.model.height, config.model.width
-    with group.main_first():  # rank 0 decodes the images, the others map the result
-        data = dataset.load(
-            source,
-            height,
-            width,
-            cache_folder=out / IMAGE_CACHE,
-            crop=config.training.crop,
-            on_progress=on_progress,
-        )
-    if resume:
-        split = read_config(state).training.split
-    elif cooldown_from is not None:
-        split = read_config(cooldown_from / STATE).training.split
-    else:
-        split = dataset.split_for(len(data) // data.crops)
-    model, training = replace(config.model, classes=data.classes), replace(config.training, split=split)
-    config = replace(config, model=model, training=training)
-    _check(config)  # the names of the classes
-    training_part, held_out = data.part("fit", split), data.part("calibration-fit", split)
-    for line in data.inventory.lines(height, width, data.crops):
-        on_message(line)
-    if not len(training_part) or not len(held_out):
-        images = counted(len(data) // data.crops, "image")
-        raise InputError("data", f"{source} holds {images}; at least 8 are needed to split them.")
-
-    def initialize(network: NCPN) -> None:
-        if init_from is not None and not resume:
-            start_from(network, init_from.network, init_from.name)
-
-    trainer = Trainer(config, training_part, initialize=initialize, group=group, execution=execution)
-    if resume:
-        trainer.resume(state, total_images=total_images)
-    elif total_images is not None:
-        if cooldown_from is not None:
-            trainer.resume(cooldown_from / STATE)
-            trainer.cool_down(total_images)
+    with exclusive(out) if group.is_main else contextlib.nullcontext():
+        height, width = config.model.height, config.model.width
+        with group.main_first():  # rank 0 decodes the images, the others map the result
+            data = dataset.load(
+                source,
+                height,
+                width,
+                cache_folder=out / IMAGE_CACHE,
+                crop=config.training.crop,
+                on_progress=on_progress,
+            )
+        if resume:
+            split = read_config(state).training.split
+        elif cooldown_from is not None:
+            split = read_config(cooldown_from / STATE).training.split
         else:
-            trainer.set_length(total_images)
-    step_seconds = trainer.measure_step_seconds()
-    if total_images is None and not resume and max_seconds < math.inf and config.training.cooldown_fraction:
-        batch_size = config.training.batch_size
-        affordable = group.all_reduce(MARGIN * max_seconds / step_seconds if group.is_main else 0.0) * batch_size
-        trainer.set_length(max(batch_size, min(int(affordable), trainer.config.training.total_images)))
-    training_count, count = len(training_part) // data.crops, len(data) // data.crops
-    on_message(f"{training_count:,} for training, {count - training_count:,} held out for measurement and calibration")
-    on_message(describe_plan(trainer, step_seconds, max_seconds))
-    reporter = Reporter(trainer, run_folder, trackers, on_progress) if group.is_main else None
-    try:
-        train_loop(
-            trainer,
-            state,
-            held_out=(held_out.spread if is_image_folder(source) else held_out.first)(MONITORED),
-            interval=interval,
-            max_seconds=max_seconds,
-            on_step=reporter.on_step if reporter else lambda trainer, mean_loss, rate: None,
-            on_measurement=reporter.on_measurement if reporter else lambda trainer: None,
+            split = dataset.split_for(len(data) // data.crops)
+        model, training = replace(config.model, classes=data.classes), replace(config.training, split=split)
+        config = replace(config, model=model, training=training)
+        _check(config)  # the names of the classes
+        training_part, held_out = data.part("fit", split), data.part("calibration-fit", split)
+        for line in data.inventory.lines(height, width, data.crops):
+            on_message(line)
+        if not len(training_part) or not len(held_out):
+            images = counted(len(data) // data.crops, "image")
+            raise InputError("data", f"{source} holds {images}; at least 8 are needed to split them.")
+
+        def initialize(network: NCPN) -> None:
+            if init_from is not None and not resume:
+                start_from(network, init_from.network, init_from.name)
+
+        trainer = Trainer(config, training_part, initialize=initialize, group=group, execution=execution)
+        if resume:
+            trainer.resume(state, total_images=total_images)
+        elif total_images is not None:
+            if cooldown_from is not None:
+                trainer.resume(cooldown_from / STATE)
+                trainer.cool_down(total_images)
+            else:
+                trainer.set_length(total_images)
+        step_seconds = trainer.measure_step_seconds()
+        if total_images is None and not resume and max_seconds < math.inf and config.training.cooldown_fraction:
+            batch_size = config.training.batch_size
+            affordable = group.all_reduce(MARGIN * max_seconds / step_seconds if group.is_main else 0.0) * batch_size
+            trainer.set_length(max(batch_size, min(int(affordable), trainer.config.training.total_images)))
+        training_count, count = len(training_part) // data.crops, len(data) // data.crops
+        on_message(
+            f"{training_count:,} for training, {count - training_count:,} held out for measurement and calibration"
         )
-    finally:
-        if reporter:
-            reporter.close()
-    try:
-        return _finish(trainer, source, data, out, command, on_message, on_progress)
-    except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(
-            f"stopped before the model was measured; all {trainer.images_seen} images are saved; add --resume to the "
-            "command to continue"
-        ) from stop
+        on_message(describe_plan(trainer, step_seconds, max_seconds))
+        reporter = Reporter(trainer, run_folder, trackers, on_progress) if group.is_main else None
+        try:
+            train_loop(
+                trainer,
+                state,
+                held_out=(held_out.spread if is_image_folder(source) else held_out.first)(MONITORED),
+                interval=interval,
+                max_seconds=max_seconds,
+                on_step=reporter.on_step if reporter else lambda trainer, mean_loss, rate: None,
+                on_measurement=reporter.on_measurement if reporter else lambda trainer: None,
+            )
+        finally:
+            if reporter:
+                reporter.close()
+        try:
+            return _finish(trainer, source, data, out, command, on_message, on_progress)
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt(
+                f"stopped before the model was measured; all {trainer.images_seen} images are saved; add --resume to "
+                "the command to continue"
+            ) from stop
 
 
 def _check(config: Config) -> None:

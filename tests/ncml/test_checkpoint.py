@@ -277,6 +277,27 @@ def test_sampling_defaults_out_of_range_are_refused(folder: Path, sampling: obje
     assert reason in refused(folder)
 
 
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    """Of two that write it at the same time, the later one wins; a failure leaves the earlier file, and no other."""
+    path = tmp_path / "file"
+
+    def write_during_another_write(new: Path) -> None:
+        new.write_text("outer")
+        checkpoint.replace_file(path, lambda new: new.write_text("inner"))
+        assert path.read_text() == "inner"
+
+    def fail(new: Path) -> None:
+        new.write_text("half")
+        raise OSError("the disk is full")
+
+    checkpoint.replace_file(path, write_during_another_write)
+    assert path.read_text() == "outer"
+    with pytest.raises(OSError, match="full"):
+        checkpoint.replace_file(path, fail)
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+    assert path.read_text() == "outer"
+
+
 def test_guidance_needs_classes(tmp_path: Path) -> None:
     network = nets.network(nets.config(classes=()), dtype=torch.float32)
     checkpoint.save(tmp_path / "m", network, sampling=SamplingDefaults(guidance=2.0, temperature=0.9))

@@ -29,7 +29,7 @@ from ncml.cli import main as cli
 from ncml.config import Config
 from ncml.errors import InputError, TrainingError
 from ncml.training import dataset, decoding, run, tracking
-from ncml.training.folder import STATE
+from ncml.training.folder import STATE, exclusive
 from ncml.training.report import describe_plan
 from ncml.training.trainer import Trainer
 from tests.ncml import nets
@@ -160,7 +160,7 @@ def test_a_detector_continues_with_the_network_of_its_run(
     assert cli.main([*arguments, "--max-images", "16", "--resume"]) == 0, capsys.readouterr().err
     assert ncml.load(out).metrics["images_seen"] == 16
     arguments[arguments.index(str(out))] = str(tmp_path / "branch")
-    arguments[-2:] = ["24", "--cooldown-from", str(out)]
+    arguments[-2:] = ["--max-images", "24", "--cooldown-from", str(out)]
     assert cli.main(arguments) == 0, capsys.readouterr().err
     assert ncml.load(tmp_path / "branch").metrics["images_seen"] == 24
 
@@ -470,6 +470,19 @@ sys.exit(main(sys.argv[1:]))
     assert (out / STATE).read_bytes() == saved
     assert sorted(path.name for path in (out / "training").glob("*state*")) == ["state.safetensors"]
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+
+def test_only_one_process_trains_in_a_folder(tmp_path: Path) -> None:
+    """Half of a state, left by a killed process, is removed."""
+    source, out = write_images(tmp_path / "photos", 50), tmp_path / "mine"
+    with exclusive(out), pytest.raises(InputError, match=r"another process is training in .*mine: wait") as refused:
+        train(source, out)
+    assert refused.value.field == "out"
+    assert not (out / "training/images").exists()
+    unfinished = out / "training/.state.safetensors.1234.new"
+    unfinished.write_bytes(b"half")
+    assert train(source, out, total_images=32) is not None
+    assert not unfinished.exists()
 
 
 def test_disk_space_is_reserved_by_writing_where_it_cannot_be_allocated(
