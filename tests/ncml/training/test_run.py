@@ -395,6 +395,10 @@ def test_images_are_decoded_once_and_again_when_they_change(tmp_path: Path) -> N
 
     (cache / "labels.npy").write_bytes(b"")  # incomplete
     assert torch.equal(again().labels_N, first.labels_N)
+    description = json.loads((cache / "description.json").read_text())
+    del description["inventory"]["order"]  # written by an earlier version
+    (cache / "description.json").write_text(json.dumps(description))
+    assert again().inventory == first.inventory
     Image.new("RGB", (8, 8)).save(Path(source) / "dark" / "new.png")
     assert len(again()) == 21
     assert len(dataset.load(source, 4, 4, cache_folder=cache).images_NHWC[0]) == 4
