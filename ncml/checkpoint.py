@@ -353,7 +353,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Replace a file atomically: write a new one next to `path`, under a name of its own, then rename it."""
+    """Replace a file atomically: write a new one with a unique name next to `path`, then rename it."""
     new = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
     try:
         write(new)

@@ -66,11 +66,11 @@ def calibrate(
             f"with at least {MIN_IMAGES} tiles in all.",
         )
     fit_means = [_means(columns) for columns in fit_columns]
-    is_usual = usual_images(concatenate(fit_means)) if fit_means else []
+    is_usual = usual_images(concatenate(fit_means))
     usual_columns = list(itertools.compress(fit_columns, is_usual))
     gaussians: dict[View, Gaussian] = {
         view: Gaussian.estimate(
-            {name: np.concatenate([np.empty(0), *(columns[name] for columns in usual_columns)]) for name in names[view]}
+            {name: np.concatenate([columns[name] for columns in usual_columns]) for name in names[view]}
         )
         for view in views
         if view in STATISTICS

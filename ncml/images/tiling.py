@@ -46,14 +46,19 @@ class Tiling:
     overlap: float = OVERLAP
     """Share of a tile that neighbours have in common, or more, up to rounding."""
 
+    def __post_init__(self) -> None:
+        """Raise `InputError` for an overlap that is not from 0 to .75."""
+        if not 0 <= self.overlap <= MAX_OVERLAP:
+            raise InputError(
+                "tile_overlap", f"the overlap of tiles must be from 0 to {MAX_OVERLAP}, not {self.overlap:g}."
+            )
+
     @classmethod
     def for_model(cls, height: int, width: int, side: int | None = None, overlap: float = OVERLAP) -> Tiling:
         """Return the tiles of a model of this size, whose shorter side has `side` pixels; None: the model's own side.
 
         Raises `InputError` for tiles smaller than the model, and for an overlap that is not from 0 to .75.
         """
-        if not 0 <= overlap <= MAX_OVERLAP:
-            raise InputError("tile_overlap", f"the overlap of tiles must be from 0 to {MAX_OVERLAP}, not {overlap:g}.")
         model_side = min(height, width)
         side = model_side if side is None else side
         if side < model_side:

@@ -17,7 +17,7 @@ import numpy as np
 from ncml import checkpoint
 from ncml.checkpoint import Description
 from ncml.config import Config
-from ncml.images.tiling import MAX_OVERLAP, Tiling
+from ncml.images.tiling import Tiling
 from ncml.limits import VIEWS, View
 from ncml.ood import conformal, storage
 from ncml.ood.conformal import Floats, Integers
@@ -138,15 +138,12 @@ class TileCalibration:
                 raise ValueError(f"tiles of {width} x {height} pixels are smaller than the model")
             rate = float(storage.floats(stored["false_positive_rate"]))
             conformal.check_rate(rate)
-            overlap = float(storage.floats(stored["overlap"]))
-            if not 0 <= overlap <= MAX_OVERLAP:
-                raise ValueError(f"tiles overlap by {overlap:g}")
             if not ranked or any(len(scores) != len(smallest_ranks) for scores in ranked.values()):
                 raise ValueError("the views do not rank the same images")
             names = columns_of(config, ranked)
             calibration = cls(
                 model_version,
-                Tiling(height, width, overlap),
+                Tiling(height, width, float(storage.floats(stored["overlap"]))),
                 {view: Gaussian.from_json(gaussians[view], names[view]) for view in ranked if view in STATISTICS},
                 ranked,
                 np.sort(smallest_ranks),
