@@ -96,7 +96,7 @@ def train(
     use_full_precision()
     reuse_freed_memory()
     _check(config)
-    state, run_folder = out / STATE, (out / STATE).parent
+    state = out / STATE
     check_folder(
         out,
         resume=resume,
@@ -105,31 +105,12 @@ def train(
         has_initial_model=init_from is not None,
     )
     with exclusive(out) if group.is_main else contextlib.nullcontext():
-        height, width = config.model.height, config.model.width
-        with group.main_first():  # rank 0 decodes the images, the others map the result
-            data = dataset.load(
-                source,
-                height,
-                width,
-                cache_folder=out / IMAGE_CACHE,
-                crop=config.training.crop,
-                on_progress=on_progress,
-            )
-        if resume:
-            split = read_config(state).training.split
-        elif cooldown_from is not None:
-            split = read_config(cooldown_from / STATE).training.split
-        else:
-            split = dataset.split_for(len(data) // data.crops)
-        model, training = replace(config.model, classes=data.classes), replace(config.training, split=split)
-        config = replace(config, model=model, training=training)
-        _check(config)  # the names of the classes
-        training_part, held_out = data.part("fit", split), data.part("calibration-fit", split)
-        for line in data.inventory.lines(height, width, data.crops):
+        continued = out if resume else cooldown_from
+        split = None if continued is None else read_config(continued / STATE).training.split
+        data, config = _load_data(config, source, out, split, group, on_progress)
+        for line in data.inventory.lines(config.model.height, config.model.width, data.crops):
             on_message(line)
-        if not len(training_part) or not len(held_out):
-            images = counted(len(data) // data.crops, "image")
-            raise InputError("data", f"{source} holds {images}; at least 8 are needed to split them.")
+        training_part, held_out = _parts(data, config.training.split, source)
 
         def initialize(network: NCPN) -> None:
             if init_from is not None and not resume:
@@ -138,36 +119,21 @@ def train(
         trainer = Trainer(config, training_part, initialize=initialize, group=group, execution=execution)
         if resume:
             trainer.resume(state, total_images=total_images)
+        elif cooldown_from is not None and total_images is not None:
+            trainer.resume(cooldown_from / STATE)
+            trainer.cool_down(total_images)
         elif total_images is not None:
-            if cooldown_from is not None:
-                trainer.resume(cooldown_from / STATE)
-                trainer.cool_down(total_images)
-            else:
-                trainer.set_length(total_images)
+            trainer.set_length(total_images)
         step_seconds = trainer.measure_step_seconds()
         if total_images is None and not resume and max_seconds < math.inf and config.training.cooldown_fraction:
-            batch_size = config.training.batch_size
-            affordable = group.all_reduce(MARGIN * max_seconds / step_seconds if group.is_main else 0.0) * batch_size
-            trainer.set_length(max(batch_size, min(int(affordable), trainer.config.training.total_images)))
+            _shorten(trainer, step_seconds, max_seconds)
         training_count, count = len(training_part) // data.crops, len(data) // data.crops
         on_message(
             f"{training_count:,} for training, {count - training_count:,} held out for measurement and calibration"
         )
         on_message(describe_plan(trainer, step_seconds, max_seconds))
-        reporter = Reporter(trainer, run_folder, trackers, on_progress) if group.is_main else None
-        try:
-            train_loop(
-                trainer,
-                state,
-                held_out=(held_out.spread if is_image_folder(source) else held_out.first)(MONITORED),
-                interval=interval,
-                max_seconds=max_seconds,
-                on_step=reporter.on_step if reporter else lambda trainer, mean_loss, rate: None,
-                on_measurement=reporter.on_measurement if reporter else lambda trainer: None,
-            )
-        finally:
-            if reporter:
-                reporter.close()
+        monitored = (held_out.spread if is_image_folder(source) else held_out.first)(MONITORED)
+        _run_loop(trainer, out, monitored, interval, max_seconds, trackers, on_progress)
         try:
             return _finish(trainer, source, data, out, command, on_message, on_progress)
         except KeyboardInterrupt as stop:
@@ -175,6 +141,70 @@ def train(
                 f"stopped before the model was measured; all {trainer.images_seen} images are saved; add --resume to "
                 "the command to continue"
             ) from stop
+
+
+def _load_data(
+    config: Config, source: str, out: Path, split: int | None, group: ProcessGroup, on_progress: OnProgress
+) -> tuple[Dataset, Config]:
+    """Return the dataset, and the configuration with its classes and split; `split` is that of an earlier run."""
+    with group.main_first():  # rank 0 decodes the images, the others map the result
+        data = dataset.load(
+            source,
+            config.model.height,
+            config.model.width,
+            cache_folder=out / IMAGE_CACHE,
+            crop=config.training.crop,
+            on_progress=on_progress,
+        )
+    if split is None:
+        split = dataset.split_for(len(data) // data.crops)
+    model, training = replace(config.model, classes=data.classes), replace(config.training, split=split)
+    config = replace(config, model=model, training=training)
+    _check(config)  # the names of the classes
+    return data, config
+
+
+def _parts(data: Dataset, split: int, source: str) -> tuple[Dataset, Dataset]:
+    """Return the images for training and those to measure on; raise InputError if there are none of either."""
+    training_part, held_out = data.part("fit", split), data.part("calibration-fit", split)
+    if not len(training_part) or not len(held_out):
+        images = counted(len(data) // data.crops, "image")
+        raise InputError("data", f"{source} holds {images}; at least 8 are needed to split them.")
+    return training_part, held_out
+
+
+def _shorten(trainer: Trainer, step_seconds: float, max_seconds: float) -> None:
+    """Plan no more images than fit into `max_seconds`, so that the learning rate falls to 0 in time."""
+    batch_size, group = trainer.config.training.batch_size, trainer.group
+    affordable = group.all_reduce(MARGIN * max_seconds / step_seconds if group.is_main else 0.0) * batch_size
+    trainer.set_length(max(batch_size, min(int(affordable), trainer.config.training.total_images)))
+
+
+def _run_loop(
+    trainer: Trainer,
+    out: Path,
+    monitored: Dataset,
+    interval: int,
+    max_seconds: float,
+    trackers: Sequence[Callable[[Path, Config], Tracker]],
+    on_progress: OnProgress,
+) -> None:
+    """Train until the run is finished or the time is up; rank 0 reports."""
+    state = out / STATE
+    reporter = Reporter(trainer, state.parent, trackers, on_progress) if trainer.group.is_main else None
+    try:
+        train_loop(
+            trainer,
+            state,
+            held_out=monitored,
+            interval=interval,
+            max_seconds=max_seconds,
+            on_step=reporter.on_step if reporter else lambda trainer, mean_loss, rate: None,
+            on_measurement=reporter.on_measurement if reporter else lambda trainer: None,
+        )
+    finally:
+        if reporter:
+            reporter.close()
 
 
 def _check(config: Config) -> None:
