@@ -245,22 +245,22 @@ class Model:
         self,
         image: Image,
         *,
-        side: int | None = None,
+        tile_size: int | None = None,
         batch_size: int = 32,
         callback: OnProgress = ignore_progress,
     ) -> Scan:
         """Score an image of any size in overlapping tiles, and judge it by three views of their scores.
 
         image: a path, a PIL image or uint8 [H, W, 3].
-        side: shorter side of a tile in pixels; None: the calibration's, or the model's. Without a calibration of tiles
-            (`ncml calibrate --tile`) there is a map, but no p-value.
+        tile_size: shorter side of a tile in pixels; None: the calibration's, or the model's. Without a calibration
+            of tiles (`ncml calibrate --tile`) there is a map, but no p-value.
         callback: called with the number of tiles scored.
 
         Raises `InputError` for an image smaller than a tile, for tiles of another size than the calibrated one, and for
         a model without any calibration.
         """
         batch_size = check_count("batch_size", batch_size)
-        side = None if side is None else check_count("tile_size", side)
+        tile_size = None if tile_size is None else check_count("tile_size", tile_size)
         calibration = self.tiles
         if calibration is None:
             if self.calibration is None:
@@ -270,7 +270,7 @@ class Model:
             self.network,
             read_image(image, "image"),
             calibration,
-            side=side,
+            side=tile_size,
             batch_size=batch_size,
             on_progress=callback,
         )
@@ -384,8 +384,6 @@ class Model:
             return SAMPLERS[plan.settings.sampler]
         if self.device.type == "cuda":
             return self._replay
-        if self.device.type != "cpu":
-            return sample_cached
         groups: list[Group] = []
         tilts = [plan.tilt.for_class(has_class=index < len(self.classes)) for index in plan.class_B.tolist()]
         for tilt in dict.fromkeys(tilts):

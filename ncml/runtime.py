@@ -17,7 +17,7 @@ OUT_OF_MEMORY = re.compile(
 )
 """Messages of PyTorch and the system; their other errors have the same types."""
 
-DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d{1,3})?")
+DEVICE = re.compile(r"(cpu|cuda)(:\d{1,3})?")
 """The names of devices."""
 
 

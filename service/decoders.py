@@ -109,6 +109,11 @@ class Decoder:
             raise DecoderDied(None)
         return answer
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process.is_alive()
+
     def cpu_s(self) -> float:
         """Return the CPU time of the call so far."""
         return self._total_cpu_s() - self._started_cpu_s
@@ -166,7 +171,7 @@ class DecoderPool:
         decoder: Decoder | None = None
         try:
             async with self._quick_slots:
-                decoder = self._idle.pop() if self._idle else await self._start_decoder()
+                decoder = self._next_idle() or await self._start_decoder()
                 await anyio.to_thread.run_sync(decoder.send, call)
                 while not await decoder.wait(QUICK_S):
                     if decoder.cpu_s() >= QUICK_S:
@@ -202,6 +207,14 @@ class DecoderPool:
             if decoder is not None:
                 decoder.close()
                 self._replace()
+
+    def _next_idle(self) -> Decoder | None:
+        while self._idle:
+            decoder = self._idle.pop()
+            if decoder.is_alive:
+                return decoder
+            decoder.close()  # the system killed it while it waited
+        return None
 
     async def _receive(self, decoder: Decoder, field: str) -> Answer:
         try:

@@ -175,7 +175,7 @@ class BatchRunner:
             chunk = [row for row in rows if row.id not in self._dropped][:capacity]
             if not chunk:
                 return
-            size = capacity if isinstance(first, (ScanJob, CalibrateJob)) else len(chunk)
+            size = capacity if isinstance(first, ScanJob) else len(chunk)
             try:
                 self._compute_chunk(model, chunk, size, jobs.keys())
             except Exception as error:
@@ -231,7 +231,7 @@ class BatchRunner:
             image = open_image(job.file, max_bytes=len(job.file), max_pixels=job.height * job.width)
         else:
             image = np.frombuffer(job.content, np.uint8).reshape(job.height, job.width, 3)
-        scan = model.scan(image, side=job.tile_size, batch_size=size, callback=self._stop_when_dropped(job_ids))
+        scan = model.scan(image, tile_size=job.tile_size, batch_size=size, callback=self._stop_when_dropped(job_ids))
         self._add_time("tiles")
         for row, scan_job in zip(rows, _jobs(rows, ScanJob), strict=True):
             self._outcomes[row.id].scan = _wire_scan(scan, with_tiles=scan_job.map)

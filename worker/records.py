@@ -19,7 +19,10 @@ VIEW_FIELDS = (
 """The fields that `read_view` reads."""
 
 MAX_PAYLOAD_BYTES = 256 * 2**20
-"""Maximum bytes of a job as JSON: more than the largest request body takes in base64."""
+"""Maximum bytes of a job as JSON."""
+
+MAX_PIXEL_BYTES = (MAX_PAYLOAD_BYTES - 2**20) // 4 * 3
+"""Maximum bytes of the images of a job, which base64 makes a third longer."""
 
 RQ_STATUS = {
     JobStatus.SUCCEEDED: ("finished", "finished"),

@@ -205,7 +205,8 @@ class BatchWorker(SimpleWorker):
             self.leases.wait(1.0)
             key, claims = self.leases.claim(max_batch)
         if not self._was_idle and key:
-            self._top_up(key, claims)
+            with self._outages():  # the jobs claimed already run in any case
+                self._top_up(key, claims)
         if claims:
             self._was_idle = False
         return claims
@@ -271,8 +272,9 @@ class BatchWorker(SimpleWorker):
                 self._conclude(running, message)
                 self._paces.setdefault(lane, Pace()).add(jobs, time.monotonic() - started)
                 return
-            if isinstance(message, Step):
+            if message is not None:
                 last_message = now
+            if isinstance(message, Step):
                 self._store_progress(running, message)
             elif isinstance(message, Opening | Catalogue):
                 with self._outages():

@@ -71,9 +71,9 @@ class LocalModel:
         """Score images as `Model.score` does."""
         return self._model.score(images, **arguments)
 
-    def scan(self, path: Path, *, side: int | None, **arguments: Any) -> "Scan":
+    def scan(self, path: Path, *, tile_size: int | None, **arguments: Any) -> "Scan":
         """Judge a large image as `Model.scan` does."""
         image = open_image(path, field=printable(path))
-        tile = Tiling.resolve(self.height, self.width, side, self.tiles and self.tiles.tile)
+        tile = Tiling.resolve(self.height, self.width, tile_size, self.tiles and self.tiles.tile)
         tile.grid_shape(*image.shape[:2])  # refuses a smaller image
-        return self._model.scan(image, side=side, **arguments)
+        return self._model.scan(image, tile_size=tile_size, **arguments)

@@ -40,18 +40,13 @@ COMMANDS = {
     "pull": "ncml.cli.share:pull",
 }
 
-FORMER_FLAGS = {
-    "train": {
-        "--images": "--max-images",
-        "--accumulate": "--grad-accum-steps",
-        "--recompute": "--activation-checkpointing",
-    }
+TRAINING = ("constriction", "datasets", "efficientnet_lite_pytorch", "matplotlib", "pyarrow", "scipy", "sklearn")
+EXTRAS = dict.fromkeys((*TRAINING, "tensorboard"), "train") | {
+    "torch": "worker",
+    "safetensors": "worker",
+    "httpx2": "client",
+    "huggingface_hub": "hub",
 }
-"""Flags of each command that were renamed, with their current names: accepted for one release, and not in the help."""
-
-EXTRAS = {"torch": "worker", "safetensors": "worker", "httpx2": "client"} | dict.fromkeys(
-    ("datasets", "pyarrow", "constriction", "sklearn", "scipy", "matplotlib", "efficientnet_lite_pytorch"), "train"
-)
 """The extra of this package that installs a module."""
 
 
@@ -70,7 +65,6 @@ def parse(arguments: Sequence[str]) -> Callable[[], int | None]:
     requested = next((a for a in arguments if not a.startswith("-")), None)
     if requested is not None and requested not in locations:
         raise InputError("command", f"there is no command {requested!r}{suggestion(requested, list(locations))}")
-    arguments = _rename_flags(requested or "", arguments)
     app = tyro.extras.SubcommandApp()
     if requested is None:
         for name, location in locations.items():
@@ -90,18 +84,6 @@ def parse(arguments: Sequence[str]) -> Callable[[], int | None]:
         if not end.code:
             raise
         raise InputError("arguments", to_one_line(output.getvalue())) from None
-
-
-def _rename_flags(command: str, arguments: Sequence[str]) -> list[str]:
-    """Replace `FORMER_FLAGS` by their current names, with a note on standard error for each."""
-    renamed: list[str] = []
-    for argument in arguments:
-        flag, equals, value = argument.partition("=")
-        name = FORMER_FLAGS.get(command, {}).get(flag)
-        if name is not None:
-            print(f"ncml: {flag} is now {name}; the former name works in this release only.", file=sys.stderr)
-        renamed.append(f"{name or flag}{equals}{value}")
-    return renamed
 
 
 def _listed(location: str) -> Callable[[], None]:

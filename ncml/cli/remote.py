@@ -1,11 +1,10 @@
 """A model of a service, with the methods of `ncml.Model` that `ncml score` calls. Does not import torch."""
 
 import os
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +23,9 @@ REQUESTS = 32
 """Requests in progress at once: enough that a fleet's workers always find jobs waiting."""
 PATIENCE_S = 3600.0
 """Longest wait for a place in the queue."""
+
+TIMEOUT_S = 30.0
+"""Longest wait for a response; an interrupted command waits for those on their way."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,6 @@ class RemoteModel:
 
     def __init__(self, client: "Client", document: dict[str, Any]) -> None:
         self._client = client
-        weakref.finalize(self, client.close)  # a command ends with its model
         self.name, self.version = str(document["name"]), str(document["version"])
         self.height, self.width = int(document["height"]), int(document["width"])
         calibrations = document.get("calibrations") or {}
@@ -72,6 +73,12 @@ class RemoteModel:
         tiles = document.get("tiles")
         self.tiles = RemoteCalibration.from_document("tiles", tiles) if tiles else None
         self.uncalibrated = f"the service's model {self.name} is not calibrated: run ncml calibrate where it is served."
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
 
     @property
     def _reference(self) -> str:
@@ -88,7 +95,7 @@ class RemoteModel:
             images, model=self._reference, class_=classes, statistics=statistic_names, priority="low", **options
         )
 
-    def scan(self, path: Path, *, side: int | None, callback: OnProgress = ignore_progress) -> "Scan":
+    def scan(self, path: Path, *, tile_size: int | None, callback: OnProgress = ignore_progress) -> "Scan":
         """Judge an image by its tiles; its file is sent as it is, after it has been checked to be an image."""
         open_image(path, field=printable(path))
 
@@ -96,7 +103,7 @@ class RemoteModel:
             callback(Progress("tiles", progress.step, progress.total))
 
         options: dict[str, Any] = {} if callback is ignore_progress else {"on_progress": report}
-        return self._client.scan(path, model=self._reference, tile_size=side, map=True, priority="low", **options)
+        return self._client.scan(path, model=self._reference, tile_size=tile_size, map=True, priority="low", **options)
 
     def statistic_names(self, calibration: RemoteCalibration | None, statistics: str) -> tuple[str, ...]:
         """Return the names in a comma-separated list; "all": every one of the calibration."""
@@ -112,7 +119,7 @@ def connect(url: str, api_key: str, name: str) -> RemoteModel:
     """Return a model of a service, "" for its default; raise `ServiceError` or `InputError` if it cannot be used."""
     from ncml.client import Client
 
-    client = Client(url, api_key=api_key or os.environ.get("NCML_API_KEY"), patience_s=PATIENCE_S)
+    client = Client(url, api_key=api_key or os.environ.get("NCML_API_KEY"), timeout_s=TIMEOUT_S, patience_s=PATIENCE_S)
     try:
         document = client.model(name) if name else _default_model(client, url)
         if document["preprocessing"] != PREPROCESSING:

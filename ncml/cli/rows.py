@@ -72,15 +72,14 @@ def score_batches(paths: Iterable[Path], scorer: Scorer, concurrency: int = 1) -
     if concurrency == 1:
         yield from map(scorer, batches)
         return
-    with ThreadPoolExecutor(concurrency) as pool:
+    pool = ThreadPoolExecutor(concurrency)
+    try:
         pending = deque(pool.submit(scorer, batch) for batch in itertools.islice(batches, concurrency))
-        try:
-            while pending:
-                yield pending.popleft().result()
-                pending.extend(pool.submit(scorer, batch) for batch in itertools.islice(batches, 1))
-        finally:
-            for future in pending:
-                future.cancel()
+        while pending:
+            yield pending.popleft().result()
+            pending.extend(pool.submit(scorer, batch) for batch in itertools.islice(batches, 1))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # requests that wait for the queue could take an hour
 
 
 def image_scorer(
@@ -114,9 +113,14 @@ def image_scorer(
 
 
 def tile_scorer(
-    m: "LocalModel | RemoteModel", side: int | None, maps: Path | None, skipped: SkippedFiles, *, concurrency: int = 1
+    m: "LocalModel | RemoteModel",
+    tile_size: int | None,
+    maps: Path | None,
+    skipped: SkippedFiles,
+    *,
+    concurrency: int = 1,
 ) -> Scorer:
-    """Return a function that judges each image by its tiles of `side` pixels with `Model.scan`.
+    """Return a function that judges each image by its tiles of `tile_size` pixels with `Model.scan`.
 
     maps: folder for heat maps; None writes none. concurrency: number of calls at once; only 1 shows progress bars.
     """
@@ -126,7 +130,7 @@ def tile_scorer(
         for path in paths:
             try:
                 with progress_bar() if concurrency == 1 else nullcontext(ignore_progress) as on_progress:
-                    scan = m.scan(path, side=side, callback=on_progress)
+                    scan = m.scan(path, tile_size=tile_size, callback=on_progress)
             except (InputError, ServiceError) as error:
                 if not _concerns_image(error, path):
                     raise

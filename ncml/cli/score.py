@@ -1,44 +1,25 @@
 """`ncml score`."""
 
 import sys
-from dataclasses import dataclass, field
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 from tyro.conf import Positional, arg
 
 from ncml.cli.local import LocalModel
-from ncml.cli.remote import REQUESTS, RemoteCalibration, RemoteModel, connect
-from ncml.cli.rows import Row, Scorer, SkippedFiles, image_scorer, tile_scorer
+from ncml.cli.remote import REQUESTS, RemoteModel, connect
+from ncml.cli.rows import Row, SkippedFiles, image_scorer, tile_scorer
 from ncml.cli.score_output import explain_fdr, format_summary, print_row, score_in_memory, score_to_table
 from ncml.cli.terminal import CalibrationOption, ClassOption, JsonOption, ModelOption, describe, identity, print_json
 from ncml.errors import InputError
 from ncml.ood import conformal
 from ncml.paths import check_exists
 
-if TYPE_CHECKING:
-    from ncml.ood.calibration import Calibration
-    from ncml.ood.tile_calibration import TileCalibration
-
 IMAGE_COLUMNS = ("file", "bpd", "log_likelihood", "score", "p_value", "is_ood")
 TILE_COLUMNS = ("file", "view", "score", "p_value", "is_ood", "left", "top", "width", "height", "tiles")
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """How files are scored, and how verdicts are decided."""
-
-    scorer: Scorer
-    columns: tuple[str, ...]
-    calibration: "Calibration | TileCalibration | RemoteCalibration | None"
-    uncalibrated: str
-    """Why there is no calibration, if there is none."""
-    statistic: str
-    """The name of the statistic that gives the verdict."""
-    facts: dict[str, str] = field(default_factory=dict)
-    """The calibration's name, and why it is weak if it is; {} without one."""
 
 
 def score(
@@ -105,65 +86,64 @@ def score(
         raise InputError("map", f"--map {map_} is not a folder: name one for the heat maps.")
     for path in files:
         check_exists(path)
-    m = connect(server, api_key, model) if server else LocalModel(describe(model, device), device)
-    concurrency = REQUESTS if server else 1
-    skipped = SkippedFiles()
-    if tile:
-        uncalibrated = "tiles are not calibrated: run ncml calibrate --tile."
-        scorer = tile_scorer(m, tile_size, map_, skipped, concurrency=concurrency)
-        selected = m.tiles
-        facts = {"weakness": selected.weakness} if selected is not None and selected.weakness else {}
-        scoring = Scoring(scorer, TILE_COLUMNS, selected, uncalibrated, "tiles", facts)
-    else:
-        selected = None if only_bpd else m.calibrations.select(calibration)
-        names = _additional_statistics(m, selected, statistics, conditional=class_ is not None or noise > 0)
-        arguments = {
-            "classes": class_,
-            "noise": noise,
-            "calibration": calibration,
-            "statistic": statistic,
-            "statistics": names,
-            "ood": not only_bpd,
-        }
-        if isinstance(m, LocalModel):
-            m.check(arguments)
-        verdict_statistic = "" if selected is None else statistic or selected.statistic
-        scorer = image_scorer(m, arguments, map_, skipped)
-        facts = {} if selected is None else {"calibration": selected.name}
-        if selected is not None and selected.is_weak:
-            facts["weakness"] = selected.weakness
-        scoring = Scoring(scorer, (*IMAGE_COLUMNS, *names), selected, m.uncalibrated, verdict_statistic, facts)
-    selected = scoring.calibration
-    if fdr is not None and selected is None:
-        remedy = "omit --only-bpd." if only_bpd else scoring.uncalibrated
-        raise InputError("fdr", f"--fdr needs p-values: {remedy}")
-    summary: Row
-    if output is None:
-        show = None if as_json else partial(print_row, statistics=scoring.columns[len(IMAGE_COLUMNS) :])
-        summary = score_in_memory(files, scoring.scorer, fdr, show, concurrency)
-    else:
-        conditions = {"class": class_, "noise": noise, "tile_size": tile_size}
-        constants = {
-            "model": m.version[:12],
-            "calibration": "" if selected is None else selected.version[:12],
-            "statistic": scoring.statistic,
-        } | {name: str(value) for name, value in conditions.items() if value}
-        summary = score_to_table(output, files, scoring.scorer, fdr, scoring.columns, constants, skipped, concurrency)
+    local = None if server else LocalModel(describe(model, device), device)
+    with nullcontext(local) if local else connect(server, api_key, model) as m:
+        concurrency = REQUESTS if server else 1
+        skipped = SkippedFiles()
+        facts: dict[str, Any]
+        if tile:
+            columns, verdict_statistic = TILE_COLUMNS, "tiles"
+            selected, uncalibrated = m.tiles, "tiles are not calibrated: run ncml calibrate --tile."
+            scorer = tile_scorer(m, tile_size, map_, skipped, concurrency=concurrency)
+            facts = {"weakness": selected.weakness} if selected is not None and selected.weakness else {}
+        else:
+            selected, uncalibrated = None if only_bpd else m.calibrations.select(calibration), m.uncalibrated
+            names = _additional_statistics(m, selected, statistics, conditional=class_ is not None or noise > 0)
+            columns, verdict_statistic = (*IMAGE_COLUMNS, *names), ""
+            arguments = {
+                "classes": class_,
+                "noise": noise,
+                "calibration": calibration,
+                "statistic": statistic,
+                "statistics": names,
+                "ood": not only_bpd,
+            }
+            if local is not None:
+                local.check(arguments)
+            scorer = image_scorer(m, arguments, map_, skipped)
+            facts = {}
+            if selected is not None:
+                verdict_statistic = statistic or selected.statistic
+                facts = {"calibration": selected.name} | ({"weakness": selected.weakness} if selected.is_weak else {})
+        if fdr is not None and selected is None:
+            remedy = "omit --only-bpd." if only_bpd else uncalibrated
+            raise InputError("fdr", f"--fdr needs p-values: {remedy}")
+        summary: Row
+        if output is None:
+            show = None if as_json else partial(print_row, statistics=columns[len(IMAGE_COLUMNS) :])
+            summary = score_in_memory(files, scorer, fdr, show, concurrency)
+        else:
+            conditions = {"class": class_, "noise": noise, "tile_size": tile_size}
+            constants = {
+                "model": m.version[:12],
+                "calibration": "" if selected is None else selected.version[:12],
+                "statistic": verdict_statistic,
+            } | {name: str(value) for name, value in conditions.items() if value}
+            summary = score_to_table(output, files, scorer, fdr, columns, constants, skipped, concurrency)
     if selected is not None:
         summary["false_positive_rate"] = selected.false_positive_rate
         if fdr is not None and (limit := explain_fdr(summary, selected.smallest_p)):
             summary["fdr_limit"] = limit
     if as_json:
-        facts: dict[str, Any] = {"uncalibrated": scoring.uncalibrated} if selected is None else scoring.facts
-        print_json({"model": identity(m)} | facts | summary)
+        print_json({"model": identity(m)} | ({"uncalibrated": uncalibrated} if selected is None else facts) | summary)
         return
     if output is not None or summary["pictures"] > 1:
         print(format_summary(summary), file=sys.stderr if output is None else sys.stdout)
     if selected is None and not only_bpd:
-        print(f"ncml: no verdicts: {scoring.uncalibrated}", file=sys.stderr)
+        print(f"ncml: no verdicts: {uncalibrated}", file=sys.stderr)
     skipped.report(summary["skipped"])
-    if weakness := scoring.facts.get("weakness"):
-        print(f"ncml: the calibration is weak: {weakness}.", file=sys.stderr)
+    if "weakness" in facts:
+        print(f"ncml: the calibration is weak: {facts['weakness']}.", file=sys.stderr)
 
 
 def _additional_statistics(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
+import threading
 from typing import Any, Self, TypeVar, Unpack
 
 import httpx2
@@ -54,6 +54,7 @@ class Client:
         requests in place of the network, for tests.
         """
         self._exchanges = Exchanges(_check_url(url), RetryPolicy(retries, patience_s), timeout_s)
+        self._closed = threading.Event()
         self._http = httpx2.Client(base_url=url, headers=_credentials(api_key), timeout=timeout_s, transport=transport)
 
     def __enter__(self) -> Self:
@@ -63,7 +64,8 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; calls of other threads end with a RuntimeError instead of their next request."""
+        self._closed.set()
         self._http.close()
 
     def score(self, images: Images, **options: Unpack[ScoreOptions]) -> list[Score]:
@@ -106,6 +108,9 @@ class Client:
         """Delete a job with its input and result."""
         self._run(self._exchanges.delete(job_id))
 
+    def _pause(self, seconds: float) -> None:
+        self._closed.wait(seconds)
+
     def _run(self, exchange: Exchange[T]) -> T:
         answer: httpx2.Response | httpx2.TransportError | None = None
         while True:
@@ -115,7 +120,7 @@ class Client:
                 return end.value
             answer = None
             if not isinstance(step, Call):
-                time.sleep(step)
+                self._pause(step)
                 continue
             try:
                 answer = self._http.request(**step.arguments())

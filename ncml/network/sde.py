@@ -153,7 +153,7 @@ def make_sde(config: SDEConfig) -> SDE:
         case "sub-vp":
             return SubVPSDE(beta_min=config.beta_min, beta_max=config.beta_max)
         case unknown:
-            raise InputError("process", f"there is no noising process {unknown!r}: choose from ve, vp, sub-vp.")
+            raise InputError("kind", f"there is no noising process {unknown!r}: choose from ve, vp, sub-vp.")
 
 
 def end_time(config: SDEConfig) -> float:

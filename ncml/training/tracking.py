@@ -67,8 +67,6 @@ def tracker_factory(name: str) -> Callable[[Path, Config], Tracker]:
 
     def create(folder: Path, config: Config) -> Tracker:
         tracker: Any = function(folder, config)
-        if hasattr(tracker, "picture") and not hasattr(tracker, "image"):
-            tracker.image = tracker.picture  # the method's earlier name, accepted for one release
         if not isinstance(tracker, Tracker):
             raise InputError("tracker", f"{name} returns no tracker: return an object with scalars, image and close.")
         return tracker

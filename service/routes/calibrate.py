@@ -19,6 +19,7 @@ from service.rendering import CALIBRATE_OFFERS
 from service.settings import MAX_CALIBRATION_IMAGES
 from worker.contract import CalibrateJob, Task
 from worker.descriptors import ModelDescriptor
+from worker.records import MAX_PIXEL_BYTES
 
 router = APIRouter(tags=["models"])
 
@@ -66,6 +67,12 @@ async def calibrate(request: Request, jobs: Jobs) -> Response:
     if not idempotency_key(request.headers):  # the model may be the result of an earlier request with this key
         await _check_name(jobs, params.name)
     files = await _unpack(request, jobs, parsed.uploads)
+    room = MAX_PIXEL_BYTES // (model.height * model.width * 3)
+    if len(files) > room:
+        size = f"{model.height}x{model.width}"
+        raise invalid_field(
+            "image", f"image: {len(files)} images of {size} do not fit into a job; send at most {room}."
+        )
     images, skipped = await _decode(request, jobs, model, files)
     job = CalibrateJob(
         **common,

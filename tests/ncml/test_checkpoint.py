@@ -327,16 +327,3 @@ def test_a_folder_is_read_from_any_path(folder: Path, tmp_path: Path) -> None:
     moved = Path(shutil.copytree(folder, tmp_path / "other name"))
     assert ncml.load(moved).version == ncml.load(str(folder)).version
     assert ncml.load(moved).name == "other name"
-
-
-def test_a_file_is_written_completely_or_not_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "config.json"
-    checkpoint.write_json(path, {"a": 1})
-
-    def fail(new: Path) -> None:
-        new.write_text("{")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        checkpoint.replace_file(path, fail)
-    assert checkpoint.read_json(path) == {"a": 1}

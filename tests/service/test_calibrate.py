@@ -212,6 +212,18 @@ def test_too_many_images_and_bytes_are_refused(new_client: Callable[..., TestCli
     assert not queue.jobs
 
 
+def test_more_images_than_a_job_can_hold_are_refused(
+    open_client: TestClient, queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.routes.calibrate.MAX_PIXEL_BYTES", 39 * 8 * 8 * 3)
+    response = open_client.post("/calibrate?name=mine", files=files(40))
+    assert response.status_code == 422
+    assert response.json()["errors"] == [
+        {"field": "image", "detail": "image: 40 images of 8x8 do not fit into a job; send at most 39."}
+    ]
+    assert open_client.post("/calibrate?name=mine", files=files(39)).status_code == 200
+
+
 def test_a_key_is_required_where_keys_exist(new_client: Callable[..., TestClient], tmp_path) -> None:
     (tmp_path / "keys").write_text(f"someone:{digest('ncml_key')}\n")
     client = new_client(allow_calibration=True, api_keys_file=tmp_path / "keys")

@@ -43,7 +43,7 @@ def client(url: str) -> Iterator[Client]:
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Collect the pauses of a client instead of waiting."""
     pauses: list[float] = []
-    monkeypatch.setattr("time.sleep", pauses.append)
+    monkeypatch.setattr(Client, "_pause", lambda self, seconds: pauses.append(seconds))
     return pauses
 
 

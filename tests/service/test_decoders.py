@@ -23,6 +23,7 @@ from ncml.images import open_resized, structure
 from service.decoder import Limits
 from service.decoders import MAX_EXPENSIVE, DecoderPool
 from service.http.problems import Problem
+from tests.conftest import until
 from tests.service import costly
 
 
@@ -164,6 +165,17 @@ def test_beyond_a_limit_the_image_is_refused_and_the_next_one_decoded(call: Call
                 await pool.run("image", call)
             assert error.value.field == "image"
         assert await pool.run("image", os.getpid)
+
+    run(check)
+
+
+def test_a_process_killed_while_it_waited_is_replaced() -> None:
+    async def check(pool: DecoderPool) -> None:
+        for _ in range(3):  # more often than there are idle processes
+            process = psutil.Process(await pool.run("image", os.getpid))
+            process.kill()
+            until(lambda process=process: process.status() == psutil.STATUS_ZOMBIE)
+        assert await pool.run("image", os.getpid) != process.pid
 
     run(check)
 

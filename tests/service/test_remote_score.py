@@ -13,6 +13,7 @@ from PIL import Image
 
 from ncml.cli import main as cli
 from ncml.cli import remote, rows
+from ncml.client import Client
 from service.app import create_app
 from service.keys import digest
 from service.settings import Settings
@@ -99,7 +100,7 @@ def test_an_interrupted_run_resumes(run: Run, queue, tmp_path: Path) -> None:
 
 def test_a_full_queue_slows_the_run_down(run: Run, queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr("time.sleep", pauses.append)
+    monkeypatch.setattr(Client, "_pause", lambda self, seconds: pauses.append(seconds))
     write(tmp_path / "images", range(80, 120, 2))
     accept, refused = queue.submit, [0]
 
@@ -114,6 +115,28 @@ def test_a_full_queue_slows_the_run_down(run: Run, queue, tmp_path: Path, monkey
     assert status == 0, err
     assert len(table(tmp_path / "scores.csv")) == 20
     assert len([pause for pause in pauses if pause >= 1]) == 2
+
+
+def test_an_error_ends_the_run_although_others_wait_for_the_queue(run: Run, queue, tmp_path: Path) -> None:
+    """Those that wait would do so for an hour."""
+    write(tmp_path / "images", range(80, 120, 2))
+    waiting = threading.Event()
+
+    def refuse(job: ScoreJob, **kwargs: object) -> str:
+        if job.images[0].data[0] > 80:
+            waiting.set()
+            raise QueueFull("2 jobs are waiting")
+        assert waiting.wait(30)
+        raise RuntimeError("out of order")
+
+    queue.submit, queue.rate = refuse, 0.01
+    before = set(threading.enumerate())
+    status, _, err = run("images", "--output", "scores.csv")
+    assert status == 2, err
+    assert err.startswith("ncml: The service failed unexpectedly")
+    for thread in {thread for thread in threading.enumerate() if "ThreadPoolExecutor" in thread.name} - before:
+        thread.join(30)
+        assert not thread.is_alive()
 
 
 def test_few_requests_are_in_progress_at_once() -> None:
@@ -208,7 +231,7 @@ def test_large_images_are_sent_as_files_and_those_that_the_service_refuses_are_s
 def test_a_mistake_is_reported_in_one_sentence_and_leaves_no_file(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], options: dict, message: str
 ) -> None:
-    monkeypatch.setattr("time.sleep", lambda _: None)
+    monkeypatch.setattr(Client, "_pause", lambda self, seconds: None)
     write(tmp_path / "images", range(80, 82, 2))
     (tmp_path / "empty").mkdir()
     files = set(tmp_path.iterdir())

@@ -226,11 +226,11 @@ class SyntheticModel:
             raise ModelError(f"{self.name}/calibration-tiles.json is damaged")
         return TileCalibration() if self.tiled else None
 
-    def scan(self, image: np.ndarray, *, side: int | None, batch_size: int, callback: OnProgress) -> Scan:
+    def scan(self, image: np.ndarray, *, tile_size: int | None, batch_size: int, callback: OnProgress) -> Scan:
         """Score each tile by its mean; each batch of tiles takes `batch_s`."""
         calibration = self.tiles
         tile = Tiling.resolve(
-            HEIGHT, WIDTH, side, Tiling(calibration.height, calibration.width) if calibration else None
+            HEIGHT, WIDTH, tile_size, Tiling(calibration.height, calibration.width) if calibration else None
         )
         H, W = image.shape[:2]
         corners = tile.corners(H, W)

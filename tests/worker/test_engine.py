@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ncml.model import Model
 from ncml.progress import Progress
 from ncml.training.adapt import adapt
 from tests.worker.fleet import score
@@ -42,6 +44,37 @@ def test_a_job_dropped_while_it_is_computed_alone_does_not_fail(
     assert done.outcomes["bad"].error
     assert done.outcomes["bad"].error.reason == "input"
     assert "the computation failed" not in capfd.readouterr().err
+
+
+def refuse_memory(*_: object) -> None:
+    print("attempt", file=sys.stderr, flush=True)
+    raise MemoryError
+
+
+def load_short_of_memory(folder: Path, *, device: str) -> Model:
+    """Load a model in an engine without enough memory to calibrate."""
+    calibrating.calibrate_copy = refuse_memory
+    return load_model(folder, device=device)
+
+
+def test_a_calibration_that_does_not_fit_into_memory_fails_at_once(
+    model_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is not computed in parts, so smaller ones would not help."""
+    shutil.copytree(model_folder, tmp_path / "tiny")
+    settings = EngineSettings(directories=(tmp_path,), load=load_short_of_memory, calibrates=True, threads=1)
+    engine = EngineProcess(settings)
+    try:
+        while not isinstance(engine.receive(100), Catalogue):
+            pass
+        outcome, _ = run(engine, calibration(60))
+    finally:
+        engine.stop()
+    assert outcome.error
+    assert "memory" in outcome.error.detail
+    output = capfd.readouterr().err
+    assert output.count("attempt\n") == 1
+    assert "continuing with" not in output
 
 
 def calibration(count: int, **fields: object) -> CalibrateJob:

@@ -5,11 +5,15 @@ import time
 from collections.abc import Iterator
 
 import pytest
+import redis.exceptions
 
+from tests.worker.synthetic import load
 from worker.contract import GenerateJob, JobStatus, Lane, Priority
-from worker.leases import Leases
+from worker.leases import Claim, Leases
+from worker.messages import EngineSettings
 from worker.queue import EVENTS_CAP, JobQueue, QueueFull
 from worker.results import Ending, Event, Preview, Progress
+from worker.worker import BatchWorker, WorkerSettings
 
 
 @pytest.fixture
@@ -83,6 +87,24 @@ def test_a_server_short_of_memory_refuses_new_jobs_and_ends_the_others(queue: Jo
         queue.redis.config_set("maxmemory", 0)
     assert [queue.view(job_id).status for job_id in ids] == ["succeeded", "canceled"]
     assert len(queue.redis.keys("rq:job:*")) == 2
+
+
+def test_jobs_claimed_before_the_server_fails_still_run(queue: JobQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy worker fills a batch with further claims, the second of which fails here."""
+    settings = WorkerSettings(lanes=(Lane.GENERATE,), engine=EngineSettings(directories=(), load=load))
+    worker = BatchWorker(queue, settings)
+    job_id = queue.submit(GenerateJob(model="m"))
+    worker._was_idle = False
+    key, claims = worker.leases.claim(8)
+    answers = iter([(key, claims)])
+
+    def claim(count: int, key: str | None = None) -> tuple[str, list[Claim]]:
+        for answer in answers:
+            return answer
+        raise redis.exceptions.ConnectionError("connection reset")
+
+    monkeypatch.setattr(worker.leases, "claim", claim)
+    assert [claim.id for claim in worker._gather()] == [job_id]
 
 
 def test_a_job_that_must_run_alone_shares_no_batch(queue: JobQueue) -> None:

@@ -328,30 +328,6 @@ def test_an_error_is_one_line_and_status_2(arguments: list[str], message: str, r
     assert "None" not in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("former", "flag", "values"),
-    [
-        ("--images", "--max-images", ["0"]),
-        ("--images=0", "--max-images", []),
-        ("--accumulate", "--grad-accum-steps", ["0"]),
-        ("--recompute", "--activation-checkpointing", ["--max-images", "0"]),
-    ],
-)
-def test_a_former_flag_still_works_and_is_not_in_the_help(
-    former: str, flag: str, values: list[str], run: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
-    done = run("train", "smoke", "--data", "x", "--out", "y", former, *values)
-    name = former.partition("=")[0]
-    note, error = done.stderr.splitlines()
-    assert note == f"ncml: {name} is now {flag}; the former name works in this release only."
-    assert error.endswith("must be more than 0, not 0.")
-    with pytest.raises(SystemExit):
-        run("train", "--help")
-    text = capsys.readouterr().out
-    assert flag in text
-    assert re.search(f"{name}\\b", text) is None
-
-
 def test_an_unreachable_hub_is_reported_immediately(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing listens on port 9; the datasets library would retry six times and print each attempt."""
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")

@@ -97,7 +97,7 @@ def test_noise_without_a_time_is_refused(sde: VPSDE, levels: float) -> None:
 def test_an_unknown_sde_is_refused() -> None:
     with pytest.raises(InputError, match="ve, vp, sub-vp") as refused:
         sde_module.make_sde(SDEConfig(kind="cosine"))  # type: ignore[arg-type]
-    assert refused.value.field == "process"
+    assert refused.value.field == "kind"
 
 
 def test_broadcast_to_gives_each_image_its_own_value() -> None:
