@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import ncml
-from ncml import checkpoint, config, images
+from ncml import checkpoint, config, images, recipes
 from ncml.calibration import tiles
 from ncml.images.tiling import OVERLAP, Tiling
 from ncml.network.ncpn import NCPN
@@ -148,7 +148,7 @@ def bundled(image_set: ImageSet, minutes: float) -> tuple[Scorer, dict[str, Any]
 def detector(image_set: ImageSet, minutes: float) -> tuple[Scorer, dict[str, Any]]:
     """Train the recipe `detector` on crops, and calibrate tiles."""
     base = ncml.load(ROOT / "models" / "cifar10")
-    recipe = config.detector()
+    recipe = recipes.detector()
     shape = {name: getattr(base.config.model, name) for name in config.SHAPE}
     recipe = replace(recipe, model=replace(recipe.model, **shape))
     cropping = Cropping(Tiling.for_model(base.height, base.width, image_set.tile), CROPS)

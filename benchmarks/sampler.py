@@ -22,9 +22,10 @@ from typing import Any
 import torch
 
 import ncml
-from ncml.config import SOLVERS, paper_cifar10
+from ncml.config import SOLVERS
 from ncml.network.ncpn import NCPN
 from ncml.network.sde import end_time, make_sde
+from ncml.recipes import paper_cifar10
 from ncml.runtime import reuse_freed_memory
 from ncml.sampling.batch_invariance import GroupedSampler
 from ncml.sampling.batching import fast_groups, fixed_groups

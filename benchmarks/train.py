@@ -32,7 +32,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from ncml import config
+from ncml import recipes
 from ncml.config import Config
 from ncml.network.ncpn import NCPN
 from ncml.runtime import reuse_freed_memory
@@ -98,7 +98,7 @@ def print_line(line: str) -> None:
 
 def recipe_at(recipe: str, batch_size: int | None, precision: str) -> Config:
     """Return a recipe with another batch size and precision."""
-    recipe_config = config.recipe(recipe)
+    recipe_config = recipes.by_name(recipe)
     batch_size = batch_size or recipe_config.training.batch_size
     training = replace(recipe_config.training, precision=precision, batch_size=batch_size)
     return replace(recipe_config, training=training)
@@ -192,7 +192,7 @@ class PlainTraining:
 
 def compare_learning(options: argparse.Namespace) -> dict[str, Any]:
     """Train both ways for the same CPU time, one after the other, and measure held-out bits/dim."""
-    recipe_config = recipe_at(LEARNING_RECIPE, None, config.recipe(LEARNING_RECIPE).training.precision)
+    recipe_config = recipe_at(LEARNING_RECIPE, None, recipes.by_name(LEARNING_RECIPE).training.precision)
     model = recipe_config.model
     data = dataset.load(options.data, model.height, model.width)
     recipe_config = replace(recipe_config, model=replace(model, classes=data.classes))

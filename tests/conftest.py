@@ -149,8 +149,8 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from ncml import checkpoint
-    from ncml.config import smoke
     from ncml.network.ncpn import NCPN
+    from ncml.recipes import smoke
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("models") / "tiny"

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from ncml import config, runtime
+from ncml import recipes, runtime
 from ncml.cli.terminal import (
     JsonOption,
     check_device,
@@ -127,7 +127,7 @@ def train(
     if schedule is not None and (resume or cooldown_from is not None):
         option = "resume" if resume else "cooldown-from"
         raise InputError("schedule", f"--schedule cannot be combined with --{option}, which keeps the run's schedule.")
-    recipe_config = config.recipe(recipe)
+    recipe_config = recipes.by_name(recipe)
     if size is not None:
         height, width = parse_size(size)
         recipe_config = replace(recipe_config, model=replace(recipe_config.model, height=height, width=width))
@@ -137,11 +137,11 @@ def train(
     elif recipe == "detector" and init_from is None and cooldown_from is None:
         init_from = BUNDLED_MODEL
     if noise == "paper":
-        recipe_config = config.paper_literal(recipe_config, process)
+        recipe_config = recipes.paper_literal(recipe_config, process)
     else:
         recipe_config = replace(recipe_config, sde=replace(recipe_config.sde, kind=process, grey_levels=noise))
     if objective == "mle":
-        recipe_config = config.maximum_likelihood(recipe_config)
+        recipe_config = recipes.maximum_likelihood(recipe_config)
 
     largest_noise(recipe_config.sde)  # refuses a noise that the SDE does not reach
     if threads is not None:

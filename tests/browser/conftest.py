@@ -69,8 +69,9 @@ def models(model_folder: Path, one_thread: None, tmp_path_factory: pytest.TempPa
     from ncml import checkpoint
     from ncml.calibration import tiles
     from ncml.calibration.estimation import calibrate
-    from ncml.config import LevelConfig, smoke
+    from ncml.config import LevelConfig
     from ncml.network.ncpn import NCPN
+    from ncml.recipes import smoke
 
     directory = tmp_path_factory.mktemp("studio-models")
     shutil.copytree(model_folder, directory / "tiny")

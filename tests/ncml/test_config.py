@@ -9,23 +9,24 @@ import pytest
 import torch
 
 import ncml
-from ncml import config, format1
-from ncml.config import RECIPES, SOLVERS, Config, LevelConfig, ModelConfig
+from ncml import config, format1, recipes
+from ncml.config import SOLVERS, Config, LevelConfig, ModelConfig
 from ncml.errors import InputError
 from ncml.network.ncpn import NCPN
+from ncml.recipes import RECIPES
 from ncml.sampling.solvers import SOLVERS as REFINERS
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_builds_a_network_of_its_size(name: str) -> None:
-    recipe = config.recipe(name)
+    recipe = recipes.by_name(name)
     assert recipe.recipe == name
     assert parameters(recipe) > 0
 
 
 @pytest.mark.parametrize("name", ["smoke", "cifar10_tiny", "cifar10_small"])
 def test_small_recipes_run(name: str) -> None:
-    recipe = config.recipe(name)
+    recipe = recipes.by_name(name)
     height, width = recipe.model.height, recipe.model.width
     with torch.inference_mode():
         out = NCPN(recipe)(torch.zeros(1, 3, height, width), torch.zeros(1))
@@ -39,16 +40,16 @@ def parameters(recipe: Config) -> int:
 
 
 def test_the_paper_s_network_has_73_million_parameters() -> None:
-    assert parameters(config.paper_cifar10()) == pytest.approx(73e6, rel=0.05)
+    assert parameters(recipes.paper_cifar10()) == pytest.approx(73e6, rel=0.05)
 
 
 def test_the_bundled_model_fits_16_mib() -> None:
-    assert 2 * parameters(config.cifar10_base()) < 16 * 2**20  # in bf16
+    assert 2 * parameters(recipes.cifar10_base()) < 16 * 2**20  # in bf16
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_json_restores_a_configuration(name: str) -> None:
-    recipe = config.recipe(name)
+    recipe = recipes.by_name(name)
     assert Config.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
 
 
@@ -56,7 +57,7 @@ def test_json_restores_a_configuration(name: str) -> None:
 @pytest.mark.parametrize("batch_size", [1, 16, 32, 48])
 def test_the_spelling_of_format_1_is_restored_exactly(decay: float, batch_size: int) -> None:
     """The decay of the moving average becomes a horizon in images and back, bit for bit: versions depend on it."""
-    spelling = format1.downgrade(config.smoke().to_json())
+    spelling = format1.downgrade(recipes.smoke().to_json())
     spelling["training"] |= {"ema": decay, "batch_size": batch_size}
     upgraded = Config.from_json(format1.upgrade(spelling))
     assert format1.downgrade(upgraded.to_json()) == spelling | {"model": upgraded.to_json()["model"]}
@@ -65,7 +66,7 @@ def test_the_spelling_of_format_1_is_restored_exactly(decay: float, batch_size: 
 
 @pytest.mark.parametrize(("decay", "batch_size"), [(0.999, 32), (0.9995, 16)])
 def test_equal_averages_over_images_have_equal_horizons(decay: float, batch_size: int) -> None:
-    spelling = format1.downgrade(config.smoke().to_json())
+    spelling = format1.downgrade(recipes.smoke().to_json())
     spelling["training"] |= {"ema": decay, "batch_size": batch_size}
     assert format1.upgrade(spelling)["training"]["ema_images"] == 32_000
 
@@ -91,15 +92,15 @@ def test_heads_must_divide_the_width_where_there_is_attention() -> None:
 
 def test_a_misspelt_recipe_suggests_the_nearest() -> None:
     with pytest.raises(InputError, match="did you mean cifar10_small") as refused:
-        config.recipe("cifar10-smal")
+        recipes.by_name("cifar10-smal")
     assert refused.value.field == "recipe"
     with pytest.raises(InputError, match="choose from smoke, cifar10_tiny, cifar10_small"):
-        config.recipe("zebra")
+        recipes.by_name("zebra")
 
 
 def test_maximum_likelihood_changes_only_the_objective() -> None:
-    recipe = config.smoke()
-    plain = config.maximum_likelihood(recipe)
+    recipe = recipes.smoke()
+    plain = recipes.maximum_likelihood(recipe)
     assert plain.training.clean_probability == 1
     assert replace(plain, training=recipe.training) == recipe
 

@@ -8,7 +8,7 @@ import torch
 import ncml
 from ncml import checkpoint
 from ncml.calibration.estimation import calibrate
-from ncml.config import maximum_likelihood
+from ncml.recipes import maximum_likelihood
 from tests.ncml import nets
 
 

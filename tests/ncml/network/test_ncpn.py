@@ -5,11 +5,11 @@ import torch
 from torch.nn import functional as F
 
 from ncml import runtime
-from ncml.config import cifar10_base, smoke
 from ncml.network.layers import AxialAttention, CausalConv, FourierFeatures, Grow, concat_elu, gate
 from ncml.network.likelihood import initial_bias, log_prob
 from ncml.network.ncpn import NCPN
 from ncml.network.sde import end_time
+from ncml.recipes import cifar10_base, smoke
 from ncml.training.batches import draw_batch
 from ncml.training.objective import loss_bits
 from tests.ncml import nets

@@ -6,10 +6,11 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
-from ncml.config import SDEConfig, cifar10_small, paper_literal
+from ncml.config import SDEConfig
 from ncml.errors import InputError
 from ncml.network import sde as sde_module
 from ncml.network.sde import GREY_LEVEL, VESDE, VPSDE, SubVPSDE
+from ncml.recipes import cifar10_small, paper_literal
 
 SDES = [VESDE(), VPSDE(), SubVPSDE()]
 TIMES = torch.tensor([0.001, 0.02, 0.1, 0.5, 1.0], dtype=torch.float64)

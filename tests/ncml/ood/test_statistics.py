@@ -15,7 +15,6 @@ from scipy import stats
 import ncml
 from ncml import checkpoint
 from ncml.calibration.estimation import calibrate
-from ncml.config import maximum_likelihood
 from ncml.errors import InputError
 from ncml.evaluation import quality
 from ncml.network.likelihood import from_uint8, log_prob
@@ -24,6 +23,7 @@ from ncml.ood import measurements, statistics
 from ncml.ood.calibration import Calibration
 from ncml.ood.columns import CHANNELS, CORRELATION_KINDS, NEIGHBOURS, noise_levels
 from ncml.ood.statistics import MULTISCALE_KINDS
+from ncml.recipes import maximum_likelihood
 from tests.ncml import nets
 from tests.ncml.nets import FIT, NEW, RANK
 

@@ -10,12 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ncml.config import Config, LevelConfig, ModelConfig, cifar10_small
+from ncml.config import Config, LevelConfig, ModelConfig
 from ncml.limits import KEEPS, Keep
 from ncml.network.layers import CausalConv, Grow
 from ncml.network.likelihood import from_uint8, group_by_component, to_uint8
 from ncml.network.ncpn import NCPN
 from ncml.network.sde import end_time
+from ncml.recipes import cifar10_small
 from ncml.sampling.batch_invariance import GroupedSampler, choose_batching
 from ncml.sampling.cached import NetworkCache, sample_cached, visit_pixels
 from ncml.sampling.conditions import Conditions

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ncml.config import TrainingConfig, cifar10_small, smoke
+from ncml.config import TrainingConfig
 from ncml.network.ncpn import NCPN
+from ncml.recipes import cifar10_small, smoke
 from ncml.training.optimizer import FUSED, Optimizer
 
 TRAINING = TrainingConfig(learning_rate=1e-3, muon_learning_rate=4e-3, embedding_lr_multiplier=5.0)

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import ncml
-from ncml import config
+from ncml import config, recipes
 from ncml.cli import main as cli
 from ncml.config import Config
 from ncml.errors import InputError, TrainingError
@@ -49,7 +49,7 @@ def train(
 ) -> run.TrainedModel | None:
     on_message: Callable[[str], None] = (lambda line: None) if messages is None else messages.append
     options |= {"command": "ncml train", "total_images": total_images, "on_message": on_message}
-    return run.train(config.smoke(), source, out, **options)
+    return run.train(recipes.smoke(), source, out, **options)
 
 
 def state(out: Path) -> dict[str, torch.Tensor]:
@@ -122,7 +122,7 @@ def test_a_detector_is_trained_on_crops_and_calibrated_on_whole_held_out_images(
     tmp_path: Path, model: ncml.Model
 ) -> None:
     source, messages = write_images(tmp_path / "photos", 140, 16), list[str]()  # in folders, which make no classes here
-    recipe = config.smoke()
+    recipe = recipes.smoke()
     shape = {name: getattr(model.config.model, name) for name in config.SHAPE}
     recipe = replace(recipe, model=replace(recipe.model, classes=(), **shape))
     recipe = replace(recipe, training=replace(recipe.training, crop=12))
@@ -222,7 +222,7 @@ def test_tiles_are_not_calibrated_on_images_that_changed_during_the_run(tmp_path
         shutil.copyfile(tmp_path / "photos/0000.png", tmp_path / "photos/000.png")
         return Recorder(folder, config)
 
-    recipe = config.smoke()
+    recipe = recipes.smoke()
     recipe = replace(
         recipe, model=replace(recipe.model, classes=()), training=replace(recipe.training, crop=12, total_images=32)
     )
@@ -303,7 +303,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path, model_folder: Pat
 def test_a_configuration_that_could_not_be_loaded_is_refused_before_images_are_read(
     tmp_path: Path, section: str, change: dict[str, Any], option: str
 ) -> None:
-    recipe = config.smoke()
+    recipe = recipes.smoke()
     recipe = replace(recipe, **{section: replace(getattr(recipe, section), **change)})
     with pytest.raises(InputError, match=f"should be less than or equal to .*; change --{option}") as refused:
         run.train(recipe, "nowhere", tmp_path / "mine", command="")
@@ -322,21 +322,21 @@ def test_a_run_starts_with_another_model_s_weights(tmp_path: Path) -> None:
     first = train(write_images(tmp_path / "photos", 50), tmp_path / "first", total_images=640)
     other = write_images(tmp_path / "others", 50, classes=("dim", "white"))
     # A learning rate of next to nothing leaves the weights where they began.
-    still = replace(config.smoke(), training=replace(config.smoke().training, learning_rate=1e-12))
+    still = replace(recipes.smoke(), training=replace(recipes.smoke().training, learning_rate=1e-12))
     started = run.train(
         still, other, tmp_path / "second", command="", total_images=32, init_from=ncml.load(tmp_path / "first")
     )
     assert first is not None
     assert started is not None
     assert started.metrics["held_out_bpd"] == pytest.approx(first.metrics["held_out_bpd"], abs=2e-4)
-    shape = replace(config.smoke(), model=replace(config.smoke().model, mixtures=2))
+    shape = replace(recipes.smoke(), model=replace(recipes.smoke().model, mixtures=2))
     with pytest.raises(InputError, match="the model first has mixtures 3 and the recipe smoke has 2: use the recipe"):
         run.train(shape, other, tmp_path / "third", command="", init_from=ncml.load(tmp_path / "first"))
 
 
 def test_a_run_beyond_a_year_is_planned_without_a_date() -> None:
     pixels = nets.images(8)
-    trainer = Trainer(config.smoke(), dataset.Dataset(pixels, torch.zeros(8, dtype=torch.long), ("dark", "light")))
+    trainer = Trainer(recipes.smoke(), dataset.Dataset(pixels, torch.zeros(8, dtype=torch.long), ("dark", "light")))
     for images, phrase in ((10_000, ", until "), (10**23, " days ")):
         trainer.set_length(images)
         plan = describe_plan(trainer, 0.5, math.inf)
@@ -349,9 +349,9 @@ def test_a_tracker_is_created_by_a_function_of_folder_and_configuration(tmp_path
         with pytest.raises(InputError, match=f"{name} is not a function of"):
             tracking.tracker_factory(name)
     with pytest.raises(InputError, match="builtins:slice returns no tracker") as refused:
-        tracking.tracker_factory("builtins:slice")(tmp_path, config.smoke())
+        tracking.tracker_factory("builtins:slice")(tmp_path, recipes.smoke())
     assert refused.value.field == "tracker"
-    assert isinstance(tracking.tracker_factory(f"{__name__}:Recorder")(tmp_path, config.smoke()), Recorder)
+    assert isinstance(tracking.tracker_factory(f"{__name__}:Recorder")(tmp_path, recipes.smoke()), Recorder)
 
 
 def test_a_run_takes_the_time_that_it_is_given(tmp_path: Path) -> None:
@@ -573,13 +573,13 @@ def test_two_processes_compute_what_one_does_with_muon(tmp_path: Path) -> None:
 import sys, torch
 from dataclasses import replace
 from pathlib import Path
-from ncml import config
+from ncml import recipes
 from ncml.config import Config
 from ncml.training.dataset import Dataset
 from ncml.training.distributed import process_group
 from ncml.training.trainer import Trainer
 torch.set_num_threads(1)
-base = config.smoke()
+base = recipes.smoke()
 recipe = replace(base, training=replace(base.training, muon_learning_rate=4e-3, batch_size=16))
 pixels = torch.randint(256, (64, 8, 8, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 data = Dataset(pixels, torch.arange(64) % 2, ("dark", "light"))
@@ -625,7 +625,7 @@ def test_a_run_that_diverges_leaves_its_last_state(tmp_path: Path) -> None:
     source, out = write_images(tmp_path / "photos", 50), tmp_path / "mine"
     train(source, out, total_images=64)
     saved = (out / STATE).read_bytes()
-    wild = replace(config.smoke(), training=replace(config.smoke().training, learning_rate=1e3))
+    wild = replace(recipes.smoke(), training=replace(recipes.smoke().training, learning_rate=1e3))
     diverged = r"diverged at step \d+ .* of image \d+ of the training part at .* grey levels.*; "
     with pytest.raises(
         TrainingError, match=diverged + "nothing was saved yet: start again with a lower --learning-rate"
