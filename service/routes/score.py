@@ -141,7 +141,7 @@ async def _open_for_tiles(
         smallest = None if calibrated else smallest_tile_side((model.height, model.width), (height, width), limit)
         remedy = f"set tile_size to at least {smallest}" if smallest else "send it in parts"
         raise invalid_field(
-            "tile_size" if smallest else "image",
+            "image",
             f"image is {width} x {height} pixels, which makes {rows * columns} tiles of {tile.width} x {tile.height}; "
             f"at most {limit} are scored, so {remedy}.",
         )

@@ -169,7 +169,7 @@ def test_an_image_that_cannot_be_tiled_is_refused_at_once(new_client, queue, mod
         assert words in assert_problem(client.post("/score?tile=1", files=files), 422)["detail"]
     queue.served = [model.model_copy(update={"tiles": None})]
     body = refusal(20, 20)
-    assert body["errors"][0]["field"] == "tile_size"
+    assert body["errors"][0]["field"] == "image"
     assert body["detail"].endswith("makes 16 tiles of 8 x 8; at most 6 are scored, so set tile_size to at least 13.")
     params = {"tile": 1, "tile_size": 13}
     file = to_png(np.zeros((20, 20, 3), np.uint8))

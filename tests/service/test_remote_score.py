@@ -188,6 +188,21 @@ def test_large_images_are_judged_by_their_tiles(run: Run, tmp_path: Path) -> Non
     assert (tmp_path / "maps" / "images" / "080.png.png").exists()
 
 
+def test_an_image_with_too_many_tiles_is_skipped(
+    queue, model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "images", range(80, 100, 20))
+    Image.new("RGB", (64, 64)).save(tmp_path / "images" / "big.png")
+    queue.served = [model.model_copy(update={"tiles": None})]
+    with served(create_app(Settings(max_tiles=10), queue)) as url:
+        status = cli.main(["score", "images", "--tile", "--output", "scores.csv", "--server", url])
+    assert status == 0, capsys.readouterr().err
+    scored, big = table(tmp_path / "scores.csv")
+    assert scored["tiles"] == "9"
+    assert big["error"].startswith("images/big.png is 64 x 64 pixels, which makes 225 tiles of 8 x 8; ")
+
+
 def test_large_images_are_sent_as_files_and_those_that_the_service_refuses_are_skipped(
     queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
