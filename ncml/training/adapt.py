@@ -120,10 +120,11 @@ def split(data: Dataset, false_positive_rate: float) -> tuple[Dataset, Dataset]:
     check_rate(false_positive_rate)
     min_count = min_ranks(1, false_positive_rate)
     if len(data) < MIN_IMAGES + min_count:
+        remedy = f", or raise the false-positive rate ({false_positive_rate:g})" if len(data) > MIN_IMAGES else ""
         raise InputError(
             "data",
             f"{len(data)} images are too few: use at least {MIN_IMAGES + min_count} good images, {MIN_IMAGES} to "
-            f"estimate and {min_count} to rank.",
+            f"estimate and {min_count} to rank{remedy}.",
         )
     images_NHWC = data.images_NHWC
     if bool((images_NHWC == images_NHWC[:1]).all()):

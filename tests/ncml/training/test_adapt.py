@@ -33,9 +33,14 @@ def test_every_image_is_used_either_to_estimate_or_to_rank(count: int, estimatin
 
 
 def test_too_few_or_equal_images_are_refused() -> None:
-    with pytest.raises(InputError, match="10 images are too few: use at least 39 good images, 20 to estimate and 19"):
+    with pytest.raises(
+        InputError, match=r"10 images are too few: use at least 39 good images, 20 to estimate and 19 to rank.$"
+    ):
         adapting.split(good(10), 0.05)
-    with pytest.raises(InputError, match="use at least 119 good images, 20 to estimate and 99 to rank"):
+    remedy = (
+        r"use at least 119 good images, 20 to estimate and 99 to rank, or raise the false-positive rate \(0.01\)\.$"
+    )
+    with pytest.raises(InputError, match=remedy):
         adapting.split(good(100), 0.01)
     same = Dataset(torch.full((50, 8, 8, 3), 7, dtype=torch.uint8), torch.zeros(50, dtype=torch.int64), ())
     with pytest.raises(InputError, match="all images are equal"):
