@@ -14,6 +14,9 @@ from service.http.problems import FieldError, Problem, as_sentence
 from worker.contract import JobStatus, Priority, Task
 from worker.results import Box, Calibrated, JobError, JobView, ModelRef, Ood, Progress, Timing, ViewVerdict
 
+KEY_PREFIX = "key-"
+"""Beginning of the ids of jobs that have an idempotency key."""
+
 
 class Answer(BaseModel):
     """The first fields of every document about a job."""
@@ -240,6 +243,9 @@ def job_problem(view: JobView) -> Problem:
     status = {
         "input": 422, "model": 500, "timeout": 504, "canceled": 410, "expired": 504, "engine": 500, "worker": 500,
     }[error.reason]  # fmt: skip
-    detail = as_sentence(error.detail, error.field)
+    remedy = "; send the request again" if error.reason == "canceled" else ""
+    if error.reason in ("canceled", "expired") and view.id.startswith(KEY_PREFIX):
+        remedy += " with a new Idempotency-Key"
+    detail = as_sentence(error.detail.rstrip(".") + remedy, error.field)
     errors = [FieldError(field=error.field, detail=detail)] if error.field else []
     return Problem(status, detail, kind=f"job-{error.reason}", errors=errors, headers={"X-Job-Id": view.id})

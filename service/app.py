@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """Exact likelihoods, out-of-distribution scores and new images from a noise conditional pixel network.
 
-Each request becomes a job in a queue and waits for its result (30 s by default; `Prefer: wait=5` changes that,
+Each request becomes a job in a queue and waits for its result (30 s by default; `Prefer: wait=5` shortens that,
 `Prefer: respond-async` does not wait). If the job takes longer, the response is `202` with the job's `Location`.
 Errors are `application/problem+json` (RFC 9457).
 """

@@ -22,7 +22,7 @@ _DAMAGED = (
 
 def is_archive(data: bytes) -> bool:
     """Return whether a file is a zip."""
-    return data.startswith(SIGNATURE)
+    return data.startswith((SIGNATURE, _END))  # an empty zip begins with its end
 
 
 def read_archive(data: bytes, *, field: str, max_files: int, max_bytes: int) -> list[tuple[str, bytes]]:

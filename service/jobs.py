@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from ncml.images import open_resized
 from ncml.paths import default_model
-from service.answers import job_problem, job_response, submitted_view
+from service.answers import KEY_PREFIX, job_problem, job_response, submitted_view
 from service.decoder import Limits
 from service.decoders import DecoderPool
 from service.http.clients import StreamLimit
@@ -173,7 +173,7 @@ class JobService:
         self, job: Job, parsed: ParsedRequest[Any], key: str | None, path: str, owner: str, traceparent: str
     ) -> str:
         fingerprint = parsed.fingerprint(path) if key else ""
-        job_id = None if key is None else "key-" + hashlib.sha256(f"{owner} {key}".encode()).hexdigest()[:40]
+        job_id = None if key is None else KEY_PREFIX + hashlib.sha256(f"{owner} {key}".encode()).hexdigest()[:40]
         try:
             job_id = self.queue.submit(
                 job,

@@ -1,5 +1,7 @@
 """The parameters of each endpoint, the same in the query, in a form and in JSON."""
 
+from typing import Literal, cast, get_args
+
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
@@ -7,6 +9,12 @@ from ncml.limits import MAX_IMAGES_PER_REQUEST, MAX_SEED, MAX_STEPS, Keep
 from ncml.sampling.options import SamplingOptions
 from service.http.negotiation import Format
 from worker.contract import MODEL_NAME, Priority
+
+_FORMAT = Field(
+    default=None,
+    description="The format of the response; it takes precedence over `Accept`. Default: that of `Accept`.",
+    examples=["json"],
+)
 
 
 class Params(BaseModel):
@@ -30,24 +38,21 @@ class Params(BaseModel):
     priority: Priority = Field(
         default=Priority.NORMAL, description="Jobs of a higher priority start first. Default: normal."
     )
-    format: Format | None = Field(
-        default=None,
-        description="The format of the response; it takes precedence over `Accept`. Default: that of `Accept`.",
-        examples=["json"],
-    )
 
     @field_validator("*", mode="before")
     @classmethod
     def _refuse_boolean(cls, value: object, info: ValidationInfo) -> object:
         """Refuse true and false in JSON where a number is expected; they would be read as 1 and 0."""
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
-            raise PydanticCustomError("boolean", "it must not be true or false")
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and {int, float} & {annotation, *get_args(annotation)}:
+            raise PydanticCustomError("boolean", "it must be a number, not true or false")
         return value
 
 
 class ScoreParams(Params):
     """Parameters of /score."""
 
+    format: Literal["json", "png", "npz"] | None = _FORMAT
     noise: float = Field(
         default=0.0,
         ge=0,
@@ -78,7 +83,8 @@ class ScoreParams(Params):
     statistics: str | None = Field(
         default=None,
         max_length=1000,
-        description="Additional statistics to return: `all`, or names separated by commas. Default: none.",
+        description="Additional statistics to return: `all`, or names separated by commas; in JSON also a list of "
+        "names. Default: none.",
         examples=["all"],
     )
     sanity: bool = Field(
@@ -100,6 +106,14 @@ class ScoreParams(Params):
         examples=[64],
     )
 
+    @field_validator("statistics", mode="before")
+    @classmethod
+    def _join_names(cls, value: object) -> object:
+        if not isinstance(value, list):
+            return value
+        names = cast(list[object], value)
+        return ",".join(map(str, names)) if all(isinstance(name, str) for name in names) else names
+
 
 class CalibrateParams(BaseModel):
     """Parameters of /calibrate."""
@@ -109,7 +123,8 @@ class CalibrateParams(BaseModel):
     name: str = Field(
         pattern=MODEL_NAME,
         max_length=64,
-        description="Name of the new model: letters, digits, dots, hyphens and underscores.",
+        description="Name of the new model: letters, digits, dots, hyphens and underscores, beginning with a letter or "
+        "digit, at most 64.",
         examples=["bottles"],
     )
     model: str | None = Field(
@@ -129,6 +144,7 @@ class CalibrateParams(BaseModel):
 class SamplingParams(Params):
     """Parameters of /generate and /complete."""
 
+    format: Format | None = _FORMAT
     n: int = Field(
         default=1, ge=1, le=MAX_IMAGES_PER_REQUEST, description="Number of images. Default: 1.", examples=[4]
     )

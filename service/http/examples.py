@@ -25,7 +25,7 @@ PROBLEMS: dict[int, dict[str | None, str]] = {
     },
     406: {"media-type": "Accept is 'text/html'; this endpoint offers application/json or application/x-npz."},
     409: {"running": "The job 0b6a3c1e9d is being canceled but has not ended yet; retry the deletion."},
-    410: {"job-canceled": "The job was canceled on request."},
+    410: {"job-canceled": "The job was canceled on request; send the request again."},
     413: {"too-large": "image is 8000 x 8000 pixels; at most 33554432 pixels are accepted, so make it smaller first."},
     415: {"media-type": "This endpoint does not accept the type 'text/plain'; send multipart/form-data or image/*."},
     421: {"unknown-host": "The host 'example.org' is not served; name it in NCML_ALLOWED_HOSTS."},

@@ -1,11 +1,14 @@
 """Problem documents (RFC 9457), the single format of error responses: fault, fields and remedy."""
 
+import json
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
+
+from worker.contract import MODEL_NAME
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -109,7 +112,16 @@ def truncate(text: str) -> str:
     return text if len(text) <= _MAX_QUOTE else f"{text[:_MAX_QUOTE]}..."
 
 
+JOB_ID = r"^[A-Za-z0-9_-]{1,64}$"
+EVENT_ID = r"^[0-9]{1,19}(-[0-9]{1,19})?$"
+_PATTERNS = {
+    MODEL_NAME: "it must have 1 to 64 letters, digits, dots, underscores and hyphens, beginning with a letter or digit",
+    JOB_ID: "it must have 1 to 64 letters, digits, underscores and hyphens",
+    EVENT_ID: "it must be the id of an event that this service sent, such as 1767268800115-0",
+}
+"""Requirements by pattern."""
 _RULES = {
+    "missing": "it is required; add it",
     "greater_than_equal": "it must be at least {ge:g}",
     "greater_than": "it must be more than {gt:g}",
     "less_than_equal": "it must be at most {le:.16g}",
@@ -120,7 +132,6 @@ _RULES = {
     **dict.fromkeys(("enum", "literal_error"), "it must be {expected}"),
     "string_type": "it must be text",
     "string_too_long": "it must have at most {max_length} characters",
-    "string_pattern_mismatch": "it must match {pattern}",
 }
 """Requirements by pydantic's error type; other types keep pydantic's own message."""
 
@@ -133,9 +144,11 @@ def field_errors(errors: Sequence[Mapping[str, Any]]) -> list[FieldError]:
         field = ".".join(path) or "body"
         value = error.get("input")
         is_short = isinstance(value, (str, int, float, bool)) and len(str(value)) <= 40
-        subject = f"{field} is {value!r};" if is_short else f"{field}:"
-        if rule := _RULES.get(error["type"]):
-            requirement = rule.format_map(error.get("ctx", {}))
+        shown = json.dumps(value) if isinstance(value, bool) else repr(value)
+        subject = f"{field} is {shown};" if is_short else f"{field}:"
+        context = error.get("ctx", {})
+        if rule := _RULES.get(error["type"]) or _PATTERNS.get(context.get("pattern", "")):
+            requirement = rule.format_map(context)
         else:
             message = str(error["msg"]).removeprefix("Value error, ")
             requirement = message[0].lower() + message[1:]

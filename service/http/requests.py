@@ -106,7 +106,7 @@ async def parse_request(request: Request, params: type[P], *, max_images: int) -
     try:
         validated = params.model_validate(query | fields)
     except ValidationError as error:
-        raise invalid_fields(_parameter_errors(error, params)) from error
+        raise invalid_fields(_parameter_errors(error, params, max_images)) from error
     if max_images and not uploads:
         raise invalid_field("image", "image is missing; send it as a form field, as the body, or in base64 in JSON.")
     if len(uploads) > max_images:
@@ -260,9 +260,10 @@ def _numbered(uploads: list[Upload]) -> list[Upload]:
     return [dataclasses.replace(upload, field=f"image[{i}]") for i, upload in enumerate(uploads)]
 
 
-def _parameter_errors(error: ValidationError, params: type[BaseModel]) -> list[FieldError]:
+def _parameter_errors(error: ValidationError, params: type[BaseModel], max_images: int) -> list[FieldError]:
     """Convert pydantic's errors; for an unknown parameter list the valid ones."""
     names = ", ".join(field.alias or name for name, field in params.model_fields.items())
+    names = f"image, {names}" if max_images else names
     errors = error.errors()
     return [
         FieldError(

@@ -18,7 +18,7 @@ from service.http.clients import client_name
 from service.http.deferred import DeferredResponse
 from service.http.negotiation import JSON, NPZ, PNG, ZIP, Format, negotiate, wait_preference
 from service.http.openapi import BINARY, header_parameters, problem_responses
-from service.http.problems import Problem
+from service.http.problems import EVENT_ID, JOB_ID, Problem
 from service.jobs import Jobs, as_canceled
 from service.rendering import CALIBRATE_OFFERS, IMAGE_OFFERS, SCORE_OFFERS
 from worker.contract import Task
@@ -29,13 +29,11 @@ router = APIRouter(prefix="/jobs", tags=["jobs"])
 OFFERS = {Task.SCORE: SCORE_OFFERS, Task.SCAN: SCORE_OFFERS, Task.CALIBRATE: CALIBRATE_OFFERS}
 """The media types of results by task; of the others, those of images."""
 
-JobId = Annotated[str, Path(description="The id of a job, as in X-Job-Id.", pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+JobId = Annotated[str, Path(description="The id of a job, as in X-Job-Id.", pattern=JOB_ID)]
 ResultFormat = Annotated[
     Format | None, Query(description="The format of the result; it takes precedence over `Accept`.")
 ]
-LastEventId = Annotated[
-    str, Header(description="The id of the last event received.", pattern=r"^[0-9]{1,19}(-[0-9]{1,19})?$")
-]
+LastEventId = Annotated[str, Header(description="The id of the last event received.", pattern=EVENT_ID)]
 
 _PROGRESS_HEADER = {
     "description": "The progress at the time of the preview, as in the events: a dictionary (RFC 9651).",

@@ -70,6 +70,10 @@ async def score(request: Request, jobs: Jobs) -> Response:
     parsed = await parse_request(request, ScoreParams, max_images=jobs.settings.max_images)
     params, uploads = parsed.params, parsed.uploads
     media = negotiate(request.headers, SCORE_OFFERS, params.format)
+    if media == PNG and not params.map and "map" in params.model_fields_set:
+        raise invalid_field(
+            "map", "map=0 cannot be combined with a PNG, which shows the map; omit map, or request JSON."
+        )
     _check_tile_options(params, len(uploads))
     model, version = await jobs.find_model(params, Task.SCAN if params.tile else Task.SCORE)
     common = jobs.job_fields(request, params, model, version)

@@ -96,6 +96,14 @@ def test_an_unsafe_or_taken_name_is_refused(open_client: TestClient, queue, name
     assert not queue.jobs
 
 
+def test_a_name_is_required_in_words(open_client: TestClient) -> None:
+    missing = open_client.post("/calibrate", files=files(2)).json()
+    assert missing["detail"] == "name: it is required; add it."
+    invalid = open_client.post("/calibrate?name=a/b", files=files(2)).json()["detail"]
+    words = "it must have 1 to 64 letters, digits, dots, underscores and hyphens, beginning with a letter or digit."
+    assert invalid == f"name is 'a/b'; {words}"
+
+
 def test_a_request_repeated_with_its_key_returns_its_job_although_the_model_exists(
     open_client: TestClient, queue, model
 ) -> None:
@@ -142,6 +150,7 @@ def encrypted() -> bytes:
         pytest.param(lambda: b"PK\x03\x04 and no more", "cannot be read", id="damaged"),
         pytest.param(lambda: archive([("a.txt", b"x")]), "none of 1 files is a usable image", id="no images"),
         pytest.param(lambda: archive([("good/", b"")]), "the zip contains no files", id="no files"),
+        pytest.param(lambda: archive([]), "the zip contains no files", id="empty"),
     ],
 )
 def test_a_hostile_or_useless_zip_is_refused(

@@ -125,7 +125,9 @@ def test_parameters_reach_the_job_from_query_form_and_json(client: TestClient, q
     client.post("/score?class=cat&noise=2.5&map=1&priority=high", files=[part(flat(1))])
     client.post("/score", files=[part(flat(1))], data={"class": "cat", "noise": "2.5", "map": "1", "priority": "high"})
     client.post("/score", json={"image": image, "class": "cat", "noise": 2.5, "map": True, "priority": "high"})
-    jobs = [job for job, _ in queue.jobs.values()]
+    client.post("/score", json={"image": image, "statistics": ["bpd", "multiscale"]})
+    *jobs, listed = [job for job, _ in queue.jobs.values()]
+    assert listed.statistics == ("bpd", "multiscale")
     assert len(jobs) == 3
     for job in jobs:
         assert isinstance(job, ScoreJob)
@@ -493,7 +495,7 @@ def test_a_job_is_described_with_links_that_work(client: TestClient, queue) -> N
         assert client.post(body["links"]["cancel"]).json()["status"] == "canceled"
     gone = client.get(body["links"]["result"])
     assert gone.status_code == 410
-    assert gone.json()["detail"] == "The job was canceled on request."
+    assert gone.json()["detail"] == "The job was canceled on request; send the request again."
 
 
 @pytest.mark.parametrize(
@@ -550,6 +552,15 @@ def test_the_same_request_under_one_key_is_one_job(client: TestClient, queue) ->
         assert response.json()["errors"][0]["field"] == "Idempotency-Key"
     assert client.post("/generate", headers={"idempotency-key": "a b"}).status_code == 422
     assert len(queue.jobs) == 2
+
+
+def test_repeating_a_canceled_request_needs_a_new_key(client: TestClient, queue) -> None:
+    queue.delay_s = 60
+    key = {"idempotency-key": "order-1", "prefer": "respond-async"}
+    client.post(client.post("/generate", headers=key).json()["links"]["cancel"])
+    gone = client.post("/generate", headers=key)
+    assert gone.status_code == 410
+    assert gone.json()["detail"].endswith("canceled on request; send the request again with a new Idempotency-Key.")
 
 
 def test_a_job_is_shown_as_canceled_once_the_cancellation_is_accepted(client: TestClient, queue) -> None:

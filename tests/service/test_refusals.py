@@ -59,7 +59,10 @@ def assert_problem(response, status: int) -> dict:
         ("/score", {"noise": 11}, "noise", "0 to 10 grey levels"),
         ("/score", {"map": "perhaps"}, "map", "it must be 1 or 0"),
         ("/score", {"class": "unicorn"}, "class", "its classes are cat, dog"),
-        ("/score", {"n": 3}, "n", "not a parameter of this endpoint"),
+        ("/score", {"n": 3}, "n", "n is not a parameter of this endpoint; the parameters are image, model, class"),
+        ("/score", {"images": 3}, "images", "the parameters are image, "),
+        ("/score", {"format": "gif"}, "format", "it must be 'json', 'png' or 'npz'."),
+        ("/score", {"map": 0, "format": "png"}, "map", "map=0 cannot be combined with a PNG, which shows the map"),
         ("/score", {"statistic": "luck"}, "statistic", "it has multiscale, bpd"),
         ("/score", {"calibration": "strict"}, "calibration", "has no calibration 'strict'; it has default, weak"),
         (
@@ -366,6 +369,7 @@ def test_an_invalid_event_id_is_refused(client, event: str) -> None:
     client.post("/generate")
     body = assert_problem(client.get("/jobs/job-0/events", headers={"last-event-id": event}), 422)
     assert body["errors"][0]["field"] == "last-event-id"
+    assert "it must be the id of an event that this service sent, such as 1767268800115-0." in body["detail"]
 
 
 def test_accept_is_negotiated(client) -> None:
@@ -434,10 +438,11 @@ def test_a_compressed_body_is_refused(client) -> None:
 
 def test_a_format_that_is_not_offered_is_refused(client) -> None:
     response = client.post("/score?format=zip", files=[("image", IMAGE)])
-    assert assert_problem(response, 422)["detail"] == "format is 'zip'; here it must be json or png or npz."
+    assert assert_problem(response, 422)["detail"] == "format is 'zip'; it must be 'json', 'png' or 'npz'."
     assert_problem(client.post("/generate?format=gif"), 422)
     client.post("/score", files=[("image", IMAGE)])
-    assert_problem(client.get("/jobs/job-0/result?format=zip"), 422)
+    body = assert_problem(client.get("/jobs/job-0/result?format=zip"), 422)
+    assert body["detail"] == "format is 'zip'; here it must be json or png or npz."
 
 
 @pytest.mark.parametrize(
@@ -454,6 +459,18 @@ def test_a_format_that_is_not_offered_is_refused(client) -> None:
 def test_ambiguous_json_is_refused(client, body: str, field: str) -> None:
     response = client.post("/generate", content=body, headers={"content-type": "application/json"})
     assert [error["field"] for error in assert_problem(response, 422)["errors"]] == [field]
+
+
+def test_a_boolean_is_refused_where_a_number_or_text_is_expected(client) -> None:
+    details = {
+        "n": "n is true; it must be a number, not true or false.",
+        "class": "class is true; it must be text.",
+        "priority": "priority is true; it must be 'high', 'normal' or 'low'.",
+    }
+    for name, detail in details.items():
+        assert assert_problem(client.post("/generate", json={name: True}), 422)["detail"] == detail
+    response = client.post("/score", json={"image": base64.b64encode(IMAGE).decode(), "statistics": ["bpd", 1]})
+    assert assert_problem(response, 422)["detail"] == "statistics: it must be text."
 
 
 @pytest.mark.parametrize("key", ["", '""', '"', '"a', "a b", '"a"b', "x" * 256, "\u00e9"])
