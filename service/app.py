@@ -7,7 +7,6 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Depends, FastAPI
-from pydantic import ValidationError
 from starlette.middleware.cors import CORSMiddleware
 
 from ncml.errors import NcmlError
@@ -22,12 +21,11 @@ from service.http.middleware import (
 from service.http.openapi import install_openapi
 from service.http.origins import OriginMiddleware
 from service.http.pages import install_docs, install_studio
-from service.http.problems import field_errors
 from service.jobs import JobService
 from service.keys import KeyFile, KeyFileError
 from service.metrics import Metrics
 from service.routes import calibrate, generate, health, jobs, models, score
-from service.settings import Settings
+from service.settings import Settings, read_settings
 from worker.address import AddressError
 from worker.queue import JobQueue, QueueError
 from worker.traces import make_tracer
@@ -117,16 +115,6 @@ def _add_routers(app: FastAPI, settings: Settings, metrics: Metrics) -> list[API
     for router, router_dependencies in dependencies:
         app.include_router(router, dependencies=router_dependencies)
     return [router for router, _ in dependencies]
-
-
-def read_settings() -> Settings:
-    """Read the settings from the environment; exit with status 2 and one line per invalid one."""
-    try:
-        return Settings()
-    except ValidationError as error:
-        for invalid in field_errors(error.errors()):
-            print(f"ncml: NCML_{invalid.field.upper()}{invalid.detail.removeprefix(invalid.field)}", file=sys.stderr)
-        sys.exit(2)
 
 
 def from_environment() -> FastAPI:

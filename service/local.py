@@ -18,7 +18,7 @@ import psutil
 import tyro
 
 from ncml.paths import model_folders, search_path
-from service.settings import Settings
+from service.settings import Settings, read_settings
 from service.supervisor import Child, ServeError, Supervisor, terminate_orphans
 
 LANES = ("score", "generate")
@@ -34,17 +34,23 @@ def main(
     *,
     host: str = "127.0.0.1",
     port: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: $PORT, else 8000)")] = None,
+    metrics_port: Annotated[int, tyro.conf.arg(metavar="N", help_behavior_hint="(default: none)")] = 0,
 ) -> None:
     """Serve the models on this machine until Ctrl-C: queue, HTTP service and workers.
 
     Args:
         host: Address to listen on; 0.0.0.0 makes the service reachable from the network.
         port: Port to listen on; 0 chooses a free one.
+        metrics_port: Port of the metrics of the score worker; those of the generate worker are on the next one.
     """
+    read_settings()  # reports invalid ones before any process starts
     if not model_folders():
         raise ServeError(f"there is no model in {' or '.join(map(str, search_path()))}: train one, or set NCML_MODELS")
     directory = default_data_dir()
     port = free_port(host, default_port() if port is None else port)
+    metrics_ports = [
+        free_port(host, metrics_port + i, "--metrics-port") if metrics_port else 0 for i in range(len(LANES))
+    ]
     url = f"http://{'localhost' if host in {'127.0.0.1', '0.0.0.0', '::', '::1'} else host}:{port}"
     with lock(directory):
         if orphans := terminate_orphans(directory / "children.json"):
@@ -55,7 +61,10 @@ def main(
         if not os.environ.get("NCML_REDIS_URL"):
             queue = [valkey(directory)]
             environment = {"NCML_REDIS_URL": f"unix://{socket_path(directory)}"}
-        workers = [Child(f"{lane} worker", worker_command(lane, n), environment) for lane, n in threads.items()]
+        workers = [
+            Child(f"{lane} worker", worker_command(lane, count, host, metrics), environment)
+            for (lane, count), metrics in zip(threads.items(), metrics_ports, strict=True)
+        ]
         names = {} if os.environ.get("NCML_ALLOWED_HOSTS") else {"NCML_ALLOWED_HOSTS": json.dumps(host_names(host))}
         service = Child("service", service_command(host, port), environment | names)
         supervisor = Supervisor([queue, [*workers, service]], directory, report, grace_s=DRAIN_S + 5)
@@ -153,9 +162,10 @@ def socket_path(directory: Path) -> Path:
     return path
 
 
-def worker_command(lane: str, threads: int) -> list[str]:
+def worker_command(lane: str, threads: int, metrics_host: str, metrics_port: int) -> list[str]:
     """Return the command of a lane's worker."""
     flags = {"--lane": lane, "--threads": str(threads), "--drain-s": f"{DRAIN_S:g}"}
+    flags |= {"--metrics-host": metrics_host, "--metrics-port": str(metrics_port)}
     return [sys.executable, "-m", "ncml.cli", "worker", *(part for flag in flags.items() for part in flag)]
 
 
@@ -188,7 +198,7 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def free_port(host: str, port: int) -> int:
+def free_port(host: str, port: int, option: str = "--port or PORT") -> int:
     """Return `port` after checking that `host` can listen on it; 0 chooses a free one."""
     if not 0 <= port < 2**16:
         raise ServeError(f"port {port} does not exist: choose one from 0 to 65535")
@@ -200,7 +210,7 @@ def free_port(host: str, port: int) -> int:
             return probe.getsockname()[1]
     except OSError as error:
         raise ServeError(
-            f"port {port} on {host} cannot be used ({error.strerror}): choose another with --port or PORT"
+            f"port {port} on {host} cannot be used ({error.strerror}): choose another with {option}"
         ) from None
 
 

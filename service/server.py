@@ -8,8 +8,8 @@ from typing import Any
 
 import uvicorn
 
-from service.app import read_settings
 from service.http.protocol import BoundedProtocol, ConnectionLimits
+from service.settings import read_settings
 
 RESERVED_FILES = 96
 """File descriptors reserved for everything but the connections of clients: the queue, uploads, modules."""

@@ -1,14 +1,16 @@
 """Settings of the service. Each field is read from the environment variable NCML_<NAME>."""
 
 import re
+import sys
 from pathlib import Path
 from typing import Annotated, Literal, TypedDict
 
 import pydantic_core
 from limits import RateLimitItem, parse_many
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.http.problems import field_errors
 from worker.address import with_password
 from worker.contract import Lane
 
@@ -144,3 +146,13 @@ class Settings(BaseSettings):
             if not re.fullmatch(r"https?://[^/*?#\s]+", origin):
                 raise ValueError(f"each origin must be like https://example.org; {origin!r} is not")
         return value
+
+
+def read_settings() -> Settings:
+    """Read the settings from the environment; exit with status 2 and one line per invalid one."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        for invalid in field_errors(error.errors()):
+            print(f"ncml: NCML_{invalid.field.upper()}{invalid.detail.removeprefix(invalid.field)}", file=sys.stderr)
+        sys.exit(2)

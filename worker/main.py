@@ -43,6 +43,7 @@ def main(
     keep_models: int = 2,
     redis_url: str = "",
     metrics_port: int = 0,
+    metrics_host: str = "0.0.0.0",
     drain_s: float = 25.0,
     hang_s: float = 300.0,
 ) -> None:
@@ -60,6 +61,7 @@ def main(
         keep_models: Number of models, the most recently used ones, that stay loaded.
         redis_url: Address of the queue. Default: NCML_REDIS_URL, or else redis://localhost:6379/0.
         metrics_port: Port of the Prometheus metrics; 0: none.
+        metrics_host: Address on which the metrics listen; default: every interface.
         drain_s: Seconds that the running batch may take after SIGTERM; then its jobs go back to the queue.
         hang_s: Seconds without a message after which an engine is considered hung and is replaced.
     """
@@ -86,7 +88,7 @@ def main(
     metrics = WorkerMetrics()
     if metrics_port:
         try:
-            metrics.serve(metrics_port)
+            metrics.serve(metrics_host, metrics_port)
         except OSError as error:
             raise NcmlError(f"--metrics-port {metrics_port} cannot be opened: {error.strerror}") from error
     settings = WorkerSettings(

@@ -84,6 +84,6 @@ class WorkerMetrics:
             self._alarms[key] = calibration.version, alarm
         self.ood_evidence.labels(*key).set(float(alarm.update(verdict.is_ood)))
 
-    def serve(self, port: int) -> None:
-        """Serve the metrics on every interface, from a thread."""
-        start_http_server(port, registry=self.registry)
+    def serve(self, host: str, port: int) -> None:
+        """Serve the metrics on an address, from a thread."""
+        start_http_server(port, host, registry=self.registry)

@@ -25,10 +25,10 @@ SERVE = [sys.executable, "-m", "ncml.cli", "serve", "--port", "0"]
 class Stack:
     """One running `ncml serve`."""
 
-    def __init__(self, environment: dict[str, str], log: Path) -> None:
+    def __init__(self, environment: dict[str, str], log: Path, arguments: tuple[str, ...] = ()) -> None:
         with log.open("w") as stderr:
             self.process = subprocess.Popen(
-                SERVE,
+                [*SERVE, *arguments],
                 env=os.environ | environment,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
@@ -73,17 +73,27 @@ class Stack:
         self.process.stdout.close()  # type: ignore[union-attr]
 
 
+def free_ports(count: int) -> int:
+    """Return the first of several consecutive free ports."""
+    while True:
+        with contextlib.suppress(OSError, OverflowError), contextlib.ExitStack() as stack:
+            first = stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
+            for port in range(first + 1, first + count):
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+            return first
+
+
 def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
     return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
 @pytest.fixture
-def start(tmp_path: Path, model_folder: Path) -> Iterator[Callable[[], Stack]]:
+def start(tmp_path: Path, model_folder: Path) -> Iterator[Callable[..., Stack]]:
     environment = {"NCML_DATA_DIR": str(tmp_path / "state"), "NCML_MODELS": str(model_folder.parent)}
     stacks: list[Stack] = []
 
-    def start_stack() -> Stack:
-        stacks.append(Stack(environment, tmp_path / f"log{len(stacks)}"))
+    def start_stack(*arguments: str) -> Stack:
+        stacks.append(Stack(environment, tmp_path / f"log{len(stacks)}", arguments))
         return stacks[-1]
 
     yield start_stack
@@ -91,13 +101,21 @@ def start(tmp_path: Path, model_folder: Path) -> Iterator[Callable[[], Stack]]:
         stack.close()
 
 
-def test_serve_responds_and_ctrl_c_leaves_nothing(start: Callable[[], Stack]) -> None:
-    stack = start()
+def test_serve_responds_and_ctrl_c_leaves_nothing(start: Callable[..., Stack]) -> None:
+    port = free_ports(2)
+    stack = start("--metrics-port", str(port))
     family = stack.family
     assert len(family) >= 4  # queue, service, two workers
     response = stack.score()
     assert response.status_code == 200, response.text
     assert response.json()["results"][0]["bpd"] > 0
+
+    def has_finished_a_job(lane: int) -> bool:
+        text = httpx2.get(f"http://127.0.0.1:{port + lane}/metrics", timeout=60).text
+        return 'ncml_jobs_finished_total{model="' in text
+
+    until(lambda: has_finished_a_job(0))
+    assert not has_finished_a_job(1)
     assert stack.interrupt() == 0
     assert alive(family) == []
     with pytest.raises(httpx2.ConnectError):
@@ -105,7 +123,7 @@ def test_serve_responds_and_ctrl_c_leaves_nothing(start: Callable[[], Stack]) ->
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends the children of a killed parent at once")
-def test_a_killed_supervisor_leaves_no_process_and_the_next_start_works(start: Callable[[], Stack]) -> None:
+def test_a_killed_supervisor_leaves_no_process_and_the_next_start_works(start: Callable[..., Stack]) -> None:
     stack = start()
     family = stack.family
     bpd = stack.score().json()["results"][0]["bpd"]
@@ -117,7 +135,7 @@ def test_a_killed_supervisor_leaves_no_process_and_the_next_start_works(start: C
     assert second.interrupt() == 0
 
 
-def test_a_killed_worker_is_restarted(start: Callable[[], Stack]) -> None:
+def test_a_killed_worker_is_restarted(start: Callable[..., Stack]) -> None:
     stack = start()
     victim = stack.worker("score")
     assert victim is not None
@@ -146,6 +164,9 @@ def test_an_invalid_setup_is_one_sentence(tmp_path: Path) -> None:
         for lines in (refusal(environment, "--port", str(port)), refusal(environment | {"PORT": str(port)})):
             assert len(lines) == 1
             assert f"port {port} on 127.0.0.1 cannot be used" in lines[0]
+        (line,) = refusal(environment, "--port", "0", "--metrics-port", str(port))
+        assert f"port {port} on 127.0.0.1 cannot be used" in line
+        assert line.endswith("choose another with --metrics-port")
     (line,) = refusal(environment | {"PORT": "http"})
     assert "PORT is 'http'" in line
     (line,) = refusal(environment | {"NCML_DATA_DIR": "/proc/none"}, "--port", "0")
@@ -157,6 +178,5 @@ def test_an_invalid_setup_is_one_sentence(tmp_path: Path) -> None:
 
 def test_an_invalid_setting_is_named(tmp_path: Path, model_folder: Path) -> None:
     environment = {"NCML_DATA_DIR": str(tmp_path), "NCML_MODELS": str(model_folder.parent), "NCML_WAIT_S": "-1"}
-    *_, line = refusal(environment, "--port", "0")
-    assert line.startswith("ncml: the service cannot run with this setup: NCML_WAIT_S is '-1'; ")
+    assert refusal(environment, "--port", "0") == ["ncml: NCML_WAIT_S is '-1'; it must be at least 0."]
     assert not (tmp_path / "children.json").exists()
