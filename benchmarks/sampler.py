@@ -9,6 +9,7 @@ run at the same time. In the JSON, `ratio` is keyed by batch size.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import multiprocessing
 import statistics
@@ -39,6 +40,8 @@ GOALS = {1: 12.0, 16: 3.0, 64: 1.5}
 GUIDANCE_GOAL = 2.2
 
 GUIDED = Tilt(guidance=3.0, temperature=0.95)
+
+print_line = functools.partial(print, flush=True)
 
 WARM_UP = 2
 """Batches after which a GPU replays recorded graphs."""
@@ -98,11 +101,6 @@ def main() -> None:
         print_line(f"peak memory for each further image: {results['peak_mib_per_image']:.1f} MiB")
     if options.json:
         options.json.write_text(json.dumps(results, indent=2) + "\n")
-
-
-def print_line(line: str) -> None:
-    """Print a line and flush."""
-    print(line, flush=True)
 
 
 def row_text(row: dict[str, float]) -> str:

@@ -15,6 +15,7 @@ recipe's optimiser, precision, schedule and averaging, as published for PixelCNN
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import multiprocessing
@@ -54,6 +55,8 @@ LEARNING_RECIPE, HELD_OUT_IMAGES = "cifar10_small", 500
 PLAIN_RATE = 1e-3
 """Learning rate of plain training."""
 
+print_line = functools.partial(print, flush=True)
+
 CONVOLUTION = (32, 160, 32)
 """Batch size, channels, and side of the plain 3x3 convolution: the paper's width at CIFAR-10's size."""
 
@@ -89,11 +92,6 @@ def main() -> None:
         results["learned"] = compare_learning(options)
     if options.json:
         options.json.write_text(json.dumps(results, indent=2) + "\n")
-
-
-def print_line(line: str) -> None:
-    """Print a line and flush."""
-    print(line, flush=True)
 
 
 def recipe_at(recipe: str, batch_size: int | None, precision: str) -> Config:

