@@ -23,7 +23,7 @@ from ncml.ood.power import summary
 from ncml.progress import Progress
 from ncml.training.adapt import adapt
 from ncml.training.dataset import Dataset
-from worker.contract import CalibrateJob, batch_key
+from worker.contract import CalibrateJob
 from worker.results import Calibrated, WorkerFault
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ def calibrate_copy(
 
     Raises `InputError` for unsuitable images and for a name that exists, `WorkerFault` if no directory is writable.
     """
-    request = hashlib.sha256(f"{batch_key(job)}|{model.version}".encode()).hexdigest()
+    described = f"{model.version}|{job.false_positive_rate}|{hashlib.sha256(job.pixels).hexdigest()}"
+    request = hashlib.sha256(described.encode()).hexdigest()
     for existing in (directory / job.name for directory in directories):
         if existing.exists():
             return _read_result(existing, request)

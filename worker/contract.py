@@ -6,7 +6,6 @@ frozen and refuses unknown fields, so that a payload of another version fails wi
 misread.
 """
 
-import hashlib
 from dataclasses import astuple
 from enum import StrEnum
 from typing import Annotated, Literal, Self, TypeAlias
@@ -255,7 +254,8 @@ JOB: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="task")])
 def batch_key(job: Job) -> str:
     """Return what jobs of one batch have in common: task, model, version, shape and options.
 
-    Classes, seeds, priorities and images differ freely within a batch, except that a batch of scans has one image.
+    Classes, seeds, priorities and images differ freely within a batch. Scans and calibrations share none: their records
+    are marked `alone`.
     """
     parts: list[object] = [job.task, job.model, job.version or "current"]
     match job:
@@ -263,12 +263,10 @@ def batch_key(job: Job) -> str:
             statistics = job.statistics if job.statistics == "all" else ",".join(sorted(set(job.statistics)))
             parts += [job.images[0].height, job.images[0].width, job.noise, int(job.map), int(job.ood)]
             parts += [job.calibration, job.statistic, statistics, int(job.sanity)]
-        case ScanJob():
-            parts += [hashlib.sha256(job.content).hexdigest(), job.tile_size]
         case GenerateJob():
             parts += astuple(job.sampling)
-        case CalibrateJob():
-            parts += [job.name, hashlib.sha256(job.pixels).hexdigest(), job.false_positive_rate]
         case CompleteJob():
             parts += [job.image.height, job.image.width, job.keep, *astuple(job.sampling)]
+        case ScanJob() | CalibrateJob():
+            pass
     return "|".join("-" if part is None else str(part) for part in parts)

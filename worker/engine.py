@@ -196,9 +196,9 @@ class BatchRunner:
             case ScoreJob() as job:
                 self._score(model, job, rows, size, job_ids)
             case ScanJob() as job:
-                self._scan(model, job, rows, size, job_ids)
+                self._scan(model, job, rows[0].id, size)
             case CalibrateJob() as job:
-                self._calibrate(model, job, rows, job_ids)
+                self._calibrate(model, job, rows[0].id)
             case job:
                 self._sample(model, job, rows)
         for row in rows:
@@ -226,28 +226,27 @@ class BatchRunner:
             attributes = {name: getattr(score, name) for name in Score.model_fields}
             self._outcomes[row.id].scores.append(Score.model_validate(attributes, from_attributes=True))
 
-    def _scan(self, model: Model, job: ScanJob, rows: list[_Row], size: int, job_ids: Collection[str]) -> None:
+    def _scan(self, model: Model, job: ScanJob, job_id: str, size: int) -> None:
         if job.file is not None:
             image = open_image(job.file, max_bytes=len(job.file), max_pixels=job.height * job.width)
         else:
             image = np.frombuffer(job.content, np.uint8).reshape(job.height, job.width, 3)
-        scan = model.scan(image, tile_size=job.tile_size, batch_size=size, callback=self._stop_when_dropped(job_ids))
+        on_progress = self._stop_when_dropped([job_id])
+        scan = model.scan(image, tile_size=job.tile_size, batch_size=size, callback=on_progress)
         self._add_time("tiles")
-        for row, scan_job in zip(rows, _jobs(rows, ScanJob), strict=True):
-            self._outcomes[row.id].scan = _wire_scan(scan, with_tiles=scan_job.map)
+        self._outcomes[job_id].scan = _wire_scan(scan, with_tiles=job.map)
 
-    def _calibrate(self, model: Model, job: CalibrateJob, rows: list[_Row], job_ids: Collection[str]) -> None:
-        """Write a new model folder and publish it; the jobs of a batch are identical, so the first one is computed."""
+    def _calibrate(self, model: Model, job: CalibrateJob, job_id: str) -> None:
+        """Write a new model folder and publish it."""
         from worker.calibrating import calibrate_copy
 
         if not self._calibrates:
             raise WorkerFault("calibration is off: the operator must start the workers with NCML_ALLOW_CALIBRATION=1")
-        calibrated = calibrate_copy(model, job, min(job_ids), self._directories, self._stop_when_dropped(job_ids))
+        calibrated = calibrate_copy(model, job, job_id, self._directories, self._stop_when_dropped([job_id]))
         self._add_time("calibrate")
         self._registry.scan()
-        for row in rows:
-            self._outcomes[row.id].model = ModelRef(name=job.name, version=model.version)
-            self._outcomes[row.id].calibration = calibrated
+        outcome = self._outcomes[job_id]
+        outcome.model, outcome.calibration = ModelRef(name=job.name, version=model.version), calibrated
 
     def _sample(self, model: Model, job: SamplingJob, rows: list[_Row]) -> None:
         jobs = _jobs(rows, SamplingJob)

@@ -34,9 +34,9 @@ class WorkerMetrics:
         self.images = counter("ncml_images_total", "Images scored or generated.", ["task", "model"])
         self.running = gauge("ncml_jobs_running", "Jobs in the engine.")
         self.state = gauge("ncml_worker_state", "1 for the state of this worker.", ["state"])
-        self.model_info = gauge("ncml_model_info", "1 for each model served.", ["name", "version"])
+        self.model_info = gauge("ncml_model_info", "1 for each model served.", ["model", "version"])
         batching = "1 for how the batches of each model are sampled on this CPU."
-        self.model_batching = gauge("ncml_model_batching", batching, ["name", "version", "groups", "check"])
+        self.model_batching = gauge("ncml_model_batching", batching, ["model", "version", "groups", "check"])
         self.engine_restarts = counter("ncml_engine_restarts_total", "Engines replaced.", ["reason"])
         self.gpu_memory = gauge("ncml_gpu_memory_bytes", "Memory held by the engine on its device.")
         bits = (0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 5.5, 6, 7, 8, 10, 12)

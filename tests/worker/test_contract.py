@@ -205,14 +205,6 @@ def test_the_batch_key_separates_incompatible_jobs() -> None:
     assert len({batch_key(scoring.model_copy(update={"statistics": names})) for names in same}) == 1
 
 
-def test_scans_share_a_batch_key_only_for_the_same_file() -> None:
-    job = ScanJob(model="m", file=b"a", height=8, width=8)
-    same = [{"map": True}, {"priority": Priority.LOW}, {"request_id": "r"}]
-    assert {batch_key(job.model_copy(update=change)) for change in same} == {batch_key(job)}
-    other = [{"file": b"b"}, {"tile_size": 16}, {"model": "k"}, {"version": "ab"}]
-    assert len({batch_key(job.model_copy(update=change)) for change in ({}, *other)}) == 5
-
-
 def test_tasks_have_their_lanes() -> None:
     assert {status for status in JobStatus if not status.is_terminal} == {"queued", "running"}
     lanes = {

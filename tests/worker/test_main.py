@@ -91,7 +91,7 @@ def test_a_real_model_returns_the_same_through_the_queue_as_in_process(
         assert 'ncml_worker_state{state="loading"} 0.0' in text  # the health check of docker-compose.yml
         assert 'ncml_images_total{model="tiny",task="complete"} 2.0' in text
         labels = f'check="{descriptor.batching.check}",groups="{descriptor.batching.groups}"'
-        assert f'ncml_model_batching{{{labels},name="tiny",version="{model.version}"}} 1.0' in text
+        assert f'ncml_model_batching{{{labels},model="tiny",version="{model.version}"}} 1.0' in text
     finally:
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(timeout=60) == 0
