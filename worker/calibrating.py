@@ -83,7 +83,7 @@ def _read_result(folder: Path, request: str) -> Calibrated:
         calibration = calibrations.read(folder, description.version, description.config).select(None)
         if calibration is not None and calibration.power is not None:
             return _describe(calibration)
-    raise InputError("name", f"a model {folder.name!r} already exists; choose another name")
+    raise InputError("name", f"a model {folder.name!r} already exists; choose another name.")
 
 
 def _describe(calibration: Calibration) -> Calibrated:
@@ -105,7 +105,7 @@ def _writable_directory(directories: Sequence[Path]) -> Path:
             directory.mkdir(exist_ok=True)
             return directory
     log.error("no model directory is writable: %s", ", ".join(map(str, directories)))
-    raise WorkerFault("no model directory of the worker is writable: the operator must make one of them writable")
+    raise WorkerFault("no model directory of the worker is writable: the operator must make one of them writable.")
 
 
 def _remove_unfinished(directory: Path, name: str, job_id: str) -> None:
