@@ -272,7 +272,7 @@ sys.exit(main(sys.argv[1:]))
         (["generate", "-n", "many", "-o", "a.png"], "'many'"),
         (["generate", "-n", "0", "-o", "a.png"], "n"),
         (["generate", "-n", "2"], "--output"),
-        (["generate", "-o", "a.gif"], "does not end in .png"),
+        (["generate", "-o", "a.gif"], "is not a .png file"),
         (["generate", "-o", "no/such/a.png"], "cannot be written"),
         (["generate", "-o", "a.png", "--seed", "-3"], "seed"),
         (["generate", "-o", "a.png", "--steps", "-1"], "steps"),
