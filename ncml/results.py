@@ -35,6 +35,8 @@ class Verdict:
     """The name of the calibration."""
     is_weak: bool
     """Whether the calibration is weak: see `Calibration.weakness`."""
+    calibration_version: str = ""
+    """The version of the calibration: a digest of all that the verdict depends on. "" from an earlier service."""
 
 
 class Score(Mapping[str, Any]):

@@ -113,8 +113,9 @@ class Calibration:
     def verdicts(self, statistic: str, scores: Floats) -> list[Verdict]:
         """Judge each score of a statistic."""
         threshold = self.thresholds[statistic]
+        source = self.name, self.is_weak, self.version
         return [
-            Verdict(statistic, float(score), float(p), threshold, bool(score > threshold), self.name, self.is_weak)
+            Verdict(statistic, float(score), float(p), threshold, bool(score > threshold), *source)
             for score, p in zip(scores, self.p_values(statistic, scores), strict=True)
         ]
 

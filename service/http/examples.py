@@ -83,6 +83,7 @@ SCORE: JsonDict = {
                 "threshold": 7.1,
                 "is_ood": False,
                 "calibration": "default",
+                "calibration_version": "5d0c" * 16,
                 "is_weak": False,
             },
         }

@@ -117,6 +117,7 @@ def _verdict(job: ScoreJob, score: float) -> Ood | None:
         threshold=threshold,
         is_ood=score > threshold,
         calibration=job.calibration or "default",
+        calibration_version=calibration.version,
         is_weak=bool(calibration.weakness),
     )
 

@@ -57,6 +57,7 @@ def test_every_kind_of_image_is_scored(client: Client, tmp_path: Path) -> None:
     assert [score.file for score in scores] == [str(path), str(path), None, None, None, None, None]
     assert scores[0].ood is not None
     assert (scores[0].ood.statistic, scores[0].ood.is_ood, scores[-1].ood.is_ood) == ("multiscale", False, True)
+    assert scores[0].ood.calibration_version == client.model("tiny")["calibration"]["version"]
     assert client.score(path)[0].bpd == 1
     assert [score.bpd for score in client.score(np.stack([flat(5), flat(6)]))] == [5, 6]
 

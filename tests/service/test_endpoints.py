@@ -53,7 +53,7 @@ def test_an_image_is_scored_however_it_is_sent(client: TestClient, request_kwarg
     assert response.status_code == 200, response.text
     body = response.json()
     verdict = {"statistic": "multiscale", "score": 40.0, "p_value": 0.5, "threshold": 100.0, "is_ood": False}
-    verdict |= {"calibration": "default", "is_weak": False}
+    verdict |= {"calibration": "default", "calibration_version": "c0" * 32, "is_weak": False}
     assert body == {
         "id": "job-0",
         "status": "succeeded",
@@ -275,7 +275,7 @@ def test_verdicts_statistics_and_the_sanity_test_are_returned_on_request(client:
     [dark, light] = client.post("/score?statistics=all&sanity=1", files=files).json()["results"]
     assert light["ood"] == {
         "statistic": "multiscale", "score": 120, "p_value": 0.5, "threshold": 100, "is_ood": True,
-        "calibration": "default", "is_weak": False,
+        "calibration": "default", "calibration_version": "c0" * 32, "is_weak": False,
     }  # fmt: skip
     assert dark["statistics"] == {"multiscale": 40, "bpd": 40}
     assert dark["sanity"] == {"flipped_bpd": 41, "delta_bpd": 1}
@@ -304,6 +304,8 @@ def test_a_request_selects_its_calibration(
     assert result["ood"]["calibration"] == (name or "default")
     assert (result["ood"]["threshold"], result["ood"]["is_ood"]) == (threshold, threshold == 100)
     assert result["ood"]["is_weak"] == is_weak
+    calibrations = client.get("/models/tiny").json()["calibrations"]
+    assert result["ood"]["calibration_version"] == calibrations[name or "default"]["version"]
 
 
 def test_models_describe_their_calibration(client: TestClient) -> None:

@@ -36,6 +36,7 @@ class Ood:
     is_ood: bool
     calibration: str = "default"
     is_weak: bool = False
+    calibration_version: str = ""
 
 
 @dataclass
@@ -79,7 +80,9 @@ class Calibration:
     def judge(self, statistic: str, value: float) -> Ood:
         p_value = max(self.smallest_p, 1 - value / 255)
         threshold = self.thresholds[statistic]
-        return Ood(statistic, value, p_value, threshold, bool(value > threshold), self.name, bool(self.weakness))
+        return Ood(
+            statistic, value, p_value, threshold, bool(value > threshold), self.name, bool(self.weakness), self.version
+        )
 
 
 @dataclass
@@ -295,7 +298,7 @@ def serve(url: str, models: str, lanes: str, *options: str) -> None:
     settings = WorkerSettings(lanes=tuple(map(Lane, lanes.split(","))), engine=engine)
     metrics = WorkerMetrics()
     if port := int(values.pop("metrics_port", 0)):
-        metrics.serve(port)
+        metrics.serve("127.0.0.1", port)
     queue = JobQueue.from_url(url)
     BatchWorker(queue, replace(settings, **values), metrics).work()
     queue.close()

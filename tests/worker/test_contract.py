@@ -77,7 +77,10 @@ EXAMPLES: dict[str, BaseModel] = {
         results=(
             Score(
                 bpd=3.5, log_likelihood=-14.5, map=b"\x00\x00`@\x00\x00`@", statistics={"bpd": 3.5}, flipped_bpd=3.75,
-                ood=Ood(statistic="multiscale", score=2.5, p_value=0.0625, threshold=3.0, is_ood=False),
+                ood=Ood(
+                    statistic="multiscale", score=2.5, p_value=0.0625, threshold=3.0, is_ood=False,
+                    calibration_version="cd" * 32,
+                ),
             ),
         ),
     ),
@@ -139,6 +142,14 @@ def test_a_job_is_read_by_its_task(name: str) -> None:
 @pytest.mark.parametrize("name", ["score result", "scan result", "picture result", "calibration result"])
 def test_a_result_is_read_by_its_task(name: str) -> None:
     assert RESULT.validate_json(EXAMPLES[name].model_dump_json()) == EXAMPLES[name]
+
+
+def test_a_verdict_of_an_earlier_worker_is_read_without_the_version_of_its_calibration() -> None:
+    result = EXAMPLES["score result"].model_dump(mode="json")
+    del result["results"][0]["ood"]["calibration_version"]
+    [score] = ScoreResult.model_validate_json(json.dumps(result)).results
+    assert score.ood is not None
+    assert score.ood.calibration_version == ""
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -65,12 +66,14 @@ def test_a_calibrated_model_gives_verdicts_statistics_and_the_sanity_test(fleet:
     assert [view.status for view in fleet.wait(ids)] == ["succeeded"] * 5
     usual, full, named, bare, weak = ([*fleet.queue.result(job_id).results] for job_id in ids)  # type: ignore[union-attr]
     verdicts = [score.ood for score in usual]
+    version = fleet.queue.monitor.models()[0].calibrations["default"].version
+    verdict = functools.partial(Ood, calibration_version=version)
     assert verdicts == [
-        Ood(statistic="mean", score=51, p_value=0.8, threshold=128, is_ood=False),
-        Ood(statistic="mean", score=200, p_value=1 - 200 / 255, threshold=128, is_ood=True),
+        verdict(statistic="mean", score=51, p_value=0.8, threshold=128, is_ood=False),
+        verdict(statistic="mean", score=200, p_value=1 - 200 / 255, threshold=128, is_ood=True),
     ]
     assert (usual[0].statistics, usual[0].flipped_bpd) == ({}, None)
-    assert full[1].ood == Ood(statistic="bpd", score=6.25, p_value=1 - 6.25 / 255, threshold=4, is_ood=True)
+    assert full[1].ood == verdict(statistic="bpd", score=6.25, p_value=1 - 6.25 / 255, threshold=4, is_ood=True)
     assert full[1].statistics == {"mean": 200, "bpd": 6.25}
     assert full[1].flipped_bpd == 6.75
     assert named[0].statistics == {"bpd": pytest.approx(51 / 32)}
