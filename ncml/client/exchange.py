@@ -21,7 +21,7 @@ import httpx2
 
 from ncml.client.results import Document, Generated, Job, JobProgress, read_scan, read_scores
 from ncml.client.uploads import Upload, read_upload, read_uploads
-from ncml.errors import InputError, ServiceError
+from ncml.errors import InputError, ServiceError, suggestion
 from ncml.images.sources import Image, Images, list_images, name_of
 from ncml.limits import MAX_IMAGES_PER_REQUEST, Keep
 from ncml.results import Scan, Score
@@ -144,22 +144,22 @@ class Exchanges:
             files = read_uploads(sources[start : start + MAX_IMAGES_PER_REQUEST])
             part = sources[start : start + len(files)]
             read = partial(read_scores, files=[name_of(image) for image in part])
-            scores += yield from self._run("/score", options, read, images=part, files=files, start=start)
+            scores += yield from self._run("/score", options, ScoreOptions, read, images=part, files=files, start=start)
         return scores
 
     def scan(self, image: Image, options: ScanOptions) -> Exchange[Scan]:
         """Score an image in tiles."""
         files = [read_upload(image)]
-        return (yield from self._run("/score", options, read_scan, images=[image], files=files, tile=True))
+        return (yield from self._run("/score", options, ScanOptions, read_scan, images=[image], files=files, tile=True))
 
     def generate(self, n: int, options: GenerateOptions) -> Exchange[Generated]:
         """Generate images."""
-        return (yield from self._run("/generate", options, Generated.from_document, n=n))
+        return (yield from self._run("/generate", options, GenerateOptions, Generated.from_document, n=n))
 
     def complete(self, image: Image, n: int, options: CompleteOptions) -> Exchange[Generated]:
         """Complete half an image."""
         files, read = [read_upload(image)], Generated.from_document
-        return (yield from self._run("/complete", options, read, images=[image], files=files, n=n))
+        return (yield from self._run("/complete", options, CompleteOptions, read, images=[image], files=files, n=n))
 
     def models(self) -> Exchange[list[dict[str, Any]]]:
         """Get the documents of all models."""
@@ -190,6 +190,7 @@ class Exchanges:
         self,
         path: str,
         options: JobOptions,
+        allowed: type[JobOptions],
         read: Callable[[Document], T],
         *,
         images: Sequence[Image] = (),
@@ -199,9 +200,10 @@ class Exchanges:
     ) -> Exchange[T]:
         """Submit a job and return its result, however long that takes.
 
-        read: converts the document of the result. files: those of the images. start: the position of the first image
-        among those of the call.
+        allowed: the options of the method. read: converts the document of the result. files: those of the images.
+        start: the position of the first image among those of the call.
         """
+        _check_names(options, allowed)
         fields: dict[str, Any] = {"format": "json", **options, **parameters}
         on_progress: OnJobProgress | None = fields.pop("on_progress", None)
         key = fields.pop("idempotency_key", None) or uuid.uuid4().hex
@@ -284,6 +286,14 @@ class Exchanges:
     def _not_a_service(self, response: httpx2.Response) -> ServiceError:
         detail = f"{self.url} answered {response.status_code}, but not as an ncml service does: check the address."
         return ServiceError(detail, status=response.status_code)
+
+
+def _check_names(options: JobOptions, allowed: type[JobOptions]) -> None:
+    """Raise `InputError` for an option that the method does not have."""
+    method, names = allowed.__name__.removesuffix("Options").lower(), list(allowed.__annotations__)
+    for name in options.keys() - names:
+        remedy = ": use scan" if name.startswith("tile") and method == "score" else suggestion(name, names)
+        raise InputError(name, f"{name} is not an option of {method}{remedy}")
 
 
 def _read_problem(problem: Document, status: int) -> ServiceError:

@@ -4,7 +4,7 @@ import asyncio
 import io
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx2
@@ -242,6 +242,21 @@ def test_values_that_are_invalid_in_a_header_are_refused(client: Client) -> None
             Client("http://localhost", api_key=key)
     with pytest.raises(InputError, match="idempotency_key must be ASCII"):
         client.score(flat(1), idempotency_key="\xfc")
+
+
+def test_an_option_that_a_method_does_not_have_is_refused_before_anything_is_sent(client: Client, queue) -> None:
+    def refuse(words: str, call: Callable[..., object], *arguments: object, **options: object) -> None:
+        with pytest.raises(InputError, match=words) as caught:
+            call(*arguments, **options)
+        assert caught.value.field in options
+
+    refuse("^tile is not an option of score: use scan$", client.score, flat(1), tile=True)
+    names = "choose from model, priority, idempotency_key, on_progress, class_, noise, map, "
+    refuse(f"^format is not an option of score: {names}", client.score, flat(1), format="png")
+    refuse("^classes is not an option of score: did you mean class_", client.score, flat(1), classes="cat")
+    refuse("^seeds is not an option of generate: did you mean seed", client.generate, seeds=[1])
+    refuse("^noise is not an option of scan: choose from ", client.scan, flat(1, 9, 9), noise=1)
+    assert not queue.jobs
 
 
 def test_a_wrong_key_is_refused_in_one_sentence(queue, tmp_path: Path) -> None:
