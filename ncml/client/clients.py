@@ -10,6 +10,7 @@ from typing import Any, Self, TypeVar, Unpack
 import httpx2
 
 from ncml.client.exchange import (
+    CalibrateOptions,
     Call,
     CompleteOptions,
     Exchange,
@@ -83,6 +84,10 @@ class Client:
     def complete(self, image: Image, n: int = 1, **options: Unpack[CompleteOptions]) -> Generated:
         """Return completions of half an image."""
         return self._run(self._exchanges.complete(image, n, options))
+
+    def calibrate(self, images: Images, name: str, **options: Unpack[CalibrateOptions]) -> dict[str, Any]:
+        """Make a model that is calibrated on good images or zips of them; return the document of POST /calibrate."""
+        return self._run(self._exchanges.calibrate(images, name, options))
 
     def models(self) -> list[dict[str, Any]]:
         """Return the documents of the models, as GET /models has them."""
@@ -172,6 +177,10 @@ class AsyncClient:
     async def complete(self, image: Image, n: int = 1, **options: Unpack[CompleteOptions]) -> Generated:
         """Return completions of half an image."""
         return await self._run(self._exchanges.complete(image, n, options))
+
+    async def calibrate(self, images: Images, name: str, **options: Unpack[CalibrateOptions]) -> dict[str, Any]:
+        """Make a model that is calibrated on good images or zips of them; return the document of POST /calibrate."""
+        return await self._run(self._exchanges.calibrate(images, name, options))
 
     async def models(self) -> list[dict[str, Any]]:
         """Return the documents of the models, as GET /models has them."""

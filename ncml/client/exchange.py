@@ -87,6 +87,12 @@ class CompleteOptions(GenerateOptions, total=False):
     keep: Keep | None
 
 
+class CalibrateOptions(JobOptions, total=False):
+    """Options of `calibrate`; those of `POST /calibrate`."""
+
+    false_positive_rate: float
+
+
 @dataclass(frozen=True)
 class Call:
     """One request."""
@@ -161,6 +167,13 @@ class Exchanges:
         files, read = [read_upload(image)], Generated.from_document
         return (yield from self._run("/complete", options, CompleteOptions, read, images=[image], files=files, n=n))
 
+    def calibrate(self, images: Images, name: str, options: CalibrateOptions) -> Exchange[dict[str, Any]]:
+        """Calibrate a copy of a model."""
+        sources = list_images(images, "image")
+        files = [read_upload(image) for image in sources]
+        run = self._run("/calibrate", options, CalibrateOptions, dict, images=sources, files=files, name=name)
+        return (yield from run)
+
     def models(self) -> Exchange[list[dict[str, Any]]]:
         """Get the documents of all models."""
         response = yield from self._send(Call("GET", "/models"))
@@ -204,13 +217,14 @@ class Exchanges:
         start: the position of the first image among those of the call.
         """
         _check_names(options, allowed)
-        fields: dict[str, Any] = {"format": "json", **options, **parameters}
+        fields: dict[str, Any] = {**options, **parameters}
         on_progress: OnJobProgress | None = fields.pop("on_progress", None)
         key = fields.pop("idempotency_key", None) or uuid.uuid4().hex
         if not (key.isascii() and key.isprintable()):
             raise InputError("idempotency_key", f"idempotency_key must be ASCII characters, not {key!r}.")
         wait = f"wait={self._wait_s}"
-        headers = {
+        accept = {"Accept": "application/json"}
+        headers = accept | {
             "Prefer": "respond-async" if on_progress else wait,
             "Idempotency-Key": f"{key}-{start}" if start else key,
         }
@@ -226,7 +240,7 @@ class Exchanges:
             elif not self._wait_s:
                 yield POLL_S
             result = f"/jobs/{quote(job_id, safe='')}/result"
-            response = yield from self._send(Call("GET", result, {"format": "json"}, (), {"Prefer": wait}))
+            response = yield from self._send(Call("GET", result, headers=accept | {"Prefer": wait}))
         return self._read(response, read)
 
     def _follow(self, job_id: str, on_progress: OnJobProgress) -> Exchange[None]:

@@ -4,6 +4,7 @@ import asyncio
 import io
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -129,6 +130,21 @@ def test_a_scan_has_its_box_and_map(client: Client) -> None:
     assert "<img" not in without_map._repr_html_()
     with pytest.raises(InputError, match="map=True"):
         _ = without_map.map
+
+
+def test_a_model_is_calibrated_on_images_and_zips(queue, tmp_path: Path) -> None:
+    for level in range(40):
+        (tmp_path / f"{level}.png").write_bytes(to_png(flat(level)))
+    with zipfile.ZipFile(tmp_path / "good.zip", "w") as archive:
+        archive.write(tmp_path / "0.png", "0.png")
+    images = [tmp_path, tmp_path / "good.zip"]
+    with served(create_app(Settings(allow_calibration=True), queue)) as url, Client(url) as client:
+        answer = client.calibrate(images, "mine", false_positive_rate=0.1)
+        assert (answer["model"]["name"], answer["calibration"]["n_rank"]) == ("mine", 21)
+        with pytest.raises(InputError, match="noise is not an option of calibrate"):
+            client.calibrate(images, "mine", noise=1)  # type: ignore[call-arg]
+    [(job, _)] = queue.jobs.values()
+    assert (job.images, job.false_positive_rate) == (41, 0.1)
 
 
 def test_images_are_generated_and_completed(client: Client) -> None:

@@ -25,7 +25,7 @@ def url(queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]
     (tmp_path / ".curlrc").write_text("fail-with-body\nsilent\nshow-error\nmax-time = 60\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CURL_HOME", str(tmp_path))
-    with served(create_app(Settings(), queue)) as url:
+    with served(create_app(Settings(max_tiles=10_000), queue)) as url:
         yield url
 
 
@@ -37,7 +37,7 @@ def run(*command: str) -> str:
 
 def test_every_task_is_shown_in_three_languages(url: str, queue) -> None:
     languages = [language for language, _ in BLOCKS]
-    assert languages == ["python", *["python", "javascript", "bash"] * 4]
+    assert languages == ["python", *["python", "javascript", "bash"] * 5]
     queue.delay_s = 0.05
     for language, text in BLOCKS:
         code = re.sub(r"(http://)?localhost:8000", url, text)
