@@ -68,7 +68,8 @@ def find_model(model: str | os.PathLike[str]) -> Path:
 def check_exists(path: Path) -> None:
     """Raise `InputError` for a path that does not exist."""
     if not path.exists():
-        raise InputError(str(path), f"{path} cannot be read: there is no such file or folder.")
+        remedy = "; name standard input /dev/stdin" if str(path) == "-" else ""
+        raise InputError(str(path), f"{path} cannot be read: there is no such file or folder{remedy}.")
 
 
 def list_files(paths: Iterable[Path]) -> Iterator[Path]:

@@ -15,6 +15,7 @@ from ncml.cli.terminal import (
     ThreadsOption,
     check_threads,
     describe,
+    format_images,
     identity,
     load,
     print_json,
@@ -72,10 +73,10 @@ def compress(
     values = len(pixels) * 3 * description.height * description.width
     bits = 8 * len(archive) / values
     if as_json:
-        result = {"file": str(output), "pictures": len(pixels), "bytes": len(archive), "bits_per_dim": bits}
+        result = {"file": str(output), "images": len(pixels), "bytes": len(archive), "bits_per_dim": bits}
         print_json({"model": identity(description)} | result)
     else:
-        print(f"{output}  {len(pixels)} images, {len(archive):,} bytes of {values:,}: {bits:.3f} bits/dim")
+        print(f"{output}  {format_images(len(pixels))}, {len(archive):,} bytes of {values:,}: {bits:.3f} bits/dim")
 
 
 def _check_lossless(path: Path) -> None:

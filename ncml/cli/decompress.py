@@ -7,7 +7,7 @@ from tyro.conf import Positional, arg
 
 from ncml import images
 from ncml.archive import read_archive
-from ncml.cli.terminal import JsonOption, ModelOption, describe, identity, load, print_json, progress_bar
+from ncml.cli.terminal import JsonOption, ModelOption, describe, format_images, identity, load, print_json, progress_bar
 from ncml.errors import InputError
 
 
@@ -37,6 +37,8 @@ def decompress(
     header = read_archive(data, description).header
     if output.is_file():
         raise InputError("output", f"{output} is a file: choose a folder.")
+    if output.suffix.lower() in images.SUFFIXES and not output.is_dir():
+        raise InputError("output", f"-o names a folder, not an image: choose another name than {output}.")
     files = [output / f"{name}.png" for name in header.names]
     for path in files:
         if path.exists():
@@ -52,4 +54,4 @@ def decompress(
     if as_json:
         print_json({"model": identity(m), "files": [str(path) for path in files]})
     else:
-        print(f"{output}  {len(files)} images")
+        print(f"{output}  {format_images(len(files))}")

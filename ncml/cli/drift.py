@@ -14,7 +14,7 @@ from ncml.cli.local import LocalModel
 from ncml.cli.rows import SkippedFiles, image_scorer, score_batches
 from ncml.cli.terminal import CalibrationOption, JsonOption, ModelOption, describe, identity, print_json, progress_bar
 from ncml.errors import InputError, ModelError
-from ncml.paths import list_files
+from ncml.paths import check_exists, list_files
 from ncml.progress import Progress
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ def drift(
     """
     if not files:
         raise InputError("files", "nothing to compare is given: ncml drift TABLE|FOLDER...")
+    for path in files:
+        check_exists(path)
     from ncml.ood import drift as drift_test
 
     drift_test.check_alpha(alpha)

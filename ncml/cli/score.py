@@ -65,7 +65,7 @@ def score(
         device: Device to compute on: cpu, cuda or cuda:N.
         server: Address of a service that computes the scores with all of its workers, in place of this machine.
         api_key: API key for that service.
-        as_json: Print JSON.
+        as_json: Print JSON, without --output with all results and the errors of skipped files.
     """
     if not files:
         raise InputError("files", "no image is given: ncml score FILE...")
@@ -137,7 +137,7 @@ def score(
     if as_json:
         print_json({"model": identity(m)} | ({"uncalibrated": uncalibrated} if selected is None else facts) | summary)
         return
-    if output is not None or summary["pictures"] > 1:
+    if output is not None or summary["images"] > 1:
         print(format_summary(summary), file=sys.stderr if output is None else sys.stdout)
     if selected is None and not only_bpd:
         print(f"ncml: no verdicts: {uncalibrated}", file=sys.stderr)

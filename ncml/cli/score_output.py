@@ -8,7 +8,7 @@ import numpy as np
 
 from ncml.cli.rows import Row, Scorer, SkippedFiles, score_batches
 from ncml.cli.table import Table
-from ncml.cli.terminal import progress_bar
+from ncml.cli.terminal import format_images, progress_bar
 from ncml.errors import InputError, NcmlError
 from ncml.ood import conformal
 from ncml.paths import list_files, printable
@@ -39,7 +39,8 @@ def score_in_memory(
     readable = [row for row in rows if "error" not in row]
     if not readable:
         raise InputError("files", rows[0]["error"] if rows else _no_image_in(files))
-    summary: Row = {"results": readable, "pictures": len(readable), "skipped": len(rows) - len(readable)}
+    errors = [row for row in rows if "error" in row]
+    summary: Row = {"results": readable, "images": len(readable), "skipped": len(errors), "errors": errors}
     summary["flagged"] = sum(bool(row.get("is_ood")) for row in readable)
     if fdr is not None:
         p = np.array([row["p_value"] for row in readable])
@@ -84,7 +85,7 @@ def score_to_table(
     if not count:
         table.part.unlink()
         raise InputError("files", skipped.messages[0] if skipped.messages else "no image could be read.")
-    summary: Row = {"output": str(output), "pictures": count, "skipped": table.done - count}
+    summary: Row = {"output": str(output), "images": count, "skipped": table.done - count}
     summary["flagged"] = int(sum(table.numbers("is_ood")))
     if fdr is None:
         table.finish()
@@ -123,7 +124,7 @@ def print_row(row: Row, statistics: tuple[str, ...]) -> None:
 
 def format_summary(summary: Row) -> str:
     """Format the number of images, and of those that are flagged or discovered."""
-    text = f"{summary['pictures']} images"
+    text = format_images(summary["images"])
     if "false_positive_rate" in summary:
         expected = f"expected of in-distribution images: {100 * summary['false_positive_rate']:g}%"
         text += f", {summary['flagged']} flagged ({expected})"
@@ -135,7 +136,7 @@ def format_summary(summary: Row) -> str:
 
 def explain_fdr(summary: Row, smallest_p: float) -> str:
     """Explain why no image is a discovery although some are flagged, if that is for lack of ranks; "" otherwise."""
-    count, rate = summary["pictures"], summary["fdr"]
+    count, rate = summary["images"], summary["fdr"]
     needed = conformal.min_discoveries(count, smallest_p, rate)
     if summary["discoveries"] or needed <= 1:
         return ""

@@ -69,7 +69,10 @@ def compare(
     check_alpha(alpha)
     n = len(bpd)
     if n < MIN_IMAGES:
-        raise InputError("files", f"{n} scored images are too few to detect drift: use at least {MIN_IMAGES}.")
+        raise InputError(
+            "files",
+            f"drift cannot be detected with fewer than {MIN_IMAGES} scored images, and there are {n}: add images.",
+        )
     from scipy import stats
 
     bpd_shift, score_shift = _shift(bpd, ranked_bpd), _shift(score, ranked_score)

@@ -131,8 +131,9 @@ def test_the_commands_restore_every_file(run: Run, tmp_path: Path, pixels: np.nd
     done = run("compress", "0.png", "more", "-o", "three.ncml", "--model", "tiny", "--json")
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
-    assert answer["pictures"] == 3
+    assert answer["images"] == 3
     assert answer["bytes"] == (tmp_path / "three.ncml").stat().st_size
+    assert run("compress", "0.png", "-o", "one.ncml", "--model", "tiny").stdout.startswith("one.ncml  1 image, ")
     done = run("decompress", "three.ncml", "-o", "back", "--model", "tiny")
     assert done.returncode == 0, done.stderr
     for i in range(3):
@@ -184,6 +185,7 @@ def test_the_commands_refuse_invalid_input_in_a_sentence(run: Run, tmp_path: Pat
         (("decompress", "none.ncml", "-o", "out"), "none.ncml cannot be read: No such file"),
         (("decompress", "empty", "-o", "out"), "empty cannot be read: Is a directory"),
         (("decompress", "good.ncml", "-o", "a.png"), "a.png is a file: choose a folder"),
+        (("decompress", "good.ncml", "-o", "new.PNG"), "-o names a folder, not an image: choose another name than new"),
     ]:
         done = run(*arguments, "--model", "tiny")
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done

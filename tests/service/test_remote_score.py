@@ -173,7 +173,7 @@ def test_lines_json_statistics_and_maps_are_written(run: Run, tmp_path: Path) ->
     assert np.allclose(np.load(tmp_path / "maps" / "images" / "080.png.npz")["map"], 80)
     status, out, _ = run("images", "--json", "--calibration", "weak")
     body = json.loads(out)
-    assert (body["model"]["name"], body["calibration"], body["pictures"]) == ("tiny", "weak", 2)
+    assert (body["model"]["name"], body["calibration"], body["images"]) == ("tiny", "weak", 2)
     assert "ranks among 19 images" in body["weakness"]
     status, out, err = run("images", "--only-bpd", "--model", "tiny")
     assert (status, "OOD" in out) == (0, False), err

@@ -290,9 +290,13 @@ def test_a_name_that_is_not_utf_8_is_printed_with_an_escape(calibrated: Run, tmp
 
 def test_json_has_every_result(calibrated: Run, tmp_path: Path) -> None:
     write(tmp_path / "new", 3, 2)
+    (tmp_path / "new" / "junk.png").write_text("junk")
     done = calibrated("score", "new", "--model", "loud", "--statistics", "all", "--statistic", "llr", "--json")
     result = json.loads(done.stdout)
-    assert (result["pictures"], result["skipped"], result["false_positive_rate"]) == (3, 0, 0.05)
+    assert (result["images"], result["skipped"], result["false_positive_rate"]) == (3, 1, 0.05)
+    [error] = result["errors"]
+    assert error["file"] == "new/junk.png"
+    assert error["error"].startswith("new/junk.png is not an image")
     assert {"bpd", "llr", "multiscale", "score_norm_0", "p_value", "is_ood"} <= result["results"][0].keys()
     assert result["results"][0]["statistic"] == "llr"
     assert result["results"][0]["score"] == result["results"][0]["llr"]
@@ -442,6 +446,14 @@ def test_drift_counts_unreadable_files(calibrated: Run, tmp_path: Path) -> None:
     (tmp_path / "new" / "junk.png").write_text("junk")
     assert calibrated("drift", "new", "--model", "loud").stderr.endswith("1 file was skipped\n")
     assert json.loads(calibrated("drift", "new", "--model", "loud", "--json").stdout)["skipped"] == 1
+
+
+def test_a_path_that_does_not_exist_is_refused(calibrated: Run) -> None:
+    for command in ("score", "drift"):
+        refused = calibrated(command, "nope.csv", "--model", "loud")
+        message = "ncml: nope.csv cannot be read: there is no such file or folder.\n"
+        assert (refused.returncode, refused.stdout, refused.stderr) == (2, "", message)
+        assert calibrated(command, "-").stderr.endswith("no such file or folder; name standard input /dev/stdin.\n")
 
 
 def test_a_table_of_another_calibration_is_refused(calibrated: Run, tmp_path: Path) -> None:
