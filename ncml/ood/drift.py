@@ -69,10 +69,7 @@ def compare(
     check_alpha(alpha)
     n = len(bpd)
     if n < MIN_IMAGES:
-        raise InputError(
-            "files",
-            f"drift cannot be detected with fewer than {MIN_IMAGES} scored images, and there are {n}: add images.",
-        )
+        raise InputError("files", f"drift needs at least {MIN_IMAGES} scored images, not {n}: add images.")
     from scipy import stats
 
     bpd_shift, score_shift = _shift(bpd, ranked_bpd), _shift(score, ranked_score)

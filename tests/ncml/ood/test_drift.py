@@ -59,7 +59,7 @@ def test_stability_equals_its_definition() -> None:
 
 
 def test_too_few_images_are_refused() -> None:
-    with pytest.raises(InputError, match="19 scored images are too few"):
+    with pytest.raises(InputError, match="drift needs at least 20 scored images, not 19"):
         compared(19, 0)
     with pytest.raises(InputError, match="alpha must be more than 0"):
         compared(100, 0, alpha=0)
