@@ -26,10 +26,21 @@ class ServedModel(ModelDescriptor):
 class Models(BaseModel):
     """The models that live workers serve."""
 
-    model_config = ConfigDict(json_schema_extra={"example": {"models": [examples.MODEL], "calibration_allowed": False}})
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "models": [examples.MODEL],
+                "calibration_allowed": False,
+                "max_images": 64,
+                "max_body_bytes": 67_108_864,
+            }
+        }
+    )
 
     models: list[ServedModel]
     calibration_allowed: bool = Field(description="whether clients may calibrate new models with /calibrate")
+    max_images: int = Field(description="maximum images sent or requested in one request")
+    max_body_bytes: int = Field(description="maximum bytes of a request body")
 
 
 @router.get(
@@ -50,7 +61,12 @@ async def models(jobs: Jobs) -> Models:
     """
     descriptors = await anyio.to_thread.run_sync(jobs.queue.monitor.models)
     served = _mark_default(jobs, sorted(descriptors, key=lambda model: model.name), descriptors)
-    return Models(models=served, calibration_allowed=jobs.settings.allow_calibration)
+    return Models(
+        models=served,
+        calibration_allowed=jobs.settings.allow_calibration,
+        max_images=jobs.settings.max_images,
+        max_body_bytes=jobs.settings.max_body_bytes,
+    )
 
 
 @router.get(
