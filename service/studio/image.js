@@ -11,6 +11,27 @@ export function createCanvas(width, height) {
 export const decode = (blob) =>
   createImageBitmap(blob, { imageOrientation: "from-image", colorSpaceConversion: "none", premultiplyAlpha: "none" });
 
+const MAX_BITMAPS = 2; // that are decoded at the same time: one of 12 megapixels takes 48 MB
+let bitmaps = 0;
+const queue = [];
+
+/** Return what `use(bitmap)` returns for a decoded file, which is freed afterwards. */
+export async function withBitmap(blob, use) {
+  if (bitmaps === MAX_BITMAPS) await new Promise((resolve) => queue.push(resolve));
+  else bitmaps += 1;
+  try {
+    const bitmap = await decode(blob);
+    try {
+      return await use(bitmap);
+    } finally {
+      bitmap.close();
+    }
+  } finally {
+    if (queue.length) queue.shift()();
+    else bitmaps -= 1;
+  }
+}
+
 /** The PNG file of a base64 string. */
 export const pngBlob = (base64) =>
   new Blob([Uint8Array.from(atob(base64), (character) => character.charCodeAt(0))], { type: "image/png" });

@@ -2,32 +2,58 @@
 
 import { announce, h } from "./dom.js";
 import { chips } from "./fields.js";
-import { createCanvas, decode, pixelCanvas, preprocess } from "./image.js";
+import { createCanvas, cropBox, pixelCanvas, preprocess, toPng, withBitmap } from "./image.js";
 
 const SIDE = 320; // width of the pad in CSS pixels; its height follows the model's images
 const HALVES = ["top", "bottom", "left", "right"];
 const MIN_ALPHA = 128; // below it a pixel is transparent
 
 const INSTRUCTIONS = "Mark the half to keep with a stroke, or choose it below.";
-const OPAQUE_HALF = "This image is partly transparent: its opaque half is kept.";
+const OPAQUE_HALF = "Half of this image is transparent: its opaque half is kept.";
+const HALF_SHAPE = "This image has the shape of a half and is used as one. Choose below which half it is.";
 const UNDECODABLE = "This browser cannot display this file; the service may still be able to read it.";
 
 /**
  * Read a file for a model: `modelView`, the ImageData that the model sees (null if the browser cannot decode it), of
- * the size `part` if the file is only a half; the `halves` that can be kept; whether it is `transparent`, which
- * determines the half.
+ * the size `part` if the file is only a half; the `halves` that can be kept; `opaque`, the opaque half if the other
+ * one is transparent; `isHalfShaped`, whether the file has the shape of a half, which `asWhole` ignores; and
+ * `redrawn`, which returns the file to send if it is not the file itself.
  */
-async function readSource(file, model) {
+async function readSource(file, model, asWhole) {
   const halves = HALVES.filter((name) => model.keeps.includes(name));
   try {
-    const bitmap = await decode(file);
-    const part = halfSize(bitmap, model);
-    const modelView = preprocess(bitmap, ...(part?.size ?? [model.width, model.height]));
-    if (!part) return { file, modelView, halves, transparent: hasTransparency(bitmap) };
-    return { file, modelView, part: part.size, halves: halves.filter((name) => part.halves.includes(name)) };
+    return await withBitmap(file, (bitmap) => describe(file, bitmap, { model, halves, asWhole }));
   } catch {
     return { file, modelView: null, halves };
   }
+}
+
+function describe(file, bitmap, { model, halves, asWhole }) {
+  const { width, height } = bitmap;
+  const { opaque, isTransparent } = transparency(bitmap);
+  const shape = opaque ? null : halfSize(bitmap, model);
+  const part = asWhole ? null : shape;
+  const isCropped = shape !== null && asWhole;
+  const box = isCropped ? cropBox(width, height, model.width, model.height) : [0, 0, width, height];
+  const isRedrawn = isCropped || (isTransparent && !opaque);
+  return {
+    file,
+    modelView: preprocess(bitmap, ...(part?.size ?? [model.width, model.height])),
+    part: part?.size,
+    halves: part ? halves.filter((name) => part.halves.includes(name)) : halves,
+    opaque,
+    isHalfShaped: shape !== null,
+    redrawn: isRedrawn ? () => withBitmap(file, (again) => redraw(again, box)) : undefined,
+  };
+}
+
+/** The PNG of a part of an image, [x, y, width, height], on white. */
+function redraw(bitmap, box) {
+  const [canvas, context] = createCanvas(box[2], box[3]);
+  context.fillStyle = "#fff";
+  context.fillRect(0, 0, canvas.width, canvas.height);
+  context.drawImage(bitmap, ...box, 0, 0, canvas.width, canvas.height);
+  return toPng(canvas);
 }
 
 /** If an image is itself a half: the size at which the model sees it, and which half it can be; otherwise null. */
@@ -41,13 +67,27 @@ function halfSize({ width, height }, model) {
   return null;
 }
 
-function hasTransparency(bitmap) {
-  const [, context] = createCanvas(bitmap.width, bitmap.height);
+/** Whether an image has transparent pixels, and which half is `opaque` if they are exactly the other one. */
+function transparency(bitmap) {
+  const { width, height } = bitmap;
+  const [, context] = createCanvas(width, height);
   context.drawImage(bitmap, 0, 0);
-  const { data } = context.getImageData(0, 0, bitmap.width, bitmap.height);
-  for (let i = 3; i < data.length; i += 4) if (data[i] < MIN_ALPHA) return true;
-  return false;
+  const { data } = context.getImageData(0, 0, width, height);
+  const isOpaque = Uint8Array.from({ length: width * height }, (_, i) => data[4 * i + 3] >= MIN_ALPHA);
+  const isHalf = (half) => {
+    const [length, position] = half === "top" || half === "bottom" ? [height, rowOf] : [width, columnOf];
+    const isFirst = half === "top" || half === "left";
+    // The middle line of an odd size belongs to either half.
+    return [Math.floor(length / 2), Math.ceil(length / 2)].some((middle) =>
+      isOpaque.every((opaque, i) => (opaque === 1) === (position(i, width) < middle === isFirst)),
+    );
+  };
+  const isTransparent = isOpaque.includes(0);
+  return { isTransparent, opaque: isTransparent ? HALVES.find(isHalf) : undefined };
 }
+
+const rowOf = (i, width) => Math.floor(i / width);
+const columnOf = (i, width) => i % width;
 
 /** [x, y, width, height] of a half of a box. */
 function halfArea(half, { width, height }) {
@@ -66,7 +106,10 @@ export class KnownHalfPad {
     this.canvas.className = "pad";
     this.canvas.setAttribute("role", "img");
     this.choice = chips({ legend: "Known half", options: [], value: "top", onChange: () => this.paint() });
-    this.element = h("div", { class: "stack", hidden: true }, this.canvas, this.hint, this.choice.element);
+    this.wholeInput = h("input", { type: "checkbox", onchange: () => this.reload() });
+    this.wholeChoice = h("label", { class: "check" }, this.wholeInput, "Use it as a whole image");
+    const elements = [this.canvas, this.hint, this.wholeChoice, this.choice.element];
+    this.element = h("div", { class: "stack", hidden: true }, elements);
     this.canvas.addEventListener("pointerdown", (event) => this.beginStroke(event));
     this.canvas.addEventListener("pointermove", (event) => this.extendStroke(event));
     for (const type of ["pointerup", "pointercancel"]) this.canvas.addEventListener(type, () => this.endStroke());
@@ -74,29 +117,35 @@ export class KnownHalfPad {
 
   /** The known half; undefined if the transparency of the image determines it. */
   get half() {
-    return this.source.transparent ? undefined : this.choice.value;
+    return this.source.opaque ? undefined : this.choice.value;
   }
 
   /** Show a file; resolves to whether it is still the latest. */
   async load(file, model) {
-    this.latest = file;
-    const source = await readSource(file, model);
-    if (this.latest !== file) return false;
+    if (file !== this.latest?.file) this.wholeInput.checked = false;
+    const request = { file, model };
+    this.latest = request;
+    const source = await readSource(file, model, this.wholeInput.checked);
+    if (this.latest !== request) return false;
     this.source = source;
-    const { halves, modelView, transparent } = this.source;
+    const { halves } = source;
     const selected = halves.includes(this.choice.value) ? this.choice.value : halves[0];
     this.choice.offer(
       HALVES.map((name) => [name, name, !halves.includes(name)]),
       selected,
     );
-    this.choice.element.hidden = Boolean(transparent);
-    this.hint.textContent = INSTRUCTIONS;
-    if (transparent) this.hint.textContent = OPAQUE_HALF;
-    if (!modelView) this.hint.textContent = UNDECODABLE;
+    this.choice.element.hidden = Boolean(source.opaque);
+    this.wholeChoice.hidden = !source.isHalfShaped;
+    this.hint.textContent = hintOf(source);
     this.canvas.height = Math.round((SIDE * model.height) / model.width);
     this.element.hidden = false;
     this.paint();
     return true;
+  }
+
+  /** Show the same file again, as a half or as a whole image. */
+  reload() {
+    return this.load(this.latest.file, this.latest.model);
   }
 
   /** The submitted image at the model's size; a half is drawn where it belongs. */
@@ -111,12 +160,12 @@ export class KnownHalfPad {
   paint() {
     if (!this.source) return;
     const { canvas, context } = this;
-    const { file, modelView, transparent } = this.source;
+    const { file, modelView, opaque } = this.source;
     context.imageSmoothingEnabled = false;
     context.clearRect(0, 0, canvas.width, canvas.height);
     if (modelView) this.paintImage(pixelCanvas(modelView, ""));
     if (this.stroke) this.paintStroke();
-    const half = transparent ? "opaque" : this.choice.value || "top";
+    const half = opaque ?? (this.choice.value || "top");
     canvas.setAttribute("aria-label", `${file.name}; its ${half} half is kept`);
   }
 
@@ -128,10 +177,10 @@ export class KnownHalfPad {
       context.drawImage(image, ...halfArea(half, canvas));
       return;
     }
-    context.globalAlpha = source.transparent ? 1 : 0.16;
+    context.globalAlpha = source.opaque ? 1 : 0.16;
     context.drawImage(image, 0, 0, canvas.width, canvas.height);
     context.globalAlpha = 1;
-    if (!source.transparent) context.drawImage(image, ...halfArea(half, image), ...halfArea(half, canvas));
+    if (!source.opaque) context.drawImage(image, ...halfArea(half, image), ...halfArea(half, canvas));
   }
 
   paintStroke() {
@@ -148,7 +197,7 @@ export class KnownHalfPad {
   }
 
   beginStroke(event) {
-    if (!this.source || this.source.transparent) return;
+    if (!this.source || this.source.opaque) return;
     this.stroke = [this.position(event)];
     this.canvas.setPointerCapture(event.pointerId);
   }
@@ -174,6 +223,12 @@ export class KnownHalfPad {
     const { left, top, width, height } = this.canvas.getBoundingClientRect();
     return [((clientX - left) / width) * this.canvas.width, ((clientY - top) / height) * this.canvas.height];
   }
+}
+
+function hintOf({ modelView, opaque, part }) {
+  if (!modelView) return UNDECODABLE;
+  if (opaque) return OPAQUE_HALF;
+  return part ? HALF_SHAPE : INSTRUCTIONS;
 }
 
 /** The half that a stroke marks by its mean position: the top or the bottom if the stroke is wider than high. */

@@ -1,19 +1,21 @@
 // The images that are selected but not yet submitted, each with the crop that the model will see.
 
-import { Refusal } from "./api.js";
 import { catalogue } from "./catalogue.js";
-import { announce, h, plural } from "./dom.js";
-import { imageFiles, showFailure } from "./feedback.js";
-import { cropPreview, decode, pixelCanvas, preprocess } from "./image.js";
-import { tiling } from "./tiles.js";
+import { announce, disable, h, plural } from "./dom.js";
+import { imageFiles, isTiff } from "./feedback.js";
+import { cropPreview, pixelCanvas, preprocess, withBitmap } from "./image.js";
+import { tiling } from "./tiling.js";
 
-const MAX_IMAGES = 64; // of a request
+const UNREADABLE = "This file is damaged or not an image.";
+const UNDISPLAYABLE = "This browser cannot display this file; the service may still be able to read it.";
 
 /** A selected file: `modelView` is the ImageData that the model sees, `tiling` how the service splits it into tiles. */
 class PendingImage {
   modelView = null;
   tiling = null;
-  ready = null; // a promise that resolves when both are known
+  whole = null; // a small canvas of the image
+  size = null; // [width, height] in pixels
+  ready = null; // a promise that resolves when they are known
 
   constructor(file, onRemove) {
     this.file = file;
@@ -21,44 +23,63 @@ class PendingImage {
     this.previews = h("span", { class: "previews" });
     this.hint = h("span", { class: "hint" }, "Loading");
     const attributes = { type: "button", class: "quiet out", "aria-label": `Remove ${this.name}` };
+    this.removeButton = h("button", { ...attributes, onclick: () => onRemove(this) }, "×");
     this.element = h(
       "li",
       {},
       this.previews,
       h("span", { class: "words" }, h("span", { class: "name", title: file.name }, this.name), this.hint),
-      h("button", { ...attributes, onclick: () => onRemove(this) }, "×"),
+      this.removeButton,
     );
   }
 
-  /** Decode the file and show what the model will see. The service decodes some files that browsers cannot. */
-  async refresh(isTiled) {
+  /** Keep the image in the list while it is sent. */
+  lock(isLocked) {
+    disable(this.removeButton, isLocked);
+  }
+
+  /** Decode the file for the current model, and show it. The service decodes some files that browsers cannot. */
+  async load(isTiled) {
     const model = catalogue.current;
     if (!model) return;
     try {
-      const bitmap = await decode(this.file);
-      this.modelView = preprocess(bitmap, model.width, model.height);
-      this.tiling = tiling(model, bitmap.width, bitmap.height);
-      this.previews.replaceChildren(...this.previewElements(bitmap, model, isTiled()));
-      this.hint.textContent = this.description(bitmap, isTiled());
+      await withBitmap(this.file, (bitmap) => {
+        const { width, height } = bitmap;
+        this.size = [width, height];
+        this.modelView = preprocess(bitmap, model.width, model.height);
+        this.tiling = tiling(model, width, height);
+        this.whole = cropPreview(bitmap, width, height);
+      });
     } catch {
+      this.size = null;
       this.modelView = null;
+    }
+    this.show(isTiled());
+  }
+
+  /** Show what the model will see. */
+  show(isTiled) {
+    if (this.size) {
+      this.previews.replaceChildren(...(isTiled ? [this.whole] : this.croppedPreviews()));
+      this.hint.textContent = this.description(isTiled);
+    } else {
       this.previews.replaceChildren();
-      this.hint.textContent = "This browser cannot display this file; the service may still be able to read it.";
+      this.hint.textContent = isTiff(this.file) ? UNDISPLAYABLE : UNREADABLE;
     }
   }
 
-  previewElements(bitmap, model, tiled) {
-    if (tiled) return [cropPreview(bitmap, bitmap.width, bitmap.height)];
+  croppedPreviews() {
+    const { modelView, whole } = this;
     const label = "What the model sees: the centre of the image, resized to the model’s size";
     return [
-      cropPreview(bitmap, model.width, model.height),
+      cropPreview(whole, modelView.width, modelView.height),
       h("span", { "aria-hidden": "true" }, "→"),
-      pixelCanvas(this.modelView, label),
+      pixelCanvas(modelView, label),
     ];
   }
 
-  description(bitmap, tiled) {
-    if (!tiled) return `${bitmap.width} × ${bitmap.height} pixels`;
+  description(isTiled) {
+    if (!isTiled) return `${this.size.join(" × ")} pixels`;
     const { n, size } = this.tiling;
     return n ? `${plural(n, "tile")} of ${size.join(" × ")} pixels` : "smaller than a tile";
   }
@@ -75,14 +96,9 @@ export class PendingImages {
 
   add(files) {
     const accepted = imageFiles(files, this.notice);
-    const room = MAX_IMAGES - this.images.length;
-    if (accepted.length > room) {
-      const message = `At most ${MAX_IMAGES} images can be scored at once: ${room} of ${accepted.length} were added.`;
-      showFailure(this.notice, new Refusal(message, { remedy: "Score these first, then add the others." }));
-    }
-    const added = accepted.slice(0, room).map((file) => new PendingImage(file, (image) => this.remove([image])));
+    const added = accepted.map((file) => new PendingImage(file, (image) => this.remove([image])));
     this.images = [...this.images, ...added];
-    this.refresh(added);
+    this.load(added);
     this.render();
     if (accepted.length) announce(`${plural(this.images.length, "image")} ready to score`);
   }
@@ -90,7 +106,7 @@ export class PendingImages {
   /** Prepare an image that is submitted without being listed. */
   prepare(file) {
     const image = new PendingImage(file, () => {});
-    this.refresh([image]);
+    this.load([image]);
     return image;
   }
 
@@ -103,9 +119,15 @@ export class PendingImages {
     this.remove(this.images);
   }
 
-  /** Update the previews, for example after a change of the model or of the use of tiles. */
-  refresh(images = this.images) {
-    for (const image of images) image.ready = image.refresh(this.isTiled);
+  /** Decode images for the current model. */
+  load(images = this.images) {
+    for (const image of images) image.ready = image.load(this.isTiled);
+  }
+
+  /** Update the previews after a change of the use of tiles. */
+  show() {
+    if (!catalogue.current) return;
+    for (const image of this.images) image.ready.then(() => image.show(this.isTiled()));
   }
 
   render() {

@@ -14,12 +14,17 @@ export function previewFetcher(id, onPreview) {
     outdated = true;
     if (fetching) return;
     fetching = true;
-    while (outdated) {
-      outdated = false;
-      const preview = await fetchPreview(id);
-      if (preview) onPreview(preview.bitmap, preview.moment);
+    try {
+      while (outdated) {
+        outdated = false;
+        const preview = await fetchPreview(id);
+        if (!preview) continue;
+        onPreview(preview.bitmap, preview.moment);
+        preview.bitmap.close();
+      }
+    } finally {
+      fetching = false;
     }
-    fetching = false;
   };
 }
 

@@ -1,32 +1,7 @@
-// Large images in tiles: the number of tiles, and the map of their OOD scores over the whole image.
+// Large images in tiles: the map of their OOD scores over the whole image.
 
-import { resultFile } from "./api.js";
 import { h, stem } from "./dom.js";
-import { roundHalfEven } from "./image.js";
 import { showMap } from "./map.js";
-
-const MAX_TILES = 1024; // of an image; a core scores about 16 a second
-
-/** How the service splits an image: the `size` of a tile, the number `n` of tiles, and the `side` to request, if any. */
-export function tiling(model, width, height) {
-  const { overlap } = model.tiles ?? { overlap: 0.5 };
-  const maxStep = (tile) => Math.ceil(tile * (1 - overlap) - 1e-9);
-  const countAlong = (length, tile) => (length < tile ? 0 : Math.ceil((length - tile) / maxStep(tile)) + 1);
-  const count = (size) => countAlong(width, size[0]) * countAlong(height, size[1]);
-  if (model.tiles) {
-    const size = [model.tiles.width, model.tiles.height];
-    return { size, n: count(size) };
-  }
-  const smallest = Math.min(model.width, model.height);
-  for (let side = smallest; ; side += 1) {
-    const size = [model.width, model.height].map((length) => roundHalfEven((side * length) / smallest));
-    const n = count(size);
-    if (n <= MAX_TILES) return { size, n, side };
-  }
-}
-
-/** The address of the map that the service drew for a job. */
-export const tileMapUrl = async (id) => URL.createObjectURL(await resultFile(id, "image/png"));
 
 /** The names of the views, and what the frame of each marks. */
 export const VIEWS = {

@@ -1,11 +1,11 @@
 // One trace: its frames as they arrive, a slider and a player for them, and the difference from the refined images.
 
 import { cancel } from "./api.js";
-import { announce, button, h } from "./dom.js";
+import { announce, button, h, keepFocus, viewTitle } from "./dom.js";
 import { attempt, failure } from "./feedback.js";
 import { slider } from "./fields.js";
 import { DIFFERENCE_LABEL, difference, Frames, frameLabel } from "./frames.js";
-import { createCanvas, decode, pixelCanvas, pngBlob } from "./image.js";
+import { createCanvas, pixelCanvas, pngBlob, withBitmap } from "./image.js";
 import { jobMonitor } from "./job.js";
 import { previewFetcher } from "./preview.js";
 import { describeProgress, downloadButtons, runHeading } from "./run.js";
@@ -106,7 +106,10 @@ export class Trace {
   stop() {
     this.isOver = true;
     this.monitor.bar.remove();
-    this.monitor.cancelButton.replaceWith(button("Remove", () => this.remove(), "small"));
+    const { cancelButton } = this.monitor;
+    keepFocus(cancelButton, this.element.querySelector("h2"), () =>
+      cancelButton.replaceWith(button("Remove", () => this.remove(), "small")),
+    );
   }
 
   async showResult({ images }) {
@@ -123,11 +126,12 @@ export class Trace {
     announce("Trace complete: move through its frames with the slider");
   }
 
-  async decodeImage(png) {
-    const bitmap = await decode(pngBlob(png));
-    const [, context] = createCanvas(...this.record.size);
-    context.drawImage(bitmap, 0, 0);
-    return context.getImageData(0, 0, ...this.record.size);
+  decodeImage(png) {
+    return withBitmap(pngBlob(png), (bitmap) => {
+      const [, context] = createCanvas(...this.record.size);
+      context.drawImage(bitmap, 0, 0);
+      return context.getImageData(0, 0, ...this.record.size);
+    });
   }
 
   showCanceled() {
@@ -143,7 +147,7 @@ export class Trace {
     jobs.remove(this.record.id);
     if (!this.isOver) cancel(this.record.id).catch(() => announce("The previous trace could not be canceled"));
     this.isOver = true;
-    this.element.remove();
+    keepFocus(this.element, viewTitle(this.element), () => this.element.remove());
     this.onRemove();
   }
 
