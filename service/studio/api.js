@@ -28,25 +28,38 @@ export class Refusal extends Error {
   }
 }
 
-/** Fetch a path with the API key; throws a `Refusal` unless the response is a success. */
-export async function request(path, { headers = {}, ...options } = {}) {
+const TIMEOUT_MS = 10_000;
+
+/**
+ * Fetch a path with the API key; throws a `Refusal` unless the response is a success. `isQuick` is whether the whole
+ * response must arrive within a few seconds; `signal` aborts the request.
+ */
+export async function request(path, { headers = {}, isQuick = true, signal, ...options } = {}) {
   const key = apiKey.get();
   const authorization = key ? { Authorization: `Bearer ${key}` } : {};
-  let response;
-  try {
-    response = await fetch(path, { ...options, headers: { ...authorization, ...headers } });
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
-    const remedy = "Check that it is running and that you are connected, then try again.";
-    throw new Refusal("The service cannot be reached.", { remedy });
-  }
+  const signals = [signal, isQuick && AbortSignal.timeout(TIMEOUT_MS)].filter(Boolean);
+  const response = await reaching(
+    fetch(path, { ...options, signal: AbortSignal.any(signals), headers: { ...authorization, ...headers } }),
+  );
   if (!response.ok) throw await refusal(response);
   return response;
 }
 
+/** Await a request or the body of a response; throws a `Refusal` if it fails, takes too long or is aborted. */
+async function reaching(promise) {
+  try {
+    return await promise;
+  } catch (error) {
+    if (error.name === "AbortError") throw new Refusal("The request was canceled.", { remedy: "", calm: true });
+    const remedy = "Check that it is running and that you are connected, then try again.";
+    const isSilent = error.name === "TimeoutError";
+    throw new Refusal(`The service ${isSilent ? "does not respond" : "cannot be reached"}.`, { remedy });
+  }
+}
+
 async function refusal(response) {
   const isJson = response.headers.get("content-type")?.includes("json");
-  const problem = isJson ? await response.json() : {};
+  const problem = isJson ? await reaching(response.json()) : {};
   const { detail = `The service responded with ${response.status} ${response.statusText}.`, errors = [] } = problem;
   return new Refusal(detail, {
     status: response.status,
@@ -58,24 +71,42 @@ async function refusal(response) {
 
 export async function requestJson(path, options) {
   const response = await request(path, { ...options, headers: { Accept: "application/json", ...options?.headers } });
-  return response.json();
+  return reaching(response.json());
 }
 
-/** Submit a job; returns its document. `body` is a FormData, or an object for JSON. */
-export function submit(path, body) {
+export const requestText = async (path) => reaching((await request(path)).text());
+
+export const requestBlob = async (path, options) => reaching((await request(path, options)).blob());
+
+/** Submit a job; returns its document. `body` is a FormData, or an object for JSON; `signal` aborts it. */
+export async function submit(path, body, signal) {
   const isForm = body instanceof FormData;
+  if (isForm) await checkFiles(body.getAll("image"));
   return requestJson(path, {
     method: "POST",
     headers: { Prefer: "respond-async", ...(isForm ? {} : { "Content-Type": "application/json" }) },
     body: isForm ? body : JSON.stringify(body),
+    isQuick: false,
+    signal,
   });
+}
+
+/** Throw a `Refusal` that names a file which is empty, or was changed or deleted after its selection. */
+async function checkFiles(files) {
+  for (const [i, file] of files.entries()) {
+    const start = await file
+      .slice(0, 1)
+      .arrayBuffer()
+      .catch(() => null);
+    if (start?.byteLength) continue; // a part of a deleted file is empty
+    const options = { remedy: "Select it again.", fields: [`image[${i}]`] };
+    throw new Refusal(`${file.name} is empty, or has changed since it was selected.`, options);
+  }
 }
 
 export const cancel = (id) => requestJson(`jobs/${id}/cancel`, { method: "POST" });
 
-export const result = (id) => requestJson(`jobs/${id}/result`);
+export const result = (id) => requestJson(`jobs/${id}/result`, { isQuick: false });
 
 /** The result of a job as a file of a media type. */
-export async function resultFile(id, type) {
-  return (await request(`jobs/${id}/result`, { headers: { Accept: type } })).blob();
-}
+export const resultFile = (id, type) => requestBlob(`jobs/${id}/result`, { headers: { Accept: type }, isQuick: false });

@@ -3,6 +3,7 @@
 import { Refusal } from "./api.js";
 import { catalogue } from "./catalogue.js";
 import { announce, button, h, onSubmit, uid } from "./dom.js";
+import { droppedFiles } from "./drop.js";
 import { failure, openDialog } from "./feedback.js";
 import { fetchMetrics, load } from "./metrics.js";
 import * as score from "./score.js";
@@ -38,11 +39,11 @@ async function openView(name) {
   return views[name];
 }
 
-/** Open a view with an image. */
-async function sendTo(name, file) {
+/** Open a view with images. */
+async function sendTo(name, ...files) {
   location.hash = name;
   const view = await openView(name).catch(() => null); // `route` reports the failure
-  view?.take([file]);
+  view?.take(files);
 }
 
 /** Show the view of the address; `navigated` unless the page has just been loaded. */
@@ -50,7 +51,7 @@ async function route(navigated) {
   const fragment = location.hash.slice(1);
   if (fragment === "content" && navigated) return; // the skip link
   document.querySelector("dialog")?.close();
-  const name = fragment in views ? fragment : "score";
+  const name = Object.hasOwn(views, fragment) ? fragment : "score";
   const { host } = views[name];
   try {
     await openView(name);
@@ -106,7 +107,18 @@ function showLoad({ unserved, waiting }) {
     return new Refusal(`No worker is available to ${tasks}.`, { remedy, calm: true });
   }
   showPulse(`Ready · ${waiting} waiting`, true);
-  return null;
+  return catalogue.missing && fallback(catalogue.missing, catalogue.current.name);
+}
+
+/** The notice that another model replaces the selected one, which the user can accept. */
+function fallback(missing, name) {
+  const remedy = "It is used again as soon as it is available.";
+  const notice = new Refusal(`${missing} is not available: ${name} is used instead.`, { remedy, calm: true });
+  const accept = () => {
+    catalogue.select(name);
+    refresh();
+  };
+  return Object.assign(notice, { action: button(`Keep using ${name}`, accept, "small") });
 }
 
 function showPulse(text, isReady) {
@@ -120,7 +132,7 @@ function showProblem(problem) {
   if (text === problemText) return; // a repeated alert would be announced again
   problemText = text;
   const retry = problem?.calm || problem?.status === 401 ? undefined : refresh;
-  notice.replaceChildren(...(problem ? [failure(problem, retry)] : []));
+  notice.replaceChildren(...(problem ? [failure(problem, retry, problem.action)] : []));
 }
 
 async function keepRefreshing() {
@@ -146,7 +158,15 @@ modelSelect.addEventListener("change", () => catalogue.select(modelSelect.value)
 
 function openKeyDialog() {
   const id = uid();
-  const input = h("input", { type: "password", id, autocomplete: "off", value: apiKey.get(), class: "mono" });
+  const input = h("input", {
+    type: "password",
+    id,
+    autocomplete: "off",
+    value: apiKey.get(),
+    class: "mono",
+    pattern: "\\s*[!-~]*\\s*", // a header cannot contain other characters
+    title: "An API key consists of Latin letters, digits and punctuation, without spaces.",
+  });
   const hint = "Stored in this tab until you close it, and sent only to this service. Some services need no key.";
   const useKey = (key) => {
     apiKey.set(key);
@@ -178,8 +198,8 @@ function takeFiles(files) {
   views[name].take([...files]);
 }
 addEventListener("dragover", (event) => event.preventDefault());
-addEventListener("drop", (event) => {
+addEventListener("drop", async (event) => {
   event.preventDefault();
-  takeFiles(event.dataTransfer.files);
+  takeFiles(await droppedFiles(event.dataTransfer));
 });
 addEventListener("paste", (event) => takeFiles(event.clipboardData.files));

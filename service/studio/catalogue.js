@@ -9,23 +9,33 @@ class Catalogue extends EventTarget {
   current = null;
   identities = "";
   calibrationAllowed = false;
+  maxImages = 64; // of a request
+  maxBytes = Infinity; // of the body of a request
 
+  /** Load the models. While the service offers none, as after its start, `current` stays. */
   async load() {
-    const { models, calibration_allowed: calibrationAllowed } = await requestJson("models");
-    const name = this.current?.name ?? modelName.get();
+    const { models, ...document } = await requestJson("models");
+    const { calibration_allowed: calibrationAllowed, max_images: maxImages, max_body_bytes: maxBytes } = document;
+    const name = modelName.get() ?? this.current?.name;
     const byName = models.find((model) => model.name === name);
-    const current = byName ?? models.find((model) => model.default) ?? models[0] ?? null;
+    const current = byName ?? models.find((model) => model.default) ?? models[0] ?? this.current;
     const currentChanged = identity(current) !== identity(this.current);
-    const identities = [calibrationAllowed, ...models.map(identity)].join();
+    const identities = [calibrationAllowed, maxImages, ...models.map(identity)].join();
     const listChanged = identities !== this.identities;
-    Object.assign(this, { models, current, identities, calibrationAllowed });
+    Object.assign(this, { models, current, identities, calibrationAllowed, maxImages, maxBytes });
     if (listChanged) this.dispatchEvent(new Event("list"));
     if (currentChanged) this.dispatchEvent(new Event("change"));
   }
 
-  /** The current model; throws a `Refusal` if there is none. */
+  /** The name of the selected model if `current` is another one because the service no longer offers it, else null. */
+  get missing() {
+    const name = modelName.get();
+    return this.models.length && name && name !== this.current.name ? name : null;
+  }
+
+  /** The current model; throws a `Refusal` if the service offers none. */
   requireCurrent() {
-    if (this.current) return this.current;
+    if (this.models.length) return this.current;
     const remedy = "Wait until a worker has loaded one; the Models view shows the workers.";
     throw new Refusal("No model is available yet.", { remedy });
   }

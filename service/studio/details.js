@@ -5,7 +5,7 @@ import { greyLevels, h, plural } from "./dom.js";
 import { explain } from "./fields.js";
 import { markdown } from "./markdown.js";
 import { powerTable } from "./power.js";
-import { SampleGrid } from "./samples.js";
+import { sampleGrid } from "./samples.js";
 import { pText } from "./verdict.js";
 
 const METRIC_NAMES = {
@@ -20,7 +20,7 @@ export function modelDetails(model) {
     "div",
     { class: "stack" },
     h("div", { class: "columns" }, calibration ? calibrationFacts(model) : notCalibrated(), h("dl", {}, facts)),
-    new SampleGrid(model).element,
+    sampleGrid(model).element,
     card &&
       h(
         "details",
@@ -60,7 +60,7 @@ function notCalibrated() {
 }
 
 /** How a calibration was made and what it detects. */
-export function calibrationFacts({ calibration, calibrations = {} }) {
+function calibrationFacts({ calibration, calibrations = {} }) {
   const { statistic, threshold, histograms = {}, n_rank: ranked, n_fit: estimated } = calibration;
   const { false_positive_rate: rate, smallest_p: smallestP, weakness, power } = calibration;
   const names = Object.keys(calibrations);

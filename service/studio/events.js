@@ -6,26 +6,45 @@ import { Refusal, request, requestJson } from "./api.js";
 // A browser opens six connections to a host: streams must leave some for other requests.
 const MAX_STREAMS = 3;
 const MAX_FAILURES = 30;
+const SILENCE_MS = 35_000; // of a stream that is lost: the service sends a comment every 15 s
+const POSITION_MS = 5000; // between two requests for the position of a waiting job
 const FINAL_STATES = new Set(["succeeded", "failed", "canceled", "expired"]);
 let openStreams = 0;
 
 /**
- * Follow a job: call `onEvent({status} | {progress} | {lost})` for each change; resolves to its final {status, error}.
- * `lost` is whether the connection is lost; it resumes after the last event received. If several streams are already
- * open, the job is polled instead.
+ * Follow a job: call `onEvent({status} | {progress} | {position} | {lost})` for each change; resolves to its final
+ * {status, error}. `position` is the number of jobs ahead of a waiting one. `lost` is whether the connection is lost;
+ * it resumes after the last event received. If several streams are already open, the job is polled instead.
  */
 export async function follow(id, onEvent) {
-  if (openStreams >= MAX_STREAMS) return retry(poller(id, onEvent), onEvent);
-  openStreams += 1;
+  const waiting = new AbortController(); // aborted when the job no longer waits
+  const report = (event) => {
+    if (event.progress || (event.status && event.status !== "queued")) waiting.abort();
+    onEvent(event);
+  };
+  reportPositions(id, waiting.signal, onEvent);
+  const isStreamed = openStreams < MAX_STREAMS;
+  openStreams += isStreamed;
   try {
-    return await retry(streamer(id, onEvent), onEvent);
+    return await retry(isStreamed ? streamer(id, report) : poller(id, report), onEvent);
   } finally {
-    openStreams -= 1;
+    openStreams -= isStreamed;
+    waiting.abort();
   }
 }
 
-/** Call `attempt(onAlive)` until it returns the final state, or fails permanently or too often. */
-async function retry(attempt, onEvent) {
+/** Report the position of a waiting job, which its events do not contain. */
+async function reportPositions(id, signal, onEvent) {
+  while (true) {
+    await pause(POSITION_MS);
+    if (signal.aborted) return;
+    const { position } = await requestJson(`jobs/${id}`, { signal }).catch(() => ({})); // `follow` reports failures
+    if (position && !signal.aborted) onEvent({ position });
+  }
+}
+
+/** Call `attempt(onAlive)` until it returns something, or fails permanently or more than `maxFailures` times. */
+export async function retry(attempt, onEvent, maxFailures = MAX_FAILURES) {
   let failures = 0;
   const onAlive = () => {
     if (failures) onEvent({ lost: false });
@@ -37,7 +56,7 @@ async function retry(attempt, onEvent) {
       if (end) return end;
     } catch (error) {
       failures += 1;
-      if (isPermanent(error) || failures > MAX_FAILURES) throw error;
+      if (isPermanent(error) || failures > maxFailures) throw error;
       onEvent({ lost: true });
     }
     await pause(Math.min(500 * 2 ** failures, 5000));
@@ -50,18 +69,40 @@ const isPermanent = (error) =>
 /** An attempt to follow the event stream of a job; it returns null if the stream ends early. */
 function streamer(id, onEvent) {
   let lastId = "0";
-  return async (onAlive) => {
-    const response = await request(`jobs/${id}/events`, { headers: { "Last-Event-ID": lastId } });
+  async function followStream(onAlive, { signal, restart }) {
+    const headers = { "Last-Event-ID": lastId };
+    const response = await request(`jobs/${id}/events`, { headers, isQuick: false, signal });
     onAlive();
     if (response.status === 204) return requestJson(`jobs/${id}`); // the job has ended, and there are no more events
-    for await (const event of messages(response.body)) {
+    for await (const event of messages(response.body, restart)) {
       lastId = event.id || lastId;
       const data = JSON.parse(event.data);
       onEvent(event.name === "progress" ? { progress: data } : { status: event.name });
       if (FINAL_STATES.has(event.name)) return { status: event.name, error: data.error };
     }
     return null;
+  }
+  return async (onAlive) => {
+    const silence = alarm(SILENCE_MS);
+    try {
+      return await followStream(onAlive, silence);
+    } finally {
+      silence.stop();
+    }
   };
+}
+
+/** A signal that is aborted unless `restart` or `stop` is called within some time. */
+function alarm(ms) {
+  const controller = new AbortController();
+  let timer = null;
+  const stop = () => clearTimeout(timer);
+  const restart = () => {
+    stop();
+    timer = setTimeout(() => controller.abort(), ms);
+  };
+  restart();
+  return { signal: controller.signal, restart, stop };
 }
 
 /** An attempt to poll a job; it returns null until the job has ended. */
@@ -78,13 +119,14 @@ function poller(id, onEvent) {
   };
 }
 
-/** The messages of a text/event-stream. */
-async function* messages(body) {
+/** The messages of a text/event-stream; `onBytes` is called whenever something arrives, also comments. */
+async function* messages(body, onBytes) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let buffer = "";
   while (true) {
     const { done, value } = await reader.read();
     if (done) return;
+    onBytes();
     buffer += value.replaceAll("\r", "");
     const blocks = buffer.split("\n\n");
     buffer = blocks.pop(); // the incomplete one

@@ -28,8 +28,9 @@ export function flipTest({ file, model, name }) {
       form.set("model", reference(model));
       const { id } = await submit("score", form);
       const labels = { queued: "Scoring the flipped image" };
-      const { status, bar, result } = jobMonitor(id, { notice: holder, labels, fraction: null });
-      holder.replaceChildren(status, bar);
+      const notice = h("div");
+      const { status, bar, result } = jobMonitor(id, { notice, labels, fraction: null });
+      holder.replaceChildren(status, bar, notice);
       const scored = await result();
       if (!scored) throw new Error("The job was canceled.");
       const [{ bpd, sanity }] = scored.results;

@@ -1,12 +1,13 @@
 // Follows a submitted job to its result, with a status line, a progress bar and a Cancel button.
 
 import { cancel, Refusal, result } from "./api.js";
-import { button, h } from "./dom.js";
-import { follow } from "./events.js";
+import { button, disable, h, plural } from "./dom.js";
+import { follow, retry } from "./events.js";
 import { failure } from "./feedback.js";
 
 const LABELS = { queued: "Waiting in the queue", running: "Started" };
 const EXPIRED = "This result has expired: the service keeps results for one hour.";
+const MAX_FETCHES = 5; // of a result, until the user is asked
 const LOST = "Connection lost: trying again. The job continues meanwhile.";
 
 /** Follow a job to its result; resolves to null if it was canceled, throws if it failed. */
@@ -15,44 +16,77 @@ export async function jobResult(id, onEvent = () => {}) {
     const { status, error } = await follow(id, onEvent);
     if (status === "canceled") return null;
     if (status !== "succeeded") throw new Error(error?.detail ?? `The job ${status}.`);
-    return await result(id);
+    return await retry((onAlive) => fetchResult(id, onAlive), onEvent, MAX_FETCHES - 1);
   } catch (error) {
     if (error.status === 404) throw new Refusal(EXPIRED, { status: 404, remedy: "Submit it again.", calm: true });
     throw error;
   }
 }
 
+async function fetchResult(id, onAlive) {
+  const document = await result(id);
+  onAlive();
+  return document;
+}
+
+/** Whether nothing can be fetched any more: the job failed or has expired. */
+const isOver = ({ status }) => status === undefined || status === 404;
+
+/**
+ * As `jobResult`, but if the connection fails or the API key is refused, the user is asked in `notice` whether to try
+ * again; throws if they do not.
+ */
+export async function persistentResult(id, notice, onEvent = () => {}) {
+  while (true) {
+    try {
+      return await jobResult(id, onEvent);
+    } catch (error) {
+      if (isOver(error)) throw error;
+      onEvent({ lost: false });
+      await new Promise((resolve, reject) => {
+        const dismiss = button("Dismiss", () => reject(error), "small");
+        notice.replaceChildren(failure(error, resolve, dismiss));
+      });
+      notice.replaceChildren();
+    }
+  }
+}
+
 /**
  * The controls of a running job. `labels` are the status lines of its states; `describe(progress)` returns the status
  * line and the completed fraction, {text, fraction}, or null to leave them unchanged. A cancellation that fails is
- * reported in `notice`. `result(onProgress)` resolves as `jobResult` does.
+ * reported in `notice` until the next event. `result(onProgress)` resolves as `persistentResult` does.
  */
 export function jobMonitor(id, { notice, labels = LABELS, describe = () => null, fraction = 0 }) {
   const status = h("p", { class: "hint grow" }, labels.queued);
   const bar = h("progress", { max: 1, value: fraction, "aria-label": "Progress" });
   const cancelButton = button("Cancel", cancelJob, "small");
 
+  let cancelFailure = null;
   async function cancelJob() {
-    cancelButton.disabled = true;
+    disable(cancelButton, true);
     try {
       await cancel(id);
     } catch (error) {
-      cancelButton.disabled = false;
-      notice.replaceChildren(failure(error));
+      disable(cancelButton, false);
+      cancelFailure = failure(error);
+      notice.replaceChildren(cancelFailure);
     }
   }
 
   let text = labels.queued;
   function show(event) {
+    cancelFailure?.remove();
     const description = event.progress && describe(event.progress);
-    text = description?.text ?? labels[event.status] ?? text;
+    const waiting = event.position && `${labels.queued}, ${plural(event.position, "job")} ahead`;
+    text = description?.text ?? waiting ?? labels[event.status] ?? text;
     if (description) bar.value = description.fraction;
     status.textContent = event.lost ? LOST : text;
     status.classList.toggle("lost", event.lost === true);
   }
 
   function monitoredResult(onProgress = () => {}) {
-    return jobResult(id, (event) => {
+    return persistentResult(id, notice, (event) => {
       show(event);
       if (event.progress) onProgress(event.progress);
     });

@@ -1,10 +1,10 @@
 // The metrics of the service, in the Prometheus text format.
 
-import { request } from "./api.js";
+import { requestText } from "./api.js";
 
 /** The samples by name, [{labels, value}]. */
 export async function fetchMetrics() {
-  const text = await (await request("metrics")).text();
+  const text = await requestText("metrics");
   const metrics = new Map();
   for (const line of text.split("\n")) {
     const [, name, labels = "", value] = /^([a-z_]+)(?:\{(.*)\})? (\S+)/.exec(line) ?? [];

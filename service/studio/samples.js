@@ -4,13 +4,21 @@ import { cancel, submit } from "./api.js";
 import { reference } from "./catalogue.js";
 import { announce, button, h } from "./dom.js";
 import { failure } from "./feedback.js";
-import { jobResult } from "./job.js";
+import { persistentResult } from "./job.js";
 import { jobs } from "./session.js";
 
 const PER_CLASS = 4;
 const WITHOUT_CLASSES = 16;
 
-export class SampleGrid {
+const grids = new Map(); // by the reference of their model: they outlive the table that shows them
+
+export function sampleGrid(model) {
+  const key = reference(model);
+  if (!grids.has(key)) grids.set(key, new SampleGrid(model));
+  return grids.get(key);
+}
+
+class SampleGrid {
   element = h("div", { class: "samples" });
 
   constructor(model) {
@@ -59,10 +67,11 @@ export class SampleGrid {
     };
     const status = h("p", { class: "hint grow" }, "Generating samples with seeds from 0");
     const header = h("div", { class: "row" }, status, bar, button("Cancel", cancelAll, "small"));
-    this.element.replaceChildren(header, h("ul", { class: "classes" }, rows));
+    const notice = h("div");
+    this.element.replaceChildren(header, notice, h("ul", { class: "classes" }, rows));
     try {
       for (const [i, { id, label }] of records.entries()) {
-        const result = await jobResult(id);
+        const result = await persistentResult(id, notice);
         if (!result) return; // canceled
         rows[i].lastChild.replaceChildren(...result.images.map((image) => sampleImage(image, label)));
         bar.value = i + 1;
