@@ -3,9 +3,9 @@
 import { Refusal, submit } from "./api.js";
 import { catalogue } from "./catalogue.js";
 import { quoted, terminal } from "./curl.js";
-import { announce, button, h, plural, uid } from "./dom.js";
-import { emptyState, failure, reveal } from "./feedback.js";
-import { dropZone } from "./fields.js";
+import { announce, button, h, keepFocus, plural, uid, viewTitle } from "./dom.js";
+import { emptyState, failure, isImage, reveal } from "./feedback.js";
+import { dropZone, folderButton } from "./fields.js";
 import { jobMonitor } from "./job.js";
 import { powerTable } from "./power.js";
 import { jobForm } from "./runs.js";
@@ -21,7 +21,7 @@ const STAGES = {
 };
 const PHASES = Object.keys(STAGES);
 
-export function mount(host) {
+export function mount(host, { sendTo }) {
   const commands = h("div", { class: "stack commands" });
   const bench = h("div", { class: "bench" });
   const upload = new CalibrationForm();
@@ -35,7 +35,7 @@ export function mount(host) {
   catalogue.addEventListener("change", show);
   catalogue.addEventListener("list", show);
   show();
-  return { take: (files) => upload.take(files) };
+  return { take: (files) => (catalogue.calibrationAllowed ? upload.take(files) : sendTo("score", ...files)) };
 
   function show() {
     bench.hidden = !catalogue.calibrationAllowed;
@@ -78,8 +78,9 @@ class CalibrationForm {
   constructor() {
     const { notice, update, form } = jobForm(
       "Calibrate",
-      () => this.submit(),
+      (signal) => this.submit(signal),
       () => this.files.length > 0,
+      "Uploading",
     );
     Object.assign(this, { notice, update });
     const id = uid();
@@ -109,7 +110,7 @@ class CalibrationForm {
       h(
         "div",
         { class: "row start" },
-        this.folderButton(onFiles),
+        folderButton(onFiles),
         button("Clear", () => this.clear(), "small"),
       ),
       this.summary,
@@ -119,44 +120,39 @@ class CalibrationForm {
     for (const record of jobs.of("calibrate")) this.watch(record);
   }
 
-  /** A button that selects a whole folder. */
-  folderButton(onFiles) {
-    const onchange = () => {
-      onFiles([...input.files]);
-      input.value = "";
-    };
-    const input = h("input", { type: "file", webkitdirectory: true, class: "visually-hidden", tabindex: -1, onchange });
-    input.setAttribute("aria-label", "Folder of images");
-    return [input, button("Select a folder", () => input.click(), "small")];
-  }
-
-  /** Add files; skip those that are neither images nor zip files, as the service does. */
+  /** Add files; skip those that are neither images nor zip files, as the service does, and those already added. */
   take(files) {
     const usable = files.filter(isUsable);
+    const known = new Set(this.files.map(fileKey));
+    const added = usable.filter((file) => !known.has(fileKey(file)));
     this.skipped = files.length - usable.length;
-    this.files = [...this.files, ...usable];
+    this.repeated = usable.length - added.length;
+    this.files = [...this.files, ...added];
     if (!this.name.value) this.name.value = suggestedName(usable);
     this.showFiles();
   }
 
   clear() {
-    this.files = [];
-    this.skipped = 0;
+    Object.assign(this, { files: [], skipped: 0, repeated: 0 });
     this.showFiles();
   }
 
   showFiles() {
     const { length } = this.files;
     const bytes = this.files.reduce((sum, { size }) => sum + size, 0);
-    const skipped = this.skipped ? ` ${plural(this.skipped, "other file")} skipped.` : "";
+    const notes = [
+      this.skipped && ` ${plural(this.skipped, "other file")} skipped.`,
+      this.repeated && ` ${plural(this.repeated, "file")} already selected.`,
+    ];
+    const note = notes.filter(Boolean).join("");
     this.summary.textContent = length
-      ? `${plural(length, "file")}, ${(bytes / 2 ** 20).toFixed(1)} MB.${skipped}`
-      : `No images yet.${skipped}`;
+      ? `${plural(length, "file")}, ${(bytes / 2 ** 20).toFixed(1)} MB.${note}`
+      : `No images yet.${note}`;
     this.zone.classList.toggle("filled", length > 0);
     this.update();
   }
 
-  async submit() {
+  async submit(signal) {
     const { name: base } = catalogue.requireCurrent();
     const { files } = this;
     const name = this.name.value; // this and the files can change during the upload
@@ -169,7 +165,7 @@ class CalibrationForm {
     for (const file of files) body.append("image", file, file.name);
     body.set("name", name);
     body.set("model", base);
-    const { id } = await submit("calibrate", body).catch((error) => {
+    const { id } = await submit("calibrate", body, signal).catch((error) => {
       if (error.status !== 413) throw error;
       const remedy = `Upload fewer images, or run this command where the images are: ${adaptCommand(base, name)}`;
       throw new Refusal(error.message, { status: 413, remedy, fields: ["image"] });
@@ -178,7 +174,7 @@ class CalibrationForm {
     jobs.add(record);
     if (this.name.value === name) this.name.value = "";
     this.files = this.files.filter((file) => !files.includes(file));
-    this.skipped = 0;
+    Object.assign(this, { skipped: 0, repeated: 0 });
     this.showFiles();
     reveal(this.watch(record));
   }
@@ -195,14 +191,14 @@ class CalibrationForm {
     const element = h("article", attributes, h("header", { class: "row" }, heading, actions), progress, body, notice);
     const remove = () => {
       jobs.remove(record.id);
-      element.remove();
+      keepFocus(element, viewTitle(element), () => element.remove());
       this.placeholder.hidden = this.calibrations.children.length > 0;
     };
     this.calibrations.prepend(element);
     this.placeholder.hidden = true;
     this.follow(monitor, { body, notice, name: record.name }).finally(() => {
       monitor.bar.remove();
-      actions.replaceChildren(button("Remove", remove, "small"));
+      keepFocus(actions, heading, () => actions.replaceChildren(button("Remove", remove, "small")));
     });
     return element;
   }
@@ -264,20 +260,23 @@ function calibrationReport({ model, calibration, skipped }) {
 /** Show the power of a new model, and allow its use, as soon as the service offers it. */
 function showPower(body, name) {
   const [place, use] = [body.querySelector(".power-place"), body.querySelector("button.primary")];
+  const listener = new AbortController();
   const show = () => {
     const model = catalogue.models.find((offered) => offered.name === name);
     use.disabled = !model;
     if (model?.calibration?.power) place.replaceChildren(powerTable(model.calibration.power));
+    if (!body.isConnected) listener.abort();
   };
-  catalogue.addEventListener("list", show);
   show();
+  catalogue.addEventListener("list", show, { signal: listener.signal });
 }
 
 const isZip = ({ name, type }) => /zip/.test(type) || /\.zip$/i.test(name);
 
-const isUsable = (file) =>
-  !file.name.startsWith(".") &&
-  (isZip(file) || file.type.startsWith("image/") || /\.(tiff?|bmp|webp)$/i.test(file.name));
+const isUsable = (file) => !file.name.startsWith(".") && (isZip(file) || isImage(file));
+
+/** What the same file has in common when it is selected twice: an image must not be counted twice. */
+const fileKey = ({ webkitRelativePath: path, name, size, lastModified }) => `${path || name} ${size} ${lastModified}`;
 
 /** A name for the model: that of the folder or the zip. */
 function suggestedName([file]) {

@@ -4,7 +4,7 @@ import { submit } from "./api.js";
 import { catalogue } from "./catalogue.js";
 import { announce, h, plural } from "./dom.js";
 import { EXAMPLES, exampleButtons } from "./examples.js";
-import { emptyState, imageFiles } from "./feedback.js";
+import { emptyState, failure, imageFiles } from "./feedback.js";
 import { dropZone } from "./fields.js";
 import { KnownHalfPad } from "./pad.js";
 import { jobForm, RunList } from "./runs.js";
@@ -14,8 +14,8 @@ export function mount(host, { sendTo }) {
   const settings = settingsForm({ images: 4, maxImages: 16, countLabel: "Variants", classInDetails: true });
   const pad = new KnownHalfPad();
   let selectedFile = null;
-  const complete = async () => runs.add(await submitCompletion(pad, settings.read()));
-  const { notice, update, form } = jobForm("Complete", complete, () => pad.source !== null);
+  const complete = async (signal) => runs.add(await submitCompletion(pad, settings.read(), signal));
+  const { notice, update, form } = jobForm("Complete", complete, () => pad.source !== null, "Uploading");
   const placeholder = emptyState(
     "Nothing completed yet",
     "Choose an image and the half to keep, or press “Complete it” on a generated image. The variants appear here.",
@@ -41,8 +41,12 @@ export function mount(host, { sendTo }) {
   return { take };
 
   async function take(files) {
-    const [file] = imageFiles(files, notice);
+    const [file, ...others] = imageFiles(files, notice);
     if (!file) return;
+    if (others.length) {
+      const message = `Only ${file.name} is used: one image is completed at a time.`;
+      notice.replaceChildren(failure({ message, calm: true }));
+    }
     selectedFile = file;
     await showFile();
   }
@@ -59,16 +63,16 @@ export function mount(host, { sendTo }) {
 }
 
 /** Submit the image on the pad, and return the record of its run. */
-async function submitCompletion(pad, settings) {
+async function submitCompletion(pad, settings, signal) {
   const { width, height } = catalogue.requireCurrent();
   const { half: keep, source: shown } = pad;
   const source = pad.submittedUrl(width, height); // before another image can be loaded
   const parameters = { ...settings, ...(keep ? { keep } : {}) };
   const fileName = shown.file.name || "image.png";
   const body = new FormData();
-  body.append("image", shown.file, fileName);
+  body.append("image", (await shown.redrawn?.()) ?? shown.file, fileName);
   for (const [name, value] of Object.entries(parameters)) body.set(name, value);
-  const { id } = await submit("complete", body);
+  const { id } = await submit("complete", body, signal);
   const title = `${plural(parameters.n, "variant")} of ${shown.file.name || "a pasted image"}`;
   const record = { id, view: "complete", task: "complete", settings: parameters, size: [width, height], title };
   return { ...record, keep, fileName, source };

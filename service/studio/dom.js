@@ -31,6 +31,33 @@ export function button(label, onclick, kind = "") {
   return h("button", { type: "button", class: kind, onclick }, label);
 }
 
+/**
+ * Disable or enable a button so that it keeps the focus, also one that has just been pressed; see the listener below.
+ */
+export function disable(element, disabled) {
+  if (disabled) element.setAttribute("aria-disabled", "true");
+  else element.removeAttribute("aria-disabled");
+}
+
+const ignoreDisabled = (event) => {
+  if (!event.target.closest?.("[aria-disabled]")) return;
+  event.preventDefault(); // also the submission of a form, with Enter in one of its fields
+  event.stopImmediatePropagation();
+};
+addEventListener("click", ignoreDisabled, { capture: true });
+
+/** Perform `change()`, which removes elements of `area`; if one of them has the focus, the heading `target` gets it. */
+export function keepFocus(area, target, change) {
+  const isFocused = area.contains(document.activeElement);
+  change();
+  if (!isFocused) return;
+  target.tabIndex = -1;
+  target.focus({ preventScroll: true });
+}
+
+/** The heading of the view that contains an element. */
+export const viewTitle = (element) => element.closest("section").querySelector("h1");
+
 /** A listener for the submission of a form that the page handles itself. */
 export const onSubmit = (handle) => (event) => {
   event.preventDefault();

@@ -1,6 +1,6 @@
 // Example images that show what a likelihood measures.
 
-import { request } from "./api.js";
+import { requestBlob } from "./api.js";
 import { catalogue } from "./catalogue.js";
 import { h } from "./dom.js";
 import { showFailure } from "./feedback.js";
@@ -19,8 +19,9 @@ export const EXAMPLES = [PHOTOGRAPH, ...Object.keys(PAINTERS)];
 /** The file of an example. */
 export async function exampleFile(name, width, height) {
   if (name === PHOTOGRAPH) {
-    const response = await request("studio/chelsea.jpg");
-    return new File([await response.blob()], "chelsea.jpg", { type: "image/jpeg" });
+    return new File([await requestBlob("studio/chelsea.jpg", { isQuick: false })], "chelsea.jpg", {
+      type: "image/jpeg",
+    });
   }
   const blob = await toPng(pixelCanvas(paint(name, width, height), name));
   return new File([blob], `${name.replace(" ", "-")}.png`, { type: "image/png" });

@@ -1,9 +1,11 @@
 // Messages: failures with their remedies, empty states, dialogs.
 
-import { button, h, uid } from "./dom.js";
+import { button, h, plural, uid } from "./dom.js";
 
-/** The reason and the remedy of an error, with a button to try again if `retry` is given. */
-export function failure(error, retry) {
+const MAX_NAMES = 5; // that a message lists
+
+/** The reason and the remedy of an error, with a button to try again if `retry` is given, and another `action`. */
+export function failure(error, retry, action) {
   return h(
     "div",
     { class: error.calm ? "failure calm" : "failure", role: error.calm ? "status" : "alert" },
@@ -14,6 +16,7 @@ export function failure(error, retry) {
       { class: "row start" },
       error.status === 401 && button("Enter an API key", () => document.getElementById("key").click(), "small"),
       retry && button("Try again", retry, "small"),
+      action,
     ),
   );
 }
@@ -55,7 +58,7 @@ export function imageFiles(files, notice) {
   const others = files.filter((file) => !isImage(file));
   notice.replaceChildren();
   if (others.length) {
-    const names = others.map(({ name }) => name).join(", ");
+    const names = listed(others.map(({ name }) => name));
     showFailure(notice, {
       message: `${names} ${others.length > 1 ? "are not images and were" : "is not an image and was"} skipped.`,
       remedy: !images.length && "Choose a PNG, JPEG, WebP, BMP, TIFF or GIF file.",
@@ -65,7 +68,18 @@ export function imageFiles(files, notice) {
   return images;
 }
 
-const isImage = ({ name, type }) => type.startsWith("image/") || /\.(tiff?|bmp|webp)$/i.test(name);
+/** Whether the service may read a file, by its type or name: other types, such as SVG, are refused. */
+export const isImage = ({ name, type }) =>
+  /^image\/(png|jpeg|webp|bmp|tiff|gif)$/.test(type) || /\.(png|jpe?g|webp|bmp|tiff?|gif)$/i.test(name);
+
+/** Whether a file is a TIFF, which most browsers cannot display. */
+export const isTiff = ({ name, type }) => type === "image/tiff" || /\.tiff?$/i.test(name);
+
+/** The first of many names. */
+const listed = (names) =>
+  names.length > MAX_NAMES
+    ? `${names.slice(0, MAX_NAMES).join(", ")} and ${plural(names.length - MAX_NAMES, "other file")}`
+    : names.join(", ");
 
 /** The placeholder of a view without results. */
 export function emptyState(title, text) {
@@ -95,7 +109,7 @@ export function openDialog(title, ...content) {
     {
       "aria-labelledby": id,
       onclose: () => dialog.remove(),
-      onclick: (event) => event.target === dialog && dialog.close(),
+      onpointerdown: (event) => event.target === dialog && dialog.close(),
     },
     h("div", { class: "sheet" }, header, ...content),
   );

@@ -1,6 +1,6 @@
 // Form fields: sliders, chips, a drop zone, and explanations of terms.
 
-import { h, uid } from "./dom.js";
+import { button, h, uid } from "./dom.js";
 
 const EXPLANATIONS = {
   "bits/dim":
@@ -51,7 +51,7 @@ export function explain(term) {
 /** A labelled slider for the parameter `field`. `words` formats its value; `term` is explained beside the label. */
 export function slider({ label, field, term, min, max, step = 1, value, words = String, hint, onInput }) {
   const [id, hintId] = [uid(), hint && uid()];
-  const output = h("output", { for: id });
+  const output = h("output", { for: id, "aria-live": "off" });
   const oninput = () => {
     show();
     onInput?.();
@@ -144,6 +144,16 @@ export function selectField({ label, field, term, onChange, hint }) {
       select.value = next;
     },
   };
+}
+
+/** A button that selects the files of a whole folder. */
+export function folderButton(onFiles) {
+  const onchange = () => {
+    onFiles([...input.files]);
+    input.value = "";
+  };
+  const input = h("input", { type: "file", webkitdirectory: true, onchange });
+  return button("Select a folder", () => input.click(), "small");
 }
 
 /** An area to drop or select image files; with the class `filled`, it shrinks to one line with `filledTitle`. */

@@ -26,10 +26,10 @@ export function mount(host, { sendTo }) {
     if (catalogue.current) expectation.textContent = expectationText(catalogue.current);
   }
 
-  async function generate() {
+  async function generate(signal) {
     const { width, height } = catalogue.requireCurrent();
     const requests = settings.readAll();
-    const ids = await submitAll(requests);
+    const ids = await submitAll(requests, signal);
     const [comparedWith] = ids;
     const titles = titlesOf(requests);
     const records = ids.map((id, i) => {
@@ -41,10 +41,10 @@ export function mount(host, { sendTo }) {
 }
 
 /** Submit all requests or none; returns the ids of their jobs. */
-async function submitAll(requests) {
+async function submitAll(requests, signal) {
   const ids = [];
   try {
-    for (const parameters of requests) ids.push((await submit("generate", parameters)).id);
+    for (const parameters of requests) ids.push((await submit("generate", parameters, signal)).id);
   } catch (error) {
     await Promise.allSettled(ids.map(cancel));
     throw error;

@@ -33,7 +33,7 @@ function mapElements(reading, readings) {
   const [least, most] = bitsRange([reading], 0);
   const label = `Bits per dimension of each pixel, from ${least.toFixed(1)} to ${most.toFixed(1)}`;
   const layer = pixelCanvas(heatmap(score.map, least, most), label);
-  const output = h("output", { class: "mono" }, "Point at a pixel to see its value.");
+  const output = h("output", { class: "mono", "aria-live": "off" }, "Point at a pixel to see its value.");
   const mapFigure = h(
     "figure",
     {},

@@ -26,9 +26,22 @@ export function mount(host) {
     /** Show the metrics of the service, or null if they are not available. */
     showHealth(metrics) {
       const unavailable = h("p", { class: "hint" }, "Not available while the service does not respond.");
-      health.replaceChildren(...(metrics ? [lanesTable(metrics), latencyTable(metrics)] : [unavailable]));
+      update(health, metrics ? [lanesTable(metrics), latencyTable(metrics)] : [unavailable]);
     },
   };
+}
+
+/** Show elements in `host`. A table that is already there only gets new rows, so that it keeps its scroll and focus. */
+function update(host, elements) {
+  const merged = elements.map((element, i) => {
+    const [shown, rows] = [host.children[i], element.querySelector("tbody")];
+    const body = shown?.querySelector("tbody");
+    if (!body || !rows) return element;
+    body.replaceWith(rows);
+    return shown;
+  });
+  const isSame = merged.length === host.children.length && merged.every((element, i) => element === host.children[i]);
+  if (!isSame) host.replaceChildren(...merged);
 }
 
 const noModels = () =>

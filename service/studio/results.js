@@ -1,45 +1,84 @@
 // The scored images: a strip to select one, the selected one in detail, and a CSV table of all.
 
-import { button, h, plural, save } from "./dom.js";
+import { Refusal } from "./api.js";
+import { button, h, keepFocus, plural, save, viewTitle } from "./dom.js";
 import { emptyState } from "./feedback.js";
-import { readingArticle } from "./reading.js";
 import { headline, verdict } from "./verdict.js";
+
+let readingArticle = null;
+
+/** Load the modules that show a reading, which the first view does not need. */
+export async function loadArticles() {
+  try {
+    ({ readingArticle } = await import("./reading.js"));
+  } catch {
+    // Browsers cache a failed import: only a reload of the page can succeed.
+    throw new Refusal("The result could not be shown.", { remedy: "Reload the page." });
+  }
+}
 
 const COLUMNS = [
   ...["image", "bits_per_dim", "nats", "ood_score", "threshold", "p_value", "out_of_distribution"],
   ...["tile_left", "tile_top", "tile_width", "tile_height", "class", "noise", "model", "version"],
 ];
 
-/** The readings, newest first. `isRunning()` is whether scoring jobs are still running. */
+/** The readings, newest first. `isRunning()` is whether jobs are running; `onClear(readings)` follows their removal. */
 export class Results {
   readings = [];
   selected = null;
+  isChosen = false; // whether the user has selected it or works with it, so that new readings do not replace it
   shown = null; // the reading of the article, which keeps its state until another one is selected
+  items = new Map(); // of the strip, by their reading
   count = h("p", { class: "hint" });
   header = h(
     "div",
     { class: "row" },
     this.count,
-    button("Download scores (CSV)", () => this.download(), "small"),
+    h(
+      "div",
+      { class: "row start" },
+      button("Download scores (CSV)", () => this.download(), "small"),
+      button("Remove results", () => this.clear(), "small"),
+    ),
   );
   strip = h("ul", { class: "strip", "aria-label": "Scored images" });
-  article = h("div");
+  article = h("div", { onpointerdown: () => this.keep(), onkeydown: () => this.keep() });
   elements = [this.header, this.strip, this.article];
 
-  constructor(isRunning) {
-    this.isRunning = isRunning;
+  constructor({ isRunning, onClear }) {
+    Object.assign(this, { isRunning, onClear });
   }
 
+  /** Add readings, and select the first unless the user works with another one; returns whether it is selected. */
   add(readings) {
     this.readings = [...readings, ...this.readings];
-    [this.selected] = readings;
+    for (const reading of readings) this.items.set(reading, this.stripItem(reading));
+    this.strip.prepend(...readings.map((reading) => this.items.get(reading)));
+    const isSelected = !this.selected || !this.isChosen;
+    if (isSelected) [this.selected] = readings;
     this.render();
+    return isSelected;
   }
 
   select(reading) {
     this.selected = reading;
+    this.keep();
     this.render();
-    this.strip.querySelector("[aria-pressed=true]").focus({ preventScroll: true }); // it was replaced
+  }
+
+  /** Keep the selected reading when others arrive. */
+  keep() {
+    this.isChosen = true;
+  }
+
+  clear() {
+    const { readings } = this;
+    for (const { mapUrl, fileUrl } of readings) for (const url of [mapUrl, fileUrl]) if (url) URL.revokeObjectURL(url);
+    Object.assign(this, { readings: [], selected: null, shown: null, isChosen: false });
+    this.items.clear();
+    this.strip.replaceChildren();
+    keepFocus(this.header, viewTitle(this.header), () => this.render());
+    this.onClear(readings);
   }
 
   download() {
@@ -50,7 +89,9 @@ export class Results {
     this.header.hidden = !this.readings.length;
     this.count.textContent = `${plural(this.readings.length, "image")} scored`;
     this.strip.hidden = this.readings.length < 2;
-    this.strip.replaceChildren(...this.readings.map((reading) => this.stripItem(reading)));
+    for (const [reading, item] of this.items) {
+      item.firstChild.setAttribute("aria-pressed", reading === this.selected);
+    }
     if (this.selected) this.showArticle();
     else this.article.replaceChildren(...(this.isRunning() ? [] : [nothingScored()]));
   }
@@ -75,7 +116,6 @@ export class Results {
       type: "button",
       class: `tile ${kind}`,
       title: `${name}: ${label.toLowerCase()}`,
-      "aria-pressed": String(reading === this.selected),
       onclick: () => this.select(reading),
     };
     return h(

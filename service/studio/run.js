@@ -2,7 +2,7 @@
 
 import { resultFile } from "./api.js";
 import { curl, endpoint, quoted, terminal } from "./curl.js";
-import { announce, button, copyButton, h, plural, save, seconds } from "./dom.js";
+import { announce, button, copyButton, h, keepFocus, plural, save, seconds, viewTitle } from "./dom.js";
 import { attempt, failure, openDialog } from "./feedback.js";
 import { createCanvas, pngBlob } from "./image.js";
 import { jobMonitor } from "./job.js";
@@ -124,7 +124,7 @@ export class Run {
     const times = `${seconds(computeTime)} after ${seconds(queueTime)} in the queue`;
     this.monitor.status.textContent = `Generated in ${times}${batch}`;
     this.monitor.bar.remove();
-    this.actions.replaceChildren(...downloadButtons(this.record, this.notice), ...this.finalActions());
+    this.setActions(...downloadButtons(this.record, this.notice), ...this.finalActions());
     announce(`${plural(n, "image")} generated`);
   }
 
@@ -162,7 +162,12 @@ export class Run {
     this.isOver = true;
     this.monitor.bar.remove();
     for (const { open } of this.cells) open.classList.remove("wait");
-    this.actions.replaceChildren(...this.finalActions());
+    this.setActions(...this.finalActions());
+  }
+
+  /** Replace the buttons of the run; if one has the focus, the heading gets it. */
+  setActions(...actions) {
+    keepFocus(this.actions, this.element.querySelector("h2"), () => this.actions.replaceChildren(...actions));
   }
 
   finalActions() {
@@ -174,7 +179,7 @@ export class Run {
 
   remove() {
     jobs.remove(this.record.id);
-    this.element.remove();
+    keepFocus(this.element, viewTitle(this.element), () => this.element.remove());
     this.onRemove();
   }
 }

@@ -2,16 +2,19 @@
 
 import { Refusal, submit } from "./api.js";
 import { catalogue, reference } from "./catalogue.js";
-import { announce, button, greyLevels, h, plural } from "./dom.js";
+import { conditionFields } from "./conditions.js";
+import { announce, button, disable, h, keepFocus, plural, viewTitle } from "./dom.js";
 import { exampleButtons } from "./examples.js";
 import { clearRefusals, failure, reveal, showFailure, showRefusal } from "./feedback.js";
-import { dropZone, selectField, slider } from "./fields.js";
+import { dropZone, folderButton } from "./fields.js";
 import { pixelCanvas } from "./image.js";
 import { jobMonitor } from "./job.js";
 import { PendingImages } from "./pending.js";
-import { Results } from "./results.js";
+import { loadArticles, Results } from "./results.js";
+import { Sender } from "./send.js";
 import { jobs } from "./session.js";
-import { tileMapUrl } from "./tiles.js";
+import { joined, refusedImage, split } from "./submission.js";
+import { tileMapUrl } from "./tiling.js";
 import { verdict } from "./verdict.js";
 
 export function mount(host) {
@@ -20,12 +23,19 @@ export function mount(host) {
 }
 
 class ScoreView {
-  submitting = false;
   notice = h("div");
   running = h("div");
   stage = h("div", { class: "stage" });
-  results = new Results(() => this.running.children.length > 0);
+  results = new Results({
+    isRunning: () => this.running.children.length > 0,
+    onClear: (readings) => this.forget(readings),
+  });
   submitButton = button("Score", () => this.submitAll(), "primary");
+  sender = new Sender(this.submitButton, {
+    label: () => this.label(),
+    isReady: () => this.pending.images.length > 0,
+    onChange: () => this.showSending(),
+  });
   clearButton = button("Clear", () => this.clear(), "clear");
 
   constructor(host) {
@@ -36,48 +46,56 @@ class ScoreView {
       multiple: true,
       onFiles: (files) => this.pending.add(files),
     });
-    this.conditions = conditionFields({ onTiledChange: () => this.pending.refresh() });
+    this.conditions = conditionFields({ onTiledChange: () => this.pending.show() });
     this.pending = new PendingImages({
       isTiled: () => this.conditions.tiled,
       notice: this.notice,
-      onChange: () => this.updateButtons(),
+      onChange: () => this.sender.update(),
     });
     this.stage.append(this.running, ...this.results.elements);
     this.form = this.controls();
     host.append(h("div", { class: "bench" }, this.form, this.stage));
     catalogue.addEventListener("change", () => this.useModel());
     this.useModel();
-    this.updateButtons();
+    this.sender.update();
     this.results.render();
     for (const record of jobs.of("score")) this.watch(record);
   }
 
   controls() {
-    const onExample = ([file]) => this.scoreAtOnce(file);
+    const folder = folderButton((files) => this.pending.add(files));
+    const onExample = ([file]) => this.submitImages([this.pending.prepare(file)]); // without listing it first
+    this.examples = exampleButtons({ hint: "Or score an example:", onFiles: onExample, notice: this.notice });
     return h(
       "div",
       { class: "controls stack" },
-      this.zone,
+      h("div", { class: "field" }, this.zone, h("div", { class: "row start" }, folder)),
       this.pending.element,
-      exampleButtons({ hint: "Or score an example:", onFiles: onExample, notice: this.notice }),
+      this.examples,
       this.notice,
       this.conditions.elements,
-      h("div", { class: "row send" }, this.submitButton, this.clearButton),
+      h("div", { class: "row send" }, this.submitButton, this.sender.cancelButton, this.clearButton),
     );
   }
 
   useModel() {
     if (!catalogue.current) return;
     this.conditions.useModel(catalogue.current);
-    this.pending.refresh();
+    this.pending.load();
     this.results.refresh();
   }
 
-  updateButtons() {
+  label() {
     const { length } = this.pending.images;
-    this.submitButton.disabled = this.submitting || !length;
-    this.submitButton.textContent = length ? `Score ${plural(length, "image")}` : "Score";
-    this.clearButton.hidden = !length;
+    return length ? `Score ${plural(length, "image")}` : "Score";
+  }
+
+  /** Show what is possible: while images are sent, others can be added. */
+  showSending() {
+    const { length } = this.pending.images;
+    const { isBusy } = this.sender;
+    this.clearButton.hidden = isBusy || !length;
+    for (const element of this.examples.querySelectorAll("button")) disable(element, isBusy);
     this.zone.classList.toggle("filled", length > 0 || this.results.readings.length > 0);
   }
 
@@ -90,36 +108,33 @@ class ScoreView {
     return this.submitImages(this.pending.images);
   }
 
-  /** Score one file without listing it first. */
-  async scoreAtOnce(file) {
-    if (!this.submitting) await this.submitImages([this.pending.prepare(file)]);
-  }
-
-  /** Submit images as one job or, in tiles, as one job each. Refused images stay in the list. */
+  /** Submit images as few jobs or, in tiles, as one job each. Refused images stay in the list. */
   async submitImages(images) {
-    this.submitting = true;
-    this.updateButtons();
     clearRefusals(this.form, this.notice);
+    this.results.isChosen = false;
     const refusals = [];
     let submitted = 0;
+    for (const image of images) image.lock(true);
     try {
-      await Promise.all(images.map(({ ready }) => ready));
-      const groups = this.conditions.tiled ? images.map((image) => [image]) : [images];
-      for (const group of groups) submitted += await this.submitGroup(group, refusals);
+      await this.sender.run(async (signal) => {
+        await Promise.all(images.map(({ ready }) => ready));
+        for (const group of split(images, this.conditions.tiled)) {
+          submitted += await this.submitGroup(group, refusals, signal);
+        }
+      });
     } catch (error) {
       refusals.push(error);
     }
-    if (refusals.length) this.showRefusals(refusals, submitted);
-    this.submitting = false;
-    this.updateButtons();
+    for (const image of images) image.lock(false);
+    if (refusals.length) showRefusal(this.form, this.notice, joined(refusals, submitted));
   }
 
   /** Submit a group as one job, without the images that are refused; returns how many were submitted. */
-  async submitGroup(group, refusals) {
+  async submitGroup(group, refusals, signal) {
     let images = group;
     while (images.length) {
       try {
-        await this.submitJob(images);
+        await this.submitJob(images, signal);
         return images.length;
       } catch (error) {
         const refused = refusedImage(error, images);
@@ -130,7 +145,7 @@ class ScoreView {
     return 0;
   }
 
-  async submitJob(images) {
+  async submitJob(images, signal) {
     const model = catalogue.requireCurrent();
     const conditions = this.conditions.read(images[0]);
     const form = new FormData();
@@ -138,7 +153,7 @@ class ScoreView {
     for (const [name, value] of Object.entries({ map: 1, model: reference(model), ...conditions })) {
       if (value) form.set(name, value);
     }
-    const { id } = await submit("score", form);
+    const { id } = await submit("score", form, signal);
     const summaries = images.map(({ name, modelView }) => ({
       name,
       modelView: modelView && pixelCanvas(modelView, "").toDataURL(),
@@ -151,17 +166,6 @@ class ScoreView {
       images.map(({ file }) => file),
     );
     reveal(this.stage);
-  }
-
-  showRefusals(refusals, submitted) {
-    const message = refusals.map((refusal) => refusal.message).join(" ");
-    const others = `${plural(submitted, "image")} ${submitted === 1 ? "was" : "were"} submitted.`;
-    const [{ status, remedy = "", fields }] = refusals;
-    showRefusal(
-      this.form,
-      this.notice,
-      new Refusal(message, { status, fields, remedy: submitted ? `${others} ${remedy}` : remedy }),
-    );
   }
 
   /** Follow a job and show its results. `files` are those of its images, unless the page was reloaded since. */
@@ -182,11 +186,11 @@ class ScoreView {
     try {
       const result = await monitor.result();
       const readings = result && (await toReadings(record, result, files));
-      row.remove();
+      keepFocus(row, viewTitle(row), () => row.remove());
       if (readings) this.addReadings(readings);
       else this.showCanceled(record, files);
     } catch (error) {
-      this.reportFailure(row, record, files, error);
+      this.reportFailure(row, record, error);
     }
     this.results.render();
   }
@@ -202,93 +206,31 @@ class ScoreView {
     announce("Canceled");
   }
 
-  /** Show why a job failed, that it has expired, or why its result could not be fetched, which can be tried again. */
-  reportFailure(row, record, files, error) {
-    const isOver = error.status === undefined || error.status === 404;
-    if (isOver) jobs.remove(record.id);
-    const retry = () => {
-      row.remove();
-      this.watch(record, files);
-    };
+  /** Show why a job failed, that it has expired, or why its result could not be fetched. */
+  reportFailure(row, record, error) {
+    if (error.status === undefined || error.status === 404) jobs.remove(record.id);
     const dismiss = () => {
       jobs.remove(record.id);
-      row.remove();
+      keepFocus(row, viewTitle(row), () => row.remove());
       this.results.render();
     };
-    row.replaceChildren(failure(error, isOver ? undefined : retry), button("Dismiss", dismiss, "small"));
+    row.replaceChildren(failure(error, undefined, button("Dismiss", dismiss, "small")));
+  }
+
+  /** Forget the jobs of readings that the user has cleared. */
+  forget(readings) {
+    for (const { id } of readings) jobs.remove(id.split("/")[0]);
+    this.sender.update();
+    announce("Results cleared");
   }
 
   addReadings(readings) {
-    this.results.add(readings);
+    const isSelected = this.results.add(readings);
     const [first] = readings;
     const { label, title } = verdict(first);
     announce(`${plural(readings.length, "image")} scored. ${first.name}: ${label}. ${title}.`);
-    reveal(this.results.article);
+    if (isSelected) reveal(this.results.article);
   }
-}
-
-/** The fields of a score: tiles, the class and noise level that it is conditioned on, and the calibration. */
-function conditionFields({ onTiledChange }) {
-  const tiledInput = h("input", { type: "checkbox", onchange: onTiledChange });
-  const classes = selectField({ label: "Class", field: "class" });
-  const calibrations = selectField({ label: "Calibration", field: "calibration" });
-  const noise = slider({
-    label: "Noise level",
-    field: "noise",
-    term: "grey levels",
-    min: 0,
-    max: 10,
-    step: 0.5,
-    value: 0,
-    words: greyLevels,
-    hint: "Without noise, you get the exact likelihood of the image.",
-  });
-  const hint = "Class and noise level affect only the likelihood, not the verdict. They are ignored for tiles.";
-  return {
-    elements: [
-      h("div", { "data-field": "tile" }, h("label", { class: "check" }, tiledInput, "Score in tiles (large images)")),
-      h(
-        "details",
-        {},
-        h("summary", {}, "Class, noise level and calibration"),
-        classes.element,
-        noise.element,
-        h("p", { class: "hint" }, hint),
-        calibrations.element,
-      ),
-    ],
-    get tiled() {
-      return tiledInput.checked;
-    },
-    /** The parameters of a request for images whose first one is `image`. */
-    read(image) {
-      if (tiledInput.checked) return { tile: 1, tile_size: image.tiling?.side };
-      return {
-        class: classes.value || undefined,
-        noise: noise.value || undefined,
-        calibration: calibrations.value || undefined,
-      };
-    },
-    useModel(model) {
-      classes.offer([["", "none"], ...model.classes.map((name) => [name, name])]);
-      noise.limit(model.noise);
-      const names = Object.keys(model.calibrations ?? {}).filter((name) => name !== "default");
-      calibrations.offer([["", "default"], ...names.map((name) => [name, name])]);
-      calibrations.element.hidden = !names.length;
-    },
-  };
-}
-
-/** Mark and return the refused image, and put its name into the message; throws the error if it names no image. */
-function refusedImage(error, images) {
-  const match = /^image(?:\[(\d+)\])?$/.exec(error.fields?.[0]);
-  const onlyImage = images.length === 1 ? images[0] : undefined;
-  const image = match && (match[1] ? images[match[1]] : onlyImage);
-  if (!image) throw error;
-  image.element.classList.add("bad");
-  const name = image.file.name || "The pasted image";
-  error.message = error.message.replace(/\bimage\[\d+\]|^image(?= )/g, () => name);
-  return image;
 }
 
 /** The status line of a scoring job. */
@@ -307,6 +249,7 @@ function progressTexts({ conditions, images }) {
 
 /** The reading of each scored image that the page shows; `scan` is the result if it was scored in tiles. */
 async function toReadings(record, result, files) {
+  await loadArticles();
   const scan = result.box && result;
   const mapUrl = scan && (await tileMapUrl(record.id));
   const scores = result.results ?? [tiledScore(result)];

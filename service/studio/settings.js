@@ -22,7 +22,7 @@ export function settingsForm({
   comparable = false,
 }) {
   const classes = chips({ legend: "Class", field: "class", options: [["", "any"]], value: "" });
-  const count = slider({ label: countLabel, field: "n", min: 1, max: maxImages, value: images });
+  const count = countField(countLabel, images, maxImages);
   const seed = seedField();
   const sampling = samplingFields({ steps, trajectory });
   const other = comparable ? otherSettings() : null;
@@ -58,16 +58,9 @@ export function settingsForm({
     return classes.value ? { ...request, class: classes.value } : request;
   }
 
+  const elements = [!classInDetails && classes.element, count.element, seed.element, details, other?.element];
   return {
-    element: h(
-      "div",
-      { class: "stack" },
-      !classInDetails && classes.element,
-      count.element,
-      seed.element,
-      details,
-      other?.element,
-    ),
+    element: h("div", { class: "stack" }, elements),
     seed,
     read: () => parameters(sampling, seed.next()),
     /** The parameters of one request, or of two that are to be compared. */
@@ -81,6 +74,7 @@ export function settingsForm({
     /** Set the fields to the parameters of an earlier request. */
     write(earlier) {
       catalogue.selectVersion(earlier.model);
+      other?.close();
       classes.value = earlier.class ?? "";
       count.value = earlier.n;
       sampling.write(earlier);
@@ -90,12 +84,21 @@ export function settingsForm({
   };
 }
 
+/** The number of images, at most as many as the service accepts. */
+function countField(label, value, maxImages) {
+  const count = slider({ label, field: "n", min: 1, max: maxImages, value });
+  const limit = () => count.limit(Math.min(maxImages, catalogue.maxImages));
+  catalogue.addEventListener("list", limit);
+  limit();
+  return count;
+}
+
 /** A checkbox that shows a second set of sampling options; `fields` is null while they are hidden. */
 function otherSettings() {
   const holder = h("div");
   let fields = null;
-  function toggle({ target }) {
-    fields = target.checked ? samplingFields({ steps: 1 }) : null;
+  function toggle() {
+    fields = input.checked ? samplingFields({ steps: 1 }) : null;
     if (fields && catalogue.current) fields.useModel(catalogue.current);
     const legend = h("legend", {}, "Other settings, for the same seeds");
     holder.replaceChildren(...(fields ? [h("fieldset", { class: "other stack" }, legend, fields.elements)] : []));
@@ -112,6 +115,10 @@ function otherSettings() {
       return fields;
     },
     useModel: (model) => fields?.useModel(model),
+    close() {
+      input.checked = false;
+      toggle();
+    },
   };
 }
 

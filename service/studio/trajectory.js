@@ -22,10 +22,10 @@ export function mount(host) {
   const lastRecord = jobs.of("trajectory").at(-1);
   if (lastRecord) show(lastRecord);
 
-  async function submitTrace() {
+  async function submitTrace(signal) {
     const { width, height } = catalogue.requireCurrent();
     const parameters = settings.read();
-    const { id } = await submit("generate", parameters);
+    const { id } = await submit("generate", parameters, signal);
     trace?.remove();
     const record = { id, view: "trajectory", task: "generate", settings: parameters, size: [width, height] };
     jobs.add(record);

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -292,7 +293,7 @@ def test_the_tiles_on_the_page_are_those_of_the_service(studio) -> None:
     images = [(8, 8), (90, 60), (61, 400), (1000, 750), (4000, 3000), (7, 90)]
     for (height, width), (W, H) in itertools.product(models, images):
         tiling = page.evaluate(
-            "async ([model, w, h]) => (await import('/studio/tiles.js')).tiling(model, w, h)",
+            "async ([model, w, h]) => (await import('/studio/tiling.js')).tiling(model, w, h)",
             [{"height": height, "width": width}, W, H],
         )
         tile = Tiling.for_model(height, width, tiling["side"])
@@ -352,7 +353,7 @@ def test_a_file_that_is_not_an_image_is_refused_in_a_sentence(studio, tab, tmp_p
     (tmp_path / "broken.png").write_bytes(b"not an image")
     page = studio("score")
     upload(page, "score", tmp_path / "broken.png")
-    expect(page.locator(".waiting")).to_contain_text("cannot display this file")
+    expect(page.locator(".waiting")).to_contain_text("This file is damaged or not an image.")
     page.get_by_role("button", name="Score 1 image").click()
     refusal = page.get_by_role("alert")
     expect(refusal).to_contain_text("broken.png is not an image")
@@ -376,7 +377,7 @@ def test_refused_images_do_not_delay_the_others(studio, tab, tmp_path: Path, til
     expect(page.locator(".waiting li")).to_have_count(2)
     expect(page.locator(".waiting .bad")).to_have_text([re.compile("broken.png"), re.compile("cut.png")])
     refusal = page.get_by_role("alert")
-    expect(refusal).to_contain_text(re.compile("broken.png is not an image.* cut.png is not an image"))
+    expect(refusal).to_contain_text(re.compile(r"broken.png is not an image.*\. The same applies to cut.png\."))
     expect(refusal).to_contain_text("2 images were submitted.")
     expect(refusal).to_be_in_viewport(ratio=1)
 
@@ -598,6 +599,9 @@ def test_an_image_is_sent_to_the_other_views(studio) -> None:
 def test_too_many_images_are_refused_and_fewer_are_accepted(studio, tab) -> None:
     tab.expected_messages = [REFUSED]
     page = studio("generate")
+    expect(page.locator("#view-generate").get_by_label("Images")).to_have_attribute("max", "32")
+    page.route("**/models", with_members(max_images=64))  # the limit is lowered while the page is open
+    page.reload()
     submit(page, "generate", images=64)
     expect(page.locator("#view-generate .failure")).to_contain_text("at most 32 at once")
     submit(page, "generate", images=2)
@@ -678,6 +682,16 @@ def with_fidelity(route: Route) -> None:
     route.fulfill(response=response, json=document)
 
 
+def with_members(**members: object) -> Callable[[Route], None]:
+    """Answer /models with other members."""
+
+    def answer(route: Route) -> None:
+        response = route.fetch()
+        route.fulfill(response=response, json=response.json() | members)
+
+    return answer
+
+
 def test_two_settings_are_compared_for_the_same_seeds(studio) -> None:
     page = studio("generate")
     view = page.locator("#view-generate")
@@ -710,6 +724,8 @@ def test_two_settings_are_compared_for_the_same_seeds(studio) -> None:
 def test_a_refusal_is_shown_beside_its_control(studio, tab) -> None:
     tab.expected_messages = [REFUSED]
     page = studio("generate")
+    page.route("**/models", with_members(max_images=64))
+    page.reload()
     view = page.locator("#view-generate")
     view.get_by_label("Seed", exact=True).fill(str(2**53 - 1))
     submit(page, "generate", images=4)
@@ -825,15 +841,40 @@ def test_the_known_half_is_marked_or_chosen_and_shown_beside_the_variants(studio
     assert all(index >= start for index in first_differences)
 
 
-def test_an_image_whose_unknown_part_is_not_a_half_is_refused(studio, tab, tmp_path: Path) -> None:
-    tab.expected_messages = [REFUSED]
-    speckled = np.random.default_rng(0).integers(0, 256, (16, 16, 4), np.uint8)
-    Image.fromarray(speckled).save(tmp_path / "speckled.png")
+def test_only_an_exact_opaque_half_determines_the_known_half(studio, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 4), np.uint8)
+    pixels[..., 3] = 255
+    for name, transparent in (("corner", np.s_[:4, :4]), ("bottom", np.s_[8:, :])):
+        image = pixels.copy()
+        image[*transparent, 3] = 0
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
     page = studio("complete")
-    upload(page, "complete", tmp_path / "speckled.png")
-    expect(page.locator("#view-complete")).to_contain_text("partly transparent")
+    view = page.locator("#view-complete")
+    upload(page, "complete", tmp_path / "corner.png")  # the service gets it on white
+    view.get_by_role("radio", name="right").check()
     submit(page, "complete", variants=1)
-    expect(page.locator("#view-complete .failure")).to_contain_text("half opaque")
+    expect(view.locator("article.run").first.locator("button.cell img")).to_have_count(1)
+    expect(view.locator("article.run").first).to_contain_text("right kept")
+    upload(page, "complete", tmp_path / "bottom.png")
+    expect(view).to_contain_text("Half of this image is transparent: its opaque half is kept.")
+    expect(view.get_by_role("radio", name="right")).to_be_hidden()
+    submit(page, "complete", variants=1)
+    expect(view.locator("article.run")).to_have_count(2)
+    expect(view.locator("article.run").first.locator("button.cell img")).to_have_count(1)
+
+
+def test_an_image_with_the_shape_of_a_half_can_be_used_whole(studio, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 20), (200, 100, 50)).save(tmp_path / "wide.png")
+    page = studio("complete")
+    view = page.locator("#view-complete")
+    upload(page, "complete", tmp_path / "wide.png")
+    expect(view).to_contain_text("This image has the shape of a half and is used as one.")
+    expect(view.get_by_role("radio", name="left")).to_be_disabled()
+    view.get_by_label("Use it as a whole image").check()
+    view.get_by_role("radio", name="left").check()
+    submit(page, "complete", variants=1)
+    expect(view.locator("article.run button.cell img")).to_have_count(1)
+    expect(view.locator("article.run")).to_contain_text("left kept")
 
 
 def test_an_image_that_is_dropped_before_the_models_are_loaded_is_kept(studio, photo: Path) -> None:

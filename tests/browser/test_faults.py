@@ -1,0 +1,316 @@
+"""The page while something fails: the connection, the service, the models, or an upload."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Page, Route, expect
+
+REFUSED = "Failed to load resource"
+ABORTED = "ERR_FAILED"
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[Path]:
+    """Three images of 8x8 pixels."""
+    pixels = np.random.default_rng(3).integers(96, 160, (3, 8, 8, 3), np.uint8)
+    paths = [tmp_path / f"{name}.png" for name in ("first", "second", "third")]
+    for path, image in zip(paths, pixels, strict=True):
+        Image.fromarray(image).save(path)
+    return paths
+
+
+def models_with(change: Callable[[dict], object]) -> Callable[[Route], None]:
+    """Answer /models with a changed document."""
+
+    def answer(route: Route) -> None:
+        response = route.fetch()
+        document = response.json()
+        change(document)
+        route.fulfill(response=response, json=document)
+
+    return answer
+
+
+def without(*names: str) -> Callable[[Route], None]:
+    def remove(document: dict) -> None:
+        document["models"] = [model for model in document["models"] if model["name"] not in names]
+
+    return models_with(remove)
+
+
+def select_images(page: Page, paths: list[Path]) -> None:
+    page.locator("#view-score input[type=file]").set_input_files(paths)
+    expect(page.locator(".waiting li")).to_have_count(len(paths))
+
+
+def test_a_result_is_fetched_again_after_a_lost_connection(studio, tab) -> None:
+    tab.expected_messages = [REFUSED, ABORTED]
+    page = studio("generate")
+    page.route("**/jobs/*/result", lambda route: route.abort(), times=1)
+    page.locator("#view-generate").get_by_role("button", name="Generate").click()
+    expect(page.locator("article.run .cell img")).to_have_count(8)
+    expect(page.locator("article.run .failure")).to_have_count(0)
+
+
+@pytest.mark.parametrize(
+    ("view", "end"), [("generate", "Generated in"), ("trajectory", "Trace complete")], ids=["generate", "trajectory"]
+)
+def test_a_result_that_is_refused_can_be_fetched_later(studio, tab, view: str, end: str) -> None:
+    tab.expected_messages = [REFUSED]
+    page = studio(view)
+    problem = {"detail": "The API key is not valid.", "status": 401}
+    page.route("**/jobs/*/result", lambda route: route.fulfill(status=401, json=problem))
+    page.locator(f"#view-{view} button[type=submit]").click()
+    run = page.locator("article.run")
+    failure = run.locator(".failure")
+    expect(failure).to_contain_text("The API key is not valid.")
+    page.unroute("**/jobs/*/result")
+    failure.get_by_role("button", name="Try again").click()
+    expect(run).to_contain_text(end)
+    expect(failure).to_have_count(0)
+    page.route("**/jobs/*/result", lambda route: route.fulfill(status=401, json=problem))
+    page.reload()
+    failure.get_by_role("button", name="Dismiss").click()
+    run.get_by_role("button", name="Remove").click()
+    expect(run).to_have_count(0)
+
+
+def test_a_restart_of_the_service_keeps_the_settings(studio) -> None:
+    page = studio("generate")
+    view = page.locator("#view-generate")
+    view.locator("summary").click()
+    values = {"Temperature": "0.7", "Guidance": "3", "Refinement steps": "5"}
+    for label, value in values.items():
+        view.get_by_label(label, exact=True).fill(value)
+    page.route("**/models", without("tiny", "wide"))
+    expect(page.locator("#pulse")).to_have_text("No model yet")
+    page.unroute("**/models")
+    expect(page.locator("#pulse")).to_contain_text("Ready")
+    for label, value in values.items():
+        expect(view.get_by_label(label, exact=True)).to_have_value(value)
+
+
+def test_another_model_replaces_the_selected_one_with_a_notice_until_it_is_back(studio) -> None:
+    page = studio("score", model="wide")
+    notice = page.locator("#notice")
+    for _ in range(2):
+        page.route("**/models", without("wide"))
+        expect(notice).to_contain_text("wide is not available: tiny is used instead.")
+        expect(page.locator("#model")).to_have_value("tiny")
+        page.unroute("**/models")
+        expect(page.locator("#model")).to_have_value("wide")
+        expect(notice.locator(".failure")).to_have_count(0)
+    page.route("**/models", without("wide"))
+    notice.get_by_role("button", name="Keep using tiny").click()
+    expect(notice.locator(".failure")).to_have_count(0)
+    page.unroute("**/models")
+    expect(page.locator("#model option")).to_have_count(2)
+    expect(page.locator("#model")).to_have_value("tiny")
+
+
+def test_a_service_that_does_not_respond_is_reported(studio) -> None:
+    page = studio("score")
+    page.route("**/metrics", lambda route: None)  # neither answered nor refused
+    expect(page.locator("#notice")).to_contain_text("The service does not respond.")
+    expect(page.locator("#pulse")).to_have_text("Unreachable")
+    page.unroute("**/metrics")
+    expect(page.locator("#pulse")).to_contain_text("Ready")
+
+
+def test_an_upload_is_shown_and_can_be_canceled(studio, images: list[Path]) -> None:
+    page = studio("score")
+    view = page.locator("#view-score")
+    select_images(page, images)
+    page.route("**/score", lambda route: None)  # as if the upload took long
+    submit = view.locator(".send .primary")
+    submit.click()
+    expect(submit).to_have_text("Uploading")
+    expect(submit).to_have_attribute("aria-busy", "true")
+    expect(submit).to_be_disabled()
+    expect(view.get_by_role("button", name="Remove first.png")).to_be_disabled()
+    expect(view.get_by_role("button", name="stripes")).to_be_disabled()
+    view.get_by_role("button", name="Cancel").click()
+    expect(view.get_by_role("status").filter(has_text="The request was canceled.")).to_be_visible()
+    expect(submit).to_have_text("Score 3 images")
+    expect(submit).to_be_focused()
+    page.unroute("**/score")
+    submit.click()
+    expect(page.locator(".strip .tile")).to_have_count(3)
+
+
+@pytest.mark.parametrize("limits", [{"max_images": 2}, {"max_body_bytes": 8000}], ids=["by number", "by bytes"])
+def test_images_are_split_into_requests_that_the_service_accepts(studio, images: list[Path], limits) -> None:
+    page = studio("score")
+    page.route("**/models", models_with(lambda document: document.update(limits)))
+    page.reload()
+    expect(page.locator("#pulse")).to_contain_text("Ready")
+    submissions = []
+    page.on("request", lambda request: request.url.endswith("/score") and submissions.append(request))
+    select_images(page, images)
+    page.get_by_role("button", name="Score 3 images").click()
+    expect(page.locator(".strip .tile")).to_have_count(3)
+    assert len(submissions) == 2
+
+
+def test_few_images_are_decoded_at_the_same_time_and_then_freed(studio, tmp_path: Path) -> None:
+    paths = [tmp_path / f"{i}.png" for i in range(9)]
+    for path in paths:
+        Image.new("RGB", (64, 64), (90, 120, 150)).save(path)
+    page = studio("score")
+    page.evaluate(
+        """() => {
+            const original = window.createImageBitmap;
+            window.bitmaps = { open: 0, most: 0, all: 0 };
+            window.createImageBitmap = async (...args) => {
+                const { bitmaps } = window;
+                bitmaps.all += 1;
+                bitmaps.open += 1;
+                bitmaps.most = Math.max(bitmaps.most, bitmaps.open);
+                const bitmap = await original(...args);
+                const close = bitmap.close.bind(bitmap);
+                bitmap.close = () => {
+                    bitmaps.open -= 1;
+                    close();
+                };
+                return bitmap;
+            };
+        }"""
+    )
+    select_images(page, paths)
+    expect(page.locator(".waiting li").filter(has_text="64 × 64 pixels")).to_have_count(9)
+    assert page.evaluate("window.bitmaps") == {"open": 0, "most": 2, "all": 9}
+    page.get_by_label("In tiles").check()
+    expect(page.locator(".waiting li").filter(has_text=re.compile("tiles of 8 × 8"))).to_have_count(9)
+    assert page.evaluate("window.bitmaps.all") == 9  # not decoded again
+
+
+def test_a_file_that_was_deleted_after_its_selection_is_named(studio, images: list[Path]) -> None:
+    page = studio("score")
+    select_images(page, images)
+    images[1].unlink()
+    page.get_by_role("button", name="Score 3 images").click()
+    refusal = page.get_by_role("alert")
+    expect(refusal).to_contain_text("second.png is empty, or has changed since it was selected.")
+    expect(refusal).to_contain_text("2 images were submitted. Select it again.")
+    expect(page.locator(".strip .tile")).to_have_count(2)
+    expect(page.locator(".waiting .bad")).to_contain_text("second.png")
+
+
+def test_a_waiting_job_shows_how_many_are_ahead(studio) -> None:
+    page = studio("generate")
+
+    def answer(route: Route) -> None:
+        response = route.fetch()
+        route.fulfill(response=response, json=response.json() | {"status": "queued", "position": 2})
+
+    page.route(re.compile(r"/jobs/[^/]+$"), answer)
+    page.route("**/jobs/*/events", lambda route: None)
+    page.locator("#view-generate").get_by_role("button", name="Generate").click()
+    expect(page.locator("article.run")).to_contain_text("Waiting in the queue, 2 jobs ahead")
+
+
+def test_a_new_score_does_not_replace_a_reading_that_is_in_use(studio, images: list[Path]) -> None:
+    page = studio("score")
+    page.get_by_label("In tiles").check()
+    select_images(page, images[:1])
+    page.get_by_role("button", name="Score 1 image").click()
+    expect(page.locator(".reading h2")).to_have_text("first.png")
+    held_routes: list[Route] = []
+    is_held = True
+    page.route("**/jobs/*/result", lambda route: held_routes.append(route) if is_held else route.continue_())
+    select_images(page, images[1:])
+    with page.expect_request("**/jobs/*/result"):
+        page.get_by_role("button", name="Score 2 images").click()
+    page.locator(".reading summary", has_text="Map").click()
+    is_held = False
+    for route in held_routes:
+        route.continue_()
+    expect(page.locator(".strip .tile")).to_have_count(3)
+    expect(page.locator(".reading h2")).to_have_text("first.png")
+    tile = page.locator(".tile", has_text="third.png")
+    tile.click()
+    expect(tile).to_be_focused()
+    expect(page.locator(".reading h2")).to_have_text("third.png")
+    page.get_by_role("button", name="Remove results").click()
+    expect(page.get_by_text("No scores yet")).to_be_visible()
+    page.reload()
+    expect(page.locator("#pulse")).to_contain_text("Ready")
+    expect(page.get_by_text("No scores yet")).to_be_visible()
+
+
+def test_the_tables_of_the_health_keep_their_scroll_and_focus(studio) -> None:
+    page = studio("models", viewport={"width": 360, "height": 740})
+    table = page.locator("#view-models .scroll").first
+    table.focus()
+    table.evaluate("e => { e.scrollLeft = 40; }")
+    for _ in range(2):
+        with page.expect_response("**/models"):
+            pass
+    expect(table).to_be_focused()
+    assert table.evaluate("e => e.scrollLeft") == 40
+
+
+def test_a_dialog_stays_open_while_its_text_is_selected(studio) -> None:
+    page = studio("score")
+    page.locator("#key").click()
+    dialog = page.get_by_role("dialog")
+    box = dialog.bounding_box()
+    assert box
+    page.mouse.move(box["x"] + 60, box["y"] + 40)
+    page.mouse.down()
+    page.mouse.move(box["x"] - 60, box["y"] - 60)
+    page.mouse.up()
+    expect(dialog).to_be_visible()
+    page.mouse.click(box["x"] - 60, box["y"] - 60)
+    expect(dialog).to_have_count(0)
+
+
+def test_an_api_key_that_no_header_can_contain_is_refused_in_its_dialog(studio) -> None:
+    page = studio("score")
+    page.locator("#key").click()
+    key = page.get_by_label("Key", exact=True)
+    key.fill("ncml_ключ")
+    page.get_by_role("button", name="Use key").click()
+    expect(page.get_by_role("dialog")).to_be_visible()
+    assert not key.evaluate("e => e.validity.valid")
+
+
+def test_reused_settings_are_not_compared(studio) -> None:
+    page = studio("generate")
+    view = page.locator("#view-generate")
+    view.get_by_label("Images").fill("1")
+    view.get_by_label("Compare with other settings").check()
+    view.locator(".other").get_by_label("Temperature", exact=True).fill("0.8")
+    view.locator("button[type=submit]").click()
+    expect(page.locator("article.run .cell img")).to_have_count(2)
+    page.locator("article.run").nth(1).get_by_role("button", name="Reuse settings").click()
+    expect(view.get_by_label("Compare with other settings")).not_to_be_checked()
+    view.locator("button[type=submit]").click()
+    expect(page.locator("article.run .cell img")).to_have_count(3)
+    page.get_by_role("button", name="Remove all finished runs").click()
+    expect(page.locator("article.run")).to_have_count(0)
+
+
+def test_an_unknown_view_is_that_of_scores(studio) -> None:
+    page = studio("score")
+    page.goto(page.url.split("#")[0] + "#constructor")
+    expect(page.locator("#view-score h1")).to_be_visible()
+
+
+@pytest.mark.parametrize("width", [360, 768, 820])
+def test_the_page_is_not_wider_than_the_screen(studio, images: list[Path], width: int) -> None:
+    page = studio("score", viewport={"width": width, "height": 900})
+    page.locator("#view-score input[type=file]").set_input_files(images[:1])
+    card = page.locator(".waiting li")
+    name, remove = card.locator(".words").bounding_box(), card.get_by_role("button").bounding_box()
+    assert name
+    assert remove
+    assert remove["y"] < name["y"] + name["height"]  # in the same line
+    for view in ("score", "generate", "complete", "trajectory", "models", "calibrate"):
+        page.goto(page.url.split("#")[0] + f"#{view}")
+        expect(page.locator(f"#view-{view} h1")).to_be_visible()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, view
