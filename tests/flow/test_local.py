@@ -17,7 +17,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from tests.conftest import until
+from tests.conftest import eventually
 
 SERVE = [sys.executable, "-m", "ncml.cli", "serve", "--port", "0"]
 
@@ -114,7 +114,7 @@ def test_serve_responds_and_ctrl_c_leaves_nothing(start: Callable[..., Stack]) -
         text = httpx2.get(f"http://127.0.0.1:{port + lane}/metrics", timeout=60).text
         return 'ncml_jobs_finished_total{model="' in text
 
-    until(lambda: has_finished_a_job(0))
+    eventually(lambda: has_finished_a_job(0))
     assert not has_finished_a_job(1)
     assert stack.interrupt() == 0
     assert alive(family) == []
@@ -130,7 +130,9 @@ def test_a_killed_supervisor_leaves_no_process_and_the_next_start_works(start: C
     os.kill(stack.process.pid, signal.SIGKILL)
     stack.process.wait()
     second = start()  # immediately: it waits for processes that are still ending
-    until(lambda: alive(family) == [])  # engines end on their own once their worker is gone, and nothing waits for them
+    eventually(
+        lambda: alive(family) == []
+    )  # engines end on their own once their worker is gone, and nothing waits for them
     assert second.score().json()["results"][0]["bpd"] == bpd
     assert second.interrupt() == 0
 
@@ -140,7 +142,7 @@ def test_a_killed_worker_is_restarted(start: Callable[..., Stack]) -> None:
     victim = stack.worker("score")
     assert victim is not None
     os.kill(victim, signal.SIGKILL)
-    until(lambda: stack.worker("score") not in (None, victim))
+    eventually(lambda: stack.worker("score") not in (None, victim))
     assert stack.score().status_code == 200
     assert stack.interrupt() == 0
 

@@ -23,7 +23,7 @@ from ncml.images import open_resized, structure
 from service.decoder import Limits
 from service.decoders import MAX_EXPENSIVE, DecoderPool
 from service.http.problems import Problem
-from tests.conftest import until
+from tests.conftest import eventually
 from tests.service import costly
 
 
@@ -174,7 +174,7 @@ def test_a_process_killed_while_it_waited_is_replaced() -> None:
         for _ in range(3):  # more often than there are idle processes
             process = psutil.Process(await pool.run("image", os.getpid))
             process.kill()
-            until(lambda process=process: process.status() == psutil.STATUS_ZOMBIE)
+            eventually(lambda process=process: process.status() == psutil.STATUS_ZOMBIE)
         assert await pool.run("image", os.getpid) != process.pid
 
     run(check)

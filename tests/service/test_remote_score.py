@@ -17,7 +17,7 @@ from ncml.client import Client
 from service.app import create_app
 from service.keys import digest
 from service.settings import Settings
-from tests.conftest import free_port, until
+from tests.conftest import eventually, free_port
 from tests.service.live import served
 from worker.contract import ScoreJob
 from worker.queue import QueueFull
@@ -81,7 +81,7 @@ def test_an_interrupted_run_resumes(run: Run, queue, tmp_path: Path) -> None:
     def break_down(job: ScoreJob, **kwargs: object) -> str:
         if job.images[0].data[0] < 104:
             return accept(job, **kwargs)
-        until(part.exists)  # answers to earlier requests are in the table
+        eventually(part.exists)  # answers to earlier requests are in the table
         raise RuntimeError("out of order")
 
     queue.submit = break_down

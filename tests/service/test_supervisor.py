@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from service.supervisor import BACKOFF_S, Child, ServeError, Supervisor, terminate_orphans
-from tests.conftest import until
+from tests.conftest import eventually
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 
@@ -26,7 +26,7 @@ def test_a_child_that_dies_is_restarted_with_growing_pauses(tmp_path: Path) -> N
     supervisor = Supervisor([[child]], tmp_path, messages.append)
     try:
         for attempt in range(3):
-            until(lambda: supervisor.start_due() or child.running())
+            eventually(lambda: supervisor.start_due() or child.running())
             assert child.process is not None
             os.kill(child.process.pid, signal.SIGKILL)
             child.process.wait()
@@ -83,7 +83,7 @@ def test_children_are_stopped_by_stages_and_no_descendant_remains(tmp_path: Path
     supervisor = Supervisor([[first], [second, third]], tmp_path, print, grace_s=1.0)
     supervisor.start_due()
     parents = [psutil.Process(child.process.pid) for child in supervisor.children if child.process]
-    until(lambda: parents[-1].children() and all((tmp_path / f"ready{number}").exists() for number in (1, 2)))
+    eventually(lambda: parents[-1].children() and all((tmp_path / f"ready{number}").exists() for number in (1, 2)))
     family = [*parents, *parents[-1].children()]
     supervisor.stop()
     assert journal.read_text() == "21"

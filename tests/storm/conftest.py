@@ -12,9 +12,9 @@ import httpx2
 import psutil
 import pytest
 
-from tests.conftest import free_port
+from tests.conftest import eventually, free_port
 from tests.storm.service import Service
-from tests.worker.fleet import Fleet, eventually
+from tests.worker.fleet import Fleet
 from tests.worker.synthetic import write_model
 
 

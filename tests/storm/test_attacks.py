@@ -12,9 +12,9 @@ from contextlib import contextmanager
 import psutil
 import pytest
 
-from tests.conftest import Valkey
+from tests.conftest import Valkey, eventually
 from tests.storm.service import MIB, SLOW, Peak, Service
-from tests.worker.fleet import Fleet, eventually, generate
+from tests.worker.fleet import Fleet, generate
 from tests.worker.synthetic import write_model
 
 

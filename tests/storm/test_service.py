@@ -25,10 +25,11 @@ import psutil
 import pytest
 
 from ncml.images import to_png
+from tests.conftest import eventually
 from tests.service import costly
 from tests.service.hostile import corpus
 from tests.storm.service import MIB, SLOW, Peak, Service
-from tests.worker.fleet import Fleet, eventually
+from tests.worker.fleet import Fleet
 from tests.worker.synthetic import write_model
 
 IMAGES = [to_png(np.full((8, 8, 3), level, np.uint8)) for level in range(256)]

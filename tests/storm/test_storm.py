@@ -16,8 +16,8 @@ import redis
 from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 
-from tests.conftest import Valkey
-from tests.worker.fleet import Fleet, eventually, generate, score
+from tests.conftest import Valkey, eventually
+from tests.worker.fleet import Fleet, generate, score
 from tests.worker.synthetic import SyntheticModel, write_model
 from worker.contract import JobStatus, Lane, Pixels
 from worker.leases import Leases

@@ -5,8 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 import psutil
 
 from ncml.images import to_png
+from tests.conftest import eventually
 from tests.worker.synthetic import HEIGHT, WIDTH
 from worker.contract import CompleteJob, GenerateJob, JobStatus, Pixels, ScanJob, ScoreJob
 from worker.queue import JobQueue
@@ -21,15 +21,6 @@ from worker.results import JobView, PictureResult
 
 ROOT = Path(__file__).parents[2]
 PIXELS = Pixels(height=HEIGHT, width=WIDTH, data=bytes(range(HEIGHT * WIDTH * 3)))
-
-
-def eventually(condition: Callable[[], Any], timeout_s: float = 60.0, every_s: float = 0.02) -> Any:
-    """Return the condition's value once it is true; fail if that takes longer than `timeout_s`."""
-    deadline = time.monotonic() + timeout_s
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {timeout_s} s"
-        time.sleep(every_s)
-    return value
 
 
 def score(**fields: Any) -> ScoreJob:

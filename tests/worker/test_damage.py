@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.worker.fleet import Fleet, eventually, generate, score
+from tests.conftest import eventually
+from tests.worker.fleet import Fleet, generate, score
 from worker.contract import GenerateJob, JobStatus, Lane
 from worker.keys import LEASES, WORKERS
 from worker.leases import Leases

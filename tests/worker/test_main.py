@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 
 import ncml
-from tests.conftest import free_port
-from tests.worker.fleet import eventually
+from tests.conftest import eventually, free_port
 from worker.contract import CompleteJob, GenerateJob, Pixels, ScoreJob
 from worker.queue import JobQueue
 from worker.results import PictureResult, ScoreResult

@@ -16,8 +16,8 @@ from rq.job import Job as RqJob
 from rq.suspension import resume, suspend
 
 from ncml.images.tiling import Tiling
-from tests.conftest import free_port
-from tests.worker.fleet import PIXELS, Fleet, complete, eventually, generate, scan, score
+from tests.conftest import eventually, free_port
+from tests.worker.fleet import PIXELS, Fleet, complete, generate, scan, score
 from tests.worker.synthetic import HEIGHT, WIDTH, write_model
 from worker.contract import JobStatus, Lane, Pixels, Priority
 from worker.queue import JobNotFound
