@@ -207,8 +207,7 @@ class BatchWorker(SimpleWorker):
         if not self._was_idle and key:
             with self._outages():  # the jobs claimed already run in any case
                 self._top_up(key, claims)
-        if claims:
-            self._was_idle = False
+        self._was_idle = not claims
         return claims
 
     def _top_up(self, key: str, claims: list[Claim]) -> None:
@@ -230,10 +229,9 @@ class BatchWorker(SimpleWorker):
     def _run(self, engine: EngineProcess, claims: list[Claim]) -> None:
         """Run a batch. In every case, each of its jobs ends or returns to its queue."""
         running: dict[str, RunningJob] = {}
-        endings: list[tuple[Claim, Ending]] = []
+        endings = [(claim, Ending(JobStatus.EXPIRED, EXPIRED)) for claim in claims if claim.late]
         for claim in claims:
             if claim.late:
-                endings.append((claim, Ending(JobStatus.EXPIRED, EXPIRED)))
                 continue
             try:
                 running[claim.id] = RunningJob.parse(claim)
