@@ -314,3 +314,40 @@ def test_the_page_is_not_wider_than_the_screen(studio, images: list[Path], width
         page.goto(page.url.split("#")[0] + f"#{view}")
         expect(page.locator(f"#view-{view} h1")).to_be_visible()
         assert page.evaluate("document.documentElement.scrollWidth") <= width, view
+
+
+def test_an_image_is_not_added_twice_to_a_calibration(studio, images: list[Path]) -> None:
+    page = studio("calibrate")
+    view = page.locator("#view-calibrate")
+    for selection, summary in (
+        (images[:2], "2 files, 0.0 MB."),
+        (images, "3 files, 0.0 MB. 2 files already selected."),
+    ):
+        view.locator("input[type=file]").set_input_files(selection)
+        expect(view.locator("[data-field=image] > .hint")).to_have_text(summary)
+
+
+DROP = """async (names) => {
+    const { exampleFile } = await import("/studio/examples.js");
+    const data = new DataTransfer();
+    for (const name of names) data.items.add(await exampleFile(name, 8, 8));
+    const event = new Event("drop", { cancelable: true });
+    Object.defineProperty(event, "dataTransfer", { value: data });
+    dispatchEvent(event);
+}"""
+
+
+def test_an_image_dropped_where_calibration_is_disabled_is_taken_by_score(studio) -> None:
+    page = studio("calibrate")
+    page.route("**/models", models_with(lambda document: document.update(calibration_allowed=False)))
+    expect(page.locator("#view-calibrate form")).to_be_hidden()
+    page.evaluate(DROP, ["stripes"])
+    expect(page.locator("#view-score .waiting li")).to_contain_text("stripes.png")
+
+
+def test_of_several_images_dropped_on_complete_the_one_in_use_is_named(studio) -> None:
+    page = studio("complete")
+    expect(page.locator("#view-complete .drop")).to_be_visible()
+    page.evaluate(DROP, ["gradient", "stripes"])
+    expect(page.locator("#view-complete")).to_contain_text("Only gradient.png is used")
+    expect(page.locator("#view-complete .pad")).to_be_visible()
