@@ -301,14 +301,23 @@ def test_an_unknown_view_is_that_of_scores(studio) -> None:
     expect(page.locator("#view-score h1")).to_be_visible()
 
 
-@pytest.mark.parametrize("width", [360, 768, 820])
-def test_the_page_is_not_wider_than_the_screen(studio, images: list[Path], width: int) -> None:
+@pytest.mark.parametrize("width", [360, 768, 820, 1280])
+def test_nothing_is_wider_than_the_screen_or_its_column(studio, tmp_path: Path, width: int) -> None:
     page = studio("score", viewport={"width": width, "height": 900})
-    page.locator("#view-score input[type=file]").set_input_files(images[:1])
+    Image.new("RGB", (300, 240)).save(tmp_path / "wide.png")
+    page.locator("#view-score input[type=file]").set_input_files(tmp_path / "wide.png")
     card = page.locator(".waiting li")
-    name, remove = card.locator(".words").bounding_box(), card.get_by_role("button").bounding_box()
+    expect(card.locator("canvas")).to_have_count(2)
+    column, row, name, remove = (
+        element.bounding_box()
+        for element in (page.locator(".waiting"), card, card.locator(".words"), card.get_by_role("button"))
+    )
+    assert column
+    assert row
     assert name
     assert remove
+    assert row["width"] <= column["width"]
+    assert remove["x"] + remove["width"] <= column["x"] + column["width"]
     assert remove["y"] < name["y"] + name["height"]  # in the same line
     for view in ("score", "generate", "complete", "trajectory", "models", "calibrate"):
         page.goto(page.url.split("#")[0] + f"#{view}")
