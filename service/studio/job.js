@@ -34,7 +34,7 @@ const isOver = ({ status }) => status === undefined || status === 404;
 
 /**
  * As `jobResult`, but if the connection fails or the API key is refused, the user is asked in `notice` whether to try
- * again; throws if they do not.
+ * again; throws an error that `isDismissed` if they do not.
  */
 export async function persistentResult(id, notice, onEvent = () => {}) {
   while (true) {
@@ -44,7 +44,7 @@ export async function persistentResult(id, notice, onEvent = () => {}) {
       if (isOver(error)) throw error;
       onEvent({ lost: false });
       await new Promise((resolve, reject) => {
-        const dismiss = button("Dismiss", () => reject(error), "small");
+        const dismiss = button("Dismiss", () => reject(Object.assign(error, { isDismissed: true })), "small");
         notice.replaceChildren(failure(error, resolve, dismiss));
       });
       notice.replaceChildren();

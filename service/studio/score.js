@@ -214,7 +214,8 @@ class ScoreView {
       keepFocus(row, viewTitle(row), () => row.remove());
       this.results.render();
     };
-    row.replaceChildren(failure(error, undefined, button("Dismiss", dismiss, "small")));
+    if (error.isDismissed) dismiss();
+    else row.replaceChildren(failure(error, undefined, button("Dismiss", dismiss, "small")));
   }
 
   /** Forget the jobs of readings that the user has cleared. */

@@ -79,6 +79,20 @@ def test_a_result_that_is_refused_can_be_fetched_later(studio, tab, view: str, e
     expect(run).to_have_count(0)
 
 
+def test_a_score_that_cannot_be_fetched_is_dismissed_at_once(studio, tab, images: list[Path]) -> None:
+    tab.expected_messages = [REFUSED]
+    page = studio("score")
+    problem = {"detail": "The API key is not valid.", "status": 401}
+    page.route("**/jobs/*/result", lambda route: route.fulfill(status=401, json=problem))
+    select_images(page, images[:1])
+    page.get_by_role("button", name="Score 1 image").click()
+    failure = page.locator("#view-score .run .failure")
+    expect(failure).to_contain_text("The API key is not valid.")
+    failure.get_by_role("button", name="Dismiss").click()
+    expect(page.locator("#view-score .run")).to_have_count(0)
+    expect(page.locator("#view-score .failure")).to_have_count(0)
+
+
 def test_a_restart_of_the_service_keeps_the_settings(studio) -> None:
     page = studio("generate")
     view = page.locator("#view-generate")
