@@ -77,11 +77,14 @@ class Decoder:
         assert self._process.pid is not None
         self._statistics = psutil.Process(self._process.pid)
 
-    def send(self, call: Callable[[], Any]) -> None:
-        """Start a call."""
+    def send(self, call: Callable[[], Any]) -> bool:
+        """Start a call; return False if the process has ended, which `receive` reports."""
         self._started_cpu_s = self._total_cpu_s()
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # `receive` reports it
+        try:
             self._pipe.send(call)
+        except (BrokenPipeError, ConnectionResetError):
+            return False
+        return True
 
     async def wait(self, seconds: float) -> bool:
         """Return whether the call was answered, or the process ended, within a time."""
@@ -108,11 +111,6 @@ class Decoder:
         if not isinstance(answer, Answer):
             raise DecoderDied(None)
         return answer
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether the process runs."""
-        return self._process.is_alive()
 
     def cpu_s(self) -> float:
         """Return the CPU time of the call so far."""
@@ -171,8 +169,11 @@ class DecoderPool:
         decoder: Decoder | None = None
         try:
             async with self._quick_slots:
-                decoder = self._next_idle() or await self._start_decoder()
-                await anyio.to_thread.run_sync(decoder.send, call)
+                decoder = self._idle.pop() if self._idle else await self._start_decoder()
+                if not await anyio.to_thread.run_sync(decoder.send, call):  # the system killed it while it waited
+                    decoder.close()
+                    decoder = await self._start_decoder()
+                    await anyio.to_thread.run_sync(decoder.send, call)
                 while not await decoder.wait(QUICK_S):
                     if decoder.cpu_s() >= QUICK_S:
                         break
@@ -207,14 +208,6 @@ class DecoderPool:
             if decoder is not None:
                 decoder.close()
                 self._replace()
-
-    def _next_idle(self) -> Decoder | None:
-        while self._idle:
-            decoder = self._idle.pop()
-            if decoder.is_alive:
-                return decoder
-            decoder.close()  # the system killed it while it waited
-        return None
 
     async def _receive(self, decoder: Decoder, field: str) -> Answer:
         try:

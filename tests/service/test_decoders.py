@@ -168,6 +168,18 @@ def test_beyond_a_limit_the_image_is_refused_and_the_next_one_decoded(call: Call
     run(check)
 
 
+def test_a_process_killed_while_it_waited_is_replaced() -> None:
+    async def check(pool: DecoderPool) -> None:
+        for _ in range(3):  # more often than there are idle processes
+            pid = await pool.run("image", os.getpid)
+            os.kill(pid, signal.SIGKILL)
+            while psutil.pid_exists(pid):  # until its parent has noticed
+                await asyncio.sleep(0.01)
+        assert await pool.run("image", os.getpid) != pid
+
+    run(check)
+
+
 def test_an_image_whose_client_is_gone_is_dropped(tmp_path: Path) -> None:
     async def check(pool: DecoderPool) -> None:
         noted = tmp_path / "pid"
