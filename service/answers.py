@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from ncml.limits import View
 from service.http import examples
 from service.http.negotiation import JSON
-from service.http.problems import FieldError, Problem, as_sentence
+from service.http.problems import Problem, as_sentence
+from service.http.validation import FieldError
 from worker.contract import JobStatus, Priority, Task
 from worker.results import Box, Calibrated, JobError, JobView, ModelRef, Ood, Progress, Timing, ViewVerdict
 

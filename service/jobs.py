@@ -24,8 +24,9 @@ from service.decoders import DecoderPool
 from service.http.clients import StreamLimit
 from service.http.deferred import DeferredResponse
 from service.http.negotiation import WaitPreference, idempotency_key, wait_preference
-from service.http.problems import RETRY_AFTER_S, FieldError, Problem, as_sentence, invalid_field
+from service.http.problems import RETRY_AFTER_S, Problem, as_sentence, invalid_field
 from service.http.requests import ParsedRequest, Upload
+from service.http.validation import FieldError
 from service.metrics import Metrics
 from service.params import CalibrateParams, Params
 from service.rendering import calibration_response, images_response, scan_response, score_response

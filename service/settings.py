@@ -10,7 +10,7 @@ from limits import RateLimitItem, parse_many
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from service.http.problems import field_errors
+from service.http.validation import field_errors
 from worker.address import with_password
 from worker.contract import Lane
 

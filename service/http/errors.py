@@ -14,7 +14,8 @@ from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match
 
 from ncml.errors import InputError, TooLarge
-from service.http.problems import Problem, as_sentence, field_errors, invalid_field, invalid_fields, truncate
+from service.http.problems import Problem, as_sentence, invalid_field, invalid_fields, truncate
+from service.http.validation import field_errors
 from worker.queue import JobNotFound
 
 log = logging.getLogger(__name__)

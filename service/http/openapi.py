@@ -12,8 +12,9 @@ from pydantic import BaseModel
 from service.http.examples import PROBLEM_FIELDS, PROBLEMS, REQUEST_ID, TINY_PNG
 from service.http.negotiation import JSON
 from service.http.origins import OPEN_PATHS
-from service.http.problems import MEDIA_TYPE, FieldError, Problem, ProblemDetails
+from service.http.problems import MEDIA_TYPE, Problem, ProblemDetails
 from service.http.requests import FORM, OCTETS, URLENCODED
+from service.http.validation import FieldError
 
 BINARY = {"schema": {"type": "string", "format": "binary"}, "example": "(the bytes of the file)"}
 """The content of a file."""

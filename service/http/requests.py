@@ -17,7 +17,8 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from service.http.negotiation import JSON
-from service.http.problems import FieldError, Problem, field_errors, invalid_field, invalid_fields, truncate
+from service.http.problems import Problem, invalid_field, invalid_fields, truncate
+from service.http.validation import FieldError, field_errors
 
 log = logging.getLogger(__name__)
 

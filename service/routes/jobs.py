@@ -18,7 +18,8 @@ from service.http.clients import client_name
 from service.http.deferred import DeferredResponse
 from service.http.negotiation import JSON, NPZ, PNG, ZIP, Format, negotiate, wait_preference
 from service.http.openapi import BINARY, header_parameters, problem_responses
-from service.http.problems import EVENT_ID, JOB_ID, Problem
+from service.http.problems import Problem
+from service.http.validation import EVENT_ID, JOB_ID
 from service.jobs import Jobs, as_canceled
 from service.rendering import CALIBRATE_OFFERS, IMAGE_OFFERS, SCORE_OFFERS
 from worker.contract import Task
