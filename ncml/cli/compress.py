@@ -15,7 +15,6 @@ from ncml.cli.terminal import (
     ThreadsOption,
     check_threads,
     describe,
-    format_images,
     identity,
     load,
     print_json,
@@ -24,6 +23,7 @@ from ncml.cli.terminal import (
 )
 from ncml.errors import InputError
 from ncml.paths import list_files
+from ncml.training.inventory import counted
 
 
 def compress(
@@ -76,7 +76,7 @@ def compress(
         result = {"file": str(output), "images": len(pixels), "bytes": len(archive), "bits_per_dim": bits}
         print_json({"model": identity(description)} | result)
     else:
-        print(f"{output}  {format_images(len(pixels))}, {len(archive):,} bytes of {values:,}: {bits:.3f} bits/dim")
+        print(f"{output}  {counted(len(pixels), 'image')}, {len(archive):,} bytes of {values:,}: {bits:.3f} bits/dim")
 
 
 def _check_lossless(path: Path) -> None:

@@ -7,8 +7,9 @@ from tyro.conf import Positional, arg
 
 from ncml import images
 from ncml.archive import read_archive
-from ncml.cli.terminal import JsonOption, ModelOption, describe, format_images, identity, load, print_json, progress_bar
+from ncml.cli.terminal import JsonOption, ModelOption, describe, identity, load, print_json, progress_bar
 from ncml.errors import InputError
+from ncml.training.inventory import counted
 
 
 def decompress(
@@ -54,4 +55,4 @@ def decompress(
     if as_json:
         print_json({"model": identity(m), "files": [str(path) for path in files]})
     else:
-        print(f"{output}  {format_images(len(files))}")
+        print(f"{output}  {counted(len(files), 'image')}")

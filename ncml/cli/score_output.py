@@ -8,11 +8,12 @@ import numpy as np
 
 from ncml.cli.rows import Row, Scorer, SkippedFiles, score_batches
 from ncml.cli.table import Table
-from ncml.cli.terminal import format_images, progress_bar
+from ncml.cli.terminal import progress_bar
 from ncml.errors import InputError, NcmlError
 from ncml.ood import conformal
 from ncml.paths import list_files, printable
 from ncml.progress import Progress
+from ncml.training.inventory import counted
 
 TEXT_COLUMNS = ("file", "view", "model", "calibration", "statistic", "class", "error")
 
@@ -124,7 +125,7 @@ def print_row(row: Row, statistics: tuple[str, ...]) -> None:
 
 def format_summary(summary: Row) -> str:
     """Format the number of images, and of those that are flagged or discovered."""
-    text = format_images(summary["images"])
+    text = counted(summary["images"], "image")
     if "false_positive_rate" in summary:
         expected = f"expected of in-distribution images: {100 * summary['false_positive_rate']:g}%"
         text += f", {summary['flagged']} flagged ({expected})"

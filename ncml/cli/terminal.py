@@ -52,11 +52,6 @@ class Identified(Protocol):
         ...
 
 
-def format_images(count: int) -> str:
-    """Return "1 image" or "N images"."""
-    return "1 image" if count == 1 else f"{count} images"
-
-
 def describe(model: str, device: str = "cpu") -> Description:
     """Return a model without its weights, by name or folder, "" for the default; does not import torch.
 
