@@ -72,6 +72,8 @@ export function imageFiles(files, notice) {
 export const isImage = ({ name, type }) =>
   /^image\/(png|jpeg|webp|bmp|tiff|gif)$/.test(type) || /\.(png|jpe?g|webp|bmp|tiff?|gif)$/i.test(name);
 
+export const UNDISPLAYABLE = "This browser cannot display this file; the service may still be able to read it.";
+
 /** Whether a file is a TIFF, which most browsers cannot display. */
 export const isTiff = ({ name, type }) => type === "image/tiff" || /\.tiff?$/i.test(name);
 

@@ -1,6 +1,7 @@
 // The image to complete, and the half of it that is known.
 
 import { announce, h } from "./dom.js";
+import { UNDISPLAYABLE } from "./feedback.js";
 import { chips } from "./fields.js";
 import { createCanvas, cropBox, pixelCanvas, preprocess, toPng, withBitmap } from "./image.js";
 
@@ -11,7 +12,6 @@ const MIN_ALPHA = 128; // below it a pixel is transparent
 const INSTRUCTIONS = "Mark the half to keep with a stroke, or choose it below.";
 const OPAQUE_HALF = "Half of this image is transparent: its opaque half is kept.";
 const HALF_SHAPE = "This image has the shape of a half and is used as one. Choose below which half it is.";
-const UNDECODABLE = "This browser cannot display this file; the service may still be able to read it.";
 
 /**
  * Read a file for a model: `modelView`, the ImageData that the model sees (null if the browser cannot decode it), of
@@ -226,7 +226,7 @@ export class KnownHalfPad {
 }
 
 function hintOf({ modelView, opaque, part }) {
-  if (!modelView) return UNDECODABLE;
+  if (!modelView) return UNDISPLAYABLE;
   if (opaque) return OPAQUE_HALF;
   return part ? HALF_SHAPE : INSTRUCTIONS;
 }

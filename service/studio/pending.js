@@ -2,12 +2,11 @@
 
 import { catalogue } from "./catalogue.js";
 import { announce, disable, h, plural } from "./dom.js";
-import { imageFiles, isTiff } from "./feedback.js";
+import { imageFiles, isTiff, UNDISPLAYABLE } from "./feedback.js";
 import { cropPreview, pixelCanvas, preprocess, withBitmap } from "./image.js";
 import { tiling } from "./tiling.js";
 
 const UNREADABLE = "This file is damaged or not an image.";
-const UNDISPLAYABLE = "This browser cannot display this file; the service may still be able to read it.";
 
 /** A selected file: `modelView` is the ImageData that the model sees, `tiling` how the service splits it into tiles. */
 class PendingImage {
