@@ -27,6 +27,7 @@ import ncml
 from ncml.calibration import tiles
 from ncml.images import grid, heat, open_image, resize_to, to_png
 from ncml.limits import KEEPS
+from tests.conftest import free_port
 from worker.contract import JobStatus
 from worker.queue import JobQueue
 
@@ -42,12 +43,6 @@ class Stack:
     wall: ncml.Model
     queue: JobQueue
     service: psutil.Process
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextlib.contextmanager
