@@ -36,7 +36,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ncml import recipes
 from ncml.config import Config
 from ncml.network.ncpn import NCPN
-from ncml.runtime import reuse_freed_memory
+from ncml.runtime import has_bf16, reuse_freed_memory
 from ncml.training import dataset
 from ncml.training.batches import draw_batch
 from ncml.training.dataset import Dataset
@@ -190,7 +190,7 @@ class PlainTraining:
 
 def compare_learning(options: argparse.Namespace) -> dict[str, Any]:
     """Train both ways for the same CPU time, one after the other, and measure held-out bits/dim."""
-    recipe_config = recipe_at(LEARNING_RECIPE, None, recipes.by_name(LEARNING_RECIPE).training.precision)
+    recipe_config = recipe_at(LEARNING_RECIPE, None, "bf16" if has_bf16(options.device) else "fp32")
     model = recipe_config.model
     data = dataset.load(options.data, model.height, model.width)
     recipe_config = replace(recipe_config, model=replace(model, classes=data.classes))

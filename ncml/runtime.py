@@ -4,6 +4,7 @@ import ctypes
 import os
 import platform
 import re
+from pathlib import Path
 
 from ncml.errors import InputError
 
@@ -19,6 +20,11 @@ OUT_OF_MEMORY = re.compile(
 
 DEVICE = re.compile(r"(cpu|cuda)(:\d{1,3})?")
 """The names of devices."""
+
+CPU_FEATURES = Path("/proc/cpuinfo")
+
+BF16_FEATURES = {"avx512_bf16", "amx_bf16", "bf16"}
+"""Instruction sets with products of bf16 numbers, as Linux names them on x86-64 and ARM."""
 
 
 def check_device_name(device: str) -> None:
@@ -37,6 +43,19 @@ def problem(device: str) -> str | None:
     except Exception as error:  # each kind of device raises its own errors, missing modules among them
         return (str(error).strip() or type(error).__name__).splitlines()[0]
     return None
+
+
+def has_bf16(device: str) -> bool:
+    """Return whether a device computes in bf16; processors without instructions for it are faster in fp32."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    try:
+        features = CPU_FEATURES.read_text().split()
+    except OSError:
+        return False
+    return not BF16_FEATURES.isdisjoint(features)
 
 
 def reuse_freed_memory() -> None:

@@ -57,7 +57,8 @@ def train(
         float | None, arg(metavar="RATE", help_behavior_hint="(default: the run's or the recipe's)")
     ] = None,
     precision: Annotated[
-        Literal["fp32", "bf16"] | None, arg(metavar="fp32|bf16", help_behavior_hint="(default: the recipe's)")
+        Literal["fp32", "bf16"] | None,
+        arg(metavar="fp32|bf16", help_behavior_hint="(default: the run's, or the recipe's if the hardware has bf16)"),
     ] = None,
     schedule: Annotated[
         Literal["cooldown", "constant"] | None,
@@ -131,7 +132,7 @@ def train(
     if size is not None:
         height, width = parse_size(size)
         recipe_config = replace(recipe_config, model=replace(recipe_config.model, height=height, width=width))
-    recipe_config = _with_training(recipe_config, batch_size, learning_rate, precision, schedule == "constant", crop)
+    recipe_config = _with_training(recipe_config, batch_size, learning_rate, schedule == "constant", crop)
     if resume:
         init_from = None  # the same command resumes a run, which has its own weights
     elif recipe == "detector" and init_from is None and cooldown_from is None:
@@ -171,6 +172,8 @@ def train(
     saved = None if earlier_run is None else read_config(earlier_run / STATE)
     if saved is not None and learning_rate is None:
         recipe_config = _with_rates_of(saved, recipe_config)
+    precision = precision or _default_precision(recipe_config, saved, device)
+    recipe_config = replace(recipe_config, training=replace(recipe_config.training, precision=precision))
     if recipe == "detector":  # has the network of the model or the run whose weights it starts with
         start_config = saved if initial is None else initial.config
         assert start_config is not None
@@ -231,7 +234,6 @@ def _with_training(
     recipe_config: Config,
     batch_size: int | None,
     learning_rate: float | None,
-    precision: Literal["fp32", "bf16"] | None,
     constant: bool,
     crop: int | None,
 ) -> Config:
@@ -244,7 +246,6 @@ def _with_training(
         learning_rate=adam_rate,
         muon_learning_rate=muon_rate and muon_rate * adam_rate / training.learning_rate,
         cooldown_fraction=0.0 if constant else training.cooldown_fraction,
-        precision=precision or training.precision,
         crop=crop or training.crop,
     )
     return replace(recipe_config, training=training)
@@ -255,6 +256,13 @@ def _with_rates_of(saved: Config, recipe_config: Config) -> Config:
     adam_rate, muon_rate = saved.training.learning_rate, saved.training.muon_learning_rate
     training = replace(recipe_config.training, learning_rate=adam_rate, muon_learning_rate=muon_rate)
     return replace(recipe_config, training=training)
+
+
+def _default_precision(recipe_config: Config, saved: Config | None, device: str) -> Literal["fp32", "bf16"]:
+    """Return the precision of a saved run, or the recipe's for a new run if the device computes in it."""
+    if saved is not None:
+        return saved.training.precision
+    return recipe_config.training.precision if runtime.has_bf16(device) else "fp32"
 
 
 def _network_of(initial: ModelConfig, model: ModelConfig) -> ModelConfig:

@@ -1,8 +1,4 @@
-"""The optimiser and its schedule: Muon for the matrices and kernels of the network's body, Adam for everything else.
-
-Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024), with the update scaled as in Liu et
-al., "Muon is Scalable for LLM Training" (2025), 0.2 sqrt(max(rows, columns)), which is the size of an Adam update.
-"""
+"""The optimiser and its schedule: Muon for the matrices and kernels of the network's body, Adam for everything else."""
 
 from __future__ import annotations
 
@@ -12,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ncml.config import TrainingConfig
+from ncml.training.muon import Muon
 
 EDGES = ("head.", "stem.", "conditioning.")
 """Prefixes of weights that Adam trains: they read pixels and conditions or write the mixture's parameters."""
@@ -67,8 +64,7 @@ class Optimizer:
         """Each optimiser with the names of its parameters, in its own order."""
         if training.muon_learning_rate is not None:
             group = {"params": list(matrices.values()), "base_lr": training.muon_learning_rate}
-            muon = torch.optim.Muon([group], momentum=MOMENTUM, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
-            self.parts.append((muon, list(matrices)))
+            self.parts.append((Muon([group], MOMENTUM), list(matrices)))
 
     def step(self, schedule: float) -> None:
         """Update the parameters by their gradients.

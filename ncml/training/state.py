@@ -22,8 +22,9 @@ from ncml.training.inventory import ImageOrder
 KEPT = ("total_images", "cooldown_fraction", "ema_images")
 """Training settings that a resumed run takes from its state rather than from the configuration."""
 
-CHANGEABLE = (*KEPT, "learning_rate", "muon_learning_rate")
-"""Training settings that may differ between a run and the configuration that it is resumed with, whose rates apply."""
+CHANGEABLE = (*KEPT, "learning_rate", "muon_learning_rate", "precision")
+"""Training settings that may differ between a run and the configuration that it is resumed with. That configuration's
+learning rates and precision apply."""
 
 
 @dataclass(frozen=True, kw_only=True)

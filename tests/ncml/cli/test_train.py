@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 import ncml
+from ncml import runtime
 from ncml.cli import main as cli
 from ncml.training.folder import STATE
 from tests.ncml import nets
@@ -46,3 +47,22 @@ def test_a_branch_keeps_the_learning_rate_of_its_run(saved: Path) -> None:
     branch = ("--cooldown-from", str(saved / "run"), "--max-images", "128")
     assert train(saved, "branch", *branch) == 0
     assert learning_rate(saved / "branch") == 5e-4
+
+
+def test_the_precision_follows_the_processor_and_then_the_run(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recipe's bf16 needs instructions for it, without which fp32 is faster; a resumed run keeps its precision."""
+    features = saved / "cpuinfo"
+    monkeypatch.setattr(runtime, "CPU_FEATURES", features)
+
+    def precision(out: str, *options: str) -> str:
+        assert train(saved, out, "--size", "8", *options, recipe="cifar10_tiny") == 0
+        return ncml.load(saved / out).config.training.precision
+
+    for flags, expected in ("fma avx2", "fp32"), ("avx512f avx512_bf16", "bf16"):
+        features.write_text(f"processor : 0\nflags : fpu {flags} sse\n")
+        assert precision(expected, "--max-images", "16") == expected
+    assert precision("fp32", "--resume", "--max-images", "32") == "fp32"
+    features.unlink()
+    assert precision("bf16", "--resume", "--max-images", "32") == "bf16"
+    assert precision("bf16", "--resume", "--max-images", "48", "--precision", "fp32") == "fp32"
+    assert precision("unknown", "--max-images", "16") == "fp32"

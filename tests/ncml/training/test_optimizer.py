@@ -9,6 +9,7 @@ from torch import Tensor
 from ncml.config import TrainingConfig
 from ncml.network.ncpn import NCPN
 from ncml.recipes import cifar10_small, smoke
+from ncml.training.muon import Muon
 from ncml.training.optimizer import FUSED, Optimizer
 
 TRAINING = TrainingConfig(learning_rate=1e-3, muon_learning_rate=4e-3, embedding_lr_multiplier=5.0)
@@ -50,6 +51,24 @@ def test_a_first_update_of_muon_is_the_orthogonalised_gradient() -> None:
             assert (u * expected).sum() > 0.9 * u.norm() * expected.norm(), name
             checked += 1
     assert checked > 20
+
+
+@pytest.mark.parametrize("shape", [(32, 96), (96, 32), (48, 48)])
+def test_muon_computes_what_the_one_of_pytorch_does_in_bf16(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(shape)
+    ours, reference = matrix.clone(), matrix.clone()
+    muon = Muon([{"params": [ours], "lr": 4e-3}], momentum=0.95)
+    twin = torch.optim.Muon([reference], lr=4e-3, momentum=0.95, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    for _ in range(5):
+        gradient = torch.randn(shape)
+        ours.grad, reference.grad = gradient, gradient.clone()
+        muon.step()
+        twin.step()
+    expected = reference - matrix
+    assert torch.linalg.norm(ours - reference) < 0.02 * torch.linalg.norm(expected)
+    moments, twins = muon.state[ours], twin.state[reference]
+    assert torch.equal(moments["momentum_buffer"], twins["momentum_buffer"])
 
 
 def test_adam_trains_the_edges_and_embeddings_learn_faster() -> None:

@@ -1,0 +1,58 @@
+"""Muon: steps along the momentum of a matrix, with all of its singular values moved close to 1.
+
+Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024), with the update scaled as in Liu et
+al., "Muon is Scalable for LLM Training" (2025).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""Of Jordan's quintic iteration, whose slope at 0 is as large as convergence allows."""
+
+ITERATIONS = 5
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon with Nesterov momentum for matrices, each of which must have a gradient in every step.
+
+    It computes what `torch.optim.Muon` does, but in fp32 on a CPU: bf16 takes 25 times as long on processors without
+    bf16 instructions.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], momentum: float) -> None:
+        super().__init__(groups, {"lr": 0.0, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Update the matrices by their gradients; the root mean square of an update is about 0.2 learning rates."""
+        for group in self.param_groups:
+            for matrix in group["params"]:
+                state = self.state[matrix]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(matrix)
+                average: Tensor = state["momentum_buffer"]
+                average.lerp_(matrix.grad, 1 - group["momentum"])
+                direction = orthogonalized(matrix.grad.lerp(average, group["momentum"]))
+                matrix.sub_(0.2 * math.sqrt(max(matrix.shape)) * group["lr"] * direction)
+
+
+def orthogonalized(matrix: Tensor) -> Tensor:
+    """Return the matrix with singular values moved into about [0.7, 1.2], by a Newton-Schulz iteration.
+
+    Those below about 0.2 % of the Frobenius norm remain smaller.
+    """
+    a, b, c = COEFFICIENTS
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.mT if is_tall else matrix
+    x = (x / x.norm().clamp(min=1e-7)).to(torch.bfloat16 if matrix.is_cuda else torch.float32)
+    for _ in range(ITERATIONS):
+        gram = x @ x.mT
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if is_tall else x
