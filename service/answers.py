@@ -93,6 +93,7 @@ class ScanAnswer(Answer):
     is_weak: bool | None = Field(
         description="Whether the calibration of tiles is weak, so that its false-positive rate is not reliable."
     )
+    calibration_version: str | None = Field(description="Version of the calibration of tiles.")
     tiles: list[list[float]] | None = Field(default=None, description="With map=1: rows of OOD scores, one per tile.")
     timing: Timing
 

@@ -356,6 +356,7 @@ def _wire_scan(scan: results.Scan, *, with_tiles: bool) -> Scan:
         box=Box.model_validate(scan.box, from_attributes=True),
         views={view: ViewVerdict.model_validate(verdict, from_attributes=True) for view, verdict in scan.views.items()},
         is_weak=scan.is_weak,
+        calibration_version=scan.calibration_version,
         tiles=scan.grid.astype("<f4").tobytes() if with_tiles else None,
     )
 

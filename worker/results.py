@@ -107,6 +107,9 @@ class Scan(FrozenModel):
     is_weak: bool | None = Field(
         default=None, description="whether the calibration is weak; None if tiles are not calibrated"
     )
+    calibration_version: str | None = Field(
+        default=None, description="version of the calibration, as in /models; None in results of earlier workers"
+    )
     tiles: FloatBytes | None = Field(
         default=None, description="rows * columns little-endian float32, row-major: the OOD score of each tile"
     )

@@ -81,6 +81,7 @@ def calibrate(
             ("tolerate", bool(tolerances)),
             ("name", name != DEFAULT_NAME),
             ("split", split != DEFAULT_SPLIT),
+            ("unseen", unseen),
         ):
             if is_given:
                 raise InputError(option, f"--{option} does not apply to tiles: omit --{option} or --tile.")

@@ -62,16 +62,18 @@ def scan(
     scores = score_views(concatenate(batches), names, gaussians)
     verdicts = _judge(scores, tile_calibration)
     view: View = "worst_tile"
-    p_value = threshold = is_ood = is_weak = None
+    p_value = threshold = is_ood = is_weak = version = None
     if tile_calibration is not None:
         view = max(scores, key=lambda name: tile_calibration.excess(name, scores[name].score))
         ranks = [int(conformal.ranks(scores[name].score, tile_calibration.ranked[name])) for name in scores]
         p_value, threshold = tile_calibration.p_value(min(ranks)), tile_calibration.thresholds[view]
         is_ood = any(verdict.score > verdict.threshold for verdict in verdicts.values())
-        is_weak = bool(tile_calibration.weakness)
+        is_weak, version = bool(tile_calibration.weakness), tile_calibration.version
     box = _box(network, image_HWC, tile, corners, view, scores[view])
     grid_RC = scores[view].tiles_T.astype(np.float32).reshape(tile.grid_shape(H, W))
-    return Scan(view, scores[view].score, p_value, threshold, is_ood, box, tile, H, W, verdicts, is_weak, grid_RC)
+    return Scan(
+        view, scores[view].score, p_value, threshold, is_ood, box, tile, H, W, verdicts, is_weak, version, grid_RC
+    )
 
 
 def _judge(scores: Mapping[View, ViewScore], calibration: TileCalibration | None) -> dict[View, ViewVerdict]:

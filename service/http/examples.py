@@ -123,6 +123,7 @@ SCAN: JsonDict = {
         "mean": {"score": 4.4, "p_value": 0.55, "threshold": 9.2},
     },
     "is_weak": False,
+    "calibration_version": "7b1e" * 16,
 }
 SCORES: dict[str, JsonDict] = {"score": {"value": SCORE}, "in tiles": {"value": SCAN}}
 IMAGES: JsonDict = {**_SUCCEEDED, "images": [{"seed": 7, "png": "iVBORw0KGgo..."}]}

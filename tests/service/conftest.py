@@ -288,6 +288,7 @@ class FakeQueue:
             box=Box(left=left, top=top, width=tile.width, height=tile.height),
             views={"worst_tile": ViewVerdict(score=max(means), p_value=0.5, threshold=100)} if calibration else {},
             is_weak=False if calibration else None,
+            calibration_version=calibration.version if calibration else None,
             tiles=np.array(means, "<f4").tobytes() if job.map else None,
         )
 

@@ -224,7 +224,7 @@ def test_a_large_image_is_judged_by_its_tiles(client: TestClient, queue) -> None
         "width": 24, "height": 20, "tile_width": 8, "tile_height": 8, "tile_overlap": 0.5, "rows": 4, "columns": 5,
         "view": "worst_tile", "score": pytest.approx(max(means)), "p_value": 0.5, "threshold": 100, "is_ood": True,
         "views": {"worst_tile": {"score": pytest.approx(max(means)), "p_value": 0.5, "threshold": 100}},
-        "is_weak": False, "box": {"left": 4, "top": 8, "width": 8, "height": 8},
+        "is_weak": False, "calibration_version": "71" * 32, "box": {"left": 4, "top": 8, "width": 8, "height": 8},
         "timing": {"queue_s": 0.001, "compute_s": 0.002, "batch_size": 1},
     }  # fmt: skip
     with_map = client.post("/score?map=1", files=[part(file)], data={"tile": "1", "tile_size": "8"}).json()

@@ -128,6 +128,7 @@ class Scan:
     view: str = "worst_tile"
     views: dict[str, object] = field(default_factory=dict)
     is_weak: bool | None = None
+    calibration_version: str | None = None
 
 
 class SyntheticModel:

@@ -90,6 +90,7 @@ EXAMPLES: dict[str, BaseModel] = {
             height=64, width=48, tile_height=32, tile_width=32, rows=3, columns=2, view="peak", score=9.5,
             p_value=0.0625, threshold=8.0, is_ood=True, box=Box(left=16, top=32, width=5, height=5), tiles=bytes(24),
             views={"peak": ViewVerdict(score=9.5, p_value=0.03125, threshold=8.0)}, is_weak=False,
+            calibration_version="ce" * 32,
         ),
     ),
     "picture result": PictureResult(

@@ -147,6 +147,7 @@ def test_the_ranks_of_good_images_have_one_p_value(calibrated: ncml.Model, three
             result.views[result.view].threshold,
         )
         assert result.is_weak
+        assert result.calibration_version == three_views.version
     assert sum(bool(result.is_ood) for result in results) <= 7  # 2 expected
 
 

@@ -164,6 +164,7 @@ def test_without_unseen_the_held_out_parts_are_used(run: Run, tmp_path: Path) ->
         ),
         (["--tile", "--tolerate", "jpeg"], "omit --tolerate or --tile"),
         (["--tile", "--split", "test"], "--split does not apply to tiles: omit --split or --tile"),
+        (["--tile", "--unseen"], "--unseen does not apply to tiles: omit --unseen or --tile"),
         (["--tile-size", "8"], "--tile-size requires --tile: add --tile, or omit --tile-size"),
         (["--tile-overlap", "0.25"], "--tile-overlap requires --tile: add --tile, or omit --tile-overlap"),
         (["--tile", "--tile-size", "4"], "at least the model's 8 pixels"),
