@@ -23,8 +23,8 @@ DEVICE = re.compile(r"(cpu|cuda)(:\d{1,3})?")
 
 CPU_FEATURES = Path("/proc/cpuinfo")
 
-BF16_FEATURES = {"avx512_bf16", "amx_bf16", "bf16"}
-"""Instruction sets with products of bf16 numbers, as Linux names them on x86-64 and ARM."""
+BF16_FEATURES = {"avx512_bf16", "amx_bf16"}
+"""Instruction sets with which training in bf16 is faster than in fp32, as Linux names them."""
 
 
 def check_device_name(device: str) -> None:
@@ -46,7 +46,7 @@ def problem(device: str) -> str | None:
 
 
 def has_bf16(device: str) -> bool:
-    """Return whether a device computes in bf16; processors without instructions for it are faster in fp32."""
+    """Return whether a device has instructions for bf16; without them, it is faster in fp32."""
     import torch
 
     if torch.device(device).type == "cuda":
