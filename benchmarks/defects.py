@@ -46,6 +46,8 @@ from ncml.ood.tiles import scan
 from ncml.runtime import use_full_precision
 from ncml.training.cropping import Cropping
 from ncml.training.dataset import Dataset
+from ncml.training.distributed import SINGLE_PROCESS
+from ncml.training.precision import without_emulation
 from ncml.training.trainer import Trainer
 from ncml.training.transfer import start_from
 
@@ -151,7 +153,7 @@ def bundled(image_set: ImageSet, minutes: float) -> tuple[Scorer, dict[str, Any]
 def detector(image_set: ImageSet, minutes: float) -> tuple[Scorer, dict[str, Any]]:
     """Train the recipe `detector` on crops, and calibrate tiles."""
     base = ncml.load(ROOT / "models" / "cifar10")
-    recipe = recipes.detector()
+    recipe = without_emulation(recipes.detector(), SINGLE_PROCESS)
     shape = {name: getattr(base.config.model, name) for name in config.SHAPE}
     recipe = replace(recipe, model=replace(recipe.model, **shape))
     cropping = Cropping(Tiling.for_model(base.height, base.width, image_set.tile), CROPS)

@@ -20,7 +20,6 @@ import argparse
 import contextlib
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -44,7 +43,7 @@ import ncml
 from ncml.images import open_image, resize_to, to_png
 from ncml.model import Model
 from ncml.runtime import reuse_freed_memory
-from tests.conftest import Valkey
+from tests.conftest import Valkey, free_port
 
 BATCH = 32
 CLIENTS = 32
@@ -56,9 +55,7 @@ def stack(
     url: str, folder: Path, log: Path, variables: Mapping[str, str] = {}
 ) -> Iterator[tuple[httpx2.Client, psutil.Process]]:
     """Run a score worker and the service with additional environment variables; yield a client and the service."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     environment = os.environ | {"NCML_REDIS_URL": url, "NCML_READY_LANES": '["score"]'} | variables
     worker = [sys.executable, "-m", "ncml.cli", "worker", "--models", str(folder.parent), "--threads", "1"]
     commands = [

@@ -2,10 +2,10 @@
 
     python benchmarks/train.py [--device cpu] [--threads 1] [--compile] [--data FOLDER|NAME] [--json FILE]
 
-The plain step uses the same network and loss in fp32 with channels first (NCHW) and PyTorch's default memory
-allocation, in its own process. All variants alternate; each figure is the median of their steps, and ratios are ratios
-of medians. FLOP are those of the convolutions and matrix products of a step, forward and backward, as PyTorch counts
-them. Nothing else should run at the same time.
+The plain step uses the same network and loss in fp32 with channels first (NCHW), Adam, no averaged weights and
+PyTorch's default memory allocation, in its own process. All variants alternate; each figure is the median of their
+steps, and ratios are ratios of medians. FLOP are those of the convolutions and matrix products of a step, forward and
+backward, as PyTorch counts them. Nothing else should run at the same time.
 
 With `--data`, the script also compares held-out bits/dim after the same CPU time of the recipe's training and of plain
 training: the same network, objective and batches in fp32 with Adam at a constant learning rate of 1e-3, without the
@@ -19,7 +19,6 @@ import functools
 import json
 import math
 import multiprocessing
-import platform
 import statistics
 import sys
 import time
@@ -36,12 +35,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from ncml import recipes
 from ncml.config import Config
 from ncml.network.ncpn import NCPN
-from ncml.runtime import has_bf16, reuse_freed_memory
+from ncml.runtime import reuse_freed_memory
 from ncml.training import dataset
 from ncml.training.batches import draw_batch
 from ncml.training.dataset import Dataset
 from ncml.training.distributed import ProcessGroup
 from ncml.training.objective import held_out_bits, loss_bits
+from ncml.training.precision import without_emulation
+from ncml.training.provenance import machine
+from ncml.training.run import MARGIN
 from ncml.training.trainer import Execution, Trainer
 
 RECIPES = {"cifar10_small": (32, 7), "paper_cifar10": (2, 3)}
@@ -80,9 +82,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     reuse_freed_memory()
-    results: dict[str, Any] = {"device": options.device, "threads": options.threads, "torch": torch.__version__}
-    results["processor"] = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor()
-    print_line(f"{options.device}, {options.threads} thread(s), PyTorch {torch.__version__}")
+    results: dict[str, Any] = {"device": options.device, "threads": options.threads}
+    results["machine"] = machine(options.device)
+    print_line(results["machine"])
     results["convolution_flops"] = {name: convolution(name, options.device) for name in PRECISIONS}
     for precision, rate in results["convolution_flops"].items():
         print_line(f"plain 3x3 convolution, forward and backward, {precision}: {rate / 1e9:.1f} GFLOP/s")
@@ -177,8 +179,8 @@ class PlainTraining:
         self.network = NCPN(recipe_config).to(device)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=PLAIN_RATE)
 
-    def train_step(self) -> None:
-        """Take one step."""
+    def train_step(self) -> float:
+        """Take one step; return the mean loss in bits per dimension."""
         batch = draw_batch(self.data, self.config, self.step).to(self.device)
         loss = loss_bits(self.network, replace(batch, x_BCHW=batch.x_BCHW.contiguous()), bf16=False).mean()
         self.optimizer.zero_grad()
@@ -186,19 +188,21 @@ class PlainTraining:
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.training.grad_clip)
         self.optimizer.step()
         self.step += 1
+        return loss.item()
 
 
 def compare_learning(options: argparse.Namespace) -> dict[str, Any]:
     """Train both ways for the same CPU time, one after the other, and measure held-out bits/dim."""
-    recipe_config = recipe_at(LEARNING_RECIPE, None, "bf16" if has_bf16(options.device) else "fp32")
+    group = ProcessGroup(device=options.device)
+    recipe_config = without_emulation(recipes.by_name(LEARNING_RECIPE), group)
     model = recipe_config.model
     data = dataset.load(options.data, model.height, model.width)
     recipe_config = replace(recipe_config, model=replace(model, classes=data.classes))
     training_part, held_out = data.part("fit"), data.part("calibration-fit").first(HELD_OUT_IMAGES)
-    trainer = Trainer(recipe_config, training_part, group=ProcessGroup(device=options.device))
+    trainer = Trainer(recipe_config, training_part, group=group)
     step_seconds = trainer.measure_step_seconds()
     batch_size, budget = recipe_config.training.batch_size, 60 * options.minutes
-    total_images = int(budget / step_seconds) * batch_size
+    total_images = int(MARGIN * budget / step_seconds) * batch_size
     trainer.set_length(total_images)  # its learning rate reaches 0 there
     limits = {"this trainer": total_images, "plain": math.inf}
     plain = PlainTraining(recipe_config, training_part, options.device)
@@ -220,26 +224,9 @@ def compare_learning(options: argparse.Namespace) -> dict[str, Any]:
 def time_plain_steps(pipe: Connection, recipe_config: Config, device: str, threads: int) -> None:
     """Take a plain step whenever the pipe requests one, and send its seconds."""
     torch.set_num_threads(threads)
-    torch.manual_seed(0)
-    network, data, training = NCPN(recipe_config).to(device), random_images(recipe_config), recipe_config.training
-    average = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
-    optimizer = torch.optim.Adam(network.parameters(), lr=training.learning_rate, betas=training.betas)
-
-    def step() -> None:
-        batch = draw_batch(data, recipe_config, 0).to(device)
-        batch = replace(batch, x_BCHW=batch.x_BCHW.contiguous())
-        loss = loss_bits(network, batch, bf16=False).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), training.grad_clip)
-        optimizer.step()
-        with torch.no_grad():
-            for name, parameter in network.named_parameters():
-                average[name].lerp_(parameter, training.batch_size / training.ema_images)
-        loss.item()
-
+    plain = PlainTraining(recipe_config, random_images(recipe_config), device)
     while pipe.recv():
-        pipe.send(seconds_of(step))
+        pipe.send(seconds_of(plain.train_step))
 
 
 def flops_of(recipe_config: Config) -> int:

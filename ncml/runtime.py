@@ -9,7 +9,9 @@ from pathlib import Path
 from ncml.errors import InputError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-LIMIT = 2**30
+"""Numbers of glibc's parameters: from which size memory is returned to the system at once."""
+
+KEPT_BYTES = 2**30
 
 OUT_OF_MEMORY = re.compile(
     "out of memory|not enough memory|cannot allocate memory|can't allocate memory|failed to map segment|bad_alloc"
@@ -21,10 +23,8 @@ OUT_OF_MEMORY = re.compile(
 DEVICE = re.compile(r"(cpu|cuda)(:\d{1,3})?")
 """The names of devices."""
 
-CPU_FEATURES = Path("/proc/cpuinfo")
-
-BF16_FEATURES = {"avx512_bf16", "amx_bf16"}
-"""Instruction sets with which training in bf16 is faster than in fp32, as Linux names them."""
+CPU_INFO = Path("/proc/cpuinfo")
+"""Where Linux names the processor and its instruction sets."""
 
 
 def check_device_name(device: str) -> None:
@@ -45,19 +45,6 @@ def problem(device: str) -> str | None:
     return None
 
 
-def has_bf16(device: str) -> bool:
-    """Return whether a device has instructions for bf16; without them, it is faster in fp32."""
-    import torch
-
-    if torch.device(device).type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    try:
-        features = CPU_FEATURES.read_text().split()
-    except OSError:
-        return False
-    return not BF16_FEATURES.isdisjoint(features)
-
-
 def reuse_freed_memory() -> None:
     """Let glibc keep the memory of freed activations for this process; do nothing without glibc.
 
@@ -66,8 +53,8 @@ def reuse_freed_memory() -> None:
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, LIMIT)
-        libc.mallopt(M_TRIM_THRESHOLD, LIMIT)
+        libc.mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
+        libc.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 def wait_without_spinning() -> None:

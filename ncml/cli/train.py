@@ -132,7 +132,7 @@ def train(
     if size is not None:
         height, width = parse_size(size)
         recipe_config = replace(recipe_config, model=replace(recipe_config.model, height=height, width=width))
-    recipe_config = _with_training(recipe_config, batch_size, learning_rate, schedule == "constant", crop)
+    recipe_config = _with_training(recipe_config, batch_size, learning_rate, precision, schedule == "constant", crop)
     if resume:
         init_from = None  # the same command resumes a run, which has its own weights
     elif recipe == "detector" and init_from is None and cooldown_from is None:
@@ -159,12 +159,13 @@ def train(
     )
     check_source(data)
     from ncml.training import run
-    from ncml.training.distributed import process_group
+    from ncml.training.distributed import local_device, process_group
+    from ncml.training.precision import without_emulation
     from ncml.training.provenance import command
     from ncml.training.state import read_config
     from ncml.training.trainer import Execution
 
-    check_device(device)
+    check_device(local_device(device))
     if threads is not None:
         use_threads(threads)
     initial = None if starting_model is None else load(starting_model, "cpu")
@@ -172,14 +173,17 @@ def train(
     saved = None if earlier_run is None else read_config(earlier_run / STATE)
     if saved is not None and learning_rate is None:
         recipe_config = _with_rates_of(saved, recipe_config)
-    precision = precision or _default_precision(recipe_config, saved, device)
-    recipe_config = replace(recipe_config, training=replace(recipe_config.training, precision=precision))
+    if saved is not None and precision is None:
+        precision = saved.training.precision
+        recipe_config = replace(recipe_config, training=replace(recipe_config.training, precision=precision))
     if recipe == "detector":  # has the network of the model or the run whose weights it starts with
         start_config = saved if initial is None else initial.config
         assert start_config is not None
         recipe_config = replace(recipe_config, model=_network_of(start_config.model, recipe_config.model))
     start = time.monotonic()
     with process_group(device) as group, progress_bar() as on_progress:
+        if precision is None:
+            recipe_config = without_emulation(recipe_config, group)
         trained = run.train(
             recipe_config,
             data,
@@ -234,6 +238,7 @@ def _with_training(
     recipe_config: Config,
     batch_size: int | None,
     learning_rate: float | None,
+    precision: Literal["fp32", "bf16"] | None,
     constant: bool,
     crop: int | None,
 ) -> Config:
@@ -245,6 +250,7 @@ def _with_training(
         batch_size=batch_size or training.batch_size,
         learning_rate=adam_rate,
         muon_learning_rate=muon_rate and muon_rate * adam_rate / training.learning_rate,
+        precision=precision or training.precision,
         cooldown_fraction=0.0 if constant else training.cooldown_fraction,
         crop=crop or training.crop,
     )
@@ -256,13 +262,6 @@ def _with_rates_of(saved: Config, recipe_config: Config) -> Config:
     adam_rate, muon_rate = saved.training.learning_rate, saved.training.muon_learning_rate
     training = replace(recipe_config.training, learning_rate=adam_rate, muon_learning_rate=muon_rate)
     return replace(recipe_config, training=training)
-
-
-def _default_precision(recipe_config: Config, saved: Config | None, device: str) -> Literal["fp32", "bf16"]:
-    """Return the precision of a saved run, or the recipe's for a new run if the device computes in it."""
-    if saved is not None:
-        return saved.training.precision
-    return recipe_config.training.precision if runtime.has_bf16(device) else "fp32"
 
 
 def _network_of(initial: ModelConfig, model: ModelConfig) -> ModelConfig:

@@ -28,8 +28,10 @@ from ncml.ood.calibration import Calibration
 from ncml.ood.conformal import check_rate, min_ranks
 from ncml.ood.statistics import MIN_IMAGES
 from ncml.progress import OnProgress, Progress, ignore_progress
+from ncml.runtime import reuse_freed_memory
 from ncml.training.dataset import Dataset
 from ncml.training.distributed import ProcessGroup
+from ncml.training.precision import without_emulation
 from ncml.training.run import MARGIN
 from ncml.training.trainer import Trainer
 from ncml.training.transfer import start_from
@@ -163,12 +165,14 @@ def _fine_tune(
 ) -> Model:
     """Train a copy of the model on images for at most `max_seconds`, and return it."""
     started = time.monotonic()
+    reuse_freed_memory()
+    group = ProcessGroup(device=device)
     config = replace(model.config, model=replace(model.config.model, classes=data.classes))
     trainer = Trainer(
-        config,
+        without_emulation(config, group),
         data,
         initialize=lambda network: start_from(network, model.network, model.name),
-        group=ProcessGroup(device=device),
+        group=group,
     )
     batch_size = config.training.batch_size
     steps = max(1, int(MARGIN * max_seconds / trainer.measure_step_seconds()))

@@ -78,17 +78,24 @@ class ProcessGroup:
 SINGLE_PROCESS = ProcessGroup()
 
 
+def local_device(device: str) -> str:
+    """Return the device of this process: under `torchrun`, each process that is to use CUDA has its own GPU."""
+    if distributed.is_torchelastic_launched() and torch.device(device).type == "cuda":
+        return f"cuda:{os.environ['LOCAL_RANK']}"
+    return device
+
+
 @contextlib.contextmanager
 def process_group(device: str) -> Generator[ProcessGroup]:
     """Join the processes that `torchrun` started, by NCCL on GPUs and gloo on CPUs; else yield this process alone.
 
-    device: cpu, cuda or cuda:N; under `torchrun`, cuda is each process's own GPU.
+    device: cpu, cuda or cuda:N; of the group, `local_device`.
     """
+    device = local_device(device)
     if not distributed.is_torchelastic_launched():
         yield ProcessGroup(device=device)
         return
-    if torch.device(device).type == "cuda":
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    if device.startswith("cuda"):
         torch.cuda.set_device(device)
     # A gloo thread that frees a tensor while the interpreter exits aborts the process. Those threads end with the last
     # reference to the group, so none may remain: neither in default arguments of torch.distributed.nn, which DDP would

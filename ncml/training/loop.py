@@ -44,7 +44,8 @@ def train_loop(
     """
     group = trainer.group
     start, seconds_before, images_before = time.monotonic(), trainer.seconds, trainer.images_seen
-    mean_loss, saved_at = math.nan, start
+    mean_loss = trainer.history[-1]["train_bpd"] if trainer.history else math.nan
+    saved_at = start
 
     def save() -> None:
         nonlocal saved_at

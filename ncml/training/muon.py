@@ -22,12 +22,15 @@ ITERATIONS = 5
 class Muon(torch.optim.Optimizer):
     """Muon with Nesterov momentum for matrices, each of which must have a gradient in every step.
 
-    It computes what `torch.optim.Muon` does, but in fp32 on a CPU: bf16 takes 25 times as long on processors without
-    bf16 instructions.
+    It computes what `torch.optim.Muon` does, but not necessarily in bf16, which takes 25 times as long as fp32 on a CPU
+    that emulates it.
+
+    dtype: the type in which matrices are orthogonalised.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], momentum: float) -> None:
+    def __init__(self, groups: Iterable[dict[str, Any]], momentum: float, dtype: torch.dtype) -> None:
         super().__init__(groups, {"lr": 0.0, "momentum": momentum})
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -39,19 +42,19 @@ class Muon(torch.optim.Optimizer):
                     state["momentum_buffer"] = torch.zeros_like(matrix)
                 average: Tensor = state["momentum_buffer"]
                 average.lerp_(matrix.grad, 1 - group["momentum"])
-                direction = orthogonalized(matrix.grad.lerp(average, group["momentum"]))
-                matrix.sub_(0.2 * math.sqrt(max(matrix.shape)) * group["lr"] * direction)
+                direction = orthogonalize(matrix.grad.lerp(average, group["momentum"]), self.dtype)
+                matrix.add_(direction, alpha=-0.2 * math.sqrt(max(matrix.shape)) * group["lr"])
 
 
-def orthogonalized(matrix: Tensor) -> Tensor:
-    """Return the matrix with singular values moved into about [0.7, 1.2], by a Newton-Schulz iteration.
+def orthogonalize(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the matrix, in `dtype`, with singular values moved into about [0.7, 1.2] by a Newton-Schulz iteration.
 
     Those below about 0.2 % of the Frobenius norm remain smaller.
     """
     a, b, c = COEFFICIENTS
     is_tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.mT if is_tall else matrix
-    x = (x / x.norm().clamp(min=1e-7)).to(torch.bfloat16 if matrix.is_cuda else torch.float32)
+    x = (x / x.norm().clamp(min=1e-7)).to(dtype)
     for _ in range(ITERATIONS):
         gram = x @ x.mT
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)

@@ -21,7 +21,7 @@ FUSED = {"project": 6, "conv_out": 2}
 MOMENTUM = 0.95
 
 
-def schedule(training: TrainingConfig, images_seen: int) -> float:
+def learning_rate_share(training: TrainingConfig, images_seen: int) -> float:
     """Return the share of the learning rates that applies after this many images, in [0, 1].
 
     Linear warm-up, over a fifth of the run at most; constant; linear cool-down to 0 at the end of the run.
@@ -35,7 +35,8 @@ def schedule(training: TrainingConfig, images_seen: int) -> float:
 class Optimizer:
     """Muon and Adam over the parameters of one network, or Adam alone where `muon_learning_rate` is None.
 
-    The network must be channels-last in memory: Muon trains views of its kernels as matrices [out, kh kw in].
+    The network must be channels-last in memory: Muon trains views of its kernels as matrices [out, kh kw in], and of
+    transposed convolutions as [in, kh kw out].
     """
 
     def __init__(self, network: nn.Module, training: TrainingConfig) -> None:
@@ -44,7 +45,7 @@ class Optimizer:
         """Each weight that Muon trains, with its matrices: detached views of it."""
         matrices: dict[str, Tensor] = {}
         for name, parameter in network.named_parameters():
-            if training.muon_learning_rate is not None and _is_matrix(name, parameter):
+            if training.muon_learning_rate is not None and _is_trained_by_muon(name, parameter):
                 views = _as_matrices(name, parameter.detach())
                 self.weights.append((parameter, views))
                 matrices |= {f"{name}.{part}": view for part, view in enumerate(views)}
@@ -64,12 +65,14 @@ class Optimizer:
         """Each optimiser with the names of its parameters, in its own order."""
         if training.muon_learning_rate is not None:
             group = {"params": list(matrices.values()), "base_lr": training.muon_learning_rate}
-            self.parts.append((Muon([group], MOMENTUM), list(matrices)))
+            on_gpu = next(network.parameters()).is_cuda
+            dtype = torch.bfloat16 if on_gpu and training.precision == "bf16" else torch.float32
+            self.parts.append((Muon([group], MOMENTUM, dtype), list(matrices)))
 
-    def step(self, schedule: float) -> None:
+    def step(self, share: float) -> None:
         """Update the parameters by their gradients.
 
-        schedule: the share of the learning rates that applies.
+        share: the share of the learning rates that applies.
         """
         for weight, matrices in self.weights:
             assert weight.grad is not None
@@ -78,21 +81,23 @@ class Optimizer:
                 matrix.grad = gradient
         for optimizer, _ in self.parts:
             for group in optimizer.param_groups:
-                group["lr"] = schedule * group["base_lr"]
+                group["lr"] = share * group["base_lr"]
             optimizer.step()
+        for _, matrices in self.weights:
+            for matrix in matrices:
+                matrix.grad = None  # else they would be kept during the next backward pass
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the moments, named by the parameter (with the number of its matrix) and the moment."""
         return {
-            f"{name}.{moment}": value
+            f"{names[index]}.{moment}": value
             for optimizer, names in self.parts
             for index, moments in optimizer.state_dict()["state"].items()
             for moment, value in moments.items()
-            for name in [names[index]]
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore the result of `state_dict`; raise KeyError or ValueError for the moments of another network."""
+        """Restore the result of `state_dict`; raise ValueError for the moments of another network."""
         remaining = dict(state)
         for optimizer, names in self.parts:
             index = {name: i for i, name in enumerate(names)}
@@ -106,10 +111,14 @@ class Optimizer:
             raise ValueError(f"moments of {next(iter(remaining))}, which this network does not have")
 
 
-def _is_matrix(name: str, parameter: Tensor) -> bool:
+def _is_trained_by_muon(name: str, parameter: Tensor) -> bool:
+    """Return whether a weight is a matrix or kernel of the body; a block's projection of its conditions is not."""
     return parameter.ndim >= 2 and not name.startswith(EDGES) and ".condition." not in name
 
 
 def _as_matrices(name: str, weight: Tensor) -> list[Tensor]:
-    """Return views [out, kh kw in] of a weight [out, in, kh, kw], one for each matrix fused in it."""
+    """Return views [out, kh kw in] of a weight [out, in, kh, kw], one for each matrix fused in it.
+
+    A transposed convolution has a weight [in, out, kh, kw], and so one view [in, kh kw out].
+    """
     return list(weight.movedim(1, -1).view(len(weight), -1).chunk(FUSED.get(name.split(".")[-2], 1)))

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ncml.paths import printable
+from ncml.runtime import CPU_INFO
 from ncml.training.inventory import counted
 
 
@@ -41,7 +42,7 @@ def duration(seconds: float) -> str:
 def _processor() -> str:
     """Return the processor's name, or its architecture if the system does not report one."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = CPU_INFO.read_text().splitlines()
     except OSError:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

@@ -20,7 +20,7 @@ from ncml.sampling.cached import sample_cached
 from ncml.sampling.options import SamplingSettings
 from ncml.sampling.sample import Plan, generate_images
 from ncml.training.inventory import counted
-from ncml.training.optimizer import schedule
+from ncml.training.optimizer import learning_rate_share
 from ncml.training.provenance import duration
 from ncml.training.tracking import TensorBoard, Tracker
 from ncml.training.trainer import Trainer
@@ -80,7 +80,7 @@ class Reporter:
             figures = {
                 "train/bits_per_dim": mean_loss,
                 "train/gradient_norm": float(trainer.grad_norm),
-                "train/learning_rate": schedule(training, trainer.images_seen) * training.learning_rate,
+                "train/learning_rate": learning_rate_share(training, trainer.images_seen) * training.learning_rate,
                 "train/skipped_steps": trainer.skipped_steps,
                 "train/images_per_second": rate,
             }

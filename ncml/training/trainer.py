@@ -6,6 +6,7 @@ the model folder are the moving average (EMA).
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from ncml.training.batches import Batch, draw_batch, step_seed
 from ncml.training.dataset import Dataset
 from ncml.training.distributed import SINGLE_PROCESS, ProcessGroup, no_gradient_sync
 from ncml.training.objective import loss_bits
-from ncml.training.optimizer import Optimizer, schedule
+from ncml.training.optimizer import Optimizer, learning_rate_share
 from ncml.training.state import KEPT, TrainingState, check_same_run
 
 MAX_SKIPPED = 10
@@ -89,6 +90,8 @@ class Trainer:
         self.skipped_steps = 0
         """Steps without an update, because their loss or gradient was not finite."""
         self.skipped_in_a_row = 0
+        self.grad_norm = torch.tensor(math.nan)
+        """Global norm of the latest step's gradient, before clipping."""
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []
         """The learning curve: a row for each measurement."""
@@ -143,7 +146,7 @@ class Trainer:
         self.grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if math.isfinite(loss) and torch.isfinite(self.grad_norm):
             torch.nn.utils.clip_grads_with_norm_(parameters, self.config.training.grad_clip, self.grad_norm)
-            self.optimizer.step(schedule(self.config.training, self.images_seen))
+            self.optimizer.step(learning_rate_share(self.config.training, self.images_seen))
             self.average.update_parameters(self.network)
             self.skipped_in_a_row = 0
         else:
@@ -156,11 +159,18 @@ class Trainer:
         return loss
 
     def measure_step_seconds(self) -> float:
-        """Return the seconds that a step takes, without taking one."""
+        """Return the seconds that a step takes, without taking one: a copy of the network is updated instead."""
+        twin = copy.deepcopy(self.network)
+        optimizer = Optimizer(twin, self.config.training)
+        average = AveragedModel(twin, multi_avg_fn=_ema_update(self.config.training), use_buffers=True)
         start = 0.0
-        for _ in range(2):  # the first also initialises kernels
+        for _ in range(2):  # the first also initialises kernels and moments
             start = time.perf_counter()
             self._compute_gradients()
+            for updated, parameter in zip(twin.parameters(), self.network.parameters(), strict=True):
+                updated.grad = parameter.grad
+            optimizer.step(0.0)
+            average.update_parameters(twin)
             self.network.zero_grad()
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)

@@ -52,7 +52,7 @@ def test_a_branch_keeps_the_learning_rate_of_its_run(saved: Path) -> None:
 def test_the_precision_follows_the_processor_and_then_the_run(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The recipe's bf16 needs instructions for it, without which fp32 is faster; a resumed run keeps its precision."""
     features = saved / "cpuinfo"
-    monkeypatch.setattr(runtime, "CPU_FEATURES", features)
+    monkeypatch.setattr(runtime, "CPU_INFO", features)
 
     def precision(out: str, *options: str) -> str:
         assert train(saved, out, "--size", "8", *options, recipe="cifar10_tiny") == 0

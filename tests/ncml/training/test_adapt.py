@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ncml
-from ncml import checkpoint
+from ncml import checkpoint, runtime
 from ncml.cli import main as cli
 from ncml.config import SamplingDefaults
 from ncml.errors import InputError
@@ -121,20 +121,24 @@ def test_fine_tuning_into_a_folder_with_a_model_is_refused_before_training(
     assert refused.value.field == "out"
 
 
-def test_fine_tuning_computes_on_the_chosen_device(
+def test_fine_tuning_computes_on_the_chosen_device_without_emulating_bf16(
     model: ncml.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    devices: list[torch.device] = []
+    trained_on: set[tuple[torch.device, str]] = set()
 
     class Recorder(adapting.Trainer):
         def train_step(self) -> float:
-            devices.append(self.device)
+            trained_on.add((self.device, self.config.training.precision))
             return super().train_step()
 
     monkeypatch.setattr(adapting, "Trainer", Recorder)
     monkeypatch.setattr(adapting, "_detected", lambda *_: 0.5)
+    monkeypatch.setattr(runtime, "CPU_INFO", tmp_path / "cpuinfo")
+    (tmp_path / "cpuinfo").write_text("flags : fma avx2")
+    in_bf16 = replace(model.config, training=replace(model.config.training, precision="bf16"))
+    monkeypatch.setattr(model, "config", in_bf16)
     adapting.adapt(model, good(400), tmp_path / "mine", max_seconds=0.5, device="cpu:0")
-    assert set(devices) == {torch.device("cpu:0")}
+    assert trained_on == {(torch.device("cpu:0"), "fp32")}
 
 
 def _detection(base: str, is_stronger: bool, image_sets: list[set[bytes]]):

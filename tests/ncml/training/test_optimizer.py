@@ -58,7 +58,7 @@ def test_muon_computes_what_the_one_of_pytorch_does_in_bf16(shape: tuple[int, in
     torch.manual_seed(0)
     matrix = torch.randn(shape)
     ours, reference = matrix.clone(), matrix.clone()
-    muon = Muon([{"params": [ours], "lr": 4e-3}], momentum=0.95)
+    muon = Muon([{"params": [ours], "lr": 4e-3}], momentum=0.95, dtype=torch.float32)
     twin = torch.optim.Muon([reference], lr=4e-3, momentum=0.95, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
     for _ in range(5):
         gradient = torch.randn(shape)

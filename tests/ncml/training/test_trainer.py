@@ -23,7 +23,7 @@ from ncml.training.batches import draw_batch
 from ncml.training.dataset import Dataset
 from ncml.training.loop import train_loop
 from ncml.training.objective import held_out_bits, loss_bits
-from ncml.training.optimizer import schedule
+from ncml.training.optimizer import learning_rate_share
 from ncml.training.trainer import MAX_SKIPPED, Execution, Trainer
 from tests.ncml import nets
 
@@ -115,7 +115,7 @@ def test_images_that_are_not_square_are_oriented_as_a_batch() -> None:
 
 def test_the_learning_rate_warms_up_and_cools_down() -> None:
     training = TrainingConfig(total_images=1000, batch_size=10, warmup_images=100, cooldown_fraction=0.3)
-    rates = [schedule(training, images) for images in range(0, 1010, 10)]
+    rates = [learning_rate_share(training, images) for images in range(0, 1010, 10)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[9:71] == [1.0] * 62
     assert rates[85] == pytest.approx(0.5)
@@ -236,12 +236,12 @@ def test_a_branch_cools_down_from_the_state_of_its_run(tmp_path: Path) -> None:
     constant = Trainer(config, dataset())
     for _ in range(10):
         constant.train_step()
-    assert schedule(constant.config.training, 90_000) == 1.0
+    assert learning_rate_share(constant.config.training, 90_000) == 1.0
     constant.save(tmp_path / "constant.safetensors")
     branch = Trainer(config, dataset())
     branch.resume(tmp_path / "constant.safetensors")
     branch.cool_down(320)
-    rates = [schedule(branch.config.training, images) for images in (160, 240, 320)]
+    rates = [learning_rate_share(branch.config.training, images) for images in (160, 240, 320)]
     assert rates == pytest.approx([1.0, 0.5, 0.0])
     branch.train_step()
     branch.save(tmp_path / "branch.safetensors")
@@ -299,6 +299,20 @@ def test_a_run_learns_and_keeps_its_average(tmp_path: Path) -> None:
     assert held_out_bits(trainer.ema, dataset()) < before - 0.5
     assert trainer.history[-1]["held_out_bpd"] == pytest.approx(held_out_bits(trainer.ema, dataset()), abs=1e-4)
     json.dumps(trainer.history)
+
+
+def test_a_measurement_without_a_step_repeats_the_training_loss(tmp_path: Path) -> None:
+    """A run that was stopped after its last step, or is shortened to where it stopped, has a finite learning curve."""
+    trainer, path = Trainer(SMOKE, dataset()), tmp_path / "state.safetensors"
+    trainer.set_length(32)
+    train_loop(trainer, path, held_out=dataset())
+    trainer.train_step()
+    trainer.save(path)
+    resumed = Trainer(SMOKE, dataset())
+    resumed.resume(path, total_images=48)
+    train_loop(resumed, path, held_out=dataset())
+    assert [row["images"] for row in resumed.history] == [32, 48]
+    assert resumed.history[1]["train_bpd"] == resumed.history[0]["train_bpd"]
 
 
 def test_the_average_over_less_than_a_batch_is_the_network() -> None:
@@ -411,8 +425,12 @@ def test_a_compiled_step_computes_the_same() -> None:
         assert other.train_step() == pytest.approx(plain.train_step(), abs=1e-3)
 
 
-def test_measuring_the_step_time_does_not_change_the_run() -> None:
-    rehearsed, plain = Trainer(SMOKE, dataset()), Trainer(SMOKE, dataset())
+@pytest.mark.parametrize("muon_rate", [None, 4e-3])
+def test_measuring_the_step_time_does_not_change_the_run(muon_rate: float | None) -> None:
+    config = replace(SMOKE, training=replace(SMOKE.training, muon_learning_rate=muon_rate))
+    rehearsed, plain = Trainer(config, dataset()), Trainer(config, dataset())
+    for trainer in rehearsed, plain:
+        trainer.train_step()
     assert rehearsed.measure_step_seconds() > 0
     assert rehearsed.train_step() == plain.train_step()
     assert all(torch.equal(tensor, state(plain)[name]) for name, tensor in state(rehearsed).items())
@@ -420,7 +438,7 @@ def test_measuring_the_step_time_does_not_change_the_run() -> None:
 
 def test_short_runs_warm_up_over_a_fifth() -> None:
     training = TrainingConfig(total_images=100, batch_size=10, warmup_images=20_000)
-    assert [schedule(training, images) for images in (0, 10, 20)] == [0.5, 1.0, 1.0]
+    assert [learning_rate_share(training, images) for images in (0, 10, 20)] == [0.5, 1.0, 1.0]
 
 
 def test_a_long_interval_is_saved_in_between(tmp_path: Path) -> None:
