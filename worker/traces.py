@@ -45,7 +45,9 @@ def make_tracer(component: str) -> Tracer | None:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
-        raise NcmlError("OTEL_* variables request traces: pip install 'ncml[traces]'.") from None
+        raise NcmlError(
+            "OTEL_* variables request traces: run pip install -e '.[traces]' in the clone of ncml."
+        ) from None
     name = os.environ.get("OTEL_TRACES_EXPORTER", "") or "otlp"
     points = list(entry_points(group="opentelemetry_traces_exporter", name=_EXPORTERS.get(name, name)))
     if not points:

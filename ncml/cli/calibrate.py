@@ -55,7 +55,8 @@ def calibrate(
     the same name. Its power is measured: what share of good, processed, altered and foreign images it flags.
 
     Args:
-        data: Folder of images, folder of parquet files, or Hub name.
+        data: Folder of images, folder of parquet files, or Hub name. Without --unseen, it is taken as the model's
+            training data, of which only the held-out parts are used.
         model: Name or folder of the model.
         out: Write a copy of the model with this calibration to a new folder, and leave the model's own unchanged.
         name: Name of the calibration, by which requests select it; default is used if they name none.

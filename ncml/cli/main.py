@@ -157,7 +157,7 @@ def _describe(error: Exception) -> str | None:
     if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
         return f"{error.object!r} is not UTF-8, which is required here: choose another name."
     if isinstance(error, ModuleNotFoundError) and (extra := EXTRAS.get(error.name or "")):
-        return f"{error.name} is not installed: pip install 'ncml[{extra}]'"
+        return f"{error.name} is not installed: run pip install -e '.[{extra}]' in the clone of ncml."
     return None
 
 

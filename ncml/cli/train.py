@@ -106,7 +106,7 @@ def train(
         init_from: Model whose weights a new run starts with, not a resumed one; in the recipe detector, it also
             determines the network.
         crop: Train on random squares of this side, cut from large images and resized to the model's size, and calibrate
-            tiles of that side on whole images; for small defects, choose about ten times their size.
+            tiles of that side on whole images; choose it so that a defect has several pixels at the model's size.
         resume: Continue the run in the folder.
         interval: Images between measurements, each with a sample grid and a saved state.
         tracker: Tracker in addition to TensorBoard: a function of (folder, config), see ncml.training.tracking.

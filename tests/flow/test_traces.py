@@ -179,7 +179,8 @@ def test_without_the_extra_traces_are_off_or_refused() -> None:
     assert done.stdout == "None\n"
     environment |= {"OTEL_TRACES_EXPORTER": "console"}
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
-    assert done.stderr.rstrip().endswith("NcmlError: OTEL_* variables request traces: pip install 'ncml[traces]'.")
+    reason = "NcmlError: OTEL_* variables request traces: run pip install -e '.[traces]' in the clone of ncml."
+    assert done.stderr.rstrip().endswith(reason)
 
 
 @pytest.mark.parametrize(
