@@ -211,7 +211,7 @@ def compare_learning(options: argparse.Namespace) -> dict[str, Any]:
         start = time.process_time()
         while time.process_time() - start < budget and training.step * batch_size < limits[name]:
             training.train_step()
-        seconds = time.process_time() - start
+        seconds = budget = time.process_time() - start  # the other one may take as long
         bits = held_out_bits(network.eval(), held_out)
         images = training.step * batch_size
         results[name] = {"cpu_seconds": seconds, "images": images, "held_out_bpd": bits}

@@ -9,9 +9,10 @@ from pathlib import Path
 from ncml.errors import InputError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Numbers of glibc's parameters: from which size memory is returned to the system at once."""
+"""Parameters of glibc's `mallopt`: the sizes from which freed memory is returned to the system."""
 
 KEPT_BYTES = 2**30
+"""Freed memory up to this size is kept."""
 
 OUT_OF_MEMORY = re.compile(
     "out of memory|not enough memory|cannot allocate memory|can't allocate memory|failed to map segment|bad_alloc"

@@ -48,9 +48,10 @@ READING_PATHS = {
         "ncml/commands/train.py ncml/fit.py ncml/train.py ncml/data.py ncml/parallel.py ncml/track.py"
         " ncml/noise.py ncml/network.py ncml/layers.py ncml/likelihood.py",
         "ncml/cli/train.py ncml/training/run.py ncml/training/report.py ncml/training/card.py ncml/training/loop.py"
-        " ncml/training/trainer.py ncml/training/optimizer.py ncml/training/state.py ncml/training/batches.py"
-        " ncml/training/objective.py ncml/training/dataset.py ncml/training/distributed.py ncml/training/tracking.py"
-        " ncml/network/sde.py ncml/network/ncpn.py ncml/network/layers.py ncml/network/likelihood.py",
+        " ncml/training/trainer.py ncml/training/optimizer.py ncml/training/muon.py ncml/training/precision.py"
+        " ncml/training/state.py ncml/training/batches.py ncml/training/objective.py ncml/training/dataset.py"
+        " ncml/training/distributed.py ncml/training/tracking.py ncml/network/sde.py ncml/network/ncpn.py"
+        " ncml/network/layers.py ncml/network/likelihood.py",
     ),
     "the worker": ("worker/**/*.py worker/**/*.lua",),
 }

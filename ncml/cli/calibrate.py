@@ -50,13 +50,14 @@ def calibrate(
 ) -> None:
     """Calibrate a model on held-out images, so that its scores include p-values and verdicts.
 
-    If the data is the model's training data, only the two parts that training held out are used: one to estimate the
-    statistics, the other for ranking. The result is written to the model folder and replaces any earlier calibration of
-    the same name. Its power is measured: what share of good, processed, altered and foreign images it flags.
+    Without --unseen, only the two parts of the data that training held out are used: one to estimate the statistics,
+    the other for ranking; tiles use all images. The result is written to the model folder and replaces any earlier
+    calibration of the same name. Its power is measured: what share of good, processed, altered and foreign images it
+    flags.
 
     Args:
-        data: Folder of images, folder of parquet files, or Hub name. Without --unseen, it is taken as the model's
-            training data, of which only the held-out parts are used.
+        data: Folder of images, folder of parquet files, or Hub name. Without --unseen or --tile, it is taken as the
+            model's training data.
         model: Name or folder of the model.
         out: Write a copy of the model with this calibration to a new folder, and leave the model's own unchanged.
         name: Name of the calibration, by which requests select it; default is used if they name none.

@@ -39,7 +39,7 @@ NCPN of {parameters:,} parameters, {config.model.height}x{config.model.width}, t
 - Command: `{command}`
 - Trained on: {len(trainer.data) // data.crops:,} of {len(data) // data.crops:,} images (the training part),
   {trainer.images_seen:,} {unit} seen
-- Wall time: {duration(trainer.seconds)} in {config.training.precision} on {processes}{machine(trainer.device)}
+- Wall time: {duration(trainer.seconds)} on {processes}{machine(trainer.device)}
 - Classes: {", ".join(config.model.classes) or "none"}
 - Orientations: {"all four: completes every half" if config.model.orientations else "identity: completes the top half"}
 - **{bpd:.4f} bits/dim** at t = 0 on {measured_count:,} {unit} of {measured_part}, averaged weights, no class given

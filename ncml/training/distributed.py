@@ -89,7 +89,7 @@ def local_device(device: str) -> str:
 def process_group(device: str) -> Generator[ProcessGroup]:
     """Join the processes that `torchrun` started, by NCCL on GPUs and gloo on CPUs; else yield this process alone.
 
-    device: cpu, cuda or cuda:N; of the group, `local_device`.
+    device: cpu, cuda or cuda:N; each process uses `local_device(device)`.
     """
     device = local_device(device)
     if not distributed.is_torchelastic_launched():

@@ -210,6 +210,7 @@ def test_a_defect_in_a_wall_is_found(stack: Stack) -> None:
     assert body["score"] == pytest.approx(expected.score, rel=1e-4)
     assert (body["p_value"], body["threshold"]) == pytest.approx((expected.p_value, expected.threshold))
     assert body["is_ood"] is expected.is_ood is True
+    assert body["calibration_version"] == stack.wall.tiles.version
     assert tuple(body["box"].values()) == expected.box
     assert 40 - 32 < body["box"]["left"] < 80
     assert 24 - 32 < body["box"]["top"] < 56

@@ -4,6 +4,9 @@ import os
 import subprocess
 import sys
 
+import pytest
+
+from ncml.training.distributed import local_device
 from tests.conftest import free_port
 
 RUN = """
@@ -20,6 +23,14 @@ with contextlib.suppress(ZeroDivisionError), process_group("cpu") as group:
     1 / 0
 print(during > before, psutil.Process().num_threads() - before)
 """
+
+
+def test_each_process_of_torchrun_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert local_device("cuda") == "cuda"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    assert [local_device(name) for name in ("cuda", "cpu")] == ["cuda:1", "cpu"]
 
 
 def test_no_thread_of_the_process_group_outlives_a_run() -> None:

@@ -53,12 +53,13 @@ def test_a_first_update_of_muon_is_the_orthogonalised_gradient() -> None:
     assert checked > 20
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(32, 96), (96, 32), (48, 48)])
-def test_muon_computes_what_the_one_of_pytorch_does_in_bf16(shape: tuple[int, int]) -> None:
+def test_muon_agrees_with_the_one_of_pytorch_which_computes_in_bf16(shape: tuple[int, int], dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     matrix = torch.randn(shape)
     ours, reference = matrix.clone(), matrix.clone()
-    muon = Muon([{"params": [ours], "lr": 4e-3}], momentum=0.95, dtype=torch.float32)
+    muon = Muon([{"params": [ours], "lr": 4e-3}], momentum=0.95, dtype=dtype)
     twin = torch.optim.Muon([reference], lr=4e-3, momentum=0.95, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
     for _ in range(5):
         gradient = torch.randn(shape)
@@ -67,8 +68,13 @@ def test_muon_computes_what_the_one_of_pytorch_does_in_bf16(shape: tuple[int, in
         twin.step()
     expected = reference - matrix
     assert torch.linalg.norm(ours - reference) < 0.02 * torch.linalg.norm(expected)
-    moments, twins = muon.state[ours], twin.state[reference]
-    assert torch.equal(moments["momentum_buffer"], twins["momentum_buffer"])
+    assert torch.equal(muon.state[ours]["momentum_buffer"], twin.state[reference]["momentum_buffer"])
+
+
+def test_muon_computes_in_fp32_on_a_cpu_even_if_the_network_does_not() -> None:
+    optimizer = Optimizer(network(), replace(TRAINING, precision="bf16"))
+    [muon] = [part for part, _ in optimizer.parts if isinstance(part, Muon)]
+    assert muon.dtype == torch.float32
 
 
 def test_adam_trains_the_edges_and_embeddings_learn_faster() -> None:

@@ -23,7 +23,7 @@ from ncml.training.batches import draw_batch
 from ncml.training.dataset import Dataset
 from ncml.training.loop import train_loop
 from ncml.training.objective import held_out_bits, loss_bits
-from ncml.training.optimizer import learning_rate_share
+from ncml.training.optimizer import Optimizer, learning_rate_share
 from ncml.training.trainer import MAX_SKIPPED, Execution, Trainer
 from tests.ncml import nets
 
@@ -426,14 +426,31 @@ def test_a_compiled_step_computes_the_same() -> None:
 
 
 @pytest.mark.parametrize("muon_rate", [None, 4e-3])
-def test_measuring_the_step_time_does_not_change_the_run(muon_rate: float | None) -> None:
+def test_measuring_the_step_time_updates_weights_but_does_not_change_the_run(
+    muon_rate: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = replace(SMOKE, training=replace(SMOKE.training, muon_learning_rate=muon_rate))
     rehearsed, plain = Trainer(config, dataset()), Trainer(config, dataset())
     for trainer in rehearsed, plain:
         trainer.train_step()
-    assert rehearsed.measure_step_seconds() > 0
+    shares: list[float] = []
+    with monkeypatch.context() as patch:
+        patch.setattr("ncml.training.trainer.Optimizer", _recorded(shares))
+        assert rehearsed.measure_step_seconds() > 0
+    assert shares == [0.0, 0.0]
     assert rehearsed.train_step() == plain.train_step()
     assert all(torch.equal(tensor, state(plain)[name]) for name, tensor in state(rehearsed).items())
+
+
+def _recorded(shares: list[float]) -> type[Optimizer]:
+    """Return an optimiser that records the shares of its steps."""
+
+    class Recorder(Optimizer):
+        def step(self, share: float) -> None:
+            shares.append(share)
+            super().step(share)
+
+    return Recorder
 
 
 def test_short_runs_warm_up_over_a_fifth() -> None:
