@@ -136,7 +136,7 @@ class Scan:
     is_weak: bool | None
     """Whether the calibration is weak."""
     calibration_version: str | None = None
-    """The version of the tiles' calibration; None if they are not calibrated, or from an earlier version of the service."""
+    """The version of the tiles' calibration; None without one, or from an earlier version of the service."""
     grid: Scores = field(default_factory=lambda: np.empty((0, 0), np.float32))
     """The score of each tile in the view, [R, C]; empty if the map was not requested from a service."""
 
