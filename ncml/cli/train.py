@@ -250,8 +250,8 @@ def _with_training(
         batch_size=batch_size or training.batch_size,
         learning_rate=adam_rate,
         muon_learning_rate=muon_rate and muon_rate * adam_rate / training.learning_rate,
-        precision=precision or training.precision,
         cooldown_fraction=0.0 if constant else training.cooldown_fraction,
+        precision=precision or training.precision,
         crop=crop or training.crop,
     )
     return replace(recipe_config, training=training)

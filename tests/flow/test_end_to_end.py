@@ -429,15 +429,15 @@ def test_schemathesis_finds_no_fault(stack: Stack, tmp_path: Path) -> None:
     Excluded are the event stream, which has its own test, and the check that every request that matches its schema is
     accepted: a schema cannot list the classes and models that exist.
     """
-    here = Path(__file__).parent
+    flow = ROOT / "tests" / "flow"
     command = [
-        sys.executable, "-m", "schemathesis.cli", "--config-file", str(here / "schemathesis.toml"),
+        sys.executable, "-m", "schemathesis.cli", "--config-file", str(flow / "schemathesis.toml"),
         "run", f"{stack.http.base_url}/openapi.json",
         "--exclude-operation-id", "follow_job", "--exclude-checks", "positive_data_acceptance",
         "--max-examples", "20", "--max-time", "20", "--seed", "1", "--request-timeout", "20",
         "--header", "Prefer: wait=1",
         "--generation-database", "none", "--no-color", "--continue-on-failure",
     ]  # fmt: skip
-    hooks = {"SCHEMATHESIS_HOOKS": str(here / "strategies.py")}
+    hooks = {"SCHEMATHESIS_HOOKS": str(flow / "strategies.py")}
     run = subprocess.run(command, env=os.environ | hooks, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
