@@ -163,7 +163,7 @@ def _check_fine_tuning(model: Model, training: Dataset, selecting: Dataset, fals
 def _fine_tune(
     model: Model, data: Dataset, folder: Path, max_seconds: float, device: str, on_progress: OnProgress
 ) -> Model:
-    """Train a copy of the model on images for at most `max_seconds`, and return it."""
+    """Train a copy of the model on images for `max_seconds`, but at least one step, and return it."""
     started = time.monotonic()
     reuse_freed_memory()
     group = ProcessGroup(device=device)
@@ -174,12 +174,15 @@ def _fine_tune(
         initialize=lambda network: start_from(network, model.network, model.name),
         group=group,
     )
-    batch_size = config.training.batch_size
-    steps = max(1, int(MARGIN * max_seconds / trainer.measure_step_seconds()))
-    trainer.set_length(steps * batch_size)
-    while not trainer.finished and time.monotonic() - started < max_seconds:
+    step_seconds = trainer.measure_step_seconds()
+    seconds_left = started + max_seconds - time.monotonic()
+    length = config.training.batch_size * max(1, int(MARGIN * seconds_left / step_seconds))
+    trainer.set_length(length)
+    while not trainer.finished:
         trainer.train_step()
-        on_progress(Progress("fine-tune", trainer.images_seen, steps * batch_size))
+        on_progress(Progress("fine-tune", trainer.images_seen, length))
+        if time.monotonic() - started >= max_seconds:
+            break
     card = f"# {folder.name}\n\nThe model {model.name} {model.version[:12]}, fine-tuned on {len(data)} images.\n"
     checkpoint.save(folder, trainer.ema, card=card, sampling=model.sampling)
     return load(folder, device)
