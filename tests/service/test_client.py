@@ -162,9 +162,14 @@ def test_images_are_generated_and_completed(client: Client) -> None:
 
 
 def test_a_long_job_is_awaited_and_its_progress_reported(client: Client, queue) -> None:
-    queue.delay_s = 0.6
+    queue.delay_s = 600
     steps: list[JobProgress] = []
-    assert client.generate(on_progress=steps.append).seeds
+
+    def end_job(step: JobProgress) -> None:
+        steps.append(step)
+        queue.delay_s = 0.6
+
+    assert client.generate(on_progress=end_job).seeds
     assert [(step.stage, step.step) for step in steps] == [("refine", 1), ("refine", 2)]
     assert client.generate(seed=1).seeds == (1,)
 
