@@ -109,20 +109,20 @@ class CalibrateAnswer(Answer):
     timing: Timing
 
 
-class Picture(BaseModel):
+class GeneratedImage(BaseModel):
     """One generated image."""
 
     seed: int
     png: str = Field(description="The PNG file in base64.")
 
 
-class PictureAnswer(Answer):
+class ImagesAnswer(Answer):
     """The images, in the order of their seeds."""
 
     model_config = ConfigDict(frozen=True, json_schema_extra={"example": examples.IMAGES})
 
     model: ModelRef
-    images: list[Picture]
+    images: list[GeneratedImage]
     timing: Timing
 
 

@@ -34,7 +34,7 @@ from service.settings import Settings
 from worker.contract import Job, JobStatus, Lane, Priority, Task
 from worker.descriptors import ModelDescriptor
 from worker.queue import DuplicateJob, JobNotFound, JobQueue, QueueFull
-from worker.results import CANCELED, CalibrateResult, JobView, PictureResult, ScanResult, ScoreResult
+from worker.results import CANCELED, CalibrateResult, ImagesResult, JobView, ScanResult, ScoreResult
 
 T = TypeVar("T")
 
@@ -259,8 +259,8 @@ class JobService:
                 return calibration_response(view, result)
             case ScanResult():
                 return scan_response(view, result, media)
-            case PictureResult():
-                blob = self.queue.blob(result.pictures.blob)
+            case ImagesResult():
+                blob = self.queue.blob(result.images.blob)
                 if blob is not None:
                     return images_response(view, result, blob, media)
             case None:

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from ncml.images import grid, heat, to_png
 from ncml.images.tiling import Tiling, blend
-from service.answers import CalibrateAnswer, Picture, PictureAnswer, Sanity, ScanAnswer, Score, ScoreAnswer
+from service.answers import CalibrateAnswer, GeneratedImage, ImagesAnswer, Sanity, ScanAnswer, Score, ScoreAnswer
 from service.http.negotiation import JSON, NPZ, PNG, ZIP
 from service.http.problems import Problem
-from worker.results import CalibrateResult, JobView, PictureResult, ScanResult, ScoreResult
+from worker.results import CalibrateResult, ImagesResult, JobView, ScanResult, ScoreResult
 from worker.results import Score as ImageScore
 
 SCORE_OFFERS = (JSON, NPZ, PNG)
@@ -135,9 +135,9 @@ def _no_map(view: JobView) -> Problem:
     return Problem(406, detail, kind="media-type", headers={"X-Job-Id": view.id})
 
 
-def images_response(view: JobView, result: PictureResult, blob: bytes, media: str) -> Response:
+def images_response(view: JobView, result: ImagesResult, blob: bytes, media: str) -> Response:
     """Return images as `media`: one PNG (several form a grid), JSON with PNGs in base64, a zip of PNGs, or arrays."""
-    shape = result.pictures
+    shape = result.images
     images_NHWC = np.frombuffer(blob, np.uint8).reshape(shape.n, shape.height, shape.width, 3)
     headers = {"X-Job-Id": view.id, "X-Seed": str(result.seeds[0])}
     if media == PNG:
@@ -146,9 +146,10 @@ def images_response(view: JobView, result: PictureResult, blob: bytes, media: st
         return Response(_npz({"images": images_NHWC, "seeds": np.array(result.seeds)}), 200, headers, NPZ)
     files = [to_png(image) for image in images_NHWC]
     images = [
-        Picture(seed=seed, png=base64.b64encode(file).decode()) for seed, file in zip(result.seeds, files, strict=True)
+        GeneratedImage(seed=seed, png=base64.b64encode(file).decode())
+        for seed, file in zip(result.seeds, files, strict=True)
     ]
-    document = PictureAnswer(id=view.id, status=view.status, model=result.model, images=images, timing=result.timing)
+    document = ImagesAnswer(id=view.id, status=view.status, model=result.model, images=images, timing=result.timing)
     if media == JSON:
         return Response(document.model_dump_json(), 200, headers, JSON)
     buffer = io.BytesIO()

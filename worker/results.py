@@ -115,7 +115,7 @@ class Scan(FrozenModel):
     )
 
 
-class Pictures(FrozenModel):
+class StoredImages(FrozenModel):
     """n images, stored as a blob for a limited time: uint8, n * height * width * 3 bytes, NHWC, row-major."""
 
     blob: str = Field(description="key for JobQueue.blob, which returns None after the time to live")
@@ -144,12 +144,12 @@ class ScanResult(FrozenModel):
     timing: Timing
 
 
-class PictureResult(FrozenModel):
+class ImagesResult(FrozenModel):
     """The result of a GenerateJob or a CompleteJob; image i used `seeds[i]`."""
 
     task: Literal[Task.GENERATE, Task.COMPLETE]
     model: ModelRef
-    pictures: Pictures
+    images: StoredImages
     seeds: tuple[int, ...]
     timing: Timing
 
@@ -174,7 +174,7 @@ class CalibrateResult(FrozenModel):
     timing: Timing
 
 
-Result: TypeAlias = ScoreResult | ScanResult | PictureResult | CalibrateResult
+Result: TypeAlias = ScoreResult | ScanResult | ImagesResult | CalibrateResult
 RESULT: TypeAdapter[Result] = TypeAdapter(Annotated[Result, Field(discriminator="task")])
 """Reads and writes any result."""
 

@@ -13,14 +13,14 @@ from worker.records import parse_job, write_event
 from worker.results import (
     CalibrateResult,
     Event,
+    ImagesResult,
     ModelRef,
-    PictureResult,
-    Pictures,
     Preview,
     Progress,
     Result,
     ScanResult,
     ScoreResult,
+    StoredImages,
     Timing,
 )
 from worker.traces import trace_id
@@ -90,8 +90,8 @@ class RunningJob:
             skipped = job.skipped
             return CalibrateResult(model=model, calibration=outcome.calibration, skipped=skipped, timing=timing), b""
         height, width = outcome.size
-        images = Pictures(blob=blob_key(self.claim.id), n=job.n, height=height, width=width)
-        result = PictureResult(task=job.task, model=model, pictures=images, seeds=job.seeds, timing=timing)
+        images = StoredImages(blob=blob_key(self.claim.id), n=job.n, height=height, width=width)
+        result = ImagesResult(task=job.task, model=model, images=images, seeds=job.seeds, timing=timing)
         return result, b"".join(outcome.images)
 
 

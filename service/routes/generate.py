@@ -23,7 +23,7 @@ router = APIRouter(tags=["images"])
 _SEED_HEADER = {"description": "The seed of the first image; image i has this seed + i.", "schema": {"type": "integer"}}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
-        "model": answers.PictureAnswer,
+        "model": answers.ImagesAnswer,
         "description": "The images in the format of Accept. Default: a PNG, in which several images form a grid.",
         "content": {PNG: BINARY, ZIP: BINARY, NPZ: BINARY, JSON: {}},
         "headers": {"X-Seed": _SEED_HEADER},

@@ -74,7 +74,7 @@ async def job(job_id: JobId, request: Request, jobs: Jobs) -> Response:
                 JSON: {
                     "schema": {"anyOf": [
                         {"$ref": "#/components/schemas/ScoreAnswer"}, {"$ref": "#/components/schemas/ScanAnswer"},
-                        {"$ref": "#/components/schemas/PictureAnswer"},
+                        {"$ref": "#/components/schemas/ImagesAnswer"},
                         {"$ref": "#/components/schemas/CalibrateAnswer"},
                     ]},
                     "examples": examples.SCORES

@@ -33,12 +33,11 @@ from worker.results import (
     Calibrated,
     CalibrateResult,
     Event,
+    ImagesResult,
     JobError,
     JobView,
     ModelRef,
     Ood,
-    PictureResult,
-    Pictures,
     Preview,
     Progress,
     Result,
@@ -46,6 +45,7 @@ from worker.results import (
     ScanResult,
     Score,
     ScoreResult,
+    StoredImages,
     Timing,
     ViewVerdict,
 )
@@ -260,8 +260,8 @@ class FakeQueue:
             calibrated = Calibrated(n_fit=20, n_rank=job.images - 20, smallest_p=0.05, weakness="", summary="It is.")
             new = ModelRef(name=job.name, version=ref.version)
             return CalibrateResult(model=new, calibration=calibrated, skipped=job.skipped, timing=TIMING)
-        pictures = Pictures(blob=f"ncml:blob:{job_id}", n=job.n, height=8, width=8)
-        return PictureResult(task=job.task, model=ref, pictures=pictures, seeds=job.seeds, timing=TIMING)
+        images = StoredImages(blob=f"ncml:blob:{job_id}", n=job.n, height=8, width=8)
+        return ImagesResult(task=job.task, model=ref, images=images, seeds=job.seeds, timing=TIMING)
 
     def _scan(self, job: ScanJob) -> Scan:
         image = open_image(job.file) if job.file else np.frombuffer(job.content, np.uint8)

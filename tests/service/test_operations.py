@@ -187,7 +187,7 @@ def test_the_document_describes_requests_and_responses(client: TestClient) -> No
         assert operations["calibrate"]["requestBody"]["content"][media]["schema"]["required"] == ["image", "name"]
     results = operations["get_job_result"]["responses"]["200"]["content"]["application/json"]
     assert {answer["$ref"].rsplit("/", 1)[-1] for answer in results["schema"]["anyOf"]} == {
-        "ScoreAnswer", "ScanAnswer", "PictureAnswer", "CalibrateAnswer",
+        "ScoreAnswer", "ScanAnswer", "ImagesAnswer", "CalibrateAnswer",
     }  # fmt: skip
     assert document["servers"][0]["url"] == "/"
     assert operations["generate"]["responses"]["200"]["content"].keys() == {
@@ -216,7 +216,7 @@ def test_the_document_describes_requests_and_responses(client: TestClient) -> No
                 assert len({example["status"] for example in examples}) == 1
     names = {ref.split('"')[0] for ref in text.split("#/components/schemas/")[1:]}
     assert names <= document["components"]["schemas"].keys()
-    for name in ("ScoreAnswer", "PictureAnswer", "JobAnswer", "ProblemDetails"):
+    for name in ("ScoreAnswer", "ImagesAnswer", "JobAnswer", "ProblemDetails"):
         assert "example" in document["components"]["schemas"][name]
 
 

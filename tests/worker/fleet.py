@@ -17,7 +17,7 @@ from tests.conftest import eventually
 from tests.worker.synthetic import HEIGHT, WIDTH
 from worker.contract import CompleteJob, GenerateJob, JobStatus, Pixels, ScanJob, ScoreJob
 from worker.queue import JobQueue
-from worker.results import JobView, PictureResult
+from worker.results import ImagesResult, JobView
 
 ROOT = Path(__file__).parents[2]
 PIXELS = Pixels(height=HEIGHT, width=WIDTH, data=bytes(range(HEIGHT * WIDTH * 3)))
@@ -87,10 +87,10 @@ class Fleet:
     def images(self, job_id: str) -> bytes:
         """Return the images of a job that succeeded."""
         result = self.queue.result(job_id)
-        assert isinstance(result, PictureResult)
-        blob = self.queue.blob(result.pictures.blob)
+        assert isinstance(result, ImagesResult)
+        blob = self.queue.blob(result.images.blob)
         assert blob
-        assert len(blob) == result.pictures.n * HEIGHT * WIDTH * 3
+        assert len(blob) == result.images.n * HEIGHT * WIDTH * 3
         return blob
 
     def check(self, ids: Iterable[str]) -> None:

@@ -177,8 +177,8 @@ class SyntheticModel:
         dropped: set[int] = set()
         for row in range(self.rows):
             time.sleep(slow * (self.batch_s + self.image_s * (n - len(dropped))) / self.rows)
-            pictures = np.full((n, HEIGHT, WIDTH, 3), row, np.uint8)
-            progress = Progress("noisy_sampling", row + 1, self.rows, preview=lambda pictures=pictures: pictures)
+            images = np.full((n, HEIGHT, WIDTH, 3), row, np.uint8)
+            progress = Progress("noisy_sampling", row + 1, self.rows, preview=lambda images=images: images)
             dropped |= set(callback(progress) or ())
             if len(dropped) == n:
                 break

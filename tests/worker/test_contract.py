@@ -30,18 +30,18 @@ from worker.results import (
     Calibrated,
     CalibrateResult,
     Event,
+    ImagesResult,
     JobError,
     JobView,
     ModelRef,
     Ood,
-    PictureResult,
-    Pictures,
     Preview,
     Progress,
     Scan,
     ScanResult,
     Score,
     ScoreResult,
+    StoredImages,
     Timing,
     ViewVerdict,
 )
@@ -93,12 +93,12 @@ EXAMPLES: dict[str, BaseModel] = {
             calibration_version="ce" * 32,
         ),
     ),
-    "picture result": PictureResult(
+    "images result": ImagesResult(
         task=Task.GENERATE,
         model=MODEL,
         timing=TIMING,
         seeds=(7, 8),
-        pictures=Pictures(blob="ncml:blob:j", n=2, height=1, width=2),
+        images=StoredImages(blob="ncml:blob:j", n=2, height=1, width=2),
     ),
     "calibration result": CalibrateResult(
         model=MODEL,
@@ -140,7 +140,7 @@ def test_a_job_is_read_by_its_task(name: str) -> None:
     assert JOB.validate_json(EXAMPLES[name].model_dump_json()) == EXAMPLES[name]
 
 
-@pytest.mark.parametrize("name", ["score result", "scan result", "picture result", "calibration result"])
+@pytest.mark.parametrize("name", ["score result", "scan result", "images result", "calibration result"])
 def test_a_result_is_read_by_its_task(name: str) -> None:
     assert RESULT.validate_json(EXAMPLES[name].model_dump_json()) == EXAMPLES[name]
 

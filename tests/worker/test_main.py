@@ -19,7 +19,7 @@ import ncml
 from tests.conftest import eventually, free_port
 from worker.contract import CompleteJob, GenerateJob, Pixels, ScoreJob
 from worker.queue import JobQueue
-from worker.results import PictureResult, ScoreResult
+from worker.results import ImagesResult, ScoreResult
 
 COMMAND = [sys.executable, "-m", "ncml.cli", "worker"]
 
@@ -105,10 +105,10 @@ def test_a_real_model_returns_the_same_through_the_queue_as_in_process(
 
 def _images(queue: JobQueue, job_id: str) -> np.ndarray:
     result = queue.result(job_id)
-    assert isinstance(result, PictureResult)
-    blob = queue.blob(result.pictures.blob)
+    assert isinstance(result, ImagesResult)
+    blob = queue.blob(result.images.blob)
     assert blob
-    shape = result.pictures.n, result.pictures.height, result.pictures.width, 3
+    shape = result.images.n, result.images.height, result.images.width, 3
     return np.frombuffer(blob, np.uint8).reshape(shape)
 
 

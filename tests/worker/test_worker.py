@@ -21,7 +21,7 @@ from tests.worker.fleet import PIXELS, Fleet, complete, generate, scan, score
 from tests.worker.synthetic import HEIGHT, WIDTH, write_model
 from worker.contract import JobStatus, Lane, Pixels, Priority
 from worker.queue import JobNotFound
-from worker.results import Box, Ood, PictureResult, ScanResult, ScoreResult
+from worker.results import Box, ImagesResult, Ood, ScanResult, ScoreResult
 
 
 def test_scoring_generating_and_completing_return_the_requested_results(fleet: Fleet) -> None:
@@ -36,12 +36,12 @@ def test_scoring_generating_and_completing_return_the_requested_results(fleet: F
     assert scored.results[0].map
     assert (scored.height, scored.width) == (HEIGHT, WIDTH)
     np.testing.assert_allclose(np.frombuffer(scored.results[0].map, "<f4"), np.full(HEIGHT * WIDTH, mean), rtol=1e-6)
-    assert isinstance(generated, PictureResult)
+    assert isinstance(generated, ImagesResult)
     assert generated.seeds == (7, 8, 9)
     assert generated.model.version == fleet.queue.monitor.models()[0].version
     assert generated.timing.compute_s
     assert len(fleet.images(ids[1])) == 3 * HEIGHT * WIDTH * 3
-    assert isinstance(completed, PictureResult)
+    assert isinstance(completed, ImagesResult)
     half = HEIGHT // 2 * WIDTH * 3
     assert fleet.images(ids[2])[:half] == PIXELS.data[:half]
     fleet.check(ids)
@@ -425,9 +425,9 @@ def test_an_expired_blob_is_none_and_an_expired_job_is_not_found(fleet: Fleet) -
     job_id = fleet.queue.submit(generate())
     fleet.wait([job_id])
     result = fleet.queue.result(job_id)
-    assert isinstance(result, PictureResult)
-    fleet.queue.redis.delete(result.pictures.blob)
-    assert fleet.queue.blob(result.pictures.blob) is None
+    assert isinstance(result, ImagesResult)
+    fleet.queue.redis.delete(result.images.blob)
+    assert fleet.queue.blob(result.images.blob) is None
     fleet.queue.redis.delete(f"rq:job:{job_id}")
     with pytest.raises(JobNotFound):
         fleet.queue.result(job_id)
