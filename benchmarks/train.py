@@ -202,7 +202,8 @@ def compare_learning(options: argparse.Namespace) -> dict[str, Any]:
     trainer = Trainer(recipe_config, training_part, group=group)
     step_seconds = trainer.measure_step_seconds()
     batch_size, budget = recipe_config.training.batch_size, 60 * options.minutes
-    total_images = int(MARGIN * budget / step_seconds) * batch_size
+    # The budget is CPU time, and a step is measured in wall time.
+    total_images = int(MARGIN * budget / (step_seconds * options.threads)) * batch_size
     trainer.set_length(total_images)  # its learning rate reaches 0 there
     limits = {"this trainer": total_images, "plain": math.inf}
     plain = PlainTraining(recipe_config, training_part, options.device)

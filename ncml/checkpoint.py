@@ -21,10 +21,10 @@ from reprlib import repr as quote
 from typing import TYPE_CHECKING, Any
 
 from ncml import format1
-from ncml.config import Config, SamplingDefaults
+from ncml.config import DEFAULT_SOLVER, SOLVERS, Config, SamplingDefaults
 from ncml.errors import InputError, ModelError, NcmlError
 from ncml.limits import KEEPS, MAX_HEADER_BYTES, Keep
-from ncml.network.sde import largest_noise
+from ncml.network.sde import largest_noise, make_sde, reaches
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 FORMAT = 2
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "card.md"
 CALIBRATION, TILES = "calibration.json", "calibration-tiles.json"
+CALIBRATION_SECTION = "Calibration"
+"""First word of the title of a card's section on a calibration; the name of the calibration follows."""
 
 MAX_CONFIG_BYTES = 8 * 2**20
 MAX_CARD_BYTES = 256 * 2**10
@@ -143,19 +145,27 @@ def add_metrics(folder: Path, metrics: dict[str, float]) -> None:
 
 def write_card_section(folder: Path, title: str, text: str) -> None:
     """Replace a section of the model card, or append it; a section reaches to the next heading of its level."""
-    path = folder / CARD
-    card = path.read_text() if path.is_file() else f"# {folder.name}\n"
+    card = read_file_of_card(folder) or f"# {folder.name}\n"
     section = f"## {title}\n\n{text.strip()}\n"
-    pattern = rf"^## {re.escape(title)}\n.*?(?=^##? |\Z)"
-    if re.search(pattern, card, re.MULTILINE | re.DOTALL):
-        card = re.sub(pattern, lambda match: f"{section}\n", card, count=1, flags=re.MULTILINE | re.DOTALL)
+    pattern = _section_pattern(re.escape(title))
+    if re.search(pattern, card):
+        card = re.sub(pattern, lambda match: f"{section}\n", card, count=1)
     else:
         card = f"{card.rstrip()}\n\n{section}"
-    replace_file(path, lambda new: new.write_text(f"{card.rstrip()}\n"))
+    _write_card(folder, card)
+
+
+def _section_pattern(title: str) -> str:
+    """Return a pattern of a section whose title matches a pattern, up to the next heading of its level."""
+    return rf"(?ms)^## {title}\n.*?(?=^##? |\Z)"
+
+
+def _write_card(folder: Path, card: str) -> None:
+    replace_file(folder / CARD, lambda new: new.write_text(f"{card.rstrip()}\n"))
 
 
 def check_copy(folder: Path, out: Path, *, changing: bool = False) -> None:
-    """Raise `InputError` if `out` holds anything but the model in `folder`; if `changing` it, anything at all."""
+    """Raise `InputError` if `out` holds anything but the model in `folder`; if `changing` it, if it holds anything."""
     if (out / CONFIG).is_file():
         if changing:
             raise InputError("out", f"{out} already contains a model; choose another folder.")
@@ -171,7 +181,9 @@ def copy(folder: Path, out: Path) -> None:
     if (out / CONFIG).is_file():
         return
     out.mkdir(parents=True, exist_ok=True)
-    for name in (WEIGHTS, CARD, CONFIG):  # the configuration last: without it, a folder is not a model folder
+    if card := read_file_of_card(folder):
+        _write_card(out, re.sub(_section_pattern(f"{CALIBRATION_SECTION} [^\\n]*"), "", card))
+    for name in (WEIGHTS, CONFIG):  # the configuration last: without it, a folder is not a model folder
         if (folder / name).is_file():
             replace_file(out / name, lambda new, name=name: shutil.copyfile(folder / name, new))
 
@@ -197,13 +209,14 @@ def describe(folder: str | os.PathLike[str]) -> Description:
     stored = read_json(path)
     try:
         config = read_config(stored)
+        largest = largest_noise(config.sde)
     except ModelError as error:
         raise ModelError(f"{path} {error}") from error
     except (ArithmeticError, LookupError, TypeError, ValueError, NcmlError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
         raise ModelError(f"{path} does not describe a model: {reason}.") from error
     metrics = _read_metrics(path, stored.get("metrics", {}))
-    sampling = _read_sampling(path, stored, config)
+    sampling = _read_sampling(path, stored, config, largest)
     return Description(path.parent.resolve(), config, str(stored.get("version")), metrics, sampling)
 
 
@@ -308,16 +321,20 @@ def _is_finite(value: object) -> bool:
         return False
 
 
-def _read_sampling(path: Path, stored: dict[str, Any], config: Config) -> SamplingDefaults:
+def _read_sampling(path: Path, stored: dict[str, Any], config: Config, largest: float) -> SamplingDefaults:
     try:
         sampling = SamplingDefaults.from_json(stored.get("sampling", {}))
     except InputError as error:
         raise ModelError(f"{path}: {error}.") from error
-    largest = largest_noise(config.sde)
     if (sampling.start_noise or 0) > largest:
         raise ModelError(
             f"{path}: sampling.start_noise must be at most {largest:g} grey levels, the model's noise at T."
         )
+    if not reaches(make_sde(config.sde), sampling.start_noise or 0):
+        raise ModelError(f"{path}: sampling.start_noise is less than the smallest noise of the model's SDE.")
+    solver = sampling.solver or DEFAULT_SOLVER
+    if SOLVERS[solver] == 1 and sampling.steps not in (None, 1):
+        raise ModelError(f"{path}: sampling.steps must be 1 for the solver {solver}.")
     if sampling.guidance is not None and not config.model.classes:
         raise ModelError(f"{path}: sampling.guidance needs a model with classes; remove it.")
     return sampling

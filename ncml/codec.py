@@ -144,18 +144,18 @@ def _code_pixels(model: Model, B: int, code: Coder, on_row: OnRow) -> None:
     weight = model.network.head.weight
     grid_V = from_uint8(torch.arange(GREY_LEVELS, dtype=torch.uint8).view(1, 1, GREY_LEVELS, 1))[0, 0, 0].to(weight)
 
-    def choose_pixels(i: int, j: int, logit_SK: Tensor, component_SK9: Tensor) -> Tensor:
-        x_SC = logit_SK.new_zeros(len(logit_SK), 3)
-        mixture = component_SK9[:B].double().cpu()
-        weight_BK = torch.softmax(logit_SK[:B].double().cpu(), 1)
+    def choose_pixels(i: int, j: int, logit_BK: Tensor, component_BK9: Tensor) -> Tensor:
+        x_BC = logit_BK.new_zeros(B, 3)
+        mixture = component_BK9.double().cpu()
+        weight_BK = torch.softmax(logit_BK.double().cpu(), 1)
         for c in range(3):
-            mass_BKV = _masses(mixture, x_SC[:B].double().cpu(), c)
+            mass_BKV = _masses(mixture, x_BC.double().cpu(), c)
             probability_BV = torch.einsum("bk,bkv->bv", weight_BK, mass_BKV)
             level_B = torch.from_numpy(code(i, j, c, probability_BV.numpy().astype(np.float32))).long()
             weight_BK = weight_BK * mass_BKV[torch.arange(B), :, level_B]
             weight_BK /= weight_BK.sum(1, keepdim=True)
-            x_SC[:B, c] = grid_V[level_B.to(grid_V.device)]
-        return x_SC
+            x_BC[:, c] = grid_V[level_B.to(grid_V.device)]
+        return x_BC
 
     x_BCHW = weight.new_zeros(B, 3, model.height, model.width)
     null_B = torch.full((B,), len(model.classes), device=weight.device)

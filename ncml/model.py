@@ -37,13 +37,10 @@ from ncml.progress import OnProgress, Progress, ignore_progress
 from ncml.results import ImageArray, Scan, Score, Verdict
 from ncml.sampling.batch_invariance import GroupedSampler, choose_batching
 from ncml.sampling.batching import Batching, BatchingSetting, Group, batching_setting
-from ncml.sampling.cached import sample_cached
 from ncml.sampling.conditions import NO_TILT, Tilt
 from ncml.sampling.cuda_graphs import ReplaySampler
 from ncml.sampling.options import SamplingLimits, SamplingOptions, check_noise
 from ncml.sampling.sample import Plan, Sampler, generate_images, sample_naive
-
-SAMPLERS: dict[str, Sampler] = {"incremental": sample_cached, "naive": sample_naive}
 
 
 def load(model: str | os.PathLike[str] = "", device: str = "cpu", *, batching: str | None = None) -> Model:
@@ -51,9 +48,9 @@ def load(model: str | os.PathLike[str] = "", device: str = "cpu", *, batching: s
 
     model: a name, as `ncml models` lists them, a model folder, or `hf://owner/model@revision`, which is fetched from
         the Hugging Face Hub. "": the default model.
-    batching: how a CPU samples a batch so that a seed is the same bytes in each: "fast" groups, slower "fixed" ones
-        that need no check, or "auto", fast groups where they pass a check before the first sampling. Default: that of
-        the environment variable NCML_BATCHING, else auto.
+    batching: how a CPU samples a batch so that a seed gives the same bytes in every one: "fast" groups, slower "fixed"
+        ones that need no check, or "auto", fast groups where they pass a check before the first sampling. Default: that
+        of the environment variable NCML_BATCHING, else auto.
     """
     setting = batching_setting(batching)
     folder = find_model(model)
@@ -380,8 +377,8 @@ class Model:
         return generate_images(self.network, plan, self._sampler(plan), on_progress).view(ImageArray)
 
     def _sampler(self, plan: Plan) -> Sampler:
-        if plan.settings.sampler != "incremental":
-            return SAMPLERS[plan.settings.sampler]
+        if plan.settings.sampler == "naive":
+            return sample_naive
         if self.device.type == "cuda":
             return self._replay
         groups: list[Group] = []

@@ -98,8 +98,8 @@ def cifar10_tiny() -> Config:
 def detector() -> Config:
     """For defects in large images: trains on random crops at the scale of tiles, from the weights of another model.
 
-    The noise levels are those of that model; the view `peak` is taken at the second, 2.5 grey levels. 20,000 images are
-    about nine minutes of a core.
+    The noise levels are those of the SDE, by default as in the bundled model; the view `peak` is taken at the second,
+    2.5 grey levels. 20,000 images are about nine minutes of a core.
     """
     small = cifar10_small()
     training = replace(
@@ -144,7 +144,7 @@ def paper_imagenet64() -> Config:
 
 
 def paper_celeba64() -> Config:
-    """The paper's NCPN for CelebA at 64x64: no dropout, unconditional."""
+    """The paper's NCPN for CelebA at 64x64: no dropout; unconditional if the data has no classes."""
     return _at_64(paper_cifar10(), "paper_celeba64")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,8 +56,9 @@ def calibrate(
     foreign: foreign images, by name, on which its power is also measured.
     prior: a calibration on other images, towards whose correlations the Gaussians are shrunk.
     on_suspicious: called with "fit" and with "rank", and the positions of the images of that set that lie far from all
-        others in the measurements of the default statistic. Images that lie far from the others of `fit_images` are
-        not used, if 20 others remain; those of `rank_images` are, since p-values would be too small without them.
+        others in the measurements of the default statistic. Each parameter is estimated without the images of
+        `fit_images` that lie far from the others in its own measurements, if 20 others remain. All `rank_images` are
+        used, since p-values would be too small without some of them.
     Raises `InputError` for too few images: the minimum is 20 to estimate, and 1 / false_positive_rate - 1 to rank.
     """
     fit_pixels, rank_pixels = np.asarray(fit_images, np.uint8), np.asarray(rank_images, np.uint8)
@@ -71,9 +73,7 @@ def calibrate(
             batches.append(measure(model.network, batch, names)[0])
             on_progress(Progress(stage, min(start + batch_size, len(pixels)), len(pixels)))
         columns = {name: np.concatenate([batch[name] for batch in batches]) for name in names}
-        for name, values in columns.items():
-            if not np.isfinite(values).all():
-                raise ModelError(f"{model.folder} gives {name} of a {stage} image that is not finite; train it again.")
+        check_finite(columns, model.folder)
         return columns
 
     estimated = [name for name, statistic in statistics.items() if statistic.needs_estimates]
@@ -108,3 +108,10 @@ def calibrate(
         on_progress=on_progress,
     )
     return replace(calibration, power=measured)
+
+
+def check_finite(columns: Columns, folder: Path) -> None:
+    """Raise ModelError if a measurement of the model in `folder` is not finite."""
+    for name, values in columns.items():
+        if not np.isfinite(values).all():
+            raise ModelError(f"{folder}: {name} of an image is not finite; train the model again.")

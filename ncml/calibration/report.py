@@ -19,7 +19,8 @@ MAX_NAMES = 10
 def save(calibration: Calibration, folder: Path) -> None:
     """Write a calibration into a model folder, and describe it in the card."""
     calibration.save(folder)
-    checkpoint.write_card_section(folder, f"Calibration {calibration.name}", "\n".join(_card_lines(calibration)))
+    title = f"{checkpoint.CALIBRATION_SECTION} {calibration.name}"
+    checkpoint.write_card_section(folder, title, "\n".join(_card_lines(calibration)))
 
 
 def describe(calibration: Calibration) -> list[str]:

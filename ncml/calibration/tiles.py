@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ncml.calibration.estimation import OnSuspicious
+from ncml.calibration.estimation import OnSuspicious, check_finite
 from ncml.errors import InputError
 from ncml.images.tiling import Tiling
 from ncml.limits import View
@@ -48,7 +48,9 @@ def calibrate(
     names = columns_of(model.config, views)
 
     def measure_image(image_HWC: Pixels, corners: list[tuple[int, int]]) -> Columns:
-        return concatenate(list(measure_tiles(model.network, image_HWC, tile, corners, names.values(), batch_size)))
+        columns = concatenate(list(measure_tiles(model.network, image_HWC, tile, corners, names.values(), batch_size)))
+        check_finite(columns, model.folder)
+        return columns
 
     max_tiles = max(1, MAX_FIT_TILES // max(1, len(fit_images)))
     fit_columns: list[Columns] = []

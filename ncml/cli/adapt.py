@@ -60,7 +60,7 @@ def adapt(
             out,
             false_positive_rate=false_positive_rate,
             max_seconds=max_seconds,
-            names=[row.name for row in readable_rows(source, images.inventory.unreadable)],
+            names=[row.name for row in readable_rows(source, images.inventory.unreadable_rows)],
             device=device,
             on_message=print_message,
             on_progress=on_progress,

@@ -71,7 +71,7 @@ def evaluate(
     from ncml.runtime import reuse_freed_memory
     from ncml.training.provenance import command
 
-    command_line = command(sys.argv[1:], [data, *ood, *model])
+    command_line = command(sys.argv[1:])
     models = label_models([load(description, device) for description in descriptions])
     reuse_freed_memory()
 

@@ -141,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _fail(sentence)
     except KeyboardInterrupt as stop:
-        print(f"ncml: {stop or 'stopped'}", file=sys.stderr)
+        print(f"ncml: {str(stop) or 'stopped'}", file=sys.stderr)
         return 130
 
 

@@ -107,7 +107,9 @@ class RemoteModel:
 
     def statistic_names(self, calibration: RemoteCalibration | None, statistics: str) -> tuple[str, ...]:
         """Return the names in a comma-separated list; "all": every one of the calibration."""
-        available = calibration.statistics if calibration else ()
+        if calibration is None:
+            raise InputError("statistics", f"--statistics needs a calibration: {self.uncalibrated}")
+        available = calibration.statistics
         names = available if statistics == "all" else tuple(dict.fromkeys(statistics.split(",")))
         for name in names:
             if name not in available:

@@ -188,7 +188,7 @@ def train(
             recipe_config,
             data,
             out,
-            command=command(sys.argv[1:], [data] if init_from is None else [data, init_from]),
+            command=command(sys.argv[1:]),
             total_images=max_images,
             resume=resume,
             cooldown_from=cooldown_from,

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeAlias, TypedDict, TypeVar
 from urllib.parse import quote
 
 import httpx2
+import numpy as np
 
 from ncml.client.results import Document, Generated, Job, JobProgress, read_scan, read_scores
 from ncml.client.uploads import Upload, read_upload, read_uploads
@@ -261,7 +262,7 @@ class Exchanges:
         """Send a request until it is answered; raise `ServiceError` for a refusal, and when the policy is exhausted."""
         failures, waited_s = 0, {True: 0.0, False: 0.0}  # while the service is busy, or unavailable
         for attempt in itertools.count():
-            pause_s = min(FIRST_PAUSE_S * 2**attempt, 10.0)
+            pause_s = min(FIRST_PAUSE_S * 2 ** min(attempt, 10), 10.0)
             answer = yield call
             if isinstance(answer, httpx2.Response):
                 if answer.is_success:
@@ -323,7 +324,8 @@ def _read_problem(problem: Document, status: int) -> ServiceError:
 
 
 def _as_text(value: object) -> str:
-    """Return a parameter as text in a query."""
+    """Return a parameter as text in a query; numbers may be NumPy's."""
+    value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, bool):
         return str(int(value))
     return str(value) if isinstance(value, (str, int, float)) else ",".join(value)  # type: ignore[arg-type]

@@ -32,7 +32,9 @@ class MeasurementCache:
     def __init__(self, folder: Path, on_progress: OnProgress) -> None:
         self.folder, self.on_progress = folder, on_progress
         self.saved_seconds = 0.0
-        """Measuring time of the rows that were read from disk."""
+        """Measuring time of the rows that earlier evaluations measured, and this one has used."""
+        self._used_rows: dict[Path, int] = {}
+        """Rows of each file that this evaluation has used, or measured itself."""
 
     def rows(
         self,
@@ -55,7 +57,7 @@ class MeasurementCache:
         columns = _read(path)
         done = written = _length(columns)
         if done:
-            self.saved_seconds += float(columns[SECONDS][:n].sum())
+            self.saved_seconds += float(columns[SECONDS][self._used_rows.get(path, 0) : n].sum())
         last_write = time.monotonic()
         try:
             while done < n:
@@ -72,6 +74,7 @@ class MeasurementCache:
         finally:
             if done > written:
                 self._write(path, columns)
+            self._used_rows[path] = max(self._used_rows.get(path, 0), min(n, done))
         return {name: values[:n] for name, values in columns.items() if name != SECONDS}
 
     def _write(self, path: Path, columns: Columns) -> None:

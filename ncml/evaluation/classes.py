@@ -87,13 +87,13 @@ def class_knowledge(inputs: Inputs, model: Model, images: ImageSet, noise: float
 def fidelities(inputs: Inputs, model: Model) -> dict[str, bootstrap.Estimate]:
     """Measure the share of real images, then of images generated in each way, whose class a probe recognises.
 
-    Empty, with a note, if the probe would be measured on the images that it was trained on.
+    Empty, with a note, if no probe can be trained.
     """
-    test, train = (inputs.images(inputs.data, model, "probe", split=split) for split in ("", "train"))
-    if test.digest == train.digest:
-        inputs.notes.append(
-            f"{inputs.data_name} has no training split, so no probe can be trained: fidelity is not measured."
-        )
+    test = inputs.images(inputs.data, model, "probe")
+    try:
+        train = _probe_training_images(inputs, model, test)
+    except InputError as error:
+        inputs.notes.append(f"Fidelity is not measured, because no probe can be trained: {error}")
         return {}
     probe = Probe.train(_features(inputs, train), class_labels(model, train))
     real = {"real": bootstrap.mean(probe.recognised(_features(inputs, test), class_labels(model, test)))}
@@ -101,6 +101,16 @@ def fidelities(inputs: Inputs, model: Model) -> dict[str, bootstrap.Estimate]:
         method: class_fidelity(inputs, model, probe, inputs.limits["fidelity"], arguments)
         for method, arguments in sampling_methods(model).items()
     }
+
+
+def _probe_training_images(inputs: Inputs, model: Model, test: ImageSet) -> ImageSet:
+    """Return the training images; raise `InputError` without several classes, or images that are not `test`."""
+    if len(model.classes) < 2:
+        raise InputError("model", f"{model.name} has only one class.")
+    train = inputs.images(inputs.data, model, "probe", split="train")
+    if train.digest == test.digest:
+        raise InputError("data", f"{inputs.data_name} has no training split.")
+    return train
 
 
 def _features(inputs: Inputs, images: ImageSet) -> Features:

@@ -35,8 +35,8 @@ from ncml.training.inventory import counted
 BATCH = 64
 
 
-def draw_samples(inputs: Inputs, model: Model, n: int, arguments: Arguments) -> NDArray[np.uint8]:
-    """Draw samples with the seeds 0 to n - 1. uint8 [n, H, W, 3]."""
+def generate_samples(inputs: Inputs, model: Model, n: int, arguments: Arguments) -> NDArray[np.uint8]:
+    """Generate samples with the seeds 0 to n - 1. uint8 [n, H, W, 3]."""
     in_turn = arguments.get("classes") == IN_TURN
 
     def measure(start: int, stop: int) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def extract_features(inputs: Inputs, source: dict[str, Any], pixels_NHWC: NDArra
 
 def sample_features(inputs: Inputs, model: Model, n: int, arguments: Arguments) -> Features:
     """Return the features of samples with the seeds 0 to n - 1, [n, F]."""
-    pixels_NHWC = draw_samples(inputs, model, n, arguments)
+    pixels_NHWC = generate_samples(inputs, model, n, arguments)
     return extract_features(inputs, {"samples": model.version, **arguments}, pixels_NHWC)
 
 
@@ -109,7 +109,7 @@ def solver_methods(model: Model) -> dict[str, Arguments]:
 
 
 def _refined(model: Model, solver: str, steps: int) -> Arguments:
-    # The default solver stays implicit, so that its samples are those of the headline.
+    # For the default solver and one step, these are the headline's arguments, so its samples are used again.
     return as_trained(model.noise) | {"solver": solver, "steps": steps}
 
 
@@ -213,7 +213,7 @@ def fid(inputs: Inputs) -> Section:
     plot, axes = make_axes(8, 3.2, 1, 2)
     report = _QualityReport(inputs.data_name, [], [], [], axes)
     results: dict[str, dict[str, Any]] = {}
-    notes = list(inputs.notes)
+    notes: list[str] = []
     for label, model in inputs.models.items():
         meter = QualityMeter(inputs, model)
         solver_count, sweep_count = (min(meter.n, inputs.limits[limit]) for limit in ("solvers", "sweep"))
@@ -263,5 +263,5 @@ def fid(inputs: Inputs) -> Section:
         ],
         figures=[Figure("quality_sweep", caption, plot)] if report.sweep else [],
         results=results,
-        notes=list(dict.fromkeys(notes)),
+        notes=list(dict.fromkeys([*inputs.notes, *notes])),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
@@ -148,23 +149,22 @@ def trajectory(model: Model, label: str) -> Figure:
 
 def samples(inputs: Inputs) -> Section:
     """Draw every figure of samples."""
-    figures: list[Figure] = []
+    by_label: dict[str, list[Figure]] = {}
     for label, model in inputs.models.items():
-        figures.append(direct_and_refined(inputs, model, label))
+        by_label[label] = [direct_and_refined(inputs, model, label)]
         if model.classes:
-            figures.append(class_rows(inputs, model, label))
+            by_label[label].append(class_rows(inputs, model, label))
         if is_noise_conditional(model):
-            figures.append(trajectory(model, label))
-    figures.append(completions(inputs))
+            by_label[label].append(trajectory(model, label))
+    shared = completions(inputs)
     results: dict[str, dict[str, Any]] = {
-        label: {"figures": [f.name for f in figures if f.name.endswith(f"_{label}") or f.name == "completions"]}
-        for label in inputs.models
+        label: {"figures": [figure.name for figure in [*own, shared]]} for label, own in by_label.items()
     }
     return Section(
         kind="samples",
         title="Figures 1, 3 and 5 to 10: samples, completions and the trajectory",
         text=["Every image is the first result of its seed; none was selected."],
-        figures=figures,
+        figures=[*itertools.chain(*by_label.values()), shared],
         results=results,
         notes=inputs.notes,
     )

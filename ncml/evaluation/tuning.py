@@ -148,8 +148,8 @@ class Tuner:
         return self.candidates[-1]
 
     def _train_probe(self, data: Dataset, held_out: Dataset) -> tuple[Probe | None, Estimate | None]:
-        """Train a probe, and measure it on real images; none if the data does not have the model's classes."""
-        if not self.model.classes or data.classes != self.model.classes:
+        """Train a probe, and measure it on real images; none for one class, or if the data has other classes."""
+        if len(self.model.classes) < 2 or data.classes != self.model.classes:
             return None, None
         training = data.part("fit", self.model.config.training.split).spread(PROBE_TRAINING)
         features_NF = self._features(training.images_NHWC.numpy(), "training images")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 MIN_SIDE = 256
-"""Pixels of the shorter side of an enlarged image."""
+"""Minimum number of pixels of the shorter side of an enlarged image."""
 
 
 def to_png(image: NDArray[np.uint8]) -> bytes:

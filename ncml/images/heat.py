@@ -37,8 +37,12 @@ def render_pixel_map(map_HW: NDArray[np.floating]) -> NDArray[np.uint8]:
 
 
 def score_range(map_HW: NDArray[np.floating], threshold: float | None) -> tuple[float, float]:
-    """Return the range in which a map of tiles is rendered: from its minimum to the threshold, or else its maximum."""
-    return float(map_HW.min()), threshold or float(map_HW.max())
+    """Return the range in which a map of tiles is rendered: from its minimum to the threshold, or else its maximum.
+
+    If the whole map is above the threshold, all of it is bright.
+    """
+    high = float(map_HW.max()) if threshold is None else threshold
+    return min(float(map_HW.min()), high), high
 
 
 def overlay(image_HWC: NDArray[np.uint8], map_HW: NDArray[np.floating], low: float, high: float) -> NDArray[np.uint8]:

@@ -58,7 +58,7 @@ class VESDE:
         ratio = grey_levels * GREY_LEVEL / self.sigma_min
         if not ratio > 1 - ROUNDING:
             floor = self.sigma_min / GREY_LEVEL
-            raise InputError("noise", f"noise must be 0 or at least {floor:.4g} grey levels under this process.")
+            raise InputError("noise", f"noise must be 0 or at least {floor:.4g} grey levels for this SDE.")
         # Never 0, which is clean data.
         return max(ROUNDING, math.log(ratio) / math.log(self.sigma_max / self.sigma_min))
 
@@ -153,7 +153,7 @@ def make_sde(config: SDEConfig) -> SDE:
         case "sub-vp":
             return SubVPSDE(beta_min=config.beta_min, beta_max=config.beta_max)
         case unknown:
-            raise InputError("kind", f"there is no noising process {unknown!r}: choose from ve, vp, sub-vp.")
+            raise InputError("kind", f"there is no SDE {unknown!r}: choose from ve, vp, sub-vp.")
 
 
 def end_time(config: SDEConfig) -> float:

@@ -33,7 +33,7 @@ RESTART = 500
 """Images over which half of the restarting weight is spent."""
 
 MAX_EVIDENCE = 1e6
-"""S is capped here, so that an alarm ends within some hundred images of its cause. A cap only lowers S."""
+"""S is capped here, so that an alarm ends within a few hundred images after its cause. A cap only lowers S."""
 
 
 class FlaggedRateAlarm:

@@ -153,8 +153,8 @@ class Calibration:
         with storage.refusing_damage(path):
             calibration = cls(
                 model_version,
-                _read_estimates(content, statistics),
-                _read_ranks(content, statistics),
+                estimates := _read_estimates(content, statistics),
+                _read_ranks(content, statistics, estimates),
                 storage.count(content["n_fit"]),
                 float(storage.floats(content["false_positive_rate"])),
                 content["statistic"],
@@ -179,10 +179,15 @@ def _read_estimates(content: dict[str, Any], statistics: Mapping[str, Statistic]
     )
 
 
-def _read_ranks(content: dict[str, Any], statistics: Mapping[str, Statistic]) -> dict[str, Floats]:
+def _read_ranks(
+    content: dict[str, Any], statistics: Mapping[str, Statistic], estimates: Estimates
+) -> dict[str, Floats]:
     ranked = {name: storage.ranks(scores) for name, scores in content["ranked"].items() if name in statistics}
     if content["format"] == 1:
         ranked.pop("complexity", None)
     if content["statistic"] not in ranked:
         raise ValueError(f"there are no ranks of {content['statistic']}")
+    for name in ranked:
+        if statistics[name].is_gaussian and name not in estimates.gaussians:
+            raise ValueError(f"there is no Gaussian of {name}")
     return ranked

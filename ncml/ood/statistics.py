@@ -89,7 +89,7 @@ def check_image_count(count: int) -> None:
     if count < MIN_IMAGES:
         raise InputError(
             "data",
-            f"{count} images are too few to estimate the statistics: use at least {MIN_IMAGES} that do not rank.",
+            f"{count} images are too few to estimate the statistics: use at least {MIN_IMAGES}, besides those to rank.",
         )
 
 
@@ -135,7 +135,7 @@ class Gaussian:
             raise ValueError(f"its measurements are not {', '.join(columns)}")
         M = len(columns)
         mean_M, precision_MM = storage.floats(stored["mean"], M), storage.floats(stored["precision"], M, M)
-        if np.linalg.eigvalsh(precision_MM + precision_MM.T)[0] < 0:
+        if np.linalg.eigvalsh(precision_MM + precision_MM.T)[0] <= 0:
             raise ValueError("its precision matrix is not positive definite")
         return cls(columns, tuple(mean_M.tolist()), tuple(map(tuple, precision_MM.tolist())))
 
@@ -165,7 +165,7 @@ class Estimates:
     ) -> Estimates:
         """Estimate the parameters of all statistics; `columns` are those that `required_columns` lists for them.
 
-        A Gaussian is estimated without the images that are suspicious in its measurements, if 20 others remain.
+        Each parameter is estimated without the images that are suspicious in its measurements, if 20 others remain.
         prior: other estimates, towards whose correlations the Gaussians are shrunk.
         """
         priors = {} if prior is None else prior.gaussians
@@ -176,7 +176,8 @@ class Estimates:
                 is_usual_N = usual_images({column: columns[column] for column in statistic.needs})
                 usual = {column: columns[column][is_usual_N] for column in statistic.needs}
                 gaussians[name] = Gaussian.estimate(usual, priors.get(name))
-        return cls(float(columns["bits_0"].mean()), gaussians)
+        bits_N = columns["bits_0"]
+        return cls(float(bits_N[usual_images({"bits_0": bits_N})].mean()), gaussians)
 
 
 @dataclass(frozen=True)

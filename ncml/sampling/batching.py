@@ -4,7 +4,7 @@ A library may choose its kernels by the shape of an operation, and a kernel may 
 bytes of an image depend on the shapes that it is sampled in and on its row, and on nothing else of its batch:
 
     fast groups     of FAST_SIZES rows only, all of which `batch_invariance` checks at every position
-    fixed groups    of FIXED_SIZE rows, an image always at position seed % FIXED_SIZE: one shape and row in every batch
+    fixed groups    of FIXED_SIZE rows, the position of an image depending on its seed: one shape and row in every batch
 
 An image takes one row; with guidance it takes two, and a group holds half as many images (`conditions.Tilt`).
 """

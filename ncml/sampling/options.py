@@ -112,9 +112,9 @@ class SamplingOptions:
     def _guidance(self, limits: SamplingLimits, has_class: bool) -> float:
         guidance = _check_range("guidance", self.guidance, limits.guidance)
         if self.guidance not in (None, 1) and not has_class:
-            remedy = "name a class, or leave guidance out." if limits.has_classes else "leave it out."
-            reason = "needs a class" if limits.has_classes else "needs a model with classes, which this one is not"
-            raise InputError("guidance", f"guidance {reason}: {remedy}")
+            if limits.has_classes:
+                raise InputError("guidance", "guidance needs a class: name a class, or leave guidance out.")
+            raise InputError("guidance", "guidance needs a model with classes, and this one has none: leave it out.")
         return guidance
 
 

@@ -64,13 +64,14 @@ def decode(
     _, height, width, _ = pixels_NHWC.shape
     labels: list[int] = []
     names: list[str] = []
-    unreadable = list(source.unreadable)
+    unreadable, unreadable_rows = list(source.unreadable), list[int]()
     sizes: Counter[str] = Counter()
     hashes: set[bytes] = set()
     enlarged = 0
-    for number, (row, decoded) in enumerate(_decode_rows(source.rows(), height, width, cropping), 1):
+    for position, (row, decoded) in enumerate(_decode_rows(source.rows(), height, width, cropping)):
         if decoded is None:
             unreadable.append(row.name)
+            unreadable_rows.append(position)
         else:
             pixels_NHWC[len(labels) : len(labels) + len(decoded.pixels_KHWC)] = decoded.pixels_KHWC
             labels += [row.label] * len(decoded.pixels_KHWC)
@@ -78,8 +79,8 @@ def decode(
             sizes[decoded.size] += 1
             enlarged += decoded.enlarged
             hashes.add(decoded.digest)
-        if number % CHUNK == 0:
-            on_progress(Progress("read", number, source.count))
+        if (position + 1) % CHUNK == 0:
+            on_progress(Progress("read", position + 1, source.count))
     if not labels:
         raise no_images(source.name, len(unreadable))
     by_class = np.bincount(labels, minlength=len(source.classes)).tolist() if source.classes else []
@@ -89,6 +90,7 @@ def decode(
         enlarged=enlarged,
         copies=len(names) - len(hashes),
         unreadable=unreadable,
+        unreadable_rows=unreadable_rows,
         classes=dict(zip(source.classes, by_class, strict=bool(source.classes))),
         order=ImageOrder.of(names),
     )

@@ -58,6 +58,8 @@ class Inventory:
     """Images equal to an earlier one at the model's size, pixel by pixel."""
     unreadable: list[str] = field(default_factory=list)
     """Names of files that could not be read."""
+    unreadable_rows: list[int] = field(default_factory=list)
+    """Positions of those of them that the source takes for images; their names need not be unique."""
     classes: dict[str, int] = field(default_factory=dict)
     """Images of each class."""
     order: ImageOrder = ImageOrder()
@@ -73,8 +75,9 @@ class Inventory:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Inventory:
-        """Read the result of `to_json`."""
-        return replace(cls(**value), sizes=Counter(value["sizes"]), order=ImageOrder(**value["order"]))
+        """Read the result of `to_json`; raise KeyError for that of an earlier version, which lacks a field."""
+        sizes, order, rows = Counter(value["sizes"]), ImageOrder(**value["order"]), value["unreadable_rows"]
+        return replace(cls(**value), sizes=sizes, order=order, unreadable_rows=rows)
 
     def lines(self, height: int, width: int, crops: int = 1) -> list[str]:
         """Return the report for a model of this size, a sentence per line; with several `crops`, for random crops."""

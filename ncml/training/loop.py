@@ -79,8 +79,9 @@ def train_loop(
         stopped = group.any(bool(signals))
         if stopped:
             save()
-        elif trainer.images_seen != (trainer.history[-1]["images"] if trainer.history else images_before):
+        elif not trainer.history or trainer.images_seen != trainer.history[-1]["images"]:
             measure()
+            stopped = group.any(bool(signals))  # while it measured
     if stopped:
         raise KeyboardInterrupt(
             f"stopped after {trainer.images_seen} images, all saved; add --resume to the command to continue"

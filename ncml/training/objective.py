@@ -43,7 +43,8 @@ def held_out_bits(
     """
     device = next(network.parameters()).device
     total, done = 0.0, 0
-    for index_B in torch.arange(len(data))[group.shard(len(data))].split(batch_size):
+    index_N = torch.arange(len(data))[group.shard(len(data))]
+    for index_B in index_N.split(batch_size) if len(index_N) else ():  # a small part may not have one for each process
         x_BCHW = from_uint8(data.take(index_B).images_NHWC).to(device)
         t_B = torch.zeros(len(x_BCHW), device=device)
         total += float(log_prob(x_BCHW, network(x_BCHW, t_B), t_B == 0).sum(dtype=torch.float64))

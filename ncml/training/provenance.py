@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,11 +14,20 @@ from ncml.runtime import CPU_INFO
 from ncml.training.inventory import counted
 
 
-def command(arguments: Sequence[str], paths: Iterable[str]) -> str:
-    """Return an `ncml` command line; folders among `paths` are named without their parents, which are private."""
-    hidden = {path for path in paths if Path(path).is_dir()}
-    quoted = (f"…/{Path(argument).name}" if argument in hidden else shlex.quote(argument) for argument in arguments)
-    return printable(" ".join(["ncml", *quoted]))
+def command(arguments: Sequence[str]) -> str:
+    """Return an `ncml` command line; paths outside the working directory are named without their parents.
+
+    Those folders are private, and model cards are published.
+    """
+    return printable(" ".join(["ncml", *map(_without_parents, arguments)]))
+
+
+def _without_parents(argument: str) -> str:
+    option, equals, value = argument.partition("=") if argument.startswith("-") else ("", "", argument)
+    path = Path(value)
+    if path.is_absolute() or ".." in path.parts:
+        return f"{option}{equals}…/{shlex.quote(path.name)}"
+    return shlex.quote(argument)
 
 
 def machine(device: torch.device | str) -> str:

@@ -83,7 +83,7 @@ def train(
     """Train a model on the fit part of a dataset, write its folder and card, and calibrate it.
 
     The parts calibration-fit and calibration-rank (`ncml.training.dataset`) are never trained on. A dataset with a test
-    split is measured on it, any other on calibration-fit. Only rank 0 returns the model.
+    split is measured on it; any other, and crops, on calibration-fit. Only rank 0 returns the model.
 
     total_images: the run's length. None: that of the resumed run, or what fits into `max_seconds`, or the recipe's. The
         learning rate falls to 0 by then.
@@ -214,7 +214,8 @@ def _check(config: Config) -> None:
     except ValueError as error:
         name = str(error).partition(":")[0].split(".")[:2][-1]
         option = OPTIONS.get(name, name.replace("_", "-"))
-        raise InputError(option, f"no model can have this {error}; change --{option}.") from error
+        remedy = "rename the class folders" if option == "data" else "choose another value"
+        raise InputError(option, f"--{option} cannot be used ({error}): {remedy}.") from error
 
 
 def _finish(
@@ -228,7 +229,7 @@ def _finish(
 ) -> TrainedModel | None:
     """Measure the averaged weights, write the model folder, and calibrate the model."""
     training = trainer.config.training
-    measured, part = _load_measured_part(source, data, training.split, (out / STATE).parent, trainer.group)
+    measured, part = _load_measured_part(source, data, training.split, (out / STATE).parent, trainer.group, on_message)
     if training.crop is not None:
         measured = measured.spread(MONITORED)
     bpd = held_out_bits(trainer.ema, measured, group=trainer.group, on_progress=on_progress)
@@ -243,7 +244,12 @@ def _finish(
 
 
 def _load_measured_part(
-    source: str, data: Dataset, split: int, run_folder: Path, group: ProcessGroup
+    source: str,
+    data: Dataset,
+    split: int,
+    run_folder: Path,
+    group: ProcessGroup,
+    on_message: Callable[[str], None],
 ) -> tuple[Dataset, str]:
     """Return the images on which the finished run is measured, and the name of their part or split."""
     if not is_image_folder(source) and data.crops == 1:
@@ -251,8 +257,8 @@ def _load_measured_part(
         try:
             with group.main_first():
                 return dataset.load(source, height, width, split="test", cache_folder=run_folder / "test"), "test"
-        except InputError:
-            pass  # the dataset has no test split
+        except InputError as error:
+            on_message(f"measured on images held out from training, not on a test split: {error}")
     return data.part("calibration-fit", split), "calibration-fit"
 
 
@@ -278,7 +284,7 @@ def _calibrate(
             save_calibration(calibration, out)
             lines = describe_calibration(calibration)
         else:
-            rows = readable_rows(open_source(source, "train"), data.inventory.unreadable)
+            rows = readable_rows(open_source(source, "train"), data.inventory.unreadable_rows)
             data.inventory.order.check(ImageOrder.of([row.name for row in rows]))
             readers = image_readers(rows)
             fit, rank = (

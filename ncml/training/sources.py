@@ -56,10 +56,10 @@ def open_source(name: str, split: str) -> Source:
     return source
 
 
-def readable_rows(source: Source, unreadable: Collection[str]) -> list[Row]:
-    """Return the rows of a source's dataset: those whose names are not among the unreadable ones."""
-    skipped = set(unreadable)
-    return [row for row in source.rows() if row.name not in skipped]
+def readable_rows(source: Source, unreadable_rows: Collection[int]) -> list[Row]:
+    """Return the rows of a source that its dataset contains, without those at unreadable positions."""
+    skipped = set(unreadable_rows)
+    return [row for position, row in enumerate(source.rows()) if position not in skipped]
 
 
 def is_image_folder(name: str) -> bool:

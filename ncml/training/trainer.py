@@ -177,7 +177,7 @@ class Trainer:
         return self.group.all_reduce(time.perf_counter() - start) / self.group.world_size
 
     def _compute_gradients(self) -> tuple[Tensor, Batch]:
-        """Leave gradients in the parameters; return this process's share of the batch and the loss of each item."""
+        """Leave gradients in the parameters; return the loss of each item, and this process's share of the batch."""
         training, parts = self.config.training, self.execution.grad_accum_steps
         # For dropout, which differs between processes.
         torch.manual_seed(step_seed(training.seed + (self.group.rank << 32), self.step) ^ 1)

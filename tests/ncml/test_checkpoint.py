@@ -161,6 +161,10 @@ def test_a_file_that_is_not_json_is_refused(folder: Path, text: str) -> None:
         lambda d: d["config"]["model"].update(embedding=-1),
         lambda d: d["config"]["model"]["levels"][0].update(width=-4),
         lambda d: d["config"]["sde"].update(kind="cosine"),
+        lambda d: d["config"]["sde"].update(kind="ve", sigma_min=0.01, sigma_max=0.01),
+        lambda d: d["config"]["sde"].update(kind="ve", grey_levels=1),
+        lambda d: d["config"]["sde"].update(kind="vp", grey_levels=200),
+        lambda d: d["config"]["sde"].update(kind="vp", grey_levels=100, beta_min=1, beta_max=1e-6),
     ],
 )
 def test_an_invalid_configuration_is_refused(folder: Path, change: Callable[[dict], object]) -> None:
@@ -267,6 +271,7 @@ def test_sampling_defaults_are_read_and_do_not_change_the_version(folder: Path) 
         ({"solver": ["heun"]}, "sampling.solver must be one of tweedie, "),
         ({"steps": 1.5}, "sampling.steps must be an integer from 1 to 1000, not 1.5"),
         ({"steps": True}, "sampling.steps must be an integer from 1 to 1000, not True"),
+        ({"steps": 5}, "sampling.steps must be 1 for the solver tweedie"),
         ({"guidance": 11}, "sampling.guidance must be a number from 0.5 to 10, not 11"),
         ({"temperature": "warm"}, "sampling.temperature must be a number from 0.5 to 1.5, not 'warm'"),
         ({"temperature": float("nan")}, "sampling.temperature must be a number from 0.5 to 1.5, not nan"),
@@ -275,6 +280,24 @@ def test_sampling_defaults_are_read_and_do_not_change_the_version(folder: Path) 
 def test_sampling_defaults_out_of_range_are_refused(folder: Path, sampling: object, reason: str) -> None:
     describe(folder, lambda d: d.update(sampling=sampling))
     assert reason in refused(folder)
+
+
+def test_a_default_noise_that_the_sde_lacks_is_refused(folder: Path) -> None:
+    describe(folder, lambda d: (d["config"]["sde"].update(kind="ve"), d.update(sampling={"start_noise": 0.5})))
+    assert "sampling.start_noise is less than the smallest noise of the model's SDE" in refused(folder)
+
+
+def test_a_copy_has_neither_calibrations_nor_sections_on_them(folder: Path, tmp_path: Path) -> None:
+    sections = ("# M", "## Calibration default\n\ntable", "## Use\n\ntext", "## Calibration tolerant\n\ntable\n")
+    (folder / "card.md").write_text("\n\n".join(sections))
+    checkpoint.copy(folder, tmp_path / "copy")
+    assert (tmp_path / "copy" / "card.md").read_text() == "# M\n\n## Use\n\ntext\n"
+
+
+def test_a_card_that_is_not_text_is_refused(folder: Path) -> None:
+    (folder / "card.md").write_bytes(b"# caf\xe9\n")
+    with pytest.raises(ModelError, match=r"card\.md cannot be read as UTF-8 text"):
+        checkpoint.write_card_section(folder, "One", "text")
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:

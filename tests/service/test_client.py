@@ -148,7 +148,7 @@ def test_a_model_is_calibrated_on_images_and_zips(queue, tmp_path: Path) -> None
 
 
 def test_images_are_generated_and_completed(client: Client) -> None:
-    generated = client.generate(2, class_="cat", seed=7)
+    generated = client.generate(2, class_="cat", seed=np.int64(7), noise=np.float32(2.5))
     assert (generated.seeds, generated.model) == ((7, 8), "tiny")
     assert np.array_equal(generated.images, [flat(7), flat(8)])
     assert generated.pil[1].size == (8, 8)
@@ -302,7 +302,9 @@ def test_an_address_without_a_service_is_reported_in_one_sentence(pauses: list[f
             Client(url)
 
 
-def scripted(*answers: httpx2.Response | Exception, timeout_s: float = 90) -> tuple[Client, list[httpx2.Request]]:
+def scripted(
+    *answers: httpx2.Response | Exception, timeout_s: float = 90, patience_s: float = 100
+) -> tuple[Client, list[httpx2.Request]]:
     """Return a client whose requests get these responses in order, and a list of the requests."""
     requests: list[httpx2.Request] = []
 
@@ -314,7 +316,7 @@ def scripted(*answers: httpx2.Response | Exception, timeout_s: float = 90) -> tu
         return reply
 
     transport = httpx2.MockTransport(answer)
-    return Client("http://service", transport=transport, patience_s=100, timeout_s=timeout_s), requests
+    return Client("http://service", transport=transport, patience_s=patience_s, timeout_s=timeout_s), requests
 
 
 PROBLEM = {"content-type": "application/problem+json"}
@@ -340,6 +342,12 @@ def test_a_busy_service_is_retried_after_its_retry_after(pauses: list[float]) ->
     assert (score.bpd, score.ood) == (1.5, None)
     assert pauses[:2] == [7, 2]
     assert len({request.headers["idempotency-key"] for request in requests}) == 1
+
+
+def test_a_service_that_stays_busy_is_retried_until_patience_ends(pauses: list[float]) -> None:
+    client, _ = scripted(*[problem(429, "queue-full", **{"retry-after": "1"})] * 1500, MODELS, patience_s=1800)
+    assert client.models() == []
+    assert pauses[-1] < 2
 
 
 @pytest.mark.parametrize(

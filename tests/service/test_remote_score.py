@@ -259,6 +259,14 @@ def test_a_mistake_is_reported_in_one_sentence_and_leaves_no_file(
         assert set(tmp_path.iterdir()) == files
 
 
+def test_statistics_of_an_uncalibrated_model_are_refused(run: Run, queue, model, tmp_path: Path) -> None:
+    queue.served = [model.model_copy(update={"calibrations": {}})]
+    write(tmp_path / "images", [80])
+    status, _, err = run("images", "--statistics", "typicality")
+    assert status == 2
+    assert err.startswith("ncml: --statistics needs a calibration: the service's model tiny is not calibrated")
+
+
 def test_no_torch_is_needed(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine without torch can score its files."""
     write(tmp_path / "images", range(80, 82, 2))

@@ -75,12 +75,12 @@ def _write_last_row(row_SWF: Tensor) -> CacheWriter:
     return write
 
 
-def _write_columns(cache_2SWNHD: Tensor) -> CacheWriter:
+def _write_columns(cache_2RWNHD: Tensor) -> CacheWriter:
     """Return a writer of the keys and values of column attention, from the output of its projection."""
 
     def write(images: slice, _: Tensor, qkv_BHWF: Tensor) -> None:
-        N, H = cache_2SWNHD.shape[3], qkv_BHWF.shape[1]
+        N, H = cache_2RWNHD.shape[3], qkv_BHWF.shape[1]
         kv = qkv_BHWF.chunk(2, -1)[1].unflatten(-1, (3, N, -1))[:, :, :, 1:]  # [B, H, W, 2, N, D]
-        cache_2SWNHD[:, images, :, :, :H] = kv.permute(3, 0, 2, 4, 1, 5)
+        cache_2RWNHD[:, images, :, :, :H] = kv.permute(3, 0, 2, 4, 1, 5)
 
     return write

@@ -169,11 +169,14 @@ def test_a_damaged_calibration_is_reported(calibrated: ncml.Model, content: str)
     assert str(calibrated.folder) in model.uncalibrated
 
 
-def test_a_calibration_with_a_valid_digest_but_missing_members_is_damaged(calibrated: ncml.Model) -> None:
+@pytest.mark.parametrize(("part", "name"), [("ranked", "multiscale_corr"), ("gaussians", "multiscale_corr")])
+def test_a_calibration_with_a_valid_digest_but_missing_members_is_damaged(
+    calibrated: ncml.Model, part: str, name: str
+) -> None:
     path = calibrated.folder / checkpoint.CALIBRATION
     stored = json.loads(path.read_text())
     entry = stored["calibrations"]["default"]
-    del entry["version"], entry["power"], entry["ranked"]["multiscale_corr"]
+    del entry["version"], entry["power"], (entry | entry["fit"])[part][name]
     entry["version"] = storage.digest(entry)
     path.write_text(json.dumps(stored))
     assert "is damaged" in ncml.load(calibrated.folder).uncalibrated

@@ -16,6 +16,7 @@ from ncml.calibration.estimation import calibrate
 from ncml.errors import InputError, ModelError
 from ncml.images.tiling import Tiling
 from ncml.ood import storage
+from ncml.ood.columns import Columns
 from ncml.ood.measurements import measure
 from ncml.ood.tile_calibration import TileCalibration
 from ncml.ood.tiles import scan
@@ -238,6 +239,19 @@ def test_too_few_images_are_refused(model: ncml.Model) -> None:
             tiles.calibrate(model, few, opened)
     with pytest.raises(InputError, match="5 x 6 pixels is smaller than a tile of 8 x 8"):
         scan(model.network, np.zeros((6, 5, 3), np.uint8), tiles.calibrate(model, opened[:8], opened[8:]))
+
+
+def test_measurements_that_are_not_finite_are_refused(model: ncml.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not saved: the file could not be read again."""
+    measured = tiles.concatenate
+
+    def concatenate(parts: list[Columns]) -> Columns:
+        return {name: np.append(values[1:], np.inf) for name, values in measured(parts).items()}
+
+    monkeypatch.setattr(tiles, "concatenate", concatenate)
+    opened = [lambda p=p: p for p in GOOD]
+    with pytest.raises(ModelError, match="bits_0 of an image is not finite; train the model again"):
+        tiles.calibrate(model, opened[:8], opened[8:])
 
 
 def test_a_calibration_of_tiles_is_bound_to_its_model(calibrated: ncml.Model, tmp_path: Path) -> None:

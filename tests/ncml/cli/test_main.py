@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from ncml.cli import main as cli
+from ncml.training.provenance import command
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -58,6 +59,32 @@ def read(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path))
 
 
+def test_an_interrupt_ends_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for message, line in (((), "ncml: stopped\n"), (("stopped after 32 images",), "ncml: stopped after 32 images\n")):
+
+        def interrupted(arguments: list[str], message: tuple[str, ...] = message) -> None:
+            raise KeyboardInterrupt(*message)
+
+        monkeypatch.setattr(cli, "parse", interrupted)
+        assert cli.main([]) == 130
+        assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize(
+    ("argument", "written"),
+    [
+        ("/home/me/cats", "…/cats"),
+        ("../../cats:test", "…/cats:test"),
+        ("--data=/home/me/my cats", "--data=…/'my cats'"),
+        ("models/mine", "models/mine"),
+        ("--limit=fid=9", "--limit=fid=9"),
+        ("owner/cats", "owner/cats"),
+    ],
+)
+def test_a_recorded_command_does_not_name_private_folders(argument: str, written: str) -> None:
+    assert command(["train", argument]) == f"ncml train {written}"
+
+
 def test_train_writes_a_model_that_scores_and_a_card(run: Run, tmp_path: Path) -> None:
     for name in ("dark", "light"):
         (tmp_path / "pictures" / name).mkdir(parents=True)
@@ -70,7 +97,7 @@ def test_train_writes_a_model_that_scores_and_a_card(run: Run, tmp_path: Path) -
     answer = json.loads(done.stdout)
     assert answer["model"]["name"] == "mine"
     assert answer["metrics"]["images_seen"] == 128
-    assert "ncml train smoke --data …/pictures --out models/mine" in (tmp_path / "models/mine/card.md").read_text()
+    assert "ncml train smoke --data pictures --out models/mine" in (tmp_path / "models/mine/card.md").read_text()
     scored = run("score", "pictures/dark/0.png", "--model", "models/mine", "--class", "dark", "--json")
     assert json.loads(scored.stdout)["model"] == answer["model"]
     again = run(*command)

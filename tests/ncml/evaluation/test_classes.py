@@ -1,5 +1,6 @@
 """Class knowledge: the gain, the posterior, the probe, and what cannot be measured."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 
 import ncml
+from ncml import checkpoint
 from ncml.errors import InputError
 from ncml.evaluation import classes as evaluated
 from ncml.evaluation import quality
@@ -120,3 +122,21 @@ def test_a_folder_without_splits_has_no_probe(models: Path, tmp_path: Path) -> N
     section = evaluated.classes(inputs_of(str(tmp_path / "pets"), model, tmp_path / "measured"))
     assert section.results["mine"]["fidelity"] == {}
     assert "no training split" in " ".join(section.notes)
+
+
+@pytest.mark.usefixtures("colour_features")
+def test_without_a_training_split_or_a_second_class_the_rest_is_measured(models: Path, tmp_path: Path) -> None:
+    model = ncml.load(models / "mine")
+    source = Path(make_dataset(tmp_path / "pets", ["a", "b"]))
+    for path in source.glob("train*"):
+        path.unlink()
+    section = evaluated.classes(inputs_of(str(source), model, tmp_path / "measured"))
+    assert section.results["mine"]["fidelity"] == {}
+    assert "has no split 'train', only test" in " ".join(section.notes)
+    one_class = replace(nets.config(), model=replace(nets.config().model, classes=("a",)))
+    checkpoint.save(tmp_path / "one", nets.network(one_class, dtype=torch.float32))
+    nets.save_images(tmp_path / "good" / "a", nets.images(10).numpy())
+    inputs = inputs_of(str(tmp_path / "good"), ncml.load(tmp_path / "one"), tmp_path / "measured")
+    section = evaluated.classes(inputs)
+    assert section.results["mine"]["fidelity"] == {}
+    assert "one has only one class" in " ".join(section.notes)

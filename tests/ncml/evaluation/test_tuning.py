@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import ncml
 from ncml import checkpoint
@@ -154,6 +155,14 @@ def test_without_the_classes_of_the_model_there_is_no_probe(folder: Path, tmp_pa
     assert result.real is None
     assert {candidate.options.guidance for candidate in result.candidates} == {1.0}
     assert "probe" not in result.card_section()
+
+
+def test_one_class_has_no_probe(tmp_path: Path) -> None:
+    config = replace(nets.config(), model=replace(nets.config().model, classes=("good",)))
+    checkpoint.save(tmp_path / "one", nets.network(config, dtype=torch.float32))
+    nets.save_images(tmp_path / "data" / "good", nets.images(200).numpy())
+    result = tuning.tune(ncml.load(tmp_path / "one"), dataset.load(str(tmp_path / "data"), 8, 8), images=16)
+    assert result.real is None
 
 
 def test_too_few_images_are_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,6 +32,8 @@ def test_a_map_of_pixels_is_enlarged_and_one_of_tiles_bright_where_it_is_flagged
     assert np.array_equal(drawn[:: 256 // 2, :: 256 // 2], heat.render(pixels, 0, heat.BRIGHTEST))
     assert heat.score_range(pixels, 7.5) == (0, 7.5)
     assert heat.score_range(pixels, None) == (0, 9)
+    assert heat.score_range(pixels - 1, 0.0) == (-1, 0)
+    assert (heat.render(pixels + 8, *heat.score_range(pixels + 8, 7.5)) == heat.render(np.ones((2, 2)), 0, 1)).all()
 
 
 def test_a_frame_is_inside_its_box_and_changes_no_other_pixel() -> None:

@@ -227,7 +227,7 @@ def test_guidance_needs_a_model_with_classes() -> None:
 
     limits = SamplingLimits(max_noise=10, noise=10, has_classes=False)
     with pytest.raises(
-        InputError, match=r"^guidance needs a model with classes, which this one is not: leave it out\.$"
+        InputError, match=r"^guidance needs a model with classes, and this one has none: leave it out\.$"
     ):
         SamplingOptions(guidance=2).resolve(limits, has_class=False)
     assert SamplingOptions(guidance=1).resolve(limits, has_class=False).guidance == 1

@@ -103,6 +103,19 @@ def test_a_row_without_an_image_is_skipped_and_counted(tmp_path: Path) -> None:
     assert loaded.inventory.unreadable == ["row 0", "row 3"]
 
 
+def test_an_unreadable_row_does_not_remove_others_of_its_name(tmp_path: Path) -> None:
+    """In a dataset, the name is that of a file, which may occur once in each class."""
+    (tmp_path / "set").mkdir()
+    cells = [{"bytes": png(image), "path": "1.png"} for image in make_images(3)]
+    rows = {"img": [{"bytes": b"damaged", "path": "1.png"}, *cells], "label": [0, 1, 0, 1]}
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "set" / "train.parquet")
+    source = str(tmp_path / "set")
+    loaded = dataset.load(source, 8, 8)
+    readable = sources.readable_rows(sources.open_source(source, "train"), loaded.inventory.unreadable_rows)
+    assert [row.label for row in readable] == loaded.labels_N.tolist() == [1, 0, 1]
+
+
 def test_a_split_is_named(tmp_path: Path) -> None:
     source = parquet(tmp_path / "set", [0], datasets.ClassLabel(names=["cat"]))
     parquet(tmp_path / "set", [0, 0], datasets.ClassLabel(names=["cat"]), split="test")
@@ -298,7 +311,7 @@ def test_a_folder_is_listed_once_and_its_rows_are_read_again(tmp_path: Path, mon
     monkeypatch.setattr(sources, "list_files", list_files)
     source = sources.open_source(str(tmp_path), "train")
     loaded = dataset.load(source, 8, 8)
-    names = [row.name for row in sources.readable_rows(source, loaded.inventory.unreadable)]
+    names = [row.name for row in sources.readable_rows(source, loaded.inventory.unreadable_rows)]
     assert names == ["000.png", "001.png", "002.png"]
     assert listed == [tmp_path]
 

@@ -272,6 +272,27 @@ def test_a_signal_stops_the_run_between_steps_after_saving(tmp_path: Path, numbe
     assert all(torch.equal(tensor, state(trainer)[name]) for name, tensor in state(resumed).items())
 
 
+def test_a_signal_during_the_last_measurement_stops_the_run_after_saving(tmp_path: Path) -> None:
+    trainer, path = Trainer(SMOKE, dataset()), tmp_path / "state.safetensors"
+
+    def stop(trainer: Trainer) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt, match="stopped after 512 images, all saved"):
+        train_loop(trainer, path, held_out=dataset(), on_measurement=stop)
+
+
+def test_a_finished_run_that_was_never_measured_is_measured(tmp_path: Path) -> None:
+    trainer, path = Trainer(SMOKE, dataset()), tmp_path / "state.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        train_loop(trainer, path, held_out=dataset(), on_step=lambda *_: signal.raise_signal(signal.SIGINT))
+    resumed = Trainer(SMOKE, dataset())
+    resumed.resume(path)
+    resumed.set_length(resumed.images_seen)
+    train_loop(resumed, path, held_out=dataset())
+    assert [row["images"] for row in resumed.history] == [resumed.images_seen]
+
+
 GOLDEN = [9.2465, 9.485, 10.0387, 9.5874, 9.5001, 9.4116, 9.0601, 9.229]
 
 
