@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -174,9 +175,12 @@ class DecoderPool:
                     decoder.close()
                     decoder = await self._start_decoder()
                     await anyio.to_thread.run_sync(decoder.send, call)
+                deadline = time.monotonic() + MAX_WALL_S
                 while not await decoder.wait(QUICK_S):
                     if decoder.cpu_s() >= QUICK_S:
                         break
+                    if time.monotonic() > deadline:
+                        raise _too_much_time(field, self._limits)
                 else:
                     answer = await self._receive(decoder, field)
                     self._release(decoder)

@@ -33,12 +33,15 @@ from service.rendering import calibration_response, images_response, scan_respon
 from service.settings import Settings
 from worker.contract import Job, JobStatus, Lane, Priority, Task
 from worker.descriptors import ModelDescriptor
-from worker.queue import DuplicateJob, JobNotFound, JobQueue, QueueFull
+from worker.queue import DuplicateJob, JobNotFound, JobQueue, QueueFull, QueueOutOfMemory
 from worker.results import CANCELED, CalibrateResult, ImagesResult, JobView, ScanResult, ScoreResult
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
+
+MEMORY_RETRY_AFTER_S = 60
+"""Seconds after which a client may retry when the queue is short of memory: results expire after up to an hour."""
 
 
 class JobService:
@@ -189,7 +192,10 @@ class JobService:
         except QueueFull as error:
             self.metrics.rejected.labels(reason="queue-full").inc()
             lane = job.task.lane
-            pause_s = self._estimate_seconds(lane, self.queue.monitor.depth(lane) / 2)  # until half of them are done
+            if isinstance(error, QueueOutOfMemory):
+                pause_s = MEMORY_RETRY_AFTER_S
+            else:  # until half of them are done
+                pause_s = self._estimate_seconds(lane, self.queue.monitor.depth(lane) / 2)
             detail = as_sentence(f"{error}; retry in {pause_s} s")
             raise Problem(429, detail, kind="queue-full", headers={"Retry-After": str(pause_s)}) from error
         except DuplicateJob as error:

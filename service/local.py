@@ -71,7 +71,8 @@ def main(
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(signum, supervisor.request_stop)
         cores = ", ".join(f"{lane} {n}" for lane, n in threads.items())
-        report(f"starting the queue, the service and the workers (cores: {cores}); logs and queue in {directory}")
+        parts = "the service and the workers" if not queue else "the queue, the service and the workers"
+        report(f"starting {parts} (cores: {cores}); {'logs and queue' if queue else 'logs'} in {directory}")
         try:
             supervise(supervisor, url)
         finally:

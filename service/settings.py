@@ -80,7 +80,7 @@ class Settings(BaseSettings):
     rate_limit: Annotated[tuple[RateLimitItem, ...], NoDecode] = ()
     """Maximum requests for new jobs per client (the owner of a key, else an address), such as `60/minute; 1000/day`."""
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ("localhost", "127.0.0.1", "[::1]")
-    """Names in the Host header that are served, as a JSON list; *.example.org includes subdomains, * any name."""
+    """Names in the Host header that are served, as a JSON list; *.example.org: its subdomains, *: any name."""
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     """Origins whose pages may call the service, as a JSON list such as ["https://example.org"]."""
     ready_lanes: Annotated[tuple[Lane, ...], NoDecode] = (Lane.SCORE, Lane.GENERATE)
@@ -90,7 +90,7 @@ class Settings(BaseSettings):
     decode_cpu_s: float = Field(default=2.0, gt=0, le=600)
     """Maximum seconds of CPU time that decoding one image may take."""
     decode_memory_bytes: int = Field(default=400 * 10**6, ge=32 * 10**6)
-    """Maximum memory that decoding one image may take: 12 bytes for each of `max_image_pixels` suffice."""
+    """Maximum memory that decoding one image may take: 12 bytes per pixel for PNG, JPEG and TIFF, 20 for WebP."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
     """Level of the log, which has one JSON object per line."""
 

@@ -17,7 +17,10 @@ def with_password(url: str, password_file: str | Path | None) -> str:
 
     A Unix socket needs none. Raises `AddressError` if the file cannot be read or has no password.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # its message quotes the address; the queue refuses it without doing so
+        return url
     credentials, _, host = parts.netloc.rpartition("@")
     user, _, own_password = credentials.partition(":")
     if not password_file or own_password or parts.scheme not in ("redis", "rediss"):

@@ -41,7 +41,13 @@ log = logging.getLogger("ncml.engine")
 
 
 def calibrate_copy(
-    model: Model, job: CalibrateJob, job_id: str, directories: Sequence[Path], on_progress: OnProgress
+    model: Model,
+    job: CalibrateJob,
+    job_id: str,
+    directories: Sequence[Path],
+    on_progress: OnProgress,
+    *,
+    batch_size: int = 32,
 ) -> Calibrated:
     """Calibrate a copy of a model, and move it into the first writable directory when it is complete.
 
@@ -60,7 +66,14 @@ def calibrate_copy(
     images = Dataset(torch.as_tensor(pixels_NHWC.copy()), torch.zeros(job.images, dtype=torch.int64), ())
     folder, unfinished = directory / job.name, directory / f".{job.name}.{job_id}.{os.getpid()}"  # hidden: not a model
     try:
-        adapted = adapt(model, images, unfinished, false_positive_rate=job.false_positive_rate, on_progress=on_progress)
+        adapted = adapt(
+            model,
+            images,
+            unfinished,
+            false_positive_rate=job.false_positive_rate,
+            batch_size=batch_size,
+            on_progress=on_progress,
+        )
         (unfinished / REQUEST).write_text(request)
         on_progress(Progress("power", 1, 1))  # the last moment at which a cancellation leaves nothing behind
         unfinished.rename(folder)

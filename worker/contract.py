@@ -1,4 +1,4 @@
-"""What crosses the queue for a job: its specification, result, states and progress. JSON through pydantic.
+"""What crosses the queue for a job: its specification, and the states that it goes through. JSON through pydantic.
 
 Imports no RQ, Redis, torch or numpy. Images are uint8 HWC RGB bytes (row-major, values 0..255) at the model's size; an
 image to be scanned in tiles has its own size, or stays in its file format. In JSON bytes are base64. Every model is
@@ -160,11 +160,6 @@ class ScanJob(_Job):
         if self.pixels is not None and len(self.pixels) != self.height * self.width * 3:
             raise ValueError(f"pixels has {len(self.pixels)} bytes, not {self.height * self.width * 3}")
         return self
-
-    @property
-    def content(self) -> bytes:
-        """The pixels or the file."""
-        return self.pixels or self.file or b""
 
     @property
     def n(self) -> int:

@@ -7,6 +7,7 @@ most one row of pixels.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import time
@@ -175,7 +176,7 @@ class BatchRunner:
             chunk = [row for row in rows if row.id not in self._dropped][:capacity]
             if not chunk:
                 return
-            size = capacity if isinstance(first, ScanJob) else len(chunk)
+            size = capacity if isinstance(first, ScanJob | CalibrateJob) else len(chunk)
             try:
                 self._compute_chunk(model, chunk, size, jobs.keys())
             except Exception as error:
@@ -198,7 +199,7 @@ class BatchRunner:
             case ScanJob() as job:
                 self._scan(model, job, rows[0].id, size)
             case CalibrateJob() as job:
-                self._calibrate(model, job, rows[0].id)
+                self._calibrate(model, job, rows[0].id, size)
             case job:
                 self._sample(model, job, rows)
         for row in rows:
@@ -222,6 +223,9 @@ class BatchRunner:
         )
         self._add_time("score")
         for row, score in zip(rows, scores, strict=True):
+            if not math.isfinite(score.bpd):
+                self._fail({row.id: row.job}, ModelError("the model's bits/dim are not finite; train it again"))
+                continue
             # read as attributes, because the library's `Score` is also a mapping, whose keys are table columns
             attributes = {name: getattr(score, name) for name in Score.model_fields}
             self._outcomes[row.id].scores.append(Score.model_validate(attributes, from_attributes=True))
@@ -230,19 +234,20 @@ class BatchRunner:
         if job.file is not None:
             image = open_image(job.file, max_bytes=len(job.file), max_pixels=job.height * job.width)
         else:
-            image = np.frombuffer(job.content, np.uint8).reshape(job.height, job.width, 3)
+            image = np.frombuffer(job.pixels or b"", np.uint8).reshape(job.height, job.width, 3)
         on_progress = self._stop_when_dropped([job_id])
         scan = model.scan(image, tile_size=job.tile_size, batch_size=size, callback=on_progress)
         self._add_time("tiles")
         self._outcomes[job_id].scan = _wire_scan(scan, with_tiles=job.map)
 
-    def _calibrate(self, model: Model, job: CalibrateJob, job_id: str) -> None:
+    def _calibrate(self, model: Model, job: CalibrateJob, job_id: str, size: int) -> None:
         """Write a new model folder and publish it."""
         from worker.calibrating import calibrate_copy
 
         if not self._calibrates:
             raise WorkerFault("calibration is off: the operator must start the workers with NCML_ALLOW_CALIBRATION=1")
-        calibrated = calibrate_copy(model, job, job_id, self._directories, self._stop_when_dropped([job_id]))
+        on_progress = self._stop_when_dropped([job_id])
+        calibrated = calibrate_copy(model, job, job_id, self._directories, on_progress, batch_size=size)
         self._add_time("calibrate")
         self._registry.scan()
         outcome = self._outcomes[job_id]

@@ -11,6 +11,7 @@
     ncml:waiting             hash: bytes of the jobs that wait, by lane
     ncml:changes:state, ncml:changes:progress   channels: ids of jobs, separated by spaces, that changed
     ncml:workers             sorted set: names of workers; ncml:worker:{name}: what a worker publishes, until it lapses
+    ncml:probe               written by readiness checks
     rq:wip:*, rq:finished:*, rq:failed:*, rq:canceled:*   RQ's registries, for RQ's tools; nothing here reads them
 
 The scripts build key names themselves, so this needs one Redis (or Valkey) server rather than a cluster.

@@ -100,12 +100,18 @@ class Leases:
             args += [claim.id, claim.token, progress.get(claim.id, "")]
         return [standing.decode() for standing in self._renew(keys=[LEASES], args=args)]
 
-    def finish(self, endings: Iterable[tuple[Claim, Ending]], *, lapsed: bool = False) -> list[bool]:
-        """End claims; return for each whether this call ended it. A lost claim does not change."""
+    def finish(self, endings: Sequence[tuple[Claim, Ending]], *, lapsed: bool = False) -> list[Ending | None]:
+        """End claims; return how each ended, None for a lost claim, which does not change.
+
+        One whose cancellation was accepted ends canceled.
+        """
         pipe = self._redis.pipeline(transaction=False)
         for claim, ending in endings:
             self.queue.finish(claim.id, claim.origin, ending, token=claim.token, lapsed=lapsed, client=pipe)
-        return [bool(ended) for ended in pipe.execute()]
+        return [
+            (None, ending, Ending(JobStatus.CANCELED, CANCELED, timing=ending.timing))[answer]
+            for (_, ending), answer in zip(endings, pipe.execute(), strict=True)
+        ]
 
     def requeue(
         self, claims: Iterable[Claim], *, alone: bool = False, refund: bool = False, lapsed: bool = False
@@ -125,8 +131,8 @@ class Leases:
             )  # fmt: skip
         return [bool(done) for done in pipe.execute()][::-1]
 
-    def recover(self) -> int:
-        """Take jobs from silent workers; return how many went back to their queues.
+    def recover(self) -> tuple[int, list[Ending]]:
+        """Take jobs from silent workers; return how many went back to their queues, and how others ended.
 
         Any number of workers may do this at once: each job moves once. A job whose worker died twice runs alone; after
         `MAX_ATTEMPTS` it fails.
@@ -154,14 +160,19 @@ class Leases:
                 endings.append((claim, Ending(JobStatus.FAILED, JobError(reason="worker", detail=detail))))
             else:
                 retries[claim.attempts >= 2].append(claim)
-        self.finish(endings, lapsed=True)
+        ended: list[Ending] = []
+        for (claim, _), ending in zip(endings, self.finish(endings, lapsed=True), strict=True):
+            if ending:
+                ended.append(ending)
+                reason = {"reason": ending.error.reason, "detail": ending.error.detail} if ending.error else {}
+                log.warning("job of a silent worker ended", extra={"job": claim.id, "status": ending.status} | reason)
         moved = 0
         for alone, claims in retries.items():
             for claim, done in zip(claims, self.requeue(claims, alone=alone, lapsed=True), strict=True):
                 moved += done
                 if done:
                     log.warning("job taken from a silent worker", extra={"job": claim.id, "attempts": claim.attempts})
-        return moved
+        return moved, ended
 
     def _fields(self, job_id: str) -> list[bytes]:
         """Return the origin, the attempts and the cancellation flag of a record; empty if it is not a record."""

@@ -64,7 +64,11 @@ class DuplicateJob(QueueError):
 
 
 class QueueFull(QueueError):
-    """The lane is at its limit of jobs or bytes, or the server's memory is three quarters full."""
+    """The lane is at its limit of jobs or bytes."""
+
+
+class QueueOutOfMemory(QueueFull):
+    """The server's memory is three quarters full; finished jobs of the lane do not change this at once."""
 
 
 class JobQueue:
@@ -162,7 +166,7 @@ class JobQueue:
         if answer == b"bytes":
             raise QueueFull(f"the jobs that wait in the {lane} lane hold {byte_limit} bytes already")
         if answer == b"memory":
-            raise QueueFull("the queue is short of memory until earlier results expire")
+            raise QueueOutOfMemory("the queue is short of memory until earlier results expire")
         return job_id
 
     def cancel(self, job_id: str, submitted: float | None = None) -> JobView:
@@ -173,7 +177,7 @@ class JobQueue:
         `submitted` restricts this to the job that was submitted at that time: another one may have taken its id.
         Raises `JobNotFound`.
         """
-        view = self.view(job_id)  # a job that is late expires
+        self.view(job_id)  # a job that is late expires
         fields = {"outcome": JobStatus.CANCELED, "error": CANCELED.model_dump_json()}
         answer = self._cancel(
             keys=[job_key(job_id)],
@@ -182,7 +186,7 @@ class JobQueue:
         )  # fmt: skip
         if answer == b"missing":
             raise JobNotFound(f"there is no job {job_id}, or its result has expired")
-        return view if answer == b"ended" else self.view(job_id)
+        return self.view(job_id)
 
     def forget(self, job_id: str, submitted: float | None = None) -> None:
         """Delete an ended job, its result, events and images.
@@ -215,14 +219,14 @@ class JobQueue:
         A job whose cancellation was accepted ends canceled, regardless of `ending`.
 
         `place` and `token` name where the caller expects the job: in a queue, or leased under that token. `lapsed`
-        restricts this to leases that have lapsed. `client` may be a pipeline, whose results hold the answer.
+        restricts this to leases that have lapsed. `client` may be a pipeline, whose results hold the script's answers.
         """
         rq_status, registry = RQ_STATUS[ending.status]
         fields: dict[str, str | bytes] = {"outcome": ending.status}
         if ending.error:
             fields["error"] = ending.error.model_dump_json()
         if ending.result:
-            fields |= {"result": RESULT.dump_json(ending.result), "version": ending.result.model.version}
+            fields |= {"result": ending.result.model_dump_json(), "version": ending.result.model.version}
         if ending.timing:
             fields["timing"] = ending.timing.model_dump_json()
         ended = self._finish(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pydantic_core
+from pydantic import ValidationError
 from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
@@ -90,8 +91,11 @@ def parse_job(data: bytes) -> Job:
         if not decompressor.eof:
             raise ValueError(f"it is cut off or has more than {MAX_PAYLOAD_BYTES} bytes")
         return JOB.validate_json(pydantic_core.from_json(text)[2][0])
+    except ValidationError as error:  # the input itself holds image data
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise ValueError(f"the payload is not a job of this version: {faults}") from error
     except (zlib.error, ValueError, LookupError, TypeError) as error:
-        raise ValueError("the payload is not a job of this version") from error
+        raise ValueError(f"the payload is not a job of this version: {error}") from error
 
 
 def read_view(job_id: str, fields: dict[str, str]) -> JobView:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import redis.exceptions
 from rq import Queue
@@ -51,6 +51,8 @@ OUTAGE_LOG_S = 10.0
 """How often the log reports that the queue does not answer."""
 
 log = logging.getLogger("ncml.worker")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +187,10 @@ class BatchWorker(SimpleWorker):
         pipe.execute()
         for state in WorkerState:
             self.metrics.state.labels(state).set(state is info.state)
-        self.metrics.retries.labels("worker").inc(self.leases.recover())
+        moved, ended = self.leases.recover()
+        self.metrics.retries.labels("worker").inc(moved)
+        for ending in ended:
+            self.metrics.finished.labels("unknown", "unknown", ending.status).inc()
 
     def _current_state(self) -> WorkerState:
         if self._stop_at is not None:
@@ -236,8 +241,8 @@ class BatchWorker(SimpleWorker):
             try:
                 running[claim.id] = RunningJob.parse(claim)
             except ValueError as error:
+                log.error("%s", error, extra={"job": claim.id})
                 detail = "the payload is not a job of this worker's version"
-                log.error("%s: %s", detail, error, extra={"job": claim.id})
                 endings.append((claim, Ending(JobStatus.FAILED, JobError(reason="input", detail=detail))))
         self._end(endings, {})
         if not running:
@@ -344,15 +349,15 @@ class BatchWorker(SimpleWorker):
                 continue
             result, blob = entry.result(outcome, outcome.model, timing)
             endings.append((entry.claim, Ending(JobStatus.SUCCEEDED, None, result, blob, timing)))
-            self.metrics.images.labels(entry.job.task, entry.job.model).inc(entry.job.n)
-            if isinstance(entry.job, ScoreJob):
-                descriptor = self._supervisor.catalogue.find(outcome.model)
-                self.metrics.count_scores(entry.job, outcome.scores, descriptor)
         if endings:
             first = next(iter(running.values())).job
             largest = max((outcome.batch_size for outcome in done.outcomes.values()), default=0)
             self.metrics.batch_size.labels(first.task).observe(largest)
-            self._end(endings, running)
+            for job_id in self._end(endings, running):
+                job, outcome = running[job_id].job, done.outcomes[job_id]
+                self.metrics.images.labels(job.task, job.model).inc(job.n)
+                if isinstance(job, ScoreJob) and outcome.model:
+                    self.metrics.count_scores(job, outcome.scores, self._supervisor.catalogue.find(outcome.model))
 
     def _engine_lost(self, running: dict[str, RunningJob], reason: str) -> None:
         """Replace the engine, and have each of its jobs computed alone, so that a bad one fails alone.
@@ -368,29 +373,37 @@ class BatchWorker(SimpleWorker):
             self.metrics.retries.labels("engine").inc(sum(moved))
         self._supervisor.replace(reason)
 
-    def _end(self, endings: Sequence[tuple[Claim, Ending]], running: dict[str, RunningJob]) -> None:
-        """End jobs, count and log them. A job that was taken away meanwhile does not change."""
+    def _end(self, endings: Sequence[tuple[Claim, Ending]], running: dict[str, RunningJob]) -> list[str]:
+        """End jobs, count and log them; return the ids of those that succeeded.
+
+        A job that was taken away meanwhile does not change.
+        """
+        succeeded: list[str] = []
         if not endings:
-            return
+            return succeeded
         ended = self._retry(lambda: self.leases.finish(endings))
-        for (claim, ending), is_ended in zip(endings, ended, strict=False):
+        for (claim, planned), actual in zip(endings, ended, strict=False):
+            ending = actual or planned
             entry = running.get(claim.id)
             task, model = (entry.job.task, entry.job.model) if entry else ("unknown", "unknown")
             extra: dict[str, Any] = (entry.log_fields if entry else {"job": claim.id}) | {"status": ending.status}
-            if not is_ended:
+            if actual is None:
                 self.metrics.fenced.inc()
                 log.warning("job was taken away; its result is dropped", extra=extra)
                 continue
             if ending.error:
                 extra |= {"reason": ending.error.reason, "detail": ending.error.detail}
+            if ending.status is JobStatus.SUCCEEDED:
+                succeeded.append(claim.id)
             self.metrics.count_end(task, model, ending, claim.waited_s)
             if ending.timing and ending.timing.compute_s is not None:
                 extra |= {"compute_s": round(ending.timing.compute_s, 4), "batch_size": ending.timing.batch_size}
             log.info("job ended", extra=extra)
             if self._tracer and entry:
                 record_job(self._tracer, entry, ending, running.values())
+        return succeeded
 
-    def _retry(self, step: Callable[[], list[bool]]) -> list[bool]:
+    def _retry(self, step: Callable[[], list[T]]) -> list[T]:
         """Retry a step until the server answers; give up after the leases have lapsed, when others own the jobs."""
         deadline = time.monotonic() + 2 * self.settings.lease_s
         while True:

@@ -65,6 +65,7 @@ def adapt(
     max_seconds: float = 0.0,
     names: Sequence[str] = (),
     device: str = "cpu",
+    batch_size: int = 32,
     on_message: Callable[[str], None] = lambda line: None,
     on_progress: OnProgress = ignore_progress,
 ) -> AdaptedModel:
@@ -72,6 +73,7 @@ def adapt(
 
     max_seconds: time for fine-tuning; 0: none.
     names: names of the images, for the report on those that are unlike the others.
+    batch_size: number of images that the calibration measures at once.
     on_message: called with each decision.
     Raises `InputError` for too few images, for images that are all equal, and for a folder `out` of something else.
     """
@@ -108,6 +110,7 @@ def adapt(
             foreign=foreign,
             prior=model.calibration,
             on_suspicious=add_suspects,
+            batch_size=batch_size,
             on_progress=on_progress,
         )
         if suspects:

@@ -2,14 +2,17 @@
 
 import asyncio
 import contextlib
+import logging
 
 from starlette._exception_handler import wrap_app_handling_exceptions
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.http.origins import OPEN_PATHS
+
+log = logging.getLogger(__name__)
 
 MAX_CONCURRENT_ROUTES = 64
 """Maximum number of routes that run at once for requests without a body."""
@@ -46,7 +49,7 @@ class RouteLimit:
 async def call_and_respond(app: ASGIApp, scope: Scope, receive: Receive, send: Send, limit: RouteLimit) -> None:
     """Call an application; if it defers its response, release what it put into the scope and send the response.
 
-    Exceptions of the deferred response become problem documents, as those of routes do.
+    Exceptions of the deferred response become problem documents, as those of routes do; if it has begun, it is cut off.
     """
     inherited = scope.keys() | {"route", "starlette.exception_handlers"}
     async with limit.slot(scope):
@@ -56,9 +59,22 @@ async def call_and_respond(app: ASGIApp, scope: Scope, receive: Receive, send: S
     respond, receive, send = scope["state"].pop("deferred")
     for name in scope.keys() - inherited:
         del scope[name]
+    has_begun = False
+
+    async def send_tracked(message: Message) -> None:
+        nonlocal has_begun
+        has_begun = True
+        await send(message)
+
     try:
-        await respond(scope, receive, send)
+        await respond(scope, receive, send_tracked)
     except Exception as error:
+        if has_begun:
+            expected, _ = scope["starlette.exception_handlers"]
+            if not isinstance(error, tuple(expected)):
+                raise
+            log.warning("a response was cut off: %s", error)  # the server closes the connection
+            return
 
         async def fail(*_: object, error: Exception = error) -> None:
             raise error

@@ -264,7 +264,7 @@ class FakeQueue:
         return ImagesResult(task=job.task, model=ref, images=images, seeds=job.seeds, timing=TIMING)
 
     def _scan(self, job: ScanJob) -> Scan:
-        image = open_image(job.file) if job.file else np.frombuffer(job.content, np.uint8)
+        image = open_image(job.file) if job.file else np.frombuffer(job.pixels or b"", np.uint8)
         image = image.reshape(job.height, job.width, 3)
         assert image.shape[:2] == (job.height, job.width)
         tile = Tiling.for_model(8, 8, job.tile_size)

@@ -20,6 +20,7 @@ from PIL import Image
 
 from ncml.errors import InputError, NotAnImage, TooCostly
 from ncml.images import open_resized, structure
+from service import decoders
 from service.decoder import Limits
 from service.decoders import MAX_EXPENSIVE, DecoderPool
 from service.http.problems import Problem
@@ -163,6 +164,17 @@ def test_beyond_a_limit_the_image_is_refused_and_the_next_one_decoded(call: Call
             with pytest.raises(TooCostly, match=reason) as error:
                 await pool.run("image", call)
             assert error.value.field == "image"
+        assert await pool.run("image", os.getpid)
+
+    run(check)
+
+
+def test_a_process_that_uses_no_cpu_time_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoders, "MAX_WALL_S", 0.1)
+
+    async def check(pool: DecoderPool) -> None:
+        with pytest.raises(TooCostly, match=r"^image takes more than 0\.1 s to decode"):
+            await pool.run("image", functools.partial(time.sleep, 600))
         assert await pool.run("image", os.getpid)
 
     run(check)

@@ -3,10 +3,12 @@
 import base64
 import io
 import json
+import re
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 
+import httpx2
 import numpy as np
 import pytest
 import redis
@@ -15,9 +17,12 @@ from starlette.testclient import TestClient
 
 from ncml.images import grid, heat, open_image, to_png
 from ncml.images.tiling import Tiling, blend
-from worker.contract import CompleteJob, GenerateJob, Priority, ScanJob, ScoreJob
+from service.app import create_app
+from service.settings import Settings
+from tests.service.live import served
+from worker.contract import CompleteJob, GenerateJob, JobStatus, Priority, ScanJob, ScoreJob
 from worker.descriptors import WorkerState
-from worker.results import JobError
+from worker.results import Event, JobError
 
 
 def flat(level: int, h: int = 8, w: int = 8) -> bytes:
@@ -536,6 +541,26 @@ def test_events_are_streamed_and_resumed(client: TestClient, queue) -> None:
     assert client.get("/jobs/job-0/events", headers={"last-event-id": events[-1][0]}).status_code == 204
     assert client.get("/jobs/job-0/events", headers={"last-event-id": "x"}).status_code == 422
     assert client.get("/jobs/nothing/events").status_code == 404
+
+
+def test_a_stream_that_fails_is_cut_off_and_counted_as_it_began(
+    queue, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The status was sent with the first event: a second one would be an error of the protocol."""
+
+    async def events(*_: object, **__: object) -> AsyncGenerator[Event]:
+        yield Event(id="1-0", kind="status", status=JobStatus.QUEUED)
+        raise redis.ConnectionError("connection reset")
+
+    monkeypatch.setattr(queue, "events", events)
+    with served(create_app(Settings(), queue)) as url:
+        httpx2.post(f"{url}/generate", headers={"prefer": "respond-async"})
+        with pytest.raises(httpx2.RemoteProtocolError):
+            httpx2.get(f"{url}/jobs/job-0/events")
+        metrics = httpx2.get(f"{url}/metrics").text
+    assert re.search(r'ncml_http_requests_total{code="200",method="GET",route="/jobs/{job_id}/events"} 1', metrics)
+    assert "a response was cut off: connection reset" in caplog.messages
+    assert [record for record in caplog.records if record.exc_info] == []
 
 
 def test_the_same_request_under_one_key_is_one_job(client: TestClient, queue) -> None:

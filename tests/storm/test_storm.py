@@ -216,7 +216,7 @@ def test_thirty_concurrent_recoveries_requeue_each_job_once(fleet: Fleet, rounds
             name = f"ncml:{'score' if i % 2 else 'generate'}:normal"
             # RQ's clean-up, which every `rq info` runs, must not touch these jobs
             StartedJobRegistry(name, connection=queue.redis, serializer=JSONSerializer).cleanup()
-            return Leases(queue, list(Lane), f"w{i}").recover()
+            return Leases(queue, list(Lane), f"w{i}").recover()[0]
 
         with ThreadPoolExecutor(30) as pool:
             assert sum(pool.map(recover, range(30))) == 40

@@ -16,7 +16,7 @@ from tests.conftest import free_port
 from tests.worker.fleet import PIXELS, score
 from worker.address import AddressError, with_password
 from worker.contract import JobStatus
-from worker.queue import JobQueue
+from worker.queue import JobQueue, QueueError
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,14 @@ def test_the_password_is_read_from_the_file_unless_the_address_has_one(tmp_path:
     (tmp_path / "password").write_text("p@ss/word\n")
     assert with_password(url, tmp_path / "password") == expected
     assert with_password(url, None) == url
+
+
+@pytest.mark.parametrize("url", ["redis://user:hunter2\u2100@host:6379/0", "redis://:hunter2@[::1:6379/0"])
+def test_an_address_that_cannot_be_parsed_is_refused_without_its_password(tmp_path: Path, url: str) -> None:
+    (tmp_path / "password").write_text("secret")
+    with pytest.raises(QueueError, match="this is not the address of a queue") as refused:
+        JobQueue.from_url(with_password(url, tmp_path / "password"))
+    assert "hunter2" not in str(refused.value)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\n", b"\xff", b"a" * 5000])

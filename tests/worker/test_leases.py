@@ -9,10 +9,10 @@ import redis.exceptions
 
 from tests.worker.synthetic import load
 from worker.contract import GenerateJob, JobStatus, Lane, Priority
-from worker.leases import Claim, Leases
+from worker.leases import MAX_ATTEMPTS, Claim, Leases
 from worker.messages import EngineSettings
-from worker.queue import EVENTS_CAP, JobQueue, QueueFull
-from worker.results import Ending, Event, Preview, Progress
+from worker.queue import EVENTS_CAP, JobQueue, QueueOutOfMemory
+from worker.results import CANCELED, Ending, Event, Preview, Progress, Timing
 from worker.worker import BatchWorker, WorkerSettings
 
 
@@ -42,7 +42,8 @@ def test_an_ended_job_frees_its_input_and_later_expires(queue: JobQueue) -> None
     ids = [queue.submit(GenerateJob(model="m")) for _ in range(20)]
     claims = leases.claim(64)[1]
     leases.preview(ids[0], Preview(stage="refine", step=1, total=2, n=1, height=1, width=1, data=b"abc"))
-    assert leases.finish([(claim, Ending(JobStatus.SUCCEEDED, blob=b"abc")) for claim in claims]) == [True] * 20
+    ending = Ending(JobStatus.SUCCEEDED, blob=b"abc")
+    assert leases.finish([(claim, ending) for claim in claims]) == [ending] * 20
     assert queue.blob(f"ncml:blob:{ids[0]}") == b"abc"
     assert not queue.redis.hget(f"rq:job:{ids[0]}", "data")
     time.sleep(3.2)
@@ -54,7 +55,7 @@ def test_an_ended_job_frees_its_input_and_later_expires(queue: JobQueue) -> None
         f"rq:job:{later}", f"ncml:events:{later}",
     }  # fmt: skip
     again = queue.submit(GenerateJob(model="m"))
-    assert leases.finish([(leases.claim(1)[1][0], Ending(JobStatus.SUCCEEDED))]) == [True]
+    assert leases.finish([(leases.claim(1)[1][0], ending)]) == [ending]
     assert queue.redis.zrange("rq:finished:ncml:generate:normal", 0, -1) == [again.encode()]
 
 
@@ -65,28 +66,55 @@ def test_times_are_read_from_the_clock_of_the_server(queue: JobQueue) -> None:
     lapse = queue.redis.zscore("ncml:leases", f"{claim.id}:{claim.token}")
     assert lapse - queue.redis.time()[0] == pytest.approx(100, abs=2)
     assert 0 <= claim.waited_s < 2
-    assert leases.recover() == 0
+    assert leases.recover() == (0, [])
 
 
 def test_a_server_short_of_memory_refuses_new_jobs_and_ends_the_others(queue: JobQueue) -> None:
-    ids = [queue.submit(GenerateJob(model="m"), job_id=name) for name in ("kept", "waits")]
     leases = Leases(queue, [Lane.GENERATE], "a")
-    _, claims = leases.claim(1)
+    ids = [queue.submit(GenerateJob(model="m"), job_id=name) for name in ("kept", "stopped")]
+    _, claims = leases.claim(2)
+    ids.append(queue.submit(GenerateJob(model="m"), job_id="waits"))
     used = queue.redis.info("memory")["used_memory"]
     try:
         queue.redis.config_set("maxmemory", int(used / 0.85))
-        with pytest.raises(QueueFull, match="short of memory"):
+        with pytest.raises(QueueOutOfMemory, match="short of memory"):
             queue.submit(GenerateJob(model="m"))
-        queue.cancel(ids[1])
+        queue.cancel(ids[2])
         queue.redis.config_set("maxmemory", used // 2)  # results of jobs accepted earlier may exceed it
-        assert leases.renew(claims, {ids[0]: '{"kind": "progress"}'}) == ["held"]
-        assert leases.requeue(claims) == [True]
-        _, claims = leases.claim(1)
-        assert leases.finish([(claims[0], Ending(JobStatus.SUCCEEDED, blob=bytes(1000)))]) == [True]
+        assert leases.renew(claims, {ids[0]: '{"kind": "progress"}'}) == ["held", "held"]
+        assert leases.requeue(claims) == [True, True]
+        _, claims = leases.claim(2)
+        assert queue.cancel(ids[1]).is_canceling
+        ending = Ending(JobStatus.SUCCEEDED, blob=bytes(1000), timing=Timing(queue_s=1))
+        canceled = Ending(JobStatus.CANCELED, CANCELED, timing=ending.timing)
+        assert leases.finish([(claim, ending) for claim in claims]) == [ending, canceled]
     finally:
         queue.redis.config_set("maxmemory", 0)
-    assert [queue.view(job_id).status for job_id in ids] == ["succeeded", "canceled"]
-    assert len(queue.redis.keys("rq:job:*")) == 2
+    assert [queue.view(job_id).status for job_id in ids] == ["succeeded", "canceled", "canceled"]
+    assert len(queue.redis.keys("rq:job:*")) == 3
+
+
+def test_a_late_job_is_claimed_without_its_payload_and_stays_late(queue: JobQueue) -> None:
+    job_id = queue.submit(GenerateJob(model="m"))
+    queue.redis.hset(f"rq:job:{job_id}", "start_by", 1.0)
+    leases = Leases(queue, [Lane.GENERATE], "w", lease_s=0.0)
+    [claim] = leases.claim(1)[1]
+    assert (claim.late, claim.data) == (True, b"")
+    assert leases.recover() == (1, [])  # its worker died before it ended the job
+    assert leases.claim(1)[1][0].late
+
+
+def test_jobs_of_a_worker_that_died_too_often_are_reported(queue: JobQueue, caplog: pytest.LogCaptureFixture) -> None:
+    job_id = queue.submit(GenerateJob(model="m"))
+    leases = Leases(queue, [Lane.GENERATE], "w", lease_s=0.0)
+    endings: list[Ending] = []
+    for _ in range(MAX_ATTEMPTS):
+        assert len(leases.claim(1)[1]) == 1
+        endings += leases.recover()[1]
+    [ending] = endings
+    assert ending.error is not None
+    assert (ending.status, ending.error.reason) == (JobStatus.FAILED, "worker")
+    assert [record.job for record in caplog.records if record.message == "job of a silent worker ended"] == [job_id]
 
 
 def test_jobs_claimed_before_the_server_fails_still_run(queue: JobQueue, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from worker.keys import WORKERS, job_key, worker_key
 from worker.leases import Leases
 from worker.queue import DuplicateJob, JobNotFound, JobQueue, QueueError, QueueFull
 from worker.records import parse_job
-from worker.results import CANCELED, Ending
+from worker.results import CANCELED, Ending, ModelRef, Score, ScoreResult, Timing
 
 PIXELS = Pixels(height=2, width=2, data=bytes(range(12)))
 
@@ -204,9 +205,37 @@ def test_a_job_whose_cancellation_was_accepted_ends_canceled(queue: JobQueue) ->
     assert not queue.view(job_id).is_canceling
     view = queue.cancel(job_id)
     assert (view.status, view.is_canceling) == (JobStatus.RUNNING, True)
-    assert leases.finish([(claims[0], Ending(JobStatus.SUCCEEDED))]) == [True]
+    assert leases.finish([(claims[0], Ending(JobStatus.SUCCEEDED))]) == [Ending(JobStatus.CANCELED, CANCELED)]
     view = queue.view(job_id)
     assert (view.status, view.error, view.is_canceling) == (JobStatus.CANCELED, CANCELED, False)
+
+
+def test_a_cancellation_reports_the_job_that_ended_meanwhile(queue: JobQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    leases = Leases(queue, [Lane.GENERATE], "w")
+    job_id = queue.submit(GenerateJob(model="m"))
+    [claim] = leases.claim(1)[1]
+    cancel = queue._cancel
+
+    def cancel_after_the_end(**arguments: object) -> bytes:
+        leases.finish([(claim, Ending(JobStatus.SUCCEEDED))])
+        return cancel(**arguments)
+
+    monkeypatch.setattr(queue, "_cancel", cancel_after_the_end)
+    assert queue.cancel(job_id).status is JobStatus.SUCCEEDED
+
+
+def test_a_result_that_is_not_finite_can_be_read(queue: JobQueue) -> None:
+    leases = Leases(queue, [Lane.SCORE], "w")
+    job_id = queue.submit(ScoreJob(model="m", images=(PIXELS,)))
+    score = Score(bpd=math.nan, log_likelihood=-math.inf)
+    result = ScoreResult(
+        model=ModelRef(name="m", version="v"), height=2, width=2, results=(score,), timing=Timing(queue_s=1)
+    )
+    leases.finish([(leases.claim(1)[1][0], Ending(JobStatus.SUCCEEDED, None, result))])
+    stored = queue.result(job_id)
+    assert isinstance(stored, ScoreResult)
+    assert math.isnan(stored.results[0].bpd)
+    assert stored.results[0].log_likelihood == -math.inf
 
 
 def test_an_ended_job_can_be_forgotten_and_its_id_used_again(queue: JobQueue) -> None:

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Cancels a job: ends it if it waits, or requests its worker to end it.
 -- KEYS job; ARGV id, the time of its submission ('': any), ttl, status, event, field, value, ...
 -- returns 'missing', 'ended', 'canceled' or 'requested'

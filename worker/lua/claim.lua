@@ -29,7 +29,7 @@ local function claim(queue, id, job, n, late, key)
   end
   local fields = redis.call('HMGET', job, 'submitted', 'data', 'traceparent')
   local waited = tostring(now - (tonumber(fields[1]) or now))
-  claimed[#claimed + 1] = {id, string.sub(queue, 10), late and 1 or 0, attempts, n, waited, fields[2] or '', key, fields[3] or ''}
+  claimed[#claimed + 1] = {id, string.sub(queue, 10), late and 1 or 0, attempts, n, waited, not late and fields[2] or '', key, fields[3] or ''}
 end
 
 for k = 2, #KEYS do

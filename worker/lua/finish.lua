@@ -2,7 +2,7 @@
 -- KEYS the place (leases, or a queue), job, blob
 -- ARGV id, token ('' for a job in a queue), 1 to act on a lapsed lease only, origin, registry, ttl, status, event, blob,
 --      event and error of a canceled job, field, value, ...
--- returns 1 if this call ended the job; a job whose cancellation was accepted ends canceled
+-- returns 0 if this call did not end the job, 1 if it did, and 2 if the job ended canceled instead, as was accepted
 local now = clock()
 local id, token, origin = ARGV[1], ARGV[2], ARGV[4]
 if token == '' then
@@ -16,7 +16,7 @@ else
 end
 if fields_of(KEYS[2], 'cancel')[1] then
   end_job(id, KEYS[2], origin, now, 'canceled', ARGV[6], 'canceled', ARGV[10], {'outcome', 'canceled', 'error', ARGV[11]})
-  return 1
+  return 2
 end
 -- the input is deleted, so that ended jobs are small; RQ requires the field
 end_job(id, KEYS[2], origin, now, ARGV[5], ARGV[6], ARGV[7], ARGV[8], {unpack(ARGV, 12)})

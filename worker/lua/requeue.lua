@@ -8,7 +8,10 @@ if not lease or (ARGV[3] == '1' and tonumber(lease) > clock()) then return 0 end
 redis.call('ZREM', KEYS[1], member)
 redis.call('ZREM', KEYS[5], member)
 redis.call('HSET', KEYS[2], 'status', 'queued')
-redis.call('HDEL', KEYS[2], 'progress', 'start_by') -- it started in time
+redis.call('HDEL', KEYS[2], 'progress')
+local times = fields_of(KEYS[2], 'started', 'start_by')
+local started, start_by = tonumber(times[1]), tonumber(times[2])
+if not (started and start_by and started > start_by) then redis.call('HDEL', KEYS[2], 'start_by') end -- it started in time
 if ARGV[4] == '1' then redis.call('HSET', KEYS[2], 'alone', '1') end
 if ARGV[5] == '1' then redis.call('HINCRBY', KEYS[2], 'attempts', -1) end
 append(ARGV[1], ARGV[6])
