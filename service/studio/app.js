@@ -18,7 +18,7 @@ const views = {};
 const notice = document.getElementById("notice");
 const pulse = document.getElementById("pulse");
 const modelSelect = document.getElementById("model");
-let metrics = null; // null while the service does not respond
+let metrics = null; // null while they are not available
 
 // -- views
 
@@ -79,22 +79,21 @@ route(false);
 // -- the state of the service
 
 async function refresh() {
-  let problem = null;
-  try {
-    metrics = await fetchMetrics();
-    await catalogue.load();
-    problem = showLoad(load(metrics));
-  } catch (error) {
-    problem = error;
-    showPulse(error.status === 401 ? "API key needed" : "Unreachable", false);
-    metrics = null;
-  }
+  const [models, measurements] = await Promise.allSettled([catalogue.load(), fetchMetrics()]);
+  metrics = measurements.value ?? null; // an operator may block them
   views.models.showHealth?.(metrics);
-  showProblem(problem);
+  showProblem(models.reason ? showUnavailable(models.reason) : showLoad());
 }
 
-/** Show whether the service can process jobs; returns the problem if it cannot. */
-function showLoad({ unserved, waiting }) {
+/** Show that the models cannot be loaded; returns the reason. */
+function showUnavailable(error) {
+  showPulse(error.status === 401 ? "API key needed" : "Unreachable", false);
+  return error;
+}
+
+/** Show whether the service can process jobs, as far as it is known; returns the problem if it cannot. */
+function showLoad() {
+  const { unserved, waiting } = metrics ? load(metrics) : { unserved: [] };
   if (!catalogue.models.length) {
     showPulse("No model yet", false);
     const remedy = "This page continues automatically as soon as one is ready.";
@@ -106,7 +105,7 @@ function showLoad({ unserved, waiting }) {
     const remedy = "Start one, or ask the operator of the service; this page continues automatically.";
     return new Refusal(`No worker is available to ${tasks}.`, { remedy, calm: true });
   }
-  showPulse(`Ready · ${waiting} waiting`, true);
+  showPulse(metrics ? `Ready · ${waiting} waiting` : "Ready", true);
   return catalogue.missing && fallback(catalogue.missing, catalogue.current.name);
 }
 

@@ -25,7 +25,7 @@ export function mount(host) {
   return {
     /** Show the metrics of the service, or null if they are not available. */
     showHealth(metrics) {
-      const unavailable = h("p", { class: "hint" }, "Not available while the service does not respond.");
+      const unavailable = h("p", { class: "hint" }, "Not available: the metrics of the service cannot be loaded.");
       update(health, metrics ? [lanesTable(metrics), latencyTable(metrics)] : [unavailable]);
     },
   };

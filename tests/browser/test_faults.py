@@ -128,11 +128,27 @@ def test_another_model_replaces_the_selected_one_with_a_notice_until_it_is_back(
 
 def test_a_service_that_does_not_respond_is_reported(studio) -> None:
     page = studio("score")
-    page.route("**/metrics", lambda route: None)  # neither answered nor refused
+    page.route("**/models", lambda route: None)  # neither answered nor refused
     expect(page.locator("#notice")).to_contain_text("The service does not respond.")
     expect(page.locator("#pulse")).to_have_text("Unreachable")
-    page.unroute("**/metrics")
+    page.unroute("**/models")
     expect(page.locator("#pulse")).to_contain_text("Ready")
+
+
+def test_images_are_scored_where_the_metrics_are_blocked(studio, tab, images: list[Path]) -> None:
+    tab.expected_messages = [REFUSED]
+    page = studio("models")
+    page.route("**/metrics", lambda route: route.fulfill(status=403))
+    page.reload()
+    expect(page.locator("#pulse")).to_have_text("Ready")
+    expect(page.locator("#notice .failure")).to_have_count(0)
+    expect(page.locator("#view-models .health")).to_have_text(
+        "Not available: the metrics of the service cannot be loaded."
+    )
+    page.get_by_role("link", name="Score").click()
+    select_images(page, images[:1])
+    page.get_by_role("button", name="Score 1 image").click()
+    expect(page.locator(".reading h2")).to_have_text("first.png")
 
 
 def test_an_upload_is_shown_and_can_be_canceled(studio, images: list[Path]) -> None:
