@@ -56,7 +56,12 @@ class Catalogue extends EventTarget {
 }
 
 /** What distinguishes a model from its other versions and calibrations. */
-const identity = (model) => model && `${model.name} ${model.version} ${model.calibration?.version}`;
+function identity(model) {
+  if (!model) return null;
+  const { name, version, calibrations, tiles } = model;
+  const versions = Object.entries(calibrations).map(([key, calibration]) => [key, calibration.version]);
+  return JSON.stringify([name, version, versions, tiles?.version]);
+}
 
 export const catalogue = new Catalogue();
 

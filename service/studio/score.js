@@ -267,6 +267,6 @@ async function toReadings(record, result, files) {
 }
 
 /** The score of an image that was scored in tiles: its OOD score and verdict alone. */
-function tiledScore({ score, p_value, threshold, is_ood, is_weak }) {
-  return { score, ood: p_value === null ? null : { p_value, threshold, is_ood, is_weak } };
+function tiledScore({ score, p_value, threshold, is_ood, is_weak, calibration_version }) {
+  return { score, ood: p_value === null ? null : { p_value, threshold, is_ood, is_weak, calibration_version } };
 }

@@ -3,12 +3,13 @@
 import { catalogue } from "./catalogue.js";
 import { plural } from "./dom.js";
 
-/** The calibration behind a reading's verdict, or null if its model is no longer available. */
+/** The calibration of a reading's verdict; null if it is no longer available, as after another calibration. */
 export function calibrationOf({ score: { ood }, scan, model }) {
   const current = catalogue.models.find(({ name, version }) => name === model.name && version === model.version);
   if (!ood || !current) return null;
-  if (scan) return current.tiles ?? null;
-  return current.calibrations?.[ood.calibration] ?? current.calibration ?? null;
+  const calibration = scan ? current.tiles : current.calibrations[ood.calibration];
+  const { calibration_version: version } = ood; // earlier workers send none
+  return calibration && (!version || version === calibration.version) ? calibration : null;
 }
 
 /** A p-value, rounded to its two significant digits. */
@@ -27,7 +28,7 @@ export function verdict(reading) {
   if (!ood) return scan ? uncalibratedTiles(model) : uncalibrated(model);
   const calibration = calibrationOf(reading);
   const others = `the images ${calibrationName(reading)} was calibrated on`;
-  const caution = ood.is_weak && calibration ? `This calibration is weak: ${calibration.weakness}.` : "";
+  const caution = ood.is_weak ? `This calibration is weak${calibration ? `: ${calibration.weakness}` : ""}.` : "";
   const views = Object.keys(scan?.views ?? {}).length;
   const rank = views > 1 ? viewsText(ood.p_value, views) : rankText(ood, calibration);
   const text = `${rank} ${pValueText(ood, calibration)}`;

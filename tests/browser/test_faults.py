@@ -42,6 +42,13 @@ def without(*names: str) -> Callable[[Route], None]:
     return models_with(remove)
 
 
+def with_tiny(change: Callable[[dict], object]) -> Callable[[Route], None]:
+    """Answer /models as if the model `tiny` had changed."""
+    return models_with(
+        lambda document: [change(model) for model in document["models"] if model["name"] == "tiny"],
+    )
+
+
 def select_images(page: Page, paths: list[Path]) -> None:
     page.locator("#view-score input[type=file]").set_input_files(paths)
     expect(page.locator(".waiting li")).to_have_count(len(paths))
@@ -149,6 +156,42 @@ def test_images_are_scored_where_the_metrics_are_blocked(studio, tab, images: li
     select_images(page, images[:1])
     page.get_by_role("button", name="Score 1 image").click()
     expect(page.locator(".reading h2")).to_have_text("first.png")
+
+
+def calibrate_again(model: dict) -> None:
+    for calibration in (*model["calibrations"].values(), model["tiles"]):
+        calibration |= {"version": "f" * 64, "n_rank": 1000, "weakness": "", "smallest_p": 0.001}
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+def test_a_verdict_is_not_explained_with_a_later_calibration(studio, images: list[Path], tiled: bool) -> None:
+    page = studio("score")
+    page.get_by_label("In tiles").set_checked(tiled)
+    select_images(page, images[:1])
+    page.get_by_role("button", name="Score 1 image").click()
+    verdict = page.locator(".reading .verdict")
+    expect(verdict).to_contain_text(re.compile(r"of the \d+ held-out images"))
+    page.route("**/models", with_tiny(calibrate_again))
+    expect(verdict).not_to_contain_text("held-out images")
+    expect(verdict).to_contain_text("p = ")
+    expect(page.locator(".reading .placed")).to_have_count(0)
+    page.unroute("**/models")
+    expect(verdict).to_contain_text(re.compile(r"of the \d+ held-out images"))
+
+
+def test_a_new_calibration_of_the_model_is_used_at_once(studio, images: list[Path]) -> None:
+    page = studio("score")
+    page.get_by_label("In tiles").check()
+    select_images(page, images[:1])
+    expect(page.locator(".waiting")).to_contain_text("1 tile of 8 × 8 pixels")
+
+    def change(model: dict) -> None:
+        model["calibrations"]["tolerant"] = model["calibrations"]["default"] | {"version": "e" * 64}
+        model["tiles"] |= {"version": "f" * 64, "width": 4, "height": 4}
+
+    page.route("**/models", with_tiny(change))
+    expect(page.locator(".waiting")).to_contain_text("9 tiles of 4 × 4 pixels")
+    expect(page.get_by_label("Calibration").locator("option")).to_have_text(["default", "tolerant"])
 
 
 def test_an_upload_is_shown_and_can_be_canceled(studio, images: list[Path]) -> None:
