@@ -35,9 +35,9 @@ export function conditionFields({ onTiledChange }) {
     get tiled() {
       return tiledInput.checked;
     },
-    /** The parameters of a request for images whose first one is `image`. */
-    read(image) {
-      if (tiledInput.checked) return { tile: 1, tile_size: image.tiling?.side };
+    /** The parameters of a request. */
+    read() {
+      if (tiledInput.checked) return { tile: 1 };
       return {
         class: classes.value || undefined,
         noise: noise.value || undefined,

@@ -2,7 +2,7 @@
 
 import { requestBlob } from "./api.js";
 import { catalogue } from "./catalogue.js";
-import { h } from "./dom.js";
+import { disable, h } from "./dom.js";
 import { showFailure } from "./feedback.js";
 import { pixelCanvas, toPng } from "./image.js";
 
@@ -41,18 +41,25 @@ function paint(name, width, height) {
 /** Buttons with a thumbnail of each example, which pass its file to `onFiles`; failures are reported in `notice`. */
 export function exampleButtons({ names = EXAMPLES, hint, onFiles, notice }) {
   async function passFile(name) {
+    enable(false); // a second click must not pass another file
     try {
       const { width, height } = catalogue.requireCurrent();
       await onFiles([await exampleFile(name, width, height)]);
     } catch (error) {
       showFailure(notice, error);
     }
+    enable(true);
   }
   const thumbnail = (name) =>
     name === PHOTOGRAPH
       ? h("img", { src: "studio/chelsea.jpg", alt: "", width: 44, height: 44 })
       : pixelCanvas(paint(name, 16, 16), "");
-  const item = (name) =>
-    h("li", {}, h("button", { type: "button", onclick: () => passFile(name) }, thumbnail(name), h("span", {}, name)));
-  return h("div", { class: "field" }, h("p", { class: "hint" }, hint), h("ul", { class: "examples" }, names.map(item)));
+  const buttons = names.map((name) =>
+    h("button", { type: "button", onclick: () => passFile(name) }, thumbnail(name), h("span", {}, name)),
+  );
+  const items = buttons.map((element) => h("li", {}, element));
+  const enable = (enabled) => {
+    for (const element of buttons) disable(element, !enabled);
+  };
+  return h("div", { class: "field" }, h("p", { class: "hint" }, hint), h("ul", { class: "examples" }, items));
 }

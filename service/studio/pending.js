@@ -8,13 +8,26 @@ import { tiling } from "./tiling.js";
 
 const UNREADABLE = "This file is damaged or not an image.";
 
-/** A selected file: `modelView` is the ImageData that the model sees, `tiling` how the service splits it into tiles. */
+/**
+ * Decode a file for a model: its `size` [width, height] in pixels, `modelView`, the ImageData that the model sees, and
+ * `whole`, a small canvas of the image. Returns null for a file that browsers cannot decode; the service can decode some.
+ */
+async function decodeFor(file, model) {
+  try {
+    return await withBitmap(file, (bitmap) => ({
+      size: [bitmap.width, bitmap.height],
+      modelView: preprocess(bitmap, model.width, model.height),
+      whole: cropPreview(bitmap, bitmap.width, bitmap.height),
+    }));
+  } catch {
+    return null;
+  }
+}
+
+/** A selected file, decoded for the current model. */
 class PendingImage {
-  modelView = null;
-  tiling = null;
-  whole = null; // a small canvas of the image
-  size = null; // [width, height] in pixels
-  ready = null; // a promise that resolves when they are known
+  decoded = undefined; // until it is known
+  decoding = null; // a promise of it
 
   constructor(file, onRemove) {
     this.file = file;
@@ -37,38 +50,30 @@ class PendingImage {
     disable(this.removeButton, isLocked);
   }
 
-  /** Decode the file for the current model, and show it. The service decodes some files that browsers cannot. */
+  /** Decode the file for the current model, and show it. */
   async load(isTiled) {
-    const model = catalogue.current;
-    if (!model) return;
-    try {
-      await withBitmap(this.file, (bitmap) => {
-        const { width, height } = bitmap;
-        this.size = [width, height];
-        this.modelView = preprocess(bitmap, model.width, model.height);
-        this.tiling = tiling(model, width, height);
-        this.whole = cropPreview(bitmap, width, height);
-      });
-    } catch {
-      this.size = null;
-      this.modelView = null;
-    }
+    if (!catalogue.current) return;
+    const decoding = decodeFor(this.file, catalogue.current);
+    this.decoding = decoding;
+    const decoded = await decoding;
+    if (this.decoding !== decoding) return; // another model was selected meanwhile
+    this.decoded = decoded;
     this.show(isTiled());
   }
 
   /** Show what the model will see. */
   show(isTiled) {
-    if (this.size) {
-      this.previews.replaceChildren(...(isTiled ? [this.whole] : this.croppedPreviews()));
+    if (this.decoded) {
+      this.previews.replaceChildren(...(isTiled ? [this.decoded.whole] : this.croppedPreviews()));
       this.hint.textContent = this.description(isTiled);
-    } else {
+    } else if (this.decoded === null) {
       this.previews.replaceChildren();
       this.hint.textContent = isTiff(this.file) ? UNDISPLAYABLE : UNREADABLE;
     }
   }
 
   croppedPreviews() {
-    const { modelView, whole } = this;
+    const { modelView, whole } = this.decoded;
     const label = "What the model sees: the centre of the image, resized to the model’s size";
     return [
       cropPreview(whole, modelView.width, modelView.height),
@@ -78,8 +83,9 @@ class PendingImage {
   }
 
   description(isTiled) {
-    if (!isTiled) return `${this.size.join(" × ")} pixels`;
-    const { n, size } = this.tiling;
+    const { size: imageSize } = this.decoded;
+    if (!isTiled) return `${imageSize.join(" × ")} pixels`;
+    const { n, size } = tiling(catalogue.current, ...imageSize);
     return n ? `${plural(n, "tile")} of ${size.join(" × ")} pixels` : "smaller than a tile";
   }
 }
@@ -120,13 +126,12 @@ export class PendingImages {
 
   /** Decode images for the current model. */
   load(images = this.images) {
-    for (const image of images) image.ready = image.load(this.isTiled);
+    for (const image of images) image.load(this.isTiled);
   }
 
   /** Update the previews after a change of the use of tiles. */
   show() {
-    if (!catalogue.current) return;
-    for (const image of this.images) image.ready.then(() => image.show(this.isTiled()));
+    for (const image of this.images) image.show(this.isTiled());
   }
 
   render() {

@@ -14,7 +14,7 @@ import { loadArticles, Results } from "./results.js";
 import { Sender } from "./send.js";
 import { jobs } from "./session.js";
 import { joined, refusedImage, split } from "./submission.js";
-import { tileMapUrl } from "./tiling.js";
+import { tileMapUrl, tiling } from "./tiling.js";
 import { verdict } from "./verdict.js";
 
 export function mount(host) {
@@ -117,9 +117,12 @@ class ScoreView {
     for (const image of images) image.lock(true);
     try {
       await this.sender.run(async (signal) => {
-        await Promise.all(images.map(({ ready }) => ready));
-        for (const group of split(images, this.conditions.tiled)) {
-          submitted += await this.submitGroup(group, refusals, signal);
+        const model = catalogue.requireCurrent(); // this and the conditions can change during the upload
+        const conditions = this.conditions.read();
+        const decoded = new Map(await Promise.all(images.map(async (image) => [image, await image.decoding])));
+        const submission = { model, conditions, decoded, signal };
+        for (const group of split(images, conditions.tile)) {
+          submitted += await this.submitGroup(group, submission, refusals);
         }
       });
     } catch (error) {
@@ -130,11 +133,11 @@ class ScoreView {
   }
 
   /** Submit a group as one job, without the images that are refused; returns how many were submitted. */
-  async submitGroup(group, refusals, signal) {
+  async submitGroup(group, submission, refusals) {
     let images = group;
     while (images.length) {
       try {
-        await this.submitJob(images, signal);
+        await this.submitJob(images, submission);
         return images.length;
       } catch (error) {
         const refused = refusedImage(error, images);
@@ -145,21 +148,17 @@ class ScoreView {
     return 0;
   }
 
-  async submitJob(images, signal) {
-    const model = catalogue.requireCurrent();
-    const conditions = this.conditions.read(images[0]);
+  async submitJob(images, { model, conditions, decoded, signal }) {
+    const parameters = conditions.tile ? tiledParameters(conditions, model, decoded.get(images[0])) : conditions;
     const form = new FormData();
     for (const { file } of images) form.append("image", file, file.name || "image.png");
-    for (const [name, value] of Object.entries({ map: 1, model: reference(model), ...conditions })) {
+    for (const [name, value] of Object.entries({ map: 1, model: reference(model), ...parameters })) {
       if (value) form.set(name, value);
     }
     const { id } = await submit("score", form, signal);
-    const summaries = images.map(({ name, modelView }) => ({
-      name,
-      modelView: modelView && pixelCanvas(modelView, "").toDataURL(),
-    }));
+    const summaries = images.map((image) => summary(image, decoded.get(image)));
     this.pending.remove(images);
-    const record = { id, view: "score", model: model.name, conditions, images: summaries };
+    const record = { id, view: "score", model: model.name, conditions: parameters, images: summaries };
     jobs.add(record);
     this.watch(
       record,
@@ -233,6 +232,18 @@ class ScoreView {
     if (isSelected) reveal(this.results.article);
   }
 }
+
+/** The parameters of a request for an image in tiles. */
+const tiledParameters = (conditions, model, decoded) => ({
+  ...conditions,
+  tile_size: decoded ? tiling(model, ...decoded.size).side : undefined,
+});
+
+/** What the results show of a submitted image, also after a reload. */
+const summary = ({ name }, decoded) => ({
+  name,
+  modelView: decoded ? pixelCanvas(decoded.modelView, "").toDataURL() : null,
+});
 
 /** The status line of a scoring job. */
 function progressTexts({ conditions, images }) {

@@ -27,8 +27,9 @@ export class Sender {
     this.onChange();
   }
 
-  /** Perform `action(signal)`, whose signal is aborted if the user cancels. */
+  /** Perform `action(signal)`, whose signal is aborted if the user cancels; does nothing while another one runs. */
   async run(action) {
+    if (this.isBusy) return;
     this.controller = new AbortController();
     const timer = setTimeout(() => this.setSlow(true), QUICK_MS);
     this.update();

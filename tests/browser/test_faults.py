@@ -229,6 +229,63 @@ def test_images_are_split_into_requests_that_the_service_accepts(studio, images:
     assert len(submissions) == 2
 
 
+def test_settings_changed_during_an_upload_apply_to_the_next_one(studio, images: list[Path]) -> None:
+    page = studio("score")
+    page.route("**/models", models_with(lambda document: document.update(max_images=1)))
+    page.reload()
+    expect(page.locator("#pulse")).to_contain_text("Ready")
+    select_images(page, images)
+    held_routes: list[Route] = []
+    is_held = True
+    page.route("**/score", lambda route: held_routes.append(route) if is_held else route.continue_())
+    with page.expect_request("**/score"):
+        page.get_by_role("button", name="Score 3 images").click()
+    page.get_by_label("In tiles").check()
+    page.select_option("#model", "wide")
+    is_held = False
+    for route in held_routes:
+        route.continue_()
+    expect(page.locator(".strip .tile")).to_have_count(3)
+    for image in images:
+        page.locator(".strip .tile", has_text=image.name).click()
+        expect(page.locator(".reading h2")).to_have_text(image.name)
+        expect(page.locator(".reading header .hint")).to_contain_text("tiny")
+        shown = page.locator(".reading .answer img")
+        assert shown.evaluate("e => [e.naturalWidth, e.naturalHeight]") == [8, 8]
+        expect(page.locator(".reading .big")).to_contain_text("bits/dim")  # not in tiles
+
+
+def test_an_image_is_shown_as_the_latest_model_sees_it(studio, images: list[Path]) -> None:
+    page = studio("score")
+    page.evaluate(
+        """() => {
+            const original = window.createImageBitmap;
+            window.calls = [];
+            window.closedBitmaps = 0;
+            window.createImageBitmap = async (...args) => {
+                await new Promise((resolve) => window.calls.push(resolve));
+                const bitmap = await original(...args);
+                const close = bitmap.close.bind(bitmap);
+                bitmap.close = () => {
+                    window.closedBitmaps += 1;
+                    close();
+                };
+                return bitmap;
+            };
+        }"""
+    )
+    select_images(page, images[:1])
+    page.wait_for_function("() => window.calls.length === 1")
+    page.select_option("#model", "wide")
+    page.wait_for_function("() => window.calls.length === 2")
+    view = page.locator(".waiting canvas[role=img]")
+    page.evaluate("window.calls[1]()")
+    expect(view).to_have_attribute("width", "32")
+    page.evaluate("window.calls[0]()")
+    page.wait_for_function("() => window.closedBitmaps === 2")
+    expect(view).to_have_attribute("width", "32")
+
+
 def test_few_images_are_decoded_at_the_same_time_and_then_freed(studio, tmp_path: Path) -> None:
     paths = [tmp_path / f"{i}.png" for i in range(9)]
     for path in paths:

@@ -429,6 +429,15 @@ def test_a_photograph_is_among_the_examples(studio) -> None:
     expect(page.locator(".waiting li")).to_have_count(0)
 
 
+def test_a_double_click_scores_an_example_once(studio) -> None:
+    page = studio("score")
+    submissions = []
+    page.on("request", lambda request: request.url.endswith("/score") and submissions.append(request))
+    page.locator("#view-score").get_by_role("button", name="photo").dblclick()
+    expect(page.locator(".reading h2")).to_have_text("chelsea.jpg")
+    assert len(submissions) == 1
+
+
 @pytest.mark.parametrize("view", ["score", "generate", "complete", "trajectory"])
 @pytest.mark.parametrize("viewport", [{"width": 1280, "height": 800}, {"width": 390, "height": 844}])
 def test_the_primary_button_stays_visible(studio, photo: Path, view: str, viewport: dict[str, int]) -> None:
