@@ -40,6 +40,11 @@ class Catalogue extends EventTarget {
     throw new Refusal("No model is available yet.", { remedy });
   }
 
+  /** The model of a result {name, version}; undefined if the service no longer offers it. */
+  modelOf({ name, version }) {
+    return this.models.find((model) => model.name === name && model.version === version);
+  }
+
   select(name) {
     this.current = this.models.find((model) => model.name === name) ?? this.current;
     modelName.set(name);

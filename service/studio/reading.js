@@ -32,14 +32,12 @@ export function readingArticle(reading, readings) {
   );
 }
 
-function conditionsText({ model, conditions }) {
-  const parts = [
-    `${model.name} ${model.version.slice(0, 12)}`,
-    conditions.class && `class ${conditions.class}`,
-    conditions.noise && `noise of ${greyLevels(conditions.noise)}`,
-  ];
-  return parts.filter(Boolean).join(" · ");
-}
+const conditionsText = ({ model, conditions }) =>
+  [`${model.name} ${model.version.slice(0, 12)}`, ...conditionsOf(conditions)].join(" · ");
+
+/** The conditions of the likelihood, as texts; none for the exact likelihood of the image. */
+const conditionsOf = ({ class: className, noise }) =>
+  [className && `class ${className}`, noise && `noise of ${greyLevels(noise)}`].filter(Boolean);
 
 function verdictFacts(reading) {
   const { kind, label, title, text, caution } = verdict(reading);
@@ -67,27 +65,37 @@ function nextStep(kind) {
   return ["To compare with your own images, ", link, "."];
 }
 
-function likelihood({ score, model }) {
+function likelihood(reading) {
+  const { score, conditions } = reading;
   const nats = score.log_likelihood.toLocaleString("en", { maximumFractionDigits: 0 }).replace("-", "−");
-  const testBpd = catalogue.models.find(({ name }) => name === model.name)?.metrics.test_bpd;
-  const comparison = testBpd ? `Test images of ${model.name} average ${testBpd.toFixed(2)}. ` : "";
+  // The explanation of the unit holds without noise only: with noise, the likelihood is a density.
+  const unit = [" bits/dim", !conditions.noise && explain("bits/dim")];
   return h(
     "section",
     { class: "likelihood" },
-    h("p", { class: "big" }, h("span", { class: "mono" }, score.bpd.toFixed(2)), " bits/dim", explain("bits/dim")),
+    h("p", { class: "big" }, h("span", { class: "mono" }, score.bpd.toFixed(2)), unit),
     h(
       "p",
       { class: "hint" },
-      `${comparison}Lower means more likely. This is not a verdict: flat images are likely under every such model. `,
-      `Log-likelihood of the whole image: ${nats} nats.`,
+      `Lower means more likely. ${comparison(reading)} Log-likelihood of the whole image: ${nats} nats.`,
     ),
   );
 }
 
-/** The position of the OOD score, or of bits/dim, in the histogram of held-out images. */
-function placement({ score }, { histograms, n_rank: ranked }) {
+/** What to compare bits/dim with: only images that were scored under the same conditions. */
+function comparison({ model, conditions }) {
+  const texts = conditionsOf(conditions);
+  if (texts.length) return `Compare it only with images scored under the same conditions: ${texts.join(", ")}.`;
+  const testBpd = catalogue.modelOf(model)?.metrics.test_bpd;
+  const average = testBpd ? `Test images of ${model.name} average ${testBpd.toFixed(2)}. ` : "";
+  return `${average}This is not a verdict: flat images are likely under every such model.`;
+}
+
+/** The position of the OOD score, or of bits/dim without conditions, in the histogram of held-out images. */
+function placement({ score, conditions }, { histograms, n_rank: ranked }) {
   const { statistic } = score.ood;
-  const names = [...new Set([statistic, "bpd"])].filter((name) => histograms?.[name]);
+  const isPlain = !conditionsOf(conditions).length;
+  const names = [...new Set([statistic, ...(isPlain ? ["bpd"] : [])])].filter((name) => histograms?.[name]);
   if (!names.length) return null;
   const holder = h("div");
   const tabs = chips({

@@ -5,7 +5,7 @@ import { plural } from "./dom.js";
 
 /** The calibration of a reading's verdict; null if it is no longer available, as after another calibration. */
 export function calibrationOf({ score: { ood }, scan, model }) {
-  const current = catalogue.models.find(({ name, version }) => name === model.name && version === model.version);
+  const current = catalogue.modelOf(model);
   if (!ood || !current) return null;
   const calibration = scan ? current.tiles : current.calibrations[ood.calibration];
   const { calibration_version: version } = ood; // earlier workers send none

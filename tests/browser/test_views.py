@@ -151,6 +151,39 @@ def test_shading_is_explained_only_where_it_is_shown(studio, tmp_path: Path) -> 
     expect(placed.locator(".chart")).to_contain_text("bits/dim: lower is more likely")
 
 
+def test_a_likelihood_is_compared_only_under_the_same_conditions(studio) -> None:
+    page = studio("score")
+    reading = page.locator(".reading")
+    likelihood = reading.locator(".likelihood")
+    page.route("**/models", with_test_bpd)
+    page.reload()
+    score_example(page, "stripes")
+    expect(likelihood).to_contain_text("Lower means more likely. Test images of tiny average 3.39.")
+    expect(reading.get_by_role("button", name="Explain bits/dim")).to_be_visible()
+    expect(reading.get_by_role("radio", name="bits/dim")).to_be_visible()
+    view = page.locator("#view-score")
+    view.locator("summary", has_text="Class, noise level").click()
+    view.get_by_label("Class").select_option("dark")
+    view.get_by_label("Noise level").fill("2")
+    score_example(page, "gradient")
+    expect(reading.locator("h2")).to_have_text("gradient.png")
+    expect(likelihood).to_contain_text(
+        "Compare it only with images scored under the same conditions: class dark, noise of 2 grey levels."
+    )
+    expect(likelihood).not_to_contain_text("Test images")
+    expect(reading.get_by_role("button", name="Explain bits/dim")).to_have_count(0)
+    expect(reading.locator(".placed .chips label")).to_have_text(["multiscale_corr"])
+
+
+def with_test_bpd(route: Route) -> None:
+    """Answer /models as if the models had been evaluated."""
+    response = route.fetch()
+    document = response.json()
+    for model in document["models"]:
+        model["metrics"] |= {"test_bpd": 3.39}
+    route.fulfill(response=response, json=document)
+
+
 def test_maps_can_be_compared_on_one_scale(studio) -> None:
     page = studio("score")
     score_example(page, "stripes")
