@@ -32,6 +32,7 @@ class Models(BaseModel):
                 "models": [examples.MODEL],
                 "calibration_allowed": False,
                 "max_images": 64,
+                "max_tiles": 4096,
                 "max_body_bytes": 67_108_864,
             }
         }
@@ -40,6 +41,7 @@ class Models(BaseModel):
     models: list[ServedModel]
     calibration_allowed: bool = Field(description="whether clients may calibrate new models with /calibrate")
     max_images: int = Field(description="maximum images sent or requested in one request")
+    max_tiles: int = Field(description="maximum tiles of an image")
     max_body_bytes: int = Field(description="maximum bytes of a request body")
 
 
@@ -65,6 +67,7 @@ async def models(jobs: Jobs) -> Models:
         models=served,
         calibration_allowed=jobs.settings.allow_calibration,
         max_images=jobs.settings.max_images,
+        max_tiles=jobs.settings.max_tiles,
         max_body_bytes=jobs.settings.max_body_bytes,
     )
 

@@ -3,13 +3,14 @@
 import { Refusal, submit } from "./api.js";
 import { catalogue } from "./catalogue.js";
 import { quoted, terminal } from "./curl.js";
-import { announce, button, h, keepFocus, plural, uid, viewTitle } from "./dom.js";
+import { announce, button, h, keepFocus, mebibytes, plural, uid, viewTitle } from "./dom.js";
 import { emptyState, failure, isImage, reveal } from "./feedback.js";
 import { dropZone, folderButton } from "./fields.js";
 import { jobMonitor } from "./job.js";
 import { powerTable } from "./power.js";
 import { jobForm } from "./runs.js";
 import { jobs } from "./session.js";
+import { requestBytes } from "./submission.js";
 
 const MAX_REASONS = 20; // files that a result names
 const MIN_IMAGES = 39; // 20 for estimation and 19 for ranking
@@ -139,14 +140,13 @@ class CalibrationForm {
 
   showFiles() {
     const { length } = this.files;
-    const bytes = this.files.reduce((sum, { size }) => sum + size, 0);
     const notes = [
       this.skipped && ` ${plural(this.skipped, "other file")} skipped.`,
       this.repeated && ` ${plural(this.repeated, "file")} already selected.`,
     ];
     const note = notes.filter(Boolean).join("");
     this.summary.textContent = length
-      ? `${plural(length, "file")}, ${(bytes / 2 ** 20).toFixed(1)} MB.${note}`
+      ? `${plural(length, "file")}, ${sizeText(this.files)}.${note}`
       : `No images yet.${note}`;
     this.zone.classList.toggle("filled", length > 0);
     this.update();
@@ -161,14 +161,17 @@ class CalibrationForm {
       const remedy = `Add at least ${MIN_IMAGES - files.length} more.`;
       throw new Refusal(`A calibration needs at least ${MIN_IMAGES} images.`, { remedy, fields: ["image"] });
     }
+    const tooLarge = (message) => {
+      const remedy = `Upload fewer images, or run this command where the images are: ${adaptCommand(base, name)}`;
+      return new Refusal(message, { status: 413, remedy, fields: ["image"] });
+    };
+    if (requestBytes(files) > catalogue.maxBytes) throw tooLarge(`The files are too large: ${sizeText(files)}.`);
     const body = new FormData();
     for (const file of files) body.append("image", file, file.name);
     body.set("name", name);
     body.set("model", base);
     const { id } = await submit("calibrate", body, signal).catch((error) => {
-      if (error.status !== 413) throw error;
-      const remedy = `Upload fewer images, or run this command where the images are: ${adaptCommand(base, name)}`;
-      throw new Refusal(error.message, { status: 413, remedy, fields: ["image"] });
+      throw error.status === 413 ? tooLarge(error.message) : error; // proxies have limits of their own
     });
     const record = { id, view: "calibrate", name, base };
     jobs.add(record);
@@ -218,6 +221,9 @@ class CalibrationForm {
     }
   }
 }
+
+/** The size of an upload, and its limit. */
+const sizeText = (files) => `${mebibytes(requestBytes(files))} of at most ${mebibytes(catalogue.maxBytes)} MiB`;
 
 /** The status of a calibration, whose phases take about equally long. */
 function describeProgress({ stage, step, total }) {

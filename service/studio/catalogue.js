@@ -10,19 +10,21 @@ class Catalogue extends EventTarget {
   identities = "";
   calibrationAllowed = false;
   maxImages = 64; // of a request
+  maxTiles = 4096; // of an image
   maxBytes = Infinity; // of the body of a request
 
   /** Load the models. While the service offers none, as after its start, `current` stays. */
   async load() {
     const { models, ...document } = await requestJson("models");
-    const { calibration_allowed: calibrationAllowed, max_images: maxImages, max_body_bytes: maxBytes } = document;
+    const { calibration_allowed: calibrationAllowed } = document;
+    const { max_images: maxImages, max_tiles: maxTiles, max_body_bytes: maxBytes } = document;
     const name = modelName.get() ?? this.current?.name;
     const byName = models.find((model) => model.name === name);
     const current = byName ?? models.find((model) => model.default) ?? models[0] ?? this.current;
     const currentChanged = identity(current) !== identity(this.current);
     const identities = [calibrationAllowed, maxImages, ...models.map(identity)].join();
     const listChanged = identities !== this.identities;
-    Object.assign(this, { models, current, identities, calibrationAllowed, maxImages, maxBytes });
+    Object.assign(this, { models, current, identities, calibrationAllowed, maxImages, maxTiles, maxBytes });
     if (listChanged) this.dispatchEvent(new Event("list"));
     if (currentChanged) this.dispatchEvent(new Event("change"));
   }

@@ -1,10 +1,11 @@
 // The fields of a score: tiles, the class and noise level that it is conditioned on, and the calibration.
 
+import { Refusal } from "./api.js";
 import { greyLevels, h } from "./dom.js";
-import { selectField, slider } from "./fields.js";
+import { numberField, selectField, slider } from "./fields.js";
 
-export function conditionFields({ onTiledChange }) {
-  const tiledInput = h("input", { type: "checkbox", onchange: onTiledChange });
+export function conditionFields({ onTilesChange }) {
+  const tiles = tileFields(onTilesChange);
   const classes = selectField({ label: "Class", field: "class" });
   const calibrations = selectField({ label: "Calibration", field: "calibration" });
   const noise = slider({
@@ -21,7 +22,7 @@ export function conditionFields({ onTiledChange }) {
   const hint = "Class and noise level affect only the likelihood, not the verdict. They are ignored for tiles.";
   return {
     elements: [
-      h("div", { "data-field": "tile" }, h("label", { class: "check" }, tiledInput, "Score in tiles (large images)")),
+      tiles.elements,
       h(
         "details",
         {},
@@ -32,12 +33,14 @@ export function conditionFields({ onTiledChange }) {
         calibrations.element,
       ),
     ],
-    get tiled() {
-      return tiledInput.checked;
+    /** How images are split into tiles: {size} with the chosen size, if any; null if they are not. */
+    get tiles() {
+      return tiles.value;
     },
-    /** The parameters of a request. */
+    /** The parameters of a request; throws a `Refusal` if the size of tiles is invalid. */
     read() {
-      if (tiledInput.checked) return { tile: 1 };
+      tiles.check();
+      if (tiles.value) return { tile: 1, tile_size: tiles.value.size };
       return {
         class: classes.value || undefined,
         noise: noise.value || undefined,
@@ -47,9 +50,51 @@ export function conditionFields({ onTiledChange }) {
     useModel(model) {
       classes.offer([["", "none"], ...model.classes.map((name) => [name, name])]);
       noise.limit(model.noise);
-      const names = Object.keys(model.calibrations ?? {}).filter((name) => name !== "default");
+      const names = Object.keys(model.calibrations).filter((name) => name !== "default");
       calibrations.offer([["", "default"], ...names.map((name) => [name, name])]);
       calibrations.element.hidden = !names.length;
+      tiles.useModel(model);
+    },
+  };
+}
+
+/** Whether images are split into tiles, and the size of these unless their calibration determines it. */
+function tileFields(onChange) {
+  const onchange = () => {
+    show();
+    onChange();
+  };
+  const input = h("input", { type: "checkbox", onchange });
+  const size = numberField({
+    label: "Tile size in pixels",
+    field: "tile_size",
+    placeholder: "automatic",
+    oninput: onChange,
+    hint: "The shorter side of a tile. Larger tiles are scored faster, but hide small details.",
+  });
+  let areCalibrated = false;
+  function show() {
+    size.element.hidden = !input.checked || areCalibrated;
+  }
+  show();
+  return {
+    elements: [
+      h("div", { "data-field": "tile" }, h("label", { class: "check" }, input, "Score in tiles (large images)")),
+      size.element,
+    ],
+    get value() {
+      if (!input.checked) return null;
+      return { size: size.element.hidden || !size.isValid ? undefined : size.value };
+    },
+    check() {
+      if (size.element.hidden || size.isValid) return;
+      const message = `The tile size must be a whole number, at least ${size.min}.`;
+      throw new Refusal(message, { remedy: "Or leave it empty.", fields: ["tile_size"] });
+    },
+    useModel(model) {
+      size.min = Math.min(model.width, model.height);
+      areCalibrated = Boolean(model.tiles);
+      show();
     },
   };
 }

@@ -110,6 +110,9 @@ export function save(blob, name) {
 /** A number with its noun: `plural(2, "image")` is "2 images". */
 export const plural = (n, noun) => `${n.toLocaleString("en")} ${noun}${n === 1 ? "" : "s"}`;
 
+/** A number of bytes in MiB, the unit of the limits. */
+export const mebibytes = (bytes) => (bytes / 2 ** 20).toFixed(1);
+
 export function seconds(s) {
   if (s < 1) return `${Math.round(1000 * s)} ms`;
   if (s < 90) return `${s.toFixed(s < 10 ? 1 : 0)} s`;

@@ -146,6 +146,34 @@ export function selectField({ label, field, term, onChange, hint }) {
   };
 }
 
+/** A labelled number field; further `attributes` are those of its input. */
+export function numberField({ label, field, hint, ...attributes }) {
+  const [id, hintId] = [uid(), uid()];
+  const input = h("input", { type: "number", id, "aria-describedby": hintId, ...attributes });
+  return {
+    element: h(
+      "div",
+      { class: "field", "data-field": field },
+      h("label", { for: id }, label),
+      input,
+      h("p", { class: "hint", id: hintId }, hint),
+    ),
+    /** The number; undefined if the field is empty. */
+    get value() {
+      return input.value === "" ? undefined : Number(input.value);
+    },
+    get isValid() {
+      return input.validity.valid;
+    },
+    get min() {
+      return input.min;
+    },
+    set min(minimum) {
+      input.min = minimum;
+    },
+  };
+}
+
 /** A button that selects the files of a whole folder. */
 export function folderButton(onFiles) {
   const onchange = () => {

@@ -51,21 +51,21 @@ class PendingImage {
   }
 
   /** Decode the file for the current model, and show it. */
-  async load(isTiled) {
+  async load(tiles) {
     if (!catalogue.current) return;
     const decoding = decodeFor(this.file, catalogue.current);
     this.decoding = decoding;
     const decoded = await decoding;
     if (this.decoding !== decoding) return; // another model was selected meanwhile
     this.decoded = decoded;
-    this.show(isTiled());
+    this.show(tiles());
   }
 
-  /** Show what the model will see. */
-  show(isTiled) {
+  /** Show what the model will see, or the `tiles` {size} that it will score. */
+  show(tiles) {
     if (this.decoded) {
-      this.previews.replaceChildren(...(isTiled ? [this.decoded.whole] : this.croppedPreviews()));
-      this.hint.textContent = this.description(isTiled);
+      this.previews.replaceChildren(...(tiles ? [this.decoded.whole] : this.croppedPreviews()));
+      this.hint.textContent = this.description(tiles);
     } else if (this.decoded === null) {
       this.previews.replaceChildren();
       this.hint.textContent = isTiff(this.file) ? UNDISPLAYABLE : UNREADABLE;
@@ -82,21 +82,21 @@ class PendingImage {
     ];
   }
 
-  description(isTiled) {
+  description(tiles) {
     const { size: imageSize } = this.decoded;
-    if (!isTiled) return `${imageSize.join(" × ")} pixels`;
-    const { n, size } = tiling(catalogue.current, ...imageSize);
+    if (!tiles) return `${imageSize.join(" × ")} pixels`;
+    const { n, size } = tiling(catalogue.current, imageSize, catalogue.maxTiles, tiles.size);
     return n ? `${plural(n, "tile")} of ${size.join(" × ")} pixels` : "smaller than a tile";
   }
 }
 
-/** The list of pending images. `isTiled()` is whether they will be scored in tiles. */
+/** The list of pending images. `tiles()` is null, or the {size} of tiles in which they will be scored, if one is chosen. */
 export class PendingImages {
   images = [];
   element = h("ul", { class: "waiting", hidden: true });
 
-  constructor({ isTiled, notice, onChange }) {
-    Object.assign(this, { isTiled, notice, onChange });
+  constructor({ tiles, notice, onChange }) {
+    Object.assign(this, { tiles, notice, onChange });
   }
 
   add(files) {
@@ -126,12 +126,12 @@ export class PendingImages {
 
   /** Decode images for the current model. */
   load(images = this.images) {
-    for (const image of images) image.load(this.isTiled);
+    for (const image of images) image.load(this.tiles);
   }
 
-  /** Update the previews after a change of the use of tiles. */
+  /** Update the previews after a change of the tiles. */
   show() {
-    for (const image of this.images) image.show(this.isTiled());
+    for (const image of this.images) image.show(this.tiles());
   }
 
   render() {

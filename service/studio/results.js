@@ -73,7 +73,10 @@ export class Results {
 
   clear() {
     const { readings } = this;
-    for (const { mapUrl, fileUrl } of readings) for (const url of [mapUrl, fileUrl]) if (url) URL.revokeObjectURL(url);
+    for (const { mapUrl, fileUrl } of readings) {
+      if (fileUrl) URL.revokeObjectURL(fileUrl);
+      mapUrl?.then(URL.revokeObjectURL, () => {});
+    }
     Object.assign(this, { readings: [], selected: null, shown: null, isChosen: false });
     this.items.clear();
     this.strip.replaceChildren();

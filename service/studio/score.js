@@ -13,8 +13,8 @@ import { PendingImages } from "./pending.js";
 import { loadArticles, Results } from "./results.js";
 import { Sender } from "./send.js";
 import { jobs } from "./session.js";
-import { joined, refusedImage, split } from "./submission.js";
-import { tileMapUrl, tiling } from "./tiling.js";
+import { checkSize, inFieldOfTileSize, joined, refusedImage, split } from "./submission.js";
+import { tiling } from "./tiling.js";
 import { verdict } from "./verdict.js";
 
 export function mount(host) {
@@ -46,9 +46,9 @@ class ScoreView {
       multiple: true,
       onFiles: (files) => this.pending.add(files),
     });
-    this.conditions = conditionFields({ onTiledChange: () => this.pending.show() });
+    this.conditions = conditionFields({ onTilesChange: () => this.pending.show() });
     this.pending = new PendingImages({
-      isTiled: () => this.conditions.tiled,
+      tiles: () => this.conditions.tiles,
       notice: this.notice,
       onChange: () => this.sender.update(),
     });
@@ -141,7 +141,7 @@ class ScoreView {
         return images.length;
       } catch (error) {
         const refused = refusedImage(error, images);
-        refusals.push(error);
+        refusals.push(inFieldOfTileSize(error));
         images = images.filter((image) => image !== refused);
       }
     }
@@ -149,6 +149,7 @@ class ScoreView {
   }
 
   async submitJob(images, { model, conditions, decoded, signal }) {
+    checkSize(images);
     const parameters = conditions.tile ? tiledParameters(conditions, model, decoded.get(images[0])) : conditions;
     const form = new FormData();
     for (const { file } of images) form.append("image", file, file.name || "image.png");
@@ -184,9 +185,9 @@ class ScoreView {
     this.results.render();
     try {
       const result = await monitor.result();
-      const readings = result && (await toReadings(record, result, files));
+      if (result) await loadArticles();
       keepFocus(row, viewTitle(row), () => row.remove());
-      if (readings) this.addReadings(readings);
+      if (result) this.addReadings(toReadings(record, result, files));
       else this.showCanceled(record, files);
     } catch (error) {
       this.reportFailure(row, record, error);
@@ -219,7 +220,7 @@ class ScoreView {
 
   /** Forget the jobs of readings that the user has cleared. */
   forget(readings) {
-    for (const { id } of readings) jobs.remove(id.split("/")[0]);
+    for (const { job } of readings) jobs.remove(job);
     this.sender.update();
     announce("Results cleared");
   }
@@ -236,7 +237,9 @@ class ScoreView {
 /** The parameters of a request for an image in tiles. */
 const tiledParameters = (conditions, model, decoded) => ({
   ...conditions,
-  tile_size: decoded ? tiling(model, ...decoded.size).side : undefined,
+  tile_size: decoded
+    ? tiling(model, decoded.size, catalogue.maxTiles, conditions.tile_size).side
+    : conditions.tile_size,
 });
 
 /** What the results show of a submitted image, also after a reload. */
@@ -260,17 +263,14 @@ function progressTexts({ conditions, images }) {
 }
 
 /** The reading of each scored image that the page shows; `scan` is the result if it was scored in tiles. */
-async function toReadings(record, result, files) {
-  await loadArticles();
+function toReadings(record, result, files) {
   const scan = result.box && result;
-  const mapUrl = scan && (await tileMapUrl(record.id));
   const scores = result.results ?? [tiledScore(result)];
   return scores.map((score, i) => ({
     ...record.images[i],
-    id: `${record.id}/${i}`,
+    job: record.id,
     score,
     scan,
-    mapUrl,
     file: files[i],
     model: result.model,
     conditions: record.conditions,

@@ -2,23 +2,30 @@
 
 import { Refusal } from "./api.js";
 import { catalogue } from "./catalogue.js";
-import { plural } from "./dom.js";
+import { mebibytes, plural } from "./dom.js";
 
 const PART_BYTES = 2048; // of a form for each file besides its content
+
+/** The bytes of a request with these files and a few parameters, at most. */
+export const requestBytes = (files) => files.reduce((sum, { size }) => sum + size + PART_BYTES, PART_BYTES);
+
+/** Throw a `Refusal` if an image, which is then alone in its group, does not fit into a request. */
+export function checkSize(images) {
+  const bytes = requestBytes(images.map(({ file }) => file));
+  if (bytes <= catalogue.maxBytes) return;
+  const message = `image has ${mebibytes(bytes)} MiB; at most ${mebibytes(catalogue.maxBytes)} MiB are accepted.`;
+  throw new Refusal(message, { status: 413, remedy: "Use a smaller image.", fields: ["image"] });
+}
 
 /** Split images into groups that fit into a request each: by number and by bytes, or one each if `isTiled`. */
 export function split(images, isTiled) {
   const maxImages = isTiled ? 1 : catalogue.maxImages;
   const groups = [];
-  let bytes = 0; // of the last group
   for (const image of images) {
-    const size = image.file.size + PART_BYTES;
-    bytes += size;
-    if (groups.at(-1)?.length < maxImages && bytes < catalogue.maxBytes) groups.at(-1).push(image);
-    else {
-      groups.push([image]);
-      bytes = size + PART_BYTES;
-    }
+    const group = [...(groups.at(-1) ?? []), image];
+    const fits = group.length <= maxImages && requestBytes(group.map(({ file }) => file)) <= catalogue.maxBytes;
+    if (fits && groups.length) groups.at(-1).push(image);
+    else groups.push([image]);
   }
   return groups;
 }
@@ -32,6 +39,14 @@ export function refusedImage(error, images) {
   image.element.classList.add("bad");
   error.imageName = image.file.name || "The pasted image";
   return image;
+}
+
+/** A refusal; one that asks for larger tiles belongs to the field of their size. */
+export function inFieldOfTileSize(error) {
+  if (!error.message.includes("set tile_size")) return error;
+  error.message = error.message.replace("tile_size", "the tile size");
+  error.fields = ["tile_size"];
+  return error;
 }
 
 /** One refusal for several: each reason once, with the names of the images that it applies to. */

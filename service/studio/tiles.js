@@ -1,6 +1,8 @@
 // Large images in tiles: the map of their OOD scores over the whole image.
 
+import { resultFile } from "./api.js";
 import { h, stem } from "./dom.js";
+import { failure } from "./feedback.js";
 import { showMap } from "./map.js";
 
 /** The names of the views, and what the frame of each marks. */
@@ -10,38 +12,61 @@ export const VIEWS = {
   mean: { name: "mean of all tiles", framed: "the whole image, because its tiles differ on average" },
 };
 
-/** The image, or its map if the file is not available, with the frame of the view. */
+/** The image, or its map if it cannot be shown, with the frame of the view. */
 export function framedImage(reading) {
   const { file, name, scan } = reading;
-  if (!file)
-    return framed(reading, mapImage(reading), "Only the map: the page does not keep files when it is reloaded");
+  if (!file) return mapFigure(reading, "Only the map: the page does not keep files when it is reloaded");
   reading.fileUrl ??= URL.createObjectURL(file);
-  const onerror = () => image.replaceWith(mapImage(reading));
+  const onerror = () => figure.replaceWith(mapFigure(reading, "Only the map: this browser cannot display the file"));
   const image = h("img", { ...size(reading), src: reading.fileUrl, alt: name, onerror });
-  return framed(reading, image, `Framed: ${VIEWS[scan.view].framed}`);
+  const figure = framed(reading, image, `Framed: ${VIEWS[scan.view].framed}`);
+  return figure;
 }
 
 /** Details with the map of the tiles beside the image. */
 export function tileMapDetails(reading) {
-  const { mapUrl, name, scan, file } = reading;
-  const download = h("a", { class: "button small", href: mapUrl, download: `${stem(name)}-map.png` }, "Download map");
+  const { scan, file } = reading;
   const scale = scan.threshold
     ? `Brightest above ${scan.threshold.toPrecision(3)}, the threshold of this view.`
     : "Bright tiles are the most unusual.";
-  const map = () => framed(reading, mapImage(reading), scale);
   return showMap("Map: which tiles are unusual", () => [
-    h("div", { class: "pair" }, file && framedImage(reading), map()),
-    h("div", {}, download),
+    h("div", { class: "pair" }, file && framedImage(reading), mapFigure(reading, scale, true)),
   ]);
 }
 
 const size = ({ scan: { width, height } }) => ({ width, height });
 
-const mapImage = (reading) =>
-  h("img", { ...size(reading), src: reading.mapUrl, alt: `Map of the OOD scores of ${reading.name}’s tiles` });
+/** The map that the service drew, fetched when it is shown; if that fails, the user can try again. */
+function mapFigure(reading, caption, isDownloadable = false) {
+  const holder = h("div", {}, h("p", { class: "hint" }, "Loading the map"));
+  async function show() {
+    try {
+      const src = await fetchMap(reading);
+      const image = h("img", { ...size(reading), src, alt: `Map of the OOD scores of ${reading.name}’s tiles` });
+      const attributes = { class: "button small", href: src, download: `${stem(reading.name)}-map.png` };
+      const download = isDownloadable && h("div", {}, h("a", attributes, "Download map"));
+      holder.replaceChildren(framed(reading, image, caption, download));
+    } catch (error) {
+      holder.replaceChildren(failure(error, show));
+    }
+  }
+  show();
+  return holder;
+}
+
+/** The address of the map of a reading, which is fetched only once. */
+async function fetchMap(reading) {
+  reading.mapUrl ??= resultFile(reading.job, "image/png").then((file) => URL.createObjectURL(file));
+  try {
+    return await reading.mapUrl;
+  } catch (error) {
+    reading.mapUrl = null;
+    throw error;
+  }
+}
 
 /** An image with the frame of the view. */
-function framed({ scan: { box, width, height } }, image, caption) {
+function framed({ scan: { box, width, height } }, image, caption, ...more) {
   const frame = h("span", { class: "box" });
   const edges = {
     left: box.left / width,
@@ -52,5 +77,5 @@ function framed({ scan: { box, width, height } }, image, caption) {
   for (const [property, share] of Object.entries(edges)) frame.style[property] = `${100 * share}%`;
   const position = `${box.left} pixels from the left and ${box.top} from the top`;
   const over = h("div", { class: "over whole" }, image, frame);
-  return h("figure", {}, over, h("figcaption", { class: "hint", title: position }, caption));
+  return h("figure", {}, over, h("figcaption", { class: "hint", title: position }, caption), more);
 }

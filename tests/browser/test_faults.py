@@ -100,6 +100,32 @@ def test_a_score_that_cannot_be_fetched_is_dismissed_at_once(studio, tab, images
     expect(page.locator("#view-score .failure")).to_have_count(0)
 
 
+def test_a_map_that_cannot_be_fetched_does_not_cost_the_score(studio, tab, images: list[Path]) -> None:
+    tab.expected_messages = [REFUSED]
+    page = studio("score")
+
+    def refuse_maps(route: Route) -> None:
+        if route.request.headers["accept"] != "image/png":
+            route.continue_()
+            return
+        route.fulfill(status=503, json={"detail": "The queue is unreachable.", "status": 503})
+
+    page.route("**/jobs/*/result", refuse_maps)
+    page.get_by_label("In tiles").check()
+    select_images(page, images[:1])
+    page.get_by_role("button", name="Score 1 image").click()
+    expect(page.locator(".reading .answer img")).to_be_visible()
+    page.locator(".reading summary", has_text="Map").click()
+    failure = page.locator(".reading .map .failure")
+    expect(failure).to_contain_text("The queue is unreachable.")
+    page.unroute("**/jobs/*/result")
+    failure.get_by_role("button", name="Try again").click()
+    expect(page.locator(".reading .map img")).to_have_count(2)
+    page.reload()
+    expect(page.locator(".reading .answer")).to_contain_text("Only the map")
+    expect(page.locator(".reading .answer img")).to_be_visible()
+
+
 def test_a_restart_of_the_service_keeps_the_settings(studio) -> None:
     page = studio("generate")
     view = page.locator("#view-generate")
@@ -226,6 +252,24 @@ def test_images_are_split_into_requests_that_the_service_accepts(studio, images:
     select_images(page, images)
     page.get_by_role("button", name="Score 3 images").click()
     expect(page.locator(".strip .tile")).to_have_count(3)
+    assert len(submissions) == 2
+
+
+def test_an_image_that_no_request_can_hold_is_named_and_not_uploaded(studio, images: list[Path]) -> None:
+    images[1].write_bytes(images[1].read_bytes() + bytes(8000))
+    page = studio("score")
+    page.route("**/models", models_with(lambda document: document.update(max_body_bytes=8000)))
+    page.reload()
+    expect(page.locator("#pulse")).to_contain_text("Ready")
+    submissions = []
+    page.on("request", lambda request: request.url.endswith("/score") and submissions.append(request))
+    select_images(page, images)
+    page.get_by_role("button", name="Score 3 images").click()
+    refusal = page.get_by_role("alert")
+    expect(refusal).to_contain_text("second.png has 0.0 MiB; at most 0.0 MiB are accepted.")
+    expect(refusal).to_contain_text("2 images were submitted. Use a smaller image.")
+    expect(page.locator(".strip .tile")).to_have_count(2)
+    expect(page.locator(".waiting .bad")).to_contain_text("second.png")
     assert len(submissions) == 2
 
 
@@ -459,8 +503,8 @@ def test_an_image_is_not_added_twice_to_a_calibration(studio, images: list[Path]
     page = studio("calibrate")
     view = page.locator("#view-calibrate")
     for selection, summary in (
-        (images[:2], "2 files, 0.0 MB."),
-        (images, "3 files, 0.0 MB. 2 files already selected."),
+        (images[:2], "2 files, 0.0 of at most 64.0 MiB."),
+        (images, "3 files, 0.0 of at most 64.0 MiB. 2 files already selected."),
     ):
         view.locator("input[type=file]").set_input_files(selection)
         expect(view.locator("[data-field=image] > .hint")).to_have_text(summary)

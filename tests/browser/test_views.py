@@ -326,8 +326,8 @@ def test_the_tiles_on_the_page_are_those_of_the_service(studio) -> None:
     images = [(8, 8), (90, 60), (61, 400), (1000, 750), (4000, 3000), (7, 90)]
     for (height, width), (W, H) in itertools.product(models, images):
         tiling = page.evaluate(
-            "async ([model, w, h]) => (await import('/studio/tiling.js')).tiling(model, w, h)",
-            [{"height": height, "width": width}, W, H],
+            "async ([model, size]) => (await import('/studio/tiling.js')).tiling(model, size, 1024)",
+            [{"height": height, "width": width}, [W, H]],
         )
         tile = Tiling.for_model(height, width, tiling["side"])
         assert tiling["size"] == [tile.width, tile.height]
@@ -337,6 +337,64 @@ def test_the_tiles_on_the_page_are_those_of_the_service(studio) -> None:
         else:
             with pytest.raises(InputError, match="smaller than a tile"):
                 tile.grid_shape(H, W)
+
+
+def test_the_size_of_tiles_is_chosen(studio, photo: Path) -> None:
+    page = studio("score")
+    size = page.get_by_label("Tile size in pixels")
+    page.get_by_label("In tiles").check()
+    expect(page.locator(".drop")).to_be_visible()
+    expect(size).to_be_hidden()  # the calibration of tiles determines it
+    page.route("**/models", without_tiles(max_tiles=100))
+    expect(size).to_be_visible()
+    upload(page, "score", photo)
+    expect(page.locator(".waiting")).to_contain_text("96 tiles of 13 × 13 pixels")  # at most 100
+    size.fill("7")
+    page.get_by_role("button", name="Score 1 image").click()
+    refusal = page.locator("[data-field=tile_size]").get_by_role("alert")
+    expect(refusal).to_contain_text("The tile size must be a whole number, at least 8.")
+    size.fill("20")
+    expect(page.locator(".waiting")).to_contain_text("40 tiles of 20 × 20 pixels")
+    page.route("**/score", lambda route: None)  # the tiles of the service's model have another size
+    with page.expect_request("**/score") as request:
+        page.get_by_role("button", name="Score 1 image").click()
+    assert b'name="tile_size"\r\n\r\n20\r\n' in (request.value.post_data_buffer or b"")
+    expect(refusal).to_have_count(0)
+
+
+def test_a_file_that_the_browser_cannot_read_is_scored_in_tiles_of_the_chosen_size(studio, tab, photo: Path) -> None:
+    tab.expected_messages = [REFUSED]
+    page = studio("score")
+    page.route("**/models", without_tiles())
+    page.get_by_label("In tiles").check()
+    size = page.get_by_label("Tile size in pixels")
+    size.fill("30")
+    tiff = photo.with_suffix(".tiff")
+    Image.open(photo).save(tiff)
+    upload(page, "score", tiff)
+    expect(page.locator(".waiting")).to_contain_text("This browser cannot display this file")
+    detail = "image is 90 x 60 pixels, which makes 9000 tiles; at most 4096 are scored, so set tile_size to 9 or more."
+    problem = {"status": 422, "detail": detail, "errors": [{"field": "image", "detail": detail}]}
+    page.route("**/score", lambda route: route.fulfill(status=422, json=problem))
+    with page.expect_request("**/score") as request:
+        page.get_by_role("button", name="Score 1 image").click()
+    assert b'name="tile_size"\r\n\r\n30\r\n' in (request.value.post_data_buffer or b"")
+    expect(page.locator("[data-field=tile_size]").get_by_role("alert")).to_contain_text(
+        "it's a photo.tiff is 90 x 60 pixels, which makes 9000 tiles; at most 4096 are scored, so set the tile size to"
+    )
+
+
+def without_tiles(**limits: int) -> Callable[[Route], None]:
+    """Answer /models with other limits, as if no tiles were calibrated."""
+
+    def answer(route: Route) -> None:
+        response = route.fetch()
+        document = response.json()
+        for model in document["models"]:
+            model["tiles"] = None
+        route.fulfill(response=response, json=document | limits)
+
+    return answer
 
 
 def test_impossible_tiles_are_refused_in_a_sentence(studio, tab, tmp_path: Path) -> None:
@@ -1114,7 +1172,7 @@ def test_a_model_is_calibrated_on_own_images_and_can_be_used_at_once(studio, mod
     view.locator("input[type=file]").first.set_input_files([good_zip(60)])
     name = view.get_by_label("Name of the new model")
     expect(name).to_have_value("good-ones")
-    expect(view).to_contain_text("1 file, 0.0 MB")
+    expect(view).to_contain_text("1 file, 0.0 of at most 64.0 MiB")
     try:
         view.get_by_role("button", name="Calibrate").click()
         run = view.locator("article.run")
@@ -1177,10 +1235,20 @@ def test_unusable_images_and_names_are_refused_beside_their_controls(studio, tab
     refusal = view.locator("[data-field=image] .failure")
     expect(refusal).to_contain_text("is a zip that cannot be read")
     view.get_by_role("button", name="Clear").click()
-    # Playwright sends no larger files; the service refuses such requests by their length
+    page.route("**/models", with_members(max_body_bytes=50_000))
+    page.reload()
+    files.set_input_files(good_images(40))
+    view.get_by_label("Name of the new model").fill("mine")
+    submit_button.click()
+    expect(refusal).to_contain_text("The files are too large: 0.1 of at most 0.0 MiB.")
+    expect(refusal).to_contain_text("ncml adapt FOLDER --model tiny --out models/mine")
+    page.unroute("**/models")
+    page.reload()
+    # A proxy may have a lower limit.
     detail = "The request body is too large: at most 67108864 bytes are accepted; send fewer or smaller images."
     page.route("**/calibrate", lambda route: route.fulfill(status=413, json={"detail": detail}))
     files.set_input_files(good_images(40))
+    view.get_by_label("Name of the new model").fill("mine")
     submit_button.click()
     expect(refusal).to_contain_text("at most 67108864 bytes are accepted")
     expect(refusal).to_contain_text("ncml adapt FOLDER --model tiny --out models/mine")
