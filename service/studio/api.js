@@ -5,7 +5,7 @@ import { apiKey } from "./session.js";
 const REMEDIES = {
   400: "Choose another file; if it happens again, reload the page.",
   401: "Enter an API key of this service.",
-  403: "Ask the operator of the service for a key with this permission.",
+  403: "",
   404: "Submit it again.",
   410: "",
   413: "Use a smaller image, or send fewer at once.",
@@ -16,6 +16,8 @@ const REMEDIES = {
   503: "Wait a few seconds and try again; if it happens again, check the Models view or ask the operator.",
   504: "Request fewer images or fewer steps, or try again when fewer jobs are waiting.",
 };
+
+const PRIORITY_REMEDY = "Ask the operator of the service for a key with this permission.";
 
 /** A request that failed: `message` is the reason, `remedy` what to do about it, `fields` names the invalid fields. */
 export class Refusal extends Error {
@@ -61,8 +63,10 @@ async function refusal(response) {
   const isJson = response.headers.get("content-type")?.includes("json");
   const problem = isJson ? await reaching(response.json()) : {};
   const { detail = `The service responded with ${response.status} ${response.statusText}.`, errors = [] } = problem;
+  const isPriority = problem.type === "urn:ncml:problem:priority";
   return new Refusal(detail, {
     status: response.status,
+    remedy: isPriority ? PRIORITY_REMEDY : undefined,
     requestId: response.headers.get("x-request-id"),
     retryAfter: Number(response.headers.get("retry-after")) || 0,
     fields: errors.map(({ field }) => field),

@@ -75,14 +75,14 @@ async function submitCompletion(pad, settings, signal) {
   const { id } = await submit("complete", body, signal);
   const title = `${plural(parameters.n, "variant")} of ${shown.file.name || "a pasted image"}`;
   const record = { id, view: "complete", task: "complete", settings: parameters, size: [width, height], title };
-  return { ...record, keep, fileName, source };
+  return { ...record, keep: keep ?? shown.opaque, fileName, source };
 }
 
 /** The image that a run completes, with its known half. */
 function submittedImage({ source, keep, size: [width, height] }) {
   if (!source) return [];
-  const alt = `The submitted image; its ${keep ?? "opaque"} half is kept`;
-  const image = h("span", { class: `cell kept-${keep ?? "opaque"}` }, h("img", { src: source, width, height, alt }));
-  const caption = h("span", { class: "seed" }, keep ? `${keep} kept` : "as submitted");
+  const alt = `The submitted image; its ${keep} half is kept`;
+  const image = h("span", { class: `cell kept-${keep}` }, h("img", { src: source, width, height, alt }));
+  const caption = h("span", { class: "seed" }, `${keep} kept`);
   return [h("li", { class: "source" }, image, caption)];
 }

@@ -5,7 +5,10 @@ import { greyLevels, h } from "./dom.js";
 import { numberField, selectField, slider } from "./fields.js";
 
 export function conditionFields({ onTilesChange }) {
-  const tiles = tileFields(onTilesChange);
+  const tiles = tileFields(() => {
+    details.hidden = tiles.value !== null; // tiles are scored without these conditions
+    onTilesChange();
+  });
   const classes = selectField({ label: "Class", field: "class" });
   const calibrations = selectField({ label: "Calibration", field: "calibration" });
   const noise = slider({
@@ -19,20 +22,17 @@ export function conditionFields({ onTilesChange }) {
     words: greyLevels,
     hint: "Without noise, you get the exact likelihood of the image.",
   });
-  const hint = "Class and noise level affect only the likelihood, not the verdict. They are ignored for tiles.";
+  const details = h(
+    "details",
+    {},
+    h("summary", {}, "Class, noise level and calibration"),
+    classes.element,
+    noise.element,
+    h("p", { class: "hint" }, "Class and noise level affect only the likelihood, not the verdict."),
+    calibrations.element,
+  );
   return {
-    elements: [
-      tiles.elements,
-      h(
-        "details",
-        {},
-        h("summary", {}, "Class, noise level and calibration"),
-        classes.element,
-        noise.element,
-        h("p", { class: "hint" }, hint),
-        calibrations.element,
-      ),
-    ],
+    elements: [tiles.elements, details],
     /** How images are split into tiles: {size} with the chosen size, if any; null if they are not. */
     get tiles() {
       return tiles.value;
@@ -68,7 +68,7 @@ function tileFields(onChange) {
   const size = numberField({
     label: "Tile size in pixels",
     field: "tile_size",
-    placeholder: "automatic",
+    placeholder: "auto",
     oninput: onChange,
     hint: "The shorter side of a tile. Larger tiles are scored faster, but hide small details.",
   });

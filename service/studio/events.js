@@ -39,7 +39,7 @@ async function reportPositions(id, signal, onEvent) {
     await pause(POSITION_MS);
     if (signal.aborted) return;
     const { position } = await requestJson(`jobs/${id}`, { signal }).catch(() => ({})); // `follow` reports failures
-    if (position && !signal.aborted) onEvent({ position });
+    if (Number.isInteger(position) && !signal.aborted) onEvent({ position });
   }
 }
 

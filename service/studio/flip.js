@@ -2,41 +2,45 @@
 
 import { submit } from "./api.js";
 import { reference } from "./catalogue.js";
-import { announce, button, h } from "./dom.js";
+import { announce, button, h, keepFocus } from "./dom.js";
 import { failure } from "./feedback.js";
 import { jobMonitor } from "./job.js";
 
 export function flipTest({ file, model, name }) {
-  const holder = h("div", { class: "flip" });
+  const holder = h("section", { class: "flip", "aria-label": "Flipped bits" });
+  const show = (...elements) => keepFocus(holder, holder, () => holder.replaceChildren(...elements));
   const explanation =
     "Flip the lowest bit of every value: the change is invisible, but an exact likelihood can detect it.";
   const unavailable =
     "To flip the lowest bits, choose the image again: the page does not keep files when it is reloaded.";
-  if (!file) holder.append(h("p", { class: "hint" }, unavailable));
-  else {
-    const start = button("Flip the lowest bits", test, "small");
-    holder.append(h("div", { class: "row" }, h("p", { class: "hint grow" }, explanation), start));
-  }
+  if (file) offer();
+  else show(h("p", { class: "hint" }, unavailable));
   return holder;
 
+  function offer() {
+    const start = button("Flip the lowest bits", test, "small");
+    show(h("div", { class: "row" }, h("p", { class: "hint grow" }, explanation), start));
+  }
+
   async function test() {
-    holder.replaceChildren(h("p", { class: "hint" }, "Submitting"));
+    show(h("p", { class: "hint" }, "Submitting"));
     try {
       const form = new FormData();
       form.append("image", file, name);
       form.set("sanity", "1");
+      form.set("ood", "0"); // the likelihood is enough
       form.set("model", reference(model));
       const { id } = await submit("score", form);
       const labels = { queued: "Scoring the flipped image" };
       const notice = h("div");
-      const { status, bar, result } = jobMonitor(id, { notice, labels, fraction: null });
-      holder.replaceChildren(status, bar, notice);
+      const { status, bar, cancelButton, result } = jobMonitor(id, { notice, labels, fraction: null });
+      show(h("div", { class: "row" }, status, bar, cancelButton), notice);
       const scored = await result();
-      if (!scored) throw new Error("The job was canceled.");
+      if (!scored) return offer(); // canceled
       const [{ bpd, sanity }] = scored.results;
-      holder.replaceChildren(...comparison(bpd, sanity.flipped_bpd));
+      show(...comparison(bpd, sanity.flipped_bpd));
     } catch (error) {
-      holder.replaceChildren(failure(error, test));
+      show(failure(error, test));
     }
   }
 }

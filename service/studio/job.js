@@ -78,8 +78,9 @@ export function jobMonitor(id, { notice, labels = LABELS, describe = () => null,
   function show(event) {
     cancelFailure?.remove();
     const description = event.progress && describe(event.progress);
-    const waiting = event.position && `${labels.queued}, ${plural(event.position, "job")} ahead`;
-    text = description?.text ?? waiting ?? labels[event.status] ?? text;
+    const { position } = event;
+    const waiting = position ? `${labels.queued}, ${plural(position, "job")} ahead` : labels.queued;
+    text = description?.text ?? (position === undefined ? labels[event.status] : waiting) ?? text;
     if (description) bar.value = description.fraction;
     status.textContent = event.lost ? LOST : text;
     status.classList.toggle("lost", event.lost === true);

@@ -1,6 +1,6 @@
 // The map of an image: the bits of each pixel beside what the model sees.
 
-import { button, h, save, stem } from "./dom.js";
+import { announce, button, h, save, stem } from "./dom.js";
 import { enlarge, pixelCanvas, toPng } from "./image.js";
 
 const CLIPPED = 0.02; // share of pixels beyond each end of the colour scale
@@ -33,11 +33,11 @@ function mapElements(reading, readings) {
   const [least, most] = bitsRange([reading], 0);
   const label = `Bits per dimension of each pixel, from ${least.toFixed(1)} to ${most.toFixed(1)}`;
   const layer = pixelCanvas(heatmap(score.map, least, most), label);
-  const output = h("output", { class: "mono", "aria-live": "off" }, "Point at a pixel to see its value.");
+  const output = h("output", { class: "mono", "aria-live": "off" }, "Point at a pixel, or move with the arrow keys.");
   const mapFigure = h(
     "figure",
     {},
-    h("div", { class: "over" }, layer),
+    h("div", { class: "over", tabindex: 0, role: "group", "aria-label": "Map; the arrow keys select a pixel" }, layer),
     h("figcaption", { class: "hint" }, "Bits/dim of each pixel: bright ones are unlikely"),
   );
   const pair = h("div", { class: "pair" }, modelView(reading), mapFigure);
@@ -47,23 +47,38 @@ function mapElements(reading, readings) {
   return [pair, colourScale(reading, readings, layer), actions].flat();
 }
 
-/** Mark the pixel under the pointer in both images of a pair, and write its value. */
+const ARROWS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+
+/** Mark the pixel under the pointer, or the one that the arrow keys select, in both images of a pair; write its value. */
 function linkPixels(pair, map, output) {
   const images = [...pair.querySelectorAll(".over")];
   const spots = images.map(() => h("span", { class: "spot", hidden: true }));
+  const [height, width] = [map.length, map[0].length];
+  let selected = null; // [row, column]
+  function select(row, column) {
+    selected = [row, column];
+    for (const spot of spots) {
+      spot.hidden = false;
+      spot.style.inset = `${(100 * row) / height}% auto auto ${(100 * column) / width}%`;
+      spot.style.width = `${100 / width}%`;
+      spot.style.height = `${100 / height}%`;
+    }
+    output.textContent = `Row ${row + 1}, column ${column + 1}: ${map[row][column].toFixed(2)} bits/dim`;
+  }
+  const limited = (index, count) => Math.min(count - 1, Math.max(0, index));
+  const onkeydown = (event) => {
+    const arrow = ARROWS[event.key];
+    if (!arrow) return;
+    event.preventDefault(); // of scrolling
+    const [row, column] = selected ? selected.map((index, i) => index + arrow[i]) : [0, 0];
+    select(limited(row, height), limited(column, width));
+    announce(output.textContent);
+  };
   images.forEach((image, i) => {
     image.append(spots[i]);
-    image.addEventListener("pointermove", (event) => {
-      const [row, column] = pixelAt(map, image, event);
-      const [height, width] = [map.length, map[0].length];
-      for (const spot of spots) {
-        spot.hidden = false;
-        spot.style.inset = `${(100 * row) / height}% auto auto ${(100 * column) / width}%`;
-        spot.style.width = `${100 / width}%`;
-        spot.style.height = `${100 / height}%`;
-      }
-      output.textContent = `Row ${row + 1}, column ${column + 1}: ${map[row][column].toFixed(2)} bits/dim`;
-    });
+    const onPointer = (event) => select(...pixelAt(map, image, event));
+    for (const type of ["pointerdown", "pointermove"]) image.addEventListener(type, onPointer);
+    image.addEventListener("keydown", onkeydown);
   });
 }
 

@@ -18,8 +18,9 @@ export async function loadArticles() {
 }
 
 const COLUMNS = [
-  ...["image", "bits_per_dim", "nats", "ood_score", "threshold", "p_value", "out_of_distribution"],
-  ...["tile_left", "tile_top", "tile_width", "tile_height", "class", "noise", "model", "version"],
+  ...["image", "bits_per_dim", "nats", "statistic", "ood_score", "threshold", "p_value", "out_of_distribution"],
+  ...["view", "box_left", "box_top", "box_width", "box_height", "class", "noise"],
+  ...["model", "version", "calibration", "calibration_version"],
 ];
 
 /** The readings, newest first. `isRunning()` is whether jobs are running; `onClear(readings)` follows their removal. */
@@ -151,12 +152,15 @@ function csv(readings) {
 
 function csvRow({ name, score: { bpd, log_likelihood: nats, score: worst, ood }, scan, model, conditions }) {
   const { score: oodScore = worst, threshold, p_value: pValue } = ood ?? {};
-  const { left, top, width, height } = scan?.box ?? {};
+  const { calibration, calibration_version: calibrationVersion } = ood ?? {};
+  const { view, box: { left, top, width, height } = {} } = scan ?? {};
+  const statistic = scan ? "tiles" : ood?.statistic; // as in the tables of the command line
   const isOod = ood && (ood.is_ood ? "yes" : "no");
   const noise = scan ? "" : (conditions.noise ?? 0);
   return [
-    ...[name, bpd, nats, oodScore, threshold, pValue, isOod],
-    ...[left, top, width, height, conditions.class, noise, model.name, model.version],
+    ...[name, bpd, nats, statistic, oodScore, threshold, pValue, isOod],
+    ...[view, left, top, width, height, conditions.class, noise],
+    ...[model.name, model.version, calibration, calibrationVersion],
   ];
 }
 

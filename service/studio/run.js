@@ -13,14 +13,15 @@ import { jobs } from "./session.js";
 const MANY = 16; // images above which they are shown smaller
 
 /**
- * Describe the progress of a generation: its status line and the completed fraction. Sampling all rows counts as one
- * refinement step, which is about right for eight images.
+ * Describe the progress of a generation: its status line and the completed fraction. Sampling all rows, or columns
+ * beside a known half `keep`, counts as one refinement step, which is about right for eight images.
  */
-export function describeProgress({ stage, step, total }, { noise, steps }) {
+export function describeProgress({ stage, step, total }, { noise, steps }, keep) {
   const sampled = stage === "refine" ? 1 : step / total;
   const refined = stage === "refine" ? step : 0;
   if (!noise || sampled < 1) {
-    return { text: `Sampling row ${step} of ${total}`, fraction: sampled / (noise ? 1 + steps : 1) };
+    const line = ["left", "right"].includes(keep) ? "column" : "row";
+    return { text: `Sampling ${line} ${step} of ${total}`, fraction: sampled / (noise ? 1 + steps : 1) };
   }
   const text = `Refining, step ${Math.min(refined + 1, steps)} of ${steps}`;
   return { text, fraction: (1 + refined) / (1 + steps) };
@@ -91,7 +92,7 @@ export class Run {
   }
 
   describe(progress) {
-    const { text, fraction } = describeProgress(progress, this.record.settings);
+    const { text, fraction } = describeProgress(progress, this.record.settings, this.record.keep);
     const { done, n } = progress;
     const concurrent = Math.min(this.concurrent, n - done);
     return {
@@ -140,7 +141,7 @@ export class Run {
 
   showCanceled() {
     this.stop();
-    this.monitor.status.textContent = "Canceled. The rows sampled so far are shown.";
+    this.monitor.status.textContent = "Canceled. What was sampled so far is shown.";
     announce("Canceled");
   }
 

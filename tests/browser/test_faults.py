@@ -376,15 +376,27 @@ def test_a_file_that_was_deleted_after_its_selection_is_named(studio, images: li
 
 def test_a_waiting_job_shows_how_many_are_ahead(studio) -> None:
     page = studio("generate")
+    waiting = {"status": "queued", "position": 2}
 
     def answer(route: Route) -> None:
         response = route.fetch()
-        route.fulfill(response=response, json=response.json() | {"status": "queued", "position": 2})
+        route.fulfill(response=response, json=response.json() | waiting)
 
     page.route(re.compile(r"/jobs/[^/]+$"), answer)
     page.route("**/jobs/*/events", lambda route: None)
     page.locator("#view-generate").get_by_role("button", name="Generate").click()
-    expect(page.locator("article.run")).to_contain_text("Waiting in the queue, 2 jobs ahead")
+    status = page.locator("article.run .progress p")
+    expect(status).to_have_text("Waiting in the queue, 2 jobs ahead")
+    waiting["position"] = 0
+    expect(status).to_have_text("Waiting in the queue")  # it is the next one
+
+
+def test_a_small_false_positive_rate_is_not_rounded_to_nothing(studio) -> None:
+    page = studio("models")
+    page.route("**/models", with_tiny(lambda model: model["calibration"].update(false_positive_rate=0.001)))
+    page.reload()
+    page.get_by_role("button", name="tiny").click()
+    expect(page.locator("tr.details:visible")).to_contain_text("At most 0.1 % of in-distribution images")
 
 
 def test_a_new_score_does_not_replace_a_reading_that_is_in_use(studio, images: list[Path]) -> None:

@@ -112,10 +112,20 @@ def test_an_image_is_scored_ranked_and_mapped(studio, photo: Path) -> None:
     expect(reading.locator(".spot:visible")).to_have_count(2)
     colours = layer.evaluate("e => new Set(e.getContext('2d').getImageData(0, 0, 8, 8).data).size")
     assert colours > 8
-    page.get_by_role("button", name="Flip the lowest bits").click()
+    layer.click(position={"x": pixels["width"] - 3, "y": 3})
+    expect(reading.locator(".map output")).to_have_text(re.compile("^Row 1, column 8:"))
+    reading.get_by_role("group", name="Map").press("ArrowLeft")
+    expect(reading.locator(".map output")).to_have_text(re.compile("^Row 1, column 7:"))
+    reading.get_by_role("group", name="Map").press("ArrowUp")  # there is no row above
+    expect(page.locator("#live")).to_have_text(re.compile("^Row 1, column 7:"))
+    page.route("**/score", lambda route: route.continue_())  # only then, the body of the request can be read
+    with page.expect_request("**/score") as request:
+        page.get_by_role("button", name="Flip the lowest bits").click()
+    assert b'name="ood"\r\n\r\n0\r\n' in (request.value.post_data_buffer or b"")
     expect(reading.locator(".flip .mono")).to_have_text(
         re.compile(r"^\d+\.\d{3} → \d+\.\d{3} bits/dim \([−+]\d+\.\d{3}\)$")
     )
+    expect(reading.get_by_role("region", name="Flipped bits")).to_be_focused()
     reading.locator("summary", has_text="terminal").click()
     assert "-F 'image=@it'\\''s a photo.png'" in (reading.locator(".curl").text_content() or "")
 
@@ -233,11 +243,14 @@ def test_scores_and_maps_are_downloaded(studio, photo: Path) -> None:
     with Path(download.value.path()).open(newline="") as file:
         scan, first, second = csv.DictReader(file)
     assert [row["image"] for row in (scan, first, second)] == [photo.name, "it's a photo.png", "stripes.png"]
-    assert (scan["bits_per_dim"], scan["tile_width"], scan["out_of_distribution"]) == ("", "8", "yes")
+    assert (scan["bits_per_dim"], scan["box_width"], scan["out_of_distribution"]) == ("", "8", "yes")
+    assert (scan["statistic"], scan["view"], len(scan["calibration_version"])) == ("tiles", "worst_tile", 64)
     assert float(scan["ood_score"]) > float(scan["threshold"])
     page.locator(".tile", has_text="stripes.png").click()
     expect(page.locator(".reading .big .mono")).to_have_text(f"{float(second['bits_per_dim']):.2f}")
-    assert (second["tile_left"], second["noise"], second["model"]) == ("", "0", "tiny")
+    assert (second["box_left"], second["noise"], second["model"]) == ("", "0", "tiny")
+    assert (second["statistic"], second["view"], second["calibration"]) == ("multiscale_corr", "", "default")
+    assert len(second["calibration_version"]) == 64
     assert 0 < float(second["p_value"]) <= 1
 
 
@@ -282,6 +295,22 @@ def test_a_scoring_job_is_canceled(studio, site, tiled: bool) -> None:
         expect(page.get_by_role("status").filter(has_text="Canceled: 1 image was not scored.")).to_be_visible()
         expect(page.locator(".waiting li")).to_have_count(1)  # to be scored again
     assert site.http.get(f"/jobs/{job}").json()["status"] in ("canceled", "succeeded")  # too late to be canceled
+
+
+def test_a_flip_test_is_canceled(studio, site) -> None:
+    page = studio("score")
+    score_example(page, "stripes")
+    held_routes = []
+    page.route("**/jobs/*/events", lambda route: held_routes.append(route))  # as if the job took long
+    start = page.get_by_role("button", name="Flip the lowest bits")
+    start.click()
+    flip = page.get_by_role("region", name="Flipped bits")
+    with page.expect_response("**/jobs/*/cancel"):
+        flip.get_by_role("button", name="Cancel").click()
+    canceled = {"status": 200, "content_type": "text/event-stream", "body": "event: canceled\ndata: {}\n\n"}
+    held_routes[0].fulfill(**canceled)  # the service may have been quicker
+    expect(start).to_be_visible()
+    expect(flip).to_be_focused()
 
 
 def test_a_large_image_is_judged_by_its_tiles(studio, photo: Path) -> None:
@@ -413,6 +442,7 @@ def test_impossible_tiles_are_refused_in_a_sentence(studio, tab, tmp_path: Path)
     expect(page.locator(".reading .big")).to_contain_text("bits/dim")
     page.select_option("#model", "wide")
     page.get_by_label("In tiles").check()
+    expect(page.locator("summary", has_text="Class, noise level")).to_be_hidden()  # tiles ignore them
     page.locator("#view-score").get_by_role("button", name="noise").click()
     expect(refusal).to_contain_text("wide is not calibrated")
 
@@ -667,6 +697,8 @@ def test_the_progress_of_a_run_is_described(studio) -> None:
             return [
                 ...[rows(16), rows(32), refined(1), refined(2), refined(3)].map((moment) => [moment, noisy]),
                 ...[rows(16), rows(32)].map((moment) => [moment, direct]),
+                [rows(16), noisy, "top"],
+                [rows(16), noisy, "left"],
             ].map((args) => Object.values(describeProgress(...args)));
         }"""
     )
@@ -678,6 +710,8 @@ def test_the_progress_of_a_run_is_described(studio) -> None:
         ["Refining, step 3 of 3", 1],
         ["Sampling row 16 of 32", 0.5],
         ["Sampling row 32 of 32", 1],
+        ["Sampling row 16 of 32", 0.125],
+        ["Sampling column 16 of 32", 0.125],  # beside a known left or right half
     ]
 
 
@@ -845,6 +879,18 @@ def refusal_of(field: str) -> dict[str, object]:
     return {"status": 422, "detail": "It is out of range.", "errors": [{"field": field, "detail": "It is."}]}
 
 
+@pytest.mark.parametrize("kind", ["priority", "cross-site"])
+def test_only_a_reserved_priority_asks_for_another_key(studio, tab, kind: str) -> None:
+    tab.expected_messages = [REFUSED]
+    page = studio("generate")
+    problem = {"type": f"urn:ncml:problem:{kind}", "status": 403, "detail": "It is refused."}
+    page.route("**/generate", lambda route: route.fulfill(status=403, json=problem))
+    submit(page, "generate", images=1)
+    failure = page.locator("#view-generate .failure")
+    remedy = "Ask the operator of the service for a key with this permission." if kind == "priority" else ""
+    expect(failure).to_have_text(f"It is refused.{remedy}")
+
+
 def test_a_lost_connection_and_an_expired_result_are_shown(studio, tab) -> None:
     tab.expected_messages = ["ERR_INTERNET_DISCONNECTED", "ERR_FAILED", REFUSED]
     page = studio("generate", model="wide")
@@ -961,6 +1007,7 @@ def test_only_an_exact_opaque_half_determines_the_known_half(studio, tmp_path: P
     submit(page, "complete", variants=1)
     expect(view.locator("article.run")).to_have_count(2)
     expect(view.locator("article.run").first.locator("button.cell img")).to_have_count(1)
+    expect(view.locator("article.run").first).to_contain_text("top kept")
 
 
 def test_an_image_with_the_shape_of_a_half_can_be_used_whole(studio, tmp_path: Path) -> None:
