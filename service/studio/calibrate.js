@@ -5,7 +5,7 @@ import { catalogue } from "./catalogue.js";
 import { quoted, terminal } from "./curl.js";
 import { announce, button, h, keepFocus, mebibytes, plural, uid, viewTitle } from "./dom.js";
 import { emptyState, failure, isImage, reveal } from "./feedback.js";
-import { dropZone, folderButton } from "./fields.js";
+import { dropZone, folderButton, numberField } from "./fields.js";
 import { jobMonitor } from "./job.js";
 import { powerTable } from "./power.js";
 import { jobForm } from "./runs.js";
@@ -13,7 +13,8 @@ import { jobs } from "./session.js";
 import { requestBytes } from "./submission.js";
 
 const MAX_REASONS = 20; // files that a result names
-const MIN_IMAGES = 39; // 20 for estimation and 19 for ranking
+const MIN_ESTIMATING = 20; // images for estimation
+const DEFAULT_RATE = 5; // percent of good images that are flagged
 const STAGES = {
   noisy_sampling: "Generating images for comparison: row",
   fit: "Estimating what good images look like: image",
@@ -45,15 +46,27 @@ export function mount(host, { sendTo }) {
   }
 }
 
+/** The images that a calibration needs at a false-positive rate in percent: some for estimation, the others to rank. */
+const minImages = (rate) => MIN_ESTIMATING + Math.ceil(100 / rate - 1e-9) - 1;
+
+const share = (percent) => Number((percent / 100).toPrecision(6));
+
 /** The command that calibrates on the machine where the images are, however many there are. */
-const adaptCommand = (model, name) => `ncml adapt FOLDER --model ${quoted(model)} --out ${quoted(`models/${name}`)}`;
+function adaptCommand(model, name, rate = DEFAULT_RATE) {
+  const option = rate === DEFAULT_RATE ? "" : ` --false-positive-rate ${share(rate)}`;
+  return `ncml adapt FOLDER --model ${quoted(model)} --out ${quoted(`models/${name}`)}${option}`;
+}
 
 /** How to calibrate and fine-tune on the command line. */
 function commandLines(model) {
   const adapt = adaptCommand(model, "mine");
   return [
     h("h2", {}, "On the command line"),
-    h("p", {}, `FOLDER contains at least ${MIN_IMAGES} good images: some for estimation, the others for ranking.`),
+    h(
+      "p",
+      {},
+      `FOLDER contains at least ${minImages(DEFAULT_RATE)} good images: some for estimation, the others for ranking.`,
+    ),
     terminal(adapt, "command"),
     h(
       "p",
@@ -99,7 +112,7 @@ class CalibrationForm {
     this.zone = dropZone({
       title: "Drop or select good images or a zip file",
       filledTitle: "Add images",
-      text: `At least ${MIN_IMAGES} images`,
+      text: `At least ${minImages(DEFAULT_RATE)} images`,
       multiple: true,
       accept,
       onFiles,
@@ -116,7 +129,13 @@ class CalibrationForm {
       ),
       this.summary,
     );
-    this.element = form(images, nameField);
+    this.rate = numberField({
+      label: "False-positive rate in percent",
+      field: "false_positive_rate",
+      ...{ value: DEFAULT_RATE, min: 0.1, max: 50, step: 0.1, required: true },
+      hint: `The share of good images that are flagged. At 1 %, at least ${minImages(1)} images are needed, and less is detected.`,
+    });
+    this.element = form(images, nameField, this.rate.element);
     this.showFiles();
     for (const record of jobs.of("calibrate")) this.watch(record);
   }
@@ -124,8 +143,8 @@ class CalibrationForm {
   /** Add files; skip those that are neither images nor zip files, as the service does, and those already added. */
   take(files) {
     const usable = files.filter(isUsable);
-    const known = new Set(this.files.map(fileKey));
-    const added = usable.filter((file) => !known.has(fileKey(file)));
+    const selectedKeys = new Set(this.files.map(fileKey));
+    const added = usable.filter((file) => !selectedKeys.has(fileKey(file)));
     this.skipped = files.length - usable.length;
     this.repeated = usable.length - added.length;
     this.files = [...this.files, ...added];
@@ -155,14 +174,15 @@ class CalibrationForm {
   async submit(signal) {
     const { name: base } = catalogue.requireCurrent();
     const { files } = this;
-    const name = this.name.value; // this and the files can change during the upload
+    const [name, rate] = [this.name.value, this.rate.value]; // these and the files can change during the upload
     const isZipped = files.some(isZip);
-    if (!isZipped && files.length < MIN_IMAGES) {
-      const remedy = `Add at least ${MIN_IMAGES - files.length} more.`;
-      throw new Refusal(`A calibration needs at least ${MIN_IMAGES} images.`, { remedy, fields: ["image"] });
+    const missing = minImages(rate) - files.length;
+    if (!isZipped && missing > 0) {
+      const message = `A calibration at this rate needs at least ${minImages(rate)} images.`;
+      throw new Refusal(message, { remedy: `Add at least ${missing} more.`, fields: ["image"] });
     }
     const tooLarge = (message) => {
-      const remedy = `Upload fewer images, or run this command where the images are: ${adaptCommand(base, name)}`;
+      const remedy = `Upload fewer images, or run this command where the images are: ${adaptCommand(base, name, rate)}`;
       return new Refusal(message, { status: 413, remedy, fields: ["image"] });
     };
     if (requestBytes(files) > catalogue.maxBytes) throw tooLarge(`The files are too large: ${sizeText(files)}.`);
@@ -170,6 +190,7 @@ class CalibrationForm {
     for (const file of files) body.append("image", file, file.name);
     body.set("name", name);
     body.set("model", base);
+    body.set("false_positive_rate", share(rate));
     const { id } = await submit("calibrate", body, signal).catch((error) => {
       throw error.status === 413 ? tooLarge(error.message) : error; // proxies have limits of their own
     });

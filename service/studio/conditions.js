@@ -19,7 +19,7 @@ export function conditionFields({ onTilesChange }) {
     max: 10,
     step: 0.5,
     value: 0,
-    words: greyLevels,
+    format: greyLevels,
     hint: "Without noise, you get the exact likelihood of the image.",
   });
   const details = h(

@@ -27,8 +27,8 @@ export function h(tag, attributes = {}, ...children) {
 
 const isAbsent = (value) => value === undefined || value === null || value === false;
 
-export function button(label, onclick, kind = "") {
-  return h("button", { type: "button", class: kind, onclick }, label);
+export function button(label, onclick, className = "") {
+  return h("button", { type: "button", class: className, onclick }, label);
 }
 
 /**
@@ -70,7 +70,7 @@ export function announce(text) {
 }
 
 /** A button that copies `text()` to the clipboard and confirms it. */
-export function copyButton(label, text, kind = "quiet") {
+export function copyButton(label, text, className = "quiet") {
   const element = button(
     label,
     async () => {
@@ -78,7 +78,7 @@ export function copyButton(label, text, kind = "quiet") {
       announce(element.textContent);
       setTimeout(() => element.replaceChildren(label), 1600);
     },
-    kind,
+    className,
   );
   return element;
 }

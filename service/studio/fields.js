@@ -48,8 +48,8 @@ export function explain(term) {
   return [questionMark, explanation];
 }
 
-/** A labelled slider for the parameter `field`. `words` formats its value; `term` is explained beside the label. */
-export function slider({ label, field, term, min, max, step = 1, value, words = String, hint, onInput }) {
+/** A labelled slider for the parameter `field`. `format(value)` is its text; `term` is explained beside the label. */
+export function slider({ label, field, term, min, max, step = 1, value, format = String, hint, onInput }) {
   const [id, hintId] = [uid(), hint && uid()];
   const output = h("output", { for: id, "aria-live": "off" });
   const oninput = () => {
@@ -60,7 +60,7 @@ export function slider({ label, field, term, min, max, step = 1, value, words = 
   const heading = h("span", {}, h("label", { for: id }, label), term && explain(term));
 
   function show() {
-    const text = words(Number(input.value));
+    const text = format(Number(input.value));
     output.textContent = text;
     input.setAttribute("aria-valuetext", text);
     const range = Number(input.max) - Number(input.min);

@@ -11,7 +11,7 @@ const MAX_FETCHES = 5; // of a result, until the user is asked
 const LOST = "Connection lost: trying again. The job continues meanwhile.";
 
 /** Follow a job to its result; resolves to null if it was canceled, throws if it failed. */
-export async function jobResult(id, onEvent = () => {}) {
+async function jobResult(id, onEvent = () => {}) {
   try {
     const { status, error } = await follow(id, onEvent);
     if (status === "canceled") return null;

@@ -19,7 +19,7 @@ export function showMap(summary, content) {
   const details = h("details", { class: "map", open: mapsShown, ontoggle: fill }, h("summary", {}, summary));
   function fill() {
     mapsShown = details.open;
-    if (details.open && details.children.length === 1) details.append(...content());
+    if (details.open && details.children.length === 1) details.append(...content().flat().filter(Boolean));
   }
   if (mapsShown) fill();
   return details;
@@ -44,7 +44,7 @@ function mapElements(reading, readings) {
   linkPixels(pair, score.map, output);
   const download = async () => save(await toPng(enlarge(layer)), `${stem(name)}-map.png`);
   const actions = h("div", { class: "row" }, output, button("Download map", download, "small"));
-  return [pair, colourScale(reading, readings, layer), actions].flat();
+  return [pair, colourScale(reading, readings, layer), actions];
 }
 
 const ARROWS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };

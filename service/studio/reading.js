@@ -22,7 +22,7 @@ export function readingArticle(reading, readings) {
       "div",
       { class: scan ? "answer scanned" : "answer" },
       scan ? framedImage(reading) : modelView(reading),
-      verdictFacts(reading, calibration),
+      verdictFacts(reading),
     ),
     scan ? tileMapDetails(reading) : mapDetails(reading, readings),
     !scan && likelihood(reading),

@@ -27,7 +27,7 @@ const COLUMNS = [
 export class Results {
   readings = [];
   selected = null;
-  isChosen = false; // whether the user has selected it or works with it, so that new readings do not replace it
+  isPinned = false; // whether the user has selected it or works with it, so that new readings do not replace it
   shown = null; // the reading of the article, which keeps its state until another one is selected
   items = new Map(); // of the strip, by their reading
   count = h("p", { class: "hint" });
@@ -55,7 +55,7 @@ export class Results {
     this.readings = [...readings, ...this.readings];
     for (const reading of readings) this.items.set(reading, this.stripItem(reading));
     this.strip.prepend(...readings.map((reading) => this.items.get(reading)));
-    const isSelected = !this.selected || !this.isChosen;
+    const isSelected = !this.selected || !this.isPinned;
     if (isSelected) [this.selected] = readings;
     this.render();
     return isSelected;
@@ -69,7 +69,7 @@ export class Results {
 
   /** Keep the selected reading when others arrive. */
   keep() {
-    this.isChosen = true;
+    this.isPinned = true;
   }
 
   clear() {
@@ -78,7 +78,7 @@ export class Results {
       if (fileUrl) URL.revokeObjectURL(fileUrl);
       mapUrl?.then(URL.revokeObjectURL, () => {});
     }
-    Object.assign(this, { readings: [], selected: null, shown: null, isChosen: false });
+    Object.assign(this, { readings: [], selected: null, shown: null, isPinned: false });
     this.items.clear();
     this.strip.replaceChildren();
     keepFocus(this.header, viewTitle(this.header), () => this.render());

@@ -40,7 +40,7 @@ function refinementFields({ steps: initialSteps, trajectory }) {
     max: 10,
     step: 0.5,
     value: 10,
-    words: greyLevels,
+    format: greyLevels,
     onInput: update,
     hint: trajectory ? undefined : "Without noise, images are sampled directly and not refined.",
   });

@@ -111,7 +111,7 @@ class ScoreView {
   /** Submit images as few jobs or, in tiles, as one job each. Refused images stay in the list. */
   async submitImages(images) {
     clearRefusals(this.form, this.notice);
-    this.results.isChosen = false;
+    this.results.isPinned = false;
     const refusals = [];
     let submitted = 0;
     for (const image of images) image.lock(true);

@@ -41,7 +41,7 @@ export class Trace {
       min: 0,
       max: 0,
       value: 0,
-      words: (i) => frameLabel(this.frames.list[i]),
+      format: (i) => frameLabel(this.frames.list[i]),
       onInput: () => this.goTo(this.slider.value),
     });
     this.slider.enable(false);

@@ -200,6 +200,7 @@ def test_maps_can_be_compared_on_one_scale(studio) -> None:
     page.locator(".reading summary", has_text="Map").click()
     expect(page.locator(".reading .scale")).to_be_visible()
     expect(page.get_by_label("Same colour scale")).to_have_count(0)  # there is nothing to compare
+    expect(page.locator(".reading .map")).not_to_contain_text("false")
     score_example(page, "noise")  # its map is shown, too
 
     def scales() -> list[str]:
@@ -1220,6 +1221,7 @@ def test_a_model_is_calibrated_on_own_images_and_can_be_used_at_once(studio, mod
     name = view.get_by_label("Name of the new model")
     expect(name).to_have_value("good-ones")
     expect(view).to_contain_text("1 file, 0.0 of at most 64.0 MiB")
+    view.get_by_label("False-positive rate").fill("7.5")
     try:
         view.get_by_role("button", name="Calibrate").click()
         run = view.locator("article.run")
@@ -1234,6 +1236,7 @@ def test_a_model_is_calibrated_on_own_images_and_can_be_used_at_once(studio, mod
         run.get_by_role("button", name="Score images with it").click()
         expect(page.locator("#model")).to_have_value("good-ones")
         score_example(page, "stripes")
+        expect(page.locator(".verdict")).to_contain_text("An image is flagged at p ≤ 0.075.")
         expect(page.locator(".verdict h3")).to_contain_text("the images good-ones was calibrated on")
     finally:
         shutil.rmtree(models / "good-ones", ignore_errors=True)
@@ -1268,9 +1271,15 @@ def test_unusable_images_and_names_are_refused_beside_their_controls(studio, tab
     submit_button = view.get_by_role("button", name="Calibrate")
     submit_button.click()
     expect(view.locator("[data-field=image] .failure")).to_contain_text(
-        "A calibration needs at least 39 images.Add at least 27 more."
+        "A calibration at this rate needs at least 39 images.Add at least 27 more."
     )
-    files.set_input_files(good_images(30))
+    view.get_by_label("False-positive rate").fill("1")
+    submit_button.click()
+    expect(view.locator("[data-field=image] .failure")).to_contain_text("at least 119 images.Add at least 107 more.")
+    view.get_by_label("False-positive rate").fill("10")
+    submit_button.click()
+    expect(view.locator("[data-field=image] .failure")).to_contain_text("at least 29 images.Add at least 17 more.")
+    files.set_input_files(good_images(30)[12:])  # 30 in all
     view.get_by_label("Name of the new model").fill("tiny")
     submit_button.click()
     expect(view.locator("[data-field=name] .failure")).to_contain_text("a model 'tiny' already exists")
