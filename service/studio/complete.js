@@ -2,10 +2,11 @@
 
 import { submit } from "./api.js";
 import { catalogue } from "./catalogue.js";
-import { announce, h, plural } from "./dom.js";
+import { announce, h, plural, stem } from "./dom.js";
 import { EXAMPLES, exampleButtons } from "./examples.js";
 import { emptyState, failure, imageFiles } from "./feedback.js";
 import { dropZone } from "./fields.js";
+import { pngBlob } from "./image.js";
 import { KnownHalfPad } from "./pad.js";
 import { jobForm, RunList } from "./runs.js";
 import { settingsForm } from "./settings.js";
@@ -68,14 +69,16 @@ async function submitCompletion(pad, settings, signal) {
   const { half: keep, source: shown } = pad;
   const source = pad.submittedUrl(width, height); // before another image can be loaded
   const parameters = { ...settings, ...(keep ? { keep } : {}) };
-  const fileName = shown.file.name || "image.png";
+  const { file, isRedrawn } = shown;
+  const name = file.name || "image.png";
+  const fileName = isRedrawn ? `${stem(name)}-submitted.png` : name;
   const body = new FormData();
-  body.append("image", (await shown.redrawn?.()) ?? shown.file, fileName);
-  for (const [name, value] of Object.entries(parameters)) body.set(name, value);
+  body.append("image", isRedrawn ? pngBlob(source.split(",")[1]) : file, fileName);
+  for (const [key, value] of Object.entries(parameters)) body.set(key, value);
   const { id } = await submit("complete", body, signal);
-  const title = `${plural(parameters.n, "variant")} of ${shown.file.name || "a pasted image"}`;
+  const title = `${plural(parameters.n, "variant")} of ${file.name || "a pasted image"}`;
   const record = { id, view: "complete", task: "complete", settings: parameters, size: [width, height], title };
-  return { ...record, keep: keep ?? shown.opaque, fileName, source };
+  return { ...record, keep: keep ?? shown.opaque, fileName, isRedrawn, source };
 }
 
 /** The image that a run completes, with its known half. */

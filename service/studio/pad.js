@@ -3,7 +3,7 @@
 import { announce, h } from "./dom.js";
 import { UNDISPLAYABLE } from "./feedback.js";
 import { chips } from "./fields.js";
-import { createCanvas, cropBox, pixelCanvas, preprocess, toPng, withBitmap } from "./image.js";
+import { createCanvas, pixelCanvas, preprocess, withBitmap } from "./image.js";
 
 const SIDE = 320; // width of the pad in CSS pixels; its height follows the model's images
 const HALVES = ["top", "bottom", "left", "right"];
@@ -17,7 +17,7 @@ const HALF_SHAPE = "This image has the shape of a half and is used as one. Choos
  * Read a file for a model: `modelView`, the ImageData that the model sees (null if the browser cannot decode it), of
  * the size `part` if the file is only a half; the `halves` that can be kept; `opaque`, the opaque half if the other
  * one is transparent; `isHalfShaped`, whether the file has the shape of a half, which `asWhole` ignores; and
- * `redrawn`, which returns the file to send if it is not the file itself.
+ * `isRedrawn`, whether the service would not read the file in this way, and therefore gets what the model sees.
  */
 async function readSource(file, model, asWhole) {
   const halves = HALVES.filter((name) => model.keeps.includes(name));
@@ -29,13 +29,9 @@ async function readSource(file, model, asWhole) {
 }
 
 function describe(file, bitmap, { model, halves, asWhole }) {
-  const { width, height } = bitmap;
-  const { opaque, isTransparent } = transparency(bitmap);
+  const { opaque, isTransparent } = file.type === "image/jpeg" ? { isTransparent: false } : transparency(bitmap);
   const shape = opaque ? null : halfSize(bitmap, model);
   const part = asWhole ? null : shape;
-  const isCropped = shape !== null && asWhole;
-  const box = isCropped ? cropBox(width, height, model.width, model.height) : [0, 0, width, height];
-  const isRedrawn = isCropped || (isTransparent && !opaque);
   return {
     file,
     modelView: preprocess(bitmap, ...(part?.size ?? [model.width, model.height])),
@@ -43,17 +39,8 @@ function describe(file, bitmap, { model, halves, asWhole }) {
     halves: part ? halves.filter((name) => part.halves.includes(name)) : halves,
     opaque,
     isHalfShaped: shape !== null,
-    redrawn: isRedrawn ? () => withBitmap(file, (again) => redraw(again, box)) : undefined,
+    isRedrawn: (isTransparent && !opaque) || (shape !== null && asWhole),
   };
-}
-
-/** The PNG of a part of an image, [x, y, width, height], on white. */
-function redraw(bitmap, box) {
-  const [canvas, context] = createCanvas(box[2], box[3]);
-  context.fillStyle = "#fff";
-  context.fillRect(0, 0, canvas.width, canvas.height);
-  context.drawImage(bitmap, ...box, 0, 0, canvas.width, canvas.height);
-  return toPng(canvas);
 }
 
 /** If an image is itself a half: the size at which the model sees it, and which half it can be; otherwise null. */

@@ -1,7 +1,7 @@
 // One run: progress, rows as they are sampled, and the generated images with downloads and curl commands.
 
 import { resultFile } from "./api.js";
-import { curl, endpoint, quoted, terminal } from "./curl.js";
+import { curl, endpoint, imageField, quoted, terminal } from "./curl.js";
 import { announce, button, copyButton, h, keepFocus, plural, save, seconds, viewTitle } from "./dom.js";
 import { attempt, failure, openDialog } from "./feedback.js";
 import { createCanvas, pngBlob } from "./image.js";
@@ -221,11 +221,20 @@ function openImage({ record, i, seed, png }, onUse) {
     h("p", {}, settingsText({ ...record.settings, seed })),
     actions,
     h("p", { class: "strong" }, "The same image from a terminal"),
-    record.task === "complete" && h("p", { class: "hint" }, `Run it in the folder that contains ${record.fileName}.`),
+    record.task === "complete" && uploadedFile(record),
     terminal(curlCommand(record, i)),
   );
   const image = h("img", { class: "pixels", src, alt: `Image with seed ${seed}` });
   const dialog = openDialog(`Seed ${seed}`, h("div", { class: "closer" }, image, details));
+}
+
+/** Where the file is that the curl command uploads. */
+function uploadedFile({ fileName, isRedrawn, source }) {
+  const download = h("a", { class: "button small", href: source, download: fileName }, "Download the submitted image");
+  return [
+    h("p", { class: "hint" }, `Run it in the folder that contains ${fileName}.`),
+    isRedrawn && h("div", {}, download),
+  ];
 }
 
 /** The curl command that generates image `i` of a run again, alone. */

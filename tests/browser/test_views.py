@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import FilePayload, Page, Route, expect
+from playwright.sync_api import FilePayload, Locator, Page, Route, expect
 
 from ncml.errors import InputError
 from ncml.images import resize_to, to_png
@@ -988,7 +988,25 @@ def test_the_known_half_is_marked_or_chosen_and_shown_beside_the_variants(studio
     assert all(index >= start for index in first_differences)
 
 
-def test_only_an_exact_opaque_half_determines_the_known_half(studio, tmp_path: Path) -> None:
+def check_curl_line(page: Page, site, run: Locator, source: str) -> None:
+    """Check that the curl line of a completion gives the same image for the submitted file, which can be downloaded."""
+    run.locator("button.cell").click()
+    dialog = page.get_by_role("dialog")
+    with page.expect_download() as download:
+        dialog.get_by_role("link", name="Download the submitted image").click()
+    assert download.value.suggested_filename == source
+    line = dialog.locator(".curl").text_content() or ""
+    path = re.fullmatch(rf"curl -F image=@{source} '{site.url}(/complete\?\S+)' -o \S+", line)
+    assert path, line
+    submitted = Path(download.value.path()).read_bytes()
+    with page.expect_download() as download:
+        dialog.get_by_role("link", name="Download PNG").click()
+    completed = site.http.post(path[1], files={"image": (source, submitted, "image/png")})
+    assert completed.content == Path(download.value.path()).read_bytes()
+    dialog.get_by_role("button", name="Close").click()
+
+
+def test_only_an_exact_opaque_half_determines_the_known_half(studio, site, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 4), np.uint8)
     pixels[..., 3] = 255
     for name, transparent in (("corner", np.s_[:4, :4]), ("bottom", np.s_[8:, :])):
@@ -1002,6 +1020,7 @@ def test_only_an_exact_opaque_half_determines_the_known_half(studio, tmp_path: P
     submit(page, "complete", variants=1)
     expect(view.locator("article.run").first.locator("button.cell img")).to_have_count(1)
     expect(view.locator("article.run").first).to_contain_text("right kept")
+    check_curl_line(page, site, view.locator("article.run").first, "corner-submitted.png")
     upload(page, "complete", tmp_path / "bottom.png")
     expect(view).to_contain_text("Half of this image is transparent: its opaque half is kept.")
     expect(view.get_by_role("radio", name="right")).to_be_hidden()
@@ -1011,11 +1030,12 @@ def test_only_an_exact_opaque_half_determines_the_known_half(studio, tmp_path: P
     expect(view.locator("article.run").first).to_contain_text("top kept")
 
 
-def test_an_image_with_the_shape_of_a_half_can_be_used_whole(studio, tmp_path: Path) -> None:
-    Image.new("RGB", (40, 20), (200, 100, 50)).save(tmp_path / "wide.png")
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_an_image_with_the_shape_of_a_half_can_be_used_whole(studio, site, tmp_path: Path, suffix: str) -> None:
+    Image.new("RGB", (40, 20), (200, 100, 50)).save(tmp_path / f"wide.{suffix}")
     page = studio("complete")
     view = page.locator("#view-complete")
-    upload(page, "complete", tmp_path / "wide.png")
+    upload(page, "complete", tmp_path / f"wide.{suffix}")
     expect(view).to_contain_text("This image has the shape of a half and is used as one.")
     expect(view.get_by_role("radio", name="left")).to_be_disabled()
     view.get_by_label("Use it as a whole image").check()
@@ -1023,6 +1043,7 @@ def test_an_image_with_the_shape_of_a_half_can_be_used_whole(studio, tmp_path: P
     submit(page, "complete", variants=1)
     expect(view.locator("article.run button.cell img")).to_have_count(1)
     expect(view.locator("article.run")).to_contain_text("left kept")
+    check_curl_line(page, site, view.locator("article.run"), "wide-submitted.png")
 
 
 def test_an_image_that_is_dropped_before_the_models_are_loaded_is_kept(studio, photo: Path) -> None:
