@@ -8,6 +8,7 @@ import { persistentResult } from "./job.js";
 import { jobs } from "./session.js";
 
 const PER_CLASS = 4;
+const MAX_CLASSES = 20; // each takes a job
 const WITHOUT_CLASSES = 16;
 
 const grids = new Map(); // by the reference of their model: they outlive the table that shows them
@@ -23,46 +24,48 @@ class SampleGrid {
 
   constructor(model) {
     this.model = model;
-    const records = jobs.of("samples").filter((record) => record.model === reference(model));
-    if (records.length) this.show(records);
+    const record = jobs.of("sampleGrid").find((stored) => stored.model === reference(model));
+    if (record) this.show(record.samples);
     else this.offer();
   }
 
+  /** The requests of the grid: for each class or, if there are none or too many, for any. */
+  get requests() {
+    const { classes } = this.model;
+    if (!classes.length || classes.length > MAX_CLASSES) return [{ n: WITHOUT_CLASSES, seed: 0 }];
+    return classes.map((className, i) => ({ class: className, n: PER_CLASS, seed: PER_CLASS * i }));
+  }
+
   offer() {
-    const samples = this.model.classes.length ? `${PER_CLASS} of each class` : `${WITHOUT_CLASSES} samples`;
+    const samples = this.requests[0].class ? `${PER_CLASS} of each class` : `${WITHOUT_CLASSES} samples`;
     this.element.replaceChildren(button(`Generate ${samples}`, () => this.generate(), "small"));
   }
 
-  /** Submit a job for each class. */
+  /** Submit the jobs of the grid, which are stored as one record. */
   async generate() {
     this.element.replaceChildren(h("p", { class: "hint" }, "Submitting"));
-    const { name, classes } = this.model;
-    const requests = classes.length
-      ? classes.map((className, i) => ({ class: className, n: PER_CLASS, seed: PER_CLASS * i }))
-      : [{ n: WITHOUT_CLASSES, seed: 0 }];
     const model = reference(this.model);
-    const records = [];
+    const samples = [];
     try {
-      for (const parameters of requests) {
+      for (const parameters of this.requests) {
         const { id } = await submit("generate", { ...parameters, model, priority: "low" });
-        const record = { id, view: "samples", model, label: parameters.class ?? name };
-        jobs.add(record);
-        records.push(record);
+        samples.push({ id, label: parameters.class ?? this.model.name });
       }
-      this.show(records);
+      jobs.add({ id: samples[0].id, view: "sampleGrid", model, samples });
+      this.show(samples);
     } catch (error) {
-      this.fail(error, records);
+      this.fail(error, samples);
     }
   }
 
-  /** Show the samples of each job when it has finished. */
-  async show(records) {
-    const rows = records.map(({ label }) =>
+  /** Show the samples [{id, label}] of each job when it has finished. */
+  async show(samples) {
+    const rows = samples.map(({ label }) =>
       h("li", {}, h("span", { class: "name" }, label), h("span", { class: "samples-of-class" })),
     );
-    const bar = h("progress", { max: records.length, value: 0, "aria-label": "Progress" });
+    const bar = h("progress", { max: samples.length, value: 0, "aria-label": "Progress" });
     const cancelAll = () => {
-      discard(records);
+      discard(samples);
       this.offer();
     };
     const status = h("p", { class: "hint grow" }, "Generating samples with seeds from 0");
@@ -70,7 +73,7 @@ class SampleGrid {
     const notice = h("div");
     this.element.replaceChildren(header, notice, h("ul", { class: "classes" }, rows));
     try {
-      for (const [i, { id, label }] of records.entries()) {
+      for (const [i, { id, label }] of samples.entries()) {
         const result = await persistentResult(id, notice);
         if (!result) return; // canceled
         rows[i].lastChild.replaceChildren(...result.images.map((image) => sampleImage(image, label)));
@@ -78,19 +81,19 @@ class SampleGrid {
       }
     } catch (error) {
       if (error.status !== 404) {
-        this.fail(error, records);
+        this.fail(error, samples);
         return;
       }
-      discard(records);
+      discard(samples);
       this.offer();
       return;
     }
-    this.showFinished(header, records);
+    this.showFinished(header, samples);
   }
 
-  showFinished(header, records) {
+  showFinished(header, samples) {
     const repeat = () => {
-      discard(records);
+      discard(samples);
       this.generate();
     };
     header.replaceChildren(
@@ -99,16 +102,16 @@ class SampleGrid {
     );
   }
 
-  fail(error, records) {
-    discard(records);
+  fail(error, samples) {
+    discard(samples);
     this.element.replaceChildren(failure(error, () => this.generate()));
   }
 }
 
-/** Remove jobs from the page, and cancel those that have not finished. */
-function discard(records) {
-  for (const { id } of records) {
-    jobs.remove(id);
+/** Remove the jobs of a grid from the page, and cancel those that have not finished. */
+function discard(samples) {
+  jobs.remove(samples[0]?.id);
+  for (const { id } of samples) {
     cancel(id).catch(() => announce("A job could not be canceled")); // it will end by itself
   }
 }

@@ -3,7 +3,7 @@
 const API_KEY = "ncml.key";
 const MODEL_NAME = "ncml.model";
 const JOB_RECORDS = "ncml.job-records";
-const MAX_RECORDS = 48;
+const MAX_RECORDS = 48; // of a view
 
 export const apiKey = {
   get: () => sessionStorage.getItem(API_KEY) ?? "",
@@ -22,9 +22,11 @@ export const jobs = {
   add: (record) => jobs.write([...jobs.all(), record]),
   remove: (id) => jobs.write(jobs.all().filter((record) => record.id !== id)),
 
-  /** Store the newest records that fit. */
+  /** Store the newest records of each view that fit. */
   write(records) {
-    for (let newest = records.slice(-MAX_RECORDS); ; newest = newest.slice(1)) {
+    const views = Map.groupBy(records, ({ view }) => view);
+    const isNew = (record) => views.get(record.view).slice(-MAX_RECORDS).includes(record);
+    for (let newest = records.filter(isNew); ; newest = newest.slice(1)) {
       try {
         sessionStorage.setItem(JOB_RECORDS, JSON.stringify(newest));
         return;

@@ -61,6 +61,19 @@ def test_a_reload_restores_running_and_finished_jobs(studio) -> None:
     expect(run).to_have_count(0)
 
 
+def test_a_view_keeps_its_newest_jobs_whatever_the_others_add(studio) -> None:
+    counts = studio("score").evaluate(
+        """async () => {
+            const { jobs } = await import("/studio/session.js");
+            jobs.add({ id: "first", view: "generate" });
+            for (let i = 0; i < 60; i += 1) jobs.add({ id: `score-${i}`, view: "score" });
+            const ids = (view) => jobs.of(view).map(({ id }) => id);
+            return [ids("generate"), ids("score").length, ids("score").at(-1)];
+        }"""
+    )
+    assert counts == [["first"], 48, "score-59"]
+
+
 def test_a_reload_during_a_trace_continues_to_follow_it(studio) -> None:
     page = studio("trajectory", model="wide")
     generate(page, 4, "trajectory")

@@ -1176,6 +1176,30 @@ def test_models_and_health_are_shown(studio) -> None:
     expect(details.locator(".prose td").first).to_have_text("1")
 
 
+def test_samples_are_of_any_class_if_there_are_many(studio) -> None:
+    page = studio("models")
+    page.route("**/models", with_many_classes)
+    page.reload()
+    page.locator("#view-models").get_by_role("button", name="tiny").click()
+    with page.expect_request("**/generate") as request:
+        page.get_by_role("button", name="Generate 16 samples").click()
+    assert "class" not in request.value.post_data_json
+    samples = page.locator(".samples-of-class img")
+    expect(samples).to_have_count(16)
+    page.reload()
+    page.locator("#view-models").get_by_role("button", name="tiny").click()
+    expect(samples).to_have_count(16)
+
+
+def with_many_classes(route: Route) -> None:
+    """Answer /models as if the models had 21 classes."""
+    response = route.fetch()
+    document = response.json()
+    for model in document["models"]:
+        model["classes"] = [f"class {i}" for i in range(21)]
+    route.fulfill(response=response, json=document)
+
+
 def test_responses_that_accept_or_refuse_a_job_are_not_counted(studio) -> None:
     page = studio("models")
     name = "ncml_http_request_duration_seconds_bucket"
