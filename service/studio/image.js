@@ -39,7 +39,7 @@ export const pngBlob = (base64) =>
 export const toPng = (canvas) => new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
 
 /** [left, top, width, height] of the largest centred box of the aspect width:height, as the service computes it. */
-export function cropBox(imageWidth, imageHeight, width, height) {
+function cropBox(imageWidth, imageHeight, width, height) {
   let [boxWidth, boxHeight] = [imageWidth, imageHeight];
   if (imageWidth * height > imageHeight * width) {
     boxWidth = Math.max(1, roundHalfEven((imageHeight * width) / height));
