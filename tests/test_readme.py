@@ -22,6 +22,8 @@ import pytest
 from PIL import Image
 from pydantic_settings import BaseSettings
 
+from tests.conftest import alive
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 BUNDLED = ROOT / "models" / "cifar10"
@@ -114,7 +116,7 @@ def port(workspace: Path) -> Iterator[int]:
         yield port
         os.killpg(make.pid, signal.SIGINT)  # what a terminal does on Ctrl-C
         make.wait(60)
-        assert [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
+        assert alive(family) == []
     finally:
         for process in family:
             with contextlib.suppress(psutil.NoSuchProcess):

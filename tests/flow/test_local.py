@@ -17,7 +17,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from tests.conftest import eventually
+from tests.conftest import alive, eventually
 
 SERVE = [sys.executable, "-m", "ncml.cli", "serve", "--port", "0"]
 
@@ -81,10 +81,6 @@ def free_ports(count: int) -> int:
             for port in range(first + 1, first + count):
                 stack.enter_context(socket.create_server(("127.0.0.1", port)))
             return first
-
-
-def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from service.supervisor import BACKOFF_S, Child, ServeError, Supervisor, terminate_orphans
-from tests.conftest import eventually
+from tests.conftest import alive, eventually
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 
@@ -88,7 +88,7 @@ def test_children_are_stopped_by_stages_and_no_descendant_remains(tmp_path: Path
     supervisor.stop()
     assert journal.read_text() == "21"
     assert len(family) == 4
-    assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert alive(family) == []
     assert not (tmp_path / "children.json").exists()
 
 

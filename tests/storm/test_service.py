@@ -25,7 +25,7 @@ import psutil
 import pytest
 
 from ncml.images import to_png
-from tests.conftest import eventually
+from tests.conftest import alive, eventually
 from tests.service import costly
 from tests.service.hostile import corpus
 from tests.storm.service import MIB, SLOW, Peak, Service
@@ -213,16 +213,15 @@ def test_scores_stay_quick_beside_expensive_uploads(fleet: Fleet, serve: Callabl
 
 def test_decoding_ends_when_its_client_is_gone(fleet: Fleet, serve: Callable[..., Service]) -> None:
     fleet.start()
-    service = serve(decode_cpu_s=60)
+    service = serve(decode_cpu_s=600)
     hostile = costly.progressive_jpeg(costly.SIDE, 128)
     with httpx2.Client(base_url=service.url, timeout=0.05) as http, pytest.raises(httpx2.TimeoutException):
         http.post("/score", files={"image": hostile})
 
     def is_quiet() -> bool:
-        decoders = service.process.children(recursive=True)
-        return not any(process.status() == psutil.STATUS_RUNNING for process in decoders)
+        return not alive(service.process.children(recursive=True), psutil.STATUS_RUNNING)
 
-    eventually(lambda: is_quiet() and (time.sleep(0.1), is_quiet())[1], 10)
+    eventually(lambda: is_quiet() and (time.sleep(0.1), is_quiet())[1])
     assert service.process.children(recursive=True)
     with service.client() as http:
         assert http.post("/score", files={"image": IMAGES[0]}).status_code == 200
