@@ -38,13 +38,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def alive(processes: Iterable[psutil.Process], status: str = "") -> list[psutil.Process]:
     """Return the processes that have not ended, as zombies have; with `status`, only those in it."""
-    found: list[psutil.Process] = []
+    living: list[psutil.Process] = []
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):  # it may end at any moment
             current = process.status() if process.is_running() else psutil.STATUS_ZOMBIE
             if current != psutil.STATUS_ZOMBIE and current == (status or current):
-                found.append(process)
-    return found
+                living.append(process)
+    return living
 
 
 def eventually(condition: Callable[[], Any], timeout_s: float = 60.0, every_s: float = 0.02) -> Any:

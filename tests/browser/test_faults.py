@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import Page, Request, Route, expect
 
 REFUSED = "Failed to load resource"
 ABORTED = "ERR_FAILED"
@@ -241,16 +241,22 @@ def test_an_upload_is_shown_and_can_be_canceled(studio, images: list[Path]) -> N
     expect(page.locator(".strip .tile")).to_have_count(3)
 
 
-@pytest.mark.parametrize("limits", [{"max_images": 2}, {"max_body_bytes": 8000}], ids=["by number", "by bytes"])
-def test_images_are_split_into_requests_that_the_service_accepts(studio, images: list[Path], limits) -> None:
-    page = studio("score")
+def score_with_limits(page: Page, images: list[Path], limits: dict[str, int]) -> list[Request]:
+    """Score three images on a service with these limits; return the list of its requests, which still grows."""
     page.route("**/models", models_with(lambda document: document.update(limits)))
     page.reload()
     expect(page.locator("#pulse")).to_contain_text("Ready")
-    submissions = []
+    submissions: list[Request] = []
     page.on("request", lambda request: request.url.endswith("/score") and submissions.append(request))
     select_images(page, images)
     page.get_by_role("button", name="Score 3 images").click()
+    return submissions
+
+
+@pytest.mark.parametrize("limits", [{"max_images": 2}, {"max_body_bytes": 8000}], ids=["by number", "by bytes"])
+def test_images_are_split_into_requests_that_the_service_accepts(studio, images: list[Path], limits) -> None:
+    page = studio("score")
+    submissions = score_with_limits(page, images, limits)
     expect(page.locator(".strip .tile")).to_have_count(3)
     assert len(submissions) == 2
 
@@ -258,13 +264,7 @@ def test_images_are_split_into_requests_that_the_service_accepts(studio, images:
 def test_an_image_that_no_request_can_hold_is_named_and_not_uploaded(studio, images: list[Path]) -> None:
     images[1].write_bytes(images[1].read_bytes() + bytes(8000))
     page = studio("score")
-    page.route("**/models", models_with(lambda document: document.update(max_body_bytes=8000)))
-    page.reload()
-    expect(page.locator("#pulse")).to_contain_text("Ready")
-    submissions = []
-    page.on("request", lambda request: request.url.endswith("/score") and submissions.append(request))
-    select_images(page, images)
-    page.get_by_role("button", name="Score 3 images").click()
+    submissions = score_with_limits(page, images, {"max_body_bytes": 8000})
     refusal = page.get_by_role("alert")
     expect(refusal).to_contain_text("second.png has 0.0 MiB; at most 0.0 MiB are accepted.")
     expect(refusal).to_contain_text("2 images were submitted. Use a smaller image.")
