@@ -21,6 +21,7 @@ from ncml.network.sde import end_time, make_sde
 from ncml.recipes import maximum_likelihood, smoke
 from ncml.training.batches import draw_batch
 from ncml.training.dataset import Dataset
+from ncml.training.distributed import ProcessGroup
 from ncml.training.loop import train_loop
 from ncml.training.objective import held_out_bits, loss_bits
 from ncml.training.optimizer import Optimizer, learning_rate_share
@@ -36,6 +37,14 @@ def dataset(count: int = 64) -> Dataset:
     images = nets.images(count)
     bright = (images.float().mean((1, 2, 3)) > 127).long()
     return Dataset(images, bright, ("dark", "light"))
+
+
+def test_processes_share_the_held_out_images_even_if_there_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ProcessGroup, "all_reduce", lambda self, value: value)  # each one's share of the sum
+    network, data = nets.network(nets.config(), dtype=torch.float32), dataset(2)
+    shares = [held_out_bits(network, data, group=ProcessGroup(rank=rank, world_size=3)) for rank in range(3)]
+    assert shares[2] == 0
+    assert sum(shares) == pytest.approx(held_out_bits(network, data))
 
 
 def test_maximum_likelihood_is_ncml_with_all_mass_at_t_0() -> None:
