@@ -165,7 +165,7 @@ def _write_card(folder: Path, card: str) -> None:
 
 
 def check_copy(folder: Path, out: Path, *, changing: bool = False) -> None:
-    """Raise `InputError` if `out` holds anything but the model in `folder`; if `changing` it, if it holds anything."""
+    """Raise `InputError` if `out` holds anything but the model in `folder`; with `changing`, if it is not empty."""
     if (out / CONFIG).is_file():
         if changing:
             raise InputError("out", f"{out} already contains a model; choose another folder.")

@@ -153,7 +153,7 @@ def make_sde(config: SDEConfig) -> SDE:
         case "sub-vp":
             return SubVPSDE(beta_min=config.beta_min, beta_max=config.beta_max)
         case unknown:
-            raise InputError("kind", f"there is no SDE {unknown!r}: choose from ve, vp, sub-vp.")
+            raise InputError("kind", f"the kind of SDE must be one of ve, vp, sub-vp, not {unknown!r}.")
 
 
 def end_time(config: SDEConfig) -> float:

@@ -151,9 +151,10 @@ class Calibration:
         content = storage.check(path, stored, model_version, formats=FORMATS)
         statistics = build_statistics(config)
         with storage.refusing_damage(path):
+            estimates = _read_estimates(content, statistics)
             calibration = cls(
                 model_version,
-                estimates := _read_estimates(content, statistics),
+                estimates,
                 _read_ranks(content, statistics, estimates),
                 storage.count(content["n_fit"]),
                 float(storage.floats(content["false_positive_rate"])),
@@ -189,5 +190,5 @@ def _read_ranks(
         raise ValueError(f"there are no ranks of {content['statistic']}")
     for name in ranked:
         if statistics[name].is_gaussian and name not in estimates.gaussians:
-            raise ValueError(f"there is no Gaussian of {name}")
+            raise ValueError(f"it has ranks of {name}, but not its Gaussian")
     return ranked

@@ -8,7 +8,7 @@ from starlette._exception_handler import wrap_app_handling_exceptions
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.http.origins import OPEN_PATHS
 
@@ -59,17 +59,10 @@ async def call_and_respond(app: ASGIApp, scope: Scope, receive: Receive, send: S
     respond, receive, send = scope["state"].pop("deferred")
     for name in scope.keys() - inherited:
         del scope[name]
-    has_begun = False
-
-    async def send_tracked(message: Message) -> None:
-        nonlocal has_begun
-        has_begun = True
-        await send(message)
-
     try:
-        await respond(scope, receive, send_tracked)
+        await respond(scope, receive, send)
     except Exception as error:
-        if has_begun:
+        if scope["state"]["has_begun"]:
             expected, _ = scope["starlette.exception_handlers"]
             if not isinstance(error, tuple(expected)):
                 raise

@@ -64,13 +64,13 @@ class RequestContextMiddleware:
         state: dict[str, Any] = scope.setdefault("state", {})  # authentication and rate limits add to it
         span = traces.start_request(self._tracer, Headers(scope=scope), method) if self._tracer else None
         traceparent = traces.format_traceparent(span) if span else ""
-        state |= {"request_id": own_id, "owner": "", "headers": {}, "traceparent": traceparent}
+        state |= {"request_id": own_id, "owner": "", "headers": {}, "traceparent": traceparent, "has_begun": False}
         token, trace_token = request_id.set(own_id), trace_id.set(traces.trace_id(traceparent))
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, state["has_begun"] = message["status"], True
                 headers = MutableHeaders(raw=message["headers"])
                 headers["X-Request-Id"] = own_id
                 for name, value in (_SECURITY_HEADERS | state["headers"]).items():
@@ -116,20 +116,13 @@ class UnexpectedErrorMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        response_started = False
-
-        async def send_tracked(message: Message) -> None:
-            nonlocal response_started
-            response_started = True
-            await send(message)
-
         try:
-            await call_and_respond(self.app, scope, receive, send_tracked, self._route_limit)
+            await call_and_respond(self.app, scope, receive, send, self._route_limit)
         except ClientDisconnect:
             log.debug("the client disconnected while sending its body")
         except Exception:
             log.exception("unexpected error")
-            if response_started:  # the status is sent, so only closing the connection can report the error
+            if scope["state"]["has_begun"]:  # the status is sent, so only closing the connection can report the error
                 raise
             problem = Problem(500, "The service failed unexpectedly; its log has the details under this request id.")
             await problem.response(scope["state"]["request_id"])(scope, receive, send)

@@ -3,7 +3,7 @@
 import { catalogue } from "./catalogue.js";
 import { plural } from "./dom.js";
 
-/** The calibration of a reading's verdict; null if it is no longer available, as after another calibration. */
+/** The calibration that a reading's verdict is based on; null if the service no longer has it. */
 export function calibrationOf({ score: { ood }, scan, model }) {
   const current = catalogue.modelOf(model);
   if (!ood || !current) return null;

@@ -116,7 +116,7 @@ def test_an_image_is_scored_ranked_and_mapped(studio, photo: Path) -> None:
     expect(reading.locator(".map output")).to_have_text(re.compile("^Row 1, column 8:"))
     reading.get_by_role("group", name="Map").press("ArrowLeft")
     expect(reading.locator(".map output")).to_have_text(re.compile("^Row 1, column 7:"))
-    reading.get_by_role("group", name="Map").press("ArrowUp")  # there is no row above
+    reading.get_by_role("group", name="Map").press("ArrowUp")  # already in the top row
     expect(page.locator("#live")).to_have_text(re.compile("^Row 1, column 7:"))
     page.route("**/score", lambda route: route.continue_())  # only then, the body of the request can be read
     with page.expect_request("**/score") as request:

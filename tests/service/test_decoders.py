@@ -24,6 +24,7 @@ from service import decoders
 from service.decoder import Limits
 from service.decoders import MAX_EXPENSIVE, DecoderPool
 from service.http.problems import Problem
+from tests.conftest import alive
 from tests.service import costly
 
 
@@ -266,7 +267,7 @@ def test_the_largest_images_stay_within_the_limits(name: str, record_property: C
         before = process.memory_info().rss
         task = asyncio.create_task(pool.run("image", functools.partial(open_resized, data, 32, 32)))
         while not task.done():
-            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            if alive([process]):
                 peak = max(peak, process.memory_info().rss - before)
             await asyncio.sleep(0.01)
         if error := task.exception():

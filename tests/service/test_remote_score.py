@@ -81,7 +81,7 @@ def test_an_interrupted_run_resumes(run: Run, queue, tmp_path: Path) -> None:
     def break_down(job: ScoreJob, **kwargs: object) -> str:
         if job.images[0].data[0] < 104:
             return accept(job, **kwargs)
-        eventually(part.exists)  # answers to earlier requests are in the table
+        eventually(lambda: part.exists() and table(part))  # answers to earlier requests are in it
         raise RuntimeError("out of order")
 
     queue.submit = break_down
