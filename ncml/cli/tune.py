@@ -70,21 +70,19 @@ def tune(
     with progress_bar() as on_progress:
         tuning = tune_folder(loaded, data, split, images, max_seconds, on_progress)
     if as_json:
-        candidates = [
-            {
-                "sampling": asdict(candidate.options),
-                "kd": candidate.distance.to_json(),
-                "fidelity": candidate.fidelity and candidate.fidelity.to_json(),
-            }
-            for candidate in tuning.candidates
-        ]
-        result: dict[str, Any] = {"sampling": asdict(tuning.best.options), "features": tuning.features}
-        print_json({"model": identity(loaded)} | result | {"candidates": candidates})
+        result: dict[str, Any] = {
+            "sampling": asdict(tuning.best.options),
+            "features": tuning.features,
+            "candidates": [candidate.to_json() for candidate in tuning.candidates],
+            "confirmation": tuning.confirmation.to_json(),
+        }
+        print_json({"model": identity(loaded)} | result)
         return
     from ncml.evaluation.report import Table
 
     caption = f"{loaded.name}: {images} images for each candidate, features of {tuning.features}"
     Table("tuning", caption, tuning.header, [candidate.cells() for candidate in tuning.candidates]).show()
+    print(tuning.confirmation_text())
     print(f"{loaded.folder}: {tuning.summary()}")
 
 

@@ -3,7 +3,8 @@
 Options are chosen one after another: the start noise with the smallest kernel distance (KD) of generated from held-out
 images in named features; where a probe can be trained on the model's classes, the guidance with the smallest KD among
 those under which the probe recognises most generated images, or not measurably fewer, as long as KD stays within the
-interval of KD without guidance; the temperature with the smallest KD.
+interval of KD without guidance; the temperature with the smallest KD. The best of several measurements is partly luck,
+so the chosen options are measured once more, with other seeds.
 
 Shapes: N images, F features.
 """
@@ -13,7 +14,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +43,9 @@ GUIDANCES, TEMPERATURES = (2.0, 3.0, 5.0, 8.0), (0.95, 0.9)
 
 BATCH = 64
 
+FIRST_SEED = 1_000_000
+"""Far from the seeds of `ncml evaluate`, whose figures are to be independent of the choice."""
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -51,6 +56,11 @@ class Candidate:
     """KD from held-out images."""
     fidelity: Estimate | None
     """Share of images whose class the probe recognises; None without a probe."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the options and what was measured; fidelity is None without a probe."""
+        fidelity = self.fidelity and self.fidelity.to_json()
+        return {"sampling": asdict(self.options), "kd": self.distance.to_json(), "fidelity": fidelity}
 
     def cells(self) -> list[str]:
         """Return the cells of a table row."""
@@ -64,6 +74,8 @@ class Tuning:
 
     candidates: Sequence[Candidate]
     best: Candidate
+    confirmation: Candidate
+    """The options of `best`, measured with other seeds."""
     real: Estimate | None
     """Share of real held-out images whose class the probe recognises."""
     images: int
@@ -84,9 +96,14 @@ class Tuning:
         )
 
     def metrics(self) -> dict[str, float]:
-        """Return the fidelity with the chosen options, and that of real images; none without a probe."""
-        shares = {"class_fidelity": self.best.fidelity, "class_fidelity_real": self.real}
+        """Return the confirmed fidelity of the chosen options, and that of real images; none without a probe."""
+        shares = {"class_fidelity": self.confirmation.fidelity, "class_fidelity_real": self.real}
         return {name: round(share.value, 4) for name, share in shares.items() if share is not None}
+
+    def confirmation_text(self) -> str:
+        """Return the second measurement of the chosen options in one sentence."""
+        fidelity = "" if self.confirmation.fidelity is None else f", fidelity {_text(self.confirmation.fidelity)}"
+        return f"The chosen options, measured again with other seeds: KD {_text(self.confirmation.distance)}{fidelity}."
 
     def card_section(self) -> str:
         """Return the measurements in Markdown."""
@@ -102,7 +119,10 @@ class Tuning:
         rows = [self.header, ["---"] * len(self.header)]
         rows += [[f"**{cell}**" if row is self.best else cell for cell in row.cells()] for row in self.candidates]
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-        return f"{text}Brackets are 95 % bootstrap intervals; the chosen options are bold.\n\n{table}\n"
+        return (
+            f"{text}Brackets are 95 % bootstrap intervals; the chosen options are bold.\n\n{table}\n\n"
+            f"{self.confirmation_text()}\n"
+        )
 
 
 class Tuner:
@@ -121,12 +141,16 @@ class Tuner:
         self.probe, self.real = self._train_probe(data, held_out)
         self.candidates: list[Candidate] = []
 
-    def measure(self, options: SamplingDefaults) -> Candidate:
+    def measure_candidate(self, options: SamplingDefaults) -> Candidate:
+        """Measure options with the seeds that all candidates share, and add them to the candidates."""
+        self.candidates.append(self.measure(options, FIRST_SEED, f"candidate {len(self.candidates) + 1}"))
+        return self.candidates[-1]
+
+    def measure(self, options: SamplingDefaults, first_seed: int, stage: str) -> Candidate:
         """Generate images of all classes in turn, and of none for a model without classes, and measure them."""
         count = len(self.model.classes)
         labels_N = np.arange(self.images) % max(1, count)
         batches: list[NDArray[np.uint8]] = []
-        stage = f"candidate {len(self.candidates) + 1}"
         for start in range(0, self.images, BATCH):
             self.on_progress(Progress(stage, start, self.images))
             stop = min(start + BATCH, self.images)
@@ -134,7 +158,7 @@ class Tuner:
                 self.model.generate(
                     stop - start,
                     classes=labels_N[start:stop].tolist() if count else None,
-                    seeds=start,
+                    seeds=first_seed + start,
                     noise=options.start_noise,
                     solver=options.solver,
                     temperature=options.temperature,
@@ -144,8 +168,7 @@ class Tuner:
         features_NF = self._features(np.concatenate(batches), "generated images")
         distance = kernel_distance(features_NF, self.reference_NF)
         fidelity = None if self.probe is None else bootstrap.mean(self.probe.recognised(features_NF, labels_N))
-        self.candidates.append(Candidate(options, distance, fidelity))
-        return self.candidates[-1]
+        return Candidate(options, distance, fidelity)
 
     def _train_probe(self, data: Dataset, held_out: Dataset) -> tuple[Probe | None, Estimate | None]:
         """Train a probe, and measure it on real images; none for one class, or if the data has other classes."""
@@ -175,7 +198,8 @@ def tune(
     """Measure candidates and choose the sampling options of a model.
 
     data: its training data; the parts that training held out are compared with, the rest trains the probe.
-    images: generated with each candidate. max_seconds: no candidate is started after this time, except the first.
+    images: generated with each candidate. max_seconds: no candidate is started after this time, except the first; the
+    chosen options are measured again in any case.
     """
     start = time.monotonic()
     tuner = Tuner(model, data, images, on_progress)
@@ -184,7 +208,7 @@ def tune(
         """Measure candidates and return the one with the smallest distance, `best` included."""
         for options in candidates:
             if best is None or time.monotonic() - start < max_seconds:
-                candidate = tuner.measure(options)
+                candidate = tuner.measure_candidate(options)
                 best = candidate if best is None or candidate.distance.value < best.distance.value else best
         assert best is not None
         return best
@@ -196,10 +220,11 @@ def tune(
         guided = [best]
         for guidance in GUIDANCES:
             if time.monotonic() - start < max_seconds:
-                guided.append(tuner.measure(replace(best.options, guidance=guidance)))
+                guided.append(tuner.measure_candidate(replace(best.options, guidance=guidance)))
         best = choose_guidance(guided)
     best = measure_best([replace(best.options, temperature=value) for value in TEMPERATURES], best)
-    return Tuning(tuner.candidates, best, tuner.real, images, tuner.extractor.network)
+    confirmation = tuner.measure(best.options, FIRST_SEED + images, "chosen options")
+    return Tuning(tuner.candidates, best, confirmation, tuner.real, images, tuner.extractor.network)
 
 
 def choose_guidance(candidates: Sequence[Candidate]) -> Candidate:
