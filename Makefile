@@ -13,7 +13,7 @@ help:           ## list the targets
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  { echo "ncml needs Python 3.11 or newer; choose one, for example: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
 # pip keeps installed packages that satisfy the requirements, so a torch already in .venv is kept.
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c requirements.lock -e
@@ -75,8 +75,8 @@ LOCK := .venv/uv/bin/uv pip compile pyproject.toml - --constraints requirements.
 
 lock:           ## renew docker/*.lock, the versions and hashes of the packages in the images
 	@test -x .venv/uv/bin/uv || { $(PYTHON) -m venv .venv/uv && .venv/uv/bin/python -m pip install -q uv; }
-	echo setuptools | $(LOCK) -o docker/service.lock
-	printf '%s\n' setuptools jinja2 networkx sympy | $(LOCK) --extra worker --extra train -o docker/worker.lock
+	echo setuptools | $(LOCK) --extra traces -o docker/service.lock
+	printf '%s\n' setuptools jinja2 networkx sympy | $(LOCK) --extra worker --extra train --extra traces -o docker/worker.lock
 
 screenshots: $(READY) ## renew docs/screenshots, every view of the studio with the bundled model (needs Chromium)
 	$(BIN)/python scripts/docs/screenshots.py

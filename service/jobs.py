@@ -190,9 +190,10 @@ class JobService:
                 traceparent=traceparent,
             )
         except QueueFull as error:
-            self.metrics.rejected.labels(reason="queue-full").inc()
+            is_memory = isinstance(error, QueueOutOfMemory)
+            self.metrics.rejected.labels(reason="queue-memory" if is_memory else "queue-full").inc()
             lane = job.task.lane
-            if isinstance(error, QueueOutOfMemory):
+            if is_memory:
                 pause_s = MEMORY_RETRY_AFTER_S
             else:  # until half of them are done
                 pause_s = self._estimate_seconds(lane, self.queue.monitor.depth(lane) / 2)

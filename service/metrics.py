@@ -76,6 +76,11 @@ class _QueueState(Collector):
             name = queue_name(entry.lane, entry.priority)
             depth.add_metric([name], entry.depth)
             age.add_metric([name], entry.oldest_age_s)
+        used, limit = self.queue.monitor.memory()
+        memory = [
+            GaugeMetricFamily("ncml_queue_memory_bytes", "Memory that the queue's server uses.", used),
+            GaugeMetricFamily("ncml_queue_memory_limit_bytes", "Limit on this memory; 0 for none.", limit),
+        ]
         workers = GaugeMetricFamily("ncml_workers", "Live workers.", labels=["lane", "state"])
         pace = GaugeMetricFamily(
             "ncml_lane_jobs_per_second", "Recent jobs per second of a lane's busy workers.",
@@ -91,4 +96,4 @@ class _QueueState(Collector):
         models = GaugeMetricFamily("ncml_model_info", "Served models.", labels=["model", "version"])
         for model in self.queue.monitor.models():
             models.add_metric([model.name, model.version], 1)
-        return [depth, age, workers, pace, models]
+        return [depth, age, *memory, workers, pace, models]

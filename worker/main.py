@@ -53,7 +53,7 @@ def main(
         lane: Lanes to serve; default: both. An engine computes one batch at a time, so separate workers for the lanes
             keep scores quick while images are generated.
         models: Directories of model folders; if two hold the same name, the earlier one takes precedence. Default:
-            those of NCML_MODELS, ./models, and the one shipped with ncml.
+            those of NCML_MODELS if it is set, else ./models and the models of this installation.
         device: Device to compute on: cpu, cuda or cuda:N.
         max_batch: Maximum number of images computed at once; halved automatically if they do not fit in memory.
         window_ms: Time that a batch less than half full waits for more jobs. If the engine is idle, jobs start at once.

@@ -37,6 +37,11 @@ class QueueMonitor:
         except redis.ResponseError as error:
             return str(error).partition(" script:")[0].rstrip(".")  # without the place in the script
 
+    def memory(self) -> tuple[int, int]:
+        """Return the bytes that the server uses, and its limit; 0 for no limit."""
+        info: dict[str, Any] = self._client.info("memory")
+        return info["used_memory"], info["maxmemory"]
+
     def workers(self) -> list[WorkerInfo]:
         """Return the live workers, longest-lived first."""
         return [worker.info for worker in self._live_workers()]

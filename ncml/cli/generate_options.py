@@ -67,9 +67,7 @@ class GenerateOptions:
     def describe_model(self) -> Description:
         """Return the model without its weights, after refusing an invalid output file and number of threads."""
         if self.output.suffix.lower() != ".png":
-            raise InputError(
-                "output", f"{self.output} is not a .png file, as which images are written: choose another name."
-            )
+            raise InputError("output", f"{self.output} must end in .png: images are written as PNG.")
         folder = self.output.parent
         if self.output.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
             raise InputError("output", f"{self.output} cannot be written: its folder does not exist or is read-only.")

@@ -200,7 +200,8 @@ def _form_problem(message: str, max_images: int) -> Problem:
         hint = "; send an image as a file (curl -F image=@cat.png)" if max_images else ""
         detail = f"A text field of the form has more than {_MAX_PART_BYTES} bytes{hint}."
         return invalid_field("image" if max_images else "body", detail)
-    return Problem(400, f"The form cannot be parsed: {message}", kind="malformed")
+    hint = "let the HTTP client set Content-Type" if "boundary" in message else "encode it as multipart/form-data"
+    return Problem(400, f"The form cannot be parsed ({message.rstrip('.')}): {hint}.", kind="malformed")
 
 
 def _parse_json(body: bytes, max_images: int) -> tuple[dict[str, Any], list[Upload]]:

@@ -198,8 +198,8 @@ def test_models_are_written_by_training_and_read_by_workers() -> None:
 
 
 def test_overrides_change_existing_services() -> None:
-    names = ["compose.calibrate.yml", "compose.gpu.yml", "compose.hosts.yml", "compose.keys.yml"]
-    assert [path.name for path in OVERRIDES] == names
+    names = ["calibrate", "external", "gpu", "hosts", "keys"]
+    assert [path.name for path in OVERRIDES] == [f"compose.{name}.yml" for name in names]
     for path in OVERRIDES:
         assert compose(path)["services"].keys() <= SERVICES.keys()
 
@@ -209,11 +209,17 @@ def test_compose_itself_accepts_the_files(arguments: str, tmp_path: Path) -> Non
     if not works(["docker", "compose", "version"]):
         pytest.skip(NO_COMPOSE)
     files = [COMPOSE, *(path for path in OVERRIDES if path.name == arguments)]
+    url = "rediss://queue.example:6379/0" if arguments == "compose.external.yml" else ""
     settings = {"NCML_REDIS_PASSWORD": "secret", "NCML_QUEUE_ADDRESS": "192.0.2.1", "NCML_API_KEYS": str(tmp_path)}
+    settings |= {"NCML_REDIS_URL": url, "NCML_QUEUE_SECRETS": str(tmp_path)}
     command = ["docker", "compose", *(word for path in files for word in ("-f", path)), "--profile", "*", "config"]
     config = yaml.safe_load(run([*command], env=os.environ | settings, cwd=ROOT))
     assert config["services"].keys() == SERVICES.keys()
-    assert config["services"]["worker-score"]["environment"]["NCML_REDIS_URL"] == "redis://valkey:6379/0"
+    for name in ("service", "worker-score", "worker-generate"):
+        variables = config["services"][name]["environment"]
+        assert variables["NCML_REDIS_URL"] == (url or "redis://valkey:6379/0")
+        mounts = [mount["target"] for mount in config["services"][name]["volumes"]]
+        assert str(Path(variables["NCML_REDIS_PASSWORD_FILE"]).parent) in mounts
     assert config["services"]["valkey"]["environment"] == {"QUEUE_PASSWORD": "secret"}
     image = "ncml-worker:cuda" if arguments == "compose.gpu.yml" else "ncml-worker"
     assert {config["services"][name]["image"] for name in OURS[1:]} == {image}
@@ -256,7 +262,7 @@ def test_secret_and_large_files_are_not_copied_into_the_images() -> None:
     assert ignored[0] == "*"
     copied = {word for line in re.findall(r"^COPY (.*) \S+$", DOCKER, re.MULTILINE) for word in line.split()}
     assert {line.removeprefix("!") for line in ignored if line.startswith("!")} == copied
-    assert {"/ncml.env", ".env", "/api-keys"} <= set((ROOT / ".gitignore").read_text().split())
+    assert {"/ncml.env", ".env", "/api-keys", "/queue-secrets"} <= set((ROOT / ".gitignore").read_text().split())
 
 
 def test_the_service_accepts_its_own_host_names() -> None:

@@ -26,7 +26,7 @@ from worker.descriptors import (
     WorkerInfo,
     WorkerState,
 )
-from worker.queue import DuplicateJob, JobNotFound, QueueFull
+from worker.queue import DuplicateJob, JobNotFound, QueueFull, QueueOutOfMemory
 from worker.results import (
     CANCELED,
     Box,
@@ -174,6 +174,8 @@ class FakeQueue:
         with self.lock:
             if job_id in self.jobs:
                 raise DuplicateJob("taken")
+            if self.refuses:
+                raise QueueOutOfMemory("the queue is short of memory until earlier results expire")
             if self.full or (limit is not None and len(self.jobs) >= limit):
                 raise QueueFull(f"{limit} jobs are waiting")
             job_id = job_id or f"job-{len(self.jobs)}"
@@ -360,6 +362,9 @@ class FakeQueue:
 
     def depth(self, lane: Lane) -> int:
         return len(self.jobs)
+
+    def memory(self) -> tuple[int, int]:
+        return 7_000, 10_000
 
     def position(self, view: JobView) -> int | None:
         self._check_connection()

@@ -57,11 +57,23 @@ def test_requests_and_jobs_are_counted(client: TestClient, queue) -> None:
     assert samples["ncml_jobs_rejected_total", "no-worker"] == 1
 
 
+def test_requests_refused_for_lack_of_memory_have_their_own_reason(client: TestClient, queue) -> None:
+    queue.refuses = "it is short of memory"
+    response = client.post("/generate")
+    assert response.status_code == 429
+    assert response.json()["type"] == "urn:ncml:problem:queue-full"
+    samples = metrics(client)
+    assert samples["ncml_jobs_rejected_total", "queue-memory"] == 1
+    assert ("ncml_jobs_rejected_total", "queue-full") not in samples
+
+
 def test_the_queue_is_measured_when_metrics_are_requested(client: TestClient, queue, model) -> None:
     samples = metrics(client)
     assert samples[("ncml_redis_up",)] == 1
     assert samples["ncml_queue_depth", "ncml:score:high"] == 3
     assert samples["ncml_queue_oldest_age_seconds", "ncml:generate:low"] == 1.5
+    assert samples[("ncml_queue_memory_bytes",)] == 7_000
+    assert samples[("ncml_queue_memory_limit_bytes",)] == 10_000
     assert samples["ncml_workers", "score", "idle"] == 1
     assert samples["ncml_workers", "score", "busy"] == 0
     assert samples["ncml_model_info", "tiny", model.version] == 1

@@ -395,6 +395,8 @@ def test_a_server_that_refuses_writes_is_detected(queue: JobQueue) -> None:
     try:
         queue.redis.config_set("maxmemory", int(queue.redis.info("memory")["used_memory"] / 0.85))
         assert queue.monitor.refusal() == "it is short of memory"
+        used, limit = queue.monitor.memory()
+        assert 0.75 * limit < used < limit
         queue.redis.config_set("maxmemory", 1)
         assert "not allowed when used memory" in (queue.monitor.refusal() or "")
         queue.redis.config_set("maxmemory", 0)
@@ -404,3 +406,4 @@ def test_a_server_that_refuses_writes_is_detected(queue: JobQueue) -> None:
         queue.redis.replicaof("no", "one")
         queue.redis.config_set("maxmemory", 0)
     assert queue.monitor.refusal() is None
+    assert queue.monitor.memory()[1] == 0
