@@ -12,6 +12,9 @@ import re
 import secrets
 import sys
 from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import arg
 
 from ncml.errors import NcmlError
 
@@ -97,7 +100,7 @@ def _read_names(path: Path) -> dict[str, str]:
     return names
 
 
-def main(name: str, /) -> None:
+def main(name: Annotated[str, arg(metavar="OWNER")], /) -> None:
     """Create an API key. Prints its line for NCML_API_KEYS_FILE to stdout and the key itself to stderr.
 
     Args:

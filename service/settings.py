@@ -114,6 +114,18 @@ class Settings(BaseSettings):
         except ValueError:
             raise ValueError("it must be like 60/minute, or several of these separated by semicolons") from None
 
+    @field_validator("api_keys_file", mode="before")
+    @classmethod
+    def _check_named(cls, value: object) -> object:
+        if value == "":  # omitting it, by contrast, opens the service to anyone
+            raise ValueError("it is empty: name a file of keys, or omit it")
+        return value
+
+    @field_validator("redis_password_file", mode="before")
+    @classmethod
+    def _omit_if_empty(cls, value: object) -> object:
+        return None if value == "" else value
+
     @field_validator("allowed_hosts", "cors_origins", "high_priority_keys", "ready_lanes", mode="before")
     @classmethod
     def _parse_json_list(cls, value: object) -> object:

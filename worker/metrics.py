@@ -1,7 +1,7 @@
 """The Prometheus metrics of a worker. Each worker serves them on its own port."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
@@ -55,6 +55,12 @@ class WorkerMetrics:
         self._alarms: dict[tuple[str, str], tuple[str, FlaggedRateAlarm]] = {}
         """By model and calibration: the calibration's version and its alarm."""
 
+    def count_batch(self, stages: Mapping[str, float], memory_bytes: int) -> None:
+        """Count a batch that the engine has computed: the seconds spent in each stage, and the engine's memory."""
+        self.gpu_memory.set(memory_bytes)
+        for stage, seconds in stages.items():
+            self.stage_seconds.labels(stage).observe(seconds)
+
     def count_scores(self, job: ScoreJob, scores: Sequence[Score], model: ModelDescriptor | None) -> None:
         """Count the scores and verdicts of a job; `model` is the one that computed them, if it is still served."""
         for score in scores:
@@ -75,7 +81,8 @@ class WorkerMetrics:
 
     def _add_evidence(self, model: ModelDescriptor, verdict: Ood) -> None:
         calibration = model.calibrations.get(verdict.calibration)
-        if calibration is None:
+        # Verdicts by other statistics, perhaps of the same images, would be dependent: evidence counts each image once.
+        if calibration is None or verdict.statistic != calibration.statistic:
             return
         key = model.name, verdict.calibration
         version, alarm = self._alarms.get(key, ("", None))

@@ -9,13 +9,11 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import redis.exceptions
 from rq import Queue
 from rq.serializers import JSONSerializer
 from rq.suspension import is_suspended
@@ -28,6 +26,7 @@ from worker.keys import WORKERS, queue_names, worker_key
 from worker.leases import LEASE_S, Claim, Leases
 from worker.messages import Batch, Catalogue, Done, Drop, EngineSettings, Opening, Step
 from worker.metrics import WorkerMetrics
+from worker.outages import Outages
 from worker.process import EngineDied, EngineProcess
 from worker.queue import JobQueue
 from worker.results import CANCELED, EXPIRED, Ending, JobError, ModelRef, Timing
@@ -46,9 +45,6 @@ ALIVE_S = 10.0
 
 TICK_S = 0.1
 """How often leases are renewed, progress is published and cancellations are read while a batch runs."""
-
-OUTAGE_LOG_S = 10.0
-"""How often the log reports that the queue does not answer."""
 
 log = logging.getLogger("ncml.worker")
 
@@ -96,7 +92,8 @@ class BatchWorker(SimpleWorker):
         )
         self._stop_at: float | None = None
         self._started_at = time.time()
-        self._beat_at = self._outage_log_at = 0.0
+        self._outages = Outages()
+        self._beat_at = 0.0
         self._batch_number = 0
         self._busy = False
         self._was_idle = True
@@ -113,7 +110,7 @@ class BatchWorker(SimpleWorker):
                 if self._stop_at is not None:
                     return True
             while self._stop_at is None:
-                with self._outages():
+                with self._outages.survived():
                     self._beat()
                     engine = self._supervisor.ready_engine()
                     if engine is None or is_suspended(self._client):
@@ -125,7 +122,7 @@ class BatchWorker(SimpleWorker):
             return True
         finally:
             self._supervisor.stop()
-            with self._outages():
+            with self._outages.survived():
                 self._client.delete(worker_key(self.name))
                 self._client.zrem(WORKERS, self.name)
                 self.register_death()
@@ -136,7 +133,7 @@ class BatchWorker(SimpleWorker):
             self._stop_at = time.monotonic() + self.settings.drain_s
 
     def _register(self) -> bool:
-        with self._outages():
+        with self._outages.survived():
             self.register_birth()
             try:
                 for queue in self.queues:  # remove workers that were killed
@@ -146,17 +143,6 @@ class BatchWorker(SimpleWorker):
             log.info("worker started", extra={"worker": self.name, "lanes": list(self.settings.lanes)})
             return True
         return False
-
-    @contextmanager
-    def _outages(self) -> Generator[None]:
-        """Continue after an error of the server: log it at a limited rate, and pause."""
-        try:
-            yield
-        except redis.exceptions.RedisError as error:
-            if time.monotonic() >= self._outage_log_at:
-                self._outage_log_at = time.monotonic() + OUTAGE_LOG_S
-                log.warning("the queue does not answer: %s", error)
-            time.sleep(0.2)
 
     def _beat(self, *, force: bool = False) -> None:
         """Publish this worker and its models; take over the jobs of silent workers."""
@@ -210,7 +196,7 @@ class BatchWorker(SimpleWorker):
             self.leases.wait(1.0)
             key, claims = self.leases.claim(max_batch)
         if not self._was_idle and key:
-            with self._outages():  # the jobs claimed already run in any case
+            with self._outages.survived():  # the jobs claimed already run in any case
                 self._top_up(key, claims)
         self._was_idle = not claims
         return claims
@@ -280,7 +266,7 @@ class BatchWorker(SimpleWorker):
             if isinstance(message, Step):
                 self._store_progress(running, message)
             elif isinstance(message, Opening | Catalogue):
-                with self._outages():
+                with self._outages.survived():
                     self._supervisor.note(message)
             if now - last_message > self.settings.hang_s:
                 self._engine_lost(running, "hung")
@@ -291,14 +277,14 @@ class BatchWorker(SimpleWorker):
                 return
             if now - last_tick >= TICK_S:
                 last_tick = now
-                with self._outages():
+                with self._outages.survived():
                     self._tick(engine, running, now - started)
 
     def _store_progress(self, running: dict[str, RunningJob], step: Step) -> None:
         """Store the previews of a step, and prepare the progress event of each job."""
         for entry in running.values():
             if preview := entry.preview(step):
-                with self._outages():
+                with self._outages.survived():
                     self.leases.preview(entry.claim.id, preview)
                     entry.has_preview = True
             entry.update(step)
@@ -334,9 +320,7 @@ class BatchWorker(SimpleWorker):
 
     def _conclude(self, running: dict[str, RunningJob], done: Done) -> None:
         """End the jobs that the engine has computed."""
-        self.metrics.gpu_memory.set(done.memory_bytes)
-        for stage, seconds in done.stages.items():
-            self.metrics.stage_seconds.labels(stage).observe(seconds)
+        self.metrics.count_batch(done.stages, done.memory_bytes)
         endings: list[tuple[Claim, Ending]] = []
         for job_id, entry in running.items():
             outcome = done.outcomes[job_id]
@@ -407,7 +391,7 @@ class BatchWorker(SimpleWorker):
         """Retry a step until the server answers; give up after the leases have lapsed, when others own the jobs."""
         deadline = time.monotonic() + 2 * self.settings.lease_s
         while True:
-            with self._outages():
+            with self._outages.survived():
                 return step()
             if time.monotonic() > min(deadline, (self._stop_at or deadline) + 1.0):
                 return []

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, UseAppendAction, arg
 
 from ncml.cli.terminal import (
+    DEFAULT_MODEL,
     JsonOption,
     ThreadsOption,
     check_threads,
@@ -29,7 +30,7 @@ def evaluate(
     data: Annotated[str, arg(metavar="FOLDER|NAME[:SPLIT]")],
     model: Annotated[
         UseAppendAction[tuple[str, ...]],
-        arg(aliases=("-m",), metavar="NAME|PATH", help_behavior_hint="(default: cifar10)"),
+        arg(aliases=("-m",), metavar="NAME|PATH", help_behavior_hint=DEFAULT_MODEL),
     ] = (),
     ood: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="FOLDER|NAME[:SPLIT]", help_behavior_hint="")] = (),
     limit: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="[KIND=]COUNT", help_behavior_hint="")] = (),
@@ -49,8 +50,8 @@ def evaluate(
         data: In-distribution images: the test split of a data set, or all images of a folder.
         model: Name or folder of a model; can be repeated to compare several.
         ood: Out-of-distribution data set; can be repeated. Constant and uniform images are always measured.
-        limit: Maximum number of images of each set, for all kinds, or for one kind as in fid=2000; can be repeated.
-            Defaults: 10000 for likelihood and fid, 1000 for ood and sanity, 500 for robustness, 300 for classes; 256
+        limit: Maximum number of images of each set: for all kinds, which only lowers the defaults, or for one kind as
+            in fid=2000; can be repeated. Defaults: 10000 for likelihood and fid, 1000 for ood and sanity, 500 for robustness, 300 for classes; 256
             for sweep and solvers, the samples for each start noise, number of steps and solver that fid compares; 500
             for fidelity and 4000 for probe, the samples of each method and the probe's training images in classes.
         out: Folder for the report and all measurements.

@@ -13,6 +13,7 @@ import os
 import pkgutil
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points, version
 from pathlib import Path
@@ -112,6 +113,10 @@ def _deferred(command: Callable[..., Any]) -> Callable[..., functools.partial[An
 
 def to_one_line(box: str) -> str:
     """Convert the error box that tyro draws to one line: the error, and the nearest spelling if it suggests one."""
+    if missing := re.search(r"Missing from (ncml \w+):[ │]*\n(.*?)\n[ │]*[─-]{4}", box, re.DOTALL):
+        body = textwrap.dedent(missing[2].replace("│", " "))  # the help of an argument is indented below its name
+        names = [line.strip().rpartition(", ")[2] for line in body.splitlines() if line[:1].strip()]
+        return f"{missing[1]} needs {' and '.join(names)}; see {missing[1]} --help."
     lines = [line.strip("│ ") for line in box.splitlines()[1:]]  # without its title; no │ where output is ASCII
     sections = [list(part) for rule, part in itertools.groupby(lines, lambda line: not line.strip("─-╰╯")) if not rule]
     sentences = [" ".join(part) for part in sections if "helptext" not in part[0]]

@@ -28,8 +28,8 @@ QUIET_S = 30.0
 MAX_THREADS = 256
 """With far more threads OpenMP aborts the process without an error message."""
 
-_DEFAULT = "(default: NCML_DEFAULT_MODEL, else the bundled model, else the first by name)"
-ModelOption = Annotated[str, arg(aliases=("-m",), metavar="NAME|PATH", help_behavior_hint=_DEFAULT)]
+DEFAULT_MODEL = "(default: NCML_DEFAULT_MODEL, else the bundled model, else the first by name)"
+ModelOption = Annotated[str, arg(aliases=("-m",), metavar="NAME|PATH", help_behavior_hint=DEFAULT_MODEL)]
 ClassOption = Annotated[str | None, arg(name="class", metavar="NAME", help_behavior_hint="(default: none)")]
 CalibrationOption = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: default)")]
 JsonOption = Annotated[bool, arg(name="json")]

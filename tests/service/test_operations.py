@@ -292,6 +292,7 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         ("CORS_ORIGINS", "https://example.org", " is 'https://example.org'; it must be a JSON list"),
         ("ALLOWED_HOSTS", '["example.org:8000"]', " is '[\"example.org:8000\"]'; each host must be like example.org"),
         ("READY_LANES", "score", " is 'score'; it must be a JSON list"),
+        ("API_KEYS_FILE", "", " is ''; it is empty: name a file of keys, or omit it."),
         ("READY_LANES", '["draw"]', ".0 is 'draw'; it must be 'score' or 'generate'."),
         ("API_KEYS_FILE", "/nowhere/keys", ": /nowhere/keys cannot be read: No such file"),
     ],

@@ -16,6 +16,7 @@ from rq.job import Job as RqJob
 from rq.suspension import resume, suspend
 
 from ncml.images.tiling import Tiling
+from ncml.ood.alarm import FlaggedRateAlarm
 from tests.conftest import eventually, free_port
 from tests.worker.fleet import PIXELS, Fleet, complete, generate, scan, score
 from tests.worker.synthetic import HEIGHT, WIDTH, write_model
@@ -96,6 +97,10 @@ def test_a_calibrated_model_gives_verdicts_statistics_and_the_sanity_test(fleet:
     assert 'ncml_ood_p_value_count{model="synthetic"} 8.0' in lines
     assert 'ncml_ood_p_value_bucket{le="0.3",model="synthetic"} 3.0' in lines
     assert any(line.startswith('ncml_ood_evidence{calibration="weak",model="synthetic"} ') for line in lines)
+    alarm = FlaggedRateAlarm(calibration.n_rank, calibration.false_positive_rate)
+    for scored in (*usual, *named):  # not those of `full`, which the statistic bpd decides
+        evidence = alarm.update(scored.ood.is_ood)
+    assert f'ncml_ood_evidence{{calibration="default",model="synthetic"}} {float(evidence)}' in lines
     assert 'ncml_score_bpd_count{model="synthetic"} 8.0' in lines  # scores under noise do not count
 
 
