@@ -51,9 +51,10 @@ def evaluate(
         model: Name or folder of a model; can be repeated to compare several.
         ood: Out-of-distribution data set; can be repeated. Constant and uniform images are always measured.
         limit: Maximum number of images of each set: for all kinds, which only lowers the defaults, or for one kind as
-            in fid=2000; can be repeated. Defaults: 10000 for likelihood and fid, 1000 for ood and sanity, 500 for robustness, 300 for classes; 256
-            for sweep and solvers, the samples for each start noise, number of steps and solver that fid compares; 500
-            for fidelity and 4000 for probe, the samples of each method and the probe's training images in classes.
+            in fid=2000; can be repeated. Defaults: 10000 for likelihood and fid, 1000 for ood and sanity, 500 for
+            robustness, 300 for classes; 256 for sweep and solvers, the samples for each start noise, number of steps
+            and solver that fid compares; 500 for fidelity and 4000 for probe, the samples of each method and the
+            probe's training images in classes.
         out: Folder for the report and all measurements.
         device: Device to compute on: cpu, cuda or cuda:N.
         as_json: Print JSON instead of tables.
