@@ -76,7 +76,7 @@ def queue_throughput(fleet: Fleet, images: int) -> float:
     started = time.perf_counter()
     ids = [fleet.queue.submit(job) for _ in range(images // REQUEST)]
     fleet.wait(ids, timeout_s=600)
-    return images / (time.perf_counter() - started)
+    return len(ids) * REQUEST / (time.perf_counter() - started)
 
 
 def wait_until_ready(url: str) -> None:
@@ -100,6 +100,8 @@ def main() -> None:
     )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    if options.images < REQUEST:
+        parser.error(f"--images must be at least {REQUEST}")
     results = []
     for workers in (1, 2):
         rate, possible = measure(options.images, options.image_ms / 1000, workers)

@@ -15,7 +15,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from reprlib import repr as quote
 from typing import TYPE_CHECKING, Any
@@ -337,6 +337,8 @@ def _read_sampling(path: Path, stored: dict[str, Any], config: Config, largest: 
         raise ModelError(f"{path}: sampling.steps must be 1 for the solver {solver}.")
     if sampling.guidance is not None and not config.model.classes:
         raise ModelError(f"{path}: sampling.guidance needs a model with classes; remove it.")
+    if sampling.start_noise is None and not config.is_noise_conditional:
+        return replace(sampling, start_noise=0.0)
     return sampling
 
 

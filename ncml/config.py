@@ -148,6 +148,11 @@ class Config:
     sde: SDEConfig = field(default_factory=SDEConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
+    @property
+    def is_noise_conditional(self) -> bool:
+        """Whether the model is trained on noised images, so that it can sample at t > 0 and refine."""
+        return self.training.clean_probability < 1
+
     def to_json(self) -> dict[str, Any]:
         """Return the configuration as plain JSON values."""
         return asdict(self)

@@ -22,7 +22,8 @@ from ncml.ood.views import STATISTICS, columns_of, score_views
 from ncml.progress import OnProgress, Progress, ignore_progress
 
 MAX_FIT_TILES = 4000
-"""Maximum number of tiles from which the Gaussians are estimated, equally many from each image, at random."""
+"""Tiles from which the Gaussians are estimated: at most as many, equally many from each image, at random; at least one
+from each."""
 
 
 def calibrate(

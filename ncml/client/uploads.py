@@ -37,8 +37,9 @@ def read_upload(image: Image) -> Upload:
     if isinstance(image, str | os.PathLike):
         try:
             return Path(image).name, Path(image).read_bytes()
-        except OSError as error:
-            raise InputError("image", f"{name_of(image)} cannot be read: {error.strerror}.") from error
+        except (OSError, ValueError) as error:  # ValueError: a null character
+            reason = getattr(error, "strerror", error)
+            raise InputError("image", f"{name_of(image)} cannot be read: {reason}.") from error
     file = io.BytesIO()
     read_pil(image, "image").save(file, "PNG")
     return "", file.getvalue()

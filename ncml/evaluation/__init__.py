@@ -14,6 +14,10 @@
     features     networks whose features compare images, and distances in them
     quality      FID, or a distance in named features; quality against refinement steps and start noise
     samples      Figures 1 and 5 to 10
+    probe        a linear classifier of features, independent of the model
+    classes      knowledge of classes in likelihoods and in generated images
+    tuning       the sampling options that a model folder recommends (`ncml tune`)
 
-Each kind is a function from `inputs.Inputs` to a `report.Section`. This package neither trains, calibrates nor serves.
+Each kind is a function from `inputs.Inputs` to a `report.Section`. This package neither trains
+nor calibrates models, nor serves them.
 """

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ncml.paths import printable
 from ncml.progress import OnProgress, ignore_progress
+from ncml.training.sources import is_image_folder
 
 SEED = 2022
 """Seed of shuffling, generated images and flips."""
@@ -52,6 +53,12 @@ def split_source(source: str) -> tuple[str, str]:
     """Separate a source from the split that it names; the split is empty if it names none."""
     location, colon, split = source.rpartition(":")
     return (location, split) if colon and not Path(source).exists() else (source, "")
+
+
+def has_test_split(source: str) -> bool:
+    """Return whether a source is read at a split of its own for tests; a folder of images is read whole."""
+    location, split = split_source(source)
+    return source in GENERATED or (split != "train" and not is_image_folder(location))
 
 
 def name_sources(sources: Iterable[str]) -> dict[str, str]:
@@ -95,7 +102,7 @@ def load(
     pixels_NHWC = images.images_NHWC.numpy()
     unreadable = len(images.inventory.unreadable)
     resized = len(images) - images.inventory.sizes[f"{width}x{height}"]
-    grey = int((pixels_NHWC == pixels_NHWC[..., :1]).all((1, 2, 3)).sum())
+    grey = sum(bool((image_HWC == image_HWC[..., :1]).all()) for image_HWC in pixels_NHWC)
     remarks = (
         (unreadable, f"{unreadable:,} files could not be read and were left out"),
         (
@@ -126,7 +133,7 @@ def generate(name: str, n: int, height: int, width: int) -> ImageSet:
 
 def _shuffle(name: str, pixels_NHWC: NDArray[np.uint8], notes: tuple[str, ...] = ()) -> ImageSet:
     pixels_NHWC = pixels_NHWC[_order(len(pixels_NHWC))]
-    return ImageSet(name, pixels_NHWC, hashlib.sha256(pixels_NHWC.tobytes()).hexdigest()[:16], notes)
+    return ImageSet(name, pixels_NHWC, hashlib.sha256(pixels_NHWC.data).hexdigest()[:16], notes)
 
 
 def _order(count: int) -> NDArray[np.int64]:

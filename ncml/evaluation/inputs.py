@@ -70,7 +70,12 @@ class Inputs:
     def test_images(self, model: Model, kind: str) -> ImageSet:
         """Return the in-distribution test images for a kind of evaluation, at the model's size."""
         images = self.images(self.data, model, kind)
-        self.notes += [note for note in images.notes if note not in self.notes]
+        notes = list(images.notes)
+        if not image_sets.has_test_split(self.data):
+            notes.append(
+                f"{self.data_name} has no test split: it may include images that a model was trained or calibrated on."
+            )
+        self.notes += [note for note in notes if note not in self.notes]
         return images
 
     def images(self, source: str, model: Model, kind: str, *, split: str = "") -> ImageSet:

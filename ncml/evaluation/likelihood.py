@@ -63,19 +63,25 @@ def likelihood(inputs: Inputs) -> Section:
         estimates = {f"{pi:g}": bootstrap.mean(flipped_bits(inputs, model, images, pi)) for pi in PIS}
         rows.append((label, OURS, *estimates.values()))
         results[label] = {"bpd": {pi: estimate.to_json() for pi, estimate in estimates.items()}}
-    table, published_rows = published.bits(inputs.data_name)
+    size = next(iter(inputs.models.values())).height
+    table, published_rows = published.bits(inputs.data_name, size)
     rows += [(name, PUBLISHED, *(f"{value:.2f}" for value in values)) for name, values in published_rows]
-    caption = f"{table}. Bits/dim of {inputs.data_name} with lowest bits flipped with probability pi (lower is better)"
+    header = ("model", "source", *(f"pi = {pi:g}" for pi in PIS))
+    caption = f"Bits/dim of {inputs.data_name} with lowest bits flipped with probability pi (lower is better)"
     text = [
         "Exact -log2 p(x) per dimension at t = 0 under no class, averaged over images. Each value's lowest bit is "
         "flipped with probability pi; the flips are the same for every model. Brackets are 95 % bootstrap intervals "
-        "over images. Published rows are the paper's: models of 50 million parameters and more, trained for days."
+        "over images."
     ]
+    if published_rows:
+        text.append("Published rows are the paper's: models of 50 million parameters and more, trained for days.")
     return Section(
         kind="likelihood",
-        title=f"{table}: likelihood",
+        title=f"{table}: likelihood" if table else "Likelihood",
         text=text,
-        tables=[Table("likelihood", caption, ("model", "source", *(f"pi = {pi:g}" for pi in PIS)), rows)],
+        tables=[
+            Table("likelihood", f"{table}. {caption}" if table else caption, header, rows),
+        ],
         results=results,
         notes=inputs.notes,
     )

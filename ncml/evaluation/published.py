@@ -1,5 +1,7 @@
 """Numbers reported by the paper (Li and Kluger, 2022), printed next to ours. None of them was measured here."""
 
+import re
+
 Row = tuple[str, tuple[float, float, float]]
 """A model and its bits/dim at pi = 0, 0.5 and 1."""
 
@@ -59,13 +61,16 @@ AUROC: dict[str, dict[str, float]] = {
 
 def is_cifar10(data: str) -> bool:
     """Return whether a data set's name is a spelling of CIFAR-10."""
-    return "cifar10" in data.lower().replace("-", "").replace("_", "")
+    return re.search(r"cifar10(?!\d)", re.sub(r"[-_]", "", data.lower())) is not None
 
 
-def bits(data: str) -> tuple[str, tuple[Row, ...]]:
-    """Return the paper's table for a data set, and its rows; none for a set that the paper does not have."""
+def bits(data: str, size: int) -> tuple[str, tuple[Row, ...]]:
+    """Return the paper's table for a data set at a size, and its rows; neither for a set that the paper does not have.
+
+    size: of the side of the images, in pixels.
+    """
     if is_cifar10(data):
         return "Table 1", CIFAR10
-    if "imagenet" in data.lower():
+    if size == 64 and "imagenet" in data.lower():
         return "Table 3", IMAGENET64
-    return ("Table 3", CELEBA64) if "celeb" in data.lower() else ("Table 1", ())
+    return ("Table 3", CELEBA64) if size == 64 and "celeb" in data.lower() else ("", ())

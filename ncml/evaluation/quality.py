@@ -26,7 +26,6 @@ from ncml.evaluation.samples import (
     Arguments,
     as_trained,
     default_arguments,
-    is_noise_conditional,
     noise_levels,
 )
 from ncml.model import Model
@@ -72,7 +71,7 @@ def sample_features(inputs: Inputs, model: Model, n: int, arguments: Arguments) 
 def headline_methods(model: Model) -> dict[str, Arguments]:
     """Return the methods of the main table: direct, from the largest noise and a quarter of it, and the defaults."""
     direct = {"direct (t = 0)": as_trained(0.0)}
-    if not is_noise_conditional(model):
+    if not model.config.is_noise_conditional:
         return direct
     methods = direct | {
         f"noisy at {noise:g} grey levels, refined (Tweedie)": as_trained(noise)
@@ -90,7 +89,7 @@ def headline_methods(model: Model) -> dict[str, Arguments]:
 
 def sweep_points(model: Model) -> dict[str, list[tuple[float, Arguments]]]:
     """Return the points of each curve: start noise with one Tweedie step, and SDE steps from the largest noise."""
-    if not is_noise_conditional(model):
+    if not model.config.is_noise_conditional:
         return {}
     levels = noise_levels(model, (0.0, 0.25, 0.5, 1.0))
     steps: list[tuple[float, Arguments]] = [(1, as_trained(model.noise))]
@@ -100,7 +99,7 @@ def sweep_points(model: Model) -> dict[str, list[tuple[float, Arguments]]]:
 
 def solver_methods(model: Model) -> dict[str, Arguments]:
     """Return direct sampling, and every solver with its default number of steps from the largest noise."""
-    if not is_noise_conditional(model):
+    if not model.config.is_noise_conditional:
         return {}
     refined = {
         f"{solver}, {counted(steps, 'step')}": _refined(model, solver, steps) for solver, steps in SOLVERS.items()
@@ -225,7 +224,7 @@ def fid(inputs: Inputs) -> Section:
         }
         if meter.train is None:
             notes.append(f"There is no floor to compare with: {meter.no_floor}")
-        if is_noise_conditional(model):
+        if model.config.is_noise_conditional:
             solvers = meter.compare_methods(solver_count, solver_methods(model))
             results[label]["solvers"] = report.add_methods(report.solvers, label, solvers)
         results[label]["sweep"] = report.add_sweep(label, meter, sweep_count)

@@ -33,17 +33,12 @@ IN_TURN = "in turn"
 """Image i is of class i modulo the number of classes."""
 
 
-def is_noise_conditional(model: Model) -> bool:
-    """Return whether the model was trained on noised images, and so can sample at t > 0 and refine."""
-    return model.config.training.clean_probability < 1
-
-
 def noise_levels(model: Model, fractions: Iterable[float]) -> list[float]:
     """Return fractions of the model's largest noise, in grey levels, as far as its SDE reaches them.
 
     A model that is not noise conditional has the level 0 only.
     """
-    if not is_noise_conditional(model):
+    if not model.config.is_noise_conditional:
         return [0.0]
     levels = (round(fraction * model.noise, 6) for fraction in fractions)
     return [level for level in levels if reaches(make_sde(model.config.sde), level)]
@@ -69,7 +64,7 @@ def default_arguments(model: Model) -> Arguments:
 def direct_and_refined(inputs: Inputs, model: Model, label: str) -> Figure:
     """Draw Figures 1 and 5: the same seeds sampled directly, and at T with and without refinement."""
     rows = [("direct, t = 0", model.generate(COLUMNS, **as_trained(0.0)))]
-    if is_noise_conditional(model):
+    if model.config.is_noise_conditional:
         noisy: list[Pixels] = []
 
         def keep_noisy(progress: Progress) -> None:
@@ -94,8 +89,7 @@ def class_rows(inputs: Inputs, model: Model, label: str) -> Figure:
     rows: list[tuple[str, Pixels]] = []
     for i, name in enumerate(model.classes):
         inputs.cache.on_progress(Progress(f"classes of {label}", i + 1, len(model.classes)))
-        arguments: dict[str, Any] = {} if is_noise_conditional(model) else {"noise": 0.0}
-        rows.append((name, model.generate(CLASS_COLUMNS, classes=name, seeds=1000 * i, **arguments)))
+        rows.append((name, model.generate(CLASS_COLUMNS, classes=name, seeds=1000 * i)))
     caption = f"Figures 6 to 8, {label}: consecutive seeds of each class, not selected, at the default options."
     return Figure(f"classes_{label}", caption, draw_sheet(rows))
 
@@ -115,12 +109,12 @@ def completions(inputs: Inputs) -> Figure:
     for label, model in models.items():
         inputs.cache.on_progress(Progress("completions", len(rows), len(models) + 2))
         rows.append((f"{label}, direct", model.complete(masked, **as_trained(0.0))))
-        if is_noise_conditional(model):
-            rows += [(f"{label}, refined {i}", model.complete(masked, seeds=100 * i)) for i in (1, 2)]
+        if model.config.is_noise_conditional:
+            rows += [(f"{label}, defaults {i}", model.complete(masked, seeds=100 * i)) for i in (1, 2)]
     caption = (
         "Figures 9 and 10: completions of the lower half of test images. A model trained by maximum likelihood has one "
-        "row, sampled directly; a noise conditional one also has two rows with noise and refinement, with different "
-        "seeds."
+        "row, sampled directly; a noise conditional one also has two rows with the model's default options and "
+        "different seeds."
     )
     return Figure("completions", caption, draw_sheet(rows))
 
@@ -154,7 +148,7 @@ def samples(inputs: Inputs) -> Section:
         by_label[label] = [direct_and_refined(inputs, model, label)]
         if model.classes:
             by_label[label].append(class_rows(inputs, model, label))
-        if is_noise_conditional(model):
+        if model.config.is_noise_conditional:
             by_label[label].append(trajectory(model, label))
     shared = completions(inputs)
     results: dict[str, dict[str, Any]] = {

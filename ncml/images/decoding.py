@@ -131,9 +131,9 @@ def _read(data: bytes | str | os.PathLike[str], field: str, max_bytes: int) -> b
         try:
             with Path(data).open("rb") as file:
                 size, raw = os.fstat(file.fileno()).st_size, file.read(max_bytes + 1)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a null character
             name = field if field == os.fspath(data) else f"{field} {os.fspath(data)!r}"
-            raise InputError(field, f"{name} cannot be read: {error.strerror}.") from error
+            raise InputError(field, f"{name} cannot be read: {getattr(error, 'strerror', error)}.") from error
     if max(size, len(raw)) > max_bytes:
         raise TooLarge(field, f"{field} has {max(size, len(raw))} bytes; at most {max_bytes} are accepted.")
     if not raw:

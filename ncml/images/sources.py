@@ -38,7 +38,9 @@ def list_images(images: Images, field: str = "images") -> list[Image]:
 
 
 def _iterate(images: Any, field: str) -> Iterator[Image]:
-    if isinstance(images, str | os.PathLike) and Path(images).is_dir():
+    if isinstance(images, str) and not images:
+        raise InputError(field, "the path of an image is empty: name a file or a folder.")
+    if isinstance(images, str | os.PathLike) and os.path.isdir(images):  # noqa: PTH112 Path.is_dir raises for long names
         folder = Path(images)
         files = [path for path in list_files([folder]) if path.suffix.lower() in SUFFIXES]
         if not files:

@@ -4,14 +4,16 @@ Ordinary files have few such parts. A file that passes can still be expensive to
 untrusted files also limits CPU time and memory (`service.decoders`).
 """
 
+import re
 import struct
 
 from ncml.errors import TooCostly
 
 MAX_JPEG_SEGMENTS = 4096
-"""Segments, and bytes between them, before the first scan: Pillow reads each in Python."""
+"""Segments, and bytes between them before the first scan: Pillow reads each of the latter in Python."""
 MAX_JPEG_SCANS = 128
 """Each scan may cost as much as decoding the whole image. Encoders write about ten."""
+_JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 MAX_PNG_CHUNKS = 2**15
 MAX_GIF_BLOCKS = 4096
 """Comment and extension blocks before the first frame: Pillow's memory grows with their number times their size."""
@@ -40,14 +42,17 @@ def _too_many(field: str, form: str, parts: str, limit: int) -> TooCostly:
 
 
 def _check_jpeg(raw: bytes, field: str) -> None:
-    # Inside a scan 0xFF is followed by 0 or by a restart marker, so that this counts scans, and those of thumbnails.
-    if raw.count(b"\xff\xda") > MAX_JPEG_SCANS:
-        raise _too_many(field, "JPEG", "scans", MAX_JPEG_SCANS)
-    position = 2
+    position, scans = 2, 0
     for _ in range(MAX_JPEG_SEGMENTS):
+        if scans:  # skip the data of a scan, where 0xFF is followed by 0 or by a restart marker
+            found = _JPEG_MARKER.search(raw, position)
+            position = found.start() if found else len(raw)
         marker = raw[position : position + 2]
-        if len(marker) < 2 or marker == b"\xff\xda":
-            return
+        if len(marker) < 2 or (scans and marker == b"\xff\xd9"):
+            return  # what follows the image, such as the video of a motion photo, is not decoded
+        scans += marker == b"\xff\xda"
+        if scans > MAX_JPEG_SCANS:
+            raise _too_many(field, "JPEG", "scans", MAX_JPEG_SCANS)
         # As Pillow does, skip bytes one at a time until a segment begins.
         is_segment = marker[0] == 0xFF and 0xC0 <= marker[1] <= 0xFE and not 0xD0 <= marker[1] <= 0xD9
         position += 2 + int.from_bytes(raw[position + 2 : position + 4], "big") if is_segment else 1

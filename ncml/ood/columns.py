@@ -40,7 +40,7 @@ def noise_levels(config: Config) -> tuple[float, ...]:
     """
     sde = make_sde(config.sde)
     largest = sde.grey_levels_at(end_time(config.sde))
-    if config.training.clean_probability == 1:
+    if not config.is_noise_conditional:
         return (0.0,)
     levels = (float(f"{fraction * largest:.6g}") for fraction in LEVEL_FRACTIONS)
     return tuple(level for level in levels if reaches(sde, level))

@@ -74,7 +74,8 @@ def threshold(ranked: Floats, false_positive_rate: float) -> float:
     """
     check_rate(false_positive_rate)
     n = len(ranked)
-    flagged = math.floor(false_positive_rate * (n + 1) + 1e-9) - 1  # of the n, those that may lie above the threshold
+    # Of the n, those that may lie above the threshold; rounding must not make them all of the n.
+    flagged = min(n, math.floor(false_positive_rate * (n + 1) + 1e-9)) - 1
     if flagged < 0:
         min_count = min_ranks(1, false_positive_rate)
         raise InputError(
@@ -103,7 +104,7 @@ def combined_p_value(rank: int, views: int, smallest: Integers) -> float:
     smallest: the result of `smallest_ranks` for the ranking images.
     """
     at_most = 1 + int(np.searchsorted(smallest, rank, side="right"))
-    return min(views * rank, at_most, len(smallest) + 1) / (len(smallest) + 1)
+    return min(views * rank, at_most) / (len(smallest) + 1)
 
 
 def largest_rank(views: int, smallest: Integers, false_positive_rate: float) -> int:

@@ -25,7 +25,7 @@ DEFAULT_NAME = "default"
 """The name of the calibration that gives the verdict unless another is requested."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
-NAME_RULE = "a calibration's name must be 1 to 40 letters, digits, hyphens and underscores"
+NAME_RULE = "a calibration's name must be 1 to 40 letters, digits, hyphens and underscores, the first a letter or digit"
 
 MAX_MAGNITUDE = 1e100
 ENTRIES_FORMAT = 2
@@ -141,6 +141,12 @@ def write_entry(path: Path, name: str, entry: dict[str, Any]) -> None:
         if isinstance(stored, dict) and stored.get("model_version") == entry["model_version"]
     }
     text = json.dumps({"format": ENTRIES_FORMAT, "calibrations": kept | {name: entry}})
+    if len(text) >= checkpoint.MAX_CALIBRATION_BYTES:  # with the line's end
+        raise InputError(
+            "limit",
+            f"{path} would have {len(text)} bytes, more than the {checkpoint.MAX_CALIBRATION_BYTES} that can be read: "
+            "calibrate on fewer images (--limit), or write this calibration to a copy of the model (--out).",
+        )
     checkpoint.replace_file(path, lambda new: new.write_text(text + "\n"))
 
 

@@ -32,7 +32,7 @@ def model_card(
     return f"""# {config.recipe}
 
 NCPN of {parameters:,} parameters, {config.model.height}x{config.model.width}, trained by
-{"maximum likelihood" if config.training.clean_probability == 1 else "noise conditional maximum likelihood"}
+{"noise conditional maximum likelihood" if config.is_noise_conditional else "maximum likelihood"}
 ({config.sde.kind.upper()} SDE, noise up to {noise:.3g} grey levels,
 {config.training.clean_probability:.0%} of the objective's mass at t = 0).
 

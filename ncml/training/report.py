@@ -113,7 +113,7 @@ def sample_images(network: NCPN, count: int) -> NDArray[np.uint8]:
         seeds=list(range(count)),
         class_B=torch.arange(count) % (len(config.model.classes) + 1),
         settings=SamplingSettings(
-            noise=0.0 if config.training.clean_probability == 1 else noise_at_end(config.sde), steps=1, solver="tweedie"
+            noise=noise_at_end(config.sde) if config.is_noise_conditional else 0.0, steps=1, solver="tweedie"
         ),
     )
     return generate_images(network, plan, sample_cached)

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ncml
-from ncml import checkpoint
+from ncml import checkpoint, recipes
 from ncml.config import SamplingDefaults
 from ncml.errors import ModelError
 from tests.ncml import nets
@@ -247,6 +247,13 @@ def test_a_damaged_folder_of_format_1_is_refused(folder: Path, change: Callable[
     as_format_1(folder)
     describe(folder, change)
     assert re.search(f"does not describe a model: .*{reason}", refused(folder))
+
+
+def test_a_model_of_clean_images_only_is_sampled_without_noise(tmp_path: Path) -> None:
+    config = recipes.maximum_likelihood(nets.config())
+    checkpoint.save(tmp_path / "mle", nets.network(config, dtype=torch.float32))
+    model = ncml.load(tmp_path / "mle")
+    assert (model.sampling_limits.noise, model.noise) == (0, 10)
 
 
 def test_sampling_defaults_are_read_and_do_not_change_the_version(folder: Path) -> None:

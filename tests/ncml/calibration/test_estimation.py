@@ -250,6 +250,17 @@ def test_the_name_of_a_calibration_is_checked(calibrated: ncml.Model, calibratio
         replace(calibration, name=name).save(calibrated.folder)
 
 
+def test_calibrations_too_large_to_be_read_are_not_written(
+    calibrated: ncml.Model, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = calibrated.folder / checkpoint.CALIBRATION
+    before = path.read_bytes()
+    monkeypatch.setattr(checkpoint, "MAX_CALIBRATION_BYTES", len(before) + 1000)
+    with pytest.raises(InputError, match=r"calibrate on fewer images \(--limit\)"):
+        replace(calibration, name="second").save(calibrated.folder)
+    assert path.read_bytes() == before
+
+
 def test_an_old_calibration_is_the_default_one(calibrated: ncml.Model, calibration: Calibration) -> None:
     """Format 1: one calibration without a name, which has only the Gaussian of `multiscale`."""
     path = calibrated.folder / checkpoint.CALIBRATION

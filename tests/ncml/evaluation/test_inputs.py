@@ -1,6 +1,7 @@
 """The inputs of an evaluation: image sets, limits, and measurements that are resumed from disk."""
 
 import os
+import struct
 import time
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 import ncml
-from ncml.evaluation import image_sets
+from ncml.evaluation import image_sets, published
 from ncml.evaluation.cache import MeasurementCache
 from ncml.evaluation.inputs import Inputs, parse_limits
 from ncml.progress import ignore_progress
@@ -51,6 +52,15 @@ def test_an_interrupted_measurement_resumes(tmp_path: Path) -> None:
         file.write_bytes(file.read_bytes()[:50])
     measured.clear()
     np.testing.assert_array_equal(measure(3), np.arange(3) ** 2)
+    assert measured == [(0, 3)]
+    (file,) = (tmp_path / "measured").glob("*.npz")
+    stored = bytearray(file.read_bytes())
+    header = stored.index(b"square.npy") - 30  # of the numbers in the zip archive
+    name_bytes, extra_bytes = struct.unpack_from("<HH", stored, header + 26)
+    stored[header + 30 + name_bytes + extra_bytes] = 0xFF  # no kind of compressed block
+    file.write_bytes(stored)
+    measured.clear()
+    np.testing.assert_array_equal(measure(3), np.arange(3) ** 2)
     measure(3, key=1)
     assert measured == [(0, 3), (0, 3)]
 
@@ -82,6 +92,25 @@ def test_anomalies_of_a_set_are_noted(tmp_path: Path) -> None:
     assert "5 of 5 images are grey" in notes
     with pytest.raises(ncml.InputError, match="no readable image"):
         image_sets.load(str(save_images(tmp_path / "empty", np.empty((0, 8, 8, 3), np.uint8))), 8, 8)
+
+
+def test_only_a_set_without_a_test_split_may_contain_training_images(tmp_path: Path) -> None:
+    folder = str(save_images(tmp_path / "photos", np.zeros((2, 8, 8, 3), np.uint8)))
+    for source, has_test_split in ((folder, False), ("cifar10", True), ("cifar10:train", False), ("uniform", True)):
+        assert image_sets.has_test_split(source) is has_test_split
+
+
+def test_published_figures_are_those_of_the_same_data_at_the_same_size() -> None:
+    for data, size, table in (
+        ("data/CIFAR-10", 32, "Table 1"),
+        ("cifar100", 32, ""),
+        ("imagenet64", 64, "Table 3"),
+        ("imagenet1k_32", 32, ""),
+        ("celeba", 64, "Table 3"),
+        ("pets", 64, ""),
+    ):
+        name, rows = published.bits(data, size)
+        assert (name, bool(rows)) == (table, bool(table))
 
 
 def test_a_set_is_named_by_the_shortest_unique_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

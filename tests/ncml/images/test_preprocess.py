@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ncml import InputError, NotAnImage, TooLarge
+from ncml.errors import TooCostly
 from ncml.images import grid, open_image, place_known_half, resize_to, to_png
 from ncml.images.tiff import read_blocks
 from ncml.limits import KEEPS
@@ -249,6 +250,19 @@ def test_exif_rotation_is_applied(orientation: int) -> None:
     jpeg = open_image(encode(image, "JPEG", exif=exif, quality=95))
     assert jpeg.shape == upright.shape
     assert np.abs(jpeg.astype(int) - upright).mean() < 4
+
+
+def test_only_scans_of_the_image_itself_are_counted() -> None:
+    jpeg = encode(Image.fromarray(noise(64, 64)), "JPEG", progressive=True)
+    video = np.random.default_rng(0).bytes(2**20) + b"\xff\xda" * 200
+    np.testing.assert_array_equal(open_image(jpeg + video), open_image(jpeg))
+    thumbnail = b"\xff\xe1" + (2 + 400).to_bytes(2, "big") + b"\xff\xda" * 200
+    np.testing.assert_array_equal(open_image(jpeg[:2] + thumbnail + jpeg[2:]), open_image(jpeg))
+    last_scan = jpeg[jpeg.rindex(b"\xff\xda") : -2]
+    with pytest.raises(TooCostly, match="more than 128 scans"):
+        open_image(jpeg[:-2] + thumbnail + last_scan * 128 + jpeg[-2:])
+    with pytest.raises(TooCostly, match="more than 4096 segments"):
+        open_image(jpeg[:-2] + b"\xff\xfe\0\2" * 4096 + jpeg[-2:])
 
 
 @pytest.mark.parametrize("form", ["EPS", "PPM", "ICO", "TGA", "PDF", "PCX", "JPEG2000"])

@@ -43,6 +43,10 @@ def test_19_images_support_5_percent_and_18_do_not() -> None:
     assert refused.value.field == "data"
 
 
+def test_a_rate_near_1_flags_all_but_the_smallest_scores() -> None:
+    assert conformal.threshold(np.arange(5.0), 1 - 1e-10) == 0.0
+
+
 @pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, float("nan")])
 def test_a_rate_is_between_0_and_1(rate: float) -> None:
     with pytest.raises(InputError, match="false-positive rate must be at least 1e-09"):
