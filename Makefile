@@ -40,7 +40,7 @@ serve: $(RUNS)  ## run the service, its queue and its workers on http://localhos
 	@exec $(BIN)/ncml serve
 
 test: $(READY)  ## run the test suite
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
+	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
 test-slow: $(READY) ## run the slow suites: long fault injection, containers, and every other test marked slow
 	$(BIN)/python -m pytest -m slow

@@ -11,6 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from ncml.errors import NcmlError
 from service.auth import ApiKeyAuth, RateLimit
+from service.decoders import check_temporary_folder
 from service.http.bodies import BodyLimitMiddleware
 from service.http.errors import add_exception_handlers
 from service.http.middleware import (
@@ -121,6 +122,7 @@ def from_environment() -> FastAPI:
     """Create the application in a process of `python -m service`; exit with status 2 for an invalid setting."""
     settings = read_settings()
     try:
+        check_temporary_folder()
         queue = JobQueue.from_url(settings.queue_url)
         log_to_stderr(settings.log_level)
         return create_app(settings, queue, make_tracer("ncml-service"))

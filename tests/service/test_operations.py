@@ -292,6 +292,7 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         ("CORS_ORIGINS", "https://example.org", " is 'https://example.org'; it must be a JSON list"),
         ("ALLOWED_HOSTS", '["example.org:8000"]', " is '[\"example.org:8000\"]'; each host must be like example.org"),
         ("READY_LANES", "score", " is 'score'; it must be a JSON list"),
+        ("HIGH_PRIORITY_KEYS", '["ann"]', " is '[\"ann\"]'; it requires NCML_API_KEYS_FILE, which names the keys."),
         ("API_KEYS_FILE", "", " is ''; it is empty: name a file of keys, or omit it."),
         ("READY_LANES", '["draw"]', ".0 is 'draw'; it must be 'score' or 'generate'."),
         ("API_KEYS_FILE", "/nowhere/keys", ": /nowhere/keys cannot be read: No such file"),
@@ -304,6 +305,16 @@ def test_an_invalid_setting_stops_the_process_with_one_line(name: str, value: st
     assert run.returncode == 2
     assert run.stderr.startswith(f"ncml: NCML_{name}{words}")
     assert run.stderr.count("\n") == 1
+
+
+def test_a_temporary_folder_whose_path_is_too_long_for_sockets_stops_the_process(tmp_path: Path) -> None:
+    folder = tmp_path / ("x" * 80)
+    folder.mkdir()
+    code = "from service.app import from_environment; from_environment()"
+    environment = os.environ | {"TMPDIR": str(folder)}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert run.returncode == 2
+    assert run.stderr == f"ncml: TMPDIR: {folder} is too long for a socket's path; name another folder\n"
 
 
 @pytest.mark.parametrize("url", ["localhost", "redis://user:pass#word@host:6379/0"])

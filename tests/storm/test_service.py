@@ -206,8 +206,9 @@ def test_scores_stay_quick_beside_expensive_uploads(fleet: Fleet, serve: Callabl
             list(attackers)
     print(f"score p50 {statistics.median(idle) * 1e3:.0f} ms idle, {statistics.median(beside) * 1e3:.0f} ms beside "
           f"8 hostile clients ({dict(answers)}); service +{memory.growth / MIB:.0f} MiB")  # fmt: skip
+    assert answers
     assert answers.keys() <= {200, 422, 503}
-    assert statistics.median(beside) < 3 * statistics.median(idle)
+    assert statistics.median(beside) < max(3 * statistics.median(idle), 1.0)
     assert memory.growth < 100 * MIB
 
 
@@ -215,12 +216,17 @@ def test_decoding_ends_when_its_client_is_gone(fleet: Fleet, serve: Callable[...
     fleet.start()
     service = serve(decode_cpu_s=600)
     hostile = costly.progressive_jpeg(costly.SIDE, 128)
-    with httpx2.Client(base_url=service.url, timeout=0.05) as http, pytest.raises(httpx2.TimeoutException):
-        http.post("/score", files={"image": hostile})
 
     def is_quiet() -> bool:
         return not alive(service.process.children(recursive=True), psutil.STATUS_RUNNING)
 
+    with ThreadPoolExecutor(1) as pool:
+        http = service.client()
+        request = pool.submit(http.post, "/score", files={"image": hostile})
+        eventually(lambda: not is_quiet())
+        http.close()
+        with pytest.raises((httpx2.HTTPError, RuntimeError)):
+            request.result(60)
     eventually(lambda: is_quiet() and (time.sleep(0.1), is_quiet())[1])
     assert service.process.children(recursive=True)
     with service.client() as http:

@@ -131,8 +131,8 @@ def test_the_queue_s_server_is_killed_and_restarted(
         workers = [fleet.start(max_batch=8, **LEASE), fleet.start(max_batch=8, **LEASE)]
         for i in range(rounds):
             ids = submit_many(fleet, 48)
-            time.sleep(0.3 + 0.05 * i)
-            assert any(fleet.queue.view(job_id).status is JobStatus.RUNNING for job_id in ids)
+            eventually(lambda ids=ids: any(fleet.queue.view(job_id).status is JobStatus.RUNNING for job_id in ids))
+            time.sleep(0.05 * i)
             server.kill()
             time.sleep(0.5)
             server.start()

@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from tests.conftest import Valkey
+from worker.changes import RECONNECT_S
 from worker.contract import GenerateJob, JobStatus, Lane, Pixels, Priority, ScanJob, ScoreJob
 from worker.descriptors import Batching, ModelDescriptor, Preprocessing, PublishedWorker, WorkerInfo, WorkerState
 from worker.keys import WORKERS, job_key, worker_key
@@ -112,6 +113,26 @@ def test_a_queued_job_is_canceled_at_once_and_only_once(queue: JobQueue) -> None
     assert queue.monitor.depth(Lane.GENERATE) == 0
     assert queue.cancel(job_id) == view
     assert queue.redis.ttl(f"rq:job:{job_id}") > 0
+
+
+def test_changes_are_received_again_after_an_outage_of_the_server(
+    new_valkey: Callable[..., Valkey], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.queue.TICK_S", 600)  # without a change, a waiting request looks no earlier
+    server = new_valkey(aof=True)
+    with contextlib.closing(JobQueue.from_url(server.url)) as queue:
+        job_id = queue.submit(GenerateJob(model="m"))
+
+        async def cancel_after_an_outage() -> None:
+            waiting = asyncio.ensure_future(_wait(queue, job_id, 120.0))
+            await asyncio.sleep(0.5)
+            server.kill()
+            server.start()
+            await asyncio.sleep(3 * RECONNECT_S)
+            queue.cancel(job_id)
+            assert (await waiting).status is JobStatus.CANCELED
+
+        asyncio.run(cancel_after_an_outage())
 
 
 def test_a_job_that_is_not_started_in_time_expires(queue: JobQueue) -> None:

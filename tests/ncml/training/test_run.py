@@ -54,6 +54,25 @@ def train(
     return run.train(recipes.smoke(), source, out, **options)
 
 
+def test_a_run_that_is_stopped_while_its_model_is_measured_can_be_completed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = write_images(tmp_path / "images", 300), tmp_path / "model"
+
+    def stop(*_: Any, **__: Any) -> float:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "held_out_bits", stop)
+        with pytest.raises(KeyboardInterrupt, match="all 128 images are saved; add --resume"):
+            train(source, out)
+    assert not (out / "config.json").exists()
+    trained = train(source, out, resume=True)
+    assert trained
+    assert trained.metrics["images_seen"] == 128
+    assert ncml.load(out).calibration is not None
+
+
 def state(out: Path) -> dict[str, torch.Tensor]:
     return load_file(out / STATE)
 
