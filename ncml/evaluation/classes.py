@@ -28,11 +28,11 @@ from ncml.evaluation.samples import (
     Arguments,
     as_trained,
     default_arguments,
-    noise_levels,
 )
 from ncml.model import Model
 from ncml.network.likelihood import from_uint8, log_prob
 from ncml.network.sde import make_sde
+from ncml.ood.columns import noise_levels
 
 
 def class_log_probs(model: Model, pixels_NHWC: NDArray[np.uint8], noise: float, first: int = 0) -> NDArray[np.float64]:
@@ -126,7 +126,7 @@ def class_fidelity(inputs: Inputs, model: Model, probe: Probe, n: int, arguments
 def sampling_methods(model: Model) -> dict[str, Arguments]:
     """Return the sampling methods that are compared: as trained, directly and from noise, and the defaults."""
     limits = model.sampling_limits
-    levels = noise_levels(model, (0.0, 0.25, 1.0))
+    levels = noise_levels(model.config, (0.0, 0.25, 1.0))
     methods = {f"noise {noise:g}, as trained": as_trained(noise) for noise in levels}
     defaults = default_arguments(model)
     if defaults not in methods.values():
@@ -145,7 +145,7 @@ def classes(inputs: Inputs) -> Section:
     for label, model in inputs.models.items():
         images = inputs.test_images(model, "classes")
         class_labels(model, images)  # refuses other classes before minutes are spent
-        levels = noise_levels(model, (0.0, 0.25, 1.0))
+        levels = noise_levels(model.config, (0.0, 0.25, 1.0))
         by_level = {f"{noise:g}": class_knowledge(inputs, model, images, noise) for noise in levels}
         knowledge += [(label, OURS, noise, *estimates.values()) for noise, estimates in by_level.items()]
         recognised = fidelities(inputs, model)

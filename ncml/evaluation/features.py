@@ -121,7 +121,9 @@ def kernel_distance(a_NF: Features, b_MF: Features) -> Estimate:
 
     def gram(x: Features, y: Features) -> Floats:
         k = x.astype(np.float64) @ y.T.astype(np.float64) / dimension + 1
-        return k * k * k
+        cube = k * k
+        cube *= k  # in place: for 10,000 images, each matrix has 800 MB
+        return cube
 
     def within(x: Features, counts: Floats) -> Floats:
         k = gram(x, x)

@@ -26,9 +26,9 @@ from ncml.evaluation.samples import (
     Arguments,
     as_trained,
     default_arguments,
-    noise_levels,
 )
 from ncml.model import Model
+from ncml.ood.columns import noise_levels
 from ncml.training.inventory import counted
 
 BATCH = 64
@@ -75,7 +75,7 @@ def headline_methods(model: Model) -> dict[str, Arguments]:
         return direct
     methods = direct | {
         f"noisy at {noise:g} grey levels, refined (Tweedie)": as_trained(noise)
-        for noise in noise_levels(model, (1.0, 0.25))
+        for noise in noise_levels(model.config, (1.0, 0.25))
     }
     limits = model.sampling_limits
     tuned = default_arguments(model)
@@ -91,7 +91,7 @@ def sweep_points(model: Model) -> dict[str, list[tuple[float, Arguments]]]:
     """Return the points of each curve: start noise with one Tweedie step, and SDE steps from the largest noise."""
     if not model.config.is_noise_conditional:
         return {}
-    levels = noise_levels(model, (0.0, 0.25, 0.5, 1.0))
+    levels = noise_levels(model.config, (0.0, 0.25, 0.5, 1.0))
     steps: list[tuple[float, Arguments]] = [(1, as_trained(model.noise))]
     steps += [(n, _refined(model, STEPPED_SOLVER, n)) for n in (2, 5, 10)]
     return {"start noise": [(noise, as_trained(noise)) for noise in levels], "steps": steps}

@@ -20,10 +20,10 @@ from ncml.evaluation.image_sets import SEED, ImageSet
 from ncml.evaluation.inputs import Inputs
 from ncml.evaluation.likelihood import bits, flip
 from ncml.evaluation.report import Cell, Figure, Section, Table, make_axes
-from ncml.evaluation.samples import noise_levels
 from ncml.model import Model
 from ncml.network.likelihood import from_uint8
 from ncml.network.sde import GREY_LEVEL, broadcast_to, make_sde
+from ncml.ood.columns import noise_levels
 
 LEVEL_FRACTIONS = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 """Noise levels, as fractions of the model's largest."""
@@ -61,7 +61,7 @@ def robustness(inputs: Inputs) -> Section:
     results: dict[str, dict[str, Any]] = {}
     for label, model in inputs.models.items():
         images = inputs.test_images(model, "robustness")
-        levels = noise_levels(model, LEVEL_FRACTIONS)
+        levels = noise_levels(model.config, LEVEL_FRACTIONS)
         measurements = [measure_level(inputs, model, images, level) for level in levels]
         curves = {
             "bpd": [bootstrap.mean(m["bits"]) for m in measurements],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ from ncml.config import DEFAULT_SOLVER
 from ncml.evaluation.inputs import Inputs
 from ncml.evaluation.report import Figure, Section, draw_sheet
 from ncml.model import Model
-from ncml.network.sde import make_sde, reaches
 from ncml.progress import Progress
 
 COLUMNS = 10
@@ -31,17 +29,6 @@ Arguments = dict[str, Any]
 
 IN_TURN = "in turn"
 """Image i is of class i modulo the number of classes."""
-
-
-def noise_levels(model: Model, fractions: Iterable[float]) -> list[float]:
-    """Return fractions of the model's largest noise, in grey levels, as far as its SDE reaches them.
-
-    A model that is not noise conditional has the level 0 only.
-    """
-    if not model.config.is_noise_conditional:
-        return [0.0]
-    levels = (round(fraction * model.noise, 6) for fraction in fractions)
-    return [level for level in levels if reaches(make_sde(model.config.sde), level)]
 
 
 def as_trained(noise: float) -> Arguments:

@@ -26,9 +26,9 @@ from ncml.evaluation import bootstrap
 from ncml.evaluation.bootstrap import Estimate
 from ncml.evaluation.features import Features, kernel_distance, load_extractor
 from ncml.evaluation.probe import Probe
-from ncml.evaluation.samples import noise_levels
 from ncml.limits import MIN_TUNING_IMAGES
 from ncml.model import Model
+from ncml.ood.columns import noise_levels
 from ncml.progress import OnProgress, Progress, ignore_progress
 from ncml.training.dataset import Dataset
 
@@ -214,7 +214,7 @@ def tune(
         return best
 
     as_trained = SamplingDefaults(start_noise=0.0, solver=DEFAULT_SOLVER, guidance=1.0, temperature=1.0)
-    noises = noise_levels(model, (0.25, 0.0, 0.5, 1.0))
+    noises = noise_levels(model.config, (0.25, 0.0, 0.5, 1.0))
     best = measure_best([replace(as_trained, start_noise=noise) for noise in noises])
     if best.fidelity is not None:
         guided = [best]

@@ -6,7 +6,7 @@ A column is the values of one measurement for N images, named by its kind and no
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from ncml.network.sde import end_time, make_sde, reaches
@@ -33,16 +33,16 @@ Columns = Mapping[str, Floats]
 """Measurements of N images by column name, [N] each."""
 
 
-def noise_levels(config: Config) -> tuple[float, ...]:
-    """Return the noise levels of a model's statistics that its SDE reaches, in grey levels.
+def noise_levels(config: Config, fractions: Iterable[float] = LEVEL_FRACTIONS) -> tuple[float, ...]:
+    """Return fractions of a model's largest noise, as far as its SDE reaches them, in grey levels.
 
-    Only 0 for a model that was trained on clean data only.
+    Only 0 for a model that was trained on clean data only. By default the levels of its statistics.
     """
     sde = make_sde(config.sde)
     largest = sde.grey_levels_at(end_time(config.sde))
     if not config.is_noise_conditional:
         return (0.0,)
-    levels = (float(f"{fraction * largest:.6g}") for fraction in LEVEL_FRACTIONS)
+    levels = (float(f"{fraction * largest:.6g}") for fraction in fractions)
     return tuple(level for level in levels if reaches(sde, level))
 
 
