@@ -27,7 +27,7 @@ def evaluate(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NCML_MODELS", str(models))
     for columns in ("COLUMNS", "CLASS_COLUMNS"):
-        monkeypatch.setattr(samples, columns, 2)
+        monkeypatch.setattr(samples, columns, 6)
     for name, pixels in zip("ab", nets.images(24, seed=2).numpy().reshape(2, 12, 8, 8, 3), strict=True):
         save_images(tmp_path / "cifar10" / name, pixels)
     save_images(tmp_path / "noise", RNG.integers(256, size=(15, 8, 8, 3), dtype=np.uint8))
@@ -88,7 +88,7 @@ def test_evaluate_all_writes_the_report_and_resumes(evaluate: Run, tmp_path: Pat
         assert title in report
     for file in (line.split("](")[1].rstrip(")") for line in report.splitlines() if line.startswith("![")):
         with Image.open(out / file) as image:
-            assert image.size[0] >= 50
+            assert image.size[0] > 100
     rows = list(csv.DictReader((out / "likelihood.csv").read_text().splitlines()))
     assert rows[0]["model"] == "mine"
     assert float(rows[0]["pi = 0"]) == pytest.approx(bpd["0"]["value"], abs=1e-5)
