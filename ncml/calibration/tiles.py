@@ -22,8 +22,8 @@ from ncml.ood.views import STATISTICS, columns_of, score_views
 from ncml.progress import OnProgress, Progress, ignore_progress
 
 MAX_FIT_TILES = 4000
-"""Tiles from which the Gaussians are estimated: at most as many, equally many from each image, at random; at least one
-from each."""
+"""Maximum number of tiles from which the Gaussians are estimated, equally many from each image, at random; more only if
+there are more images, because each gives at least one."""
 
 
 def calibrate(

@@ -18,6 +18,6 @@
     classes      knowledge of classes in likelihoods and in generated images
     tuning       the sampling options that a model folder recommends (`ncml tune`)
 
-Each kind is a function from `inputs.Inputs` to a `report.Section`. This package neither trains
-nor calibrates models, nor serves them.
+Each kind is a function from `inputs.Inputs` to a `report.Section`. This package neither trains nor calibrates models,
+nor serves them.
 """

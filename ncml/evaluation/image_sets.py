@@ -56,7 +56,7 @@ def split_source(source: str) -> tuple[str, str]:
 
 
 def has_test_split(source: str) -> bool:
-    """Return whether a source is read at a split of its own for tests; a folder of images is read whole."""
+    """Return whether `load` reads a test split of a source; a folder of images has no splits."""
     location, split = split_source(source)
     return source in GENERATED or (split != "train" and not is_image_folder(location))
 

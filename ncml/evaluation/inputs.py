@@ -67,15 +67,19 @@ class Inputs:
         """The name of the in-distribution set."""
         return self.names[self.data]
 
+    @cached_property
+    def _split_notes(self) -> tuple[str, ...]:
+        """A remark if the in-distribution set has no test split; cached, because a folder is listed to find out."""
+        if image_sets.has_test_split(self.data):
+            return ()
+        return (
+            f"{self.data_name} has no test split: it may include images that a model was trained or calibrated on.",
+        )
+
     def test_images(self, model: Model, kind: str) -> ImageSet:
         """Return the in-distribution test images for a kind of evaluation, at the model's size."""
         images = self.images(self.data, model, kind)
-        notes = list(images.notes)
-        if not image_sets.has_test_split(self.data):
-            notes.append(
-                f"{self.data_name} has no test split: it may include images that a model was trained or calibrated on."
-            )
-        self.notes += [note for note in notes if note not in self.notes]
+        self.notes += [note for note in (*images.notes, *self._split_notes) if note not in self.notes]
         return images
 
     def images(self, source: str, model: Model, kind: str, *, split: str = "") -> ImageSet:

@@ -79,9 +79,7 @@ def likelihood(inputs: Inputs) -> Section:
         kind="likelihood",
         title=f"{table}: likelihood" if table else "Likelihood",
         text=text,
-        tables=[
-            Table("likelihood", f"{table}. {caption}" if table else caption, header, rows),
-        ],
+        tables=[Table("likelihood", f"{table}. {caption}" if table else caption, header, rows)],
         results=results,
         notes=inputs.notes,
     )

@@ -45,8 +45,8 @@ def _check_jpeg(raw: bytes, field: str) -> None:
     position, scans = 2, 0
     for _ in range(MAX_JPEG_SEGMENTS):
         if scans:  # skip the data of a scan, where 0xFF is followed by 0 or by a restart marker
-            found = _JPEG_MARKER.search(raw, position)
-            position = found.start() if found else len(raw)
+            next_marker = _JPEG_MARKER.search(raw, position)
+            position = next_marker.start() if next_marker else len(raw)
         marker = raw[position : position + 2]
         if len(marker) < 2 or (scans and marker == b"\xff\xd9"):
             return  # what follows the image, such as the video of a motion photo, is not decoded

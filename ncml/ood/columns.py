@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from ncml.network.sde import end_time, make_sde, reaches
+from ncml.network.sde import make_sde, noise_at_end, reaches
 from ncml.ood.conformal import Floats
 
 if TYPE_CHECKING:
@@ -38,10 +38,9 @@ def noise_levels(config: Config, fractions: Iterable[float] = LEVEL_FRACTIONS) -
 
     Only 0 for a model that was trained on clean data only. By default the levels of its statistics.
     """
-    sde = make_sde(config.sde)
-    largest = sde.grey_levels_at(end_time(config.sde))
     if not config.is_noise_conditional:
         return (0.0,)
+    sde, largest = make_sde(config.sde), noise_at_end(config.sde)
     levels = (float(f"{fraction * largest:.6g}") for fraction in fractions)
     return tuple(level for level in levels if reaches(sde, level))
 

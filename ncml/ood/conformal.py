@@ -74,7 +74,7 @@ def threshold(ranked: Floats, false_positive_rate: float) -> float:
     """
     check_rate(false_positive_rate)
     n = len(ranked)
-    # Of the n, those that may lie above the threshold; rounding must not make them all of the n.
+    # Of the n, those that may lie above the threshold: fewer than n, although the product may be rounded up to n + 1.
     flagged = min(n, math.floor(false_positive_rate * (n + 1) + 1e-9)) - 1
     if flagged < 0:
         min_count = min_ranks(1, false_positive_rate)
