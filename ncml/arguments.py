@@ -34,12 +34,8 @@ def read_images(
     paths: list[str | None] = []
     for image in list_images(images):
         array = read_image(image)
-        if array.shape[:2] != (height, width) and not preprocess:
-            raise InputError(
-                "images",
-                f"images must be uint8 [{height}, {width}, 3], not uint8 {list(array.shape)}: resize them, or omit "
-                "preprocess=False.",
-            )
+        if not preprocess:
+            _check_size(array.shape, height, width)
         pixels.append(resize_to(array, height, width))
         paths.append(name_of(image))
     return np.stack(pixels), paths
@@ -48,26 +44,35 @@ def read_images(
 def read_halves(
     images: Images, height: int, width: int, *, keeps: Collection[Keep], keep: Keep | None, preprocess: bool = True
 ) -> tuple[NDArray[np.uint8], Keep]:
-    """Return images of which one half is known as uint8 [B, height, width, 3], and that half.
+    """Return images of which one half is known as uint8 [B, height, width, 3], the other half black, and that half.
 
-    Arrays of exactly this size pass unchanged; `ncml.images.place_known_half` describes how others are placed.
+    `ncml.images.place_known_half` describes how they are placed. Without `preprocess`, other sizes are refused.
     """
     if keep is not None and keep not in keeps:
         raise InputError("keep", f"this model completes {' or '.join(keeps)}, not {keep!r}.")
     canvases: list[NDArray[np.uint8]] = []
     halves: list[Keep] = []
     for image in list_images(images):
-        if not preprocess or (isinstance(image, np.ndarray) and image.shape == (height, width, 3)):
-            canvas, half = read_images(image, height, width, preprocess=False)[0][0], keep or "top"
-        else:
-            field = name_of(image) or "images"
-            canvas, half = place_known_half_of(read_pil(image), height, width, keeps=keeps, keep=keep, field=field)
+        pil_image = read_pil(image)
+        if not preprocess:
+            _check_size((pil_image.height, pil_image.width, len(pil_image.mode)), height, width)
+        field = name_of(image) or "images"
+        canvas, half = place_known_half_of(pil_image, height, width, keeps=keeps, keep=keep, field=field)
         canvases.append(canvas)
         halves.append(half)
     if len(set(halves)) > 1:
         names = " and ".join(sorted(set(halves)))
         raise InputError("keep", f"the known halves of the images differ ({names}): complete them in separate calls.")
     return np.stack(canvases), halves[0]
+
+
+def _check_size(shape: tuple[int, ...], height: int, width: int) -> None:
+    if shape[:2] != (height, width):
+        raise InputError(
+            "images",
+            f"images must be uint8 [{height}, {width}, 3], not uint8 {list(shape)}: resize them, or omit "
+            "preprocess=False.",
+        )
 
 
 def class_indices(classes: Classes, n: int, names: Sequence[str]) -> list[int]:

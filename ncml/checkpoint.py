@@ -121,7 +121,7 @@ def save(
     write_json(folder / CONFIG, description)
     if sampling is not None:
         write_sampling(folder, sampling)
-    replace_file(folder / CARD, lambda path: path.write_text(card))
+    replace_file(folder / CARD, lambda path: path.write_text(card, encoding="utf-8"))
     return version
 
 
@@ -161,7 +161,7 @@ def _section_pattern(title: str) -> str:
 
 
 def _write_card(folder: Path, card: str) -> None:
-    replace_file(folder / CARD, lambda new: new.write_text(f"{card.rstrip()}\n"))
+    replace_file(folder / CARD, lambda new: new.write_text(f"{card.rstrip()}\n", encoding="utf-8"))
 
 
 def check_copy(folder: Path, out: Path, *, changing: bool = False) -> None:

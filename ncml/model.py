@@ -87,8 +87,8 @@ class Model:
         """The out-of-distribution statistics by name."""
         self._replay = ReplaySampler()
         self._batching_setting: BatchingSetting = batching
-        self._batchings: dict[tuple[int, Tilt], Batching] = {}
-        """By number of threads and tilt."""
+        self._batchings: dict[tuple[int, int, bool], Batching] = {}
+        """By number of threads, rows per image, and whether distributions are tilted."""
         self.read_calibration()
 
     def __repr__(self) -> str:
@@ -133,7 +133,7 @@ class Model:
         return None if self.device.type != "cpu" else self._batching(NO_TILT)
 
     def _batching(self, tilt: Tilt) -> Batching:
-        key = torch.get_num_threads(), tilt
+        key = torch.get_num_threads(), tilt.rows_per_image, tilt == NO_TILT  # operations do not depend on its values
         if key not in self._batchings:
             self._batchings[key] = choose_batching(self.network, self._batching_setting, tilt)
         return self._batchings[key]

@@ -67,10 +67,9 @@ def calibrate(
     statistics = build_statistics(model.config)
 
     def measure_all(stage: str, pixels: NDArray[np.uint8], names: Sequence[str], seed: int) -> Columns:
-        batches: list[Columns] = []
+        pixels, batches = apply_tolerances(pixels, tolerate, seed=seed), list[Columns]()
         for start in range(0, len(pixels), batch_size):
-            batch = apply_tolerances(pixels[start : start + batch_size], tolerate, seed=seed + start)
-            batches.append(measure(model.network, batch, names)[0])
+            batches.append(measure(model.network, pixels[start : start + batch_size], names)[0])
             on_progress(Progress(stage, min(start + batch_size, len(pixels)), len(pixels)))
         columns = {name: np.concatenate([batch[name] for batch in batches]) for name in names}
         check_finite(columns, model.folder)

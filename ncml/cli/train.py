@@ -3,7 +3,6 @@
 import math
 import re
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -22,7 +21,7 @@ from ncml.cli.terminal import (
     progress_bar,
     use_threads,
 )
-from ncml.config import SHAPE, Config, ModelConfig
+from ncml.config import SHAPE, Config, ModelConfig, SamplingDefaults
 from ncml.errors import InputError
 from ncml.network.sde import largest_noise
 from ncml.paths import BUNDLED_MODEL
@@ -180,7 +179,6 @@ def train(
         start_config = saved if initial is None else initial.config
         assert start_config is not None
         recipe_config = replace(recipe_config, model=_network_of(start_config.model, recipe_config.model))
-    start = time.monotonic()
     with process_group(device) as group, progress_bar() as on_progress:
         if precision is None:
             recipe_config = without_emulation(recipe_config, group)
@@ -205,8 +203,9 @@ def train(
         )
     if trained is None:
         return
-    if recipe_config.training.crop is None:  # crops are scored, not generated
-        _tune(trained.folder, data, device, TUNING_SHARE * (time.monotonic() - start))
+    is_tuned = describe(str(trained.folder)).sampling != SamplingDefaults()
+    if recipe_config.training.crop is None and not is_tuned:  # crops are scored, not generated
+        _tune(trained.folder, data, device, TUNING_SHARE * trained.seconds)
     if as_json:
         model = {"name": trained.folder.name, "version": trained.version}
         result = {"metrics": trained.metrics, "calibrated": trained.calibrated}

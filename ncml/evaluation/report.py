@@ -56,7 +56,7 @@ class Table:
         header: list[str] = []
         for name, wide in zip(self.header, is_estimate, strict=True):
             header += [name, f"{name} low", f"{name} high", f"{name} n"] if wide else [name]
-        with (folder / f"{self.name}.csv").open("w", newline="") as file:
+        with (folder / f"{self.name}.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(header)
             for row in self.rows:
@@ -123,7 +123,7 @@ class Section:
         parts += [f"> {note}\n" for note in self.notes]
         parts += [table.markdown() for table in self.tables if table.rows]
         parts += [f"![{figure.caption}]({figure.name}.png)\n\n*{figure.caption}*\n" for figure in self.figures]
-        (folder / f"{self.kind}.md").write_text("\n".join(parts))
+        (folder / f"{self.kind}.md").write_text("\n".join(parts), encoding="utf-8")
 
 
 def _make_plot(width: float, height: float, **layout: Any) -> Plot:

@@ -60,8 +60,10 @@ def evaluate(
         section.write(out, provenance)
         results[kind] = to_json(section, inputs) | {"made": provenance}
         checkpoint.write_json(out / f"{kind}.json", results[kind])
-        sections = [path.read_text() for path in (out / f"{name}.md" for name in KINDS) if path.is_file()]
-        (out / "report.md").write_text("# Evaluation\n\n" + "\n".join(sections))
+        sections = [
+            path.read_text(encoding="utf-8") for path in (out / f"{name}.md" for name in KINDS) if path.is_file()
+        ]
+        (out / "report.md").write_text("# Evaluation\n\n" + "\n".join(sections), encoding="utf-8")
         show(section)
     return results
 

@@ -22,7 +22,6 @@ from ncml.network.likelihood import (
     grad_log_prob,
     group_by_component,
     log_prob,
-    promote_to_fp32,
     to_grid,
     to_uint8,
 )
@@ -81,7 +80,7 @@ class BatchDraws:
             return torch.cat([gumbel, logistic, (2 * uniform[K + 3 :] - 1) * HALF_LEVEL])
 
         # Image by image, because the last bit of a logarithm depends on the layout of its tensor.
-        draws_BPHW = promote_to_fp32(self._draw_each(draw_image).to(self.device, self.dtype))
+        draws_BPHW = self._draw_each(draw_image).to(self.device, torch.promote_types(self.dtype, torch.float32))
         return PixelDraws(*draws_BPHW.split([K, 3, 3], 1))
 
     def draw_normal(self, H: int, W: int) -> Tensor:
@@ -111,7 +110,8 @@ def generate_images(
     pixel_draws = draws.draw_pixels(model.mixtures, H, W)
     # If the number of rows is odd, a flipped half that comes first is the larger one, as `ncml.images` divides it.
     first_row = 0 if plan.known_BCHW is None else (H + orientation % 2) // 2
-    conditions = Conditions(t, class_B, orientation_B, plan.tilt, first_row)
+    has_class = bool((plan.class_B != len(model.classes)).any())
+    conditions = Conditions(t, class_B, orientation_B, plan.tilt.for_class(has_class=has_class), first_row)
     set_known = _known_rows_setter(known_BCHW, draws, first_row, sde)
     x_BCHW = set_known(torch.zeros_like(known_BCHW), t)
     stopped = False

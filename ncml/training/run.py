@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from ncml import checkpoint
 from ncml.calibration import tiles
 from ncml.calibration.estimation import calibrate
@@ -16,7 +18,7 @@ from ncml.calibration.report import describe as describe_calibration
 from ncml.calibration.report import describe_tiles
 from ncml.calibration.report import save as save_calibration
 from ncml.config import Config, TrainingConfig
-from ncml.errors import InputError
+from ncml.errors import InputError, ModelError
 from ncml.images.tiling import Tiling
 from ncml.model import Model
 from ncml.model import load as load_model
@@ -60,6 +62,8 @@ class TrainedModel:
     version: str
     metrics: dict[str, float]
     calibrated: bool
+    seconds: float
+    """Training time, over all sessions."""
 
 
 def train(
@@ -135,6 +139,9 @@ def train(
         monitored = (held_out.spread if is_image_folder(source) else held_out.first)(MONITORED)
         _run_loop(trainer, out, monitored, interval, max_seconds, trackers, on_progress)
         try:
+            if group.any(group.is_main and _contains(out, trainer.ema)):
+                on_message(f"{out} contains this model already; its card, calibrations and sampling options are kept")
+                return _keep(trainer, source, data, out, on_message, on_progress)
             return _finish(trainer, source, data, out, command, on_message, on_progress)
         except KeyboardInterrupt as stop:
             raise KeyboardInterrupt(
@@ -218,6 +225,35 @@ def _check(config: Config) -> None:
         raise InputError(option, f"--{option} cannot be used ({error}): {remedy}.") from error
 
 
+def _contains(out: Path, network: NCPN) -> bool:
+    """Return whether a folder contains a model of exactly these weights."""
+    try:
+        stored = load_model(out)
+    except ModelError:  # there is none yet, or it is damaged and will be replaced
+        return False
+    weights, expected = stored.network.state_dict(), network.state_dict()
+    is_same = stored.config == network.config and weights.keys() == expected.keys()
+    return is_same and all(torch.equal(weights[name], tensor.cpu()) for name, tensor in expected.items())
+
+
+def _keep(
+    trainer: Trainer,
+    source: str,
+    data: Dataset,
+    out: Path,
+    on_message: Callable[[str], None],
+    on_progress: OnProgress,
+) -> TrainedModel | None:
+    """Return the model of a run that was finished before, after calibrating it if it is not."""
+    if not trainer.group.is_main:
+        return None
+    model, training = load_model(out), trainer.config.training
+    calibrated = (model.calibration or model.tiles) is not None
+    if not calibrated:
+        calibrated = _calibrate(out, source, data, training, trainer.group.device, on_message, on_progress)
+    return TrainedModel(out, model.version, model.metrics, calibrated, trainer.seconds)
+
+
 def _finish(
     trainer: Trainer,
     source: str,
@@ -240,7 +276,7 @@ def _finish(
     card = model_card(trainer, command, data, bpd, part, len(measured))
     version = checkpoint.save(out, trainer.ema, metrics=metrics, card=metadata + card)
     calibrated = _calibrate(out, source, data, training, trainer.group.device, on_message, on_progress)
-    return TrainedModel(out, version, metrics, calibrated)
+    return TrainedModel(out, version, metrics, calibrated, trainer.seconds)
 
 
 def _load_measured_part(

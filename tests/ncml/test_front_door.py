@@ -112,6 +112,13 @@ def test_halves_of_any_size_are_completed(model: ncml.Model, tmp_path: Path) -> 
     assert np.array_equal(left, model.complete(Image.fromarray(see_through), keep="left", **arguments))
     with pytest.raises(InputError, match=r"known halves of the images differ \(left and top\)"):
         model.complete([half, Image.fromarray(see_through)], **arguments)
+    exact = see_through[20 - model.height :, : model.width].copy()
+    exact[..., 3] = 255
+    exact[: model.height // 2, :, 3] = 0
+    bottom = model.complete(Image.fromarray(exact), keep="bottom", **arguments)
+    for image in (exact, Image.fromarray(exact)):
+        assert np.array_equal(model.complete(image, preprocess=False, **arguments), bottom)
+    assert np.array_equal(bottom[0][model.height // 2 :], exact[model.height // 2 :, :, :3])
 
 
 def test_large_images_are_scanned_from_paths_and_pil_images(calibrated: ncml.Model, folder: Path) -> None:

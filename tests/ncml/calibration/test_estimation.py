@@ -199,6 +199,8 @@ def test_tolerated_processing_has_lower_scores(model: ncml.Model) -> None:
     for tolerate in ((), ("resize",)):
         made = calibrate(model, fit, rank, tolerate=tolerate, power_images=0)
         assert made.tolerate == tolerate
+        in_other_batches = calibrate(model, fit, rank, tolerate=tolerate, power_images=0, batch_size=7)
+        assert in_other_batches.estimates.typical_bpd == pytest.approx(made.estimates.typical_bpd, rel=1e-5)
         p[tolerate] = made.p_values(
             "multiscale", model.statistics["multiscale"].compute(columns, made.estimates)
         ).mean()

@@ -111,7 +111,7 @@ def test_fixed_groups_are_batch_invariant_where_the_check_fails() -> None:
     assert find_differing(NET, batching) == []
 
 
-def test_the_outcome_is_logged_and_kept_for_each_number_of_threads(
+def test_the_outcome_is_logged_and_kept_for_each_number_of_threads_and_kind_of_tilt(
     model: ncml.Model, caplog: pytest.LogCaptureFixture
 ) -> None:
     loaded = ncml.load(model.folder)
@@ -127,6 +127,12 @@ def test_the_outcome_is_logged_and_kept_for_each_number_of_threads(
         finally:
             torch.set_num_threads(1)
         assert len(caplog.messages) == 2
+        for guidance in (2, 3):
+            loaded.generate(noise=0, classes=0, guidance=guidance)
+        assert len(caplog.messages) == 3
+        for temperature in (0.8, 0.9):
+            loaded.generate(noise=0, temperature=temperature)
+        assert len(caplog.messages) == 4
 
 
 def out_of_memory(*_: Any, **__: Any) -> None:

@@ -184,6 +184,8 @@ def test_bf16_parameters_are_close_to_fp32_on_a_cpu(t: float) -> None:
     sampled[:, :, 4:] = torch.nan
     with torch.inference_mode():
         draws = make_draws(config, 3, torch.bfloat16).draw_pixels(config.model.mixtures, 8, 8)
+        exact_draws = make_draws(config, 3, torch.float32).draw_pixels(config.model.mixtures, 8, 8)
+        assert torch.equal(draws.logistic_BC, exact_draws.logistic_BC)  # not rounded to bf16
         sample_cached(net, sampled, replace(conditions, first_row=4), draws, lambda row: False)
     assert sampled.isfinite().all()
     assert torch.equal(to_uint8(sampled)[:, :4], image[:, :4])

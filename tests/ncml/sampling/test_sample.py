@@ -4,13 +4,16 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torch import Tensor
 
 import ncml
 from ncml.limits import KEEPS
-from ncml.network.likelihood import HALF_LEVEL, from_uint8, to_grid
+from ncml.network.likelihood import HALF_LEVEL, PixelDraws, from_uint8, to_grid
+from ncml.network.ncpn import NCPN
 from ncml.network.sde import GREY_LEVEL
 from ncml.progress import Progress
 from ncml.sampling.cached import sample_cached
+from ncml.sampling.conditions import Conditions, OnRow, Tilt
 from ncml.sampling.options import SamplingSettings
 from ncml.sampling.sample import BatchDraws, Plan, generate_images, make_grad_log_prob, sample_naive
 from ncml.sampling.solvers import SOLVERS
@@ -31,6 +34,20 @@ def test_draws_belong_to_the_seed() -> None:
         assert torch.equal(a[1:], b)
         assert not torch.equal(a[:1], b)
     assert torch.equal(both.draw_normal(4, 4)[1:], single.draw_normal(4, 4))
+
+
+def test_guidance_reaches_the_sampler_only_with_a_class() -> None:
+    config = nets.config()
+    net, null_class = nets.network(config), len(config.model.classes)
+    tilts: list[Tilt] = []
+
+    def sampler(network: NCPN, x_BCHW: Tensor, conditions: Conditions, draws: PixelDraws, on_row: OnRow) -> None:
+        tilts.append(conditions.tilt)
+
+    settings = SamplingSettings(noise=0.0, steps=1, solver="tweedie", guidance=3.0, temperature=0.9)
+    for class_B in ([null_class, null_class], [0, null_class]):
+        generate_images(net, Plan([0, 1], torch.tensor(class_B), settings), sampler)
+    assert tilts == [Tilt(temperature=0.9), Tilt(guidance=3.0, temperature=0.9)]
 
 
 @pytest.mark.parametrize(

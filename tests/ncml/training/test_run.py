@@ -25,9 +25,9 @@ from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import ncml
-from ncml import config, recipes
+from ncml import checkpoint, config, recipes
 from ncml.cli import main as cli
-from ncml.config import Config
+from ncml.config import Config, SamplingDefaults
 from ncml.errors import InputError, TrainingError
 from ncml.training import dataset, decoding, loop, run, tracking
 from ncml.training.folder import STATE, exclusive
@@ -379,6 +379,30 @@ def test_a_tracker_is_created_by_a_function_of_folder_and_configuration(tmp_path
     assert isinstance(tracking.tracker_factory(f"{__name__}:Recorder")(tmp_path, recipes.smoke()), Recorder)
 
 
+def test_resuming_a_finished_run_keeps_what_its_folder_has_gained(tmp_path: Path) -> None:
+    source, out, messages = write_images(tmp_path / "images", 300), tmp_path / "model", list[str]()
+    trained = train(source, out)
+    checkpoint.write_sampling(out, SamplingDefaults(start_noise=2.5))
+    checkpoint.add_metrics(out, {"class_fidelity": 0.5})
+    checkpoint.write_card_section(out, "Notes", "Mine.")
+    calibration = ncml.load(out).calibration
+    assert calibration is not None
+    replace(calibration, name="night").save(out)
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    resumed = train(source, out, messages, resume=True)
+    assert trained is not None
+    assert resumed is not None
+    assert replace(resumed, metrics={}) == replace(trained, metrics={})
+    assert resumed.metrics == trained.metrics | {"class_fidelity": 0.5}
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
+    assert "contains this model already" in messages[-1]
+    (out / "calibration.json").unlink()
+    assert train(source, out, resume=True) == resumed
+    assert ncml.load(out).calibration is not None
+    (out / "model.safetensors").write_bytes(b"damaged")
+    assert train(source, out, resume=True) == trained
+
+
 def test_a_run_is_as_long_as_the_time_that_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The learning rate falls to 0 within the time; a resumed run keeps its length."""
     source, messages = write_images(tmp_path / "photos", 50), list[str]()
@@ -389,8 +413,8 @@ def test_a_run_is_as_long_as_the_time_that_it_is_given(tmp_path: Path, monkeypat
     assert ncml.load(tmp_path / "mine").config.training.total_images == done.metrics["images_seen"]
     messages.clear()
     train(source, tmp_path / "mine", messages, total_images=None, resume=True)
-    assert "the run is finished after 96 images" in messages[-2]
-    assert "--max-images makes it longer" in messages[-2]
+    assert "the run is finished after 96 images" in messages[-3]
+    assert "--max-images makes it longer" in messages[-3]
 
 
 def test_a_run_ends_when_its_time_is_up_and_resumes_at_its_length(
@@ -614,7 +638,7 @@ import sys, torch
 from dataclasses import replace
 from pathlib import Path
 from ncml import recipes
-from ncml.config import Config
+from ncml.config import Config, SamplingDefaults
 from ncml.training.dataset import Dataset
 from ncml.training.distributed import process_group
 from ncml.training.state import TrainingState
