@@ -245,9 +245,9 @@ def job_problem(view: JobView) -> Problem:
     status = {
         "input": 422, "model": 500, "timeout": 504, "canceled": 410, "expired": 504, "engine": 500, "worker": 500,
     }[error.reason]  # fmt: skip
-    remedy = "; send the request again" if error.reason == "canceled" else ""
-    if error.reason in ("canceled", "expired") and view.id.startswith(KEY_PREFIX):
-        remedy += " with a new Idempotency-Key"
-    detail = as_sentence(error.detail.rstrip(".") + remedy, error.field)
+    detail = error.detail.rstrip(".") + ("; send the request again" if error.reason == "canceled" else "")
+    if view.id.startswith(KEY_PREFIX) and detail.endswith(("send the request again", "try again later")):
+        detail += " with a new Idempotency-Key"
+    detail = as_sentence(detail, error.field)
     errors = [FieldError(field=error.field, detail=detail)] if error.field else []
     return Problem(status, detail, kind=f"job-{error.reason}", errors=errors, headers={"X-Job-Id": view.id})

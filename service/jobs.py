@@ -28,7 +28,7 @@ from service.http.problems import RETRY_AFTER_S, Problem, as_sentence, invalid_f
 from service.http.requests import ParsedRequest, Upload
 from service.http.validation import FieldError
 from service.metrics import Metrics
-from service.params import CalibrateParams, Params
+from service.params import JobParams, Params
 from service.rendering import calibration_response, images_response, scan_response, score_response
 from service.settings import Settings
 from worker.contract import Job, JobStatus, Lane, Priority, Task
@@ -71,7 +71,7 @@ class JobService:
 
     # -- before the job
 
-    async def find_model(self, params: Params | CalibrateParams, task: Task) -> tuple[ModelDescriptor, str | None]:
+    async def find_model(self, params: JobParams, task: Task) -> tuple[ModelDescriptor, str | None]:
         """Return the requested model, and its version if the request names one.
 
         Raises the 503 `Problem` if no worker serves the task, 422 for an unknown model or class.
@@ -96,7 +96,7 @@ class JobService:
         """Return the model for `name`, `name@version` or a prefix of a version, and the full version if one is given.
 
         None selects the default model. Of several versions of a name the first in `models` is selected. Raises the 422
-        `Problem` for an unknown model.
+        `Problem` for an unknown model, and 503 if the default model is not served.
         """
         reference = name or default_model((model.name for model in models), self.settings.default_model) or ""
         model_name, at, version = reference.partition("@")
@@ -105,10 +105,13 @@ class JobService:
                 return model, model.version if at else None
         names = sorted({model.name for model in models} | {f"{model.name}@{model.version[:12]}" for model in models})
         remedy = f"the available models are {', '.join(names)}" if names else "no models are served"
+        if not name:
+            detail = f"No worker serves {reference!r}, the default model (NCML_DEFAULT_MODEL); {remedy}."
+            raise Problem(503, detail, kind="no-model")
         raise invalid_field("model", f"model: {reference!r} is not available; {remedy}.")
 
     def job_fields(
-        self, request: Request, params: Params | CalibrateParams, model: ModelDescriptor, version: str | None
+        self, request: Request, params: JobParams, model: ModelDescriptor, version: str | None
     ) -> dict[str, Any]:
         """Return the fields that all kinds of jobs share. Raises the 403 `Problem` for a reserved priority."""
         names = self.settings.high_priority_keys
@@ -227,16 +230,17 @@ class JobService:
         return await self.respond(view, media, preference)
 
     async def view(self, request: Request, job_id: str) -> JobView:
-        """Return a job of this client, as clients see it. Raises `JobNotFound` for the jobs of others, too."""
+        """Return a job of this client. Raises `JobNotFound` for the jobs of others, too."""
         view = await anyio.to_thread.run_sync(self.queue.view, job_id)
         if view.owner != request.state.owner:
             raise JobNotFound(f"there is no job {job_id} of this client")
-        return as_canceled(view)
+        return view
 
     # -- the response
 
     async def respond(self, view: JobView, media: str, preference: WaitPreference) -> Response:
         """Respond with the result of a job that has ended, else with 202. Raises the `Problem` of a failed job."""
+        view = _as_canceled(view)
         if not view.status.is_terminal:
             response = await self.describe(view, 202)
         elif view.status is not JobStatus.SUCCEEDED:
@@ -250,6 +254,7 @@ class JobService:
 
     async def describe(self, view: JobView, status: Literal[200, 202]) -> Response:
         """Respond with the state of a job; 202 adds its address and, from its queue position, when to retry."""
+        view = _as_canceled(view)
 
         def estimate() -> tuple[int | None, int]:
             position = self.queue.position(view)
@@ -285,7 +290,7 @@ class JobService:
         return min(max(math.ceil(job_count / pace), 1), 3600) if pace else RETRY_AFTER_S
 
 
-def as_canceled(view: JobView) -> JobView:
+def _as_canceled(view: JobView) -> JobView:
     """Return a job as clients see it: canceled once the cancellation is accepted, even if its worker still runs."""
     return view.model_copy(update={"status": JobStatus.CANCELED, "error": CANCELED}) if view.is_canceling else view
 

@@ -51,7 +51,7 @@ def main(
     metrics_ports = [
         free_port(host, metrics_port + i, "--metrics-port") if metrics_port else 0 for i in range(len(LANES))
     ]
-    url = f"http://{'localhost' if host in {'127.0.0.1', '0.0.0.0', '::', '::1'} else host}:{port}"
+    url = service_url(host, port)
     with lock(directory):
         if orphans := terminate_orphans(directory / "children.json"):
             report(f"terminated {orphans} processes that a killed `ncml serve` left behind")
@@ -186,7 +186,17 @@ def host_names(host: str) -> list[str]:
         names += [address.address for addresses in psutil.net_if_addrs().values() for address in addresses
                   if address.family in (socket.AF_INET, socket.AF_INET6)]  # fmt: skip
     names = [name.partition("%")[0] for name in names]  # without the zone of link-local addresses
-    return list(dict.fromkeys(f"[{name}]" if ":" in name and "[" not in name else name for name in names))
+    return list(dict.fromkeys(map(bracketed, names)))
+
+
+def service_url(host: str, port: int) -> str:
+    """Return the address under which this machine reaches a service that listens on `host`."""
+    return f"http://{'localhost' if host in {'127.0.0.1', '0.0.0.0', '::', '::1'} else bracketed(host)}:{port}"
+
+
+def bracketed(name: str) -> str:
+    """Return a host name as it appears in addresses: IPv6 addresses in brackets."""
+    return f"[{name}]" if ":" in name and "[" not in name else name
 
 
 def split_cores(core_count: int, lane_count: int) -> list[int]:

@@ -17,8 +17,8 @@ _FORMAT = Field(
 )
 
 
-class Params(BaseModel):
-    """Parameters of /score, /generate and /complete."""
+class JobParams(BaseModel):
+    """Parameters of every endpoint that creates a job."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -27,13 +27,6 @@ class Params(BaseModel):
         max_length=200,
         description="A model by `name`, or by `name@version` to require one version. Default: the one that "
         "/models marks as `default`.",
-    )
-    class_name: str | None = Field(
-        default=None,
-        alias="class",
-        max_length=200,
-        description="One of the model's classes, by name. Default: no class.",
-        examples=["cat"],
     )
     priority: Priority = Field(
         default=Priority.NORMAL, description="Jobs of a higher priority start first. Default: normal."
@@ -47,6 +40,18 @@ class Params(BaseModel):
         if isinstance(value, bool) and {int, float} & {annotation, *get_args(annotation)}:
             raise PydanticCustomError("boolean", "it must be a number, not true or false")
         return value
+
+
+class Params(JobParams):
+    """Parameters of /score, /generate and /complete."""
+
+    class_name: str | None = Field(
+        default=None,
+        alias="class",
+        max_length=200,
+        description="One of the model's classes, by name. Default: no class.",
+        examples=["cat"],
+    )
 
 
 class ScoreParams(Params):
@@ -116,10 +121,8 @@ class ScoreParams(Params):
         return ",".join(map(str, names)) if all(isinstance(name, str) for name in names) else names
 
 
-class CalibrateParams(BaseModel):
+class CalibrateParams(JobParams):
     """Parameters of /calibrate."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(
         pattern=MODEL_NAME,
@@ -128,17 +131,8 @@ class CalibrateParams(BaseModel):
         "digit, at most 64.",
         examples=["bottles"],
     )
-    model: str | None = Field(
-        default=None,
-        max_length=200,
-        description="The model to calibrate a copy of, by `name` or `name@version`. Default: the one that /models "
-        "marks as `default`.",
-    )
     false_positive_rate: float = Field(
         default=0.05, ge=0.001, le=0.5, description="Share of good images that the verdict flags. Default: 0.05."
-    )
-    priority: Priority = Field(
-        default=Priority.NORMAL, description="Jobs of a higher priority start first. Default: normal."
     )
 
 

@@ -56,7 +56,7 @@ class Settings(BaseSettings):
     max_connections: int = Field(default=4096, ge=1)
     """Maximum open connections of clients; a further one receives 503."""
     max_receiving_bytes: int = Field(default=256 * 2**20, ge=1024)
-    """Maximum bytes of all request bodies that are being received or decoded, half of them from one client."""
+    """Maximum bytes of request bodies being received or decoded, half from one client; at least 2 `max_body_bytes`."""
     header_timeout_s: float = Field(default=10, gt=0, le=600)
     """Seconds within which the headers of a request must arrive."""
     body_timeout_s: float = Field(default=120, gt=0, le=3600)
@@ -141,6 +141,16 @@ class Settings(BaseSettings):
     def _check_priority_keys(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         if value and not info.data.get("api_keys_file"):
             raise ValueError("it requires NCML_API_KEYS_FILE, which names the keys")
+        return value
+
+    @field_validator("max_receiving_bytes")
+    @classmethod
+    def _check_receiving_bytes(cls, value: int, info: ValidationInfo) -> int:
+        max_body_bytes = info.data.get("max_body_bytes", 0)  # missing if it is invalid itself
+        if value < 2 * max_body_bytes:  # a client that sends nothing else would get a 429 every time
+            raise ValueError(
+                f"it must be at least {2 * max_body_bytes}, twice NCML_MAX_BODY_BYTES: one client may use half of it"
+            )
         return value
 
     @field_validator("allowed_hosts")

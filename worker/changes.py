@@ -6,6 +6,7 @@ wakes up reads the job itself, so a lost message only costs time.
 
 import asyncio
 import contextlib
+import inspect
 import logging
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -16,6 +17,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from worker.keys import PROGRESS_CHANNEL, STATE_CHANNEL
+from worker.outages import Outages
 
 RECONNECT_S = 0.2
 """Pause before the connection is opened again after an error."""
@@ -65,6 +67,7 @@ class Changes:
         self._followers: dict[str, set[Follower]] = {}
         self._listener: asyncio.Task[None] | None = None
         self._first_attempt = asyncio.Event()  # set once the first subscription has succeeded or failed
+        self._outages = Outages()
 
     @contextlib.asynccontextmanager
     async def follow(self, job_id: str, *, progress: bool = False) -> AsyncGenerator[Follower]:
@@ -102,7 +105,7 @@ class Changes:
                         async for message in channels.listen():
                             self._dispatch(message)
                 except (redis.RedisError, OSError) as error:
-                    log.warning("changes of jobs are not received: %s", error)
+                    self._outages.report(log, "changes of jobs are not received", error)
                     self._first_attempt.set()
                     await asyncio.sleep(RECONNECT_S)
 
@@ -120,10 +123,9 @@ class Changes:
                     follower.wake()
 
 
-_OPTIONS = frozenset({
-    "host", "port", "db", "username", "password", "socket_connect_timeout", "ssl_ca_certs", "ssl_cert_reqs",
-    "ssl_certfile", "ssl_keyfile", "ssl_check_hostname",
-})  # fmt: skip
+_OPTIONS = {"host", "port", "db", "username", "password", "socket_connect_timeout"} | {
+    name for name in inspect.signature(redis.asyncio.Redis).parameters if name.startswith("ssl_")
+}
 """Options that redis-py's synchronous and asynchronous connections share."""
 
 

@@ -149,11 +149,8 @@ class WorkerInfo(FrozenModel):
     name: str
     lanes: tuple[Lane, ...]
     state: WorkerState
-    device: str
-    max_batch: int
     models: tuple[ModelRef, ...]
     started_at: float
-    seen_at: float
     pace: dict[Lane, float] = Field(default={}, description="jobs per second of each lane, while it is busy")
 
 

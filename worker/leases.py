@@ -7,7 +7,7 @@ one. Every script checks the token, so a worker that resumes after its lease has
 import logging
 import re
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -182,6 +182,9 @@ class Leases:
             return [b"", b"", b""]
         return [value or b"" for value in values]
 
-    def preview(self, job_id: str, preview: Preview) -> None:
-        """Store a job's preview, in place of the previous one, until its time to live ends."""
-        self._redis.set(preview_key(job_id), preview.model_dump_json(), ex=self.queue.result_ttl_s)
+    def store_previews(self, previews: Mapping[str, Preview]) -> None:
+        """Store previews by job id, in place of the previous ones, until their time to live ends."""
+        pipe = self._redis.pipeline(transaction=False)
+        for job_id, preview in previews.items():
+            pipe.set(preview_key(job_id), preview.model_dump_json(), ex=self.queue.result_ttl_s)
+        pipe.execute()

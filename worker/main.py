@@ -65,6 +65,8 @@ def main(
         drain_s: Seconds that the running batch may take after SIGTERM; then its jobs go back to the queue.
         hang_s: Seconds without a message after which an engine is considered hung and is replaced.
     """
+    if not lane:
+        raise NcmlError("--lane needs a lane: score, generate or both")
     for name, value in (("max-batch", max_batch), ("keep-models", keep_models)):
         if value < 1:
             raise NcmlError(f"--{name} must be at least 1, not {value}")

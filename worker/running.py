@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from worker.contract import CalibrateJob, Job, ScanJob, ScoreJob, batch_key
+from worker.contract import CalibrateJob, Job, ScanJob, ScoreJob, Task, batch_key
 from worker.keys import blob_key
 from worker.leases import Claim
 from worker.messages import Outcome, Step
@@ -14,6 +14,7 @@ from worker.results import (
     CalibrateResult,
     Event,
     ImagesResult,
+    JobError,
     ModelRef,
     Preview,
     Progress,
@@ -24,6 +25,15 @@ from worker.results import (
     Timing,
 )
 from worker.traces import trace_id
+
+_TIMEOUT_REMEDIES = {
+    Task.SCORE: "send fewer images at once",
+    Task.SCAN: "send a smaller image, or parts of it",
+    Task.GENERATE: "request fewer images or steps at once",
+    Task.COMPLETE: "request fewer images or steps at once",
+    Task.CALIBRATE: "send fewer images",
+}
+"""What makes a job shorter."""
 
 
 @dataclass
@@ -52,6 +62,12 @@ class RunningJob:
         fields = {"job": self.claim.id, "request": self.job.request_id, "model": self.job.model}
         trace = trace_id(self.claim.traceparent)
         return fields | {"trace": trace} if trace else fields
+
+    @property
+    def timeout_error(self) -> JobError:
+        """The error of a job that runs for longer than its time limit."""
+        detail = f"the job ran for more than {self.job.timeout_s:g} s; {_TIMEOUT_REMEDIES[self.job.task]}"
+        return JobError(reason="timeout", detail=detail)
 
     def update(self, step: Step) -> None:
         """Set the progress event."""

@@ -29,7 +29,7 @@ class EngineSupervisor:
         self._hang_s = hang_s
         self._on_catalogue = on_catalogue
         self._engine: EngineProcess | None = None
-        self._started = self._due = 0.0
+        self._heard_at = self._due = 0.0
         self._pause_s = FIRST_PAUSE_S
         self._opening: Opening | None = None
         self._suspect: Opening | None = None
@@ -40,16 +40,17 @@ class EngineSupervisor:
             if time.monotonic() < self._due:
                 return None
             self._engine = EngineProcess(self._settings)
-            self._started = time.monotonic()
+            self._heard_at = time.monotonic()
         try:
             while message := self._engine.receive(0.0 if self.is_ready else 0.2):
+                self._heard_at = time.monotonic()
                 self.note(message)
         except EngineDied:
             self.replace("died")
             return None
         if self.is_ready:
             return self._engine
-        if time.monotonic() - self._started > self._hang_s:
+        if time.monotonic() - self._heard_at > self._hang_s:
             self.replace("hung")
         return None
 

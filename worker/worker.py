@@ -22,7 +22,7 @@ from rq.worker_registration import clean_worker_registry
 
 from worker.contract import JobStatus, Lane, ScoreJob
 from worker.descriptors import PublishedWorker, WorkerInfo, WorkerState
-from worker.keys import WORKERS, queue_names, worker_key
+from worker.keys import WORKERS, queue_names, script, worker_key
 from worker.leases import LEASE_S, Claim, Leases
 from worker.messages import Batch, Catalogue, Done, Drop, EngineSettings, Opening, Step
 from worker.metrics import WorkerMetrics
@@ -87,6 +87,7 @@ class BatchWorker(SimpleWorker):
         self.leases = Leases(queue, settings.lanes, self.name, lease_s=settings.lease_s)
         self._tracer = tracer
         self._client: Any = queue.redis
+        self._publish = script(queue.redis, "publish")
         self._supervisor = EngineSupervisor(
             settings.engine, self.metrics, hang_s=settings.hang_s, on_catalogue=lambda: self._beat(force=True)
         )
@@ -155,22 +156,17 @@ class BatchWorker(SimpleWorker):
             name=self.name,
             lanes=self.settings.lanes,
             state=self._current_state(),
-            device=self.settings.engine.device,
-            max_batch=self.settings.engine.max_batch,
             models=tuple(ModelRef(name=m.name, version=m.version) for m in models),
             started_at=self._started_at,
-            seen_at=time.time(),
             pace={lane: pace.rate for lane, pace in self._paces.items()},
         )
-        pipe = self._client.pipeline()
-        pipe.set(
-            worker_key(self.name), PublishedWorker(info=info, models=models).model_dump_json(), px=int(ALIVE_S * 1000)
-        )
-        pipe.zadd(WORKERS, {self.name: time.time()})
-        pipe.zremrangebyscore(WORKERS, "-inf", time.time() - 3600)
-        self.heartbeat(pipeline=pipe)
-        self.set_state("busy" if self._busy else "idle", pipeline=pipe)
-        pipe.execute()
+        published = PublishedWorker(info=info, models=models).model_dump_json()
+        self._publish(keys=[worker_key(self.name), WORKERS], args=[self.name, published, int(ALIVE_S * 1000)])
+        with self._outages.survived(pause_s=0):  # only RQ's tools read the rest
+            pipe = self._client.pipeline(transaction=False)
+            self.heartbeat(pipeline=pipe)
+            self.set_state("busy" if self._busy else "idle", pipeline=pipe)
+            pipe.execute()
         for state in WorkerState:
             self.metrics.state.labels(state).set(state is info.state)
         moved, ended = self.leases.recover()
@@ -228,8 +224,8 @@ class BatchWorker(SimpleWorker):
                 running[claim.id] = RunningJob.parse(claim)
             except ValueError as error:
                 log.error("%s", error, extra={"job": claim.id})
-                detail = "the payload is not a job of this worker's version"
-                endings.append((claim, Ending(JobStatus.FAILED, JobError(reason="input", detail=detail))))
+                detail = "the payload is not a job of this worker's version; send the request again"
+                endings.append((claim, Ending(JobStatus.FAILED, JobError(reason="worker", detail=detail))))
         self._end(endings, {})
         if not running:
             return
@@ -282,11 +278,12 @@ class BatchWorker(SimpleWorker):
 
     def _store_progress(self, running: dict[str, RunningJob], step: Step) -> None:
         """Store the previews of a step, and prepare the progress event of each job."""
+        previews = {job_id: preview for job_id, entry in running.items() if (preview := entry.preview(step))}
+        with self._outages.survived(pause_s=0):  # a preview is expendable
+            self.leases.store_previews(previews)
+            for job_id in previews:
+                running[job_id].has_preview = True
         for entry in running.values():
-            if preview := entry.preview(step):
-                with self._outages.survived():
-                    self.leases.preview(entry.claim.id, preview)
-                    entry.has_preview = True
             entry.update(step)
 
     def _tick(self, engine: EngineProcess, running: dict[str, RunningJob], elapsed_s: float) -> None:
@@ -308,9 +305,7 @@ class BatchWorker(SimpleWorker):
             elif standing == "canceled":
                 endings.append((entry.claim, Ending(JobStatus.CANCELED, CANCELED, timing=timing)))
             elif elapsed_s > entry.job.timeout_s:
-                detail = f"the job ran for more than {entry.job.timeout_s:g} s; request fewer images or steps at once"
-                error = JobError(reason="timeout", detail=detail)
-                endings.append((entry.claim, Ending(JobStatus.FAILED, error, timing=timing)))
+                endings.append((entry.claim, Ending(JobStatus.FAILED, entry.timeout_error, timing=timing)))
         dropped |= {claim.id for claim, _ in endings}
         if dropped:
             engine.send(Drop(self._batch_number, frozenset(dropped)))

@@ -13,6 +13,7 @@ from ncml.cli.terminal import (
     JsonOption,
     ModelOption,
     ThreadsOption,
+    check_output_file,
     check_threads,
     describe,
     identity,
@@ -49,8 +50,7 @@ def compress(
     paths = list(list_files(files))
     if not paths:
         raise InputError("files", "no image is given: ncml compress FILE... -o ARCHIVE")
-    if output.is_dir() or not output.parent.is_dir():
-        raise InputError("output", f"{output} cannot be written: it is a folder, or its folder does not exist.")
+    check_output_file(output)
     names = [path.stem for path in paths]
     check_names(names, len(paths))
     check_threads(threads)

@@ -1,5 +1,6 @@
 """`ncml decompress`."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -38,6 +39,9 @@ def decompress(
     header = read_archive(data, description).header
     if output.is_file():
         raise InputError("output", f"{output} is a file: choose a folder.")
+    nearest = next(path for path in (output, *output.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise InputError("output", f"{output} cannot be written: {nearest} is not a writable folder.")
     if output.suffix.lower() in images.SUFFIXES and not output.is_dir():
         raise InputError("output", f"-o names a folder, not an image: choose another name than {output}.")
     files = [output / f"{name}.png" for name in header.names]

@@ -12,7 +12,16 @@ from tyro.conf import Positional, arg
 from ncml.cli import table
 from ncml.cli.local import LocalModel
 from ncml.cli.rows import SkippedFiles, image_scorer, score_batches
-from ncml.cli.terminal import CalibrationOption, JsonOption, ModelOption, describe, identity, print_json, progress_bar
+from ncml.cli.terminal import (
+    CalibrationOption,
+    JsonOption,
+    ModelOption,
+    check_output_file,
+    describe,
+    identity,
+    print_json,
+    progress_bar,
+)
 from ncml.errors import InputError, ModelError
 from ncml.paths import check_exists, list_files
 from ncml.progress import Progress
@@ -59,6 +68,8 @@ def drift(
     from ncml.ood import drift as drift_test
 
     drift_test.check_alpha(alpha)
+    if plot is not None:
+        _check_plot(plot)
     m = LocalModel(describe(model, device), device)
     reference = m.calibrations.select(calibration)
     if reference is None:
@@ -90,6 +101,15 @@ def drift(
         print(f"{'drifted' if result.drifted else 'no drift found'} ({reason})")
         skipped.report(skipped.count)
     return int(result.drifted)
+
+
+def _check_plot(path: Path) -> None:
+    """Refuse a plot that cannot be written, before images are scored; imports Matplotlib."""
+    check_output_file(path, "plot")
+    from matplotlib.figure import Figure
+
+    if path.suffix and path.suffix[1:].lower() not in Figure().canvas.get_supported_filetypes():
+        raise InputError("plot", f"{path} must end in .png, or in the suffix of another format of Matplotlib.")
 
 
 def _read_tables(m: LocalModel, calibration: "Calibration", tables: list[Path]) -> Iterator[Measurement]:

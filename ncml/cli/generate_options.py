@@ -1,6 +1,5 @@
 """The options of `ncml generate` and `ncml complete`, and the file that they write."""
 
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +14,7 @@ from ncml.cli.terminal import (
     JsonOption,
     ModelOption,
     ThreadsOption,
+    check_output_file,
     check_threads,
     describe,
     identity,
@@ -68,9 +68,7 @@ class GenerateOptions:
         """Return the model without its weights, after refusing an invalid output file and number of threads."""
         if self.output.suffix.lower() != ".png":
             raise InputError("output", f"{self.output} must end in .png: images are written as PNG.")
-        folder = self.output.parent
-        if self.output.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise InputError("output", f"{self.output} cannot be written: its folder does not exist or is read-only.")
+        check_output_file(self.output)
         check_threads(self.threads)
         return describe(self.model, self.device)
 

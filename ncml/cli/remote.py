@@ -123,20 +123,23 @@ def connect(url: str, api_key: str, name: str) -> RemoteModel:
 
     client = Client(url, api_key=api_key or os.environ.get("NCML_API_KEY"), timeout_s=TIMEOUT_S, patience_s=PATIENCE_S)
     try:
-        document = client.model(name) if name else _default_model(client, url)
+        document = client.model(name) if name else _default_model(client)
         if document["preprocessing"] != PREPROCESSING:
-            raise ServiceError(f"{url} preprocesses images by other rules: use the release of ncml that it runs.")
+            raise ServiceError(
+                f"{client.url} preprocesses images by other rules: use the release of ncml that it runs."
+            )
         return RemoteModel(client, document)
     except NcmlError:
         client.close()
         raise
     except (LookupError, TypeError, ValueError) as error:
         client.close()
-        raise ServiceError(f"{url} describes models in another way than an ncml service: check the address.") from error
+        detail = f"{client.url} describes models in another way than an ncml service: check the address."
+        raise ServiceError(detail) from error
 
 
-def _default_model(client: "Client", url: str) -> dict[str, Any]:
+def _default_model(client: "Client") -> dict[str, Any]:
     models = client.models()
     if not models:
-        raise ServiceError(f"{url} serves no model at the moment: start a worker, or try again later.")
+        raise ServiceError(f"{client.url} serves no model at the moment: start a worker, or try again later.")
     return next((model for model in models if model["default"]), models[0])

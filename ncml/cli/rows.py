@@ -150,7 +150,9 @@ def tile_scorer(
 def _concerns_image(error: InputError | ServiceError, path: Path) -> bool:
     """Return whether an error of a scan is due to this image, so that others can still be scored."""
     if isinstance(error, ServiceError):
-        return error.status == 413 or (error.status == 422 and error.field in ("image", printable(path)))
+        if error.status == 422:
+            return error.field in ("image", printable(path))
+        return error.status == 413 or error.kind in ("job-timeout", "job-engine")
     return error.field not in ("tile", "tile_size")
 
 

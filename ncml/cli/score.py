@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 from ncml.cli.local import LocalModel
 from ncml.cli.remote import REQUESTS, RemoteModel, connect
 from ncml.cli.rows import Row, SkippedFiles, image_scorer, tile_scorer
-from ncml.cli.score_output import explain_fdr, format_summary, print_row, score_in_memory, score_to_table
+from ncml.cli.score_output import Inputs, explain_fdr, format_summary, print_row, score_in_memory, score_to_table
 from ncml.cli.terminal import CalibrationOption, ClassOption, JsonOption, ModelOption, describe, identity, print_json
 from ncml.errors import InputError
 from ncml.ood import conformal
@@ -57,7 +57,7 @@ def score(
         statistic: Statistic that decides the verdict.
         statistics: Names of additional statistics to print.
         fdr: Mark the images that are out-of-distribution at this false discovery rate among all scored images.
-        map_: Folder for a heat map (PNG and npz) of each image.
+        map_: Folder for a heat map (PNG and npz) of each image; it must not contain the images, and is not scored.
         tile: Split images larger than the model into overlapping tiles; the worst tile, the mean of all and small
             peaks decide the verdict together.
         tile_size: Side of a tile in pixels; only for a model whose tiles are not calibrated.
@@ -86,6 +86,9 @@ def score(
         raise InputError("map", f"--map {map_} is not a folder: name one for the heat maps.")
     for path in files:
         check_exists(path)
+        if map_ is not None and path.resolve().is_relative_to(map_.resolve()):
+            raise InputError("map", f"--map {map_} contains {path}: name another folder for the heat maps.")
+    inputs = Inputs(files, output, map_)
     local = None if server else LocalModel(describe(model, device), device)
     with nullcontext(local) if local else connect(server, api_key, model) as m:
         concurrency = REQUESTS if server else 1
@@ -121,7 +124,7 @@ def score(
         summary: Row
         if output is None:
             show = None if as_json else partial(print_row, statistics=columns[len(IMAGE_COLUMNS) :])
-            summary = score_in_memory(files, scorer, fdr, show, concurrency)
+            summary = score_in_memory(inputs, scorer, fdr, show, concurrency)
         else:
             conditions = {"class": class_, "noise": noise, "tile_size": tile_size}
             constants = {
@@ -129,7 +132,7 @@ def score(
                 "calibration": "" if selected is None else selected.version[:12],
                 "statistic": verdict_statistic,
             } | {name: str(value) for name, value in conditions.items() if value}
-            summary = score_to_table(output, files, scorer, fdr, columns, constants, skipped, concurrency)
+            summary = score_to_table(output, inputs, scorer, fdr, columns, constants, skipped, concurrency)
     if selected is not None:
         summary["false_positive_rate"] = selected.false_positive_rate
         if fdr is not None and (limit := explain_fdr(summary, selected.smallest_p)):

@@ -1,13 +1,15 @@
 """The output of `ncml score`: lines on the terminal, rows in memory for JSON, or a table on disk."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from os.path import realpath
 from pathlib import Path
 
 import numpy as np
 
 from ncml.cli.rows import Row, Scorer, SkippedFiles, score_batches
-from ncml.cli.table import Table
+from ncml.cli.table import Table, part_of
 from ncml.cli.terminal import progress_bar
 from ncml.errors import InputError, NcmlError
 from ncml.ood import conformal
@@ -18,15 +20,35 @@ from ncml.training.inventory import counted
 TEXT_COLUMNS = ("file", "view", "model", "calibration", "statistic", "class", "error")
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """The files of a command, except those that it writes itself: the table, and everything in the folder of maps."""
+
+    paths: tuple[Path, ...]
+    output: Path | None = None
+    maps: Path | None = None
+
+    def __iter__(self) -> Iterator[Path]:
+        tables = [] if self.output is None else [realpath(self.output), realpath(part_of(self.output))]
+        maps = None if self.maps is None else realpath(self.maps)
+        for path in list_files(self.paths):
+            real = realpath(path)  # unlike `Path.resolve`, also of a symbolic link to itself
+            if real not in tables and not (maps and Path(real).is_relative_to(maps)):
+                yield path
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.paths))
+
+
 def score_in_memory(
-    files: tuple[Path, ...],
+    files: Inputs,
     scorer: Scorer,
     fdr: float | None,
     show: Callable[[Row], None] | None,
     concurrency: int = 1,
 ) -> Row:
     """Score files and show each row; returns the rows and their summary."""
-    paths = list(list_files(files))
+    paths = list(files)
     rows: list[Row] = []
     done = 0
     with progress_bar() as on_progress:
@@ -39,7 +61,7 @@ def score_in_memory(
             on_progress(Progress("score", done, len(paths)))
     readable = [row for row in rows if "error" not in row]
     if not readable:
-        raise InputError("files", rows[0]["error"] if rows else _no_image_in(files))
+        raise InputError("files", rows[0]["error"] if rows else f"there is no image in {files}.")
     errors = [row for row in rows if "error" in row]
     summary: Row = {"results": readable, "images": len(readable), "skipped": len(errors), "errors": errors}
     summary["flagged"] = sum(bool(row.get("is_ood")) for row in readable)
@@ -55,7 +77,7 @@ def score_in_memory(
 
 def score_to_table(
     output: Path,
-    files: tuple[Path, ...],
+    files: Inputs,
     scorer: Scorer,
     fdr: float | None,
     columns: tuple[str, ...],
@@ -64,11 +86,11 @@ def score_to_table(
     concurrency: int = 1,
 ) -> Row:
     """Write a row for every file, resuming an interrupted run; returns the table's summary."""
-    total = sum(1 for _ in list_files(files))
+    total = sum(1 for _ in files)
     if not total:
-        raise InputError("files", _no_image_in(files))
+        raise InputError("files", f"there is no image in {files}.")
     table = Table(output, (*columns, *constants, "error"), texts=TEXT_COLUMNS, constants=constants)
-    paths = list_files(files)
+    paths = iter(files)
     last_done = list(itertools.islice(paths, table.done - 1, table.done)) if table.done else []
     if [printable(path) for path in last_done] != [table.last] * bool(table.done):
         raise InputError("output", f"{table.part} was started on other files: remove it, or choose another --output.")
@@ -95,10 +117,6 @@ def score_to_table(
     largest = conformal.largest_discovery(p, fdr)
     table.finish({"discovery": lambda row: str(int(float(row["p_value"]) <= largest)) if row["p_value"] else ""})
     return summary | {"fdr": fdr, "discoveries": int((p <= largest).sum())}
-
-
-def _no_image_in(files: tuple[Path, ...]) -> str:
-    return f"there is no image in {', '.join(map(str, files))}."
 
 
 def _to_cells(row: Row) -> Row:

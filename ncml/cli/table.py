@@ -20,6 +20,11 @@ BLOCK = 10_000
 Row = dict[str, str]
 
 
+def part_of(path: Path) -> Path:
+    """Return the file that holds an unfinished table."""
+    return path.with_name(path.name + ".part")
+
+
 class Table:
     """One table on disk; columns that are not in `texts` hold numbers or empty cells."""
 
@@ -34,7 +39,7 @@ class Table:
         if path.suffix not in SUFFIXES:
             raise InputError("output", f"{path} must end in .csv or .parquet.")
         self.path, self.columns, self.texts, self.constants = path, list(columns), set(texts), dict(constants)
-        self.part = path.with_name(path.name + ".part")
+        self.part = part_of(path)
         self.done, self.last = 0, ""
         """Number of rows on disk, and the first cell of the last of them."""
         try:

@@ -2,10 +2,12 @@
 
 import contextlib
 import json
+import os
 import re
 import sys
 import time
 from collections.abc import Generator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from tyro.conf import arg
@@ -74,6 +76,13 @@ def load(model: str | Description, device: str) -> "Model":
 def identity(model: Identified) -> dict[str, Any]:
     """Return the name and version of a model for JSON results."""
     return {"name": model.name, "version": model.version}
+
+
+def check_output_file(path: Path, field: str = "output") -> None:
+    """Refuse a file that cannot be written, before anything is computed."""
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        reason = "it is a folder or read-only, or its folder does not exist or is read-only"
+        raise InputError(field, f"{path} cannot be written: {reason}.")
 
 
 def check_threads(count: int) -> None:

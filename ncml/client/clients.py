@@ -54,7 +54,8 @@ class Client:
         connections. patience_s: longest wait while the queue is full or a quota is exhausted. transport: sends the
         requests in place of the network, for tests.
         """
-        self._exchanges = Exchanges(_check_url(url), RetryPolicy(retries, patience_s), timeout_s)
+        self.url = _check_url(url)
+        self._exchanges = Exchanges(self.url, RetryPolicy(retries, patience_s), timeout_s)
         self._closed = threading.Event()
         self._http = httpx2.Client(base_url=url, headers=_credentials(api_key), timeout=timeout_s, transport=transport)
 
@@ -147,7 +148,8 @@ class AsyncClient:
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         """Connect to the service at `url` on first use; the arguments are those of `Client`."""
-        self._exchanges = Exchanges(_check_url(url), RetryPolicy(retries, patience_s), timeout_s)
+        self.url = _check_url(url)
+        self._exchanges = Exchanges(self.url, RetryPolicy(retries, patience_s), timeout_s)
         self._http = httpx2.AsyncClient(
             base_url=url, headers=_credentials(api_key), timeout=timeout_s, transport=transport
         )
@@ -224,15 +226,19 @@ class AsyncClient:
 
 
 def _check_url(url: str) -> str:
-    """Return the address of a service without a final slash; raise `InputError` if it is not an HTTP address."""
-    message = f"{url!r} is not the address of a service: give one like http://localhost:8000."
+    """Return the address of a service for messages, without a password in it and a final slash.
+
+    Raises `InputError` if it is not an HTTP address.
+    """
+    public_url = re.sub(r"^([^/]*//)?[^/?#]*@", r"\1", url) if isinstance(url, str) else url
+    message = f"{public_url!r} is not the address of a service: give one like http://localhost:8000."
     if not isinstance(url, str) or not re.fullmatch(r"https?://[^/\s]+(/\S*)?", url):
         raise InputError("server", message)
     try:
         httpx2.URL(url)
     except httpx2.InvalidURL as error:
         raise InputError("server", message) from error
-    return url.rstrip("/")
+    return public_url.rstrip("/")
 
 
 def _credentials(api_key: str | None) -> dict[str, str]:

@@ -11,10 +11,10 @@ import itertools
 import re
 import time
 import uuid
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeAlias, TypedDict, TypeVar
+from typing import Any, Literal, TypeAlias, TypedDict, TypeVar, cast
 from urllib.parse import quote
 
 import httpx2
@@ -131,7 +131,7 @@ class RetryPolicy:
 
 @dataclass(frozen=True)
 class Exchanges:
-    """The operations of a service at an address."""
+    """The operations of a service at an address, which messages name."""
 
     url: str
     policy: RetryPolicy
@@ -221,7 +221,7 @@ class Exchanges:
         fields: dict[str, Any] = {**options, **parameters}
         on_progress: OnJobProgress | None = fields.pop("on_progress", None)
         key = fields.pop("idempotency_key", None) or uuid.uuid4().hex
-        if not (key.isascii() and key.isprintable()):
+        if not isinstance(key, str) or not (key.isascii() and key.isprintable()):
             raise InputError("idempotency_key", f"idempotency_key must be ASCII characters, not {key!r}.")
         wait = f"wait={self._wait_s}"
         accept = {"Accept": "application/json"}
@@ -229,7 +229,7 @@ class Exchanges:
             "Prefer": "respond-async" if on_progress else wait,
             "Idempotency-Key": f"{key}-{start}" if start else key,
         }
-        params = {name.rstrip("_"): _as_text(value) for name, value in fields.items() if value is not None}
+        params = {name.rstrip("_"): _as_text(name, value) for name, value in fields.items() if value is not None}
         try:
             response = yield from self._send(Call("POST", path, params, files, headers))
         except ServiceError as error:
@@ -323,12 +323,18 @@ def _read_problem(problem: Document, status: int) -> ServiceError:
     )
 
 
-def _as_text(value: object) -> str:
-    """Return a parameter as text in a query; numbers may be NumPy's."""
+def _as_text(name: str, value: object) -> str:
+    """Return a parameter as text in a query; numbers may be NumPy's. Raises `InputError` for another type."""
     value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, bool):
         return str(int(value))
-    return str(value) if isinstance(value, (str, int, float)) else ",".join(value)  # type: ignore[arg-type]
+    if isinstance(value, (str, int, float)):
+        return str(value)
+    parts = list(cast(Iterable[object], value)) if isinstance(value, Iterable) else [value]
+    texts = [part for part in parts if isinstance(part, str)]
+    if len(texts) < len(parts):
+        raise InputError(name, f"{name} must be text, a number or a list of texts, not {value!r}.")
+    return ",".join(texts)
 
 
 def _name_image(error: ServiceError, images: Sequence[Image], start: int) -> ServiceError:

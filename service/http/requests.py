@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar, cast
 import anyio.to_thread
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
@@ -98,6 +99,8 @@ async def parse_request(request: Request, params: type[P], *, max_images: int) -
     if uploads and not max_images:
         raise _too_many_images(max_images)
     query = _unique_fields(request.query_params.multi_items(), "the query")
+    if max_images and "image" in query:
+        raise invalid_field("image", "image is in the query; send it as a file (curl -F image=@cat.png).")
     for name in query.keys() | fields.keys():
         if len(name) > _MAX_NAME:
             raise invalid_field(name[:_MAX_NAME], f"{name[:_MAX_NAME]}... is not a parameter of this endpoint.")
@@ -150,7 +153,19 @@ def _unique_fields(items: Iterable[tuple[str, str]], place: str) -> dict[str, An
     return fields
 
 
+def _check_charset(content_type: str) -> None:
+    """Refuse other charsets than UTF-8 and its subset ASCII.
+
+    Starlette decodes the text of a form by any codec of Python; some take quadratic time, others always fail.
+    """
+    charset = parse_options_header(content_type)[1].get(b"charset", b"utf-8").decode("latin-1")
+    if charset.lower() not in ("utf-8", "us-ascii"):
+        detail = f"The charset {truncate(charset)!r} is not accepted; encode the form in UTF-8, and send no charset."
+        raise Problem(400, detail, kind="malformed")
+
+
 async def _parse_form(request: Request, max_images: int) -> tuple[dict[str, Any], list[Upload]]:
+    _check_charset(request.headers["content-type"])
     try:
         form = await request.form(max_files=max_images + 1, max_fields=_MAX_FIELDS, max_part_size=_MAX_PART_BYTES)
     except HTTPException as error:
@@ -231,11 +246,14 @@ def _parse_json(body: bytes, max_images: int) -> tuple[dict[str, Any], list[Uplo
 
 def _object(members: list[tuple[str, object]]) -> dict[str, object]:
     """Return an object; refuse names that are not valid Unicode, and repeated names, which `dict` would merge."""
-    names = [name for name, _ in members]
-    "".join(names).encode()
-    for name in (name for name in names if names.count(name) > 1):
-        raise invalid_field(name[:_MAX_NAME], f"{name[:_MAX_NAME]} appears more than once in the body; send it once.")
-    return dict(members)
+    "".join(name for name, _ in members).encode()
+    fields: dict[str, object] = {}
+    for name, value in members:
+        if name in fields:
+            short_name = name[:_MAX_NAME]
+            raise invalid_field(short_name, f"{short_name} appears more than once in the body; send it once.")
+        fields[name] = value
+    return fields
 
 
 def _refuse_constant(name: str) -> None:

@@ -20,7 +20,7 @@ from service.http.negotiation import JSON, NPZ, PNG, ZIP, Format, negotiate, wai
 from service.http.openapi import BINARY, header_parameters, problem_responses
 from service.http.problems import Problem
 from service.http.validation import EVENT_ID, JOB_ID
-from service.jobs import Jobs, as_canceled
+from service.jobs import Jobs
 from service.rendering import CALIBRATE_OFFERS, IMAGE_OFFERS, SCORE_OFFERS
 from worker.contract import Task
 from worker.results import Event
@@ -101,7 +101,7 @@ async def result(job_id: JobId, request: Request, jobs: Jobs, format: ResultForm
     view = await jobs.view(request, job_id)
     media = negotiate(request.headers, OFFERS.get(view.task, IMAGE_OFFERS), format)
     preference = wait_preference(request.headers, jobs.settings.wait_s)
-    if view.status.is_terminal or not preference.applied:
+    if view.status.is_terminal or view.is_canceling or not preference.applied:
         return await jobs.respond(view, media, preference)
 
     async def respond(scope: Scope, receive: Receive, send: Send) -> None:
@@ -129,7 +129,7 @@ async def cancel(job_id: JobId, request: Request, jobs: Jobs) -> Response:
     """
     created_at = (await jobs.view(request, job_id)).created_at
     view = await anyio.to_thread.run_sync(jobs.queue.cancel, job_id, created_at)
-    return await jobs.describe(as_canceled(view), 200)
+    return await jobs.describe(view, 200)
 
 
 @router.delete(

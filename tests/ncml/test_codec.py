@@ -181,10 +181,12 @@ def test_the_commands_refuse_invalid_input_in_a_sentence(run: Run, tmp_path: Pat
         (("compress", "text.png", "-o", "x.ncml"), "not an image"),
         (("compress", "a.png", "a.png", "-o", "x.ncml"), "two images are named 'a'"),
         (("compress", "a.png", "-o", "missing/x.ncml"), "cannot be written"),
+        (("compress", "a.png", "-o", "empty"), "empty cannot be written: it is a folder"),
         (("decompress", "a.png", "-o", "out"), "not an archive"),
         (("decompress", "none.ncml", "-o", "out"), "none.ncml cannot be read: No such file"),
         (("decompress", "empty", "-o", "out"), "empty cannot be read: Is a directory"),
         (("decompress", "good.ncml", "-o", "a.png"), "a.png is a file: choose a folder"),
+        (("decompress", "good.ncml", "-o", "a.png/out"), "a.png/out cannot be written"),
         (("decompress", "good.ncml", "-o", "new.PNG"), "-o names a folder, not an image: choose another name than new"),
     ]:
         done = run(*arguments, "--model", "tiny")

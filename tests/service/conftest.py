@@ -95,11 +95,8 @@ WORKER = WorkerInfo(
     name="w1",
     lanes=(Lane.SCORE, Lane.GENERATE),
     state=WorkerState.IDLE,
-    device="cpu",
-    max_batch=8,
     models=(ModelRef(name=MODEL.name, version=MODEL.version),),
     started_at=0,
-    seen_at=0,
 )
 TIMING = Timing(queue_s=0.001, compute_s=0.002, batch_size=1)
 

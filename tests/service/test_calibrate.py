@@ -3,6 +3,7 @@
 import base64
 import io
 import struct
+import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable
@@ -72,6 +73,18 @@ def test_images_can_be_sent_in_json_up_to_the_limit(new_client: Callable[..., Te
     assert response.status_code == 200, response.text
     ((job, _),) = queue.jobs.values()
     assert job.images == 1500
+
+
+def test_parameters_in_json_are_checked(new_client: Callable[..., TestClient]) -> None:
+    client = new_client(allow_calibration=True, max_calibration_images=20_000)
+    boolean = client.post("/calibrate", json={"name": "mine", "false_positive_rate": True})
+    assert boolean.status_code == 422
+    expected = "false_positive_rate is true; it must be a number, not true or false."
+    assert boolean.json()["detail"] == expected
+    started = time.process_time()
+    many = client.post("/calibrate", json=dict.fromkeys(map(str, range(40_000)), 0))
+    assert "more than 32 parameters in the body" in many.json()["detail"]
+    assert time.process_time() - started < 2  # 31 s if each name is counted in the list
 
 
 def test_a_zip_is_unpacked_without_folders_and_hidden_files(open_client: TestClient, queue) -> None:

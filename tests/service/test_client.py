@@ -261,8 +261,17 @@ def test_values_that_are_invalid_in_a_header_are_refused(client: Client) -> None
     for key in ("secret\n", "geheimnis \xfc"):
         with pytest.raises(InputError, match="the API key has a space, a line break"):
             Client("http://localhost", api_key=key)
-    with pytest.raises(InputError, match="idempotency_key must be ASCII"):
-        client.score(flat(1), idempotency_key="\xfc")
+    for key in ("\xfc", 17):
+        with pytest.raises(InputError, match="idempotency_key must be ASCII"):
+            client.score(flat(1), idempotency_key=key)
+
+
+def test_an_option_of_another_type_is_named(client: Client, queue) -> None:
+    for name, value in (("model", Path("m")), ("statistics", ["bpd", 1]), ("calibration", b"default")):
+        with pytest.raises(InputError, match=f"^{name} must be text, a number or a list of texts, not ") as caught:
+            client.score(flat(1), **{name: value})
+        assert caught.value.field == name
+    assert not queue.jobs
 
 
 def test_an_option_that_a_method_does_not_have_is_refused_before_anything_is_sent(client: Client, queue) -> None:
@@ -292,14 +301,17 @@ def test_a_wrong_key_is_refused_in_one_sentence(queue, tmp_path: Path) -> None:
 
 
 def test_an_address_without_a_service_is_reported_in_one_sentence(pauses: list[float]) -> None:
-    message = r"cannot be reached .* check the address"
-    with Client(f"http://127.0.0.1:{free_port()}") as client, pytest.raises(ServiceError, match=message) as caught:
+    message = r"^http://127.0.0.1:\d+ cannot be reached .* check the address"
+    url = f"http://user:sec:r@t@127.0.0.1:{free_port()}"
+    with Client(url) as client, pytest.raises(ServiceError, match=message) as caught:
         client.models()
     assert caught.value.status == 0
     assert len(pauses) == 3
     for url in ("localhost:8000", "ftp://localhost", "", "http://", "http://localhost:abc", "http://[::1"):
         with pytest.raises(InputError, match="give one like http://localhost:8000"):
             Client(url)
+    with pytest.raises(InputError, match=r"^'http://localhost:abc' is not"):
+        Client("http://user:secret@localhost:abc")
 
 
 def scripted(

@@ -519,6 +519,14 @@ def test_a_failed_job_gives_the_reason(client: TestClient, queue, reason: str, s
     assert [error["field"] for error in response.json()["errors"]] == (["noise"] if reason == "input" else [])
 
 
+def test_the_remedy_of_a_failed_job_names_the_key_of_its_request(client: TestClient, queue) -> None:
+    """The same key would return the failed job."""
+    queue.fails = JobError(reason="worker", detail="it failed; send the request again")
+    assert client.post("/generate").json()["detail"] == "It failed; send the request again."
+    keyed = client.post("/generate", headers={"idempotency-key": "order-1"})
+    assert keyed.json()["detail"] == "It failed; send the request again with a new Idempotency-Key."
+
+
 def test_an_expired_result_is_404(client: TestClient, queue) -> None:
     client.post("/generate")
     queue.forgotten.add("job-0")
@@ -582,8 +590,9 @@ def test_the_same_request_under_one_key_is_one_job(client: TestClient, queue) ->
     assert len(queue.jobs) == 2
 
 
-def test_repeating_a_canceled_request_needs_a_new_key(client: TestClient, queue) -> None:
-    queue.delay_s = 60
+@pytest.mark.parametrize("cancels_slowly", [False, True])
+def test_repeating_a_canceled_request_needs_a_new_key(client: TestClient, queue, cancels_slowly: bool) -> None:
+    queue.delay_s, queue.cancels_slowly = 60, cancels_slowly
     key = {"idempotency-key": "order-1", "prefer": "respond-async"}
     client.post(client.post("/generate", headers=key).json()["links"]["cancel"])
     gone = client.post("/generate", headers=key)
@@ -599,7 +608,8 @@ def test_a_job_is_shown_as_canceled_once_the_cancellation_is_accepted(client: Te
     canceled = client.post("/jobs/job-0/cancel").json()
     assert (canceled["status"], canceled["error"]["reason"]) == ("canceled", "canceled")
     assert client.get("/jobs/job-0").json()["status"] == "canceled"
-    assert client.get("/jobs/job-0/result").status_code == 410
+    for prefer in ("respond-async", "wait=30"):
+        assert client.get("/jobs/job-0/result", headers={"prefer": prefer}).status_code == 410
 
 
 def test_a_deleted_job_is_gone_immediately(client: TestClient, queue) -> None:
@@ -646,6 +656,11 @@ def test_the_operator_chooses_the_default_model(new_client: Callable[..., TestCl
     queue.served = [model, model.model_copy(update={"name": "aaa"})]
     new_client(default_model="tiny").post("/generate")
     assert queue.jobs["job-0"][0].model == "tiny"
+    client = new_client(default_model="absent")
+    response = client.post("/generate")
+    assert (response.status_code, response.json()["type"]) == (503, "urn:ncml:problem:no-model")
+    assert "serves 'absent', the default model (NCML_DEFAULT_MODEL); the available models are aaa" in response.text
+    assert client.post("/generate?model=absent").status_code == 422
 
 
 @pytest.mark.parametrize(

@@ -56,3 +56,11 @@ def test_a_service_is_served_under_the_names_of_its_address() -> None:
     everywhere = local.host_names("0.0.0.0")
     assert socket.gethostname() in everywhere
     assert Settings(allowed_hosts=everywhere).allowed_hosts == tuple(everywhere)
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [("0.0.0.0", "localhost"), ("::", "localhost"), ("fd00::5", "[fd00::5]"), ("images.example.org",) * 2],
+)
+def test_the_address_of_the_service_can_be_opened(host: str, name: str) -> None:
+    assert local.service_url(host, 8000) == f"http://{name}:8000"

@@ -346,6 +346,7 @@ print(sorted(name for name in sys.modules if name.split(".")[0] == "torch" or na
         "keys",
         "logs",
         "monitor",
+        "outages",
         "queue",
         "records",
         "results",

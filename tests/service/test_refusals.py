@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 from starlette.testclient import TestClient
 
 from ncml.images import to_png
@@ -52,15 +53,17 @@ def assert_problem(response, status: int) -> dict:
         ("/generate", {"class": "unicorn"}, "class", "its classes are cat, dog"),
         ("/generate", {"model": "other"}, "model", "the available models are tiny"),
         ("/generate", {"priority": "urgent"}, "priority", "'high', 'normal' or 'low'"),
-        ("/generate", {"clas": "cat"}, "clas", "the parameters are model, class, priority, format, n"),
+        ("/generate", {"clas": "cat"}, "clas", "the parameters are model, priority, class, format, n"),
         ("/generate", {"class": ["cat", "dog"]}, "class", "more than once"),
         ("/complete", {"keep": "middle"}, "keep", "'top', 'bottom', 'left' or 'right'"),
         ("/complete", {"keep": "bottom"}, "keep", "top half is known"),
         ("/score", {"noise": 11}, "noise", "0 to 10 grey levels"),
         ("/score", {"map": "perhaps"}, "map", "it must be 1 or 0"),
         ("/score", {"class": "unicorn"}, "class", "its classes are cat, dog"),
-        ("/score", {"n": 3}, "n", "n is not a parameter of this endpoint; the parameters are image, model, class"),
+        ("/score", {"n": 3}, "n", "n is not a parameter of this endpoint; the parameters are image, model, priority"),
         ("/score", {"images": 3}, "images", "the parameters are image, "),
+        ("/score", {"image": "a.png"}, "image", "image is in the query; send it as a file (curl -F image=@cat.png)."),
+        ("/generate", {"image": "a.png"}, "image", "image is not a parameter of this endpoint; the parameters are "),
         ("/score", {"format": "gif"}, "format", "it must be 'json', 'png' or 'npz'."),
         ("/score", {"map": 0, "format": "png"}, "map", "map=0 cannot be combined with a PNG, which shows the map"),
         ("/score", {"statistic": "luck"}, "statistic", "it has multiscale, bpd"),
@@ -233,6 +236,23 @@ def test_an_invalid_body_is_refused_with_a_reason(client, request_kwargs: dict, 
     assert words in assert_problem(client.post("/score", **request_kwargs), status)["detail"]
 
 
+@pytest.mark.parametrize(
+    ("charset", "status", "words"),
+    [
+        ('"UTF-8"', 422, "image is missing"),
+        ("us-ascii", 422, "image is missing"),
+        ("punycode", 400, "The charset 'punycode' is not accepted"),  # takes quadratic time
+        ("undefined", 400, "The charset 'undefined' is not accepted"),  # always raises
+        ("latin-1", 400, "The charset 'latin-1' is not accepted"),
+    ],
+)
+def test_the_text_of_a_form_is_utf_8(client, charset: str, status: int, words: str) -> None:
+    headers = {"content-type": f"multipart/form-data; boundary=a; charset={charset}"}
+    content = b'--a\r\nContent-Disposition: form-data; name="class"\r\n\r\ncat\r\n--a--\r\n'
+    body = assert_problem(client.post("/score", content=content, headers=headers), status)
+    assert words in body["detail"]
+
+
 def test_an_image_sent_as_a_form_gets_a_hint_and_is_not_repeated(client) -> None:
     """As `curl --data-binary` sends it by default."""
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -330,6 +350,13 @@ def test_a_body_is_counted_before_and_while_it_arrives(new_client) -> None:
         assert_problem(client.post(path, files=[("image", bytes(5000))]), 413)
     for media in ("image/png", "application/json", "multipart/form-data; boundary=a"):
         assert_problem(client.post("/score", content=without_length(), headers={"content-type": media}), 413)
+
+
+def test_the_space_for_uploads_holds_the_largest_body_of_one_client(new_client) -> None:
+    with pytest.raises(ValidationError, match="at least 8192, twice NCML_MAX_BODY_BYTES"):
+        new_client(max_body_bytes=4096, max_receiving_bytes=8191)
+    client = new_client(max_body_bytes=4096, max_receiving_bytes=8192)
+    assert_problem(client.post("/score", content=bytes(4096), headers={"content-type": "image/png"}), 422)
 
 
 @pytest.mark.parametrize(

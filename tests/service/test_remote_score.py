@@ -19,8 +19,9 @@ from service.keys import digest
 from service.settings import Settings
 from tests.conftest import eventually, free_port
 from tests.service.live import served
-from worker.contract import ScoreJob
+from worker.contract import JobStatus, ScoreJob
 from worker.queue import QueueFull
+from worker.results import JobError, JobView
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -228,6 +229,25 @@ def test_large_images_are_sent_as_files_and_those_that_the_service_refuses_are_s
     assert too_small["error"].startswith("images/3.png: ")
     assert unreadable["error"].startswith("images/4.png is not an image")
     assert len(queue.jobs) == 1
+
+
+@pytest.mark.parametrize("reason", ["timeout", "engine"])
+def test_an_image_that_cannot_be_computed_is_skipped(
+    run: Run, queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    write(tmp_path / "images", range(80, 81))
+    Image.new("RGB", (24, 16)).save(tmp_path / "images" / "wide.png")
+    view = queue.view
+    failure = {"status": JobStatus.FAILED, "error": JobError(reason=reason, detail="it failed")}
+
+    def view_of_failed(job_id: str) -> JobView:
+        is_wide = queue.jobs[job_id][0].width == 24
+        return view(job_id).model_copy(update=failure if is_wide else {})
+
+    monkeypatch.setattr(queue, "view", view_of_failed)
+    status, _, err = run("images", "--tile", "--output", "scores.csv")
+    assert status == 0, err
+    assert [row["error"] for row in table(tmp_path / "scores.csv")] == ["", "images/wide.png: It failed."]
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,7 @@ def certificate(folder: Path) -> None:
     (folder / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1")
     signing = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "names")
     openssl("x509", "-req", "-in", "server.csr", *signing, "-out", "server.pem")
+    openssl("rehash", ".")  # names by which a folder of certificates is searched
 
 
 @pytest.fixture
@@ -118,9 +119,12 @@ def encrypted_port(valkey_server, valkey_url: str, tmp_path: Path) -> Iterator[i
     loop.close()
 
 
-def test_a_queue_is_used_over_tls_with_a_private_certificate_authority(encrypted_port: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", ["ssl_ca_certs={}/ca.pem", "ssl_ca_path={}"])
+def test_a_queue_is_used_over_tls_with_a_private_certificate_authority(
+    encrypted_port: int, tmp_path: Path, caplog: pytest.LogCaptureFixture, option: str
+) -> None:
     """A job is submitted, looked up, canceled and awaited, by both clients and over the published changes."""
-    queue = JobQueue.from_url(f"rediss://localhost:{encrypted_port}/0?ssl_ca_certs={tmp_path}/ca.pem")
+    queue = JobQueue.from_url(f"rediss://localhost:{encrypted_port}/0?{option.format(tmp_path)}")
     job_id = queue.submit(score(images=(PIXELS,)))
     assert queue.view(job_id).status is JobStatus.QUEUED
 
@@ -133,6 +137,7 @@ def test_a_queue_is_used_over_tls_with_a_private_certificate_authority(encrypted
         return view.status
 
     assert asyncio.run(wait()) is JobStatus.CANCELED
+    assert "changes of jobs are not received" not in caplog.text
     queue.close()
 
 

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,8 +20,10 @@ from worker import calibrating
 from worker.contract import CalibrateJob
 from worker.main import load as load_model
 from worker.messages import Batch, Catalogue, Done, Drop, EngineSettings, Opening, Outcome, Step
+from worker.metrics import WorkerMetrics
 from worker.process import EngineProcess
 from worker.results import WorkerFault
+from worker.supervisor import EngineSupervisor
 
 
 def test_a_job_dropped_while_it_is_computed_alone_does_not_fail(
@@ -44,6 +47,39 @@ def test_a_job_dropped_while_it_is_computed_alone_does_not_fail(
     assert done.outcomes["bad"].error
     assert done.outcomes["bad"].error.reason == "input"
     assert "the computation failed" not in capfd.readouterr().err
+
+
+def test_an_engine_that_loads_many_models_is_not_considered_hung(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It announces each folder, and is silent for 40 s while it loads one; the last one takes forever."""
+    now_s, ended = 0.0, False
+    folders = [Opening(tmp_path / str(i), ()) for i in range(3)]
+    messages = iter([message for folder in folders for message in (folder, None, None)])
+
+    class LoadingEngine:
+        pid = 1
+
+        def __init__(self, settings: EngineSettings) -> None:
+            pass
+
+        def receive(self, timeout_s: float) -> Opening | None:
+            nonlocal now_s
+            message = next(messages, None)
+            now_s += 0 if message else 20
+            return message
+
+        def stop(self) -> None:
+            nonlocal ended
+            ended = True
+
+    monkeypatch.setattr("worker.supervisor.EngineProcess", LoadingEngine)
+    monkeypatch.setattr("worker.supervisor.time", SimpleNamespace(monotonic=lambda: now_s))
+    settings = EngineSettings(directories=(tmp_path,), load=load)
+    supervisor = EngineSupervisor(settings, WorkerMetrics(), hang_s=50, on_catalogue=lambda: None)
+    while not ended:
+        assert supervisor.ready_engine() is None
+    assert now_s == 140
 
 
 def refuse_memory(*_: object, **__: object) -> None:

@@ -10,9 +10,10 @@ import redis.exceptions
 from tests.worker.synthetic import load
 from worker.contract import GenerateJob, JobStatus, Lane, Priority
 from worker.leases import MAX_ATTEMPTS, Claim, Leases
-from worker.messages import EngineSettings
+from worker.messages import EngineSettings, Step
 from worker.queue import EVENTS_CAP, JobQueue, QueueOutOfMemory
 from worker.results import CANCELED, Ending, Event, Preview, Progress, Timing
+from worker.running import RunningJob
 from worker.worker import BatchWorker, WorkerSettings
 
 
@@ -20,6 +21,17 @@ from worker.worker import BatchWorker, WorkerSettings
 def queue(valkey_url: str) -> Iterator[JobQueue]:
     with contextlib.closing(JobQueue.from_url(valkey_url, result_ttl_s=1)) as queue:
         yield queue
+
+
+def new_worker(queue: JobQueue) -> BatchWorker:
+    """Return a worker whose engine is not started."""
+    settings = WorkerSettings(lanes=(Lane.GENERATE,), engine=EngineSettings(directories=(), load=load))
+    return BatchWorker(queue, settings)
+
+
+@pytest.fixture
+def worker(queue: JobQueue) -> BatchWorker:
+    return new_worker(queue)
 
 
 def test_a_progress_stream_is_capped_and_keeps_its_latest_entries(queue: JobQueue) -> None:
@@ -41,7 +53,7 @@ def test_an_ended_job_frees_its_input_and_later_expires(queue: JobQueue) -> None
     leases = Leases(queue, [Lane.GENERATE], "w")
     ids = [queue.submit(GenerateJob(model="m")) for _ in range(20)]
     claims = leases.claim(64)[1]
-    leases.preview(ids[0], Preview(stage="refine", step=1, total=2, n=1, height=1, width=1, data=b"abc"))
+    leases.store_previews({ids[0]: Preview(stage="refine", step=1, total=2, n=1, height=1, width=1, data=b"abc")})
     ending = Ending(JobStatus.SUCCEEDED, blob=b"abc")
     assert leases.finish([(claim, ending) for claim in claims]) == [ending] * 20
     assert queue.blob(f"ncml:blob:{ids[0]}") == b"abc"
@@ -94,6 +106,42 @@ def test_a_server_short_of_memory_refuses_new_jobs_and_ends_the_others(queue: Jo
     assert len(queue.redis.keys("rq:job:*")) == 3
 
 
+def test_a_worker_on_a_server_out_of_memory_stays_visible_and_does_without_previews(
+    queue: JobQueue, worker: BatchWorker, caplog: pytest.LogCaptureFixture
+) -> None:
+    ids = [queue.submit(GenerateJob(model="m")) for _ in range(32)]
+    running = {claim.id: RunningJob.parse(claim) for claim in worker.leases.claim(32)[1]}
+    pixels = (1, 1, 1, b"abc")
+    step = Step("refine", 1, 2, done=dict.fromkeys(ids, 0), previews=dict.fromkeys(ids, pixels))
+    try:
+        queue.redis.config_set("maxmemory", 1)
+        started = time.monotonic()
+        worker._beat(force=True)
+        worker._store_progress(running, step)
+        assert time.monotonic() - started < 2  # a pause for each preview would take 6 s
+        assert [info.name for info in queue.monitor.workers()] == [worker.name]
+    finally:
+        queue.redis.config_set("maxmemory", 0)
+    assert all('"preview":false' in entry.progress for entry in running.values())
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["the queue refuses a command"]
+    worker._store_progress(running, step)
+    assert all('"preview":true' in entry.progress for entry in running.values())
+    assert all(queue.preview(job_id) for job_id in ids)
+
+
+def test_workers_with_different_clocks_do_not_remove_each_other(
+    queue: JobQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time
+    workers = [new_worker(queue) for _ in range(3)]
+    for worker, error_s in zip(workers, (0, 7200, -7200), strict=True):
+        monkeypatch.setattr(time, "time", lambda error_s=error_s: now() + error_s)
+        worker._beat(force=True)
+    queue.redis.zadd("ncml:workers", {"long gone": now() - 3700})
+    workers[0]._beat(force=True)
+    assert set(queue.redis.zrange("ncml:workers", 0, -1)) == {worker.name.encode() for worker in workers}
+
+
 def test_a_late_job_is_claimed_without_its_payload_and_stays_late(queue: JobQueue) -> None:
     job_id = queue.submit(GenerateJob(model="m"))
     queue.redis.hset(f"rq:job:{job_id}", "start_by", 1.0)
@@ -117,10 +165,10 @@ def test_jobs_of_a_worker_that_died_too_often_are_reported(queue: JobQueue, capl
     assert [record.job for record in caplog.records if record.message == "job of a silent worker ended"] == [job_id]
 
 
-def test_jobs_claimed_before_the_server_fails_still_run(queue: JobQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_claimed_before_the_server_fails_still_run(
+    queue: JobQueue, worker: BatchWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A busy worker fills a batch with further claims, the second of which fails here."""
-    settings = WorkerSettings(lanes=(Lane.GENERATE,), engine=EngineSettings(directories=(), load=load))
-    worker = BatchWorker(queue, settings)
     job_id = queue.submit(GenerateJob(model="m"))
     worker._was_idle = False
     key, claims = worker.leases.claim(8)

@@ -123,6 +123,7 @@ def _images(queue: JobQueue, job_id: str) -> np.ndarray:
         (["--redis-url", "localhost"], "--redis-url: this is not the address of a queue"),
         (["--metrics-port", "{taken}"], "--metrics-port {taken} cannot be opened: Address already in use"),
         (["--lane", "paint"], "'paint'"),
+        (["--lane"], "--lane needs a lane: score, generate or both"),
     ],
 )
 def test_a_wrong_option_is_refused_in_one_line(arguments: list[str], line: str) -> None:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from tests.conftest import Valkey
+from tests.conftest import Valkey, free_port
 from worker.changes import RECONNECT_S
 from worker.contract import GenerateJob, JobStatus, Lane, Pixels, Priority, ScanJob, ScoreJob
 from worker.descriptors import Batching, ModelDescriptor, Preprocessing, PublishedWorker, WorkerInfo, WorkerState
@@ -94,10 +94,7 @@ def test_a_job_keeps_its_owner(queue: JobQueue) -> None:
 def test_the_pace_of_a_lane_is_the_sum_of_its_workers(queue: JobQueue) -> None:
     assert queue.monitor.pace(Lane.SCORE) == 0
     for name, pace in (("a", {Lane.SCORE: 2.0}), ("b", {Lane.SCORE: 3.0, Lane.GENERATE: 0.5}), ("c", {})):
-        info = WorkerInfo(
-            name=name, lanes=tuple(Lane), state=WorkerState.IDLE, device="cpu", max_batch=8, models=(), started_at=0,
-            seen_at=0, pace=pace,
-        )  # fmt: skip
+        info = WorkerInfo(name=name, lanes=tuple(Lane), state=WorkerState.IDLE, models=(), started_at=0, pace=pace)
         queue.redis.set(worker_key(name), PublishedWorker(info=info, models=()).model_dump_json())
         queue.redis.zadd(WORKERS, {name: 0})
     assert queue.monitor.pace(Lane.SCORE) == 5
@@ -133,6 +130,19 @@ def test_changes_are_received_again_after_an_outage_of_the_server(
             assert (await waiting).status is JobStatus.CANCELED
 
         asyncio.run(cancel_after_an_outage())
+
+
+def test_an_outage_is_reported_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("worker.changes.RECONNECT_S", 0.01)
+    with contextlib.closing(JobQueue.from_url(f"redis://127.0.0.1:{free_port()}/0")) as queue:
+
+        async def follow() -> None:
+            async with queue._changes.follow("job"):
+                await asyncio.sleep(0.3)
+            await queue.aclose()
+
+        asyncio.run(follow())
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["changes of jobs are not received"]
 
 
 def test_a_job_that_is_not_started_in_time_expires(queue: JobQueue) -> None:
@@ -273,10 +283,8 @@ def test_an_ended_job_can_be_forgotten_and_its_id_used_again(queue: JobQueue) ->
 
 def test_a_worker_of_another_version_is_ignored(queue: JobQueue, caplog: pytest.LogCaptureFixture) -> None:
     current_worker = PublishedWorker(
-        info=WorkerInfo(name="a", lanes=(Lane.SCORE,), state=WorkerState.IDLE, device="cpu", max_batch=1, models=(),
-                        started_at=0, seen_at=0),
-        models=(),
-    )  # fmt: skip
+        info=WorkerInfo(name="a", lanes=(Lane.SCORE,), state=WorkerState.IDLE, models=(), started_at=0), models=()
+    )
     queue.redis.zadd(WORKERS, {"a": 1, "b": 2})
     queue.redis.set(worker_key("a"), current_worker.model_dump_json())
     queue.redis.set(worker_key("b"), '{"info": {"surprise": 1}, "models": []}')
@@ -292,8 +300,8 @@ def test_a_model_has_the_batching_of_the_latest_worker_that_generates(queue: Job
     )  # fmt: skip
 
     def publish(name: str, lane: Lane, batching: Batching | None, card: str) -> None:
-        info = WorkerInfo(name=name, lanes=(lane,), state=WorkerState.IDLE, device="cpu", max_batch=1, models=(),
-                          started_at=float(ord(name)), seen_at=0)  # fmt: skip
+        started_at = float(ord(name))
+        info = WorkerInfo(name=name, lanes=(lane,), state=WorkerState.IDLE, models=(), started_at=started_at)
         model = plain.model_copy(update={"batching": batching, "card": card})
         queue.redis.zadd(WORKERS, {name: 1})
         queue.redis.set(worker_key(name), PublishedWorker(info=info, models=(model,)).model_dump_json())

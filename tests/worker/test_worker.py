@@ -20,9 +20,11 @@ from ncml.ood.alarm import FlaggedRateAlarm
 from tests.conftest import eventually, free_port
 from tests.worker.fleet import PIXELS, Fleet, complete, generate, scan, score
 from tests.worker.synthetic import HEIGHT, WIDTH, write_model
-from worker.contract import JobStatus, Lane, Pixels, Priority
+from worker.contract import Job, JobStatus, Lane, Pixels, Priority
+from worker.leases import Claim
 from worker.queue import JobNotFound
 from worker.results import Box, ImagesResult, Ood, ScanResult, ScoreResult
+from worker.running import RunningJob
 
 HANG_S = 8.0
 """Seconds after which an engine counts as hung; on a busy machine a new one is silent for seconds while it starts."""
@@ -329,6 +331,19 @@ def test_a_job_over_its_time_limit_fails_alone(fleet: Fleet) -> None:
     fleet.check(ids)
 
 
+@pytest.mark.parametrize(
+    ("job", "remedy"),
+    [
+        (score(), "send fewer images at once"),
+        (scan(np.zeros((8, 8, 3), np.uint8)), "send a smaller image, or parts of it"),
+        (complete(), "request fewer images or steps at once"),
+    ],
+)
+def test_a_time_limit_is_explained_by_task(job: Job, remedy: str) -> None:
+    running = RunningJob(Claim("id", "token", "ncml:score:normal", 1), job)
+    assert running.timeout_error.detail == f"the job ran for more than {job.timeout_s:g} s; {remedy}"
+
+
 def test_progress_and_previews_can_be_followed(fleet: Fleet) -> None:
     write_model(fleet.models, batch_s=1.6, rows=16)
     fleet.start()
@@ -421,7 +436,8 @@ def test_an_invalid_payload_fails_and_the_worker_continues(fleet: Fleet, damage:
     views = fleet.wait([job_id, *good])
     if damage == "data":
         assert views[0].error
-        assert views[0].error.detail == "the payload is not a job of this worker's version"
+        assert views[0].error.reason == "worker"
+        assert views[0].error.detail == "the payload is not a job of this worker's version; send the request again"
     else:
         assert views[0].status is JobStatus.SUCCEEDED
     assert [view.status for view in views[1:]] == ["succeeded"] * 3

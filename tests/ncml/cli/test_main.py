@@ -302,6 +302,8 @@ sys.exit(main(sys.argv[1:]))
         (["complete"], "ncml complete needs FILE and --output PATH; see ncml complete --help."),
         (["generate", "-o", "a.gif"], "a.gif must end in .png"),
         (["generate", "-o", "no/such/a.png"], "cannot be written"),
+        (["drift", "photos", "--plot", "no/such/a.png"], "cannot be written"),
+        (["drift", "photos", "--plot", "a.xyz"], "a.xyz must end in .png"),
         (["generate", "-o", "a.png", "--seed", "-3"], "seed"),
         (["generate", "-o", "a.png", "--steps", "-1"], "steps"),
         (["generate", "-o", "a.png", "--solver", "huen"], "heun"),
@@ -414,6 +416,9 @@ WITHOUT_TORCH = """
 2 drift ok.png --calibration strict
 2 drift ok.png --alpha 7
 2 drift ok.png --device gpu
+2 drift ok.png --plot missing/a.png
+2 drift ok.png --plot empty
+2 drift ok.png --plot a.xyz
 2 generate -o a.gif
 2 generate -o a.png -n 0
 2 generate -o a.png --seed -3

@@ -367,6 +367,17 @@ def test_maps_are_written_under_the_names_of_their_images(calibrated: Run, tmp_p
     assert numbers.mean() == pytest.approx(score.bpd, rel=1e-4)
 
 
+def test_a_run_does_not_score_its_own_files(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "new", 2, 2)
+    monkeypatch.chdir(tmp_path / "new")
+    Path("loop.png").symlink_to("loop.png")
+    for _ in range(2):
+        done = run("score", ".", "--model", "loud", "--map", "maps", "--output", "t.csv")
+        assert done.returncode == 0, done.stderr
+        assert [row["file"] for row in rows(Path("t.csv"))] == ["000.png", "001.png", "loop.png"]
+        assert len(list(Path("maps").rglob("*"))) == 4
+
+
 def test_without_a_calibration_there_are_no_verdicts(run: Run, tmp_path: Path) -> None:
     write(tmp_path / "new", 2, 2)
     done = run("score", "new", "--model", "loud")
@@ -393,6 +404,7 @@ def test_without_a_calibration_there_are_no_verdicts(run: Run, tmp_path: Path) -
         (["score", "new", "--tile", "--class", "a"], "cannot be combined with other scoring options: omit them"),
         (["score", "new", "--tile"], "tiles cannot be scored: this model is not calibrated"),
         (["drift", "new"], "drift is measured relative to a calibration, but this model is not calibrated"),
+        (["score", "new", "--map", "."], "--map . contains new: name another folder"),
         (["drift"], "nothing to compare"),
     ],
 )
