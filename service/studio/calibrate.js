@@ -238,7 +238,6 @@ class CalibrationForm {
     } catch (error) {
       monitor.status.remove();
       notice.replaceChildren(failure(error));
-      announce(error.message);
     }
   }
 }

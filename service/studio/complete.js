@@ -34,7 +34,7 @@ export function mount(host, { sendTo }) {
     onFiles: take,
   });
   const names = EXAMPLES.filter((name) => name !== "noise");
-  const examples = exampleButtons({ names, hint: "Or use an example:", onFiles: take, notice });
+  const { element: examples } = exampleButtons({ names, hint: "Or use an example:", onFiles: take, notice });
   const fields = [zone, pad.element, examples, settings.element];
   const stage = h("div", { class: "stage" }, placeholder, runs.element);
   host.append(h("div", { class: "bench" }, form(fields), stage));

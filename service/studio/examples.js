@@ -38,17 +38,23 @@ function paint(name, width, height) {
   return image;
 }
 
-/** Buttons with a thumbnail of each example, which pass its file to `onFiles`; failures are reported in `notice`. */
-export function exampleButtons({ names = EXAMPLES, hint, onFiles, notice }) {
+/**
+ * Buttons with a thumbnail of each example, which pass its file to `onFiles`; failures are reported in `notice`. They
+ * are disabled while one is loaded, and while `isBusy()`; `update` must be called when that changes.
+ */
+export function exampleButtons({ names = EXAMPLES, hint, onFiles, notice, isBusy = () => false }) {
+  let isLoading = false;
   async function passFile(name) {
-    enable(false); // a second click must not pass another file
+    isLoading = true;
+    update();
     try {
       const { width, height } = catalogue.requireCurrent();
       await onFiles([await exampleFile(name, width, height)]);
     } catch (error) {
       showFailure(notice, error);
     }
-    enable(true);
+    isLoading = false;
+    update();
   }
   const thumbnail = (name) =>
     name === PHOTOGRAPH
@@ -58,8 +64,9 @@ export function exampleButtons({ names = EXAMPLES, hint, onFiles, notice }) {
     h("button", { type: "button", onclick: () => passFile(name) }, thumbnail(name), h("span", {}, name)),
   );
   const items = buttons.map((element) => h("li", {}, element));
-  const enable = (enabled) => {
-    for (const element of buttons) disable(element, !enabled);
-  };
-  return h("div", { class: "field" }, h("p", { class: "hint" }, hint), h("ul", { class: "examples" }, items));
+  function update() {
+    for (const element of buttons) disable(element, isLoading || isBusy());
+  }
+  const element = h("div", { class: "field" }, h("p", { class: "hint" }, hint), h("ul", { class: "examples" }, items));
+  return { element, update };
 }

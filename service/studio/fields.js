@@ -1,4 +1,4 @@
-// Form fields: sliders, chips, a drop zone, and explanations of terms.
+// Form fields: sliders, a drop zone, and explanations of terms.
 
 import { button, h, uid } from "./dom.js";
 
@@ -48,11 +48,16 @@ export function explain(term) {
   return [questionMark, explanation];
 }
 
-/** A labelled slider for the parameter `field`. `format(value)` is its text; `term` is explained beside the label. */
+/**
+ * A labelled slider for the parameter `field`. `format(value)` is its text; `term` is explained beside the label. A
+ * value that is set is kept exactly, also between two steps.
+ */
 export function slider({ label, field, term, min, max, step = 1, value, format = String, hint, onInput }) {
   const [id, hintId] = [uid(), hint && uid()];
   const output = h("output", { for: id, "aria-live": "off" });
+  let [exact, maximum] = [value, max];
   const oninput = () => {
+    exact = Math.min(Number(input.value), maximum);
     show();
     onInput?.();
   };
@@ -60,11 +65,16 @@ export function slider({ label, field, term, min, max, step = 1, value, format =
   const heading = h("span", {}, h("label", { for: id }, label), term && explain(term));
 
   function show() {
-    const text = format(Number(input.value));
+    const text = format(exact);
     output.textContent = text;
     input.setAttribute("aria-valuetext", text);
     const range = Number(input.max) - Number(input.min);
     input.style.setProperty("--fill", range > 0 ? (Number(input.value) - Number(input.min)) / range : 1);
+  }
+  function set(next) {
+    exact = next;
+    input.value = next < maximum ? next : input.max;
+    show();
   }
   show();
 
@@ -77,51 +87,23 @@ export function slider({ label, field, term, min, max, step = 1, value, format =
       hint && h("p", { class: "hint", id: hintId }, hint),
     ),
     get value() {
-      return Number(input.value);
+      return exact;
     },
     set value(next) {
-      input.value = next;
-      show();
+      set(next);
     },
-    limit(maximum) {
-      input.max = maximum;
-      show();
+    limit(next) {
+      maximum = next;
+      input.max = step * Math.ceil(next / step); // the last step reaches a maximum between two steps
+      set(Math.min(exact, next));
     },
     enable(enabled) {
       input.disabled = !enabled;
-      show();
     },
   };
 }
 
-/** Radio buttons that look like chips. `options` are [value, label, disabled] triples. */
-export function chips({ legend, field, options, value, onChange, kind = "chips" }) {
-  const name = uid();
-  const holder = h("div", { class: kind });
-
-  function chip([key, label, disabled], selected) {
-    const onchange = () => onChange?.(key);
-    const input = h("input", { type: "radio", name, value: key, checked: key === selected, disabled, onchange });
-    return h("label", {}, input, h("span", {}, label));
-  }
-  const offer = (offered, selected) => holder.replaceChildren(...offered.map((option) => chip(option, selected)));
-  offer(options, value);
-
-  return {
-    element: h("fieldset", { class: "field", "data-field": field }, h("legend", {}, legend), holder),
-    offer,
-    get value() {
-      return holder.querySelector("input:checked")?.value ?? "";
-    },
-    set value(next) {
-      const inputs = [...holder.querySelectorAll("input:enabled")];
-      const match = inputs.find((input) => input.value === String(next));
-      if (match) match.checked = true;
-    },
-  };
-}
-
-/** A labelled select; `offer` replaces its [value, label] options. */
+/** A labelled select; `offer` replaces its [value, label] options and keeps the selected one if it is among them. */
 export function selectField({ label, field, term, onChange, hint }) {
   const id = uid();
   const select = h("select", { id, onchange: onChange });
@@ -133,7 +115,11 @@ export function selectField({ label, field, term, onChange, hint }) {
       select,
       hint,
     ),
-    offer: (options) => select.replaceChildren(...options.map(([value, text]) => h("option", { value }, text))),
+    offer(options) {
+      const selected = select.value;
+      const option = ([value, text]) => h("option", { value, selected: value === selected }, text);
+      select.replaceChildren(...options.map(option));
+    },
     enable(enabled) {
       select.disabled = !enabled;
     },

@@ -1,11 +1,12 @@
 // The map of an image: the bits of each pixel beside what the model sees.
 
+import { reference } from "./catalogue.js";
 import { announce, button, h, save, stem } from "./dom.js";
 import { enlarge, pixelCanvas, toPng } from "./image.js";
 
 const CLIPPED = 0.02; // share of pixels beyond each end of the colour scale
 let mapsShown = false; // also for the images selected next
-let sharedScale = false; // one colour scale for all maps, so that they can be compared
+let sharedScale = false; // one colour scale for all maps that can be compared
 
 /** The image of a reading as the model saw it. */
 export function modelView({ modelView: src, name }) {
@@ -89,9 +90,13 @@ function pixelAt(map, image, { clientX, clientY }) {
   return [index((clientY - top) / height, map.length), index((clientX - left) / width, map[0].length)];
 }
 
+/** What images have in common whose bits can be compared. */
+const conditionsKey = ({ model, conditions: { class: className, noise } }) =>
+  [reference(model), className, noise].join();
+
 /** The colour scale of a map, which paints it. */
 function colourScale(reading, readings, layer) {
-  const comparable = readings.filter(({ score }) => score.map);
+  const comparable = readings.filter((other) => other.score.map && conditionsKey(other) === conditionsKey(reading));
   const ramp = Array.from({ length: 64 }, (_, i) => i);
   const scale = pixelCanvas(heatmap([ramp], 0, 63), "Colour scale, from low to high");
   const ends = [h("span", { class: "mono" }), h("span", { class: "mono" })];
@@ -110,7 +115,8 @@ function colourScale(reading, readings, layer) {
   const checkbox = h("input", { type: "checkbox", checked: sharedScale, onchange });
   return [
     h("div", { class: "scale" }, ends[0], scale, ends[1]),
-    comparable.length > 1 && h("label", { class: "check" }, checkbox, "Same colour scale for all images"),
+    comparable.length > 1 &&
+      h("label", { class: "check" }, checkbox, "Same colour scale for all images under these conditions"),
   ];
 }
 

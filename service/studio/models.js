@@ -12,14 +12,19 @@ const expandedNames = new Set();
 
 export function mount(host) {
   const health = h("div", { class: "health" });
-  const models = h("div");
+  const models = modelTable();
+  const placeholder = emptyState(
+    "No models",
+    "Models appear here when a worker has loaded them, a few seconds after it starts.",
+  );
   const calibrate = h("a", { class: "button", href: "#calibrate" }, "Calibrate a model on your own images");
-  host.append(models, h("p", { class: "offer" }, calibrate), h("h2", {}, "Health"), health);
+  host.append(models.element, placeholder, h("p", { class: "offer" }, calibrate), h("h2", {}, "Health"), health);
   catalogue.addEventListener("list", showModels);
   showModels();
 
   function showModels() {
-    models.replaceChildren(catalogue.models.length ? modelTable(catalogue.models) : noModels());
+    models.show(catalogue.models);
+    placeholder.hidden = catalogue.models.length > 0;
   }
 
   return {
@@ -44,23 +49,46 @@ function update(host, elements) {
   if (!isSame) host.replaceChildren(...merged);
 }
 
-const noModels = () =>
-  emptyState("No models", "Models appear here when a worker has loaded them, a few seconds after it starts.");
-
-function modelTable(models) {
+/** A table of models. The rows of a model stay until it changes, and with them the focus and an open card. */
+function modelTable() {
   const head = h(
     "tr",
     {},
     HEADINGS.map((heading, i) => h("th", { scope: "col", class: isWide(i) }, heading)),
   );
-  const body = h("tbody", {}, models.map(modelRows));
-  return h(
-    "table",
-    { class: "models" },
-    h("caption", { class: "visually-hidden" }, "Models"),
-    h("thead", {}, head),
-    body,
-  );
+  const caption = h("caption", { class: "visually-hidden" }, "Models");
+  const element = h("table", { class: "models" }, caption, h("thead", {}, head));
+  const bodies = new Map(); // {key, body} of each model, by its name
+
+  function bodyOf(model) {
+    const key = JSON.stringify(model);
+    const shown = bodies.get(model.name);
+    if (shown?.key === key) return shown.body;
+    const body = h("tbody", {}, modelRows(model));
+    bodies.set(model.name, { key, body });
+    if (shown) replace(shown.body, body);
+    return body;
+  }
+
+  function show(models) {
+    const shown = models.map(bodyOf);
+    for (const body of [...element.tBodies]) if (!shown.includes(body)) body.remove();
+    shown.forEach((body, i) => {
+      const next = element.tBodies[i] ?? null;
+      if (next !== body) element.insertBefore(body, next); // moving a body would cost it the focus
+    });
+    element.hidden = !models.length;
+  }
+  return { element, show };
+}
+
+/** Replace the body of a model that has changed: an open card stays open, and the focus moves to the model's button. */
+function replace(body, successor) {
+  const [card, nextCard] = [body, successor].map((rows) => rows.querySelector("details"));
+  if (card?.open && nextCard) nextCard.open = true;
+  const isFocused = body.contains(document.activeElement);
+  body.replaceWith(successor);
+  if (isFocused) successor.querySelector("button").focus();
 }
 
 /** The class of columns that only wide screens show. */

@@ -1,8 +1,8 @@
 // The image to complete, and the half of it that is known.
 
+import { chips } from "./chips.js";
 import { announce, h } from "./dom.js";
 import { UNDISPLAYABLE } from "./feedback.js";
-import { chips } from "./fields.js";
 import { createCanvas, pixelCanvas, preprocess, withBitmap } from "./image.js";
 
 const SIDE = 320; // width of the pad in CSS pixels; its height follows the model's images

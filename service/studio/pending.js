@@ -1,11 +1,12 @@
 // The images that are selected but not yet submitted, each with the crop that the model will see.
 
-import { catalogue } from "./catalogue.js";
+import { catalogue, reference } from "./catalogue.js";
 import { announce, disable, h, plural } from "./dom.js";
 import { imageFiles, isTiff, UNDISPLAYABLE } from "./feedback.js";
 import { cropPreview, pixelCanvas, preprocess, withBitmap } from "./image.js";
 import { tiling } from "./tiling.js";
 
+const MAX_LISTED = 100; // images, whose previews take up to half a megabyte each
 const UNREADABLE = "This file is damaged or not an image.";
 
 /**
@@ -24,10 +25,10 @@ async function decodeFor(file, model) {
   }
 }
 
-/** A selected file, decoded for the current model. */
-class PendingImage {
-  decoded = undefined; // until it is known
-  decoding = null; // a promise of it
+/** A selected file. Once it is shown, it is decoded for the latest model. */
+export class PendingImage {
+  model = null; // the reference of the model that it is decoded for
+  decoding = null;
 
   constructor(file, onRemove) {
     this.file = file;
@@ -50,30 +51,29 @@ class PendingImage {
     disable(this.removeButton, isLocked);
   }
 
-  /** Decode the file for the current model, and show it. */
-  async load(tiles) {
-    if (!catalogue.current) return;
-    const decoding = decodeFor(this.file, catalogue.current);
-    this.decoding = decoding;
-    const decoded = await decoding;
-    if (this.decoding !== decoding) return; // another model was selected meanwhile
-    this.decoded = decoded;
-    this.show(tiles());
+  /** The promise of the file decoded for a model. */
+  decodedFor(model) {
+    return this.model === reference(model) ? this.decoding : decodeFor(this.file, model);
   }
 
-  /** Show what the model will see, or the `tiles` {size} that it will score. */
-  show(tiles) {
-    if (this.decoded) {
-      this.previews.replaceChildren(...(tiles ? [this.decoded.whole] : this.croppedPreviews()));
-      this.hint.textContent = this.description(tiles);
-    } else if (this.decoded === null) {
+  /** Show what the current model will see or, if `tiles()` returns their {size}, the tiles that it will score. */
+  async show(tiles) {
+    const { current } = catalogue;
+    if (!current) return;
+    const decoding = this.decodedFor(current);
+    Object.assign(this, { model: reference(current), decoding });
+    const decoded = await decoding;
+    if (this.decoding !== decoding) return; // another model was selected meanwhile
+    if (decoded) {
+      this.previews.replaceChildren(...(tiles() ? [decoded.whole] : this.croppedPreviews(decoded)));
+      this.hint.textContent = this.description(decoded.size, tiles());
+    } else {
       this.previews.replaceChildren();
       this.hint.textContent = isTiff(this.file) ? UNDISPLAYABLE : UNREADABLE;
     }
   }
 
-  croppedPreviews() {
-    const { modelView, whole } = this.decoded;
+  croppedPreviews({ modelView, whole }) {
     const label = "What the model sees: the centre of the image, resized to the model’s size";
     return [
       cropPreview(whole, modelView.width, modelView.height),
@@ -82,8 +82,7 @@ class PendingImage {
     ];
   }
 
-  description(tiles) {
-    const { size: imageSize } = this.decoded;
+  description(imageSize, tiles) {
     if (!tiles) return `${imageSize.join(" × ")} pixels`;
     const { n, size } = tiling(catalogue.current, imageSize, catalogue.maxTiles, tiles.size);
     return n ? `${plural(n, "tile")} of ${size.join(" × ")} pixels` : "smaller than a tile";
@@ -103,16 +102,8 @@ export class PendingImages {
     const accepted = imageFiles(files, this.notice);
     const added = accepted.map((file) => new PendingImage(file, (image) => this.remove([image])));
     this.images = [...this.images, ...added];
-    this.load(added);
     this.render();
     if (accepted.length) announce(`${plural(this.images.length, "image")} ready to score`);
-  }
-
-  /** Prepare an image that is submitted without being listed. */
-  prepare(file) {
-    const image = new PendingImage(file, () => {});
-    this.load([image]);
-    return image;
   }
 
   remove(images) {
@@ -124,19 +115,22 @@ export class PendingImages {
     this.remove(this.images);
   }
 
-  /** Decode images for the current model. */
-  load(images = this.images) {
-    for (const image of images) image.load(this.tiles);
+  get listed() {
+    return this.images.slice(0, MAX_LISTED);
   }
 
-  /** Update the previews after a change of the tiles. */
+  /** Update the previews after a change of the model or the tiles. */
   show() {
-    for (const image of this.images) image.show(this.tiles());
+    for (const image of this.listed) image.show(this.tiles);
   }
 
   render() {
-    this.element.replaceChildren(...this.images.map((image) => image.element));
-    this.element.hidden = !this.images.length;
+    const { images, listed } = this;
+    for (const image of listed) if (!image.decoding) image.show(this.tiles);
+    const others = images.length - listed.length;
+    const more = others ? [h("li", { class: "hint" }, `and ${plural(others, "more image")}`)] : [];
+    this.element.replaceChildren(...listed.map(({ element }) => element), ...more);
+    this.element.hidden = !images.length;
     this.onChange();
   }
 }

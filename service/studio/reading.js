@@ -2,9 +2,10 @@
 
 import { catalogue, reference } from "./catalogue.js";
 import { axisLabel, histogram } from "./chart.js";
+import { chips } from "./chips.js";
 import { curl, endpoint, imageField, terminal } from "./curl.js";
 import { greyLevels, h, plural } from "./dom.js";
-import { chips, explain } from "./fields.js";
+import { explain } from "./fields.js";
 import { flipTest } from "./flip.js";
 import { mapDetails, modelView } from "./map.js";
 import { framedImage, tileMapDetails, VIEWS } from "./tiles.js";

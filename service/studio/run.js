@@ -150,7 +150,6 @@ export class Run {
     this.monitor.status.remove();
     if (error.status === 404) this.showExpired(error);
     this.notice.replaceChildren(failure(error));
-    announce(error.message);
   }
 
   /** An expired run has no images, but its settings reproduce them. */

@@ -80,13 +80,9 @@ class SampleGrid {
         bar.value = i + 1;
       }
     } catch (error) {
-      if (error.status !== 404) {
-        this.fail(error, samples);
-        return;
-      }
-      discard(samples);
-      this.offer();
-      return;
+      if (error.status !== 404) return this.fail(error, samples);
+      jobs.remove(samples[0].id);
+      return this.offer();
     }
     this.showFinished(header, samples);
   }
@@ -112,7 +108,8 @@ class SampleGrid {
 function discard(samples) {
   jobs.remove(samples[0]?.id);
   for (const { id } of samples) {
-    cancel(id).catch(() => announce("A job could not be canceled")); // it will end by itself
+    // A job that could not be canceled will end by itself; one that has expired has ended.
+    cancel(id).catch(({ status }) => status !== 404 && announce("A job could not be canceled"));
   }
 }
 

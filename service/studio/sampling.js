@@ -4,20 +4,23 @@ import { catalogue } from "./catalogue.js";
 import { greyLevels, h, plural } from "./dom.js";
 import { selectField, slider } from "./fields.js";
 
+const NOISE_STEP = 0.5; // grey levels
+const MAX_STEPS = 32; // unless the default of a model is higher
+
 /** The fields of all sampling options, whose values `read(model, className)` returns; see `settingsForm`. */
 export function samplingFields({ steps = 1, trajectory = false }) {
   const refinement = refinementFields({ steps, trajectory });
-  const tilt = trajectory ? null : tiltFields();
+  const tilt = tiltFields();
   return {
-    elements: [refinement.elements, tilt?.elements],
-    read: (model, className) => ({ ...refinement.read(model), ...tilt?.read(className) }),
+    elements: [refinement.elements, trajectory ? [] : tilt.elements], // a trajectory uses the defaults of its model
+    read: (model, className) => ({ ...refinement.read(model), ...tilt.read(className) }),
     write(parameters) {
       refinement.write(parameters);
-      tilt?.write(parameters);
+      tilt.write(parameters);
     },
     useModel(model) {
       refinement.useModel(model);
-      tilt?.useModel(model);
+      tilt.useModel(model);
     },
   };
 }
@@ -36,9 +39,9 @@ function refinementFields({ steps: initialSteps, trajectory }) {
     label: "Initial noise",
     field: "noise",
     term: "grey levels",
-    min: trajectory ? 1 : 0,
+    min: trajectory ? NOISE_STEP : 0,
     max: 10,
-    step: 0.5,
+    step: NOISE_STEP,
     value: 10,
     format: greyLevels,
     onInput: update,
@@ -48,7 +51,7 @@ function refinementFields({ steps: initialSteps, trajectory }) {
     label: "Refinement steps",
     field: "steps",
     min: trajectory ? 4 : 1,
-    max: 32,
+    max: MAX_STEPS,
     value: initialSteps,
     onInput: update,
   });
@@ -83,11 +86,15 @@ function refinementFields({ steps: initialSteps, trajectory }) {
     useModel(model) {
       noise.limit(model.noise);
       noise.value = trajectory ? model.noise : (model.start_noise ?? model.noise);
-      if (!trajectory) steps.value = model.steps ?? model.solvers[model.solver] ?? 1;
+      if (!trajectory) {
+        const defaultSteps = model.steps ?? model.solvers[model.solver] ?? 1;
+        steps.limit(Math.max(MAX_STEPS, defaultSteps));
+        steps.value = defaultSteps;
+      }
       const solvers = Object.keys(model.solvers).filter((name) => !(trajectory && name === "tweedie"));
       solver.offer([["", "automatic"], ...solvers.map((name) => [name, name])]);
       // heun adds no noise between steps, so that each frame follows from the previous one.
-      if (trajectory && solvers.includes("heun")) solver.value = "heun";
+      solver.value = trajectory && solvers.includes("heun") ? "heun" : "";
       update();
     },
   };

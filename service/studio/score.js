@@ -3,13 +3,13 @@
 import { Refusal, submit } from "./api.js";
 import { catalogue, reference } from "./catalogue.js";
 import { conditionFields } from "./conditions.js";
-import { announce, button, disable, h, keepFocus, plural, viewTitle } from "./dom.js";
+import { announce, button, h, keepFocus, plural, viewTitle } from "./dom.js";
 import { exampleButtons } from "./examples.js";
 import { clearRefusals, failure, reveal, showFailure, showRefusal } from "./feedback.js";
 import { dropZone, folderButton } from "./fields.js";
 import { pixelCanvas } from "./image.js";
 import { jobMonitor } from "./job.js";
-import { PendingImages } from "./pending.js";
+import { PendingImage, PendingImages } from "./pending.js";
 import { loadArticles, Results } from "./results.js";
 import { Sender } from "./send.js";
 import { jobs } from "./session.js";
@@ -64,14 +64,16 @@ class ScoreView {
 
   controls() {
     const folder = folderButton((files) => this.pending.add(files));
-    const onExample = ([file]) => this.submitImages([this.pending.prepare(file)]); // without listing it first
-    this.examples = exampleButtons({ hint: "Or score an example:", onFiles: onExample, notice: this.notice });
+    const isBusy = () => this.sender.isBusy;
+    // An example is scored without being listed first, unless it is loaded while others are sent.
+    const onFiles = (files) => (isBusy() ? this.pending.add(files) : this.submitImages([new PendingImage(files[0])]));
+    this.examples = exampleButtons({ hint: "Or score an example:", onFiles, notice: this.notice, isBusy });
     return h(
       "div",
       { class: "controls stack" },
       h("div", { class: "field" }, this.zone, h("div", { class: "row start" }, folder)),
       this.pending.element,
-      this.examples,
+      this.examples.element,
       this.notice,
       this.conditions.elements,
       h("div", { class: "row send" }, this.submitButton, this.sender.cancelButton, this.clearButton),
@@ -81,7 +83,7 @@ class ScoreView {
   useModel() {
     if (!catalogue.current) return;
     this.conditions.useModel(catalogue.current);
-    this.pending.load();
+    this.pending.show();
     this.results.refresh();
   }
 
@@ -95,7 +97,7 @@ class ScoreView {
     const { length } = this.pending.images;
     const { isBusy } = this.sender;
     this.clearButton.hidden = isBusy || !length;
-    for (const element of this.examples.querySelectorAll("button")) disable(element, isBusy);
+    this.examples.update();
     this.zone.classList.toggle("filled", length > 0 || this.results.readings.length > 0);
   }
 
@@ -119,8 +121,7 @@ class ScoreView {
       await this.sender.run(async (signal) => {
         const model = catalogue.requireCurrent(); // this and the conditions can change during the upload
         const conditions = this.conditions.read();
-        const decoded = new Map(await Promise.all(images.map(async (image) => [image, await image.decoding])));
-        const submission = { model, conditions, decoded, signal };
+        const submission = { model, conditions, signal };
         for (const group of split(images, conditions.tile)) {
           submitted += await this.submitGroup(group, submission, refusals);
         }
@@ -148,16 +149,17 @@ class ScoreView {
     return 0;
   }
 
-  async submitJob(images, { model, conditions, decoded, signal }) {
+  async submitJob(images, { model, conditions, signal }) {
     checkSize(images);
-    const parameters = conditions.tile ? tiledParameters(conditions, model, decoded.get(images[0])) : conditions;
+    const decoded = await Promise.all(images.map((image) => image.decodedFor(model)));
+    const parameters = conditions.tile ? tiledParameters(conditions, model, decoded[0]) : conditions;
     const form = new FormData();
     for (const { file } of images) form.append("image", file, file.name || "image.png");
     for (const [name, value] of Object.entries({ map: 1, model: reference(model), ...parameters })) {
       if (value) form.set(name, value);
     }
     const { id } = await submit("score", form, signal);
-    const summaries = images.map((image) => summary(image, decoded.get(image)));
+    const summaries = images.map((image, i) => summary(image, decoded[i]));
     this.pending.remove(images);
     const record = { id, view: "score", model: model.name, conditions: parameters, images: summaries };
     jobs.add(record);
@@ -190,32 +192,39 @@ class ScoreView {
       if (result) this.addReadings(toReadings(record, result, files));
       else this.showCanceled(record, files);
     } catch (error) {
-      this.reportFailure(row, record, error);
+      this.reportFailure(row, record, files, error);
     }
     this.results.render();
   }
 
-  /** Put the images of a canceled job back into the list, or report that they must be selected again. */
-  showCanceled({ id, images }, files) {
+  /** Forget a job without a result, and list its images again if possible; returns what to do. */
+  putBack({ id }, files) {
     jobs.remove(id);
-    const subject = plural(images.length, "image");
-    const remedy = files.length ? "Ready to score again." : "Select the files again to score them.";
     this.pending.add(files);
+    return files.length ? "Ready to score again." : "Select the files again to score them.";
+  }
+
+  showCanceled(record, files) {
+    const { images } = record;
+    const subject = plural(images.length, "image");
+    const remedy = this.putBack(record, files);
     const message = `Canceled: ${subject} ${images.length === 1 ? "was" : "were"} not scored.`;
     showFailure(this.notice, new Refusal(message, { remedy, calm: true }));
     announce("Canceled");
   }
 
   /** Show why a job failed, that it has expired, or why its result could not be fetched. */
-  reportFailure(row, record, error) {
-    if (error.status === undefined || error.status === 404) jobs.remove(record.id);
+  reportFailure(row, record, files, error) {
+    if (error.status === undefined || error.status === 404) error.remedy = this.putBack(record, files);
+    const change = (action) => keepFocus(row, viewTitle(row), action);
     const dismiss = () => {
       jobs.remove(record.id);
-      keepFocus(row, viewTitle(row), () => row.remove());
+      change(() => row.remove());
       this.results.render();
     };
+    const dismissButton = button("Dismiss", dismiss, "small");
     if (error.isDismissed) dismiss();
-    else row.replaceChildren(failure(error, undefined, button("Dismiss", dismiss, "small")));
+    else change(() => row.replaceChildren(failure(error, undefined, dismissButton)));
   }
 
   /** Forget the jobs of readings that the user has cleared. */

@@ -2,8 +2,9 @@
 
 import { Refusal } from "./api.js";
 import { catalogue, reference } from "./catalogue.js";
+import { chips } from "./chips.js";
 import { announce, button, copyButton, h, uid } from "./dom.js";
-import { chips, slider } from "./fields.js";
+import { slider } from "./fields.js";
 import { defaultsText, samplingFields } from "./sampling.js";
 
 const randomSeed = () => Math.floor(Math.random() * 1e6);
@@ -38,15 +39,18 @@ export function settingsForm({
     !trajectory && h("div", { class: "row defaults" }, h("p", { class: "hint grow" }, defaults), reset),
   );
 
+  let lastModel = ""; // the reference of the model whose defaults were set: a new calibration of it changes no field
   function useModel() {
     const model = catalogue.current;
     if (!model) return;
     const selected = model.classes.includes(classes.value) ? classes.value : "";
     classes.offer([["", "any"], ...model.classes.map((name) => [name, name])], selected);
     classes.element.hidden = !model.classes.length;
+    defaults.textContent = defaultsText(model);
+    if (lastModel === reference(model)) return;
+    lastModel = reference(model);
     sampling.useModel(model);
     other?.useModel(model);
-    defaults.textContent = defaultsText(model);
   }
   catalogue.addEventListener("change", useModel);
   useModel();

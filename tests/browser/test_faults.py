@@ -1,5 +1,6 @@
 """The page while something fails: the connection, the service, the models, or an upload."""
 
+import io
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Page, Request, Route, expect
+from playwright.sync_api import FilePayload, Page, Request, Route, expect
 
 REFUSED = "Failed to load resource"
 ABORTED = "ERR_FAILED"
@@ -100,6 +101,51 @@ def test_a_score_that_cannot_be_fetched_is_dismissed_at_once(studio, tab, images
     expect(page.locator("#view-score .failure")).to_have_count(0)
 
 
+FAILED = 'event: failed\ndata: {"error": {"detail": "It failed."}}\n\n'
+EXPIRED = {"status": 404, "json": {"status": 404, "detail": "There is no such job."}}
+
+
+@pytest.mark.parametrize(
+    ("end", "message"),
+    [({"content_type": "text/event-stream", "body": FAILED}, "It failed."), (EXPIRED, "This result has expired")],
+    ids=["failed", "expired"],
+)
+def test_the_images_of_a_score_without_a_result_can_be_scored_again(
+    studio, tab, images: list[Path], end: dict, message: str
+) -> None:
+    tab.expected_messages = [REFUSED]
+    page = studio("score")
+    held_routes: list[Route] = []
+    page.route("**/score", lambda route: route.fulfill(status=202, json={"id": "unknown"}))
+    page.route("**/jobs/unknown/events", lambda route: held_routes.append(route))
+    select_images(page, images)
+    with page.expect_request("**/jobs/unknown/events"):
+        page.get_by_role("button", name="Score 3 images").click()
+    page.locator("#view-score .run").get_by_role("button", name="Cancel").focus()
+    held_routes[0].fulfill(**end)
+    failure = page.locator("#view-score .run .failure")
+    expect(failure).to_contain_text(message)
+    expect(failure).to_contain_text("Ready to score again.")
+    expect(page.locator("#view-score h1")).to_be_focused()
+    expect(page.locator(".waiting li")).to_have_count(3)
+    page.unroute("**/score")
+    page.get_by_role("button", name="Score 3 images").click()
+    expect(page.locator(".strip .tile")).to_have_count(3)
+
+
+@pytest.mark.parametrize("view", ["generate", "calibrate"])
+def test_a_failure_is_announced_once(studio, tmp_path: Path, view: str) -> None:
+    page = studio(view)
+    page.route(f"**/{view}", lambda route: route.fulfill(status=202, json={"id": "unknown"}))
+    page.route("**/jobs/unknown/events", lambda route: route.fulfill(content_type="text/event-stream", body=FAILED))
+    if view == "calibrate":
+        (tmp_path / "images.zip").write_bytes(b"PK")
+        page.locator("#view-calibrate input[type=file]").first.set_input_files(tmp_path / "images.zip")
+    page.locator(f"#view-{view} button[type=submit]").click()
+    expect(page.locator("article.run").get_by_role("alert")).to_contain_text("It failed.")  # which is announced
+    expect(page.locator("#live")).to_have_text("")
+
+
 def test_a_map_that_cannot_be_fetched_does_not_cost_the_score(studio, tab, images: list[Path]) -> None:
     tab.expected_messages = [REFUSED]
     page = studio("score")
@@ -148,15 +194,19 @@ def test_another_model_replaces_the_selected_one_with_a_notice_until_it_is_back(
         page.route("**/models", without("wide"))
         expect(notice).to_contain_text("wide is not available: tiny is used instead.")
         expect(page.locator("#model")).to_have_value("tiny")
-        page.unroute("**/models")
+        page.unroute_all(behavior="wait")
         expect(page.locator("#model")).to_have_value("wide")
         expect(notice.locator(".failure")).to_have_count(0)
+    class_field = page.locator("#view-score").get_by_label("Class")
+    page.locator("#view-score summary").click()
+    class_field.select_option("dark")
     page.route("**/models", without("wide"))
     notice.get_by_role("button", name="Keep using tiny").click()
     expect(notice.locator(".failure")).to_have_count(0)
-    page.unroute("**/models")
+    page.unroute_all(behavior="wait")
     expect(page.locator("#model option")).to_have_count(2)
     expect(page.locator("#model")).to_have_value("tiny")
+    expect(class_field).to_have_value("dark")
 
 
 def test_a_service_that_does_not_respond_is_reported(studio) -> None:
@@ -185,7 +235,7 @@ def test_images_are_scored_where_the_metrics_are_blocked(studio, tab, images: li
 
 
 def calibrate_again(model: dict) -> None:
-    for calibration in (*model["calibrations"].values(), model["tiles"]):
+    for calibration in (model["calibration"], *model["calibrations"].values(), model["tiles"]):
         calibration |= {"version": "f" * 64, "n_rank": 1000, "weakness": "", "smallest_p": 0.001}
 
 
@@ -220,6 +270,32 @@ def test_a_new_calibration_of_the_model_is_used_at_once(studio, images: list[Pat
     expect(page.get_by_label("Calibration").locator("option")).to_have_text(["default", "tolerant"])
 
 
+def test_new_calibrations_of_the_model_keep_the_settings(studio) -> None:
+    page = studio("generate")
+    temperature = page.locator("#view-generate").get_by_label("Temperature", exact=True)
+    page.locator("#view-generate summary").click()
+    temperature.fill("0.7")
+    page.get_by_role("link", name="Score").click()
+    page.locator("#view-score summary", has_text="Class, noise level").click()
+    condition = page.locator("#view-score details").get_by_label
+    condition("Class").select_option("dark")
+    condition("Noise level").fill("2")
+    names = ["default"]
+    for name in ("tolerant", "strict"):
+        names.append(name)
+
+        def change(model: dict) -> None:
+            model["calibrations"] |= dict.fromkeys(names, model["calibrations"]["default"])
+
+        page.route("**/models", with_tiny(change))
+        expect(condition("Calibration").locator("option")).to_have_text(names)
+        expect(condition("Calibration")).to_have_value("" if name == "tolerant" else "tolerant")
+        condition("Calibration").select_option("tolerant")
+    expect(condition("Class")).to_have_value("dark")
+    expect(condition("Noise level")).to_have_value("2")
+    expect(temperature).to_have_value("0.7")
+
+
 def test_an_upload_is_shown_and_can_be_canceled(studio, images: list[Path]) -> None:
     page = studio("score")
     view = page.locator("#view-score")
@@ -239,6 +315,28 @@ def test_an_upload_is_shown_and_can_be_canceled(studio, images: list[Path]) -> N
     page.unroute("**/score")
     submit.click()
     expect(page.locator(".strip .tile")).to_have_count(3)
+
+
+def test_an_example_that_is_loaded_while_others_are_sent_is_listed(studio, images: list[Path]) -> None:
+    page = studio("score")
+    view = page.locator("#view-score")
+    select_images(page, images)
+    held_routes: list[Route] = []
+    for path in ("**/studio/chelsea.jpg", "**/score"):
+        page.route(path, lambda route: held_routes.append(route))
+    with page.expect_request("**/studio/chelsea.jpg"):
+        view.get_by_role("button", name="photo").click()
+    with page.expect_request("**/score"):
+        view.get_by_role("button", name="Score 3 images").click()
+    expect(view.locator(".send .primary")).to_have_text("Uploading")
+    photo, upload = held_routes
+    photo.continue_()
+    expect(page.locator(".waiting li")).to_have_count(4)
+    expect(view.get_by_role("button", name="stripes")).to_be_disabled()
+    upload.continue_()
+    expect(page.locator(".strip .tile")).to_have_count(3)
+    expect(page.locator(".waiting li")).to_contain_text("chelsea.jpg")
+    expect(view.get_by_role("button", name="stripes")).to_be_enabled()
 
 
 def score_with_limits(page: Page, images: list[Path], limits: dict[str, int]) -> list[Request]:
@@ -362,6 +460,43 @@ def test_few_images_are_decoded_at_the_same_time_and_then_freed(studio, tmp_path
     assert page.evaluate("window.bitmaps.all") == 9  # not decoded again
 
 
+def test_of_a_large_folder_only_some_images_are_listed_and_decoded(studio) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "png")
+    names = [f"{i}.png" for i in range(103)]
+    files = [FilePayload(name=name, mimeType="image/png", buffer=buffer.getvalue()) for name in names]
+    page = studio("score")
+    page.evaluate(
+        """() => {
+            const original = window.createImageBitmap;
+            window.decoded = 0;
+            window.createImageBitmap = (...args) => {
+                window.decoded += 1;
+                return original(...args);
+            };
+        }"""
+    )
+    page.locator("#view-score input[type=file]").set_input_files(files)
+    items = page.locator(".waiting li")
+    expect(items).to_have_count(101)
+    expect(items.last).to_have_text("and 3 more images")
+    expect(items.filter(has_text="8 × 8 pixels")).to_have_count(100)
+    assert page.evaluate("window.decoded") == 100
+    page.get_by_role("button", name="Remove 0.png").click()
+    expect(items.last).to_have_text("and 2 more images")
+    expect(items.filter(has_text="8 × 8 pixels")).to_have_count(100)
+    page.route("**/score", lambda route: route.fulfill(status=202, json={"id": "unknown"}))
+    page.route("**/jobs/unknown*", lambda route: None)
+    page.route("**/jobs/unknown/*", lambda route: None)
+    page.get_by_role("button", name="Score 102 images").click()
+    expect(items).to_have_count(0)
+    assert page.evaluate("window.decoded") == 103  # the others when they are sent
+    records = page.evaluate("JSON.parse(sessionStorage['ncml.job-records'])")
+    views = [image["modelView"] for record in records for image in record["images"]]
+    assert len(views) == 102
+    assert all(views)
+
+
 def test_a_file_that_was_deleted_after_its_selection_is_named(studio, images: list[Path]) -> None:
     page = studio("score")
     select_images(page, images)
@@ -438,6 +573,32 @@ def test_the_tables_of_the_health_keep_their_scroll_and_focus(studio) -> None:
             pass
     expect(table).to_be_focused()
     assert table.evaluate("e => e.scrollLeft") == 40
+
+
+def test_the_table_of_the_models_keeps_its_focus_and_an_open_card(studio) -> None:
+    page = studio("models")
+    table = page.get_by_role("table", name="Models")
+    toggle = table.get_by_role("button", name="wide")
+    toggle.click()
+    summary = table.locator("summary:visible", has_text="Model card")
+    summary.click()
+    page.route("**/models", with_tiny(calibrate_again))
+    expect(table).to_contain_text("calibrated on 1,000 images")
+    expect(summary).to_be_focused()
+    expect(table.locator(".prose:visible")).to_contain_text("Untrained")
+
+    def evaluate_again(document: dict) -> None:
+        document["max_images"] = 31  # so that the list is shown again
+        for model in document["models"]:
+            model["metrics"] |= {"test_bpd": 3.39}
+
+    page.route("**/models", models_with(evaluate_again))
+    expect(table).to_contain_text("3.39")
+    expect(toggle).to_be_focused()
+    expect(table.locator(".prose:visible")).to_contain_text("Untrained")
+    page.route("**/models", without("tiny", "wide"))
+    expect(page.get_by_text("Models appear here")).to_be_visible()
+    expect(table).to_be_hidden()
 
 
 def test_a_dialog_stays_open_while_its_text_is_selected(studio) -> None:

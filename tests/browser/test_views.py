@@ -217,6 +217,13 @@ def test_maps_can_be_compared_on_one_scale(studio) -> None:
     assert len(set(scales())) == 1
     page.get_by_label("Same colour scale").uncheck()
     assert scales() == own
+    page.locator("#view-score summary", has_text="Class, noise level").click()
+    page.locator("#view-score").get_by_label("Noise level").fill("2")
+    score_example(page, "gradient")  # under other conditions
+    page.locator(".tile", has_text="gradient.png").click()
+    expect(page.locator(".reading h2")).to_have_text("gradient.png")
+    expect(page.locator(".reading .scale")).to_be_visible()
+    expect(page.get_by_label("Same colour scale")).to_have_count(0)
 
 
 def test_scores_and_maps_are_downloaded(studio, photo: Path) -> None:
@@ -773,6 +780,40 @@ def test_guidance_and_temperature_are_sent_and_shown(studio) -> None:
     expect(page.locator("article.run").first).to_contain_text("guidance 3 · temperature 0.9")
 
 
+@pytest.mark.parametrize(
+    ("view", "noise", "sent"),
+    [("generate", 1.1, {"noise": 0.75, "steps": 50}), ("trajectory", 1.1, {"noise": 1.1, "steps": 12}),
+     ("trajectory", 0.3, {"noise": 0.3, "steps": 12})],
+)  # fmt: skip
+def test_the_defaults_of_a_model_are_sent_exactly(studio, view: str, noise: float, sent: dict[str, float]) -> None:
+    defaults = {"start_noise": 0.75, "solver": "euler-maruyama", "steps": 50, "guidance": 1.2, "temperature": 0.875}
+
+    def answer(route: Route) -> None:
+        response = route.fetch()
+        document = response.json()
+        for model in document["models"]:
+            model |= defaults | {"noise": noise}
+        route.fulfill(response=response, json=document)
+
+    page = studio(view)
+    page.route("**/models", answer)
+    page.reload()
+    page.locator(f"#view-{view}").get_by_label("dark").check()
+    page.route("**/generate", lambda route: None)
+    with page.expect_request("**/generate") as request:
+        submit(page, view, images=1)
+    parameters = request.value.post_data_json
+    assert {key: parameters[key] for key in sent} == sent
+    assert (parameters["guidance"], parameters["temperature"]) == (1.2, 0.875)
+    slider = page.locator(f"#view-{view}").get_by_label("Initial noise")
+    expect(slider).to_have_attribute("aria-valuetext", f"{sent['noise']:g} grey levels")
+    if view == "generate":
+        page.locator(f"#view-{view} summary").click()
+    for key, level in [("End", noise), ("ArrowLeft", min(noise, 1)), ("ArrowRight", noise)]:
+        slider.press(key)
+        expect(slider).to_have_attribute("aria-valuetext", re.compile(rf"^{level:g} grey levels?$"))
+
+
 def test_the_seed_on_the_page_is_that_of_the_images(studio) -> None:
     page = studio("generate")
     field = page.locator("#view-generate").get_by_label("Seed", exact=True)
@@ -1165,7 +1206,10 @@ def test_models_and_health_are_shown(studio) -> None:
     expect(toggle).to_have_attribute("aria-expanded", "true")
     details = table.locator("tr.details:visible")
     expect(details).to_contain_text("ranked among 40 others")
-    expect(details.get_by_role("table", name="What it flags")).to_contain_text("unchanged (all ranking images)")
+    power = details.get_by_role(
+        "table", name="What it flags, of 40 held-out images, unchanged or changed, and of foreign"
+    )
+    expect(power.get_by_role("rowheader", name="unchanged", exact=True)).to_be_visible()
     expect(details.locator(".chart")).to_be_visible()
     details.get_by_role("button", name="Generate 4 of each class").click()
     expect(details.locator(".samples-of-class img")).to_have_count(8)
@@ -1178,7 +1222,8 @@ def test_models_and_health_are_shown(studio) -> None:
     expect(details.locator(".prose td").first).to_have_text("1")
 
 
-def test_samples_are_of_any_class_if_there_are_many(studio) -> None:
+def test_samples_are_of_any_class_if_there_are_many(studio, tab) -> None:
+    tab.expected_messages = [REFUSED]
     page = studio("models")
     page.route("**/models", with_many_classes)
     page.reload()
@@ -1191,6 +1236,16 @@ def test_samples_are_of_any_class_if_there_are_many(studio) -> None:
     page.reload()
     page.locator("#view-models").get_by_role("button", name="tiny").click()
     expect(samples).to_have_count(16)
+    # Once they have expired, nothing is left to cancel.
+    page.route(re.compile("/jobs/"), lambda route: route.fulfill(status=404, json=refusal_of("id")))
+    cancellations = []
+    page.on("request", lambda request: request.url.endswith("/cancel") and cancellations.append(request))
+    page.reload()
+    page.locator("#view-models").get_by_role("button", name="tiny").click()
+    expect(page.get_by_role("button", name="Generate 16 samples")).to_be_visible()
+    assert cancellations == []
+    page.get_by_role("button", name="Generate 16 samples").click()
+    expect(page.get_by_role("button", name="Generate 16 samples")).to_be_visible()
 
 
 def with_many_classes(route: Route) -> None:
@@ -1277,7 +1332,7 @@ def test_a_model_is_calibrated_on_own_images_and_can_be_used_at_once(studio, mod
         expect(run).to_contain_text("Calibrated", timeout=90_000)
         expect(run).to_contain_text("20 images for estimation, 40 for ranking. This calibration")
         expect(run).to_contain_text("This calibration is weak: it ranks among 40 images")
-        expect(run.get_by_role("table", name="What it flags")).to_contain_text("unchanged (all ranking images)")
+        expect(run.get_by_role("rowheader", name="unchanged", exact=True)).to_be_visible()
         run.locator("summary").click()
         expect(run).to_contain_text("good/notes.txt is not an image")
         run.get_by_role("button", name="Score images with it").click()
