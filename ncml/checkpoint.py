@@ -102,7 +102,7 @@ def save(
 ) -> str:
     """Write a model folder, replacing each file atomically, and return its version; remove earlier calibrations.
 
-    dtype: the type in which parameters are stored, such as torch.bfloat16; None: the network's own.
+    dtype: the type in which parameters are stored, such as torch.float16; None: the network's own.
     """
     from ncml import weights
 
@@ -191,7 +191,7 @@ def copy(folder: Path, out: Path) -> None:
 def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[NCPN, Description]:
     """Read a model folder of format 1 or 2: the network in evaluation mode, and its description.
 
-    Parameters stored in bf16 become fp32. Raises ModelError, in one sentence, for a missing or damaged file, pickled
+    Parameters stored in fp16 or bf16 become fp32. Raises ModelError, in one sentence, for a missing or damaged file, pickled
     weights, missing or unexpected weights, a wrong shape or type, weights that are not finite, or weights that do not
     match the version.
     """

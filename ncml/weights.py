@@ -55,7 +55,7 @@ class _SkipRandomWeights(TorchFunctionMode):
 
 
 def _upcast(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def _read_file(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -336,19 +336,20 @@ def test_guidance_needs_classes(tmp_path: Path) -> None:
     assert "sampling.guidance needs a model with classes" in refused(tmp_path / "m")
 
 
-def test_weights_may_be_stored_in_bf16(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_may_be_stored_in_16_bits(tmp_path: Path, dtype: torch.dtype) -> None:
     """The file has half the size; parameters are read as fp32, and the version hashes the stored ones."""
     network = nets.network(nets.config(), dtype=torch.float32)
     whole = checkpoint.save(tmp_path / "fp32", network)
-    version = checkpoint.save(tmp_path / "bf16", network, dtype=torch.bfloat16)
-    loaded, description = checkpoint.load(tmp_path / "bf16")
+    version = checkpoint.save(tmp_path / "half", network, dtype=dtype)
+    loaded, description = checkpoint.load(tmp_path / "half")
     assert description.version == version != whole
     for name, parameter in network.named_parameters():
         stored = loaded.get_parameter(name)
         assert stored.dtype == torch.float32
-        assert torch.equal(stored, parameter.bfloat16().float())
+        assert torch.equal(stored, parameter.to(dtype).float())
     assert torch.equal(loaded.conditioning.fourier.frequencies, network.conditioning.fourier.frequencies)
-    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("bf16", "fp32")]
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("half", "fp32")]
     assert sizes[0] < 0.7 * sizes[1]
 
 
