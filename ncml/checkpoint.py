@@ -191,9 +191,9 @@ def copy(folder: Path, out: Path) -> None:
 def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[NCPN, Description]:
     """Read a model folder of format 1 or 2: the network in evaluation mode, and its description.
 
-    Parameters stored in fp16 or bf16 become fp32. Raises ModelError, in one sentence, for a missing or damaged file, pickled
-    weights, missing or unexpected weights, a wrong shape or type, weights that are not finite, or weights that do not
-    match the version.
+    Parameters stored in fp16 or bf16 become fp32. Raises ModelError, in one sentence, for a missing or damaged file,
+    pickled weights, missing or unexpected weights, a wrong shape or type, weights that are not finite, or weights that
+    do not match the version.
     """
     from ncml import weights
 
