@@ -55,7 +55,7 @@ def read_halves(
     for image in list_images(images):
         pil_image = read_pil(image)
         if not preprocess:
-            _check_size((pil_image.height, pil_image.width, len(pil_image.mode)), height, width)
+            _check_size((pil_image.height, pil_image.width, len(pil_image.getbands())), height, width)
         field = name_of(image) or "images"
         canvas, half = place_known_half_of(pil_image, height, width, keeps=keeps, keep=keep, field=field)
         canvases.append(canvas)

@@ -65,6 +65,13 @@ def find_model(model: str | os.PathLike[str]) -> Path:
     return folder
 
 
+def check_output_folder(path: Path, field: str) -> None:
+    """Raise `InputError` for a folder that cannot be written, or not be made."""
+    nearest = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise InputError(field, f"{path} cannot be written: {nearest} is not a writable folder.")
+
+
 def check_exists(path: Path) -> None:
     """Raise `InputError` for a path that does not exist."""
     if not path.exists():

@@ -1,6 +1,5 @@
 """`ncml decompress`."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +9,7 @@ from ncml import images
 from ncml.archive import read_archive
 from ncml.cli.terminal import JsonOption, ModelOption, describe, identity, load, print_json, progress_bar
 from ncml.errors import InputError
+from ncml.paths import check_output_folder
 from ncml.training.inventory import counted
 
 
@@ -39,9 +39,7 @@ def decompress(
     header = read_archive(data, description).header
     if output.is_file():
         raise InputError("output", f"{output} is a file: choose a folder.")
-    nearest = next(path for path in (output, *output.absolute().parents) if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise InputError("output", f"{output} cannot be written: {nearest} is not a writable folder.")
+    check_output_folder(output, "output")
     if output.suffix.lower() in images.SUFFIXES and not output.is_dir():
         raise InputError("output", f"-o names a folder, not an image: choose another name than {output}.")
     files = [output / f"{name}.png" for name in header.names]

@@ -36,9 +36,6 @@ class Inputs:
             if real not in tables and not (maps and Path(real).is_relative_to(maps)):
                 yield path
 
-    def __str__(self) -> str:
-        return ", ".join(map(str, self.paths))
-
 
 def score_in_memory(
     files: Inputs,
@@ -61,7 +58,7 @@ def score_in_memory(
             on_progress(Progress("score", done, len(paths)))
     readable = [row for row in rows if "error" not in row]
     if not readable:
-        raise InputError("files", rows[0]["error"] if rows else f"there is no image in {files}.")
+        raise InputError("files", rows[0]["error"] if rows else _no_image_in(files))
     errors = [row for row in rows if "error" in row]
     summary: Row = {"results": readable, "images": len(readable), "skipped": len(errors), "errors": errors}
     summary["flagged"] = sum(bool(row.get("is_ood")) for row in readable)
@@ -88,7 +85,7 @@ def score_to_table(
     """Write a row for every file, resuming an interrupted run; returns the table's summary."""
     total = sum(1 for _ in files)
     if not total:
-        raise InputError("files", f"there is no image in {files}.")
+        raise InputError("files", _no_image_in(files))
     table = Table(output, (*columns, *constants, "error"), texts=TEXT_COLUMNS, constants=constants)
     paths = iter(files)
     last_done = list(itertools.islice(paths, table.done - 1, table.done)) if table.done else []
@@ -117,6 +114,10 @@ def score_to_table(
     largest = conformal.largest_discovery(p, fdr)
     table.finish({"discovery": lambda row: str(int(float(row["p_value"]) <= largest)) if row["p_value"] else ""})
     return summary | {"fdr": fdr, "discoveries": int((p <= largest).sum())}
+
+
+def _no_image_in(files: Inputs) -> str:
+    return f"there is no image in {', '.join(map(str, files.paths))}."
 
 
 def _to_cells(row: Row) -> Row:

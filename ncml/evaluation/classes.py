@@ -23,12 +23,7 @@ from ncml.evaluation.inputs import Inputs
 from ncml.evaluation.probe import Labels, Probe
 from ncml.evaluation.quality import classes_in_turn, extract_features, sample_features
 from ncml.evaluation.report import OURS, Cell, Section, Table
-from ncml.evaluation.samples import (
-    IN_TURN,
-    Arguments,
-    as_trained,
-    default_arguments,
-)
+from ncml.evaluation.samples import IN_TURN, Arguments, as_trained, default_arguments
 from ncml.model import Model
 from ncml.network.likelihood import from_uint8, log_prob
 from ncml.network.sde import make_sde

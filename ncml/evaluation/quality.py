@@ -21,12 +21,7 @@ from ncml.evaluation.features import Features, frechet_distance, kernel_distance
 from ncml.evaluation.image_sets import ImageSet
 from ncml.evaluation.inputs import Inputs
 from ncml.evaluation.report import OURS, PUBLISHED, Cell, Figure, Section, Table, make_axes
-from ncml.evaluation.samples import (
-    IN_TURN,
-    Arguments,
-    as_trained,
-    default_arguments,
-)
+from ncml.evaluation.samples import IN_TURN, Arguments, as_trained, default_arguments
 from ncml.model import Model
 from ncml.ood.columns import noise_levels
 from ncml.training.inventory import counted

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 from collections.abc import Generator
 from pathlib import Path
 
 from ncml import checkpoint
 from ncml.errors import InputError
-from ncml.paths import printable
+from ncml.paths import check_output_folder, printable
 
 STATE = "training/state.safetensors"
 """The file of a run's state inside the model folder."""
@@ -39,9 +38,7 @@ def check_folder(
         raise InputError("out", f"{out} already contains a finished model; choose another folder.")
     if resume and not state.exists():
         raise InputError("resume", f"{out} contains no training run to resume; omit --resume to start one.")
-    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise InputError("out", f"{out} cannot be written: {nearest} is not a writable folder.")
+    check_output_folder(out, "out")
     if cooldown_from is not None and not (cooldown_from / STATE).exists():
         raise InputError("cooldown-from", f"{cooldown_from} contains no training run; name a folder that contains one.")
     if cooldown_from is not None and total_images is None and not resume:

@@ -139,9 +139,10 @@ def train(
         monitored = (held_out.spread if is_image_folder(source) else held_out.first)(MONITORED)
         _run_loop(trainer, out, monitored, interval, max_seconds, trackers, on_progress)
         try:
-            if group.any(group.is_main and _contains(out, trainer.ema)):
+            finished = _read_finished(out, trainer.ema) if group.is_main else None
+            if group.any(finished is not None):
                 on_message(f"{out} contains this model already; its card, calibrations and sampling options are kept")
-                return _keep(trainer, source, data, out, on_message, on_progress)
+                return finished and _keep(finished, trainer, source, data, out, on_message, on_progress)
             return _finish(trainer, source, data, out, command, on_message, on_progress)
         except KeyboardInterrupt as stop:
             raise KeyboardInterrupt(
@@ -225,29 +226,28 @@ def _check(config: Config) -> None:
         raise InputError(option, f"--{option} cannot be used ({error}): {remedy}.") from error
 
 
-def _contains(out: Path, network: NCPN) -> bool:
-    """Return whether a folder contains a model of exactly these weights."""
+def _read_finished(out: Path, network: NCPN) -> Model | None:
+    """Return the model in a folder if it has exactly these weights, as after a run that was finished before."""
     try:
-        stored = load_model(out)
+        model = load_model(out)
     except ModelError:  # there is none yet, or it is damaged and will be replaced
-        return False
-    weights, expected = stored.network.state_dict(), network.state_dict()
-    is_same = stored.config == network.config and weights.keys() == expected.keys()
-    return is_same and all(torch.equal(weights[name], tensor.cpu()) for name, tensor in expected.items())
+        return None
+    weights, expected = model.network.state_dict(), network.state_dict()
+    is_same = model.config == network.config and weights.keys() == expected.keys()
+    return model if is_same and all(torch.equal(weights[name], w.cpu()) for name, w in expected.items()) else None
 
 
 def _keep(
+    model: Model,
     trainer: Trainer,
     source: str,
     data: Dataset,
     out: Path,
     on_message: Callable[[str], None],
     on_progress: OnProgress,
-) -> TrainedModel | None:
+) -> TrainedModel:
     """Return the model of a run that was finished before, after calibrating it if it is not."""
-    if not trainer.group.is_main:
-        return None
-    model, training = load_model(out), trainer.config.training
+    training = trainer.config.training
     calibrated = (model.calibration or model.tiles) is not None
     if not calibrated:
         calibrated = _calibrate(out, source, data, training, trainer.group.device, on_message, on_progress)

@@ -138,6 +138,11 @@ def _too_many_images(max_images: int) -> Problem:
     return invalid_field("image", f"image: too many images were sent; this endpoint accepts {limit}.")
 
 
+def _repeated_field(name: str, place: str) -> Problem:
+    short_name = name[:_MAX_NAME]
+    return invalid_field(short_name, f"{short_name} appears more than once in {place}; send it once.")
+
+
 def _unique_fields(items: Iterable[tuple[str, str]], place: str) -> dict[str, Any]:
     """Return the fields by name, without empty ones, as forms send them for inputs that were not filled in."""
     fields: dict[str, Any] = {}
@@ -145,8 +150,7 @@ def _unique_fields(items: Iterable[tuple[str, str]], place: str) -> dict[str, An
         if not value:
             continue
         if name in fields:
-            short_name = name[:_MAX_NAME]
-            raise invalid_field(short_name, f"{short_name} appears more than once in {place}; send it once.")
+            raise _repeated_field(name, place)
         fields[name] = value
         if len(fields) > _MAX_FIELDS:
             raise _too_many_fields(place)
@@ -250,8 +254,7 @@ def _object(members: list[tuple[str, object]]) -> dict[str, object]:
     fields: dict[str, object] = {}
     for name, value in members:
         if name in fields:
-            short_name = name[:_MAX_NAME]
-            raise invalid_field(short_name, f"{short_name} appears more than once in the body; send it once.")
+            raise _repeated_field(name, "the body")
         fields[name] = value
     return fields
 
