@@ -172,7 +172,7 @@ class CalibrationForm {
   }
 
   async submit(signal) {
-    const { name: base } = catalogue.requireCurrent();
+    const { name: base } = await catalogue.requireCurrent();
     const { files } = this;
     const [name, rate] = [this.name.value, this.rate.value]; // these and the files can change during the upload
     const isZipped = files.some(isZip);

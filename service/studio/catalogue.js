@@ -6,6 +6,7 @@ import { modelName } from "./session.js";
 /** Dispatches "list" when the models change, and "change" when `current`, the one that the views use, does. */
 class Catalogue extends EventTarget {
   models = [];
+  loading = null; // the promise of the latest `load`
   current = null;
   identities = "";
   calibrationAllowed = false;
@@ -13,8 +14,13 @@ class Catalogue extends EventTarget {
   maxTiles = 4096; // of an image
   maxBytes = Infinity; // of the body of a request
 
+  load() {
+    this.loading = this.reload();
+    return this.loading;
+  }
+
   /** Load the models. While the service offers none, as after its start, `current` stays. */
-  async load() {
+  async reload() {
     const { models, ...document } = await requestJson("models");
     const { calibration_allowed: calibrationAllowed } = document;
     const { max_images: maxImages, max_tiles: maxTiles, max_body_bytes: maxBytes } = document;
@@ -35,8 +41,9 @@ class Catalogue extends EventTarget {
     return this.models.length && name && name !== this.current.name ? name : null;
   }
 
-  /** The current model; throws a `Refusal` if the service offers none. */
-  requireCurrent() {
+  /** The current model, as soon as the models of a new page are loaded; throws a `Refusal` if the service offers none. */
+  async requireCurrent() {
+    if (!this.models.length) await this.loading;
     if (this.models.length) return this.current;
     const remedy = "Wait until a worker has loaded one; the Models view shows the workers.";
     throw new Refusal("No model is available yet.", { remedy });

@@ -65,7 +65,7 @@ export function mount(host, { sendTo }) {
 
 /** Submit the image on the pad, and return the record of its run. */
 async function submitCompletion(pad, settings, signal) {
-  const { width, height } = catalogue.requireCurrent();
+  const { width, height } = await catalogue.requireCurrent();
   const { half: keep, source: shown } = pad;
   const source = pad.submittedUrl(width, height); // before another image can be loaded
   const parameters = { ...settings, ...(keep ? { keep } : {}) };

@@ -48,7 +48,7 @@ export function exampleButtons({ names = EXAMPLES, hint, onFiles, notice, isBusy
     isLoading = true;
     update();
     try {
-      const { width, height } = catalogue.requireCurrent();
+      const { width, height } = await catalogue.requireCurrent();
       await onFiles([await exampleFile(name, width, height)]);
     } catch (error) {
       showFailure(notice, error);

@@ -27,7 +27,7 @@ export function mount(host, { sendTo }) {
   }
 
   async function generate(signal) {
-    const { width, height } = catalogue.requireCurrent();
+    const { width, height } = await catalogue.requireCurrent();
     const requests = settings.readAll();
     const ids = await submitAll(requests, signal);
     const [comparedWith] = ids;

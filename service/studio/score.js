@@ -119,7 +119,7 @@ class ScoreView {
     for (const image of images) image.lock(true);
     try {
       await this.sender.run(async (signal) => {
-        const model = catalogue.requireCurrent(); // this and the conditions can change during the upload
+        const model = await catalogue.requireCurrent(); // this and the conditions can change during the upload
         const conditions = this.conditions.read();
         const submission = { model, conditions, signal };
         for (const group of split(images, conditions.tile)) {

@@ -23,7 +23,7 @@ export function mount(host) {
   if (lastRecord) show(lastRecord);
 
   async function submitTrace(signal) {
-    const { width, height } = catalogue.requireCurrent();
+    const { width, height } = await catalogue.requireCurrent();
     const parameters = settings.read();
     const { id } = await submit("generate", parameters, signal);
     trace?.remove();

@@ -181,7 +181,7 @@ class Tab:
         self.contexts.append(context)
         context.add_init_script(REFRESH_OFTEN)
         page = context.new_page()
-        page.on("console", self._record)
+        page.on("console", self.record)
         page.on("pageerror", lambda error: self.messages.append(str(error)))
         origin = urlsplit(url).netloc
 
@@ -195,7 +195,7 @@ class Tab:
         page.goto(url)
         return page
 
-    def _record(self, message: ConsoleMessage) -> None:
+    def record(self, message: ConsoleMessage) -> None:
         if message.type in ("error", "warning") and UNUSED_PRELOAD not in message.text:
             self.messages.append(message.text)
 
@@ -206,6 +206,8 @@ def tab(browser: Browser) -> Iterator[Tab]:
     yield tab
     for context in tab.contexts:
         for page in context.pages:
+            page.evaluate("null")  # to receive what has been logged until now
+            page.remove_listener("console", tab.record)  # what follows is about requests that the test left open
             page.unroute_all(behavior="ignoreErrors")  # of handlers that are changing an answer
         context.close()
     unexpected = [text for text in tab.messages if not any(part in text for part in tab.expected_messages)]

@@ -218,6 +218,21 @@ def test_a_service_that_does_not_respond_is_reported(studio) -> None:
     expect(page.locator("#pulse")).to_contain_text("Ready")
 
 
+def test_what_is_clicked_before_the_models_are_known_is_done_as_soon_as_they_are(studio) -> None:
+    page = studio("score")
+    held_routes: list[Route] = []
+    is_held = True
+    page.route("**/models", lambda route: held_routes.append(route) if is_held else route.continue_())
+    with page.expect_request("**/models"):
+        page.reload()
+    page.get_by_role("button", name="stripes", exact=True).click()
+    is_held = False
+    for route in held_routes:
+        route.continue_()
+    expect(page.locator(".strip .tile")).to_have_count(1)
+    expect(page.get_by_role("alert")).to_have_count(0)
+
+
 def test_images_are_scored_where_the_metrics_are_blocked(studio, tab, images: list[Path]) -> None:
     tab.expected_messages = [REFUSED]
     page = studio("models")
