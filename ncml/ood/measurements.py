@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from ncml.network.likelihood import bits_per_dim, from_uint8, grad_log_prob, log_prob, normal_scores
+from ncml.network.likelihood import bits_per_dim, from_uint8, grad_log_prob, log_mixture, log_prob, normal_scores
 from ncml.network.ncpn import NCPN
 from ncml.network.sde import broadcast_to, make_sde
 from ncml.ood.columns import CHANNELS, CORRELATION_KINDS, NEIGHBOURS, column_name
@@ -65,7 +65,7 @@ def measure_level(
     def density(x_BCHW: Tensor) -> Tensor:
         parameters_BPHW = network(x_BCHW, t_B, class_B)
         outputs.append(parameters_BPHW.detach())
-        return log_prob(x_BCHW, parameters_BPHW, edges_B=None)
+        return log_mixture(x_BCHW, parameters_BPHW, edges_B=None)
 
     values: dict[str, Tensor] = {}
     with torch.no_grad():
@@ -79,7 +79,7 @@ def measure_level(
             pixels = log_prob_BHW[0].numel()
             values["bits"] = bits_per_dim(log_prob_BHW.sum((1, 2), dtype=torch.float64), pixels)
         if "direct" in kinds:
-            direct_BCHW = grad_log_prob(lambda x: log_prob(x, parameters_BPHW, edges_B=None), x_BCHW)
+            direct_BCHW = grad_log_prob(lambda x: log_mixture(x, parameters_BPHW, edges_B=None), x_BCHW)
             values["direct"] = _log_norm(direct_BCHW)
         if "fine" in kinds:
             values["fine"] = _log_spread(log_prob_BHW)

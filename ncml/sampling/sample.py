@@ -21,7 +21,7 @@ from ncml.network.likelihood import (
     PixelDraws,
     grad_log_prob,
     group_by_component,
-    log_prob,
+    log_mixture,
     to_grid,
     to_uint8,
 )
@@ -159,7 +159,7 @@ def make_grad_log_prob(network: NCPN, conditions: Conditions, dropped: Collectio
 
     def log_density(x_BCHW: Tensor, conditions: Conditions) -> Tensor:
         parameters_BPHW = network(x_BCHW, conditions.t_B, conditions.class_B, conditions.orientation_B)
-        return log_prob(x_BCHW, parameters_BPHW, edges_B=None)
+        return log_mixture(x_BCHW, parameters_BPHW, edges_B=None)
 
     def gradient(x_BCHW: Tensor, conditions: Conditions) -> Tensor:
         return grad_log_prob(lambda x: log_density(x, conditions), x_BCHW)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ncml.network.likelihood import bits_per_dim, from_uint8, log_prob
+from ncml.network.likelihood import bits_per_dim, from_uint8, log_mixture, log_prob
 from ncml.network.ncpn import NCPN
 from ncml.progress import OnProgress, Progress, ignore_progress
 from ncml.training.batches import Batch
@@ -22,7 +22,7 @@ def loss_bits(network: torch.nn.Module, batch: Batch, *, bf16: bool) -> Tensor:
     """Return -log2 p_{theta, t}(x) of each item in bits per dimension, [B]."""
     with torch.autocast(batch.x_BCHW.device.type, torch.bfloat16, enabled=bf16):
         parameters_BPHW = network(batch.x_BCHW, batch.t_B, batch.class_B, batch.orientation_B)
-    log_prob_B = log_prob(batch.x_BCHW, parameters_BPHW, batch.t_B == 0).sum((1, 2))
+    log_prob_B = log_mixture(batch.x_BCHW, parameters_BPHW, batch.t_B == 0).sum((1, 2))
     return bits_per_dim(log_prob_B, batch.x_BCHW[0, 0].numel())
 
 

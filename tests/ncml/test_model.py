@@ -28,12 +28,15 @@ def direct_nats(model: ncml.Model, image: np.ndarray, label: int) -> np.ndarray:
     nats = np.zeros(image.shape[:2])
     for i, j in np.ndindex(*nats.shape):
         r, g, b = x[0, :, i, j].tolist()
-        total = 0.0
+        components = [(1e-6, (0.0, 0.0, 0.0), (0.5, 0.5, 0.5))]  # the first is that of outliers
         for k, weight in enumerate(torch.softmax(mixture.logit_BK[0, :, i, j], 0).tolist()):
             mean = mixture.mean_BKC[0, k, :, i, j].tolist()
             scale = mixture.log_scale_BKC[0, k, :, i, j].clamp(*LOG_SCALES).exp().tolist()
             c = mixture.coefficient_BKC[0, k, :, i, j].tolist()
             centres = (mean[0], mean[1] + c[0] * r, mean[2] + c[1] * r + c[2] * g)
+            components.append(((1 - 1e-6) * weight, centres, scale))
+        total = 0.0
+        for weight, centres, scale in components:
             product = weight
             for value, grey, centre, s in zip((r, g, b), image[i, j].tolist(), centres, scale, strict=True):
                 upper = 1.0 if grey == 255 else 1 / (1 + math.exp(-(value + 1 / 255 - centre) / s))

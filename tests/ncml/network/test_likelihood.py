@@ -14,7 +14,15 @@ from scipy import stats
 from torch import Tensor
 
 from ncml.network import likelihood
-from ncml.network.likelihood import HALF_LEVEL, PixelDraws, PixelSampler, group_by_component, log_prob, to_grid
+from ncml.network.likelihood import (
+    HALF_LEVEL,
+    PixelDraws,
+    PixelSampler,
+    group_by_component,
+    log_mixture,
+    log_prob,
+    to_grid,
+)
 from ncml.sampling.cached import sample_cached
 from ncml.sampling.conditions import Conditions
 from ncml.sampling.sample import BatchDraws, make_grad_log_prob
@@ -32,8 +40,14 @@ def parameters(
     return torch.cat(parts)[None]
 
 
+def log_mixture_of(values: Tensor, pixel_1P: Tensor, *, clean: bool) -> Tensor:
+    """Compute log p of colours [N, 3] under the mixture of one pixel. [N]."""
+    x = values.t()[None, :, :, None]
+    return log_mixture(x, pixel_1P[:, :, None, None].expand(-1, -1, len(values), 1), torch.tensor([clean]))[0, :, 0]
+
+
 def log_prob_of(values: Tensor, pixel_1P: Tensor, *, clean: bool) -> Tensor:
-    """Compute log p of colours [N, 3] under one pixel's parameters. [N]."""
+    """Compute log p of colours [N, 3] under the mixture of one pixel and the outlier component. [N]."""
     x = values.t()[None, :, :, None]
     return log_prob(x, pixel_1P[:, :, None, None].expand(-1, -1, len(values), 1), torch.tensor([clean]))[0, :, 0]
 
@@ -87,13 +101,13 @@ def isolate_channel(pixel_1P: Tensor, channel: int) -> Tensor:
 def test_the_mass_of_the_256_values_of_a_channel_is_one(channel: int) -> None:
     colours = torch.full((256, 3), -1.0, dtype=torch.float64)
     colours[:, channel] = GREYS
-    total = log_prob_of(colours, isolate_channel(TWO, channel), clean=True).exp().sum()
+    total = log_mixture_of(colours, isolate_channel(TWO, channel), clean=True).exp().sum()
     assert abs(total - 1) < 1e-12
 
 
 def test_the_masses_of_all_colours_sum_to_one() -> None:
     low, high = GREYS[:32], GREYS[-32:]
-    total = log_prob_of(cells(low, high, low), CORNER, clean=True).exp().sum()
+    total = log_mixture_of(cells(low, high, low), CORNER, clean=True).exp().sum()
     assert abs(total - 1) < 1e-9
 
 
@@ -101,7 +115,7 @@ def test_the_density_integrates_to_one() -> None:
     """By the trapezoid rule, which is exact to many digits for a smooth density; two-sided."""
     step = 0.25
     axis = torch.arange(-40, 41, dtype=torch.float64) * step
-    density = log_prob_of(cells(axis, axis, axis), BROAD, clean=False).exp() / (2 * HALF_LEVEL) ** 3
+    density = log_mixture_of(cells(axis, axis, axis), BROAD, clean=False).exp() / (2 * HALF_LEVEL) ** 3
     assert abs(density.sum() * step**3 - 1) < 1e-6
 
 
@@ -119,7 +133,7 @@ def test_red_depends_on_neither_green_nor_blue(red: int) -> None:
     """Summed over green and blue, the mass of a colour is the marginal of red."""
     colours = cells(GREYS[red : red + 1], GREYS, GREYS)
     assert torch.allclose(
-        log_prob_of(colours, TWO, clean=True).exp().sum(), marginal_of_red(GREYS[red : red + 1], TWO)[0], rtol=1e-10
+        log_mixture_of(colours, TWO, clean=True).exp().sum(), marginal_of_red(GREYS[red : red + 1], TWO)[0], rtol=1e-10
     )
 
 
@@ -131,7 +145,7 @@ def test_each_coefficient_couples_its_pair_of_channels(coefficient: int) -> None
     only[0][coefficient] = 0.9
     x = torch.tensor([[0.2, 0.1, 0.0]], dtype=torch.float64)
     hessian = torch.autograd.functional.hessian(
-        lambda x: log_prob_of(x, parameters([0.0], means, scales, only), clean=False), x
+        lambda x: log_mixture_of(x, parameters([0.0], means, scales, only), clean=False), x
     )
     coupled = [bool(hessian[0, a, 0, b].abs() > 1e-6) for a, b in ((0, 1), (0, 2), (1, 2))]
     assert coupled == [coefficient == 0, coefficient == 1, coefficient == 2]
@@ -142,7 +156,7 @@ def test_clean_draws_have_the_stated_mass() -> None:
     count = 200_000
     colours = ((sample_colours(CORNER, count, clean=True) * 127.5) + 127.5).round().long()
     low, high = range(12), range(244, 256)
-    mass = log_prob_of(cells(GREYS[:12], GREYS[244:], GREYS[:12]), CORNER, clean=True).exp().numpy()
+    mass = log_mixture_of(cells(GREYS[:12], GREYS[244:], GREYS[:12]), CORNER, clean=True).exp().numpy()
     where = {colour: i for i, colour in enumerate(product(low, high, low))}
     actual = np.bincount([where.get(tuple(c), len(where)) for c in colours.tolist()], minlength=len(where) + 1)
     expected = count * np.append(mass, 1 - mass.sum())
@@ -181,12 +195,14 @@ def test_noisy_draws_follow_the_channels_before(channel: int) -> None:
 
 
 def test_the_log_density_of_draws_has_the_stated_mean() -> None:
-    """-E log p is the entropy, found by quadrature: checks the sampler against `log_prob` in all channels together."""
+    """-E log p is the entropy, found by quadrature: checks the sampler in all channels together."""
     step = 0.25
     axis = torch.arange(-40, 41, dtype=torch.float64) * step
-    log_density = log_prob_of(cells(axis, axis, axis), BROAD, clean=False) - 3 * math.log(2 * HALF_LEVEL)
+    log_density = log_mixture_of(cells(axis, axis, axis), BROAD, clean=False) - 3 * math.log(2 * HALF_LEVEL)
     expected = float((log_density.exp() * log_density).sum() * step**3)
-    actual = log_prob_of(sample_colours(BROAD, 50_000, clean=False), BROAD, clean=False) - 3 * math.log(2 * HALF_LEVEL)
+    actual = log_mixture_of(sample_colours(BROAD, 50_000, clean=False), BROAD, clean=False) - 3 * math.log(
+        2 * HALF_LEVEL
+    )
     assert abs(actual.mean() - expected) < 4 * actual.std() / math.sqrt(len(actual))
     assert actual.std() / math.sqrt(len(actual)) < 0.02
 
@@ -209,7 +225,7 @@ def test_the_log_mass_is_stable_in_fp32(value: float, log_scale: float, clean: b
     mean = 0.0
     pixel = parameters([0.0], [[mean] * 3], [[log_scale] * 3], [[0.0] * 3]).float()
     x = torch.full((1, 3), value, requires_grad=True)
-    actual = log_prob_of(x, pixel, clean=clean).sum()
+    actual = log_mixture_of(x, pixel, clean=clean).sum()
     edge = {-1.0: 0, 1.0: 255}.get(value) if clean else None
     expected = 3 * float(exact(value, mean, log_scale, edge=edge))
     assert actual.item() == pytest.approx(expected, rel=1e-6, abs=1e-4)
@@ -223,7 +239,7 @@ def test_scales_out_of_range_are_clamped(beyond: float, bound: float) -> None:
     """This holds for the likelihood and for the sampler."""
     colour = torch.tensor([[0.2, 0.1, 0.0]], dtype=torch.float64)
     extreme, clamped = (parameters([0.0], [[0.2] * 3], [[s] * 3], [[0.0] * 3]) for s in (beyond, bound))
-    assert torch.equal(log_prob_of(colour, extreme, clean=False), log_prob_of(colour, clamped, clean=False))
+    assert torch.equal(log_mixture_of(colour, extreme, clean=False), log_mixture_of(colour, clamped, clean=False))
     assert torch.equal(sample_colours(extreme, 100, clean=False), sample_colours(clamped, 100, clean=False))
 
 
@@ -232,10 +248,53 @@ def test_scales_out_of_range_are_clamped(beyond: float, bound: float) -> None:
 def test_extreme_scales_have_finite_values_and_gradients(log_scale: float, clean: bool) -> None:
     """In fp32; without the clamp the gradient is NaN above about 100."""
     pixel = parameters([0.0], [[0.2] * 3], [[log_scale] * 3], [[0.1] * 3]).float().requires_grad_()
-    log_mass = log_prob_of(torch.tensor([[0.2, -1.0, 1.0]]), pixel, clean=clean).sum()
+    log_mass = log_mixture_of(torch.tensor([[0.2, -1.0, 1.0]]), pixel, clean=clean).sum()
     (grad,) = torch.autograd.grad(log_mass, pixel)
     assert log_mass.isfinite()
     assert grad.isfinite().all()
+
+
+# The outlier component.
+
+LOST = parameters([0.0], [[60.0, -60.0, 60.0]], [[-7.0] * 3], [[0.9] * 3])
+"""A network that is sure of a value far outside the range."""
+
+
+@pytest.mark.parametrize("clean", [True, False])
+def test_the_outlier_component_has_its_share_and_density(clean: bool) -> None:
+    """Compare log p with the sum of both masses to 60 digits."""
+    colour = [-1.0, 0.25, 1.0]
+    edges = [0, None, 255] if clean else [None] * 3
+    mixture = parameters([0.0], [[-0.5, 0.2, 0.4]], [[-1.0, -3.0, -2.0]], [[0.0] * 3])
+    inside = [(-0.5, -1.0), (0.2, -3.0), (0.4, -2.0)]
+    log_inside = sum(exact(v, *p, edge=edge) for v, p, edge in zip(colour, inside, edges, strict=True))
+    log_outlier = sum(exact(v, 0.0, math.log(0.5), edge=edge) for v, edge in zip(colour, edges, strict=True))
+    expected = mpmath.log((1 - mpmath.mpf("1e-6")) * mpmath.exp(log_inside) + mpmath.exp(log_outlier) / 10**6)
+    actual = log_prob_of(torch.tensor([colour], dtype=torch.float64), mixture, clean=clean).item()
+    assert actual == pytest.approx(float(expected), rel=1e-12)
+    assert log_prob_of(torch.tensor([colour], dtype=torch.float64), LOST, clean=clean).item() == pytest.approx(
+        float(log_outlier - 6 * mpmath.log(10)), rel=1e-12
+    )
+
+
+@pytest.mark.parametrize("channel", range(3))
+def test_with_outliers_the_mass_is_still_one(channel: int) -> None:
+    """The mixture's mass is at the colour (0, 0, 0), and the masses of a channel's outliers sum to one."""
+    colours = torch.full((256, 3), -1.0, dtype=torch.float64)
+    colours[:, channel] = GREYS
+    pixel = parameters([0.0], [[-9.0] * 3], [[-7.0] * 3], [[0.0] * 3])
+    of_both_others = stats.logistic.cdf(-1 + HALF_LEVEL, scale=0.5) ** 2
+    total = log_prob_of(colours, pixel, clean=True).exp().sum()
+    assert total.item() == pytest.approx(1 - 1e-6 + 1e-6 * of_both_others, abs=1e-15)
+
+
+def test_no_image_costs_more_than_16_bits_per_dimension() -> None:
+    """In fp32, for every grey, even if the network is sure of a value far outside the range."""
+    greys = GREYS[[0, 1, 2, 77, 128, 253, 254, 255]].float()
+    colours = cells(greys, greys, greys)
+    bits = -log_prob_of(colours, LOST.float(), clean=True) / math.log(2) / 3
+    assert 15 < bits.max() < 16
+    assert log_mixture_of(colours, LOST.float(), clean=True).min() < -1e5
 
 
 def test_images_survive_conversion_in_both_directions() -> None:
@@ -266,7 +325,7 @@ def test_the_gradient_agrees_with_finite_differences(t: float) -> None:
 
     def density(x: Tensor) -> Tensor:
         out = net(x, conditions.t_B, conditions.class_B, conditions.orientation_B)
-        return log_prob(x, out, torch.zeros(len(x), dtype=torch.bool)).sum((1, 2))
+        return log_mixture(x, out, torch.zeros(len(x), dtype=torch.bool)).sum((1, 2))
 
     actual = make_grad_log_prob(net, conditions)(x, t)
     h = 1e-6
@@ -289,7 +348,7 @@ def test_the_gradient_has_its_moments_on_the_models_own_samples() -> None:
 
     def density(x: Tensor) -> Tensor:
         out = net(x, conditions.t_B, conditions.class_B, conditions.orientation_B)
-        return log_prob(x, out, torch.zeros(count, dtype=torch.bool))
+        return log_mixture(x, out, torch.zeros(count, dtype=torch.bool))
 
     s = likelihood.grad_log_prob(density, x)
     error = s.flatten(1).std(0) / math.sqrt(count)
@@ -318,9 +377,9 @@ def test_normal_scores_are_quantiles_of_the_masses(pixel_1P: Tensor, channel: in
     colours[:, channel] = GREYS
     if channel == 1:
         every_blue = cells(GREYS[200:201], GREYS, GREYS)
-        mass = log_prob_of(every_blue, pixel_1P, clean=True).exp().view(256, 256).sum(1)
+        mass = log_mixture_of(every_blue, pixel_1P, clean=True).exp().view(256, 256).sum(1)
     else:
-        mass = log_prob_of(colours, pixel_1P, clean=True).exp()
+        mass = log_mixture_of(colours, pixel_1P, clean=True).exp()
     u = ((mass.cumsum(0) - mass / 2) / mass.sum()).clamp(likelihood.TAIL, 1 - likelihood.TAIL)
     assert normal_scores_of(colours, pixel_1P)[:, channel].numpy() == pytest.approx(stats.norm.ppf(u.numpy()), abs=1e-6)
 

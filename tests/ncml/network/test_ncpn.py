@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from ncml import runtime
 from ncml.network.layers import AxialAttention, CausalConv, FourierFeatures, Grow, concat_elu, gate
-from ncml.network.likelihood import initial_bias, log_prob
+from ncml.network.likelihood import initial_bias, log_mixture
 from ncml.network.ncpn import NCPN
 from ncml.network.sde import end_time
 from ncml.recipes import cifar10_base, smoke
@@ -107,7 +107,7 @@ def test_every_weight_gets_a_gradient(dtype: torch.dtype) -> None:
     x = batch.x_BCHW.to(dtype)
     out = net(x, batch.t_B, batch.class_B, batch.orientation_B)
     assert out.dtype == dtype
-    (-log_prob(x, out, batch.t_B == 0).sum((1, 2)).mean()).backward()
+    (-log_mixture(x, out, batch.t_B == 0).sum((1, 2)).mean()).backward()
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
@@ -122,7 +122,7 @@ def test_extreme_images_have_finite_bits_and_gradients(value: float) -> None:
     net = NCPN(config)
     x = torch.full((2, 3, 32, 32), value)
     t = torch.tensor([0.0, end_time(config.sde)])
-    bits = -log_prob(x, net(x, t), t == 0).sum((1, 2)).mean()
+    bits = -log_mixture(x, net(x, t), t == 0).sum((1, 2)).mean()
     bits.backward()
     assert bits.isfinite()
     assert all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())

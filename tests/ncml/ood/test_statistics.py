@@ -17,7 +17,7 @@ from ncml import checkpoint
 from ncml.calibration.estimation import calibrate
 from ncml.errors import InputError
 from ncml.evaluation import quality
-from ncml.network.likelihood import from_uint8, log_prob
+from ncml.network.likelihood import from_uint8, log_mixture, log_prob
 from ncml.network.sde import make_sde
 from ncml.ood import measurements, statistics
 from ncml.ood.calibration import Calibration
@@ -37,7 +37,7 @@ def by_hand(model: ncml.Model, level: float) -> tuple[torch.Tensor, torch.Tensor
     t_B = torch.full((len(NEW),), t)
     x = from_uint8(torch.from_numpy(NEW)) * make_sde(model.config.sde).alpha(t_B)[:, None, None, None]
     x.requires_grad_()
-    density = log_prob(x, model.network(x, t_B), torch.zeros(len(NEW), dtype=torch.bool)).sum()
+    density = log_mixture(x, model.network(x, t_B), torch.zeros(len(NEW), dtype=torch.bool)).sum()
     (s,) = torch.autograd.grad(density, x)
     with torch.no_grad():
         nats = log_prob(x, model.network(x, t_B), t_B == 0).sum((1, 2))
@@ -140,7 +140,7 @@ def test_the_direct_gradient_excludes_the_context(model: ncml.Model) -> None:
     for channel in range(3):
         moved = torch.zeros(1, 3, 8, 8, dtype=torch.float64)
         moved[:, channel] = step
-        up, down = (log_prob(x.double() + sign * moved, parameters, zero) for sign in (1, -1))
+        up, down = (log_mixture(x.double() + sign * moved, parameters, zero) for sign in (1, -1))
         total += float((((up - down) / (2 * step)) ** 2).sum())
     assert float(measurement.values["direct"][0]) == pytest.approx(math.log(math.sqrt(total)), rel=1e-4)
 

@@ -14,7 +14,7 @@ import ncml
 from ncml import checkpoint
 from ncml.config import SamplingDefaults
 from ncml.errors import InputError
-from ncml.network.likelihood import HALF_LEVEL, PixelDraws, group_by_component, log_prob, split_parameters
+from ncml.network.likelihood import HALF_LEVEL, PixelDraws, group_by_component, log_mixture, split_parameters
 from ncml.network.sde import make_sde
 from ncml.sampling import guidance
 from ncml.sampling.batching import FIXED_SIZE, fast_groups, fast_sizes, fixed_groups
@@ -107,7 +107,7 @@ def test_distributions_before_the_tilt_are_those_of_the_likelihood() -> None:
         for c, level in enumerate(levels):
             product *= float(channel_distribution(parameters_1P[0], x_C[:c], GREY, clean=True)[level])
         x_BCHW = torch.tensor(x_C, dtype=torch.float64)[None, :, None, None]
-        expected = log_prob(x_BCHW, parameters_1P[:, :, None, None], torch.tensor([True])).exp()
+        expected = log_mixture(x_BCHW, parameters_1P[:, :, None, None], torch.tensor([True])).exp()
         assert product == pytest.approx(float(expected), rel=1e-9)
 
 

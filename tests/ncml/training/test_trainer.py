@@ -15,7 +15,7 @@ from scipy import stats
 from ncml import format1
 from ncml.config import Config, TrainingConfig
 from ncml.errors import InputError, TrainingError
-from ncml.network.likelihood import bits_per_dim, from_uint8, log_prob
+from ncml.network.likelihood import bits_per_dim, from_uint8, log_mixture
 from ncml.network.ncpn import NCPN
 from ncml.network.sde import end_time, make_sde
 from ncml.recipes import maximum_likelihood, smoke
@@ -60,7 +60,7 @@ def test_maximum_likelihood_is_ncml_with_all_mass_at_t_0() -> None:
     net = NCPN(config)
     x = from_uint8(data.images_NHWC)
     clean = torch.ones(16, dtype=torch.bool)
-    plain = bits_per_dim(log_prob(x, net(x, torch.zeros(16), data.labels_N), clean).sum((1, 2)), 64)
+    plain = bits_per_dim(log_mixture(x, net(x, torch.zeros(16), data.labels_N), clean).sum((1, 2)), 64)
     loss_B = loss_bits(net, batch, bf16=False)
     assert torch.allclose(loss_B.sort().values, plain.sort().values, atol=1e-5)
 
