@@ -1,9 +1,11 @@
 """Lossless compression with the model's distributions: an arithmetic coder that follows the exact sampler.
 
 The length of an image's code is the model's bits per dimension, which makes an archive the most practical check of that
-number. Encoder and decoder visit the pixels of the same batches in the same way (`ncml.sampling.cached.visit_pixels`),
-so that they round identically; a pass over whole images would be faster for the encoder, but differ from the decoder in
-the last bits. `ncml.archive` has the format of the file.
+number. (The coder follows the mixture without the outlier component, and bounds the cost of every value itself.)
+
+Encoder and decoder visit the pixels of the same batches in the same way (`ncml.sampling.cached.visit_pixels`), so that
+they round identically; a pass over whole images would be faster for the encoder, but differ from the decoder in the
+last bits. `ncml.archive` has the format of the file.
 """
 
 from __future__ import annotations

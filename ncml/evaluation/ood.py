@@ -28,7 +28,7 @@ Scores = dict[str, Floats]
 
 EXTREMES = (0.002, 0.998)
 MARGIN = 2.0
-"""The figure leaves at most this many widths of the in-distribution set, between its EXTREMES, on each side of it."""
+"""The figure extends at most MARGIN times the in-distribution range (between these quantiles) beyond its ends."""
 
 
 def score_set(inputs: Inputs, model: Model, calibration: Calibration, images: ImageSet) -> Scores:
@@ -219,7 +219,7 @@ def _figure(label: str, detection: Detection) -> Figure:
             axis.set_xlabel(statistic)
         low, high = np.quantile(np.concatenate(list(values.values())), EXTREMES)
         inside_low, inside_high = np.quantile(values[detection.inside], EXTREMES)
-        margin = MARGIN * (inside_high - inside_low)  # noise can have thousands of bits/dim
+        margin = MARGIN * (inside_high - inside_low) or np.inf
         low, high = max(low, inside_low - margin), min(high, inside_high + margin)
         bins = np.linspace(low, high, 60).tolist()
         for name, scores in values.items():
@@ -233,6 +233,6 @@ def _figure(label: str, detection: Detection) -> Figure:
     axes[1].legend(fontsize=8, frameon=False)
     caption = (
         f"{label}: distributions of bits/dim and of the default statistic, {default}, with their calibrated thresholds "
-        "dotted. Peaks above the frame are cut off, and values beyond its sides are counted at them."
+        "dotted. Peaks above the frame are cut off, and values beyond its range are counted in the outermost bins."
     )
     return Figure(f"ood_{label}", caption, plot)

@@ -10,10 +10,11 @@ and 255. Noisy data (t > 0) is continuous and unbounded: its density is the inte
 
 exactly the density of logistic + U(-d, d). Both are counted per grey level (2 d on [-1, 1]), hence in the same bits.
 
-Likelihoods (`log_prob`) also contain an outlier component, one wide logistic for each channel, with a fixed share of a
-millionth. Far from its training data a network can be sure of values outside the range, which made random values cost
-up to 14,000 bits/dim; with it, no image of grey levels costs more than 16. Training, sampling and refinement use the
-mixture alone (`log_mixture`): the component would hide the worst errors from the gradient.
+Likelihoods (`log_prob`) also contain an outlier component: one wide logistic for each channel, with a fixed share of
+one millionth. Far from its training data, a network can put almost all mass outside the range, so that a few pixels
+dominate the likelihood of an image; with the component, no image costs more than 16 bits/dim at t = 0. Training,
+samplers, score functions, normal scores and the coder of archives use the mixture alone (`log_mixture`): the component
+would hide the worst errors from the gradient, and put a random pixel into one image in a thousand.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ Beyond about 100 the gradient of the interval's mass is NaN, because exp(-log_sc
 
 OUTLIER_SHARE = 1e-6
 OUTLIER_LOG_SCALE = math.log(0.5)
-"""A channel's value costs 8.0 bits at the centre of the range, 9.2 near its ends, and 3.1 at them (t = 0)."""
+"""At t = 0 a value costs 8.0 bits at the centre of the range, 9.2 near its ends and 3.1 at them. The share adds 6.6."""
 
 TAIL = 1e-6
 """Normal scores are clamped to those of this probability and of its complement: -4.75 to 4.75."""
@@ -161,7 +162,7 @@ class PixelSampler:
     """Samples one pixel of each image from its mixture, for the W positions of a row, one after another.
 
     At t = 0 (`clean`) values are rounded to the grid and clipped, which is exact ancestral sampling of the discretised
-    likelihood; at t > 0 they are continuous and unclipped.
+    mixture; at t > 0 they are continuous and unclipped.
 
     Results and intermediates are kept in buffers with precomputed views: for a single image, launching operations and
     creating views takes most of the time.

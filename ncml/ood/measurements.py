@@ -51,7 +51,8 @@ def measure_level(
         direct: log norm of the part of grad log p that does not pass through the context; needs no network gradient.
         fine, coarse: log of the standard deviation of -log p over pixels, and over means of 4x4 pixels.
         peak: the largest mean bits/dim of 5x5 pixels, minus the mean of all.
-        norm: log norm of the whole of grad log p, which needs the network's gradient.
+        norm: log norm of the whole of grad log p, which needs the network's gradient. Both gradients are those of
+            `log_mixture`, without the outlier component.
         CORRELATION_KINDS, only at t = 0: mean products of normal scores of neighbouring pixels, and of two channels.
     """
     kinds = set(kinds)

@@ -2,8 +2,8 @@
 
 Higher is more out-of-distribution, for every statistic. With D = 3 H W values per image,
 b_t(x) = -log2 p_t(alpha(t) x) / D is its bits per dimension at noise level t under no class, and s_t = grad log p_t;
-images are scaled by alpha(t) without added noise, so every statistic is a function of the image. Levels are named in
-grey levels of noise.
+b_t includes the outlier component of `ncml.network.likelihood`, s_t does not. Images are scaled by alpha(t) without
+added noise, so every statistic is a function of the image. Levels are named in grey levels of noise.
 
 | statistic | equation | network passes |
 |---|---|---|

@@ -6,7 +6,7 @@ import { modelName } from "./session.js";
 /** Dispatches "list" when the models change, and "change" when `current`, the one that the views use, does. */
 class Catalogue extends EventTarget {
   models = [];
-  loading = null; // the promise of the latest `load`
+  loading = null; // the promise of the latest `load`, until it settles
   current = null;
   identities = "";
   calibrationAllowed = false;
@@ -15,8 +15,11 @@ class Catalogue extends EventTarget {
   maxBytes = Infinity; // of the body of a request
 
   load() {
-    this.loading = this.reload();
-    return this.loading;
+    const loading = this.reload().finally(() => {
+      if (this.loading === loading) this.loading = null;
+    });
+    this.loading = loading;
+    return loading;
   }
 
   /** Load the models. While the service offers none, as after its start, `current` stays. */
@@ -43,7 +46,7 @@ class Catalogue extends EventTarget {
 
   /** The current model, as soon as the models of a new page are loaded; throws a `Refusal` if the service offers none. */
   async requireCurrent() {
-    if (!this.models.length) await this.loading;
+    if (!this.models.length) await (this.loading ?? this.load());
     if (this.models.length) return this.current;
     const remedy = "Wait until a worker has loaded one; the Models view shows the workers.";
     throw new Refusal("No model is available yet.", { remedy });

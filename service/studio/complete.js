@@ -15,7 +15,10 @@ export function mount(host, { sendTo }) {
   const settings = settingsForm({ images: 4, maxImages: 16, countLabel: "Variants", classInDetails: true });
   const pad = new KnownHalfPad();
   let selectedFile = null;
-  const complete = async (signal) => runs.add(await submitCompletion(pad, settings.read(), signal));
+  async function complete(signal) {
+    const model = await catalogue.requireCurrent();
+    runs.add(await submitCompletion(pad, settings.read(), model, signal));
+  }
   const { notice, update, form } = jobForm("Complete", complete, () => pad.source !== null, "Uploading");
   const placeholder = emptyState(
     "Nothing completed yet",
@@ -64,8 +67,7 @@ export function mount(host, { sendTo }) {
 }
 
 /** Submit the image on the pad, and return the record of its run. */
-async function submitCompletion(pad, settings, signal) {
-  const { width, height } = await catalogue.requireCurrent();
+async function submitCompletion(pad, settings, { width, height }, signal) {
   const { half: keep, source: shown } = pad;
   const source = pad.submittedUrl(width, height); // before another image can be loaded
   const parameters = { ...settings, ...(keep ? { keep } : {}) };

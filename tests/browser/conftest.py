@@ -23,6 +23,7 @@ from playwright.sync_api import (
     Browser,
     BrowserContext,
     ConsoleMessage,
+    Error,
     Page,
     Request,
     Response,
@@ -206,7 +207,8 @@ def tab(browser: Browser) -> Iterator[Tab]:
     yield tab
     for context in tab.contexts:
         for page in context.pages:
-            page.evaluate("null")  # to receive what has been logged until now
+            with contextlib.suppress(Error):  # a page can be navigating
+                page.evaluate("null")  # to receive what has been logged until now
             page.remove_listener("console", tab.record)  # what follows is about requests that the test left open
             page.unroute_all(behavior="ignoreErrors")  # of handlers that are changing an answer
         context.close()

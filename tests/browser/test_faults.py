@@ -218,7 +218,7 @@ def test_a_service_that_does_not_respond_is_reported(studio) -> None:
     expect(page.locator("#pulse")).to_contain_text("Ready")
 
 
-def test_what_is_clicked_before_the_models_are_known_is_done_as_soon_as_they_are(studio) -> None:
+def test_an_example_clicked_before_the_models_are_known_is_scored_afterwards(studio) -> None:
     page = studio("score")
     held_routes: list[Route] = []
     is_held = True

@@ -23,9 +23,13 @@ from ncml.network.likelihood import (
     log_prob,
     to_grid,
 )
+from ncml.network.ncpn import NCPN
+from ncml.ood.measurements import measure_level
 from ncml.sampling.cached import sample_cached
 from ncml.sampling.conditions import Conditions
 from ncml.sampling.sample import BatchDraws, make_grad_log_prob
+from ncml.training.batches import Batch
+from ncml.training.objective import loss_bits
 from tests.ncml import nets
 
 GREYS = (torch.arange(256, dtype=torch.float64) - 127.5) / 127.5
@@ -257,7 +261,7 @@ def test_extreme_scales_have_finite_values_and_gradients(log_scale: float, clean
 # The outlier component.
 
 LOST = parameters([0.0], [[60.0, -60.0, 60.0]], [[-7.0] * 3], [[0.9] * 3])
-"""A network that is sure of a value far outside the range."""
+"""All of the mass lies far outside the range."""
 
 
 @pytest.mark.parametrize("clean", [True, False])
@@ -285,11 +289,11 @@ def test_with_outliers_the_mass_is_still_one(channel: int) -> None:
     pixel = parameters([0.0], [[-9.0] * 3], [[-7.0] * 3], [[0.0] * 3])
     of_both_others = stats.logistic.cdf(-1 + HALF_LEVEL, scale=0.5) ** 2
     total = log_prob_of(colours, pixel, clean=True).exp().sum()
-    assert total.item() == pytest.approx(1 - 1e-6 + 1e-6 * of_both_others, abs=1e-15)
+    assert total.item() == pytest.approx(1 - 1e-6 + 1e-6 * of_both_others, abs=1e-12)
 
 
 def test_no_image_costs_more_than_16_bits_per_dimension() -> None:
-    """In fp32, for every grey, even if the network is sure of a value far outside the range."""
+    """In fp32, for levels at, near and between the ends, even if the mass lies far outside the range."""
     greys = GREYS[[0, 1, 2, 77, 128, 253, 254, 255]].float()
     colours = cells(greys, greys, greys)
     bits = -log_prob_of(colours, LOST.float(), clean=True) / math.log(2) / 3
@@ -315,6 +319,29 @@ def test_bits_per_dim_counts_every_value() -> None:
 # The gradient of the log-density.
 
 SMALL = nets.config(((4, 1), (6, 1)), height=4, width=4)
+
+
+def lost_network() -> NCPN:
+    """Return a network that predicts LOST for every pixel, with two equal components."""
+    net = nets.network(SMALL)
+    with torch.no_grad():
+        net.head.weight.zero_()
+        net.head.bias.copy_(parameters([0.0] * 2, [[60.0, -60.0, 60.0]] * 2, [[-7.0] * 3] * 2, [[0.9] * 3] * 2)[0])
+    return net
+
+
+def test_the_outlier_component_changes_neither_the_loss_nor_gradients() -> None:
+    """Under it, the loss would be at most 16 bits/dim, and a gradient at most 2 per value."""
+    net = lost_network()
+    x = torch.zeros(1, 3, 4, 4, dtype=torch.float64)
+    conditions = nets.conditions(1, 0.0, SMALL)
+    batch = Batch(x, conditions.t_B, conditions.class_B, conditions.orientation_B, torch.zeros(1))
+    assert loss_bits(net, batch, bf16=False) > 1e4
+    assert make_grad_log_prob(net, conditions)(x, 0.0).abs().min() > 100
+    measurement = measure_level(net, np.full((1, 4, 4, 3), 128, np.uint8), 0.0, ["bits", "norm", "direct"])
+    assert 14 < measurement.values["bits"] < 16
+    for kind in ("norm", "direct"):
+        assert measurement.values[kind] > math.log(100 * math.sqrt(48))
 
 
 @pytest.mark.parametrize("t", [0.0, 0.01])
