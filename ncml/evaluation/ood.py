@@ -26,10 +26,6 @@ from ncml.progress import Progress
 Scores = dict[str, Floats]
 """By statistic, [N] each."""
 
-EXTREMES = (0.002, 0.998)
-MARGIN = 2.0
-"""The figure extends at most MARGIN times the in-distribution range (between these quantiles) beyond its ends."""
-
 
 def score_set(inputs: Inputs, model: Model, calibration: Calibration, images: ImageSet) -> Scores:
     """Compute every statistic of every image of a set."""
@@ -217,10 +213,7 @@ def _figure(label: str, detection: Detection) -> Figure:
             axis.set_xlabel(f"log10 {statistic}")
         else:
             axis.set_xlabel(statistic)
-        low, high = np.quantile(np.concatenate(list(values.values())), EXTREMES)
-        inside_low, inside_high = np.quantile(values[detection.inside], EXTREMES)
-        margin = MARGIN * (inside_high - inside_low) or np.inf
-        low, high = max(low, inside_low - margin), min(high, inside_high + margin)
+        low, high = np.quantile(np.concatenate(list(values.values())), [0.002, 0.998])
         bins = np.linspace(low, high, 60).tolist()
         for name, scores in values.items():
             style: dict[str, Any] = (
@@ -233,6 +226,6 @@ def _figure(label: str, detection: Detection) -> Figure:
     axes[1].legend(fontsize=8, frameon=False)
     caption = (
         f"{label}: distributions of bits/dim and of the default statistic, {default}, with their calibrated thresholds "
-        "dotted. Peaks above the frame are cut off, and values beyond its range are counted in the outermost bins."
+        "dotted. Peaks above the frame are cut off."
     )
     return Figure(f"ood_{label}", caption, plot)
