@@ -14,16 +14,16 @@ class Catalogue extends EventTarget {
   maxTiles = 4096; // of an image
   maxBytes = Infinity; // of the body of a request
 
+  /** Load the models. While the service offers none, as after its start, `current` stays. */
   load() {
-    const loading = this.reload().finally(() => {
+    const loading = this.replaceModels().finally(() => {
       if (this.loading === loading) this.loading = null;
     });
     this.loading = loading;
     return loading;
   }
 
-  /** Load the models. While the service offers none, as after its start, `current` stays. */
-  async reload() {
+  async replaceModels() {
     const { models, ...document } = await requestJson("models");
     const { calibration_allowed: calibrationAllowed } = document;
     const { max_images: maxImages, max_tiles: maxTiles, max_body_bytes: maxBytes } = document;

@@ -202,11 +202,10 @@ def test_the_log_density_of_draws_has_the_stated_mean() -> None:
     """-E log p is the entropy, found by quadrature: checks the sampler in all channels together."""
     step = 0.25
     axis = torch.arange(-40, 41, dtype=torch.float64) * step
-    log_density = log_mixture_of(cells(axis, axis, axis), BROAD, clean=False) - 3 * math.log(2 * HALF_LEVEL)
+    log_cell = 3 * math.log(2 * HALF_LEVEL)
+    log_density = log_mixture_of(cells(axis, axis, axis), BROAD, clean=False) - log_cell
     expected = float((log_density.exp() * log_density).sum() * step**3)
-    actual = log_mixture_of(sample_colours(BROAD, 50_000, clean=False), BROAD, clean=False) - 3 * math.log(
-        2 * HALF_LEVEL
-    )
+    actual = log_mixture_of(sample_colours(BROAD, 50_000, clean=False), BROAD, clean=False) - log_cell
     assert abs(actual.mean() - expected) < 4 * actual.std() / math.sqrt(len(actual))
     assert actual.std() / math.sqrt(len(actual)) < 0.02
 
@@ -260,7 +259,7 @@ def test_extreme_scales_have_finite_values_and_gradients(log_scale: float, clean
 
 # The outlier component.
 
-LOST = parameters([0.0], [[60.0, -60.0, 60.0]], [[-7.0] * 3], [[0.9] * 3])
+LOST = parameters([0.0] * 2, [[60.0, -60.0, 60.0]] * 2, [[-7.0] * 3] * 2, [[0.9] * 3] * 2)
 """All of the mass lies far outside the range."""
 
 
@@ -322,11 +321,11 @@ SMALL = nets.config(((4, 1), (6, 1)), height=4, width=4)
 
 
 def lost_network() -> NCPN:
-    """Return a network that predicts LOST for every pixel, with two equal components."""
+    """Return a network that predicts LOST for every pixel."""
     net = nets.network(SMALL)
     with torch.no_grad():
         net.head.weight.zero_()
-        net.head.bias.copy_(parameters([0.0] * 2, [[60.0, -60.0, 60.0]] * 2, [[-7.0] * 3] * 2, [[0.9] * 3] * 2)[0])
+        net.head.bias.copy_(LOST[0])
     return net
 
 
