@@ -13,8 +13,9 @@ exactly the density of logistic + U(-d, d). Both are counted per grey level (2 d
 Likelihoods (`log_prob`) also contain an outlier component: one wide logistic for each channel, with a fixed share of
 one millionth. Far from its training data, a network can put almost all mass outside the range, so that a few pixels
 dominate the likelihood of an image; with the component, no image costs more than 16 bits/dim at t = 0. Training,
-samplers, score functions, normal scores and the coder of archives use the mixture alone (`log_mixture`): the component
-would hide the worst errors from the gradient, and put a random pixel into one image in a thousand.
+samplers, score functions, the coder of archives, and the measurements of single pixels for OOD detection use the
+mixture alone (`log_mixture`): the component would hide the worst errors from the gradient and from these measurements,
+and put a random pixel into one image in a thousand.
 """
 
 from __future__ import annotations
@@ -76,9 +77,13 @@ def log_prob(x_BCHW: Tensor, parameters_BPHW: Tensor, edges_B: Tensor | None) ->
 
     The arguments are those of `log_mixture`.
     """
+    return add_outliers(log_mixture(x_BCHW, parameters_BPHW, edges_B), x_BCHW, edges_B)
+
+
+def add_outliers(log_mixture_BHW: Tensor, x_BCHW: Tensor, edges_B: Tensor | None) -> Tensor:
+    """Return the log-probability of each pixel with the outlier component, from its `log_mixture`. [B, H, W]."""
     log_scale = x_BCHW.new_full((1, 1, 1, 1, 1), OUTLIER_LOG_SCALE)
     log_outlier_BHW = _log_masses(x_BCHW[:, None], x_BCHW, log_scale, edges_B).sum((1, 2))
-    log_mixture_BHW = log_mixture(x_BCHW, parameters_BPHW, edges_B)
     return torch.logaddexp(log_mixture_BHW + math.log1p(-OUTLIER_SHARE), log_outlier_BHW + math.log(OUTLIER_SHARE))
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from ncml.network.likelihood import bits_per_dim, from_uint8, grad_log_prob, log_mixture, log_prob, normal_scores
+from ncml.network.likelihood import add_outliers, bits_per_dim, from_uint8, grad_log_prob, log_mixture, normal_scores
 from ncml.network.ncpn import NCPN
 from ncml.network.sde import broadcast_to, make_sde
 from ncml.ood.columns import CHANNELS, CORRELATION_KINDS, NEIGHBOURS, column_name
@@ -37,6 +37,8 @@ class LevelMeasurement:
 
     log_prob_BHW: Tensor
     """Log-likelihood of each pixel in nats: of a mass at t = 0, of a density at t > 0."""
+    log_mixture_BHW: Tensor
+    """The same without the outlier component."""
     values: dict[str, Tensor]
     """The measurements by kind, [B] in fp64."""
 
@@ -51,9 +53,11 @@ def measure_level(
         direct: log norm of the part of grad log p that does not pass through the context; needs no network gradient.
         fine, coarse: log of the standard deviation of -log p over pixels, and over means of 4x4 pixels.
         peak: the largest mean bits/dim of 5x5 pixels, minus the mean of all.
-        norm: log norm of the whole of grad log p, which needs the network's gradient. Both gradients are those of
-            `log_mixture`, without the outlier component.
+        norm: log norm of the whole of grad log p, which needs the network's gradient.
         CORRELATION_KINDS, only at t = 0: mean products of normal scores of neighbouring pixels, and of two channels.
+
+    All but `bits` are of `log_mixture`, without the outlier component: it bounds the surprise of single pixels, and
+    with it fewer seams and pasted patches were detected.
     """
     kinds = set(kinds)
     weight = network.head.weight
@@ -75,7 +79,8 @@ def measure_level(
         else:
             outputs.append(network(x_BCHW, t_B, class_B))
         (parameters_BPHW,) = outputs
-        log_prob_BHW = log_prob(x_BCHW, parameters_BPHW, t_B == 0)
+        log_mixture_BHW = log_mixture(x_BCHW, parameters_BPHW, t_B == 0)
+        log_prob_BHW = add_outliers(log_mixture_BHW, x_BCHW, t_B == 0)
         if "bits" in kinds:
             pixels = log_prob_BHW[0].numel()
             values["bits"] = bits_per_dim(log_prob_BHW.sum((1, 2), dtype=torch.float64), pixels)
@@ -83,28 +88,28 @@ def measure_level(
             direct_BCHW = grad_log_prob(lambda x: log_mixture(x, parameters_BPHW, edges_B=None), x_BCHW)
             values["direct"] = _log_norm(direct_BCHW)
         if "fine" in kinds:
-            values["fine"] = _log_spread(log_prob_BHW)
+            values["fine"] = _log_spread(log_mixture_BHW)
         if "coarse" in kinds:
-            side = min(BLOCK, *log_prob_BHW.shape[1:])
-            values["coarse"] = _log_spread(F.avg_pool2d(log_prob_BHW[:, None], side)[:, 0])
+            side = min(BLOCK, *log_mixture_BHW.shape[1:])
+            values["coarse"] = _log_spread(F.avg_pool2d(log_mixture_BHW[:, None], side)[:, 0])
         if "peak" in kinds:
-            values["peak"] = window_excess(log_prob_BHW).amax((1, 2))
+            values["peak"] = window_excess(log_mixture_BHW).amax((1, 2))
         if not kinds.isdisjoint(CORRELATION_KINDS):
             values |= correlations(normal_scores(x_BCHW, parameters_BPHW))
-    return LevelMeasurement(log_prob_BHW, values)
+    return LevelMeasurement(log_prob_BHW, log_mixture_BHW, values)
 
 
 def _log_norm(grad_BCHW: Tensor) -> Tensor:
     return torch.log(torch.linalg.vector_norm(grad_BCHW.double(), dim=(1, 2, 3)).clamp(min=1e-9))
 
 
-def _log_spread(log_prob_BHW: Tensor) -> Tensor:
-    return torch.log(log_prob_BHW.double().flatten(1).std(1, correction=0) + 1e-3)
+def _log_spread(log_mixture_BHW: Tensor) -> Tensor:
+    return torch.log(log_mixture_BHW.double().flatten(1).std(1, correction=0) + 1e-3)
 
 
-def window_excess(log_prob_BHW: Tensor) -> Tensor:
+def window_excess(log_mixture_BHW: Tensor) -> Tensor:
     """Return bits/dim averaged over each window of 5x5 pixels, minus the mean of the image, in fp64."""
-    bits_BHW = bits_per_dim(log_prob_BHW.double(), 1)
+    bits_BHW = bits_per_dim(log_mixture_BHW.double(), 1)
     side = min(WINDOW, *bits_BHW.shape[1:])
     return F.avg_pool2d(bits_BHW[:, None], side, 1)[:, 0] - bits_BHW.mean((1, 2), keepdim=True)
 
@@ -112,7 +117,7 @@ def window_excess(log_prob_BHW: Tensor) -> Tensor:
 def locate_peak(network: NCPN, pixels_HWC: NDArray[np.uint8], level: float) -> tuple[int, int, int]:
     """Return top, left and side of the window with the largest excess, `peak`, at a noise level in grey levels."""
     time = make_sde(network.config.sde).time_of(level)
-    excess_HW = window_excess(measure_level(network, pixels_HWC[None], time).log_prob_BHW)[0]
+    excess_HW = window_excess(measure_level(network, pixels_HWC[None], time).log_mixture_BHW)[0]
     top, left = divmod(int(excess_HW.argmax()), excess_HW.shape[1])
     return top, left, pixels_HWC.shape[0] - excess_HW.shape[0] + 1
 

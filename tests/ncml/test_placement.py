@@ -84,7 +84,8 @@ def test_measurements_stay_on_their_device(other_device: torch.device) -> None:
     measurement = measure_level(
         network(other_device), pixels, T, ("bits", "direct", "fine", "coarse", "norm"), torch.zeros(3).long()
     )
-    assert {part.device for part in (measurement.log_prob_BHW, *measurement.values.values())} == {other_device}
+    parts = (measurement.log_prob_BHW, measurement.log_mixture_BHW, *measurement.values.values())
+    assert {part.device for part in parts} == {other_device}
 
 
 def test_a_training_step_stays_on_its_device(other_device: torch.device) -> None:

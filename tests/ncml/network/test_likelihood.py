@@ -13,6 +13,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from ncml.config import Config
 from ncml.network import likelihood
 from ncml.network.likelihood import (
     HALF_LEVEL,
@@ -24,7 +25,8 @@ from ncml.network.likelihood import (
     to_grid,
 )
 from ncml.network.ncpn import NCPN
-from ncml.ood.measurements import measure_level
+from ncml.network.sde import make_sde
+from ncml.ood.measurements import locate_peak, measure_level
 from ncml.sampling.cached import sample_cached
 from ncml.sampling.conditions import Conditions
 from ncml.sampling.sample import BatchDraws, make_grad_log_prob
@@ -320,9 +322,9 @@ def test_bits_per_dim_counts_every_value() -> None:
 SMALL = nets.config(((4, 1), (6, 1)), height=4, width=4)
 
 
-def lost_network() -> NCPN:
+def lost_network(config: Config = SMALL) -> NCPN:
     """Return a network that predicts LOST for every pixel."""
-    net = nets.network(SMALL)
+    net = nets.network(config)
     with torch.no_grad():
         net.head.weight.zero_()
         net.head.bias.copy_(LOST[0])
@@ -341,6 +343,22 @@ def test_the_outlier_component_changes_neither_the_loss_nor_gradients() -> None:
     assert 14 < measurement.values["bits"] < 16
     for kind in ("norm", "direct"):
         assert measurement.values[kind] > math.log(100 * math.sqrt(48))
+
+
+@pytest.mark.parametrize("level", [0.0, 2.5])
+def test_the_outlier_component_does_not_hide_differences_between_pixels(level: float) -> None:
+    """Under it, the costs of two pixels of these grey levels would differ by less than one bit per dimension."""
+    pixels = np.full((8, 8, 3), 160, np.uint8)
+    pixels[2:7, 3:8] = 100
+    net = lost_network(nets.config(((4, 1), (6, 1)), height=8, width=8))
+    time = make_sde(net.config.sde).time_of(level)
+    measurement = measure_level(net, pixels[None], time, ["fine", "coarse", "peak"])
+    bits_HW = -measurement.log_prob_BHW[0] / math.log(2) / 3
+    assert 13 < bits_HW.min() < bits_HW.max() < bits_HW.min() + 1
+    assert measurement.values["fine"] > math.log(20)
+    assert measurement.values["coarse"] > math.log(20)
+    assert measurement.values["peak"] > 20
+    assert locate_peak(net, pixels, level) == (2, 3, 5)
 
 
 @pytest.mark.parametrize("t", [0.0, 0.01])

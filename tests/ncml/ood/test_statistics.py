@@ -145,9 +145,9 @@ def test_the_direct_gradient_excludes_the_context(model: ncml.Model) -> None:
     assert float(measurement.values["direct"][0]) == pytest.approx(math.log(math.sqrt(total)), rel=1e-4)
 
 
-def test_spreads_equal_those_of_the_map(model: ncml.Model) -> None:
+def test_spreads_are_those_of_the_pixels_surprise(model: ncml.Model) -> None:
     measurement = measurements.measure_level(model.network, NEW, 0.0, ["fine", "coarse"])
-    nats = measurement.log_prob_BHW.double().numpy()
+    nats = measurement.log_mixture_BHW.double().numpy()
     assert np.exp(measurement.values["fine"].numpy()) - 1e-3 == pytest.approx(nats.std((1, 2)), rel=1e-6)
     blocks = nats.reshape(-1, 2, 4, 2, 4).mean((2, 4))
     assert np.exp(measurement.values["coarse"].numpy()) - 1e-3 == pytest.approx(blocks.std((1, 2)), rel=1e-5)
