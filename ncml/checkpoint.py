@@ -25,6 +25,7 @@ from ncml.config import DEFAULT_SOLVER, SOLVERS, Config, SamplingDefaults
 from ncml.errors import InputError, ModelError, NcmlError
 from ncml.limits import KEEPS, MAX_HEADER_BYTES, Keep
 from ncml.network.sde import largest_noise, make_sde, reaches
+from ncml.paths import check_output_folder
 
 if TYPE_CHECKING:
     import torch
@@ -108,9 +109,9 @@ def save(
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    replace_file(folder / WEIGHTS, lambda path: weights.write(path, network, dtype))
     for calibration in (CALIBRATION, TILES):
         (folder / calibration).unlink(missing_ok=True)
-    replace_file(folder / WEIGHTS, lambda path: weights.write(path, network, dtype))
     version = digest(network.config, folder / WEIGHTS)
     description: dict[str, Any] = {
         "format": FORMAT,
@@ -165,7 +166,10 @@ def _write_card(folder: Path, card: str) -> None:
 
 
 def check_copy(folder: Path, out: Path, *, changing: bool = False) -> None:
-    """Raise `InputError` if `out` holds anything but the model in `folder`; with `changing`, if it is not empty."""
+    """Raise `InputError` if `out` cannot be written, or holds anything but the model in `folder`.
+
+    changing: whether the copy will differ; then also if it is not empty.
+    """
     if (out / CONFIG).is_file():
         if changing:
             raise InputError("out", f"{out} already contains a model; choose another folder.")
@@ -173,6 +177,7 @@ def check_copy(folder: Path, out: Path, *, changing: bool = False) -> None:
             raise InputError("out", f"{out} holds another model; choose another folder.")
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError("out", f"{out} exists and is not a model folder; choose another folder.")
+    check_output_folder(out, "out")
 
 
 def copy(folder: Path, out: Path) -> None:

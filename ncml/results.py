@@ -74,13 +74,14 @@ class Score(Mapping[str, Any]):
     def to_dict(self) -> dict[str, Any]:
         """Return the values in a flat dictionary with the column names of `ncml score`; the map is left out.
 
-        `statistic`, `score`, `p_value` and `is_ood` are those of the verdict.
+        `statistic`, `score`, `p_value` and `is_ood` are those of the verdict, `bpd` that of the image under its class
+        and noise; the statistic of this name, which ignores both, is in `statistics` only.
         """
         columns: dict[str, Any] = {} if self.file is None else {"file": self.file}
         columns |= {"bpd": self.bpd, "log_likelihood": self.log_likelihood}
         if self.ood is not None:
             columns |= {name: getattr(self.ood, name) for name in ("statistic", "score", "p_value", "is_ood")}
-        columns |= self.statistics
+        columns |= {name: value for name, value in self.statistics.items() if name not in columns}
         return columns if self.flipped_bpd is None else columns | {"flipped_bpd": self.flipped_bpd}
 
     def __getitem__(self, column: str) -> Any:

@@ -22,10 +22,16 @@ MAX_PARAMETERS = 2**31
 
 
 def write(path: Path, network: NCPN, dtype: torch.dtype | None) -> None:
-    """Write the weights of a network; `dtype` is the type in which parameters are stored, None for their own."""
+    """Write the weights of a network; raise OSError where that fails.
+
+    dtype: the type in which parameters are stored; None: their own.
+    """
     parameters = {name: parameter.detach().to(dtype) for name, parameter in network.named_parameters()}
     state = {name: tensor.contiguous() for name, tensor in (network.state_dict() | parameters).items()}
-    save_file(state, path)
+    try:
+        save_file(state, path)
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
 
 
 def read(path: Path, config: Config) -> NCPN:

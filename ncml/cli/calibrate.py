@@ -16,7 +16,7 @@ from ncml.images.perturbations import TOLERANCES, Tolerance
 from ncml.images.tiling import OVERLAP, Tiling
 from ncml.ood.conformal import check_rate
 from ncml.ood.storage import DEFAULT_NAME, check_name
-from ncml.paths import list_files, printable
+from ncml.paths import check_output_folder, list_files, printable
 from ncml.progress import Progress
 from ncml.training.sources import check_source
 
@@ -93,7 +93,9 @@ def calibrate(
                 raise InputError(option, f"--{option} requires --tile: add --tile, or omit --{option}.")
     description = describe(model, device)
     folder = description.folder if out is None else out
-    if out is not None:
+    if out is None:
+        check_output_folder(folder, "model")
+    else:
         checkpoint.check_copy(description.folder, out)
     if not tile:
         check_source(data)

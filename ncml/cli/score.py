@@ -76,6 +76,8 @@ def score(
             "tile",
             "--tile takes the verdict from the tiles and cannot be combined with other scoring options: omit them.",
         )
+    if only_bpd and (statistic or calibration):
+        raise InputError("only_bpd", "--only-bpd computes no verdict: omit it, or omit --statistic and --calibration.")
     if tile_size is not None and not tile:
         raise InputError("tile_size", "--tile-size requires --tile: add --tile, or omit --tile-size.")
     if server and device != "cpu":

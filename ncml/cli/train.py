@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from ncml import recipes, runtime
+from ncml import checkpoint, recipes, runtime
+from ncml.checkpoint import Description
 from ncml.cli.terminal import (
     JsonOption,
     check_device,
@@ -21,7 +22,7 @@ from ncml.cli.terminal import (
     progress_bar,
     use_threads,
 )
-from ncml.config import SHAPE, Config, ModelConfig, SamplingDefaults
+from ncml.config import SHAPE, Config, ModelConfig
 from ncml.errors import InputError
 from ncml.network.sde import largest_noise
 from ncml.paths import BUNDLED_MODEL
@@ -151,6 +152,7 @@ def train(
     trackers = [] if tracker is None else [tracker_factory(tracker)]
     check_folder(
         out,
+        data,
         resume=resume,
         cooldown_from=cooldown_from,
         total_images=max_images,
@@ -203,9 +205,9 @@ def train(
         )
     if trained is None:
         return
-    is_tuned = describe(str(trained.folder)).sampling != SamplingDefaults()
+    is_tuned = "sampling" in checkpoint.read_json(trained.folder / checkpoint.CONFIG)
     if recipe_config.training.crop is None and not is_tuned:  # crops are scored, not generated
-        _tune(trained.folder, data, device, TUNING_SHARE * trained.seconds)
+        _tune(checkpoint.describe(trained.folder), data, device, TUNING_SHARE * trained.seconds)
     if as_json:
         model = {"name": trained.folder.name, "version": trained.version}
         result = {"metrics": trained.metrics, "calibrated": trained.calibrated}
@@ -213,10 +215,10 @@ def train(
     else:
         print(trained.folder, *(f"{name} {value:g}" for name, value in trained.metrics.items()), sep="  ")
         tile = " --tile" if recipe_config.training.crop else ""
-        print(f"try: ncml score IMAGE --model {trained.folder}{tile}", file=sys.stderr)
+        print(f"try: ncml score IMAGE --model {trained.folder.resolve()}{tile}", file=sys.stderr)
 
 
-def _tune(folder: Path, data: str, device: str, max_seconds: float) -> None:
+def _tune(description: Description, data: str, device: str, max_seconds: float) -> None:
     """Tune the sampling options of a new model, if there is time for it."""
     from ncml.cli.tune import tune_folder
     from ncml.evaluation.tuning import IMAGES
@@ -225,8 +227,8 @@ def _tune(folder: Path, data: str, device: str, max_seconds: float) -> None:
         return
     with progress_bar() as on_progress:
         try:
-            model = load(str(folder), device)
-            tuning = tune_folder(model, data, "train", IMAGES, max_seconds, on_progress, folder / IMAGE_CACHE)
+            model, image_cache = load(description, device), description.folder / IMAGE_CACHE
+            tuning = tune_folder(model, data, "train", IMAGES, max_seconds, on_progress, image_cache)
         except InputError as error:
             print(f"sampling options are not tuned: {error}", file=sys.stderr, flush=True)
         else:

@@ -23,6 +23,7 @@ from ncml.cli.terminal import (
 )
 from ncml.errors import InputError
 from ncml.limits import MIN_TUNING_IMAGES
+from ncml.paths import check_output_folder
 from ncml.progress import OnProgress
 from ncml.training.sources import check_source
 
@@ -64,6 +65,7 @@ def tune(
     if images < MIN_TUNING_IMAGES:
         raise InputError("images", f"--images must be at least {MIN_TUNING_IMAGES}, not {images}.")
     description = describe(model, device)
+    check_output_folder(description.folder, "model")
     check_source(data)
     use_threads(threads)
     loaded = load(description, device)

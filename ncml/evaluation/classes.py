@@ -132,14 +132,31 @@ def sampling_methods(model: Model) -> dict[str, Arguments]:
     return methods
 
 
+def _models_with_classes(inputs: Inputs) -> dict[str, Model]:
+    """Return the models that have the classes of the images; a note names each other one.
+
+    Raises `InputError` if there is none.
+    """
+    models: dict[str, Model] = {}
+    for label, model in inputs.models.items():
+        try:
+            class_labels(model, inputs.test_images(model, "classes"))
+        except InputError as error:
+            if not models and label == list(inputs.models)[-1]:
+                raise
+            inputs.notes.append(f"{label} was left out: {error}")
+        else:
+            models[label] = model
+    return models
+
+
 def classes(inputs: Inputs) -> Section:
     """Measure gain, posterior and fidelity of every model."""
     knowledge: list[tuple[Cell, ...]] = []
     fidelity: list[tuple[Cell, ...]] = []
     results: dict[str, dict[str, Any]] = {}
-    for label, model in inputs.models.items():
+    for label, model in _models_with_classes(inputs).items():
         images = inputs.test_images(model, "classes")
-        class_labels(model, images)  # refuses other classes before minutes are spent
         levels = noise_levels(model.config, (0.0, 0.25, 1.0))
         by_level = {f"{noise:g}": class_knowledge(inputs, model, images, noise) for noise in levels}
         knowledge += [(label, OURS, noise, *estimates.values()) for noise, estimates in by_level.items()]

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from ncml.evaluation import bootstrap
 from ncml.evaluation.bootstrap import Estimate, Floats
 
+INCEPTION = "Inception v3"
 EFFICIENTNET_SIDE = 96
 """Pixels to which EfficientNet-Lite0's input is enlarged."""
 
@@ -33,15 +34,15 @@ Features = NDArray[np.float32]
 class FeatureExtractor:
     """A network whose features are compared."""
 
-    distance_name: str
-    """Name of a Frechet distance in its features: FID, or FD with the network's name."""
+    network: str
+    """Its name, and how images are prepared for it."""
     extract: Callable[[NDArray[np.uint8]], Features]
     """uint8 [N, H, W, 3] -> [N, F]."""
 
     @property
-    def network(self) -> str:
-        """Name of the network."""
-        return self.distance_name.partition("(")[2].rstrip(")") or self.distance_name
+    def distance_name(self) -> str:
+        """Name of a Frechet distance in its features: FID, or FD with the network's name."""
+        return "FID" if self.network == INCEPTION else f"FD ({self.network})"
 
 
 def load_inception() -> FeatureExtractor | None:
@@ -59,7 +60,7 @@ def load_inception() -> FeatureExtractor | None:
     def extract(pixels_NHWC: NDArray[np.uint8]) -> Features:
         return network(torch.from_numpy(pixels_NHWC).permute(0, 3, 1, 2))[0].numpy()
 
-    return FeatureExtractor("FID", extract)
+    return FeatureExtractor(INCEPTION, extract)
 
 
 def load_efficientnet() -> FeatureExtractor:
@@ -73,7 +74,7 @@ def load_efficientnet() -> FeatureExtractor:
         x_NCHW = F.interpolate(x_NCHW, size, mode="bicubic", antialias=True, align_corners=False)
         return network.extract_features(x_NCHW).mean((2, 3)).numpy()
 
-    return FeatureExtractor(f"FD (EfficientNet-Lite0 at {EFFICIENTNET_SIDE} px)", extract)
+    return FeatureExtractor(f"EfficientNet-Lite0 at {EFFICIENTNET_SIDE} px", extract)
 
 
 def efficientnet_lite0() -> Any:

@@ -85,8 +85,10 @@ class Inputs:
     def images(self, source: str, model: Model, kind: str, *, split: str = "") -> ImageSet:
         """Return a set at the model's size, as many images as the kind's limit.
 
-        split: overrides the split of the source, or test.
+        split: overrides the split of the source, or test; a source without splits is the same set in each.
         """
+        if not image_sets.has_test_split(source):
+            split = ""
         key = (source, model.height, model.width, split)
         if key not in self.loaded:
             name = self.names[source]

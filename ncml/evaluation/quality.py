@@ -202,7 +202,8 @@ class _QualityReport:
 
 def fid(inputs: Inputs) -> Section:
     """Measure FID or FD of samples beside the floor, every solver, and quality against steps and start noise."""
-    name = load_extractor().distance_name
+    extractor = load_extractor()
+    name = extractor.distance_name
     kd = name.replace("FID", "KID").replace("FD", "KD")
     plot, axes = make_axes(8, 3.2, 1, 2)
     report = _QualityReport(inputs.data_name, [], [], [], axes)
@@ -232,7 +233,7 @@ def fid(inputs: Inputs) -> Section:
     if name == "FID" and published.is_cifar10(inputs.data_name):
         report.headline += [(m, PUBLISHED, "50000", f"{value:.2f}", None) for m, value in published.FID.items()]
     text = (
-        f"Both distances are computed in the features of {name}, from the same test images. "
+        f"Both distances are computed in the features of {extractor.network}, from the same test images. "
         "The floor is the distance of the same number of training images: no model can be expected to be closer. "
         "FD depends on the number of images, so compare it only within one table. "
         "KD is the unbiased squared MMD with a cubic kernel, with a 95 % bootstrap interval."

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ncml.config import DEFAULT_SOLVER
+from ncml.config import DEFAULT_SOLVER, SOLVERS, STEPPED_SOLVER
 from ncml.evaluation.inputs import Inputs
 from ncml.evaluation.report import Figure, Section, draw_sheet
 from ncml.model import Model
 from ncml.progress import Progress
+from ncml.sampling.batching import FIXED_SIZE
 
 COLUMNS = 10
 """Images in a row."""
@@ -60,7 +61,7 @@ def direct_and_refined(inputs: Inputs, model: Model, label: str) -> Figure:
 
         refined = model.generate(COLUMNS, **as_trained(model.noise), callback=keep_noisy)
         rows += [(f"noisy, {model.noise:g} grey levels", noisy[-1]), ("Tweedie, 1 step", refined)]
-        for solver, steps in (("euler-maruyama", 20), ("heun", 10), ("predictor-corrector", 10)):
+        for solver, steps in ((solver, steps) for solver, steps in SOLVERS.items() if steps > 1):
             inputs.cache.on_progress(Progress(f"samples of {label}", len(rows), 6))
             arguments = as_trained(model.noise) | {"solver": solver, "steps": steps}
             rows.append((f"{solver}, {steps}", model.generate(COLUMNS, **arguments)))
@@ -109,9 +110,9 @@ def completions(inputs: Inputs) -> Figure:
 def trajectory(model: Model, label: str) -> Figure:
     """Draw Figure 3: samples in progress, rows of noisy sampling first, then steps of the reverse SDE."""
     rows: list[tuple[str, Pixels]] = []
-    steps = 20
+    steps = SOLVERS[STEPPED_SOLVER]
     shown = {("noisy_sampling", model.height * k // 4) for k in (1, 2, 3, 4)} | {
-        ("refine", step) for step in (5, 10, 15, steps)
+        ("refine", steps * k // 4) for k in (1, 2, 3, 4)
     }
 
     def keep_shown(progress: Progress) -> None:
@@ -119,8 +120,8 @@ def trajectory(model: Model, label: str) -> Figure:
             stage = "row" if progress.stage == "noisy_sampling" else "refined, step"
             rows.append((f"{stage} {progress.done}", progress.preview()))
 
-    arguments = as_trained(model.noise) | {"solver": "euler-maruyama", "steps": steps}
-    model.generate(COLUMNS, **arguments, callback=keep_shown)
+    arguments = as_trained(model.noise) | {"solver": STEPPED_SOLVER, "steps": steps}
+    model.generate(FIXED_SIZE, **arguments, callback=keep_shown)  # more could be in progress at different rows
     caption = (
         f"Figure 3, {label}: noisy sampling row by row at {model.noise:g} grey levels, then {steps} steps of the "
         "reverse SDE back to t = 0, the last of them Tweedie's."

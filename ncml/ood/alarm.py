@@ -60,11 +60,6 @@ class FlaggedRateAlarm:
         self.evidence = np.minimum(ratio * (self.evidence + weight), MAX_EVIDENCE)
         return self.evidence
 
-    @property
-    def is_raised(self) -> bool:
-        """Whether any stream has an alarm."""
-        return bool((self.evidence >= self.limit).any())
-
 
 def upper_rate(n_rank: int, false_positive_rate: float, probability: float) -> float:
     """Return the share of flagged in-distribution images that is exceeded with this probability, given n ranks."""

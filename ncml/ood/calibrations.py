@@ -60,7 +60,7 @@ class Calibrations(Generic[AnyCalibration]):
         calibration: the selected one. statistic, names: those requested, as in `Model.score`.
         """
         if statistic is not None:
-            select_names(statistic, statistics, "statistic")
+            select_names([statistic], statistics, "statistic")
         selected = available(calibration, statistics) if names == "all" else select_names(names, statistics)
         for name in selected if statistic is None else (*selected, statistic):
             if not statistics[name].needs_estimates and name != statistic:

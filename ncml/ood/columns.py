@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from ncml.network.sde import make_sde, noise_at_end, reaches
+from ncml.network.sde import largest_noise, make_sde, reaches
 from ncml.ood.conformal import Floats
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ def noise_levels(config: Config, fractions: Iterable[float] = LEVEL_FRACTIONS) -
     """
     if not config.is_noise_conditional:
         return (0.0,)
-    sde, largest = make_sde(config.sde), noise_at_end(config.sde)
-    levels = (float(f"{fraction * largest:.6g}") for fraction in fractions)
+    sde, largest = make_sde(config.sde), largest_noise(config.sde)
+    levels = (min(largest, float(f"{fraction * largest:.6g}")) for fraction in fractions)
     return tuple(level for level in levels if reaches(sde, level))
 
 

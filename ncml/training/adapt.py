@@ -80,14 +80,17 @@ def adapt(
     checkpoint.check_copy(model.folder, out, changing=max_seconds > 0)
     estimating, ranking = split(data, false_positive_rate)
     on_message(f"{len(estimating)} images are used to estimate, {len(ranking)} to rank")
+    training, selecting = _divide(estimating, math.ceil(TRAINING_SHARE * len(estimating)))
+    if max_seconds:
+        _check_fine_tuning(model, training, selecting, false_positive_rate)
     foreign = generate_foreign(model, on_progress)
     selected, fine_tuned = model, False
     with tempfile.TemporaryDirectory() as folder:
         if max_seconds:
-            training, selecting = _divide(estimating, math.ceil(TRAINING_SHARE * len(estimating)))
-            _check_fine_tuning(model, training, selecting, false_positive_rate)
             candidate = _fine_tune(model, training, Path(folder) / out.name, max_seconds, device, on_progress)
-            before, after = (_detected(m, selecting, false_positive_rate, on_progress) for m in (model, candidate))
+            before, after = (
+                _detected(m, selecting, false_positive_rate, batch_size, on_progress) for m in (model, candidate)
+            )
             fine_tuned = after > before
             on_message(
                 f"fine-tuned on {len(training)} images, the model detects {after:.0%} of the standard alterations "
@@ -191,7 +194,9 @@ def _fine_tune(
     return load(folder, device)
 
 
-def _detected(model: Model, images: Dataset, false_positive_rate: float, on_progress: OnProgress) -> float:
+def _detected(
+    model: Model, images: Dataset, false_positive_rate: float, batch_size: int, on_progress: OnProgress
+) -> float:
     """Return the share of the standard alterations that a calibration on these images detects."""
     estimating, ranking = split(images, false_positive_rate)
     calibration = calibrate(
@@ -199,6 +204,7 @@ def _detected(model: Model, images: Dataset, false_positive_rate: float, on_prog
         estimating.images_NHWC,
         ranking.images_NHWC,
         false_positive_rate=false_positive_rate,
+        batch_size=batch_size,
         on_progress=on_progress,
     )
     assert calibration.power is not None

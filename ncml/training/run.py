@@ -103,6 +103,7 @@ def train(
     state = out / STATE
     check_folder(
         out,
+        source,
         resume=resume,
         cooldown_from=cooldown_from,
         total_images=total_images,

@@ -5,6 +5,8 @@ import json
 import pickle
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -358,3 +360,24 @@ def test_a_folder_is_read_from_any_path(folder: Path, tmp_path: Path) -> None:
     moved = Path(shutil.copytree(folder, tmp_path / "other name"))
     assert ncml.load(moved).version == ncml.load(str(folder)).version
     assert ncml.load(moved).name == "other name"
+
+
+def test_a_full_disk_keeps_the_model_and_its_calibrations(folder: Path) -> None:
+    """The maximum size of a file that this process may write simulates a full disk."""
+    (folder / checkpoint.CALIBRATION).write_text("{}")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    code = f"""
+import resource
+from ncml import checkpoint
+from tests.ncml import nets
+network = nets.network(nets.config(), seed=1)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096,) * 2)
+try:
+    checkpoint.save({str(folder)!r}, network)
+except OSError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "cannot be written" in done.stdout
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

@@ -68,11 +68,14 @@ def test_extreme_images_are_restored(model: ncml.Model) -> None:
 
 
 def test_the_decoder_uses_the_threads_of_the_encoder(model: ncml.Model, pixels: np.ndarray) -> None:
-    archive = compress(model, pixels[:2], ["a", "b"])
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
+    threads: set[int] = set()
     try:
-        _, decoded = decompress(model, archive)
+        torch.set_num_threads(3)
+        archive = compress(model, pixels[:2], ["a", "b"])
+        torch.set_num_threads(2)
+        _, decoded = decompress(model, archive, lambda _: threads.add(torch.get_num_threads()))
+        assert threads == {3}
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)

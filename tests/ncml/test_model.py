@@ -12,7 +12,6 @@ from PIL import Image
 import ncml
 from ncml.errors import InputError
 from ncml.network.likelihood import LOG_SCALES, split_parameters
-from ncml.sampling.options import SAMPLERS
 from tests.ncml import nets
 
 IMAGES = nets.images(5).numpy()
@@ -132,8 +131,24 @@ def test_a_model_that_is_not_square_generates_and_completes(plain_model: ncml.Mo
 
 
 def test_the_default_sampler_is_the_fast_one(model: ncml.Model) -> None:
-    assert SAMPLERS[0] == "incremental"
-    assert model.generate(seeds=3, noise=0, sampler="incremental").shape == (1, 8, 8, 3)
+    """It computes the network's output position by position, not for the whole image each time."""
+    passes: list[object] = []
+    hook = model.network.register_forward_hook(lambda *_: passes.append(None))
+    try:
+        model.generate(seeds=3, noise=0)
+        assert not passes
+        model.generate(seeds=3, noise=0, sampler="naive")
+        assert len(passes) == 64
+    finally:
+        hook.remove()
+
+
+def test_bits_per_dim_of_a_class_are_not_those_of_the_statistic(model: ncml.Model) -> None:
+    """The statistic `bpd` ignores the class."""
+    (score,) = model.score(IMAGES[0], classes="a", statistics=["bpd", "llr"])
+    assert score["bpd"] == score.to_dict()["bpd"] == score.bpd
+    assert score.statistics["bpd"] == model.score(IMAGES[0])[0].bpd != score.bpd
+    assert score["llr"] == score.statistics["llr"]
 
 
 MISTAKES: list[tuple[str, Callable[[ncml.Model], object], str]] = [

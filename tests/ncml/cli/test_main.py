@@ -440,11 +440,13 @@ WITHOUT_TORCH = """
 2 calibrate --data empty --tile --name strict
 2 calibrate --data mixed --false-positive-rate 7
 2 calibrate --data mixed --device gpu
+2 calibrate --data mixed --model tiny --out ok.png/y
 2 adapt ok.png --out y
 2 adapt empty --out y --model tinny
 2 adapt empty --out y
 2 adapt mixed --out y
 2 adapt mixed --out mixed
+2 adapt mixed --out ok.png/y
 2 adapt mixed --out y --false-positive-rate 7
 2 adapt mixed --out y --device gpu
 2 tune --data ./not/there --model tiny

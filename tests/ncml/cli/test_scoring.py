@@ -302,6 +302,14 @@ def test_a_name_that_is_not_utf_8_is_printed_with_an_escape(calibrated: Run, tmp
     assert calibrated("calibrate", "--model", "loud", "--data", "new", "--unseen").stderr.startswith("ncml: 2 images")
 
 
+def test_maps_of_images_in_different_folders_do_not_replace_each_other(run: Run, tmp_path: Path) -> None:
+    write(tmp_path / "new", 2, 2)
+    paths = ("new", f"{tmp_path / 'new'}", "new/../new")
+    done = run("score", *paths, "--model", "loud", "--map", "maps")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == len(list((tmp_path / "maps").rglob("*.npz"))) == 6
+
+
 def test_json_has_every_result(calibrated: Run, tmp_path: Path) -> None:
     write(tmp_path / "new", 3, 2)
     (tmp_path / "new" / "junk.png").write_text("junk")
@@ -398,6 +406,12 @@ def test_without_a_calibration_there_are_no_verdicts(run: Run, tmp_path: Path) -
         (["score", "junk", "--output", "t.csv"], "junk/a.txt is not an image"),
         (["score", "new", "--output", "t.txt"], "must end in .csv or .parquet"),
         (["score", "new", "--fdr", "0.1"], "--fdr needs p-values: this model is not calibrated"),
+        (["score", "new", "--only-bpd", "--statistic", "llr"], "--only-bpd computes no verdict: omit it, or omit"),
+        (
+            ["score", "new", "--only-bpd", "--calibration", "default"],
+            "--only-bpd computes no verdict: omit it, or omit",
+        ),
+        (["score", "new", "--statistic", "all"], "no statistic 'all'"),
         (["score", "new", "--fdr", "2"], "false discovery rate must be more than 0"),
         (["score", "new", "--statistics", "lr"], "no statistic 'lr'"),
         (["score", "new", "--tile-size", "16"], "--tile-size requires --tile"),

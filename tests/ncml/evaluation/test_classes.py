@@ -30,7 +30,7 @@ def mean_colours(pixels_NHWC: np.ndarray) -> np.ndarray:
 @pytest.fixture
 def colour_features(monkeypatch: pytest.MonkeyPatch) -> None:
     """Features without a network: the mean colour of an image."""
-    extractor = FeatureExtractor("FD (mean colours)", mean_colours)
+    extractor = FeatureExtractor("mean colours", mean_colours)
     monkeypatch.setattr(quality, "load_extractor", lambda: extractor)
     monkeypatch.setattr(evaluated, "load_extractor", lambda: extractor)
 
@@ -140,3 +140,16 @@ def test_without_a_training_split_or_a_second_class_the_rest_is_measured(models:
     section = evaluated.classes(inputs)
     assert section.results["mine"]["fidelity"] == {}
     assert "one has only one class" in " ".join(section.notes)
+
+
+@pytest.mark.usefixtures("colour_features")
+def test_a_model_without_the_classes_of_the_images_is_left_out(models: Path, tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "plain", nets.network(nets.config(classes=()), dtype=torch.float32))
+    plain = ncml.load(tmp_path / "plain")
+    inputs = inputs_of(make_dataset(tmp_path / "pets", ["a", "b"]), plain, tmp_path / "measured")
+    with pytest.raises(InputError, match="plain has no classes"):
+        evaluated.classes(inputs)
+    inputs.models = {"plain": plain, "mine": ncml.load(models / "mine")}
+    section = evaluated.classes(inputs)
+    assert list(section.results) == ["mine"]
+    assert "plain was left out: plain has no classes: choose a model of a data set with classes." in section.notes

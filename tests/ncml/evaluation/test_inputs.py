@@ -153,3 +153,14 @@ def test_the_floor_uses_the_training_split_even_if_the_source_names_another(
     digests = [inputs.images(source, model, "fid", split=split).digest for split in ("", "test", "train")]
     assert digests[0] == digests[1] != digests[2]
     assert digests[2] == image_sets.load(str(tmp_path / "set"), 8, 8, split="train").digest
+
+
+def test_a_folder_of_images_is_read_once(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no splits, so that its training images are the same ones."""
+    source = str(save_images(tmp_path / "photos", nets.images(8).numpy()))
+    cache = MeasurementCache(tmp_path / "measured", ignore_progress)
+    model = ncml.load(models / "mine")
+    inputs = Inputs({"mine": model}, source, (), cache)
+    test = inputs.images(source, model, "fid")
+    monkeypatch.setattr(image_sets, "load", None)
+    assert inputs.images(source, model, "fid", split="train").digest == test.digest

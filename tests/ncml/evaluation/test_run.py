@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import ncml
 from ncml.cli import main as cli
 from ncml.config import SOLVERS
 from ncml.evaluation import run, samples
@@ -150,6 +151,21 @@ def test_models_without_noise_have_no_table_of_refinement(evaluate: Run, tmp_pat
     assert "direct (t = 0)" in done.stdout
     assert "Every solver" not in done.stdout + (tmp_path / "out" / "report.md").read_text()
     assert (tmp_path / "out" / "quality_solvers.csv").read_text().count("\n") == 1
+
+
+@pytest.mark.parametrize("batching", ["fast", "fixed"])
+def test_a_trajectory_shows_each_moment_of_all_its_images_once(
+    models: Path, monkeypatch: pytest.MonkeyPatch, batching: str
+) -> None:
+    drawn: list[tuple[str, np.ndarray]] = []
+    monkeypatch.setattr(samples, "draw_sheet", drawn.extend)
+    samples.trajectory(ncml.load(models / "mine", batching=batching), "mine")
+    names, pixels = zip(*drawn, strict=True)
+    assert names == (*(f"row {row}" for row in (2, 4, 6, 8)), *(f"refined, step {step}" for step in (5, 10, 15, 20)))
+    for row, images in zip((2, 4, 6), pixels, strict=False):
+        is_drawn = (images != images[:, -1:]).any((0, 2, 3))
+        assert is_drawn[:row].all()
+        assert not is_drawn[row:].any()
 
 
 def test_mistakes_are_reported_in_one_line(evaluate: Run, tmp_path: Path) -> None:

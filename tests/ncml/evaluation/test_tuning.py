@@ -35,7 +35,7 @@ def colour_features(monkeypatch: pytest.MonkeyPatch) -> None:
         x = pixels_NHWC.astype(np.float32) / 255
         return np.concatenate([x.mean((1, 2)), x.std((1, 2))], 1)
 
-    monkeypatch.setattr(tuning, "load_extractor", lambda: FeatureExtractor("FD (mean colours)", extract))
+    monkeypatch.setattr(tuning, "load_extractor", lambda: FeatureExtractor("mean colours", extract))
 
 
 def pets(folder: Path, count: int = 100) -> str:

@@ -5,6 +5,7 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -15,15 +16,16 @@ from scipy import stats
 import ncml
 from ncml import checkpoint
 from ncml.calibration.estimation import calibrate
+from ncml.config import SDEConfig
 from ncml.errors import InputError
 from ncml.evaluation import quality
 from ncml.network.likelihood import from_uint8, log_mixture, log_prob
-from ncml.network.sde import make_sde
+from ncml.network.sde import largest_noise, make_sde
 from ncml.ood import measurements, statistics
 from ncml.ood.calibration import Calibration
-from ncml.ood.columns import CHANNELS, CORRELATION_KINDS, NEIGHBOURS, noise_levels
+from ncml.ood.columns import CHANNELS, CORRELATION_KINDS, NEIGHBOURS, column_name, noise_levels
 from ncml.ood.statistics import MULTISCALE_KINDS
-from ncml.recipes import maximum_likelihood
+from ncml.recipes import maximum_likelihood, paper_literal
 from tests.ncml import nets
 from tests.ncml.nets import FIT, NEW, RANK
 
@@ -184,8 +186,13 @@ def test_a_score_does_not_depend_on_its_batch(calibrated: ncml.Model) -> None:
 
 
 def test_an_unknown_statistic_is_named(calibrated: ncml.Model) -> None:
-    for arguments in ({"statistic": "odd"}, {"statistics": ["odd"]}):
-        with pytest.raises(InputError, match="no statistic 'odd': choose from bpd, typicality"):
+    for arguments, name in (
+        ({"statistic": "odd"}, "odd"),
+        ({"statistics": ["odd"]}, "odd"),
+        ({"statistic": "all"}, "all"),
+        ({"statistics": ["all"]}, "all"),
+    ):
+        with pytest.raises(InputError, match=f"no statistic '{name}': choose from bpd, typicality"):
             calibrated.score(NEW, **arguments)
 
 
@@ -198,6 +205,18 @@ def test_a_maximum_likelihood_model_is_measured_at_t_0_only(tmp_path: Path) -> N
     calibration = calibrate(model, FIT, RANK, power_images=0)
     assert calibration.thresholds.keys() == model.statistics.keys()
     assert len(model.statistics["multiscale_corr"].needs) == 4 + 15
+
+
+@pytest.mark.parametrize("kind", ["vp", "sub-vp"])
+def test_no_level_exceeds_the_noise_that_may_be_requested(kind: Literal["vp", "sub-vp"]) -> None:
+    """The noise at T of the paper's SDEs has more digits than the names of columns."""
+    for config in (
+        paper_literal(nets.config(), kind),
+        replace(nets.config(), sde=SDEConfig(kind=kind, grey_levels=12.34567)),
+    ):
+        *_, level = noise_levels(config)
+        assert level == largest_noise(config.sde)
+        assert column_name("bits", level) == f"bits_{level:.6g}"
 
 
 def test_levels_below_the_smallest_noise_of_an_sde_are_left_out(tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def test_fine_tuning_computes_on_the_chosen_device_without_emulating_bf16(
 
 
 def _detection(base: str, is_stronger: bool, image_sets: list[set[bytes]]):
-    def detected(model: ncml.Model, images: Dataset, false_positive_rate: float, on_progress: object) -> float:
+    def detected(model: ncml.Model, images: Dataset, *_: object) -> float:
         image_sets.append({pixels.numpy().tobytes() for pixels in images.images_NHWC})
         return 0.5 if model.version == base else 0.6 if is_stronger else 0.4
 

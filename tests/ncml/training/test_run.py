@@ -312,6 +312,16 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path, model_folder: Pat
         train("nowhere", tmp_path / "new", resume=True)
 
 
+def test_a_folder_inside_the_data_is_refused(tmp_path: Path) -> None:
+    """Its sample grid would become a training image."""
+    source = write_images(tmp_path / "photos", 50)
+    for out in (tmp_path / "photos", tmp_path / "photos" / "mine"):
+        with pytest.raises(InputError, match=r"is inside the data, .*photos: choose another folder") as refused:
+            train(source, out)
+        assert refused.value.field == "out"
+        assert not (out / "training").exists()
+
+
 @pytest.mark.parametrize(
     ("section", "change", "option"),
     [
