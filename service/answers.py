@@ -130,7 +130,7 @@ class ProgressAnswer(BaseModel):
     """The progress of a running job."""
 
     stage: str = Field(
-        description='"score", "tiles", "noisy_sampling", "refine"; of a calibration "fit", "rank" or "power".'
+        description='"score", "tiles", "noisy_sampling" or "refine"; of a calibration also "fit", "rank" or "power".'
     )
     step: int
     total: int

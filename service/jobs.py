@@ -189,7 +189,7 @@ class JobService:
                 byte_limit=self.settings.max_waiting_bytes,
                 fingerprint=fingerprint,
                 owner=owner,
-                files=parsed.files,
+                files=parsed.files if job.task is Task.SCORE else (),  # the other results do not name them
                 traceparent=traceparent,
             )
         except QueueFull as error:

@@ -51,6 +51,8 @@ def main(
     metrics_ports = [
         free_port(host, metrics_port + i, "--metrics-port") if metrics_port else 0 for i in range(len(LANES))
     ]
+    if port in metrics_ports:
+        raise ServeError(f"--port and --metrics-port would both use the port {port}: choose others")
     url = service_url(host, port)
     with lock(directory):
         if orphans := terminate_orphans(directory / "children.json"):

@@ -18,6 +18,11 @@ from ncml.sampling.options import SamplingOptions
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """Names of new models: only characters that are valid in folder names on every system."""
 
+JOB_ID = r"^[A-Za-z0-9_-]{1,64}$"
+
+EVENT_ID = r"^[0-9]{1,19}(-[0-9]{1,19})?$"
+"""Ids of stream entries in Valkey."""
+
 
 class Lane(StrEnum):
     """The kind of work of one engine. Scores are quick, so they have their own lane."""

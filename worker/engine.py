@@ -159,7 +159,7 @@ class BatchRunner:
             case _:
                 ids = {"job": ", ".join(jobs), "request": ", ".join(job.request_id for job in jobs.values())}
                 log.error("the computation failed", exc_info=error, extra=ids)
-                detail = f"the computation failed: {type(error).__name__}: {error}".splitlines()[0][:300]
+                detail = f"the computation failed ({type(error).__name__}); the worker's log has the details"
                 reason = JobError(reason="engine", detail=detail)
         for job_id in jobs:
             self._outcomes[job_id] = Outcome(error=reason)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import redis
 
-from worker.contract import JobStatus, Lane
+from worker.contract import JOB_ID, JobStatus, Lane
 from worker.keys import LEASES, job_key, preview_key, queue_key, queue_names, script, wake_key
 from worker.queue import EVENTS_CAP, JobQueue
 from worker.records import status_event
@@ -142,11 +142,11 @@ class Leases:
         retries: dict[bool, list[Claim]] = {False: [], True: []}
         endings: list[tuple[Claim, Ending]] = []
         for member in members:
-            match = re.fullmatch(rb"([A-Za-z0-9_-]{1,64}):([0-9a-f]{32})", member)
-            if not match or not self._redis.exists(job_key(match[1].decode())):
+            job_id, _, token = member.decode(errors="replace").partition(":")
+            is_lease = re.fullmatch(JOB_ID, job_id) and re.fullmatch("[0-9a-f]{32}", token)
+            if not is_lease or not self._redis.exists(job_key(job_id)):
                 self._redis.zrem(LEASES, member)  # no lease, or its record is gone
                 continue
-            job_id, token = match[1].decode(), match[2].decode()
             origin, attempts, canceled = self._fields(job_id)
             if origin not in _ORIGINS:
                 claim = Claim(job_id, token, self._names[0], 1)

@@ -1,7 +1,7 @@
 """The Prometheus metrics of a worker. Each worker serves them on its own port."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
@@ -90,6 +90,12 @@ class WorkerMetrics:
             alarm = FlaggedRateAlarm(calibration.n_rank, calibration.false_positive_rate)
             self._alarms[key] = calibration.version, alarm
         self.ood_evidence.labels(*key).set(float(alarm.update(verdict.is_ood)))
+
+    def forget_evidence_except(self, calibrations: Container[tuple[str, str]]) -> None:
+        """Remove the evidence of calibrations that are no longer served, whose alarms could not end."""
+        for key in [key for key in self._alarms if key not in calibrations]:
+            del self._alarms[key]
+            self.ood_evidence.remove(*key)
 
     def serve(self, host: str, port: int) -> None:
         """Serve the metrics on an address, from a thread."""

@@ -114,6 +114,7 @@ def _served_models(workers: list[PublishedWorker]) -> list[ModelDescriptor]:
             # Only workers that generate have a batching to report.
             if model.batching is None and key in models:
                 model = model.model_copy(update={"batching": models[key].batching})
+            models.pop(key, None)  # so that the order is that of the last worker that serves it
             models[key] = model
     return list(reversed(models.values()))
 

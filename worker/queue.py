@@ -16,7 +16,7 @@ import redis
 
 from ncml.errors import NcmlError
 from worker.changes import Changes
-from worker.contract import Job, JobStatus, Priority, queue_name
+from worker.contract import EVENT_ID, JOB_ID, Job, JobStatus, Priority, queue_name
 from worker.keys import (
     LEASES,
     blob_key,
@@ -47,8 +47,6 @@ CONNECTIONS = 24
 """Maximum connections of a process, in addition to the one that receives changes; further calls wait."""
 
 log = logging.getLogger("ncml.queue")
-
-_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class QueueError(NcmlError):
@@ -133,7 +131,7 @@ class JobQueue:
         beyond them, and when the server's `maxmemory` is nearly reached. One atomic step checks all of this.
         """
         has_random_id, job_id = job_id is None, job_id or uuid.uuid4().hex
-        if not _ID.fullmatch(job_id):
+        if not re.fullmatch(JOB_ID, job_id):
             raise ValueError(f"invalid job id {job_id!r}: use at most 64 letters, digits, _ and -")
         lane = job.task.lane
         record = make_record(
@@ -242,7 +240,7 @@ class JobQueue:
 
     def view(self, job_id: str) -> JobView:
         """Return the public state of a job. Raises `JobNotFound`."""
-        if not _ID.fullmatch(job_id):
+        if not re.fullmatch(JOB_ID, job_id):
             raise JobNotFound(f"there is no job {job_id[:64]!r}")
         values = self._fields(job_id, VIEW_FIELDS)
         by_name = {name: value for name, value in zip(VIEW_FIELDS, values, strict=True) if value is not None}
@@ -318,7 +316,7 @@ class JobQueue:
         Yields None whenever nothing happened for `tick_s`, so that the caller can send a keep-alive or check the time.
         Raises `JobNotFound` if there is no such job. To leave early, call `await generator.aclose()`.
         """
-        if not re.fullmatch(r"[0-9]{1,19}(-[0-9]{1,19})?", after):
+        if not re.fullmatch(EVENT_ID, after):
             raise JobNotFound(f"job {job_id[:64]!r} has no event {after[:64]!r}")
         async with self._changes.follow(job_id, progress=True) as follower:
             while True:

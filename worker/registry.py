@@ -236,5 +236,5 @@ def _tile_calibration(model: Model) -> TileCalibration | None:
 
 
 def _stamp(folder: Path) -> Stamp:
-    files = sorted(path for path in folder.iterdir() if path.is_file())
+    files = sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())
     return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)

@@ -182,7 +182,7 @@ RESULT: TypeAdapter[Result] = TypeAdapter(Annotated[Result, Field(discriminator=
 class Moment(FrozenModel):
     """A moment of a running job. If the job is computed in chunks, `done` counts its finished images."""
 
-    stage: str = Field(description='"score", "tiles", "noisy_sampling", "refine"; "fit", "rank" or "power"')
+    stage: str = Field(description='"score", "tiles", "noisy_sampling", "refine", "fit", "rank" or "power"')
     step: int
     total: int
     done: int = 0

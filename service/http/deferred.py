@@ -8,7 +8,7 @@ from starlette._exception_handler import wrap_app_handling_exceptions
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.http.origins import OPEN_PATHS
 
@@ -33,7 +33,8 @@ class DeferredResponse(Response):
 class RouteLimit:
     """Limits how many routes run at once for requests without a body, so that a burst waits with little memory.
 
-    Requests with a body are exempt, because their clients determine how long the body takes.
+    Requests with a body are exempt, because their clients determine how long the body takes. For the same reason a
+    route counts until its response begins.
     """
 
     def __init__(self) -> None:
@@ -52,15 +53,21 @@ async def call_and_respond(app: ASGIApp, scope: Scope, receive: Receive, send: S
     Exceptions of the deferred response become problem documents, as those of routes do; if it has begun, it is cut off.
     """
     inherited = scope.keys() | {"route", "starlette.exception_handlers"}
-    async with limit.slot(scope):
-        await app(scope, receive, send)
+    async with contextlib.AsyncExitStack() as slot:
+        await slot.enter_async_context(limit.slot(scope))
+
+        async def send_without_slot(message: Message) -> None:
+            await slot.aclose()
+            await send(message)
+
+        await app(scope, receive, send_without_slot)
     if "deferred" not in scope["state"]:
         return
-    respond, receive, send = scope["state"].pop("deferred")
+    respond, *channels = scope["state"].pop("deferred")
     for name in scope.keys() - inherited:
         del scope[name]
     try:
-        await respond(scope, receive, send)
+        await respond(scope, *channels)
     except Exception as error:
         if scope["state"]["has_begun"]:
             expected, _ = scope["starlette.exception_handlers"]
@@ -72,4 +79,4 @@ async def call_and_respond(app: ASGIApp, scope: Scope, receive: Receive, send: S
         async def fail(*_: object, error: Exception = error) -> None:
             raise error
 
-        await wrap_app_handling_exceptions(fail, Request(scope))(scope, receive, send)
+        await wrap_app_handling_exceptions(fail, Request(scope))(scope, *channels)

@@ -19,12 +19,12 @@ from service.http.validation import FieldError
 BINARY = {"schema": {"type": "string", "format": "binary"}, "example": "(the bytes of the file)"}
 """The content of a file."""
 
-JOB_STATUSES = (400, 401, 404, 406, 410, 413, 415, 422, 429, 500, 503, 504)
+JOB_STATUSES = (400, 401, 403, 404, 406, 410, 413, 415, 422, 429, 500, 503, 504)
 JOB_PROBLEMS = (
     "result-expired", "no-worker", "no-model", "queue-down", "no-room", "queue-full", "quota-exceeded",
-    "too-many-uploads", "priority",
+    "too-many-uploads", "priority", "cross-site",
 )  # fmt: skip
-"""The error statuses of the routes that submit jobs; of 404, 429 and 503 only these kinds."""
+"""The error statuses of the routes that submit jobs; of 403, 404, 429 and 503 only these kinds."""
 
 _RETRY_AFTER = {"description": "Seconds to wait before the next attempt.", "schema": {"type": "integer"}}
 
@@ -60,8 +60,8 @@ def _document(app: FastAPI) -> dict[str, Any]:
         for path, operations in document["paths"].items():
             if path not in OPEN_PATHS:
                 for operation in operations.values():
-                    responses = problem_responses(403, 421, kinds=() if "requestBody" in operation else ("cross-site",))
-                    operation["responses"] |= {str(status): response for status, response in responses.items()}
+                    for problem_status, response in problem_responses(403, 421, kinds=("cross-site",)).items():
+                        operation["responses"].setdefault(str(problem_status), response)
         app.openapi_schema = document
     return app.openapi_schema
 

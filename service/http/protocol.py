@@ -62,9 +62,12 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._is_refused:
             return
         super().data_received(data)
+        cycle: Any = self.cycle  # None before the first request
         if self._is_in_head:
             self._head_bytes += len(data)
             self._check_head(self._head_bytes)
+        elif cycle and cycle.response_complete and not self._deadline and not self.transport.is_closing():
+            self._set_deadline(self._limits.header_s)  # blank lines, which have ended uvicorn's idle timeout
 
     def on_message_begin(self) -> None:
         """Begin a request."""
@@ -137,8 +140,8 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         cycle: Any = self.cycle  # None before the first request
-        if cycle is None and not self._is_in_head:
-            self.transport.close()  # the client has sent nothing
+        if not self._is_in_head and (cycle is None or cycle.response_complete):
+            self.transport.close()  # the client has sent nothing of a request
         else:
             self._refuse(408, "The request did not arrive in time; send it faster.", "timeout")
 

@@ -6,10 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from worker.contract import MODEL_NAME
+from worker.contract import EVENT_ID, JOB_ID, MODEL_NAME
 
-JOB_ID = r"^[A-Za-z0-9_-]{1,64}$"
-EVENT_ID = r"^[0-9]{1,19}(-[0-9]{1,19})?$"
 _PATTERNS = {
     MODEL_NAME: "it must have 1 to 64 letters, digits, dots, underscores and hyphens, beginning with a letter or digit",
     JOB_ID: "it must have 1 to 64 letters, digits, underscores and hyphens",

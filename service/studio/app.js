@@ -4,7 +4,7 @@ import { Refusal } from "./api.js";
 import { catalogue } from "./catalogue.js";
 import { announce, button, h, onSubmit, uid } from "./dom.js";
 import { droppedFiles } from "./drop.js";
-import { failure, openDialog } from "./feedback.js";
+import { failure, listed, openDialog, showFailure } from "./feedback.js";
 import { fetchMetrics, load } from "./metrics.js";
 import * as score from "./score.js";
 import { apiKey } from "./session.js";
@@ -49,7 +49,6 @@ async function sendTo(name, ...files) {
 /** Show the view of the address; `navigated` unless the page has just been loaded. */
 async function route(navigated) {
   const fragment = location.hash.slice(1);
-  if (fragment === "content" && navigated) return; // the skip link
   document.querySelector("dialog")?.close();
   const name = Object.hasOwn(views, fragment) ? fragment : "score";
   const { host } = views[name];
@@ -74,6 +73,10 @@ async function route(navigated) {
   title.focus({ preventScroll: true });
 }
 addEventListener("hashchange", () => route(true));
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault(); // the address keeps the name of the view
+  document.getElementById("content").focus();
+});
 route(false);
 
 // -- the state of the service
@@ -157,9 +160,11 @@ modelSelect.addEventListener("change", () => catalogue.select(modelSelect.value)
 
 function openKeyDialog() {
   const id = uid();
+  const hintId = uid();
   const input = h("input", {
     type: "password",
     id,
+    "aria-describedby": hintId,
     autocomplete: "off",
     value: apiKey.get(),
     class: "mono",
@@ -179,7 +184,8 @@ function openKeyDialog() {
     h("button", { type: "submit", class: "primary" }, "Use key"),
     button("Remove key", () => useKey("")),
   );
-  const field = h("div", { class: "field" }, h("label", { for: id }, "Key"), input, h("p", { class: "hint" }, hint));
+  const described = h("p", { id: hintId, class: "hint" }, hint);
+  const field = h("div", { class: "field" }, h("label", { for: id }, "Key"), input, described);
   const form = h("form", { class: "stack", onsubmit: onSubmit(() => useKey(input.value.trim())) }, field, buttons);
   const dialog = openDialog("API key", form);
   input.focus();
@@ -197,8 +203,15 @@ function takeFiles(files) {
   views[name].take([...files]);
 }
 addEventListener("dragover", (event) => event.preventDefault());
+const unreadableFiles = h("div");
+notice.after(unreadableFiles);
 addEventListener("drop", async (event) => {
   event.preventDefault();
-  takeFiles(await droppedFiles(event.dataTransfer));
+  const { files, unreadable } = await droppedFiles(event.dataTransfer);
+  unreadableFiles.replaceChildren();
+  takeFiles(files);
+  if (unreadable.length) {
+    showFailure(unreadableFiles, { message: `${listed(unreadable)} could not be read.`, calm: files.length > 0 });
+  }
 });
 addEventListener("paste", (event) => takeFiles(event.clipboardData.files));

@@ -98,14 +98,21 @@ class CalibrationForm {
     );
     Object.assign(this, { notice, update });
     const id = uid();
-    this.name = h("input", { id, required: true, pattern: "[A-Za-z0-9][A-Za-z0-9._\\-]*", maxlength: 64 });
+    const hintId = uid();
+    this.name = h("input", {
+      id,
+      "aria-describedby": hintId,
+      required: true,
+      pattern: "[A-Za-z0-9][A-Za-z0-9._\\-]*",
+      maxlength: 64,
+    });
     const nameHint = "Letters, digits, dots, hyphens and underscores; the first must be a letter or digit.";
     const nameField = h(
       "div",
       { class: "field", "data-field": "name" },
       h("label", { for: id }, "Name of the new model"),
       this.name,
-      h("p", { class: "hint" }, nameHint),
+      h("p", { id: hintId, class: "hint" }, nameHint),
     );
     const onFiles = (files) => this.take(files);
     const accept = "image/*,.tif,.tiff,.zip";

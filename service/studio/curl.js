@@ -28,7 +28,7 @@ export function endpoint(path, parameters) {
 export function terminal(command, kind = "curl") {
   const parts = command.split(/(?<=[?&])/).flatMap((part) => [part, h("wbr")]);
   return [
-    h("pre", { class: "curl", tabindex: 0, "aria-label": "Command" }, parts),
+    h("pre", { class: "curl", tabindex: 0, role: "group", "aria-label": "Command" }, parts),
     h(
       "div",
       {},

@@ -1,16 +1,24 @@
 // The files that are dropped on the page, also those in folders.
 
-/** Return the dropped files; those of folders follow in the order of their paths. */
+/** The dropped `files`, those of folders in the order of their paths, and the `unreadable` names in them. */
 export async function droppedFiles({ files, items }) {
   const entries = [...items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean); // only available right now
-  if (!entries.some((entry) => entry.isDirectory)) return [...files];
-  return (await Promise.all(entries.map(entryFiles))).flat();
+  if (!entries.some((entry) => entry.isDirectory)) return { files: [...files], unreadable: [] };
+  const unreadable = [];
+  return { files: await filesOf(entries, unreadable), unreadable };
 }
 
-async function entryFiles(entry) {
-  if (entry.isFile) return [await new Promise((resolve, reject) => entry.file(resolve, reject))];
-  const entries = await folderEntries(entry.createReader());
-  return (await Promise.all(entries.map(entryFiles))).flat();
+async function filesOf(entries, unreadable) {
+  const read = async (entry) => {
+    try {
+      if (entry.isFile) return [await new Promise((resolve, reject) => entry.file(resolve, reject))];
+      return await filesOf(await folderEntries(entry.createReader()), unreadable);
+    } catch {
+      unreadable.push(entry.name);
+      return [];
+    }
+  };
+  return (await Promise.all(entries.map(read))).flat();
 }
 
 /** All entries of a folder; a reader returns them in batches, the last of which is empty. */

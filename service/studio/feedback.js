@@ -78,7 +78,7 @@ export const UNDISPLAYABLE = "This browser cannot display this file; the service
 export const isTiff = ({ name, type }) => type === "image/tiff" || /\.tiff?$/i.test(name);
 
 /** The first of many names. */
-const listed = (names) =>
+export const listed = (names) =>
   names.length > MAX_NAMES
     ? `${names.slice(0, MAX_NAMES).join(", ")} and ${plural(names.length - MAX_NAMES, "other file")}`
     : names.join(", ");

@@ -55,6 +55,7 @@ function textBlock(block) {
     } else if (item) {
       if (!list) {
         list = h("ul");
+        paragraph = null;
         elements.push(list);
       }
       list.append(h("li", {}, spans(item)));
@@ -63,6 +64,7 @@ function textBlock(block) {
     } else {
       if (!paragraph) {
         paragraph = h("p");
+        list = null;
         elements.push(paragraph);
       }
       paragraph.append(...spans(line), " ");

@@ -716,6 +716,33 @@ def test_an_image_dropped_where_calibration_is_disabled_is_taken_by_score(studio
     expect(page.locator("#view-score .waiting li")).to_contain_text("stripes.png")
 
 
+DROP_FOLDER = """async () => {
+    const { exampleFile } = await import("/studio/examples.js");
+    const image = await exampleFile("stripes", 8, 8);
+    const entries = [
+        { isFile: true, name: "gone.png", file: (_, reject) => reject(new DOMException("gone", "NotFoundError")) },
+        { isFile: true, name: image.name, file: (resolve) => resolve(image) },
+        { isDirectory: true, name: "locked", createReader: () => ({ readEntries: (_, fail) => fail(new Error()) }) },
+    ];
+    const batches = [entries, []];
+    const folder = { isDirectory: true, createReader: () => ({ readEntries: (resolve) => resolve(batches.shift()) }) };
+    const event = new Event("drop", { cancelable: true });
+    const value = { files: [], items: [{ webkitGetAsEntry: () => folder }] };
+    Object.defineProperty(event, "dataTransfer", { value });
+    dispatchEvent(event);
+}"""
+
+
+def test_files_of_a_dropped_folder_that_cannot_be_read_are_named_and_the_others_taken(studio) -> None:
+    page = studio("score")
+    page.evaluate(DROP_FOLDER)
+    expect(page.locator("#view-score .waiting li")).to_contain_text("stripes.png")
+    notice = page.get_by_role("status").filter(has_text="gone.png, locked could not be read.")
+    expect(notice).to_be_in_viewport()
+    page.evaluate(DROP, ["stripes"])
+    expect(notice).to_have_count(0)
+
+
 def test_of_several_images_dropped_on_complete_the_one_in_use_is_named(studio) -> None:
     page = studio("complete")
     expect(page.locator("#view-complete .drop")).to_be_visible()

@@ -78,6 +78,15 @@ def test_a_silent_connection_is_closed(port: int) -> None:
     assert 0.5 < time.monotonic() - began < 20
 
 
+def test_blank_lines_after_a_response_do_not_keep_a_connection_open(port: int) -> None:
+    connection = send(port, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+    connection.sendall(b"\r\n")
+    began = time.monotonic()
+    answer(connection)
+    assert time.monotonic() - began < 20
+
+
 @pytest.mark.parametrize("start", [b"POST", HEAD, HEAD + b"\r\nhalf"], ids=["line", "headers", "body"])
 def test_a_request_that_does_not_arrive_in_time_is_refused(port: int, start: bytes) -> None:
     received = answer(send(port, start))

@@ -73,6 +73,25 @@ def test_any_number_of_requests_can_wait_for_a_job(
     asyncio.run(asyncio.wait_for(run(), HANG_S))
 
 
+def test_clients_that_do_not_read_leave_the_routes_to_others(client: TestClient) -> None:
+    async def run() -> None:
+        async def never(_: object = None) -> Message:
+            return await asyncio.Future()
+
+        scope = {"type": "http", "method": "GET", "query_string": b"", "headers": [(b"host", b"localhost")]}
+        path = "/docs/assets/swagger-ui-bundle.js"
+        unread = [
+            asyncio.ensure_future(client.app(scope | {"path": path}, never, never))
+            for _ in range(MAX_CONCURRENT_ROUTES)
+        ]
+        await asyncio.sleep(0)
+        assert await call(client, "GET", "/version") == 200
+        for request in unread:
+            request.cancel()
+
+    asyncio.run(asyncio.wait_for(run(), HANG_S))
+
+
 def test_a_request_for_a_result_ends_when_its_client_disconnects(new_client: Callable[..., TestClient], queue) -> None:
     queue.delay_s = 600
     client = new_client(wait_s=600)

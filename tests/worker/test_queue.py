@@ -293,26 +293,35 @@ def test_a_worker_of_another_version_is_ignored(queue: JobQueue, caplog: pytest.
     assert "ignoring a worker of another version" in caplog.text
 
 
+MODEL = ModelDescriptor(
+    name="m", version="ab" * 32, height=1, width=1, classes=(), noise=1, keeps=(), solver="s", stepped_solver="s",
+    solvers={}, preprocessing=Preprocessing(name="p", version=1),
+)  # fmt: skip
+
+
+def publish(queue: JobQueue, name: str, model: ModelDescriptor, lane: Lane = Lane.SCORE) -> None:
+    """Publish a worker, which started after those of names before its own, and its model."""
+    started_at = float(ord(name))
+    info = WorkerInfo(name=name, lanes=(lane,), state=WorkerState.IDLE, models=(), started_at=started_at)
+    queue.redis.zadd(WORKERS, {name: 1})
+    queue.redis.set(worker_key(name), PublishedWorker(info=info, models=(model,)).model_dump_json())
+
+
 def test_a_model_has_the_batching_of_the_latest_worker_that_generates(queue: JobQueue) -> None:
-    plain = ModelDescriptor(
-        name="m", version="ab" * 32, height=1, width=1, classes=(), noise=1, keeps=(), solver="s", stepped_solver="s",
-        solvers={}, preprocessing=Preprocessing(name="p", version=1),
-    )  # fmt: skip
-
-    def publish(name: str, lane: Lane, batching: Batching | None, card: str) -> None:
-        started_at = float(ord(name))
-        info = WorkerInfo(name=name, lanes=(lane,), state=WorkerState.IDLE, models=(), started_at=started_at)
-        model = plain.model_copy(update={"batching": batching, "card": card})
-        queue.redis.zadd(WORKERS, {name: 1})
-        queue.redis.set(worker_key(name), PublishedWorker(info=info, models=(model,)).model_dump_json())
-
     passed, failed = (
         Batching(groups=groups, check=check, detail="d") for groups, check in (("fast", "passed"), ("fixed", "failed"))
     )
-    publish("a", Lane.GENERATE, passed, "old")
-    publish("b", Lane.GENERATE, failed, "newer")
-    publish("c", Lane.SCORE, None, "newest")
-    assert queue.monitor.models() == [plain.model_copy(update={"batching": failed, "card": "newest"})]
+    publish(queue, "a", MODEL.model_copy(update={"batching": passed, "card": "old"}), Lane.GENERATE)
+    publish(queue, "b", MODEL.model_copy(update={"batching": failed, "card": "newer"}), Lane.GENERATE)
+    publish(queue, "c", MODEL.model_copy(update={"card": "newest"}))
+    assert queue.monitor.models() == [MODEL.model_copy(update={"batching": failed, "card": "newest"})]
+
+
+def test_models_are_in_the_order_of_the_latest_worker_that_serves_each(queue: JobQueue) -> None:
+    """After a rollback, that is the former version again."""
+    for name, version in (("a", "one"), ("b", "two"), ("c", "one")):
+        publish(queue, name, MODEL.model_copy(update={"version": version}))
+    assert [model.version for model in queue.monitor.models()] == ["one", "two"]
 
 
 async def _wait(queue: JobQueue, job_id: str, timeout_s: float):

@@ -76,6 +76,16 @@ def test_only_a_changed_folder_is_reloaded(tmp_path: Path, loads: Loads) -> None
         registry.get("a", held.version)
 
 
+def test_files_that_are_being_written_do_not_reload_a_model(tmp_path: Path, loads: Loads) -> None:
+    folder = write_model(tmp_path, "a")
+    registry = registry_of(loads, tmp_path)
+    registry.get("a")
+    for size in (1, 2):
+        (folder / ".model.safetensors.1234.new").write_bytes(bytes(size))
+        assert not registry.scan()
+    assert loads.names == ["a"]
+
+
 def test_a_model_that_another_worker_found_first_is_found_when_a_job_names_it(tmp_path: Path, loads: Loads) -> None:
     changes: list[tuple[str, ...]] = []
     registry = ModelRegistry(

@@ -5,6 +5,7 @@ import contextlib
 import functools
 import json
 import os
+import shutil
 import signal
 import time
 import urllib.request
@@ -21,6 +22,7 @@ from tests.conftest import eventually, free_port
 from tests.worker.fleet import PIXELS, Fleet, complete, generate, scan, score
 from tests.worker.synthetic import HEIGHT, WIDTH, write_model
 from worker.contract import Job, JobStatus, Lane, Pixels, Priority
+from worker.descriptors import WorkerState
 from worker.leases import Claim
 from worker.queue import JobNotFound
 from worker.results import Box, ImagesResult, Ood, ScanResult, ScoreResult
@@ -104,6 +106,24 @@ def test_a_calibrated_model_gives_verdicts_statistics_and_the_sanity_test(fleet:
         evidence = alarm.update(scored.ood.is_ood)
     assert f'ncml_ood_evidence{{calibration="default",model="synthetic"}} {float(evidence)}' in lines
     assert 'ncml_score_bpd_count{model="synthetic"} 8.0' in lines  # scores under noise do not count
+
+    write_model(fleet.models, calibrated=False)
+    eventually(lambda: not fleet.queue.monitor.models()[0].calibrations)
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as response:
+        assert "ncml_ood_evidence{" not in response.read().decode()  # an alarm that could not end
+
+
+def test_a_worker_without_models_takes_no_jobs(fleet: Fleet) -> None:
+    shutil.rmtree(fleet.models)
+    fleet.start(ready=False)
+    eventually(lambda: [worker.state for worker in fleet.queue.monitor.workers()] == [WorkerState.LOADING])
+    job_id = fleet.queue.submit(score())
+    eventually(lambda: "worker started" in fleet.log.read_text())
+    time.sleep(2)
+    assert fleet.queue.view(job_id).status is JobStatus.QUEUED
+    write_model(fleet.models)
+    (view,) = fleet.wait([job_id])
+    assert view.status is JobStatus.SUCCEEDED
 
 
 def test_an_uncalibrated_model_gives_no_verdict(fleet: Fleet) -> None:
