@@ -1,7 +1,7 @@
 """Compare the throughput of `ncml score --server` with that of the workers alone, for one worker and for two.
 
-The workers are real processes with a synthetic model that takes as long as the bundled model does on an idle core but
-uses no processor time, so that the machine's cores do not limit the workers. The throughput of the workers alone is
+The workers are real processes with a synthetic model that takes 40 ms for an image (`--image-ms`) but uses no processor
+time, so that the machine's cores do not limit the workers. The throughput of the workers alone is
 measured with the same jobs, all queued at once. Goal: at least 0.9 of it.
 
     python benchmarks/bulk.py [--images N] [--image-ms MS] [--json]

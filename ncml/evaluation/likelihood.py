@@ -74,7 +74,7 @@ def likelihood(inputs: Inputs) -> Section:
         "over images."
     ]
     if published_rows:
-        text.append("Published rows are the paper's: models of 50 million parameters and more, trained for days.")
+        text.append("Published rows are the paper's; its NCPN has 73 million parameters.")
     return Section(
         kind="likelihood",
         title=f"{table}: likelihood" if table else "Likelihood",

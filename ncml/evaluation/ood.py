@@ -226,6 +226,6 @@ def _figure(label: str, detection: Detection) -> Figure:
     axes[1].legend(fontsize=8, frameon=False)
     caption = (
         f"{label}: distributions of bits/dim and of the default statistic, {default}, with their calibrated thresholds "
-        "dotted. Peaks above the frame are cut off."
+        "dotted. The outer bins contain all values beyond them, and peaks above the frame are cut off."
     )
     return Figure(f"ood_{label}", caption, plot)

@@ -138,6 +138,6 @@ def _figure_2(inputs: Inputs, model: Model, label: str, images: ImageSet) -> Fig
     rows.append((f"change at 0.5, x{AMPLIFICATION}", change.astype(np.uint8)))
     caption = (
         f"Figure 2, {label}: images with lowest bits flipped with probability pi, bits/dim below each. The changes, "
-        "shown amplified in the last row, are invisible, but cost the model up to one bit per dimension."
+        "shown amplified in the last row, are invisible, but raise the bits/dim."
     )
     return Figure(f"figure2_{label}", caption, draw_sheet(rows, below=[*values, []]))

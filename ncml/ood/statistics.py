@@ -58,7 +58,7 @@ small. From 24 to 225 images the factor matters little; shrinking as much as the
 PRIOR_IMAGES = 10
 """Weight of a prior's correlations, as a number of images.
 
-Measured on photographs (imagenet1k_32) with the bundled calibration as prior: the mean AUROC over alterations and
+Measured on photographs (imagenet1k_32) with the first bundled calibration as prior: the mean AUROC over alterations and
 textures rises by .013 with 20 images, and falls by .004 with 100; larger weights lose more.
 """
 
