@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,8 @@ STOP_GRACE_S = 15.0
 """Time between the request to stop a child and killing it."""
 BACKOFF_S = (0.5, 30.0)
 """First and longest pause before a child that died is restarted; each pause is twice the previous one."""
+MAX_LOG_BYTES = 32 * 2**20
+"""Size at which the log of a child becomes its previous log, and a new one begins."""
 INVALID_SETUP_STATUS = 2
 """Exit status of a command with an invalid setup, which a restart would not change."""
 
@@ -83,7 +86,7 @@ class Supervisor:
     """Starts the stages of children in order, restarts what dies, and stops the stages in reverse.
 
     `report` receives one line per notable event. `directory` holds the record of children and their logs, which cover
-    the time of this supervisor only.
+    the time of this supervisor only, and of that the latest `MAX_LOG_BYTES` to twice as many.
     """
 
     def __init__(
@@ -94,6 +97,7 @@ class Supervisor:
         self.logs = {child.name: directory / f"{child.name.replace(' ', '-')}.log" for child in self.children}
         for log in self.logs.values():
             log.unlink(missing_ok=True)
+            _previous(log).unlink(missing_ok=True)
         self.report = report
         self.grace_s = grace_s
         self.stopping = threading.Event()
@@ -107,6 +111,7 @@ class Supervisor:
         """Start every child that is due; raises `ServeError` for a child whose setup is invalid."""
         changed = False
         for child in self.children:
+            _limit_size(self.logs[child.name])
             if child.running():
                 continue
             now = time.monotonic()
@@ -155,6 +160,17 @@ class Supervisor:
         partial = self.record.with_suffix(".tmp")
         partial.write_text(json.dumps(entries))
         partial.replace(self.record)
+
+
+def _previous(log: Path) -> Path:
+    return log.with_suffix(".previous.log")
+
+
+def _limit_size(log: Path) -> None:
+    """Begin a new log if this one is too large. Its process appends to the file, so the content is moved instead."""
+    if log.exists() and log.stat().st_size > MAX_LOG_BYTES:
+        shutil.copyfile(log, _previous(log))
+        os.truncate(log, 0)
 
 
 def terminate_orphans(record: Path) -> int:

@@ -54,6 +54,26 @@ def test_a_child_that_was_healthy_is_restarted_without_a_long_pause(tmp_path: Pa
         supervisor.stop()
 
 
+def test_the_log_of_a_child_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.supervisor.MAX_LOG_BYTES", 10_000)
+    code = "import itertools, time\nfor i in itertools.count(): print(i, flush=True); time.sleep(1e-4)"
+    supervisor = Supervisor([[Child("talker", python(code))]], tmp_path, print)
+    log, previous = tmp_path / "talker.log", tmp_path / "talker.previous.log"
+    try:
+        for _ in range(2):
+            previous.unlink(missing_ok=True)
+            eventually(lambda: supervisor.start_due() or previous.exists())
+            assert previous.stat().st_size > 10_000
+        eventually(lambda: log.read_text().count("\n") > 1)
+    finally:
+        supervisor.stop()
+    first = int(log.read_text().split()[0])
+    assert first > int(previous.read_text().split()[-1])
+    Supervisor([[Child("talker", SLEEP)]], tmp_path, print)
+    assert not log.exists()
+    assert not previous.exists()
+
+
 def test_a_child_with_an_invalid_setup_ends_the_stack(tmp_path: Path) -> None:
     child = Child("picky one", python("print('ncml: colour: must be blue'); raise SystemExit(2)"))
     supervisor = Supervisor([[child]], tmp_path, print)
