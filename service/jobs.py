@@ -21,7 +21,7 @@ from ncml.paths import default_model
 from service.answers import KEY_PREFIX, job_problem, job_response, submitted_view
 from service.decoder import Limits
 from service.decoders import DecoderPool
-from service.http.clients import StreamLimit
+from service.http.clients import ResultLimit, StreamLimit, client_name
 from service.http.deferred import DeferredResponse
 from service.http.negotiation import WaitPreference, idempotency_key, wait_preference
 from service.http.problems import RETRY_AFTER_S, Problem, as_sentence, invalid_field
@@ -52,6 +52,7 @@ class JobService:
         self.queue = queue
         self.metrics = metrics
         self.streams = StreamLimit(settings.max_streams, metrics)
+        self._results = ResultLimit()
         self._decoders = DecoderPool(
             settings.decode_threads, Limits(cpu_s=settings.decode_cpu_s, memory_bytes=settings.decode_memory_bytes)
         )
@@ -158,7 +159,7 @@ class JobService:
         """
         preference = wait_preference(request.headers, self.settings.wait_s)
         key = idempotency_key(request.headers)
-        owner = str(request.state.owner)
+        owner, client = str(request.state.owner), client_name(request)
         traceparent = str(request.state.traceparent)
         submit = functools.partial(self._submit, job, parsed, key, request.url.path, owner, traceparent)
         job_id = await anyio.to_thread.run_sync(submit, limiter=self._limiter(job.task))
@@ -168,11 +169,11 @@ class JobService:
 
         async def respond(scope: Scope, receive: Receive, send: Send) -> None:
             try:
-                response = await self.wait_and_respond(receive, job_id, media, preference, cancels=not key)
+                view = await self.wait(receive, job_id, preference, cancels=not key)
+                await self.respond(view, media, preference, client, scope, receive, send)
             except RedisError as error:  # the job is accepted, so the client needs its address
                 log.error("waiting for the job %s failed: %s", job_id, error)
-                response = job_response(submitted(), None, RETRY_AFTER_S, 202)
-            await response(scope, receive, send)
+                await job_response(submitted(), None, RETRY_AFTER_S, 202)(scope, receive, send)
 
         return DeferredResponse(respond)
 
@@ -211,10 +212,10 @@ class JobService:
         self.metrics.enqueued.labels(task=job.task, model=job.model, priority=job.priority).inc()
         return job_id
 
-    async def wait_and_respond(
-        self, receive: Receive, job_id: str, media: str, preference: WaitPreference, *, cancels: bool = False
-    ) -> Response:
-        """Respond as `respond` does once the job has ended or the client waits no longer.
+    async def wait(
+        self, receive: Receive, job_id: str, preference: WaitPreference, *, cancels: bool = False
+    ) -> JobView:
+        """Return the job once it has ended or the client waits no longer.
 
         With `cancels`, a client that disconnects while it waits cancels the job.
         """
@@ -227,7 +228,7 @@ class JobService:
                     view = await anyio.to_thread.run_sync(self.queue.cancel, job_id)
         finally:
             disconnect.cancel()
-        return await self.respond(view, media, preference)
+        return view
 
     async def view(self, request: Request, job_id: str) -> JobView:
         """Return a job of this client. Raises `JobNotFound` for the jobs of others, too."""
@@ -238,8 +239,25 @@ class JobService:
 
     # -- the response
 
-    async def respond(self, view: JobView, media: str, preference: WaitPreference) -> Response:
-        """Respond with the result of a job that has ended, else with 202. Raises the `Problem` of a failed job."""
+    async def respond(
+        self,
+        view: JobView,
+        media: str,
+        preference: WaitPreference,
+        client: str,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        """Respond to a client, by its name, with the result of a job that has ended, else with 202.
+
+        Raises the `Problem` of a failed job.
+        """
+        async with self._results.slot(client):
+            response = await self._result_or_state(view, media, preference)
+            await response(scope, receive, send)
+
+    async def _result_or_state(self, view: JobView, media: str, preference: WaitPreference) -> Response:
         view = _as_canceled(view)
         if not view.status.is_terminal:
             response = await self.describe(view, 202)

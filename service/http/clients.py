@@ -1,12 +1,19 @@
-"""The names under which clients are counted, and the limit of event streams per client."""
+"""The names under which clients are counted, and the limits of their event streams and results."""
 
+import asyncio
+import contextlib
 import ipaddress
 from collections import Counter
+from collections.abc import AsyncGenerator
+from weakref import WeakValueDictionary
 
 from fastapi import Request
 
 from service.http.problems import Problem
 from service.metrics import Metrics
+
+MAX_RESULTS, MAX_RESULTS_OF_CLIENT = 64, 8
+"""Maximum number of results that are in memory at once, and of those for one client."""
 
 
 def client_name(request: Request) -> str:
@@ -50,3 +57,18 @@ class StreamLimit:
         self._open[client] -= 1
         if not self._open[client]:
             del self._open[client]
+
+
+class ResultLimit:
+    """Limits how many results are in memory at once, from loading them until the client has read them; others wait."""
+
+    def __init__(self) -> None:
+        self._all = asyncio.Semaphore(MAX_RESULTS)
+        self._of_client: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+
+    @contextlib.asynccontextmanager
+    async def slot(self, client: str) -> AsyncGenerator[None]:
+        """Return the context in which a result may be loaded and sent."""
+        of_client = self._of_client.setdefault(client, asyncio.Semaphore(MAX_RESULTS_OF_CLIENT))
+        async with of_client, self._all:
+            yield

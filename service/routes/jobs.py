@@ -101,12 +101,12 @@ async def result(job_id: JobId, request: Request, jobs: Jobs, format: ResultForm
     view = await jobs.view(request, job_id)
     media = negotiate(request.headers, OFFERS.get(view.task, IMAGE_OFFERS), format)
     preference = wait_preference(request.headers, jobs.settings.wait_s)
-    if view.status.is_terminal or view.is_canceling or not preference.applied:
-        return await jobs.respond(view, media, preference)
+    client = client_name(request)
+    waits = preference.applied and not view.status.is_terminal and not view.is_canceling
 
     async def respond(scope: Scope, receive: Receive, send: Send) -> None:
-        response = await jobs.wait_and_respond(receive, job_id, media, preference)
-        await response(scope, receive, send)
+        current = await jobs.wait(receive, job_id, preference) if waits else view
+        await jobs.respond(current, media, preference, client, scope, receive, send)
 
     return DeferredResponse(respond)
 

@@ -9,6 +9,7 @@ from starlette.testclient import TestClient
 from starlette.types import Message
 
 from ncml.images import to_png
+from service.http.clients import MAX_RESULTS_OF_CLIENT
 from service.http.deferred import MAX_CONCURRENT_ROUTES
 
 IMAGE = to_png(np.full((8, 8, 3), 50, np.uint8))
@@ -88,6 +89,38 @@ def test_clients_that_do_not_read_leave_the_routes_to_others(client: TestClient)
         assert await call(client, "GET", "/version") == 200
         for request in unread:
             request.cancel()
+
+    asyncio.run(asyncio.wait_for(run(), HANG_S))
+
+
+def test_clients_that_do_not_read_their_results_leave_those_of_others(client: TestClient) -> None:
+    client.post("/score", files=[("image", IMAGE)])
+
+    async def run() -> None:
+        sending: list[int] = []
+
+        async def never(_: object = None) -> Message:
+            return await asyncio.Future()
+
+        async def get(port: int) -> None:
+            async def send(_: Message) -> None:
+                sending.append(port)
+                await asyncio.Future()
+
+            scope = {"type": "http", "method": "GET", "path": "/jobs/job-0/result", "query_string": b""}
+            headers = [(b"host", b"localhost")]
+            await client.app(scope | {"headers": headers, "client": ("192.0.2.1", port)}, never, send)
+
+        unread = [asyncio.ensure_future(get(port)) for port in range(2 * MAX_CONCURRENT_ROUTES)]
+        while len(sending) < MAX_RESULTS_OF_CLIENT:
+            await asyncio.sleep(0.01)
+        for path in ("/jobs/job-0/result", "/version"):
+            assert await call(client, "GET", path) == 200
+        assert len(sending) == MAX_RESULTS_OF_CLIENT
+        for request in unread:
+            request.cancel()
+        await asyncio.wait(unread)
+        assert await call(client, "GET", "/jobs/job-0/result") == 200
 
     asyncio.run(asyncio.wait_for(run(), HANG_S))
 
