@@ -168,7 +168,7 @@ def _write_card(folder: Path, card: str) -> None:
 def check_copy(folder: Path, out: Path, *, changing: bool = False) -> None:
     """Raise `InputError` if `out` cannot be written, or holds anything but the model in `folder`.
 
-    changing: whether the copy will differ; then also if it is not empty.
+    changing: whether the copy will differ from the model; then `out` must be empty.
     """
     if (out / CONFIG).is_file():
         if changing:

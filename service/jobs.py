@@ -1,6 +1,7 @@
 """What the routes share: select the model, decode images, submit the job, wait for it, and respond with its result."""
 
 import asyncio
+import contextlib
 import functools
 import hashlib
 import logging
@@ -21,7 +22,7 @@ from ncml.paths import default_model
 from service.answers import KEY_PREFIX, job_problem, job_response, submitted_view
 from service.decoder import Limits
 from service.decoders import DecoderPool
-from service.http.clients import ResultLimit, StreamLimit, client_name
+from service.http.clients import ResultLimit, StreamLimit, client_name, in_parts
 from service.http.deferred import DeferredResponse
 from service.http.negotiation import WaitPreference, idempotency_key, wait_preference
 from service.http.problems import RETRY_AFTER_S, Problem, as_sentence, invalid_field
@@ -52,7 +53,8 @@ class JobService:
         self.queue = queue
         self.metrics = metrics
         self.streams = StreamLimit(settings.max_streams, metrics)
-        self._results = ResultLimit()
+        self._results = {Task.SCAN: ResultLimit(), None: ResultLimit()}
+        """The limits of scans, whose results are rendered one at a time, and of all other tasks."""
         self._decoders = DecoderPool(
             settings.decode_threads, Limits(cpu_s=settings.decode_cpu_s, memory_bytes=settings.decode_memory_bytes)
         )
@@ -253,12 +255,14 @@ class JobService:
 
         Raises the `Problem` of a failed job.
         """
-        async with self._results.slot(client):
+        view = _as_canceled(view)
+        has_result = view.status is JobStatus.SUCCEEDED
+        limit = self._results[Task.SCAN if view.task is Task.SCAN else None]
+        async with limit.slot(client) if has_result else contextlib.nullcontext():
             response = await self._result_or_state(view, media, preference)
-            await response(scope, receive, send)
+            await response(scope, receive, in_parts(send))
 
     async def _result_or_state(self, view: JobView, media: str, preference: WaitPreference) -> Response:
-        view = _as_canceled(view)
         if not view.status.is_terminal:
             response = await self.describe(view, 202)
         elif view.status is not JobStatus.SUCCEEDED:

@@ -85,8 +85,8 @@ def _die_with_parent(signum: int) -> Callable[[], None] | None:
 class Supervisor:
     """Starts the stages of children in order, restarts what dies, and stops the stages in reverse.
 
-    `report` receives one line per notable event. `directory` holds the record of children and their logs, which cover
-    the time of this supervisor only, and of that the latest `MAX_LOG_BYTES` to twice as many.
+    `report` receives one line per notable event. `directory` holds the record of children and their logs, which begin
+    with this supervisor; the latest `MAX_LOG_BYTES` are kept, and at most twice as many.
     """
 
     def __init__(
@@ -169,7 +169,8 @@ def _previous(log: Path) -> Path:
 def _limit_size(log: Path) -> None:
     """Begin a new log if this one is too large. Its process appends to the file, so the content is moved instead."""
     if log.exists() and log.stat().st_size > MAX_LOG_BYTES:
-        shutil.copyfile(log, _previous(log))
+        with contextlib.suppress(OSError):  # a full disk, on which the next line frees space
+            shutil.copyfile(log, _previous(log))
         os.truncate(log, 0)
 
 

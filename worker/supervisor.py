@@ -64,6 +64,8 @@ class EngineSupervisor:
         """Log, measure and publish the models that the engine serves; the first catalogue makes it ready."""
         for name, fault in catalogue.faults.items():
             log.error("model cannot be used: %s", fault, extra={"model": name})
+        if not catalogue.models:
+            log.warning("there is no model to serve")
         self._metrics.model_info.clear()
         self._metrics.model_batching.clear()
         for model in catalogue.models:

@@ -159,4 +159,4 @@ def _concerns_image(error: InputError | ServiceError, path: Path) -> bool:
 def _relative(path: Path) -> Path:
     """Return a path that stays below any folder that it is joined to, another one for every path."""
     names = {"..": "_parent", path.anchor: "_root"}
-    return Path(*(names.get(part, part) for part in path.parts))
+    return Path(*(names.get(part, f"_{part}" if part.startswith("_") else part) for part in path.parts))

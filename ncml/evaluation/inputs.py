@@ -67,9 +67,9 @@ class Inputs:
         """The name of the in-distribution set."""
         return self.names[self.data]
 
-    @cached_property
+    @property
     def _split_notes(self) -> tuple[str, ...]:
-        """A remark if the in-distribution set has no test split; cached, because a folder is listed to find out."""
+        """A remark if the in-distribution set has no test split."""
         if image_sets.has_test_split(self.data):
             return ()
         return (

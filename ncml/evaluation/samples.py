@@ -61,7 +61,9 @@ def direct_and_refined(inputs: Inputs, model: Model, label: str) -> Figure:
 
         refined = model.generate(COLUMNS, **as_trained(model.noise), callback=keep_noisy)
         rows += [(f"noisy, {model.noise:g} grey levels", noisy[-1]), ("Tweedie, 1 step", refined)]
-        for solver, steps in ((solver, steps) for solver, steps in SOLVERS.items() if steps > 1):
+        for solver, steps in SOLVERS.items():
+            if steps == 1:
+                continue
             inputs.cache.on_progress(Progress(f"samples of {label}", len(rows), 6))
             arguments = as_trained(model.noise) | {"solver": solver, "steps": steps}
             rows.append((f"{solver}, {steps}", model.generate(COLUMNS, **arguments)))

@@ -80,8 +80,9 @@ def adapt(
     checkpoint.check_copy(model.folder, out, changing=max_seconds > 0)
     estimating, ranking = split(data, false_positive_rate)
     on_message(f"{len(estimating)} images are used to estimate, {len(ranking)} to rank")
-    training, selecting = _divide(estimating, math.ceil(TRAINING_SHARE * len(estimating)))
+    training = selecting = estimating
     if max_seconds:
+        training, selecting = _divide(estimating, math.ceil(TRAINING_SHARE * len(estimating)))
         _check_fine_tuning(model, training, selecting, false_positive_rate)
     foreign = generate_foreign(model, on_progress)
     selected, fine_tuned = model, False

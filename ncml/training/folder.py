@@ -19,7 +19,13 @@ IMAGE_CACHE = "training/images"
 
 
 def check_folder(
-    out: Path, data: str, *, resume: bool, cooldown_from: Path | None, total_images: int | None, has_initial_model: bool
+    out: Path,
+    source: str,
+    *,
+    resume: bool,
+    cooldown_from: Path | None,
+    total_images: int | None,
+    has_initial_model: bool,
 ) -> None:
     """Raise `InputError` for a folder that cannot hold this run, before anything is read.
 
@@ -39,8 +45,8 @@ def check_folder(
     if resume and not state.exists():
         raise InputError("resume", f"{out} contains no training run to resume; omit --resume to start one.")
     check_output_folder(out, "out")
-    if Path(data).is_dir() and out.resolve().is_relative_to(Path(data).resolve()):
-        raise InputError("out", f"{out} is inside the data, {data}: choose another folder.")
+    if Path(source).is_dir() and out.resolve().is_relative_to(Path(source).resolve()):
+        raise InputError("out", f"{out} is inside the data, {source}: choose another folder.")
     if cooldown_from is not None and not (cooldown_from / STATE).exists():
         raise InputError("cooldown-from", f"{cooldown_from} contains no training run; name a folder that contains one.")
     if cooldown_from is not None and total_images is None and not resume:

@@ -8,12 +8,16 @@ from collections.abc import AsyncGenerator
 from weakref import WeakValueDictionary
 
 from fastapi import Request
+from starlette.types import Message, Send
 
 from service.http.problems import Problem
 from service.metrics import Metrics
 
 MAX_RESULTS, MAX_RESULTS_OF_CLIENT = 64, 8
 """Maximum number of results that are in memory at once, and of those for one client."""
+
+PART_BYTES = 64 * 2**10
+"""Size of the parts in which a result is sent."""
 
 
 def client_name(request: Request) -> str:
@@ -60,15 +64,29 @@ class StreamLimit:
 
 
 class ResultLimit:
-    """Limits how many results are in memory at once, from loading them until the client has read them; others wait."""
+    """Limits how many results are in memory at once, from loading them until the last part is sent; others wait."""
 
     def __init__(self) -> None:
-        self._all = asyncio.Semaphore(MAX_RESULTS)
-        self._of_client: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._slots = asyncio.Semaphore(MAX_RESULTS)
+        self._client_slots: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     @contextlib.asynccontextmanager
     async def slot(self, client: str) -> AsyncGenerator[None]:
         """Return the context in which a result may be loaded and sent."""
-        of_client = self._of_client.setdefault(client, asyncio.Semaphore(MAX_RESULTS_OF_CLIENT))
-        async with of_client, self._all:
+        client_slots = self._client_slots.setdefault(client, asyncio.Semaphore(MAX_RESULTS_OF_CLIENT))
+        async with client_slots, self._slots:
             yield
+
+
+def in_parts(send: Send) -> Send:
+    """Return a `send` that passes on a body in parts, because uvicorn waits for the reader only before it sends one."""
+
+    async def send_parts(message: Message) -> None:
+        body: bytes = message.get("body", b"")
+        last = max(0, len(body) - 1) // PART_BYTES * PART_BYTES
+        for start in range(0, last, PART_BYTES):
+            part = body[start : start + PART_BYTES]
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({**message, "body": body[last:]} if last else message)
+
+    return send_parts

@@ -1,13 +1,12 @@
-// The page as a whole: switches views by URL fragment, shows the service's state, and takes the API key and images.
+// The page as a whole: switches views by URL fragment, shows the service's state, and takes images.
 
 import { Refusal } from "./api.js";
 import { catalogue } from "./catalogue.js";
-import { announce, button, h, onSubmit, uid } from "./dom.js";
+import { button, h } from "./dom.js";
 import { droppedFiles } from "./drop.js";
-import { failure, listed, openDialog, showFailure } from "./feedback.js";
+import { failure, listed } from "./feedback.js";
 import { fetchMetrics, load } from "./metrics.js";
 import * as score from "./score.js";
-import { apiKey } from "./session.js";
 
 const REFRESH_MS = 5000;
 const REFRESH_WITHOUT_MODELS_MS = 1500;
@@ -156,62 +155,38 @@ catalogue.addEventListener("change", () => {
 });
 modelSelect.addEventListener("change", () => catalogue.select(modelSelect.value));
 
-// -- the API key
-
-function openKeyDialog() {
-  const id = uid();
-  const hintId = uid();
-  const input = h("input", {
-    type: "password",
-    id,
-    "aria-describedby": hintId,
-    autocomplete: "off",
-    value: apiKey.get(),
-    class: "mono",
-    pattern: "\\s*[!-~]*\\s*", // a header cannot contain other characters
-    title: "An API key consists of Latin letters, digits and punctuation, without spaces.",
-  });
-  const hint = "Stored in this tab until you close it, and sent only to this service. Some services need no key.";
-  const useKey = (key) => {
-    apiKey.set(key);
-    dialog.close();
-    announce(key ? "API key set" : "API key removed");
-    refresh();
-  };
-  const buttons = h(
-    "div",
-    { class: "row start" },
-    h("button", { type: "submit", class: "primary" }, "Use key"),
-    button("Remove key", () => useKey("")),
-  );
-  const described = h("p", { id: hintId, class: "hint" }, hint);
-  const field = h("div", { class: "field" }, h("label", { for: id }, "Key"), input, described);
-  const form = h("form", { class: "stack", onsubmit: onSubmit(() => useKey(input.value.trim())) }, field, buttons);
-  const dialog = openDialog("API key", form);
-  input.focus();
-}
-document.getElementById("key").addEventListener("click", openKeyDialog);
+document.getElementById("key").addEventListener("click", async () => {
+  try {
+    const { openKeyDialog } = await import("./key.js");
+    if (!document.querySelector("dialog")) openKeyDialog(refresh);
+  } catch (error) {
+    console.error(error);
+    notice.replaceChildren(failure(new Refusal("The dialog could not be loaded."), () => location.reload()));
+  }
+});
 
 // -- images that are dropped or pasted anywhere
 
 /** Pass files to the current view, or to Score if it takes none. */
 function takeFiles(files) {
+  unreadableFiles.replaceChildren();
   if (!files.length) return;
   const current = Object.keys(views).find((name) => !views[name].host.hidden);
   const name = views[current]?.take ? current : "score";
   if (name !== current) location.hash = name;
   views[name].take([...files]);
 }
-addEventListener("dragover", (event) => event.preventDefault());
 const unreadableFiles = h("div");
 notice.after(unreadableFiles);
+addEventListener("dragover", (event) => event.preventDefault());
 addEventListener("drop", async (event) => {
   event.preventDefault();
   const { files, unreadable } = await droppedFiles(event.dataTransfer);
-  unreadableFiles.replaceChildren();
   takeFiles(files);
   if (unreadable.length) {
-    showFailure(unreadableFiles, { message: `${listed(unreadable)} could not be read.`, calm: files.length > 0 });
+    const dismiss = button("Dismiss", () => unreadableFiles.replaceChildren(), "small");
+    const reason = { message: `${listed(unreadable)} could not be read.`, calm: files.length > 0 };
+    unreadableFiles.replaceChildren(failure(reason, undefined, dismiss));
   }
 });
 addEventListener("paste", (event) => takeFiles(event.clipboardData.files));

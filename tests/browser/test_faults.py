@@ -181,7 +181,7 @@ def test_a_restart_of_the_service_keeps_the_settings(studio) -> None:
         view.get_by_label(label, exact=True).fill(value)
     page.route("**/models", without("tiny", "wide"))
     expect(page.locator("#pulse")).to_have_text("No model yet")
-    page.unroute("**/models")
+    page.unroute_all(behavior="wait")
     expect(page.locator("#pulse")).to_contain_text("Ready")
     for label, value in values.items():
         expect(view.get_by_label(label, exact=True)).to_have_value(value)
@@ -266,7 +266,7 @@ def test_a_verdict_is_not_explained_with_a_later_calibration(studio, images: lis
     expect(verdict).not_to_contain_text("held-out images")
     expect(verdict).to_contain_text("p = ")
     expect(page.locator(".reading .placed")).to_have_count(0)
-    page.unroute("**/models")
+    page.unroute_all(behavior="wait")
     expect(verdict).to_contain_text(re.compile(r"of the \d+ held-out images"))
 
 
@@ -739,6 +739,10 @@ def test_files_of_a_dropped_folder_that_cannot_be_read_are_named_and_the_others_
     expect(page.locator("#view-score .waiting li")).to_contain_text("stripes.png")
     notice = page.get_by_role("status").filter(has_text="gone.png, locked could not be read.")
     expect(notice).to_be_in_viewport()
+    notice.get_by_role("button", name="Dismiss").click()
+    expect(notice).to_have_count(0)
+    page.evaluate(DROP_FOLDER)
+    expect(notice).to_be_visible()
     page.evaluate(DROP, ["stripes"])
     expect(notice).to_have_count(0)
 

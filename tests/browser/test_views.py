@@ -1400,7 +1400,7 @@ def test_unusable_images_and_names_are_refused_beside_their_controls(studio, tab
     submit_button.click()
     expect(refusal).to_contain_text("The files are too large: 0.1 of at most 0.0 MiB.")
     expect(refusal).to_contain_text("ncml adapt FOLDER --model tiny --out models/mine")
-    page.unroute("**/models")
+    page.unroute_all(behavior="wait")
     page.reload()
     # A proxy may have a lower limit.
     detail = "The request body is too large: at most 67108864 bytes are accepted; send fewer or smaller images."

@@ -108,7 +108,7 @@ def test_a_calibrated_model_gives_verdicts_statistics_and_the_sanity_test(fleet:
     assert 'ncml_score_bpd_count{model="synthetic"} 8.0' in lines  # scores under noise do not count
 
     write_model(fleet.models, calibrated=False)
-    eventually(lambda: not fleet.queue.monitor.models()[0].calibrations)
+    eventually(lambda: [model.calibrations for model in fleet.queue.monitor.models()] == [{}])
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as response:
         assert "ncml_ood_evidence{" not in response.read().decode()  # an alarm that could not end
 
@@ -116,10 +116,10 @@ def test_a_calibrated_model_gives_verdicts_statistics_and_the_sanity_test(fleet:
 def test_a_worker_without_models_takes_no_jobs(fleet: Fleet) -> None:
     shutil.rmtree(fleet.models)
     fleet.start(ready=False)
-    eventually(lambda: [worker.state for worker in fleet.queue.monitor.workers()] == [WorkerState.LOADING])
     job_id = fleet.queue.submit(score())
-    eventually(lambda: "worker started" in fleet.log.read_text())
+    eventually(lambda: "there is no model to serve" in fleet.log.read_text())
     time.sleep(2)
+    assert [worker.state for worker in fleet.queue.monitor.workers()] == [WorkerState.LOADING]
     assert fleet.queue.view(job_id).status is JobStatus.QUEUED
     write_model(fleet.models)
     (view,) = fleet.wait([job_id])
