@@ -6,7 +6,6 @@ and their measurements remain valid when more are requested.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -56,12 +55,8 @@ def split_source(source: str) -> tuple[str, str]:
     return (location, split) if colon and not Path(source).exists() else (source, "")
 
 
-@functools.cache
 def has_test_split(source: str) -> bool:
-    """Return whether `load` reads a test split of a source; a folder of images has no splits.
-
-    Cached, because a folder is listed to find out.
-    """
+    """Return whether `load` reads a test split of a source; a folder of images has no splits."""
     location, split = split_source(source)
     return source in GENERATED or (split != "train" and not is_image_folder(location))
 

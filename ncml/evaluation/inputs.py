@@ -56,6 +56,8 @@ class Inputs:
     """Remarks on the in-distribution set for the reader of the report."""
     loaded: dict[tuple[str, int, int, str], ImageSet] = field(default_factory=dict)
     """By source, height, width and split."""
+    splits: dict[str, bool] = field(default_factory=dict[str, bool])
+    """Whether each source has a test split."""
 
     @cached_property
     def names(self) -> dict[str, str]:
@@ -70,11 +72,17 @@ class Inputs:
     @property
     def _split_notes(self) -> tuple[str, ...]:
         """A remark if the in-distribution set has no test split."""
-        if image_sets.has_test_split(self.data):
+        if self._has_test_split(self.data):
             return ()
         return (
             f"{self.data_name} has no test split: it may include images that a model was trained or calibrated on.",
         )
+
+    def _has_test_split(self, source: str) -> bool:
+        """Return whether a source has a test split; remembered, because a folder is listed to find out."""
+        if source not in self.splits:
+            self.splits[source] = image_sets.has_test_split(source)
+        return self.splits[source]
 
     def test_images(self, model: Model, kind: str) -> ImageSet:
         """Return the in-distribution test images for a kind of evaluation, at the model's size."""
@@ -87,7 +95,7 @@ class Inputs:
 
         split: overrides the split of the source, or test; a source without splits is the same set in each.
         """
-        if not image_sets.has_test_split(source):
+        if not self._has_test_split(source):
             split = ""
         key = (source, model.height, model.width, split)
         if key not in self.loaded:
