@@ -53,8 +53,8 @@ class JobService:
         self.queue = queue
         self.metrics = metrics
         self.streams = StreamLimit(settings.max_streams, metrics)
-        self._results = {Task.SCAN: ResultLimit(), None: ResultLimit()}
-        """The limits of scans, whose results are rendered one at a time, and of all other tasks."""
+        # those of scans are rendered one at a time, which must not delay the others
+        self._results, self._scan_results = ResultLimit(), ResultLimit()
         self._decoders = DecoderPool(
             settings.decode_threads, Limits(cpu_s=settings.decode_cpu_s, memory_bytes=settings.decode_memory_bytes)
         )
@@ -257,7 +257,7 @@ class JobService:
         """
         view = _as_canceled(view)
         has_result = view.status is JobStatus.SUCCEEDED
-        limit = self._results[Task.SCAN if view.task is Task.SCAN else None]
+        limit = self._scan_results if view.task is Task.SCAN else self._results
         async with limit.slot(client) if has_result else contextlib.nullcontext():
             response = await self._result_or_state(view, media, preference)
             await response(scope, receive, in_parts(send))

@@ -92,7 +92,7 @@ class WorkerMetrics:
         self.ood_evidence.labels(*key).set(float(alarm.update(verdict.is_ood)))
 
     def forget_evidence_except(self, calibrations: Container[tuple[str, str]]) -> None:
-        """Remove the evidence of calibrations that are no longer served, whose alarms could not end."""
+        """Remove the evidence of calibrations that are no longer served: without verdicts, an alarm would never end."""
         for key in [key for key in self._alarms if key not in calibrations]:
             del self._alarms[key]
             self.ood_evidence.remove(*key)

@@ -34,8 +34,16 @@ class EngineSupervisor:
         self._opening: Opening | None = None
         self._suspect: Opening | None = None
 
+    @property
+    def has_models(self) -> bool:
+        """Whether the engine is ready and serves a model."""
+        return self.is_ready and bool(self.catalogue.models)
+
     def ready_engine(self) -> EngineProcess | None:
-        """Return the engine once it has loaded its models; start it if there is none. None until it is ready."""
+        """Return the engine once it has loaded its models; start it if there is none.
+
+        None until it is ready, and while it has no model: it would fail every job.
+        """
         if self._engine is None:
             if time.monotonic() < self._due:
                 return None
@@ -49,7 +57,7 @@ class EngineSupervisor:
             self.replace("died")
             return None
         if self.is_ready:
-            return self._engine
+            return self._engine if self.catalogue.models else None
         if time.monotonic() - self._heard_at > self._hang_s:
             self.replace("hung")
         return None

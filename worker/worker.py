@@ -114,8 +114,7 @@ class BatchWorker(SimpleWorker):
                 with self._outages.survived():
                     self._beat()
                     engine = self._supervisor.ready_engine()
-                    has_models = bool(self._supervisor.catalogue.models)  # without any, it would fail every job
-                    if engine is None or not has_models or is_suspended(self._client):
+                    if engine is None or is_suspended(self._client):
                         time.sleep(0.2)
                         continue
                     claims = self._gather()
@@ -178,7 +177,7 @@ class BatchWorker(SimpleWorker):
     def _current_state(self) -> WorkerState:
         if self._stop_at is not None:
             return WorkerState.DRAINING
-        if not self._supervisor.is_ready or not self._supervisor.catalogue.models:
+        if not self._supervisor.has_models:
             return WorkerState.LOADING
         return WorkerState.BUSY if self._busy else WorkerState.IDLE
 

@@ -340,6 +340,21 @@ def test_a_view_that_cannot_be_loaded_is_reported_and_can_be_tried_again(studio,
     expect(view.get_by_role("alert")).to_have_count(0)
 
 
+def test_a_key_dialog_that_cannot_be_loaded_is_reported(studio, tab) -> None:
+    tab.expected_messages = ["Failed to load resource", "dynamically imported module"]
+    page = studio("score")
+    page.route("**/studio/key.js", lambda route: route.abort())
+    page.locator("#key").click()
+    notice = page.locator("#notice").get_by_role("alert")
+    expect(notice).to_contain_text("The dialog could not be loaded.")
+    page.unroute("**/studio/key.js")
+    notice.get_by_role("button", name="Try again").click()
+    expect(notice).to_have_count(0)
+    expect(page.locator("#pulse")).to_contain_text("Ready")  # the page has been loaded again
+    page.locator("#key").click()
+    expect(page.get_by_role("dialog").get_by_label("Key")).to_be_focused()
+
+
 def test_the_api_docs_are_linked_and_available(site, studio) -> None:
     page = studio("score")
     assert page.get_by_role("link", name="API docs").get_attribute("href") == "docs"
