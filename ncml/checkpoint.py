@@ -43,6 +43,8 @@ MAX_CARD_BYTES = 256 * 2**10
 """Workers publish the card every two seconds."""
 MAX_CALIBRATION_BYTES = 32 * 2**20
 """Some 150,000 ranking images."""
+FINE_TUNED = "fine_tuned_images"
+"""The metric of a model that `ncml adapt` fine-tuned: on this number of images, which its parts do not exclude."""
 MAX_METRICS = 1000
 TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "BOOL": "bool"}
 """PyTorch's names of the types that a file of weights may have."""

@@ -82,11 +82,17 @@ def check_exists(path: Path) -> None:
 def list_files(paths: Iterable[Path]) -> Iterator[Path]:
     """Yield every file, those of a folder sorted by name, without hidden ones; holds one folder at a time in memory.
 
-    Raises `InputError` for a path that does not exist.
+    Links to folders are followed, but a folder is read once. Raises `InputError` for a path that does not exist.
     """
     for path in paths:
         if path.is_dir():
-            for parent, folders, files in os.walk(path):
+            visited: set[str] = set()
+            for parent, folders, files in os.walk(path, followlinks=True):
+                folder = os.path.realpath(parent)
+                if folder in visited:
+                    folders.clear()
+                    continue
+                visited.add(folder)
                 folders[:] = sorted(name for name in folders if not name.startswith("."))
                 yield from (Path(parent, name) for name in sorted(files) if not name.startswith("."))
         elif path.exists():

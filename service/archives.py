@@ -2,6 +2,7 @@
 
 import io
 import lzma
+import re
 import zipfile
 import zlib
 from pathlib import PurePosixPath
@@ -14,6 +15,7 @@ _ENTRY_BYTES = 512
 """Maximum size of a file's entry in the directory: more than any ordinary name needs."""
 _OTHER_ENTRIES = 64
 """Folders and the like in a directory, besides a file and its hidden companion."""
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f\\]")
 _DAMAGED = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, ValueError, NotImplementedError, RuntimeError,
 )  # fmt: skip
@@ -68,8 +70,9 @@ def _check_names(names: list[str], field: str) -> None:
     earlier: set[str] = set()
     for name in names:
         path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or not name.isprintable():
-            raise InputError(field, f"{field} is a zip with the unsafe name {name[:64]!r}; pack the folder again.")
+        if path.is_absolute() or ".." in path.parts or _UNSAFE.search(name):
+            detail = f"{field} is a zip with the unsafe name {name[:64]!r}; rename the file and pack the folder again."
+            raise InputError(field, detail)
         if name in earlier:
             raise InputError(field, f"{field} is a zip with two files {name[:64]!r}; pack the folder again.")
         earlier.add(name)

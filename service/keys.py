@@ -104,11 +104,11 @@ def main(name: Annotated[str, arg(metavar="OWNER")], /) -> None:
     """Create an API key. Prints its line for NCML_API_KEYS_FILE to stdout and the key itself to stderr.
 
     Args:
-        name: Owner of the key: letters, digits, dots, dashes and underscores.
+        name: Owner of the key: letters, digits, dots, hyphens and underscores.
     """
     key = PREFIX + secrets.token_urlsafe(32)
     line = f"{name}:{digest(key)}"
     if not _LINE.fullmatch(line):
-        raise KeyFileError(f"the name {name!r} is invalid: use 1 to 64 letters, digits, dots, dashes and underscores")
+        raise KeyFileError(f"the name {name!r} is invalid: use 1 to 64 letters, digits, dots, hyphens and underscores")
     print(f"ncml: the key of {name}, which cannot be shown again: {key}", file=sys.stderr)
     print(line)

@@ -3,7 +3,9 @@
 import math
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from tyro.conf import arg
 
 import ncml
 from ncml.errors import NcmlError
@@ -17,6 +19,9 @@ from worker.messages import EngineSettings
 from worker.metrics import WorkerMetrics
 from worker.queue import JobQueue, QueueError
 from worker.worker import BatchWorker, WorkerSettings
+
+_MODELS = "(default: those of NCML_MODELS, else ./models and those of this installation)"
+_QUEUE = "(default: NCML_REDIS_URL, else redis://localhost:6379/0)"
 
 
 def load(folder: Path, *, device: str) -> "ncml.Model":
@@ -35,35 +40,34 @@ def _is_set(name: str) -> bool:
 def main(
     *,
     lane: tuple[Literal["score", "generate"], ...] = ("score", "generate"),
-    models: tuple[Path, ...] = (),
-    device: str = "cpu",
-    max_batch: int = 32,
-    window_ms: float = 10.0,
-    threads: int = 0,
-    keep_models: int = 2,
-    redis_url: str = "",
-    metrics_port: int = 0,
-    metrics_host: str = "0.0.0.0",
-    drain_s: float = 25.0,
-    hang_s: float = 300.0,
+    models: Annotated[tuple[Path, ...], arg(metavar="FOLDER...", help_behavior_hint=_MODELS)] = (),
+    device: Annotated[str, arg(metavar="DEVICE")] = "cpu",
+    max_batch: Annotated[int, arg(metavar="COUNT")] = 32,
+    window_ms: Annotated[float, arg(metavar="MS")] = 10.0,
+    threads: Annotated[int, arg(metavar="COUNT", help_behavior_hint="(default: PyTorch's)")] = 0,
+    keep_models: Annotated[int, arg(metavar="COUNT")] = 2,
+    redis_url: Annotated[str, arg(metavar="URL", help_behavior_hint=_QUEUE)] = "",
+    metrics_port: Annotated[int, arg(metavar="N", help_behavior_hint="(default: none)")] = 0,
+    metrics_host: Annotated[str, arg(metavar="ADDRESS", help_behavior_hint="(default: every interface)")] = "0.0.0.0",
+    drain_s: Annotated[float, arg(metavar="SECONDS")] = 25.0,
+    hang_s: Annotated[float, arg(metavar="SECONDS")] = 300.0,
 ) -> None:
     """Compute the jobs of one or both lanes. On SIGTERM, finish the running batch and exit with status 0.
 
     Args:
-        lane: Lanes to serve; default: both. An engine computes one batch at a time, so separate workers for the lanes
+        lane: Lanes to serve. An engine computes one batch at a time, so separate workers for the lanes
             keep scores quick while images are generated.
-        models: Directories of model folders; if two hold the same name, the earlier one takes precedence. Default:
-            those of NCML_MODELS if it is set, else ./models and the models of this installation.
+        models: Directories of model folders; if two hold the same name, the earlier one takes precedence.
         device: Device to compute on: cpu, cuda or cuda:N.
         max_batch: Maximum number of images computed at once; halved automatically if they do not fit in memory.
         window_ms: Time that a batch less than half full waits for more jobs. If the engine is idle, jobs start at once.
-        threads: CPU threads; 0: PyTorch's default.
+        threads: CPU threads.
         keep_models: Number of models, the most recently used ones, that stay loaded.
-        redis_url: Address of the queue. Default: NCML_REDIS_URL, or else redis://localhost:6379/0.
-        metrics_port: Port of the Prometheus metrics; 0: none.
-        metrics_host: Address on which the metrics listen; default: every interface.
-        drain_s: Seconds that the running batch may take after SIGTERM; then its jobs go back to the queue.
-        hang_s: Seconds without a message after which an engine is considered hung and is replaced.
+        redis_url: Address of the queue.
+        metrics_port: Port of the Prometheus metrics.
+        metrics_host: Address on which the metrics listen.
+        drain_s: Time that the running batch may take after SIGTERM; then its jobs go back to the queue.
+        hang_s: Time without a message after which an engine is considered hung and is replaced.
     """
     if not lane:
         raise NcmlError("--lane needs a lane: score, generate or both")

@@ -62,8 +62,7 @@ def calibrate(
     Raises `InputError` for too few images: the minimum is 20 to estimate, and 1 / false_positive_rate - 1 to rank.
     """
     fit_pixels, rank_pixels = np.asarray(fit_images, np.uint8), np.asarray(rank_images, np.uint8)
-    check_image_count(len(fit_pixels))
-    conformal.threshold(np.zeros(len(rank_pixels)), false_positive_rate)
+    check_counts(len(fit_pixels), len(rank_pixels), false_positive_rate)
     statistics = build_statistics(model.config)
 
     def measure_all(stage: str, pixels: NDArray[np.uint8], names: Sequence[str], seed: int) -> Columns:
@@ -107,6 +106,12 @@ def calibrate(
         on_progress=on_progress,
     )
     return replace(calibration, power=measured)
+
+
+def check_counts(n_fit: int, n_rank: int, false_positive_rate: float) -> None:
+    """Raise `InputError` for too few images to estimate, or to rank at this false-positive rate."""
+    check_image_count(n_fit)
+    conformal.threshold(np.zeros(n_rank), false_positive_rate)
 
 
 def check_finite(columns: Columns, folder: Path) -> None:

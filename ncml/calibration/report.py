@@ -23,8 +23,11 @@ def save(calibration: Calibration, folder: Path) -> None:
     checkpoint.write_card_section(folder, title, "\n".join(_card_lines(calibration)))
 
 
-def describe(calibration: Calibration) -> list[str]:
-    """Return lines that report how a calibration was made and what it detects."""
+def describe(calibration: Calibration, *, remedy: str = "calibrate with") -> list[str]:
+    """Return lines that report how a calibration was made and what it detects.
+
+    remedy: how to tolerate processing, a clause to which the option is appended.
+    """
     rate, power = calibration.false_positive_rate, calibration.power
     lines = [
         f"{calibration.statistic} above {calibration.threshold:.4g} is flagged; the smallest p is "
@@ -34,12 +37,11 @@ def describe(calibration: Calibration) -> list[str]:
         lines += [
             f"flagged of {power.images} ranking images after barely visible processing: {_shares(power.processed)} "
             f"(unchanged, {100 * rate:g}% are expected)",
-            f"detected: {_shares(power.altered)}, {_shares(power.foreign)}",
             summary(power, calibration.smallest_p),
         ]
         if tolerances := [name for name in power.tolerances(rate) if name not in calibration.tolerate]:
             lines.append(
-                "if images to be scored may be processed like this, calibrate with --tolerate " + ",".join(tolerances)
+                f"if images to be scored may be processed like this, {remedy} --tolerate {','.join(tolerances)}"
             )
     if calibration.is_weak:
         lines.append(f"this calibration is weak: {calibration.weakness}")

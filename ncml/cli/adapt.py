@@ -1,5 +1,6 @@
 """`ncml adapt`."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +8,16 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from ncml.checkpoint import check_copy
-from ncml.cli.terminal import JsonOption, ModelOption, describe, load, parse_duration, print_json, progress_bar
+from ncml.cli.terminal import (
+    DeviceOption,
+    JsonOption,
+    ModelOption,
+    describe,
+    load,
+    parse_duration,
+    print_json,
+    progress_bar,
+)
 from ncml.ood.conformal import check_rate
 from ncml.training.sources import open_source, readable_rows
 
@@ -20,7 +30,7 @@ def adapt(
     model: ModelOption = "",
     max_time: Annotated[str | None, arg(metavar="TIME", help_behavior_hint="(default: no fine-tuning)")] = None,
     false_positive_rate: Annotated[float, arg(metavar="RATE")] = 0.05,
-    device: str = "cpu",
+    device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
     """Make a detector from a folder of good images: a copy of a model, calibrated on them, and its measured power.
@@ -30,7 +40,8 @@ def adapt(
 
     Args:
         data: Folder of at least 39 good images that the model was not trained on.
-        out: Model folder to write; its name becomes the model's name.
+        out: Model folder to write; its name becomes the model's name. If it holds the same weights already, its
+            default calibration is replaced.
         model: Name or folder of the model to start from.
         max_time: Time for fine-tuning, such as 90s or 10m.
         false_positive_rate: Share of good images that are flagged.
@@ -73,5 +84,9 @@ def adapt(
         print_json(result | {"power": power, "weakness": calibration.weakness})
     else:
         print(f"{adapted.folder}: estimated on {calibration.n_fit} images, ranked by {calibration.n_rank}")
-        print(*report.describe(calibration), sep="\n")
+        command = shlex.join(["ncml", "calibrate", "--model", str(adapted.folder), "--data", str(data), "--unseen"])
+        remedy = f"add a calibration: {command} --name tolerant"
+        if adapted.fine_tuned:  # on some of these images
+            remedy = "add a calibration on other good images with ncml calibrate --unseen"
+        print(*report.describe(calibration, remedy=remedy), sep="\n")
         print(f"try: ncml score IMAGE --model {adapted.folder}", file=sys.stderr)

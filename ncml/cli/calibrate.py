@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tyro.conf import arg
 
 from ncml import checkpoint, images
-from ncml.cli.terminal import JsonOption, ModelOption, describe, identity, load, print_json, progress_bar
+from ncml.cli.terminal import DeviceOption, JsonOption, ModelOption, describe, identity, load, print_json, progress_bar
 from ncml.errors import InputError, suggestion
 from ncml.images.perturbations import TOLERANCES, Tolerance
 from ncml.images.tiling import OVERLAP, Tiling
@@ -18,14 +18,13 @@ from ncml.ood.conformal import check_rate
 from ncml.ood.storage import DEFAULT_NAME, check_name
 from ncml.paths import check_output_folder, list_files, printable
 from ncml.progress import Progress
-from ncml.training.sources import check_source
+from ncml.training.sources import DEFAULT_SPLIT, check_source, open_source, readable_rows
 
 if TYPE_CHECKING:
     from ncml.model import Model
 
 Item = TypeVar("Item")
 
-DEFAULT_SPLIT = "train"
 
 FIT, SPLIT = 2, 7
 """Of every 7 images, the first 2 are used to estimate and the others to rank, as in training's held-out parts."""
@@ -36,16 +35,16 @@ def calibrate(
     data: Annotated[str, arg(metavar="FOLDER|NAME")],
     model: ModelOption = "",
     out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: the model's folder)")] = None,
-    name: str = "default",
+    name: Annotated[str, arg(metavar="NAME")] = "default",
     unseen: bool = False,
     false_positive_rate: Annotated[float, arg(metavar="RATE")] = 0.05,
     tolerate: Annotated[str, arg(metavar="CHANGE,...", help_behavior_hint="(default: none)")] = "",
     tile: bool = False,
     tile_size: Annotated[int | None, arg(metavar="PIXELS", help_behavior_hint="(default: the model's size)")] = None,
     tile_overlap: Annotated[float, arg(metavar="SHARE")] = OVERLAP,
-    split: str = DEFAULT_SPLIT,
+    split: Annotated[str, arg(metavar="NAME")] = DEFAULT_SPLIT,
     limit: Annotated[int | None, arg(metavar="COUNT", help_behavior_hint="(default: all)")] = None,
-    device: str = "cpu",
+    device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
     """Calibrate a model on held-out images, so that its scores include p-values and verdicts.
@@ -75,7 +74,7 @@ def calibrate(
     """
     if limit is not None and limit < 1:
         raise InputError("limit", f"--limit must be more than 0, not {limit}.")
-    tolerances: tuple[Tolerance, ...] = tuple(_parse_tolerance(name) for name in tolerate.split(",") if name)
+    tolerances: tuple[Tolerance, ...] = tuple(_parse_tolerance(change) for change in tolerate.split(",") if change)
     check_name(name)
     check_rate(false_positive_rate)
     if tile:
@@ -97,8 +96,11 @@ def calibrate(
         check_output_folder(folder, "model")
     else:
         checkpoint.check_copy(description.folder, out)
+    if not (tile or unseen) and checkpoint.FINE_TUNED in description.metrics:
+        detail = f"{description.name} was fine-tuned on images that its parts do not exclude: add --unseen"
+        raise InputError("unseen", f"{detail}, and name images that it was not trained on.")
     if not tile:
-        check_source(data)
+        check_source(data, split)
     elif not Path(data).is_dir():
         raise InputError("data", f"{data} is not a folder: tiles are calibrated on a folder of large good images.")
     tiling = Tiling.for_model(description.height, description.width, tile_size, tile_overlap)
@@ -136,23 +138,33 @@ def _calibrate_images(
     from ncml.training import dataset
 
     with progress_bar() as on_progress:
-        data = dataset.load(source, model.height, model.width, split=split, on_progress=on_progress)
+        opened = open_source(source, split)
+        data = dataset.load(opened, model.height, model.width, on_progress=on_progress)
         if unseen:
             is_fit = torch.arange(len(data)) % SPLIT < FIT
             parts = data.take(is_fit.nonzero().flatten()), data.take((~is_fit).nonzero().flatten())
         else:
             split_of = model.config.training.split
             parts = data.part("calibration-fit", split_of), data.part("calibration-rank", split_of)
-        fit, rank = (part.spread(limit or len(part)).images_NHWC for part in parts)
+        fit, rank = (part.spread(limit or len(part)) for part in parts)
+        suspects: list[int] = []
+
+        def add_suspects(stage: str, positions: list[int]) -> None:
+            if not tolerate:  # else half of the images were processed at random, which can make them unlike the others
+                part = fit if stage == "fit" else rank
+                suspects.extend(part.positions_N[positions].tolist())
+
         try:
+            estimation.check_counts(len(fit), len(rank), rate)
             calibration = estimation.calibrate(
                 model,
-                fit,
-                rank,
+                fit.images_NHWC,
+                rank.images_NHWC,
                 false_positive_rate=rate,
                 tolerate=tolerate,
                 name=name,
                 foreign=generate_foreign(model) if unseen else None,
+                on_suspicious=add_suspects,
                 on_progress=on_progress,
             )
         except InputError as error:
@@ -161,6 +173,8 @@ def _calibrate_images(
             raise InputError(
                 "data", f"{error.detail} If the model was not trained on any of them, --unseen uses all of them."
             ) from error
+    names = [row.name for row in readable_rows(opened, data.inventory.unreadable_rows)]
+    suspicious = [names[position] for position in sorted(suspects)]
     checkpoint.copy(model.folder, folder)
     report.save(calibration, folder)
     result = {
@@ -177,8 +191,12 @@ def _calibrate_images(
         "skipped": len(data.inventory.unreadable),
         "power": None if calibration.power is None else calibration.power.to_json(),
         "weakness": calibration.weakness,
+        "suspicious": suspicious,
     }
-    return result, report.describe(calibration)
+    lines = report.describe(calibration)
+    if suspicious:
+        lines.append(report.describe_suspects(suspicious, len(fit) + len(rank)))
+    return result, lines
 
 
 def _calibrate_tiles(

@@ -1,7 +1,7 @@
 """`ncml compress`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import numpy as np
 from PIL import Image
@@ -10,9 +10,9 @@ from tyro.conf import Positional, arg
 from ncml import images
 from ncml.archive import check_names
 from ncml.cli.terminal import (
+    DeviceOption,
     JsonOption,
     ModelOption,
-    ThreadsOption,
     check_output_file,
     check_threads,
     describe,
@@ -23,7 +23,7 @@ from ncml.cli.terminal import (
     use_threads,
 )
 from ncml.errors import InputError
-from ncml.paths import list_files
+from ncml.images.sources import list_images
 from ncml.training.inventory import counted
 
 
@@ -32,9 +32,9 @@ def compress(
     /,
     *,
     output: Annotated[Path, arg(name="output", aliases=("-o",))],
-    threads: ThreadsOption = 1,
+    threads: Annotated[int, arg(metavar="COUNT")] = 1,
     model: ModelOption = "",
-    device: str = "cpu",
+    device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
     """Compress images of the model's size losslessly into one archive, by arithmetic coding under the model.
@@ -43,13 +43,14 @@ def compress(
         files: Images of exactly the model's size, or folders of them: PNG, JPEG, WebP, BMP, TIFF or GIF, in 8-bit
             RGB or grey, without transparency.
         output: The archive to write.
+        threads: CPU threads. The archive contains the number, and decompressing uses the same.
         model: Name or folder of the model; decompressing needs the same model.
         device: Device to compute on: cpu, cuda or cuda:N.
         as_json: Print JSON.
     """
-    paths = list(list_files(files))
-    if not paths:
+    if not files:
         raise InputError("files", "no image is given: ncml compress FILE... -o ARCHIVE")
+    paths = [cast(Path, path) for path in list_images(files, "files")]
     check_output_file(output)
     names = [path.stem for path in paths]
     check_names(names, len(paths))

@@ -7,7 +7,7 @@ from tyro.conf import Positional, arg
 
 from ncml import images
 from ncml.archive import read_archive
-from ncml.cli.terminal import JsonOption, ModelOption, describe, identity, load, print_json, progress_bar
+from ncml.cli.terminal import DeviceOption, JsonOption, ModelOption, describe, identity, load, print_json, progress_bar
 from ncml.errors import InputError
 from ncml.paths import check_output_folder
 from ncml.training.inventory import counted
@@ -19,7 +19,7 @@ def decompress(
     *,
     output: Annotated[Path, arg(name="output", aliases=("-o",), metavar="FOLDER")],
     model: ModelOption = "",
-    device: str = "cpu",
+    device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
     """Write the images of an archive as PNG files with identical pixels.

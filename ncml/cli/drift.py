@@ -14,6 +14,7 @@ from ncml.cli.local import LocalModel
 from ncml.cli.rows import SkippedFiles, image_scorer, score_batches
 from ncml.cli.terminal import (
     CalibrationOption,
+    DeviceOption,
     JsonOption,
     ModelOption,
     check_output_file,
@@ -43,9 +44,9 @@ def drift(
     *,
     model: ModelOption = "",
     calibration: CalibrationOption = None,
-    alpha: float = 0.01,
+    alpha: Annotated[float, arg(metavar="RATE")] = 0.01,
     plot: Annotated[Path | None, arg(metavar="FILE.png", help_behavior_hint="(default: none)")] = None,
-    device: str = "cpu",
+    device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> int:
     """Test whether the distribution of images differs from that of the calibration. Exit status: 0: no drift, 1: drift.
@@ -74,6 +75,12 @@ def drift(
     reference = m.calibrations.select(calibration)
     if reference is None:
         raise ModelError(f"drift is measured relative to a calibration, but {m.uncalibrated}")
+    if reference.tolerate:
+        raise InputError(
+            "calibration",
+            f"the calibration {reference.name!r} ranks among unchanged and processed images, a mixture to which no "
+            "other images can be compared: name one that was made without --tolerate.",
+        )
     tables = [path for path in files if path.suffix in table.SUFFIXES]
     skipped = SkippedFiles()
     measurements = [

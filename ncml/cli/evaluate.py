@@ -8,6 +8,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from ncml.cli.terminal import (
     DEFAULT_MODEL,
+    DeviceOption,
     JsonOption,
     ThreadsOption,
     check_threads,
@@ -36,7 +37,7 @@ def evaluate(
     limit: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="[KIND=]COUNT", help_behavior_hint="")] = (),
     out: Annotated[Path, arg(metavar="FOLDER")] = Path("evaluation"),
     threads: ThreadsOption = 1,
-    device: str = "cpu",
+    device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
     """Reproduce the paper's tables and figures for models, with the published numbers next to the measured ones.

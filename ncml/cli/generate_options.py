@@ -11,6 +11,7 @@ from ncml.arguments import resolve_sampling
 from ncml.checkpoint import Description
 from ncml.cli.terminal import (
     ClassOption,
+    DeviceOption,
     JsonOption,
     ModelOption,
     ThreadsOption,
@@ -36,30 +37,30 @@ _MODEL_DEFAULT = "(default: the model's)"
 class GenerateOptions:
     """The options that `ncml generate` and `ncml complete` share."""
 
-    output: Annotated[Path, arg(aliases=("-o",))]
+    output: Annotated[Path, arg(aliases=("-o",), metavar="FILE.png")]
     """The PNG file to write."""
-    number: Annotated[int, arg(aliases=("-n",))] = 1
-    """Number of images."""
+    number: Annotated[int, arg(aliases=("-n",), metavar="COUNT")] = 1
+    """Number of images, or of completions of the half."""
     class_: ClassOption = None
     """Generate images of this class, or complete them as this class."""
-    seed: Annotated[int | None, arg(help_behavior_hint="(default: random)")] = None
+    seed: Annotated[int | None, arg(metavar="SEED", help_behavior_hint="(default: random)")] = None
     """Seed of the first image; image i uses seed + i."""
     noise: Annotated[float | None, arg(metavar="LEVELS", help_behavior_hint=_MODEL_DEFAULT)] = None
     """Start noise in grey levels; 0 samples directly, without refinement."""
-    steps: Annotated[int | None, arg(help_behavior_hint="(default: the solver's)")] = None
+    steps: Annotated[int | None, arg(metavar="COUNT", help_behavior_hint="(default: the solver's)")] = None
     """Refinement steps."""
     solver: Annotated[str | None, arg(metavar="NAME", help_behavior_hint=_MODEL_DEFAULT)] = None
     """tweedie, euler-maruyama, heun or predictor-corrector."""
     guidance: Annotated[float | None, arg(metavar="WEIGHT", help_behavior_hint=_MODEL_DEFAULT)] = None
-    """Weight of the class against no class, .5 to 10; above 1, images show the class more clearly and vary less."""
-    temperature: Annotated[float | None, arg(help_behavior_hint=_MODEL_DEFAULT)] = None
-    """.5 to 1.5; below 1, likely values become more likely."""
+    """Weight of the class against no class, 0.5 to 10; above 1, images show the class more clearly and vary less."""
+    temperature: Annotated[float | None, arg(metavar="FACTOR", help_behavior_hint=_MODEL_DEFAULT)] = None
+    """0.5 to 1.5; below 1, likely values become more likely."""
     sampler: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: the fast one)")] = None
     """Sampler; naive is the slow reference."""
     threads: ThreadsOption = 1
     model: ModelOption = ""
     """Name or folder of the model."""
-    device: str = "cpu"
+    device: DeviceOption = "cpu"
     """Device to compute on: cpu, cuda or cuda:N."""
     as_json: JsonOption = False
     """Print JSON."""
@@ -85,6 +86,7 @@ class GenerateOptions:
         n = check_count("n", self.number, MAX_IMAGES_PER_CALL)
         seed = random_seed(n) if self.seed is None else self.seed
         options = SamplingOptions.from_attributes(self)
+        options.check_refinement()
         resolve_sampling(model, n, self.class_, seed, options)
         return {"n": n, "classes": self.class_, "seeds": seed} | asdict(options)
 

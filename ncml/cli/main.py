@@ -41,6 +41,10 @@ COMMANDS = {
     "pull": "ncml.cli.share:pull",
 }
 
+DESCRIPTION = """Exact likelihoods, OOD verdicts and images from noise conditional pixel networks.
+
+ncml COMMAND --help describes a command, ncml --version prints the version."""
+
 TRAINING = ("constriction", "datasets", "efficientnet_lite_pytorch", "matplotlib", "pyarrow", "scipy", "sklearn")
 EXTRAS = dict.fromkeys((*TRAINING, "tensorboard"), "train") | {
     "torch": "worker",
@@ -63,6 +67,8 @@ def parse(arguments: Sequence[str]) -> Callable[[], int | None]:
     if any(re.fullmatch(r"(--[\w-]+=)?", argument) for argument in arguments):  # such as an unset shell variable
         raise InputError("arguments", "an argument is empty: give it a value, or omit it.")
     locations = commands()
+    if not arguments:
+        raise InputError("command", "a command is missing; see ncml --help.")
     requested = next((a for a in arguments if not a.startswith("-")), None)
     if requested is not None and requested not in locations:
         raise InputError("command", f"there is no command {requested!r}{suggestion(requested, list(locations))}")
@@ -77,7 +83,7 @@ def parse(arguments: Sequence[str]) -> Callable[[], int | None]:
         with contextlib.redirect_stderr(output):
             return app.cli(
                 prog="ncml",
-                description="Exact likelihoods, OOD verdicts and images from noise conditional pixel networks.",
+                description=DESCRIPTION,
                 args=arguments,
                 config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
             )
@@ -88,7 +94,10 @@ def parse(arguments: Sequence[str]) -> Callable[[], int | None]:
 
 
 def _listed(location: str) -> Callable[[], None]:
-    """Return a function with the description of a command, read from its source: the list imports no command."""
+    """Return a function with the first paragraph of a command's description, read from its source.
+
+    So the list of commands imports none of them.
+    """
     module, _, function = location.partition(":")
     spec = importlib.util.find_spec(module)
     tree = ast.parse(Path(spec.origin).read_bytes()) if spec and spec.origin else ast.Module([], [])
@@ -97,7 +106,7 @@ def _listed(location: str) -> Callable[[], None]:
 
     def listed() -> None: ...
 
-    listed.__doc__ = (doc or "").partition("\n\nArgs:")[0]
+    listed.__doc__ = (doc or "").partition("\n\n")[0]
     return listed
 
 

@@ -26,7 +26,7 @@ def models(*, as_json: JsonOption = False) -> None:
             description = describe(str(folder))
             checkpoint.check_version(description)
         except ModelError as error:
-            print(f"ncml: left out: {error}", file=sys.stderr)
+            print(f"ncml: skipped: {error}", file=sys.stderr)
             continue
         listed.append(
             identity(description)
@@ -48,8 +48,12 @@ def models(*, as_json: JsonOption = False) -> None:
     else:
         for model in listed:
             size = f"{model['height']}x{model['width']}"
-            metrics = "  ".join(f"{name} {value:g}" for name, value in model["metrics"].items())
+            metrics = "  ".join(f"{name} {_format(value)}" for name, value in model["metrics"].items())
             mark = "  (default)" if model["default"] else ""
             print(f"{model['name']}  {model['version'][:12]}  {size}  {metrics}  {model['folder']}{mark}")
             if model["classes"]:
                 print("  classes:", ", ".join(model["classes"]))
+
+
+def _format(value: float) -> str:
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:g}"

@@ -13,7 +13,16 @@ from ncml.cli.local import LocalModel
 from ncml.cli.remote import REQUESTS, RemoteModel, connect
 from ncml.cli.rows import Row, SkippedFiles, image_scorer, tile_scorer
 from ncml.cli.score_output import Inputs, explain_fdr, format_summary, print_row, score_in_memory, score_to_table
-from ncml.cli.terminal import CalibrationOption, ClassOption, JsonOption, ModelOption, describe, identity, print_json
+from ncml.cli.terminal import (
+    CalibrationOption,
+    ClassOption,
+    DeviceOption,
+    JsonOption,
+    ModelOption,
+    describe,
+    identity,
+    print_json,
+)
 from ncml.errors import InputError
 from ncml.ood import conformal
 from ncml.paths import check_exists
@@ -29,7 +38,7 @@ def score(
     model: ModelOption = "",
     output: Annotated[Path | None, arg(aliases=("-o",), metavar="FILE", help_behavior_hint="(default: none)")] = None,
     class_: ClassOption = None,
-    noise: float = 0.0,
+    noise: Annotated[float, arg(metavar="LEVELS")] = 0.0,
     calibration: CalibrationOption = None,
     statistic: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: the calibration's)")] = None,
     statistics: Annotated[str, arg(metavar="NAME,...|all", help_behavior_hint="(default: none)")] = "",
@@ -38,7 +47,7 @@ def score(
     tile: bool = False,
     tile_size: Annotated[int | None, arg(metavar="PIXELS", help_behavior_hint="(default: the calibration's)")] = None,
     only_bpd: bool = False,
-    device: str = "cpu",
+    device: DeviceOption = "cpu",
     server: Annotated[str, arg(metavar="URL", help_behavior_hint="(default: none)")] = "",
     api_key: Annotated[str, arg(metavar="KEY", help_behavior_hint="(default: NCML_API_KEY)")] = "",
     as_json: JsonOption = False,
@@ -65,7 +74,7 @@ def score(
         device: Device to compute on: cpu, cuda or cuda:N.
         server: Address of a service that computes the scores with all of its workers, in place of this machine.
         api_key: API key for that service.
-        as_json: Print JSON, without --output with all results and the errors of skipped files.
+        as_json: Print JSON; without --output it contains all results and the errors of skipped files.
     """
     if not files:
         raise InputError("files", "no image is given: ncml score FILE...")

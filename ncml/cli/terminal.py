@@ -34,6 +34,7 @@ DEFAULT_MODEL = "(default: NCML_DEFAULT_MODEL, else the bundled model, else the 
 ModelOption = Annotated[str, arg(aliases=("-m",), metavar="NAME|PATH", help_behavior_hint=DEFAULT_MODEL)]
 ClassOption = Annotated[str | None, arg(name="class", metavar="NAME", help_behavior_hint="(default: none)")]
 CalibrationOption = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: default)")]
+DeviceOption = Annotated[str, arg(metavar="DEVICE")]
 JsonOption = Annotated[bool, arg(name="json")]
 ThreadsOption = Annotated[
     int, arg(metavar="COUNT", help="CPU threads. Changing the number can change rounding, and therefore the images.")

@@ -12,6 +12,7 @@ from tyro.conf import Positional, arg
 from ncml import checkpoint, recipes, runtime
 from ncml.checkpoint import Description
 from ncml.cli.terminal import (
+    DeviceOption,
     JsonOption,
     check_device,
     check_threads,
@@ -74,7 +75,7 @@ def train(
     interval: Annotated[int, arg(metavar="COUNT")] = 20_000,
     tracker: Annotated[str | None, arg(metavar="MODULE:FUNCTION", help_behavior_hint="(default: none)")] = None,
     threads: Annotated[int | None, arg(metavar="COUNT", help_behavior_hint="(default: all cores)")] = None,
-    device: str = "cpu",
+    device: DeviceOption = "cpu",
     grad_accum_steps: Annotated[int, arg(metavar="COUNT")] = 1,
     activation_checkpointing: bool = False,
     compile: bool = False,
@@ -144,6 +145,9 @@ def train(
     if objective == "mle":
         recipe_config = recipes.maximum_likelihood(recipe_config)
 
+    side = min(recipe_config.model.height, recipe_config.model.width)
+    if crop is not None and crop < side:
+        raise InputError("crop", f"--crop must be at least {side}, the model's size in pixels, not {crop}.")
     largest_noise(recipe_config.sde)  # refuses a noise that the SDE does not reach
     if threads is not None:
         check_threads(threads)

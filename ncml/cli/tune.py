@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import arg
 
 from ncml.cli.terminal import (
+    DeviceOption,
     JsonOption,
     ModelOption,
     ThreadsOption,
@@ -25,7 +26,7 @@ from ncml.errors import InputError
 from ncml.limits import MIN_TUNING_IMAGES
 from ncml.paths import check_output_folder
 from ncml.progress import OnProgress
-from ncml.training.sources import check_source
+from ncml.training.sources import DEFAULT_SPLIT, check_source
 
 if TYPE_CHECKING:
     from ncml.evaluation.tuning import Tuning
@@ -41,9 +42,9 @@ def tune(
     model: ModelOption = "",
     images: Annotated[int, arg(metavar="COUNT")] = 256,
     max_time: Annotated[str | None, arg(metavar="TIME", help_behavior_hint="(default: no limit)")] = None,
-    split: str = "train",
+    split: Annotated[str, arg(metavar="NAME")] = DEFAULT_SPLIT,
     threads: ThreadsOption = 1,
-    device: str = "cpu",
+    device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
     """Choose a model's default start noise, temperature and guidance by measuring images generated with each.
@@ -66,7 +67,7 @@ def tune(
         raise InputError("images", f"--images must be at least {MIN_TUNING_IMAGES}, not {images}.")
     description = describe(model, device)
     check_output_folder(description.folder, "model")
-    check_source(data)
+    check_source(data, split)
     use_threads(threads)
     loaded = load(description, device)
     with progress_bar() as on_progress:

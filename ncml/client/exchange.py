@@ -182,6 +182,8 @@ class Exchanges:
 
     def model(self, name: str) -> Exchange[dict[str, Any]]:
         """Get the document of a model."""
+        if not name or "/" in name:
+            raise InputError("model", f"model must be the name of a model that the service has, not {name!r}.")
         return self._read((yield from self._send(Call("GET", f"/models/{quote(name, safe='@')}"))), dict)
 
     def version(self) -> Exchange[str]:
@@ -227,7 +229,7 @@ class Exchanges:
         accept = {"Accept": "application/json"}
         headers = accept | {
             "Prefer": "respond-async" if on_progress else wait,
-            "Idempotency-Key": f"{key}-{start}" if start else key,
+            "Idempotency-Key": _quote(f"{key}-{start}" if start else key),
         }
         params = {name.rstrip("_"): _as_text(name, value) for name, value in fields.items() if value is not None}
         try:
@@ -265,7 +267,8 @@ class Exchanges:
             pause_s = min(FIRST_PAUSE_S * 2 ** min(attempt, 10), 10.0)
             answer = yield call
             if isinstance(answer, httpx2.Response):
-                if answer.is_success:
+                was_deleted = answer.status_code == 404 and call.method == "DELETE" and attempt > 0
+                if answer.is_success or was_deleted:  # by the attempt whose response was lost
                     return answer
                 error, is_busy = self._refusal(answer), answer.status_code == 429
                 pause_s = _retry_after(answer) or pause_s
@@ -321,6 +324,12 @@ def _read_problem(problem: Document, status: int) -> ServiceError:
         field=errors[0].get("field"),
         request_id=str(problem.get("request_id", "")),
     )
+
+
+def _quote(text: str) -> str:
+    """Return ASCII text as a string of a structured header field (RFC 9651, 3.3.3)."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 def _as_text(name: str, value: object) -> str:

@@ -105,6 +105,8 @@ def _probe_training_images(inputs: Inputs, model: Model, test: ImageSet) -> Imag
     train = inputs.images(inputs.data, model, "probe", split="train")
     if train.digest == test.digest:
         raise InputError("data", f"{inputs.data_name} has no training split.")
+    if len(set(class_labels(model, train))) < 2:
+        raise InputError("data", f"{inputs.data_name} has training images of one class only.")
     return train
 
 

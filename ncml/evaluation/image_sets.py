@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ncml.errors import InputError
 from ncml.paths import printable
 from ncml.progress import OnProgress, ignore_progress
-from ncml.training.sources import is_image_folder
+from ncml.training.sources import count_unreadable, is_image_folder
 
 SEED = 2022
 """Seed of shuffling, generated images and flips."""
@@ -98,13 +99,15 @@ def load(
     from ncml.training import dataset  # which imports torch
 
     location, source_split = split_source(source)
+    if source_split and is_image_folder(location):
+        raise InputError("data", f"{location} is a folder of images, which has no splits: omit :{source_split}.")
     images = dataset.load(location, height, width, split=split or source_split or "test", on_progress=on_progress)
     pixels_NHWC = images.images_NHWC.numpy()
     unreadable = len(images.inventory.unreadable)
     resized = len(images) - images.inventory.sizes[f"{width}x{height}"]
     grey = sum(bool((image_HWC == image_HWC[..., :1]).all()) for image_HWC in pixels_NHWC)
     remarks = (
-        (unreadable, f"{unreadable:,} files could not be read and were left out"),
+        (unreadable, f"{count_unreadable(unreadable)} and {'was' if unreadable == 1 else 'were'} left out"),
         (
             resized,
             f"{resized:,} of {len(images):,} images had another size than {width}x{height} and were resized to it; "

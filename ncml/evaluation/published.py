@@ -1,6 +1,7 @@
 """Numbers reported by the paper (Li and Kluger, 2022), printed next to ours. None of them was measured here."""
 
 import re
+from pathlib import Path
 
 Row = tuple[str, tuple[float, float, float]]
 """A model and its bits/dim at pi = 0, 0.5 and 1."""
@@ -61,13 +62,13 @@ AUROC: dict[str, dict[str, float]] = {
 
 def is_cifar10(data: str) -> bool:
     """Return whether a data set's name is a spelling of CIFAR-10."""
-    return re.search(r"cifar10(?!\d)", re.sub(r"[-_]", "", data.lower())) is not None
+    return re.sub(r"[-_]", "", Path(data.partition(":")[0]).name.lower()) == "cifar10"
 
 
 def bits(data: str, size: int) -> tuple[str, tuple[Row, ...]]:
     """Return the paper's table for a data set at a size, and its rows; neither for a set that the paper does not have.
 
-    size: of the side of the images, in pixels.
+    size: of the side of the images in pixels, which tells versions of one data set apart.
     """
     if is_cifar10(data):
         return "Table 1", CIFAR10

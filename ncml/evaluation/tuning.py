@@ -171,10 +171,12 @@ class Tuner:
         return Candidate(options, distance, fidelity)
 
     def _train_probe(self, data: Dataset, held_out: Dataset) -> tuple[Probe | None, Estimate | None]:
-        """Train a probe, and measure it on real images; none for one class, or if the data has other classes."""
+        """Train a probe, and measure it on real images; none without images of two classes of the model."""
         if len(self.model.classes) < 2 or data.classes != self.model.classes:
             return None, None
         training = data.part("fit", self.model.config.training.split).spread(PROBE_TRAINING)
+        if len(training.labels_N.unique()) < 2:
+            return None, None
         features_NF = self._features(training.images_NHWC.numpy(), "training images")
         probe = Probe.train(features_NF, training.labels_N.numpy())
         return probe, bootstrap.mean(probe.recognised(self.reference_NF, held_out.labels_N.numpy()))

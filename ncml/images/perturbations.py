@@ -1,8 +1,8 @@
 """Changes of an image that keep its size: processing, which users may want to tolerate, and alterations of content.
 
 Calibration applies the tolerated ones, and measures how often those of `PROCESSING` and `ALTERATIONS` are flagged; the
-controls in docs/ood.md use more of them. Each maps uint8 [H, W, 3] and a generator to uint8 [H, W, 3]. Does not import
-torch.
+controls in docs/ood-method.md use more of them. Each maps uint8 [H, W, 3] and a generator to uint8 [H, W, 3]. Does not
+import torch.
 """
 
 import io

@@ -89,7 +89,7 @@ class Tiling:
             raise InputError(
                 "image",
                 f"an image of {width} x {height} pixels is smaller than a tile of {self.width} x {self.height}: "
-                "score it without tiles.",
+                "use smaller tiles, or no tiles.",
             )
         return self.count_along(height, self.height), self.count_along(width, self.width)
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ncml.errors import InputError
-from ncml.ood.conformal import Floats
+from ncml.ood.conformal import Floats, round_scores
 
 MIN_IMAGES = 20
 """Minimum number of scored images."""
@@ -65,14 +65,18 @@ def check_alpha(alpha: float) -> None:
 def compare(
     bpd: Floats, score: Floats, p_value: Floats, ranked_bpd: Floats, ranked_score: Floats, rate: float, alpha: float
 ) -> Drift:
-    """Compare scored images with ranking images; raises `InputError` for fewer than 20 scored images."""
+    """Compare scored images with ranking images; raises `InputError` for fewer than 20 scored images.
+
+    The values of the ranking images are rounded by `round_scores`, and here those of the scored ones, too: otherwise
+    all the images that equal a ranking image would lie just below it, and the test would find that.
+    """
     check_alpha(alpha)
     n = len(bpd)
     if n < MIN_IMAGES:
         raise InputError("files", f"drift needs at least {MIN_IMAGES} scored images, not {n}: add images.")
     from scipy import stats
 
-    bpd_shift, score_shift = _shift(bpd, ranked_bpd), _shift(score, ranked_score)
+    bpd_shift, score_shift = _shift(round_scores(bpd), ranked_bpd), _shift(round_scores(score), ranked_score)
     flagged = int((p_value <= rate).sum())
     interval: Any = stats.binomtest(flagged, n).proportion_ci(method="wilson")
     return Drift(

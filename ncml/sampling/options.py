@@ -81,6 +81,16 @@ class SamplingOptions:
         """Return the options among the attributes of a job or of a request's parameters."""
         return cls(**{option.name: getattr(source, option.name, None) for option in fields(cls)})
 
+    def check_refinement(self) -> None:
+        """Raise `InputError` for options of refinement beside a noise of 0, which a user cannot have meant.
+
+        `resolve` accepts them, for callers that vary the noise.
+        """
+        for name, is_given in (("solver", self.solver is not None), ("steps", self.steps not in (None, 1))):
+            if self.noise == 0 and is_given:
+                detail = "cannot be combined with noise=0, which samples without refinement; omit one of the two."
+                raise InputError(name, f"{name} {detail}")
+
     def resolve(self, limits: SamplingLimits, *, has_class: bool) -> SamplingSettings:
         """Fill in defaults; raise `InputError`, which names the field and the remedy, for a value out of range.
 

@@ -13,16 +13,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ncml import checkpoint
 from ncml.calibration import report
 from ncml.calibration.estimation import calibrate
 from ncml.calibration.power import generate_foreign
 from ncml.calibration.report import describe_suspects
-from ncml.errors import InputError
+from ncml.errors import InputError, TrainingError
 from ncml.model import Model, load
 from ncml.ood.calibration import Calibration
 from ncml.ood.conformal import check_rate, min_ranks
@@ -31,6 +29,7 @@ from ncml.progress import OnProgress, Progress, ignore_progress
 from ncml.runtime import reuse_freed_memory
 from ncml.training.dataset import Dataset
 from ncml.training.distributed import ProcessGroup
+from ncml.training.inventory import counted
 from ncml.training.precision import without_emulation
 from ncml.training.run import MARGIN
 from ncml.training.trainer import Trainer
@@ -103,7 +102,7 @@ def adapt(
 
         def add_suspects(stage: str, positions: list[int]) -> None:
             part = estimating if stage == "fit" else ranking
-            suspects.extend(_positions(part)[positions].tolist())
+            suspects.extend(part.positions_N[positions].tolist())
 
         calibration = calibrate(
             selected,
@@ -132,18 +131,13 @@ def split(data: Dataset, false_positive_rate: float) -> tuple[Dataset, Dataset]:
         remedy = f", or raise the false-positive rate ({false_positive_rate:g})" if len(data) > MIN_IMAGES else ""
         raise InputError(
             "data",
-            f"{len(data)} images are too few: use at least {MIN_IMAGES + min_count} good images, {MIN_IMAGES} to "
-            f"estimate and {min_count} to rank{remedy}.",
+            f"{counted(len(data), 'image')} {'is' if len(data) == 1 else 'are'} too few: use at least "
+            f"{MIN_IMAGES + min_count} good images, {MIN_IMAGES} to estimate and {min_count} to rank{remedy}.",
         )
     images_NHWC = data.images_NHWC
     if bool((images_NHWC == images_NHWC[:1]).all()):
         raise InputError("data", "all images are equal: use images that show how good ones differ.")
     return _divide(data, max(MIN_IMAGES, min(len(data) - min_count, round(ESTIMATION_SHARE * len(data)))))
-
-
-def _positions(part: Dataset) -> NDArray[np.int64]:
-    """Return the positions of a part's images in the whole set."""
-    return np.arange(len(part)) if part.rows_N is None else part.rows_N.numpy()
 
 
 def _divide(data: Dataset, count: int) -> tuple[Dataset, Dataset]:
@@ -186,12 +180,16 @@ def _fine_tune(
     length = config.training.batch_size * max(1, int(MARGIN * seconds_left / step_seconds))
     trainer.set_length(length)
     while not trainer.finished:
-        trainer.train_step()
+        try:
+            trainer.train_step()
+        except TrainingError as error:
+            raise InputError("max-time", "fine-tuning diverged on these images: omit --max-time.") from error
         on_progress(Progress("fine-tune", trainer.images_seen, length))
         if time.monotonic() - started >= max_seconds:
             break
     card = f"# {folder.name}\n\nThe model {model.name} {model.version[:12]}, fine-tuned on {len(data)} images.\n"
-    checkpoint.save(folder, trainer.ema, card=card, sampling=model.sampling)
+    metrics = {checkpoint.FINE_TUNED: len(data)}
+    checkpoint.save(folder, trainer.ema, card=card, sampling=model.sampling, metrics=metrics)
     return load(folder, device)
 
 

@@ -29,10 +29,10 @@ class Cropping:
     count: int
     """Number of crops per image."""
 
-    def cut(self, image_HWC: Pixels, name: str, number: int, height: int, width: int) -> list[Pixels]:
+    def cut(self, image_HWC: Pixels, name: str, height: int, width: int) -> list[Pixels]:
         """Return crops at random positions, resized to this size; raise `InputError` for an image smaller than a crop.
 
-        number: the position of the image in its source, on which the crops depend.
+        name: the name of the image in its source, on which the positions depend.
         """
         H, W = image_HWC.shape[:2]
         crop_height, crop_width = self.tile.height, self.tile.width
@@ -41,7 +41,7 @@ class Cropping:
                 "crop",
                 f"{name} has {W} x {H} pixels, less than a crop of {crop_width} x {crop_height}: use a smaller --crop.",
             )
-        rng = np.random.default_rng(number)
+        rng = np.random.default_rng(list(name.encode()))
         tops, lefts = (rng.integers(0, room + 1, self.count) for room in (H - crop_height, W - crop_width))
         return [
             images.resize_to(image_HWC[top : top + crop_height, left : left + crop_width], height, width)

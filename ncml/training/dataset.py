@@ -60,9 +60,14 @@ class Dataset:
         """The images, uint8 [N, H, W, 3]; of a part, a copy in memory."""
         return self.store_NHWC if self.rows_N is None else self.store_NHWC[self.rows_N]
 
+    @property
+    def positions_N(self) -> Tensor:
+        """The position of each image in the whole dataset, int64 [N]."""
+        return torch.arange(len(self)) if self.rows_N is None else self.rows_N
+
     def take(self, index_N: Tensor) -> Dataset:
         """Return the images at these positions, without copying any."""
-        rows_N = index_N if self.rows_N is None else self.rows_N[index_N]
+        rows_N = self.positions_N[index_N]
         return Dataset(self.store_NHWC, self.labels_N[index_N], self.classes, self.inventory, rows_N)
 
     def first(self, count: int) -> Dataset:

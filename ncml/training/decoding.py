@@ -102,22 +102,21 @@ def _decode_rows(
 ) -> Iterator[tuple[Row, DecodedRow | None]]:
     """Yield each row in order with its image, or None; uses PyTorch's number of threads."""
 
-    def decode_row(numbered: tuple[int, Row]) -> DecodedRow | None:
-        number, row = numbered
+    def decode_row(row: Row) -> DecodedRow | None:
         try:
             image = images.open_image(row.data, field="data")
         except InputError:
             return None
         H, W = image.shape[:2]
         whole = images.resize_to(image, height, width)
-        pixels = [whole] if cropping is None else cropping.cut(image, row.name, number, height, width)
+        pixels = [whole] if cropping is None else cropping.cut(image, row.name, height, width)
         digest = hashlib.blake2b(whole.tobytes(), digest_size=16).digest()
         return DecodedRow(np.stack(pixels), f"{W}x{H}", height > H or width > W, digest)
 
-    numbered_rows = enumerate(rows)
+    remaining = iter(rows)
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        while chunk := list(itertools.islice(numbered_rows, CHUNK)):
-            yield from zip((row for _, row in chunk), pool.map(decode_row, chunk), strict=True)
+        while chunk := list(itertools.islice(remaining, CHUNK)):
+            yield from zip(chunk, pool.map(decode_row, chunk), strict=True)
 
 
 class ImageCache:

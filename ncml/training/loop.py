@@ -44,7 +44,6 @@ def train_loop(
     """
     group = trainer.group
     start, seconds_before, images_before = time.monotonic(), trainer.seconds, trainer.images_seen
-    mean_loss = trainer.history[-1]["train_bpd"] if trainer.history else math.nan
     saved_at = start
 
     def save() -> None:
@@ -59,7 +58,7 @@ def train_loop(
             {
                 "images": trainer.images_seen,
                 "seconds": round(seconds_before + time.monotonic() - start),
-                "train_bpd": round(mean_loss, 4),
+                "train_bpd": round(trainer.mean_loss, 4),
                 "held_out_bpd": round(held_out_bits(trainer.ema, held_out, group=group), 4),
             }
         )
@@ -70,8 +69,9 @@ def train_loop(
         while not trainer.finished and not group.any(bool(signals) or time.monotonic() - start >= max_seconds):
             loss = trainer.train_step()
             if math.isfinite(loss):
-                mean_loss = loss if math.isnan(mean_loss) else mean_loss + SMOOTHING * (loss - mean_loss)
-            on_step(trainer, mean_loss, (trainer.images_seen - images_before) / (time.monotonic() - start))
+                earlier = loss if math.isnan(trainer.mean_loss) else trainer.mean_loss
+                trainer.mean_loss = earlier + SMOOTHING * (loss - earlier)
+            on_step(trainer, trainer.mean_loss, (trainer.images_seen - images_before) / (time.monotonic() - start))
             if trainer.images_seen % interval < trainer.config.training.batch_size and not group.any(bool(signals)):
                 measure()
             elif time.monotonic() - saved_at >= save_seconds:

@@ -147,8 +147,8 @@ def train(
             return _finish(trainer, source, data, out, command, on_message, on_progress)
         except KeyboardInterrupt as stop:
             raise KeyboardInterrupt(
-                f"stopped before the model was measured; all {trainer.images_seen} images are saved; add --resume to "
-                "the command to continue"
+                f"stopped before the model was measured and calibrated; all {trainer.images_seen} images are saved; "
+                "add --resume to the command to continue"
             ) from stop
 
 

@@ -40,11 +40,19 @@ class Source:
     """Files that cannot be images."""
 
 
-def check_source(name: str) -> None:
-    """Raise InputError for a name that is neither a folder of images nor a dataset of the Hub; imports no torch."""
+DEFAULT_SPLIT = "train"
+
+
+def check_source(name: str, split: str = DEFAULT_SPLIT) -> None:
+    """Raise InputError for a name that is neither a folder of images nor a dataset of the Hub; imports no torch.
+
+    Also for another split of a folder of images than the default, because it has none.
+    """
     files = _list_source(name)
     if files is not None:
         _divide(Path(name), files)
+        if split != DEFAULT_SPLIT:
+            raise InputError("split", f"{name} is a folder of images, which has no split {split!r}: omit the split.")
 
 
 def open_source(name: str, split: str) -> Source:
@@ -73,7 +81,13 @@ def _has_no_parquet(files: Iterable[Path]) -> bool:
 
 def no_images(name: str, unreadable_count: int) -> InputError:
     """Return the error for a source without a readable image."""
-    return InputError("data", f"{name!r} contains no readable image ({unreadable_count} files could not be read).")
+    detail = f"{name!r} contains no readable image ({count_unreadable(unreadable_count)}): name a folder of images."
+    return InputError("data", detail)
+
+
+def count_unreadable(count: int) -> str:
+    """Return a clause with the number of files that could not be read."""
+    return f"{count:,} file{'s' * (count != 1)} could not be read"
 
 
 def _list_source(name: str) -> list[Path] | None:

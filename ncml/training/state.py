@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,8 @@ class TrainingState:
     skipped_steps: int
     seconds: float
     """Training time so far."""
+    mean_loss: float
+    """A running mean of the loss; NaN before the first step."""
     history: list[dict[str, float]]
     """The learning curve: a row for each measurement."""
     images: ImageOrder | None
@@ -52,6 +55,7 @@ class TrainingState:
             "step": self.step,
             "skipped_steps": self.skipped_steps,
             "seconds": self.seconds,
+            "mean_loss": None if math.isnan(self.mean_loss) else self.mean_loss,
             "history": self.history,
             "images": self.images and dataclasses.asdict(self.images),
             "config": self.config.to_json(),
@@ -69,7 +73,9 @@ class TrainingState:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             names = ("step", "skipped_steps", "seconds", "history")
             values = {name: progress[name] for name in names}
+            mean_loss = progress.get("mean_loss")  # not in states of earlier versions
             images = progress.get("images") and ImageOrder(**progress["images"])
+        values["mean_loss"] = math.nan if mean_loss is None else float(mean_loss)
         return cls(tensors=tensors, config=_config_of(path, progress), images=images, **values)
 
     def part(self, prefix: str) -> dict[str, Tensor]:

@@ -93,6 +93,8 @@ class Trainer:
         self.grad_norm = torch.tensor(math.nan)
         """Global norm of the latest step's gradient, before clipping."""
         self.seconds = 0.0
+        self.mean_loss = math.nan
+        """A running mean of the loss in bits per dimension, over the last steps; NaN before the first."""
         self.history: list[dict[str, float]] = []
         """The learning curve: a row for each measurement."""
         self.saved = False
@@ -219,6 +221,7 @@ class Trainer:
             step=self.step,
             skipped_steps=self.skipped_steps,
             seconds=self.seconds,
+            mean_loss=self.mean_loss,
             history=self.history,
             images=self.data.inventory.order,
         )
@@ -253,6 +256,7 @@ class Trainer:
             reason = str(error).splitlines()[0]
             raise TrainingError(f"{path} does not match the run that it names: {reason}.") from error
         self.step, self.skipped_steps, self.seconds = state.step, state.skipped_steps, state.seconds
+        self.mean_loss = state.mean_loss
         self.history = state.history
         self.saved = True
 

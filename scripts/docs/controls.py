@@ -1,10 +1,10 @@
-"""Measure the tables of docs/ood.md: which changes of an image are flagged, and which are not.
+"""Measure the tables of docs/ood-method.md: which changes of an image are flagged, and which are not.
 
     python scripts/docs/controls.py --data cifar10 --ood mnist dtd10 imagenet1k_32
 
 Prints Markdown: the false-positive rate on CIFAR-10 test images, and the flagged share of the same images after each
-change and of other data sets, by each calibration of the model. Brackets are 95 % intervals: Wilson's for shares,
-bootstrap for AUROCs.
+change and of other data sets, by each calibration of the model. Brackets are 95% intervals: Wilson's for shares,
+bootstrap for AUROCs. docs/ood.md repeats some of the rows.
 """
 
 import argparse
@@ -158,7 +158,7 @@ def share(model: ncml.Model, calibration: Calibration, columns: Columns, statist
     verdicts = calibration.verdicts(statistic, scored(model, calibration, columns, statistic))
     count = sum(verdict.is_ood for verdict in verdicts)
     low, high = binomtest(count, len(verdicts)).proportion_ci(method="wilson")
-    return f"{100 * count / len(verdicts):.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{100 * count / len(verdicts):.1f}% [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def matched(model: ncml.Model, source: str, own: Images, others: Images, change: Perturbation) -> str:

@@ -3,7 +3,8 @@
     python scripts/docs/tiles.py
 
 28 good images are random crops of the left half of docs/brick.png; the scored wall is a crop of its right half.
-brick.png is scikit-image's, CC0. Writes docs/tiles.png, and docs/stained.png for scripts/docs/screenshots.py.
+brick.png is scikit-image's, CC0. Writes docs/tiles.png, and docs/stained.png for scripts/docs/screenshots.py;
+prints the figures of docs/ood-method.md.
 """
 
 import shutil

@@ -63,18 +63,19 @@ class WaitPreference:
 def wait_preference(headers: Headers, limit_s: float) -> WaitPreference:
     """Read `respond-async` and `wait=N` (whole seconds) of `Prefer`; the wait is at most, and by default, `limit_s`.
 
-    As the RFC requires, other and invalid preferences are ignored, and of repeated ones the first counts.
+    With both, the client waits N seconds (RFC 7240, 4.3); with `respond-async` alone, it does not wait. As the RFC
+    requires, other and invalid preferences are ignored, and of repeated ones the first counts.
     """
     preferences: dict[str, str] = {}
     for member in _members(headers, "prefer"):
         name, _, value = (token.strip().strip('"').lower() for token in member.split(";")[0].partition("="))
         preferences.setdefault(name, value)
-    if "respond-async" in preferences:
-        return WaitPreference(0.0, "respond-async")
+    applied = ["respond-async"] if "respond-async" in preferences else []
+    wait_s = 0.0 if applied else limit_s
     if re.fullmatch(r"[0-9]+", preferences.get("wait", "")):
         wait_s = min(float(preferences["wait"]), limit_s)
-        return WaitPreference(wait_s, f"wait={wait_s:.0f}")
-    return WaitPreference(limit_s, None)
+        applied.append(f"wait={wait_s:.0f}")
+    return WaitPreference(wait_s, ", ".join(applied) or None)
 
 
 def idempotency_key(headers: Headers) -> str | None:

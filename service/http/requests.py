@@ -245,7 +245,8 @@ def _parse_json(body: bytes, max_images: int) -> tuple[dict[str, Any], list[Uplo
     texts = cast(list[Any], value) if isinstance(value, list) else [value]
     if len(texts) > max_images:
         raise _too_many_images(max_images)
-    return fields, _numbered([Upload("image", _decode_base64(text)) for text in texts])
+    names = [f"image[{i}]" for i in range(len(texts))] if len(texts) > 1 else ["image"]
+    return fields, [Upload(name, _decode_base64(text, name)) for name, text in zip(names, texts, strict=True)]
 
 
 def _object(members: list[tuple[str, object]]) -> dict[str, object]:
@@ -263,7 +264,7 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a number in JSON")
 
 
-def _decode_base64(text: object) -> bytes:
+def _decode_base64(text: object, field: str) -> bytes:
     """Return the bytes of a base64 text or a data URL: in either alphabet, with or without line breaks and padding."""
     try:
         if not isinstance(text, str):
@@ -272,8 +273,8 @@ def _decode_base64(text: object) -> bytes:
         compact = compact.replace("-", "+").replace("_", "/")
         return base64.b64decode(compact + "=" * (-len(compact) % 4), validate=True)
     except (TypeError, ValueError, binascii.Error) as error:
-        detail = "image is not base64; send the file's bytes in base64, or a list of such texts."
-        raise invalid_field("image", detail) from error
+        detail = f"{field} is not base64; send the file's bytes in base64, or a list of such texts."
+        raise invalid_field(field, detail) from error
 
 
 def _numbered(uploads: list[Upload]) -> list[Upload]:

@@ -103,10 +103,8 @@ def _sampling_fields(jobs: JobService, params: SamplingParams, model: ModelDescr
     """Return the fields of sampling jobs, validated against the model; choose a random seed if none is given."""
     if params.n > jobs.settings.max_images:
         raise invalid_field("n", f"n is {params.n}; this service generates at most {jobs.settings.max_images} at once.")
-    if params.noise == 0 and params.solver is not None:
-        detail = "solver cannot be combined with noise=0, which samples without refinement; omit one of the two."
-        raise invalid_field("solver", detail)
     has_class = params.class_name is not None
+    params.sampling.check_refinement()
     params.sampling.resolve(model.sampling_limits, has_class=has_class)  # refuse now what the worker would refuse later
     max_seed = MAX_SEED - params.n + 1
     seed = random_seed(params.n) if params.seed is None else params.seed

@@ -63,8 +63,8 @@ async def score(request: Request, jobs: Jobs) -> Response:
     curl -F image=@cat.png -F statistics=all -F sanity=1 localhost:8000/score
     curl -F image=@cat.png -F calibration=tolerant localhost:8000/score
     curl -F image=@cat.png 'localhost:8000/score?ood=0'
-    curl -F image=@wall.jpg -F tile=1 localhost:8000/score
-    curl -F image=@wall.jpg -F tile=1 -F tile_size=64 -H 'Accept: image/png' localhost:8000/score -o map.png
+    curl -F image=@docs/brick.png -F tile=1 localhost:8000/score
+    curl -F image=@docs/brick.png -F tile=1 -F tile_size=64 -H 'Accept: image/png' localhost:8000/score -o map.png
     ```
     """
     parsed = await parse_request(request, ScoreParams, max_images=jobs.settings.max_images)

@@ -4,7 +4,9 @@ import inspect
 import os
 import re
 import shlex
+import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
@@ -13,9 +15,10 @@ from ncml.cli.main import commands
 from service import server
 from service.app import create_app
 from service.settings import Settings
-from tests.deploy.engine import NO_COMPOSE, works
+from tests.deploy.engine import NO_COMPOSE, run, works
 from tests.deploy.files import COMPOSE, ROOT, SERVICE_ENV, compose
 from tests.deploy.test_compose import OVERRIDES
+from tests.packages import lacking
 from worker.main import main as worker
 from worker.queue import JobQueue
 
@@ -54,6 +57,16 @@ def test_every_file_exists() -> None:
     named += re.findall(r"\b(docker-compose\.yml|CHANGELOG\.md)\b", TEXT)
     assert len(named) > 10
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_every_test_and_target_of_the_report_exists() -> None:
+    report = (ROOT / "docs" / "report" / "service.md").read_text()
+    modules = re.findall(r"python -m (tests[\w.]+)", report)
+    files = re.findall(r"tests/[\w./]+", report) + [f"{module.replace('.', '/')}.py" for module in modules]
+    assert len(files) > 4
+    assert [name for name in files if not (ROOT / name).exists()] == []
+    makefile = (ROOT / "Makefile").read_text()
+    assert all(f"\n{target}:" in makefile for target in re.findall(r"`make ([a-z-]+)`", report))
 
 
 def test_every_service_profile_and_volume_exists() -> None:
@@ -118,6 +131,34 @@ def test_manifests_in_the_text_are_those_of_the_folder() -> None:
         assert (ROOT / path.removeprefix("ncml/") / "kustomization.yaml").exists()
     base = yaml.safe_load((ROOT / "docker" / "k8s" / "base" / "kustomization.yaml").read_text())
     assert [image["name"] for image in example["images"]] == [image["name"] for image in base["images"]]
+
+
+def test_workers_are_upgraded_before_the_service_and_rolled_back_after_it() -> None:
+    upgrade, rollback = TEXT.partition("## Upgrades")[2].partition("\n## ")[0].split("To roll back, set")
+    assert re.findall(r"rollout status deployment/([\w-]+)", upgrade) == ["worker-score", "worker-generate"]
+    assert re.findall(r"new tag of `([\w-]+)`", upgrade) == ["ncml-worker", "ncml-service"]
+    assert re.findall(r"old tag of `([\w-]+)`", rollback) == ["ncml-service", "ncml-worker"]
+    assert re.findall(r"rollout status deployment/([\w-]+)", rollback) == ["ncml-service"]
+
+
+def test_the_certificates_of_the_queue_pass_strict_verification(tmp_path: Path) -> None:
+    """Python 3.13 and newer verify strictly."""
+    if not shutil.which("openssl"):
+        pytest.skip(lacking("openssl is missing", "openssl"))
+    for line in LINES:
+        if line.startswith(("openssl ", "printf ")):
+            run(["bash", "-c", line], cwd=tmp_path)
+    verify = ["openssl", "verify", "-x509_strict", "-verify_hostname", "queue.example", "-CAfile", "ca.pem"]
+    assert run([*verify, "server.pem"], cwd=tmp_path) == "server.pem: OK\n"
+
+
+def test_the_requirements_of_a_queue_elsewhere_are_those_of_the_containers() -> None:
+    (section,) = re.findall(r"^## Queue\n(.*?)^## ", (ROOT / "docs" / "configuration.md").read_text(), re.M | re.S)
+    assert "Redis 7 or newer" in section
+    assert any(path.read_text().startswith("#!lua flags=") for path in (ROOT / "worker" / "lua").glob("*.lua"))
+    for option in ("maxmemory-policy noeviction", "appendonly yes"):
+        assert f"`{option}`" in section
+        assert f"--{option}" in SERVICES["valkey"]["command"]
 
 
 def test_the_variable_of_the_proxy_is_read() -> None:

@@ -179,7 +179,7 @@ def test_the_commands_refuse_invalid_input_in_a_sentence(run: Run, tmp_path: Pat
     for arguments, message in [
         (("compress", "-o", "x.ncml"), "no image is given"),
         (("compress", "none.png", "-o", "x.ncml"), "none.png cannot be read"),
-        (("compress", "empty", "-o", "x.ncml"), "no image is given"),
+        (("compress", "empty", "-o", "x.ncml"), "there is no image in empty: name a folder of"),
         (("compress", "a.png", "small.png", "-o", "x.ncml"), "small.png is 8 x 4 pixels"),
         (("compress", "text.png", "-o", "x.ncml"), "not an image"),
         (("compress", "a.png", "a.png", "-o", "x.ncml"), "two images are named 'a'"),

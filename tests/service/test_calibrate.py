@@ -155,6 +155,7 @@ def encrypted() -> bytes:
         pytest.param(lambda: archive([("../a.png", image(0))]), "unsafe name '../a.png'", id="parent"),
         pytest.param(lambda: archive([("/etc/a.png", image(0))]), "unsafe name", id="absolute"),
         pytest.param(lambda: archive([("c:\\a.png", image(0))]), "unsafe name", id="drive"),
+        pytest.param(lambda: archive([("a\x1b[2J.png", image(0))]), "rename the file", id="control character"),
         pytest.param(lambda: archive([(f"{i}.png", b"") for i in range(46)]), "more than 45 files", id="many"),
         pytest.param(lambda: archive([(f"{i}.png", b"") for i in range(400)]), "more than 45 files", id="directory"),
         pytest.param(bomb, "more than 67108864 bytes when unpacked", id="bomb"),
@@ -174,6 +175,12 @@ def test_a_hostile_or_useless_zip_is_refused(
     assert response.json()["errors"][0]["field"] == "image"
     assert sentence in response.json()["detail"]
     assert not queue.jobs
+
+
+def test_ordinary_names_in_a_zip_are_accepted() -> None:
+    names = ["at 10.11.12\u202fAM.png", "from 2013 10:11:12.png", "a\u00a0b.png", "\u732b.png"]
+    files = read_archive(archive([(name, image(0)) for name in names]), field="image", max_files=45, max_bytes=10**6)
+    assert [name for name, _ in files] == names
 
 
 def test_repeated_names_in_a_zip_are_refused() -> None:

@@ -264,6 +264,16 @@ def test_values_that_are_invalid_in_a_header_are_refused(client: Client) -> None
     for key in ("\xfc", 17):
         with pytest.raises(InputError, match="idempotency_key must be ASCII"):
             client.score(flat(1), idempotency_key=key)
+    for name in ("", "models/cifar10", "hf://owner/model"):
+        with pytest.raises(InputError, match="model must be the name of a model that the service has"):
+            client.model(name)
+
+
+@pytest.mark.parametrize("key", ["my order 17", '"quoted"', "back\\slash", "order-17"])
+def test_any_printable_idempotency_key_identifies_a_call(client: Client, queue, key: str) -> None:
+    first, second = (client.generate(idempotency_key=key, seed=1) for _ in range(2))
+    assert np.array_equal(first.images, second.images)
+    assert len(queue.jobs) == 1
 
 
 def test_an_option_of_another_type_is_named(client: Client, queue) -> None:
@@ -354,6 +364,14 @@ def test_a_busy_service_is_retried_after_its_retry_after(pauses: list[float]) ->
     assert (score.bpd, score.ood) == (1.5, None)
     assert pauses[:2] == [7, 2]
     assert len({request.headers["idempotency-key"] for request in requests}) == 1
+
+
+def test_a_deletion_whose_response_was_lost_succeeds(pauses: list[float]) -> None:
+    client, requests = scripted(httpx2.ReadError("reset"), problem(404, "no-such-job"))
+    client.delete("job-0")
+    assert [request.method for request in requests] == ["DELETE", "DELETE"]
+    with pytest.raises(ServiceError, match="no-such-job"):
+        scripted(problem(404, "no-such-job"))[0].delete("job-0")
 
 
 def test_a_service_that_stays_busy_is_retried_until_patience_ends(pauses: list[float]) -> None:

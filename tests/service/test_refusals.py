@@ -199,7 +199,7 @@ def test_an_image_that_cannot_be_tiled_is_refused_at_once(new_client, queue, mod
         ({"files": [("image", ("cat.png", b""))]}, 422, "zero bytes"),
         ({"json": {"image": "!!!"}}, 422, "base64"),
         ({"json": {"image": 5}}, 422, "base64"),
-        ({"json": {"image": ["", 5]}}, 422, "base64"),
+        ({"json": {"image": ["", 5]}}, 422, "image[1] is not base64"),
         ({"json": [1]}, 422, "not an object"),
         ({"content": b"{", "headers": {"content-type": "application/json"}}, 400, "not valid JSON"),
         ({"content": b"[" * 10**5, "headers": {"content-type": "application/json"}}, 400, "not valid JSON"),
@@ -447,7 +447,8 @@ def test_a_preference_that_cannot_be_used_is_ignored(client) -> None:
         ("wait=5, wait=3", "wait=5"),
         ('foo="a, wait=1", wait=2', "wait=2"),
         ("wait=9999999999999999999999", "wait=30"),
-        ("wait=5, respond-async", "respond-async"),
+        ("wait=5, respond-async", "respond-async, wait=5"),
+        ("respond-async, wait=soon", "respond-async"),
     ):
         assert client.post("/generate", headers={"prefer": prefer}).headers["preference-applied"] == applied
 

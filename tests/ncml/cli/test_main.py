@@ -194,7 +194,7 @@ def test_a_broken_folder_does_not_hide_other_models(
     monkeypatch.setenv("NCML_MODELS", str(tmp_path / "models"))
     done = run("models", "--json")
     assert (done.returncode, [m["name"] for m in json.loads(done.stdout)["models"]]) == (0, ["tiny"])
-    assert done.stderr.startswith("ncml: left out: ")
+    assert done.stderr.startswith("ncml: skipped: ")
     assert "broken/config.json cannot be read as JSON" in done.stderr
     assert done.stderr.count("\n") == 1
 
@@ -280,6 +280,11 @@ sys.exit(main(sys.argv[1:]))
     assert "Traceback" not in done.stderr
 
 
+def test_without_a_command_the_error_names_the_help(run: Run) -> None:
+    done = run()
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "ncml: a command is missing; see ncml --help.\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -299,7 +304,7 @@ sys.exit(main(sys.argv[1:]))
         (["generate", "-n", "many", "-o", "a.png"], "'many'"),
         (["generate", "-n", "0", "-o", "a.png"], "n"),
         (["generate", "-n", "2"], "--output"),
-        (["complete"], "ncml complete needs FILE and --output PATH; see ncml complete --help."),
+        (["complete"], "ncml complete needs FILE and --output FILE.png; see ncml complete --help."),
         (["generate", "-o", "a.gif"], "a.gif must end in .png"),
         (["generate", "-o", "no/such/a.png"], "cannot be written"),
         (["drift", "photos", "--plot", "no/such/a.png"], "cannot be written"),
@@ -307,6 +312,8 @@ sys.exit(main(sys.argv[1:]))
         (["generate", "-o", "a.png", "--seed", "-3"], "seed"),
         (["generate", "-o", "a.png", "--steps", "-1"], "steps"),
         (["generate", "-o", "a.png", "--solver", "huen"], "heun"),
+        (["generate", "-o", "a.png", "--noise", "0", "--solver", "heun"], "solver cannot be combined with noise=0"),
+        (["generate", "-o", "a.png", "--noise", "0", "--steps", "7"], "steps cannot be combined with noise=0"),
         (["generate", "-n", "1000000000", "-o", "a.png"], "n must be 1 to 1024"),
         (["complete", "ok.png", "-o", "a.png", "--keep", "middle"], "middle"),
         (["generate", "-o", "a.png", "--threads", "0"], "--threads must be 1 to 256"),

@@ -82,6 +82,21 @@ def test_calibrate_reports_the_calibration(run: Run, tmp_path: Path) -> None:
     assert result["power"] == model.calibration.power.to_json()
     assert (result["n_fit"], result["n_rank"], result["skipped"]) == (24, 60, 1)
     assert result["tolerate"] == list(model.calibration.tolerate) == ["jpeg", "resize"]
+    assert result["suspicious"] == []
+    done = run("drift", "good", "--model", "loud")
+    assert done.returncode == 2
+    assert "the calibration 'default' ranks among unchanged and processed images" in done.stderr
+
+
+def test_calibrate_lists_images_that_are_unlike_the_others(run: Run, tmp_path: Path) -> None:
+    write(tmp_path / "good", 84, 1)
+    (tmp_path / "good" / "011.png").write_text("not an image")
+    Image.new("RGB", (8, 8)).save(tmp_path / "good" / "050.png")
+    done = run("calibrate", "--model", "loud", "--data", "good", "--unseen")
+    listed = re.search(r"(\d+) of 83 images are unlike the others: (.*); remove any that is not good", done.stdout)
+    assert listed, done.stdout
+    assert len(listed[2].split(", ")) == int(listed[1]) < 10
+    assert "050.png" in listed[2].split(", ")
 
 
 def test_calibrations_are_made_and_selected_by_name(calibrated: Run, tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_anomalies_of_a_set_are_noted(tmp_path: Path) -> None:
     folder = save_images(tmp_path / "odd", RNG.integers(256, size=(6, 12, 10), dtype=np.uint8))
     (folder / "002.png").write_bytes((folder / "002.png").read_bytes()[:60])
     notes = " ".join(image_sets.load(str(folder), 8, 8).notes)
-    assert "1 files could not be read" in notes
+    assert "1 file could not be read and was left out" in notes
     assert "5 of 5 images had another size than 8x8" in notes
     assert "5 of 5 images are grey" in notes
     with pytest.raises(ncml.InputError, match="no readable image"):
@@ -103,7 +103,10 @@ def test_only_a_set_without_a_test_split_may_contain_training_images(tmp_path: P
 def test_published_figures_are_those_of_the_same_data_at_the_same_size() -> None:
     for data, size, table in (
         ("data/CIFAR-10", 32, "Table 1"),
+        ("cifar10:test", 32, "Table 1"),
         ("cifar100", 32, ""),
+        ("cifar10-c", 32, ""),
+        ("cifar10.1", 32, ""),
         ("imagenet64", 64, "Table 3"),
         ("imagenet1k_32", 32, ""),
         ("celeba", 64, "Table 3"),

@@ -126,7 +126,9 @@ def test_unreadable_sets_are_noted_and_the_others_measured(evaluate: Run, tmp_pa
     assert set(answer["auroc"]) == {"noise", "constant", "uniform"}
     notes = " ".join(answer["notes"])
     assert "empty was left out: 'empty' contains no readable image" in notes
-    assert "noise: 1 files could not be read" in notes
+    assert "noise: 1 file could not be read" in notes
+    done = evaluate("ood", *few, "--ood", "noise:valid", "--json")
+    assert "noise is a folder of images, which has no splits: omit :valid." in done.stdout + done.stderr
 
 
 def test_sets_with_the_same_name_are_distinguished(evaluate: Run, tmp_path: Path) -> None:

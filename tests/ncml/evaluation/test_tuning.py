@@ -178,6 +178,21 @@ def test_one_class_has_no_probe(tmp_path: Path) -> None:
     assert result.real is None
 
 
+def test_training_images_of_one_class_train_no_probe(folder: Path, tmp_path: Path) -> None:
+    """The first of each 50 images are held out: here all of the class a."""
+    nets.save_images(tmp_path / "pets" / "a", nets.images(5).numpy())
+    nets.save_images(tmp_path / "pets" / "b", nets.images(900, seed=1).numpy())
+    result = tuning.tune(ncml.load(folder), dataset.load(str(tmp_path / "pets"), 8, 8), images=16)
+    assert result.real is None
+
+
+def test_a_folder_of_images_has_no_splits(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["tune", "--images", "16"], ["calibrate"]):
+        arguments = [*command, "--data", pets(tmp_path / "pets", 20), "--model", str(folder), "--split", "test"]
+        assert cli.main(arguments) == 2
+        assert "is a folder of images, which has no split 'test': omit the split." in capsys.readouterr().err
+
+
 def test_too_few_images_are_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = pets(tmp_path / "pets", 20)
     assert cli.main(["tune", "--data", source, "--model", str(folder)]) == 2

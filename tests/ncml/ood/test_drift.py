@@ -11,7 +11,7 @@ from ncml.errors import InputError
 from ncml.ood import conformal, drift
 
 RNG = np.random.default_rng(0)
-RANKED_BPD, RANKED = np.sort(RNG.normal(3.5, 0.5, 1000)), np.sort(RNG.normal(3, 1, 1000))
+RANKED_BPD, RANKED = (conformal.rank_scores(RNG.normal(*moments, 1000)) for moments in ((3.5, 0.5), (3, 1)))
 
 
 def compared(n: int, shift: float, alpha: float = 0.01, seed: int = 1) -> drift.Drift:
@@ -23,6 +23,18 @@ def compared(n: int, shift: float, alpha: float = 0.01, seed: int = 1) -> drift.
 
 def test_false_positives_are_no_more_frequent_than_alpha() -> None:
     assert sum(compared(200, 0.0, alpha=0.05, seed=seed).drifted for seed in range(100)) <= 5
+
+
+def test_repeated_images_are_no_drift() -> None:
+    """A fifth of the scored and of the ranking images are one frame."""
+    drifted = 0
+    for seed in range(50):
+        rng = np.random.default_rng(seed)
+        scored, ranking = (np.where(rng.random(n) < 0.2, 3.14159265, rng.normal(3, 1, n)) for n in (200, 500))
+        ranked = conformal.rank_scores(ranking)
+        p = conformal.p_values(scored, ranked)
+        drifted += drift.compare(scored, scored, p, ranked, ranked, 0.05, 0.01).drifted
+    assert drifted <= 2
 
 
 @pytest.mark.parametrize("shift", [-1.0, 0.7, 2.0])
@@ -45,7 +57,7 @@ def test_statistics_equal_those_of_scipy() -> None:
     result = compared(250, 0.5)
     rng = np.random.default_rng(1)
     bpd = rng.normal(3.5, 0.5, 250)
-    assert result.bpd.ks == pytest.approx(stats.ks_2samp(bpd, RANKED_BPD).statistic)
+    assert result.bpd.ks == pytest.approx(stats.ks_2samp(conformal.round_scores(bpd), RANKED_BPD).statistic)
     wilson = stats.binomtest(round(result.flagged * 250), 250).proportion_ci(0.95, "wilson")
     assert (result.flagged_low, result.flagged_high) == pytest.approx((wilson.low, wilson.high), abs=1e-4)
 

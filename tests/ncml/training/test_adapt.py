@@ -86,6 +86,8 @@ def test_a_fine_tuned_model_is_kept_only_if_it_detects_more(
     assert (ncml.load(tmp_path / "mine").version != model.version) == is_stronger
     if is_stronger:
         assert ncml.load(tmp_path / "mine").sampling == replace(guided, guidance=None)
+        with pytest.raises(InputError, match="mine was fine-tuned on images that its parts do not exclude: add --un"):
+            cli.parse(["calibrate", "--model", str(tmp_path / "mine"), "--data", "good"])()
     assert any(message.endswith(": kept" if is_stronger else ": not kept") for message in messages)
     _, ranking = adapting.split(images, 0.05)
     ranks = {pixels.numpy().tobytes() for pixels in ranking.images_NHWC}

@@ -16,7 +16,7 @@ from ncml.errors import InputError
 from ncml.training import dataset, sources
 from ncml.training.dataset import Dataset
 from ncml.training.inventory import Inventory
-from ncml.training.sources import is_image_folder
+from ncml.training.sources import count_unreadable, is_image_folder
 from tests.ncml import nets
 
 
@@ -219,7 +219,7 @@ def test_a_folder_without_images_is_refused(tmp_path: Path, files: list[str]) ->
     folder.mkdir()
     for name in files:
         (folder / name).write_text("x")
-    with pytest.raises(InputError, match=rf"no readable image \({len(files)} files") as refused:
+    with pytest.raises(InputError, match=rf"no readable image \({count_unreadable(len(files))}\)") as refused:
         dataset.load(str(folder), 8, 8)
     assert refused.value.field == "data"
 
@@ -282,6 +282,24 @@ def test_crops_are_cut_from_large_images_and_stay_in_the_part_of_their_image(tmp
     assert set(first.part("calibration-rank").images_NHWC[:, 0, 0, 1].tolist()) == {2, 4, 5, 6, 7}
     with pytest.raises(InputError, match=r"0.png has 40 x 24 pixels, less than a crop of 32 x 32: use a smaller"):
         dataset.load(str(folder), 8, 8, crop=32)
+
+
+def test_crops_depend_on_the_image_and_not_on_other_files(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    nets.save_images(tmp_path / "photos", rng.integers(256, size=(5, 24, 40, 3), dtype=np.uint8))
+    before = dataset.load(str(tmp_path / "photos"), 8, 8, crop=16)
+    (tmp_path / "photos" / "0 notes.txt").write_text("not an image")
+    after = dataset.load(str(tmp_path / "photos"), 8, 8, crop=16)
+    assert torch.equal(before.images_NHWC, after.images_NHWC)
+
+
+def test_linked_folders_are_read_once(tmp_path: Path) -> None:
+    nets.save_images(tmp_path / "elsewhere", nets.images(3).numpy())
+    nets.save_images(tmp_path / "photos" / "b", nets.images(2).numpy())
+    (tmp_path / "photos" / "a").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "photos" / "b" / "loop").symlink_to(tmp_path / "photos")
+    read = dataset.load(str(tmp_path / "photos"), 8, 8)
+    assert (read.classes, read.labels_N.tolist()) == (("a", "b"), [0, 0, 0, 1, 1])
 
 
 def test_the_first_images() -> None:

@@ -152,6 +152,27 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path: Path) -> None:
         assert torch.equal(state(resumed)[name], tensor), name
 
 
+def test_a_resumed_run_continues_the_mean_of_the_loss(tmp_path: Path) -> None:
+    """Stopped between two measurements, it writes the same learning curve."""
+    whole = Trainer(SMOKE, dataset())
+    whole.set_length(12 * SMOKE.training.batch_size)
+    train_loop(whole, tmp_path / "whole.safetensors", held_out=dataset())
+    interrupted = Trainer(SMOKE, dataset())
+    interrupted.set_length(12 * SMOKE.training.batch_size)
+
+    def stop(trainer: Trainer, mean_loss: float, rate: float) -> None:
+        if trainer.step == 5:
+            signal.raise_signal(signal.SIGTERM)
+
+    path = tmp_path / "state.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        train_loop(interrupted, path, held_out=dataset(), on_step=stop)
+    resumed = Trainer(SMOKE, dataset())
+    resumed.resume(path)
+    train_loop(resumed, path, held_out=dataset())
+    assert [row["train_bpd"] for row in resumed.history] == [row["train_bpd"] for row in whole.history]
+
+
 def as_format_1(path: Path) -> None:
     """Rewrite a training state's description in format 1, with the decay per step of the average."""
     with safe_open(path, "pt") as file:
