@@ -1,4 +1,4 @@
-"""Detect real defects: AUROC, share detected at 5 %, false positives and seconds an image, beside other methods.
+"""Detect real defects: AUROC, share detected at 5%, false positives and seconds an image, beside other methods.
 
     pip install conformal-clip-data elpv-dataset
     python benchmarks/defects.py [--quick] [--tile N] [--overlap SHARE] [--sets textiles cells]

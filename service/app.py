@@ -75,7 +75,7 @@ def create_app(settings: Settings, queue: JobQueue, tracer: "Tracer | None" = No
         redoc_url=None,
         lifespan=lifespan,
     )
-    metrics = Metrics(queue)
+    metrics = Metrics(queue, settings.ready_lanes)
     app.state.jobs = jobs_service = JobService(settings, queue, metrics)
     routers = _add_routers(app, settings, metrics)
     install_openapi(app)

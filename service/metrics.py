@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 from worker.contract import Lane, queue_name
 from worker.descriptors import WorkerState
 from worker.queue import JobQueue
+from worker.results import JobView
 
 log = logging.getLogger(__name__)
 
@@ -19,9 +20,12 @@ _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 
 
 
 class Metrics:
-    """The metrics of one application, in its own registry. Clients cannot create label values."""
+    """The metrics of one application, in its own registry. Clients cannot create label values.
 
-    def __init__(self, queue: JobQueue) -> None:
+    `lanes` are those that should have workers.
+    """
+
+    def __init__(self, queue: JobQueue, lanes: Collection[Lane] = tuple(Lane)) -> None:
         self.registry = CollectorRegistry()
         counter = functools.partial(Counter, registry=self.registry)
         self.requests = counter("ncml_http_requests_total", "HTTP requests.", ["route", "method", "code"])
@@ -36,18 +40,25 @@ class Metrics:
         self.enqueued = counter("ncml_jobs_enqueued_total", submitted, ["task", "model", "priority"])
         refused = "Requests refused before they became a job."
         self.rejected = counter("ncml_jobs_rejected_total", refused, ["reason"])
-        self.registry.register(_QueueState(queue))
+        ended = "Jobs that ended while they waited."
+        self.finished = counter("ncml_jobs_finished_total", ended, ["task", "model", "outcome"])
+        queue.on_end = self._count_end
+        self.registry.register(_QueueState(queue, lanes))
 
     def exposition(self) -> bytes:
         """Return all metrics in the Prometheus text format. Queries the queue: call it off the event loop."""
         return generate_latest(self.registry)
 
+    def _count_end(self, view: JobView) -> None:
+        self.finished.labels(task=view.task, model=view.model_name, outcome=view.status).inc()
+
 
 class _QueueState(Collector):
     """Collects the state of the queue at each scrape."""
 
-    def __init__(self, queue: JobQueue) -> None:
+    def __init__(self, queue: JobQueue, lanes: Collection[Lane]) -> None:
         self.queue = queue
+        self.lanes = lanes
 
     def describe(self) -> Iterable[Metric]:
         """Return nothing: registration must not query a server that may be unreachable."""
@@ -90,9 +101,10 @@ class _QueueState(Collector):
         for lane in Lane:
             if rate := sum(info.pace.get(lane, 0.0) for info in infos):
                 pace.add_metric([lane], rate)
-            for state in WorkerState:
-                count = sum(lane in info.lanes and info.state is state for info in infos)
-                workers.add_metric([lane, state], count)
+            states = [info.state for info in infos if lane in info.lanes]
+            if states or lane in self.lanes:  # zeros would alert operators of a lane that they do not run
+                for state in WorkerState:
+                    workers.add_metric([lane, state], states.count(state))
         models = GaugeMetricFamily("ncml_model_info", "Served models.", labels=["model", "version"])
         for model in self.queue.monitor.models():
             models.add_metric([model.name, model.version], 1)

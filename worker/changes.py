@@ -22,6 +22,9 @@ from worker.outages import Outages
 RECONNECT_S = 0.2
 """Pause before the connection is opened again after an error."""
 
+PING_S = 5.0
+"""Silence after which the server is sent a ping; as long again without an answer ends the connection."""
+
 log = logging.getLogger("ncml.queue")
 
 
@@ -102,12 +105,27 @@ class Changes:
                 try:
                     async with client.pubsub() as channels:
                         await channels.subscribe(STATE_CHANNEL, PROGRESS_CHANNEL)
-                        async for message in channels.listen():
-                            self._dispatch(message)
+                        await self._receive(channels)
                 except (redis.RedisError, OSError) as error:
                     self._outages.report(log, "changes of jobs are not received", error)
                     self._first_attempt.set()
                     await asyncio.sleep(RECONNECT_S)
+
+    async def _receive(self, channels: Any) -> None:
+        """Dispatch messages until an error, or until the server does not answer a ping.
+
+        redis-py's health check of a subscription sends pings but does not notice that their answers are missing.
+        """
+        is_pinged = False
+        while True:
+            if message := await channels.get_message(timeout=PING_S):
+                is_pinged = False
+                self._dispatch(message)
+            elif is_pinged:
+                raise redis.TimeoutError(f"no answer to a ping for {PING_S:g} s")
+            else:
+                await channels.ping()
+                is_pinged = True
 
     def _dispatch(self, message: dict[str, Any]) -> None:
         is_progress = message["channel"] == PROGRESS_CHANNEL.encode()

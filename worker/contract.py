@@ -2,8 +2,8 @@
 
 Imports no RQ, Redis, torch or numpy. Images are uint8 HWC RGB bytes (row-major, values 0..255) at the model's size; an
 image to be scanned in tiles has its own size, or stays in its file format. In JSON bytes are base64. Every model is
-frozen and refuses unknown fields, so that a payload of another version fails with a clear error instead of being
-misread.
+frozen. A job refuses unknown fields, so that one with parameters of a newer service fails with a clear error instead of
+being computed without them. What workers write ignores them, so that a service can read what newer workers add.
 """
 
 from dataclasses import astuple
@@ -76,14 +76,20 @@ def queue_name(lane: Lane, priority: Priority) -> str:
 
 
 class FrozenModel(BaseModel):
-    """The base of every model that crosses the queue."""
+    """The base of every model that crosses the queue; it ignores unknown fields."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="strings"
+        frozen=True, extra="ignore", ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="strings"
     )
 
 
-class Pixels(FrozenModel):
+class _StrictModel(FrozenModel):
+    """The base of jobs and their parts, which refuse unknown fields."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Pixels(_StrictModel):
     """One image: `data` holds height * width * 3 bytes, uint8 HWC RGB in row-major order."""
 
     height: int = Field(ge=1, le=4096)
@@ -100,7 +106,7 @@ class Pixels(FrozenModel):
         return self
 
 
-class _Job(FrozenModel):
+class _Job(_StrictModel):
     """The fields of every job."""
 
     model: str = Field(min_length=1, max_length=200, description="name of the model folder")

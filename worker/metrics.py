@@ -34,10 +34,14 @@ class WorkerMetrics:
         self.images = counter("ncml_images_total", "Images scored or generated.", ["task", "model"])
         self.running = gauge("ncml_jobs_running", "Jobs in the engine.")
         self.state = gauge("ncml_worker_state", "1 for the state of this worker.", ["state"])
+        accepted = "Time of the last heartbeat that the queue accepted, in seconds since 1970; 0 before the first."
+        self.heartbeat = gauge("ncml_worker_heartbeat_timestamp_seconds", accepted)
         self.model_info = gauge("ncml_model_info", "1 for each model served.", ["model", "version"])
         batching = "1 for how the batches of each model are sampled on this CPU."
         self.model_batching = gauge("ncml_model_batching", batching, ["model", "version", "groups", "check"])
         self.engine_restarts = counter("ncml_engine_restarts_total", "Engines replaced.", ["reason"])
+        for reason in ("died", "hung"):  # from 0 on, because `increase` misses the step from no sample to 1
+            self.engine_restarts.labels(reason)
         self.gpu_memory = gauge("ncml_gpu_memory_bytes", "Memory held by the engine on its device.")
         bits = (0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 5.5, 6, 7, 8, 10, 12)
         scored = "Bits per dimension of the images scored, without noise."
@@ -49,7 +53,7 @@ class WorkerMetrics:
         self.ood_p_value = histogram("ncml_ood_p_value", uniform, ["model"], buckets=ranks)
         self.ood_evidence = gauge(
             "ncml_ood_evidence",
-            "Evidence that more images are flagged than the calibration expects; false above 200 with probability 1 %.",
+            "Evidence that more images are flagged than the calibration expects; false above 200 with probability 1%.",
             ["model", "calibration"],
         )
         self._alarms: dict[tuple[str, str], tuple[str, FlaggedRateAlarm]] = {}

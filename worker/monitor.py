@@ -1,7 +1,6 @@
 """The state of the queue for operators and routes: whether it accepts jobs, how many wait, and which workers live."""
 
 import logging
-import time
 from typing import Any
 
 import redis
@@ -24,7 +23,11 @@ class QueueMonitor:
         self._client = client
         self._probe = script(client, "probe")
         self._workers: dict[bytes, PublishedWorker | None] = {}
-        """Parsed payloads, kept because they seldom change; None for a payload of another version."""
+        """Parsed payloads, kept because they seldom change; None for one that cannot be read."""
+
+    def close(self) -> None:
+        """Release the connections."""
+        self._client.close()
 
     def ping(self) -> bool:
         """Return whether the server answers."""
@@ -66,11 +69,13 @@ class QueueMonitor:
         for lane, priority in names:
             pipe.llen(queue_key(queue_name(lane, priority)))
             pipe.lindex(queue_key(queue_name(lane, priority)), 0)
-        answers: list[Any] = pipe.execute()
+        pipe.time()
+        *answers, (seconds, micros) = pipe.execute()
         pipe = self._client.pipeline(transaction=False)
         for oldest in answers[1::2]:
             pipe.hget(job_key(oldest.decode(errors="replace") if oldest else "-"), "submitted")
-        ages = [_age_s(submitted) for submitted in pipe.execute(raise_on_error=False)]
+        now = seconds + micros / 1e6  # by the clock of the server, as `submitted` is
+        ages = [_age_s(submitted, now) for submitted in pipe.execute(raise_on_error=False)]
         return [
             QueueDepth(lane=lane, priority=priority, depth=depth, oldest_age_s=age)
             for (lane, priority), depth, age in zip(names, answers[0::2], ages, strict=True)
@@ -98,7 +103,7 @@ class QueueMonitor:
 
 
 def _parse_worker(payload: bytes) -> PublishedWorker | None:
-    """Return a published worker; None for one of another version, as there may be during an upgrade."""
+    """Return a published worker; None for one that lacks a field of this version, as there may be during an upgrade."""
     try:
         return PublishedWorker.model_validate_json(payload)
     except ValidationError:
@@ -119,9 +124,9 @@ def _served_models(workers: list[PublishedWorker]) -> list[ModelDescriptor]:
     return list(reversed(models.values()))
 
 
-def _age_s(submitted: object) -> float:
+def _age_s(submitted: object, now: float) -> float:
     """Return how long ago a job was submitted; 0 if there is none, or its record is damaged."""
     try:
-        return max(0.0, time.time() - float(submitted)) if isinstance(submitted, bytes) else 0.0
+        return max(0.0, now - float(submitted)) if isinstance(submitted, bytes) else 0.0
     except ValueError:
         return 0.0

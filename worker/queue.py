@@ -9,7 +9,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 import redis
@@ -43,8 +43,12 @@ _POOL: Any = redis.BlockingConnectionPool  # redis-py's types are incomplete
 TICK_S = 15.0
 """How often a job without changes is read again: changes are published, but a message can be lost."""
 
-CONNECTIONS = 24
-"""Maximum connections of a process, in addition to the one that receives changes; further calls wait."""
+CONNECTIONS, MONITOR_CONNECTIONS = 16, 8
+"""Maximum connections of a process for jobs and for the monitor, in addition to the one that receives changes; further
+calls wait."""
+
+TIMEOUT_S, MONITOR_TIMEOUT_S = 30.0, 3.0
+"""How long the server may take to answer; less for the monitor, whose callers report that the server hangs."""
 
 log = logging.getLogger("ncml.queue")
 
@@ -76,7 +80,9 @@ class JobQueue:
     Thread-safe. Close it with `close()`, and also with `await aclose()` if `events` or `wait` was used.
     """
 
-    def __init__(self, client: "redis.Redis", *, result_ttl_s: int = RESULT_TTL_S) -> None:
+    def __init__(
+        self, client: "redis.Redis", *, result_ttl_s: int = RESULT_TTL_S, monitor: QueueMonitor | None = None
+    ) -> None:
         self.redis: Any = client  # redis-py's types are those of both its synchronous and asynchronous clients
         self.result_ttl_s = result_ttl_s
         self._submit = script(client, "submit")
@@ -84,7 +90,9 @@ class JobQueue:
         self._cancel = script(client, "cancel")
         self._forget = script(client, "forget")
         self._changes = Changes(client)
-        self.monitor = QueueMonitor(client)
+        self.monitor = monitor or QueueMonitor(client)
+        self.on_end: Callable[[JobView], None] = lambda view: None
+        """Called with each waiting job that this process ends: a late one, or one that is canceled."""
 
     @classmethod
     def from_url(cls, url: str, *, result_ttl_s: int = RESULT_TTL_S) -> "JobQueue":
@@ -93,20 +101,14 @@ class JobQueue:
         Raises `QueueError` for another kind of address.
         """
         try:
-            pool = _POOL.from_url(
-                url,
-                max_connections=CONNECTIONS,
-                timeout=30,
-                socket_timeout=30,
-                socket_connect_timeout=5,
-                health_check_interval=30,
-            )
+            client = _client(url, CONNECTIONS, TIMEOUT_S)
+            monitor = QueueMonitor(_client(url, MONITOR_CONNECTIONS, MONITOR_TIMEOUT_S))
         except ValueError:  # its message may quote a part of the password
             raise QueueError(
                 "this is not the address of a queue; give redis://[user:password@]host:port/number (special characters "
                 "in the password as %-escapes), rediss://... or unix:///path"
             ) from None
-        return cls(redis.Redis(connection_pool=pool), result_ttl_s=result_ttl_s)
+        return cls(client, result_ttl_s=result_ttl_s, monitor=monitor)
 
     # -- writing
 
@@ -184,7 +186,10 @@ class JobQueue:
         )  # fmt: skip
         if answer == b"missing":
             raise JobNotFound(f"there is no job {job_id}, or its result has expired")
-        return self.view(job_id)
+        view = self.view(job_id)
+        if answer == b"canceled":
+            self.on_end(view)
+        return view
 
     def forget(self, job_id: str, submitted: float | None = None) -> None:
         """Delete an ended job, its result, events and images.
@@ -255,7 +260,8 @@ class JobQueue:
         if is_late:
             origin = queue_name(view.task.lane, view.priority)
             if self.finish(job_id, origin, Ending(JobStatus.EXPIRED, EXPIRED), place=queue_key(origin)):
-                return self.view(job_id)
+                view = self.view(job_id)
+                self.on_end(view)
         return view
 
     def position(self, view: JobView) -> int | None:
@@ -368,10 +374,24 @@ class JobQueue:
     def close(self) -> None:
         """Release the connections."""
         self.redis.close()
+        self.monitor.close()
 
     async def aclose(self) -> None:
         """Release the connection of `events` and `wait`."""
         await self._changes.aclose()
+
+
+def _client(url: str, connections: int, timeout_s: float) -> Any:
+    """Return a client that waits this long for an answer; raises `ValueError` for an invalid address."""
+    pool = _POOL.from_url(
+        url,
+        max_connections=connections,
+        timeout=timeout_s,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=min(5.0, timeout_s),
+        health_check_interval=30,
+    )
+    return redis.Redis(connection_pool=pool)
 
 
 def _pause_s(view: JobView, longest_s: float) -> float:

@@ -7,6 +7,8 @@ import RQ or Redis.
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,8 +29,11 @@ log = logging.getLogger("ncml.engine")
 Load: TypeAlias = "Callable[..., Model]"
 """`load(folder, device=...)`; raises `ModelError` for a folder that cannot be used."""
 
-Stamp = tuple[tuple[str, int, int], ...]
-"""Name, size and time of change of each file of a folder."""
+Stamp = tuple[tuple[str, int, int, int], ...]
+"""Name, size, and times of change of the content and of the status (such as permissions) of each file of a folder."""
+
+RETRY_S, MAX_RETRY_S = 5.0, 300.0
+"""Pause before a folder is loaded again after a fault that may pass; it doubles each time, up to the second value."""
 
 MAX_NAME = 200
 """Characters of a folder's name: as many as a job may name."""
@@ -44,6 +49,18 @@ class _Entry:
     stamp: Stamp
     descriptor: ModelDescriptor | None = None
     fault: str | None = None
+    pause_s: float = RETRY_S
+    retry_at: float = math.inf  # never, by `time.monotonic`
+
+    def is_of(self, folder: Path, stamp: Stamp) -> bool:
+        """Return whether the entry is about this folder with these files.
+
+        The status of files matters only after a fault, which it may remedy: a backup that makes hard links, or a volume
+        whose owner is set again, must not reload every model.
+        """
+        if self.fault is not None:
+            return (self.folder, self.stamp) == (folder, stamp)
+        return (self.folder, _contents(self.stamp)) == (folder, _contents(stamp))
 
 
 class ModelRegistry:
@@ -93,7 +110,7 @@ class ModelRegistry:
         return {name: entry.fault for name, entry in sorted(self._entries.items()) if entry.fault}
 
     def scan(self) -> bool:
-        """Load new and changed folders; return whether anything changed."""
+        """Load new and changed folders, and those whose fault may have passed; return whether anything changed."""
         folders = self._folders()
         changed = False
         for name in self._entries.keys() - folders.keys():
@@ -102,11 +119,16 @@ class ModelRegistry:
             changed = True
         for name, (folder, stamp) in folders.items():
             entry = self._entries.get(name)
-            if entry is None or (entry.folder, entry.stamp) != (folder, stamp):
+            if entry is None or not entry.is_of(folder, stamp):
                 self._entries[name] = _Entry(folder, stamp, entry.descriptor if entry else None)
                 self._on_open(folder, stamp)
                 self._open(name)
                 changed = True
+            elif time.monotonic() >= entry.retry_at:
+                outcome = entry.descriptor, entry.fault
+                self._on_open(folder, stamp)
+                self._open(name)
+                changed |= (entry.descriptor, entry.fault) != outcome
         if changed:
             self._on_change()
         return changed
@@ -173,12 +195,17 @@ class ModelRegistry:
             else:
                 log.exception("a model folder cannot be loaded", extra={"model": name})
                 entry.fault = f"{entry.folder} cannot be loaded: {type(error).__name__}: {error}".splitlines()[0][:300]
+            entry.retry_at = math.inf
+            if _may_pass(error):
+                entry.retry_at = time.monotonic() + entry.pause_s
+                entry.pause_s = min(2 * entry.pause_s, MAX_RETRY_S)
             if name not in self._loaded:
                 entry.descriptor = None
             return self._loaded.get(name)
         if model.calibration is None:
             log.warning("no verdicts: %s", model.uncalibrated, extra={"model": name})
         entry.fault, entry.descriptor = None, descriptor
+        entry.pause_s, entry.retry_at = RETRY_S, math.inf
         self._loaded[name] = model
         self._loaded.move_to_end(name)
         while len(self._loaded) > self._keep:
@@ -237,4 +264,21 @@ def _tile_calibration(model: Model) -> TileCalibration | None:
 
 def _stamp(folder: Path) -> Stamp:
     files = sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())
-    return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+    states = [(path.name, path.stat()) for path in files]
+    return tuple((name, state.st_size, state.st_mtime_ns, state.st_ctime_ns) for name, state in states)
+
+
+def _contents(stamp: Stamp) -> tuple[tuple[str, int, int], ...]:
+    """Return the stamp without the times at which the status of the files changed."""
+    return tuple((name, size, mtime_ns) for name, size, mtime_ns, _ in stamp)
+
+
+def _may_pass(error: Exception) -> bool:
+    """Return whether a folder may be usable later without a change, such as when memory becomes free.
+
+    A `ModelError` is about the folder itself, unless the system or PyTorch caused it.
+    """
+    if not isinstance(error, ModelError):
+        return True
+    cause = error.__cause__
+    return isinstance(cause, OSError | RuntimeError) and not isinstance(cause, RecursionError)

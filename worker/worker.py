@@ -5,6 +5,7 @@ batches computed by one engine process, which keeps the models loaded. Must not 
 """
 
 import logging
+import math
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from redis.exceptions import ResponseError
 from rq import Queue
 from rq.serializers import JSONSerializer
 from rq.suspension import is_suspended
@@ -162,6 +164,7 @@ class BatchWorker(SimpleWorker):
         )
         published = PublishedWorker(info=info, models=models).model_dump_json()
         self._publish(keys=[worker_key(self.name), WORKERS], args=[self.name, published, int(ALIVE_S * 1000)])
+        self.metrics.heartbeat.set_to_current_time()
         with self._outages.survived(pause_s=0):  # only RQ's tools read the rest
             pipe = self._client.pipeline(transaction=False)
             self.heartbeat(pipeline=pipe)
@@ -383,10 +386,19 @@ class BatchWorker(SimpleWorker):
         return succeeded
 
     def _retry(self, step: Callable[[], list[T]]) -> list[T]:
-        """Retry a step until the server answers; give up after the leases have lapsed, when others own the jobs."""
-        deadline = time.monotonic() + 2 * self.settings.lease_s
+        """Retry a step until the server answers, however long that takes: the step changes no job that others took.
+
+        Give up once the server has refused it for twice the time of a lease, or the time after SIGTERM has passed.
+        """
+        refused_until = time.monotonic() + 2 * self.settings.lease_s
         while True:
+            deadline = math.inf if self._stop_at is None else self._stop_at + 1.0
             with self._outages.survived():
-                return step()
-            if time.monotonic() > min(deadline, (self._stop_at or deadline) + 1.0):
+                try:
+                    return step()
+                except ResponseError:
+                    deadline = min(deadline, refused_until)
+                    raise
+            if time.monotonic() > deadline:
+                log.error("giving up on the batch: its jobs are computed again once their leases lapse")
                 return []

@@ -41,7 +41,7 @@ def calibrate(
 
     tiling: None: tiles of the model's size.
     on_suspicious: as for whole images (`ncml.calibration.estimation`), by the means of their tiles.
-    At a rate of 5 %, 19 ranking images support one view, 39 two, and 59 all three.
+    At a rate of 5%, 19 ranking images support one view, 39 two, and 59 all three.
     Raises `InputError` for fewer images than the false-positive rate needs, or fewer tiles than the Gaussians need.
     """
     views = views_for(len(rank_images), false_positive_rate)

@@ -23,7 +23,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value, its 95 % interval, and the number of images behind it."""
+    """A value, its 95% interval, and the number of images behind it."""
 
     value: float
     low: float
@@ -69,14 +69,14 @@ def detection_rates(inside_N: Floats, outside_M: Floats) -> tuple[float, float, 
     """Compute AUROC, AUPR and FPR95 of the scores of in-distribution and other images.
 
     AUROC: how often, of a pair with one of each, the other image scores higher. AUPR: average precision, other images
-    being positive. FPR95: the share of in-distribution images that are flagged at the threshold that flags 95 % of the
+    being positive. FPR95: the share of in-distribution images that are flagged at the threshold that flags 95% of the
     others.
     """
     from sklearn import metrics
 
     truth = np.repeat([0, 1], [len(inside_N), len(outside_M)])
     scores = np.concatenate([inside_N, outside_M])
-    # All points are kept: the threshold that flags 95 % must be one of them.
+    # All points are kept: the threshold that flags 95% must be one of them.
     false, true, _ = metrics.roc_curve(truth, scores, drop_intermediate=False)
     outside, inside = len(outside_M) * true[1:], len(inside_N) * false[1:]  # flagged at each threshold
     average_precision = float(np.sum(np.diff(true) * outside / (outside + inside)))

@@ -180,7 +180,7 @@ def classes(inputs: Inputs) -> Section:
         "Fidelity is the share of generated images in which a probe recognises the requested class: logistic "
         f"regression on the features of {network}, trained on at most "
         f"{inputs.limits['probe']:,} training images. Classes are generated in turn, seeds are consecutive, no image "
-        "is left out. Brackets are 95 % bootstrap intervals over images."
+        "is left out. Brackets are 95% bootstrap intervals over images."
     )
     header = ("images", "source", "recognised")
     return Section(

@@ -70,7 +70,7 @@ def likelihood(inputs: Inputs) -> Section:
     caption = f"Bits/dim of {inputs.data_name} with lowest bits flipped with probability pi (lower is better)"
     text = [
         "Exact -log2 p(x) per dimension at t = 0 under no class, averaged over images. Each value's lowest bit is "
-        "flipped with probability pi; the flips are the same for every model. Brackets are 95 % bootstrap intervals "
+        "flipped with probability pi; the flips are the same for every model. Brackets are 95% bootstrap intervals "
         "over images."
     ]
     if published_rows:

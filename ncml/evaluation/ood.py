@@ -146,8 +146,8 @@ def ood(inputs: Inputs) -> Section:
         raise InputError("model", " ".join(f"{label}: {model.uncalibrated}" for label, model in inputs.models.items()))
     text = [
         "AUROC (area under the ROC curve), AUPR (average precision, out-of-distribution being positive) and FPR95 (the "
-        "share of in-distribution images that are flagged at the threshold that flags 95 % of the others). For every "
-        "statistic, higher means more out-of-distribution. Brackets are 95 % bootstrap intervals over the images of "
+        "share of in-distribution images that are flagged at the threshold that flags 95% of the others). For every "
+        "statistic, higher means more out-of-distribution. Brackets are 95% bootstrap intervals over the images of "
         "both sets. *constant* is one random colour for each image, *uniform* independent random values. An average is "
         "over the sets that have a number in its row, so ours and a published one are over different sets.",
     ]

@@ -236,7 +236,7 @@ def fid(inputs: Inputs) -> Section:
         f"Both distances are computed in the features of {extractor.network}, from the same test images. "
         "The floor is the distance of the same number of training images: no model can be expected to be closer. "
         "FD depends on the number of images, so compare it only within one table. "
-        "KD is the unbiased squared MMD with a cubic kernel, with a 95 % bootstrap interval."
+        "KD is the unbiased squared MMD with a cubic kernel, with a 95% bootstrap interval."
     )
     if name != "FID":
         text += (

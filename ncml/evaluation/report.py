@@ -117,8 +117,9 @@ class Section:
         """Write KIND.md, and a file for each table and figure; the provenance is shown under the title."""
         for part in (*self.tables, *self.figures):
             part.write(folder)
-        machine, date, took = (provenance[name] for name in ("machine", "date", "took"))
-        parts = [f"## {self.title}\n", f"`{provenance['command']}`  \n{machine}; {date}; this part took {took}\n"]
+        models, machine, date, took = (provenance[name] for name in ("models", "machine", "date", "took"))
+        made = f"{models}; {machine}; {date}; this part took {took}"
+        parts = [f"## {self.title}\n", f"`{provenance['command']}`  \n{made}\n"]
         parts += [f"{paragraph}\n" for paragraph in self.text]
         parts += [f"> {note}\n" for note in self.notes]
         parts += [table.markdown() for table in self.tables if table.rows]

@@ -56,6 +56,7 @@ def evaluate(
             section = Section(kind, kind.capitalize(), [f"Not measured: {error}"])
         device = next(iter(inputs.models.values())).device
         provenance = {"command": command, "machine": machine(device), "date": date.today().isoformat()}
+        provenance["models"] = ", ".join(f"{model.name} {model.version[:12]}" for model in inputs.models.values())
         provenance["took"] = duration(time.monotonic() - start + inputs.cache.saved_seconds - saved_seconds)
         section.write(out, provenance)
         results[kind] = to_json(section, inputs) | {"made": provenance}
@@ -63,7 +64,7 @@ def evaluate(
         sections = [
             path.read_text(encoding="utf-8") for path in (out / f"{name}.md" for name in KINDS) if path.is_file()
         ]
-        (out / "report.md").write_text("# Evaluation\n\n" + "\n".join(sections), encoding="utf-8")
+        (out / "report.md").write_text("# Measurements\n\n" + "\n".join(sections), encoding="utf-8")
         show(section)
     return results
 

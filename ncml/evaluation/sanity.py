@@ -92,7 +92,7 @@ def sanity(inputs: Inputs) -> Section:
         size, exact = compress(inputs, model, sample)
         expected = float(flipped_bits(inputs, model, sample, 0.0).mean())
         ratio = size / expected
-        sizes.append((label, str(len(sample)), expected, size, f"{100 * (ratio - 1):+.2f} %", "yes" if exact else "NO"))
+        sizes.append((label, str(len(sample)), expected, size, f"{100 * (ratio - 1):+.2f}%", "yes" if exact else "NO"))
         figures.append(_figure_2(inputs, model, label, images.first(SHOWN_COUNT)))
         results[label] = {
             "bpd_half": bootstrap.mean(half).to_json(),

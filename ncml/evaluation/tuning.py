@@ -120,7 +120,7 @@ class Tuning:
         rows += [[f"**{cell}**" if row is self.best else cell for cell in row.cells()] for row in self.candidates]
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
         return (
-            f"{text}Brackets are 95 % bootstrap intervals; the chosen options are bold.\n\n{table}\n\n"
+            f"{text}Brackets are 95% bootstrap intervals; the chosen options are bold.\n\n{table}\n\n"
             f"{self.confirmation_text()}\n"
         )
 

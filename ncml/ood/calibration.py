@@ -91,7 +91,7 @@ class Calibration:
 
     @functools.cached_property
     def histograms(self) -> dict[str, Histogram]:
-        """Histograms by statistic: 40 bins over the central 99.8 %, the other scores in the outer two."""
+        """Histograms by statistic: 40 bins over the central 99.8%, the other scores in the outer two."""
 
         def histogram(scores: Floats) -> Histogram:
             low, high = np.interp([0.001, 0.999], np.linspace(0, 1, len(scores)), scores)  # np.quantile imports more

@@ -45,7 +45,7 @@ class Drift:
     """Share of images whose p-value is at most the false-positive rate."""
     flagged_low: float
     flagged_high: float
-    """Its 95 % interval (Wilson)."""
+    """Its 95% interval (Wilson)."""
     expected: float
     """The calibrated false-positive rate."""
     bpd: Shift

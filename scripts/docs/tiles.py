@@ -74,7 +74,7 @@ def crop(brick: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8
 
 
 def stain(wall: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Blend in a soft-edged patch of the wall's mean grey and slight grain, at 85 % opacity."""
+    """Blend in a soft-edged patch of the wall's mean grey and slight grain, at 85% opacity."""
     mask = Image.new("L", wall.shape[1::-1])
     ImageDraw.Draw(mask).ellipse(DEFECT, fill=255)
     weight = 0.85 * np.asarray(mask.filter(ImageFilter.GaussianBlur(3)))[..., None] / 255

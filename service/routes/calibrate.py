@@ -41,7 +41,7 @@ MAX_REASONS = 20
 async def calibrate(request: Request, jobs: Jobs) -> Response:
     """Calibrate a copy of a model on good images, to which its verdicts then compare other images.
 
-    Send at least 39 images (more for a false-positive rate below 5 %), as files or zips; all are resized to the model's
+    Send at least 39 images (more for a false-positive rate below 5%), as files or zips; all are resized to the model's
     size. Some are used to estimate the statistics, the others to rank images. The response reports what share of
     altered and foreign images the new model detects. Files that are not images are skipped and listed. This takes
     minutes: `Prefer: respond-async` does not wait for it.

@@ -1,13 +1,42 @@
 """`ncml serve` without its processes: directories, ports, sockets and cores."""
 
+import os
+import signal
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from service import local
 from service.settings import Settings
-from service.supervisor import ServeError
+from service.supervisor import ServeError, Supervisor
+
+
+@pytest.fixture
+def supervisor(tmp_path: Path) -> Iterator[Supervisor]:
+    """A supervisor without children; the handlers of signals are restored afterwards."""
+    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield Supervisor([], tmp_path, print)
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_request_a_stop(supervisor: Supervisor, signum: int) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    local.stop_on_signals(supervisor)
+    os.kill(os.getpid(), signum)
+    assert supervisor.stopping.wait(5)
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored(supervisor: Supervisor) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    local.stop_on_signals(supervisor)
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert not supervisor.stopping.is_set()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert supervisor.stopping.wait(5)
 
 
 def test_a_directory_has_one_supervisor(tmp_path: Path) -> None:

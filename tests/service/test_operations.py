@@ -1,12 +1,14 @@
 """Metrics, logs, headers, the OpenAPI document, settings, and imports."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,8 +20,11 @@ from starlette.types import Message
 
 from ncml.images import to_png
 from service.http.middleware import RequestLogFormatter, request_id
+from service.metrics import Metrics
+from service.http.protocol import MAX_HEAD_BYTES
 from service.settings import Settings
-from worker.contract import Lane
+from worker.contract import GenerateJob, JobStatus, Lane
+from worker.queue import JobQueue
 
 IMAGE = to_png(np.full((8, 8, 3), 50, np.uint8))
 
@@ -84,6 +89,31 @@ def test_the_queue_is_measured_when_metrics_are_requested(client: TestClient, qu
     down = metrics(client)
     assert down[("ncml_redis_up",)] == 0
     assert not any(name[0] == "ncml_queue_depth" for name in down)
+
+
+def test_only_lanes_that_need_workers_or_have_one_are_measured(
+    new_client: Callable[..., TestClient], queue, worker
+) -> None:
+    client = new_client(ready_lanes=("score",))
+
+    def lanes() -> set[str]:
+        return {labels[0] for name, *labels in metrics(client) if name == "ncml_workers"}
+
+    queue.infos = []
+    assert lanes() == {"score"}
+    queue.infos = [worker]
+    assert lanes() == {"score", "generate"}
+
+
+def test_jobs_that_expire_while_their_client_waits_are_counted(valkey_url: str) -> None:
+    with contextlib.closing(JobQueue.from_url(valkey_url)) as queue:
+        measurements = Metrics(queue)
+        job_id = queue.submit(GenerateJob(model="m", start_within_s=0.01))
+        time.sleep(1.1)  # the server's clock is read in whole seconds
+        for _ in range(2):
+            assert queue.view(job_id).status is JobStatus.EXPIRED
+        labels = {"task": "generate", "model": "m", "outcome": "expired"}
+        assert measurements.registry.get_sample_value("ncml_jobs_finished_total", labels) == 1
 
 
 def test_a_service_whose_queue_refuses_jobs_is_not_ready(client: TestClient, queue) -> None:
@@ -264,13 +294,30 @@ def test_the_api_page_lists_every_kind_of_problem(client: TestClient) -> None:
 
 
 def test_the_api_page_lists_the_default_limits() -> None:
-    documented = {name: value for name, value, _ in rows("Setting")}
-    assert len(documented) == 17
-    for name, value in documented.items():
-        number, _, unit = value.partition(" ")
-        base, _, power = number.partition("^")
-        default = Settings.model_fields[name.strip("`").removeprefix("NCML_").lower()].default
-        assert int(base) ** int(power or 1) * {"": 1, "MiB": 2**20}[unit] == default, name
+    default = {name: field.default for name, field in Settings.model_fields.items()}
+
+    def mib(name: str) -> str:
+        return f"{default[name] // 2**20} MiB"
+
+    headers, body = (f"{default[f'{part}_timeout_s']:g} s" for part in ("header", "body"))
+    assert [value for _, value, _ in rows("Limit")] == [
+        mib("max_body_bytes"),
+        mib("max_image_bytes"),
+        f"{default['max_image_pixels']:,}",
+        str(default["max_images"]),
+        str(default["max_tiles"]),
+        str(default["max_calibration_images"]),
+        f"{default['max_waiting']}; {mib('max_waiting_bytes')}",
+        str(default["max_streams"]),
+        f"{default['max_receiving_bytes'] // 2**21} MiB; {mib('max_receiving_bytes')}",
+        str(default["max_connections"]),
+        f"{MAX_HEAD_BYTES // 2**10} KiB",
+        f"{headers}; {body}",
+        body,
+        f"{default['idle_timeout_s']:g} s",
+        f"{default['wait_s']:g} s",
+        f"{default['start_within_s']:g} s; {default['job_timeout_s']:g} s",
+    ]
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

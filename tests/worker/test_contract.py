@@ -2,8 +2,9 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import pydantic_core
 import pytest
 from pydantic import BaseModel, ValidationError
 
@@ -13,6 +14,7 @@ from worker.contract import (
     CalibrateJob,
     CompleteJob,
     GenerateJob,
+    Job,
     JobStatus,
     Lane,
     Pixels,
@@ -153,6 +155,22 @@ def test_a_verdict_of_an_earlier_worker_is_read_without_the_version_of_its_calib
     assert score.ood.calibration_version == ""
 
 
+def extended(value: Any) -> Any:
+    """Return a message with an unknown field in each of its models."""
+    if isinstance(value, BaseModel):
+        return extended({name: getattr(value, name) for name in type(value).model_fields}) | {"surprise": 1}
+    if isinstance(value, dict):
+        return {key: extended(item) for key, item in value.items()}
+    return [extended(item) for item in value] if isinstance(value, tuple) else value
+
+
+@pytest.mark.parametrize("name", [name for name, message in EXAMPLES.items() if not isinstance(message, get_args(Job))])
+def test_fields_that_newer_workers_add_are_ignored(name: str) -> None:
+    payload = pydantic_core.to_json(extended(EXAMPLES[name]), bytes_mode="base64")
+    assert b"surprise" in payload
+    assert type(EXAMPLES[name]).model_validate_json(payload) == EXAMPLES[name]
+
+
 @pytest.mark.parametrize(
     ("name", "change"),
     [
@@ -162,6 +180,7 @@ def test_a_verdict_of_an_earlier_worker_is_read_without_the_version_of_its_calib
         ("score", {"noise": -1}),
         ("score", {"noise": float("inf")}),
         ("score", {"surprise": 1}),
+        ("score", {"images": [{"height": 1, "width": 1, "data": "AAAA", "surprise": 1}]}),
         ("score", {"priority": "urgent"}),
         ("scan", {"file": ""}),
         ("scan", {"file": None}),

@@ -1,12 +1,14 @@
 """Leases, and the limits of the data in Redis."""
 
 import contextlib
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import redis.exceptions
 
+from tests.conftest import Valkey
 from tests.worker.synthetic import load
 from worker.contract import GenerateJob, JobStatus, Lane, Priority
 from worker.leases import MAX_ATTEMPTS, Claim, Leases
@@ -181,6 +183,74 @@ def test_jobs_claimed_before_the_server_fails_still_run(
 
     monkeypatch.setattr(worker.leases, "claim", claim)
     assert [claim.id for claim in worker._gather()] == [job_id]
+
+
+def test_finished_work_is_kept_however_long_the_server_is_away(new_valkey: Callable[..., Valkey]) -> None:
+    """The step is fenced by the lease, so it may come at any time."""
+    server = new_valkey(aof=True)
+    with contextlib.closing(JobQueue.from_url(server.url)) as queue:
+        settings = WorkerSettings(lanes=(Lane.GENERATE,), engine=EngineSettings(directories=(), load=load), lease_s=0.2)
+        worker = BatchWorker(queue, settings)
+        job_id = queue.submit(GenerateJob(model="m"))
+        [claim] = worker.leases.claim(1)[1]
+        server.kill()
+        thread = threading.Thread(target=worker._end, args=([(claim, Ending(JobStatus.SUCCEEDED))], {}))
+        thread.start()
+        thread.join(2.0)  # longer than two leases
+        assert thread.is_alive()
+        server.start()
+        thread.join(60)
+        assert queue.view(job_id).status is JobStatus.SUCCEEDED
+
+
+@pytest.mark.parametrize("is_draining", [False, True])
+def test_a_worker_gives_up_when_the_server_refuses_its_work_or_its_time_to_drain_is_over(
+    queue: JobQueue, caplog: pytest.LogCaptureFixture, is_draining: bool
+) -> None:
+    settings = WorkerSettings(lanes=(Lane.GENERATE,), engine=EngineSettings(directories=(), load=load), lease_s=0.2)
+    worker = BatchWorker(queue, settings)
+    attempts = 0
+
+    def step() -> list[str]:
+        nonlocal attempts
+        attempts += 1
+        if is_draining:
+            worker._stop_at = time.monotonic() - 1.0
+            raise redis.exceptions.ConnectionError("connection refused")
+        raise redis.exceptions.ResponseError("OOM command not allowed")
+
+    started = time.monotonic()
+    assert worker._retry(step) == []
+    assert attempts
+    assert time.monotonic() - started < 30
+    assert "giving up on the batch: its jobs are computed again once their leases lapse" in caplog.messages
+
+
+def test_the_time_of_the_last_accepted_heartbeat_is_measured(
+    queue: JobQueue, worker: BatchWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured() -> float | None:
+        return worker.metrics.registry.get_sample_value("ncml_worker_heartbeat_timestamp_seconds")
+
+    assert measured() == 0
+    worker._beat(force=True)
+    accepted = measured()
+    assert accepted == pytest.approx(time.time(), abs=60)
+
+    def refuse(**arguments: object) -> None:
+        raise redis.exceptions.ConnectionError("connection refused")
+
+    monkeypatch.setattr(worker, "_publish", refuse)
+    with pytest.raises(redis.exceptions.ConnectionError):
+        worker._beat(force=True)
+    assert measured() == accepted
+
+
+def test_the_restarts_of_engines_are_measured_from_the_start(worker: BatchWorker) -> None:
+    """Otherwise Prometheus' `increase` would miss the first one."""
+    for reason in ("died", "hung"):
+        labels = {"reason": reason}
+        assert worker.metrics.registry.get_sample_value("ncml_engine_restarts_total", labels) == 0
 
 
 def test_a_job_that_must_run_alone_shares_no_batch(queue: JobQueue) -> None:

@@ -2,13 +2,17 @@
 
 import asyncio
 import contextlib
+import json
 import math
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import redis
 
 from tests.conftest import Valkey, free_port
 from worker.changes import RECONNECT_S
@@ -18,7 +22,7 @@ from worker.keys import WORKERS, job_key, worker_key
 from worker.leases import Leases
 from worker.queue import DuplicateJob, JobNotFound, JobQueue, QueueError, QueueFull
 from worker.records import parse_job
-from worker.results import CANCELED, Ending, ModelRef, Score, ScoreResult, Timing
+from worker.results import CANCELED, Ending, JobView, ModelRef, Score, ScoreResult, Timing
 
 PIXELS = Pixels(height=2, width=2, data=bytes(range(12)))
 
@@ -132,6 +136,62 @@ def test_changes_are_received_again_after_an_outage_of_the_server(
         asyncio.run(cancel_after_an_outage())
 
 
+def test_a_connection_that_dies_silently_is_opened_again(
+    valkey_server: Valkey, valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy passes the changes on, and then falls silent without closing its connections."""
+    monkeypatch.setattr("worker.changes.PING_S", 2.0, raising=False)
+    connections: list[asyncio.Task[None]] = []
+    silent: set[asyncio.Task[None] | None] = set()
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.closing(writer):
+            while data := await reader.read(2**16):
+                if asyncio.current_task() in silent:
+                    await asyncio.Event().wait()
+                writer.write(data)
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", valkey_server.port)
+        for ends in ((reader, server_writer), (server_reader, writer)):
+            connections.append(asyncio.create_task(copy(*ends)))
+
+    async def follow() -> None:
+        proxy = await asyncio.start_server(accept, "127.0.0.1", free_port())
+        host, port = proxy.sockets[0].getsockname()
+        with contextlib.closing(JobQueue.from_url(f"redis://{host}:{port}/0")) as queue:
+            async with queue._changes.follow("job") as follower:
+                await follower.wait(0.1)  # for the subscription
+                assert not await follower.wait(5.0)  # the answers to pings keep the connection open
+                silent.update(connections)
+                assert await follower.wait(20.0)
+            await queue.aclose()
+        for task in connections:
+            task.cancel()
+        await asyncio.wait(connections)
+        proxy.close()
+
+    asyncio.run(follow())
+
+
+def test_the_monitor_reports_a_server_that_hangs_within_seconds(new_valkey: Callable[..., Valkey]) -> None:
+    """Prometheus waits 10 s for the metrics."""
+    server = new_valkey()
+    assert server.process
+    with contextlib.closing(JobQueue.from_url(server.url)) as queue:
+        for monitor in (queue.monitor, JobQueue.from_url(server.url).monitor):
+            if monitor is queue.monitor:
+                monitor.ping()  # it is connected when the server begins to hang; the other one connects later
+            os.kill(server.process.pid, signal.SIGSTOP)
+            started = time.monotonic()
+            try:
+                with pytest.raises(redis.TimeoutError):
+                    monitor.ping()
+            finally:
+                os.kill(server.process.pid, signal.SIGCONT)
+            assert time.monotonic() - started < 8
+
+
 def test_an_outage_is_reported_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr("worker.changes.RECONNECT_S", 0.01)
     with contextlib.closing(JobQueue.from_url(f"redis://127.0.0.1:{free_port()}/0")) as queue:
@@ -151,6 +211,28 @@ def test_a_job_that_is_not_started_in_time_expires(queue: JobQueue) -> None:
     assert view.status is JobStatus.EXPIRED
     assert view.error
     assert "in time" in view.error.detail
+
+
+def test_each_waiting_job_that_this_process_ends_is_reported_once(queue: JobQueue) -> None:
+    ended: list[JobView] = []
+    queue.on_end = ended.append
+    late = queue.submit(GenerateJob(model="m", start_within_s=0.01))
+    assert asyncio.run(_wait(queue, late, 3.0)).status is JobStatus.EXPIRED
+    queue.view(late)
+    canceled = queue.submit(GenerateJob(model="m"))
+    for _ in range(2):
+        queue.cancel(canceled)
+    queue.submit(GenerateJob(model="m"))
+    claims = Leases(queue, [Lane.GENERATE], "w").claim(1)[1]
+    queue.cancel(claims[0].id)  # its worker ends it
+    assert [(view.id, view.status) for view in ended] == [(late, "expired"), (canceled, "canceled")]
+
+
+def test_the_age_of_a_job_is_by_the_clock_of_the_server(queue: JobQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue.submit(GenerateJob(model="m"))
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 1000)
+    assert all(depth.oldest_age_s < 60 for depth in queue.monitor.depths())
 
 
 @pytest.mark.parametrize("job_id", ["nothing", "a b", "../x", "*", "", "x" * 65])
@@ -291,6 +373,16 @@ def test_a_worker_of_another_version_is_ignored(queue: JobQueue, caplog: pytest.
     assert queue.monitor.workers() == [current_worker.info]
     assert [queue.monitor.service(lane)[0] for lane in Lane] == [1, 0]
     assert "ignoring a worker of another version" in caplog.text
+
+
+def test_a_newer_worker_whose_messages_have_more_fields_is_served(queue: JobQueue) -> None:
+    publish(queue, "a", MODEL)
+    published = json.loads(queue.redis.get(worker_key("a")))
+    for part in (published, published["info"], published["models"][0], published["models"][0]["preprocessing"]):
+        part["surprise"] = 1
+    queue.redis.set(worker_key("a"), json.dumps(published))
+    assert queue.monitor.models() == [MODEL]
+    assert [info.name for info in queue.monitor.workers()] == ["a"]
 
 
 MODEL = ModelDescriptor(

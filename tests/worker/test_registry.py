@@ -1,6 +1,8 @@
 """The registry: which models are served, and what happens when their folders change."""
 
+import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from ncml.errors import ModelError
 from tests.worker import synthetic
 from tests.worker.synthetic import SyntheticModel, write_model
 from worker.descriptors import Batching
-from worker.registry import ModelRegistry
+from worker.registry import MAX_RETRY_S, RETRY_S, ModelRegistry
 
 
 class Loads:
@@ -127,6 +129,80 @@ def test_a_folder_broken_from_the_start_is_reported_with_its_fault(tmp_path: Pat
     assert registry.descriptors == ()
     with pytest.raises(ModelError, match="'a' cannot be used: a/config"):
         registry.get("a")
+
+
+def test_a_fault_that_may_pass_is_retried_after_growing_pauses(
+    tmp_path: Path, loads: Loads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(folder: Path, *, device: str) -> SyntheticModel:
+        loads(folder, device=device)
+        raise failure
+
+    clock, opened = [1000.0], list[Path]()
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    write_model(tmp_path, "a")
+    failure: Exception = RuntimeError("CUDA out of memory")
+    registry = ModelRegistry([tmp_path], fail, device="cpu", keep=2, on_open=lambda folder, _: opened.append(folder))
+    assert registry.scan()
+    pauses = [RETRY_S * 2**n for n in range(5)]
+    for count, pause_s in enumerate(pauses, start=1):
+        clock[0] += pause_s - 0.1
+        assert not registry.scan()
+        assert len(loads.names) == count
+        clock[0] += 0.1
+        assert not registry.scan()  # the same fault again
+        assert len(loads.names) == count + 1
+    assert len(opened) == len(loads.names)  # so that a folder that ends the engine is known
+    try:  # as `ncml.load` reports it
+        raise ModelError("a cannot be placed on 'cuda': out of memory") from failure
+    except ModelError as error:
+        failure = error
+    clock[0] += MAX_RETRY_S
+    assert registry.scan()
+    monkeypatch.setattr(registry, "_load", loads)
+    clock[0] += MAX_RETRY_S
+    assert registry.scan()
+    assert registry.faults == {}
+    assert [model.name for model in registry.descriptors] == ["a"]
+
+
+def test_a_damaged_folder_is_not_loaded_again(tmp_path: Path, loads: Loads, monkeypatch: pytest.MonkeyPatch) -> None:
+    (write_model(tmp_path, "a") / "config.json").write_text("{")
+    registry = registry_of(loads, tmp_path)
+    later = time.monotonic() + 10 * MAX_RETRY_S
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert not registry.scan()
+    assert loads.names == ["a"]
+
+
+def test_a_folder_whose_permissions_are_repaired_is_loaded(tmp_path: Path) -> None:
+    is_readable = False
+
+    def load(folder: Path, *, device: str) -> SyntheticModel:
+        if not is_readable:
+            raise ModelError("config.json cannot be read: Permission denied.")
+        return synthetic.load(folder, device=device)
+
+    folder = write_model(tmp_path, "a")
+    registry = ModelRegistry([tmp_path], load, device="cpu", keep=2)
+    registry.scan()
+    assert registry.faults
+    is_readable = True
+    (folder / "config.json").read_text()
+    assert not registry.scan()
+    (folder / "config.json").chmod(0o640)
+    assert registry.scan()
+    assert registry.faults == {}
+
+
+def test_reading_linking_and_permissions_do_not_reload_a_healthy_model(tmp_path: Path, loads: Loads) -> None:
+    folder = write_model(tmp_path / "models", "a")
+    registry = registry_of(loads, tmp_path / "models")
+    (folder / "config.json").read_text()
+    os.link(folder / "config.json", tmp_path / "backup")
+    (folder / "config.json").chmod(0o640)
+    assert not registry.scan()
+    assert loads.names == ["a"]
 
 
 def test_a_removed_folder_is_forgotten(tmp_path: Path, loads: Loads) -> None:

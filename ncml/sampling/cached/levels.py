@@ -8,8 +8,8 @@ which u keeps by `advance`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import cast
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -23,6 +23,24 @@ from ncml.sampling.cached.ul_stream import PositionBlock, PositionConv
 
 Blocks = list[tuple[RowBlock, PositionBlock]]
 """The u block and the ul block at each depth."""
+
+
+class BlockStep(NamedTuple):
+    """A ul block between the states that it reads and writes."""
+
+    block: PositionBlock
+    before: ULState
+    after: ULState
+    skip: ULState | None
+
+
+def _chain(
+    blocks: Blocks, first: ULState, states: Sequence[ULState], skips: Sequence[ULState | None]
+) -> list[BlockStep]:
+    """Return the steps of ul blocks, each of which reads the state that the one before it writes, or `first`."""
+    befores = [first, *states[:-1]]
+    ul_blocks = [ul_block for _, ul_block in blocks]
+    return list(map(BlockStep, ul_blocks, befores, states, skips))
 
 
 class LevelCache:
@@ -56,21 +74,11 @@ class LevelCache:
         self.below = below
         if below is not None:
             self.resample = LevelResample(network, index, shape, below)
-        self.up_steps = [
-            (block, before, after)
-            for (_, block), before, after in zip(self.up, self.up_states, self.up_states[1:], strict=False)
-        ]
-        """ul blocks going up, each with the states before and after it."""
-        skips = reversed(self.up_states[: len(self.down)])
-        afters = list(zip((block for _, block in self.down), self.down_states, skips, strict=True))
-        self.down_steps = [
-            [
-                (block, before, after, skip)
-                for (block, after, skip), before in zip(afters, [grown, *self.down_states], strict=False)
-            ]
-            for grown in self.grown
-        ]
-        """ul blocks coming down, with the states before and after and the skip, in an even and in an odd row."""
+        no_skips = [None] * len(self.up)
+        self.up_steps = _chain(self.up, self.up_states[0], self.up_states[1:], no_skips)
+        skips = self.up_states[len(self.down) - 1 :: -1]
+        self.down_steps = [_chain(self.down, grown, self.down_states, skips) for grown in self.grown]
+        """Those of an even and of an odd row."""
 
     def reset(self, embedding_SE: Tensor) -> None:
         """Start a new batch, given its conditioning vectors."""
@@ -106,8 +114,8 @@ class LevelCache:
 
     def step(self, i: int, j: int) -> ULState:
         """Compute ul at (i, j), here and below, from its first state; return the last state."""
-        for block, before, after in self.up_steps:
-            block.step(before, after, None, i, j)
+        for block, before, after, skip in self.up_steps:
+            block.step(before, after, skip, i, j)
         if self.below is not None and i % 2 == 0 and j % 2 == 0:
             self._descend(self.below, i // 2, j // 2)
         last = self.grown[i % 2]

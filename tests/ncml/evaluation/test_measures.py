@@ -64,7 +64,7 @@ def test_auroc_counts_pairs_and_fpr95_flagged_images() -> None:
     auroc, aupr, fpr95 = bootstrap.detection_rates(inside, outside)
     assert auroc == pytest.approx(pairs)
     assert aupr == pytest.approx(metrics.average_precision_score([0] * 80 + [1] * 60, [*inside, *outside]))
-    threshold = np.sort(outside)[3]  # 57 of 60, or 95 %, are at least this
+    threshold = np.sort(outside)[3]  # 57 of 60, or 95%, are at least this
     assert fpr95 == pytest.approx((inside >= threshold).mean())
     perfect = bootstrap.estimate_detection(inside, inside.max() + 1 + np.arange(60.0))
     assert {name: rate.value for name, rate in perfect.items()} == {"auroc": 1, "aupr": 1, "fpr95": 0}

@@ -84,7 +84,8 @@ def test_evaluate_all_writes_the_report_and_resumes(evaluate: Run, tmp_path: Pat
     report = (out / "report.md").read_text()
     made = answer["likelihood"]["made"]
     assert made["date"] == date.today().isoformat()
-    assert f"{made['machine']}; {made['date']}; this part took {made['took']}" in report
+    version = answer["likelihood"]["model"]["version"]
+    assert f"mine {version[:12]}; {made['machine']}; {made['date']}; this part took {made['took']}" in report
     for title in ("Table 1", "Figure 2", "Figure 4", "Table 2", "Table 4", "Figures 1 and 5", "published"):
         assert title in report
     for file in (line.split("](")[1].rstrip(")") for line in report.splitlines() if line.startswith("![")):

@@ -85,7 +85,7 @@ def test_an_alarm_ends_after_its_cause() -> None:
 
 
 def test_few_ranks_make_a_cautious_alarm() -> None:
-    """With 19 ranks the true rate may be far above 5 %: a stream of 15 % is no evidence."""
+    """With 19 ranks the true rate may be far above 5%: a stream of 15% is no evidence."""
     alarm = FlaggedRateAlarm(19, RATE)
     assert 0.2 < alarm.null_rate < 0.3
     rng = np.random.default_rng(5)
