@@ -25,7 +25,7 @@ from ncml.progress import OnProgress, Progress
 from ncml.runtime import is_out_of_memory, reuse_freed_memory
 from worker import logs
 from worker.contract import CalibrateJob, CompleteJob, Job, Pixels, SamplingJob, ScanJob, ScoreJob
-from worker.messages import Batch, Catalogue, Done, Drop, EngineSettings, Opening, Outcome, Previews, Step
+from worker.messages import Batch, BatchResult, Catalogue, Drop, EngineSettings, Opening, Outcome, Previews, Step
 from worker.registry import ModelRegistry
 from worker.results import Box, JobError, ModelRef, Scan, Score, ViewVerdict, WorkerFault
 
@@ -46,7 +46,7 @@ log = logging.getLogger("ncml.engine")
 
 
 @dataclass(frozen=True)
-class _Row:
+class _BatchImage:
     """One image of a batch: image `index` of a job."""
 
     id: str
@@ -108,7 +108,7 @@ class BatchRunner:
         self._max_batch = settings.max_batch
         self._capacity: dict[str, int] = {}  # by model version: images or tiles at a time that memory suffices for
 
-    def run(self, batch: Batch) -> Done:
+    def run(self, batch: Batch) -> BatchResult:
         """Compute a batch. If several jobs fail together, compute each alone, so that only the faulty one fails."""
         self._dropped = set[str]()
         self._reset(batch)
@@ -124,7 +124,7 @@ class BatchRunner:
         for job_id in self._dropped & batch.jobs.keys():
             self._outcomes[job_id] = Outcome()
         seconds = time.monotonic() - self._started_at
-        return Done(batch.number, self._outcomes, seconds, dict(self._stages), _device_memory(self._device))
+        return BatchResult(batch.number, self._outcomes, seconds, dict(self._stages), _device_memory(self._device))
 
     def _reset(self, batch: Batch) -> None:
         self._batch_number = batch.number
@@ -170,7 +170,7 @@ class BatchRunner:
         model = self._registry.get(first.model, first.version)
         for job_id in jobs:
             self._outcomes[job_id].model = ModelRef(name=first.model, version=model.version)
-        rows = [_Row(job_id, index, job) for job_id, job in jobs.items() for index in range(job.n)]
+        rows = [_BatchImage(job_id, index, job) for job_id, job in jobs.items() for index in range(job.n)]
         while rows:
             capacity = self._capacity.get(model.version, self._max_batch)
             chunk = [row for row in rows if row.id not in self._dropped][:capacity]
@@ -190,7 +190,7 @@ class BatchRunner:
                 self._done[row.id] += 1
             rows = rows[rows.index(chunk[-1]) + 1 :]
 
-    def _compute_chunk(self, model: Model, rows: list[_Row], size: int, job_ids: Collection[str]) -> None:
+    def _compute_chunk(self, model: Model, rows: list[_BatchImage], size: int, job_ids: Collection[str]) -> None:
         """Append the results of rows, whose jobs share a batch key, to the outcomes; `size` images or tiles at once."""
         self._stage_started_at = time.monotonic()
         match rows[0].job:
@@ -206,7 +206,7 @@ class BatchRunner:
             outcome = self._outcomes[row.id]
             outcome.batch_size = max(outcome.batch_size, len(rows))
 
-    def _score(self, model: Model, job: ScoreJob, rows: list[_Row], size: int, job_ids: Collection[str]) -> None:
+    def _score(self, model: Model, job: ScoreJob, rows: list[_BatchImage], size: int, job_ids: Collection[str]) -> None:
         jobs = _jobs(rows, ScoreJob)
         scores = model.score(
             np.stack([_array(job.images[row.index]) for job, row in zip(jobs, rows, strict=True)]),
@@ -253,7 +253,7 @@ class BatchRunner:
         outcome = self._outcomes[job_id]
         outcome.model, outcome.calibration = ModelRef(name=job.name, version=model.version), calibrated
 
-    def _sample(self, model: Model, job: SamplingJob, rows: list[_Row]) -> None:
+    def _sample(self, model: Model, job: SamplingJob, rows: list[_BatchImage]) -> None:
         jobs = _jobs(rows, SamplingJob)
         options: dict[str, Any] = {
             "classes": _class_names(jobs),
@@ -280,7 +280,7 @@ class BatchRunner:
 
         return on_progress
 
-    def _drop_rows(self, rows: list[_Row]) -> OnProgress:
+    def _drop_rows(self, rows: list[_BatchImage]) -> OnProgress:
         """Return a callback that reports progress and returns the rows whose jobs are dropped."""
 
         def on_progress(progress: Progress) -> Collection[int]:
@@ -320,7 +320,7 @@ class BatchRunner:
         self._stage_started_at = now
 
 
-def _jobs(rows: Sequence[_Row], job_type: type[JobType]) -> list[JobType]:
+def _jobs(rows: Sequence[_BatchImage], job_type: type[JobType]) -> list[JobType]:
     """Return the job of each row; all are of one type."""
     return [row.job for row in rows if isinstance(row.job, job_type)]
 
@@ -334,7 +334,7 @@ def _array(pixels: Pixels) -> NDArray[np.uint8]:
     return np.frombuffer(pixels.data, np.uint8).reshape(pixels.height, pixels.width, 3)
 
 
-def _by_job(rows: Sequence[_Row], images: NDArray[np.uint8]) -> Previews:
+def _by_job(rows: Sequence[_BatchImage], images: NDArray[np.uint8]) -> Previews:
     previews: Previews = {}
     for job_id in dict.fromkeys(row.id for row in rows):
         preview = images[[i for i, row in enumerate(rows) if row.id == job_id]]

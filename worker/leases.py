@@ -17,7 +17,7 @@ from worker.contract import JOB_ID, JobStatus, Lane
 from worker.keys import LEASES, job_key, preview_key, queue_key, queue_names, script, wake_key
 from worker.queue import EVENTS_CAP, JobQueue
 from worker.records import status_event
-from worker.results import CANCELED, DAMAGED, Ending, JobError, Preview
+from worker.results import CANCELED, DAMAGED, JobEnding, JobError, Preview
 
 LEASE_S = 15.0
 """How long a worker may be silent before others take over its jobs."""
@@ -49,7 +49,7 @@ class Claim:
     traceparent: str = ""
 
 
-Standing = Literal["held", "canceled", "lost"]
+LeaseState = Literal["held", "canceled", "lost"]
 """Of a claim: still leased; leased, and its cancellation was accepted; taken by another worker."""
 
 
@@ -91,16 +91,16 @@ class Leases:
             for id, origin, late, attempts, images, waited, data, batch_key, traceparent in rows
         ]  # fmt: skip
 
-    def renew(self, claims: Sequence[Claim], progress: dict[str, str]) -> list[Standing]:
-        """Renew the leases, publish progress (event JSON by job id), and return the standing of each claim."""
+    def renew(self, claims: Sequence[Claim], progress: dict[str, str]) -> list[LeaseState]:
+        """Renew the leases, publish progress (event JSON by job id), and return the state of each lease."""
         if not claims:
             return []
         args: list[Any] = [self.lease_s, EVENTS_CAP]
         for claim in claims:
             args += [claim.id, claim.token, progress.get(claim.id, "")]
-        return [standing.decode() for standing in self._renew(keys=[LEASES], args=args)]
+        return [lease_state.decode() for lease_state in self._renew(keys=[LEASES], args=args)]
 
-    def finish(self, endings: Sequence[tuple[Claim, Ending]], *, lapsed: bool = False) -> list[Ending | None]:
+    def finish(self, endings: Sequence[tuple[Claim, JobEnding]], *, lapsed: bool = False) -> list[JobEnding | None]:
         """End claims; return how each ended, None for a lost claim, which does not change.
 
         One whose cancellation was accepted ends canceled.
@@ -109,7 +109,7 @@ class Leases:
         for claim, ending in endings:
             self.queue.finish(claim.id, claim.origin, ending, token=claim.token, lapsed=lapsed, client=pipe)
         return [
-            (None, ending, Ending(JobStatus.CANCELED, CANCELED, timing=ending.timing))[answer]
+            (None, ending, JobEnding(JobStatus.CANCELED, CANCELED, timing=ending.timing))[answer]
             for (_, ending), answer in zip(endings, pipe.execute(), strict=True)
         ]
 
@@ -131,7 +131,7 @@ class Leases:
             )  # fmt: skip
         return [bool(done) for done in pipe.execute()][::-1]
 
-    def recover(self) -> tuple[int, list[Ending]]:
+    def recover(self) -> tuple[int, list[JobEnding]]:
         """Take jobs from silent workers; return how many went back to their queues, and how others ended.
 
         Any number of workers may do this at once: each job moves once. A job whose worker died twice runs alone; after
@@ -140,7 +140,7 @@ class Leases:
         seconds, micros = self._redis.time()
         members: list[bytes] = self._redis.zrangebyscore(LEASES, "-inf", seconds + micros / 1e6, start=0, num=256)
         retries: dict[bool, list[Claim]] = {False: [], True: []}
-        endings: list[tuple[Claim, Ending]] = []
+        endings: list[tuple[Claim, JobEnding]] = []
         for member in members:
             job_id, _, token = member.decode(errors="replace").partition(":")
             is_lease = re.fullmatch(JOB_ID, job_id) and re.fullmatch("[0-9a-f]{32}", token)
@@ -150,17 +150,17 @@ class Leases:
             origin, attempts, canceled = self._fields(job_id)
             if origin not in _ORIGINS:
                 claim = Claim(job_id, token, self._names[0], 1)
-                endings.append((claim, Ending(JobStatus.FAILED, DAMAGED)))
+                endings.append((claim, JobEnding(JobStatus.FAILED, DAMAGED)))
                 continue
             claim = Claim(job_id, token, origin.decode(), int(attempts) if attempts and attempts.isdigit() else 1)
             if canceled:
-                endings.append((claim, Ending(JobStatus.CANCELED, CANCELED)))
+                endings.append((claim, JobEnding(JobStatus.CANCELED, CANCELED)))
             elif claim.attempts >= MAX_ATTEMPTS:
                 detail = f"the worker died {claim.attempts} times while computing the job"
-                endings.append((claim, Ending(JobStatus.FAILED, JobError(reason="worker", detail=detail))))
+                endings.append((claim, JobEnding(JobStatus.FAILED, JobError(reason="worker", detail=detail))))
             else:
                 retries[claim.attempts >= 2].append(claim)
-        ended: list[Ending] = []
+        ended: list[JobEnding] = []
         for (claim, _), ending in zip(endings, self.finish(endings, lapsed=True), strict=True):
             if ending:
                 ended.append(ending)

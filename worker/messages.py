@@ -96,7 +96,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Done:
+class BatchResult:
     """The end of a batch; `stages` holds the seconds spent in each stage."""
 
     number: int
@@ -106,5 +106,5 @@ class Done:
     memory_bytes: int = 0
 
 
-Message = Opening | Catalogue | Step | Done
+Message = Opening | Catalogue | Step | BatchResult
 """What an engine sends."""

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 from ncml.ood.alarm import FlaggedRateAlarm
 from worker.contract import ScoreJob
 from worker.descriptors import ModelDescriptor
-from worker.results import Ending, Ood, Score
+from worker.results import JobEnding, Ood, Score
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
@@ -76,7 +76,7 @@ class WorkerMetrics:
                 if model is not None:
                     self._add_evidence(model, score.ood)
 
-    def count_end(self, task: str, model: str, ending: Ending, waited_s: float) -> None:
+    def count_end(self, task: str, model: str, ending: JobEnding, waited_s: float) -> None:
         """Count the end of a job, and the time that it waited and ran."""
         self.finished.labels(task, model, ending.status).inc()
         self.queue_seconds.labels(task).observe(waited_s)

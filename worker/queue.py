@@ -30,7 +30,7 @@ from worker.keys import (
 )
 from worker.monitor import QueueMonitor
 from worker.records import RQ_STATUS, VIEW_FIELDS, make_record, read_event, read_view, status_event
-from worker.results import CANCELED, EXPIRED, RESULT, Ending, Event, JobView, Preview, Result
+from worker.results import CANCELED, EXPIRED, RESULT, Event, JobEnding, JobView, Preview, Result
 
 RESULT_TTL_S = 3600
 """How long an ended job, its result and its images are kept."""
@@ -210,7 +210,7 @@ class JobQueue:
         self,
         job_id: str,
         origin: str,
-        ending: Ending,
+        ending: JobEnding,
         *,
         place: str = LEASES,
         token: str = "",
@@ -259,7 +259,7 @@ class JobQueue:
         is_late = start_by is not None and start_by < time.time() and start_by < self.redis.time()[0]
         if is_late:
             origin = queue_name(view.task.lane, view.priority)
-            if self.finish(job_id, origin, Ending(JobStatus.EXPIRED, EXPIRED), place=queue_key(origin)):
+            if self.finish(job_id, origin, JobEnding(JobStatus.EXPIRED, EXPIRED), place=queue_key(origin)):
                 view = self.view(job_id)
                 self.on_end(view)
         return view

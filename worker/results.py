@@ -222,7 +222,7 @@ EXPIRED = JobError(reason="expired", detail="no worker started the job in time; 
 
 
 @dataclass(frozen=True)
-class Ending:
+class JobEnding:
     """The end of a job: its status, and its result, with the images to store as `blob`, or its error."""
 
     status: JobStatus

@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
-from worker.results import Ending
+from worker.results import JobEnding
 from worker.running import RunningJob
 from worker.traces import format_traceparent, parse_context
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Link, Tracer
 
 
-def record_job(tracer: Tracer, entry: RunningJob, ending: Ending, batch: Collection[RunningJob]) -> None:
+def record_job(tracer: Tracer, entry: RunningJob, ending: JobEnding, batch: Collection[RunningJob]) -> None:
     """Record a job that has ended: how long it waited, and its computation with the stages of its batch.
 
     The computation links the requests of the other jobs in the batch. Its stages follow one another, each as long as

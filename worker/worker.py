@@ -26,12 +26,12 @@ from worker.contract import JobStatus, Lane, ScoreJob
 from worker.descriptors import PublishedWorker, WorkerInfo, WorkerState
 from worker.keys import WORKERS, queue_names, script, worker_key
 from worker.leases import LEASE_S, Claim, Leases
-from worker.messages import Batch, Catalogue, Done, Drop, EngineSettings, Opening, Step
+from worker.messages import Batch, BatchResult, Catalogue, Drop, EngineSettings, Opening, Step
 from worker.metrics import WorkerMetrics
 from worker.outages import Outages
 from worker.process import EngineDied, EngineProcess
 from worker.queue import JobQueue
-from worker.results import CANCELED, EXPIRED, Ending, JobError, ModelRef, Timing
+from worker.results import CANCELED, EXPIRED, JobEnding, JobError, ModelRef, Timing
 from worker.running import Pace, RunningJob
 from worker.spans import record_job
 from worker.supervisor import EngineSupervisor
@@ -219,7 +219,7 @@ class BatchWorker(SimpleWorker):
     def _run(self, engine: EngineProcess, claims: list[Claim]) -> None:
         """Run a batch. In every case, each of its jobs ends or returns to its queue."""
         running: dict[str, RunningJob] = {}
-        endings = [(claim, Ending(JobStatus.EXPIRED, EXPIRED)) for claim in claims if claim.late]
+        endings = [(claim, JobEnding(JobStatus.EXPIRED, EXPIRED)) for claim in claims if claim.late]
         for claim in claims:
             if claim.late:
                 continue
@@ -228,7 +228,7 @@ class BatchWorker(SimpleWorker):
             except ValueError as error:
                 log.error("%s", error, extra={"job": claim.id})
                 detail = "the payload is not a job of this worker's version; send the request again"
-                endings.append((claim, Ending(JobStatus.FAILED, JobError(reason="worker", detail=detail))))
+                endings.append((claim, JobEnding(JobStatus.FAILED, JobError(reason="worker", detail=detail))))
         self._end(endings, {})
         if not running:
             return
@@ -256,7 +256,7 @@ class BatchWorker(SimpleWorker):
                 self._engine_lost(running, "died")
                 return
             now = time.monotonic()
-            if isinstance(message, Done) and message.number == self._batch_number:
+            if isinstance(message, BatchResult) and message.number == self._batch_number:
                 self._conclude(running, message)
                 self._paces.setdefault(lane, Pace()).add(jobs, time.monotonic() - started)
                 return
@@ -293,22 +293,22 @@ class BatchWorker(SimpleWorker):
         """Renew the leases; drop jobs that were canceled, ran out of time or were taken away."""
         self._beat()
         entries = list(running.values())
-        standings = self.leases.renew(
+        lease_states = self.leases.renew(
             [entry.claim for entry in entries], {entry.claim.id: entry.progress for entry in entries}
         )
-        endings: list[tuple[Claim, Ending]] = []
+        endings: list[tuple[Claim, JobEnding]] = []
         dropped: set[str] = set()
-        for entry, standing in zip(entries, standings, strict=True):
+        for entry, lease_state in zip(entries, lease_states, strict=True):
             entry.progress = ""
             timing = Timing(queue_s=entry.claim.waited_s, compute_s=elapsed_s)
-            if standing == "lost":
+            if lease_state == "lost":
                 log.warning("job was taken away", extra=entry.log_fields)
                 self.metrics.fenced.inc()
                 dropped.add(entry.claim.id)
-            elif standing == "canceled":
-                endings.append((entry.claim, Ending(JobStatus.CANCELED, CANCELED, timing=timing)))
+            elif lease_state == "canceled":
+                endings.append((entry.claim, JobEnding(JobStatus.CANCELED, CANCELED, timing=timing)))
             elif elapsed_s > entry.job.timeout_s:
-                endings.append((entry.claim, Ending(JobStatus.FAILED, entry.timeout_error, timing=timing)))
+                endings.append((entry.claim, JobEnding(JobStatus.FAILED, entry.timeout_error, timing=timing)))
         dropped |= {claim.id for claim, _ in endings}
         if dropped:
             engine.send(Drop(self._batch_number, frozenset(dropped)))
@@ -316,10 +316,10 @@ class BatchWorker(SimpleWorker):
             for job_id in dropped:
                 del running[job_id]
 
-    def _conclude(self, running: dict[str, RunningJob], done: Done) -> None:
+    def _conclude(self, running: dict[str, RunningJob], done: BatchResult) -> None:
         """End the jobs that the engine has computed."""
         self.metrics.count_batch(done.stages, done.memory_bytes)
-        endings: list[tuple[Claim, Ending]] = []
+        endings: list[tuple[Claim, JobEnding]] = []
         for job_id, entry in running.items():
             outcome = done.outcomes[job_id]
             entry.stages = done.stages
@@ -327,10 +327,10 @@ class BatchWorker(SimpleWorker):
                 queue_s=entry.claim.waited_s, compute_s=done.compute_s, batch_size=outcome.batch_size or None
             )
             if outcome.error or outcome.model is None:
-                endings.append((entry.claim, Ending(JobStatus.FAILED, outcome.error, timing=timing)))
+                endings.append((entry.claim, JobEnding(JobStatus.FAILED, outcome.error, timing=timing)))
                 continue
             result, blob = entry.result(outcome, outcome.model, timing)
-            endings.append((entry.claim, Ending(JobStatus.SUCCEEDED, None, result, blob, timing)))
+            endings.append((entry.claim, JobEnding(JobStatus.SUCCEEDED, None, result, blob, timing)))
         if endings:
             first = next(iter(running.values())).job
             largest = max((outcome.batch_size for outcome in done.outcomes.values()), default=0)
@@ -349,13 +349,13 @@ class BatchWorker(SimpleWorker):
         claims = [entry.claim for entry in running.values()]
         if len(claims) == 1 and claims[0].attempts >= 2:
             error = JobError(reason="engine", detail=f"the engine {reason} twice while computing the job")
-            self._end([(claims[0], Ending(JobStatus.FAILED, error))], running)
+            self._end([(claims[0], JobEnding(JobStatus.FAILED, error))], running)
         elif claims:
             moved = self._retry(lambda: self.leases.requeue(claims, alone=True))
             self.metrics.retries.labels("engine").inc(sum(moved))
         self._supervisor.replace(reason)
 
-    def _end(self, endings: Sequence[tuple[Claim, Ending]], running: dict[str, RunningJob]) -> list[str]:
+    def _end(self, endings: Sequence[tuple[Claim, JobEnding]], running: dict[str, RunningJob]) -> list[str]:
         """End jobs, count and log them; return the ids of those that succeeded.
 
         A job that was taken away meanwhile does not change.

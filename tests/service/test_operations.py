@@ -20,8 +20,8 @@ from starlette.types import Message
 
 from ncml.images import to_png
 from service.http.middleware import RequestLogFormatter, request_id
-from service.metrics import Metrics
 from service.http.protocol import MAX_HEAD_BYTES
+from service.metrics import Metrics
 from service.settings import Settings
 from worker.contract import GenerateJob, JobStatus, Lane
 from worker.queue import JobQueue

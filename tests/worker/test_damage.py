@@ -13,7 +13,7 @@ from worker.keys import LEASES, WORKERS
 from worker.leases import Leases
 from worker.queue import JobNotFound, JobQueue
 from worker.records import MAX_PAYLOAD_BYTES, parse_job
-from worker.results import DAMAGED, Ending
+from worker.results import DAMAGED, JobEnding
 
 
 @pytest.fixture
@@ -103,11 +103,13 @@ def test_damaged_leases_and_workers_are_ignored(queue: JobQueue) -> None:
     queue.redis.zadd(WORKERS, {b"\xff\xfe": 1.0, b"": 2.0})
     queue.redis.sadd("rq:workers", b"rq:worker:\xff")
     assert queue.monitor.workers() == []
-    assert Leases(queue, [Lane.GENERATE], "w").recover() == (1, [Ending(JobStatus.FAILED, DAMAGED)])
+    assert Leases(queue, [Lane.GENERATE], "w").recover() == (1, [JobEnding(JobStatus.FAILED, DAMAGED)])
     assert queue.redis.zcard(LEASES) == 0
     assert queue.view(job_id).status is JobStatus.QUEUED
     assert queue.view(broken).status is JobStatus.FAILED
-    assert lost.finish([(claim, Ending(JobStatus.SUCCEEDED)), (second, Ending(JobStatus.SUCCEEDED))]) == [None] * 2
+    assert (
+        lost.finish([(claim, JobEnding(JobStatus.SUCCEEDED)), (second, JobEnding(JobStatus.SUCCEEDED))]) == [None] * 2
+    )
 
 
 def test_a_worker_starts_beside_a_worker_whose_name_is_not_text(fleet: Fleet) -> None:
@@ -125,7 +127,7 @@ def test_damaged_progress_of_one_job_leaves_the_leases_of_others(queue: JobQueue
     queue.redis.delete(f"ncml:events:{ids[0]}", f"rq:job:{ids[0]}")
     queue.redis.mset({f"ncml:events:{ids[0]}": "x", f"rq:job:{ids[0]}": "x"})
     assert leases.renew(claims, dict.fromkeys(ids, '{"kind":"progress"}')) == ["held", "held"]
-    ending = Ending(JobStatus.SUCCEEDED)
+    ending = JobEnding(JobStatus.SUCCEEDED)
     assert leases.finish([(claim, ending) for claim in claims]) == [ending, ending]
     assert queue.view(ids[1]).status is JobStatus.SUCCEEDED
     with pytest.raises(JobNotFound):

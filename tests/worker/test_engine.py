@@ -19,7 +19,7 @@ from tests.worker.synthetic import load, write_model
 from worker import calibrating
 from worker.contract import CalibrateJob
 from worker.main import load as load_model
-from worker.messages import Batch, Catalogue, Done, Drop, EngineSettings, Opening, Outcome, Step
+from worker.messages import Batch, BatchResult, Catalogue, Drop, EngineSettings, Opening, Outcome, Step
 from worker.metrics import WorkerMetrics
 from worker.process import EngineProcess
 from worker.results import WorkerFault
@@ -42,7 +42,7 @@ def test_a_job_dropped_while_it_is_computed_alone_does_not_fail(
             pass
     finally:
         engine.stop()
-    assert isinstance(done, Done)
+    assert isinstance(done, BatchResult)
     assert done.outcomes["slow"].error is None
     assert done.outcomes["bad"].error
     assert done.outcomes["bad"].error.reason == "input"
@@ -135,7 +135,7 @@ def run(engine: EngineProcess, job: CalibrateJob, number: int = 1) -> tuple[Outc
     """Run a calibration; return its outcome, and the messages before it."""
     engine.send(Batch(number, {"job": job}))
     messages: list[object] = []
-    while not isinstance(message := engine.receive(100), Done):
+    while not isinstance(message := engine.receive(100), BatchResult):
         messages.append(message)
     return message.outcomes["job"], messages
 
@@ -172,7 +172,7 @@ def test_a_refused_or_dropped_calibration_leaves_no_folder(engine: EngineProcess
     while not isinstance(engine.receive(100), Step):
         pass
     engine.send(Drop(2, frozenset({"job"})))
-    while not isinstance(message := engine.receive(100), Done):
+    while not isinstance(message := engine.receive(100), BatchResult):
         pass
     assert message.outcomes["job"].error is None
     assert message.outcomes["job"].calibration is None

@@ -14,7 +14,7 @@ from worker.contract import GenerateJob, JobStatus, Lane, Priority
 from worker.leases import MAX_ATTEMPTS, Claim, Leases
 from worker.messages import EngineSettings, Step
 from worker.queue import EVENTS_CAP, JobQueue, QueueOutOfMemory
-from worker.results import CANCELED, Ending, Event, Preview, Progress, Timing
+from worker.results import CANCELED, Event, JobEnding, Preview, Progress, Timing
 from worker.running import RunningJob
 from worker.worker import BatchWorker, WorkerSettings
 
@@ -56,7 +56,7 @@ def test_an_ended_job_frees_its_input_and_later_expires(queue: JobQueue) -> None
     ids = [queue.submit(GenerateJob(model="m")) for _ in range(20)]
     claims = leases.claim(64)[1]
     leases.store_previews({ids[0]: Preview(stage="refine", step=1, total=2, n=1, height=1, width=1, data=b"abc")})
-    ending = Ending(JobStatus.SUCCEEDED, blob=b"abc")
+    ending = JobEnding(JobStatus.SUCCEEDED, blob=b"abc")
     assert leases.finish([(claim, ending) for claim in claims]) == [ending] * 20
     assert queue.blob(f"ncml:blob:{ids[0]}") == b"abc"
     assert not queue.redis.hget(f"rq:job:{ids[0]}", "data")
@@ -99,8 +99,8 @@ def test_a_server_short_of_memory_refuses_new_jobs_and_ends_the_others(queue: Jo
         assert leases.requeue(claims) == [True, True]
         _, claims = leases.claim(2)
         assert queue.cancel(ids[1]).is_canceling
-        ending = Ending(JobStatus.SUCCEEDED, blob=bytes(1000), timing=Timing(queue_s=1))
-        canceled = Ending(JobStatus.CANCELED, CANCELED, timing=ending.timing)
+        ending = JobEnding(JobStatus.SUCCEEDED, blob=bytes(1000), timing=Timing(queue_s=1))
+        canceled = JobEnding(JobStatus.CANCELED, CANCELED, timing=ending.timing)
         assert leases.finish([(claim, ending) for claim in claims]) == [ending, canceled]
     finally:
         queue.redis.config_set("maxmemory", 0)
@@ -157,7 +157,7 @@ def test_a_late_job_is_claimed_without_its_payload_and_stays_late(queue: JobQueu
 def test_jobs_of_a_worker_that_died_too_often_are_reported(queue: JobQueue, caplog: pytest.LogCaptureFixture) -> None:
     job_id = queue.submit(GenerateJob(model="m"))
     leases = Leases(queue, [Lane.GENERATE], "w", lease_s=0.0)
-    endings: list[Ending] = []
+    endings: list[JobEnding] = []
     for _ in range(MAX_ATTEMPTS):
         assert len(leases.claim(1)[1]) == 1
         endings += leases.recover()[1]
@@ -194,7 +194,7 @@ def test_finished_work_is_kept_however_long_the_server_is_away(new_valkey: Calla
         job_id = queue.submit(GenerateJob(model="m"))
         [claim] = worker.leases.claim(1)[1]
         server.kill()
-        thread = threading.Thread(target=worker._end, args=([(claim, Ending(JobStatus.SUCCEEDED))], {}))
+        thread = threading.Thread(target=worker._end, args=([(claim, JobEnding(JobStatus.SUCCEEDED))], {}))
         thread.start()
         thread.join(2.0)  # longer than two leases
         assert thread.is_alive()

@@ -24,7 +24,7 @@ from worker.keys import LEASES
 from worker.leases import MAX_ATTEMPTS, Claim, Leases
 from worker.queue import JobQueue, QueueFull
 from worker.records import parse_job
-from worker.results import Ending, JobError
+from worker.results import JobEnding, JobError
 
 LIMIT = 12
 QUEUES = [f"rq:queue:ncml:generate:{priority}" for priority in Priority]
@@ -93,7 +93,7 @@ class Protocol(RuleBasedStateMachine):
 
     def end(self, claims: list[Claim], worker: int, status: JobStatus) -> None:
         error = JobError(reason="engine", detail="as planned") if status is JobStatus.FAILED else None
-        ended = self.workers[worker].finish([(claim, Ending(status, error)) for claim in claims])
+        ended = self.workers[worker].finish([(claim, JobEnding(status, error)) for claim in claims])
         assert [bool(ending) for ending in ended] == [self.holders.get(claim.id) == claim.token for claim in claims]
         for claim, ending in zip(claims, ended, strict=True):
             if ending:
@@ -118,12 +118,12 @@ class Protocol(RuleBasedStateMachine):
 
     @rule(claims=claims)
     def renew(self, claims: list[Claim]) -> None:
-        standings = self.workers[0].renew(claims, {claim.id: '{"kind":"progress"}' for claim in claims})
-        for claim, standing in zip(claims, standings, strict=True):
+        lease_states = self.workers[0].renew(claims, {claim.id: '{"kind":"progress"}' for claim in claims})
+        for claim, lease_state in zip(claims, lease_states, strict=True):
             if self.holders.get(claim.id) != claim.token:
-                assert standing == "lost"
+                assert lease_state == "lost"
             else:
-                assert standing == ("canceled" if claim.id in self.flagged else "held")
+                assert lease_state == ("canceled" if claim.id in self.flagged else "held")
 
     @rule(claims=claims)
     def crash(self, claims: list[Claim]) -> None:

@@ -22,7 +22,7 @@ from worker.keys import WORKERS, job_key, worker_key
 from worker.leases import Leases
 from worker.queue import DuplicateJob, JobNotFound, JobQueue, QueueError, QueueFull
 from worker.records import parse_job
-from worker.results import CANCELED, Ending, JobView, ModelRef, Score, ScoreResult, Timing
+from worker.results import CANCELED, JobEnding, JobView, ModelRef, Score, ScoreResult, Timing
 
 PIXELS = Pixels(height=2, width=2, data=bytes(range(12)))
 
@@ -318,7 +318,7 @@ def test_a_job_whose_cancellation_was_accepted_ends_canceled(queue: JobQueue) ->
     assert not queue.view(job_id).is_canceling
     view = queue.cancel(job_id)
     assert (view.status, view.is_canceling) == (JobStatus.RUNNING, True)
-    assert leases.finish([(claims[0], Ending(JobStatus.SUCCEEDED))]) == [Ending(JobStatus.CANCELED, CANCELED)]
+    assert leases.finish([(claims[0], JobEnding(JobStatus.SUCCEEDED))]) == [JobEnding(JobStatus.CANCELED, CANCELED)]
     view = queue.view(job_id)
     assert (view.status, view.error, view.is_canceling) == (JobStatus.CANCELED, CANCELED, False)
 
@@ -330,7 +330,7 @@ def test_a_cancellation_reports_the_job_that_ended_meanwhile(queue: JobQueue, mo
     cancel = queue._cancel
 
     def cancel_after_the_end(**arguments: object) -> bytes:
-        leases.finish([(claim, Ending(JobStatus.SUCCEEDED))])
+        leases.finish([(claim, JobEnding(JobStatus.SUCCEEDED))])
         return cancel(**arguments)
 
     monkeypatch.setattr(queue, "_cancel", cancel_after_the_end)
@@ -344,7 +344,7 @@ def test_a_result_that_is_not_finite_can_be_read(queue: JobQueue) -> None:
     result = ScoreResult(
         model=ModelRef(name="m", version="v"), height=2, width=2, results=(score,), timing=Timing(queue_s=1)
     )
-    leases.finish([(leases.claim(1)[1][0], Ending(JobStatus.SUCCEEDED, None, result))])
+    leases.finish([(leases.claim(1)[1][0], JobEnding(JobStatus.SUCCEEDED, None, result))])
     stored = queue.result(job_id)
     assert isinstance(stored, ScoreResult)
     assert math.isnan(stored.results[0].bpd)

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Renews the leases of running jobs, publishes their progress, and returns their standing.
+-- Renews the leases of running jobs, publishes their progress, and returns the state of each lease.
 -- Runs even if the server is out of memory, as cancel does; finish, requeue and claim free memory before they take any.
 -- KEYS leases; ARGV lease_s, cap (entries in a progress stream), then id, token, event or '' for each job
 -- returns for each job 'held', 'canceled' (its owner should end it) or 'lost' (another worker took it)
