@@ -70,8 +70,7 @@ def main(
         names = {} if os.environ.get("NCML_ALLOWED_HOSTS") else {"NCML_ALLOWED_HOSTS": json.dumps(host_names(host))}
         service = Child("service", service_command(host, port), environment | names)
         supervisor = Supervisor([queue, [*workers, service]], directory, report, grace_s=DRAIN_S + 5)
-        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(signum, supervisor.request_stop)
+        stop_on_signals(supervisor)
         cores = ", ".join(f"{lane} {n}" for lane, n in threads.items())
         parts = "the service and the workers" if not queue else "the queue, the service and the workers"
         report(f"starting {parts} (cores: {cores}); {'logs and queue' if queue else 'logs'} in {directory}")
@@ -80,6 +79,15 @@ def main(
         finally:
             report("stopping")
             supervisor.stop()
+
+
+def stop_on_signals(supervisor: Supervisor) -> None:
+    """Let Ctrl-C, SIGTERM and SIGHUP request a stop; under nohup, SIGHUP stays ignored."""
+    signums = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signums.append(signal.SIGHUP)
+    for signum in signums:
+        signal.signal(signum, supervisor.request_stop)
 
 
 def supervise(supervisor: Supervisor, url: str, tick_s: float = 0.25) -> None:

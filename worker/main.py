@@ -1,10 +1,12 @@
 """`ncml worker`: one worker process and its engine."""
 
+import contextlib
 import math
 import os
 from pathlib import Path
 from typing import Annotated, Literal
 
+from redis.exceptions import RedisError
 from tyro.conf import arg
 
 import ncml
@@ -19,6 +21,9 @@ from worker.messages import EngineSettings
 from worker.metrics import WorkerMetrics
 from worker.queue import JobQueue, QueueError
 from worker.worker import BatchWorker, WorkerSettings
+
+MIN_REDIS = 7
+"""The first version whose scripts have flags."""
 
 _MODELS = "(default: those of NCML_MODELS, else ./models and those of this installation)"
 _QUEUE = "(default: NCML_REDIS_URL, else redis://localhost:6379/0)"
@@ -35,6 +40,14 @@ def _is_set(name: str) -> bool:
     if value not in ("", "0", "false", "1", "true"):
         raise NcmlError(f"{name} must be 1 or 0, not {value!r}")
     return value in ("1", "true")
+
+
+def _check_server(queue: JobQueue) -> None:
+    """Raise `NcmlError` if the queue's server is too old; a server that does not respond yet is not checked."""
+    with contextlib.suppress(RedisError):
+        version = str(queue.redis.info("server")["redis_version"])  # of Valkey, the Redis that it is compatible with
+        if int(version.partition(".")[0]) < MIN_REDIS:
+            raise NcmlError(f"the queue's server is Redis {version}: use Redis {MIN_REDIS} or newer, or Valkey")
 
 
 def main(
@@ -90,6 +103,7 @@ def main(
         raise NcmlError(f"NCML_REDIS_PASSWORD_FILE: {error}") from error
     except QueueError as error:
         raise NcmlError(f"{'--redis-url' if redis_url else 'NCML_REDIS_URL'}: {error}") from error
+    _check_server(queue)
     logs.configure()
     metrics = WorkerMetrics()
     if metrics_port:

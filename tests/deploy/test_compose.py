@@ -1,22 +1,31 @@
 """The compose files and the Dockerfile: what they start, as which user, and that every name in them exists."""
 
 import functools
+import http.server
+import json
 import os
 import re
 import shutil
 import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tyro
 import yaml
+from prometheus_client import generate_latest
 
 from ncml.cli.main import parse
 from service import server
 from service.settings import Settings
 from tests.deploy.engine import NO_COMPOSE, run, works
 from tests.deploy.files import COMPOSE, DOCKERFILE, ROOT, SERVICE_ENV, base_images, compose
+from worker.contract import Lane
+from worker.metrics import WorkerMetrics
 
 SERVICES = compose()["services"]
 OURS = ["service", "train", "worker-generate", "worker-score"]
@@ -158,6 +167,72 @@ def test_every_permanent_container_has_a_health_check_and_is_restarted(name: str
             compile(test[-1], name, "exec")
 
 
+Responses = tuple[int, dict[str, tuple[int, str]]]
+"""The port of a server, and the status and the text of its response to each path."""
+
+
+class Health(http.server.BaseHTTPRequestHandler):
+    """Sends the response that `response_by_path` has for a path."""
+
+    response_by_path: dict[str, tuple[int, str]]
+
+    def do_GET(self) -> None:
+        status, text = self.response_by_path[self.path]
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, format: str, *args: object) -> None: ...
+
+
+@pytest.fixture
+def health() -> Iterator[Responses]:
+    """Return a server on this machine, whose responses a test sets."""
+    handler = type("Handler", (Health,), {"response_by_path": {}})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1], handler.response_by_path
+        server.shutdown()
+
+
+def is_healthy(code: str, port: int) -> bool:
+    """Return whether a health check succeeds on another port, with the variables of a proxy that does not exist."""
+    code, replaced = re.subn(r'("127\.0\.0\.1"|\'127\.0\.0\.1\'), \d+', rf"\1, {port}", code)
+    assert replaced == 1
+    proxies = {f"{scheme}_proxy": "http://127.0.0.1:1" for scheme in ("http", "https", "all")}
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | proxies, check=False, capture_output=True)
+    return done.returncode == 0
+
+
+def test_the_health_check_of_the_service_uses_no_proxy(health: Responses) -> None:
+    port, responses = health
+    check = re.search(r"^HEALTHCHECK .*?\bCMD (\[.*?\])$", stage("service"), re.MULTILINE | re.DOTALL)
+    assert check
+    *command, code = json.loads(check[1].replace("\\\n", ""))
+    assert command == ["python", "-c"]
+    for status in (200, 503):
+        responses["/healthz"] = status, ""
+        assert is_healthy(code, port) == (status == 200)
+
+
+def test_the_health_check_of_workers_needs_models_and_a_recent_heartbeat(health: Responses) -> None:
+    port, responses = health
+    (code,) = {SERVICES[f"worker-{lane}"]["healthcheck"]["test"][-1] for lane in Lane}
+    for loading, silence_s, healthy in ((0, 1, True), (1, 1, False), (0, 90, False), (0, time.time(), False)):
+        metrics = WorkerMetrics()
+        metrics.state.labels("loading").set(loading)
+        metrics.heartbeat.set(time.time() - silence_s)
+        responses["/metrics"] = 200, generate_latest(metrics.registry).decode()
+        assert is_healthy(code, port) == healthy
+
+
+def test_the_clients_of_the_queue_are_restarted_when_it_is_recreated() -> None:
+    clients = {name: spec for name, spec in SERVICES.items() if "NCML_REDIS_PASSWORD_FILE" in environment(spec)}
+    assert clients.keys() == {"service", "worker-score", "worker-generate"}
+    for spec in clients.values():
+        assert spec["depends_on"] == {"valkey": {"condition": "service_healthy", "restart": True}}
+
+
 def environment(spec: dict[str, Any]) -> dict[str, str]:
     return {name: value for name, value in spec.get("environment", {}).items() if name.startswith("NCML_")}
 
@@ -188,6 +263,12 @@ def test_every_command_is_parsed_by_its_program() -> None:
                 ncml(filled(spec.get("entrypoint", entrypoint) + command))
                 count += 1
     assert count == 6
+
+
+def test_workers_on_gpus_have_the_same_options() -> None:
+    for name, spec in compose(ROOT / "docker" / "compose.gpu.yml")["services"].items():
+        if name != "train":
+            assert spec["command"] == [*SERVICES[name]["command"], "--device", "cuda"]
 
 
 def test_models_are_written_by_training_and_read_by_workers() -> None:

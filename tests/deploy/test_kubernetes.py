@@ -104,6 +104,14 @@ def test_everything_is_valid_by_the_schemas(folder: Path) -> None:
     assert validated == (19 if folder == FOLDER else 17)
 
 
+def test_the_oldest_version_in_the_documentation_has_every_field(manifests: list[dict[str, Any]]) -> None:
+    oldest = re.search(r"- Kubernetes (\d\.\d+) or newer", (ROOT / "docs" / "operate.md").read_text())
+    assert oldest
+    for manifest in manifests:
+        if manifest["kind"] != "ScaledObject":
+            kubernetes_validate.validate(manifest, oldest[1], strict=True)
+
+
 def test_the_schemas_detect_a_mistake(manifests: list[dict[str, Any]]) -> None:
     service = kind(manifests, "Deployment")["ncml-service"]
     wrong = service | {"spec": service["spec"] | {"replica": 2}}
@@ -227,7 +235,7 @@ def test_uploads_fit_into_the_memory_of_the_service(manifests: list[dict[str, An
 
     pod = pods(manifests)["ncml-service"]["spec"]
     (room,) = [size(volume["emptyDir"]["sizeLimit"]) for volume in pod["volumes"] if volume["name"] == "tmp"]
-    assert room >= 16 * Settings().max_body_bytes
+    assert room == 2 * Settings().max_receiving_bytes >= 4 * Settings().max_body_bytes
     assert 3 * room <= size(pod["containers"][0]["resources"]["limits"]["memory"])
 
 
@@ -264,8 +272,11 @@ def test_each_lane_is_scaled_by_age_and_depth_and_never_to_none(manifests: list[
 def test_the_gpu_component_changes_both_lanes(tmp_path: Path) -> None:
     shutil.copytree(FOLDER, tmp_path / "k8s")
     (tmp_path / "kustomization.yaml").write_text("resources: [k8s]\ncomponents: [k8s/gpu]\n")
-    by_name = dict(containers(render(tmp_path)))
+    rendered = render(tmp_path)
+    by_name = dict(containers(rendered))
     for lane in Lane:
+        strategy = kind(rendered, "Deployment")[f"worker-{lane}"]["spec"]["strategy"]
+        assert strategy == {"rollingUpdate": {"maxUnavailable": 1, "maxSurge": 0}}  # a new worker needs the GPU
         container = by_name[f"worker-{lane}"]
         assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
         ncml(instruction("worker", "ENTRYPOINT") + container["args"])

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import redis
 
 import ncml
 from tests.conftest import eventually, free_port
 from worker.contract import CompleteJob, GenerateJob, Pixels, ScoreJob
+from worker.main import main as worker_main
 from worker.queue import JobQueue
 from worker.results import ImagesResult, ScoreResult
 
@@ -158,3 +160,9 @@ def test_a_worker_waits_until_the_queue_is_available() -> None:
     assert worker.wait(timeout=60) == 0
     assert "does not answer" not in messages
     worker.stderr.close()
+
+
+def test_a_server_that_is_too_old_is_named(valkey_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis.Redis, "info", lambda client, section: {"redis_version": "6.2.14"})
+    with pytest.raises(ncml.NcmlError, match=r"the queue's server is Redis 6.2.14: use Redis 7 or newer, or Valkey"):
+        worker_main(redis_url=valkey_url)
