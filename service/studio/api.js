@@ -11,7 +11,7 @@ const REMEDIES = {
   413: "Use a smaller image, or send fewer at once.",
   415: "Save it as PNG or JPEG and try again.",
   422: "",
-  429: "The service is busy or you have reached your limit: wait a moment, then try again.",
+  429: "Wait a moment, then try again.",
   500: "Try again; if it happens again, report the request ID to the operator of the service.",
   503: "Wait a few seconds and try again; if it happens again, check the Models view or ask the operator.",
   504: "Request fewer images or fewer steps, or try again when fewer jobs are waiting.",
@@ -26,7 +26,9 @@ export class Refusal extends Error {
     Object.assign(this, { status, calm, fields });
     this.remedy = remedy ?? REMEDIES[status] ?? "Try again.";
     if (status >= 500 && requestId) this.remedy += ` Request ID: ${requestId}.`;
-    else if (retryAfter > 1) this.remedy += ` Retry after ${retryAfter} s.`;
+    if (status !== 429) return;
+    if (/retry in \d/.test(message)) this.remedy = "";
+    else if (retryAfter > 1) this.remedy = `Try again in ${retryAfter} s.`;
   }
 }
 
@@ -95,14 +97,19 @@ export async function submit(path, body, signal) {
   });
 }
 
-/** Throw a `Refusal` that names a file which is empty, or was changed or deleted after its selection. */
+/** Whether a file can be uploaded: it is not empty, and was not changed or deleted after its selection. */
+export async function isReadable(file) {
+  const start = await file
+    .slice(0, 1)
+    .arrayBuffer()
+    .catch(() => null);
+  return Boolean(start?.byteLength); // a part of a deleted file is empty
+}
+
+/** Throw a `Refusal` that names a file which cannot be uploaded. */
 async function checkFiles(files) {
   for (const [i, file] of files.entries()) {
-    const start = await file
-      .slice(0, 1)
-      .arrayBuffer()
-      .catch(() => null);
-    if (start?.byteLength) continue; // a part of a deleted file is empty
+    if (await isReadable(file)) continue;
     const options = { remedy: "Select it again.", fields: [`image[${i}]`] };
     throw new Refusal(`${file.name} is empty, or has changed since it was selected.`, options);
   }

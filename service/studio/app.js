@@ -116,7 +116,7 @@ function fallback(missing, name) {
   const remedy = "It is used again as soon as it is available.";
   const notice = new Refusal(`${missing} is not available: ${name} is used instead.`, { remedy, calm: true });
   const accept = () => {
-    catalogue.select(name);
+    catalogue.select(catalogue.current);
     refresh();
   };
   return Object.assign(notice, { action: button(`Keep using ${name}`, accept, "small") });
@@ -146,14 +146,15 @@ async function keepRefreshing() {
 keepRefreshing();
 
 catalogue.addEventListener("list", () => {
-  modelSelect.replaceChildren(...catalogue.models.map(({ name }) => h("option", { value: name }, name)));
-  modelSelect.value = catalogue.current?.name ?? "";
+  modelSelect.replaceChildren(...catalogue.models.map((model) => h("option", {}, catalogue.label(model))));
+  showCurrent();
   modelSelect.parentElement.hidden = catalogue.models.length < 2;
 });
-catalogue.addEventListener("change", () => {
-  modelSelect.value = catalogue.current?.name ?? "";
-});
-modelSelect.addEventListener("change", () => catalogue.select(modelSelect.value));
+catalogue.addEventListener("change", showCurrent);
+modelSelect.addEventListener("change", () => catalogue.select(catalogue.models[modelSelect.selectedIndex]));
+function showCurrent() {
+  modelSelect.selectedIndex = catalogue.models.indexOf(catalogue.current);
+}
 
 document.getElementById("key").addEventListener("click", async () => {
   try {

@@ -1,10 +1,10 @@
 // Calibrate a model on the user's own images: in the browser where the operator allows it, else on the command line.
 
-import { Refusal, submit } from "./api.js";
+import { isReadable, Refusal, submit } from "./api.js";
 import { catalogue } from "./catalogue.js";
 import { quoted, terminal } from "./curl.js";
 import { announce, button, h, keepFocus, mebibytes, plural, uid, viewTitle } from "./dom.js";
-import { emptyState, failure, isImage, reveal } from "./feedback.js";
+import { emptyState, failure, isImage, listed, reveal } from "./feedback.js";
 import { dropZone, folderButton, numberField } from "./fields.js";
 import { jobMonitor } from "./job.js";
 import { powerTable } from "./power.js";
@@ -80,6 +80,7 @@ function commandLines(model) {
 /** The form that uploads images, and the calibrations that it started. */
 class CalibrationForm {
   files = [];
+  taking = Promise.resolve(); // until all files are added
   summary = h("p", { class: "hint" });
   calibrations = h("div", { class: "runs" });
   placeholder = emptyState(
@@ -140,18 +141,29 @@ class CalibrationForm {
       label: "False-positive rate in percent",
       field: "false_positive_rate",
       ...{ value: DEFAULT_RATE, min: 0.1, max: 50, step: 0.1, required: true },
-      hint: `The share of good images that are flagged. At 1 %, at least ${minImages(1)} images are needed, and less is detected.`,
+      hint: `The share of good images that are flagged. At 1%, at least ${minImages(1)} images are needed, and less is detected.`,
     });
     this.element = form(images, nameField, this.rate.element);
     this.showFiles();
     for (const record of jobs.of("calibrate")) this.watch(record);
   }
 
-  /** Add files; skip those that are neither images nor zip files, as the service does, and those already added. */
+  /** Add files, after those of earlier calls. */
   take(files) {
+    this.taking = this.taking.then(() => this.add(files));
+  }
+
+  /** Add files; skip those that are neither images nor zip files, as the service does, and those already added. */
+  async add(files) {
     const usable = files.filter(isUsable);
-    const selectedKeys = new Set(this.files.map(fileKey));
-    const added = usable.filter((file) => !selectedKeys.has(fileKey(file)));
+    const selected = Map.groupBy(this.files, fileKey);
+    const added = [];
+    for (const file of usable) {
+      const similar = selected.get(fileKey(file)) ?? [];
+      if (await isAmong(file, similar)) continue;
+      selected.set(fileKey(file), [...similar, file]);
+      added.push(file);
+    }
     this.skipped = files.length - usable.length;
     this.repeated = usable.length - added.length;
     this.files = [...this.files, ...added];
@@ -178,8 +190,28 @@ class CalibrationForm {
     this.update();
   }
 
+  /** Remove files that cannot be uploaded any more, so that they can be selected again; throws a `Refusal` that names them. */
+  async removeUnreadable() {
+    const areReadable = await Promise.all(this.files.map(isReadable));
+    const unreadable = this.files.filter((_, i) => !areReadable[i]);
+    if (!unreadable.length) return;
+    this.files = this.files.filter((file) => !unreadable.includes(file));
+    Object.assign(this, { skipped: unreadable.length, repeated: 0 });
+    this.showFiles();
+    const [state, remedy] =
+      unreadable.length === 1
+        ? ["is empty, or has changed since it was", "It was removed: select it again, or calibrate without it."]
+        : [
+            "are empty, or have changed since they were",
+            "They were removed: select them again, or calibrate without them.",
+          ];
+    const message = `${listed(unreadable.map(({ name }) => name))} ${state} selected.`;
+    throw new Refusal(message, { remedy, fields: ["image"] });
+  }
+
   async submit(signal) {
     const { name: base } = await catalogue.requireCurrent();
+    await this.removeUnreadable();
     const { files } = this;
     const [name, rate] = [this.name.value, this.rate.value]; // these and the files can change during the upload
     const isZipped = files.some(isZip);
@@ -264,7 +296,7 @@ function describeProgress({ stage, step, total }) {
 function calibrationReport({ model, calibration, skipped }) {
   const { n_fit: estimated, n_rank: ranked, weakness, summary } = calibration;
   const use = () => {
-    catalogue.select(model.name);
+    catalogue.select(offeredModel(model.name));
     location.hash = "score";
   };
   const count = `${plural(estimated, "image")} for estimation, ${ranked.toLocaleString("en")} for ranking.`;
@@ -290,12 +322,14 @@ function calibrationReport({ model, calibration, skipped }) {
   );
 }
 
+const offeredModel = (name) => catalogue.models.find((model) => model.name === name);
+
 /** Show the power of a new model, and allow its use, as soon as the service offers it. */
 function showPower(body, name) {
   const [place, use] = [body.querySelector(".power-place"), body.querySelector("button.primary")];
   const listener = new AbortController();
   const show = () => {
-    const model = catalogue.models.find((offered) => offered.name === name);
+    const model = offeredModel(name);
     use.disabled = !model;
     if (model?.calibration?.power) place.replaceChildren(powerTable(model.calibration.power));
     if (!body.isConnected) listener.abort();
@@ -308,8 +342,23 @@ const isZip = ({ name, type }) => /zip/.test(type) || /\.zip$/i.test(name);
 
 const isUsable = (file) => !file.name.startsWith(".") && (isZip(file) || isImage(file));
 
-/** What the same file has in common when it is selected twice: an image must not be counted twice. */
-const fileKey = ({ webkitRelativePath: path, name, size, lastModified }) => `${path || name} ${size} ${lastModified}`;
+/** What files have in common that can be the same image, which must not be counted twice. */
+const fileKey = ({ name, size, lastModified }) => `${name} ${size} ${lastModified}`;
+
+/** Whether a file has the same content as one of `others`, which have its size. */
+async function isAmong(file, others) {
+  for (const other of others) if (await haveSameContent(file, other)) return true;
+  return false;
+}
+
+async function haveSameContent(...files) {
+  try {
+    const [first, second] = await Promise.all(files.map(async (file) => new Uint8Array(await file.arrayBuffer())));
+    return first.every((byte, i) => byte === second[i]);
+  } catch {
+    return false; // one of them cannot be read any more
+  }
+}
 
 /** A name for the model: that of the folder or the zip. */
 function suggestedName([file]) {

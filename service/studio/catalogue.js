@@ -3,12 +3,15 @@
 import { Refusal, requestJson } from "./api.js";
 import { modelName } from "./session.js";
 
-/** Dispatches "list" when the models change, and "change" when `current`, the one that the views use, does. */
+/**
+ * Dispatches "list" when the description of any model changes, and "change" when `current`, the one that the views use,
+ * becomes another one or gets another calibration.
+ */
 class Catalogue extends EventTarget {
   models = [];
   loading = null; // the promise of the latest `load`, until it settles
   current = null;
-  identities = "";
+  description = ""; // of all models and limits, as JSON
   calibrationAllowed = false;
   maxImages = 64; // of a request
   maxTiles = 4096; // of an image
@@ -24,16 +27,18 @@ class Catalogue extends EventTarget {
   }
 
   async replaceModels() {
-    const { models, ...document } = await requestJson("models");
+    const document = await requestJson("models");
+    const { models } = document;
     const { calibration_allowed: calibrationAllowed } = document;
     const { max_images: maxImages, max_tiles: maxTiles, max_body_bytes: maxBytes } = document;
     const name = modelName.get() ?? this.current?.name;
-    const byName = models.find((model) => model.name === name);
-    const current = byName ?? models.find((model) => model.default) ?? models[0] ?? this.current;
+    const versions = models.filter((model) => model.name === name);
+    const sameVersion = versions.find(({ version }) => version === this.current?.version);
+    const current = sameVersion ?? versions[0] ?? models.find((model) => model.default) ?? models[0] ?? this.current;
     const currentChanged = identity(current) !== identity(this.current);
-    const identities = [calibrationAllowed, maxImages, ...models.map(identity)].join();
-    const listChanged = identities !== this.identities;
-    Object.assign(this, { models, current, identities, calibrationAllowed, maxImages, maxTiles, maxBytes });
+    const description = JSON.stringify(document);
+    const listChanged = description !== this.description;
+    Object.assign(this, { models, current, description, calibrationAllowed, maxImages, maxTiles, maxBytes });
     if (listChanged) this.dispatchEvent(new Event("list"));
     if (currentChanged) this.dispatchEvent(new Event("change"));
   }
@@ -57,9 +62,15 @@ class Catalogue extends EventTarget {
     return this.models.find((model) => model.name === name && model.version === version);
   }
 
-  select(name) {
-    this.current = this.models.find((model) => model.name === name) ?? this.current;
-    modelName.set(name);
+  /** The name of an offered model, with its version if several are offered, as during an update of the workers. */
+  label(model) {
+    const isUnique = this.models.filter(({ name }) => name === model.name).length === 1;
+    return isUnique ? model.name : reference(model);
+  }
+
+  select(model) {
+    this.current = model;
+    modelName.set(model.name);
     this.dispatchEvent(new Event("change"));
   }
 
@@ -68,7 +79,7 @@ class Catalogue extends EventTarget {
     const model = this.models.find((offered) => reference(offered) === text);
     const remedy = "Another model gives other images for the same settings.";
     if (!model) throw new Refusal(`${text} is no longer available.`, { remedy });
-    if (model !== this.current) this.select(model.name);
+    if (model !== this.current) this.select(model);
   }
 }
 

@@ -66,7 +66,7 @@ function calibrationFacts({ calibration, calibrations = {} }) {
   const names = Object.keys(calibrations);
   const counts = histograms[statistic];
   const description = `Histogram of ${statistic} over held-out images, threshold ${threshold.toPrecision(3)}`;
-  const flagged = `${pText(100 * rate)}\u00a0%`;
+  const flagged = `${pText(100 * rate)}%`;
   const summary = [
     `The statistic ${statistic} is estimated on ${plural(estimated, "image")}`,
     ` and ranked among ${ranked.toLocaleString("en")} others.`,

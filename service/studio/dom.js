@@ -1,6 +1,6 @@
 // Helpers: create elements, copy text, save files, and format numbers.
 
-const SVG_TAGS = new Set(["svg", "path", "rect", "line", "g", "text"]);
+const SVG_TAGS = new Set(["svg", "path", "rect", "line", "text"]);
 const SVG_NAMESPACE = "http://www.w3.org/2000/svg";
 let ids = 0;
 
@@ -64,9 +64,10 @@ export const onSubmit = (handle) => (event) => {
   handle();
 };
 
-/** Announce a change of the page to screen readers. */
+/** Announce a change of the page to screen readers; while a dialog is open, they hear only what is in it. */
 export function announce(text) {
-  document.getElementById("live").textContent = text;
+  const live = document.querySelector("dialog[open] .live") ?? document.getElementById("live");
+  live.textContent = text;
 }
 
 /** A button that copies `text()` to the clipboard and confirms it. */

@@ -8,8 +8,11 @@ const MAX_STREAMS = 3;
 const MAX_FAILURES = 30;
 const SILENCE_MS = 35_000; // of a stream that is lost: the service sends a comment every 15 s
 const POSITION_MS = 5000; // between two requests for the position of a waiting job
+const POLLING_MS = 500; // between two requests for the state of any polled job
+const MAX_POLLING_MS = 10_000; // between two requests for that of the same job
 const FINAL_STATES = new Set(["succeeded", "failed", "canceled", "expired"]);
 let openStreams = 0;
+let polledJobs = 0;
 
 /**
  * Follow a job: call `onEvent({status} | {progress} | {position} | {lost})` for each change; resolves to its final
@@ -22,18 +25,20 @@ export async function follow(id, onEvent) {
     if (event.progress || (event.status && event.status !== "queued")) waiting.abort();
     onEvent(event);
   };
-  reportPositions(id, waiting.signal, onEvent);
   const isStreamed = openStreams < MAX_STREAMS;
+  if (isStreamed) reportPositions(id, waiting.signal, onEvent);
   openStreams += isStreamed;
+  polledJobs += !isStreamed;
   try {
     return await retry(isStreamed ? streamer(id, report) : poller(id, report), onEvent);
   } finally {
     openStreams -= isStreamed;
+    polledJobs -= !isStreamed;
     waiting.abort();
   }
 }
 
-/** Report the position of a waiting job, which its events do not contain. */
+/** Report the position of a waiting job, which the events of its stream do not contain. */
 async function reportPositions(id, signal, onEvent) {
   while (true) {
     await pause(POSITION_MS);
@@ -105,17 +110,20 @@ function alarm(ms) {
   return { signal: controller.signal, restart, stop };
 }
 
-/** An attempt to poll a job; it returns null until the job has ended. */
+/** An attempt to poll a job until it has ended; the more jobs are polled, the less often each. */
 function poller(id, onEvent) {
-  let lastStatus = "";
+  let [lastStatus, lastPosition] = ["", null];
   return async (onAlive) => {
-    const { status, error, progress } = await requestJson(`jobs/${id}`);
-    onAlive();
-    if (status !== lastStatus) onEvent({ status });
-    lastStatus = status;
-    if (FINAL_STATES.has(status)) return { status, error };
-    if (progress) onEvent({ progress });
-    return null;
+    while (true) {
+      const { status, error, progress, position } = await requestJson(`jobs/${id}`);
+      onAlive();
+      if (status !== lastStatus) onEvent({ status });
+      if (Number.isInteger(position) && position !== lastPosition) onEvent({ position });
+      [lastStatus, lastPosition] = [status, position];
+      if (FINAL_STATES.has(status)) return { status, error };
+      if (progress) onEvent({ progress });
+      await pause(Math.min(POLLING_MS * polledJobs, MAX_POLLING_MS));
+    }
   };
 }
 

@@ -114,6 +114,7 @@ export function openDialog(title, ...content) {
       onpointerdown: (event) => event.target === dialog && dialog.close(),
     },
     h("div", { class: "sheet" }, header, ...content),
+    h("div", { class: "live visually-hidden", "aria-live": "polite" }),
   );
   document.body.append(dialog);
   dialog.showModal();

@@ -20,6 +20,7 @@ export function mount(host, { sendTo }) {
   const stage = h("div", { class: "stage" }, placeholder, runs.element);
   host.append(h("div", { class: "bench" }, form(expectation, settings.element), stage));
   catalogue.addEventListener("change", showExpectation);
+  catalogue.addEventListener("list", showExpectation);
   showExpectation();
 
   function showExpectation() {
@@ -64,7 +65,7 @@ function expectationText({ name, classes, metrics, width, height }) {
   const { class_fidelity: fidelity, class_fidelity_real: real } = metrics;
   if (!classes.length) return size;
   if (fidelity === undefined) return `${size} How often they show their class was not measured: run ncml tune.`;
-  const percent = (share) => `${Math.round(100 * share)}\u00a0%`;
+  const percent = (share) => `${Math.round(100 * share)}%`;
   const comparison = real === undefined ? "" : `, against ${percent(real)} of real ones`;
   return `${size} With its default settings, a classifier recognises the class of ${percent(fidelity)} of them${comparison}.`;
 }

@@ -43,7 +43,7 @@ export function latencyTable(metrics) {
   if (!routes.length) return h("div", {}, emptyState("No requests yet", "Latencies appear after the first requests."));
   return table({
     caption: "Responses since the service started",
-    headings: ["Route", "Requests", "50 % within", "95 % within"],
+    headings: ["Route", "Requests", "50% within", "95% within"],
     rows: routes.map((route) => latencyRow(route, withLabel(buckets, "route", route))),
   });
 }

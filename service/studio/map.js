@@ -11,7 +11,8 @@ let sharedScale = false; // one colour scale for all maps that can be compared
 /** The image of a reading as the model saw it. */
 export function modelView({ modelView: src, name }) {
   const image = src && h("img", { src, alt: `${name} as the model sees it`, class: "pixels" });
-  const caption = src ? "As the model sees it" : "Not displayed: this browser cannot decode the file";
+  const reason = src === null ? "this browser cannot decode the file" : "the storage of this tab is full";
+  const caption = src ? "As the model sees it" : `Not displayed: ${reason}`;
   return h("figure", {}, h("div", { class: "over" }, image), h("figcaption", { class: "hint" }, caption));
 }
 

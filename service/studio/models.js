@@ -1,6 +1,6 @@
 // Models and health: a table of the models with their details, and the load on the service.
 
-import { catalogue } from "./catalogue.js";
+import { catalogue, reference } from "./catalogue.js";
 import { modelDetails } from "./details.js";
 import { h, plural, uid } from "./dom.js";
 import { emptyState } from "./feedback.js";
@@ -8,7 +8,7 @@ import { lanesTable, latencyTable } from "./health.js";
 import { detected, missed } from "./power.js";
 
 const HEADINGS = ["Model", "Size", "Classes", "Test bits/dim", "Verdicts"];
-const expandedNames = new Set();
+const expanded = new Set(); // the references of models
 
 export function mount(host) {
   const health = h("div", { class: "health" });
@@ -58,14 +58,14 @@ function modelTable() {
   );
   const caption = h("caption", { class: "visually-hidden" }, "Models");
   const element = h("table", { class: "models" }, caption, h("thead", {}, head));
-  const bodies = new Map(); // {key, body} of each model, by its name
+  const bodies = new Map(); // {key, body} of each model, by its reference
 
   function bodyOf(model) {
-    const key = JSON.stringify(model);
-    const shown = bodies.get(model.name);
+    const key = JSON.stringify([catalogue.label(model), model]);
+    const shown = bodies.get(reference(model));
     if (shown?.key === key) return shown.body;
     const body = h("tbody", {}, modelRows(model));
-    bodies.set(model.name, { key, body });
+    bodies.set(reference(model), { key, body });
     if (shown) replace(shown.body, body);
     return body;
   }
@@ -97,21 +97,22 @@ const isWide = (i) => i > 0 && i < HEADINGS.length - 1 && "wide";
 /** The row of a model, and the one with its details. */
 function modelRows(model) {
   const id = uid();
+  const key = reference(model);
   const cell = h("td", { colspan: HEADINGS.length });
   const details = h("tr", { id, class: "details" }, cell);
   const toggle = h(
     "button",
-    { type: "button", class: "expand", "aria-controls": id, onclick: () => expand(!expandedNames.has(model.name)) },
-    model.name,
+    { type: "button", class: "expand", "aria-controls": id, onclick: () => expand(!expanded.has(key)) },
+    catalogue.label(model),
   );
   function expand(isExpanded) {
-    if (isExpanded) expandedNames.add(model.name);
-    else expandedNames.delete(model.name);
+    if (isExpanded) expanded.add(key);
+    else expanded.delete(key);
     if (isExpanded && !cell.children.length) cell.append(modelDetails(model));
     toggle.setAttribute("aria-expanded", isExpanded);
     details.hidden = !isExpanded;
   }
-  expand(expandedNames.has(model.name));
+  expand(expanded.has(key));
   const testBpd = model.metrics.test_bpd;
   const cells = [
     `${model.width} × ${model.height}`,

@@ -32,10 +32,5 @@ export function powerTable({ images, good, processed, altered, foreign }) {
 function powerRow(name, share) {
   const bar = h("span", { class: "bar-share" });
   bar.style.setProperty("--share", share);
-  return h(
-    "tr",
-    {},
-    h("th", { scope: "row" }, name),
-    h("td", {}, bar, h("span", {}, `${(100 * share).toFixed(0)}\u00a0%`)),
-  );
+  return h("tr", {}, h("th", { scope: "row" }, name), h("td", {}, bar, h("span", {}, `${(100 * share).toFixed(0)}%`)));
 }

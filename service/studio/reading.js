@@ -9,12 +9,15 @@ import { explain } from "./fields.js";
 import { flipTest } from "./flip.js";
 import { mapDetails, modelView } from "./map.js";
 import { framedImage, tileMapDetails, VIEWS } from "./tiles.js";
-import { calibrationOf, pText, verdict } from "./verdict.js";
+import { calibrationOf, headline, pText, verdict } from "./verdict.js";
+
+export { headline, verdict };
 
 /** The article of a reading; its map can be compared with those of all `readings`. */
 export function readingArticle(reading, readings) {
   const { name, scan } = reading;
   const calibration = calibrationOf(reading);
+  if (!scan) reading.flip ??= flipTest(reading); // it keeps its job and its result
   return h(
     "article",
     { class: "reading" },
@@ -28,7 +31,7 @@ export function readingArticle(reading, readings) {
     scan ? tileMapDetails(reading) : mapDetails(reading, readings),
     !scan && likelihood(reading),
     !scan && calibration && placement(reading, calibration),
-    !scan && flipTest(reading),
+    reading.flip,
     curlDetails(reading),
   );
 }
@@ -56,7 +59,7 @@ function verdictFacts(reading) {
 }
 
 const tilesText = ({ rows, columns, tile_width: width, tile_height: height, tile_overlap: overlap, view }, { score }) =>
-  `${plural(rows * columns, "tile")} of ${width} × ${height} pixels, overlapping by at least ${Math.round(100 * overlap)} %. ` +
+  `${plural(rows * columns, "tile")} of ${width} × ${height} pixels, overlapping by at least ${Math.round(100 * overlap)}%. ` +
   `Most unusual view: ${VIEWS[view].name}, with an OOD score of ${score.toFixed(2)}.`;
 
 /** What to do about a verdict. */

@@ -3,18 +3,23 @@
 import { Refusal } from "./api.js";
 import { button, h, keepFocus, plural, save, viewTitle } from "./dom.js";
 import { emptyState } from "./feedback.js";
-import { headline, verdict } from "./verdict.js";
 
-let readingArticle = null;
+let articles = null; // their modules
 
 /** Load the modules that show a reading, which the first view does not need. */
 export async function loadArticles() {
   try {
-    ({ readingArticle } = await import("./reading.js"));
+    articles = await import("./reading.js");
   } catch {
     // Browsers cache a failed import: only a reload of the page can succeed.
     throw new Refusal("The result could not be shown.", { remedy: "Reload the page." });
   }
+}
+
+/** The verdict on a reading, in a line. */
+export function verdictText(reading) {
+  const { label, title } = articles.verdict(reading);
+  return `${reading.name}: ${label}. ${title}.`;
 }
 
 const COLUMNS = [
@@ -50,13 +55,22 @@ export class Results {
     Object.assign(this, { isRunning, onClear });
   }
 
-  /** Add readings, and select the first unless the user works with another one; returns whether it is selected. */
+  /**
+   * Add the readings of a job, in the `order` of the jobs. Select the first unless the selected one is newer, or the user
+   * works with it; returns whether the first is selected.
+   */
   add(readings) {
-    this.readings = [...readings, ...this.readings];
-    for (const reading of readings) this.items.set(reading, this.stripItem(reading));
-    this.strip.prepend(...readings.map((reading) => this.items.get(reading)));
-    const isSelected = !this.selected || !this.isPinned;
-    if (isSelected) [this.selected] = readings;
+    const [first] = readings;
+    const newer = this.readings.filter(({ order }) => order > first.order).length;
+    const next = this.strip.children[newer] ?? null;
+    this.readings = this.readings.toSpliced(newer, 0, ...readings);
+    for (const reading of readings) {
+      const item = this.stripItem(reading);
+      this.items.set(reading, item);
+      this.strip.insertBefore(item, next);
+    }
+    const isSelected = !this.selected || !(this.isPinned || this.selected.order > first.order);
+    if (isSelected) this.selected = first;
     this.render();
     return isSelected;
   }
@@ -103,7 +117,7 @@ export class Results {
   showArticle() {
     if (this.shown === this.selected) return;
     this.shown = this.selected;
-    this.article.replaceChildren(readingArticle(this.selected, this.readings));
+    this.article.replaceChildren(articles.readingArticle(this.selected, this.readings));
   }
 
   /** Render again after a change of the model. */
@@ -114,7 +128,7 @@ export class Results {
 
   stripItem(reading) {
     const { name, modelView } = reading;
-    const { kind, label } = verdict(reading);
+    const { kind, label } = articles.verdict(reading);
     const symbol = { in: "✓", out: "✕" }[kind];
     const attributes = {
       type: "button",
@@ -132,7 +146,7 @@ export class Results {
         h(
           "span",
           { class: "row" },
-          h("span", { class: "mono" }, headline(reading)),
+          h("span", { class: "mono" }, articles.headline(reading)),
           h("span", { "aria-hidden": "true" }, symbol),
         ),
         h("span", { class: "name" }, name),

@@ -53,7 +53,7 @@ export class RunList {
   /** Add the run of a job that was submitted, or the two of jobs to be compared. */
   add(...records) {
     for (const record of records) jobs.add(record);
-    this.settings.seed.markUsed();
+    this.settings.seed.markUsed(records[0].settings.seed);
     reveal(this.show(records));
   }
 

@@ -75,7 +75,10 @@ class SampleGrid {
     try {
       for (const [i, { id, label }] of samples.entries()) {
         const result = await persistentResult(id, notice);
-        if (!result) return; // canceled
+        if (!result) {
+          if (this.element.contains(header)) cancelAll(); // it was canceled elsewhere
+          return;
+        }
         rows[i].lastChild.replaceChildren(...result.images.map((image) => sampleImage(image, label)));
         bar.value = i + 1;
       }

@@ -10,12 +10,11 @@ import { dropZone, folderButton } from "./fields.js";
 import { pixelCanvas } from "./image.js";
 import { jobMonitor } from "./job.js";
 import { PendingImage, PendingImages } from "./pending.js";
-import { loadArticles, Results } from "./results.js";
+import { loadArticles, Results, verdictText } from "./results.js";
 import { Sender } from "./send.js";
 import { jobs } from "./session.js";
 import { checkSize, inFieldOfTileSize, joined, refusedImage, split } from "./submission.js";
 import { tiling } from "./tiling.js";
-import { verdict } from "./verdict.js";
 
 export function mount(host) {
   const view = new ScoreView(host);
@@ -26,6 +25,7 @@ class ScoreView {
   notice = h("div");
   running = h("div");
   stage = h("div", { class: "stage" });
+  jobCount = 0; // of followed jobs, oldest first
   results = new Results({
     isRunning: () => this.running.children.length > 0,
     onClear: (readings) => this.forget(readings),
@@ -172,6 +172,7 @@ class ScoreView {
 
   /** Follow a job and show its results. `files` are those of its images, unless the page was reloaded since. */
   async watch(record, files = []) {
+    const order = this.jobCount++;
     const notice = h("div");
     const monitor = jobMonitor(record.id, { notice, fraction: null, ...progressTexts(record) });
     monitor.status.className = "grow";
@@ -189,7 +190,7 @@ class ScoreView {
       const result = await monitor.result();
       if (result) await loadArticles();
       keepFocus(row, viewTitle(row), () => row.remove());
-      if (result) this.addReadings(toReadings(record, result, files));
+      if (result) this.addReadings(toReadings(record, result, files, order));
       else this.showCanceled(record, files);
     } catch (error) {
       this.reportFailure(row, record, files, error);
@@ -236,9 +237,7 @@ class ScoreView {
 
   addReadings(readings) {
     const isSelected = this.results.add(readings);
-    const [first] = readings;
-    const { label, title } = verdict(first);
-    announce(`${plural(readings.length, "image")} scored. ${first.name}: ${label}. ${title}.`);
+    announce(`${plural(readings.length, "image")} scored. ${verdictText(readings[0])}`);
     if (isSelected) reveal(this.results.article);
   }
 }
@@ -271,13 +270,17 @@ function progressTexts({ conditions, images }) {
   };
 }
 
-/** The reading of each scored image that the page shows; `scan` is the result if it was scored in tiles. */
-function toReadings(record, result, files) {
+/**
+ * The reading of each scored image that the page shows; `scan` is the result if it was scored in tiles, and `order` is
+ * higher for newer jobs.
+ */
+function toReadings(record, result, files, order) {
   const scan = result.box && result;
   const scores = result.results ?? [tiledScore(result)];
   return scores.map((score, i) => ({
     ...record.images[i],
     job: record.id,
+    order,
     score,
     scan,
     file: files[i],

@@ -22,11 +22,11 @@ export const jobs = {
   add: (record) => jobs.write([...jobs.all(), record]),
   remove: (id) => jobs.write(jobs.all().filter((record) => record.id !== id)),
 
-  /** Store the newest records of each view that fit. */
+  /** Store the newest records of each view, as far as they fit. */
   write(records) {
     const views = Map.groupBy(records, ({ view }) => view);
     const isNew = (record) => views.get(record.view).slice(-MAX_RECORDS).includes(record);
-    for (let newest = records.filter(isNew); ; newest = newest.slice(1)) {
+    for (let newest = records.filter(isNew); ; newest = reduced(newest)) {
       try {
         sessionStorage.setItem(JOB_RECORDS, JSON.stringify(newest));
         return;
@@ -36,3 +36,13 @@ export const jobs = {
     }
   },
 };
+
+/** Records without the images of the oldest score or, if none has any, without the oldest of the largest view. */
+function reduced(records) {
+  const i = records.findIndex(({ images }) => images?.some(({ modelView }) => modelView));
+  if (i >= 0) return records.with(i, { ...records[i], images: records[i].images.map(({ name }) => ({ name })) });
+  const size = (group) => JSON.stringify(group).length;
+  const views = [...Map.groupBy(records, ({ view }) => view).values()];
+  const [oldest] = views.reduce((largest, group) => (size(group) > size(largest) ? group : largest));
+  return records.filter((record) => record !== oldest);
+}

@@ -27,7 +27,6 @@ export function settingsForm({
   const seed = seedField();
   const sampling = samplingFields({ steps, trajectory });
   const other = comparable ? otherSettings() : null;
-  const defaults = h("span", {});
   const summary = `${classInDetails ? "Class, noise" : "Noise"}, solver${trajectory ? "" : ", guidance"} and more`;
   const reset = button("Use defaults", () => sampling.useModel(catalogue.current), "small");
   const details = h(
@@ -36,7 +35,7 @@ export function settingsForm({
     h("summary", {}, summary),
     classInDetails && classes.element,
     sampling.elements,
-    !trajectory && h("div", { class: "row defaults" }, h("p", { class: "hint grow" }, defaults), reset),
+    !trajectory && h("div", { class: "row defaults" }, defaultsLine(), reset),
   );
 
   let lastModel = ""; // the reference of the model whose defaults were set: a new calibration of it changes no field
@@ -46,7 +45,6 @@ export function settingsForm({
     const selected = model.classes.includes(classes.value) ? classes.value : "";
     classes.offer([["", "any"], ...model.classes.map((name) => [name, name])], selected);
     classes.element.hidden = !model.classes.length;
-    defaults.textContent = defaultsText(model);
     if (lastModel === reference(model)) return;
     lastModel = reference(model);
     sampling.useModel(model);
@@ -86,6 +84,17 @@ export function settingsForm({
       seed.reuse(earlier.seed);
     },
   };
+}
+
+/** The defaults of the current model in a sentence; `ncml tune` changes them. */
+function defaultsLine() {
+  const element = h("p", { class: "hint grow" });
+  const show = () => {
+    if (catalogue.current) element.textContent = defaultsText(catalogue.current);
+  };
+  for (const event of ["change", "list"]) catalogue.addEventListener(event, show);
+  show();
+  return element;
 }
 
 /** The number of images, at most as many as the service accepts. */
@@ -152,7 +161,7 @@ function seedField() {
     ),
     /** The seed for a request: a new one if the field still shows that of the last one. */
     next() {
-      if (renewed.checked && input.value === used) renew();
+      if (renewed.checked && Number(input.value) === used) renew();
       return Number(input.value);
     },
     /** Use a seed again, also for the next request. */
@@ -161,9 +170,9 @@ function seedField() {
       renewed.checked = false;
       announce(`Seed ${seed} is set`);
     },
-    /** Record that a request has used the seed. */
-    markUsed() {
-      used = input.value;
+    /** Record that a request has used a seed; the field may show another one by now. */
+    markUsed(seed) {
+      used = seed;
     },
   };
 }

@@ -29,7 +29,7 @@ export function mount(host) {
     trace?.remove();
     const record = { id, view: "trajectory", task: "generate", settings: parameters, size: [width, height] };
     jobs.add(record);
-    settings.seed.markUsed();
+    settings.seed.markUsed(parameters.seed);
     reveal(show(record));
   }
 

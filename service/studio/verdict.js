@@ -33,7 +33,7 @@ export function verdict(reading) {
   const rank = views > 1 ? viewsText(ood.p_value, views) : rankText(ood, calibration);
   const text = `${rank} ${pValueText(ood, calibration)}`;
   if (!ood.is_ood) {
-    return { kind: "in", label: "In distribution", title: `No difference found from ${others}`, text, caution };
+    return { kind: "in", label: "Not flagged", title: `No difference found from ${others}`, text, caution };
   }
   const title = outTitle(ood, calibration, others, views);
   return { kind: "out", label: "Out of distribution", title, text, caution };
@@ -59,19 +59,19 @@ function calibrationName({ score: { ood }, model, scan }) {
 const countHigher = ({ p_value: pValue }, { n_rank: ranked }) => Math.round(pValue * (ranked + 1)) - 1;
 
 function outTitle(ood, calibration, others, views) {
-  if (!calibration || views > 1) return `Unlike ${percentBelow(1 - ood.p_value)} of ${others}`;
+  if (!calibration || views > 1) return `More unusual than ${percentBelow(1 - ood.p_value)} of ${others}`;
   const higher = countHigher(ood, calibration);
   const ranked = calibration.n_rank;
-  if (!higher) return `Unlike all ${ranked.toLocaleString("en")} of ${others}`;
-  return `Unlike ${percentBelow(1 - higher / ranked)} of ${others}`;
+  if (!higher) return `More unusual than all ${ranked.toLocaleString("en")} of ${others}`;
+  return `More unusual than ${percentBelow(1 - higher / ranked)} of ${others}`;
 }
 
-/** A share in percent, rounded down so that it is never 100 %. */
-const percentBelow = (share) => `${Math.floor(1000 * share) / 10}\u00a0%`;
+/** A share in percent, rounded down so that it is never 100%. */
+const percentBelow = (share) => `${Math.floor(1000 * share) / 10}%`;
 
 /** What a p-value that combines several views of the tiles means. */
 const viewsText = (pValue, views) =>
-  `At most ${Math.ceil(1000 * pValue) / 10}\u00a0% of good images are expected to be as unusual in any of the ` +
+  `At most ${Math.ceil(1000 * pValue) / 10}% of good images are expected to be as unusual in any of the ` +
   `${views} views of their tiles.`;
 
 function rankText(ood, calibration) {

@@ -1,6 +1,7 @@
 """The page while something fails: the connection, the service, the models, or an upload."""
 
 import io
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -207,6 +208,42 @@ def test_another_model_replaces_the_selected_one_with_a_notice_until_it_is_back(
     expect(page.locator("#model option")).to_have_count(2)
     expect(page.locator("#model")).to_have_value("tiny")
     expect(class_field).to_have_value("dark")
+
+
+def test_two_versions_of_a_model_are_distinguished_during_an_update(studio, site) -> None:
+    page = studio("generate")
+    version = next(model["version"] for model in site.http.get("/models").json()["models"] if model["name"] == "tiny")
+    used, other = f"tiny@{version[:12]}", "tiny@ffffffffffff"
+
+    def add_version(document: dict) -> None:
+        newer = [model | {"version": "f" * 64} for model in document["models"] if model["name"] == "tiny"]
+        document["models"] = newer + document["models"]
+
+    view = page.locator("#view-generate")
+    view.get_by_label("Images").fill("1")
+    view.get_by_role("button", name="Generate").click()
+    run = page.locator("article.run")
+    expect(run.locator(".cell img")).to_have_count(1)
+    page.route("**/models", models_with(add_version))
+    select = page.locator("#model")
+    expect(select.locator("option")).to_have_text([other, used, "wide"])
+    expect(select).to_have_value(used)
+    select.select_option(other)
+    run.get_by_role("button", name="Reuse settings").click()
+    expect(select).to_have_value(used)
+    for _ in range(2):  # the second answer has been processed when the third is requested
+        with page.expect_response("**/models"):
+            pass
+    expect(select).to_have_value(used)
+    page.route("**/generate", lambda route: None)
+    with page.expect_request("**/generate") as request:
+        view.get_by_role("button", name="Generate").click()
+    assert request.value.post_data_json["model"] == used
+    page.get_by_role("link", name="Models").click()
+    table = page.get_by_role("table", name="Models")
+    table.get_by_role("button", name=other).click()
+    expect(table.locator("tr.details:visible")).to_have_count(1)
+    expect(table.get_by_role("button", name=used)).to_have_attribute("aria-expanded", "false")
 
 
 def test_a_service_that_does_not_respond_is_reported(studio) -> None:
@@ -524,6 +561,28 @@ def test_a_file_that_was_deleted_after_its_selection_is_named(studio, images: li
     expect(page.locator(".waiting .bad")).to_contain_text("second.png")
 
 
+def test_a_file_that_became_empty_after_its_selection_can_be_replaced_in_a_calibration(
+    studio, images: list[Path]
+) -> None:
+    page = studio("calibrate")
+    view = page.locator("#view-calibrate")
+    files, summary = view.locator("input[type=file]").first, view.locator("[data-field=image] > .hint")
+    files.set_input_files(images)
+    content, status = images[1].read_bytes(), images[1].stat()
+    images[1].write_bytes(b"")
+    view.get_by_label("Name of the new model").fill("mine")
+    view.get_by_role("button", name="Calibrate").click()
+    expect(view.locator("[data-field=image] .failure")).to_have_text(
+        "second.png is empty, or has changed since it was selected."
+        "It was removed: select it again, or calibrate without it."
+    )
+    expect(summary).to_have_text("2 files, 0.0 of at most 64.0 MiB. 1 other file skipped.")
+    images[1].write_bytes(content)
+    os.utime(images[1], ns=(status.st_atime_ns, status.st_mtime_ns))  # the same file as before
+    files.set_input_files(images[1])
+    expect(summary).to_have_text("3 files, 0.0 of at most 64.0 MiB.")
+
+
 def test_a_waiting_job_shows_how_many_are_ahead(studio) -> None:
     page = studio("generate")
     waiting = {"status": "queued", "position": 2}
@@ -546,7 +605,7 @@ def test_a_small_false_positive_rate_is_not_rounded_to_nothing(studio) -> None:
     page.route("**/models", with_tiny(lambda model: model["calibration"].update(false_positive_rate=0.001)))
     page.reload()
     page.get_by_role("button", name="tiny").click()
-    expect(page.locator("tr.details:visible")).to_contain_text("At most 0.1 % of in-distribution images")
+    expect(page.locator("tr.details:visible")).to_contain_text("At most 0.1% of in-distribution images")
 
 
 def test_a_new_score_does_not_replace_a_reading_that_is_in_use(studio, images: list[Path]) -> None:
@@ -578,6 +637,25 @@ def test_a_new_score_does_not_replace_a_reading_that_is_in_use(studio, images: l
     expect(page.get_by_text("No scores yet")).to_be_visible()
 
 
+@pytest.mark.parametrize("late", [0, 1], ids=["oldest last", "newest last"])
+def test_scores_keep_their_order_after_a_reload(studio, late: int) -> None:
+    page = studio("score")
+    tiles = page.locator(".strip .tile")
+    for count, name in enumerate(("stripes", "noise"), 1):
+        page.get_by_role("button", name=name, exact=True).click()
+        expect(tiles).to_have_count(count)
+    ids = page.evaluate("JSON.parse(sessionStorage['ncml.job-records']).map(({ id }) => id)")
+    held_routes: list[Route] = []
+    page.route(f"**/jobs/{ids[late]}/result", lambda route: held_routes.append(route))
+    with page.expect_request(f"**/jobs/{ids[late]}/result"):
+        page.reload()
+    expect(tiles).to_have_count(1)
+    held_routes[0].continue_()
+    expect(tiles).to_have_count(2)
+    expect(tiles.locator(".name")).to_have_text(["noise.png", "stripes.png"])
+    expect(page.locator(".reading h2")).to_have_text("noise.png")
+
+
 def test_the_tables_of_the_health_keep_their_scroll_and_focus(studio) -> None:
     page = studio("models", viewport={"width": 360, "height": 740})
     table = page.locator("#view-models .scroll").first
@@ -603,7 +681,6 @@ def test_the_table_of_the_models_keeps_its_focus_and_an_open_card(studio) -> Non
     expect(table.locator(".prose:visible")).to_contain_text("Untrained")
 
     def evaluate_again(document: dict) -> None:
-        document["max_images"] = 31  # so that the list is shown again
         for model in document["models"]:
             model["metrics"] |= {"test_bpd": 3.39}
 
@@ -629,6 +706,22 @@ def test_a_dialog_stays_open_while_its_text_is_selected(studio) -> None:
     expect(dialog).to_be_visible()
     page.mouse.click(box["x"] - 60, box["y"] - 60)
     expect(dialog).to_have_count(0)
+
+
+def test_announcements_are_made_inside_an_open_dialog(studio) -> None:
+    """What lies outside a modal dialog is inert, also a live region."""
+    page = studio("score")
+    announce = "async (text) => (await import('/studio/dom.js')).announce(text)"
+    page.locator("#key").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_be_visible()
+    page.evaluate(announce, "Copied")
+    expect(dialog.locator("[aria-live=polite]")).to_have_text("Copied")
+    expect(page.locator("#live")).to_be_empty()
+    dialog.get_by_role("button", name="Close").click()
+    expect(dialog).to_have_count(0)
+    page.evaluate(announce, "Canceled")
+    expect(page.locator("#live")).to_have_text("Canceled")
 
 
 def test_an_api_key_that_no_header_can_contain_is_refused_in_its_dialog(studio) -> None:
@@ -696,6 +789,49 @@ def test_an_image_is_not_added_twice_to_a_calibration(studio, images: list[Path]
     ):
         view.locator("input[type=file]").set_input_files(selection)
         expect(view.locator("[data-field=image] > .hint")).to_have_text(summary)
+
+
+DROP_FILES = """(files) => {
+    const event = new Event("drop", { cancelable: true });
+    Object.defineProperty(event, "dataTransfer", { value: { files, items: [] } });
+    dispatchEvent(event);
+}"""
+
+
+def test_an_image_that_is_dropped_after_its_folder_was_selected_is_not_added_twice(studio, images: list[Path]) -> None:
+    page = studio("calibrate")
+    view = page.locator("#view-calibrate")
+    page.evaluate(
+        """() => {
+            const { click } = HTMLInputElement.prototype;
+            const copy = (file) => new File([file], file.name, { lastModified: file.lastModified });
+            HTMLInputElement.prototype.click = function () {
+                const keep = () => { window.dropped = [...this.files].map(copy); };  // as when dropped, without a path
+                this.addEventListener("change", keep, { capture: true });
+                click.call(this);
+            };
+        }"""
+    )
+    with page.expect_file_chooser() as chooser:
+        view.get_by_role("button", name="Select a folder").click()
+    chooser.value.set_files(images[0].parent)
+    summary = view.locator("[data-field=image] > .hint")
+    expect(summary).to_have_text("3 files, 0.0 of at most 64.0 MiB.")
+    page.evaluate(f"({DROP_FILES})(window.dropped)")
+    expect(summary).to_have_text("3 files, 0.0 of at most 64.0 MiB. 3 files already selected.")
+
+
+def test_different_images_of_the_same_name_size_and_time_are_both_added(studio) -> None:
+    page = studio("calibrate")
+    page.evaluate(
+        f"""() => {{
+            const file = (byte) => new File([new Uint8Array([137, byte])], "1.png", {{ lastModified: 1 }});
+            ({DROP_FILES})([file(1), file(2), file(1)]);
+        }}"""
+    )
+    expect(page.locator("#view-calibrate [data-field=image] > .hint")).to_have_text(
+        "2 files, 0.0 of at most 64.0 MiB. 1 file already selected."
+    )
 
 
 DROP = """async (names) => {

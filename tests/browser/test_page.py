@@ -74,6 +74,28 @@ def test_a_view_keeps_its_newest_jobs_whatever_the_others_add(studio) -> None:
     assert counts == [["first"], 48, "score-59"]
 
 
+def test_a_full_storage_costs_old_thumbnails_first_and_no_other_view_its_jobs(studio) -> None:
+    kept = studio("score").evaluate(
+        """async () => {
+            const { jobs } = await import("/studio/session.js");
+            jobs.add({ id: "calibration", view: "calibrate" });
+            const modelView = "data:".padEnd(300_000);
+            for (let i = 0; i < 40; i += 1) jobs.add({ id: i, view: "score", images: [{ name: "a", modelView }] });
+            const thumbnails = jobs.of("score").map(({ images }) => Boolean(images[0].modelView));
+            for (let i = 0; i < 40; i += 1) jobs.add({ id: i, view: "complete", source: modelView });
+            const counts = ["calibrate", "score", "complete"].map((view) => jobs.of(view).length);
+            return { thumbnails, counts, newest: jobs.of("complete").at(-1).id };
+        }"""
+    )
+    thumbnails = kept["thumbnails"]
+    assert len(thumbnails) == 40
+    assert thumbnails == sorted(thumbnails)  # the newest have one
+    assert 10 < sum(thumbnails) < 40
+    assert kept["counts"][:2] == [1, 40]
+    assert 10 < kept["counts"][2] < 40
+    assert kept["newest"] == 39
+
+
 def test_a_reload_during_a_trace_continues_to_follow_it(studio) -> None:
     page = studio("trajectory", model="wide")
     page.locator("#view-trajectory").get_by_label("Refinement steps").fill("2")
@@ -108,6 +130,41 @@ def test_nothing_blocks_while_many_jobs_run(studio, site) -> None:
         page.locator(f'article.run[data-job="{job}"]').get_by_role("button", name="Cancel").click()
     expect(page.locator("article.run").filter(has_text="Canceled.")).to_have_count(7)
     assert {site.http.get(f"/jobs/{job}").json()["status"] for job in ids} == {"canceled"}
+
+
+@pytest.mark.parametrize(("polled", "most"), [(5, 170), (40, 320)])
+def test_many_polled_jobs_send_few_requests(studio, polled: int, most: int) -> None:
+    """In a minute of simulated time, in which three other jobs are streamed."""
+    requests, positions = studio("score").evaluate(
+        """async (polled) => {
+            const { follow } = await import("/studio/events.js");
+            const [originalFetch, originalTimeout] = [window.fetch, window.setTimeout];
+            const timers = [];
+            let now = 0;
+            let requests = 0;
+            window.setTimeout = (step, ms) => timers.push({ time: now + ms, step });
+            window.fetch = async (path, options) => {
+                if (!/^jobs.simulated/.test(path)) return originalFetch(path, options);
+                if (path.endsWith("/events")) return new Promise(() => {});
+                requests += 1;
+                const document = { status: now < 60_000 ? "queued" : "succeeded", position: 2 };
+                return { ok: true, json: async () => document };
+            };
+            const positions = new Set();
+            const ids = Array.from({ length: 3 + polled }, (_, i) => `simulated-${i}`);
+            for (const id of ids) follow(id, ({ position }) => position === 2 && positions.add(id));
+            const turn = () => new Promise((resolve) => originalTimeout(resolve));
+            for (await turn(); now < 60_000; await turn()) {
+                timers.sort((a, b) => a.time - b.time);
+                for (now = timers[0]?.time ?? now; timers[0]?.time === now; ) timers.shift().step();
+            }
+            Object.assign(window, { fetch: originalFetch, setTimeout: originalTimeout });
+            return [requests, positions.size];
+        }""",
+        polled,
+    )
+    assert 6 * polled <= requests <= most
+    assert positions == polled + 3
 
 
 def test_a_service_with_keys_asks_for_one_and_works_with_it(site, tab) -> None:

@@ -89,7 +89,7 @@ def test_an_image_is_scored_ranked_and_mapped(studio, photo: Path) -> None:
     expect(reading.locator(".big .mono")).to_have_text(NUMBER)
     verdict = reading.locator(".verdict")
     expect(verdict.locator(".label")).to_have_text("Out of distribution")
-    expect(verdict.locator("h3")).to_have_text("Unlike all 40 of the images tiny was calibrated on")
+    expect(verdict.locator("h3")).to_have_text("More unusual than all 40 of the images tiny was calibrated on")
     expect(verdict).to_contain_text("p = 0.024, the smallest possible with 40 images. An image is flagged at p ≤ 0.05.")
     expect(verdict).to_contain_text("This calibration is weak: it ranks among 40 images")
     assert verdict.get_by_role("link", name="calibrate a model").get_attribute("href") == "#calibrate"
@@ -144,7 +144,7 @@ def test_shading_is_explained_only_where_it_is_shown(studio, tmp_path: Path) -> 
     page = studio("score")
     upload(page, "score", tmp_path / "usual.png")
     page.get_by_role("button", name="Score 1 image").click()
-    expect(page.locator(".verdict .label")).to_have_text("In distribution")
+    expect(page.locator(".verdict .label")).to_have_text("Not flagged")
     expect(page.locator(".verdict h3")).to_have_text("No difference found from the images tiny was calibrated on")
     expect(page.locator(".verdict")).to_contain_text(
         re.compile(
@@ -159,6 +159,25 @@ def test_shading_is_explained_only_where_it_is_shown(studio, tmp_path: Path) -> 
     expect(placed).not_to_contain_text("Shaded")
     placed.get_by_role("radio", name="bits/dim").check()
     expect(placed.locator(".chart")).to_contain_text("bits/dim: lower is more likely")
+
+
+@pytest.mark.parametrize(
+    ("ood", "label", "title"),
+    [({"p_value": 0.0244, "is_ood": True}, "Out of distribution", "More unusual than 97.5% of the images tiny was"),
+     ({"p_value": 0.9, "is_ood": False}, "Not flagged", "No difference found from the images tiny was")],
+)  # fmt: skip
+def test_a_verdict_states_what_was_found_and_no_more(studio, ood: dict[str, object], label: str, title: str) -> None:
+    """A high p-value does not show that an image belongs to the distribution."""
+    verdict = studio("score").evaluate(
+        """async (ood) => {
+            const { verdict } = await import("/studio/verdict.js");
+            const model = { name: "tiny", version: "" };
+            return verdict({ score: { ood: { calibration: "default", ...ood } }, model });
+        }""",
+        ood,
+    )
+    assert verdict["label"] == label
+    assert verdict["title"] == f"{title} calibrated on"
 
 
 def test_a_likelihood_is_compared_only_under_the_same_conditions(studio) -> None:
@@ -321,6 +340,31 @@ def test_a_flip_test_is_canceled(studio, site) -> None:
     expect(flip).to_be_focused()
 
 
+def test_a_flip_test_is_kept_while_another_reading_or_model_is_selected(studio) -> None:
+    page = studio("score")
+    score_example(page, "stripes", "noise")
+    held_routes: list[Route] = []
+    page.route("**/jobs/*/events", lambda route: held_routes.append(route))  # as if the job took long
+    with page.expect_request("**/jobs/*/events"):
+        page.get_by_role("button", name="Flip the lowest bits").click()
+    flip = page.get_by_role("region", name="Flipped bits")
+
+    def select_another_reading_meanwhile() -> None:
+        for name in ("stripes.png", "noise.png"):
+            page.locator(".tile", has_text=name).click()
+            expect(page.locator(".reading h2")).to_have_text(name)
+
+    expect(flip.get_by_role("button", name="Cancel")).to_be_visible()
+    select_another_reading_meanwhile()
+    expect(flip.get_by_role("button", name="Cancel")).to_be_visible()
+    held_routes[0].continue_()
+    expect(flip).to_contain_text("Lowest bits flipped")
+    select_another_reading_meanwhile()
+    expect(flip).to_contain_text("Lowest bits flipped")
+    page.select_option("#model", "wide")
+    expect(flip).to_contain_text("Lowest bits flipped")
+
+
 def test_a_large_image_is_judged_by_its_tiles(studio, photo: Path) -> None:
     page = studio("score")
     page.get_by_label("In tiles").check()
@@ -334,7 +378,7 @@ def test_a_large_image_is_judged_by_its_tiles(studio, photo: Path) -> None:
     expect(reading.locator("h2")).to_have_text("it's a photo.png")
     verdict = reading.locator(".verdict")
     expect(verdict.locator(".label")).to_have_text("Out of distribution")  # it is a ramp, not noise
-    expect(verdict.locator("h3")).to_have_text("Unlike all 20 of the images tiny was calibrated on")
+    expect(verdict.locator("h3")).to_have_text("More unusual than all 20 of the images tiny was calibrated on")
     expect(verdict).to_contain_text("None of the 20 held-out images is as unusual. p = 0.048, the smallest possible")
     expect(verdict).to_contain_text(re.compile(r"Most unusual view: .*, with an OOD score of \d+\.\d\d"))
     expect(reading.locator(".over img")).to_have_count(1)  # the image; its map takes a click
@@ -443,7 +487,9 @@ def test_impossible_tiles_are_refused_in_a_sentence(studio, tab, tmp_path: Path)
     expect(page.locator(".waiting")).to_contain_text("smaller than a tile")
     page.get_by_role("button", name="Score 1 image").click()
     refusal = page.get_by_role("alert")
-    expect(refusal).to_contain_text("An image of 5 x 9 pixels is smaller than a tile of 8 x 8: score it without tiles.")
+    expect(refusal).to_contain_text(
+        "An image of 5 x 9 pixels is smaller than a tile of 8 x 8: use smaller tiles, or no tiles."
+    )
     page.get_by_label("In tiles").uncheck()
     expect(page.locator(".waiting canvas")).to_have_count(2)
     page.get_by_role("button", name="Score 1 image").click()
@@ -830,13 +876,30 @@ def test_the_seed_on_the_page_is_that_of_the_images(studio) -> None:
     assert seeds[1] != "7"  # a new one for the second run
 
 
+@pytest.mark.parametrize("view", ["generate", "trajectory"])
+def test_a_seed_that_is_typed_while_a_request_is_sent_is_used_next(studio, view: str) -> None:
+    page = studio(view)
+    field = page.locator(f"#view-{view}").get_by_label("Seed", exact=True)
+    held_routes: list[Route] = []
+    page.route("**/generate", lambda route: held_routes.append(route), times=1)
+    field.fill("7")
+    with page.expect_request("**/generate"):
+        submit(page, view, images=1)
+    field.fill("8")
+    held_routes[0].continue_()
+    expect(page.locator("article.run")).to_have_count(1)
+    with page.expect_request("**/generate") as request:
+        submit(page, view)
+    assert request.value.post_data_json["seed"] == 8
+
+
 def test_the_page_states_what_to_expect_of_the_images(studio) -> None:
     page = studio("generate")
     expectation = page.locator("#view-generate .expectation")
     expect(expectation).to_contain_text("tiny generates images of 8 × 8 pixels. How often they show their class")
     page.route("**/models", with_fidelity)
     page.reload()
-    expect(expectation).to_contain_text("a classifier recognises the class of 60\u00a0% of them, against 78\u00a0%")
+    expect(expectation).to_contain_text("a classifier recognises the class of 60% of them, against 78%")
     page.locator("#view-generate summary").click()
     expect(page.locator("#view-generate .defaults")).to_contain_text("Defaults of tiny: noise of 10 grey levels")
     fields = page.locator("#view-generate")
@@ -847,6 +910,32 @@ def test_the_page_states_what_to_expect_of_the_images(studio) -> None:
     page.get_by_role("button", name="Use defaults").click()
     expect(guidance).to_have_value("1")
     expect(steps).to_have_value(default_steps)
+
+
+def test_new_defaults_and_metrics_of_the_same_version_are_shown_at_once(studio) -> None:
+    page = studio("generate")
+    view = page.locator("#view-generate")
+    view.locator("summary").click()
+    guidance = view.get_by_label("Guidance", exact=True)
+    guidance.fill("4")
+    page.route("**/models", with_tuned_defaults)
+    expect(view.locator(".defaults")).to_contain_text("guidance 2.5")
+    expect(view.locator(".expectation")).to_contain_text("a classifier recognises the class of 91% of them")
+    expect(guidance).to_have_value("4")  # until the user asks for the defaults
+    view.get_by_role("button", name="Use defaults").click()
+    expect(guidance).to_have_attribute("aria-valuetext", "2.5")
+    page.get_by_role("link", name="Models").click()
+    expect(page.get_by_role("table", name="Models")).to_contain_text("3.39")
+
+
+def with_tuned_defaults(route: Route) -> None:
+    """Answer /models as if the models had been tuned and evaluated."""
+    response = route.fetch()
+    document = response.json()
+    for model in document["models"]:
+        model |= {"guidance": 2.5}
+        model["metrics"] |= {"class_fidelity": 0.91, "test_bpd": 3.39}
+    route.fulfill(response=response, json=document)
 
 
 def with_fidelity(route: Route) -> None:
@@ -931,6 +1020,22 @@ def test_only_a_reserved_priority_asks_for_another_key(studio, tab, kind: str) -
     failure = page.locator("#view-generate .failure")
     remedy = "Ask the operator of the service for a key with this permission." if kind == "priority" else ""
     expect(failure).to_have_text(f"It is refused.{remedy}")
+
+
+@pytest.mark.parametrize(
+    ("detail", "remedy"),
+    [
+        ("The quota of 5 requests per hour is exhausted; retry in 20 s.", ""),
+        ("The proxy is busy.", "Try again in 20 s."),
+    ],
+)
+def test_when_to_try_again_is_stated_once(studio, tab, detail: str, remedy: str) -> None:
+    tab.expected_messages = [REFUSED]
+    page = studio("generate")
+    problem, headers = {"status": 429, "detail": detail}, {"Retry-After": "20"}
+    page.route("**/generate", lambda route: route.fulfill(status=429, headers=headers, json=problem))
+    submit(page, "generate", images=1)
+    expect(page.locator("#view-generate .failure")).to_have_text(detail + remedy)
 
 
 def test_a_lost_connection_and_an_expired_result_are_shown(studio, tab) -> None:
@@ -1210,6 +1315,7 @@ def test_models_and_health_are_shown(studio) -> None:
         "table", name="What it flags, of 40 held-out images, unchanged or changed, and of foreign"
     )
     expect(power.get_by_role("rowheader", name="unchanged", exact=True)).to_be_visible()
+    expect(power.locator("td").first).to_have_text(re.compile(r"^\d+%$"))
     expect(details.locator(".chart")).to_be_visible()
     details.get_by_role("button", name="Generate 4 of each class").click()
     expect(details.locator(".samples-of-class img")).to_have_count(8)
@@ -1246,6 +1352,23 @@ def test_samples_are_of_any_class_if_there_are_many(studio, tab) -> None:
     assert cancellations == []
     page.get_by_role("button", name="Generate 16 samples").click()
     expect(page.get_by_role("button", name="Generate 16 samples")).to_be_visible()
+
+
+def test_samples_that_are_canceled_elsewhere_are_offered_again(studio) -> None:
+    page = studio("models")
+    page.route("**/generate", lambda route: route.fulfill(status=202, json={"id": "unknown"}))
+    held_routes: list[Route] = []
+    page.route("**/jobs/unknown/events", lambda route: held_routes.append(route))
+    page.route("**/jobs/unknown/cancel", lambda route: route.fulfill(json={}))
+    page.locator("#view-models").get_by_role("button", name="tiny").click()
+    offer = page.get_by_role("button", name="Generate 4 of each class")
+    with page.expect_request("**/jobs/unknown/events"):
+        offer.click()
+    expect(page.locator(".samples")).to_contain_text("Generating samples")
+    canceled = {"content_type": "text/event-stream", "body": "event: canceled\ndata: {}\n\n"}
+    held_routes[0].fulfill(**canceled)
+    expect(offer).to_be_visible()
+    assert page.evaluate("sessionStorage['ncml.job-records']") == "[]"
 
 
 def with_many_classes(route: Route) -> None:
