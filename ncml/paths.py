@@ -82,23 +82,30 @@ def check_exists(path: Path) -> None:
 def list_files(paths: Iterable[Path]) -> Iterator[Path]:
     """Yield every file, those of a folder sorted by name, without hidden ones; holds one folder at a time in memory.
 
-    Links to folders are followed, but a folder is read once. Raises `InputError` for a path that does not exist.
+    Links to folders elsewhere are followed, each once. Raises `InputError` for a path that does not exist.
     """
     for path in paths:
         if path.is_dir():
-            visited: set[str] = set()
+            roots = [path.resolve()]
             for parent, folders, files in os.walk(path, followlinks=True):
-                folder = os.path.realpath(parent)
-                if folder in visited:
-                    folders.clear()
-                    continue
-                visited.add(folder)
-                folders[:] = sorted(name for name in folders if not name.startswith("."))
+                names = sorted(name for name in folders if not name.startswith("."))
+                folders[:] = [name for name in names if _is_new(Path(parent, name), roots)]
                 yield from (Path(parent, name) for name in sorted(files) if not name.startswith("."))
         elif path.exists():
             yield path
         else:
             check_exists(path)
+
+
+def _is_new(folder: Path, roots: list[Path]) -> bool:
+    """Return whether a folder is not a link, or a link out of the `roots`, to which its target is added."""
+    if not folder.is_symlink():
+        return True
+    target = folder.resolve()
+    if target.name.startswith(".") or any(target.is_relative_to(r) or r.is_relative_to(target) for r in roots):
+        return False
+    roots.append(target)
+    return True
 
 
 def printable(path: str | os.PathLike[str]) -> str:

@@ -390,13 +390,14 @@ class BatchWorker(SimpleWorker):
 
         Give up once the server has refused it for twice the time of a lease, or the time after SIGTERM has passed.
         """
-        refused_until = time.monotonic() + 2 * self.settings.lease_s
+        refused_until: float | None = None
         while True:
             deadline = math.inf if self._stop_at is None else self._stop_at + 1.0
             with self._outages.survived():
                 try:
                     return step()
                 except ResponseError:
+                    refused_until = refused_until or time.monotonic() + 2 * self.settings.lease_s
                     deadline = min(deadline, refused_until)
                     raise
             if time.monotonic() > deadline:

@@ -84,9 +84,9 @@ def adapt(
         print_json(result | {"power": power, "weakness": calibration.weakness})
     else:
         print(f"{adapted.folder}: estimated on {calibration.n_fit} images, ranked by {calibration.n_rank}")
-        command = shlex.join(["ncml", "calibrate", "--model", str(adapted.folder), "--data", str(data), "--unseen"])
-        remedy = f"add a calibration: {command} --name tolerant"
+        command = f"ncml calibrate --model {shlex.quote(str(adapted.folder))} --unseen --name tolerant --data"
+        remedy = f"add a calibration: {command} {shlex.quote(str(data))}"
         if adapted.fine_tuned:  # on some of these images
-            remedy = "add a calibration on other good images with ncml calibrate --unseen"
+            remedy = f"add a calibration on other good images: {command} FOLDER"
         print(*report.describe(calibration, remedy=remedy), sep="\n")
         print(f"try: ncml score IMAGE --model {adapted.folder}", file=sys.stderr)

@@ -18,7 +18,7 @@ from ncml.ood.conformal import check_rate
 from ncml.ood.storage import DEFAULT_NAME, check_name
 from ncml.paths import check_output_folder, list_files, printable
 from ncml.progress import Progress
-from ncml.training.sources import DEFAULT_SPLIT, check_source, open_source, readable_rows
+from ncml.training.sources import DEFAULT_SPLIT, check_source, names_at, open_source
 
 if TYPE_CHECKING:
     from ncml.model import Model
@@ -150,7 +150,9 @@ def _calibrate_images(
         suspects: list[int] = []
 
         def add_suspects(stage: str, positions: list[int]) -> None:
-            if not tolerate:  # else half of the images were processed at random, which can make them unlike the others
+            # Half of the images are processed at random for a tolerance, which can make them unlike the others. Without
+            # --unseen, the advice to remove an image would be wrong: the held-out parts follow from the positions.
+            if unseen and not tolerate:
                 part = fit if stage == "fit" else rank
                 suspects.extend(part.positions_N[positions].tolist())
 
@@ -173,10 +175,9 @@ def _calibrate_images(
             raise InputError(
                 "data", f"{error.detail} If the model was not trained on any of them, --unseen uses all of them."
             ) from error
-    names = [row.name for row in readable_rows(opened, data.inventory.unreadable_rows)]
-    suspicious = [names[position] for position in sorted(suspects)]
     checkpoint.copy(model.folder, folder)
     report.save(calibration, folder)
+    suspicious = list(names_at(opened, data.inventory.unreadable_rows, suspects)) if suspects else []
     result = {
         "folder": str(folder),
         "name": name,
@@ -219,7 +220,8 @@ def _calibrate_tiles(
             try:
                 tiling.grid_shape(*image.shape[:2])
             except InputError as error:
-                raise InputError("data", f"{path}: {error.detail}") from error
+                remedy = "use a smaller --tile-size, or remove it."
+                raise InputError("data", f"{path}: {error.detail.partition(': ')[0]}: {remedy}") from error
             readers.append((path, read))
         fit = _spread([reader for i, reader in enumerate(readers) if i % SPLIT < FIT], limit)
         rank = _spread([reader for i, reader in enumerate(readers) if i % SPLIT >= FIT], limit)

@@ -78,8 +78,8 @@ def drift(
     if reference.tolerate:
         raise InputError(
             "calibration",
-            f"the calibration {reference.name!r} ranks among unchanged and processed images, a mixture to which no "
-            "other images can be compared: name one that was made without --tolerate.",
+            f"half of the ranking images of the calibration {reference.name!r} were processed, so that unprocessed "
+            "images would always seem to drift: name a calibration that was made without --tolerate.",
         )
     tables = [path for path in files if path.suffix in table.SUFFIXES]
     skipped = SkippedFiles()

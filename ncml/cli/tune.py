@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
 
+from ncml import checkpoint
 from ncml.cli.terminal import (
     DeviceOption,
     JsonOption,
@@ -68,6 +69,9 @@ def tune(
     description = describe(model, device)
     check_output_folder(description.folder, "model")
     check_source(data, split)
+    if checkpoint.FINE_TUNED in description.metrics:
+        detail = f"{description.name} was fine-tuned by ncml adapt on images that its parts do not exclude"
+        raise InputError("model", f"{detail}: tune the model that it was fine-tuned from.")
     use_threads(threads)
     loaded = load(description, device)
     with progress_bar() as on_progress:
@@ -102,7 +106,6 @@ def tune_folder(
 
     cache_folder: folder with the decoded images of the training run.
     """
-    from ncml import checkpoint
     from ncml.evaluation.tuning import tune
     from ncml.training import dataset
     from ncml.training.provenance import machine

@@ -267,7 +267,7 @@ class Exchanges:
             pause_s = min(FIRST_PAUSE_S * 2 ** min(attempt, 10), 10.0)
             answer = yield call
             if isinstance(answer, httpx2.Response):
-                was_deleted = answer.status_code == 404 and call.method == "DELETE" and attempt > 0
+                was_deleted = answer.status_code == 404 and call.method == "DELETE" and failures > 0
                 if answer.is_success or was_deleted:  # by the attempt whose response was lost
                     return answer
                 error, is_busy = self._refusal(answer), answer.status_code == 429

@@ -62,13 +62,14 @@ AUROC: dict[str, dict[str, float]] = {
 
 def is_cifar10(data: str) -> bool:
     """Return whether a data set's name is a spelling of CIFAR-10."""
-    return re.sub(r"[-_]", "", Path(data.partition(":")[0]).name.lower()) == "cifar10"
+    parts = Path(data.partition(":")[0].lower()).parts
+    return any(re.fullmatch(r"cifar10(batchespy|png)?", re.sub(r"[-_]", "", part)) for part in parts)
 
 
 def bits(data: str, size: int) -> tuple[str, tuple[Row, ...]]:
     """Return the paper's table for a data set at a size, and its rows; neither for a set that the paper does not have.
 
-    size: of the side of the images in pixels, which tells versions of one data set apart.
+    size: of the side of the images in pixels, which distinguishes versions of one data set.
     """
     if is_cifar10(data):
         return "Table 1", CIFAR10

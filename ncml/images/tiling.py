@@ -89,7 +89,7 @@ class Tiling:
             raise InputError(
                 "image",
                 f"an image of {width} x {height} pixels is smaller than a tile of {self.width} x {self.height}: "
-                "use smaller tiles, or no tiles.",
+                "score it without tiles.",
             )
         return self.count_along(height, self.height), self.count_along(width, self.width)
 

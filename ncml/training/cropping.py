@@ -29,10 +29,11 @@ class Cropping:
     count: int
     """Number of crops per image."""
 
-    def cut(self, image_HWC: Pixels, name: str, height: int, width: int) -> list[Pixels]:
+    def cut(self, image_HWC: Pixels, name: str, occurrence: int, height: int, width: int) -> list[Pixels]:
         """Return crops at random positions, resized to this size; raise `InputError` for an image smaller than a crop.
 
-        name: the name of the image in its source, on which the positions depend.
+        name: the name of the image in its source, and `occurrence` the number of earlier images of that name, on which
+            the positions depend: so they do not depend on files that are not images.
         """
         H, W = image_HWC.shape[:2]
         crop_height, crop_width = self.tile.height, self.tile.width
@@ -41,7 +42,7 @@ class Cropping:
                 "crop",
                 f"{name} has {W} x {H} pixels, less than a crop of {crop_width} x {crop_height}: use a smaller --crop.",
             )
-        rng = np.random.default_rng(list(name.encode()))
+        rng = np.random.default_rng([occurrence, *name.encode()])
         tops, lefts = (rng.integers(0, room + 1, self.count) for room in (H - crop_height, W - crop_width))
         return [
             images.resize_to(image_HWC[top : top + crop_height, left : left + crop_width], height, width)

@@ -102,21 +102,23 @@ def _decode_rows(
 ) -> Iterator[tuple[Row, DecodedRow | None]]:
     """Yield each row in order with its image, or None; uses PyTorch's number of threads."""
 
-    def decode_row(row: Row) -> DecodedRow | None:
+    def decode_row(row: Row, occurrence: int) -> DecodedRow | None:
         try:
             image = images.open_image(row.data, field="data")
         except InputError:
             return None
         H, W = image.shape[:2]
         whole = images.resize_to(image, height, width)
-        pixels = [whole] if cropping is None else cropping.cut(image, row.name, height, width)
+        pixels = [whole] if cropping is None else cropping.cut(image, row.name, occurrence, height, width)
         digest = hashlib.blake2b(whole.tobytes(), digest_size=16).digest()
         return DecodedRow(np.stack(pixels), f"{W}x{H}", height > H or width > W, digest)
 
-    remaining = iter(rows)
+    remaining, counts = iter(rows), Counter[str]()
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         while chunk := list(itertools.islice(remaining, CHUNK)):
-            yield from zip(chunk, pool.map(decode_row, chunk), strict=True)
+            occurrences = [counts[row.name] for row in chunk]
+            counts.update(row.name for row in chunk)
+            yield from zip(chunk, pool.map(decode_row, chunk, occurrences), strict=True)
 
 
 class ImageCache:

@@ -70,6 +70,13 @@ def readable_rows(source: Source, unreadable_rows: Collection[int]) -> list[Row]
     return [row for position, row in enumerate(source.rows()) if position not in skipped]
 
 
+def names_at(source: Source, unreadable_rows: Collection[int], positions: Collection[int]) -> Iterable[str]:
+    """Yield the names of the images at these positions of a source's dataset, in order."""
+    skipped, selected = set(unreadable_rows), set(positions)
+    readable = (row.name for position, row in enumerate(source.rows()) if position not in skipped)
+    return (name for position, name in enumerate(readable) if position in selected)
+
+
 def is_image_folder(name: str) -> bool:
     """Return whether a source is a folder of images: it has no splits, and its images are ordered by class."""
     return Path(name).is_dir() and _has_no_parquet(list_files([Path(name)]))

@@ -73,7 +73,8 @@ class TrainingState:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             names = ("step", "skipped_steps", "seconds", "history")
             values = {name: progress[name] for name in names}
-            mean_loss = progress.get("mean_loss")  # not in states of earlier versions
+            history = progress["history"]  # states of earlier versions have no mean
+            mean_loss = progress.get("mean_loss", history[-1]["train_bpd"] if history else None)
             images = progress.get("images") and ImageOrder(**progress["images"])
         values["mean_loss"] = math.nan if mean_loss is None else float(mean_loss)
         return cls(tensors=tensors, config=_config_of(path, progress), images=images, **values)

@@ -26,9 +26,9 @@ export class Refusal extends Error {
     Object.assign(this, { status, calm, fields });
     this.remedy = remedy ?? REMEDIES[status] ?? "Try again.";
     if (status >= 500 && requestId) this.remedy += ` Request ID: ${requestId}.`;
-    if (status !== 429) return;
-    if (/retry in \d/.test(message)) this.remedy = "";
-    else if (retryAfter > 1) this.remedy = `Try again in ${retryAfter} s.`;
+    if (status === 429 && /retry in \d/.test(message)) this.remedy = "";
+    else if (status === 429 && retryAfter > 1) this.remedy = `Try again in ${retryAfter} s.`;
+    else if (status === 503 && retryAfter > 1) this.remedy += ` Retry after ${retryAfter} s.`;
   }
 }
 

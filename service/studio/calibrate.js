@@ -80,6 +80,7 @@ function commandLines(model) {
 /** The form that uploads images, and the calibrations that it started. */
 class CalibrationForm {
   files = [];
+  selection = 0; // counts those that were cleared
   taking = Promise.resolve(); // until all files are added
   summary = h("p", { class: "hint" });
   calibrations = h("div", { class: "runs" });
@@ -150,11 +151,12 @@ class CalibrationForm {
 
   /** Add files, after those of earlier calls. */
   take(files) {
-    this.taking = this.taking.then(() => this.add(files));
+    const selection = this.selection;
+    this.taking = this.taking.then(() => this.add(files, selection));
   }
 
   /** Add files; skip those that are neither images nor zip files, as the service does, and those already added. */
-  async add(files) {
+  async add(files, selection) {
     const usable = files.filter(isUsable);
     const selected = Map.groupBy(this.files, fileKey);
     const added = [];
@@ -164,6 +166,7 @@ class CalibrationForm {
       selected.set(fileKey(file), [...similar, file]);
       added.push(file);
     }
+    if (selection !== this.selection) return; // cleared meanwhile
     this.skipped = files.length - usable.length;
     this.repeated = usable.length - added.length;
     this.files = [...this.files, ...added];
@@ -172,6 +175,7 @@ class CalibrationForm {
   }
 
   clear() {
+    this.selection++;
     Object.assign(this, { files: [], skipped: 0, repeated: 0 });
     this.showFiles();
   }
@@ -211,6 +215,7 @@ class CalibrationForm {
 
   async submit(signal) {
     const { name: base } = await catalogue.requireCurrent();
+    await this.taking;
     await this.removeUnreadable();
     const { files } = this;
     const [name, rate] = [this.name.value, this.rate.value]; // these and the files can change during the upload

@@ -487,9 +487,7 @@ def test_impossible_tiles_are_refused_in_a_sentence(studio, tab, tmp_path: Path)
     expect(page.locator(".waiting")).to_contain_text("smaller than a tile")
     page.get_by_role("button", name="Score 1 image").click()
     refusal = page.get_by_role("alert")
-    expect(refusal).to_contain_text(
-        "An image of 5 x 9 pixels is smaller than a tile of 8 x 8: use smaller tiles, or no tiles."
-    )
+    expect(refusal).to_contain_text("An image of 5 x 9 pixels is smaller than a tile of 8 x 8: score it without tiles.")
     page.get_by_label("In tiles").uncheck()
     expect(page.locator(".waiting canvas")).to_have_count(2)
     page.get_by_role("button", name="Score 1 image").click()

@@ -371,7 +371,7 @@ def test_a_deletion_whose_response_was_lost_succeeds(pauses: list[float]) -> Non
     client.delete("job-0")
     assert [request.method for request in requests] == ["DELETE", "DELETE"]
     with pytest.raises(ServiceError, match="no-such-job"):
-        scripted(problem(404, "no-such-job"))[0].delete("job-0")
+        scripted(problem(429, "quota-exceeded"), problem(404, "no-such-job"))[0].delete("job-0")
 
 
 def test_a_service_that_stays_busy_is_retried_until_patience_ends(pauses: list[float]) -> None:

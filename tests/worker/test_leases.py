@@ -203,6 +203,22 @@ def test_finished_work_is_kept_however_long_the_server_is_away(new_valkey: Calla
         assert queue.view(job_id).status is JobStatus.SUCCEEDED
 
 
+def test_an_outage_does_not_shorten_the_time_of_a_refusal(queue: JobQueue) -> None:
+    settings = WorkerSettings(lanes=(Lane.GENERATE,), engine=EngineSettings(directories=(), load=load), lease_s=0.2)
+    worker = BatchWorker(queue, settings)
+    started, refusals = time.monotonic(), list[float]()
+
+    def finish() -> list[str]:
+        if time.monotonic() < started + 1.0:  # longer than two leases
+            raise redis.exceptions.ConnectionError
+        if not refusals:
+            refusals.append(time.monotonic())
+            raise redis.exceptions.ReadOnlyError
+        return ["finished"]
+
+    assert worker._retry(finish) == ["finished"]
+
+
 @pytest.mark.parametrize("is_draining", [False, True])
 def test_a_worker_gives_up_when_the_server_refuses_its_work_or_its_time_to_drain_is_over(
     queue: JobQueue, caplog: pytest.LogCaptureFixture, is_draining: bool

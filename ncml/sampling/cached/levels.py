@@ -38,9 +38,9 @@ def _chain(
     blocks: Blocks, first: ULState, states: Sequence[ULState], skips: Sequence[ULState | None]
 ) -> list[BlockStep]:
     """Return the steps of ul blocks, each of which reads the state that the one before it writes, or `first`."""
-    befores = [first, *states[:-1]]
+    befores = [first, *states][: len(blocks)]
     ul_blocks = [ul_block for _, ul_block in blocks]
-    return list(map(BlockStep, ul_blocks, befores, states, skips))
+    return [BlockStep(*step) for step in zip(ul_blocks, befores, states, skips, strict=True)]
 
 
 class LevelCache:
@@ -76,7 +76,7 @@ class LevelCache:
             self.resample = LevelResample(network, index, shape, below)
         no_skips = [None] * len(self.up)
         self.up_steps = _chain(self.up, self.up_states[0], self.up_states[1:], no_skips)
-        skips = self.up_states[len(self.down) - 1 :: -1]
+        skips = list(reversed(self.up_states[: len(self.down)]))
         self.down_steps = [_chain(self.down, grown, self.down_states, skips) for grown in self.grown]
         """Those of an even and of an odd row."""
 

@@ -105,6 +105,8 @@ def test_published_figures_are_those_of_the_same_data_at_the_same_size() -> None
         ("data/CIFAR-10", 32, "Table 1"),
         ("cifar10:test", 32, "Table 1"),
         ("cifar100", 32, ""),
+        ("data/cifar10/test", 32, "Table 1"),
+        ("cifar-10-batches-py", 32, "Table 1"),
         ("cifar10-c", 32, ""),
         ("cifar10.1", 32, ""),
         ("imagenet64", 64, "Table 3"),

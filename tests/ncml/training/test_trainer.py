@@ -173,6 +173,20 @@ def test_a_resumed_run_continues_the_mean_of_the_loss(tmp_path: Path) -> None:
     assert [row["train_bpd"] for row in resumed.history] == [row["train_bpd"] for row in whole.history]
 
 
+def test_a_state_without_the_mean_of_the_loss_continues_that_of_its_last_measurement(tmp_path: Path) -> None:
+    trainer = Trainer(SMOKE, dataset())
+    trainer.history.append({"images": 16, "seconds": 1, "train_bpd": 7.5, "held_out_bpd": 7.4})
+    trainer.save(tmp_path / "state.safetensors")
+    with safe_open(tmp_path / "state.safetensors", "pt") as file:
+        progress = json.loads(file.metadata()["progress"])
+    assert progress.pop("mean_loss") is None
+    tensors = load_file(tmp_path / "state.safetensors")
+    save_file(tensors, tmp_path / "earlier.safetensors", metadata={"progress": json.dumps(progress)})
+    resumed = Trainer(SMOKE, dataset())
+    resumed.resume(tmp_path / "earlier.safetensors")
+    assert resumed.mean_loss == 7.5
+
+
 def as_format_1(path: Path) -> None:
     """Rewrite a training state's description in format 1, with the decay per step of the average."""
     with safe_open(path, "pt") as file:
