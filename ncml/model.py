@@ -293,7 +293,7 @@ class Model:
         noise: start noise in grey levels, from 0 to `Model.noise`; 0 samples directly, without refinement.
         steps: refinement steps, 1 to 1000, the last of them Tweedie's.
         solver: tweedie, euler-maruyama, heun or predictor-corrector.
-        guidance: weight of the class against no class, .5 to 10; above 1 images show the class more clearly and vary
+        guidance: weight of the class against no class, 0.5 to 10; above 1 images show the class more clearly and vary
             less. It needs a class, and takes about three times the time (`ncml.sampling.guidance`).
         temperature: .5 to 1.5; below 1, likely values become more likely.
         sampler: incremental (the default), or naive for the reference.

@@ -32,7 +32,7 @@ _NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a pr
 
 def main(
     *,
-    host: str = "127.0.0.1",
+    host: Annotated[str, tyro.conf.arg(metavar="ADDRESS")] = "127.0.0.1",
     port: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: $PORT, else 8000)")] = None,
     metrics_port: Annotated[int, tyro.conf.arg(metavar="N", help_behavior_hint="(default: none)")] = 0,
 ) -> None:

@@ -213,7 +213,7 @@ def test_every_command_of_the_quick_start_runs(workspace: Path, port: int) -> No
 
 @needs_model
 @pytest.mark.timeout(900)
-def test_the_tour_runs_before_the_service(port: int) -> None:
+def test_the_tour_runs_against_a_running_service(port: int) -> None:
     done = subprocess.run(
         [sys.executable, "scripts/docs/tour.py", f"http://localhost:{port}"],
         cwd=ROOT,
