@@ -155,7 +155,7 @@ def test_every_option_that_is_named_exists(page: Path) -> None:
 
 @by_page
 def test_every_setting_that_is_named_exists(page: Path) -> None:
-    sources = [path.read_text() for room in ("ncml", "worker", "service") for path in (ROOT / room).rglob("*.py")]
+    sources = [path.read_text() for folder in ("ncml", "worker", "service") for path in (ROOT / folder).rglob("*.py")]
     exist = {f"NCML_{name.upper()}" for name in Settings.model_fields}
     exist |= {name for text in sources for name in re.findall(r"\"(NCML_[A-Z_]+)\"", text)}
     if page == OPERATE:

@@ -45,7 +45,7 @@ def bash_lines(page: str) -> list[str]:
 def test_every_setting_is_documented_and_every_documented_setting_exists() -> None:
     from service.settings import Settings
 
-    sources = [path.read_text() for room in ("ncml", "worker", "service") for path in (ROOT / room).rglob("*.py")]
+    sources = [path.read_text() for folder in ("ncml", "worker", "service") for path in (ROOT / folder).rglob("*.py")]
     exist = {f"NCML_{name.upper()}" for name in Settings.model_fields}
     exist |= {name for text in sources for name in re.findall(r"\"(NCML_[A-Z_]+)\"", text)}
     assert issubclass(Settings, BaseSettings)

@@ -239,7 +239,7 @@ def environment(spec: dict[str, Any]) -> dict[str, str]:
 
 def test_every_variable_is_read_by_a_program() -> None:
     settings = {f"NCML_{name.upper()}" for name in Settings.model_fields}
-    sources = [path.read_text() for package in ("ncml", "worker") for path in (ROOT / package).rglob("*.py")]
+    sources = [path.read_text() for folder in ("ncml", "worker") for path in (ROOT / folder).rglob("*.py")]
     elsewhere = {name for text in sources for name in re.findall(r"\"(NCML_[A-Z_]+)\"", text)}
     for path in (COMPOSE, *OVERRIDES):
         for name, spec in compose(path)["services"].items():

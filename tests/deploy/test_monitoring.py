@@ -105,7 +105,7 @@ def test_queried_label_values_occur(series: dict[str, set[str]]) -> None:
     queried = set(re.findall(r'le="([\d.]+)"', text))
     assert queried
     assert queried <= bounds
-    sources = "\n".join(path.read_text() for package in ("worker", "service") for path in (ROOT / package).rglob("*.py"))
+    sources = "\n".join(path.read_text() for folder in ("worker", "service") for path in (ROOT / folder).rglob("*.py"))
     for label in ("reason", "verdict", "outcome", "state"):
         for values in re.findall(rf'\b{label}!?=~?"([\w|-]+)"', text):
             assert all(re.search(rf'"{value}"', sources) for value in values.split("|")), values

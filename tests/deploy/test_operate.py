@@ -108,7 +108,7 @@ def test_every_command_of_ncml_and_its_options_exist() -> None:
 
 
 def test_every_metric_and_endpoint_exists() -> None:
-    sources = "\n".join(path.read_text() for package in ("worker", "service") for path in (ROOT / package).glob("*.py"))
+    sources = "\n".join(path.read_text() for folder in ("worker", "service") for path in (ROOT / folder).glob("*.py"))
     named = set(re.findall(r"`(ncml_\w+)`", TEXT))
     assert named
     assert [name for name in named if f'"{name}"' not in sources] == []
