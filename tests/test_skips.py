@@ -26,8 +26,8 @@ def test_a_run_ends_with_the_command_that_installs_missing_packages(tmp_path: Pa
     assert done.returncode == 0, done.stdout + done.stderr
     line = done.stdout.splitlines()[-1]
     assert line.startswith("Skipped for missing packages: ")
-    assert " for chromium, 1 for docker-cli and docker-compose." in line
-    assert line.endswith(" To run these tests: apt-get install chromium docker-cli docker-compose")
+    assert " for chromium, 1 for docker-cli and docker-compose, 1 for openssl." in line
+    assert line.endswith(" To run these tests: apt-get install chromium docker-cli docker-compose openssl")
 
 
 def test_equal_packages_are_counted_together() -> None:

@@ -245,7 +245,7 @@ def _parse_json(body: bytes, max_images: int) -> tuple[dict[str, Any], list[Uplo
     texts = cast(list[Any], value) if isinstance(value, list) else [value]
     if len(texts) > max_images:
         raise _too_many_images(max_images)
-    names = [f"image[{i}]" for i in range(len(texts))] if len(texts) > 1 else ["image"]
+    names = ["image"] if len(texts) == 1 else [f"image[{i}]" for i in range(len(texts))]
     return fields, [Upload(name, _decode_base64(text, name)) for name, text in zip(names, texts, strict=True)]
 
 

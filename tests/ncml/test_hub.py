@@ -96,7 +96,7 @@ def test_the_bundled_card_has_the_hub_s_metadata_and_is_shown_without_them() -> 
     assert (card.data.license, card.data.datasets) == ("apache-2.0", ["uoft-cs/cifar10"])
     assert card.data.tags
     assert card.data.metrics
-    assert checkpoint.read_card(folder).startswith("# cifar10_base")
+    assert checkpoint.read_card(folder).startswith("# cifar10\n")
 
 
 def test_the_metadata_of_a_new_card_are_valid() -> None:

@@ -199,6 +199,7 @@ def test_an_image_that_cannot_be_tiled_is_refused_at_once(new_client, queue, mod
         ({"files": [("image", ("cat.png", b""))]}, 422, "zero bytes"),
         ({"json": {"image": "!!!"}}, 422, "base64"),
         ({"json": {"image": 5}}, 422, "base64"),
+        ({"json": {"image": []}}, 422, "image is missing"),
         ({"json": {"image": ["", 5]}}, 422, "image[1] is not base64"),
         ({"json": [1]}, 422, "not an object"),
         ({"content": b"{", "headers": {"content-type": "application/json"}}, 400, "not valid JSON"),
