@@ -295,7 +295,7 @@ class Model:
         solver: tweedie, euler-maruyama, heun or predictor-corrector.
         guidance: weight of the class against no class, 0.5 to 10; above 1 images show the class more clearly and vary
             less. It needs a class, and takes about three times the time (`ncml.sampling.guidance`).
-        temperature: .5 to 1.5; below 1, likely values become more likely.
+        temperature: 0.5 to 1.5; below 1, likely values become more likely.
         sampler: incremental (the default), or naive for the reference.
         callback: called with the rows, then the refinement steps done; it may return indices of images to drop.
 

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 
-
 FIT, SPLIT = 2, 7
 """Of every 7 images, the first 2 are used to estimate and the others to rank, as in training's held-out parts."""
 

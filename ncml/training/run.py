@@ -321,7 +321,7 @@ def _calibrate(
             save_calibration(calibration, out)
             lines = describe_calibration(calibration)
         else:
-            rows = readable_rows(open_source(source, "train"), data.inventory.unreadable_rows)
+            rows = list(readable_rows(open_source(source, "train"), data.inventory.unreadable_rows))
             data.inventory.order.check(ImageOrder.of([row.name for row in rows]))
             readers = image_readers(rows)
             fit, rank = (

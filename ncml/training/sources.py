@@ -13,6 +13,7 @@ from typing import Any, cast
 from ncml.errors import InputError
 from ncml.images import SUFFIXES
 from ncml.paths import list_files, printable
+from ncml.training.inventory import counted
 
 
 @dataclass(frozen=True)
@@ -64,17 +65,17 @@ def open_source(name: str, split: str) -> Source:
     return source
 
 
-def readable_rows(source: Source, unreadable_rows: Collection[int]) -> list[Row]:
-    """Return the rows of a source that its dataset contains, without those at unreadable positions."""
+def readable_rows(source: Source, unreadable_rows: Collection[int]) -> Iterable[Row]:
+    """Yield the rows of a source that its dataset contains, without those at unreadable positions."""
     skipped = set(unreadable_rows)
-    return [row for position, row in enumerate(source.rows()) if position not in skipped]
+    return (row for position, row in enumerate(source.rows()) if position not in skipped)
 
 
 def names_at(source: Source, unreadable_rows: Collection[int], positions: Collection[int]) -> Iterable[str]:
     """Yield the names of the images at these positions of a source's dataset, in order."""
-    skipped, selected = set(unreadable_rows), set(positions)
-    readable = (row.name for position, row in enumerate(source.rows()) if position not in skipped)
-    return (name for position, name in enumerate(readable) if position in selected)
+    selected = set(positions)
+    rows = readable_rows(source, unreadable_rows)
+    return (row.name for position, row in enumerate(rows) if position in selected)
 
 
 def is_image_folder(name: str) -> bool:
@@ -94,7 +95,7 @@ def no_images(name: str, unreadable_count: int) -> InputError:
 
 def count_unreadable(count: int) -> str:
     """Return a clause with the number of files that could not be read."""
-    return f"{count:,} file{'s' * (count != 1)} could not be read"
+    return f"{counted(count, 'file')} could not be read"
 
 
 def _list_source(name: str) -> list[Path] | None:
