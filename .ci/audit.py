@@ -16,7 +16,8 @@ def main(site_packages: str) -> int:
     try:
         packages = json.loads(run.stdout)["dependencies"]
     except (ValueError, KeyError):
-        print(f"audit: skipped, the advisories cannot be reached ({run.stderr.strip().splitlines()[-1][:200]})")
+        reason = (run.stderr.strip().splitlines() or ["no message"])[-1][:200]
+        print(f"audit: skipped, the advisories cannot be reached ({reason})")
         return 0
     checked = [package for package in packages if "skip_reason" not in package]
     vulnerable = [package for package in checked if package["vulns"]]

@@ -26,7 +26,7 @@ from ncml.network.likelihood import LOG_SCALES, from_uint8
 from ncml.paths import printable
 from ncml.progress import OnProgress, Progress, ignore_progress
 from ncml.sampling.cached import visit_pixels
-from ncml.sampling.conditions import Conditions
+from ncml.sampling.conditions import Conditions, OnRow
 
 range_coding: Any = constriction.stream  # pyright: ignore[reportAttributeAccessIssue] - a compiled module without stubs
 
@@ -49,7 +49,7 @@ def compress(
     check_names(names, len(pixels_NHWC))
     streams: list[NDArray[np.uint32]] = []
     for group in groups(len(pixels_NHWC)):
-        on_row = _row_counter(on_progress, "compress", group.start, len(pixels_NHWC), model.height)
+        on_row = _row_counter(on_progress, "compress", group, len(pixels_NHWC), model.height)
         streams.append(_encode(model, pixels_NHWC[group], on_row))
     header = Header(
         model=printable(model.name),
@@ -77,8 +77,8 @@ def decompress(
     torch.set_num_threads(header.threads)
     try:
         for group, stream in zip(groups(len(pixels)), content.streams, strict=True):
-            on_row = _row_counter(on_progress, "decompress", group.start, len(pixels), model.height)
-            pixels[group] = _decode(model, stream, pixels[group], on_row)
+            on_row = _row_counter(on_progress, "decompress", group, len(pixels), model.height)
+            _decode(model, stream, pixels[group], on_row)
     finally:
         torch.set_num_threads(threads)
     if digest(pixels) != content.digest:
@@ -90,18 +90,15 @@ def decompress(
     return header.names, pixels
 
 
-def _row_counter(on_progress: OnProgress, stage: str, start: int, n: int, height: int) -> Callable[[int, int], bool]:
-    """Return an `on_row` of the group from image `start` on, which counts pixel rows of all n images."""
+def _row_counter(on_progress: OnProgress, stage: str, group: slice, n: int, height: int) -> OnRow:
+    """Return an `on_row` of a group, which counts pixel rows of all n images."""
 
-    def on_row(row: int, images: int) -> bool:
-        on_progress(Progress(stage, start * height + row * images, n * height))
+    def on_row(row: int) -> bool:
+        on_progress(Progress(stage, group.start * height + row * (group.stop - group.start), n * height))
         return False
 
     return on_row
 
-
-OnRow = Callable[[int, int], bool]
-"""(rows done, images of the group) -> whether to stop."""
 
 Coder = Callable[[int, int, int, NDArray[np.float32]], NDArray[np.int32]]
 """(row, column, channel, probabilities [B, 256]) -> the levels at that position, [B]."""
@@ -121,10 +118,8 @@ def _encode(model: Model, pixels_BHWC: NDArray[np.uint8], on_row: OnRow) -> NDAr
     return encoder.get_compressed()
 
 
-def _decode(
-    model: Model, stream: NDArray[np.uint32], pixels_BHWC: NDArray[np.uint8], on_row: OnRow
-) -> NDArray[np.uint8]:
-    """Fill and return `pixels_BHWC`."""
+def _decode(model: Model, stream: NDArray[np.uint32], pixels_BHWC: NDArray[np.uint8], on_row: OnRow) -> None:
+    """Fill `pixels_BHWC`."""
     decoder = range_coding.queue.RangeDecoder(stream)
     family = range_coding.model.Categorical(perfect=False)
 
@@ -137,7 +132,6 @@ def _decode(
         _code_pixels(model, len(pixels_BHWC), code, on_row)
     except AssertionError as error:  # raised by the decoder for an invalid stream
         raise InputError("archive", "the archive is damaged: one of its streams cannot be decoded.") from error
-    return pixels_BHWC
 
 
 @torch.inference_mode()
@@ -162,7 +156,7 @@ def _code_pixels(model: Model, B: int, code: Coder, on_row: OnRow) -> None:
     x_BCHW = weight.new_zeros(B, 3, model.height, model.width)
     null_B = torch.full((B,), len(model.classes), device=weight.device)
     conditions = Conditions(0.0, null_B, torch.zeros_like(null_B))
-    visit_pixels(model.network, x_BCHW, conditions, choose_pixels, lambda row: on_row(row, B))
+    visit_pixels(model.network, x_BCHW, conditions, choose_pixels, on_row)
 
 
 def _masses(mixture_BK9: Tensor, x_BC: Tensor, c: int) -> Tensor:

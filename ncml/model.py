@@ -40,7 +40,7 @@ from ncml.sampling.batching import Batching, BatchingSetting, Group, batching_se
 from ncml.sampling.conditions import NO_TILT, Tilt
 from ncml.sampling.cuda_graphs import ReplaySampler
 from ncml.sampling.options import SamplingLimits, SamplingOptions, check_noise
-from ncml.sampling.sample import Plan, Sampler, generate_images, sample_naive
+from ncml.sampling.sample import Plan, Sampler, SamplerByTilt, generate_images, sample_naive
 
 
 def load(model: str | os.PathLike[str] = "", device: str = "cpu", *, batching: str | None = None) -> Model:
@@ -378,9 +378,9 @@ class Model:
 
     def _sampler(self, plan: Plan) -> Sampler:
         if plan.settings.sampler == "naive":
-            return sample_naive
+            return SamplerByTilt(sample_naive)
         if self.device.type == "cuda":
-            return self._replay
+            return SamplerByTilt(self._replay)
         groups: list[Group] = []
         tilts = [plan.tilt.for_class(has_class=index < len(self.classes)) for index in plan.class_B.tolist()]
         for tilt in dict.fromkeys(tilts):

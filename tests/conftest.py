@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import psutil
 import pytest
 import redis
@@ -20,6 +21,14 @@ from xdist.scheduler import LoadScopeScheduling
 
 from ncml.runtime import wait_without_spinning
 from tests.packages import pytest_sessionfinish  # noqa: F401 - a hook
+
+# A developer's own settings must not change what the tests do.
+for name in [name for name in os.environ if name.startswith(("NCML_", "OTEL_"))]:
+    del os.environ[name]
+
+# By default, Hypothesis fails an example that takes 200 ms, as any can on a busy machine.
+hypothesis.settings.register_profile("ncml", hypothesis.settings(), deadline=None)
+hypothesis.settings.load_profile("ncml")
 
 # Tests run beside each other: two threads that spin while they wait can take ten times as long on a busy core.
 wait_without_spinning()

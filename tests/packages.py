@@ -1,5 +1,6 @@
 """Debian packages that some tests need: tests that lack one are skipped, and a run ends with how to install them."""
 
+import shutil
 from collections import Counter
 from collections.abc import Generator, Iterable
 
@@ -11,6 +12,12 @@ REMEDY = "; install it with: apt-get install "
 def lacking(problem: str, *packages: str) -> str:
     """Return the reason to skip a test: what is missing, and the packages that provide it."""
     return problem + REMEDY + " ".join(packages)
+
+
+def require(program: str) -> None:
+    """Skip the test if a program is missing, whose package has the same name."""
+    if not shutil.which(program):
+        pytest.skip(lacking(f"{program} is missing", program))
 
 
 def summary(reasons: Iterable[str]) -> str | None:

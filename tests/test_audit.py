@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[1]
 SOUND = {"name": "sound", "version": "1", "vulns": []}
 FAULTY = {"name": "faulty", "version": "2", "vulns": [{"id": "PYSEC-1", "fix_versions": ["3.0"]}]}
 UNKNOWN = {"name": "unknown", "skip_reason": "not found"}
@@ -27,7 +28,7 @@ def test_the_result_of_the_audit(tmp_path: Path, reported: list | None, status: 
     (tmp_path / "pip_audit.py").write_text(
         f"import sys; print({output!r}, file=sys.{'stderr' if reported is None else 'stdout'}); sys.exit(1)"
     )
-    command = [sys.executable, ".ci/audit.py", "site-packages"]
+    command = [sys.executable, str(ROOT / ".ci" / "audit.py"), "site-packages"]
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert run.returncode == status

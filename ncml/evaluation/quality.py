@@ -65,13 +65,12 @@ def sample_features(inputs: Inputs, model: Model, n: int, arguments: Arguments) 
 
 def headline_methods(model: Model) -> dict[str, Arguments]:
     """Return the methods of the main table: direct, from the largest noise and a quarter of it, and the defaults."""
-    direct = {"direct (t = 0)": as_trained(0.0)}
-    if not model.config.is_noise_conditional:
-        return direct
-    methods = direct | {
-        f"noisy at {noise:g} grey levels, refined (Tweedie)": as_trained(noise)
-        for noise in noise_levels(model.config, (1.0, 0.25))
-    }
+    methods = {"direct (t = 0)": as_trained(0.0)}
+    if model.config.is_noise_conditional:
+        methods |= {
+            f"noisy at {noise:g} grey levels, refined (Tweedie)": as_trained(noise)
+            for noise in noise_levels(model.config, (1.0, 0.25))
+        }
     limits = model.sampling_limits
     tuned = default_arguments(model)
     unguided = tuned | {"guidance": 1.0}  # without a class

@@ -96,8 +96,8 @@ def completions(inputs: Inputs) -> Figure:
     rows = [("test image", original), ("known half", masked)]
     size = first.height, first.width
     models = {label: model for label, model in inputs.models.items() if (model.height, model.width) == size}
-    for label, model in models.items():
-        inputs.cache.on_progress(Progress("completions", len(rows), len(models) + 2))
+    for done, (label, model) in enumerate(models.items()):
+        inputs.cache.on_progress(Progress("completions", done, len(models)))
         rows.append((f"{label}, direct", model.complete(masked, **as_trained(0.0))))
         if model.config.is_noise_conditional:
             rows += [(f"{label}, defaults {i}", model.complete(masked, seeds=100 * i)) for i in (1, 2)]

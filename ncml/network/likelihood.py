@@ -148,7 +148,10 @@ def _log_masses(centred_BKCHW: Tensor, x_BCHW: Tensor, log_scale_BKC: Tensor, ed
 
 @dataclass(frozen=True)
 class PixelDraws:
-    """The standardised random draws for one pixel of each image: sampling is a function of these."""
+    """The standardised random draws for one pixel of each image: sampling is a function of these.
+
+    Draws for all pixels have H and W as further dimensions.
+    """
 
     gumbel_BK: Tensor
     """Standard Gumbel: the component is the argmax of logit + gumbel."""
@@ -156,6 +159,10 @@ class PixelDraws:
     """Standard logistic."""
     uniform_BC: Tensor
     """Uniform on (-d, d); used at t > 0 only."""
+
+    def select(self, index_B: Tensor) -> PixelDraws:
+        """Return the draws of some images."""
+        return PixelDraws(self.gumbel_BK[index_B], self.logistic_BC[index_B], self.uniform_BC[index_B])
 
 
 def group_by_component(parameters_BP: Tensor, K: int) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,6 @@ from ncml.network.likelihood import (
     grad_log_prob,
     group_by_component,
     log_mixture,
-    to_grid,
     to_uint8,
 )
 from ncml.network.ncpn import NCPN
@@ -40,6 +39,40 @@ REFINE_END = 1.0
 
 Sampler = Callable[[NCPN, Tensor, Conditions, PixelDraws, OnRow], None]
 """Samples the unknown pixels of x [B, 3, H, W], in raster order and in place."""
+
+
+@dataclass(frozen=True)
+class SamplerByTilt:
+    """A `Sampler` that samples images with a class and those without apart: guidance acts on the former only."""
+
+    sampler: Sampler
+
+    def __call__(self, network: NCPN, x_BCHW: Tensor, conditions: Conditions, draws: PixelDraws, on_row: OnRow) -> None:
+        """Sample the unknown pixels of x, in place; `on_row` gets the mean of the rows of both parts."""
+        tilt, has_class_B = conditions.tilt, conditions.class_B != len(network.config.model.classes)
+        if tilt.guidance == 1 or has_class_B.all() or not has_class_B.any():
+            tilt = tilt.for_class(has_class=bool(has_class_B.all()))
+            self.sampler(network, x_BCHW, replace(conditions, tilt=tilt), draws, on_row)
+            return
+        first_row, H = conditions.first_row, x_BCHW.shape[2]
+
+        def sample_part(rows_before: int, *, has_class: bool) -> bool:
+            """Sample the images with a class, or those without; return whether `on_row` stopped the sampling."""
+            index_G, stopped = (has_class_B == has_class).nonzero().flatten(), False
+            x_GCHW = x_BCHW[index_G]
+
+            def on_part_row(row: int) -> bool:
+                nonlocal stopped
+                x_BCHW[index_G] = x_GCHW
+                stopped = on_row(first_row + (rows_before + row - first_row) // 2)
+                return stopped
+
+            part_conditions = replace(conditions.select(index_G), tilt=tilt.for_class(has_class=has_class))
+            self.sampler(network, x_GCHW, part_conditions, draws.select(index_G), on_part_row)
+            return stopped
+
+        if not sample_part(0, has_class=True):
+            sample_part(H - first_row, has_class=False)
 
 
 @dataclass(frozen=True)
@@ -128,7 +161,7 @@ def generate_images(
         sampler(network, x_BCHW, conditions, pixel_draws, lambda row: report("noisy_sampling", row, H, x_BCHW))
     if t > 0 and not stopped:
         x_BCHW = refine(
-            x_BCHW.clone(),
+            x_BCHW,
             t,
             t_end=_refine_end(network),
             steps=settings.steps,
@@ -139,7 +172,6 @@ def generate_images(
             set_known=set_known,
             on_step=lambda step, x: report("refine", step, settings.steps, x),
         )
-        x_BCHW = set_known(to_grid(x_BCHW), 0.0)
     images = to_uint8(restore(x_BCHW, orientation)).cpu().numpy()
     images[sorted(plan.dropped)] = 0
     return images

@@ -1,7 +1,8 @@
 """`ncml adapt`: make a calibrated detector from a small folder of good images.
 
 Each image is used either to estimate or to rank. If time is allowed, the model is also fine-tuned on a part of the
-images for estimation, and kept if it detects more; the others are used for ranks only, so p-values stay valid.
+images for estimation, and kept if it detects more; the rest of them then estimate. Ranking images are used for nothing
+else, so p-values stay valid.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ POWER_IMAGES = 60
 """Number of ranking images on which power is measured; the 100 of `ncml calibrate` would take most of the time."""
 
 TRAINING_SHARE = 0.6
-"""Share of these on which the model is fine-tuned; the others decide whether it is kept, and are then used to estimate.
-"""
+"""Share of the images for estimation on which the model is fine-tuned; the others decide whether it is kept, and then
+estimate."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def adapt(
     selected, fine_tuned = model, False
     with tempfile.TemporaryDirectory() as folder:
         if max_seconds:
-            candidate = _fine_tune(model, training, Path(folder) / out.name, max_seconds, device, on_progress)
+            candidate = _fine_tune(model, training, Path(folder) / out.resolve().name, max_seconds, device, on_progress)
             before, after = (
                 _detected(m, selecting, false_positive_rate, batch_size, on_progress) for m in (model, candidate)
             )

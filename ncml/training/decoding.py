@@ -91,7 +91,7 @@ def decode(
         copies=len(names) - len(hashes),
         unreadable=unreadable,
         unreadable_rows=unreadable_rows,
-        classes=dict(zip(source.classes, by_class, strict=bool(source.classes))),
+        classes=dict(zip(source.classes, by_class, strict=True)),
         order=ImageOrder.of(names),
     )
     return DecodedImages(pixels_NHWC[: len(labels)], np.array(labels, np.int64), source.classes, inventory)
@@ -116,8 +116,10 @@ def _decode_rows(
     remaining, counts = iter(rows), Counter[str]()
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         while chunk := list(itertools.islice(remaining, CHUNK)):
-            occurrences = [counts[row.name] for row in chunk]
-            counts.update(row.name for row in chunk)
+            occurrences = list[int]()
+            for row in chunk:
+                occurrences.append(counts[row.name])
+                counts[row.name] += 1
             yield from zip(chunk, pool.map(decode_row, chunk, occurrences), strict=True)
 
 

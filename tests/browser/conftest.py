@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 import numpy as np
+import psutil
 import pytest
 import redis
 from playwright.sync_api import (
@@ -31,6 +32,7 @@ from playwright.sync_api import (
     sync_playwright,
 )
 
+from tests.conftest import eventually
 from tests.packages import lacking
 
 ARGS = (
@@ -59,6 +61,19 @@ class Site:
     url: str
     guarded_url: str
     http: httpx2.Client
+    workers: tuple[psutil.Process, ...]
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stop the workers, so that jobs wait, and let them continue."""
+        for worker in self.workers:
+            worker.suspend()
+        try:
+            eventually(lambda: {worker.status() for worker in self.workers} == {psutil.STATUS_STOPPED})
+            yield
+        finally:
+            for worker in self.workers:
+                worker.resume()
 
 
 @pytest.fixture(scope="session")
@@ -116,21 +131,23 @@ def site(valkey_server, models: Path, tmp_path_factory: pytest.TempPathFactory) 
     with contextlib.closing(redis.Redis.from_url(environment["NCML_REDIS_URL"])) as client:
         client.flushdb()
     with (folder / "log").open("w") as log, contextlib.ExitStack() as stack:
+        processes: list[subprocess.Popen[bytes]] = []
         for command, variables in [
             (score_worker, {}),
             (generate_worker, {}),
             ([*serve, str(ports[0])], {}),
             ([*serve, str(ports[1])], guarded),
         ]:
-            process = subprocess.Popen(command, env=environment | variables, stdout=log, stderr=log)
-            stack.callback(process.wait, 20)
-            stack.callback(process.terminate)
+            processes.append(subprocess.Popen(command, env=environment | variables, stdout=log, stderr=log))
+            stack.callback(processes[-1].wait, 20)
+            stack.callback(processes[-1].terminate)
         http = stack.enter_context(httpx2.Client(base_url=f"http://127.0.0.1:{ports[0]}", timeout=30))
         deadline = time.monotonic() + 300
         while not _ready(http) or not _ready(http, f"http://127.0.0.1:{ports[1]}"):
             assert time.monotonic() < deadline, (folder / "log").read_text()[-3000:]
             time.sleep(0.1)
-        yield Site(f"http://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}", http)
+        urls = (f"http://127.0.0.1:{port}" for port in ports)
+        yield Site(*urls, http, tuple(psutil.Process(process.pid) for process in processes[:2]))
 
 
 def _free_ports(n: int) -> list[int]:

@@ -8,6 +8,10 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
+from tests.browser.conftest import KEY
+
+ROOT = Path(__file__).parents[2]
+
 VIEWS = ("score", "generate", "complete", "trajectory", "models")
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 
@@ -172,7 +176,7 @@ def test_a_service_with_keys_asks_for_one_and_works_with_it(site, tab) -> None:
     page = tab.open(f"{site.guarded_url}/#generate")
     expect(page.locator("#pulse")).to_have_text("API key needed")
     page.locator("#notice").get_by_role("button", name="Enter an API key").click()
-    page.get_by_label("Key", exact=True).fill("ncml_of-the-browser-tests")
+    page.get_by_label("Key", exact=True).fill(KEY)
     page.get_by_role("button", name="Use key").click()
     expect(page.locator("#pulse")).to_contain_text("Ready")
     expect(page.locator("#notice .failure")).to_have_count(0)
@@ -312,7 +316,7 @@ def test_axe_finds_no_serious_violation(studio, tab, tmp_path: Path) -> None:
             assert serious == [], f"{state}, {scheme}"
 
     check("score, empty")
-    images = [Path("docs/cat.jpg").resolve(), Path("docs/brick.png").resolve()]
+    images = [ROOT / "docs" / "cat.jpg", ROOT / "docs" / "brick.png"]
     page.locator("#view-score input[type=file]").set_input_files(images)
     check("score, waiting")
     page.get_by_role("button", name="Score 2 images").click()
@@ -368,7 +372,7 @@ def test_axe_finds_no_serious_violation(studio, tab, tmp_path: Path) -> None:
     )
 
 
-def test_the_page_is_light_and_quick_and_loads_nothing_from_elsewhere(site, tab) -> None:
+def test_the_page_is_light_and_loads_nothing_from_elsewhere(site, tab) -> None:
     weights: dict[str, int] = {}
     page = tab.open(site.url, lambda response: weights.__setitem__(response.url, len(response.body())))
     # Modules run before this event, so that everything is interactive then.

@@ -4,7 +4,6 @@ import inspect
 import os
 import re
 import shlex
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from service.settings import Settings
 from tests.deploy.engine import NO_COMPOSE, run, works
 from tests.deploy.files import COMPOSE, ROOT, SERVICE_ENV, compose
 from tests.deploy.test_compose import OVERRIDES
-from tests.packages import lacking
+from tests.packages import require
 from worker.main import main as worker
 from worker.queue import JobQueue
 
@@ -143,8 +142,7 @@ def test_workers_are_upgraded_before_the_service_and_rolled_back_after_it() -> N
 
 def test_the_certificates_of_the_queue_pass_strict_verification(tmp_path: Path) -> None:
     """Python 3.13 and newer verify strictly."""
-    if not shutil.which("openssl"):
-        pytest.skip(lacking("openssl is missing", "openssl"))
+    require("openssl")
     for line in LINES:
         if line.startswith(("openssl ", "printf ")):
             run(["bash", "-c", line], cwd=tmp_path)
@@ -170,7 +168,9 @@ def test_figures_are_those_of_the_code() -> None:
     from worker.queue import RESULT_TTL_S
     from worker.worker import WorkerSettings
 
-    assert WorkerSettings.__dataclass_fields__["lease_s"].default == 15
+    lease_s = WorkerSettings.__dataclass_fields__["lease_s"].default
+    assert f"the job's lease expires after {lease_s:g} s" in TEXT
     assert RESULT_TTL_S == 3600
-    assert worker.__kwdefaults__["max_batch"] == 32
-    assert worker.__kwdefaults__["drain_s"] == 25
+    assert "Results expire one hour after their job ends" in TEXT
+    assert f"up to `--max-batch` images ({worker.__kwdefaults__['max_batch']})" in TEXT
+    assert f"(after {worker.__kwdefaults__['drain_s']:g} s, its jobs return to the queue)" in TEXT

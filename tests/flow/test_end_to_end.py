@@ -28,6 +28,7 @@ from ncml.calibration import tiles
 from ncml.images import grid, heat, open_image, resize_to, to_png
 from ncml.limits import KEEPS
 from tests.conftest import free_port
+from tests.memory import Peak
 from worker.contract import JobStatus
 from worker.queue import JobQueue
 
@@ -349,17 +350,12 @@ def test_a_decompression_bomb_takes_no_memory(stack: Stack) -> None:
     Image.new("1", (16000, 16000)).save(out, "PNG")
     assert len(out.getvalue()) < 2**20
     stack.http.post("/score", files={"image": b"warm"})
-    before = resident(stack.service)
-    for _ in range(5):
-        response = stack.http.post("/score", files={"image": out.getvalue()})
-        assert response.status_code == 413
-        assert response.json()["errors"][0]["field"] == "image"
-    assert resident(stack.service) - before < 30 * 2**20
-
-
-def resident(process: psutil.Process) -> int:
-    """Return the bytes of memory of a service and the processes in which it decodes images."""
-    return sum(each.memory_info().rss for each in [process, *process.children(recursive=True)])
+    with Peak(stack.service, children=True) as memory:  # it decodes images in other processes
+        for _ in range(5):
+            response = stack.http.post("/score", files={"image": out.getvalue()})
+            assert response.status_code == 413
+            assert response.json()["errors"][0]["field"] == "image"
+    assert memory.growth < 30 * 2**20
 
 
 def test_an_endless_body_is_refused(stack: Stack) -> None:

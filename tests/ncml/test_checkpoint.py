@@ -20,6 +20,8 @@ from ncml.config import SamplingDefaults
 from ncml.errors import ModelError
 from tests.ncml import nets
 
+ROOT = Path(__file__).parents[2]
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -377,7 +379,7 @@ try:
 except OSError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "cannot be written" in done.stdout
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

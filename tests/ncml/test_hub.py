@@ -76,7 +76,6 @@ def test_a_fetched_model_equals_the_published_one(
     done = run("pull", f"someone/tiny@{published}", "--out", "mine")
     assert done.returncode == 0, done.stderr
     description = checkpoint.describe(tmp_path / "mine")
-    assert description == checkpoint.describe(tmp_path / "mine")
     assert description.version == checkpoint.describe(model_folder).version
     checkpoint.check_version(description)
     again = run("pull", "hf://someone/tiny", "--out", "mine", "--json")

@@ -45,6 +45,14 @@ def test_a_valid_key_is_accepted(guarded: TestClient, queue, headers: dict[str, 
     assert queue.owners == {"job-0": "ann"}
 
 
+def test_a_name_may_have_two_keys_while_one_replaces_the_other(guarded: TestClient, keys: Path) -> None:
+    new = "ncml_ann-9876543210"
+    keys.write_text(f"ann:{digest(ANN)}\nann:{digest(new)}\n")
+    assert [guarded.get("/models", headers=bearer(key)).status_code for key in (ANN, new)] == [200, 200]
+    keys.write_text(f"ann:{digest(new)}\n# the old key is removed\n")
+    assert [guarded.get("/models", headers=bearer(key)).status_code for key in (ANN, new)] == [401, 200]
+
+
 @pytest.mark.parametrize(
     "headers",
     [{}, bearer(""), bearer("wrong"), bearer(digest(ANN)), {"x-api-key": ANN[:-1]}, {"authorization": f"Basic {ANN}"}],
@@ -64,7 +72,7 @@ def test_without_a_valid_key_everything_is_refused(guarded: TestClient, queue, h
 
 
 def test_pages_and_operations_need_no_key(guarded: TestClient) -> None:
-    for path in ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"):
+    for path in ("/healthz", "/readyz", "/metrics", "/version", "/docs", "/openapi.json"):
         assert guarded.get(path).status_code == 200, path
 
 

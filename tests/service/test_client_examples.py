@@ -12,6 +12,7 @@ import pytest
 
 from service.app import create_app
 from service.settings import Settings
+from tests.packages import require
 from tests.service.live import served
 
 ROOT = Path(__file__).parents[2]
@@ -21,6 +22,7 @@ BLOCKS = re.findall(r"^```(python|javascript|bash)\n(.*?)^```", (ROOT / "docs" /
 @pytest.fixture
 def url(queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A service; the tests run in a folder with docs/, as in a clone."""
+    require("curl")
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     (tmp_path / ".curlrc").write_text("fail-with-body\nsilent\nshow-error\nmax-time = 60\n")
     monkeypatch.chdir(tmp_path)

@@ -530,7 +530,8 @@ def test_the_remedy_of_a_failed_job_names_the_key_of_its_request(client: TestCli
 def test_an_expired_result_is_404(client: TestClient, queue) -> None:
     client.post("/generate")
     queue.forgotten.add("job-0")
-    assert client.get("/jobs/job-0/result").status_code == 404
+    response = client.get("/jobs/job-0/result")
+    assert (response.status_code, response.json()["type"]) == (404, "urn:ncml:problem:result-expired")
 
 
 def test_events_are_streamed_and_resumed(client: TestClient, queue) -> None:
@@ -619,6 +620,18 @@ def test_a_deleted_job_is_gone_immediately(client: TestClient, queue) -> None:
     for path in ("/jobs/job-0", "/jobs/job-0/result"):
         assert client.get(path).status_code == 404
     assert client.delete("/jobs/job-0").status_code == 404
+
+
+def test_a_job_that_is_still_stopping_cannot_be_deleted_yet(
+    client: TestClient, queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue.delay_s, queue.cancels_slowly = 60, True
+    wait = queue.wait
+    monkeypatch.setattr(queue, "wait", lambda job_id, timeout_s: wait(job_id, 0))
+    client.post("/generate", headers={"prefer": "respond-async"})
+    response = client.delete("/jobs/job-0")
+    assert (response.status_code, response.json()["type"]) == (409, "urn:ncml:problem:running")
+    assert queue.jobs.keys() == {"job-0"}
 
 
 # Models and readiness

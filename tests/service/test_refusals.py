@@ -361,25 +361,25 @@ def test_the_space_for_uploads_holds_the_largest_body_of_one_client(new_client) 
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "status"),
+    ("method", "path", "status", "kind"),
     [
-        ("GET", "/nowhere", 404),
-        ("GET", "/jobs/unknown", 404),
-        ("GET", "/jobs/unknown/result", 404),
-        ("POST", "/jobs/unknown/cancel", 404),
-        ("GET", "/jobs/" + "x" * 65, 422),
-        ("GET", "/jobs/..%2f..", 404),
-        ("GET", "/models/unknown", 404),
-        ("GET", "/score", 405),
-        ("DELETE", "/generate", 405),
-        ("BREW", "/complete", 405),
-        ("GET", "/docs/assets/none.js", 404),
-        ("POST", "/docs/assets/swagger-ui.css", 405),
-        ("DELETE", "/studio/studio.css", 405),
+        ("GET", "/nowhere", 404, "about:blank"),
+        ("GET", "/jobs/unknown", 404, "urn:ncml:problem:no-such-job"),
+        ("GET", "/jobs/unknown/result", 404, "urn:ncml:problem:no-such-job"),
+        ("POST", "/jobs/unknown/cancel", 404, "urn:ncml:problem:no-such-job"),
+        ("GET", "/jobs/" + "x" * 65, 422, "urn:ncml:problem:invalid-input"),
+        ("GET", "/jobs/..%2f..", 404, "about:blank"),
+        ("GET", "/models/unknown", 404, "urn:ncml:problem:no-such-model"),
+        ("GET", "/score", 405, "about:blank"),
+        ("DELETE", "/generate", 405, "about:blank"),
+        ("BREW", "/complete", 405, "about:blank"),
+        ("GET", "/docs/assets/none.js", 404, "about:blank"),
+        ("POST", "/docs/assets/swagger-ui.css", 405, "about:blank"),
+        ("DELETE", "/studio/studio.css", 405, "about:blank"),
     ],
 )
-def test_an_unknown_path_or_method_is_a_problem(client, method: str, path: str, status: int) -> None:
-    assert_problem(client.request(method, path), status)
+def test_an_unknown_path_or_method_is_a_problem(client, method: str, path: str, status: int, kind: str) -> None:
+    assert assert_problem(client.request(method, path), status)["type"] == kind
 
 
 def test_allow_names_every_method_of_a_path(client) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from ncml.client import Client
 from service.app import create_app
 from service.keys import digest
 from service.settings import Settings
-from tests.conftest import eventually, free_port
+from tests.conftest import eventually
 from tests.service.live import served
 from worker.contract import JobStatus, ScoreJob
 from worker.queue import QueueFull
@@ -263,7 +264,7 @@ def test_an_image_that_cannot_be_computed_is_skipped(
         (["nowhere"], {}, "nowhere cannot be read"),
         (["images"], {"server": "localhost"}, "is not the address of a service"),
         (["images"], {"server": "http://localhost:abc"}, "is not the address of a service"),
-        (["images"], {"server": f"http://127.0.0.1:{free_port()}"}, "cannot be reached"),
+        (["images"], {"server": "http://127.0.0.1:9"}, "cannot be reached"),
     ],
 )
 def test_a_mistake_is_reported_in_one_sentence_and_leaves_no_file(
@@ -288,6 +289,12 @@ def test_statistics_of_an_uncalibrated_model_are_refused(run: Run, queue, model,
     status, _, err = run("images", "--statistics", "typicality")
     assert status == 2
     assert err.startswith("ncml: --statistics needs a calibration: the service's model tiny is not calibrated")
+
+
+def test_no_module_imports_torch() -> None:
+    modules = "ncml.cli.main, ncml.cli.remote, ncml.cli.rows, ncml.cli.score"
+    code = f"import sys; sys.modules['torch'] = None; import {modules}"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_no_torch_is_needed(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,10 +19,12 @@ HANG_S = 60
 """Time after which a test that hangs is ended."""
 
 
-async def call(client: TestClient, method: str, path: str, *messages: Message) -> int:
+async def call(client: TestClient, method: str, path: str, *messages: Message, address: str = "", key: str = "") -> int:
     """Send one request whose client disconnects after the messages, or never; return the status of the response."""
     headers = [(b"host", b"localhost"), (b"prefer", b"wait=600")]
+    headers += [(b"idempotency-key", key.encode())] if key else []
     scope = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": headers}
+    scope |= {"client": (address, 1000)} if address else {}
     arriving = iter(messages)
     statuses: list[int] = []
 
@@ -146,3 +148,31 @@ def test_a_request_for_a_result_ends_when_its_client_disconnects(new_client: Cal
     request = call(client, "GET", "/jobs/job-0/result", {"type": "http.request"}, {"type": "http.disconnect"})
     assert asyncio.run(asyncio.wait_for(request, HANG_S)) == 202
     assert not queue.canceled
+
+
+@pytest.mark.parametrize("key", ["", "order-1"])
+def test_a_disconnected_client_cancels_its_job_unless_it_can_retry(
+    new_client: Callable[..., TestClient], queue, key: str
+) -> None:
+    queue.delay_s = 600
+    client = new_client(wait_s=600)
+    request = call(client, "POST", "/generate", {"type": "http.request"}, {"type": "http.disconnect"}, key=key)
+    asyncio.run(asyncio.wait_for(request, HANG_S))
+    assert len(queue.jobs) == 1
+    assert queue.canceled == (set() if key else set(queue.jobs))
+
+
+def test_uploads_of_many_clients_share_a_limit(new_client: Callable[..., TestClient]) -> None:
+    client = new_client(max_body_bytes=1024, max_receiving_bytes=2500)
+    part = {"type": "http.request", "body": bytes(1000), "more_body": True}
+
+    async def run() -> None:
+        addresses = ("192.0.2.1", "192.0.2.2", "192.0.2.3")
+        uploads = [asyncio.ensure_future(call(client, "POST", "/score", part, address=each)) for each in addresses]
+        refused, receiving = await asyncio.wait(uploads, return_when=asyncio.FIRST_COMPLETED)
+        assert [upload.result() for upload in refused] == [503]
+        assert len(receiving) == 2
+        for upload in receiving:
+            upload.cancel()
+
+    asyncio.run(asyncio.wait_for(run(), HANG_S))

@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from tests.conftest import Valkey, eventually
-from tests.storm.service import MIB, SLOW, Peak, Service
+from tests.memory import Peak
+from tests.storm.service import MIB, SLOW, Service
 from tests.worker.fleet import Fleet, generate
 from tests.worker.synthetic import write_model
 

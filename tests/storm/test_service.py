@@ -26,9 +26,10 @@ import pytest
 
 from ncml.images import to_png
 from tests.conftest import alive, eventually
+from tests.memory import Peak
 from tests.service import costly
 from tests.service.hostile import corpus
-from tests.storm.service import MIB, SLOW, Peak, Service
+from tests.storm.service import MIB, SLOW, Service
 from tests.worker.fleet import Fleet
 from tests.worker.synthetic import write_model
 
@@ -71,7 +72,8 @@ def test_requests_beyond_the_limit_are_refused_and_all_others_succeed(
 
     with service.client() as http:
         http.post("/score", files={"image": IMAGES[0]})
-    pinging = [sys.executable, "tests/storm/pinger.py", "127.0.0.1", str(service.port), "/healthz", "0.02"]
+    pinger_script = str(Path(__file__).with_name("pinger.py"))
+    pinging = [sys.executable, pinger_script, "127.0.0.1", str(service.port), "/healthz", "0.02"]
     with (
         subprocess.Popen(pinging, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as pinger,
         Peak(service.process) as memory,

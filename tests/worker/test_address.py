@@ -13,6 +13,7 @@ import redis
 
 from service.app import from_environment
 from tests.conftest import free_port
+from tests.packages import require
 from tests.worker.fleet import PIXELS, score
 from worker.address import AddressError, with_password
 from worker.contract import JobStatus
@@ -63,6 +64,7 @@ def test_a_file_without_a_password_is_explained(
 
 def certificate(folder: Path) -> None:
     """Create a certificate authority and a certificate for localhost that it signed."""
+    require("openssl")
 
     def openssl(*arguments: str) -> None:
         subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True, timeout=60)

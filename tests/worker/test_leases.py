@@ -21,7 +21,7 @@ from worker.worker import BatchWorker, WorkerSettings
 
 @pytest.fixture
 def queue(valkey_url: str) -> Iterator[JobQueue]:
-    with contextlib.closing(JobQueue.from_url(valkey_url, result_ttl_s=1)) as queue:
+    with contextlib.closing(JobQueue.from_url(valkey_url)) as queue:
         yield queue
 
 

@@ -18,7 +18,7 @@ from ncml.sampling.conditions import Conditions
 PixelChooser = Callable[[int, int, Tensor, Tensor], Tensor]
 """(row, column, logits [B, K], components [B, K, 9] as `PixelSampler` reads them) -> the pixels there, [B, 3].
 
-All four may be overwritten in the next row.
+The tensors may be overwritten in the next row.
 """
 
 

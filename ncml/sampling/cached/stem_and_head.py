@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ncml.network.likelihood import group_by_component, promote_to_fp32
+from ncml.network.likelihood import PARAMETERS, group_by_component, promote_to_fp32
 from ncml.network.ncpn import CHANNELS, NCPN
 from ncml.sampling.cached.buffers import BatchShape, PixelRow, RowSums, ULState
 from ncml.sampling.cached.u_stream import RowConv
@@ -72,13 +72,13 @@ class HeadCache:
 
     def __init__(self, network: NCPN, shape: BatchShape) -> None:
         K = network.config.model.mixtures
-        order = torch.cat([part.flatten() for part in group_by_component(torch.arange(10 * K)[None], K)])
+        order = torch.cat([part.flatten() for part in group_by_component(torch.arange(PARAMETERS * K)[None], K)])
         self.weight = network.head.weight[order].t().contiguous()
         self.bias = network.head.bias[order].contiguous()
-        parameters_SWP = self.bias.new_zeros(shape.S, shape.W, 10 * K)
+        parameters_SWP = self.bias.new_zeros(shape.S, shape.W, PARAMETERS * K)
         self.sums = RowSums(parameters_SWP, shape.B)
-        logit_BWK, component_BWG = parameters_SWP[: shape.B].split_with_sizes((K, 9 * K), 2)
-        self.logits, self.components = logit_BWK.unbind(1), component_BWG.unflatten(2, (K, 9)).unbind(1)
+        logit_BWK, component_BWG = parameters_SWP[: shape.B].split_with_sizes((K, (PARAMETERS - 1) * K), 2)
+        self.logits, self.components = logit_BWK.unbind(1), component_BWG.unflatten(2, (K, PARAMETERS - 1)).unbind(1)
         self.is_fp32 = promote_to_fp32(parameters_SWP) is parameters_SWP
 
     def prepare(self) -> None:

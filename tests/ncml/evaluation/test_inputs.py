@@ -18,8 +18,6 @@ from ncml.progress import ignore_progress
 from tests.ncml import nets
 from tests.ncml.nets import save_images
 
-RNG = np.random.default_rng(0)
-
 
 def test_an_interrupted_measurement_resumes(tmp_path: Path) -> None:
     cache = MeasurementCache(tmp_path / "measured", ignore_progress)
@@ -84,7 +82,7 @@ def test_generated_sets_match_their_names() -> None:
 
 
 def test_anomalies_of_a_set_are_noted(tmp_path: Path) -> None:
-    folder = save_images(tmp_path / "odd", RNG.integers(256, size=(6, 12, 10), dtype=np.uint8))
+    folder = save_images(tmp_path / "odd", np.random.default_rng(0).integers(256, size=(6, 12, 10), dtype=np.uint8))
     (folder / "002.png").write_bytes((folder / "002.png").read_bytes()[:60])
     notes = " ".join(image_sets.load(str(folder), 8, 8).notes)
     assert "1 file could not be read and was left out" in notes

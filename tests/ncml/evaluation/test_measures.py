@@ -16,7 +16,10 @@ from ncml.evaluation.sanity import seven_bit_bits
 from ncml.network.likelihood import from_uint8
 from tests.ncml import nets
 
-RNG = np.random.default_rng(0)
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
 
 
 def test_only_lowest_bits_are_flipped_independently_of_the_chunk() -> None:
@@ -58,8 +61,8 @@ def test_random_lowest_bits_cost_at_least_a_bit(model: ncml.Model) -> None:
     assert (seven_bit_bits(model.network, pixels) + 1).mean() <= spent_bits.mean() + 0.01
 
 
-def test_auroc_counts_pairs_and_fpr95_flagged_images() -> None:
-    inside, outside = RNG.normal(size=80), RNG.normal(1, size=60)
+def test_auroc_counts_pairs_and_fpr95_flagged_images(rng: np.random.Generator) -> None:
+    inside, outside = rng.normal(size=80), rng.normal(1, size=60)
     pairs = (outside[:, None] > inside).mean()
     auroc, aupr, fpr95 = bootstrap.detection_rates(inside, outside)
     assert auroc == pytest.approx(pairs)
@@ -70,26 +73,26 @@ def test_auroc_counts_pairs_and_fpr95_flagged_images() -> None:
     assert {name: rate.value for name, rate in perfect.items()} == {"auroc": 1, "aupr": 1, "fpr95": 0}
 
 
-def test_two_equal_sets_are_flagged_equally() -> None:
-    same = RNG.normal(size=200)
+def test_two_equal_sets_are_flagged_equally(rng: np.random.Generator) -> None:
+    same = rng.normal(size=200)
     assert bootstrap.detection_rates(same, same) == (pytest.approx(0.5), pytest.approx(0.5, abs=0.01), 0.95)
 
 
-def test_an_interval_has_its_coverage() -> None:
-    estimates = [bootstrap.mean(RNG.normal(2, 3, size=100)) for _ in range(100)]
+def test_an_interval_has_its_coverage(rng: np.random.Generator) -> None:
+    estimates = [bootstrap.mean(rng.normal(2, 3, size=100)) for _ in range(100)]
     assert 88 <= sum(estimate.low <= 2 <= estimate.high for estimate in estimates) <= 100
 
 
-def test_frechet_distance_is_that_of_gaussians() -> None:
-    a, b = (RNG.normal(size=(500, 6)) @ RNG.normal(size=(6, 6)) + shift for shift in (0, 1))
+def test_frechet_distance_is_that_of_gaussians(rng: np.random.Generator) -> None:
+    a, b = (rng.normal(size=(500, 6)) @ rng.normal(size=(6, 6)) + shift for shift in (0, 1))
     root = np.asarray(linalg.sqrtm(np.cov(a.T) @ np.cov(b.T))).real
     expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root)
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
 
 
-def test_kernel_distance_is_unbiased() -> None:
-    a, b = RNG.normal(size=(30, 4)), RNG.normal(size=(20, 4))
+def test_kernel_distance_is_unbiased(rng: np.random.Generator) -> None:
+    a, b = rng.normal(size=(30, 4)), rng.normal(size=(20, 4))
 
     def k(x: np.ndarray, y: np.ndarray) -> float:
         return float((x @ y / 4 + 1) ** 3)
@@ -97,6 +100,6 @@ def test_kernel_distance_is_unbiased() -> None:
     within = [np.mean([k(x[i], x[j]) for i in range(len(x)) for j in range(len(x)) if i != j]) for x in (a, b)]
     between = np.mean([k(x, y) for x in a for y in b])
     assert kernel_distance(a, b).value == pytest.approx(sum(within) - 2 * between)
-    same = [kernel_distance(RNG.normal(size=(20, 4)), RNG.normal(size=(20, 4))).value for _ in range(40)]
+    same = [kernel_distance(rng.normal(size=(20, 4)), rng.normal(size=(20, 4))).value for _ in range(40)]
     assert abs(np.mean(same)) < 4 * np.std(same) / np.sqrt(40)
     assert kernel_distance(a, b + 2).low > 0

@@ -10,8 +10,11 @@ from scipy import stats
 from ncml.errors import InputError
 from ncml.ood import conformal, drift
 
-RNG = np.random.default_rng(0)
-RANKED_BPD, RANKED = (conformal.rank_scores(RNG.normal(*moments, 1000)) for moments in ((3.5, 0.5), (3, 1)))
+RANKED_BPD, RANKED = (
+    conformal.rank_scores(rng.normal(*moments, 1000))
+    for rng in [np.random.default_rng(0)]
+    for moments in ((3.5, 0.5), (3, 1))
+)
 
 
 def compared(n: int, shift: float, alpha: float = 0.01, seed: int = 1) -> drift.Drift:
@@ -79,8 +82,9 @@ def test_too_few_images_are_refused() -> None:
 
 def test_the_plot_is_an_image(tmp_path: Path) -> None:
     result = compared(100, 1.0)
-    bpd = RNG.normal(3, 1, 100)
-    drift.plot(tmp_path / "d.png", bpd, RNG.uniform(size=100), RANKED_BPD, result, "a model")
+    rng = np.random.default_rng(0)
+    bpd = rng.normal(3, 1, 100)
+    drift.plot(tmp_path / "d.png", bpd, rng.uniform(size=100), RANKED_BPD, result, "a model")
     pixels = np.asarray(Image.open(tmp_path / "d.png"))
     assert pixels.shape[1] == 1200
     assert pixels.std() > 10

@@ -16,7 +16,7 @@ from scipy import stats
 import ncml
 from ncml import checkpoint
 from ncml.calibration.estimation import calibrate
-from ncml.config import SDEConfig
+from ncml.config import SamplingDefaults, SDEConfig
 from ncml.errors import InputError
 from ncml.evaluation import quality
 from ncml.network.likelihood import from_uint8, log_mixture, log_prob
@@ -229,6 +229,19 @@ def test_levels_below_the_smallest_noise_of_an_sde_are_left_out(tmp_path: Path) 
     assert calibrate(model, FIT, RANK, power_images=0).thresholds.keys() == model.statistics.keys()
     assert [arguments["noise"] for arguments in quality.headline_methods(model).values()] == [0.0, 4.0, 4.0]
     assert [level for level, _ in quality.sweep_points(model)["start noise"]] == [0.0, 2.0, 4.0]
+
+
+def test_the_tuned_defaults_of_a_model_without_noise_are_compared_too(tmp_path: Path) -> None:
+    network = nets.network(maximum_likelihood(nets.config()), dtype=torch.float32)
+    checkpoint.save(
+        tmp_path / "mle", network, sampling=SamplingDefaults(start_noise=0.0, temperature=0.9, guidance=3.0)
+    )
+    methods = quality.headline_methods(ncml.load(tmp_path / "mle"))
+    assert [*methods] == [
+        "direct (t = 0)",
+        "defaults: noise 0, temperature 0.9",
+        "defaults, of all classes in turn: guidance 3",
+    ]
 
 
 def test_the_page_lists_every_statistic_of_the_bundled_model() -> None:

@@ -16,13 +16,14 @@ from ncml.config import SamplingDefaults
 from ncml.errors import InputError
 from ncml.network.likelihood import HALF_LEVEL, PixelDraws, group_by_component, log_mixture, split_parameters
 from ncml.network.sde import make_sde
+from ncml.progress import Progress
 from ncml.sampling import guidance
 from ncml.sampling.batching import FIXED_SIZE, fast_groups, fast_sizes, fixed_groups
 from ncml.sampling.cached import sample_cached
 from ncml.sampling.conditions import Conditions, Tilt
 from ncml.sampling.guidance import CELLS, TiltedPixelSampler, make_grid
 from ncml.sampling.options import SamplingSettings
-from ncml.sampling.sample import Plan, generate_images, make_grad_log_prob, sample_naive
+from ncml.sampling.sample import Plan, Sampler, SamplerByTilt, generate_images, make_grad_log_prob, sample_naive
 from tests.ncml import nets
 
 K = 3
@@ -147,6 +148,32 @@ def test_images_equal_those_of_the_naive_sampler(tilt: Tilt, noise: float) -> No
         assert np.array_equal(images, generate_images(net, plan, sample_naive))
         if keep:
             assert np.array_equal(images[:, :, 2:], canvases.numpy()[:, :, 2:])
+
+
+@pytest.mark.parametrize("sampler", [sample_naive, sample_cached])
+def test_an_image_without_a_class_is_sampled_without_guidance_among_those_of_classes(sampler: Sampler) -> None:
+    net = nets.network(nets.config(((4, 1), (6, 1)), height=4, width=4), spread=0.08)
+    settings = SamplingSettings(noise=8.0, steps=1, solver="tweedie", guidance=3.0)
+    plan = Plan([1, 2, 3], torch.tensor([0, 2, 1]), settings)  # the second has no class
+    rows: list[int] = []
+
+    def on_progress(progress: Progress) -> None:
+        if progress.stage == "noisy_sampling":
+            rows.append(progress.done)
+
+    images = generate_images(net, plan, SamplerByTilt(sampler), on_progress)
+    assert rows == [row // 2 for row in range(1, 9)]
+    for index, seed in enumerate(plan.seeds):
+        alone = generate_images(net, Plan([seed], plan.class_B[[index]], settings), sampler)
+        assert np.array_equal(alone[0], images[index]), seed
+    rows.clear()
+
+    def drop_all(progress: Progress) -> set[int]:
+        rows.append(progress.done)
+        return {0, 1, 2}
+
+    assert not generate_images(net, plan, SamplerByTilt(sampler), drop_all).any()
+    assert rows == [0]
 
 
 def test_the_score_function_is_guided() -> None:

@@ -284,6 +284,17 @@ def test_crops_are_cut_from_large_images_and_stay_in_the_part_of_their_image(tmp
         dataset.load(str(folder), 8, 8, crop=32)
 
 
+def test_images_of_one_name_are_cropped_at_different_positions(tmp_path: Path) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8))
+    cells = [{"bytes": png(image), "path": "image.png"}] * 8
+    table = datasets.Dataset.from_dict({"image": cells}, datasets.Features(image=datasets.Image()))
+    (tmp_path / "set").mkdir()
+    table.to_parquet(tmp_path / "set" / "train-00000-of-00001.parquet")
+    loaded = dataset.load(str(tmp_path / "set"), 8, 8, crop=16)
+    first_crops_NHWC = loaded.images_NHWC[:: loaded.crops]
+    assert len({crop.numpy().tobytes() for crop in first_crops_NHWC}) == 8
+
+
 def test_crops_depend_on_the_image_and_not_on_other_files(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     nets.save_images(tmp_path / "photos", rng.integers(256, size=(5, 24, 40, 3), dtype=np.uint8))
