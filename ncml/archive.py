@@ -110,8 +110,12 @@ def read_archive(archive: bytes, model: Description) -> Archive:
 
 def check_names(names: Sequence[str], count: int) -> None:
     """Raise `InputError` unless these are `count` different file names, valid UTF-8, without folder and extension."""
-    if len(names) != count or not all(map(_is_name, names)):
-        raise InputError("files", "every image needs a file name, without a folder.")
+    if len(names) != count:
+        raise InputError("files", f"{count} images need as many file names, not {len(names)}.")
+    refused = next((name for name in names if not _is_name(name)), None)
+    if refused is not None:
+        reason = "is empty or hidden, or contains a slash, a backslash or a colon"
+        raise InputError("files", f"the file name {refused!r} {reason}: rename the file.")
     if invalid := next((name for name in names if name.encode(errors="replace").decode() != name), None):
         raise InputError("files", f"the file name {invalid!r} is not valid UTF-8: rename the file.")
     if duplicate := next((name for name, count in Counter(names).items() if count > 1), None):

@@ -66,7 +66,8 @@ class Description:
     def name(self) -> str:
         """The name of the folder; the Hub's cache names it by a commit, and the model two levels above."""
         parent = self.folder.parent
-        return parent.parent.name.rpartition("--")[2] if parent.name == "snapshots" else self.folder.name
+        is_cached = parent.name == "snapshots" and parent.parent.name.startswith("models--")
+        return parent.parent.name.rpartition("--")[2] if is_cached else self.folder.name
 
     @property
     def height(self) -> int:
@@ -262,10 +263,13 @@ def digest(config: Config, weights: Path) -> str:
             header_bytes = int.from_bytes(file.read(8), "little")
             if header_bytes > MAX_HEADER_BYTES:
                 raise ValueError(f"its header has {header_bytes} bytes")
+            tensor_bytes = weights.stat().st_size - 8 - header_bytes
             tensors = json.loads(file.read(header_bytes))
             tensors.pop("__metadata__", None)
             for name, tensor in sorted(tensors.items()):
                 start, end = tensor["data_offsets"]
+                if not 0 <= start <= end <= tensor_bytes:
+                    raise ValueError(f"{name} is not within its {tensor_bytes} bytes of tensors")
                 sha.update(f"{name} torch.{TYPES[tensor['dtype']]} {tuple(tensor['shape'])}\n".encode())
                 file.seek(8 + header_bytes + start)
                 sha.update(file.read(end - start))

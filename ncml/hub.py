@@ -110,14 +110,17 @@ def push(
     card = published_card(description, license)
     with _translate_errors(repository_id, revision):
         import huggingface_hub
-        from huggingface_hub import CommitOperationAdd
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
         api = huggingface_hub.HfApi()
         api.create_repo(repository_id, private=private, exist_ok=True)
         if revision is not None:
             api.create_branch(repository_id, branch=revision, exist_ok=True)
         stored = [name for name in FILES if name != CARD and (description.folder / name).is_file()]
-        operations = [CommitOperationAdd(name, description.folder / name) for name in stored]
+        published = api.list_repo_files(repository_id, revision=revision)
+        stale = [name for name in FILES if name != CARD and name in published and name not in stored]
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [CommitOperationDelete(name) for name in stale]
+        operations += [CommitOperationAdd(name, description.folder / name) for name in stored]
         operations += [CommitOperationAdd(name, card.encode()) for name in (CARD, README)]
         commit = api.create_commit(
             repository_id,

@@ -6,6 +6,7 @@ Does not import torch.
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from ncml.errors import InputError, ModelError, suggestion
 
@@ -82,12 +83,13 @@ def check_exists(path: Path) -> None:
 def list_files(paths: Iterable[Path]) -> Iterator[Path]:
     """Yield every file, those of a folder sorted by name, without hidden ones; holds one folder at a time in memory.
 
-    Links to folders elsewhere are followed, each once. Raises `InputError` for a path that does not exist.
+    Links to folders elsewhere are followed, each once. Raises `InputError` for a path that does not exist, and for a
+    folder that cannot be read.
     """
     for path in paths:
         if path.is_dir():
             roots = [path.resolve()]
-            for parent, folders, files in os.walk(path, followlinks=True):
+            for parent, folders, files in os.walk(path, onerror=_refuse, followlinks=True):
                 names = sorted(name for name in folders if not name.startswith("."))
                 folders[:] = [name for name in names if _is_new(Path(parent, name), roots)]
                 yield from (Path(parent, name) for name in sorted(files) if not name.startswith("."))
@@ -95,6 +97,10 @@ def list_files(paths: Iterable[Path]) -> Iterator[Path]:
             yield path
         else:
             check_exists(path)
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise InputError(str(error.filename), f"{error.filename} cannot be read: {error.strerror}.") from error
 
 
 def _is_new(folder: Path, roots: list[Path]) -> bool:

@@ -31,7 +31,7 @@ def smoke() -> Config:
 
 
 def cifar10_small() -> Config:
-    """Half the size of the bundled model; trains on one CPU core, and scores an image in milliseconds."""
+    """Less than half the size of the bundled model; trains on one CPU core, and scores an image in milliseconds."""
     return Config(
         recipe="cifar10_small",
         model=ModelConfig(

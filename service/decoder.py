@@ -61,19 +61,21 @@ def serve(pipe: Connection, limits: Limits) -> None:
             signal.setitimer(signal.ITIMER_PROF, limits.cpu_s)  # SIGPROF ends the process
             answer = _answer(call)
             signal.setitimer(signal.ITIMER_PROF, 0)
-            pipe.send_bytes(pickle.dumps(answer, _PROTOCOL))
+            pipe.send_bytes(answer)
             del call, answer  # an idle process holds no image
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
 
 
-def _answer(call: Callable[[], Any]) -> Answer:
+def _answer(call: Callable[[], Any]) -> bytes:
+    """Return the pickled answer to a call."""
     try:
-        return Answer(value=call())
+        return pickle.dumps(Answer(value=call()), _PROTOCOL)
     except InputError as error:
-        return Answer(error=(type(error), error.field, error.detail))
+        answer = Answer(error=(type(error), error.field, error.detail))
     except MemoryError:
-        return Answer(out_of_memory=True)
+        answer = Answer(out_of_memory=True)
+    return pickle.dumps(answer, _PROTOCOL)
 
 
 def _limit_memory(memory_bytes: int) -> None:

@@ -61,6 +61,8 @@ class JobService:
         self._starting: asyncio.Task[None] | None = None
         # scans carry whole files and return maps of the image's size: one at a time, in addition to other work
         self._scans = anyio.CapacityLimiter(1)
+        self.unpacking = asyncio.Semaphore(2)
+        """Held by calibrations, since the files of a zip take memory that no other limit counts."""
 
     def start(self) -> None:
         """Start the decoders in the background."""

@@ -20,8 +20,9 @@ _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 
 
 
 class Metrics:
-    """The metrics of one application, in its own registry. Clients cannot create label values.
+    """The metrics of one application, in its own registry.
 
+    The only label values that clients can create are the names of models that they calibrate.
     `lanes` are those that should have workers.
     """
 

@@ -118,6 +118,7 @@ class Leases:
     ) -> list[bool]:
         """Put claims back at the front of their queues; return for each whether this call moved it.
 
+        One whose cancellation was accepted ends canceled instead.
         `alone`: compute each job alone from now on. `refund`: do not count the attempt.
         """
         pipe = self._redis.pipeline(transaction=False)
@@ -126,7 +127,8 @@ class Leases:
                 keys=[LEASES, job_key(claim.id), queue_key(claim.origin),
                       wake_key(Lane(claim.origin.split(":")[1])), f"rq:wip:{claim.origin}"],
                 args=[claim.id, claim.token, int(lapsed), int(alone), int(refund),
-                      status_event(JobStatus.QUEUED)],
+                      status_event(JobStatus.QUEUED), self.queue.result_ttl_s,
+                      status_event(JobStatus.CANCELED, CANCELED), CANCELED.model_dump_json()],
                 client=pipe,
             )  # fmt: skip
         return [bool(done) for done in pipe.execute()][::-1]

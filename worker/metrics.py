@@ -23,7 +23,8 @@ class WorkerMetrics:
         histogram = functools.partial(Histogram, registry=self.registry, buckets=_SECONDS)
         self.finished = counter("ncml_jobs_finished_total", "Jobs that ended.", ["task", "model", "outcome"])
         self.retries = counter("ncml_jobs_retries_total", "Jobs put back in their queues.", ["reason"])
-        self.fenced = counter("ncml_jobs_fenced_total", "Jobs computed here after another worker took them.")
+        fenced = "Jobs computed here that another worker took, or that had ended already."
+        self.fenced = counter("ncml_jobs_fenced_total", fenced)
         self.queue_seconds = histogram("ncml_job_queue_seconds", "From submission to start.", ["task"])
         self.duration_seconds = histogram("ncml_job_duration_seconds", "From start to end.", ["task"])
         sizes = (1, 2, 4, 8, 16, 32, 64, 128)

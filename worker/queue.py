@@ -132,7 +132,7 @@ class JobQueue:
         `limit` is the most jobs that may wait in the lane, and `byte_limit` the most bytes of several: `QueueFull`
         beyond them, and when the server's `maxmemory` is nearly reached. One atomic step checks all of this.
         """
-        has_random_id, job_id = job_id is None, job_id or uuid.uuid4().hex
+        job_id = job_id or uuid.uuid4().hex
         if not re.fullmatch(JOB_ID, job_id):
             raise ValueError(f"invalid job id {job_id!r}: use at most 64 letters, digits, _ and -")
         lane = job.task.lane
@@ -159,7 +159,7 @@ class JobQueue:
                 *(part for item in record.items() for part in item),
             ],
         )
-        if answer == b"duplicate" and not has_random_id:  # a random id exists only if redis-py had to send it twice
+        if answer == b"duplicate":
             raise DuplicateJob(f"a job with the id {job_id} already exists")
         if answer == b"full":
             raise QueueFull(f"{limit} jobs are waiting in the {lane} lane already")

@@ -101,7 +101,8 @@ def parse_job(data: bytes) -> Job:
 def read_view(job_id: str, fields: dict[str, str]) -> JobView:
     """Return the public state of a job from the fields of its record."""
     status = _status(fields)
-    has_started = "started" in fields and status is not JobStatus.QUEUED
+    # A claim stores the time also for a job that it finds too late.
+    has_started = "started" in fields and status not in (JobStatus.QUEUED, JobStatus.EXPIRED)
     return JobView(
         id=job_id,
         status=status,

@@ -110,7 +110,7 @@ class ModelRegistry:
         return {name: entry.fault for name, entry in sorted(self._entries.items()) if entry.fault}
 
     def scan(self) -> bool:
-        """Load new and changed folders, and those whose fault may have passed; return whether anything changed."""
+        """Load new and changed folders, and those whose fault may have passed; return whether any came or went."""
         folders = self._folders()
         changed = False
         for name in self._entries.keys() - folders.keys():
@@ -125,10 +125,9 @@ class ModelRegistry:
                 self._open(name)
                 changed = True
             elif time.monotonic() >= entry.retry_at:
-                outcome = entry.descriptor, entry.fault
                 self._on_open(folder, stamp)
                 self._open(name)
-                changed |= (entry.descriptor, entry.fault) != outcome
+                changed = True
         if changed:
             self._on_change()
         return changed
@@ -183,7 +182,7 @@ class ModelRegistry:
             log.warning("%s is not searched for models: %s", folder, error.strerror)
 
     def _open(self, name: str) -> Model | None:
-        """Load a folder. If it is no longer usable, the model loaded from it before stays in service."""
+        """Load a folder. If it is no longer usable, a model that is still loaded from it stays in service."""
         entry = self._entries[name]
         try:
             self._check(name, entry)

@@ -70,6 +70,9 @@ class EngineSupervisor:
 
     def _publish(self, catalogue: Catalogue) -> None:
         """Log, measure and publish the models that the engine serves; the first catalogue makes it ready."""
+        served, faults = self.catalogue.models, self.catalogue.faults
+        if self.is_ready and (catalogue.models, catalogue.faults) == (served, faults):
+            return  # a folder was tried again, with the same outcome
         for name, fault in catalogue.faults.items():
             log.error("model cannot be used: %s", fault, extra={"model": name})
         if not catalogue.models:

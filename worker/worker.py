@@ -348,7 +348,7 @@ class BatchWorker(SimpleWorker):
         """
         claims = [entry.claim for entry in running.values()]
         if len(claims) == 1 and claims[0].attempts >= 2:
-            error = JobError(reason="engine", detail=f"the engine {reason} twice while computing the job")
+            error = JobError(reason="engine", detail=f"the engine {reason} while computing the job alone")
             self._end([(claims[0], JobEnding(JobStatus.FAILED, error))], running)
         elif claims:
             moved = self._retry(lambda: self.leases.requeue(claims, alone=True))
@@ -371,7 +371,7 @@ class BatchWorker(SimpleWorker):
             extra: dict[str, Any] = (entry.log_fields if entry else {"job": claim.id}) | {"status": ending.status}
             if actual is None:
                 self.metrics.fenced.inc()
-                log.warning("job was taken away; its result is dropped", extra=extra)
+                log.warning("job was taken away or has ended already; its result is dropped", extra=extra)
                 continue
             if ending.error:
                 extra |= {"reason": ending.error.reason, "detail": ending.error.detail}

@@ -89,4 +89,4 @@ def adapt(
         if adapted.fine_tuned:  # on some of these images
             remedy = f"add a calibration on other good images: {command} FOLDER"
         print(*report.describe(calibration, remedy=remedy), sep="\n")
-        print(f"try: ncml score IMAGE --model {adapted.folder}", file=sys.stderr)
+        print(f"try: ncml score IMAGE --model {shlex.quote(str(adapted.folder))}", file=sys.stderr)

@@ -47,7 +47,7 @@ class GenerateOptions:
     """Seed of the first image; image i uses seed + i."""
     noise: Annotated[float | None, arg(metavar="LEVELS", help_behavior_hint=_MODEL_DEFAULT)] = None
     """Start noise in grey levels; 0 samples directly, without refinement."""
-    steps: Annotated[int | None, arg(metavar="COUNT", help_behavior_hint="(default: the solver's)")] = None
+    steps: Annotated[int | None, arg(metavar="COUNT", help_behavior_hint=_MODEL_DEFAULT)] = None
     """Refinement steps."""
     solver: Annotated[str | None, arg(metavar="NAME", help_behavior_hint=_MODEL_DEFAULT)] = None
     """tweedie, euler-maruyama, heun or predictor-corrector."""

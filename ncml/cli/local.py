@@ -54,7 +54,7 @@ class LocalModel:
         """Return the names in a comma-separated list; "all": every available one."""
         if statistics == "all":
             return calibrations.available(calibration, self.statistics)
-        return select_names(statistics.split(","), self.statistics)
+        return select_names(tuple(dict.fromkeys(statistics.split(","))), self.statistics)
 
     def check(self, arguments: dict[str, Any]) -> None:
         """Raise `InputError` for arguments of `Model.score` that this model refuses."""

@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from ncml import checkpoint
-from ncml.cli.terminal import JsonOption, describe, identity, print_json
+from ncml.cli.terminal import JsonOption, identity, print_json
 from ncml.errors import ModelError
 from ncml.paths import default_name, model_folders, search_path
 
@@ -23,7 +23,7 @@ def models(*, as_json: JsonOption = False) -> None:
     default = default_name(folders)
     for folder in folders.values():
         try:
-            description = describe(str(folder))
+            description = checkpoint.describe(folder)
             checkpoint.check_version(description)
         except ModelError as error:
             print(f"ncml: skipped: {error}", file=sys.stderr)

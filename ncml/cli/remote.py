@@ -72,7 +72,10 @@ class RemoteModel:
         )
         tiles = document.get("tiles")
         self.tiles = RemoteCalibration.from_document("tiles", tiles) if tiles else None
-        self.uncalibrated = f"the service's model {self.name} is not calibrated: run ncml calibrate where it is served."
+        self.uncalibrated = self.calibrations.uncalibrated
+        if not calibrations:
+            remedy = "run ncml calibrate where it is served."
+            self.uncalibrated = f"the service's model {self.name} is not calibrated: {remedy}"
 
     def __enter__(self) -> Self:
         return self

@@ -39,8 +39,17 @@ MAX_MESSAGES = 5
 Row = dict[str, Any]
 """The results of one file by column; only `file` and `error` if it could not be read."""
 
-Scorer = Callable[[list[Path]], list[Row]]
-"""Scores files: a row for each, in their order."""
+
+@dataclass(frozen=True)
+class Scorer:
+    """Scores files."""
+
+    score: Callable[[list[Path]], list[Row]]
+    """Returns a row for each file, in their order."""
+    batch_size: int
+    """Files of a call: they are done, and written to a table, together."""
+    concurrency: int = 1
+    """Calls in progress at once."""
 
 
 @dataclass
@@ -65,27 +74,32 @@ class SkippedFiles:
             print(f"ncml: {count} {'file was' if count == 1 else 'files were'} skipped", file=sys.stderr)
 
 
-def score_batches(paths: Iterable[Path], scorer: Scorer, concurrency: int = 1) -> Iterator[list[Row]]:
-    """Yield the rows of the files, batch by batch in their order; at most `concurrency` batches are in progress."""
-    paths, size = iter(paths), BATCH if concurrency == 1 else REQUEST
-    batches = iter(lambda: list(itertools.islice(paths, size)), [])
-    if concurrency == 1:
-        yield from map(scorer, batches)
+def score_batches(paths: Iterable[Path], scorer: Scorer) -> Iterator[list[Row]]:
+    """Yield the rows of the files, batch by batch in their order."""
+    paths = iter(paths)
+    batches = iter(lambda: list(itertools.islice(paths, scorer.batch_size)), [])
+    if scorer.concurrency == 1:
+        yield from map(scorer.score, batches)
         return
-    pool = ThreadPoolExecutor(concurrency)
+    pool = ThreadPoolExecutor(scorer.concurrency)
     try:
-        pending = deque(pool.submit(scorer, batch) for batch in itertools.islice(batches, concurrency))
+        pending = deque(pool.submit(scorer.score, batch) for batch in itertools.islice(batches, scorer.concurrency))
         while pending:
             yield pending.popleft().result()
-            pending.extend(pool.submit(scorer, batch) for batch in itertools.islice(batches, 1))
+            pending.extend(pool.submit(scorer.score, batch) for batch in itertools.islice(batches, 1))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # requests that wait for the queue could take an hour
 
 
 def image_scorer(
-    m: "LocalModel | RemoteModel", arguments: dict[str, Any], maps: Path | None, skipped: SkippedFiles
+    m: "LocalModel | RemoteModel",
+    arguments: dict[str, Any],
+    maps: Path | None,
+    skipped: SkippedFiles,
+    *,
+    concurrency: int = 1,
 ) -> Scorer:
-    """Return a function that resizes images to the model's size and scores them with these arguments of `Model.score`.
+    """Return a scorer that resizes images to the model's size and scores them with these arguments of `Model.score`.
 
     maps: folder for heat maps; None writes none.
     """
@@ -109,7 +123,7 @@ def image_scorer(
                 heat.save(maps / _relative(Path(row["file"])), heat.render_pixel_map(score.map), score.map)
         return rows
 
-    return score_files
+    return Scorer(score_files, BATCH if concurrency == 1 else REQUEST, concurrency)
 
 
 def tile_scorer(
@@ -120,9 +134,9 @@ def tile_scorer(
     *,
     concurrency: int = 1,
 ) -> Scorer:
-    """Return a function that judges each image by its tiles of `tile_size` pixels with `Model.scan`.
+    """Return a scorer that judges each image by its tiles of `tile_size` pixels with `Model.scan`.
 
-    maps: folder for heat maps; None writes none. concurrency: number of calls at once; only 1 shows progress bars.
+    maps: folder for heat maps; None writes none. Only a concurrency of 1 shows progress bars.
     """
 
     def score_files(paths: list[Path]) -> list[Row]:
@@ -144,7 +158,7 @@ def tile_scorer(
                 heat.save(maps / _relative(path), heat.frame(overlay, scan.box), scan.map)
         return rows
 
-    return score_files
+    return Scorer(score_files, 1, concurrency)
 
 
 def _concerns_image(error: InputError | ServiceError, path: Path) -> bool:

@@ -85,8 +85,9 @@ def score(
             "tile",
             "--tile takes the verdict from the tiles and cannot be combined with other scoring options: omit them.",
         )
-    if only_bpd and (statistic or calibration):
-        raise InputError("only_bpd", "--only-bpd computes no verdict: omit it, or omit --statistic and --calibration.")
+    if only_bpd and (statistic or statistics or calibration):
+        remedy = "omit it, or omit --statistic, --statistics and --calibration."
+        raise InputError("only_bpd", f"--only-bpd computes bits/dim and no statistic or verdict: {remedy}")
     if tile_size is not None and not tile:
         raise InputError("tile_size", "--tile-size requires --tile: add --tile, or omit --tile-size.")
     if server and device != "cpu":
@@ -124,7 +125,7 @@ def score(
             }
             if local is not None:
                 local.check(arguments)
-            scorer = image_scorer(m, arguments, map_, skipped)
+            scorer = image_scorer(m, arguments, map_, skipped, concurrency=concurrency)
             facts = {}
             if selected is not None:
                 verdict_statistic = statistic or selected.statistic
@@ -135,7 +136,7 @@ def score(
         summary: Row
         if output is None:
             show = None if as_json else partial(print_row, statistics=columns[len(IMAGE_COLUMNS) :])
-            summary = score_in_memory(inputs, scorer, fdr, show, concurrency)
+            summary = score_in_memory(inputs, scorer, fdr, show)
         else:
             conditions = {"class": class_, "noise": noise, "tile_size": tile_size}
             constants = {
@@ -143,13 +144,15 @@ def score(
                 "calibration": "" if selected is None else selected.version[:12],
                 "statistic": verdict_statistic,
             } | {name: str(value) for name, value in conditions.items() if value}
-            summary = score_to_table(output, inputs, scorer, fdr, columns, constants, skipped, concurrency)
+            summary = score_to_table(output, inputs, scorer, fdr, columns, constants, skipped)
     if selected is not None:
         summary["false_positive_rate"] = selected.false_positive_rate
         if fdr is not None and (limit := explain_fdr(summary, selected.smallest_p)):
             summary["fdr_limit"] = limit
     if as_json:
-        print_json({"model": identity(m)} | ({"uncalibrated": uncalibrated} if selected is None else facts) | summary)
+        if selected is None and not only_bpd:
+            facts = {"uncalibrated": uncalibrated}
+        print_json({"model": identity(m)} | facts | summary)
         return
     if output is not None or summary["images"] > 1:
         print(format_summary(summary), file=sys.stderr if output is None else sys.stdout)

@@ -42,14 +42,13 @@ def score_in_memory(
     scorer: Scorer,
     fdr: float | None,
     show: Callable[[Row], None] | None,
-    concurrency: int = 1,
 ) -> Row:
     """Score files and show each row; returns the rows and their summary."""
     paths = list(files)
     rows: list[Row] = []
     done = 0
     with progress_bar() as on_progress:
-        for batch_rows in score_batches(paths, scorer, concurrency):
+        for batch_rows in score_batches(paths, scorer):
             rows += batch_rows
             if show is not None and fdr is None:
                 for row in batch_rows:
@@ -80,7 +79,6 @@ def score_to_table(
     columns: tuple[str, ...],
     constants: dict[str, str],
     skipped: SkippedFiles,
-    concurrency: int = 1,
 ) -> Row:
     """Write a row for every file, resuming an interrupted run; returns the table's summary."""
     total = sum(1 for _ in files)
@@ -93,7 +91,7 @@ def score_to_table(
         raise InputError("output", f"{table.part} was started on other files: remove it, or choose another --output.")
     try:
         with progress_bar() as on_progress:
-            for rows in score_batches(paths, scorer, concurrency):
+            for rows in score_batches(paths, scorer):
                 table.add(_to_cells(row) for row in rows)
                 table.done += len(rows)
                 on_progress(Progress("score", table.done, total))
@@ -158,7 +156,7 @@ def explain_fdr(summary: Row, smallest_p: float) -> str:
     """Explain why no image is a discovery although some are flagged, if that is for lack of ranks; "" otherwise."""
     count, rate = summary["images"], summary["fdr"]
     needed = conformal.min_discoveries(count, smallest_p, rate)
-    if summary["discoveries"] or needed <= 1:
+    if summary["discoveries"] or needed <= 1 or needed <= min(count, summary["flagged"]):
         return ""
     if needed > count:
         return f" (unreachable: p >= {smallest_p:.2g} is above the rate; calibrate with more ranking images)"

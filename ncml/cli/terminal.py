@@ -65,11 +65,10 @@ def describe(model: str, device: str = "cpu") -> Description:
     return checkpoint.describe(find_model(model))
 
 
-def load(model: str | Description, device: str) -> "Model":
-    """Load a model by name, folder or description; imports torch only if the model exists."""
+def load(description: Description, device: str) -> "Model":
+    """Load the weights of a model; imports torch."""
     import ncml
 
-    description = describe(model) if isinstance(model, str) else model
     runtime.wait_without_spinning()
     return ncml.load(description.folder, device=device)
 

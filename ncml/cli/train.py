@@ -2,6 +2,7 @@
 
 import math
 import re
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -35,8 +36,8 @@ from ncml.training.tracking import tracker_factory
 TUNING_SHARE, MIN_TUNING_S = 0.1, 60.0
 """Tuning the sampling options takes this share of the training time, and is skipped if that is less than a minute."""
 
-MAX_COUNT = 2**53 - 1
-"""The largest count whose fractions are exact."""
+MAX_COUNT = 10**15
+"""The largest count that `ncml.config` accepts."""
 
 
 def train(
@@ -219,7 +220,7 @@ def train(
     else:
         print(trained.folder, *(f"{name} {value:g}" for name, value in trained.metrics.items()), sep="  ")
         tile = " --tile" if recipe_config.training.crop else ""
-        print(f"try: ncml score IMAGE --model {trained.folder.resolve()}{tile}", file=sys.stderr)
+        print(f"try: ncml score IMAGE --model {shlex.quote(str(trained.folder.resolve()))}{tile}", file=sys.stderr)
 
 
 def _tune(description: Description, data: str, device: str, max_seconds: float) -> None:

@@ -64,7 +64,9 @@ def _check_png(raw: bytes, field: str) -> None:
     for _ in range(MAX_PNG_CHUNKS):
         if position + 8 > len(raw):
             return
-        (length,) = struct.unpack_from(">I", raw, position)
+        length, kind = struct.unpack_from(">I4s", raw, position)
+        if kind == b"IEND":
+            return  # what follows the image is not decoded
         position += 12 + length
     raise _too_many(field, "PNG", "chunks", MAX_PNG_CHUNKS)
 

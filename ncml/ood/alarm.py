@@ -33,7 +33,8 @@ RESTART = 500
 """Images over which half of the restarting weight is spent."""
 
 MAX_EVIDENCE = 1e6
-"""S is capped here, so that an alarm ends within a few hundred images after its cause. A cap only lowers S."""
+"""S is capped here, so that an alarm ends after its cause: within some 400 images at a false-positive rate of 5%, and
+1,800 at 1%. A cap only lowers S."""
 
 
 class FlaggedRateAlarm:

@@ -65,11 +65,12 @@ class Calibrations(Generic[AnyCalibration]):
         for name in selected if statistic is None else (*selected, statistic):
             if not statistics[name].needs_estimates and name != statistic:
                 continue
+            field = "statistic" if name == statistic else "statistics"
             if calibration is None:
-                raise InputError("statistic", f"{name} cannot be judged: {self.uncalibrated}")
+                raise InputError(field, f"{name} cannot be judged: {self.uncalibrated}")
             if name not in calibration.ranked:
                 raise InputError(
-                    "statistic", f"the calibration {calibration.name} does not have {name}: calibrate the model again."
+                    field, f"the calibration {calibration.name} does not have {name}: calibrate the model again."
                 )
         if calibration is None or not with_verdict:
             return None, selected

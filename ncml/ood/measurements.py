@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from ncml.network.likelihood import add_outliers, bits_per_dim, from_uint8, grad_log_prob, log_mixture, normal_scores
 from ncml.network.ncpn import NCPN
-from ncml.network.sde import broadcast_to, make_sde
+from ncml.network.sde import broadcast_to, largest_noise, make_sde
 from ncml.ood.columns import CHANNELS, CORRELATION_KINDS, NEIGHBOURS, column_name
 from ncml.ood.conformal import Floats
 
@@ -147,9 +147,11 @@ def measure(
         if name != "codec":
             kind, level = name.rsplit("_", 1)
             kinds_by_level.setdefault(float(level), []).append(kind)
-    time_of = make_sde(network.config.sde).time_of
+    sde, largest = make_sde(network.config.sde), largest_noise(network.config.sde)
     measurements = {
-        level: measure_level(network, pixels_BHWC, time_of(level), kinds) for level, kinds in kinds_by_level.items()
+        # A column's name has six digits, which may round the largest noise up.
+        level: measure_level(network, pixels_BHWC, sde.time_of(min(level, largest)), kinds)
+        for level, kinds in kinds_by_level.items()
     }
     columns = {
         column_name(kind, level): values_B.cpu().numpy()

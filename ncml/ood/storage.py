@@ -110,6 +110,10 @@ def count(stored: Any) -> int:
     return stored
 
 
+class NewerFormat(ModelError):
+    """A file was written by a newer ncml."""
+
+
 def read_entries(path: Path) -> dict[str, Any]:
     """Read the calibrations in a file by name, unchecked; raises `ModelError` if the file is damaged.
 
@@ -118,8 +122,11 @@ def read_entries(path: Path) -> dict[str, Any]:
     stored = checkpoint.read_json(path, checkpoint.MAX_CALIBRATION_BYTES)
     if "calibrations" not in stored:
         return {DEFAULT_NAME: stored}
-    if stored.get("format") != ENTRIES_FORMAT:
-        raise ModelError(f"{path} has format {quote(stored.get('format'))}, not {ENTRIES_FORMAT}: {REMEDY}.")
+    number = stored.get("format")
+    if type(number) is int and number > ENTRIES_FORMAT:
+        raise NewerFormat(f"{path} has format {number}, newer than {ENTRIES_FORMAT}: upgrade ncml.")
+    if number != ENTRIES_FORMAT:
+        raise ModelError(f"{path} has format {quote(number)}, not {ENTRIES_FORMAT}: {REMEDY}.")
     if not isinstance(stored["calibrations"], dict):
         raise ModelError(f"{path} is damaged (calibrations must be a JSON object): {REMEDY}.")
     for name in stored["calibrations"]:
@@ -133,8 +140,10 @@ def write_entry(path: Path, name: str, entry: dict[str, Any]) -> None:
     check_name(name)
     try:
         entries = read_entries(path) if path.is_file() else {}
-    except ModelError:  # damaged: there is nothing to keep
-        entries = {}
+    except ModelError as error:
+        if isinstance(error, NewerFormat) or isinstance(error.__cause__, OSError):
+            raise
+        entries = {}  # it is damaged: there is nothing to keep
     kept = {
         other: stored
         for other, stored in entries.items()

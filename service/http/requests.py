@@ -128,7 +128,7 @@ def _unsupported_media_type(media: str, max_images: int) -> Problem:
 
 def _too_many_fields(place: str) -> Problem:
     detail = f"There are more than {_MAX_FIELDS} parameters in {place}; send only those of this endpoint."
-    return invalid_field("body", detail)
+    return invalid_field(place.removeprefix("the "), detail)
 
 
 def _too_many_images(max_images: int) -> Problem:
@@ -264,14 +264,19 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a number in JSON")
 
 
+_STANDARD = bytes.maketrans(b"-_", b"+/")
+"""Converts the URL-safe alphabet of base64 to the standard one."""
+
+
 def _decode_base64(text: object, field: str) -> bytes:
     """Return the bytes of a base64 text or a data URL: in either alphabet, with or without line breaks and padding."""
     try:
         if not isinstance(text, str):
             raise TypeError
-        compact = "".join((text.partition("base64,")[2] or text).split()).rstrip("=")
-        compact = compact.replace("-", "+").replace("_", "/")
-        return base64.b64decode(compact + "=" * (-len(compact) % 4), validate=True)
+        # Bytes: the pieces of a text that is split at blanks could take 24 times its memory.
+        compact = (text.partition("base64,")[2] or text).encode("ascii").translate(_STANDARD, b" \t\r\n\f\v")
+        compact = compact.rstrip(b"=")
+        return base64.b64decode(compact + b"=" * (-len(compact) % 4), validate=True)
     except (TypeError, ValueError, binascii.Error) as error:
         detail = f"{field} is not base64; send the file's bytes in base64, or a list of such texts."
         raise invalid_field(field, detail) from error

@@ -41,7 +41,9 @@ def field_errors(errors: Sequence[Mapping[str, Any]]) -> list[FieldError]:
     """Convert pydantic's errors to sentences that begin with the field's name."""
     converted: list[FieldError] = []
     for error in errors:
-        path = [str(part) for part in error["loc"] if part not in ("body", "query", "path", "header")]
+        path = [str(part) for part in error["loc"]]
+        if len(path) > 1 and path[0] in ("body", "query", "path", "header"):
+            path = path[1:]
         field = ".".join(path) or "body"
         value = error.get("input")
         is_short = isinstance(value, (str, int, float, bool)) and len(str(value)) <= 40

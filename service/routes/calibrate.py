@@ -1,6 +1,7 @@
 """POST /calibrate: a new model, calibrated on the client's own images."""
 
 import functools
+from dataclasses import replace
 
 import anyio.to_thread
 import numpy as np
@@ -66,25 +67,26 @@ async def calibrate(request: Request, jobs: Jobs) -> Response:
     common = jobs.job_fields(request, params, model, version)
     if not idempotency_key(request.headers):  # the model may be the result of an earlier request with this key
         await _check_name(jobs, params.name)
-    files = await _unpack(request, jobs, parsed.uploads)
-    room = MAX_PIXEL_BYTES // (model.height * model.width * 3)
-    if len(files) > room:
-        size = f"{model.height}x{model.width}"
-        raise invalid_field(
-            "image", f"image: {len(files)} images of {size} do not fit into a job; send at most {room}."
+    async with jobs.unpacking:
+        files = await _unpack(request, jobs, parsed.uploads)
+        room = MAX_PIXEL_BYTES // (model.height * model.width * 3)
+        if len(files) > room:
+            size = f"{model.height}x{model.width}"
+            raise invalid_field(
+                "image", f"image: {len(files)} images of {size} do not fit into a job; send at most {room}."
+            )
+        images, skipped = await _decode(request, jobs, model, files)
+        job = CalibrateJob(
+            **common,
+            name=params.name,
+            images=len(images),
+            height=model.height,
+            width=model.width,
+            pixels=np.stack(images).tobytes(),
+            false_positive_rate=params.false_positive_rate,
+            skipped=tuple(skipped[:MAX_REASONS]),
         )
-    images, skipped = await _decode(request, jobs, model, files)
-    job = CalibrateJob(
-        **common,
-        name=params.name,
-        images=len(images),
-        height=model.height,
-        width=model.width,
-        pixels=np.stack(images).tobytes(),
-        false_positive_rate=params.false_positive_rate,
-        skipped=tuple(skipped[:MAX_REASONS]),
-    )
-    return await jobs.run(request, parsed, job, media)
+        return await jobs.run(request, parsed, job, media)
 
 
 async def _check_name(jobs: JobService, name: str) -> None:
@@ -125,7 +127,8 @@ async def _decode(
     skipped: list[str] = []
     for file in files:
         try:
-            images.append(await jobs.decode_resized(request, file, model))
+            named = replace(file, field=file.file or file.field)
+            images.append(await jobs.decode_resized(request, named, model))
         except InputError as error:
             skipped.append(error.detail)
     if not images:

@@ -46,10 +46,7 @@ function modelFacts(model) {
     ["Initial noise", `up to ${greyLevels(model.noise)}`],
     ["Solvers", solvers.join(", ")],
     ...metrics,
-    [
-      "Preprocessing",
-      typeof preprocessing === "string" ? preprocessing : `${preprocessing.name} v${preprocessing.version}`,
-    ],
+    ["Preprocessing", `${preprocessing.name} v${preprocessing.version}`],
   ];
 }
 
@@ -60,8 +57,8 @@ function notCalibrated() {
 }
 
 /** How a calibration was made and what it detects. */
-function calibrationFacts({ calibration, calibrations = {} }) {
-  const { statistic, threshold, histograms = {}, n_rank: ranked, n_fit: estimated } = calibration;
+function calibrationFacts({ calibration, calibrations }) {
+  const { statistic, threshold, histograms, n_rank: ranked, n_fit: estimated } = calibration;
   const { false_positive_rate: rate, smallest_p: smallestP, weakness, power } = calibration;
   const names = Object.keys(calibrations);
   const counts = histograms[statistic];

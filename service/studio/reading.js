@@ -99,7 +99,7 @@ function comparison({ model, conditions }) {
 function placement({ score, conditions }, { histograms, n_rank: ranked }) {
   const { statistic } = score.ood;
   const isPlain = !conditionsOf(conditions).length;
-  const names = [...new Set([statistic, ...(isPlain ? ["bpd"] : [])])].filter((name) => histograms?.[name]);
+  const names = [...new Set([statistic, ...(isPlain ? ["bpd"] : [])])].filter((name) => histograms[name]);
   if (!names.length) return null;
   const holder = h("div");
   const tabs = chips({

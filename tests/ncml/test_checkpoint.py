@@ -144,6 +144,15 @@ def test_truncated_weights_are_refused(folder: Path, keep: int) -> None:
     assert "is not a complete safetensors file" in refused(folder)
 
 
+@pytest.mark.parametrize("offsets", [[0, 10**17], [0, 2**70], [-8, 0], [8, 0]])
+def test_weights_outside_of_their_file_are_refused(folder: Path, offsets: list[int]) -> None:
+    header = json.dumps({"head.bias": {"dtype": "F32", "shape": [2], "data_offsets": offsets}}).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    assert "is not a complete safetensors file" in refused(folder)
+    with pytest.raises(ModelError, match=r"head\.bias is not within its 8 bytes of tensors"):
+        checkpoint.check_version(checkpoint.describe(folder))
+
+
 @pytest.mark.parametrize("text", ["", "{", "\xff\xfe", "[1]", "null", '"x"'])
 def test_a_file_that_is_not_json_is_refused(folder: Path, text: str) -> None:
     (folder / "config.json").write_bytes(text.encode("latin-1"))
@@ -362,6 +371,8 @@ def test_a_folder_is_read_from_any_path(folder: Path, tmp_path: Path) -> None:
     moved = Path(shutil.copytree(folder, tmp_path / "other name"))
     assert ncml.load(moved).version == ncml.load(str(folder)).version
     assert ncml.load(moved).name == "other name"
+    kept = Path(shutil.copytree(folder, tmp_path / "snapshots" / "monday"))  # not a folder of the Hub's cache
+    assert checkpoint.describe(kept).name == "monday"
 
 
 def test_a_full_disk_keeps_the_model_and_its_calibrations(folder: Path) -> None:

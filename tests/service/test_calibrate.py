@@ -57,7 +57,7 @@ def test_images_become_a_job_and_its_result_describes_the_new_model(open_client:
     assert answer["model"]["name"] == "mine"
     assert answer["calibration"]["n_rank"] == 20
     assert answer["skipped"] == [
-        "image[40] is not an image in a supported format; send a PNG, JPEG, WebP, BMP, TIFF or GIF file."
+        "a.txt is not an image in a supported format; send a PNG, JPEG, WebP, BMP, TIFF or GIF file."
     ]
     ((job, _),) = queue.jobs.values()
     assert isinstance(job, CalibrateJob)

@@ -20,7 +20,7 @@ from PIL import Image
 
 from ncml.errors import InputError, NotAnImage, TooCostly
 from ncml.images import open_resized, structure
-from service import decoders
+from service import decoder, decoders
 from service.decoder import Limits
 from service.decoders import MAX_EXPENSIVE, DecoderPool
 from service.http.problems import Problem
@@ -276,3 +276,11 @@ def test_the_largest_images_stay_within_the_limits(name: str, record_property: C
         assert peak < 400e6
 
     run(check, cpu_s=2)
+
+
+def test_an_answer_too_large_to_be_sent_is_reported_as_too_little_memory() -> None:
+    class Large:
+        def __reduce__(self) -> str:
+            raise MemoryError
+
+    assert pickle.loads(decoder._answer(Large)).out_of_memory

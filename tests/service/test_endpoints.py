@@ -5,6 +5,7 @@ import io
 import json
 import re
 import time
+import tracemalloc
 import zipfile
 from collections.abc import AsyncGenerator, Callable
 
@@ -18,6 +19,7 @@ from starlette.testclient import TestClient
 from ncml.images import grid, heat, open_image, to_png
 from ncml.images.tiling import Tiling, blend
 from service.app import create_app
+from service.http.requests import _decode_base64
 from service.settings import Settings
 from tests.service.live import served
 from worker.contract import CompleteJob, GenerateJob, JobStatus, Priority, ScanJob, ScoreJob
@@ -718,3 +720,15 @@ def test_the_queue_is_closed_with_the_application(new_client: Callable[..., Test
     client.__exit__(None, None, None)
     assert queue.closed == 2
     client.__enter__()
+
+
+def test_blanks_in_base64_take_no_memory() -> None:
+    """A list of the pieces between them would take 24 times the text's."""
+    text = "ab " * 10**6
+    tracemalloc.start()
+    try:
+        assert len(_decode_base64(text, "image")) == 1_500_000
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * len(text)

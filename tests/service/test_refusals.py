@@ -62,6 +62,7 @@ def assert_problem(response, status: int) -> dict:
         ("/score", {"class": "unicorn"}, "class", "its classes are cat, dog"),
         ("/score", {"n": 3}, "n", "n is not a parameter of this endpoint; the parameters are image, model, priority"),
         ("/score", {"images": 3}, "images", "the parameters are image, "),
+        ("/generate", {"query": 1}, "query", "query is not a parameter of this endpoint; the parameters are "),
         ("/score", {"image": "a.png"}, "image", "image is in the query; send it as a file (curl -F image=@cat.png)."),
         ("/generate", {"image": "a.png"}, "image", "image is not a parameter of this endpoint; the parameters are "),
         ("/score", {"format": "gif"}, "format", "it must be 'json', 'png' or 'npz'."),
@@ -288,7 +289,9 @@ def test_more_parameters_than_any_endpoint_has_are_refused(client) -> None:
                 continue
             response = client.post(path, **request)
             detail = f"There are more than 32 parameters {place}; send only those of this endpoint."
-            assert assert_problem(response, 422)["detail"] == detail
+            body = assert_problem(response, 422)
+            assert body["detail"] == detail
+            assert body["errors"][0]["field"] == place.removeprefix("in the ")
             assert len(response.content) < 1000
         for body in (parameters, {"image": ["AA=="] * 2000}, {"n": [0] * 100_000}, [0] * 100_000):
             detail = "The body has more than 1000 values; send only the parameters of this endpoint."

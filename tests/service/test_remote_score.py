@@ -160,7 +160,7 @@ def test_few_requests_are_in_progress_at_once() -> None:
             read += 1
             yield Path(str(i))
 
-    batches = rows.score_batches(paths(), slow, remote.REQUESTS)
+    batches = rows.score_batches(paths(), rows.Scorer(slow, rows.REQUEST, remote.REQUESTS))
     threading.Timer(0.5, gate.set).start()
     first = next(batches)
     assert [row["file"] for row in first] == [str(i) for i in range(rows.REQUEST)]
@@ -289,6 +289,10 @@ def test_statistics_of_an_uncalibrated_model_are_refused(run: Run, queue, model,
     status, _, err = run("images", "--statistics", "typicality")
     assert status == 2
     assert err.startswith("ncml: --statistics needs a calibration: the service's model tiny is not calibrated")
+    queue.served = [model.model_copy(update={"calibrations": {"tolerant": model.calibrations["default"]}})]
+    status, _, err = run("images", "--statistics", "typicality")
+    assert status == 2
+    assert "this model has no default calibration: choose from tolerant." in err
 
 
 def test_no_module_imports_torch() -> None:

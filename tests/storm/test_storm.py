@@ -116,7 +116,7 @@ def test_a_job_that_kills_its_engine_fails_alone(fleet: Fleet, rounds: int) -> N
         assert failed == [i % 8]
         error = views[i % 8].error
         assert error
-        assert error.detail == "the engine died twice while computing the job"
+        assert error.detail == "the engine died while computing the job alone"
         fleet.check(ids)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import redis.exceptions
 
-from tests.conftest import Valkey
+from tests.conftest import Valkey, eventually
 from tests.worker.synthetic import load
 from worker.contract import GenerateJob, JobStatus, Lane, Priority
 from worker.leases import MAX_ATTEMPTS, Claim, Leases
@@ -106,6 +106,29 @@ def test_a_server_short_of_memory_refuses_new_jobs_and_ends_the_others(queue: Jo
         queue.redis.config_set("maxmemory", 0)
     assert [queue.view(job_id).status for job_id in ids] == ["succeeded", "canceled", "canceled"]
     assert len(queue.redis.keys("rq:job:*")) == 3
+
+
+def test_a_canceled_job_ends_when_its_worker_gives_it_back(queue: JobQueue) -> None:
+    leases = Leases(queue, [Lane.GENERATE], "w")
+    kept, stopped = (queue.submit(GenerateJob(model="m")) for _ in range(2))
+    _, claims = leases.claim(2)
+    assert queue.cancel(stopped).is_canceling
+    assert leases.requeue(claims, refund=True) == [True, False]
+    assert [queue.view(job_id).status for job_id in (kept, stopped)] == ["queued", "canceled"]
+    assert queue.view(stopped).error == CANCELED
+    assert queue.monitor.depth(Lane.GENERATE) == 1
+    assert [claim.id for claim in leases.claim(2)[1]] == [kept]
+
+
+def test_a_job_that_expired_has_not_started(queue: JobQueue) -> None:
+    leases = Leases(queue, [Lane.GENERATE], "w")
+    job_id = queue.submit(GenerateJob(model="m", start_within_s=1))
+    eventually(lambda: (queue.view(job_id).start_by or 0) < time.time())
+    (claim,) = leases.claim(1)[1]
+    assert claim.late
+    assert leases.finish([(claim, JobEnding(JobStatus.EXPIRED))]) != [None]
+    view = queue.view(job_id)
+    assert (view.status, view.started_at) == ("expired", None)
 
 
 def test_a_worker_on_a_server_out_of_memory_stays_visible_and_does_without_previews(

@@ -1,12 +1,18 @@
--- Puts a leased job back at the front of its queue.
+-- Puts a leased job back at the front of its queue, or ends it if its cancellation was accepted.
 -- KEYS leases, job, queue, wake, wip
--- ARGV id, token, 1 to act on a lapsed lease only, 1 to run alone from now on, 1 not to count the attempt, event
+-- ARGV id, token, 1 to act on a lapsed lease only, 1 to run alone from now on, 1 not to count the attempt, event,
+--      ttl, event and error of a canceled job
 -- returns 1 if this call put it back
 local member = ARGV[1] .. ':' .. ARGV[2]
 local lease = redis.call('ZSCORE', KEYS[1], member)
 if not lease or (ARGV[3] == '1' and tonumber(lease) > clock()) then return 0 end
 redis.call('ZREM', KEYS[1], member)
 redis.call('ZREM', KEYS[5], member)
+if fields_of(KEYS[2], 'cancel')[1] then
+  local fields = {'outcome', 'canceled', 'error', ARGV[9]}
+  end_job(ARGV[1], KEYS[2], string.sub(KEYS[3], 10), clock(), 'canceled', ARGV[7], 'canceled', ARGV[8], fields)
+  return 0
+end
 redis.call('HSET', KEYS[2], 'status', 'queued')
 redis.call('HDEL', KEYS[2], 'progress')
 local times = fields_of(KEYS[2], 'started', 'start_by')

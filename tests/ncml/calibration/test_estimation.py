@@ -246,6 +246,18 @@ def test_without_a_default_calibration_another_must_be_named(calibrated: ncml.Mo
     assert model.score(NEW, calibration="other")[0].ood is not None
 
 
+def test_calibrations_of_a_newer_version_are_not_replaced(calibrated: ncml.Model, calibration: Calibration) -> None:
+    path = calibrated.folder / checkpoint.CALIBRATION
+    newer = path.read_text().replace('"format": 2', '"format": 3', 1)
+    path.write_text(newer)
+    with pytest.raises(ncml.ModelError, match="has format 3, newer than 2: upgrade ncml"):
+        replace(calibration, name="other").save(calibrated.folder)
+    assert path.read_text() == newer
+    path.write_text("{damaged")
+    calibration.save(calibrated.folder)
+    assert list(ncml.load(calibrated.folder).calibrations.by_name) == ["default"]
+
+
 @pytest.mark.parametrize("name", ["", "a b", "../up", "-x", "x" * 41])
 def test_the_name_of_a_calibration_is_checked(calibrated: ncml.Model, calibration: Calibration, name: str) -> None:
     with pytest.raises(InputError, match="a calibration's name must be 1 to 40"):

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from PIL import Image
 import ncml
 from ncml import images
 from ncml.cli import main as cli
+from ncml.cli import rows as row_module
+from ncml.cli import score_output
 from ncml.cli.table import read
 from tests.ncml import nets
 
@@ -378,6 +381,25 @@ def test_an_unreachable_false_discovery_rate_is_explained(calibrated: Run, tmp_p
     done = calibrated(*arguments, "0.01", "-o", "t.csv")
     assert "(unreachable: p >= 0.016 is above the rate; calibrate with more ranking images)" in done.stdout
     assert json.loads(calibrated(*arguments, "0.1", "--json").stdout)["fdr_limit"]
+    enough = {"images": 1000, "flagged": 60, "discoveries": 0, "fdr": 0.1}  # flagged, but with larger p-values
+    assert score_output.explain_fdr(enough, 1 / 5001) == ""
+    assert "at least 2 of these images" in score_output.explain_fdr(enough | {"flagged": 1}, 1 / 5001)
+
+
+def test_large_images_are_written_to_the_table_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scanned: list[Path] = []
+    monkeypatch.setattr(row_module, "_concerns_image", lambda error, path: True)
+
+    class Scanner:
+        def scan(self, path: Path, **_: Any) -> None:
+            scanned.append(path)
+            raise ncml.InputError(str(path), "it is refused.")
+
+    paths = [tmp_path / name for name in "abc"]
+    scorer = row_module.tile_scorer(Scanner(), None, None, row_module.SkippedFiles())  # type: ignore[arg-type]
+    batches = row_module.score_batches(paths, scorer)
+    assert [len(next(batches)) for _ in paths[:2]] == [1, 1]
+    assert scanned == paths[:2]
 
 
 def test_maps_are_written_under_the_names_of_their_images(calibrated: Run, tmp_path: Path) -> None:
@@ -411,6 +433,7 @@ def test_without_a_calibration_there_are_no_verdicts(run: Run, tmp_path: Path) -
     assert result["uncalibrated"].startswith("this model is not calibrated")
     assert "p_value" not in result["results"][0]
     assert run("score", "new", "--model", "loud", "--only-bpd").stderr == "2 images\n"
+    assert "uncalibrated" not in json.loads(run("score", "new", "--model", "loud", "--only-bpd", "--json").stdout)
 
 
 @pytest.mark.parametrize(
@@ -421,10 +444,9 @@ def test_without_a_calibration_there_are_no_verdicts(run: Run, tmp_path: Path) -
         (["score", "junk", "--output", "t.csv"], "junk/a.txt is not an image"),
         (["score", "new", "--output", "t.txt"], "must end in .csv or .parquet"),
         (["score", "new", "--fdr", "0.1"], "--fdr needs p-values: this model is not calibrated"),
-        (["score", "new", "--only-bpd", "--statistic", "llr"], "--only-bpd computes no verdict: omit it, or omit"),
-        (
-            ["score", "new", "--only-bpd", "--calibration", "default"],
-            "--only-bpd computes no verdict: omit it, or omit",
+        *(
+            (["score", "new", "--only-bpd", option, "llr"], "--only-bpd computes bits/dim and no statistic or verdict")
+            for option in ("--statistic", "--statistics", "--calibration")
         ),
         (["score", "new", "--statistic", "all"], "no statistic 'all'"),
         (["score", "new", "--fdr", "2"], "false discovery rate must be more than 0"),

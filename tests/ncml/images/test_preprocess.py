@@ -305,6 +305,11 @@ def test_a_file_with_bytes_changed_is_read_or_refused(data: st.DataObject) -> No
     assert image.shape[2] == 3
 
 
+def test_what_follows_a_png_file_is_ignored() -> None:
+    raw = encode(Image.fromarray(noise(8, 8)), "PNG")
+    assert np.array_equal(open_image(raw + bytes(400_000)), open_image(raw))
+
+
 @pytest.mark.parametrize("size", [(16000, 16000), (10000, 10000), (8000, 5000)])
 def test_a_bomb_is_refused_before_it_is_decoded(size: tuple[int, int], tmp_path: Path) -> None:
     """Decode in a separate process, so that its peak memory is that of this image alone."""

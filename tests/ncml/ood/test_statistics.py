@@ -231,6 +231,14 @@ def test_levels_below_the_smallest_noise_of_an_sde_are_left_out(tmp_path: Path) 
     assert [level for level, _ in quality.sweep_points(model)["start noise"]] == [0.0, 2.0, 4.0]
 
 
+def test_the_largest_noise_is_measured_although_its_name_is_rounded_up() -> None:
+    config = nets.config()
+    config = replace(config, sde=replace(config.sde, grey_levels=127.4999))  # VP ends before 127.5
+    network = nets.network(config, dtype=torch.float32)
+    columns, _ = measurements.measure(network, NEW, ["bits_127.5"])
+    assert np.isfinite(columns["bits_127.5"]).all()
+
+
 def test_the_tuned_defaults_of_a_model_without_noise_are_compared_too(tmp_path: Path) -> None:
     network = nets.network(maximum_likelihood(nets.config()), dtype=torch.float32)
     checkpoint.save(

@@ -304,6 +304,21 @@ def test_crops_depend_on_the_image_and_not_on_other_files(tmp_path: Path) -> Non
     assert torch.equal(before.images_NHWC, after.images_NHWC)
 
 
+def test_a_folder_that_cannot_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nets.save_images(tmp_path / "photos" / "a", nets.images(2).numpy())
+    nets.save_images(tmp_path / "photos" / "b", nets.images(2).numpy())
+    scandir = os.scandir
+
+    def refuse_b(path: str) -> Iterator[os.DirEntry[str]]:
+        if Path(path).name == "b":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse_b)
+    with pytest.raises(InputError, match=r"photos/b cannot be read: Permission denied\."):
+        dataset.load(str(tmp_path / "photos"), 8, 8)
+
+
 def test_linked_folders_are_read_once(tmp_path: Path) -> None:
     nets.save_images(tmp_path / "elsewhere", nets.images(3).numpy())
     nets.save_images(tmp_path / "photos" / "b", nets.images(2).numpy())
