@@ -2,7 +2,8 @@
 
 The check fills a group of each size in `batching.FAST_SIZES` with copies of one image. All of them must equal the image
 sampled alone, to the bit: then neither shape nor position changes a result, since fast groups have no other shapes.
-The copies are sampled at t > 0 without a tilt, because a tilt chooses a cell of a grid, which hides most differences.
+The copies are sampled at t > 0 without a tilt, which chooses a cell of a grid and so hides most differences; then, for
+a tilt, once more with it.
 Where the check fails, or cannot run, batches are sampled in fixed groups, which need no check: every operation on an
 image has the same shape, memory layout and position in every batch. (Known rows, gradients and norms are
 computed one image at a time in any case.) Where the check passes, both kinds of groups give the same bytes.
