@@ -41,6 +41,9 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
+MAX_UNPACKING = 2
+"""Calibrations whose files are unpacked and decoded at once."""
+
 MEMORY_RETRY_AFTER_S = 60
 """Seconds after which a client may retry when the queue is short of memory: results expire after up to an hour."""
 
@@ -61,7 +64,7 @@ class JobService:
         self._starting: asyncio.Task[None] | None = None
         # scans carry whole files and return maps of the image's size: one at a time, in addition to other work
         self._scans = anyio.CapacityLimiter(1)
-        self.unpacking = asyncio.Semaphore(2)
+        self.unpacking = asyncio.Semaphore(MAX_UNPACKING)
         """Held by calibrations, since the files of a zip take memory that no other limit counts."""
 
     def start(self) -> None:

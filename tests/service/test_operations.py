@@ -21,6 +21,7 @@ from starlette.types import Message
 from ncml.images import to_png
 from service.http.middleware import RequestLogFormatter, request_id
 from service.http.protocol import MAX_HEAD_BYTES
+from service.jobs import MAX_UNPACKING
 from service.metrics import Metrics
 from service.settings import Settings
 from worker.contract import GenerateJob, JobStatus, Lane
@@ -307,6 +308,7 @@ def test_the_api_page_lists_the_default_limits() -> None:
         str(default["max_images"]),
         str(default["max_tiles"]),
         str(default["max_calibration_images"]),
+        str(MAX_UNPACKING),
         f"{default['max_waiting']}; {mib('max_waiting_bytes')}",
         str(default["max_streams"]),
         f"{default['max_receiving_bytes'] // 2**21} MiB; {mib('max_receiving_bytes')}",
