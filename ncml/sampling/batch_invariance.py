@@ -30,7 +30,7 @@ from ncml.sampling.conditions import NO_TILT, Conditions, OnRow, Tilt
 log = logging.getLogger(__name__)
 
 LIMIT_S = 60.0
-"""Seconds after which the check is given up. It takes less than one for the bundled model on one core."""
+"""Seconds after which the check is given up. It takes about one for the bundled model on one core, two with a tilt."""
 
 
 @dataclass(frozen=True)
