@@ -17,7 +17,7 @@ def peak() -> int:
 
 
 class Peak:
-    """The peak memory of a process in bytes, sampled while the context is open; with `children`, also of its own."""
+    """The peak memory of a process in bytes, sampled while the context is open; `children` adds its child processes."""
 
     def __init__(self, process: psutil.Process, *, children: bool = False) -> None:
         self.process, self.children, self.over = process, children, threading.Event()

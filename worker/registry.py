@@ -182,7 +182,7 @@ class ModelRegistry:
             log.warning("%s is not searched for models: %s", folder, error.strerror)
 
     def _open(self, name: str) -> Model | None:
-        """Load a folder. If it is no longer usable, a model that is still loaded from it stays in service."""
+        """Load a folder. If that fails, the version loaded before stays in service while it is in memory."""
         entry = self._entries[name]
         try:
             self._check(name, entry)

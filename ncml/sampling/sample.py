@@ -50,9 +50,8 @@ class SamplerByTilt:
     def __call__(self, network: NCPN, x_BCHW: Tensor, conditions: Conditions, draws: PixelDraws, on_row: OnRow) -> None:
         """Sample the unknown pixels of x, in place; `on_row` gets the mean of the rows of both parts."""
         tilt, has_class_B = conditions.tilt, conditions.class_B != len(network.config.model.classes)
-        if tilt.guidance == 1 or has_class_B.all() or not has_class_B.any():
-            tilt = tilt.for_class(has_class=bool(has_class_B.all()))
-            self.sampler(network, x_BCHW, replace(conditions, tilt=tilt), draws, on_row)
+        if tilt.guidance == 1 or has_class_B.all():  # a batch without any class comes without guidance
+            self.sampler(network, x_BCHW, conditions, draws, on_row)
             return
         first_row, H = conditions.first_row, x_BCHW.shape[2]
 

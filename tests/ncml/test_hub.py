@@ -122,15 +122,15 @@ def test_a_branch_is_published_and_named(run: Run, hub: Hub, published: str) -> 
     assert "README.md" in hub.resolve("someone/tiny", "next")[1]  # type: ignore[index]
 
 
-def test_calibrations_that_a_model_has_no_longer_are_removed(
+def test_calibrations_that_a_model_no_longer_has_are_removed(
     run: Run, hub: Hub, published: str, tmp_path: Path
 ) -> None:
-    mine = tmp_path / "mine"
+    calibration = tmp_path / "mine" / checkpoint.CALIBRATION
     assert run("pull", "someone/tiny", "--out", "mine").returncode == 0
-    (mine / checkpoint.CALIBRATION).write_text("{}")
+    calibration.write_text("{}")
     assert run("push", "mine", "someone/tiny").returncode == 0
     assert checkpoint.CALIBRATION in hub.resolve("someone/tiny", "main")[1]  # type: ignore[index]
-    (mine / checkpoint.CALIBRATION).unlink()
+    calibration.unlink()
     assert run("push", "mine", "someone/tiny").returncode == 0
     assert checkpoint.CALIBRATION not in hub.resolve("someone/tiny", "main")[1]  # type: ignore[index]
 

@@ -10,11 +10,8 @@ from scipy import stats
 from ncml.errors import InputError
 from ncml.ood import conformal, drift
 
-RANKED_BPD, RANKED = (
-    conformal.rank_scores(rng.normal(*moments, 1000))
-    for rng in [np.random.default_rng(0)]
-    for moments in ((3.5, 0.5), (3, 1))
-)
+RNG = np.random.default_rng(0)
+RANKED_BPD, RANKED = (conformal.rank_scores(RNG.normal(*moments, 1000)) for moments in ((3.5, 0.5), (3, 1)))
 
 
 def compared(n: int, shift: float, alpha: float = 0.01, seed: int = 1) -> drift.Drift:
