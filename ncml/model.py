@@ -135,7 +135,10 @@ class Model:
     def _batching(self, tilt: Tilt) -> Batching:
         key = torch.get_num_threads(), tilt.rows_per_image, tilt == NO_TILT  # operations do not depend on its values
         if key not in self._batchings:
-            self._batchings[key] = choose_batching(self.network, self._batching_setting, tilt)
+            untilted_passed = tilt != NO_TILT and self._batching(NO_TILT).check == "passed"
+            self._batchings[key] = choose_batching(
+                self.network, self._batching_setting, tilt, untilted_passed=untilted_passed
+            )
         return self._batchings[key]
 
     def score(

@@ -68,13 +68,18 @@ class GroupedSampler:
                     return
 
 
-def choose_batching(network: NCPN, setting: BatchingSetting = "auto", tilt: Tilt = NO_TILT) -> Batching:
-    """Choose how to sample batches on this CPU with the current number of threads: in fast groups if they pass."""
+def choose_batching(
+    network: NCPN, setting: BatchingSetting = "auto", tilt: Tilt = NO_TILT, *, untilted_passed: bool = False
+) -> Batching:
+    """Choose how to sample batches on this CPU with the current number of threads: in fast groups if they pass.
+
+    untilted_passed: the check without a tilt has passed already, and is not repeated.
+    """
     if setting != "auto":
         return Batching(setting, "skipped", f"the setting requires {setting} groups.")
     start = time.perf_counter()
     try:
-        failure = check_fast_groups(network)
+        failure = None if untilted_passed else check_fast_groups(network)
         if failure is None and tilt != NO_TILT:
             failure = check_fast_groups(network, tilt)
     except Exception as error:  # of any kind: fixed groups are safe, and sampling reports the error itself
