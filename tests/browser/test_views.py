@@ -44,6 +44,12 @@ def photo(tmp_path: Path) -> Path:
     return tmp_path / "it's a photo.png"
 
 
+def rectangles(*locators: Locator) -> list[dict[str, float]]:
+    """The bounding rectangles of elements, all measured at one moment: a page that scrolls does not part them."""
+    elements = [locator.element_handle() for locator in locators]
+    return locators[0].page.evaluate("elements => elements.map((e) => e.getBoundingClientRect().toJSON())", elements)
+
+
 def submit(page: Page, view: str, **values: int) -> None:
     """Set sliders by their label's first word and submit the view's form."""
     form = page.locator(f"#view-{view} form")
@@ -95,19 +101,15 @@ def test_an_image_is_scored_ranked_and_mapped(studio, photo: Path) -> None:
     expect(verdict).to_contain_text("p = 0.024, the smallest possible with 40 images. An image is flagged at p ≤ 0.05.")
     expect(verdict).to_contain_text("This calibration is weak: it ranks among 40 images")
     assert verdict.get_by_role("link", name="calibrate a model").get_attribute("href") == "#calibrate"
-    above, below = verdict.bounding_box(), reading.locator(".big").bounding_box()
-    assert above
-    assert below
+    above, below = rectangles(verdict, reading.locator(".big"))
     assert above["y"] < below["y"]  # the verdict comes first
     expect(reading.locator(".chart .value").first).to_be_attached()
     expect(reading.locator(".chart .within, .chart .beyond")).not_to_have_count(0)
     layer = reading.locator(".over canvas")
     expect(layer).to_have_count(0)
     reading.locator("summary", has_text="Map").click()
-    image, pixels = reading.locator(".pair img").bounding_box(), layer.bounding_box()
-    assert image
-    assert pixels
-    assert image["x"] + image["width"] < pixels["x"]  # side by side
+    image, pixels = rectangles(reading.locator(".pair img"), layer)
+    assert image["right"] < pixels["left"]  # side by side
     assert min(image["width"], pixels["width"]) > 300
     layer.hover(position={"x": 3, "y": pixels["height"] - 3})
     expect(reading.locator(".map output")).to_have_text(re.compile(r"^Row 8, column 1: -?\d+\.\d\d bits/dim$"))
@@ -385,13 +387,11 @@ def test_a_large_image_is_judged_by_its_tiles(studio, photo: Path) -> None:
     for image in reading.locator(".pair .over img").all():
         assert image.evaluate("e => [e.naturalWidth, e.naturalHeight]") == [90, 60]
     expect(reading.locator(".pair .over img")).to_have_count(2)
-    whole, frame = reading.locator(".answer .over").bounding_box(), reading.locator(".answer .box").bounding_box()
-    assert whole
-    assert frame
+    whole, frame = rectangles(reading.locator(".answer .over"), reading.locator(".answer .box"))
     assert frame["width"] == pytest.approx(whole["width"] * 8 / 90, abs=1)
     assert whole["width"] / whole["height"] == pytest.approx(90 / 60, rel=0.02)
     assert whole["x"] <= frame["x"] + 1
-    assert frame["y"] + frame["height"] <= whole["y"] + whole["height"] + 1
+    assert frame["bottom"] <= whole["bottom"] + 1
     reading.locator("summary", has_text="terminal").click()
     assert "tile=1" in (reading.locator(".curl").text_content() or "")
     page.reload()
@@ -587,10 +587,8 @@ def test_a_long_list_of_images_fades_out_and_all_can_be_reached(studio) -> None:
         )
         assert queue == {"cut": n > 5, "fades": n > 5}
     page.locator(".waiting").evaluate("e => e.scrollTo(0, e.scrollHeight)")
-    end, fade = cards.last.bounding_box(), page.locator(".waiting").bounding_box()
-    assert end
-    assert fade
-    assert end["y"] + end["height"] <= fade["y"] + fade["height"] - 30  # clear of the fade
+    end, fade = rectangles(cards.last, page.locator(".waiting"))
+    assert end["bottom"] <= fade["bottom"] - 30  # clear of the fade
 
 
 def test_a_photograph_is_among_the_examples(studio) -> None:
@@ -970,11 +968,9 @@ def test_two_settings_are_compared_for_the_same_seeds(studio) -> None:
     for run in runs.all():
         expect(run.locator(".seed")).to_have_text(["11", "12"])
         expect(run.locator(".cell img")).to_have_count(2)
-    left, right = (run.locator(".cell").first.bounding_box() for run in runs.all())
-    assert left
-    assert right
+    left, right = rectangles(*(run.locator(".cell").first for run in runs.all()))
     assert left["y"] == right["y"]
-    assert left["x"] + left["width"] < right["x"]
+    assert left["right"] < right["left"]
     page.reload()
     expect(runs).to_have_count(2)
     for count in (1, 0):
@@ -1299,9 +1295,7 @@ def test_models_and_health_are_shown(studio) -> None:
     height = table.bounding_box()
     assert height
     assert height["height"] < 300  # compact
-    top, bottom = table.bounding_box(), view.get_by_role("heading", name="Health", exact=True).bounding_box()
-    assert top
-    assert bottom
+    top, bottom = rectangles(table, view.get_by_role("heading", name="Health", exact=True))
     assert top["y"] < bottom["y"]  # health comes last
     toggle = tiny.get_by_role("button", name="tiny")
     toggle.click()
