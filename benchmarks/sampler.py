@@ -121,7 +121,7 @@ def sample_batch(network: NCPN, batch: int, *, side: int | None = None, sampler:
     """Sample one batch, by default with the sampler of a loaded model: fast groups on a CPU, replay on a GPU."""
     model, device = network.config.model, network.head.weight.device
     side = side or model.height
-    sampler = sampler or (GroupedSampler(fast_groups(range(batch))) if device.type == "cpu" else REPLAY)
+    sampler = sampler or (GroupedSampler(fast_groups(batch)) if device.type == "cpu" else REPLAY)
     x_BCHW = torch.zeros(batch, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
     draws = BatchDraws(list(range(batch)), dtype=x_BCHW.dtype, device=x_BCHW.device).draw_pixels(
         model.mixtures, side, side
@@ -141,7 +141,7 @@ def measure_seconds(call: Callable[[], Any]) -> float:
 
 def in_fixed_groups(batch: int) -> Sampler:
     """Return the sampler that a model uses if the check of fast groups fails."""
-    return GroupedSampler(fixed_groups(range(batch), range(batch)))
+    return GroupedSampler(fixed_groups(range(batch)))
 
 
 def compare(network: NCPN, batch: int, *, repeats: int, sampler: Sampler | None = None) -> dict[str, float]:
@@ -176,7 +176,7 @@ def measure_guidance(network: NCPN, batch: int) -> float:
 
     def sample(tilt: Tilt) -> None:
         x_BCHW = torch.zeros(batch, 3, model.height, model.width).contiguous(memory_format=torch.channels_last)
-        sampler = GroupedSampler(fast_groups(range(batch), tilt.rows_per_image))
+        sampler = GroupedSampler(fast_groups(batch, tilt.rows_per_image))
         conditions = Conditions(t, index_B, index_B, tilt)
         sampler(network, x_BCHW, conditions, draws, lambda row: False)
 

@@ -36,7 +36,7 @@ from ncml.ood.tiles import scan
 from ncml.progress import OnProgress, Progress, ignore_progress
 from ncml.results import ImageArray, Scan, Score, Verdict
 from ncml.sampling.batch_invariance import GroupedSampler, choose_batching
-from ncml.sampling.batching import Batching, BatchingSetting, Group, batching_setting
+from ncml.sampling.batching import Batching, BatchingSetting, batching_setting
 from ncml.sampling.conditions import NO_TILT, Tilt
 from ncml.sampling.cuda_graphs import ReplaySampler
 from ncml.sampling.options import SamplingLimits, SamplingOptions, check_noise
@@ -380,17 +380,15 @@ class Model:
         return generate_images(self.network, plan, self._sampler(plan), on_progress).view(ImageArray)
 
     def _sampler(self, plan: Plan) -> Sampler:
-        if plan.settings.sampler == "naive":
-            return SamplerByTilt(sample_naive)
-        if self.device.type == "cuda":
-            return SamplerByTilt(self._replay)
-        groups: list[Group] = []
-        tilts = [plan.tilt.for_class(has_class=index < len(self.classes)) for index in plan.class_B.tolist()]
-        for tilt in dict.fromkeys(tilts):
-            indices = [i for i, image_tilt in enumerate(tilts) if image_tilt == tilt]
-            seeds = [plan.seeds[i] for i in indices]
-            groups += self._batching(tilt).divide(seeds, indices, tilt.rows_per_image)
-        return GroupedSampler(groups)
+        def choose_sampler(tilt: Tilt, indices: list[int]) -> Sampler:
+            if plan.settings.sampler == "naive":
+                return sample_naive
+            if self.device.type == "cuda":
+                return self._replay
+            seeds = [plan.seeds[index] for index in indices]
+            return GroupedSampler(self._batching(tilt).divide(seeds, tilt.rows_per_image))
+
+        return SamplerByTilt(choose_sampler)
 
     def _time(self, noise: float) -> float:
         return make_sde(self.config.sde).time_of(check_noise(noise, self.noise))

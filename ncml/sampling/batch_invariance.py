@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -35,28 +35,21 @@ LIMIT_S = 60.0
 
 @dataclass(frozen=True)
 class GroupedSampler:
-    """A `ncml.sampling.sample.Sampler` that samples a batch group by group.
-
-    Within a group all images have the same tilt: with guidance, either all have a class or none does.
-    """
+    """A `ncml.sampling.sample.Sampler` that samples a batch group by group."""
 
     groups: Sequence[Group]
 
     def __call__(self, network: NCPN, x_BCHW: Tensor, conditions: Conditions, draws: PixelDraws, on_row: OnRow) -> None:
         """Sample the unknown pixels of x, in place; `on_row` gets the mean of the groups' rows."""
-        sampler, sampler_kind, null_class = None, None, len(network.config.model.classes)
-        first_row = conditions.first_row
+        sampler, size, first_row = None, None, conditions.first_row
         for index, group in enumerate(self.groups):
             members = [member for member in group if member is not None]
             rows = [row for row, member in enumerate(group) if member is not None]
             padded_G = torch.tensor([members[0] if member is None else member for member in group])
             member_N, row_N = padded_G[rows], torch.tensor(rows)
             x_GCHW, group_conditions = x_BCHW[padded_G], conditions.select(padded_G)
-            has_class = bool((group_conditions.class_B != null_class).any())
-            group_conditions = replace(group_conditions, tilt=conditions.tilt.for_class(has_class=has_class))
-            if sampler is None or sampler_kind != (len(group), group_conditions.tilt):
-                sampler_kind = len(group), group_conditions.tilt
-                sampler = RowSampler(network, x_GCHW, group_conditions)
+            if sampler is None or size != len(group):
+                size, sampler = len(group), RowSampler(network, x_GCHW, group_conditions)
             sampler.reset(x_GCHW, group_conditions, draws.select(padded_G), images=rows)
             for i in sampler.rows:
                 sampler.sample_row(i)

@@ -43,14 +43,11 @@ class Batching:
     detail: str
     """The reason, in one sentence."""
 
-    def divide(
-        self, seeds: Sequence[int], members: Sequence[int] | None = None, rows_per_image: int = 1
-    ) -> list[Group]:
-        """Divide members of a batch (default: all), given the seed of each."""
-        members = range(len(seeds)) if members is None else members
+    def divide(self, seeds: Sequence[int], rows_per_image: int = 1) -> list[Group]:
+        """Divide a batch, given the seed of each member."""
         if self.groups == "fast":
-            return fast_groups(members, rows_per_image)
-        return fixed_groups(members, seeds, rows_per_image)
+            return fast_groups(len(seeds), rows_per_image)
+        return fixed_groups(seeds, rows_per_image)
 
 
 def fast_sizes(rows_per_image: int = 1) -> list[int]:
@@ -58,20 +55,20 @@ def fast_sizes(rows_per_image: int = 1) -> list[int]:
     return [rows // rows_per_image for rows in FAST_SIZES if rows >= rows_per_image]
 
 
-def fast_groups(members: Sequence[int], rows_per_image: int = 1) -> list[Group]:
-    """Divide members into as few groups as possible, padded at their end."""
+def fast_groups(count: int, rows_per_image: int = 1) -> list[Group]:
+    """Divide a batch into as few groups as possible, padded at their end."""
     sizes, groups = fast_sizes(rows_per_image), list[Group]()
-    for start in range(0, len(members), sizes[-1]):
-        part = members[start : start + sizes[-1]]
+    for start in range(0, count, sizes[-1]):
+        part = range(start, min(start + sizes[-1], count))
         size = next(size for size in sizes if size >= len(part))
         groups.append([*part, *[None] * (size - len(part))])
     return groups
 
 
-def fixed_groups(members: Sequence[int], seeds: Sequence[int], rows_per_image: int = 1) -> list[Group]:
-    """Place every image at a position given by its seed; images that share one go to different groups."""
+def fixed_groups(seeds: Sequence[int], rows_per_image: int = 1) -> list[Group]:
+    """Place every member of a batch at a position given by its seed; those that share one go to different groups."""
     size, groups = FIXED_SIZE // rows_per_image, list[list[int | None]]()
-    for member, seed in zip(members, seeds, strict=True):
+    for member, seed in enumerate(seeds):
         position = seed % size
         group = next((group for group in groups if group[position] is None), None)
         if group is None:

@@ -43,35 +43,37 @@ Sampler = Callable[[NCPN, Tensor, Conditions, PixelDraws, OnRow], None]
 
 @dataclass(frozen=True)
 class SamplerByTilt:
-    """A `Sampler` that samples images with a class and those without apart: guidance acts on the former only."""
+    """A `Sampler` that samples images of different tilts apart: guidance acts on those of a class only."""
 
-    sampler: Sampler
+    choose_sampler: Callable[[Tilt, list[int]], Sampler]
+    """Returns the sampler for the images of one tilt, given their indices in the batch."""
 
     def __call__(self, network: NCPN, x_BCHW: Tensor, conditions: Conditions, draws: PixelDraws, on_row: OnRow) -> None:
-        """Sample the unknown pixels of x, in place; `on_row` gets the mean of the rows of both parts."""
-        tilt, has_class_B = conditions.tilt, conditions.class_B != len(network.config.model.classes)
-        if tilt.guidance == 1 or has_class_B.all():  # a batch without any class comes without guidance
-            self.sampler(network, x_BCHW, conditions, draws, on_row)
-            return
+        """Sample the unknown pixels of x, in place; `on_row` gets the mean of the rows of all parts."""
+        parts: dict[Tilt, list[int]] = {}
+        for index, class_index in enumerate(conditions.class_B.tolist()):
+            has_class = class_index < len(network.config.model.classes)
+            parts.setdefault(conditions.tilt.for_class(has_class=has_class), []).append(index)
         first_row, H = conditions.first_row, x_BCHW.shape[2]
 
-        def sample_part(rows_before: int, *, has_class: bool) -> bool:
-            """Sample the images with a class, or those without; return whether `on_row` stopped the sampling."""
-            index_G, stopped = (has_class_B == has_class).nonzero().flatten(), False
-            x_GCHW = x_BCHW[index_G]
+        def sample_part(tilt: Tilt, index_G: list[int], rows_before: int) -> bool:
+            """Sample the images of one tilt; return whether `on_row` stopped the sampling."""
+            x_GCHW, stopped = x_BCHW[index_G], False
 
             def on_part_row(row: int) -> bool:
                 nonlocal stopped
                 x_BCHW[index_G] = x_GCHW
-                stopped = on_row(first_row + (rows_before + row - first_row) // 2)
+                stopped = on_row(first_row + (rows_before + row - first_row) // len(parts))
                 return stopped
 
-            part_conditions = replace(conditions.select(index_G), tilt=tilt.for_class(has_class=has_class))
-            self.sampler(network, x_GCHW, part_conditions, draws.select(index_G), on_part_row)
+            part_conditions = replace(conditions.select(index_G), tilt=tilt)
+            sampler = self.choose_sampler(tilt, index_G)
+            sampler(network, x_GCHW, part_conditions, draws.select(index_G), on_part_row)
             return stopped
 
-        if not sample_part(0, has_class=True):
-            sample_part(H - first_row, has_class=False)
+        for part, (tilt, index_G) in enumerate(parts.items()):
+            if sample_part(tilt, index_G, part * (H - first_row)):
+                return
 
 
 @dataclass(frozen=True)
@@ -142,8 +144,7 @@ def generate_images(
     pixel_draws = draws.draw_pixels(model.mixtures, H, W)
     # If the number of rows is odd, a flipped half that comes first is the larger one, as `ncml.images` divides it.
     first_row = 0 if plan.known_BCHW is None else (H + orientation % 2) // 2
-    has_class = bool((plan.class_B != len(model.classes)).any())
-    conditions = Conditions(t, class_B, orientation_B, plan.tilt.for_class(has_class=has_class), first_row)
+    conditions = Conditions(t, class_B, orientation_B, plan.tilt, first_row)
     set_known = _known_rows_setter(known_BCHW, draws, first_row, sde)
     x_BCHW = set_known(torch.zeros_like(known_BCHW), t)
     stopped = False

@@ -43,7 +43,7 @@ def sample(network: NCPN, sampler: GroupedSampler, seeds: list[int], tilt: Tilt 
     """Sample the first rows of images at t > 0, before rounding could hide a difference, [B, 3, H, W]."""
     model = network.config.model
     H, W = HEIGHT, model.width
-    null_classes = 2 - tilt.rows_per_image  # none with guidance, so that all images are in groups of one kind
+    null_classes = 2 - tilt.rows_per_image  # none with guidance, which acts on images of a class only
     class_B = torch.tensor(seeds) % (len(model.classes) + null_classes)
     conditions = Conditions(end_time(network.config.sde), class_B, torch.zeros_like(class_B), tilt)
     draws = BatchDraws(seeds, dtype=torch.float32, device=torch.device("cpu")).draw_pixels(model.mixtures, H, W)
@@ -61,7 +61,7 @@ def find_differing(network: NCPN, batching: Batching, tilt: Tilt = NO_TILT) -> l
 
     whole = sample_batch(MEMBERS)
     differing_batches = [seeds for seeds in BATCHES if not torch.equal(sample_batch(seeds), whole[seeds])]
-    fixed = sample(network, GroupedSampler(fixed_groups(MEMBERS, MEMBERS, tilt.rows_per_image)), MEMBERS, tilt)
+    fixed = sample(network, GroupedSampler(fixed_groups(MEMBERS, tilt.rows_per_image)), MEMBERS, tilt)
     return differing_batches if torch.equal(fixed, whole) else [*differing_batches, MEMBERS]
 
 

@@ -36,7 +36,7 @@ SEEDS = [3, 11, 2**53 - 1, 4, 19, 5]
 
 @pytest.mark.parametrize("count", [1, 2, 4, 5, 17, 64, 65, 200])
 def test_fast_groups_have_checked_sizes_and_hold_every_image_in_order(count: int) -> None:
-    groups = fast_groups(range(count))
+    groups = fast_groups(count)
     assert {len(group) for group in groups} <= set(FAST_SIZES)
     assert [member for group in groups for member in group if member is not None] == list(range(count))
     assert len(groups) == -(-count // FAST_SIZES[-1])
@@ -44,11 +44,11 @@ def test_fast_groups_have_checked_sizes_and_hold_every_image_in_order(count: int
 
 
 def test_an_image_has_the_row_of_its_seed_in_fixed_groups_of_one_size() -> None:
-    groups = fixed_groups(range(len(SEEDS)), SEEDS)
+    groups = fixed_groups(SEEDS)
     places = {member: row for group in groups for row, member in enumerate(group) if member is not None}
     assert places == {member: seed % FIXED_SIZE for member, seed in enumerate(SEEDS)}
     assert [len(group) for group in groups] == 3 * [FIXED_SIZE]
-    assert len(fixed_groups(range(64), range(5, 5 + 64))) == 64 // FIXED_SIZE
+    assert len(fixed_groups(range(5, 5 + 64))) == 64 // FIXED_SIZE
 
 
 # -- the setting

@@ -15,7 +15,15 @@ from ncml.progress import Progress
 from ncml.sampling.cached import sample_cached
 from ncml.sampling.conditions import Conditions, OnRow, Tilt
 from ncml.sampling.options import SamplingSettings
-from ncml.sampling.sample import BatchDraws, Plan, generate_images, make_grad_log_prob, sample_naive
+from ncml.sampling.sample import (
+    BatchDraws,
+    Plan,
+    Sampler,
+    SamplerByTilt,
+    generate_images,
+    make_grad_log_prob,
+    sample_naive,
+)
 from ncml.sampling.solvers import SOLVERS
 from tests.ncml import nets
 
@@ -36,18 +44,35 @@ def test_draws_belong_to_the_seed() -> None:
     assert torch.equal(both.draw_normal(4, 4)[1:], single.draw_normal(4, 4))
 
 
-def test_guidance_reaches_the_sampler_only_with_a_class() -> None:
-    config = nets.config()
-    net, null_class = nets.network(config), len(config.model.classes)
-    tilts: list[Tilt] = []
+UNGUIDED, GUIDED = Tilt(temperature=0.9), Tilt(guidance=3.0, temperature=0.9)
+
+
+@pytest.mark.parametrize(
+    ("class_B", "parts"),
+    [
+        ([2, 2], [(UNGUIDED, [0, 1])]),
+        ([1, 0], [(GUIDED, [0, 1])]),
+        ([0, 2, 1], [(GUIDED, [0, 2]), (UNGUIDED, [1])]),
+    ],
+    ids=["no classes", "classes", "both"],
+)
+def test_guidance_reaches_only_images_of_a_class(class_B: list[int], parts: list[tuple[Tilt, list[int]]]) -> None:
+    chosen: list[tuple[Tilt, list[int]]] = []
+    sampled: list[tuple[Tilt, list[int]]] = []
 
     def sampler(network: NCPN, x_BCHW: Tensor, conditions: Conditions, draws: PixelDraws, on_row: OnRow) -> None:
-        tilts.append(conditions.tilt)
+        sampled.append((conditions.tilt, conditions.class_B.tolist()))
 
+    def choose_sampler(tilt: Tilt, indices: list[int]) -> Sampler:
+        chosen.append((tilt, indices))
+        return sampler
+
+    net = nets.network(nets.config())  # 2 classes, so 2 is no class
     settings = SamplingSettings(noise=0.0, steps=1, solver="tweedie", guidance=3.0, temperature=0.9)
-    for class_B in ([null_class, null_class], [0, null_class]):
-        generate_images(net, Plan([0, 1], torch.tensor(class_B), settings), sampler)
-    assert tilts == [Tilt(temperature=0.9), Tilt(guidance=3.0, temperature=0.9)]
+    seeds = list(range(len(class_B)))
+    generate_images(net, Plan(seeds, torch.tensor(class_B), settings), SamplerByTilt(choose_sampler))
+    assert chosen == parts
+    assert sampled == [(tilt, [class_B[index] for index in indices]) for tilt, indices in parts]
 
 
 @pytest.mark.parametrize(
