@@ -14,8 +14,9 @@ from ncml.cli.terminal import DeviceOption, JsonOption, ModelOption, describe, i
 from ncml.errors import InputError, suggestion
 from ncml.images.perturbations import TOLERANCES, Tolerance
 from ncml.images.tiling import OVERLAP, Tiling
+from ncml.ood import storage
 from ncml.ood.conformal import check_rate
-from ncml.ood.storage import DEFAULT_NAME, check_name
+from ncml.ood.storage import DEFAULT_NAME
 from ncml.paths import check_output_folder, list_files, printable
 from ncml.progress import Progress
 from ncml.training.sources import DEFAULT_SPLIT, check_source, names_at, open_source
@@ -74,7 +75,7 @@ def calibrate(
     if limit is not None and limit < 1:
         raise InputError("limit", f"--limit must be more than 0, not {limit}.")
     tolerances: tuple[Tolerance, ...] = tuple(_parse_tolerance(change) for change in tolerate.split(",") if change)
-    check_name(name)
+    storage.check_name(name)
     check_rate(false_positive_rate)
     if tile:
         for option, is_given in (
@@ -100,6 +101,8 @@ def calibrate(
         raise InputError("unseen", f"{detail}, and name images that it was not trained on.")
     if not tile:
         check_source(data, split)
+        replaced = folder if folder.is_dir() else description.folder
+        storage.read_replaceable(replaced / checkpoint.CALIBRATION)  # refused now rather than after the computation
     elif not Path(data).is_dir():
         raise InputError("data", f"{data} is not a folder: tiles are calibrated on a folder of large good images.")
     tiling = Tiling.for_model(description.height, description.width, tile_size, tile_overlap)

@@ -135,15 +135,23 @@ def read_entries(path: Path) -> dict[str, Any]:
     return stored["calibrations"]
 
 
-def write_entry(path: Path, name: str, entry: dict[str, Any]) -> None:
-    """Write a calibration under its name, atomically, beside the other calibrations of the same model."""
-    check_name(name)
+def read_replaceable(path: Path) -> dict[str, Any]:
+    """Read the calibrations in a file that is to be replaced: none if it is missing or damaged.
+
+    Raises `ModelError` for a file that must be kept: one that a newer ncml wrote, or that could not be read.
+    """
     try:
-        entries = read_entries(path) if path.is_file() else {}
+        return read_entries(path) if path.is_file() else {}
     except ModelError as error:
         if isinstance(error, NewerFormat) or isinstance(error.__cause__, OSError):
             raise
-        entries = {}  # it is damaged: there is nothing to keep
+        return {}
+
+
+def write_entry(path: Path, name: str, entry: dict[str, Any]) -> None:
+    """Write a calibration under its name, atomically, beside the other calibrations of the same model."""
+    check_name(name)
+    entries = read_replaceable(path)
     kept = {
         other: stored
         for other, stored in entries.items()

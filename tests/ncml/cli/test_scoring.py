@@ -149,6 +149,20 @@ def test_a_copy_is_calibrated_and_the_model_is_not_changed(calibrated: Run, tmp_
         assert f"{out} exists and is not a model folder" in refused.stderr
 
 
+@pytest.mark.parametrize("out", [[], ["--out", "models/mine"]], ids=["in place", "a copy"])
+def test_calibrations_of_a_newer_version_are_refused_before_the_data_is_read(
+    calibrated: Run, tmp_path: Path, out: list[str]
+) -> None:
+    path = tmp_path / "models" / "loud" / "calibration.json"
+    path.write_text('{"format": 3, "calibrations": {}}')
+    write(tmp_path / "others", 1, 5)  # too few, which would be the second complaint
+    done = calibrated("calibrate", "--model", "loud", "--data", "others", "--unseen", *out)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.endswith("calibration.json has format 3, newer than 2: upgrade ncml.\n")
+    assert path.read_text() == '{"format": 3, "calibrations": {}}'
+    assert not (tmp_path / "models" / "mine").exists()
+
+
 def test_a_limit_takes_a_spread_sample(run: Run, tmp_path: Path) -> None:
     """Two folders, one of dark and one of light images: the first N images would all be of one kind."""
     for name, value in (("a", 20), ("b", 220)):
