@@ -45,9 +45,12 @@ def photo(tmp_path: Path) -> Path:
 
 
 def rectangles(*locators: Locator) -> list[dict[str, float]]:
-    """The bounding rectangles of elements, all measured at one moment: a page that scrolls does not part them."""
+    """The bounding rectangles of visible elements, measured at one moment, because a page may still be scrolling."""
     elements = [locator.element_handle() for locator in locators]
-    return locators[0].page.evaluate("elements => elements.map((e) => e.getBoundingClientRect().toJSON())", elements)
+    sides = "elements => elements.map((e) => e.getBoundingClientRect().toJSON())"
+    measured = locators[0].page.evaluate(sides, elements)
+    assert all(rectangle["width"] > 0 and rectangle["height"] > 0 for rectangle in measured)
+    return measured
 
 
 def submit(page: Page, view: str, **values: int) -> None:
