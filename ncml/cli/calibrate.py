@@ -101,8 +101,7 @@ def calibrate(
         raise InputError("unseen", f"{detail}, and name images that it was not trained on.")
     if not tile:
         check_source(data, split)
-        replaced = folder if folder.is_dir() else description.folder
-        storage.read_replaceable(replaced / checkpoint.CALIBRATION)  # refused now rather than after the computation
+        storage.read_replaceable(folder / checkpoint.CALIBRATION)  # refused now rather than after the computation
     elif not Path(data).is_dir():
         raise InputError("data", f"{data} is not a folder: tiles are calibrated on a folder of large good images.")
     tiling = Tiling.for_model(description.height, description.width, tile_size, tile_overlap)

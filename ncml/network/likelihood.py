@@ -21,7 +21,7 @@ and put a random pixel into one image in a thousand.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -160,7 +160,7 @@ class PixelDraws:
     uniform_BC: Tensor
     """Uniform on (-d, d); used at t > 0 only."""
 
-    def select(self, index_B: Sequence[int] | Tensor) -> PixelDraws:
+    def select(self, index_B: Tensor) -> PixelDraws:
         """Return the draws of some images."""
         return PixelDraws(self.gumbel_BK[index_B], self.logistic_BC[index_B], self.uniform_BC[index_B])
 

@@ -56,9 +56,10 @@ class SamplerByTilt:
             parts.setdefault(conditions.tilt.for_class(has_class=has_class), []).append(index)
         first_row, H = conditions.first_row, x_BCHW.shape[2]
 
-        def sample_part(tilt: Tilt, index_G: list[int], rows_before: int) -> bool:
+        def sample_part(tilt: Tilt, indices: list[int], rows_before: int) -> bool:
             """Sample the images of one tilt; return whether `on_row` stopped the sampling."""
-            x_GCHW, stopped = x_BCHW[index_G], False
+            index_G, stopped = torch.tensor(indices, device=x_BCHW.device), False
+            x_GCHW = x_BCHW[index_G]
 
             def on_part_row(row: int) -> bool:
                 nonlocal stopped
@@ -67,12 +68,12 @@ class SamplerByTilt:
                 return stopped
 
             part_conditions = replace(conditions.select(index_G), tilt=tilt)
-            sampler = self.choose_sampler(tilt, index_G)
+            sampler = self.choose_sampler(tilt, indices)
             sampler(network, x_GCHW, part_conditions, draws.select(index_G), on_part_row)
             return stopped
 
-        for part, (tilt, index_G) in enumerate(parts.items()):
-            if sample_part(tilt, index_G, part * (H - first_row)):
+        for part, (tilt, indices) in enumerate(parts.items()):
+            if sample_part(tilt, indices, part * (H - first_row)):
                 return
 
 

@@ -47,8 +47,8 @@ def photo(tmp_path: Path) -> Path:
 def rectangles(*locators: Locator) -> list[dict[str, float]]:
     """The bounding rectangles of visible elements, measured at one moment, because a page may still be scrolling."""
     elements = [locator.element_handle() for locator in locators]
-    sides = "elements => elements.map((e) => e.getBoundingClientRect().toJSON())"
-    measured = locators[0].page.evaluate(sides, elements)
+    script = "elements => elements.map((e) => e.getBoundingClientRect().toJSON())"
+    measured = locators[0].page.evaluate(script, elements)
     assert all(rectangle["width"] > 0 and rectangle["height"] > 0 for rectangle in measured)
     return measured
 

@@ -149,18 +149,24 @@ def test_a_copy_is_calibrated_and_the_model_is_not_changed(calibrated: Run, tmp_
         assert f"{out} exists and is not a model folder" in refused.stderr
 
 
-@pytest.mark.parametrize("out", [[], ["--out", "models/mine"]], ids=["in place", "a copy"])
-def test_calibrations_of_a_newer_version_are_refused_before_the_data_is_read(
-    calibrated: Run, tmp_path: Path, out: list[str]
-) -> None:
-    path = tmp_path / "models" / "loud" / "calibration.json"
-    path.write_text('{"format": 3, "calibrations": {}}')
+def test_calibrations_of_a_newer_version_are_refused_before_the_data_is_read(calibrated: Run, tmp_path: Path) -> None:
+    loud, mine = tmp_path / "models" / "loud", tmp_path / "models" / "mine"
+    newer = '{"format": 3, "calibrations": {}}'
+    (loud / "calibration.json").write_text(newer)
     write(tmp_path / "others", 1, 5)  # too few, which would be the second complaint
-    done = calibrated("calibrate", "--model", "loud", "--data", "others", "--unseen", *out)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.endswith("calibration.json has format 3, newer than 2: upgrade ncml.\n")
-    assert path.read_text() == '{"format": 3, "calibrations": {}}'
-    assert not (tmp_path / "models" / "mine").exists()
+    in_place = ("calibrate", "--model", "loud", "--data", "others", "--unseen")
+    as_copy = (*in_place, "--out", "models/mine")
+    # A new copy has no calibrations that could be replaced.
+    done = calibrated(*as_copy)
+    assert done.returncode == 2
+    assert "newer" not in done.stderr
+    assert not mine.exists()
+    shutil.copytree(loud, mine)
+    for arguments in (in_place, as_copy):
+        done = calibrated(*arguments)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.endswith("calibration.json has format 3, newer than 2: upgrade ncml.\n")
+    assert [(folder / "calibration.json").read_text() for folder in (loud, mine)] == [newer, newer]
 
 
 def test_a_limit_takes_a_spread_sample(run: Run, tmp_path: Path) -> None:

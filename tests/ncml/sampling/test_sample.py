@@ -44,35 +44,36 @@ def test_draws_belong_to_the_seed() -> None:
     assert torch.equal(both.draw_normal(4, 4)[1:], single.draw_normal(4, 4))
 
 
+NO_CLASS = len(nets.config().model.classes)
 UNGUIDED, GUIDED = Tilt(temperature=0.9), Tilt(guidance=3.0, temperature=0.9)
 
 
 @pytest.mark.parametrize(
     ("class_B", "parts"),
     [
-        ([2, 2], [(UNGUIDED, [0, 1])]),
+        ([NO_CLASS, NO_CLASS], [(UNGUIDED, [0, 1])]),
         ([1, 0], [(GUIDED, [0, 1])]),
-        ([0, 2, 1], [(GUIDED, [0, 2]), (UNGUIDED, [1])]),
+        ([0, NO_CLASS, 1], [(GUIDED, [0, 2]), (UNGUIDED, [1])]),
     ],
     ids=["no classes", "classes", "both"],
 )
 def test_guidance_reaches_only_images_of_a_class(class_B: list[int], parts: list[tuple[Tilt, list[int]]]) -> None:
-    chosen: list[tuple[Tilt, list[int]]] = []
-    sampled: list[tuple[Tilt, list[int]]] = []
+    tilts_and_indices: list[tuple[Tilt, list[int]]] = []
+    tilts_and_classes: list[tuple[Tilt, list[int]]] = []
 
     def sampler(network: NCPN, x_BCHW: Tensor, conditions: Conditions, draws: PixelDraws, on_row: OnRow) -> None:
-        sampled.append((conditions.tilt, conditions.class_B.tolist()))
+        tilts_and_classes.append((conditions.tilt, conditions.class_B.tolist()))
 
     def choose_sampler(tilt: Tilt, indices: list[int]) -> Sampler:
-        chosen.append((tilt, indices))
+        tilts_and_indices.append((tilt, indices))
         return sampler
 
-    net = nets.network(nets.config())  # 2 classes, so 2 is no class
+    net = nets.network(nets.config())
     settings = SamplingSettings(noise=0.0, steps=1, solver="tweedie", guidance=3.0, temperature=0.9)
     seeds = list(range(len(class_B)))
     generate_images(net, Plan(seeds, torch.tensor(class_B), settings), SamplerByTilt(choose_sampler))
-    assert chosen == parts
-    assert sampled == [(tilt, [class_B[index] for index in indices]) for tilt, indices in parts]
+    assert tilts_and_indices == parts
+    assert tilts_and_classes == [(tilt, [class_B[index] for index in indices]) for tilt, indices in parts]
 
 
 @pytest.mark.parametrize(
