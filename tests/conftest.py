@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -85,11 +86,17 @@ def eventually(condition: Callable[[], Any], timeout_s: float = 300.0, every_s: 
     return value
 
 
-def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that was free just now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
+def free_port(count: int = 1) -> int:
+    """Return the first of `count` consecutive TCP ports of 127.0.0.1 that are free.
+
+    They lie below the ports that systems give to outgoing connections, so that none takes one before its server does.
+    """
+    while True:
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            first = random.randrange(15_000, 32_768 - count)
+            for port in range(first, first + count):
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+            return first
 
 
 class Valkey:

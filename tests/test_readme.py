@@ -9,7 +9,6 @@ import csv
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,7 +21,7 @@ import pytest
 from PIL import Image
 from pydantic_settings import BaseSettings
 
-from tests.conftest import alive
+from tests.conftest import alive, free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -122,8 +121,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def port(workspace: Path) -> Iterator[int]:
     """The port on which README's first command serves; Ctrl-C ends it and must leave nothing behind."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port = sock.getsockname()[1]
+    port = free_port()
     environment = os.environ | {"PORT": str(port), "NCML_DATA_DIR": str(workspace / "state")}
     with (workspace / "serve.log").open("w") as log:
         make = subprocess.Popen(

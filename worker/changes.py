@@ -103,7 +103,7 @@ class Changes:
         async with _asynchronous(self._pool) as client:
             while True:
                 try:
-                    async with client.pubsub() as channels:
+                    async with client.pubsub() as channels, _disconnecting(channels):
                         await channels.subscribe(STATE_CHANNEL, PROGRESS_CHANNEL)
                         await self._receive(channels)
                 except (redis.RedisError, OSError) as error:
@@ -139,6 +139,17 @@ class Changes:
             for followers in self._followers.values():
                 for follower in followers:
                     follower.wake()
+
+
+@contextlib.asynccontextmanager
+async def _disconnecting(channels: Any) -> AsyncGenerator[None]:
+    """Wait until the connection of subscriptions has ended, as over TLS takes an answer; redis-py does not wait."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(redis.RedisError, OSError):  # the server may not answer
+            if channels.connection:
+                await channels.connection.disconnect()
 
 
 _OPTIONS = {"host", "port", "db", "username", "password", "socket_connect_timeout"} | {

@@ -391,7 +391,7 @@ def _client(url: str, connections: int, timeout_s: float) -> Any:
         socket_connect_timeout=min(5.0, timeout_s),
         health_check_interval=30,
     )
-    return redis.Redis(connection_pool=pool)
+    return redis.Redis.from_pool(pool)
 
 
 def _pause_s(view: JobView, longest_s: float) -> float:

@@ -6,7 +6,6 @@ Without a browser these tests are skipped or, if CI is set, fail.
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -32,7 +31,7 @@ from playwright.sync_api import (
     sync_playwright,
 )
 
-from tests.conftest import eventually
+from tests.conftest import eventually, free_port
 from tests.packages import lacking
 
 ARGS = (
@@ -117,7 +116,7 @@ def site(valkey_server, models: Path, tmp_path_factory: pytest.TempPathFactory) 
         check=True, capture_output=True, text=True,
     )  # fmt: skip
     (folder / "keys").write_text(key_line.stdout)
-    ports = _free_ports(2)
+    ports = free_port(), free_port()
     serve = [sys.executable, "-m", "uvicorn", "--factory", "service.app:from_environment", "--port"]
     guarded = {"NCML_API_KEYS_FILE": str(folder / "keys"), "NCML_ALLOW_CALIBRATION": "0"}
     worker = [sys.executable, "-m", "ncml.cli", "worker", "--models", str(models), "--threads", "1", "--drain-s", "1"]
@@ -148,12 +147,6 @@ def site(valkey_server, models: Path, tmp_path_factory: pytest.TempPathFactory) 
             time.sleep(0.1)
         urls = (f"http://127.0.0.1:{port}" for port in ports)
         yield Site(*urls, http, tuple(psutil.Process(process.pid) for process in processes[:2]))
-
-
-def _free_ports(n: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(n)]
-        return [probe.getsockname()[1] for probe in probes]
 
 
 def _ready(http: httpx2.Client, base: str = "") -> bool:

@@ -18,7 +18,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from tests.conftest import alive, eventually
+from tests.conftest import alive, eventually, free_port
 
 SERVE = [sys.executable, "-m", "ncml.cli", "serve", "--port", "0"]
 
@@ -74,16 +74,6 @@ class Stack:
         self.process.stdout.close()  # type: ignore[union-attr]
 
 
-def free_ports(count: int) -> int:
-    """Return the first of several consecutive free ports."""
-    while True:
-        with contextlib.suppress(OSError, OverflowError), contextlib.ExitStack() as stack:
-            first = stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
-            for port in range(first + 1, first + count):
-                stack.enter_context(socket.create_server(("127.0.0.1", port)))
-            return first
-
-
 @pytest.fixture
 def temporary() -> Iterator[Path]:
     """The folder of temporary files of each `ncml serve`; its name is short, because sockets lie in it."""
@@ -110,7 +100,7 @@ def start(tmp_path: Path, temporary: Path, model_folder: Path) -> Iterator[Calla
 
 
 def test_serve_responds_and_ctrl_c_leaves_nothing(start: Callable[..., Stack], temporary: Path) -> None:
-    port = free_ports(2)
+    port = free_port(2)
     stack = start("--metrics-port", str(port))
     family = stack.family
     assert len(family) >= 4  # queue, service, two workers

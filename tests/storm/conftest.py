@@ -47,6 +47,7 @@ def serve(valkey_url: str, tmp_path: Path) -> Iterator[Callable[..., Service]]:
             service = Service(port, psutil.Process(process.pid), log)
 
             def ready() -> bool:
+                assert process.poll() is None, log.read_text()
                 with contextlib.suppress(httpx2.TransportError):
                     return httpx2.get(f"{service.url}/readyz").status_code == 200
                 return False

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import redis
 
@@ -135,12 +136,14 @@ def test_a_queue_is_used_over_tls_with_a_private_certificate_authority(
         await asyncio.sleep(0.2)
         await asyncio.to_thread(queue.cancel, job_id)
         view = await waiting
+        queue.close()
         await queue.aclose()
+        open_connections = psutil.Process().net_connections("tcp")
+        assert [connection for connection in open_connections if connection.raddr[1:] == (encrypted_port,)] == []
         return view.status
 
     assert asyncio.run(wait()) is JobStatus.CANCELED
     assert "changes of jobs are not received" not in caplog.text
-    queue.close()
 
 
 def test_a_server_of_another_certificate_authority_is_refused(encrypted_port: int) -> None:
