@@ -29,23 +29,24 @@ PASSWORD = uuid.uuid4().hex
 PROGRAMS = {"ip": "iproute2", "curl": "curl"}
 """Programs that the hosts need, and the packages that provide them."""
 
+BRIDGE = "bridge"
 NETWORK = "10.203.113"
 QUEUE = f"redis://:{PASSWORD}@{NETWORK}.1:6379/0"
 IMAGE = to_png(np.full((8, 8, 3), 99, np.uint8))
 
 
 class Host:
-    """A network namespace with one address, and the processes on it."""
+    """A network namespace with one address, connected to a bridge in another one, and the processes on it."""
 
-    def __init__(self, number: int, bridge: str, folder: Path) -> None:
-        self.name, self.address = f"{bridge}-{number}", f"{NETWORK}.{number}"
-        self.outside = f"{bridge}v{number}"
+    def __init__(self, number: int, switch: str, folder: Path) -> None:
+        self.name, self.address = f"{switch}-{number}", f"{NETWORK}.{number}"
+        self.switch, self.port = switch, f"port{number}"
         self.folder = folder / f"host{number}"
         self.folder.mkdir()
         self.processes: list[subprocess.Popen[bytes]] = []
         run(["ip", "netns", "add", self.name])
-        run(["ip", "link", "add", self.outside, "type", "veth", "peer", "name", "eth0", "netns", self.name])
-        run(["ip", "link", "set", self.outside, "master", bridge, "up"])
+        run(["ip", "-n", switch, "link", "add", self.port, "type", "veth", "peer", "name", "eth0", "netns", self.name])
+        run(["ip", "-n", switch, "link", "set", self.port, "master", BRIDGE, "up"])
         for words in (f"addr add {self.address}/24 dev eth0", "link set eth0 up", "link set lo up"):
             run(["ip", "-n", self.name, *words.split()])
 
@@ -61,7 +62,7 @@ class Host:
 
     def plug(self, state: str) -> None:
         """Disconnect the host from the network with `down`, and connect it with `up`."""
-        run(["ip", "link", "set", self.outside, state])
+        run(["ip", "-n", self.switch, "link", "set", self.port, state])
 
     def end(self) -> None:
         for process in reversed(self.processes):
@@ -93,21 +94,25 @@ class Client:
 
 @pytest.fixture
 def hosts(tmp_path: Path) -> Iterator[list[Host]]:
-    """Three hosts on one network."""
-    bridge = f"nc{uuid.uuid4().hex[:6]}"
+    """Three hosts on one network.
+
+    Its bridge has a namespace of its own: a machine's firewall can drop what a bridge forwards, as Docker's does.
+    """
+    switch = f"nc{uuid.uuid4().hex[:6]}"
     if packages := [package for program, package in PROGRAMS.items() if not shutil.which(program)]:
         pytest.skip(lacking("a program that hosts of a test need is missing", *packages))
-    if not works(["ip", "link", "add", bridge, "type", "bridge"]):
+    if not works(["ip", "netns", "add", switch]):
         pytest.skip("hosts of a test are network namespaces: they need root")
     made: list[Host] = []
     try:
-        run(["ip", "link", "set", bridge, "up"])
-        made.extend(Host(number, bridge, tmp_path) for number in (1, 2, 3))
+        run(["ip", "-n", switch, "link", "add", BRIDGE, "type", "bridge"])
+        run(["ip", "-n", switch, "link", "set", BRIDGE, "up"])
+        made.extend(Host(number, switch, tmp_path) for number in (1, 2, 3))
         yield made
     finally:
         for host in made:
             host.end()
-        run(["ip", "link", "delete", bridge])
+        run(["ip", "netns", "delete", switch])
 
 
 def test_workers_on_two_hosts_serve_one_queue(hosts: list[Host], model_folder: Path) -> None:
