@@ -116,7 +116,8 @@ def site(valkey_server, models: Path, tmp_path_factory: pytest.TempPathFactory) 
         check=True, capture_output=True, text=True,
     )  # fmt: skip
     (folder / "keys").write_text(key_line.stdout)
-    ports = free_port(), free_port()
+    first_port = free_port(2)
+    ports = first_port, first_port + 1
     serve = [sys.executable, "-m", "uvicorn", "--factory", "service.app:from_environment", "--port"]
     guarded = {"NCML_API_KEYS_FILE": str(folder / "keys"), "NCML_ALLOW_CALIBRATION": "0"}
     worker = [sys.executable, "-m", "ncml.cli", "worker", "--models", str(models), "--threads", "1", "--drain-s", "1"]

@@ -171,7 +171,7 @@ def test_hostile_uploads_neither_block_the_service_nor_grow_its_memory(
 
 
 @pytest.mark.parametrize("scores", [pytest.param(10, id="short"), pytest.param(200, marks=SLOW, id="long")])
-def test_scores_stay_quick_beside_expensive_uploads(fleet: Fleet, serve: Callable[..., Service], scores: int) -> None:
+def test_scores_succeed_beside_expensive_uploads(fleet: Fleet, serve: Callable[..., Service], scores: int) -> None:
     """Eight clients repeatedly send the largest JPEG of 120 scans, which takes more than a second of a core."""
     fleet.start()
     service = serve()
