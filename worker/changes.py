@@ -143,7 +143,7 @@ class Changes:
 
 @contextlib.asynccontextmanager
 async def _disconnecting(channels: Any) -> AsyncGenerator[None]:
-    """Wait until the connection of subscriptions has ended, as over TLS takes an answer; redis-py does not wait."""
+    """On exit, wait until the connection is closed (over TLS, the server must answer); redis-py does not wait."""
     try:
         yield
     finally:

@@ -234,7 +234,7 @@ def studio(site: Site, tab: Tab) -> Callable[..., Page]:
 
     def open_view(view: str = "score", model: str = "tiny", **options) -> Page:
         page = tab.open(f"{site.url}/#{view}", **options)
-        expect(page.locator(f"#view-{view}")).to_be_visible()  # until then, another one receives dropped files
+        expect(page.locator(f"#view-{view}")).to_be_visible()  # it has been loaded
         expect(page.locator("#pulse")).to_contain_text("Ready")
         page.select_option("#model", model)
         return page

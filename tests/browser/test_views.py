@@ -1403,7 +1403,6 @@ def test_responses_that_accept_or_refuse_a_job_are_not_counted(studio) -> None:
 def test_an_unreachable_service_is_reported_and_reached_again(studio, tab) -> None:
     tab.expected_messages = [REFUSED]
     page = studio("models")
-    expect(page.locator("#view-models .expand").first).to_be_visible()  # the view has been loaded
     page.context.set_offline(True)
     expect(page.locator("#pulse")).to_have_text("Unreachable")
     expect(page.locator("#notice")).to_contain_text("Check that it is running")

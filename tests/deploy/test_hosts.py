@@ -96,7 +96,7 @@ class Client:
 def hosts(tmp_path: Path) -> Iterator[list[Host]]:
     """Three hosts on one network.
 
-    Its bridge has a namespace of its own: a machine's firewall can drop what a bridge forwards, as Docker's does.
+    The bridge is in its own namespace, where the machine's firewall rules do not apply: Docker's drop bridged packets.
     """
     switch = f"nc{uuid.uuid4().hex[:6]}"
     if packages := [package for program, package in PROGRAMS.items() if not shutil.which(program)]:
