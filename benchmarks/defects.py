@@ -38,14 +38,14 @@ from sklearn.metrics import roc_auc_score
 import ncml
 from ncml import checkpoint, config, images, recipes
 from ncml.calibration import tiles
+from ncml.data.cropping import Cropping
+from ncml.data.dataset import Dataset
 from ncml.evaluation.features import efficientnet_lite0
 from ncml.images.tiling import OVERLAP, Tiling
 from ncml.network.ncpn import NCPN
 from ncml.ood import conformal
 from ncml.ood.tiles import scan
 from ncml.runtime import use_full_precision
-from ncml.training.cropping import Cropping
-from ncml.training.dataset import Dataset
 from ncml.training.distributed import SINGLE_PROCESS
 from ncml.training.precision import without_emulation
 from ncml.training.trainer import Trainer

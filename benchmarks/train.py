@@ -34,11 +34,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ncml import recipes
 from ncml.config import Config
+from ncml.data import dataset
+from ncml.data.dataset import Dataset
 from ncml.network.ncpn import NCPN
 from ncml.runtime import reuse_freed_memory
-from ncml.training import dataset
 from ncml.training.batches import draw_batch
-from ncml.training.dataset import Dataset
 from ncml.training.distributed import ProcessGroup
 from ncml.training.objective import held_out_bits, loss_bits
 from ncml.training.precision import without_emulation

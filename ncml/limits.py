@@ -26,6 +26,9 @@ MAX_IMAGES_PER_REQUEST = 64
 MIN_TUNING_IMAGES = 16
 """Minimum images that `ncml tune` generates with each candidate, and of the data that it compares them with."""
 
+MIN_ESTIMATION_IMAGES = 20
+"""Minimum number of images from which a mean and covariance are estimated."""
+
 Keep = Literal["top", "bottom", "left", "right"]
 """The known half of an image that is completed."""
 

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 
 from ncml import checkpoint
+from ncml.data.dataset import Dataset
 from ncml.errors import InputError
 from ncml.ood import calibrations
 from ncml.ood.power import summary
 from ncml.progress import Progress
 from ncml.training.adapt import adapt
-from ncml.training.dataset import Dataset
 from worker.contract import CalibrateJob
 from worker.results import Calibrated, WorkerFault
 

@@ -10,12 +10,12 @@ import numpy as np
 from ncml.calibration.estimation import OnSuspicious, check_finite
 from ncml.errors import InputError
 from ncml.images.tiling import Tiling
-from ncml.limits import View
+from ncml.limits import MIN_ESTIMATION_IMAGES, View
 from ncml.model import Model
 from ncml.ood import conformal
 from ncml.ood.columns import Columns
 from ncml.ood.conformal import Floats
-from ncml.ood.statistics import MIN_IMAGES, Gaussian, suspicious, usual_images
+from ncml.ood.statistics import Gaussian, suspicious, usual_images
 from ncml.ood.tile_calibration import TileCalibration, views_for
 from ncml.ood.tiles import Pixels, concatenate, measure_tiles
 from ncml.ood.views import STATISTICS, columns_of, score_views
@@ -62,11 +62,11 @@ def calibrate(
         fit_columns.append(measure_image(image_HWC, corners[:max_tiles]))
         on_progress(Progress("fit", index + 1, len(fit_images), "images"))
     fit_count = sum(len(next(iter(columns.values()))) for columns in fit_columns)
-    if fit_count < MIN_IMAGES:
+    if fit_count < MIN_ESTIMATION_IMAGES:
         raise InputError(
             "data",
             f"{fit_count} tiles of {len(fit_images)} images are too few to estimate the statistics: use more images, "
-            f"with at least {MIN_IMAGES} tiles in all.",
+            f"with at least {MIN_ESTIMATION_IMAGES} tiles in all.",
         )
     fit_means = [_means(columns) for columns in fit_columns]
     is_usual = usual_images(concatenate(fit_means))

@@ -18,8 +18,8 @@ from ncml.cli.terminal import (
     print_json,
     progress_bar,
 )
+from ncml.data.sources import open_source, readable_rows
 from ncml.ood.conformal import check_rate
-from ncml.training.sources import open_source, readable_rows
 
 
 def adapt(
@@ -55,7 +55,7 @@ def adapt(
     source = open_source(str(data), "train")
     loaded = load(description, device)
     from ncml.calibration import report
-    from ncml.training import dataset
+    from ncml.data import dataset
     from ncml.training.adapt import adapt as adapt_model
 
     def print_message(line: str) -> None:

@@ -11,6 +11,7 @@ from tyro.conf import arg
 
 from ncml import checkpoint, images
 from ncml.cli.terminal import DeviceOption, JsonOption, ModelOption, describe, identity, load, print_json, progress_bar
+from ncml.data.sources import DEFAULT_SPLIT, check_source, names_at, open_source
 from ncml.errors import InputError, suggestion
 from ncml.images.perturbations import TOLERANCES, Tolerance
 from ncml.images.tiling import OVERLAP, Tiling
@@ -19,7 +20,6 @@ from ncml.ood.conformal import check_rate
 from ncml.ood.storage import DEFAULT_NAME
 from ncml.paths import check_output_folder, list_files, printable
 from ncml.progress import Progress
-from ncml.training.sources import DEFAULT_SPLIT, check_source, names_at, open_source
 
 if TYPE_CHECKING:
     from ncml.model import Model
@@ -136,7 +136,7 @@ def _calibrate_images(
 
     from ncml.calibration import estimation, report
     from ncml.calibration.power import generate_foreign
-    from ncml.training import dataset
+    from ncml.data import dataset
 
     with progress_bar() as on_progress:
         opened = open_source(source, split)

@@ -22,9 +22,9 @@ from ncml.cli.terminal import (
     progress_bar,
     use_threads,
 )
+from ncml.data.inventory import counted
 from ncml.errors import InputError
 from ncml.images.sources import list_images
-from ncml.training.inventory import counted
 
 
 def compress(

@@ -8,9 +8,9 @@ from tyro.conf import Positional, arg
 from ncml import images
 from ncml.archive import read_archive
 from ncml.cli.terminal import DeviceOption, JsonOption, ModelOption, describe, identity, load, print_json, progress_bar
+from ncml.data.inventory import counted
 from ncml.errors import InputError
 from ncml.paths import check_output_folder
-from ncml.training.inventory import counted
 
 
 def decompress(

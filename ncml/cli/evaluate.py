@@ -18,10 +18,10 @@ from ncml.cli.terminal import (
     progress_bar,
     use_threads,
 )
+from ncml.data.sources import check_source
 from ncml.errors import InputError
 from ncml.evaluation.image_sets import GENERATED, split_source
 from ncml.evaluation.inputs import Inputs, label_models, parse_limits
-from ncml.training.sources import check_source
 
 
 def evaluate(

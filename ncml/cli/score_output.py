@@ -11,11 +11,11 @@ import numpy as np
 from ncml.cli.rows import Row, Scorer, SkippedFiles, score_batches
 from ncml.cli.table import Table, part_of
 from ncml.cli.terminal import progress_bar
+from ncml.data.inventory import counted
 from ncml.errors import InputError, NcmlError
 from ncml.ood import conformal
 from ncml.paths import list_files, printable
 from ncml.progress import Progress
-from ncml.training.inventory import counted
 
 TEXT_COLUMNS = ("file", "view", "model", "calibration", "statistic", "class", "error")
 

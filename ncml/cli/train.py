@@ -25,12 +25,12 @@ from ncml.cli.terminal import (
     use_threads,
 )
 from ncml.config import SHAPE, Config, ModelConfig
+from ncml.data.sources import check_source
 from ncml.errors import InputError
 from ncml.network.sde import largest_noise
 from ncml.paths import BUNDLED_MODEL
 from ncml.progress import ignore_progress
 from ncml.training.folder import IMAGE_CACHE, STATE, check_folder
-from ncml.training.sources import check_source
 from ncml.training.tracking import tracker_factory
 
 TUNING_SHARE, MIN_TUNING_S = 0.1, 60.0

@@ -23,11 +23,11 @@ from ncml.cli.terminal import (
     progress_bar,
     use_threads,
 )
+from ncml.data.sources import DEFAULT_SPLIT, check_source
 from ncml.errors import InputError
 from ncml.limits import MIN_TUNING_IMAGES
 from ncml.paths import check_output_folder
 from ncml.progress import OnProgress
-from ncml.training.sources import DEFAULT_SPLIT, check_source
 
 if TYPE_CHECKING:
     from ncml.evaluation.tuning import Tuning
@@ -106,8 +106,8 @@ def tune_folder(
 
     cache_folder: folder with the decoded images of the training run.
     """
+    from ncml.data import dataset
     from ncml.evaluation.tuning import tune
-    from ncml.training import dataset
     from ncml.training.provenance import machine
 
     images_of_data = dataset.load(

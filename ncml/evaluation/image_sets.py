@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ncml.data.sources import count_unreadable, is_image_folder
 from ncml.errors import InputError
 from ncml.paths import printable
 from ncml.progress import OnProgress, ignore_progress
-from ncml.training.sources import count_unreadable, is_image_folder
 
 SEED = 2022
 """Seed of shuffling, generated images and flips."""
@@ -89,14 +89,14 @@ def load(
     name: str = "",
     on_progress: OnProgress = ignore_progress,
 ) -> ImageSet:
-    """Load a set: constant, uniform, or NAME|FOLDER[:SPLIT] as `ncml.training.dataset` reads it.
+    """Load a set: constant, uniform, or NAME|FOLDER[:SPLIT] as `ncml.data.dataset` reads it.
 
     split: the split to read; by default that of the source, else test. A folder of images has none and is read whole.
     name: the name of the set; by default the end of its path and its split.
     """
     if source in GENERATED:
         return generate(source, GENERATED_COUNT, height, width)
-    from ncml.training import dataset  # which imports torch
+    from ncml.data import dataset  # which imports torch
 
     location, source_split = split_source(source)
     if source_split and is_image_folder(location):

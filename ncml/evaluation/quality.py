@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ncml.config import SOLVERS, STEPPED_SOLVER
+from ncml.data.inventory import counted
 from ncml.errors import InputError
 from ncml.evaluation import published
 from ncml.evaluation.bootstrap import Estimate
@@ -24,7 +25,6 @@ from ncml.evaluation.report import OURS, PUBLISHED, Cell, Figure, Section, Table
 from ncml.evaluation.samples import IN_TURN, Arguments, as_trained, default_arguments
 from ncml.model import Model
 from ncml.ood.columns import noise_levels
-from ncml.training.inventory import counted
 
 BATCH = 64
 

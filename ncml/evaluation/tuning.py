@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ncml.config import DEFAULT_SOLVER, SamplingDefaults
+from ncml.data.dataset import Dataset
 from ncml.errors import InputError
 from ncml.evaluation import bootstrap
 from ncml.evaluation.bootstrap import Estimate
@@ -30,7 +31,6 @@ from ncml.limits import MIN_TUNING_IMAGES
 from ncml.model import Model
 from ncml.ood.columns import noise_levels
 from ncml.progress import OnProgress, Progress, ignore_progress
-from ncml.training.dataset import Dataset
 
 IMAGES = 256
 """Images generated with each candidate, by default."""

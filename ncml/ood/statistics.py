@@ -37,6 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ncml.errors import InputError
+from ncml.limits import MIN_ESTIMATION_IMAGES
 from ncml.ood import storage
 from ncml.ood.columns import CORRELATION_KINDS, Columns, column_name, noise_levels
 from ncml.ood.conformal import Floats
@@ -46,9 +47,6 @@ if TYPE_CHECKING:
 
 MULTISCALE_KINDS = ("bits", "direct", "fine", "coarse")
 """The measurements of `multiscale` at each level."""
-
-MIN_IMAGES = 20
-"""Minimum number of images from which a mean and covariance are estimated."""
 
 RIDGE = 0.03
 """Factor of the ridge RIDGE M / N on the diagonal of the correlation matrix: levels agree to three digits, and N may be
@@ -81,15 +79,16 @@ def suspicious(columns: Columns) -> NDArray[np.bool_]:
 def usual_images(columns: Columns) -> NDArray[np.bool_]:
     """Return which images are used to estimate, [N]: those that are not suspicious; all if these are fewer than 20."""
     is_usual_N = ~suspicious(columns)
-    return is_usual_N if is_usual_N.sum() >= MIN_IMAGES else np.ones_like(is_usual_N)
+    return is_usual_N if is_usual_N.sum() >= MIN_ESTIMATION_IMAGES else np.ones_like(is_usual_N)
 
 
 def check_image_count(count: int) -> None:
     """Raise `InputError` for fewer images than the statistics need."""
-    if count < MIN_IMAGES:
+    if count < MIN_ESTIMATION_IMAGES:
         raise InputError(
             "data",
-            f"{count} images are too few to estimate the statistics: use at least {MIN_IMAGES}, besides those to rank.",
+            f"{count} images are too few to estimate the statistics: use at least {MIN_ESTIMATION_IMAGES}, besides "
+            "those to rank.",
         )
 
 

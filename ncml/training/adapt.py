@@ -21,23 +21,23 @@ from ncml.calibration import report
 from ncml.calibration.estimation import calibrate
 from ncml.calibration.power import generate_foreign
 from ncml.calibration.report import describe_suspects
+from ncml.data.dataset import Dataset
+from ncml.data.inventory import counted
 from ncml.errors import InputError, TrainingError
+from ncml.limits import MIN_ESTIMATION_IMAGES
 from ncml.model import Model, load
 from ncml.ood.calibration import Calibration
 from ncml.ood.conformal import check_rate, min_ranks
-from ncml.ood.statistics import MIN_IMAGES
 from ncml.progress import OnProgress, Progress, ignore_progress
 from ncml.runtime import reuse_freed_memory
-from ncml.training.dataset import Dataset
 from ncml.training.distributed import ProcessGroup
-from ncml.training.inventory import counted
 from ncml.training.precision import without_emulation
 from ncml.training.run import MARGIN
 from ncml.training.trainer import Trainer
 from ncml.training.transfer import start_from
 
 ESTIMATION_SHARE = 2 / 7
-"""Share of the images that are used to estimate, but at least `MIN_IMAGES` images."""
+"""Share of the images that are used to estimate, but at least `MIN_ESTIMATION_IMAGES` images."""
 
 POWER_IMAGES = 60
 """Number of ranking images on which power is measured; the 100 of `ncml calibrate` would take most of the time."""
@@ -128,17 +128,20 @@ def split(data: Dataset, false_positive_rate: float) -> tuple[Dataset, Dataset]:
     """Return the estimating and the ranking part of good images, each evenly spread over the folder."""
     check_rate(false_positive_rate)
     min_count = min_ranks(1, false_positive_rate)
-    if len(data) < MIN_IMAGES + min_count:
-        remedy = f", or raise the false-positive rate ({false_positive_rate:g})" if len(data) > MIN_IMAGES else ""
+    if len(data) < MIN_ESTIMATION_IMAGES + min_count:
+        remedy = (
+            f", or raise the false-positive rate ({false_positive_rate:g})" if len(data) > MIN_ESTIMATION_IMAGES else ""
+        )
         raise InputError(
             "data",
             f"{counted(len(data), 'image')} {'is' if len(data) == 1 else 'are'} too few: use at least "
-            f"{MIN_IMAGES + min_count} good images, {MIN_IMAGES} to estimate and {min_count} to rank{remedy}.",
+            f"{MIN_ESTIMATION_IMAGES + min_count} good images, {MIN_ESTIMATION_IMAGES} to estimate and {min_count} to "
+            f"rank{remedy}.",
         )
     images_NHWC = data.images_NHWC
     if bool((images_NHWC == images_NHWC[:1]).all()):
         raise InputError("data", "all images are equal: use images that show how good ones differ.")
-    return _divide(data, max(MIN_IMAGES, min(len(data) - min_count, round(ESTIMATION_SHARE * len(data)))))
+    return _divide(data, max(MIN_ESTIMATION_IMAGES, min(len(data) - min_count, round(ESTIMATION_SHARE * len(data)))))
 
 
 def _divide(data: Dataset, count: int) -> tuple[Dataset, Dataset]:
@@ -153,7 +156,7 @@ def _check_fine_tuning(model: Model, training: Dataset, selecting: Dataset, fals
     batch_size = model.config.training.batch_size
     for part, min_count, purpose in (
         (training, batch_size, "for a training batch"),
-        (selecting, MIN_IMAGES + min_ranks(1, false_positive_rate), "to decide whether the result is kept"),
+        (selecting, MIN_ESTIMATION_IMAGES + min_ranks(1, false_positive_rate), "to decide whether the result is kept"),
     ):
         if len(part) < min_count:
             raise InputError(

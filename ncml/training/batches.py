@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from ncml.config import Config
+from ncml.data.dataset import Dataset
 from ncml.network import orientation
 from ncml.network.likelihood import from_uint8
 from ncml.network.sde import broadcast_to, end_time, make_sde
-from ncml.training.dataset import Dataset
 
 
 @dataclass(frozen=True)

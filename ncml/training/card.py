@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from datetime import date
 
+from ncml.data.dataset import Dataset
 from ncml.errors import TrainingError
 from ncml.network.sde import noise_at_end
-from ncml.training.dataset import Dataset
 from ncml.training.provenance import duration, machine
 from ncml.training.trainer import Trainer
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 
-from ncml.training.dataset import Dataset
+from ncml.data.dataset import Dataset
 from ncml.training.objective import held_out_bits
 from ncml.training.trainer import Trainer
 

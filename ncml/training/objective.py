@@ -10,11 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ncml.data.dataset import Dataset
 from ncml.network.likelihood import bits_per_dim, from_uint8, log_mixture, log_prob
 from ncml.network.ncpn import NCPN
 from ncml.progress import OnProgress, Progress, ignore_progress
 from ncml.training.batches import Batch
-from ncml.training.dataset import Dataset
 from ncml.training.distributed import SINGLE_PROCESS, ProcessGroup
 
 

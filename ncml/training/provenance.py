@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
+from ncml.data.inventory import counted
 from ncml.paths import printable
 from ncml.runtime import CPU_INFO
-from ncml.training.inventory import counted
 
 
 def command(arguments: Sequence[str]) -> str:

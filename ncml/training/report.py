@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ncml import checkpoint
 from ncml.config import Config
+from ncml.data.inventory import counted
 from ncml.images import grid, to_png
 from ncml.network.ncpn import NCPN
 from ncml.network.sde import noise_at_end
@@ -19,7 +20,6 @@ from ncml.progress import OnProgress, Progress
 from ncml.sampling.cached import sample_cached
 from ncml.sampling.options import SamplingSettings
 from ncml.sampling.sample import Plan, generate_images
-from ncml.training.inventory import counted
 from ncml.training.optimizer import learning_rate_share
 from ncml.training.provenance import duration
 from ncml.training.tracking import TensorBoard, Tracker

@@ -18,6 +18,11 @@ from ncml.calibration.report import describe as describe_calibration
 from ncml.calibration.report import describe_tiles
 from ncml.calibration.report import save as save_calibration
 from ncml.config import Config, TrainingConfig
+from ncml.data import dataset
+from ncml.data.cropping import image_readers
+from ncml.data.dataset import Dataset
+from ncml.data.inventory import ImageOrder, counted
+from ncml.data.sources import is_image_folder, open_source, readable_rows
 from ncml.errors import InputError, ModelError
 from ncml.images.tiling import Tiling
 from ncml.model import Model
@@ -25,17 +30,12 @@ from ncml.model import load as load_model
 from ncml.network.ncpn import NCPN
 from ncml.progress import OnProgress, ignore_progress
 from ncml.runtime import reuse_freed_memory, use_full_precision
-from ncml.training import dataset
 from ncml.training.card import model_card
-from ncml.training.cropping import image_readers
-from ncml.training.dataset import Dataset
 from ncml.training.distributed import SINGLE_PROCESS, ProcessGroup
 from ncml.training.folder import IMAGE_CACHE, STATE, check_folder, exclusive
-from ncml.training.inventory import ImageOrder, counted
 from ncml.training.loop import train_loop
 from ncml.training.objective import held_out_bits
 from ncml.training.report import Reporter, describe_plan
-from ncml.training.sources import is_image_folder, open_source, readable_rows
 from ncml.training.state import read_config
 from ncml.training.tracking import Tracker
 from ncml.training.trainer import DEFAULT_EXECUTION, Execution, Trainer
@@ -86,7 +86,7 @@ def train(
 ) -> TrainedModel | None:
     """Train a model on the fit part of a dataset, write its folder and card, and calibrate it.
 
-    The parts calibration-fit and calibration-rank (`ncml.training.dataset`) are never trained on. A dataset with a test
+    The parts calibration-fit and calibration-rank (`ncml.data.dataset`) are never trained on. A dataset with a test
     split is measured on it; any other, and crops, on calibration-fit. Only rank 0 returns the model.
 
     total_images: the run's length. None: that of the resumed run, or what fits into `max_seconds`, or the recipe's. The

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ncml import checkpoint
 from ncml.config import Config
+from ncml.data.inventory import ImageOrder
 from ncml.errors import ModelError, TrainingError
-from ncml.training.inventory import ImageOrder
 
 KEPT = ("total_images", "cooldown_fraction", "ema_images")
 """Training settings that a resumed run takes from its state rather than from the configuration."""

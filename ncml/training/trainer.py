@@ -20,11 +20,11 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ncml.config import Config, TrainingConfig
+from ncml.data.dataset import Dataset
 from ncml.errors import InputError, TrainingError
 from ncml.network.ncpn import NCPN
 from ncml.network.sde import make_sde
 from ncml.training.batches import Batch, draw_batch, step_seed
-from ncml.training.dataset import Dataset
 from ncml.training.distributed import SINGLE_PROCESS, ProcessGroup, no_gradient_sync
 from ncml.training.objective import loss_bits
 from ncml.training.optimizer import Optimizer, learning_rate_share

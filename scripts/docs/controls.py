@@ -21,6 +21,7 @@ from scipy.stats import binomtest
 
 import ncml
 from ncml import images
+from ncml.data import dataset
 from ncml.evaluation import bootstrap
 from ncml.images import perturbations
 from ncml.images.perturbations import Perturbation
@@ -28,7 +29,6 @@ from ncml.ood.calibration import DEFAULT_STATISTIC, Calibration
 from ncml.ood.columns import Columns
 from ncml.ood.measurements import measure as measure_columns
 from ncml.ood.statistics import Gaussian, required_columns
-from ncml.training import dataset
 
 PROCESSING: dict[str, Perturbation] = {
     **{f"JPEG, quality {quality}": perturbations.jpeg(quality) for quality in (95, 75, 50)},

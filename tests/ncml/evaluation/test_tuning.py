@@ -14,11 +14,11 @@ import ncml
 from ncml import checkpoint
 from ncml.cli import main as cli
 from ncml.cli import train
+from ncml.data import dataset
 from ncml.errors import InputError
 from ncml.evaluation import tuning
 from ncml.evaluation.bootstrap import Estimate
 from ncml.evaluation.features import FeatureExtractor
-from ncml.training import dataset
 from tests.ncml import nets
 
 

@@ -12,9 +12,9 @@ import ncml
 from ncml import checkpoint, runtime
 from ncml.cli import main as cli
 from ncml.config import SamplingDefaults
+from ncml.data.dataset import Dataset
 from ncml.errors import InputError
 from ncml.training import adapt as adapting
-from ncml.training.dataset import Dataset
 from tests.ncml import nets
 
 

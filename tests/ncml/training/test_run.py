@@ -27,8 +27,9 @@ import ncml
 from ncml import checkpoint, config, recipes
 from ncml.cli import main as cli
 from ncml.config import Config, SamplingDefaults
+from ncml.data import dataset, decoding
 from ncml.errors import InputError, TrainingError
-from ncml.training import dataset, decoding, loop, run, tracking
+from ncml.training import loop, run, tracking
 from ncml.training.folder import STATE, exclusive
 from ncml.training.report import describe_plan
 from ncml.training.state import TrainingState
@@ -482,7 +483,7 @@ def test_a_part_of_a_large_set_is_read_from_the_disk_as_it_is_drawn(tmp_path: Pa
     """A batch is drawn from 512 MiB of images without holding more than a few in memory."""
     code = """
 import sys, numpy as np, torch
-from ncml.training.dataset import Dataset
+from ncml.data.dataset import Dataset
 from tests.memory import peak
 pixels = np.lib.format.open_memmap(sys.argv[1], "w+", np.uint8, (1 << 17, 32, 43, 3))
 pixels[-1] = 7
@@ -651,7 +652,7 @@ from dataclasses import replace
 from pathlib import Path
 from ncml import recipes
 from ncml.config import Config, SamplingDefaults
-from ncml.training.dataset import Dataset
+from ncml.data.dataset import Dataset
 from ncml.training.distributed import process_group
 from ncml.training.state import TrainingState
 from ncml.training.trainer import Trainer

@@ -14,13 +14,13 @@ from scipy import stats
 
 from ncml import format1
 from ncml.config import Config, TrainingConfig
+from ncml.data.dataset import Dataset
 from ncml.errors import InputError, TrainingError
 from ncml.network.likelihood import bits_per_dim, from_uint8, log_mixture
 from ncml.network.ncpn import NCPN
 from ncml.network.sde import end_time, make_sde
 from ncml.recipes import maximum_likelihood, smoke
 from ncml.training.batches import draw_batch
-from ncml.training.dataset import Dataset
 from ncml.training.distributed import ProcessGroup
 from ncml.training.loop import train_loop
 from ncml.training.objective import held_out_bits, loss_bits

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 from ncml import images
+from ncml.data import dataset, sources
+from ncml.data.dataset import Dataset
+from ncml.data.inventory import Inventory
+from ncml.data.sources import is_image_folder
 from ncml.errors import InputError
-from ncml.training import dataset, sources
-from ncml.training.dataset import Dataset
-from ncml.training.inventory import Inventory
-from ncml.training.sources import is_image_folder
 from tests.ncml import nets
 
 

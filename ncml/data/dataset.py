@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ncml.data.cropping import Cropping, crops_per_image
+from ncml.data.decoding import ImageCache, decode
+from ncml.data.inventory import Inventory
+from ncml.data.sources import Source, open_source
 from ncml.images.tiling import Tiling
-from ncml.ood.statistics import MIN_IMAGES
+from ncml.limits import MIN_ESTIMATION_IMAGES
 from ncml.progress import OnProgress, ignore_progress
-from ncml.training.cropping import Cropping, crops_per_image
-from ncml.training.decoding import ImageCache, decode
-from ncml.training.inventory import Inventory
-from ncml.training.sources import Source, open_source
 
 Part = Literal["fit", "calibration-fit", "calibration-rank"]
 
@@ -137,6 +137,6 @@ def is_member(name: Part, count: int, split: int = SPLIT) -> Tensor:
 
 def split_for(count: int) -> int:
     """Return the `split` of a dataset with this number of images: 7 of every `split` images are held out."""
-    if 2 * count < MIN_IMAGES * SMALLEST_SPLIT:
+    if 2 * count < MIN_ESTIMATION_IMAGES * SMALLEST_SPLIT:
         return SPLIT
     return max(SMALLEST_SPLIT, min(SPLIT, 7 * count // HELD_OUT))

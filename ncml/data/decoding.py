@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 
 from ncml import checkpoint, images
+from ncml.data.cropping import Cropping
+from ncml.data.inventory import ImageOrder, Inventory
+from ncml.data.sources import Row, Source, no_images
 from ncml.errors import InputError
 from ncml.progress import OnProgress, Progress
-from ncml.training.cropping import Cropping
-from ncml.training.inventory import ImageOrder, Inventory
-from ncml.training.sources import Row, Source, no_images
 
 CHUNK = 256
 """Images whose files are in memory at the same time."""

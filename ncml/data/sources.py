@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from ncml.data.inventory import counted
 from ncml.errors import InputError
 from ncml.images import SUFFIXES
 from ncml.paths import list_files, printable
-from ncml.training.inventory import counted
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ncml import images
+from ncml.data.sources import Row
 from ncml.errors import InputError
 from ncml.images.tiling import Tiling
-from ncml.training.sources import Row
 
 MAX_CROPS, MIN_CROPS, TOTAL_CROPS = 64, 4, 50_000
 """Maximum and minimum crops per image, and crops in total, more than a run of the recipe `detector` draws."""
