@@ -29,13 +29,13 @@ from ncml.network.layers import (
     Stream,
 )
 from ncml.network.likelihood import PARAMETERS, initial_bias, promote_to_fp32
-from ncml.network.sde import GREY_LEVEL, make_sde, noise_at_end
+from ncml.network.sde import GREY_LEVEL, broadcast_to, make_sde
 
 CHANNELS = 3
 ORIENTATIONS = 4
 
 REACH = 4.0
-"""Standard deviations of the largest noise that pixels may lie outside [-1, 1]; fewer than 1 in 15,000 lie further."""
+"""Standard deviations of the noise that pixels may lie outside [-1, 1]; fewer than 1 in 15,000 lie further."""
 
 
 def shift_down(x_BFHW: Tensor) -> Tensor:
@@ -156,7 +156,6 @@ class NCPN(nn.Module):
         levels = config.model.levels
         widths = [level.width for level in levels]
         last = len(levels) - 1
-        self.reach = 1 + REACH * noise_at_end(config.sde) * GREY_LEVEL
         self.conditioning = Conditioning(config)
         self.stem = Stem(widths[0])
         self.up = nn.ModuleList(
@@ -174,13 +173,14 @@ class NCPN(nn.Module):
             self.head.weight.mul_(0.1)
             self.head.bias.copy_(initial_bias(config.model.mixtures))
 
-    def clamp_context(self, x_BCHW: Tensor) -> Tensor:
-        """Clamp pixels, a tensor of any shape, to the range of noised data before the network reads them.
+    def reach(self, t: Tensor) -> Tensor:
+        """Return the largest magnitude of the pixels that the network reads at times t, of any shape, in fp64.
 
-        The densities stay exact and unbounded, since only their context is clamped. Without this, one extreme draw at
-        t > 0 leads the network outside the range of its training data, and the image diverges.
+        Pixels are clamped to the range of data noised to t before the network reads them. The densities stay exact and
+        unbounded, since only their context is clamped. Without this, one extreme draw at t > 0 leads the network
+        outside the range of its training data, and the rest of the image becomes white noise.
         """
-        return x_BCHW.clamp(-self.reach, self.reach)
+        return 1 + REACH * self.conditioning.sde.sigma(t.double())
 
     def channels_last(self) -> NCPN:
         """Lay the convolutions out for channels-last images, which is faster on every device; return the network."""
@@ -197,7 +197,8 @@ class NCPN(nn.Module):
         Returns [B, P, H, W] in fp32 at least, read by `ncml.network.likelihood`.
         """
         embedding_BE = self.conditioning(t_B, class_B, orientation_B)
-        h = self.stem(self.clamp_context(x_BCHW))
+        reach = broadcast_to(self.reach(t_B), x_BCHW)
+        h = self.stem(x_BCHW.clamp(-reach, reach))
         skips = [h]
         for level, pairs in enumerate(self.up):
             if level:

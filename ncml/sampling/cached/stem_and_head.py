@@ -19,7 +19,8 @@ class StemCache:
 
     def __init__(self, network: NCPN, shape: BatchShape, first: ULState) -> None:
         """`first` is the state of ul that the stem writes."""
-        self.network, self.shape = network, shape
+        self.shape = shape
+        self.stem, self.reach = network.stem, 1.0
         stem, C = network.stem, CHANNELS + 1
         like = stem.u.weight
         self.u = RowConv(stem.u, shape)
@@ -29,9 +30,15 @@ class StemCache:
         self.left_above, self.left = (w.t().contiguous() for w in stem.ul_left.weight[..., 0].unbind(2))
         self.ul = RowSums(first.values_SWF, shape.R)
 
+    def reset(self, reach: float) -> None:
+        """Start a batch whose pixels are read up to this magnitude (`NCPN.reach`)."""
+        self.reach = reach
+        for buffer in self.row_buffers():
+            buffer.zero_()
+
     def advance(self, i: int) -> tuple[Tensor, Tensor]:
         """Start row i: return u, and the terms of ul that come from the row above. [R, W, F] each."""
-        stem, R, W = self.network.stem, self.shape.R, self.shape.W
+        stem, R, W = self.stem, self.shape.R, self.shape.W
         self.pixels[i % 2].ones.fill_(1)
         above = self.pixels[1 - i % 2].data[:R]
         left = above[:, :-2].reshape(R * W, -1)
@@ -49,7 +56,7 @@ class StemCache:
 
     def set_pixels(self, i: int, j: int, x_BC: Tensor) -> None:
         """Store the pixels at (i, j)."""
-        self.pixels[i % 2].colours[j].copy_(self.network.clamp_context(x_BC))
+        self.pixels[i % 2].colours[j].copy_(x_BC.clamp(-self.reach, self.reach))
 
     def prefill(self, x_BCHW: Tensor) -> None:
         """Store the known rows: the last one becomes the row above, and u holds the one before it."""
@@ -59,7 +66,7 @@ class StemCache:
             self._fill_row(self.u.buffer[:, 1:-1, CHANNELS + 1 :], x_BCHW[:, :, -2])
 
     def _fill_row(self, row_SWC: Tensor, x_BCW: Tensor) -> None:
-        row_SWC[: self.shape.B, :, :CHANNELS] = self.network.clamp_context(x_BCW).transpose(1, 2)
+        row_SWC[: self.shape.B, :, :CHANNELS] = x_BCW.clamp(-self.reach, self.reach).transpose(1, 2)
         row_SWC[..., CHANNELS] = 1
 
     def row_buffers(self) -> Iterator[Tensor]:
