@@ -6,10 +6,10 @@ frozen. A job refuses unknown fields, so that one with parameters of a newer ser
 being computed without them. What workers write ignores them, so that a service can read what newer workers add.
 """
 
-from dataclasses import astuple
 from enum import StrEnum
 from typing import Annotated, Literal, Self, TypeAlias
 
+import pydantic_core
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from ncml.limits import MAX_IMAGES_PER_REQUEST, MAX_SEED, MAX_STEPS, Keep
@@ -257,22 +257,27 @@ JOB: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="task")])
 """Reads and writes any job: `JOB.validate_json(text)`, `JOB.dump_json(job)`."""
 
 
-def batch_key(job: Job) -> str:
-    """Return what jobs of one batch have in common: task, model, version, shape and options.
+INDIVIDUAL_FIELDS = frozenset(
+    {"priority", "request_id", "timeout_s", "start_within_s", "class_name", "images", "image", "pixels", "file"}
+    | {"n", "seed", "skipped"}
+)
+"""Fields in which the jobs of a batch may differ: those of single images, and those that do not change a result."""
 
-    Classes, seeds, priorities and images differ freely within a batch. Scans and calibrations share none: their records
-    are marked `alone`.
+
+def batch_key(job: Job) -> str:
+    """Return what jobs of one batch have in common, as JSON: every field that is not individual, and the images' shape.
+
+    A batch is computed with the options of its first job, so a new field belongs to the key unless it is listed in
+    `INDIVIDUAL_FIELDS`. Scans and calibrations share no batch: their records are marked `alone`.
     """
-    parts: list[object] = [job.task, job.model, job.version or "current"]
+    fields = {name: value for name, value in job if name not in INDIVIDUAL_FIELDS}
     match job:
         case ScoreJob():
-            statistics = job.statistics if job.statistics == "all" else ",".join(sorted(set(job.statistics)))
-            parts += [job.images[0].height, job.images[0].width, job.noise, int(job.map), int(job.ood)]
-            parts += [job.calibration, job.statistic, statistics, int(job.sanity)]
-        case GenerateJob():
-            parts += astuple(job.sampling)
+            fields["shape"] = job.images[0].height, job.images[0].width
+            if job.statistics != "all":
+                fields["statistics"] = sorted(set(job.statistics))
         case CompleteJob():
-            parts += [job.image.height, job.image.width, job.keep, *astuple(job.sampling)]
-        case ScanJob() | CalibrateJob():
+            fields["shape"] = job.image.height, job.image.width
+        case _:
             pass
-    return "|".join("-" if part is None else str(part) for part in parts)
+    return pydantic_core.to_json(fields).decode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from worker.contract import CalibrateJob, Job, ScanJob, ScoreJob, Task, batch_key
@@ -49,11 +50,15 @@ class RunningJob:
     """Seconds of each stage of its batch, once it has ended."""
 
     @classmethod
-    def parse(cls, claim: Claim) -> RunningJob:
-        """Read the job of a claim. Raises `ValueError` if it is not the job that its record describes."""
+    def parse(cls, claim: Claim, batch: Iterable[RunningJob] = ()) -> RunningJob:
+        """Read the job of a claim, to be computed with a batch. Raises `ValueError` if it is not a job, or not like it.
+
+        The records have keys by which jobs are claimed together; these may be those of another version of the service.
+        """
         job = parse_job(claim.data)
-        if claim.batch_key and batch_key(job) != claim.batch_key:  # a job without a key runs alone
-            raise ValueError("the payload is another job than the record describes")
+        first = next(iter(batch), None)
+        if first and batch_key(job) != batch_key(first.job):
+            raise ValueError("the payload is not like its batch, as the record claims")
         return cls(claim, job)
 
     @property

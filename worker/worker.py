@@ -224,7 +224,7 @@ class BatchWorker(SimpleWorker):
             if claim.late:
                 continue
             try:
-                running[claim.id] = RunningJob.parse(claim)
+                running[claim.id] = RunningJob.parse(claim, running.values())
             except ValueError as error:
                 log.error("%s", error, extra={"job": claim.id})
                 detail = "the payload is not a job of this worker's version; send the request again"

@@ -207,12 +207,12 @@ class SyntheticModel:
             time.sleep(slow * (self.batch_s + self.image_s * n) / self.rows)
             callback(Progress("score", n * (row + 1) // self.rows, n))
         scores: list[Score] = []
-        for mean in images.reshape(n, -1).mean(1).tolist():
+        for mean, name in zip(images.reshape(n, -1).mean(1).tolist(), classes or [None] * n, strict=True):
             values = {"mean": mean, "bpd": mean / 32}
             selected = self.calibrations.by_name.get(calibration or "default") if ood else None
             scores.append(
                 Score(
-                    bpd=mean / 32 + noise,
+                    bpd=mean / 32 + noise + len(name or "") / 64,
                     log_likelihood=-mean,
                     map=np.full((HEIGHT, WIDTH), mean, np.float32) if map else None,
                     ood=selected.judge(statistic or selected.statistic, values[statistic or selected.statistic])

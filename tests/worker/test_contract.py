@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from ncml.limits import MAX_SEED
 from worker.contract import (
+    INDIVIDUAL_FIELDS,
     JOB,
     CalibrateJob,
     CompleteJob,
@@ -216,24 +217,50 @@ def test_the_largest_seed_is_usable() -> None:
     assert GenerateJob(model="m", seed=MAX_SEED - 1, n=2).seeds == (MAX_SEED - 1, MAX_SEED)
 
 
-def test_the_batch_key_separates_incompatible_jobs() -> None:
-    job = GenerateJob(model="m", n=2, seed=1, class_name="cat")
-    same = [{"n": 5}, {"seed": 9}, {"class_name": None}, {"priority": Priority.HIGH}, {"timeout_s": 1.0}]
-    other = [{"model": "k"}, {"version": "ab"}, {"noise": 0.0}, {"steps": 3}, {"solver": "heun"}]
-    other += [{"guidance": 2.0}, {"temperature": 0.9}]
-    assert {batch_key(job.model_copy(update=change)) for change in same} == {batch_key(job)}
-    assert len({batch_key(job.model_copy(update=change)) for change in other} | {batch_key(job)}) == 8
-    canvas = CompleteJob(model="m", image=PIXELS)
-    assert len({batch_key(canvas.model_copy(update={"keep": keep})) for keep in ("top", "left")}) == 2
-    scoring = ScoreJob(model="m", images=(PIXELS,))
-    assert batch_key(scoring) == batch_key(scoring.model_copy(update={"images": (PIXELS, PIXELS)}))
-    other = [
-        {"map": True}, {"noise": 1.0}, {"ood": False}, {"statistic": "bpd"}, {"statistics": "all"},
-        {"statistics": ("bpd",)}, {"sanity": True},
-    ]  # fmt: skip
-    assert len({batch_key(scoring.model_copy(update=change)) for change in ({}, *other)}) == 8
-    same = ("a", "b"), ("b", "a", "a")
-    assert len({batch_key(scoring.model_copy(update={"statistics": names})) for names in same}) == 1
+SCORE, CANVAS = ScoreJob(model="m", images=(PIXELS,)), CompleteJob(model="m", image=PIXELS)
+TALL = Pixels(height=2, width=1, data=PIXELS.data)
+
+JOBS: tuple[Job, ...] = (
+    SCORE,
+    CANVAS,
+    GenerateJob(model="m", class_name="cat"),
+    ScanJob(model="m", pixels=bytes(6), height=1, width=2),
+    CalibrateJob(model="m", name="mine", images=2, height=1, width=1, pixels=bytes(6)),
+)
+
+INDIVIDUAL: dict[str, Any] = {
+    "priority": Priority.HIGH, "request_id": "r", "timeout_s": 1.0, "start_within_s": 1.0, "class_name": "dog",
+    "images": (PIXELS, PIXELS), "image": Pixels(height=1, width=2, data=bytes(6)), "pixels": bytes([1] * 6),
+    "file": b"PNG", "n": 5, "seed": 9, "skipped": ("a.txt",),
+}  # fmt: skip
+"""Another value of each field in which jobs of one batch may differ."""
+
+SHARED: dict[str, Any] = {
+    "task": "other", "model": "k", "version": "ab", "noise": 0.5, "map": True, "ood": False, "calibration": "tolerant",
+    "statistic": "bpd", "statistics": ("bpd",), "sanity": True, "steps": 3, "solver": "heun", "guidance": 2.0,
+    "temperature": 0.9, "keep": "left", "height": 7, "width": 7, "tile_size": 8, "name": "yours",
+    "false_positive_rate": 0.1,
+}  # fmt: skip
+"""Another value of each field that all jobs of a batch share, because the first job's is used for all."""
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: job.task)
+def test_every_field_that_is_not_individual_splits_batches(job: Job) -> None:
+    assert set(INDIVIDUAL) == INDIVIDUAL_FIELDS
+    for name in type(job).model_fields:
+        is_individual = name in INDIVIDUAL
+        changed = job.model_copy(update={name: INDIVIDUAL[name] if is_individual else SHARED[name]})
+        assert (batch_key(changed) == batch_key(job)) is is_individual, name
+
+
+def test_the_shape_of_images_splits_batches_and_the_order_of_statistics_does_not() -> None:
+    assert batch_key(SCORE) != batch_key(SCORE.model_copy(update={"images": (TALL,)}))
+    assert batch_key(CANVAS) != batch_key(CANVAS.model_copy(update={"image": TALL}))
+    orders: tuple[Any, ...] = ("a", "b"), ("b", "a", "a")
+    assert len({batch_key(SCORE.model_copy(update={"statistics": names})) for names in orders}) == 1
+    assert batch_key(SCORE.model_copy(update={"statistics": "all"})) != batch_key(SCORE)
+    pairs: tuple[Any, ...] = ({"calibration": "x", "statistic": "-|a"}, {"calibration": "x|-", "statistic": "a"})
+    assert len({batch_key(SCORE.model_copy(update=pair)) for pair in pairs}) == 2
 
 
 def test_tasks_have_their_lanes() -> None:
