@@ -1,4 +1,4 @@
-"""Means and detection rates over images, with bootstrap intervals.
+"""Means, shares and detection rates over images, with 95% intervals: bootstrap, for shares Wilson's.
 
 Shapes: N and M images. A higher OOD score means more out-of-distribution.
 """
@@ -6,7 +6,7 @@ Shapes: N and M images. A higher OOD score means more out-of-distribution.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ RESAMPLES = 1000
 CURVE_RESAMPLES = 200
 """Number of resamples for statistics that need a sort or a matrix product each."""
 LEVEL = 0.95
+ROUNDING = 1e-9
+"""Error of a rate that is a sum of shares."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,18 @@ def mean(values_N: Floats) -> Estimate:
     return bootstrap(lambda index: (float(values_N[index].mean()),), len(values_N), resamples=RESAMPLES)[0]
 
 
+def share(flags_N: NDArray[np.bool_]) -> Estimate:
+    """Estimate the share of images with a property, with Wilson's interval, which has a width at 0 and 1, too."""
+    return _share(int(flags_N.sum()), len(flags_N))
+
+
+def _share(count: int, n: int) -> Estimate:
+    from scipy import stats
+
+    interval: Any = stats.binomtest(count, n).proportion_ci(LEVEL, method="wilson")
+    return Estimate(count / n, float(interval.low), float(interval.high), n)
+
+
 RATES = ("auroc", "aupr", "fpr95")
 
 
@@ -84,6 +98,16 @@ def detection_rates(inside_N: Floats, outside_M: Floats) -> tuple[float, float, 
 
 
 def estimate_detection(inside_N: Floats, outside_M: Floats) -> dict[str, Estimate]:
-    """Estimate `RATES`, resampling both sets."""
-    estimates = bootstrap(lambda i, j: detection_rates(inside_N[i], outside_M[j]), len(inside_N), len(outside_M))
-    return dict(zip(RATES, estimates, strict=True))
+    """Estimate `RATES`, resampling both sets.
+
+    Where all bootstrap samples agree, as with sets that do not overlap, AUROC and FPR95 are 0 or 1 and have Wilson's
+    interval: AUROC that of min(N, M) independent pairs, FPR95 that of N images.
+    """
+    N, M = len(inside_N), len(outside_M)
+    estimates = bootstrap(lambda i, j: detection_rates(inside_N[i], outside_M[j]), N, M)
+    rates: dict[str, Estimate] = dict(zip(RATES, estimates, strict=True))
+    for name, n in (("auroc", min(N, M)), ("fpr95", N)):
+        rate, bound = rates[name], round(rates[name].value)
+        if max(abs(end - bound) for end in (rate.low, rate.value, rate.high)) < ROUNDING:
+            rates[name] = replace(_share(bound * n, n), n=rate.n)
+    return rates

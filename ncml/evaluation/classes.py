@@ -75,8 +75,8 @@ def class_knowledge(inputs: Inputs, model: Model, images: ImageSet, noise: float
     log_prob_NC = inputs.cache.rows("classes", key, len(images), measure)["log_prob"]
     labels_N = class_labels(model, images)
     gain_N = log_prob_NC[np.arange(len(labels_N)), labels_N] - log_prob_NC[:, -1]
-    correct_N = (log_prob_NC[:, :-1].argmax(1) == labels_N).astype(np.float64)
-    return {"gain": bootstrap.mean(gain_N), "posterior": bootstrap.mean(correct_N)}
+    correct_N = log_prob_NC[:, :-1].argmax(1) == labels_N
+    return {"gain": bootstrap.mean(gain_N), "posterior": bootstrap.share(correct_N)}
 
 
 def fidelities(inputs: Inputs, model: Model) -> dict[str, bootstrap.Estimate]:
@@ -91,7 +91,7 @@ def fidelities(inputs: Inputs, model: Model) -> dict[str, bootstrap.Estimate]:
         inputs.notes.append(f"Fidelity is not measured, because no probe can be trained: {error}")
         return {}
     probe = Probe.train(_features(inputs, train), class_labels(model, train))
-    real = {"real": bootstrap.mean(probe.recognised(_features(inputs, test), class_labels(model, test)))}
+    real = {"real": bootstrap.share(probe.recognised(_features(inputs, test), class_labels(model, test)))}
     return real | {
         method: class_fidelity(inputs, model, probe, inputs.limits["fidelity"], arguments)
         for method, arguments in sampling_methods(model).items()
@@ -117,7 +117,7 @@ def _features(inputs: Inputs, images: ImageSet) -> Features:
 def class_fidelity(inputs: Inputs, model: Model, probe: Probe, n: int, arguments: Arguments) -> bootstrap.Estimate:
     """Measure the share of n generated images, of all classes in turn, in which the probe recognises the class."""
     features_NF = sample_features(inputs, model, n, arguments | {"classes": IN_TURN})
-    return bootstrap.mean(probe.recognised(features_NF, classes_in_turn(model, n)))
+    return bootstrap.share(probe.recognised(features_NF, classes_in_turn(model, n)))
 
 
 def sampling_methods(model: Model) -> dict[str, Arguments]:
@@ -180,7 +180,7 @@ def classes(inputs: Inputs) -> Section:
         "Fidelity is the share of generated images in which a probe recognises the requested class: logistic "
         f"regression on the features of {network}, trained on at most "
         f"{inputs.limits['probe']:,} training images. Classes are generated in turn, seeds are consecutive, no image "
-        "is left out. Brackets are 95% bootstrap intervals over images."
+        "is left out. Brackets are 95% intervals over images: bootstrap for gain, Wilson's for shares."
     )
     header = ("images", "source", "recognised")
     return Section(

@@ -80,10 +80,7 @@ class Detection:
         """The share of each set above the calibrated threshold of each statistic."""
         thresholds = self.calibration.thresholds
         return {
-            name: {
-                statistic: bootstrap.mean((values > thresholds[statistic]).astype(float))
-                for statistic, values in scores.items()
-            }
+            name: {statistic: bootstrap.share(values > thresholds[statistic]) for statistic, values in scores.items()}
             for name, scores in self.scores.items()
         }
 
@@ -148,8 +145,9 @@ def ood(inputs: Inputs) -> Section:
         "AUROC (area under the ROC curve), AUPR (average precision, out-of-distribution being positive) and FPR95 (the "
         "share of in-distribution images that are flagged at the threshold that flags 95% of the others). For every "
         "statistic, higher means more out-of-distribution. Brackets are 95% bootstrap intervals over the images of "
-        "both sets. *constant* is one random colour for each image, *uniform* independent random values. An average is "
-        "over the sets that have a number in its row, so ours and a published one are over different sets.",
+        "both sets, Wilson's for flagged shares and for an AUROC or FPR95 of 0 or 1. *constant* is one random colour "
+        "for each image, *uniform* independent random values. An average is over the sets that have a number in its "
+        "row, so ours and a published one are over different sets.",
     ]
     return Section(
         kind="ood",

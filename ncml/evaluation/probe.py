@@ -40,6 +40,6 @@ class Probe:
         regression = LogisticRegression(C=INVERSE_REGULARIZATION, max_iter=MAX_ITERATIONS)
         return cls(make_pipeline(StandardScaler(), regression).fit(features_NF, labels_N))
 
-    def recognised(self, features_NF: Features, labels_N: Labels) -> NDArray[np.float64]:
-        """Return for each image 1 if its class is recognised, else 0. [N]."""
-        return (self.pipeline.predict(features_NF) == labels_N).astype(np.float64)
+    def recognised(self, features_NF: Features, labels_N: Labels) -> NDArray[np.bool_]:
+        """Return whether the class of each image is recognised. [N]."""
+        return self.pipeline.predict(features_NF) == labels_N

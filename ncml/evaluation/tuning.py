@@ -120,8 +120,8 @@ class Tuning:
         rows += [[f"**{cell}**" if row is self.best else cell for cell in row.cells()] for row in self.candidates]
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
         return (
-            f"{text}Brackets are 95% bootstrap intervals; the chosen options are bold.\n\n{table}\n\n"
-            f"{self.confirmation_text()}\n"
+            f"{text}Brackets are 95% intervals, bootstrap for KD and Wilson's for fidelity; the chosen options are "
+            f"bold.\n\n{table}\n\n{self.confirmation_text()}\n"
         )
 
 
@@ -167,7 +167,7 @@ class Tuner:
             )
         features_NF = self._features(np.concatenate(batches), "generated images")
         distance = kernel_distance(features_NF, self.reference_NF)
-        fidelity = None if self.probe is None else bootstrap.mean(self.probe.recognised(features_NF, labels_N))
+        fidelity = None if self.probe is None else bootstrap.share(self.probe.recognised(features_NF, labels_N))
         return Candidate(options, distance, fidelity)
 
     def _train_probe(self, data: Dataset, held_out: Dataset) -> tuple[Probe | None, Estimate | None]:
@@ -179,7 +179,7 @@ class Tuner:
             return None, None
         features_NF = self._features(training.images_NHWC.numpy(), "training images")
         probe = Probe.train(features_NF, training.labels_N.numpy())
-        return probe, bootstrap.mean(probe.recognised(self.reference_NF, held_out.labels_N.numpy()))
+        return probe, bootstrap.share(probe.recognised(self.reference_NF, held_out.labels_N.numpy()))
 
     def _features(self, pixels_NHWC: NDArray[np.uint8], stage: str) -> Features:
         parts: list[Features] = []

@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Resampling
-from scipy.stats import binomtest
 
 import ncml
 from ncml import images
@@ -156,9 +155,8 @@ def scored(model: ncml.Model, calibration: Calibration, columns: Columns, statis
 def share(model: ncml.Model, calibration: Calibration, columns: Columns, statistic: str) -> str:
     """Format the flagged share and its interval."""
     verdicts = calibration.verdicts(statistic, scored(model, calibration, columns, statistic))
-    count = sum(verdict.is_ood for verdict in verdicts)
-    low, high = binomtest(count, len(verdicts)).proportion_ci(method="wilson")
-    return f"{100 * count / len(verdicts):.1f}% [{100 * low:.1f}, {100 * high:.1f}]"
+    flagged = bootstrap.share(np.array([verdict.is_ood for verdict in verdicts]))
+    return f"{100 * flagged.value:.1f}% [{100 * flagged.low:.1f}, {100 * flagged.high:.1f}]"
 
 
 def matched(model: ncml.Model, source: str, own: Images, others: Images, change: Perturbation) -> str:

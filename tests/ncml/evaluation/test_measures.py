@@ -5,13 +5,14 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from scipy import linalg
+from scipy import linalg, stats
 from sklearn import metrics
 
 import ncml
 from ncml.evaluation import bootstrap
 from ncml.evaluation.features import frechet_distance, kernel_distance
 from ncml.evaluation.likelihood import bits, flip
+from ncml.evaluation.quality import NOISE_ROUGHNESS, roughness
 from ncml.evaluation.sanity import seven_bit_bits
 from ncml.network.likelihood import from_uint8
 from tests.ncml import nets
@@ -73,6 +74,31 @@ def test_auroc_counts_pairs_and_fpr95_flagged_images(rng: np.random.Generator) -
     assert {name: rate.value for name, rate in perfect.items()} == {"auroc": 1, "aupr": 1, "fpr95": 0}
 
 
+def wilson(count: int, n: int) -> tuple[float, float]:
+    """Return Wilson's 95% interval as in his article of 1927."""
+    z = stats.norm.ppf(0.975)
+    centre, width = (count + z**2 / 2) / (n + z**2), z / (n + z**2) * np.sqrt(count * (n - count) / n + z**2 / 4)
+    return centre - width, centre + width
+
+
+@pytest.mark.parametrize(("count", "n"), [(0, 15), (15, 15), (380, 500), (1_000, 1_000)])
+def test_the_interval_of_a_share_is_wilson_s(count: int, n: int) -> None:
+    estimate = bootstrap.share(np.arange(n) < count)
+    assert (estimate.value, estimate.n) == (count / n, n)
+    assert (estimate.low, estimate.high) == pytest.approx(wilson(count, n), abs=1e-9)
+
+
+def test_rates_of_sets_that_do_not_overlap_have_intervals_with_a_width(rng: np.random.Generator) -> None:
+    inside, outside = rng.normal(size=80), 100 + rng.normal(size=60)
+    apart, reversed_rates = (
+        bootstrap.estimate_detection(*sets) for sets in ((inside, outside), (outside[:50], inside))
+    )
+    for rates, auroc, fpr95, pairs, n in ((apart, 1, 0, 60, 80), (reversed_rates, 0, 1, 50, 50)):
+        assert (rates["auroc"].value, rates["fpr95"].value) == (auroc, fpr95)
+        for rate, count, of in ((rates["auroc"], auroc * pairs, pairs), (rates["fpr95"], fpr95 * n, n)):
+            assert (rate.low, rate.high) == pytest.approx(wilson(count, of), abs=1e-9)
+
+
 def test_two_equal_sets_are_flagged_equally(rng: np.random.Generator) -> None:
     same = rng.normal(size=200)
     assert bootstrap.detection_rates(same, same) == (pytest.approx(0.5), pytest.approx(0.5, abs=0.01), 0.95)
@@ -103,3 +129,22 @@ def test_kernel_distance_is_unbiased(rng: np.random.Generator) -> None:
     same = [kernel_distance(rng.normal(size=(20, 4)), rng.normal(size=(20, 4))).value for _ in range(40)]
     assert abs(np.mean(same)) < 4 * np.std(same) / np.sqrt(40)
     assert kernel_distance(a, b + 2).low > 0
+
+
+def test_roughness_is_the_mean_difference_of_neighbours(rng: np.random.Generator) -> None:
+    images = rng.integers(256, size=(2, 5, 7, 3), dtype=np.uint8)
+    for image, value in zip(images.astype(int), roughness(images), strict=True):
+        differences = [abs(image[i, j] - image[i + 1, j]) for i in range(4) for j in range(7)]
+        differences += [abs(image[i, j] - image[i, j + 1]) for i in range(5) for j in range(6)]
+        assert value == pytest.approx(np.mean(differences))
+
+
+def test_only_white_noise_is_rough(rng: np.random.Generator) -> None:
+    shape = (4, 32, 32, 3)
+    black_and_white = np.uint8(255 * rng.integers(2, size=shape))
+    for noise in (rng.integers(256, size=shape, dtype=np.uint8), black_and_white):
+        assert (roughness(noise) > NOISE_ROUGHNESS).all()
+    stripes = np.zeros(shape, np.uint8)
+    stripes[:, ::4] = stripes[:, 1::4] = 255  # as rough as an image with a pattern can be expected to be
+    assert (roughness(stripes) < NOISE_ROUGHNESS).all()
+    assert (roughness(np.full(shape, 255, np.uint8)) == 0).all()
