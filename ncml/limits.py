@@ -35,7 +35,7 @@ Keep = Literal["top", "bottom", "left", "right"]
 KEEPS: tuple[Keep, ...] = ("top", "bottom", "left", "right")
 
 View = Literal["worst_tile", "peak", "mean"]
-"""A view of a large image in tiles (`ncml.ood.views`)."""
+"""A view of a large image in tiles (`ncml.ood.tile_views`)."""
 
 VIEWS: tuple[View, ...] = ("worst_tile", "mean", "peak")
 """The views in the order in which a calibration adds them; each additional one needs more ranking images."""

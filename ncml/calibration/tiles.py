@@ -17,8 +17,8 @@ from ncml.ood.columns import Columns
 from ncml.ood.conformal import Floats
 from ncml.ood.statistics import Gaussian, suspicious, usual_images
 from ncml.ood.tile_calibration import TileCalibration, views_for
+from ncml.ood.tile_views import STATISTICS, columns_of, score_views
 from ncml.ood.tiles import Pixels, concatenate, measure_tiles
-from ncml.ood.views import STATISTICS, columns_of, score_views
 from ncml.progress import OnProgress, Progress, ignore_progress
 
 MAX_FIT_TILES = 4000

@@ -1,4 +1,4 @@
-"""A calibration of tiles: Gaussians and ranks from large good images, for the views of `ncml.ood.views`.
+"""A calibration of tiles: Gaussians and ranks from large good images, for the views of `ncml.ood.tile_views`.
 
 Bound to one version of the model and of preprocessing; `ncml.calibration.tiles` creates it.
 """
@@ -23,7 +23,7 @@ from ncml.ood import conformal, storage
 from ncml.ood.conformal import Floats, Integers
 from ncml.ood.power import explain_weakness
 from ncml.ood.statistics import Gaussian
-from ncml.ood.views import STATISTICS, columns_of
+from ncml.ood.tile_views import STATISTICS, columns_of
 
 FORMAT = 3
 """Formats 1 and 2 do not state the overlap of tiles, and format 1 has only the view `worst_tile`."""

@@ -1,4 +1,4 @@
-"""Images larger than the model: scored in overlapping tiles, and judged in the views of `ncml.ood.views`.
+"""Images larger than the model: scored in overlapping tiles, and judged in the views of `ncml.ood.tile_views`.
 
 Each view ranks the image among whole good images, and the ranks have one p-value together (`ncml.ood.conformal`). Tiles
 of one image are too many and too similar to be tested one by one: with a correction for their number, no defect would
@@ -23,7 +23,7 @@ from ncml.ood.columns import Columns
 from ncml.ood.measurements import locate_peak, measure
 from ncml.ood.statistics import Gaussian
 from ncml.ood.tile_calibration import TileCalibration
-from ncml.ood.views import ViewScore, columns_of, peak_level, score_views
+from ncml.ood.tile_views import ViewScore, columns_of, peak_level, score_views
 from ncml.progress import OnProgress, Progress, ignore_progress
 from ncml.results import Scan, ViewVerdict
 

@@ -1,0 +1,105 @@
+"""What the views of a detector have in common. Does not import torch.
+
+A view is estimated from the estimation images; then it is fixed, and its scores are a function of one image. It may
+compute several scores in one pass (`mean`, `peak`), each of which can decide the verdict. Scores of a view have no
+common unit: the detector standardises them (`ncml.ood.detector`).
+
+Shapes: N estimation images, H rows and W columns of an image at its own size, h and w those of a map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ncml.images.tiling import Box
+from ncml.ood.conformal import Floats
+from ncml.progress import OnProgress
+
+Pixels = NDArray[np.uint8]
+Reader = Callable[[], Pixels]
+"""Opens a good image: uint8 [H, W, 3] at its own size. Called once or more; images are not all held in memory."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One score of an image."""
+
+    score: float
+    """Finite; higher means more out-of-distribution."""
+    map_hw: NDArray[np.float32] | None = None
+    """Local scores on an even grid that covers the judged region, higher where the image differs; None without one."""
+    region: Box | None = None
+    """The part of the image that the map covers, in pixels; None: the whole image."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A view as it is stored in a detector's folder."""
+
+    tensors: Mapping[str, NDArray[Any]]
+    """Arrays by name; floating-point ones in fp16 or fp32."""
+    values: Mapping[str, Any]
+    """Everything else, as plain JSON values: scales, precision, the digest of a network that is not stored here."""
+
+
+@dataclass(frozen=True)
+class Estimated:
+    """A view, and the scores of the images that it was estimated from."""
+
+    view: View
+    scores: Mapping[str, Floats]
+    """By score, [N]: each image's score under a view that was estimated without the images of its scene."""
+
+
+class View(Protocol):
+    """One view of images. Its constructor is its own affair."""
+
+    kind: ClassVar[str]
+    """The name under which it is stored, such as `features`."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of its scores, unique among all views: lower case, words joined by underscores."""
+        ...
+
+    @property
+    def description(self) -> str:
+        """At which size it judges images and what vanishes there, in one sentence."""
+        ...
+
+    @classmethod
+    def estimate(
+        cls, readers: Sequence[Reader], scenes_N: NDArray[np.int64], *, device: str, on_progress: OnProgress
+    ) -> Estimated:
+        """Estimate the view from good images.
+
+        scenes_N: the scene of each image. Images of one scene are near-duplicates, so the scores of an image are
+            computed without the others of its scene; at least two scenes.
+        Raises `InputError` for images that the view cannot judge.
+        """
+        ...
+
+    def measure(self, image_HWC: Pixels) -> dict[str, Measurement]:
+        """Score an image, uint8 [H, W, 3] at its own size; a deterministic function of the image.
+
+        Raises `InputError` with the field "image" for an image that it cannot judge, such as one that is too small.
+        """
+        ...
+
+    def store(self) -> Stored:
+        """Return what `load` needs to make the same view again."""
+        ...
+
+    @classmethod
+    def load(cls, stored: Stored, *, device: str) -> Self:
+        """Make the view from what was stored.
+
+        Raises `ModelError` if it was made with a network or a precision that is not available, and LookupError,
+        TypeError or ValueError for damaged values.
+        """
+        ...
