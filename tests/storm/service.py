@@ -24,4 +24,4 @@ class Service:
         return f"http://127.0.0.1:{self.port}"
 
     def client(self, **options: object) -> httpx2.Client:
-        return httpx2.Client(base_url=self.url, timeout=60, **options)
+        return httpx2.Client(base_url=self.url, timeout=300, **options)
