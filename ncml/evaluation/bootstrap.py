@@ -86,15 +86,12 @@ def detection_rates(inside_N: Floats, outside_M: Floats) -> tuple[float, float, 
     being positive. FPR95: the share of in-distribution images that are flagged at the threshold that flags 95% of the
     others.
     """
-    from sklearn import metrics
-
-    truth = np.repeat([0, 1], [len(inside_N), len(outside_M)])
-    scores = np.concatenate([inside_N, outside_M])
-    # All points are kept: the threshold that flags 95% must be one of them.
-    false, true, _ = metrics.roc_curve(truth, scores, drop_intermediate=False)
-    outside, inside = len(outside_M) * true[1:], len(inside_N) * false[1:]  # flagged at each threshold
-    average_precision = float(np.sum(np.diff(true) * outside / (outside + inside)))
-    return float(metrics.auc(false, true)), average_precision, float(false[np.searchsorted(true, 0.95)])
+    # Numbers of images flagged at each threshold: the distinct scores, from the highest.
+    thresholds = np.unique(np.concatenate([inside_N, outside_M]))[::-1]
+    inside, outside = (len(s) - np.searchsorted(np.sort(s), thresholds) for s in (inside_N, outside_M))
+    false, true = (np.concatenate([[0], flagged / flagged[-1]]) for flagged in (inside, outside))
+    average_precision = np.sum(np.diff(true) * outside / (outside + inside))
+    return float(np.trapezoid(true, false)), float(average_precision), float(false[np.searchsorted(true, 0.95)])
 
 
 def estimate_detection(inside_N: Floats, outside_M: Floats) -> dict[str, Estimate]:

@@ -15,7 +15,7 @@ from PIL import Image
 import ncml
 from ncml.cli import main as cli
 from ncml.config import SOLVERS
-from ncml.evaluation import run, samples
+from ncml.evaluation import bootstrap, run, samples
 from tests.ncml import nets
 from tests.ncml.nets import save_images
 
@@ -28,6 +28,9 @@ def evaluate(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setenv("NCML_MODELS", str(models))
     for columns in ("COLUMNS", "CLASS_COLUMNS"):
         monkeypatch.setattr(samples, columns, 6)
+    for solver, steps in SOLVERS.items():
+        monkeypatch.setitem(SOLVERS, solver, min(steps, 4))
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 100)
     for name, pixels in zip("ab", nets.images(24, seed=2).numpy().reshape(2, 12, 8, 8, 3), strict=True):
         save_images(tmp_path / "cifar10" / name, pixels)
     save_images(tmp_path / "noise", np.random.default_rng(0).integers(256, size=(15, 8, 8, 3), dtype=np.uint8))
