@@ -5,7 +5,7 @@ RUNS   := .venv/.runs
 READY  := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow lint bench bench-sampler bench-train bench-worker bench-service bench-bulk storm compose-test audit lock screenshots clean
+.PHONY: help serve test test-all test-slow lint bench bench-sampler bench-train bench-worker bench-service bench-bulk storm compose-test audit lock screenshots clean
 
 help:           ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST)
@@ -39,8 +39,16 @@ $(BIOME): | $(READY)
 serve: $(RUNS)  ## run the service, its queue and its workers on http://localhost:8000 (PORT=... sets another port)
 	@exec $(BIN)/ncml serve
 
-test: $(READY)  ## run the test suite
-	$(BIN)/python -m pytest -n auto --maxprocesses 4
+# Without compiled modules on disk, each of the many processes of the tests compiles them again.
+unexport PYTHONDONTWRITEBYTECODE
+
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4
+
+test: $(READY)  ## test the packages, and the service and workers under faults
+	$(PYTEST) tests/ncml tests/worker tests/service tests/storm
+
+test-all: $(READY) ## run all tests but the slow suites: also the browser, deployment, end-to-end and documentation
+	$(PYTEST)
 
 test-slow: $(READY) ## run the slow suites: long fault injection, containers, and every other test marked slow
 	$(BIN)/python -m pytest -m slow

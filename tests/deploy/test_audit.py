@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SOUND = {"name": "sound", "version": "1", "vulns": []}
 FAULTY = {"name": "faulty", "version": "2", "vulns": [{"id": "PYSEC-1", "fix_versions": ["3.0"]}]}
 UNKNOWN = {"name": "unknown", "skip_reason": "not found"}

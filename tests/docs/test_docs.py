@@ -20,8 +20,9 @@ from service.app import create_app
 from service.settings import Settings
 from worker.queue import JobQueue
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
+CONFIGURATION = (DOCS / "configuration.md").read_text()
 PAGES = sorted(DOCS.rglob("*.md"))
 WRITTEN = [page for page in PAGES if page.parent == DOCS]
 """The pages that are written by hand; those of docs/report are written by `ncml evaluate`."""
@@ -153,16 +154,44 @@ def test_every_option_that_is_named_exists(page: Path) -> None:
     assert named <= set[str]().union(*map(options, commands())) | of_scripts | FOREIGN
 
 
+@functools.cache
+def settings() -> frozenset[str]:
+    """Return the names of the variables that the programs read."""
+    sources = [path.read_text() for folder in ("ncml", "worker", "service") for path in (ROOT / folder).rglob("*.py")]
+    read = {name for text in sources for name in re.findall(r"\"(NCML_[A-Z_]+)\"", text)}
+    return frozenset(read | {f"NCML_{name.upper()}" for name in Settings.model_fields})
+
+
 @by_page
 def test_every_setting_that_is_named_exists(page: Path) -> None:
-    sources = [path.read_text() for folder in ("ncml", "worker", "service") for path in (ROOT / folder).rglob("*.py")]
-    exist = {f"NCML_{name.upper()}" for name in Settings.model_fields}
-    exist |= {name for text in sources for name in re.findall(r"\"(NCML_[A-Z_]+)\"", text)}
+    exist = set(settings())
     if page == OPERATE:
         compose_files = [ROOT / "docker-compose.yml", *(ROOT / "docker").glob("compose.*.yml")]
         exist |= {name for path in compose_files for name in re.findall(r"\$\{(NCML_[A-Z_]+)", path.read_text())}
     named = set(re.findall(r"\bNCML_[A-Z_]+", page.read_text())) - {"NCML_NAME"}  # any of them
     assert named <= exist
+
+
+def test_every_setting_is_documented() -> None:
+    documented = re.findall(r"^\| `(NCML_[A-Z_]+)` \|", CONFIGURATION, re.MULTILINE)
+    assert sorted(documented) == sorted(settings())
+
+
+def test_readme_repeats_rows_of_the_configuration() -> None:
+    rows = re.findall(r"^\| `NCML_.*", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert len(rows) == 5
+    assert set(rows) <= set(CONFIGURATION.splitlines())
+
+
+def test_the_documented_numbers_are_the_defaults() -> None:
+    defaults = {
+        f"NCML_{name.upper()}": field.default
+        for name, field in Settings.model_fields.items()
+        if isinstance(field.default, int | float)
+    }
+    rows = re.findall(r"^\| `(NCML_[A-Z_]+)` \|.*\| ([\d,]+)( MiB)?[^|]*\|$", CONFIGURATION, re.MULTILINE)
+    documented = {name: int(number.replace(",", "")) * (2**20 if unit else 1) for name, number, unit in rows}
+    assert documented == defaults
 
 
 def test_the_api_page_documents_every_parameter_of_a_score() -> None:
