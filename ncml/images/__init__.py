@@ -1,4 +1,4 @@
-"""Images as arrays: decoding and preprocessing, tile geometry, heat maps, perturbations.
+"""Images as arrays: decoding and preprocessing, tile geometry, heat maps, perturbations, alterations.
 
 Imports Pillow and numpy, never torch. Read `decoding.py` first, then `preprocess.py`.
 """
