@@ -47,15 +47,16 @@ def evaluate(
 
     Args:
         kind: likelihood (Tables 1, 3), sanity (Figure 2, compressed size), robustness (Figure 4), ood (Tables 2, 4),
-            fid (sample quality), classes (class knowledge and fidelity), samples (Figures 1, 3, 5 to 10), or all.
+            fid (sample quality and variety), classes (class knowledge, fidelity and variety), samples (Figures 1, 3, 5
+            to 10), or all.
         data: In-distribution images: the test split of a data set, or all images of a folder.
         model: Name or folder of a model; can be repeated to compare several.
         ood: Out-of-distribution data set; can be repeated. Constant and uniform images are always measured.
         limit: Maximum number of images of each set: for all kinds, which only lowers the defaults, or for one kind as
             in fid=2000; can be repeated. Defaults: 10000 for likelihood and fid, 1000 for ood and sanity, 500 for
             robustness, 300 for classes; 256 for sweep and solvers, the samples for each start noise, number of steps
-            and solver that fid compares; 500 for fidelity and 4000 for probe, the samples of each method and the
-            probe's training images in classes.
+            and solver that fid compares; in classes, 500 for fidelity, the samples of each method, and 4000 and 50000
+            for probe and classifier, the training images of the two classifiers.
         out: Folder for the report and all measurements.
         device: Device to compute on: cpu, cuda or cuda:N.
         as_json: Print JSON instead of tables.

@@ -53,6 +53,18 @@ def resample(*sizes: int, resamples: int = CURVE_RESAMPLES) -> Iterator[tuple[In
         yield tuple(rng.integers(size, size=size) for size in sizes)
 
 
+def resample_counts(*sizes: int) -> list[Floats]:
+    """Return how often each image of each set occurs, in the set itself and in each bootstrap sample. [S, N] each.
+
+    With these, statistics of all samples are products of matrices.
+    """
+    indices = zip(*resample(*sizes), strict=True)
+    return [
+        np.array([np.bincount(index, minlength=size) for index in set_indices], np.float64)
+        for set_indices, size in zip(indices, sizes, strict=True)
+    ]
+
+
 def percentile_estimate(values: Floats, n: int) -> Estimate:
     """Return the first value with the percentile interval of the others, those of bootstrap samples of n images."""
     low, high = np.quantile(values[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])

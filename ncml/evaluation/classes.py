@@ -2,7 +2,9 @@
 
     gain         mean of log p(x | true class) - log p(x | no class), in nats: above 0 if the class helps to predict
     posterior    share of images whose true class has the largest p(x | class) (Bayes' rule, all classes equally likely)
-    fidelity     share of images generated for a class in which an independent probe recognises it
+    fidelity     share of images generated for a class in which a classifier recognises it: a probe, with which options
+                 may have been chosen, and a classifier of pixels, with which none was
+    variety      how images of the same classes, in the same numbers, vary beside real ones (`ncml.evaluation.variety`)
 
 Shapes: N images, C classes, H rows, W columns.
 """
@@ -17,13 +19,12 @@ from numpy.typing import NDArray
 
 from ncml.errors import InputError
 from ncml.evaluation import bootstrap
-from ncml.evaluation.features import Features, load_extractor
+from ncml.evaluation.class_samples import measure_samples
+from ncml.evaluation.features import load_extractor
 from ncml.evaluation.image_sets import SEED, ImageSet
-from ncml.evaluation.inputs import Inputs
-from ncml.evaluation.probe import Labels, Probe
-from ncml.evaluation.quality import classes_in_turn, extract_features, sample_features
+from ncml.evaluation.inputs import Inputs, class_labels
 from ncml.evaluation.report import OURS, Cell, Section, Table
-from ncml.evaluation.samples import IN_TURN, Arguments, as_trained, default_arguments
+from ncml.evaluation.variety import NEIGHBOURS
 from ncml.model import Model
 from ncml.network.likelihood import from_uint8, log_prob
 from ncml.network.sde import make_sde
@@ -54,17 +55,6 @@ def class_log_probs(model: Model, pixels_NHWC: NDArray[np.uint8], noise: float, 
     return torch.stack(columns, 1).cpu().numpy()
 
 
-def class_labels(model: Model, images: ImageSet) -> Labels:
-    """Return the index of each image's class among the model's, [N]; raise `InputError` if they do not correspond."""
-    if not model.classes:
-        raise InputError("model", f"{model.name} has no classes: choose a model of a data set with classes.")
-    if not images.classes or not set(images.classes) <= set(model.classes):
-        names = ", ".join(images.classes[:3]) or "none"
-        raise InputError("data", f"the classes of {images.name} ({names}) are not those of {model.name}.")
-    indices = np.array([model.classes.index(name) for name in images.classes])
-    return indices[images.labels_N]
-
-
 def class_knowledge(inputs: Inputs, model: Model, images: ImageSet, noise: float) -> dict[str, bootstrap.Estimate]:
     """Measure gain and posterior at a noise level."""
 
@@ -77,61 +67,6 @@ def class_knowledge(inputs: Inputs, model: Model, images: ImageSet, noise: float
     gain_N = log_prob_NC[np.arange(len(labels_N)), labels_N] - log_prob_NC[:, -1]
     correct_N = log_prob_NC[:, :-1].argmax(1) == labels_N
     return {"gain": bootstrap.mean(gain_N), "posterior": bootstrap.share(correct_N)}
-
-
-def fidelities(inputs: Inputs, model: Model) -> dict[str, bootstrap.Estimate]:
-    """Measure the share of real images, then of images generated in each way, whose class a probe recognises.
-
-    Empty, with a note, if no probe can be trained.
-    """
-    test = inputs.images(inputs.data, model, "probe")
-    try:
-        train = _probe_training_images(inputs, model, test)
-    except InputError as error:
-        inputs.notes.append(f"Fidelity is not measured, because no probe can be trained: {error}")
-        return {}
-    probe = Probe.train(_features(inputs, train), class_labels(model, train))
-    real = {"real": bootstrap.share(probe.recognised(_features(inputs, test), class_labels(model, test)))}
-    return real | {
-        method: class_fidelity(inputs, model, probe, inputs.limits["fidelity"], arguments)
-        for method, arguments in sampling_methods(model).items()
-    }
-
-
-def _probe_training_images(inputs: Inputs, model: Model, test: ImageSet) -> ImageSet:
-    """Return the training images; raise `InputError` without several classes, or images that are not `test`."""
-    if len(model.classes) < 2:
-        raise InputError("model", f"{model.name} has only one class.")
-    train = inputs.images(inputs.data, model, "probe", split="train")
-    if train.digest == test.digest:
-        raise InputError("data", f"{inputs.data_name} has no training split.")
-    if len(set(class_labels(model, train))) < 2:
-        raise InputError("data", f"{inputs.data_name} has training images of one class only.")
-    return train
-
-
-def _features(inputs: Inputs, images: ImageSet) -> Features:
-    return extract_features(inputs, {"data": images.digest}, images.pixels_NHWC)
-
-
-def class_fidelity(inputs: Inputs, model: Model, probe: Probe, n: int, arguments: Arguments) -> bootstrap.Estimate:
-    """Measure the share of n generated images, of all classes in turn, in which the probe recognises the class."""
-    features_NF = sample_features(inputs, model, n, arguments | {"classes": IN_TURN})
-    return bootstrap.share(probe.recognised(features_NF, classes_in_turn(model, n)))
-
-
-def sampling_methods(model: Model) -> dict[str, Arguments]:
-    """Return the sampling methods that are compared: as trained, directly and from noise, and the defaults."""
-    limits = model.sampling_limits
-    levels = noise_levels(model.config, (0.0, 0.25, 1.0))
-    methods = {f"noise {noise:g}, as trained": as_trained(noise) for noise in levels}
-    defaults = default_arguments(model)
-    if defaults not in methods.values():
-        name = (
-            f"defaults: start noise {limits.noise:g}, guidance {limits.guidance:g}, temperature {limits.temperature:g}"
-        )
-        methods[name] = defaults
-    return methods
 
 
 def _models_with_classes(inputs: Inputs) -> dict[str, Model]:
@@ -153,44 +88,90 @@ def _models_with_classes(inputs: Inputs) -> dict[str, Model]:
 
 
 def classes(inputs: Inputs) -> Section:
-    """Measure gain, posterior and fidelity of every model."""
+    """Measure gain and posterior of every model, and the fidelity and variety of its samples."""
     knowledge: list[tuple[Cell, ...]] = []
     fidelity: list[tuple[Cell, ...]] = []
+    variety: list[tuple[Cell, ...]] = []
+    by_class: list[tuple[Cell, ...]] = []
     results: dict[str, dict[str, Any]] = {}
     for label, model in _models_with_classes(inputs).items():
         images = inputs.test_images(model, "classes")
         levels = noise_levels(model.config, (0.0, 0.25, 1.0))
         by_level = {f"{noise:g}": class_knowledge(inputs, model, images, noise) for noise in levels}
         knowledge += [(label, OURS, noise, *estimates.values()) for noise, estimates in by_level.items()]
-        recognised = fidelities(inputs, model)
-        for method, estimate in recognised.items():
-            name = f"{inputs.data_name} (real images)" if method == "real" else f"{label}, {method}"
-            fidelity.append((name, OURS, estimate))
+        measured = measure_samples(inputs, model)
+        for method, sample in measured.items():
+            is_real = method == "real"
+            name = f"{label}, {method}"
+            fidelity_name = f"{inputs.data_name} (real images)" if is_real else name
+            fidelity.append((fidelity_name, OURS, sample.recognised, sample.recognised_pixels))
+            variety_name = f"{inputs.data_name} train (the floor)" if is_real else name
+            if sample.variety is not None:
+                variety.append((variety_name, OURS, *sample.variety.estimates.values()))
+        if measured:
+            method, last = list(measured.items())[-1]  # the defaults, unless another method has the same options
+            by_class += [(f"{label}, {method}", name, *cells.values()) for name, cells in last.by_class.items()]
         results[label] = {
             "likelihood": {
                 noise: {name: estimate.to_json() for name, estimate in estimates.items()}
                 for noise, estimates in by_level.items()
             },
-            "fidelity": {method: estimate.to_json() for method, estimate in recognised.items()},
+            "fidelity": {method: sample.recognised.to_json() for method, sample in measured.items()},
+            "fidelity_pixels": {method: sample.recognised_pixels.to_json() for method, sample in measured.items()},
+            "variety": {
+                method: {name: estimate.to_json() for name, estimate in sample.variety.estimates.items()}
+                for method, sample in measured.items()
+                if sample.variety is not None
+            },
+            "by_class": {
+                method: {
+                    name: {column: estimate.to_json() for column, estimate in estimates.items()}
+                    for name, estimates in sample.by_class.items()
+                }
+                for method, sample in measured.items()
+            },
         }
-    network = load_extractor().network
-    text = (
-        "Gain is the mean of log p(x | true class) - log p(x) in nats, at noise levels in grey levels (images are "
-        "noised as in training). Posterior is the share of images whose true class has the largest likelihood. "
-        "Fidelity is the share of generated images in which a probe recognises the requested class: logistic "
-        f"regression on the features of {network}, trained on at most "
-        f"{inputs.limits['probe']:,} training images. Classes are generated in turn, seeds are consecutive, no image "
-        "is left out. Brackets are 95% intervals over images: bootstrap for gain, Wilson's for shares."
-    )
-    header = ("images", "source", "recognised")
     return Section(
         kind="classes",
         title="Class knowledge",
-        text=[text],
+        text=_texts(inputs),
         tables=[
             Table("classes", "Classes in the likelihood", ("model", "source", "noise", "gain", "posterior"), knowledge),
-            Table("class_fidelity", "Classes in generated images", header, list(dict.fromkeys(fidelity))),
+            Table(
+                "class_fidelity",
+                "Classes in generated images: share recognised by each classifier",
+                ("images", "source", "probe", "pixels"),
+                list(dict.fromkeys(fidelity)),
+            ),
+            Table(
+                "class_variety",
+                "Generated images of all classes in turn against real images of the same classes",
+                ("images", "source", "KD within classes", "precision", "recall", "variance within classes"),
+                list(dict.fromkeys(variety)),
+            ),
+            Table("class_details", "By class", ("images", "class", "probe", "pixels", "variance"), by_class),
         ],
         results=results,
         notes=list(dict.fromkeys(inputs.notes)),
     )
+
+
+def _texts(inputs: Inputs) -> list[str]:
+    network = load_extractor().network
+    limits = inputs.limits
+    return [
+        "Gain is the mean of log p(x | true class) - log p(x) in nats, at noise levels in grey levels (images are "
+        "noised as in training). Posterior is the share of images whose true class has the largest likelihood.",
+        "Fidelity is the share of generated images in which a classifier recognises the requested class. The *probe* "
+        f"is a logistic regression on the features of {network}, trained on at most {limits['probe']:,} training "
+        "images; `ncml tune` chooses the default options with such a probe. *Pixels* is a small convolutional network, "
+        f"trained on the pixels of at most {limits['classifier']:,} training images and used for nothing but this "
+        "measurement. Classes are generated in turn, seeds are consecutive, no image is left out.",
+        f"Variety is measured in the features of {network}, on {limits['fidelity']:,} generated images and as many "
+        "test images, the same number of each class. KD within classes is the kernel distance from real images of the "
+        "same class, averaged over classes. Precision is the share of generated images that lie among real ones, "
+        f"recall the share of real images that lie among generated ones (no farther than the {NEIGHBOURS}rd neighbour "
+        "of one of them; both depend on the number of images). The variance within classes is relative to real "
+        "images: below 1, images of a class are more alike than real ones.",
+        "Brackets are 95% intervals over images: Wilson's for shares, otherwise bootstrap.",
+    ]

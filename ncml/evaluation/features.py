@@ -4,14 +4,14 @@ FID is a Frechet distance in one network's features (torch-fidelity's Inception)
 called FD, with the network's name, and is not comparable with published FIDs. It is larger for fewer images. KD, the
 kernel distance (squared MMD with the cubic kernel of KID), is unbiased at any number, and has an interval.
 
-Shapes: N and M images, F features.
+Shapes: N and M images, F features, S bootstrap samples.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,14 +111,24 @@ def kernel_distance(a_NF: Features, b_MF: Features) -> Estimate:
     Binkowski et al., "Demystifying MMD GANs" (2018). Pairs of an image with itself, or with its copy in a bootstrap
     sample, do not count.
     """
+    return mean_kernel_distance([(a_NF, b_MF)])
+
+
+def mean_kernel_distance(pairs: Sequence[tuple[Features, Features]]) -> Estimate:
+    """Estimate the mean kernel distance over pairs of sets, as of the images of each class."""
+    sizes = [len(features) for pair in pairs for features in pair]
+    counts = bootstrap.resample_counts(*sizes)
+    distances = [
+        _kernel_distances(a_NF, b_MF, counts_SN, counts_SM)
+        for (a_NF, b_MF), counts_SN, counts_SM in zip(pairs, counts[::2], counts[1::2], strict=True)
+    ]
+    return bootstrap.percentile_estimate(np.mean(distances, 0), sum(sizes))
+
+
+def _kernel_distances(a_NF: Features, b_MF: Features, counts_SN: Floats, counts_SM: Floats) -> Floats:
+    """Compute the kernel distance for each of S bootstrap samples, [S]."""
     dimension = a_NF.shape[1]
     N, M = len(a_NF), len(b_MF)
-    indices = zip(*bootstrap.resample(N, M), strict=True)
-    # How often each image occurs, a row for each bootstrap sample: all samples become products of matrices.
-    counts_a, counts_b = (
-        np.array([np.bincount(index, minlength=size) for index in set_indices], np.float64)
-        for set_indices, size in zip(indices, (N, M), strict=True)
-    )
 
     def gram(x: Features, y: Features) -> Floats:
         k = x.astype(np.float64) @ y.T.astype(np.float64) / dimension + 1
@@ -131,6 +141,5 @@ def kernel_distance(a_NF: Features, b_MF: Features) -> Estimate:
         off_diagonal = ((counts @ k) * counts).sum(1) - counts**2 @ k.diagonal()
         return off_diagonal / (len(x) ** 2 - (counts**2).sum(1))
 
-    across = ((counts_a @ gram(a_NF, b_MF)) * counts_b).sum(1) / (N * M)
-    distances = within(a_NF, counts_a) + within(b_MF, counts_b) - 2 * across
-    return bootstrap.percentile_estimate(distances, N + M)
+    across = ((counts_SN @ gram(a_NF, b_MF)) * counts_SM).sum(1) / (N * M)
+    return within(a_NF, counts_SN) + within(b_MF, counts_SM) - 2 * across

@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ncml.errors import InputError
 from ncml.evaluation import image_sets
 from ncml.evaluation.cache import MeasurementCache
@@ -30,12 +33,13 @@ LIMITS = {
     "classes": 300,
     "fidelity": 500,
     "probe": 4_000,
+    "classifier": 50_000,
 }
 """Maximum number of images of a set for each kind, unless `--limit` changes it.
 
 For fid it is also the number of samples. sweep: samples for each point of quality against steps and start noise.
 solvers: samples of each solver. fidelity: samples of each method. probe: images on which the probe is trained, and
-images on which it is measured.
+images on which both classifiers are measured. classifier: images on which the classifier of pixels is trained.
 """
 
 MIN_IMAGES = 8
@@ -107,6 +111,17 @@ class Inputs:
         if len(images) < MIN_IMAGES:
             raise InputError("data", f"{source} has {len(images)} images; use a set of at least {MIN_IMAGES}.")
         return images.first(self.limits[kind])
+
+
+def class_labels(model: Model, images: ImageSet) -> NDArray[np.int64]:
+    """Return the index of each image's class among the model's, [N]; raise `InputError` if they do not correspond."""
+    if not model.classes:
+        raise InputError("model", f"{model.name} has no classes: choose a model of a data set with classes.")
+    if not images.classes or not set(images.classes) <= set(model.classes):
+        names = ", ".join(images.classes[:3]) or "none"
+        raise InputError("data", f"the classes of {images.name} ({names}) are not those of {model.name}.")
+    indices = np.array([model.classes.index(name) for name in images.classes])
+    return indices[images.labels_N]
 
 
 def parse_limits(options: Sequence[str]) -> dict[str, int]:

@@ -1,6 +1,6 @@
-"""Quality of samples: their distance from test images in named features, by sampling method.
+"""Quality of samples by sampling method: their distance from test images in named features, variety, and white noise.
 
-The floor is the distance of the same number of training images from the test images: that of a perfect model.
+The floor is what the same number of training images have, compared with the test images: that of a perfect model.
 
 Shapes: N and M images, F features.
 """
@@ -17,12 +17,13 @@ from ncml.config import SOLVERS, STEPPED_SOLVER
 from ncml.data.inventory import counted
 from ncml.errors import InputError
 from ncml.evaluation import published
-from ncml.evaluation.bootstrap import Estimate
+from ncml.evaluation.bootstrap import Estimate, share
 from ncml.evaluation.features import Features, frechet_distance, kernel_distance, load_extractor
 from ncml.evaluation.image_sets import ImageSet
-from ncml.evaluation.inputs import Inputs
+from ncml.evaluation.inputs import Inputs, class_labels
 from ncml.evaluation.report import OURS, PUBLISHED, Cell, Figure, Section, Table, make_axes
 from ncml.evaluation.samples import IN_TURN, Arguments, as_trained, default_arguments
+from ncml.evaluation.variety import NEIGHBOURS, class_pairs, precision_recall, relative_variance
 from ncml.model import Model
 from ncml.ood.columns import noise_levels
 
@@ -73,10 +74,40 @@ def extract_features(inputs: Inputs, source: dict[str, Any], pixels_NHWC: NDArra
     return inputs.cache.rows("features", key, len(pixels_NHWC), measure, chunk=BATCH)["features"]
 
 
-def sample_features(inputs: Inputs, model: Model, n: int, arguments: Arguments) -> Features:
-    """Return the features of samples with the seeds 0 to n - 1, [n, F]."""
+@dataclass(frozen=True)
+class FeaturedImages:
+    """Images to compare, with their features."""
+
+    pixels_NHWC: NDArray[np.uint8]
+    features_NF: Features
+    labels_N: NDArray[np.intp] | None
+    """The class of each image, as an index of the model's; None without classes."""
+
+    def __len__(self) -> int:
+        return len(self.pixels_NHWC)
+
+    def take(self, index: NDArray[np.intp] | slice) -> FeaturedImages:
+        """Return some of the images."""
+        labels_N = None if self.labels_N is None else self.labels_N[index]
+        return FeaturedImages(self.pixels_NHWC[index], self.features_NF[index], labels_N)
+
+
+def featured_samples(inputs: Inputs, model: Model, n: int, arguments: Arguments) -> FeaturedImages:
+    """Generate samples with the seeds 0 to n - 1."""
     pixels_NHWC = generate_samples(inputs, model, n, arguments)
-    return extract_features(inputs, {"samples": model.version, **arguments}, pixels_NHWC)
+    features_NF = extract_features(inputs, {"samples": model.version, **arguments}, pixels_NHWC)
+    labels_N = classes_in_turn(model, n) if arguments.get("classes") == IN_TURN else None
+    return FeaturedImages(pixels_NHWC, features_NF, labels_N)
+
+
+def featured_set(inputs: Inputs, model: Model, images: ImageSet) -> FeaturedImages:
+    """Return images of a data set; without labels if their classes are not the model's."""
+    features_NF = extract_features(inputs, {"data": images.digest}, images.pixels_NHWC)
+    try:
+        labels_N = class_labels(model, images)
+    except InputError:
+        labels_N = None
+    return FeaturedImages(images.pixels_NHWC, features_NF, labels_N)
 
 
 def headline_methods(model: Model) -> dict[str, Arguments]:
@@ -93,7 +124,9 @@ def headline_methods(model: Model) -> dict[str, Arguments]:
     if unguided not in methods.values():
         methods[f"defaults: noise {limits.noise:g}, temperature {limits.temperature:g}"] = unguided
     if model.classes:
-        methods[f"defaults, of all classes in turn: guidance {limits.guidance:g}"] = tuned | {"classes": IN_TURN}
+        for guidance in dict.fromkeys((1.0, limits.guidance)):  # the effect of guidance, on images of the same classes
+            arguments = tuned | {"guidance": guidance, "classes": IN_TURN}
+            methods[f"defaults, of all classes in turn: guidance {guidance:g}"] = arguments
     return methods
 
 
@@ -124,24 +157,50 @@ def _refined(model: Model, solver: str, steps: int) -> Arguments:
 
 @dataclass(frozen=True)
 class SampleQuality:
-    """Distances of n images from the test images; lower is better."""
+    """What n images have in common with the test images; smaller distances are better."""
 
     n: int
     frechet: float
     kernel: Estimate
+    precision: Estimate
+    recall: Estimate
+    variance: Estimate | None
+    """Variance within classes relative to that of the test images; None for images without classes."""
+    white_noise: Estimate
+    """Share of images that are white noise."""
 
     @classmethod
-    def compare(cls, features_NF: Features, test_MF: Features) -> SampleQuality:
-        """Compare images with test images by their features."""
-        return cls(len(features_NF), frechet_distance(features_NF, test_MF), kernel_distance(features_NF, test_MF))
+    def compare(cls, images: FeaturedImages, test: FeaturedImages) -> SampleQuality:
+        """Compare images with test images."""
+        features_NF, test_MF = images.features_NF, test.features_NF
+        precision, recall = precision_recall(features_NF, test_MF)
+        variance = None
+        if images.labels_N is not None and test.labels_N is not None:
+            pairs = class_pairs(features_NF, images.labels_N, test_MF, test.labels_N)
+            variance = relative_variance(list(pairs.values())) if pairs else None
+        return cls(
+            len(images),
+            frechet_distance(features_NF, test_MF),
+            kernel_distance(features_NF, test_MF),
+            precision,
+            recall,
+            variance,
+            share(roughness(images.pixels_NHWC) > NOISE_ROUGHNESS),
+        )
 
     def cells(self) -> tuple[Cell, ...]:
-        """Return the cells of a table row."""
-        return str(self.n), self.frechet, self.kernel
+        """Return the cells of a table row: the number, the distances, and `QUALITY_COLUMNS`."""
+        return str(self.n), self.frechet, self.kernel, self.precision, self.recall, self.variance, self.white_noise
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return {"n": self.n, "frechet": self.frechet, "kernel": self.kernel.to_json()}
+        estimates = {name: getattr(self, name) for name in ("kernel", "precision", "recall", "variance", "white_noise")}
+        return {"n": self.n, "frechet": self.frechet} | {
+            name: estimate and estimate.to_json() for name, estimate in estimates.items()
+        }
+
+
+QUALITY_COLUMNS = ("precision", "recall", "variance within classes", "white noise")
 
 
 class QualityMeter:
@@ -151,7 +210,7 @@ class QualityMeter:
         self.inputs, self.model = inputs, model
         test = inputs.test_images(model, "fid")
         self.n = len(test)
-        self.test_MF = extract_features(inputs, {"data": test.digest}, test.pixels_NHWC)
+        self.test = featured_set(inputs, model, test)
         self.train: ImageSet | None = None
         self.no_floor = f"the evaluated images of {inputs.data_name} are its training split, or its only one."
         """Why there is no floor, if there is no `train`."""
@@ -166,12 +225,12 @@ class QualityMeter:
         """Measure n training images, if the data set has any that are not the test images."""
         if self.train is None:
             return None
-        features_NF = extract_features(self.inputs, {"data": self.train.digest}, self.train.pixels_NHWC)
-        return SampleQuality.compare(features_NF[:n], self.test_MF)
+        train = featured_set(self.inputs, self.model, self.train)
+        return SampleQuality.compare(train.take(slice(n)), self.test)
 
     def samples(self, n: int, arguments: Arguments) -> SampleQuality:
         """Measure n samples."""
-        return SampleQuality.compare(sample_features(self.inputs, self.model, n, arguments), self.test_MF)
+        return SampleQuality.compare(featured_samples(self.inputs, self.model, n, arguments), self.test)
 
     def compare_methods(self, n: int, methods: dict[str, Arguments]) -> dict[str, SampleQuality]:
         """Measure n samples of each method, after the floor if there is one."""
@@ -246,12 +305,18 @@ def fid(inputs: Inputs) -> Section:
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     if name == "FID" and published.is_cifar10(inputs.data_name):
-        report.headline += [(m, PUBLISHED, "50000", f"{value:.2f}", None) for m, value in published.FID.items()]
+        report.headline += [(m, PUBLISHED, "50000", f"{value:.2f}", *[None] * 5) for m, value in published.FID.items()]
     text = (
         f"Both distances are computed in the features of {extractor.network}, from the same test images. "
         "The floor is the distance of the same number of training images: no model can be expected to be closer. "
         "FD depends on the number of images, so compare it only within one table. "
-        "KD is the unbiased squared MMD with a cubic kernel, with a 95% bootstrap interval."
+        "KD is the unbiased squared MMD with a cubic kernel. Precision is the share of images that lie among the test "
+        f"images, recall the share of test images that lie among them (no farther than the {NEIGHBOURS}rd neighbour "
+        "of one of them; both depend on the number of images). The variance within classes is that of the features, "
+        "relative to the test images. White noise is the share of images in which neighbouring values differ by more "
+        f"than {NOISE_ROUGHNESS:g} grey levels on average. Images without a class should be compared only with one "
+        "another: those of all classes in turn have the classes of the test images in the same shares. Brackets are "
+        "95% intervals: bootstrap for KD and the variance, Wilson's for shares."
     )
     if name != "FID":
         text += (
@@ -260,7 +325,7 @@ def fid(inputs: Inputs) -> Section:
         )
     caption = f"{kd} of samples against start noise (left) and refinement steps (right); lower is better."
     solver_caption = "Every solver at its default steps, from the largest noise"
-    header = ("samples", "source", "images", name, kd)
+    header = ("samples", "source", "images", name, kd, *QUALITY_COLUMNS)
     sweep_header = ("model", "curve", "at", "images", kd)
     return Section(
         kind="fid",

@@ -11,10 +11,12 @@ from PIL import Image
 
 import ncml
 from ncml import checkpoint
+from ncml.config import SamplingDefaults
 from ncml.errors import InputError
 from ncml.evaluation import classes as evaluated
 from ncml.evaluation import quality
 from ncml.evaluation.cache import MeasurementCache
+from ncml.evaluation.class_samples import sampling_methods
 from ncml.evaluation.features import FeatureExtractor
 from ncml.evaluation.inputs import LIMITS, Inputs
 from ncml.evaluation.probe import Probe
@@ -50,7 +52,7 @@ def make_dataset(folder: Path, names: list[str]) -> str:
 
 
 def inputs_of(source: str, model: ncml.Model, folder: Path) -> Inputs:
-    limits = LIMITS | {"fidelity": 10, "classes": 20}
+    limits = LIMITS | {"fidelity": 16, "classes": 20}
     return Inputs({"mine": model}, source, (), MeasurementCache(folder, ignore_progress), limits)
 
 
@@ -92,11 +94,76 @@ def test_the_section_reports_class_gain_and_fidelity(models: Path, tmp_path: Pat
     assert knowledge["posterior"]["value"] == (log_prob_NC[:, :2].argmax(1) == labels_N).mean()
     assert result["fidelity"]["real"]["value"] == 1.0  # dark and light are told apart by their colours
     assert list(result["fidelity"])[1:] == [f"noise {noise}, as trained" for noise in ("0", "2.5", "10")]
-    generated = model.generate(10, classes=["a", "b"] * 5, noise=0.0)
+    generated = model.generate(16, classes=["a", "b"] * 8, noise=0.0)
     train = inputs.images(inputs.data, model, "probe", split="train")
     probe = Probe.train(mean_colours(train.pixels_NHWC), train.labels_N)
-    recognised = probe.recognised(mean_colours(generated), np.arange(10) % 2).mean()
+    recognised = probe.recognised(mean_colours(generated), np.arange(16) % 2).mean()
     assert result["fidelity"]["noise 0, as trained"]["value"] == pytest.approx(recognised)
+
+
+@pytest.mark.usefixtures("colour_features")
+def test_the_section_reports_variety_beside_a_classifier_that_chose_nothing(models: Path, tmp_path: Path) -> None:
+    """The references have the same number of images of each class, and a second run trains nothing."""
+    model = ncml.load(models / "mine")
+    source = make_dataset(tmp_path / "set", ["a", "b"])
+    inputs = inputs_of(source, model, tmp_path / "measured")
+    result = evaluated.classes(inputs).results["mine"]
+    assert result["fidelity_pixels"]["real"] == {
+        "value": 1.0,
+        "interval": [pytest.approx(24 / 27.84, abs=1e-3), 1.0],
+        "n": 24,
+    }
+    assert list(result["variety"]) == list(result["fidelity"])
+    test, train = inputs.test_images(model, "probe"), inputs.images(source, model, "probe", split="train")
+    labels = np.arange(16) % 2
+    by_class = result["by_class"]["noise 0, as trained"]
+    generated = mean_colours(model.generate(16, classes=["a", "b"] * 8, noise=0.0))
+    traces: dict[str, list[float]] = {"generated": [], "real": [], "train": []}
+    for index, name in enumerate("ab"):
+        sets = {
+            "generated": generated[labels == index],
+            "real": mean_colours(test.pixels_NHWC[test.labels_N == index][:8]),
+            "train": mean_colours(train.pixels_NHWC[train.labels_N == index][:8]),
+        }
+        for which, features in sets.items():
+            traces[which].append(float(np.trace(np.cov(features.T))))
+        assert by_class[name]["variance"]["value"] == pytest.approx(
+            traces["generated"][-1] / traces["real"][-1], rel=1e-4
+        )
+        assert by_class[name]["recognised_pixels"]["n"] == 8
+    for method, which in (("noise 0, as trained", "generated"), ("real", "train")):
+        expected = np.sum(traces[which]) / np.sum(traces["real"])
+        assert result["variety"][method]["variance"]["value"] == pytest.approx(expected, rel=1e-4)
+    assert result["by_class"]["real"]["a"]["recognised"]["n"] == 12  # of the test images, not of the training images
+
+    again = inputs_of(source, model, tmp_path / "measured")
+    stages: list[str] = []
+    again.cache.on_progress = lambda progress: stages.append(progress.stage)
+    assert evaluated.classes(again).results["mine"] == result
+    assert not any("classifier" in stage for stage in stages)
+
+
+@pytest.mark.usefixtures("colour_features")
+def test_variety_needs_several_images_of_each_class(models: Path, tmp_path: Path) -> None:
+    model = ncml.load(models / "mine")
+    inputs = inputs_of(make_dataset(tmp_path / "set", ["a", "b"]), model, tmp_path / "measured")
+    inputs.limits["fidelity"] = 10
+    section = evaluated.classes(inputs)
+    assert section.results["mine"]["variety"] == {}
+    assert "Variety is not measured on 10 images of 2 classes: use --limit fidelity=16 or more." in section.notes
+    assert section.results["mine"]["fidelity"]["real"]["value"] == 1.0
+
+
+def test_guidance_is_compared_on_images_of_the_same_classes(models: Path, tmp_path: Path) -> None:
+    """Nowhere are images without a class compared with images of all classes."""
+    checkpoint.save(tmp_path / "mine", ncml.load(models / "mine").network)
+    checkpoint.write_sampling(tmp_path / "mine", SamplingDefaults(start_noise=5.0, guidance=3.0))
+    model = ncml.load(tmp_path / "mine")
+    methods = sampling_methods(model)
+    assert [(arguments["noise"], arguments["guidance"]) for arguments in methods.values()][-2:] == [(5, 1), (5, 3)]
+    in_turn = [arguments for arguments in quality.headline_methods(model).values() if "classes" in arguments]
+    assert [arguments["guidance"] for arguments in in_turn] == [1, 3]
+    assert all(a["guidance"] == 1 for a in quality.headline_methods(model).values() if "classes" not in a)
 
 
 @pytest.mark.usefixtures("colour_features")

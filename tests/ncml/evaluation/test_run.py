@@ -75,6 +75,7 @@ def test_evaluate_all_writes_the_report_and_resumes(evaluate: Run, tmp_path: Pat
         ),
         8,
     )
+    assert measured["direct (t = 0)"]["white_noise"]["n"] == measured["direct (t = 0)"]["recall"]["n"] == 8
     compared = answer["fid"]["solvers"]
     solved = [f"{solver}, {steps} step{'s'[: steps > 1]}" for solver, steps in SOLVERS.items()]
     assert {method: quality["n"] for method, quality in compared.items()} == dict.fromkeys(
