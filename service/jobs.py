@@ -1,7 +1,6 @@
 """What the routes share: select the model, decode images, submit the job, wait for it, and respond with its result."""
 
 import asyncio
-import contextlib
 import functools
 import hashlib
 import logging
@@ -15,6 +14,7 @@ from fastapi import Depends, Request, Response
 from numpy.typing import NDArray
 from redis.exceptions import RedisError
 from starlette.requests import ClientDisconnect
+from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from ncml.images import open_resized
@@ -22,15 +22,15 @@ from ncml.paths import default_model
 from service.answers import KEY_PREFIX, job_problem, job_response, submitted_view
 from service.decoder import Limits
 from service.decoders import DecoderPool
-from service.http.clients import ResultLimit, StreamLimit, client_name, in_parts
+from service.http.clients import SMALL_RESULT_BYTES, RenderingTurns, ResultLimit, StreamLimit, client_name
 from service.http.deferred import DeferredResponse
-from service.http.negotiation import WaitPreference, idempotency_key, wait_preference
+from service.http.negotiation import JSON, WaitPreference, idempotency_key, wait_preference
 from service.http.problems import RETRY_AFTER_S, Problem, as_sentence, invalid_field
 from service.http.requests import ParsedRequest, Upload
 from service.http.validation import FieldError
 from service.metrics import Metrics
 from service.params import JobParams, Params
-from service.rendering import calibration_response, images_response, scan_response, score_response
+from service.rendering import PartedResult, calibration_response, images_response, scan_response, score_response
 from service.settings import Settings
 from worker.contract import Job, JobStatus, Lane, Priority, Task
 from worker.descriptors import ModelDescriptor
@@ -44,6 +44,9 @@ log = logging.getLogger(__name__)
 MAX_UNPACKING = 2
 """Calibrations whose files are unpacked and decoded at once."""
 
+PARTED_RESULT_BYTES = 2**21
+"""Maximum memory of a result that is rendered while it is sent."""
+
 MEMORY_RETRY_AFTER_S = 60
 """Seconds after which a client may retry when the queue is short of memory: results expire after up to an hour."""
 
@@ -56,13 +59,12 @@ class JobService:
         self.queue = queue
         self.metrics = metrics
         self.streams = StreamLimit(settings.max_streams, metrics)
-        # those of scans are rendered one at a time, which must not delay the others
-        self._results, self._scan_results = ResultLimit(), ResultLimit()
+        self._results, self._turns = ResultLimit(), RenderingTurns()
         self._decoders = DecoderPool(
             settings.decode_threads, Limits(cpu_s=settings.decode_cpu_s, memory_bytes=settings.decode_memory_bytes)
         )
         self._starting: asyncio.Task[None] | None = None
-        # scans carry whole files and return maps of the image's size: one at a time, in addition to other work
+        # scans carry whole files: one is submitted at a time, in addition to other work
         self._scans = anyio.CapacityLimiter(1)
         self.unpacking = asyncio.Semaphore(MAX_UNPACKING)
         """Held by calibrations, since the files of a zip take memory that no other limit counts."""
@@ -169,7 +171,7 @@ class JobService:
         owner, client = str(request.state.owner), client_name(request)
         traceparent = str(request.state.traceparent)
         submit = functools.partial(self._submit, job, parsed, key, request.url.path, owner, traceparent)
-        job_id = await anyio.to_thread.run_sync(submit, limiter=self._limiter(job.task))
+        job_id = await anyio.to_thread.run_sync(submit, limiter=self._scans if job.task is Task.SCAN else None)
         submitted = functools.partial(
             submitted_view, job_id, job.task, job.model, job.priority, job.n, job.request_id, owner
         )
@@ -261,23 +263,28 @@ class JobService:
         Raises the `Problem` of a failed job.
         """
         view = _as_canceled(view)
-        has_result = view.status is JobStatus.SUCCEEDED
-        limit = self._scan_results if view.task is Task.SCAN else self._results
-        async with limit.slot(client) if has_result else contextlib.nullcontext():
-            response = await self._result_or_state(view, media, preference)
-            await response(scope, receive, in_parts(send))
-
-    async def _result_or_state(self, view: JobView, media: str, preference: WaitPreference) -> Response:
+        if view.status.is_terminal and view.status is not JobStatus.SUCCEEDED:
+            raise job_problem(view)
+        headers = {"Vary": "Accept, Prefer"}
+        if preference.applied:
+            headers["Preference-Applied"] = preference.applied
         if not view.status.is_terminal:
             response = await self.describe(view, 202)
-        elif view.status is not JobStatus.SUCCEEDED:
-            raise job_problem(view)
-        else:
-            response = await anyio.to_thread.run_sync(self._render, view, media, limiter=self._limiter(view.task))
-        if preference.applied:
-            response.headers["Preference-Applied"] = preference.applied
-        response.headers["Vary"] = "Accept, Prefer"
-        return response
+            response.headers.update(headers)
+            await response(scope, receive, send)
+            return
+        is_map = view.task is Task.SCAN and media != JSON
+        size = PARTED_RESULT_BYTES if is_map else await anyio.to_thread.run_sync(self.queue.result_size, view.id)
+        async with self._results.hold(client, size) as reading:
+            if size > SMALL_RESULT_BYTES:
+                response = await self._turns.run(client, self._render, view, media)
+            else:
+                response = await anyio.to_thread.run_sync(self._render, view, media)
+            if isinstance(response, PartedResult):
+                parts = self._turns.render_parts(client, response.parts)
+                response = StreamingResponse(parts, 200, response.headers, response.media)
+            response.headers.update(headers)
+            await response(scope, receive, reading.send(send))
 
     async def describe(self, view: JobView, status: Literal[200, 202]) -> Response:
         """Respond with the state of a job; 202 adds its address and, from its queue position, when to retry."""
@@ -290,7 +297,7 @@ class JobService:
         position, pause_s = await anyio.to_thread.run_sync(estimate)
         return job_response(view, position, pause_s, status)
 
-    def _render(self, view: JobView, media: str) -> Response:
+    def _render(self, view: JobView, media: str) -> Response | PartedResult:
         match result := self.queue.result(view.id):
             case ScoreResult():
                 return score_response(view, result, media)
@@ -306,10 +313,6 @@ class JobService:
                 pass
         detail = f"The result of the job {view.id} has expired; send the request again."
         raise Problem(404, detail, kind="result-expired")
-
-    def _limiter(self, task: Task) -> anyio.CapacityLimiter | None:
-        """Return the limit of concurrent threads for a task; None: the default of all threads."""
-        return self._scans if task is Task.SCAN else None
 
     def _estimate_seconds(self, lane: Lane, job_count: float) -> int:
         """Estimate how long a lane takes for a number of jobs by its workers' measured pace, from 1 to 3600 s."""

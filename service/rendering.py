@@ -1,17 +1,21 @@
-"""Results in the media types that clients accept: JSON, PNG, zip and npz. Decodes and renders: call it in a thread."""
+"""Results in the media types that clients accept: JSON, PNG, zip and npz. Decodes and renders: call it in a thread.
+
+The maps of scans, which can be thousands of times as large as their results, are rendered part by part.
+"""
 
 import base64
 import io
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from fastapi import Response
 from numpy.typing import NDArray
 
-from ncml.images import grid, heat, to_png
-from ncml.images.tiling import Tiling, blend
+from ncml.images import grid, heat, png_parts, to_png
+from ncml.images.tiling import Tiling, blend_bands
 from service.answers import CalibrateAnswer, GeneratedImage, ImagesAnswer, Sanity, ScanAnswer, Score, ScoreAnswer
 from service.http.negotiation import JSON, NPZ, PNG, ZIP
 from service.http.problems import Problem
@@ -22,6 +26,15 @@ SCORE_OFFERS = (JSON, NPZ, PNG)
 IMAGE_OFFERS = (PNG, JSON, ZIP, NPZ)
 CALIBRATE_OFFERS = (JSON,)
 """The media types of results, the default first."""
+
+
+@dataclass(frozen=True)
+class PartedResult:
+    """A result that is rendered while it is sent: its headers, its media type, and its parts, some of them empty."""
+
+    headers: dict[str, str]
+    media: str
+    parts: Iterator[bytes]
 
 
 def score_response(view: JobView, result: ScoreResult, media: str) -> Response:
@@ -94,10 +107,10 @@ def _score_arrays(results: Sequence[ImageScore], maps: Sequence[NDArray[Any] | N
     return arrays
 
 
-def scan_response(view: JobView, result: ScanResult, media: str) -> Response:
+def scan_response(view: JobView, result: ScanResult, media: str) -> Response | PartedResult:
     """Return a scan as `media`: JSON, arrays, or the map of the tiles' scores as a PNG of the image's own size.
 
-    Arrays and PNG need the map, which takes about as much time and memory as decoding the image.
+    Arrays and PNG, which contain the map, are rendered in parts.
     """
     headers = {"X-Job-Id": view.id}
     scan = result.scan
@@ -113,17 +126,30 @@ def scan_response(view: JobView, result: ScanResult, media: str) -> Response:
             timing=result.timing,
         )
         return Response(document.model_dump_json(exclude={"tiles"} if tiles is None else None), 200, headers, JSON)
-    map_HW = None if tiles is None else blend(tiles, tile, scan.height, scan.width)
+    size = scan.height, scan.width
     if media == PNG:
-        if map_HW is None:
+        if tiles is None:
             raise _no_map(view)
-        return Response(to_png(heat.render(map_HW, *heat.score_range(map_HW, scan.threshold))), 200, headers, PNG)
+        return PartedResult(headers, PNG, _map_png(lambda: blend_bands(tiles, tile, *size), size, scan.threshold))
     verdict = scan.model_dump(include={"view", "score", "p_value", "threshold", "is_ood"}, exclude_none=True)
     arrays = {name: np.array(value) for name, value in verdict.items()}
     arrays["box"] = np.array([box.left, box.top, box.width, box.height])
-    if tiles is not None and map_HW is not None:
-        arrays |= {"tiles": tiles, "map": map_HW}
-    return Response(_npz(arrays), 200, headers, NPZ)
+    if tiles is None:
+        return Response(_npz(arrays), 200, headers, NPZ)
+    parts = _npz_parts(arrays | {"tiles": tiles}, "map", size, blend_bands(tiles, tile, *size))
+    return PartedResult(headers, NPZ, parts)
+
+
+def _map_png(
+    bands: Callable[[], Iterable[NDArray[np.float32]]], size: tuple[int, int], threshold: float | None
+) -> Iterator[bytes]:
+    """Yield the parts of the PNG of a map; its range is known only once all bands have been computed."""
+    extremes: list[np.float32] = []
+    for band_HW in bands():
+        extremes += [band_HW.min(), band_HW.max()]
+        yield b""
+    low, high = heat.score_range(np.array(extremes), threshold)
+    yield from png_parts(*size, (heat.render(band_HW, low, high) for band_HW in bands()))
 
 
 def _rounded(map_HW: NDArray[Any]) -> list[list[float]]:
@@ -164,3 +190,43 @@ def _npz(arrays: dict[str, NDArray[Any]]) -> bytes:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
+
+
+def _npz_parts(
+    arrays: dict[str, NDArray[Any]], name: str, shape: tuple[int, int], bands: Iterable[NDArray[np.float32]]
+) -> Iterator[bytes]:
+    """Yield the parts of an npz file of `arrays` and of a last array of this name and shape, which comes in bands."""
+    sink = _Sink()
+    with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED) as archive:
+        for other_name, array in arrays.items():
+            with archive.open(f"{other_name}.npy", "w") as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
+        with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for band_HW in bands:
+                file.write(band_HW.astype("<f4", copy=False).tobytes())
+                yield sink.take()
+    yield sink.take()
+
+
+class _Sink(io.RawIOBase):
+    """A file that keeps what is written until it is taken."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Keep a copy of the data."""
+        self._parts.append(bytes(data))
+        return len(self._parts[-1])
+
+    def take(self) -> bytes:
+        """Return what was written since the last call."""
+        taken = b"".join(self._parts)
+        self._parts.clear()
+        return taken

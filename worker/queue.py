@@ -290,6 +290,13 @@ class JobQueue:
         except ValueError as error:
             raise JobNotFound(f"the record of the job {job_id} is damaged") from error
 
+    def result_size(self, job_id: str) -> int:
+        """Return the bytes of a job's result and images, as they are stored; 0 if there are none."""
+        pipe = self.redis.pipeline(transaction=False)
+        pipe.hstrlen(job_key(job_id), "result")
+        pipe.strlen(blob_key(job_id))
+        return sum(pipe.execute())
+
     def _fields(self, job_id: str, names: Sequence[str]) -> list[bytes | None]:
         """Return fields of a record; all None if the key has another type."""
         try:

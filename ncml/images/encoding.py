@@ -4,7 +4,9 @@ import base64
 import html
 import io
 import math
-from collections.abc import Mapping, Sequence
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,25 @@ def to_png(image: NDArray[np.uint8]) -> bytes:
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")
     return file.getvalue()
+
+
+def png_parts(height: int, width: int, bands: Iterable[NDArray[np.uint8]]) -> Iterator[bytes]:
+    """Yield the file of a PNG of this size in parts, some of them empty: one for each band, uint8 (rows, width, 3).
+
+    Rows are not filtered, which suits heat maps: they have few colours.
+    """
+    compressor = zlib.compressobj()
+    yield b"\x89PNG\r\n\x1a\n" + _png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    for band_HWC in bands:
+        rows = np.zeros((len(band_HWC), 1 + 3 * width), np.uint8)  # a row begins with the number of its filter
+        rows[:, 1:] = band_HWC.reshape(len(band_HWC), -1)
+        compressed = compressor.compress(rows.tobytes())
+        yield _png_chunk(b"IDAT", compressed) if compressed else b""
+    yield _png_chunk(b"IDAT", compressor.flush()) + _png_chunk(b"IEND", b"")
+
+
+def _png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I4s", len(content), kind) + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
 def to_html(image: NDArray[np.uint8], text: str) -> str:

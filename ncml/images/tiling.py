@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import bisect
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -33,6 +34,9 @@ OVERLAP = 0.5
 """
 
 MAX_OVERLAP = 0.75
+
+BAND_PIXELS = 2**18
+"""Pixels of a map that are computed at once."""
 
 
 @dataclass(frozen=True)
@@ -131,17 +135,35 @@ def blend(scores_RC: Scores, tile: Tiling, height: int, width: int) -> Scores:
 
     The weight of a tile falls from its centre to its edges, and weights add up to 1 at every pixel.
     """
-    across_WR = _spread(scores_RC.T, tile.width, width)
-    return _spread(across_WR.T, tile.height, height)
+    map_HW = np.empty((height, width), np.float32)
+    top = 0
+    for band_HW in blend_bands(scores_RC, tile, height, width):
+        map_HW[top : top + len(band_HW)] = band_HW
+        top += len(band_HW)
+    return map_HW
 
 
-def _spread(scores_NK: Scores, side: int, length: int) -> Scores:
-    """Blend N tiles along a line of `length` pixels, for K lines at once: [length, K]."""
+def blend_bands(scores_RC: Scores, tile: Tiling, height: int, width: int) -> Iterator[Scores]:
+    """Yield the map of `blend` in bands of rows, about `BAND_PIXELS` each, from top to bottom."""
+    lefts = starts(width, tile.width, scores_RC.shape[1])
+    tops = starts(height, tile.height, len(scores_RC))
+    band_rows = max(1, BAND_PIXELS // width)
+    for top in range(0, height, band_rows):
+        bottom = min(top + band_rows, height)
+        within = slice(bisect.bisect_right(tops, top - tile.height), bisect.bisect_left(tops, bottom))
+        across_WR = _spread(scores_RC[within].T, lefts, tile.width, range(width))
+        yield _spread(across_WR.T, tops[within], tile.height, range(top, bottom))
+
+
+def _spread(scores_NK: Scores, first_pixels: Sequence[int], side: int, part: range) -> Scores:
+    """Blend N tiles of `side` pixels along part of a line, for K lines at once: [len(part), K]."""
     ramp = (1 - np.abs(np.arange(side) + 0.5 - side / 2) / (side / 2) * (1 - 1 / side)).astype(np.float32)
-    spread = np.zeros((length, scores_NK.shape[1]), np.float32)
-    weight = np.zeros((length, 1), np.float32)
-    for start, score_K in zip(starts(length, side, len(scores_NK)), scores_NK, strict=True):
-        spread[start : start + side] += ramp[:, None] * score_K
-        weight[start : start + side] += ramp[:, None]
+    spread = np.zeros((len(part), scores_NK.shape[1]), np.float32)
+    weight = np.zeros((len(part), 1), np.float32)
+    for first, score_K in zip(first_pixels, scores_NK, strict=True):
+        begin, end = max(first, part.start), min(first + side, part.stop)
+        ramp_N1 = ramp[begin - first : end - first, None]
+        spread[begin - part.start : end - part.start] += ramp_N1 * score_K
+        weight[begin - part.start : end - part.start] += ramp_N1
     spread /= weight
     return spread

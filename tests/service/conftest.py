@@ -262,6 +262,9 @@ class FakeQueue:
         images = StoredImages(blob=f"ncml:blob:{job_id}", n=job.n, height=8, width=8)
         return ImagesResult(task=job.task, model=ref, images=images, seeds=job.seeds, timing=TIMING)
 
+    def result_size(self, job_id: str) -> int:
+        return 1000
+
     def _scan(self, job: ScanJob) -> Scan:
         image = open_image(job.file) if job.file else np.frombuffer(job.pixels or b"", np.uint8)
         image = image.reshape(job.height, job.width, 3)

@@ -5,24 +5,24 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from starlette.responses import Response
 from starlette.testclient import TestClient
 from starlette.types import Message
 
 from ncml.images import to_png
-from service.http.clients import MAX_RESULTS_OF_CLIENT
 from service.http.deferred import MAX_CONCURRENT_ROUTES
-from service.jobs import JobService
 
 IMAGE = to_png(np.full((8, 8, 3), 50, np.uint8))
 HANG_S = 60
 """Time after which a test that hangs is ended."""
 
 
-async def call(client: TestClient, method: str, path: str, *messages: Message, address: str = "", key: str = "") -> int:
+async def call(
+    client: TestClient, method: str, path: str, *messages: Message, address: str = "", key: str = "", accept: str = ""
+) -> int:
     """Send one request whose client disconnects after the messages, or never; return the status of the response."""
     headers = [(b"host", b"localhost"), (b"prefer", b"wait=600")]
     headers += [(b"idempotency-key", key.encode())] if key else []
+    headers += [(b"accept", accept.encode())] if accept else []
     scope = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": headers}
     scope |= {"client": (address, 1000)} if address else {}
     arriving = iter(messages)
@@ -93,50 +93,6 @@ def test_clients_that_do_not_read_leave_the_routes_to_others(client: TestClient)
         assert await call(client, "GET", "/version") == 200
         for request in unread:
             request.cancel()
-
-    asyncio.run(asyncio.wait_for(run(), HANG_S))
-
-
-def test_clients_that_do_not_read_their_results_leave_those_of_others(
-    client: TestClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As uvicorn does, `send` returns once the data is in a buffer, unless more than 64 KiB are in it already."""
-    rendered: list[None] = []
-
-    def render(*_: object) -> Response:
-        rendered.append(None)
-        return Response(bytes(10**6))
-
-    client.post("/score", files=[("image", IMAGE)])
-    monkeypatch.setattr(JobService, "_render", render)
-
-    async def run() -> None:
-        async def never() -> Message:
-            return await asyncio.Future()
-
-        async def get(port: int) -> None:
-            buffered = 0
-
-            async def send(message: Message) -> None:
-                nonlocal buffered
-                if buffered >= 2**16:
-                    await asyncio.Future()
-                buffered += len(message.get("body", b""))
-
-            scope = {"type": "http", "method": "GET", "path": "/jobs/job-0/result", "query_string": b""}
-            headers = [(b"host", b"localhost")]
-            await client.app(scope | {"headers": headers, "client": ("192.0.2.1", port)}, never, send)
-
-        unread = [asyncio.ensure_future(get(port)) for port in range(2 * MAX_CONCURRENT_ROUTES)]
-        while len(rendered) < MAX_RESULTS_OF_CLIENT:
-            await asyncio.sleep(0.01)
-        for path in ("/jobs/job-0/result", "/version"):
-            assert await call(client, "GET", path) == 200
-        assert len(rendered) == MAX_RESULTS_OF_CLIENT + 1
-        for request in unread:
-            request.cancel()
-        await asyncio.wait(unread)
-        assert await call(client, "GET", "/jobs/job-0/result") == 200
 
     asyncio.run(asyncio.wait_for(run(), HANG_S))
 
