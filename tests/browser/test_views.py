@@ -3,10 +3,8 @@
 import base64
 import csv
 import io
-import itertools
 import re
 import shutil
-import subprocess
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +14,8 @@ import pytest
 from PIL import Image
 from playwright.sync_api import FilePayload, Locator, Page, Route, expect
 
-from ncml.errors import InputError
 from ncml.images import resize_to, to_png
-from ncml.images.tiling import Tiling, smallest_tile_side
 from tests.browser.conftest import KEY
-from tests.packages import require
 
 NUMBER = re.compile(r"^\d+\.\d\d$")
 REFUSED = "Failed to load resource"  # Chromium logs this for every response that is not a success
@@ -137,15 +132,6 @@ def test_an_image_is_scored_ranked_and_mapped(studio, photo: Path) -> None:
     assert "-F 'image=@it'\\''s a photo.png'" in (reading.locator(".curl").text_content() or "")
 
 
-@pytest.mark.parametrize("name", ["plain.png", 'it\'s, a; "photo" \\.png'])
-def test_the_copied_command_names_the_file_as_curl_reads_it(studio, tmp_path: Path, name: str) -> None:
-    require("curl")
-    (tmp_path / name).write_text("content")
-    field = studio("score").evaluate("async (name) => (await import('/studio/curl.js')).imageField(name)", name)
-    command = f"curl --silent --show-error -F {field} file:///dev/null"
-    subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True, capture_output=True)
-
-
 def test_shading_is_explained_only_where_it_is_shown(studio, tmp_path: Path) -> None:
     usual = np.random.default_rng(9).integers(96, 160, (8, 8, 3), np.uint8)
     Image.fromarray(usual).save(tmp_path / "usual.png")
@@ -167,25 +153,6 @@ def test_shading_is_explained_only_where_it_is_shown(studio, tmp_path: Path) -> 
     expect(placed).not_to_contain_text("Shaded")
     placed.get_by_role("radio", name="bits/dim").check()
     expect(placed.locator(".chart")).to_contain_text("bits/dim: lower is more likely")
-
-
-@pytest.mark.parametrize(
-    ("ood", "label", "title"),
-    [({"p_value": 0.0244, "is_ood": True}, "Out of distribution", "More unusual than 97.5% of the images tiny was"),
-     ({"p_value": 0.9, "is_ood": False}, "Not flagged", "No difference found from the images tiny was")],
-)  # fmt: skip
-def test_a_verdict_states_what_was_found_and_no_more(studio, ood: dict[str, object], label: str, title: str) -> None:
-    """A high p-value does not show that an image belongs to the distribution."""
-    verdict = studio("score").evaluate(
-        """async (ood) => {
-            const { verdict } = await import("/studio/verdict.js");
-            const model = { name: "tiny", version: "" };
-            return verdict({ score: { ood: { calibration: "default", ...ood } }, model });
-        }""",
-        ood,
-    )
-    assert verdict["label"] == label
-    assert verdict["title"] == f"{title} calibrated on"
 
 
 def test_a_likelihood_is_compared_only_under_the_same_conditions(studio) -> None:
@@ -400,26 +367,6 @@ def test_a_large_image_is_judged_by_its_tiles(studio, photo: Path) -> None:
     page.reload()
     page.locator(".tile", has_text="photo.png").click()
     expect(reading.locator(".over img")).to_have_count(1)  # the map; the file is no longer available
-
-
-def test_the_tiles_on_the_page_are_those_of_the_service(studio) -> None:
-    """Sizes and numbers as in ncml.images.tiling, with a size that gives at most 1,024 tiles."""
-    page = studio("score")
-    models = [(8, 8), (8, 12), (12, 8), (32, 32)]
-    images = [(8, 8), (90, 60), (61, 400), (1000, 750), (4000, 3000), (7, 90)]
-    for (height, width), (W, H) in itertools.product(models, images):
-        tiling = page.evaluate(
-            "async ([model, size]) => (await import('/studio/tiling.js')).tiling(model, size, 1024)",
-            [{"height": height, "width": width}, [W, H]],
-        )
-        tile = Tiling.for_model(height, width, tiling["side"])
-        assert tiling["size"] == [tile.width, tile.height]
-        if tiling["n"]:
-            assert tiling["n"] == np.prod(tile.grid_shape(H, W)) <= 1024
-            assert tiling["side"] == smallest_tile_side((height, width), (H, W), 1024)
-        else:
-            with pytest.raises(InputError, match="smaller than a tile"):
-                tile.grid_shape(H, W)
 
 
 def test_the_size_of_tiles_is_chosen(studio, photo: Path) -> None:
@@ -736,35 +683,6 @@ def test_rows_appear_and_images_can_be_opened_and_downloaded(studio, site) -> No
     with page.expect_download() as download:
         run.get_by_role("button", name="PNG").click()
     assert Image.open(io.BytesIO(Path(download.value.path()).read_bytes())).size == (96, 64)
-
-
-def test_the_progress_of_a_run_is_described(studio) -> None:
-    page = studio("generate")
-    descriptions = page.evaluate(
-        """async () => {
-            const { describeProgress } = await import("/studio/run.js");
-            const rows = (step) => ({ stage: "noisy_sampling", step, total: 32 });
-            const refined = (step) => ({ stage: "refine", step, total: 3 });
-            const [noisy, direct] = [{ noise: 10, steps: 3 }, { noise: 0 }];
-            return [
-                ...[rows(16), rows(32), refined(1), refined(2), refined(3)].map((moment) => [moment, noisy]),
-                ...[rows(16), rows(32)].map((moment) => [moment, direct]),
-                [rows(16), noisy, "top"],
-                [rows(16), noisy, "left"],
-            ].map((args) => Object.values(describeProgress(...args)));
-        }"""
-    )
-    assert descriptions == [
-        ["Sampling row 16 of 32", 0.125],
-        ["Refining, step 1 of 3", 0.25],  # all rows are sampled: this step is in progress
-        ["Refining, step 2 of 3", 0.5],
-        ["Refining, step 3 of 3", 0.75],
-        ["Refining, step 3 of 3", 1],
-        ["Sampling row 16 of 32", 0.5],
-        ["Sampling row 32 of 32", 1],
-        ["Sampling row 16 of 32", 0.125],
-        ["Sampling column 16 of 32", 0.125],  # beside a known left or right half
-    ]
 
 
 def test_an_image_is_sent_to_the_other_views(studio) -> None:
