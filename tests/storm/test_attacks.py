@@ -88,7 +88,7 @@ def test_every_request_and_stream_of_a_burst_is_answered(
     assert all(answer.count("event: succeeded") == 1 for _, answer in streams)
     assert connections[0] <= 32
     assert memory.growth < 100 * MIB
-    eventually(lambda: sum(depth.depth for depth in fleet.queue.monitor.depths()) == 0, 120)
+    eventually(lambda: sum(depth.depth for depth in fleet.queue.monitor.depths()) == 0)
 
 
 def get(port: int, path: str, source: str = "127.0.0.1", *, reads: bool = True) -> socket.socket:

@@ -66,7 +66,7 @@ def test_requests_beyond_the_limit_are_refused_and_all_others_succeed(
 
     async def storm() -> list[tuple[int, str]]:
         limits = httpx2.Limits(max_connections=100)
-        async with httpx2.AsyncClient(base_url=service.url, timeout=60, limits=limits) as http:
+        async with httpx2.AsyncClient(base_url=service.url, timeout=300, limits=limits) as http:
             turn = asyncio.Semaphore(100)
             return list(await asyncio.gather(*(request_score(http, turn, i) for i in range(500))))
 
@@ -85,7 +85,7 @@ def test_requests_beyond_the_limit_are_refused_and_all_others_succeed(
             assert codes[200] + codes[202] + codes[429] == 500, codes
             assert codes[429] > 0
             accepted = [job_id for code, job_id in answers if code != 429]
-            assert {view.status for view in fleet.wait(accepted, 60)} == {"succeeded"}
+            assert {view.status for view in fleet.wait(accepted)} == {"succeeded"}
         health = json.loads(pinger.communicate("")[0])
     record_property("healthz_p99_s", quantile(health, 99))
     print(f"{codes}, /healthz p50 {quantile(health, 50) * 1e3:.1f} ms, p99 {quantile(health, 99) * 1e3:.1f} ms of "

@@ -48,6 +48,7 @@ class Fleet:
         self.url, self.models, self.log = url, models, log
         self.queue = JobQueue.from_url(url)
         self.processes: list[subprocess.Popen[bytes]] = []
+        self.by_name: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, lanes: str = "score,generate", *, ready: bool = True, **options: float) -> subprocess.Popen[bytes]:
         """Start a worker; options are fields of its settings."""
@@ -60,17 +61,23 @@ class Fleet:
             )  # fmt: skip
         self.processes.append(process)
         if ready:
-            eventually(
+            (name,) = eventually(
                 lambda: {worker.name for worker in self.queue.monitor.workers() if worker.models} - earlier_names
             )
+            self.by_name[name] = process
         return process
+
+    def worker_of(self, job_id: str) -> subprocess.Popen[bytes]:
+        """Return the worker that has claimed a job, once one has."""
+        name = eventually(lambda: self.queue.redis.hget(f"rq:job:{job_id}", "worker_name"))
+        return self.by_name[name.decode()]
 
     def engine_of(self, process: subprocess.Popen[bytes]) -> int:
         """Return the process id of a worker's engine."""
         children = psutil.Process(process.pid).children()
         return next(child.pid for child in children if "spawn_main" in " ".join(child.cmdline()))
 
-    def wait(self, ids: Iterable[str], timeout_s: float = 60.0) -> list[JobView]:
+    def wait(self, ids: Iterable[str], timeout_s: float = 300.0) -> list[JobView]:
         """Return the views of jobs once all have ended."""
         views: dict[str, JobView] = {}
 

@@ -94,7 +94,7 @@ def test_a_calibrated_model_gives_verdicts_statistics_and_the_sanity_test(fleet:
     assert (calibration.statistic, calibration.threshold) == ("mean", 128)
     assert calibration.histograms["bpd"].counts == (50, 49)
 
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as response:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=300) as response:
         lines = response.read().decode().splitlines()
     assert 'ncml_ood_verdicts_total{model="synthetic",verdict="in"} 4.0' in lines
     assert 'ncml_ood_verdicts_total{model="synthetic",verdict="out"} 4.0' in lines
@@ -109,7 +109,7 @@ def test_a_calibrated_model_gives_verdicts_statistics_and_the_sanity_test(fleet:
 
     write_model(fleet.models, calibrated=False)
     eventually(lambda: [model.calibrations for model in fleet.queue.monitor.models()] == [{}])
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as response:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=300) as response:
         assert "ncml_ood_evidence{" not in response.read().decode()  # an alarm that could not end
 
 
@@ -509,7 +509,7 @@ def test_an_engine_that_hangs_is_replaced(fleet: Fleet) -> None:
     fleet.start(hang_s=HANG_S)
     stuck = fleet.queue.submit(score(class_name="stuck"))
     fine = [fleet.queue.submit(score()) for _ in range(3)]
-    views = fleet.wait([stuck, *fine], timeout_s=200)
+    views = fleet.wait([stuck, *fine])
     assert [view.status for view in views] == ["failed"] + ["succeeded"] * 3
     assert views[0].error
     assert views[0].error.detail == "the engine hung while computing the job alone"
@@ -521,7 +521,7 @@ def test_a_frozen_engine_is_replaced_even_when_its_pipe_is_full(fleet: Fleet) ->
     os.kill(fleet.engine_of(worker), signal.SIGSTOP)
     large = Pixels(height=256, width=256, data=bytes(256 * 256 * 3))
     ids = [fleet.queue.submit(score(images=(large,) * 4)) for _ in range(2)]  # more than a pipe holds
-    views = fleet.wait(ids, timeout_s=200)
+    views = fleet.wait(ids)
     assert [view.status for view in views] == ["succeeded"] * 2
     assert fleet.queue.redis.hget(f"rq:job:{ids[0]}", "attempts") == b"2"
     fleet.check(ids)
@@ -554,7 +554,7 @@ def test_sigterm_lets_the_batch_finish_and_claims_nothing_more(fleet: Fleet) -> 
     eventually(lambda: fleet.queue.view(running).status is JobStatus.RUNNING)
     waiting = fleet.queue.submit(generate())
     worker.send_signal(signal.SIGTERM)
-    assert worker.wait(timeout=60) == 0
+    assert worker.wait(timeout=300) == 0
     assert fleet.queue.view(running).status is JobStatus.SUCCEEDED
     assert fleet.queue.view(waiting).status is JobStatus.QUEUED
     assert fleet.queue.monitor.workers() == []
@@ -567,7 +567,7 @@ def test_a_batch_too_long_to_drain_returns_to_its_queue_without_counting_as_an_a
     ids = [fleet.queue.submit(generate(noise=float(i))) for i in range(2)]
     eventually(lambda: fleet.queue.view(ids[0]).status is JobStatus.RUNNING)
     worker.send_signal(signal.SIGTERM)
-    assert worker.wait(timeout=60) == 0
+    assert worker.wait(timeout=300) == 0
     assert [fleet.queue.view(job_id).status for job_id in ids] == ["queued", "queued"]
     assert fleet.queue.redis.hget(f"rq:job:{ids[0]}", "attempts") == b"0"
     assert fleet.queue.redis.lrange("rq:queue:ncml:generate:normal", 0, -1) == [i.encode() for i in ids]
@@ -595,7 +595,7 @@ def test_logs_are_json_and_carry_job_and_request(fleet: Fleet) -> None:
     job_id = fleet.queue.submit(score(request_id="req-1"))
     fleet.wait([job_id])
     worker.send_signal(signal.SIGTERM)
-    worker.wait(timeout=60)
+    worker.wait(timeout=300)
     lines = [json.loads(line) for line in fleet.log.read_text().splitlines()]
     assert [(line["message"], line.get("request")) for line in lines if line.get("job") == job_id] == [
         ("job started", "req-1"),
