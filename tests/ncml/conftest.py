@@ -1,6 +1,7 @@
-"""One thread, and small models."""
+"""One thread, small models, and calibrations that are made quickly."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 import ncml
 from ncml import checkpoint
+from ncml.calibration import power
 from ncml.calibration.estimation import calibrate
 from ncml.ood.calibration import Calibration
 from tests.ncml import nets
@@ -16,6 +18,15 @@ from tests.ncml import nets
 @pytest.fixture(scope="session", autouse=True)
 def threads(one_thread: None) -> None:
     """Compute with one thread: images have the same bytes only for the same number of threads."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_power_images() -> Iterator[None]:
+    """Measure the power of calibrations on few images: on the usual number it takes most of their time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(calibrate.__kwdefaults__, "power_images", 10)
+        patch.setattr(power, "GENERATED", 5)
+        yield
 
 
 @pytest.fixture(scope="session")
