@@ -155,6 +155,22 @@ def test_a_completion_that_fails_leaves_the_model_as_it_was(model: ncml.Model, m
     assert [score.bpd for score in model.score(nets.images(3).numpy())] == expected
 
 
+def test_known_rows_have_the_noise_of_the_sampled_ones() -> None:
+    starts: list[Tensor] = []
+
+    def sampler(network: NCPN, x_BCHW: Tensor, conditions: Conditions, draws: PixelDraws, on_row: OnRow) -> None:
+        starts.append(x_BCHW.clone())
+
+    net, known_BCHW = nets.network(nets.config()), from_uint8(nets.images(4)).double()
+    settings = SamplingSettings(noise=10.0, steps=1, solver="tweedie", guidance=1.0, temperature=1.0)
+    generate_images(net, Plan(list(range(4)), torch.zeros(4).long(), settings, known_BCHW), sampler)
+    sde = make_sde(net.config.sde)
+    t = torch.tensor(sde.time_of(10.0), dtype=torch.float64)
+    eps = (starts[0] - sde.alpha(t) * known_BCHW)[:, :, :4] / sde.sigma(t)
+    assert stats.kstest(eps.flatten(), "norm").pvalue > 1e-3
+    assert (starts[0][:, :, 4:] == 0).all()
+
+
 @pytest.mark.parametrize("solver", [name for name in SOLVERS if name != "tweedie"])
 def test_every_solver_keeps_known_pixels(model: ncml.Model, solver: str) -> None:
     canvas = nets.images(1).numpy()
