@@ -26,7 +26,7 @@ from ncml.runtime import is_out_of_memory, reuse_freed_memory
 from worker import logs
 from worker.contract import CalibrateJob, CompleteJob, Job, Pixels, SamplingJob, ScanJob, ScoreJob
 from worker.messages import Batch, BatchResult, Catalogue, Drop, EngineSettings, Opening, Outcome, Previews, Step
-from worker.registry import ModelRegistry
+from worker.registry import ModelNotServed, ModelRegistry
 from worker.results import Box, JobError, ModelRef, Scan, Score, ViewVerdict, WorkerFault
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ class BatchRunner:
                 detail = f"the computation failed ({type(error).__name__}); the worker's log has the details"
                 reason = JobError(reason="engine", detail=detail)
         for job_id in jobs:
-            self._outcomes[job_id] = Outcome(error=reason)
+            self._outcomes[job_id] = Outcome(error=reason, is_unserved=isinstance(error, ModelNotServed))
 
     def _compute(self, jobs: Mapping[str, Job]) -> None:
         """Compute jobs in chunks, halved whenever memory does not suffice."""

@@ -11,6 +11,7 @@
     ncml:waiting             hash: bytes of the jobs that wait, by lane
     ncml:changes:state, ncml:changes:progress   channels: ids of jobs, separated by spaces, that changed
     ncml:workers             sorted set: names of workers; ncml:worker:{name}: what a worker publishes, until it lapses
+    ncml:serving:{lane}:{name}   set: the models that a worker serves, each as name and as name@version
     ncml:probe               written by readiness checks
     rq:wip:*, rq:finished:*, rq:failed:*, rq:canceled:*   RQ's registries, for RQ's tools; nothing here reads them
 
@@ -64,6 +65,11 @@ def preview_key(job_id: str) -> str:
 def worker_key(name: str) -> str:
     """Return the key of what a worker publishes."""
     return f"ncml:worker:{name}"
+
+
+def serving_key(lane: Lane, name: str) -> str:
+    """Return the key of the models that a worker serves in a lane."""
+    return f"ncml:serving:{lane}:{name}"
 
 
 def queue_names(lanes: Sequence[Lane]) -> list[str]:

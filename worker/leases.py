@@ -6,6 +6,7 @@ one. Every script checks the token, so a worker that resumes after its lease has
 
 import logging
 import re
+import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any, Literal
 import redis
 
 from worker.contract import JOB_ID, JobStatus, Lane
-from worker.keys import LEASES, job_key, preview_key, queue_key, queue_names, script, wake_key
+from worker.keys import LEASES, WORKERS, job_key, preview_key, queue_key, queue_names, script, wake_key
 from worker.queue import EVENTS_CAP, JobQueue
 from worker.records import status_event
 from worker.results import CANCELED, DAMAGED, JobEnding, JobError, Preview
@@ -25,8 +26,11 @@ LEASE_S = 15.0
 MAX_ATTEMPTS = 5
 """How often a job is started before it fails because its workers died."""
 
-SCAN = 128
-"""Jobs of each queue that one claim inspects."""
+SCAN, REACH = 128, 1024
+"""Jobs of each queue that one claim inspects, without and with those that are left to workers with other models."""
+
+YIELD_S = 0.1
+"""Pause of an idle worker after it left jobs to others, which may be busy: their wake-up would end its wait at once."""
 
 _ORIGINS = frozenset(name.encode() for name in queue_names(list(Lane)))
 
@@ -47,6 +51,8 @@ class Claim:
     data: bytes = b""
     batch_key: str = ""
     traceparent: str = ""
+    is_served: bool = True
+    """Whether a worker of the lane served the model when the job was claimed."""
 
 
 LeaseState = Literal["held", "canceled", "lost"]
@@ -66,29 +72,34 @@ class Leases:
         self._claim = script(self._redis, "claim")
         self._renew = script(self._redis, "renew")
         self._requeue = script(self._redis, "requeue")
+        self._left_jobs = False
 
     def wait(self, timeout_s: float) -> None:
         """Block until a job may have arrived."""
+        if self._left_jobs:
+            time.sleep(min(YIELD_S, timeout_s))
         self._redis.blpop(self._wakes, timeout=timeout_s)
 
     def claim(self, room: int, key: str = "") -> tuple[str, list[Claim]]:
         """Claim compatible jobs of up to `room` images in total; a larger first job is claimed alone.
 
+        Jobs for models that only other workers of the lane have published are left to them.
         `key` restricts the claim to a batch key. Returns the batch key that more jobs may join with ('' for none) and
         the claims.
         """
         token = uuid.uuid4().hex
-        next_key, rows = self._claim(
-            keys=[LEASES, *map(queue_key, self._names)],
-            args=[token, self.lease_s, self._worker, room, SCAN, key,
+        next_key, left, rows = self._claim(
+            keys=[LEASES, WORKERS, *map(queue_key, self._names)],
+            args=[token, self.lease_s, self._worker, room, SCAN, REACH, key,
                   status_event(JobStatus.RUNNING)],
         )  # fmt: skip
+        self._left_jobs = left > 0
         return next_key.decode(errors="replace"), [
             Claim(
                 id.decode(), token, origin.decode(), int(attempts), bool(late), int(images), float(waited), data,
-                batch_key.decode(errors="replace"), traceparent.decode(errors="replace"),
+                batch_key.decode(errors="replace"), traceparent.decode(errors="replace"), bool(is_served),
             )
-            for id, origin, late, attempts, images, waited, data, batch_key, traceparent in rows
+            for id, origin, late, attempts, images, waited, data, batch_key, traceparent, is_served in rows
         ]  # fmt: skip
 
     def renew(self, claims: Sequence[Claim], progress: dict[str, str]) -> list[LeaseState]:

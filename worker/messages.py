@@ -65,6 +65,10 @@ class Catalogue:
         """Return the descriptor of a model, if it is still served."""
         return next((m for m in self.models if (m.name, m.version) == (model.name, model.version)), None)
 
+    def serves(self, job: Job) -> bool:
+        """Return whether the model that a job names is served, in the version that it names, if any."""
+        return any(m.name == job.model and job.version in (None, m.version) for m in self.models)
+
 
 Previews = dict[str, tuple[int, int, int, bytes]]
 """The current images of some jobs: number, height, width, and uint8 NHWC bytes."""
@@ -92,6 +96,8 @@ class Outcome:
     images: list[bytes] = field(default_factory=list[bytes])
     size: tuple[int, int] = (0, 0)
     error: JobError | None = None
+    is_unserved: bool = False
+    """Whether the error is that the engine does not serve the model; another worker may."""
     batch_size: int = 0
 
 

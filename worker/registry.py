@@ -41,6 +41,10 @@ MAX_NAME = 200
 QUARANTINED = "loading this folder ended the engine twice; change the folder, or restart the worker to try again"
 
 
+class ModelNotServed(ModelError):
+    """A model, or a version of it, is not served by this registry; another worker may serve it."""
+
+
 @dataclass
 class _Entry:
     """A model folder and the outcome of its latest load."""
@@ -133,9 +137,10 @@ class ModelRegistry:
         return changed
 
     def get(self, name: str, version: str | None = None) -> Model:
-        """Return a loaded model; raise `ModelError` if it is missing, damaged, or of another version.
+        """Return a loaded model; raise `ModelNotServed` if it is missing, damaged, or of another version.
 
         Scan first for a model that this registry does not have: another worker may have found and published it earlier.
+        Before the error, `on_change` is called if the descriptors have changed.
         """
         entry = self._entries.get(name)
         served_version = entry.descriptor.version if entry and entry.descriptor else None
@@ -144,12 +149,15 @@ class ModelRegistry:
             entry = self._entries.get(name)
         if entry is None:
             names = ", ".join(sorted(self._entries)) or "none"
-            raise ModelError(f"there is no model {name!r} here; the models here are {names}")
+            raise ModelNotServed(f"there is no model {name!r} here; the models here are {names}")
+        descriptor = entry.descriptor
         model = self._loaded.get(name) or self._open(name)
+        if entry.descriptor != descriptor:
+            self._on_change()
         if model is None:
-            raise ModelError(f"the model {name!r} cannot be used: {entry.fault}")
+            raise ModelNotServed(f"the model {name!r} cannot be used: {entry.fault}")
         if version is not None and model.version != version:
-            raise ModelError(
+            raise ModelNotServed(
                 f"version {version[:12]} of {name!r} is no longer served; the current one is {model.version[:12]}"
             )
         self._loaded.move_to_end(name)

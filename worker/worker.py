@@ -24,7 +24,7 @@ from rq.worker_registration import clean_worker_registry
 
 from worker.contract import JobStatus, Lane, ScoreJob
 from worker.descriptors import PublishedWorker, WorkerInfo, WorkerState
-from worker.keys import WORKERS, queue_names, script, worker_key
+from worker.keys import WORKERS, queue_names, script, serving_key, worker_key
 from worker.leases import LEASE_S, Claim, Leases
 from worker.messages import Batch, BatchResult, Catalogue, Drop, EngineSettings, Opening, Step
 from worker.metrics import WorkerMetrics
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 BEAT_S = 2.0
 """How often a worker publishes its state, and takes over the jobs of silent workers."""
 
-ALIVE_S = 10.0
-"""Time to live of the published state."""
+ALIVE_S, SERVING_S = 10.0, 30.0
+"""Time to live of the published state, and of the models that a worker serves: jobs for them wait while it restarts."""
 
 TICK_S = 0.1
 """How often leases are renewed, progress is published and cancellations are read while a batch runs."""
@@ -127,7 +127,6 @@ class BatchWorker(SimpleWorker):
             self._supervisor.stop()
             with self._outages.survived():
                 self._client.delete(worker_key(self.name))
-                self._client.zrem(WORKERS, self.name)
                 self.register_death()
             log.info("worker ended", extra={"worker": self.name})
 
@@ -163,7 +162,11 @@ class BatchWorker(SimpleWorker):
             pace={lane: pace.rate for lane, pace in self._paces.items()},
         )
         published = PublishedWorker(info=info, models=models).model_dump_json()
-        self._publish(keys=[worker_key(self.name), WORKERS], args=[self.name, published, int(ALIVE_S * 1000)])
+        self._publish(
+            keys=[worker_key(self.name), WORKERS, *(serving_key(lane, self.name) for lane in self.settings.lanes)],
+            args=[self.name, published, int(ALIVE_S * 1000), int(SERVING_S * 1000),
+                  *(name for m in models for name in (m.name, f"{m.name}@{m.version}"))],
+        )  # fmt: skip
         self.metrics.heartbeat.set_to_current_time()
         with self._outages.survived(pause_s=0):  # only RQ's tools read the rest
             pipe = self._client.pipeline(transaction=False)
@@ -320,8 +323,12 @@ class BatchWorker(SimpleWorker):
         """End the jobs that the engine has computed."""
         self.metrics.count_batch(done.stages, done.memory_bytes)
         endings: list[tuple[Claim, JobEnding]] = []
+        returned: list[Claim] = []
         for job_id, entry in running.items():
             outcome = done.outcomes[job_id]
+            if outcome.is_unserved and entry.claim.is_served and not self._supervisor.catalogue.serves(entry.job):
+                returned.append(entry.claim)
+                continue
             entry.stages = done.stages
             timing = Timing(
                 queue_s=entry.claim.waited_s, compute_s=done.compute_s, batch_size=outcome.batch_size or None
@@ -331,6 +338,9 @@ class BatchWorker(SimpleWorker):
                 continue
             result, blob = entry.result(outcome, outcome.model, timing)
             endings.append((entry.claim, JobEnding(JobStatus.SUCCEEDED, None, result, blob, timing)))
+        if returned:  # a folder changed meanwhile; another worker may serve the model
+            log.info("the model is no longer served here; returning %d jobs to their queues", len(returned))
+            self._retry(lambda: self.leases.requeue(returned, refund=True))
         if endings:
             first = next(iter(running.values())).job
             largest = max((outcome.batch_size for outcome in done.outcomes.values()), default=0)
