@@ -5,7 +5,7 @@ RUNS   := .venv/.runs
 READY  := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all test-slow lint bench bench-sampler bench-train bench-worker bench-service bench-bulk storm compose-test audit lock screenshots clean
+.PHONY: help serve test test-all test-slow test-faults lint bench bench-sampler bench-train bench-worker bench-service bench-bulk storm compose-test audit lock screenshots clean
 
 help:           ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ test-all: $(READY) ## run all tests but the slow suites: also the browser, deplo
 
 test-slow: $(READY) ## run the slow suites: long fault injection, containers, and every other test marked slow
 	$(BIN)/python -m pytest -m slow
+
+test-faults: $(READY) ## plant faults in a copy of the code, one by one, and report which test of `make test` notices each
+	$(BIN)/python -m tests.planted_faults
 
 lint: $(READY) $(BIOME)  ## run ruff, the import contracts, pyright, and Biome for the studio
 	$(BIN)/ruff check .
