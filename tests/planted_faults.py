@@ -350,27 +350,34 @@ def write(source: Path, text: str) -> None:
         compiled.unlink()
 
 
+def failing(tests: list[str], copy: Path) -> str | None:
+    """Run tests in the copy until one fails; return its name, or None. Raises ValueError if they cannot run."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    environment = os.environ | {"PYTHONPATH": str(copy)}
+    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+    failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", done.stdout, re.MULTILINE)
+    if done.returncode != (1 if failed else 0):
+        raise ValueError(f"pytest did not run: {done.stdout[-500:]}{done.stderr[-500:]}")
+    return failed[1] if failed else None
+
+
 def plant(fault: Fault, copy: Path) -> str | None:
-    """Run the tests with a fault; return the test that failed, or None. Raises ValueError if its place is not found."""
+    """Return a test that fails with a fault and passes without it, or None if all pass.
+
+    Raises ValueError if the fault cannot be planted.
+    """
     source = copy / fault.file
     text = source.read_text()
     if text.count(fault.old) != 1:
         raise ValueError(f"{fault.file} contains the place {text.count(fault.old)} times")
     write(source, text.replace(fault.old, fault.new))
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider",
-             *(f"tests/{path}" for path in fault.tests.split())],
-            cwd=copy, env=os.environ | {"PYTHONPATH": str(copy)}, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        failed = failing([f"tests/{path}" for path in fault.tests.split()], copy)
     finally:
         write(source, text)
-    if done.returncode == 0:
-        return None
-    failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", done.stdout, re.MULTILINE)
-    if done.returncode != 1 or failed is None:
-        raise ValueError(f"pytest did not run: {done.stdout[-500:]}{done.stderr[-500:]}")
-    return failed[1]
+    if failed and failing([failed], copy):
+        raise ValueError(f"{failed} fails without the fault, too")
+    return failed
 
 
 def main(parts: list[str]) -> int:
