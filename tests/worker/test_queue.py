@@ -189,7 +189,7 @@ def test_the_monitor_reports_a_server_that_hangs_within_seconds(new_valkey: Call
                     monitor.ping()
             finally:
                 os.kill(server.process.pid, signal.SIGCONT)
-            assert time.monotonic() - started < 8
+            assert time.monotonic() - started < 25  # other connections wait for 30 s
 
 
 def test_an_outage_is_reported_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
