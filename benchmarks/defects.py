@@ -1,4 +1,6 @@
-"""Detect real defects: AUROC, share detected at 5%, false positives and seconds an image, beside other methods.
+"""Detect defects of solar cells and of simulated textiles, beside other methods.
+
+AUROC, share detected at 5%, false positives and seconds an image.
 
     pip install conformal-clip-data elpv-dataset
     python benchmarks/defects.py [--quick] [--tile N] [--overlap SHARE] [--sets textiles cells]

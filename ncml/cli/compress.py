@@ -39,6 +39,9 @@ def compress(
 ) -> None:
     """Compress images of the model's size losslessly into one archive, by arithmetic coding under the model.
 
+    An archive of natural images has about the bits/dim that `ncml score` reports. One of random values has more,
+    because the coder leaves out the outlier component of likelihoods.
+
     Args:
         files: Images of exactly the model's size, or folders of them: PNG, JPEG, WebP, BMP, TIFF or GIF, in 8-bit
             RGB or grey, without transparency.

@@ -3,8 +3,8 @@
     python scripts/docs/controls.py --data cifar10 --ood mnist dtd10 imagenet1k_32
 
 Prints Markdown: the false-positive rate on CIFAR-10 test images, and the flagged share of the same images after each
-change and of other data sets, by each calibration of the model. Brackets are 95% intervals: Wilson's for shares,
-bootstrap for AUROCs. docs/ood.md repeats some of the rows.
+change and of other data sets, by each calibration of the model. Brackets are 95% intervals (Wilson's). docs/ood.md
+repeats some of the rows.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from ncml.images.perturbations import Perturbation
 from ncml.ood.calibration import DEFAULT_STATISTIC, Calibration
 from ncml.ood.columns import Columns
 from ncml.ood.measurements import measure as measure_columns
-from ncml.ood.statistics import Gaussian, required_columns
+from ncml.ood.statistics import required_columns
 
 PROCESSING: dict[str, Perturbation] = {
     **{f"JPEG, quality {quality}": perturbations.jpeg(quality) for quality in (95, 75, 50)},
@@ -48,14 +48,7 @@ CONTENT: dict[str, Perturbation] = {
     "8x8 patches shuffled": perturbations.shuffle_patches(8),
     "4x4 patches shuffled": perturbations.shuffle_patches(4),
 }
-MATCHED: dict[str, Perturbation] = {
-    "as they are": lambda image, _: image,
-    **{name: PROCESSING[name] for name in ("JPEG, quality 50", "half size and back (box, bicubic)")},
-}
-"""Perturbations that remove most traces of the earlier processing of a set."""
 STATISTICS = (DEFAULT_STATISTIC, "fast", "multiscale", "bpd")
-ESTIMATION_IMAGES = 300
-"""Number of held-out images that estimate the Gaussian."""
 
 CORRESPONDING_LABELS = {
     "airplane": (404, 895),
@@ -125,14 +118,6 @@ def main() -> None:
         ood_score = scored(model, calibration, cat, DEFAULT_STATISTIC)
         p_value = float(calibration.p_values(DEFAULT_STATISTIC, ood_score)[0])
         print(f"\n{CAT.name}, {calibration.name}: p {p_value:.2f}")
-    for name in others:
-        if name.startswith("imagenet1k") and "," not in name:
-            print(f"\n| cifar10 against {name}, both processed alike | AUROC |\n|---|---:|")
-            for change_name, change in MATCHED.items():
-                print(
-                    f"| {change_name} | {matched(model, options.data, test_images, others[name](), change)} |",
-                    flush=True,
-                )
 
 
 def line(cells: list[str]) -> str:
@@ -157,17 +142,6 @@ def share(model: ncml.Model, calibration: Calibration, columns: Columns, statist
     verdicts = calibration.verdicts(statistic, scored(model, calibration, columns, statistic))
     flagged = bootstrap.share(np.array([verdict.is_ood for verdict in verdicts]))
     return f"{100 * flagged.value:.1f}% [{100 * flagged.low:.1f}, {100 * flagged.high:.1f}]"
-
-
-def matched(model: ncml.Model, source: str, own: Images, others: Images, change: Perturbation) -> str:
-    """Format the AUROC of a Gaussian estimated on images that went through the same change."""
-    held_out = dataset.load(source, model.height, model.width).part("calibration-fit").spread(ESTIMATION_IMAGES)
-    estimation, inside, outside = (
-        measure(model, perturb(pixels, change)) for pixels in (held_out.images_NHWC.numpy(), own, others)
-    )
-    gaussian = Gaussian.estimate({name: estimation[name] for name in model.statistics[DEFAULT_STATISTIC].needs})
-    auroc = bootstrap.estimate_detection(gaussian.distance(inside), gaussian.distance(outside))["auroc"]
-    return f"{auroc.value:.2f} [{auroc.low:.2f}, {auroc.high:.2f}]"
 
 
 def load(source: str, model: ncml.Model, limit: int) -> Images:

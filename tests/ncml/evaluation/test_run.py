@@ -84,6 +84,8 @@ def test_evaluate_all_writes_the_report_and_resumes(evaluate: Run, tmp_path: Pat
     assert compared["tweedie, 1 step"]["kernel"]["value"] == answer["fid"]["sweep"]["steps"][0]["value"]
     assert "no floor" in " ".join(answer["fid"]["notes"])  # a folder of images has no splits
     assert "has no test split" in " ".join(answer["likelihood"]["notes"])
+    needs = f"{bpd['0.5']['value']:.3f}"
+    assert f"NCPN (NCML-VP), 3.61, is not reproduced: mine needs {needs}." in " ".join(answer["likelihood"]["notes"])
     out = tmp_path / "out"
     report = (out / "report.md").read_text()
     made = answer["likelihood"]["made"]

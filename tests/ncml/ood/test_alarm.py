@@ -16,12 +16,12 @@ def true_rates(streams: int, rng: np.random.Generator) -> np.ndarray:
     return stats.norm.sf(thresholds)
 
 
-def first_alarms(rates_SP: np.ndarray, lengths: list[int], rng: np.random.Generator) -> np.ndarray:
+def first_alarms(rates_SP: np.ndarray, lengths: list[int], rng: np.random.Generator, ranks: int = RANKS) -> np.ndarray:
     """Return the image at which each of S streams has its first alarm; 0 for none.
 
     rates_SP: the share of flagged images of each stream, in each of P phases of these lengths.
     """
-    alarm = FlaggedRateAlarm(RANKS, RATE)
+    alarm = FlaggedRateAlarm(ranks, RATE)
     first_S = np.zeros(len(rates_SP), int)
     for phase, length in enumerate(lengths):
         for _ in range(length):
@@ -49,6 +49,13 @@ def test_a_rise_after_a_quiet_stream_is_noticed() -> None:
     first = first_alarms(np.tile([0.05, 0.1], (100, 1)), [5_000, 3_000], rng)
     assert (first > 5_000).mean() > 0.95
     assert np.median(first) - 5_000 <= 1_500
+
+
+@pytest.mark.parametrize(("ranks", "low", "high"), [(1_000, 0.97, 1.0), (429, 0.6, 0.75), (100, 0.0, 0.0)])
+def test_fewer_ranks_notice_a_rise_later_or_never(ranks: int, low: float, high: float) -> None:
+    """docs/ood-method.md has these shares of streams, within 6,000 images."""
+    first = first_alarms(np.full((300, 1), 0.1), [6_000], np.random.default_rng(0), ranks)
+    assert low <= (first > 0).mean() <= high
 
 
 def test_false_alarms_are_rare_in_a_short_stream() -> None:
