@@ -9,9 +9,9 @@ from scipy import linalg, stats
 from sklearn import metrics
 
 import ncml
-from ncml.evaluation import bootstrap
+from ncml.evaluation import bootstrap, published
 from ncml.evaluation.features import frechet_distance, kernel_distance
-from ncml.evaluation.likelihood import bits, flip
+from ncml.evaluation.likelihood import _not_reproduced, bits, flip
 from ncml.evaluation.quality import NOISE_ROUGHNESS, roughness
 from ncml.evaluation.sanity import seven_bit_bits
 from ncml.network.likelihood import from_uint8
@@ -148,3 +148,16 @@ def test_only_white_noise_is_rough(rng: np.random.Generator) -> None:
     stripes[:, ::4] = stripes[:, 1::4] = 255  # as rough as an image with a pattern can be expected to be
     assert (roughness(stripes) < NOISE_ROUGHNESS).all()
     assert (roughness(np.full(shape, 255, np.uint8)) == 0).all()
+
+
+def test_robustness_that_is_not_reproduced_is_remarked() -> None:
+    """Only of models whose interval is above the paper's most robust network at pi = 0.5."""
+    results = {
+        label: {"bpd": {"0.5": {"value": value, "interval": [value - 0.1, value + 0.1], "n": 9}}}
+        for label, value in (("worse", 3.845), ("equal", 3.65))
+    }
+    assert _not_reproduced(results, published.CIFAR10) == [
+        "The robustness at pi = 0.5 that the paper reports for NCPN (NCML-VP), 3.61, is not reproduced: worse needs "
+        "3.845."
+    ]
+    assert _not_reproduced(results, ()) == []
