@@ -16,7 +16,8 @@ from ncml.images import place_known_half_of, resize_to
 from ncml.images.sources import Images, list_images, name_of, read_image, read_pil
 from ncml.limits import MAX_SEED, Keep
 from ncml.network.sde import make_sde
-from ncml.sampling.options import SamplingLimits, SamplingOptions, SamplingSettings, check_noise
+from ncml.options import SamplingOptions
+from ncml.sampling.options import SamplingLimits, SamplingSettings, check_noise, resolve
 
 Classes = str | int | None | Sequence[str | int | None]
 
@@ -104,16 +105,22 @@ def check_conditions(model: Description, classes: str | int | None, noise: float
 
 def sampling_limits(model: Description) -> SamplingLimits:
     """Return the ranges and the defaults of a model's sampling options."""
-    return SamplingLimits.for_model(model.noise, model.sampling, has_classes=bool(model.classes))
+    return SamplingLimits(max_noise=model.noise, recommended=model.sampling, has_classes=bool(model.classes))
 
 
 def resolve_sampling(
-    model: Description, n: int, classes: Classes, seeds: int | Sequence[int], options: SamplingOptions
+    model: Description,
+    n: int,
+    classes: Classes,
+    seeds: int | Sequence[int],
+    options: SamplingOptions,
+    sampler: str | None = None,
 ) -> tuple[list[int], list[int], SamplingSettings]:
     """Return the class and the seed of each of n images, and the options with their defaults; all are checked."""
     class_B = class_indices(classes, n, model.classes)
     has_class = all(index < len(model.classes) for index in class_B)
-    return class_B, image_seeds(seeds, n), options.resolve(sampling_limits(model), has_class=has_class)
+    settings = resolve(options, sampling_limits(model), has_class=has_class, sampler=sampler)
+    return class_B, image_seeds(seeds, n), settings
 
 
 def _class_index(name: str | int | None, names: Sequence[str]) -> int:

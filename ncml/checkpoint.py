@@ -15,16 +15,17 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as quote
 from typing import TYPE_CHECKING, Any
 
 from ncml import format1
-from ncml.config import DEFAULT_SOLVER, SOLVERS, Config, SamplingDefaults
+from ncml.config import DEFAULT_SOLVER, SOLVERS, Config
 from ncml.errors import InputError, ModelError, NcmlError
 from ncml.limits import KEEPS, MAX_HEADER_BYTES, Keep
 from ncml.network.sde import largest_noise, make_sde, reaches
+from ncml.options import SamplingOptions, name_defaults, read_defaults
 from ncml.paths import check_output_folder
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Description:
     version: str
     """SHA-256 of configuration and weights, 64 hexadecimal digits."""
     metrics: dict[str, float]
-    sampling: SamplingDefaults
+    sampling: SamplingOptions
     """The sampling options that the model folder recommends."""
 
     @property
@@ -100,7 +101,7 @@ def save(
     network: NCPN,
     *,
     metrics: dict[str, Any] | None = None,
-    sampling: SamplingDefaults | None = None,
+    sampling: SamplingOptions | None = None,
     card: str = "",
     dtype: torch.dtype | None = None,
 ) -> str:
@@ -129,13 +130,13 @@ def save(
     return version
 
 
-def write_sampling(folder: Path, sampling: SamplingDefaults) -> None:
+def write_sampling(folder: Path, sampling: SamplingOptions) -> None:
     """Replace the sampling options that a model folder recommends; its version does not depend on them.
 
     Guidance is omitted for a model without classes.
     """
     stored = read_json(folder / CONFIG)
-    values = {name: value for name, value in asdict(sampling).items() if value is not None}
+    values = {name: value for name, value in name_defaults(sampling).items() if value is not None}
     if not stored["config"]["model"]["classes"]:
         values.pop("guidance", None)
     write_json(folder / CONFIG, stored | {"sampling": values})
@@ -332,24 +333,24 @@ def _is_finite(value: object) -> bool:
         return False
 
 
-def _read_sampling(path: Path, stored: dict[str, Any], config: Config, largest: float) -> SamplingDefaults:
+def _read_sampling(path: Path, stored: dict[str, Any], config: Config, largest: float) -> SamplingOptions:
     try:
-        sampling = SamplingDefaults.from_json(stored.get("sampling", {}))
+        sampling = read_defaults(stored.get("sampling", {}))
     except InputError as error:
         raise ModelError(f"{path}: {error}.") from error
-    if (sampling.start_noise or 0) > largest:
+    noise, solver = sampling.get("noise"), sampling.get("solver") or DEFAULT_SOLVER
+    if (noise or 0) > largest:
         raise ModelError(
             f"{path}: sampling.start_noise must be at most {largest:g} grey levels, the model's noise at T."
         )
-    if not reaches(make_sde(config.sde), sampling.start_noise or 0):
+    if not reaches(make_sde(config.sde), noise or 0):
         raise ModelError(f"{path}: sampling.start_noise is less than the smallest noise of the model's SDE.")
-    solver = sampling.solver or DEFAULT_SOLVER
-    if SOLVERS[solver] == 1 and sampling.steps not in (None, 1):
+    if SOLVERS[solver] == 1 and sampling.get("steps") not in (None, 1):
         raise ModelError(f"{path}: sampling.steps must be 1 for the solver {solver}.")
-    if sampling.guidance is not None and not config.model.classes:
+    if sampling.get("guidance") is not None and not config.model.classes:
         raise ModelError(f"{path}: sampling.guidance needs a model with classes; remove it.")
-    if sampling.start_noise is None and not config.is_noise_conditional:
-        return replace(sampling, start_noise=0.0)
+    if noise is None and not config.is_noise_conditional:
+        return {**sampling, "noise": 0.0}
     return sampling
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields
-from reprlib import repr as quote
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field, TypeAdapter
 
 from ncml.errors import InputError
-from ncml.limits import MAX_STEPS
 
 SHAPE = ("levels", "mixtures", "heads", "embedding")
 """Settings that a model must share with the one whose weights it starts with; sizes, classes and noise may differ."""
@@ -25,9 +23,6 @@ bundled model's size."""
 
 STEPPED_SOLVER = "euler-maruyama"
 """The default solver for more than one step: the reverse SDE."""
-
-SAMPLING_RANGES = {"start_noise": (0, 255), "steps": (1, MAX_STEPS), "guidance": (0.5, 10), "temperature": (0.5, 1.5)}
-"""Smallest and largest value of the numerical sampling options that a model folder may recommend."""
 
 MAX_BLOCKS = 512
 """Gated blocks of all levels together: a network is built before its weights are compared with it."""
@@ -185,34 +180,3 @@ class Config:
 
 
 _CHECKS = TypeAdapter(Config)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingDefaults:
-    """The sampling options that a model recommends, chosen by measurement; None: the library's default."""
-
-    start_noise: float | None = None
-    """Grey levels, from 0 to the noise at T."""
-    solver: str | None = None
-    steps: int | None = None
-    guidance: float | None = None
-    """Weight of the class against no class, .5 to 10; 1 is the model as trained."""
-    temperature: float | None = None
-    """.5 to 1.5; 1 is the model as trained."""
-
-    @classmethod
-    def from_json(cls, data: object) -> SamplingDefaults:
-        """Read a JSON object; raise InputError naming the option whose value is unknown or out of range."""
-        names = [option.name for option in fields(cls)]
-        if not isinstance(data, dict) or not data.keys() <= set(names):
-            raise InputError("sampling", f"sampling must be an object with any of {', '.join(names)}")
-        for name, value in data.items():
-            if name == "solver":
-                if not isinstance(value, str) or value not in SOLVERS:
-                    raise InputError(name, f"sampling.solver must be one of {', '.join(SOLVERS)}, not {quote(value)}")
-                continue
-            low, high = SAMPLING_RANGES[name]
-            kinds, noun = ((int,), "an integer") if name == "steps" else ((int, float), "a number")
-            if type(value) not in kinds or not low <= value <= high:
-                raise InputError(name, f"sampling.{name} must be {noun} from {low:g} to {high:g}, not {quote(value)}")
-        return cls(**data)

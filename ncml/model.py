@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -33,13 +34,14 @@ from ncml.ood.statistics import build_statistics, required_columns
 from ncml.ood.storage import DEFAULT_NAME
 from ncml.ood.tile_calibration import TileCalibration, read_if_present
 from ncml.ood.tiles import scan
+from ncml.options import SamplingOptions, spell_out
 from ncml.progress import OnProgress, Progress, ignore_progress
 from ncml.results import ImageArray, Scan, Score, Verdict
 from ncml.sampling.batch_invariance import GroupedSampler, choose_batching
 from ncml.sampling.batching import Batching, BatchingSetting, batching_setting
 from ncml.sampling.conditions import NO_TILT, Tilt
 from ncml.sampling.cuda_graphs import ReplaySampler
-from ncml.sampling.options import SamplingLimits, SamplingOptions, check_noise
+from ncml.sampling.options import SamplingLimits, check_noise
 from ncml.sampling.sample import Plan, Sampler, SamplerByTilt, generate_images, sample_naive
 
 
@@ -275,43 +277,34 @@ class Model:
             on_progress=callback,
         )
 
+    @spell_out
     def generate(
         self,
         n: int = 1,
         *,
         classes: Classes = None,
         seeds: int | Sequence[int] = 0,
-        noise: float | None = None,
-        steps: int | None = None,
-        solver: str | None = None,
-        guidance: float | None = None,
-        temperature: float | None = None,
         sampler: str | None = None,
         callback: OnProgress = ignore_progress,
+        **options: Unpack[SamplingOptions],
     ) -> ImageArray:
         """Generate n images, 1 to 1024, uint8 [n, H, W, 3].
 
         classes: a name, an index or None, for all images or for each.
         seeds: 0 to 2^53 - 1; image i uses seeds + i, or the i-th of a sequence of n seeds.
-        noise: start noise in grey levels, from 0 to `Model.noise`; 0 samples directly, without refinement.
-        steps: refinement steps, 1 to 1000, the last of them Tweedie's.
-        solver: tweedie, euler-maruyama, heun or predictor-corrector.
-        guidance: weight of the class against no class, 0.5 to 10; above 1 images show the class more clearly and vary
-            less. It needs a class, and takes about three times the time (`ncml.sampling.guidance`).
-        temperature: 0.5 to 1.5; below 1, likely values become more likely.
+        {options}
         sampler: incremental (the default), or naive for the reference.
         callback: called with the rows, then the refinement steps done; it may return indices of images to drop.
 
-        Options that are None are the model's defaults (`Model.sampling_limits`).
+        `ncml.options.SamplingOptions` declares the options; those that are None have the model's defaults, listed in
+        `Model.sampling_limits.defaults`.
 
         Raises `InputError` for an argument out of range.
         """
         n = check_count("n", n, MAX_IMAGES_PER_CALL)
-        options = SamplingOptions(
-            noise=noise, steps=steps, solver=solver, guidance=guidance, temperature=temperature, sampler=sampler
-        )
-        return self._sample(n, classes, seeds, options, callback)
+        return self._sample(n, classes, seeds, options, sampler, callback)
 
+    @spell_out
     def complete(
         self,
         images: Images,
@@ -320,14 +313,10 @@ class Model:
         n: int = 1,
         classes: Classes = None,
         seeds: int | Sequence[int] = 0,
-        noise: float | None = None,
-        steps: int | None = None,
-        solver: str | None = None,
-        guidance: float | None = None,
-        temperature: float | None = None,
         sampler: str | None = None,
         preprocess: bool = True,
         callback: OnProgress = ignore_progress,
+        **options: Unpack[SamplingOptions],
     ) -> ImageArray:
         """Complete 1 to 1024 images, of which the half `keep` is known; uint8 [B, H, W, 3] of the model's size.
 
@@ -354,10 +343,7 @@ class Model:
         if n > 1 and len(canvases) > 1:
             raise InputError("n", "several variants need exactly one image; give one image or n=1.")
         canvases = np.repeat(canvases, n, axis=0)
-        options = SamplingOptions(
-            noise=noise, steps=steps, solver=solver, guidance=guidance, temperature=temperature, sampler=sampler
-        )
-        return self._sample(len(canvases), classes, seeds, options, callback, canvases, half)
+        return self._sample(len(canvases), classes, seeds, options, sampler, callback, canvases, half)
 
     def _sample(
         self,
@@ -365,11 +351,12 @@ class Model:
         classes: Classes,
         seeds: int | Sequence[int],
         options: SamplingOptions,
+        sampler: str | None,
         on_progress: OnProgress,
         canvases: NDArray[np.uint8] | None = None,
         keep: Keep = "top",
     ) -> ImageArray:
-        class_B, seed_B, settings = resolve_sampling(self.description, n, classes, seeds, options)
+        class_B, seed_B, settings = resolve_sampling(self.description, n, classes, seeds, options, sampler)
         plan = Plan(
             seeds=seed_B,
             class_B=torch.tensor(class_B),

@@ -5,8 +5,8 @@ from typing import Literal, cast, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from ncml.limits import MAX_IMAGES_PER_REQUEST, MAX_SEED, MAX_STEPS, Keep
-from ncml.sampling.options import SamplingOptions
+from ncml.limits import MAX_IMAGES_PER_REQUEST, MAX_SEED, Keep
+from ncml.options import REQUEST_FIELDS, SamplingOptions, select_options, with_fields
 from service.http.negotiation import Format
 from worker.contract import MODEL_NAME, Priority
 
@@ -136,6 +136,7 @@ class CalibrateParams(JobParams):
     )
 
 
+@with_fields(REQUEST_FIELDS)
 class SamplingParams(Params):
     """Parameters of /generate and /complete."""
 
@@ -150,41 +151,11 @@ class SamplingParams(Params):
         description="Image i uses seed + i; the same seed gives the same image. Default: random, returned in X-Seed.",
         examples=[7],
     )
-    noise: float | None = Field(
-        default=None,
-        ge=0,
-        allow_inf_nan=False,
-        description="Noise level at which refinement starts, in grey levels. Default: the model's; 0: sample without "
-        "refinement.",
-    )
-    steps: int | None = Field(
-        default=None, ge=1, le=MAX_STEPS, description="Refinement steps. Default: the model's, or those of the solver."
-    )
-    solver: str | None = Field(
-        default=None,
-        max_length=64,
-        description="Refinement solver, one of the model's. Default: its `solver` in /models, or with several "
-        "steps its `stepped_solver`.",
-    )
-    guidance: float | None = Field(
-        default=None,
-        allow_inf_nan=False,
-        description="Weight of the class against no class, 0.5 to 10; above 1, images show the class more clearly and "
-        "vary less. Needs `class`. Default: the model's; 1: the model as trained.",
-        examples=[2],
-    )
-    temperature: float | None = Field(
-        default=None,
-        allow_inf_nan=False,
-        description="0.5 to 1.5; below 1, likely values become more likely. Default: the model's; 1: the model as "
-        "trained.",
-        examples=[0.95],
-    )
 
     @property
     def sampling(self) -> SamplingOptions:
         """The options of sampling; None stands for the model's defaults."""
-        return SamplingOptions.from_attributes(self)
+        return select_options(self)
 
 
 class GenerateParams(SamplingParams):

@@ -12,8 +12,8 @@ from typing import Annotated, Literal, Self, TypeAlias
 import pydantic_core
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
-from ncml.limits import MAX_IMAGES_PER_REQUEST, MAX_SEED, MAX_STEPS, Keep
-from ncml.sampling.options import SamplingOptions
+from ncml.limits import MAX_IMAGES_PER_REQUEST, MAX_SEED, Keep
+from ncml.options import REQUEST_FIELDS, SamplingOptions, select_options, with_fields
 
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """Names of new models: only characters that are valid in folder names on every system."""
@@ -178,24 +178,13 @@ class ScanJob(_Job):
         return 1
 
 
+@with_fields(REQUEST_FIELDS)
 class SamplingJob(_Job):
     """The fields that generation and completion share. Image i of the job uses `seed + i`."""
 
     n: int = Field(default=1, ge=1, le=MAX_IMAGES_PER_REQUEST)
     class_name: str | None = Field(default=None, description="None: no class")
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
-    noise: float | None = Field(
-        default=None,
-        ge=0,
-        allow_inf_nan=False,
-        description="start noise in grey levels; None: the model's; 0: without refinement",
-    )
-    steps: int | None = Field(default=None, ge=1, le=MAX_STEPS, description="solver steps; None: the solver's default")
-    solver: str | None = Field(default=None, max_length=64, description="None: the model's default for `steps`")
-    guidance: float | None = Field(
-        default=None, allow_inf_nan=False, description="weight of the class against no class; None: the model's"
-    )
-    temperature: float | None = Field(default=None, allow_inf_nan=False, description="None: the model's")
 
     @model_validator(mode="after")
     def _check_seeds(self) -> Self:
@@ -206,7 +195,7 @@ class SamplingJob(_Job):
     @property
     def sampling(self) -> SamplingOptions:
         """The options of sampling, which all images of a batch share."""
-        return SamplingOptions.from_attributes(self)
+        return select_options(self)
 
     @property
     def seeds(self) -> tuple[int, ...]:

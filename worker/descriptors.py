@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from ncml.limits import Keep, View
+from ncml.options import DEFAULT_FIELDS, select_defaults, with_fields
 from ncml.sampling.options import SamplingLimits
 from worker.contract import FrozenModel, Lane, Priority
 from worker.results import ModelRef
@@ -82,6 +83,7 @@ class Batching(FrozenModel):
     detail: str = Field(description="the reason, in one sentence")
 
 
+@with_fields(DEFAULT_FIELDS)
 class ModelDescriptor(FrozenModel):
     """A model that a worker serves."""
 
@@ -92,11 +94,6 @@ class ModelDescriptor(FrozenModel):
     classes: tuple[str, ...] = Field(description="() for a model without classes")
     noise: float = Field(description="largest noise level, at t = T, in grey levels")
     keeps: tuple[Keep, ...] = Field(description="known halves from which images are completed exactly")
-    start_noise: float | None = Field(default=None, description="the default start noise in grey levels; null: `noise`")
-    solver: str = Field(description="the default solver")
-    steps: int | None = Field(default=None, description="its default number of steps; null: that in `solvers`")
-    guidance: float = Field(default=1.0, description="the default for images of a class; 1: the model as trained")
-    temperature: float = Field(default=1.0, description="the default; 1: the model as trained")
     stepped_solver: str = Field(description="the default solver for more than one step")
     solvers: dict[str, int] = Field(
         description="every solver and its default number of steps; a solver with 1 accepts no other number"
@@ -123,13 +120,9 @@ class ModelDescriptor(FrozenModel):
         """The ranges and the defaults of sampling options."""
         return SamplingLimits(
             max_noise=self.noise,
-            noise=self.noise if self.start_noise is None else self.start_noise,
-            solver=self.solver,
-            steps=self.steps,
+            recommended=select_defaults(self),
             stepped_solver=self.stepped_solver,
             solvers=self.solvers,
-            guidance=self.guidance,
-            temperature=self.temperature,
             has_classes=bool(self.classes),
         )
 

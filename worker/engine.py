@@ -12,7 +12,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -259,7 +259,7 @@ class BatchRunner:
             "classes": _class_names(jobs),
             "seeds": [job.seeds[row.index] for job, row in zip(jobs, rows, strict=True)],
             "callback": self._drop_rows(rows),
-            **asdict(job.sampling),
+            **job.sampling,
         }
         if isinstance(job, CompleteJob):
             canvases = np.stack([_array(job.image) for job in _jobs(rows, CompleteJob)])

@@ -11,12 +11,13 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from ncml.errors import ModelError, NcmlError
 from ncml.images import PREPROCESSING
+from ncml.options import name_defaults
 from worker.descriptors import Batching, Calibration, ModelDescriptor, Preprocessing, TileCalibration
 
 if TYPE_CHECKING:
@@ -233,6 +234,7 @@ class ModelRegistry:
 def describe(name: str, model: Model, batching: BatchingChoice | None) -> ModelDescriptor:
     """Return what a worker publishes about a model."""
     limits = model.sampling_limits
+    defaults = asdict(limits.defaults) | {"steps": limits.recommended.get("steps")}
     return ModelDescriptor(
         name=name,
         version=model.version,
@@ -241,11 +243,7 @@ def describe(name: str, model: Model, batching: BatchingChoice | None) -> ModelD
         classes=model.classes,
         noise=limits.max_noise,
         keeps=model.keeps,
-        start_noise=limits.noise,
-        solver=limits.solver,
-        steps=limits.steps,
-        guidance=limits.guidance,
-        temperature=limits.temperature,
+        **name_defaults(defaults),
         stepped_solver=limits.stepped_solver,
         solvers=dict(limits.solvers),
         preprocessing=Preprocessing.model_validate(PREPROCESSING),

@@ -1,8 +1,8 @@
 """The options of `ncml generate` and `ncml complete`, and the file that they write."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from tyro.conf import arg
 
@@ -25,17 +25,28 @@ from ncml.cli.terminal import (
 )
 from ncml.errors import InputError
 from ncml.limits import MAX_IMAGES_PER_CALL, check_count, random_seed
-from ncml.sampling.options import SamplingOptions
+from ncml.options import OPTIONS, TYPES, select_options
+from ncml.sampling.options import check_refinement
 
 if TYPE_CHECKING:
     from ncml.model import Model
 
-_MODEL_DEFAULT = "(default: the model's)"
+Options = TypeVar("Options")
 
 
+def _with_flags(options: type[Options]) -> type[Options]:
+    """Add a flag for each sampling option, after those of `options`."""
+    flags: list[tuple[str, Any, Any]] = []
+    for name, option in OPTIONS.items():
+        flag = arg(metavar=option.metavar, help=option.help, help_behavior_hint="(default: the model's)")
+        flags.append((name, Annotated[TYPES[name], flag], None))
+    return make_dataclass(options.__name__, flags, bases=(options,), frozen=True, kw_only=True)
+
+
+@_with_flags
 @dataclass(frozen=True, kw_only=True)
-class GenerateOptions:
-    """The options that `ncml generate` and `ncml complete` share."""
+class _ImageOptions:
+    """What to generate."""
 
     output: Annotated[Path, arg(aliases=("-o",), metavar="FILE.png")]
     """The PNG file to write."""
@@ -45,16 +56,12 @@ class GenerateOptions:
     """Generate images of this class, or complete them as this class."""
     seed: Annotated[int | None, arg(metavar="SEED", help_behavior_hint="(default: random)")] = None
     """Seed of the first image; image i uses seed + i."""
-    noise: Annotated[float | None, arg(metavar="LEVELS", help_behavior_hint=_MODEL_DEFAULT)] = None
-    """Start noise in grey levels; 0 samples directly, without refinement."""
-    steps: Annotated[int | None, arg(metavar="COUNT", help_behavior_hint=_MODEL_DEFAULT)] = None
-    """Refinement steps."""
-    solver: Annotated[str | None, arg(metavar="NAME", help_behavior_hint=_MODEL_DEFAULT)] = None
-    """tweedie, euler-maruyama, heun or predictor-corrector."""
-    guidance: Annotated[float | None, arg(metavar="WEIGHT", help_behavior_hint=_MODEL_DEFAULT)] = None
-    """Weight of the class against no class, 0.5 to 10; above 1, images show the class more clearly and vary less."""
-    temperature: Annotated[float | None, arg(metavar="FACTOR", help_behavior_hint=_MODEL_DEFAULT)] = None
-    """0.5 to 1.5; below 1, likely values become more likely."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions(_ImageOptions):
+    """The options that `ncml generate` and `ncml complete` share."""
+
     sampler: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: the fast one)")] = None
     """Sampler; naive is the slow reference."""
     threads: ThreadsOption = 1
@@ -85,10 +92,10 @@ class GenerateOptions:
         """
         n = check_count("n", self.number, MAX_IMAGES_PER_CALL)
         seed = random_seed(n) if self.seed is None else self.seed
-        options = SamplingOptions.from_attributes(self)
-        options.check_refinement()
-        resolve_sampling(model, n, self.class_, seed, options)
-        return {"n": n, "classes": self.class_, "seeds": seed} | asdict(options)
+        options = select_options(self)
+        check_refinement(options)
+        resolve_sampling(model, n, self.class_, seed, options, self.sampler)
+        return {"n": n, "classes": self.class_, "seeds": seed, "sampler": self.sampler, **options}
 
     def write(self, images_NHWC: Any, model: "Model", seed: int, **facts: str) -> None:
         """Write images, uint8 [n, H, W, 3], as one PNG; print the file and the seeds."""

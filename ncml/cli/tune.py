@@ -1,7 +1,6 @@
 """`ncml tune`."""
 
 import math
-from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,6 +25,7 @@ from ncml.cli.terminal import (
 from ncml.data.sources import DEFAULT_SPLIT, check_source
 from ncml.errors import InputError
 from ncml.limits import MIN_TUNING_IMAGES
+from ncml.options import name_defaults
 from ncml.paths import check_output_folder
 from ncml.progress import OnProgress
 
@@ -78,7 +78,7 @@ def tune(
         tuning = tune_folder(loaded, data, split, images, max_seconds, on_progress)
     if as_json:
         result: dict[str, Any] = {
-            "sampling": asdict(tuning.best.options),
+            "sampling": name_defaults(tuning.best.options),
             "features": tuning.features,
             "candidates": [candidate.to_json() for candidate in tuning.candidates],
             "confirmation": tuning.confirmation.to_json(),

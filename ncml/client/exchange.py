@@ -25,6 +25,7 @@ from ncml.client.uploads import Upload, read_upload, read_uploads
 from ncml.errors import InputError, ServiceError, suggestion
 from ncml.images.sources import Image, Images, list_images, name_of
 from ncml.limits import MAX_IMAGES_PER_REQUEST, Keep
+from ncml.options import SamplingOptions
 from ncml.results import Scan, Score
 
 T = TypeVar("T")
@@ -70,16 +71,11 @@ class ScanOptions(JobOptions, total=False):
     map: bool
 
 
-class GenerateOptions(JobOptions, total=False):
+class GenerateOptions(JobOptions, SamplingOptions, total=False):
     """Options of `generate`; those of `POST /generate`."""
 
     class_: str | None
     seed: int | None
-    noise: float | None
-    steps: int | None
-    solver: str | None
-    guidance: float | None
-    temperature: float | None
 
 
 class CompleteOptions(GenerateOptions, total=False):

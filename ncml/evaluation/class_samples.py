@@ -139,12 +139,12 @@ def measure_samples(inputs: Inputs, model: Model) -> dict[str, ClassSamples]:
 
 def sampling_methods(model: Model) -> dict[str, Arguments]:
     """Return the methods to compare: as trained, directly and from noise, and the defaults, also without guidance."""
-    limits = model.sampling_limits
+    settings = model.sampling_limits.defaults
     levels = noise_levels(model.config, (0.0, 0.25, 1.0))
     methods = {f"noise {noise:g}, as trained": as_trained(noise) for noise in levels}
-    for guidance in (1.0, limits.guidance):
+    for guidance in (1.0, settings.guidance):
         arguments = default_arguments(model) | {"guidance": guidance}
         if arguments not in methods.values():
-            name = f"start noise {limits.noise:g}, guidance {guidance:g}, temperature {limits.temperature:g}"
-            methods[f"defaults: {name}" if guidance == limits.guidance else name] = arguments
+            name = f"start noise {settings.noise:g}, guidance {guidance:g}, temperature {settings.temperature:g}"
+            methods[f"defaults: {name}" if guidance == settings.guidance else name] = arguments
     return methods

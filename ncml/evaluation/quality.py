@@ -118,13 +118,13 @@ def headline_methods(model: Model) -> dict[str, Arguments]:
             f"noisy at {noise:g} grey levels, refined (Tweedie)": as_trained(noise)
             for noise in noise_levels(model.config, (1.0, 0.25))
         }
-    limits = model.sampling_limits
+    defaults = model.sampling_limits.defaults
     tuned = default_arguments(model)
     unguided = tuned | {"guidance": 1.0}  # without a class
     if unguided not in methods.values():
-        methods[f"defaults: noise {limits.noise:g}, temperature {limits.temperature:g}"] = unguided
+        methods[f"defaults: noise {defaults.noise:g}, temperature {defaults.temperature:g}"] = unguided
     if model.classes:
-        for guidance in dict.fromkeys((1.0, limits.guidance)):  # the effect of guidance, on images of the same classes
+        for guidance in dict.fromkeys((1.0, defaults.guidance)):  # on images of the same classes
             arguments = tuned | {"guidance": guidance, "classes": IN_TURN}
             methods[f"defaults, of all classes in turn: guidance {guidance:g}"] = arguments
     return methods

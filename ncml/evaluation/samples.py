@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from ncml.config import DEFAULT_SOLVER, SOLVERS, STEPPED_SOLVER
 from ncml.evaluation.inputs import Inputs
 from ncml.evaluation.report import Figure, Section, draw_sheet
 from ncml.model import Model
+from ncml.options import OPTIONS
 from ncml.progress import Progress
 from ncml.sampling.batching import FIXED_SIZE
 
@@ -39,14 +41,8 @@ def as_trained(noise: float) -> Arguments:
 
 def default_arguments(model: Model) -> Arguments:
     """Return the arguments that the model's defaults stand for, for images of a class."""
-    limits = model.sampling_limits
-    return {
-        "noise": limits.noise,
-        "solver": limits.solver,
-        "steps": limits.steps or limits.solvers[limits.solver],
-        "guidance": limits.guidance,
-        "temperature": limits.temperature,
-    }
+    defaults = asdict(model.sampling_limits.defaults)
+    return {name: defaults[name] for name in OPTIONS}
 
 
 def direct_and_refined(inputs: Inputs, model: Model, label: str) -> Figure:

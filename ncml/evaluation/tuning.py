@@ -14,13 +14,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ncml.config import DEFAULT_SOLVER, SamplingDefaults
+from ncml.config import DEFAULT_SOLVER
 from ncml.data.dataset import Dataset
 from ncml.errors import InputError
 from ncml.evaluation import bootstrap
@@ -30,6 +30,7 @@ from ncml.evaluation.probe import Probe
 from ncml.limits import MIN_TUNING_IMAGES
 from ncml.model import Model
 from ncml.ood.columns import noise_levels
+from ncml.options import SamplingOptions, name_defaults
 from ncml.progress import OnProgress, Progress, ignore_progress
 
 IMAGES = 256
@@ -51,7 +52,7 @@ FIRST_SEED = 1_000_000
 class Candidate:
     """Sampling options, and what was measured of images generated with them."""
 
-    options: SamplingDefaults
+    options: SamplingOptions
     distance: Estimate
     """KD from held-out images."""
     fidelity: Estimate | None
@@ -60,12 +61,12 @@ class Candidate:
     def to_json(self) -> dict[str, Any]:
         """Return the options and what was measured; fidelity is None without a probe."""
         fidelity = self.fidelity and self.fidelity.to_json()
-        return {"sampling": asdict(self.options), "kd": self.distance.to_json(), "fidelity": fidelity}
+        return {"sampling": name_defaults(self.options), "kd": self.distance.to_json(), "fidelity": fidelity}
 
     def cells(self) -> list[str]:
         """Return the cells of a table row."""
-        options = (self.options.start_noise, self.options.temperature, self.options.guidance)
-        return [*(f"{value:g}" for value in options if value is not None), _text(self.distance), _text(self.fidelity)]
+        values = (f"{self.options.get(name):g}" for name in ("noise", "temperature", "guidance"))
+        return [*values, _text(self.distance), _text(self.fidelity)]
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,8 @@ class Tuning:
     def summary(self) -> str:
         """Return the chosen options in one line."""
         options = self.best.options
-        return (
-            f"start noise {options.start_noise:g}, temperature {options.temperature:g}, guidance {options.guidance:g}"
-        )
+        tilt = f"temperature {options.get('temperature'):g}, guidance {options.get('guidance'):g}"
+        return f"start noise {options.get('noise'):g}, {tilt}"
 
     def metrics(self) -> dict[str, float]:
         """Return the confirmed fidelity of the chosen options, and that of real images; none without a probe."""
@@ -141,12 +141,12 @@ class Tuner:
         self.probe, self.real = self._train_probe(data, held_out)
         self.candidates: list[Candidate] = []
 
-    def measure_candidate(self, options: SamplingDefaults) -> Candidate:
+    def measure_candidate(self, options: SamplingOptions) -> Candidate:
         """Measure options with the seeds that all candidates share, and add them to the candidates."""
         self.candidates.append(self.measure(options, FIRST_SEED, f"candidate {len(self.candidates) + 1}"))
         return self.candidates[-1]
 
-    def measure(self, options: SamplingDefaults, first_seed: int, stage: str) -> Candidate:
+    def measure(self, options: SamplingOptions, first_seed: int, stage: str) -> Candidate:
         """Generate images of all classes in turn, and of none for a model without classes, and measure them."""
         count = len(self.model.classes)
         labels_N = np.arange(self.images) % max(1, count)
@@ -159,10 +159,7 @@ class Tuner:
                     stop - start,
                     classes=labels_N[start:stop].tolist() if count else None,
                     seeds=first_seed + start,
-                    noise=options.start_noise,
-                    solver=options.solver,
-                    temperature=options.temperature,
-                    guidance=options.guidance,
+                    **options,
                 )
             )
         features_NF = self._features(np.concatenate(batches), "generated images")
@@ -206,7 +203,7 @@ def tune(
     start = time.monotonic()
     tuner = Tuner(model, data, images, on_progress)
 
-    def measure_best(candidates: Sequence[SamplingDefaults], best: Candidate | None = None) -> Candidate:
+    def measure_best(candidates: Sequence[SamplingOptions], best: Candidate | None = None) -> Candidate:
         """Measure candidates and return the one with the smallest distance, `best` included."""
         for options in candidates:
             if best is None or time.monotonic() - start < max_seconds:
@@ -215,16 +212,16 @@ def tune(
         assert best is not None
         return best
 
-    as_trained = SamplingDefaults(start_noise=0.0, solver=DEFAULT_SOLVER, guidance=1.0, temperature=1.0)
+    as_trained = SamplingOptions(noise=0.0, solver=DEFAULT_SOLVER, guidance=1.0, temperature=1.0)
     noises = noise_levels(model.config, (0.25, 0.0, 0.5, 1.0))
-    best = measure_best([replace(as_trained, start_noise=noise) for noise in noises])
+    best = measure_best([{**as_trained, "noise": noise} for noise in noises])
     if best.fidelity is not None:
         guided = [best]
         for guidance in GUIDANCES:
             if time.monotonic() - start < max_seconds:
-                guided.append(tuner.measure_candidate(replace(best.options, guidance=guidance)))
+                guided.append(tuner.measure_candidate({**best.options, "guidance": guidance}))
         best = choose_guidance(guided)
-    best = measure_best([replace(best.options, temperature=value) for value in TEMPERATURES], best)
+    best = measure_best([{**best.options, "temperature": value} for value in TEMPERATURES], best)
     confirmation = tuner.measure(best.options, FIRST_SEED + images, "chosen options")
     return Tuning(tuner.candidates, best, confirmation, tuner.real, images, tuner.extractor.network)
 

@@ -18,15 +18,15 @@ def main() -> None:
     model = ncml.load(ROOT / "models" / "cifar10")
     classes = [(name, model.generate(16, classes=name, seeds=16 * i)) for i, name in enumerate(model.classes)]
     draw_sheet(classes).savefig(DOCS / "samples.png")
-    limits = model.sampling_limits
+    defaults = model.sampling_limits.defaults
     from_largest_noise = as_trained(model.noise)
     methods = {
         "direct": as_trained(0.0),
-        f"{limits.noise:g} levels, Tweedie": as_trained(limits.noise),
+        f"{defaults.noise:g} levels, Tweedie": as_trained(defaults.noise),
         f"{model.noise:g} levels, Tweedie": from_largest_noise,
         f"{model.noise:g} levels, Euler-Maruyama": from_largest_noise | {"solver": "euler-maruyama", "steps": 20},
         f"{model.noise:g} levels, Heun": from_largest_noise | {"solver": "heun", "steps": 10},
-        f"{limits.noise:g} levels, guidance {limits.guidance:g}": {},
+        f"{defaults.noise:g} levels, guidance {defaults.guidance:g}": {},
     }
     rows = [
         (name, model.generate(10, classes=list(range(10)), seeds=100, **arguments))

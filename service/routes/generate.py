@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request, Response
 
 from ncml.images import place_known_half
 from ncml.limits import MAX_SEED, random_seed
+from ncml.sampling.options import check_refinement, resolve
 from service import answers
 from service.http.negotiation import JSON, NPZ, PNG, ZIP, negotiate
 from service.http.openapi import BINARY, JOB_PROBLEMS, JOB_STATUSES, problem_responses, request_schema
@@ -103,9 +104,9 @@ def _sampling_fields(jobs: JobService, params: SamplingParams, model: ModelDescr
     """Return the fields of sampling jobs, validated against the model; choose a random seed if none is given."""
     if params.n > jobs.settings.max_images:
         raise invalid_field("n", f"n is {params.n}; this service generates at most {jobs.settings.max_images} at once.")
-    has_class = params.class_name is not None
-    params.sampling.check_refinement()
-    params.sampling.resolve(model.sampling_limits, has_class=has_class)  # refuse now what the worker would refuse later
+    options, has_class = params.sampling, params.class_name is not None
+    check_refinement(options)
+    resolve(options, model.sampling_limits, has_class=has_class)  # refuse now what the worker would refuse later
     max_seed = MAX_SEED - params.n + 1
     seed = random_seed(params.n) if params.seed is None else params.seed
     if seed > max_seed:

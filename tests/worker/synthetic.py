@@ -136,7 +136,7 @@ class SyntheticModel:
 
     height, width = HEIGHT, WIDTH
     noise = 10.0
-    sampling_limits = SamplingLimits(max_noise=noise, noise=noise)
+    sampling_limits = SamplingLimits(max_noise=noise)
     keeps = ("top",)
     batching = Batching()
     uncalibrated = "this model is not calibrated."

@@ -11,7 +11,6 @@ import ncml
 from ncml import checkpoint, runtime
 from ncml.cli import main as cli
 from ncml.cli import train as cli_train
-from ncml.config import SamplingDefaults
 from ncml.training.folder import STATE
 from tests.ncml import nets
 
@@ -50,14 +49,14 @@ def test_a_run_is_tuned_even_if_another_model_has_its_name(
     saved: Path, tmp_path: Path, model: ncml.Model, monkeypatch: pytest.MonkeyPatch, objective: str
 ) -> None:
     shutil.copytree(model.folder, tmp_path / "models" / "mine")
-    checkpoint.write_sampling(tmp_path / "models" / "mine", SamplingDefaults(start_noise=5.0))
+    checkpoint.write_sampling(tmp_path / "models" / "mine", {"noise": 5.0})
     tuned: list[Path] = []
     monkeypatch.setattr(cli_train, "_tune", lambda description, *_: tuned.append(description.folder))
     monkeypatch.chdir(tmp_path)
     arguments = ["train", "smoke", "--data", str(saved / "photos"), "--out", "mine", "--objective", objective]
     assert cli.main([*arguments, "--max-images", "32"]) == 0
     assert tuned == [tmp_path / "mine"]
-    checkpoint.write_sampling(tmp_path / "mine", SamplingDefaults(start_noise=0.0))
+    checkpoint.write_sampling(tmp_path / "mine", {"noise": 0.0})
     assert cli.main([*arguments, "--max-images", "32", "--resume"]) == 0
     assert tuned == [tmp_path / "mine"]  # not again
 

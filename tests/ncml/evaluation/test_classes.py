@@ -11,7 +11,6 @@ from PIL import Image
 
 import ncml
 from ncml import checkpoint
-from ncml.config import SamplingDefaults
 from ncml.errors import InputError
 from ncml.evaluation import classes as evaluated
 from ncml.evaluation import quality
@@ -157,7 +156,7 @@ def test_variety_needs_several_images_of_each_class(models: Path, tmp_path: Path
 def test_guidance_is_compared_on_images_of_the_same_classes(models: Path, tmp_path: Path) -> None:
     """Nowhere are images without a class compared with images of all classes."""
     checkpoint.save(tmp_path / "mine", ncml.load(models / "mine").network)
-    checkpoint.write_sampling(tmp_path / "mine", SamplingDefaults(start_noise=5.0, guidance=3.0))
+    checkpoint.write_sampling(tmp_path / "mine", {"noise": 5.0, "guidance": 3.0})
     model = ncml.load(tmp_path / "mine")
     methods = sampling_methods(model)
     assert [(arguments["noise"], arguments["guidance"]) for arguments in methods.values()][-2:] == [(5, 1), (5, 3)]

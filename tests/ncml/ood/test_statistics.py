@@ -16,7 +16,7 @@ from scipy import stats
 import ncml
 from ncml import checkpoint
 from ncml.calibration.estimation import calibrate
-from ncml.config import SamplingDefaults, SDEConfig
+from ncml.config import SDEConfig
 from ncml.errors import InputError
 from ncml.evaluation import quality
 from ncml.network.likelihood import from_uint8, log_mixture, log_prob
@@ -241,13 +241,12 @@ def test_the_largest_noise_is_measured_although_its_name_is_rounded_up() -> None
 
 def test_the_tuned_defaults_of_a_model_without_noise_are_compared_too(tmp_path: Path) -> None:
     network = nets.network(maximum_likelihood(nets.config()), dtype=torch.float32)
-    checkpoint.save(
-        tmp_path / "mle", network, sampling=SamplingDefaults(start_noise=0.0, temperature=0.9, guidance=3.0)
-    )
+    checkpoint.save(tmp_path / "mle", network, sampling={"noise": 0.0, "temperature": 0.9, "guidance": 3.0})
     methods = quality.headline_methods(ncml.load(tmp_path / "mle"))
     assert [*methods] == [
         "direct (t = 0)",
         "defaults: noise 0, temperature 0.9",
+        "defaults, of all classes in turn: guidance 1",
         "defaults, of all classes in turn: guidance 3",
     ]
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 import ncml
 from ncml import checkpoint
-from ncml.config import SamplingDefaults
 from ncml.errors import InputError
 from ncml.network.likelihood import HALF_LEVEL, PixelDraws, group_by_component, log_mixture, split_parameters
 from ncml.network.sde import make_sde
@@ -203,7 +202,7 @@ def test_a_seed_gives_the_same_bytes_whatever_else_is_guided(
     classes = ["a", None, "b", "a", None]
     options = {"guidance": None, "temperature": 0.9}
     # A default acts on images of a class only.
-    monkeypatch.setattr(loaded, "description", replace(loaded.description, sampling=SamplingDefaults(guidance=2.5)))
+    monkeypatch.setattr(loaded, "description", replace(loaded.description, sampling={"guidance": 2.5}))
     together = loaded.generate(5, classes=classes, seeds=[3, 11, 19, 4, 3], **options)
     for image, name, seed in zip(together, classes, [3, 11, 19, 4, 3], strict=True):
         assert np.array_equal(image, loaded.generate(1, classes=name, seeds=seed, **options)[0])
@@ -252,14 +251,14 @@ def test_an_invalid_option_is_named(model: ncml.Model, options: dict[str, Any], 
 
 
 def test_guidance_needs_a_model_with_classes() -> None:
-    from ncml.sampling.options import SamplingLimits, SamplingOptions
+    from ncml.sampling.options import SamplingLimits, resolve
 
-    limits = SamplingLimits(max_noise=10, noise=10, has_classes=False)
+    limits = SamplingLimits(max_noise=10, has_classes=False)
     with pytest.raises(
         InputError, match=r"^guidance needs a model with classes, and this one has none: leave it out\.$"
     ):
-        SamplingOptions(guidance=2).resolve(limits, has_class=False)
-    assert SamplingOptions(guidance=1).resolve(limits, has_class=False).guidance == 1
+        resolve({"guidance": 2}, limits, has_class=False)
+    assert resolve({"guidance": 1}, limits, has_class=False).guidance == 1
 
 
 def test_the_model_folder_sets_the_defaults(model: ncml.Model, tmp_path: Path) -> None:
@@ -275,6 +274,5 @@ def test_the_model_folder_sets_the_defaults(model: ncml.Model, tmp_path: Path) -
     assert np.array_equal(tuned.generate(classes="a", seeds=3), model.generate(classes="a", seeds=3, **explicit))
     plain = {"noise": 10, "solver": "tweedie", "guidance": 1, "temperature": 1}
     assert np.array_equal(tuned.generate(classes="a", seeds=3, **plain), model.generate(classes="a", seeds=3))
-    one_step = tuned.sampling_limits
-    assert one_step.noise == 2.5
-    assert one_step.max_noise == model.noise
+    assert tuned.sampling_limits.defaults.noise == 2.5
+    assert tuned.sampling_limits.max_noise == model.noise

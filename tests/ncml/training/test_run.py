@@ -25,7 +25,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import ncml
 from ncml import checkpoint, config, recipes
 from ncml.cli import main as cli
-from ncml.config import Config, SamplingDefaults
+from ncml.config import Config
 from ncml.data import dataset, decoding
 from ncml.errors import InputError, TrainingError
 from ncml.training import loop, run, tracking
@@ -393,7 +393,7 @@ def test_a_tracker_is_created_by_a_function_of_folder_and_configuration(tmp_path
 def test_resuming_a_finished_run_keeps_what_its_folder_has_gained(tmp_path: Path) -> None:
     source, out, messages = write_images(tmp_path / "images", 300), tmp_path / "model", list[str]()
     trained = train(source, out)
-    checkpoint.write_sampling(out, SamplingDefaults(start_noise=2.5))
+    checkpoint.write_sampling(out, {"noise": 2.5})
     checkpoint.add_metrics(out, {"class_fidelity": 0.5})
     checkpoint.write_card_section(out, "Notes", "Mine.")
     calibration = ncml.load(out).calibration
@@ -656,7 +656,7 @@ import sys, torch
 from dataclasses import replace
 from pathlib import Path
 from ncml import recipes
-from ncml.config import Config, SamplingDefaults
+from ncml.config import Config
 from ncml.data.dataset import Dataset
 from ncml.training.distributed import process_group
 from ncml.training.state import TrainingState
