@@ -203,6 +203,7 @@ def test_training_ends_with_tuning_if_there_is_time(
     assert ncml.load(tmp_path / "short").sampling == {}
     monkeypatch.setattr(train, "MIN_TUNING_S", 0.0)
     monkeypatch.setattr(tuning, "IMAGES", 16)
+    monkeypatch.setattr(tuning, "GUIDANCES", (2.0,))
     monkeypatch.setattr(dataset, "decode", None)  # into memory: tuning reads the images that the run has decoded
     assert cli.main([*arguments, "--out", str(tmp_path / "long")]) == 0
     model = ncml.load(tmp_path / "long")
