@@ -3,13 +3,14 @@
 import io
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from playwright.sync_api import FilePayload, Page, Request, Route, expect
+
+from tests.browser.answers import changed, with_members, with_models, without_models
 
 REFUSED = "Failed to load resource"
 ABORTED = "ERR_FAILED"
@@ -25,30 +26,9 @@ def images(tmp_path: Path) -> list[Path]:
     return paths
 
 
-def models_with(change: Callable[[dict], object]) -> Callable[[Route], None]:
-    """Answer /models with a changed document."""
-
-    def answer(route: Route) -> None:
-        response = route.fetch()
-        document = response.json()
-        change(document)
-        route.fulfill(response=response, json=document)
-
-    return answer
-
-
-def without(*names: str) -> Callable[[Route], None]:
-    def remove(document: dict) -> None:
-        document["models"] = [model for model in document["models"] if model["name"] not in names]
-
-    return models_with(remove)
-
-
-def with_tiny(change: Callable[[dict], object]) -> Callable[[Route], None]:
-    """Answer /models as if the model `tiny` had changed."""
-    return models_with(
-        lambda document: [change(model) for model in document["models"] if model["name"] == "tiny"],
-    )
+def refuse(route: Route) -> None:
+    """Answer that the API key is not valid."""
+    route.fulfill(status=401, json={"detail": "The API key is not valid.", "status": 401})
 
 
 def select_images(page: Page, paths: list[Path]) -> None:
@@ -71,8 +51,7 @@ def test_a_result_is_fetched_again_after_a_lost_connection(studio, tab) -> None:
 def test_a_result_that_is_refused_can_be_fetched_later(studio, tab, view: str, end: str) -> None:
     tab.expected_messages = [REFUSED]
     page = studio(view)
-    problem = {"detail": "The API key is not valid.", "status": 401}
-    page.route("**/jobs/*/result", lambda route: route.fulfill(status=401, json=problem))
+    page.route("**/jobs/*/result", refuse)
     page.locator(f"#view-{view} button[type=submit]").click()
     run = page.locator("article.run")
     failure = run.locator(".failure")
@@ -81,7 +60,7 @@ def test_a_result_that_is_refused_can_be_fetched_later(studio, tab, view: str, e
     failure.get_by_role("button", name="Try again").click()
     expect(run).to_contain_text(end)
     expect(failure).to_have_count(0)
-    page.route("**/jobs/*/result", lambda route: route.fulfill(status=401, json=problem))
+    page.route("**/jobs/*/result", refuse)
     page.reload()
     failure.get_by_role("button", name="Dismiss").click()
     run.get_by_role("button", name="Remove").click()
@@ -91,8 +70,7 @@ def test_a_result_that_is_refused_can_be_fetched_later(studio, tab, view: str, e
 def test_a_score_that_cannot_be_fetched_is_dismissed_at_once(studio, tab, images: list[Path]) -> None:
     tab.expected_messages = [REFUSED]
     page = studio("score")
-    problem = {"detail": "The API key is not valid.", "status": 401}
-    page.route("**/jobs/*/result", lambda route: route.fulfill(status=401, json=problem))
+    page.route("**/jobs/*/result", refuse)
     select_images(page, images[:1])
     page.get_by_role("button", name="Score 1 image").click()
     failure = page.locator("#view-score .run .failure")
@@ -180,7 +158,7 @@ def test_a_restart_of_the_service_keeps_the_settings(studio) -> None:
     values = {"Temperature": "0.7", "Guidance": "3", "Refinement steps": "5"}
     for label, value in values.items():
         view.get_by_label(label, exact=True).fill(value)
-    page.route("**/models", without("tiny", "wide"))
+    page.route("**/models", without_models("tiny", "wide"))
     expect(page.locator("#pulse")).to_have_text("No model yet")
     page.unroute_all(behavior="wait")
     expect(page.locator("#pulse")).to_contain_text("Ready")
@@ -192,7 +170,7 @@ def test_another_model_replaces_the_selected_one_with_a_notice_until_it_is_back(
     page = studio("score", model="wide")
     notice = page.locator("#notice")
     for _ in range(2):
-        page.route("**/models", without("wide"))
+        page.route("**/models", without_models("wide"))
         expect(notice).to_contain_text("wide is not available: tiny is used instead.")
         expect(page.locator("#model")).to_have_value("tiny")
         page.unroute_all(behavior="wait")
@@ -201,7 +179,7 @@ def test_another_model_replaces_the_selected_one_with_a_notice_until_it_is_back(
     class_field = page.locator("#view-score").get_by_label("Class")
     page.locator("#view-score summary").click()
     class_field.select_option("dark")
-    page.route("**/models", without("wide"))
+    page.route("**/models", without_models("wide"))
     notice.get_by_role("button", name="Keep using tiny").click()
     expect(notice.locator(".failure")).to_have_count(0)
     page.unroute_all(behavior="wait")
@@ -224,7 +202,7 @@ def test_two_versions_of_a_model_are_distinguished_during_an_update(studio, site
     view.get_by_role("button", name="Generate").click()
     run = page.locator("article.run")
     expect(run.locator(".cell img")).to_have_count(1)
-    page.route("**/models", models_with(add_version))
+    page.route("**/models", changed(add_version))
     select = page.locator("#model")
     expect(select.locator("option")).to_have_text([other, used, "wide"])
     expect(select).to_have_value(used)
@@ -299,7 +277,7 @@ def test_a_verdict_is_not_explained_with_a_later_calibration(studio, images: lis
     page.get_by_role("button", name="Score 1 image").click()
     verdict = page.locator(".reading .verdict")
     expect(verdict).to_contain_text(re.compile(r"of the \d+ held-out images"))
-    page.route("**/models", with_tiny(calibrate_again))
+    page.route("**/models", with_models(calibrate_again, "tiny"))
     expect(verdict).not_to_contain_text("held-out images")
     expect(verdict).to_contain_text("p = ")
     expect(page.locator(".reading .placed")).to_have_count(0)
@@ -317,7 +295,7 @@ def test_a_new_calibration_of_the_model_is_used_at_once(studio, images: list[Pat
         model["calibrations"]["tolerant"] = model["calibrations"]["default"] | {"version": "e" * 64}
         model["tiles"] |= {"version": "f" * 64, "width": 4, "height": 4}
 
-    page.route("**/models", with_tiny(change))
+    page.route("**/models", with_models(change, "tiny"))
     expect(page.locator(".waiting")).to_contain_text("9 tiles of 4 × 4 pixels")
     expect(page.get_by_label("Calibration").locator("option")).to_have_text(["default", "tolerant"])
 
@@ -339,7 +317,7 @@ def test_new_calibrations_of_the_model_keep_the_settings(studio) -> None:
         def change(model: dict) -> None:
             model["calibrations"] |= dict.fromkeys(names, model["calibrations"]["default"])
 
-        page.route("**/models", with_tiny(change))
+        page.route("**/models", with_models(change, "tiny"))
         expect(condition("Calibration").locator("option")).to_have_text(names)
         expect(condition("Calibration")).to_have_value("" if name == "tolerant" else "tolerant")
         condition("Calibration").select_option("tolerant")
@@ -393,7 +371,7 @@ def test_an_example_that_is_loaded_while_others_are_sent_is_listed(studio, image
 
 def score_with_limits(page: Page, images: list[Path], limits: dict[str, int]) -> list[Request]:
     """Score three images on a service with these limits; return the list of its requests, which still grows."""
-    page.route("**/models", models_with(lambda document: document.update(limits)))
+    page.route("**/models", with_members(**limits))
     page.reload()
     expect(page.locator("#pulse")).to_contain_text("Ready")
     submissions: list[Request] = []
@@ -425,7 +403,7 @@ def test_an_image_that_no_request_can_hold_is_named_and_not_uploaded(studio, ima
 
 def test_settings_changed_during_an_upload_apply_to_the_next_one(studio, images: list[Path]) -> None:
     page = studio("score")
-    page.route("**/models", models_with(lambda document: document.update(max_images=1)))
+    page.route("**/models", with_members(max_images=1))
     page.reload()
     expect(page.locator("#pulse")).to_contain_text("Ready")
     select_images(page, images)
@@ -586,12 +564,7 @@ def test_a_file_that_became_empty_after_its_selection_can_be_replaced_in_a_calib
 def test_a_waiting_job_shows_how_many_are_ahead(studio) -> None:
     page = studio("generate")
     waiting = {"status": "queued", "position": 2}
-
-    def answer(route: Route) -> None:
-        response = route.fetch()
-        route.fulfill(response=response, json=response.json() | waiting)
-
-    page.route(re.compile(r"/jobs/[^/]+$"), answer)
+    page.route(re.compile(r"/jobs/[^/]+$"), changed(lambda document: document.update(waiting)))
     page.route("**/jobs/*/events", lambda route: None)
     page.locator("#view-generate").get_by_role("button", name="Generate").click()
     status = page.locator("article.run .progress p")
@@ -602,7 +575,7 @@ def test_a_waiting_job_shows_how_many_are_ahead(studio) -> None:
 
 def test_a_small_false_positive_rate_is_not_rounded_to_nothing(studio) -> None:
     page = studio("models")
-    page.route("**/models", with_tiny(lambda model: model["calibration"].update(false_positive_rate=0.001)))
+    page.route("**/models", with_models(lambda model: model["calibration"].update(false_positive_rate=0.001), "tiny"))
     page.reload()
     page.get_by_role("button", name="tiny").click()
     expect(page.locator("tr.details:visible")).to_contain_text("At most 0.1% of in-distribution images")
@@ -675,20 +648,16 @@ def test_the_table_of_the_models_keeps_its_focus_and_an_open_card(studio) -> Non
     toggle.click()
     summary = table.locator("summary:visible", has_text="Model card")
     summary.click()
-    page.route("**/models", with_tiny(calibrate_again))
+    page.route("**/models", with_models(calibrate_again, "tiny"))
     expect(table).to_contain_text("calibrated on 1,000 images")
     expect(summary).to_be_focused()
     expect(table.locator(".prose:visible")).to_contain_text("Untrained")
 
-    def evaluate_again(document: dict) -> None:
-        for model in document["models"]:
-            model["metrics"] |= {"test_bpd": 3.39}
-
-    page.route("**/models", models_with(evaluate_again))
+    page.route("**/models", with_models(lambda model: model["metrics"].update(test_bpd=3.39)))
     expect(table).to_contain_text("3.39")
     expect(toggle).to_be_focused()
     expect(table.locator(".prose:visible")).to_contain_text("Untrained")
-    page.route("**/models", without("tiny", "wide"))
+    page.route("**/models", without_models("tiny", "wide"))
     expect(page.get_by_text("Models appear here")).to_be_visible()
     expect(table).to_be_hidden()
 
@@ -846,7 +815,7 @@ DROP = """async (names) => {
 
 def test_an_image_dropped_where_calibration_is_disabled_is_taken_by_score(studio) -> None:
     page = studio("calibrate")
-    page.route("**/models", models_with(lambda document: document.update(calibration_allowed=False)))
+    page.route("**/models", with_members(calibration_allowed=False))
     expect(page.get_by_text("Calibration in the browser is disabled")).to_be_visible()
     page.evaluate(DROP, ["stripes"])
     expect(page.locator("#view-score .waiting li")).to_contain_text("stripes.png")

@@ -6,7 +6,6 @@ import io
 import re
 import shutil
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from PIL import Image
 from playwright.sync_api import FilePayload, Locator, Page, Route, expect
 
 from ncml.images import resize_to, to_png
+from tests.browser.answers import Document, Handler, changed, with_members, with_models, without_models
 from tests.browser.conftest import KEY
 
 NUMBER = re.compile(r"^\d+\.\d\d$")
@@ -179,13 +179,8 @@ def test_a_likelihood_is_compared_only_under_the_same_conditions(studio) -> None
     expect(reading.locator(".placed .chips label")).to_have_text(["multiscale_corr"])
 
 
-def with_test_bpd(route: Route) -> None:
-    """Answer /models as if the models had been evaluated."""
-    response = route.fetch()
-    document = response.json()
-    for model in document["models"]:
-        model["metrics"] |= {"test_bpd": 3.39}
-    route.fulfill(response=response, json=document)
+with_test_bpd = with_models(lambda model: model["metrics"].update(test_bpd=3.39))
+"""Answers /models as if the models had been evaluated."""
 
 
 def test_maps_can_be_compared_on_one_scale(studio) -> None:
@@ -414,17 +409,9 @@ def test_a_file_that_the_browser_cannot_read_is_scored_in_tiles_of_the_chosen_si
     )
 
 
-def without_tiles(**limits: int) -> Callable[[Route], None]:
+def without_tiles(**limits: int) -> Handler:
     """Answer /models with other limits, as if no tiles were calibrated."""
-
-    def answer(route: Route) -> None:
-        response = route.fetch()
-        document = response.json()
-        for model in document["models"]:
-            model["tiles"] = None
-        route.fulfill(response=response, json=document | limits)
-
-    return answer
+    return changed(lambda document: document.update(limits, models=[m | {"tiles": None} for m in document["models"]]))
 
 
 def test_impossible_tiles_are_refused_in_a_sentence(studio, tab, tmp_path: Path) -> None:
@@ -749,16 +736,8 @@ def test_guidance_and_temperature_are_sent_and_shown(studio) -> None:
 )  # fmt: skip
 def test_the_defaults_of_a_model_are_sent_exactly(studio, view: str, noise: float, sent: dict[str, float]) -> None:
     defaults = {"start_noise": 0.75, "solver": "euler-maruyama", "steps": 50, "guidance": 1.2, "temperature": 0.875}
-
-    def answer(route: Route) -> None:
-        response = route.fetch()
-        document = response.json()
-        for model in document["models"]:
-            model |= defaults | {"noise": noise}
-        route.fulfill(response=response, json=document)
-
     page = studio(view)
-    page.route("**/models", answer)
+    page.route("**/models", with_models(lambda model: model.update(defaults, noise=noise)))
     page.reload()
     page.locator(f"#view-{view}").get_by_label("dark").check()
     page.route("**/generate", lambda route: None)
@@ -834,7 +813,7 @@ def test_new_defaults_and_metrics_of_the_same_version_are_shown_at_once(studio) 
     view.locator("summary").click()
     guidance = view.get_by_label("Guidance", exact=True)
     guidance.fill("4")
-    page.route("**/models", with_tuned_defaults)
+    page.route("**/models", with_models(tuned))
     expect(view.locator(".defaults")).to_contain_text("guidance 2.5")
     expect(view.locator(".expectation")).to_contain_text("a classifier recognises the class of 91% of them")
     expect(guidance).to_have_value("4")  # until the user asks for the defaults
@@ -844,33 +823,13 @@ def test_new_defaults_and_metrics_of_the_same_version_are_shown_at_once(studio) 
     expect(page.get_by_role("table", name="Models")).to_contain_text("3.39")
 
 
-def with_tuned_defaults(route: Route) -> None:
-    """Answer /models as if the models had been tuned and evaluated."""
-    response = route.fetch()
-    document = response.json()
-    for model in document["models"]:
-        model |= {"guidance": 2.5}
-        model["metrics"] |= {"class_fidelity": 0.91, "test_bpd": 3.39}
-    route.fulfill(response=response, json=document)
+def tuned(model: Document) -> None:
+    model["guidance"] = 2.5
+    model["metrics"] |= {"class_fidelity": 0.91, "test_bpd": 3.39}
 
 
-def with_fidelity(route: Route) -> None:
-    """Answer /models as if the models had been tuned."""
-    response = route.fetch()
-    document = response.json()
-    for model in document["models"]:
-        model["metrics"] |= {"class_fidelity": 0.602, "class_fidelity_real": 0.784}
-    route.fulfill(response=response, json=document)
-
-
-def with_members(**members: object) -> Callable[[Route], None]:
-    """Answer /models with other members."""
-
-    def answer(route: Route) -> None:
-        response = route.fetch()
-        route.fulfill(response=response, json=response.json() | members)
-
-    return answer
+with_fidelity = with_models(lambda model: model["metrics"].update(class_fidelity=0.602, class_fidelity_real=0.784))
+"""Answers /models as if the models had been tuned."""
 
 
 def test_two_settings_are_compared_for_the_same_seeds(studio) -> None:
@@ -997,17 +956,10 @@ def test_settings_are_reused_with_the_model_that_they_were_used_with(studio, tab
     page.locator("#model").select_option("tiny")
     run.get_by_role("button", name="Reuse settings").click()
     expect(page.locator("#model")).to_have_value("wide")
-    page.route("**/models", without_wide)
+    page.route("**/models", without_models("wide"))
     page.reload()
     run.get_by_role("button", name="Reuse settings").click()
     expect(run.locator(".failure")).to_contain_text(re.compile("wide@[0-9a-f]{12} is no longer available"))
-
-
-def without_wide(route: Route) -> None:
-    response = route.fetch()
-    document = response.json()
-    models = [model for model in document["models"] if model["name"] != "wide"]
-    route.fulfill(response=response, json=document | {"models": models})
 
 
 # Complete
@@ -1283,13 +1235,8 @@ def test_samples_that_are_canceled_elsewhere_are_offered_again(studio) -> None:
     assert page.evaluate("sessionStorage['ncml.job-records']") == "[]"
 
 
-def with_many_classes(route: Route) -> None:
-    """Answer /models as if the models had 21 classes."""
-    response = route.fetch()
-    document = response.json()
-    for model in document["models"]:
-        model["classes"] = [f"class {i}" for i in range(21)]
-    route.fulfill(response=response, json=document)
+with_many_classes = with_models(lambda model: model.update(classes=[f"class {i}" for i in range(21)]))
+"""Answers /models as if the models had 21 classes."""
 
 
 def test_responses_that_accept_or_refuse_a_job_are_not_counted(studio) -> None:
