@@ -19,6 +19,7 @@ from starlette.testclient import TestClient
 from starlette.types import Message
 
 from ncml.images import to_png
+from service.app import from_environment
 from service.http.middleware import RequestLogFormatter, request_id
 from service.http.protocol import MAX_HEAD_BYTES
 from service.jobs import MAX_UNPACKING
@@ -330,6 +331,21 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     assert settings.ready_lanes == ("score",)
 
 
+@pytest.fixture
+def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[str, str], str]:
+    """Return a function that starts the service with a variable, and returns what it prints before it exits."""
+    monkeypatch.setattr("service.app.log_to_stderr", lambda level: None)  # this process keeps its own log
+
+    def start(name: str, value: str) -> str:
+        monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit) as end:
+            from_environment()
+        assert end.value.code == 2
+        return capsys.readouterr().err
+
+    return start
+
+
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
@@ -347,13 +363,12 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         ("API_KEYS_FILE", "/nowhere/keys", ": /nowhere/keys cannot be read: No such file"),
     ],
 )
-def test_an_invalid_setting_stops_the_process_with_one_line(name: str, value: str, words: str) -> None:
-    code = "from service.app import from_environment; from_environment()"
-    environment = os.environ | {f"NCML_{name}": value}
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
-    assert run.returncode == 2
-    assert run.stderr.startswith(f"ncml: NCML_{name}{words}")
-    assert run.stderr.count("\n") == 1
+def test_an_invalid_setting_stops_the_process_with_one_line(
+    refusal: Callable[[str, str], str], name: str, value: str, words: str
+) -> None:
+    message = refusal(f"NCML_{name}", value)
+    assert message.startswith(f"ncml: NCML_{name}{words}")
+    assert message.count("\n") == 1
 
 
 def test_a_temporary_folder_whose_path_is_too_long_for_sockets_stops_the_process(tmp_path: Path) -> None:
@@ -367,15 +382,14 @@ def test_a_temporary_folder_whose_path_is_too_long_for_sockets_stops_the_process
 
 
 @pytest.mark.parametrize("url", ["localhost", "redis://user:pass#word@host:6379/0"])
-def test_an_invalid_queue_address_stops_the_process_without_revealing_its_password(url: str) -> None:
-    code = "from service.app import from_environment; from_environment()"
-    environment = os.environ | {"NCML_REDIS_URL": url}
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
-    assert run.returncode == 2
-    assert run.stderr.startswith("ncml: NCML_REDIS_URL: ")
-    assert run.stderr.count("\n") == 1
-    assert "pass#" not in run.stderr
-    assert "'pass'" not in run.stderr
+def test_an_invalid_queue_address_stops_the_process_without_revealing_its_password(
+    refusal: Callable[[str, str], str], url: str
+) -> None:
+    message = refusal("NCML_REDIS_URL", url)
+    assert message.startswith("ncml: NCML_REDIS_URL: ")
+    assert message.count("\n") == 1
+    assert "pass#" not in message
+    assert "'pass'" not in message
 
 
 def test_the_service_imports_no_torch_and_no_worker_process() -> None:
