@@ -1,8 +1,9 @@
-"""The options of sampling, each declared once; does not import torch.
+"""The options of sampling and of scores, each declared once; does not import torch.
 
 `SamplingOptions` is the declaration. The keyword arguments of the library and of the client have this type; the fields
 of jobs, requests and published models and the flags of the command line are made from its annotations. A new option
-also needs a value in `ncml.sampling.options.SamplingSettings`, and whatever uses it.
+also needs a value in `ncml.sampling.options.SamplingSettings`, and whatever uses it. `ScoreOptions` are the fields that
+the request and the job of a score share.
 """
 
 from __future__ import annotations
@@ -181,3 +182,45 @@ def read_defaults(data: object) -> SamplingOptions:
         if type(value) not in kinds or not low <= value <= high:
             raise InputError(name, f"sampling.{name} must be {noun} from {low:g} to {high:g}, not {quote(value)}")
     return cast(SamplingOptions, {names[name]: value for name, value in data.items()})
+
+
+class ScoreOptions(BaseModel):
+    """The options of a score that a job takes from a request as they are."""
+
+    noise: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Score at this noise level, in grey levels. Default: 0, the exact likelihood of the image.",
+    )
+    map: bool = Field(
+        default=False,
+        description="Also return bits per dimension for each pixel, or with `tile` the score of each tile. Default: "
+        "no; requesting a PNG, which shows the map, implies it.",
+    )
+    ood: bool = Field(
+        default=True,
+        description="Also return the out-of-distribution verdict of a calibrated model. Default: yes; 0: bits per "
+        "dimension only, which takes one pass of the network.",
+    )
+    calibration: str | None = Field(
+        default=None,
+        max_length=64,
+        description="The calibration of the verdict, one of the model's `calibrations` in /models. Default: `default`.",
+        examples=["tolerant"],
+    )
+    statistic: str | None = Field(
+        default=None,
+        max_length=64,
+        description="The statistic of the verdict, one of the calibration's. Default: that of the calibration.",
+    )
+    sanity: bool = Field(
+        default=False,
+        description="Also score the image with the least significant bit of every value flipped: a sound likelihood "
+        "distinguishes the two. Default: no.",
+    )
+
+    @property
+    def scoring(self) -> dict[str, Any]:
+        """The options as arguments of `Model.score`."""
+        return {name: getattr(self, name) for name in ScoreOptions.model_fields}

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from pydantic_core import PydanticCustomError
 
 from ncml.limits import MAX_IMAGES_PER_REQUEST, MAX_SEED, Keep
-from ncml.options import REQUEST_FIELDS, SamplingOptions, select_options, with_fields
+from ncml.options import REQUEST_FIELDS, SamplingOptions, ScoreOptions, select_options, with_fields
 from service.http.negotiation import Format
 from worker.contract import MODEL_NAME, Priority
 
@@ -54,48 +54,16 @@ class Params(JobParams):
     )
 
 
-class ScoreParams(Params):
+class ScoreParams(ScoreOptions, Params):
     """Parameters of /score."""
 
     format: Literal["json", "png", "npz"] | None = _FORMAT
-    noise: float = Field(
-        default=0.0,
-        ge=0,
-        allow_inf_nan=False,
-        description="Score at this noise level, in grey levels. Default: 0, the exact likelihood of the image.",
-    )
-    map: bool = Field(
-        default=False,
-        description="Also return bits per dimension for each pixel, or with `tile` the score of each tile. Default: "
-        "no; requesting a PNG, which shows the map, implies it.",
-    )
-    ood: bool = Field(
-        default=True,
-        description="Also return the out-of-distribution verdict of a calibrated model. Default: yes; 0: bits per "
-        "dimension only, which takes one pass of the network.",
-    )
-    calibration: str | None = Field(
-        default=None,
-        max_length=64,
-        description="The calibration of the verdict, one of the model's `calibrations` in /models. Default: `default`.",
-        examples=["tolerant"],
-    )
-    statistic: str | None = Field(
-        default=None,
-        max_length=64,
-        description="The statistic of the verdict, one of the calibration's. Default: that of the calibration.",
-    )
     statistics: str | None = Field(
         default=None,
         max_length=1000,
         description="Additional statistics to return: `all`, or names separated by commas; in JSON also a list of "
         "names. Default: none.",
         examples=["all"],
-    )
-    sanity: bool = Field(
-        default=False,
-        description="Also score the image with the least significant bit of every value flipped: a sound likelihood "
-        "distinguishes the two. Default: no.",
     )
     tile: bool = Field(
         default=False,

@@ -13,7 +13,7 @@ import pydantic_core
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from ncml.limits import MAX_IMAGES_PER_REQUEST, MAX_SEED, Keep
-from ncml.options import REQUEST_FIELDS, SamplingOptions, select_options, with_fields
+from ncml.options import REQUEST_FIELDS, SamplingOptions, ScoreOptions, select_options, with_fields
 
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """Names of new models: only characters that are valid in folder names on every system."""
@@ -121,21 +121,13 @@ class _Job(_StrictModel):
     )
 
 
-class ScoreJob(_Job):
+class ScoreJob(ScoreOptions, _Job):
     """Bits per dimension of each image."""
 
     task: Literal[Task.SCORE] = Task.SCORE
     images: tuple[Pixels, ...] = Field(min_length=1, max_length=MAX_IMAGES_PER_REQUEST)
     class_name: str | None = Field(default=None, description="None: the null class")
-    noise: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="grey levels; 0 is the clean image")
-    map: bool = Field(default=False, description="also return bits/dim for each pixel")
-    ood: bool = Field(default=True, description="also return a verdict, if the model is calibrated; False: one pass")
-    calibration: str | None = Field(
-        default=None, max_length=64, description="name of the calibration of the verdict; None: default"
-    )
-    statistic: str | None = Field(default=None, description="the statistic of the verdict; None: the calibration's")
     statistics: tuple[str, ...] | Literal["all"] = Field(default=(), description="statistics to return, by name")
-    sanity: bool = Field(default=False, description="also score the image with every least significant bit flipped")
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:

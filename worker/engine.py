@@ -211,13 +211,8 @@ class BatchRunner:
         scores = model.score(
             np.stack([_array(job.images[row.index]) for job, row in zip(jobs, rows, strict=True)]),
             classes=_class_names(jobs),
-            noise=job.noise,
-            map=job.map,
-            ood=job.ood,
-            calibration=job.calibration,
-            statistic=job.statistic,
             statistics=job.statistics,
-            sanity=job.sanity,
+            **job.scoring,
             batch_size=size,
             callback=self._stop_when_dropped(job_ids),
         )

@@ -91,17 +91,14 @@ async def score(request: Request, jobs: Jobs) -> Response:
         return await jobs.run(request, parsed, scan, media)
     statistics = _check_statistics(params, model)
     images = [await jobs.decode_resized(request, upload, model) for upload in uploads]
+    options = params.scoring
+    options["map"] |= media == PNG
     job = ScoreJob(
         **common,
         images=tuple(Pixels(height=model.height, width=model.width, data=image.tobytes()) for image in images),
         class_name=params.class_name,
-        noise=params.noise,
-        map=params.map or media == PNG,
-        ood=params.ood,
-        calibration=params.calibration,
-        statistic=params.statistic,
         statistics=statistics,
-        sanity=params.sanity,
+        **options,
     )
     return await jobs.run(request, parsed, job, media)
 

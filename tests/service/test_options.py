@@ -18,22 +18,27 @@ from ncml import checkpoint
 from ncml import model as library
 from ncml.cli import generate_options
 from ncml.cli import main as cli
-from ncml.client import Client
+from ncml.client import Client, exchange
 from ncml.errors import InputError
 from ncml.images import to_png
-from ncml.options import DEFAULT_NAMES, OPTIONS
+from ncml.options import DEFAULT_NAMES, OPTIONS, ScoreOptions
 from ncml.sampling.sample import Plan
 from service.app import create_app
 from service.settings import Settings
 from tests.ncml import nets
 from tests.service.live import served
-from worker.contract import CompleteJob, GenerateJob, Pixels
+from worker.contract import CompleteJob, GenerateJob, Pixels, ScoreJob
 from worker.engine import BatchRunner
 from worker.messages import Batch, EngineSettings
 from worker.registry import describe
 
 VALUES: dict[str, Any] = {"noise": 2.5, "steps": 3, "solver": "heun", "guidance": 2.0, "temperature": 0.9}
 """A value of each option that is not the default."""
+
+SCORE_VALUES: dict[str, Any] = {
+    "noise": 2.5, "map": True, "ood": False, "calibration": "weak", "statistic": "multiscale", "sanity": True,
+}  # fmt: skip
+"""A value of each option of a score that is not the default."""
 
 IMAGE = np.zeros((8, 8, 3), np.uint8)
 
@@ -47,6 +52,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_these_tests_know_every_option() -> None:
     assert VALUES.keys() == OPTIONS.keys()
+    assert SCORE_VALUES.keys() == ScoreOptions.model_fields.keys()
+    assert exchange.ScoreOptions.__annotations__.keys() >= SCORE_VALUES.keys()
+    assert inspect.signature(library.Model.score).parameters.keys() >= SCORE_VALUES.keys()
 
 
 @pytest.mark.parametrize("path", ["/generate", "/complete"])
@@ -145,3 +153,33 @@ def test_the_defaults_of_a_model_folder_are_published(folder: Path, tmp_path: Pa
     assert published.model_dump().items() >= stored.items()
     for limits in (model.sampling_limits, published.sampling_limits):
         assert asdict(limits.defaults).items() >= VALUES.items()
+
+
+@pytest.mark.parametrize("place", ["query", "form", "json"])
+@pytest.mark.parametrize("name", SCORE_VALUES)
+def test_a_score_job_has_the_options_of_its_request(client: TestClient, queue, name: str, place: str) -> None:
+    value, png = SCORE_VALUES[name], to_png(IMAGE)
+    if place == "json":
+        response = client.post("/score", json={name: value, "image": base64.b64encode(png).decode()})
+    else:
+        text = {name: str(int(value) if isinstance(value, bool) else value)}
+        files = {"image": ("image.png", png, "image/png")}
+        response = client.post("/score", files=files, **{"params" if place == "query" else "data": text})
+    assert response.status_code == 200, response.text
+    [(job, _)] = queue.jobs.values()
+    assert job.scoring == ScoreOptions(**{name: value}).scoring
+
+
+def test_the_engine_scores_with_the_options_of_a_job(tmp_path: Path) -> None:
+    calls: list[dict[str, Any]] = []
+
+    def record(images: np.ndarray, **options: Any) -> list[ncml.Score]:
+        calls.append({name: options[name] for name in SCORE_VALUES})
+        return [ncml.Score(1.0, -1.0) for _ in images]
+
+    registry: Any = SimpleNamespace(get=lambda name, version: SimpleNamespace(version="ab" * 32, score=record))
+    pipe: Any = None
+    runner = BatchRunner(pipe, registry, EngineSettings(directories=(tmp_path,), load=ncml.load))
+    job = ScoreJob(model="m", images=(Pixels(height=8, width=8, data=IMAGE.tobytes()),), **SCORE_VALUES)
+    assert runner.run(Batch(1, {"j": job})).outcomes["j"].error is None
+    assert calls == [SCORE_VALUES]
