@@ -45,7 +45,7 @@ class NetworkCache:
         embedding_SE = apply_by_slots(self.network.conditioning, t_S, class_S, orientation_S)
         for level in self.levels:
             level.reset(embedding_SE)
-        self.stem.reset(self.network.reach(torch.tensor(conditions.t)).item())
+        self.stem.reset(self.network.reach(torch.tensor(conditions.t)))
 
     def advance(self, i: int, x_BCHW: Tensor, choose_pixels: PixelChooser, first_row: int = 0) -> None:
         """Compute row i of x, in place, after those before it; before `first_row` its pixels are known."""

@@ -20,9 +20,10 @@ class StemCache:
     def __init__(self, network: NCPN, shape: BatchShape, first: ULState) -> None:
         """`first` is the state of ul that the stem writes."""
         self.shape = shape
-        self.stem, self.reach = network.stem, 1.0
-        stem, C = network.stem, CHANNELS + 1
-        like = stem.u.weight
+        self.stem = stem = network.stem
+        C, like = CHANNELS + 1, stem.u.weight
+        self.low, self.high = like.new_tensor(-1), like.new_tensor(1)
+        """The range of the pixels that are read, in memory because recorded operations serve every t."""
         self.u = RowConv(stem.u, shape)
         self.pixels = [PixelRow(like.new_zeros(shape.S, shape.W + 2, C), shape.B) for _ in range(2)]
         """The pixels of an even and of an odd row."""
@@ -30,9 +31,10 @@ class StemCache:
         self.left_above, self.left = (w.t().contiguous() for w in stem.ul_left.weight[..., 0].unbind(2))
         self.ul = RowSums(first.values_SWF, shape.R)
 
-    def reset(self, reach: float) -> None:
+    def reset(self, reach: Tensor) -> None:
         """Start a batch whose pixels are read up to this magnitude (`NCPN.reach`)."""
-        self.reach = reach
+        self.low.copy_(-reach)
+        self.high.copy_(reach)
         for buffer in self.row_buffers():
             buffer.zero_()
 
@@ -56,7 +58,7 @@ class StemCache:
 
     def set_pixels(self, i: int, j: int, x_BC: Tensor) -> None:
         """Store the pixels at (i, j)."""
-        self.pixels[i % 2].colours[j].copy_(x_BC.clamp(-self.reach, self.reach))
+        self.pixels[i % 2].colours[j].copy_(x_BC.clamp(self.low, self.high))
 
     def prefill(self, x_BCHW: Tensor) -> None:
         """Store the known rows: the last one becomes the row above, and u holds the one before it."""
@@ -66,7 +68,7 @@ class StemCache:
             self._fill_row(self.u.buffer[:, 1:-1, CHANNELS + 1 :], x_BCHW[:, :, -2])
 
     def _fill_row(self, row_SWC: Tensor, x_BCW: Tensor) -> None:
-        row_SWC[: self.shape.B, :, :CHANNELS] = x_BCW.clamp(-self.reach, self.reach).transpose(1, 2)
+        row_SWC[: self.shape.B, :, :CHANNELS] = x_BCW.clamp(self.low, self.high).transpose(1, 2)
         row_SWC[..., CHANNELS] = 1
 
     def row_buffers(self) -> Iterator[Tensor]:
