@@ -304,9 +304,9 @@ def test_a_worker_measures_its_pace(fleet: Fleet) -> None:
 
 def test_a_single_job_on_an_idle_engine_does_not_wait_for_more_jobs(fleet: Fleet) -> None:
     write_model(fleet.models, batch_s=0.0, image_s=0.0)
-    fleet.start(window_s=600.0)
-    time.sleep(0.2)
+    fleet.start(window_s=6000.0)
     for _ in range(3):
+        eventually(lambda: any("b" in client["flags"] for client in fleet.queue.redis.client_list()))  # it waits
         fleet.wait([fleet.queue.submit(score())])
 
 
