@@ -105,7 +105,12 @@ def check_conditions(model: Description, classes: str | int | None, noise: float
 
 def sampling_limits(model: Description) -> SamplingLimits:
     """Return the ranges and the defaults of a model's sampling options."""
-    return SamplingLimits(max_noise=model.noise, recommended=model.sampling, has_classes=bool(model.classes))
+    return SamplingLimits(
+        max_noise=model.noise,
+        recommended=model.sampling,
+        has_classes=bool(model.classes),
+        generates=model.config.generates,
+    )
 
 
 def resolve_sampling(

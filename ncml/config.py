@@ -106,6 +106,8 @@ class TrainingConfig:
     """Probability of an orientation other than the identity, for a model conditioned on it."""
     flip: bool = True
     """Mirror half of the images left to right."""
+    grey_share: Share = 0.0
+    """Probability that an image is made grey: a model that shall also judge grey images has to know them."""
     total_images: Count = 100_000_000
     """Length of the run in images; an image counts each time it is drawn."""
     batch_size: Count = 32
@@ -142,6 +144,8 @@ class Config:
     model: ModelConfig
     sde: SDEConfig = field(default_factory=SDEConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    generates: bool = True
+    """Whether it is offered for generation; the base of detectors scores only. The version does not depend on it."""
 
     @property
     def is_noise_conditional(self) -> bool:
@@ -176,6 +180,7 @@ class Config:
             model=ModelConfig(**model),
             sde=SDEConfig(**data["sde"]),
             training=TrainingConfig(**training),
+            generates=data.get("generates", True),
         )
 
 

@@ -19,7 +19,13 @@ TRAINING_NAMES = {
 }
 """Fields of `TrainingConfig` that were renamed: the name in format 1, and the current one."""
 
-ADDED: dict[str, float | None] = {"muon_learning_rate": None, "embedding_rate": 1.0, "split": 50, "crop": None}
+ADDED: dict[str, float | None] = {
+    "muon_learning_rate": None,
+    "embedding_rate": 1.0,
+    "split": 50,
+    "crop": None,
+    "grey_share": 0.0,
+}
 """Fields that earlier folders lack, with the value that their absence means; format 1 omits them at that value."""
 
 

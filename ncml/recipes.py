@@ -116,6 +116,30 @@ def detector() -> Config:
     )
 
 
+def detector_base() -> Config:
+    """The base of detectors for images of any size: 78 thousand parameters, 250 images per second of a core to train.
+
+    Without attention, one pass covers an image of any size. A third of its training images are made grey, because
+    detectors judge grey images too. It only scores: its images would show nothing.
+    """
+    widths = (8, 16, 16)
+    return Config(
+        recipe="detector_base",
+        model=ModelConfig(
+            levels=tuple(
+                LevelConfig(width=width, blocks=int(level == 2), attention=False) for level, width in enumerate(widths)
+            ),
+            mixtures=2,
+            heads=1,
+            embedding=64,
+        ),
+        training=replace(
+            _muon(TrainingConfig(total_images=200_000)), batch_size=32, grey_share=1 / 3, precision="fp32"
+        ),
+        generates=False,
+    )
+
+
 def paper_cifar10() -> Config:
     """The paper's NCPN for CIFAR-10 (Appendix A.2): PixelCNN++'s hyperparameters with axial attention, about 73M."""
     return Config(
@@ -169,7 +193,7 @@ def maximum_likelihood(config: Config) -> Config:
 RECIPES: dict[str, Callable[[], Config]] = {
     recipe.__name__: recipe
     for recipe in (
-        *(smoke, cifar10_tiny, cifar10_small, cifar10_base, detector),
+        *(smoke, cifar10_tiny, cifar10_small, cifar10_base, detector, detector_base),
         *(paper_cifar10, paper_imagenet64, paper_celeba64),
     )
 }

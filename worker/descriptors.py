@@ -93,6 +93,9 @@ class ModelDescriptor(FrozenModel):
     width: int
     classes: tuple[str, ...] = Field(description="() for a model without classes")
     noise: float = Field(description="largest noise level, at t = T, in grey levels")
+    generates: bool = Field(
+        default=True, description="whether it generates and completes images; false: a base of detectors, only scores"
+    )
     keeps: tuple[Keep, ...] = Field(description="known halves from which images are completed exactly")
     stepped_solver: str = Field(description="the default solver for more than one step")
     solvers: dict[str, int] = Field(
@@ -124,6 +127,7 @@ class ModelDescriptor(FrozenModel):
             stepped_solver=self.stepped_solver,
             solvers=self.solvers,
             has_classes=bool(self.classes),
+            generates=self.generates,
         )
 
 

@@ -196,7 +196,8 @@ class ModelRegistry:
         try:
             self._check(name, entry)
             model = self._load(entry.folder, device=self._device)
-            descriptor = describe(name, model, model.batching if self._generates else None)
+            generates = self._generates and model.sampling_limits.generates
+            descriptor = describe(name, model, model.batching if generates else None)
         except Exception as error:  # what a folder contains must never end the engine, which serves the others
             if isinstance(error, (NcmlError, OSError)):
                 entry.fault = str(error)
@@ -242,6 +243,7 @@ def describe(name: str, model: Model, batching: BatchingChoice | None) -> ModelD
         width=model.width,
         classes=model.classes,
         noise=limits.max_noise,
+        generates=limits.generates,
         keeps=model.keeps,
         **name_defaults(defaults),
         stepped_solver=limits.stepped_solver,

@@ -80,8 +80,10 @@ def measure_power(
 def generate_foreign(model: Model, on_progress: OnProgress = ignore_progress) -> dict[str, Pixels]:
     """Return images that the model generates, by name: foreign to a calibration on images unlike its training images.
 
-    They cannot replace training images, because they are flagged much more often.
+    They cannot replace training images, because they are flagged much more often. None of a model that only scores.
     """
+    if not model.config.generates:
+        return {}
     return {"images that the model generates": model.generate(GENERATED, callback=on_progress)}
 
 

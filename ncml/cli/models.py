@@ -37,6 +37,7 @@ def models(*, as_json: JsonOption = False) -> None:
                 "width": description.width,
                 "classes": list(description.classes),
                 "noise": description.noise,
+                "generates": description.config.generates,
                 "keeps": list(description.keeps),
                 "metrics": description.metrics,
             }
@@ -49,7 +50,8 @@ def models(*, as_json: JsonOption = False) -> None:
         for model in listed:
             size = f"{model['height']}x{model['width']}"
             metrics = "  ".join(f"{name} {_format(value)}" for name, value in model["metrics"].items())
-            mark = "  (default)" if model["default"] else ""
+            mark = "" if model["generates"] else "  (only scores)"
+            mark += "  (default)" if model["default"] else ""
             print(f"{model['name']}  {model['version'][:12]}  {size}  {metrics}  {model['folder']}{mark}")
             if model["classes"]:
                 print("  classes:", ", ".join(model["classes"]))

@@ -89,8 +89,8 @@ def train(
     Under torchrun, the processes share the work; the result equals that of one process.
 
     Args:
-        recipe: smoke, cifar10_tiny, cifar10_small, cifar10_base, detector, paper_cifar10, paper_imagenet64 or
-            paper_celeba64.
+        recipe: smoke, cifar10_tiny, cifar10_small, cifar10_base, detector, detector_base, paper_cifar10,
+            paper_imagenet64 or paper_celeba64.
         data: Folder of images (with a subfolder for each class, or without), folder of parquet files, or Hub name.
         out: Model folder to write; its name becomes the model's name.
         size: Height and width that images are resized to.
@@ -185,7 +185,11 @@ def train(
     if recipe == "detector":  # has the network of the model or the run whose weights it starts with
         start_config = saved if initial is None else initial.config
         assert start_config is not None
-        recipe_config = replace(recipe_config, model=_network_of(start_config.model, recipe_config.model))
+        recipe_config = replace(
+            recipe_config,
+            model=_network_of(start_config.model, recipe_config.model),
+            generates=start_config.generates,
+        )
     with process_group(device) as group, progress_bar() as on_progress:
         if precision is None:
             recipe_config = without_emulation(recipe_config, group)
@@ -211,7 +215,7 @@ def train(
     if trained is None:
         return
     is_tuned = "sampling" in checkpoint.read_json(trained.folder / checkpoint.CONFIG)
-    if recipe_config.training.crop is None and not is_tuned:  # crops are scored, not generated
+    if recipe_config.generates and recipe_config.training.crop is None and not is_tuned:  # crops are scored
         _tune(checkpoint.describe(trained.folder), data, device, TUNING_SHARE * trained.seconds)
     if as_json:
         model = {"name": trained.folder.name, "version": trained.version}

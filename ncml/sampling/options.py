@@ -6,7 +6,7 @@ The command line, the queue and the service use it too, so it does not import to
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ncml.config import DEFAULT_SOLVER, SOLVERS, STEPPED_SOLVER
@@ -46,11 +46,13 @@ class SamplingLimits:
     solvers: Mapping[str, int] = field(default_factory=lambda: SOLVERS)
     """Every solver and its default number of steps; a solver whose default is 1 accepts no other number."""
     has_classes: bool = True
+    generates: bool = True
+    """False for a model that only scores: it refuses all options."""
 
     @property
     def defaults(self) -> SamplingSettings:
         """The settings of a call without options, for images of a class if the model has classes."""
-        return resolve({}, self, has_class=self.has_classes)
+        return resolve({}, replace(self, generates=True), has_class=self.has_classes)
 
 
 def check_refinement(options: SamplingOptions) -> None:
@@ -71,6 +73,8 @@ def resolve(
 
     has_class: whether every image has a class.
     """
+    if not limits.generates:
+        raise InputError("model", "model: this one only scores images; choose a model that generates them.")
     for name in options.keys() - OPTIONS:
         raise InputError(name, f"{name} is not an option of sampling{suggestion(name, list(OPTIONS))}")
     recommended = limits.recommended

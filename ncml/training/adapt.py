@@ -172,7 +172,9 @@ def _fine_tune(
     started = time.monotonic()
     reuse_freed_memory()
     group = ProcessGroup(device=device)
-    config = replace(model.config, model=replace(model.config.model, classes=data.classes))
+    config = replace(
+        model.config, model=replace(model.config.model, classes=data.classes if model.config.generates else ())
+    )
     trainer = Trainer(
         without_emulation(config, group),
         data,

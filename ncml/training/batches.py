@@ -18,6 +18,9 @@ from ncml.network import orientation
 from ncml.network.likelihood import from_uint8
 from ncml.network.sde import broadcast_to, end_time, make_sde
 
+LUMINANCE = torch.tensor([0.299, 0.587, 0.114])
+"""Weights of red, green and blue in the brightness, as Pillow's conversion to grey has them."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -47,7 +50,11 @@ def draw_batch(data: Dataset, config: Config, step: int) -> Batch:
     index_B = torch.tensor([_image_at(step * B + i, len(data), training.seed) for i in range(B)])
     generator = torch.Generator().manual_seed(step_seed(training.seed, step))
     images = data.take(index_B)
-    x_BCHW = from_uint8(images.images_NHWC)
+    images_BHWC = images.images_NHWC
+    if training.grey_share:
+        is_grey_B = torch.rand(B, generator=generator) < training.grey_share
+        images_BHWC = torch.where(is_grey_B[:, None, None, None], make_grey(images_BHWC), images_BHWC)
+    x_BCHW = from_uint8(images_BHWC)
     if training.flip:
         flipped_B = torch.rand(B, generator=generator) < 0.5
         x_BCHW = torch.where(flipped_B[:, None, None, None], x_BCHW.flip(3), x_BCHW)
@@ -60,6 +67,12 @@ def draw_batch(data: Dataset, config: Config, step: int) -> Batch:
     null_B = torch.rand(B, generator=generator) < training.class_dropout
     class_B = torch.where(null_B, len(model.classes), images.labels_N)
     return Batch(*_add_noise(x_BCHW, config, generator), class_B, orientation_B, index_B)
+
+
+def make_grey(images_BHWC: Tensor) -> Tensor:
+    """Return images of the same brightness without colour, uint8 [B, H, W, 3]."""
+    brightness_BHW = (images_BHWC.float() @ LUMINANCE).round().to(torch.uint8)
+    return brightness_BHW[..., None].expand_as(images_BHWC)
 
 
 def step_seed(seed: int, step: int) -> int:

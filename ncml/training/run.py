@@ -155,7 +155,10 @@ def train(
 def _load_data(
     config: Config, source: str, out: Path, split: int | None, group: ProcessGroup, on_progress: OnProgress
 ) -> tuple[Dataset, Config]:
-    """Return the dataset, and the configuration with its classes and split; `split` is that of an earlier run."""
+    """Return the dataset, and the configuration with its classes and split; `split` is that of an earlier run.
+
+    A model that only scores has no classes.
+    """
     with group.main_first():  # rank 0 decodes the images, the others map the result
         data = dataset.load(
             source,
@@ -167,8 +170,8 @@ def _load_data(
         )
     if split is None:
         split = dataset.split_for(len(data) // data.crops)
-    model, training = replace(config.model, classes=data.classes), replace(config.training, split=split)
-    config = replace(config, model=model, training=training)
+    model = replace(config.model, classes=data.classes if config.generates else ())
+    config = replace(config, model=model, training=replace(config.training, split=split))
     _check(config)  # the names of the classes
     return data, config
 

@@ -199,6 +199,7 @@ MODEL: dict[str, Any] = {
     "steps": 1,
     "guidance": 5.0,
     "temperature": 1.0,
+    "generates": True,
     "keeps": ["top", "bottom", "left", "right"],
     "solver": "tweedie",
     "stepped_solver": "euler-maruyama",

@@ -8,15 +8,17 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import ncml
 from ncml import checkpoint, recipes
-from ncml.errors import ModelError
+from ncml.errors import InputError, ModelError
 from tests.ncml import nets
 
 ROOT = Path(__file__).parents[2]
@@ -209,9 +211,10 @@ def as_format_1(folder: Path) -> None:
 
     def rewrite(description: dict) -> None:
         config = description["config"]
+        del config["generates"]
         sde, training = config.pop("sde"), config["training"]
         training["ema"] = 0.999
-        for name in ("muon_learning_rate", "embedding_lr_multiplier", "ema_images", "split", "crop"):
+        for name in ("muon_learning_rate", "embedding_lr_multiplier", "ema_images", "split", "crop", "grey_share"):
             del training[name]
         for name, earlier in (
             ("clean_probability", "clean_mass"),
@@ -277,6 +280,24 @@ def test_sampling_defaults_are_read_and_do_not_change_the_version(folder: Path) 
     assert model.version == version
     checkpoint.save(folder, model.network, sampling=model.sampling)
     assert ncml.load(folder).sampling == model.sampling
+
+
+def test_a_model_that_only_scores_refuses_to_generate(folder: Path) -> None:
+    model = ncml.load(folder)
+    assert model.generate(1).shape == (1, 8, 8, 3)
+    version = checkpoint.save(folder, nets.network(replace(model.config, generates=False), dtype=torch.float32))
+    scoring = ncml.load(folder)
+    assert scoring.version == version == model.version
+    assert len(scoring.score(np.zeros((8, 8, 3), np.uint8))) == 1
+    for sample in (scoring.generate, lambda: scoring.complete(np.zeros((8, 8, 3), np.uint8), keep="top")):
+        with pytest.raises(InputError, match="only scores images") as error:
+            sample()
+        assert error.value.field == "model"
+
+
+def test_a_folder_that_does_not_state_whether_it_generates_does(folder: Path) -> None:
+    describe(folder, lambda d: d["config"].pop("generates"))
+    assert ncml.load(folder).config.generates
 
 
 @pytest.mark.parametrize(

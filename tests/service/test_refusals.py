@@ -146,6 +146,17 @@ def test_a_class_is_refused_by_a_model_without_classes(client, queue, model) -> 
     assert "it has no classes" in assert_problem(client.post("/generate?class=cat"), 422)["detail"]
 
 
+@pytest.mark.parametrize("path", ["/generate", "/complete?keep=top"])
+def test_images_are_refused_by_a_model_that_only_scores(client, queue, model, path: str) -> None:
+    queue.served = [model.model_copy(update={"generates": False})]
+    assert client.get("/models").json()["models"][0]["generates"] is False
+    files = None if path == "/generate" else [("image", IMAGE)]
+    body = assert_problem(client.post(path, files=files), 422)
+    assert body["errors"][0]["field"] == "model"
+    assert "only scores images" in body["detail"]
+    assert client.post("/score", files=[("image", IMAGE)]).status_code == 200
+
+
 def test_statistics_are_refused_by_a_model_that_is_not_calibrated(client, queue, model) -> None:
     queue.served = [model.model_copy(update={"calibrations": {}})]
     for name in ("statistic", "statistics"):

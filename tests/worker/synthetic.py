@@ -136,7 +136,6 @@ class SyntheticModel:
 
     height, width = HEIGHT, WIDTH
     noise = 10.0
-    sampling_limits = SamplingLimits(max_noise=noise)
     keeps = ("top",)
     batching = Batching()
     uncalibrated = "this model is not calibrated."
@@ -151,6 +150,7 @@ class SyntheticModel:
         self.name, self.version = folder.name, hashlib.sha256(text.encode()).hexdigest()
         self.batch_s, self.image_s = config.get("batch_s", 0.05), config.get("image_s", 0.002)
         self.rows, self.fits = config.get("rows", 10), config.get("fits", 10**6)
+        self.sampling_limits = SamplingLimits(max_noise=self.noise, generates=config.get("generates", True))
         self.metrics = {"test_bpd": 3.5}
         self.card = f"# {self.name}"
         self.calibration = Calibration() if config.get("calibrated", True) else None

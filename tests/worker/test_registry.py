@@ -54,6 +54,14 @@ def test_only_a_registry_that_generates_checks_how_batches_are_sampled(tmp_path:
     assert registry.descriptors[0].batching == Batching(groups="fixed", check="failed", detail="it is synthetic.")
 
 
+def test_a_model_that_only_scores_is_described_so_and_is_not_checked_for_sampling(tmp_path: Path, loads: Loads) -> None:
+    write_model(tmp_path, "a", generates=False)
+    registry = ModelRegistry([tmp_path], loads, device="cpu", keep=2, generates=True)
+    registry.scan()
+    assert not registry.descriptors[0].generates
+    assert registry.descriptors[0].batching is None
+
+
 def test_the_least_recently_used_model_is_evicted(tmp_path: Path, loads: Loads) -> None:
     for name in "abc":
         write_model(tmp_path, name)

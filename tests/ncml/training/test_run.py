@@ -255,6 +255,16 @@ def test_tiles_are_not_calibrated_on_images_that_changed_during_the_run(tmp_path
     assert "gives no p-values: the images changed since the run began (140 then, 141 now)" in messages[-1]
 
 
+def test_a_model_that_only_scores_has_no_classes(tmp_path: Path) -> None:
+    recipe = replace(recipes.smoke(), generates=False)
+    recipe = replace(recipe, training=replace(recipe.training, total_images=32))
+    done = run.train(recipe, write_images(tmp_path / "photos", 50), tmp_path / "mine", command="ncml train")
+    assert done is not None
+    config = ncml.load(done.folder).config
+    assert config.model.classes == ()
+    assert not config.generates
+
+
 def test_too_few_images_to_calibrate_are_reported(tmp_path: Path) -> None:
     messages: list[str] = []
     done = train(write_images(tmp_path / "photos", 50), tmp_path / "mine", messages, total_images=32)

@@ -6,8 +6,10 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from scipy import stats
@@ -16,7 +18,7 @@ from ncml import format1
 from ncml.config import Config, TrainingConfig
 from ncml.data.dataset import Dataset
 from ncml.errors import InputError, TrainingError
-from ncml.network.likelihood import bits_per_dim, from_uint8, log_mixture
+from ncml.network.likelihood import bits_per_dim, from_uint8, log_mixture, to_uint8
 from ncml.network.ncpn import NCPN
 from ncml.network.sde import end_time, make_sde
 from ncml.recipes import maximum_likelihood, smoke
@@ -63,6 +65,24 @@ def test_maximum_likelihood_is_ncml_with_all_mass_at_t_0() -> None:
     plain = bits_per_dim(log_mixture(x, net(x, torch.zeros(16), data.labels_N), clean).sum((1, 2)), 64)
     loss_B = loss_bits(net, batch, bf16=False)
     assert torch.allclose(loss_B.sort().values, plain.sort().values, atol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_a_share_of_the_images_is_grey(share: float) -> None:
+    """Grey as Pillow makes them, and on the grid of grey levels."""
+    config = replace(
+        maximum_likelihood(SMOKE),
+        training=replace(maximum_likelihood(SMOKE).training, flip=False, orientation_probability=0.0, grey_share=share),
+    )
+    data = dataset(16)
+    batches = [draw_batch(data, config, step) for step in range(20)]
+    images = torch.cat([to_uint8(batch.x_BCHW) for batch in batches]).numpy()
+    is_grey = (images == images[..., :1]).all((1, 2, 3))
+    assert abs(is_grey.mean() - share) <= 4 * math.sqrt(share * (1 - share) / len(images))
+    for image, index in zip(images, torch.cat([batch.index_B for batch in batches]), strict=True):
+        original = Image.fromarray(data.images_NHWC[index].numpy())
+        grey = np.asarray(original.convert("L")).astype(int)[..., None]
+        assert np.array_equal(image, original) or np.abs(image - grey).max() <= 1
 
 
 def test_a_batch_is_a_function_of_its_step() -> None:
