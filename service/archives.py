@@ -27,6 +27,14 @@ def is_archive(data: bytes) -> bool:
     return data.startswith((SIGNATURE, _END))  # an empty zip begins with its end
 
 
+def max_count(data: bytes) -> int:
+    """Return at least the number of usable files in a zip, by its directory; 1 for a file that is not a zip."""
+    if not is_archive(data):
+        return 1
+    directory = _directory(data)
+    return directory[0] if directory else len(data)  # unpacking explains what is wrong with it
+
+
 def read_archive(data: bytes, *, field: str, max_files: int, max_bytes: int) -> list[tuple[str, bytes]]:
     """Return name and content of each file of a zip, without folders and hidden files.
 
@@ -52,12 +60,18 @@ def read_archive(data: bytes, *, field: str, max_files: int, max_bytes: int) -> 
 
 def _check_directory(data: bytes, field: str, max_files: int) -> None:
     """Refuse a directory of too many files before it is parsed."""
-    end = data.rfind(_END, max(0, len(data) - _END_BYTES - _MAX_COMMENT))
-    count = int.from_bytes(data[end + 10 : end + 12], "little")
-    size = int.from_bytes(data[end + 12 : end + 16], "little")
+    count, size = _directory(data) or (0, 0)
     max_entries = 2 * max_files + _OTHER_ENTRIES
-    if end >= 0 and (count > max_entries or size > max_entries * _ENTRY_BYTES):
+    if count > max_entries or size > max_entries * _ENTRY_BYTES:
         raise _too_many(field, max_files)
+
+
+def _directory(data: bytes) -> tuple[int, int] | None:
+    """Return how many entries and bytes the directory of a zip has according to its end; None without an end."""
+    end = data.rfind(_END, max(0, len(data) - _END_BYTES - _MAX_COMMENT))
+    if end < 0:
+        return None
+    return int.from_bytes(data[end + 10 : end + 12], "little"), int.from_bytes(data[end + 12 : end + 16], "little")
 
 
 def _too_many(field: str, max_files: int) -> InputError:

@@ -271,6 +271,15 @@ def _unwrap(answer: Answer, field: str, limits: Limits) -> Any:
     return answer.value
 
 
+def request_too_slow(limit_s: float) -> TooCostly:
+    """Return the error of a request whose images take longer than its time limit."""
+    return TooCostly(
+        "image",
+        f"image: decoding takes more than {limit_s:g} s, the limit of a request; send fewer or smaller images, or "
+        "retry when the service is less busy.",
+    )
+
+
 def _too_much_time(field: str, limits: Limits) -> TooCostly:
     return TooCostly(
         field,

@@ -1,11 +1,12 @@
 """What the routes share: select the model, decode images, submit the job, wait for it, and respond with its result."""
 
 import asyncio
+import contextlib
 import functools
 import hashlib
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Annotated, Any, Literal, TypeVar
 
 import anyio.to_thread
@@ -21,7 +22,7 @@ from ncml.images import open_resized
 from ncml.paths import default_model
 from service.answers import KEY_PREFIX, job_problem, job_response, submitted_view
 from service.decoder import Limits
-from service.decoders import DecoderPool
+from service.decoders import DecoderPool, request_too_slow
 from service.http.clients import SMALL_RESULT_BYTES, RenderingTurns, ResultLimit, StreamLimit, client_name
 from service.http.deferred import DeferredResponse
 from service.http.negotiation import JSON, WaitPreference, idempotency_key, wait_preference
@@ -30,6 +31,7 @@ from service.http.requests import ParsedRequest, Upload
 from service.http.validation import FieldError
 from service.metrics import Metrics
 from service.params import JobParams, Params
+from service.preparation import Preparations
 from service.rendering import PartedResult, calibration_response, images_response, scan_response, score_response
 from service.settings import Settings
 from worker.contract import Job, JobStatus, Lane, Priority, Task
@@ -40,9 +42,6 @@ from worker.results import CANCELED, CalibrateResult, ImagesResult, JobView, Sca
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
-
-MAX_UNPACKING = 2
-"""Calibrations whose files are unpacked and decoded at once."""
 
 PARTED_RESULT_BYTES = 2**21
 """Maximum memory of a result that is rendered while it is sent."""
@@ -60,24 +59,26 @@ class JobService:
         self.metrics = metrics
         self.streams = StreamLimit(settings.max_streams, metrics)
         self._results, self._turns = ResultLimit(), RenderingTurns()
-        self._decoders = DecoderPool(
+        self.decoders = DecoderPool(
             settings.decode_threads, Limits(cpu_s=settings.decode_cpu_s, memory_bytes=settings.decode_memory_bytes)
         )
         self._starting: asyncio.Task[None] | None = None
         # scans carry whole files: one is submitted at a time, in addition to other work
         self._scans = anyio.CapacityLimiter(1)
-        self.unpacking = asyncio.Semaphore(MAX_UNPACKING)
-        """Held by calibrations, since the files of a zip take memory that no other limit counts."""
+        self._preparations = Preparations(
+            queue, limit_s=settings.decode_request_s, byte_limit=settings.max_waiting_bytes
+        )
 
     def start(self) -> None:
         """Start the decoders in the background."""
-        self._starting = asyncio.get_running_loop().create_task(self._decoders.start())
+        self._starting = asyncio.get_running_loop().create_task(self.decoders.start())
 
     async def close(self) -> None:
-        """End the decoders."""
+        """End the preparations and the decoders."""
+        await self._preparations.close()
         if self._starting:
             await self._starting
-        await self._decoders.close()
+        await self.decoders.close()
 
     # -- before the job
 
@@ -139,7 +140,7 @@ class JobService:
 
     async def decode(self, request: Request, field: str, call: Callable[[], T]) -> T:
         """Run a call that decodes an image in a limited process; kill it if the client disconnects."""
-        decoding = asyncio.ensure_future(self._decoders.run(field, call))
+        decoding = asyncio.ensure_future(self.decoders.run(field, call))
         disconnect = asyncio.ensure_future(_disconnected(request.receive))
         try:
             await asyncio.wait({decoding, disconnect}, return_when=asyncio.FIRST_COMPLETED)
@@ -153,14 +154,36 @@ class JobService:
 
     async def decode_resized(self, request: Request, upload: Upload, model: ModelDescriptor) -> NDArray[np.uint8]:
         """Return an image at the model's size, uint8 (height, width, 3); raises as `ncml.images.open_resized` does."""
+        return await self.decode(request, upload.field, self.resizing(upload, model))
+
+    @contextlib.asynccontextmanager
+    async def decoding_limit(self) -> AsyncGenerator[None]:
+        """Return the context in which the images of one request are decoded; raises `TooCostly` if they take long."""
+        try:
+            async with asyncio.timeout(self.settings.decode_request_s):
+                yield
+        except TimeoutError:
+            raise request_too_slow(self.settings.decode_request_s) from None
+
+    def resizing(self, upload: Upload, model: ModelDescriptor) -> Callable[[], NDArray[np.uint8]]:
+        """Return the call that `decode_resized` runs in a limited process."""
         size, limits = (model.height, model.width), self.settings.image_limits
-        call = functools.partial(open_resized, upload.data, *size, field=upload.field, **limits)
-        return await self.decode(request, upload.field, call)
+        return functools.partial(open_resized, upload.data, *size, field=upload.field, **limits)
 
     # -- the job
 
-    async def run(self, request: Request, parsed: ParsedRequest[Any], job: Job, media: str) -> Response:
+    async def run(
+        self,
+        request: Request,
+        parsed: ParsedRequest[Any],
+        job: Job,
+        media: str,
+        prepare: Callable[[], Awaitable[Job]] | None = None,
+    ) -> Response:
         """Submit the job; respond with its result as `media`, or with 202 if it takes longer than the client waits.
+
+        `prepare` returns the job with its input: it runs in the background, few for all clients at once, and an
+        `InputError` of it ends the job.
 
         A repeated request under the same Idempotency-Key is answered from its first job. A client that disconnects
         cancels its job, unless it sent such a key, with which it may retry. If the queue fails after it accepted the
@@ -171,7 +194,10 @@ class JobService:
         owner, client = str(request.state.owner), client_name(request)
         traceparent = str(request.state.traceparent)
         submit = functools.partial(self._submit, job, parsed, key, request.url.path, owner, traceparent)
-        job_id = await anyio.to_thread.run_sync(submit, limiter=self._scans if job.task is Task.SCAN else None)
+        if prepare is None:
+            job_id, _ = await anyio.to_thread.run_sync(submit, limiter=self._scans if job.task is Task.SCAN else None)
+        else:
+            job_id = await self._submit_held(job, submit, key, owner, client, prepare)
         submitted = functools.partial(
             submitted_view, job_id, job.task, job.model, job.priority, job.n, job.request_id, owner
         )
@@ -187,10 +213,18 @@ class JobService:
         return DeferredResponse(respond)
 
     def _submit(
-        self, job: Job, parsed: ParsedRequest[Any], key: str | None, path: str, owner: str, traceparent: str
-    ) -> str:
+        self,
+        job: Job,
+        parsed: ParsedRequest[Any],
+        key: str | None,
+        path: str,
+        owner: str,
+        traceparent: str,
+        held_s: float | None = None,
+    ) -> tuple[str, bool]:
+        """Submit a job; return its id, and whether it is new rather than that of an earlier request with the key."""
         fingerprint = parsed.fingerprint(path) if key else ""
-        job_id = None if key is None else KEY_PREFIX + hashlib.sha256(f"{owner} {key}".encode()).hexdigest()[:40]
+        job_id = _keyed_id(owner, key) if key else None
         try:
             job_id = self.queue.submit(
                 job,
@@ -201,6 +235,7 @@ class JobService:
                 owner=owner,
                 files=parsed.files if job.task is Task.SCORE else (),  # the other results do not name them
                 traceparent=traceparent,
+                held_s=held_s,
             )
         except QueueFull as error:
             is_memory = isinstance(error, QueueOutOfMemory)
@@ -217,9 +252,45 @@ class JobService:
             if self.queue.view(job_id).fingerprint != fingerprint:
                 detail = "Idempotency-Key was used for a different request; send a new key."
                 raise invalid_field("Idempotency-Key", detail) from error
-            return job_id
+            return job_id, False
         self.metrics.enqueued.labels(task=job.task, model=job.model, priority=job.priority).inc()
+        return job_id, True
+
+    async def _submit_held(
+        self,
+        job: Job,
+        submit: Callable[..., tuple[str, bool]],
+        key: str | None,
+        owner: str,
+        client: str,
+        prepare: Callable[[], Awaitable[Job]],
+    ) -> str:
+        """Submit a job that is prepared in the background, and return its id; raises the 503 `Problem`."""
+        if key and await anyio.to_thread.run_sync(self._exists, _keyed_id(owner, key)):
+            job_id, _ = await anyio.to_thread.run_sync(submit)  # it needs no place
+            return job_id
+        try:
+            place = await self._preparations.reserve(client)
+        except Problem:
+            self.metrics.rejected.labels(reason="no-room").inc()
+            raise
+        is_new = False
+        try:
+            held = functools.partial(submit, held_s=self._preparations.held_s)
+            job_id, is_new = await anyio.to_thread.run_sync(held)
+        finally:
+            if not is_new:
+                await place.aclose()
+        if is_new:
+            self._preparations.start(place, job_id, job, prepare)
         return job_id
+
+    def _exists(self, job_id: str) -> bool:
+        try:
+            self.queue.view(job_id)
+        except JobNotFound:
+            return False
+        return True
 
     async def wait(
         self, receive: Receive, job_id: str, preference: WaitPreference, *, cancels: bool = False
@@ -318,6 +389,11 @@ class JobService:
         """Estimate how long a lane takes for a number of jobs by its workers' measured pace, from 1 to 3600 s."""
         pace = self.queue.monitor.pace(lane)
         return min(max(math.ceil(job_count / pace), 1), 3600) if pace else RETRY_AFTER_S
+
+
+def _keyed_id(owner: str, key: str) -> str:
+    """Return the id of the job that a client creates with an idempotency key."""
+    return KEY_PREFIX + hashlib.sha256(f"{owner} {key}".encode()).hexdigest()[:40]
 
 
 def _as_canceled(view: JobView) -> JobView:

@@ -89,6 +89,8 @@ class Settings(BaseSettings):
     """Maximum images decoded concurrently, plus half as many expensive ones, each in its own process."""
     decode_cpu_s: float = Field(default=2.0, gt=0, le=600)
     """Maximum seconds of CPU time that decoding one image may take."""
+    decode_request_s: float = Field(default=120, gt=0, le=3600)
+    """Seconds within which the images of one request must be unpacked and decoded."""
     decode_memory_bytes: int = Field(default=400 * 10**6, ge=32 * 10**6)
     """Maximum memory that decoding one image may take: 12 bytes per pixel for PNG, JPEG and TIFF, 20 for WebP."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"

@@ -75,6 +75,11 @@ def queue_name(lane: Lane, priority: Priority) -> str:
     return f"ncml:{lane}:{priority}"
 
 
+def held_name(lane: Lane) -> str:
+    """Return the name of the queue of a lane's jobs whose input is not complete; no worker claims them."""
+    return f"ncml:{lane}:held"
+
+
 class FrozenModel(BaseModel):
     """The base of every model that crosses the queue; it ignores unknown fields."""
 
@@ -214,7 +219,9 @@ class CalibrateJob(_Job):
 
     task: Literal[Task.CALIBRATE] = Task.CALIBRATE
     name: str = Field(pattern=MODEL_NAME, max_length=64, description="name of the new model folder")
-    images: int = Field(ge=1, description="number of images, each of this height and width")
+    images: int = Field(
+        ge=0, description="number of images, each of this height and width; 0: they are not decoded yet"
+    )
     height: int = Field(ge=1, le=4096)
     width: int = Field(ge=1, le=4096)
     pixels: bytes = Field(description="uint8 NHWC RGB, row-major")

@@ -3,6 +3,7 @@
     rq:job:{id}              hash: the fields of RQ and of `worker.records`. The keys of a job have no time to live
                              before it ends, and expire `result_ttl_s` later
     rq:queue:ncml:{lane}:{priority}   list: ids of waiting jobs, oldest first
+    rq:queue:ncml:{lane}:held         list: ids of jobs whose input the service is still preparing
     ncml:wake:{lane}         list of at most one entry: wakes an idle worker
     ncml:leases              sorted set: {id}:{token of the attempt} by the time the lease lapses (the server's clock)
     ncml:events:{id}         stream, capped: every change of state, and progress

@@ -5,18 +5,19 @@ in one atomic step. `worker.keys` lists every key.
 """
 
 import asyncio
+import contextlib
 import logging
 import re
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
 
 import redis
 
 from ncml.errors import NcmlError
 from worker.changes import Changes
-from worker.contract import EVENT_ID, JOB_ID, Job, JobStatus, Priority, queue_name
+from worker.contract import EVENT_ID, JOB_ID, Job, JobStatus, Lane, Priority, held_name, queue_name
 from worker.keys import (
     LEASES,
     blob_key,
@@ -123,6 +124,7 @@ class JobQueue:
         owner: str = "",
         files: Sequence[str] = (),
         traceparent: str = "",
+        held_s: float | None = None,
     ) -> str:
         """Put a job in the queue of its lane and priority; return its id.
 
@@ -131,11 +133,15 @@ class JobQueue:
         name the image files. `traceparent` continues the trace of the request in the worker.
         `limit` is the most jobs that may wait in the lane, and `byte_limit` the most bytes of several: `QueueFull`
         beyond them, and when the server's `maxmemory` is nearly reached. One atomic step checks all of this.
+        `held_s`: the job waits where no worker claims it, until `release` adds its input or `end_held` ends it; after
+        this time it expires.
         """
         job_id = job_id or uuid.uuid4().hex
         if not re.fullmatch(JOB_ID, job_id):
             raise ValueError(f"invalid job id {job_id!r}: use at most 64 letters, digits, _ and -")
         lane = job.task.lane
+        if held_s is not None:
+            self._expire_held(held_name(lane))
         record = make_record(
             job,
             job_id,
@@ -144,30 +150,70 @@ class JobQueue:
             owner=owner,
             files=files,
             traceparent=traceparent,
+            origin=queue_name(lane, job.priority) if held_s is None else held_name(lane),
             client=self.redis,
         )
-        answer = self._submit(
-            keys=[job_key(job_id), wake_key(lane), queue_key(queue_name(lane, job.priority))]
+        start_within_s = job.start_within_s if held_s is None else held_s
+        event = status_event(JobStatus.QUEUED)
+        if self._add(lane, job_id, record, limit, byte_limit, start_within_s, event) == b"duplicate":
+            raise DuplicateJob(f"a job with the id {job_id} already exists")
+        return job_id
+
+    def release(self, job_id: str, job: Job, *, byte_limit: int | None = None) -> bool:
+        """Complete a held job and put it in its queue; return False if it has ended meanwhile.
+
+        Raises `QueueFull` as `submit` does; the job is then still held.
+        """
+        record = make_record(
+            job, job_id, result_ttl_s=self.result_ttl_s, fingerprint="", owner="", files=(), traceparent="",
+            origin=queue_name(job.task.lane, job.priority), client=self.redis,
+        )  # fmt: skip
+        fields = {name: record[name] for name in ("data", "origin", "description", "n", "batch_key")}
+        return self._add(job.task.lane, job_id, fields, None, byte_limit, job.start_within_s, "") != b"ended"
+
+    def end_held(self, job_id: str, job: Job, ending: JobEnding) -> None:
+        """End a held job, unless it has ended meanwhile."""
+        origin = held_name(job.task.lane)
+        if self.finish(job_id, origin, ending, place=queue_key(origin)):
+            self.on_end(self.view(job_id))
+
+    def _expire_held(self, name: str) -> None:
+        """End the jobs that services which were killed have left, once they are late."""
+        for job_id in self.redis.lrange(queue_key(name), 0, -1):
+            with contextlib.suppress(JobNotFound):
+                self.view(job_id.decode(errors="replace"))
+
+    def _add(
+        self,
+        lane: Lane,
+        job_id: str,
+        fields: Mapping[str, str | bytes | int | float],
+        limit: int | None,
+        byte_limit: int | None,
+        start_within_s: float,
+        event: str,
+    ) -> bytes:
+        """Write fields of a job and add it to the queue that they name; raise `QueueFull` beyond a limit."""
+        answer: bytes = self._submit(
+            keys=[job_key(job_id), wake_key(lane), queue_key(str(fields["origin"])), queue_key(held_name(lane))]
             + [queue_key(name) for name in queue_names([lane])],
             args=[
                 job_id,
                 -1 if limit is None else limit,
                 -1 if byte_limit is None else byte_limit,
                 lane,
-                job.start_within_s,
-                status_event(JobStatus.QUEUED),
-                *(part for item in record.items() for part in item),
+                start_within_s,
+                event,
+                *(part for item in fields.items() for part in item),
             ],
         )
-        if answer == b"duplicate":
-            raise DuplicateJob(f"a job with the id {job_id} already exists")
         if answer == b"full":
             raise QueueFull(f"{limit} jobs are waiting in the {lane} lane already")
         if answer == b"bytes":
             raise QueueFull(f"the jobs that wait in the {lane} lane hold {byte_limit} bytes already")
         if answer == b"memory":
             raise QueueOutOfMemory("the queue is short of memory until earlier results expire")
-        return job_id
+        return answer
 
     def cancel(self, job_id: str, submitted: float | None = None) -> JobView:
         """Cancel a job; return its view. An ended job does not change.
@@ -259,6 +305,8 @@ class JobQueue:
         is_late = start_by is not None and start_by < time.time() and start_by < self.redis.time()[0]
         if is_late:
             origin = queue_name(view.task.lane, view.priority)
+            if by_name.get("origin") == held_name(view.task.lane).encode():
+                origin = held_name(view.task.lane)
             if self.finish(job_id, origin, JobEnding(JobStatus.EXPIRED, EXPIRED), place=queue_key(origin)):
                 view = self.view(job_id)
                 self.on_end(view)

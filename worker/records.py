@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
-from worker.contract import JOB, Job, JobStatus, Priority, Task, batch_key, queue_name
+from worker.contract import JOB, Job, JobStatus, Priority, Task, batch_key
 from worker.results import Event, JobError, JobView, ModelRef, Timing
 
 VIEW_FIELDS = (
@@ -45,14 +45,15 @@ def make_record(
     owner: str,
     files: Sequence[str],
     traceparent: str,
+    origin: str,
     client: Any,
 ) -> dict[str, str | bytes | int | float]:
-    """Return the fields of a new job's record."""
+    """Return the fields of the record of a new job in the queue `origin`."""
     rq_job = _RQ_JOB.create(
         f"ncml.{job.task}",
         args=(JOB.dump_json(job).decode(),),
         id=job_id,
-        origin=queue_name(job.task.lane, job.priority),
+        origin=origin,
         timeout=max(1, round(job.timeout_s)),
         result_ttl=result_ttl_s,
         failure_ttl=result_ttl_s,

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ncml.errors import InputError
+from ncml.limits import MIN_ESTIMATION_IMAGES
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.integer]
@@ -65,6 +66,21 @@ def check_rate(false_positive_rate: float) -> None:
 def min_ranks(views: int, false_positive_rate: float) -> int:
     """Return the minimum number of ranking images with which each of this number of views can flag an image."""
     return math.ceil(views / false_positive_rate - 1e-9) - 1
+
+
+def check_total(count: int, false_positive_rate: float) -> None:
+    """Raise `InputError` for fewer good images than a calibration needs to estimate and to rank."""
+    check_rate(false_positive_rate)
+    n_rank = min_ranks(1, false_positive_rate)
+    total = MIN_ESTIMATION_IMAGES + n_rank
+    if count < total:
+        is_few_for_rate = count > MIN_ESTIMATION_IMAGES
+        remedy = f", or raise the false-positive rate ({false_positive_rate:g})" if is_few_for_rate else ""
+        raise InputError(
+            "data",
+            f"{count:,} {'image is' if count == 1 else 'images are'} too few: use at least {total} good images, "
+            f"{MIN_ESTIMATION_IMAGES} to estimate and {n_rank} to rank{remedy}.",
+        )
 
 
 def threshold(ranked: Floats, false_positive_rate: float) -> float:

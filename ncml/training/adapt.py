@@ -22,12 +22,11 @@ from ncml.calibration.estimation import calibrate
 from ncml.calibration.power import generate_foreign
 from ncml.calibration.report import describe_suspects
 from ncml.data.dataset import Dataset
-from ncml.data.inventory import counted
 from ncml.errors import InputError, TrainingError
 from ncml.limits import MIN_ESTIMATION_IMAGES
 from ncml.model import Model, load
 from ncml.ood.calibration import Calibration
-from ncml.ood.conformal import check_rate, min_ranks
+from ncml.ood.conformal import check_total, min_ranks
 from ncml.progress import OnProgress, Progress, ignore_progress
 from ncml.runtime import reuse_freed_memory
 from ncml.training.distributed import ProcessGroup
@@ -126,21 +125,11 @@ def adapt(
 
 def split(data: Dataset, false_positive_rate: float) -> tuple[Dataset, Dataset]:
     """Return the estimating and the ranking part of good images, each evenly spread over the folder."""
-    check_rate(false_positive_rate)
-    min_count = min_ranks(1, false_positive_rate)
-    if len(data) < MIN_ESTIMATION_IMAGES + min_count:
-        remedy = (
-            f", or raise the false-positive rate ({false_positive_rate:g})" if len(data) > MIN_ESTIMATION_IMAGES else ""
-        )
-        raise InputError(
-            "data",
-            f"{counted(len(data), 'image')} {'is' if len(data) == 1 else 'are'} too few: use at least "
-            f"{MIN_ESTIMATION_IMAGES + min_count} good images, {MIN_ESTIMATION_IMAGES} to estimate and {min_count} to "
-            f"rank{remedy}.",
-        )
+    check_total(len(data), false_positive_rate)
     images_NHWC = data.images_NHWC
     if bool((images_NHWC == images_NHWC[:1]).all()):
         raise InputError("data", "all images are equal: use images that show how good ones differ.")
+    min_count = min_ranks(1, false_positive_rate)
     return _divide(data, max(MIN_ESTIMATION_IMAGES, min(len(data) - min_count, round(ESTIMATION_SHARE * len(data)))))
 
 

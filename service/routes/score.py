@@ -90,7 +90,8 @@ async def score(request: Request, jobs: Jobs) -> Response:
         )
         return await jobs.run(request, parsed, scan, media)
     statistics = _check_statistics(params, model)
-    images = [await jobs.decode_resized(request, upload, model) for upload in uploads]
+    async with jobs.decoding_limit():
+        images = [await jobs.decode_resized(request, upload, model) for upload in uploads]
     options = params.scoring
     options["map"] |= media == PNG
     job = ScoreJob(

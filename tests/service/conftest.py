@@ -34,6 +34,7 @@ from worker.results import (
     CalibrateResult,
     Event,
     ImagesResult,
+    JobEnding,
     JobError,
     JobView,
     ModelRef,
@@ -140,6 +141,8 @@ class FakeQueue:
     fingerprints: dict[str, str] = field(default_factory=dict)
     owners: dict[str, str] = field(default_factory=dict)
     files: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    held: set[str] = field(default_factory=set)
+    endings: dict[str, JobEnding] = field(default_factory=dict)
     waits: bool = False
     cancels_slowly: bool = False
     refuses: str | None = None
@@ -150,6 +153,11 @@ class FakeQueue:
     @property
     def monitor(self) -> "FakeQueue":
         return self  # it is its own monitor
+
+    @property
+    def claimable(self) -> list[Job]:
+        """The jobs that a worker may compute."""
+        return [job for job_id, (job, _) in self.jobs.items() if job_id not in self.held]
 
     def _check_connection(self) -> None:
         if self.down:
@@ -166,6 +174,7 @@ class FakeQueue:
         owner: str = "",
         files: Sequence[str] = (),
         traceparent: str = "",
+        held_s: float | None = None,
     ) -> str:
         self._check_connection()
         with self.lock:
@@ -180,7 +189,24 @@ class FakeQueue:
             self.fingerprints[job_id] = fingerprint
             self.owners[job_id] = owner
             self.files[job_id] = tuple(files)
+            if held_s is not None:
+                self.held.add(job_id)
         return job_id
+
+    def release(self, job_id: str, job: Job, *, byte_limit: int | None = None) -> bool:
+        self._check_connection()
+        if self.full:
+            raise QueueFull("the jobs that wait hold too many bytes already")
+        if self.view(job_id).status.is_terminal:
+            return False
+        self.jobs[job_id] = (job, time.time())
+        self.held.discard(job_id)
+        return True
+
+    def end_held(self, job_id: str, job: Job, ending: JobEnding) -> None:
+        self._check_connection()
+        if not self.view(job_id).status.is_terminal:
+            self.endings[job_id] = ending
 
     def refusal(self) -> str | None:
         self._check_connection()
@@ -200,12 +226,15 @@ class FakeQueue:
         if job_id not in self.jobs:
             raise JobNotFound("no such job")
         job, at = self.jobs[job_id]
-        ended = time.time() >= at + self.delay_s
+        is_held = job_id in self.held
+        ended = not is_held and time.time() >= at + self.delay_s
         error = self.fails if ended else None
-        status = JobStatus.SUCCEEDED if ended else JobStatus.QUEUED if self.waits else JobStatus.RUNNING
+        status = JobStatus.SUCCEEDED if ended else JobStatus.QUEUED if self.waits or is_held else JobStatus.RUNNING
         is_canceling = job_id in self.canceled and self.cancels_slowly
         if job_id in self.canceled and not is_canceling:
             status, error = JobStatus.CANCELED, CANCELED
+        elif job_id in self.endings:
+            status, error = self.endings[job_id].status, self.endings[job_id].error
         elif error:
             status = JobStatus.EXPIRED if error.reason == "expired" else JobStatus.FAILED
         return JobView(

@@ -6,6 +6,7 @@ python -m tests.service.costly FOLDER    writes them to files
 import io
 import struct
 import sys
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -69,6 +70,16 @@ def flat(form: str, mode: str = "RGB", **options: object) -> bytes:
     """Return the largest image accepted, of one colour."""
     file = io.BytesIO()
     Image.new(mode, (SIDE, SIDE), 0).save(file, form, **options)
+    return file.getvalue()
+
+
+def archive_of_flat_images() -> bytes:
+    """Return a zip of 0.3 MB that unpacks to 562 of the largest flat images, 55 MB in all."""
+    file = io.BytesIO()
+    image = flat("PNG")
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for i in range(562):
+            archive.writestr(f"{i}.png", image)
     return file.getvalue()
 
 

@@ -208,6 +208,42 @@ def test_scores_succeed_beside_expensive_uploads(fleet: Fleet, serve: Callable[.
     assert memory.growth < 100 * MIB
 
 
+@pytest.mark.parametrize("attempts", [pytest.param(1, id="short"), pytest.param(20, marks=SLOW, id="long")])
+def test_calibrations_are_accepted_or_refused_beside_hostile_ones(
+    fleet: Fleet, serve: Callable[..., Service], attempts: int
+) -> None:
+    """Two clients repeatedly send a zip of 562 flat images, which would take a core ten minutes."""
+    fleet.start()
+    service = serve(allow_calibration=1, decode_request_s=10)
+    hostile, over, seconds, statuses = costly.archive_of_flat_images(), threading.Event(), list[float](), Counter[int]()
+
+    def calibrate(host: int, name: str, files: list[tuple[str, tuple[str, bytes]]]) -> int:
+        address = httpx2.HTTPTransport(local_address=f"127.0.0.{host}")
+        with httpx2.Client(base_url=service.url, transport=address, timeout=120) as http:
+            query = {"name": name}
+            return http.post("/calibrate", params=query, files=files, headers={"Prefer": "respond-async"}).status_code
+
+    def attack(host: int) -> None:
+        while not over.is_set():
+            assert calibrate(host, f"hostile-{host}", [("image", ("a.zip", hostile))]) in (202, 503)
+
+    good = [("image", (f"{i}.png", data)) for i, data in enumerate(IMAGES[:40])]
+    with ThreadPoolExecutor(2) as pool:
+        attackers = [pool.submit(attack, host) for host in (2, 3)]
+        try:
+            time.sleep(1)
+            while statuses[202] < attempts:
+                began = time.monotonic()
+                statuses[calibrate(4, f"good-{statuses[202]}", good)] += 1
+                seconds.append(time.monotonic() - began)
+        finally:
+            over.set()
+        for attacker in attackers:
+            attacker.result()
+    print(f"beside two hostile calibrations another is answered within {max(seconds):.1f} s: {dict(statuses)}")
+    assert statuses.keys() <= {202, 503}
+
+
 def test_decoding_ends_when_its_client_is_gone(fleet: Fleet, serve: Callable[..., Service]) -> None:
     fleet.start()
     service = serve(decode_cpu_s=600)

@@ -16,13 +16,13 @@ import redis
 
 from tests.conftest import Valkey, free_port
 from worker.changes import RECONNECT_S
-from worker.contract import GenerateJob, JobStatus, Lane, Pixels, Priority, ScanJob, ScoreJob
+from worker.contract import CalibrateJob, GenerateJob, JobStatus, Lane, Pixels, Priority, ScanJob, ScoreJob
 from worker.descriptors import Batching, ModelDescriptor, Preprocessing, PublishedWorker, WorkerInfo, WorkerState
 from worker.keys import WORKERS, job_key, worker_key
 from worker.leases import Leases
 from worker.queue import DuplicateJob, JobNotFound, JobQueue, QueueError, QueueFull
 from worker.records import parse_job
-from worker.results import CANCELED, JobEnding, JobView, ModelRef, Score, ScoreResult, Timing
+from worker.results import CANCELED, JobEnding, JobError, JobView, ModelRef, Score, ScoreResult, Timing
 
 PIXELS = Pixels(height=2, width=2, data=bytes(range(12)))
 
@@ -537,3 +537,55 @@ def test_a_server_that_refuses_writes_is_detected(queue: JobQueue) -> None:
         queue.redis.config_set("maxmemory", 0)
     assert queue.monitor.refusal() is None
     assert queue.monitor.memory()[1] == 0
+
+
+CALIBRATION = CalibrateJob(model="m", name="new", images=0, height=1, width=2, pixels=b"")
+PREPARED = CALIBRATION.model_copy(update={"images": 2, "pixels": bytes(range(12))})
+
+
+def test_a_held_job_is_claimed_only_after_its_release(queue: JobQueue) -> None:
+    leases = Leases(queue, [Lane.GENERATE], "w")
+    job_id = queue.submit(CALIBRATION, held_s=60)
+    view = queue.view(job_id)
+    assert (view.status, queue.position(view), queue.monitor.depth(Lane.GENERATE)) == ("queued", None, 0)
+    assert not leases.claim(8)[1]
+    with pytest.raises(DuplicateJob):
+        queue.submit(CALIBRATION, job_id=job_id, held_s=60)
+
+    assert queue.release(job_id, PREPARED)
+    assert queue.position(queue.view(job_id)) == 0
+    ((claim,),) = leases.claim(8)[1:]
+    assert parse_job(claim.data) == PREPARED
+    assert queue.view(job_id).created_at == view.created_at
+    assert not queue.release(job_id, PREPARED)
+    assert leases.finish([(claim, JobEnding(JobStatus.CANCELED, CANCELED))])
+    assert not queue.redis.exists("ncml:waiting")
+
+
+def test_a_held_job_can_be_canceled_and_ended_once(queue: JobQueue) -> None:
+    ended: list[JobView] = []
+    queue.on_end = ended.append
+    canceled, failed = (queue.submit(CALIBRATION, held_s=60) for _ in range(2))
+    assert queue.cancel(canceled).status == "canceled"
+    ending = JobEnding(JobStatus.FAILED, JobError(reason="input", field="image", detail="no"))
+    for job_id in (canceled, failed, failed):
+        queue.end_held(job_id, CALIBRATION, ending)
+        assert not queue.release(job_id, PREPARED)
+    assert [(view.id, view.status) for view in ended] == [(canceled, "canceled"), (failed, "failed")]
+    assert queue.view(failed).error == ending.error
+
+
+def test_a_held_job_stays_held_if_its_images_find_no_room(queue: JobQueue) -> None:
+    job_id = queue.submit(CALIBRATION, held_s=60)
+    queue.submit(GenerateJob(model="m"))
+    with pytest.raises(QueueFull):
+        queue.release(job_id, PREPARED, byte_limit=1)
+    assert queue.position(queue.view(job_id)) is None
+    assert queue.release(job_id, PREPARED)
+
+
+def test_a_held_job_that_a_killed_service_left_expires_with_the_next(queue: JobQueue) -> None:
+    left = queue.submit(CALIBRATION, held_s=-2)
+    queue.submit(CALIBRATION, held_s=60)
+    assert queue.redis.hget(job_key(left), "outcome") == b"expired"
+    assert queue.redis.llen("rq:queue:ncml:generate:held") == 1
