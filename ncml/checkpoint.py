@@ -197,6 +197,11 @@ def copy(folder: Path, out: Path) -> None:
             replace_file(out / name, lambda new, name=name: shutil.copyfile(folder / name, new))
 
 
+def copy_bytes(folder: Path) -> int:
+    """Return the size of what `copy` writes, apart from the card."""
+    return sum((folder / name).stat().st_size for name in (WEIGHTS, CONFIG) if (folder / name).is_file())
+
+
 def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[NCPN, Description]:
     """Read a model folder of format 1 or 2: the network in evaluation mode, and its description.
 

@@ -3,7 +3,9 @@
 Does not import torch.
 """
 
+import errno
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -71,6 +73,14 @@ def check_output_folder(path: Path, field: str) -> None:
     nearest = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise InputError(field, f"{path} cannot be written: {nearest} is not a writable folder.")
+
+
+def check_space(folder: Path, size: int) -> None:
+    """Raise `OSError` if the disk of a folder, which need not exist yet, has fewer free bytes than `size`."""
+    nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
+    free = shutil.disk_usage(nearest).free
+    if free < size:
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({size:,} bytes are needed, {free:,} free)", folder)
 
 
 def check_exists(path: Path) -> None:

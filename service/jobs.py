@@ -85,10 +85,14 @@ class JobService:
     async def find_model(self, params: JobParams, task: Task) -> tuple[ModelDescriptor, str | None]:
         """Return the requested model, and its version if the request names one.
 
-        Raises the 503 `Problem` if no worker serves the task, 422 for an unknown model or class.
+        Raises the 503 `Problem` if no worker serves the task, or if the queue refuses what they publish; 422 for an
+        unknown model or class.
         """
         worker_count, models = await anyio.to_thread.run_sync(self.queue.monitor.service, task.lane)
         if not worker_count:
+            if refusal := await anyio.to_thread.run_sync(self.queue.monitor.refusal):  # workers cannot publish either
+                self.metrics.rejected.labels(reason="queue-down").inc()
+                raise Problem(503, f"The queue refuses new jobs: {refusal}.", kind="queue-down")
             self.metrics.rejected.labels(reason="no-worker").inc()
             detail = f"No worker is running for the {task.lane} lane; start one, or retry later."
             raise Problem(503, detail, kind="no-worker")

@@ -53,7 +53,8 @@ def calibrate_copy(
 
     If an earlier attempt at the job has done so, return its result.
 
-    Raises `InputError` for unsuitable images and for a name that exists, `WorkerFault` if no directory is writable.
+    Raises `InputError` for unsuitable images and for a name that exists, `WorkerFault` if no directory is writable, and
+    if its disk is full.
     """
     described = f"{model.version}|{job.false_positive_rate}|{hashlib.sha256(job.pixels).hexdigest()}"
     request = hashlib.sha256(described.encode()).hexdigest()
@@ -80,6 +81,9 @@ def calibrate_copy(
     except InputError as error:
         raise InputError("image" if error.field == "data" else error.field, error.detail) from error
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            log.error("the new model cannot be written: %s", error, extra={"job": job_id})
+            raise WorkerFault("the disk of the new models is full: the operator must free space on it.") from error
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
         return _read_result(folder, request)

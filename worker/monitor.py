@@ -38,7 +38,7 @@ class QueueMonitor:
         try:
             return "it is short of memory" if self._probe(keys=[PROBE]) == b"memory" else None
         except redis.ResponseError as error:
-            return str(error).partition(" script:")[0].rstrip(".")  # without the place in the script
+            return refusal_reason(error)
 
     def memory(self) -> tuple[int, int]:
         """Return the bytes that the server uses, and its limit; 0 for no limit."""
@@ -100,6 +100,11 @@ class QueueMonitor:
         }
         parsed = [worker for worker in workers.values() if worker]
         return sorted(parsed, key=lambda worker: (worker.info.started_at, worker.info.name))
+
+
+def refusal_reason(error: redis.ResponseError) -> str:
+    """Return what the server gives as its reason for refusing a command, without the place in the script."""
+    return str(error).partition(" script:")[0].rstrip(".")
 
 
 def _parse_worker(payload: bytes) -> PublishedWorker | None:

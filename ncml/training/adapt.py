@@ -7,6 +7,7 @@ else, so p-values stay valid.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tempfile
 import time
@@ -27,6 +28,7 @@ from ncml.limits import MIN_ESTIMATION_IMAGES
 from ncml.model import Model, load
 from ncml.ood.calibration import Calibration
 from ncml.ood.conformal import check_total, min_ranks
+from ncml.paths import check_space
 from ncml.progress import OnProgress, Progress, ignore_progress
 from ncml.runtime import reuse_freed_memory
 from ncml.training.distributed import ProcessGroup
@@ -40,6 +42,9 @@ ESTIMATION_SHARE = 2 / 7
 
 POWER_IMAGES = 60
 """Number of ranking images on which power is measured; the 100 of `ncml calibrate` would take most of the time."""
+
+CALIBRATION_BYTES = 1000
+"""Bytes of a calibration for each image, at least: the bundled model's have about 200."""
 
 TRAINING_SHARE = 0.6
 """Share of the images for estimation on which the model is fine-tuned; the others decide whether it is kept, and then
@@ -74,9 +79,11 @@ def adapt(
     names: names of the images, for the report on those that are unlike the others.
     batch_size: number of images that the calibration measures at once.
     on_message: called with each decision.
-    Raises `InputError` for too few images, for images that are all equal, and for a folder `out` of something else.
+    Raises `InputError` for too few images, for images that are all equal, and for a folder `out` of something else;
+    `OSError` for a disk without space for the copy, before anything is computed.
     """
     checkpoint.check_copy(model.folder, out, changing=max_seconds > 0)
+    check_space(out, checkpoint.copy_bytes(model.folder) + CALIBRATION_BYTES * len(data))
     estimating, ranking = split(data, false_positive_rate)
     on_message(f"{len(estimating)} images are used to estimate, {len(ranking)} to rank")
     training = selecting = estimating
@@ -85,8 +92,9 @@ def adapt(
         _check_fine_tuning(model, training, selecting, false_positive_rate)
     foreign = generate_foreign(model, on_progress)
     selected, fine_tuned = model, False
-    with tempfile.TemporaryDirectory() as folder:
+    with contextlib.ExitStack() as stack:  # which keeps the files of the candidate until the selected model is copied
         if max_seconds:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
             candidate = _fine_tune(model, training, Path(folder) / out.resolve().name, max_seconds, device, on_progress)
             before, after = (
                 _detected(m, selecting, false_positive_rate, batch_size, on_progress) for m in (model, candidate)

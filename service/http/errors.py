@@ -16,6 +16,7 @@ from starlette.routing import BaseRoute, Match
 from ncml.errors import InputError, TooLarge
 from service.http.problems import Problem, as_sentence, invalid_field, invalid_fields, truncate
 from service.http.validation import field_errors
+from worker.monitor import refusal_reason
 from worker.queue import JobNotFound
 
 log = logging.getLogger(__name__)
@@ -59,8 +60,10 @@ def add_exception_handlers(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
 
     async def on_redis_error(request: Request, error: Exception) -> JSONResponse:
         log.error("the queue fails: %s", error)
-        fault = "refuses the request" if isinstance(error, ResponseError) else "is unreachable"
-        return respond(request, Problem(503, f"The queue {fault}; retry in a few seconds.", kind="queue-down"))
+        detail = "The queue is unreachable; retry in a few seconds."
+        if isinstance(error, ResponseError):
+            detail = f"The queue refuses the request: {refusal_reason(error)}."
+        return respond(request, Problem(503, detail, kind="queue-down"))
 
     app.add_exception_handler(Problem, on_problem)
     app.add_exception_handler(InputError, on_input_error)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import redis
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 from starlette.types import Message
@@ -22,8 +23,8 @@ from ncml.images import to_png
 from service.app import from_environment
 from service.http.middleware import RequestLogFormatter, request_id
 from service.http.protocol import MAX_HEAD_BYTES
-from service.jobs import MAX_UNPACKING
 from service.metrics import Metrics
+from service.preparation import MAX_PREPARATIONS
 from service.settings import Settings
 from worker.contract import GenerateJob, JobStatus, Lane
 from worker.queue import JobQueue
@@ -126,6 +127,31 @@ def test_a_service_whose_queue_refuses_jobs_is_not_ready(client: TestClient, que
     assert response.json()["detail"] == "The queue refuses new jobs: it is short of memory."
     queue.refuses = None
     assert client.get("/readyz").status_code == 200
+
+
+FULL_DISK = "MISCONF Errors writing to the AOF file: No space left on device"
+
+
+def test_workers_that_cannot_publish_to_a_full_disk_are_not_called_missing(client: TestClient, queue) -> None:
+    queue.infos, queue.refuses = [], FULL_DISK
+    response = client.post("/score", files=[("image", IMAGE)])
+    assert response.status_code == 503
+    assert response.json()["type"] == "urn:ncml:problem:queue-down"
+    assert response.json()["detail"] == f"The queue refuses new jobs: {FULL_DISK}."
+    queue.refuses = None
+    assert client.post("/score", files=[("image", IMAGE)]).json()["type"] == "urn:ncml:problem:no-worker"
+
+
+def test_a_command_that_the_queue_refuses_is_explained(
+    client: TestClient, queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise redis.ResponseError(f"{FULL_DISK} script: 1a2b, on @user_script:57.")
+
+    monkeypatch.setattr(queue, "submit", refuse)
+    response = client.post("/score", files=[("image", IMAGE)])
+    assert response.status_code == 503
+    assert response.json()["detail"] == f"The queue refuses the request: {FULL_DISK}."
 
 
 def test_two_applications_have_separate_metrics(new_client: Callable[..., TestClient]) -> None:
@@ -309,7 +335,8 @@ def test_the_api_page_lists_the_default_limits() -> None:
         str(default["max_images"]),
         str(default["max_tiles"]),
         str(default["max_calibration_images"]),
-        str(MAX_UNPACKING),
+        f"1; {MAX_PREPARATIONS}",
+        f"{default['decode_request_s']:g} s",
         f"{default['max_waiting']}; {mib('max_waiting_bytes')}",
         str(default["max_streams"]),
         f"{default['max_receiving_bytes'] // 2**21} MiB; {mib('max_receiving_bytes')}",

@@ -1,5 +1,6 @@
 """The engine through its pipe: jobs that are dropped while they are computed, and calibrations."""
 
+import errno
 import os
 import shutil
 import sys
@@ -220,3 +221,31 @@ def test_calibration_is_off_by_default_and_needs_a_writable_directory(
         calibrating.calibrate_copy(model, calibration(60), "job", [directory], lambda _: None)
     assert str(tmp_path) not in str(fault.value)
     assert str(directory) in caplog.text
+
+
+def test_a_full_disk_is_noticed_before_a_calibration_computes(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, stages = load_model(model_folder, device="cpu"), list[str]()
+
+    def calibrate() -> None:
+        calibrating.calibrate_copy(model, calibration(60), "job", [tmp_path], lambda step: stages.append(step.stage))
+
+    usage = shutil.disk_usage(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+        with pytest.raises(WorkerFault, match="the disk of the new models is full") as fault:
+            calibrate()
+    assert not stages
+    assert "bytes are needed, 1,000 free" in caplog.text
+    assert str(tmp_path) in caplog.text
+    assert str(tmp_path) not in str(fault.value)
+
+    def fill(*_: object) -> None:  # the disk fills meanwhile
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("ncml.training.adapt.report.save", fill)
+    with pytest.raises(WorkerFault, match="the disk of the new models is full"):
+        calibrate()
+    assert "power" in stages
+    assert not list(tmp_path.iterdir())

@@ -1,6 +1,7 @@
 """One command from a folder of good images to a calibrated detector."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,6 +68,19 @@ def test_a_folder_becomes_a_detector(
     assert model.calibration is None  # the model itself is not changed
     assert cli.main(["adapt", "good", "--model", str(model.folder), "--out", "good"]) == 2
     assert "good exists and is not a model folder" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_reported_before_anything_is_computed(
+    model: ncml.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nets.save_images(tmp_path / "good", good(60).images_NHWC.numpy())
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    monkeypatch.setattr(adapting, "calibrate", lambda *_, **__: pytest.fail("it computes"))
+    out = tmp_path / "mine"
+    assert cli.main(["adapt", str(tmp_path / "good"), "--model", str(model.folder), "--out", str(out)]) == 2
+    assert f"ncml: {out}: No space left on device (" in capsys.readouterr().err
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("is_stronger", [True, False])
