@@ -33,6 +33,9 @@ BATCH = 64
 REQUEST = 16
 """Images of a batch if several batches are in progress: few, so that the workers of a service share them evenly."""
 
+MAX_KNOWN = 1000
+"""Files of a batch, most of which need not be scored."""
+
 MAX_MESSAGES = 5
 """Unreadable files that are reported individually."""
 
@@ -74,21 +77,45 @@ class SkippedFiles:
             print(f"ncml: {count} {'file was' if count == 1 else 'files were'} skipped", file=sys.stderr)
 
 
-def score_batches(paths: Iterable[Path], scorer: Scorer) -> Iterator[list[Row]]:
-    """Yield the rows of the files, batch by batch in their order."""
-    paths = iter(paths)
-    batches = iter(lambda: list(itertools.islice(paths, scorer.batch_size)), [])
+def score_batches(
+    paths: Iterable[Path], scorer: Scorer, begin: Callable[[Path], Row] = lambda path: {}
+) -> Iterator[list[Row]]:
+    """Yield the rows of the files, batch by batch in their order.
+
+    begin: returns the cells of a file that are known before it is scored; with "file" among them, it is not scored.
+    """
+    batches = _batches(paths, scorer.batch_size, begin)
+
+    def complete(batch: list[tuple[Path, Row]]) -> list[Row]:
+        unscored = [path for path, row in batch if "file" not in row]
+        scored = iter(scorer.score(unscored) if unscored else [])
+        return [row if "file" in row else next(scored) | row for _, row in batch]
+
     if scorer.concurrency == 1:
-        yield from map(scorer.score, batches)
+        yield from map(complete, batches)
         return
     pool = ThreadPoolExecutor(scorer.concurrency)
     try:
-        pending = deque(pool.submit(scorer.score, batch) for batch in itertools.islice(batches, scorer.concurrency))
+        pending = deque(pool.submit(complete, batch) for batch in itertools.islice(batches, scorer.concurrency))
         while pending:
             yield pending.popleft().result()
-            pending.extend(pool.submit(scorer.score, batch) for batch in itertools.islice(batches, 1))
+            pending.extend(pool.submit(complete, batch) for batch in itertools.islice(batches, 1))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # requests that wait for the queue could take an hour
+
+
+def _batches(paths: Iterable[Path], size: int, begin: Callable[[Path], Row]) -> Iterator[list[tuple[Path, Row]]]:
+    """Yield the files with their rows, in batches of `size` that are not scored yet, or of many that are."""
+    batch: list[tuple[Path, Row]] = []
+    unscored = 0
+    for path in paths:
+        batch.append((path, begin(path)))
+        unscored += "file" not in batch[-1][1]
+        if unscored == size or len(batch) == MAX_KNOWN:
+            yield batch
+            batch, unscored = [], 0
+    if batch:
+        yield batch
 
 
 def image_scorer(

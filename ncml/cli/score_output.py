@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ncml.cli.earlier_rows import DISCOVERY, STAMP_COLUMNS, EarlierRows, count_current, stamp
 from ncml.cli.rows import Row, Scorer, SkippedFiles, score_batches
 from ncml.cli.table import Table, part_of
 from ncml.cli.terminal import progress_bar
@@ -17,7 +18,7 @@ from ncml.ood import conformal
 from ncml.paths import list_files, printable
 from ncml.progress import Progress
 
-TEXT_COLUMNS = ("file", "view", "model", "calibration", "statistic", "class", "error")
+TEXT_COLUMNS = ("file", "view", "modified", "model", "calibration", "statistic", "class", "error")
 
 
 @dataclass(frozen=True)
@@ -80,18 +81,31 @@ def score_to_table(
     constants: dict[str, str],
     skipped: SkippedFiles,
 ) -> Row:
-    """Write a row for every file, resuming an interrupted run; returns the table's summary."""
+    """Write a row for every file, resuming an interrupted run; returns the table's summary.
+
+    Rows of a finished table are kept for files that have not changed, unless heat maps are to be written as well.
+    """
     total = sum(1 for _ in files)
     if not total:
         raise InputError("files", _no_image_in(files))
-    table = Table(output, (*columns, *constants, "error"), texts=TEXT_COLUMNS, constants=constants)
-    paths = iter(files)
-    last_done = list(itertools.islice(paths, table.done - 1, table.done)) if table.done else []
+    table = Table(output, (*columns, *STAMP_COLUMNS, *constants, "error"), texts=TEXT_COLUMNS, constants=constants)
+    last_done = list(itertools.islice(files, table.done - 1, table.done)) if table.done else []
     if [printable(path) for path in last_done] != [table.last] * bool(table.done):
         raise InputError("output", f"{table.part} was started on other files: remove it, or choose another --output.")
+    table.keep(count_current(table, files))
+    paths = itertools.islice(files, table.done, None)
+    earlier = None if files.maps else EarlierRows(table)
+    kept = 0
+
+    def begin(path: Path) -> Row:
+        row = earlier.find(path) if earlier else None
+        nonlocal kept
+        kept += row is not None
+        return row or stamp(path)  # before the file is read, so that the next run notices a later change
+
     try:
         with progress_bar() as on_progress:
-            for rows in score_batches(paths, scorer):
+            for rows in score_batches(paths, scorer, begin):
                 table.add(_to_cells(row) for row in rows)
                 table.done += len(rows)
                 on_progress(Progress("score", table.done, total))
@@ -103,14 +117,14 @@ def score_to_table(
     if not count:
         table.part.unlink()
         raise InputError("files", skipped.messages[0] if skipped.messages else "no image could be read.")
-    summary: Row = {"output": str(output), "images": count, "skipped": table.done - count}
+    summary: Row = {"output": str(output), "images": count, "kept": kept, "skipped": table.done - count}
     summary["flagged"] = int(sum(table.numbers("is_ood")))
     if fdr is None:
         table.finish()
         return summary
     p = np.array(table.numbers("p_value"))
     largest = conformal.largest_discovery(p, fdr)
-    table.finish({"discovery": lambda row: str(int(float(row["p_value"]) <= largest)) if row["p_value"] else ""})
+    table.finish({DISCOVERY: lambda row: str(int(float(row["p_value"]) <= largest)) if row["p_value"] else ""})
     return summary | {"fdr": fdr, "discoveries": int((p <= largest).sum())}
 
 
@@ -149,6 +163,8 @@ def format_summary(summary: Row) -> str:
     if "discoveries" in summary:
         text += f", {summary['discoveries']} discoveries at a false discovery rate of {summary['fdr']:g}"
         text += summary.get("fdr_limit", "")
+    if summary.get("kept"):
+        text += f", {summary['kept']:,} of them unchanged since the table was written"
     return text + (f": {summary['output']}" if "output" in summary else "")
 
 

@@ -6,6 +6,7 @@ of memory when the table is finished, and none before.
 
 import array
 import csv
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -89,6 +90,15 @@ class Table:
         """Return one column without its empty cells, 8 bytes a row."""
         return array.array("d", (float(row[column]) for row in self.rows() if row[column]))
 
+    def keep(self, count: int) -> None:
+        """Drop all rows but the first `count`."""
+        if count == self.done:
+            return
+        new = self.path.with_name(f".{self.part.name}.new")
+        _write_csv(new, self.columns, self.texts, itertools.islice(self.rows(), count))
+        new.replace(self.part)
+        self.done = count
+
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows; they are on disk when this returns. Missing cells are empty."""
         with self.part.open("a", newline="", encoding="utf-8") as file:
@@ -130,6 +140,19 @@ def _write_parquet(path: Path, columns: list[str], texts: set[str], rows: Iterab
                 writer.write_table(pyarrow.Table.from_pylist(block, schema))
                 block.clear()
         writer.write_table(pyarrow.Table.from_pylist(block, schema))
+
+
+def column_names(path: Path) -> list[str]:
+    """Return the columns of a finished table; raises `InputError` if it is damaged, and `OSError`."""
+    try:
+        if path.suffix == ".parquet":
+            from pyarrow import parquet
+
+            return list(parquet.ParquetFile(path).schema_arrow.names)
+        with path.open(newline="", encoding="utf-8") as file:
+            return next(csv.reader(file), [])
+    except (ValueError, csv.Error) as error:
+        raise InputError("table", f"{path} is not a table.") from error
 
 
 def read(path: Path, columns: Sequence[str], *, optional: Sequence[str] = ()) -> Iterator[Row]:

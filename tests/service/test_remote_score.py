@@ -64,8 +64,8 @@ def test_a_folder_is_scored_by_a_service_into_the_same_table(run: Run, queue, mo
     *scored, bad = table(tmp_path / "scores.csv")
     assert [float(row["bpd"]) for row in scored] == list(range(80, 120, 2))
     assert list(scored[0]) == [
-        "file", "bpd", "log_likelihood", "score", "p_value", "is_ood", "model", "calibration", "statistic", "error",
-        "discovery",
+        "file", "bpd", "log_likelihood", "score", "p_value", "is_ood", "bytes", "modified", "model", "calibration",
+        "statistic", "error", "discovery",
     ]  # fmt: skip
     assert (scored[0]["model"], scored[0]["calibration"]) == (model.version[:12], "c0" * 6)
     assert (scored[0]["statistic"], scored[-1]["is_ood"]) == ("multiscale", "1")
