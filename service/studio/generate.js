@@ -67,5 +67,7 @@ function expectationText({ name, classes, metrics, width, height }) {
   if (fidelity === undefined) return `${size} How often they show their class was not measured: run ncml tune.`;
   const percent = (share) => `${Math.round(100 * share)}%`;
   const comparison = real === undefined ? "" : `, against ${percent(real)} of real ones`;
-  return `${size} With its default settings, a classifier recognises the class of ${percent(fidelity)} of them${comparison}.`;
+  const recognised = `a classifier recognises the class of ${percent(fidelity)} of them${comparison}`;
+  const limits = "People may recognise fewer: images can have only the colours, textures and layout of their class.";
+  return `${size} With its default settings, ${recognised}. ${limits}`;
 }

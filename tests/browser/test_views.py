@@ -795,6 +795,7 @@ def test_the_page_states_what_to_expect_of_the_images(studio) -> None:
     page.route("**/models", with_fidelity)
     page.reload()
     expect(expectation).to_contain_text("a classifier recognises the class of 60% of them, against 78%")
+    expect(expectation).to_contain_text("People may recognise fewer")
     page.locator("#view-generate summary").click()
     expect(page.locator("#view-generate .defaults")).to_contain_text("Defaults of tiny: noise of 10 grey levels")
     fields = page.locator("#view-generate")
