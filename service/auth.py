@@ -43,7 +43,8 @@ class ApiKeyAuth:
             fault = "The API key is not valid" if key else "An API key is required"
             raise Problem(
                 401,
-                f"{fault}; send it as Authorization: Bearer KEY, or as X-API-Key.",
+                f"{fault}; send it as Authorization: Bearer KEY or X-API-Key, with ncml score --api-key, or with "
+                "Client(api_key=...).",
                 kind="unauthorized",
                 headers={"WWW-Authenticate": "Bearer"},
             )

@@ -1,5 +1,6 @@
 """Make docs/samples.png and docs/refinement.png with the bundled model: `python scripts/docs/samples.py`."""
 
+import argparse
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ DOCS = ROOT / "docs"
 
 def main() -> None:
     """Generate sixteen images of each class, not selected, and ten seeds with each of six methods."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.set_num_threads(1)
     model = ncml.load(ROOT / "models" / "cifar10")
     classes = [(name, model.generate(16, classes=name, seeds=16 * i)) for i, name in enumerate(model.classes)]

@@ -3,6 +3,7 @@
 Needs Chromium. Seeds are fixed, so that images change only with the model and the page.
 """
 
+import argparse
 import io
 import os
 import shutil
@@ -138,6 +139,7 @@ def defect(page: Page, save: Save) -> None:
 
 def main() -> None:
     """Capture every view with the bundled model, and tiles with one calibrated on a wall."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     browser_path = shutil.which("chromium") or shutil.which("google-chrome")
     if not browser_path:
         sys.exit("no chromium is installed: apt-get install chromium")

@@ -7,6 +7,7 @@ brick.png is scikit-image's, CC0. Writes docs/tiles.png, and docs/stained.png fo
 prints the figures of docs/ood-method.md.
 """
 
+import argparse
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -33,6 +34,7 @@ DEFECT = (150, 90, 194, 122)
 
 def main() -> None:
     """Calibrate the model, scan both walls, and draw the figure."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     wall = images.open_image(BRICK)[128:384, 256:]
     stained = stain(wall, np.random.default_rng(1))
     Image.fromarray(stained).save(DOCS / "stained.png", optimize=True)
