@@ -6,6 +6,7 @@ byte, or never reads its response would stay open and keep the unread data in me
 
 import asyncio
 import json
+import select
 import socket
 import struct
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from service.http.problems import MEDIA_TYPE, RETRY_AFTER_S, Problem
 
 MAX_HEAD_BYTES = 64 * 2**10
 """Maximum bytes of a request's line and headers."""
+
+RESET_CHECK_S = 0.25
+"""Seconds between two checks of whether a client that sends nothing more is gone."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._limits = limits
         self._deadline: asyncio.TimerHandle | None = None
         self._read_deadline: asyncio.TimerHandle | None = None
+        self._reset_check: asyncio.TimerHandle | None = None
         self._is_in_head = False
         self._is_refused = False
         self._head_bytes = self._header_bytes = 0
@@ -55,7 +60,37 @@ class BoundedProtocol(HttpToolsProtocol):
         """Cancel the deadlines of the connection."""
         self._set_deadline(None)
         self._cancel_read_deadline()
+        if self._reset_check:
+            self._reset_check.cancel()
         super().connection_lost(exc)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Return whether the connection stays open: the client may have shut down its sending side only.
+
+        Until something is sent to it, a client that is gone looks the same. Therefore it is sent an interim response,
+        which clients discard, and the system of a client that is gone resets the connection. Clients of HTTP/1.0, which
+        may not be sent interim responses, and those that follow a stream count as gone.
+        """
+        cycle: Any = self.cycle  # None before the first request
+        if self._is_refused or self._is_in_head or cycle is None or cycle.response_complete or cycle.more_body:
+            return False
+        if cycle.scope["http_version"] == "1.0" or cycle.chunked_encoding:
+            return False
+        cycle.keep_alive = False
+        if not cycle.response_started and not self.pipeline:  # otherwise, the connection is amid a response
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._reset_check = self.loop.call_later(RESET_CHECK_S, self._check_reset)
+        return True
+
+    def _check_reset(self) -> None:
+        """Close a connection that the client's system has reset: the event loop does not notice it after the end."""
+        connection: socket.socket = self.transport.get_extra_info("socket")
+        poll = select.poll()
+        poll.register(connection.fileno(), 0)
+        if poll.poll(0):
+            self.transport.abort()
+        else:
+            self._reset_check = self.loop.call_later(RESET_CHECK_S, self._check_reset)
 
     def data_received(self, data: bytes) -> None:
         """Parse data, and check the size of an unfinished head."""

@@ -129,6 +129,16 @@ def test_a_client_that_does_not_read_its_responses_is_disconnected(port: int) ->
     assert answers(port)
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_client_that_has_shut_down_its_sending_side_gets_its_responses(port: int, count: int) -> None:
+    connection = send(port, count * b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    connection.shutdown(socket.SHUT_WR)
+    received = answer(connection).removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
+    assert received.startswith(b"HTTP/1.1 503 ")
+    assert received.count(b'"urn:ncml:problem:not-ready"') == count
+    assert answers(port)
+
+
 def test_uploads_beyond_the_limit_are_refused(port: int) -> None:
     head = HEAD.replace(b"1000", b"500000") + b"\r\n"
     connections = [send(port, head + bytes(300_000)) for _ in range(2)]  # more than half of the limit from one client
