@@ -22,6 +22,7 @@ from service.http.middleware import (
 from service.http.openapi import install_openapi
 from service.http.origins import OriginMiddleware
 from service.http.pages import install_docs, install_studio
+from service.http.stopping import Stop
 from service.jobs import JobService
 from service.keys import KeyFile, KeyFileError
 from service.metrics import Metrics
@@ -58,9 +59,9 @@ def create_app(settings: Settings, queue: JobQueue, tracer: "Tracer | None" = No
     """Create the application on a queue, which it closes on shutdown; `tracer` records a trace of each request."""
 
     @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+    async def lifespan(_: FastAPI) -> AsyncGenerator[dict[str, Stop]]:
         jobs_service.start()
-        yield
+        yield {"stop": stop}
         await jobs_service.close()
         await queue.aclose()
         queue.close()
@@ -75,8 +76,8 @@ def create_app(settings: Settings, queue: JobQueue, tracer: "Tracer | None" = No
         redoc_url=None,
         lifespan=lifespan,
     )
-    metrics = Metrics(queue, settings.ready_lanes)
-    app.state.jobs = jobs_service = JobService(settings, queue, metrics)
+    metrics, stop = Metrics(queue, settings.ready_lanes), Stop()
+    app.state.jobs = jobs_service = JobService(settings, queue, metrics, stop)
     routers = _add_routers(app, settings, metrics)
     install_openapi(app)
     install_docs(app)
@@ -87,7 +88,7 @@ def create_app(settings: Settings, queue: JobQueue, tracer: "Tracer | None" = No
         max_body_bytes=settings.max_body_bytes,
         max_receiving_bytes=settings.max_receiving_bytes,
     )
-    app.add_middleware(UnexpectedErrorMiddleware)
+    app.add_middleware(UnexpectedErrorMiddleware, stop=stop)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -28,6 +28,7 @@ from service.http.deferred import DeferredResponse
 from service.http.negotiation import JSON, WaitPreference, idempotency_key, wait_preference
 from service.http.problems import RETRY_AFTER_S, Problem, as_sentence, invalid_field
 from service.http.requests import ParsedRequest, Upload
+from service.http.stopping import Stop
 from service.http.validation import FieldError
 from service.metrics import Metrics
 from service.params import JobParams, Params
@@ -53,10 +54,11 @@ MEMORY_RETRY_AFTER_S = 60
 class JobService:
     """Selects models, decodes images and runs jobs for the routes; one per application."""
 
-    def __init__(self, settings: Settings, queue: JobQueue, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, queue: JobQueue, metrics: Metrics, stop: Stop) -> None:
         self.settings = settings
         self.queue = queue
         self.metrics = metrics
+        self.stop = stop
         self.streams = StreamLimit(settings.max_streams, metrics)
         self._results, self._turns = ResultLimit(), RenderingTurns()
         self.decoders = DecoderPool(
@@ -197,6 +199,7 @@ class JobService:
         key = idempotency_key(request.headers)
         owner, client = str(request.state.owner), client_name(request)
         traceparent = str(request.state.traceparent)
+        request.state.interruption.lift()  # from here on, the response reports the job
         submit = functools.partial(self._submit, job, parsed, key, request.url.path, owner, traceparent)
         if prepare is None:
             job_id, _ = await anyio.to_thread.run_sync(submit, limiter=self._scans if job.task is Task.SCAN else None)
@@ -210,8 +213,10 @@ class JobService:
             try:
                 view = await self.wait(receive, job_id, preference, cancels=not key)
                 await self.respond(view, media, preference, client, scope, receive, send)
-            except RedisError as error:  # the job is accepted, so the client needs its address
-                log.error("waiting for the job %s failed: %s", job_id, error)
+            except (RedisError, asyncio.CancelledError) as error:  # the client needs the address
+                if scope["state"]["has_begun"]:
+                    raise
+                log.error("waiting for the job %s failed: %r", job_id, error)
                 await job_response(submitted(), None, RETRY_AFTER_S, 202)(scope, receive, send)
 
         return DeferredResponse(respond)
@@ -299,14 +304,15 @@ class JobService:
     async def wait(
         self, receive: Receive, job_id: str, preference: WaitPreference, *, cancels: bool = False
     ) -> JobView:
-        """Return the job once it has ended or the client waits no longer.
+        """Return the job once it has ended, the client waits no longer, or the service must answer before it stops.
 
         With `cancels`, a client that disconnects while it waits cancels the job.
         """
         disconnect = asyncio.ensure_future(_disconnected(receive))
         try:
-            view = await self.queue.wait(job_id, preference.wait_s, disconnect)
-            if disconnect.done():
+            with self.stop.due.calls(disconnect.cancel):
+                view = await self.queue.wait(job_id, preference.wait_s, disconnect)
+            if disconnect.done() and not disconnect.cancelled():
                 disconnect.result()  # raises the `Problem` of a body that is too large
                 if cancels:
                     view = await anyio.to_thread.run_sync(self.queue.cancel, job_id)

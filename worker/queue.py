@@ -371,8 +371,10 @@ class JobQueue:
             log.warning("the preview of the job %s is damaged", job_id)
             return None
 
-    async def events(self, job_id: str, after: str = "0", *, tick_s: float = TICK_S) -> AsyncGenerator[Event | None]:
-        """Yield every event after the event id `after`, up to the one with a terminal status.
+    async def events(
+        self, job_id: str, after: str = "0", *, tick_s: float = TICK_S, until: "asyncio.Future[None] | None" = None
+    ) -> AsyncGenerator[Event | None]:
+        """Yield every event after the event id `after`, up to the one with a terminal status or until `until` is done.
 
         Yields None whenever nothing happened for `tick_s`, so that the caller can send a keep-alive or check the time.
         Raises `JobNotFound` if there is no such job. To leave early, call `await generator.aclose()`.
@@ -380,12 +382,14 @@ class JobQueue:
         if not re.fullmatch(EVENT_ID, after):
             raise JobNotFound(f"job {job_id[:64]!r} has no event {after[:64]!r}")
         async with self._changes.follow(job_id, progress=True) as follower:
+            if until:
+                until.add_done_callback(lambda _: follower.wake())
             while True:
                 events, view = await asyncio.to_thread(self._events_after, job_id, after)
                 for event in events:
                     after = event.id
                     yield event
-                if view is None or view.status.is_terminal:
+                if view is None or view.status.is_terminal or (until and until.done()):
                     return
                 pause_s = 0.0 if events else _pause_s(view, tick_s)
                 del events, view  # thousands of streams wait here

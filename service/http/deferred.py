@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.http.origins import OPEN_PATHS
+from service.http.stopping import Stop
 
 log = logging.getLogger(__name__)
 
@@ -47,20 +48,27 @@ class RouteLimit:
         return contextlib.nullcontext() if has_body or scope["path"] in OPEN_PATHS else self._slots
 
 
-async def call_and_respond(app: ASGIApp, scope: Scope, receive: Receive, send: Send, limit: RouteLimit) -> None:
+async def call_and_respond(
+    app: ASGIApp, scope: Scope, receive: Receive, send: Send, limit: RouteLimit, stop: Stop
+) -> None:
     """Call an application; if it defers its response, release what it put into the scope and send the response.
 
     Exceptions of the deferred response become problem documents, as those of routes do; if it has begun, it is cut off.
+    A stop interrupts the route with a 503 `Problem`, unless its response has begun or it has lifted the interruption
+    in the scope's state.
     """
     inherited = scope.keys() | {"route", "starlette.exception_handlers"}
-    async with contextlib.AsyncExitStack() as slot:
+    async with stop.interruption() as interruption, contextlib.AsyncExitStack() as slot:
+        scope["state"]["interruption"] = interruption
         await slot.enter_async_context(limit.slot(scope))
 
         async def send_without_slot(message: Message) -> None:
+            interruption.lift()
             await slot.aclose()
             await send(message)
 
         await app(scope, receive, send_without_slot)
+    del scope["state"]["interruption"]
     if "deferred" not in scope["state"]:
         return
     respond, *channels = scope["state"].pop("deferred")

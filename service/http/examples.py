@@ -10,7 +10,10 @@ REQUEST_ID = "5f0c1a7be2d94c38"
 
 PROBLEMS: dict[int, dict[str | None, str]] = {
     400: {"malformed": "The body is not valid JSON: expected value at line 1 column 1."},
-    401: {"unauthorized": "An API key is required; send it as Authorization: Bearer KEY, or as X-API-Key."},
+    401: {
+        "unauthorized": "An API key is required; send it as Authorization: Bearer KEY or X-API-Key, with ncml score "
+        "--api-key, or with Client(api_key=...)."
+    },
     403: {
         "priority": "priority: high is reserved for certain API keys; send normal or low.",
         "calibration-off": "Calibration is off in this service; start it with NCML_ALLOW_CALIBRATION=1, or run ncml "
@@ -51,6 +54,7 @@ PROBLEMS: dict[int, dict[str | None, str]] = {
         "not-ready": "No worker with a loaded model serves the generate lane yet.",
         "queue-down": "The queue is unreachable; retry in a few seconds.",
         "no-room": "There is no space for another upload; retry in a few seconds.",
+        "stopping": "The service is stopping; send the request again in a few seconds.",
     },
     504: {
         "job-timeout": "The job ran for more than 600 s; request fewer images or steps at once.",

@@ -1,5 +1,6 @@
 """ASGI middleware: request ids, access log, metrics, security headers, and unexpected errors."""
 
+import asyncio
 import contextvars
 import logging
 import re
@@ -13,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.http.deferred import RouteLimit, call_and_respond
 from service.http.problems import Problem
+from service.http.stopping import Stop, stopping
 from service.metrics import Metrics
 from worker import traces
 from worker.logs import JsonFormatter, configure
@@ -107,9 +109,10 @@ class UnexpectedErrorMiddleware:
     It is inside the CORS middleware, so that pages of other origins can read these responses as well.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, stop: Stop) -> None:
         self.app = app
         self._route_limit = RouteLimit()
+        self._stop = stop
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -117,9 +120,15 @@ class UnexpectedErrorMiddleware:
             await self.app(scope, receive, send)
             return
         try:
-            await call_and_respond(self.app, scope, receive, send, self._route_limit)
+            await call_and_respond(self.app, scope, receive, send, self._route_limit, self._stop)
         except ClientDisconnect:
             log.debug("the client disconnected while sending its body")
+        except Problem as problem:  # of an interrupted route
+            await problem.response(scope["state"]["request_id"])(scope, receive, send)
+        except asyncio.CancelledError:  # the process ends, although the request is not answered
+            if scope["state"]["has_begun"]:
+                raise
+            await stopping().response(scope["state"]["request_id"])(scope, receive, send)
         except Exception:
             log.exception("unexpected error")
             if scope["state"]["has_begun"]:  # the status is sent, so only closing the connection can report the error

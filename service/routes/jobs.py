@@ -1,5 +1,6 @@
 """/jobs: state, result, preview, events, cancellation and deletion of a job."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable
 from typing import Annotated
@@ -19,6 +20,7 @@ from service.http.deferred import DeferredResponse
 from service.http.negotiation import JSON, NPZ, PNG, ZIP, Format, negotiate, wait_preference
 from service.http.openapi import BINARY, header_parameters, problem_responses
 from service.http.problems import Problem
+from service.http.stopping import Stop
 from service.http.validation import EVENT_ID, JOB_ID
 from service.jobs import Jobs
 from service.rendering import CALIBRATE_OFFERS, IMAGE_OFFERS, SCORE_OFFERS
@@ -210,6 +212,8 @@ async def preview(job_id: JobId, request: Request, jobs: Jobs) -> Response:
 async def events(job_id: JobId, request: Request, jobs: Jobs, last_event_id: LastEventId = "0") -> Response:
     """Stream the events of a job as server-sent events. `Last-Event-ID` resumes an interrupted stream.
 
+    If the service stops, the last event is `stopping`: follow the job again.
+
     ```
     curl -N localhost:8000/jobs/$ID/events
     curl -N -H 'Last-Event-ID: 1767268800115-0' localhost:8000/jobs/$ID/events
@@ -217,13 +221,14 @@ async def events(job_id: JobId, request: Request, jobs: Jobs, last_event_id: Las
     """
     view = await jobs.view(request, job_id)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    events = jobs.queue.events(job_id, last_event_id)
+    is_stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    events = jobs.queue.events(job_id, last_event_id, until=is_stopping)
     first = await _next_event(events) if view.status.is_terminal else None
     if view.status.is_terminal and first is None:
         return Response(status_code=204)  # no more events: a browser's EventSource stops reconnecting
     client = client_name(request)
     jobs.streams.open(client)
-    stream = _stream(job_id, first, events)
+    stream = _stream(job_id, first, events, jobs.stop, is_stopping)
     return DeferredResponse(_ClosingStream(stream, lambda: jobs.streams.close(client), headers, "text/event-stream"))
 
 
@@ -252,14 +257,25 @@ async def _next_event(events: AsyncGenerator[Event | None]) -> Event | None:
     return None
 
 
-async def _stream(job_id: str, first: Event | None, events: AsyncGenerator[Event | None]) -> AsyncGenerator[bytes]:
-    """Yield the events as server-sent events, those in `events` after `first`."""
+async def _stream(
+    job_id: str,
+    first: Event | None,
+    events: AsyncGenerator[Event | None],
+    stop: Stop,
+    is_stopping: "asyncio.Future[None]",
+) -> AsyncGenerator[bytes]:
+    """Yield the events as server-sent events, those in `events` after `first`; a stop sets `is_stopping`."""
     yield format_sse_event(comment="hello")  # sends the headers before the first event
-    async with contextlib.aclosing(events):
-        if first:
-            yield _sse(job_id, first)
-        async for event in events:
-            yield _sse(job_id, event)
+    with stop.begun.calls(lambda: is_stopping.set_result(None)):
+        async with contextlib.aclosing(events):
+            event = first
+            if first:
+                yield _sse(job_id, first)
+            async for event in events:
+                yield _sse(job_id, event)
+    if is_stopping.done() and not (event and event.status and event.status.is_terminal):
+        data = '{"detail": "The service is stopping; follow the job again with Last-Event-ID."}'
+        yield format_sse_event(event="stopping", data_str=data)
 
 
 def _sse(job_id: str, event: Event | None) -> bytes:

@@ -80,6 +80,7 @@ function streamer(id, onEvent) {
     onAlive();
     if (response.status === 204) return requestJson(`jobs/${id}`); // the job has ended, and there are no more events
     for await (const event of messages(response.body, restart)) {
+      if (event.name === "stopping") return null; // the service restarts
       lastId = event.id || lastId;
       const data = JSON.parse(event.data);
       onEvent(event.name === "progress" ? { progress: data } : { status: event.name });

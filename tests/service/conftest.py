@@ -351,7 +351,9 @@ class FakeQueue:
             await asyncio.sleep(0.005)
         return view
 
-    async def events(self, job_id: str, after: str = "0", *, tick_s: float = 15.0) -> AsyncGenerator[Event | None]:
+    async def events(
+        self, job_id: str, after: str = "0", *, tick_s: float = 15.0, until: asyncio.Future[None] | None = None
+    ) -> AsyncGenerator[Event | None]:
         if not after[0].isdigit():
             raise JobNotFound("no such event")
         events = [
@@ -359,11 +361,13 @@ class FakeQueue:
             Event(id="2-0", kind="status", status=JobStatus.RUNNING),
             Event(id="3-0", kind="progress", progress=self.view(job_id).progress),
             None,
-            Event(id="4-0", kind="status", status=(await self.wait(job_id, 5)).status),
         ]
         for event in events:
             if event is None or int(event.id[0]) > int(after[0]):
                 yield event
+        status = (await self.wait(job_id, 5, until)).status
+        if int(after[0]) < 4 and not (until and until.done() and not status.is_terminal):
+            yield Event(id="4-0", kind="status", status=status)
 
     def ping(self) -> bool:
         self._check_connection()

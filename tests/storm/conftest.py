@@ -31,9 +31,9 @@ def serve(valkey_url: str, tmp_path: Path) -> Iterator[Callable[..., Service]]:
     """Start a service with this limit of open files and these settings, once workers serve both lanes."""
     with contextlib.ExitStack() as stack:
 
-        def start(files: int = 8192, **settings: object) -> Service:
+        def start(files: int = 8192, graceful_s: int = 35, **settings: object) -> Service:
             port, log = free_port(), tmp_path / "service.log"
-            command = [sys.executable, "-m", "service", "--port", str(port)]
+            command = [sys.executable, "-m", "service", "--port", str(port), "--graceful-s", str(graceful_s)]
             environment = {f"NCML_{name.upper()}": str(value) for name, value in settings.items()}
             with log.open("wb") as out:
                 process = subprocess.Popen(

@@ -9,6 +9,7 @@ import json
 import os
 import random
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from tests.memory import Peak
 from tests.service import costly
 from tests.service.hostile import corpus
 from tests.storm.service import MIB, SLOW, Service
-from tests.worker.fleet import Fleet
+from tests.worker.fleet import Fleet, generate
 from tests.worker.synthetic import write_model
 
 IMAGES = [to_png(np.full((8, 8, 3), level, np.uint8)) for level in range(256)]
@@ -263,6 +264,71 @@ def test_decoding_ends_when_its_client_is_gone(fleet: Fleet, serve: Callable[...
     assert service.process.children(recursive=True)
     with service.client() as http:
         assert http.post("/score", files={"image": IMAGES[0]}).status_code == 200
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_the_job_of_a_client_that_is_gone_is_canceled(
+    fleet: Fleet, serve: Callable[..., Service], version: str
+) -> None:
+    write_model(fleet.models, batch_s=600.0, image_s=0.0)
+    fleet.start()
+    service = serve()
+    with socket.create_connection(("127.0.0.1", service.port)) as connection:
+        head = f"POST /generate HTTP/{version}\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
+        connection.sendall(head.encode())
+        (key,) = eventually(lambda: fleet.queue.redis.keys("rq:job:*"))
+    job_id = key.decode().removeprefix("rq:job:")
+    eventually(lambda: fleet.queue.view(job_id).status == "canceled" or fleet.queue.view(job_id).is_canceling)
+
+
+# Stops
+
+
+@pytest.mark.parametrize("stops", [1, pytest.param(50, marks=SLOW)])
+def test_every_request_is_answered_before_the_service_ends(
+    fleet: Fleet, serve: Callable[..., Service], stops: int
+) -> None:
+    """38 clients: each gets the address of its job, its result, or a 503 that says that there is no job."""
+    write_model(fleet.models, batch_s=0.2, image_s=0.0)
+    fleet.start(max_batch=1)
+    hostile = costly.progressive_jpeg(costly.SIDE, 100)
+    writers: list[asyncio.StreamWriter] = []
+
+    async def request(port: int, head: str, body: bytes = b"", missing: int = 0) -> asyncio.StreamReader:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        kind = "Content-Type: image/png\r\n" if body else ""
+        head = f"{head} HTTP/1.1\r\nHost: localhost\r\n{kind}Content-Length: {len(body) + missing}\r\n\r\n"
+        writer.write(head.encode() + body)
+        await writer.drain()
+        writers.append(writer)
+        return reader
+
+    async def stop(service: Service, followed: list[str], after_s: float) -> list[list[str]]:
+        port = service.port
+        generating = [request(port, f"POST /generate?seed={i}") for i in range(24)]
+        following = [request(port, f"GET /jobs/{job_id}/events") for job_id in followed]
+        decoding = [request(port, "POST /score", hostile) for _ in range(3)]
+        arriving = [request(port, "POST /score", IMAGES[0], 100) for _ in range(3)]
+        groups = [await asyncio.gather(*group) for group in (generating, following, decoding, arriving)]
+        await asyncio.sleep(after_s)
+        service.process.terminate()
+        answers = [[(await reader.read()).decode("latin-1") for reader in group] for group in groups]
+        for writer in writers:
+            writer.close()
+        return answers
+
+    for i in range(stops):
+        service = serve(graceful_s=5, decode_cpu_s=600)
+        followed = [fleet.queue.submit(generate(seed=seed)) for seed in range(8)]
+        generated, streams, decoded, arrived = asyncio.run(stop(service, followed, random.Random(i).uniform(1, 2)))
+        for answer in generated:
+            assert answer.startswith(("HTTP/1.1 200 ", "HTTP/1.1 202 ", "HTTP/1.1 503 ")), answer[-500:]
+            assert "\r\nlocation: /jobs/" in answer.lower() or not answer.startswith("HTTP/1.1 202 ")
+        assert all("event: stopping" in stream or "event: succeeded" in stream for stream in streams)
+        assert all(answer.startswith(("HTTP/1.1 200 ", "HTTP/1.1 503 ")) for answer in decoded)
+        assert all('"urn:ncml:problem:stopping"' in answer for answer in arrived)
+        assert service.process.wait(60) in (0, None)
+        fleet.cancel_waiting()
 
 
 # Who asked

@@ -15,7 +15,7 @@ import psutil
 from ncml.images import to_png
 from tests.conftest import eventually
 from tests.worker.synthetic import HEIGHT, WIDTH
-from worker.contract import CompleteJob, GenerateJob, JobStatus, Pixels, ScanJob, ScoreJob
+from worker.contract import CompleteJob, GenerateJob, JobStatus, Lane, Pixels, ScanJob, ScoreJob
 from worker.queue import JobQueue
 from worker.results import ImagesResult, JobView
 
@@ -123,6 +123,13 @@ class Fleet:
         )
         leaked = [key for key in redis.keys("*") if redis.ttl(key) == -1 and not key.startswith(permanent_prefixes)]
         assert leaked == []
+
+    def cancel_waiting(self) -> None:
+        """Cancel the jobs that wait, and wait for those that run."""
+        for lane in Lane:
+            for job_id in self.queue.redis.lrange(f"rq:queue:ncml:{lane}:normal", 0, -1):
+                self.queue.cancel(job_id.decode())
+        eventually(lambda: self.queue.redis.zcard("ncml:leases") == 0)
 
     def stop(self) -> None:
         for process in self.processes:
