@@ -4,7 +4,7 @@ AUROC, share detected at 5%, false positives and seconds an image.
 
     pip install conformal-clip-data elpv-dataset
     python benchmarks/defects.py [--quick] [--tile N] [--overlap SHARE] [--sets textiles cells]
-                                 [--methods bundled detector patches pooled]
+                                 [--methods bundled detector patches pooled likelihood linear4 linear24 brightness]
 
 Textiles are 250x250 RGB, with local or global defects; cells are photographs of solar cells, 300x300 grey, sound or
 certainly defective. (The data of elpv-dataset is CC-BY-NC-SA: it is measured with, and not part of this project.) Each
@@ -13,6 +13,9 @@ method is calibrated on 100 good images, and sees no defect before it is tested 
 bundled: the bundled model, its tiles calibrated. detector: the same after fine-tuning on crops of further good images,
 as `ncml train detector` does it. patches: distances of EfficientNet-Lite0's patch features from the nearest ones of
 good images, as PatchCore does it. pooled: scikit-learn's local outlier factor on that network's pooled features.
+likelihood: the view `likelihood` of detectors, by the bundled model `detector-base`. linear4, linear24: a linear
+predictor of each pixel from the 4 or 24 pixels before it within 1 or 3 rows and columns, estimated by least squares.
+brightness: the distance of the mean brightness from the median of good images.
 
 `--quick` tests 10 images of each kind, and trains for 2 minutes. Seconds are CPU time of one thread, so other programs
 on the machine do not change them much.
@@ -35,6 +38,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.ndimage import uniform_filter
 from sklearn.metrics import roc_auc_score
 
 import ncml
@@ -47,6 +51,8 @@ from ncml.images.tiling import OVERLAP, Tiling
 from ncml.network.ncpn import NCPN
 from ncml.ood import conformal
 from ncml.ood.tiles import scan
+from ncml.ood.views.likelihood import LikelihoodView
+from ncml.progress import ignore_progress
 from ncml.runtime import use_full_precision
 from ncml.training.distributed import SINGLE_PROCESS
 from ncml.training.precision import without_emulation
@@ -234,6 +240,70 @@ def pooled(image_set: ImageSet, minutes: float) -> tuple[Scorer, dict[str, Any]]
     return score, _ranked(score, image_set)
 
 
+def likelihood(image_set: ImageSet, minutes: float) -> tuple[Scorer, dict[str, Any]]:
+    """Estimate the view `likelihood` of detectors, with the bundled base; combined: the largest standardised score."""
+    readers = [lambda path=path: images.open_image(path) for path in image_set.calibration[:ESTIMATING]]
+    estimated = LikelihoodView.estimate(readers, np.arange(ESTIMATING), device="cpu", on_progress=ignore_progress)
+    typical = {name: (np.median(own_N), own_N.std()) for name, own_N in estimated.scores.items()}
+
+    def score(image_HWC: Pixels) -> dict[str, float]:
+        scores = {name: measured.score for name, measured in estimated.view.measure(image_HWC).items()}
+        combined = max((scores[name] - median) / deviation for name, (median, deviation) in typical.items())
+        return scores | {"combined": float(combined)}
+
+    return score, _ranked(score, image_set)
+
+
+def linear(image_set: ImageSet, minutes: float, *, radius: int) -> tuple[Scorer, dict[str, Any]]:
+    """Estimate a linear predictor of grey pixels; an image scores by its residuals, in windows and as a whole."""
+    estimating = [images.open_image(path) for path in image_set.calibration[:ESTIMATING]]
+    products, targets = 0.0, 0.0
+    for image_HWC in estimating:
+        before_PK, pixel_P = _causal_neighbours(image_HWC, radius)
+        products, targets = products + before_PK.T @ before_PK, targets + before_PK.T @ pixel_P
+    coefficients_K = np.linalg.solve(products, targets)
+
+    def measure_residuals(image_HWC: Pixels) -> NDArray[np.float64]:
+        before_PK, pixel_P = _causal_neighbours(image_HWC, radius)
+        residual_P = pixel_P - before_PK @ coefficients_K
+        log_HW = np.log(np.abs(residual_P).reshape(image_HWC.shape[0] - radius, -1) + 0.5)
+        peak = uniform_filter(log_HW, 5).max() - log_HW.mean()
+        windows = uniform_filter(log_HW, 32)[16:-16, 16:-16]
+        return np.array([peak, windows.max(), -windows.min(), log_HW.mean(), -log_HW.mean()])
+
+    typical = np.stack([measure_residuals(image_HWC) for image_HWC in estimating])
+
+    def score(image_HWC: Pixels) -> dict[str, float]:
+        standard = (measure_residuals(image_HWC) - np.median(typical, 0)) / typical.std(0)
+        return {"combined": float(standard.max())}
+
+    return score, _ranked(score, image_set)
+
+
+def _causal_neighbours(image_HWC: Pixels, radius: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the grey pixels before each one within a radius, [P, K], and itself, [P], minus the mean of all."""
+    grey_HW = image_HWC.mean(2)
+    grey_HW = grey_HW - grey_HW.mean()
+    height, width = grey_HW.shape
+    offsets = [(down, right) for down in range(-radius, 1) for right in range(-radius, radius + 1)]
+    columns = [
+        grey_HW[radius + down : height + down, radius + right : width - radius + right].ravel()
+        for down, right in offsets
+        if (down, right) <= (0, 0)
+    ]
+    return np.stack(columns[:-1], 1), columns[-1]
+
+
+def brightness(image_set: ImageSet, minutes: float) -> tuple[Scorer, dict[str, Any]]:
+    """Score the distance of an image's mean brightness from the median of the estimating images."""
+    typical = np.median([images.open_image(path).mean() for path in image_set.calibration[:ESTIMATING]])
+
+    def score(image_HWC: Pixels) -> dict[str, float]:
+        return {"brightness": abs(float(image_HWC.mean()) - float(typical))}
+
+    return score, _ranked(score, image_set)
+
+
 def _ranked(score: Scorer, image_set: ImageSet) -> dict[str, Any]:
     """Return the thresholds of a method at the rate, from the ranking images."""
     rows = [score(images.open_image(path)) for path in image_set.calibration[ESTIMATING:]]
@@ -287,7 +357,16 @@ def measure(name: str, image_set: ImageSet, score: Scorer, calibrated: Mapping[s
 print_line = functools.partial(print, flush=True)
 
 SETS = {"textiles": textiles, "cells": cells}
-METHODS = {"bundled": bundled, "detector": detector, "patches": patches, "pooled": pooled}
+METHODS = {
+    "bundled": bundled,
+    "detector": detector,
+    "patches": patches,
+    "pooled": pooled,
+    "likelihood": likelihood,
+    "linear4": functools.partial(linear, radius=1),
+    "linear24": functools.partial(linear, radius=3),
+    "brightness": brightness,
+}
 
 if __name__ == "__main__":
     main()

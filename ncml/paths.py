@@ -13,7 +13,10 @@ from typing import NoReturn
 from ncml.errors import InputError, ModelError, suggestion
 
 BUNDLED_MODEL = "cifar10"
-"""The name of the model that comes with this package."""
+"""The name of the model that comes with this package, and that is the default."""
+
+DETECTOR_BASE = "detector-base"
+"""The name of the bundled model that only scores, on which detectors are built."""
 
 
 def search_path() -> tuple[Path, ...]:

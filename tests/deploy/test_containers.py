@@ -208,7 +208,11 @@ def test_a_trained_model_is_served(stack: Stack, workspace: Path) -> None:
     )
     assert served[0]["version"] == trained["model"]["version"]
     assert stack.score(workspace / "pictures" / "dark" / "0.png", "mine")["model"]["version"] == served[0]["version"]
-    assert {m["name"] for m in httpx2.get(f"{stack.url}/models").json()["models"]} == {"cifar10", "mine"}
+    assert {m["name"] for m in httpx2.get(f"{stack.url}/models").json()["models"]} == {
+        "cifar10",
+        "detector-base",
+        "mine",
+    }
 
 
 def test_a_client_calibrates_a_model_where_that_is_allowed(stack: Stack) -> None:

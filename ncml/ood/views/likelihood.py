@@ -1,0 +1,307 @@
+"""The view `likelihood`: how surprising an image's pixels are to a small network, at its own and at halved sizes.
+
+A network without attention gives every pixel its bits/dim in one pass (`likelihood_maps`). Three scores, each the
+largest over the scales, which are standardised by good images:
+
+- `likelihood_mean`: Mahalanobis distance of the image's mean bits/dim and of their variation, fine and coarse, at all
+  scales together. It finds processing: blur, noise, compression.
+- `likelihood_window`: the largest Mahalanobis distance of a window's mean and deviation. It finds changes of a region.
+- `likelihood_peak`: the largest mean of 5x5 pixels, minus that of the image. It finds small marks on even ground.
+
+The network's weights are stored with the view, so that it does not depend on another model folder.
+
+Shapes: N images, S scales, M measurements, R and C rows and columns of windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from ncml import checkpoint
+from ncml.config import Config
+from ncml.errors import InputError, ModelError
+from ncml.network.ncpn import NCPN
+from ncml.ood.conformal import Floats
+from ncml.ood.measurements import window_excess
+from ncml.ood.views.gaussian import ShrunkenGaussian
+from ncml.ood.views.likelihood_maps import NOISE, Precision, Windows, bits_map, halved, measure_windows, scales_of
+from ncml.ood.views.protocol import Estimated, Measurement, Pixels, Reader, Stored
+from ncml.paths import DETECTOR_BASE, find_model
+from ncml.progress import OnProgress, Progress
+
+MAX_SCALES = 4
+"""The image's own size, and at most three halvings."""
+STEP = 8
+"""Pixels between neighbouring windows, whose side is the model's."""
+CELL = 8
+"""Pixels of a cell of the map of `likelihood_peak`."""
+BLOCK = 4
+"""Side of the blocks whose means vary coarsely."""
+MIN_DEVIATION = 1e-3
+"""Smallest standard deviation of a measurement, in bits/dim or in their logarithm."""
+NAMES = ("likelihood_mean", "likelihood_window", "likelihood_peak")
+
+
+@dataclass(frozen=True)
+class ScaleMeasurements:
+    """An image at one scale."""
+
+    whole_M: Floats
+    """Mean bits/dim, and the logarithm of their deviation over pixels and over means of 4x4."""
+    windows: Windows
+    peak: float
+    peak_hw: NDArray[np.float32]
+    """The largest excess in each cell."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over windows, which add up over images."""
+
+    count: float
+    sum_M: Floats
+    products_MM: Floats
+
+    @classmethod
+    def of(cls, windows: Windows) -> Self:
+        """Sum over an image."""
+        values_NM = _stack(windows).reshape(-1, 2)
+        return cls(float(len(values_NM)), values_NM.sum(0), values_NM.T @ values_NM)
+
+
+@dataclass(frozen=True)
+class LikelihoodView:
+    """Gaussians of the bits/dim of good images, and the network that computes them."""
+
+    kind: ClassVar[str] = "likelihood"
+
+    network: NCPN
+    precision: Precision
+    whole: ShrunkenGaussian
+    """Of the measurements of the whole image at all scales."""
+    windows: tuple[ShrunkenGaussian, ...]
+    """Of a window, by scale."""
+    typical_KS2: Floats
+    """Mean and deviation over good images of the largest distance of a window and of the peak, by scale."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the scores."""
+        return NAMES
+
+    @property
+    def scales(self) -> int:
+        """At how many sizes an image is judged."""
+        return len(self.windows)
+
+    @property
+    def description(self) -> str:
+        """The sizes, in one sentence."""
+        sizes = ("its own size", "half of it", "a quarter", "an eighth")[: self.scales]
+        return f"the likelihood of pixels is compared at {', '.join(sizes)}"
+
+    @classmethod
+    def estimate(
+        cls,
+        readers: Sequence[Reader],
+        scenes_N: NDArray[np.int64],
+        *,
+        device: str,
+        on_progress: OnProgress,
+        network: NCPN | None = None,
+        precision: Precision = "fp32",
+    ) -> Estimated:
+        """Estimate the Gaussians. network: one without attention; None: that of the bundled base of detectors."""
+        network = network or checkpoint.load(find_model(DETECTOR_BASE), device)[0].requires_grad_(False)
+        _check(network)
+        side = _side(network)
+        rows: list[list[ScaleMeasurements]] = []
+        for reader in readers:
+            rows.append(_measure(network, reader(), precision))
+            on_progress(Progress("likelihood", len(rows), len(readers)))
+        scales = min(map(len, rows))
+        if not scales:
+            raise InputError(
+                "data", f"images must have at least {side} pixels in each direction: leave smaller ones out."
+            )
+        rows = [row[:scales] for row in rows]
+        whole_NM = np.stack([_whole(row) for row in rows])
+        moments = [[Moments.of(measurements.windows) for measurements in row] for row in rows]
+        own_whole_N, own_NKS = np.empty(len(rows)), np.empty((len(rows), 2, scales))
+        for scene in np.unique(scenes_N):
+            is_own_N = scenes_N == scene
+            others = [row for row, is_own in zip(moments, is_own_N, strict=True) if not is_own]
+            gaussians = _window_gaussians(others)
+            whole = ShrunkenGaussian.estimate(whole_NM[~is_own_N], MIN_DEVIATION)
+            for index in np.flatnonzero(is_own_N):
+                own_whole_N[index] = whole.distance(whole_NM[index])
+                own_NKS[index] = _extremes(rows[index], gaussians)
+        scores_KN = np.empty((2, len(rows)))
+        for index, scene in enumerate(scenes_N):
+            scores_KN[:, index] = _standardise(own_NKS[index], _typical(own_NKS[scenes_N != scene])).max(1)
+        view = cls(
+            network,
+            precision,
+            ShrunkenGaussian.estimate(whole_NM, MIN_DEVIATION),
+            _window_gaussians(moments),
+            _typical(own_NKS),
+        )
+        return Estimated(view, dict(zip(NAMES, (own_whole_N, *scores_KN), strict=True)))
+
+    def measure(self, image_HWC: Pixels) -> dict[str, Measurement]:
+        """Score an image; raise `InputError` for one that is too small for the smallest scale."""
+        row = _measure(self.network, image_HWC, self.precision, self.scales)
+        if len(row) < self.scales:
+            height, width = image_HWC.shape[:2]
+            least = _side(self.network) * 2 ** (self.scales - 1)
+            raise InputError("image", f"an image of {width} x {height} pixels is too small: it must have {least}.")
+        standard_KS = _standardise(_extremes(row, self.windows), self.typical_KS2)
+        window_scale, peak_scale = standard_KS.argmax(1)
+        windows = row[window_scale].windows
+        distances_RC = self.windows[window_scale].distance(_stack(windows))
+        return {
+            NAMES[0]: Measurement(float(self.whole.distance(_whole(row)))),
+            NAMES[1]: Measurement(float(standard_KS[0].max()), _spread(distances_RC, _side(self.network) // STEP)),
+            NAMES[2]: Measurement(float(standard_KS[1].max()), row[peak_scale].peak_hw),
+        }
+
+    def store(self) -> Stored:
+        """Return the Gaussians, and the network with its configuration and precision."""
+        tensors: dict[str, NDArray[np.float32]] = {"typical": self.typical_KS2.astype(np.float32)}
+        for name, gaussian in (("whole", self.whole), *((f"window{i}", g) for i, g in enumerate(self.windows))):
+            for part in ("mean_M", "deviation_M", "precision_MM"):
+                tensors[f"{name}.{part}"] = getattr(gaussian, part).astype(np.float32)
+        for name, weight in self.network.state_dict().items():
+            tensors[f"network.{name}"] = weight.float().cpu().contiguous().numpy()
+        values = {
+            "config": self.network.config.to_json(),
+            "precision": self.precision,
+            "noise": NOISE,
+            "scales": self.scales,
+        }
+        return Stored(tensors, values)
+
+    @classmethod
+    def load(cls, stored: Stored, *, device: str) -> Self:
+        """Read the Gaussians and build the network."""
+        values, tensors = stored.values, stored.tensors
+        if values["precision"] not in ("fp32", "bf16") or values["noise"] != NOISE:
+            raise ModelError(
+                f"its view of the likelihood was made in {values['precision']} at {values['noise']} grey levels of "
+                "noise, which this ncml does not compute: make the detector again with ncml adapt"
+            )
+        network = NCPN(Config.from_json(values["config"]))
+        _check(network)
+        prefix = "network."
+        weights = {
+            name.removeprefix(prefix): torch.from_numpy(np.array(array, np.float32))
+            for name, array in tensors.items()
+            if name.startswith(prefix)
+        }
+        try:
+            network.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError("its weights do not match its configuration") from error
+        network = network.to(device).eval().requires_grad_(False).channels_last()
+        scales = int(values["scales"])
+
+        def gaussian(name: str, M: int) -> ShrunkenGaussian:
+            parts = [np.asarray(tensors[f"{name}.{part}"], float) for part in ("mean_M", "deviation_M", "precision_MM")]
+            if [part.shape for part in parts] != [(M,), (M,), (M, M)]:
+                raise ValueError(f"its Gaussian {name} has another shape")
+            return ShrunkenGaussian(*parts)
+
+        typical_KS2 = np.asarray(tensors["typical"], float)
+        if typical_KS2.shape != (2, scales, 2):
+            raise ValueError("its typical values have another shape")
+        windows = tuple(gaussian(f"window{index}", 2) for index in range(scales))
+        return cls(network, values["precision"], gaussian("whole", 3 * scales), windows, typical_KS2)
+
+
+def _check(network: NCPN) -> None:
+    if any(level.attention for level in network.config.model.levels):
+        raise ModelError("its network has attention, and the view of the likelihood needs one without: choose another.")
+
+
+def _side(network: NCPN) -> int:
+    return min(network.config.model.height, network.config.model.width)
+
+
+def _measure(
+    network: NCPN, image_HWC: Pixels, precision: Precision, max_scales: int = MAX_SCALES
+) -> list[ScaleMeasurements]:
+    """Measure an image at its own and at halved sizes, as many as it has."""
+    height, width = image_HWC.shape[:2]
+    side = _side(network)
+    row: list[ScaleMeasurements] = []
+    for _ in range(min(max_scales, scales_of(height, width, side))):
+        bits_HW = bits_map(network, image_HWC, precision=precision)
+        excess_HW = window_excess(-np.log(2) * 3 * bits_HW[None])[0]
+        cells = F.max_pool2d(excess_HW[None].float(), CELL, ceil_mode=True)[0]
+        double_HW = bits_HW.double()
+        blocks_HW = F.avg_pool2d(double_HW[None], BLOCK)
+        deviations = [torch.log(values.std(correction=0) + 1e-3).item() for values in (double_HW, blocks_HW)]
+        whole_M = np.array([double_HW.mean().item(), *deviations])
+        windows = measure_windows(bits_HW, side, STEP)
+        row.append(ScaleMeasurements(whole_M, windows, float(excess_HW.max()), cells.cpu().numpy()))
+        image_HWC = halved(image_HWC)
+    return row
+
+
+def _whole(row: Sequence[ScaleMeasurements]) -> Floats:
+    return np.concatenate([measurements.whole_M for measurements in row])
+
+
+def _stack(windows: Windows) -> Floats:
+    """Return the measurements of windows, [R, C, 2]."""
+    return np.stack([windows.mean_RC, windows.log_deviation_RC], 2)
+
+
+def _window_gaussians(moments_NS: Sequence[Sequence[Moments]]) -> tuple[ShrunkenGaussian, ...]:
+    """Return the Gaussian of the windows of all images, by scale."""
+    gaussians: list[ShrunkenGaussian] = []
+    for moments_N in zip(*moments_NS, strict=True):
+        count = sum(moments.count for moments in moments_N)
+        mean_M = np.stack([moments.sum_M for moments in moments_N]).sum(0) / count
+        products_MM = np.stack([moments.products_MM for moments in moments_N]).sum(0) / count
+        covariance_MM = products_MM - np.outer(mean_M, mean_M)
+        deviation_M = np.sqrt(np.maximum(np.diag(covariance_MM), MIN_DEVIATION**2))
+        correlation_MM = covariance_MM / np.outer(deviation_M, deviation_M)
+        precision_MM = np.linalg.inv(correlation_MM + MIN_DEVIATION * np.eye(len(mean_M)))
+        parts = (np.asarray(part, np.float64) for part in (mean_M, deviation_M, precision_MM))
+        gaussians.append(ShrunkenGaussian(*parts))
+    return tuple(gaussians)
+
+
+def _extremes(row: Sequence[ScaleMeasurements], gaussians: Sequence[ShrunkenGaussian]) -> Floats:
+    """Return the largest distance of a window, and the peak, by scale: [2, S]."""
+    distances_S = [
+        float(gaussian.distance(_stack(measurements.windows)).max())
+        for measurements, gaussian in zip(row, gaussians, strict=True)
+    ]
+    return np.array([distances_S, [measurements.peak for measurements in row]])
+
+
+def _typical(extremes_NKS: Floats) -> Floats:
+    """Return the mean and the deviation of extremes over images, [2, S, 2]."""
+    deviation_KS = np.maximum(extremes_NKS.std(0), MIN_DEVIATION)
+    return np.stack([extremes_NKS.mean(0), deviation_KS], 2)
+
+
+def _standardise(extremes_KS: Floats, typical_KS2: Floats) -> Floats:
+    return (extremes_KS - typical_KS2[..., 0]) / typical_KS2[..., 1]
+
+
+def _spread(values_RC: Floats, cells: int) -> NDArray[np.float32]:
+    """Return the mean over the windows that cover each cell; a window covers `cells` of them in each direction."""
+    values = F.pad(torch.from_numpy(values_RC)[None, None], (cells - 1,) * 4)
+    counts = F.pad(torch.ones(1, 1, *values_RC.shape, dtype=torch.float64), (cells - 1,) * 4)
+    means = F.avg_pool2d(values, cells, 1) / F.avg_pool2d(counts, cells, 1)
+    return means[0, 0].float().numpy()

@@ -1,0 +1,194 @@
+"""The view `likelihood`: one pass over an image of any size, at several scales."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ncml.config import Config
+from ncml.errors import InputError, ModelError
+from ncml.network.likelihood import bits_per_dim, from_uint8, log_mixture
+from ncml.network.ncpn import NCPN
+from ncml.network.sde import broadcast_to, make_sde
+from ncml.ood.views import likelihood
+from ncml.ood.views.likelihood import NAMES, LikelihoodView
+from ncml.ood.views.likelihood_maps import NOISE, bits_map, context_rows, halved, measure_windows, scales_of
+from ncml.ood.views.protocol import Estimated, Stored
+from ncml.progress import ignore_progress
+from tests.ncml import nets
+
+LEVELS = {"one block": ((4, 0), (4, 0), (6, 1)), "more blocks": ((4, 1), (6, 2)), "one level": ((4, 1),)}
+
+
+def config(levels: tuple[tuple[int, int], ...] = LEVELS["one block"]) -> Config:
+    return nets.config(levels, height=16, width=16, attention=False, classes=(), orientations=False)
+
+
+@pytest.fixture(scope="module")
+def network() -> NCPN:
+    return nets.network(config(), dtype=torch.float32)
+
+
+def good_image(seed: int, height: int = 50, width: int = 67) -> np.ndarray:
+    """Return noise on a slow gradient: every good image has the same texture."""
+    rng = np.random.default_rng(seed)
+    slope = np.linspace(90, 160, width)[None, :, None] + rng.uniform(-4, 4)
+    return np.clip(np.rint(slope + 6 * rng.standard_normal((height, width, 3))), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def estimated(network: NCPN) -> Estimated:
+    readers = [lambda seed=seed: good_image(seed) for seed in range(12)]
+    return LikelihoodView.estimate(
+        readers, np.arange(12) // 2, device="cpu", on_progress=ignore_progress, network=network
+    )
+
+
+@pytest.mark.parametrize("levels", LEVELS.values(), ids=LEVELS)
+def test_strips_equal_one_pass(levels: tuple[tuple[int, int], ...]) -> None:
+    net = nets.network(config(levels), dtype=torch.float64)
+    image = good_image(0, context_rows(net.config.model) + 51, 13)
+    whole = bits_map(net, image)
+    assert whole.shape == image.shape[:2]
+    assert torch.allclose(bits_map(net, image, strip_pixels=16 * 24), whole, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("levels", LEVELS.values(), ids=LEVELS)
+def test_no_row_further_above_than_the_context_matters(levels: tuple[tuple[int, int], ...]) -> None:
+    net = nets.network(config(levels), dtype=torch.float64)
+    context = context_rows(net.config.model)
+    x_BCHW = torch.rand(1, 3, context + 24, 8, dtype=torch.float64).requires_grad_()
+    output = net(x_BCHW, torch.zeros(1, dtype=torch.float64))[:, :, context + 16 :].sum()
+    (grad,) = torch.autograd.grad(output, x_BCHW)
+    assert (grad[:, :, :16] == 0).all()
+    assert (grad[:, :, 16:] != 0).any()
+
+
+def test_a_map_of_the_models_size_is_the_density_of_the_library(network: NCPN) -> None:
+    image = good_image(0, 16, 16)
+    sde = make_sde(network.config.sde)
+    t_B = torch.full((1,), sde.time_of(NOISE))
+    x_BCHW = from_uint8(torch.from_numpy(image)[None])
+    x_BCHW = x_BCHW * broadcast_to(sde.alpha(t_B), x_BCHW)
+    expected = bits_per_dim(log_mixture(x_BCHW, network(x_BCHW, t_B), None)[0], 1)
+    assert torch.allclose(bits_map(network, image), expected, atol=1e-5)
+
+
+def test_windows_equal_means_and_deviations_of_slices() -> None:
+    bits = torch.from_numpy(np.random.default_rng(0).gamma(2, 2, (21, 30)))
+    windows = measure_windows(bits, 8, 4)
+    assert windows.mean_RC.shape == (5, 7)
+    for row, top in enumerate((0, 3, 6, 9, 13)):
+        for column, left in enumerate((0, 3, 7, 11, 14, 18, 22)):
+            part = bits[top : top + 8, left : left + 8]
+            assert windows.mean_RC[row, column] == pytest.approx(float(part.mean()))
+            assert windows.log_deviation_RC[row, column] == pytest.approx(np.log(part.std(correction=0).item() + 1e-3))
+
+
+def test_scales_are_halved_down_to_the_models_size() -> None:
+    assert [scales_of(side, 900, 32) for side in (31, 32, 63, 64, 600)] == [0, 1, 1, 2, 5]
+    image = np.arange(2 * 5 * 3, dtype=np.uint8).reshape(2, 5, 3)
+    assert halved(image).shape == (1, 2, 3)
+    assert halved(image)[0, 1, 2] == np.rint(image[:, 2:4, 2].mean())
+
+
+def test_scores_of_good_images_are_those_without_their_scene(network: NCPN, estimated: Estimated) -> None:
+    """The score of an image alone in its scene is that of a view that was estimated from the others."""
+    assert isinstance(estimated.view, LikelihoodView)
+    assert tuple(estimated.scores) == estimated.view.names == NAMES
+    assert estimated.view.scales == 2
+    others = LikelihoodView.estimate(
+        [lambda seed=seed: good_image(seed) for seed in range(2, 12)],
+        np.arange(2, 12) // 2,
+        device="cpu",
+        on_progress=ignore_progress,
+        network=network,
+    )
+    for seed in (0, 1):
+        measured = others.view.measure(good_image(seed))
+        assert measured["likelihood_mean"].score == pytest.approx(estimated.scores["likelihood_mean"][seed], rel=1e-5)
+
+
+def surprise(network: NCPN, image_HWC: np.ndarray, *, precision: str) -> torch.Tensor:
+    """Return a map of bits as a trained network would give it: a pixel is expected to be like its left neighbour."""
+    image = torch.from_numpy(image_HWC).double().mean(2)
+    return torch.log2(2 + (image - image.roll(1, 1)).abs())
+
+
+def test_altered_images_have_higher_scores(network: NCPN, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(likelihood, "bits_map", surprise)
+    readers = [lambda seed=seed: good_image(seed) for seed in range(12)]
+    estimated = LikelihoodView.estimate(
+        readers, np.arange(12), device="cpu", on_progress=ignore_progress, network=network
+    )
+    rng = np.random.default_rng(1)
+    noisy = np.clip(good_image(50) + 12 * rng.standard_normal((50, 67, 3)), 0, 255).astype(np.uint8)
+    smooth, spotted = good_image(51), good_image(52)
+    smooth[10:34, 20:44] = smooth[10:34, 20:44].mean((0, 1)).astype(np.uint8)
+    spotted[24:29, 30:35] = 255 * rng.integers(0, 2, (5, 5, 1))
+    for name, image in {"mean": noisy, "window": smooth, "peak": spotted}.items():
+        measurement = estimated.view.measure(image)[f"likelihood_{name}"]
+        assert measurement.score > estimated.scores[f"likelihood_{name}"].max() + 1
+    for name, image, middle in (("window", smooth, (22, 32)), ("peak", spotted, (26, 32))):
+        map_hw = estimated.view.measure(image)[f"likelihood_{name}"].map_hw
+        assert map_hw is not None
+        place = np.unravel_index(map_hw.argmax(), map_hw.shape)
+        share = (np.array(place) + 0.5) / map_hw.shape
+        assert np.abs(share - np.array(middle) / (50, 67)).max() < 0.2
+
+
+def test_a_stored_view_gives_the_same_scores(estimated: Estimated) -> None:
+    stored = estimated.view.store()
+    assert all(array.dtype == np.float32 for array in stored.tensors.values())
+    view, again = (LikelihoodView.load(stored, device="cpu") for _ in range(2))
+    image = good_image(99)
+    for name, measurement in view.measure(image).items():
+        assert measurement.score == again.measure(image)[name].score
+        assert measurement.score == pytest.approx(estimated.view.measure(image)[name].score, rel=1e-3, abs=1e-3)
+
+
+def test_the_precision_is_stored_and_another_is_refused(network: NCPN, estimated: Estimated) -> None:
+    readers = [lambda seed=seed: good_image(seed) for seed in range(4)]
+    bf16 = LikelihoodView.estimate(
+        readers, np.arange(4), device="cpu", on_progress=ignore_progress, network=network, precision="bf16"
+    ).view.store()
+    assert bf16.values["precision"] == "bf16"
+    assert LikelihoodView.load(bf16, device="cpu").store().values["precision"] == "bf16"
+    stored = estimated.view.store()
+    assert stored.values["precision"] == "fp32"
+    for change in ({"precision": "fp8"}, {"noise": 5.0}):
+        with pytest.raises(ModelError, match="make the detector again"):
+            LikelihoodView.load(Stored(stored.tensors, {**stored.values, **change}), device="cpu")
+
+
+def test_damaged_views_are_refused(estimated: Estimated) -> None:
+    stored = estimated.view.store()
+    for name in ("network.head.weight", "whole.mean_M", "typical"):
+        damaged = {**stored.tensors, name: stored.tensors[name][:1]}
+        with pytest.raises(ValueError, match=r"weights|shape"):
+            LikelihoodView.load(Stored(damaged, stored.values), device="cpu")
+
+
+def test_images_that_are_too_small_are_refused(network: NCPN, estimated: Estimated) -> None:
+    with pytest.raises(InputError, match="31 x 40 pixels is too small: it must have 32"):
+        estimated.view.measure(good_image(0, 40, 31))
+    with pytest.raises(InputError, match="at least 16 pixels"):
+        LikelihoodView.estimate(
+            [lambda: good_image(0, 40, 15)] * 2,
+            np.arange(2),
+            device="cpu",
+            on_progress=ignore_progress,
+            network=network,
+        )
+
+
+def test_a_network_with_attention_is_refused() -> None:
+    with pytest.raises(ModelError, match="has attention"):
+        LikelihoodView.estimate(
+            [lambda: good_image(0)] * 2,
+            np.arange(2),
+            device="cpu",
+            on_progress=ignore_progress,
+            network=nets.network(nets.config(), dtype=torch.float32),
+        )
