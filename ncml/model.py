@@ -37,6 +37,7 @@ from ncml.ood.tiles import scan
 from ncml.options import SamplingOptions, spell_out
 from ncml.progress import OnProgress, Progress, ignore_progress
 from ncml.results import ImageArray, Scan, Score, Verdict
+from ncml.sampling import outcomes
 from ncml.sampling.batch_invariance import GroupedSampler, choose_batching
 from ncml.sampling.batching import Batching, BatchingSetting, batching_setting
 from ncml.sampling.conditions import NO_TILT, Tilt
@@ -128,20 +129,35 @@ class Model:
 
     @property
     def batching(self) -> Batching | None:
-        """How batches are sampled on a CPU with the current number of threads; the first call runs the check.
+        """How batches are sampled on a CPU with the current number of threads; the first call may run the check.
 
         None on other devices, where a seed gives the same bytes only in the same batch.
         """
         return None if self.device.type != "cpu" else self._batching(NO_TILT)
 
+    @property
+    def known_batching(self) -> Batching | None:
+        """As `batching`, but None if that needs a check that has not run yet on this machine."""
+        if self.device.type != "cpu" or self._batching_setting != "auto":
+            return self.batching
+        key = torch.get_num_threads(), NO_TILT.rows_per_image, False
+        return self._batchings.get(key) or outcomes.recall(self.network, self.version, NO_TILT)
+
     def _batching(self, tilt: Tilt) -> Batching:
-        key = torch.get_num_threads(), tilt.rows_per_image, tilt == NO_TILT  # operations do not depend on its values
+        key = torch.get_num_threads(), tilt.rows_per_image, tilt != NO_TILT  # operations do not depend on its values
         if key not in self._batchings:
-            untilted_passed = tilt != NO_TILT and self._batching(NO_TILT).check == "passed"
-            self._batchings[key] = choose_batching(
-                self.network, self._batching_setting, tilt, untilted_passed=untilted_passed
-            )
+            self._batchings[key] = self._choose_batching(tilt)
         return self._batchings[key]
+
+    def _choose_batching(self, tilt: Tilt) -> Batching:
+        if self._batching_setting != "auto":
+            return choose_batching(self.network, self._batching_setting)
+        if recalled := outcomes.recall(self.network, self.version, tilt):
+            return recalled
+        untilted_passed = tilt != NO_TILT and self._batching(NO_TILT).check == "passed"
+        chosen = choose_batching(self.network, "auto", tilt, untilted_passed=untilted_passed)
+        outcomes.store(self.network, self.version, tilt, chosen)
+        return chosen
 
     def score(
         self,

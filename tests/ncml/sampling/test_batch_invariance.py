@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,9 +18,9 @@ from torch import Tensor
 import ncml
 from ncml.errors import InputError
 from ncml.progress import Progress
-from ncml.sampling import batch_invariance
+from ncml.sampling import batch_invariance, outcomes
 from ncml.sampling.batch_invariance import choose_batching
-from ncml.sampling.batching import FAST_SIZES, FIXED_SIZE, batching_setting, fast_groups, fixed_groups
+from ncml.sampling.batching import FAST_SIZES, FIXED_SIZE, Batching, batching_setting, fast_groups, fixed_groups
 from ncml.sampling.cached import products
 from ncml.sampling.conditions import NO_TILT, Tilt
 from tests.ncml import nets
@@ -32,6 +33,13 @@ SEEDS = [3, 11, 2**53 - 1, 4, 19, 5]
 
 
 # -- groups
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A cache of outcomes for each test: those of imitated machines must not reach the user's."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 5, 17, 64, 65, 200])
@@ -137,6 +145,104 @@ def test_the_outcome_is_logged_and_kept_for_each_number_of_threads_and_kind_of_t
         for temperature in (0.8, 0.9):
             loaded.generate(noise=0, temperature=temperature)
         assert len(caplog.messages) == 4
+
+
+@pytest.fixture
+def checks(monkeypatch: pytest.MonkeyPatch) -> list[Tilt]:
+    """The tilts that have been checked; every check fails."""
+    tilts: list[Tilt] = []
+
+    def choose(network: object, setting: str, tilt: Tilt = NO_TILT, **options: bool) -> Batching:
+        tilts.append(tilt)
+        return Batching("fixed", "failed", "it is an example.")
+
+    monkeypatch.setattr("ncml.model.choose_batching", choose)
+    return tilts
+
+
+def test_a_version_is_checked_once_for_each_machine(
+    model: ncml.Model, checks: list[Tilt], monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    assert ncml.load(model.folder).known_batching is None
+    checked = ncml.load(model.folder).batching
+    assert ncml.load(model.folder).known_batching == ncml.load(model.folder).batching == checked
+    assert len(checks) == 1
+    assert [path.suffix for path in cache.rglob("*") if path.is_file()] == [".json"]
+    shutil.rmtree(cache / "ncml")
+    (cache / "ncml").write_text("a file where the cache should be")
+    assert ncml.load(model.folder).batching == checked
+    assert ncml.load(model.folder).batching == checked
+    assert len(checks) == 3
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as for a user without a home
+    with pytest.raises(RuntimeError):
+        Path.home()
+    assert ncml.load(model.folder).batching == checked
+    assert ncml.load(model.folder).known_batching is None
+    assert len(checks) == 4
+
+
+@pytest.mark.parametrize(
+    "condition", ["version", "dtype", "threads", "build", "processor", "kernels", "numpy", "sources", "MKL_CBWR"]
+)
+def test_an_outcome_holds_only_under_its_conditions(
+    model: ncml.Model, checks: list[Tilt], monkeypatch: pytest.MonkeyPatch, condition: str
+) -> None:
+    assert ncml.load(model.folder).batching is not None
+    other, threads, machine = ncml.load(model.folder), torch.get_num_threads(), outcomes._machine()
+    if condition == "version":
+        other.version = "0" * 64
+    elif condition == "dtype":
+        other.network.double()
+    elif condition == "threads":
+        torch.set_num_threads(threads + 1)
+    elif condition == "MKL_CBWR":
+        monkeypatch.setenv(condition, "COMPATIBLE")
+    else:
+        field = "torch" if condition == "build" else condition
+        monkeypatch.setattr(outcomes, "_machine", lambda: machine | {field: machine[field] + "."})
+    try:
+        assert other.known_batching is None
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_damaged_outcome_is_ignored_and_replaced(
+    model: ncml.Model, checks: list[Tilt], cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checked = ncml.load(model.folder).batching
+    [path] = cache.rglob("*.json")
+    text = path.read_text()
+    stored = json.loads(text)
+    for damaged in (
+        b"", b"{", b"[]", b"\xff", text[:-20].encode(),
+        json.dumps(stored | {"outcome": {"groups": "fast", "check": "skipped", "detail": "no check."}}).encode(),
+        json.dumps(stored | {"outcome": {"groups": "fast", "check": "failed", "detail": "a contradiction."}}).encode(),
+        json.dumps(stored | {"outcome": {"groups": [], "check": "passed", "detail": ""}}).encode(),
+        json.dumps(stored | {"conditions": stored["conditions"] | {"model": "another"}}).encode(),
+    ):  # fmt: skip
+        path.write_bytes(damaged)
+        checks.clear()
+        caplog.clear()
+        assert ncml.load(model.folder).known_batching is None, damaged
+        assert "cannot be used" in caplog.text
+        assert ncml.load(model.folder).batching == checked
+        assert len(checks) == 1
+        assert path.read_text() == text
+
+
+def test_only_a_check_that_ran_to_its_end_is_stored(
+    model: ncml.Model, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    for setting in ("fast", "fixed"):
+        assert ncml.load(model.folder, batching=setting).batching.check == "skipped"
+    with monkeypatch.context() as patch:
+        patch.setattr(batch_invariance, "LIMIT_S", -1.0)
+        assert ncml.load(model.folder).batching.check == "error"
+    assert not cache.exists()
+    outcome = ncml.load(model.folder).batching
+    assert outcome.check != "error"
+    assert ncml.load(model.folder).known_batching == outcome
 
 
 def out_of_memory(*_: Any, **__: Any) -> None:
