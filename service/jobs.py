@@ -47,6 +47,9 @@ log = logging.getLogger(__name__)
 PARTED_RESULT_BYTES = 2**21
 """Maximum memory of a result that is rendered while it is sent."""
 
+MAX_NAMES = 20
+"""Names of models in an error message."""
+
 MEMORY_RETRY_AFTER_S = 60
 """Seconds after which a client may retry when the queue is short of memory: results expire after up to an hour."""
 
@@ -121,7 +124,8 @@ class JobService:
             if model.name == model_name and model.version.startswith(version) and (not at or len(version) >= 6):
                 return model, model.version if at else None
         names = sorted({model.name for model in models} | {f"{model.name}@{model.version[:12]}" for model in models})
-        remedy = f"the available models are {', '.join(names)}" if names else "no models are served"
+        more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+        remedy = f"the available models are {', '.join(names[:MAX_NAMES])}{more}" if names else "no models are served"
         if not name:
             detail = f"No worker serves {reference!r}, the default model (NCML_DEFAULT_MODEL); {remedy}."
             raise Problem(503, detail, kind="no-model")

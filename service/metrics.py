@@ -88,6 +88,12 @@ class _QueueState(Collector):
             name = queue_name(entry.lane, entry.priority)
             depth.add_metric([name], entry.depth)
             age.add_metric([name], entry.oldest_age_s)
+        waits = GaugeMetricFamily(
+            "ncml_longest_wait_seconds", "Seconds that the oldest waiting job of a kind has waited; 0 without one.",
+            labels=["task"],
+        )  # fmt: skip
+        for task, wait_s in self.queue.monitor.longest_waits().items():
+            waits.add_metric([task], wait_s)
         used, limit = self.queue.monitor.memory()
         memory = [
             GaugeMetricFamily("ncml_queue_memory_bytes", "Memory that the queue's server uses.", used),
@@ -109,4 +115,4 @@ class _QueueState(Collector):
         models = GaugeMetricFamily("ncml_model_info", "Served models.", labels=["model", "version"])
         for model in self.queue.monitor.models():
             models.add_metric([model.name, model.version], 1)
-        return [depth, age, *memory, workers, pace, models]
+        return [depth, age, waits, *memory, workers, pace, models]

@@ -48,13 +48,14 @@ def calibrate_copy(
     on_progress: OnProgress,
     *,
     batch_size: int = 32,
+    max_models: int = 100,
 ) -> Calibrated:
     """Calibrate a copy of a model, and move it into the first writable directory when it is complete.
 
     If an earlier attempt at the job has done so, return its result.
 
-    Raises `InputError` for unsuitable images and for a name that exists, `WorkerFault` if no directory is writable, and
-    if its disk is full.
+    Raises `InputError` for unsuitable images, for a name that exists and beyond `max_models` in that directory,
+    `WorkerFault` if no directory is writable, and if its disk is full.
     """
     described = f"{model.version}|{job.false_positive_rate}|{hashlib.sha256(job.pixels).hexdigest()}"
     request = hashlib.sha256(described.encode()).hexdigest()
@@ -63,6 +64,11 @@ def calibrate_copy(
             return _read_result(existing, request)
     directory = _writable_directory(directories)
     _remove_unfinished(directory, job.name, job_id)
+    if sum(1 for _ in directory.glob(f"[!.]*/{REQUEST}")) >= max_models:
+        detail = (
+            f"clients have made {max_models} models, the most that the service holds; ask its operator to remove some."
+        )
+        raise InputError("name", detail)
     pixels_NHWC = np.frombuffer(job.pixels, np.uint8).reshape(job.images, job.height, job.width, 3)
     images = Dataset(torch.as_tensor(pixels_NHWC.copy()), torch.zeros(job.images, dtype=torch.int64), ())
     folder, unfinished = directory / job.name, directory / f".{job.name}.{job_id}.{os.getpid()}"  # hidden: not a model

@@ -108,7 +108,8 @@ class ModelDescriptor(FrozenModel):
     tiles: TileCalibration | None = None
     batching: Batching | None = Field(
         default=None,
-        description="how the latest generating worker samples; null on a GPU, where images may differ between batches",
+        description="how the latest generating worker samples; null before this is known, and on a GPU, where images "
+        "may differ between batches",
     )
     metrics: dict[str, float] = Field(default={})
     card: str = Field(default="", description="markdown")
@@ -155,7 +156,11 @@ class PublishedWorker(BaseModel):
     """What a worker publishes: its state and the models it serves."""
 
     info: WorkerInfo
-    models: tuple[ModelDescriptor, ...]
+    models: tuple[ModelDescriptor, ...] = ()
+    descriptors: tuple[str, ...] = Field(
+        default=(),
+        description="digests of further models' descriptors, which have keys of their own: most never change",
+    )
 
 
 class QueueDepth(FrozenModel):

@@ -82,16 +82,17 @@ def serve(pipe: Connection, settings: EngineSettings) -> None:
     )
     runner = BatchRunner(pipe, registry, settings)
     try:
-        if not registry.scan():
-            pipe.send(_catalogue(registry, settings.device))  # there is no model, which the worker must know
+        registry.scan(is_interrupted=pipe.poll)
         scanned = time.monotonic()
         while True:
-            message: Batch | Drop | None = pipe.recv() if pipe.poll(RESCAN_S) else None
-            if time.monotonic() - scanned > RESCAN_S:
+            message: Batch | Drop | None = pipe.recv() if pipe.poll(0 if registry.is_behind else RESCAN_S) else None
+            if (message is None and registry.is_behind) or time.monotonic() - scanned > RESCAN_S:
                 scanned = time.monotonic()
-                registry.scan()
+                registry.scan(is_interrupted=lambda waits=message is not None: waits or pipe.poll())
             if isinstance(message, Batch):
                 pipe.send(runner.run(message))
+            elif not pipe.poll():
+                registry.check_batching()
     except (EOFError, BrokenPipeError, ConnectionResetError, _PipeClosed):
         return
 
@@ -104,6 +105,7 @@ class BatchRunner:
         self._registry = registry
         self._device = settings.device
         self._calibrates = settings.calibrates
+        self._max_calibrated = settings.max_calibrated
         self._directories = settings.directories
         self._max_batch = settings.max_batch
         self._capacity: dict[str, int] = {}  # by model version: images or tiles at a time that memory suffices for
@@ -242,9 +244,11 @@ class BatchRunner:
         if not self._calibrates:
             raise WorkerFault("calibration is off: the operator must start the workers with NCML_ALLOW_CALIBRATION=1")
         on_progress = self._stop_when_dropped([job_id])
-        calibrated = calibrate_copy(model, job, job_id, self._directories, on_progress, batch_size=size)
+        calibrated = calibrate_copy(
+            model, job, job_id, self._directories, on_progress, batch_size=size, max_models=self._max_calibrated
+        )
         self._add_time("calibrate")
-        self._registry.scan()
+        self._registry.scan({job.name})
         outcome = self._outcomes[job_id]
         outcome.model, outcome.calibration = ModelRef(name=job.name, version=model.version), calibrated
 
@@ -362,7 +366,7 @@ def _wire_scan(scan: results.Scan, *, with_tiles: bool) -> Scan:
 
 
 def _catalogue(registry: ModelRegistry, device: str) -> Catalogue:
-    return Catalogue(registry.descriptors, registry.faults, _device_memory(device))
+    return Catalogue(registry.descriptors, registry.faults, _device_memory(device), registry.is_behind)
 
 
 def _device_memory(device: str) -> int:

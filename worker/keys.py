@@ -13,6 +13,7 @@
     ncml:changes:state, ncml:changes:progress   channels: ids of jobs, separated by spaces, that changed
     ncml:workers             sorted set: names of workers; ncml:worker:{name}: what a worker publishes, until it lapses
     ncml:serving:{lane}:{name}   set: the models that a worker serves, each as name and as name@version
+    ncml:descriptor:{digest} what workers publish about a model, as long as one serves it
     ncml:probe               written by readiness checks
     rq:wip:*, rq:finished:*, rq:failed:*, rq:canceled:*   RQ's registries, for RQ's tools; nothing here reads them
 
@@ -66,6 +67,11 @@ def preview_key(job_id: str) -> str:
 def worker_key(name: str) -> str:
     """Return the key of what a worker publishes."""
     return f"ncml:worker:{name}"
+
+
+def descriptor_key(digest: str) -> str:
+    """Return the key of a model's descriptor."""
+    return f"ncml:descriptor:{digest}"
 
 
 def serving_key(lane: Lane, name: str) -> str:

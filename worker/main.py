@@ -42,6 +42,14 @@ def _is_set(name: str) -> bool:
     return value in ("1", "true")
 
 
+def _count(name: str, default: int) -> int:
+    """Return the number in an environment variable; refuse anything but an integer of at least 1."""
+    value = os.environ.get(name) or str(default)
+    if not value.isdecimal() or int(value) < 1:
+        raise NcmlError(f"{name} must be an integer of at least 1, not {value!r}")
+    return int(value)
+
+
 def _check_server(queue: JobQueue) -> None:
     """Raise `NcmlError` if the queue's server is too old; a server that does not respond yet is not checked."""
     with contextlib.suppress(RedisError):
@@ -122,6 +130,7 @@ def main(
             keep_models=keep_models,
             generates="generate" in lane,
             calibrates=_is_set("NCML_ALLOW_CALIBRATION"),
+            max_calibrated=_count("NCML_MAX_CALIBRATED_MODELS", EngineSettings.max_calibrated),
         ),
         window_s=window_ms / 1000,
         drain_s=drain_s,

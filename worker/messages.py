@@ -22,9 +22,11 @@ class EngineSettings:
     max_batch: int = 32
     keep_models: int = 2
     generates: bool = False
-    """Whether it samples images; if so, it checks each model's batching when it loads the model."""
+    """Whether it samples images; if so, it describes how."""
     calibrates: bool = False
     """Whether it may write new model folders, in the first of the directories that it can write."""
+    max_calibrated: int = 100
+    """Maximum number of models that clients have made, in that directory."""
     quarantined: dict[Path, Stamp] = field(default_factory=dict[Path, Stamp])
     """Folders that ended two engines in a row while they were loaded; they are not loaded again until they change."""
 
@@ -60,6 +62,8 @@ class Catalogue:
     models: tuple[ModelDescriptor, ...]
     faults: dict[str, str]
     memory_bytes: int = 0
+    is_partial: bool = False
+    """Whether folders remain that the engine has not described yet; it loads one of them when a job names it."""
 
     def find(self, model: ModelRef) -> ModelDescriptor | None:
         """Return the descriptor of a model, if it is still served."""

@@ -1,14 +1,18 @@
 """The state of the queue for operators and routes: whether it accepts jobs, how many wait, and which workers live."""
 
 import logging
+import operator
 from typing import Any
 
 import redis
 from pydantic import ValidationError
 
-from worker.contract import Lane, Priority, queue_name
+from worker.contract import Lane, Priority, Task, queue_name
 from worker.descriptors import ModelDescriptor, PublishedWorker, QueueDepth, WorkerInfo
-from worker.keys import PROBE, WORKERS, job_key, queue_key, script, worker_key
+from worker.keys import PROBE, WORKERS, descriptor_key, job_key, queue_key, queue_names, script, worker_key
+
+INSPECTED = 512
+"""Jobs of each queue whose tasks are read for the metrics."""
 
 log = logging.getLogger("ncml.queue")
 
@@ -24,6 +28,10 @@ class QueueMonitor:
         self._probe = script(client, "probe")
         self._workers: dict[bytes, PublishedWorker | None] = {}
         """Parsed payloads, kept because they seldom change; None for one that cannot be read."""
+        self._descriptors: dict[str, ModelDescriptor | None] = {}
+        """Parsed descriptors by digest."""
+        self._served: tuple[list[tuple[ModelDescriptor, ...]], list[ModelDescriptor]] = [], []
+        """The models of each worker, and what these workers serve together: merging hundreds takes milliseconds."""
 
     def close(self) -> None:
         """Release the connections."""
@@ -51,12 +59,12 @@ class QueueMonitor:
 
     def models(self) -> list[ModelDescriptor]:
         """Return the models of live workers: one for each name and version, latest workers first."""
-        return _served_models(self._live_workers())
+        return self._served_models(self._live_workers())
 
     def service(self, lane: Lane) -> tuple[int, list[ModelDescriptor]]:
         """Return how many live workers serve a lane, and the models of all live workers."""
         workers = self._live_workers()
-        return sum(lane in worker.info.lanes for worker in workers), _served_models(workers)
+        return sum(lane in worker.info.lanes for worker in workers), self._served_models(workers)
 
     def pace(self, lane: Lane) -> float:
         """Return the jobs per second of a lane, as measured by its live workers together; 0 before the first batch."""
@@ -81,6 +89,30 @@ class QueueMonitor:
             for (lane, priority), depth, age in zip(names, answers[0::2], ages, strict=True)
         ]
 
+    def longest_waits(self) -> dict[Task, float]:
+        """Return how long the oldest of the waiting jobs of each task has waited, in seconds; 0 without one.
+
+        At most the first `INSPECTED` jobs of each queue count.
+        """
+        pipe = self._client.pipeline(transaction=False)
+        for name in queue_names(list(Lane)):
+            pipe.lrange(queue_key(name), 0, INSPECTED - 1)
+        pipe.time()
+        *queues, (seconds, micros) = pipe.execute()
+        pipe = self._client.pipeline(transaction=False)
+        for job_id in (job_id for queue in queues for job_id in queue):
+            pipe.hmget(job_key(job_id.decode(errors="replace")), "task", "submitted")
+        waits = dict.fromkeys(Task, 0.0)
+        now = seconds + micros / 1e6
+        answers: list[Any] = pipe.execute(raise_on_error=False)
+        for answer in answers:
+            if isinstance(answer, redis.ResponseError):
+                continue
+            name, submitted = answer
+            if (task := (name or b"").decode(errors="replace")) in waits:
+                waits[Task(task)] = max(waits[Task(task)], _age_s(submitted, now))
+        return waits
+
     def depth(self, lane: Lane) -> int:
         """Return the number of jobs that wait in a lane."""
         return sum(entry.depth for entry in self.depths() if entry.lane is lane)
@@ -101,6 +133,25 @@ class QueueMonitor:
         parsed = [worker for worker in workers.values() if worker]
         return sorted(parsed, key=lambda worker: (worker.info.started_at, worker.info.name))
 
+    def _served_models(self, workers: list[PublishedWorker]) -> list[ModelDescriptor]:
+        digests = list(dict.fromkeys(digest for worker in workers for digest in worker.descriptors))
+        previous = self._descriptors
+        if unread := [digest for digest in digests if digest not in previous]:
+            texts: list[bytes | None] = self._client.mget([descriptor_key(digest) for digest in unread])
+            previous = previous | {
+                digest: _parse_descriptor(text) for digest, text in zip(unread, texts, strict=True) if text
+            }
+        self._descriptors = descriptors = {digest: previous[digest] for digest in digests if digest in previous}
+        models = [
+            (*worker.models, *(model for digest in worker.descriptors if (model := descriptors.get(digest))))
+            for worker in workers
+        ]
+        known, served = self._served
+        if len(known) != len(models) or not all(map(_are_same, known, models)):
+            served = _merge(models)
+            self._served = models, served
+        return served
+
 
 def refusal_reason(error: redis.ResponseError) -> str:
     """Return what the server gives as its reason for refusing a command, without the place in the script."""
@@ -116,10 +167,25 @@ def _parse_worker(payload: bytes) -> PublishedWorker | None:
         return None
 
 
-def _served_models(workers: list[PublishedWorker]) -> list[ModelDescriptor]:
+def _parse_descriptor(text: bytes) -> ModelDescriptor | None:
+    """Return a descriptor; None for one that lacks a field of this version, as there may be during an upgrade."""
+    try:
+        return ModelDescriptor.model_validate_json(text)
+    except ValidationError:
+        log.warning("ignoring a model of a worker of another version")
+        return None
+
+
+def _are_same(some: tuple[ModelDescriptor, ...], others: tuple[ModelDescriptor, ...]) -> bool:
+    """Return whether these are the same objects; comparing their contents would take as long as merging them."""
+    return len(some) == len(others) and all(map(operator.is_, some, others))
+
+
+def _merge(models_of_workers: list[tuple[ModelDescriptor, ...]]) -> list[ModelDescriptor]:
+    """Return one descriptor for each name and version: that of the last worker, and in reverse order."""
     models: dict[tuple[str, str], ModelDescriptor] = {}
-    for worker in workers:
-        for model in worker.models:
+    for models_of_worker in models_of_workers:
+        for model in models_of_worker:
             key = (model.name, model.version)
             # Only workers that generate have a batching to report.
             if model.batching is None and key in models:

@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from ncml.errors import ModelError, NcmlError
 from ncml.images import PREPROCESSING
 from ncml.options import name_defaults
+from ncml.paths import default_name
 from worker.descriptors import Batching, Calibration, ModelDescriptor, Preprocessing, TileCalibration
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ Stamp = tuple[tuple[str, int, int, int], ...]
 
 RETRY_S, MAX_RETRY_S = 5.0, 300.0
 """Pause before a folder is loaded again after a fault that may pass; it doubles each time, up to the second value."""
+
+PUBLISH_S = 2.0
+"""How often the models that a scan has described so far are published: hundreds take minutes to describe."""
 
 MAX_NAME = 200
 """Characters of a folder's name: as many as a job may name."""
@@ -74,10 +78,11 @@ class ModelRegistry:
     At most `keep` models stay loaded, the most recently used ones. A running batch keeps the model it started with,
     even after the registry has replaced it.
 
-    generates: whether the models are sampled from, which includes a check of their batching when they are loaded.
+    generates: whether the models are sampled from, so that their batching is described.
     quarantined: folders that are not loaded until their stamp changes.
     on_open: called with a new or changed folder and its stamp before the folder is loaded.
-    on_change: called after a scan that found a change.
+    on_change: called after a scan that found a change, after the first one, and every `PUBLISH_S` while a scan opens
+        many folders.
     """
 
     def __init__(
@@ -103,6 +108,8 @@ class ModelRegistry:
         self._entries: dict[str, _Entry] = {}
         self._loaded: OrderedDict[str, Model] = OrderedDict()
         self._unreadable: set[Path] = set()
+        self.is_behind = True
+        """Whether some folders are not described yet: until the first scan ends, and after one that was interrupted."""
 
     @property
     def descriptors(self) -> tuple[ModelDescriptor, ...]:
@@ -114,28 +121,57 @@ class ModelRegistry:
         """Why each of the other folders cannot be used, by name."""
         return {name: entry.fault for name, entry in sorted(self._entries.items()) if entry.fault}
 
-    def scan(self) -> bool:
-        """Load new and changed folders, and those whose fault may have passed; return whether any came or went."""
+    def scan(self, names: Collection[str] | None = None, is_interrupted: Callable[[], bool] = lambda: False) -> bool:
+        """Load new and changed folders, and those whose fault may have passed; return whether any came or went.
+
+        The default model is first. names: restricts this to some folders. After each folder that it loads, the scan
+        ends if it `is_interrupted`; the next one continues.
+        """
         folders = self._folders()
-        changed = False
+        changed = is_published = is_behind = False
+        published_at = -math.inf
         for name in self._entries.keys() - folders.keys():
             del self._entries[name]
             self._loaded.pop(name, None)
             changed = True
-        for name, (folder, stamp) in folders.items():
-            entry = self._entries.get(name)
+        default = default_name(folders)
+        due = [name for name in folders if (names is None or name in names) and self._is_due(name, *folders[name])]
+        for index, name in enumerate(sorted(due, key=lambda name: (name != default, name)), start=1):
+            entry, (folder, stamp) = self._entries.get(name), folders[name]
+            if changed and is_interrupted():
+                is_behind = True
+                break
             if entry is None or not entry.is_of(folder, stamp):
                 self._entries[name] = _Entry(folder, stamp, entry.descriptor if entry else None)
-                self._on_open(folder, stamp)
-                self._open(name)
-                changed = True
-            elif time.monotonic() >= entry.retry_at:
-                self._on_open(folder, stamp)
-                self._open(name)
-                changed = True
-        if changed:
+            self._on_open(folder, stamp)
+            self._open(name)
+            changed, is_published = True, False
+            if index < len(due) and time.monotonic() - published_at > PUBLISH_S:
+                self._on_change()
+                is_published, published_at = True, time.monotonic()
+        catches_up = names is None and self.is_behind and not is_behind
+        if names is None:
+            self.is_behind = is_behind
+        if catches_up or (changed and not is_published):
             self._on_change()
         return changed
+
+    def _is_due(self, name: str, folder: Path, stamp: Stamp) -> bool:
+        """Return whether a folder is new or has changed, or its fault may have passed."""
+        entry = self._entries.get(name)
+        return entry is None or not entry.is_of(folder, stamp) or time.monotonic() >= entry.retry_at
+
+    def check_batching(self) -> None:
+        """Find out how one of the loaded models is sampled, which may take a second; for an engine without jobs."""
+        for name, model in self._loaded.items() if self._generates else ():
+            descriptor = self._entries[name].descriptor
+            if not descriptor or not descriptor.generates or descriptor.batching:
+                continue
+            if model.batching:
+                batching = Batching.model_validate(model.batching, from_attributes=True)
+                self._entries[name].descriptor = descriptor.model_copy(update={"batching": batching})
+                self._on_change()
+                return
 
     def get(self, name: str, version: str | None = None) -> Model:
         """Return a loaded model; raise `ModelNotServed` if it is missing, damaged, or of another version.
@@ -146,7 +182,7 @@ class ModelRegistry:
         entry = self._entries.get(name)
         served_version = entry.descriptor.version if entry and entry.descriptor else None
         if entry is None or version not in (None, served_version):
-            self.scan()
+            self.scan({name})
             entry = self._entries.get(name)
         if entry is None:
             names = ", ".join(sorted(self._entries)) or "none"
@@ -161,7 +197,10 @@ class ModelRegistry:
             raise ModelNotServed(
                 f"version {version[:12]} of {name!r} is no longer served; the current one is {model.version[:12]}"
             )
+        self._loaded[name] = model
         self._loaded.move_to_end(name)
+        while len(self._loaded) > self._keep:
+            self._loaded.popitem(last=False)
         return model
 
     def _folders(self) -> dict[str, tuple[Path, Stamp]]:
@@ -197,7 +236,7 @@ class ModelRegistry:
             self._check(name, entry)
             model = self._load(entry.folder, device=self._device)
             generates = self._generates and model.sampling_limits.generates
-            descriptor = describe(name, model, model.batching if generates else None)
+            descriptor = describe(name, model, model.known_batching if generates else None)
         except Exception as error:  # what a folder contains must never end the engine, which serves the others
             if isinstance(error, (NcmlError, OSError)):
                 entry.fault = str(error)
@@ -215,10 +254,8 @@ class ModelRegistry:
             log.warning("no verdicts: %s", model.uncalibrated, extra={"model": name})
         entry.fault, entry.descriptor = None, descriptor
         entry.pause_s, entry.retry_at = RETRY_S, math.inf
-        self._loaded[name] = model
-        self._loaded.move_to_end(name)
-        while len(self._loaded) > self._keep:
-            self._loaded.popitem(last=False)
+        if name in self._loaded or len(self._loaded) < self._keep:  # a scan does not evict models that are in use
+            self._loaded[name] = model
         return model
 
     def _check(self, name: str, entry: _Entry) -> None:

@@ -22,7 +22,7 @@ class EngineSupervisor:
     def __init__(
         self, settings: EngineSettings, metrics: WorkerMetrics, *, hang_s: float, on_catalogue: Callable[[], None]
     ) -> None:
-        self.catalogue = Catalogue((), {})
+        self.catalogue: Catalogue = Catalogue((), {})
         self.is_ready = False
         self._settings = settings
         self._metrics = metrics
@@ -69,9 +69,19 @@ class EngineSupervisor:
             self._publish(message)
 
     def _publish(self, catalogue: Catalogue) -> None:
-        """Log, measure and publish the models that the engine serves; the first catalogue makes it ready."""
-        served, faults = self.catalogue.models, self.catalogue.faults
-        if self.is_ready and (catalogue.models, catalogue.faults) == (served, faults):
+        """Log, measure and publish the models that the engine serves; the first catalogue makes it ready.
+
+        While it is partial, the models of the previous engine that this one has not reached stay published.
+        """
+        if catalogue.is_partial:
+            reached = {model.name for model in catalogue.models} | catalogue.faults.keys()
+            unreached = [model for model in self.catalogue.models if model.name not in reached]
+            models = sorted([*catalogue.models, *unreached], key=lambda model: model.name)
+            catalogue = replace(catalogue, models=tuple(models))
+        else:
+            self._suspect = None
+        served, faults = {model.name: model for model in self.catalogue.models}, self.catalogue.faults
+        if self.is_ready and (catalogue.models, catalogue.faults) == (self.catalogue.models, faults):
             return  # a folder was tried again, with the same outcome
         for name, fault in catalogue.faults.items():
             log.error("model cannot be used: %s", fault, extra={"model": name})
@@ -82,7 +92,8 @@ class EngineSupervisor:
         for model in catalogue.models:
             batching = model.batching
             fields = {"model": model.name, "version": model.version}
-            log.info("model served", extra=fields | {"batching": batching.model_dump() if batching else None})
+            if model != served.get(model.name):
+                log.info("model served", extra=fields | {"batching": batching.model_dump() if batching else None})
             self._metrics.model_info.labels(model.name, model.version).set(1)
             if batching:
                 self._metrics.model_batching.labels(model.name, model.version, batching.groups, batching.check).set(1)
@@ -90,7 +101,6 @@ class EngineSupervisor:
         self._metrics.gpu_memory.set(catalogue.memory_bytes)
         self.catalogue = catalogue
         self.is_ready = True
-        self._suspect = None
         self._pause_s = FIRST_PAUSE_S
         self._on_catalogue()
 

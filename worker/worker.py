@@ -23,13 +23,14 @@ from rq.worker import SimpleWorker
 from rq.worker_registration import clean_worker_registry
 
 from worker.contract import JobStatus, Lane, ScoreJob
-from worker.descriptors import PublishedWorker, WorkerInfo, WorkerState
-from worker.keys import WORKERS, queue_names, script, serving_key, worker_key
+from worker.descriptors import WorkerInfo, WorkerState
+from worker.keys import queue_names, worker_key
 from worker.leases import LEASE_S, Claim, Leases
 from worker.messages import Batch, BatchResult, Catalogue, Drop, EngineSettings, Opening, Step
 from worker.metrics import WorkerMetrics
 from worker.outages import Outages
 from worker.process import EngineDied, EngineProcess
+from worker.publications import Publications
 from worker.queue import JobQueue
 from worker.results import CANCELED, EXPIRED, JobEnding, JobError, ModelRef, Timing
 from worker.running import Pace, RunningJob
@@ -41,9 +42,6 @@ if TYPE_CHECKING:
 
 BEAT_S = 2.0
 """How often a worker publishes its state, and takes over the jobs of silent workers."""
-
-ALIVE_S, SERVING_S = 10.0, 30.0
-"""Time to live of the published state, and of the models that a worker serves: jobs for them wait while it restarts."""
 
 TICK_S = 0.1
 """How often leases are renewed, progress is published and cancellations are read while a batch runs."""
@@ -89,7 +87,7 @@ class BatchWorker(SimpleWorker):
         self.leases = Leases(queue, settings.lanes, self.name, lease_s=settings.lease_s)
         self._tracer = tracer
         self._client: Any = queue.redis
-        self._publish = script(queue.redis, "publish")
+        self._publications = Publications(queue.redis, self.name)
         self._supervisor = EngineSupervisor(
             settings.engine, self.metrics, hang_s=settings.hang_s, on_catalogue=lambda: self._beat(force=True)
         )
@@ -161,12 +159,7 @@ class BatchWorker(SimpleWorker):
             started_at=self._started_at,
             pace={lane: pace.rate for lane, pace in self._paces.items()},
         )
-        published = PublishedWorker(info=info, models=models).model_dump_json()
-        self._publish(
-            keys=[worker_key(self.name), WORKERS, *(serving_key(lane, self.name) for lane in self.settings.lanes)],
-            args=[self.name, published, int(ALIVE_S * 1000), int(SERVING_S * 1000),
-                  *(name for m in models for name in (m.name, f"{m.name}@{m.version}"))],
-        )  # fmt: skip
+        self._publications.publish(info, models)
         self.metrics.heartbeat.set_to_current_time()
         with self._outages.survived(pause_s=0):  # only RQ's tools read the rest
             pipe = self._client.pipeline(transaction=False)

@@ -3,7 +3,7 @@
 from typing import Annotated
 
 import anyio.to_thread
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.http import examples
@@ -30,6 +30,7 @@ class Models(BaseModel):
         json_schema_extra={
             "example": {
                 "models": [examples.MODEL],
+                "next": None,
                 "calibration_allowed": False,
                 "max_images": 64,
                 "max_tiles": 4096,
@@ -39,6 +40,7 @@ class Models(BaseModel):
     )
 
     models: list[ServedModel]
+    next: str | None = Field(default=None, description="`after` of the next page; null on the last one")
     calibration_allowed: bool = Field(description="whether clients may calibrate new models with /calibrate")
     max_images: int = Field(description="maximum images sent or requested in one request")
     max_tiles: int = Field(description="maximum tiles of an image")
@@ -49,9 +51,15 @@ class Models(BaseModel):
     "",
     operation_id="list_models",
     summary="List the models",
-    responses=problem_responses(401, 503, kinds=("queue-down",)),
+    responses=problem_responses(401, 422, 503, kinds=("invalid-input", "queue-down")),
 )
-async def models(jobs: Jobs) -> Models:
+async def models(
+    jobs: Jobs,
+    limit: Annotated[
+        int | None, Query(ge=1, le=1000, description="Names of models on a page. Default: all models on one page.")
+    ] = None,
+    after: Annotated[str, Query(max_length=200, description="`next` of the previous page.")] = "",
+) -> Models:
     """Return name, version, size, classes, default settings, calibration, batching, metrics and card of every model.
 
     `default` marks the model of requests that name none: that of NCML_DEFAULT_MODEL, else the bundled one, else the
@@ -60,11 +68,21 @@ async def models(jobs: Jobs) -> Models:
     ```
     curl localhost:8000/models
     ```
+
+    A document has some 30 kB for each model. If there are hundreds, get them in pages, which have all versions of each
+    name:
+
+    ```
+    curl 'localhost:8000/models?limit=50'
+    ```
     """
     descriptors = await anyio.to_thread.run_sync(jobs.queue.monitor.models)
-    served = _mark_default(jobs, sorted(descriptors, key=lambda model: model.name), descriptors)
+    names = sorted({model.name for model in descriptors if model.name > after})
+    page = set(names[:limit])
+    selected = sorted((model for model in descriptors if model.name in page), key=lambda model: model.name)
     return Models(
-        models=served,
+        models=_mark_default(jobs, selected, descriptors),
+        next=max(page) if len(page) < len(names) else None,
         calibration_allowed=jobs.settings.allow_calibration,
         max_images=jobs.settings.max_images,
         max_tiles=jobs.settings.max_tiles,

@@ -18,6 +18,7 @@ from ncml.cli import main as cli
 from ncml.cli.main import commands
 from service.app import create_app
 from service.settings import Settings
+from worker.messages import EngineSettings
 from worker.queue import JobQueue
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -188,7 +189,7 @@ def test_the_documented_numbers_are_the_defaults() -> None:
         f"NCML_{name.upper()}": field.default
         for name, field in Settings.model_fields.items()
         if isinstance(field.default, int | float)
-    }
+    } | {"NCML_MAX_CALIBRATED_MODELS": EngineSettings.max_calibrated}
     rows = re.findall(r"^\| `(NCML_[A-Z_]+)` \|.*\| ([\d,]+)( MiB)?[^|]*\|$", CONFIGURATION, re.MULTILINE)
     documented = {name: int(number.replace(",", "")) * (2**20 if unit else 1) for name, number, unit in rows}
     assert documented == defaults

@@ -15,7 +15,18 @@ from ncml.images import open_image
 from ncml.images.tiling import Tiling
 from service.app import create_app
 from service.settings import Settings
-from worker.contract import CalibrateJob, CompleteJob, GenerateJob, Job, JobStatus, Lane, Priority, ScanJob, ScoreJob
+from worker.contract import (
+    CalibrateJob,
+    CompleteJob,
+    GenerateJob,
+    Job,
+    JobStatus,
+    Lane,
+    Priority,
+    ScanJob,
+    ScoreJob,
+    Task,
+)
 from worker.descriptors import (
     Calibration,
     Histogram,
@@ -392,6 +403,9 @@ class FakeQueue:
             for lane in Lane
             for priority in Priority
         ]
+
+    def longest_waits(self) -> dict[Task, float]:
+        return {Task.SCORE: 0.0, Task.SCAN: 2.5}
 
     def depth(self, lane: Lane) -> int:
         return len(self.jobs)

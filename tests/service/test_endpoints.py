@@ -643,7 +643,7 @@ def test_models_are_listed_and_looked_up(client: TestClient, model) -> None:
     described = json.loads(model.model_dump_json())
     served = described | {"calibration": described["calibrations"]["default"], "default": True}
     limits = {"max_images": 64, "max_tiles": 4096, "max_body_bytes": 64 * 2**20}
-    assert client.get("/models").json() == {"models": [served], "calibration_allowed": False} | limits
+    assert client.get("/models").json() == {"models": [served], "next": None, "calibration_allowed": False} | limits
     for name in ("tiny", f"tiny@{model.version}", f"tiny@{model.version[:8]}"):
         assert client.get(f"/models/{name}").json()["classes"] == ["cat", "dog"]
     assert client.get("/models/other").status_code == 404
@@ -665,6 +665,26 @@ def test_a_model_is_chosen_by_name_or_version(client: TestClient, queue, model) 
         response = client.post("/generate", params={"model": unknown})
         assert response.status_code == 422
         assert "aaa" in response.json()["errors"][0]["detail"]
+
+
+def test_models_are_listed_in_pages_of_names(client: TestClient, queue, model) -> None:
+    models = [model.model_copy(update={"name": name}) for name in ("e", "a", "c", "b", "d")]
+    queue.served = [*models, model.model_copy(update={"name": "b", "version": "b2" * 32})]
+    pages, after = list[str](), ""
+    while after is not None:
+        page = client.get("/models", params={"limit": 2, "after": after}).json()
+        pages.append("".join(served["name"] for served in page["models"]))
+        after = page["next"]
+    assert pages == ["abb", "cd", "e"]
+    assert len(client.get("/models").json()["models"]) == 6
+    assert client.get("/models?after=z").json()["models"] == []
+    assert client.get("/models?limit=0").status_code == 422
+
+
+def test_an_unknown_model_is_refused_with_some_of_hundreds_of_names(client: TestClient, queue, model) -> None:
+    queue.served = [model.model_copy(update={"name": f"m{i:03}"}) for i in range(300)]
+    detail = client.post("/generate?model=nobody").json()["errors"][0]["detail"]
+    assert detail.endswith("m009, m009@a1a1a1a1a1a1 and 580 more.")
 
 
 def test_the_operator_chooses_the_default_model(new_client: Callable[..., TestClient], queue, model) -> None:

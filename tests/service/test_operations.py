@@ -80,6 +80,7 @@ def test_the_queue_is_measured_when_metrics_are_requested(client: TestClient, qu
     assert samples[("ncml_redis_up",)] == 1
     assert samples["ncml_queue_depth", "ncml:score:high"] == 3
     assert samples["ncml_queue_oldest_age_seconds", "ncml:generate:low"] == 1.5
+    assert samples["ncml_longest_wait_seconds", "scan"] == 2.5
     assert samples[("ncml_queue_memory_bytes",)] == 7_000
     assert samples[("ncml_queue_memory_limit_bytes",)] == 10_000
     assert samples["ncml_workers", "score", "idle"] == 1

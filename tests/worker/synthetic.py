@@ -138,6 +138,7 @@ class SyntheticModel:
     noise = 10.0
     keeps = ("top",)
     batching = Batching()
+    known_batching = None
     uncalibrated = "this model is not calibrated."
     classes = ("good", "lethal", "bad", "hungry", "stuck", "slow")
 

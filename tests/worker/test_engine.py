@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from ncml.errors import InputError
 from ncml.model import Model
 from ncml.progress import Progress
 from ncml.training.adapt import adapt
@@ -19,10 +20,12 @@ from tests.worker.fleet import score
 from tests.worker.synthetic import load, write_model
 from worker import calibrating
 from worker.contract import CalibrateJob
+from worker.descriptors import ModelDescriptor
 from worker.main import load as load_model
 from worker.messages import Batch, BatchResult, Catalogue, Drop, EngineSettings, Opening, Outcome, Step
 from worker.metrics import WorkerMetrics
-from worker.process import EngineProcess
+from worker.process import EngineDied, EngineProcess
+from worker.registry import describe
 from worker.results import WorkerFault
 from worker.supervisor import EngineSupervisor
 
@@ -81,6 +84,64 @@ def test_an_engine_that_loads_many_models_is_not_considered_hung(
     while not ended:
         assert supervisor.ready_engine() is None
     assert now_s == 140
+
+
+class ScriptedEngine:
+    """An engine that sends prepared messages, then dies."""
+
+    pid = 1
+    messages: Iterator[Opening | Catalogue]
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self.settings = settings
+
+    def receive(self, timeout_s: float) -> Opening | Catalogue:
+        if (message := next(self.messages, None)) is None:
+            raise EngineDied
+        return message
+
+    def stop(self) -> None:
+        pass
+
+
+@pytest.fixture
+def supervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineSupervisor:
+    monkeypatch.setattr("worker.supervisor.EngineProcess", ScriptedEngine)
+    settings = EngineSettings(directories=(tmp_path,), load=load)
+    return EngineSupervisor(settings, WorkerMetrics(), hang_s=50, on_catalogue=lambda: None)
+
+
+def described(directory: Path, *names: str) -> tuple[ModelDescriptor, ...]:
+    return tuple(describe(name, load(write_model(directory, name), device="cpu"), None) for name in names)
+
+
+def test_models_stay_published_until_a_new_engine_has_described_them(
+    tmp_path: Path, supervisor: EngineSupervisor
+) -> None:
+    """Otherwise requests for them would be refused, and jobs for them given to workers that do not serve them."""
+    a, b, c, d = described(tmp_path, *"abcd")
+    steps = [
+        (Catalogue((a, b, c, d), {}), "abcd"),
+        (Catalogue((b,), {}, is_partial=True), "abcd"),  # the next engine
+        (Catalogue((b,), {"c": "damaged"}, is_partial=True), "abd"),
+        (Catalogue((a, b), {"c": "damaged"}), "ab"),  # the folder of d was removed
+    ]
+    for catalogue, served in steps:
+        supervisor.note(catalogue)
+        assert "".join(model.name for model in supervisor.catalogue.models) == served
+
+
+def test_a_folder_that_ends_engines_after_others_are_served_is_not_loaded_again(
+    tmp_path: Path, supervisor: EngineSupervisor
+) -> None:
+    healthy, lethal = Opening(tmp_path / "a", ()), Opening(tmp_path / "b", ())
+    for _ in range(2):
+        partial = Catalogue(described(tmp_path, "a"), {}, is_partial=True)
+        ScriptedEngine.messages = iter((healthy, partial, lethal))
+        assert supervisor.ready_engine() is None
+    ScriptedEngine.messages = iter(())
+    supervisor.ready_engine()
+    assert supervisor._settings.quarantined == {lethal.folder: ()}
 
 
 def refuse_memory(*_: object, **__: object) -> None:
@@ -249,3 +310,15 @@ def test_a_full_disk_is_noticed_before_a_calibration_computes(
         calibrate()
     assert "power" in stages
     assert not list(tmp_path.iterdir())
+
+
+def test_clients_make_a_limited_number_of_models(model_folder: Path, tmp_path: Path) -> None:
+    for name in ("one", "two", ".unfinished"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / calibrating.REQUEST).touch()
+    (tmp_path / "the operator's").mkdir()
+    model = load_model(model_folder, device="cpu")
+    with pytest.raises(InputError, match="clients have made 2 models, the most that the service holds; ask"):
+        calibrating.calibrate_copy(model, calibration(60), "job", [tmp_path], lambda _: None, max_models=2)
+    with pytest.raises(InputError, match="images"):  # too few of them, which is found later
+        calibrating.calibrate_copy(model, calibration(2), "job", [tmp_path], lambda _: None, max_models=3)

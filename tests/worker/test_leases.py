@@ -311,10 +311,10 @@ def test_the_time_of_the_last_accepted_heartbeat_is_measured(
     accepted = measured()
     assert accepted == pytest.approx(time.time(), abs=60)
 
-    def refuse(**arguments: object) -> None:
+    def refuse(*arguments: object) -> None:
         raise redis.exceptions.ConnectionError("connection refused")
 
-    monkeypatch.setattr(worker, "_publish", refuse)
+    monkeypatch.setattr(worker._publications, "publish", refuse)
     with pytest.raises(redis.exceptions.ConnectionError):
         worker._beat(force=True)
     assert measured() == accepted

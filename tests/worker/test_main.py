@@ -41,11 +41,12 @@ def test_a_real_model_returns_the_same_through_the_queue_as_in_process(
     with log.open("wb") as stderr:
         worker = subprocess.Popen(
             [*COMMAND, "--models", str(model_folder.parent), "--metrics-port", str(port), "--threads", "1"],
-            env=os.environ | {"NCML_REDIS_URL": valkey_url},
+            env=os.environ | {"NCML_REDIS_URL": valkey_url, "XDG_CACHE_HOME": str(tmp_path)},
             stderr=stderr,
         )
     try:
-        descriptor = eventually(queue.monitor.models)[0]
+        eventually(lambda: [model for model in queue.monitor.models() if model.batching])  # checked once it is idle
+        [descriptor] = queue.monitor.models()
         model = ncml.load(model_folder)
         assert (descriptor.name, descriptor.version) == ("tiny", model.version)
         assert (descriptor.classes, descriptor.keeps, descriptor.noise) == (model.classes, model.keeps, model.noise)
@@ -100,7 +101,8 @@ def test_a_real_model_returns_the_same_through_the_queue_as_in_process(
     assert "traceback" not in log.read_text()
     entries = [json.loads(line) for line in log.read_text().splitlines()]
     assert [entry["batching"] for entry in entries if entry["message"] == "model served"] == [
-        descriptor.batching.model_dump()
+        None,
+        descriptor.batching.model_dump(),
     ]
     assert any("batches are sampled in" in entry["message"] for entry in entries)
 

@@ -18,8 +18,9 @@ from tests.conftest import Valkey, free_port
 from worker.changes import RECONNECT_S
 from worker.contract import CalibrateJob, GenerateJob, JobStatus, Lane, Pixels, Priority, ScanJob, ScoreJob
 from worker.descriptors import Batching, ModelDescriptor, Preprocessing, PublishedWorker, WorkerInfo, WorkerState
-from worker.keys import WORKERS, job_key, worker_key
+from worker.keys import WORKERS, descriptor_key, job_key, worker_key
 from worker.leases import Leases
+from worker.publications import Publications
 from worker.queue import DuplicateJob, JobNotFound, JobQueue, QueueError, QueueFull
 from worker.records import parse_job
 from worker.results import CANCELED, JobEnding, JobError, JobView, ModelRef, Score, ScoreResult, Timing
@@ -228,6 +229,18 @@ def test_each_waiting_job_that_this_process_ends_is_reported_once(queue: JobQueu
     assert [(view.id, view.status) for view in ended] == [(late, "expired"), (canceled, "canceled")]
 
 
+def test_the_longest_wait_of_each_kind_of_job_is_measured(queue: JobQueue) -> None:
+    ids = [queue.submit(job) for job in (GenerateJob(model="m"), ScoreJob(model="m", images=(PIXELS,)))]
+    ids.append(queue.submit(GenerateJob(model="m", priority=Priority.LOW)))
+    for job_id, wait_s in zip(ids, (100, 50, 200), strict=True):
+        queue.redis.hincrbyfloat(job_key(job_id), "submitted", -wait_s)
+    damaged = queue.submit(GenerateJob(model="m"))
+    queue.redis.delete(job_key(damaged))
+    queue.redis.set(job_key(damaged), "no record")
+    waits = {task.value: round(wait_s, -1) for task, wait_s in queue.monitor.longest_waits().items()}
+    assert waits == {"score": 50, "generate": 200, "scan": 0, "complete": 0, "calibrate": 0}
+
+
 def test_the_age_of_a_job_is_by_the_clock_of_the_server(queue: JobQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     queue.submit(GenerateJob(model="m"))
     now = time.time
@@ -397,6 +410,33 @@ def publish(queue: JobQueue, name: str, model: ModelDescriptor, lane: Lane = Lan
     info = WorkerInfo(name=name, lanes=(lane,), state=WorkerState.IDLE, models=(), started_at=started_at)
     queue.redis.zadd(WORKERS, {name: 1})
     queue.redis.set(worker_key(name), PublishedWorker(info=info, models=(model,)).model_dump_json())
+
+
+def test_a_descriptor_is_published_once_and_read_once(queue: JobQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hundreds of them take megabytes, which every request and every heartbeat would transfer."""
+    models = tuple(MODEL.model_copy(update={"name": f"m{i}"}) for i in range(70))
+    info = WorkerInfo(name="a", lanes=(Lane.SCORE,), state=WorkerState.IDLE, models=(), started_at=0)
+    publications = Publications(queue.redis, "a")
+    publications.publish(info, models)
+    assert len(queue.redis.get(worker_key("a"))) < 80 * len(models)
+    assert queue.monitor.models() == list(reversed(models))
+    read, stored = [], []
+    monkeypatch.setattr("worker.monitor._parse_descriptor", read.append)
+    monkeypatch.setattr(publications, "_describe", lambda keys, args: stored.extend(keys))
+    publications.publish(info.model_copy(update={"state": WorkerState.BUSY}), models)
+    assert queue.monitor.models() is queue.monitor.models()
+    assert queue.monitor.workers()[0].state is WorkerState.BUSY
+    assert (read, stored) == ([], [])
+    assert queue.redis.pttl(descriptor_key(json.loads(queue.redis.get(worker_key("a")))["descriptors"][0])) > 0
+
+
+def test_a_model_whose_descriptor_is_missing_or_damaged_is_left_out(queue: JobQueue) -> None:
+    info = WorkerInfo(name="a", lanes=(Lane.SCORE,), state=WorkerState.IDLE, models=(), started_at=0)
+    Publications(queue.redis, "a").publish(info, [MODEL.model_copy(update={"name": name}) for name in "mno"])
+    first, second, _ = json.loads(queue.redis.get(worker_key("a")))["descriptors"]
+    queue.redis.delete(descriptor_key(first))
+    queue.redis.set(descriptor_key(second), "{}")
+    assert [model.name for model in queue.monitor.models()] == ["o"]
 
 
 def test_a_model_has_the_batching_of_the_latest_worker_that_generates(queue: JobQueue) -> None:

@@ -46,18 +46,50 @@ def test_the_earlier_directory_takes_precedence_and_other_folders_are_ignored(tm
     assert registry.get("a").version == synthetic.load(tmp_path / "one" / "a", device="cpu").version
 
 
-def test_only_a_registry_that_generates_checks_how_batches_are_sampled(tmp_path: Path, loads: Loads) -> None:
+@pytest.mark.parametrize("generates", [False, True])
+def test_only_an_idle_registry_that_generates_checks_how_batches_are_sampled(
+    tmp_path: Path, loads: Loads, generates: bool
+) -> None:
     write_model(tmp_path, "a")
-    assert registry_of(loads, tmp_path).descriptors[0].batching is None
-    registry = ModelRegistry([tmp_path], loads, device="cpu", keep=2, generates=True)
+    changes: list[None] = []
+    registry = ModelRegistry(
+        [tmp_path], loads, device="cpu", keep=2, generates=generates, on_change=lambda: changes.append(None)
+    )
     registry.scan()
-    assert registry.descriptors[0].batching == Batching(groups="fixed", check="failed", detail="it is synthetic.")
+    assert registry.descriptors[0].batching is None, "hundreds of checks would delay the first request by minutes"
+    changes.clear()
+    registry.check_batching()
+    checked = Batching(groups="fixed", check="failed", detail="it is synthetic.")
+    assert registry.descriptors[0].batching == (checked if generates else None)
+    assert len(changes) == generates
+
+
+def test_a_scan_of_many_folders_begins_with_the_default_model_and_can_be_interrupted(
+    tmp_path: Path, loads: Loads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.registry.PUBLISH_S", 0.0)
+    monkeypatch.setenv("NCML_DEFAULT_MODEL", "c")
+    for name in "abcd":
+        write_model(tmp_path, name)
+    published: list[str] = []
+    registry = ModelRegistry([tmp_path], loads, device="cpu", keep=2)
+    registry._on_change = lambda: published.append("".join(model.name for model in registry.descriptors))
+    assert registry.scan(is_interrupted=lambda: True)
+    assert (registry.is_behind, published[-1]) == (True, "c")
+    assert registry.get("d").name == "d", "a job does not wait until its folder's turn"
+    assert registry.is_behind
+    assert registry.scan()
+    assert (registry.is_behind, published) == (False, ["c", "cd", "acd", "abcd"])
+    loads.names.clear()
+    registry.get("c")
+    assert loads.names == [], "a scan does not evict models"
 
 
 def test_a_model_that_only_scores_is_described_so_and_is_not_checked_for_sampling(tmp_path: Path, loads: Loads) -> None:
     write_model(tmp_path, "a", generates=False)
     registry = ModelRegistry([tmp_path], loads, device="cpu", keep=2, generates=True)
     registry.scan()
+    registry.check_batching()
     assert not registry.descriptors[0].generates
     assert registry.descriptors[0].batching is None
 
@@ -68,9 +100,9 @@ def test_the_least_recently_used_model_is_evicted(tmp_path: Path, loads: Loads) 
     registry = registry_of(loads, tmp_path)
     assert len(registry.descriptors) == 3
     loads.names.clear()
-    for name in ("c", "b", "c", "a", "c", "b"):
+    for name in ("a", "b", "a", "c", "a", "b"):
         registry.get(name)
-    assert loads.names == ["a", "b"]
+    assert loads.names == ["c", "b"]
 
 
 def test_only_a_changed_folder_is_reloaded(tmp_path: Path, loads: Loads) -> None:
@@ -112,7 +144,7 @@ def test_a_model_that_another_worker_found_first_is_found_when_a_job_names_it(tm
     assert registry.get("a").version == first
     second = SyntheticModel(tmp_path / "a").version
     assert registry.get("a", second).version == second
-    assert changes == [("a",), ("a",)]
+    assert changes == [(), ("a",), ("a",)]
     assert not registry.scan()
 
 
