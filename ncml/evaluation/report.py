@@ -79,7 +79,7 @@ class Table:
             grid.add_column(name, justify="right" if i and name != "source" else "left")
         for row in self.rows:
             grid.add_row(*map(self.text, row))
-        Console(width=None if Console().is_terminal else 160).print(grid)
+        Console(width=None if Console().is_terminal else 200).print(grid)
 
 
 @dataclass(frozen=True)
