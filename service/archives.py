@@ -3,6 +3,7 @@
 import io
 import lzma
 import re
+import sys
 import zipfile
 import zlib
 from pathlib import PurePosixPath
@@ -28,11 +29,14 @@ def is_archive(data: bytes) -> bool:
 
 
 def max_count(data: bytes) -> int:
-    """Return at least the number of usable files in a zip, by its directory; 1 for a file that is not a zip."""
+    """Return at least the number of usable files in a zip, by its directory; 1 for a file that is not a zip.
+
+    A zip without a readable directory may have any number: unpacking explains what is wrong with it.
+    """
     if not is_archive(data):
         return 1
     directory = _directory(data)
-    return directory[0] if directory else len(data)  # unpacking explains what is wrong with it
+    return directory[0] if directory else sys.maxsize
 
 
 def read_archive(data: bytes, *, field: str, max_files: int, max_bytes: int) -> list[tuple[str, bytes]]:

@@ -179,6 +179,12 @@ def test_a_hostile_zip_is_refused(open_client: TestClient, queue, data: Callable
     assert not queue.claimable
 
 
+def test_a_damaged_zip_alone_is_called_damaged(open_client: TestClient, queue) -> None:
+    """Its unknown number of files is not the reason."""
+    response = open_client.post("/calibrate?name=mine", files=[("image", ("a.zip", b"PK\x03\x04 and no more"))])
+    assert "is a zip that cannot be read" in response.json()["detail"]
+
+
 def test_ordinary_names_in_a_zip_are_accepted() -> None:
     names = ["at 10.11.12\u202fAM.png", "from 2013 10:11:12.png", "a\u00a0b.png", "\u732b.png"]
     files = read_archive(archive([(name, image(0)) for name in names]), field="image", max_files=45, max_bytes=10**6)
