@@ -46,8 +46,8 @@ from ncml import checkpoint, config, images, recipes
 from ncml.calibration import tiles
 from ncml.data.cropping import Cropping
 from ncml.data.dataset import Dataset
-from ncml.evaluation.features import efficientnet_lite0
 from ncml.images.tiling import OVERLAP, Tiling
+from ncml.network import efficientnet
 from ncml.network.ncpn import NCPN
 from ncml.ood import conformal
 from ncml.ood.tiles import scan
@@ -211,7 +211,7 @@ def _calibrated(model: ncml.Model, image_set: ImageSet) -> tuple[Scorer, dict[st
 
 def patches(image_set: ImageSet, minutes: float) -> tuple[Scorer, dict[str, Any]]:
     """Keep patch features of the estimating images; an image scores the largest distance from its nearest."""
-    network = efficientnet_lite0()
+    network = efficientnet.load()
     bank = torch.cat([_patch_features(network, images.open_image(path)) for path in image_set.calibration[:ESTIMATING]])
     bank = bank[torch.randperm(len(bank), generator=torch.Generator().manual_seed(0))[:10_000]]
 
@@ -226,7 +226,7 @@ def pooled(image_set: ImageSet, minutes: float) -> tuple[Scorer, dict[str, Any]]
     """Estimate the local outlier factor on pooled features of the estimating images."""
     from sklearn.neighbors import LocalOutlierFactor
 
-    network = efficientnet_lite0()
+    network = efficientnet.load()
 
     def features(image_HWC: Pixels) -> NDArray[np.float32]:
         return _patch_features(network, image_HWC).mean(0).numpy()
@@ -312,16 +312,11 @@ def _ranked(score: Scorer, image_set: ImageSet) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def _patch_features(network: Any, image_HWC: Pixels) -> torch.Tensor:
+def _patch_features(network: efficientnet.EfficientNetLite0, image_HWC: Pixels) -> torch.Tensor:
     """Return the features of stages 3 and 5, averaged over 3x3 positions, at 448 pixels: [patches, features]."""
     resized = np.asarray(Image.fromarray(image_HWC).resize((448, 448), Image.Resampling.BICUBIC))
-    x_BCHW = (torch.from_numpy(resized.copy()).permute(2, 0, 1)[None].float() - 127) / 128
-    x_BCHW = network._swish(network._bn0(network._conv_stem(x_BCHW)))
-    stages: dict[int, torch.Tensor] = {}
-    for block in network._blocks:
-        x_BCHW = block(x_BCHW)
-        stages[x_BCHW.shape[-1]] = x_BCHW
-    fine, coarse = stages[56], stages[28]
+    x_BCHW = torch.from_numpy(resized.copy()).permute(2, 0, 1)[None].float()
+    fine, coarse = network.activations(x_BCHW, (2, 4))
     pool = torch.nn.functional.avg_pool2d
     coarse = torch.nn.functional.interpolate(pool(coarse, 3, 1, 1), size=(56, 56), mode="bilinear")
     return torch.cat([pool(fine, 3, 1, 1), coarse], 1)[0].flatten(1).T

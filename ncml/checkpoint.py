@@ -36,8 +36,12 @@ if TYPE_CHECKING:
 FORMAT = 2
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "card.md"
 CALIBRATION, TILES = "calibration.json", "calibration-tiles.json"
+DETECTOR, DETECTOR_ARRAYS = "detector.json", "detector.safetensors"
 CALIBRATION_SECTION = "Calibration"
 """First word of the title of a card's section on a calibration; the name of the calibration follows."""
+
+DETECTOR_SECTION = "Detector"
+"""Title of a card's section on a detector."""
 
 MAX_CONFIG_BYTES = 8 * 2**20
 MAX_CARD_BYTES = 256 * 2**10
@@ -114,7 +118,7 @@ def save(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / WEIGHTS, lambda path: weights.write(path, network, dtype))
-    for calibration in (CALIBRATION, TILES):
+    for calibration in (CALIBRATION, TILES, DETECTOR, DETECTOR_ARRAYS):
         (folder / calibration).unlink(missing_ok=True)
     version = digest(network.config, folder / WEIGHTS)
     description: dict[str, Any] = {
@@ -191,7 +195,7 @@ def copy(folder: Path, out: Path) -> None:
         return
     out.mkdir(parents=True, exist_ok=True)
     if card := read_file_of_card(folder):
-        _write_card(out, re.sub(_section_pattern(f"{CALIBRATION_SECTION} [^\\n]*"), "", card))
+        _write_card(out, re.sub(_section_pattern(f"(?:{CALIBRATION_SECTION} [^\\n]*|{DETECTOR_SECTION})"), "", card))
     for name in (WEIGHTS, CONFIG):  # the configuration last: without it, a folder is not a model folder
         if (folder / name).is_file():
             replace_file(out / name, lambda new, name=name: shutil.copyfile(folder / name, new))

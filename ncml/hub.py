@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ncml import checkpoint, paths
-from ncml.checkpoint import CALIBRATION, CARD, CONFIG, TILES, WEIGHTS, Description
+from ncml.checkpoint import CALIBRATION, CARD, CONFIG, DETECTOR, DETECTOR_ARRAYS, TILES, WEIGHTS, Description
 from ncml.errors import InputError, ModelError
 from ncml.paths import printable
 
 SCHEME = "hf://"
-FILES = (WEIGHTS, CALIBRATION, TILES, CARD, CONFIG)
+FILES = (WEIGHTS, CALIBRATION, TILES, DETECTOR_ARRAYS, DETECTOR, CARD, CONFIG)
 """Files of a model folder. The configuration is last: a folder without it is not a model folder."""
 README = "README.md"
 """The name under which the Hub shows a card."""

@@ -22,13 +22,15 @@ from ncml.arguments import (
 )
 from ncml.errors import InputError, ModelError
 from ncml.hub import find_model
-from ncml.images.sources import Image, Images, read_image
+from ncml.images.sources import Image, Images, list_images, name_of, read_image
 from ncml.limits import MAX_IMAGES_PER_CALL, Keep, check_count
 from ncml.network.likelihood import bits_per_dim, from_uint8
 from ncml.network.ncpn import NCPN
 from ncml.network.sde import make_sde
-from ncml.ood import calibrations
+from ncml.ood import calibrations, detector
 from ncml.ood.calibration import Calibration
+from ncml.ood.detector import DetectorCalibration
+from ncml.ood.judging import Detector
 from ncml.ood.measurements import LevelMeasurement, measure, measure_level
 from ncml.ood.statistics import build_statistics, required_columns
 from ncml.ood.storage import DEFAULT_NAME
@@ -36,7 +38,7 @@ from ncml.ood.tile_calibration import TileCalibration, read_if_present
 from ncml.ood.tiles import scan
 from ncml.options import SamplingOptions, spell_out
 from ncml.progress import OnProgress, Progress, ignore_progress
-from ncml.results import ImageArray, Scan, Score, Verdict
+from ncml.results import Detection, ImageArray, Scan, Score, Verdict
 from ncml.sampling import outcomes
 from ncml.sampling.batch_invariance import GroupedSampler, choose_batching
 from ncml.sampling.batching import Batching, BatchingSetting, batching_setting
@@ -106,11 +108,19 @@ class Model:
     def read_calibration(self) -> None:
         """Reload `calibration.json`. If it belongs to another model, ignore it and explain why in `uncalibrated`."""
         self.calibrations = calibrations.read(self.folder, self.version, self.config)
+        self._detector: Detector | None = None
 
     @property
     def calibration(self) -> Calibration | None:
         """The default calibration; None if there is none, for the reason in `uncalibrated`."""
         return self.calibrations.by_name.get(DEFAULT_NAME)
+
+    @property
+    def detector(self) -> DetectorCalibration | None:
+        """The calibration of a detector, if the folder is one. Raises `ModelError` if it cannot be used."""
+        if self._detector is not None:
+            return self._detector.calibration
+        return detector.read_if_present(self.folder, self.version)
 
     @property
     def uncalibrated(self) -> str:
@@ -182,7 +192,8 @@ class Model:
             but no noise is added, so that scores are deterministic.
         ood: return a verdict for each image, if the model is calibrated. Statistics use their own conditions: the null
             class and the noise levels of `ncml.ood`, regardless of `classes` and `noise`. False: one pass.
-        calibration: the name of the calibration of the verdict; None: default.
+        calibration: the name of the calibration of the verdict; None: that of the detector, if the folder is one and no
+            statistic is named, else default. A detector judges an image at its own size (`Score.detection`).
         statistic: the statistic of the verdict; None: the calibration's.
         statistics: names of statistics to return, or "all": those of the calibration, or without a calibration those
             that need none.
@@ -198,18 +209,47 @@ class Model:
         pixels, files = read_images(images, self.height, self.width, preprocess=preprocess)
         class_B = torch.tensor(class_indices(classes, len(pixels), self.classes))
         t = self._time(noise)
-        selected = self.calibrations.select(calibration)
+        judging = self._select_detector(calibration, statistic) if ood else None
+        selected = None if judging else self.calibrations.select(calibration)
         verdict_statistic, names = self.calibrations.select_statistics(
             selected, self.statistics, statistic, statistics, with_verdict=ood
         )
+        detections = self._detect(judging, images, callback) if judging else [None] * len(pixels)
         scores: list[Score] = []
         for start in range(0, len(pixels), batch_size):
             batch = slice(start, start + batch_size)
             scores += self._score(pixels[batch], class_B[batch], t, map, selected, verdict_statistic, names, sanity)
             callback(Progress("score", len(scores), len(pixels)))
-        for score, file in zip(scores, files, strict=True):
-            score.file = file
+        for score, file, detection in zip(scores, files, detections, strict=True):
+            score.file, score.detection = file, detection
+            if detection is not None:
+                score.ood = detection.verdict(detector.NAME)
         return scores
+
+    def _select_detector(self, calibration: str | None, statistic: str | None) -> Detector | None:
+        """Return the detector that gives the verdict, loaded; None if another calibration does."""
+        if calibration not in (None, detector.NAME) or (calibration is None and statistic is not None):
+            return None
+        if self._detector is None:
+            stored = detector.read_if_present(self.folder, self.version)
+            if stored is None:
+                return None
+            self._detector = Detector.load(self.folder, stored, str(self.device))
+        if statistic is not None:
+            raise InputError("statistic", "a detector has views instead of a statistic: omit the statistic.")
+        return self._detector
+
+    def _detect(self, judging: Detector, images: Images, callback: OnProgress) -> list[Detection]:
+        """Judge images at their own sizes, one at a time."""
+        listed = list_images(images)
+        detections: list[Detection] = []
+        for image in listed:
+            try:
+                detections.append(judging.judge(read_image(image)))
+            except InputError as error:
+                raise InputError(name_of(image) or "images", error.detail) from error
+            callback(Progress("judge", len(detections), len(listed)))
+        return detections
 
     def _score(
         self,

@@ -13,11 +13,88 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image as PILImage
 
 from ncml.errors import InputError
 from ncml.images import enlarge, format_values, grid, heat, to_html, to_html_table, to_png
 from ncml.images.tiling import Box, Scores, Tiling, blend
 from ncml.limits import View
+
+
+@dataclass(frozen=True)
+class ViewDetection:
+    """An image in one view of a detector."""
+
+    score: float
+    """The score of the view, in its own unit."""
+    standardised: float
+    """The score in deviations of good images above their median, which views have in common."""
+    box: Box
+    """The part of the image that the view points at."""
+
+
+@dataclass(frozen=True)
+class Detection:
+    """An image of any size, judged by a detector. Score, box and map are those of the deciding view."""
+
+    view: str
+    """The view in which the image differs most from good ones."""
+    score: float
+    """Its standardised score."""
+    p_value: float
+    """The p-value over all views: one rank among good images, or scenes of them."""
+    threshold: float
+    is_ood: bool
+    """score > threshold."""
+    is_weak: bool
+    """Whether the calibration is weak."""
+    box: Box
+    """The part of the image that the view points at."""
+    height: int
+    """Height of the image in pixels."""
+    width: int
+    """Width of the image in pixels."""
+    views: Mapping[str, ViewDetection]
+    """The image in each view."""
+    at_least_as_unusual: int
+    """Number of the ranking images that score at least as high."""
+    ranking_images: int
+    """Number of ranking images."""
+    calibration_version: str
+    """The version of the calibration."""
+    covered: Box
+    """The part of the image that the map covers."""
+    grid: Scores = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    """Local scores of the view, evenly spaced over `covered`; empty for a view without a map."""
+
+    def verdict(self, calibration: str) -> Verdict:
+        """Return the verdict of the deciding view, with the name of the calibration."""
+        return Verdict(
+            statistic=self.view,
+            score=self.score,
+            p_value=self.p_value,
+            threshold=self.threshold,
+            is_ood=self.is_ood,
+            calibration=calibration,
+            is_weak=self.is_weak,
+            calibration_version=self.calibration_version,
+        )
+
+    @property
+    def rarity(self) -> str:
+        """How rare such a score is among good images, in words."""
+        count, total = self.at_least_as_unusual, self.ranking_images
+        return f"{count} of {total} good images {'is' if count == 1 else 'are'} at least as unusual"
+
+    @cached_property
+    def map(self) -> Scores:
+        """The local scores at the image's size, [H, W]; 0 outside the part that is judged and without a map."""
+        map_HW = np.zeros((self.height, self.width), np.float32)
+        if self.grid.size:
+            left, top, width, height = self.covered
+            resized = PILImage.fromarray(self.grid, mode="F").resize((width, height), PILImage.Resampling.BILINEAR)
+            map_HW[top : top + height, left : left + width] = np.asarray(resized)
+        return map_HW
 
 
 @dataclass(frozen=True)
@@ -55,6 +132,7 @@ class Score(Mapping[str, Any]):
         statistics: dict[str, float] | None = None,
         flipped_bpd: float | None = None,
         file: str | None = None,
+        detection: Detection | None = None,
     ) -> None:
         self.bpd = bpd
         """Bits per dimension, exact at noise 0; lower means more likely."""
@@ -70,6 +148,8 @@ class Score(Mapping[str, Any]):
         """Bits per dimension with the lowest bit of every value flipped (`sanity`)."""
         self.file = file
         """The path of the image, if it was passed as one."""
+        self.detection = detection
+        """The verdict of a detector in full; None if another calibration gives the verdict, or none."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values in a flat dictionary with the column names of `ncml score`; the map is left out.
@@ -81,6 +161,8 @@ class Score(Mapping[str, Any]):
         columns |= {"bpd": self.bpd, "log_likelihood": self.log_likelihood}
         if self.ood is not None:
             columns |= {name: getattr(self.ood, name) for name in ("statistic", "score", "p_value", "is_ood")}
+        if self.detection is not None:
+            columns |= self.detection.box._asdict()
         columns |= {name: value for name, value in self.statistics.items() if name not in columns}
         return columns if self.flipped_bpd is None else columns | {"flipped_bpd": self.flipped_bpd}
 

@@ -1,4 +1,4 @@
-"""Calibration of a copy of a model on the images of a job, as `ncml adapt` does it; runs in the engine."""
+"""Calibration of a copy of a model on the images of a job, at the model's size; runs in the engine."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from ncml.checkpoint import DETECTOR
 from ncml.errors import ModelError, NcmlError
 from ncml.images import PREPROCESSING
 from ncml.options import name_defaults
@@ -264,6 +265,11 @@ class ModelRegistry:
             raise ModelError(
                 f"{entry.folder}: the name of a model folder must have at most {MAX_NAME} printable characters, "
                 "none of them @; rename it"
+            )
+        if (entry.folder / DETECTOR).is_file():
+            raise ModelError(
+                f"{entry.folder} is a detector, which a service cannot judge with yet: score images with ncml score on "
+                f"a machine that holds the folder, or remove {DETECTOR}"
             )
         if self._quarantined.get(entry.folder) == entry.stamp:
             raise ModelError(QUARANTINED)

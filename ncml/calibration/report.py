@@ -5,15 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ncml import checkpoint
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ncml import checkpoint, images
+from ncml.calibration.detector import MadeDetector, Suspect
+from ncml.data.inventory import counted
 from ncml.limits import VIEWS
 from ncml.ood.calibration import Calibration
 from ncml.ood.conformal import min_ranks
+from ncml.ood.detector import DetectorCalibration
 from ncml.ood.power import summary
 from ncml.ood.tile_calibration import TileCalibration
 
 MAX_NAMES = 10
 """Images that are listed by name."""
+MAX_CELLS, CELL_SIDE = 48, 160
+"""Images on a contact sheet, and pixels of a side of each."""
 
 
 def save(calibration: Calibration, folder: Path) -> None:
@@ -66,6 +75,83 @@ def describe_tiles(calibration: TileCalibration) -> list[str]:
     if calibration.weakness:
         lines.append(f"this calibration is weak: {calibration.weakness}")
     return lines
+
+
+def describe_detector(made: MadeDetector) -> list[str]:
+    """Return lines that report how a detector was made, its rate, and what it finds and misses."""
+    calibration = made.calibration
+    rate, bound = 100 * calibration.false_positive_rate, 100 * calibration.rate_bound
+    scenes = calibration.estimation_scenes, calibration.ranks.scenes
+    lines = [
+        f"{made.folder}: estimated on {counted(calibration.n_fit, 'image')} of {scenes[0]} scenes, ranked by "
+        f"{calibration.n_rank} of {scenes[1]}",
+        f"sizes of the good images: {_sizes(calibration)}",
+        *calibration.descriptions.values(),
+        *calibration.notes,
+    ]
+    if calibration.confidence is None:
+        lines.append(
+            f"flags {rate:g}% of good images on average; with 95% confidence at most {bound:.1f}% with this calibration"
+        )
+    else:
+        lines.append(f"flags at most {rate:g}% of good images, with a confidence of {calibration.confidence:.0%}")
+    if made.near_duplicates:
+        shown = made.near_duplicates[:MAX_NAMES]
+        lines += [f"one scene: {', '.join(names[:MAX_NAMES])}" for names in shown]
+    if made.suspects:
+        names = [f"{suspect.name} ({suspect.view.replace('_', ' ')})" for suspect in made.suspects]
+        lines.append(describe_suspects(names, calibration.n_fit + calibration.n_rank + len(made.left_out)))
+    if made.left_out and made.threshold_with_suspects is not None:
+        lines.append(
+            f"{counted(len(made.left_out), 'image')} left out: the threshold is {calibration.threshold:.2f} instead of "
+            f"{made.threshold_with_suspects:.2f}"
+        )
+    elif made.suspects:
+        lines.append("they raise the threshold if they rank: remove them, or add --leave-out suspects")
+    if calibration.power is not None:
+        lines += calibration.power.lines()
+    if calibration.weakness:
+        lines.append(f"this detector is weak: {calibration.weakness}")
+    return lines
+
+
+def write_detector_card(made: MadeDetector) -> None:
+    """Describe a detector in the card of its folder, with a table of its power."""
+    calibration = made.calibration
+    lines = [f"- {line}" for line in describe_detector(made)[1:]]
+    if calibration.power is not None:
+        lines += ["", "| alteration | size | flagged |", "|---|---|---:|"]
+        lines += [
+            f"| {kind} | {size} | {share:.0%} |"
+            for kind, sizes in calibration.power.shares.items()
+            for size, share in sizes.items()
+        ]
+    checkpoint.write_card_section(made.folder, checkpoint.DETECTOR_SECTION, "\n".join(lines))
+
+
+def save_contact_sheet(suspects: Sequence[Suspect], path: Path) -> bool:
+    """Write small copies of the images that are unlike the others, the most unlike first; return whether there are any.
+
+    A sheet of an earlier detector is removed.
+    """
+    path.unlink(missing_ok=True)
+    cells: list[NDArray[np.uint8]] = []
+    for suspect in suspects[:MAX_CELLS]:
+        image = Image.fromarray(images.open_image(suspect.path, field=suspect.name))
+        image.thumbnail((CELL_SIDE, CELL_SIDE))
+        cell = Image.new("RGB", (CELL_SIDE, CELL_SIDE), "white")
+        cell.paste(image, ((CELL_SIDE - image.width) // 2, (CELL_SIDE - image.height) // 2))
+        cells.append(np.asarray(cell))
+    if cells:
+        sheet = images.to_png(images.grid(np.stack(cells)))
+        checkpoint.replace_file(path, lambda new: new.write_bytes(sheet))
+    return bool(cells)
+
+
+def _sizes(calibration: DetectorCalibration) -> str:
+    by_count = sorted((calibration.sizes or {}).items(), key=lambda item: -item[1])
+    listed = ", ".join(f"{size} ({count})" for size, count in by_count[:3])
+    return listed + (f" and {len(by_count) - 3} more" if len(by_count) > 3 else "")
 
 
 def _card_lines(calibration: Calibration) -> list[str]:

@@ -2,8 +2,9 @@
 
 import shlex
 import sys
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -18,8 +19,19 @@ from ncml.cli.terminal import (
     print_json,
     progress_bar,
 )
+from ncml.data.good_images import open_folder
+from ncml.data.scenes import AUTO, check_group
 from ncml.data.sources import open_source, readable_rows
+from ncml.errors import InputError
 from ncml.ood.conformal import check_rate
+from ncml.paths import list_files
+
+if TYPE_CHECKING:
+    from ncml.calibration.detector import MadeDetector
+    from ncml.model import Model
+
+SUSPECTS = "suspects.png"
+"""The contact sheet of images that are unlike the others, in the folder of the detector."""
 
 
 def adapt(
@@ -30,63 +42,125 @@ def adapt(
     model: ModelOption = "",
     max_time: Annotated[str | None, arg(metavar="TIME", help_behavior_hint="(default: no fine-tuning)")] = None,
     false_positive_rate: Annotated[float, arg(metavar="RATE")] = 0.05,
+    confidence: Annotated[float | None, arg(metavar="SHARE", help_behavior_hint="(default: on average)")] = None,
+    group: Annotated[str, arg(metavar="auto|image|folder|PATTERN")] = AUTO,
+    leave_out: Annotated[Literal["suspects"] | None, arg(help_behavior_hint="(default: none)")] = None,
+    power: bool = True,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Make a detector from a folder of good images: a copy of a model, calibrated on them, and its measured power.
+    """Make a detector from a folder of good images: it judges further images at their own size.
 
-    Each image is used either to estimate the statistics or to rank. With --max-time, the model is also fine-tuned, and
-    the result is kept only if it detects more.
+    The images are divided by scene. One part estimates the views (patches of an image, and its appearance), the other
+    ranks: so the share of good images that are flagged is guaranteed. The power is measured on altered images.
 
     Args:
-        data: Folder of at least 39 good images that the model was not trained on.
+        data: Folder of at least 30 good images.
         out: Model folder to write; its name becomes the model's name. If it holds the same weights already, its
-            default calibration is replaced.
-        model: Name or folder of the model to start from.
-        max_time: Time for fine-tuning, such as 90s or 10m.
+            detector is replaced, and its other calibrations are kept.
+        model: Name or folder of the model to start from, which computes bits/dim.
+        max_time: Time for fine-tuning the model on the images as well, such as 90s or 10m; its own statistics are then
+            calibrated, too.
         false_positive_rate: Share of good images that are flagged.
+        confidence: Choose the threshold so that this very detector flags at most that share, with this confidence.
+        group: How images are grouped into scenes: by near-duplicates (auto), each alone (image), by subfolder (folder),
+            or by the group in parentheses of a regular expression on the path.
+        leave_out: Leave out the images that are unlike the others.
+        power: Measure which alterations the detector finds.
         device: Device to compute on: cpu, cuda or cuda:N.
         as_json: Print JSON.
     """
+    started = time.monotonic()
     max_seconds = 0.0 if max_time is None else parse_duration(max_time)
     check_rate(false_positive_rate)
+    check_group(group)
     description = describe(model, device)
     check_copy(description.folder, out, changing=max_seconds > 0)
-    source = open_source(str(data), "train")
-    loaded = load(description, device)
+    if not data.is_dir():
+        raise InputError("data", f"{data} is not a folder: name a folder of good images.")
+    paths = sorted(path for path in list_files([data]) if path.is_file())
+    with progress_bar() as on_progress:
+        good = open_folder(data, paths, on_progress)
+        loaded = load(description, device)
+        if max_seconds:
+            loaded = _fine_tune(loaded, data, out, false_positive_rate, max_seconds, device, on_progress)
+        from ncml.calibration.detector import make_detector
+
+        made = make_detector(
+            loaded,
+            good,
+            out,
+            false_positive_rate=false_positive_rate,
+            confidence=confidence,
+            group=group,
+            leave_out=leave_out is not None,
+            **({} if power else {"power_images": 0}),
+            device=device,
+            on_message=_print_message,
+            on_progress=on_progress,
+        )
     from ncml.calibration import report
+
+    sheet = report.save_contact_sheet(made.suspects, out / SUSPECTS)
+    lines = report.describe_detector(made)
+    if sheet:
+        lines.append(f"the images that are unlike the others are shown in {out / SUSPECTS}")
+    report.write_detector_card(made)
+    if as_json:
+        print_json(_result(made) | {"seconds": round(time.monotonic() - started, 1)})
+    else:
+        print(*lines, sep="\n")
+        print(f"made in {time.monotonic() - started:.0f} s", file=sys.stderr)
+        print(f"try: ncml score IMAGE --model {shlex.quote(str(out))}", file=sys.stderr)
+
+
+def _fine_tune(
+    model: "Model", data: Path, out: Path, rate: float, max_seconds: float, device: str, on_progress: Any
+) -> "Model":
+    """Write a fine-tuned copy of the model with its own calibration, and return it."""
+    import ncml
     from ncml.data import dataset
     from ncml.training.adapt import adapt as adapt_model
 
-    def print_message(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+    source = open_source(str(data), "train")
+    images = dataset.load(source, model.height, model.width, on_progress=on_progress)
+    adapted = adapt_model(
+        model,
+        images,
+        out,
+        false_positive_rate=rate,
+        max_seconds=max_seconds,
+        names=[row.name for row in readable_rows(source, images.inventory.unreadable_rows)],
+        device=device,
+        on_message=_print_message,
+        on_progress=on_progress,
+    )
+    return ncml.load(adapted.folder, device=device)
 
-    with progress_bar() as on_progress:
-        images = dataset.load(source, loaded.height, loaded.width, on_progress=on_progress)
-        for line in images.inventory.lines(loaded.height, loaded.width):
-            print_message(line)
-        adapted = adapt_model(
-            loaded,
-            images,
-            out,
-            false_positive_rate=false_positive_rate,
-            max_seconds=max_seconds,
-            names=[row.name for row in readable_rows(source, images.inventory.unreadable_rows)],
-            device=device,
-            on_message=print_message,
-            on_progress=on_progress,
-        )
-    calibration = adapted.calibration
-    if as_json:
-        power = None if calibration.power is None else calibration.power.to_json()
-        result = {"folder": str(adapted.folder), "fine_tuned": adapted.fine_tuned, "calibration": calibration.version}
-        result |= {"n_fit": calibration.n_fit, "n_rank": calibration.n_rank, "smallest_p": calibration.smallest_p}
-        print_json(result | {"power": power, "weakness": calibration.weakness})
-    else:
-        print(f"{adapted.folder}: estimated on {calibration.n_fit} images, ranked by {calibration.n_rank}")
-        command = f"ncml calibrate --model {shlex.quote(str(adapted.folder))} --unseen --name tolerant --data"
-        remedy = f"add a calibration: {command} {shlex.quote(str(data))}"
-        if adapted.fine_tuned:  # on some of these images
-            remedy = f"add a calibration on other good images: {command} FOLDER"
-        print(*report.describe(calibration, remedy=remedy), sep="\n")
-        print(f"try: ncml score IMAGE --model {shlex.quote(str(adapted.folder))}", file=sys.stderr)
+
+def _print_message(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _result(made: "MadeDetector") -> dict[str, Any]:
+    calibration = made.calibration
+    return {
+        "folder": str(made.folder),
+        "calibration": calibration.version,
+        "views": list(calibration.scales),
+        "threshold": calibration.threshold,
+        "false_positive_rate": calibration.false_positive_rate,
+        "rate_bound": calibration.rate_bound,
+        "confidence": calibration.confidence,
+        "n_fit": calibration.n_fit,
+        "n_rank": calibration.n_rank,
+        "scenes": calibration.estimation_scenes + calibration.ranks.scenes,
+        "ranking_scenes": calibration.ranks.scenes,
+        "smallest_p": calibration.smallest_p,
+        "power": None if calibration.power is None else calibration.power.to_json(),
+        "weakness": calibration.weakness,
+        "notes": list(calibration.notes),
+        "near_duplicates": [list(names) for names in made.near_duplicates],
+        "suspicious": [suspect.name for suspect in made.suspects],
+        "left_out": list(made.left_out),
+    }

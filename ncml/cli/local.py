@@ -12,7 +12,7 @@ from ncml.checkpoint import Description
 from ncml.cli.terminal import load
 from ncml.images import open_image
 from ncml.images.tiling import Tiling
-from ncml.ood import calibrations, tile_calibration
+from ncml.ood import calibrations, detector, tile_calibration
 from ncml.ood.statistics import build_statistics, select_names
 from ncml.paths import printable
 
@@ -47,6 +47,11 @@ class LocalModel:
         return tile_calibration.read_if_present(self._description)
 
     @functools.cached_property
+    def detector(self) -> "detector.DetectorCalibration | None":
+        """The calibration of a detector, if the folder is one."""
+        return detector.read_if_present(self._description.folder, self.version)
+
+    @functools.cached_property
     def _model(self) -> "Model":
         return load(self._description, self._device)
 
@@ -56,9 +61,17 @@ class LocalModel:
             return calibrations.available(calibration, self.statistics)
         return select_names(tuple(dict.fromkeys(statistics.split(","))), self.statistics)
 
+    def judges(self, calibration: str | None, statistic: str | None) -> bool:
+        """Return whether a detector gives the verdict of a call with these arguments, at images' own sizes."""
+        if calibration not in (None, detector.NAME) or (calibration is None and statistic is not None):
+            return False
+        return self.detector is not None
+
     def check(self, arguments: dict[str, Any]) -> None:
         """Raise `InputError` for arguments of `Model.score` that this model refuses."""
         check_conditions(self._description, arguments["classes"], arguments["noise"])
+        if arguments["ood"] and self.judges(arguments["calibration"], arguments["statistic"]):
+            arguments = arguments | {"calibration": None, "ood": False}
         self.calibrations.select_statistics(
             self.calibrations.select(arguments["calibration"]),
             self.statistics,

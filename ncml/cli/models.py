@@ -39,6 +39,7 @@ def models(*, as_json: JsonOption = False) -> None:
                 "noise": description.noise,
                 "generates": description.config.generates,
                 "keeps": list(description.keeps),
+                "detector": (folder / checkpoint.DETECTOR).is_file(),
                 "metrics": description.metrics,
             }
         )
@@ -52,6 +53,7 @@ def models(*, as_json: JsonOption = False) -> None:
             metrics = "  ".join(f"{name} {_format(value)}" for name, value in model["metrics"].items())
             mark = "" if model["generates"] else "  (only scores)"
             mark += "  (default)" if model["default"] else ""
+            mark += "  (detector)" if model["detector"] else ""
             print(f"{model['name']}  {model['version'][:12]}  {size}  {metrics}  {model['folder']}{mark}")
             if model["classes"]:
                 print("  classes:", ", ".join(model["classes"]))

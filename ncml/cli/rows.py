@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ncml import images
 from ncml.cli.terminal import progress_bar
+from ncml.data.good_images import check_side
 from ncml.errors import InputError, ServiceError
 from ncml.images import heat
 from ncml.paths import printable
@@ -26,9 +27,13 @@ from ncml.progress import ignore_progress
 if TYPE_CHECKING:
     from ncml.cli.local import LocalModel
     from ncml.cli.remote import RemoteModel
+    from ncml.results import Detection
 
 BATCH = 64
 """Images that are read and scored in one call of the model."""
+
+DETECTED = 4
+"""Images of a call if a detector judges them at their own sizes, which takes some tenths of a second each."""
 
 REQUEST = 16
 """Images of a batch if several batches are in progress: few, so that the workers of a service share them evenly."""
@@ -125,10 +130,12 @@ def image_scorer(
     skipped: SkippedFiles,
     *,
     concurrency: int = 1,
+    own_size: bool = False,
 ) -> Scorer:
     """Return a scorer that resizes images to the model's size and scores them with these arguments of `Model.score`.
 
     maps: folder for heat maps; None writes none.
+    own_size: whether a detector judges the images, at their own sizes.
     """
 
     def score_files(paths: list[Path]) -> list[Row]:
@@ -137,20 +144,36 @@ def image_scorer(
         readable_rows: list[Row] = []
         for path in paths:
             try:
-                pixels.append(images.resize_to(images.open_image(path, field=printable(path)), m.height, m.width))
+                image = images.open_image(path, field=printable(path))
+                if own_size:
+                    check_side(image, printable(path))
+                pixels.append(image if own_size else images.resize_to(image, m.height, m.width))
             except InputError as error:
                 rows.append(skipped.add(path, str(error)))
             else:
                 rows.append({"file": printable(path)})
                 readable_rows.append(rows[-1])
         scores = m.score(pixels, map=maps is not None, **arguments) if pixels else []
-        for row, score in zip(readable_rows, scores, strict=True):
+        for row, score, image in zip(readable_rows, scores, pixels, strict=True):
             row |= score.to_dict()
-            if maps is not None and score.map is not None:
+            if score.detection is not None:
+                row |= {"view": score.detection.view, "rarity": score.detection.rarity}
+                if maps is not None:
+                    rendered = render_detection(image, score.detection)
+                    heat.save(maps / _relative(Path(row["file"])), rendered, score.detection.map)
+            elif maps is not None and score.map is not None:
                 heat.save(maps / _relative(Path(row["file"])), heat.render_pixel_map(score.map), score.map)
         return rows
 
-    return Scorer(score_files, BATCH if concurrency == 1 else REQUEST, concurrency)
+    batch_size = DETECTED if own_size else BATCH
+    return Scorer(score_files, batch_size if concurrency == 1 else REQUEST, concurrency)
+
+
+def render_detection(image_HWC: NDArray[np.uint8], detection: "Detection") -> NDArray[np.uint8]:
+    """Return the image in grey with the local scores of the deciding view, and its box."""
+    map_HW = detection.map
+    overlay = heat.overlay(image_HWC, map_HW, float(map_HW.min()), float(map_HW.max()))
+    return heat.frame(overlay, detection.box)
 
 
 def tile_scorer(

@@ -28,6 +28,7 @@ from ncml.ood import conformal
 from ncml.paths import check_exists
 
 IMAGE_COLUMNS = ("file", "bpd", "log_likelihood", "score", "p_value", "is_ood")
+DETECTOR_COLUMNS = (*IMAGE_COLUMNS, "view", "left", "top", "width", "height", "rarity")
 TILE_COLUMNS = ("file", "view", "score", "p_value", "is_ood", "left", "top", "width", "height", "tiles")
 
 
@@ -111,10 +112,17 @@ def score(
             selected, uncalibrated = m.tiles, "tiles are not calibrated: run ncml calibrate --tile."
             scorer = tile_scorer(m, tile_size, map_, skipped, concurrency=concurrency)
             facts = {"weakness": selected.weakness} if selected is not None and selected.weakness else {}
+            names = ()
         else:
-            selected, uncalibrated = None if only_bpd else m.calibrations.select(calibration), m.uncalibrated
-            names = _additional_statistics(m, selected, statistics, conditional=class_ is not None or noise > 0)
-            columns, verdict_statistic = (*IMAGE_COLUMNS, *names), ""
+            own_size = local is not None and not only_bpd and local.judges(calibration, statistic)
+            if own_size and local is not None:
+                selected, uncalibrated = local.detector, ""
+            else:
+                selected, uncalibrated = None if only_bpd else m.calibrations.select(calibration), m.uncalibrated
+            names = _additional_statistics(
+                m, None if own_size else selected, statistics, conditional=class_ is not None or noise > 0
+            )
+            columns, verdict_statistic = (*(DETECTOR_COLUMNS if own_size else IMAGE_COLUMNS), *names), ""
             arguments = {
                 "classes": class_,
                 "noise": noise,
@@ -125,7 +133,7 @@ def score(
             }
             if local is not None:
                 local.check(arguments)
-            scorer = image_scorer(m, arguments, map_, skipped, concurrency=concurrency)
+            scorer = image_scorer(m, arguments, map_, skipped, concurrency=concurrency, own_size=own_size)
             facts = {}
             if selected is not None:
                 verdict_statistic = statistic or selected.statistic
@@ -135,7 +143,7 @@ def score(
             raise InputError("fdr", f"--fdr needs p-values: {remedy}")
         summary: Row
         if output is None:
-            show = None if as_json else partial(print_row, statistics=columns[len(IMAGE_COLUMNS) :])
+            show = None if as_json else partial(print_row, statistics=names)
             summary = score_in_memory(inputs, scorer, fdr, show)
         else:
             conditions = {"class": class_, "noise": noise, "tile_size": tile_size}

@@ -18,7 +18,7 @@ from ncml.ood import conformal
 from ncml.paths import list_files, printable
 from ncml.progress import Progress
 
-TEXT_COLUMNS = ("file", "view", "modified", "model", "calibration", "statistic", "class", "error")
+TEXT_COLUMNS = ("file", "view", "rarity", "modified", "model", "calibration", "statistic", "class", "error")
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,12 @@ def print_row(row: Row, statistics: tuple[str, ...]) -> None:
         verdict = f"  p {row['p_value']:.4f} {'OOD' if row['is_ood'] else '   '}"
     if "discovery" in row:
         verdict += " *" if row["discovery"] else "  "
-    if "tiles" in row:
+    if "rarity" in row:
+        position = f"{row['width']}x{row['height']}+{row['left']}+{row['top']}"
+        values = "".join(f"  {name} {row[name]:.6g}" for name in statistics)
+        view = row["view"].replace("_", " ")
+        print(f"{view:15} {row['score']:7.2f} at {position:20}{verdict}{values}  {row['file']}  ({row['rarity']})")
+    elif "tiles" in row:
         position = f"{row['width']}x{row['height']}+{row['left']}+{row['top']}"
         view = row["view"].replace("_", " ")
         print(f"{view:10} {row['score']:8.3f} at {position:20}{verdict}  {row['file']}")

@@ -28,7 +28,7 @@ SPLIT, SMALLEST_SPLIT = 50, 14
 """Of every 50 images, in the dataset's order, the first 2 are calibration-fit and the next 5 calibration-rank.
 
 Of fewer than 1,200 images a larger share is held out, up to half: 7 of every `split_for` images, so that about 50
-estimate and 120 rank. Of fewer than 140, half would not suffice to calibrate (`ncml adapt` needs 39).
+estimate and 120 rank. Of fewer than 140, half would not suffice to calibrate (`POST /calibrate` needs 39).
 """
 
 HELD_OUT = 168

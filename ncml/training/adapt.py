@@ -1,8 +1,8 @@
-"""`ncml adapt`: make a calibrated detector from a small folder of good images.
+"""Calibrate a copy of a model on a small set of good images, at the model's size: `POST /calibrate`.
 
-Each image is used either to estimate or to rank. If time is allowed, the model is also fine-tuned on a part of the
-images for estimation, and kept if it detects more; the rest of them then estimate. Ranking images are used for nothing
-else, so p-values stay valid.
+Each image is used either to estimate or to rank. If time is allowed (`ncml adapt --max-time`), the model is also
+fine-tuned on a part of the images for estimation, and kept if it detects more; the rest of them then estimate. Ranking
+images are used for nothing else, so p-values stay valid.
 """
 
 from __future__ import annotations

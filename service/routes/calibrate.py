@@ -65,8 +65,8 @@ async def calibrate(request: Request, jobs: Jobs) -> Response:
     """
     if not jobs.settings.allow_calibration:
         detail = (
-            "Calibration is off in this service; start it with NCML_ALLOW_CALIBRATION=1, or run ncml adapt FOLDER "
-            "--out models/NAME."
+            "Calibration is off in this service; start it with NCML_ALLOW_CALIBRATION=1, or run ncml calibrate "
+            "--unseen --data FOLDER --out models/NAME."
         )
         raise Problem(403, detail, kind="calibration-off")
     media = negotiate(request.headers, CALIBRATE_OFFERS)

@@ -52,14 +52,13 @@ const minImages = (rate) => MIN_ESTIMATING + Math.ceil(100 / rate - 1e-9) - 1;
 const share = (percent) => Number((percent / 100).toPrecision(6));
 
 /** The command that calibrates on the machine where the images are, however many there are. */
-function adaptCommand(model, name, rate = DEFAULT_RATE) {
+function calibrateCommand(model, name, rate = DEFAULT_RATE) {
   const option = rate === DEFAULT_RATE ? "" : ` --false-positive-rate ${share(rate)}`;
-  return `ncml adapt FOLDER --model ${quoted(model)} --out ${quoted(`models/${name}`)}${option}`;
+  return `ncml calibrate --unseen --data FOLDER --model ${quoted(model)} --out ${quoted(`models/${name}`)}${option}`;
 }
 
-/** How to calibrate and fine-tune on the command line. */
+/** How to calibrate on the command line. */
 function commandLines(model) {
-  const adapt = adaptCommand(model, "mine");
   return [
     h("h2", {}, "On the command line"),
     h(
@@ -67,13 +66,7 @@ function commandLines(model) {
       {},
       `FOLDER contains at least ${minImages(DEFAULT_RATE)} good images: some for estimation, the others for ranking.`,
     ),
-    terminal(adapt, "command"),
-    h(
-      "p",
-      {},
-      "With a time limit, the model is also fine-tuned on them. The fine-tuned model is kept only if it detects more:",
-    ),
-    terminal(`${adapt} --max-time 10m`, "command"),
+    terminal(calibrateCommand(model, "mine"), "command"),
   ];
 }
 
@@ -226,7 +219,7 @@ class CalibrationForm {
       throw new Refusal(message, { remedy: `Add at least ${missing} more.`, fields: ["image"] });
     }
     const tooLarge = (message) => {
-      const remedy = `Upload fewer images, or run this command where the images are: ${adaptCommand(base, name, rate)}`;
+      const remedy = `Upload fewer images, or run this command where the images are: ${calibrateCommand(base, name, rate)}`;
       return new Refusal(message, { status: 413, remedy, fields: ["image"] });
     };
     if (requestBytes(files) > catalogue.maxBytes) throw tooLarge(`The files are too large: ${sizeText(files)}.`);

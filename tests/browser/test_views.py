@@ -452,7 +452,9 @@ def test_a_model_without_calibration_gives_no_verdict(studio) -> None:
     expect(page.locator(".verdict .label")).to_have_text("No verdict")
     expect(page.locator(".verdict h3")).to_have_text("wide is not calibrated")
     page.locator(".verdict").get_by_role("link", name="calibrate a model").click()
-    expect(page.locator("#view-calibrate")).to_contain_text("ncml adapt FOLDER --model wide --out models/mine")
+    expect(page.locator("#view-calibrate")).to_contain_text(
+        "ncml calibrate --unseen --data FOLDER --model wide --out models/mine"
+    )
     page.get_by_role("link", name="Score").click()
     expect(page.locator(".reading .chart")).to_have_count(0)
 
@@ -1300,7 +1302,7 @@ def good_zip(count: int) -> FilePayload:
 def test_a_model_is_calibrated_on_own_images_and_can_be_used_at_once(studio, models: Path) -> None:
     page = studio("calibrate")
     view = page.locator("#view-calibrate")
-    expect(view).to_contain_text("ncml adapt FOLDER --model tiny --out models/mine")
+    expect(view).to_contain_text("ncml calibrate --unseen --data FOLDER --model tiny --out models/mine")
     expect(view.get_by_role("button", name="Calibrate")).to_be_disabled()
     view.locator("input[type=file]").first.set_input_files([good_zip(60)])
     name = view.get_by_label("Name of the new model")
@@ -1383,7 +1385,7 @@ def test_unusable_images_and_names_are_refused_beside_their_controls(studio, tab
     submit_button.click()
     refusal = view.locator("[data-field=image] .failure")
     expect(refusal).to_contain_text("The files are too large: 0.1 of at most 0.0 MiB.")
-    expect(refusal).to_contain_text("ncml adapt FOLDER --model tiny --out models/mine")
+    expect(refusal).to_contain_text("ncml calibrate --unseen --data FOLDER --model tiny --out models/mine")
     page.unroute_all(behavior="wait")
     page.reload()
     # A proxy may have a lower limit.
@@ -1393,7 +1395,7 @@ def test_unusable_images_and_names_are_refused_beside_their_controls(studio, tab
     view.get_by_label("Name of the new model").fill("mine")
     submit_button.click()
     expect(refusal).to_contain_text("at most 67108864 bytes are accepted")
-    expect(refusal).to_contain_text("ncml adapt FOLDER --model tiny --out models/mine")
+    expect(refusal).to_contain_text("ncml calibrate --unseen --data FOLDER --model tiny --out models/mine")
 
 
 def test_a_service_that_does_not_calibrate_names_the_setting_and_the_command(site, tab) -> None:
@@ -1404,5 +1406,5 @@ def test_a_service_that_does_not_calibrate_names_the_setting_and_the_command(sit
     expect(page.locator("#pulse")).to_contain_text("Ready")
     view = page.locator("#view-calibrate")
     expect(view).to_contain_text("the operator of this service can allow it with NCML_ALLOW_CALIBRATION=1")
-    expect(view).to_contain_text("ncml adapt FOLDER --model")
+    expect(view).to_contain_text("ncml calibrate --unseen --data FOLDER --model")
     expect(view.locator("form")).to_be_hidden()

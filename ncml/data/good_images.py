@@ -1,0 +1,104 @@
+"""A folder of good images for a detector: opened once to count and compare them, then when they are needed.
+
+Does not import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ncml import images
+from ncml.data import scenes as finding
+from ncml.data.scenes import Integers, Pixels
+from ncml.errors import InputError
+from ncml.progress import OnProgress, Progress, ignore_progress
+
+Reader = Callable[[], Pixels]
+"""Opens an image: uint8 [H, W, 3] at its own size."""
+
+MIN_SIDE = 32
+"""Pixels of the shorter side of an image that can be judged; less leaves nothing to compare."""
+
+
+@dataclass(frozen=True)
+class GoodImages:
+    """Good images that are opened when they are needed."""
+
+    names: tuple[str, ...]
+    """Paths relative to their folder, with forward slashes."""
+    paths: tuple[Path, ...]
+    shapes: tuple[tuple[int, int], ...]
+    """Height and width of each."""
+    digests: tuple[str, ...]
+    thumbnails: np.ndarray
+    """[N, side, side]."""
+    unreadable: tuple[str, ...] = ()
+    """Names of files that are not images, or too small."""
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def reader(self, index: int) -> Reader:
+        """Return a function that opens an image."""
+        path, name = self.paths[index], self.names[index]
+        return lambda: images.open_image(path, field=name)
+
+    def readers(self, indices: Sequence[int] | Integers) -> list[Reader]:
+        """Return a function for each of these images."""
+        return [self.reader(int(index)) for index in indices]
+
+    def take(self, indices: Sequence[int] | Integers) -> GoodImages:
+        """Return some of the images."""
+        selected = [int(index) for index in indices]
+        return GoodImages(
+            tuple(self.names[i] for i in selected),
+            tuple(self.paths[i] for i in selected),
+            tuple(self.shapes[i] for i in selected),
+            tuple(self.digests[i] for i in selected),
+            self.thumbnails[selected],
+            self.unreadable,
+        )
+
+
+def open_folder(folder: Path, paths: Sequence[Path], on_progress: OnProgress = ignore_progress) -> GoodImages:
+    """Open the images of a folder once, to count and compare them.
+
+    Raises `InputError` if none can be read, or if they are all equal.
+    """
+    names: list[str] = []
+    kept: list[Path] = []
+    shapes: list[tuple[int, int]] = []
+    digests: list[str] = []
+    thumbnails: list[np.ndarray] = []
+    unreadable: list[str] = []
+    for done, path in enumerate(paths):
+        name = path.relative_to(folder).as_posix()
+        try:
+            image_HWC = images.open_image(path, field=name)
+            check_side(image_HWC, name)
+        except InputError:
+            unreadable.append(name)
+        else:
+            names.append(name)
+            kept.append(path)
+            shapes.append((image_HWC.shape[0], image_HWC.shape[1]))
+            digests.append(finding.digest(image_HWC))
+            thumbnails.append(finding.thumbnail(image_HWC))
+        on_progress(Progress("read", done + 1, len(paths)))
+    if not kept:
+        raise InputError("data", f"{folder} contains no readable image: name a folder of good images.")
+    return GoodImages(tuple(names), tuple(kept), tuple(shapes), tuple(digests), np.stack(thumbnails), tuple(unreadable))
+
+
+def check_side(image_HWC: NDArray[np.uint8], field: str) -> None:
+    """Raise `InputError` for an image that is too small to be judged."""
+    H, W = image_HWC.shape[:2]
+    if min(H, W) < MIN_SIDE:
+        raise InputError(
+            field, f"{field} has {W}x{H} pixels, and a detector needs {MIN_SIDE} on each side: use a larger image."
+        )

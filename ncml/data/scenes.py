@@ -1,0 +1,140 @@
+"""Scenes of good images: near-duplicates, which must not count as independent images.
+
+Bursts, frames of a video, crops and copies of one image show one scene. Without names for the scenes, images form one
+scene whose thumbnails are far closer to each other than to any other image. The limits are relative, because good
+images of one part are alike. So bursts of one fixed part cannot be told from images of several such parts, nor a folder
+of one scene from one of images that are alike, except for equal images; names (`scenes_by_name`) can.
+
+Shapes: N images, F features of a descriptor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ncml.errors import InputError
+
+Pixels = NDArray[np.uint8]
+Integers = NDArray[np.int64]
+
+AUTO, IMAGE, FOLDER = "auto", "image", "folder"
+"""Ways to find scenes: by near-duplicates, every image its own, or every subfolder one; anything else is a pattern."""
+LINKED = 0.3
+"""Near-duplicates are closer than this share of the median distance of two images."""
+GAP = 3.0
+"""Another image is at least this many times as far from near-duplicates as they are from each other."""
+SIDE = 32
+"""Pixels of a side of a thumbnail."""
+
+MAX_SHARE = 1 / 8
+"""Share of the images that near-duplicates of one scene are at most: larger groups are kinds of good images."""
+
+
+def check_group(group: str) -> None:
+    """Raise `InputError` for a way to find scenes that is neither a word nor a pattern with a group."""
+    if group in (AUTO, IMAGE, FOLDER):
+        return
+    try:
+        groups = re.compile(group).groups
+    except re.error as error:
+        raise InputError("group", f"--group {group!r} is not a valid pattern: {error}.") from error
+    if groups != 1:
+        detail = f"--group {group!r} must be {AUTO}, {IMAGE}, {FOLDER}, or a pattern with one group in parentheses"
+        raise InputError("group", f"{detail}, such as '(.*)_[0-9]+'.")
+
+
+def scenes_by_name(names: Sequence[str], group: str) -> Integers:
+    """Return the scene of each image from its name, relative to the folder of images.
+
+    Raises `InputError` for a pattern that does not match a name.
+    """
+    if group == IMAGE:
+        return np.arange(len(names))
+    if group == FOLDER:
+        return _number([str(PurePosixPath(name).parent) for name in names])
+    keys: list[str] = []
+    for name in names:
+        match = re.search(group, name)
+        if match is None or match[1] is None:
+            raise InputError("group", f"--group {group!r} does not match {name}: use a pattern that matches all names.")
+        keys.append(match[1])
+    return _number(keys)
+
+
+def thumbnail(image_HWC: Pixels) -> NDArray[np.float64]:
+    """Return the grey levels of a small copy of an image, [F]: the descriptor without a network."""
+    grey = Image.fromarray(image_HWC).convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)
+    return np.asarray(grey, np.float64).ravel()
+
+
+def digest(image_HWC: Pixels) -> str:
+    """Return a digest of an image, equal for equal images."""
+    return hashlib.blake2b(image_HWC.tobytes() + str(image_HWC.shape).encode(), digest_size=16).hexdigest()
+
+
+def near_duplicates(descriptors_NF: NDArray[np.floating[Any]], digests: Sequence[str]) -> Integers:
+    """Return the scene of each image: near-duplicates and equal images are one scene.
+
+    Images are merged from the nearest pair on (single linkage). A group is one scene if its largest merge is less than
+    `LINKED` of the median distance, another image is at least `GAP` times as far, and it has at most `MAX_SHARE` of the
+    images; of nested groups, the largest.
+    """
+    distances_NN = _distances(descriptors_NF)
+    labels_N = _number(list(digests))
+    distances_NN[labels_N[:, None] == labels_N[None, :]] = 0
+    count = len(labels_N)
+    upper = distances_NN[np.triu_indices(count, 1)]
+    limit = LINKED * float(np.median(upper)) if count > 1 else 0.0
+    scenes_N = np.arange(count)
+    groups = {i: [i] for i in range(count)}
+    group_of, height_of = list(range(count)), dict.fromkeys(range(count), 0.0)
+    for height, first, second in [*_spanning_tree(distances_NN), (np.inf, 0, 0)]:
+        for group in {group_of[first], group_of[second]}:
+            members, inside = groups[group], height_of[group]
+            is_near = inside < limit and height >= GAP * inside and len(members) <= MAX_SHARE * count
+            if len(members) > 1 and (inside == 0 or is_near):
+                scenes_N[members] = members[0]
+        if first != second:
+            kept, merged = group_of[first], group_of[second]
+            for member in groups[merged]:
+                group_of[member] = kept
+            groups[kept] += groups.pop(merged)
+            height_of[kept] = height
+    return np.unique(scenes_N, return_inverse=True)[1].astype(np.int64)
+
+
+def _distances(x_NF: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    x_NF = np.asarray(x_NF, np.float64)
+    norms_N = (x_NF**2).sum(1)
+    squared_NN = norms_N[:, None] + norms_N[None, :] - 2 * x_NF @ x_NF.T
+    return np.sqrt(np.maximum(squared_NN, 0))
+
+
+def _spanning_tree(distances_NN: NDArray[np.float64]) -> list[tuple[float, int, int]]:
+    """Return the edges of the smallest spanning tree, the shortest first."""
+    count = len(distances_NN)
+    nearest_N, from_N = distances_NN[0].copy(), np.zeros(count, np.int64)
+    is_inside_N = np.zeros(count, bool)
+    is_inside_N[0] = True
+    edges: list[tuple[float, int, int]] = []
+    for _ in range(count - 1):
+        new = int(np.where(is_inside_N, np.inf, nearest_N).argmin())
+        edges.append((float(nearest_N[new]), int(from_N[new]), new))
+        is_inside_N[new] = True
+        is_nearer_N = distances_NN[new] < nearest_N
+        nearest_N[is_nearer_N], from_N[is_nearer_N] = distances_NN[new][is_nearer_N], new
+    return sorted(edges)
+
+
+def _number(keys: Sequence[str]) -> Integers:
+    """Number distinct keys in the order of their first occurrence."""
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return np.array([numbers[key] for key in keys], np.int64)

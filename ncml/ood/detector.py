@@ -1,0 +1,252 @@
+"""A detector's calibration, without the networks and banks of its views. Does not import torch.
+
+A detector judges an image at its own size by several views (`ncml.ood.views`). Each score of a view is standardised by
+the estimation images: z = (s - median) / deviation, where the deviation is that of a normal distribution with the same
+mean excess over the median; so a score with a long upper tail does not decide more often than others. The largest z is
+the score of the image, one function that is fixed before a ranking image is looked at. It is ranked once
+(`ncml.ood.scene_ranks`), so the p-value is valid for any number of views.
+
+`detector.json` holds the calibration, `detector.safetensors` the arrays of the views.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from ncml import checkpoint
+from ncml.errors import ModelError
+from ncml.ood import conformal, storage
+from ncml.ood.conformal import Floats
+from ncml.ood.detector_power import DetectorPower
+from ncml.ood.power import explain_weakness
+from ncml.ood.scene_ranks import SceneRanks, cutoff, flagged_ranks, rate_bound
+
+NAME = "detector"
+"""The name of this calibration; requests that name none use it."""
+FORMAT = 1
+FILE, TENSORS = checkpoint.DETECTOR, checkpoint.DETECTOR_ARRAYS
+REMEDY = "make the detector again with ncml adapt"
+BOUND_CONFIDENCE = 0.95
+"""Confidence of the bound of the rate that is reported."""
+MIN_DEVIATION = 1e-6
+CLIP = 10.0
+"""Excesses over the median count as at most this many times their own median: an outlier does not hide a view."""
+NORMAL_EXCESS = 0.7979
+"""Mean excess over the median of the upper half of a standard normal distribution."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How a score of a view is standardised."""
+
+    median: float
+    deviation: float
+
+    @classmethod
+    def estimate(cls, scores_N: Floats) -> Self:
+        """Estimate from the scores of good images."""
+        median = float(np.median(scores_N))
+        excess = scores_N[scores_N > median] - median
+        if not len(excess):
+            return cls(median, max(MIN_DEVIATION, abs(median) * MIN_DEVIATION))
+        clipped = np.minimum(excess, CLIP * np.median(excess))
+        return cls(median, max(float(clipped.mean()) / NORMAL_EXCESS, abs(median) * MIN_DEVIATION, MIN_DEVIATION))
+
+    def standardise(self, score: float) -> float:
+        """Return the standardised score."""
+        return (score - self.median) / self.deviation
+
+
+@dataclass(frozen=True)
+class DetectorCalibration:
+    """How a detector turns the scores of its views into a p-value."""
+
+    model_version: str
+    """The version of the model in the folder."""
+    scales: Mapping[str, Scale]
+    """By score of a view."""
+    ranks: SceneRanks
+    """The standardised scores of the ranking images."""
+    estimation_images: int
+    estimation_scenes: int
+    false_positive_rate: float
+    confidence: float | None
+    """The probability with which the rate of this very calibration is at most the false-positive rate; None: it is so
+    on average."""
+    views: Mapping[str, Mapping[str, Any]]
+    """The values of each stored view, by kind."""
+    tensors: str
+    """SHA-256 of the file of the views' arrays."""
+    descriptions: Mapping[str, str]
+    """At which size each view judges, a sentence by kind."""
+    notes: tuple[str, ...] = ()
+    """What should be known about the good images, a sentence each."""
+    sizes: Mapping[str, int] | None = None
+    """Number of good images by width x height."""
+    power: DetectorPower | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the calibration."""
+        return NAME
+
+    @property
+    def statistic(self) -> str:
+        """What is ranked."""
+        return "largest view"
+
+    @property
+    def n_fit(self) -> int:
+        """Number of estimation images."""
+        return self.estimation_images
+
+    @property
+    def n_rank(self) -> int:
+        """Number of ranking images."""
+        return len(self.ranks.scores_N)
+
+    @property
+    def smallest_p(self) -> float:
+        """The smallest possible p-value."""
+        return 1 / (self.ranks.scenes + 1)
+
+    @functools.cached_property
+    def cutoff(self) -> float:
+        """The p-value at or below which an image is flagged."""
+        return cutoff(self.ranks.scenes, self.false_positive_rate, self.confidence)
+
+    @functools.cached_property
+    def threshold(self) -> float:
+        """The standardised score above which an image is flagged."""
+        return self.ranks.threshold(self.cutoff)
+
+    @property
+    def rate_bound(self) -> float:
+        """The share of good images that this very calibration flags at most, with a confidence of 95 %."""
+        scenes = self.ranks.scenes
+        return rate_bound(flagged_ranks(scenes, self.cutoff), scenes, BOUND_CONFIDENCE)
+
+    @property
+    def weakness(self) -> str:
+        """Why the calibration is weak, in a clause; "" if it is not."""
+        weakness = explain_weakness(None, self.ranks.scenes, self.false_positive_rate).replace("images", "scenes")
+        if weakness or self.power is None:
+            return weakness
+        return self.power.weakness
+
+    @property
+    def is_weak(self) -> bool:
+        """Whether the calibration is weak."""
+        return bool(self.weakness)
+
+    @functools.cached_property
+    def version(self) -> str:
+        """SHA-256 of the content, 64 hexadecimal digits."""
+        return storage.digest(self._content())
+
+    def standardise(self, scores: Mapping[str, float]) -> dict[str, float]:
+        """Return the standardised score of each view."""
+        return {name: self.scales[name].standardise(score) for name, score in scores.items()}
+
+    def p_value(self, score: float) -> float:
+        """Return the p-value of an image with this largest standardised score."""
+        return float(self.ranks.p_values(score))
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "name": NAME,
+            "model_version": self.model_version,
+            "preprocessing": storage.PREPROCESSING,
+            "false_positive_rate": self.false_positive_rate,
+            "confidence": self.confidence,
+            "estimation": [self.estimation_images, self.estimation_scenes],
+            "scales": {name: [scale.median, scale.deviation] for name, scale in self.scales.items()},
+            "ranked": self.ranks.scores_N.tolist(),
+            "scenes": self.ranks.scenes_N.tolist(),
+            "views": {kind: dict(values) for kind, values in self.views.items()},
+            "tensors": self.tensors,
+            "descriptions": dict(self.descriptions),
+            "notes": list(self.notes),
+            "sizes": dict(self.sizes or {}),
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write `detector.json` into the model folder; the arrays must be there already."""
+        content = self._content()
+        text = json.dumps(
+            {"version": storage.digest(content)}
+            | content
+            | ({} if self.power is None else {"power": self.power.to_json()})
+        )
+        checkpoint.replace_file(folder / FILE, lambda new: new.write_text(text + "\n"))
+
+    def with_power(self, power: DetectorPower) -> DetectorCalibration:
+        """Return the calibration with its measured power."""
+        return replace(self, power=power)
+
+    @classmethod
+    def read(cls, folder: Path, model_version: str) -> DetectorCalibration:
+        """Read `detector.json`; raise `ModelError` if it is damaged, of a newer format or of another model."""
+        path = folder / FILE
+        stored = checkpoint.read_json(path, checkpoint.MAX_CALIBRATION_BYTES)
+        number = stored.get("format")
+        if type(number) is int and number > FORMAT:
+            raise storage.NewerFormat(f"{path} has format {number}, newer than {FORMAT}: upgrade ncml.")
+        try:
+            content = storage.check(path, stored, model_version, formats=(FORMAT,))
+        except ModelError as error:
+            raise ModelError(str(error).replace(storage.REMEDY, REMEDY)) from error
+        with storage.refusing_damage(path):
+            scores_N = storage.ranks(content["ranked"])
+            scenes_N = storage.floats(content["scenes"], len(scores_N)).astype(np.int64)
+            if not np.array_equal(np.unique(scenes_N), np.arange(scenes_N.max() + 1)):
+                raise ValueError("its scenes are not numbered from 0")
+            scales = {
+                str(name): Scale(*storage.floats(values, 2).tolist()) for name, values in content["scales"].items()
+            }
+            if not scales or any(scale.deviation <= 0 for scale in scales.values()):
+                raise ValueError("a deviation is not positive")
+            rate, confidence = float(storage.floats(content["false_positive_rate"])), content["confidence"]
+            conformal.check_rate(rate)
+            images, scenes = map(storage.count, content["estimation"])
+            power = stored.get("power")
+            calibration = cls(
+                model_version,
+                scales,
+                SceneRanks(scores_N, scenes_N),
+                images,
+                scenes,
+                rate,
+                None if confidence is None else float(storage.floats(confidence)),
+                {str(kind): dict(values) for kind, values in content["views"].items()},
+                str(content["tensors"]),
+                {str(kind): str(text) for kind, text in content["descriptions"].items()},
+                tuple(map(str, content["notes"])),
+                {str(size): storage.count(number) for size, number in content["sizes"].items()},
+                None if power is None else DetectorPower.from_json(power),
+            )
+            _ = calibration.threshold  # fails for impossible values
+            return calibration
+
+
+def read_if_present(folder: Path, model_version: str) -> DetectorCalibration | None:
+    """Return the calibration of a detector, if the folder is one. Raises `ModelError` if it cannot be used."""
+    return DetectorCalibration.read(folder, model_version) if (folder / FILE).is_file() else None
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file, 64 hexadecimal digits; raise `ModelError` if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read ({error.strerror}): {REMEDY}.") from error

@@ -1,0 +1,83 @@
+"""The power of a detector: which shares of altered good images it flags. Does not import torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+FOUND = 0.9
+"""The share of altered images from which a size counts as found."""
+MISSED = 0.5
+"""The share of the largest size below which an alteration counts as missed."""
+LOCAL = ("scratch", "spot", "pit", "stain", "erased patch", "pasted patch", "missing part", "moved part")
+"""Alterations like defects, whose largest sizes a detector should find."""
+
+
+@dataclass(frozen=True)
+class DetectorPower:
+    """Shares of altered ranking images that are flagged."""
+
+    images: int
+    """Number of good images that were altered."""
+    shares: Mapping[str, Mapping[str, float]]
+    """By kind of alteration, by size in words, from the least to the greatest."""
+    foreign: Mapping[str, float]
+    """Share of foreign images, by their kind."""
+
+    def smallest_found(self, kind: str) -> str | None:
+        """Return the smallest size found in nine of ten; None if there is none."""
+        return next((size for size, share in self.shares[kind].items() if share >= FOUND), None)
+
+    @property
+    def weakness(self) -> str:
+        """Why the detector is weak, in a clause; "" if it is not."""
+        largest = [list(sizes.values())[-1] for kind, sizes in self.shares.items() if kind in LOCAL]
+        if largest and float(np.mean(largest)) < MISSED:
+            return f"it finds {np.mean(largest):.0%} of the largest marks and missing parts"
+        return ""
+
+    def lines(self) -> list[str]:
+        """Return what is found, what is missed and what lies between, in words."""
+        found = [f"{kind} {size}" for kind in self.shares if (size := self.smallest_found(kind))]
+        between = {kind: list(self.shares[kind].items())[-1] for kind in self.shares if not self.smallest_found(kind)}
+        partly = [f"{kind} {size} ({share:.0%})" for kind, (size, share) in between.items() if share >= MISSED]
+        missed = [f"{kind} {size} ({share:.0%})" for kind, (size, share) in between.items() if share < MISSED]
+        lines = []
+        if found:
+            lines.append(f"smallest sizes found in nine of ten: {'; '.join(found)}")
+        if partly:
+            lines.append(f"found less often, at the largest size measured: {'; '.join(partly)}")
+        if missed:
+            lines.append(f"mostly missed, even at the largest size measured: {'; '.join(missed)}")
+        if self.foreign:
+            shares = ", ".join(f"{kind} {share:.0%}" for kind, share in self.foreign.items())
+            lines.append(f"foreign images flagged: {shares}")
+        lines.append(f"measured on {self.images} good images, altered in their own pixels; nothing else was measured")
+        return lines
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the shares as plain data."""
+        shares = {kind: dict(sizes) for kind, sizes in self.shares.items()}
+        return {"images": self.images, "shares": shares, "foreign": dict(self.foreign)}
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> Self:
+        """Rebuild the result of `to_json`; raises LookupError, TypeError or ValueError if it is damaged."""
+        shares = {
+            str(kind): {str(size): _share(share) for size, share in dict(sizes).items()}
+            for kind, sizes in dict(stored["shares"]).items()
+        }
+        if not all(shares.values()):
+            raise ValueError("its power lacks a size")
+        foreign = {str(kind): _share(share) for kind, share in dict(stored["foreign"]).items()}
+        return cls(int(stored["images"]), shares, foreign)
+
+
+def _share(stored: Any) -> float:
+    share = float(stored)
+    if not 0 <= share <= 1:
+        raise ValueError(f"a share is {share}")
+    return share

