@@ -33,6 +33,7 @@ from ncml.ood.judging import VIEWS, Detector, save_views
 from ncml.ood.scene_ranks import SceneRanks, cutoff
 from ncml.ood.views.features import FeaturesView
 from ncml.ood.views.protocol import View
+from ncml.paths import check_space
 from ncml.progress import OnProgress, Progress, ignore_progress
 
 MIN_ESTIMATION_SCENES = 11
@@ -41,6 +42,8 @@ ESTIMATION_SHARE = 0.3
 """Share of the scenes that are used to estimate, if enough remain to rank."""
 MAX_ESTIMATION_SCENES = 200
 """Scenes from which views are estimated at most; the others rank."""
+DETECTOR_BYTES = 64 * 2**20
+"""Space for what a detector adds to a copy of the model, mostly the patches by place."""
 SUSPICIOUS = 6.0
 """Standardised score from which an image is shown as unlike the others."""
 MAX_SUSPICIOUS_SHARE = 0.1
@@ -125,9 +128,11 @@ def make_detector(
     leave_out: whether suspects are left out of both parts, and the detector is made again without them.
     power_images: number of ranking images that are altered to measure the power; 0 does not measure it.
 
-    Raises `InputError` for too few images or scenes, and for images that cannot be judged.
+    Raises `InputError` for too few images or scenes, and for images that cannot be judged; `OSError` for a disk
+    without space for the detector, before anything is computed.
     """
     checkpoint.check_copy(model.folder, folder)
+    check_space(folder, checkpoint.copy_bytes(model.folder) + DETECTOR_BYTES)
     scenes_N = find_scenes(good, group)
     estimating, ranking = divide(scenes_N, false_positive_rate)
     cutoff(len(np.unique(scenes_N[ranking])), false_positive_rate, confidence)

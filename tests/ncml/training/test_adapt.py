@@ -11,6 +11,7 @@ import torch
 
 import ncml
 from ncml import checkpoint, runtime
+from ncml.calibration import detector
 from ncml.cli import main as cli
 from ncml.data.dataset import Dataset
 from ncml.errors import InputError
@@ -47,36 +48,40 @@ def test_too_few_or_equal_images_are_refused() -> None:
         adapting.split(same, 0.05)
 
 
+def save_good_images(folder: Path) -> None:
+    """Write 60 images that differ, of which 007.png is unlike the others."""
+    images_NHWC = np.random.default_rng(0).normal(120, 12, (60, 40, 40, 3)).astype(np.uint8)
+    images_NHWC[7] = 0
+    nets.save_images(folder, images_NHWC)
+
+
 def test_a_folder_becomes_a_detector(
     model: ncml.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    images_NHWC = np.random.default_rng(0).normal(120, 12, (60, 8, 8, 3)).astype(np.uint8)
-    images_NHWC[7] = 0
-    nets.save_images(tmp_path / "good", images_NHWC)
+    save_good_images(tmp_path / "good")
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["adapt", "good", "--model", str(model.folder), "--out", "mine", "--json"]) == 0
-    printed = capsys.readouterr()
-    result = json.loads(printed.out)
-    assert "1 of 60 images are unlike the others: 007.png; remove any that is not good" in printed.err
-    assert (result["n_fit"], result["n_rank"], result["fine_tuned"]) == (20, 40, False)
-    assert "images that the model generates" in result["power"]["foreign"]
+    command = ["adapt", "good", "--model", str(model.folder), "--group", "image", "--no-power", "--json"]
+    assert cli.main([*command, "--out", "mine"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["suspicious"] == ["007.png"]
+    assert result["n_fit"] + result["n_rank"] == 60
     adapted = ncml.load("mine")
     assert adapted.version == model.version
-    assert adapted.calibration is not None
-    assert adapted.calibration.version == result["calibration"]
-    assert "## Calibration default" in adapted.card
     assert model.calibration is None  # the model itself is not changed
-    assert cli.main(["adapt", "good", "--model", str(model.folder), "--out", "good"]) == 2
+    assert cli.main(["score", "good/007.png", "--model", "mine", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["results"]
+    assert row["is_ood"]
+    assert cli.main([*command, "--out", "good"]) == 2
     assert "good exists and is not a model folder" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_reported_before_anything_is_computed(
     model: ncml.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    nets.save_images(tmp_path / "good", good(60).images_NHWC.numpy())
+    save_good_images(tmp_path / "good")
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    monkeypatch.setattr(adapting, "calibrate", lambda *_, **__: pytest.fail("it computes"))
+    monkeypatch.setattr(detector, "find_scenes", lambda *_, **__: pytest.fail("it computes"))
     out = tmp_path / "mine"
     assert cli.main(["adapt", str(tmp_path / "good"), "--model", str(model.folder), "--out", str(out)]) == 2
     assert f"ncml: {out}: No space left on device (" in capsys.readouterr().err
