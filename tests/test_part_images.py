@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-import part_images
+from benchmarks import part_images
 
 
 @pytest.mark.parametrize("kind", ["washer", "tile"])

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from part_images.canvas import Array, Canvas, Light, Pose
-from part_images.kinds import KINDS, Edit, Kind
-from part_images.marks import MARKS
+from .canvas import Array, Canvas, Light, Pose
+from .kinds import KINDS, Edit, Kind
+from .marks import MARKS
 
 Pixels = NDArray[np.uint8]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from part_images.canvas import Array, Canvas, box, circle, clouds, grain, line, turned
+from .canvas import Array, Canvas, box, circle, clouds, grain, line, turned
 
 Rng = np.random.Generator
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import ndimage
 
-from part_images.canvas import Array, Canvas, circle, clouds, line
+from .canvas import Array, Canvas, circle, clouds, line
 
 Rng = np.random.Generator
 Mark = Callable[[Canvas, Rng], dict[str, float]]
