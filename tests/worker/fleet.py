@@ -51,8 +51,8 @@ class Fleet:
         self.by_name: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, lanes: str = "score,generate", *, ready: bool = True, **options: float) -> subprocess.Popen[bytes]:
-        """Start a worker; options are fields of its settings."""
-        earlier_names = {worker.name for worker in self.queue.monitor.workers() if worker.models}
+        """Start a worker, and unless `ready` is False wait for all its models; options are fields of its settings."""
+        earlier_names = self._ready_workers()
         command = [sys.executable, "tests/worker/synthetic.py", self.url, str(self.models), lanes]
         with self.log.open("ab") as log:
             process = subprocess.Popen(
@@ -61,11 +61,15 @@ class Fleet:
             )  # fmt: skip
         self.processes.append(process)
         if ready:
-            (name,) = eventually(
-                lambda: {worker.name for worker in self.queue.monitor.workers() if worker.models} - earlier_names
-            )
+            (name,) = eventually(lambda: self._ready_workers() - earlier_names)
             self.by_name[name] = process
         return process
+
+    def _ready_workers(self) -> set[str]:
+        """Return the names of the workers that have published all models of this fleet."""
+        folders = {folder.name for folder in self.models.glob("*")}
+        workers = [worker for worker in self.queue.monitor.workers() if worker.models]
+        return {worker.name for worker in workers if folders <= {model.name for model in worker.models}}
 
     def worker_of(self, job_id: str) -> subprocess.Popen[bytes]:
         """Return the worker that has claimed a job, once one has."""
