@@ -54,7 +54,7 @@ def bits_map(
 ) -> Tensor:
     """Return bits/dim of each pixel given those before it at `NOISE`, fp32 [H, W].
 
-    The network must not have attention. Sides that are no multiples of its stride are extended with their last pixels.
+    The network must not have attention. Sides that are not multiples of its stride are extended with their last pixels.
     """
     height, width = image_HWC.shape[:2]
     stride = 2 ** (len(network.config.model.levels) - 1)
