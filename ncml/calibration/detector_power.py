@@ -13,7 +13,7 @@ from ncml.ood.views.protocol import Pixels, Reader
 from ncml.progress import OnProgress, Progress, ignore_progress
 
 POWER_IMAGES = 20
-"""Number of ranking images that are altered: which distinguishes nine of ten from half."""
+"""Number of ranking images that are altered, enough to distinguish nine of ten from half."""
 
 
 def measure_power(
