@@ -50,9 +50,15 @@ class Fleet:
         self.processes: list[subprocess.Popen[bytes]] = []
         self.by_name: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start(self, lanes: str = "score,generate", *, ready: bool = True, **options: float) -> subprocess.Popen[bytes]:
-        """Start a worker, and unless `ready` is False wait for all its models; options are fields of its settings."""
-        earlier_names = self._ready_workers()
+    def start(
+        self, lanes: str = "score,generate", *, ready: bool = True, unusable: str | None = None, **options: float
+    ) -> subprocess.Popen[bytes]:
+        """Start a worker, and unless `ready` is False wait for all its models but `unusable`, which cannot be served.
+
+        Options are fields of its settings.
+        """
+        folders = {folder.name for folder in self.models.glob("*")} - {unusable}
+        earlier_names = self._workers_with(folders)
         command = [sys.executable, "tests/worker/synthetic.py", self.url, str(self.models), lanes]
         with self.log.open("ab") as log:
             process = subprocess.Popen(
@@ -61,13 +67,12 @@ class Fleet:
             )  # fmt: skip
         self.processes.append(process)
         if ready:
-            (name,) = eventually(lambda: self._ready_workers() - earlier_names)
+            (name,) = eventually(lambda: self._workers_with(folders) - earlier_names)
             self.by_name[name] = process
         return process
 
-    def _ready_workers(self) -> set[str]:
-        """Return the names of the workers that have published all models of this fleet."""
-        folders = {folder.name for folder in self.models.glob("*")}
+    def _workers_with(self, folders: set[str]) -> set[str]:
+        """Return the names of the workers that have published the models of all these folders."""
         workers = [worker for worker in self.queue.monitor.workers() if worker.models]
         return {worker.name for worker in workers if folders <= {model.name for model in worker.models}}
 

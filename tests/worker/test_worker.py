@@ -414,7 +414,7 @@ def test_a_preview_stays_until_the_next(fleet: Fleet) -> None:
 def test_bad_input_fails_alone_with_a_reason(fleet: Fleet) -> None:
     broken = write_model(fleet.models, "broken")
     (broken / "config.json").write_text("{")
-    fleet.start()
+    fleet.start(unusable="broken")
     queue = fleet.queue
     garbage = queue.submit(score())
     # claimed together with the valid jobs below
@@ -624,7 +624,7 @@ def _version(fleet: Fleet) -> str:
 
 def test_a_folder_that_ends_two_engines_is_left_out_and_the_others_are_served(fleet: Fleet) -> None:
     write_model(fleet.models, "lethal")
-    fleet.start()
+    fleet.start(unusable="lethal")
     assert [model.name for model in fleet.queue.monitor.models()] == ["synthetic"]
     assert "loading this folder ended the engine twice" in fleet.log.read_text()
     write_model(fleet.models, "another")
