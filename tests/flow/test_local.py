@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
@@ -119,6 +120,33 @@ def test_serve_responds_and_ctrl_c_leaves_nothing(start: Callable[..., Stack], t
     assert list(temporary.iterdir()) == []
     with pytest.raises(httpx2.ConnectError):
         httpx2.get(f"{stack.url}/healthz", timeout=60)
+
+
+def test_clients_that_wait_are_answered_before_serve_ends(start: Callable[..., Stack]) -> None:
+    stack = start()
+    worker = stack.worker("generate")
+    assert worker is not None
+    os.kill(worker, signal.SIGSTOP)
+
+    def post(seed: int, **headers: str) -> httpx2.Response:
+        return httpx2.post(f"{stack.url}/generate", params={"seed": seed}, headers=headers, timeout=60)
+
+    def waiting() -> float:
+        text = httpx2.get(f"{stack.url}/metrics", timeout=60).text
+        return sum(map(float, re.findall(r'ncml_queue_depth\{queue="ncml:generate.*\} (\S+)', text)))
+
+    followed = post(0, prefer="respond-async").headers["location"]
+    with ThreadPoolExecutor(31) as pool:
+        stream = pool.submit(httpx2.get, f"{stack.url}{followed}/events", timeout=60)
+        requests = [pool.submit(post, seed) for seed in range(1, 31)]
+        eventually(lambda: waiting() == 31)
+        os.kill(stack.process.pid, signal.SIGTERM)
+        answers = [request.result() for request in requests]
+        os.kill(worker, signal.SIGCONT)
+    assert [answer.status_code for answer in answers] == [202] * 30
+    assert all(answer.headers["location"].startswith("/jobs/") for answer in answers)
+    assert "event: stopping" in stream.result().text
+    assert stack.process.wait(60) == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends the children of a killed parent at once")
