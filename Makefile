@@ -44,8 +44,8 @@ unexport PYTHONDONTWRITEBYTECODE
 
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4
 
-test: $(READY)  ## test the packages, and the service and workers under faults
-	$(PYTEST) tests/ncml tests/worker tests/service tests/storm
+test: $(READY)  ## test the packages: library, command line, workers and service
+	$(PYTEST) tests/ncml tests/worker tests/service
 
 test-all: $(READY) ## run all tests but the slow suites: also the browser, deployment, end-to-end and documentation
 	$(PYTEST)

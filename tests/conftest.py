@@ -45,11 +45,11 @@ SHARING = (
     "tests/browser/test_page.py",
     "tests/browser/test_views.py",
     "tests/docs/test_readme.py",
+    "tests/flow/commands/test_evaluate",
+    "tests/flow/commands/test_train.py",
     "tests/flow/test_end_to_end.py",
     "tests/ncml/calibration/test_tiles.py",
     "tests/ncml/cli/test_scoring.py",
-    "tests/ncml/cli/test_train.py",
-    "tests/ncml/evaluation/",
     "tests/service/test_server.py",
 )
 """Where tests share processes or models that take seconds to make: in a parallel run one process runs them all."""

@@ -178,12 +178,6 @@ def test_every_setting_is_documented() -> None:
     assert sorted(documented) == sorted(settings())
 
 
-def test_readme_repeats_rows_of_the_configuration() -> None:
-    rows = re.findall(r"^\| `NCML_.*", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert len(rows) == 5
-    assert set(rows) <= set(CONFIGURATION.splitlines())
-
-
 def test_the_documented_numbers_are_the_defaults() -> None:
     defaults = {
         f"NCML_{name.upper()}": field.default

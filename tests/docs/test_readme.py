@@ -53,7 +53,7 @@ def test_readme_starts_with_the_two_commands() -> None:
 def test_commands_that_save_a_response_print_its_type() -> None:
     """A service that is too busy answers with JSON and the status 202, which curl saves as if it were the image."""
     commands = [command for command in bash_lines(README) + bash_lines(GUIDE) if re.match("curl .* -o ", command)]
-    assert len(commands) >= 6
+    assert len(commands) >= 4
     for command in commands:
         assert command.endswith("-w '%{content_type}\\n'"), command
 
@@ -198,8 +198,8 @@ def run(page: str, workspace: Path, served: Served) -> list[str]:
 @pytest.mark.timeout(1800)
 def test_every_command_runs(workspace: Path, served: Served) -> None:
     commands = run(README, workspace, served)
-    assert sum("curl" in command for command in commands) >= 6
-    assert sum("ncml " in command for command in commands) >= 5
+    assert sum("curl" in command for command in commands) == 3
+    assert sum("ncml " in command for command in commands) >= 4
     assert any("--out models/" in command for command in commands)
     full, half = (np.asarray(Image.open(workspace / name).convert("RGB")) for name in ("full.png", "docs/half.png"))
     assert full.shape == (32, 32, 3)

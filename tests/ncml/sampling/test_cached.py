@@ -66,7 +66,8 @@ def test_both_samplers_agree_from_every_known_prefix(config: Config, t: float) -
     assert expected.isfinite().all()
     _, _, H, W = expected.shape
     draws = make_draws(config, 3).draw_pixels(config.model.mixtures, H, W)
-    for first_row in range(H + 1):
+    # At t = 0 only the choice of a grey level differs, so a few prefixes suffice.
+    for first_row in range(H + 1) if t else (0, 1, H // 2, H):
         x = torch.full_like(expected, torch.nan)
         x[:, :, :first_row] = expected[:, :, :first_row]
         with torch.inference_mode():

@@ -11,10 +11,10 @@ import pytest
 from huggingface_hub import ModelCard
 
 from ncml import checkpoint
-from tests.ncml import hub_server
-from tests.ncml.hub_server import TOKEN, Hub
+from tests.flow.commands import hub_server
+from tests.flow.commands.hub_server import TOKEN, Hub
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
