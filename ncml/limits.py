@@ -23,6 +23,10 @@ MAX_IMAGES_PER_CALL = 1024
 MAX_IMAGES_PER_REQUEST = 64
 """Maximum images that one request may send or request; a worker with a smaller batch works in chunks."""
 
+MAX_JUDGED_IMAGES = 4
+"""Maximum images that one request may have judged by a detector, at their own sizes, which takes some tenths of a
+second each: a lane of quick scores is busy with one job for about two seconds at most."""
+
 MIN_TUNING_IMAGES = 16
 """Minimum images that `ncml tune` generates with each candidate, and of the data that it compares them with."""
 
@@ -33,6 +37,9 @@ Keep = Literal["top", "bottom", "left", "right"]
 """The known half of an image that is completed."""
 
 KEEPS: tuple[Keep, ...] = ("top", "bottom", "left", "right")
+
+DETECTOR = "detector"
+"""The name of a detector's calibration; requests that name none use it."""
 
 View = Literal["worst_tile", "peak", "mean"]
 """A view of a large image in tiles (`ncml.ood.tile_views`)."""

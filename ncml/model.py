@@ -36,7 +36,7 @@ from ncml.ood.statistics import build_statistics, required_columns
 from ncml.ood.storage import DEFAULT_NAME
 from ncml.ood.tile_calibration import TileCalibration, read_if_present
 from ncml.ood.tiles import scan
-from ncml.options import SamplingOptions, spell_out
+from ncml.options import SamplingOptions, leaves_verdict_to_detector, spell_out
 from ncml.progress import OnProgress, Progress, ignore_progress
 from ncml.results import Detection, ImageArray, Scan, Score, Verdict
 from ncml.sampling import outcomes
@@ -106,9 +106,13 @@ class Model:
         return sampling_limits(self.description)
 
     def read_calibration(self) -> None:
-        """Reload `calibration.json`. If it belongs to another model, ignore it and explain why in `uncalibrated`."""
+        """Reload `calibration.json`. If it belongs to another model, ignore it and explain why in `uncalibrated`.
+
+        A detector is loaded again when it is used.
+        """
         self.calibrations = calibrations.read(self.folder, self.version, self.config)
         self._detector: Detector | None = None
+        self._is_detector_loaded = False
 
     @property
     def calibration(self) -> Calibration | None:
@@ -117,10 +121,21 @@ class Model:
 
     @property
     def detector(self) -> DetectorCalibration | None:
-        """The calibration of a detector, if the folder is one. Raises `ModelError` if it cannot be used."""
-        if self._detector is not None:
-            return self._detector.calibration
+        """The calibration of a detector, if the folder is one. Raises `ModelError` if it cannot be read."""
+        if self._is_detector_loaded:
+            return self._detector and self._detector.calibration
         return detector.read_if_present(self.folder, self.version)
+
+    def load_detector(self) -> DetectorCalibration | None:
+        """Load what a detector judges with before the first image, and return its calibration.
+
+        Raises `ModelError` if it is damaged, or needs what is not installed.
+        """
+        if not self._is_detector_loaded:
+            stored = detector.read_if_present(self.folder, self.version)
+            self._detector = stored and Detector.load(self.folder, stored, str(self.device))
+            self._is_detector_loaded = True
+        return self.detector
 
     @property
     def uncalibrated(self) -> str:
@@ -228,14 +243,9 @@ class Model:
 
     def _select_detector(self, calibration: str | None, statistic: str | None) -> Detector | None:
         """Return the detector that gives the verdict, loaded; None if another calibration does."""
-        if calibration not in (None, detector.NAME) or (calibration is None and statistic is not None):
+        if not leaves_verdict_to_detector(calibration, statistic):
             return None
-        if self._detector is None:
-            stored = detector.read_if_present(self.folder, self.version)
-            if stored is None:
-                return None
-            self._detector = Detector.load(self.folder, stored, str(self.device))
-        if statistic is not None:
+        if self.load_detector() is not None and statistic is not None:
             raise InputError("statistic", "a detector has views instead of a statistic: omit the statistic.")
         return self._detector
 

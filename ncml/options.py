@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, create_model
 
 from ncml.config import SOLVERS
 from ncml.errors import InputError
-from ncml.limits import MAX_STEPS
+from ncml.limits import DETECTOR, MAX_STEPS
 
 ModelType = TypeVar("ModelType", bound=type[BaseModel])
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -184,6 +184,11 @@ def read_defaults(data: object) -> SamplingOptions:
     return cast(SamplingOptions, {names[name]: value for name, value in data.items()})
 
 
+def leaves_verdict_to_detector(calibration: str | None, statistic: str | None) -> bool:
+    """Return whether a detector gives the verdict of a score with these options, if the model is one."""
+    return calibration == DETECTOR or (calibration is None and statistic is None)
+
+
 class ScoreOptions(BaseModel):
     """The options of a score that a job takes from a request as they are."""
 
@@ -195,8 +200,8 @@ class ScoreOptions(BaseModel):
     )
     map: bool = Field(
         default=False,
-        description="Also return bits per dimension for each pixel, or with `tile` the score of each tile. Default: "
-        "no; requesting a PNG, which shows the map, implies it.",
+        description="Also return bits per dimension for each pixel, the local scores of a detector, or with `tile` the "
+        "score of each tile. Default: no; requesting a PNG, which shows the map, implies it.",
     )
     ood: bool = Field(
         default=True,
@@ -206,13 +211,15 @@ class ScoreOptions(BaseModel):
     calibration: str | None = Field(
         default=None,
         max_length=64,
-        description="The calibration of the verdict, one of the model's `calibrations` in /models. Default: `default`.",
+        description="The calibration of the verdict, one of the model's `calibrations` in /models, or `detector`. "
+        "Default: `detector` if the model is one and no `statistic` is named, else `default`.",
         examples=["tolerant"],
     )
     statistic: str | None = Field(
         default=None,
         max_length=64,
-        description="The statistic of the verdict, one of the calibration's. Default: that of the calibration.",
+        description="The statistic of the verdict, one of the calibration's; a detector has none. Default: that of the "
+        "calibration.",
     )
     sanity: bool = Field(
         default=False,

@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image as PILImage
 
 from ncml.errors import InputError
 from ncml.images import enlarge, format_values, grid, heat, to_html, to_html_table, to_png
-from ncml.images.tiling import Box, Scores, Tiling, blend
+from ncml.images.tiling import Box, Scores, Tiling, blend, stretch_bands
 from ncml.limits import View
 
 
@@ -89,12 +88,7 @@ class Detection:
     @cached_property
     def map(self) -> Scores:
         """The local scores at the image's size, [H, W]; 0 outside the part that is judged and without a map."""
-        map_HW = np.zeros((self.height, self.width), np.float32)
-        if self.grid.size:
-            left, top, width, height = self.covered
-            resized = PILImage.fromarray(self.grid, mode="F").resize((width, height), PILImage.Resampling.BILINEAR)
-            map_HW[top : top + height, left : left + width] = np.asarray(resized)
-        return map_HW
+        return np.concatenate(list(stretch_bands(self.grid, self.covered, self.height, self.width)))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,18 @@ from service.http.negotiation import JSON
 from service.http.problems import Problem, as_sentence
 from service.http.validation import FieldError
 from worker.contract import JobStatus, Priority, Task
-from worker.results import Box, Calibrated, JobError, JobView, ModelRef, Ood, Progress, Timing, ViewVerdict
+from worker.results import (
+    Box,
+    Calibrated,
+    JobError,
+    JobView,
+    ModelRef,
+    Ood,
+    Progress,
+    Timing,
+    ViewDetection,
+    ViewVerdict,
+)
 
 KEY_PREFIX = "key-"
 """Beginning of the ids of jobs that have an idempotency key."""
@@ -37,6 +48,33 @@ class Sanity(BaseModel):
     )
 
 
+class Detection(BaseModel):
+    """An image, judged by a detector at its own size by several views."""
+
+    width: int = Field(description="Width of the image in pixels.")
+    height: int
+    view: str = Field(
+        description="The view in which the image differs most from good ones. Score, box and map belong to this view."
+    )
+    score: float = Field(description="Standardised score of this view: higher means more out-of-distribution.")
+    p_value: float = Field(
+        description="The rank of this score among good images, or scenes of them: small for an image unlike them."
+    )
+    threshold: float = Field(description="An image that scores above it is out-of-distribution.")
+    is_ood: bool
+    is_weak: bool = Field(description="Whether the detector is weak; its `weakness` in /models explains why.")
+    box: Box = Field(description="The part of the image that the view points at.")
+    views: dict[str, ViewDetection] = Field(description="The image in every view.")
+    at_least_as_unusual: int = Field(description="Number of the ranking images that score at least as high.")
+    ranking_images: int = Field(description="Number of good images among which the image is ranked.")
+    calibration_version: str = Field(description="Version of the detector, as in /models.")
+    covered: Box = Field(description="The part of the image that the map covers.")
+    map: list[list[float]] | None = Field(
+        default=None,
+        description="With map=1: rows of local scores, evenly spaced over `covered`; empty for a view without a map.",
+    )
+
+
 class Score(BaseModel):
     """The likelihood of one image. Members that were not requested are omitted."""
 
@@ -53,6 +91,9 @@ class Score(BaseModel):
     )
     sanity: Sanity | None = None
     map: list[list[float]] | None = Field(default=None, description="Rows of bits per dimension, one number per pixel.")
+    detection: Detection | None = Field(
+        default=None, description="The verdict of a detector in full; omitted unless a detector gives the verdict."
+    )
 
 
 class ScoreAnswer(Answer):
@@ -130,7 +171,8 @@ class ProgressAnswer(BaseModel):
     """The progress of a running job."""
 
     stage: str = Field(
-        description='"score", "tiles", "noisy_sampling" or "refine"; of a calibration also "fit", "rank" or "power".'
+        description='"score", "judge" (by a detector), "tiles", "noisy_sampling" or "refine"; of a calibration also '
+        '"fit", "rank" or "power".'
     )
     step: int
     total: int

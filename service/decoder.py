@@ -21,8 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ncml.data.good_images import check_side
 from ncml.errors import InputError
-from ncml.images import open_image
+from ncml.images import open_image, resize_to
 
 Image.init()  # imports every decoder, once: all processes are forked from one that has imported this module
 
@@ -93,6 +94,26 @@ class TiledImage:
     height: int
     width: int
     pixels: bytes | None
+
+
+@dataclass(frozen=True)
+class OriginalImage:
+    """An image at the model's size, its own size, and its pixels at that, uint8 HWC RGB, if its file is not smaller."""
+
+    resized: NDArray[np.uint8]
+    height: int
+    width: int
+    pixels: bytes | None
+
+
+def open_original(
+    data: bytes, height: int, width: int, *, field: str, max_bytes: int, max_pixels: int
+) -> OriginalImage:
+    """Decode an image for a detector and a model of this size; raise `InputError` for one that is too small."""
+    image = open_image(data, field=field, max_bytes=max_bytes, max_pixels=max_pixels)
+    check_side(image, field)
+    pixels = image.tobytes() if image.nbytes <= len(data) else None
+    return OriginalImage(resize_to(image, height, width), image.shape[0], image.shape[1], pixels)
 
 
 def open_for_tiles(data: bytes, *, max_bytes: int, max_pixels: int, max_raw_bytes: int) -> TiledImage:

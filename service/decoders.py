@@ -25,7 +25,7 @@ import psutil
 
 from ncml.errors import InputError, NcmlError, NotAnImage, TooCostly, TooLarge
 from ncml.paths import printable
-from service.decoder import Answer, Limits, TiledImage, serve
+from service.decoder import Answer, Limits, OriginalImage, TiledImage, serve
 from service.http.problems import Problem
 
 T = TypeVar("T")
@@ -73,7 +73,8 @@ class _AnswerReader(pickle.Unpickler):
 
 
 _PARTS_OF_ANSWERS = {
-    *((part.__module__, part.__name__) for part in (Answer, TiledImage, InputError, NotAnImage, TooLarge, TooCostly)),
+    *((part.__module__, part.__name__) for part in (Answer, OriginalImage, TiledImage)),
+    *((error.__module__, error.__name__) for error in (InputError, NotAnImage, TooLarge, TooCostly)),
     *(("numpy", name) for name in ("ndarray", "dtype")),
     ("numpy._core.multiarray", "_reconstruct"),
 }

@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 from ncml.images import open_resized
 from ncml.paths import default_model
 from service.answers import KEY_PREFIX, job_problem, job_response, submitted_view
-from service.decoder import Limits
+from service.decoder import Limits, OriginalImage, open_original
 from service.decoders import DecoderPool, request_too_slow
 from service.http.clients import SMALL_RESULT_BYTES, RenderingTurns, ResultLimit, StreamLimit, client_name
 from service.http.deferred import DeferredResponse
@@ -35,7 +35,7 @@ from service.params import JobParams, Params
 from service.preparation import Preparations
 from service.rendering import PartedResult, calibration_response, images_response, scan_response, score_response
 from service.settings import Settings
-from worker.contract import Job, JobStatus, Lane, Priority, Task
+from worker.contract import Job, JobStatus, Lane, Priority, Task, is_alone
 from worker.descriptors import ModelDescriptor
 from worker.queue import DuplicateJob, JobNotFound, JobQueue, QueueFull, QueueOutOfMemory
 from worker.results import CANCELED, CalibrateResult, ImagesResult, JobView, ScanResult, ScoreResult
@@ -68,8 +68,8 @@ class JobService:
             settings.decode_threads, Limits(cpu_s=settings.decode_cpu_s, memory_bytes=settings.decode_memory_bytes)
         )
         self._starting: asyncio.Task[None] | None = None
-        # scans carry whole files: one is submitted at a time, in addition to other work
-        self._scans = anyio.CapacityLimiter(1)
+        # jobs that carry whole files: few are submitted at a time, in addition to other work
+        self._carrying = {Task.SCAN: anyio.CapacityLimiter(1), Task.SCORE: anyio.CapacityLimiter(2)}
         self._preparations = Preparations(
             queue, limit_s=settings.decode_request_s, byte_limit=settings.max_waiting_bytes
         )
@@ -166,6 +166,12 @@ class JobService:
         """Return an image at the model's size, uint8 (height, width, 3); raises as `ncml.images.open_resized` does."""
         return await self.decode(request, upload.field, self.resizing(upload, model))
 
+    async def decode_original(self, request: Request, upload: Upload, model: ModelDescriptor) -> OriginalImage:
+        """Return an image at its own and at the model's size; raises `InputError` for one that is too small, too."""
+        size, limits = (model.height, model.width), self.settings.image_limits
+        call = functools.partial(open_original, upload.data, *size, field=upload.field, **limits)
+        return await self.decode(request, upload.field, call)
+
     @contextlib.asynccontextmanager
     async def decoding_limit(self) -> AsyncGenerator[None]:
         """Return the context in which the images of one request are decoded; raises `TooCostly` if they take long."""
@@ -206,7 +212,8 @@ class JobService:
         request.state.interruption.lift()  # from here on, the response reports the job
         submit = functools.partial(self._submit, job, parsed, key, request.url.path, owner, traceparent)
         if prepare is None:
-            job_id, _ = await anyio.to_thread.run_sync(submit, limiter=self._scans if job.task is Task.SCAN else None)
+            limiter = self._carrying.get(job.task) if is_alone(job) else None
+            job_id, _ = await anyio.to_thread.run_sync(submit, limiter=limiter)
         else:
             job_id = await self._submit_held(job, submit, key, owner, client, prepare)
         submitted = functools.partial(

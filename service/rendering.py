@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from ncml.images import grid, heat, png_parts, to_png
 from ncml.images.tiling import Tiling, blend_bands
 from service.answers import CalibrateAnswer, GeneratedImage, ImagesAnswer, Sanity, ScanAnswer, Score, ScoreAnswer
+from service.arrays import npz, npz_parts, rounded
+from service.detections import detection_answer, detections_npz_parts, draw_detections
 from service.http.negotiation import JSON, NPZ, PNG, ZIP
 from service.http.problems import Problem
 from worker.results import CalibrateResult, ImagesResult, JobView, ScanResult, ScoreResult
@@ -37,19 +39,26 @@ class PartedResult:
     parts: Iterator[bytes]
 
 
-def score_response(view: JobView, result: ScoreResult, media: str) -> Response:
-    """Return scores as `media`: JSON, arrays, or the maps as one PNG, in which several form a grid."""
+def score_response(view: JobView, result: ScoreResult, media: str) -> Response | PartedResult:
+    """Return scores as `media`: JSON, arrays, or the maps as one PNG, in which several form a grid.
+
+    Arrays with the maps of a detector, which have the size of its images, are rendered in parts.
+    """
     headers = {"X-Job-Id": view.id}
     shape = result.height, result.width
     maps = [None if score.map is None else np.frombuffer(score.map, "<f4").reshape(shape) for score in result.results]
+    detections = [score.detection for score in result.results if score.detection]
     if media == NPZ:
         files = {"files": np.array(view.files)} if view.files else {}
-        return Response(_npz(_score_arrays(result.results, maps) | files), 200, headers, NPZ)
+        arrays = _score_arrays(result.results, maps) | files
+        if detections:
+            return PartedResult(headers, NPZ, detections_npz_parts(arrays, detections))
+        return Response(npz(arrays), 200, headers, NPZ)
     if media == PNG:
         rendered = [heat.render_pixel_map(map_HW) for map_HW in maps if map_HW is not None]
         if not rendered:
             raise _no_map(view)
-        return Response(to_png(grid(rendered)), 200, headers, PNG)
+        return Response(to_png(draw_detections(detections) if detections else grid(rendered)), 200, headers, PNG)
     files = view.files or [None] * len(maps)
     scores = [
         Score(
@@ -61,15 +70,17 @@ def score_response(view: JobView, result: ScoreResult, media: str) -> Response:
             sanity=None
             if score.flipped_bpd is None
             else Sanity(flipped_bpd=score.flipped_bpd, delta_bpd=score.flipped_bpd - score.bpd),
-            map=None if map_HW is None else _rounded(map_HW),
+            map=None if map_HW is None else rounded(map_HW),
+            detection=score.detection and detection_answer(score.detection),
         )
         for file, score, map_HW in zip(files, result.results, maps, strict=True)
     ]
     document = ScoreAnswer(id=view.id, status=view.status, model=result.model, results=scores, timing=result.timing)
-    optional = {"file", "statistics", "sanity", "map"}
-    requested = {name for name in optional if any(getattr(score, name) for score in scores)}
-    omitted = {"results": {"__all__": optional - requested}}
-    return Response(document.model_dump_json(exclude=omitted), 200, headers, JSON)
+    optional = ("file", "statistics", "sanity", "map", "detection")
+    omitted: dict[str, Any] = {name: True for name in optional if not any(getattr(score, name) for score in scores)}
+    if "map" in omitted:
+        omitted.setdefault("detection", {"map"})
+    return Response(document.model_dump_json(exclude={"results": {"__all__": omitted}}), 200, headers, JSON)
 
 
 def calibration_response(view: JobView, result: CalibrateResult) -> Response:
@@ -122,7 +133,7 @@ def scan_response(view: JobView, result: ScanResult, media: str) -> Response | P
             status=view.status,
             **scan.model_dump(exclude={"tiles"}),
             model=result.model,
-            tiles=None if tiles is None else _rounded(tiles),
+            tiles=None if tiles is None else rounded(tiles),
             timing=result.timing,
         )
         return Response(document.model_dump_json(exclude={"tiles"} if tiles is None else None), 200, headers, JSON)
@@ -135,8 +146,8 @@ def scan_response(view: JobView, result: ScanResult, media: str) -> Response | P
     arrays = {name: np.array(value) for name, value in verdict.items()}
     arrays["box"] = np.array([box.left, box.top, box.width, box.height])
     if tiles is None:
-        return Response(_npz(arrays), 200, headers, NPZ)
-    parts = _npz_parts(arrays | {"tiles": tiles}, "map", size, blend_bands(tiles, tile, *size))
+        return Response(npz(arrays), 200, headers, NPZ)
+    parts = npz_parts(arrays | {"tiles": tiles}, {"map": (size, blend_bands(tiles, tile, *size))})
     return PartedResult(headers, NPZ, parts)
 
 
@@ -152,10 +163,6 @@ def _map_png(
     yield from png_parts(*size, (heat.render(band_HW, low, high) for band_HW in bands()))
 
 
-def _rounded(map_HW: NDArray[Any]) -> list[list[float]]:
-    return map_HW.astype(float).round(4).tolist()
-
-
 def _no_map(view: JobView) -> Problem:
     detail = f"The job {view.id} has no map; send the image again with map=1, or request another format."
     return Problem(406, detail, kind="media-type", headers={"X-Job-Id": view.id})
@@ -169,7 +176,7 @@ def images_response(view: JobView, result: ImagesResult, blob: bytes, media: str
     if media == PNG:
         return Response(to_png(grid(images_NHWC)), 200, headers, PNG)
     if media == NPZ:
-        return Response(_npz({"images": images_NHWC, "seeds": np.array(result.seeds)}), 200, headers, NPZ)
+        return Response(npz({"images": images_NHWC, "seeds": np.array(result.seeds)}), 200, headers, NPZ)
     files = [to_png(image) for image in images_NHWC]
     images = [
         GeneratedImage(seed=seed, png=base64.b64encode(file).decode())
@@ -184,49 +191,3 @@ def images_response(view: JobView, result: ImagesResult, blob: bytes, media: str
             archive.writestr(f"{i:02d}-seed-{seed}.png", file)
         archive.writestr("job.json", document.model_dump_json(exclude={"images": {"__all__": {"png"}}}))
     return Response(buffer.getvalue(), 200, headers, ZIP)
-
-
-def _npz(arrays: dict[str, NDArray[Any]]) -> bytes:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)
-    return buffer.getvalue()
-
-
-def _npz_parts(
-    arrays: dict[str, NDArray[Any]], name: str, shape: tuple[int, int], bands: Iterable[NDArray[np.float32]]
-) -> Iterator[bytes]:
-    """Yield the parts of an npz file of `arrays` and of a last array of this name and shape, which comes in bands."""
-    sink = _Sink()
-    with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED) as archive:
-        for other_name, array in arrays.items():
-            with archive.open(f"{other_name}.npy", "w") as file:
-                np.lib.format.write_array(file, array, allow_pickle=False)
-        with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            for band_HW in bands:
-                file.write(band_HW.astype("<f4", copy=False).tobytes())
-                yield sink.take()
-    yield sink.take()
-
-
-class _Sink(io.RawIOBase):
-    """A file that keeps what is written until it is taken."""
-
-    def __init__(self) -> None:
-        self._parts: list[bytes] = []
-
-    def writable(self) -> bool:
-        """Return True."""
-        return True
-
-    def write(self, data: Any) -> int:
-        """Keep a copy of the data."""
-        self._parts.append(bytes(data))
-        return len(self._parts[-1])
-
-    def take(self) -> bytes:
-        """Return what was written since the last call."""
-        taken = b"".join(self._parts)
-        self._parts.clear()
-        return taken

@@ -214,3 +214,13 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny"
     checkpoint.save(folder, NCPN(smoke()), card="# tiny\n\nUntrained, for tests.\n")
     return folder
+
+
+@pytest.fixture(scope="session")
+def detector_folder(model_folder: Path, one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A detector named `part`, alone in its directory, for images of 96x72 as `tests.detectors` draws them."""
+    from tests.detectors import make_small_detector
+
+    directory = tmp_path_factory.mktemp("detectors")
+    make_small_detector(model_folder, directory / "images", directory / "models" / "part")
+    return directory / "models" / "part"

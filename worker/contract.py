@@ -1,9 +1,10 @@
 """What crosses the queue for a job: its specification, and the states that it goes through. JSON through pydantic.
 
 Imports no RQ, Redis, torch or numpy. Images are uint8 HWC RGB bytes (row-major, values 0..255) at the model's size; an
-image to be scanned in tiles has its own size, or stays in its file format. In JSON bytes are base64. Every model is
-frozen. A job refuses unknown fields, so that one with parameters of a newer service fails with a clear error instead of
-being computed without them. What workers write ignores them, so that a service can read what newer workers add.
+image to be judged at its own size, or scanned in tiles, may stay in its file format. In JSON bytes are base64. Every
+model is frozen. A job refuses unknown fields, so that one with parameters of a newer service fails with a clear error
+instead of being computed without them. What workers write ignores them, so that a service can read what newer workers
+add.
 """
 
 from enum import StrEnum
@@ -12,7 +13,7 @@ from typing import Annotated, Literal, Self, TypeAlias
 import pydantic_core
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
-from ncml.limits import MAX_IMAGES_PER_REQUEST, MAX_SEED, Keep
+from ncml.limits import MAX_IMAGES_PER_REQUEST, MAX_JUDGED_IMAGES, MAX_SEED, Keep
 from ncml.options import REQUEST_FIELDS, SamplingOptions, ScoreOptions, select_options, with_fields
 
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -111,6 +112,23 @@ class Pixels(_StrictModel):
         return self
 
 
+class Original(_StrictModel):
+    """An image at its own size: its pixels, or its file."""
+
+    pixels: bytes | None = Field(default=None, description="uint8 HWC RGB; None: the image is sent as a file")
+    file: bytes | None = Field(default=None, min_length=1, description="the image file, already decoded once")
+    height: int = Field(ge=1, description="height of the image in pixels; a larger image is not decoded")
+    width: int = Field(ge=1, description="width of the image in pixels")
+
+    @model_validator(mode="after")
+    def _check_content(self) -> Self:
+        if (self.pixels is None) == (self.file is None):
+            raise ValueError("an image is sent as pixels or as a file")
+        if self.pixels is not None and len(self.pixels) != self.height * self.width * 3:
+            raise ValueError(f"pixels has {len(self.pixels)} bytes, not {self.height * self.width * 3}")
+        return self
+
+
 class _Job(_StrictModel):
     """The fields of every job."""
 
@@ -127,17 +145,24 @@ class _Job(_StrictModel):
 
 
 class ScoreJob(ScoreOptions, _Job):
-    """Bits per dimension of each image."""
+    """Bits per dimension of each image; with `originals` also the verdict of a detector on each."""
 
     task: Literal[Task.SCORE] = Task.SCORE
     images: tuple[Pixels, ...] = Field(min_length=1, max_length=MAX_IMAGES_PER_REQUEST)
     class_name: str | None = Field(default=None, description="None: the null class")
     statistics: tuple[str, ...] | Literal["all"] = Field(default=(), description="statistics to return, by name")
+    originals: tuple[Original, ...] = Field(
+        default=(),
+        max_length=MAX_JUDGED_IMAGES,
+        description="the same images at their own sizes, for the verdict of a detector; () for other verdicts",
+    )
 
     @model_validator(mode="after")
-    def _check_sizes(self) -> Self:
+    def _check_images(self) -> Self:
         if len({(image.height, image.width) for image in self.images}) > 1:
             raise ValueError("images differ in size; send images of the model's size")
+        if self.originals and len(self.originals) != len(self.images):
+            raise ValueError(f"there are {len(self.originals)} originals of {len(self.images)} images")
         return self
 
     @property
@@ -146,28 +171,14 @@ class ScoreJob(ScoreOptions, _Job):
         return len(self.images)
 
 
-class ScanJob(_Job):
+class ScanJob(Original, _Job):
     """Judge an image larger than the model by its overlapping tiles."""
 
     task: Literal[Task.SCAN] = Task.SCAN
-    pixels: bytes | None = Field(default=None, description="uint8 HWC RGB; None: the image is sent as a file")
-    file: bytes | None = Field(
-        default=None, min_length=1, description="the image file, already decoded once; sent if its pixels are larger"
-    )
-    height: int = Field(ge=1, description="height of the image in pixels; a larger image is not decoded")
-    width: int = Field(ge=1, description="width of the image in pixels")
     tile_size: int | None = Field(
         default=None, ge=1, description="shorter side in pixels; None: the calibrated one, or the model's"
     )
     map: bool = Field(default=False, description="also return the score of each tile")
-
-    @model_validator(mode="after")
-    def _check_content(self) -> Self:
-        if (self.pixels is None) == (self.file is None):
-            raise ValueError("an image is sent as pixels or as a file")
-        if self.pixels is not None and len(self.pixels) != self.height * self.width * 3:
-            raise ValueError(f"pixels has {len(self.pixels)} bytes, not {self.height * self.width * 3}")
-        return self
 
     @property
     def n(self) -> int:
@@ -245,9 +256,14 @@ JOB: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="task")])
 """Reads and writes any job: `JOB.validate_json(text)`, `JOB.dump_json(job)`."""
 
 
+def is_alone(job: Job) -> bool:
+    """Return whether a job is a batch by itself: large images take memory, and fill a batch without others."""
+    return isinstance(job, ScanJob | CalibrateJob) or (isinstance(job, ScoreJob) and bool(job.originals))
+
+
 INDIVIDUAL_FIELDS = frozenset(
     {"priority", "request_id", "timeout_s", "start_within_s", "class_name", "images", "image", "pixels", "file"}
-    | {"n", "seed", "skipped"}
+    | {"originals", "n", "seed", "skipped"}
 )
 """Fields in which the jobs of a batch may differ: those of single images, and those that do not change a result."""
 
@@ -256,7 +272,7 @@ def batch_key(job: Job) -> str:
     """Return what jobs of one batch have in common, as JSON: every field that is not individual, and the images' shape.
 
     A batch is computed with the options of its first job, so a new field belongs to the key unless it is listed in
-    `INDIVIDUAL_FIELDS`. Scans and calibrations share no batch: their records are marked `alone`.
+    `INDIVIDUAL_FIELDS`. Jobs that are computed alone (`is_alone`) share no batch.
     """
     fields = {name: value for name, value in job if name not in INDIVIDUAL_FIELDS}
     match job:

@@ -73,6 +73,44 @@ class TileCalibration(FrozenModel):
     weakness: str = Field(default="", description='why the calibration is weak, in a clause; "" if it is not')
 
 
+class DetectorPower(FrozenModel):
+    """The shares of altered good images that a detector flags, altered in their own pixels when it was made."""
+
+    images: int = Field(description="good images that were altered")
+    shares: dict[str, dict[str, float]] = Field(
+        description="share flagged by kind of alteration, by size and contrast in words, from the least to the greatest"
+    )
+    smallest_found: dict[str, str | None] = Field(
+        description="the smallest size of which nine of ten are flagged, by kind of alteration; null if there is none"
+    )
+    foreign: dict[str, float] = Field(description="share flagged of foreign images, by their kind")
+
+
+class DetectorCalibration(FrozenModel):
+    """A detector, which gives verdicts on images at their own size by several views."""
+
+    version: str = Field(description="digest of the calibration, 64 hex digits")
+    false_positive_rate: float = Field(description="share of good images that are flagged as OOD")
+    confidence: float | None = Field(
+        description="probability with which this very detector flags at most that share; null: it does so on average"
+    )
+    rate_bound: float = Field(
+        description="share of good images that this very detector flags at most, with a confidence of 95 %"
+    )
+    threshold: float = Field(description="threshold of the largest standardised score of all views")
+    smallest_p: float = Field(description="smallest possible p-value, 1 / (ranking_scenes + 1)")
+    n_fit: int = Field(description="good images from which the views are estimated")
+    n_rank: int = Field(description="other good images, among which an image is ranked")
+    estimation_scenes: int = Field(description="scenes of the former: near-duplicates are one scene")
+    ranking_scenes: int = Field(description="scenes of the latter; ranks count scenes")
+    weakness: str = Field(default="", description='why the detector is weak, in a clause; "" if it is not')
+    descriptions: dict[str, str] = Field(
+        default={}, description="at which size a view judges and what vanishes there, in a sentence"
+    )
+    notes: tuple[str, ...] = Field(default=(), description="what should be known about the good images")
+    power: DetectorPower | None = Field(default=None, description="what it finds; null if that was not measured")
+
+
 class Batching(FrozenModel):
     """How a worker samples batches on a CPU so that a seed gives the same bytes in every batch."""
 
@@ -106,6 +144,9 @@ class ModelDescriptor(FrozenModel):
         default={}, description="all calibrations by name, including the default one"
     )
     tiles: TileCalibration | None = None
+    detector: DetectorCalibration | None = Field(
+        default=None, description="how images are judged at their own size, if the model is a detector"
+    )
     batching: Batching | None = Field(
         default=None,
         description="how the latest generating worker samples; null before this is known, and on a GPU, where images "

@@ -20,17 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ncml.errors import InputError, ModelError
-from ncml.images import open_image
 from ncml.progress import OnProgress, Progress
 from ncml.runtime import is_out_of_memory, reuse_freed_memory
 from worker import logs
 from worker.contract import CalibrateJob, CompleteJob, Job, Pixels, SamplingJob, ScanJob, ScoreJob
 from worker.messages import Batch, BatchResult, Catalogue, Drop, EngineSettings, Opening, Outcome, Previews, Step
 from worker.registry import ModelNotServed, ModelRegistry
-from worker.results import Box, JobError, ModelRef, Scan, Score, ViewVerdict, WorkerFault
+from worker.results import JobError, ModelRef, WorkerFault
+from worker.scoring import read_original, scoring_options, wire_scan, wire_score
 
 if TYPE_CHECKING:
-    from ncml import results
     from ncml.model import Model
 
 RESCAN_S = 2.0
@@ -210,32 +209,28 @@ class BatchRunner:
 
     def _score(self, model: Model, job: ScoreJob, rows: list[_BatchImage], size: int, job_ids: Collection[str]) -> None:
         jobs = _jobs(rows, ScoreJob)
+        originals = [read_original(job.originals[row.index]) for row in rows] if job.originals else []
         scores = model.score(
-            np.stack([_array(job.images[row.index]) for job, row in zip(jobs, rows, strict=True)]),
+            originals or np.stack([_array(job.images[row.index]) for job, row in zip(jobs, rows, strict=True)]),
             classes=_class_names(jobs),
             statistics=job.statistics,
-            **job.scoring,
+            **scoring_options(model, job),
             batch_size=size,
             callback=self._stop_when_dropped(job_ids),
         )
         self._add_time("score")
-        for row, score in zip(rows, scores, strict=True):
+        for position, (row, score) in enumerate(zip(rows, scores, strict=True)):
             if not math.isfinite(score.bpd):
                 self._fail({row.id: row.job}, ModelError("the model's bits/dim are not finite; train it again"))
                 continue
-            # read as attributes, because the library's `Score` is also a mapping, whose keys are table columns
-            attributes = {name: getattr(score, name) for name in Score.model_fields}
-            self._outcomes[row.id].scores.append(Score.model_validate(attributes, from_attributes=True))
+            original_HWC = originals[position] if originals and job.map else None
+            self._outcomes[row.id].scores.append(wire_score(score, original_HWC))
 
     def _scan(self, model: Model, job: ScanJob, job_id: str, size: int) -> None:
-        if job.file is not None:
-            image = open_image(job.file, max_bytes=len(job.file), max_pixels=job.height * job.width)
-        else:
-            image = np.frombuffer(job.pixels or b"", np.uint8).reshape(job.height, job.width, 3)
         on_progress = self._stop_when_dropped([job_id])
-        scan = model.scan(image, tile_size=job.tile_size, batch_size=size, callback=on_progress)
+        scan = model.scan(read_original(job), tile_size=job.tile_size, batch_size=size, callback=on_progress)
         self._add_time("tiles")
-        self._outcomes[job_id].scan = _wire_scan(scan, with_tiles=job.map)
+        self._outcomes[job_id].scan = wire_scan(scan, with_tiles=job.map)
 
     def _calibrate(self, model: Model, job: CalibrateJob, job_id: str, size: int) -> None:
         """Write a new model folder and publish it."""
@@ -340,29 +335,6 @@ def _by_job(rows: Sequence[_BatchImage], images: NDArray[np.uint8]) -> Previews:
         n, height, width, _ = preview.shape
         previews[job_id] = (n, height, width, np.ascontiguousarray(preview).tobytes())
     return previews
-
-
-def _wire_scan(scan: results.Scan, *, with_tiles: bool) -> Scan:
-    rows, columns = scan.grid.shape
-    return Scan(
-        height=scan.height,
-        width=scan.width,
-        tile_height=scan.tile.height,
-        tile_width=scan.tile.width,
-        tile_overlap=scan.tile.overlap,
-        rows=rows,
-        columns=columns,
-        view=scan.view,
-        score=scan.score,
-        p_value=scan.p_value,
-        threshold=scan.threshold,
-        is_ood=scan.is_ood,
-        box=Box.model_validate(scan.box, from_attributes=True),
-        views={view: ViewVerdict.model_validate(verdict, from_attributes=True) for view, verdict in scan.views.items()},
-        is_weak=scan.is_weak,
-        calibration_version=scan.calibration_version,
-        tiles=scan.grid.astype("<f4").tobytes() if with_tiles else None,
-    )
 
 
 def _catalogue(registry: ModelRegistry, device: str) -> Catalogue:

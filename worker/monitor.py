@@ -187,9 +187,11 @@ def _merge(models_of_workers: list[tuple[ModelDescriptor, ...]]) -> list[ModelDe
     for models_of_worker in models_of_workers:
         for model in models_of_worker:
             key = (model.name, model.version)
-            # Only workers that generate have a batching to report.
-            if model.batching is None and key in models:
-                model = model.model_copy(update={"batching": models[key].batching})
+            # Only workers that generate have a batching to report, and earlier ones describe no detector: to them,
+            # jobs for one have an unknown field, which they refuse.
+            if key in models:
+                missing = [name for name in ("batching", "detector") if getattr(model, name) is None]
+                model = model.model_copy(update={name: getattr(models[key], name) for name in missing})
             models.pop(key, None)  # so that the order is that of the last worker that serves it
             models[key] = model
     return list(reversed(models.values()))

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
-from worker.contract import JOB, Job, JobStatus, Priority, Task, batch_key
+from worker.contract import JOB, Job, JobStatus, Priority, Task, batch_key, is_alone
 from worker.results import Event, JobError, JobView, ModelRef, Timing
 
 VIEW_FIELDS = (
@@ -79,8 +79,8 @@ def make_record(
         fields["traceparent"] = traceparent
     if job.version:
         fields["version"] = job.version
-    if job.task in (Task.SCAN, Task.CALIBRATE):
-        fields["alone"] = "1"  # a batch of such jobs could take gigabytes, and the images of one fill a batch anyway
+    if is_alone(job):
+        fields["alone"] = "1"
     return fields
 
 

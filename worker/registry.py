@@ -15,12 +15,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from ncml.checkpoint import DETECTOR
 from ncml.errors import ModelError, NcmlError
 from ncml.images import PREPROCESSING
 from ncml.options import name_defaults
 from ncml.paths import default_name
-from worker.descriptors import Batching, Calibration, ModelDescriptor, Preprocessing, TileCalibration
+from worker.descriptors import (
+    Batching,
+    Calibration,
+    DetectorCalibration,
+    DetectorPower,
+    ModelDescriptor,
+    Preprocessing,
+    TileCalibration,
+)
 
 if TYPE_CHECKING:
     from ncml.model import Model
@@ -251,7 +258,7 @@ class ModelRegistry:
             if name not in self._loaded:
                 entry.descriptor = None
             return self._loaded.get(name)
-        if model.calibration is None:
+        if model.calibration is None and descriptor.detector is None:
             log.warning("no verdicts: %s", model.uncalibrated, extra={"model": name})
         entry.fault, entry.descriptor = None, descriptor
         entry.pause_s, entry.retry_at = RETRY_S, math.inf
@@ -266,17 +273,12 @@ class ModelRegistry:
                 f"{entry.folder}: the name of a model folder must have at most {MAX_NAME} printable characters, "
                 "none of them @; rename it"
             )
-        if (entry.folder / DETECTOR).is_file():
-            raise ModelError(
-                f"{entry.folder} is a detector, which a service cannot judge with yet: score images with ncml score on "
-                f"a machine that holds the folder, or remove {DETECTOR}"
-            )
         if self._quarantined.get(entry.folder) == entry.stamp:
             raise ModelError(QUARANTINED)
 
 
 def describe(name: str, model: Model, batching: BatchingChoice | None) -> ModelDescriptor:
-    """Return what a worker publishes about a model."""
+    """Return what a worker publishes about a model; raise `ModelError` for a detector that cannot be used."""
     limits = model.sampling_limits
     defaults = asdict(limits.defaults) | {"steps": limits.recommended.get("steps")}
     return ModelDescriptor(
@@ -297,6 +299,7 @@ def describe(name: str, model: Model, batching: BatchingChoice | None) -> ModelD
             for name, calibration in model.calibrations.by_name.items()
         },
         tiles=_tile_calibration(model),
+        detector=_detector_calibration(model),
         batching=Batching.model_validate(batching, from_attributes=True) if batching else None,
         metrics=model.metrics,
         card=model.card,
@@ -310,6 +313,35 @@ def _tile_calibration(model: Model) -> TileCalibration | None:
         log.warning("tiles are not calibrated: %s", error, extra={"model": model.name})
         return None
     return TileCalibration.model_validate(calibration, from_attributes=True) if calibration else None
+
+
+def _detector_calibration(model: Model) -> DetectorCalibration | None:
+    calibration = model.load_detector()
+    if calibration is None:
+        return None
+    power = calibration.power
+    return DetectorCalibration(
+        version=calibration.version,
+        false_positive_rate=calibration.false_positive_rate,
+        confidence=calibration.confidence,
+        rate_bound=calibration.rate_bound,
+        threshold=calibration.threshold,
+        smallest_p=calibration.smallest_p,
+        n_fit=calibration.n_fit,
+        n_rank=calibration.n_rank,
+        estimation_scenes=calibration.estimation_scenes,
+        ranking_scenes=calibration.ranks.scenes,
+        weakness=calibration.weakness,
+        descriptions=dict(calibration.descriptions),
+        notes=calibration.notes,
+        power=power
+        and DetectorPower(
+            images=power.images,
+            shares={kind: dict(sizes) for kind, sizes in power.shares.items()},
+            smallest_found={kind: power.smallest_found(kind) for kind in power.shares},
+            foreign=dict(power.foreign),
+        ),
+    )
 
 
 def _stamp(folder: Path) -> Stamp:

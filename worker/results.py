@@ -52,6 +52,52 @@ class Ood(FrozenModel):
     )
 
 
+class Box(FrozenModel):
+    """A part of an image, in pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+class ViewDetection(FrozenModel):
+    """An image in one view of a detector. A higher score means more out-of-distribution."""
+
+    score: float = Field(description="score of the view, in its own unit")
+    standardised: float = Field(description="the score in deviations of good images above their median")
+    box: Box = Field(description="the part of the image that the view points at")
+
+
+class Detection(FrozenModel):
+    """An image of this height and width, judged by a detector at its own size."""
+
+    height: int
+    width: int
+    view: str = Field(description="the view in which the image differs most from good ones; score, box and map are its")
+    score: float = Field(description="largest standardised score of all views")
+    p_value: float = Field(description="rank of that score among good images, or scenes of them")
+    threshold: float
+    is_ood: bool
+    is_weak: bool = Field(description="whether the calibration is weak; its `weakness` in /models explains why")
+    box: Box = Field(description="the part of the image that the view points at")
+    views: dict[str, ViewDetection] = Field(description="the image in every view")
+    at_least_as_unusual: int = Field(description="number of the ranking images that score at least as high")
+    ranking_images: int
+    calibration_version: str = Field(description="version of the detector's calibration, as in /models")
+    covered: Box = Field(description="the part of the image that the map covers")
+    rows: int = Field(description="rows of the map; 0 if the view has none")
+    columns: int
+    grid: FloatBytes | None = Field(
+        default=None,
+        description="rows * columns little-endian float32, row-major: local scores, evenly spaced over `covered`; None "
+        "if not requested",
+    )
+    backdrop: bytes | None = Field(
+        default=None, description="a JPEG file of the image in grey, reduced, on which a map is drawn"
+    )
+
+
 class Score(FrozenModel):
     """The likelihood of one image."""
 
@@ -63,15 +109,7 @@ class Score(FrozenModel):
     map: FloatBytes | None = Field(
         default=None, description="height * width little-endian float32, row-major: bits/dim per pixel"
     )
-
-
-class Box(FrozenModel):
-    """A part of an image, in pixels."""
-
-    left: int
-    top: int
-    width: int
-    height: int
+    detection: Detection | None = Field(default=None, description="None unless a detector gives the verdict")
 
 
 class ViewVerdict(FrozenModel):
@@ -182,7 +220,7 @@ RESULT: TypeAdapter[Result] = TypeAdapter(Annotated[Result, Field(discriminator=
 class Moment(FrozenModel):
     """A moment of a running job. If the job is computed in chunks, `done` counts its finished images."""
 
-    stage: str = Field(description='"score", "tiles", "noisy_sampling", "refine", "fit", "rank" or "power"')
+    stage: str = Field(description='"score", "judge", "tiles", "noisy_sampling", "refine", "fit", "rank" or "power"')
     step: int
     total: int
     done: int = 0

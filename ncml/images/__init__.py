@@ -4,7 +4,16 @@ Imports Pillow and numpy, never torch. Read `decoding.py` first, then `preproces
 """
 
 from ncml.images.decoding import MAX_BYTES, MAX_PIXELS, SUFFIXES, open_image, to_rgb
-from ncml.images.encoding import enlarge, format_values, grid, png_parts, to_html, to_html_table, to_png
+from ncml.images.encoding import (
+    enlarge,
+    format_values,
+    grid,
+    png_parts,
+    reduced_grey_jpeg,
+    to_html,
+    to_html_table,
+    to_png,
+)
 from ncml.images.preprocess import (
     PREPROCESSING,
     open_resized,
@@ -26,6 +35,7 @@ __all__ = [
     "place_known_half",
     "place_known_half_of",
     "png_parts",
+    "reduced_grey_jpeg",
     "resize_to",
     "to_html",
     "to_html_table",

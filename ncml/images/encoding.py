@@ -24,6 +24,15 @@ def to_png(image: NDArray[np.uint8]) -> bytes:
     return file.getvalue()
 
 
+def reduced_grey_jpeg(image: NDArray[np.uint8], longer_side: int) -> bytes:
+    """Encode uint8 (H, W, 3) in grey, reduced to at most `longer_side` pixels, as the bytes of a JPEG file."""
+    reduced = Image.fromarray(image)
+    reduced.thumbnail((longer_side, longer_side))
+    file = io.BytesIO()
+    reduced.convert("L").save(file, "JPEG", quality=85)
+    return file.getvalue()
+
+
 def png_parts(height: int, width: int, bands: Iterable[NDArray[np.uint8]]) -> Iterator[bytes]:
     """Yield the file of a PNG of this size in parts, some of them empty: one for each band, uint8 (rows, width, 3).
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ncml.errors import InputError
 
@@ -153,6 +154,21 @@ def blend_bands(scores_RC: Scores, tile: Tiling, height: int, width: int) -> Ite
         within = slice(bisect.bisect_right(tops, top - tile.height), bisect.bisect_left(tops, bottom))
         across_WR = _spread(scores_RC[within].T, lefts, tile.width, range(width))
         yield _spread(across_WR.T, tops[within], tile.height, range(top, bottom))
+
+
+def stretch_bands(grid_hw: Scores, covered: Box, height: int, width: int) -> Iterator[Scores]:
+    """Yield a map of an image's size in bands of rows: a grid, resized to the part that it covers; 0 elsewhere."""
+    h, w = grid_hw.shape
+    grid = Image.fromarray(np.ascontiguousarray(grid_hw, np.float32)) if grid_hw.size else None
+    across, band_rows = slice(covered.left, covered.left + covered.width), max(1, BAND_PIXELS // width)
+    for top in range(0, height, band_rows):
+        band_HW = np.zeros((min(band_rows, height - top), width), np.float32)
+        first, last = max(top, covered.top), min(top + len(band_HW), covered.top + covered.height)
+        if grid is not None and first < last:
+            part = (0, (first - covered.top) * h / covered.height, w, min(h, (last - covered.top) * h / covered.height))
+            resized = grid.resize((covered.width, last - first), Image.Resampling.BILINEAR, box=part)
+            band_HW[first - top : last - top, across] = np.asarray(resized)
+        yield band_HW
 
 
 def _spread(scores_NK: Scores, first_pixels: Sequence[int], side: int, part: range) -> Scores:

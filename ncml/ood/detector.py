@@ -23,14 +23,14 @@ import numpy as np
 
 from ncml import checkpoint
 from ncml.errors import ModelError
+from ncml.limits import DETECTOR
 from ncml.ood import conformal, storage
 from ncml.ood.conformal import Floats
 from ncml.ood.detector_power import DetectorPower
 from ncml.ood.power import explain_weakness
 from ncml.ood.scene_ranks import SceneRanks, cutoff, flagged_ranks, rate_bound
 
-NAME = "detector"
-"""The name of this calibration; requests that name none use it."""
+NAME, STATISTIC = DETECTOR, "largest view"
 FORMAT = 1
 FILE, TENSORS = checkpoint.DETECTOR, checkpoint.DETECTOR_ARRAYS
 REMEDY = "make the detector again with ncml adapt"
@@ -101,7 +101,7 @@ class DetectorCalibration:
     @property
     def statistic(self) -> str:
         """What is ranked."""
-        return "largest view"
+        return STATISTIC
 
     @property
     def n_fit(self) -> int:

@@ -35,6 +35,8 @@ PROBLEMS: dict[int, dict[str | None, str]] = {
     422: {
         "invalid-input": "n is 0; it must be at least 1.",
         "job-input": "class: there is no class 'x'; the classes are cat, dog.",
+        "too-many-images": "image: 12 images were sent; a detector judges at most 4 in one request, so send them in "
+        "several.",
     },
     429: {
         "queue-full": "512 jobs are waiting in the score lane already; retry in 12 s.",
@@ -63,7 +65,8 @@ PROBLEMS: dict[int, dict[str | None, str]] = {
 }
 """A detail for every kind of problem, by status."""
 
-PROBLEM_FIELDS = {"too-large": "image", "invalid-input": "n", "job-input": "class", "priority": "priority"}
+PROBLEM_FIELDS = {"too-large": "image", "invalid-input": "n", "job-input": "class", "priority": "priority",
+                  "too-many-images": "image"}  # fmt: skip
 """The invalid field of the kinds that name one."""
 
 _VERSION = "9f2c61d07be3a4585e1c0f6db2a87943c5d1e08f7a6b3924d8e5f01c7b9a3d62"
@@ -89,6 +92,52 @@ SCORE: JsonDict = {
                 "calibration": "default",
                 "calibration_version": "5d0c" * 16,
                 "is_weak": False,
+            },
+        }
+    ],
+}
+DETECTION: JsonDict = {
+    **_SUCCEEDED,
+    "results": [
+        {
+            "bpd": 3.07,
+            "log_likelihood": -6537.2,
+            "ood": {
+                "statistic": "places",
+                "score": 6.9,
+                "p_value": 0.0071,
+                "threshold": 3.2,
+                "is_ood": True,
+                "calibration": "detector",
+                "calibration_version": "8e3f" * 16,
+                "is_weak": False,
+            },
+            "detection": {
+                "width": 800,
+                "height": 600,
+                "view": "places",
+                "score": 6.9,
+                "p_value": 0.0071,
+                "threshold": 3.2,
+                "is_ood": True,
+                "is_weak": False,
+                "box": {"left": 415, "top": 300, "width": 72, "height": 57},
+                "views": {
+                    "patches": {
+                        "score": 9.4,
+                        "standardised": 2.1,
+                        "box": {"left": 415, "top": 300, "width": 57, "height": 57},
+                    },
+                    "places": {
+                        "score": 12.6,
+                        "standardised": 6.9,
+                        "box": {"left": 415, "top": 300, "width": 72, "height": 57},
+                    },
+                },
+                "at_least_as_unusual": 0,
+                "ranking_images": 140,
+                "calibration_version": "8e3f" * 16,
+                "covered": {"left": 0, "top": 0, "width": 800, "height": 600},
             },
         }
     ],
@@ -129,7 +178,11 @@ SCAN: JsonDict = {
     "is_weak": False,
     "calibration_version": "7b1e" * 16,
 }
-SCORES: dict[str, JsonDict] = {"score": {"value": SCORE}, "in tiles": {"value": SCAN}}
+SCORES: dict[str, JsonDict] = {
+    "score": {"value": SCORE},
+    "of a detector": {"value": DETECTION},
+    "in tiles": {"value": SCAN},
+}
 IMAGES: JsonDict = {**_SUCCEEDED, "images": [{"seed": 7, "png": "iVBORw0KGgo..."}]}
 JOB: JsonDict = {
     "id": "0b6a3c1e9d",
@@ -224,6 +277,7 @@ MODEL: dict[str, Any] = {
         "thresholds": {"worst_tile": 10.6, "peak": 8.2, "mean": 7.4},
         "weakness": "",
     },
+    "detector": None,
     "batching": {
         "groups": "fast",
         "check": "passed",
@@ -232,6 +286,39 @@ MODEL: dict[str, Any] = {
     "metrics": {"test_bpd": 3.5},
     "card": "# cifar10",
     "default": True,
+}
+DETECTOR: dict[str, Any] = MODEL | {
+    "name": "bottles",
+    "generates": False,
+    "keeps": [],
+    "calibration": None,
+    "calibrations": {},
+    "tiles": None,
+    "detector": {
+        "version": "8e3f" * 16,
+        "false_positive_rate": 0.05,
+        "confidence": None,
+        "rate_bound": 0.083,
+        "threshold": 3.2,
+        "smallest_p": 0.0071,
+        "n_fit": 60,
+        "n_rank": 140,
+        "estimation_scenes": 60,
+        "ranking_scenes": 140,
+        "weakness": "",
+        "descriptions": {
+            "features": "patches are compared at 448x336, where marks under about 3 pixels vanish",
+        },
+        "notes": [],
+        "power": {
+            "images": 20,
+            "shares": {"scratch": {"1 pixel wide, 16 long": 0.1, "3 pixels wide, 64 long": 0.95}},
+            "smallest_found": {"scratch": "3 pixels wide, 64 long"},
+            "foreign": {"one colour": 1.0},
+        },
+    },
+    "batching": None,
+    "default": False,
 }
 METRICS = """# HELP ncml_queue_depth Waiting jobs.
 # TYPE ncml_queue_depth gauge

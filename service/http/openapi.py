@@ -22,9 +22,9 @@ BINARY = {"schema": {"type": "string", "format": "binary"}, "example": "(the byt
 JOB_STATUSES = (400, 401, 403, 404, 406, 410, 413, 415, 422, 429, 500, 503, 504)
 JOB_PROBLEMS = (
     "result-expired", "no-worker", "no-model", "queue-down", "no-room", "queue-full", "quota-exceeded",
-    "too-many-uploads", "priority", "cross-site", "stopping",
+    "too-many-uploads", "priority", "cross-site", "stopping", "invalid-input", "job-input",
 )  # fmt: skip
-"""The error statuses of the routes that submit jobs; of 403, 404, 429 and 503 only these kinds."""
+"""The error statuses of the routes that submit jobs; of 403, 404, 422, 429 and 503 only these kinds."""
 
 _RETRY_AFTER = {"description": "Seconds to wait before the next attempt.", "schema": {"type": "integer"}}
 

@@ -6,6 +6,7 @@ import anyio.to_thread
 from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
+from ncml.limits import MAX_JUDGED_IMAGES
 from service.http import examples
 from service.http.negotiation import JSON
 from service.http.openapi import problem_responses
@@ -29,10 +30,11 @@ class Models(BaseModel):
     model_config = ConfigDict(
         json_schema_extra={
             "example": {
-                "models": [examples.MODEL],
+                "models": [examples.MODEL, examples.DETECTOR],
                 "next": None,
                 "calibration_allowed": False,
                 "max_images": 64,
+                "max_judged_images": 4,
                 "max_tiles": 4096,
                 "max_body_bytes": 67_108_864,
             }
@@ -43,6 +45,7 @@ class Models(BaseModel):
     next: str | None = Field(default=None, description="`after` of the next page; null on the last one")
     calibration_allowed: bool = Field(description="whether clients may calibrate new models with /calibrate")
     max_images: int = Field(description="maximum images sent or requested in one request")
+    max_judged_images: int = Field(description="maximum images that a detector judges in one request")
     max_tiles: int = Field(description="maximum tiles of an image")
     max_body_bytes: int = Field(description="maximum bytes of a request body")
 
@@ -61,6 +64,9 @@ async def models(
     after: Annotated[str, Query(max_length=200, description="`next` of the previous page.")] = "",
 ) -> Models:
     """Return name, version, size, classes, default settings, calibration, batching, metrics and card of every model.
+
+    `detector` describes how a model judges images at their own size: its rate, and the shares of altered good images
+    that it finds.
 
     `default` marks the model of requests that name none: that of NCML_DEFAULT_MODEL, else the bundled one, else the
     first by name.
@@ -85,6 +91,7 @@ async def models(
         next=max(page) if len(page) < len(names) else None,
         calibration_allowed=jobs.settings.allow_calibration,
         max_images=jobs.settings.max_images,
+        max_judged_images=MAX_JUDGED_IMAGES,
         max_tiles=jobs.settings.max_tiles,
         max_body_bytes=jobs.settings.max_body_bytes,
     )

@@ -1,4 +1,4 @@
-"""POST /score: exact likelihoods of images; with tile=1 the out-of-distribution verdict on a large one."""
+"""POST /score: exact likelihoods and verdicts of images; with tile=1 the out-of-distribution verdict on a large one."""
 
 import functools
 from typing import Literal
@@ -6,18 +6,20 @@ from typing import Literal
 from fastapi import APIRouter, Request, Response
 
 from ncml.images.tiling import Tiling, smallest_tile_side
-from ncml.limits import MAX_IMAGES_PER_REQUEST
+from ncml.limits import DETECTOR, MAX_IMAGES_PER_REQUEST, MAX_JUDGED_IMAGES
+from ncml.options import leaves_verdict_to_detector
 from service import answers
-from service.decoder import TiledImage, open_for_tiles
+from service.decoder import OriginalImage, TiledImage, open_for_tiles
 from service.http import examples
 from service.http.negotiation import JSON, NPZ, PNG, negotiate
 from service.http.openapi import BINARY, JOB_PROBLEMS, JOB_STATUSES, problem_responses, request_schema
-from service.http.problems import invalid_field
+from service.http.problems import Problem, invalid_field
 from service.http.requests import Upload, parse_request
+from service.http.validation import FieldError
 from service.jobs import Jobs, JobService
 from service.params import ScoreParams
 from service.rendering import SCORE_OFFERS
-from worker.contract import Pixels, ScanJob, ScoreJob, Task
+from worker.contract import Original, Pixels, ScanJob, ScoreJob, Task
 from worker.descriptors import Calibration, ModelDescriptor
 
 router = APIRouter(tags=["images"])
@@ -35,11 +37,12 @@ the two is sent; a file has been decoded within the limits before."""
         200: {
             "model": answers.ScoreAnswer | answers.ScanAnswer,
             "description": "The scores, in the order of the images; with tile=1 the verdict on the whole image. "
-            "A PNG shows the map; several form a grid.",
+            "A PNG shows the map, that of a detector over the image, reduced to at most 1024 pixels; several form a "
+            "grid.",
             "content": {NPZ: BINARY, PNG: BINARY, JSON: {"examples": examples.SCORES}},
         },
         202: answers.ACCEPTED,
-        **problem_responses(*JOB_STATUSES, kinds=JOB_PROBLEMS),
+        **problem_responses(*JOB_STATUSES, kinds=(*JOB_PROBLEMS, "too-many-images")),
     },
     openapi_extra=request_schema(ScoreParams, max_images=MAX_IMAGES_PER_REQUEST),
 )
@@ -49,6 +52,11 @@ async def score(request: Request, jobs: Jobs) -> Response:
     A calibrated model adds an out-of-distribution verdict, `ood`, whose p-value is small for an image unlike those that
     the model was calibrated on. The verdict always uses the conditions of the calibration, independently of `class` and
     `noise`.
+
+    If the model is a detector (`detector` in /models), it judges each image at its own size, unless `ood=0`, another
+    `calibration` or a `statistic` is named: `detection` has the view that decided, the part of the image that it points
+    at, and how many good images are at least as unusual. A request may hold four images then, which take some tenths of
+    a second each. Bits per dimension are still those at the model's size.
 
     With `tile=1` one large image is split into overlapping tiles instead, and judged by three views of their scores:
     the worst tile, the sharpest peak and the mean. If the model's tiles are calibrated, the response has the image's
@@ -90,18 +98,48 @@ async def score(request: Request, jobs: Jobs) -> Response:
         )
         return await jobs.run(request, parsed, scan, media)
     statistics = _check_statistics(params, model)
-    async with jobs.decoding_limit():
-        images = [await jobs.decode_resized(request, upload, model) for upload in uploads]
     options = params.scoring
     options["map"] |= media == PNG
+    originals: tuple[Original, ...] = ()
+    async with jobs.decoding_limit():
+        if _uses_detector(params, model):
+            _check_count(len(uploads))
+            options |= {"calibration": DETECTOR, "map": params.map or media != JSON}
+            decoded = [await jobs.decode_original(request, upload, model) for upload in uploads]
+            images = [image.resized for image in decoded]
+            originals = tuple(map(_as_original, decoded, uploads))
+        else:
+            images = [await jobs.decode_resized(request, upload, model) for upload in uploads]
     job = ScoreJob(
         **common,
         images=tuple(Pixels(height=model.height, width=model.width, data=image.tobytes()) for image in images),
+        originals=originals,
         class_name=params.class_name,
         statistics=statistics,
         **options,
     )
     return await jobs.run(request, parsed, job, media)
+
+
+def _uses_detector(params: ScoreParams, model: ModelDescriptor) -> bool:
+    """Return whether a detector gives the verdict, at images' own sizes."""
+    is_left = leaves_verdict_to_detector(params.calibration, params.statistic)
+    return model.detector is not None and params.ood and is_left
+
+
+def _check_count(image_count: int) -> None:
+    """Refuse images that would keep the lane of quick scores busy for long."""
+    if image_count > MAX_JUDGED_IMAGES:
+        detail = (
+            f"image: {image_count} images were sent; a detector judges at most {MAX_JUDGED_IMAGES} in one request, so "
+            "send them in several."
+        )
+        raise Problem(422, detail, kind="too-many-images", errors=[FieldError(field="image", detail=detail)])
+
+
+def _as_original(image: OriginalImage, upload: Upload) -> Original:
+    file = upload.data if image.pixels is None else None
+    return Original(pixels=image.pixels, file=file, height=image.height, width=image.width)
 
 
 def _check_tile_options(params: ScoreParams, image_count: int) -> None:
@@ -130,6 +168,8 @@ async def _open_for_tiles(
 ) -> TiledImage:
     """Decode an image and check that it can be tiled."""
     if model.default_calibration is None and model.tiles is None:
+        if model.detector is not None:
+            raise invalid_field("tile", f"tile: {model.name} judges whole images at their own size; omit tile.")
         raise invalid_field("tile", f"tile: {model.name} is not calibrated; omit tile, or calibrate the model.")
     calibrated = model.tiles and Tiling(model.tiles.height, model.tiles.width, model.tiles.overlap)
     tile = Tiling.resolve(model.height, model.width, params.tile_size, calibrated)
@@ -159,12 +199,16 @@ def _check_statistics(params: ScoreParams, model: ModelDescriptor) -> tuple[str,
         detail = "sanity: flipped bits are scored without noise and class; omit those, or sanity."
         raise invalid_field("sanity", detail)
     calibration = _check_calibration(params, model)
+    uses_detector = _uses_detector(params, model)
     names = tuple(dict.fromkeys(name.strip() for name in (params.statistics or "").split(",") if name.strip()))
     for field, statistic in (("statistic", params.statistic), *(("statistics", name) for name in names)):
         if statistic is None:
             continue
         if not params.ood:
             raise invalid_field(field, f"{field} cannot be combined with ood=0; omit one of the two.")
+        if uses_detector:
+            detail = f"{field}: a detector has views instead of statistics; omit {field}, or name another calibration."
+            raise invalid_field(field, detail)
         if calibration is None:
             detail = f"{field}: {model.name} is not calibrated; omit {field}, or calibrate the model."
             raise invalid_field(field, detail)
@@ -176,13 +220,16 @@ def _check_statistics(params: ScoreParams, model: ModelDescriptor) -> tuple[str,
 
 
 def _check_calibration(params: ScoreParams, model: ModelDescriptor) -> Calibration | None:
-    """Return the calibration of the verdict, if there is one, after checking its name."""
+    """Return the calibration of a verdict at the model's size, if there is one, after checking its name."""
     name = params.calibration
     if name is None:
         return model.default_calibration
     if not params.ood:
         raise invalid_field("calibration", "calibration cannot be combined with ood=0; omit one of the two.")
+    if name == DETECTOR and model.detector is not None:
+        return None
     if name not in model.calibrations:
-        remedy = f"it has {', '.join(model.calibrations)}" if model.calibrations else "it is not calibrated"
+        names = [*([] if model.detector is None else [DETECTOR]), *model.calibrations]
+        remedy = f"it has {', '.join(names)}" if names else "it is not calibrated"
         raise invalid_field("calibration", f"calibration: {model.name} has no calibration {name!r}; {remedy}.")
     return model.calibrations[name]

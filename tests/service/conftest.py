@@ -11,7 +11,7 @@ import pytest
 import redis
 from starlette.testclient import TestClient
 
-from ncml.images import open_image
+from ncml.images import open_image, reduced_grey_jpeg
 from ncml.images.tiling import Tiling
 from service.app import create_app
 from service.settings import Settings
@@ -22,6 +22,7 @@ from worker.contract import (
     Job,
     JobStatus,
     Lane,
+    Original,
     Priority,
     ScanJob,
     ScoreJob,
@@ -29,6 +30,8 @@ from worker.contract import (
 )
 from worker.descriptors import (
     Calibration,
+    DetectorCalibration,
+    DetectorPower,
     Histogram,
     ModelDescriptor,
     Preprocessing,
@@ -43,6 +46,7 @@ from worker.results import (
     Box,
     Calibrated,
     CalibrateResult,
+    Detection,
     Event,
     ImagesResult,
     JobEnding,
@@ -59,6 +63,7 @@ from worker.results import (
     ScoreResult,
     StoredImages,
     Timing,
+    ViewDetection,
     ViewVerdict,
 )
 
@@ -113,7 +118,67 @@ WORKER = WorkerInfo(
 TIMING = Timing(queue_s=0.001, compute_s=0.002, batch_size=1)
 
 
+DETECTOR = DetectorCalibration(
+    version="de" * 32,
+    false_positive_rate=0.05,
+    confidence=None,
+    rate_bound=0.09,
+    threshold=100,
+    smallest_p=0.05,
+    n_fit=12,
+    n_rank=28,
+    estimation_scenes=12,
+    ranking_scenes=19,
+    descriptions={"features": "patches are compared at 448x448"},
+    power=DetectorPower(
+        images=4,
+        shares={"scratch": {"1 pixel wide": 0.25, "3 pixels wide": 1.0}},
+        smallest_found={"scratch": "3 pixels wide"},
+        foreign={"one colour": 1.0},
+    ),
+)
+
+
+def _detection(original: Original, score: float, with_map: bool) -> Detection:
+    """Return the verdict of the view `places`, whose map falls from the top left over the upper half."""
+    height, width = original.height, original.width
+    box = Box(left=0, top=0, width=width // 2, height=height // 4)
+    return Detection(
+        height=height,
+        width=width,
+        view="places",
+        score=score,
+        p_value=0.5,
+        threshold=DETECTOR.threshold,
+        is_ood=score > DETECTOR.threshold,
+        is_weak=False,
+        box=box,
+        views={
+            "places": ViewDetection(score=2 * score, standardised=score, box=box),
+            "appearance": ViewDetection(score=1.5, standardised=-1.0, box=box),
+        },
+        at_least_as_unusual=3,
+        ranking_images=DETECTOR.n_rank,
+        calibration_version=DETECTOR.version,
+        covered=Box(left=0, top=0, width=width, height=height // 2),
+        rows=1,
+        columns=2,
+        grid=np.array([2.5, 0.5], "<f4").tobytes() if with_map else None,
+        backdrop=reduced_grey_jpeg(np.full((height, width, 3), 200, np.uint8), 64) if with_map else None,
+    )
+
+
 def _verdict(job: ScoreJob, score: float) -> Ood | None:
+    if job.originals:
+        return Ood(
+            statistic="places",
+            score=score,
+            p_value=0.5,
+            threshold=DETECTOR.threshold,
+            is_ood=score > DETECTOR.threshold,
+            calibration="detector",
+            calibration_version=DETECTOR.version,
+        )
     if not job.ood or not MODEL.default_calibration:
         return None
     calibration = MODEL.calibrations[job.calibration or "default"]
@@ -277,7 +342,7 @@ class FakeQueue:
         ref = ModelRef(name=MODEL.name, version=MODEL.version)
         if isinstance(job, ScoreJob):
             scores = []
-            for image in job.images:
+            for index, image in enumerate(job.images):
                 pixels = np.frombuffer(image.data, np.uint8)
                 map_HW = pixels.reshape(8, 8, 3).mean(-1).astype("<f4").tobytes() if job.map else None
                 mean = float(pixels.mean())
@@ -290,6 +355,7 @@ class FakeQueue:
                         ood=_verdict(job, mean),
                         statistics=dict.fromkeys(names, mean),
                         flipped_bpd=mean + 1 if job.sanity else None,
+                        detection=_detection(job.originals[index], mean, job.map) if job.originals else None,
                     )
                 )
             return ScoreResult(model=ref, height=8, width=8, results=tuple(scores), timing=TIMING)
@@ -450,6 +516,13 @@ def new_client(queue: FakeQueue) -> Iterator[Callable[..., TestClient]]:
 @pytest.fixture
 def client(new_client: Callable[..., TestClient]) -> TestClient:
     return new_client()
+
+
+@pytest.fixture
+def detector(queue: FakeQueue) -> DetectorCalibration:
+    """The calibration of a detector, which the model `tiny` becomes."""
+    queue.served = [MODEL.model_copy(update={"detector": DETECTOR})]
+    return DETECTOR
 
 
 @pytest.fixture

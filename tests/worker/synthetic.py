@@ -47,6 +47,7 @@ class Score:
     ood: Ood | None
     statistics: dict[str, float]
     flipped_bpd: float | None
+    detection: None = None
 
 
 @dataclass
@@ -140,6 +141,7 @@ class SyntheticModel:
     batching = Batching()
     known_batching = None
     uncalibrated = "this model is not calibrated."
+    detector = None
     classes = ("good", "lethal", "bad", "hungry", "stuck", "slow")
 
     def __init__(self, folder: Path) -> None:
@@ -224,6 +226,9 @@ class SyntheticModel:
                 )
             )
         return scores
+
+    def load_detector(self) -> None:
+        return None
 
     @property
     def tiles(self) -> TileCalibration | None:

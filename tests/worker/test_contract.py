@@ -18,20 +18,33 @@ from worker.contract import (
     Job,
     JobStatus,
     Lane,
+    Original,
     Pixels,
     Priority,
     ScanJob,
     ScoreJob,
     Task,
     batch_key,
+    is_alone,
     queue_name,
 )
-from worker.descriptors import Batching, Calibration, Histogram, ModelDescriptor, Power, Preprocessing, TileCalibration
+from worker.descriptors import (
+    Batching,
+    Calibration,
+    DetectorCalibration,
+    DetectorPower,
+    Histogram,
+    ModelDescriptor,
+    Power,
+    Preprocessing,
+    TileCalibration,
+)
 from worker.results import (
     RESULT,
     Box,
     Calibrated,
     CalibrateResult,
+    Detection,
     Event,
     ImagesResult,
     JobError,
@@ -46,6 +59,7 @@ from worker.results import (
     ScoreResult,
     StoredImages,
     Timing,
+    ViewDetection,
     ViewVerdict,
 )
 
@@ -66,6 +80,10 @@ EXAMPLES: dict[str, BaseModel] = {
         request_id="r", calibration="tolerant", statistic="multiscale", statistics=("bpd", "multiscale"),
     ),
     "bare score": ScoreJob(model="m", images=(PIXELS,), ood=False, sanity=True),
+    "score by a detector": ScoreJob(
+        model="m", images=(PIXELS, PIXELS), calibration="detector",
+        originals=(Original(pixels=bytes(6), height=1, width=2), Original(file=b"\x89PNG", height=600, width=800)),
+    ),
     "scan": ScanJob(model="m", file=b"\x89PNG", height=3000, width=4000, tile_size=64, map=True),
     "scan of pixels": ScanJob(model="m", pixels=bytes(6), height=1, width=2),
     "calibrate": CalibrateJob(
@@ -83,6 +101,26 @@ EXAMPLES: dict[str, BaseModel] = {
                 ood=Ood(
                     statistic="multiscale", score=2.5, p_value=0.0625, threshold=3.0, is_ood=False,
                     calibration_version="cd" * 32,
+                ),
+            ),
+        ),
+    ),
+    "score result of a detector": ScoreResult(
+        model=MODEL, timing=TIMING, height=1, width=2,
+        results=(
+            Score(
+                bpd=3.5, log_likelihood=-14.5,
+                detection=Detection(
+                    height=600, width=800, view="places", score=6.5, p_value=0.0625, threshold=3.0, is_ood=True,
+                    is_weak=False, box=Box(left=16, top=32, width=5, height=5),
+                    views={
+                        "places": ViewDetection(
+                            score=12.5, standardised=6.5, box=Box(left=16, top=32, width=5, height=5)
+                        )
+                    },
+                    at_least_as_unusual=0, ranking_images=15, calibration_version="da" * 32,
+                    covered=Box(left=0, top=0, width=800, height=600), rows=1, columns=2, grid=bytes(8),
+                    backdrop=b"\xff\xd8",
                 ),
             ),
         ),
@@ -127,6 +165,15 @@ EXAMPLES: dict[str, BaseModel] = {
             thresholds={"worst_tile": 8.0}, n_fit=8, n_rank=20, smallest_p=0.047, weakness="it is an example",
         ),
         batching=Batching(groups="fixed", check="failed", detail="it differs."),
+        detector=DetectorCalibration(
+            version="da" * 32, false_positive_rate=0.05, confidence=0.95, rate_bound=0.05, threshold=3.0,
+            smallest_p=0.0625, n_fit=11, n_rank=20, estimation_scenes=11, ranking_scenes=15, weakness="15 scenes rank",
+            descriptions={"features": "at 448x336"}, notes=("5 near-duplicates are 2 scenes",),
+            power=DetectorPower(
+                images=4, shares={"scratch": {"1 pixel wide": 0.25, "3 pixels wide": 1.0}},
+                smallest_found={"scratch": "3 pixels wide"}, foreign={"one colour": 1.0},
+            ),
+        ),
     ),
 }  # fmt: skip
 
@@ -138,12 +185,18 @@ def test_every_message_keeps_its_json_and_can_be_parsed() -> None:
         assert type(message).model_validate_json(json.dumps(golden[name])) == message
 
 
-@pytest.mark.parametrize("name", ["score", "bare score", "scan", "scan of pixels", "generate", "complete", "calibrate"])
+@pytest.mark.parametrize(
+    "name",
+    ["score", "bare score", "score by a detector", "scan", "scan of pixels", "generate", "complete", "calibrate"],
+)
 def test_a_job_is_read_by_its_task(name: str) -> None:
     assert JOB.validate_json(EXAMPLES[name].model_dump_json()) == EXAMPLES[name]
 
 
-@pytest.mark.parametrize("name", ["score result", "scan result", "images result", "calibration result"])
+@pytest.mark.parametrize(
+    "name",
+    ["score result", "score result of a detector", "scan result", "images result", "calibration result"],
+)
 def test_a_result_is_read_by_its_task(name: str) -> None:
     assert RESULT.validate_json(EXAMPLES[name].model_dump_json()) == EXAMPLES[name]
 
@@ -183,6 +236,10 @@ def test_fields_that_newer_workers_add_are_ignored(name: str) -> None:
         ("score", {"surprise": 1}),
         ("score", {"images": [{"height": 1, "width": 1, "data": "AAAA", "surprise": 1}]}),
         ("score", {"priority": "urgent"}),
+        ("score", {"originals": [{"height": 1, "width": 2, "pixels": "AAAAAAAA"}]}),
+        ("score by a detector", {"originals": [{"height": 1, "width": 2, "pixels": "AAAA"}] * 2}),
+        ("score by a detector", {"originals": [{"height": 1, "width": 2}] * 2}),
+        ("score by a detector", {"images": [{"height": 1, "width": 1, "data": "AAAA"}] * 5}),
         ("scan", {"file": ""}),
         ("scan", {"file": None}),
         ("scan", {"pixels": "AAAA"}),
@@ -231,7 +288,7 @@ JOBS: tuple[Job, ...] = (
 INDIVIDUAL: dict[str, Any] = {
     "priority": Priority.HIGH, "request_id": "r", "timeout_s": 1.0, "start_within_s": 1.0, "class_name": "dog",
     "images": (PIXELS, PIXELS), "image": Pixels(height=1, width=2, data=bytes(6)), "pixels": bytes([1] * 6),
-    "file": b"PNG", "n": 5, "seed": 9, "skipped": ("a.txt",),
+    "file": b"PNG", "originals": (Original(file=b"PNG", height=1, width=2),), "n": 5, "seed": 9, "skipped": ("a.txt",),
 }  # fmt: skip
 """Another value of each field in which jobs of one batch may differ."""
 
@@ -261,6 +318,14 @@ def test_the_shape_of_images_splits_batches_and_the_order_of_statistics_does_not
     assert batch_key(SCORE.model_copy(update={"statistics": "all"})) != batch_key(SCORE)
     pairs: tuple[Any, ...] = ({"calibration": "x", "statistic": "-|a"}, {"calibration": "x|-", "statistic": "a"})
     assert len({batch_key(SCORE.model_copy(update=pair)) for pair in pairs}) == 2
+
+
+def test_jobs_with_large_images_share_no_batch_and_a_detector_judges_in_the_lane_of_scores() -> None:
+    job = JOB.validate_json(EXAMPLES["score by a detector"].model_dump_json())
+    assert is_alone(job)
+    assert job.task.lane is Lane.SCORE
+    assert b"PNG" not in batch_key(job).encode()
+    assert [job.task for job in JOBS if is_alone(job)] == [Task.SCAN, Task.CALIBRATE]
 
 
 def test_tasks_have_their_lanes() -> None:

@@ -46,17 +46,6 @@ def test_the_earlier_directory_takes_precedence_and_other_folders_are_ignored(tm
     assert registry.get("a").version == synthetic.load(tmp_path / "one" / "a", device="cpu").version
 
 
-def test_a_detector_is_not_served_and_the_reason_is_listed(tmp_path: Path, loads: Loads) -> None:
-    """Its verdict concerns images at their own size, which jobs do not carry yet."""
-    write_model(tmp_path, "a")
-    write_model(tmp_path, "b")
-    (tmp_path / "b" / "detector.json").write_text("{}")
-    registry = registry_of(loads, tmp_path)
-    assert [model.name for model in registry.descriptors] == ["a"]
-    with pytest.raises(ModelError, match="is a detector, which a service cannot judge with yet"):
-        registry.get("b")
-
-
 @pytest.mark.parametrize("generates", [False, True])
 def test_only_an_idle_registry_that_generates_checks_how_batches_are_sampled(
     tmp_path: Path, loads: Loads, generates: bool

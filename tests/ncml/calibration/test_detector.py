@@ -20,23 +20,7 @@ from ncml.ood import detector as detectors
 from ncml.ood.detector import Scale
 from ncml.ood.judging import Detector, box_of
 from ncml.ood.views import features
-
-
-def good_image(seed: int, height: int = 72, width: int = 96) -> np.ndarray:
-    """Return a good image: a bright bar on a dark ground, a disc beside it, and noise."""
-    rng = np.random.default_rng(seed)
-    image = rng.normal(70 + rng.normal(0, 3), 4, (height, width, 3))
-    y, x = np.mgrid[:height, :width]
-    top, left = 20 + rng.integers(-1, 2), 20 + rng.integers(-1, 2)
-    image[top : top + 12, left : left + 40] += 90
-    image[np.hypot(y - 50, x - 70) < 8] += 120
-    return image.clip(0, 255).astype(np.uint8)
-
-
-def without_disc(seed: int) -> np.ndarray:
-    image = good_image(seed)
-    image[40:62, 58:82] = image[40:62, 2:26]
-    return image
+from tests.detectors import good_image, without_disc
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,0 +1,41 @@
+"""Images of a part, and a small detector of them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def good_image(seed: int, height: int = 72, width: int = 96) -> np.ndarray:
+    """Return a good image: a bright bar on a dark ground, a disc beside it, and noise."""
+    rng = np.random.default_rng(seed)
+    image = rng.normal(70 + rng.normal(0, 3), 4, (height, width, 3))
+    y, x = np.mgrid[:height, :width]
+    top, left = 20 + rng.integers(-1, 2), 20 + rng.integers(-1, 2)
+    image[top : top + 12, left : left + 40] += 90
+    image[np.hypot(y - 50, x - 70) < 8] += 120
+    return image.clip(0, 255).astype(np.uint8)
+
+
+def without_disc(seed: int) -> np.ndarray:
+    """Return an image in which the disc is missing."""
+    image = good_image(seed)
+    image[40:62, 58:82] = image[40:62, 2:26]
+    return image
+
+
+def make_small_detector(base: Path, images: Path, out: Path, count: int = 40) -> None:
+    """Make a detector of good images, which are written to a folder, at a reduced size, so that it is quick."""
+    import ncml
+    from ncml.calibration.detector import make_detector
+    from ncml.data.good_images import open_folder
+    from ncml.images import alterations
+
+    images.mkdir()
+    for seed in range(count):
+        Image.fromarray(good_image(seed)).save(images / f"{seed:03}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ncml.ood.views.features.LONGER_SIDE", 96)
+        patch.setattr("ncml.calibration.detector_power.ALTERATIONS", alterations.ALTERATIONS[:3])
+        make_detector(ncml.load(base), open_folder(images, sorted(images.iterdir())), out, power_images=2)

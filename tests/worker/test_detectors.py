@@ -1,0 +1,234 @@
+"""Detectors in the engine: images are judged at their own size, and a folder that cannot judge is a fault."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ncml
+from ncml.errors import ModelError
+from ncml.images import resize_to, to_png
+from ncml.network import efficientnet
+from ncml.ood.judging import Detector
+from ncml.results import Detection
+from tests.detectors import good_image, without_disc
+from tests.ncml import nets
+from worker.contract import Original, Pixels, ScoreJob
+from worker.engine import BatchRunner
+from worker.messages import Batch, Drop, EngineSettings, Outcome
+from worker.monitor import _merge
+from worker.registry import ModelRegistry, describe
+from worker.results import Score
+
+
+class Pipe:
+    """The engine's end of a pipe: what the worker sends, and what it has received."""
+
+    def __init__(self, *messages: object) -> None:
+        self.messages = list(messages)
+        self.sent: list[Any] = []
+
+    def poll(self) -> bool:
+        return bool(self.messages)
+
+    def recv(self) -> object:
+        return self.messages.pop(0)
+
+    def send(self, message: object) -> None:
+        self.sent.append(message)
+
+
+@pytest.fixture
+def folder(detector_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the detector, alone in its directory."""
+    shutil.copytree(detector_folder, tmp_path / "models" / "part")
+    return tmp_path / "models" / "part"
+
+
+@pytest.fixture
+def registry(folder: Path, one_thread: None) -> ModelRegistry:
+    registry = ModelRegistry([folder.parent], ncml.load, device="cpu", keep=2)
+    registry.scan()
+    return registry
+
+
+@pytest.fixture
+def run(registry: ModelRegistry, folder: Path) -> Callable[..., Outcome]:
+    """Compute a job as the engine does, with messages that arrive meanwhile."""
+
+    def compute(job: ScoreJob, *messages: object) -> Outcome:
+        settings = EngineSettings(directories=(folder.parent,), load=ncml.load)
+        runner = BatchRunner(Pipe(*messages), registry, settings)  # pyright: ignore[reportArgumentType]
+        return runner.run(Batch(1, {"job": job})).outcomes["job"]
+
+    return compute
+
+
+def job(*images: np.ndarray, originals: bool = True, files: bool = False, **fields: Any) -> ScoreJob:
+    small = [resize_to(image, 8, 8) for image in images]
+    own: list[dict[str, Any]] = [
+        {"height": image.shape[0], "width": image.shape[1]}
+        | ({"file": to_png(image)} if files else {"pixels": image.tobytes()})
+        for image in images
+    ]
+    return ScoreJob(
+        model="part",
+        images=tuple(Pixels(height=8, width=8, data=image.tobytes()) for image in small),
+        originals=tuple(Original(**values) for values in own) if originals else (),
+        **({"calibration": "detector"} if originals else {}) | fields,
+    )
+
+
+@pytest.mark.parametrize("files", [False, True])
+def test_images_are_judged_at_their_own_size_as_by_the_library(
+    run: Callable[..., Outcome], folder: Path, files: bool
+) -> None:
+    images = [good_image(1000), without_disc(1001), good_image(1002, 100, 80)]
+    outcome = run(job(*images, files=files, map=True))
+    assert outcome.error is None
+    for score, expected in zip(outcome.scores, ncml.load(folder).score(images), strict=True):
+        detection = expected.detection
+        assert isinstance(detection, Detection)
+        assert score.bpd == expected.bpd
+        assert score.detection is not None
+        assert score.ood is not None
+        assert (score.ood.statistic, score.ood.calibration) == (detection.view, "detector")
+        assert score.detection.p_value == detection.p_value == score.ood.p_value
+        assert score.detection.box.model_dump() == detection.box._asdict()
+        assert score.detection.views.keys() == detection.views.keys()
+        assert (score.detection.rows, score.detection.columns) == detection.grid.shape
+        assert score.detection.grid == detection.grid.astype("<f4").tobytes()
+        assert score.detection.backdrop is not None
+        assert score.detection.backdrop.startswith(b"\xff\xd8")
+    assert [score.detection is not None and score.detection.is_ood for score in outcome.scores][:2] == [False, True]
+
+
+def test_without_a_map_a_result_is_small(run: Callable[..., Outcome]) -> None:
+    [score] = run(job(good_image(1000))).scores
+    assert score.detection is not None
+    assert score.detection.grid is None
+    assert score.detection.backdrop is None
+    assert len(score.model_dump_json()) < 4000
+
+
+def test_the_progress_counts_images_and_a_canceled_job_judges_no_further_image(
+    run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[int] = []
+    judge = Detector.judge
+
+    def counted(self: Detector, image_HWC: np.ndarray) -> Detection:
+        judged.append(1)
+        return judge(self, image_HWC)
+
+    monkeypatch.setattr(Detector, "judge", counted)
+    outcome = run(job(*[good_image(seed) for seed in range(4)]), Drop(1, frozenset({"job"})))
+    assert (outcome.error, outcome.scores) == (None, [])
+    assert len(judged) == 1
+
+
+def test_a_file_with_another_size_than_stated_is_refused(run: Callable[..., Outcome]) -> None:
+    file = to_png(good_image(1))
+    for height, width, words in ((50, 60, "at most 3000 pixels"), (96, 72, "96 x 72 pixels, not 72 x 96")):
+        changed = job(good_image(1), files=True)
+        changed = changed.model_copy(update={"originals": (Original(file=file, height=height, width=width),)})
+        outcome = run(changed)
+        assert outcome.error is not None
+        assert outcome.error.reason == "input"
+        assert words in outcome.error.detail
+
+
+def test_a_job_without_originals_is_not_judged_by_the_detector(run: Callable[..., Outcome], folder: Path) -> None:
+    """A service that knows no detector expects the verdict of the default calibration, or none."""
+    [score] = run(job(good_image(1), originals=False)).scores
+    assert (score.ood, score.detection) == (None, None)
+
+
+def test_a_job_without_originals_has_the_default_verdict(
+    folder: Path, registry: ModelRegistry, run: Callable[..., Outcome]
+) -> None:
+    from ncml.calibration.estimation import calibrate
+
+    calibrate(ncml.load(folder), nets.FIT, nets.RANK, power_images=0).save(folder)
+    registry.scan()
+    [score] = run(job(good_image(1), originals=False)).scores
+    assert score.ood is not None
+    assert (score.ood.calibration, score.detection) == ("default", None)
+    [score] = run(job(good_image(1))).scores
+    assert score.ood is not None
+    assert score.ood.calibration == "detector"
+
+
+def test_a_model_that_is_no_detector_any_more_refuses_to_judge(
+    folder: Path, registry: ModelRegistry, run: Callable[..., Outcome]
+) -> None:
+    (folder / "detector.json").unlink()
+    registry.scan()
+    outcome = run(job(good_image(1)))
+    assert outcome.error is not None
+    assert "is no detector any more" in outcome.error.detail
+
+
+def test_a_detector_is_described_with_its_rate_and_power(registry: ModelRegistry, folder: Path) -> None:
+    [descriptor] = registry.descriptors
+    calibration = ncml.load(folder).detector
+    assert calibration is not None
+    assert calibration.power is not None
+    detector = descriptor.detector
+    assert detector is not None
+    assert detector.version == calibration.version
+    assert (detector.n_fit, detector.n_rank) == (calibration.n_fit, calibration.n_rank)
+    assert detector.rate_bound == calibration.rate_bound
+    assert detector.weakness == calibration.weakness
+    assert detector.power is not None
+    assert detector.power.shares == calibration.power.shares
+    assert detector.power.smallest_found.keys() == detector.power.shares.keys()
+    assert len(detector.model_dump_json()) < 8000
+
+
+def newer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = folder / "detector.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+
+
+def damaged(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = folder / "detector.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def without_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(efficientnet, "PACKAGE", "no_such_package")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [(newer, "upgrade ncml"), (damaged, "copy the folder again"), (without_package, "pip install no-such-package")],
+)
+def test_a_detector_that_cannot_judge_is_a_fault_and_the_others_are_served(
+    folder: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[..., None], words: str
+) -> None:
+    shutil.copytree(model_folder, folder.parent / "tiny")
+    change(folder, monkeypatch)
+    registry = ModelRegistry([folder.parent], ncml.load, device="cpu", keep=2)
+    registry.scan()
+    assert [model.name for model in registry.descriptors] == ["tiny"]
+    assert words in registry.faults["part"]
+    assert "\n" not in registry.faults["part"]
+    with pytest.raises(ModelError, match="cannot be used"):
+        registry.get("part")
+
+
+def test_a_detector_stays_described_beside_an_earlier_worker_that_knows_none(folder: Path) -> None:
+    """So its jobs carry originals, which that worker refuses, rather than being computed without the detector."""
+    descriptor = describe("part", ncml.load(folder), None)
+    earlier = descriptor.model_copy(update={"detector": None})
+    for workers in ([(descriptor,), (earlier,)], [(earlier,), (descriptor,)]):
+        assert [model.detector for model in _merge(workers)] == [descriptor.detector]
+
+
+def test_a_score_of_an_earlier_worker_has_no_detection() -> None:
+    assert Score.model_validate({"bpd": 1.0, "log_likelihood": -1.0}).detection is None

@@ -1,0 +1,92 @@
+"""Scores in the engine: the arguments of `Model.score` for a job, and what it returns as what crosses the queue."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ncml.errors import InputError, ModelError
+from ncml.images import open_image, reduced_grey_jpeg
+from ncml.ood.storage import DEFAULT_NAME
+from ncml.options import leaves_verdict_to_detector
+from worker.contract import Original, ScoreJob
+from worker.results import Box, Detection, Scan, Score, ViewVerdict
+
+if TYPE_CHECKING:
+    from ncml import results
+    from ncml.model import Model
+
+BACKDROP_SIDE = 1024
+"""Pixels of the longer side to which an image is reduced on which a map is drawn."""
+
+
+def read_original(image: Original) -> NDArray[np.uint8]:
+    """Return an image at its own size; raise `InputError` for a file that is not the image that it was sent as."""
+    if image.file is None:
+        return np.frombuffer(image.pixels or b"", np.uint8).reshape(image.height, image.width, 3)
+    pixels_HWC = open_image(image.file, max_bytes=len(image.file), max_pixels=image.height * image.width)
+    if pixels_HWC.shape[:2] != (image.height, image.width):
+        H, W = pixels_HWC.shape[:2]
+        raise InputError("image", f"image is {W} x {H} pixels, not {image.width} x {image.height}; send it again.")
+    return pixels_HWC
+
+
+def scoring_options(model: Model, job: ScoreJob) -> dict[str, Any]:
+    """Return the options of a job as arguments of `Model.score`.
+
+    A detector judges originals only: a job without them expects another verdict, as those of earlier services do.
+    Raises `ModelError` for a job with originals if the model is no detector.
+    """
+    options = job.scoring
+    if job.originals and model.detector is None:
+        raise ModelError("the model is no detector any more; send the request again")
+    is_left = job.ood and leaves_verdict_to_detector(job.calibration, job.statistic)
+    if is_left and not job.originals and model.detector is not None:
+        options |= {"ood": False} if model.calibration is None else {"calibration": DEFAULT_NAME}
+    return options
+
+
+def wire_score(score: results.Score, original_HWC: NDArray[np.uint8] | None = None) -> Score:
+    """Return the score of an image; one that a detector has judged has its map if the image is given."""
+    # read as attributes, because the library's `Score` is also a mapping, whose keys are table columns
+    attributes = {name: getattr(score, name) for name in Score.model_fields}
+    if score.detection is not None:
+        attributes["detection"] = _wire_detection(score.detection, original_HWC)
+    return Score.model_validate(attributes, from_attributes=True)
+
+
+def _wire_detection(detection: results.Detection, original_HWC: NDArray[np.uint8] | None) -> Detection:
+    """Return a detection with its map and the image on which it is drawn; for None without either."""
+    attributes = {name: getattr(detection, name) for name in Detection.model_fields if hasattr(detection, name)}
+    attributes["rows"], attributes["columns"] = detection.grid.shape
+    if original_HWC is None:
+        attributes["grid"] = None
+    else:
+        attributes["backdrop"] = reduced_grey_jpeg(original_HWC, BACKDROP_SIDE)
+    return Detection.model_validate(attributes, from_attributes=True)
+
+
+def wire_scan(scan: results.Scan, *, with_tiles: bool) -> Scan:
+    """Return a scan, with the scores of its tiles if requested."""
+    rows, columns = scan.grid.shape
+    return Scan(
+        height=scan.height,
+        width=scan.width,
+        tile_height=scan.tile.height,
+        tile_width=scan.tile.width,
+        tile_overlap=scan.tile.overlap,
+        rows=rows,
+        columns=columns,
+        view=scan.view,
+        score=scan.score,
+        p_value=scan.p_value,
+        threshold=scan.threshold,
+        is_ood=scan.is_ood,
+        box=Box.model_validate(scan.box, from_attributes=True),
+        views={view: ViewVerdict.model_validate(verdict, from_attributes=True) for view, verdict in scan.views.items()},
+        is_weak=scan.is_weak,
+        calibration_version=scan.calibration_version,
+        tiles=scan.grid.astype("<f4").tobytes() if with_tiles else None,
+    )
