@@ -1,19 +1,19 @@
 """A model of this machine, with the methods of `ncml.Model` that `ncml score` calls. Imports torch only to compute."""
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ncml.arguments import check_conditions
 from ncml.checkpoint import Description
 from ncml.cli.terminal import load
 from ncml.images import open_image
+from ncml.images.sources import Image
 from ncml.images.tiling import Tiling
 from ncml.ood import calibrations, detector, tile_calibration
 from ncml.ood.statistics import build_statistics, select_names
+from ncml.options import leaves_verdict_to_detector
 from ncml.paths import printable
 
 if TYPE_CHECKING:
@@ -63,9 +63,7 @@ class LocalModel:
 
     def judges(self, calibration: str | None, statistic: str | None) -> bool:
         """Return whether a detector gives the verdict of a call with these arguments, at images' own sizes."""
-        if calibration not in (None, detector.NAME) or (calibration is None and statistic is not None):
-            return False
-        return self.detector is not None
+        return leaves_verdict_to_detector(calibration, statistic) and self.detector is not None
 
     def check(self, arguments: dict[str, Any]) -> None:
         """Raise `InputError` for arguments of `Model.score` that this model refuses."""
@@ -80,7 +78,7 @@ class LocalModel:
             with_verdict=arguments["ood"],
         )
 
-    def score(self, images: list[NDArray[np.uint8]], **arguments: Any) -> "list[Score]":
+    def score(self, images: Sequence[Image], **arguments: Any) -> "list[Score]":
         """Score images as `Model.score` does."""
         return self._model.score(images, **arguments)
 

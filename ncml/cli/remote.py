@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ncml.errors import InputError, NcmlError, ServiceError
 from ncml.images import PREPROCESSING, open_image
+from ncml.images.sources import Image
+from ncml.ood import detector
 from ncml.ood.calibrations import Calibrations
+from ncml.options import leaves_verdict_to_detector
 from ncml.paths import printable
 from ncml.progress import OnProgress, Progress, ignore_progress
 
@@ -30,7 +30,7 @@ TIMEOUT_S = 30.0
 
 @dataclass(frozen=True)
 class RemoteCalibration:
-    """A calibration of images or tiles, as the service describes it."""
+    """A calibration of images or tiles, or a detector, as the service describes it."""
 
     name: str
     version: str
@@ -46,7 +46,7 @@ class RemoteCalibration:
         return cls(
             name=name,
             version=document["version"],
-            statistic=document.get("statistic", ""),
+            statistic=detector.STATISTIC if name == detector.NAME else document.get("statistic", ""),
             false_positive_rate=document["false_positive_rate"],
             smallest_p=document["smallest_p"],
             weakness=document.get("weakness", ""),
@@ -70,12 +70,14 @@ class RemoteModel:
         self.calibrations = Calibrations(
             {name: RemoteCalibration.from_document(name, entry) for name, entry in calibrations.items()}, {}
         )
-        tiles = document.get("tiles")
-        self.tiles = RemoteCalibration.from_document("tiles", tiles) if tiles else None
+        self.tiles, self.detector = (
+            RemoteCalibration.from_document(name, document[name]) if document.get(name) else None
+            for name in ("tiles", detector.NAME)
+        )
         self.uncalibrated = self.calibrations.uncalibrated
         if not calibrations:
-            remedy = "run ncml calibrate where it is served."
-            self.uncalibrated = f"the service's model {self.name} is not calibrated: {remedy}"
+            reason = "is not calibrated" if self.detector is None else "has no calibration besides its detector"
+            self.uncalibrated = f"the service's model {self.name} {reason}: run ncml calibrate where it is served."
 
     def __enter__(self) -> Self:
         return self
@@ -87,11 +89,16 @@ class RemoteModel:
     def _reference(self) -> str:
         return f"{self.name}@{self.version}"
 
+    def judges(self, calibration: str | None, statistic: str | None) -> bool:
+        """Return whether a detector gives the verdict of a call with these arguments, at images' own sizes."""
+        return leaves_verdict_to_detector(calibration, statistic) and self.detector is not None
+
     def score(
-        self, images: list[NDArray[np.uint8]], *, classes: str | None, statistics: Sequence[str], **options: Any
+        self, images: Sequence[Image], *, classes: str | None, statistics: Sequence[str], **options: Any
     ) -> "list[Score]":
-        """Score images of the model's size; the arguments are those of `Model.score`."""
-        if not options["ood"] or self.calibrations.select(options["calibration"]) is None:
+        """Score images of the model's size, or any for a detector; the arguments are those of `Model.score`."""
+        uses_detector = self.judges(options["calibration"], options["statistic"])
+        if not options["ood"] or uses_detector or self.calibrations.select(options["calibration"]) is None:
             statistics = ()
         statistic_names = ",".join(statistics) or None
         return self._client.score(

@@ -21,19 +21,17 @@ from ncml.cli.terminal import progress_bar
 from ncml.data.good_images import check_side
 from ncml.errors import InputError, ServiceError
 from ncml.images import heat
+from ncml.limits import MAX_JUDGED_IMAGES
 from ncml.paths import printable
 from ncml.progress import ignore_progress
 
 if TYPE_CHECKING:
     from ncml.cli.local import LocalModel
     from ncml.cli.remote import RemoteModel
-    from ncml.results import Detection
+    from ncml.results import Detection, Score
 
 BATCH = 64
 """Images that are read and scored in one call of the model."""
-
-DETECTED = 4
-"""Images of a call if a detector judges them at their own sizes, which takes some tenths of a second each."""
 
 REQUEST = 16
 """Images of a batch if several batches are in progress: few, so that the workers of a service share them evenly."""
@@ -140,21 +138,18 @@ def image_scorer(
 
     def score_files(paths: list[Path]) -> list[Row]:
         rows: list[Row] = []
-        pixels: list[NDArray[np.uint8]] = []
-        readable_rows: list[Row] = []
+        readable: list[tuple[Row, Path, NDArray[np.uint8]]] = []
         for path in paths:
             try:
                 image = images.open_image(path, field=printable(path))
                 if own_size:
                     check_side(image, printable(path))
-                pixels.append(image if own_size else images.resize_to(image, m.height, m.width))
             except InputError as error:
                 rows.append(skipped.add(path, str(error)))
             else:
                 rows.append({"file": printable(path)})
-                readable_rows.append(rows[-1])
-        scores = m.score(pixels, map=maps is not None, **arguments) if pixels else []
-        for row, score, image in zip(readable_rows, scores, pixels, strict=True):
+                readable.append((rows[-1], path, image if own_size else images.resize_to(image, m.height, m.width)))
+        for row, score, image in score_readable(readable):
             row |= score.to_dict()
             if score.detection is not None:
                 row |= {"view": score.detection.view, "rarity": score.detection.rarity}
@@ -165,8 +160,29 @@ def image_scorer(
                 heat.save(maps / _relative(Path(row["file"])), heat.render_pixel_map(score.map), score.map)
         return rows
 
-    batch_size = DETECTED if own_size else BATCH
-    return Scorer(score_files, batch_size if concurrency == 1 else REQUEST, concurrency)
+    def score_readable(
+        readable: list[tuple[Row, Path, NDArray[np.uint8]]],
+    ) -> Iterator[tuple[Row, "Score", NDArray[np.uint8]]]:
+        """Yield the score of each image, without those that are refused, whose rows get the error."""
+        while readable:
+            try:  # a service gets files as they are, which are smaller than their pixels
+                sources = [path if own_size else image for _, path, image in readable]
+                scores = m.score(sources, map=maps is not None, **arguments)
+            except (InputError, ServiceError) as error:
+                refused = [path for _, path, _ in readable if own_size and error.field == printable(path)]
+                if not refused:
+                    raise
+                for row, path, _ in readable:
+                    row |= skipped.add(path, str(error)) if path in refused else {}
+                readable = [entry for entry in readable if entry[1] not in refused]
+                continue
+            for (row, _, image), score in zip(readable, scores, strict=True):
+                yield row, score, image
+            return
+
+    if own_size:
+        return Scorer(score_files, MAX_JUDGED_IMAGES, concurrency)
+    return Scorer(score_files, BATCH if concurrency == 1 else REQUEST, concurrency)
 
 
 def render_detection(image_HWC: NDArray[np.uint8], detection: "Detection") -> NDArray[np.uint8]:

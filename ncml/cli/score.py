@@ -114,9 +114,9 @@ def score(
             facts = {"weakness": selected.weakness} if selected is not None and selected.weakness else {}
             names = ()
         else:
-            own_size = local is not None and not only_bpd and local.judges(calibration, statistic)
-            if own_size and local is not None:
-                selected, uncalibrated = local.detector, ""
+            own_size = not only_bpd and m.judges(calibration, statistic)
+            if own_size:
+                selected, uncalibrated = m.detector, ""
             else:
                 selected, uncalibrated = None if only_bpd else m.calibrations.select(calibration), m.uncalibrated
             names = _additional_statistics(

@@ -11,11 +11,12 @@ Read `clients.py` first, then `exchange.py`.
 from ncml.client.clients import AsyncClient, Client
 from ncml.client.results import Generated, Job, JobProgress
 from ncml.errors import ServiceError
-from ncml.results import Scan, Score, Verdict
+from ncml.results import Detection, Scan, Score, Verdict
 
 __all__ = [
     "AsyncClient",
     "Client",
+    "Detection",
     "Generated",
     "Job",
     "JobProgress",

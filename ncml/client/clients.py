@@ -71,7 +71,7 @@ class Client:
         self._http.close()
 
     def score(self, images: Images, **options: Unpack[ScoreOptions]) -> list[Score]:
-        """Return the likelihood and the verdict of each image."""
+        """Return the likelihood and the verdict of each image; a detector judges images at their own sizes."""
         return self._run(self._exchanges.score(images, options))
 
     def scan(self, image: Image, **options: Unpack[ScanOptions]) -> Scan:

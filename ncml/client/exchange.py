@@ -24,7 +24,7 @@ from ncml.client.results import Document, Generated, Job, JobProgress, read_scan
 from ncml.client.uploads import Upload, read_upload, read_uploads
 from ncml.errors import InputError, ServiceError, suggestion
 from ncml.images.sources import Image, Images, list_images, name_of
-from ncml.limits import MAX_IMAGES_PER_REQUEST, Keep
+from ncml.limits import MAX_IMAGES_PER_REQUEST, MAX_JUDGED_IMAGES, Keep
 from ncml.options import SamplingOptions
 from ncml.results import Scan, Score
 
@@ -142,12 +142,19 @@ class Exchanges:
         """Score images, in as many requests as their number and size need."""
         scores: list[Score] = []
         sources = list_images(images, "image")
+        limit = MAX_IMAGES_PER_REQUEST
         while len(scores) < len(sources):
             start = len(scores)
-            files = read_uploads(sources[start : start + MAX_IMAGES_PER_REQUEST])
+            files = read_uploads(sources[start : start + limit])
             part = sources[start : start + len(files)]
             read = partial(read_scores, files=[name_of(image) for image in part])
-            scores += yield from self._run("/score", options, ScoreOptions, read, images=part, files=files, start=start)
+            run = self._run("/score", options, ScoreOptions, read, images=part, files=files, start=start)
+            try:
+                scores += yield from run
+            except ServiceError as error:
+                if error.kind != "too-many-images" or len(part) <= MAX_JUDGED_IMAGES:
+                    raise
+                limit = MAX_JUDGED_IMAGES  # the model is a detector
         return scores
 
     def scan(self, image: Image, options: ScanOptions) -> Exchange[Scan]:

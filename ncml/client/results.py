@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ncml.images.tiling import Box, Tiling
-from ncml.results import ImageArray, Scan, Score, Verdict, ViewVerdict
+from ncml.results import Detection, ImageArray, Scan, Score, Verdict, ViewDetection, ViewVerdict
 
 Document = Mapping[str, Any]
 """A JSON object."""
@@ -38,7 +38,20 @@ def _read_score(document: Document, file: str | None) -> Score:
         statistics=document.get("statistics"),
         flipped_bpd=(document.get("sanity") or {}).get("flipped_bpd"),
         file=file,
+        detection=_read_detection(document["detection"]) if document.get("detection") else None,
     )
+
+
+def _read_detection(document: Document) -> Detection:
+    values = _select(Detection, document)
+    values |= {name: Box(**document[name]) for name in ("box", "covered")}
+    values["views"] = {
+        name: ViewDetection(view["score"], view["standardised"], Box(**view["box"]))
+        for name, view in document["views"].items()
+    }
+    if document.get("map"):
+        values["grid"] = np.array(document["map"], np.float32)
+    return Detection(**values)
 
 
 def read_scan(document: Document) -> Scan:

@@ -1,0 +1,288 @@
+"""Detectors over HTTP: what reaches the queue, and what comes back in each format; and that all ways judge alike."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+import ncml
+from ncml.cli import main as cli
+from ncml.client import Client
+from ncml.errors import ServiceError
+from ncml.images import open_image, resize_to, to_png
+from ncml.images.tiling import Box
+from service.app import create_app
+from service.settings import Settings
+from tests.conftest import eventually
+from tests.detectors import good_image, without_disc
+from tests.service.live import served
+from worker.contract import ScoreJob
+from worker.queue import JobQueue
+
+pytestmark = pytest.mark.usefixtures("detector")
+
+
+def flat(level: int, height: int = 48, width: int = 64) -> bytes:
+    return to_png(np.full((height, width, 3), level, np.uint8))
+
+
+def post(client: TestClient, *files: bytes, headers: dict[str, str] | None = None, **params: object) -> Any:
+    images = [("image", (f"{i}.png", file, "image/png")) for i, file in enumerate(files)]
+    return client.post("/score", files=images, params=params, headers=headers)
+
+
+def job_of(queue: Any) -> ScoreJob:
+    job = list(queue.jobs.values())[-1][0]
+    assert isinstance(job, ScoreJob)
+    return job
+
+
+# -- the job
+
+
+def test_the_original_reaches_the_queue_as_its_file_or_as_pixels_whichever_is_smaller(
+    client: TestClient, queue: Any
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
+    file = to_png(noise)
+    assert len(file) > noise.nbytes
+    assert post(client, flat(10), file).status_code == 200
+    job = job_of(queue)
+    small, raw = job.originals
+    assert (small.file, small.pixels) == (flat(10), None)
+    assert (raw.file, raw.pixels) == (None, noise.tobytes())
+    assert [(image.height, image.width) for image in job.originals] == [(48, 64), (40, 56)]
+    assert job.images[1].data == resize_to(noise, 8, 8).tobytes()
+    assert job.calibration == "detector"
+
+
+@pytest.mark.parametrize(
+    "params", [{"ood": 0}, {"calibration": "default"}, {"calibration": "weak"}, {"statistic": "bpd"}]
+)
+def test_other_verdicts_need_no_original(client: TestClient, queue: Any, params: dict[str, object]) -> None:
+    [result] = post(client, flat(10), **params).json()["results"]
+    assert "detection" not in result
+    assert job_of(queue).originals == ()
+    assert job_of(queue).calibration == params.get("calibration")
+
+
+@pytest.mark.parametrize(
+    ("params", "field", "words"),
+    [
+        ({"statistic": "bpd", "calibration": "detector"}, "statistic", "a detector has views instead of statistics"),
+        ({"statistics": "all"}, "statistics", "omit statistics, or name another calibration"),
+        ({"calibration": "unknown"}, "calibration", "it has detector, default, weak"),
+        ({"ood": 0, "calibration": "detector"}, "calibration", "cannot be combined with ood=0"),
+    ],
+)
+def test_options_that_do_not_apply_are_refused(
+    client: TestClient, params: dict[str, object], field: str, words: str
+) -> None:
+    answer = post(client, flat(10), **params)
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["field"] == field
+    assert words in answer.json()["detail"]
+
+
+def test_a_model_without_a_detector_has_no_such_calibration(client: TestClient, queue: Any, model: Any) -> None:
+    queue.served = [model]
+    answer = post(client, flat(10), calibration="detector")
+    assert answer.status_code == 422
+    assert "no calibration 'detector'; it has default, weak" in answer.json()["detail"]
+
+
+def test_more_images_than_one_slice_of_the_lane_are_refused(client: TestClient, queue: Any) -> None:
+    answer = post(client, *[flat(10)] * 5)
+    assert answer.status_code == 422
+    assert answer.json()["type"] == "urn:ncml:problem:too-many-images"
+    assert answer.json()["detail"] == (
+        "image: 5 images were sent; a detector judges at most 4 in one request, so send them in several."
+    )
+    assert client.get("/models").json()["max_judged_images"] == 4
+    assert post(client, *[flat(10)] * 5, ood=0).status_code == 200
+    assert not queue.jobs["job-0"][0].originals
+
+
+def test_an_image_that_is_too_small_is_refused_and_named(client: TestClient) -> None:
+    answer = post(client, flat(10), flat(10, 20, 20))
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["field"] == "image[1]"
+    assert "20x20 pixels, and a detector needs 32 on each side" in answer.json()["detail"]
+
+
+def test_large_images_are_not_judged_in_tiles_that_are_not_calibrated(
+    client: TestClient, queue: Any, model: Any
+) -> None:
+    queue.served = [queue.served[0].model_copy(update={"calibrations": {}, "tiles": None})]
+    answer = post(client, flat(10), tile=1)
+    assert "judges whole images at their own size; omit tile" in answer.json()["detail"]
+
+
+# -- the result
+
+
+def test_a_verdict_has_its_view_box_and_rank(client: TestClient) -> None:
+    answer = post(client, flat(200))
+    [result] = answer.json()["results"]
+    assert result["bpd"] == 200
+    assert result["ood"]["calibration"] == "detector"
+    assert result["detection"] == {
+        "width": 64, "height": 48, "view": "places", "score": 200, "p_value": 0.5, "threshold": 100, "is_ood": True,
+        "is_weak": False, "box": {"left": 0, "top": 0, "width": 32, "height": 12},
+        "views": {
+            "places": {"score": 400, "standardised": 200, "box": {"left": 0, "top": 0, "width": 32, "height": 12}},
+            "appearance": {"score": 1.5, "standardised": -1, "box": {"left": 0, "top": 0, "width": 32, "height": 12}},
+        },
+        "at_least_as_unusual": 3, "ranking_images": 28, "calibration_version": "de" * 32,
+        "covered": {"left": 0, "top": 0, "width": 64, "height": 24},
+    }  # fmt: skip
+    [mapped] = post(client, flat(200), map=1).json()["results"]
+    assert mapped["detection"]["map"] == [[2.5, 0.5]]
+
+
+def test_a_png_shows_the_map_and_the_box_over_the_image(client: TestClient) -> None:
+    answer = post(client, flat(200), headers={"Accept": "image/png"})
+    drawn = open_image(answer.content)
+    assert drawn.shape == (48, 64, 3)
+    assert (drawn[0, 0] == (255, 32, 32)).all()  # the box
+    np.testing.assert_allclose(drawn[40, 40], 100, atol=6)  # half of the image, where there is no map
+    assert drawn[20, 20].sum() > drawn[20, 60].sum()
+    several = post(client, flat(200), flat(90, 96, 40), headers={"Accept": "image/png"})
+    assert open_image(several.content).shape == (64, 128, 3)  # the taller image is reduced to 64 pixels
+
+
+def test_arrays_hold_the_map_at_the_size_of_the_image(client: TestClient) -> None:
+    answer = post(client, flat(200), flat(90, 96, 40), headers={"Accept": "application/x-npz"})
+    arrays = np.load(io.BytesIO(answer.content))
+    assert arrays["view"].tolist() == ["places", "places"]
+    assert arrays["box"].tolist() == [[0, 0, 32, 12], [0, 0, 20, 24]]
+    assert arrays["at_least_as_unusual"].tolist() == [3, 3]
+    assert arrays["grid_0"].tolist() == [[2.5, 0.5]]
+    assert arrays["detection_map_1"].shape == (96, 40)
+    assert arrays["detection_map_0"].shape == (48, 64)
+    assert (arrays["detection_map_0"][24:] == 0).all()
+    assert arrays["detection_map_0"][0, 0] == 2.5
+    assert arrays["p_value"].tolist() == [0.5, 0.5]
+
+
+def test_models_describe_the_detector(client: TestClient, detector: Any) -> None:
+    [model] = client.get("/models").json()["models"]
+    assert model["detector"] == json.loads(detector.model_dump_json())
+    assert model["calibration"] == model["calibrations"]["default"]  # it keeps its meaning
+
+
+# -- clients
+
+
+@pytest.fixture
+def url(queue: Any) -> Iterator[str]:
+    with served(create_app(Settings(), queue)) as url:
+        yield url
+
+
+def test_a_client_returns_the_same_objects_as_the_library(url: str) -> None:
+    with Client(url) as client:
+        [score] = client.score(flat(200), map=True)
+    detection = score.detection
+    assert detection is not None
+    assert detection.box == Box(0, 0, 32, 12)
+    assert detection.views["places"].standardised == 200
+    assert detection.rarity == "3 of 28 good images are at least as unusual"
+    assert detection.map.shape == (48, 64)
+    assert score.to_dict() | {"width": 32, "height": 12, "is_ood": True} == score.to_dict()
+
+
+def test_a_client_sends_many_images_in_requests_that_a_detector_accepts(url: str, queue: Any) -> None:
+    with Client(url) as client:
+        scores = client.score([flat(level) for level in range(9)])
+        assert [score.bpd for score in scores] == list(range(9))
+        assert [job.n for job, _ in queue.jobs.values()] == [4, 4, 1]
+        with pytest.raises(ServiceError, match="no calibration"):
+            client.score([flat(1)] * 9, calibration="unknown")
+
+
+def run_cli(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = cli.main(["score", *map(str, arguments)])
+    output = capsys.readouterr()
+    return code, output.out, output.err
+
+
+def test_an_image_that_the_service_refuses_is_skipped(
+    url: str, queue: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for level in range(6):
+        (folder / f"{level}.png").write_bytes(flat(level))
+    (folder / "2.png").write_bytes(to_png(np.random.default_rng(0).integers(0, 256, (80, 80, 3), np.uint8)))
+    with served(create_app(Settings(max_image_bytes=10_000), queue)) as small:
+        code, out, _ = run_cli(capsys, folder, "--server", small, "--json")
+    assert code == 0
+    results = json.loads(out)
+    assert [Path(row["file"]).name for row in results["results"]] == ["0.png", "1.png", "3.png", "4.png", "5.png"]
+    assert "at most 10000 are accepted" in results["errors"][0]["error"]
+
+
+# -- all ways judge alike
+
+
+@pytest.fixture
+def service(detector_folder: Path, valkey_url: str, tmp_path: Path) -> Iterator[str]:
+    """A service with a worker of the lane of scores, which serves the detector."""
+    command = [sys.executable, "-m", "ncml.cli", "worker", "--models", str(detector_folder.parent), "--lane", "score"]
+    environment = os.environ | {"NCML_REDIS_URL": valkey_url, "OMP_NUM_THREADS": "1"}
+    with (tmp_path / "log").open("w") as log:
+        worker = subprocess.Popen([*command, "--threads", "1", "--drain-s", "1"], env=environment, stderr=log)
+    try:
+        with closing(JobQueue.from_url(valkey_url)) as queue:
+            eventually(lambda: queue.monitor.models())
+            with served(create_app(Settings(), queue)) as url:
+                yield url
+    finally:
+        worker.terminate()
+        worker.wait(60)
+
+
+def test_library_command_client_and_service_give_the_same_verdicts(
+    service: str, detector_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for seed in range(3):
+        Image.fromarray(good_image(1000 + seed)).save(folder / f"good{seed}.png")
+    Image.fromarray(without_disc(1003)).save(folder / "missing.jpg", quality=95)
+    Image.fromarray(good_image(1004, 100, 80)).save(folder / "other size.png")
+    files = sorted(folder.iterdir())
+
+    library = ncml.load(detector_folder).score(files)
+    with Client(service) as client:
+        by_client = client.score(files)
+    for expected, score in zip(library, by_client, strict=True):
+        assert score.ood == expected.ood
+        assert score.bpd == pytest.approx(expected.bpd, rel=1e-6)  # the batches differ in size
+        assert score.detection is not None
+        assert expected.detection is not None
+        for name in ("view", "p_value", "box", "views", "at_least_as_unusual", "ranking_images", "covered"):
+            assert getattr(score.detection, name) == getattr(expected.detection, name), name
+        assert list(score) == list(expected)
+    assert {score.detection.is_ood for score in library if score.detection} == {False, True}
+
+    tables = [tmp_path / "local.csv", tmp_path / "remote.csv"]
+    for table, options in zip(tables, ([], ["--server", service]), strict=True):
+        model = ["--model", detector_folder] if not options else []
+        assert run_cli(capsys, folder, *model, "--output", table, *options)[0] == 0
+    local, remote = (list(csv.DictReader(table.read_text().splitlines())) for table in tables)
+    assert local == remote
+    assert [row["view"] for row in local] == [score.detection.view for score in library if score.detection]
+    assert [float(row["p_value"]) for row in local] == [score.ood.p_value for score in library if score.ood]
