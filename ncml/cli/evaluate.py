@@ -42,8 +42,9 @@ def evaluate(
 ) -> None:
     """Reproduce the paper's tables and figures for models, with the published numbers next to the measured ones.
 
-    Tables are printed and written as CSV, figures as PNG, all results as JSON and report.md. Measurements are kept in
-    the folder: re-running the same command resumes where it stopped, and a larger limit measures only what is new.
+    Tables are printed and written as CSV, figures as PNG, all results as JSON and as pages that report.md lists.
+    Measurements are kept in the folder: re-running the same command resumes where it stopped, and a larger limit
+    measures only what is new.
 
     Args:
         kind: likelihood (Tables 1, 3), sanity (Figure 2, compressed size), robustness (Figure 4), ood (Tables 2, 4),

@@ -61,12 +61,17 @@ def evaluate(
         section.write(out, provenance)
         results[kind] = to_json(section, inputs) | {"made": provenance}
         checkpoint.write_json(out / f"{kind}.json", results[kind])
-        sections = [
-            path.read_text(encoding="utf-8") for path in (out / f"{name}.md" for name in KINDS) if path.is_file()
-        ]
-        (out / "report.md").write_text("# Measurements\n\n" + "\n".join(sections), encoding="utf-8")
+        write_index(out)
         show(section)
     return results
+
+
+def write_index(out: Path) -> None:
+    """Write `report.md`, which links the pages of the folder by their titles."""
+    pages = [path for path in (out / f"{kind}.md" for kind in KINDS) if path.is_file()]
+    titles = [path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("## ") for path in pages]
+    links = [f"- [{title}]({path.name})\n" for title, path in zip(titles, pages, strict=True)]
+    (out / "report.md").write_text("# Measurements\n\n" + "".join(links), encoding="utf-8")
 
 
 def to_json(section: Section, inputs: Inputs) -> dict[str, Any]:

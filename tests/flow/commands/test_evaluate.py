@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from datetime import date
@@ -87,7 +88,10 @@ def test_evaluate_all_writes_the_report_and_resumes(evaluate: Run, tmp_path: Pat
     needs = f"{bpd['0.5']['value']:.3f}"
     assert f"NCPN (NCML-VP), 3.61, is not reproduced: mine needs {needs}." in " ".join(answer["likelihood"]["notes"])
     out = tmp_path / "out"
-    report = (out / "report.md").read_text()
+    pages = {path.name: path.read_text() for path in out.glob("*.md")}
+    index = pages.pop("report.md")
+    assert re.findall(r"\]\((.*)\)", index) == [f"{kind}.md" for kind in run.KINDS]
+    report = "\n".join(pages.values())
     made = answer["likelihood"]["made"]
     assert made["date"] in (today, date.today().isoformat())
     version = answer["likelihood"]["model"]["version"]
@@ -158,7 +162,7 @@ def test_models_without_noise_have_no_table_of_refinement(evaluate: Run, tmp_pat
     done = evaluate("fid", "--limit", "8", "--model", "mle")
     assert done.returncode == 0, done.stderr
     assert "direct (t = 0)" in done.stdout
-    assert "Every solver" not in done.stdout + (tmp_path / "out" / "report.md").read_text()
+    assert "Every solver" not in done.stdout + (tmp_path / "out" / "fid.md").read_text()
     assert (tmp_path / "out" / "quality_solvers.csv").read_text().count("\n") == 1
 
 
