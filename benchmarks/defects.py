@@ -67,10 +67,10 @@ TILE = 128
 """Side of tiles and crops in pixels: a quarter of it is left at the model's size, and small defects may not be."""
 
 TIE_WEIGHT, TIE_RANGE = 1e-6, 1e3
-"""Of what orders images of one p-value; together far less than the difference of two p-values."""
+"""Share of the statistic that orders images of one p-value; far less than the difference of two p-values."""
 
 CROPS = 40
-"""Of each training image."""
+"""Crops per training image."""
 
 Pixels = NDArray[np.uint8]
 Scores = dict[str, NDArray[np.float64]]

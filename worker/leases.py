@@ -56,7 +56,7 @@ class Claim:
 
 
 LeaseState = Literal["held", "canceled", "lost"]
-"""Of a claim: still leased; leased, and its cancellation was accepted; taken by another worker."""
+"""States of a claim: still leased; leased, and its cancellation was accepted; taken by another worker."""
 
 
 class Leases:

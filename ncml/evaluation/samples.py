@@ -28,7 +28,7 @@ GREY = 128
 Pixels = NDArray[np.uint8]
 
 Arguments = dict[str, Any]
-"""Of `Model.generate`; `classes` can be `IN_TURN`."""
+"""Arguments of `Model.generate`; `classes` can be `IN_TURN`."""
 
 IN_TURN = "in turn"
 """Image i is of class i modulo the number of classes."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of Jordan's quintic iteration: chosen for a large slope at 0, so singular values end near 1 rather than at 1."""
+"""Coefficients of Jordan's iteration, chosen for a large slope at 0, so singular values end near 1 rather than at 1."""
 
 ITERATIONS = 5
 

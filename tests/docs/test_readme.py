@@ -230,7 +230,7 @@ def test_the_tour_runs_against_a_running_service(served: Served) -> None:
         timeout=580,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "422: class: class: cifar10 has no class 'unicorn'" in done.stdout
+    assert "422: class: cifar10 has no class 'unicorn'" in done.stdout
     assert "2 images, " in done.stdout
 
 
