@@ -167,11 +167,18 @@ def valkey_server() -> Iterator[Valkey]:
     server.stop()
 
 
+@pytest.fixture(scope="session")
+def valkey_connections(valkey_server: Valkey) -> Iterator[redis.ConnectionPool]:
+    """Connections to the session's server that stay open between tests: opening one takes a millisecond."""
+    connections = redis.ConnectionPool.from_url(valkey_server.url, socket_timeout=None)
+    yield connections
+    connections.disconnect()
+
+
 @pytest.fixture
-def valkey_url(valkey_server: Valkey) -> str:
+def valkey_url(valkey_server: Valkey, valkey_connections: redis.ConnectionPool) -> str:
     """URL of an empty database on the session's server."""
-    with contextlib.closing(redis.Redis.from_url(valkey_server.url)) as client:
-        client.flushall()
+    redis.Redis(connection_pool=valkey_connections).flushall()
     return valkey_server.url
 
 

@@ -56,7 +56,7 @@ def test_calibration_is_off_by_default_and_the_refusal_names_both_remedies(clien
     assert client.get("/models").json()["calibration_allowed"] is False
 
 
-def test_images_become_a_job_and_its_result_describes_the_new_model(open_client: TestClient, queue) -> None:
+def test_images_become_a_job_and_its_result_describes_the_new_model(open_client: TestClient, jobs) -> None:
     assert open_client.get("/models").json()["calibration_allowed"] is True
     response = open_client.post("/calibrate", data={"name": "mine"}, files=[*files(40), ("image", ("a.txt", b"no"))])
     assert response.status_code == 200, response.text
@@ -66,19 +66,19 @@ def test_images_become_a_job_and_its_result_describes_the_new_model(open_client:
     assert answer["skipped"] == [
         "a.txt is not an image in a supported format; send a PNG, JPEG, WebP, BMP, TIFF or GIF file."
     ]
-    ((job, _),) = queue.jobs.values()
+    (job,) = jobs.values()
     assert isinstance(job, CalibrateJob)
     assert (job.name, job.images, job.model, job.false_positive_rate) == ("mine", 40, "tiny", 0.05)
     pixels = np.frombuffer(job.pixels, np.uint8).reshape(40, 8, 8, 3)
     np.testing.assert_array_equal(pixels[7], np.random.default_rng(7).integers(0, 256, (8, 8, 3), np.uint8))
 
 
-def test_images_can_be_sent_in_json_up_to_the_limit(new_client: Callable[..., TestClient], queue) -> None:
+def test_images_can_be_sent_in_json_up_to_the_limit(new_client: Callable[..., TestClient], jobs) -> None:
     client = new_client(allow_calibration=True, max_calibration_images=1500)
     url = f"data:image/png;base64,{base64.b64encode(image(0)).decode()}"
     response = client.post("/calibrate", json={"name": "mine", "image": [url] * 1500})
     assert response.status_code == 200, response.text
-    ((job, _),) = queue.jobs.values()
+    (job,) = jobs.values()
     assert job.images == 1500
 
 
@@ -94,13 +94,13 @@ def test_parameters_in_json_are_checked(new_client: Callable[..., TestClient]) -
     assert time.process_time() - started < 2  # 31 s if each name is counted in the list
 
 
-def test_a_zip_is_unpacked_without_folders_and_hidden_files(open_client: TestClient, queue) -> None:
+def test_a_zip_is_unpacked_without_folders_and_hidden_files(open_client: TestClient, jobs) -> None:
     names = [("good/", b""), ("__MACOSX/good/._1.png", b"x"), ("good/.DS_Store", b"x"), ("good/a.txt", b"no")]
     data = archive([*names, *((f"good/{i}.png", image(i)) for i in range(40))])
     response = open_client.post("/calibrate?name=mine", files=[("image", ("good.zip", data))])
     assert response.status_code == 200, response.text
     assert [reason.split(" is")[0] for reason in response.json()["skipped"]] == ["good/a.txt"]
-    ((job, _),) = queue.jobs.values()
+    (job,) = jobs.values()
     assert job.images == 40
 
 
@@ -108,12 +108,12 @@ def test_a_zip_is_unpacked_without_folders_and_hidden_files(open_client: TestCli
     ("name", "sentence"),
     [("../x", "name"), ("tiny", "a model 'tiny' already exists"), (".x", "name"), ("a" * 65, "name"), ("", "name")],
 )
-def test_an_unsafe_or_taken_name_is_refused(open_client: TestClient, queue, name: str, sentence: str) -> None:
+def test_an_unsafe_or_taken_name_is_refused(open_client: TestClient, jobs, name: str, sentence: str) -> None:
     response = open_client.post("/calibrate", data={"name": name}, files=files(40))
     assert response.status_code == 422
     assert response.json()["errors"][0]["field"] == "name"
     assert sentence in response.json()["detail"]
-    assert not queue.claimable
+    assert not jobs.claimable
 
 
 def test_a_name_is_required_in_words(open_client: TestClient) -> None:
@@ -125,14 +125,14 @@ def test_a_name_is_required_in_words(open_client: TestClient) -> None:
 
 
 def test_a_request_repeated_with_its_key_returns_its_job_although_the_model_exists(
-    open_client: TestClient, queue, model
+    open_client: TestClient, jobs, worker, model
 ) -> None:
     headers = {"Idempotency-Key": "bottles"}
     first = open_client.post("/calibrate?name=mine", files=files(40), headers=headers)
-    queue.served.append(model.model_copy(update={"name": "mine"}))
+    worker.serve(model, model.model_copy(update={"name": "mine"}))
     again = open_client.post("/calibrate?name=mine", files=files(40), headers=headers)
     assert (again.status_code, again.json()) == (200, first.json())
-    assert len(queue.jobs) == 1
+    assert len(jobs) == 1
 
 
 def bomb() -> bytes:
@@ -171,15 +171,15 @@ def encrypted() -> bytes:
         pytest.param(lambda: b"PK\x03\x04 and no more", "cannot be read", id="damaged"),
     ],
 )
-def test_a_hostile_zip_is_refused(open_client: TestClient, queue, data: Callable[[], bytes], sentence: str) -> None:
+def test_a_hostile_zip_is_refused(open_client: TestClient, jobs, data: Callable[[], bytes], sentence: str) -> None:
     response = open_client.post("/calibrate?name=mine", files=[*files(39), ("image", ("a.zip", data()))])
     assert response.status_code == 422, response.text
     assert response.json()["errors"][0]["field"] == "image[39]"
     assert sentence in response.json()["detail"]
-    assert not queue.claimable
+    assert not jobs.claimable
 
 
-def test_a_damaged_zip_alone_is_called_damaged(open_client: TestClient, queue) -> None:
+def test_a_damaged_zip_alone_is_called_damaged(open_client: TestClient) -> None:
     """Its unknown number of files is not the reason."""
     response = open_client.post("/calibrate?name=mine", files=[("image", ("a.zip", b"PK\x03\x04 and no more"))])
     assert "is a zip that cannot be read" in response.json()["detail"]
@@ -221,7 +221,7 @@ def test_a_damaged_name_is_refused() -> None:
 
 
 def test_the_limits_on_files_and_bytes_apply_to_all_zips_of_a_request(
-    new_client: Callable[..., TestClient], queue
+    new_client: Callable[..., TestClient], jobs
 ) -> None:
     client = new_client(allow_calibration=True, max_calibration_images=45, max_body_bytes=100_000)
     zeros = archive([("a.png", bytes(60_000)), *((f"{i}.txt", b"") for i in range(20))])
@@ -232,10 +232,10 @@ def test_the_limits_on_files_and_bytes_apply_to_all_zips_of_a_request(
     response = client.post("/calibrate?name=mine", files=[("image", (f"{i}.zip", many)) for i in range(2)])
     assert response.status_code == 422
     assert "image[1] is a zip of more than 15 files" in response.json()["detail"]
-    assert not queue.claimable
+    assert not jobs.claimable
 
 
-def test_too_many_images_and_bytes_are_refused(new_client: Callable[..., TestClient], queue) -> None:
+def test_too_many_images_and_bytes_are_refused(new_client: Callable[..., TestClient], jobs) -> None:
     client = new_client(allow_calibration=True, max_calibration_images=45, max_body_bytes=20_000)
     response = client.post("/calibrate?name=mine", files=files(46))
     assert response.status_code == 422
@@ -246,12 +246,10 @@ def test_too_many_images_and_bytes_are_refused(new_client: Callable[..., TestCli
     assert "image[20] is a zip of more than 25 files" in response.json()["detail"]
     large = [("image", ("a.png", bytes(30_000)))]
     assert client.post("/calibrate?name=mine", files=large).status_code == 413
-    assert not queue.claimable
+    assert not jobs.claimable
 
 
-def test_more_images_than_a_job_can_hold_are_refused(
-    open_client: TestClient, queue, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_more_images_than_a_job_can_hold_are_refused(open_client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.routes.calibrate.MAX_PIXEL_BYTES", 39 * 8 * 8 * 3)
     response = open_client.post("/calibrate?name=mine", files=files(40))
     assert response.status_code == 422
@@ -269,7 +267,7 @@ def test_a_key_is_required_where_keys_exist(new_client: Callable[..., TestClient
 
 @pytest.mark.parametrize("count", [2, 38])
 def test_too_few_images_are_refused_before_they_are_decoded(
-    open_client: TestClient, queue, monkeypatch: pytest.MonkeyPatch, count: int
+    open_client: TestClient, jobs, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     async def decode(*_: object) -> None:
         pytest.fail("a file was decoded")
@@ -282,18 +280,18 @@ def test_too_few_images_are_refused_before_they_are_decoded(
         assert response.status_code == 422
         assert response.json()["errors"][0]["field"] == "image"
         assert response.json()["detail"].startswith(sentence)
-    assert not queue.jobs
+    assert not jobs
     strict = open_client.post("/calibrate?name=mine&false_positive_rate=0.01", files=files(45))
     assert "use at least 119 good images" in strict.json()["detail"]
 
 
-def test_a_zip_of_other_files_is_refused_with_a_reason(open_client: TestClient, queue) -> None:
+def test_a_zip_of_other_files_is_refused_with_a_reason(open_client: TestClient, jobs) -> None:
     others = archive((f"{i}.txt", b"x") for i in range(40))
     response = open_client.post("/calibrate?name=mine", files=[("image", ("a.zip", others))])
     assert response.status_code == 422
     assert "image: 0 images are too few" in response.json()["detail"]
     assert "40 other files are not usable: 0.txt is not an image" in response.json()["detail"]
-    assert not queue.claimable
+    assert not jobs.claimable
 
 
 @pytest.fixture
@@ -316,21 +314,21 @@ ASYNC = {"Prefer": "respond-async"}
 
 
 def test_a_client_that_does_not_wait_has_the_job_before_its_images_are_decoded(
-    open_client: TestClient, queue, decoding: threading.Event
+    open_client: TestClient, jobs, decoding: threading.Event
 ) -> None:
     response = open_client.post("/calibrate?name=mine", files=files(40), headers=ASYNC)
     assert response.status_code == 202
     path = response.headers["Location"]
     assert open_client.get(path).json()["status"] == "queued"
-    assert not queue.claimable
+    assert not jobs.claimable
     decoding.set()
     eventually(lambda: open_client.get(path).json()["status"] == "succeeded")
-    (job,) = queue.claimable
+    (job,) = jobs.claimable
     assert (job.images, job.name) == (40, "mine")
 
 
 def test_a_further_calibration_is_refused_until_there_is_a_place(
-    open_client: TestClient, queue, decoding: threading.Event, monkeypatch: pytest.MonkeyPatch
+    open_client: TestClient, jobs, decoding: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.preparation.WAIT_S", 0.05)
     monkeypatch.setattr("service.jobs.client_name", lambda request: request.headers["X-Client"])
@@ -347,14 +345,14 @@ def test_a_further_calibration_is_refused_until_there_is_a_place(
     assert response.json()["type"].endswith("no-room")
     assert response.headers["Retry-After"] == "10"
     again = post("a", **{"Idempotency-Key": "one"})  # returns its job, which has a place
-    assert (again.status_code, again.headers["Location"]) == (202, f"/jobs/{next(iter(queue.jobs))}")
+    assert (again.status_code, again.headers["Location"]) == (202, f"/jobs/{next(iter(jobs))}")
     decoding.set()
-    eventually(lambda: len(queue.claimable) == 2)
-    assert post("c").status_code == 202
+    eventually(lambda: len(jobs.claimable) == 2)
+    eventually(lambda: post("c").status_code == 202)
 
 
 def test_images_that_take_too_long_end_their_job(
-    new_client: Callable[..., TestClient], queue, decoding: threading.Event
+    new_client: Callable[..., TestClient], jobs, decoding: threading.Event
 ) -> None:
     client = new_client(allow_calibration=True, decode_request_s=0.05)
     response = client.post("/calibrate?name=mine", files=files(40))
@@ -364,16 +362,16 @@ def test_images_that_take_too_long_end_their_job(
     assert "decoding takes more than 0.05 s, the limit of a request" in response.json()["detail"]
     assert client.post("/score", files=files(1)).json()["detail"] == response.json()["detail"]
     decoding.set()
-    assert not queue.claimable
+    assert not jobs.claimable
 
 
 def test_a_canceled_calibration_stops_decoding_and_leaves_its_place(
-    open_client: TestClient, queue, decoding: threading.Event
+    open_client: TestClient, jobs, decoding: threading.Event
 ) -> None:
     for _ in range(2):  # the second waits for the place of the first
         path = open_client.post("/calibrate?name=mine", files=files(40), headers=ASYNC).headers["Location"]
         assert open_client.post(f"{path}/cancel").json()["status"] == "canceled"
-    assert not queue.claimable
+    assert not jobs.claimable
 
 
 def test_a_service_that_stops_ends_the_jobs_that_it_prepares(queue, decoding: threading.Event) -> None:
@@ -385,10 +383,12 @@ def test_a_service_that_stops_ends_the_jobs_that_it_prepares(queue, decoding: th
 
 
 def test_a_queue_without_room_for_the_images_ends_the_job(
-    open_client: TestClient, queue, decoding: threading.Event
+    new_client: Callable[..., TestClient], worker, decoding: threading.Event
 ) -> None:
-    path = open_client.post("/calibrate?name=mine", files=files(40), headers=ASYNC).headers["Location"]
-    queue.full = True
+    worker.pause()
+    client = new_client(allow_calibration=True, max_waiting_bytes=4096)
+    path = client.post("/calibrate?name=mine", files=files(40), headers=ASYNC).headers["Location"]
+    assert client.post("/generate", headers=ASYNC).status_code == 202  # a lane accepts one job of any size
     decoding.set()
-    eventually(lambda: open_client.get(path).json()["status"] == "expired")
-    assert "no room for the images" in open_client.get(path).json()["error"]["detail"]
+    eventually(lambda: client.get(path).json()["status"] == "expired")
+    assert "no room for the images" in client.get(path).json()["error"]["detail"]

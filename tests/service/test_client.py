@@ -78,40 +78,40 @@ def test_a_folder_is_scored_and_the_scores_make_a_table(client: Client, tmp_path
     assert scores[0].to_dict() == table.iloc[0].to_dict()
 
 
-def test_a_pil_image_is_rotated_like_its_file(client: Client, queue, tmp_path: Path) -> None:
+def test_a_pil_image_is_rotated_like_its_file(client: Client, jobs, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     pixels = np.arange(20 * 16 * 3, dtype=np.uint8).reshape(20, 16, 3)
     Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
     client.score([tmp_path / "turned.png", Image.open(tmp_path / "turned.png"), pixels])
-    [(job, _)] = queue.jobs.values()
+    [job] = jobs.values()
     from_file, from_image, unturned = job.images
     assert from_file == from_image != unturned
 
 
-def test_more_images_than_a_request_accepts_are_sent_in_several_requests(client: Client, queue) -> None:
+def test_more_images_than_a_request_accepts_are_sent_in_several_requests(client: Client, jobs) -> None:
     scores = client.score([flat(i) for i in range(70)], idempotency_key="mine")
     assert [score.bpd for score in scores] == list(range(70))
-    assert [job.n for job, _ in queue.jobs.values()] == [64, 6]
+    assert [job.n for job in jobs.values()] == [64, 6]
 
 
 def test_more_bytes_than_a_request_accepts_are_sent_in_several_requests(
-    client: Client, queue, monkeypatch: pytest.MonkeyPatch
+    client: Client, jobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(uploads, "MAX_BYTES", int(3.5 * len(to_png(flat(1)))))
     scores = client.score([flat(i) for i in range(7)], idempotency_key="mine")
     assert [score.bpd for score in scores] == list(range(7))
-    assert [job.n for job, _ in queue.jobs.values()] == [3, 3, 1]
+    assert [job.n for job in jobs.values()] == [3, 3, 1]
 
 
-def test_options_of_score(client: Client, queue) -> None:
+def test_options_of_score(client: Client, jobs) -> None:
     [score] = client.score(
         flat(9), class_="cat", noise=2.0, map=True, statistics=["multiscale"], calibration="weak", priority="low"
     )
     assert score.statistics == {"multiscale": 9}
     assert score.map is not None
     assert np.allclose(score.map, 9)
-    [(job, _)] = queue.jobs.values()
+    [job] = jobs.values()
     assert (job.class_name, job.noise, job.calibration, job.priority) == ("cat", 2, "weak", "low")
     [sane] = client.score(flat(9), sanity=True, ood=False)
     assert (sane.flipped_bpd, sane.ood) == (10, None)
@@ -132,7 +132,7 @@ def test_a_scan_has_its_box_and_map(client: Client) -> None:
         _ = without_map.map
 
 
-def test_a_model_is_calibrated_on_images_and_zips(queue, tmp_path: Path) -> None:
+def test_a_model_is_calibrated_on_images_and_zips(queue, jobs, tmp_path: Path) -> None:
     for level in range(40):
         (tmp_path / f"{level}.png").write_bytes(to_png(flat(level)))
     with zipfile.ZipFile(tmp_path / "good.zip", "w") as archive:
@@ -143,7 +143,7 @@ def test_a_model_is_calibrated_on_images_and_zips(queue, tmp_path: Path) -> None
         assert (answer["model"]["name"], answer["calibration"]["n_rank"]) == ("mine", 21)
         with pytest.raises(InputError, match="noise is not an option of calibrate"):
             client.calibrate(images, "mine", noise=1)  # type: ignore[call-arg]
-    [(job, _)] = queue.jobs.values()
+    [job] = jobs.values()
     assert (job.images, job.false_positive_rate) == (41, 0.1)
 
 
@@ -161,22 +161,22 @@ def test_images_are_generated_and_completed(client: Client) -> None:
     assert np.array_equal(image[4:], flat(7)[4:])
 
 
-def test_a_long_job_is_awaited_and_its_progress_reported(client: Client, queue) -> None:
-    queue.delay_s = 600
+def test_a_long_job_is_awaited_and_its_progress_reported(client: Client, worker) -> None:
+    worker.hold()
     steps: list[JobProgress] = []
 
     def end_job(step: JobProgress) -> None:
         steps.append(step)
-        queue.delay_s = 0.6
+        worker.resume()
 
     assert client.generate(on_progress=end_job).seeds
     assert [(step.stage, step.step) for step in steps] == [("refine", 1), ("refine", 2)]
     assert client.generate(seed=1).seeds == (1,)
 
 
-def test_jobs_are_looked_up_canceled_and_deleted(client: Client, queue) -> None:
+def test_jobs_are_looked_up_canceled_and_deleted(client: Client, jobs) -> None:
     client.generate(idempotency_key="mine")
-    [job_id] = queue.jobs
+    [job_id] = jobs
     assert client.job(job_id).status == "succeeded"
     assert client.cancel(job_id).has_ended
     client.delete(job_id)
@@ -191,20 +191,24 @@ def test_models_and_the_version_are_returned(client: Client) -> None:
     assert client.version()
 
 
-def test_the_asynchronous_client_does_the_same(url: str, queue) -> None:
+def test_the_asynchronous_client_does_the_same(url: str, jobs, worker) -> None:
     async def run() -> None:
         async with AsyncClient(url) as client:
             scores = await asyncio.gather(*(client.score(flat(level)) for level in range(5)))
             assert [score.bpd for [score] in scores] == list(range(5))
-            queue.delay_s = 0.4
+            worker.hold()
             steps: list[JobProgress] = []
-            assert (await client.generate(seed=3, on_progress=steps.append)).seeds == (3,)
-            assert steps
-            queue.delay_s = 0.0
+
+            def end_job(step: JobProgress) -> None:
+                steps.append(step)
+                worker.resume()
+
+            assert (await client.generate(seed=3, on_progress=end_job)).seeds == (3,)
+            assert [step.step for step in steps] == [1, 2]
             assert (await client.complete(flat(1))).images.shape == (1, 8, 8, 3)
             assert (await client.scan(flat(1, 9, 9))).score == 1
             assert (await client.models())[0] == await client.model("tiny")
-            job_id = list(queue.jobs)[-1]
+            job_id = list(jobs)[-1]
             assert (await client.job(job_id)).id == (await client.cancel(job_id)).id == job_id
             await client.delete(job_id)
             assert await client.version()
@@ -236,12 +240,12 @@ def test_a_refusal_names_the_field(client: Client) -> None:
     ],
 )
 def test_a_file_that_is_not_an_image_is_refused_before_it_is_sent(
-    client: Client, queue, image: object, words: str
+    client: Client, jobs, image: object, words: str
 ) -> None:
     with pytest.raises(InputError, match=words) as caught:
         client.score([image])  # type: ignore[list-item]
     assert caught.value.field == "image"
-    assert not queue.jobs
+    assert not jobs
     with pytest.raises(InputError, match="there is no image"):
         client.score([])
 
@@ -270,21 +274,21 @@ def test_values_that_are_invalid_in_a_header_are_refused(client: Client) -> None
 
 
 @pytest.mark.parametrize("key", ["my order 17", '"quoted"', "back\\slash", "order-17"])
-def test_any_printable_idempotency_key_identifies_a_call(client: Client, queue, key: str) -> None:
+def test_any_printable_idempotency_key_identifies_a_call(client: Client, jobs, key: str) -> None:
     first, second = (client.generate(idempotency_key=key, seed=1) for _ in range(2))
     assert np.array_equal(first.images, second.images)
-    assert len(queue.jobs) == 1
+    assert len(jobs) == 1
 
 
-def test_an_option_of_another_type_is_named(client: Client, queue) -> None:
+def test_an_option_of_another_type_is_named(client: Client, jobs) -> None:
     for name, value in (("model", Path("m")), ("statistics", ["bpd", 1]), ("calibration", b"default")):
         with pytest.raises(InputError, match=f"^{name} must be text, a number or a list of texts, not ") as caught:
             client.score(flat(1), **{name: value})
         assert caught.value.field == name
-    assert not queue.jobs
+    assert not jobs
 
 
-def test_an_option_that_a_method_does_not_have_is_refused_before_anything_is_sent(client: Client, queue) -> None:
+def test_an_option_that_a_method_does_not_have_is_refused_before_anything_is_sent(client: Client, jobs) -> None:
     def refuse(words: str, call: Callable[..., object], *arguments: object, **options: object) -> None:
         with pytest.raises(InputError, match=words) as caught:
             call(*arguments, **options)
@@ -296,7 +300,7 @@ def test_an_option_that_a_method_does_not_have_is_refused_before_anything_is_sen
     refuse("^classes is not an option of score: did you mean class_", client.score, flat(1), classes="cat")
     refuse("^seeds is not an option of generate: did you mean seed", client.generate, seeds=[1])
     refuse("^noise is not an option of scan: choose from ", client.scan, flat(1, 9, 9), noise=1)
-    assert not queue.jobs
+    assert not jobs
 
 
 def test_a_wrong_key_is_refused_in_one_sentence(queue, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,10 @@ from tests.service.live import served
 from worker.contract import ScoreJob
 from worker.queue import JobQueue
 
-pytestmark = pytest.mark.usefixtures("detector")
+
+@pytest.fixture
+def client(new_client: Callable[..., TestClient], detector: Any) -> TestClient:
+    return new_client()
 
 
 def flat(level: int, height: int = 48, width: int = 64) -> bytes:
@@ -42,8 +45,8 @@ def post(client: TestClient, *files: bytes, headers: dict[str, str] | None = Non
     return client.post("/score", files=images, params=params, headers=headers)
 
 
-def job_of(queue: Any) -> ScoreJob:
-    job = list(queue.jobs.values())[-1][0]
+def last(jobs: Any) -> ScoreJob:
+    *_, job = jobs.values()
     assert isinstance(job, ScoreJob)
     return job
 
@@ -52,13 +55,13 @@ def job_of(queue: Any) -> ScoreJob:
 
 
 def test_the_original_reaches_the_queue_as_its_file_or_as_pixels_whichever_is_smaller(
-    client: TestClient, queue: Any
+    client: TestClient, jobs: Any
 ) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
     file = to_png(noise)
     assert len(file) > noise.nbytes
     assert post(client, flat(10), file).status_code == 200
-    job = job_of(queue)
+    job = last(jobs)
     small, raw = job.originals
     assert (small.file, small.pixels) == (flat(10), None)
     assert (raw.file, raw.pixels) == (None, noise.tobytes())
@@ -70,11 +73,11 @@ def test_the_original_reaches_the_queue_as_its_file_or_as_pixels_whichever_is_sm
 @pytest.mark.parametrize(
     "params", [{"ood": 0}, {"calibration": "default"}, {"calibration": "weak"}, {"statistic": "bpd"}]
 )
-def test_other_verdicts_need_no_original(client: TestClient, queue: Any, params: dict[str, object]) -> None:
+def test_other_verdicts_need_no_original(client: TestClient, jobs: Any, params: dict[str, object]) -> None:
     [result] = post(client, flat(10), **params).json()["results"]
     assert "detection" not in result
-    assert job_of(queue).originals == ()
-    assert job_of(queue).calibration == params.get("calibration")
+    assert last(jobs).originals == ()
+    assert last(jobs).calibration == params.get("calibration")
 
 
 @pytest.mark.parametrize(
@@ -95,14 +98,14 @@ def test_options_that_do_not_apply_are_refused(
     assert words in answer.json()["detail"]
 
 
-def test_a_model_without_a_detector_has_no_such_calibration(client: TestClient, queue: Any, model: Any) -> None:
-    queue.served = [model]
+def test_a_model_without_a_detector_has_no_such_calibration(client: TestClient, worker: Any, model: Any) -> None:
+    worker.serve(model)
     answer = post(client, flat(10), calibration="detector")
     assert answer.status_code == 422
     assert "no calibration 'detector'; it has default, weak" in answer.json()["detail"]
 
 
-def test_more_images_than_one_slice_of_the_lane_are_refused(client: TestClient, queue: Any) -> None:
+def test_more_images_than_one_slice_of_the_lane_are_refused(client: TestClient, jobs: Any) -> None:
     answer = post(client, *[flat(10)] * 5)
     assert answer.status_code == 422
     assert answer.json()["type"] == "urn:ncml:problem:too-many-images"
@@ -111,7 +114,7 @@ def test_more_images_than_one_slice_of_the_lane_are_refused(client: TestClient, 
     )
     assert client.get("/models").json()["max_judged_images"] == 4
     assert post(client, *[flat(10)] * 5, ood=0).status_code == 200
-    assert not queue.jobs["job-0"][0].originals
+    assert not jobs["job-0"].originals
 
 
 def test_an_image_that_is_too_small_is_refused_and_named(client: TestClient) -> None:
@@ -122,9 +125,9 @@ def test_an_image_that_is_too_small_is_refused_and_named(client: TestClient) -> 
 
 
 def test_large_images_are_not_judged_in_tiles_that_are_not_calibrated(
-    client: TestClient, queue: Any, model: Any
+    client: TestClient, worker: Any, model: Any, detector: Any
 ) -> None:
-    queue.served = [queue.served[0].model_copy(update={"calibrations": {}, "tiles": None})]
+    worker.serve(model.model_copy(update={"calibrations": {}, "tiles": None, "detector": detector}))
     answer = post(client, flat(10), tile=1)
     assert "judges whole images at their own size; omit tile" in answer.json()["detail"]
 
@@ -186,7 +189,7 @@ def test_models_describe_the_detector(client: TestClient, detector: Any) -> None
 
 
 @pytest.fixture
-def url(queue: Any) -> Iterator[str]:
+def url(queue: Any, detector: Any) -> Iterator[str]:
     with served(create_app(Settings(), queue)) as url:
         yield url
 
@@ -203,11 +206,11 @@ def test_a_client_returns_the_same_objects_as_the_library(url: str) -> None:
     assert score.to_dict() | {"width": 32, "height": 12, "is_ood": True} == score.to_dict()
 
 
-def test_a_client_sends_many_images_in_requests_that_a_detector_accepts(url: str, queue: Any) -> None:
+def test_a_client_sends_many_images_in_requests_that_a_detector_accepts(url: str, jobs: Any) -> None:
     with Client(url) as client:
         scores = client.score([flat(level) for level in range(9)])
         assert [score.bpd for score in scores] == list(range(9))
-        assert [job.n for job, _ in queue.jobs.values()] == [4, 4, 1]
+        assert [job.n for job in jobs.values()] == [4, 4, 1]
         with pytest.raises(ServiceError, match="no calibration"):
             client.score([flat(1)] * 9, calibration="unknown")
 
@@ -219,7 +222,7 @@ def run_cli(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int
 
 
 def test_an_image_that_the_service_refuses_is_skipped(
-    url: str, queue: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    queue: Any, detector: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "images"
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""The three endpoints and the job resource, on a queue in this process."""
+"""The three endpoints and the job resource."""
 
 import base64
 import io
@@ -21,9 +21,12 @@ from ncml.images.tiling import Tiling, blend
 from service.app import create_app
 from service.http.requests import _decode_base64
 from service.settings import Settings
+from tests.conftest import Valkey, eventually
 from tests.service.live import served
-from worker.contract import CompleteJob, GenerateJob, JobStatus, Priority, ScanJob, ScoreJob
+from worker.contract import CompleteJob, GenerateJob, JobStatus, Lane, Priority, ScanJob, ScoreJob
 from worker.descriptors import WorkerState
+from worker.keys import blob_key
+from worker.queue import JobQueue
 from worker.results import Event, JobError
 
 
@@ -115,10 +118,10 @@ def common_files() -> dict[str, tuple[bytes, np.ndarray]]:
 
 
 @pytest.mark.parametrize("name", common_files())
-def test_common_files_become_the_documented_pixels(client: TestClient, queue, name: str) -> None:
+def test_common_files_become_the_documented_pixels(client: TestClient, jobs, name: str) -> None:
     file, expected = common_files()[name]
     assert client.post("/score", files=[part(file)]).status_code == 200
-    decoded = np.frombuffer(queue.jobs["job-0"][0].images[0].data, np.uint8).reshape(8, 8, 3)
+    decoded = np.frombuffer(jobs["job-0"].images[0].data, np.uint8).reshape(8, 8, 3)
     assert np.array_equal(decoded, expected)
 
 
@@ -127,28 +130,28 @@ def test_several_images_are_scored_in_order(client: TestClient) -> None:
     assert [score["bpd"] for score in response.json()["results"]] == [9, 3, 200]
 
 
-def test_parameters_reach_the_job_from_query_form_and_json(client: TestClient, queue) -> None:
+def test_parameters_reach_the_job_from_query_form_and_json(client: TestClient, jobs) -> None:
     image = base64.b64encode(flat(1)).decode()
     client.post("/score?class=cat&noise=2.5&map=1&priority=high", files=[part(flat(1))])
     client.post("/score", files=[part(flat(1))], data={"class": "cat", "noise": "2.5", "map": "1", "priority": "high"})
     client.post("/score", json={"image": image, "class": "cat", "noise": 2.5, "map": True, "priority": "high"})
     client.post("/score", json={"image": image, "statistics": ["bpd", "multiscale"]})
-    *jobs, listed = [job for job, _ in queue.jobs.values()]
+    *submitted, listed = jobs.values()
     assert listed.statistics == ("bpd", "multiscale")
-    assert len(jobs) == 3
-    for job in jobs:
+    assert len(submitted) == 3
+    for job in submitted:
         assert isinstance(job, ScoreJob)
         assert (job.class_name, job.noise, job.map, job.priority) == ("cat", 2.5, True, Priority.HIGH)
         assert (job.images[0].height, job.images[0].width) == (8, 8)
 
 
-def test_a_map_has_a_number_for_each_pixel(client: TestClient, queue) -> None:
+def test_a_map_has_a_number_for_each_pixel(client: TestClient, worker, model) -> None:
     image = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
     response = client.post("/score?map=1", files=[part(to_png(image))])
     assert np.allclose(response.json()["results"][0]["map"], image.mean(-1), atol=1e-3)
-    served, queue.served = queue.served, []  # a result outlives the model that made it
+    worker.serve()  # a result outlives the model that made it
     assert client.get(f"/jobs/{response.json()['id']}/result").json() == response.json()
-    queue.served = served
+    worker.serve(model)
     response = client.post("/score?map=1", files=[part(to_png(image))], headers={"accept": "application/x-npz"})
     arrays = np.load(io.BytesIO(response.content))
     assert np.allclose(arrays["map"][0], image.mean(-1))
@@ -156,7 +159,7 @@ def test_a_map_has_a_number_for_each_pixel(client: TestClient, queue) -> None:
 
 
 @pytest.mark.parametrize("n", [1, 3])
-def test_maps_look_as_on_the_command_line(client: TestClient, queue, n: int) -> None:
+def test_maps_look_as_on_the_command_line(client: TestClient, n: int) -> None:
     maps = [np.full((8, 8), level) for level in (2, 5, 7)[:n]]
     response = client.post(
         "/score", files=[part(flat(level)) for level in (2, 5, 7)[:n]], headers={"accept": "image/png"}
@@ -220,7 +223,7 @@ def large() -> np.ndarray:
     return image
 
 
-def test_a_large_image_is_judged_by_its_tiles(client: TestClient, queue) -> None:
+def test_a_large_image_is_judged_by_its_tiles(client: TestClient, jobs) -> None:
     file = to_png(large())
     response = client.post("/score?tile=1", files=[part(file)])
     assert response.status_code == 200, response.text
@@ -237,16 +240,16 @@ def test_a_large_image_is_judged_by_its_tiles(client: TestClient, queue) -> None
     with_map = client.post("/score?map=1", files=[part(file)], data={"tile": "1", "tile_size": "8"}).json()
     assert np.array(with_map.pop("tiles")) == pytest.approx(np.reshape(means, (4, 5)), abs=1e-3)
     assert with_map == body | {"id": "job-1"}
-    job = queue.jobs["job-1"][0]
+    job = jobs["job-1"]
     assert isinstance(job, ScanJob)
     assert (job.file, job.height, job.width, job.tile_size, job.map) == (None, 20, 24, 8, True)
     assert job.pixels == open_image(file).tobytes()  # so that the engine decodes no file
-    assert (queue.jobs["job-0"][0].map, queue.jobs["job-0"][0].tile_size) == (False, None)
+    assert (jobs["job-0"].map, jobs["job-0"].tile_size) == (False, None)
     assert client.get("/jobs/job-0/result").json() == body
     assert client.get("/jobs/job-0").json()["task"] == "scan"
 
 
-def test_the_map_of_a_large_image_has_its_size(client: TestClient, queue) -> None:
+def test_the_map_of_a_large_image_has_its_size(client: TestClient) -> None:
     request = {"files": [part(to_png(large()))], "data": {"tile": "1"}}
     arrays = np.load(io.BytesIO(client.post("/score", **request, headers={"accept": "application/x-npz"}).content))
     means = [large()[top : top + 8, left : left + 8].mean() for top, left in Tiling(8, 8).corners(20, 24)]
@@ -261,8 +264,8 @@ def test_the_map_of_a_large_image_has_its_size(client: TestClient, queue) -> Non
     assert np.array_equal(pixels(png.content), heat.render(arrays["map"], float(arrays["map"].min()), 100))
 
 
-def test_tiles_that_are_not_calibrated_give_no_verdict(client: TestClient, queue, model) -> None:
-    queue.served = [model.model_copy(update={"tiles": None})]
+def test_tiles_that_are_not_calibrated_give_no_verdict(client: TestClient, worker, model) -> None:
+    worker.serve(model.model_copy(update={"tiles": None}))
     body = client.post("/score?tile=1&tile_size=16", files=[part(to_png(large()))]).json()
     assert (body["tile_width"], body["rows"], body["columns"]) == (16, 2, 2)
     assert (body["p_value"], body["threshold"], body["is_ood"]) == (None, None, None)
@@ -270,8 +273,8 @@ def test_tiles_that_are_not_calibrated_give_no_verdict(client: TestClient, queue
     assert set(np.load(io.BytesIO(arrays))) == {"view", "score", "box"}
 
 
-def test_tiles_are_scored_in_the_generate_lane(client: TestClient, queue, worker) -> None:
-    queue.infos = [worker.model_copy(update={"lanes": ("score",)})]
+def test_tiles_are_scored_in_the_generate_lane(client: TestClient, worker, info) -> None:
+    worker.appear_as(info.model_copy(update={"lanes": (Lane.SCORE,)}))
     response = client.post("/score?tile=1", files=[part(to_png(large()))])
     assert response.status_code == 503
     assert "generate lane" in response.json()["detail"]
@@ -330,13 +333,13 @@ def test_models_describe_their_calibration(client: TestClient) -> None:
 # /generate
 
 
-def test_an_image_is_generated_as_png(client: TestClient, queue) -> None:
+def test_an_image_is_generated_as_png(client: TestClient, jobs) -> None:
     response = client.post("/generate?class=cat&seed=77")
     assert response.status_code == 200, response.text
     assert response.headers["content-type"] == "image/png"
     assert response.headers["x-seed"] == "77"
     assert np.array_equal(pixels(response.content), np.full((8, 8, 3), 77))
-    job = queue.jobs["job-0"][0]
+    job = jobs["job-0"]
     assert isinstance(job, GenerateJob)
     assert (job.class_name, job.seed, job.n, job.noise, job.steps, job.solver) == ("cat", 77, 1, None, None, None)
 
@@ -358,15 +361,15 @@ def test_several_images_are_returned_as_a_grid_a_zip_json_or_arrays(client: Test
     assert arrays["seeds"].tolist() == [5, 6, 7]
 
 
-def test_every_setting_reaches_the_job(client: TestClient, queue) -> None:
+def test_every_setting_reaches_the_job(client: TestClient, jobs) -> None:
     settings = {"class": "dog", "n": 2, "seed": 9, "noise": 4.5, "steps": 12, "solver": "heun", "priority": "low"}
     settings |= {"guidance": 2.0, "temperature": 0.9}
     for arguments in ({"json": settings}, {"params": settings}, {"data": {k: str(v) for k, v in settings.items()}}):
         assert client.post("/generate", **arguments).status_code == 200
-    for job, _ in queue.jobs.values():
+    for job in jobs.values():
         fields = {"class": job.class_name} | {name: getattr(job, name) for name in settings if name != "class"}
         assert fields == settings
-    assert len(queue.jobs) == 3
+    assert len(jobs) == 3
 
 
 def test_without_a_seed_a_random_one_is_chosen(client: TestClient) -> None:
@@ -378,14 +381,14 @@ def test_without_a_seed_a_random_one_is_chosen(client: TestClient) -> None:
 # /complete
 
 
-def test_half_an_image_is_completed(client: TestClient, queue) -> None:
+def test_half_an_image_is_completed(client: TestClient, jobs) -> None:
     half = np.arange(96, dtype=np.uint8).reshape(4, 8, 3)
     response = client.post("/complete?seed=3", files=[part(to_png(half))])
     assert response.status_code == 200, response.text
     full = pixels(response.content)
     assert np.array_equal(full[:4], half)
     assert np.all(full[4:] == 7)
-    job = queue.jobs["job-0"][0]
+    job = jobs["job-0"]
     assert isinstance(job, CompleteJob)
     assert (job.keep, job.seed) == ("top", 3)
 
@@ -405,41 +408,44 @@ def test_a_half_that_the_model_cannot_complete_is_refused(client: TestClient) ->
 # Waiting, and jobs
 
 
-def test_a_job_longer_than_the_wait_gets_a_202(client: TestClient, queue) -> None:
-    queue.delay_s = 60
+def test_a_job_longer_than_the_wait_gets_a_202(client: TestClient, worker) -> None:
+    worker.pause()
     response = client.post("/generate?seed=1", headers={"prefer": "wait=0"})
     assert response.status_code == 202
     assert response.headers["location"] == "/jobs/job-0"
     assert int(response.headers["retry-after"]) >= 1
     assert response.headers["preference-applied"] == "wait=0"
-    assert response.json()["status"] == "running"
+    assert response.json()["status"] == "queued"
+    worker.hold()
+    eventually(lambda: client.get("/jobs/job-0").json()["status"] == "running")
     assert client.get("/jobs/job-0/result").status_code == 202
-    queue.delay_s = 0.5
-    result = client.get("/jobs/job-0/result", headers={"prefer": "wait=5"})
+    worker.resume()
+    result = client.get("/jobs/job-0/result", headers={"prefer": "wait=30"})
     assert result.status_code == 200
     assert result.headers["content-type"] == "image/png"
     assert client.get("/jobs/job-0").json()["status"] == "succeeded"
     assert client.get("/jobs/job-0/result", headers={"accept": "application/json"}).json()["images"][0]["seed"] == 1
 
 
-def test_a_waiting_job_has_a_position_and_a_retry_after(client: TestClient, queue) -> None:
-    queue.delay_s, queue.waits, queue.rate = 60, True, 0.5
+def test_a_waiting_job_has_a_position_and_a_retry_after(client: TestClient, worker, info) -> None:
+    worker.pause()
+    worker.appear_as(info.model_copy(update={"pace": {Lane.GENERATE: 0.5}}))
     responses = [client.post("/generate", headers={"prefer": "respond-async"}) for _ in range(3)]
     assert [response.json()["position"] for response in responses] == [0, 1, 2]
     assert [response.headers["retry-after"] for response in responses] == ["2", "4", "6"]
     assert client.get("/jobs/job-2").json()["position"] == 2
-    queue.waits = False
-    assert client.get("/jobs/job-2").json()["position"] is None
+    worker.hold()
+    eventually(lambda: client.get("/jobs/job-2").json()["position"] is None)
     assert client.get("/jobs/job-2/result").headers["retry-after"] == "1"
 
 
-def test_a_job_whose_wait_fails_is_accepted(client: TestClient, queue, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_whose_wait_fails_is_accepted(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """The queue accepted the job, so it will be computed: a 503 would make the client send it again."""
 
     async def wait(*_: object) -> None:
         raise redis.ConnectionError("connection lost")
 
-    monkeypatch.setattr(queue, "wait", wait)
+    monkeypatch.setattr(JobQueue, "wait", wait)
     response = client.post("/generate?n=2", headers={"x-request-id": "r-1"})
     assert response.status_code == 202
     assert response.headers["location"] == "/jobs/job-0"
@@ -447,10 +453,10 @@ def test_a_job_whose_wait_fails_is_accepted(client: TestClient, queue, monkeypat
     body = response.json()
     assert (body["status"], body["task"], body["n"], body["request_id"]) == ("queued", "generate", 2, "r-1")
     monkeypatch.undo()
-    assert client.get(response.headers["location"]).json()["status"] == "succeeded"
+    eventually(lambda: client.get(response.headers["location"]).json()["status"] == "succeeded")
 
 
-def test_the_streams_of_a_client_are_limited(new_client: Callable[..., TestClient], queue) -> None:
+def test_the_streams_of_a_client_are_limited(new_client: Callable[..., TestClient]) -> None:
     client = new_client(max_streams=2)
     client.post("/generate")
     limit = client.app.state.jobs.streams
@@ -465,8 +471,8 @@ def test_the_streams_of_a_client_are_limited(new_client: Callable[..., TestClien
         assert client.get("/jobs/job-0/events").status_code == 200
 
 
-def test_respond_async_does_not_wait(client: TestClient, queue) -> None:
-    queue.delay_s = 60
+def test_respond_async_does_not_wait(client: TestClient, worker) -> None:
+    worker.hold()
     started = time.monotonic()
     response = client.post("/score", files=[part(flat(1))], headers={"prefer": "respond-async"})
     assert time.monotonic() - started < 30
@@ -474,8 +480,8 @@ def test_respond_async_does_not_wait(client: TestClient, queue) -> None:
     assert response.headers["preference-applied"] == "respond-async"
 
 
-def test_the_operator_limits_the_wait(new_client: Callable[..., TestClient], queue) -> None:
-    queue.delay_s = 60
+def test_the_operator_limits_the_wait(new_client: Callable[..., TestClient], worker) -> None:
+    worker.hold()
     response = new_client(wait_s=0.1).post("/generate", headers={"prefer": "wait=500"})
     assert response.status_code == 202
 
@@ -487,16 +493,16 @@ def test_a_job_that_succeeded_is_complete(client: TestClient) -> None:
     assert (progress["step"], progress["total"], progress["done"], progress["n"]) == (2, 2, 2, 2)
 
 
-def test_a_job_is_described_with_links_that_work(client: TestClient, queue) -> None:
-    queue.delay_s = 60
+def test_a_job_is_described_with_links_that_work(client: TestClient, jobs, worker) -> None:
+    worker.hold()
     client.post("/generate?n=2", headers={"prefer": "respond-async", "x-request-id": "abc"})
-    body = client.get("/jobs/job-0").json()
+    body = eventually(lambda: (body := client.get("/jobs/job-0").json())["progress"] and body)
     assert body["task"] == "generate"
     assert body["n"] == 2
     assert body["progress"] == {
         "stage": "refine", "step": 1, "total": 2, "done": 0, "n": 2, "preview": "/jobs/job-0/preview",
     }  # fmt: skip
-    assert queue.jobs["job-0"][0].request_id == body["request_id"] == "abc"
+    assert jobs["job-0"].request_id == body["request_id"] == "abc"
     preview = client.get(body["progress"]["preview"])
     assert preview.headers["x-progress"] == "stage=refine, step=1, total=2, done=0"
     assert pixels(preview.content).shape == (8, 16, 3)
@@ -511,8 +517,9 @@ def test_a_job_is_described_with_links_that_work(client: TestClient, queue) -> N
 @pytest.mark.parametrize(
     ("reason", "status"), [("input", 422), ("model", 500), ("timeout", 504), ("expired", 504), ("engine", 500)]
 )
-def test_a_failed_job_gives_the_reason(client: TestClient, queue, reason: str, status: int) -> None:
-    queue.fails = JobError(field="noise" if reason == "input" else None, detail="It went wrong.", reason=reason)
+def test_a_failed_job_gives_the_reason(client: TestClient, worker, reason: str, status: int) -> None:
+    error = JobError(field="noise" if reason == "input" else None, detail="It went wrong.", reason=reason)
+    worker.error = lambda job: error
     response = client.post("/generate")
     assert response.status_code == status
     assert response.headers["content-type"] == "application/problem+json"
@@ -521,9 +528,9 @@ def test_a_failed_job_gives_the_reason(client: TestClient, queue, reason: str, s
     assert [error["field"] for error in response.json()["errors"]] == (["noise"] if reason == "input" else [])
 
 
-def test_the_remedy_of_a_failed_job_names_the_key_of_its_request(client: TestClient, queue) -> None:
+def test_the_remedy_of_a_failed_job_names_the_key_of_its_request(client: TestClient, worker) -> None:
     """The same key would return the failed job."""
-    queue.fails = JobError(reason="worker", detail="it failed; send the request again")
+    worker.error = lambda job: JobError(reason="worker", detail="it failed; send the request again")
     assert client.post("/generate").json()["detail"] == "It failed; send the request again."
     keyed = client.post("/generate", headers={"idempotency-key": "order-1"})
     assert keyed.json()["detail"] == "It failed; send the request again with a new Idempotency-Key."
@@ -531,13 +538,12 @@ def test_the_remedy_of_a_failed_job_names_the_key_of_its_request(client: TestCli
 
 def test_an_expired_result_is_404(client: TestClient, queue) -> None:
     client.post("/generate")
-    queue.forgotten.add("job-0")
+    assert queue.redis.delete(blob_key("job-0"))
     response = client.get("/jobs/job-0/result")
     assert (response.status_code, response.json()["type"]) == (404, "urn:ncml:problem:result-expired")
 
 
-def test_events_are_streamed_and_resumed(client: TestClient, queue) -> None:
-    queue.delay_s = 0.05
+def test_events_are_streamed_and_resumed(client: TestClient) -> None:
     client.post("/generate", headers={"prefer": "respond-async"})
 
     def follow(**headers: str) -> list[tuple[str, str]]:
@@ -546,7 +552,7 @@ def test_events_are_streamed_and_resumed(client: TestClient, queue) -> None:
         return [(block["id"], block["event"]) for block in blocks if "event" in block]
 
     events = follow()
-    assert events == [("1-0", "queued"), ("2-0", "running"), ("3-0", "progress"), ("4-0", "succeeded")]
+    assert [name for _, name in events] == ["queued", "running", "progress", "succeeded"]
     for i, (event_id, _) in enumerate(events[:-1]):
         assert follow(**{"last-event-id": event_id}) == events[i + 1 :]
     assert client.get("/jobs/job-0/events", headers={"last-event-id": events[-1][0]}).status_code == 204
@@ -574,7 +580,7 @@ def test_a_stream_that_fails_is_cut_off_and_counted_as_it_began(
     assert [record for record in caplog.records if record.exc_info] == []
 
 
-def test_the_same_request_under_one_key_is_one_job(client: TestClient, queue) -> None:
+def test_the_same_request_under_one_key_is_one_job(client: TestClient, jobs) -> None:
     key = {"idempotency-key": "order-1"}
     first = client.post("/score?class=cat", files=[part(flat(9))], headers=key)
     repeated = client.post("/score", files=[part(flat(9), "image")], data={"class": "cat"}, headers=key)
@@ -582,7 +588,7 @@ def test_the_same_request_under_one_key_is_one_job(client: TestClient, queue) ->
     assert first.json() == repeated.json() == client.post("/score?class=cat", **raw).json()
     quoted = {"files": [part(flat(9))], "headers": {"idempotency-key": '"order-1"; a=1'}}
     assert client.post("/score?class=cat&format=npz", **quoted).headers["x-job-id"] == first.json()["id"]
-    assert len(queue.jobs) == 1
+    assert len(jobs) == 1
     seeds = {client.post("/generate", headers={"idempotency-key": "order-2"}).headers["x-seed"] for _ in range(3)}
     assert len(seeds) == 1
     for path, files in (("/score?class=dog", flat(9)), ("/score?class=cat", flat(8)), ("/complete?class=cat", flat(9))):
@@ -590,24 +596,28 @@ def test_the_same_request_under_one_key_is_one_job(client: TestClient, queue) ->
         assert response.status_code == 422
         assert response.json()["errors"][0]["field"] == "Idempotency-Key"
     assert client.post("/generate", headers={"idempotency-key": "a b"}).status_code == 422
-    assert len(queue.jobs) == 2
+    assert len(jobs) == 2
 
 
 @pytest.mark.parametrize("cancels_slowly", [False, True])
-def test_repeating_a_canceled_request_needs_a_new_key(client: TestClient, queue, cancels_slowly: bool) -> None:
-    queue.delay_s, queue.cancels_slowly = 60, cancels_slowly
+def test_repeating_a_canceled_request_needs_a_new_key(client: TestClient, worker, cancels_slowly: bool) -> None:
+    worker.hold()
+    worker.is_deaf = cancels_slowly
     key = {"idempotency-key": "order-1", "prefer": "respond-async"}
-    client.post(client.post("/generate", headers=key).json()["links"]["cancel"])
+    links = client.post("/generate", headers=key).json()["links"]
+    eventually(lambda: client.get(links["self"]).json()["status"] == "running")
+    client.post(links["cancel"])
     gone = client.post("/generate", headers=key)
     assert gone.status_code == 410
     assert gone.json()["detail"].endswith("canceled on request; send the request again with a new Idempotency-Key.")
 
 
-def test_a_job_is_shown_as_canceled_once_the_cancellation_is_accepted(client: TestClient, queue) -> None:
+def test_a_job_is_shown_as_canceled_once_the_cancellation_is_accepted(client: TestClient, worker) -> None:
     """Its worker may not have stopped yet."""
-    queue.delay_s, queue.cancels_slowly = 60, True
+    worker.hold()
+    worker.is_deaf = True
     client.post("/generate", headers={"prefer": "respond-async"})
-    assert client.get("/jobs/job-0").json()["status"] == "running"
+    eventually(lambda: client.get("/jobs/job-0").json()["status"] == "running")
     canceled = client.post("/jobs/job-0/cancel").json()
     assert (canceled["status"], canceled["error"]["reason"]) == ("canceled", "canceled")
     assert client.get("/jobs/job-0").json()["status"] == "canceled"
@@ -615,8 +625,8 @@ def test_a_job_is_shown_as_canceled_once_the_cancellation_is_accepted(client: Te
         assert client.get("/jobs/job-0/result", headers={"prefer": prefer}).status_code == 410
 
 
-def test_a_deleted_job_is_gone_immediately(client: TestClient, queue) -> None:
-    queue.delay_s = 60
+def test_a_deleted_job_is_gone_immediately(client: TestClient, worker) -> None:
+    worker.pause()
     client.post("/generate", headers={"prefer": "respond-async"})
     assert client.delete("/jobs/job-0").status_code == 204
     for path in ("/jobs/job-0", "/jobs/job-0/result"):
@@ -625,15 +635,17 @@ def test_a_deleted_job_is_gone_immediately(client: TestClient, queue) -> None:
 
 
 def test_a_job_that_is_still_stopping_cannot_be_deleted_yet(
-    client: TestClient, queue, monkeypatch: pytest.MonkeyPatch
+    client: TestClient, jobs, worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    queue.delay_s, queue.cancels_slowly = 60, True
-    wait = queue.wait
-    monkeypatch.setattr(queue, "wait", lambda job_id, timeout_s: wait(job_id, 0))
+    worker.hold()
+    worker.is_deaf = True
     client.post("/generate", headers={"prefer": "respond-async"})
+    eventually(lambda: client.get("/jobs/job-0").json()["status"] == "running")
+    wait = JobQueue.wait
+    monkeypatch.setattr(JobQueue, "wait", lambda queue, job_id, timeout_s: wait(queue, job_id, 0))
     response = client.delete("/jobs/job-0")
     assert (response.status_code, response.json()["type"]) == (409, "urn:ncml:problem:running")
-    assert queue.jobs.keys() == {"job-0"}
+    assert jobs.keys() == {"job-0"}
 
 
 # Models and readiness
@@ -649,9 +661,9 @@ def test_models_are_listed_and_looked_up(client: TestClient, model) -> None:
     assert client.get("/models/other").status_code == 404
 
 
-def test_a_model_is_chosen_by_name_or_version(client: TestClient, queue, model) -> None:
+def test_a_model_is_chosen_by_name_or_version(client: TestClient, jobs, worker, model) -> None:
     newer = model.model_copy(update={"version": "b2" * 32})
-    queue.served = [newer, model, model.model_copy(update={"name": "aaa"})]
+    worker.serve(model.model_copy(update={"name": "aaa"}), model, newer)
     for reference, name, version in [
         (None, "aaa", None),
         ("tiny", "tiny", None),
@@ -659,7 +671,7 @@ def test_a_model_is_chosen_by_name_or_version(client: TestClient, queue, model) 
         (f"tiny@{newer.version}", "tiny", newer.version),
     ]:
         client.post("/generate", params={"model": reference} if reference else {})
-        job = list(queue.jobs.values())[-1][0]
+        job = list(jobs.values())[-1]
         assert (job.model, job.version) == (name, version)
     for unknown in ("nobody", "tiny@c3c3c3", "tiny@a", "tiny@"):
         response = client.post("/generate", params={"model": unknown})
@@ -667,9 +679,9 @@ def test_a_model_is_chosen_by_name_or_version(client: TestClient, queue, model) 
         assert "aaa" in response.json()["errors"][0]["detail"]
 
 
-def test_models_are_listed_in_pages_of_names(client: TestClient, queue, model) -> None:
+def test_models_are_listed_in_pages_of_names(client: TestClient, worker, model) -> None:
     models = [model.model_copy(update={"name": name}) for name in ("e", "a", "c", "b", "d")]
-    queue.served = [*models, model.model_copy(update={"name": "b", "version": "b2" * 32})]
+    worker.serve(*models, model.model_copy(update={"name": "b", "version": "b2" * 32}))
     pages, after = list[str](), ""
     while after is not None:
         page = client.get("/models", params={"limit": 2, "after": after}).json()
@@ -681,16 +693,16 @@ def test_models_are_listed_in_pages_of_names(client: TestClient, queue, model) -
     assert client.get("/models?limit=0").status_code == 422
 
 
-def test_an_unknown_model_is_refused_with_some_of_hundreds_of_names(client: TestClient, queue, model) -> None:
-    queue.served = [model.model_copy(update={"name": f"m{i:03}"}) for i in range(300)]
+def test_an_unknown_model_is_refused_with_some_of_hundreds_of_names(client: TestClient, worker, model) -> None:
+    worker.serve(*(model.model_copy(update={"name": f"m{i:03}"}) for i in range(300)))
     detail = client.post("/generate?model=nobody").json()["errors"][0]["detail"]
     assert detail.endswith("m009, m009@a1a1a1a1a1a1 and 580 more.")
 
 
-def test_the_operator_chooses_the_default_model(new_client: Callable[..., TestClient], queue, model) -> None:
-    queue.served = [model, model.model_copy(update={"name": "aaa"})]
+def test_the_operator_chooses_the_default_model(new_client: Callable[..., TestClient], jobs, worker, model) -> None:
+    worker.serve(model, model.model_copy(update={"name": "aaa"}))
     new_client(default_model="tiny").post("/generate")
-    assert queue.jobs["job-0"][0].model == "tiny"
+    assert jobs["job-0"].model == "tiny"
     client = new_client(default_model="absent")
     response = client.post("/generate")
     assert (response.status_code, response.json()["type"]) == (503, "urn:ncml:problem:no-model")
@@ -708,37 +720,47 @@ def test_the_operator_chooses_the_default_model(new_client: Callable[..., TestCl
     ],
 )
 def test_adding_a_model_does_not_change_the_default(
-    new_client: Callable[..., TestClient], queue, model, setting: str, served: list[str], default: str | None
+    new_client: Callable[..., TestClient], jobs, worker, model, setting: str, served: list[str], default: str | None
 ) -> None:
-    queue.served = [model.model_copy(update={"name": name}) for name in served]
+    worker.serve(*(model.model_copy(update={"name": name}) for name in served))
     client = new_client(default_model=setting)
     answer = client.post("/generate")
-    assert [queue.jobs["job-0"][0].model if answer.is_success else None] == [default]
+    assert [jobs["job-0"].model if answer.is_success else None] == [default]
     assert [m["name"] for m in client.get("/models").json()["models"] if m["default"]] == [default] * bool(default)
     assert client.get("/models/birds").json()["default"] == (default == "birds")
 
 
 def test_the_service_is_ready_only_with_a_loaded_model_in_every_lane(
-    new_client: Callable[..., TestClient], queue, worker
+    new_client: Callable[..., TestClient], worker, info
 ) -> None:
     client = new_client()
     assert client.get("/readyz").json() == {"status": "ready", "lanes": {"score": 1, "generate": 1}}
     for infos in (
         [],
-        [worker.model_copy(update={"state": WorkerState.LOADING})],
-        [worker.model_copy(update={"models": ()})],
-        [worker.model_copy(update={"lanes": ("score",)})],
+        [info.model_copy(update={"state": WorkerState.LOADING})],
+        [info.model_copy(update={"models": ()})],
+        [info.model_copy(update={"lanes": (Lane.SCORE,)})],
     ):
-        queue.infos = infos
+        worker.appear_as(*infos)
         assert client.get("/readyz").status_code == 503
         assert client.get("/healthz").json() == {"status": "ok"}
     assert new_client(ready_lanes=("score",)).get("/readyz").status_code == 200
 
 
-def test_the_queue_is_closed_with_the_application(new_client: Callable[..., TestClient], queue) -> None:
-    client = new_client()
+def test_the_queue_is_closed_with_the_application(
+    new_client: Callable[..., TestClient], queue, valkey_server: Valkey
+) -> None:
+    def connections() -> list[str]:
+        return [entry["cmd"] for entry in queue.redis.client_list() if entry["db"] == "1"]
+
+    client = new_client(redis_url=f"redis://127.0.0.1:{valkey_server.port}/1")
+    client.app.state.jobs.queue.submit(GenerateJob(model="tiny"))
+    assert client.get("/models").status_code == 200
+    assert client.get("/jobs/job-0/result", headers={"prefer": "wait=0"}).status_code == 202
+    assert "subscribe" in connections()
+    assert len(connections()) >= 3
     client.__exit__(None, None, None)
-    assert queue.closed == 2
+    eventually(lambda: not connections())
     client.__enter__()
 
 

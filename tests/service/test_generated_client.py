@@ -67,7 +67,7 @@ def generated(queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
         del sys.modules[name]
 
 
-def test_a_generated_client_works_for_every_operation(generated: Generated, queue) -> None:
+def test_a_generated_client_works_for_every_operation(generated: Generated) -> None:
     types = generated.module("types")
     file = types.File(payload=io.BytesIO(IMAGE), file_name="a.png", mime_type="image/png")
     several = generated.model("ScoreFilesBody")(image=[file, types.File(payload=io.BytesIO(IMAGE), file_name="b.png")])

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import redis
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 from starlette.types import Message
@@ -26,7 +25,10 @@ from service.http.protocol import MAX_HEAD_BYTES
 from service.metrics import Metrics
 from service.preparation import MAX_PREPARATIONS
 from service.settings import Settings
-from worker.contract import GenerateJob, JobStatus, Lane
+from tests.conftest import free_port
+from worker.contract import GenerateJob, JobStatus, Lane, Priority, ScanJob
+from worker.keys import job_key
+from worker.monitor import QueueMonitor
 from worker.queue import JobQueue
 
 IMAGE = to_png(np.full((8, 8, 3), 50, np.uint8))
@@ -41,7 +43,7 @@ def metrics(client: TestClient) -> dict[tuple[str, ...], float]:
     }
 
 
-def test_requests_and_jobs_are_counted(client: TestClient, queue) -> None:
+def test_requests_and_jobs_are_counted(client: TestClient, worker) -> None:
     client.post("/score", files=[("image", IMAGE)])
     client.post("/score?priority=high", files=[("image", IMAGE)])
     client.post("/score", files=[("image", b"x")])
@@ -49,7 +51,7 @@ def test_requests_and_jobs_are_counted(client: TestClient, queue) -> None:
     client.get("/jobs/unknown")
     client.get("/nowhere")
     client.request("BREW", "/nowhere")
-    queue.infos = []
+    worker.appear_as()
     client.post("/generate")
     samples = metrics(client)
     assert samples["ncml_http_requests_total", "200", "POST", "/score"] == 2
@@ -65,8 +67,8 @@ def test_requests_and_jobs_are_counted(client: TestClient, queue) -> None:
     assert samples["ncml_jobs_rejected_total", "no-worker"] == 1
 
 
-def test_requests_refused_for_lack_of_memory_have_their_own_reason(client: TestClient, queue) -> None:
-    queue.refuses = "it is short of memory"
+def test_requests_refused_for_lack_of_memory_have_their_own_reason(client: TestClient, queue, configure) -> None:
+    configure(maxmemory=queue.monitor.memory()[0] * 5 // 4)  # four fifths of it are used
     response = client.post("/generate")
     assert response.status_code == 429
     assert response.json()["type"] == "urn:ncml:problem:queue-full"
@@ -75,37 +77,43 @@ def test_requests_refused_for_lack_of_memory_have_their_own_reason(client: TestC
     assert ("ncml_jobs_rejected_total", "queue-full") not in samples
 
 
-def test_the_queue_is_measured_when_metrics_are_requested(client: TestClient, queue, model) -> None:
+def test_the_queue_is_measured_when_metrics_are_requested(
+    new_client: Callable[..., TestClient], client: TestClient, queue, worker, info, model, configure
+) -> None:
+    worker.pause()
+    configure(maxmemory=2**30)
+    ids = [queue.submit(ScanJob(model="tiny", file=IMAGE, height=8, width=8, priority=Priority.LOW)) for _ in range(3)]
+    queue.redis.hincrbyfloat(job_key(ids[0]), "submitted", -3600)
     samples = metrics(client)
     assert samples[("ncml_redis_up",)] == 1
-    assert samples["ncml_queue_depth", "ncml:score:high"] == 3
-    assert samples["ncml_queue_oldest_age_seconds", "ncml:generate:low"] == 1.5
-    assert samples["ncml_longest_wait_seconds", "scan"] == 2.5
-    assert samples[("ncml_queue_memory_bytes",)] == 7_000
-    assert samples[("ncml_queue_memory_limit_bytes",)] == 10_000
+    assert samples["ncml_queue_depth", "ncml:generate:low"] == 3
+    assert samples["ncml_queue_depth", "ncml:score:high"] == 0
+    assert samples["ncml_queue_oldest_age_seconds", "ncml:generate:low"] >= 3600
+    assert samples["ncml_longest_wait_seconds", "scan"] >= 3600
+    assert samples["ncml_longest_wait_seconds", "score"] == 0
+    assert 0 < samples[("ncml_queue_memory_bytes",)] < samples[("ncml_queue_memory_limit_bytes",)] == 2**30
     assert samples["ncml_workers", "score", "idle"] == 1
     assert samples["ncml_workers", "score", "busy"] == 0
     assert samples["ncml_model_info", "tiny", model.version] == 1
     assert ("ncml_lane_jobs_per_second", "score") not in samples  # no job has run yet
-    queue.infos = [info.model_copy(update={"pace": {Lane.GENERATE: 0.5}}) for info in 2 * queue.infos]
+    worker.appear_as(*(info.model_copy(update={"name": name, "pace": {Lane.GENERATE: 0.5}}) for name in ("w1", "w2")))
     assert metrics(client)["ncml_lane_jobs_per_second", "generate"] == 1
-    queue.down = True
-    down = metrics(client)
+    down = metrics(new_client(redis_url=f"redis://127.0.0.1:{free_port()}"))
     assert down[("ncml_redis_up",)] == 0
     assert not any(name[0] == "ncml_queue_depth" for name in down)
 
 
 def test_only_lanes_that_need_workers_or_have_one_are_measured(
-    new_client: Callable[..., TestClient], queue, worker
+    new_client: Callable[..., TestClient], worker, info
 ) -> None:
     client = new_client(ready_lanes=("score",))
 
     def lanes() -> set[str]:
         return {labels[0] for name, *labels in metrics(client) if name == "ncml_workers"}
 
-    queue.infos = []
+    worker.appear_as()
     assert lanes() == {"score"}
-    queue.infos = [worker]
+    worker.appear_as(info)
     assert lanes() == {"score", "generate"}
 
 
@@ -120,39 +128,39 @@ def test_jobs_that_expire_while_their_client_waits_are_counted(valkey_url: str) 
         assert measurements.registry.get_sample_value("ncml_jobs_finished_total", labels) == 1
 
 
-def test_a_service_whose_queue_refuses_jobs_is_not_ready(client: TestClient, queue) -> None:
-    queue.refuses = "it is short of memory"
+def test_a_service_whose_queue_refuses_jobs_is_not_ready(client: TestClient, queue, configure) -> None:
+    configure(maxmemory=queue.monitor.memory()[0] * 5 // 4)
     response = client.get("/readyz")
     assert response.status_code == 503
     assert response.json()["type"] == "urn:ncml:problem:not-ready"
     assert response.json()["detail"] == "The queue refuses new jobs: it is short of memory."
-    queue.refuses = None
+    configure(maxmemory=0)
     assert client.get("/readyz").status_code == 200
 
 
-FULL_DISK = "MISCONF Errors writing to the AOF file: No space left on device"
+NO_WRITES = {"min_replicas_to_write": 1}
+"""A setting with which a server refuses all writes, as on a full disk."""
+REFUSAL = "NOREPLICAS Not enough good replicas to write"
 
 
-def test_workers_that_cannot_publish_to_a_full_disk_are_not_called_missing(client: TestClient, queue) -> None:
-    queue.infos, queue.refuses = [], FULL_DISK
+def test_workers_that_cannot_publish_to_a_full_disk_are_not_called_missing(
+    client: TestClient, worker, configure
+) -> None:
+    worker.appear_as()
+    configure(**NO_WRITES)
     response = client.post("/score", files=[("image", IMAGE)])
     assert response.status_code == 503
     assert response.json()["type"] == "urn:ncml:problem:queue-down"
-    assert response.json()["detail"] == f"The queue refuses new jobs: {FULL_DISK}."
-    queue.refuses = None
+    assert response.json()["detail"] == f"The queue refuses new jobs: {REFUSAL}."
+    configure(min_replicas_to_write=0)
     assert client.post("/score", files=[("image", IMAGE)]).json()["type"] == "urn:ncml:problem:no-worker"
 
 
-def test_a_command_that_the_queue_refuses_is_explained(
-    client: TestClient, queue, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise redis.ResponseError(f"{FULL_DISK} script: 1a2b, on @user_script:57.")
-
-    monkeypatch.setattr(queue, "submit", refuse)
+def test_a_command_that_the_queue_refuses_is_explained(client: TestClient, configure) -> None:
+    configure(**NO_WRITES)
     response = client.post("/score", files=[("image", IMAGE)])
     assert response.status_code == 503
-    assert response.json()["detail"] == f"The queue refuses the request: {FULL_DISK}."
+    assert response.json()["detail"] == f"The queue refuses the request: {REFUSAL}."
 
 
 def test_two_applications_have_separate_metrics(new_client: Callable[..., TestClient]) -> None:
@@ -176,8 +184,10 @@ def test_each_request_has_a_line_in_the_log(client: TestClient, caplog: pytest.L
     assert line["level"] == "info"
 
 
-def test_an_unexpected_error_is_logged_with_its_traceback(client, queue, caplog: pytest.LogCaptureFixture) -> None:
-    del queue.served
+def test_an_unexpected_error_is_logged_with_its_traceback(
+    client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delattr(QueueMonitor, "models")
     client.get("/models")
     [record] = [record for record in caplog.records if record.levelname == "ERROR"]
     assert "AttributeError" in json.loads(RequestLogFormatter().format(record))["traceback"]

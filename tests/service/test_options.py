@@ -60,7 +60,7 @@ def test_these_tests_know_every_option() -> None:
 @pytest.mark.parametrize("path", ["/generate", "/complete"])
 @pytest.mark.parametrize("place", ["query", "form", "json"])
 def test_a_job_has_the_options_of_the_query_the_form_or_the_json(
-    client: TestClient, queue, path: str, place: str
+    client: TestClient, jobs, path: str, place: str
 ) -> None:
     values, png = VALUES | {"class": "cat"}, to_png(IMAGE)
     files = {"image": ("image.png", png, "image/png")} if path == "/complete" else None
@@ -70,14 +70,14 @@ def test_a_job_has_the_options_of_the_query_the_form_or_the_json(
     else:
         response = client.post(path, files=files, **{"params" if place == "query" else "data": values})
     assert response.status_code == 200, response.text
-    assert [job.sampling for job, _ in queue.jobs.values()] == [VALUES]
+    assert [job.sampling for job in jobs.values()] == [VALUES]
 
 
-def test_a_job_has_the_options_of_the_client(queue) -> None:
+def test_a_job_has_the_options_of_the_client(queue, jobs) -> None:
     with served(create_app(Settings(), queue)) as url, Client(url) as client:
         client.generate(class_="cat", **VALUES)
         client.complete(IMAGE, class_="cat", **VALUES)
-    assert [job.sampling for job, _ in queue.jobs.values()] == [VALUES, VALUES]
+    assert [job.sampling for job in jobs.values()] == [VALUES, VALUES]
 
 
 class RecordingModel:
@@ -157,7 +157,7 @@ def test_the_defaults_of_a_model_folder_are_published(folder: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("place", ["query", "form", "json"])
 @pytest.mark.parametrize("name", SCORE_VALUES)
-def test_a_score_job_has_the_options_of_its_request(client: TestClient, queue, name: str, place: str) -> None:
+def test_a_score_job_has_the_options_of_its_request(client: TestClient, jobs, name: str, place: str) -> None:
     value, png = SCORE_VALUES[name], to_png(IMAGE)
     if place == "json":
         response = client.post("/score", json={name: value, "image": base64.b64encode(png).decode()})
@@ -166,7 +166,7 @@ def test_a_score_job_has_the_options_of_its_request(client: TestClient, queue, n
         files = {"image": ("image.png", png, "image/png")}
         response = client.post("/score", files=files, **{"params" if place == "query" else "data": text})
     assert response.status_code == 200, response.text
-    [(job, _)] = queue.jobs.values()
+    [job] = jobs.values()
     assert job.scoring == ScoreOptions(**{name: value}).scoring
 
 

@@ -19,7 +19,8 @@ from service.http import clients
 from service.http.clients import MAX_RESULT_BYTES_OF_CLIENT, ResultReading
 from service.jobs import JobService
 from service.rendering import PartedResult
-from tests.service.test_waiting import HANG_S, IMAGE, call
+from tests.service.test_waiting import IMAGE, call, run_within
+from worker.queue import JobQueue
 
 RESULT = "/jobs/job-0/result"
 
@@ -80,16 +81,16 @@ def test_small_results_do_not_wait_for_readers(client: TestClient, rendered: lis
         assert await call(client, "GET", RESULT, address="192.0.2.1") == 200
         await end(unread)
 
-    asyncio.run(asyncio.wait_for(run(), HANG_S))
+    run_within(client, run)
 
 
 @pytest.mark.parametrize("address", ["192.0.2.1", "192.0.2.99"])
 def test_readers_without_progress_are_dropped_if_others_wait_for_memory(
-    client: TestClient, queue, monkeypatch: pytest.MonkeyPatch, rendered: list[None], address: str
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, rendered: list[None], address: str
 ) -> None:
     """The results of one client fill its own limit, those of all clients the total."""
     size = MAX_RESULT_BYTES_OF_CLIENT // 2 + 1
-    monkeypatch.setattr(queue, "result_size", lambda _: size)
+    monkeypatch.setattr(JobQueue, "result_size", lambda *_: size)
     monkeypatch.setattr(clients, "MAX_RESULT_BYTES", 4 * size)
     monkeypatch.setattr(clients, "STALL_S", 0.5)
 
@@ -104,7 +105,7 @@ def test_readers_without_progress_are_dropped_if_others_wait_for_memory(
         await end(unread)
         assert await call(client, "GET", RESULT, address=address) == 200
 
-    asyncio.run(asyncio.wait_for(run(), HANG_S))
+    run_within(client, run)
 
 
 def test_a_reader_may_be_dropped_only_while_the_service_waits_for_it() -> None:
@@ -177,7 +178,7 @@ def test_a_rendering_ends_when_its_client_is_gone(scanned: TestClient, endless: 
         await asyncio.sleep(0.1)
         assert len(endless) == count
 
-    asyncio.run(asyncio.wait_for(run(), HANG_S))
+    run_within(scanned, run)
 
 
 def test_a_rendering_waits_for_its_reader_and_leaves_its_turn_to_others(
@@ -193,7 +194,7 @@ def test_a_rendering_waits_for_its_reader_and_leaves_its_turn_to_others(
         assert await call(scanned, "GET", RESULT, address="192.0.2.1") == 200
         await end(readers)
 
-    asyncio.run(asyncio.wait_for(run(), HANG_S))
+    run_within(scanned, run)
 
 
 def test_one_part_of_one_client_is_rendered_at_a_time() -> None:

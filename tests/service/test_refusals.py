@@ -15,7 +15,10 @@ from starlette.testclient import TestClient
 
 from ncml.images import to_png
 from service.http.problems import RETRY_AFTER_S
+from tests.conftest import free_port
 from tests.service.hostile import corpus
+from worker.contract import Lane
+from worker.monitor import QueueMonitor
 
 IMAGE = to_png(np.full((8, 8, 3), 50, np.uint8))
 
@@ -116,12 +119,12 @@ def test_a_parameter_out_of_range_is_named(client, path: str, params: dict, fiel
     assert words in body["errors"][0]["detail"]
 
 
-def test_an_empty_field_is_ignored(client, queue) -> None:
+def test_an_empty_field_is_ignored(client, jobs) -> None:
     assert client.post("/generate", data=dict.fromkeys(["class", "n", "seed", "noise", "model"], "")).status_code == 200
     assert client.post("/complete?keep=&steps=&class=", files=[("image", IMAGE)]).status_code == 200
     files = [("image", ("", b"")), ("image", ("cat.png", IMAGE))]
     assert len(client.post("/score", data={"image": ""}, files=files).json()["results"]) == 1
-    assert [job.n for job, _ in queue.jobs.values()] == [1, 1, 1]
+    assert [job.n for job in jobs.values()] == [1, 1, 1]
 
 
 def test_every_field_at_fault_is_named_at_once(client) -> None:
@@ -141,14 +144,14 @@ def test_the_operator_limits_the_images_of_a_request(new_client) -> None:
     assert "at most 2" in assert_problem(client.post("/score", files=[("image", IMAGE)] * 3), 422)["detail"]
 
 
-def test_a_class_is_refused_by_a_model_without_classes(client, queue, model) -> None:
-    queue.served = [model.model_copy(update={"classes": ()})]
+def test_a_class_is_refused_by_a_model_without_classes(client, worker, model) -> None:
+    worker.serve(model.model_copy(update={"classes": ()}))
     assert "it has no classes" in assert_problem(client.post("/generate?class=cat"), 422)["detail"]
 
 
 @pytest.mark.parametrize("path", ["/generate", "/complete?keep=top"])
-def test_images_are_refused_by_a_model_that_only_scores(client, queue, model, path: str) -> None:
-    queue.served = [model.model_copy(update={"generates": False})]
+def test_images_are_refused_by_a_model_that_only_scores(client, worker, model, path: str) -> None:
+    worker.serve(model.model_copy(update={"generates": False}))
     assert client.get("/models").json()["models"][0]["generates"] is False
     files = None if path == "/generate" else [("image", IMAGE)]
     body = assert_problem(client.post(path, files=files), 422)
@@ -157,8 +160,8 @@ def test_images_are_refused_by_a_model_that_only_scores(client, queue, model, pa
     assert client.post("/score", files=[("image", IMAGE)]).status_code == 200
 
 
-def test_statistics_are_refused_by_a_model_that_is_not_calibrated(client, queue, model) -> None:
-    queue.served = [model.model_copy(update={"calibrations": {}})]
+def test_statistics_are_refused_by_a_model_that_is_not_calibrated(client, worker, model) -> None:
+    worker.serve(model.model_copy(update={"calibrations": {}}))
     for name in ("statistic", "statistics"):
         body = assert_problem(client.post(f"/score?{name}=bpd", files=[("image", IMAGE)]), 422)
         assert body["errors"][0]["field"] == name
@@ -166,7 +169,7 @@ def test_statistics_are_refused_by_a_model_that_is_not_calibrated(client, queue,
     assert client.post("/score", files=[("image", IMAGE)]).status_code == 200
 
 
-def test_an_image_that_cannot_be_tiled_is_refused_at_once(new_client, queue, model) -> None:
+def test_an_image_that_cannot_be_tiled_is_refused_at_once(new_client, jobs, worker, model) -> None:
     client = new_client(max_tiles=6, max_image_pixels=1000)
 
     def refusal(height: int, width: int, status: int = 422, **params: object) -> dict:
@@ -185,7 +188,7 @@ def test_an_image_that_cannot_be_tiled_is_refused_at_once(new_client, queue, mod
         ([("image", IMAGE[:-30])], "damaged"),
     ):
         assert words in assert_problem(client.post("/score?tile=1", files=files), 422)["detail"]
-    queue.served = [model.model_copy(update={"tiles": None})]
+    worker.serve(model.model_copy(update={"tiles": None}))
     body = refusal(20, 20)
     assert body["errors"][0]["field"] == "image"
     assert body["detail"].endswith("makes 16 tiles of 8 x 8; at most 6 are scored, so set tile_size to at least 13.")
@@ -193,11 +196,11 @@ def test_an_image_that_cannot_be_tiled_is_refused_at_once(new_client, queue, mod
     file = to_png(np.zeros((20, 20, 3), np.uint8))
     assert client.post("/score", params=params, files=[("image", file)]).status_code == 200
     assert "send it in parts" in refusal(8, 100)["detail"]
-    queue.served = [model.model_copy(update={"tiles": None, "calibrations": {}})]
+    worker.serve(model.model_copy(update={"tiles": None, "calibrations": {}}))
     body = refusal(8, 8)
     assert body["errors"][0]["field"] == "tile"
     assert "tiny is not calibrated; omit tile, or calibrate the model" in body["detail"]
-    assert len(queue.jobs) == 2
+    assert len(jobs) == 2
 
 
 @pytest.mark.parametrize(
@@ -530,16 +533,16 @@ def test_a_long_text_field_is_named(client) -> None:
         assert assert_problem(client.post("/score", json=body), 422)["errors"][0]["field"] == "class"
 
 
-def test_without_a_worker_the_response_is_an_immediate_503(client, queue, worker) -> None:
-    queue.infos = [worker.model_copy(update={"lanes": ("generate",)})]
+def test_without_a_worker_the_response_is_an_immediate_503(client, jobs, worker, info) -> None:
+    worker.appear_as(info.model_copy(update={"lanes": (Lane.GENERATE,)}))
     response = client.post("/score", files=[("image", IMAGE)])
     assert "score lane" in assert_problem(response, 503)["detail"]
     assert client.post("/generate").status_code == 200
-    assert len(queue.jobs) == 1
+    assert len(jobs) == 1
 
 
-def test_while_no_model_is_loaded_the_response_is_a_503(client, queue) -> None:
-    queue.served = []
+def test_while_no_model_is_loaded_the_response_is_a_503(client, worker) -> None:
+    worker.serve()
     assert (
         assert_problem(client.get("/models/x"), 404)["detail"] == "model: 'x' is not available; no models are served."
     )
@@ -547,8 +550,8 @@ def test_while_no_model_is_loaded_the_response_is_a_503(client, queue) -> None:
     assert "loading" in assert_problem(response, 503)["detail"]
 
 
-def test_without_the_queue_the_response_is_a_503(client, queue) -> None:
-    queue.down = True
+def test_without_the_queue_the_response_is_a_503(new_client) -> None:
+    client = new_client(redis_url=f"redis://127.0.0.1:{free_port()}")
     for method, path in [("POST", "/generate"), ("GET", "/jobs/a"), ("GET", "/models"), ("GET", "/readyz")]:
         response = client.request(method, path)
         assert "queue is unreachable" in assert_problem(response, 503)["detail"]
@@ -556,13 +559,13 @@ def test_without_the_queue_the_response_is_a_503(client, queue) -> None:
     assert "ncml_redis_up 0.0" in client.get("/metrics").text
 
 
-def test_a_full_queue_is_429(new_client, queue) -> None:
-    queue.delay_s = 60
+def test_a_full_queue_is_429(new_client, worker, info) -> None:
+    worker.pause()
     client = new_client(max_waiting=2)
     codes = [client.post("/generate", headers={"prefer": "respond-async"}).status_code for _ in range(2)]
     assert codes == [202, 202]
     for rate, seconds in ((0, RETRY_AFTER_S), (0.05, 20), (0.0001, 3600), (100, 1)):
-        queue.rate = rate
+        worker.appear_as(info.model_copy(update={"pace": {Lane.GENERATE: rate}}))
         response = client.post("/generate", headers={"prefer": "respond-async"})
         body = assert_problem(response, 429)
         assert "2 jobs are waiting" in body["detail"]
@@ -570,10 +573,10 @@ def test_a_full_queue_is_429(new_client, queue) -> None:
         assert response.headers["retry-after"] == str(seconds), "half of the queue is done by then"
 
 
-def test_an_unexpected_error_is_a_500_that_does_not_reveal_its_cause(client, queue) -> None:
-    del queue.served
+def test_an_unexpected_error_is_a_500_that_does_not_reveal_its_cause(client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(QueueMonitor, "models")
     body = assert_problem(client.get("/models"), 500)
-    assert "served" not in str(body)
+    assert "QueueMonitor" not in str(body)
 
 
 def test_a_request_id_is_accepted_or_generated(client) -> None:

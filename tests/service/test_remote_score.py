@@ -20,9 +20,9 @@ from service.keys import digest
 from service.settings import Settings
 from tests.conftest import eventually
 from tests.service.live import served
-from worker.contract import JobStatus, ScoreJob
+from worker.contract import Lane, ScoreJob
 from worker.queue import QueueFull
-from worker.results import JobError, JobView
+from worker.results import JobError
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -54,7 +54,7 @@ def run(queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         yield score
 
 
-def test_a_folder_is_scored_by_a_service_into_the_same_table(run: Run, queue, model, tmp_path: Path) -> None:
+def test_a_folder_is_scored_by_a_service_into_the_same_table(run: Run, jobs, model, tmp_path: Path) -> None:
     write(tmp_path / "images", range(80, 120, 2))
     (tmp_path / "images" / "bad.png").write_text("not an image")
     status, out, err = run("images", "--output", "scores.csv", "--fdr", "0.9")
@@ -70,13 +70,13 @@ def test_a_folder_is_scored_by_a_service_into_the_same_table(run: Run, queue, mo
     assert (scored[0]["model"], scored[0]["calibration"]) == (model.version[:12], "c0" * 6)
     assert (scored[0]["statistic"], scored[-1]["is_ood"]) == ("multiscale", "1")
     assert "bad.png is not an image" in bad["error"]
-    jobs = [job for job, _ in queue.jobs.values() if isinstance(job, ScoreJob)]
-    assert {job.version for job in jobs} == {model.version}  # a model that is replaced meanwhile is not mixed in
-    assert {job.priority for job in jobs} == {"low"}
-    assert [job.n for job in jobs].count(4) == 5
+    scoring = [job for job in jobs.values() if isinstance(job, ScoreJob)]
+    assert {job.version for job in scoring} == {model.version}  # a model that is replaced meanwhile is not mixed in
+    assert {job.priority for job in scoring} == {"low"}
+    assert [job.n for job in scoring].count(4) == 5
 
 
-def test_an_interrupted_run_resumes(run: Run, queue, tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes(run: Run, queue, jobs, tmp_path: Path) -> None:
     write(tmp_path / "images", range(80, 120, 2))
     accept, part = queue.submit, tmp_path / "scores.csv.part"
 
@@ -92,18 +92,20 @@ def test_an_interrupted_run_resumes(run: Run, queue, tmp_path: Path) -> None:
     assert err.startswith("ncml: The service failed unexpectedly")
     done = {Path(row["file"]).name for row in table(part)}
     assert len(done) in (4, 8, 12)
-    before = set(queue.jobs)
+    before = set(jobs)
     queue.submit = accept
     status, _, err = run("images", "--output", "scores.csv")
     assert status == 0, err
     files = {f"{level:03}.png" for level in range(80, 120, 2)}
     assert sorted(Path(row["file"]).name for row in table(tmp_path / "scores.csv")) == sorted(files)
     # a request that the interrupted run had sent may be submitted late, but none of images whose scores it had written
-    late = [queue.jobs[key][0] for key in queue.jobs.keys() - before]
+    late = [jobs[key] for key in jobs.keys() - before]
     assert {f"{image.data[0]:03}.png" for job in late for image in job.images} == files - done
 
 
-def test_a_full_queue_slows_the_run_down(run: Run, queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_queue_slows_the_run_down(
+    run: Run, queue, worker, info, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pauses: list[float] = []
     monkeypatch.setattr(Client, "_pause", lambda self, seconds: pauses.append(seconds))
     write(tmp_path / "images", range(80, 120, 2))
@@ -115,14 +117,17 @@ def test_a_full_queue_slows_the_run_down(run: Run, queue, tmp_path: Path, monkey
             raise QueueFull("2 jobs are waiting")
         return accept(*args, **kwargs)
 
-    queue.submit, queue.rate = refuse_twice, 0.01
+    queue.submit = refuse_twice
+    worker.appear_as(info.model_copy(update={"pace": {Lane.SCORE: 0.01}}))
     status, _, err = run("images", "--output", "scores.csv")
     assert status == 0, err
     assert len(table(tmp_path / "scores.csv")) == 20
     assert len([pause for pause in pauses if pause >= 1]) == 2
 
 
-def test_an_error_ends_the_run_although_others_wait_for_the_queue(run: Run, queue, tmp_path: Path) -> None:
+def test_an_error_ends_the_run_although_others_wait_for_the_queue(
+    run: Run, queue, worker, info, tmp_path: Path
+) -> None:
     """Those that wait would do so for an hour."""
     write(tmp_path / "images", range(80, 120, 2))
     waiting = threading.Event()
@@ -134,7 +139,8 @@ def test_an_error_ends_the_run_although_others_wait_for_the_queue(run: Run, queu
         assert waiting.wait(30)
         raise RuntimeError("out of order")
 
-    queue.submit, queue.rate = refuse, 0.01
+    queue.submit = refuse
+    worker.appear_as(info.model_copy(update={"pace": {Lane.SCORE: 0.01}}))
     before = set(threading.enumerate())
     status, _, err = run("images", "--output", "scores.csv")
     assert status == 2, err
@@ -194,12 +200,12 @@ def test_large_images_are_judged_by_their_tiles(run: Run, tmp_path: Path) -> Non
 
 
 def test_an_image_with_too_many_tiles_is_skipped(
-    queue, model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    queue, worker, model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "images", range(80, 100, 20))
     Image.new("RGB", (64, 64)).save(tmp_path / "images" / "big.png")
-    queue.served = [model.model_copy(update={"tiles": None})]
+    worker.serve(model.model_copy(update={"tiles": None}))
     with served(create_app(Settings(max_tiles=10), queue)) as url:
         status = cli.main(["score", "images", "--tile", "--output", "scores.csv", "--server", url])
     assert status == 0, capsys.readouterr().err
@@ -209,7 +215,7 @@ def test_an_image_with_too_many_tiles_is_skipped(
 
 
 def test_large_images_are_sent_as_files_and_those_that_the_service_refuses_are_skipped(
-    queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    queue, jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The JPEG is below the service's limit, as a PNG it would not be."""
     monkeypatch.chdir(tmp_path)
@@ -229,23 +235,15 @@ def test_large_images_are_sent_as_files_and_those_that_the_service_refuses_are_s
     assert "smaller than a tile" in too_small["error"]
     assert too_small["error"].startswith("images/3.png: ")
     assert unreadable["error"].startswith("images/4.png is not an image")
-    assert len(queue.jobs) == 1
+    assert len(jobs) == 1
 
 
 @pytest.mark.parametrize("reason", ["timeout", "engine"])
-def test_an_image_that_cannot_be_computed_is_skipped(
-    run: Run, queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str
-) -> None:
+def test_an_image_that_cannot_be_computed_is_skipped(run: Run, worker, tmp_path: Path, reason: str) -> None:
     write(tmp_path / "images", range(80, 81))
     Image.new("RGB", (24, 16)).save(tmp_path / "images" / "wide.png")
-    view = queue.view
-    failure = {"status": JobStatus.FAILED, "error": JobError(reason=reason, detail="it failed")}
-
-    def view_of_failed(job_id: str) -> JobView:
-        is_wide = queue.jobs[job_id][0].width == 24
-        return view(job_id).model_copy(update=failure if is_wide else {})
-
-    monkeypatch.setattr(queue, "view", view_of_failed)
+    failure = JobError(reason=reason, detail="it failed")
+    worker.error = lambda job: failure if job.width == 24 else None
     status, _, err = run("images", "--tile", "--output", "scores.csv")
     assert status == 0, err
     assert [row["error"] for row in table(tmp_path / "scores.csv")] == ["", "images/wide.png: It failed."]
@@ -283,13 +281,13 @@ def test_a_mistake_is_reported_in_one_sentence_and_leaves_no_file(
         assert set(tmp_path.iterdir()) == files
 
 
-def test_statistics_of_an_uncalibrated_model_are_refused(run: Run, queue, model, tmp_path: Path) -> None:
-    queue.served = [model.model_copy(update={"calibrations": {}})]
+def test_statistics_of_an_uncalibrated_model_are_refused(run: Run, worker, model, tmp_path: Path) -> None:
+    worker.serve(model.model_copy(update={"calibrations": {}}))
     write(tmp_path / "images", [80])
     status, _, err = run("images", "--statistics", "typicality")
     assert status == 2
     assert err.startswith("ncml: --statistics needs a calibration: the service's model tiny is not calibrated")
-    queue.served = [model.model_copy(update={"calibrations": {"tolerant": model.calibrations["default"]}})]
+    worker.serve(model.model_copy(update={"calibrations": {"tolerant": model.calibrations["default"]}}))
     status, _, err = run("images", "--statistics", "typicality")
     assert status == 2
     assert "this model has no default calibration: choose from tolerant." in err
@@ -317,16 +315,16 @@ def test_a_key_needs_a_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_another_preprocessing_is_refused(
-    run: Run, queue, model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, worker, model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path / "images", range(80, 82, 2))
     preprocessing = model.preprocessing.model_copy(update={"version": 2})
-    queue.served = [model.model_copy(update={"preprocessing": preprocessing})]
+    worker.serve(model.model_copy(update={"preprocessing": preprocessing}))
     status, _, err = run("images")
     assert status == 2
     assert "preprocesses images by other rules" in err
-    queue.served = []
+    worker.serve()
     assert "serves no model" in run("images")[2]
-    queue.served = [model]
+    worker.serve(model)
     monkeypatch.setattr("ncml.client.Client.models", lambda client: [{"name": "llama", "default": True}])
     assert "describes models in another way than an ncml service" in run("images")[2]

@@ -3,9 +3,9 @@
 import asyncio
 import json
 import threading
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -13,7 +13,9 @@ from starlette.testclient import TestClient
 from starlette.types import Message
 
 from service import local, server
-from tests.service.test_waiting import HANG_S, IMAGE
+from tests.service.test_waiting import HANG_S, IMAGE, run_within
+from worker.contract import JobStatus
+from worker.queue import JobQueue
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,9 +49,9 @@ class Exchange:
         return json.loads(self.body)["type"].removeprefix("urn:ncml:problem:")
 
 
-def run(client: TestClient, check: Callable[[Callable[[], None]], Awaitable[None]]) -> None:
+def run(client: TestClient, check: Callable[[Callable[[], None]], Coroutine[Any, Any, None]]) -> None:
     """Run a check, which receives a function that stops the service; answers are due at once."""
-    asyncio.run(asyncio.wait_for(check(lambda: client.app.state.jobs.stop.begin(0)), HANG_S))
+    run_within(client, lambda: check(lambda: client.app.state.jobs.stop.begin(0)))
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -59,19 +61,19 @@ async def until(condition: Callable[[], object]) -> None:
 
 @pytest.mark.parametrize("path", ["/generate", "/jobs/job-0/result"])
 def test_requests_that_wait_get_the_address_of_their_job(
-    new_client: Callable[..., TestClient], queue, monkeypatch: pytest.MonkeyPatch, path: str
+    new_client: Callable[..., TestClient], queue, worker, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
-    queue.delay_s = 600
+    worker.pause()
     client = new_client(wait_s=600)
     if path != "/generate":
         client.post("/generate", headers={"prefer": "respond-async"})
-    waiting, wait = asyncio.Event(), queue.wait
+    waiting, wait = asyncio.Event(), JobQueue.wait
 
-    def wait_observed(*arguments: object) -> Awaitable[object]:
+    def wait_observed(*arguments: Any) -> Awaitable[object]:
         waiting.set()
         return wait(*arguments)
 
-    monkeypatch.setattr(queue, "wait", wait_observed)
+    monkeypatch.setattr(JobQueue, "wait", wait_observed)
 
     async def check(stop: Callable[[], None]) -> None:
         exchange = Exchange(client, "POST" if path == "/generate" else "GET", path)
@@ -80,13 +82,13 @@ def test_requests_that_wait_get_the_address_of_their_job(
         await exchange.task
         assert exchange.status == 202
         assert exchange.headers["location"] == "/jobs/job-0"
-        assert not queue.canceled
+        assert queue.view("job-0").status is JobStatus.QUEUED
 
     run(client, check)
 
 
 def test_a_request_whose_images_are_being_decoded_gets_a_503(
-    client: TestClient, queue, monkeypatch: pytest.MonkeyPatch
+    client: TestClient, jobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoding = asyncio.Event()
 
@@ -103,7 +105,7 @@ def test_a_request_whose_images_are_being_decoded_gets_a_503(
         await exchange.task
         assert (exchange.status, exchange.problem) == (503, "stopping")
         assert exchange.headers["retry-after"]
-        assert not queue.jobs
+        assert not jobs
 
     run(client, check)
 
@@ -120,18 +122,18 @@ def test_a_request_whose_body_is_arriving_gets_a_503(client: TestClient) -> None
 
 
 def test_a_job_that_is_being_submitted_is_reported(
-    new_client: Callable[..., TestClient], queue, monkeypatch: pytest.MonkeyPatch
+    new_client: Callable[..., TestClient], worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    queue.delay_s = 600
+    worker.pause()
     client = new_client(wait_s=600)
-    submit, begun, may_end = queue.submit, threading.Event(), threading.Event()
+    submit, begun, may_end = JobQueue.submit, threading.Event(), threading.Event()
 
-    def submit_slowly(*arguments: object, **options: object) -> str:
+    def submit_slowly(*arguments: Any, **options: Any) -> str:
         begun.set()
         assert may_end.wait(HANG_S)
         return submit(*arguments, **options)
 
-    monkeypatch.setattr(queue, "submit", submit_slowly)
+    monkeypatch.setattr(JobQueue, "submit", submit_slowly)
 
     async def check(stop: Callable[[], None]) -> None:
         exchange = Exchange(client, "POST", "/generate")
@@ -147,7 +149,7 @@ def test_a_job_that_is_being_submitted_is_reported(
 
 
 def test_requests_that_are_canceled_at_the_end_are_answered(
-    new_client: Callable[..., TestClient], queue, monkeypatch: pytest.MonkeyPatch
+    new_client: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The queue does not respond, so that the state of the job is not known when the server cancels its requests."""
     client = new_client(wait_s=600)
@@ -158,7 +160,7 @@ def test_requests_that_are_canceled_at_the_end_are_answered(
         waiting.set()
         await asyncio.Future()
 
-    monkeypatch.setattr(queue, "wait", wait)
+    monkeypatch.setattr(JobQueue, "wait", wait)
 
     async def check(_: Callable[[], None]) -> None:
         accepted = Exchange(client, "POST", "/generate")
@@ -174,7 +176,7 @@ def test_requests_that_are_canceled_at_the_end_are_answered(
     run(client, check)
 
 
-def test_a_response_that_has_begun_continues(client: TestClient, queue) -> None:
+def test_a_response_that_has_begun_continues(client: TestClient) -> None:
     """The last part of a page arrives after the answers are due."""
 
     async def check(stop: Callable[[], None]) -> None:
@@ -188,26 +190,26 @@ def test_a_response_that_has_begun_continues(client: TestClient, queue) -> None:
     run(client, check)
 
 
-@pytest.mark.parametrize("delay_s", [600, 0])
+@pytest.mark.parametrize("has_ended", [False, True])
 def test_a_stream_ends_with_an_event_unless_its_job_has_ended(
-    new_client: Callable[..., TestClient], queue, monkeypatch: pytest.MonkeyPatch, delay_s: float
+    new_client: Callable[..., TestClient], worker, has_ended: bool
 ) -> None:
     client = new_client(wait_s=600)
-    client.post("/generate", headers={"prefer": "respond-async"})
-    queue.jobs["job-0"] = queue.jobs["job-0"][0], time.time()
-    queue.delay_s = delay_s
+    if not has_ended:
+        worker.hold()
+    client.post("/generate", headers={"prefer": "wait=600" if has_ended else "respond-async"})
 
     async def check(_: Callable[[], None]) -> None:
         stop = client.app.state.jobs.stop
-        if not delay_s:
+        if has_ended:
             stop.begin(HANG_S)
         exchange = Exchange(client, "GET", "/jobs/job-0/events")
-        if delay_s:
+        if not has_ended:
             await until(lambda: b"event: progress" in exchange.body)
             stop.begin(HANG_S)
         await exchange.task
         last = exchange.body.decode().strip().rpartition("\n\n")[2]
-        assert last.startswith("event: stopping\ndata: {" if delay_s else "event: succeeded\n")
+        assert last.startswith("event: succeeded\n" if has_ended else "event: stopping\ndata: {")
 
     run(client, check)
 

@@ -1,7 +1,8 @@
 """What a request holds while it waits for its job: no space for uploads, and no slot of the routes."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,10 +11,18 @@ from starlette.types import Message
 
 from ncml.images import to_png
 from service.http.deferred import MAX_CONCURRENT_ROUTES
+from worker.contract import JobStatus
+from worker.queue import JobQueue
 
 IMAGE = to_png(np.full((8, 8, 3), 50, np.uint8))
 HANG_S = 60
 """Time after which a test that hangs is ended."""
+
+
+def run_within(client: TestClient, run: Callable[[], Coroutine[Any, Any, object]]) -> None:
+    """Run a coroutine in the event loop of the application, as its requests are."""
+    assert client.portal
+    client.portal.call(asyncio.wait_for, run(), HANG_S)
 
 
 async def call(
@@ -53,29 +62,27 @@ def test_the_body_of_an_event_stream_takes_no_space_from_uploads(new_client: Cal
     ("method", "path", "status"), [("GET", "/jobs/job-0/result", 200), ("DELETE", "/jobs/job-0", 204)]
 )
 def test_any_number_of_requests_can_wait_for_a_job(
-    client: TestClient, queue, monkeypatch: pytest.MonkeyPatch, method: str, path: str, status: int
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, method: str, path: str, status: int
 ) -> None:
-    queue.delay_s = 600
-    client.post("/score", files=[("image", IMAGE)], headers={"prefer": "respond-async"})
+    client.post("/score", files=[("image", IMAGE)])
+    wait = JobQueue.wait
 
     async def run() -> None:
         ended = asyncio.Event()
 
-        async def wait(job_id: str, *_: object):
+        async def wait_longer(*arguments: Any):
             await ended.wait()
-            return queue.view(job_id)
+            return await wait(*arguments)
 
-        monkeypatch.setattr(queue, "wait", wait)
-        monkeypatch.setattr(queue, "forget", lambda *_: None)
-        monkeypatch.setattr(queue, "cancel", lambda *_: None)
+        monkeypatch.setattr(JobQueue, "wait", wait_longer)
+        monkeypatch.setattr(JobQueue, "forget", lambda *_: None)
         requests = [asyncio.ensure_future(call(client, method, path)) for _ in range(MAX_CONCURRENT_ROUTES)]
         await asyncio.sleep(0)
         assert await call(client, "GET", "/version") == 200
-        queue.delay_s = 0
         ended.set()
         assert set(await asyncio.gather(*requests)) == {status}
 
-    asyncio.run(asyncio.wait_for(run(), HANG_S))
+    run_within(client, run)
 
 
 def test_clients_that_do_not_read_leave_the_routes_to_others(client: TestClient) -> None:
@@ -94,28 +101,34 @@ def test_clients_that_do_not_read_leave_the_routes_to_others(client: TestClient)
         for request in unread:
             request.cancel()
 
-    asyncio.run(asyncio.wait_for(run(), HANG_S))
+    run_within(client, run)
 
 
-def test_a_request_for_a_result_ends_when_its_client_disconnects(new_client: Callable[..., TestClient], queue) -> None:
-    queue.delay_s = 600
+def test_a_request_for_a_result_ends_when_its_client_disconnects(
+    new_client: Callable[..., TestClient], queue, worker
+) -> None:
+    worker.pause()
     client = new_client(wait_s=600)
     client.post("/score", files=[("image", IMAGE)], headers={"prefer": "respond-async"})
-    request = call(client, "GET", "/jobs/job-0/result", {"type": "http.request"}, {"type": "http.disconnect"})
-    assert asyncio.run(asyncio.wait_for(request, HANG_S)) == 202
-    assert not queue.canceled
+
+    async def run() -> None:
+        messages = {"type": "http.request"}, {"type": "http.disconnect"}
+        assert await call(client, "GET", "/jobs/job-0/result", *messages) == 202
+
+    run_within(client, run)
+    assert queue.view("job-0").status is JobStatus.QUEUED
 
 
 @pytest.mark.parametrize("key", ["", "order-1"])
 def test_a_disconnected_client_cancels_its_job_unless_it_can_retry(
-    new_client: Callable[..., TestClient], queue, key: str
+    new_client: Callable[..., TestClient], queue, jobs, worker, key: str
 ) -> None:
-    queue.delay_s = 600
+    worker.pause()
     client = new_client(wait_s=600)
-    request = call(client, "POST", "/generate", {"type": "http.request"}, {"type": "http.disconnect"}, key=key)
-    asyncio.run(asyncio.wait_for(request, HANG_S))
-    assert len(queue.jobs) == 1
-    assert queue.canceled == (set() if key else set(queue.jobs))
+    messages = {"type": "http.request"}, {"type": "http.disconnect"}
+    run_within(client, lambda: call(client, "POST", "/generate", *messages, key=key))
+    (job_id,) = jobs
+    assert queue.view(job_id).status is (JobStatus.QUEUED if key else JobStatus.CANCELED)
 
 
 def test_uploads_of_many_clients_share_a_limit(new_client: Callable[..., TestClient]) -> None:
@@ -131,4 +144,4 @@ def test_uploads_of_many_clients_share_a_limit(new_client: Callable[..., TestCli
         for upload in receiving:
             upload.cancel()
 
-    asyncio.run(asyncio.wait_for(run(), HANG_S))
+    run_within(client, run)
