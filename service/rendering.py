@@ -5,6 +5,7 @@ The maps of scans, which can be thousands of times as large as their results, ar
 
 import base64
 import io
+import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -185,9 +186,17 @@ def images_response(view: JobView, result: ImagesResult, blob: bytes, media: str
     document = ImagesAnswer(id=view.id, status=view.status, model=result.model, images=images, timing=result.timing)
     if media == JSON:
         return Response(document.model_dump_json(), 200, headers, JSON)
+    members = {f"{i:02d}-seed-{seed}.png": file for i, (seed, file) in enumerate(zip(result.seeds, files, strict=True))}
+    members["job.json"] = document.model_dump_json(exclude={"images": {"__all__": {"png"}}}).encode()
+    return Response(_archive(members, view.ended_at), 200, headers, ZIP)
+
+
+def _archive(members: dict[str, bytes], ended_at: float | None) -> bytes:
+    """Return a zip whose files have the time at which their job ended, so that its bytes are always the same."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for i, (seed, file) in enumerate(zip(result.seeds, files, strict=True)):
-            archive.writestr(f"{i:02d}-seed-{seed}.png", file)
-        archive.writestr("job.json", document.model_dump_json(exclude={"images": {"__all__": {"png"}}}))
-    return Response(buffer.getvalue(), 200, headers, ZIP)
+        for name, data in members.items():
+            member = zipfile.ZipInfo(name, time.gmtime(ended_at)[:6])
+            member.external_attr = 0o600 << 16  # the permissions of the file
+            archive.writestr(member, data)
+    return buffer.getvalue()

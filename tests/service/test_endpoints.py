@@ -25,7 +25,7 @@ from tests.conftest import Valkey, eventually
 from tests.service.live import served
 from worker.contract import CompleteJob, GenerateJob, JobStatus, Lane, Priority, ScanJob, ScoreJob
 from worker.descriptors import WorkerState
-from worker.keys import blob_key
+from worker.keys import blob_key, job_key
 from worker.queue import JobQueue
 from worker.results import Event, JobError
 
@@ -359,6 +359,14 @@ def test_several_images_are_returned_as_a_grid_a_zip_json_or_arrays(client: Test
     arrays = np.load(io.BytesIO(client.post(url, headers={"accept": "application/x-npz"}).content))
     assert arrays["images"].shape == (3, 8, 8, 3)
     assert arrays["seeds"].tolist() == [5, 6, 7]
+
+
+def test_a_zip_is_dated_by_the_end_of_its_job(client: TestClient, queue) -> None:
+    """So it has the same bytes whenever it is requested."""
+    client.post("/generate?n=2")
+    queue.redis.hset(job_key("job-0"), "ended", 10**9)
+    archive = zipfile.ZipFile(io.BytesIO(client.get("/jobs/job-0/result?format=zip").content))
+    assert {file.date_time for file in archive.infolist()} == {(2001, 9, 9, 1, 46, 40)}
 
 
 def test_every_setting_reaches_the_job(client: TestClient, jobs) -> None:
