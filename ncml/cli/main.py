@@ -29,6 +29,7 @@ COMMANDS = {
     "adapt": "ncml.cli.adapt:adapt",
     "calibrate": "ncml.cli.calibrate:calibrate",
     "score": "ncml.cli.score:score",
+    "watch": "ncml.cli.watch:watch",
     "drift": "ncml.cli.drift:drift",
     "generate": "ncml.cli.generate:generate",
     "complete": "ncml.cli.generate:complete",
@@ -50,6 +51,7 @@ EXTRAS = dict.fromkeys((*TRAINING, "tensorboard"), "train") | {
     "torch": "worker",
     "safetensors": "worker",
     "httpx2": "client",
+    "watchfiles": "client",
     "huggingface_hub": "hub",
 }
 """The extra of this package that installs a module."""

@@ -106,7 +106,7 @@ def score_to_table(
     try:
         with progress_bar() as on_progress:
             for rows in score_batches(paths, scorer, begin):
-                table.add(_to_cells(row) for row in rows)
+                table.add(to_cells(row) for row in rows)
                 table.done += len(rows)
                 on_progress(Progress("score", table.done, total))
     except NcmlError:
@@ -132,7 +132,8 @@ def _no_image_in(files: Inputs) -> str:
     return f"there is no image in {', '.join(map(str, files.paths))}."
 
 
-def _to_cells(row: Row) -> Row:
+def to_cells(row: Row) -> Row:
+    """Return the cells of a table for the results of a file: verdicts as 0 or 1, and nothing for None."""
     return {k: int(v) if isinstance(v, bool) else "" if v is None else v for k, v in row.items()}
 
 

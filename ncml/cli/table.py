@@ -6,6 +6,7 @@ of memory when the table is finished, and none before.
 
 import array
 import csv
+import io
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,21 +31,28 @@ class Table:
     """One table on disk; columns that are not in `texts` hold numbers or empty cells."""
 
     def __init__(
-        self, path: Path, columns: Sequence[str], *, texts: Iterable[str], constants: Mapping[str, str]
+        self,
+        path: Path,
+        columns: Sequence[str],
+        *,
+        texts: Iterable[str],
+        constants: Mapping[str, str],
+        is_endless: bool = False,
     ) -> None:
         """Create the table, or open an unfinished one.
 
+        is_endless: rows go to the table itself, which is never finished.
         constants: columns with one value in every row, such as the model; a table with other values is refused.
         Raises `InputError` for another suffix, a path that cannot be written, or an unfinished table of something else.
         """
         if path.suffix not in SUFFIXES:
             raise InputError("output", f"{path} must end in .csv or .parquet.")
         self.path, self.columns, self.texts, self.constants = path, list(columns), set(texts), dict(constants)
-        self.part = part_of(path)
+        self.part = path if is_endless else part_of(path)
         self.done, self.last = 0, ""
         """Number of rows on disk, and the first cell of the last of them."""
         try:
-            if self.part.exists():
+            if self.part.exists() and self.part.stat().st_size:
                 self._resume()
             else:
                 with self.part.open("w", newline="", encoding="utf-8") as file:
@@ -100,9 +108,17 @@ class Table:
         self.done = count
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append rows; they are on disk when this returns. Missing cells are empty."""
-        with self.part.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self.columns, restval="").writerows(self.constants | dict(row) for row in rows)
+        """Append rows; they are on disk when this returns, and none of them if it raises. Missing cells are empty."""
+        text = io.StringIO(newline="")
+        csv.DictWriter(text, self.columns, restval="").writerows(self.constants | dict(row) for row in rows)
+        with self.part.open("ab", buffering=0) as file:
+            end, unwritten = file.seek(0, os.SEEK_END), text.getvalue().encode()
+            try:
+                while unwritten:
+                    unwritten = unwritten[file.write(unwritten) :]
+            except OSError:
+                file.truncate(end)
+                raise
 
     def finish(self, computed: Mapping[str, Callable[[Row], str]] = {}) -> None:
         """Write the table under its own name, with additional number columns computed from each row."""

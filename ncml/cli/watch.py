@@ -1,0 +1,347 @@
+"""`ncml watch`."""
+
+import contextlib
+import fcntl
+import itertools
+import json
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import IO, Annotated, Any
+
+import watchfiles
+from tyro.conf import Positional, arg
+
+from ncml.cli.arrivals import Arrival, Arrivals, Stamp
+from ncml.cli.earlier_rows import STAMP_COLUMNS, stamp
+from ncml.cli.local import LocalModel
+from ncml.cli.remote import REQUESTS, connect
+from ncml.cli.rows import Row, Scorer, SkippedFiles, image_scorer, score_batches
+from ncml.cli.score import DETECTOR_COLUMNS, IMAGE_COLUMNS
+from ncml.cli.score_output import TEXT_COLUMNS, print_row, to_cells
+from ncml.cli.table import Table
+from ncml.cli.terminal import QUIET_S, CalibrationOption, DeviceOption, JsonOption, ModelOption, describe
+from ncml.errors import InputError
+from ncml.ood.alarm import FlaggedRateAlarm
+from ncml.paths import check_exists, check_output_folder, printable
+
+RETRY_S = 5.0
+"""Pause before a folder that cannot be read, or a table that cannot be written, is tried again."""
+
+BUSY_SHARE, MIN_PAUSE_S = 0.2, 0.05
+"""Share of the time that may be spent on listing the folder, and the shortest pause between two listings."""
+
+CLEAR = "\r\033[K"
+"""Removes the line of progress from a terminal."""
+
+
+def watch(
+    folder: Annotated[Positional[Path], arg(metavar="FOLDER")],
+    /,
+    *,
+    model: ModelOption = "",
+    output: Annotated[Path, arg(aliases=("-o",), metavar="FILE")] = Path("verdicts.csv"),
+    calibration: CalibrationOption = None,
+    move_flagged: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: none)")] = None,
+    poll: Annotated[float, arg(metavar="SECONDS")] = 1.0,
+    device: DeviceOption = "cpu",
+    server: Annotated[str, arg(metavar="URL", help_behavior_hint="(default: none)")] = "",
+    api_key: Annotated[str, arg(metavar="KEY", help_behavior_hint="(default: NCML_API_KEY)")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Judge the images of a folder as they arrive, each once, until Ctrl-C.
+
+    An image is judged once it is completely written. Flagged images are printed, and an alarm if more of them are
+    flagged than the calibration expects. Subfolders are watched, too; hidden files and other formats are ignored.
+
+    Args:
+        folder: Folder in which images arrive: PNG, JPEG, WebP, BMP, TIFF or GIF.
+        model: Name or folder of the model; it must be a detector or calibrated.
+        output: Table to append to, .csv: the record of what has been judged. The same command continues it.
+        calibration: Name of the calibration that decides the verdict.
+        move_flagged: Move flagged images to this folder. Without it, no image is changed or moved.
+        poll: Interval at which the folder is listed if nothing reports a change, as on network folders.
+        device: Device to compute on: cpu, cuda or cuda:N.
+        server: Address of a service that judges the images with all of its workers, in place of this machine.
+        api_key: API key for that service.
+        as_json: Print a JSON object for each judged image, one per line.
+    """
+    _check(folder, output, move_flagged, poll, device=device, server=server, api_key=api_key)
+    local = None if server else LocalModel(describe(model, device), device)
+    with nullcontext(local) if local else connect(server, api_key, model) as m:
+        own_size = m.judges(calibration, None)
+        selected = m.detector if own_size else m.calibrations.select(calibration)
+        if selected is None:
+            raise InputError("model", f"watching needs verdicts, but {m.uncalibrated}")
+        arguments: dict[str, Any] = {"classes": None, "noise": 0.0, "calibration": calibration, "statistic": None}
+        arguments |= {"statistics": (), "ood": True}
+        if local is not None:
+            local.check(arguments)
+        skipped = SkippedFiles()
+        scorer = image_scorer(m, arguments, None, skipped, concurrency=REQUESTS if server else 1, own_size=own_size)
+        columns = (*(DETECTOR_COLUMNS if own_size else IMAGE_COLUMNS), *STAMP_COLUMNS)
+        constants = {
+            "model": m.version[:12],
+            "calibration": selected.version[:12],
+            "statistic": selected.statistic,
+        }
+        with _locked(output):
+            table = Table(output, (*columns, *constants, "error"), texts=TEXT_COLUMNS, constants=constants,
+                          is_endless=True)  # fmt: skip
+            alarm = FlaggedRateAlarm(round(1 / selected.smallest_p) - 1, selected.false_positive_rate)
+            show = _print_object if as_json else _print_flagged
+            Watch(folder, table, scorer, alarm, move_flagged, show).run(poll)
+    if selected.weakness:
+        print(f"ncml: the calibration is weak: {selected.weakness}.", file=sys.stderr)
+
+
+def _check(
+    folder: Path, output: Path, move_flagged: Path | None, poll: float, *, device: str, server: str, api_key: str
+) -> None:
+    check_exists(folder)
+    if not folder.is_dir():
+        raise InputError("folder", f"{folder} is not a folder: name the one in which images arrive.")
+    if output.suffix != ".csv":
+        raise InputError("output", f"{output} must end in .csv: rows are appended as images arrive.")
+    if not 0.05 <= poll <= 3600:
+        raise InputError("poll", f"--poll must be 0.05 to 3600 seconds, not {poll:g}.")
+    if server and device != "cpu":
+        raise InputError("device", "--device cannot be combined with --server, whose workers choose theirs: omit it.")
+    if api_key and not server:
+        raise InputError("api_key", "--api-key requires --server: add --server, or omit --api-key.")
+    if move_flagged is not None:
+        target, source = move_flagged.resolve(), folder.resolve()
+        if target.is_relative_to(source) or source.is_relative_to(target):
+            raise InputError(
+                "move_flagged",
+                f"--move-flagged {move_flagged} and {folder} must not contain each other: name a folder elsewhere.",
+            )
+        check_output_folder(move_flagged, "move_flagged")
+
+
+def _print_object(row: Row) -> None:
+    print(json.dumps(row), flush=True)
+
+
+def _print_flagged(row: Row) -> None:
+    if row["is_ood"]:
+        if sys.stderr.isatty():
+            print(CLEAR, end="", file=sys.stderr, flush=True)
+        print_row(row, statistics=())
+        sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _locked(output: Path) -> Generator[None]:
+    """Refuse a table to which another process appends."""
+    try:
+        file: IO[str] = output.open("a")
+    except OSError as error:
+        raise InputError("output", f"{output} cannot be written: {error.strerror}.") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                "output", f"another ncml watch appends to {output}: stop it, or choose another --output."
+            ) from None
+        yield
+
+
+class Watch:
+    """The loop of `ncml watch`. The table is the record: a file with a row of its present state is not judged again."""
+
+    def __init__(
+        self,
+        folder: Path,
+        table: Table,
+        scorer: Scorer,
+        alarm: FlaggedRateAlarm,
+        move_flagged: Path | None,
+        show: Callable[[Row], None],
+    ) -> None:
+        """show: prints the row of an image that has been judged."""
+        self._folder, self._table, self._scorer, self._alarm = folder, table, scorer, alarm
+        self._move_flagged, self._show = move_flagged, show
+        self._states: dict[str, Stamp] = {}
+        self._to_move: list[Path] = []
+        self._judged = self._flagged = self._skipped = self._judged_before = 0
+        self._is_alarmed = False
+        self._arrivals = Arrivals(folder, lambda path, state: self._states.get(printable(path)) == state)
+        self._stopping, self._changed = threading.Event(), threading.Event()
+        self._began = self._reported_at = time.monotonic()
+        self._problem = ""
+        for row in table.rows():
+            self._note(row)
+            path = Path(row["file"])
+            if row["is_ood"] == "1" and tuple(stamp(path).values()) == self._states[row["file"]]:
+                self._to_move.append(path)  # this process was killed before it could move the image
+        self._judged_before = self._judged
+
+    def run(self, poll_s: float) -> None:
+        """Judge images until SIGINT or SIGTERM."""
+        with self._stopped_by_signals(), self._woken_by_changes():
+            while not self._stopping.is_set():
+                listed_at = time.monotonic()
+                try:
+                    complete = self._arrivals.complete()
+                except OSError as error:
+                    self._report_problem(f"{self._folder} cannot be read: {error.strerror or error}")
+                    self._stopping.wait(RETRY_S)
+                    continue
+                pause_s = max(MIN_PAUSE_S, (time.monotonic() - listed_at) / BUSY_SHARE)
+                self._judge(complete)
+                self._move()
+                self._report_progress()
+                self._stopping.wait(max(0, listed_at + pause_s - time.monotonic()))
+                self._changed.wait(min(poll_s, self._arrivals.next_check_s()))
+                self._changed.clear()
+        self._report_progress(is_last=True)
+
+    @contextlib.contextmanager
+    def _stopped_by_signals(self) -> Generator[None]:
+        """Finish the images in progress at the first signal; the second one interrupts."""
+
+        def stop(signum: int, _: object) -> None:
+            self._stopping.set()
+            self._changed.set()
+            signal.signal(signum, earlier[signum])
+
+        earlier = {int(signum): signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+        for signum in earlier:
+            signal.signal(signum, stop)
+        yield
+        for signum, handler in earlier.items():
+            signal.signal(signum, handler)
+
+    @contextlib.contextmanager
+    def _woken_by_changes(self) -> Generator[None]:
+        """Notice files earlier than by listing the folder regularly, where the system reports changes."""
+
+        def listen() -> None:
+            while not self._stopping.is_set():
+                try:
+                    for _ in watchfiles.watch(
+                        self._folder, watch_filter=None, debounce=50, step=20, rust_timeout=500,
+                        stop_event=self._stopping, yield_on_timeout=True, raise_interrupt=False,
+                    ):  # fmt: skip
+                        self._changed.set()
+                        if self._problem:
+                            break  # the folder has vanished, and its successor needs a new watch
+                except (OSError, RuntimeError):
+                    pass  # the folder has vanished, or the system has no more watches: it is listed regularly
+                self._stopping.wait(RETRY_S)
+
+        listener = threading.Thread(target=listen, daemon=True)
+        listener.start()
+        yield
+        listener.join()
+
+    def _judge(self, complete: list[Arrival]) -> None:
+        """Judge files in order, until a signal."""
+        arrivals = {arrival.path: arrival for arrival in complete}
+
+        def begin(path: Path) -> Row:
+            return dict(zip(STAMP_COLUMNS, arrivals[path].stamp, strict=True))
+
+        in_order = iter(complete)
+        for rows in score_batches(arrivals, self._scorer, begin):
+            self._record([(next(in_order), row) for row in rows])
+            if self._stopping.is_set():
+                return
+
+    def _record(self, judged: list[tuple[Arrival, Row]]) -> None:
+        """Write the rows of files that have not changed since they were listed, and show them."""
+        recorded = [
+            (arrival, row)
+            for arrival, row in judged
+            if not self._arrivals.has_changed(arrival)
+            and not ("error" in row and self._arrivals.may_be_incomplete(arrival))
+        ]
+        if not self._write([to_cells(row) for _, row in recorded]):
+            return
+        for arrival, row in recorded:
+            self._arrivals.judged(arrival)
+            self._note(to_cells(row))
+            if "error" in row:
+                self._print(f"skipped: {row['error']}")
+                continue
+            self._show(row)
+            if row["is_ood"]:
+                self._to_move.append(arrival.path)
+
+    def _write(self, rows: list[Row]) -> bool:
+        """Append rows to the table, and wait while that fails; return False after a signal."""
+        while True:
+            try:
+                self._table.add(rows)
+            except OSError as error:
+                self._report_problem(f"{self._table.path} cannot be written: {error.strerror}")
+                if self._stopping.wait(RETRY_S):
+                    return False
+            else:
+                self._problem = ""
+                return True
+
+    def _note(self, row: Mapping[str, Any]) -> None:
+        """Count a row, of this run or of an earlier one."""
+        self._states[row["file"]] = tuple(str(row[name]) for name in STAMP_COLUMNS)
+        if row.get("error"):
+            self._skipped += 1
+            return
+        is_flagged = str(row["is_ood"]) == "1"
+        self._judged += 1
+        self._flagged += is_flagged
+        was_alarmed, self._is_alarmed = self._is_alarmed, float(self._alarm.update(is_flagged)) >= self._alarm.limit
+        if self._is_alarmed and not was_alarmed:
+            self._print(f"ALARM at image {self._judged}: more images are flagged than the calibration expects")
+
+    def _move(self) -> None:
+        """Move flagged images; those that cannot be moved are tried again."""
+        if self._move_flagged is None:
+            return
+        for path in self._to_move.copy():
+            target = _unused(self._move_flagged / path.relative_to(self._folder))
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if path.exists():
+                    shutil.move(path, target)
+            except OSError as error:
+                self._report_problem(f"{path} cannot be moved to {target}: {error.strerror}")
+                return
+            self._to_move.remove(path)
+
+    def _report_problem(self, problem: str) -> None:
+        """Print a problem once; work continues when it has passed."""
+        if problem != self._problem:
+            self._problem = problem
+            self._print(f"{problem}; trying again until that succeeds")
+
+    def _report_progress(self, *, is_last: bool = False) -> None:
+        """Show the state in one line: on a terminal always the current one, elsewhere from time to time."""
+        now, is_terminal = time.monotonic(), sys.stderr.isatty()
+        if not (is_last or is_terminal or now - self._reported_at >= QUIET_S):
+            return
+        self._reported_at = now
+        rate = (self._judged - self._judged_before) / (now - self._began)
+        share = f" ({self._flagged / self._judged:.1%})" if self._judged else ""
+        line = (
+            f"{self._judged} judged, {len(self._arrivals)} waiting, {self._flagged} flagged{share}, "
+            f"{self._skipped} skipped, {rate:.2g} images/s, {'ALARM' if self._is_alarmed else 'no alarm'}"
+        )
+        print(f"{CLEAR}{line}" if is_terminal else line, end="" if is_terminal and not is_last else "\n",
+              file=sys.stderr, flush=True)  # fmt: skip
+
+    def _print(self, message: str) -> None:
+        print(f"{CLEAR if sys.stderr.isatty() else ''}ncml: {message}", file=sys.stderr, flush=True)
+
+
+def _unused(path: Path) -> Path:
+    """Return a path, or the next one with a number, that does not exist: no image is replaced."""
+    numbered = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(1))
+    return next(candidate for candidate in itertools.chain([path], numbered) if not candidate.exists())

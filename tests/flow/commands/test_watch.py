@@ -1,0 +1,228 @@
+"""`ncml watch` in its own process: files that arrive are judged once, through stops, kills and full disks."""
+
+import csv
+import errno
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import ncml
+from ncml.cli import main as cli
+from ncml.cli.table import Table
+from tests.conftest import eventually
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "incoming"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def start(tmp_path: Path, folder: Path, calibrated: ncml.Model) -> Iterator[Start]:
+    """Start the command; what it prints goes to `log`."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(*options: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "ncml.cli", "watch", str(folder), "--model", str(calibrated.folder)]
+        with (tmp_path / "log").open("a") as log:
+            process = subprocess.Popen(
+                [*command, "-o", str(tmp_path / "verdicts.csv"), *options],
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                cwd=tmp_path,
+                stdout=log,
+                stderr=log,
+                text=True,
+            )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def save(path: Path, seed: int) -> None:
+    """Write an image of its own, renamed into place."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
+    Image.fromarray(pixels).save(path.with_name(f".{path.name}"), "PNG")
+    path.with_name(f".{path.name}").rename(path)
+
+
+def rows(tmp_path: Path) -> list[dict[str, str]]:
+    path = tmp_path / "verdicts.csv"
+    with path.open(newline="") as table:
+        return [row for row in csv.DictReader(table) if None not in row.values()]
+
+
+def count(tmp_path: Path) -> int:
+    return len(rows(tmp_path)) if (tmp_path / "verdicts.csv").exists() else 0
+
+
+def flagged_seed(model: ncml.Model, tmp_path: Path) -> int:
+    """Return the seed of an image that is flagged."""
+    for seed in range(100):
+        save(tmp_path / "candidate.png", seed)
+        (score,) = model.score(tmp_path / "candidate.png")
+        if score.ood and score.ood.is_ood:
+            return seed
+    pytest.fail("no image is flagged")
+
+
+def stop(process: subprocess.Popen[str]) -> int:
+    process.send_signal(signal.SIGINT)
+    return process.wait(120)
+
+
+@pytest.mark.parametrize("files", [400, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+def test_each_file_is_judged_once_through_stops_and_a_kill(
+    start: Start, folder: Path, tmp_path: Path, calibrated: ncml.Model, files: int
+) -> None:
+    def arrive() -> None:
+        for i in range(files):
+            save(folder / f"{i:05}.png", i)
+
+    arriving = threading.Thread(target=arrive)
+    process = start()
+    arriving.start()
+    eventually(lambda: count(tmp_path) > files // 8)
+    assert stop(process) == 0
+    process = start()
+    eventually(lambda: count(tmp_path) > files // 4)
+    process.kill()
+    process.wait()
+    process = start("--json")
+    eventually(lambda: count(tmp_path) > files // 2)
+    process.terminate()
+    assert process.wait(120) == 0
+    arriving.join()
+    process = start()
+    eventually(lambda: count(tmp_path) == files, 1200)
+    assert stop(process) == 0
+    judged = rows(tmp_path)
+    assert Counter(row["file"] for row in judged) == Counter(str(folder / f"{i:05}.png") for i in range(files))
+    some = judged[:: files // 20]
+    expected = calibrated.score([row["file"] for row in some])
+    assert [float(row["p_value"]) for row in some] == [score.ood.p_value for score in expected if score.ood]
+    flagged = sum(row["is_ood"] == "1" for row in judged)
+    last = (tmp_path / "log").read_text().splitlines()[-2:]
+    assert any(line.startswith(f"{files} judged, 0 waiting, {flagged} flagged") for line in last)
+
+
+def test_flagged_images_are_moved_and_none_is_replaced(
+    start: Start, folder: Path, tmp_path: Path, calibrated: ncml.Model
+) -> None:
+    seed, moved = flagged_seed(calibrated, tmp_path), tmp_path / "flagged"
+    process = start("--move-flagged", str(moved))
+    for _ in range(2):
+        (folder / "line 1").mkdir(exist_ok=True)
+        save(folder / "line 1" / "noise.png", seed)
+        eventually(lambda: not (folder / "line 1" / "noise.png").exists())
+    eventually(lambda: count(tmp_path) == 2)
+    assert stop(process) == 0
+    assert {row["is_ood"] for row in rows(tmp_path)} == {"1"}
+    assert sorted(path.name for path in (moved / "line 1").iterdir()) == ["noise-1.png", "noise.png"]
+
+
+def test_a_flagged_image_is_moved_after_a_kill_between_row_and_move(
+    start: Start, folder: Path, tmp_path: Path, calibrated: ncml.Model
+) -> None:
+    process = start()
+    save(folder / "noise.png", flagged_seed(calibrated, tmp_path))
+    eventually(lambda: count(tmp_path) == 1)
+    process.kill()
+    process.wait()
+    start("--move-flagged", str(tmp_path / "flagged"))
+    eventually((tmp_path / "flagged" / "noise.png").exists)
+    assert not (folder / "noise.png").exists()
+    assert count(tmp_path) == 1
+
+
+def test_a_file_is_judged_when_its_slow_writer_has_finished(start: Start, folder: Path, tmp_path: Path) -> None:
+    save(tmp_path / "whole.png", 3)
+    content = (tmp_path / "whole.png").read_bytes()
+    start("--json")
+    with (folder / "slow.png").open("wb", buffering=0) as file:
+        file.write(content[: len(content) // 2])
+        time.sleep(1)  # enough on most machines to find that half of the file is no image
+        assert count(tmp_path) == 0
+        file.write(content[len(content) // 2 :])
+    eventually(lambda: count(tmp_path) == 1)
+    (row,) = rows(tmp_path)
+    assert (row["error"], row["bytes"]) == ("", str(len(content)))
+
+
+def test_a_folder_that_vanishes_and_returns_is_watched_again(start: Start, folder: Path, tmp_path: Path) -> None:
+    start("--poll", "0.1")
+    save(folder / "0.png", 0)
+    eventually(lambda: count(tmp_path) == 1)
+    folder.rename(tmp_path / "elsewhere")
+    eventually(lambda: "cannot be read" in (tmp_path / "log").read_text())
+    (tmp_path / "elsewhere").rename(folder)
+    save(folder / "1.png", 1)
+    eventually(lambda: count(tmp_path) == 2)
+
+
+def test_rows_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    """A limit on the size of files stands for a full disk."""
+    table = Table(tmp_path / "t.csv", ["file"], texts=["file"], constants={}, is_endless=True)
+    table.add([{"file": "before"}])
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+            table.add([{"file": "x" * 50}, {"file": "y" * 50}])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    table.add([{"file": "after"}])
+    assert [row["file"] for row in table.rows()] == ["before", "after"]
+
+
+def test_two_processes_do_not_append_to_one_table(start: Start, folder: Path, tmp_path: Path) -> None:
+    start()
+    eventually((tmp_path / "verdicts.csv").exists)
+    second = start()
+    assert second.wait(120) == 2
+    assert "another ncml watch appends to" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("incoming --move-flagged incoming/flagged", "must not contain each other: name a folder elsewhere."),
+        ("incoming --move-flagged .", "must not contain each other: name a folder elsewhere."),
+        ("missing", "missing cannot be read: there is no such file or folder."),
+        ("image.png", "image.png is not a folder: name the one in which images arrive."),
+        ("incoming -o table.parquet", "table.parquet must end in .csv: rows are appended as images arrive."),
+        ("incoming --poll 0", "--poll must be 0.05 to 3600 seconds, not 0."),
+        ("incoming --api-key k", "--api-key requires --server: add --server, or omit --api-key."),
+        ("incoming --calibration strict", "there is no calibration 'strict': choose from default."),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    options: str, message: str, folder: Path, calibrated: ncml.Model, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "image.png", 0)
+    assert cli.main(["watch", *options.split(), "--model", str(calibrated.folder)]) == 2
+    output = capsys.readouterr()
+    assert output.err.endswith(f"{message}\n")
+    assert output.err.count("\n") == 1
+    assert not (tmp_path / "verdicts.csv").exists()
