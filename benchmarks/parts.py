@@ -1,41 +1,171 @@
-"""Render images of parts as folders, in the layout of MVTec AD.
+"""Measure the whole route from a folder of good images to verdicts, on rendered images of parts.
 
-    python benchmarks/parts.py --write FOLDER [--kinds washer gear] [--training 200] [--good 40] [--defective 4]
+    python benchmarks/parts.py [--kinds washer gear | --half choice|report] [--training 200] [--good 40] [--defective 4]
+                               [--power] [--json FILE] [--images FOLDER] [--only-write]
 
-Ten kinds of part: five to choose scales and neighbourhoods on, five only to report (`part_images.kinds`). A folder has
-good images to adapt to, further good ones, defective ones of each kind of defect with the true regions, and foreign
-ones. The images are a function of the seed; rendering takes .1 to 2 s of CPU time an image.
+For each kind of part: render the images, make a detector from the good ones with the library, as `ncml adapt` does, and
+judge further good images, defective ones of each kind of defect, and foreign ones. Ten kinds: five to choose scales and
+neighbourhoods on, five only to report (`part_images.kinds`). Images are a function of the seed; rendering one takes .1
+to 2 s of CPU time. Seconds are CPU time of one thread, so other programs on the machine do not change them much.
+
+`--images` keeps the images, in the layout of MVTec AD, and reuses those that are there. `--power` also measures the
+power on altered images, which takes minutes.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import tempfile
+import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
 from part_images import KINDS, write_folders
+from sklearn.metrics import roc_auc_score
+
+import ncml
+from ncml import images
+from ncml.calibration.detector import make_detector
+from ncml.calibration.detector_power import POWER_IMAGES
+from ncml.data.good_images import open_folder
+from ncml.ood.detector import DetectorCalibration
+from ncml.ood.judging import Detector
+from ncml.results import Detection
+from ncml.runtime import use_full_precision
+
+ROOT = Path(__file__).resolve().parents[1]
+GOOD, FOREIGN = "good", "foreign"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", type=Path, metavar="FOLDER", required=True, help="folder of the rendered images")
-    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), help="kinds of part (default: all)")
+    parser.add_argument("--half", choices=["choice", "report"], help="the kinds to choose on, or only to report")
     parser.add_argument("--training", type=int, default=200, metavar="N", help="good images to adapt to")
     parser.add_argument("--good", type=int, default=40, metavar="N", help="further good images of each kind of part")
     parser.add_argument("--defective", type=int, default=4, metavar="N", help="images of each kind of defect")
     parser.add_argument("--foreign", type=int, default=5, metavar="N", help="foreign images for each kind of part")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--power", action="store_true", help="also measure the power on altered images")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to this file, as they come")
+    parser.add_argument("--images", type=Path, metavar="FOLDER", help="folder of the images, which is kept")
+    parser.add_argument("--only-write", action="store_true", help="only render the images, into --images")
     options = parser.parse_args()
-    for kind in options.kinds:
-        folder = write_folders(
-            options.write,
-            kind,
-            training=options.training,
-            good=options.good,
-            defective=options.defective,
-            foreign_images=options.foreign,
-            seed=options.seed,
-        )
-        print(folder, flush=True)
+    if options.only_write and options.images is None:
+        parser.error("--only-write needs --images")
+    torch.set_num_threads(1)
+    use_full_precision()
+    kinds = options.kinds or [
+        name for name, kind in KINDS.items() if options.half is None or kind.for_choice == (options.half == "choice")
+    ]
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        for kind in kinds:
+            folder = rendered(options.images or Path(temporary), kind, options)
+            if options.only_write:
+                print(folder, flush=True)
+                continue
+            results[kind] = measure(folder, Path(temporary) / "detectors" / kind, options.power)
+            print_row(kind, results[kind])
+            if options.json:
+                options.json.write_text(json.dumps(results, indent=2) + "\n")
+    if len(results) > 1:
+        print_row("all", total(list(results.values())))
+
+
+def rendered(root: Path, kind: str, options: argparse.Namespace) -> Path:
+    """Return the folder of a kind's images, rendered unless it is there."""
+    if (root / kind / "truth.json").is_file():
+        return root / kind
+    return write_folders(
+        root,
+        kind,
+        training=options.training,
+        good=options.good,
+        defective=options.defective,
+        foreign_images=options.foreign,
+        seed=options.seed,
+    )
+
+
+def measure(folder: Path, out: Path, power: bool) -> dict[str, Any]:
+    """Make a detector from `train/good`, and judge the images of each folder in `test`."""
+    model = ncml.load(ROOT / "models" / "cifar10")
+    started = time.process_time()
+    training = folder / "train" / GOOD
+    good = open_folder(training, sorted(training.iterdir()))
+    made = make_detector(model, good, out, power_images=POWER_IMAGES if power else 0)
+    adapt_seconds = time.process_time() - started
+    calibration = DetectorCalibration.read(out, model.version)
+    detector = Detector.load(out, calibration)
+    truth = json.loads((folder / "truth.json").read_text())
+    started, count = time.process_time(), 0
+    detections: dict[str, list[Detection]] = {}
+    pointed: dict[str, list[bool]] = {}
+    missed: list[str] = []
+    for kind in sorted(path for path in (folder / "test").iterdir()):
+        for path in sorted(kind.iterdir()):
+            detection = detector.judge(images.open_image(path))
+            detections.setdefault(kind.name, []).append(detection)
+            count += 1
+            name = path.relative_to(folder).as_posix()
+            if name in truth:
+                if not detection.is_ood:
+                    missed.append(name)
+                else:
+                    pointed.setdefault(kind.name, []).append(touches(detection, truth[name]["box"]))
+    seconds = (time.process_time() - started) / count
+    defects = [kind for kind in detections if kind not in (GOOD, FOREIGN)]
+    flagged = {kind: [sum(d.is_ood for d in own), len(own)] for kind, own in detections.items()}
+    defective = [detection for kind in defects for detection in detections[kind]]
+    return {
+        "defective": [sum(flagged[kind][0] for kind in defects), len(defective)],
+        "good": flagged[GOOD],
+        "foreign": flagged[FOREIGN],
+        "by defect": {kind: flagged[kind] for kind in defects},
+        "box touches the defect": [sum(map(sum, pointed.values())), sum(map(len, pointed.values()))],
+        "missed": {name: truth[name] for name in missed},
+        "AUROC": auroc(detections[GOOD], defective),
+        "images": [calibration.n_fit, calibration.n_rank],
+        "notes": list(made.calibration.notes),
+        "power": None if made.calibration.power is None else made.calibration.power.to_json(),
+        "adapt seconds": round(adapt_seconds, 1),
+        "seconds an image": round(seconds, 3),
+    }
+
+
+def touches(detection: Detection, box: list[int]) -> bool:
+    """Return whether the box of a detection and that of the defect overlap."""
+    left, top, right, bottom = box
+    own = detection.box
+    return own.left < right and own.left + own.width > left and own.top < bottom and own.top + own.height > top
+
+
+def auroc(good: list[Detection], defective: list[Detection]) -> dict[str, float]:
+    """Return the AUROC of each view and of the largest standardised score."""
+    is_defective = [False] * len(good) + [True] * len(defective)
+    scores = {"combined": [detection.score for detection in (*good, *defective)]}
+    scores |= {name: [detection.views[name].score for detection in (*good, *defective)] for name in good[0].views}
+    return {name: round(float(roc_auc_score(is_defective, values)), 3) for name, values in scores.items()}
+
+
+def total(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return sums over kinds, and means of seconds and AUROCs."""
+    sums = {name: np.sum([result[name] for result in results], 0).tolist() for name in ("defective", GOOD, FOREIGN)}
+    means = {name: float(np.mean([r[name] for r in results])) for name in ("adapt seconds", "seconds an image")}
+    combined = float(np.mean([result["AUROC"]["combined"] for result in results]))
+    return sums | means | {"AUROC": {"combined": combined}}
+
+
+def print_row(kind: str, result: dict[str, Any]) -> None:
+    """Print the shares flagged, AUROCs and seconds of a kind."""
+    shares = "  ".join(f"{name} {result[name][0]}/{result[name][1]}" for name in ("defective", GOOD, FOREIGN))
+    areas = "  ".join(f"{name} {value:.3f}" for name, value in result["AUROC"].items())
+    seconds = f"adapt {result['adapt seconds']:.0f} s  image {result['seconds an image']:.2f} s"
+    print(f"{kind:10} {shares}  AUROC: {areas}  {seconds}", flush=True)
 
 
 if __name__ == "__main__":

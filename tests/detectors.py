@@ -36,6 +36,6 @@ def make_small_detector(base: Path, images: Path, out: Path, count: int = 40) ->
     for seed in range(count):
         Image.fromarray(good_image(seed)).save(images / f"{seed:03}.png")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ncml.ood.views.features.LONGER_SIDE", 96)
+        patch.setattr("ncml.ood.views.patches.LEAST_SIDE", 96)
         patch.setattr("ncml.calibration.detector_power.ALTERATIONS", alterations.ALTERATIONS[:3])
         make_detector(ncml.load(base), open_folder(images, sorted(images.iterdir())), out, power_images=2)

@@ -25,6 +25,8 @@ from ncml.data.good_images import MIN_SIDE, GoodImages
 from ncml.data.inventory import counted
 from ncml.data.scenes import Integers
 from ncml.errors import InputError, ModelError
+from ncml.images.region import Region
+from ncml.images.tiling import Box
 from ncml.model import Model
 from ncml.network import efficientnet
 from ncml.ood.conformal import check_rate, min_ranks
@@ -32,7 +34,7 @@ from ncml.ood.detector import DetectorCalibration, Scale
 from ncml.ood.judging import VIEWS, Detector, save_views
 from ncml.ood.scene_ranks import SceneRanks, cutoff
 from ncml.ood.views.features import FeaturesView
-from ncml.ood.views.protocol import View
+from ncml.ood.views.protocol import Reader, View
 from ncml.paths import check_space
 from ncml.progress import OnProgress, Progress, ignore_progress
 
@@ -42,7 +44,7 @@ ESTIMATION_SHARE = 0.3
 """Share of the scenes that are used to estimate, if enough remain to rank."""
 MAX_ESTIMATION_SCENES = 200
 """Scenes from which views are estimated at most; the others rank."""
-DETECTOR_BYTES = 64 * 2**20
+DETECTOR_BYTES = 128 * 2**20
 """Space for what a detector adds to a copy of the model, mostly the patches by place."""
 SUSPICIOUS = 6.0
 """Standardised score from which an image is shown as unlike the others."""
@@ -118,6 +120,7 @@ def make_detector(
     group: str = finding.AUTO,
     leave_out: bool = False,
     power_images: int = POWER_IMAGES,
+    region: Box | None = None,
     device: str = "cpu",
     on_message: Callable[[str], None] = lambda line: None,
     on_progress: OnProgress = ignore_progress,
@@ -127,11 +130,13 @@ def make_detector(
     confidence: the probability with which the rate of this very calibration is at most the false-positive rate.
     leave_out: whether suspects are left out of both parts, and the detector is made again without them.
     power_images: number of ranking images that are altered to measure the power; 0 does not measure it.
+    region: the only part of the images that is judged, in pixels; all images must then have one size.
 
-    Raises `InputError` for too few images or scenes, and for images that cannot be judged; `OSError` for a disk
-    without space for the detector, before anything is computed.
+    Raises `InputError` for too few images or scenes, and for images or a region that cannot be judged; `OSError` for
+    a disk without space for the detector, before anything is computed.
     """
     checkpoint.check_copy(model.folder, folder)
+    judged = None if region is None else _region(good, region)
     check_space(folder, checkpoint.copy_bytes(model.folder) + DETECTOR_BYTES)
     scenes_N = find_scenes(good, group)
     estimating, ranking = divide(scenes_N, false_positive_rate)
@@ -139,7 +144,7 @@ def make_detector(
     duplicates = _near_duplicates(good, scenes_N)
     started = time.monotonic()
     views, scales, scores_N, deciding = _estimate_and_rank(
-        good, scenes_N, estimating, ranking, folder, device, on_message, on_progress
+        good, judged, scenes_N, estimating, ranking, device, on_message, on_progress
     )
     suspects = _suspects(good, scores_N, deciding)
     before = None
@@ -153,7 +158,7 @@ def make_detector(
         good, scenes_N = good.take(kept), np.unique(scenes_N[kept], return_inverse=True)[1].astype(np.int64)
         estimating, ranking = divide(scenes_N, false_positive_rate)
         views, scales, scores_N, deciding = _estimate_and_rank(
-            good, scenes_N, estimating, ranking, folder, device, on_message, on_progress
+            good, judged, scenes_N, estimating, ranking, device, on_message, on_progress
         )
     ranks = SceneRanks.rank(scores_N[ranking], scenes_N[ranking])
     checkpoint.copy(model.folder, folder)
@@ -172,6 +177,7 @@ def make_detector(
         {kind: view.description for kind, view in views.items()},
         notes=_notes(good, views, duplicates),
         sizes=Counter(f"{width}x{height}" for height, width in good.shapes),
+        region=judged,
     )
     _ = calibration.threshold
     calibration.save(folder)
@@ -186,10 +192,10 @@ def make_detector(
 
 def _estimate_and_rank(
     good: GoodImages,
+    region: Region | None,
     scenes_N: Integers,
     estimating: Integers,
     ranking: Integers,
-    folder: Path,
     device: str,
     on_message: Callable[[str], None],
     on_progress: OnProgress,
@@ -201,7 +207,7 @@ def _estimate_and_rank(
     views: dict[str, View] = {}
     scales: dict[str, Scale] = {}
     standardised: dict[str, np.ndarray] = {}
-    readers, scenes = good.readers(estimating), scenes_N[estimating]
+    readers, scenes = _readers(good, estimating, region), scenes_N[estimating]
     for kind, view_type in VIEWS.items():
         if view_type is FeaturesView and not efficientnet.is_available():
             on_message(
@@ -217,8 +223,8 @@ def _estimate_and_rank(
             scales[name] = Scale.estimate(own_N)
             standardised[name] = np.full(len(good), -np.inf)
             standardised[name][estimating] = [scales[name].standardise(score) for score in own_N]
-    for done, index in enumerate(ranking):
-        image_HWC = good.reader(int(index))()
+    for done, (index, reader) in enumerate(zip(ranking, _readers(good, ranking, region), strict=True)):
+        image_HWC = reader()
         for view in views.values():
             for name, measurement in view.measure(image_HWC).items():
                 standardised[name][index] = scales[name].standardise(measurement.score)
@@ -226,6 +232,25 @@ def _estimate_and_rank(
     names = list(standardised)
     scores_VN = np.stack([standardised[name] for name in names])
     return views, scales, scores_VN.max(0), [names[i] for i in scores_VN.argmax(0)]
+
+
+def _readers(good: GoodImages, indices: Integers, region: Region | None) -> list[Reader]:
+    """Return functions that open images, or their region."""
+    readers = good.readers(indices)
+    return readers if region is None else [_cropped(reader, region) for reader in readers]
+
+
+def _cropped(reader: Reader, region: Region) -> Reader:
+    return lambda: region.crop(reader())
+
+
+def _region(good: GoodImages, box: Box) -> Region:
+    """Return a region of good images; raise `InputError` if they have several sizes, or it is outside or too small."""
+    if len(set(good.shapes)) > 1:
+        raise InputError("region", "a region needs images of one size: bring them to one, or omit --region.")
+    if min(box.width, box.height) < MIN_SIDE:
+        raise InputError("region", f"a region must have at least {MIN_SIDE} pixels on each side: name a larger one.")
+    return Region(box, *good.shapes[0])
 
 
 def _suspects(good: GoodImages, scores_N: np.ndarray, deciding: list[str]) -> list[Suspect]:
@@ -251,11 +276,20 @@ def _notes(good: GoodImages, views: dict[str, View], duplicates: Sequence[Sequen
     features = views.get(FeaturesView.kind)
     if features is None:
         notes.append("made without the view of features, because its package was not installed")
-    elif "places" not in features.names:
-        notes.append(
-            "the good images differ in aspect ratio, so patches are not compared by place: missing parts "
-            "are found less often"
-        )
+    elif isinstance(features, FeaturesView):
+        if features.agreement is None:
+            notes.append(
+                "the good images differ in aspect ratio, so patches are not compared by place: missing parts "
+                "are found less often"
+            )
+        elif "places" in features.names:
+            position = "as they are" if features.template is None else "once they are brought to one position"
+            notes.append(f"the good images agree by {features.agreement:.2f} at the same place, {position}")
+        else:
+            notes.append(
+                f"the good images agree by only {features.agreement:.2f} at the same place, so patches are compared "
+                "anywhere: missing parts are found less often"
+            )
     if duplicates:
         images_in = sum(map(len, duplicates))
         notes.append(f"{images_in} near-duplicates are {counted(len(duplicates), 'scene')}")

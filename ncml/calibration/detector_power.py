@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ncml.images.alterations import ALTERATIONS
+from ncml.images.tiling import Box
 from ncml.ood.detector_power import DetectorPower
 from ncml.ood.judging import Detector
 from ncml.ood.views.protocol import Pixels, Reader
@@ -26,7 +27,7 @@ def measure_power(
     """Return the shares of altered images that are flagged.
 
     readers: ranking images, of which `count` are taken evenly spaced; none of them estimated the views. An image that
-        is too small for an alteration is left out of it.
+        is too small for an alteration is left out of it. Marks and parts lie in the region that the detector judges.
     """
     count = min(count, len(readers))
     selected = [readers[i * len(readers) // count] for i in range(count)]
@@ -37,9 +38,11 @@ def measure_power(
     for seed, reader in enumerate(selected):
         image_HWC, other_HWC = reader(), selected[(seed + 1) % count]()
         height, width = image_HWC.shape[:2]
+        region = detector.calibration.region
+        box = Box(0, 0, width, height) if region is None else region.box
         for alteration in ALTERATIONS:
-            if alteration.fits(height, width):
-                altered_HWC = alteration.apply(image_HWC, seed, other_HWC=other_HWC).image_HWC
+            if alteration.fits(box.height, box.width):
+                altered_HWC = alteration.apply(image_HWC, seed, other_HWC=other_HWC, region=box).image_HWC
                 is_flagged = detector.score(altered_HWC) > threshold
                 flagged.setdefault(alteration.kind, {}).setdefault(alteration.size, []).append(is_flagged)
             done += 1

@@ -23,6 +23,7 @@ from ncml.data.good_images import open_folder
 from ncml.data.scenes import AUTO, check_group
 from ncml.data.sources import open_source, readable_rows
 from ncml.errors import InputError
+from ncml.images.region import parse_region
 from ncml.ood.conformal import check_rate
 from ncml.paths import list_files
 
@@ -45,6 +46,9 @@ def adapt(
     confidence: Annotated[float | None, arg(metavar="SHARE", help_behavior_hint="(default: on average)")] = None,
     group: Annotated[str, arg(metavar="auto|image|folder|PATTERN")] = AUTO,
     leave_out: Annotated[Literal["suspects"] | None, arg(help_behavior_hint="(default: none)")] = None,
+    region: Annotated[
+        str | None, arg(metavar="X,Y,WIDTH,HEIGHT", help_behavior_hint="(default: the whole image)")
+    ] = None,
     power: bool = True,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
@@ -66,6 +70,7 @@ def adapt(
         group: How images are grouped into scenes: by near-duplicates (auto), each alone (image), by subfolder (folder),
             or by the group in parentheses of a regular expression on the path.
         leave_out: Leave out the images that are unlike the others.
+        region: Judge only this part of the images, in pixels from the left and the top; all must have one size.
         power: Measure which alterations the detector finds.
         device: Device to compute on: cpu, cuda or cuda:N.
         as_json: Print JSON.
@@ -74,6 +79,7 @@ def adapt(
     max_seconds = 0.0 if max_time is None else parse_duration(max_time)
     check_rate(false_positive_rate)
     check_group(group)
+    box = None if region is None else parse_region(region)
     description = describe(model, device)
     check_copy(description.folder, out, changing=max_seconds > 0)
     if not data.is_dir():
@@ -95,6 +101,7 @@ def adapt(
             group=group,
             leave_out=leave_out is not None,
             **({} if power else {"power_images": 0}),
+            region=box,
             device=device,
             on_message=_print_message,
             on_progress=on_progress,

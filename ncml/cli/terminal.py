@@ -123,22 +123,30 @@ def print_json(value: Any) -> None:
 def progress_bar() -> Generator[OnProgress]:
     """Yield an `on_progress` that draws a bar for each stage once `PATIENCE_S` have passed.
 
-    If stderr is not a terminal, it writes a line every `QUIET_S` instead.
+    If stderr is not a terminal, it writes a line every `QUIET_S` instead. Both state the time that the stage has left.
     """
     started = last = time.monotonic()
     with contextlib.ExitStack() as stack:
         bar: rich.Progress | None = None
         tasks: dict[str, Any] = {}
+        first: dict[str, tuple[float, int]] = {}
 
         def show(progress: Progress) -> None:
             nonlocal bar, last
             now, stage = time.monotonic(), progress.stage.replace("_", " ")
+            if stage not in first or progress.done <= first[stage][1]:
+                first[stage] = now, progress.done
+            since, done_before = first[stage]
             if now - started < PATIENCE_S:
                 return
             if bar is None and not sys.stderr.isatty():
                 if now - last >= QUIET_S:
                     last = now
-                    line = f"{stage} {progress.done}/{progress.total} {progress.note}"
+                    line = f"{stage} {progress.done}/{progress.total}"
+                    if progress.done > done_before:
+                        left = (now - since) * (progress.total - progress.done) / (progress.done - done_before)
+                        line += f", about {left:.0f} s left"
+                    line += f" {progress.note}"
                     print(line.rstrip(), file=sys.stderr, flush=True)
                 return
             if bar is None:

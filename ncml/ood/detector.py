@@ -23,6 +23,7 @@ import numpy as np
 
 from ncml import checkpoint
 from ncml.errors import ModelError
+from ncml.images.region import Region
 from ncml.limits import DETECTOR
 from ncml.ood import conformal, storage
 from ncml.ood.conformal import Floats
@@ -31,7 +32,7 @@ from ncml.ood.power import explain_weakness
 from ncml.ood.scene_ranks import SceneRanks, cutoff, flagged_ranks, rate_bound
 
 NAME, STATISTIC = DETECTOR, "largest view"
-FORMAT = 1
+FORMAT = 2
 FILE, TENSORS = checkpoint.DETECTOR, checkpoint.DETECTOR_ARRAYS
 REMEDY = "make the detector again with ncml adapt"
 BOUND_CONFIDENCE = 0.95
@@ -91,6 +92,8 @@ class DetectorCalibration:
     """What should be known about the good images, a sentence each."""
     sizes: Mapping[str, int] | None = None
     """Number of good images by width x height."""
+    region: Region | None = None
+    """The only part of an image that is judged; None: all of it."""
     power: DetectorPower | None = None
 
     @property
@@ -177,6 +180,7 @@ class DetectorCalibration:
             "descriptions": dict(self.descriptions),
             "notes": list(self.notes),
             "sizes": dict(self.sizes or {}),
+            "region": self.region and self.region.to_json(),
         }
 
     def save(self, folder: Path) -> None:
@@ -232,6 +236,7 @@ class DetectorCalibration:
                 {str(kind): str(text) for kind, text in content["descriptions"].items()},
                 tuple(map(str, content["notes"])),
                 {str(size): storage.count(number) for size, number in content["sizes"].items()},
+                None if content["region"] is None else Region.from_json(content["region"]),
                 None if power is None else DetectorPower.from_json(power),
             )
             _ = calibration.threshold  # fails for impossible values

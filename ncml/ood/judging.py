@@ -62,18 +62,22 @@ class Detector:
 
     def score(self, image_HWC: Pixels) -> float:
         """Return the largest standardised score of an image."""
-        return max(self.calibration.standardise(_scores(measure(self.views, image_HWC))).values())
+        return max(self.calibration.standardise(_scores(self._measure(image_HWC))).values())
+
+    def _measure(self, image_HWC: Pixels) -> dict[str, Measurement]:
+        region = self.calibration.region
+        return measure(self.views, image_HWC if region is None else region.crop(image_HWC))
 
     def judge(self, image_HWC: Pixels) -> Detection:
         """Judge an image, uint8 [H, W, 3] at its own size; raise `InputError` for one that is too small."""
         H, W = image_HWC.shape[:2]
         calibration = self.calibration
-        measurements = measure(self.views, image_HWC)
+        measurements = self._measure(image_HWC)
         standardised = calibration.standardise(_scores(measurements))
         view = max(standardised, key=lambda name: standardised[name])
         score = standardised[view]
         measurement = measurements[view]
-        covered = measurement.region or Box(0, 0, W, H)
+        covered = self._covered(measurement, H, W)
         return Detection(
             view=view,
             score=score,
@@ -81,14 +85,14 @@ class Detector:
             threshold=calibration.threshold,
             is_ood=score > calibration.threshold,
             is_weak=calibration.is_weak,
-            box=covered if measurement.map_hw is None else box_of(measurement.map_hw, covered),
+            box=_box(measurement, covered),
             height=H,
             width=W,
             views={
                 name: ViewDetection(
-                    score=measurements[name].score, standardised=standardised[name], box=_box(measurements[name], H, W)
+                    score=own.score, standardised=standardised[name], box=_box(own, self._covered(own, H, W))
                 )
-                for name in measurements
+                for name, own in measurements.items()
             },
             at_least_as_unusual=calibration.ranks.count_at_or_above(score),
             ranking_images=calibration.n_rank,
@@ -96,6 +100,13 @@ class Detector:
             covered=covered,
             grid=np.empty((0, 0), np.float32) if measurement.map_hw is None else measurement.map_hw,
         )
+
+    def _covered(self, measurement: Measurement, H: int, W: int) -> Box:
+        """Return the part of the image that a map covers, in pixels of the whole image."""
+        region = self.calibration.region
+        if region is None:
+            return measurement.region or Box(0, 0, W, H)
+        return region.box if measurement.region is None else region.shift(measurement.region)
 
 
 def measure(views: Mapping[str, View], image_HWC: Pixels) -> dict[str, Measurement]:
@@ -137,8 +148,7 @@ def box_of(map_hw: NDArray[np.float32], covered: Box) -> Box:
     return Box(covered.left + left, covered.top + top, right - left, bottom - top)
 
 
-def _box(measurement: Measurement, H: int, W: int) -> Box:
-    covered = measurement.region or Box(0, 0, W, H)
+def _box(measurement: Measurement, covered: Box) -> Box:
     return covered if measurement.map_hw is None else box_of(measurement.map_hw, covered)
 
 

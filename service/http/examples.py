@@ -123,10 +123,10 @@ DETECTION: JsonDict = {
                 "is_weak": False,
                 "box": {"left": 415, "top": 300, "width": 72, "height": 57},
                 "views": {
-                    "patches": {
-                        "score": 9.4,
+                    "appearance": {
+                        "score": 1.4,
                         "standardised": 2.1,
-                        "box": {"left": 415, "top": 300, "width": 57, "height": 57},
+                        "box": {"left": 0, "top": 0, "width": 800, "height": 600},
                     },
                     "places": {
                         "score": 12.6,
@@ -307,7 +307,7 @@ DETECTOR: dict[str, Any] = MODEL | {
         "ranking_scenes": 140,
         "weakness": "",
         "descriptions": {
-            "features": "patches are compared at 448x336, where marks under about 3 pixels vanish",
+            "features": "patches are compared at the same place at 640x480, where marks under about 3 pixels vanish",
         },
         "notes": [],
         "power": {

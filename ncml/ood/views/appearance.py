@@ -1,8 +1,7 @@
 """The view `appearance`: brightness, contrast and colour, of the whole image and on a coarse grid.
 
 Two scores, each the Mahalanobis distance from a Gaussian of good images: `appearance` of the whole image, and
-`appearance_grid` of the cells of a grid, which finds a shadow or a tint of one side. The share M / (M + N) of each
-correlation is removed, the more the fewer images there are. Does not import torch.
+`appearance_grid` of the cells of a grid, which finds a shadow or a tint of one side. Does not import torch.
 
 Shapes: N estimation images, M measurements, R and C rows and columns of the grid.
 """
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ncml.ood.conformal import Floats
+from ncml.ood.views.gaussian import ShrunkenGaussian
 from ncml.ood.views.protocol import Estimated, Measurement, Pixels, Reader, Stored
 from ncml.progress import OnProgress, Progress
 
@@ -28,32 +28,6 @@ GRID = 4
 """Rows and columns of the grid."""
 MIN_DEVIATION = 0.25
 """Smallest standard deviation of a measurement, in grey levels: images are rounded to whole ones."""
-
-
-@dataclass(frozen=True)
-class ShrunkenGaussian:
-    """A mean, and the inverse of a covariance that was shrunk towards its diagonal."""
-
-    mean_M: Floats
-    deviation_M: Floats
-    precision_MM: Floats
-    """Of the measurements in units of their deviations."""
-
-    @classmethod
-    def estimate(cls, values_NM: Floats) -> Self:
-        """Estimate from at least two images."""
-        N, M = values_NM.shape
-        deviation_M = np.maximum(values_NM.std(0, ddof=1), MIN_DEVIATION)
-        standard_NM = (values_NM - values_NM.mean(0)) / deviation_M
-        correlation_MM = standard_NM.T @ standard_NM / (N - 1)
-        share = M / (M + N)
-        shrunken_MM = (1 - share) * correlation_MM + share * np.eye(M)
-        return cls(values_NM.mean(0), deviation_M, np.linalg.inv(shrunken_MM))
-
-    def distance(self, values_M: Floats) -> float:
-        """Return the Mahalanobis distance, per measurement."""
-        standard_M = (values_M - self.mean_M) / self.deviation_M
-        return float(np.sqrt(standard_M @ self.precision_MM @ standard_M / len(standard_M)))
 
 
 @dataclass(frozen=True)
@@ -84,19 +58,19 @@ class AppearanceView:
             rows.append(_measure(reader()))
             on_progress(Progress("appearance", len(rows), len(readers)))
         values = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-        view = cls({name: ShrunkenGaussian.estimate(values_NM) for name, values_NM in values.items()})
+        view = cls({name: ShrunkenGaussian.estimate(values_NM, MIN_DEVIATION) for name, values_NM in values.items()})
         scores = {name: np.empty(len(rows)) for name in values}
         for scene in np.unique(scenes_N):
             is_own_N = scenes_N == scene
             for name, values_NM in values.items():
-                gaussian = ShrunkenGaussian.estimate(values_NM[~is_own_N])
-                scores[name][is_own_N] = [gaussian.distance(values_M) for values_M in values_NM[is_own_N]]
+                gaussian = ShrunkenGaussian.estimate(values_NM[~is_own_N], MIN_DEVIATION)
+                scores[name][is_own_N] = gaussian.distance(values_NM[is_own_N])
         return Estimated(view, scores)
 
     def measure(self, image_HWC: Pixels) -> dict[str, Measurement]:
         """Score an image by its appearance."""
         values = _measure(image_HWC)
-        scores = {name: gaussian.distance(values[name]) for name, gaussian in self.gaussians.items()}
+        scores = {name: float(gaussian.distance(values[name])) for name, gaussian in self.gaussians.items()}
         grid = self.gaussians["appearance_grid"]
         deviations_M = np.abs(values["appearance_grid"] - grid.mean_M) / grid.deviation_M
         map_RC = deviations_M.reshape(GRID, GRID, -1).max(2).astype(np.float32)

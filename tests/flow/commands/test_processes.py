@@ -162,6 +162,7 @@ WITHOUT_TORCH = """
 2 adapt mixed --out mixed
 2 adapt mixed --out ok.png/y
 2 adapt mixed --out y --false-positive-rate 7
+2 adapt mixed --out y --region 1,2
 2 adapt mixed --out y --device gpu
 2 tune --data ./not/there --model tiny
 2 tune --data empty --model tiny

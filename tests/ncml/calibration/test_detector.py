@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import ncml
@@ -19,14 +20,14 @@ from ncml.network import efficientnet
 from ncml.ood import detector as detectors
 from ncml.ood.detector import Scale
 from ncml.ood.judging import Detector, box_of
-from ncml.ood.views import features
+from ncml.ood.views import bank, patches, places
 from tests.detectors import good_image, without_disc
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _small_scale() -> object:
     patch = pytest.MonkeyPatch()
-    patch.setattr(features, "LONGER_SIDE", 96)
+    patch.setattr(patches, "LEAST_SIDE", 96)
     patch.setattr("ncml.calibration.detector_power.ALTERATIONS", alterations.ALTERATIONS[:3])
     yield
     patch.undo()
@@ -145,8 +146,15 @@ def test_a_changed_calibration_is_refused(copy: Path) -> None:
 
 def test_a_newer_format_is_refused(copy: Path) -> None:
     stored = json.loads((copy / detectors.FILE).read_text())
-    (copy / detectors.FILE).write_text(json.dumps(stored | {"format": 2}))
-    with pytest.raises(ModelError, match="format 2, newer than 1: upgrade ncml"):
+    (copy / detectors.FILE).write_text(json.dumps(stored | {"format": 3}))
+    with pytest.raises(ModelError, match="format 3, newer than 2: upgrade ncml"):
+        judge(copy)
+
+
+def test_an_older_format_is_refused(copy: Path) -> None:
+    stored = json.loads((copy / detectors.FILE).read_text())
+    (copy / detectors.FILE).write_text(json.dumps(stored | {"format": 1}))
+    with pytest.raises(ModelError, match="has format 1, not 2: make the detector again with ncml adapt"):
         judge(copy)
 
 
@@ -236,6 +244,43 @@ def test_images_of_other_shapes_are_judged_without_places(model: ncml.Model, tmp
     assert any("differ in aspect ratio" in note for note in made.calibration.notes)
 
 
+def test_only_the_region_is_judged(model: ncml.Model, folder: Path, tmp_path: Path) -> None:
+    good = open_folder(folder, sorted(folder.glob("*.png")))
+    box = Box(8, 8, 48, 56)  # without the disc
+    made = make_detector(model, good, tmp_path / "d", power_images=2, region=box)
+    detector = ncml.load(made.folder)
+    outside, inside = good_image(1000), good_image(1000)
+    outside[44:56, 64:76] = 255
+    inside[44:56, 20:32] = 255
+    whole, changed, marked = (score.detection for score in detector.score([good_image(1000), outside, inside]))
+    assert whole is not None
+    assert changed is not None
+    assert marked is not None
+    assert changed.score == whole.score
+    assert marked.score > whole.score
+    assert marked.covered == box
+    left, top, width, height = marked.views["places"].box
+    assert left >= 8
+    assert top >= 8
+    assert left + width <= 56
+    assert top + height <= 64
+    assert left < 32
+    assert left + width > 20
+    assert (marked.map[:8] == 0).all()
+    with pytest.raises(InputError, match="72x72 pixels cannot be judged in a region of images of 96x72"):
+        detector.score(good_image(1, 72, 72))
+
+
+def test_a_region_that_cannot_be_judged_is_refused_and_nothing_is_written(
+    model: ncml.Model, folder: Path, tmp_path: Path
+) -> None:
+    good = open_folder(folder, sorted(folder.glob("*.png")))
+    for box, reason in ((Box(60, 0, 48, 56), "not inside the images of 96x72"), (Box(0, 0, 20, 50), "at least 32")):
+        with pytest.raises(InputError, match=reason):
+            make_detector(model, good, tmp_path / "d", region=box)
+    assert not (tmp_path / "d").exists()
+
+
 def test_suspects_are_shown_and_left_out_on_request(model: ncml.Model, folder: Path, tmp_path: Path) -> None:
     mixed = tmp_path / "good"
     shutil.copytree(folder, mixed)
@@ -287,16 +332,19 @@ def test_a_box_holds_the_cells_around_the_maximum() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_neighbours_equal_those_of_brute_force(seed: int) -> None:
-    import torch
-
+@pytest.mark.parametrize("neighbourhood", [1, 2])
+def test_neighbours_equal_those_of_brute_force(seed: int, neighbourhood: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    query, bank = torch.randn(7, 11, 5, generator=generator), torch.randn(40, 5, generator=generator)
-    places = torch.randn(7, 11, 3, 5, generator=generator)
-    expected = torch.cdist(query.reshape(-1, 5), bank).min(1).values.reshape(7, 11)
-    torch.testing.assert_close(features.nearest(query, bank), expected, atol=1e-4, rtol=1e-4)
+    query, good = torch.randn(7, 11, 5, generator=generator), torch.randn(40, 5, generator=generator)
+    by_place = torch.randn(7, 11, 3, 5, generator=generator)
+    expected = torch.cdist(query.reshape(-1, 5), good).min(1)
+    distance, index = bank.nearest(query, good)
+    torch.testing.assert_close(distance, expected.values.reshape(7, 11), atol=1e-4, rtol=1e-4)
+    assert torch.equal(index.flatten(), expected.indices)
+    found = places.nearest_by_place(query, by_place, neighbourhood)
     for y in range(7):
         for x in range(11):
-            near = places[max(0, y - 2) : y + 3, max(0, x - 2) : x + 3].reshape(-1, 5)
-            distance = (near - query[y, x]).norm(dim=1).min()
-            torch.testing.assert_close(features.nearest_by_place(query, places)[y, x], distance, atol=1e-4, rtol=1e-4)
+            rows = slice(max(0, y - neighbourhood), y + neighbourhood + 1)
+            columns = slice(max(0, x - neighbourhood), x + neighbourhood + 1)
+            near = by_place[rows, columns].reshape(-1, 5)
+            torch.testing.assert_close(found[y, x], (near - query[y, x]).norm(dim=1).min(), atol=1e-4, rtol=1e-4)

@@ -1,0 +1,382 @@
+"""Bring images of a part to one position: shift, angle and scale against a template of good images.
+
+The template is the mean of aligned good images in grey levels; a pixel counts the more, the less good images differ
+there, so that a changing background does not count. A coarse search compares the image, turned in steps of a few
+degrees, with the template by correlation at all shifts; Gauss-Newton steps then minimise the weighted squared
+difference, together with a gain and an offset of the brightness.
+
+A pose is a similarity that maps places of the template to those of the image: p = (angle, log scale, x, y), about the
+middle and in units of half the longer side.
+
+Shapes: H rows and W columns of the template or of an image, A angles, P pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from ncml.ood.views.protocol import Pixels, Reader
+from ncml.progress import OnProgress, Progress
+
+SEARCH_SIDE, COARSE_SIDE, FINE_SIDE = 80, 120, 240
+"""Pixels of the longer side for the search, and for the first and the last Gauss-Newton steps."""
+ANGLE_STEP = 5
+"""Degrees between neighbouring angles of the search."""
+APART = 3
+"""Angles of the search that candidates differ by at least, in steps."""
+CANDIDATES = 6
+"""Poses of the search from which Gauss-Newton steps begin, besides that of rest."""
+COARSE_STEPS, FINE_STEPS = 6, 8
+"""Gauss-Newton steps of each candidate, and of the best one."""
+ROUNDS = 2
+"""How often the template is estimated again from images that were aligned to it."""
+TEMPLATE_IMAGES = 40
+"""Good images of which a template is estimated at most."""
+KEPT = 0.75
+"""Share of these that enter the template, those that agree best with the former one."""
+LEAST_AGREEMENT = 0.6
+"""Median agreement from which good images have the same things at the same places."""
+MOST_DISAGREEMENT = 0.7
+"""Images are aligned if the difference of their agreement from 1 is at most this share of that as they are."""
+LOST = 0.5
+"""Share of the median agreement below which the part was not found, and the image is judged as it is."""
+MIN_COVERED = 0.3
+"""Share of the template's weight that an image covers at least."""
+MIN_DEVIATION = 4.0
+"""Grey levels that good images always may differ by at a pixel."""
+
+
+class Pose(NamedTuple):
+    """Where the part lies, and how well it agrees with the template."""
+
+    values_4: Tensor
+    """Angle in radians, logarithm of the scale, and shift in units of half the longer side."""
+    agreement: float
+    """Weighted correlation with the template, at most 1."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """The mean of good images, and the weight of each pixel."""
+
+    mean_HW: Tensor
+    weight_HW: Tensor
+    agreement: float = 0.0
+    """Median agreement of good images."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.mean_HW.shape[0], self.mean_HW.shape[1]
+
+    @classmethod
+    def of(cls, grey: Sequence[Tensor], poses: Sequence[Pose]) -> Template:
+        """Return the mean and the weights of grey images in these poses."""
+        ones_HW = torch.ones_like(grey[0])
+        sampled = [
+            _sample(torch.stack([grey_HW, ones_HW]), pose.values_4) for grey_HW, pose in zip(grey, poses, strict=True)
+        ]
+        aligned_NHW, inside_NHW = torch.stack(sampled, 1)
+        count_HW = inside_NHW.sum(0).clamp(min=1)
+        mean_HW = (aligned_NHW * inside_NHW).sum(0) / count_HW
+        variance_HW = ((aligned_NHW - mean_HW).square() * inside_NHW).sum(0) / count_HW
+        weight_HW = (inside_NHW.mean(0) > 0.5) / (variance_HW + MIN_DEVIATION**2)
+        return cls(mean_HW, weight_HW / weight_HW.mean())
+
+    @torch.inference_mode()
+    def pose(self, image_HWC: Pixels) -> Pose:
+        """Find the part in an image, uint8 [H, W, 3], of the template's aspect ratio; that of rest if it is lost."""
+        grey_HW = shrink(image_HWC, self.size)
+        pose = self.find(grey_HW)
+        return pose if pose.agreement >= LOST * self.agreement else self.rest(grey_HW)
+
+    def rest(self, grey_HW: Tensor) -> Pose:
+        """Return the pose of an image that is not moved."""
+        return Pose(torch.zeros(4), _correlation(grey_HW.flatten(), self.mean_HW.flatten(), self.weight_HW.flatten()))
+
+    def store(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays."""
+        return {
+            "template": self.mean_HW.numpy(),
+            "template_weight": self.weight_HW.numpy(),
+            "template_agreement": np.array([self.agreement], np.float32),
+        }
+
+    @classmethod
+    def load(cls, tensors: dict[str, Tensor]) -> Template:
+        """Read the arrays; raises LookupError or ValueError for damaged ones."""
+        mean_HW, weight_HW = tensors["template"].cpu(), tensors["template_weight"].cpu()
+        if mean_HW.ndim != 2 or mean_HW.shape != weight_HW.shape or min(mean_HW.shape) < 8:
+            raise ValueError("its template and the weights have another shape")
+        return cls(mean_HW, weight_HW, float(tensors["template_agreement"]))
+
+    @torch.inference_mode()
+    def find(self, grey_HW: Tensor) -> Pose:
+        """Find the part in a grey image of the template's size."""
+        coarse = self._coarse
+        coarse_HW = _shrunk(grey_HW, coarse.size)
+        starts = [torch.zeros(4), *self._search.candidates(_shrunk(grey_HW, self._search.size))]
+        candidates = [coarse.refine(coarse_HW, pose_4, COARSE_STEPS) for pose_4 in starts]
+        best = max(candidates, key=lambda pose: pose.agreement)
+        return self.refine(grey_HW, best.values_4, FINE_STEPS)
+
+    @functools.cached_property
+    def _coarse(self) -> Template:
+        return self._reduced(COARSE_SIDE)
+
+    @functools.cached_property
+    def _search(self) -> _Search:
+        return _Search.prepare(self._reduced(SEARCH_SIDE))
+
+    def _reduced(self, side: int) -> Template:
+        size = tuple(max(8, round(own * side / max(self.size))) for own in self.size)
+        return Template(_shrunk(self.mean_HW, size), _shrunk(self.weight_HW, size))
+
+    def refine(self, grey_HW: Tensor, pose_4: Tensor, steps: int) -> Pose:
+        """Minimise the weighted squared difference by Gauss-Newton steps."""
+        gradient_y, gradient_x = torch.gradient(grey_HW)
+        per_unit = max(grey_HW.shape) / 2
+        planes_4HW = torch.stack([grey_HW, gradient_x * per_unit, gradient_y * per_unit, torch.ones_like(grey_HW)])
+        target_P = self.mean_HW.flatten()
+        best = Pose(pose_4, -1.0)
+        for step in range(steps + 1):
+            warped_4P = _sample(planes_4HW, pose_4).flatten(1)
+            weight_P = self.weight_HW.flatten() * (warped_4P[3] > 0.99)
+            agreement = _correlation(warped_4P[0], target_P, weight_P)
+            share = float(weight_P.sum() / self.weight_HW.sum())
+            if agreement * share > best.agreement:
+                best = Pose(pose_4, agreement * share)
+            if step == steps or share < MIN_COVERED:
+                break
+            places_2P = _places(grey_HW.shape, pose_4).flatten(0, 1).T - pose_4[2:, None]
+            x_P, y_P = places_2P
+            along_x, along_y = warped_4P[1], warped_4P[2]
+            jacobian_P6 = torch.stack(
+                [
+                    along_y * x_P - along_x * y_P,
+                    along_x * x_P + along_y * y_P,
+                    along_x,
+                    along_y,
+                    warped_4P[0],
+                    torch.ones_like(target_P),
+                ],
+                1,
+            ).double()
+            weighted_P6 = jacobian_P6 * weight_P[:, None]
+            normal_66 = weighted_P6.T @ jacobian_P6
+            normal_66 += torch.diag(normal_66.diagonal() * 1e-6 + 1e-9)
+            solution_6 = torch.linalg.solve(normal_66, weighted_P6.T @ target_P.double())
+            gain = float(solution_6[4])
+            if abs(gain) < 1e-3:
+                break
+            change_4 = (solution_6[:4] / gain).float()
+            limit_4 = torch.tensor([0.1, 0.05, 0.1, 0.1])
+            pose_4 = pose_4 + change_4.clamp(-limit_4, limit_4)
+        return best
+
+
+@dataclass(frozen=True)
+class _Search:
+    """A template prepared for correlation with turned images at all shifts."""
+
+    size: tuple[int, int]
+    angles_A: Tensor
+    pattern_HW: Tensor
+    """Fourier transform of the weighted template, conjugate."""
+    weight_HW: Tensor
+    """Fourier transform of the weights, conjugate."""
+    covered_AHW: Tensor
+    """Weight of the template that the turned image covers at each shift, at least `MIN_COVERED` of all."""
+
+    @classmethod
+    def prepare(cls, template: Template) -> _Search:
+        """Transform the template."""
+        H, W = template.size
+        weight_HW = template.weight_HW
+        angles_A = torch.deg2rad(torch.arange(0, 360, ANGLE_STEP, dtype=torch.float32))
+        pattern_HW = weight_HW * (template.mean_HW - (weight_HW * template.mean_HW).sum() / weight_HW.sum())
+        pattern, weight = (torch.fft.rfft2(plane_HW, s=(2 * H, 2 * W)).conj() for plane_HW in (pattern_HW, weight_HW))
+        search = cls((H, W), angles_A, pattern, weight, torch.empty(0))
+        covered_AHW = search._correlate(search._turn(torch.ones(H, W)), weight)
+        covered_AHW = covered_AHW.clamp(min=MIN_COVERED * float(weight_HW.sum()))
+        return dataclasses.replace(search, covered_AHW=covered_AHW)
+
+    def candidates(self, grey_HW: Tensor) -> list[Tensor]:
+        """Return the poses of the largest correlations, of different angles."""
+        H, W = self.size
+        turned_AHW = self._turn(grey_HW - grey_HW.mean())
+        mean_AHW = self._correlate(turned_AHW, self.weight_HW) / self.covered_AHW
+        square_AHW = self._correlate(turned_AHW.square(), self.weight_HW) / self.covered_AHW
+        deviation_AHW = (square_AHW - mean_AHW.square()).clamp(min=1.0).sqrt()
+        correlation_AHW = self._correlate(turned_AHW, self.pattern_HW) / (deviation_AHW * self.covered_AHW.sqrt())
+        best_A = correlation_AHW.flatten(1).max(1)
+        poses: list[Tensor] = []
+        kept: list[int] = []
+        count = len(self.angles_A)
+        for index in best_A.values.argsort(descending=True).tolist():
+            if any(min((index - other) % count, (other - index) % count) < APART for other in kept):
+                continue
+            kept.append(index)
+            row, column = divmod(int(best_A.indices[index]), 2 * W)
+            down, right = ((shift + side) % (2 * side) - side for shift, side in ((row, H), (column, W)))
+            # The turned image shows at u what the image shows at R u, and at u + shift what the template shows at u.
+            angle, unit = self.angles_A[index], 2 / max(H, W)
+            x, y, cos, sin = right * unit, down * unit, torch.cos(angle), torch.sin(angle)
+            poses.append(torch.stack([angle, torch.zeros(()), cos * x - sin * y, sin * x + cos * y]))
+            if len(poses) == CANDIDATES:
+                break
+        return poses
+
+    def _turn(self, grey_HW: Tensor) -> Tensor:
+        rest = torch.zeros(4)
+        return torch.stack([_sample(grey_HW[None], torch.cat([angle[None], rest[1:]]))[0] for angle in self.angles_A])
+
+    def _correlate(self, planes_AHW: Tensor, transformed_HW: Tensor) -> Tensor:
+        shape = (2 * self.size[0], 2 * self.size[1])
+        return torch.fft.irfft2(torch.fft.rfft2(planes_AHW, s=shape) * transformed_HW, s=shape)
+
+
+class Agreement(NamedTuple):
+    """How good images agree with each other, and how they are brought to one position."""
+
+    template: Template | None
+    """None: they are left as they are."""
+    poses: Sequence[Pose | None]
+    """Of each image; None without a template."""
+    value: float
+    """Median weighted correlation with the mean of the images, in these poses."""
+
+    @property
+    def is_at_one_place(self) -> bool:
+        """Whether the same things lie at the same places."""
+        return self.value >= LEAST_AGREEMENT
+
+
+def estimate(readers: Sequence[Reader], on_progress: OnProgress) -> Agreement:
+    """Compare good images of one aspect ratio as they are and aligned, and return the better."""
+    size: tuple[int, int] | None = None
+    grey: list[Tensor] = []
+    for reader in readers:
+        image_HWC = reader()
+        size = size or template_size(*image_HWC.shape[:2])
+        grey.append(shrink(image_HWC, size))
+    count = min(TEMPLATE_IMAGES, len(grey))
+    selected = [grey[i * len(grey) // count] for i in range(count)]
+    total, done = count * ROUNDS + len(grey), 0
+    rest = [Pose(torch.zeros(4), 0.0)] * count
+    template = Template(selected[0], torch.ones_like(selected[0]))
+    for _ in range(ROUNDS):
+        poses: list[Pose] = []
+        for grey_HW in selected:
+            poses.append(template.find(grey_HW))
+            done += 1
+            on_progress(Progress("align", done, total))
+        order = sorted(range(count), key=lambda i, poses=poses: -poses[i].agreement)
+        kept = order[: max(2, int(KEPT * count))]
+        template = Template.of([selected[i] for i in kept], [poses[i] for i in kept])
+    all_poses: list[Pose] = []
+    for grey_HW in grey:
+        all_poses.append(template.find(grey_HW))
+        done += 1
+        on_progress(Progress("align", done, total))
+    agreement = float(np.median([pose.agreement for pose in all_poses]))
+    as_is = Template.of(selected, rest)
+    agreement_as_is = float(np.median([as_is.rest(grey_HW).agreement for grey_HW in grey]))
+    if agreement < LEAST_AGREEMENT or 1 - agreement > MOST_DISAGREEMENT * (1 - agreement_as_is):
+        return Agreement(None, [None] * len(grey), agreement_as_is)
+    template = dataclasses.replace(template, agreement=agreement)
+    lost = LOST * agreement
+    kept_poses = [
+        pose if pose.agreement >= lost else template.rest(grey_HW)
+        for pose, grey_HW in zip(all_poses, grey, strict=True)
+    ]
+    return Agreement(template, kept_poses, agreement)
+
+
+def align(image: Image.Image, pose: Pose, cells: tuple[int, int]) -> tuple[Pixels, Tensor]:
+    """Return an image with the part at the template's place, and the cells that it shows, bool [h, w].
+
+    What lies outside the image mirrors it, and the cells beside are not counted as shown.
+    """
+    width, height = image.size
+    margin = max(width, height) // 2
+    padded = Image.fromarray(np.pad(np.asarray(image), ((margin, margin), (margin, margin), (0, 0)), "symmetric"))
+    angle, log_scale, x, y = pose.values_4.double().tolist()
+    cos, sin = np.exp(log_scale) * np.cos(angle), np.exp(log_scale) * np.sin(angle)
+    half = max(height, width) / 2
+    middle_x, middle_y = width / 2, height / 2
+    left = middle_x + x * half - cos * middle_x + sin * middle_y
+    top = middle_y + y * half - sin * middle_x - cos * middle_y
+    affine: Any = Image.Transform.AFFINE
+    matrix = (cos, -sin, left + margin, sin, cos, top + margin)
+    turned = padded.transform((width, height), affine, matrix, Image.Resampling.BICUBIC)
+    shown = Image.new("L", (width, height), 255).transform((width, height), affine, (cos, -sin, left, sin, cos, top))
+    h, w = cells
+    is_shown = torch.from_numpy(np.asarray(shown) > 0).reshape(h, height // h, w, width // w).all(3).all(1)
+    beside = F.max_pool2d((~is_shown)[None, None].float(), 3, 1, 1)[0, 0]
+    return np.asarray(turned), beside == 0
+
+
+def restore(map_hw: Tensor, pose: Pose) -> Tensor:
+    """Return a map of an aligned image as one of the image itself, 0 where it was not judged."""
+    angle, log_scale, x, y = pose.values_4
+    cos, sin = torch.exp(-log_scale) * torch.cos(angle), torch.exp(-log_scale) * torch.sin(angle)
+    inverse_4 = torch.stack([-angle, -log_scale, -(cos * x + sin * y), -(cos * y - sin * x)])
+    return _sample(map_hw[None], inverse_4)[0]
+
+
+def template_size(height: int, width: int) -> tuple[int, int]:
+    """Return the height and width of the template of images of a size."""
+    scale = FINE_SIDE / max(height, width)
+    return max(8, round(height * scale)), max(8, round(width * scale))
+
+
+def shrink(image_HWC: Pixels, size: tuple[int, int]) -> Tensor:
+    """Return grey levels at a height and width, fp32."""
+    height, width = size
+    grey = Image.fromarray(image_HWC).convert("L").resize((width, height), Image.Resampling.BOX)
+    return torch.from_numpy(np.array(grey)).float()
+
+
+def _shrunk(plane_HW: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(plane_HW[None, None], size=tuple(size), mode="area")[0, 0]
+
+
+def _places(shape: Sequence[int], pose_4: Tensor) -> Tensor:
+    """Return the places of the image, x and y in units, that the pixels of the template show, [H, W, 2]."""
+    H, W = shape
+    unit = 2 / max(H, W)
+    y_H = (torch.arange(H) + 0.5 - H / 2) * unit
+    x_W = (torch.arange(W) + 0.5 - W / 2) * unit
+    y_HW, x_HW = torch.meshgrid(y_H, x_W, indexing="ij")
+    scale = torch.exp(pose_4[1])
+    cos, sin = scale * torch.cos(pose_4[0]), scale * torch.sin(pose_4[0])
+    return torch.stack([cos * x_HW - sin * y_HW + pose_4[2], sin * x_HW + cos * y_HW + pose_4[3]], 2)
+
+
+def _sample(planes_CHW: Tensor, pose_4: Tensor) -> Tensor:
+    """Return planes of an image as the template sees them under a pose, 0 outside."""
+    H, W = planes_CHW.shape[-2:]
+    places_HW2 = _places((H, W), pose_4)
+    grid_HW2 = places_HW2 * torch.tensor([max(H, W) / W, max(H, W) / H])
+    return F.grid_sample(planes_CHW[None], grid_HW2[None], mode="bilinear", align_corners=False)[0]
+
+
+def _correlation(first_P: Tensor, second_P: Tensor, weight_P: Tensor) -> float:
+    total = weight_P.sum().clamp(min=1e-9)
+    first_P = first_P - (weight_P * first_P).sum() / total
+    second_P = second_P - (weight_P * second_P).sum() / total
+    product = (weight_P * first_P * second_P).sum()
+    norms = (weight_P * first_P.square()).sum() * (weight_P * second_P.square()).sum()
+    return float(product / norms.clamp(min=1e-9).sqrt())

@@ -1,0 +1,77 @@
+"""Patches of an image, described by hidden activations of EfficientNet-Lite0.
+
+A patch is a cell of 8x8 pixels of the judged size. Its features are the outputs of three stages of the network: at a
+stride of 4, averaged over the cell; at a stride of 8; and at a stride of 16, interpolated. They are not averaged over
+neighbours, which would hide small marks.
+
+Shapes: N images, h and w rows and columns of cells, P patches, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from ncml.network.efficientnet import EfficientNetLite0
+from ncml.ood.views.protocol import Pixels
+
+LEAST_SIDE, MOST_SIDE = 448, 640
+"""Pixels of the longer side at which an image is judged at least and at most; in between it is its own."""
+STAGES = (1, 2, 4)
+"""Stages of the network, at strides 4, 8 and 16."""
+CELL, COARSE_CELL = 8, 16
+"""Pixels of a cell, and of one of the coarsest stage, of which judged sizes are multiples."""
+MIN_DEVIATION = 1e-2
+"""Smallest deviation of a feature, which images of one colour do not have at all."""
+MAX_ASPECT_DIFFERENCE = 0.02
+"""Relative difference of aspect ratios up to which images are judged at one size."""
+
+
+def common_size(shapes: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
+    """Return the judged height and width of images of one aspect ratio, of a median size; None if they differ."""
+    aspects = np.array([height / width for height, width in shapes])
+    if aspects.max() > aspects.min() * (1 + MAX_ASPECT_DIFFERENCE):
+        return None
+    median = sorted(shapes)[len(shapes) // 2]
+    return judged_size(*median)
+
+
+def judged_size(height: int, width: int) -> tuple[int, int]:
+    """Return the height and width at which an image of this size is judged: multiples of 16."""
+    longer = max(height, width)
+    scale = min(max(longer, LEAST_SIDE), MOST_SIDE) / longer
+    rows, columns = (max(2, round(side * scale / COARSE_CELL)) for side in (height, width))
+    return rows * COARSE_CELL, columns * COARSE_CELL
+
+
+def resize(image_HWC: Pixels, size: tuple[int, int]) -> Image.Image:
+    """Return an image at a height and width."""
+    height, width = size
+    return Image.fromarray(image_HWC).resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+
+
+@torch.inference_mode()
+def patch_features(network: EfficientNetLite0, judged_HWC: Pixels) -> Tensor:
+    """Return the features of the patches of an image, whose sides are multiples of 16: [h, w, F]."""
+    device = network.stem.conv.weight.device
+    x_BCHW = torch.from_numpy(np.array(judged_HWC)).to(device).permute(2, 0, 1)[None].float()
+    fine, middle, coarse = network.activations(x_BCHW, STAGES)
+    coarse = F.interpolate(coarse, size=middle.shape[-2:], mode="bilinear")
+    return torch.cat([F.avg_pool2d(fine, 2), middle, coarse], 1)[0].permute(1, 2, 0)
+
+
+def deviations(features: Iterable[Tensor]) -> Tensor:
+    """Return the standard deviation of each feature over all patches, [F]."""
+    sums_2F = torch.stack(
+        [
+            torch.stack([patches_PF.mean(0), patches_PF.square().mean(0)])
+            for patches_PF in (features_hwF.flatten(0, 1).double() for features_hwF in features)
+        ]
+    ).mean(0)
+    variance_F = sums_2F[1] - sums_2F[0] ** 2
+    return variance_F.clamp(min=MIN_DEVIATION**2).sqrt().float()

@@ -1,0 +1,159 @@
+"""Patches of good images by place: a patch of an image is compared only with those at about the same place.
+
+It finds what is missing or moved, which looks good elsewhere. How far a patch is from its nearest neighbour depends on
+the place: much on a varied background, little on even ground. So the distance is standardised by the distances that
+good images have at that place, each from the others.
+
+Shapes: N images, h and w rows and columns of cells, F features; cells of an image that it does not show (`ncml.ood.
+views.alignment`) are False in `inside_hw`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from ncml.ood.conformal import Floats
+
+IMAGES = 40
+"""Images whose patches are kept."""
+COLUMNS = 8
+"""Columns of cells that are compared at once."""
+AROUND = 5
+"""Cells of a side over which the usual distances are averaged."""
+LEAST_DEVIATION, LEAST_OF_MEAN = 0.1, 0.05
+"""A deviation at a place is increased by these shares of the mean deviation and of the mean distance at the place."""
+LEAST_SHOWN = 0.5
+"""Share of the good images that show a place which is judged."""
+
+
+@dataclass(frozen=True)
+class Usual:
+    """The distances that good images have at each place."""
+
+    mean_hw: Tensor
+    deviation_hw: Tensor
+    """Infinite at places that are not judged."""
+
+    @classmethod
+    def from_sums(cls, sums_3hw: Tensor) -> Self:
+        """Estimate from numbers of images that show a place, sums of their distances, and of the squares."""
+        shown_hw, sum_hw, square_hw = sums_3hw
+        count_hw = shown_hw.clamp(min=1)
+        within_hw = square_hw - sum_hw.square() / count_hw
+        planes_13hw = torch.stack([shown_hw, sum_hw, within_hw])[None]
+        around_hw, around_sum_hw, around_within_hw = F.avg_pool2d(
+            planes_13hw, AROUND, 1, AROUND // 2, count_include_pad=False
+        )[0]
+        around_hw = around_hw.clamp(min=1e-3)
+        deviation_hw = (around_within_hw / around_hw).clamp(min=0).sqrt()
+        is_judged_hw = shown_hw >= LEAST_SHOWN * shown_hw.max()
+        mean_hw = around_sum_hw / around_hw
+        deviation_hw += LEAST_DEVIATION * float(deviation_hw[is_judged_hw].mean()) + LEAST_OF_MEAN * mean_hw + 1e-6
+        return cls(mean_hw, torch.where(is_judged_hw, deviation_hw, torch.inf))
+
+    def standardise(self, distance_hw: Tensor, inside_hw: Tensor) -> Tensor:
+        """Return standardised distances, 0 where a place is not judged or shown."""
+        return torch.where(inside_hw, (distance_hw - self.mean_hw) / self.deviation_hw, 0.0)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Patches of good images by place, and their usual distances."""
+
+    name: ClassVar[str] = "places"
+
+    patches_hwNF: Tensor
+    usual: Usual
+    neighbourhood: int
+    """Cells by which a place of a good image may differ."""
+
+    @classmethod
+    def estimate(
+        cls, features: Sequence[Tensor], inside: Sequence[Tensor], scenes_N: NDArray[np.int64], neighbourhood: int
+    ) -> tuple[Self, Floats]:
+        """Keep patches of good images by place; return them and the score of each image without its own scene."""
+        kept = _one_of_each_scene(scenes_N)
+        patches_hwNF = torch.stack([features[i] for i in kept], 2).float()
+        kept_scenes = torch.from_numpy(scenes_N[kept]).to(patches_hwNF.device)
+        distances: list[Tensor] = []
+        for features_hwF, scene in zip(features, scenes_N.tolist(), strict=True):
+            others_hwNF = patches_hwNF[:, :, kept_scenes != scene]
+            distances.append(nearest_by_place(features_hwF.float(), others_hwNF, neighbourhood))
+        sums_N3hw = torch.stack(
+            [
+                torch.stack([shown_hw, shown_hw * distance_hw, shown_hw * distance_hw.square()])
+                for distance_hw, shown_hw in zip(distances, (inside_hw.float() for inside_hw in inside), strict=True)
+            ]
+        )
+        total_3hw = sums_N3hw.sum(0)
+        scores: list[float] = []
+        for index, scene in enumerate(scenes_N.tolist()):
+            is_own_N = torch.from_numpy(scenes_N == scene)
+            usual = Usual.from_sums(total_3hw - sums_N3hw[is_own_N].sum(0))
+            scores.append(float(usual.standardise(distances[index], inside[index]).max()))
+        return cls(patches_hwNF, Usual.from_sums(total_3hw), neighbourhood), np.array(scores)
+
+    def map(self, query_hwF: Tensor, inside_hw: Tensor) -> Tensor:
+        """Return how unusual each patch is at its place, [h, w]."""
+        distance_hw = nearest_by_place(query_hwF, self.patches_hwNF, self.neighbourhood)
+        return self.usual.standardise(distance_hw, inside_hw)
+
+    def store(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays."""
+        return {
+            "places": self.patches_hwNF.half().cpu().numpy(),
+            "usual_mean": self.usual.mean_hw.cpu().numpy(),
+            "usual_deviation": self.usual.deviation_hw.cpu().numpy(),
+        }
+
+    @classmethod
+    def load(cls, tensors: dict[str, Tensor], size: tuple[int, int], features: int, neighbourhood: int) -> Self:
+        """Read the arrays for a number of rows and columns; raises LookupError or ValueError for damaged ones."""
+        patches_hwNF, mean_hw, deviation_hw = (tensors[name] for name in ("places", "usual_mean", "usual_deviation"))
+        if patches_hwNF.ndim != 4 or patches_hwNF.shape[:2] != size or patches_hwNF.shape[3] != features:
+            raise ValueError("its patches by place have another size")
+        if mean_hw.shape != size or deviation_hw.shape != size or not bool((deviation_hw > 0).all()):
+            raise ValueError("its usual distances do not match its patches by place")
+        return cls(patches_hwNF, Usual(mean_hw, deviation_hw), neighbourhood)
+
+
+@torch.inference_mode()
+def nearest_by_place(query_hwF: Tensor, places_hwNF: Tensor, neighbourhood: int) -> Tensor:
+    """Return the distance of each patch from the nearest one within some cells of its place, [h, w]."""
+    h, w, features = query_hwF.shape
+    count = places_hwNF.shape[2]
+    norms_hwN = places_hwNF.square().sum(3)
+    smallest_hw = torch.full((h, w), torch.inf, device=query_hwF.device)
+    for left in range(0, w, COLUMNS):
+        right = min(left + COLUMNS, w)
+        first, last = max(0, left - neighbourhood), min(w, right + neighbourhood)
+        offsets = torch.arange(left, right)[:, None] - torch.arange(first, last)
+        is_far_qb = (offsets.abs() > neighbourhood).to(query_hwF.device)
+        for shift in range(-neighbourhood, neighbourhood + 1):
+            top, bottom = max(0, -shift), min(h, h - shift)  # rows of the image whose neighbour at this shift exists
+            if top >= bottom:
+                continue
+            rows = slice(top + shift, bottom + shift)
+            bank_rFb = places_hwNF[rows, first:last].reshape(bottom - top, -1, features).transpose(1, 2)
+            norms_rb = norms_hwN[rows, first:last].reshape(bottom - top, 1, -1)
+            squared_rqb = torch.baddbmm(norms_rb, query_hwF[top:bottom, left:right], bank_rFb, alpha=-2)
+            by_place = squared_rqb.reshape(bottom - top, right - left, last - first, count).amin(3)
+            by_place.masked_fill_(is_far_qb, torch.inf)
+            part = smallest_hw[top:bottom, left:right]
+            torch.minimum(part, by_place.amin(2), out=part)
+    return (query_hwF.square().sum(2) + smallest_hw).clamp(min=0).sqrt()
+
+
+def _one_of_each_scene(scenes_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the positions of images of different scenes, at most `IMAGES`, evenly spaced."""
+    first = np.sort(np.unique(scenes_N, return_index=True)[1])
+    count = min(IMAGES, len(first))
+    return first[np.arange(count) * len(first) // count]

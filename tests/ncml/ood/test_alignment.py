@@ -1,0 +1,84 @@
+"""Images of a part are brought to one position."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ncml.ood.views import alignment
+from ncml.ood.views.alignment import Pose
+from ncml.progress import ignore_progress
+
+
+def part(seed: int, angle: float = 0.0, right: float = 0.0, down: float = 0.0) -> np.ndarray:
+    """Return an image, 96 x 128, of an L-shaped part, turned in degrees and shifted in pixels, on a random ground."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:96, :128].astype(float)
+    x, y = x + 0.5 - 64 - right, y + 0.5 - 48 - down
+    cos, sin = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))
+    u, v = cos * x + sin * y, cos * y - sin * x
+    is_part = ((abs(u) < 30) & (abs(v + 15) < 6)) | ((abs(u + 24) < 6) & (abs(v) < 21))
+    ground = Image.fromarray(rng.integers(60, 90, (12, 16), np.uint8)).resize((128, 96), Image.Resampling.BICUBIC)
+    image = np.asarray(ground, float)[..., None] + 90 * is_part[..., None] + rng.normal(0, 3, (96, 128, 3))
+    return image.clip(0, 255).astype(np.uint8)
+
+
+def poses_of(count: int) -> list[tuple[float, float, float]]:
+    rng = np.random.default_rng(0)
+    return [(rng.uniform(-180, 180), rng.uniform(-12, 12), rng.uniform(-8, 8)) for _ in range(count)]
+
+
+def test_parts_in_any_direction_are_brought_to_one_position() -> None:
+    images = [part(seed, *pose) for seed, pose in enumerate(poses_of(16))]
+    template, poses, _ = alignment.estimate([lambda image=image: image for image in images], ignore_progress)
+    assert template is not None
+    assert template.agreement > 0.8
+    aligned, shown = [], []
+    for image, pose in zip(images, poses, strict=True):
+        assert pose is not None
+        brought, inside = alignment.align(Image.fromarray(image), pose, (12, 16))
+        aligned.append(brought.mean(2))
+        shown.append(inside.numpy())
+    is_shown = np.all(shown, 0).repeat(8, 0).repeat(8, 1)
+    assert is_shown.any()
+    spread = np.std(aligned, 0)[is_shown]
+    as_they_are = np.std([image.mean(2) for image in images], 0)[is_shown]
+    assert spread.mean() < 0.5 * as_they_are.mean()
+    other = template.pose(part(100, 77, 5, -6))
+    assert other.agreement > 0.8
+    stored = {name: torch.from_numpy(array) for name, array in template.store().items()}
+    assert torch.equal(alignment.Template.load(stored).pose(part(100, 77, 5, -6)).values_4, other.values_4)
+
+
+def test_images_that_lie_at_one_position_are_left_as_they_are() -> None:
+    images = [part(seed) for seed in range(12)]
+    agreement = alignment.estimate([lambda image=image: image for image in images], ignore_progress)
+    assert agreement.template is None
+    assert agreement.poses == [None] * 12
+    assert agreement.is_at_one_place
+
+
+def test_textures_are_left_as_they_are() -> None:
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (96, 128, 3), np.uint8) for _ in range(12)]
+    agreement = alignment.estimate([lambda image=image: image for image in images], ignore_progress)
+    assert agreement.template is None
+    assert not agreement.is_at_one_place
+
+
+def test_an_image_without_the_part_is_judged_as_it_is() -> None:
+    images = [part(seed, *pose) for seed, pose in enumerate(poses_of(16))]
+    template, *_ = alignment.estimate([lambda image=image: image for image in images], ignore_progress)
+    assert template is not None
+    empty = np.random.default_rng(5).integers(60, 90, (96, 128, 3), np.uint8)
+    assert template.pose(empty).values_4.tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.4, 2.5])
+def test_a_map_returns_to_the_pixels_of_the_image(angle: float) -> None:
+    pose = Pose(torch.tensor([angle, 0.02, 0.1, -0.05]), 1.0)
+    ramp = np.zeros((96, 128, 3), np.uint8)
+    ramp[..., 0], ramp[..., 1] = np.mgrid[:96, :128][0] * 2, np.mgrid[:96, :128][1]
+    aligned, _ = alignment.align(Image.fromarray(ramp), pose, (12, 16))
+    back = alignment.restore(torch.from_numpy(aligned[..., 0].astype(np.float32)), pose)[40:56, 56:72]
+    assert (back - torch.from_numpy(ramp[40:56, 56:72, 0].astype(np.float32))).abs().max() < 3
