@@ -27,7 +27,9 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], Collection[int] | None]
-"""Called as work proceeds. While images are sampled it may return the indices of those no longer needed."""
+"""Called as work proceeds; it may call a model, also the one at work.
+
+While images are sampled it may return the indices of those no longer needed."""
 
 
 def ignore_progress(progress: Progress) -> None:

@@ -6,6 +6,7 @@ most one row of pixels.
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import os
@@ -24,7 +25,18 @@ from ncml.progress import OnProgress, Progress
 from ncml.runtime import is_out_of_memory, reuse_freed_memory
 from worker import logs
 from worker.contract import CalibrateJob, CompleteJob, Job, Pixels, SamplingJob, ScanJob, ScoreJob
-from worker.messages import Batch, BatchResult, Catalogue, Drop, EngineSettings, Opening, Outcome, Previews, Step
+from worker.inbox import Inbox, PipeClosed
+from worker.messages import (
+    Batch,
+    BatchResult,
+    Catalogue,
+    EngineSettings,
+    Interruption,
+    Opening,
+    Outcome,
+    Previews,
+    Step,
+)
 from worker.registry import ModelNotServed, ModelRegistry
 from worker.results import JobError, ModelRef, WorkerFault
 from worker.scoring import read_original, scoring_options, wire_scan, wire_score
@@ -39,6 +51,9 @@ PROGRESS_S = 0.1
 PREVIEW_S = 0.2
 """Minimum seconds between two reports, and between two reports with previews."""
 
+LONG_BATCH = 16
+"""Maximum images or tiles at a time of a long job on a CPU: short jobs interrupt it only between these batches."""
+
 JobType = TypeVar("JobType")
 
 log = logging.getLogger("ncml.engine")
@@ -51,10 +66,6 @@ class _BatchImage:
     id: str
     index: int
     job: Job
-
-
-class _PipeClosed(Exception):
-    """The worker has exited."""
 
 
 class _BatchDropped(Exception):
@@ -80,26 +91,28 @@ def serve(pipe: Connection, settings: EngineSettings) -> None:
         on_change=lambda: pipe.send(_catalogue(registry, settings.device)),
     )
     runner = BatchRunner(pipe, registry, settings)
+    inbox = runner.inbox
     try:
-        registry.scan(is_interrupted=pipe.poll)
+        registry.scan(is_interrupted=inbox.has_batch)
         scanned = time.monotonic()
         while True:
-            message: Batch | Drop | None = pipe.recv() if pipe.poll(0 if registry.is_behind else RESCAN_S) else None
-            if (message is None and registry.is_behind) or time.monotonic() - scanned > RESCAN_S:
+            has_batch = inbox.has_batch(0 if registry.is_behind else RESCAN_S)
+            if (registry.is_behind and not has_batch) or time.monotonic() - scanned > RESCAN_S:
                 scanned = time.monotonic()
-                registry.scan(is_interrupted=lambda waits=message is not None: waits or pipe.poll())
-            if isinstance(message, Batch):
-                pipe.send(runner.run(message))
-            elif not pipe.poll():
+                registry.scan(is_interrupted=inbox.has_batch)
+            if batch := inbox.take_batch():
+                pipe.send(runner.run(batch))
+            else:
                 registry.check_batching()
-    except (EOFError, BrokenPipeError, ConnectionResetError, _PipeClosed):
+    except (BrokenPipeError, ConnectionResetError, PipeClosed):
         return
 
 
 class BatchRunner:
-    """Computes batches and reports their progress through the pipe."""
+    """Computes batches and reports their progress through the pipe; short ones in the middle of a long job."""
 
     def __init__(self, pipe: Connection, registry: ModelRegistry, settings: EngineSettings) -> None:
+        self.inbox = Inbox(pipe)
         self._pipe = pipe
         self._registry = registry
         self._device = settings.device
@@ -107,11 +120,12 @@ class BatchRunner:
         self._max_calibrated = settings.max_calibrated
         self._directories = settings.directories
         self._max_batch = settings.max_batch
+        self._long_batch = min(LONG_BATCH, self._max_batch) if settings.device == "cpu" else self._max_batch
         self._capacity: dict[str, int] = {}  # by model version: images or tiles at a time that memory suffices for
 
     def run(self, batch: Batch) -> BatchResult:
         """Compute a batch. If several jobs fail together, compute each alone, so that only the faulty one fails."""
-        self._dropped = set[str]()
+        self._dropped = self.inbox.dropped_from(batch)
         self._reset(batch)
         error = self._attempt(batch.jobs)
         if error and (len(batch.jobs) == 1 or isinstance(error, ModelError)):
@@ -124,11 +138,11 @@ class BatchRunner:
                     self._fail({job_id: job}, error)
         for job_id in self._dropped & batch.jobs.keys():
             self._outcomes[job_id] = Outcome()
+        self.inbox.close(batch)
         seconds = time.monotonic() - self._started_at
         return BatchResult(batch.number, self._outcomes, seconds, dict(self._stages), _device_memory(self._device))
 
     def _reset(self, batch: Batch) -> None:
-        self._batch_number = batch.number
         self._outcomes = {job_id: Outcome() for job_id in batch.jobs}
         self._done = dict.fromkeys(batch.jobs, 0)
         self._stages: dict[str, float] = {}
@@ -139,7 +153,7 @@ class BatchRunner:
         """Compute jobs together; return the error that ended the computation, if any."""
         try:
             self._compute(jobs)
-        except _PipeClosed:
+        except PipeClosed:
             raise
         except _BatchDropped:
             return None
@@ -177,7 +191,7 @@ class BatchRunner:
             chunk = [row for row in rows if row.id not in self._dropped][:capacity]
             if not chunk:
                 return
-            size = capacity if isinstance(first, ScanJob | CalibrateJob) else len(chunk)
+            size = min(capacity, self._long_batch) if isinstance(first, ScanJob | CalibrateJob) else len(chunk)
             try:
                 self._compute_chunk(model, chunk, size, jobs.keys())
             except Exception as error:
@@ -227,7 +241,7 @@ class BatchRunner:
             self._outcomes[row.id].scores.append(wire_score(score, original_HWC))
 
     def _scan(self, model: Model, job: ScanJob, job_id: str, size: int) -> None:
-        on_progress = self._stop_when_dropped([job_id])
+        on_progress = self._yield_to_short_jobs(job_id)
         scan = model.scan(read_original(job), tile_size=job.tile_size, batch_size=size, callback=on_progress)
         self._add_time("tiles")
         self._outcomes[job_id].scan = wire_scan(scan, with_tiles=job.map)
@@ -238,7 +252,7 @@ class BatchRunner:
 
         if not self._calibrates:
             raise WorkerFault("calibration is off: the operator must start the workers with NCML_ALLOW_CALIBRATION=1")
-        on_progress = self._stop_when_dropped([job_id])
+        on_progress = self._yield_to_short_jobs(job_id)
         calibrated = calibrate_copy(
             model, job, job_id, self._directories, on_progress, batch_size=size, max_models=self._max_calibrated
         )
@@ -274,6 +288,26 @@ class BatchRunner:
 
         return on_progress
 
+    def _yield_to_short_jobs(self, job_id: str) -> OnProgress:
+        """Return the callback of a long job, as `_stop_when_dropped`; it also computes batches that have arrived."""
+        stop_when_dropped = self._stop_when_dropped([job_id])
+
+        def on_progress(progress: Progress) -> None:
+            stop_when_dropped(progress)
+            while batch := self.inbox.take_batch():
+                self._interrupt(batch)
+
+        return on_progress
+
+    def _interrupt(self, batch: Batch) -> None:
+        """Compute a batch in the middle of another one, whose times exclude it."""
+        started = time.monotonic()
+        self._pipe.send(Interruption(batch.number))
+        self._pipe.send(copy.copy(self).run(batch))  # a copy, since what is known about the batch belongs to the runner
+        paused_s = time.monotonic() - started
+        self._started_at += paused_s
+        self._stage_started_at += paused_s
+
     def _drop_rows(self, rows: list[_BatchImage]) -> OnProgress:
         """Return a callback that reports progress and returns the rows whose jobs are dropped."""
 
@@ -286,7 +320,7 @@ class BatchRunner:
     def _report(self, progress: Progress, previews_of: Callable[[], Previews] | None = None) -> None:
         """Account for the time, read what was dropped, and send progress at limited rates."""
         self._add_time(progress.stage)
-        self._read_drops()
+        self.inbox.read()
         now = time.monotonic()
         # The finished noisy sample can be shown only now, so it is sent however recent the last report is.
         finished = previews_of is not None and progress.done == progress.total
@@ -297,15 +331,6 @@ class BatchRunner:
                 self._previewed_at = now
                 previews = previews_of()
             self._pipe.send(Step(progress.stage, progress.done, progress.total, dict(self._done), previews))
-
-    def _read_drops(self) -> None:
-        try:
-            while self._pipe.poll():
-                message: Batch | Drop = self._pipe.recv()
-                if isinstance(message, Drop) and message.number == self._batch_number:
-                    self._dropped |= message.ids
-        except (EOFError, OSError) as error:
-            raise _PipeClosed from error
 
     def _add_time(self, stage: str) -> None:
         """Add the time since the last call to a stage."""

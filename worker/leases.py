@@ -27,7 +27,8 @@ MAX_ATTEMPTS = 5
 """How often a job is started before it fails because its workers died."""
 
 SCAN, REACH = 128, 1024
-"""Jobs of each queue that one claim inspects, without and with those that are left to workers with other models."""
+"""Jobs of each queue that one claim inspects, without and with those that it leaves: to workers with other models, or
+until the engine has no other."""
 
 YIELD_S = 0.1
 """Pause of an idle worker after it left jobs to others, which may be busy: their wake-up would end its wait at once."""
@@ -80,18 +81,19 @@ class Leases:
             time.sleep(min(YIELD_S, timeout_s))
         self._redis.blpop(self._wakes, timeout=timeout_s)
 
-    def claim(self, room: int, key: str = "") -> tuple[str, list[Claim]]:
+    def claim(self, room: int, key: str = "", *, beside: bool = False) -> tuple[str, list[Claim]]:
         """Claim compatible jobs of up to `room` images in total; a larger first job is claimed alone.
 
         Jobs for models that only other workers of the lane have published are left to them.
-        `key` restricts the claim to a batch key. Returns the batch key that more jobs may join with ('' for none) and
-        the claims.
+        `key` restricts the claim to a batch key, `beside` to jobs that may be computed while the engine has others: not
+        long ones, nor those in suspicion of ending it. Returns the batch key that more jobs may join with ('' for none)
+        and the claims.
         """
         token = uuid.uuid4().hex
         next_key, left, rows = self._claim(
             keys=[LEASES, WORKERS, *map(queue_key, self._names)],
             args=[token, self.lease_s, self._worker, room, SCAN, REACH, key,
-                  status_event(JobStatus.RUNNING)],
+                  status_event(JobStatus.RUNNING), int(beside)],
         )  # fmt: skip
         self._left_jobs = left > 0
         return next_key.decode(errors="replace"), [

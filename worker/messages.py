@@ -74,6 +74,13 @@ class Catalogue:
         return any(m.name == job.model and job.version in (None, m.version) for m in self.models)
 
 
+@dataclass(frozen=True)
+class Interruption:
+    """The engine interrupts a long job, and computes this batch before it resumes."""
+
+    number: int
+
+
 Previews = dict[str, tuple[int, int, int, bytes]]
 """The current images of some jobs: number, height, width, and uint8 NHWC bytes."""
 
@@ -116,5 +123,5 @@ class BatchResult:
     memory_bytes: int = 0
 
 
-Message = Opening | Catalogue | Step | BatchResult
+Message = Opening | Catalogue | Interruption | Step | BatchResult
 """What an engine sends."""

@@ -1,4 +1,4 @@
-"""Jobs in the engine: their progress while they run, their results, and the pace of a lane."""
+"""Jobs in the engine: their progress while they run, their results, their batches, and the pace of a lane."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from worker.contract import CalibrateJob, Job, ScanJob, ScoreJob, Task, batch_key
+from worker.contract import CalibrateJob, Job, Lane, ScanJob, ScoreJob, Task, batch_key
 from worker.keys import blob_key
 from worker.leases import Claim
 from worker.messages import Outcome, Step
@@ -114,6 +114,54 @@ class RunningJob:
         images = StoredImages(blob=blob_key(self.claim.id), n=job.n, height=height, width=width)
         result = ImagesResult(task=job.task, model=model, images=images, seeds=job.seeds, timing=timing)
         return result, b"".join(outcome.images)
+
+
+@dataclass
+class RunningBatch:
+    """A batch in the engine: its jobs that have not ended, and for how long it has been computed."""
+
+    number: int
+    jobs: dict[str, RunningJob]
+    size: int
+    """The number of its jobs at the start."""
+    lane: Lane
+    _computed_s: float = 0.0
+    _resumed_at: float | None = None
+
+    @classmethod
+    def of(cls, number: int, jobs: dict[str, RunningJob]) -> RunningBatch:
+        """Return a batch that is not computed yet."""
+        return cls(number, jobs, len(jobs), next(iter(jobs.values())).job.task.lane)
+
+    @property
+    def is_interruptible(self) -> bool:
+        """Whether short jobs interrupt it: it is a long job, and was not interrupted by a failure before.
+
+        If the engine ended while it had two batches, either can be the cause; the second time, a job has the engine to
+        itself.
+        """
+        return bool(self.jobs) and all(
+            isinstance(entry.job, ScanJob | CalibrateJob) and entry.claim.attempts == 1 for entry in self.jobs.values()
+        )
+
+    @property
+    def computed_s(self) -> float:
+        """Seconds for which it has been computed, without interruptions."""
+        return self._computed_s + self.slice_s
+
+    @property
+    def slice_s(self) -> float:
+        """Seconds since the start or the last interruption; 0 while it is interrupted."""
+        return 0.0 if self._resumed_at is None else time.monotonic() - self._resumed_at
+
+    def resume(self) -> None:
+        """Note that the engine computes it from now on."""
+        if self._resumed_at is None:
+            self._resumed_at = time.monotonic()
+
+    def pause(self) -> None:
+        """Note that the engine interrupts it."""
+        self._computed_s, self._resumed_at = self.computed_s, None
 
 
 @dataclass

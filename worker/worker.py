@@ -5,36 +5,34 @@ batches computed by one engine process, which keeps the models loaded. Must not 
 """
 
 import logging
-import math
 import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import ResponseError
 from rq import Queue
 from rq.serializers import JSONSerializer
 from rq.suspension import is_suspended
 from rq.worker import SimpleWorker
 from rq.worker_registration import clean_worker_registry
 
-from worker.contract import JobStatus, Lane, ScoreJob
+from worker.contract import JobStatus, Lane
 from worker.descriptors import WorkerInfo, WorkerState
+from worker.finishing import JobFinisher
 from worker.keys import queue_names, worker_key
-from worker.leases import LEASE_S, Claim, Leases
-from worker.messages import Batch, BatchResult, Catalogue, Drop, EngineSettings, Opening, Step
+from worker.leases import LEASE_S, Claim, Leases, LeaseState
+from worker.messages import Batch, BatchResult, Catalogue, Drop, EngineSettings, Interruption, Opening, Step
 from worker.metrics import WorkerMetrics
 from worker.outages import Outages
 from worker.process import EngineDied, EngineProcess
 from worker.publications import Publications
 from worker.queue import JobQueue
 from worker.results import CANCELED, EXPIRED, JobEnding, JobError, ModelRef, Timing
-from worker.running import Pace, RunningJob
-from worker.spans import record_job
+from worker.running import Pace, RunningBatch, RunningJob
 from worker.supervisor import EngineSupervisor
 
 if TYPE_CHECKING:
@@ -47,8 +45,6 @@ TICK_S = 0.1
 """How often leases are renewed, progress is published and cancellations are read while a batch runs."""
 
 log = logging.getLogger("ncml.worker")
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +60,8 @@ class WorkerSettings:
     hang_s: float = 300.0
     """How long the engine may be silent, during a batch or while loading, before it is replaced."""
     lease_s: float = LEASE_S
+    slice_s: float = 1.0
+    """How long a long job (a scan or a calibration) is computed, at least, before short ones interrupt it again."""
 
 
 class BatchWorker(SimpleWorker):
@@ -85,7 +83,6 @@ class BatchWorker(SimpleWorker):
         self.settings = settings
         self.metrics = metrics or WorkerMetrics()
         self.leases = Leases(queue, settings.lanes, self.name, lease_s=settings.lease_s)
-        self._tracer = tracer
         self._client: Any = queue.redis
         self._publications = Publications(queue.redis, self.name)
         self._supervisor = EngineSupervisor(
@@ -95,7 +92,10 @@ class BatchWorker(SimpleWorker):
         self._started_at = time.time()
         self._outages = Outages()
         self._beat_at = 0.0
+        self._finisher = JobFinisher(self.leases, self.metrics, self._outages, tracer, lambda: self._stop_at)
         self._batch_number = 0
+        self._batches: dict[int, RunningBatch] = {}
+        """The batches in the engine by number: one and, beside a long job, at most one of short jobs."""
         self._busy = False
         self._was_idle = True
         self._paces: dict[Lane, Pace] = {}
@@ -213,196 +213,165 @@ class BatchWorker(SimpleWorker):
         self.metrics.batch_wait_seconds.observe(time.monotonic() - started)
 
     def _run(self, engine: EngineProcess, claims: list[Claim]) -> None:
-        """Run a batch. In every case, each of its jobs ends or returns to its queue."""
-        running: dict[str, RunningJob] = {}
+        """Run a batch, and others beside it if it is long. In every case, each job ends or returns to its queue."""
+        try:
+            if self._start(engine, claims):
+                self._busy = True
+                self._follow(engine)
+        finally:
+            self._busy = False
+            self._batches.clear()
+            self.metrics.running.set(0)
+
+    def _start(self, engine: EngineProcess, claims: list[Claim]) -> bool:
+        """Send jobs to the engine as a batch; end those that cannot run. Return whether one can."""
+        jobs: dict[str, RunningJob] = {}
         endings = [(claim, JobEnding(JobStatus.EXPIRED, EXPIRED)) for claim in claims if claim.late]
         for claim in claims:
             if claim.late:
                 continue
             try:
-                running[claim.id] = RunningJob.parse(claim, running.values())
+                jobs[claim.id] = RunningJob.parse(claim, jobs.values())
             except ValueError as error:
                 log.error("%s", error, extra={"job": claim.id})
                 detail = "the payload is not a job of this worker's version; send the request again"
                 endings.append((claim, JobEnding(JobStatus.FAILED, JobError(reason="worker", detail=detail))))
-        self._end(endings, {})
-        if not running:
-            return
-        self._busy = True
-        self.metrics.running.set(len(running))
-        try:
-            self._compute(engine, running)
-        finally:
-            self.metrics.running.set(0)
-            self._busy = False
-
-    def _compute(self, engine: EngineProcess, running: dict[str, RunningJob]) -> None:
+        self._finisher.end(endings, {})
+        if not jobs:
+            return False
         self._batch_number += 1
-        lane, jobs = next(iter(running.values())).job.task.lane, len(running)
-        for entry in running.values():
-            log.info(
-                "job started", extra=entry.log_fields | {"batch": self._batch_number, "attempt": entry.claim.attempts}
-            )
-        engine.send(Batch(self._batch_number, {job_id: entry.job for job_id, entry in running.items()}))
-        started = last_message = last_tick = time.monotonic()
-        while True:
+        batch = RunningBatch.of(self._batch_number, jobs)
+        if not self._batches:
+            batch.resume()
+        self._batches[batch.number] = batch
+        self._count_running()
+        for entry in jobs.values():
+            log.info("job started", extra=entry.log_fields | {"batch": batch.number, "attempt": entry.claim.attempts})
+        engine.send(Batch(batch.number, {job_id: entry.job for job_id, entry in jobs.items()}))
+        return True
+
+    def _follow(self, engine: EngineProcess) -> None:
+        """Process what the engine reports, until it has computed all batches or they are given up."""
+        last_message = last_tick = time.monotonic()
+        while self._batches:
             try:
                 message = engine.receive(TICK_S / 2)
             except EngineDied:
-                self._engine_lost(running, "died")
+                self._engine_lost("died")
                 return
             now = time.monotonic()
-            if isinstance(message, BatchResult) and message.number == self._batch_number:
-                self._conclude(running, message)
-                self._paces.setdefault(lane, Pace()).add(jobs, time.monotonic() - started)
-                return
             if message is not None:
                 last_message = now
-            if isinstance(message, Step):
-                self._store_progress(running, message)
+            if isinstance(message, BatchResult):
+                self._conclude(message)
+            elif isinstance(message, Interruption):
+                self._interrupt(message)
+            elif isinstance(message, Step):
+                self._store_progress(message)
             elif isinstance(message, Opening | Catalogue):
                 with self._outages.survived():
                     self._supervisor.note(message)
             if now - last_message > self.settings.hang_s:
-                self._engine_lost(running, "hung")
+                self._engine_lost("hung")
                 return
             if self._stop_at is not None and now > self._stop_at:
-                log.warning("no time left to finish %d jobs; returning them to their queues", len(running))
-                self._retry(lambda: self.leases.requeue([entry.claim for entry in running.values()], refund=True))
+                claims = self._claims()
+                log.warning("no time left to finish %d jobs; returning them to their queues", len(claims))
+                self._finisher.requeue(claims, refund=True)
                 return
             if now - last_tick >= TICK_S:
                 last_tick = now
                 with self._outages.survived():
-                    self._tick(engine, running, now - started)
+                    self._tick(engine)
+                    self._claim_beside(engine)
 
-    def _store_progress(self, running: dict[str, RunningJob], step: Step) -> None:
-        """Store the previews of a step, and prepare the progress event of each job."""
-        previews = {job_id: preview for job_id, entry in running.items() if (preview := entry.preview(step))}
+    def _claim_beside(self, engine: EngineProcess) -> None:
+        """Claim short jobs while the engine computes a long one, which it interrupts for them between two slices."""
+        [*batches] = self._batches.values()
+        if len(batches) != 1 or not batches[0].is_interruptible or batches[0].slice_s < self.settings.slice_s:
+            return
+        if self._stop_at is None and not is_suspended(self._client):
+            self._start(engine, self.leases.claim(self.settings.engine.max_batch, beside=True)[1])
+
+    def _interrupt(self, interruption: Interruption) -> None:
+        """Note which batch the engine computes from now on."""
+        for batch in self._batches.values():
+            if batch.number == interruption.number:
+                batch.resume()
+            else:
+                batch.pause()
+
+    def _claims(self) -> list[Claim]:
+        """Return the claims of all jobs in the engine; those of a long job, which are older, come last."""
+        return [entry.claim for batch in reversed(self._batches.values()) for entry in batch.jobs.values()]
+
+    def _count_running(self) -> None:
+        self.metrics.running.set(sum(len(batch.jobs) for batch in self._batches.values()))
+
+    def _store_progress(self, step: Step) -> None:
+        """Store the previews of a step, and prepare the progress event of each job of its batch."""
+        jobs = {job_id: entry for batch in self._batches.values() for job_id, entry in batch.jobs.items()}
+        jobs = {job_id: entry for job_id, entry in jobs.items() if job_id in step.done}
+        previews = {job_id: preview for job_id, entry in jobs.items() if (preview := entry.preview(step))}
         with self._outages.survived(pause_s=0):  # a preview is expendable
             self.leases.store_previews(previews)
             for job_id in previews:
-                running[job_id].has_preview = True
-        for entry in running.values():
+                jobs[job_id].has_preview = True
+        for entry in jobs.values():
             entry.update(step)
 
-    def _tick(self, engine: EngineProcess, running: dict[str, RunningJob], elapsed_s: float) -> None:
+    def _tick(self, engine: EngineProcess) -> None:
         """Renew the leases; drop jobs that were canceled, ran out of time or were taken away."""
         self._beat()
-        entries = list(running.values())
-        lease_states = self.leases.renew(
-            [entry.claim for entry in entries], {entry.claim.id: entry.progress for entry in entries}
-        )
+        entries = [entry for batch in self._batches.values() for entry in batch.jobs.values()]
+        progress = {entry.claim.id: entry.progress for entry in entries}
+        lease_states = dict(zip(progress, self.leases.renew([entry.claim for entry in entries], progress), strict=True))
+        for entry in entries:
+            entry.progress = ""
+        for batch in self._batches.values():
+            self._drop(engine, batch, lease_states)
+        self._count_running()
+
+    def _drop(self, engine: EngineProcess, batch: RunningBatch, lease_states: Mapping[str, LeaseState]) -> None:
+        """Have the engine drop those jobs of a batch that need no result any more, and end them."""
         endings: list[tuple[Claim, JobEnding]] = []
         dropped: set[str] = set()
-        for entry, lease_state in zip(entries, lease_states, strict=True):
-            entry.progress = ""
-            timing = Timing(queue_s=entry.claim.waited_s, compute_s=elapsed_s)
-            if lease_state == "lost":
+        for job_id, entry in batch.jobs.items():
+            timing = Timing(queue_s=entry.claim.waited_s, compute_s=batch.computed_s)
+            if lease_states[job_id] == "lost":
                 log.warning("job was taken away", extra=entry.log_fields)
                 self.metrics.fenced.inc()
-                dropped.add(entry.claim.id)
-            elif lease_state == "canceled":
+                dropped.add(job_id)
+            elif lease_states[job_id] == "canceled":
                 endings.append((entry.claim, JobEnding(JobStatus.CANCELED, CANCELED, timing=timing)))
-            elif elapsed_s > entry.job.timeout_s:
+            elif batch.computed_s > entry.job.timeout_s:
                 endings.append((entry.claim, JobEnding(JobStatus.FAILED, entry.timeout_error, timing=timing)))
         dropped |= {claim.id for claim, _ in endings}
         if dropped:
-            engine.send(Drop(self._batch_number, frozenset(dropped)))
-            self._end(endings, running)
+            engine.send(Drop(batch.number, frozenset(dropped)))
+            self._finisher.end(endings, batch.jobs)
             for job_id in dropped:
-                del running[job_id]
+                del batch.jobs[job_id]
 
-    def _conclude(self, running: dict[str, RunningJob], done: BatchResult) -> None:
-        """End the jobs that the engine has computed."""
-        self.metrics.count_batch(done.stages, done.memory_bytes)
-        endings: list[tuple[Claim, JobEnding]] = []
-        returned: list[Claim] = []
-        for job_id, entry in running.items():
-            outcome = done.outcomes[job_id]
-            if outcome.is_unserved and entry.claim.is_served and not self._supervisor.catalogue.serves(entry.job):
-                returned.append(entry.claim)
-                continue
-            entry.stages = done.stages
-            timing = Timing(
-                queue_s=entry.claim.waited_s, compute_s=done.compute_s, batch_size=outcome.batch_size or None
-            )
-            if outcome.error or outcome.model is None:
-                endings.append((entry.claim, JobEnding(JobStatus.FAILED, outcome.error, timing=timing)))
-                continue
-            result, blob = entry.result(outcome, outcome.model, timing)
-            endings.append((entry.claim, JobEnding(JobStatus.SUCCEEDED, None, result, blob, timing)))
-        if returned:  # a folder changed meanwhile; another worker may serve the model
-            log.info("the model is no longer served here; returning %d jobs to their queues", len(returned))
-            self._retry(lambda: self.leases.requeue(returned, refund=True))
-        if endings:
-            first = next(iter(running.values())).job
-            largest = max((outcome.batch_size for outcome in done.outcomes.values()), default=0)
-            self.metrics.batch_size.labels(first.task).observe(largest)
-            for job_id in self._end(endings, running):
-                job, outcome = running[job_id].job, done.outcomes[job_id]
-                self.metrics.images.labels(job.task, job.model).inc(job.n)
-                if isinstance(job, ScoreJob) and outcome.model:
-                    self.metrics.count_scores(job, outcome.scores, self._supervisor.catalogue.find(outcome.model))
+    def _conclude(self, done: BatchResult) -> None:
+        """End the jobs that the engine has computed; it continues with the other batch, if it has one."""
+        batch = self._batches.pop(done.number)
+        self._paces.setdefault(batch.lane, Pace()).add(batch.size, batch.computed_s)
+        self._finisher.conclude(batch.jobs, done, self._supervisor.catalogue)
+        for other in self._batches.values():
+            other.resume()
+        self._count_running()
 
-    def _engine_lost(self, running: dict[str, RunningJob], reason: str) -> None:
+    def _engine_lost(self, reason: str) -> None:
         """Replace the engine, and have each of its jobs computed alone, so that a bad one fails alone.
 
         A job fails if the engine ended while computing it alone, and this was not its first attempt.
         """
-        claims = [entry.claim for entry in running.values()]
+        claims = self._claims()
         if len(claims) == 1 and claims[0].attempts >= 2:
             error = JobError(reason="engine", detail=f"the engine {reason} while computing the job alone")
-            self._end([(claims[0], JobEnding(JobStatus.FAILED, error))], running)
+            [batch] = [batch for batch in self._batches.values() if batch.jobs]
+            self._finisher.end([(claims[0], JobEnding(JobStatus.FAILED, error))], batch.jobs)
         elif claims:
-            moved = self._retry(lambda: self.leases.requeue(claims, alone=True))
-            self.metrics.retries.labels("engine").inc(sum(moved))
+            self.metrics.retries.labels("engine").inc(self._finisher.requeue(claims, alone=True))
         self._supervisor.replace(reason)
-
-    def _end(self, endings: Sequence[tuple[Claim, JobEnding]], running: dict[str, RunningJob]) -> list[str]:
-        """End jobs, count and log them; return the ids of those that succeeded.
-
-        A job that was taken away meanwhile does not change.
-        """
-        succeeded: list[str] = []
-        if not endings:
-            return succeeded
-        ended = self._retry(lambda: self.leases.finish(endings))
-        for (claim, planned), actual in zip(endings, ended, strict=False):
-            ending = actual or planned
-            entry = running.get(claim.id)
-            task, model = (entry.job.task, entry.job.model) if entry else ("unknown", "unknown")
-            extra: dict[str, Any] = (entry.log_fields if entry else {"job": claim.id}) | {"status": ending.status}
-            if actual is None:
-                self.metrics.fenced.inc()
-                log.warning("job was taken away or has ended already; its result is dropped", extra=extra)
-                continue
-            if ending.error:
-                extra |= {"reason": ending.error.reason, "detail": ending.error.detail}
-            if ending.status is JobStatus.SUCCEEDED:
-                succeeded.append(claim.id)
-            self.metrics.count_end(task, model, ending, claim.waited_s)
-            if ending.timing and ending.timing.compute_s is not None:
-                extra |= {"compute_s": round(ending.timing.compute_s, 4), "batch_size": ending.timing.batch_size}
-            log.info("job ended", extra=extra)
-            if self._tracer and entry:
-                record_job(self._tracer, entry, ending, running.values())
-        return succeeded
-
-    def _retry(self, step: Callable[[], list[T]]) -> list[T]:
-        """Retry a step until the server answers, however long that takes: the step changes no job that others took.
-
-        Give up once the server has refused it for twice the time of a lease, or the time after SIGTERM has passed.
-        """
-        refused_until: float | None = None
-        while True:
-            deadline = math.inf if self._stop_at is None else self._stop_at + 1.0
-            with self._outages.survived():
-                try:
-                    return step()
-                except ResponseError:
-                    refused_until = refused_until or time.monotonic() + 2 * self.settings.lease_s
-                    deadline = min(deadline, refused_until)
-                    raise
-            if time.monotonic() > deadline:
-                log.error("giving up on the batch: its jobs are computed again once their leases lapse")
-                return []

@@ -9,10 +9,11 @@ recording is kept only if it reproduces the images, to the bit.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
 
@@ -77,7 +78,8 @@ class ReplaySampler:
         """The most recently used one comes last."""
         self.sampled_kinds: set[BatchKind] = set()
         self.unrecordable_kinds: set[BatchKind] = set()
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
+        self._is_sampling = False
 
     def __call__(self, network: NCPN, x_BCHW: Tensor, conditions: Conditions, draws: PixelDraws, on_row: OnRow) -> None:
         """Sample the unknown pixels of x, in place."""
@@ -85,7 +87,10 @@ class ReplaySampler:
             sample_cached(network, x_BCHW, conditions, draws, on_row)
             return
         kind = (network, tuple(x_BCHW.shape), conditions.first_row, conditions.t == 0)
-        with self.lock:  # a recording has memory for one batch at a time
+        with self._reserved() as is_free:
+            if not is_free:
+                sample_cached(network, x_BCHW, conditions, draws, on_row)
+                return
             recording = self.recordings.get(kind)
             if recording is not None:
                 self.recordings.move_to_end(kind)
@@ -106,6 +111,19 @@ class ReplaySampler:
             if kind in self.sampled_kinds - self.unrecordable_kinds and rows_done == x_BCHW.shape[2]:
                 self._record(kind, x_BCHW, conditions, draws, on_row)
             self.sampled_kinds.add(kind)
+
+    @contextlib.contextmanager
+    def _reserved(self) -> Generator[bool]:
+        """Wait until no other thread samples, since a recording has memory for one batch at a time.
+
+        False: this thread samples already, and its `on_row` samples another batch.
+        """
+        with self.lock:
+            was_sampling, self._is_sampling = self._is_sampling, True
+            try:
+                yield not was_sampling
+            finally:
+                self._is_sampling = was_sampling
 
     def _record(
         self, kind: BatchKind, x_BCHW: Tensor, conditions: Conditions, draws: PixelDraws, on_row: OnRow

@@ -154,7 +154,8 @@ def generate_images(
         """Report progress; return whether every image is dropped."""
         nonlocal stopped
         progress = Progress(stage, done, total, preview=lambda: to_uint8(restore(x_BCHW, orientation)).cpu().numpy())
-        plan.dropped.update(on_progress(progress) or ())
+        with torch.inference_mode(False):  # the callback may sample images itself, whose refinement needs gradients
+            plan.dropped.update(on_progress(progress) or ())
         stopped = len(plan.dropped) == B
         return stopped
 

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -142,7 +142,7 @@ class SyntheticModel:
     known_batching = None
     uncalibrated = "this model is not calibrated."
     detector = None
-    classes = ("good", "lethal", "bad", "hungry", "stuck", "slow")
+    classes = ("good", "lethal", "bad", "hungry", "stuck", "slow", "gated")
 
     def __init__(self, folder: Path) -> None:
         text = (folder / "config.json").read_text()
@@ -160,6 +160,12 @@ class SyntheticModel:
         weak = Calibration(version="c1" * 32, name="weak", n_rank=19, weakness="it ranks among 19 images")
         self.calibrations = Calibrations({"default": self.calibration, "weak": weak} if self.calibration else {})
         self.tiled = config.get("tiled", False)
+        self.gates = Path(config["gates"]) if "gates" in config else None
+
+    def _pass_gate(self, name: str, report: Callable[[], bool]) -> None:
+        """Report progress until the gate is open, or nobody waits for the result: `report` returns whether."""
+        while self.gates and not (self.gates / name).exists() and not report():
+            time.sleep(0.005)
 
     def _meet(self, n: int, classes: Sequence[str | None] | None) -> None:
         for name in classes or ():
@@ -182,9 +188,15 @@ class SyntheticModel:
             time.sleep(slow * (self.batch_s + self.image_s * (n - len(dropped))) / self.rows)
             images = np.full((n, HEIGHT, WIDTH, 3), row, np.uint8)
             progress = Progress("noisy_sampling", row + 1, self.rows, preview=lambda images=images: images)
-            dropped |= set(callback(progress) or ())
-            if len(dropped) == n:
+
+            def report(progress: Progress = progress) -> bool:
+                dropped.update(callback(progress) or ())
+                return len(dropped) == n
+
+            if report():
                 break
+            if "gated" in (classes or ()):
+                self._pass_gate("images", report)
         return dropped
 
     def score(
@@ -247,7 +259,9 @@ class SyntheticModel:
         for done in range(0, len(corners), batch_size):
             self._meet(min(batch_size, len(corners) - done), None)
             time.sleep(self.batch_s)
-            callback(Progress("tiles", min(done + batch_size, len(corners)), len(corners)))
+            progress = Progress("tiles", min(done + batch_size, len(corners)), len(corners))
+            callback(progress)
+            self._pass_gate("scan", lambda progress=progress: bool(callback(progress)))
         means = [image[top : top + tile.height, left : left + tile.width].mean() for top, left in corners]
         at = int(np.argmax(means))
         (top, left), worst = corners[at], float(means[at])
@@ -281,7 +295,8 @@ def load(folder: Path, *, device: str) -> SyntheticModel:
 
 def write_model(directory: Path, name: str = "synthetic", **config: Any) -> Path:
     """Write a model folder: batch_s, image_s (seconds), rows (callbacks a batch), fits (images that memory holds),
-    calibrated, tiled (whether tiles are calibrated, or "damaged").
+    calibrated, tiled (whether tiles are calibrated, or "damaged"), gates (a folder of files: a scan waits after each
+    batch of tiles until there is `scan`, images of the class `gated` after each row until there is `images`).
     """
     folder = directory / name
     folder.mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,7 @@ class Pipe:
         self.messages = list(messages)
         self.sent: list[Any] = []
 
-    def poll(self) -> bool:
+    def poll(self, timeout_s: float = 0.0) -> bool:
         return bool(self.messages)
 
     def recv(self) -> object:

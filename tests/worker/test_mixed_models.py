@@ -14,7 +14,7 @@ from worker.leases import SCAN, Leases
 from worker.messages import BatchResult, EngineSettings, Outcome
 from worker.queue import JobQueue
 from worker.results import JobError
-from worker.running import RunningJob
+from worker.running import RunningBatch, RunningJob
 from worker.worker import BatchWorker, WorkerSettings
 
 
@@ -141,7 +141,8 @@ def test_a_job_for_a_version_that_an_engine_has_just_lost_returns_to_the_queue(
     job_id = queue.submit(score())
     [claim] = worker.leases.claim(8)[1]
     lost = Outcome(error=JobError(reason="model", field="model", detail="it is not served"), is_unserved=True)
-    worker._conclude({claim.id: RunningJob.parse(claim)}, BatchResult(1, {claim.id: lost}, 0.1, {}))
+    worker._batches = {1: RunningBatch.of(1, {claim.id: RunningJob.parse(claim)})}
+    worker._conclude(BatchResult(1, {claim.id: lost}, 0.1, {}))
     assert queue.view(job_id).status is (JobStatus.QUEUED if is_served else JobStatus.FAILED)
     assert queue.redis.hget(f"rq:job:{job_id}", "attempts") == (b"0" if is_served else b"1")
     assert queue.redis.zcard("ncml:leases") == 0

@@ -1,16 +1,17 @@
 -- Moves compatible jobs from their queues to the leases, in one step: no job is ever between the two.
 --
 -- The first job determines the batch key; others with that key join while their images fit, in order of priority and
--- then of arrival. A job marked `alone` is a batch by itself. Jobs that are too late to start are moved too and marked,
--- so that the caller ends them. Ids that are not jobs are removed.
+-- then of arrival. A job marked `alone` is a batch by itself; a claim of jobs that share the engine leaves it in its
+-- queue. Jobs that are too late to start are moved too and marked, so that the caller ends them. Ids that are not jobs
+-- are removed.
 --
 -- Jobs for models that other workers of the lane serve, and this one does not, stay in their queues; those behind them
 -- are claimed. Jobs for models that no worker serves are claimed and marked, so that the caller ends them.
 --
 -- KEYS leases, workers, then the queues in priority order
 -- ARGV token, lease_s, worker, room (images), scan and reach (jobs inspected in each queue, without and with those that
---      are left to others), batch key or '', event
--- returns batch key ('' when nothing more may join), how many jobs were left to others, then for each job
+--      are left), batch key or '', event, 1 to leave jobs marked `alone`
+-- returns batch key ('' when nothing more may join), how many jobs were left, then for each job
 --      {id, queue, late, attempts, images, seconds waited, data, batch key, traceparent, whether a worker serves its model}
 local now = clock()
 local token, room, scan, reach, batch_key = ARGV[1], tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7]
@@ -57,7 +58,7 @@ local function claim(queue, id, job, n, late, key, server)
   claimed[#claimed + 1] = {id, string.sub(queue, 10), late and 1 or 0, attempts, n, waited, not late and fields[2] or '', key, fields[3] or '', server == 'none' and 0 or 1}
 end
 
--- Returns whether the job still waits in the queue, and whether it is left to another worker.
+-- Returns whether the job still waits in the queue, and whether it is left there for another worker or until later.
 local function inspect(queue, id)
   local job = 'rq:job:' .. id
   local record = fields_of(job, 'status', 'batch_key', 'n', 'alone', 'start_by', 'model', 'version')
@@ -70,6 +71,8 @@ local function inspect(queue, id)
   elseif start_by and start_by < now then
     claim(queue, id, job, n, true, key, 'self')
     return false, false
+  elseif alone and ARGV[9] == '1' then
+    return true, true
   end
   local model = (record[6] or '') .. (record[7] and '@' .. record[7] or '')
   local server = server_of(string.match(queue, 'ncml:(%a+):'), model)
@@ -94,9 +97,9 @@ for k = 3, #KEYS do
     page = redis.call('LRANGE', KEYS[k], start, start + scan - 1)
     for _, id in ipairs(page) do
       if closed then break end
-      local waits, others = inspect(KEYS[k], id)
+      local waits, is_left = inspect(KEYS[k], id)
       if waits then start = start + 1 end
-      if others then left = left + 1 else inspected = inspected + 1 end
+      if is_left then left = left + 1 else inspected = inspected + 1 end
     end
   until closed or #page < scan or inspected >= scan or start >= reach
 end

@@ -174,6 +174,27 @@ def test_a_replayed_batch_stops_after_a_row_and_a_stopped_one_is_not_recorded(sm
         assert len(replay.recordings) == recordings
 
 
+def test_a_batch_sampled_in_the_middle_of_another_leaves_its_memory_alone(small: NCPN) -> None:
+    """Both are of a kind that is recorded; the one in the middle neither waits for the memory nor uses it."""
+    replay = ReplaySampler(tapes)
+    conditions = nets.conditions(2, T, small.config)
+    plain, inner_plain = (sample(sample_cached, small, conditions, seed) for seed in (0, 7))
+    for times in range(4):
+        inner: list[Tensor] = []
+
+        def sampler(*arguments: Any, inner: list[Tensor] = inner) -> None:
+            def on_row(row: int) -> bool:
+                inner.append(sample(replay, small, conditions, 7))
+                return False
+
+            replay(*arguments[:-1], on_row)
+
+        assert torch.equal(sample(sampler, small, conditions, 0), plain)
+        assert len(inner) >= 8
+        assert all(torch.equal(x, inner_plain) for x in inner)
+        assert len(replay.recordings) == (times > 0)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 @pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
 def test_cuda_graphs_reproduce_the_plain_images(config: Config) -> None:

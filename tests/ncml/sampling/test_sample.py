@@ -229,6 +229,21 @@ def test_a_dropped_image_leaves_the_others_unchanged(model: ncml.Model) -> None:
     assert np.array_equal(remaining[[0, 2]], whole[[0, 2]])
 
 
+def test_a_callback_may_call_the_model_at_work(model: ncml.Model) -> None:
+    """In rows and in steps: refinement needs gradients, without which rows are sampled."""
+    options, image = {"steps": 2, "noise": 5.0}, nets.images(1).numpy()
+    alone = [model.generate(2, seeds=seed, **options) for seed in (3, 8)]
+    bpd = model.score(image)[0].bpd
+    nested: list[tuple[str, np.ndarray, float]] = []
+
+    def callback(progress: Progress) -> None:
+        nested.append((progress.stage, model.generate(2, seeds=8, **options), model.score(image)[0].bpd))
+
+    assert np.array_equal(model.generate(2, seeds=3, **options, callback=callback), alone[0])
+    assert {stage for stage, _, _ in nested} == {"noisy_sampling", "refine"}
+    assert all(np.array_equal(images, alone[1]) and score == bpd for _, images, score in nested)
+
+
 def test_direct_images_are_on_the_grid() -> None:
     """At t = 0 no value needs rounding."""
     config = nets.config()
