@@ -37,7 +37,7 @@ from worker.messages import (
     Previews,
     Step,
 )
-from worker.registry import ModelNotServed, ModelRegistry
+from worker.registry import ModelNotServed, ModelRegistry, ModelUnknown
 from worker.results import JobError, ModelRef, WorkerFault
 from worker.scoring import read_original, scoring_options, wire_scan, wire_score
 
@@ -165,6 +165,8 @@ class BatchRunner:
         match error:
             case InputError():
                 reason = JobError(reason="input", field=error.field, detail=error.detail)
+            case ModelUnknown():
+                reason = JobError(reason="input", field="model", detail=str(error))
             case ModelError():
                 reason = JobError(reason="model", field="model", detail=str(error))
             case WorkerFault():

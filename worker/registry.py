@@ -58,6 +58,10 @@ class ModelNotServed(ModelError):
     """A model, or a version of it, is not served by this registry; another worker may serve it."""
 
 
+class ModelUnknown(ModelNotServed):
+    """There is no such model, or it has another version."""
+
+
 @dataclass
 class _Entry:
     """A model folder and the outcome of its latest load."""
@@ -194,7 +198,7 @@ class ModelRegistry:
             entry = self._entries.get(name)
         if entry is None:
             names = ", ".join(sorted(self._entries)) or "none"
-            raise ModelNotServed(f"there is no model {name!r} here; the models here are {names}")
+            raise ModelUnknown(f"there is no model {name!r} here; the models here are {names}")
         descriptor = entry.descriptor
         model = self._loaded.get(name) or self._open(name)
         if entry.descriptor != descriptor:
@@ -202,8 +206,8 @@ class ModelRegistry:
         if model is None:
             raise ModelNotServed(f"the model {name!r} cannot be used: {entry.fault}")
         if version is not None and model.version != version:
-            raise ModelNotServed(
-                f"version {version[:12]} of {name!r} is no longer served; the current one is {model.version[:12]}"
+            raise ModelUnknown(
+                f"version {version[:12]} of {name!r} is no longer served; request {model.version[:12]}, the current one"
             )
         self._loaded[name] = model
         self._loaded.move_to_end(name)

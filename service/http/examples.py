@@ -46,7 +46,7 @@ PROBLEMS: dict[int, dict[str | None, str]] = {
     },
     500: {
         "job-engine": "The engine died twice while computing the job.",
-        "job-model": "There is no model 'mnist' here; the models here are cifar10.",
+        "job-model": "The model 'mnist' cannot be used: mnist/config.json is not JSON.",
         "job-worker": "The worker died 5 times while computing the job.",
         None: "The service failed unexpectedly; its log has the details under this request id.",
     },

@@ -84,11 +84,34 @@ def test_jobs_wait_for_the_worker_of_their_model_while_it_restarts_and_fail_with
     waiting, unknown = old.queue.submit(score(model="only-old")), old.queue.submit(score(model="nobody"))
     (failed,) = old.wait([unknown])
     assert failed.error
+    assert (failed.error.reason, failed.error.field) == ("input", "model")  # the client can request another one
     assert failed.error.detail == "there is no model 'nobody' here; the models here are only-new, synthetic"
     assert old.queue.view(waiting).status is JobStatus.QUEUED
     old.start()
     assert [view.status for view in old.wait([waiting])] == [JobStatus.SUCCEEDED]
     old.check([waiting, unknown])
+
+
+def test_a_job_that_no_worker_of_its_lane_can_compute_is_refused_with_a_remedy(fleets: tuple[Fleet, Fleet]) -> None:
+    """It was accepted, because workers of the other lane serve its model, or some served its version at that time."""
+    old, new = fleets
+    before = old.queue.submit(generate(version="ab" * 32))
+    old.start("score")
+    new.start("generate")
+    elsewhere, wrong = old.queue.submit(generate(model="only-old")), old.queue.submit(score(model="only-new"))
+    views = old.wait([before, elsewhere, wrong])
+    errors = [(view.error.reason, view.error.field, view.error.detail) for view in views if view.error]
+    current = load(new.models / "synthetic", device="cpu").version[:12]
+    assert errors == [
+        (
+            "input",
+            "model",
+            f"version {'ab' * 6} of 'synthetic' is no longer served; request {current}, the current one",
+        ),
+        ("input", "model", "there is no model 'only-old' here; the models here are only-new, synthetic"),
+        ("input", "model", "there is no model 'only-new' here; the models here are only-old, synthetic"),
+    ]
+    old.check([before, elsewhere, wrong])
 
 
 @pytest.fixture

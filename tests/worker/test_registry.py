@@ -114,7 +114,7 @@ def test_only_a_changed_folder_is_reloaded(tmp_path: Path, loads: Loads) -> None
     assert registry.scan()
     assert registry.get("a").version != held.version
     assert loads.names == ["a", "a"]
-    with pytest.raises(ModelError, match="is no longer served; the current one is"):
+    with pytest.raises(ModelError, match="is no longer served; request "):
         registry.get("a", held.version)
 
 

@@ -428,12 +428,12 @@ def test_bad_input_fails_alone_with_a_reason(fleet: Fleet) -> None:
     errors = [(view.error.reason, view.error.field, view.error.detail) for view in views[1:6] if view.error]
     assert errors == [
         ("input", "class", "this class cannot be computed"),
-        ("model", "model", "there is no model 'nobody' here; the models here are broken, synthetic"),
+        ("input", "model", "there is no model 'nobody' here; the models here are broken, synthetic"),
         ("model", "model", "the model 'broken' cannot be used: broken/config.json is not JSON"),
         (
+            "input",
             "model",
-            "model",
-            f"version 000000000000 of 'synthetic' is no longer served; the current one is {_version(fleet)[:12]}",
+            f"version 000000000000 of 'synthetic' is no longer served; request {_version(fleet)[:12]}, the current one",
         ),
         ("input", "keep", "this model completes top only"),
     ]
