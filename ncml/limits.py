@@ -24,8 +24,11 @@ MAX_IMAGES_PER_REQUEST = 64
 """Maximum images that one request may send or request; a worker with a smaller batch works in chunks."""
 
 MAX_JUDGED_IMAGES = 4
-"""Maximum images that one request may have judged by a detector, at their own sizes, which takes some tenths of a
-second each: a lane of quick scores is busy with one job for about two seconds at most."""
+"""Maximum images that one request may have judged by a detector at their own sizes, which takes some tenths of a second
+each: the lane of quick scores is busy with one job for about two seconds at most."""
+
+MAX_JUDGED_PIXELS = 2**25
+"""Maximum pixels of several such images together, for the same reason."""
 
 MIN_TUNING_IMAGES = 16
 """Minimum images that `ncml tune` generates with each candidate, and of the data that it compares them with."""

@@ -152,9 +152,9 @@ class Exchanges:
             try:
                 scores += yield from run
             except ServiceError as error:
-                if error.kind != "too-many-images" or len(part) <= MAX_JUDGED_IMAGES:
+                if error.kind != "too-many-images" or len(part) == 1:
                     raise
-                limit = MAX_JUDGED_IMAGES  # the model is a detector
+                limit = MAX_JUDGED_IMAGES if len(part) > MAX_JUDGED_IMAGES else 1  # the model is a detector
         return scores
 
     def scan(self, image: Image, options: ScanOptions) -> Exchange[Scan]:

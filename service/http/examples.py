@@ -35,8 +35,8 @@ PROBLEMS: dict[int, dict[str | None, str]] = {
     422: {
         "invalid-input": "n is 0; it must be at least 1.",
         "job-input": "class: there is no class 'x'; the classes are cat, dog.",
-        "too-many-images": "image: 12 images were sent; a detector judges at most 4 in one request, so send them in "
-        "several.",
+        "too-many-images": "image: 12 images were sent; a detector judges at most 4 in one request, so send fewer "
+        "at once.",
     },
     429: {
         "queue-full": "512 jobs are waiting in the score lane already; retry in 12 s.",

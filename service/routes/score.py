@@ -6,7 +6,7 @@ from typing import Literal
 from fastapi import APIRouter, Request, Response
 
 from ncml.images.tiling import Tiling, smallest_tile_side
-from ncml.limits import DETECTOR, MAX_IMAGES_PER_REQUEST, MAX_JUDGED_IMAGES
+from ncml.limits import DETECTOR, MAX_IMAGES_PER_REQUEST, MAX_JUDGED_IMAGES, MAX_JUDGED_PIXELS
 from ncml.options import leaves_verdict_to_detector
 from service import answers
 from service.decoder import OriginalImage, TiledImage, open_for_tiles
@@ -55,8 +55,8 @@ async def score(request: Request, jobs: Jobs) -> Response:
 
     If the model is a detector (`detector` in /models), it judges each image at its own size, unless `ood=0`, another
     `calibration` or a `statistic` is named: `detection` has the view that decided, the part of the image that it points
-    at, and how many good images are at least as unusual. A request may hold four images then, which take some tenths of
-    a second each. Bits per dimension are still those at the model's size.
+    at, and how many good images are at least as unusual. A request may then hold four images, of 33 megapixels in all,
+    which take some tenths of a second each. Bits per dimension are still those at the model's size.
 
     With `tile=1` one large image is split into overlapping tiles instead, and judged by three views of their scores:
     the worst tile, the sharpest peak and the mean. If the model's tiles are calibrated, the response has the image's
@@ -106,6 +106,7 @@ async def score(request: Request, jobs: Jobs) -> Response:
             _check_count(len(uploads))
             options |= {"calibration": DETECTOR, "map": params.map or media != JSON}
             decoded = [await jobs.decode_original(request, upload, model) for upload in uploads]
+            _check_count(len(decoded), sum(image.height * image.width for image in decoded))
             images = [image.resized for image in decoded]
             originals = tuple(map(_as_original, decoded, uploads))
         else:
@@ -127,14 +128,16 @@ def _uses_detector(params: ScoreParams, model: ModelDescriptor) -> bool:
     return model.detector is not None and params.ood and is_left
 
 
-def _check_count(image_count: int) -> None:
+def _check_count(image_count: int, pixels: int = 0) -> None:
     """Refuse images that would keep the lane of quick scores busy for long."""
     if image_count > MAX_JUDGED_IMAGES:
-        detail = (
-            f"image: {image_count} images were sent; a detector judges at most {MAX_JUDGED_IMAGES} in one request, so "
-            "send them in several."
-        )
-        raise Problem(422, detail, kind="too-many-images", errors=[FieldError(field="image", detail=detail)])
+        subject, limit = f"{image_count} images", f"{MAX_JUDGED_IMAGES}"
+    elif image_count > 1 and pixels > MAX_JUDGED_PIXELS:
+        subject, limit = f"{image_count} images of {pixels} pixels", f"{MAX_JUDGED_PIXELS} pixels of several images"
+    else:
+        return
+    detail = f"image: {subject} were sent; a detector judges at most {limit} in one request, so send fewer at once."
+    raise Problem(422, detail, kind="too-many-images", errors=[FieldError(field="image", detail=detail)])
 
 
 def _as_original(image: OriginalImage, upload: Upload) -> Original:

@@ -110,11 +110,24 @@ def test_more_images_than_one_slice_of_the_lane_are_refused(client: TestClient, 
     assert answer.status_code == 422
     assert answer.json()["type"] == "urn:ncml:problem:too-many-images"
     assert answer.json()["detail"] == (
-        "image: 5 images were sent; a detector judges at most 4 in one request, so send them in several."
+        "image: 5 images were sent; a detector judges at most 4 in one request, so send fewer at once."
     )
     assert client.get("/models").json()["max_judged_images"] == 4
     assert post(client, *[flat(10)] * 5, ood=0).status_code == 200
     assert not jobs["job-0"].originals
+
+
+def test_several_large_images_are_refused_and_a_client_sends_them_one_by_one(
+    client: TestClient, url: str, jobs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.routes.score.MAX_JUDGED_PIXELS", 2 * 48 * 64 - 1)
+    answer = post(client, flat(10), flat(11))
+    assert answer.status_code == 422
+    assert "2 images of 6144 pixels were sent; a detector judges at most 6143 pixels" in answer.json()["detail"]
+    assert post(client, flat(10, 100, 100)).status_code == 200  # one image may have as many as any
+    with Client(url) as ncml_client:
+        assert [score.bpd for score in ncml_client.score([flat(level) for level in range(6)])] == list(range(6))
+    assert [job.n for job in jobs.values()] == [1] * 7
 
 
 def test_an_image_that_is_too_small_is_refused_and_named(client: TestClient) -> None:
