@@ -41,6 +41,7 @@ if (emulated := os.environ.get("ATEN_CPU_CAPABILITY")) in ("default", "avx2"):
 
 
 SHARING = (
+    "tests/browser/test_detectors.py",
     "tests/browser/test_faults.py",
     "tests/browser/test_page.py",
     "tests/browser/test_views.py",

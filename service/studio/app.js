@@ -1,7 +1,7 @@
 // The page as a whole: switches views by URL fragment, shows the service's state, and takes images.
 
 import { Refusal } from "./api.js";
-import { catalogue } from "./catalogue.js";
+import { catalogue, isGenerator } from "./catalogue.js";
 import { button, h } from "./dom.js";
 import { droppedFiles } from "./drop.js";
 import { failure, listed } from "./feedback.js";
@@ -12,6 +12,7 @@ const REFRESH_MS = 5000;
 const REFRESH_WITHOUT_MODELS_MS = 1500;
 const LANE_TASKS = { score: "score images", generate: "generate images" };
 const LAZY_VIEWS = ["generate", "complete", "trajectory", "models", "calibrate"]; // loaded when they are first opened
+const GENERATING_VIEWS = ["generate", "complete", "trajectory"]; // only for models that generate
 const TAB_OF = { calibrate: "models" }; // views without a tab of their own
 const views = {};
 const notice = document.getElementById("notice");
@@ -71,7 +72,10 @@ async function route(navigated) {
   scrollTo(0, 0);
   title.focus({ preventScroll: true });
 }
-addEventListener("hashchange", () => route(true));
+addEventListener("hashchange", () => {
+  showCurrent(); // which may lead to another view
+  route(true);
+});
 document.querySelector(".skip").addEventListener("click", (event) => {
   event.preventDefault(); // the address keeps the name of the view
   document.getElementById("content").focus();
@@ -153,7 +157,11 @@ catalogue.addEventListener("list", () => {
 catalogue.addEventListener("change", showCurrent);
 modelSelect.addEventListener("change", () => catalogue.select(catalogue.models[modelSelect.selectedIndex]));
 function showCurrent() {
-  modelSelect.selectedIndex = catalogue.models.indexOf(catalogue.current);
+  const { current } = catalogue;
+  modelSelect.selectedIndex = catalogue.models.indexOf(current);
+  const areOffered = !current || isGenerator(current);
+  for (const name of GENERATING_VIEWS) document.querySelector(`.tabs a[href="#${name}"]`).hidden = !areOffered;
+  if (!areOffered && GENERATING_VIEWS.includes(location.hash.slice(1))) location.hash = "score";
 }
 
 document.getElementById("key").addEventListener("click", async () => {

@@ -86,12 +86,15 @@ class Catalogue extends EventTarget {
 /** What distinguishes a model from its other versions and calibrations. */
 function identity(model) {
   if (!model) return null;
-  const { name, version, calibrations, tiles } = model;
+  const { name, version, calibrations, tiles, detector } = model;
   const versions = Object.entries(calibrations).map(([key, calibration]) => [key, calibration.version]);
-  return JSON.stringify([name, version, versions, tiles?.version]);
+  return JSON.stringify([name, version, versions, tiles?.version, detector?.version]);
 }
 
 export const catalogue = new Catalogue();
+
+/** Whether a model is offered where images are generated: a detector is for judging, whatever its base can do. */
+export const isGenerator = (model) => model.generates && !model.detector;
 
 /** `name@version`, with a version that is short enough to read and long enough to be unique. */
 export const reference = (model) => `${model.name}@${model.version.slice(0, 12)}`;

@@ -4,13 +4,14 @@ import { Refusal } from "./api.js";
 import { greyLevels, h } from "./dom.js";
 import { numberField, selectField, slider } from "./fields.js";
 
-export function conditionFields({ onTilesChange }) {
+export function conditionFields({ onChange }) {
+  let isDetector = false;
   const tiles = tileFields(() => {
     details.hidden = tiles.value !== null; // tiles are scored without these conditions
-    onTilesChange();
+    onChange();
   });
   const classes = selectField({ label: "Class", field: "class" });
-  const calibrations = selectField({ label: "Calibration", field: "calibration" });
+  const calibrations = selectField({ label: "Calibration", field: "calibration", onChange });
   const noise = slider({
     label: "Noise level",
     field: "noise",
@@ -47,11 +48,17 @@ export function conditionFields({ onTilesChange }) {
         calibration: calibrations.value || undefined,
       };
     },
+    /** Whether a detector gives the verdict, on whole images at their own size. */
+    get isDetection() {
+      return isDetector && !tiles.value && !calibrations.value;
+    },
     useModel(model) {
+      isDetector = Boolean(model.detector);
       classes.offer([["", "none"], ...model.classes.map((name) => [name, name])]);
       noise.limit(model.noise);
-      const names = Object.keys(model.calibrations).filter((name) => name !== "default");
-      calibrations.offer([["", "default"], ...names.map((name) => [name, name])]);
+      const first = isDetector ? "detector" : "default";
+      const names = Object.keys(model.calibrations).filter((name) => name !== first);
+      calibrations.offer([["", first], ...names.map((name) => [name, name])]);
       calibrations.element.hidden = !names.length;
       tiles.useModel(model);
     },
@@ -72,16 +79,15 @@ function tileFields(onChange) {
     oninput: onChange,
     hint: "The shorter side of a tile. Larger tiles are scored faster, but hide small details.",
   });
+  const label = h("label", { class: "check" }, input, "Score in tiles (large images)");
+  const checkbox = h("div", { "data-field": "tile" }, label);
   let areCalibrated = false;
   function show() {
     size.element.hidden = !input.checked || areCalibrated;
   }
   show();
   return {
-    elements: [
-      h("div", { "data-field": "tile" }, h("label", { class: "check" }, input, "Score in tiles (large images)")),
-      size.element,
-    ],
+    elements: [checkbox, size.element],
     get value() {
       if (!input.checked) return null;
       return { size: size.element.hidden || !size.isValid ? undefined : size.value };
@@ -94,6 +100,8 @@ function tileFields(onChange) {
     useModel(model) {
       size.min = Math.min(model.width, model.height);
       areCalibrated = Boolean(model.tiles);
+      checkbox.hidden = Boolean(model.detector) && !areCalibrated && !model.calibration; // they would be refused
+      if (checkbox.hidden) input.checked = false;
       show();
     },
   };

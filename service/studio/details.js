@@ -1,10 +1,11 @@
 // The details of a model: its properties, its calibration and what that detects, samples, and its card.
 
+import { isGenerator } from "./catalogue.js";
 import { axisLabel, histogram } from "./chart.js";
 import { greyLevels, h, plural } from "./dom.js";
 import { explain } from "./fields.js";
 import { markdown } from "./markdown.js";
-import { powerTable } from "./power.js";
+import { detectorTable, powerTable } from "./power.js";
 import { sampleGrid } from "./samples.js";
 import { pText } from "./verdict.js";
 
@@ -14,13 +15,13 @@ const METRIC_NAMES = {
 };
 
 export function modelDetails(model) {
-  const { calibration, card } = model;
+  const { card } = model;
   const facts = modelFacts(model).map(([term, value]) => h("div", {}, h("dt", {}, term), h("dd", {}, value)));
   return h(
     "div",
     { class: "stack" },
-    h("div", { class: "columns" }, calibration ? calibrationFacts(model) : notCalibrated(), h("dl", {}, facts)),
-    sampleGrid(model).element,
+    h("div", { class: "columns" }, verdictFacts(model), h("dl", {}, facts)),
+    isGenerator(model) && sampleGrid(model).element,
     card &&
       h(
         "details",
@@ -31,22 +32,58 @@ export function modelDetails(model) {
   );
 }
 
+function verdictFacts(model) {
+  if (model.detector) return detectorFacts(model.detector);
+  return model.calibration ? calibrationFacts(model) : notCalibrated();
+}
+
+/** How a detector was made, at which size it judges, and what it finds. */
+function detectorFacts(detector) {
+  const { n_fit: estimated, n_rank: ranked, estimation_scenes: fitScenes, ranking_scenes: rankScenes } = detector;
+  const { false_positive_rate: rate, rate_bound: bound, confidence, weakness, descriptions, notes, power } = detector;
+  const percent = (share) => `${pText(100 * share)}%`;
+  const flagged = confidence
+    ? `Flags at most ${percent(rate)} of good images, with a confidence of ${percent(confidence)}.`
+    : `Flags ${percent(rate)} of good images on average; with 95% confidence at most ${percent(bound)} with this detector.`;
+  const made =
+    `Estimated on ${plural(estimated, "good image")} of ${plural(fitScenes, "scene")}, ` +
+    `ranked by ${ranked.toLocaleString("en")} of ${plural(rankScenes, "scene")}.`;
+  const sentences = [...Object.values(descriptions), ...notes].map(
+    (text) => `${text[0].toUpperCase()}${text.slice(1)}.`,
+  );
+  return h(
+    "div",
+    {},
+    h("h3", {}, "Detector"),
+    weakness && h("p", { class: "caution" }, h("strong", {}, "This detector is weak"), `: ${weakness}.`),
+    [flagged, made, ...sentences].map((text) => h("p", { class: "hint" }, text)),
+    power ? detectorTable(power) : h("p", { class: "hint" }, "What it finds has not been measured."),
+  );
+}
+
 function modelFacts(model) {
   const { preprocessing } = model;
-  const solvers = Object.entries(model.solvers).map(([name, steps]) => `${name} (${plural(steps, "step")})`);
-  const metrics = Object.entries(model.metrics).map(([name, value]) => [
+  const ownMetrics = model.detector ? [] : Object.entries(model.metrics); // those of its base say nothing about it
+  const metrics = ownMetrics.map(([name, value]) => [
     METRIC_NAMES[name] ?? name.replaceAll("_", " ").replace("bpd", "bits/dim"),
     h("span", { class: "mono" }, value.toLocaleString("en", { maximumFractionDigits: 4 })),
   ]);
   return [
     ["Version", h("code", {}, model.version.slice(0, 12))],
-    ["Image size", `${model.width} × ${model.height}`],
+    [model.detector ? "Image size of its base" : "Image size", `${model.width} × ${model.height}`],
     ["Classes", model.classes.join(", ") || "none"],
+    ...(isGenerator(model) ? samplingFacts(model) : []),
+    ...metrics,
+    ...(model.detector ? [] : [["Preprocessing", `${preprocessing.name} v${preprocessing.version}`]]),
+  ];
+}
+
+function samplingFacts(model) {
+  const solvers = Object.entries(model.solvers).map(([name, steps]) => `${name} (${plural(steps, "step")})`);
+  return [
     ["Known halves", model.keeps.join(", ") || "none"],
     ["Initial noise", `up to ${greyLevels(model.noise)}`],
     ["Solvers", solvers.join(", ")],
-    ...metrics,
-    ["Preprocessing", `${preprocessing.name} v${preprocessing.version}`],
   ];
 }
 

@@ -145,7 +145,7 @@ function colour(number) {
 }
 
 /** Rows of numbers as an ImageData, with the colours of `low` to `high`. */
-function heatmap(rows, low, high) {
+export function heatmap(rows, low, high) {
   const image = new ImageData(rows[0].length, rows.length);
   rows.flat().forEach((number, i) => {
     image.data.set([...colour((number - low) / (high - low || 1)), 255], 4 * i);

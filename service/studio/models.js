@@ -5,7 +5,7 @@ import { modelDetails } from "./details.js";
 import { h, plural, uid } from "./dom.js";
 import { emptyState } from "./feedback.js";
 import { lanesTable, latencyTable } from "./health.js";
-import { detected, missed } from "./power.js";
+import { detected, foundSizes, missed, missedKinds } from "./power.js";
 
 const HEADINGS = ["Model", "Size", "Classes", "Test bits/dim", "Verdicts"];
 const expanded = new Set(); // the references of models
@@ -113,9 +113,9 @@ function modelRows(model) {
     details.hidden = !isExpanded;
   }
   expand(expanded.has(key));
-  const testBpd = model.metrics.test_bpd;
+  const testBpd = model.detector ? null : model.metrics.test_bpd; // that of its base says nothing about a detector
   const cells = [
-    `${model.width} × ${model.height}`,
+    model.detector ? "any" : `${model.width} × ${model.height}`,
     model.classes.length ? String(model.classes.length) : "none",
     testBpd ? testBpd.toFixed(2) : "–",
     verdictsCell(model),
@@ -129,19 +129,36 @@ function modelRows(model) {
   return [row, details];
 }
 
-/** Whether a model gives verdicts, and what they detect and miss. */
-function verdictsCell({ calibration }) {
+/** Whether a model gives verdicts, and what they miss and detect. */
+function verdictsCell({ calibration, detector }) {
+  if (detector) return detectorCell(detector);
   if (!calibration) return [h("span", { class: "badge plain" }, "none"), h("p", { class: "hint" }, "Not calibrated")];
   const { weakness, power, n_rank: ranked } = calibration;
   const badge = weakness
     ? h("span", { class: "badge weak" }, "weak")
     : h("span", { class: "badge" }, `calibrated on ${plural(ranked, "image")}`);
   const lines = [
-    weakness && `${weakness[0].toUpperCase()}${weakness.slice(1)}.`,
-    power && `Detects ${detected(power) || "nothing"}. Misses ${missed(power) || "nothing that was measured"}.`,
+    weakness && sentence(weakness),
+    power && missed(power) && `Misses ${missed(power)}.`,
+    power && `Detects ${detected(power) || "nothing"}.`,
   ];
   return [
     badge,
     h("p", { class: "hint" }, lines.filter(Boolean).join(" ") || "What it detects has not been measured."),
   ];
 }
+
+/** What a detector misses and finds. */
+function detectorCell({ weakness, power, n_rank: ranked }) {
+  const badge = h("span", { class: weakness ? "badge weak" : "badge" }, weakness ? "weak detector" : "detector");
+  const lines = [
+    weakness && sentence(weakness),
+    power && missedKinds(power) && `Mostly misses, even at the largest size measured: ${missedKinds(power)}.`,
+    power && `Finds nine of ten from these sizes on: ${foundSizes(power) || "none"}.`,
+    !power && "What it finds has not been measured.",
+    `Ranks among ${plural(ranked, "good image")}.`,
+  ];
+  return [badge, h("p", { class: "hint" }, lines.filter(Boolean).join(" "))];
+}
+
+const sentence = (clause) => `${clause[0].toUpperCase()}${clause.slice(1)}.`;

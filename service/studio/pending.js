@@ -1,4 +1,4 @@
-// The images that are selected but not yet submitted, each with the crop that the model will see.
+// The images that are selected but not yet submitted, each with what the model will see of it.
 
 import { catalogue, reference } from "./catalogue.js";
 import { announce, disable, h, plural } from "./dom.js";
@@ -56,8 +56,8 @@ export class PendingImage {
     return this.model === reference(model) ? this.decoding : decodeFor(this.file, model);
   }
 
-  /** Show what the current model will see or, if `tiles()` returns their {size}, the tiles that it will score. */
-  async show(tiles) {
+  /** Show what the current model will see: the whole image if `isWhole()`, or the tiles if `tiles()` has their {size}. */
+  async show(tiles, isWhole) {
     const { current } = catalogue;
     if (!current) return;
     const decoding = this.decodedFor(current);
@@ -65,7 +65,7 @@ export class PendingImage {
     const decoded = await decoding;
     if (this.decoding !== decoding) return; // another model was selected meanwhile
     if (decoded) {
-      this.previews.replaceChildren(...(tiles() ? [decoded.whole] : this.croppedPreviews(decoded)));
+      this.previews.replaceChildren(...(tiles() || isWhole() ? [decoded.whole] : this.croppedPreviews(decoded)));
       this.hint.textContent = this.description(decoded.size, tiles());
     } else {
       this.previews.replaceChildren();
@@ -89,13 +89,16 @@ export class PendingImage {
   }
 }
 
-/** The list of pending images. `tiles()` is null, or the {size} of tiles in which they will be scored, if one is chosen. */
+/**
+ * The list of pending images. `tiles()` is null, or the {size} of tiles in which they will be scored, if one is chosen;
+ * `isWhole()` is whether a detector will judge them whole.
+ */
 export class PendingImages {
   images = [];
   element = h("ul", { class: "waiting", hidden: true });
 
-  constructor({ tiles, notice, onChange }) {
-    Object.assign(this, { tiles, notice, onChange });
+  constructor({ tiles, isWhole, notice, onChange }) {
+    Object.assign(this, { tiles, isWhole, notice, onChange });
   }
 
   add(files) {
@@ -121,12 +124,12 @@ export class PendingImages {
 
   /** Update the previews after a change of the model or the tiles. */
   show() {
-    for (const image of this.listed) image.show(this.tiles);
+    for (const image of this.listed) image.show(this.tiles, this.isWhole);
   }
 
   render() {
     const { images, listed } = this;
-    for (const image of listed) if (!image.decoding) image.show(this.tiles);
+    for (const image of listed) if (!image.decoding) image.show(this.tiles, this.isWhole);
     const others = images.length - listed.length;
     const more = others ? [h("li", { class: "hint" }, `and ${plural(others, "more image")}`)] : [];
     this.element.replaceChildren(...listed.map(({ element }) => element), ...more);

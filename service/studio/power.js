@@ -1,4 +1,4 @@
-// The power of a calibration: the shares of images that it flags, measured on held-out images when it was made.
+// The power of a calibration or a detector: the shares of images that it flags, measured when it was made.
 
 import { h, plural } from "./dom.js";
 
@@ -32,5 +32,47 @@ export function powerTable({ images, good, processed, altered, foreign }) {
 function powerRow(name, share) {
   const bar = h("span", { class: "bar-share" });
   bar.style.setProperty("--share", share);
-  return h("tr", {}, h("th", { scope: "row" }, name), h("td", {}, bar, h("span", {}, `${(100 * share).toFixed(0)}%`)));
+  return h("tr", {}, h("th", { scope: "row" }, name), h("td", {}, bar, h("span", {}, percent(share))));
 }
+
+/** The kinds of alteration of a detector's power: those of which the fewest are found at the largest size first. */
+export const worstFirst = ({ shares }) =>
+  Object.entries(shares).sort(([, a], [, b]) => largest(a) - largest(b) || mean(a) - mean(b));
+
+const largest = (sizes) => Object.values(sizes).at(-1);
+const mean = (sizes) => Object.values(sizes).reduce((sum, share) => sum + share, 0) / Object.keys(sizes).length;
+
+/** The kinds that a detector mostly misses even at the largest size, as text. */
+export const missedKinds = (power) =>
+  worstFirst(power)
+    .filter(([, sizes]) => largest(sizes) < DETECTED)
+    .map(([kind, sizes]) => `${kind} ${Object.keys(sizes).at(-1)} (${percent(largest(sizes))})`)
+    .join("; ");
+
+/** The smallest sizes that a detector finds in nine of ten images, as text. */
+export const foundSizes = ({ smallest_found: found }) =>
+  Object.entries(found)
+    .filter(([, size]) => size)
+    .map(([kind, size]) => `${kind} ${size}`)
+    .join("; ");
+
+/** A table of the shares that a detector finds, by alteration and size, the worst first. */
+export function detectorTable(power) {
+  const groups = worstFirst(power).flatMap(([kind, sizes]) => [
+    h("tr", {}, h("th", { scope: "colgroup", colspan: 2, class: "group" }, kind, smallestFound(power, kind))),
+    ...Object.entries(sizes).map(([size, share]) => powerRow(size, share)),
+  ]);
+  const foreign = Object.entries(power.foreign).map(([kind, share]) => powerRow(kind, share));
+  const rows = [...groups, h("tr", {}, h("th", { scope: "colgroup", colspan: 2, class: "group" }, "foreign images"))];
+  const caption =
+    `Share found, the worst first: ${plural(power.images, "good image")}, altered in their own pixels. ` +
+    "Nothing else was measured.";
+  return h("table", { class: "power" }, h("caption", {}, caption), h("tbody", {}, rows, foreign));
+}
+
+function smallestFound({ smallest_found: found }, kind) {
+  const text = found[kind] ? `found in nine of ten from ${found[kind]}` : "found in nine of ten at no size measured";
+  return h("span", { class: "hint" }, ` · ${text}`);
+}
+
+const percent = (share) => `${(100 * share).toFixed(0)}%`;

@@ -4,6 +4,7 @@ import { catalogue, reference } from "./catalogue.js";
 import { axisLabel, histogram } from "./chart.js";
 import { chips } from "./chips.js";
 import { curl, endpoint, imageField, terminal } from "./curl.js";
+import { detectionFigure, detectionMap, detectionSteps, viewsTable } from "./detection.js";
 import { greyLevels, h, plural } from "./dom.js";
 import { explain } from "./fields.js";
 import { flipTest } from "./flip.js";
@@ -16,6 +17,7 @@ export { headline, verdict };
 /** The article of a reading; its map can be compared with those of all `readings`. */
 export function readingArticle(reading, readings) {
   const { name, scan } = reading;
+  if (reading.score.detection) return detectionArticle(reading);
   const calibration = calibrationOf(reading);
   if (!scan) reading.flip ??= flipTest(reading); // it keeps its job and its result
   return h(
@@ -36,6 +38,23 @@ export function readingArticle(reading, readings) {
   );
 }
 
+/** The article of an image that a detector has judged at its own size. */
+function detectionArticle(reading) {
+  return h(
+    "article",
+    { class: "reading" },
+    h("header", {}, h("h2", {}, reading.name), h("p", { class: "hint" }, conditionsText(reading))),
+    h("div", { class: "answer scanned" }, detectionFigure(reading), verdictFacts(reading)),
+    detectionMap(reading),
+    viewsTable(reading),
+    h("p", { class: "hint" }, bitsText(reading)),
+    curlDetails(reading),
+  );
+}
+
+const bitsText = ({ score: { bpd }, model: { name } }) =>
+  `${bpd.toFixed(2)} bits/dim under the base of ${name}, which sees the image in small. They do not decide the verdict.`;
+
 const conditionsText = ({ model, conditions }) =>
   [`${model.name} ${model.version.slice(0, 12)}`, ...conditionsOf(conditions)].join(" · ");
 
@@ -54,7 +73,7 @@ function verdictFacts(reading) {
     h("p", {}, text),
     scan && h("p", { class: "hint" }, tilesText(scan, score)),
     caution && h("p", { class: "caution" }, caution),
-    !scan && h("p", {}, nextStep(kind)),
+    score.detection ? detectionSteps(reading) : !scan && h("p", {}, nextStep(kind)),
   );
 }
 

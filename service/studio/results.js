@@ -164,10 +164,11 @@ function csv(readings) {
   return lines.map((line) => `${line}\r\n`).join("");
 }
 
-function csvRow({ name, score: { bpd, log_likelihood: nats, score: worst, ood }, scan, model, conditions }) {
+function csvRow({ name, score, scan, model, conditions }) {
+  const { bpd, log_likelihood: nats, score: worst, ood, detection } = score;
   const { score: oodScore = worst, threshold, p_value: pValue } = ood ?? {};
   const { calibration, calibration_version: calibrationVersion } = ood ?? {};
-  const { view, box: { left, top, width, height } = {} } = scan ?? {};
+  const { view, box: { left, top, width, height } = {} } = scan ?? detection ?? {};
   const statistic = scan ? "tiles" : ood?.statistic; // as in the tables of the command line
   const isOod = ood && (ood.is_ood ? "yes" : "no");
   const noise = scan ? "" : (conditions.noise ?? 0);

@@ -46,9 +46,10 @@ class ScoreView {
       multiple: true,
       onFiles: (files) => this.pending.add(files),
     });
-    this.conditions = conditionFields({ onTilesChange: () => this.pending.show() });
+    this.conditions = conditionFields({ onChange: () => this.pending.show() });
     this.pending = new PendingImages({
       tiles: () => this.conditions.tiles,
+      isWhole: () => this.conditions.isDetection,
       notice: this.notice,
       onChange: () => this.sender.update(),
     });
@@ -110,7 +111,7 @@ class ScoreView {
     return this.submitImages(this.pending.images);
   }
 
-  /** Submit images as few jobs or, in tiles, as one job each. Refused images stay in the list. */
+  /** Submit images as few jobs or, in tiles and for a detector, as one job each. Refused images stay in the list. */
   async submitImages(images) {
     clearRefusals(this.form, this.notice);
     this.results.isPinned = false;
@@ -121,8 +122,10 @@ class ScoreView {
       await this.sender.run(async (signal) => {
         const model = await catalogue.requireCurrent(); // this and the conditions can change during the upload
         const conditions = this.conditions.read();
-        const submission = { model, conditions, signal };
-        for (const group of split(images, conditions.tile)) {
+        const { isDetection } = this.conditions;
+        const submission = { model, conditions, isDetection, signal };
+        const areSingle = conditions.tile || isDetection; // each of them takes long
+        for (const group of split(images, areSingle ? 1 : catalogue.maxImages)) {
           submitted += await this.submitGroup(group, submission, refusals);
         }
       });
@@ -149,7 +152,7 @@ class ScoreView {
     return 0;
   }
 
-  async submitJob(images, { model, conditions, signal }) {
+  async submitJob(images, { model, conditions, isDetection, signal }) {
     checkSize(images);
     const decoded = await Promise.all(images.map((image) => image.decodedFor(model)));
     const parameters = conditions.tile ? tiledParameters(conditions, model, decoded[0]) : conditions;
@@ -159,7 +162,7 @@ class ScoreView {
       if (value) form.set(name, value);
     }
     const { id } = await submit("score", form, signal);
-    const summaries = images.map((image, i) => summary(image, decoded[i]));
+    const summaries = images.map((image, i) => summary(image, decoded[i], isDetection));
     this.pending.remove(images);
     const record = { id, view: "score", model: model.name, conditions: parameters, images: summaries };
     jobs.add(record);
@@ -251,10 +254,11 @@ const tiledParameters = (conditions, model, decoded) => ({
 });
 
 /** What the results show of a submitted image, also after a reload. */
-const summary = ({ name }, decoded) => ({
-  name,
-  modelView: decoded ? pixelCanvas(decoded.modelView, "").toDataURL() : null,
-});
+function summary({ name }, decoded, isDetection) {
+  if (!decoded) return { name, modelView: null };
+  const canvas = isDetection ? decoded.whole : pixelCanvas(decoded.modelView, "");
+  return { name, modelView: isDetection ? canvas.toDataURL("image/jpeg", 0.8) : canvas.toDataURL() };
+}
 
 /** The status line of a scoring job. */
 function progressTexts({ conditions, images }) {
@@ -265,8 +269,11 @@ function progressTexts({ conditions, images }) {
       queued: `${scoring}: waiting in the queue`,
       running: conditions.tile ? `Scoring ${name}: splitting it into tiles` : scoring,
     },
-    describe: ({ stage, step, total }) =>
-      stage === "tiles" && { text: `Scoring ${name}: ${step} of ${plural(total, "tile")}`, fraction: step / total },
+    describe({ stage, step, total }) {
+      if (stage === "tiles")
+        return { text: `Scoring ${name}: ${step} of ${plural(total, "tile")}`, fraction: step / total };
+      return stage === "judge" && { text: `Judged ${step} of ${plural(total, "image")}`, fraction: step / total };
+    },
   };
 }
 

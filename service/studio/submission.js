@@ -17,9 +17,8 @@ export function checkSize(images) {
   throw new Refusal(message, { status: 413, remedy: "Use a smaller image.", fields: ["image"] });
 }
 
-/** Split images into groups that fit into a request each: by number and by bytes, or one each if `isTiled`. */
-export function split(images, isTiled) {
-  const maxImages = isTiled ? 1 : catalogue.maxImages;
+/** Split images into groups that fit into a request each: at most `maxImages`, and by bytes. */
+export function split(images, maxImages) {
   const groups = [];
   for (const image of images) {
     const group = [...(groups.at(-1) ?? []), image];

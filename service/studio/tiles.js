@@ -19,7 +19,7 @@ export function framedImage(reading) {
   reading.fileUrl ??= URL.createObjectURL(file);
   const onerror = () => figure.replaceWith(mapFigure(reading, "Only the map: this browser cannot display the file"));
   const image = h("img", { ...size(reading), src: reading.fileUrl, alt: name, onerror });
-  const figure = framed(reading, image, `Framed: ${VIEWS[scan.view].framed}`);
+  const figure = framed(scan, image, `Framed: ${VIEWS[scan.view].framed}`);
   return figure;
 }
 
@@ -45,7 +45,7 @@ function mapFigure(reading, caption, isDownloadable = false) {
       const image = h("img", { ...size(reading), src, alt: `Map of the OOD scores of ${reading.name}’s tiles` });
       const attributes = { class: "button small", href: src, download: `${stem(reading.name)}-map.png` };
       const download = isDownloadable && h("div", {}, h("a", attributes, "Download map"));
-      holder.replaceChildren(framed(reading, image, caption, download));
+      holder.replaceChildren(framed(reading.scan, image, caption, { more: download }));
     } catch (error) {
       holder.replaceChildren(failure(error, show));
     }
@@ -65,17 +65,22 @@ async function fetchMap(reading) {
   }
 }
 
-/** An image with the frame of the view. */
-function framed({ scan: { box, width, height } }, image, caption, ...more) {
+/** An image of a size with the frame of a box in it; `layers` lie between the two. */
+export function framed({ box, width, height }, image, caption, { layers = [], more } = {}) {
   const frame = h("span", { class: "box" });
+  place(frame, box, width, height);
+  const position = `${box.left} pixels from the left and ${box.top} from the top`;
+  const over = h("div", { class: "over whole" }, image, layers, frame);
+  return h("figure", {}, over, h("figcaption", { class: "hint", title: position }, caption), more);
+}
+
+/** Place an element over the part `box` of an image of a size. */
+export function place(element, box, width, height) {
   const edges = {
     left: box.left / width,
     top: box.top / height,
     width: box.width / width,
     height: box.height / height,
   };
-  for (const [property, share] of Object.entries(edges)) frame.style[property] = `${100 * share}%`;
-  const position = `${box.left} pixels from the left and ${box.top} from the top`;
-  const over = h("div", { class: "over whole" }, image, frame);
-  return h("figure", {}, over, h("figcaption", { class: "hint", title: position }, caption), more);
+  for (const [property, share] of Object.entries(edges)) element.style[property] = `${100 * share}%`;
 }

@@ -4,10 +4,11 @@ import { catalogue } from "./catalogue.js";
 import { plural } from "./dom.js";
 
 /** The calibration that a reading's verdict is based on; null if the service no longer has it. */
-export function calibrationOf({ score: { ood }, scan, model }) {
+export function calibrationOf({ score: { ood, detection }, scan, model }) {
   const current = catalogue.modelOf(model);
   if (!ood || !current) return null;
-  const calibration = scan ? current.tiles : current.calibrations[ood.calibration];
+  const whole = detection ? current.detector : current.calibrations[ood.calibration];
+  const calibration = scan ? current.tiles : whole;
   const { calibration_version: version } = ood; // earlier workers send none
   return calibration && (!version || version === calibration.version) ? calibration : null;
 }
@@ -27,6 +28,7 @@ export function verdict(reading) {
   const { ood } = score;
   if (!ood) return scan ? uncalibratedTiles(model) : uncalibrated(model);
   const calibration = calibrationOf(reading);
+  if (score.detection) return detected(score.detection, calibration);
   const others = `the images ${calibrationName(reading)} was calibrated on`;
   const caution = ood.is_weak ? `This calibration is weak${calibration ? `: ${calibration.weakness}` : ""}.` : "";
   const views = Object.keys(scan?.views ?? {}).length;
@@ -37,6 +39,26 @@ export function verdict(reading) {
   }
   const title = outTitle(ood, calibration, others, views);
   return { kind: "out", label: "Out of distribution", title, text, caution };
+}
+
+/** The verdict of a detector; its title is how rare such an image is among good ones. */
+function detected(detection, calibration) {
+  const {
+    is_ood: isOod,
+    is_weak: isWeak,
+    at_least_as_unusual: count,
+    ranking_images: ranked,
+    p_value: pValue,
+  } = detection;
+  const others = plural(ranked, "good image");
+  const number = `${count.toLocaleString("en")} of ${others} ${count === 1 ? "is" : "are"} at least as unusual`;
+  const title = count ? number : `None of ${others} is as unusual`;
+  const isSmallest = calibration && pValue < 1.001 * calibration.smallest_p;
+  const value = `p = ${pText(pValue)}${isSmallest ? ", the smallest possible" : ""}.`;
+  const text = calibration ? `${value} An image is flagged at p ≤ ${pText(calibration.false_positive_rate)}.` : value;
+  const caution = isWeak ? `This detector is weak${calibration ? `: ${calibration.weakness}` : ""}.` : "";
+  const [kind, label] = isOod ? ["out", "Flagged"] : ["in", "Not flagged"];
+  return { kind, label, title, text, caution };
 }
 
 function uncalibrated({ name }) {

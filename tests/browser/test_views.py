@@ -1165,7 +1165,7 @@ def test_models_and_health_are_shown(studio) -> None:
     tiny, wide = table.locator(":scope > tbody > tr:not(.details)").all()
     expect(tiny).to_contain_text("tinydefault8 × 8")
     expect(tiny.locator(".badge.weak")).to_have_text("weak")
-    expect(tiny).to_contain_text(re.compile("It ranks among 40 images, and 76 are needed.* Detects .* Misses "))
+    expect(tiny).to_contain_text(re.compile("It ranks among 40 images, and 76 are needed.* Misses .* Detects "))
     expect(wide).to_contain_text("Not calibrated")
     expect(wide.locator(".badge")).to_have_text("none")
     height = table.bounding_box()

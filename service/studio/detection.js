@@ -1,0 +1,97 @@
+// An image that a detector has judged at its own size: where it differs, in which views, and what to do.
+
+import { h, plural } from "./dom.js";
+import { createCanvas, pixelCanvas } from "./image.js";
+import { heatmap, showMap } from "./map.js";
+import { framed, place } from "./tiles.js";
+import { calibrationOf } from "./verdict.js";
+
+/** What each view compares, in words. */
+export const DETECTOR_VIEWS = {
+  patches: "patches unlike those of good images",
+  places: "patches unlike those of good images at the same place: something is missing, moved or added",
+  appearance: "brightness, contrast or colour of the whole image",
+  appearance_grid: "brightness, contrast or colour of a part",
+};
+
+const viewName = (view) => view.replaceAll("_", " ");
+
+/** The image with the box of the deciding view, or a small copy if the page no longer has the file. */
+export function detectionFigure(reading) {
+  const { view } = reading.score.detection;
+  const caption = `Most unusual: ${DETECTOR_VIEWS[view] ?? viewName(view)}`;
+  return framed(reading.score.detection, picture(reading), caption);
+}
+
+function picture(reading) {
+  const { file, name, modelView } = reading;
+  const { width, height } = reading.score.detection;
+  const small = () => (modelView ? h("img", { width, height, src: modelView, alt: name }) : blank(width, height));
+  if (!file) return small();
+  reading.fileUrl ??= URL.createObjectURL(file);
+  const image = h("img", { width, height, src: reading.fileUrl, alt: name, onerror: () => image.replaceWith(small()) });
+  return image;
+}
+
+function blank(width, height) {
+  const scale = Math.min(1, 480 / Math.max(width, height));
+  const [canvas] = createCanvas(Math.max(1, Math.round(width * scale)), Math.max(1, Math.round(height * scale)));
+  canvas.setAttribute("aria-hidden", "true");
+  return canvas;
+}
+
+/** Details with the local scores of the deciding view over the image; nothing for a view without a map. */
+export function detectionMap(reading) {
+  const { detection } = reading.score;
+  const { map, covered, width, height, view } = detection;
+  if (!map?.length) return null;
+  return showMap("Map: where it differs from good images", () => {
+    const values = map.flat();
+    const label = `Local scores of the view ${viewName(view)}`;
+    const layer = pixelCanvas(heatmap(map, Math.min(...values), Math.max(...values)), label);
+    layer.className = "heat";
+    place(layer, covered, width, height);
+    const caption = "Bright: the most unlike good images. The colours span this image: every image has bright spots.";
+    return [framed(detection, picture(reading), caption, { layers: [layer] })];
+  });
+}
+
+/** The scores of the image in every view, the deciding one first. */
+export function viewsTable({ score: { detection } }) {
+  const { views, threshold, view: deciding } = detection;
+  const sorted = Object.entries(views).sort(([, a], [, b]) => b.standardised - a.standardised);
+  const rows = sorted.map(([view, { standardised }]) =>
+    h(
+      "tr",
+      {},
+      h("th", { scope: "row" }, viewName(view), view === deciding && h("span", { class: "badge" }, "decides")),
+      h("td", {}, DETECTOR_VIEWS[view] ?? ""),
+      h("td", { class: "number" }, standardised.toFixed(2)),
+    ),
+  );
+  const caption = `Views, in deviations of good images above their median; the largest is flagged above ${threshold.toFixed(2)}`;
+  return h(
+    "details",
+    {},
+    h("summary", {}, "All views"),
+    h("div", { class: "scroll" }, h("table", {}, h("caption", {}, caption), h("tbody", {}, rows))),
+  );
+}
+
+/** What to do about the verdict of a detector. */
+export function detectionSteps(reading) {
+  const calibration = calibrationOf(reading);
+  const { is_ood: isOod } = reading.score.detection;
+  const models = h("a", { href: "#models" }, "Models");
+  if (!isOod) return h("p", {}, "This does not mean free of defects: ", models, " lists what this detector misses.");
+  const rate = calibration?.false_positive_rate;
+  const steps = [
+    rate && `One in ${plural(Math.round(1 / rate), "good image")} is flagged at this rate; to flag fewer, lower it.`,
+    "If this image is good, add it to the good images and make the detector again.",
+  ];
+  return h(
+    "ul",
+    { class: "steps" },
+    steps.filter(Boolean).map((step) => h("li", {}, step)),
+  );
+}

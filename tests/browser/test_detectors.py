@@ -1,0 +1,120 @@
+"""A detector on the page: its verdict on an image, and what it finds and misses."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from playwright.sync_api import expect
+
+from tests.browser.answers import with_models
+from tests.conftest import eventually
+from tests.detectors import good_image, without_disc
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _detector(site, models: Path, detector_folder: Path) -> Iterator[None]:
+    """Serve the detector `washer` while these tests run."""
+    hidden = models / ".washer"
+    shutil.copytree(detector_folder, hidden)
+    hidden.rename(models / "washer")
+    eventually(lambda: site.http.get("/models/washer").status_code == 200)
+    yield
+    shutil.rmtree(models / "washer")
+    eventually(lambda: site.http.get("/models/washer").status_code == 404)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[Path]:
+    """A good image, one in which the disc is missing, and three more good ones."""
+    arrays = [good_image(1000), without_disc(1001), *map(good_image, range(1002, 1005))]
+    paths = [tmp_path / f"{name}.png" for name in ("good", "missing", "a", "b", "c")]
+    for path, array in zip(paths, arrays, strict=True):
+        Image.fromarray(array).save(path)
+    return paths
+
+
+def test_a_detector_judges_whole_images_and_says_what_to_do(studio, images: list[Path]) -> None:
+    requests: list[str] = []
+    page = studio(model="washer", on_response=lambda response: requests.append(response.url))
+    for name in ("Generate", "Complete", "Trajectory"):
+        expect(page.get_by_role("link", name=name, exact=True)).to_be_hidden()
+    view = page.locator("#view-score")
+    view.locator("input[type=file]").first.set_input_files(images)
+    expect(view.locator(".waiting li").first).to_contain_text("96 × 72 pixels")
+    expect(view.locator(".waiting li").first.locator("canvas")).to_have_count(1)  # it is not cropped
+    view.get_by_role("button", name="Score 5 images").click()
+    expect(page.locator(".strip .tile")).to_have_count(5)
+    assert len([url for url in requests if url.endswith("/score")]) == 5
+    page.locator(".strip .tile", has_text="missing").click()
+    reading = page.locator(".reading")
+    expect(reading.locator(".label")).to_have_text("Flagged")
+    expect(reading.locator("h3")).to_have_text("None of 28 good images is as unusual")
+    expect(reading.locator(".verdict")).to_contain_text("One in 20 good images is flagged at this rate")
+    expect(reading.locator(".verdict")).to_contain_text("add it to the good images")
+    expect(reading.locator("figcaption").first).to_contain_text(
+        "Most unusual: brightness, contrast or colour of a part"
+    )
+    box = reading.locator(".over .box").first.bounding_box()
+    image = reading.locator(".over img").first.bounding_box()
+    assert box is not None
+    assert image is not None
+    assert abs(box["x"] - image["x"] - image["width"] / 2) < 4  # the lower right quarter
+    assert abs(box["y"] - image["y"] - image["height"] / 2) < 4
+    reading.get_by_text("Map: where it differs from good images").click()
+    expect(reading.locator(".map canvas.heat")).to_be_visible()
+    reading.get_by_text("All views").click()
+    expect(reading.locator("table tr").first).to_contain_text("appearance griddecides")
+    text = reading.inner_text()
+    for words in ("calibrate", "Test images of", "crop"):
+        assert words not in text
+    page.locator(".strip .tile", has_text="good").first.click()
+    expect(reading.locator(".label")).to_have_text("Not flagged")
+    expect(reading.locator("h3")).to_have_text(re.compile(r"^\d+ of 28 good images are at least as unusual$"))
+    expect(reading.locator(".verdict")).to_contain_text("This does not mean free of defects")
+
+
+POWER = {
+    "images": 20,
+    "shares": {
+        "scratch": {"1 pixel wide, 20 long": 0.05, "3 pixels wide, 100 long": 1.0},
+        "stain": {"radius 10 pixels": 0.0, "radius 50 pixels": 0.15},
+        "pit": {"radius 4 pixels": 0.3, "radius 16 pixels": 0.85},
+    },
+    "smallest_found": {"scratch": "3 pixels wide, 100 long", "stain": None, "pit": None},
+    "foreign": {"one colour": 1.0},
+}
+
+
+def test_the_power_of_a_detector_begins_with_what_it_misses(studio) -> None:
+    page = studio("models", model="tiny")
+    page.route("**/models", with_models(lambda model: model["detector"].update(power=POWER), "washer"))
+    table = page.locator("table.models")
+    row = table.get_by_role("row").filter(has=page.get_by_role("button", name="washer"))
+    expect(row).to_contain_text("weak detector")
+    expect(row.locator("td").nth(2)).to_have_text("–")  # bits/dim of its base say nothing about it
+    expect(row).to_contain_text("Mostly misses, even at the largest size measured: stain radius 50 pixels (15%). Finds")
+    expect(table).not_to_contain_text("nothing that was measured")
+    table.get_by_role("button", name="washer").click()
+    details = table.locator("tr.details:visible")
+    expect(details).to_contain_text("Flags 5% of good images on average; with 95% confidence at most")
+    groups = details.locator("table.power .group").all_inner_texts()
+    assert [group.split(" · ")[0] for group in groups] == ["stain", "pit", "scratch", "foreign images"]
+    assert groups[0].endswith("found in nine of ten at no size measured")
+    assert groups[2].endswith("found in nine of ten from 3 pixels wide, 100 long")
+    assert details.locator("table.power td").all_inner_texts() == ["0%", "15%", "30%", "85%", "5%", "100%", "100%"]
+    expect(details.get_by_role("button", name="Generate")).to_have_count(0)  # samples of its base
+
+
+def test_choosing_a_detector_where_images_are_generated_leads_to_its_scores(studio) -> None:
+    page = studio("generate", model="tiny")
+    page.select_option("#model", "washer")
+    expect(page.locator("#view-score")).to_be_visible()
+    page.evaluate("location.hash = 'complete'")
+    expect(page.locator("#view-score")).to_be_visible()
+    expect(page.locator("#view-complete")).to_be_hidden()
+    page.select_option("#model", "tiny")
+    page.get_by_role("link", name="Generate", exact=True).click()
+    expect(page.locator("#view-generate")).to_be_visible()
