@@ -115,9 +115,15 @@ def test_without_a_map_a_result_is_small(run: Callable[..., Outcome]) -> None:
     assert len(score.model_dump_json()) < 4000
 
 
-def test_the_progress_counts_images_and_a_canceled_job_judges_no_further_image(
-    run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_progress_counts_images(registry: ModelRegistry, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.engine.PROGRESS_S", 0)
+    pipe = Pipe()
+    runner = BatchRunner(pipe, registry, EngineSettings(directories=(folder.parent,), load=ncml.load))  # pyright: ignore[reportArgumentType]
+    runner.run(Batch(1, {"job": job(*[good_image(seed) for seed in range(3)])}))
+    assert [(step.stage, step.step, step.total) for step in pipe.sent][:3] == [("judge", i, 3) for i in (1, 2, 3)]
+
+
+def test_a_canceled_job_judges_no_further_image(run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
     judged: list[int] = []
     judge = Detector.judge
 
