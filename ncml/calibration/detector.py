@@ -25,6 +25,7 @@ from ncml.data.good_images import MIN_SIDE, GoodImages
 from ncml.data.inventory import counted
 from ncml.data.scenes import Integers
 from ncml.errors import InputError, ModelError
+from ncml.images.alterations import ALTERATIONS
 from ncml.images.region import Region
 from ncml.images.tiling import Box
 from ncml.model import Model
@@ -33,6 +34,7 @@ from ncml.ood.conformal import check_rate, min_ranks
 from ncml.ood.detector import DetectorCalibration, Scale
 from ncml.ood.judging import VIEWS, Detector, save_views
 from ncml.ood.scene_ranks import SceneRanks, cutoff
+from ncml.ood.views import patches
 from ncml.ood.views.features import FeaturesView
 from ncml.ood.views.protocol import Reader, View
 from ncml.paths import check_space
@@ -46,6 +48,8 @@ MAX_ESTIMATION_SCENES = 200
 """Scenes from which views are estimated at most; the others rank."""
 DETECTOR_BYTES = 128 * 2**20
 """Space for what a detector adds to a copy of the model, mostly the patches by place."""
+JUDGING_PASSES, ESTIMATION_PASSES = 4, 8
+"""Time to judge an image, and to estimate the views from one, in passes of the feature network."""
 SUSPICIOUS = 6.0
 """Standardised score from which an image is shown as unlike the others."""
 MAX_SUSPICIOUS_SHARE = 0.1
@@ -142,6 +146,9 @@ def make_detector(
     estimating, ranking = divide(scenes_N, false_positive_rate)
     cutoff(len(np.unique(scenes_N[ranking])), false_positive_rate, confidence)
     duplicates = _near_duplicates(good, scenes_N)
+    if efficientnet.is_available():
+        seconds = patches.pass_seconds(_readers(good, estimating[:1], judged)[0](), device)
+        on_message(_estimate_time(seconds, len(estimating), len(ranking), power_images))
     started = time.monotonic()
     views, scales, scores_N, deciding = _estimate_and_rank(
         good, judged, scenes_N, estimating, ranking, device, on_message, on_progress
@@ -232,6 +239,16 @@ def _estimate_and_rank(
     names = list(standardised)
     scores_VN = np.stack([standardised[name] for name in names])
     return views, scales, scores_VN.max(0), [names[i] for i in scores_VN.argmax(0)]
+
+
+def _estimate_time(pass_seconds: float, estimating: int, ranking: int, power_images: int) -> str:
+    """Return a line that estimates the time to the calibration, and to the power, from that of one pass."""
+    calibrating = pass_seconds * (ESTIMATION_PASSES * estimating + JUDGING_PASSES * ranking)
+    line = f"about {calibrating:.0f} s until the detector is calibrated"
+    if power_images:
+        measuring = pass_seconds * JUDGING_PASSES * min(power_images, ranking) * len(ALTERATIONS)
+        line += f", and {measuring:.0f} s more to measure its power"
+    return line
 
 
 def _readers(good: GoodImages, indices: Integers, region: Region | None) -> list[Reader]:

@@ -45,7 +45,7 @@ TEMPLATE_IMAGES = 40
 """Good images of which a template is estimated at most."""
 KEPT = 0.75
 """Share of these that enter the template, those that agree best with the former one."""
-LEAST_AGREEMENT = 0.6
+LEAST_AGREEMENT = 0.87
 """Median agreement from which good images have the same things at the same places."""
 MOST_DISAGREEMENT = 0.7
 """Images are aligned if the difference of their agreement from 1 is at most this share of that as they are."""
@@ -255,7 +255,7 @@ class Agreement(NamedTuple):
     poses: Sequence[Pose | None]
     """Of each image; None without a template."""
     value: float
-    """Median weighted correlation with the mean of the images, in these poses."""
+    """Median correlation with the mean of the images, in these poses, every pixel counting alike."""
 
     @property
     def is_at_one_place(self) -> bool:
@@ -274,7 +274,6 @@ def estimate(readers: Sequence[Reader], on_progress: OnProgress) -> Agreement:
     count = min(TEMPLATE_IMAGES, len(grey))
     selected = [grey[i * len(grey) // count] for i in range(count)]
     total, done = count * ROUNDS + len(grey), 0
-    rest = [Pose(torch.zeros(4), 0.0)] * count
     template = Template(selected[0], torch.ones_like(selected[0]))
     for _ in range(ROUNDS):
         poses: list[Pose] = []
@@ -290,18 +289,30 @@ def estimate(readers: Sequence[Reader], on_progress: OnProgress) -> Agreement:
         all_poses.append(template.find(grey_HW))
         done += 1
         on_progress(Progress("align", done, total))
-    agreement = float(np.median([pose.agreement for pose in all_poses]))
-    as_is = Template.of(selected, rest)
-    agreement_as_is = float(np.median([as_is.rest(grey_HW).agreement for grey_HW in grey]))
+    as_they_are = [Pose(torch.zeros(4), 0.0)] * len(grey)
+    agreement, agreement_as_is = _agreement(grey, all_poses), _agreement(grey, as_they_are)
     if agreement < LEAST_AGREEMENT or 1 - agreement > MOST_DISAGREEMENT * (1 - agreement_as_is):
         return Agreement(None, [None] * len(grey), agreement_as_is)
-    template = dataclasses.replace(template, agreement=agreement)
-    lost = LOST * agreement
+    usual = float(np.median([pose.agreement for pose in all_poses]))
+    template = dataclasses.replace(template, agreement=usual)
+    lost = LOST * usual
     kept_poses = [
         pose if pose.agreement >= lost else template.rest(grey_HW)
         for pose, grey_HW in zip(all_poses, grey, strict=True)
     ]
     return Agreement(template, kept_poses, agreement)
+
+
+def _agreement(grey: Sequence[Tensor], poses: Sequence[Pose]) -> float:
+    """Return the median correlation of grey images in these poses with their mean, every pixel counting alike."""
+    ones_HW = torch.ones_like(grey[0])
+    sampled = [
+        _sample(torch.stack([grey_HW, ones_HW]), pose.values_4) for grey_HW, pose in zip(grey, poses, strict=True)
+    ]
+    mean_P = Template.of(grey, poses).mean_HW.flatten()
+    return float(
+        np.median([_correlation(seen_HW.flatten(), mean_P, shown_HW.flatten()) for seen_HW, shown_HW in sampled])
+    )
 
 
 def align(image: Image.Image, pose: Pose, cells: tuple[int, int]) -> tuple[Pixels, Tensor]:

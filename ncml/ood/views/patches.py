@@ -9,6 +9,7 @@ Shapes: N images, h and w rows and columns of cells, P patches, F features.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from ncml.network import efficientnet
 from ncml.network.efficientnet import EfficientNetLite0
 from ncml.ood.views.protocol import Pixels
 
@@ -75,3 +77,13 @@ def deviations(features: Iterable[Tensor]) -> Tensor:
     ).mean(0)
     variance_F = sums_2F[1] - sums_2F[0] ** 2
     return variance_F.clamp(min=MIN_DEVIATION**2).sqrt().float()
+
+
+def pass_seconds(image_HWC: Pixels, device: str) -> float:
+    """Return the seconds of describing the patches of an image, measured on this machine."""
+    network = efficientnet.load(device)
+    judged_HWC = np.asarray(resize(image_HWC, judged_size(*image_HWC.shape[:2])))
+    patch_features(network, judged_HWC)  # the first also initialises kernels
+    started = time.perf_counter()
+    patch_features(network, judged_HWC).cpu()
+    return time.perf_counter() - started

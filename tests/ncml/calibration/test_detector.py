@@ -192,10 +192,15 @@ def test_without_the_feature_package_a_detector_is_made_without_that_view(
     assert verdict.is_ood
 
 
-def test_thirty_images_suffice_for_a_weak_verdict(model: ncml.Model, folder: Path, tmp_path: Path) -> None:
+def test_thirty_images_suffice_for_a_weak_verdict_whose_time_is_estimated_before(
+    model: ncml.Model, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patches, "pass_seconds", lambda image_HWC, device: 0.1)
+    messages: list[str] = []
     good = open_folder(folder, sorted(folder.glob("0[012]*.png")))
     assert len(good) == 30
-    made = make_detector(model, good, tmp_path / "d", group="image", power_images=0)
+    made = make_detector(model, good, tmp_path / "d", group="image", power_images=0, on_message=messages.append)
+    assert messages[0] == "about 16 s until the detector is calibrated"  # .1 * (8 * 11 + 4 * 19)
     assert made.calibration.ranks.scenes == 19
     assert "19 scenes" in made.calibration.weakness
 
