@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from ncml.limits import Keep, View
+from ncml.limits import DETECTOR, Keep, View
 from ncml.options import DEFAULT_FIELDS, select_defaults, with_fields
 from ncml.sampling.options import SamplingLimits
 from worker.contract import FrozenModel, Lane, Priority
@@ -159,6 +159,11 @@ class ModelDescriptor(FrozenModel):
     def default_calibration(self) -> Calibration | None:
         """The calibration of requests that name none."""
         return self.calibrations.get("default")
+
+    @property
+    def verdicts(self) -> tuple[str, ...]:
+        """The names under which requests select a verdict."""
+        return (*self.calibrations, *(() if self.detector is None else (DETECTOR,)))
 
     @property
     def sampling_limits(self) -> SamplingLimits:

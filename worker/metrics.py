@@ -5,9 +5,10 @@ from collections.abc import Container, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
+from ncml.limits import DETECTOR
 from ncml.ood.alarm import FlaggedRateAlarm
 from worker.contract import ScoreJob
-from worker.descriptors import ModelDescriptor
+from worker.descriptors import Calibration, DetectorCalibration, ModelDescriptor
 from worker.results import JobEnding, Ood, Score
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
@@ -85,9 +86,8 @@ class WorkerMetrics:
             self.duration_seconds.labels(task).observe(ending.timing.compute_s)
 
     def _add_evidence(self, model: ModelDescriptor, verdict: Ood) -> None:
-        calibration = model.calibrations.get(verdict.calibration)
-        # Verdicts by other statistics, perhaps of the same images, would be dependent: evidence counts each image once.
-        if calibration is None or verdict.statistic != calibration.statistic:
+        calibration = _reference(model, verdict)
+        if calibration is None:
             return
         key = model.name, verdict.calibration
         version, alarm = self._alarms.get(key, ("", None))
@@ -105,3 +105,14 @@ class WorkerMetrics:
     def serve(self, host: str, port: int) -> None:
         """Serve the metrics on an address, from a thread."""
         start_http_server(port, host, registry=self.registry)
+
+
+def _reference(model: ModelDescriptor, verdict: Ood) -> Calibration | DetectorCalibration | None:
+    """Return the calibration whose rate a verdict is evidence of; None if its rate does not follow from its ranks."""
+    if verdict.calibration == DETECTOR and model.detector is not None:
+        # The alarm knows how the rate varies if every scene is one image and the threshold is that of the rate itself.
+        detector = model.detector
+        return detector if detector.n_rank == detector.ranking_scenes and detector.confidence is None else None
+    calibration = model.calibrations.get(verdict.calibration)
+    # Verdicts by other statistics, perhaps of the same images, would be dependent: evidence counts each image once.
+    return calibration if calibration and verdict.statistic == calibration.statistic else None

@@ -97,7 +97,7 @@ class EngineSupervisor:
             self._metrics.model_info.labels(model.name, model.version).set(1)
             if batching:
                 self._metrics.model_batching.labels(model.name, model.version, batching.groups, batching.check).set(1)
-        self._metrics.forget_evidence_except({(m.name, name) for m in catalogue.models for name in m.calibrations})
+        self._metrics.forget_evidence_except({(m.name, name) for m in catalogue.models for name in m.verdicts})
         self._metrics.gpu_memory.set(catalogue.memory_bytes)
         self.catalogue = catalogue
         self.is_ready = True

@@ -13,6 +13,7 @@ import ncml
 from ncml.errors import ModelError
 from ncml.images import resize_to, to_png
 from ncml.network import efficientnet
+from ncml.ood.alarm import FlaggedRateAlarm
 from ncml.ood.judging import Detector
 from ncml.results import Detection
 from tests.detectors import good_image, without_disc
@@ -20,6 +21,7 @@ from tests.ncml import nets
 from worker.contract import Original, Pixels, ScoreJob
 from worker.engine import BatchRunner
 from worker.messages import Batch, Drop, EngineSettings, Outcome
+from worker.metrics import WorkerMetrics
 from worker.monitor import _merge
 from worker.registry import ModelRegistry, describe
 from worker.results import Score
@@ -238,3 +240,23 @@ def test_a_detector_stays_described_beside_an_earlier_worker_that_knows_none(fol
 
 def test_a_score_of_an_earlier_worker_has_no_detection() -> None:
     assert Score.model_validate({"bpd": 1.0, "log_likelihood": -1.0}).detection is None
+
+
+def test_flagged_images_are_evidence_if_the_rate_of_the_detector_is_known(
+    registry: ModelRegistry, run: Callable[..., Outcome]
+) -> None:
+    [descriptor] = registry.descriptors
+    detector = descriptor.detector
+    assert detector is not None
+    assert descriptor.verdicts == ("detector",)
+    scored = job(without_disc(1001))
+    scores = run(scored).scores
+    labels = {"model": "part", "calibration": "detector"}
+    evidence: list[float | None] = []
+    for update in ({}, {"ranking_scenes": detector.n_rank - 1}, {"confidence": 0.95}):
+        metrics = WorkerMetrics()
+        model = descriptor.model_copy(update={"detector": detector.model_copy(update=update)})
+        metrics.count_scores(scored, scores, model)
+        evidence.append(metrics.registry.get_sample_value("ncml_ood_evidence", labels))
+    alarm = FlaggedRateAlarm(detector.n_rank, detector.false_positive_rate)
+    assert evidence == [float(alarm.update(is_flagged=True)), None, None]
