@@ -49,9 +49,12 @@ SHARING = (
     "tests/flow/commands/test_evaluate",
     "tests/flow/commands/test_train.py",
     "tests/flow/test_end_to_end.py",
+    "tests/ncml/calibration/test_detector.py",
     "tests/ncml/calibration/test_tiles.py",
     "tests/ncml/cli/test_scoring.py",
+    "tests/service/test_detectors.py",
     "tests/service/test_server.py",
+    "tests/worker/test_detectors.py",
 )
 """Where tests share processes or models that take seconds to make: in a parallel run one process runs them all."""
 

@@ -25,17 +25,25 @@ def without_disc(seed: int) -> np.ndarray:
     return image
 
 
+def use_small_scale(patch: pytest.MonkeyPatch) -> None:
+    """Judge small images at their size, align them by few candidates, and measure the power on few alterations."""
+    from ncml.images import alterations
+
+    patch.setattr("ncml.ood.views.patches.LEAST_SIDE", 96)
+    patch.setattr("ncml.ood.views.alignment.FINE_SIDE", 96)
+    patch.setattr("ncml.ood.views.alignment.CANDIDATES", 2)
+    patch.setattr("ncml.calibration.detector_power.ALTERATIONS", alterations.ALTERATIONS[:3])
+
+
 def make_small_detector(base: Path, images: Path, out: Path, count: int = 40) -> None:
     """Make a detector of good images, which are written to a folder, at a reduced size, so that it is quick."""
     import ncml
     from ncml.calibration.detector import make_detector
     from ncml.data.good_images import open_folder
-    from ncml.images import alterations
 
     images.mkdir()
     for seed in range(count):
         Image.fromarray(good_image(seed)).save(images / f"{seed:03}.png")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ncml.ood.views.patches.LEAST_SIDE", 96)
-        patch.setattr("ncml.calibration.detector_power.ALTERATIONS", alterations.ALTERATIONS[:3])
+        use_small_scale(patch)
         make_detector(ncml.load(base), open_folder(images, sorted(images.iterdir())), out, power_images=2)

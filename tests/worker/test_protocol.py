@@ -109,12 +109,17 @@ class Protocol(RuleBasedStateMachine):
 
     @rule(claims=consumes(claims), alone=st.booleans(), refund=st.booleans())
     def requeue(self, claims: list[Claim], alone: bool, refund: bool) -> None:
+        """A job whose cancellation was accepted ends instead."""
         moved = self.workers[0].requeue(claims, alone=alone, refund=refund)
-        assert moved == [self.holders.get(claim.id) == claim.token for claim in claims]
-        for claim, done in zip(claims, moved, strict=True):
-            if done:
-                del self.holders[claim.id]
-                self.alone |= {claim.id} if alone else set()
+        held = [claim for claim in claims if self.holders.get(claim.id) == claim.token]
+        expected = {claim.id for claim in held if claim.id not in self.flagged}
+        assert {claim.id for claim, is_moved in zip(claims, moved, strict=True) if is_moved} == expected
+        for claim in held:
+            del self.holders[claim.id]
+            if claim.id in self.flagged:
+                self.ended[claim.id] = JobStatus.CANCELED
+            elif alone:
+                self.alone.add(claim.id)
 
     @rule(claims=claims)
     def renew(self, claims: list[Claim]) -> None:

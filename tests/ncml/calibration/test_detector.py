@@ -14,21 +14,19 @@ from ncml.calibration import report
 from ncml.calibration.detector import MadeDetector, divide, find_scenes, make_detector
 from ncml.data.good_images import open_folder
 from ncml.errors import InputError, ModelError
-from ncml.images import alterations
 from ncml.images.tiling import Box
 from ncml.network import efficientnet
 from ncml.ood import detector as detectors
 from ncml.ood.detector import Scale
 from ncml.ood.judging import Detector, box_of
 from ncml.ood.views import bank, patches, places
-from tests.detectors import good_image, without_disc
+from tests.detectors import good_image, use_small_scale, without_disc
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _small_scale() -> object:
     patch = pytest.MonkeyPatch()
-    patch.setattr(patches, "LEAST_SIDE", 96)
-    patch.setattr("ncml.calibration.detector_power.ALTERATIONS", alterations.ALTERATIONS[:3])
+    use_small_scale(patch)
     yield
     patch.undo()
 
@@ -85,7 +83,7 @@ def test_good_images_are_flagged_at_about_the_rate(loaded: ncml.Model) -> None:
     flagged = [
         score.ood is not None and score.ood.is_ood for score in loaded.score([good_image(s) for s in range(2000, 2040)])
     ]
-    assert sum(flagged) <= 6  # of 40, at 5 %
+    assert sum(flagged) <= 10  # of 40, of which 2 are expected; more in one of 1,000 calibrations with 42 ranks
 
 
 def test_images_judged_later_have_the_scores_that_ranked(made: MadeDetector, loaded: ncml.Model, folder: Path) -> None:

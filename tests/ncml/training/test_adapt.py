@@ -16,7 +16,13 @@ from ncml.cli import main as cli
 from ncml.data.dataset import Dataset
 from ncml.errors import InputError
 from ncml.training import adapt as adapting
+from tests.detectors import use_small_scale
 from tests.ncml import nets
+
+
+@pytest.fixture(autouse=True)
+def _small_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_small_scale(monkeypatch)
 
 
 def good(count: int, seed: int = 0) -> Dataset:
