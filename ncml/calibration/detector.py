@@ -186,10 +186,9 @@ def make_detector(
         sizes=Counter(f"{width}x{height}" for height, width in good.shapes),
         region=judged,
     )
-    _ = calibration.threshold
     calibration.save(folder)
-    on_message(f"the detector is calibrated after {time.monotonic() - started:.0f} s; its power is measured next")
     if power_images:
+        on_message(f"the detector is calibrated after {time.monotonic() - started:.0f} s; its power is measured next")
         detector = Detector(calibration, views)
         power = measure_power(detector, good.readers(ranking), count=power_images, on_progress=on_progress)
         calibration = calibration.with_power(power)

@@ -78,7 +78,7 @@ class Arrivals:
 
     def has_changed(self, arrival: Arrival) -> bool:
         """Return whether a file has another state than when it was listed, or is gone."""
-        return tuple(stamp(arrival.path).values()) != arrival.stamp
+        return state_of(arrival.path) != arrival.stamp
 
     def may_be_incomplete(self, arrival: Arrival) -> bool:
         """Return whether a file that cannot be read may still be written; if so, it is complete later."""
@@ -90,8 +90,13 @@ class Arrivals:
         try:
             os.scandir(self.folder).close()  # a network folder that has vanished, or an unmounted one
             for path in list_files([self.folder]):
-                state = tuple(stamp(path).values()) if path.suffix.lower() in SUFFIXES else ()
+                state = state_of(path) if path.suffix.lower() in SUFFIXES else ()
                 if any(state):  # it has not been deleted or moved since it was listed
                     yield path, state
         except InputError as error:
             raise OSError(str(error)) from error
+
+
+def state_of(path: Path) -> Stamp:
+    """Return the state of a file; empty texts if it cannot be read."""
+    return tuple(stamp(path).values())

@@ -127,6 +127,14 @@ class RemoteModel:
         return names
 
 
+def check_options(server: str, api_key: str, device: str) -> None:
+    """Raise `InputError` for options that need a service, or that cannot be combined with one."""
+    if server and device != "cpu":
+        raise InputError("device", "--device cannot be combined with --server, whose workers choose theirs: omit it.")
+    if api_key and not server:
+        raise InputError("api_key", "--api-key requires --server: add --server, or omit --api-key.")
+
+
 def connect(url: str, api_key: str, name: str) -> RemoteModel:
     """Return a model of a service, "" for its default; raise `ServiceError` or `InputError` if it cannot be used."""
     from ncml.client import Client

@@ -10,7 +10,7 @@ import numpy as np
 from tyro.conf import Positional, arg
 
 from ncml.cli.local import LocalModel
-from ncml.cli.remote import REQUESTS, RemoteModel, connect
+from ncml.cli.remote import REQUESTS, RemoteModel, check_options, connect
 from ncml.cli.rows import Row, SkippedFiles, image_scorer, tile_scorer
 from ncml.cli.score_output import Inputs, explain_fdr, format_summary, print_row, score_in_memory, score_to_table
 from ncml.cli.terminal import (
@@ -91,10 +91,7 @@ def score(
         raise InputError("only_bpd", f"--only-bpd computes bits/dim and no statistic or verdict: {remedy}")
     if tile_size is not None and not tile:
         raise InputError("tile_size", "--tile-size requires --tile: add --tile, or omit --tile-size.")
-    if server and device != "cpu":
-        raise InputError("device", "--device cannot be combined with --server, whose workers choose theirs: omit it.")
-    if api_key and not server:
-        raise InputError("api_key", "--api-key requires --server: add --server, or omit --api-key.")
+    check_options(server, api_key, device)
     if map_ is not None and map_.exists() and not map_.is_dir():
         raise InputError("map", f"--map {map_} is not a folder: name one for the heat maps.")
     for path in files:

@@ -17,10 +17,10 @@ from typing import IO, Annotated, Any
 import watchfiles
 from tyro.conf import Positional, arg
 
-from ncml.cli.arrivals import Arrival, Arrivals, Stamp
-from ncml.cli.earlier_rows import STAMP_COLUMNS, stamp
+from ncml.cli.arrivals import Arrival, Arrivals, Stamp, state_of
+from ncml.cli.earlier_rows import STAMP_COLUMNS
 from ncml.cli.local import LocalModel
-from ncml.cli.remote import REQUESTS, connect
+from ncml.cli.remote import REQUESTS, check_options, connect
 from ncml.cli.rows import Row, Scorer, SkippedFiles, image_scorer, score_batches
 from ncml.cli.score import DETECTOR_COLUMNS, IMAGE_COLUMNS
 from ncml.cli.score_output import TEXT_COLUMNS, print_row, to_cells
@@ -71,7 +71,8 @@ def watch(
         api_key: API key for that service.
         as_json: Print a JSON object for each judged image, one per line.
     """
-    _check(folder, output, move_flagged, poll, device=device, server=server, api_key=api_key)
+    _check(folder, output, move_flagged, poll)
+    check_options(server, api_key, device)
     local = None if server else LocalModel(describe(model, device), device)
     with nullcontext(local) if local else connect(server, api_key, model) as m:
         own_size = m.judges(calibration, None)
@@ -100,9 +101,7 @@ def watch(
         print(f"ncml: the calibration is weak: {selected.weakness}.", file=sys.stderr)
 
 
-def _check(
-    folder: Path, output: Path, move_flagged: Path | None, poll: float, *, device: str, server: str, api_key: str
-) -> None:
+def _check(folder: Path, output: Path, move_flagged: Path | None, poll: float) -> None:
     check_exists(folder)
     if not folder.is_dir():
         raise InputError("folder", f"{folder} is not a folder: name the one in which images arrive.")
@@ -110,10 +109,6 @@ def _check(
         raise InputError("output", f"{output} must end in .csv: rows are appended as images arrive.")
     if not 0.05 <= poll <= 3600:
         raise InputError("poll", f"--poll must be 0.05 to 3600 seconds, not {poll:g}.")
-    if server and device != "cpu":
-        raise InputError("device", "--device cannot be combined with --server, whose workers choose theirs: omit it.")
-    if api_key and not server:
-        raise InputError("api_key", "--api-key requires --server: add --server, or omit --api-key.")
     if move_flagged is not None:
         target, source = move_flagged.resolve(), folder.resolve()
         if target.is_relative_to(source) or source.is_relative_to(target):
@@ -178,8 +173,10 @@ class Watch:
         self._problem = ""
         for row in table.rows():
             self._note(row)
+            if move_flagged is None:
+                continue
             path = Path(row["file"])
-            if row["is_ood"] == "1" and tuple(stamp(path).values()) == self._states[row["file"]]:
+            if row["is_ood"] == "1" and path.is_relative_to(folder) and state_of(path) == self._states[row["file"]]:
                 self._to_move.append(path)  # this process was killed before it could move the image
         self._judged_before = self._judged
 
@@ -215,9 +212,11 @@ class Watch:
         earlier = {int(signum): signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
         for signum in earlier:
             signal.signal(signum, stop)
-        yield
-        for signum, handler in earlier.items():
-            signal.signal(signum, handler)
+        try:
+            yield
+        finally:
+            for signum, handler in earlier.items():
+                signal.signal(signum, handler)
 
     @contextlib.contextmanager
     def _woken_by_changes(self) -> Generator[None]:
@@ -226,11 +225,12 @@ class Watch:
         def listen() -> None:
             while not self._stopping.is_set():
                 try:
-                    for _ in watchfiles.watch(
+                    for changes in watchfiles.watch(
                         self._folder, watch_filter=None, debounce=50, step=20, rust_timeout=500,
                         stop_event=self._stopping, yield_on_timeout=True, raise_interrupt=False,
                     ):  # fmt: skip
-                        self._changed.set()
+                        if changes:
+                            self._changed.set()
                         if self._problem:
                             break  # the folder has vanished, and its successor needs a new watch
                 except (OSError, RuntimeError):
@@ -239,8 +239,11 @@ class Watch:
 
         listener = threading.Thread(target=listen, daemon=True)
         listener.start()
-        yield
-        listener.join()
+        try:
+            yield
+        finally:
+            self._stopping.set()
+            listener.join()
 
     def _judge(self, complete: list[Arrival]) -> None:
         """Judge files in order, until a signal."""
@@ -272,7 +275,7 @@ class Watch:
                 self._print(f"skipped: {row['error']}")
                 continue
             self._show(row)
-            if row["is_ood"]:
+            if row["is_ood"] and self._move_flagged is not None:
                 self._to_move.append(arrival.path)
 
     def _write(self, rows: list[Row]) -> bool:

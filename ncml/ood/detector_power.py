@@ -41,13 +41,13 @@ class DetectorPower:
 
     def lines(self) -> list[str]:
         """Return what is found, what is missed and what lies between, in words."""
-        found = [f"{kind} {size}" for kind in self.shares if (size := self.smallest_found(kind))]
+        reliable = [f"{kind} {size}" for kind in self.shares if (size := self.smallest_found(kind))]
         between = {kind: list(self.shares[kind].items())[-1] for kind in self.shares if not self.smallest_found(kind)}
         partly = [f"{kind} {size} ({share:.0%})" for kind, (size, share) in between.items() if share >= MISSED]
         missed = [f"{kind} {size} ({share:.0%})" for kind, (size, share) in between.items() if share < MISSED]
         lines = []
-        if found:
-            lines.append(f"smallest sizes found in nine of ten: {'; '.join(found)}")
+        if reliable:
+            lines.append(f"smallest sizes found in nine of ten: {'; '.join(reliable)}")
         if partly:
             lines.append(f"found less often, at the largest size measured: {'; '.join(partly)}")
         if missed:

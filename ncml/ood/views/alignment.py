@@ -239,8 +239,8 @@ class _Search:
         return poses
 
     def _turn(self, grey_HW: Tensor) -> Tensor:
-        rest = torch.zeros(4)
-        return torch.stack([_sample(grey_HW[None], torch.cat([angle[None], rest[1:]]))[0] for angle in self.angles_A])
+        in_place = torch.zeros(3)  # scale and shift
+        return torch.stack([_sample(grey_HW[None], torch.cat([angle[None], in_place]))[0] for angle in self.angles_A])
 
     def _correlate(self, planes_AHW: Tensor, transformed_HW: Tensor) -> Tensor:
         shape = (2 * self.size[0], 2 * self.size[1])

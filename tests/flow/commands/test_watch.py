@@ -58,7 +58,7 @@ def start(tmp_path: Path, folder: Path, calibrated: ncml.Model) -> Iterator[Star
 
 
 def save(path: Path, seed: int) -> None:
-    """Write an image of its own, renamed into place."""
+    """Write the random image of a seed under another name, and rename it."""
     pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
     Image.fromarray(pixels).save(path.with_name(f".{path.name}"), "PNG")
     path.with_name(f".{path.name}").rename(path)
@@ -116,9 +116,9 @@ def test_each_file_is_judged_once_through_stops_and_a_kill(
     assert stop(process) == 0
     judged = rows(tmp_path)
     assert Counter(row["file"] for row in judged) == Counter(str(folder / f"{i:05}.png") for i in range(files))
-    some = judged[:: files // 20]
-    expected = calibrated.score([row["file"] for row in some])
-    assert [float(row["p_value"]) for row in some] == [score.ood.p_value for score in expected if score.ood]
+    compared = judged[:: files // 20]
+    expected = calibrated.score([row["file"] for row in compared])
+    assert [float(row["p_value"]) for row in compared] == [score.ood.p_value for score in expected if score.ood]
     flagged = sum(row["is_ood"] == "1" for row in judged)
     last = (tmp_path / "log").read_text().splitlines()[-2:]
     assert any(line.startswith(f"{files} judged, 0 waiting, {flagged} flagged") for line in last)
@@ -151,6 +151,25 @@ def test_a_flagged_image_is_moved_after_a_kill_between_row_and_move(
     eventually((tmp_path / "flagged" / "noise.png").exists)
     assert not (folder / "noise.png").exists()
     assert count(tmp_path) == 1
+
+
+def test_a_table_of_another_folder_is_continued_without_moving_its_images(
+    start: Start, folder: Path, tmp_path: Path, calibrated: ncml.Model
+) -> None:
+    seed, other = flagged_seed(calibrated, tmp_path), tmp_path / "other"
+    other.mkdir()
+    process = start()
+    save(folder / "noise.png", seed)
+    eventually(lambda: count(tmp_path) == 1)
+    assert stop(process) == 0
+    folder.rename(tmp_path / "kept")
+    other.rename(folder)
+    table = (tmp_path / "verdicts.csv").read_text()
+    (tmp_path / "verdicts.csv").write_text(table.replace(str(folder), str(tmp_path / "kept")))
+    start("--move-flagged", str(tmp_path / "flagged"))
+    save(folder / "noise.png", seed)
+    eventually((tmp_path / "flagged" / "noise.png").exists)
+    assert (tmp_path / "kept" / "noise.png").exists()
 
 
 def test_a_file_is_judged_when_its_slow_writer_has_finished(start: Start, folder: Path, tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def names(found: list[arrivals.Arrival]) -> list[str]:
-    return [arrival.path.name for arrival in found]
+def names(complete: list[arrivals.Arrival]) -> list[str]:
+    return [arrival.path.name for arrival in complete]
 
 
 def test_a_file_is_complete_once_it_has_not_changed_for_a_while(tmp_path: Path, clock: list[float]) -> None:
@@ -48,9 +48,9 @@ def test_files_are_in_the_order_of_their_times_and_judged_states_are_left_out(
         os.utime(tmp_path / name, (index, index))
     files.complete()
     clock[0] += 1
-    found = files.complete()
-    assert names(found) == ["c.PNG", "a.jpg", "b.tiff"]
-    for arrival in found[:2]:
+    complete = files.complete()
+    assert names(complete) == ["c.PNG", "a.jpg", "b.tiff"]
+    for arrival in complete[:2]:
         judged[arrival.path] = arrival.stamp
         files.judged(arrival)
     assert names(files.complete()) == ["b.tiff"]
