@@ -40,7 +40,7 @@ if (emulated := os.environ.get("ATEN_CPU_CAPABILITY")) in ("default", "avx2"):
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2" if emulated == "avx2" else "SSE41")
 
 
-SHARING = (
+TOGETHER = (
     "tests/browser/test_detectors.py",
     "tests/browser/test_faults.py",
     "tests/browser/test_page.py",
@@ -55,15 +55,19 @@ SHARING = (
     "tests/service/test_detectors.py",
     "tests/service/test_server.py",
     "tests/worker/test_detectors.py",
+    "tests/worker/test_queue.py",
+    "tests/worker/test_worker.py",
+    "tests/worker/test_yielding.py",
 )
-"""Where tests share processes or models that take seconds to make: in a parallel run one process runs them all."""
+"""In a parallel run one process runs each of these places: their tests share processes or models that take seconds to
+make, or mostly wait, so that side by side they would leave the cores idle."""
 
 
 class Scheduling(LoadScopeScheduling):
-    """Distributes tests one by one, but keeps together those that share."""
+    """Distributes tests one by one, but keeps some together."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return next((place for place in SHARING if nodeid.startswith(place)), nodeid)
+        return next((place for place in TOGETHER if nodeid.startswith(place)), nodeid)
 
 
 @pytest.hookimpl(optionalhook=True)
