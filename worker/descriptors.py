@@ -73,6 +73,28 @@ class TileCalibration(FrozenModel):
     weakness: str = Field(default="", description='why the calibration is weak, in a clause; "" if it is not')
 
 
+class PowerPicture(FrozenModel):
+    """An example of an alteration that a detector finds or misses, as part of its sheet of pictures."""
+
+    kind: str = Field(description="the kind of alteration, as in `shares`")
+    size: str = Field(description="its size in words, as in `shares`")
+    found: bool = Field(description="whether this image is flagged")
+    left: int = Field(description="position on the sheet, in pixels")
+    top: int
+    width: int
+    height: int
+
+
+class PowerPictures(FrozenModel):
+    """The sheet of pictures that `/models/{name}/pictures` returns, and what each picture on it shows."""
+
+    sha256: str = Field(description="digest of the sheet, 64 hex digits")
+    examples: tuple[PowerPicture, ...] = Field(
+        description="for each alteration, the first image that is missed and the first that is found, where there is "
+        "one; the worst kinds first"
+    )
+
+
 class DetectorPower(FrozenModel):
     """The shares of altered good images that a detector flags, altered in their own pixels when it was made."""
 
@@ -84,6 +106,9 @@ class DetectorPower(FrozenModel):
         description="the smallest size of which nine of ten are flagged, by kind of alteration; null if there is none"
     )
     foreign: dict[str, float] = Field(description="share flagged of foreign images, by their kind")
+    pictures: PowerPictures | None = Field(
+        default=None, description="examples of what it finds and misses; null for a detector of an earlier version"
+    )
 
 
 class DetectorCalibration(FrozenModel):

@@ -365,7 +365,8 @@ def _by_job(rows: Sequence[_BatchImage], images: NDArray[np.uint8]) -> Previews:
 
 
 def _catalogue(registry: ModelRegistry, device: str) -> Catalogue:
-    return Catalogue(registry.descriptors, registry.faults, _device_memory(device), registry.is_behind)
+    memory_bytes = _device_memory(device)
+    return Catalogue(registry.descriptors, registry.faults, memory_bytes, registry.pictures, registry.is_behind)
 
 
 def _device_memory(device: str) -> int:

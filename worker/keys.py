@@ -14,6 +14,7 @@
     ncml:workers             sorted set: names of workers; ncml:worker:{name}: what a worker publishes, until it lapses
     ncml:serving:{lane}:{name}   set: the models that a worker serves, each as name and as name@version
     ncml:descriptor:{digest} what workers publish about a model, as long as one serves it
+    ncml:pictures:{digest}   the pictures of what a detector finds and misses, a JPEG, as long as a worker serves it
     ncml:probe               written by readiness checks
     rq:wip:*, rq:finished:*, rq:failed:*, rq:canceled:*   RQ's registries, for RQ's tools; nothing here reads them
 
@@ -52,6 +53,11 @@ def wake_key(lane: Lane) -> str:
 def events_key(job_id: str) -> str:
     """Return the key of a job's event stream."""
     return f"ncml:events:{job_id}"
+
+
+def pictures_key(digest: str) -> str:
+    """Return the key of the pictures of a detector's power."""
+    return f"ncml:pictures:{digest}"
 
 
 def blob_key(job_id: str) -> str:

@@ -62,6 +62,8 @@ class Catalogue:
     models: tuple[ModelDescriptor, ...]
     faults: dict[str, str]
     memory_bytes: int = 0
+    pictures: dict[str, Path] = field(default_factory=dict[str, Path])
+    """Files with pictures of what detectors find and miss, by digest."""
     is_partial: bool = False
     """Whether folders remain that the engine has not described yet; it loads one of them when a job names it."""
 

@@ -9,7 +9,17 @@ from pydantic import ValidationError
 
 from worker.contract import Lane, Priority, Task, queue_name
 from worker.descriptors import ModelDescriptor, PublishedWorker, QueueDepth, WorkerInfo
-from worker.keys import PROBE, WORKERS, descriptor_key, job_key, queue_key, queue_names, script, worker_key
+from worker.keys import (
+    PROBE,
+    WORKERS,
+    descriptor_key,
+    job_key,
+    pictures_key,
+    queue_key,
+    queue_names,
+    script,
+    worker_key,
+)
 
 INSPECTED = 512
 """Jobs of each queue whose tasks are read for the metrics."""
@@ -60,6 +70,10 @@ class QueueMonitor:
     def models(self) -> list[ModelDescriptor]:
         """Return the models of live workers: one for each name and version, latest workers first."""
         return self._served_models(self._live_workers())
+
+    def pictures(self, digest: str) -> bytes | None:
+        """Return the pictures of what a detector finds and misses, a JPEG; None if no worker has published them."""
+        return self._client.get(pictures_key(digest))
 
     def service(self, lane: Lane) -> tuple[int, list[ModelDescriptor]]:
         """Return how many live workers serve a lane, and the models of all live workers."""

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from ncml.checkpoint import DETECTOR_PICTURES
 from ncml.errors import ModelError, NcmlError
 from ncml.images import PREPROCESSING
 from ncml.options import name_defaults
@@ -25,12 +26,15 @@ from worker.descriptors import (
     DetectorCalibration,
     DetectorPower,
     ModelDescriptor,
+    PowerPicture,
+    PowerPictures,
     Preprocessing,
     TileCalibration,
 )
 
 if TYPE_CHECKING:
     from ncml.model import Model
+    from ncml.ood import detector_power
     from ncml.sampling.batching import Batching as BatchingChoice
 
 log = logging.getLogger("ncml.engine")
@@ -127,6 +131,16 @@ class ModelRegistry:
     def descriptors(self) -> tuple[ModelDescriptor, ...]:
         """The usable models, sorted by name."""
         return tuple(entry.descriptor for _, entry in sorted(self._entries.items()) if entry.descriptor)
+
+    @property
+    def pictures(self) -> dict[str, Path]:
+        """The files with pictures of what the detectors among them find and miss, by digest."""
+        files: dict[str, Path] = {}
+        for entry in self._entries.values():
+            detector = entry.descriptor.detector if entry.descriptor else None
+            if detector and detector.power and detector.power.pictures:
+                files[detector.power.pictures.sha256] = entry.folder / DETECTOR_PICTURES
+        return files
 
     @property
     def faults(self) -> dict[str, str]:
@@ -338,13 +352,21 @@ def _detector_calibration(model: Model) -> DetectorCalibration | None:
         weakness=calibration.weakness,
         descriptions=dict(calibration.descriptions),
         notes=calibration.notes,
-        power=power
-        and DetectorPower(
-            images=power.images,
-            shares={kind: dict(sizes) for kind, sizes in power.shares.items()},
-            smallest_found={kind: power.smallest_found(kind) for kind in power.shares},
-            foreign=dict(power.foreign),
-        ),
+        power=power and _power(power),
+    )
+
+
+def _power(power: detector_power.DetectorPower) -> DetectorPower:
+    examples = tuple(
+        PowerPicture(kind=kind, size=size, found=is_found, **box._asdict())
+        for kind, size, is_found, box in power.pictures
+    )
+    return DetectorPower(
+        images=power.images,
+        shares={kind: dict(sizes) for kind, sizes in power.shares.items()},
+        smallest_found={kind: power.smallest_found(kind) for kind in power.shares},
+        foreign=dict(power.foreign),
+        pictures=PowerPictures(sha256=power.sheet, examples=examples) if power.sheet else None,
     )
 
 

@@ -77,7 +77,8 @@ class EngineSupervisor:
             reached = {model.name for model in catalogue.models} | catalogue.faults.keys()
             unreached = [model for model in self.catalogue.models if model.name not in reached]
             models = sorted([*catalogue.models, *unreached], key=lambda model: model.name)
-            catalogue = replace(catalogue, models=tuple(models))
+            pictures = self.catalogue.pictures | catalogue.pictures
+            catalogue = replace(catalogue, models=tuple(models), pictures=pictures)
         else:
             self._suspect = None
         served, faults = {model.name: model for model in self.catalogue.models}, self.catalogue.faults

@@ -150,7 +150,8 @@ class BatchWorker(SimpleWorker):
         if not force and now < self._beat_at:
             return
         self._beat_at = now + BEAT_S
-        models = self._supervisor.catalogue.models
+        catalogue = self._supervisor.catalogue
+        models = catalogue.models
         info = WorkerInfo(
             name=self.name,
             lanes=self.settings.lanes,
@@ -160,6 +161,7 @@ class BatchWorker(SimpleWorker):
             pace={lane: pace.rate for lane, pace in self._paces.items()},
         )
         self._publications.publish(info, models)
+        self._publications.publish_pictures(catalogue.pictures)
         self.metrics.heartbeat.set_to_current_time()
         with self._outages.survived(pause_s=0):  # only RQ's tools read the rest
             pipe = self._client.pipeline(transaction=False)

@@ -81,6 +81,12 @@ class MadeDetector:
     """The threshold before suspects were left out; None if none were."""
     messages: tuple[str, ...] = field(default=())
 
+    @property
+    def pictures(self) -> Path | None:
+        """The sheet of examples of what it finds and misses; None if its power was not measured."""
+        power = self.calibration.power
+        return self.folder / checkpoint.DETECTOR_PICTURES if power is not None and power.sheet else None
+
 
 def find_scenes(good: GoodImages, group: str = finding.AUTO) -> Integers:
     """Return the scene of each image: by near-duplicates, or by the names of the files."""
@@ -169,7 +175,8 @@ def make_detector(
         )
     ranks = SceneRanks.rank(scores_N[ranking], scenes_N[ranking])
     checkpoint.copy(model.folder, folder)
-    (folder / checkpoint.DETECTOR).unlink(missing_ok=True)  # an earlier one would not match the new arrays
+    for name in (checkpoint.DETECTOR, checkpoint.DETECTOR_PICTURES):  # earlier ones would not match the new arrays
+        (folder / name).unlink(missing_ok=True)
     values, digest = save_views(folder, views)
     calibration = DetectorCalibration(
         model.version,
@@ -190,7 +197,9 @@ def make_detector(
     if power_images:
         on_message(f"the detector is calibrated after {time.monotonic() - started:.0f} s; its power is measured next")
         detector = Detector(calibration, views)
-        power = measure_power(detector, good.readers(ranking), count=power_images, on_progress=on_progress)
+        power, sheet = measure_power(detector, good.readers(ranking), count=power_images, on_progress=on_progress)
+        if power.sheet:
+            checkpoint.replace_file(folder / checkpoint.DETECTOR_PICTURES, lambda new: new.write_bytes(sheet))
         calibration = calibration.with_power(power)
         calibration.save(folder)
     return MadeDetector(folder, calibration, duplicates, tuple(suspects), left_out, before)

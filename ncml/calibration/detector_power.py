@@ -1,4 +1,4 @@
-"""Measure the power of a detector on altered good images, in their own pixels."""
+"""Measure the power of a detector on altered good images, in their own pixels, and show examples."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ncml.calibration.power_pictures import PowerPictures
 from ncml.images.alterations import ALTERATIONS
 from ncml.images.tiling import Box
 from ncml.ood.detector_power import DetectorPower
@@ -23,8 +24,8 @@ def measure_power(
     *,
     count: int = POWER_IMAGES,
     on_progress: OnProgress = ignore_progress,
-) -> DetectorPower:
-    """Return the shares of altered images that are flagged.
+) -> tuple[DetectorPower, bytes]:
+    """Return the shares of altered images that are flagged, and a sheet of examples, a JPEG.
 
     readers: ranking images, of which `count` are taken evenly spaced; none of them estimated the views. An image that
         is too small for an alteration is left out of it. Marks and parts lie in the region that the detector judges.
@@ -33,6 +34,7 @@ def measure_power(
     selected = [readers[i * len(readers) // count] for i in range(count)]
     threshold = detector.calibration.threshold
     flagged: dict[str, dict[str, list[bool]]] = {}
+    pictures = PowerPictures()
     foreign: dict[str, list[bool]] = {"one colour": [], "random values": []}
     total, done = count * (len(ALTERATIONS) + len(foreign)), 0
     for seed, reader in enumerate(selected):
@@ -42,8 +44,9 @@ def measure_power(
         box = Box(0, 0, width, height) if region is None else region.box
         for alteration in ALTERATIONS:
             if alteration.fits(box.height, box.width):
-                altered_HWC = alteration.apply(image_HWC, seed, other_HWC=other_HWC, region=box).image_HWC
-                is_flagged = detector.score(altered_HWC) > threshold
+                altered = alteration.apply(image_HWC, seed, other_HWC=other_HWC, region=box)
+                is_flagged = detector.score(altered.image_HWC) > threshold
+                pictures.add(alteration, is_flagged, image_HWC, altered, box)
                 flagged.setdefault(alteration.kind, {}).setdefault(alteration.size, []).append(is_flagged)
             done += 1
             on_progress(Progress("power", done, total))
@@ -51,11 +54,13 @@ def measure_power(
             foreign[kind].append(detector.score(foreign_HWC) > threshold)
             done += 1
             on_progress(Progress("power", done, total))
-    return DetectorPower(
+    power = DetectorPower(
         count,
         {kind: {size: float(np.mean(results)) for size, results in sizes.items()} for kind, sizes in flagged.items()},
         {kind: float(np.mean(results)) for kind, results in foreign.items()},
     )
+    sheet, shown = pictures.sheet(power.shares)
+    return power.with_pictures(sheet, shown), sheet
 
 
 def _foreign(like_HWC: Pixels, seed: int) -> dict[str, Pixels]:

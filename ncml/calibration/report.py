@@ -119,6 +119,8 @@ def write_detector_card(made: MadeDetector) -> None:
     """Describe a detector in the card of its folder, with a table of its power."""
     calibration = made.calibration
     lines = [f"- {line}" for line in describe_detector(made)[1:]]
+    if made.pictures:
+        lines.append(f"- `{made.pictures.name}` shows examples of what it finds and misses")
     if calibration.power is not None:
         lines += ["", "| alteration | size | flagged |", "|---|---|---:|"]
         lines += [

@@ -112,6 +112,8 @@ def adapt(
     lines = report.describe_detector(made)
     if sheet:
         lines.append(f"the images that are unlike the others are shown in {out / SUSPECTS}")
+    if made.pictures:
+        lines.append(f"examples of what it finds and misses are shown in {made.pictures}")
     report.write_detector_card(made)
     if as_json:
         print_json(_result(made) | {"seconds": round(time.monotonic() - started, 1)})
@@ -165,6 +167,7 @@ def _result(made: "MadeDetector") -> dict[str, Any]:
         "ranking_scenes": calibration.ranks.scenes,
         "smallest_p": calibration.smallest_p,
         "power": None if calibration.power is None else calibration.power.to_json(),
+        "pictures": made.pictures and str(made.pictures),
         "weakness": calibration.weakness,
         "notes": list(calibration.notes),
         "near_duplicates": [list(names) for names in made.near_duplicates],

@@ -6,7 +6,8 @@ mean excess over the median; so a score with a long upper tail does not decide m
 the score of the image, one function that is fixed before a ranking image is looked at. It is ranked once
 (`ncml.ood.scene_ranks`), so the p-value is valid for any number of views.
 
-`detector.json` holds the calibration, `detector.safetensors` the arrays of the views.
+`detector.json` holds the calibration, `detector.safetensors` the arrays of the views, and `detector.jpg` examples of
+what it finds and misses.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from ncml.ood.scene_ranks import SceneRanks, cutoff, flagged_ranks, rate_bound
 
 NAME, STATISTIC = DETECTOR, "largest view"
 FORMAT = 2
-FILE, TENSORS = checkpoint.DETECTOR, checkpoint.DETECTOR_ARRAYS
+FILE, TENSORS, PICTURES = checkpoint.DETECTOR, checkpoint.DETECTOR_ARRAYS, checkpoint.DETECTOR_PICTURES
 REMEDY = "make the detector again with ncml adapt"
 BOUND_CONFIDENCE = 0.95
 """Confidence of the bound of the rate that is reported."""

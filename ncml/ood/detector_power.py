@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Self
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import Any, NamedTuple, Self
 
 import numpy as np
+
+from ncml.images.tiling import Box
+from ncml.ood import storage
 
 FOUND = 0.9
 """The share of altered images from which a size counts as found."""
@@ -14,6 +18,22 @@ MISSED = 0.5
 """The share of the largest size below which an alteration counts as missed."""
 LOCAL = ("scratch", "spot", "pit", "stain", "erased patch", "pasted patch", "missing part", "moved part")
 """Alterations like defects, whose largest sizes a detector should find."""
+
+
+class Picture(NamedTuple):
+    """An example of an alteration, on the sheet of pictures."""
+
+    kind: str
+    size: str
+    is_found: bool
+    box: Box
+    """Where it lies on the sheet, in pixels."""
+
+
+def worst_first(shares: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Return the kinds of alterations: those of which the fewest are found at the largest size first."""
+    values = {kind: list(sizes.values()) for kind, sizes in shares.items()}
+    return sorted(values, key=lambda kind: (values[kind][-1], np.mean(values[kind])))
 
 
 @dataclass(frozen=True)
@@ -26,6 +46,16 @@ class DetectorPower:
     """By kind of alteration, by size in words, from the least to the greatest."""
     foreign: Mapping[str, float]
     """Share of foreign images, by their kind."""
+    pictures: tuple[Picture, ...] = ()
+    """Examples of what is found and missed; none in detectors of earlier versions."""
+    sheet: str = ""
+    """SHA-256 of the sheet that shows them; "" without one."""
+
+    def with_pictures(self, sheet: bytes, pictures: tuple[Picture, ...]) -> Self:
+        """Return the power with the pictures on a sheet; itself without any."""
+        if not pictures:
+            return self
+        return replace(self, pictures=pictures, sheet=sha256(sheet).hexdigest())
 
     def smallest_found(self, kind: str) -> str | None:
         """Return the smallest size found in nine of ten; None if there is none."""
@@ -61,7 +91,11 @@ class DetectorPower:
     def to_json(self) -> dict[str, Any]:
         """Return the shares as plain data."""
         shares = {kind: dict(sizes) for kind, sizes in self.shares.items()}
-        return {"images": self.images, "shares": shares, "foreign": dict(self.foreign)}
+        stored = {"images": self.images, "shares": shares, "foreign": dict(self.foreign)}
+        if not self.sheet:
+            return stored
+        pictures = [[kind, size, is_found, *box] for kind, size, is_found, box in self.pictures]
+        return stored | {"pictures": pictures, "sheet": self.sheet}
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> Self:
@@ -73,7 +107,13 @@ class DetectorPower:
         if not all(shares.values()):
             raise ValueError("its power lacks a size")
         foreign = {str(kind): _share(share) for kind, share in dict(stored["foreign"]).items()}
-        return cls(int(stored["images"]), shares, foreign)
+        pictures = tuple(
+            Picture(str(kind), str(size), bool(is_found), Box(*map(storage.count, edges)))
+            for kind, size, is_found, *edges in stored.get("pictures", [])
+        )
+        if not all(picture.size in shares[picture.kind] for picture in pictures):
+            raise ValueError("a picture shows nothing that was measured")
+        return cls(int(stored["images"]), shares, foreign, pictures, str(stored.get("sheet", "")))
 
 
 def _share(stored: Any) -> float:

@@ -25,6 +25,8 @@ PROBLEMS: dict[int, dict[str | None, str]] = {
         "result-expired": "The result of the job 0b6a3c1e9d has expired; send the request again.",
         "no-preview": "The job 0b6a3c1e9d has no preview at the moment.",
         "no-such-model": "model: 'mnist' is not available; the available models are cifar10, cifar10@9f2c61d07be3.",
+        "no-pictures": "cifar10 has no pictures of what it finds and misses; only detectors whose power was measured "
+        "have some.",
     },
     406: {"media-type": "Accept is 'text/html'; this endpoint offers application/json or application/x-npz."},
     409: {"running": "The job 0b6a3c1e9d is being canceled but has not ended yet; retry the deletion."},
@@ -315,6 +317,20 @@ DETECTOR: dict[str, Any] = MODEL | {
             "shares": {"scratch": {"1 pixel wide, 16 long": 0.1, "3 pixels wide, 64 long": 0.95}},
             "smallest_found": {"scratch": "3 pixels wide, 64 long"},
             "foreign": {"one colour": 1.0},
+            "pictures": {
+                "sha256": "c0de" * 16,
+                "examples": [
+                    {
+                        "kind": "scratch",
+                        "size": "1 pixel wide, 16 long",
+                        "found": False,
+                        "left": 8,
+                        "top": 32,
+                        "width": 144,
+                        "height": 144,
+                    }
+                ],
+            },
         },
     },
     "batching": None,

@@ -3,18 +3,21 @@
 from typing import Annotated
 
 import anyio.to_thread
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from ncml.limits import MAX_JUDGED_IMAGES
 from service.http import examples
 from service.http.negotiation import JSON
-from service.http.openapi import problem_responses
+from service.http.openapi import BINARY, problem_responses
 from service.http.problems import Problem
 from service.jobs import Jobs, JobService
 from worker.descriptors import Calibration, ModelDescriptor
 
 router = APIRouter(prefix="/models", tags=["models"])
+
+JPEG = "image/jpeg"
+Name = Annotated[str, Path(description="`name`, or `name@version`.", max_length=200)]
 
 
 class ServedModel(ModelDescriptor):
@@ -104,9 +107,7 @@ async def models(
     responses={200: {"content": {JSON: {"example": examples.MODEL}}}}
     | problem_responses(401, 404, 422, 503, kinds=("no-such-model", "invalid-input", "queue-down")),
 )
-async def model(
-    name: Annotated[str, Path(description="`name`, or `name@version`.", max_length=200)], jobs: Jobs
-) -> ServedModel:
+async def model(name: Name, jobs: Jobs) -> ServedModel:
     """Return a model by name, or by name and version (at least its first six digits).
 
     ```
@@ -115,11 +116,46 @@ async def model(
     ```
     """
     descriptors = await anyio.to_thread.run_sync(jobs.queue.monitor.models)
+    return _mark_default(jobs, [_find(jobs, descriptors, name)], descriptors)[0]
+
+
+@router.get(
+    "/{name}/pictures",
+    operation_id="get_pictures",
+    summary="Get pictures of what a detector finds and misses",
+    response_class=Response,
+    responses={200: {"description": "A JPEG.", "content": {JPEG: BINARY}}}
+    | problem_responses(401, 404, 422, 503, kinds=("no-such-model", "no-pictures", "invalid-input", "queue-down")),
+)
+async def pictures(name: Name, jobs: Jobs) -> Response:
+    """Return a sheet of altered good images: of each alteration, the first that is missed and the first that is found.
+
+    `detector.power.pictures` of the model lists what each picture shows, and where it lies on the sheet. Marks surround
+    what has changed; where that is the whole image, the left half is unaltered.
+
+    ```
+    curl localhost:8000/models/bottles/pictures -o pictures.jpg
+    ```
+    """
+    descriptors = await anyio.to_thread.run_sync(jobs.queue.monitor.models)
+    detector = _find(jobs, descriptors, name).detector
+    shown = detector and detector.power and detector.power.pictures
+    sheet = await anyio.to_thread.run_sync(jobs.queue.monitor.pictures, shown.sha256) if shown else None
+    if sheet is None:
+        raise Problem(
+            404,
+            f"{name} has no pictures of what it finds and misses; only detectors whose power was measured have some.",
+            kind="no-pictures",
+        )
+    return Response(sheet, 200, {"Cache-Control": "no-store"}, JPEG)
+
+
+def _find(jobs: JobService, served: list[ModelDescriptor], name: str) -> ModelDescriptor:
+    """Return a served model; raise the 404 `Problem` if there is none."""
     try:
-        selected = jobs.select_model(descriptors, name)[0]
+        return jobs.select_model(served, name)[0]
     except Problem as error:
         raise Problem(404, error.detail, kind="no-such-model") from error
-    return _mark_default(jobs, [selected], descriptors)[0]
 
 
 def _mark_default(jobs: JobService, models: list[ModelDescriptor], served: list[ModelDescriptor]) -> list[ServedModel]:

@@ -5,7 +5,7 @@ import { axisLabel, histogram } from "./chart.js";
 import { greyLevels, h, plural } from "./dom.js";
 import { explain } from "./fields.js";
 import { markdown } from "./markdown.js";
-import { detectorTable, powerTable } from "./power.js";
+import { detectorPower, powerTable } from "./power.js";
 import { sampleGrid } from "./samples.js";
 import { pText } from "./verdict.js";
 
@@ -33,12 +33,13 @@ export function modelDetails(model) {
 }
 
 function verdictFacts(model) {
-  if (model.detector) return detectorFacts(model.detector);
+  if (model.detector) return detectorFacts(model);
   return model.calibration ? calibrationFacts(model) : notCalibrated();
 }
 
 /** How a detector was made, at which size it judges, and what it finds. */
-function detectorFacts(detector) {
+function detectorFacts(model) {
+  const { detector } = model;
   const { n_fit: estimated, n_rank: ranked, estimation_scenes: fitScenes, ranking_scenes: rankScenes } = detector;
   const { false_positive_rate: rate, rate_bound: bound, confidence, weakness, descriptions, notes, power } = detector;
   const percent = (share) => `${pText(100 * share)}%`;
@@ -57,7 +58,7 @@ function detectorFacts(detector) {
     h("h3", {}, "Detector"),
     weakness && h("p", { class: "caution" }, h("strong", {}, "This detector is weak"), `: ${weakness}.`),
     [flagged, made, ...sentences].map((text) => h("p", { class: "hint" }, text)),
-    power ? detectorTable(power) : h("p", { class: "hint" }, "What it finds has not been measured."),
+    power ? detectorPower(model) : h("p", { class: "hint" }, "What it finds has not been measured."),
   );
 }
 

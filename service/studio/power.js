@@ -1,6 +1,7 @@
 // The power of a calibration or a detector: the shares of images that it flags, measured when it was made.
 
 import { h, plural } from "./dom.js";
+import { powerPictures } from "./pictures.js";
 
 const DETECTED = 0.5; // share of flagged images from which on their kind counts as detected
 
@@ -56,18 +57,22 @@ export const foundSizes = ({ smallest_found: found }) =>
     .map(([kind, size]) => `${kind} ${size}`)
     .join("; ");
 
-/** A table of the shares that a detector finds, by alteration and size, the worst first. */
-export function detectorTable(power) {
+/** The power of a detector: a table of the shares that it finds, by alteration and size, the worst first, with pictures. */
+export function detectorPower(model) {
+  const { power } = model.detector;
+  const pictures = powerPictures(model);
   const groups = worstFirst(power).flatMap(([kind, sizes]) => [
     h("tr", {}, h("th", { scope: "colgroup", colspan: 2, class: "group" }, kind, smallestFound(power, kind))),
     ...Object.entries(sizes).map(([size, share]) => powerRow(size, share)),
+    pictures.row(kind),
   ]);
   const foreign = Object.entries(power.foreign).map(([kind, share]) => powerRow(kind, share));
   const rows = [...groups, h("tr", {}, h("th", { scope: "colgroup", colspan: 2, class: "group" }, "foreign images"))];
   const caption =
     `Share found, the worst first: ${plural(power.images, "good image")}, altered in their own pixels. ` +
     "Nothing else was measured.";
-  return h("table", { class: "power" }, h("caption", {}, caption), h("tbody", {}, rows, foreign));
+  const table = h("table", { class: "power" }, h("caption", {}, caption), h("tbody", {}, rows, foreign));
+  return h("div", { class: "stack" }, pictures.notice, table);
 }
 
 function smallestFound({ smallest_found: found }, kind) {

@@ -9,6 +9,12 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
+from ncml.calibration.power_pictures import PowerPictures
+from ncml.checkpoint import describe
+from ncml.images.alterations import ALTERATIONS
+from ncml.images.tiling import Box
+from ncml.ood.detector import DetectorCalibration
+from ncml.ood.detector_power import DetectorPower
 from tests.browser.answers import with_models
 from tests.conftest import eventually
 from tests.detectors import good_image, without_disc
@@ -19,11 +25,31 @@ def _detector(site, models: Path, detector_folder: Path) -> Iterator[None]:
     """Serve the detector `washer` while these tests run."""
     hidden = models / ".washer"
     shutil.copytree(detector_folder, hidden)
+    illustrate(hidden)
     hidden.rename(models / "washer")
     eventually(lambda: site.http.get("/models/washer").status_code == 200)
     yield
     shutil.rmtree(models / "washer")
     eventually(lambda: site.http.get("/models/washer").status_code == 404)
+
+
+def illustrate(folder: Path) -> None:
+    """Give a detector the pictures of all alterations that fit its images: of spots, one is missed and one found."""
+    pictures = PowerPictures()
+    shares: dict[str, dict[str, float]] = {}
+    image, whole = good_image(7), Box(0, 0, 96, 72)
+    for alteration in ALTERATIONS:
+        if alteration.fits(72, 96):
+            share = {"spot": 0.5, "stain": 0.0}.get(alteration.kind, 1.0)
+            shares.setdefault(alteration.kind, {})[alteration.size] = share
+            for is_found in ([False] if share < 1 else []) + ([True] if share else []):
+                altered = alteration.apply(image, int(is_found))
+                pictures.add(alteration, is_found, image, altered, whole)
+    sheet, shown = pictures.sheet(shares)
+    (folder / "detector.jpg").write_bytes(sheet)
+    power = DetectorPower(2, shares, {"one colour": 1.0}).with_pictures(sheet, shown)
+    calibration = DetectorCalibration.read(folder, describe(folder).version)
+    calibration.with_power(power).save(folder)
 
 
 @pytest.fixture
@@ -106,6 +132,47 @@ def test_the_power_of_a_detector_begins_with_what_it_misses(studio) -> None:
     assert groups[2].endswith("found in nine of ten from 3 pixels wide, 100 long")
     assert details.locator("table.power td").all_inner_texts() == ["0%", "15%", "30%", "85%", "5%", "100%", "100%"]
     expect(details.get_by_role("button", name="Generate")).to_have_count(0)  # samples of its base
+
+
+def test_each_alteration_has_a_picture_that_is_missed_and_one_that_is_found(studio, site) -> None:
+    power = site.http.get("/models/washer").json()["detector"]["power"]
+    page = studio("models", model="tiny")
+    page.locator("table.models").get_by_role("button", name="washer").click()
+    details = page.locator("tr.details:visible")
+    expect(details).to_contain_text("the first image that is missed and the first that is found")
+    shown = details.locator(".pictures [role=img]").evaluate_all("all => all.map((e) => e.ariaLabel)")
+    kinds = sorted(power["shares"].items(), key=lambda item: [*item[1].values()][-1])
+    assert shown == [
+        f"{kind}, {size}: {outcome}"
+        for kind, sizes in kinds
+        for outcome in ("missed", "found")
+        for size, share in sizes.items()
+        if share not in {"missed": (1,), "found": (0,)}[outcome]
+    ]
+    assert shown[0] == "stain, radius 8 pixels: missed"
+    assert shown[1:3] == ["spot, radius 2 pixels: missed", "spot, radius 6 pixels: missed"]
+    assert len(shown) > 20
+    for canvas in details.locator(".pictures canvas").all():
+        levels = canvas.evaluate(
+            "e => [...e.getContext('2d').getImageData(0, 0, e.width, e.height).data].filter((_, i) => i % 4 === 0)"
+        )
+        assert 40 < sum(levels) / len(levels) < 150  # as the images are; the sheet is white
+        assert max(levels) - min(levels) > 40
+        box = canvas.bounding_box()
+        assert box is not None
+        assert box["width"] >= 96
+
+
+def test_pictures_that_cannot_be_loaded_can_be_requested_again(studio, tab) -> None:
+    tab.expected_messages = ["status of 404"]
+    page = studio("models", model="tiny")
+    page.route("**/pictures", lambda route: route.fulfill(status=404, json={"detail": "There are no pictures."}))
+    page.locator("table.models").get_by_role("button", name="washer").click()
+    details = page.locator("tr.details:visible")
+    expect(details.get_by_role("alert")).to_contain_text("There are no pictures.")
+    page.unroute("**/pictures")
+    details.get_by_role("button", name="Try again").click()
+    expect(details).to_contain_text("the first image that is missed and the first that is found")
 
 
 def test_choosing_a_detector_where_images_are_generated_leads_to_its_scores(studio) -> None:

@@ -16,6 +16,8 @@ from worker.descriptors import (
     DetectorPower,
     Histogram,
     ModelDescriptor,
+    PowerPicture,
+    PowerPictures,
     Preprocessing,
     TileCalibration,
     WorkerInfo,
@@ -93,6 +95,12 @@ DETECTOR = DetectorCalibration(
         shares={"scratch": {"1 pixel wide": 0.25, "3 pixels wide": 1.0}},
         smallest_found={"scratch": "3 pixels wide"},
         foreign={"one colour": 1.0},
+        pictures=PowerPictures(
+            sha256="c0" * 32,
+            examples=(
+                PowerPicture(kind="scratch", size="1 pixel wide", found=False, left=8, top=32, width=144, height=144),
+            ),
+        ),
     ),
 )
 INFO = WorkerInfo(

@@ -28,6 +28,7 @@ from tests.conftest import eventually
 from tests.detectors import good_image, without_disc
 from tests.service.live import served
 from worker.contract import ScoreJob
+from worker.keys import pictures_key
 from worker.queue import JobQueue
 
 
@@ -49,6 +50,30 @@ def last(jobs: Any) -> ScoreJob:
     *_, job = jobs.values()
     assert isinstance(job, ScoreJob)
     return job
+
+
+# -- pictures of what it finds and misses
+
+
+def test_pictures_are_served_as_long_as_a_worker_publishes_them(
+    client: TestClient, worker: Any, model: Any, queue: JobQueue
+) -> None:
+    listed = client.get("/models/tiny").json()["detector"]["power"]["pictures"]
+    assert listed["examples"] == [
+        {"kind": "scratch", "size": "1 pixel wide", "found": False, "left": 8, "top": 32, "width": 144, "height": 144}
+    ]
+    assert client.get("/models/tiny/pictures").status_code == 404
+    queue.redis.set(pictures_key(listed["sha256"]), b"a sheet")
+    answer = client.get("/models/tiny/pictures")
+    assert (answer.status_code, answer.content) == (200, b"a sheet")
+    assert answer.headers["content-type"] == "image/jpeg"
+    assert client.get(f"/models/tiny@{model.version[:12]}/pictures").content == b"a sheet"
+    worker.serve(model)
+    answer = client.get("/models/tiny/pictures")
+    assert answer.status_code == 404
+    assert answer.json()["type"] == "urn:ncml:problem:no-pictures"
+    assert "only detectors whose power was measured" in answer.json()["detail"]
+    assert client.get("/models/other/pictures").json()["type"] == "urn:ncml:problem:no-such-model"
 
 
 # -- the job

@@ -18,6 +18,8 @@ from ncml.images import to_png
 from service.app import create_app
 from service.settings import Settings
 from tests.service.live import served
+from tests.service.outcomes import DETECTOR, MODEL
+from worker.keys import pictures_key
 
 IMAGE = to_png(np.full((8, 8, 3), 40, np.uint8))
 
@@ -67,7 +69,7 @@ def generated(queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
         del sys.modules[name]
 
 
-def test_a_generated_client_works_for_every_operation(generated: Generated) -> None:
+def test_a_generated_client_works_for_every_operation(generated: Generated, queue, worker) -> None:
     types = generated.module("types")
     file = types.File(payload=io.BytesIO(IMAGE), file_name="a.png", mime_type="image/png")
     several = generated.model("ScoreFilesBody")(image=[file, types.File(payload=io.BytesIO(IMAGE), file_name="b.png")])
@@ -99,6 +101,9 @@ def test_a_generated_client_works_for_every_operation(generated: Generated) -> N
     assert generated.call("models.calibrate", body=good).parsed.model.name == "mine"
     assert generated.call("models.list_models").parsed.models[0].name == "tiny"
     assert generated.call("models.get_model", "tiny").parsed.height == 8
+    worker.serve(MODEL.model_copy(update={"detector": DETECTOR}))
+    queue.redis.set(pictures_key("c0" * 32), b"a sheet")
+    assert generated.call("models.get_pictures", "tiny").content == b"a sheet"
     assert generated.call("operations.health").parsed.status == "ok"
     assert generated.call("operations.readiness").parsed.lanes["score"] == 1
     assert generated.call("operations.version").parsed.name == "ncml"

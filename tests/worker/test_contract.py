@@ -36,6 +36,8 @@ from worker.descriptors import (
     Histogram,
     ModelDescriptor,
     Power,
+    PowerPicture,
+    PowerPictures,
     Preprocessing,
     TileCalibration,
 )
@@ -172,6 +174,12 @@ EXAMPLES: dict[str, BaseModel] = {
             power=DetectorPower(
                 images=4, shares={"scratch": {"1 pixel wide": 0.25, "3 pixels wide": 1.0}},
                 smallest_found={"scratch": "3 pixels wide"}, foreign={"one colour": 1.0},
+                pictures=PowerPictures(
+                    sha256="c0" * 32,
+                    examples=(PowerPicture(
+                        kind="scratch", size="1 pixel wide", found=False, left=8, top=32, width=144, height=108,
+                    ),),
+                ),
             ),
         ),
     ),

@@ -1,5 +1,6 @@
 """Detectors in the engine: images are judged at their own size, and a folder that cannot judge is a fault."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -260,3 +261,16 @@ def test_flagged_images_are_evidence_if_the_rate_of_the_detector_is_known(
         evidence.append(metrics.registry.get_sample_value("ncml_ood_evidence", labels))
     alarm = FlaggedRateAlarm(detector.n_rank, detector.false_positive_rate)
     assert evidence == [float(alarm.update(is_flagged=True)), None, None]
+
+
+def test_the_pictures_of_a_detector_are_those_beside_it(registry: ModelRegistry, folder: Path) -> None:
+    [model] = registry.descriptors
+    assert model.detector is not None
+    assert model.detector.power is not None
+    pictures = model.detector.power.pictures
+    assert pictures is not None
+    assert registry.pictures == {pictures.sha256: folder / "detector.jpg"}
+    assert hashlib.sha256((folder / "detector.jpg").read_bytes()).hexdigest() == pictures.sha256
+    assert {(example.kind, example.size) for example in pictures.examples} == {
+        (kind, size) for kind, sizes in model.detector.power.shares.items() for size in sizes
+    }

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -9,16 +10,19 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 import redis
+from redis.exceptions import OutOfMemoryError
 
+from ncml.limits import MAX_SHEET_BYTES
 from tests.conftest import Valkey, free_port
 from worker.changes import RECONNECT_S
 from worker.contract import CalibrateJob, GenerateJob, JobStatus, Lane, Pixels, Priority, ScanJob, ScoreJob
 from worker.descriptors import Batching, ModelDescriptor, Preprocessing, PublishedWorker, WorkerInfo, WorkerState
-from worker.keys import WORKERS, descriptor_key, job_key, worker_key
+from worker.keys import WORKERS, descriptor_key, job_key, pictures_key, worker_key
 from worker.leases import Leases
 from worker.publications import Publications
 from worker.queue import DuplicateJob, JobNotFound, JobQueue, QueueError, QueueFull
@@ -437,6 +441,55 @@ def test_a_model_whose_descriptor_is_missing_or_damaged_is_left_out(queue: JobQu
     queue.redis.delete(descriptor_key(first))
     queue.redis.set(descriptor_key(second), "{}")
     assert [model.name for model in queue.monitor.models()] == ["o"]
+
+
+def test_pictures_are_stored_once_while_they_are_published(queue: JobQueue, tmp_path: Path) -> None:
+    file = tmp_path / "detector.jpg"
+    file.write_bytes(b"a sheet")
+    digest = hashlib.sha256(b"a sheet").hexdigest()
+    publications = Publications(queue.redis, "a")
+    assert queue.monitor.pictures(digest) is None
+    publications.publish_pictures({digest: file})
+    assert queue.monitor.pictures(digest) == b"a sheet"
+    file.unlink()  # it is not read again while it is stored
+    queue.redis.pexpire(pictures_key(digest), 5000)
+    publications.publish_pictures({digest: file})
+    assert queue.redis.pttl(pictures_key(digest)) > 5000
+    assert queue.monitor.pictures(digest) == b"a sheet"
+
+
+def test_pictures_of_another_detector_or_too_large_ones_are_not_published(
+    queue: JobQueue, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    contents = {"other": b"a sheet of an earlier detector", "large": bytes(MAX_SHEET_BYTES + 1), "good": b"a sheet"}
+    files: dict[str, Path] = {}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        files["0" * 64 if name == "other" else hashlib.sha256(content).hexdigest()] = tmp_path / name
+    files["f" * 64] = tmp_path / "missing"
+    publications = Publications(queue.redis, "a")
+    for _ in range(2):
+        publications.publish_pictures(files)
+    assert [queue.monitor.pictures(digest) for digest in files] == [None, None, b"a sheet", None]
+    assert sorted(record.args[0].name for record in caplog.records) == ["large", "missing", "other"]  # once each
+
+
+def test_pictures_wait_until_the_server_has_memory(
+    queue: JobQueue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sheet").write_bytes(b"a sheet")
+    digest = hashlib.sha256(b"a sheet").hexdigest()
+    publications = Publications(queue.redis, "a")
+
+    def refuse(*args: object, **options: object) -> None:
+        raise OutOfMemoryError("command not allowed when used memory > 'maxmemory'.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publications._client, "set", refuse)
+        publications.publish_pictures({digest: tmp_path / "sheet"})
+    assert queue.monitor.pictures(digest) is None
+    publications.publish_pictures({digest: tmp_path / "sheet"})
+    assert queue.monitor.pictures(digest) == b"a sheet"
 
 
 def test_a_model_has_the_batching_of_the_latest_worker_that_generates(queue: JobQueue) -> None:

@@ -1,5 +1,6 @@
 """A detector from a folder of good images: made, stored, loaded, judging."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -14,7 +15,9 @@ from ncml.calibration import report
 from ncml.calibration.detector import MadeDetector, divide, find_scenes, make_detector
 from ncml.data.good_images import open_folder
 from ncml.errors import InputError, ModelError
+from ncml.images import open_image
 from ncml.images.tiling import Box
+from ncml.limits import MAX_SHEET_BYTES
 from ncml.network import efficientnet
 from ncml.ood import detector as detectors
 from ncml.ood.detector import Scale
@@ -106,6 +109,49 @@ def test_the_report_states_rate_sizes_and_power(made: MadeDetector) -> None:
     assert "nothing else was measured" in lines
     assert "1 file could not be read" in lines
     assert "weak" in lines  # 42 scenes rank
+
+
+def test_what_is_found_and_missed_is_shown_in_pictures(made: MadeDetector, loaded: ncml.Model) -> None:
+    assert loaded.detector is not None
+    power = loaded.detector.power
+    assert power is not None
+    assert made.pictures is not None
+    sheet = made.pictures.read_bytes()
+    assert hashlib.sha256(sheet).hexdigest() == power.sheet
+    assert len(sheet) <= MAX_SHEET_BYTES
+    shown = {(picture.kind, picture.size, picture.is_found) for picture in power.pictures}
+    shares = {(kind, size): share for kind, sizes in power.shares.items() for size, share in sizes.items()}
+    assert shown == {(*key, True) for key, share in shares.items() if share > 0} | {
+        (*key, False) for key, share in shares.items() if share < 1
+    }
+    pixels_HWC = open_image(sheet)
+    for picture in power.pictures:
+        left, top, width, height = picture.box
+        window = pixels_HWC[top : top + height, left : left + width]
+        assert window.shape == (height, width, 3)
+        assert 40 < window.mean() < 150  # as the images are; the sheet is white
+    report.write_detector_card(made)
+    assert "`detector.jpg` shows examples" in (made.folder / "card.md").read_text()
+
+
+def test_a_detector_without_power_has_no_pictures_of_an_earlier_one(
+    made: MadeDetector, folder: Path, copy: Path
+) -> None:
+    again = make_detector(ncml.load(copy), open_folder(folder, sorted(folder.iterdir())), copy, power_images=0)
+    assert again.pictures is None
+    assert (made.folder / "detector.jpg").is_file()
+    assert not (copy / "detector.jpg").exists()
+
+
+def test_a_detector_of_a_version_without_pictures_is_loaded(copy: Path) -> None:
+    stored = json.loads((copy / detectors.FILE).read_text())
+    del stored["power"]["pictures"], stored["power"]["sheet"]
+    (copy / detectors.FILE).write_text(json.dumps(stored))
+    (copy / "detector.jpg").unlink()
+    detector = ncml.load(copy).detector
+    assert detector is not None
+    assert detector.power is not None
+    assert (detector.power.pictures, detector.power.sheet) == ((), "")
 
 
 def test_a_detector_keeps_the_other_calibrations_of_its_folder(made: MadeDetector, loaded: ncml.Model) -> None:

@@ -15,6 +15,7 @@ from ncml.calibration import detector
 from ncml.cli import main as cli
 from ncml.data.dataset import Dataset
 from ncml.errors import InputError
+from ncml.images import alterations, open_image
 from ncml.training import adapt as adapting
 from tests.detectors import use_small_scale
 from tests.ncml import nets
@@ -71,6 +72,7 @@ def test_a_folder_becomes_a_detector(
     result = json.loads(capsys.readouterr().out)
     assert result["suspicious"] == ["007.png"]
     assert result["n_fit"] + result["n_rank"] == 60
+    assert result["pictures"] is None
     adapted = ncml.load("mine")
     assert adapted.version == model.version
     assert model.calibration is None  # the model itself is not changed
@@ -79,6 +81,20 @@ def test_a_folder_becomes_a_detector(
     assert row["is_ood"]
     assert cli.main([*command, "--out", "good"]) == 2
     assert "good exists and is not a model folder" in capsys.readouterr().err
+
+
+def test_the_last_line_names_the_pictures_of_what_is_found_and_missed(
+    model: ncml.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noise = next(alteration for alteration in alterations.ALTERATIONS if alteration.kind == "noise")
+    monkeypatch.setattr("ncml.calibration.detector_power.ALTERATIONS", (noise,))
+    save_good_images(tmp_path / "good")
+    arguments = ["adapt", str(tmp_path / "good"), "--model", str(model.folder), "--group", "image"]
+    assert cli.main([*arguments, "--out", str(tmp_path / "mine")]) == 0
+    pictures = tmp_path / "mine" / "detector.jpg"
+    last_line = capsys.readouterr().out.splitlines()[-1]
+    assert last_line == f"examples of what it finds and misses are shown in {pictures}"
+    assert open_image(pictures).shape[1] >= 144
 
 
 def test_a_full_disk_is_reported_before_anything_is_computed(
