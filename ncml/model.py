@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Unpack
 
@@ -106,7 +106,7 @@ class Model:
         return sampling_limits(self.description)
 
     def read_calibration(self) -> None:
-        """Reload `calibration.json`. If it belongs to another model, ignore it and explain why in `uncalibrated`.
+        """Reload `calibration.json`. If it belongs to another model, ignore it and explain why in `missing_reason`.
 
         A detector is loaded again when it is used.
         """
@@ -116,7 +116,7 @@ class Model:
 
     @property
     def calibration(self) -> Calibration | None:
-        """The default calibration; None if there is none, for the reason in `uncalibrated`."""
+        """The default calibration; None if there is none, for the reason in `missing_reason`."""
         return self.calibrations.by_name.get(DEFAULT_NAME)
 
     @property
@@ -138,9 +138,12 @@ class Model:
         return self.detector
 
     @property
-    def uncalibrated(self) -> str:
+    def missing_reason(self) -> str:
         """Why there is no default calibration, if there is none."""
-        return self.calibrations.uncalibrated
+        return self.calibrations.missing_reason
+
+    uncalibrated = missing_reason
+    """The former name of `missing_reason`."""
 
     @property
     def card(self) -> str:
@@ -332,7 +335,7 @@ class Model:
         calibration = self.tiles
         if calibration is None:
             if self.calibration is None:
-                raise InputError("tile", f"tiles cannot be scored: {self.uncalibrated}")
+                raise InputError("tile", f"tiles cannot be scored: {self.missing_reason}")
             calibration = self.calibration.estimates.gaussians["multiscale"]
         return scan(
             self.network,
@@ -352,6 +355,7 @@ class Model:
         seeds: int | Sequence[int] = 0,
         sampler: str | None = None,
         callback: OnProgress = ignore_progress,
+        dropped: Collection[int] = (),
         **options: Unpack[SamplingOptions],
     ) -> ImageArray:
         """Generate n images, 1 to 1024, uint8 [n, H, W, 3].
@@ -360,7 +364,9 @@ class Model:
         seeds: 0 to 2^53 - 1; image i uses seeds + i, or the i-th of a sequence of n seeds.
         {options}
         sampler: incremental (the default), or naive for the reference.
-        callback: called with the rows, then the refinement steps done; it may return indices of images to drop.
+        callback: called with the rows, then the refinement steps done.
+        dropped: indices of images that are no longer needed, which become black. A set to which the callback adds all
+            of them ends the call.
 
         `ncml.options.SamplingOptions` declares the options; those that are None have the model's defaults, listed in
         `Model.sampling_limits.defaults`.
@@ -368,7 +374,7 @@ class Model:
         Raises `InputError` for an argument out of range.
         """
         n = check_count("n", n, MAX_IMAGES_PER_CALL)
-        return self._sample(n, classes, seeds, options, sampler, callback)
+        return self._sample(n, classes, seeds, options, sampler, callback, dropped)
 
     @spell_out
     def complete(
@@ -382,6 +388,7 @@ class Model:
         sampler: str | None = None,
         preprocess: bool = True,
         callback: OnProgress = ignore_progress,
+        dropped: Collection[int] = (),
         **options: Unpack[SamplingOptions],
     ) -> ImageArray:
         """Complete 1 to 1024 images, of which the half `keep` is known; uint8 [B, H, W, 3] of the model's size.
@@ -409,7 +416,7 @@ class Model:
         if n > 1 and len(canvases) > 1:
             raise InputError("n", "several variants need exactly one image; give one image or n=1.")
         canvases = np.repeat(canvases, n, axis=0)
-        return self._sample(len(canvases), classes, seeds, options, sampler, callback, canvases, half)
+        return self._sample(len(canvases), classes, seeds, options, sampler, callback, dropped, canvases, half)
 
     def _sample(
         self,
@@ -419,6 +426,7 @@ class Model:
         options: SamplingOptions,
         sampler: str | None,
         on_progress: OnProgress,
+        dropped: Collection[int],
         canvases: NDArray[np.uint8] | None = None,
         keep: Keep = "top",
     ) -> ImageArray:
@@ -429,6 +437,7 @@ class Model:
             settings=settings,
             known_BCHW=None if canvases is None else from_uint8(torch.from_numpy(canvases)),
             keep=keep,
+            dropped=dropped,
         )
         return generate_images(self.network, plan, self._sampler(plan), on_progress).view(ImageArray)
 

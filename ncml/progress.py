@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,10 +26,8 @@ class Progress:
     """Return the current images, uint8 [B, H, W, 3]; empty except while images are sampled."""
 
 
-OnProgress = Callable[[Progress], Collection[int] | None]
-"""Called as work proceeds; it may call a model, also the one at work.
-
-While images are sampled it may return the indices of those no longer needed."""
+OnProgress = Callable[[Progress], None]
+"""Called as work proceeds; it may call a model, also the one at work."""
 
 
 def ignore_progress(progress: Progress) -> None:

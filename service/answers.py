@@ -7,23 +7,21 @@ from typing import Any, Literal
 from fastapi import Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from ncml.limits import View
 from service.http import examples
 from service.http.negotiation import JSON
 from service.http.problems import Problem, as_sentence
 from service.http.validation import FieldError
 from worker.contract import JobStatus, Priority, Task
 from worker.results import (
-    Box,
     Calibrated,
+    DetectionValues,
     JobError,
     JobView,
     ModelRef,
     Ood,
     Progress,
+    ScanValues,
     Timing,
-    ViewDetection,
-    ViewVerdict,
 )
 
 KEY_PREFIX = "key-"
@@ -48,27 +46,9 @@ class Sanity(BaseModel):
     )
 
 
-class Detection(BaseModel):
+class Detection(DetectionValues):
     """An image, judged by a detector at its own size by several views."""
 
-    width: int = Field(description="Width of the image in pixels.")
-    height: int
-    view: str = Field(
-        description="The view in which the image differs most from good ones. Score, box and map belong to this view."
-    )
-    score: float = Field(description="Standardised score of this view: higher means more out-of-distribution.")
-    p_value: float = Field(
-        description="The rank of this score among good images, or scenes of them: small for an image unlike them."
-    )
-    threshold: float = Field(description="An image that scores above it is out-of-distribution.")
-    is_ood: bool
-    is_weak: bool = Field(description="Whether the detector is weak; its `weakness` in /models explains why.")
-    box: Box = Field(description="The part of the image that the view points at.")
-    views: dict[str, ViewDetection] = Field(description="The image in every view.")
-    at_least_as_unusual: int = Field(description="Number of the ranking images that score at least as high.")
-    ranking_images: int = Field(description="Number of good images among which the image is ranked.")
-    calibration_version: str = Field(description="Version of the detector, as in /models.")
-    covered: Box = Field(description="The part of the image that the map covers.")
     map: list[list[float]] | None = Field(
         default=None,
         description="With map=1: rows of local scores, evenly spaced over `covered`; empty for a view without a map.",
@@ -106,35 +86,12 @@ class ScoreAnswer(Answer):
     timing: Timing
 
 
-class ScanAnswer(Answer):
+class ScanAnswer(ScanValues, Answer):
     """The verdict on an image by its tiles. If tiles are not calibrated, the verdict's members are null."""
 
     model_config = ConfigDict(frozen=True, json_schema_extra={"example": examples.SCAN})
 
     model: ModelRef
-    width: int = Field(description="Width of the image in pixels.")
-    height: int
-    tile_width: int = Field(description="Width of each tile in pixels.")
-    tile_height: int
-    tile_overlap: float = Field(description="Share of a tile that neighbours have in common, or more.")
-    rows: int = Field(description="Rows of tiles.")
-    columns: int
-    view: View = Field(
-        description="The view in which the image differs most from good ones: `worst_tile` (a region), `peak` (a small "
-        "defect) or `mean` (the whole image). Score, threshold, box and tiles belong to this view."
-    )
-    score: float = Field(description="OOD score: higher means more out-of-distribution.")
-    p_value: float | None = Field(
-        description="The image's rank among whole good images, over all views: small for an image unlike them."
-    )
-    threshold: float | None = Field(description="An image that scores above it in this view is out-of-distribution.")
-    is_ood: bool | None = Field(description="Whether the image is above the threshold in any view.")
-    box: Box = Field(description="The part of the image that the view points at; for `mean`, all of it.")
-    views: dict[View, ViewVerdict] = Field(description="The image in every view, with its rank in that view alone.")
-    is_weak: bool | None = Field(
-        description="Whether the calibration of tiles is weak, so that its false-positive rate is not reliable."
-    )
-    calibration_version: str | None = Field(description="Version of the calibration of tiles.")
     tiles: list[list[float]] | None = Field(default=None, description="With map=1: rows of OOD scores, one per tile.")
     timing: Timing
 

@@ -265,10 +265,12 @@ class BatchRunner:
 
     def _sample(self, model: Model, job: SamplingJob, rows: list[_BatchImage]) -> None:
         jobs = _jobs(rows, SamplingJob)
+        dropped: set[int] = set()
         options: dict[str, Any] = {
             "classes": _class_names(jobs),
             "seeds": [job.seeds[row.index] for job, row in zip(jobs, rows, strict=True)],
-            "callback": self._drop_rows(rows),
+            "callback": self._drop_rows(rows, dropped),
+            "dropped": dropped,
             **job.sampling,
         }
         if isinstance(job, CompleteJob):
@@ -310,12 +312,12 @@ class BatchRunner:
         self._started_at += paused_s
         self._stage_started_at += paused_s
 
-    def _drop_rows(self, rows: list[_BatchImage]) -> OnProgress:
-        """Return a callback that reports progress and returns the rows whose jobs are dropped."""
+    def _drop_rows(self, rows: list[_BatchImage], dropped: set[int]) -> OnProgress:
+        """Return a callback that reports progress and adds the rows whose jobs are dropped to a set."""
 
-        def on_progress(progress: Progress) -> Collection[int]:
+        def on_progress(progress: Progress) -> None:
             self._report(progress, lambda: _by_job(rows, progress.preview()))
-            return [i for i, row in enumerate(rows) if row.id in self._dropped]
+            dropped.update(i for i, row in enumerate(rows) if row.id in self._dropped)
 
         return on_progress
 

@@ -123,7 +123,7 @@ class JobFinisher:
         while True:
             stop_at = self._stop_at()
             deadline = math.inf if stop_at is None else stop_at + 1.0
-            with self._outages.survived():
+            with self._outages.tolerated():
                 try:
                     return step()
                 except ResponseError:

@@ -22,7 +22,7 @@ class Outages:
         self._log_at = 0.0
 
     @contextmanager
-    def survived(self, *, pause_s: float = PAUSE_S) -> Generator[None]:
+    def tolerated(self, *, pause_s: float = PAUSE_S) -> Generator[None]:
         """Continue after an error of the server: report it and pause."""
         try:
             yield

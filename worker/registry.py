@@ -77,7 +77,7 @@ class _Entry:
     pause_s: float = RETRY_S
     retry_at: float = math.inf  # never, by `time.monotonic`
 
-    def is_of(self, folder: Path, stamp: Stamp) -> bool:
+    def matches(self, folder: Path, stamp: Stamp) -> bool:
         """Return whether the entry is about this folder with these files.
 
         The status of files matters only after a fault, which it may remedy: a backup that makes hard links, or a volume
@@ -167,7 +167,7 @@ class ModelRegistry:
             if changed and is_interrupted():
                 is_behind = True
                 break
-            if entry is None or not entry.is_of(folder, stamp):
+            if entry is None or not entry.matches(folder, stamp):
                 self._entries[name] = _Entry(folder, stamp, entry.descriptor if entry else None)
             self._on_open(folder, stamp)
             self._open(name)
@@ -185,7 +185,7 @@ class ModelRegistry:
     def _is_due(self, name: str, folder: Path, stamp: Stamp) -> bool:
         """Return whether a folder is new or has changed, or its fault may have passed."""
         entry = self._entries.get(name)
-        return entry is None or not entry.is_of(folder, stamp) or time.monotonic() >= entry.retry_at
+        return entry is None or not entry.matches(folder, stamp) or time.monotonic() >= entry.retry_at
 
     def check_batching(self) -> None:
         """Find out how one of the loaded models is sampled, which may take a second; for an engine without jobs."""
@@ -270,14 +270,14 @@ class ModelRegistry:
                 log.exception("a model folder cannot be loaded", extra={"model": name})
                 entry.fault = f"{entry.folder} cannot be loaded: {type(error).__name__}: {error}".splitlines()[0][:300]
             entry.retry_at = math.inf
-            if _may_pass(error):
+            if _is_transient(error):
                 entry.retry_at = time.monotonic() + entry.pause_s
                 entry.pause_s = min(2 * entry.pause_s, MAX_RETRY_S)
             if name not in self._loaded:
                 entry.descriptor = None
             return self._loaded.get(name)
         if model.calibration is None and descriptor.detector is None:
-            log.warning("no verdicts: %s", model.uncalibrated, extra={"model": name})
+            log.warning("no verdicts: %s", model.missing_reason, extra={"model": name})
         entry.fault, entry.descriptor = None, descriptor
         entry.pause_s, entry.retry_at = RETRY_S, math.inf
         if name in self._loaded or len(self._loaded) < self._keep:  # a scan does not evict models that are in use
@@ -381,7 +381,7 @@ def _contents(stamp: Stamp) -> tuple[tuple[str, int, int], ...]:
     return tuple((name, size, mtime_ns) for name, size, mtime_ns, _ in stamp)
 
 
-def _may_pass(error: Exception) -> bool:
+def _is_transient(error: Exception) -> bool:
     """Return whether a folder may be usable later without a change, such as when memory becomes free.
 
     A `ModelError` is about the folder itself, unless the system or PyTorch caused it.

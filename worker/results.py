@@ -69,23 +69,32 @@ class ViewDetection(FrozenModel):
     box: Box = Field(description="the part of the image that the view points at")
 
 
-class Detection(FrozenModel):
-    """An image of this height and width, judged by a detector at its own size."""
+class DetectionValues(FrozenModel):
+    """An image, judged by a detector at its own size by several views."""
 
+    width: int = Field(description="Width of the image in pixels.")
     height: int
-    width: int
-    view: str = Field(description="the view in which the image differs most from good ones; score, box and map are its")
-    score: float = Field(description="largest standardised score of all views")
-    p_value: float = Field(description="rank of that score among good images, or scenes of them")
-    threshold: float
+    view: str = Field(
+        description="The view in which the image differs most from good ones. Score, box and map belong to this view."
+    )
+    score: float = Field(description="Standardised score of this view: higher means more out-of-distribution.")
+    p_value: float = Field(
+        description="The rank of this score among good images, or scenes of them: small for an image unlike them."
+    )
+    threshold: float = Field(description="An image that scores above it is out-of-distribution.")
     is_ood: bool
-    is_weak: bool = Field(description="whether the calibration is weak; its `weakness` in /models explains why")
-    box: Box = Field(description="the part of the image that the view points at")
-    views: dict[str, ViewDetection] = Field(description="the image in every view")
-    at_least_as_unusual: int = Field(description="number of the ranking images that score at least as high")
-    ranking_images: int
-    calibration_version: str = Field(description="version of the detector's calibration, as in /models")
-    covered: Box = Field(description="the part of the image that the map covers")
+    is_weak: bool = Field(description="Whether the detector is weak; its `weakness` in /models explains why.")
+    box: Box = Field(description="The part of the image that the view points at.")
+    views: dict[str, ViewDetection] = Field(description="The image in every view.")
+    at_least_as_unusual: int = Field(description="Number of the ranking images that score at least as high.")
+    ranking_images: int = Field(description="Number of good images among which the image is ranked.")
+    calibration_version: str = Field(description="Version of the detector, as in /models.")
+    covered: Box = Field(description="The part of the image that the map covers.")
+
+
+class Detection(DetectionValues):
+    """An image judged by a detector, with its map."""
+
     rows: int = Field(description="rows of the map; 0 if the view has none")
     columns: int
     grid: FloatBytes | None = Field(
@@ -120,34 +129,40 @@ class ViewVerdict(FrozenModel):
     threshold: float = Field(description="an image that scores above it is out-of-distribution")
 
 
-class Scan(FrozenModel):
-    """An image of this height and width, judged by its tiles. A higher score means more out-of-distribution."""
+class ScanValues(FrozenModel):
+    """An image, judged by its tiles. If tiles are not calibrated, the members of the verdict are null."""
 
+    width: int = Field(description="Width of the image in pixels.")
     height: int
-    width: int
-    tile_height: int = Field(description="height of a tile in pixels")
-    tile_width: int = Field(description="width of a tile in pixels")
-    tile_overlap: float = Field(default=0.5, description="share of a tile that neighbours have in common")
-    rows: int = Field(description="rows of tiles")
-    columns: int = Field(description="columns of tiles")
+    tile_width: int = Field(description="Width of each tile in pixels.")
+    tile_height: int
+    tile_overlap: float = Field(default=0.5, description="Share of a tile that neighbours have in common, or more.")
+    rows: int = Field(description="Rows of tiles.")
+    columns: int
     view: View = Field(
-        description="the view in which the image differs most from good ones; score, threshold, box and tiles belong "
-        "to it"
+        description="The view in which the image differs most from good ones: `worst_tile` (a region), `peak` (a small "
+        "defect) or `mean` (the whole image). Score, threshold, box and tiles belong to this view."
     )
-    score: float = Field(description="OOD score")
+    score: float = Field(description="OOD score: higher means more out-of-distribution.")
     p_value: float | None = Field(
-        description="rank among whole good images over all views; None if tiles are not calibrated"
+        description="The image's rank among whole good images, over all views: small for an image unlike them."
     )
-    threshold: float | None
-    is_ood: bool | None = Field(description="whether the score is above the threshold in any view")
-    box: Box = Field(description="the part of the image that the view points at; for `mean` the whole image")
-    views: dict[View, ViewVerdict] = Field(default={}, description="every view; empty if tiles are not calibrated")
+    threshold: float | None = Field(description="An image that scores above it in this view is out-of-distribution.")
+    is_ood: bool | None = Field(description="Whether the image is above the threshold in any view.")
+    box: Box = Field(description="The part of the image that the view points at; for `mean`, all of it.")
+    views: dict[View, ViewVerdict] = Field(
+        default={}, description="The image in every view, with its rank in that view alone."
+    )
     is_weak: bool | None = Field(
-        default=None, description="whether the calibration is weak; None if tiles are not calibrated"
+        default=None,
+        description="Whether the calibration of tiles is weak, so that its false-positive rate is not reliable.",
     )
-    calibration_version: str | None = Field(
-        default=None, description="version of the calibration, as in /models; None in results of earlier workers"
-    )
+    calibration_version: str | None = Field(default=None, description="Version of the calibration of tiles.")
+
+
+class Scan(ScanValues):
+    """An image judged by its tiles, with their scores."""
+
     tiles: FloatBytes | None = Field(
         default=None, description="rows * columns little-endian float32, row-major: the OOD score of each tile"
     )

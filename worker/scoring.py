@@ -12,7 +12,7 @@ from ncml.images import open_image, reduced_grey_jpeg
 from ncml.ood.storage import DEFAULT_NAME
 from ncml.options import leaves_verdict_to_detector
 from worker.contract import Original, ScoreJob
-from worker.results import Box, Detection, Scan, Score, ViewVerdict
+from worker.results import Detection, Scan, Score
 
 if TYPE_CHECKING:
     from ncml import results
@@ -70,23 +70,8 @@ def _wire_detection(detection: results.Detection, original_HWC: NDArray[np.uint8
 
 def wire_scan(scan: results.Scan, *, with_tiles: bool) -> Scan:
     """Return a scan, with the scores of its tiles if requested."""
-    rows, columns = scan.grid.shape
-    return Scan(
-        height=scan.height,
-        width=scan.width,
-        tile_height=scan.tile.height,
-        tile_width=scan.tile.width,
-        tile_overlap=scan.tile.overlap,
-        rows=rows,
-        columns=columns,
-        view=scan.view,
-        score=scan.score,
-        p_value=scan.p_value,
-        threshold=scan.threshold,
-        is_ood=scan.is_ood,
-        box=Box.model_validate(scan.box, from_attributes=True),
-        views={view: ViewVerdict.model_validate(verdict, from_attributes=True) for view, verdict in scan.views.items()},
-        is_weak=scan.is_weak,
-        calibration_version=scan.calibration_version,
-        tiles=scan.grid.astype("<f4").tobytes() if with_tiles else None,
-    )
+    attributes = {name: getattr(scan, name) for name in Scan.model_fields if hasattr(scan, name)}
+    attributes["rows"], attributes["columns"] = scan.grid.shape
+    attributes |= {f"tile_{name}": getattr(scan.tile, name) for name in ("height", "width", "overlap")}
+    attributes["tiles"] = scan.grid if with_tiles else None  # instead of their number
+    return Scan.model_validate(attributes, from_attributes=True)

@@ -111,7 +111,7 @@ class BatchWorker(SimpleWorker):
                 if self._stop_at is not None:
                     return True
             while self._stop_at is None:
-                with self._outages.survived():
+                with self._outages.tolerated():
                     self._beat()
                     engine = self._supervisor.ready_engine()
                     if engine is None or is_suspended(self._client):
@@ -123,7 +123,7 @@ class BatchWorker(SimpleWorker):
             return True
         finally:
             self._supervisor.stop()
-            with self._outages.survived():
+            with self._outages.tolerated():
                 self._client.delete(worker_key(self.name))
                 self.register_death()
             log.info("worker ended", extra={"worker": self.name})
@@ -133,7 +133,7 @@ class BatchWorker(SimpleWorker):
             self._stop_at = time.monotonic() + self.settings.drain_s
 
     def _register(self) -> bool:
-        with self._outages.survived():
+        with self._outages.tolerated():
             self.register_birth()
             try:
                 for queue in self.queues:  # remove workers that were killed
@@ -163,7 +163,7 @@ class BatchWorker(SimpleWorker):
         self._publications.publish(info, models)
         self._publications.publish_pictures(catalogue.pictures)
         self.metrics.heartbeat.set_to_current_time()
-        with self._outages.survived(pause_s=0):  # only RQ's tools read the rest
+        with self._outages.tolerated(pause_s=0):  # only RQ's tools read the rest
             pipe = self._client.pipeline(transaction=False)
             self.heartbeat(pipeline=pipe)
             self.set_state("busy" if self._busy else "idle", pipeline=pipe)
@@ -193,7 +193,7 @@ class BatchWorker(SimpleWorker):
             self.leases.wait(1.0)
             key, claims = self.leases.claim(max_batch)
         if not self._was_idle and key:
-            with self._outages.survived():  # the jobs claimed already run in any case
+            with self._outages.tolerated():  # the jobs claimed already run in any case
                 self._top_up(key, claims)
         self._was_idle = not claims
         return claims
@@ -271,7 +271,7 @@ class BatchWorker(SimpleWorker):
             elif isinstance(message, Step):
                 self._store_progress(message)
             elif isinstance(message, Opening | Catalogue):
-                with self._outages.survived():
+                with self._outages.tolerated():
                     self._supervisor.note(message)
             if now - last_message > self.settings.hang_s:
                 self._engine_lost("hung")
@@ -283,7 +283,7 @@ class BatchWorker(SimpleWorker):
                 return
             if now - last_tick >= TICK_S:
                 last_tick = now
-                with self._outages.survived():
+                with self._outages.tolerated():
                     self._tick(engine)
                     self._claim_beside(engine)
 
@@ -315,7 +315,7 @@ class BatchWorker(SimpleWorker):
         jobs = {job_id: entry for batch in self._batches.values() for job_id, entry in batch.jobs.items()}
         jobs = {job_id: entry for job_id, entry in jobs.items() if job_id in step.done}
         previews = {job_id: preview for job_id, entry in jobs.items() if (preview := entry.preview(step))}
-        with self._outages.survived(pause_s=0):  # a preview is expendable
+        with self._outages.tolerated(pause_s=0):  # a preview is expendable
             self.leases.store_previews(previews)
             for job_id in previews:
                 jobs[job_id].has_preview = True

@@ -74,7 +74,7 @@ def drift(
     m = LocalModel(describe(model, device), device)
     reference = m.calibrations.select(calibration)
     if reference is None:
-        raise ModelError(f"drift is measured relative to a calibration, but {m.uncalibrated}")
+        raise ModelError(f"drift is measured relative to a calibration, but {m.missing_reason}")
     if reference.tolerate:
         raise InputError(
             "calibration",

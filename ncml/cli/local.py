@@ -37,9 +37,9 @@ class LocalModel:
         return calibrations.read(self._description.folder, self.version, self._description.config)
 
     @property
-    def uncalibrated(self) -> str:
+    def missing_reason(self) -> str:
         """Why there is no default calibration, if there is none."""
-        return self.calibrations.uncalibrated
+        return self.calibrations.missing_reason
 
     @functools.cached_property
     def tiles(self) -> tile_calibration.TileCalibration | None:

@@ -74,10 +74,10 @@ class RemoteModel:
             RemoteCalibration.from_document(name, document[name]) if document.get(name) else None
             for name in ("tiles", detector.NAME)
         )
-        self.uncalibrated = self.calibrations.uncalibrated
+        self.missing_reason = self.calibrations.missing_reason
         if not calibrations:
             reason = "is not calibrated" if self.detector is None else "has no calibration besides its detector"
-            self.uncalibrated = f"the service's model {self.name} {reason}: run ncml calibrate where it is served."
+            self.missing_reason = f"the service's model {self.name} {reason}: run ncml calibrate where it is served."
 
     def __enter__(self) -> Self:
         return self
@@ -118,7 +118,7 @@ class RemoteModel:
     def statistic_names(self, calibration: RemoteCalibration | None, statistics: str) -> tuple[str, ...]:
         """Return the names in a comma-separated list; "all": every one of the calibration."""
         if calibration is None:
-            raise InputError("statistics", f"--statistics needs a calibration: {self.uncalibrated}")
+            raise InputError("statistics", f"--statistics needs a calibration: {self.missing_reason}")
         available = calibration.statistics
         names = available if statistics == "all" else tuple(dict.fromkeys(statistics.split(",")))
         for name in names:

@@ -106,16 +106,16 @@ def score(
         facts: dict[str, Any]
         if tile:
             columns, verdict_statistic = TILE_COLUMNS, "tiles"
-            selected, uncalibrated = m.tiles, "tiles are not calibrated: run ncml calibrate --tile."
+            selected, missing_reason = m.tiles, "tiles are not calibrated: run ncml calibrate --tile."
             scorer = tile_scorer(m, tile_size, map_, skipped, concurrency=concurrency)
             facts = {"weakness": selected.weakness} if selected is not None and selected.weakness else {}
             names = ()
         else:
             own_size = not only_bpd and m.judges(calibration, statistic)
             if own_size:
-                selected, uncalibrated = m.detector, ""
+                selected, missing_reason = m.detector, ""
             else:
-                selected, uncalibrated = None if only_bpd else m.calibrations.select(calibration), m.uncalibrated
+                selected, missing_reason = None if only_bpd else m.calibrations.select(calibration), m.missing_reason
             names = _additional_statistics(
                 m, None if own_size else selected, statistics, conditional=class_ is not None or noise > 0
             )
@@ -136,7 +136,7 @@ def score(
                 verdict_statistic = statistic or selected.statistic
                 facts = {"calibration": selected.name} | ({"weakness": selected.weakness} if selected.is_weak else {})
         if fdr is not None and selected is None:
-            remedy = "omit --only-bpd." if only_bpd else uncalibrated
+            remedy = "omit --only-bpd." if only_bpd else missing_reason
             raise InputError("fdr", f"--fdr needs p-values: {remedy}")
         summary: Row
         if output is None:
@@ -156,13 +156,13 @@ def score(
             summary["fdr_limit"] = limit
     if as_json:
         if selected is None and not only_bpd:
-            facts = {"uncalibrated": uncalibrated}
+            facts = {"uncalibrated": missing_reason}
         print_json({"model": identity(m)} | facts | summary)
         return
     if output is not None or summary["images"] > 1:
         print(format_summary(summary), file=sys.stderr if output is None else sys.stdout)
     if selected is None and not only_bpd:
-        print(f"ncml: no verdicts: {uncalibrated}", file=sys.stderr)
+        print(f"ncml: no verdicts: {missing_reason}", file=sys.stderr)
     skipped.report(summary["skipped"])
     if "weakness" in facts:
         print(f"ncml: the calibration is weak: {facts['weakness']}.", file=sys.stderr)

@@ -4,14 +4,12 @@ import math
 import re
 import shlex
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from ncml import checkpoint, recipes, runtime
-from ncml.checkpoint import Description
+from ncml import runtime
 from ncml.cli.terminal import (
     DeviceOption,
     JsonOption,
@@ -24,17 +22,13 @@ from ncml.cli.terminal import (
     progress_bar,
     use_threads,
 )
-from ncml.config import SHAPE, Config, ModelConfig
 from ncml.data.sources import check_source
 from ncml.errors import InputError
-from ncml.network.sde import largest_noise
 from ncml.paths import BUNDLED_MODEL
 from ncml.progress import ignore_progress
-from ncml.training.folder import IMAGE_CACHE, STATE, check_folder
+from ncml.training.assembly import DETECTOR, Changes, assemble, continue_from
+from ncml.training.folder import STATE, check_folder
 from ncml.training.tracking import tracker_factory
-
-TUNING_SHARE, MIN_TUNING_S = 0.1, 60.0
-"""Tuning the sampling options takes this share of the training time, and is skipped if that is less than a minute."""
 
 MAX_COUNT = 10**15
 """The largest count that `ncml.config` accepts."""
@@ -130,26 +124,22 @@ def train(
     if schedule is not None and (resume or cooldown_from is not None):
         option = "resume" if resume else "cooldown-from"
         raise InputError("schedule", f"--schedule cannot be combined with --{option}, which keeps the run's schedule.")
-    recipe_config = recipes.by_name(recipe)
-    if size is not None:
-        height, width = parse_size(size)
-        recipe_config = replace(recipe_config, model=replace(recipe_config.model, height=height, width=width))
-    recipe_config = _with_training(recipe_config, batch_size, learning_rate, precision, schedule == "constant", crop)
+    changes = Changes(
+        size=None if size is None else parse_size(size),
+        process=process,
+        noise=noise,
+        objective=objective,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        precision=precision,
+        constant_rate=schedule == "constant",
+        crop=crop,
+    )
+    config = assemble(recipe, changes)
     if resume:
         init_from = None  # the same command resumes a run, which has its own weights
-    elif recipe == "detector" and init_from is None and cooldown_from is None:
+    elif recipe == DETECTOR and init_from is None and cooldown_from is None:
         init_from = BUNDLED_MODEL
-    if noise == "paper":
-        recipe_config = recipes.paper_literal(recipe_config, process)
-    else:
-        recipe_config = replace(recipe_config, sde=replace(recipe_config.sde, kind=process, grey_levels=noise))
-    if objective == "mle":
-        recipe_config = recipes.maximum_likelihood(recipe_config)
-
-    side = min(recipe_config.model.height, recipe_config.model.width)
-    if crop is not None and crop < side:
-        raise InputError("crop", f"--crop must be at least {side}, the model's size in pixels, not {crop}.")
-    largest_noise(recipe_config.sde)  # refuses a noise that the SDE does not reach
     if threads is not None:
         check_threads(threads)
     runtime.check_device_name(device)
@@ -164,6 +154,7 @@ def train(
         has_initial_model=init_from is not None,
     )
     check_source(data)
+    from ncml.evaluation.recommendation import recommend_after
     from ncml.training import run
     from ncml.training.distributed import local_device, process_group
     from ncml.training.precision import without_emulation
@@ -177,24 +168,12 @@ def train(
     initial = None if starting_model is None else load(starting_model, "cpu")
     earlier_run = out if resume else cooldown_from
     saved = None if earlier_run is None else read_config(earlier_run / STATE)
-    if saved is not None and learning_rate is None:
-        recipe_config = _with_rates_of(saved, recipe_config)
-    if saved is not None and precision is None:
-        precision = saved.training.precision
-        recipe_config = replace(recipe_config, training=replace(recipe_config.training, precision=precision))
-    if recipe == "detector":  # has the network of the model or the run whose weights it starts with
-        start_config = saved if initial is None else initial.config
-        assert start_config is not None
-        recipe_config = replace(
-            recipe_config,
-            model=_network_of(start_config.model, recipe_config.model),
-            generates=start_config.generates,
-        )
+    config = continue_from(config, changes, saved, None if initial is None else initial.config)
     with process_group(device) as group, progress_bar() as on_progress:
-        if precision is None:
-            recipe_config = without_emulation(recipe_config, group)
+        if precision is None and saved is None:
+            config = without_emulation(config, group)
         trained = run.train(
-            recipe_config,
+            config,
             data,
             out,
             command=command(sys.argv[1:]),
@@ -214,69 +193,18 @@ def train(
         )
     if trained is None:
         return
-    is_tuned = "sampling" in checkpoint.read_json(trained.folder / checkpoint.CONFIG)
-    if recipe_config.generates and recipe_config.training.crop is None and not is_tuned:  # crops are scored
-        _tune(checkpoint.describe(trained.folder), data, device, TUNING_SHARE * trained.seconds)
+    with progress_bar() as on_progress:
+        line = recommend_after(trained, data, device=device, on_progress=on_progress)
+    if line:
+        print(line, file=sys.stderr, flush=True)
     if as_json:
         model = {"name": trained.folder.name, "version": trained.version}
         result = {"metrics": trained.metrics, "calibrated": trained.calibrated}
         print_json({"model": model, "folder": str(trained.folder)} | result)
     else:
         print(trained.folder, *(f"{name} {value:g}" for name, value in trained.metrics.items()), sep="  ")
-        tile = " --tile" if recipe_config.training.crop else ""
+        tile = " --tile" if config.training.crop else ""
         print(f"try: ncml score IMAGE --model {shlex.quote(str(trained.folder.resolve()))}{tile}", file=sys.stderr)
-
-
-def _tune(description: Description, data: str, device: str, max_seconds: float) -> None:
-    """Tune the sampling options of a new model, if there is time for it."""
-    from ncml.cli.tune import tune_folder
-    from ncml.evaluation.tuning import IMAGES
-
-    if max_seconds < MIN_TUNING_S:
-        return
-    with progress_bar() as on_progress:
-        try:
-            model, image_cache = load(description, device), description.folder / IMAGE_CACHE
-            tuning = tune_folder(model, data, "train", IMAGES, max_seconds, on_progress, image_cache)
-        except InputError as error:
-            print(f"sampling options are not tuned: {error}", file=sys.stderr, flush=True)
-        else:
-            print(f"sampling options: {tuning.summary()}", file=sys.stderr, flush=True)
-
-
-def _with_training(
-    recipe_config: Config,
-    batch_size: int | None,
-    learning_rate: float | None,
-    precision: Literal["fp32", "bf16"] | None,
-    constant: bool,
-    crop: int | None,
-) -> Config:
-    """Return the recipe with other training settings; None keeps the recipe's."""
-    training = recipe_config.training
-    adam_rate, muon_rate = learning_rate or training.learning_rate, training.muon_learning_rate
-    training = replace(
-        training,
-        batch_size=batch_size or training.batch_size,
-        learning_rate=adam_rate,
-        muon_learning_rate=muon_rate and muon_rate * adam_rate / training.learning_rate,
-        cooldown_fraction=0.0 if constant else training.cooldown_fraction,
-        precision=precision or training.precision,
-        crop=crop or training.crop,
-    )
-    return replace(recipe_config, training=training)
-
-
-def _with_rates_of(saved: Config, recipe_config: Config) -> Config:
-    """Return the recipe with the learning rates of a saved run."""
-    adam_rate, muon_rate = saved.training.learning_rate, saved.training.muon_learning_rate
-    training = replace(recipe_config.training, learning_rate=adam_rate, muon_learning_rate=muon_rate)
-    return replace(recipe_config, training=training)
-
-
-def _network_of(initial: ModelConfig, model: ModelConfig) -> ModelConfig:
-    """Return `model` with the network shape of `initial`, at its own image size."""
-    return replace(model, **{name: getattr(initial, name) for name in SHAPE})
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -1,9 +1,7 @@
 """`ncml tune`."""
 
 import math
-from datetime import date
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from tyro.conf import arg
 
@@ -27,14 +25,6 @@ from ncml.errors import InputError
 from ncml.limits import MIN_TUNING_IMAGES
 from ncml.options import name_defaults
 from ncml.paths import check_output_folder
-from ncml.progress import OnProgress
-
-if TYPE_CHECKING:
-    from ncml.evaluation.tuning import Tuning
-    from ncml.model import Model
-
-SECTION = "Default sampling options"
-"""The section of the model card."""
 
 
 def tune(
@@ -74,8 +64,10 @@ def tune(
         raise InputError("model", f"{detail}: tune the model that it was fine-tuned from.")
     use_threads(threads)
     loaded = load(description, device)
+    from ncml.evaluation.recommendation import recommend
+
     with progress_bar() as on_progress:
-        tuning = tune_folder(loaded, data, split, images, max_seconds, on_progress)
+        tuning = recommend(loaded, data, split=split, images=images, max_seconds=max_seconds, on_progress=on_progress)
     if as_json:
         result: dict[str, Any] = {
             "sampling": name_defaults(tuning.best.options),
@@ -91,31 +83,3 @@ def tune(
     Table("tuning", caption, tuning.header, [candidate.cells() for candidate in tuning.candidates]).show()
     print(tuning.confirmation_text())
     print(f"{loaded.folder}: {tuning.summary()}")
-
-
-def tune_folder(
-    model: "Model",
-    data: str,
-    split: str,
-    images: int,
-    max_seconds: float,
-    on_progress: OnProgress,
-    cache_folder: Path | None = None,
-) -> "Tuning":
-    """Tune a model, and write the chosen options and the measurements to its folder.
-
-    cache_folder: folder with the decoded images of the training run.
-    """
-    from ncml.data import dataset
-    from ncml.evaluation.tuning import tune
-    from ncml.training.provenance import machine
-
-    images_of_data = dataset.load(
-        data, model.height, model.width, split=split, cache_folder=cache_folder, on_progress=on_progress
-    )
-    tuning = tune(model, images_of_data, images=images, max_seconds=max_seconds, on_progress=on_progress)
-    checkpoint.write_sampling(model.folder, tuning.best.options)
-    checkpoint.add_metrics(model.folder, tuning.metrics())
-    provenance = f"Measured on {machine(model.device)}, {date.today().isoformat()} (`ncml tune`)."
-    checkpoint.write_card_section(model.folder, SECTION, f"{tuning.card_section()}\n{provenance}")
-    return tuning

@@ -78,7 +78,7 @@ def watch(
         own_size = m.judges(calibration, None)
         selected = m.detector if own_size else m.calibrations.select(calibration)
         if selected is None:
-            raise InputError("model", f"watching needs verdicts, but {m.uncalibrated}")
+            raise InputError("model", f"watching needs verdicts, but {m.missing_reason}")
         arguments: dict[str, Any] = {"classes": None, "noise": 0.0, "calibration": calibration, "statistic": None}
         arguments |= {"statistics": (), "ood": True}
         if local is not None:

@@ -132,7 +132,7 @@ def ood(inputs: Inputs) -> Section:
     notes: list[str] = []
     for label, model in inputs.models.items():
         if model.calibration is None:
-            notes.append(f"{label} was left out: {model.uncalibrated}")
+            notes.append(f"{label} was left out: {model.missing_reason}")
             continue
         inside = inputs.test_images(model, "ood")
         outside, problems = load_outside_sets(inputs, model, inside)
@@ -140,7 +140,9 @@ def ood(inputs: Inputs) -> Section:
         notes += [note for note in (*problems, *set_notes) if note not in notes]
         detections[label] = detect(inputs, model, model.calibration, inside, outside)
     if not detections:
-        raise InputError("model", " ".join(f"{label}: {model.uncalibrated}" for label, model in inputs.models.items()))
+        raise InputError(
+            "model", " ".join(f"{label}: {model.missing_reason}" for label, model in inputs.models.items())
+        )
     text = [
         "AUROC (area under the ROC curve), AUPR (average precision, out-of-distribution being positive) and FPR95 (the "
         "share of in-distribution images that are flagged at the threshold that flags 95% of the others). For every "

@@ -27,7 +27,7 @@ class Calibrations(Generic[AnyCalibration]):
     """Why each of the others cannot be used, by name."""
 
     @property
-    def uncalibrated(self) -> str:
+    def missing_reason(self) -> str:
         """Why there is no default calibration, if there is none."""
         if problem := self.problems.get(DEFAULT_NAME):
             return problem
@@ -43,7 +43,7 @@ class Calibrations(Generic[AnyCalibration]):
             return self.by_name[name]
         if problem := self.problems.get(name):
             raise InputError("calibration", problem)
-        remedy = f"choose from {', '.join(self.by_name)}." if self.by_name else self.uncalibrated
+        remedy = f"choose from {', '.join(self.by_name)}." if self.by_name else self.missing_reason
         raise InputError("calibration", f"there is no calibration {name!r}: {remedy}")
 
     def select_statistics(
@@ -67,7 +67,7 @@ class Calibrations(Generic[AnyCalibration]):
                 continue
             field = "statistic" if name == statistic else "statistics"
             if calibration is None:
-                raise InputError(field, f"{name} cannot be judged: {self.uncalibrated}")
+                raise InputError(field, f"{name} cannot be judged: {self.missing_reason}")
             if name not in calibration.ranked:
                 raise InputError(
                     field, f"the calibration {calibration.name} does not have {name}: calibrate the model again."

@@ -8,7 +8,7 @@ the conditions and its seed, and does not depend on the rest of its batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -88,8 +88,8 @@ class Plan:
     known_BCHW: Tensor | None = None
     """Whole canvases of which the half `keep` is known, in [-1, 1]."""
     keep: Keep = "top"
-    dropped: set[int] = field(default_factory=set)
-    """Indices of images that are no longer needed."""
+    dropped: Collection[int] = ()
+    """Indices of images that are no longer needed; more may be added while images are sampled."""
 
     @property
     def tilt(self) -> Tilt:
@@ -131,7 +131,7 @@ class BatchDraws:
 def generate_images(
     network: NCPN, plan: Plan, sampler: Sampler, on_progress: OnProgress = ignore_progress
 ) -> NDArray[np.uint8]:
-    """Sample the images of a plan, uint8 [B, H, W, 3]; those that `on_progress` drops are black."""
+    """Sample the images of a plan, uint8 [B, H, W, 3]; those that are dropped are black."""
     weight, model = network.head.weight, network.config.model
     settings, B = plan.settings, len(plan.seeds)
     sde = make_sde(network.config.sde)
@@ -155,7 +155,7 @@ def generate_images(
         nonlocal stopped
         progress = Progress(stage, done, total, preview=lambda: to_uint8(restore(x_BCHW, orientation)).cpu().numpy())
         with torch.inference_mode(False):  # the callback may sample images itself, whose refinement needs gradients
-            plan.dropped.update(on_progress(progress) or ())
+            on_progress(progress)
         stopped = len(plan.dropped) == B
         return stopped
 

@@ -3,67 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from ncml import checkpoint
-from ncml.calibration import tiles
-from ncml.calibration.estimation import calibrate
-from ncml.calibration.report import describe as describe_calibration
-from ncml.calibration.report import describe_tiles
-from ncml.calibration.report import save as save_calibration
-from ncml.config import Config, TrainingConfig
+from ncml.config import Config
 from ncml.data import dataset
-from ncml.data.cropping import image_readers
 from ncml.data.dataset import Dataset
-from ncml.data.inventory import ImageOrder, counted
-from ncml.data.sources import is_image_folder, open_source, readable_rows
-from ncml.errors import InputError, ModelError
-from ncml.images.tiling import Tiling
+from ncml.data.inventory import counted
+from ncml.data.sources import is_image_folder
+from ncml.errors import InputError
 from ncml.model import Model
-from ncml.model import load as load_model
 from ncml.network.ncpn import NCPN
 from ncml.progress import OnProgress, ignore_progress
 from ncml.runtime import reuse_freed_memory, use_full_precision
-from ncml.training.card import model_card
 from ncml.training.distributed import SINGLE_PROCESS, ProcessGroup
+from ncml.training.finish import MONITORED, TrainedModel, TrainedRun
 from ncml.training.folder import IMAGE_CACHE, STATE, check_folder, exclusive
 from ncml.training.loop import train_loop
-from ncml.training.objective import held_out_bits
 from ncml.training.report import Reporter, describe_plan
 from ncml.training.state import read_config
 from ncml.training.tracking import Tracker
 from ncml.training.trainer import DEFAULT_EXECUTION, Execution, Trainer
 from ncml.training.transfer import start_from
 
-MONITORED = 500
-"""Number of held-out images on which a run is measured while it trains."""
-
-CALIBRATION_FIT, CALIBRATION_RANK = 2_000, 5_000
-"""Maximum number of images to estimate the statistics, and to rank: those that CIFAR-10 has."""
-
 OPTIONS = {"height": "size", "width": "size", "classes": "data", "total_images": "max-images", "grey_levels": "noise"}
 """Options that determine settings of another name."""
 
 MARGIN = 0.9
 """Share of the available time that training is planned to take: machines slow down, and measuring takes time too."""
-
-
-@dataclass(frozen=True)
-class TrainedModel:
-    """A finished run."""
-
-    folder: Path
-    version: str
-    metrics: dict[str, float]
-    calibrated: bool
-    seconds: float
-    """Training time, over all sessions."""
 
 
 def train(
@@ -140,11 +109,7 @@ def train(
         monitored = (held_out.spread if is_image_folder(source) else held_out.first)(MONITORED)
         _run_loop(trainer, out, monitored, interval, max_seconds, trackers, on_progress)
         try:
-            finished = _read_finished(out, trainer.ema) if group.is_main else None
-            if group.any(finished is not None):
-                on_message(f"{out} contains this model already; its card, calibrations and sampling options are kept")
-                return finished and _keep(finished, trainer, source, data, out, on_message, on_progress)
-            return _finish(trainer, source, data, out, command, on_message, on_progress)
+            return TrainedRun(trainer, source, data, out, command, on_message, on_progress).finish()
         except KeyboardInterrupt as stop:
             raise KeyboardInterrupt(
                 f"stopped before the model was measured and calibrated; all {trainer.images_seen} images are saved; "
@@ -228,118 +193,3 @@ def _check(config: Config) -> None:
         option = OPTIONS.get(name, name.replace("_", "-"))
         remedy = "rename the class folders" if option == "data" else "choose another value"
         raise InputError(option, f"--{option} cannot be used ({error}): {remedy}.") from error
-
-
-def _read_finished(out: Path, network: NCPN) -> Model | None:
-    """Return the model in a folder if it has exactly these weights, as after a run that was finished before."""
-    try:
-        model = load_model(out)
-    except ModelError:  # there is none yet, or it is damaged and will be replaced
-        return None
-    weights, expected = model.network.state_dict(), network.state_dict()
-    is_same = model.config == network.config and weights.keys() == expected.keys()
-    return model if is_same and all(torch.equal(weights[name], w.cpu()) for name, w in expected.items()) else None
-
-
-def _keep(
-    model: Model,
-    trainer: Trainer,
-    source: str,
-    data: Dataset,
-    out: Path,
-    on_message: Callable[[str], None],
-    on_progress: OnProgress,
-) -> TrainedModel:
-    """Return the model of a run that was finished before, after calibrating it if it is not."""
-    training = trainer.config.training
-    calibrated = (model.calibration or model.tiles) is not None
-    if not calibrated:
-        calibrated = _calibrate(out, source, data, training, trainer.group.device, on_message, on_progress)
-    return TrainedModel(out, model.version, model.metrics, calibrated, trainer.seconds)
-
-
-def _finish(
-    trainer: Trainer,
-    source: str,
-    data: Dataset,
-    out: Path,
-    command: str,
-    on_message: Callable[[str], None],
-    on_progress: OnProgress,
-) -> TrainedModel | None:
-    """Measure the averaged weights, write the model folder, and calibrate the model."""
-    training = trainer.config.training
-    measured, part = _load_measured_part(source, data, training.split, (out / STATE).parent, trainer.group, on_message)
-    if training.crop is not None:
-        measured = measured.spread(MONITORED)
-    bpd = held_out_bits(trainer.ema, measured, group=trainer.group, on_progress=on_progress)
-    if not trainer.group.is_main:
-        return None
-    metrics = {"test_bpd" if part == "test" else "held_out_bpd": round(bpd, 4), "images_seen": trainer.images_seen}
-    metadata = checkpoint.card_metadata(datasets=[] if Path(source).is_dir() else [source])
-    card = model_card(trainer, command, data, bpd, part, len(measured))
-    version = checkpoint.save(out, trainer.ema, metrics=metrics, card=metadata + card)
-    calibrated = _calibrate(out, source, data, training, trainer.group.device, on_message, on_progress)
-    return TrainedModel(out, version, metrics, calibrated, trainer.seconds)
-
-
-def _load_measured_part(
-    source: str,
-    data: Dataset,
-    split: int,
-    run_folder: Path,
-    group: ProcessGroup,
-    on_message: Callable[[str], None],
-) -> tuple[Dataset, str]:
-    """Return the images on which the finished run is measured, and the name of their part or split."""
-    if not is_image_folder(source) and data.crops == 1:
-        height, width = data.store_NHWC.shape[1:3]
-        try:
-            with group.main_first():
-                return dataset.load(source, height, width, split="test", cache_folder=run_folder / "test"), "test"
-        except InputError as error:
-            on_message(f"measured on images held out from training, not on a test split: {error}")
-    return data.part("calibration-fit", split), "calibration-fit"
-
-
-def _calibrate(
-    out: Path,
-    source: str,
-    data: Dataset,
-    training: TrainingConfig,
-    device: str,
-    on_message: Callable[[str], None],
-    on_progress: OnProgress,
-) -> bool:
-    """Calibrate the model in `out` on held-out images; return whether there are enough.
-
-    A model of crops has its tiles calibrated instead, on whole held-out images.
-    """
-    model = load_model(out, device)
-    try:
-        if training.crop is None:
-            fit = data.part("calibration-fit", training.split).spread(CALIBRATION_FIT)
-            rank = data.part("calibration-rank", training.split).spread(CALIBRATION_RANK)
-            calibration = calibrate(model, fit.images_NHWC, rank.images_NHWC, on_progress=on_progress)
-            save_calibration(calibration, out)
-            lines = describe_calibration(calibration)
-        else:
-            rows = list(readable_rows(open_source(source, "train"), data.inventory.unreadable_rows))
-            data.inventory.order.check(ImageOrder.of([row.name for row in rows]))
-            readers = image_readers(rows)
-            fit, rank = (
-                list(itertools.compress(readers, dataset.is_member(name, len(readers), training.split)))
-                for name in ("calibration-fit", "calibration-rank")
-            )
-            tiling = Tiling.for_model(model.height, model.width, training.crop)
-            calibration = tiles.calibrate(model, fit, rank, tiling=tiling, on_progress=on_progress)
-            calibration.save(out)
-            lines = describe_tiles(calibration)
-    except InputError as error:
-        option = "" if training.crop is None else " --tile"
-        on_message(f"not calibrated, so `ncml score{option}` gives no p-values: {error}")
-        return False
-    subject = "" if training.crop is None else "tiles are "
-    for line in [f"{subject}calibrated on {calibration.n_fit} and {calibration.n_rank} held-out images", *lines]:
-        on_message(line)
-    return True

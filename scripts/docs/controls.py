@@ -82,7 +82,7 @@ def main() -> None:
     model = ncml.load(options.model)
     calibrations = list(model.calibrations.by_name.values())
     if not calibrations:
-        sys.exit(model.uncalibrated)
+        sys.exit(model.missing_reason)
     headings = [f"flagged, {calibration.name}" for calibration in calibrations]
     measured = partial(measure, model)
 

@@ -94,7 +94,7 @@ class StandIn:
 
     def _work(self) -> None:
         while not self._is_stopping:
-            with self._outages.survived():
+            with self._outages.tolerated():
                 with self._changed:
                     self._changed.wait_for(lambda: self._mode != "paused")
                     self._claim()

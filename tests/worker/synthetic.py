@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -140,7 +140,7 @@ class SyntheticModel:
     keeps = ("top",)
     batching = Batching()
     known_batching = None
-    uncalibrated = "this model is not calibrated."
+    missing_reason = "this model is not calibrated."
     detector = None
     classes = ("good", "lethal", "bad", "hungry", "stuck", "slow", "gated")
 
@@ -163,7 +163,7 @@ class SyntheticModel:
         self.gates = Path(config["gates"]) if "gates" in config else None
 
     def _pass_gate(self, name: str, report: Callable[[], bool]) -> None:
-        """Report progress until the gate is open, or nobody waits for the result: `report` returns whether."""
+        """Report progress until the gate is open, or all images are dropped: `report` returns whether."""
         while self.gates and not (self.gates / name).exists() and not report():
             time.sleep(0.005)
 
@@ -180,24 +180,24 @@ class SyntheticModel:
         if n > self.fits:
             raise MemoryError
 
-    def _work(self, n: int, classes: Sequence[str | None] | None, callback: OnProgress) -> set[int]:
+    def _work(
+        self, n: int, classes: Sequence[str | None] | None, callback: OnProgress, dropped: Collection[int]
+    ) -> None:
         self._meet(n, classes)
         slow = 20 if classes and "slow" in classes else 1
-        dropped: set[int] = set()
         for row in range(self.rows):
             time.sleep(slow * (self.batch_s + self.image_s * (n - len(dropped))) / self.rows)
             images = np.full((n, HEIGHT, WIDTH, 3), row, np.uint8)
             progress = Progress("noisy_sampling", row + 1, self.rows, preview=lambda images=images: images)
 
             def report(progress: Progress = progress) -> bool:
-                dropped.update(callback(progress) or ())
+                callback(progress)
                 return len(dropped) == n
 
             if report():
                 break
             if "gated" in (classes or ()):
                 self._pass_gate("images", report)
-        return dropped
 
     def score(
         self,
@@ -261,7 +261,7 @@ class SyntheticModel:
             time.sleep(self.batch_s)
             progress = Progress("tiles", min(done + batch_size, len(corners)), len(corners))
             callback(progress)
-            self._pass_gate("scan", lambda progress=progress: bool(callback(progress)))
+            self._pass_gate("scan", lambda progress=progress: callback(progress) is not None)
         means = [image[top : top + tile.height, left : left + tile.width].mean() for top, left in corners]
         at = int(np.argmax(means))
         (top, left), worst = corners[at], float(means[at])
@@ -270,7 +270,8 @@ class SyntheticModel:
         return Scan(worst, *judged, Box(left, top, tile.width, tile.height), grid, tile, H, W)
 
     def generate(self, n: int, **options: Any) -> np.ndarray:
-        dropped = self._work(n, options["classes"], options["callback"])
+        dropped = options["dropped"]
+        self._work(n, options["classes"], options["callback"], dropped)
         return np.stack([self._image(seed, i in dropped) for i, seed in enumerate(options["seeds"])])
 
     def complete(self, images: np.ndarray, *, keep: str, **options: Any) -> np.ndarray:

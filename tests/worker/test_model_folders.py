@@ -171,7 +171,7 @@ def test_an_invalid_calibration_is_refused_and_its_model_is_served(
     model = ncml.load(beside)
     if name == "calibration.json":
         assert models["bad"].default_calibration is None
-        assert reason in model.uncalibrated
+        assert reason in model.missing_reason
     else:
         assert models["bad"].tiles is None
         with pytest.raises(ncml.ModelError, match=reason):
@@ -191,7 +191,7 @@ def test_a_calibration_with_an_invalid_power_is_refused(beside: Path, power: Any
     change(beside, "calibration.json", edit)
     model = ncml.load(beside)
     assert (model.calibration is None) == (power is not None)
-    assert power is None or "is damaged" in model.uncalibrated
+    assert power is None or "is damaged" in model.missing_reason
 
 
 def test_a_calibration_with_an_invalid_name_is_refused(beside: Path) -> None:
@@ -199,7 +199,7 @@ def test_a_calibration_with_an_invalid_name_is_refused(beside: Path) -> None:
     stored = json.loads(path.read_text())
     stored["calibrations"]["\ud800"] = stored["calibrations"]["default"]
     path.write_text(json.dumps(stored))
-    assert "a calibration's name must be" in ncml.load(beside).uncalibrated
+    assert "a calibration's name must be" in ncml.load(beside).missing_reason
 
 
 def gaussian(stored: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from safetensors.torch import load_file
 import ncml
 from ncml import checkpoint, runtime
 from ncml.cli import main as cli
-from ncml.cli import train as cli_train
+from ncml.evaluation import recommendation
 from ncml.training.folder import STATE
 from tests.ncml import nets
 
@@ -51,7 +52,8 @@ def test_a_run_is_tuned_even_if_another_model_has_its_name(
     shutil.copytree(model.folder, tmp_path / "models" / "mine")
     checkpoint.write_sampling(tmp_path / "models" / "mine", {"noise": 5.0})
     tuned: list[Path] = []
-    monkeypatch.setattr(cli_train, "_tune", lambda description, *_: tuned.append(description.folder))
+    monkeypatch.setattr(recommendation, "MIN_SECONDS", 0.0)
+    monkeypatch.setattr(recommendation, "recommend", lambda model, *_, **__: tuned.append(model.folder) or Mock())
     monkeypatch.chdir(tmp_path)
     arguments = ["train", "smoke", "--data", str(saved / "photos"), "--out", "mine", "--objective", objective]
     assert cli.main([*arguments, "--max-images", "32"]) == 0

@@ -28,7 +28,8 @@ from ncml.cli import main as cli
 from ncml.config import Config
 from ncml.data import dataset, decoding
 from ncml.errors import InputError, TrainingError
-from ncml.training import loop, run, tracking
+from ncml.training import finish, loop, run, tracking
+from ncml.training.finish import TrainedModel
 from ncml.training.folder import STATE, exclusive
 from ncml.training.report import describe_plan
 from ncml.training.state import TrainingState
@@ -49,7 +50,7 @@ def write_images(folder: Path, count: int, size: int = 8, *, classes: tuple[str,
 
 def train(
     source: str, out: Path, messages: list[str] | None = None, *, total_images: int | None = 128, **options: Any
-) -> run.TrainedModel | None:
+) -> TrainedModel | None:
     on_message: Callable[[str], None] = (lambda line: None) if messages is None else messages.append
     options |= {"command": "ncml train", "total_images": total_images, "on_message": on_message}
     return run.train(recipes.smoke(), source, out, **options)
@@ -64,7 +65,7 @@ def test_a_run_that_is_stopped_while_its_model_is_measured_can_be_completed(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "held_out_bits", stop)
+        patch.setattr(finish, "held_out_bits", stop)
         with pytest.raises(KeyboardInterrupt, match="all 128 images are saved; add --resume"):
             train(source, out)
     assert not (out / "config.json").exists()

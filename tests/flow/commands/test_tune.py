@@ -13,10 +13,9 @@ import torch
 import ncml
 from ncml import checkpoint
 from ncml.cli import main as cli
-from ncml.cli import train
 from ncml.data import dataset
 from ncml.errors import InputError
-from ncml.evaluation import tuning
+from ncml.evaluation import recommendation, tuning
 from ncml.evaluation.bootstrap import Estimate
 from ncml.evaluation.features import FeatureExtractor
 from tests.ncml import nets
@@ -201,8 +200,8 @@ def test_training_ends_with_tuning_if_there_is_time(
     arguments = ["train", "smoke", "--data", pets(tmp_path / "pets"), "--size", "8", "--max-images", "64"]
     assert cli.main([*arguments, "--out", str(tmp_path / "short")]) == 0
     assert ncml.load(tmp_path / "short").sampling == {}
-    monkeypatch.setattr(train, "MIN_TUNING_S", 0.0)
-    monkeypatch.setattr(tuning, "IMAGES", 16)
+    monkeypatch.setattr(recommendation, "MIN_SECONDS", 0.0)
+    monkeypatch.setattr(recommendation, "IMAGES", 16)
     monkeypatch.setattr(tuning, "GUIDANCES", (2.0,))
     monkeypatch.setattr(dataset, "decode", None)  # into memory: tuning reads the images that the run has decoded
     assert cli.main([*arguments, "--out", str(tmp_path / "long")]) == 0

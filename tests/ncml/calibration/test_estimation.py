@@ -145,8 +145,8 @@ def test_a_calibration_of_another_model_is_not_used(calibrated: ncml.Model, chan
     edited(calibrated.folder, **changed)
     model = ncml.load(calibrated.folder)
     assert model.calibration is None
-    assert message in model.uncalibrated
-    assert "calibrate the model again" in model.uncalibrated
+    assert message in model.missing_reason
+    assert "calibrate the model again" in model.missing_reason
     assert model.score(NEW)[0].ood is None
     with pytest.raises(InputError, match=message):
         model.score(NEW, calibration="default")
@@ -167,7 +167,7 @@ def test_a_damaged_calibration_is_reported(calibrated: ncml.Model, content: str)
     (calibrated.folder / checkpoint.CALIBRATION).write_text(content)
     model = ncml.load(calibrated.folder)
     assert model.calibration is None
-    assert str(calibrated.folder) in model.uncalibrated
+    assert str(calibrated.folder) in model.missing_reason
 
 
 @pytest.mark.parametrize(("part", "name"), [("ranked", "multiscale_corr"), ("gaussians", "multiscale_corr")])
@@ -180,13 +180,13 @@ def test_a_calibration_with_a_valid_digest_but_missing_members_is_damaged(
     del entry["version"], entry["power"], (entry | entry["fit"])[part][name]
     entry["version"] = storage.digest(entry)
     path.write_text(json.dumps(stored))
-    assert "is damaged" in ncml.load(calibrated.folder).uncalibrated
+    assert "is damaged" in ncml.load(calibrated.folder).missing_reason
 
 
 def test_new_weights_leave_no_old_calibration(calibrated: ncml.Model) -> None:
     checkpoint.save(calibrated.folder, nets.network(nets.config(), dtype=torch.float32, seed=1))
     assert not (calibrated.folder / checkpoint.CALIBRATION).exists()
-    assert ncml.load(calibrated.folder).uncalibrated == "this model is not calibrated: run ncml calibrate."
+    assert ncml.load(calibrated.folder).missing_reason == "this model is not calibrated: run ncml calibrate."
 
 
 def test_tolerated_processing_has_lower_scores(model: ncml.Model) -> None:
@@ -243,7 +243,7 @@ def test_without_a_default_calibration_another_must_be_named(calibrated: ncml.Mo
     replace(calibration, name="other").save(calibrated.folder)
     model = ncml.load(calibrated.folder)
     assert model.score(NEW)[0].ood is None
-    assert model.uncalibrated == "this model has no default calibration: choose from other."
+    assert model.missing_reason == "this model has no default calibration: choose from other."
     assert model.score(NEW, calibration="other")[0].ood is not None
 
 

@@ -338,12 +338,11 @@ def test_progress_counts_the_rows_of_all_groups(fixed: ncml.Model) -> None:
 def test_remaining_groups_are_skipped_once_all_images_are_dropped(fixed: ncml.Model) -> None:
     calls = 0
 
-    def on_progress(progress: Progress) -> set[int]:
+    def on_progress(progress: Progress) -> None:
         nonlocal calls
         calls += 1
-        return {0, 1}
 
-    fixed.generate(2, seeds=[0, 8], callback=on_progress)
+    fixed.generate(2, seeds=[0, 8], callback=on_progress, dropped={0, 1})
     assert calls == 1
 
 

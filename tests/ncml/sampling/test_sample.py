@@ -204,12 +204,13 @@ def test_previews_of_a_completion_show_the_known_half_in_its_place(model: ncml.M
 @pytest.mark.parametrize("stop", [("noisy_sampling", 3), ("refine", 2)], ids=["in a row", "in a step"])
 def test_sampling_stops_once_all_images_are_dropped(model: ncml.Model, stop: tuple[str, int], sampler: str) -> None:
     reports: list[tuple[str, int]] = []
+    dropped: set[int] = set()
 
-    def callback(progress: Progress) -> set[int] | None:
+    def callback(progress: Progress) -> None:
         reports.append((progress.stage, progress.done))
-        return {0, 1} if reports[-1] == stop else None
+        dropped.update({0, 1} if reports[-1] == stop else ())
 
-    images = model.generate(2, steps=4, sampler=sampler, callback=callback)
+    images = model.generate(2, steps=4, sampler=sampler, callback=callback, dropped=dropped)
     assert reports[-1] == stop
     assert (images == 0).all()
 
@@ -217,13 +218,14 @@ def test_sampling_stops_once_all_images_are_dropped(model: ncml.Model, stop: tup
 def test_a_dropped_image_leaves_the_others_unchanged(model: ncml.Model) -> None:
     whole = model.generate(3, steps=2, seeds=5)
     calls = 0
+    dropped: set[int] = set()
 
-    def callback(progress: Progress) -> list[int]:
+    def callback(progress: Progress) -> None:
         nonlocal calls
         calls += 1
-        return [1] if progress.done == 2 else []
+        dropped.update([1] if progress.done == 2 else [])
 
-    remaining = model.generate(3, steps=2, seeds=5, callback=callback)
+    remaining = model.generate(3, steps=2, seeds=5, callback=callback, dropped=dropped)
     assert calls == 8 + 2
     assert (remaining[1] == 0).all()
     assert np.array_equal(remaining[[0, 2]], whole[[0, 2]])
