@@ -1,10 +1,11 @@
 """The sampling options that a model folder recommends, chosen by measurement.
 
-Options are chosen one after another: the start noise with the smallest kernel distance (KD) of generated from held-out
-images in named features; where a probe can be trained on the model's classes, the guidance with the smallest KD among
-those under which the probe recognises most generated images, or not measurably fewer, as long as KD stays within the
-interval of KD without guidance; the temperature with the smallest KD. The best of several measurements is partly luck,
-so the chosen options are measured once more, with other seeds.
+Options are chosen one after another by the kernel distance (KD) of generated from held-out images in named features;
+for a model with classes it is that from images of the same class, averaged over classes, so that images which show
+their class but vary less than real ones lose. The start noise and the temperature are those with the smallest KD. The
+guidance is that under which a probe recognises most generated images, among those whose KD is not measurably larger
+than the smallest. The best of several measurements is partly luck, so the chosen options are measured once more, with
+other seeds.
 
 Shapes: N images, F features.
 """
@@ -25,8 +26,9 @@ from ncml.data.dataset import Dataset
 from ncml.errors import InputError
 from ncml.evaluation import bootstrap
 from ncml.evaluation.bootstrap import Estimate
-from ncml.evaluation.features import Features, kernel_distance, load_extractor
+from ncml.evaluation.features import Features, load_extractor, mean_kernel_distance
 from ncml.evaluation.probe import Probe
+from ncml.evaluation.variety import Pair, class_pairs, precision_recall
 from ncml.limits import MIN_TUNING_IMAGES
 from ncml.model import Model
 from ncml.ood.columns import noise_levels
@@ -54,19 +56,25 @@ class Candidate:
 
     options: SamplingOptions
     distance: Estimate
-    """KD from held-out images."""
+    """KD from held-out images; within classes, if they have the model's classes."""
+    recall: Estimate
+    """Share of held-out images that lie among the generated ones (`ncml.evaluation.variety`)."""
     fidelity: Estimate | None
     """Share of images whose class the probe recognises; None without a probe."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the options and what was measured; fidelity is None without a probe."""
-        fidelity = self.fidelity and self.fidelity.to_json()
-        return {"sampling": name_defaults(self.options), "kd": self.distance.to_json(), "fidelity": fidelity}
+        return {
+            "sampling": name_defaults(self.options),
+            "kd": self.distance.to_json(),
+            "recall": self.recall.to_json(),
+            "fidelity": self.fidelity and self.fidelity.to_json(),
+        }
 
     def cells(self) -> list[str]:
         """Return the cells of a table row."""
         values = (f"{self.options.get(name):g}" for name in ("noise", "temperature", "guidance"))
-        return [*values, _text(self.distance), _text(self.fidelity)]
+        return [*values, _text(self.distance), _text(self.recall), _text(self.fidelity)]
 
 
 @dataclass(frozen=True)
@@ -83,11 +91,18 @@ class Tuning:
     """Generated with each candidate."""
     features: str
     """Name of the network whose features are compared."""
+    is_within_classes: bool
+    """Whether images are compared with those of the same class."""
 
     @property
     def header(self) -> tuple[str, ...]:
         """Return the header of the table of candidates."""
-        return "start noise", "temperature", "guidance", "KD", "fidelity"
+        return "start noise", "temperature", "guidance", self.distance_name, "recall", "fidelity"
+
+    @property
+    def distance_name(self) -> str:
+        """What the candidates are chosen by."""
+        return "KD within classes" if self.is_within_classes else "KD"
 
     def summary(self) -> str:
         """Return the chosen options in one line."""
@@ -102,27 +117,29 @@ class Tuning:
 
     def confirmation_text(self) -> str:
         """Return the second measurement of the chosen options in one sentence."""
-        fidelity = "" if self.confirmation.fidelity is None else f", fidelity {_text(self.confirmation.fidelity)}"
-        return f"The chosen options, measured again with other seeds: KD {_text(self.confirmation.distance)}{fidelity}."
+        measured = self.confirmation
+        values = [f"{self.distance_name} {_text(measured.distance)}", f"recall {_text(measured.recall)}"]
+        values += [] if measured.fidelity is None else [f"fidelity {_text(measured.fidelity)}"]
+        return f"The chosen options, measured again with other seeds: {', '.join(values)}."
 
     def card_section(self) -> str:
         """Return the measurements in Markdown."""
         text = (
             f"Chosen among these by {self.images} images each, compared with held-out images in features of "
-            f"{self.features}: KD is smaller for more similar images. "
+            f"{self.features}. {self.distance_name} is smaller for more similar images"
+            f"{', and compares images of the same class' if self.is_within_classes else ''}. Recall is the share of "
+            "held-out images that lie among generated ones: larger for more varied images. "
         )
         if self.real is not None:
             text += (
                 "Fidelity is the share of images whose class is recognised by a probe, logistic regression on the same "
                 f"features; it recognises {_text(self.real)} of real held-out images. "
             )
+        text += "Brackets are 95% intervals, bootstrap for KD and otherwise Wilson's; the chosen options are bold."
         rows = [self.header, ["---"] * len(self.header)]
         rows += [[f"**{cell}**" if row is self.best else cell for cell in row.cells()] for row in self.candidates]
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-        return (
-            f"{text}Brackets are 95% intervals, bootstrap for KD and Wilson's for fidelity; the chosen options are "
-            f"bold.\n\n{table}\n\n{self.confirmation_text()}\n"
-        )
+        return f"{text}\n\n{table}\n\n{self.confirmation_text()}\n"
 
 
 class Tuner:
@@ -139,6 +156,10 @@ class Tuner:
             )
         self.reference_NF = self._features(held_out.images_NHWC.numpy(), "held-out images")
         self.probe, self.real = self._train_probe(data, held_out)
+        self.reference_N = held_out.labels_N.numpy()
+        self.labels_N = np.arange(images) % max(1, len(model.classes))
+        shares_classes = model.classes and data.classes == model.classes
+        self.is_within_classes = bool(shares_classes) and bool(self._pairs(np.empty((images, 0), np.float32)))
         self.candidates: list[Candidate] = []
 
     def measure_candidate(self, options: SamplingOptions) -> Candidate:
@@ -148,8 +169,7 @@ class Tuner:
 
     def measure(self, options: SamplingOptions, first_seed: int, stage: str) -> Candidate:
         """Generate images of all classes in turn, and of none for a model without classes, and measure them."""
-        count = len(self.model.classes)
-        labels_N = np.arange(self.images) % max(1, count)
+        has_classes = bool(self.model.classes)
         batches: list[NDArray[np.uint8]] = []
         for start in range(0, self.images, BATCH):
             self.on_progress(Progress(stage, start, self.images))
@@ -157,15 +177,20 @@ class Tuner:
             batches.append(
                 self.model.generate(
                     stop - start,
-                    classes=labels_N[start:stop].tolist() if count else None,
+                    classes=self.labels_N[start:stop].tolist() if has_classes else None,
                     seeds=first_seed + start,
                     **options,
                 )
             )
         features_NF = self._features(np.concatenate(batches), "generated images")
-        distance = kernel_distance(features_NF, self.reference_NF)
-        fidelity = None if self.probe is None else bootstrap.share(self.probe.recognised(features_NF, labels_N))
-        return Candidate(options, distance, fidelity)
+        pairs = self._pairs(features_NF) if self.is_within_classes else [(features_NF, self.reference_NF)]
+        _, recall = precision_recall(features_NF, self.reference_NF)
+        fidelity = None if self.probe is None else bootstrap.share(self.probe.recognised(features_NF, self.labels_N))
+        return Candidate(options, mean_kernel_distance(pairs), recall, fidelity)
+
+    def _pairs(self, features_NF: Features) -> list[Pair]:
+        """Return the features of generated and of held-out images of each class that has enough of both."""
+        return list(class_pairs(features_NF, self.labels_N, self.reference_NF, self.reference_N).values())
 
     def _train_probe(self, data: Dataset, held_out: Dataset) -> tuple[Probe | None, Estimate | None]:
         """Train a probe, and measure it on real images; none without images of two classes of the model."""
@@ -223,15 +248,16 @@ def tune(
         best = choose_guidance(guided)
     best = measure_best([{**best.options, "temperature": value} for value in TEMPERATURES], best)
     confirmation = tuner.measure(best.options, FIRST_SEED + images, "chosen options")
-    return Tuning(tuner.candidates, best, confirmation, tuner.real, images, tuner.extractor.network)
+    return Tuning(
+        tuner.candidates, best, confirmation, tuner.real, images, tuner.extractor.network, tuner.is_within_classes
+    )
 
 
 def choose_guidance(candidates: Sequence[Candidate]) -> Candidate:
-    """Return the candidate that the module describes; the first is without guidance."""
-    near = [c for c in candidates if c.distance.value <= candidates[0].distance.high and c.fidelity is not None]
-    most = max(c.fidelity.value for c in near if c.fidelity is not None)
-    recognised = [c for c in near if c.fidelity is not None and c.fidelity.high >= most]
-    return min(recognised, key=lambda c: c.distance.value)
+    """Return the candidate whose classes are recognised most, among those not measurably farther than the nearest."""
+    nearest = min(candidates, key=lambda c: c.distance.value)
+    near = [c for c in candidates if c.distance.value <= nearest.distance.high and c.fidelity is not None]
+    return max(near, key=lambda c: (c.fidelity.value if c.fidelity else 0.0, -c.distance.value))
 
 
 def _text(estimate: Estimate | None) -> str:
