@@ -235,7 +235,7 @@ def _estimate_and_rank(
         for name, own_N in estimated.scores.items():
             if not np.isfinite(own_N).all():
                 raise ModelError(f"the view {name} gives a score that is not finite; report this error.")
-            scales[name] = Scale.estimate(own_N)
+            scales[name] = Scale.estimate(own_N, view_type.margin)
             standardised[name] = np.full(len(good), -np.inf)
             standardised[name][estimating] = [scales[name].standardise(score) for score in own_N]
     for done, (index, reader) in enumerate(zip(ranking, _readers(good, ranking, region), strict=True)):

@@ -1,10 +1,12 @@
 """A detector's calibration, without the networks and banks of its views. Does not import torch.
 
 A detector judges an image at its own size by several views (`ncml.ood.views`). Each score of a view is standardised by
-the estimation images: z = (s - median) / deviation, where the deviation is that of a normal distribution with the same
-mean excess over the median; so a score with a long upper tail does not decide more often than others. The largest z is
-the score of the image, one function that is fixed before a ranking image is looked at. It is ranked once
-(`ncml.ood.scene_ranks`), so the p-value is valid for any number of views.
+the estimation images: z = (s - median) / deviation - margin, where the deviation is that of a normal distribution with
+the same mean excess over the median; so a score with a long upper tail does not decide more often than others. Views of
+the whole image have a margin: what they are for exceeds it by far, and they leave more of the false-positive rate to
+marks and missing parts, whose scores are lower. The largest z is the score of the image, one function that is fixed
+before a ranking image is looked at. It is ranked once (`ncml.ood.scene_ranks`), so the p-value is valid for any number
+of views.
 
 `detector.json` holds the calibration, `detector.safetensors` the arrays of the views, and `detector.jpg` examples of
 what it finds and misses.
@@ -49,22 +51,24 @@ NORMAL_EXCESS = 0.7979
 class Scale:
     """How a score of a view is standardised."""
 
-    median: float
+    zero: float
+    """The score that is 0 when standardised: the median of good images plus the view's margin."""
     deviation: float
 
     @classmethod
-    def estimate(cls, scores_N: Floats) -> Self:
-        """Estimate from the scores of good images."""
+    def estimate(cls, scores_N: Floats, margin: float = 0.0) -> Self:
+        """Estimate from the scores of good images. margin: in deviations."""
         median = float(np.median(scores_N))
+        deviation = max(MIN_DEVIATION, abs(median) * MIN_DEVIATION)
         excess = scores_N[scores_N > median] - median
-        if not len(excess):
-            return cls(median, max(MIN_DEVIATION, abs(median) * MIN_DEVIATION))
-        clipped = np.minimum(excess, CLIP * np.median(excess))
-        return cls(median, max(float(clipped.mean()) / NORMAL_EXCESS, abs(median) * MIN_DEVIATION, MIN_DEVIATION))
+        if len(excess):
+            clipped = np.minimum(excess, CLIP * np.median(excess))
+            deviation = max(deviation, float(clipped.mean()) / NORMAL_EXCESS)
+        return cls(median + margin * deviation, deviation)
 
     def standardise(self, score: float) -> float:
         """Return the standardised score."""
-        return (score - self.median) / self.deviation
+        return (score - self.zero) / self.deviation
 
 
 @dataclass(frozen=True)
@@ -173,7 +177,7 @@ class DetectorCalibration:
             "false_positive_rate": self.false_positive_rate,
             "confidence": self.confidence,
             "estimation": [self.estimation_images, self.estimation_scenes],
-            "scales": {name: [scale.median, scale.deviation] for name, scale in self.scales.items()},
+            "scales": {name: [scale.zero, scale.deviation] for name, scale in self.scales.items()},
             "ranked": self.ranks.scores_N.tolist(),
             "scenes": self.ranks.scenes_N.tolist(),
             "views": {kind: dict(values) for kind, values in self.views.items()},

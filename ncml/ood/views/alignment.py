@@ -1,8 +1,9 @@
 """Bring images of a part to one position: shift, angle and scale against a template of good images.
 
-The template is the mean of aligned good images in grey levels; a pixel counts the more, the less good images differ
-there, so that a changing background does not count. A coarse search compares the image, turned in steps of a few
-degrees, with the template by correlation at all shifts; Gauss-Newton steps then minimise the weighted squared
+Only detail counts: grey levels minus their mean around, since shading does not turn with the part, and hides a small
+print that shows its angle. The template is the mean of aligned good images; a pixel counts the more, the less good
+images differ there, so that a changing background does not count. A coarse search compares the image, turned in steps
+of a few degrees, with the template by correlation at all shifts; Gauss-Newton steps then minimise the weighted squared
 difference, together with a gain and an offset of the brightness.
 
 A pose is a similarity that maps places of the template to those of the image: p = (angle, log scale, x, y), about the
@@ -26,11 +27,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from ncml.ood.views.protocol import Pixels, Reader
+from ncml.ood.views.protocol import Pixels
 from ncml.progress import OnProgress, Progress
 
 SEARCH_SIDE, COARSE_SIDE, FINE_SIDE = 80, 120, 240
 """Pixels of the longer side for the search, and for the first and the last Gauss-Newton steps."""
+DETAIL = 15
+"""Side of the window, in pixels of the template, whose mean is subtracted."""
 ANGLE_STEP = 5
 """Degrees between neighbouring angles of the search."""
 APART = 3
@@ -74,6 +77,8 @@ class Template:
     weight_HW: Tensor
     agreement: float = 0.0
     """Median agreement of good images."""
+    detail: int = 0
+    """Side of the window whose mean is subtracted from an image; 0: none, as in detectors that were made before."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -97,7 +102,7 @@ class Template:
     @torch.inference_mode()
     def pose(self, image_HWC: Pixels) -> Pose:
         """Find the part in an image, uint8 [H, W, 3], of the template's aspect ratio; that of rest if it is lost."""
-        grey_HW = shrink(image_HWC, self.size)
+        grey_HW = _detail(shrink(image_HWC, self.size), self.detail)
         pose = self.find(grey_HW)
         return pose if pose.agreement >= LOST * self.agreement else self.rest(grey_HW)
 
@@ -111,6 +116,7 @@ class Template:
             "template": self.mean_HW.numpy(),
             "template_weight": self.weight_HW.numpy(),
             "template_agreement": np.array([self.agreement], np.float32),
+            "template_detail": np.array([self.detail], np.float32),
         }
 
     @classmethod
@@ -119,7 +125,8 @@ class Template:
         mean_HW, weight_HW = tensors["template"].cpu(), tensors["template_weight"].cpu()
         if mean_HW.ndim != 2 or mean_HW.shape != weight_HW.shape or min(mean_HW.shape) < 8:
             raise ValueError("its template and the weights have another shape")
-        return cls(mean_HW, weight_HW, float(tensors["template_agreement"]))
+        detail = int(tensors["template_detail"]) if "template_detail" in tensors else 0
+        return cls(mean_HW, weight_HW, float(tensors["template_agreement"]), detail)
 
     @torch.inference_mode()
     def find(self, grey_HW: Tensor) -> Pose:
@@ -263,16 +270,11 @@ class Agreement(NamedTuple):
         return self.value >= LEAST_AGREEMENT
 
 
-def estimate(readers: Sequence[Reader], on_progress: OnProgress) -> Agreement:
-    """Compare good images of one aspect ratio as they are and aligned, and return the better."""
-    size: tuple[int, int] | None = None
-    grey: list[Tensor] = []
-    for reader in readers:
-        image_HWC = reader()
-        size = size or template_size(*image_HWC.shape[:2])
-        grey.append(shrink(image_HWC, size))
+def estimate(grey: Sequence[Tensor], on_progress: OnProgress) -> Agreement:
+    """Compare good images of one aspect ratio, from `shrink`, as they are and aligned, and return the better."""
+    details = [_detail(grey_HW, DETAIL) for grey_HW in grey]
     count = min(TEMPLATE_IMAGES, len(grey))
-    selected = [grey[i * len(grey) // count] for i in range(count)]
+    selected = [details[i * len(grey) // count] for i in range(count)]
     total, done = count * ROUNDS + len(grey), 0
     template = Template(selected[0], torch.ones_like(selected[0]))
     for _ in range(ROUNDS):
@@ -285,8 +287,8 @@ def estimate(readers: Sequence[Reader], on_progress: OnProgress) -> Agreement:
         kept = order[: max(2, int(KEPT * count))]
         template = Template.of([selected[i] for i in kept], [poses[i] for i in kept])
     all_poses: list[Pose] = []
-    for grey_HW in grey:
-        all_poses.append(template.find(grey_HW))
+    for detail_HW in details:
+        all_poses.append(template.find(detail_HW))
         done += 1
         on_progress(Progress("align", done, total))
     as_they_are = [Pose(torch.zeros(4), 0.0)] * len(grey)
@@ -294,11 +296,11 @@ def estimate(readers: Sequence[Reader], on_progress: OnProgress) -> Agreement:
     if agreement < LEAST_AGREEMENT or 1 - agreement > MOST_DISAGREEMENT * (1 - agreement_as_is):
         return Agreement(None, [None] * len(grey), agreement_as_is)
     usual = float(np.median([pose.agreement for pose in all_poses]))
-    template = dataclasses.replace(template, agreement=usual)
+    template = dataclasses.replace(template, agreement=usual, detail=DETAIL)
     lost = LOST * usual
     kept_poses = [
-        pose if pose.agreement >= lost else template.rest(grey_HW)
-        for pose, grey_HW in zip(all_poses, grey, strict=True)
+        pose if pose.agreement >= lost else template.rest(detail_HW)
+        for pose, detail_HW in zip(all_poses, details, strict=True)
     ]
     return Agreement(template, kept_poses, agreement)
 
@@ -358,6 +360,13 @@ def shrink(image_HWC: Pixels, size: tuple[int, int]) -> Tensor:
     height, width = size
     grey = Image.fromarray(image_HWC).convert("L").resize((width, height), Image.Resampling.BOX)
     return torch.from_numpy(np.array(grey)).float()
+
+
+def _detail(grey_HW: Tensor, side: int) -> Tensor:
+    """Return grey levels minus the mean of a window around each pixel; as they are for a side of 0."""
+    if side == 0:
+        return grey_HW
+    return grey_HW - F.avg_pool2d(grey_HW[None], side, 1, side // 2, count_include_pad=False)[0]
 
 
 def _shrunk(plane_HW: Tensor, size: Sequence[int]) -> Tensor:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from ncml.ood.conformal import Floats
 from ncml.ood.views.gaussian import ShrunkenGaussian
-from ncml.ood.views.protocol import Estimated, Measurement, Pixels, Reader, Stored
+from ncml.ood.views.protocol import WHOLE_IMAGE_MARGIN, Estimated, Measurement, Pixels, Reader, Stored
 from ncml.progress import OnProgress, Progress
 
 SIDE = 128
@@ -35,6 +35,7 @@ class AppearanceView:
     """Gaussians of the appearance of good images."""
 
     kind: ClassVar[str] = "appearance"
+    margin: ClassVar[float] = WHOLE_IMAGE_MARGIN
 
     gaussians: dict[str, ShrunkenGaussian]
 

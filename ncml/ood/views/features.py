@@ -44,6 +44,7 @@ class FeaturesView:
     """Patches of good images, and how images are brought to the position and the size at which they are compared."""
 
     kind: ClassVar[str] = "features"
+    margin: ClassVar[float] = 0.0
 
     network: efficientnet.EfficientNetLite0
     size: tuple[int, int] | None
@@ -75,8 +76,14 @@ class FeaturesView:
     ) -> Estimated:
         """Keep patches of good images. Raises `ModelError` if the package of the network is not installed."""
         network = efficientnet.load(device)
-        size = common_size([reader().shape[:2] for reader in readers])
-        agreement = None if size is None else alignment.estimate(readers, on_progress)
+        shapes: list[tuple[int, int]] = []
+        grey: list[Tensor] = []
+        for reader in readers:
+            image_HWC = reader()
+            shapes.append((image_HWC.shape[0], image_HWC.shape[1]))
+            grey.append(alignment.shrink(image_HWC, alignment.template_size(*shapes[0])))
+        size = common_size(shapes)
+        agreement = None if size is None else alignment.estimate(grey, on_progress)
         template = agreement and agreement.template
         poses = [None] * len(readers) if agreement is None else agreement.poses
         features: list[Tensor] = []

@@ -32,7 +32,7 @@ from ncml.ood.conformal import Floats
 from ncml.ood.measurements import window_excess
 from ncml.ood.views.gaussian import ShrunkenGaussian
 from ncml.ood.views.likelihood_maps import NOISE, Precision, Windows, bits_map, halved, measure_windows, scales_of
-from ncml.ood.views.protocol import Estimated, Measurement, Pixels, Reader, Stored
+from ncml.ood.views.protocol import WHOLE_IMAGE_MARGIN, Estimated, Measurement, Pixels, Reader, Stored
 from ncml.paths import DETECTOR_BASE, find_model
 from ncml.progress import OnProgress, Progress
 
@@ -81,6 +81,7 @@ class LikelihoodView:
     """Gaussians of the bits/dim of good images, and the network that computes them."""
 
     kind: ClassVar[str] = "likelihood"
+    margin: ClassVar[float] = WHOLE_IMAGE_MARGIN
 
     network: NCPN
     precision: Precision

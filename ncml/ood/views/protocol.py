@@ -24,6 +24,9 @@ Pixels = NDArray[np.uint8]
 Reader = Callable[[], Pixels]
 """Opens a good image: uint8 [H, W, 3] at its own size. Called once or more; images are not all held in memory."""
 
+WHOLE_IMAGE_MARGIN = 1.0
+"""Margin of views that judge an image as a whole. Chosen on rendered parts for choosing: `docs/ood-method.md`."""
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -61,6 +64,8 @@ class View(Protocol):
 
     kind: ClassVar[str]
     """The name under which it is stored, such as `features`."""
+    margin: ClassVar[float]
+    """Standardised scores by which it must exceed other views to decide (`ncml.ood.detector`)."""
 
     @property
     def names(self) -> tuple[str, ...]:

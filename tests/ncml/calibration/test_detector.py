@@ -89,6 +89,17 @@ def test_good_images_are_flagged_at_about_the_rate(loaded: ncml.Model) -> None:
     assert sum(flagged) <= 10  # of 40, of which 2 are expected; more in one of 1,000 calibrations with 42 ranks
 
 
+def test_views_of_the_whole_image_leave_more_of_the_rate_to_marks(loaded: ncml.Model) -> None:
+    detections = [score.detection for score in loaded.score([good_image(s) for s in range(2000, 2015)])]
+    medians = {
+        name: np.median([d.views[name].standardised for d in detections if d is not None])
+        for name in ("places", "appearance", "appearance_grid")
+    }
+    assert abs(medians["places"]) < 0.6
+    assert medians["appearance"] < -0.6
+    assert medians["appearance_grid"] < -0.6
+
+
 def test_images_judged_later_have_the_scores_that_ranked(made: MadeDetector, loaded: ncml.Model, folder: Path) -> None:
     """The ranks must be those of the views as they are stored: a copy is no more unusual than itself."""
     calibration = loaded.detector
