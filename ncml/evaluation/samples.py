@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ncml.config import DEFAULT_SOLVER, SOLVERS, STEPPED_SOLVER
+from ncml.evaluation.image_sets import SEED
 from ncml.evaluation.inputs import Inputs
 from ncml.evaluation.report import Figure, Section, draw_sheet
 from ncml.model import Model
@@ -21,6 +22,8 @@ COLUMNS = 10
 """Images in a row."""
 CLASS_COLUMNS = 15
 """Images of each class."""
+SHEET_IMAGES, SHEET_SEED = 100, 50_000
+"""Images of the shuffled sheet, and the seed of the first."""
 COMPLETION_COUNT = 8
 GREY = 128
 """Value of the unknown half."""
@@ -80,6 +83,26 @@ def class_rows(inputs: Inputs, model: Model, label: str) -> Figure:
     return Figure(f"classes_{label}", caption, draw_sheet(rows))
 
 
+def blind_sheet(inputs: Inputs, model: Model, label: str) -> tuple[Figure, list[str]]:
+    """Draw images of all classes in a shuffled order, and return the classes in the order of reading.
+
+    A reader who names the classes without this key shows how many are recognisable, which a classifier does not.
+    """
+    count = len(model.classes)
+    class_N = np.random.default_rng(SEED).permutation(np.arange(SHEET_IMAGES) % count).tolist()
+    rows: list[tuple[str, Pixels]] = []
+    for start in range(0, SHEET_IMAGES, COLUMNS):
+        inputs.cache.on_progress(Progress(f"sheet of {label}", start, SHEET_IMAGES))
+        classes = class_N[start : start + COLUMNS]
+        images = model.generate(len(classes), classes=classes, seeds=SHEET_SEED + start)
+        rows.append((f"{start + 1} to {start + len(classes)}", images))
+    caption = (
+        f"{label}: {SHEET_IMAGES} images at the default options, as many of each class as of any other, shuffled. "
+        "Their classes are in samples.json (`sheet`)."
+    )
+    return Figure(f"sheet_{label}", caption, draw_sheet(rows)), [model.classes[index] for index in class_N]
+
+
 def completions(inputs: Inputs) -> Figure:
     """Draw Figures 9 and 10: test images, their known halves, and each model's completions, side by side.
 
@@ -130,15 +153,18 @@ def trajectory(model: Model, label: str) -> Figure:
 def samples(inputs: Inputs) -> Section:
     """Draw every figure of samples."""
     by_label: dict[str, list[Figure]] = {}
+    keys: dict[str, list[str]] = {}
     for label, model in inputs.models.items():
         by_label[label] = [direct_and_refined(inputs, model, label)]
         if model.classes:
-            by_label[label].append(class_rows(inputs, model, label))
+            sheet, keys[label] = blind_sheet(inputs, model, label)
+            by_label[label] += [class_rows(inputs, model, label), sheet]
         if model.config.is_noise_conditional:
             by_label[label].append(trajectory(model, label))
     shared = completions(inputs)
     results: dict[str, dict[str, Any]] = {
-        label: {"figures": [figure.name for figure in [*own, shared]]} for label, own in by_label.items()
+        label: {"figures": [figure.name for figure in [*own, shared]], "sheet": keys.get(label)}
+        for label, own in by_label.items()
     }
     return Section(
         kind="samples",

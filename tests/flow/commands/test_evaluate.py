@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ def evaluate(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setenv("NCML_MODELS", str(models))
     for columns in ("COLUMNS", "CLASS_COLUMNS"):
         monkeypatch.setattr(samples, columns, 6)
+    monkeypatch.setattr(samples, "SHEET_IMAGES", 12)
     for solver, steps in SOLVERS.items():
         monkeypatch.setitem(SOLVERS, solver, min(steps, 4))
     monkeypatch.setattr(bootstrap, "RESAMPLES", 100)
@@ -179,6 +181,22 @@ def test_a_trajectory_shows_each_moment_of_all_its_images_once(
         is_drawn = (images != images[:, -1:]).any((0, 2, 3))
         assert is_drawn[:row].all()
         assert not is_drawn[row:].any()
+
+
+def test_the_key_of_the_shuffled_sheet_names_the_class_of_each_image(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, drawn = ncml.load(models / "mine"), []
+    monkeypatch.setattr(samples, "draw_sheet", drawn.extend)
+    monkeypatch.setattr(samples, "SHEET_IMAGES", 20)
+    inputs = SimpleNamespace(cache=SimpleNamespace(on_progress=lambda progress: None))
+    _, key = samples.blind_sheet(inputs, model, "mine")  # type: ignore[arg-type]
+    assert sorted(key) == ["a"] * 10 + ["b"] * 10
+    assert key[:10] != ["a", "b"] * 5
+    assert [name for name, _ in drawn] == ["1 to 10", "11 to 20"]
+    for start, (_, images) in zip((0, 10), drawn, strict=True):
+        alone = [model.generate(1, classes=key[start + i], seeds=50_000 + start + i)[0] for i in range(10)]
+        assert np.array_equal(images, alone)
 
 
 def test_mistakes_are_reported_in_one_line(evaluate: Run, tmp_path: Path) -> None:
