@@ -22,6 +22,7 @@ from worker.results import (
     Progress,
     ScanValues,
     Timing,
+    Webhook,
 )
 
 KEY_PREFIX = "key-"
@@ -166,7 +167,18 @@ class JobAnswer(Answer):
     progress: ProgressAnswer | None
     error: JobError | None
     timing: Timing | None
+    webhook: Webhook | None = Field(default=None, description="Null if the request named no `webhook`.")
     links: Links
+
+
+class JobEnded(BaseModel):
+    """The message to the webhook that a request named."""
+
+    model_config = ConfigDict(json_schema_extra={"example": examples.JOB_ENDED})
+
+    type: str = Field(description="`job.succeeded`, `job.failed`, `job.canceled` or `job.expired`.")
+    timestamp: datetime = Field(description="When the job ended.")
+    data: JobAnswer = Field(description="The job as GET /jobs/{id} returns it, without `webhook`.")
 
 
 ACCEPTED: dict[str, Any] = {
@@ -208,6 +220,7 @@ def job_answer(view: JobView, position: int | None) -> JobAnswer:
         progress=progress_answer(view.id, progress) if progress else None,
         error=view.error,
         timing=view.timing,
+        webhook=view.webhook,
         links=Links(self=base, result=f"{base}/result", events=f"{base}/events", cancel=f"{base}/cancel"),
     )
 

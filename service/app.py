@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from ncml.errors import NcmlError
+from ncml.webhooks import SecretError, Signer
 from service.auth import ApiKeyAuth, RateLimit
 from service.decoders import check_temporary_folder
 from service.http.bodies import BodyLimitMiddleware
@@ -28,6 +29,10 @@ from service.keys import KeyFile, KeyFileError
 from service.metrics import Metrics
 from service.routes import calibrate, generate, health, jobs, models, score
 from service.settings import Settings, read_settings
+from service.webhooks.deliverer import Deliverer
+from service.webhooks.documentation import install_webhook
+from service.webhooks.sending import Sender
+from service.webhooks.targets import Receivers
 from worker.address import AddressError
 from worker.queue import JobQueue, QueueError
 from worker.traces import make_tracer
@@ -51,6 +56,7 @@ _EXPOSED_HEADERS = (
 
 _VARIABLES: dict[type[NcmlError], str] = {
     AddressError: "NCML_REDIS_PASSWORD_FILE", QueueError: "NCML_REDIS_URL", KeyFileError: "NCML_API_KEYS_FILE",
+    SecretError: "NCML_WEBHOOK_SECRET_FILE",
 }  # fmt: skip
 """The environment variable that each kind of error is about."""
 
@@ -61,7 +67,11 @@ def create_app(settings: Settings, queue: JobQueue, tracer: "Tracer | None" = No
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[dict[str, Stop]]:
         jobs_service.start()
+        if deliverer:
+            deliverer.start()
         yield {"stop": stop}
+        if deliverer:
+            await deliverer.close()
         await jobs_service.close()
         await queue.aclose()
         queue.close()
@@ -78,7 +88,9 @@ def create_app(settings: Settings, queue: JobQueue, tracer: "Tracer | None" = No
     )
     metrics, stop = Metrics(queue, settings.ready_lanes), Stop()
     app.state.jobs = jobs_service = JobService(settings, queue, metrics, stop)
+    deliverer = _make_deliverer(settings, queue, metrics)
     routers = _add_routers(app, settings, metrics)
+    install_webhook(app)
     install_openapi(app)
     install_docs(app)
     install_studio(app)
@@ -100,6 +112,15 @@ def create_app(settings: Settings, queue: JobQueue, tracer: "Tracer | None" = No
     app.add_middleware(OriginMiddleware, allowed_hosts=settings.allowed_hosts, origins=settings.cors_origins)
     app.add_middleware(RequestContextMiddleware, metrics=metrics, tracer=tracer)
     return app
+
+
+def _make_deliverer(settings: Settings, queue: JobQueue, metrics: Metrics) -> Deliverer | None:
+    """Return what sends webhooks, if the operator lists receivers; raises `SecretError`."""
+    if settings.webhook_secret_file is None or not settings.webhook_hosts:
+        return None
+    receivers = Receivers(settings.webhook_hosts)
+    sender = Sender(receivers, Signer.from_file(settings.webhook_secret_file))
+    return Deliverer(queue, receivers, sender, metrics)
 
 
 def _add_routers(app: FastAPI, settings: Settings, metrics: Metrics) -> list[APIRouter]:

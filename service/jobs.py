@@ -35,7 +35,9 @@ from service.params import JobParams, Params
 from service.preparation import Preparations
 from service.rendering import PartedResult, calibration_response, images_response, scan_response, score_response
 from service.settings import Settings
+from service.webhooks.targets import Receivers
 from worker.contract import Job, JobStatus, Lane, Priority, Task, is_alone
+from worker.deliveries import receiver_of
 from worker.descriptors import ModelDescriptor
 from worker.queue import DuplicateJob, JobNotFound, JobQueue, QueueFull, QueueOutOfMemory
 from worker.results import CANCELED, CalibrateResult, ImagesResult, JobView, ScanResult, ScoreResult
@@ -46,6 +48,9 @@ log = logging.getLogger(__name__)
 
 PARTED_RESULT_BYTES = 2**21
 """Maximum memory of a result that is rendered while it is sent."""
+
+MAX_UNDELIVERED = 10_000
+"""Messages that may wait for one receiver of webhooks; they take some 2 kB of the queue's memory each."""
 
 MAX_NAMES = 20
 """Names of models in an error message."""
@@ -67,6 +72,7 @@ class JobService:
         self.decoders = DecoderPool(
             settings.decode_threads, Limits(cpu_s=settings.decode_cpu_s, memory_bytes=settings.decode_memory_bytes)
         )
+        self._receivers = Receivers(settings.webhook_hosts)
         self._starting: asyncio.Task[None] | None = None
         # jobs that carry whole files: few are submitted at a time, in addition to other work
         self._carrying = {Task.SCAN: anyio.CapacityLimiter(1), Task.SCORE: anyio.CapacityLimiter(2)}
@@ -134,7 +140,12 @@ class JobService:
     def job_fields(
         self, request: Request, params: JobParams, model: ModelDescriptor, version: str | None
     ) -> dict[str, Any]:
-        """Return the fields that all kinds of jobs share. Raises the 403 `Problem` for a reserved priority."""
+        """Return the fields that all kinds of jobs share.
+
+        Raises the 403 `Problem` for a reserved priority, and `InputError` for a webhook that is not allowed.
+        """
+        if params.webhook is not None:
+            self._receivers.check(params.webhook)
         names = self.settings.high_priority_keys
         if params.priority is Priority.HIGH and names and request.state.owner not in names:
             detail = "priority: high is reserved for certain API keys; send normal or low."
@@ -202,8 +213,8 @@ class JobService:
         `InputError` of it ends the job.
 
         A repeated request under the same Idempotency-Key is answered from its first job. A client that disconnects
-        cancels its job, unless it sent such a key, with which it may retry. If the queue fails after it accepted the
-        job, the response is 202, too.
+        cancels its job, unless it sent such a key, with which it may retry, or named a webhook. If the queue fails
+        after it accepted the job, the response is 202, too.
         """
         preference = wait_preference(request.headers, self.settings.wait_s)
         key = idempotency_key(request.headers)
@@ -222,7 +233,7 @@ class JobService:
 
         async def respond(scope: Scope, receive: Receive, send: Send) -> None:
             try:
-                view = await self.wait(receive, job_id, preference, cancels=not key)
+                view = await self.wait(receive, job_id, preference, cancels=not key and not parsed.params.webhook)
                 await self.respond(view, media, preference, client, scope, receive, send)
             except (RedisError, asyncio.CancelledError) as error:  # the client needs the address
                 if scope["state"]["has_begun"]:
@@ -245,6 +256,10 @@ class JobService:
         """Submit a job; return its id, and whether it is new rather than that of an earlier request with the key."""
         fingerprint = parsed.fingerprint(path) if key else ""
         job_id = _keyed_id(owner, key) if key else None
+        webhook = ""
+        if parsed.params.webhook:
+            webhook = self._receivers.check(parsed.params.webhook).url
+            self._check_undelivered(webhook)
         try:
             job_id = self.queue.submit(
                 job,
@@ -255,6 +270,7 @@ class JobService:
                 owner=owner,
                 files=parsed.files if job.task is Task.SCORE else (),  # the other results do not name them
                 traceparent=traceparent,
+                webhook=webhook,
                 held_s=held_s,
             )
         except QueueFull as error:
@@ -275,6 +291,14 @@ class JobService:
             return job_id, False
         self.metrics.enqueued.labels(task=job.task, model=job.model, priority=job.priority).inc()
         return job_id, True
+
+    def _check_undelivered(self, webhook: str) -> None:
+        """Raise the 429 `Problem` if a receiver accepts no messages while more and more wait for it."""
+        receiver = receiver_of(webhook)
+        if self.queue.deliveries.count(receiver) >= MAX_UNDELIVERED:
+            self.metrics.rejected.labels(reason="webhooks-full").inc()
+            detail = f"webhook: {MAX_UNDELIVERED} messages wait for {receiver}, which accepts none; retry later."
+            raise Problem(429, detail, kind="queue-full", errors=[FieldError(field="webhook", detail=detail)])
 
     async def _submit_held(
         self,

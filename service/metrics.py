@@ -43,6 +43,10 @@ class Metrics:
         self.rejected = counter("ncml_jobs_rejected_total", refused, ["reason"])
         ended = "Jobs that ended while they waited."
         self.finished = counter("ncml_jobs_finished_total", ended, ["task", "model", "outcome"])
+        attempts = "Attempts to send the end of a job to its webhook."
+        self.webhook_attempts = counter("ncml_webhook_attempts_total", attempts, ["outcome"])
+        for outcome in ("delivered", "retried", "failed"):
+            self.webhook_attempts.labels(outcome=outcome)
         queue.on_end = self._count_end
         self.registry.register(_QueueState(queue, lanes))
 
@@ -115,4 +119,8 @@ class _QueueState(Collector):
         models = GaugeMetricFamily("ncml_model_info", "Served models.", labels=["model", "version"])
         for model in self.queue.monitor.models():
             models.add_metric([model.name, model.version], 1)
-        return [depth, age, waits, *memory, workers, pace, models]
+        count = self.queue.deliveries.count_all()
+        webhooks = GaugeMetricFamily(
+            "ncml_webhooks_waiting", "Ends of jobs that their webhooks have not accepted.", count
+        )
+        return [depth, age, waits, *memory, workers, pace, models, webhooks]

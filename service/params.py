@@ -32,6 +32,13 @@ class JobParams(BaseModel):
         default=Priority.NORMAL, description="Jobs of a higher priority start first. Default: normal."
     )
 
+    webhook: str | None = Field(
+        default=None,
+        max_length=2000,
+        description="An address to which the service sends the state of the job when it ends, signed, as in "
+        "`webhooks` of this document; the operator allows its host with NCML_WEBHOOK_HOSTS. Default: none.",
+    )
+
     @field_validator("*", mode="before")
     @classmethod
     def _refuse_boolean(cls, value: object, info: ValidationInfo) -> object:

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.http.validation import field_errors
+from service.webhooks.targets import Receivers
 from worker.address import with_password
 from worker.contract import Lane
 
@@ -83,6 +84,11 @@ class Settings(BaseSettings):
     """Names in the Host header that are served, as a JSON list; *.example.org: its subdomains, *: any name."""
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     """Origins whose pages may call the service, as a JSON list such as ["https://example.org"]."""
+    webhook_secret_file: Path | None = None
+    """File with the secrets that sign messages to webhooks, one `whsec_...` per line."""
+    webhook_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Receivers of webhooks as a JSON list: names, with :port for others than 443, and private addresses and networks.
+    Default: none."""
     ready_lanes: Annotated[tuple[Lane, ...], NoDecode] = (Lane.SCORE, Lane.GENERATE)
     """Lanes that need a worker with a loaded model before /readyz returns 200, as a JSON list."""
     decode_threads: int = Field(default=2, ge=1)
@@ -123,12 +129,14 @@ class Settings(BaseSettings):
             raise ValueError("it is empty: name a file of keys, or omit it")
         return value
 
-    @field_validator("redis_password_file", mode="before")
+    @field_validator("redis_password_file", "webhook_secret_file", mode="before")
     @classmethod
     def _omit_if_empty(cls, value: object) -> object:
         return None if value == "" else value
 
-    @field_validator("allowed_hosts", "cors_origins", "high_priority_keys", "ready_lanes", mode="before")
+    @field_validator(
+        "allowed_hosts", "cors_origins", "high_priority_keys", "ready_lanes", "webhook_hosts", mode="before"
+    )
     @classmethod
     def _parse_json_list(cls, value: object) -> object:
         if not isinstance(value, str):
@@ -143,6 +151,14 @@ class Settings(BaseSettings):
     def _check_priority_keys(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         if value and not info.data.get("api_keys_file"):
             raise ValueError("it requires NCML_API_KEYS_FILE, which names the keys")
+        return value
+
+    @field_validator("webhook_hosts")
+    @classmethod
+    def _check_webhook_hosts(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        Receivers(value)
+        if value and not info.data.get("webhook_secret_file"):
+            raise ValueError("it requires NCML_WEBHOOK_SECRET_FILE, whose secret signs the messages")
         return value
 
     @field_validator("max_receiving_bytes")

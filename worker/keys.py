@@ -15,6 +15,10 @@
     ncml:serving:{lane}:{name}   set: the models that a worker serves, each as name and as name@version
     ncml:descriptor:{digest} what workers publish about a model, as long as one serves it
     ncml:pictures:{digest}   the pictures of what a detector finds and misses, a JPEG, as long as a worker serves it
+    ncml:delivery:{id}       hash: the record of an ended job that names a webhook, without its result, until it is sent
+    ncml:receivers           set: receivers of webhooks, as https://host:port, for which there are deliveries
+    ncml:deliveries:{receiver}   sorted set: ids of deliveries by the time they are due (the server's clock)
+    ncml:sending:{receiver}      sorted set: {id}:{token of the attempt} by the time the lease lapses
     ncml:probe               written by readiness checks
     rq:wip:*, rq:finished:*, rq:failed:*, rq:canceled:*   RQ's registries, for RQ's tools; nothing here reads them
 
@@ -31,6 +35,7 @@ from worker.contract import Lane, Priority, queue_name
 LEASES = "ncml:leases"
 WORKERS = "ncml:workers"
 PROBE = "ncml:probe"
+RECEIVERS = "ncml:receivers"
 STATE_CHANNEL = "ncml:changes:state"
 PROGRESS_CHANNEL = "ncml:changes:progress"
 
@@ -68,6 +73,21 @@ def blob_key(job_id: str) -> str:
 def preview_key(job_id: str) -> str:
     """Return the key of the latest preview of a running job."""
     return f"{blob_key(job_id)}:preview"
+
+
+def delivery_key(delivery_id: str) -> str:
+    """Return the key of what a webhook is sent."""
+    return f"ncml:delivery:{delivery_id}"
+
+
+def deliveries_key(receiver: str) -> str:
+    """Return the key of the deliveries to a receiver that are not being sent."""
+    return f"ncml:deliveries:{receiver}"
+
+
+def sending_key(receiver: str) -> str:
+    """Return the key of the leases of deliveries to a receiver."""
+    return f"ncml:sending:{receiver}"
 
 
 def worker_key(name: str) -> str:

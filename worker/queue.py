@@ -18,6 +18,7 @@ import redis
 from ncml.errors import NcmlError
 from worker.changes import Changes
 from worker.contract import EVENT_ID, JOB_ID, Job, JobStatus, Lane, Priority, held_name, queue_name
+from worker.deliveries import Deliveries
 from worker.keys import (
     LEASES,
     blob_key,
@@ -91,6 +92,7 @@ class JobQueue:
         self._cancel = script(client, "cancel")
         self._forget = script(client, "forget")
         self._changes = Changes(client)
+        self.deliveries = Deliveries(client)
         self.monitor = monitor or QueueMonitor(client)
         self.on_end: Callable[[JobView], None] = lambda view: None
         """Called with each waiting job that this process ends: a late one, or one that is canceled."""
@@ -124,6 +126,7 @@ class JobQueue:
         owner: str = "",
         files: Sequence[str] = (),
         traceparent: str = "",
+        webhook: str = "",
         held_s: float | None = None,
     ) -> str:
         """Put a job in the queue of its lane and priority; return its id.
@@ -131,6 +134,7 @@ class JobQueue:
         `job_id` (letters, digits, `_`, `-`; at most 64) makes submission idempotent: `DuplicateJob` if it is taken.
         `fingerprint`, `owner` and `files` are stored in the job's view: they identify the request and its owner, and
         name the image files. `traceparent` continues the trace of the request in the worker.
+        `webhook` is the address to which the end of the job is sent (`worker.deliveries`).
         `limit` is the most jobs that may wait in the lane, and `byte_limit` the most bytes of several: `QueueFull`
         beyond them, and when the server's `maxmemory` is nearly reached. One atomic step checks all of this.
         `held_s`: the job waits where no worker claims it, until `release` adds its input or `end_held` ends it; after
@@ -150,6 +154,7 @@ class JobQueue:
             owner=owner,
             files=files,
             traceparent=traceparent,
+            webhook=webhook,
             origin=queue_name(lane, job.priority) if held_s is None else held_name(lane),
             client=self.redis,
         )
@@ -176,6 +181,17 @@ class JobQueue:
         origin = held_name(job.task.lane)
         if self.finish(job_id, origin, ending, place=queue_key(origin)):
             self.on_end(self.view(job_id))
+
+    def expire_late(self) -> None:
+        """End the waiting jobs that are late, for want of a worker that would; in each queue, the oldest come first."""
+        for name in queue_names(list(Lane)):
+            while True:
+                views: list[JobView] = []
+                for job_id in self.redis.lrange(queue_key(name), 0, 15):
+                    with contextlib.suppress(JobNotFound):
+                        views.append(self.view(job_id.decode(errors="replace")))
+                if not any(view.status is JobStatus.EXPIRED for view in views):
+                    break
 
     def _expire_held(self, name: str) -> None:
         """End the jobs that services which were killed have left, once they are late."""

@@ -1,6 +1,7 @@
 """The record of a job in Redis: RQ's fields and ours, how they are written, and the views and events read from them."""
 
 import time
+import uuid
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -11,11 +12,12 @@ from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
 from worker.contract import JOB, Job, JobStatus, Priority, Task, batch_key, is_alone
-from worker.results import Event, JobError, JobView, ModelRef, Timing
+from worker.results import Event, JobError, JobView, ModelRef, Timing, Webhook
 
 VIEW_FIELDS = (
     "status", "outcome", "task", "model", "version", "priority", "request_id", "n", "submitted", "started", "ended",
     "timing", "error", "progress", "start_by", "origin", "fingerprint", "owner", "files", "cancel",
+    "webhook_id", "webhook_state", "webhook_attempts",
 )  # fmt: skip
 """The fields that `read_view` reads."""
 
@@ -47,6 +49,7 @@ def make_record(
     traceparent: str,
     origin: str,
     client: Any,
+    webhook: str = "",
 ) -> dict[str, str | bytes | int | float]:
     """Return the fields of the record of a new job in the queue `origin`."""
     rq_job = _RQ_JOB.create(
@@ -77,6 +80,8 @@ def make_record(
         fields["files"] = pydantic_core.to_json(files)
     if traceparent:
         fields["traceparent"] = traceparent
+    if webhook:
+        fields |= {"webhook": webhook, "webhook_id": f"msg_{uuid.uuid4().hex}"}
     if job.version:
         fields["version"] = job.version
     if is_alone(job):
@@ -123,6 +128,7 @@ def read_view(job_id: str, fields: dict[str, str]) -> JobView:
         timing=_timing(fields),
         progress=read_event(fields["progress"]).progress if "progress" in fields else None,
         error=JobError.model_validate_json(fields["error"]) if "error" in fields else None,
+        webhook=_webhook(fields),
         is_canceling="cancel" in fields and not status.is_terminal,
     )
 
@@ -150,6 +156,18 @@ def _status(fields: dict[str, str]) -> JobStatus:
         return JobStatus(fields["outcome"])
     by_rq_status = {"queued": JobStatus.QUEUED, "started": JobStatus.RUNNING, "canceled": JobStatus.CANCELED}
     return by_rq_status.get(fields.get("status", ""), JobStatus.FAILED)
+
+
+def _webhook(fields: dict[str, str]) -> Webhook | None:
+    if "webhook_id" not in fields:
+        return None
+    return Webhook.model_validate(
+        {
+            "id": fields["webhook_id"],
+            "state": fields.get("webhook_state", "waiting"),
+            "attempts": int(fields.get("webhook_attempts", 0)),
+        }
+    )
 
 
 def _timing(fields: dict[str, str]) -> Timing:

@@ -285,6 +285,16 @@ class JobEnding:
     timing: Timing | None = None
 
 
+class Webhook(FrozenModel):
+    """The delivery of the end of a job to the webhook that its request named."""
+
+    id: str = Field(description="The `webhook-id` of every attempt.")
+    state: Literal["waiting", "delivered", "failed"] = Field(
+        description="`waiting` until the receiver has accepted it; `failed` once it is not tried any more."
+    )
+    attempts: int = Field(description="Number of attempts so far.")
+
+
 class JobView(FrozenModel):
     """The public state of a job."""
 
@@ -306,6 +316,7 @@ class JobView(FrozenModel):
     timing: Timing | None = None
     progress: Progress | None = None
     error: JobError | None = None
+    webhook: Webhook | None = Field(default=None, description="None if the request named none")
     is_canceling: bool = Field(default=False, description="whether it was canceled, and its worker has not stopped yet")
 
 

@@ -49,6 +49,8 @@ class JobOptions(TypedDict, total=False):
     idempotency_key: str
     """By default a new one for each call, so that retries create no second job."""
     on_progress: OnJobProgress
+    webhook: str | None
+    """Address to which the service sends the end of each job."""
 
 
 class ScoreOptions(JobOptions, total=False):

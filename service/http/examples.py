@@ -201,12 +201,24 @@ JOB: JsonDict = {
     "progress": {"stage": "noisy_sampling", "step": 12, "total": 32, "done": 0, "n": 4, "preview": None},
     "error": None,
     "timing": None,
+    "webhook": {"id": "msg_5f0c3f7de4b04b0c8f2a54f3a6d1c9e7", "state": "waiting", "attempts": 0},
     "links": {
         "self": "/jobs/0b6a3c1e9d",
         "result": "/jobs/0b6a3c1e9d/result",
         "events": "/jobs/0b6a3c1e9d/events",
         "cancel": "/jobs/0b6a3c1e9d/cancel",
     },
+}
+_ENDED_JOB: JsonDict = {
+    "status": "succeeded",
+    "ended_at": "2026-01-01T12:00:09Z",
+    "progress": None,
+    "timing": {"queue_s": 1.0, "compute_s": 8.0, "batch_size": 4},
+}
+JOB_ENDED: JsonDict = {
+    "type": "job.succeeded",
+    "timestamp": "2026-01-01T12:00:09Z",
+    "data": {name: _ENDED_JOB.get(name, value) for name, value in JOB.items() if name != "webhook"},
 }
 EVENTS = """: hello
 

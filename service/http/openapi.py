@@ -50,6 +50,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
             description=app.description,
             license_info=app.license_info,
             routes=app.routes,
+            webhooks=app.webhooks.routes,
             servers=[{"url": "/", "description": "The service that this document comes from."}],
         )
         schemas = document["components"]["schemas"]

@@ -111,4 +111,4 @@ def _sampling_fields(jobs: JobService, params: SamplingParams, model: ModelDescr
     seed = random_seed(params.n) if params.seed is None else params.seed
     if seed > max_seed:
         raise invalid_field("seed", f"seed is {seed}; with n = {params.n} it must be at most {max_seed}.")
-    return params.model_dump(exclude={"model", "priority", "format", "keep"}) | {"seed": seed}
+    return params.model_dump(exclude={"model", "priority", "webhook", "format", "keep"}) | {"seed": seed}

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,8 @@ from starlette.testclient import TestClient
 
 from service.app import create_app
 from service.settings import Settings
+from service.webhooks import deliverer
+from tests.receiver import Receiver, write_secret
 from tests.service.outcomes import DETECTOR, INFO, MODEL
 from tests.service.standin import Jobs, StandIn
 from worker.descriptors import DetectorCalibration, ModelDescriptor, WorkerInfo
@@ -111,3 +114,33 @@ def info() -> WorkerInfo:
 @pytest.fixture
 def model() -> ModelDescriptor:
     return MODEL
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    receiver = Receiver()
+    receiver.start()
+    yield receiver
+    receiver.stop()
+
+
+@pytest.fixture
+def canary() -> Iterator[Receiver]:
+    """A server that must not be contacted."""
+    canary = Receiver()
+    canary.start()
+    yield canary
+    canary.stop()
+
+
+@pytest.fixture
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deliverer, "FIRST_PAUSE_S", 0.02)
+    monkeypatch.setattr(deliverer, "PAUSE_GROWTH", 1)
+    monkeypatch.setattr(deliverer, "POLL_S", 0.02)
+
+
+@pytest.fixture
+def hooked(new_client: Callable[..., TestClient], receiver: Receiver, short_pauses: None, tmp_path: Path) -> TestClient:
+    """A client of a service that may send to the receiver."""
+    return new_client(webhook_hosts=(receiver.entry,), webhook_secret_file=write_secret(tmp_path))

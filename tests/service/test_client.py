@@ -295,7 +295,7 @@ def test_an_option_that_a_method_does_not_have_is_refused_before_anything_is_sen
         assert caught.value.field in options
 
     refuse("^tile is not an option of score: use scan$", client.score, flat(1), tile=True)
-    names = "choose from model, priority, idempotency_key, on_progress, class_, noise, map, "
+    names = "choose from model, priority, idempotency_key, on_progress, webhook, class_, noise, map, "
     refuse(f"^format is not an option of score: {names}", client.score, flat(1), format="png")
     refuse("^classes is not an option of score: did you mean class_", client.score, flat(1), classes="cat")
     refuse("^seeds is not an option of generate: did you mean seed", client.generate, seeds=[1])

@@ -22,6 +22,7 @@ from ncml.images import to_png
 from service.app import from_environment
 from service.http.middleware import RequestLogFormatter, request_id
 from service.http.protocol import MAX_HEAD_BYTES
+from service.jobs import MAX_UNDELIVERED
 from service.metrics import Metrics
 from service.preparation import MAX_PREPARATIONS
 from service.settings import Settings
@@ -253,11 +254,11 @@ def test_the_document_describes_requests_and_responses(client: TestClient) -> No
     assert operations.keys() == {
         "score", "generate", "complete", "calibrate",
         "get_job", "get_job_result", "cancel_job", "delete_job", "get_job_preview", "follow_job",
-        "list_models", "get_model", "health", "readiness", "metrics", "version",
+        "list_models", "get_model", "get_pictures", "health", "readiness", "metrics", "version",
     }  # fmt: skip
     assert {p["name"] for p in operations["generate"]["parameters"]} == {
-        "model", "class", "priority", "format", "n", "seed", "noise", "steps", "solver", "guidance", "temperature",
-        "Prefer", "Idempotency-Key", "X-Request-Id",
+        "model", "class", "priority", "webhook", "format", "n", "seed", "noise", "steps", "solver", "guidance",
+        "temperature", "Prefer", "Idempotency-Key", "X-Request-Id",
     }  # fmt: skip
     assert operations["score"]["requestBody"]["content"].keys() == {
         "application/json", "multipart/form-data", "image/*", "application/octet-stream",
@@ -278,6 +279,11 @@ def test_the_document_describes_requests_and_responses(client: TestClient) -> No
         for status, response in operation["responses"].items():
             if int(status) >= 400:
                 assert response["content"].keys() == {"application/problem+json"}
+    message = document["webhooks"]["job-ended"]["post"]
+    assert message["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith("/JobEnded")
+    assert [parameter["name"] for parameter in message["parameters"]] == [
+        "webhook-id", "webhook-timestamp", "webhook-signature",
+    ]  # fmt: skip
     text = json.dumps(document)
     for operation in operations.values():
         assert "curl " in operation["description"], operation["operationId"]
@@ -297,7 +303,7 @@ def test_the_document_describes_requests_and_responses(client: TestClient) -> No
                 assert len({example["status"] for example in examples}) == 1
     names = {ref.split('"')[0] for ref in text.split("#/components/schemas/")[1:]}
     assert names <= document["components"]["schemas"].keys()
-    for name in ("ScoreAnswer", "ImagesAnswer", "JobAnswer", "ProblemDetails"):
+    for name in ("ScoreAnswer", "ImagesAnswer", "JobAnswer", "JobEnded", "ProblemDetails"):
         assert "example" in document["components"]["schemas"][name]
 
 
@@ -349,6 +355,7 @@ def test_the_api_page_lists_the_default_limits() -> None:
         f"1; {MAX_PREPARATIONS}",
         f"{default['decode_request_s']:g} s",
         f"{default['max_waiting']}; {mib('max_waiting_bytes')}",
+        f"{MAX_UNDELIVERED:,}",
         str(default["max_streams"]),
         f"{default['max_receiving_bytes'] // 2**21} MiB; {mib('max_receiving_bytes')}",
         str(default["max_connections"]),
@@ -443,6 +450,7 @@ print(sorted(name for name in sys.modules if name.split(".")[0] == "torch" or na
         "address",
         "changes",
         "contract",
+        "deliveries",
         "descriptors",
         "keys",
         "logs",

@@ -39,6 +39,19 @@ local function leave_queue(queue, id, job) -- whether it was there
   return true
 end
 
+local function announce(id, job, now) -- records that the end of a job is to be sent to its webhook, if it names one
+  local fields = fields_of(job, 'webhook', 'webhook_id')
+  local receiver = string.match(fields[1] or '', '^%a+://[^/]+')
+  if not receiver or not string.match(fields[2] or '', '^[%w_]+$') then return end
+  local record = 'ncml:delivery:' .. fields[2]
+  redis.call('COPY', job, record, 'REPLACE')
+  redis.call('HDEL', record, 'data', 'result', 'webhook_attempts')
+  redis.call('HSET', record, 'job', id)
+  redis.call('EXPIRE', record, 4 * 86400) -- longer than it is tried
+  redis.call('ZADD', 'ncml:deliveries:' .. receiver, now, fields[2])
+  redis.call('SADD', 'ncml:receivers', receiver)
+end
+
 local function end_job(id, job, origin, now, registry, ttl, status, event, fields)
   if redis.call('TYPE', job).ok ~= 'hash' then redis.call('DEL', job) end
   redis.call('HSET', job, 'status', status, 'ended', now, 'data', '', unpack(fields))
@@ -47,6 +60,7 @@ local function end_job(id, job, origin, now, registry, ttl, status, event, field
   append(id, event)
   redis.call('EXPIRE', 'ncml:events:' .. id, ttl)
   redis.call('PUBLISH', 'ncml:changes:state', id)
+  announce(id, job, now)
   local list = 'rq:' .. registry .. ':' .. origin
   redis.call('ZADD', list, now + ttl, id)
   redis.call('ZREMRANGEBYSCORE', list, 0, now)
