@@ -85,7 +85,10 @@ class Receiver:
             self.most_at_once = max(self.most_at_once, self.at_once)
         try:
             time.sleep(self.delay_s)
-            body = request.rfile.read(int(request.headers.get("Content-Length", 0)))
+            size = int(request.headers.get("Content-Length", 0))
+            body = request.rfile.read(size)
+            if len(body) < size:
+                return  # the sender was killed
             message_id = request.headers.get("webhook-id", "")
             with self._lock:
                 self.paths.append(request.path)

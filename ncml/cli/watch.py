@@ -20,6 +20,7 @@ from tyro.conf import Positional, arg
 from ncml.cli.arrivals import Arrival, Arrivals, Stamp, state_of
 from ncml.cli.earlier_rows import STAMP_COLUMNS
 from ncml.cli.local import LocalModel
+from ncml.cli.notices import Notices, make_signer
 from ncml.cli.remote import REQUESTS, check_options, connect
 from ncml.cli.rows import Row, Scorer, SkippedFiles, image_scorer, score_batches
 from ncml.cli.score import DETECTOR_COLUMNS, IMAGE_COLUMNS
@@ -49,6 +50,10 @@ def watch(
     calibration: CalibrationOption = None,
     move_flagged: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: none)")] = None,
     poll: Annotated[float, arg(metavar="SECONDS")] = 1.0,
+    webhook: Annotated[str, arg(metavar="URL", help_behavior_hint="(default: none)")] = "",
+    webhook_secret_file: Annotated[
+        Path | None, arg(metavar="FILE", help_behavior_hint="(default: NCML_WEBHOOK_SECRET_FILE)")
+    ] = None,
     device: DeviceOption = "cpu",
     server: Annotated[str, arg(metavar="URL", help_behavior_hint="(default: none)")] = "",
     api_key: Annotated[str, arg(metavar="KEY", help_behavior_hint="(default: NCML_API_KEY)")] = "",
@@ -66,12 +71,15 @@ def watch(
         calibration: Name of the calibration that decides the verdict.
         move_flagged: Move flagged images to this folder. Without it, no image is changed or moved.
         poll: Interval at which the folder is listed if nothing reports a change, as on network folders.
+        webhook: Address to which flagged images and alarms are sent, signed, each at least once.
+        webhook_secret_file: File with the secret that signs them, whsec_...
         device: Device to compute on: cpu, cuda or cuda:N.
         server: Address of a service that judges the images with all of its workers, in place of this machine.
         api_key: API key for that service.
         as_json: Print a JSON object for each judged image, one per line.
     """
     _check(folder, output, move_flagged, poll)
+    signer = make_signer(webhook, webhook_secret_file) if webhook else None
     check_options(server, api_key, device)
     local = None if server else LocalModel(describe(model, device), device)
     with nullcontext(local) if local else connect(server, api_key, model) as m:
@@ -96,7 +104,10 @@ def watch(
                           is_endless=True)  # fmt: skip
             alarm = FlaggedRateAlarm(round(1 / selected.smallest_p) - 1, selected.false_positive_rate)
             show = _print_object if as_json else _print_flagged
-            Watch(folder, table, scorer, alarm, move_flagged, show).run(poll)
+            notices = None
+            if signer:
+                notices = Notices(webhook, signer, output.with_name(f"{output.name}.webhook"))
+            Watch(folder, table, scorer, alarm, move_flagged, show, notices).run(poll)
     if selected.weakness:
         print(f"ncml: the calibration is weak: {selected.weakness}.", file=sys.stderr)
 
@@ -159,10 +170,11 @@ class Watch:
         alarm: FlaggedRateAlarm,
         move_flagged: Path | None,
         show: Callable[[Row], None],
+        notices: Notices | None = None,
     ) -> None:
-        """show: prints the row of an image that has been judged."""
+        """show: prints the row of an image that has been judged; notices: sends flagged images and alarms."""
         self._folder, self._table, self._scorer, self._alarm = folder, table, scorer, alarm
-        self._move_flagged, self._show = move_flagged, show
+        self._move_flagged, self._show, self._notices = move_flagged, show, notices
         self._states: dict[str, Stamp] = {}
         self._to_move: list[Path] = []
         self._judged = self._flagged = self._skipped = self._judged_before = 0
@@ -182,7 +194,8 @@ class Watch:
 
     def run(self, poll_s: float) -> None:
         """Judge images until SIGINT or SIGTERM."""
-        with self._stopped_by_signals(), self._woken_by_changes():
+        sending = self._notices.sending(self._print) if self._notices else nullcontext()
+        with self._stopped_by_signals(), sending, self._woken_by_changes():
             while not self._stopping.is_set():
                 listed_at = time.monotonic()
                 try:
@@ -300,9 +313,14 @@ class Watch:
         is_flagged = str(row["is_ood"]) == "1"
         self._judged += 1
         self._flagged += is_flagged
+        if is_flagged and self._notices:
+            self._notices.add("image.flagged", row["modified"], self._table.constants | dict(row))
         was_alarmed, self._is_alarmed = self._is_alarmed, float(self._alarm.update(is_flagged)) >= self._alarm.limit
         if self._is_alarmed and not was_alarmed:
             self._print(f"ALARM at image {self._judged}: more images are flagged than the calibration expects")
+            if self._notices:
+                counts = {"images": self._judged, "flagged": self._flagged}
+                self._notices.add("stream.alarm", row["modified"], self._table.constants | counts)
 
     def _move(self) -> None:
         """Move flagged images; those that cannot be moved are tried again."""

@@ -3,6 +3,7 @@
 import csv
 import errno
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -21,6 +22,7 @@ import ncml
 from ncml.cli import main as cli
 from ncml.cli.table import Table
 from tests.conftest import eventually
+from tests.receiver import Receiver, write_secret
 
 Start = Callable[..., subprocess.Popen[str]]
 
@@ -172,6 +174,37 @@ def test_a_table_of_another_folder_is_continued_without_moving_its_images(
     assert (tmp_path / "kept" / "noise.png").exists()
 
 
+def test_flagged_images_and_the_alarm_are_sent_to_a_webhook_through_a_kill(
+    start: Start, folder: Path, tmp_path: Path, calibrated: ncml.Model
+) -> None:
+    seed, receiver = flagged_seed(calibrated, tmp_path), Receiver()
+    options = ("--webhook", receiver.url, "--webhook-secret-file", str(write_secret(tmp_path)))
+    process = start(*options)  # before the receiver
+    for i in range(40):
+        save(folder / f"{i:02}.png", seed)
+    eventually(lambda: count(tmp_path) == 40)
+    eventually(lambda: "a message cannot be sent to the webhook" in (tmp_path / "log").read_text())
+    process.kill()
+    process.wait()
+    receiver.start()
+    process = start(*options)
+    save(folder / "last.png", seed)
+    eventually(lambda: any(m["data"].get("file") == str(folder / "last.png") for _, m in receiver.messages))
+    assert stop(process) == 0
+    receiver.stop()
+    assert not receiver.faults
+    sent = [message for _, message in receiver.messages]
+    flagged = [row for row in rows(tmp_path) if row["is_ood"] == "1"]
+    assert [m["data"]["file"] for m in sent if m["type"] == "image.flagged"] == [row["file"] for row in flagged]
+    assert {m["data"]["calibration"] for m in sent} == {flagged[0]["calibration"]}
+    assert set(receiver.counts.values()) == {1}
+    alarms = [line for line in (tmp_path / "log").read_text().splitlines() if "ALARM at image" in line]
+    assert [m["data"]["images"] for m in sent if m["type"] == "stream.alarm"] == [
+        int(re.findall(r"image (\d+)", line)[0]) for line in dict.fromkeys(alarms)
+    ]
+    assert alarms
+
+
 def test_a_file_is_judged_when_its_slow_writer_has_finished(start: Start, folder: Path, tmp_path: Path) -> None:
     save(tmp_path / "whole.png", 3)
     content = (tmp_path / "whole.png").read_bytes()
@@ -230,6 +263,10 @@ def test_two_processes_do_not_append_to_one_table(start: Start, folder: Path, tm
         ("image.png", "image.png is not a folder: name the one in which images arrive."),
         ("incoming -o table.parquet", "table.parquet must end in .csv: rows are appended as images arrive."),
         ("incoming --poll 0", "--poll must be 0.05 to 3600 seconds, not 0."),
+        (
+            "incoming --webhook http://localhost/",
+            "--webhook needs --webhook-secret-file, or NCML_WEBHOOK_SECRET_FILE, to sign with.",
+        ),
         ("incoming --api-key k", "--api-key requires --server: add --server, or omit --api-key."),
         ("incoming --calibration strict", "there is no calibration 'strict': choose from default."),
     ],
