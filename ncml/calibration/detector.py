@@ -23,6 +23,7 @@ from ncml.calibration.detector_power import POWER_IMAGES, measure_power
 from ncml.data import scenes as finding
 from ncml.data.good_images import MIN_SIDE, GoodImages
 from ncml.data.inventory import counted
+from ncml.data.overlaps import overlapping
 from ncml.data.scenes import Integers
 from ncml.errors import InputError, ModelError
 from ncml.images.alterations import ALTERATIONS
@@ -52,6 +53,8 @@ JUDGING_PASSES, ESTIMATION_PASSES = 4, 8
 """Time to judge an image, and to estimate the views from one, in passes of the feature network."""
 SUSPICIOUS = 6.0
 """Standardised score from which an image is shown as unlike the others."""
+SAME_VIEW = 0.7
+"""Grey levels by which small copies of images differ at most if they show nothing but one scene."""
 MAX_SUSPICIOUS_SHARE = 0.1
 """Share of the images that `--leave-out suspects` leaves out at most."""
 
@@ -89,12 +92,12 @@ class MadeDetector:
 
 
 def find_scenes(good: GoodImages, group: str = finding.AUTO) -> Integers:
-    """Return the scene of each image: by near-duplicates, or by the names of the files."""
+    """Return the scene of each image: by near-duplicates and overlaps, or by the names of the files."""
     if group != finding.AUTO:
         return finding.scenes_by_name(good.names, group)
     if len(set(good.digests)) == 1:
         raise InputError("data", "all images are equal: use images that show how good ones differ.")
-    return finding.near_duplicates(good.thumbnails, good.digests)
+    return finding.merge(finding.near_duplicates(good.thumbnails, good.digests), overlapping(good.points))
 
 
 def divide(scenes_N: Integers, false_positive_rate: float) -> tuple[Integers, Integers]:
@@ -317,9 +320,14 @@ def _notes(good: GoodImages, views: dict[str, View], duplicates: Sequence[Sequen
             )
     if duplicates:
         images_in = sum(map(len, duplicates))
-        notes.append(f"{images_in} near-duplicates are {counted(len(duplicates), 'scene')}")
+        notes.append(f"{images_in} near-duplicates or overlapping images are {counted(len(duplicates), 'scene')}")
     if good.unreadable:
         notes.append(
             f"{counted(len(good.unreadable), 'file')} could not be read, or less than {MIN_SIDE} pixels on a side"
+        )
+    if finding.variation(good.thumbnails) < SAME_VIEW:
+        notes.append(
+            "the good images hardly differ: if they show one part several times, the rate does not hold for other "
+            "parts, so use images of several parts"
         )
     return tuple(notes)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from ncml.checkpoint import check_copy
+from ncml.cli.rows import MAX_MESSAGES
 from ncml.cli.terminal import (
     DeviceOption,
     JsonOption,
@@ -67,8 +68,8 @@ def adapt(
             calibrated, too.
         false_positive_rate: Share of good images that are flagged.
         confidence: Choose the threshold so that this very detector flags at most that share, with this confidence.
-        group: How images are grouped into scenes: by near-duplicates (auto), each alone (image), by subfolder (folder),
-            or by the group in parentheses of a regular expression on the path.
+        group: How images are grouped into scenes: by near-duplicates and overlaps (auto), each alone (image), by
+            subfolder (folder), or by the group in parentheses of a regular expression on the path.
         leave_out: Leave out the images that are unlike the others.
         region: Judge only this part of the images, in pixels from the left and the top; all must have one size.
         power: Measure which alterations the detector finds.
@@ -87,6 +88,8 @@ def adapt(
     paths = sorted(path for path in list_files([data]) if path.is_file())
     with progress_bar() as on_progress:
         good = open_folder(data, paths, on_progress)
+        for reason in good.unreadable[:MAX_MESSAGES]:
+            _print_message(f"ncml: skipped: {reason}")
         loaded = load(description, device)
         if max_seconds:
             loaded = _fine_tune(loaded, data, out, false_positive_rate, max_seconds, device, on_progress)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ncml import images
 from ncml.data import scenes as finding
+from ncml.data.overlaps import Points, find_points
 from ncml.data.scenes import Integers, Pixels
 from ncml.errors import InputError
 from ncml.progress import OnProgress, Progress, ignore_progress
@@ -37,8 +38,10 @@ class GoodImages:
     digests: tuple[str, ...]
     thumbnails: np.ndarray
     """[N, side, side]."""
+    points: tuple[Points, ...]
+    """Points by which overlapping images are found."""
     unreadable: tuple[str, ...] = ()
-    """Names of files that are not images, or too small."""
+    """Why each of the other files is not used, in a sentence that names it."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -61,6 +64,7 @@ class GoodImages:
             tuple(self.shapes[i] for i in selected),
             tuple(self.digests[i] for i in selected),
             self.thumbnails[selected],
+            tuple(self.points[i] for i in selected),
             self.unreadable,
         )
 
@@ -68,31 +72,42 @@ class GoodImages:
 def open_folder(folder: Path, paths: Sequence[Path], on_progress: OnProgress = ignore_progress) -> GoodImages:
     """Open the images of a folder once, to count and compare them.
 
-    Raises `InputError` if none can be read, or if they are all equal.
+    Raises `InputError` if none can be judged.
     """
     names: list[str] = []
     kept: list[Path] = []
     shapes: list[tuple[int, int]] = []
     digests: list[str] = []
     thumbnails: list[np.ndarray] = []
+    points: list[Points] = []
     unreadable: list[str] = []
     for done, path in enumerate(paths):
         name = path.relative_to(folder).as_posix()
         try:
             image_HWC = images.open_image(path, field=name)
             check_side(image_HWC, name)
-        except InputError:
-            unreadable.append(name)
+        except InputError as error:
+            unreadable.append(str(error))
         else:
             names.append(name)
             kept.append(path)
             shapes.append((image_HWC.shape[0], image_HWC.shape[1]))
             digests.append(finding.digest(image_HWC))
             thumbnails.append(finding.thumbnail(image_HWC))
+            points.append(find_points(image_HWC))
         on_progress(Progress("read", done + 1, len(paths)))
     if not kept:
-        raise InputError("data", f"{folder} contains no readable image: name a folder of good images.")
-    return GoodImages(tuple(names), tuple(kept), tuple(shapes), tuple(digests), np.stack(thumbnails), tuple(unreadable))
+        reason = f"; the first file: {unreadable[0]}" if unreadable else ": name a folder of good images."
+        raise InputError("data", f"{folder} contains no image that can be judged{reason}")
+    return GoodImages(
+        tuple(names),
+        tuple(kept),
+        tuple(shapes),
+        tuple(digests),
+        np.stack(thumbnails),
+        tuple(points),
+        tuple(unreadable),
+    )
 
 
 def check_side(image_HWC: NDArray[np.uint8], field: str) -> None:

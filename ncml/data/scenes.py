@@ -1,9 +1,10 @@
 """Scenes of good images: near-duplicates, which must not count as independent images.
 
 Bursts, frames of a video, crops and copies of one image show one scene. Without names for the scenes, images form one
-scene whose thumbnails are far closer to each other than to any other image. The limits are relative, because good
-images of one part are alike. So bursts of one fixed part cannot be told from images of several such parts, nor a folder
-of one scene from one of images that are alike, except for equal images; names (`scenes_by_name`) can.
+scene whose thumbnails are far closer to each other than to any other image; `ncml.data.overlaps` finds crops. The
+limits are relative, because good images of one part are alike. So bursts of one fixed part cannot be told from images
+of several such parts, nor a folder of one scene from one of images that are alike, except for equal images; names
+(`scenes_by_name`) can.
 
 Shapes: N images, F features of a descriptor.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -75,6 +76,12 @@ def thumbnail(image_HWC: Pixels) -> NDArray[np.float64]:
     return np.asarray(grey, np.float64).ravel()
 
 
+def variation(thumbnails_NF: NDArray[np.float64]) -> float:
+    """Return by how many grey levels images differ at one place, apart from their brightness: the median place."""
+    centred_NF = thumbnails_NF - thumbnails_NF.mean(1, keepdims=True)
+    return float(np.median(centred_NF.std(0)))
+
+
 def digest(image_HWC: Pixels) -> str:
     """Return a digest of an image, equal for equal images."""
     return hashlib.blake2b(image_HWC.tobytes() + str(image_HWC.shape).encode(), digest_size=16).hexdigest()
@@ -111,6 +118,14 @@ def near_duplicates(descriptors_NF: NDArray[np.floating[Any]], digests: Sequence
     return np.unique(scenes_N, return_inverse=True)[1].astype(np.int64)
 
 
+def merge(scenes_N: Integers, pairs: Iterable[tuple[int, int]]) -> Integers:
+    """Return the scene of each image if those of these pairs of images are one."""
+    scenes_N = scenes_N.copy()
+    for first, second in pairs:
+        scenes_N[scenes_N == scenes_N[second]] = scenes_N[first]
+    return _number(scenes_N.tolist())
+
+
 def _distances(x_NF: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     x_NF = np.asarray(x_NF, np.float64)
     norms_N = (x_NF**2).sum(1)
@@ -134,7 +149,7 @@ def _spanning_tree(distances_NN: NDArray[np.float64]) -> list[tuple[float, int, 
     return sorted(edges)
 
 
-def _number(keys: Sequence[str]) -> Integers:
+def _number(keys: Sequence[str] | Sequence[int]) -> Integers:
     """Number distinct keys in the order of their first occurrence."""
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     return np.array([numbers[key] for key in keys], np.int64)

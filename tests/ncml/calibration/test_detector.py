@@ -287,6 +287,58 @@ def test_equal_images_are_refused(model: ncml.Model, tmp_path: Path) -> None:
         make_detector(model, open_folder(folder, sorted(folder.iterdir())), tmp_path / "d")
 
 
+def test_a_burst_of_one_view_is_noted(model: ncml.Model, folder: Path, tmp_path: Path, made: MadeDetector) -> None:
+    burst = tmp_path / "good"
+    burst.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(30):
+        frame = (good_image(0) + rng.normal(0, 2, (72, 96, 3))).clip(0, 255).astype(np.uint8)
+        Image.fromarray(frame).save(burst / f"{number:02}.png")
+    good = open_folder(burst, sorted(burst.iterdir()))
+    note = "the good images hardly differ"
+    assert any(note in line for line in make_detector(model, good, tmp_path / "d", power_images=0).calibration.notes)
+    assert not any(note in line for line in made.calibration.notes)
+
+
+def test_crops_of_few_photographs_are_refused(model: ncml.Model, tmp_path: Path) -> None:
+    folder = tmp_path / "good"
+    folder.mkdir()
+    for seed in range(12):
+        photograph = good_image(seed, 200, 260)
+        for crop in range(4):
+            Image.fromarray(photograph[3 * crop : 180 + 3 * crop, 5 * crop : 240 + 5 * crop]).save(
+                folder / f"{seed:02}_{crop}.png"
+            )
+    good = open_folder(folder, sorted(folder.iterdir()))
+    with pytest.raises(InputError, match=r"12 scenes \(48 images\) are too few"):
+        make_detector(model, good, tmp_path / "d")
+    assert not (tmp_path / "d").exists()
+
+
+def test_images_of_any_kind_are_used_and_others_are_reported(tmp_path: Path) -> None:
+    images = [Image.fromarray(good_image(seed)) for seed in range(4)]
+    images[0].convert("L").save(tmp_path / "grey.png")
+    Image.fromarray(np.asarray(images[1].convert("L")).astype(np.uint16) * 257).save(tmp_path / "sixteen.png")
+    images[2].convert("CMYK").save(tmp_path / "cmyk.jpg")
+    images[3].crop((0, 0, 20, 20)).save(tmp_path / "small.png")
+    (tmp_path / "broken.png").write_bytes((tmp_path / "grey.png").read_bytes()[:300])
+    Image.new("L", (12_000, 9_000)).save(tmp_path / "vast.png")
+    good = open_folder(tmp_path, sorted(tmp_path.iterdir()))
+    assert good.names == ("cmyk.jpg", "grey.png", "sixteen.png")
+    broken, small, vast = good.unreadable
+    assert broken.startswith("broken.png is a PNG file that is damaged")
+    assert small == "small.png has 20x20 pixels, and a detector needs 32 on each side: use a larger image."
+    assert vast.startswith("vast.png is 12000 x 9000 pixels; at most 33554432 pixels are accepted")
+
+
+def test_a_folder_without_an_image_that_can_be_judged_is_refused_with_the_first_reason(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no image that can be judged: name a folder"):
+        open_folder(tmp_path, [])
+    Image.new("L", (20, 20)).save(tmp_path / "small.png")
+    with pytest.raises(InputError, match=r"can be judged; the first file: small\.png has 20x20 pixels"):
+        open_folder(tmp_path, [tmp_path / "small.png"])
+
+
 def test_scenes_are_divided_whole() -> None:
     scenes = np.repeat(np.arange(40), 3)
     estimating, ranking = divide(scenes, 0.05)
