@@ -2,6 +2,7 @@
 
 import base64
 import json
+import ssl
 import threading
 import time
 from collections import Counter
@@ -57,7 +58,8 @@ class Receiver:
         """How often each message was accepted."""
         return Counter(message_id for message_id, _ in self.messages)
 
-    def start(self) -> None:
+    def start(self, certificate: Path | None = None, key: Path | None = None) -> None:
+        """Listen, with a certificate by HTTPS."""
         receiver = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -71,6 +73,10 @@ class Receiver:
 
         ThreadingHTTPServer.allow_reuse_address = True
         self._server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
+        if certificate:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            context.load_cert_chain(certificate, key)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def stop(self) -> None:

@@ -279,7 +279,7 @@ def test_models_are_written_by_training_and_read_by_workers() -> None:
 
 
 def test_overrides_change_existing_services() -> None:
-    names = ["calibrate", "external", "gpu", "hosts", "keys"]
+    names = ["calibrate", "external", "gpu", "hosts", "keys", "webhooks"]
     assert [path.name for path in OVERRIDES] == [f"compose.{name}.yml" for name in names]
     for path in OVERRIDES:
         assert compose(path)["services"].keys() <= SERVICES.keys()
@@ -292,7 +292,7 @@ def test_compose_itself_accepts_the_files(arguments: str, tmp_path: Path) -> Non
     files = [COMPOSE, *(path for path in OVERRIDES if path.name == arguments)]
     url = "rediss://queue.example:6379/0" if arguments == "compose.external.yml" else ""
     settings = {"NCML_REDIS_PASSWORD": "secret", "NCML_QUEUE_ADDRESS": "192.0.2.1", "NCML_API_KEYS": str(tmp_path)}
-    settings |= {"NCML_REDIS_URL": url, "NCML_QUEUE_SECRETS": str(tmp_path)}
+    settings |= {"NCML_REDIS_URL": url, "NCML_QUEUE_SECRETS": str(tmp_path), "NCML_WEBHOOK_SECRETS": str(tmp_path)}
     command = ["docker", "compose", *(word for path in files for word in ("-f", path)), "--profile", "*", "config"]
     config = yaml.safe_load(run([*command], env=os.environ | settings, cwd=ROOT))
     assert config["services"].keys() == SERVICES.keys()
@@ -338,12 +338,22 @@ def test_keys_are_mounted_by_their_folder() -> None:
     assert "/api-keys" in ignored
 
 
+def test_the_secret_of_webhooks_is_mounted_for_the_service_alone() -> None:
+    services = compose(ROOT / "docker" / "compose.webhooks.yml")["services"]
+    assert services.keys() == {"service"}
+    (mount,) = services["service"]["volumes"]
+    assert (mount["type"], mount["read_only"], mount["bind"]) == ("bind", True, {"create_host_path": False})
+    assert services["service"]["environment"] == {"NCML_WEBHOOK_SECRET_FILE": f"{mount['target']}/secret"}
+    assert mount["source"] == "${NCML_WEBHOOK_SECRETS:-./webhook-secrets}"
+
+
 def test_secret_and_large_files_are_not_copied_into_the_images() -> None:
     ignored = (ROOT / ".dockerignore").read_text().split()
     assert ignored[0] == "*"
     copied = {word for line in re.findall(r"^COPY (.*) \S+$", DOCKER, re.MULTILINE) for word in line.split()}
     assert {line.removeprefix("!") for line in ignored if line.startswith("!")} == copied
-    assert {"/ncml.env", ".env", "/api-keys", "/queue-secrets"} <= set((ROOT / ".gitignore").read_text().split())
+    secrets = {"/ncml.env", ".env", "/api-keys", "/queue-secrets", "/webhook-secrets"}
+    assert secrets <= set((ROOT / ".gitignore").read_text().split())
 
 
 def test_the_service_accepts_its_own_host_names() -> None:

@@ -24,6 +24,7 @@ from service.webhooks.targets import Receivers, Target
 from tests.conftest import eventually
 from tests.receiver import SECRET, Receiver, submit_with, write_secret
 from tests.service.test_operations import metrics
+from tests.worker.test_address import certificate
 from worker.contract import GenerateJob
 from worker.deliveries import receiver_of
 from worker.queue import JobQueue
@@ -161,6 +162,27 @@ def test_plain_http_is_sent_to_listed_networks_only(monkeypatch: pytest.MonkeyPa
         receivers = Receivers(entries)
         asyncio.run(Sender(receivers, signer).send(receivers.check("http://hooks.test/"), "msg_1", "{}"))
         assert bool(network.connected) == is_contacted, (entries, address)
+
+
+@pytest.mark.parametrize("name", ["localhost", "hooks.test"])
+def test_the_certificate_must_be_that_of_the_name(
+    name: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The certificate is one for localhost; the name in it decides, not the address that was checked."""
+    certificate(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    receiver.stop()
+    receiver.start(tmp_path / "server.pem", tmp_path / "server.key")
+    resolve = socket.getaddrinfo
+    monkeypatch.setattr(
+        "service.webhooks.addresses.socket.getaddrinfo", lambda _, *p, **o: resolve("127.0.0.1", *p, **o)
+    )
+    receivers = Receivers((f"{name}:{receiver.port}", "127.0.0.1"))
+    sender = Sender(receivers, Signer.from_file(write_secret(tmp_path)))
+    attempt = asyncio.run(sender.send(receivers.check(f"https://{name}:{receiver.port}/"), "msg_1", "{}"))
+    assert attempt.is_accepted == (name == "localhost"), attempt
+    assert len(receiver.messages) == (name == "localhost")
+    assert name == "localhost" or "certificate" in attempt.fault
 
 
 def test_a_redirect_is_not_followed(hooked: TestClient, receiver: Receiver, canary: Receiver) -> None:

@@ -247,6 +247,18 @@ def test_messages_outlive_the_queue_server(new_valkey: Callable[..., Valkey], re
     queue.close()
 
 
+def test_messages_are_recorded_and_sent_while_the_queue_is_out_of_memory(
+    hooked: TestClient, receiver: Receiver, queue: JobQueue, worker, configure: Callable[..., None]
+) -> None:
+    worker.pause()
+    job_id = submit_with(hooked, receiver.url)
+    configure(maxmemory=queue.monitor.memory()[0] // 2)
+    worker.resume()
+    eventually(lambda: receiver.messages)
+    assert receiver.messages[0][1]["data"]["id"] == job_id
+    eventually(lambda: queue.deliveries.count_all() == 0)
+
+
 SERVICE = """
 import sys
 import worker.deliveries, service.webhooks.deliverer as deliverer

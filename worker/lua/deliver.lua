@@ -1,5 +1,7 @@
+#!lua flags=allow-oom
 -- Claims deliveries of webhooks that are due, few of one receiver at a time for all services together, in one step.
 --
+-- Runs even if the server is out of memory: what is sent frees memory.
 -- A claim is a lease: if the service that holds it dies, the delivery is due again. Receivers come in the order of
 -- their oldest due deliveries.
 --
