@@ -56,7 +56,7 @@ def assert_problem(response, status: int) -> dict:
         ("/generate", {"class": "unicorn"}, "class", "its classes are cat, dog"),
         ("/generate", {"model": "other"}, "model", "the available models are tiny"),
         ("/generate", {"priority": "urgent"}, "priority", "'high', 'normal' or 'low'"),
-        ("/generate", {"clas": "cat"}, "clas", "the parameters are model, priority, class, format, n"),
+        ("/generate", {"clas": "cat"}, "clas", "the parameters are model, priority, webhook, class, format, n"),
         ("/generate", {"class": ["cat", "dog"]}, "class", "more than once"),
         ("/complete", {"keep": "middle"}, "keep", "'top', 'bottom', 'left' or 'right'"),
         ("/complete", {"keep": "bottom"}, "keep", "top half is known"),

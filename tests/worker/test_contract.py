@@ -63,6 +63,7 @@ from worker.results import (
     Timing,
     ViewDetection,
     ViewVerdict,
+    Webhook,
 )
 
 PIXELS = Pixels(height=1, width=2, data=bytes([0, 1, 2, 253, 254, 255]))
@@ -154,6 +155,7 @@ EXAMPLES: dict[str, BaseModel] = {
         request_id="r", n=1, created_at=1.0, started_at=2.0, ended_at=3.0, timing=TIMING,
         progress=Progress(stage="refine", step=3, total=20, done=0, n=1),
         error=JobError(reason="input", field="class", detail="there is no class 'x'."),
+        webhook=Webhook(id="msg_1", state="waiting", attempts=2),
     ),
     "event": Event(id="1-0", kind="status", status=JobStatus.RUNNING),
     "preview": Preview(stage="refine", step=3, total=20, n=1, height=1, width=2, data=bytes(6)),
