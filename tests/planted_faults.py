@@ -37,6 +37,9 @@ SAMPLE_TESTS = "ncml/sampling/test_sample.py"
 CACHED_TESTS = "ncml/sampling/test_cached.py"
 CONFORMAL = "ncml/ood/conformal.py"
 CONFORMAL_TESTS = "ncml/ood/test_conformal.py"
+SCENE_RANKS = "ncml/ood/scene_ranks.py"
+SCENE_RANKS_TESTS = "ncml/ood/test_scene_ranks.py"
+DETECTOR_TESTS = "ncml/calibration/test_detector.py"
 QUEUE_TESTS = "worker/test_queue.py"
 LEASE_TESTS = "worker/test_leases.py"
 
@@ -282,6 +285,49 @@ FAULTS = (
         'measure_all("rank", rank_pixels,',
         'measure_all("rank", fit_pixels,',
         "ncml/calibration/test_estimation.py",
+    ),
+    # Detectors
+    Fault(
+        "detector: ranks count images of a scene one by one",
+        SCENE_RANKS,
+        "weights_N = 1 / np.bincount(self.scenes_N)[self.scenes_N]",
+        "weights_N = np.ones(len(self.scenes_N))",
+        SCENE_RANKS_TESTS,
+    ),
+    Fault(
+        "detector: an image equal to a ranking image counts as above it",
+        SCENE_RANKS,
+        'np.asarray(scores, np.float64), side="left")',
+        'np.asarray(scores, np.float64), side="right")',
+        SCENE_RANKS_TESTS,
+    ),
+    Fault(
+        "detector: the confidence does not lower the rate",
+        SCENE_RANKS,
+        "while ranks and rate_bound(ranks, scenes, confidence) > false_positive_rate:",
+        "while False:",
+        SCENE_RANKS_TESTS,
+    ),
+    Fault(
+        "detector: estimation images rank, too",
+        "ncml/calibration/detector.py",
+        "np.flatnonzero(is_estimating_N), np.flatnonzero(~is_estimating_N)",
+        "np.flatnonzero(is_estimating_N), np.arange(len(is_estimating_N))",
+        DETECTOR_TESTS,
+    ),
+    Fault(
+        "detector: a bank of other weights is used",
+        "ncml/ood/judging.py",
+        "if file_digest(path) != calibration.tensors:",
+        "if False:",
+        DETECTOR_TESTS,
+    ),
+    Fault(
+        "detector: the whole image is judged instead of the region",
+        "ncml/ood/judging.py",
+        "image_HWC if region is None else region.crop(image_HWC)",
+        "image_HWC",
+        DETECTOR_TESTS,
     ),
     # Service
     Fault(
