@@ -71,6 +71,15 @@ class Suspect:
 
 
 @dataclass(frozen=True)
+class Reviews:
+    """What became of images that were flagged although they are good."""
+
+    images: int
+    still_flagged: int
+    """How many the images of other scenes would not keep from being flagged again."""
+
+
+@dataclass(frozen=True)
 class MadeDetector:
     """A detector in a model folder, and what was found about its good images."""
 
@@ -82,6 +91,7 @@ class MadeDetector:
     left_out: tuple[str, ...] = ()
     threshold_with_suspects: float | None = None
     """The threshold before suspects were left out; None if none were."""
+    reviews: Reviews | None = None
     messages: tuple[str, ...] = field(default=())
 
     @property
@@ -132,6 +142,7 @@ def make_detector(
     confidence: float | None = None,
     group: str = finding.AUTO,
     leave_out: bool = False,
+    reviewed: GoodImages | None = None,
     power_images: int = POWER_IMAGES,
     region: Box | None = None,
     device: str = "cpu",
@@ -142,6 +153,8 @@ def make_detector(
 
     confidence: the probability with which the rate of this very calibration is at most the false-positive rate.
     leave_out: whether suspects are left out of both parts, and the detector is made again without them.
+    reviewed: images that a detector flagged although they are good. They estimate and never rank, so that the rate
+        holds, and the scales of the views are those of the other images.
     power_images: number of ranking images that are altered to measure the power; 0 does not measure it.
     region: the only part of the images that is judged, in pixels; all images must then have one size.
 
@@ -149,32 +162,38 @@ def make_detector(
     a disk without space for the detector, before anything is computed.
     """
     checkpoint.check_copy(model.folder, folder)
-    judged = None if region is None else _region(good, region)
+    judged = None if region is None else _region(good if reviewed is None else good.join(reviewed), region)
     check_space(folder, checkpoint.copy_bytes(model.folder) + DETECTOR_BYTES)
     scenes_N = find_scenes(good, group)
     estimating, ranking = divide(scenes_N, false_positive_rate)
     cutoff(len(np.unique(scenes_N[ranking])), false_positive_rate, confidence)
     duplicates = _near_duplicates(good, scenes_N)
+    known, known_scenes_N = good, scenes_N
+    if reviewed is not None:
+        good, scenes_N, estimating = _add_reviewed(known, known_scenes_N, estimating, ranking, reviewed)
     if efficientnet.is_available():
         seconds = patches.pass_seconds(_readers(good, estimating[:1], judged)[0](), device)
         on_message(_estimate_time(seconds, len(estimating), len(ranking), power_images))
     started = time.monotonic()
     views, scales, scores_N, deciding = _estimate_and_rank(
-        good, judged, scenes_N, estimating, ranking, device, on_message, on_progress
+        good, judged, scenes_N, estimating, ranking, len(good) - len(known), device, on_message, on_progress
     )
-    suspects = _suspects(good, scores_N, deciding)
+    suspects = _suspects(known, scores_N[: len(known)], deciding)
     before = None
     left_out: tuple[str, ...] = ()
     if leave_out and suspects:
         ranks = SceneRanks.rank(scores_N[ranking], scenes_N[ranking])
         before = ranks.threshold(cutoff(ranks.scenes, false_positive_rate, confidence))
-        names = {suspect.name for suspect in suspects[: max(1, int(MAX_SUSPICIOUS_SHARE * len(good)))]}
-        left_out = tuple(name for name in good.names if name in names)
-        kept = np.array([i for i, name in enumerate(good.names) if name not in names])
-        good, scenes_N = good.take(kept), np.unique(scenes_N[kept], return_inverse=True)[1].astype(np.int64)
+        names = {suspect.name for suspect in suspects[: max(1, int(MAX_SUSPICIOUS_SHARE * len(known)))]}
+        left_out = tuple(name for name in known.names if name in names)
+        kept = np.array([i for i, name in enumerate(known.names) if name not in names])
+        known, known_scenes_N = known.take(kept), _renumber(known_scenes_N[kept])
+        good, scenes_N = known, known_scenes_N
         estimating, ranking = divide(scenes_N, false_positive_rate)
+        if reviewed is not None:
+            good, scenes_N, estimating = _add_reviewed(known, known_scenes_N, estimating, ranking, reviewed)
         views, scales, scores_N, deciding = _estimate_and_rank(
-            good, judged, scenes_N, estimating, ranking, device, on_message, on_progress
+            good, judged, scenes_N, estimating, ranking, len(good) - len(known), device, on_message, on_progress
         )
     ranks = SceneRanks.rank(scores_N[ranking], scenes_N[ranking])
     checkpoint.copy(model.folder, folder)
@@ -205,7 +224,39 @@ def make_detector(
             checkpoint.replace_file(folder / checkpoint.DETECTOR_PICTURES, lambda new: new.write_bytes(sheet))
         calibration = calibration.with_power(power)
         calibration.save(folder)
-    return MadeDetector(folder, calibration, duplicates, tuple(suspects), left_out, before)
+    is_flagged = scores_N[len(known) :] > calibration.threshold
+    reviews = None if reviewed is None else Reviews(len(is_flagged), int(is_flagged.sum()))
+    return MadeDetector(folder, calibration, duplicates, tuple(suspects), left_out, before, reviews)
+
+
+def _add_reviewed(
+    good: GoodImages, scenes_N: Integers, estimating: Integers, ranking: Integers, reviewed: GoodImages
+) -> tuple[GoodImages, Integers, Integers]:
+    """Return all images with their scenes, the reviewed ones last, and the positions of those that estimate.
+
+    Raises `InputError` for a reviewed image that shows a scene among which images are ranked.
+    """
+    joined = good.join(reviewed)
+    common_N = find_scenes(joined)
+    ranked = set(common_N[ranking].tolist())
+    refused = [joined.names[i] for i in range(len(good), len(joined)) if int(common_N[i]) in ranked]
+    if refused:
+        raise InputError(
+            "reviewed",
+            f"{counted(len(refused), 'reviewed image')} ({', '.join(refused[:3])}{', ...' * (len(refused) > 3)}) show "
+            "scenes of good images that rank, which would make the rate wrong: leave them out.",
+        )
+    scene_of = {int(common_N[i]): int(scenes_N[i]) for i in estimating}
+    for scene in np.unique(common_N[len(good) :]).tolist():
+        scene_of.setdefault(scene, int(scenes_N.max()) + 1 + scene)
+    own_N = np.array([scene_of[int(scene)] for scene in common_N[len(good) :]], np.int64)
+    all_estimating = np.concatenate([estimating, np.arange(len(good), len(joined))])
+    return joined, _renumber(np.concatenate([scenes_N, own_N])), all_estimating
+
+
+def _renumber(scenes_N: Integers) -> Integers:
+    """Number scenes from 0."""
+    return np.unique(scenes_N, return_inverse=True)[1].astype(np.int64)
 
 
 def _estimate_and_rank(
@@ -214,13 +265,15 @@ def _estimate_and_rank(
     scenes_N: Integers,
     estimating: Integers,
     ranking: Integers,
+    reviewed: int,
     device: str,
     on_message: Callable[[str], None],
     on_progress: OnProgress,
 ) -> tuple[dict[str, View], dict[str, Scale], np.ndarray, list[str]]:
     """Return the views, their scales, and the largest standardised score of every image with its view.
 
-    The scores of estimation images are computed without those of their own scene.
+    The scores of estimation images are computed without those of their own scene. The last `reviewed` ones have no
+    part in the scales: they were chosen for being unusual.
     """
     views: dict[str, View] = {}
     scales: dict[str, Scale] = {}
@@ -238,7 +291,7 @@ def _estimate_and_rank(
         for name, own_N in estimated.scores.items():
             if not np.isfinite(own_N).all():
                 raise ModelError(f"the view {name} gives a score that is not finite; report this error.")
-            scales[name] = Scale.estimate(own_N, view_type.margin)
+            scales[name] = Scale.estimate(own_N[: len(own_N) - reviewed], view_type.margin)
             standardised[name] = np.full(len(good), -np.inf)
             standardised[name][estimating] = [scales[name].standardise(score) for score in own_N]
     for done, (index, reader) in enumerate(zip(ranking, _readers(good, ranking, region), strict=True)):

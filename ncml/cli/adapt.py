@@ -47,6 +47,7 @@ def adapt(
     confidence: Annotated[float | None, arg(metavar="SHARE", help_behavior_hint="(default: on average)")] = None,
     group: Annotated[str, arg(metavar="auto|image|folder|PATTERN")] = AUTO,
     leave_out: Annotated[Literal["suspects"] | None, arg(help_behavior_hint="(default: none)")] = None,
+    reviewed: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: none)")] = None,
     region: Annotated[
         str | None, arg(metavar="X,Y,WIDTH,HEIGHT", help_behavior_hint="(default: the whole image)")
     ] = None,
@@ -71,6 +72,8 @@ def adapt(
         group: How images are grouped into scenes: by near-duplicates and overlaps (auto), each alone (image), by
             subfolder (folder), or by the group in parentheses of a regular expression on the path.
         leave_out: Leave out the images that are unlike the others.
+        reviewed: Folder of images that the detector flagged although they are good. They join those that estimate, and
+            never rank, so that the rate holds.
         region: Judge only this part of the images, in pixels from the left and the top; all must have one size.
         power: Measure which alterations the detector finds.
         device: Device to compute on: cpu, cuda or cuda:N.
@@ -85,10 +88,13 @@ def adapt(
     check_copy(description.folder, out, changing=max_seconds > 0)
     if not data.is_dir():
         raise InputError("data", f"{data} is not a folder: name a folder of good images.")
+    if reviewed is not None and not reviewed.is_dir():
+        raise InputError("reviewed", f"{reviewed} is not a folder: name a folder of good images that were flagged.")
     paths = sorted(path for path in list_files([data]) if path.is_file())
     with progress_bar() as on_progress:
         good = open_folder(data, paths, on_progress)
-        for reason in good.unreadable[:MAX_MESSAGES]:
+        flagged = None if reviewed is None else open_folder(reviewed, sorted(list_files([reviewed])), on_progress)
+        for reason in (good if flagged is None else good.join(flagged)).unreadable[:MAX_MESSAGES]:
             _print_message(f"ncml: skipped: {reason}")
         loaded = load(description, device)
         if max_seconds:
@@ -103,6 +109,7 @@ def adapt(
             confidence=confidence,
             group=group,
             leave_out=leave_out is not None,
+            reviewed=flagged,
             **({} if power else {"power_images": 0}),
             region=box,
             device=device,
@@ -176,4 +183,5 @@ def _result(made: "MadeDetector") -> dict[str, Any]:
         "near_duplicates": [list(names) for names in made.near_duplicates],
         "suspicious": [suspect.name for suspect in made.suspects],
         "left_out": list(made.left_out),
+        "reviewed": None if made.reviews is None else vars(made.reviews),
     }

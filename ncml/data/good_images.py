@@ -55,6 +55,18 @@ class GoodImages:
         """Return a function for each of these images."""
         return [self.reader(int(index)) for index in indices]
 
+    def join(self, others: GoodImages) -> GoodImages:
+        """Return these images and others, in this order."""
+        return GoodImages(
+            self.names + others.names,
+            self.paths + others.paths,
+            self.shapes + others.shapes,
+            self.digests + others.digests,
+            np.concatenate([self.thumbnails, others.thumbnails]),
+            self.points + others.points,
+            self.unreadable + others.unreadable,
+        )
+
     def take(self, indices: Sequence[int] | Integers) -> GoodImages:
         """Return some of the images."""
         selected = [int(index) for index in indices]

@@ -414,6 +414,34 @@ def test_suspects_are_shown_and_left_out_on_request(
     assert cleaned.calibration.threshold < cleaned.threshold_with_suspects
 
 
+def test_reviewed_images_estimate_and_never_rank(model: ncml.Model, folder: Path, tmp_path: Path) -> None:
+    good = open_folder(folder, sorted(folder.glob("*.png"))[:36])
+    (flagged := tmp_path / "flagged").mkdir()
+    for seed in range(300, 306):
+        Image.fromarray(without_disc(seed)).save(flagged / f"{seed}.png")
+    reviewed = open_folder(flagged, sorted(flagged.iterdir()))
+    before = make_detector(model, good, tmp_path / "before", power_images=0)
+    after = make_detector(model, good, tmp_path / "after", reviewed=reviewed, power_images=0)
+    assert before.reviews is None
+    assert after.reviews is not None
+    assert after.reviews.images == 6
+    assert after.calibration.n_fit == before.calibration.n_fit + 6
+    assert after.calibration.n_rank == before.calibration.n_rank
+    fresh = [without_disc(seed) for seed in range(400, 410)]
+    shares = [
+        np.mean([score.ood is not None and score.ood.is_ood for score in ncml.load(made.folder).score(fresh)])
+        for made in (before, after)
+    ]
+    assert shares[0] >= 0.9
+    assert shares[1] <= shares[0] / 2
+    _, ranking = divide(find_scenes(good), 0.05)
+    shutil.copy(good.paths[ranking[0]], flagged / "again.png")
+    ranked = open_folder(flagged, sorted(flagged.iterdir()))
+    with pytest.raises(InputError, match=r"1 reviewed image \(again.png\) show.* leave them out"):
+        make_detector(model, good, tmp_path / "refused", reviewed=ranked, power_images=0)
+    assert not (tmp_path / "refused").exists()
+
+
 def test_a_small_image_is_refused(loaded: ncml.Model) -> None:
     with pytest.raises(InputError, match="20x20 pixels, and a detector needs 32"):
         loaded.score(np.zeros((20, 20, 3), np.uint8))
