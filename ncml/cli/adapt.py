@@ -90,10 +90,9 @@ def adapt(
         raise InputError("data", f"{data} is not a folder: name a folder of good images.")
     if reviewed is not None and not reviewed.is_dir():
         raise InputError("reviewed", f"{reviewed} is not a folder: name a folder of good images that were flagged.")
-    paths = sorted(path for path in list_files([data]) if path.is_file())
     with progress_bar() as on_progress:
-        good = open_folder(data, paths, on_progress)
-        flagged = None if reviewed is None else open_folder(reviewed, sorted(list_files([reviewed])), on_progress)
+        good = open_folder(data, _files(data), on_progress)
+        flagged = None if reviewed is None else open_folder(reviewed, _files(reviewed), on_progress)
         for reason in (good if flagged is None else good.join(flagged)).unreadable[:MAX_MESSAGES]:
             _print_message(f"ncml: skipped: {reason}")
         loaded = load(description, device)
@@ -131,6 +130,10 @@ def adapt(
         print(*lines, sep="\n")
         print(f"made in {time.monotonic() - started:.0f} s", file=sys.stderr)
         print(f"try: ncml score IMAGE --model {shlex.quote(str(out))}", file=sys.stderr)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in list_files([folder]) if path.is_file())
 
 
 def _fine_tune(

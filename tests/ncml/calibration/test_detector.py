@@ -467,6 +467,28 @@ def test_one_rank_of_the_largest_standardised_score_keeps_the_rate_for_any_numbe
     assert np.mean(flagged) == pytest.approx(0.05, abs=0.006)
 
 
+@pytest.mark.parametrize("shares", [(1.0,), (0.96, 0.04)], ids=["one kind", "a rare kind"])
+def test_the_rate_holds_after_flagged_good_images_have_joined_those_that_estimate(shares: tuple[float, ...]) -> None:
+    """Simulated: they are chosen by the ranks, but as scores fall with more estimation images, no more are flagged."""
+    rng = np.random.default_rng(0)
+    flagged = []
+    for _ in range(400):
+        centres = 4 * rng.normal(size=(len(shares), 4))
+        estimating, ranking, seen, fresh = (
+            centres[rng.choice(len(shares), n, p=shares)] + rng.normal(size=(n, 4)) for n in (30, 79, 300, 300)
+        )
+
+        def scores(images: np.ndarray, bank: np.ndarray) -> np.ndarray:
+            return np.sqrt(((images[:, None] - bank[None]) ** 2).sum(-1).min(1))
+
+        def is_flagged(images: np.ndarray, bank: np.ndarray, ranking: np.ndarray = ranking) -> np.ndarray:
+            return scores(images, bank) > np.sort(scores(ranking, bank))[-4]  # the threshold of 79 ranks at 5 %
+
+        reviewed = seen[is_flagged(seen, estimating)][:10]
+        flagged.append(is_flagged(fresh, np.concatenate([estimating, reviewed])).mean())
+    assert np.mean(flagged) == pytest.approx(0.05, abs=0.006)
+
+
 def test_a_box_holds_the_cells_around_the_maximum() -> None:
     map_hw = np.zeros((6, 8), np.float32)
     map_hw[2:4, 5:7] = 1
