@@ -101,9 +101,10 @@ class Deliverer:
         self._metrics.webhook_attempts.labels(outcome="retried" if state == "waiting" else state).inc()
         if state != "delivered" and attempt is not INTERRUPTED:
             log.warning(
-                "webhook %s of the job %s: %s %s; %s",
-                delivery.id, delivery.view.id, delivery.receiver, attempt.fault or f"answered {attempt.status}",
+                "the webhook %s was not accepted: %s %s; %s",
+                delivery.id, delivery.receiver, attempt.fault or f"answered {attempt.status}",
                 "it is not tried again" if state == "failed" else f"trying again in {pause_s:.0f} s",
+                extra={"job": delivery.view.id, "request": delivery.view.request_id},
             )  # fmt: skip
         while time.monotonic() < claimed_at + LEASE_S:  # then the attempt is repeated
             try:

@@ -13,15 +13,19 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+from ncml.client import Client
 from ncml.images import to_png
 from ncml.webhooks import Signer
+from service.app import create_app
 from service.metrics import Metrics
+from service.settings import Settings
 from service.webhooks import deliverer
 from service.webhooks.deliverer import GIVE_UP_S, plan
 from service.webhooks.sending import Attempt, Sender
 from service.webhooks.targets import Receivers
 from tests.conftest import Valkey, eventually, free_port
 from tests.receiver import Receiver, submit_with, write_secret
+from tests.service.live import served
 from tests.service.test_operations import metrics
 from worker.contract import GenerateJob
 from worker.deliveries import Delivery
@@ -135,6 +139,13 @@ def test_a_request_that_is_repeated_under_its_key_is_sent_once(hooked: TestClien
     other = hooked.post("/generate", params={"webhook": receiver.url + "2"}, headers={"Idempotency-Key": "k"})
     assert other.status_code == 422
     assert receiver.counts.total() == 1
+
+
+def test_the_client_names_a_webhook(queue: JobQueue, receiver: Receiver, short_pauses: None, tmp_path: Path) -> None:
+    app = create_app(Settings(webhook_hosts=(receiver.entry,), webhook_secret_file=write_secret(tmp_path)), queue)
+    with served(app) as url, Client(url) as client:
+        client.generate(1, webhook=receiver.url)
+        eventually(lambda: receiver.messages)
 
 
 def test_a_client_that_disconnects_does_not_cancel_a_job_with_a_webhook(hooked: TestClient, receiver, worker) -> None:
