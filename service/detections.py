@@ -51,10 +51,9 @@ def draw_detections(detections: Sequence[Detection]) -> NDArray[np.uint8]:
 def _draw(detection: Detection) -> NDArray[np.uint8]:
     backdrop_HWC = np.array(Image.open(io.BytesIO(detection.backdrop or b""), formats=["JPEG"]).convert("RGB"))
     H, W = backdrop_HWC.shape[:2]
-    covered = _scaled(detection.covered, W / detection.width, H / detection.height)
-    map_HW = np.concatenate(list(stretch_bands(_grid(detection), covered, H, W)))
-    overlay = heat.overlay(backdrop_HWC, map_HW, float(map_HW.min()), float(map_HW.max()))
-    return heat.frame(overlay, _scaled(detection.box, W / detection.width, H / detection.height))
+    scale = W / detection.width, H / detection.height
+    map_HW = np.concatenate(list(stretch_bands(_grid(detection), _scaled(detection.covered, *scale), H, W)))
+    return heat.render_detection(backdrop_HWC, map_HW, _scaled(detection.box, *scale))
 
 
 def _grid(detection: Detection) -> Scores:

@@ -28,7 +28,7 @@ from ncml.progress import ignore_progress
 if TYPE_CHECKING:
     from ncml.cli.local import LocalModel
     from ncml.cli.remote import RemoteModel
-    from ncml.results import Detection, Score
+    from ncml.results import Score
 
 BATCH = 64
 """Images that are read and scored in one call of the model."""
@@ -154,8 +154,9 @@ def image_scorer(
             if score.detection is not None:
                 row |= {"view": score.detection.view, "rarity": score.detection.rarity}
                 if maps is not None:
-                    rendered = render_detection(image, score.detection)
-                    heat.save(maps / _relative(Path(row["file"])), rendered, score.detection.map)
+                    map_HW = score.detection.map
+                    rendered = heat.render_detection(image, map_HW, score.detection.box)
+                    heat.save(maps / _relative(Path(row["file"])), rendered, map_HW)
             elif maps is not None and score.map is not None:
                 heat.save(maps / _relative(Path(row["file"])), heat.render_pixel_map(score.map), score.map)
         return rows
@@ -183,13 +184,6 @@ def image_scorer(
     if own_size:
         return Scorer(score_files, MAX_JUDGED_IMAGES, concurrency)
     return Scorer(score_files, BATCH if concurrency == 1 else REQUEST, concurrency)
-
-
-def render_detection(image_HWC: NDArray[np.uint8], detection: "Detection") -> NDArray[np.uint8]:
-    """Return the image in grey with the local scores of the deciding view, and its box."""
-    map_HW = detection.map
-    overlay = heat.overlay(image_HWC, map_HW, float(map_HW.min()), float(map_HW.max()))
-    return heat.frame(overlay, detection.box)
 
 
 def tile_scorer(

@@ -54,6 +54,13 @@ def overlay(image_HWC: NDArray[np.uint8], map_HW: NDArray[np.floating], low: flo
     return mixed_HWC
 
 
+def render_detection(
+    image_HWC: NDArray[np.uint8], map_HW: NDArray[np.floating], box: tuple[int, int, int, int]
+) -> NDArray[np.uint8]:
+    """Return the image in grey with the local scores of a detector's view, over their own range, and its box."""
+    return frame(overlay(image_HWC, map_HW, float(map_HW.min()), float(map_HW.max())), box)
+
+
 def _bands(map_HW: NDArray[np.floating]) -> Iterator[slice]:
     return (slice(top, top + BAND) for top in range(0, len(map_HW), BAND))
 
