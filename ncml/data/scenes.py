@@ -32,6 +32,8 @@ LINKED = 0.3
 """Near-duplicates are closer than this share of the median distance of two images."""
 GAP = 3.0
 """Another image is at least this many times as far from near-duplicates as they are from each other."""
+MOST_COMPARED = 1000
+"""Images whose distances give the median, at most."""
 SIDE = 32
 """Pixels of a side of a thumbnail."""
 
@@ -94,16 +96,14 @@ def near_duplicates(descriptors_NF: NDArray[np.floating[Any]], digests: Sequence
     `LINKED` of the median distance, another image is at least `GAP` times as far, and it has at most `MAX_SHARE` of the
     images; of nested groups, the largest.
     """
-    distances_NN = _distances(descriptors_NF)
+    x_NF = np.asarray(descriptors_NF, np.float64)
     labels_N = _number(list(digests))
-    distances_NN[labels_N[:, None] == labels_N[None, :]] = 0
     count = len(labels_N)
-    upper = distances_NN[np.triu_indices(count, 1)]
-    limit = LINKED * float(np.median(upper)) if count > 1 else 0.0
+    limit = LINKED * _median_distance(x_NF, labels_N)
     scenes_N = np.arange(count)
     groups = {i: [i] for i in range(count)}
     group_of, height_of = list(range(count)), dict.fromkeys(range(count), 0.0)
-    for height, first, second in [*_spanning_tree(distances_NN), (np.inf, 0, 0)]:
+    for height, first, second in [*_spanning_tree(x_NF, labels_N), (np.inf, 0, 0)]:
         for group in {group_of[first], group_of[second]}:
             members, inside = groups[group], height_of[group]
             is_near = inside < limit and height >= GAP * inside and len(members) <= MAX_SHARE * count
@@ -126,17 +126,25 @@ def merge(scenes_N: Integers, pairs: Iterable[tuple[int, int]]) -> Integers:
     return _number(scenes_N.tolist())
 
 
-def _distances(x_NF: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    x_NF = np.asarray(x_NF, np.float64)
-    norms_N = (x_NF**2).sum(1)
-    squared_NN = norms_N[:, None] + norms_N[None, :] - 2 * x_NF @ x_NF.T
-    return np.sqrt(np.maximum(squared_NN, 0))
+def _distances(x_NF: NDArray[np.float64], labels_N: Integers, index: int) -> NDArray[np.float64]:
+    """Return the distances of an image from all, 0 to equal ones, [N]: a matrix of all pairs would take gigabytes."""
+    squared_N = ((x_NF - x_NF[index]) ** 2).sum(1)
+    return np.where(labels_N == labels_N[index], 0.0, np.sqrt(squared_N))
 
 
-def _spanning_tree(distances_NN: NDArray[np.float64]) -> list[tuple[float, int, int]]:
+def _median_distance(x_NF: NDArray[np.float64], labels_N: Integers) -> float:
+    """Return the median distance of two images, of at most `MOST_COMPARED` evenly spaced ones; 0 for a single image."""
+    count = min(len(x_NF), MOST_COMPARED)
+    selected = np.arange(count) * len(x_NF) // count
+    x_NF, labels_N = x_NF[selected], labels_N[selected]
+    rows = [_distances(x_NF, labels_N, index)[index + 1 :] for index in range(count - 1)]
+    return float(np.median(np.concatenate(rows))) if rows else 0.0
+
+
+def _spanning_tree(x_NF: NDArray[np.float64], labels_N: Integers) -> list[tuple[float, int, int]]:
     """Return the edges of the smallest spanning tree, the shortest first."""
-    count = len(distances_NN)
-    nearest_N, from_N = distances_NN[0].copy(), np.zeros(count, np.int64)
+    count = len(x_NF)
+    nearest_N, from_N = _distances(x_NF, labels_N, 0), np.zeros(count, np.int64)
     is_inside_N = np.zeros(count, bool)
     is_inside_N[0] = True
     edges: list[tuple[float, int, int]] = []
@@ -144,8 +152,9 @@ def _spanning_tree(distances_NN: NDArray[np.float64]) -> list[tuple[float, int, 
         new = int(np.where(is_inside_N, np.inf, nearest_N).argmin())
         edges.append((float(nearest_N[new]), int(from_N[new]), new))
         is_inside_N[new] = True
-        is_nearer_N = distances_NN[new] < nearest_N
-        nearest_N[is_nearer_N], from_N[is_nearer_N] = distances_NN[new][is_nearer_N], new
+        distances_N = _distances(x_NF, labels_N, new)
+        is_nearer_N = distances_N < nearest_N
+        nearest_N[is_nearer_N], from_N[is_nearer_N] = distances_N[is_nearer_N], new
     return sorted(edges)
 
 

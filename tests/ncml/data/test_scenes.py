@@ -1,5 +1,7 @@
 """Scenes: near-duplicates are linked, images that are merely alike are not, and names can say otherwise."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -67,3 +69,18 @@ def test_scenes_are_named_by_subfolder_or_by_a_pattern() -> None:
 def test_a_pattern_needs_one_group(group: str) -> None:
     with pytest.raises(InputError, match="--group"):
         scenes.check_group(group)
+
+
+def test_the_distances_of_many_images_are_not_all_in_memory() -> None:
+    rng = np.random.default_rng(0)
+    descriptors_NF = rng.normal(size=(1500, 32))
+    descriptors_NF[1::500] = descriptors_NF[::500] + 1e-6
+    tracemalloc.start()
+    try:
+        labels_N = scenes.near_duplicates(descriptors_NF, [str(i) for i in range(1500)])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [labels_N[i + 1] == labels_N[i] for i in range(0, 1500, 500)] == [True] * 3
+    assert len(set(labels_N.tolist())) == 1497
+    assert peak < 1500**2 * 8  # of a matrix
