@@ -4,15 +4,18 @@ AUROC, share detected at 5%, false positives and seconds an image.
 
     pip install conformal-clip-data elpv-dataset
     python benchmarks/defects.py [--quick] [--tile N] [--overlap SHARE] [--sets textiles cells]
-                                 [--methods bundled detector patches pooled likelihood linear4 linear24 brightness]
+                                 [--methods adapted bundled detector patches pooled likelihood linear4 linear24
+                                  brightness]
 
 Textiles are 250x250 RGB, with local or global defects; cells are photographs of solar cells, 300x300 grey, sound or
 certainly defective. (The data of elpv-dataset is CC-BY-NC-SA: it is measured with, and not part of this project.) Each
 method is calibrated on 100 good images, and sees no defect before it is tested on at most 100 images of each kind.
 
-bundled: the bundled model, its tiles calibrated. detector: the same after fine-tuning on crops of further good images,
-as `ncml train detector` does it. patches: distances of EfficientNet-Lite0's patch features from the nearest ones of
-good images, as PatchCore does it. pooled: scikit-learn's local outlier factor on that network's pooled features.
+adapted: a detector, as `ncml adapt` makes it; combined is its verdict, and a view detects what it alone raises above
+the threshold. bundled: the bundled model, its tiles calibrated. detector: the same after fine-tuning on crops of
+further good images, as `ncml train detector` does it. patches: distances of EfficientNet-Lite0's patch features from
+the nearest ones of good images, as PatchCore does it. pooled: scikit-learn's local outlier factor on that network's
+pooled features.
 likelihood: the view `likelihood` of detectors, by the bundled model `detector-base`. linear4, linear24: a linear
 predictor of each pixel from the 4 or 24 pixels before it within 1 or 3 rows and columns, estimated by least squares.
 brightness: the distance of the mean brightness from the median of good images.
@@ -44,12 +47,15 @@ from sklearn.metrics import roc_auc_score
 import ncml
 from ncml import checkpoint, config, images, recipes
 from ncml.calibration import tiles
+from ncml.calibration.detector import make_detector
 from ncml.data.cropping import Cropping
 from ncml.data.dataset import Dataset
+from ncml.data.good_images import open_folder
 from ncml.images.tiling import OVERLAP, Tiling
 from ncml.network import efficientnet
 from ncml.network.ncpn import NCPN
 from ncml.ood import conformal
+from ncml.ood.judging import Detector
 from ncml.ood.tiles import scan
 from ncml.ood.views.likelihood import LikelihoodView
 from ncml.progress import ignore_progress
@@ -151,6 +157,28 @@ def _package(name: str) -> Path:
 
 Scorer = Callable[[Pixels], Mapping[str, float]]
 """One image to its scores, by view; a score is higher for a defect."""
+
+
+def adapted(image_set: ImageSet, minutes: float) -> tuple[Scorer, dict[str, Any]]:
+    """Make a detector from the calibrating images."""
+    paths = image_set.calibration
+    with tempfile.TemporaryDirectory() as folder:
+        made = make_detector(
+            ncml.load(ROOT / "models" / "cifar10"),
+            open_folder(paths[0].parent, paths),
+            Path(folder) / "detector",
+            false_positive_rate=RATE,
+            group="image",
+            power_images=0,
+        )
+        judging = Detector.load(made.folder, made.calibration)
+
+    def score(image_HWC: Pixels) -> dict[str, float]:
+        detection = judging.judge(image_HWC)
+        return {"combined": detection.score} | {name: view.standardised for name, view in detection.views.items()}
+
+    names = ("combined", *made.calibration.scales)
+    return score, {"thresholds": dict.fromkeys(names, made.calibration.threshold)}
 
 
 def bundled(image_set: ImageSet, minutes: float) -> tuple[Scorer, dict[str, Any]]:
@@ -353,6 +381,7 @@ print_line = functools.partial(print, flush=True)
 
 SETS = {"textiles": textiles, "cells": cells}
 METHODS = {
+    "adapted": adapted,
     "bundled": bundled,
     "detector": detector,
     "patches": patches,

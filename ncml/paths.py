@@ -18,6 +18,9 @@ BUNDLED_MODEL = "cifar10"
 DETECTOR_BASE = "detector-base"
 """The name of the bundled model that only scores, on which detectors are built."""
 
+BUNDLED = Path(__file__).resolve().parent.parent / "models"
+"""The directory of the models that come with this package."""
+
 
 def search_path() -> tuple[Path, ...]:
     """Return the directories that hold model folders; of two folders with the same name, the first takes precedence.
@@ -26,7 +29,7 @@ def search_path() -> tuple[Path, ...]:
     come with this package.
     """
     directories = tuple(Path(part) for part in os.environ.get("NCML_MODELS", "").split(os.pathsep) if part)
-    return directories or (Path("models"), Path(__file__).resolve().parent.parent / "models")
+    return directories or (Path("models"), BUNDLED)
 
 
 def model_folders() -> dict[str, Path]:

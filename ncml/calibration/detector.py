@@ -49,7 +49,7 @@ MAX_ESTIMATION_SCENES = 200
 """Scenes from which views are estimated at most; the others rank."""
 DETECTOR_BYTES = 128 * 2**20
 """Space for what a detector adds to a copy of the model, mostly the patches by place."""
-JUDGING_PASSES, ESTIMATION_PASSES = 4, 8
+JUDGING_PASSES, ESTIMATION_PASSES = 6, 10
 """Time to judge an image, and to estimate the views from one, in passes of the feature network."""
 SUSPICIOUS = 6.0
 """Standardised score from which an image is shown as unlike the others."""

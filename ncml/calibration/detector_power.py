@@ -37,8 +37,9 @@ def measure_power(
     pictures = PowerPictures()
     foreign: dict[str, list[bool]] = {"one colour": [], "random values": []}
     total, done = count * (len(ALTERATIONS) + len(foreign)), 0
-    for seed, reader in enumerate(selected):
-        image_HWC, other_HWC = reader(), selected[(seed + 1) % count]()
+    first_HWC = other_HWC = selected[0]()
+    for seed in range(count):
+        image_HWC, other_HWC = other_HWC, first_HWC if seed + 1 == count else selected[seed + 1]()
         height, width = image_HWC.shape[:2]
         region = detector.calibration.region
         box = Box(0, 0, width, height) if region is None else region.box

@@ -20,10 +20,11 @@ from ncml.ood import storage
 from ncml.ood.detector import FILE, REMEDY, TENSORS, DetectorCalibration, file_digest
 from ncml.ood.views.appearance import AppearanceView
 from ncml.ood.views.features import FeaturesView
+from ncml.ood.views.likelihood import LikelihoodView
 from ncml.ood.views.protocol import Measurement, Pixels, Stored, View
 from ncml.results import Detection, ViewDetection
 
-VIEWS: dict[str, type[View]] = {view.kind: view for view in (FeaturesView, AppearanceView)}
+VIEWS: dict[str, type[View]] = {view.kind: view for view in (FeaturesView, AppearanceView, LikelihoodView)}
 """The views by kind, in the order in which they are computed."""
 
 BOX_SHARE = 0.5

@@ -12,6 +12,9 @@ export const DETECTOR_VIEWS = {
   places: "patches unlike those of good images at the same place: something is missing, moved or added",
   appearance: "brightness, contrast or colour of the whole image",
   appearance_grid: "brightness, contrast or colour of a part",
+  likelihood_mean: "noise, sharpness or compression of the whole image",
+  likelihood_window: "the texture of a part",
+  likelihood_peak: "pixels unlike those around them",
 };
 
 const viewName = (view) => view.replaceAll("_", " ");

@@ -8,6 +8,8 @@ largest over the scales, which are standardised by good images:
 - `likelihood_window`: the largest Mahalanobis distance of a window's mean and deviation. It finds changes of a region.
 - `likelihood_peak`: the largest mean of 5x5 pixels, minus that of the image. It finds small marks on even ground.
 
+Large images are halved first, and small ones enlarged to the smallest size at which they can be measured.
+
 The network's weights are stored with the view, so that it does not depend on another model folder.
 
 Shapes: N images, S scales, M measurements, R and C rows and columns of windows.
@@ -22,6 +24,7 @@ from typing import ClassVar, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch.nn import functional as F
 
 from ncml import checkpoint
@@ -33,11 +36,13 @@ from ncml.ood.measurements import window_excess
 from ncml.ood.views.gaussian import ShrunkenGaussian
 from ncml.ood.views.likelihood_maps import NOISE, Precision, Windows, bits_map, halved, measure_windows, scales_of
 from ncml.ood.views.protocol import WHOLE_IMAGE_MARGIN, Estimated, Measurement, Pixels, Reader, Stored
-from ncml.paths import DETECTOR_BASE, find_model
+from ncml.paths import BUNDLED, DETECTOR_BASE
 from ncml.progress import OnProgress, Progress
 
 MAX_SCALES = 4
-"""The image's own size, and at most three halvings."""
+"""The first size, and at most three halvings."""
+MOST_PIXELS = 2**18
+"""Pixels of the first size at most, 512x512: the time of an image grows with them."""
 STEP = 8
 """Pixels between neighbouring windows, whose side is the model's."""
 CELL = 8
@@ -91,6 +96,8 @@ class LikelihoodView:
     """Of a window, by scale."""
     typical_KS2: Floats
     """Mean and deviation over good images of the largest distance of a window and of the peak, by scale."""
+    halvings: int
+    """How often an image is halved before it is measured."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -105,7 +112,8 @@ class LikelihoodView:
     @property
     def description(self) -> str:
         """The sizes, in one sentence."""
-        sizes = ("its own size", "half of it", "a quarter", "an eighth")[: self.scales]
+        fractions = [2**halvings for halvings in range(self.halvings, self.halvings + self.scales)]
+        sizes = ["its own size" if fraction == 1 else f"1/{fraction} of it" for fraction in fractions]
         return f"the likelihood of pixels is compared at {', '.join(sizes)}"
 
     @classmethod
@@ -120,19 +128,19 @@ class LikelihoodView:
         precision: Precision = "fp32",
     ) -> Estimated:
         """Estimate the Gaussians. network: one without attention; None: that of the bundled base of detectors."""
-        network = network or checkpoint.load(find_model(DETECTOR_BASE), device)[0].requires_grad_(False)
+        network = network or checkpoint.load(BUNDLED / DETECTOR_BASE, device)[0].requires_grad_(False)
         _check(network)
-        side = _side(network)
-        rows: list[list[ScaleMeasurements]] = []
-        for reader in readers:
-            rows.append(_measure(network, reader(), precision))
-            on_progress(Progress("likelihood", len(rows), len(readers)))
-        scales = min(map(len, rows))
+        height, width = readers[0]().shape[:2]
+        halvings = _halvings(height, width)
+        scales = min(MAX_SCALES, scales_of(height >> halvings, width >> halvings, _side(network)))
         if not scales:
             raise InputError(
-                "data", f"images must have at least {side} pixels in each direction: leave smaller ones out."
+                "data", f"images must have at least {_side(network)} pixels in each direction: leave smaller ones out."
             )
-        rows = [row[:scales] for row in rows]
+        rows: list[list[ScaleMeasurements]] = []
+        for reader in readers:
+            rows.append(_measure(network, reader(), precision, halvings, scales))
+            on_progress(Progress("likelihood", len(rows), len(readers)))
         whole_NM = np.stack([_whole(row) for row in rows])
         moments = [[Moments.of(measurements.windows) for measurements in row] for row in rows]
         own_whole_N, own_NKS = np.empty(len(rows)), np.empty((len(rows), 2, scales))
@@ -153,16 +161,13 @@ class LikelihoodView:
             ShrunkenGaussian.estimate(whole_NM, MIN_DEVIATION),
             _window_gaussians(moments),
             _typical(own_NKS),
+            halvings,
         )
         return Estimated(view, dict(zip(NAMES, (own_whole_N, *scores_KN), strict=True)))
 
     def measure(self, image_HWC: Pixels) -> dict[str, Measurement]:
-        """Score an image; raise `InputError` for one that is too small for the smallest scale."""
-        row = _measure(self.network, image_HWC, self.precision, self.scales)
-        if len(row) < self.scales:
-            height, width = image_HWC.shape[:2]
-            least = _side(self.network) * 2 ** (self.scales - 1)
-            raise InputError("image", f"an image of {width} x {height} pixels is too small: it must have {least}.")
+        """Score an image."""
+        row = _measure(self.network, image_HWC, self.precision, self.halvings, self.scales)
         standard_KS = _standardise(_extremes(row, self.windows), self.typical_KS2)
         window_scale, peak_scale = standard_KS.argmax(1)
         windows = row[window_scale].windows
@@ -186,6 +191,7 @@ class LikelihoodView:
             "precision": self.precision,
             "noise": NOISE,
             "scales": self.scales,
+            "halvings": self.halvings,
         }
         return Stored(tensors, values)
 
@@ -223,7 +229,8 @@ class LikelihoodView:
         if typical_KS2.shape != (2, scales, 2):
             raise ValueError("its typical values have another shape")
         windows = tuple(gaussian(f"window{index}", 2) for index in range(scales))
-        return cls(network, values["precision"], gaussian("whole", 3 * scales), windows, typical_KS2)
+        whole = gaussian("whole", 3 * scales)
+        return cls(network, values["precision"], whole, windows, typical_KS2, int(values["halvings"]))
 
 
 def _check(network: NCPN) -> None:
@@ -235,14 +242,28 @@ def _side(network: NCPN) -> int:
     return min(network.config.model.height, network.config.model.width)
 
 
+def _halvings(height: int, width: int) -> int:
+    """Return how often images of a size are halved before they are measured."""
+    halvings = 0
+    while (height >> halvings) * (width >> halvings) > MOST_PIXELS:
+        halvings += 1
+    return halvings
+
+
 def _measure(
-    network: NCPN, image_HWC: Pixels, precision: Precision, max_scales: int = MAX_SCALES
+    network: NCPN, image_HWC: Pixels, precision: Precision, halvings: int, scales: int
 ) -> list[ScaleMeasurements]:
-    """Measure an image at its own and at halved sizes, as many as it has."""
-    height, width = image_HWC.shape[:2]
+    """Measure an image at its first size, after some halvings, and at halved ones."""
     side = _side(network)
+    least = side * 2 ** (halvings + scales - 1)
+    height, width = image_HWC.shape[:2]
+    if min(height, width) < least:
+        larger = max(least, round(least * width / height)), max(least, round(least * height / width))
+        image_HWC = np.array(Image.fromarray(image_HWC).resize(larger, Image.Resampling.BICUBIC))
+    for _ in range(halvings):
+        image_HWC = halved(image_HWC)
     row: list[ScaleMeasurements] = []
-    for _ in range(min(max_scales, scales_of(height, width, side))):
+    for _ in range(scales):
         bits_HW = bits_map(network, image_HWC, precision=precision)
         excess_HW = window_excess(-np.log(2) * 3 * bits_HW[None])[0]
         cells = F.max_pool2d(excess_HW[None].float(), CELL, ceil_mode=True)[0]

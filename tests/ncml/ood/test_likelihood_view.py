@@ -170,9 +170,9 @@ def test_damaged_views_are_refused(estimated: Estimated) -> None:
             LikelihoodView.load(Stored(damaged, stored.values), device="cpu")
 
 
-def test_images_that_are_too_small_are_refused(network: NCPN, estimated: Estimated) -> None:
-    with pytest.raises(InputError, match="31 x 40 pixels is too small: it must have 32"):
-        estimated.view.measure(good_image(0, 40, 31))
+def test_small_images_are_enlarged_but_estimation_needs_one_window(network: NCPN, estimated: Estimated) -> None:
+    small = estimated.view.measure(good_image(0, 20, 31))
+    assert all(np.isfinite(measurement.score) for measurement in small.values())
     with pytest.raises(InputError, match="at least 16 pixels"):
         LikelihoodView.estimate(
             [lambda: good_image(0, 40, 15)] * 2,
@@ -181,6 +181,21 @@ def test_images_that_are_too_small_are_refused(network: NCPN, estimated: Estimat
             on_progress=ignore_progress,
             network=network,
         )
+
+
+def test_large_images_are_halved_first(network: NCPN, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise that a halving averages away is seen less; the sizes are stated and kept when the view is stored."""
+    monkeypatch.setattr(likelihood, "MOST_PIXELS", 50 * 67 // 4)
+    readers = [lambda seed=seed: good_image(seed) for seed in range(4)]
+    view = LikelihoodView.estimate(
+        readers, np.arange(4), device="cpu", on_progress=ignore_progress, network=network
+    ).view
+    assert isinstance(view, LikelihoodView)
+    assert (view.halvings, view.scales) == (1, 1)
+    assert view.description == "the likelihood of pixels is compared at 1/2 of it"
+    twice = np.repeat(np.repeat(halved(good_image(9)), 2, 0), 2, 1)
+    for name, measurement in LikelihoodView.load(view.store(), device="cpu").measure(good_image(9)).items():
+        assert measurement.score == pytest.approx(view.measure(twice)[name].score, rel=1e-3, abs=1e-3)
 
 
 def test_a_network_with_attention_is_refused() -> None:
