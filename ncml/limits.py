@@ -25,7 +25,7 @@ MAX_IMAGES_PER_REQUEST = 64
 
 MAX_JUDGED_IMAGES = 4
 """Maximum images that one request may have judged by a detector at their own sizes, which takes some tenths of a second
-each: the lane of quick scores is busy with one job for about two seconds at most."""
+each: the lane of quick scores is busy with one job for about three seconds at most."""
 MAX_SHEET_BYTES = 512 * 2**10
 """Bytes of the pictures of what a detector finds and misses, which workers publish."""
 
